@@ -1,0 +1,152 @@
+"""Every error Cistern raises on purpose. An error's docstring is its default message; none knows HTTP.
+
+CisternError
+├── ConfigurationError          the process cannot start as it is set up
+├── Refused                     the request cannot be carried out as it stands
+│   ├── NotFound                VolumeNotFound, SnapshotNotFound, JobNotFound
+│   ├── Invalid                 ShrinkRefused, SizeLimitExceeded, UnknownBackend, BadCursor
+│   └── Conflict                VolumeBusy, VolumeUnusable, NameTaken, JobEnded, JobNotRetryable
+├── Unavailable                 DatabaseUnavailable: come back in a moment
+└── StorageError                what a driver could not do (tree in domain/storage/driver.py)
+"""
+
+import inspect
+from typing import Any, ClassVar
+from uuid import UUID
+
+
+class CisternError(Exception):
+    """Something went wrong."""
+
+    code: ClassVar[str] = "internal"
+
+    def __init__(self, message: str | None = None, **details: Any) -> None:
+        self.message = message or (inspect.getdoc(type(self)) or "").partition("\n")[0]
+        self.details = details
+        super().__init__(self.message)
+
+
+class ConfigurationError(CisternError):
+    """Cistern cannot start with this configuration."""
+
+    code = "configuration"
+
+
+class Refused(CisternError):
+    """The request cannot be carried out."""
+
+    code = "refused"
+
+
+class NotFound(Refused):
+    """There is no such thing."""
+
+    code = "not-found"
+
+    def __init__(self, wanted: UUID) -> None:
+        super().__init__(f"{inspect.getdoc(type(self))} ({wanted})")
+
+
+class VolumeNotFound(NotFound):
+    """There is no volume with this id."""
+
+    code = "volume-not-found"
+
+
+class SnapshotNotFound(NotFound):
+    """There is no snapshot with this id."""
+
+    code = "snapshot-not-found"
+
+
+class JobNotFound(NotFound):
+    """There is no job with this id."""
+
+    code = "job-not-found"
+
+
+class Invalid(Refused):
+    """A value in the request cannot be used. ``field`` in ``details`` names it."""
+
+    code = "invalid"
+
+    def __init__(self, message: str | None = None, *, field: str, **details: Any) -> None:
+        super().__init__(message, field=field, **details)
+
+
+class ShrinkRefused(Invalid):
+    """A volume can grow but never shrink."""
+
+    code = "shrink-refused"
+
+
+class SizeLimitExceeded(Invalid):
+    """The volume would be larger than Cistern allows."""
+
+    code = "size-limit-exceeded"
+
+
+class UnknownBackend(Invalid):
+    """There is no backend with this name."""
+
+    code = "unknown-backend"
+
+
+class BadCursor(Invalid):
+    """The cursor was not given out by this list with these filters."""
+
+    code = "bad-cursor"
+
+
+class Conflict(Refused):
+    """The thing is not in a state that allows this."""
+
+    code = "conflict"
+
+
+class VolumeBusy(Conflict):
+    """Another operation is running on this volume. ``job_id`` in ``details`` is its job."""
+
+    code = "volume-busy"
+
+
+class VolumeUnusable(Conflict):
+    """The volume is in the state ``error``; it can be deleted, or its failed job retried."""
+
+    code = "volume-unusable"
+
+
+class NameTaken(Conflict):
+    """Another volume has this name."""
+
+    code = "name-taken"
+
+
+class JobEnded(Conflict):
+    """The job has already ended."""
+
+    code = "job-ended"
+
+
+class JobNotRetryable(Conflict):
+    """Only a job that failed, was cancelled or ended partially can be retried, and only once."""
+
+    code = "job-not-retryable"
+
+
+class Unavailable(CisternError):
+    """A part that Cistern needs does not answer at the moment."""
+
+    code = "unavailable"
+
+
+class DatabaseUnavailable(Unavailable):
+    """PostgreSQL does not answer at the moment."""
+
+    code = "database-unavailable"
+
+
+class StorageError(CisternError):
+    """The storage could not do it."""
+
+    code = "storage-error"

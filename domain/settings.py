@@ -1,0 +1,76 @@
+"""Everything that can be set from outside, read once at each edge and handed on as plain values."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from domain.errors import ConfigurationError
+
+PREFIX = "CISTERN_"
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class Settings(BaseSettings):
+    """The environment's ``CISTERN_*`` variables; ``.env`` is read too. Times are in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True)
+
+    data_dir: Path = Path(".cistern")
+    database_url: str = ""
+    redis_url: str = ""
+    backends: dict[str, str] = Field(default_factory=dict)
+    max_jobs: int = Field(default=10, ge=1, le=1000)
+    lease_seconds: Seconds = 15.0
+    drain_seconds: int = Field(default=25, ge=0, le=86_400)
+    stall_seconds: Seconds = 120.0
+    retry_seconds: Seconds = 1.0
+    max_attempts: int = Field(default=8, ge=1, le=100)
+    log_format: Literal["console", "json"] = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @model_validator(mode="after")
+    def _default_backend(self) -> Self:
+        if not self.backends:
+            url = f"file:{self.data_dir.absolute() / 'volumes'}"
+            object.__setattr__(self, "backends", {"local": url})
+        return self
+
+    @property
+    def sweep_seconds(self) -> float:
+        """How often housekeeping looks around: every 2 s, more often when leases are short."""
+        return min(2.0, self.lease_seconds / 5)
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the settings.
+
+    Raises:
+        ConfigurationError: one line per variable that cannot be used, each with the variable's name.
+    """
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        lines = [
+            f"{PREFIX}{'_'.join(str(part) for part in problem['loc'][:1]).upper()}: {problem['msg']}"
+            for problem in error.errors()
+        ]
+        raise ConfigurationError("; ".join(lines)) from error
+    except Exception as error:  # a value that is not JSON arrives as pydantic-settings' own error
+        raise ConfigurationError(str(error).replace("\n", " ")) from error
+
+
+def require_servers(settings: Settings) -> Settings:
+    """Pass the settings on if they name a PostgreSQL and a Redis.
+
+    Raises:
+        ConfigurationError: naming the variable that is missing or of the wrong form.
+    """
+    hint = "`cistern up` starts private servers and needs neither"
+    if not settings.database_url.startswith("postgresql+asyncpg://"):
+        raise ConfigurationError(f"{PREFIX}DATABASE_URL must be postgresql+asyncpg://...; {hint}")
+    if not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
+        raise ConfigurationError(f"{PREFIX}REDIS_URL must be redis://..., rediss://... or unix://...; {hint}")
+    return settings

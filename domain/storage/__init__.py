@@ -1,0 +1,1 @@
+"""Bytes and paths behind one protocol; knows nothing of rows."""

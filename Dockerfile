@@ -1,0 +1,26 @@
+# The wheels are made in one stage and installed in the next: the image has no compiler, no pip cache and no
+# embedded servers, and runs as nobody in particular.
+FROM python:3.13-slim AS build
+WORKDIR /src
+COPY pyproject.toml requirements.lock README.md LICENSE ./
+COPY api api
+COPY domain domain
+COPY worker worker
+# Everything above the lock's second heading is needed to run; what follows is for `cistern up` and for developers.
+RUN sed '/^# The private PostgreSQL and Redis/,$d' requirements.lock > run.lock \
+    && python -m venv /opt/cistern \
+    && /opt/cistern/bin/pip install --no-cache-dir --requirement run.lock \
+    && /opt/cistern/bin/pip install --no-cache-dir --no-deps .
+
+FROM python:3.13-slim
+RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin cistern \
+    && install --directory --owner cistern --group cistern /var/lib/cistern
+COPY --from=build /opt/cistern /opt/cistern
+ENV PATH=/opt/cistern/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    CISTERN_DATA_DIR=/var/lib/cistern
+USER cistern
+WORKDIR /var/lib/cistern
+VOLUME /var/lib/cistern
+EXPOSE 8000
+CMD ["uvicorn", "api.main:app", "--host", "0.0.0.0", "--port", "8000", "--no-access-log"]

@@ -1,0 +1,38 @@
+# Needs make and Python 3.11 or newer; everything else goes into .venv. Another Python: PYTHON=python3.12 make demo
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up test check
+
+help: ## List what can be made
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
+		printf '  %-14s %s\n' "$$target" "$$text"; done
+
+demo: $(READY) ## Watch 100 volumes being created and expanded by two workers, on servers of its own
+	@$(BIN)/cistern demo
+
+up: $(READY) ## Run Cistern here, without Docker, until Ctrl-C
+	@$(BIN)/cistern up
+
+test: $(READY) ## Run the tests
+	$(BIN)/python -m pytest
+
+check: $(READY) ## Check style, types and who imports whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The lock says every version, so pip has nothing to find out for the project itself, nor to build it with.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "Cistern needs Python 3.11 or newer, and $(PYTHON) is" \
+			"$$($(PYTHON) --version 2>&1 || true): try PYTHON=python3.12 make $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Setting up .venv (once; it takes a minute)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --requirement requirements.lock
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation --editable .
+	@touch $(READY)

@@ -1,0 +1,65 @@
+"""`cistern ...`: the command line."""
+
+import importlib.metadata
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from api.up import stack_from_options
+from api.up import up as run_up
+from domain.database import migrate as run_migrations
+from domain.errors import CisternError, ConfigurationError
+from domain.settings import PREFIX, load_settings
+
+app = typer.Typer(
+    help="Cistern keeps volumes, and every change to one is a job that is never lost.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def up(
+    *,
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Where the API listens.")] = 8000,
+    host: Annotated[str, typer.Option(help="On which address it listens.")] = "127.0.0.1",
+    workers: Annotated[int, typer.Option(min=0, max=64, help="How many workers to run.")] = 2,
+    data_dir: Annotated[Path | None, typer.Option(help="Where everything is kept.", show_default=".cistern")] = None,
+) -> None:
+    """Run the API and its workers until Ctrl-C, with a private PostgreSQL and Redis if the settings name none."""
+    run_up(stack_from_options(host=host, port=port, workers=workers, data_dir=data_dir))
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the schema of the database at CISTERN_DATABASE_URL up to date."""
+    run_migrations(require_database(load_settings().database_url))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(importlib.metadata.version("cistern"))
+
+
+def require_database(url: str) -> str:
+    """Pass ``url`` on if it can be PostgreSQL's.
+
+    Raises:
+        ConfigurationError: naming the variable.
+    """
+    if not url.startswith("postgresql+asyncpg://"):
+        raise ConfigurationError(f"{PREFIX}DATABASE_URL must be postgresql+asyncpg://...")
+    return url
+
+
+def main() -> None:
+    """Run the command line; whatever Cistern raises on purpose ends as one line and exit code 1."""
+    try:
+        app()
+    except CisternError as error:
+        typer.echo(f"cistern: {' '.join(str(error).split())}", err=True)
+        sys.exit(1)

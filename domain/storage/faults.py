@@ -15,7 +15,8 @@ from domain.storage import driver
 
 EVERY = "*"
 SPEC = re.compile(
-    r"(?P<operation>create|expand|delete|seal|\*):(?P<code>[a-z-]+)(\*(?P<times>[1-9]\d*))?( (?P<volume>\S+))?"
+    r"(?P<operation>create|expand|delete|seal|\*):(?P<code>[a-z-]+)"
+    r"(\*(?P<times>[1-9]\d*))?( (?P<volume>\S+))?"
 )
 CODES: dict[str, type[StorageError]] = {
     kind.code: kind

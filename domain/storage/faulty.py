@@ -134,13 +134,14 @@ class Witness:
 class WatchedGrant(Grant):
     """Another face of the same grant, which writes down the moment of publishing."""
 
-    __slots__ = ("_original", "_witness")
-
     def __init__(self, original: Grant, witness: Witness) -> None:
-        # One set of attributes for both: whoever stops or extends the original does so for this one too.
-        self.__dict__ = original.__dict__
+        # Grant's own __init__ is not called: without attributes of its own, this one always shows the
+        # original's, so whoever stops or extends the original does so for this one too.
         self._original = original
         self._witness = witness
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._original, name)
 
     def extend(self, deadline: float) -> None:
         """Extend the original."""

@@ -1,0 +1,212 @@
+"""The only place that opens, commits and rolls back: one transaction, inside one asyncio task.
+
+A transaction is short. No storage work, no HTTP and no Redis happens while one is open; `in_transaction`
+lets the storage room refuse, so that a test finds the place.
+"""
+
+import enum
+import logging
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    DateTime,
+    Enum,
+    MetaData,
+    TableValuedAlias,
+    Text,
+    Uuid,
+    cast,
+    column,
+    func,
+    literal,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeEngine
+
+from domain.errors import ConfigurationError, DatabaseUnavailable
+
+_open: ContextVar[bool] = ContextVar("open_transaction", default=False)
+
+# SQLSTATE classes that pass by themselves: connection, rollback (deadlock), resources, operator, system.
+_PASSING: Final = ("08", "40", "53", "57", "58", "25P03")
+
+# A stopped process must not hold the others: its locks are taken from it (milliseconds).
+_SERVER_SETTINGS: Final = {
+    "application_name": "cistern",
+    "idle_in_transaction_session_timeout": "5000",
+    "statement_timeout": "10000",
+    "lock_timeout": "5000",
+}
+
+
+class Base(DeclarativeBase):
+    """What every table has in common: named constraints and PostgreSQL's types."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+            "uq": "%(table_name)s_%(column_0_N_name)s_key",
+            "ck": "%(table_name)s_%(constraint_name)s_check",
+            "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+            "pk": "%(table_name)s_pkey",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 (SQLAlchemy reads it as a class attribute)
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSONB(none_as_null=True),
+        dict[str, str]: JSONB(none_as_null=True),
+        int: BigInteger(),
+        str: Text(),
+        UUID: Uuid(),
+    }
+
+
+class Entity(Base):
+    """A row whose id is a UUIDv7 made in Python: known before the insert, and growing with time."""
+
+    __abstract__ = True
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, sort_order=-1)
+
+
+def words(states: type[enum.Enum]) -> Enum:
+    """Map an enum to a text column that holds its values; the tables check them by a constraint of their own."""
+    return Enum(
+        states, native_enum=False, create_constraint=False, length=32, values_callable=lambda e: [m.value for m in e]
+    )
+
+
+def given_rows(rows: Iterable[Mapping[str, Any]], **columns: TypeEngine[Any]) -> TableValuedAlias:
+    """Pass any number of rows to a statement as one JSON parameter, so that its text and plan stay the same."""
+    payload = [{name: str(value) if isinstance(value, UUID) else value for name, value in row.items()} for row in rows]
+    return (
+        func.jsonb_to_recordset(cast(literal(payload, JSONB), JSONB))
+        .table_valued(*(column(name, type_) for name, type_ in columns.items()))
+        .render_derived(name="given", with_types=True)
+    )
+
+
+def in_transaction() -> bool:
+    """Tell whether the current task has a transaction open."""
+    return _open.get()
+
+
+class Database:
+    """A pool of connections to one PostgreSQL."""
+
+    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+        self._engine = create_async_engine(
+            url,
+            pool_size=pool_size,
+            max_overflow=pool_size,
+            pool_timeout=5,
+            pool_pre_ping=True,
+            connect_args={"server_settings": dict(_SERVER_SETTINGS), "timeout": 5, "command_timeout": 15},
+        )
+        self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncSession]:
+        """Open a session; commit on a clean exit, roll back on an exception.
+
+        Raises:
+            DatabaseUnavailable: the connection is missing or was lost. Whether a COMMIT that was on its way
+                took effect is then unknown; whoever must know asks again.
+        """
+        token = _open.set(True)
+        try:
+            async with self._sessions() as session, session.begin():
+                yield session
+        except (OSError, PoolTimeout, DBAPIError) as error:
+            if _passes(error):
+                raise DatabaseUnavailable from error
+            raise
+        finally:
+            _open.reset(token)
+
+    async def ping(self) -> None:
+        """Ask PostgreSQL for a sign of life.
+
+        Raises:
+            DatabaseUnavailable: there is none.
+        """
+        async with self.transaction() as session:
+            await session.execute(text("SELECT 1"))
+
+    async def require_migrated(self) -> None:
+        """Make sure that the schema is the one this code was written for, or a newer one.
+
+        Raises:
+            ConfigurationError: the schema is older, or not there at all.
+        """
+        head = _scripts().get_current_head()
+        async with self.transaction() as session:
+            connection = await session.connection()
+            current = await connection.run_sync(_revision)
+        if current is None or (current != head and _knows(current)):
+            raise ConfigurationError(
+                f"the database is at revision {current or 'none'}, this version needs {head}: run `cistern migrate`"
+            )
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._engine.dispose()
+
+
+def migrate(url: str) -> None:
+    """Bring the schema at ``url`` (postgresql+asyncpg://...) up to date. Safe to run twice, or by two at once.
+
+    Raises:
+        DatabaseUnavailable: PostgreSQL does not answer.
+    """
+    config = _alembic_config()
+    config.attributes["url"] = url
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        command.upgrade(config, "head")
+    except (OSError, DBAPIError) as error:
+        if _passes(error):
+            raise DatabaseUnavailable from error
+        raise
+
+
+def _passes(error: Exception) -> bool:
+    if not isinstance(error, DBAPIError):
+        return True
+    state = getattr(error.orig, "sqlstate", None) or ""
+    return error.connection_invalidated or state.startswith(_PASSING)
+
+
+def _alembic_config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", "domain:migrations")
+    return config
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_alembic_config())
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _knows(revision: str) -> bool:
+    """Tell an older schema from a newer one: the scripts of this version know only the older."""
+    return any(script.revision == revision for script in _scripts().walk_revisions())

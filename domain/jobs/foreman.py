@@ -1,0 +1,146 @@
+"""What workers ask of the job book: claim, renew, settle, and the rounds that housekeeping makes."""
+
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from domain.database import Database
+from domain.jobs.kinds import Kinds
+from domain.jobs.model import Job, Worker
+from domain.jobs.outcomes import Cancelled, Done, GaveUp, Interrupted, Outcome, RetryAt, Superseded
+from domain.jobs.queue import JobQueue
+from domain.jobs.repository import JobRepository, Renewal, Ring, Settlement
+from domain.jobs.states import JobStatus
+
+_BATCH: Final = 500
+_WORKER_MEMORY: Final = 3600.0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job that is this worker's until ``deadline``, in seconds of this process's monotonic clock."""
+
+    job: Job
+    deadline: float
+
+
+class Foreman:
+    """The job book, as one worker process uses it."""
+
+    def __init__(self, database: Database, queue: JobQueue, kinds: Kinds, *, worker: Worker, lease: float) -> None:
+        """``lease`` in seconds."""
+        self._database = database
+        self._queue = queue
+        self._kinds = kinds
+        self._worker = worker
+        self._lease = lease
+        #: How long a message may be on its way before anybody looks whether it still exists.
+        self._ring_patience = lease / 3
+
+    async def claim(self, ring: Ring) -> Claim | None:
+        """Take the job of this ring, unless somebody else has, or the ring is an old one."""
+        deadline = self._deadline()
+        async with self._database.transaction() as session:
+            jobs = await JobRepository(session).claim(
+                [ring], worker_id=self._worker.id, kinds=tuple(self._kinds), lease=self._lease
+            )
+        return Claim(jobs[0], deadline) if jobs else None
+
+    async def settle(self, job: Job, outcome: Outcome) -> bool:
+        """Write down how an attempt ended, and its effect, in one transaction. False: it was no longer ours to end.
+
+        Safe to repeat when the answer to the COMMIT was lost.
+        """
+        settlement = _settlement(job, outcome)
+        if settlement is None:
+            return False
+        async with self._database.transaction() as session:
+            settled = await JobRepository(session).settle([settlement], worker_id=self._worker.id)
+            if settled:
+                await self._conclude(session, job, outcome)
+        if settled and isinstance(outcome, Interrupted):
+            await self.ring_due()
+        await self._queue.announce(job.id)
+        return bool(settled)
+
+    async def renew(self, job_ids: Collection[UUID]) -> tuple[Sequence[Renewal], float]:
+        """Say that we are alive and at these jobs. Returns the leases that are still ours, and their new deadline."""
+        deadline = self._deadline()
+        async with self._database.transaction() as session:
+            jobs = JobRepository(session)
+            await jobs.beat(self._worker)
+            renewals = await jobs.renew(job_ids, worker_id=self._worker.id, lease=self._lease) if job_ids else ()
+        return renewals, deadline
+
+    async def say_goodbye(self) -> None:
+        """Strike ourselves off the list of workers."""
+        async with self._database.transaction() as session:
+            await JobRepository(session).forget_worker(self._worker.id)
+
+    async def rescue(self) -> int:
+        """Put the jobs of dead workers back into the queue, or end them if there is no hope. Returns how many."""
+        async with self._database.transaction() as session:
+            jobs = JobRepository(session)
+            rescued = await jobs.rescue(_BATCH)
+            buried = await jobs.bury(_BATCH)
+            for job in buried:
+                await self._kinds[job.kind].abandon(session, [(job, None)])
+            await jobs.forget_silent_workers(_WORKER_MEMORY)
+        for job in buried:
+            await self._queue.announce(job.id)
+        return len(rescued) + len(buried)
+
+    async def ring_due(self) -> int:
+        """Ring the jobs whose time has come. Returns how many."""
+        async with self._database.transaction() as session:
+            due = await JobRepository(session).due(_BATCH)
+        await self._queue.ring(due)
+        return len(due)
+
+    async def ring_lost(self) -> int:
+        """Ring again where the message is gone from Redis. Returns how many there were.
+
+        Raises:
+            QueueUnavailable: Redis does not answer, so nobody can know.
+        """
+        lost = 0
+        while True:
+            async with self._database.transaction() as session:
+                waiting = await JobRepository(session).rung_before(self._ring_patience, _BATCH)
+            missing = await self._queue.missing(waiting) if waiting else []
+            await self._queue.ring(missing)
+            lost += len(missing)
+            if len(missing) < _BATCH:  # a page of nothing but lost rings: Redis has lost them all, go on
+                return lost
+
+    async def _conclude(self, session: AsyncSession, job: Job, outcome: Outcome) -> None:
+        kind = self._kinds[job.kind]
+        match outcome:
+            case Done(result):
+                await kind.record(session, [(job, result)])
+            case GaveUp(found=found) | Cancelled(found):
+                await kind.abandon(session, [(job, found)])
+
+    def _deadline(self) -> float:
+        """The lease's end by our own clock, reckoned from before PostgreSQL reckons: never later than its own."""
+        return time.monotonic() + self._lease
+
+
+def _settlement(job: Job, outcome: Outcome) -> Settlement | None:
+    match outcome:
+        case Done(result):
+            return Settlement(job.id, job.rings, JobStatus.SUCCEEDED, result=result)
+        case RetryAt(delay, error, free):
+            return Settlement(job.id, job.rings, JobStatus.QUEUED, error=error, delay=delay, give_back=free)
+        case GaveUp(error):
+            return Settlement(job.id, job.rings, JobStatus.FAILED, error=error)
+        case Interrupted():
+            return Settlement(job.id, job.rings, JobStatus.QUEUED, error=job.error, give_back=True)
+        case Cancelled():
+            return Settlement(job.id, job.rings, JobStatus.CANCELLED, error=job.error)
+        case Superseded():
+            return None

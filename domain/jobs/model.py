@@ -1,0 +1,113 @@
+"""The tables of jobs and of the workers that carry them out."""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, func, text
+from sqlalchemy.orm import Mapped, mapped_column
+from uuid_utils.compat import uuid7
+
+from domain.database import Entity, words
+from domain.jobs.states import ENDED, LIVE, JobStatus
+
+_STATUSES = ", ".join(f"'{status}'" for status in JobStatus)
+_ENDED = ", ".join(f"'{status}'" for status in sorted(ENDED))
+_LIVE = ", ".join(f"'{status}'" for status in sorted(LIVE))
+
+
+class Job(Entity):
+    """One accepted request, from its acceptance to its end."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint(f"status IN ({_STATUSES})", name="status"),
+        CheckConstraint(f"(finished_at IS NOT NULL) = (status IN ({_ENDED}))", name="finished"),
+        CheckConstraint("lease_expires_at IS NULL OR status = 'running'", name="lease"),
+        CheckConstraint("status <> 'running' OR started_at IS NOT NULL", name="started"),
+        CheckConstraint("attempt >= 0 AND max_attempts >= 1 AND rings >= 0", name="counters"),
+        CheckConstraint("(schedule_id IS NULL) = (scheduled_for IS NULL)", name="schedule"),
+        UniqueConstraint("schedule_id", "scheduled_for"),
+        Index(
+            "jobs_one_live_per_volume",
+            "volume_id",
+            unique=True,
+            postgresql_where=text(f"status IN ({_LIVE})"),
+        ),
+        Index("jobs_due", "run_at", postgresql_where=text("status = 'queued' AND rung_at IS NULL")),
+        Index("jobs_rung", "rung_at", postgresql_where=text("status = 'queued' AND rung_at IS NOT NULL")),
+        Index("jobs_leased", "lease_expires_at", postgresql_where=text("lease_expires_at IS NOT NULL")),
+        Index("jobs_of_volume", "volume_id", "id"),
+        Index("jobs_of_parent", "parent_id", "id", postgresql_where=text("parent_id IS NOT NULL")),
+    )
+
+    kind: Mapped[str]
+    status: Mapped[JobStatus] = mapped_column(words(JobStatus))
+    #: Raised by every change of the row; the ETag of the job.
+    version: Mapped[int]
+    params: Mapped[dict[str, Any]]
+    volume_id: Mapped[UUID | None]
+    snapshot_id: Mapped[UUID | None]
+    backend: Mapped[str | None]
+    parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    retry_of: Mapped[UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"), unique=True)
+    created_by: Mapped[str | None]
+    #: How often work was begun and not handed back; at ``max_attempts`` the next failure is final.
+    attempt: Mapped[int]
+    max_attempts: Mapped[int]
+    #: Which message may claim the row, and the lower half of the fence.
+    rings: Mapped[int]
+    #: When a message was last known to be on its way; None: none was sent for this ring yet.
+    rung_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
+    run_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    worker_id: Mapped[UUID | None]
+    lease_expires_at: Mapped[datetime | None]
+    cancel_requested_at: Mapped[datetime | None]
+    total: Mapped[int | None]
+    succeeded: Mapped[int | None]
+    failed: Mapped[int | None]
+    skipped: Mapped[int | None]
+    result: Mapped[dict[str, Any] | None]
+    #: ``{"code", "detail"}`` of the last failure; on a queued job, why it is tried again.
+    error: Mapped[dict[str, Any] | None]
+    schedule_id: Mapped[UUID | None]
+    scheduled_for: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+    @property
+    def fence(self) -> tuple[int, int]:
+        """The order of this attempt among all that ever touched the same thing: its version, then the ring."""
+        return self.params["fence"], self.rings
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job has reached one of its last states."""
+        return self.status in ENDED
+
+
+class Worker(Entity):
+    """One live worker process; its heartbeat says that it still is."""
+
+    __tablename__ = "workers"
+
+    host: Mapped[str]
+    pid: Mapped[int]
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    heartbeat_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+def new_job(kind: str, params: dict[str, Any], *, max_attempts: int, **columns: Any) -> Job:
+    """Make a job that waits for its first claim; PostgreSQL's clock fills in its times."""
+    return Job(
+        id=uuid7(),
+        kind=kind,
+        params=params,
+        status=JobStatus.QUEUED,
+        version=1,
+        attempt=0,
+        rings=0,
+        max_attempts=max_attempts,
+        **columns,
+    )

@@ -1,0 +1,50 @@
+"""How one attempt at a job can end, as values."""
+
+from dataclasses import dataclass
+from typing import Any
+
+Payload = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Done:
+    """The work is done; ``result`` is what the job shows and what the effect is recorded from."""
+
+    result: Payload
+
+
+@dataclass(frozen=True)
+class RetryAt:
+    """Worth another try in ``delay`` seconds. ``free`` when the failure costs no attempt."""
+
+    delay: float
+    error: Payload
+    free: bool = False
+
+
+@dataclass(frozen=True)
+class GaveUp:
+    """No further try. ``found`` is what was found on the storage, None if that is unknown or nothing."""
+
+    error: Payload
+    found: Payload | None = None
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """The worker shuts down; the attempt is given back."""
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """The user asked for an end. ``found`` as in `GaveUp`."""
+
+    found: Payload | None = None
+
+
+@dataclass(frozen=True)
+class Superseded:
+    """Another attempt has taken over; this one changes nothing any more."""
+
+
+Outcome = Done | RetryAt | GaveUp | Interrupted | Cancelled | Superseded

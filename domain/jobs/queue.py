@@ -1,0 +1,150 @@
+"""The doorbell: the only file of the domain that speaks arq and Redis.
+
+A message says that a row may be ready to be claimed. It carries (job id, ring) as JSON and nothing else, so whoever
+can write to Redis can at most make a worker look into PostgreSQL. Losing every message loses no job.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Any, Final, Self
+from uuid import UUID
+
+import structlog
+from arq.connections import ArqRedis
+from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from domain.errors import Unavailable
+from domain.jobs.repository import Ring
+
+QUEUE_NAME: Final = "cistern:queue"
+FUNCTION_NAME: Final = "run_job"
+_CHANNEL: Final = "cistern:job-changed"
+#: A request must be answered within a second although Redis is away.
+_PATIENCE_SECONDS: Final = 0.8
+
+_MESSAGE_KEYS: Final = (job_key_prefix, retry_key_prefix, in_progress_key_prefix)
+
+log = structlog.get_logger(__name__)
+
+serialize: Callable[[dict[str, Any]], bytes] = lambda message: json.dumps(message).encode()  # noqa: E731
+deserialize: Callable[[bytes], dict[str, Any]] = json.loads
+
+
+class QueueUnavailable(Unavailable):
+    """Redis does not answer at the moment."""
+
+    code = "queue-unavailable"
+
+
+class JobQueue:
+    """One Redis, as a bell and as a loudspeaker."""
+
+    def __init__(self, redis: ArqRedis) -> None:
+        redis.job_serializer = serialize
+        redis.job_deserializer = deserialize
+        redis.default_queue_name = QUEUE_NAME
+        self.redis = redis
+
+    @classmethod
+    def open(cls, url: str) -> Self:
+        """Prepare connections to the Redis at ``url``; none is made before the first use."""
+        redis = ArqRedis.from_url(
+            url,
+            socket_connect_timeout=_PATIENCE_SECONDS,
+            socket_timeout=5,
+            # Once more at once, for a pooled connection that died unnoticed. OSError is what connecting raises.
+            retry=Retry(NoBackoff(), 1),
+            retry_on_error=[RedisConnectionError, RedisTimeoutError, OSError],
+        )
+        return cls(redis)
+
+    async def ring(self, rings: Iterable[Ring]) -> None:
+        """Announce jobs. Ringing twice is ringing once; a ring that is lost is found by housekeeping."""
+        try:
+            for ring in rings:
+                async with asyncio.timeout(_PATIENCE_SECONDS):
+                    await self.redis.enqueue_job(FUNCTION_NAME, str(ring.job_id), ring.ring, _job_id=message_id(ring))
+        except (RedisError, OSError) as error:
+            log.warning("ring.lost", error=str(error))
+
+    async def missing(self, rings: Sequence[Ring]) -> list[Ring]:
+        """Tell which of these have no message in Redis.
+
+        Raises:
+            QueueUnavailable: Redis does not answer.
+        """
+        try:
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for ring in rings:
+                    pipe.exists(job_key_prefix + message_id(ring))
+                found = await pipe.execute()
+        except (RedisError, OSError) as error:
+            raise QueueUnavailable from error
+        return [ring for ring, exists in zip(rings, found, strict=True) if not exists]
+
+    async def acknowledge(self, ring: Ring) -> None:
+        """Give a message up: the row is claimed, so Redis need not know of it any more.
+
+        If it fails, the message is delivered again, and claims nothing.
+        """
+        message = message_id(ring)
+        try:
+            async with self.redis.pipeline(transaction=True) as pipe:
+                pipe.zrem(QUEUE_NAME, message)
+                pipe.delete(
+                    *(prefix + message for prefix in (job_key_prefix, retry_key_prefix, in_progress_key_prefix))
+                )
+                await pipe.execute()
+        except (RedisError, OSError) as error:
+            log.warning("acknowledgement.lost", error=str(error))
+
+    async def announce(self, job_id: UUID) -> None:
+        """Tell whoever watches that a job has changed. Nobody relies on hearing it."""
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                await self.redis.publish(_CHANNEL, str(job_id))
+        except (RedisError, OSError) as error:
+            log.debug("announcement.lost", error=str(error))
+
+    async def announcements(self) -> AsyncIterator[UUID]:
+        """Hear which jobs change, from now on.
+
+        Raises:
+            QueueUnavailable: Redis does not answer, or not any more.
+        """
+        try:
+            async with self.redis.pubsub() as channel:
+                await channel.subscribe(_CHANNEL)
+                while True:
+                    message = await channel.get_message(ignore_subscribe_messages=True, timeout=1)
+                    if message is not None:
+                        yield UUID(message["data"].decode())
+        except (RedisError, OSError) as error:
+            raise QueueUnavailable from error
+
+    async def ping(self) -> None:
+        """Ask Redis for a sign of life.
+
+        Raises:
+            QueueUnavailable: there is none.
+        """
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                await self.redis.ping()
+        except (RedisError, OSError) as error:
+            raise QueueUnavailable from error
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.redis.aclose(close_connection_pool=True)
+
+
+def message_id(ring: Ring) -> str:
+    """The arq id of a ring: never used for two things, so that the same ring twice is one message."""
+    return f"{ring.job_id}:{ring.ring}"

@@ -1,0 +1,97 @@
+"""What users ask of the job book: look, cancel, retry."""
+
+from uuid import UUID
+
+from sqlalchemy import func
+
+from domain.database import Database
+from domain.errors import JobEnded, JobNotFound, JobNotRetryable
+from domain.jobs.kinds import Kinds
+from domain.jobs.model import Job
+from domain.jobs.queue import JobQueue
+from domain.jobs.repository import JobFilter, JobRepository, Ring
+from domain.jobs.states import RETRYABLE, JobStatus
+from domain.paging import Page, PageRequest
+
+
+class JobService:
+    """Jobs as their users see them."""
+
+    def __init__(self, database: Database, queue: JobQueue, kinds: Kinds) -> None:
+        self._database = database
+        self._queue = queue
+        self._kinds = kinds
+
+    async def get(self, job_id: UUID) -> Job:
+        """Read one job.
+
+        Raises:
+            JobNotFound: there is none.
+        """
+        async with self._database.transaction() as session:
+            return _found(await JobRepository(session).get(job_id), job_id)
+
+    async def list_jobs(self, wanted: JobFilter, request: PageRequest) -> Page[Job]:
+        """List jobs, newest first.
+
+        Raises:
+            BadCursor: the cursor is not from this list.
+        """
+        before = request.before
+        async with self._database.transaction() as session:
+            return request.page(await JobRepository(session).page(wanted, before=before, limit=request.limit))
+
+    async def cancel(self, job_id: UUID) -> Job:
+        """Ask for a job's end. One that never started ends here; otherwise its worker is told.
+
+        Raises:
+            JobNotFound: there is none.
+            JobEnded: it is too late.
+        """
+        async with self._database.transaction() as session:
+            job = _found(await JobRepository(session).get_for_update(job_id), job_id)
+            if job.ended:
+                raise JobEnded(status=job.status)
+            job.version += 1
+            job.cancel_requested_at = func.now()
+            if job.status is JobStatus.QUEUED and job.started_at is None:
+                job.status = JobStatus.CANCELLED
+                job.finished_at = func.now()
+                await self._kinds[job.kind].abandon(session, [(job, None)])
+            elif job.status is JobStatus.QUEUED:
+                # It was at work before and may have left traces: a worker finds out, at once instead of at run_at.
+                job.run_at = job.rung_at = func.now()
+            await session.flush()
+            await session.refresh(job)
+        await self._tell(job)
+        return job
+
+    async def retry(self, job_id: UUID) -> Job:
+        """Request once more what an ended job did not achieve, as a new job that is linked to it.
+
+        Raises:
+            JobNotFound: there is none.
+            JobNotRetryable: it is still going on, it succeeded, or it was retried before.
+            Refused: what it asked for cannot be asked for any more.
+        """
+        async with self._database.transaction() as session:
+            jobs = JobRepository(session)
+            job = _found(await jobs.get_for_update(job_id), job_id)
+            if job.status not in RETRYABLE or job.kind not in self._kinds:
+                raise JobNotRetryable(status=job.status)
+            if (successor := await jobs.retried_by(job_id)) is not None:
+                raise JobNotRetryable("This job was retried before.", job_id=successor)
+            retry = await self._kinds[job.kind].again(session, job)
+        await self._tell(retry)
+        return retry
+
+    async def _tell(self, job: Job) -> None:
+        if job.status is JobStatus.QUEUED:
+            await self._queue.ring([Ring(job.id, job.rings)])
+        await self._queue.announce(job.id)
+
+
+def _found(job: Job | None, job_id: UUID) -> Job:
+    if job is None:
+        raise JobNotFound(job_id)
+    return job

@@ -1,0 +1,96 @@
+"""The composition root: what stands on what, and the one table of what each kind of job does."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from domain.database import Database
+from domain.jobs.foreman import Foreman
+from domain.jobs.kinds import Abandon, Again, Record
+from domain.jobs.model import Job, Worker
+from domain.jobs.outcomes import Payload
+from domain.jobs.queue import JobQueue
+from domain.jobs.retry import RetryPolicy
+from domain.jobs.service import JobService
+from domain.jobs.watcher import Watcher
+from domain.settings import Settings, require_servers
+from domain.storage.backends import Backends
+from domain.storage.driver import Grant
+from domain.volumes.service import VolumeService
+
+
+@dataclass(frozen=True)
+class Handler:
+    """Everything about one kind of job: asking again, the work, its effect, and the way out."""
+
+    again: Again
+    do: Callable[[Job, Grant], Awaitable[Payload]]
+    record: Record
+    seal: Callable[[Job, Grant], Awaitable[Payload]]
+    abandon: Abandon
+
+
+def handlers(volumes: VolumeService) -> dict[str, Handler]:
+    """Draw up the table."""
+    v = volumes
+    return {
+        "volume.create": Handler(v.again_create, v.create, v.record_create, v.seal, v.abandon_create),
+        "volume.expand": Handler(v.again_expand, v.expand, v.record_expand, v.seal, v.abandon_expand),
+        "volume.delete": Handler(v.again_delete, v.delete, v.record_delete, v.seal, v.abandon_delete),
+    }
+
+
+@dataclass(frozen=True)
+class Services:
+    """What an edge (HTTP, a worker, the command line) holds for as long as it runs."""
+
+    settings: Settings
+    database: Database
+    queue: JobQueue
+    backends: Backends
+    volumes: VolumeService
+    jobs: JobService
+    handlers: dict[str, Handler]
+    retry_policy: RetryPolicy
+    watcher: Watcher
+
+    def foreman(self, worker: Worker) -> Foreman:
+        """Give one worker process its view of the job book."""
+        return Foreman(self.database, self.queue, self.handlers, worker=worker, lease=self.settings.lease_seconds)
+
+
+@asynccontextmanager
+async def open_services(settings: Settings) -> AsyncIterator[Services]:
+    """Open connections and backends, and close them in the end.
+
+    Raises:
+        ConfigurationError: a setting is missing or unusable, or the database is not migrated.
+        DatabaseUnavailable: PostgreSQL does not answer.
+    """
+    require_servers(settings)
+    async with AsyncExitStack() as stack:
+        backends = Backends.open(settings.backends, threads=settings.max_jobs)
+        stack.push_async_callback(backends.close)
+        database = Database(settings.database_url, pool_size=settings.max_jobs + 5)
+        stack.push_async_callback(database.close)
+        queue = JobQueue.open(settings.redis_url)
+        stack.push_async_callback(queue.close)
+        await database.require_migrated()
+        yield compose(settings, database, queue, backends)
+
+
+def compose(settings: Settings, database: Database, queue: JobQueue, backends: Backends) -> Services:
+    """Build the services on their parts."""
+    volumes = VolumeService(database, queue, backends, max_attempts=settings.max_attempts)
+    table = handlers(volumes)
+    return Services(
+        settings=settings,
+        database=database,
+        queue=queue,
+        backends=backends,
+        volumes=volumes,
+        jobs=JobService(database, queue, table),
+        handlers=table,
+        retry_policy=RetryPolicy(settings.retry_seconds),
+        watcher=Watcher(database, queue),
+    )

@@ -1,0 +1,36 @@
+"""The table of snapshots."""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, ForeignKey, UniqueConstraint, func
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain.database import Entity, words
+from domain.snapshots.states import SnapshotState
+from domain.volumes.model import MAX_NAME
+
+_STATES = ", ".join(f"'{state}'" for state in SnapshotState)
+
+
+class Snapshot(Entity):
+    """One snapshot. It keeps its volume from being deleted."""
+
+    __tablename__ = "snapshots"
+    __table_args__ = (
+        CheckConstraint(f"state IN ({_STATES})", name="state"),
+        CheckConstraint("size > 0", name="size"),
+        CheckConstraint("version >= 1", name="version"),
+        CheckConstraint(f"length(name) BETWEEN 1 AND {MAX_NAME}", name="name"),
+        UniqueConstraint("volume_id", "name"),
+    )
+
+    volume_id: Mapped[UUID] = mapped_column(ForeignKey("volumes.id", ondelete="RESTRICT"))
+    name: Mapped[str]
+    state: Mapped[SnapshotState] = mapped_column(words(SnapshotState))
+    #: The volume's size in bytes when the snapshot was taken.
+    size: Mapped[int]
+    version: Mapped[int]
+    job_id: Mapped[UUID | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())

@@ -1,0 +1,48 @@
+"""The table of volumes."""
+
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, Index, func
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain.database import Entity, words
+from domain.volumes.states import IDLE, VolumeState
+
+MAX_SIZE: Final = 64 * 2**40
+MAX_NAME: Final = 128
+
+_STATES = ", ".join(f"'{state}'" for state in VolumeState)
+_IDLE = ", ".join(f"'{state}'" for state in sorted(IDLE))
+
+
+class Volume(Entity):
+    """One volume. Sizes are in bytes."""
+
+    __tablename__ = "volumes"
+    __table_args__ = (
+        CheckConstraint(f"state IN ({_STATES})", name="state"),
+        CheckConstraint(f"(job_id IS NULL) = (state IN ({_IDLE}))", name="job"),
+        CheckConstraint(f"size > 0 AND size <= {MAX_SIZE}", name="size"),
+        CheckConstraint("used >= 0", name="used"),
+        CheckConstraint("version >= 1", name="version"),
+        CheckConstraint(f"length(name) BETWEEN 1 AND {MAX_NAME}", name="name"),
+        Index("volumes_labels", "labels", postgresql_using="gin"),
+    )
+
+    name: Mapped[str] = mapped_column(unique=True)
+    backend: Mapped[str]
+    state: Mapped[VolumeState] = mapped_column(words(VolumeState))
+    size: Mapped[int]
+    #: Raised by every accepted operation and every end of one; the upper half of the fence.
+    version: Mapped[int]
+    #: The job that has the volume at the moment.
+    job_id: Mapped[UUID | None]
+    labels: Mapped[dict[str, str]]
+    autogrow: Mapped[dict[str, Any] | None]
+    #: Allocated bytes, as last measured at ``used_at``.
+    used: Mapped[int | None]
+    used_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())

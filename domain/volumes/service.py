@@ -1,0 +1,280 @@
+"""The use cases of volumes, each as adjacent methods.
+
+``request_x`` checks, moves the state and inserts the job, in one transaction; ``again_x`` does so for a retry.
+``x`` does the storage work and touches no database. ``record_x`` writes down its effect in the transaction that
+settles the job. ``abandon_x`` is the way out when the job is given up or cancelled.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from uuid_utils.compat import uuid7
+
+from domain.database import Database
+from domain.errors import UnknownBackend, VolumeBusy, VolumeUnusable
+from domain.jobs.model import Job, new_job
+from domain.jobs.outcomes import Payload
+from domain.jobs.queue import JobQueue
+from domain.jobs.repository import JobRepository, Ring
+from domain.paging import Page, PageRequest
+from domain.storage.backends import Backends
+from domain.storage.driver import Grant, StorageDriver
+from domain.volumes.growth import Growth
+from domain.volumes.model import Volume
+from domain.volumes.repository import Ending, VolumeFilter, VolumeRepository
+from domain.volumes.states import BUSY, MOVES, VolumeState
+
+Done = Sequence[tuple[Job, Payload]]
+GivenUp = Sequence[tuple[Job, Payload | None]]
+
+
+@dataclass(frozen=True)
+class NewVolume:
+    """What a user asks for. ``size`` in bytes; no ``backend`` means the first one that is configured."""
+
+    name: str
+    size: int
+    backend: str | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    autogrow: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class VolumeChange:
+    """What a user changes of a volume without any storage work; what is not in ``given`` stays."""
+
+    given: frozenset[str]
+    name: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    autogrow: dict[str, Any] | None = None
+
+
+class VolumeService:
+    """Volumes, for HTTP and for the workers."""
+
+    def __init__(self, database: Database, queue: JobQueue, backends: Backends, *, max_attempts: int) -> None:
+        self._database = database
+        self._queue = queue
+        self._backends = backends
+        self._max_attempts = max_attempts
+
+    # --- reading and naming ------------------------------------------------------------------------------
+
+    async def get(self, volume_id: UUID) -> Volume:
+        """Read one volume.
+
+        Raises:
+            VolumeNotFound: there is none.
+        """
+        async with self._database.transaction() as session:
+            return await VolumeRepository(session).get(volume_id)
+
+    async def list_volumes(self, wanted: VolumeFilter, request: PageRequest) -> Page[Volume]:
+        """List volumes, newest first.
+
+        Raises:
+            BadCursor: the cursor is not from this list.
+        """
+        before = request.before
+        async with self._database.transaction() as session:
+            return request.page(await VolumeRepository(session).page(wanted, before=before, limit=request.limit))
+
+    async def change(self, volume_id: UUID, change: VolumeChange) -> Volume:
+        """Rename a volume, or replace its labels or its autogrow policy; allowed while a job has it.
+
+        Raises:
+            VolumeNotFound: there is none.
+            NameTaken: another volume has the new name.
+        """
+        async with self._database.transaction() as session:
+            volumes = VolumeRepository(session)
+            volume = await volumes.lock(volume_id)
+            if "labels" in change.given:
+                volume.labels = change.labels
+            if "autogrow" in change.given:
+                volume.autogrow = change.autogrow
+            if "name" in change.given:
+                await volumes.rename(volume, change.name)
+            await session.flush()
+            await session.refresh(volume)
+        return volume
+
+    def path(self, volume: Volume) -> str | None:
+        """Where a user finds the volume's bytes; None on a backend without files, or one that is configured no more."""
+        return self._backends.reach(volume.backend).path(volume.id) if volume.backend in self._backends else None
+
+    # --- create ------------------------------------------------------------------------------------------
+
+    async def request_create(self, wanted: NewVolume, *, caller: str | None = None) -> Job:
+        """Accept a new volume.
+
+        Raises:
+            UnknownBackend: the backend is not configured.
+            NameTaken: another volume has the name.
+        """
+        volume = self._new_volume(wanted)
+        job = self._job("volume.create", volume, {"size": wanted.size}, created_by=caller)
+        async with self._database.transaction() as session:
+            await VolumeRepository(session).add(volume)
+            await JobRepository(session).add(job)
+        return await self._ring(job)
+
+    async def again_create(self, session: AsyncSession, ended: Job) -> Job:
+        """Try once more to create a volume that ended in ``error``."""
+        volume = await self._take(session, ended.volume_id, VolumeState.CREATING)
+        return await self._add_retry(session, ended, volume, {"size": ended.params["size"]})
+
+    async def create(self, job: Job, grant: Grant) -> Payload:
+        """Make the volume on its backend."""
+        driver, volume_id = self._storage(job)
+        return _result(job, await driver.create(volume_id, job.params["size"], grant))
+
+    async def record_create(self, session: AsyncSession, done: Done) -> None:
+        """The volumes are there, with the sizes that they got."""
+        await VolumeRepository(session).let_go(_endings(done), VolumeState.AVAILABLE)
+
+    async def abandon_create(self, session: AsyncSession, given_up: GivenUp) -> None:
+        """The volumes may or may not be there: they can be deleted, or the jobs retried."""
+        await VolumeRepository(session).let_go(_endings(given_up), VolumeState.ERROR)
+
+    # --- expand ------------------------------------------------------------------------------------------
+
+    async def request_expand(self, volume_id: UUID, growth: Growth, *, caller: str | None = None) -> Job:
+        """Accept a larger size for a volume.
+
+        Raises:
+            VolumeNotFound: there is none.
+            VolumeBusy, VolumeUnusable: it is not available.
+            ShrinkRefused, SizeLimitExceeded: the new size is out of the question.
+        """
+        async with self._database.transaction() as session:
+            volume = await self._take(session, volume_id, VolumeState.EXPANDING)
+            job = self._job("volume.expand", volume, {"to_size": growth.target(volume.size)}, created_by=caller)
+            await JobRepository(session).add(job)
+        return await self._ring(job)
+
+    async def again_expand(self, session: AsyncSession, ended: Job) -> Job:
+        """Ask once more for the size that was wanted then."""
+        volume = await self._take(session, ended.volume_id, VolumeState.EXPANDING)
+        to_size = Growth(to=ended.params["to_size"]).target(volume.size)
+        return await self._add_retry(session, ended, volume, {"to_size": to_size})
+
+    async def expand(self, job: Job, grant: Grant) -> Payload:
+        """Grow the volume on its backend to the size that the job names."""
+        driver, volume_id = self._storage(job)
+        return _result(job, await driver.expand(volume_id, job.params["to_size"], grant))
+
+    async def record_expand(self, session: AsyncSession, done: Done) -> None:
+        """The volumes have the sizes that their backends report."""
+        await VolumeRepository(session).let_go(_endings(done), VolumeState.AVAILABLE)
+
+    async def abandon_expand(self, session: AsyncSession, given_up: GivenUp) -> None:
+        """The volumes are what they were found to be."""
+        await VolumeRepository(session).let_go(_endings(given_up), VolumeState.AVAILABLE)
+
+    # --- delete ------------------------------------------------------------------------------------------
+
+    async def request_delete(self, volume_id: UUID, *, caller: str | None = None) -> Job:
+        """Accept the end of a volume; one in the state ``error`` can be deleted too.
+
+        Raises:
+            VolumeNotFound: there is none.
+            VolumeBusy: a job has it.
+        """
+        async with self._database.transaction() as session:
+            volume = await self._take(session, volume_id, VolumeState.DELETING)
+            job = self._job("volume.delete", volume, {}, created_by=caller)
+            await JobRepository(session).add(job)
+        return await self._ring(job)
+
+    async def again_delete(self, session: AsyncSession, ended: Job) -> Job:
+        """Try once more to delete a volume."""
+        volume = await self._take(session, ended.volume_id, VolumeState.DELETING)
+        return await self._add_retry(session, ended, volume, {})
+
+    async def delete(self, job: Job, grant: Grant) -> Payload:
+        """Remove the volume from its backend."""
+        driver, volume_id = self._storage(job)
+        await driver.delete(volume_id, grant)
+        return _result(job, None)
+
+    async def record_delete(self, session: AsyncSession, done: Done) -> None:
+        """The volumes are gone."""
+        await VolumeRepository(session).remove(_endings(done))
+
+    async def abandon_delete(self, session: AsyncSession, given_up: GivenUp) -> None:
+        """The volumes may be gone or not: they can be deleted again."""
+        await VolumeRepository(session).let_go(_endings(given_up), VolumeState.ERROR)
+
+    # --- what the use cases share ------------------------------------------------------------------------
+
+    async def seal(self, job: Job, grant: Grant) -> Payload:
+        """Shut earlier attempts out of the storage for good, and report what they left there."""
+        driver, volume_id = self._storage(job)
+        return _result(job, await driver.seal(volume_id, grant))
+
+    def _new_volume(self, wanted: NewVolume) -> Volume:
+        backend = wanted.backend or self._backends.names()[0]
+        if backend not in self._backends:
+            raise UnknownBackend(f"There is no backend named {backend!r}.", field="backend")
+        return Volume(
+            id=uuid7(),
+            name=wanted.name,
+            backend=backend,
+            state=VolumeState.CREATING,
+            size=wanted.size,
+            version=1,
+            labels=wanted.labels,
+            autogrow=wanted.autogrow,
+        )
+
+    async def _take(self, session: AsyncSession, volume_id: UUID | None, state: VolumeState) -> Volume:
+        """Take a volume for one operation; the row stays locked, so of fifty that ask at once one gets it."""
+        volume = await VolumeRepository(session).lock(volume_id or UUID(int=0))
+        if volume.state in BUSY:
+            raise VolumeBusy(job_id=volume.job_id, state=volume.state)
+        if state not in MOVES[volume.state]:
+            raise VolumeUnusable(state=volume.state)
+        volume.state = state
+        volume.version += 1
+        return volume
+
+    def _job(self, kind: str, volume: Volume, params: Payload, **columns: Any) -> Job:
+        """Make the job that has the volume from now on."""
+        job = new_job(
+            kind,
+            {**params, "fence": volume.version},
+            max_attempts=self._max_attempts,
+            volume_id=volume.id,
+            backend=volume.backend,
+            **columns,
+        )
+        volume.job_id = job.id
+        return job
+
+    async def _add_retry(self, session: AsyncSession, ended: Job, volume: Volume, params: Payload) -> Job:
+        job = self._job(ended.kind, volume, params, created_by=ended.created_by, retry_of=ended.id)
+        return await JobRepository(session).add(job)
+
+    async def _ring(self, job: Job) -> Job:
+        await self._queue.ring([Ring(job.id, job.rings)])
+        return job
+
+    def _storage(self, job: Job) -> tuple[StorageDriver, UUID]:
+        if job.backend is None or job.volume_id is None:
+            raise RuntimeError(f"{job.kind} {job.id} names no volume")
+        return self._backends.reach(job.backend), job.volume_id
+
+
+def _result(job: Job, size: int | None) -> Payload:
+    """What the job shows, and what its effect is recorded from. ``size`` in bytes."""
+    return {"volume_id": str(job.volume_id)} | ({} if size is None else {"size": size})
+
+
+def _endings(jobs: Done | GivenUp) -> list[Ending]:
+    return [
+        Ending(job.volume_id, job.id, (payload or {}).get("size")) for job, payload in jobs if job.volume_id is not None
+    ]

@@ -1,0 +1,80 @@
+"""The servers that tests may ask for: started once, gone at the end, and a fresh database for each test."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import redis
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from domain.database import migrate
+from domain.embedded import EmbeddedServers, temporary_data_dir
+from domain.services import Services, open_services
+from domain.settings import Settings
+
+TEMPLATE = "cistern_template"
+
+
+def _run_sql(url: str, statement: str) -> None:
+    async def run() -> None:
+        engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
+        async with engine.connect() as connection:
+            await connection.execute(text(statement))
+        await engine.dispose()
+
+    asyncio.run(run())
+
+
+def _database(url: str, name: str) -> str:
+    return url.replace("/cistern?", f"/{name}?")
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[EmbeddedServers]:
+    """PostgreSQL with a migrated template, and Redis."""
+    with temporary_data_dir() as data_dir, EmbeddedServers(data_dir, durable=False) as servers:
+        _run_sql(servers.database_url, f"CREATE DATABASE {TEMPLATE}")
+        migrate(_database(servers.database_url, TEMPLATE))
+        yield servers
+
+
+@pytest.fixture
+def database_url(servers: EmbeddedServers) -> Iterator[str]:
+    """A migrated, empty database of the test's own."""
+    name = f"test_{uuid4().hex}"
+    _run_sql(servers.database_url, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    yield _database(servers.database_url, name)
+    _run_sql(servers.database_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def redis_url(servers: EmbeddedServers) -> Iterator[str]:
+    """The Redis, emptied."""
+    client = redis.Redis.from_url(servers.redis_url)
+    client.flushall()
+    client.close()
+    yield servers.redis_url
+
+
+@pytest.fixture
+def settings(database_url: str, redis_url: str, tmp_path: Path) -> Settings:
+    """Settings for the servers, with storage in memory."""
+    return Settings(
+        database_url=database_url,
+        redis_url=redis_url,
+        data_dir=tmp_path,
+        backends={"memory": "memory:"},
+        lease_seconds=3,
+        retry_seconds=0.05,
+        _env_file=None,
+    )
+
+
+@pytest.fixture
+async def services(settings: Settings) -> AsyncIterator[Services]:
+    """The real services on fresh servers."""
+    async with open_services(settings) as services:
+        yield services

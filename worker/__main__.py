@@ -1,0 +1,5 @@
+"""``python -m worker``: one worker process, under supervision."""
+
+from worker.main import main
+
+main()

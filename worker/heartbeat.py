@@ -1,0 +1,78 @@
+"""Says that this worker is alive and at its jobs, and hears which of them are to end."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Final
+from uuid import UUID
+
+import structlog
+
+from domain.errors import DatabaseUnavailable
+from domain.jobs.foreman import Foreman
+from domain.storage.driver import StopReason
+from worker.runner import Running
+
+#: Beats in one lease: two may be missed.
+_BEATS_PER_LEASE: Final = 3
+
+log = structlog.get_logger(__name__)
+
+
+class Heartbeat:
+    """Extends the leases of all jobs at work in one statement, again and again."""
+
+    def __init__(self, foreman: Foreman, running: Mapping[UUID, Running], *, lease: float, stall: float) -> None:
+        """``lease`` in seconds; a job without progress for ``stall`` seconds is let go."""
+        self._foreman = foreman
+        self._running = running
+        self._interval = lease / _BEATS_PER_LEASE
+        self._stall = stall
+        self._steady_since: float | None = None
+
+    async def beat_for_ever(self) -> None:
+        """Beat at regular intervals; more often while PostgreSQL is away, so as not to miss its return."""
+        while True:
+            try:
+                await self.beat()
+            except DatabaseUnavailable:
+                log.warning("heartbeat.missed", jobs=len(self._running))
+                self.falter()
+            except Exception:
+                log.exception("heartbeat.crashed")  # a heart that stops for good would lose every job
+                self.falter()
+            await asyncio.sleep(self._interval if self.is_beating else self._interval / 5)
+
+    @property
+    def is_beating(self) -> bool:
+        """Whether the last beat succeeded."""
+        return self._steady_since is not None
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether PostgreSQL has been there for so long that every live worker must have renewed its leases."""
+        return self._steady_since is not None and time.monotonic() - self._steady_since >= self._interval
+
+    def falter(self) -> None:
+        """Note that PostgreSQL was away."""
+        self._steady_since = None
+
+    async def beat(self) -> None:
+        """Extend what is still ours, stop what is not, pass on what users want stopped.
+
+        Raises:
+            DatabaseUnavailable: nothing was extended; the grants run out by themselves.
+        """
+        asked = {job_id: run for job_id, run in self._running.items() if not self._has_stalled(run)}
+        renewals, deadline = await self._foreman.renew(asked)
+        self._steady_since = self._steady_since or time.monotonic()
+        for renewal in renewals:
+            grant = asked.pop(renewal.job_id).grant
+            grant.extend(deadline)
+            if renewal.cancel_requested:
+                grant.stop(StopReason.CANCELLED)
+        for run in asked.values():  # somebody else's by now, or settled while we asked
+            run.grant.stop(StopReason.LEASE_LOST)
+
+    def _has_stalled(self, run: Running) -> bool:
+        return time.monotonic() - run.grant.progressed_at > self._stall

@@ -1,0 +1,128 @@
+"""One worker process: arq delivers the messages, the runner answers them, two tasks keep the house.
+
+``python -m worker`` runs it under supervision. The stock ``arq worker.main.WorkerSettings`` works too, and leaves it
+to whoever started it to start it again when Redis was away.
+"""
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Final
+from uuid import UUID
+
+from arq.worker import func
+from uuid_utils.compat import uuid7
+
+from domain.errors import CisternError
+from domain.jobs.model import Worker
+from domain.jobs.queue import FUNCTION_NAME, QUEUE_NAME, JobQueue, deserialize, serialize
+from domain.jobs.repository import Ring
+from domain.logs import configure_logging
+from domain.services import open_services
+from domain.settings import Settings, load_settings, require_servers
+from worker.heartbeat import Heartbeat
+from worker.housekeeping import Housekeeping
+from worker.runner import Runner
+from worker.supervisor import Supervisor
+
+_POLL_SECONDS: Final = 0.1
+_HEALTH_SECONDS: Final = 10
+#: arq counts how often a message was delivered; what counts attempts is the row.
+_DELIVERIES: Final = 1_000_000
+
+
+async def run_job(ctx: dict[str, Any], job_id: str, ring: int) -> None:
+    """Answer one message: the only function that arq knows, under a name that never changes."""
+    await ctx["runner"].answer(Ring(UUID(job_id), ring))
+
+
+async def start_up(ctx: dict[str, Any]) -> None:
+    """Open the workshop, when the stock arq starts."""
+    ctx["closing"] = AsyncExitStack()
+    ctx["runner"] = await ctx["closing"].enter_async_context(workshop(ctx["settings"]))
+
+
+async def shut_down(ctx: dict[str, Any]) -> None:
+    """Close the workshop, when the stock arq stops."""
+    await ctx["closing"].aclose()
+
+
+@asynccontextmanager
+async def workshop(settings: Settings) -> AsyncIterator[Runner]:
+    """Have a runner, a heartbeat and housekeeping at work as long as the block lasts."""
+    async with open_services(settings) as services:
+        foreman = services.foreman(Worker(id=uuid7(), host=socket.gethostname(), pid=os.getpid()))
+        runner = Runner(foreman, services.queue, services.handlers, services.retry_policy, slots=settings.max_jobs)
+        heartbeat = Heartbeat(foreman, runner.running, lease=settings.lease_seconds, stall=settings.stall_seconds)
+        housekeeping = Housekeeping(foreman, heartbeat, interval=settings.sweep_seconds)
+        async with _in_background(heartbeat.beat_for_ever(), housekeeping.go_round_for_ever()):
+            yield runner
+            await runner.close()
+        await foreman.say_goodbye()
+
+
+@asynccontextmanager
+async def _in_background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def arq_settings(settings: Settings) -> dict[str, Any]:
+    """What both ways to start a worker tell arq.
+
+    Without a timeout of its own arq lets long jobs be, and its lock on a message that was delivered to a worker which
+    then died lasts ten seconds. It keeps no results and serializes JSON: Redis holds nothing that is worth anything.
+    """
+    return {
+        "functions": [func(run_job, name=FUNCTION_NAME, max_tries=_DELIVERIES)],
+        "queue_name": QUEUE_NAME,
+        "redis_pool": JobQueue.open(settings.redis_url).redis,
+        "max_jobs": settings.max_jobs,
+        "job_timeout": None,
+        "keep_result": 0,
+        "log_results": False,
+        "poll_delay": _POLL_SECONDS,
+        "job_completion_wait": settings.drain_seconds,
+        "health_check_interval": _HEALTH_SECONDS,
+        "health_check_key": f"{QUEUE_NAME}:health:{socket.gethostname()}:{os.getpid()}",
+        "job_serializer": serialize,
+        "job_deserializer": deserialize,
+    }
+
+
+def stock_settings() -> dict[str, Any]:
+    """What ``arq worker.main.WorkerSettings`` finds."""
+    settings = require_servers(load_settings())
+    configure_logging(settings)
+    return arq_settings(settings) | {"on_startup": start_up, "on_shutdown": shut_down, "ctx": {"settings": settings}}
+
+
+async def work(settings: Settings) -> None:
+    """Run one worker until a signal ends it."""
+    async with workshop(settings) as runner:
+        await Supervisor(runner, arq_settings(settings), drain=settings.drain_seconds).run()
+
+
+def main() -> None:
+    """Be ``python -m worker``; what keeps it from starting is one line and exit code 1."""
+    try:
+        settings = require_servers(load_settings())
+        configure_logging(settings)
+        asyncio.run(work(settings))
+    except CisternError as error:
+        sys.exit(f"cistern worker: {error.message}")
+
+
+def __getattr__(name: str) -> Any:
+    """Read the environment only when the stock arq asks for its settings, not at import."""
+    if name == "WorkerSettings":
+        return stock_settings()
+    raise AttributeError(name)

@@ -1,0 +1,194 @@
+"""One job, as a sentence: claim it, perform it, settle it.
+
+The work runs in a task of its own that nobody cancels: whoever wants its end tells its grant, and waits. So a job is
+handed back only when its storage thread has really stopped.
+"""
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+import structlog
+
+from domain.errors import CisternError, DatabaseUnavailable, StorageError
+from domain.jobs.foreman import Claim, Foreman
+from domain.jobs.model import Job
+from domain.jobs.outcomes import Cancelled, Done, GaveUp, Interrupted, Outcome, Payload, Superseded
+from domain.jobs.queue import JobQueue
+from domain.jobs.repository import Ring
+from domain.jobs.retry import WORKER_LOST, RetryPolicy, describe
+from domain.services import Handler
+from domain.storage.driver import (
+    Fence,
+    FenceRefused,
+    Grant,
+    PermanentStorageError,
+    Stopped,
+    StopReason,
+    StorageBusy,
+)
+
+_SETTLE_AGAIN_SECONDS: Final = 0.5
+
+_STOPPED: Final[dict[StopReason, Outcome]] = {
+    StopReason.CANCELLED: Cancelled(),
+    StopReason.SHUTDOWN: Interrupted(),
+    StopReason.LEASE_LOST: Superseded(),
+}
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A job at work in this process, and the leave it works under."""
+
+    job: Job
+    grant: Grant
+
+
+class Runner:
+    """Carries out jobs; knows which ones are at work here."""
+
+    def __init__(
+        self,
+        foreman: Foreman,
+        queue: JobQueue,
+        handlers: Mapping[str, Handler],
+        retry_policy: RetryPolicy,
+        *,
+        slots: int,
+    ) -> None:
+        """``slots``: how many jobs may be at work at once."""
+        self._foreman = foreman
+        self._queue = queue
+        self._handlers = handlers
+        self._retry_policy = retry_policy
+        self._slots = asyncio.Semaphore(slots)
+        self._closing = False
+        self._works: set[asyncio.Task[None]] = set()
+        self.running: dict[UUID, Running] = {}
+
+    async def answer(self, ring: Ring) -> None:
+        """Answer a ring. Cancelling this means that the worker shuts down: the job is handed back first."""
+        work = asyncio.create_task(self.run(ring))
+        self._works.add(work)
+        work.add_done_callback(self._works.discard)
+        while not work.done():
+            try:
+                await asyncio.shield(work)
+            except asyncio.CancelledError:
+                self.interrupt()
+
+    async def run(self, ring: Ring) -> None:
+        """Claim, perform, settle."""
+        async with self._slots:
+            claim = await self.claim(ring)
+            if claim is None:
+                return
+            with self._at_work(claim) as (job, grant):
+                await self._queue.acknowledge(ring)
+                outcome = await self.perform(job, grant)
+                await self.settle(job, outcome)
+
+    async def drained(self) -> None:
+        """Wait until nothing is at work."""
+        while self._works:
+            await asyncio.wait(self._works)
+
+    def interrupt(self) -> None:
+        """Have every job handed back as soon as its storage work can be left, and take no more."""
+        self._closing = True
+        for run in self.running.values():
+            run.grant.stop(StopReason.SHUTDOWN)
+
+    async def close(self) -> None:
+        """Interrupt what is at work and wait until it has been handed back."""
+        self.interrupt()
+        await self.drained()
+
+    async def claim(self, ring: Ring) -> Claim | None:
+        """Take the job, if it still waits for this very ring."""
+        if self._closing:
+            return None
+        try:
+            return await self._foreman.claim(ring)
+        except DatabaseUnavailable:
+            log.warning("claim.postponed", job_id=str(ring.job_id))  # the row still waits; housekeeping rings again
+            return None
+
+    async def perform(self, job: Job, grant: Grant) -> Outcome:
+        """Do the work, and find out what is to be found out if it comes to nothing."""
+        outcome = await self._attempt(job, grant)
+        if isinstance(outcome, GaveUp | Cancelled):
+            return await self._seal(job, grant, outcome)
+        return outcome
+
+    async def settle(self, job: Job, outcome: Outcome) -> None:
+        """Write the outcome down, however long it takes PostgreSQL to come back; twice is once."""
+        while True:
+            try:
+                settled = await self._foreman.settle(job, outcome)
+            except DatabaseUnavailable:
+                await asyncio.sleep(_SETTLE_AGAIN_SECONDS)
+            else:
+                log.info("job.settled" if settled else "job.superseded", outcome=type(outcome).__name__)
+                return
+
+    async def _attempt(self, job: Job, grant: Grant) -> Outcome:
+        if job.cancel_requested_at is not None:
+            return Cancelled()
+        if job.attempt > job.max_attempts:
+            return GaveUp(job.error or WORKER_LOST)
+        try:
+            return Done(await self._handlers[job.kind].do(job, grant))
+        except CisternError as error:
+            return self._judge(job, error)
+        except Exception:
+            log.exception("job.crashed")
+            return self._judge(job, CisternError())
+
+    def _judge(self, job: Job, error: CisternError) -> Outcome:
+        """Turn a failure into a decision."""
+        match error:
+            case Stopped(reason=reason):
+                return _STOPPED[reason]
+            case FenceRefused():
+                return Superseded()
+            case StorageBusy():
+                return self._retry_policy.wait(error)
+            case PermanentStorageError():
+                return GaveUp(describe(error))
+            case _:
+                return self._retry_policy.decide(error, attempt=job.attempt, max_attempts=job.max_attempts)
+
+    async def _seal(self, job: Job, grant: Grant, outcome: GaveUp | Cancelled) -> Outcome:
+        """Shut earlier attempts out and see what is on the storage, before the volume is let go."""
+        try:
+            found: Payload | None = await self._handlers[job.kind].seal(job, grant)
+        except StorageBusy as error:
+            return self._retry_policy.wait(error)
+        except FenceRefused:
+            return Superseded()
+        except StorageError as error:
+            log.warning("storage.unknown", error=error.message)
+            found = None
+        return Cancelled(found) if isinstance(outcome, Cancelled) else GaveUp(outcome.error, found)
+
+    @contextmanager
+    def _at_work(self, claim: Claim) -> Iterator[tuple[Job, Grant]]:
+        job = claim.job
+        run = Running(job, Grant(job.id, Fence(*job.fence), claim.deadline))
+        if self._closing:  # it came while we were asking
+            run.grant.stop(StopReason.SHUTDOWN)
+        self.running[job.id] = run
+        with structlog.contextvars.bound_contextvars(job_id=str(job.id), kind=job.kind, volume_id=str(job.volume_id)):
+            log.info("job.started", attempt=job.attempt, ring=job.rings)
+            try:
+                yield job, run.grant
+            finally:
+                if self.running.get(job.id) is run:  # unless we lost it and have claimed it again meanwhile
+                    del self.running[job.id]

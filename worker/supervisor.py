@@ -1,0 +1,81 @@
+"""Keeps arq delivering: starts it again when Redis was away, and ends it in good order on a signal."""
+
+import asyncio
+import signal
+from typing import Any, Final
+
+import structlog
+from arq.worker import Worker as ArqWorker
+from arq.worker import create_worker
+from redis.exceptions import RedisError
+
+from worker.runner import Runner
+
+_RECONNECT_SECONDS: Final = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+class Supervisor:
+    """The life of one worker process: deliver until a signal comes, drain, hand back what is left."""
+
+    def __init__(self, runner: Runner, arq_settings: dict[str, Any], *, drain: float) -> None:
+        """``drain``: how many seconds jobs have to end by themselves after the first signal."""
+        self._runner = runner
+        self._arq_settings = arq_settings
+        self._drain = drain
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._arq: ArqWorker | None = None
+
+    async def run(self) -> None:
+        """Deliver messages until SIGTERM or SIGINT; a second signal ends the draining."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        delivery = asyncio.create_task(self._deliver())
+        log.info("worker.ready")
+        await self._stop.wait()
+        await self._wind_down(delivery)
+        log.info("worker.stopped")
+
+    def _on_signal(self) -> None:
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+    async def _deliver(self) -> None:
+        """Have arq deliver for as long as Redis is there, and again when it is back."""
+        while True:
+            # A new one each time: arq counts a slot as taken for ever when Redis fails in the middle of its claim.
+            self._arq = create_worker(self._arq_settings, handle_signals=False, ctx={"runner": self._runner})
+            try:
+                await self._arq.main()
+            except (RedisError, OSError) as error:
+                log.warning("redis.lost", error=str(error))
+            except Exception:
+                log.exception("delivery.crashed")
+            await asyncio.sleep(_RECONNECT_SECONDS)
+
+    async def _wind_down(self, delivery: asyncio.Task[None]) -> None:
+        """Take nothing new, let jobs end for a while, then have them handed back."""
+        log.info("worker.draining", jobs=len(self._runner.running), seconds=self._drain)
+        if self._arq is not None:
+            self._arq.allow_pick_jobs = False
+        ends = [asyncio.create_task(self._runner.drained()), asyncio.create_task(self._hurry.wait())]
+        await asyncio.wait(ends, timeout=self._drain, return_when=asyncio.FIRST_COMPLETED)
+        await self._runner.close()
+        for task in (*ends, delivery):
+            task.cancel()
+        await asyncio.gather(*ends, delivery, return_exceptions=True)
+        if self._arq is not None:
+            await self._farewell(self._arq)
+
+    async def _farewell(self, arq: ArqWorker) -> None:
+        """Let arq give its last messages up and close its connections."""
+        await asyncio.gather(*arq.tasks.values(), return_exceptions=True)
+        try:
+            await arq.pool.delete(arq.health_check_key)
+            await arq.pool.aclose(close_connection_pool=True)
+        except (RedisError, OSError) as error:
+            log.warning("redis.lost", error=str(error))

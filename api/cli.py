@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from api.demo import demo as run_demo
 from api.up import stack_from_options
 from api.up import up as run_up
 from domain.database import migrate as run_migrations
@@ -31,6 +32,16 @@ def up(
 ) -> None:
     """Run the API and its workers until Ctrl-C, with a private PostgreSQL and Redis if the settings name none."""
     run_up(stack_from_options(host=host, port=port, workers=workers, data_dir=data_dir))
+
+
+@app.command()
+def demo(
+    *,
+    volumes: Annotated[int, typer.Option(min=1, max=10_000, help="How many volumes to create and expand.")] = 100,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="How many workers share the jobs.")] = 2,
+) -> None:
+    """Create and expand volumes for real, on a fresh stack that is gone afterwards, and measure the files."""
+    run_demo(volumes=volumes, workers=workers)
 
 
 @app.command()

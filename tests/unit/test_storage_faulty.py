@@ -154,7 +154,7 @@ class TestWaiting:
         grant.stop(StopReason.SHUTDOWN)
 
         with pytest.raises(Stopped):
-            await creating
+            await asyncio.wait_for(creating, 10)
         assert await driver.measure(VOLUME) is None
 
     async def test_a_thousand_slow_operations_overlap(self, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ class TestWaiting:
         assert events(journal) == [("begun", "create")]
         gate.unlink()
 
-        assert await creating == MIB
+        assert await asyncio.wait_for(creating, 10) == MIB
 
     async def test_work_held_at_the_gate_ends_when_it_is_stopped(self, tmp_path: Path) -> None:
         gate, journal = tmp_path / "gate", tmp_path / "journal"
@@ -184,7 +184,7 @@ class TestWaiting:
         grant.stop(StopReason.CANCELLED)
 
         with pytest.raises(Stopped):
-            await creating
+            await asyncio.wait_for(creating, 10)
 
     async def test_seal_passes_the_gate(self, tmp_path: Path) -> None:
         (tmp_path / "gate").touch()
@@ -192,7 +192,7 @@ class TestWaiting:
         grant = attempt()
         grant.stop(StopReason.CANCELLED)
 
-        assert await driver.seal(VOLUME, grant) is None
+        assert await asyncio.wait_for(driver.seal(VOLUME, grant), 10) is None
 
     @pytest.mark.parametrize("delay", ["soon", "-1", "1.5", ""])
     def test_a_delay_that_is_no_number_is_a_configuration_error(self, delay: str) -> None:

@@ -1,41 +1,27 @@
-"""What only the file driver does: sparse files, names, drafts, trash, locks."""
+"""What only the file driver does: sparse files, names, drafts, trash."""
 
 import asyncio
 import errno
-import fcntl
 import os
-import subprocess
-import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
-from domain.errors import StorageError
-from domain.storage import fence
 from domain.storage.driver import (
-    AccessDenied,
     Fence,
     FenceRefused,
     Grant,
-    PermanentStorageError,
-    SizeUnsupported,
-    Stopped,
-    StopReason,
-    StorageBusy,
     StorageFull,
     TransientStorageError,
-    VolumeMissing,
 )
 from domain.storage.file import FileDriver
 
 MIB = 1024 * 1024
 VOLUME = UUID("01890000-0000-7000-8000-000000000001")
-every_operation = pytest.mark.parametrize("operation", ["create", "expand", "delete", "seal"])
 
 
 class ToldGrant(Grant):
@@ -60,17 +46,8 @@ async def driver(tmp_path: Path) -> AsyncIterator[FileDriver]:
     await driver.close()
 
 
-async def perform(driver: FileDriver, operation: str, grant: Grant) -> None:
-    sized = (MIB,) if operation in ("create", "expand") else ()
-    await getattr(driver, operation)(VOLUME, *sized, grant)
-
-
 def data(driver: FileDriver) -> Path:
     return Path(driver.path(VOLUME))
-
-
-def lock_file(driver: FileDriver) -> Path:
-    return driver.root / ".fences" / str(VOLUME)
 
 
 def tree(root: Path) -> list[Path]:
@@ -82,13 +59,6 @@ def failing(number: int) -> Callable[..., None]:
         raise OSError(number, os.strerror(number))
 
     return fail
-
-
-@contextmanager
-def held(path: Path) -> Iterator[BinaryIO]:
-    with path.open("r+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield file
 
 
 class TestFiles:
@@ -284,176 +254,3 @@ class TestTrash:
             await driver.delete(VOLUME, attempt(2))
 
         assert await driver.measure(VOLUME) is not None
-
-
-class TestLock:
-    @every_operation
-    async def test_a_lock_held_by_another_process_makes_the_volume_busy(
-        self, driver: FileDriver, monkeypatch: pytest.MonkeyPatch, operation: str
-    ) -> None:
-        await driver.create(VOLUME, MIB, attempt())
-        monkeypatch.setattr(fence, "PATIENCE", 0.01)
-        hold = (
-            "import fcntl, sys; file = open(sys.argv[1]); fcntl.flock(file, fcntl.LOCK_EX);"
-            "print('held', flush=True); sys.stdin.read()"
-        )
-        holder = [sys.executable, "-S", "-c", hold, str(lock_file(driver))]
-        with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:  # noqa: ASYNC220
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"held\n"
-            with pytest.raises(StorageBusy):
-                await perform(driver, operation, attempt(2))
-            process.kill()
-
-        await perform(driver, operation, attempt(2))  # a killed process holds nothing
-
-    @every_operation
-    async def test_an_attempt_waits_for_a_lock_that_is_soon_given_back(
-        self, driver: FileDriver, monkeypatch: pytest.MonkeyPatch, operation: str
-    ) -> None:
-        await driver.create(VOLUME, MIB, attempt())
-        with held(lock_file(driver)) as lock:
-            monkeypatch.setattr("time.sleep", lambda _: fcntl.flock(lock, fcntl.LOCK_UN))
-
-            await perform(driver, operation, attempt(2))
-
-    async def test_an_attempt_stopped_while_it_waits_for_the_lock_publishes_nothing(
-        self, driver: FileDriver, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        await driver.create(VOLUME, MIB, attempt())
-        grant = attempt(2)
-
-        def stop_and_let_go(_: float) -> None:
-            grant.stop(StopReason.LEASE_LOST)
-            fcntl.flock(lock, fcntl.LOCK_UN)
-
-        monkeypatch.setattr("time.sleep", stop_and_let_go)
-        with held(lock_file(driver)) as lock, pytest.raises(Stopped):
-            await driver.expand(VOLUME, 2 * MIB, grant)
-
-        assert data(driver).stat().st_size == MIB
-
-    async def test_an_attempt_overtaken_while_it_waits_for_the_lock_is_refused(
-        self, driver: FileDriver, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        await driver.create(VOLUME, MIB, attempt())
-
-        def overtake(_: float) -> None:
-            os.pwrite(lock.fileno(), b"%020d %020d\n" % (3, 1), 0)
-            fcntl.flock(lock, fcntl.LOCK_UN)
-
-        monkeypatch.setattr("time.sleep", overtake)
-        with held(lock_file(driver)) as lock, pytest.raises(FenceRefused):
-            await driver.expand(VOLUME, 2 * MIB, attempt(2))
-
-        assert data(driver).stat().st_size == MIB
-
-    @every_operation
-    async def test_the_effect_is_told_while_the_lock_is_held(self, driver: FileDriver, operation: str) -> None:
-        await driver.create(VOLUME, MIB, attempt())
-        tried: list[bool] = []
-
-        def try_lock() -> None:
-            with lock_file(driver).open() as other, pytest.raises(BlockingIOError):
-                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            tried.append(True)
-
-        await perform(driver, operation, attempt(2, tell=try_lock))
-
-        assert tried == [True]
-
-    @pytest.mark.parametrize(("operation", "effect"), [("create", "link"), ("expand", "ftruncate")])
-    async def test_the_fence_is_synced_before_the_effect_and_the_effect_before_it_is_told(
-        self, driver: FileDriver, monkeypatch: pytest.MonkeyPatch, operation: str, effect: str
-    ) -> None:
-        if operation == "expand":
-            await driver.create(VOLUME, 1, attempt())
-        steps: list[str] = []
-        for name in ("pwrite", "fsync", effect):
-            monkeypatch.setattr(os, name, noting(steps, name))
-
-        await perform(driver, operation, attempt(2, tell=lambda: steps.append("told")))
-
-        steps = steps[steps.index("pwrite") :]
-        assert steps[:2] == ["pwrite", "fsync"]
-        assert steps.index(effect) > 1
-        assert "fsync" in steps[steps.index(effect) : steps.index("told")]
-
-    async def test_a_damaged_fence_record_lets_nobody_publish(self, driver: FileDriver) -> None:
-        await driver.create(VOLUME, MIB, attempt())
-        lock_file(driver).write_text("scribble")
-
-        with pytest.raises(PermanentStorageError, match=str(VOLUME)):
-            await driver.expand(VOLUME, 2 * MIB, attempt(2))
-
-
-def noting(steps: list[str], name: str) -> Callable[..., object]:
-    real = getattr(os, name)
-
-    def noted(*args: object) -> object:
-        steps.append(name)
-        return real(*args)
-
-    return noted
-
-
-class TestErrors:
-    @pytest.mark.parametrize(
-        ("number", "kind"),
-        [
-            (errno.ENOSPC, StorageFull),
-            (errno.EDQUOT, StorageFull),
-            (errno.EFBIG, SizeUnsupported),
-            (errno.EINVAL, SizeUnsupported),
-            (errno.EACCES, AccessDenied),
-            (errno.EPERM, AccessDenied),
-            (errno.EROFS, AccessDenied),
-            (errno.EIO, TransientStorageError),
-            (errno.ESTALE, TransientStorageError),
-        ],
-    )
-    @pytest.mark.parametrize("operation", ["create", "expand"])
-    async def test_each_refusal_of_the_system_has_its_error(
-        self,
-        driver: FileDriver,
-        monkeypatch: pytest.MonkeyPatch,
-        number: int,
-        kind: type[StorageError],
-        operation: str,
-    ) -> None:
-        await driver.create(VOLUME, 1, attempt())
-        monkeypatch.setattr(os, "ftruncate", failing(number))
-
-        with pytest.raises(kind, match=os.strerror(number)) as caught:
-            await perform(driver, operation, attempt(2))
-
-        assert type(caught.value) is kind
-
-    async def test_a_refusal_that_is_not_about_the_size_may_pass(
-        self, driver: FileDriver, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        await driver.create(VOLUME, 1, attempt())
-        monkeypatch.setattr(os, "fsync", failing(errno.EINVAL))
-
-        with pytest.raises(TransientStorageError):
-            await driver.expand(VOLUME, MIB, attempt(2))
-
-    async def test_a_size_beyond_what_the_system_can_say_is_unsupported(self, driver: FileDriver) -> None:
-        with pytest.raises(SizeUnsupported):
-            await driver.create(VOLUME, 2**70, attempt())
-
-    async def test_a_volume_whose_data_was_removed_is_missing(self, driver: FileDriver) -> None:
-        await driver.create(VOLUME, MIB, attempt())
-        data(driver).unlink()
-
-        with pytest.raises(VolumeMissing):
-            await driver.expand(VOLUME, 2 * MIB, attempt(2))
-
-    async def test_a_root_that_vanishes_is_not_begun_anew(self, driver: FileDriver) -> None:
-        await driver.capacity()
-        driver.root.rename(driver.root.with_name("unmounted"))
-
-        with pytest.raises(TransientStorageError):
-            await driver.create(VOLUME, MIB, attempt())
-
-        assert not driver.root.exists()

@@ -12,6 +12,9 @@ from redis.exceptions import RedisError
 from worker.runner import Runner
 
 _RECONNECT_SECONDS: Final = 1.0
+#: How long arq keeps a message from others that was delivered here, until the row is claimed. If we die in between it
+#: is lost time; if it runs out too early, two claims meet, of which one gets the row.
+_DELIVERY_SECONDS: Final = 3.0
 
 log = structlog.get_logger(__name__)
 
@@ -49,6 +52,7 @@ class Supervisor:
         while True:
             # A new one each time: arq counts a slot as taken for ever when Redis fails in the middle of its claim.
             self._arq = create_worker(self._arq_settings, handle_signals=False, ctx={"runner": self._runner})
+            self._arq.in_progress_timeout_s = _DELIVERY_SECONDS
             try:
                 await self._arq.main()
             except (RedisError, OSError) as error:

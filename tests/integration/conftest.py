@@ -1,33 +1,15 @@
-"""A worker inside the test's own process, for what needs no kill."""
+"""What integration tests may ask for beside the servers."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 
 import pytest
-from arq.worker import create_worker
 
 from domain.settings import Settings
-from worker.main import arq_settings, workshop
+from tests.inside import working as _working
 from worker.runner import Runner
 
 Working = Callable[[Settings], AbstractAsyncContextManager[Runner]]
-
-
-@asynccontextmanager
-async def _working(settings: Settings) -> AsyncIterator[Runner]:
-    async with workshop(settings) as runner:
-        arq = create_worker(arq_settings(settings), handle_signals=False, ctx={"runner": runner})
-        delivery = asyncio.create_task(arq.main())
-        try:
-            yield runner
-        finally:
-            delivery.cancel()
-            with suppress(asyncio.CancelledError):
-                await delivery
-            await runner.close()
-            await asyncio.gather(*arq.tasks.values(), return_exceptions=True)
-            await arq.pool.aclose(close_connection_pool=True)
 
 
 @pytest.fixture

@@ -1,0 +1,72 @@
+"""Real processes, each gone at the end of its test."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from domain.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Yard:
+    """Where a test starts its workers: one database, one Redis, one directory of volumes with a journal."""
+
+    settings: Settings
+    folder: Path
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def journal(self) -> Path:
+        return self.folder / "journal"
+
+    @property
+    def volumes(self) -> Path:
+        return self.folder / "volumes"
+
+    def gate(self, name: str = "gate") -> Path:
+        """A file that holds storage work up for as long as it exists."""
+        return self.folder / name
+
+    def url(self, **options: object) -> str:
+        given = "&".join(f"{name}={value}" for name, value in ({"journal": self.journal} | options).items())
+        return f"faulty+file:{self.volumes}?{given}"
+
+    def start_worker(self, module: str = "worker", *, url: str | None = None, **extra: str) -> subprocess.Popen[bytes]:
+        """Start a worker process; ``url`` is its own idea of the backend ``local``."""
+        backends = f'{{"local": "{url or self.url()}"}}'
+        process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            cwd=ROOT,
+            env=os.environ | self.environment() | {"CISTERN_BACKENDS": backends} | extra,
+        )
+        self.processes.append(process)
+        return process
+
+    def environment(self) -> dict[str, str]:
+        given = self.settings.model_dump(include={"database_url", "redis_url", "lease_seconds", "retry_seconds"})
+        return {f"CISTERN_{name.upper()}": str(value) for name, value in given.items()}
+
+    def clear(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def yard(settings: Settings, tmp_path: Path) -> Iterator[Yard]:
+    yard = Yard(settings.model_copy(update={"lease_seconds": 1.5}), tmp_path)
+    yard.settings = yard.settings.model_copy(update={"backends": {"local": yard.url()}})
+    try:
+        yield yard
+    finally:
+        yard.clear()

@@ -1,0 +1,57 @@
+"""Reads the journal of the ``faulty`` driver, and judges by it."""
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+from uuid import UUID
+
+from domain.jobs.model import Job
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line: what a driver did to a volume, for which job and with which fence."""
+
+    event: str
+    operation: str
+    volume_id: UUID
+    job_id: UUID
+    fence: tuple[int, int]
+    pid: int
+    at: datetime
+
+    @classmethod
+    def parse(cls, line: str) -> Self:
+        raw: dict[str, Any] = json.loads(line)
+        return cls(
+            raw["event"],
+            raw["operation"],
+            UUID(raw["volume_id"]),
+            UUID(raw["job_id"]),
+            (raw["fence"][0], raw["fence"][1]),
+            raw["pid"],
+            datetime.fromtimestamp(raw["at"] / 1e9, tz=UTC),
+        )
+
+
+def read(path: Path) -> list[Entry]:
+    return [Entry.parse(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def published(path: Path, volume_id: UUID) -> list[Entry]:
+    return [entry for entry in read(path) if entry.event == "published" and entry.volume_id == volume_id]
+
+
+def assert_orderly(path: Path, job: Job) -> None:
+    """Fences never went back, the attempt that was recorded published, and nothing was published after it."""
+    assert job.volume_id is not None
+    assert job.finished_at is not None
+    entries = published(path, job.volume_id)
+    fences = [entry.fence for entry in entries]
+    assert fences == sorted(fences)
+    own = [entry for entry in entries if entry.job_id == job.id]
+    assert own, "a job that succeeded has published"
+    assert own[-1].fence[1] <= job.rings
+    assert all(entry.at <= job.finished_at for entry in own)

@@ -1,0 +1,87 @@
+"""A worker that strikes itself down, or Redis, at one arrow of a job's life; also one whose guards are taken out.
+
+``python -m tests.acceptance.sabotage`` reads ``SABOTAGE_ARROW`` (where), ``SABOTAGE_BLOW`` (``kill`` or ``flush``) and
+``SABOTAGE_WITHOUT`` (which guards to take out: ``clock``, ``fence``, both with a comma).
+"""
+
+import os
+import signal
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import redis
+
+import domain.storage.file
+from domain.jobs.foreman import Foreman
+from domain.jobs.queue import JobQueue
+from domain.storage.driver import Grant
+from domain.storage.fence import FenceRecord
+from worker.main import main
+from worker.runner import Runner
+
+#: Where it strikes: (class, method, whether before the method or after it).
+ARROWS: dict[str, tuple[type, str, str]] = {
+    "before the claim": (Runner, "claim", "before"),
+    "after the claim": (Foreman, "claim", "after"),
+    "before publishing": (FenceRecord, "write", "before"),
+    "after publishing": (Grant, "published", "before"),
+    "before the commit": (Foreman, "_conclude", "after"),
+    "after the commit": (JobQueue, "announce", "before"),
+}
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def flush() -> None:
+    client = redis.Redis.from_url(os.environ["CISTERN_REDIS_URL"])
+    client.flushall()
+    client.close()
+
+
+def once(blow: Callable[[], None]) -> Callable[[], None]:
+    blows = [blow]
+    return lambda: blows.pop()() if blows else None
+
+
+def arm(arrow: str, blow: Callable[[], None]) -> None:
+    owner, name, moment = ARROWS[arrow]
+    original = getattr(owner, name)
+
+    if name in ("write", "published"):
+
+        @wraps(original)
+        def struck(*args: Any, **kwargs: Any) -> Any:
+            blow()
+            return original(*args, **kwargs)
+
+        setattr(owner, name, struck)
+        return
+
+    @wraps(original)
+    async def struck_async(*args: Any, **kwargs: Any) -> Any:
+        if moment == "before":
+            blow()
+        result = await original(*args, **kwargs)
+        if moment == "after":
+            blow()
+        return result
+
+    setattr(owner, name, struck_async)
+
+
+def disarm(guard: str) -> None:
+    if guard == "clock":
+        setattr(Grant, "check", lambda _: None)  # noqa: B010
+    if guard == "fence":
+        setattr(domain.storage.file, "refuse_stale", lambda *_: None)  # noqa: B010
+
+
+if __name__ == "__main__":
+    if "SABOTAGE_ARROW" in os.environ:
+        arm(os.environ["SABOTAGE_ARROW"], once({"kill": kill, "flush": flush}[os.environ["SABOTAGE_BLOW"]]))
+    for guard in filter(None, os.environ.get("SABOTAGE_WITHOUT", "").split(",")):
+        disarm(guard)
+    main()

@@ -1,0 +1,107 @@
+"""A blow at each arrow of a job's life, for each kind: another worker finishes, and the effect is there once."""
+
+import asyncio
+import signal
+from uuid import UUID
+
+import pytest
+
+from domain.errors import VolumeNotFound
+from domain.jobs.model import Job
+from domain.services import Services, open_services
+from domain.volumes.growth import Growth
+from domain.volumes.service import NewVolume
+from tests.acceptance import journal
+from tests.acceptance.conftest import Yard
+from tests.acceptance.sabotage import ARROWS
+from tests.inside import working
+
+PATIENCE = 60
+SMALL, LARGE = 1 << 20, 3 << 20
+KINDS = ("volume.create", "volume.expand", "volume.delete")
+
+
+async def ended(services: Services, job_id: UUID) -> Job:
+    """The job, once it has ended."""
+    await services.watcher.ended(job_id, PATIENCE)
+    job = await services.jobs.get(job_id)
+    assert job.ended, f"{job.kind} is still {job.status} after {PATIENCE} s"
+    return job
+
+
+async def request(services: Services, kind: str, volume_id: UUID | None) -> Job:
+    if volume_id is None:
+        return await services.volumes.request_create(NewVolume("struck", SMALL))
+    if kind == "volume.expand":
+        return await services.volumes.request_expand(volume_id, Growth(to=LARGE))
+    return await services.volumes.request_delete(volume_id)
+
+
+async def prepare(services: Services, yard: Yard, kind: str) -> UUID | None:
+    """The volume that the job is about, if it must be there before."""
+    if kind == "volume.create":
+        return None
+    async with working(yard.settings):
+        job = await ended(services, (await services.volumes.request_create(NewVolume("struck", SMALL))).id)
+    return job.volume_id
+
+
+async def assert_effect_once(services: Services, yard: Yard, kind: str, job: Job) -> None:
+    assert job.status == "succeeded", job.error
+    assert job.volume_id is not None
+    data = yard.volumes / str(job.volume_id) / "data"
+    journal.assert_orderly(yard.journal, job)
+    if kind == "volume.delete":
+        assert not data.parent.exists()
+        with pytest.raises(VolumeNotFound):
+            await services.volumes.get(job.volume_id)
+        return
+    volume = await services.volumes.get(job.volume_id)
+    size = SMALL if kind == "volume.create" else LARGE
+    assert (volume.state, volume.size, data.stat().st_size) == ("available", size, size)
+    assert volume.version == job.params["fence"] + 1, "recorded once"
+    assert [path.name for path in data.parent.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("arrow", ARROWS)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_worker_killed_at_any_arrow_is_replaced_and_the_effect_is_there_once(
+    yard: Yard, kind: str, arrow: str
+) -> None:
+    async with open_services(yard.settings) as services, services.watcher.watching():
+        volume_id = await prepare(services, yard, kind)
+        victim = yard.start_worker("tests.acceptance.sabotage", SABOTAGE_ARROW=arrow, SABOTAGE_BLOW="kill")
+        job = await request(services, kind, volume_id)
+        assert await asyncio.to_thread(victim.wait, PATIENCE) == -signal.SIGKILL
+
+        yard.start_worker()
+
+        await assert_effect_once(services, yard, kind, await ended(services, job.id))
+
+
+@pytest.mark.parametrize("arrow", ARROWS)
+@pytest.mark.parametrize("kind", KINDS)
+async def test_redis_emptied_at_any_arrow_changes_nothing(yard: Yard, kind: str, arrow: str) -> None:
+    async with open_services(yard.settings) as services, services.watcher.watching():
+        volume_id = await prepare(services, yard, kind)
+        yard.start_worker("tests.acceptance.sabotage", SABOTAGE_ARROW=arrow, SABOTAGE_BLOW="flush")
+
+        job = await request(services, kind, volume_id)
+
+        job = await ended(services, job.id)
+        await assert_effect_once(services, yard, kind, job)
+        assert (job.attempt, job.rings) == (1, 0), "nobody had to do it again"
+
+
+async def test_a_ring_that_redis_loses_before_anybody_hears_it_is_rung_again(yard: Yard) -> None:
+    async with open_services(yard.settings) as services, services.watcher.watching():
+        job = await request(services, "volume.create", None)
+        await services.queue.redis.flushall()
+
+        yard.start_worker()
+
+        await assert_effect_once(services, yard, "volume.create", await ended(services, job.id))
+
+
+def test_every_arrow_still_points_at_something() -> None:
+    assert all(callable(getattr(owner, name)) for owner, name, _ in ARROWS.values())

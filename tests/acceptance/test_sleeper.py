@@ -1,0 +1,104 @@
+"""A worker that was stopped in the middle of its work, and wakes up when others have long finished it."""
+
+import asyncio
+import signal
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from domain.jobs.model import Job
+from domain.paging import PageRequest
+from domain.services import Services, open_services
+from domain.volumes.repository import VolumeFilter
+from tests.acceptance import journal
+from tests.acceptance.conftest import Yard
+from tests.acceptance.test_every_arrow import ended, prepare, request
+
+ENDINGS = {"published", "refused", "stopped", "failed"}
+
+
+async def seen(path: Path, events: set[str], pid: int) -> None:
+    """Wait until the process has written one of these into the journal."""
+    async with asyncio.timeout(60):
+        while not any(  # noqa: ASYNC110 (another process writes the file)
+            entry.event in events and entry.pid == pid for entry in journal.read(path)
+        ):
+            await asyncio.sleep(0.02)
+
+
+async def fall_asleep(services: Services, yard: Yard, kind: str, without: str) -> tuple[subprocess.Popen[bytes], Job]:
+    """Have a worker begin a job and stop it before it publishes."""
+    volume_id = await prepare(services, yard, kind)
+    yard.gate().touch()
+    sleeper = yard.start_worker("tests.acceptance.sabotage", url=yard.url(gate=yard.gate()), SABOTAGE_WITHOUT=without)
+    job = await request(services, kind, volume_id)
+    await seen(yard.journal, {"begun"}, sleeper.pid)
+    sleeper.send_signal(signal.SIGSTOP)
+    return sleeper, job
+
+
+async def wake_up(yard: Yard, sleeper: subprocess.Popen[bytes]) -> None:
+    """Let it go on, and wait until it has tried."""
+    yard.gate().unlink()
+    sleeper.send_signal(signal.SIGCONT)
+    await seen(yard.journal, ENDINGS, sleeper.pid)
+    sleeper.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(sleeper.wait, 60) == 0
+
+
+def on_disk(yard: Yard) -> dict[str, int]:
+    return {str(path): path.stat().st_size for path in yard.volumes.rglob("*") if path.name.startswith("data")}
+
+
+async def rows(services: Services, job_id: UUID) -> list[object]:
+    job = await services.jobs.get(job_id)
+    volumes = await services.volumes.list_volumes(VolumeFilter(), PageRequest("all"))
+    return [(job.status, job.version), [(volume.state, volume.size, volume.version) for volume in volumes.items]]
+
+
+@dataclass(frozen=True)
+class Aftermath:
+    """What a sleeper has done after it woke up."""
+
+    changed: bool
+    published: int
+
+
+async def sleep_through(yard: Yard, kind: str, *, without: str, then_delete: bool = False) -> Aftermath:
+    """Have another worker finish the sleeper's job, wake the sleeper up, and see."""
+    async with open_services(yard.settings) as services, services.watcher.watching():
+        sleeper, job = await fall_asleep(services, yard, kind, without)
+        yard.start_worker()
+        finished = await ended(services, job.id)
+        assert (finished.status, finished.rings) == ("succeeded", 1)
+        if then_delete:
+            assert finished.volume_id is not None
+            await ended(services, (await services.volumes.request_delete(finished.volume_id)).id)
+        before = (on_disk(yard), await rows(services, job.id))
+
+        await wake_up(yard, sleeper)
+
+        after = (on_disk(yard), await rows(services, job.id))
+        late = [entry for entry in journal.read(yard.journal) if entry.pid == sleeper.pid]
+        return Aftermath(before != after, sum(entry.event == "published" for entry in late))
+
+
+@pytest.mark.parametrize("without", ["", "clock"])
+@pytest.mark.parametrize("kind", ["volume.create", "volume.expand", "volume.delete"])
+async def test_a_sleeper_that_wakes_up_changes_neither_rows_nor_files(yard: Yard, kind: str, without: str) -> None:
+    assert await sleep_through(yard, kind, without=without) == Aftermath(changed=False, published=0)
+
+
+async def test_a_sleeper_cannot_bring_a_deleted_volume_back(yard: Yard) -> None:
+    aftermath = await sleep_through(yard, "volume.create", without="clock", then_delete=True)
+
+    assert aftermath == Aftermath(changed=False, published=0)
+
+
+async def test_with_clock_and_fence_taken_out_the_sleeper_does_bring_it_back(yard: Yard) -> None:
+    aftermath = await sleep_through(yard, "volume.create", without="clock,fence", then_delete=True)
+
+    assert aftermath == Aftermath(changed=True, published=1)

@@ -9,14 +9,14 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final
 from uuid import UUID
 
 from arq.worker import func
 from uuid_utils.compat import uuid7
 
-from domain.errors import CisternError
+from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.model import Worker
 from domain.jobs.queue import FUNCTION_NAME, QUEUE_NAME, JobQueue, deserialize, serialize
 from domain.jobs.repository import Ring
@@ -61,7 +61,8 @@ async def workshop(settings: Settings) -> AsyncIterator[Runner]:
         async with _in_background(heartbeat.beat_for_ever(), housekeeping.go_round_for_ever()):
             yield runner
             await runner.close()
-        await foreman.say_goodbye()
+        with suppress(DatabaseUnavailable):  # then we are struck off after an hour of silence
+            await foreman.say_goodbye()
 
 
 @asynccontextmanager

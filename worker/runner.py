@@ -128,11 +128,17 @@ class Runner:
         return outcome
 
     async def settle(self, job: Job, outcome: Outcome) -> None:
-        """Write the outcome down, however long it takes PostgreSQL to come back; twice is once."""
+        """Write the outcome down, however long it takes PostgreSQL to come back; twice is once.
+
+        A worker that shuts down does not wait: the lease runs out, and the next attempt finds the work done.
+        """
         while True:
             try:
                 settled = await self._foreman.settle(job, outcome)
             except DatabaseUnavailable:
+                if self._closing:
+                    log.warning("job.left", outcome=type(outcome).__name__)
+                    return
                 await asyncio.sleep(_SETTLE_AGAIN_SECONDS)
             else:
                 log.info("job.settled" if settled else "job.superseded", outcome=type(outcome).__name__)

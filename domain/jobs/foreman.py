@@ -86,7 +86,7 @@ class Foreman:
         async with self._database.transaction() as session:
             jobs = JobRepository(session)
             rescued = await jobs.rescue(_BATCH)
-            buried = await jobs.bury(_BATCH)
+            buried = await jobs.bury(_BATCH, kinds=tuple(self._kinds))
             for job in buried:
                 await self._kinds[job.kind].abandon(session, [(job, None)])
             await jobs.forget_silent_workers(_WORKER_MEMORY)

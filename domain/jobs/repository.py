@@ -150,6 +150,8 @@ class JobRepository:
             again=Job.rings.type,
         )
         queued = ends.c.status == JobStatus.QUEUED
+        # Who has asked for an end does not want to wait for a next try.
+        wait_ms = case((Job.cancel_requested_at.is_not(None), 0), else_=ends.c.wait_ms)
         query = (
             update(Job)
             .where(
@@ -165,7 +167,7 @@ class JobRepository:
                 error=ends.c.error,
                 attempt=Job.attempt - ends.c.back,
                 rings=Job.rings + ends.c.again,
-                run_at=func.now() + ends.c.wait_ms * timedelta(milliseconds=1),
+                run_at=func.now() + wait_ms * timedelta(milliseconds=1),
                 rung_at=case((queued, None), else_=Job.rung_at),
                 lease_expires_at=None,
                 finished_at=case((queued, None), else_=func.now()),
@@ -219,11 +221,11 @@ class JobRepository:
         )
         return (await self._session.scalars(query)).all()
 
-    async def bury(self, limit: int) -> Sequence[Job]:
+    async def bury(self, limit: int, *, kinds: Collection[str]) -> Sequence[Job]:
         """End orphans that have cost every worker which tried to end them properly; returns them as they were ended."""
         query = (
             update(Job)
-            .where(Job.id.in_(_orphans().where(_hopeless()).limit(limit)))
+            .where(Job.id.in_(_orphans().where(_hopeless(), Job.kind.in_(kinds)).limit(limit)))
             .values(
                 status=JobStatus.FAILED,
                 version=Job.version + 1,

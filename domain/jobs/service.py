@@ -54,7 +54,7 @@ class JobService:
                 raise JobEnded(status=job.status)
             job.version += 1
             job.cancel_requested_at = func.now()
-            if job.status is JobStatus.QUEUED and job.started_at is None:
+            if job.status is JobStatus.QUEUED and job.started_at is None and job.kind in self._kinds:
                 job.status = JobStatus.CANCELLED
                 job.finished_at = func.now()
                 await self._kinds[job.kind].abandon(session, [(job, None)])

@@ -92,8 +92,8 @@ class VolumeRepository:
             query = query.where(Volume.id < before)
         return (await self._session.scalars(query)).all()
 
-    async def let_go(self, endings: Sequence[Ending], state: VolumeState) -> None:
-        """Bring volumes to rest in ``state`` at the end of the jobs that had them."""
+    async def let_go(self, endings: Sequence[Ending], state: VolumeState) -> Sequence[UUID]:
+        """Bring volumes to rest in ``state`` at the end of the jobs that had them; returns which ones there were."""
         given = _given(endings)
         query = (
             update(Volume)
@@ -108,10 +108,10 @@ class VolumeRepository:
             .returning(Volume.id)
             .execution_options(synchronize_session=False)
         )
-        _all_of(endings, (await self._session.scalars(query)).all())
+        return (await self._session.scalars(query)).all()
 
-    async def remove(self, endings: Sequence[Ending]) -> None:
-        """Strike off volumes that their jobs have deleted."""
+    async def remove(self, endings: Sequence[Ending]) -> Sequence[UUID]:
+        """Strike off volumes that their jobs have deleted; returns which ones there were."""
         given = _given(endings)
         query = (
             delete(Volume)
@@ -119,7 +119,7 @@ class VolumeRepository:
             .returning(Volume.id)
             .execution_options(synchronize_session=False)
         )
-        _all_of(endings, (await self._session.scalars(query)).all())
+        return (await self._session.scalars(query)).all()
 
     async def _flush(self, volume: Volume) -> None:
         name = volume.name
@@ -134,10 +134,3 @@ class VolumeRepository:
 def _given(endings: Sequence[Ending]) -> TableValuedAlias:
     rows = (ending._asdict() for ending in endings)
     return given_rows(rows, volume_id=Uuid(), job_id=Uuid(), size=Volume.size.type)
-
-
-def _all_of(endings: Sequence[Ending], touched: Sequence[UUID]) -> None:
-    """Make sure that jobs and volumes agree on who has whom; otherwise nothing of it may be committed."""
-    missing = {ending.volume_id for ending in endings} - set(touched)
-    if missing:
-        raise RuntimeError(f"volumes are not held by the jobs that end: {sorted(map(str, missing))}")

@@ -134,7 +134,7 @@ class VolumeService:
 
     async def record_create(self, session: AsyncSession, done: Done) -> None:
         """The volumes are there, with the sizes that they got."""
-        await VolumeRepository(session).let_go(_endings(done), VolumeState.AVAILABLE)
+        _all_of(done, await VolumeRepository(session).let_go(_endings(done), VolumeState.AVAILABLE))
 
     async def abandon_create(self, session: AsyncSession, given_up: GivenUp) -> None:
         """The volumes may or may not be there: they can be deleted, or the jobs retried."""
@@ -169,7 +169,7 @@ class VolumeService:
 
     async def record_expand(self, session: AsyncSession, done: Done) -> None:
         """The volumes have the sizes that their backends report."""
-        await VolumeRepository(session).let_go(_endings(done), VolumeState.AVAILABLE)
+        _all_of(done, await VolumeRepository(session).let_go(_endings(done), VolumeState.AVAILABLE))
 
     async def abandon_expand(self, session: AsyncSession, given_up: GivenUp) -> None:
         """The volumes are what they were found to be."""
@@ -203,7 +203,7 @@ class VolumeService:
 
     async def record_delete(self, session: AsyncSession, done: Done) -> None:
         """The volumes are gone."""
-        await VolumeRepository(session).remove(_endings(done))
+        _all_of(done, await VolumeRepository(session).remove(_endings(done)))
 
     async def abandon_delete(self, session: AsyncSession, given_up: GivenUp) -> None:
         """The volumes may be gone or not: they can be deleted again."""
@@ -278,3 +278,13 @@ def _endings(jobs: Done | GivenUp) -> list[Ending]:
     return [
         Ending(job.volume_id, job.id, (payload or {}).get("size")) for job, payload in jobs if job.volume_id is not None
     ]
+
+
+def _all_of(done: Done, touched: Sequence[UUID]) -> None:
+    """Make sure that jobs and volumes agree on who has whom; otherwise nothing of it may be committed.
+
+    Giving up is not so strict: a volume that is in other hands needs no way out.
+    """
+    missing = {job.volume_id for job, _ in done} - set(touched)
+    if missing:
+        raise RuntimeError(f"volumes are not held by the jobs that end: {sorted(map(str, missing))}")

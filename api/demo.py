@@ -128,15 +128,13 @@ def demo(*, volumes: int, workers: int) -> None:
     console.print(f"Starting PostgreSQL, Redis, the API and {workers} workers ...")
     with temporary_data_dir() as data_dir:
         settings = load_settings(data_dir=data_dir, database_url="", redis_url="", backends={})
-        stack = Stack(settings=settings, port=_free_port(), workers=workers)
+        stack = Stack(settings=settings, port=free_port(), workers=workers)
         shown = Demo(stack.url, volumes=volumes, console=console)
         try:
             whole = run(stack, shown.show, output=lambda name, line: lines.append(f"{name} | {line}"))
         except Exception as error:
             console.print(*lines, sep="\n", markup=False, highlight=False)
-            if isinstance(error, httpx.HTTPError | OSError | KeyError | TimeoutError):
-                raise DemoFailed(f"{type(error).__name__}: {error}") from error
-            raise
+            raise _in_one_line(error) from None
     if not whole:
         raise DemoFailed("the demo was stopped before its end")
     report(console, [shown.created, shown.expanded])
@@ -144,14 +142,24 @@ def demo(*, volumes: int, workers: int) -> None:
 
 def report(console: Console, phases: Sequence[Phase]) -> None:
     """Print what was done, how fast, and by whom."""
-    table = Table("", "volumes", "size on disk", "seconds", "jobs/s", "by worker", title="Every file was measured")
+    table = Table(
+        "", "volumes", "size of files", "seconds", "jobs/s", "jobs by worker", title="Every file was measured"
+    )
     for phase in phases:
         shares = Counter(str(job.get("worker_id") or "?")[-6:] for job in phase.jobs)
-        by_worker = ", ".join(f"{worker}: {count}" for worker, count in sorted(shares.items()))
+        by_worker = "  ".join(f"{worker}: {count}" for worker, count in sorted(shares.items()))
         stored = f"{phase.stored / MIB:,.0f} MiB"
         speed = f"{len(phase.jobs) / phase.seconds:,.0f}"
         table.add_row(phase.title, str(len(phase.jobs)), stored, f"{phase.seconds:.2f}", speed, by_worker)
     console.print(table)
+
+
+def _in_one_line(error: Exception) -> Exception:
+    if isinstance(error, TimeoutError):
+        return DemoFailed(f"the jobs did not end within {LONGEST_SECONDS:g} s")
+    if isinstance(error, httpx.HTTPError | OSError | KeyError):
+        return DemoFailed(f"{type(error).__name__}: {error}")
+    return error
 
 
 async def _finished(client: httpx.AsyncClient, job: Job) -> Job:
@@ -170,7 +178,8 @@ async def _answer(request: Awaitable[httpx.Response], status: int) -> Job:
     return found
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Find a TCP port that nobody listens on at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -17,9 +17,8 @@ from arq.worker import func
 from uuid_utils.compat import uuid7
 
 from domain.errors import CisternError, DatabaseUnavailable
-from domain.jobs.model import Worker
+from domain.jobs.model import Ring, Worker
 from domain.jobs.queue import FUNCTION_NAME, QUEUE_NAME, JobQueue, deserialize, serialize
-from domain.jobs.repository import Ring
 from domain.logs import configure_logging
 from domain.services import open_services
 from domain.settings import Settings, load_settings, require_servers

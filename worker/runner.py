@@ -15,10 +15,9 @@ import structlog
 
 from domain.errors import CisternError, DatabaseUnavailable, StorageError
 from domain.jobs.foreman import Claim, Foreman
-from domain.jobs.model import Job
+from domain.jobs.model import Job, Ring
 from domain.jobs.outcomes import Cancelled, Done, GaveUp, Interrupted, Outcome, Payload, Superseded
 from domain.jobs.queue import JobQueue
-from domain.jobs.repository import Ring
 from domain.jobs.retry import WORKER_LOST, RetryPolicy, describe
 from domain.services import Handler
 from domain.storage.driver import (

@@ -10,10 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.database import Database
 from domain.jobs.kinds import Kinds
-from domain.jobs.model import Job, Worker
+from domain.jobs.leases import LeaseRepository, Renewal, Settlement
+from domain.jobs.model import Job, Ring, Worker
 from domain.jobs.outcomes import Cancelled, Done, GaveUp, Interrupted, Outcome, RetryAt, Superseded
 from domain.jobs.queue import JobQueue
-from domain.jobs.repository import JobRepository, Renewal, Ring, Settlement
 from domain.jobs.states import JobStatus
 
 _BATCH: Final = 500
@@ -45,7 +45,7 @@ class Foreman:
         """Take the job of this ring, unless somebody else has, or the ring is an old one."""
         deadline = self._deadline()
         async with self._database.transaction() as session:
-            jobs = await JobRepository(session).claim(
+            jobs = await LeaseRepository(session).claim(
                 [ring], worker_id=self._worker.id, kinds=tuple(self._kinds), lease=self._lease
             )
         return Claim(jobs[0], deadline) if jobs else None
@@ -59,7 +59,7 @@ class Foreman:
         if settlement is None:
             return False
         async with self._database.transaction() as session:
-            settled = await JobRepository(session).settle([settlement], worker_id=self._worker.id)
+            settled = await LeaseRepository(session).settle([settlement], worker_id=self._worker.id)
             if settled:
                 await self._conclude(session, job, outcome)
         if settled and isinstance(outcome, Interrupted):
@@ -71,25 +71,25 @@ class Foreman:
         """Say that we are alive and at these jobs. Returns the leases that are still ours, and their new deadline."""
         deadline = self._deadline()
         async with self._database.transaction() as session:
-            jobs = JobRepository(session)
-            await jobs.beat(self._worker)
-            renewals = await jobs.renew(job_ids, worker_id=self._worker.id, lease=self._lease) if job_ids else ()
+            leases = LeaseRepository(session)
+            await leases.beat(self._worker)
+            renewals = await leases.renew(job_ids, worker_id=self._worker.id, lease=self._lease) if job_ids else ()
         return renewals, deadline
 
     async def say_goodbye(self) -> None:
         """Strike ourselves off the list of workers."""
         async with self._database.transaction() as session:
-            await JobRepository(session).forget_worker(self._worker.id)
+            await LeaseRepository(session).forget_worker(self._worker.id)
 
     async def rescue(self) -> int:
         """Put the jobs of dead workers back into the queue, or end them if there is no hope. Returns how many."""
         async with self._database.transaction() as session:
-            jobs = JobRepository(session)
-            rescued = await jobs.rescue(_BATCH)
-            buried = await jobs.bury(_BATCH, kinds=tuple(self._kinds))
+            leases = LeaseRepository(session)
+            rescued = await leases.rescue(_BATCH)
+            buried = await leases.bury(_BATCH, kinds=tuple(self._kinds))
             for job in buried:
                 await self._kinds[job.kind].abandon(session, [(job, None)])
-            await jobs.forget_silent_workers(_WORKER_MEMORY)
+            await leases.forget_silent_workers(_WORKER_MEMORY)
         for job in buried:
             await self._queue.announce(job.id)
         return len(rescued) + len(buried)
@@ -97,7 +97,7 @@ class Foreman:
     async def ring_due(self) -> int:
         """Ring the jobs whose time has come. Returns how many."""
         async with self._database.transaction() as session:
-            due = await JobRepository(session).due(_BATCH)
+            due = await LeaseRepository(session).due(_BATCH)
         await self._queue.ring(due)
         return len(due)
 
@@ -110,7 +110,7 @@ class Foreman:
         lost = 0
         while True:
             async with self._database.transaction() as session:
-                waiting = await JobRepository(session).rung_before(self._ring_patience, _BATCH)
+                waiting = await LeaseRepository(session).rung_before(self._ring_patience, _BATCH)
             missing = await self._queue.missing(waiting) if waiting else []
             await self._queue.ring(missing)
             lost += len(missing)

@@ -1,7 +1,7 @@
 """The tables of jobs and of the workers that carry them out."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, func, text
@@ -14,6 +14,13 @@ from domain.jobs.states import ENDED, LIVE, JobStatus
 _STATUSES = ", ".join(f"'{status}'" for status in JobStatus)
 _ENDED = ", ".join(f"'{status}'" for status in sorted(ENDED))
 _LIVE = ", ".join(f"'{status}'" for status in sorted(LIVE))
+
+
+class Ring(NamedTuple):
+    """What a message carries: which job, and for the how-manieth time it is announced."""
+
+    job_id: UUID
+    ring: int
 
 
 class Job(Entity):
@@ -75,6 +82,11 @@ class Job(Entity):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+
+    @property
+    def ring(self) -> Ring:
+        """What its present message carries."""
+        return Ring(self.id, self.rings)
 
     @property
     def fence(self) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from domain.errors import Unavailable
-from domain.jobs.repository import Ring
+from domain.jobs.model import Ring
 
 QUEUE_NAME: Final = "cistern:queue"
 FUNCTION_NAME: Final = "run_job"

@@ -9,7 +9,7 @@ from domain.errors import JobEnded, JobNotFound, JobNotRetryable
 from domain.jobs.kinds import Kinds
 from domain.jobs.model import Job
 from domain.jobs.queue import JobQueue
-from domain.jobs.repository import JobFilter, JobRepository, Ring
+from domain.jobs.repository import JobFilter, JobRepository
 from domain.jobs.states import RETRYABLE, JobStatus
 from domain.paging import Page, PageRequest
 
@@ -87,7 +87,7 @@ class JobService:
 
     async def _tell(self, job: Job) -> None:
         if job.status is JobStatus.QUEUED:
-            await self._queue.ring([Ring(job.id, job.rings)])
+            await self._queue.ring([job.ring])
         await self._queue.announce(job.id)
 
 

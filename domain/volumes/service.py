@@ -18,7 +18,7 @@ from domain.errors import UnknownBackend, VolumeBusy, VolumeUnusable
 from domain.jobs.model import Job, new_job
 from domain.jobs.outcomes import Payload
 from domain.jobs.queue import JobQueue
-from domain.jobs.repository import JobRepository, Ring
+from domain.jobs.repository import JobRepository
 from domain.paging import Page, PageRequest
 from domain.storage.backends import Backends
 from domain.storage.driver import Grant, StorageDriver
@@ -260,7 +260,7 @@ class VolumeService:
         return await JobRepository(session).add(job)
 
     async def _ring(self, job: Job) -> Job:
-        await self._queue.ring([Ring(job.id, job.rings)])
+        await self._queue.ring([job.ring])
         return job
 
     def _storage(self, job: Job) -> tuple[StorageDriver, UUID]:

@@ -1,0 +1,250 @@
+"""What workers and housekeeping ask of the job table: claims, leases, settlements, rings. Each takes many rows at once.
+
+Takes a session, never commits. All times are PostgreSQL's, so that the clocks of the workers do not matter.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    Uuid,
+    case,
+    delete,
+    func,
+    literal,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from domain.database import given_rows, words
+from domain.jobs.model import Job, Ring, Worker
+from domain.jobs.outcomes import Payload
+from domain.jobs.retry import WORKER_LOST
+from domain.jobs.states import JobStatus
+
+#: How many claims an orphan gets beyond its attempts, so that a worker can find out what is on the storage.
+LAST_CHANCES: Final = 3
+
+
+class Renewal(NamedTuple):
+    """A lease that was extended, and whether the user has asked for an end meanwhile."""
+
+    job_id: UUID
+    cancel_requested: bool
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """What one attempt writes into its row. ``delay`` in seconds, for a job that goes back to the queue."""
+
+    job_id: UUID
+    ring: int
+    status: JobStatus
+    result: Payload | None = None
+    error: Payload | None = None
+    delay: float = 0.0
+    give_back: bool = False
+
+
+class LeaseRepository:
+    """The job table as workers see it, from one transaction."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def claim(
+        self, rings: Sequence[Ring], *, worker_id: UUID, kinds: Collection[str], lease: float
+    ) -> Sequence[Job]:
+        """Take the queued jobs among ``rings`` whose ring is still the current one, for ``lease`` seconds.
+
+        A kind that is not among ``kinds`` is left for a worker of a newer version.
+        """
+        rung = given_rows(({"id": ring.job_id, "ring": ring.ring} for ring in rings), id=Uuid(), ring=Job.rings.type)
+        query = (
+            update(Job)
+            .where(Job.id == rung.c.id, Job.rings == rung.c.ring, Job.status == JobStatus.QUEUED, Job.kind.in_(kinds))
+            .values(
+                status=JobStatus.RUNNING,
+                version=Job.version + 1,
+                attempt=Job.attempt + 1,
+                worker_id=worker_id,
+                lease_expires_at=_from_now(lease),
+                started_at=func.coalesce(Job.started_at, func.now()),
+            )
+            .returning(Job)
+            .execution_options(synchronize_session=False, populate_existing=True)
+        )
+        return (await self._session.scalars(query)).all()
+
+    async def settle(self, settlements: Sequence[Settlement], *, worker_id: UUID) -> set[UUID]:
+        """End these attempts, if they are still ``worker_id``'s; returns the jobs that were.
+
+        A settlement that comes twice, because the answer to its COMMIT was lost, finds nothing the second time.
+        """
+        ends = given_rows(
+            (_settlement_row(settlement) for settlement in settlements),
+            id=Uuid(),
+            ring=Job.rings.type,
+            status=words(JobStatus),
+            result=JSONB(),
+            error=JSONB(),
+            wait_ms=Job.rings.type,
+            back=Job.attempt.type,
+            again=Job.rings.type,
+        )
+        queued = ends.c.status == JobStatus.QUEUED
+        # Who has asked for an end does not want to wait for a next try.
+        wait_ms = case((Job.cancel_requested_at.is_not(None), 0), else_=ends.c.wait_ms)
+        query = (
+            update(Job)
+            .where(
+                Job.id == ends.c.id,
+                Job.rings == ends.c.ring,
+                Job.worker_id == worker_id,
+                Job.status == JobStatus.RUNNING,
+            )
+            .values(
+                status=ends.c.status,
+                version=Job.version + 1,
+                result=ends.c.result,
+                error=ends.c.error,
+                attempt=Job.attempt - ends.c.back,
+                rings=Job.rings + ends.c.again,
+                run_at=func.now() + wait_ms * timedelta(milliseconds=1),
+                rung_at=case((queued, None), else_=Job.rung_at),
+                lease_expires_at=None,
+                finished_at=case((queued, None), else_=func.now()),
+            )
+            .returning(Job.id)
+            .execution_options(synchronize_session=False)
+        )
+        return set((await self._session.scalars(query)).all())
+
+    async def renew(self, job_ids: Collection[UUID], *, worker_id: UUID, lease: float) -> Sequence[Renewal]:
+        """Extend the leases of these jobs by ``lease`` seconds from now, as far as they are still ``worker_id``'s."""
+        query = (
+            update(Job)
+            .where(Job.id.in_(job_ids), Job.worker_id == worker_id, Job.status == JobStatus.RUNNING)
+            .values(lease_expires_at=_from_now(lease))
+            .returning(Job.id, Job.cancel_requested_at.is_not(None))
+            .execution_options(synchronize_session=False)
+        )
+        return [Renewal(*row) for row in await self._session.execute(query)]
+
+    async def beat(self, worker: Worker) -> None:
+        """Write down that this worker is alive."""
+        row = {"id": worker.id, "host": worker.host, "pid": worker.pid}
+        query = (
+            insert(Worker).values(row).on_conflict_do_update(index_elements=["id"], set_={"heartbeat_at": func.now()})
+        )
+        await self._session.execute(query)
+
+    async def forget_worker(self, worker_id: UUID) -> None:
+        """Strike a worker off that has said goodbye."""
+        await self._session.execute(delete(Worker).where(Worker.id == worker_id))
+
+    # --- what housekeeping does --------------------------------------------------------------------------
+
+    async def rescue(self, limit: int) -> Sequence[UUID]:
+        """Put orphans (their lease is over) back into the queue; the attempt stays spent. Returns their ids."""
+        query = (
+            update(Job)
+            .where(Job.id.in_(_orphans().where(~_hopeless()).limit(limit)))
+            .values(
+                status=JobStatus.QUEUED,
+                version=Job.version + 1,
+                rings=Job.rings + 1,
+                run_at=func.now(),
+                rung_at=None,
+                lease_expires_at=None,
+                error=WORKER_LOST,
+            )
+            .returning(Job.id)
+            .execution_options(synchronize_session=False)
+        )
+        return (await self._session.scalars(query)).all()
+
+    async def bury(self, limit: int, *, kinds: Collection[str]) -> Sequence[Job]:
+        """End orphans that have cost every worker which tried to end them properly; returns them as they were ended."""
+        query = (
+            update(Job)
+            .where(Job.id.in_(_orphans().where(_hopeless(), Job.kind.in_(kinds)).limit(limit)))
+            .values(
+                status=JobStatus.FAILED,
+                version=Job.version + 1,
+                lease_expires_at=None,
+                finished_at=func.now(),
+                error=WORKER_LOST,
+            )
+            .returning(Job)
+            .execution_options(synchronize_session=False, populate_existing=True)
+        )
+        return (await self._session.scalars(query)).all()
+
+    async def due(self, limit: int) -> Sequence[Ring]:
+        """Take queued jobs whose time has come and that have not been rung, and note that they are being rung."""
+        return await self._note_rung(Job.rung_at.is_(None), Job.run_at, limit)
+
+    async def rung_before(self, age: float, limit: int) -> Sequence[Ring]:
+        """Take queued jobs that were rung over ``age`` seconds ago, longest ago first, and note them as seen now."""
+        return await self._note_rung(Job.rung_at < _from_now(-age), Job.rung_at, limit)
+
+    async def _note_rung(self, condition: ColumnElement[bool], order: Any, limit: int) -> Sequence[Ring]:
+        waiting = (
+            select(Job.id)
+            .where(Job.status == JobStatus.QUEUED, Job.run_at <= func.now(), condition)
+            .order_by(order)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        query = (
+            update(Job)
+            .where(Job.id.in_(waiting))
+            .values(rung_at=func.now())
+            .returning(Job.id, Job.rings)
+            .execution_options(synchronize_session=False)
+        )
+        return [Ring(*row) for row in await self._session.execute(query)]
+
+    async def forget_silent_workers(self, age: float) -> None:
+        """Strike workers off that have not been heard of for ``age`` seconds."""
+        await self._session.execute(delete(Worker).where(Worker.heartbeat_at < _from_now(-age)))
+
+
+def _from_now(seconds: float) -> ColumnElement[Any]:
+    return func.now() + literal(timedelta(seconds=seconds))
+
+
+def _orphans() -> Select[UUID]:
+    """Running jobs whose lease is over; rows that somebody else is dealing with are passed over."""
+    return (
+        select(Job.id)
+        .where(Job.lease_expires_at < func.now())
+        .order_by(Job.lease_expires_at)
+        .with_for_update(skip_locked=True)
+    )
+
+
+def _hopeless() -> ColumnElement[bool]:
+    return Job.attempt >= Job.max_attempts + LAST_CHANCES
+
+
+def _settlement_row(settlement: Settlement) -> Payload:
+    queued = settlement.status is JobStatus.QUEUED
+    return {
+        "id": settlement.job_id,
+        "ring": settlement.ring,
+        "status": settlement.status,
+        "result": settlement.result,
+        "error": settlement.error,
+        "wait_ms": round(settlement.delay * 1000),
+        "back": int(settlement.give_back),
+        "again": int(queued),
+    }

@@ -1,0 +1,48 @@
+"""How a request that became a job is answered: 202, where to look, and when; with patience if the client has it."""
+
+from contextlib import suppress
+from typing import Annotated, Final
+
+from fastapi import Depends, Response
+
+from api.dependencies import Front, Wait
+from api.problems import RETRY_SECONDS
+from api.v1.schemas import JobOut
+from domain.errors import NotFound, Unavailable
+from domain.jobs.model import Job
+from domain.services import Services
+
+JOBS_AT: Final = "/api/v1/jobs"
+
+
+class Acceptance:
+    """Turns an accepted job into the answer."""
+
+    def __init__(self, services: Services, wait: int | None, response: Response) -> None:
+        self._services = services
+        self._wait = wait
+        self._headers = response.headers
+
+    async def __call__(self, job: Job) -> JobOut:
+        """Say where the job is, after waiting for its end if that was asked for."""
+        self._headers["Location"] = f"{JOBS_AT}/{job.id}"
+        self._headers["Retry-After"] = str(RETRY_SECONDS)
+        # The job is accepted: whatever happens to the waiting, the client must learn its id.
+        with suppress(Unavailable, NotFound):
+            job = await self.patiently(job)
+        return JobOut.of(job)
+
+    async def patiently(self, job: Job) -> Job:
+        """Hold a job until it has ended or the client's patience is over; returns it as it is then."""
+        if self._wait is None:
+            return job
+        self._headers["Preference-Applied"] = f"wait={self._wait}"
+        await self._services.watcher.ended(job.id, self._wait)
+        return await self._services.jobs.get(job.id)
+
+
+async def _acceptance(services: Front, wait: Wait, response: Response) -> Acceptance:
+    return Acceptance(services, wait, response)
+
+
+Answer = Annotated[Acceptance, Depends(_acceptance)]

@@ -1,0 +1,71 @@
+"""What routes are handed: services and the client's wishes, as annotated aliases. Never a session."""
+
+import re
+from typing import Annotated, Final, cast
+
+from fastapi import Depends, Header, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+
+from api.waiting import wished_wait
+from domain.jobs.service import JobService
+from domain.services import Services
+from domain.volumes.service import VolumeService
+
+_CALLER: Final = re.compile(r"[\x20-\x7e]{1,128}")
+_JSON: Final = re.compile(r"application/(json|[a-z0-9.-]+\+json)\s*(;.*)?", re.IGNORECASE | re.ASCII)
+
+
+# They are coroutines, although they wait for nothing, because FastAPI would run plain functions in a thread.
+async def _services(request: Request) -> Services:
+    return cast("Services", request.app.state.services)
+
+
+Front = Annotated[Services, Depends(_services)]
+
+
+async def _volumes(services: Front) -> VolumeService:
+    return services.volumes
+
+
+async def _jobs(services: Front) -> JobService:
+    return services.jobs
+
+
+async def _caller(
+    x_cistern_caller: Annotated[
+        str | None, Header(description="Who asks, in up to 128 ASCII characters; kept as `created_by`.")
+    ] = None,
+) -> str | None:
+    """Believe what the client says of itself; a name that cannot be kept is as good as none."""
+    return x_cistern_caller if x_cistern_caller and _CALLER.fullmatch(x_cistern_caller) else None
+
+
+async def _wait(
+    prefer: Annotated[
+        list[str] | None,
+        Header(description="`wait=N` holds the answer until the job has ended, for up to N seconds (30 at most)."),
+    ] = None,
+) -> int | None:
+    return wished_wait(prefer or [])
+
+
+async def json_body(request: Request) -> None:
+    """Refuse a body that does not claim to be JSON; FastAPI would call it a wrong value."""
+    if await request.body() and not _JSON.fullmatch(request.headers.get("Content-Type", "").strip()):
+        raise HTTPException(415)
+
+
+async def no_query(request: Request) -> None:
+    """Refuse parameters where there are none: a filter that is ignored does harm unnoticed."""
+    if request.query_params:
+        message = {"type": "extra_forbidden", "msg": "this route has no such parameter"}
+        raise RequestValidationError([{**message, "loc": ("query", name)} for name in request.query_params])
+
+
+JsonBody = Depends(json_body)
+NoQuery = Depends(no_query)
+
+Volumes = Annotated[VolumeService, Depends(_volumes)]
+Jobs = Annotated[JobService, Depends(_jobs)]
+Caller = Annotated[str | None, Depends(_caller)]
+Wait = Annotated[int | None, Depends(_wait)]

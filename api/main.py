@@ -1,0 +1,66 @@
+"""The HTTP process: ``uvicorn api.main:app``. Nothing happens at import; the lifespan opens and closes everything."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+from api import catalogue, health, refusals
+from api.edge import BodyLimit, PlainStartup, RequestContext
+from api.openapi import document
+from api.v1 import router as v1_router
+from domain.logs import configure_logging
+from domain.services import Services, open_services
+from domain.settings import load_settings
+
+Opening = Callable[[], AbstractAsyncContextManager[Services]]
+
+_DESCRIPTION = """
+Volumes on storage backends. Every change is a **job**: it is accepted with 202, never lost, and its effect happens
+exactly once. Poll the job at `Location`, or say `Prefer: wait=30`. Refusals are `application/problem+json`
+(RFC 9457) with a stable `code`.
+"""
+
+
+@asynccontextmanager
+async def from_environment() -> AsyncIterator[Services]:
+    """Open the services that the environment describes.
+
+    Raises:
+        ConfigurationError: it describes none that can be opened.
+        DatabaseUnavailable: PostgreSQL does not answer.
+    """
+    settings = load_settings()
+    configure_logging(settings)
+    async with open_services(settings) as services:
+        yield services
+
+
+def create_app(opening: Opening = from_environment) -> FastAPI:
+    """Build the application; the services are opened when it starts."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with opening() as services, services.watcher.watching():
+            app.state.services = services
+            yield
+
+    app = FastAPI(
+        title="Cistern",
+        summary="A storage control plane whose every operation is a job that is never lost.",
+        description=_DESCRIPTION,
+        version="1",
+        lifespan=lifespan,
+        middleware=[Middleware(PlainStartup), Middleware(RequestContext), Middleware(BodyLimit)],
+        redirect_slashes=False,  # an address with a slash too many is no address, as the document says
+        redoc_url=None,
+    )
+    refusals.install(app)
+    for router in (v1_router, health.router, catalogue.router):
+        app.include_router(router)
+    document(app)
+    return app
+
+
+app = create_app()

@@ -1,0 +1,111 @@
+"""What the routes say of themselves: every refusal declared as the problem that it is."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from api.problems import INTERNAL, MEDIA_TYPE, Problem, ProblemType, http_type, type_of
+from domain.errors import CisternError, DatabaseUnavailable, Invalid
+
+Responses = dict[int | str, dict[str, Any]]
+
+_REF: Final = "#/components/schemas/{model}"
+_EVERYWHERE: Final = (type_of(Invalid), INTERNAL, type_of(DatabaseUnavailable))
+#: What a route that reads a body may refuse in addition.
+BODY: Final = (http_type(400), http_type(413), http_type(415))
+
+
+def _header(description: str, **schema: Any) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": "string"} | schema}
+
+
+_RETRY_AFTER: Final = _header("Ask again after this many seconds.", type="integer")
+_APPLIED: Final = _header("The wish that was honoured, such as `wait=10`.")
+
+ACCEPTED: Final[Responses] = {
+    202: {
+        "description": "Accepted: a job has been made, and will not be lost.",
+        "headers": {
+            "Location": _header("The job."),
+            "Retry-After": _RETRY_AFTER,
+            "Preference-Applied": _APPLIED,
+        },
+    }
+}
+POLLED: Final[Responses] = {
+    200: {
+        "description": "The job as it is now.",
+        "headers": {
+            "ETag": _header("Changes whenever the job does."),
+            "Retry-After": _RETRY_AFTER | {"description": "On a job that has not ended: ask again then, in seconds."},
+            "Preference-Applied": _APPLIED,
+        },
+    },
+    304: {"description": "The job has not changed."},
+}
+
+
+def refusals(*reasons: type[CisternError] | ProblemType) -> Responses:
+    """Declare why a route may refuse, beyond the reasons that every route has."""
+    by_status = defaultdict[int, list[ProblemType]](list)
+    for reason in (*reasons, *_EVERYWHERE):
+        problem = reason if isinstance(reason, ProblemType) else type_of(reason)
+        by_status[problem.status].append(problem)
+    return {status: _declared(problems) for status, problems in sorted(by_status.items())}
+
+
+def document(app: FastAPI) -> None:
+    """Make the app describe itself with the shape of a problem among its schemas."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _with_problem(
+                get_openapi(
+                    title=app.title,
+                    version=app.version,
+                    summary=app.summary,
+                    description=app.description,
+                    routes=app.routes,
+                    tags=app.openapi_tags,
+                )
+            )
+        return app.openapi_schema
+
+    # FastAPI's documented way to extend the document is to replace the method.
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _declared(problems: Iterable[ProblemType]) -> dict[str, Any]:
+    listed = list(problems)
+    return {
+        "description": ", or: ".join(problem.title for problem in listed),
+        "content": {
+            MEDIA_TYPE: {
+                "schema": {"$ref": _REF.format(model=Problem.__name__)},
+                "examples": {problem.code: {"value": _example(problem)} for problem in listed},
+            }
+        },
+    }
+
+
+def _example(problem: ProblemType) -> dict[str, Any]:
+    return {
+        "type": problem.uri,
+        "title": problem.title,
+        "status": problem.status,
+        "detail": f"{problem.title}.",
+        "instance": "/api/v1/volumes",
+        "code": problem.code,
+        "request_id": "01a0b1c2-0000-7000-8000-000000000003",
+    }
+
+
+def _with_problem(schema: dict[str, Any]) -> dict[str, Any]:
+    _, definitions = models_json_schema([(Problem, "serialization")], ref_template=_REF)
+    schemas: dict[str, Any] = schema.setdefault("components", {}).setdefault("schemas", {})
+    schemas.update(definitions["$defs"])
+    return schema

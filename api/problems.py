@@ -1,0 +1,149 @@
+"""The one table of what is refused, and how it is said: RFC 9457, ``application/problem+json``.
+
+Domain errors know no HTTP; here each gets its status and title. What HTTP itself refuses stands beside them.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote
+
+from fastapi.encoders import jsonable_encoder
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from domain import errors
+
+MEDIA_TYPE: Final = "application/problem+json"
+RETRY_SECONDS: Final = 1
+_TYPES_AT: Final = "/problems"
+
+
+class ProblemType(NamedTuple):
+    """What is the same every time something is refused for this reason."""
+
+    status: int
+    code: str
+    title: str
+
+    @property
+    def uri(self) -> str:
+        """Where the problem is explained, relative to the API's root."""
+        return f"{_TYPES_AT}/{self.code}"
+
+
+_STATUSES: Final[dict[type[errors.CisternError], tuple[int, str]]] = {
+    errors.NotFound: (404, "Not found"),
+    errors.VolumeNotFound: (404, "Volume not found"),
+    errors.SnapshotNotFound: (404, "Snapshot not found"),
+    errors.JobNotFound: (404, "Job not found"),
+    errors.Conflict: (409, "Not possible at the moment"),
+    errors.VolumeBusy: (409, "Volume is busy"),
+    errors.VolumeUnusable: (409, "Volume is unusable"),
+    errors.NameTaken: (409, "Name is taken"),
+    errors.JobEnded: (409, "Job has ended"),
+    errors.JobNotRetryable: (409, "Job cannot be retried"),
+    errors.Invalid: (422, "Request is invalid"),
+    errors.ShrinkRefused: (422, "Volumes never shrink"),
+    errors.SizeLimitExceeded: (422, "Size limit exceeded"),
+    errors.UnknownBackend: (422, "Unknown backend"),
+    errors.BadCursor: (422, "Bad cursor"),
+    errors.Unavailable: (503, "Unavailable"),
+    errors.DatabaseUnavailable: (503, "Database unavailable"),
+    errors.StorageError: (503, "Storage unavailable"),
+}
+
+INTERNAL: Final = ProblemType(500, "internal", "Internal error")
+GROWTH_REQUIRED: Final = ProblemType(422, "growth-required", "Growth is required")
+
+#: What is refused before any use case is asked.
+_HTTP: Final[dict[int, ProblemType]] = {
+    400: ProblemType(400, "malformed-json", "Body is not JSON"),
+    404: ProblemType(404, "not-found", "Not found"),
+    405: ProblemType(405, "method-not-allowed", "Method not allowed"),
+    413: ProblemType(413, "content-too-large", "Body is too large"),
+    415: ProblemType(415, "unsupported-media-type", "Body must be JSON"),
+    422: ProblemType(422, "invalid", "Request is invalid"),
+    500: INTERNAL,
+}
+
+_PROPER: Final = {
+    problem.code: problem
+    for problem in (
+        *_HTTP.values(),
+        GROWTH_REQUIRED,
+        *(ProblemType(status, error.code, title) for error, (status, title) in _STATUSES.items()),
+    )
+}
+CATALOGUE: Final[Mapping[str, ProblemType]] = dict(sorted(_PROPER.items()))
+
+
+class FieldProblem(BaseModel):
+    """One value that cannot be used."""
+
+    field: str = Field(description="The field or parameter; parts of nested ones are joined by dots.")
+    detail: str
+    code: str = Field(description="What is wrong with it, for programs.")
+
+
+class Problem(BaseModel):
+    """Why a request was refused, as of RFC 9457. Further members depend on the code, such as ``job_id``."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(description="Reference to the explanation of the problem's type.")
+    title: str
+    status: int
+    detail: str
+    instance: str = Field(description="The path that was asked for.")
+    code: str = Field(description="Stable name of the problem, for programs.")
+    request_id: str = Field(description="Names the request in the logs; also in the header `X-Request-ID`.")
+    errors: list[FieldProblem] | None = None
+
+
+class ProblemResponse(JSONResponse):
+    """A problem on the wire."""
+
+    media_type = MEDIA_TYPE
+
+    def render(self, content: Any) -> bytes:
+        """Encode, although what a client sent and reads again here may hold half a surrogate pair."""
+        return json.dumps(content, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
+
+
+def type_of(error: type[errors.CisternError]) -> ProblemType:
+    """Look an error up in the table; one without a row of its own is like the nearest one above it."""
+    for kind in error.__mro__:
+        if kind in _STATUSES:
+            status, title = _STATUSES[kind]
+            return ProblemType(status, error.code, title)
+    return INTERNAL
+
+
+def http_type(status: int) -> ProblemType:
+    """Look a status of HTTP's own up; one that nobody foresaw gets a code that says its number."""
+    return _HTTP.get(status) or ProblemType(status, f"http-{status}", "Request refused")
+
+
+def problem_response(
+    request: Request,
+    problem: ProblemType,
+    detail: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    extensions: Mapping[str, Any] | None = None,
+) -> ProblemResponse:
+    """Say no. ``extensions`` never replace a standard member."""
+    content = {
+        **(extensions or {}),
+        "type": problem.uri,
+        "title": problem.title,
+        "status": problem.status,
+        "detail": detail,
+        "instance": quote(request.url.path),
+        "code": problem.code,
+        "request_id": request.state.request_id,
+    }
+    retry = {"Retry-After": str(RETRY_SECONDS)} if problem.status == 503 else {}  # noqa: PLR2004 (the table's)
+    return ProblemResponse(jsonable_encoder(content), problem.status, {**retry, **(headers or {})})

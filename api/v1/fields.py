@@ -1,0 +1,93 @@
+"""The kinds of values that requests and answers are made of. What is refused here reaches no service.
+
+Patterns are written so that Rust (Pydantic), ECMAScript (OpenAPI) and Python read them alike.
+"""
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, StringConstraints, WithJsonSchema
+
+from domain.volumes.model import MAX_NAME, MAX_SIZE
+
+NAME_PATTERN: Final = rf"^[A-Za-z0-9][A-Za-z0-9_-]{{0,{MAX_NAME - 1}}}$"
+LABEL_KEY: Final = r"[A-Za-z0-9._/-]{1,63}"
+LABEL_VALUE: Final = r"[^\x00-\x1f\x7f-\x9f]{0,256}"
+#: Whole bytes, or a number with a unit of which there may be fractions.
+SIZE_PATTERN: Final = r"^([0-9]{1,15} ?[Bb]?|[0-9]{1,9}([.][0-9]{1,3})? ?[KMGTkmgt][Ii]?[Bb])$"
+#: A hundred times as large, a hundred times over: beyond any real wish, and far from what a float cannot hold.
+MAX_PERCENT: Final = 1_000_000
+MAX_LABELS: Final = 64
+
+
+def _exact(value: Any) -> Any:
+    """Refuse what ByteSize would make something of: true, 0.5, "10GiB or so"."""
+    if isinstance(value, str) and re.fullmatch(SIZE_PATTERN, value):
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # to JSON, 1.0 is an integer
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise ValueError("must be a whole number of bytes, or text such as 10GiB")
+
+
+Size = Annotated[
+    ByteSize,
+    Field(gt=0, le=MAX_SIZE),
+    BeforeValidator(_exact),
+    AfterValidator(int),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1, "maximum": MAX_SIZE},
+                {"type": "string", "pattern": SIZE_PATTERN},
+            ],
+            "description": "Bytes, or text such as `10GiB` (2^30) or `10GB` (10^9).",
+            "examples": [10737418240, "10GiB"],
+        }
+    ),
+]
+
+Percent = Annotated[float, Field(gt=0, le=MAX_PERCENT, strict=True, allow_inf_nan=False)]
+
+Name = Annotated[
+    str,
+    StringConstraints(pattern=NAME_PATTERN, max_length=MAX_NAME),
+    Field(
+        description="Unique. Letters, digits, `_` and `-`, beginning with a letter or a digit.", examples=["postgres-1"]
+    ),
+]
+
+BackendName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,128}$")]
+
+Labels = Annotated[
+    dict[
+        Annotated[str, StringConstraints(pattern=f"^{LABEL_KEY}$")],
+        Annotated[str, StringConstraints(pattern=f"^{LABEL_VALUE}$")],
+    ],
+    Field(
+        max_length=MAX_LABELS,
+        examples=[{"team": "search", "tier": "gold"}],
+        json_schema_extra={"additionalProperties": False},
+    ),
+]
+
+LabelTerm = Annotated[str, StringConstraints(pattern=f"^{LABEL_KEY}:{LABEL_VALUE}$")]
+
+JobKind = Annotated[str, StringConstraints(pattern=r"^[a-z]{1,32}[.][a-z]{1,32}$"), Field(examples=["volume.expand"])]
+
+Moment = Annotated[datetime, AfterValidator(lambda moment: moment.astimezone(UTC))]
+
+
+def labels_of(terms: Sequence[str]) -> dict[str, str]:
+    """Read ``key:value`` terms; the key ends at the first colon.
+
+    Raises:
+        ValueError: a key is there twice, and no volume has two values for it.
+    """
+    labels = dict(term.split(":", 1) for term in terms)
+    if len(labels) < len(terms):
+        raise ValueError("each label can be asked for once")
+    return labels

@@ -1,0 +1,166 @@
+"""What volumes, jobs and backends look like on the wire."""
+
+from typing import Annotated, Any, Self
+from uuid import UUID
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from api.v1.fields import Labels, Moment
+from domain.jobs.model import Job
+from domain.jobs.states import JobStatus
+from domain.volumes.model import Volume
+from domain.volumes.states import VolumeState
+
+_VOLUME_ID = "01a0b1c2-0000-7000-8000-000000000001"
+_JOB_ID = "01a0b1c2-0000-7000-8000-000000000002"
+_TIME = "2026-01-31T23:59:59.123456Z"
+
+VOLUME_EXAMPLE: dict[str, Any] = {
+    "id": _VOLUME_ID,
+    "name": "postgres-1",
+    "backend": "local",
+    "state": "available",
+    "size": 10737418240,
+    "used": 4096,
+    "used_at": _TIME,
+    "version": 2,
+    "job_id": None,
+    "labels": {"team": "search"},
+    "autogrow": {"usage_above": 80, "percent": 20.0, "up_to": 1099511627776},
+    "path": f"/srv/volumes/{_VOLUME_ID}/data",
+    "created_at": _TIME,
+    "updated_at": _TIME,
+}
+JOB_EXAMPLE: dict[str, Any] = {
+    "id": _JOB_ID,
+    "kind": "volume.expand",
+    "status": "queued",
+    "volume_id": _VOLUME_ID,
+    "snapshot_id": None,
+    "backend": "local",
+    "parent_id": None,
+    "retry_of": None,
+    "created_by": "nightly",
+    "attempt": 0,
+    "max_attempts": 8,
+    "worker_id": None,
+    "params": {"to_size": 21474836480},
+    "result": None,
+    "error": None,
+    "cancel_requested_at": None,
+    "progress": None,
+    "run_at": _TIME,
+    "created_at": _TIME,
+    "started_at": None,
+    "finished_at": None,
+}
+BACKEND_EXAMPLE: dict[str, Any] = {
+    "name": "local",
+    "driver": "file",
+    "total": 1099511627776,
+    "used": 10737418240,
+    "error": None,
+}
+
+
+class VolumeOut(BaseModel):
+    """One volume. Sizes are in bytes."""
+
+    model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [VOLUME_EXAMPLE]})
+
+    id: UUID
+    name: str
+    backend: str
+    state: VolumeState
+    size: int
+    used: int | None = Field(description="Allocated bytes, as measured at `used_at`.")
+    used_at: Moment | None
+    version: int = Field(description="Raised by every accepted operation and by every end of one.")
+    job_id: UUID | None = Field(description="The job that has the volume at the moment.")
+    labels: Labels
+    autogrow: dict[str, Any] | None
+    path: str | None = Field(None, description="Where its bytes are, on backends that have such places.")
+    created_at: Moment
+    updated_at: Moment
+
+    @classmethod
+    def of(cls, volume: Volume, path: str | None) -> Self:
+        """Show a row."""
+        return cls.model_validate(volume).model_copy(update={"path": path})
+
+
+class Failure(BaseModel):
+    """What went wrong; on a queued job, why it is tried again."""
+
+    model_config = ConfigDict(extra="allow")
+
+    code: str
+    detail: str
+
+
+class Progress(BaseModel):
+    """How far a bulk job has come, in volumes."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    total: int
+    succeeded: int
+    failed: int
+    skipped: int
+
+
+def _public(params: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what the worker needs to know and nobody else."""
+    return {name: value for name, value in params.items() if name != "fence"}
+
+
+class JobOut(BaseModel):
+    """One job, from its acceptance to its end."""
+
+    model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [JOB_EXAMPLE]})
+
+    id: UUID
+    kind: str
+    status: JobStatus
+    volume_id: UUID | None
+    snapshot_id: UUID | None
+    backend: str | None
+    parent_id: UUID | None
+    retry_of: UUID | None = Field(description="The job that this one is another try of.")
+    created_by: str | None
+    attempt: int
+    max_attempts: int
+    worker_id: UUID | None
+    params: Annotated[dict[str, Any], BeforeValidator(_public)]
+    result: dict[str, Any] | None
+    error: Failure | None
+    cancel_requested_at: Moment | None
+    progress: Progress | None = None
+    run_at: Moment = Field(description="Not before this time will it be tried (again).")
+    created_at: Moment
+    started_at: Moment | None
+    finished_at: Moment | None
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        """Show a row."""
+        progress = None if job.total is None else Progress.model_validate(job)
+        return cls.model_validate(job).model_copy(update={"progress": progress})
+
+
+class BackendOut(BaseModel):
+    """One storage backend, and how full it is. Sizes are in bytes."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [BACKEND_EXAMPLE]})
+
+    name: str
+    driver: str
+    total: int | None = Field(None, description="Null where there is no limit, or when it could not be found out.")
+    used: int | None = None
+    error: Failure | None = Field(None, description="Why its capacity could not be found out.")
+
+
+class BackendsOut(BaseModel):
+    """All backends, the default first."""
+
+    items: list[BackendOut]

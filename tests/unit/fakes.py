@@ -1,0 +1,246 @@
+"""Services in memory, as strict as the real ones, so that HTTP is tested without a server."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, cast
+from uuid import UUID
+
+import httpx
+from fastapi import FastAPI
+from uuid_utils.compat import uuid7
+
+from api.main import Opening
+from domain.errors import (
+    DatabaseUnavailable,
+    JobEnded,
+    JobNotFound,
+    JobNotRetryable,
+    NameTaken,
+    UnknownBackend,
+    VolumeBusy,
+    VolumeNotFound,
+    VolumeUnusable,
+)
+from domain.jobs.model import Job, new_job
+from domain.jobs.queue import QueueUnavailable
+from domain.jobs.repository import JobFilter
+from domain.jobs.states import RETRYABLE, JobStatus
+from domain.paging import Page, PageRequest
+from domain.services import Services
+from domain.storage.backends import Backends
+from domain.volumes.growth import Growth
+from domain.volumes.model import Volume
+from domain.volumes.repository import VolumeFilter
+from domain.volumes.service import NewVolume, VolumeChange
+from domain.volumes.states import BUSY, MOVES, VolumeState
+
+NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+def job_row(kind: str = "volume.create", **columns: Any) -> Job:
+    """Make a job as PostgreSQL would hand it back."""
+    times = {"run_at": NOON, "created_at": NOON}
+    return new_job(kind, columns.pop("params", {"fence": 1}), max_attempts=8, **times, **columns)
+
+
+def volume_row(name: str = "one", **columns: Any) -> Volume:
+    """Make an available volume as PostgreSQL would hand it back."""
+    plain: dict[str, Any] = {
+        "backend": "memory",
+        "state": VolumeState.AVAILABLE,
+        "size": 1024,
+        "version": 1,
+        "labels": {},
+        "created_at": NOON,
+        "updated_at": NOON,
+    }
+    return Volume(id=uuid7(), name=name, **{**plain, **columns})
+
+
+def _page(rows: dict[UUID, Any], matches: Callable[[Any], bool], request: PageRequest) -> Page[Any]:
+    before = request.before
+    newest = sorted((row for row in rows.values() if matches(row)), key=lambda row: row.id, reverse=True)
+    return request.page([row for row in newest if before is None or row.id < before][: request.limit + 1])
+
+
+@dataclass
+class FakeJobs:
+    """A job book without workers."""
+
+    rows: dict[UUID, Job] = field(default_factory=dict)
+
+    def add(self, job: Job) -> Job:
+        self.rows[job.id] = job
+        return job
+
+    async def get(self, job_id: UUID) -> Job:
+        if job_id not in self.rows:
+            raise JobNotFound(job_id)
+        return self.rows[job_id]
+
+    async def list_jobs(self, wanted: JobFilter, request: PageRequest) -> Page[Job]:
+        named = {name: value for name, value in vars(wanted).items() if value is not None or name == "parent_id"}
+        return _page(self.rows, lambda job: all(getattr(job, name) == value for name, value in named.items()), request)
+
+    async def cancel(self, job_id: UUID) -> Job:
+        job = await self.get(job_id)
+        if job.ended:
+            raise JobEnded(job_status=job.status)
+        job.status, job.cancel_requested_at, job.finished_at = JobStatus.CANCELLED, NOON, NOON
+        return job
+
+    async def retry(self, job_id: UUID) -> Job:
+        job = await self.get(job_id)
+        if job.status not in RETRYABLE:
+            raise JobNotRetryable(job_status=job.status)
+        return self.add(job_row(job.kind, retry_of=job.id, volume_id=job.volume_id))
+
+
+@dataclass
+class FakeVolumes:
+    """Volumes that change their state, and stay there, because nobody works."""
+
+    jobs: FakeJobs
+    backends: Backends
+    rows: dict[UUID, Volume] = field(default_factory=dict)
+
+    def add(self, volume: Volume) -> Volume:
+        self.rows[volume.id] = volume
+        return volume
+
+    async def get(self, volume_id: UUID) -> Volume:
+        if volume_id not in self.rows:
+            raise VolumeNotFound(volume_id)
+        return self.rows[volume_id]
+
+    def path(self, volume: Volume) -> str | None:
+        return f"/volumes/{volume.id}"
+
+    async def list_volumes(self, wanted: VolumeFilter, request: PageRequest) -> Page[Volume]:
+        def matches(volume: Volume) -> bool:
+            return (
+                wanted.state in (None, volume.state)
+                and wanted.name in (None, volume.name)
+                and wanted.labels.items() <= volume.labels.items()
+            )
+
+        return _page(self.rows, matches, request)
+
+    async def change(self, volume_id: UUID, change: VolumeChange) -> Volume:
+        volume = await self.get(volume_id)
+        for name in change.given:
+            if name == "name":
+                self._require_free(change.name)
+            setattr(volume, name, getattr(change, name))
+        return volume
+
+    async def request_create(self, wanted: NewVolume, *, caller: str | None = None) -> Job:
+        backend = wanted.backend or self.backends.names()[0]
+        if backend not in self.backends:
+            raise UnknownBackend(f"There is no backend named {backend!r}.", field="backend")
+        self._require_free(wanted.name)
+        volume = self.add(
+            volume_row(
+                wanted.name,
+                size=wanted.size,
+                labels=wanted.labels,
+                autogrow=wanted.autogrow,
+                state=VolumeState.CREATING,
+            )
+        )
+        return self._job("volume.create", volume, caller)
+
+    async def request_expand(self, volume_id: UUID, growth: Growth, *, caller: str | None = None) -> Job:
+        volume = await self.get(volume_id)
+        to_size = growth.target(volume.size)
+        self._take(volume, VolumeState.EXPANDING)
+        return self._job("volume.expand", volume, caller, to_size=to_size)
+
+    async def request_delete(self, volume_id: UUID, *, caller: str | None = None) -> Job:
+        volume = await self.get(volume_id)
+        self._take(volume, VolumeState.DELETING)
+        return self._job("volume.delete", volume, caller)
+
+    def _require_free(self, name: str) -> None:
+        if any(volume.name == name for volume in self.rows.values()):
+            raise NameTaken
+
+    def _take(self, volume: Volume, state: VolumeState) -> None:
+        if volume.state in BUSY:
+            raise VolumeBusy(job_id=volume.job_id, state=volume.state)
+        if state not in MOVES[volume.state]:
+            raise VolumeUnusable(state=volume.state)
+        volume.state = state
+
+    def _job(self, kind: str, volume: Volume, caller: str | None, **params: Any) -> Job:
+        job = job_row(
+            kind, params={**params, "fence": 1}, volume_id=volume.id, backend=volume.backend, created_by=caller
+        )
+        volume.job_id = job.id
+        return self.jobs.add(job)
+
+
+@dataclass
+class FakeWatcher:
+    """Sees every job end as soon as somebody waits for it, unless told otherwise."""
+
+    jobs: FakeJobs
+    ends: bool = True
+    database_is_up: bool = True
+    waited: list[float] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        yield
+
+    async def ended(self, job_id: UUID, seconds: float) -> None:
+        self.waited.append(seconds)
+        if not self.database_is_up:
+            raise DatabaseUnavailable
+        if self.ends:
+            job = self.jobs.rows[job_id]
+            job.status, job.finished_at, job.version = JobStatus.SUCCEEDED, NOON, job.version + 1
+
+
+@dataclass
+class FakeServer:
+    """PostgreSQL or Redis, up or down."""
+
+    error: type[Exception]
+    up: bool = True
+
+    async def ping(self) -> None:
+        if not self.up:
+            raise self.error
+
+
+class FakeServices:
+    """What the front of the house holds, in memory."""
+
+    def __init__(self) -> None:
+        self.backends = Backends.open({"memory": "memory:?capacity=10GiB", "null": "null:"}, threads=1)
+        self.jobs = FakeJobs()
+        self.volumes = FakeVolumes(self.jobs, self.backends)
+        self.watcher = FakeWatcher(self.jobs)
+        self.database = FakeServer(DatabaseUnavailable)
+        self.queue = FakeServer(QueueUnavailable)
+
+    def opening(self) -> Opening:
+        """Open these instead of the real ones."""
+
+        @asynccontextmanager
+        async def opened() -> AsyncIterator[Services]:
+            yield cast("Services", self)
+
+        return opened
+
+
+@asynccontextmanager
+async def client_of(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """Start the app, and talk to it without a socket."""
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://cistern", timeout=10) as client:
+            yield client

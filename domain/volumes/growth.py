@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 from domain.errors import Invalid, ShrinkRefused, SizeLimitExceeded
 from domain.volumes.model import MAX_SIZE
@@ -21,8 +22,8 @@ class Growth:
         if len(given) != 1:
             raise Invalid("Say exactly one of `to`, `by` and `percent`.", field="to")
         ((name, value),) = given.items()
-        if value <= 0:
-            raise Invalid("Growth must be more than nothing.", field=name)
+        if not 0 < value < math.inf:
+            raise Invalid("Growth must be a number, and more than nothing.", field=name)
 
     def target(self, size: int) -> int:
         """The new size of a volume that has ``size`` bytes.
@@ -36,7 +37,8 @@ class Growth:
         elif self.by is not None:
             target, field = size + self.by, "by"
         else:
-            target, field = size + math.ceil(size * (self.percent or 0) / 100), "percent"
+            # As a fraction of what was written: a float would be off by some bytes, or overflow.
+            target, field = size + math.ceil(size * Fraction(str(self.percent)) / 100), "percent"
         if target < size:
             raise ShrinkRefused(field=field, size=size)
         if target > MAX_SIZE:

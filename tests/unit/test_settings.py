@@ -1,0 +1,135 @@
+"""Settings come from the environment and from .env; a bad one stops the process with a line that names it."""
+
+from pathlib import Path
+
+import pytest
+
+from domain.errors import ConfigurationError
+from domain.settings import Settings, load_settings, require_servers
+
+URLS = {"database_url": "postgresql+asyncpg://u@h/d", "redis_url": "redis://h"}
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty folder to stand in, and an environment in which nothing is set."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"CISTERN_{name.upper()}", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_defaults_are_those_of_the_design(bare: Path) -> None:
+    settings = load_settings()
+
+    assert (settings.max_jobs, settings.lease_seconds, settings.drain_seconds) == (10, 15.0, 25)
+    assert (settings.stall_seconds, settings.retry_seconds, settings.max_attempts) == (120.0, 1.0, 8)
+    assert (settings.log_format, settings.log_level) == ("console", "info")
+    assert (settings.database_url, settings.redis_url) == ("", "")
+
+
+def test_without_backends_there_is_one_in_the_data_directory(bare: Path) -> None:
+    assert load_settings().backends == {"local": f"file:{bare / '.cistern' / 'volumes'}"}
+
+
+def test_the_default_backend_follows_the_data_directory(bare: Path) -> None:
+    assert load_settings(data_dir="/srv/x").backends == {"local": "file:/srv/x/volumes"}
+
+
+def test_the_environment_is_read(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CISTERN_MAX_JOBS", "3")
+    monkeypatch.setenv("CISTERN_BACKENDS", '{"a": "null:", "b": "memory:"}')
+    settings = load_settings()
+
+    assert settings.max_jobs == 3
+    assert list(settings.backends) == ["a", "b"]
+
+
+def test_dotenv_is_read(bare: Path) -> None:
+    (bare / ".env").write_text('CISTERN_MAX_JOBS=7\nCISTERN_BACKENDS={"a": "null:"}\nSOMETHING_ELSE=1\n')
+    settings = load_settings()
+
+    assert (settings.max_jobs, settings.backends) == (7, {"a": "null:"})
+
+
+def test_the_environment_wins_over_dotenv(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (bare / ".env").write_text("CISTERN_MAX_JOBS=7\n")
+    monkeypatch.setenv("CISTERN_MAX_JOBS", "8")
+
+    assert load_settings().max_jobs == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CISTERN_MAX_JOBS", "0"),
+        ("CISTERN_MAX_JOBS", "1001"),
+        ("CISTERN_MAX_JOBS", "ten"),
+        ("CISTERN_MAX_JOBS", ""),
+        ("CISTERN_LEASE_SECONDS", "0"),
+        ("CISTERN_LEASE_SECONDS", "-1"),
+        ("CISTERN_LEASE_SECONDS", "nan"),
+        ("CISTERN_LEASE_SECONDS", "inf"),
+        ("CISTERN_DRAIN_SECONDS", "-1"),
+        ("CISTERN_DRAIN_SECONDS", "1.5"),
+        ("CISTERN_STALL_SECONDS", "0"),
+        ("CISTERN_RETRY_SECONDS", "soon"),
+        ("CISTERN_MAX_ATTEMPTS", "0"),
+        ("CISTERN_MAX_ATTEMPTS", "101"),
+        ("CISTERN_LOG_FORMAT", "xml"),
+        ("CISTERN_LOG_LEVEL", "loud"),
+        ("CISTERN_BACKENDS", "[1]"),
+        ("CISTERN_BACKENDS", '{"a": 1}'),
+    ],
+)
+def test_a_bad_value_is_one_line_that_names_the_variable(
+    bare: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError) as refused:
+        load_settings()
+
+    assert refused.value.message.startswith(f"{name}: ")
+    assert "\n" not in refused.value.message
+
+
+def test_every_bad_value_is_named(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CISTERN_MAX_JOBS", "0")
+    monkeypatch.setenv("CISTERN_LOG_LEVEL", "loud")
+    with pytest.raises(ConfigurationError, match=r"CISTERN_MAX_JOBS: .*; CISTERN_LOG_LEVEL: "):
+        load_settings()
+
+
+def test_a_bad_value_in_dotenv_is_named_too(bare: Path) -> None:
+    (bare / ".env").write_text("CISTERN_LEASE_SECONDS=never\n")
+    with pytest.raises(ConfigurationError, match=r"^CISTERN_LEASE_SECONDS: "):
+        load_settings()
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "unix"])
+def test_servers_that_are_named_are_passed_on(bare: Path, scheme: str) -> None:
+    settings = load_settings(**URLS | {"redis_url": f"{scheme}://h"})
+
+    assert require_servers(settings) is settings
+
+
+@pytest.mark.parametrize("url", ["", "postgresql://u@h/d", "sqlite://", "postgres://h/d"])
+def test_a_database_url_of_another_form_is_named(bare: Path, url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^CISTERN_DATABASE_URL must be"):
+        require_servers(load_settings(**URLS | {"database_url": url}))
+
+
+@pytest.mark.parametrize("url", ["", "localhost:6379", "http://h"])
+def test_a_redis_url_of_another_form_is_named(bare: Path, url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^CISTERN_REDIS_URL must be"):
+        require_servers(load_settings(**URLS | {"redis_url": url}))
+
+
+@pytest.mark.parametrize(("lease", "sweep"), [(15, 2.0), (10, 2.0), (3, 0.6)])
+def test_short_leases_are_swept_more_often(bare: Path, lease: float, sweep: float) -> None:
+    assert load_settings(lease_seconds=lease).sweep_seconds == pytest.approx(sweep)
+
+
+def test_settings_do_not_change(bare: Path) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_settings().max_jobs = 5  # type: ignore[misc]

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import structlog
 
-from domain.errors import CisternError, DatabaseUnavailable, StorageError
+from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.foreman import Claim, Foreman
 from domain.jobs.model import Job, Ring
 from domain.jobs.outcomes import Cancelled, Done, GaveUp, Interrupted, Outcome, Payload, Superseded
@@ -178,7 +178,7 @@ class Runner:
             return self._retry_policy.wait(error)
         except FenceRefused:
             return Superseded()
-        except StorageError as error:
+        except CisternError as error:  # of the storage, or a backend that is configured no more
             log.warning("storage.unknown", error=error.message)
             found = None
         return Cancelled(found) if isinstance(outcome, Cancelled) else GaveUp(outcome.error, found)

@@ -1,0 +1,422 @@
+"""One job as a sentence: claim, perform, settle; against a job book, a storage and a Redis in memory."""
+
+import asyncio
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from domain.jobs.foreman import Claim
+from domain.jobs.model import Job, Ring
+from domain.jobs.outcomes import Cancelled, Done, GaveUp, Interrupted, RetryAt
+from domain.jobs.queue import JobQueue
+from domain.jobs.retry import WORKER_LOST
+from domain.storage.backends import open_driver
+from domain.storage.driver import Fence, Grant, StopReason, StorageDriver
+from domain.storage.memory import MemoryDriver
+from tests.unit.worker_fakes import MIB, FakeForeman, a_job, a_runner, closed_gate, fake_redis, until
+from worker import runner as runner_module
+
+
+def faulty(options: str) -> StorageDriver:
+    return open_driver(f"faulty+memory:?{options}", threads=1)
+
+
+async def size_of(driver: StorageDriver, job: Job) -> int | None:
+    assert job.volume_id is not None
+    usage = await driver.measure(job.volume_id)
+    return usage.size if usage else None
+
+
+async def answered(job: Job, driver: StorageDriver) -> FakeForeman:
+    """Answer the job's ring once, and show what the foreman heard."""
+    foreman = FakeForeman(job)
+    await a_runner(foreman, driver).answer(job.ring)
+    return foreman
+
+
+class Untouchable(MemoryDriver):
+    """A storage that nobody may work on; it may be sealed."""
+
+    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
+        raise AssertionError("the storage was touched")
+
+
+class Crashing(MemoryDriver):
+    """A storage with a bug in it."""
+
+    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
+        raise ValueError("a bug")
+
+
+class TestClaim:
+    async def test_a_ring_that_claims_nothing_does_nothing(self) -> None:
+        job = a_job()
+        old = job.ring
+        job.rings = 1
+        foreman = FakeForeman(job)
+        await a_runner(foreman, Untouchable()).answer(old)
+
+        assert (foreman.claims, foreman.settled) == ([old], [])
+
+    async def test_without_postgresql_the_ring_is_left_for_later(self) -> None:
+        job = a_job()
+        foreman = FakeForeman(job)
+        foreman.away = 1
+        await a_runner(foreman, Untouchable()).answer(job.ring)
+
+        assert (foreman.claims, foreman.settled, job.status) == ([], [], "queued")
+
+    async def test_a_worker_that_closes_takes_nothing(self) -> None:
+        job = a_job()
+        foreman = FakeForeman(job)
+        runner = a_runner(foreman, Untouchable())
+        await runner.close()
+        await runner.answer(job.ring)
+
+        assert (foreman.claims, job.status) == ([], "queued")
+
+    async def test_what_waits_for_a_slot_when_the_worker_closes_is_not_taken(self, tmp_path: Path) -> None:
+        first, second = a_job(), a_job()
+        foreman = FakeForeman(first, second)
+        runner = a_runner(foreman, faulty(f"gate={closed_gate(tmp_path)}"), slots=1)
+        answers = [asyncio.create_task(runner.answer(job.ring)) for job in (first, second)]
+        await until(lambda: first.id in runner.running)
+        await runner.close()
+        await asyncio.gather(*answers)
+
+        assert foreman.claims == [Ring(first.id, 0)]
+        assert second.status == "queued"
+
+    async def test_the_message_is_given_up_as_soon_as_the_row_is_claimed(self, tmp_path: Path) -> None:
+        job, redis = a_job(), fake_redis()
+        queue = JobQueue(redis)
+        runner = a_runner(FakeForeman(job), faulty(f"gate={closed_gate(tmp_path)}"), queue=queue)
+        await queue.ring([job.ring])
+        answer = asyncio.create_task(runner.answer(job.ring))
+        while await redis.keys("*"):  # noqa: ASYNC110 - Redis has no event for it
+            await asyncio.sleep(0)
+
+        assert job.id in runner.running
+        await runner.close()
+        await answer
+
+    async def test_never_more_than_its_slots_are_at_work(self, tmp_path: Path) -> None:
+        gate = closed_gate(tmp_path)
+        jobs = [a_job() for _ in range(10)]
+        foreman = FakeForeman(*jobs)
+        runner = a_runner(foreman, faulty(f"gate={gate}"), slots=3)
+        answers = [asyncio.create_task(runner.answer(job.ring)) for job in jobs]
+        await until(lambda: len(runner.running) == 3)
+        for _ in range(100):
+            await asyncio.sleep(0)
+
+        assert len(foreman.claims) == len(runner.running) == 3
+        gate.unlink()
+        await asyncio.gather(*answers)
+        assert len(foreman.settled) == 10
+
+
+class TestOutcomes:
+    async def test_work_that_is_done(self) -> None:
+        job, driver = a_job(size=5 * MIB), MemoryDriver()
+        foreman = await answered(job, driver)
+
+        assert foreman.settled == [Done({"volume_id": str(job.volume_id), "size": 5 * MIB})]
+        assert await size_of(driver, job) == 5 * MIB
+
+    async def test_a_failure_that_may_pass_is_tried_again_later_each_time(self) -> None:
+        job = a_job(max_attempts=4)
+        foreman = FakeForeman(job)
+        runner = a_runner(foreman, faulty("fail=create:storage-unavailable"))
+        for _ in range(3):
+            await runner.answer(job.ring)
+        delays = [outcome.delay for outcome in foreman.settled if isinstance(outcome, RetryAt) and not outcome.free]
+
+        assert [0.5 * 2**n <= delay <= 1.5 * 2**n for n, delay in enumerate(delays)] == [True] * 3
+
+    async def test_what_fails_at_the_last_attempt_is_given_up_with_what_was_found(self) -> None:
+        job = a_job(max_attempts=1)
+        foreman = await answered(job, faulty("fail_after=create:storage-unavailable"))
+        (outcome,) = foreman.settled
+
+        assert isinstance(outcome, GaveUp)
+        assert outcome.error["code"] == "storage-unavailable"
+        assert outcome.found == {"volume_id": str(job.volume_id), "size": MIB}
+
+    async def test_a_failure_that_will_not_pass_is_given_up_at_once(self) -> None:
+        job = a_job()
+        foreman = await answered(job, faulty("fail=create:storage-full"))
+        (outcome,) = foreman.settled
+
+        assert isinstance(outcome, GaveUp)
+        assert outcome.error["code"] == "storage-full"
+        assert outcome.found == {"volume_id": str(job.volume_id)}
+
+    async def test_a_lock_in_the_way_costs_no_attempt_even_at_the_last_one(self) -> None:
+        foreman = await answered(a_job(max_attempts=1), faulty("fail=create:storage-busy"))
+        (outcome,) = foreman.settled
+
+        assert isinstance(outcome, RetryAt)
+        assert outcome.free
+        assert outcome.error["code"] == "storage-busy"
+
+    async def test_a_crash_is_tried_again_and_says_nothing_of_our_insides(self) -> None:
+        foreman = await answered(a_job(), Crashing())
+        (outcome,) = foreman.settled
+
+        assert isinstance(outcome, RetryAt)
+        assert outcome.error == {"code": "internal", "detail": "Something went wrong."}
+
+    async def test_an_attempt_that_was_overtaken_changes_nothing(self) -> None:
+        job, driver = a_job("volume.expand", size=2 * MIB), MemoryDriver()
+        assert job.volume_id is not None
+        await driver.create(job.volume_id, MIB, Grant(job.id, Fence(9, 0), 1.0, clock=lambda: 0.0))
+        foreman = await answered(job, driver)
+
+        assert (foreman.settled, job.status) == ([], "running")
+        assert await size_of(driver, job) == MIB
+
+    async def test_a_backend_that_is_configured_no_more_is_a_failure_like_any_other(self) -> None:
+        foreman = await answered(a_job(backend="gone", max_attempts=1), MemoryDriver())
+        (outcome,) = foreman.settled
+
+        assert isinstance(outcome, GaveUp)
+        assert (outcome.error["code"], outcome.found) == ("unknown-backend", None)
+
+    @pytest.mark.parametrize("error", [None, {"code": "storage-full", "detail": "Full."}])
+    async def test_beyond_its_attempts_a_job_is_given_up_without_any_work(self, error: dict[str, str] | None) -> None:
+        foreman = await answered(a_job(attempt=3, max_attempts=3, error=error), Untouchable())
+        (outcome,) = foreman.settled
+
+        assert isinstance(outcome, GaveUp)
+        assert outcome.error == (error or WORKER_LOST)
+        assert outcome.found is not None
+
+
+class TestWaysOut:
+    async def test_giving_up_shuts_earlier_attempts_out(self) -> None:
+        job, driver = a_job(attempt=3, max_attempts=3, rings=5), MemoryDriver()
+        await answered(job, driver)
+        assert job.volume_id is not None
+
+        assert driver._fences[job.volume_id] == Fence(1, 5)
+
+    async def test_when_a_lock_is_in_the_way_of_the_way_out_it_is_tried_again(self) -> None:
+        foreman = await answered(a_job(), faulty("fail=create:storage-full,seal:storage-busy"))
+        (outcome,) = foreman.settled
+
+        assert isinstance(outcome, RetryAt)
+        assert outcome.free
+
+    async def test_whoever_was_overtaken_on_the_way_out_changes_nothing(self) -> None:
+        foreman = await answered(a_job(), faulty("fail=create:storage-full,seal:fence-refused"))
+
+        assert foreman.settled == []
+
+    async def test_if_nobody_can_look_at_the_storage_nothing_is_known_of_it(self) -> None:
+        foreman = await answered(a_job(), faulty("fail=create:storage-full,seal:storage-denied"))
+        (outcome,) = foreman.settled
+
+        assert isinstance(outcome, GaveUp)
+        assert (outcome.error["code"], outcome.found) == ("storage-full", None)
+
+
+class TestCancelling:
+    async def test_a_job_cancelled_before_its_claim_is_sealed_and_not_begun(self) -> None:
+        job = a_job(cancel_requested_at="now")
+        foreman = await answered(job, Untouchable())
+
+        assert foreman.settled == [Cancelled({"volume_id": str(job.volume_id)})]
+
+    async def test_a_cancelled_job_reports_what_an_earlier_attempt_left(self) -> None:
+        job, driver = a_job(cancel_requested_at="now"), Untouchable()
+        assert job.volume_id is not None
+        await MemoryDriver.create(driver, job.volume_id, MIB, Grant(job.id, Fence(1, 0), 1.0, clock=lambda: 0.0))
+        foreman = await answered(job, driver)
+
+        assert foreman.settled == [Cancelled({"volume_id": str(job.volume_id), "size": MIB})]
+
+    async def test_a_job_cancelled_during_the_work_ends_before_it_publishes(self, tmp_path: Path) -> None:
+        job, driver = a_job(), faulty(f"gate={closed_gate(tmp_path)}")
+        foreman = FakeForeman(job)
+        runner = a_runner(foreman, driver)
+        answer = asyncio.create_task(runner.answer(job.ring))
+        await until(lambda: job.id in runner.running)
+        runner.running[job.id].grant.stop(StopReason.CANCELLED)
+        await answer
+
+        assert foreman.settled == [Cancelled({"volume_id": str(job.volume_id)})]
+        assert await size_of(driver, job) is None
+
+    async def test_a_cancelled_job_on_a_backend_that_is_gone_ends_all_the_same(self) -> None:
+        foreman = await answered(a_job(backend="gone", cancel_requested_at="now"), MemoryDriver())
+
+        assert foreman.settled == [Cancelled(None)]
+
+
+class TestShuttingDown:
+    async def test_a_job_is_handed_back(self, tmp_path: Path) -> None:
+        job, driver = a_job(), faulty(f"gate={closed_gate(tmp_path)}")
+        foreman = FakeForeman(job)
+        runner = a_runner(foreman, driver)
+        answer = asyncio.create_task(runner.answer(job.ring))
+        await until(lambda: job.id in runner.running)
+        await runner.close()
+        await answer
+
+        assert foreman.settled == [Interrupted()]
+        assert await size_of(driver, job) is None
+
+    async def test_a_cancelled_answer_comes_back_only_when_the_storage_work_has_stopped(self) -> None:
+        job, driver = a_job(), Stubborn()
+        foreman = FakeForeman(job)
+        runner = a_runner(foreman, driver)
+        answer = asyncio.create_task(runner.answer(job.ring))
+        await until(lambda: len(driver.doors) == 1)
+        for _ in range(3):  # arq cancels once, an impatient loop again
+            answer.cancel()
+            await asyncio.sleep(0)
+        assert (answer.done(), foreman.settled) == (False, [])
+        driver.doors[0].set()
+        await answer
+
+        assert foreman.settled == [Interrupted()]
+        assert runner.running == {}
+
+    async def test_a_claim_that_comes_through_while_closing_is_handed_back(self) -> None:
+        job = a_job()
+        foreman = SlowForeman(job)
+        driver = MemoryDriver()
+        runner = a_runner(foreman, driver)
+        answer = asyncio.create_task(runner.answer(job.ring))
+        await foreman.asked.wait()
+        runner.interrupt()
+        foreman.go_on.set()
+        await answer
+
+        assert foreman.settled == [Interrupted()]
+        assert await size_of(driver, job) is None
+
+    async def test_work_that_is_done_before_it_hears_of_the_end_is_done(self) -> None:
+        job, driver = a_job(), Stubborn(obeys=False)
+        foreman = FakeForeman(job)
+        runner = a_runner(foreman, driver)
+        answer = asyncio.create_task(runner.answer(job.ring))
+        await until(lambda: len(driver.doors) == 1)
+        runner.interrupt()
+        driver.doors[0].set()
+        await answer
+
+        assert foreman.settled == [Done({"volume_id": str(job.volume_id), "size": MIB})]
+
+    async def test_draining_waits_for_what_is_at_work(self, tmp_path: Path) -> None:
+        gate, job = closed_gate(tmp_path), a_job()
+        foreman = FakeForeman(job)
+        runner = a_runner(foreman, faulty(f"gate={gate}"))
+        answer = asyncio.create_task(runner.answer(job.ring))
+        await until(lambda: job.id in runner.running)
+        drained = asyncio.create_task(runner.drained())
+        await asyncio.sleep(0)
+        assert not drained.done()
+        gate.unlink()
+        await drained
+
+        assert len(foreman.settled) == 1
+        await answer
+
+
+class TestSettling:
+    async def test_an_outcome_is_written_down_however_long_postgresql_is_away(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(runner_module, "_SETTLE_AGAIN_SECONDS", 0)
+        job = a_job()
+        foreman = FakeForeman(job)
+        runner = a_runner(foreman, Outage(foreman))
+        await runner.answer(job.ring)
+
+        assert (foreman.away, len(foreman.settled), job.status) == (0, 1, "succeeded")
+
+    async def test_a_job_counts_as_at_work_until_it_is_settled(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(runner_module, "_SETTLE_AGAIN_SECONDS", 0.001)
+        job = a_job()
+        foreman = FakeForeman(job)
+        runner = a_runner(foreman, Outage(foreman, calls=10**9))
+        answer = asyncio.create_task(runner.answer(job.ring))
+        await until(lambda: 0 < foreman.away < 10**9)
+        assert job.id in runner.running  # so its lease is renewed
+        foreman.away = 0
+        await answer
+
+        assert runner.running == {}
+
+    async def test_a_lost_job_that_comes_back_keeps_its_new_entry(self) -> None:
+        job, driver = a_job(), Stubborn()
+        foreman = FakeForeman(job)
+        runner = a_runner(foreman, driver)
+        lost = asyncio.create_task(runner.answer(job.ring))
+        await until(lambda: len(driver.doors) == 1)
+        runner.running[job.id].grant.stop(StopReason.LEASE_LOST)
+        again = asyncio.create_task(runner.answer(foreman.requeue(job.id)))
+        await until(lambda: len(driver.doors) == 2)
+        driver.doors[0].set()
+        await lost
+
+        assert runner.running[job.id].job.rings == 1
+        driver.doors[1].set()
+        await again
+        assert runner.running == {}
+        assert foreman.settled == [Done({"volume_id": str(job.volume_id), "size": MIB})]
+
+    async def test_every_outcome_leaves_nothing_at_work(self) -> None:
+        for driver in (MemoryDriver(), Crashing(), faulty("fail=*:storage-full"), faulty("fail=*:fence-refused")):
+            job = a_job()
+            runner = a_runner(FakeForeman(job), driver)
+            await runner.answer(job.ring)
+
+            assert runner.running == {}
+
+
+class Stubborn(MemoryDriver):
+    """Works behind a door for each call, and looks at its grant only when it comes out, if it ``obeys`` at all."""
+
+    def __init__(self, *, obeys: bool = True) -> None:
+        super().__init__()
+        self.doors: list[asyncio.Event] = []
+        self._obeys = obeys
+
+    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
+        self.doors.append(asyncio.Event())
+        await self.doors[-1].wait()
+        if self._obeys:
+            return await super().create(volume_id, size, grant)
+        return size
+
+
+class Outage(MemoryDriver):
+    """PostgreSQL goes away while this storage is at work."""
+
+    def __init__(self, foreman: FakeForeman, calls: int = 3) -> None:
+        super().__init__()
+        self._foreman = foreman
+        self._calls = calls
+
+    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
+        self._foreman.away = self._calls
+        return await super().create(volume_id, size, grant)
+
+
+class SlowForeman(FakeForeman):
+    """Claims, and lets its answer wait."""
+
+    def __init__(self, *jobs: Job) -> None:
+        super().__init__(*jobs)
+        self.asked = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def claim(self, ring: Ring) -> Claim | None:
+        claim = await super().claim(ring)
+        self.asked.set()
+        await self.go_on.wait()
+        return claim

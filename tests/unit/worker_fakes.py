@@ -1,0 +1,149 @@
+"""What a worker needs around it when there is no server: a job book in memory, a Redis in memory, a waiting room."""
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from uuid import UUID, uuid4
+
+from arq.connections import ArqRedis
+from fakeredis import FakeAsyncRedisConnection, FakeServer
+from redis.asyncio.connection import ConnectionPool
+from sqlalchemy import inspect
+
+from domain.database import Database
+from domain.errors import DatabaseUnavailable
+from domain.jobs.foreman import Claim, Foreman
+from domain.jobs.leases import Renewal
+from domain.jobs.model import Job, Ring, new_job
+from domain.jobs.outcomes import Cancelled, Done, GaveUp, Interrupted, Outcome, RetryAt, Superseded
+from domain.jobs.queue import JobQueue
+from domain.jobs.retry import RetryPolicy
+from domain.jobs.states import JobStatus
+from domain.services import Handler, handlers
+from domain.storage.backends import Backends
+from domain.storage.driver import StorageDriver
+from domain.volumes.service import VolumeService
+from worker.runner import Runner
+
+MIB = 2**20
+LEASE = 60.0
+
+
+class FakeForeman(Foreman):
+    """The job book as a dict: obeys rings and claims as the real one does, and remembers what it was told."""
+
+    def __init__(self, *jobs: Job) -> None:
+        self.book = {job.id: job for job in jobs}
+        self.settled: list[Outcome] = []
+        self.claims: list[Ring] = []
+        self.cancelled: set[UUID] = set()
+        self.away = 0  # how many of the next calls find no PostgreSQL
+        self.rounds: list[str] = []
+        self.lease = LEASE
+
+    async def claim(self, ring: Ring) -> Claim | None:
+        self._reach()
+        self.claims.append(ring)
+        job = self.book.get(ring.job_id)
+        if job is None or job.rings != ring.ring or job.status is not JobStatus.QUEUED:
+            return None
+        job.status = JobStatus.RUNNING
+        job.attempt += 1
+        return Claim(copy_of(job), time.monotonic() + self.lease)
+
+    async def settle(self, job: Job, outcome: Outcome) -> bool:
+        self._reach()
+        row = self.book[job.id]
+        if isinstance(outcome, Superseded) or row.rings != job.rings or row.status is not JobStatus.RUNNING:
+            return False
+        self.settled.append(outcome)
+        row.status = _status_after(outcome)
+        if row.status is JobStatus.QUEUED:
+            row.rings += 1
+        return True
+
+    async def renew(self, job_ids: Collection[UUID]) -> tuple[Sequence[Renewal], float]:
+        self._reach()
+        ours = [job_id for job_id in job_ids if job_id in self.book]
+        return [Renewal(job_id, job_id in self.cancelled) for job_id in ours], time.monotonic() + self.lease
+
+    async def rescue(self) -> int:
+        self.rounds.append("rescue")
+        return 0
+
+    async def ring_due(self) -> int:
+        self.rounds.append("ring_due")
+        return 0
+
+    async def ring_lost(self) -> int:
+        self.rounds.append("ring_lost")
+        return 0
+
+    def requeue(self, job_id: UUID) -> Ring:
+        """Do what a rescue by another worker does."""
+        row = self.book[job_id]
+        row.status = JobStatus.QUEUED
+        row.rings += 1
+        return row.ring
+
+    def _reach(self) -> None:
+        if self.away:
+            self.away -= 1
+            raise DatabaseUnavailable
+
+
+def _status_after(outcome: Outcome) -> JobStatus:
+    match outcome:
+        case Done():
+            return JobStatus.SUCCEEDED
+        case GaveUp():
+            return JobStatus.FAILED
+        case Cancelled():
+            return JobStatus.CANCELLED
+        case RetryAt() | Interrupted() | Superseded():
+            return JobStatus.QUEUED
+
+
+def copy_of(job: Job) -> Job:
+    return Job(**{column.key: getattr(job, column.key) for column in inspect(Job).columns})
+
+
+def a_job(kind: str = "volume.create", *, size: int = MIB, max_attempts: int = 3, **columns: object) -> Job:
+    """Make a queued job on a volume of its own, in the backend ``memory``."""
+    columns = {"volume_id": uuid4(), "backend": "memory"} | columns
+    params = {"size": size, "to_size": size, "fence": 1}
+    job = new_job(kind, params, max_attempts=max_attempts)
+    for name, value in columns.items():
+        setattr(job, name, value)
+    return job
+
+
+def fake_redis(server: FakeServer | None = None) -> ArqRedis:
+    pool = ConnectionPool(connection_class=FakeAsyncRedisConnection, server=server or FakeServer())
+    return ArqRedis(pool)
+
+
+def table_on(driver: StorageDriver) -> dict[str, Handler]:
+    """The real table of kinds, on this driver; its database is never asked for anything."""
+    backends = Backends({"memory": driver}, {"memory": "memory"})
+    nowhere = Database("postgresql+asyncpg://nobody@127.0.0.1:1/nothing")
+    return handlers(VolumeService(nowhere, JobQueue(fake_redis()), backends, max_attempts=3))
+
+
+def a_runner(foreman: Foreman, driver: StorageDriver, *, slots: int = 10, queue: JobQueue | None = None) -> Runner:
+    return Runner(foreman, queue or JobQueue(fake_redis()), table_on(driver), RetryPolicy(1.0), slots=slots)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the other tasks run until it is so; ten seconds are too long."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.001)
+
+
+def closed_gate(tmp_path: Path) -> Path:
+    """A file which holds storage work up for as long as it exists."""
+    gate = tmp_path / "gate"
+    gate.touch()
+    return gate

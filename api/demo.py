@@ -132,9 +132,10 @@ def demo(*, volumes: int, workers: int) -> None:
         shown = Demo(stack.url, volumes=volumes, console=console)
         try:
             whole = run(stack, shown.show, output=lambda name, line: lines.append(f"{name} | {line}"))
-        except Exception as error:
-            console.print(*lines, sep="\n", markup=False, highlight=False)
-            raise _in_one_line(error) from None
+        except (CisternError, httpx.HTTPError, OSError, KeyError) as error:
+            for line in lines:
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+            raise _in_one_line(error) from error
     if not whole:
         raise DemoFailed("the demo was stopped before its end")
     report(console, [shown.created, shown.expanded])
@@ -147,19 +148,19 @@ def report(console: Console, phases: Sequence[Phase]) -> None:
     )
     for phase in phases:
         shares = Counter(str(job.get("worker_id") or "?")[-6:] for job in phase.jobs)
-        by_worker = "  ".join(f"{worker}: {count}" for worker, count in sorted(shares.items()))
+        by_worker = "\n".join(f"{worker}: {count}" for worker, count in sorted(shares.items()))
         stored = f"{phase.stored / MIB:,.0f} MiB"
         speed = f"{len(phase.jobs) / phase.seconds:,.0f}"
         table.add_row(phase.title, str(len(phase.jobs)), stored, f"{phase.seconds:.2f}", speed, by_worker)
     console.print(table)
 
 
-def _in_one_line(error: Exception) -> Exception:
+def _in_one_line(error: Exception) -> CisternError:
+    if isinstance(error, CisternError):
+        return error
     if isinstance(error, TimeoutError):
         return DemoFailed(f"the jobs did not end within {LONGEST_SECONDS:g} s")
-    if isinstance(error, httpx.HTTPError | OSError | KeyError):
-        return DemoFailed(f"{type(error).__name__}: {error}")
-    return error
+    return DemoFailed(f"{type(error).__name__}: {error}")
 
 
 async def _finished(client: httpx.AsyncClient, job: Job) -> Job:

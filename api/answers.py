@@ -36,9 +36,10 @@ class Acceptance:
         """Hold a job until it has ended or the client's patience is over; returns it as it is then."""
         if self._wait is None:
             return job
-        self._headers["Preference-Applied"] = f"wait={self._wait}"
         await self._services.watcher.ended(job.id, self._wait)
-        return await self._services.jobs.get(job.id)
+        job = await self._services.jobs.get(job.id)
+        self._headers["Preference-Applied"] = f"wait={self._wait}"
+        return job
 
 
 async def _acceptance(services: Front, wait: Wait, response: Response) -> Acceptance:

@@ -2,13 +2,13 @@
 
 from fastapi import APIRouter
 
-from api.v1.backends import router as backends
-from api.v1.jobs import router as jobs
-from api.v1.volumes import router as volumes
+from api.v1.backends import router as backends_router
+from api.v1.jobs import router as jobs_router
+from api.v1.volumes import router as volumes_router
 
 PREFIX = "/api/v1"
 
 router = APIRouter(prefix=PREFIX)
-router.include_router(volumes)
-router.include_router(jobs)
-router.include_router(backends)
+router.include_router(volumes_router)
+router.include_router(jobs_router)
+router.include_router(backends_router)

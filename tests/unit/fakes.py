@@ -42,7 +42,10 @@ NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 def job_row(kind: str = "volume.create", **columns: Any) -> Job:
     """Make a job as PostgreSQL would hand it back."""
     times = {"run_at": NOON, "created_at": NOON}
-    return new_job(kind, columns.pop("params", {"fence": 1}), max_attempts=8, **times, **columns)
+    status = columns.pop("status", JobStatus.QUEUED)
+    job = new_job(kind, columns.pop("params", {"fence": 1}), max_attempts=8, **times, **columns)
+    job.status = status
+    return job
 
 
 def volume_row(name: str = "one", **columns: Any) -> Volume:

@@ -23,9 +23,7 @@ ENDINGS = {"published", "refused", "stopped", "failed"}
 async def seen(path: Path, events: set[str], pid: int) -> None:
     """Wait until the process has written one of these into the journal."""
     async with asyncio.timeout(60):
-        while not any(  # noqa: ASYNC110 (another process writes the file)
-            entry.event in events and entry.pid == pid for entry in journal.read(path)
-        ):
+        while not any(entry.event in events and entry.pid == pid for entry in journal.read(path)):
             await asyncio.sleep(0.02)
 
 

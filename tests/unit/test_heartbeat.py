@@ -1,0 +1,186 @@
+"""The heart: it extends leases, stops what is not ours any more, and passes on what users want stopped."""
+
+import asyncio
+import time
+from collections.abc import Collection, Sequence
+from uuid import UUID
+
+import pytest
+
+from domain.errors import DatabaseUnavailable
+from domain.jobs.leases import Renewal
+from domain.jobs.model import Job
+from domain.storage.driver import Fence, Grant, StopReason
+from tests.unit.worker_fakes import LEASE, FakeForeman, a_job, until
+from worker.heartbeat import Heartbeat
+from worker.runner import Running
+
+LONG_AGO = -1000.0
+
+
+def at_work(*jobs: Job, deadline: float = 0.0) -> dict[UUID, Running]:
+    return {job.id: Running(job, Grant(job.id, Fence(1, 0), deadline)) for job in jobs}
+
+
+def a_heartbeat(foreman: FakeForeman, running: dict[UUID, Running], *, lease: float = LEASE) -> Heartbeat:
+    return Heartbeat(foreman, running, lease=lease, stall=60)
+
+
+async def test_a_beat_extends_every_grant_that_is_still_ours() -> None:
+    jobs = [a_job() for _ in range(3)]
+    running = at_work(*jobs)
+    await a_heartbeat(FakeForeman(*jobs), running).beat()
+
+    assert all(run.grant.deadline > time.monotonic() + LEASE / 2 for run in running.values())
+    assert all(run.grant.stop_reason is None for run in running.values())
+
+
+async def test_what_is_not_ours_any_more_is_stopped_and_not_extended() -> None:
+    job = a_job()
+    running = at_work(job)
+    await a_heartbeat(FakeForeman(), running).beat()
+
+    assert running[job.id].grant.stop_reason is StopReason.LEASE_LOST
+    assert running[job.id].grant.deadline == 0.0
+
+
+async def test_a_cancellation_is_passed_on_to_its_job_alone() -> None:
+    wanted, unwanted = a_job(), a_job()
+    foreman, running = FakeForeman(wanted, unwanted), at_work(wanted, unwanted)
+    foreman.cancelled = {unwanted.id}
+    await a_heartbeat(foreman, running).beat()
+
+    assert running[unwanted.id].grant.stop_reason is StopReason.CANCELLED
+    assert running[wanted.id].grant.stop_reason is None
+
+
+async def test_a_cancelled_job_keeps_its_lease_until_it_has_ended() -> None:
+    job = a_job()
+    foreman, running = FakeForeman(job), at_work(job)
+    foreman.cancelled = {job.id}
+    await a_heartbeat(foreman, running).beat()
+
+    assert running[job.id].grant.deadline > time.monotonic()
+
+
+async def test_a_stalled_job_is_not_renewed_and_runs_out_by_itself() -> None:
+    stalled, lively = a_job(), a_job()
+    running = at_work(stalled, lively)
+    running[stalled.id].grant.progressed_at = LONG_AGO
+    await a_heartbeat(FakeForeman(stalled, lively), running).beat()
+
+    assert running[stalled.id].grant.deadline == 0.0
+    assert running[lively.id].grant.deadline > 0.0
+
+
+async def test_a_job_that_is_settled_during_the_beat_does_no_harm() -> None:
+    job = a_job()
+    foreman, running = Forgetful(job), at_work(job)
+    foreman.running = running
+    await a_heartbeat(foreman, running).beat()
+
+    assert running == {}
+
+
+async def test_without_postgresql_nothing_is_extended() -> None:
+    job = a_job()
+    foreman, running = FakeForeman(job), at_work(job)
+    foreman.away = 1
+    with pytest.raises(DatabaseUnavailable):
+        await a_heartbeat(foreman, running).beat()
+
+    assert (running[job.id].grant.deadline, running[job.id].grant.stop_reason) == (0.0, None)
+
+
+def pulse(heartbeat: Heartbeat) -> tuple[bool, bool]:
+    return heartbeat.is_beating, heartbeat.is_steady
+
+
+async def test_it_is_steady_only_one_interval_after_its_first_beat(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    heartbeat = a_heartbeat(FakeForeman(), {}, lease=15)
+    assert pulse(heartbeat) == (False, False)
+    await heartbeat.beat()
+    assert pulse(heartbeat) == (True, False)
+    clock.now += 4.9
+    await heartbeat.beat()
+    assert pulse(heartbeat) == (True, False)
+    clock.now += 0.2
+
+    assert pulse(heartbeat) == (True, True)
+
+
+async def test_after_an_outage_it_must_become_steady_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    heartbeat = a_heartbeat(FakeForeman(), {}, lease=15)
+    await heartbeat.beat()
+    clock.now += 100
+    assert pulse(heartbeat) == (True, True)
+    heartbeat.falter()
+    assert pulse(heartbeat) == (False, False)
+    await heartbeat.beat()
+    assert pulse(heartbeat) == (True, False)
+    clock.now += 5
+
+    assert pulse(heartbeat) == (True, True)
+
+
+async def test_it_beats_on_through_an_outage_and_through_a_bug() -> None:
+    foreman = Faltering()
+    heartbeat = a_heartbeat(foreman, {}, lease=0.01)
+    beating = asyncio.create_task(heartbeat.beat_for_ever())
+    await until(lambda: foreman.calls >= 5)
+    beating.cancel()
+
+    assert foreman.raised == 3
+    assert heartbeat.is_beating
+
+
+async def test_an_outage_makes_it_unsteady(monkeypatch: pytest.MonkeyPatch) -> None:
+    foreman = FakeForeman()
+    heartbeat = a_heartbeat(foreman, {}, lease=60)
+    await heartbeat.beat()
+    foreman.away = 1
+    beating = asyncio.create_task(heartbeat.beat_for_ever())
+    await until(lambda: foreman.away == 0)
+    beating.cancel()
+
+    assert not heartbeat.is_beating
+
+
+class Clock:
+    """A monotonic clock that stands still until it is moved."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr("worker.heartbeat.time", self)
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Forgetful(FakeForeman):
+    """While it renews, the job ends."""
+
+    running: dict[UUID, Running]
+
+    async def renew(self, job_ids: Collection[UUID]) -> tuple[Sequence[Renewal], float]:
+        answer = await super().renew(list(job_ids))
+        self.running.clear()
+        return answer
+
+
+class Faltering(FakeForeman):
+    """Fails three times: without PostgreSQL, with a bug, and without PostgreSQL again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = self.raised = 0
+        self._errors = [DatabaseUnavailable(), ValueError("a bug"), DatabaseUnavailable()]
+
+    async def renew(self, job_ids: Collection[UUID]) -> tuple[Sequence[Renewal], float]:
+        self.calls += 1
+        if self._errors:
+            self.raised += 1
+            raise self._errors.pop()
+        return await super().renew(job_ids)

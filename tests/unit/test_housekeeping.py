@@ -1,0 +1,84 @@
+"""The rounds: rescue only when it is sure, ring what is due, find what is lost, and never give up."""
+
+import asyncio
+
+import pytest
+
+from domain.errors import DatabaseUnavailable
+from domain.jobs.queue import QueueUnavailable
+from tests.unit.worker_fakes import FakeForeman, until
+from worker.heartbeat import Heartbeat
+from worker.housekeeping import Housekeeping
+
+
+def a_heartbeat(*, steady: bool) -> Heartbeat:
+    heartbeat = Heartbeat(FakeForeman(), {}, lease=15, stall=60)
+    heartbeat._steady_since = -1000.0 if steady else None
+    return heartbeat
+
+
+class Failing(FakeForeman):
+    """Its first rounds fail, each with the next error."""
+
+    def __init__(self, *errors: Exception) -> None:
+        super().__init__()
+        self._errors = list(errors)
+
+    async def ring_lost(self) -> int:
+        if self._errors:
+            raise self._errors.pop(0)
+        return await super().ring_lost()
+
+
+async def test_a_round_rescues_and_rings() -> None:
+    foreman = FakeForeman()
+    await Housekeeping(foreman, a_heartbeat(steady=True), interval=1).go_round()
+
+    assert foreman.rounds == ["rescue", "ring_due", "ring_lost"]
+
+
+async def test_nobody_is_rescued_before_every_live_worker_had_time_to_renew() -> None:
+    foreman = FakeForeman()
+    await Housekeeping(foreman, a_heartbeat(steady=False), interval=1).go_round()
+
+    assert foreman.rounds == ["ring_due", "ring_lost"]
+
+
+@pytest.mark.parametrize("error", [QueueUnavailable(), DatabaseUnavailable(), ValueError("a bug")])
+async def test_a_round_that_fails_is_followed_by_the_next(error: Exception) -> None:
+    foreman = Failing(error)
+    rounds = asyncio.create_task(Housekeeping(foreman, a_heartbeat(steady=False), interval=0).go_round_for_ever())
+    await until(lambda: "ring_lost" in foreman.rounds)
+    rounds.cancel()
+
+    assert foreman.rounds[:3] == ["ring_due", "ring_due", "ring_lost"]
+
+
+async def test_after_an_outage_of_postgresql_nobody_is_rescued_until_the_heart_is_steady_again() -> None:
+    foreman, heartbeat = Failing(DatabaseUnavailable()), a_heartbeat(steady=True)
+    rounds = asyncio.create_task(Housekeeping(foreman, heartbeat, interval=0).go_round_for_ever())
+    await until(lambda: foreman.rounds.count("ring_lost") >= 3)
+    rounds.cancel()
+
+    assert foreman.rounds.count("rescue") == 1
+    assert not heartbeat.is_beating
+
+
+async def test_an_outage_of_redis_does_not_keep_anybody_from_being_rescued() -> None:
+    foreman, heartbeat = Failing(QueueUnavailable(), QueueUnavailable()), a_heartbeat(steady=True)
+    rounds = asyncio.create_task(Housekeeping(foreman, heartbeat, interval=0).go_round_for_ever())
+    await until(lambda: "ring_lost" in foreman.rounds)
+    rounds.cancel()
+
+    assert foreman.rounds[:6] == ["rescue", "ring_due"] * 3
+
+
+async def test_between_rounds_it_rests() -> None:
+    foreman = FakeForeman()
+    rounds = asyncio.create_task(Housekeeping(foreman, a_heartbeat(steady=True), interval=3600).go_round_for_ever())
+    await until(lambda: "ring_lost" in foreman.rounds)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    rounds.cancel()
+
+    assert foreman.rounds == ["rescue", "ring_due", "ring_lost"]

@@ -52,6 +52,7 @@ class Supervisor:
         while True:
             # A new one each time: arq counts a slot as taken for ever when Redis fails in the middle of its claim.
             self._arq = create_worker(self._arq_settings, handle_signals=False, ctx={"runner": self._runner})
+            self._arq.allow_pick_jobs = not self._stop.is_set()  # Redis may be back only when we are draining
             self._arq.in_progress_timeout_s = _DELIVERY_SECONDS
             try:
                 await self._arq.main()

@@ -11,7 +11,7 @@ import pytest
 
 import domain
 from domain import errors
-from domain.errors import CisternError, ConfigurationError, Invalid, JobEnded, NotFound, StorageError, VolumeNotFound
+from domain.errors import CisternError, ConfigurationError, Invalid, JobEnded, NotFound, VolumeNotFound
 from domain.storage import driver
 
 
@@ -29,6 +29,35 @@ def family(parent: type[CisternError]) -> Iterator[type[CisternError]]:
 
 _import_the_domain()
 EVERY = sorted(family(CisternError), key=lambda kind: kind.__qualname__)
+
+RELIED_UPON = {
+    "refused",
+    "not-found",
+    "volume-not-found",
+    "snapshot-not-found",
+    "job-not-found",
+    "invalid",
+    "shrink-refused",
+    "size-limit-exceeded",
+    "unknown-backend",
+    "bad-cursor",
+    "conflict",
+    "volume-busy",
+    "volume-unusable",
+    "name-taken",
+    "job-ended",
+    "job-not-retryable",
+    "storage-error",
+    "storage-unavailable",
+    "storage-busy",
+    "storage-refused",
+    "storage-full",
+    "size-unsupported",
+    "storage-denied",
+    "volume-missing",
+    "fence-refused",
+    "stopped",
+}
 
 
 def drawn(docstring: str | None) -> set[str]:
@@ -62,36 +91,7 @@ def test_a_docstring_reads_as_a_message(kind: type[CisternError]) -> None:
 
 
 def test_the_codes_that_clients_rely_on_stay() -> None:
-    assert {kind.code for kind in family(errors.Refused)} == {
-        "refused",
-        "not-found",
-        "volume-not-found",
-        "snapshot-not-found",
-        "job-not-found",
-        "invalid",
-        "shrink-refused",
-        "size-limit-exceeded",
-        "unknown-backend",
-        "bad-cursor",
-        "conflict",
-        "volume-busy",
-        "volume-unusable",
-        "name-taken",
-        "job-ended",
-        "job-not-retryable",
-    }
-    assert {kind.code for kind in family(StorageError)} == {
-        "storage-error",
-        "storage-unavailable",
-        "storage-busy",
-        "storage-refused",
-        "storage-full",
-        "size-unsupported",
-        "storage-denied",
-        "volume-missing",
-        "fence-refused",
-        "stopped",
-    }
+    assert {kind.code for kind in EVERY} >= RELIED_UPON
 
 
 def test_the_drawing_in_errors_shows_what_is_there() -> None:

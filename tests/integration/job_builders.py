@@ -1,0 +1,107 @@
+"""Rows for tests, made by plain functions; and short ways to look at them."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import UUID, uuid4
+
+from sqlalchemy import CursorResult, Row, text
+from uuid_utils.compat import uuid7
+
+from domain.jobs.foreman import Foreman
+from domain.jobs.model import Job, Worker
+from domain.services import Services
+from domain.volumes.growth import Growth
+from domain.volumes.model import Volume
+from domain.volumes.states import VolumeState
+
+MIB = 2**20
+#: A place where nothing listens.
+NO_REDIS = "redis://127.0.0.1:1"
+
+
+async def a_volume(services: Services, *, size: int = MIB, name: str = "", backend: str = "memory") -> Volume:
+    """Write an available volume down, without any storage work."""
+    volume = Volume(
+        id=uuid7(),
+        name=name or uuid4().hex,
+        backend=backend,
+        state=VolumeState.AVAILABLE,
+        size=size,
+        version=1,
+        labels={},
+    )
+    async with services.database.transaction() as session:
+        session.add(volume)
+    return volume
+
+
+async def a_queued_expand(services: Services, *, by: int = MIB) -> Job:
+    """Have a queued job, on a volume of its own."""
+    volume = await a_volume(services)
+    return await services.volumes.request_expand(volume.id, Growth(by=by))
+
+
+async def queued_jobs(services: Services, count: int) -> None:
+    """Write many jobs down that wait, rung a minute ago, with no volume and no message."""
+    await sql(
+        services,
+        "INSERT INTO jobs (id, kind, status, version, params, attempt, max_attempts, rings, rung_at)"
+        " SELECT gen_random_uuid(), 'volume.create', 'queued', 1, '{}', 0, 8, 0, now() - interval '1 minute'"
+        f" FROM generate_series(1, {count})",
+    )
+
+
+def a_foreman(services: Services) -> Foreman:
+    """Be another worker process."""
+    return services.foreman(Worker(id=uuid7(), host="test", pid=os.getpid()))
+
+
+async def sql(services: Services, statement: str, **values: Any) -> list[Row[Any]]:
+    async with services.database.transaction() as session:
+        result = await session.execute(text(statement), values)
+        return list(result) if isinstance(result, CursorResult) and result.returns_rows else []
+
+
+async def set_job(services: Services, job_id: UUID, assignment: str) -> None:
+    """Do to a job's row what a test cannot wait for."""
+    await sql(services, f"UPDATE jobs SET {assignment} WHERE id = :id", id=job_id)
+
+
+async def run_out(services: Services, *job_ids: UUID) -> None:
+    """Let the leases of these jobs be over."""
+    for job_id in job_ids:
+        await set_job(services, job_id, "lease_expires_at = now() - interval '1 second'")
+
+
+async def row(services: Services, job_id: UUID) -> Job:
+    return await services.jobs.get(job_id)
+
+
+async def volume_row(services: Services, volume_id: UUID | None) -> dict[str, Any]:
+    (found,) = await sql(services, "SELECT * FROM volumes WHERE id = :id", id=volume_id)
+    return dict(found._mapping)
+
+
+async def everything(services: Services) -> list[Row[Any]]:
+    """All jobs and volumes as they stand, to see that nothing has changed."""
+    return [
+        *await sql(services, "SELECT * FROM jobs ORDER BY id"),
+        *await sql(services, "SELECT * FROM volumes ORDER BY id"),
+    ]
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Ask until it is so; twenty seconds are too long."""
+    async with asyncio.timeout(20):
+        while not await condition():
+            await asyncio.sleep(0.01)
+
+
+async def ended(services: Services, job_id: UUID) -> Job:
+    async def has_ended() -> bool:
+        return (await row(services, job_id)).ended
+
+    await until(has_ended)
+    return await row(services, job_id)

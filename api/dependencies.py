@@ -7,6 +7,7 @@ from fastapi import Depends, Header, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 
 from api.waiting import wished_wait
+from domain.jobs.acceptance import Origin
 from domain.jobs.service import JobService
 from domain.services import Services
 from domain.volumes.service import VolumeService
@@ -31,13 +32,13 @@ async def _jobs(services: Front) -> JobService:
     return services.jobs
 
 
-async def _caller(
+async def _origin(
     x_cistern_caller: Annotated[
         str | None, Header(description="Who asks, in up to 128 ASCII characters; kept as `created_by`.")
     ] = None,
-) -> str | None:
+) -> Origin:
     """Believe what the client says of itself; a name that cannot be kept is as good as none."""
-    return x_cistern_caller if x_cistern_caller and _CALLER.fullmatch(x_cistern_caller) else None
+    return Origin(x_cistern_caller if x_cistern_caller and _CALLER.fullmatch(x_cistern_caller) else None)
 
 
 async def _wait(
@@ -67,5 +68,5 @@ NoQuery = Depends(no_query)
 
 Volumes = Annotated[VolumeService, Depends(_volumes)]
 Jobs = Annotated[JobService, Depends(_jobs)]
-Caller = Annotated[str | None, Depends(_caller)]
+Asked = Annotated[Origin, Depends(_origin)]
 Wait = Annotated[int | None, Depends(_wait)]

@@ -117,7 +117,7 @@ class Database:
             max_overflow=pool_size,
             pool_timeout=5,
             pool_pre_ping=True,
-            connect_args={"server_settings": dict(_SERVER_SETTINGS), "timeout": 5, "command_timeout": 15},
+            connect_args={"server_settings": dict(_SERVER_SETTINGS), "timeout": 5, "command_timeout": 60},
         )
         self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
 

@@ -4,8 +4,9 @@ CisternError
 ├── ConfigurationError          the process cannot start as it is set up
 ├── Refused                     the request cannot be carried out as it stands
 │   ├── NotFound                VolumeNotFound, SnapshotNotFound, JobNotFound
-│   ├── Invalid                 ShrinkRefused, SizeLimitExceeded, UnknownBackend, BadCursor
-│   └── Conflict                VolumeBusy, VolumeUnusable, NameTaken, JobEnded, JobNotRetryable
+│   ├── Invalid                 ShrinkRefused, SizeLimitExceeded, UnknownBackend, BadCursor, IdempotencyKeyReused
+│   └── Conflict                VolumeBusy, VolumeUnusable, NameTaken, JobEnded, JobNotRetryable, JobIsPart,
+│                            VolumeHasSnapshots, SnapshotBusy, SnapshotUnusable
 ├── Unavailable                 DatabaseUnavailable: come back in a moment
 └── StorageError                what a driver could not do (tree in domain/storage/driver.py)
 """
@@ -98,6 +99,15 @@ class BadCursor(Invalid):
     code = "bad-cursor"
 
 
+class IdempotencyKeyReused(Invalid):
+    """This Idempotency-Key was used for another request."""
+
+    code = "idempotency-key-reused"
+
+    def __init__(self) -> None:
+        super().__init__(field="Idempotency-Key")
+
+
 class Conflict(Refused):
     """The thing is not in a state that allows this."""
 
@@ -126,6 +136,30 @@ class JobEnded(Conflict):
     """The job has already ended."""
 
     code = "job-ended"
+
+
+class JobIsPart(Conflict):
+    """This job is a part of another one; cancel or retry that. ``job_id`` in ``details`` is the whole."""
+
+    code = "job-is-part"
+
+
+class VolumeHasSnapshots(Conflict):
+    """The volume has snapshots; delete them first."""
+
+    code = "volume-has-snapshots"
+
+
+class SnapshotBusy(Conflict):
+    """Another operation is running on this snapshot. ``job_id`` in ``details`` is its job."""
+
+    code = "snapshot-busy"
+
+
+class SnapshotUnusable(Conflict):
+    """The snapshot is in the state ``error``; it can only be deleted."""
+
+    code = "snapshot-unusable"
 
 
 class JobNotRetryable(Conflict):

@@ -5,15 +5,18 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from domain.database import Database
+from domain.expansion.chunks import Chunks
+from domain.expansion.service import ExpansionService
 from domain.jobs.foreman import Foreman
 from domain.jobs.kinds import Abandon, Again, Record
 from domain.jobs.model import Job, Worker
-from domain.jobs.outcomes import Payload
+from domain.jobs.outcomes import Outcome, Payload
 from domain.jobs.queue import JobQueue
 from domain.jobs.retry import RetryPolicy
 from domain.jobs.service import JobService
 from domain.jobs.watcher import Watcher
 from domain.settings import Settings, require_servers
+from domain.snapshots.repository import refuse_if_it_has_snapshots
 from domain.storage.backends import Backends
 from domain.storage.driver import Grant
 from domain.volumes.service import VolumeService
@@ -24,20 +27,30 @@ class Handler:
     """Everything about one kind of job: asking again, the work, its effect, and the way out."""
 
     again: Again
-    do: Callable[[Job, Grant], Awaitable[Payload]]
+    do: Callable[[Job, Grant], Awaitable[Outcome]]
     record: Record
-    seal: Callable[[Job, Grant], Awaitable[Payload]]
+    seal: Callable[[Job, Grant], Awaitable[Payload | None]]
     abandon: Abandon
 
 
-def handlers(volumes: VolumeService) -> dict[str, Handler]:
+def handlers(volumes: VolumeService, expansion: ExpansionService) -> dict[str, Handler]:
     """Draw up the table."""
-    v = volumes
+    v, e = volumes, expansion
     return {
         "volume.create": Handler(v.again_create, v.create, v.record_create, v.seal, v.abandon_create),
         "volume.expand": Handler(v.again_expand, v.expand, v.record_expand, v.seal, v.abandon_expand),
         "volume.delete": Handler(v.again_delete, v.delete, v.record_delete, v.seal, v.abandon_delete),
+        "bulk.expand": Handler(e.again_expand, e.plan, e.hand_over, _nothing, e.abandon_expand),
+        "bulk.lane": Handler(e.again_lane, _in_a_workshop, e.record_lane, _nothing, e.abandon_lane),
     }
+
+
+async def _nothing(_: Job, __: Grant) -> None:
+    """There is nothing on the storage that an earlier attempt of the whole could still change."""
+
+
+async def _in_a_workshop(job: Job, _: Grant) -> Outcome:
+    raise NotImplementedError(f"{job.kind} is the worker's own work (worker/lanes.py)")
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,8 @@ class Services:
     queue: JobQueue
     backends: Backends
     volumes: VolumeService
+    expansion: ExpansionService
+    chunks: Chunks
     jobs: JobService
     handlers: dict[str, Handler]
     retry_policy: RetryPolicy
@@ -81,14 +96,21 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
 
 def compose(settings: Settings, database: Database, queue: JobQueue, backends: Backends) -> Services:
     """Build the services on their parts."""
-    volumes = VolumeService(database, queue, backends, max_attempts=settings.max_attempts)
-    table = handlers(volumes)
+    volumes = VolumeService(
+        database, queue, backends, max_attempts=settings.max_attempts, may_go=refuse_if_it_has_snapshots
+    )
+    expansion = ExpansionService(
+        database, queue, max_attempts=settings.max_attempts, max_concurrent=settings.max_concurrent
+    )
+    table = handlers(volumes, expansion)
     return Services(
         settings=settings,
         database=database,
         queue=queue,
         backends=backends,
         volumes=volumes,
+        expansion=expansion,
+        chunks=Chunks(database, queue, backends, patience=settings.busy_seconds),
         jobs=JobService(database, queue, table),
         handlers=table,
         retry_policy=RetryPolicy(settings.retry_seconds),

@@ -28,6 +28,8 @@ class Settings(BaseSettings):
     stall_seconds: Seconds = 120.0
     retry_seconds: Seconds = 1.0
     max_attempts: int = Field(default=8, ge=1, le=100)
+    busy_seconds: Seconds = 600.0
+    max_concurrent: int = Field(default=100, ge=1, le=10_000)
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

@@ -4,6 +4,7 @@ Conditional updates and SKIP LOCKED make each round safe to run anywhere, any nu
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -18,7 +19,11 @@ log = structlog.get_logger(__name__)
 class Housekeeping:
     """Makes its rounds every ``interval`` seconds."""
 
-    def __init__(self, foreman: Foreman, heartbeat: Heartbeat, *, interval: float) -> None:
+    def __init__(
+        self, foreman: Foreman, heartbeat: Heartbeat, tend: Callable[[], Awaitable[int]], *, interval: float
+    ) -> None:
+        """``tend`` looks after bulk jobs that have lost their lanes."""
+        self._tend = tend
         self._foreman = foreman
         self._heartbeat = heartbeat
         self._interval = interval
@@ -45,6 +50,7 @@ class Housekeeping:
         """
         if self._heartbeat.is_steady:
             _report("jobs.rescued", await self._foreman.rescue())
+            _report("bulks.tended", await self._tend())
         await self._foreman.ring_due()
         _report("rings.found_lost", await self._foreman.ring_lost())
 

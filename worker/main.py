@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any, Final
 from uuid import UUID
 
@@ -24,6 +25,7 @@ from domain.services import open_services
 from domain.settings import Settings, load_settings, require_servers
 from worker.heartbeat import Heartbeat
 from worker.housekeeping import Housekeeping
+from worker.lanes import Lanes
 from worker.runner import Runner
 from worker.supervisor import Supervisor
 
@@ -54,9 +56,11 @@ async def workshop(settings: Settings) -> AsyncIterator[Runner]:
     """Have a runner, a heartbeat and housekeeping at work as long as the block lasts."""
     async with open_services(settings) as services:
         foreman = services.foreman(Worker(id=uuid7(), host=socket.gethostname(), pid=os.getpid()))
-        runner = Runner(foreman, services.queue, services.handlers, services.retry_policy, slots=settings.max_jobs)
+        lane = replace(services.handlers["bulk.lane"], do=Lanes(services.chunks).work)
+        handlers = services.handlers | {"bulk.lane": lane}
+        runner = Runner(foreman, services.queue, handlers, services.retry_policy, slots=settings.max_jobs)
         heartbeat = Heartbeat(foreman, runner.running, lease=settings.lease_seconds, stall=settings.stall_seconds)
-        housekeeping = Housekeeping(foreman, heartbeat, interval=settings.sweep_seconds)
+        housekeeping = Housekeeping(foreman, heartbeat, services.expansion.tend, interval=settings.sweep_seconds)
         async with _in_background(heartbeat.beat_for_ever(), housekeeping.go_round_for_ever()):
             yield runner
             await runner.close()

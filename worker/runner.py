@@ -16,7 +16,7 @@ import structlog
 from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.foreman import Claim, Foreman
 from domain.jobs.model import Job, Ring
-from domain.jobs.outcomes import Cancelled, Done, GaveUp, Interrupted, Outcome, Payload, Superseded
+from domain.jobs.outcomes import Cancelled, GaveUp, Interrupted, Outcome, Payload, Superseded
 from domain.jobs.queue import JobQueue
 from domain.jobs.retry import WORKER_LOST, RetryPolicy, describe
 from domain.services import Handler
@@ -149,7 +149,7 @@ class Runner:
         if job.attempt > job.max_attempts:
             return GaveUp(job.error or WORKER_LOST)
         try:
-            return Done(await self._handlers[job.kind].do(job, grant))
+            return await self._handlers[job.kind].do(job, grant)
         except CisternError as error:
             return self._judge(job, error)
         except Exception:

@@ -6,7 +6,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 
 from api.answers import Answer
-from api.dependencies import Caller, JsonBody, NoQuery, Volumes
+from api.dependencies import Asked, JsonBody, NoQuery, Volumes
 from api.openapi import ACCEPTED, BODY, refusals
 from api.pagination import Paginated, paginated_response
 from api.problems import GROWTH_REQUIRED
@@ -34,9 +34,9 @@ router = APIRouter(prefix="/volumes", tags=["volumes"])
     responses=ACCEPTED | refusals(*BODY, NameTaken, UnknownBackend),
     dependencies=[NoQuery, JsonBody],
 )
-async def create_volume(wanted: VolumeIn, volumes: Volumes, caller: Caller, answer: Answer) -> JobOut:
+async def create_volume(wanted: VolumeIn, volumes: Volumes, origin: Asked, answer: Answer) -> JobOut:
     """Accept a new volume. It is listed at once, and usable when the job has succeeded."""
-    return await answer(await volumes.request_create(wanted.new_volume(), caller=caller))
+    return await answer(await volumes.request_create(wanted.new_volume(), origin=origin))
 
 
 @router.get("", operation_id="list_volumes", summary="List volumes", responses=refusals(BadCursor))
@@ -81,9 +81,9 @@ async def update_volume(volume_id: UUID, patch: VolumePatch, volumes: Volumes) -
     | refusals(*BODY, VolumeNotFound, VolumeBusy, VolumeUnusable, GROWTH_REQUIRED, ShrinkRefused, SizeLimitExceeded),
     dependencies=[NoQuery, JsonBody],
 )
-async def expand_volume(volume_id: UUID, wish: GrowthIn, volumes: Volumes, caller: Caller, answer: Answer) -> JobOut:
+async def expand_volume(volume_id: UUID, wish: GrowthIn, volumes: Volumes, origin: Asked, answer: Answer) -> JobOut:
     """Accept a larger size. One operation at a time: a busy volume is refused, with the id of its job."""
-    return await answer(await volumes.request_expand(volume_id, wish.growth(), caller=caller))
+    return await answer(await volumes.request_expand(volume_id, wish.growth(), origin=origin))
 
 
 @router.delete(
@@ -94,6 +94,6 @@ async def expand_volume(volume_id: UUID, wish: GrowthIn, volumes: Volumes, calle
     responses=ACCEPTED | refusals(VolumeNotFound, VolumeBusy),
     dependencies=[NoQuery],
 )
-async def delete_volume(volume_id: UUID, volumes: Volumes, caller: Caller, answer: Answer) -> JobOut:
+async def delete_volume(volume_id: UUID, volumes: Volumes, origin: Asked, answer: Answer) -> JobOut:
     """Accept the end of a volume and of everything on it."""
-    return await answer(await volumes.request_delete(volume_id, caller=caller))
+    return await answer(await volumes.request_delete(volume_id, origin=origin))

@@ -12,7 +12,7 @@ from domain.database import Database
 from domain.jobs.kinds import Kinds
 from domain.jobs.leases import LeaseRepository, Renewal, Settlement
 from domain.jobs.model import Job, Ring, Worker
-from domain.jobs.outcomes import Cancelled, Done, GaveUp, Interrupted, Outcome, RetryAt, Superseded
+from domain.jobs.outcomes import Cancelled, Done, GaveUp, Handed, Interrupted, Outcome, RetryAt, Superseded, Yielded
 from domain.jobs.queue import JobQueue
 from domain.jobs.states import JobStatus
 
@@ -62,8 +62,8 @@ class Foreman:
             settled = await LeaseRepository(session).settle([settlement], worker_id=self._worker.id)
             if settled:
                 await self._conclude(session, job, outcome)
-        if settled and isinstance(outcome, Interrupted):
-            await self.ring_due()
+        if settled and isinstance(outcome, Interrupted | Yielded | Handed):
+            await self.ring_due()  # somebody can go on with it at once
         await self._queue.announce(job.id)
         return bool(settled)
 
@@ -120,7 +120,7 @@ class Foreman:
     async def _conclude(self, session: AsyncSession, job: Job, outcome: Outcome) -> None:
         kind = self._kinds[job.kind]
         match outcome:
-            case Done(result):
+            case Done(result) | Handed(result):
                 await kind.record(session, [(job, result)])
             case GaveUp(found=found) | Cancelled(found):
                 await kind.abandon(session, [(job, found)])
@@ -134,12 +134,16 @@ def _settlement(job: Job, outcome: Outcome) -> Settlement | None:
     match outcome:
         case Done(result):
             return Settlement(job.id, job.rings, JobStatus.SUCCEEDED, result=result)
+        case Handed():
+            return Settlement(job.id, job.rings, JobStatus.RUNNING)
+        case Yielded(delay):
+            return Settlement(job.id, job.rings, JobStatus.QUEUED, delay=delay, give_back=job.attempt)
         case RetryAt(delay, error, free):
-            return Settlement(job.id, job.rings, JobStatus.QUEUED, error=error, delay=delay, give_back=free)
+            return Settlement(job.id, job.rings, JobStatus.QUEUED, error=error, delay=delay, give_back=int(free))
         case GaveUp(error):
             return Settlement(job.id, job.rings, JobStatus.FAILED, error=error)
         case Interrupted():
-            return Settlement(job.id, job.rings, JobStatus.QUEUED, error=job.error, give_back=True)
+            return Settlement(job.id, job.rings, JobStatus.QUEUED, error=job.error, give_back=1)
         case Cancelled():
             return Settlement(job.id, job.rings, JobStatus.CANCELLED, error=job.error)
         case Superseded():

@@ -27,7 +27,7 @@ from domain.database import given_rows, words
 from domain.jobs.model import Job, Ring, Worker
 from domain.jobs.outcomes import Payload
 from domain.jobs.retry import WORKER_LOST
-from domain.jobs.states import JobStatus
+from domain.jobs.states import ENDED, JobStatus
 
 #: How many claims an orphan gets beyond its attempts, so that a worker can find out what is on the storage.
 LAST_CHANCES: Final = 3
@@ -42,7 +42,10 @@ class Renewal(NamedTuple):
 
 @dataclass(frozen=True)
 class Settlement:
-    """What one attempt writes into its row. ``delay`` in seconds, for a job that goes back to the queue."""
+    """What one attempt writes into its row.
+
+    ``delay`` in seconds, for a job that goes back to the queue; ``give_back`` so many of its attempts.
+    """
 
     job_id: UUID
     ring: int
@@ -50,7 +53,7 @@ class Settlement:
     result: Payload | None = None
     error: Payload | None = None
     delay: float = 0.0
-    give_back: bool = False
+    give_back: int = 0
 
 
 class LeaseRepository:
@@ -120,7 +123,7 @@ class LeaseRepository:
                 run_at=func.now() + wait_ms * timedelta(milliseconds=1),
                 rung_at=case((queued, None), else_=Job.rung_at),
                 lease_expires_at=None,
-                finished_at=case((queued, None), else_=func.now()),
+                finished_at=case((ends.c.status.in_(ENDED), func.now()), else_=None),
             )
             .returning(Job.id)
             .execution_options(synchronize_session=False)
@@ -245,6 +248,6 @@ def _settlement_row(settlement: Settlement) -> Payload:
         "result": settlement.result,
         "error": settlement.error,
         "wait_ms": round(settlement.delay * 1000),
-        "back": int(settlement.give_back),
+        "back": settlement.give_back,
         "again": int(queued),
     }

@@ -44,6 +44,12 @@ class Job(Entity):
         Index("jobs_due", "run_at", postgresql_where=text("status = 'queued' AND rung_at IS NULL")),
         Index("jobs_rung", "rung_at", postgresql_where=text("status = 'queued' AND rung_at IS NOT NULL")),
         Index("jobs_leased", "lease_expires_at", postgresql_where=text("lease_expires_at IS NOT NULL")),
+        Index("jobs_handed_over", "id", postgresql_where=text("status = 'running' AND lease_expires_at IS NULL")),
+        Index(
+            "jobs_live_of_snapshot",
+            "snapshot_id",
+            postgresql_where=text(f"snapshot_id IS NOT NULL AND status IN ({_LIVE})"),
+        ),
         Index("jobs_of_volume", "volume_id", "id"),
         Index("jobs_of_parent", "parent_id", "id", postgresql_where=text("parent_id IS NOT NULL")),
     )

@@ -14,6 +14,23 @@ class Done:
 
 
 @dataclass(frozen=True)
+class Handed:
+    """The plan is made: the job goes on without a lease of its own, until the record of its last part ends it."""
+
+    result: Payload
+
+
+@dataclass(frozen=True)
+class Yielded:
+    """A slice is done: the job rings for itself anew in ``delay`` seconds, so that others get their turn.
+
+    It went well so far, so its attempts start afresh.
+    """
+
+    delay: float = 0.0
+
+
+@dataclass(frozen=True)
 class RetryAt:
     """Worth another try in ``delay`` seconds. ``free`` when the failure costs no attempt."""
 
@@ -47,4 +64,4 @@ class Superseded:
     """Another attempt has taken over; this one changes nothing any more."""
 
 
-Outcome = Done | RetryAt | GaveUp | Interrupted | Cancelled | Superseded
+Outcome = Done | Handed | Yielded | RetryAt | GaveUp | Interrupted | Cancelled | Superseded

@@ -5,7 +5,8 @@ from uuid import UUID
 from sqlalchemy import func
 
 from domain.database import Database
-from domain.errors import JobEnded, JobNotFound, JobNotRetryable
+from domain.errors import JobEnded, JobIsPart, JobNotFound, JobNotRetryable
+from domain.jobs.batches import BatchRepository
 from domain.jobs.kinds import Kinds
 from domain.jobs.model import Job
 from domain.jobs.queue import JobQueue
@@ -47,11 +48,14 @@ class JobService:
         Raises:
             JobNotFound: there is none.
             JobEnded: it is too late.
+            JobIsPart: it is a lane of another job.
         """
         async with self._database.transaction() as session:
             job = _found(await JobRepository(session).get_for_update(job_id), job_id)
             if job.ended:
                 raise JobEnded(status=job.status)
+            if job.parent_id is not None:
+                raise JobIsPart(job_id=job.parent_id)
             job.version += 1
             job.cancel_requested_at = func.now()
             if job.status is JobStatus.QUEUED and job.started_at is None and job.kind in self._kinds:
@@ -61,6 +65,7 @@ class JobService:
             elif job.status is JobStatus.QUEUED:
                 # It was at work before and may have left traces: a worker finds out, at once instead of at run_at.
                 job.run_at = job.rung_at = func.now()
+            await BatchRepository(session).hurry(job.id)
             await session.flush()
             await session.refresh(job)
         await self._tell(job)

@@ -7,11 +7,14 @@ from sqlalchemy import Connection, pool, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from domain.database import Base
+from domain.expansion import model as expansion_model
+from domain.jobs import acceptance
 from domain.jobs import model as jobs_model
 from domain.snapshots import model as snapshots_model
 from domain.volumes import model as volumes_model
 
-TABLES = (jobs_model, snapshots_model, volumes_model)  # imported so that Base.metadata knows them
+# Imported so that Base.metadata knows their tables.
+TABLES = (acceptance, expansion_model, jobs_model, snapshots_model, volumes_model)
 # Any number that nobody else uses on this database; held until the transaction ends.
 MIGRATION_LOCK = 0x0C157E59
 

@@ -2,8 +2,9 @@
 
 StorageError
 ├── TransientStorageError       worth another try later
-│   └── StorageBusy             somebody holds the volume's lock; costs no attempt
-├── PermanentStorageError       trying again will not help: StorageFull, SizeUnsupported, AccessDenied, VolumeMissing
+│   └── StorageBusy             somebody holds the lock of the volume or snapshot; costs no attempt
+├── PermanentStorageError       trying again will not help: StorageFull, SizeUnsupported, AccessDenied,
+│                               VolumeMissing, SnapshotMissing
 ├── FenceRefused                a later attempt has already published; this one is history
 └── Stopped                     the worker was told to stop, or its lease is over
 """
@@ -25,7 +26,7 @@ class TransientStorageError(StorageError):
 
 
 class StorageBusy(TransientStorageError):
-    """Another process holds this volume's lock."""
+    """Another process holds the lock of this volume or snapshot."""
 
     code = "storage-busy"
 
@@ -60,8 +61,14 @@ class VolumeMissing(PermanentStorageError):
     code = "volume-missing"
 
 
+class SnapshotMissing(PermanentStorageError):
+    """The snapshot's data is not on the backend."""
+
+    code = "snapshot-missing"
+
+
 class FenceRefused(StorageError):
-    """A later attempt has already published on this volume."""
+    """A later attempt has already published on this volume or snapshot."""
 
     code = "fence-refused"
 
@@ -96,7 +103,7 @@ class Fence(NamedTuple):
 
 
 class Grant:
-    """Leave for one attempt to change one volume, until it is stopped or its lease is over.
+    """Leave for one attempt to change one volume or snapshot, until it is stopped or its lease is over.
 
     Shared between the event loop (which extends and stops it) and the storage thread (which checks it),
     so every method is a single read or write of plain attributes.
@@ -110,6 +117,8 @@ class Grant:
         self.fence = fence
         self.deadline = deadline
         self.stop_reason: StopReason | None = None
+        self.done: int | None = None
+        self.total: int | None = None
         self._clock = clock
         self.progressed_at = clock()
 
@@ -124,8 +133,8 @@ class Grant:
     def check(self) -> None:
         """Say that the work moves on; raise `Stopped` when it should not.
 
-        Drivers call this between slices of long work, and once more under the volume's lock right before
-        they publish: after the lease's end by our own clock another worker may be at it already.
+        Drivers call this between slices of long work, and once more under the lock right before they
+        publish: after the lease's end by our own clock another worker may be at it already.
         """
         if self.stop_reason is not None:
             raise Stopped(self.stop_reason)
@@ -134,8 +143,37 @@ class Grant:
             raise Stopped(StopReason.LEASE_LOST)
         self.progressed_at = now
 
-    def published(self, operation: str, volume_id: UUID) -> None:
-        """Hear from the driver, still under the volume's lock, that the effect has just happened."""
+    def report(self, done: int, total: int) -> None:
+        """Say how far the work is, in bytes, for whoever writes it down; moving on, too, as `check` does."""
+        self.done, self.total = done, total
+        self.progressed_at = self._clock()
+
+    def part(self, fence: Fence) -> "Grant":
+        """Leave for one part of this attempt: the same lease and the same end, another fence."""
+        return PartialGrant(self, fence)
+
+    def published(self, operation: str, subject_id: UUID) -> None:
+        """Hear from the driver, still under the subject's lock, that the effect has just happened to it."""
+
+
+class PartialGrant(Grant):
+    """A grant for one of many volumes, which lives and ends with the whole."""
+
+    def __init__(self, whole: Grant, fence: Fence) -> None:
+        super().__init__(whole.job_id, fence, whole.deadline)
+        self._whole = whole
+
+    def extend(self, deadline: float) -> None:
+        """Extend the whole."""
+        self._whole.extend(deadline)
+
+    def stop(self, reason: StopReason) -> None:
+        """Stop the whole."""
+        self._whole.stop(reason)
+
+    def check(self) -> None:
+        """Ask the whole."""
+        self._whole.check()
 
 
 @dataclass(frozen=True)
@@ -159,6 +197,8 @@ class StorageDriver(Protocol):
 
     Every method that changes something may be repeated and may be overtaken. A repetition finds the work
     done and says so; an attempt with a lower fence than the last published one gets `FenceRefused`.
+    A fence belongs to what is published: to the volume that is made, changed or restored, to the snapshot
+    that is taken or deleted.
     """
 
     def path(self, volume_id: UUID) -> str | None:
@@ -179,6 +219,33 @@ class StorageDriver(Protocol):
         After this no earlier attempt can publish any more, so what was found stays true. Does not look at
         the grant's stop flag: it is how a stopped attempt is brought to an end.
         """
+
+    async def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
+        """Keep the volume's bytes as they are now; never replaces a snapshot.
+
+        Returns the snapshot's size in bytes, None where the backend knows no sizes.
+        """
+
+    async def restore_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
+        """Give the volume the snapshot's bytes; it keeps its present size, or grows to the snapshot's.
+
+        What it had grown by since reads as zeros. There is no moment at which some bytes are old and some
+        restored. Whoever has the volume open keeps the old bytes: open handles must be reopened after a
+        restore. Until it has returned it may be done again, over what was written in between.
+        Returns the size that the volume then has, None where the backend knows no sizes.
+        """
+
+    async def clone_snapshot(self, volume_id: UUID, snapshot_id: UUID, clone_id: UUID, size: int, grant: Grant) -> int:
+        """Make a volume with the snapshot's bytes, then zeros up to ``size``; never replaces a volume.
+
+        A snapshot of more than ``size`` bytes is cloned whole. Returns the new volume's size in bytes.
+        """
+
+    async def delete_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:
+        """Remove the snapshot; its fence is remembered. Succeeds when there is none."""
+
+    async def seal_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
+        """Raise the snapshot's fence, as `seal` does for a volume; returns its size, None if absent."""
 
     async def measure(self, volume_id: UUID) -> Usage | None:
         """Report the volume's size and allocation in bytes; None if it is absent."""

@@ -1,7 +1,8 @@
-"""Which operations the faulty driver is to fail: ``operation:code[*times][ volume]``, separated by commas.
+"""Which operations the faulty driver is to fail: ``operation:code[*times][ id]``, separated by commas.
 
-``@FILE`` names a file with one such line each, read afresh at every operation, so that a test can turn
-failures on and off; replace that file in one step (rename), or a half-written line may be read.
+The id is a volume's or a snapshot's. ``@FILE`` names a file with one such line each, read afresh at every
+operation, so that a test can turn failures on and off; replace that file in one step (rename), or a
+half-written line may be read.
 """
 
 import re
@@ -14,9 +15,12 @@ from domain.errors import ConfigurationError, StorageError
 from domain.storage import driver
 
 EVERY = "*"
+OPERATIONS = (
+    *("create", "expand", "delete", "seal"),
+    *("take_snapshot", "restore_snapshot", "clone_snapshot", "delete_snapshot", "seal_snapshot"),
+)
 SPEC = re.compile(
-    r"(?P<operation>create|expand|delete|seal|\*):(?P<code>[a-z-]+)"
-    r"(\*(?P<times>[1-9]\d*))?( (?P<volume>\S+))?"
+    rf"(?P<operation>{'|'.join(OPERATIONS)}|\*):(?P<code>[a-z-]+)(\*(?P<times>[1-9]\d*))?( (?P<subject>\S+))?"
 )
 CODES: dict[str, type[StorageError]] = {
     kind.code: kind
@@ -28,6 +32,7 @@ CODES: dict[str, type[StorageError]] = {
         driver.SizeUnsupported,
         driver.AccessDenied,
         driver.VolumeMissing,
+        driver.SnapshotMissing,
         driver.FenceRefused,
     )
 }
@@ -35,16 +40,17 @@ CODES: dict[str, type[StorageError]] = {
 
 @dataclass(frozen=True)
 class Fault:
-    """One way to fail; ``times`` None means always, ``volume`` None any volume."""
+    """One way to fail; ``times`` None means always, ``subject`` None whatever it is done to."""
 
     operation: str
     error: type[StorageError]
     times: int | None
-    volume: str | None
+    subject: str | None
 
-    def meets(self, operation: str, volume_id: UUID) -> bool:
-        """Tell whether this fault is meant for the operation on the volume."""
-        return self.operation in (EVERY, operation) and self.volume in (None, str(volume_id))
+    def meets(self, operation: str, *subjects: UUID) -> bool:
+        """Tell whether this fault is meant for the operation on one of these."""
+        meant = self.subject is None or self.subject in map(str, subjects)
+        return meant and self.operation in (EVERY, operation)
 
 
 class Faults:
@@ -55,11 +61,11 @@ class Faults:
         self._fixed = [] if self._file else [_parse(part) for part in spec.split(",") if part]
         self._struck: Counter[Fault] = Counter()
 
-    def strike(self, operation: str, volume_id: UUID) -> None:
+    def strike(self, operation: str, *subjects: UUID) -> None:
         """Raise the first fault that is meant for this operation and not used up."""
         for fault in self._present():
             spent = fault.times is not None and self._struck[fault] >= fault.times
-            if fault.meets(operation, volume_id) and not spent:
+            if fault.meets(operation, *subjects) and not spent:
                 self._struck[fault] += 1
                 raise fault.error(f"The faulty driver was told to fail: {fault.error.code}.")
 
@@ -80,4 +86,4 @@ def _parse(text: str) -> Fault:
     if match["code"] not in CODES:
         raise ConfigurationError(f"{match['code']!r} is no storage error; choose from {', '.join(CODES)}")
     times = int(match["times"]) if match["times"] else None
-    return Fault(match["operation"], CODES[match["code"]], times, match["volume"])
+    return Fault(match["operation"], CODES[match["code"]], times, match["subject"])

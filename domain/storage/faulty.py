@@ -4,22 +4,21 @@ The journal is what fault tests judge by: one line for each operation begun, pub
 """
 
 import asyncio
-import json
 import os
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 from domain.errors import ConfigurationError
-from domain.storage.driver import Capacity, FenceRefused, Grant, Stopped, StopReason, StorageDriver, Usage
+from domain.storage.driver import Capacity, FenceRefused, Grant, Stopped, StorageDriver, Usage
 from domain.storage.faults import Faults
+from domain.storage.witness import WatchedGrant, Witness
 
 SLICE = 0.05
 POLL = 0.01
+SEALS = ("seal", "seal_snapshot")
 
 
 class FaultyDriver:
@@ -59,6 +58,31 @@ class FaultyDriver:
         async with self._disturbed("seal", volume_id, grant) as watched:
             return await self._inner.seal(volume_id, watched)
 
+    async def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
+        """Take, with disturbances."""
+        async with self._disturbed("take_snapshot", volume_id, grant, snapshot_id=snapshot_id) as watched:
+            return await self._inner.take_snapshot(volume_id, snapshot_id, watched)
+
+    async def restore_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
+        """Restore, with disturbances."""
+        async with self._disturbed("restore_snapshot", volume_id, grant, snapshot_id=snapshot_id) as watched:
+            return await self._inner.restore_snapshot(volume_id, snapshot_id, watched)
+
+    async def clone_snapshot(self, volume_id: UUID, snapshot_id: UUID, clone_id: UUID, size: int, grant: Grant) -> int:
+        """Clone, with disturbances; the journal's volume is the new one."""
+        async with self._disturbed("clone_snapshot", clone_id, grant, size, snapshot_id) as watched:
+            return await self._inner.clone_snapshot(volume_id, snapshot_id, clone_id, size, watched)
+
+    async def delete_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:
+        """Delete, with disturbances."""
+        async with self._disturbed("delete_snapshot", volume_id, grant, snapshot_id=snapshot_id) as watched:
+            await self._inner.delete_snapshot(volume_id, snapshot_id, watched)
+
+    async def seal_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
+        """Seal the snapshot, neither delayed nor held up."""
+        async with self._disturbed("seal_snapshot", volume_id, grant, snapshot_id=snapshot_id) as watched:
+            return await self._inner.seal_snapshot(volume_id, snapshot_id, watched)
+
     async def measure(self, volume_id: UUID) -> Usage | None:
         """Measure, undisturbed."""
         return await self._inner.measure(volume_id)
@@ -76,16 +100,17 @@ class FaultyDriver:
 
     @asynccontextmanager
     async def _disturbed(
-        self, operation: str, volume_id: UUID, grant: Grant, size: int | None = None
+        self, operation: str, volume_id: UUID, grant: Grant, size: int | None = None, snapshot_id: UUID | None = None
     ) -> AsyncIterator[Grant]:
-        witness = Witness(self._journal, operation, volume_id, grant, size)
+        witness = Witness(self._journal, operation, volume_id, grant, size, snapshot_id)
+        subjects = (volume_id, snapshot_id) if snapshot_id else (volume_id,)
         witness.note("begun")
         try:
-            if operation != "seal":
+            if operation not in SEALS:
                 await self._hold_up(grant)
-            self._fail.strike(operation, volume_id)
+            self._fail.strike(operation, *subjects)
             yield WatchedGrant(grant, witness)
-            self._fail_after.strike(operation, volume_id)
+            self._fail_after.strike(operation, *subjects)
         except Exception as error:
             witness.note(_ending(error), code=getattr(error, "code", type(error).__name__))
             raise
@@ -101,64 +126,6 @@ class FaultyDriver:
 
     def _gate_closed(self) -> bool:
         return self._gate is not None and self._gate.exists()
-
-
-@dataclass(frozen=True)
-class Witness:
-    """Writes down what becomes of one operation."""
-
-    journal: int | None
-    operation: str
-    volume_id: UUID
-    grant: Grant
-    size: int | None
-
-    def note(self, event: str, **more: Any) -> None:
-        """Append one line, in one write, so that lines of several processes do not mix."""
-        if self.journal is None:
-            return
-        line = {
-            "event": event,
-            "operation": self.operation,
-            "volume_id": str(self.volume_id),
-            "job_id": str(self.grant.job_id),
-            "fence": self.grant.fence,
-            "pid": os.getpid(),
-            "at": time.time_ns(),
-        }
-        if self.size is not None:
-            line["size"] = self.size
-        os.write(self.journal, (json.dumps(line | more) + "\n").encode())
-
-
-class WatchedGrant(Grant):
-    """Another face of the same grant, which writes down the moment of publishing."""
-
-    def __init__(self, original: Grant, witness: Witness) -> None:
-        # Grant's own __init__ is not called: without attributes of its own, this one always shows the
-        # original's, so whoever stops or extends the original does so for this one too.
-        self._original = original
-        self._witness = witness
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._original, name)
-
-    def extend(self, deadline: float) -> None:
-        """Extend the original."""
-        self._original.extend(deadline)
-
-    def stop(self, reason: StopReason) -> None:
-        """Stop the original."""
-        self._original.stop(reason)
-
-    def check(self) -> None:
-        """Ask the original, which may be a subclass with a mind of its own."""
-        self._original.check()
-
-    def published(self, operation: str, volume_id: UUID) -> None:
-        """Write it down, still under the volume's lock, and pass it on."""
-        self._witness.note("published")
-        self._original.published(operation, volume_id)
 
 
 def _ending(error: Exception) -> str:

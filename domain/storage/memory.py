@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
-from domain.storage.driver import Capacity, Fence, Grant, StorageFull, Usage, VolumeMissing
+from domain.storage.driver import Capacity, Fence, Grant, SnapshotMissing, StorageFull, Usage, VolumeMissing
 from domain.storage.fence import refuse_stale
 
 
@@ -14,6 +14,7 @@ class MemoryDriver:
     def __init__(self, capacity: int | None = None) -> None:
         self._limit = capacity
         self._sizes: dict[UUID, int] = {}
+        self._snapshots: dict[tuple[UUID, UUID], int] = {}
         self._fences: dict[UUID, Fence] = {}
 
     def path(self, volume_id: UUID) -> None:
@@ -35,16 +36,52 @@ class MemoryDriver:
             return self._sizes[volume_id]
 
     async def delete(self, volume_id: UUID, grant: Grant) -> None:
-        """Forget the volume, not its fence."""
+        """Forget the volume and its snapshots, not their fences."""
         with self._publishing("delete", volume_id, grant):
             self._sizes.pop(volume_id, None)
+            self._snapshots = {key: size for key, size in self._snapshots.items() if key[0] != volume_id}
 
     async def seal(self, volume_id: UUID, grant: Grant) -> int | None:
         """Raise the fence, whether or not the attempt was stopped; returns the size found."""
-        refuse_stale(self._fences.get(volume_id), grant.fence)
-        self._fences[volume_id] = grant.fence
-        grant.published("seal", volume_id)
+        self._seal("seal", volume_id, grant)
         return self._sizes.get(volume_id)
+
+    async def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int:
+        """Take note of the volume's size; never replaces a snapshot."""
+        self._admit(snapshot_id, grant)
+        key = volume_id, snapshot_id
+        if key not in self._snapshots and volume_id not in self._sizes:
+            raise VolumeMissing
+        with self._publishing("take_snapshot", snapshot_id, grant):
+            return self._snapshots.setdefault(key, self._sizes.get(volume_id, 0))
+
+    async def restore_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int:
+        """Raise the volume's size to the snapshot's; never lowers it."""
+        self._admit(volume_id, grant)
+        size = self._snapshot(volume_id, snapshot_id)
+        with self._publishing("restore_snapshot", volume_id, grant):
+            self._set_size(volume_id, max(size, self._sizes[volume_id]))
+            return self._sizes[volume_id]
+
+    async def clone_snapshot(self, volume_id: UUID, snapshot_id: UUID, clone_id: UUID, size: int, grant: Grant) -> int:
+        """Take note of a volume at least as large as the snapshot; never replaces one."""
+        self._admit(clone_id, grant)
+        if clone_id not in self._sizes:
+            size = max(size, self._snapshot(volume_id, snapshot_id))
+        with self._publishing("clone_snapshot", clone_id, grant):
+            if clone_id not in self._sizes:
+                self._set_size(clone_id, size)
+            return self._sizes[clone_id]
+
+    async def delete_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:
+        """Forget the snapshot, not its fence."""
+        with self._publishing("delete_snapshot", snapshot_id, grant):
+            self._snapshots.pop((volume_id, snapshot_id), None)
+
+    async def seal_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
+        """Raise the snapshot's fence, whether or not the attempt was stopped; returns the size found."""
+        self._seal("seal_snapshot", snapshot_id, grant)
+        return self._snapshots.get((volume_id, snapshot_id))
 
     async def measure(self, volume_id: UUID) -> Usage | None:
         """Report the size; nothing was ever written, so nothing is allocated."""
@@ -52,19 +89,35 @@ class MemoryDriver:
         return None if size is None else Usage(size, used=0)
 
     async def capacity(self) -> Capacity:
-        """Report the limit and the sum of all sizes, which is what the limit is held against."""
+        """Report the limit and the sum of all volumes' sizes, which is what the limit is held against.
+
+        Snapshots take no room, as they share what they were taken of.
+        """
         return Capacity(self._limit, sum(self._sizes.values()))
 
     async def close(self) -> None:
         """Hold nothing that could be let go."""
 
-    @contextmanager
-    def _publishing(self, operation: str, volume_id: UUID, grant: Grant) -> Iterator[None]:
-        refuse_stale(self._fences.get(volume_id), grant.fence)
+    def _admit(self, subject_id: UUID, grant: Grant) -> None:
         grant.check()
-        self._fences[volume_id] = grant.fence
+        refuse_stale(self._fences.get(subject_id), grant.fence)
+
+    @contextmanager
+    def _publishing(self, operation: str, subject_id: UUID, grant: Grant) -> Iterator[None]:
+        self._admit(subject_id, grant)
+        self._fences[subject_id] = grant.fence
         yield
-        grant.published(operation, volume_id)
+        grant.published(operation, subject_id)
+
+    def _seal(self, operation: str, subject_id: UUID, grant: Grant) -> None:
+        refuse_stale(self._fences.get(subject_id), grant.fence)
+        self._fences[subject_id] = grant.fence
+        grant.published(operation, subject_id)
+
+    def _snapshot(self, volume_id: UUID, snapshot_id: UUID) -> int:
+        if (volume_id, snapshot_id) not in self._snapshots:
+            raise SnapshotMissing
+        return self._snapshots[volume_id, snapshot_id]
 
     def _set_size(self, volume_id: UUID, size: int) -> None:
         others = sum(self._sizes.values()) - self._sizes.get(volume_id, 0)

@@ -6,7 +6,10 @@ from domain.storage.driver import Capacity, Grant, Usage
 
 
 class NullDriver:
-    """Says yes. It knows no sizes and remembers no fences, so it cannot tell what was or what is late."""
+    """Says yes. It knows no sizes and remembers no fences, so it cannot tell what was or what is late.
+
+    Arguments that it has no use for (ARG002) are the protocol's.
+    """
 
     def path(self, volume_id: UUID) -> None:
         """There are no bytes to find."""
@@ -32,7 +35,39 @@ class NullDriver:
         """Claim that the fence was raised; which size there is, nobody knows."""
         grant.published("seal", volume_id)
 
-    async def measure(self, volume_id: UUID) -> Usage | None:  # noqa: ARG002 - the protocol's signature
+    async def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:  # noqa: ARG002
+        """Claim to have kept the volume's bytes; how many, nobody knows."""
+        grant.check()
+        grant.published("take_snapshot", snapshot_id)
+
+    async def restore_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:  # noqa: ARG002
+        """Claim that the volume has the snapshot's bytes; how many, nobody knows."""
+        grant.check()
+        grant.published("restore_snapshot", volume_id)
+
+    async def clone_snapshot(
+        self,
+        volume_id: UUID,  # noqa: ARG002
+        snapshot_id: UUID,  # noqa: ARG002
+        clone_id: UUID,
+        size: int,
+        grant: Grant,
+    ) -> int:
+        """Claim to have made a volume of ``size`` bytes."""
+        grant.check()
+        grant.published("clone_snapshot", clone_id)
+        return size
+
+    async def delete_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:  # noqa: ARG002
+        """Claim that the snapshot is gone."""
+        grant.check()
+        grant.published("delete_snapshot", snapshot_id)
+
+    async def seal_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:  # noqa: ARG002
+        """Claim that the snapshot's fence was raised."""
+        grant.published("seal_snapshot", snapshot_id)
+
+    async def measure(self, volume_id: UUID) -> Usage | None:  # noqa: ARG002
         """Know nothing."""
         return None
 

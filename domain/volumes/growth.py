@@ -25,6 +25,15 @@ class Growth:
         if not 0 < value < math.inf:
             raise Invalid("Growth must be a number, and more than nothing.", field=name)
 
+    def wish(self, size: int) -> int:
+        """The size that is wished for a volume of ``size`` bytes, be it possible or not."""
+        if self.to is not None:
+            return self.to
+        if self.by is not None:
+            return size + self.by
+        # As a fraction of what was written: a float would be off by some bytes, or overflow.
+        return size + math.ceil(size * Fraction(str(self.percent)) / 100)
+
     def target(self, size: int) -> int:
         """The new size of a volume that has ``size`` bytes.
 
@@ -32,13 +41,8 @@ class Growth:
             ShrinkRefused: it would be smaller than it is.
             SizeLimitExceeded: it would be larger than any volume may be.
         """
-        if self.to is not None:
-            target, field = self.to, "to"
-        elif self.by is not None:
-            target, field = size + self.by, "by"
-        else:
-            # As a fraction of what was written: a float would be off by some bytes, or overflow.
-            target, field = size + math.ceil(size * Fraction(str(self.percent)) / 100), "percent"
+        target = self.wish(size)
+        field = next(name for name, value in vars(self).items() if value is not None)
         if target < size:
             raise ShrinkRefused(field=field, size=size)
         if target > MAX_SIZE:

@@ -1,11 +1,11 @@
 """Every question that is asked of the table of volumes, by name. Takes a session, never commits."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import TableValuedAlias, Uuid, delete, func, select, update
+from sqlalchemy import BigInteger, TableValuedAlias, Uuid, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -69,6 +69,34 @@ class VolumeRepository:
         if volume is None:
             raise VolumeNotFound(volume_id)
         return volume
+
+    async def places(self, volume_ids: Collection[UUID]) -> dict[UUID, str]:
+        """Tell on which backend each of these volumes is, as far as they exist."""
+        query = select(Volume.id, Volume.backend).where(Volume.id.in_(volume_ids))
+        return {row.id: row.backend for row in await self._session.execute(query)}
+
+    async def lock_many(self, volume_ids: Collection[UUID]) -> Sequence[Volume]:
+        """Read those of these volumes that exist, keep others from changing them, and lock in the order of ids."""
+        query = select(Volume).where(Volume.id.in_(volume_ids)).order_by(Volume.id).with_for_update()
+        return (await self._session.scalars(query.execution_options(populate_existing=True))).all()
+
+    async def take_many(self, volume_ids: Collection[UUID], state: VolumeState, job_id: UUID) -> dict[UUID, int]:
+        """Give locked volumes into the hands of a job; returns their new versions."""
+        query = (
+            update(Volume)
+            .where(Volume.id.in_(volume_ids))
+            .values(state=state, job_id=job_id, version=Volume.version + 1, updated_at=func.now())
+            .returning(Volume.id, Volume.version)
+            .execution_options(synchronize_session=False)
+        )
+        return {row.id: row.version for row in await self._session.execute(query)}
+
+    async def note_usage(self, used: Mapping[UUID, int]) -> None:
+        """Write down how many bytes of each volume were found allocated just now."""
+        rows = ({"id": volume_id, "used": number} for volume_id, number in used.items())
+        given = given_rows(rows, id=Uuid(), used=BigInteger())
+        query = update(Volume).where(Volume.id == given.c.id).values(used=given.c.used, used_at=func.now())
+        await self._session.execute(query.execution_options(synchronize_session=False))
 
     async def rename(self, volume: Volume, name: str) -> None:
         """Give a volume another name.

@@ -5,7 +5,7 @@
 settles the job. ``abandon_x`` is the way out when the job is given up or cancelled.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -15,8 +15,9 @@ from uuid_utils.compat import uuid7
 
 from domain.database import Database
 from domain.errors import UnknownBackend, VolumeBusy, VolumeUnusable
+from domain.jobs.acceptance import NOBODY, Origin, accepting
 from domain.jobs.model import Job, new_job
-from domain.jobs.outcomes import Payload
+from domain.jobs.outcomes import Done, Payload
 from domain.jobs.queue import JobQueue
 from domain.jobs.repository import JobRepository
 from domain.paging import Page, PageRequest
@@ -27,7 +28,8 @@ from domain.volumes.model import Volume
 from domain.volumes.repository import Ending, VolumeFilter, VolumeRepository
 from domain.volumes.states import BUSY, MOVES, VolumeState
 
-Done = Sequence[tuple[Job, Payload]]
+Finished = Sequence[tuple[Job, Payload]]
+MayGo = Callable[[AsyncSession, UUID], Awaitable[None]]
 GivenUp = Sequence[tuple[Job, Payload | None]]
 
 
@@ -55,7 +57,11 @@ class VolumeChange:
 class VolumeService:
     """Volumes, for HTTP and for the workers."""
 
-    def __init__(self, database: Database, queue: JobQueue, backends: Backends, *, max_attempts: int) -> None:
+    def __init__(
+        self, database: Database, queue: JobQueue, backends: Backends, *, max_attempts: int, may_go: MayGo
+    ) -> None:
+        """``may_go`` has a say before a volume is deleted: other rooms know what depends on it."""
+        self._may_go = may_go
         self._database = database
         self._queue = queue
         self._backends = backends
@@ -108,7 +114,7 @@ class VolumeService:
 
     # --- create ------------------------------------------------------------------------------------------
 
-    async def request_create(self, wanted: NewVolume, *, caller: str | None = None) -> Job:
+    async def request_create(self, wanted: NewVolume, *, origin: Origin = NOBODY) -> Job:
         """Accept a new volume.
 
         Raises:
@@ -116,10 +122,10 @@ class VolumeService:
             NameTaken: another volume has the name.
         """
         volume = self._new_volume(wanted)
-        job = self._job("volume.create", volume, {"size": wanted.size}, created_by=caller)
-        async with self._database.transaction() as session:
-            await VolumeRepository(session).add(volume)
-            await JobRepository(session).add(job)
+        job = self._job("volume.create", volume, {"size": wanted.size}, created_by=origin.caller)
+        async with accepting(self._database, origin) as acceptance:
+            await VolumeRepository(acceptance.session).add(volume)
+            acceptance.job = await JobRepository(acceptance.session).add(job)
         return await self._ring(job)
 
     async def again_create(self, session: AsyncSession, ended: Job) -> Job:
@@ -127,12 +133,12 @@ class VolumeService:
         volume = await self._take(session, ended.volume_id, VolumeState.CREATING)
         return await self._add_retry(session, ended, volume, {"size": ended.params["size"]})
 
-    async def create(self, job: Job, grant: Grant) -> Payload:
+    async def create(self, job: Job, grant: Grant) -> Done:
         """Make the volume on its backend."""
         driver, volume_id = self._storage(job)
-        return _result(job, await driver.create(volume_id, job.params["size"], grant))
+        return Done(_result(job, await driver.create(volume_id, job.params["size"], grant)))
 
-    async def record_create(self, session: AsyncSession, done: Done) -> None:
+    async def record_create(self, session: AsyncSession, done: Finished) -> None:
         """The volumes are there, with the sizes that they got."""
         _all_of(done, await VolumeRepository(session).let_go(_endings(done), VolumeState.AVAILABLE))
 
@@ -142,7 +148,7 @@ class VolumeService:
 
     # --- expand ------------------------------------------------------------------------------------------
 
-    async def request_expand(self, volume_id: UUID, growth: Growth, *, caller: str | None = None) -> Job:
+    async def request_expand(self, volume_id: UUID, growth: Growth, *, origin: Origin = NOBODY) -> Job:
         """Accept a larger size for a volume.
 
         Raises:
@@ -150,10 +156,10 @@ class VolumeService:
             VolumeBusy, VolumeUnusable: it is not available.
             ShrinkRefused, SizeLimitExceeded: the new size is out of the question.
         """
-        async with self._database.transaction() as session:
-            volume = await self._take(session, volume_id, VolumeState.EXPANDING)
-            job = self._job("volume.expand", volume, {"to_size": growth.target(volume.size)}, created_by=caller)
-            await JobRepository(session).add(job)
+        async with accepting(self._database, origin) as acceptance:
+            volume = await self._take(acceptance.session, volume_id, VolumeState.EXPANDING)
+            job = self._job("volume.expand", volume, {"to_size": growth.target(volume.size)}, created_by=origin.caller)
+            acceptance.job = await JobRepository(acceptance.session).add(job)
         return await self._ring(job)
 
     async def again_expand(self, session: AsyncSession, ended: Job) -> Job:
@@ -162,12 +168,12 @@ class VolumeService:
         to_size = Growth(to=ended.params["to_size"]).target(volume.size)
         return await self._add_retry(session, ended, volume, {"to_size": to_size})
 
-    async def expand(self, job: Job, grant: Grant) -> Payload:
+    async def expand(self, job: Job, grant: Grant) -> Done:
         """Grow the volume on its backend to the size that the job names."""
         driver, volume_id = self._storage(job)
-        return _result(job, await driver.expand(volume_id, job.params["to_size"], grant))
+        return Done(_result(job, await driver.expand(volume_id, job.params["to_size"], grant)))
 
-    async def record_expand(self, session: AsyncSession, done: Done) -> None:
+    async def record_expand(self, session: AsyncSession, done: Finished) -> None:
         """The volumes have the sizes that their backends report."""
         _all_of(done, await VolumeRepository(session).let_go(_endings(done), VolumeState.AVAILABLE))
 
@@ -177,31 +183,34 @@ class VolumeService:
 
     # --- delete ------------------------------------------------------------------------------------------
 
-    async def request_delete(self, volume_id: UUID, *, caller: str | None = None) -> Job:
+    async def request_delete(self, volume_id: UUID, *, origin: Origin = NOBODY) -> Job:
         """Accept the end of a volume; one in the state ``error`` can be deleted too.
 
         Raises:
             VolumeNotFound: there is none.
             VolumeBusy: a job has it.
+            VolumeHasSnapshots: they would lose what they depend on.
         """
-        async with self._database.transaction() as session:
-            volume = await self._take(session, volume_id, VolumeState.DELETING)
-            job = self._job("volume.delete", volume, {}, created_by=caller)
-            await JobRepository(session).add(job)
+        async with accepting(self._database, origin) as acceptance:
+            volume = await self._take(acceptance.session, volume_id, VolumeState.DELETING)
+            await self._may_go(acceptance.session, volume_id)
+            job = self._job("volume.delete", volume, {}, created_by=origin.caller)
+            acceptance.job = await JobRepository(acceptance.session).add(job)
         return await self._ring(job)
 
     async def again_delete(self, session: AsyncSession, ended: Job) -> Job:
         """Try once more to delete a volume."""
         volume = await self._take(session, ended.volume_id, VolumeState.DELETING)
+        await self._may_go(session, volume.id)
         return await self._add_retry(session, ended, volume, {})
 
-    async def delete(self, job: Job, grant: Grant) -> Payload:
+    async def delete(self, job: Job, grant: Grant) -> Done:
         """Remove the volume from its backend."""
         driver, volume_id = self._storage(job)
         await driver.delete(volume_id, grant)
-        return _result(job, None)
+        return Done(_result(job, None))
 
-    async def record_delete(self, session: AsyncSession, done: Done) -> None:
+    async def record_delete(self, session: AsyncSession, done: Finished) -> None:
         """The volumes are gone."""
         _all_of(done, await VolumeRepository(session).remove(_endings(done)))
 
@@ -274,13 +283,13 @@ def _result(job: Job, size: int | None) -> Payload:
     return {"volume_id": str(job.volume_id)} | ({} if size is None else {"size": size})
 
 
-def _endings(jobs: Done | GivenUp) -> list[Ending]:
+def _endings(jobs: Finished | GivenUp) -> list[Ending]:
     return [
         Ending(job.volume_id, job.id, (payload or {}).get("size")) for job, payload in jobs if job.volume_id is not None
     ]
 
 
-def _all_of(done: Done, touched: Sequence[UUID]) -> None:
+def _all_of(done: Finished, touched: Sequence[UUID]) -> None:
     """Make sure that jobs and volumes agree on who has whom; otherwise nothing of it may be committed.
 
     Giving up is not so strict: a volume that is in other hands needs no way out.

@@ -23,6 +23,7 @@ from domain.errors import (
     VolumeNotFound,
     VolumeUnusable,
 )
+from domain.jobs.acceptance import NOBODY, Origin
 from domain.jobs.model import Job, new_job
 from domain.jobs.queue import QueueUnavailable
 from domain.jobs.repository import JobFilter
@@ -139,7 +140,7 @@ class FakeVolumes:
             setattr(volume, name, getattr(change, name))
         return volume
 
-    async def request_create(self, wanted: NewVolume, *, caller: str | None = None) -> Job:
+    async def request_create(self, wanted: NewVolume, *, origin: Origin = NOBODY) -> Job:
         backend = wanted.backend or self.backends.names()[0]
         if backend not in self.backends:
             raise UnknownBackend(f"There is no backend named {backend!r}.", field="backend")
@@ -153,18 +154,18 @@ class FakeVolumes:
                 state=VolumeState.CREATING,
             )
         )
-        return self._job("volume.create", volume, caller)
+        return self._job("volume.create", volume, origin.caller)
 
-    async def request_expand(self, volume_id: UUID, growth: Growth, *, caller: str | None = None) -> Job:
+    async def request_expand(self, volume_id: UUID, growth: Growth, *, origin: Origin = NOBODY) -> Job:
         volume = await self.get(volume_id)
         to_size = growth.target(volume.size)
         self._take(volume, VolumeState.EXPANDING)
-        return self._job("volume.expand", volume, caller, to_size=to_size)
+        return self._job("volume.expand", volume, origin.caller, to_size=to_size)
 
-    async def request_delete(self, volume_id: UUID, *, caller: str | None = None) -> Job:
+    async def request_delete(self, volume_id: UUID, *, origin: Origin = NOBODY) -> Job:
         volume = await self.get(volume_id)
         self._take(volume, VolumeState.DELETING)
-        return self._job("volume.delete", volume, caller)
+        return self._job("volume.delete", volume, origin.caller)
 
     def _require_free(self, name: str) -> None:
         if any(volume.name == name for volume in self.rows.values()):

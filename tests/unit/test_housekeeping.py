@@ -17,6 +17,10 @@ def a_heartbeat(*, steady: bool) -> Heartbeat:
     return heartbeat
 
 
+async def no_bulks() -> int:
+    return 0
+
+
 class Failing(FakeForeman):
     """Its first rounds fail, each with the next error."""
 
@@ -32,14 +36,14 @@ class Failing(FakeForeman):
 
 async def test_a_round_rescues_and_rings() -> None:
     foreman = FakeForeman()
-    await Housekeeping(foreman, a_heartbeat(steady=True), interval=1).go_round()
+    await Housekeeping(foreman, a_heartbeat(steady=True), no_bulks, interval=1).go_round()
 
     assert foreman.rounds == ["rescue", "ring_due", "ring_lost"]
 
 
 async def test_nobody_is_rescued_before_every_live_worker_had_time_to_renew() -> None:
     foreman = FakeForeman()
-    await Housekeeping(foreman, a_heartbeat(steady=False), interval=1).go_round()
+    await Housekeeping(foreman, a_heartbeat(steady=False), no_bulks, interval=1).go_round()
 
     assert foreman.rounds == ["ring_due", "ring_lost"]
 
@@ -47,7 +51,9 @@ async def test_nobody_is_rescued_before_every_live_worker_had_time_to_renew() ->
 @pytest.mark.parametrize("error", [QueueUnavailable(), DatabaseUnavailable(), ValueError("a bug")])
 async def test_a_round_that_fails_is_followed_by_the_next(error: Exception) -> None:
     foreman = Failing(error)
-    rounds = asyncio.create_task(Housekeeping(foreman, a_heartbeat(steady=False), interval=0).go_round_for_ever())
+    rounds = asyncio.create_task(
+        Housekeeping(foreman, a_heartbeat(steady=False), no_bulks, interval=0).go_round_for_ever()
+    )
     await until(lambda: "ring_lost" in foreman.rounds)
     rounds.cancel()
 
@@ -56,7 +62,7 @@ async def test_a_round_that_fails_is_followed_by_the_next(error: Exception) -> N
 
 async def test_after_an_outage_of_postgresql_nobody_is_rescued_until_the_heart_is_steady_again() -> None:
     foreman, heartbeat = Failing(DatabaseUnavailable()), a_heartbeat(steady=True)
-    rounds = asyncio.create_task(Housekeeping(foreman, heartbeat, interval=0).go_round_for_ever())
+    rounds = asyncio.create_task(Housekeeping(foreman, heartbeat, no_bulks, interval=0).go_round_for_ever())
     await until(lambda: foreman.rounds.count("ring_lost") >= 3)
     rounds.cancel()
 
@@ -66,7 +72,7 @@ async def test_after_an_outage_of_postgresql_nobody_is_rescued_until_the_heart_i
 
 async def test_an_outage_of_redis_does_not_keep_anybody_from_being_rescued() -> None:
     foreman, heartbeat = Failing(QueueUnavailable(), QueueUnavailable()), a_heartbeat(steady=True)
-    rounds = asyncio.create_task(Housekeeping(foreman, heartbeat, interval=0).go_round_for_ever())
+    rounds = asyncio.create_task(Housekeeping(foreman, heartbeat, no_bulks, interval=0).go_round_for_ever())
     await until(lambda: "ring_lost" in foreman.rounds)
     rounds.cancel()
 
@@ -75,7 +81,9 @@ async def test_an_outage_of_redis_does_not_keep_anybody_from_being_rescued() -> 
 
 async def test_between_rounds_it_rests() -> None:
     foreman = FakeForeman()
-    rounds = asyncio.create_task(Housekeeping(foreman, a_heartbeat(steady=True), interval=3600).go_round_for_ever())
+    rounds = asyncio.create_task(
+        Housekeeping(foreman, a_heartbeat(steady=True), no_bulks, interval=3600).go_round_for_ever()
+    )
     await until(lambda: "ring_lost" in foreman.rounds)
     for _ in range(10):
         await asyncio.sleep(0)

@@ -13,14 +13,16 @@ from sqlalchemy import inspect
 
 from domain.database import Database
 from domain.errors import DatabaseUnavailable
+from domain.expansion.service import ExpansionService
 from domain.jobs.foreman import Claim, Foreman
 from domain.jobs.leases import Renewal
 from domain.jobs.model import Job, Ring, new_job
-from domain.jobs.outcomes import Cancelled, Done, GaveUp, Interrupted, Outcome, RetryAt, Superseded
+from domain.jobs.outcomes import Cancelled, Done, GaveUp, Outcome, Superseded
 from domain.jobs.queue import JobQueue
 from domain.jobs.retry import RetryPolicy
 from domain.jobs.states import JobStatus
 from domain.services import Handler, handlers
+from domain.snapshots.repository import refuse_if_it_has_snapshots
 from domain.storage.backends import Backends
 from domain.storage.driver import StorageDriver
 from domain.volumes.service import VolumeService
@@ -101,8 +103,7 @@ def _status_after(outcome: Outcome) -> JobStatus:
             return JobStatus.FAILED
         case Cancelled():
             return JobStatus.CANCELLED
-        case RetryAt() | Interrupted() | Superseded():
-            return JobStatus.QUEUED
+    return JobStatus.QUEUED
 
 
 def copy_of(job: Job) -> Job:
@@ -128,7 +129,9 @@ def table_on(driver: StorageDriver) -> dict[str, Handler]:
     """The real table of kinds, on this driver; its database is never asked for anything."""
     backends = Backends({"memory": driver}, {"memory": "memory"})
     nowhere = Database("postgresql+asyncpg://nobody@127.0.0.1:1/nothing")
-    return handlers(VolumeService(nowhere, JobQueue(fake_redis()), backends, max_attempts=3))
+    queue = JobQueue(fake_redis())
+    volumes = VolumeService(nowhere, queue, backends, max_attempts=3, may_go=refuse_if_it_has_snapshots)
+    return handlers(volumes, ExpansionService(nowhere, queue, max_attempts=3, max_concurrent=10))
 
 
 def a_runner(foreman: Foreman, driver: StorageDriver, *, slots: int = 10, queue: JobQueue | None = None) -> Runner:
@@ -138,7 +141,7 @@ def a_runner(foreman: Foreman, driver: StorageDriver, *, slots: int = 10, queue:
 async def until(condition: Callable[[], bool]) -> None:
     """Let the other tasks run until it is so; ten seconds are too long."""
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - no event tells
+        while not condition():
             await asyncio.sleep(0.001)
 
 

@@ -1,0 +1,227 @@
+"""Every question that is asked of the ledger, by name; each takes a whole chunk. Takes a session, never commits."""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import BigInteger, ColumnElement, Text, Uuid, and_, func, literal, null, or_, select, text, true, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from domain.database import given_rows, words
+from domain.expansion.model import Item
+from domain.expansion.policy import Selection
+from domain.expansion.states import Code, ItemStatus
+from domain.volumes.model import Volume
+
+#: A plan over a million volumes is one statement of some ten seconds.
+_PLAN_SECONDS: Final = 50
+#: How long a busy volume is left alone before it is tried again: at first, and at most (seconds).
+_BUSY_PAUSE: Final = (0.25, 10.0)
+
+
+@dataclass(frozen=True)
+class Lane:
+    """Who claims items: a lane at one of its rings."""
+
+    job_id: UUID
+    lane_id: UUID
+    ring: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What becomes of one item. ``status`` CLAIMED means that it is being worked on, PENDING that it waits again."""
+
+    volume_id: UUID
+    status: ItemStatus
+    code: str | None = None
+    detail: str | None = None
+    from_size: int | None = None
+    to_size: int | None = None
+    used: int | None = None
+
+
+class Ledger:
+    """The ledger, seen from one transaction."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def plan(self, job_id: UUID, selection: Selection) -> None:
+        """Enter every selected volume, in one statement. Planning again adds only what is not there yet."""
+        await self._enter(_volumes(job_id, selection) if selection.ids is None else _named_volumes(job_id, selection))
+
+    async def plan_again(self, job_id: UUID, earlier_id: UUID) -> None:
+        """Enter what an earlier job did not achieve. The sizes it wrote down stay binding: nothing grows twice."""
+        missed = or_(Item.status == ItemStatus.FAILED, Item.code == Code.CANCELLED)
+        items = select(literal(job_id), Item.volume_id, _pending(), Item.from_size, Item.used, Item.to_size)
+        await self._enter(items.where(Item.job_id == earlier_id, missed))
+
+    async def count(self, job_id: UUID) -> int:
+        """Count a job's items."""
+        return await self._session.scalar(select(func.count()).where(Item.job_id == job_id)) or 0
+
+    async def page(self, job_id: UUID, status: ItemStatus | None, *, after: UUID | None, limit: int) -> Sequence[Item]:
+        """Read ``limit`` items and one more, by volume."""
+        query = select(Item).where(Item.job_id == job_id).order_by(Item.volume_id).limit(limit + 1)
+        if status is not None:
+            query = query.where(Item.status == status)
+        if after is not None:
+            query = query.where(Item.volume_id > after)
+        return (await self._session.scalars(query)).all()
+
+    async def inherit(self, lane: Lane) -> Sequence[Item]:
+        """Claim what the lane had claimed at an earlier ring: its predecessor was killed or interrupted."""
+        query = (
+            update(Item)
+            .where(Item.job_id == lane.job_id, Item.lane_id == lane.lane_id, Item.status == ItemStatus.CLAIMED)
+            .where(Item.ring < lane.ring)
+            .values(ring=lane.ring)
+        )
+        return await self._returned(query)
+
+    async def claim(self, lane: Lane, limit: int) -> Sequence[Item]:
+        """Claim pending items whose time has come; those that others are claiming at the moment are passed over."""
+        due = (
+            select(Item.volume_id)
+            .where(Item.job_id == lane.job_id, Item.status == ItemStatus.PENDING, Item.due_at <= func.now())
+            .order_by(Item.due_at, Item.volume_id)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        query = (
+            update(Item)
+            .where(Item.job_id == lane.job_id, Item.volume_id.in_(due))
+            .values(status=ItemStatus.CLAIMED, lane_id=lane.lane_id, ring=lane.ring)
+        )
+        return await self._returned(query)
+
+    async def next_due(self, job_id: UUID) -> float | None:
+        """In how many seconds the next pending item is due; None when none is pending."""
+        query = select(func.min(Item.due_at) - func.now()).where(
+            Item.job_id == job_id, Item.status == ItemStatus.PENDING
+        )
+        waiting: timedelta | None = await self._session.scalar(query)
+        return None if waiting is None else max(0.0, waiting.total_seconds())
+
+    async def write(self, lane: Lane, entries: Sequence[Entry]) -> Sequence[Item]:
+        """Write entries down, for those items that the lane still holds at its ring; returns these."""
+        given = given_rows(
+            (vars(entry) for entry in entries),
+            volume_id=Uuid(),
+            status=words(ItemStatus),
+            code=Text(),
+            detail=Text(),
+            from_size=BigInteger(),
+            to_size=BigInteger(),
+            used=BigInteger(),
+        )
+        query = (
+            update(Item)
+            .where(Item.job_id == lane.job_id, Item.volume_id == given.c.volume_id)
+            .where(Item.lane_id == lane.lane_id, Item.ring == lane.ring, Item.status == ItemStatus.CLAIMED)
+            .values(
+                status=given.c.status,
+                code=given.c.code,
+                detail=given.c.detail,
+                from_size=func.coalesce(given.c.from_size, Item.from_size),
+                to_size=given.c.to_size,
+                used=func.coalesce(given.c.used, Item.used),
+            )
+        )
+        return await self._returned(query)
+
+    async def postpone(self, lane: Lane, volume_ids: Collection[UUID], *, patience: float) -> int:
+        """Let busy volumes wait, or skip those that have been busy for ``patience`` seconds. Returns how many skipped.
+
+        The pause grows with the time that a volume has been busy.
+        """
+        since = func.coalesce(Item.busy_since, func.now())
+        pause = func.least(func.greatest(func.now() - since, _seconds(_BUSY_PAUSE[0])), _seconds(_BUSY_PAUSE[1]))
+        held = (
+            update(Item)
+            .where(Item.job_id == lane.job_id, Item.volume_id.in_(volume_ids))
+            .where(Item.lane_id == lane.lane_id, Item.ring == lane.ring, Item.status == ItemStatus.CLAIMED)
+        )
+        tired = await self._returned(
+            held.where(since <= func.now() - _seconds(patience)).values(
+                status=ItemStatus.SKIPPED,
+                code=Code.VOLUME_BUSY,
+                detail="Other operations had the volume all the time.",
+            )
+        )
+        await self._returned(
+            held.values(status=ItemStatus.PENDING, code=Code.VOLUME_BUSY, busy_since=since, due_at=func.now() + pause)
+        )
+        return len(tired)
+
+    async def close(
+        self, job_id: UUID, *, was: ItemStatus, status: ItemStatus, code: Code, limit: int
+    ) -> Sequence[Item]:
+        """Finish up to ``limit`` items that nobody will work on any more; returns them."""
+        some = select(Item.volume_id).where(Item.job_id == job_id, Item.status == was)
+        query = update(Item).where(
+            Item.job_id == job_id, Item.volume_id.in_(some.limit(limit).with_for_update(skip_locked=True))
+        )
+        return await self._returned(query.values(status=status, code=code))
+
+    async def bequeath(self, job_id: UUID, lane_id: UUID) -> None:
+        """Leave the items of a job's dead lanes to a new one."""
+        query = update(Item).where(Item.job_id == job_id, Item.status == ItemStatus.CLAIMED)
+        await self._returned(query.values(lane_id=lane_id, ring=-1))
+
+    async def unfinished(self, job_id: UUID) -> bool:
+        """Tell whether any item is still pending or claimed."""
+        live = select(literal(1)).where(
+            Item.job_id == job_id, Item.status.in_((ItemStatus.PENDING, ItemStatus.CLAIMED))
+        )
+        return await self._session.scalar(live.limit(1)) is not None
+
+    async def _enter(self, rows: Any) -> None:
+        await self._session.execute(text(f"SET LOCAL statement_timeout = '{_PLAN_SECONDS}s'"))
+        columns = ["job_id", "volume_id", "status", "from_size", "used", "to_size"]
+        entering = insert(Item).from_select(columns, rows, include_defaults=False)
+        await self._session.execute(entering.on_conflict_do_nothing())
+
+    async def _returned(self, query: Any) -> Sequence[Item]:
+        done = query.returning(Item).execution_options(synchronize_session=False, populate_existing=True)
+        return (await self._session.scalars(done)).all()
+
+
+def selected_volumes(selection: Selection) -> Any:
+    """The volumes of a selection, for looking at them only."""
+    return select(Volume).where(*_selected(selection)).order_by(Volume.id)
+
+
+def _selected(selection: Selection) -> Iterable[ColumnElement[bool]]:
+    if selection.ids is not None:
+        yield Volume.id.in_(selection.ids)
+    if selection.labels:
+        yield Volume.labels.contains(selection.labels)
+    if selection.backend is not None:
+        yield Volume.backend == selection.backend
+
+
+def _volumes(job_id: UUID, selection: Selection) -> Any:
+    rows = select(literal(job_id), Volume.id, _pending(), Volume.size, Volume.used, null())
+    return rows.where(*_selected(selection))
+
+
+def _named_volumes(job_id: UUID, selection: Selection) -> Any:
+    """Volumes by id; one that does not exist is entered too, so that the ledger can say so."""
+    named = given_rows(({"id": volume_id} for volume_id in selection.ids or ()), id=Uuid())
+    rows = select(literal(job_id), named.c.id, _pending(), Volume.size, Volume.used, null())
+    return rows.select_from(named.outerjoin(Volume, Volume.id == named.c.id)).where(
+        or_(Volume.id.is_(None), and_(true(), *_selected(selection)))
+    )
+
+
+def _pending() -> Any:
+    return literal(ItemStatus.PENDING.value)
+
+
+def _seconds(number: float) -> ColumnElement[timedelta]:
+    return literal(timedelta(seconds=number))

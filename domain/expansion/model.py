@@ -1,0 +1,42 @@
+"""The ledger: what a bulk job meant to do with each volume, and what became of it."""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, func, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain.database import Base, words
+from domain.expansion.states import ItemStatus
+
+_STATUSES = ", ".join(f"'{status}'" for status in ItemStatus)
+
+
+class Item(Base):
+    """One volume in one bulk job. Sizes are in bytes; the row outlives its volume."""
+
+    __tablename__ = "job_items"
+    __table_args__ = (
+        CheckConstraint(f"status IN ({_STATUSES})", name="status"),
+        CheckConstraint("status <> 'claimed' OR (lane_id IS NOT NULL AND ring IS NOT NULL)", name="claimed"),
+        CheckConstraint("status NOT IN ('skipped', 'failed') OR code IS NOT NULL", name="code"),
+        CheckConstraint("to_size IS NULL OR from_size IS NULL OR to_size >= from_size", name="growth"),
+        Index("job_items_waiting", "job_id", "due_at", "volume_id", postgresql_where=text("status = 'pending'")),
+        Index("job_items_claimed", "job_id", "lane_id", postgresql_where=text("status = 'claimed'")),
+        Index("job_items_failed", "job_id", "volume_id", postgresql_where=text("status = 'failed'")),
+    )
+
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    volume_id: Mapped[UUID] = mapped_column(primary_key=True)
+    status: Mapped[ItemStatus] = mapped_column(words(ItemStatus))
+    #: Who has claimed it: the lane, and the lane's ring. A lane records only what still carries both.
+    lane_id: Mapped[UUID | None]
+    ring: Mapped[int | None]
+    from_size: Mapped[int | None]
+    #: Written down under the volume's lock before any storage work, so that doing it twice is doing it once.
+    to_size: Mapped[int | None]
+    used: Mapped[int | None]
+    code: Mapped[str | None]
+    detail: Mapped[str | None]
+    busy_since: Mapped[datetime | None]
+    due_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -1,0 +1,88 @@
+"""Which volumes a bulk expansion is for, and how much larger each of them gets."""
+
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+from uuid import UUID
+
+from domain.errors import Invalid
+from domain.expansion.states import Code
+from domain.volumes.growth import Growth
+from domain.volumes.model import MAX_SIZE
+
+DEFAULT_STEP: Final = 2**20
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which volumes; what is None or empty does not restrict."""
+
+    ids: tuple[UUID, ...] | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    backend: str | None = None
+
+
+@dataclass(frozen=True)
+class GrowthPolicy:
+    """How much, in whole steps, up to where, and from which usage on.
+
+    ``to``, ``by``, ``step`` and ``up_to`` are in bytes; ``usage_above`` is in percent of the volume's size.
+    """
+
+    to: int | None = None
+    by: int | None = None
+    percent: float | None = None
+    step: int = DEFAULT_STEP
+    up_to: int | None = None
+    usage_above: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense, naming the field."""
+        Growth(self.to, self.by, self.percent)
+        for name in ("step", "up_to"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= MAX_SIZE:
+                raise Invalid(f"`{name}` must be more than nothing and at most {MAX_SIZE} bytes.", field=name)
+
+    def decide(self, size: int, used: int | None) -> int | Code:
+        """The new size of a volume with ``size`` bytes of which ``used`` are allocated, or why it stays as it is."""
+        if self.usage_above is not None:
+            if used is None:
+                return Code.USAGE_UNKNOWN
+            if used * 100 <= self.usage_above * size:
+                return Code.BELOW_THRESHOLD
+        if self.to is not None and self.to <= size:
+            return Code.ALREADY_THERE
+        limit = min(self.up_to or MAX_SIZE, MAX_SIZE)
+        if size >= limit:
+            return Code.AT_LIMIT
+        return min(self._whole_steps(size), limit)
+
+    def _whole_steps(self, size: int) -> int:
+        target = Growth(self.to, self.by, self.percent).wish(size)
+        return -(-target // self.step) * self.step
+
+
+@dataclass(frozen=True)
+class BulkExpansion:
+    """One request to grow many volumes, ``max_concurrent`` of them at once over the whole fleet."""
+
+    policy: GrowthPolicy
+    selection: Selection = field(default_factory=Selection)
+    max_concurrent: int = 10
+
+    def params(self) -> dict[str, Any]:
+        """Say it as JSON, for the job."""
+        selection = {
+            "ids": None if self.selection.ids is None else [str(volume_id) for volume_id in self.selection.ids],
+            "labels": self.selection.labels,
+            "backend": self.selection.backend,
+        }
+        return {"policy": vars(self.policy), "selection": selection, "max_concurrent": self.max_concurrent}
+
+    @classmethod
+    def of(cls, params: dict[str, Any]) -> Self:
+        """Read it from a job."""
+        given = params["selection"]
+        ids = None if given["ids"] is None else tuple(UUID(volume_id) for volume_id in given["ids"])
+        selection = Selection(ids, given["labels"], given["backend"])
+        return cls(GrowthPolicy(**params["policy"]), selection, params["max_concurrent"])

@@ -1,0 +1,127 @@
+"""Accepting a request, once: who asks, and the promise that the same Idempotency-Key is the same request.
+
+The key's row is written first in the transaction that accepts, and completed last. A duplicate in flight waits for it
+on the primary key; if the first is refused, its row is gone and the duplicate takes its turn.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import func, literal, select, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain.database import Base, Database
+from domain.errors import CisternError, IdempotencyKeyReused
+from domain.jobs.model import Job
+from domain.jobs.outcomes import Payload
+
+KEPT_FOR: Final = timedelta(hours=24)
+
+
+class IdempotencyKey(Base):
+    """A request that was accepted under a key, and its first answer."""
+
+    __tablename__ = "idempotency_keys"
+
+    caller: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    route: Mapped[str]
+    #: Hash of what was asked: another body under the same key is a mistake of the client's.
+    fingerprint: Mapped[str]
+    status: Mapped[int | None]
+    body: Mapped[dict[str, Any] | None]
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+
+
+@dataclass(frozen=True)
+class Key:
+    """An Idempotency-Key as it came, and how the answer is put that is kept with it."""
+
+    key: str
+    route: str
+    fingerprint: str
+    answer: Callable[[Job], Payload]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a request comes from. ``caller`` as the client names itself, None if it does not."""
+
+    caller: str | None = None
+    key: Key | None = None
+
+
+NOBODY: Final = Origin()
+_ACCEPTED: Final = 202
+
+
+class AcceptedBefore(CisternError):
+    """This request was accepted before; the first answer is given again."""
+
+    code = "accepted-before"
+
+    def __init__(self, status: int, body: Payload) -> None:
+        super().__init__()
+        self.status = status
+        self.body = body
+
+
+class Acceptance:
+    """A request on its way into the job book."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self.session = session
+        self.job: Job | None = None
+
+
+@asynccontextmanager
+async def accepting(database: Database, origin: Origin) -> AsyncIterator[Acceptance]:
+    """Open the transaction that accepts a request; whoever uses it sets ``job`` before it ends.
+
+    Raises:
+        AcceptedBefore: it was, under this key.
+        IdempotencyKeyReused: something else was, under this key.
+    """
+    async with database.transaction() as session:
+        if origin.key is not None:
+            await _reserve(session, origin.caller or "", origin.key)
+        acceptance = Acceptance(session)
+        yield acceptance
+        if origin.key is not None and acceptance.job is not None:
+            await _keep(session, origin.caller or "", origin.key, acceptance.job)
+
+
+async def _reserve(session: AsyncSession, caller: str, key: Key) -> None:
+    row = {
+        "route": key.route,
+        "fingerprint": key.fingerprint,
+        "status": None,
+        "body": None,
+        "expires_at": func.now() + literal(KEPT_FOR),
+    }
+    reserve = (
+        insert(IdempotencyKey)
+        .values(caller=caller, key=key.key, **row)
+        .on_conflict_do_update(index_elements=["caller", "key"], set_=row, where=IdempotencyKey.expires_at < func.now())
+        .returning(IdempotencyKey.key)
+    )
+    if await session.scalar(reserve) is None:
+        await _repeat(session, caller, key)
+
+
+async def _repeat(session: AsyncSession, caller: str, key: Key) -> None:
+    query = select(IdempotencyKey).where(IdempotencyKey.caller == caller, IdempotencyKey.key == key.key)
+    first = (await session.scalars(query)).one()
+    if (first.route, first.fingerprint) != (key.route, key.fingerprint):
+        raise IdempotencyKeyReused
+    raise AcceptedBefore(first.status or _ACCEPTED, first.body or {})
+
+
+async def _keep(session: AsyncSession, caller: str, key: Key, job: Job) -> None:
+    keep = update(IdempotencyKey).where(IdempotencyKey.caller == caller, IdempotencyKey.key == key.key)
+    await session.execute(keep.values(status=_ACCEPTED, body=key.answer(job)))

@@ -1,0 +1,101 @@
+"""What bulk jobs ask of the job table: a parent that has no lease of its own, and its children, the lanes.
+
+Takes a session, never commits. The parent's row is always locked last.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, case, cast, exists, func, literal, null, select, update
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
+
+from domain.jobs.model import Job
+from domain.jobs.states import LIVE, JobStatus
+
+
+class BatchRepository:
+    """Parents and lanes, seen from one transaction."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def hold(self, lane: Job) -> bool:
+        """Lock a lane's row, if this attempt still has it: what follows is recorded by it or by nobody."""
+        query = select(literal(1)).where(
+            Job.id == lane.id,
+            Job.rings == lane.rings,
+            Job.worker_id == lane.worker_id,
+            Job.status == JobStatus.RUNNING,
+        )
+        held = query.with_for_update(key_share=True)
+        return await self._session.scalar(held) is not None
+
+    async def begin(self, parent_id: UUID, *, total: int) -> None:
+        """Note how many parts a job has."""
+        counters = {"total": total, "succeeded": 0, "failed": 0, "skipped": 0}
+        await self._session.execute(update(Job).where(Job.id == parent_id).values(counters))
+
+    async def tally(self, parent_id: UUID, *, succeeded: int = 0, failed: int = 0, skipped: int = 0) -> bool:
+        """Count finished parts; the last one ends the job. Returns whether it did."""
+        counts = {
+            Job.succeeded: Job.succeeded + succeeded,
+            Job.failed: Job.failed + failed,
+            Job.skipped: Job.skipped + skipped,
+        }
+        done = sum(counts.values(), start=literal(0)) >= Job.total
+        query = (
+            update(Job)
+            .where(Job.id == parent_id, Job.status == JobStatus.RUNNING)
+            .values(
+                {
+                    **counts,
+                    Job.version: Job.version + 1,
+                    Job.status: case((done, _verdict(counts[Job.succeeded], counts[Job.failed])), else_=Job.status),
+                    Job.error: case((done, _complaint(counts[Job.failed])), else_=Job.error),
+                    Job.finished_at: case((done, func.now()), else_=None),
+                }
+            )
+            .returning(Job.status)
+            .execution_options(synchronize_session=False)
+        )
+        return await self._session.scalar(query) not in (None, JobStatus.RUNNING)
+
+    async def is_cancelled(self, parent_id: UUID) -> bool:
+        """Tell whether a job's end was asked for."""
+        return bool(await self._session.scalar(select(Job.cancel_requested_at.is_not(None)).where(Job.id == parent_id)))
+
+    async def hurry(self, parent_id: UUID) -> None:
+        """Have waiting lanes rung at once, to hear that the job was cancelled."""
+        query = update(Job).where(Job.parent_id == parent_id, Job.status == JobStatus.QUEUED)
+        await self._session.execute(query.values(run_at=func.now(), rung_at=None))
+
+    async def forsaken(self, limit: int) -> Sequence[Job]:
+        """Find jobs that were handed over and have no live lane left, and lock them."""
+        lane = aliased(Job)
+        query = (
+            select(Job)
+            .where(Job.status == JobStatus.RUNNING, Job.lease_expires_at.is_(None))
+            .where(~exists().where(lane.parent_id == Job.id, lane.status.in_(LIVE)))
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        return (await self._session.scalars(query)).all()
+
+
+def _verdict(succeeded: ColumnElement[Any], failed: ColumnElement[Any]) -> ColumnElement[Any]:
+    """How a job with parts has ended."""
+    return case(
+        (Job.cancel_requested_at.is_not(None), JobStatus.CANCELLED),
+        (failed == 0, JobStatus.SUCCEEDED),
+        (succeeded == 0, JobStatus.FAILED),
+        else_=JobStatus.PARTIAL,
+    )
+
+
+def _complaint(failed: ColumnElement[Any]) -> ColumnElement[Any]:
+    detail = func.concat(failed, " of ", Job.total, " failed; the job's items say which and why.")
+    complaint = func.jsonb_build_object("code", "items-failed", "detail", detail)
+    return case((failed > 0, complaint), else_=cast(null(), JSONB))

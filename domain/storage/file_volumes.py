@@ -1,0 +1,74 @@
+"""What the file driver's threads do to volumes."""
+
+import os
+import shutil
+from contextlib import suppress
+from uuid import UUID
+
+from domain.storage.disk import opened, opened_data, resize, sync_folder
+from domain.storage.driver import Grant, Usage
+from domain.storage.file_tree import FileTree
+
+BLOCK = 512  # what st_blocks counts in, whatever the file system's own block size is
+
+
+class FileVolumes:
+    """Volumes as sparse files."""
+
+    def __init__(self, tree: FileTree) -> None:
+        self._tree = tree
+
+    def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
+        """Make an empty sparse file; never replaces one."""
+        self._tree.admit(volume_id, grant)
+        data = self._tree.data(volume_id)
+        with self._tree.draft(data, grant.fence) as draft:
+            with opened(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL) as handle:
+                resize(handle, size)
+                os.fsync(handle)
+            with self._tree.publishing("create", volume_id, grant):
+                return self._tree.put(draft, data, grant.fence)
+
+    def expand(self, volume_id: UUID, size: int, grant: Grant) -> int:
+        """Grow the file in place; never shrinks it."""
+        grant.check()
+        data = self._tree.data(volume_id)
+        with self._tree.publishing("expand", volume_id, grant), opened_data(data) as handle:
+            if os.fstat(handle).st_size < size:
+                resize(handle, size)
+            os.fsync(handle)  # even if it has the size: an earlier attempt may have died right before this
+            return os.fstat(handle).st_size
+
+    def delete(self, volume_id: UUID, grant: Grant) -> None:
+        """Move the volume's directory out of sight in one step, then remove it."""
+        grant.check()
+        self._empty_trash(volume_id)
+        with self._tree.publishing("delete", volume_id, grant):
+            folder = self._tree.folder(volume_id)
+            if folder.is_dir():
+                fence = f"{grant.fence.version}-{grant.fence.rings}"
+                folder.rename(self._tree.trash / f"{folder.name}.{fence}")
+            sync_folder(self._tree.trash)
+            sync_folder(self._tree.root)
+        self._empty_trash(volume_id)
+
+    def seal(self, volume_id: UUID, grant: Grant) -> int | None:
+        """Raise the fence and sweep what can no longer be published; returns the size found."""
+        with self._tree.sealing("seal", volume_id, grant):
+            self._tree.sweep(self._tree.data(volume_id), grant.fence)
+            usage = self.measure(volume_id)
+            return usage.size if usage else None
+
+    def measure(self, volume_id: UUID) -> Usage | None:
+        """Report size and allocated bytes, as the file system tells them."""
+        try:
+            found = self._tree.data(volume_id).stat()
+        except FileNotFoundError:
+            return None
+        return Usage(found.st_size, found.st_blocks * BLOCK)
+
+    def _empty_trash(self, volume_id: UUID) -> None:
+        """Remove what is left of the volume, after publishing, so no longer under the grant."""
+        for leftover in self._tree.trash.glob(f"{self._tree.folder(volume_id).name}.*"):
+            with suppress(FileNotFoundError):  # another attempt is clearing away the same
+                shutil.rmtree(leftover)

@@ -1,0 +1,110 @@
+"""Bulk work: a lane grows its volumes in an `asyncio.TaskGroup`, as many at once as its semaphore has slots.
+
+A lane works for about a second, then rings for itself anew: so lanes spread over free workers, other jobs get their
+turn, and a killed worker costs at most a slice.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+import structlog
+
+from domain.errors import DatabaseUnavailable
+from domain.expansion.chunks import Chunks, Result, Task
+from domain.jobs.model import Job
+from domain.jobs.outcomes import Done, Outcome, Yielded
+from domain.storage.driver import Grant, Stopped
+
+_SLICE_SECONDS: Final = 1.0
+#: A chunk should last about so long: shorter ones cost more statements, longer ones more when they are lost.
+_CHUNK_SECONDS: Final = 0.5
+_MAX_CHUNK: Final = 1000
+_LOOK_SECONDS: Final = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+class Lanes:
+    """What a worker does for lanes."""
+
+    def __init__(self, chunks: Chunks) -> None:
+        self._chunks = chunks
+
+    async def work(self, job: Job, grant: Grant) -> Outcome:
+        """Work on one slice of a lane, starting with what a predecessor may have left behind.
+
+        Raises:
+            Stopped: the worker shuts down or has lost the lane; what is not recorded is left to the successor.
+        """
+        ends = time.monotonic() + _SLICE_SECONDS
+        limit: int = job.params["slots"]
+        items = await self._chunks.inherit(job)
+        async with self._cancellation(job) as cancelled:
+            while True:
+                if cancelled.is_set():
+                    await self._chunks.cancel_rest(job)
+                items = items or await self._chunks.claim(job, limit)
+                if not items:
+                    return await self._rest(job)
+                started = time.monotonic()
+                tasks = await self._chunks.take(job, items, await self._chunks.measure(items))
+                await self._chunks.record(job, await self._grow(job, tasks, grant, cancelled))
+                grant.check()
+                seconds = time.monotonic() - started
+                log.info(
+                    "bulk.chunk", volumes=len(items), max_concurrent=job.params["slots"], seconds=round(seconds, 3)
+                )
+                if time.monotonic() >= ends:
+                    return Yielded()
+                limit = _next_limit(len(items), seconds, job.params["slots"])
+                items = ()
+
+    async def _grow(self, job: Job, tasks: Sequence[Task], grant: Grant, cancelled: asyncio.Event) -> Sequence[Result]:
+        """Grow a chunk's volumes; no failure of one of them stops another. Returns what came to an end."""
+        slots = asyncio.Semaphore(job.params["slots"])
+
+        async def one(task: Task) -> Result | None:
+            async with slots:
+                if cancelled.is_set():
+                    return self._chunks.leave(task)
+                with suppress(Stopped):
+                    return await self._chunks.grow(task, grant)
+                return None
+
+        async with asyncio.TaskGroup() as group:
+            running = [group.create_task(one(task)) for task in tasks]
+        return [result for task in running if (result := task.result()) is not None]
+
+    async def _rest(self, job: Job) -> Outcome:
+        """Nothing is due: come back when busy volumes are tried again, or end."""
+        waiting = await self._chunks.next_due(job)
+        return Done({}) if waiting is None else Yielded(waiting)
+
+    @asynccontextmanager
+    async def _cancellation(self, job: Job) -> AsyncIterator[asyncio.Event]:
+        """An event that is set as soon as the end of the whole job was asked for."""
+        cancelled = asyncio.Event()
+        if await self._chunks.is_cancelled(job):
+            cancelled.set()
+        look = asyncio.create_task(self._look_for_cancellation(job, cancelled))
+        try:
+            yield cancelled
+        finally:
+            look.cancel()
+            await asyncio.gather(look, return_exceptions=True)
+
+    async def _look_for_cancellation(self, job: Job, cancelled: asyncio.Event) -> None:
+        while not cancelled.is_set():
+            await asyncio.sleep(_LOOK_SECONDS)
+            with suppress(DatabaseUnavailable):
+                if await self._chunks.is_cancelled(job):
+                    cancelled.set()
+
+
+def _next_limit(done: int, seconds: float, slots: int) -> int:
+    """How many items the next chunk takes: as many as should last half a second, at most four times as many as now."""
+    fitting = int(done * _CHUNK_SECONDS / max(seconds, 0.001))
+    return max(slots, min(fitting, done * 4, _MAX_CHUNK))

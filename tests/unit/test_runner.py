@@ -94,7 +94,7 @@ class TestClaim:
         runner = a_runner(FakeForeman(job), faulty(f"gate={closed_gate(tmp_path)}"), queue=queue)
         await queue.ring([job.ring])
         answer = asyncio.create_task(runner.answer(job.ring))
-        while await redis.keys("*"):  # noqa: ASYNC110 - Redis has no event for it
+        while await redis.keys("*"):
             await asyncio.sleep(0)
 
         assert job.id in runner.running

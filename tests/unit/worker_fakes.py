@@ -13,7 +13,6 @@ from sqlalchemy import inspect
 
 from domain.database import Database
 from domain.errors import DatabaseUnavailable
-from domain.expansion.service import ExpansionService
 from domain.jobs.foreman import Claim, Foreman
 from domain.jobs.leases import Renewal
 from domain.jobs.model import Job, Ring, new_job
@@ -22,7 +21,6 @@ from domain.jobs.queue import JobQueue
 from domain.jobs.retry import RetryPolicy
 from domain.jobs.states import JobStatus
 from domain.services import Handler, handlers
-from domain.snapshots.repository import refuse_if_it_has_snapshots
 from domain.storage.backends import Backends
 from domain.storage.driver import StorageDriver
 from domain.volumes.service import VolumeService
@@ -129,9 +127,7 @@ def table_on(driver: StorageDriver) -> dict[str, Handler]:
     """The real table of kinds, on this driver; its database is never asked for anything."""
     backends = Backends({"memory": driver}, {"memory": "memory"})
     nowhere = Database("postgresql+asyncpg://nobody@127.0.0.1:1/nothing")
-    queue = JobQueue(fake_redis())
-    volumes = VolumeService(nowhere, queue, backends, max_attempts=3, may_go=refuse_if_it_has_snapshots)
-    return handlers(volumes, ExpansionService(nowhere, queue, max_attempts=3, max_concurrent=10))
+    return handlers(VolumeService(nowhere, JobQueue(fake_redis()), backends, max_attempts=3))
 
 
 def a_runner(foreman: Foreman, driver: StorageDriver, *, slots: int = 10, queue: JobQueue | None = None) -> Runner:

@@ -1,0 +1,166 @@
+"""Orphans are put back into the queue; those that cost every worker are buried, and their volumes let go."""
+
+import asyncio
+
+from domain.jobs.foreman import Foreman
+from domain.jobs.leases import LAST_CHANCES
+from domain.jobs.model import Job
+from domain.jobs.retry import WORKER_LOST
+from domain.services import Services
+from tests.integration.job_builders import (
+    MIB,
+    a_foreman,
+    a_queued_expand,
+    everything,
+    row,
+    run_out,
+    set_job,
+    sql,
+    volume_row,
+)
+
+
+async def at_work(services: Services, foreman: Foreman) -> Job:
+    claim = await foreman.claim((await a_queued_expand(services)).ring)
+    assert claim is not None
+    return claim.job
+
+
+async def test_an_orphan_goes_back_into_the_queue_with_its_attempt_spent(services: Services) -> None:
+    job = await at_work(services, a_foreman(services))
+    await run_out(services, job.id)
+
+    assert await a_foreman(services).rescue() == 1
+    found = await row(services, job.id)
+    assert (found.status, found.rings, found.attempt, found.error) == ("queued", 1, 1, WORKER_LOST)
+    assert (found.rung_at, found.lease_expires_at) == (None, None)
+    assert (await volume_row(services, job.volume_id))["state"] == "expanding"
+
+
+async def test_a_rescued_job_is_rung_and_can_be_claimed(services: Services) -> None:
+    job, foreman = await at_work(services, a_foreman(services)), a_foreman(services)
+    await run_out(services, job.id)
+    await foreman.rescue()
+
+    assert await foreman.ring_due() == 1
+    assert await foreman.claim((await row(services, job.id)).ring) is not None
+
+
+async def test_a_job_whose_lease_lasts_is_left_alone(services: Services) -> None:
+    await at_work(services, a_foreman(services))
+    before = await everything(services)
+
+    assert await a_foreman(services).rescue() == 0
+    assert await everything(services) == before
+
+
+async def test_a_queued_job_is_no_orphan(services: Services) -> None:
+    await a_queued_expand(services)
+
+    assert await a_foreman(services).rescue() == 0
+
+
+async def test_a_renewed_lease_is_no_orphan(services: Services) -> None:
+    foreman = a_foreman(services)
+    job = await at_work(services, foreman)
+    await run_out(services, job.id)
+    renewals, _ = await foreman.renew([job.id])
+
+    assert [renewal.job_id for renewal in renewals] == [job.id]
+    assert await a_foreman(services).rescue() == 0
+
+
+async def test_a_rescued_job_cannot_be_renewed_by_whoever_lost_it(services: Services) -> None:
+    foreman = a_foreman(services)
+    job = await at_work(services, foreman)
+    await run_out(services, job.id)
+    await a_foreman(services).rescue()
+
+    assert list((await foreman.renew([job.id]))[0]) == []
+
+
+async def test_many_who_rescue_at_once_rescue_each_job_once(services: Services) -> None:
+    foreman = a_foreman(services)
+    jobs = [await at_work(services, foreman) for _ in range(20)]
+    await run_out(services, *(job.id for job in jobs))
+    rescued = await asyncio.gather(*(a_foreman(services).rescue() for _ in range(8)))
+
+    assert sum(rescued) == 20
+    assert await sql(services, "SELECT DISTINCT status, rings, attempt FROM jobs") == [("queued", 1, 1)]
+
+
+async def test_after_its_attempts_an_orphan_gets_some_last_chances(services: Services) -> None:
+    job = await at_work(services, a_foreman(services))
+    last = job.max_attempts + LAST_CHANCES - 1
+    await set_job(services, job.id, f"attempt = {last}")
+    await run_out(services, job.id)
+
+    assert await a_foreman(services).rescue() == 1
+    assert (await row(services, job.id)).status == "queued"
+
+
+async def test_an_orphan_without_hope_is_buried_and_its_volume_let_go(services: Services) -> None:
+    job = await at_work(services, a_foreman(services))
+    await set_job(services, job.id, f"attempt = {job.max_attempts + LAST_CHANCES}")
+    await run_out(services, job.id)
+
+    assert await a_foreman(services).rescue() == 1
+    found, volume = await row(services, job.id), await volume_row(services, job.volume_id)
+    assert (found.status, found.error, found.finished_at is not None) == ("failed", WORKER_LOST, True)
+    assert (volume["state"], volume["size"], volume["job_id"]) == ("available", MIB, None)
+
+
+async def test_many_who_bury_at_once_bury_once(services: Services) -> None:
+    job = await at_work(services, a_foreman(services))
+    await set_job(services, job.id, f"attempt = {job.max_attempts + LAST_CHANCES}")
+    await run_out(services, job.id)
+    buried = await asyncio.gather(*(a_foreman(services).rescue() for _ in range(8)))
+
+    assert sum(buried) == 1
+    assert (await volume_row(services, job.volume_id))["version"] == 3
+
+
+async def test_a_job_that_kills_every_worker_ends(services: Services) -> None:
+    job = await a_queued_expand(services)
+    claims = 0
+    while not (await row(services, job.id)).ended:
+        assert await a_foreman(services).claim((await row(services, job.id)).ring) is not None
+        claims += 1
+        await run_out(services, job.id)
+        await a_foreman(services).rescue()
+
+    assert claims == job.max_attempts + LAST_CHANCES
+    assert (await row(services, job.id)).error == WORKER_LOST
+
+
+async def test_an_orphan_of_a_kind_from_a_newer_version_is_not_buried_by_an_older_worker(services: Services) -> None:
+    foreign, own = [await at_work(services, a_foreman(services)) for _ in range(2)]
+    hopeless = f"attempt = {own.max_attempts + LAST_CHANCES}"
+    await set_job(services, foreign.id, f"kind = 'volume.paint', {hopeless}")
+    await set_job(services, own.id, hopeless)
+    await run_out(services, foreign.id, own.id)
+
+    assert await a_foreman(services).rescue() == 1
+    assert (await row(services, foreign.id)).status == "running"
+
+
+async def test_a_worker_is_on_the_list_from_its_first_beat_to_its_goodbye(services: Services) -> None:
+    foreman = a_foreman(services)
+    await foreman.renew([])
+    await foreman.renew([])
+    assert await sql(services, "SELECT id, host FROM workers") == [(foreman._worker.id, "test")]
+    await foreman.say_goodbye()
+
+    assert await sql(services, "SELECT id FROM workers") == []
+
+
+async def test_a_worker_that_went_silent_is_struck_off_by_the_others(services: Services) -> None:
+    silent, lively = a_foreman(services), a_foreman(services)
+    await silent.renew([])
+    await lively.renew([])
+    await sql(
+        services, "UPDATE workers SET heartbeat_at = now() - interval '2 hours' WHERE id = :id", id=silent._worker.id
+    )
+    await lively.rescue()
+
+    assert await sql(services, "SELECT id FROM workers") == [(lively._worker.id,)]

@@ -1,0 +1,145 @@
+"""The doorbell may lose anything: whoever waits in PostgreSQL is rung, once, and again when it was lost."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from domain.jobs.queue import QUEUE_NAME, QueueUnavailable, message_id
+from domain.services import Services, open_services
+from domain.volumes.growth import Growth
+from domain.volumes.service import NewVolume
+from tests.integration.job_builders import (
+    MIB,
+    NO_REDIS,
+    a_foreman,
+    a_queued_expand,
+    a_volume,
+    queued_jobs,
+    row,
+    set_job,
+    sql,
+)
+
+RUNG_LONG_AGO = "rung_at = now() - interval '1 minute'"
+
+
+@pytest.fixture
+def bell(redis_url: str) -> Iterator[redis.Redis]:
+    """A look into the Redis itself."""
+    client = redis.Redis.from_url(redis_url)
+    yield client
+    client.close()
+
+
+def messages(bell: redis.Redis) -> set[str]:
+    found = bell.zrange(QUEUE_NAME, 0, -1)
+    assert isinstance(found, list)
+    return {message.decode() for message in found}
+
+
+async def test_a_request_rings(services: Services, bell: redis.Redis) -> None:
+    job = await a_queued_expand(services)
+
+    assert messages(bell) == {f"{job.id}:0"}
+
+
+async def test_a_message_that_was_lost_is_rung_again_under_the_same_id(services: Services, bell: redis.Redis) -> None:
+    job = await a_queued_expand(services)
+    before = messages(bell)
+    bell.flushall()
+    await set_job(services, job.id, RUNG_LONG_AGO)
+
+    assert await a_foreman(services).ring_lost() == 1
+    assert messages(bell) == before
+    assert (await row(services, job.id)).rings == 0
+
+
+async def test_a_message_that_may_still_be_on_its_way_is_not_looked_for(services: Services, bell: redis.Redis) -> None:
+    await a_queued_expand(services)
+    bell.flushall()
+
+    assert await a_foreman(services).ring_lost() == 0
+
+
+async def test_a_message_that_is_there_is_not_rung_again(services: Services, bell: redis.Redis) -> None:
+    job = await a_queued_expand(services)
+    await set_job(services, job.id, RUNG_LONG_AGO)
+
+    assert await a_foreman(services).ring_lost() == 0
+    assert messages(bell) == {f"{job.id}:0"}
+
+
+async def test_sweeps_at_the_same_time_do_not_double_a_message(services: Services, bell: redis.Redis) -> None:
+    await queued_jobs(services, 50)
+    await asyncio.gather(*(a_foreman(services).ring_lost() for _ in range(4)))
+
+    assert len(messages(bell)) == 50
+
+
+async def test_when_redis_has_lost_everything_one_round_finds_it_all(services: Services, bell: redis.Redis) -> None:
+    await queued_jobs(services, 1200)
+
+    assert await a_foreman(services).ring_lost() == 1200
+    assert len(messages(bell)) == 1200
+
+
+async def test_what_waits_for_its_time_is_neither_due_nor_lost(services: Services, bell: redis.Redis) -> None:
+    job, foreman = await a_queued_expand(services), a_foreman(services)
+    bell.flushall()
+    await set_job(services, job.id, f"run_at = now() + interval '1 minute', {RUNG_LONG_AGO}")
+    assert await foreman.ring_lost() == 0
+    await set_job(services, job.id, "rung_at = NULL")
+
+    assert await foreman.ring_due() == 0
+
+
+async def test_what_is_due_is_rung_once_by_many_who_look(services: Services, bell: redis.Redis) -> None:
+    await queued_jobs(services, 50)
+    await sql(services, "UPDATE jobs SET rung_at = NULL")
+    rung = await asyncio.gather(*(a_foreman(services).ring_due() for _ in range(4)))
+
+    assert sum(rung) == len(messages(bell)) == 50
+
+
+async def test_running_and_ended_jobs_are_not_rung(services: Services, bell: redis.Redis) -> None:
+    running, ended = await a_queued_expand(services), await a_queued_expand(services)
+    foreman = a_foreman(services)
+    assert await foreman.claim(running.ring) is not None
+    await set_job(services, running.id, RUNG_LONG_AGO)
+    await set_job(services, ended.id, f"status = 'failed', finished_at = now(), {RUNG_LONG_AGO}")
+    bell.flushall()
+
+    assert (await foreman.ring_due(), await foreman.ring_lost()) == (0, 0)
+    assert messages(bell) == set()
+
+
+async def test_without_redis_a_request_is_accepted_within_a_second_and_rung_later(
+    services: Services, bell: redis.Redis
+) -> None:
+    async with open_services(services.settings.model_copy(update={"redis_url": NO_REDIS})) as deaf:
+        began = time.monotonic()
+        job = await deaf.volumes.request_create(NewVolume("unheard", MIB))
+        took = time.monotonic() - began
+    assert messages(bell) == set()
+    await set_job(services, job.id, RUNG_LONG_AGO)
+    await a_foreman(services).ring_lost()
+
+    assert messages(bell) == {message_id(job.ring)}
+    assert took < 1
+
+
+async def test_without_redis_whatever_users_do_is_done(services: Services) -> None:
+    async with open_services(services.settings.model_copy(update={"redis_url": NO_REDIS})) as deaf:
+        volume = await a_volume(deaf)
+        cancelled = await deaf.jobs.cancel((await deaf.volumes.request_expand(volume.id, Growth(by=MIB))).id)
+        retried = await deaf.jobs.retry(cancelled.id)
+        foreman = a_foreman(deaf)
+
+        assert (cancelled.status, retried.status) == ("cancelled", "queued")
+        assert await foreman.claim(retried.ring) is not None
+        await set_job(deaf, retried.id, f"status = 'queued', lease_expires_at = NULL, {RUNG_LONG_AGO}")
+        with pytest.raises(QueueUnavailable):
+            await foreman.ring_lost()

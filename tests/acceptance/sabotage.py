@@ -12,7 +12,7 @@ from typing import Any
 
 import redis
 
-import domain.storage.file
+import domain.storage.file_tree
 from domain.jobs.foreman import Foreman
 from domain.jobs.queue import JobQueue
 from domain.storage.driver import Grant
@@ -76,7 +76,7 @@ def disarm(guard: str) -> None:
     if guard == "clock":
         setattr(Grant, "check", lambda _: None)  # noqa: B010
     if guard == "fence":
-        setattr(domain.storage.file, "refuse_stale", lambda *_: None)  # noqa: B010
+        setattr(domain.storage.file_tree, "refuse_stale", lambda *_: None)  # noqa: B010
 
 
 if __name__ == "__main__":

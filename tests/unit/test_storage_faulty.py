@@ -21,8 +21,8 @@ from domain.storage.driver import (
     StorageFull,
     TransientStorageError,
 )
-from domain.storage.faulty import WatchedGrant, Witness
 from domain.storage.null import NullDriver
+from domain.storage.witness import WatchedGrant, Witness
 
 MIB = 1024 * 1024
 VOLUME = UUID("01890000-0000-7000-8000-000000000001")
@@ -47,7 +47,7 @@ def events(journal: Path) -> list[tuple[object, object]]:
 async def begun(journal: Path) -> None:
     """Let the other tasks run until one has begun."""
     async with asyncio.timeout(10):
-        while not lines(journal):  # noqa: ASYNC110 - a file has no event to wait for
+        while not lines(journal):
             await asyncio.sleep(0)
 
 

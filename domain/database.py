@@ -153,12 +153,15 @@ class Database:
         """Make sure that the schema is the one this code was written for, or a newer one.
 
         Raises:
-            ConfigurationError: the schema is older, or not there at all.
+            ConfigurationError: the schema is older, or not there at all, or PostgreSQL does not let us look.
         """
         head = _scripts().get_current_head()
-        async with self.transaction() as session:
-            connection = await session.connection()
-            current = await connection.run_sync(_revision)
+        try:
+            async with self.transaction() as session:
+                connection = await session.connection()
+                current = await connection.run_sync(_revision)
+        except DBAPIError as error:  # what does not pass: no such database, no such role, a wrong password
+            raise ConfigurationError(f"PostgreSQL does not let us in: {error.orig}") from error
         if current is None or (current != head and _knows(current)):
             raise ConfigurationError(
                 f"the database is at revision {current or 'none'}, this version needs {head}: run `cistern migrate`"

@@ -19,6 +19,7 @@ from domain.errors import (
     SizeLimitExceeded,
     UnknownBackend,
     VolumeBusy,
+    VolumeHasSnapshots,
     VolumeNotFound,
     VolumeUnusable,
 )
@@ -91,7 +92,7 @@ async def expand_volume(volume_id: UUID, wish: GrowthIn, volumes: Volumes, origi
     status_code=202,
     operation_id="delete_volume",
     summary="Delete a volume",
-    responses=ACCEPTED | refusals(VolumeNotFound, VolumeBusy),
+    responses=ACCEPTED | refusals(VolumeNotFound, VolumeBusy, VolumeHasSnapshots),
     dependencies=[NoQuery],
 )
 async def delete_volume(volume_id: UUID, volumes: Volumes, origin: Asked, answer: Answer) -> JobOut:

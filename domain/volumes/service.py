@@ -193,16 +193,18 @@ class VolumeService:
         """
         async with accepting(self._database, origin) as acceptance:
             volume = await self._take(acceptance.session, volume_id, VolumeState.DELETING)
-            await self._may_go(acceptance.session, volume_id)
             job = self._job("volume.delete", volume, {}, created_by=origin.caller)
             acceptance.job = await JobRepository(acceptance.session).add(job)
+            # Last, because its query flushes: a volume that is taken but has no job yet may not be written.
+            await self._may_go(acceptance.session, volume_id)
         return await self._ring(job)
 
     async def again_delete(self, session: AsyncSession, ended: Job) -> Job:
         """Try once more to delete a volume."""
         volume = await self._take(session, ended.volume_id, VolumeState.DELETING)
+        retry = await self._add_retry(session, ended, volume, {})
         await self._may_go(session, volume.id)
-        return await self._add_retry(session, ended, volume, {})
+        return retry
 
     async def delete(self, job: Job, grant: Grant) -> Done:
         """Remove the volume from its backend."""

@@ -1,0 +1,101 @@
+"""The server process on real PostgreSQL and Redis: what keeps it from starting, and what does not."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from domain.embedded import EmbeddedServers
+
+ROOT = Path(__file__).parents[2]
+NO_REDIS = "redis://127.0.0.1:1/0"
+NO_POSTGRESQL = "postgresql+asyncpg://nobody@127.0.0.1:1/nothing"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def server(tmp_path: Path, port: int, **settings: str) -> Iterator[subprocess.Popen[str]]:
+    """Run `uvicorn api.main:app` as a process of its own."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("CISTERN_")}
+    own = {f"CISTERN_{name}": value for name, value in settings.items()}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "uvicorn", "--log-level", "warning", "--port", str(port), "api.main:app"],
+        cwd=tmp_path,
+        env=clean | {"PYTHONPATH": str(ROOT), "CISTERN_BACKENDS": '{"memory": "memory:"}'} | own,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def reason_to_end(tmp_path: Path, **settings: str) -> str:
+    """Run a server that cannot start; returns why, having seen that it says so in one line."""
+    with server(tmp_path, 0, **settings) as process:
+        _, said = process.communicate(timeout=30)
+    reason, *rest = said.splitlines()
+
+    assert process.returncode not in (0, None)
+    assert rest == ["ERROR:    Application startup failed. Exiting."]  # uvicorn's own word
+    assert reason.startswith("ERROR:    Cistern cannot start: ")
+    return reason
+
+
+def test_a_database_that_is_not_migrated_ends_it(servers: EmbeddedServers, tmp_path: Path) -> None:
+    url = servers.database_url.replace("/cistern?", "/postgres?")
+    reason = reason_to_end(tmp_path, DATABASE_URL=url, REDIS_URL=servers.redis_url)
+
+    assert "cistern migrate" in reason
+
+
+def test_a_postgresql_that_is_down_ends_it(tmp_path: Path) -> None:
+    reason = reason_to_end(tmp_path, DATABASE_URL=NO_POSTGRESQL, REDIS_URL=NO_REDIS)
+
+    assert "PostgreSQL" in reason
+
+
+@pytest.mark.parametrize("wrong", ["/no_such_database?", "/cistern?user=nobody_here&"])
+def test_a_database_that_does_not_let_it_in_ends_it(servers: EmbeddedServers, tmp_path: Path, wrong: str) -> None:
+    url = servers.database_url.replace("/cistern?", wrong)
+
+    assert "does not exist" in reason_to_end(tmp_path, DATABASE_URL=url, REDIS_URL=NO_REDIS)
+
+
+def test_without_redis_it_starts_and_accepts(database_url: str, tmp_path: Path) -> None:
+    port = free_port()
+    with server(tmp_path, port, DATABASE_URL=database_url, REDIS_URL=NO_REDIS) as process:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline and process.poll() is None:
+                try:
+                    ready = client.get("/readyz")
+                    break
+                except httpx.TransportError:
+                    time.sleep(0.05)
+            accepted = client.post("/api/v1/volumes", json={"name": "a", "size": 1})
+            too_large = client.post(
+                "/api/v1/volumes", content=b" " * (2**20 + 1), headers={"Content-Type": "application/json"}
+            )
+        process.terminate()
+        process.communicate(timeout=20)
+
+    assert ready.json() == {"status": "degraded", "postgresql": "ok", "redis": "unavailable"}
+    assert (accepted.status_code, accepted.json()["status"]) == (202, "queued")
+    assert (too_large.status_code, too_large.json()["code"]) == (413, "content-too-large")

@@ -351,6 +351,18 @@ class TestSettling:
 
         assert runner.running == {}
 
+    async def test_a_worker_that_closes_does_not_wait_for_postgresql(self) -> None:
+        job = a_job()
+        foreman = FakeForeman(job)
+        runner = a_runner(foreman, Outage(foreman, calls=10**9))
+        answer = asyncio.create_task(runner.answer(job.ring))
+        await until(lambda: 0 < foreman.away < 10**9)
+        async with asyncio.timeout(5):
+            await runner.close()
+            await answer
+
+        assert (foreman.settled, job.status) == ([], "running")  # its lease runs out, and somebody finds the work done
+
     async def test_a_lost_job_that_comes_back_keeps_its_new_entry(self) -> None:
         job, driver = a_job(), Stubborn()
         foreman = FakeForeman(job)

@@ -20,10 +20,10 @@ from domain.jobs.outcomes import Cancelled, Done, GaveUp, Outcome, Superseded
 from domain.jobs.queue import JobQueue
 from domain.jobs.retry import RetryPolicy
 from domain.jobs.states import JobStatus
-from domain.services import Handler, handlers
+from domain.services import Handler, compose
+from domain.settings import Settings
 from domain.storage.backends import Backends
 from domain.storage.driver import StorageDriver
-from domain.volumes.service import VolumeService
 from worker.runner import Runner
 
 MIB = 2**20
@@ -125,9 +125,10 @@ def fake_redis(server: FakeServer | None = None) -> ArqRedis:
 
 def table_on(driver: StorageDriver) -> dict[str, Handler]:
     """The real table of kinds, on this driver; its database is never asked for anything."""
-    backends = Backends({"memory": driver}, {"memory": "memory"})
+    settings = Settings(max_attempts=3, _env_file=None)
     nowhere = Database("postgresql+asyncpg://nobody@127.0.0.1:1/nothing")
-    return handlers(VolumeService(nowhere, JobQueue(fake_redis()), backends, max_attempts=3))
+    backends = Backends({"memory": driver}, {"memory": "memory"})
+    return compose(settings, nowhere, JobQueue(fake_redis()), backends).handlers
 
 
 def a_runner(foreman: Foreman, driver: StorageDriver, *, slots: int = 10, queue: JobQueue | None = None) -> Runner:

@@ -117,6 +117,7 @@ class Database:
             max_overflow=pool_size,
             pool_timeout=5,
             pool_pre_ping=True,
+            hide_parameters=True,  # an error over a chunk would quote a thousand rows, and names are not for logs
             connect_args={"server_settings": dict(_SERVER_SETTINGS), "timeout": 5, "command_timeout": 60},
         )
         self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)

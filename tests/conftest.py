@@ -12,8 +12,12 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from domain.database import migrate
 from domain.embedded import EmbeddedServers, temporary_data_dir
+from domain.logs import configure_logging
 from domain.services import Services, open_services
 from domain.settings import Settings
+
+# As in production; structlog's own default paints tracebacks so slowly that leases run out over them.
+configure_logging(Settings(_env_file=None))
 
 TEMPLATE = "cistern_template"
 

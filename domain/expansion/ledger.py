@@ -6,7 +6,22 @@ from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import BigInteger, ColumnElement, Text, Uuid, and_, func, literal, null, or_, select, text, true, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Text,
+    Uuid,
+    and_,
+    delete,
+    func,
+    literal,
+    null,
+    or_,
+    select,
+    text,
+    true,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -167,6 +182,10 @@ class Ledger:
             Item.job_id == job_id, Item.volume_id.in_(some.limit(limit).with_for_update(skip_locked=True))
         )
         return await self._returned(query.values(status=status, code=code))
+
+    async def forget(self, job_id: UUID) -> None:
+        """Take a plan back that was never begun."""
+        await self._session.execute(delete(Item).where(Item.job_id == job_id, Item.status == ItemStatus.PENDING))
 
     async def bequeath(self, job_id: UUID, lane_id: UUID) -> None:
         """Leave the items of a job's dead lanes to a new one."""

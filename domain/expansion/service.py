@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
+from sqlalchemy import null
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.database import Database
@@ -150,9 +151,7 @@ class ExpansionService:
     async def abandon_expand(self, session: AsyncSession, given_up: Sequence[tuple[Job, Payload | None]]) -> None:
         """A job that was given up before it had lanes has touched no volume."""
         for job, _ in given_up:
-            await Ledger(session).close(
-                job.id, was=ItemStatus.PENDING, status=ItemStatus.SKIPPED, code=Code.CANCELLED, limit=_CLOSE_AT_ONCE
-            )
+            await Ledger(session).forget(job.id)
 
     # --- lanes -------------------------------------------------------------------------------------------
 
@@ -209,7 +208,7 @@ class ExpansionService:
                 max_attempts=_LANE_ATTEMPTS,
                 parent_id=job.id,
                 created_by=job.created_by,
-                rung_at=None,
+                rung_at=null(),  # nobody has been told of it yet
             )
             for slots in shares(job.params["max_concurrent"])
         ]

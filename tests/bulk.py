@@ -1,0 +1,57 @@
+"""What tests of bulk jobs share: many volumes at once, and what the journal says of them."""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from uuid_utils.compat import uuid7
+
+from domain.jobs.model import Job
+from domain.services import Services
+from domain.volumes.model import Volume
+from domain.volumes.states import VolumeState
+from tests.acceptance.journal import Entry
+
+MIB = 1 << 20
+
+
+async def add_volumes(
+    services: Services, count: int, *, backend: str, size: int = MIB, **columns: object
+) -> list[UUID]:
+    """Write available volumes straight into the table, for backends that keep nothing of them."""
+    volumes = [
+        Volume(
+            id=uuid7(),
+            name=f"bulk-{number}",
+            backend=backend,
+            state=VolumeState.AVAILABLE,
+            size=size,
+            version=1,
+            **({"labels": {}} | columns),
+        )
+        for number in range(count)
+    ]
+    async with services.database.transaction() as session:
+        session.add_all(volumes)
+    return [volume.id for volume in volumes]
+
+
+async def ended(services: Services, job: Job, seconds: float = 60) -> Job:
+    """The job, once it has ended."""
+    await services.watcher.ended(job.id, seconds)
+    job = await services.jobs.get(job.id)
+    assert job.ended, f"{job.kind} is still {job.status} after {seconds} s: {job.succeeded} of {job.total}"
+    return job
+
+
+def adds_up(job: Job) -> bool:
+    return (job.succeeded or 0) + (job.failed or 0) + (job.skipped or 0) == job.total
+
+
+def most_at_once(entries: Sequence[Entry], operation: str = "expand") -> int:
+    """The most operations that were between their beginning and their end at one moment."""
+    level = highest = 0
+    for entry in sorted(entries, key=lambda entry: entry.at):
+        if entry.operation == operation:
+            level += 1 if entry.event == "begun" else -1
+            highest = max(highest, level)
+    return highest

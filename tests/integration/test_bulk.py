@@ -1,0 +1,269 @@
+"""Bulk expansion on one worker: the ledger says what became of each volume, and it adds up."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import text
+
+from domain.errors import Invalid
+from domain.expansion.model import Item
+from domain.expansion.policy import BulkExpansion, GrowthPolicy, Selection
+from domain.expansion.states import ItemStatus
+from domain.jobs.model import Job
+from domain.services import Services, open_services
+from domain.settings import Settings
+from domain.volumes.growth import Growth
+from domain.volumes.service import NewVolume
+from tests.acceptance import journal
+from tests.bulk import MIB, add_volumes, adds_up, ended, most_at_once
+from tests.integration.conftest import Working
+
+BY_ONE = GrowthPolicy(by=MIB)
+
+
+@pytest.fixture
+def bulk_settings(settings: Settings, tmp_path: Path) -> Settings:
+    """A backend without bytes and one with files, both with a journal, faults and a gate."""
+    options = f"journal={tmp_path / 'journal'}&fail=@{tmp_path / 'faults'}&gate={tmp_path / 'gate'}"
+    backends = {"null": f"faulty+null:?delay_ms=20&{options}", "files": f"faulty+file:{tmp_path}/volumes?{options}"}
+    return settings.model_copy(update={"backends": backends, "max_jobs": 20, "busy_seconds": 30})
+
+
+@pytest.fixture
+async def services(bulk_settings: Settings) -> AsyncIterator[Services]:
+    async with open_services(bulk_settings) as services, services.watcher.watching():
+        yield services
+
+
+async def items(services: Services, job: Job, status: ItemStatus | None = None) -> dict[UUID, Item]:
+    return {item.volume_id: item for item in await services.expansion.items(job.id, status, after=None, limit=5000)}
+
+
+async def sizes(services: Services) -> Counter[tuple[str, int]]:
+    async with services.database.transaction() as session:
+        rows = await session.execute(text("SELECT state, size FROM volumes"))
+        return Counter((state, size) for state, size in rows)
+
+
+def fail_for(tmp_path: Path, volumes: list[UUID], code: str = "storage-full") -> None:
+    lines = "".join(f"expand:{code} {volume_id}\n" for volume_id in volumes)
+    (tmp_path / "new").write_text(lines)
+    (tmp_path / "new").rename(tmp_path / "faults")
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(60):
+        while not await condition():
+            await asyncio.sleep(0.02)
+
+
+async def test_a_thousand_volumes_seven_at_once_of_which_three_fail_and_are_retried_alone(
+    services: Services, bulk_settings: Settings, working: Working, tmp_path: Path
+) -> None:
+    volumes = await add_volumes(services, 1000, backend="null")
+    bad = sorted(volumes[::400])
+    fail_for(tmp_path, bad)
+    async with working(bulk_settings):
+        job = await ended(services, await services.expansion.request_expand(BulkExpansion(BY_ONE, max_concurrent=7)))
+
+        assert (job.status, job.succeeded, job.failed, job.skipped, job.total) == ("partial", 997, 3, 0, 1000)
+        assert job.error == {"code": "items-failed", "detail": "3 of 1000 failed; the job's items say which and why."}
+        failed = await items(services, job, ItemStatus.FAILED)
+        assert sorted(failed) == bad
+        assert {item.code for item in failed.values()} == {"storage-full"}
+        assert await sizes(services) == {("available", 2 * MIB): 997, ("available", MIB): 3}
+        assert most_at_once(journal.read(tmp_path / "journal")) == 7
+
+        fail_for(tmp_path, [])
+        retry = await ended(services, await services.jobs.retry(job.id))
+
+        assert (retry.status, retry.succeeded, retry.total, retry.retry_of) == ("succeeded", 3, 3, job.id)
+        assert sorted(await items(services, retry)) == bad
+        assert await sizes(services) == {("available", 2 * MIB): 1000}
+
+
+async def test_two_bulks_over_the_same_volumes_at_once_are_neither_lost_nor_doubled(
+    services: Services, bulk_settings: Settings, working: Working
+) -> None:
+    await add_volumes(services, 300, backend="null")
+    async with working(bulk_settings):
+        both = [await services.expansion.request_expand(BulkExpansion(BY_ONE, max_concurrent=9)) for _ in range(2)]
+
+        jobs = [await ended(services, job) for job in both]
+
+    assert [(job.status, job.succeeded) for job in jobs] == [("succeeded", 300)] * 2
+    assert await sizes(services) == {("available", 3 * MIB): 300}
+
+
+async def test_an_empty_plan_settles_at_once(services: Services, bulk_settings: Settings, working: Working) -> None:
+    async with working(bulk_settings):
+        job = await ended(services, await services.expansion.request_expand(BulkExpansion(BY_ONE)))
+
+    assert (job.status, job.total, job.succeeded, job.failed, job.skipped) == ("succeeded", 0, 0, 0, 0)
+
+
+async def test_every_volume_that_does_not_grow_has_its_reason_in_the_ledger(
+    services: Services, bulk_settings: Settings, working: Working
+) -> None:
+    (small,) = await add_volumes(services, 1, backend="null")
+    gone = uuid4()
+    policy = GrowthPolicy(to=2 * MIB, up_to=4 * MIB)
+    async with working(bulk_settings):
+        selection = Selection(ids=(small, gone))
+        job = await ended(services, await services.expansion.request_expand(BulkExpansion(policy, selection)))
+        codes = {volume_id: item.code for volume_id, item in (await items(services, job)).items()}
+        assert codes == {small: "expanded", gone: "volume-gone"}
+        assert (job.status, job.succeeded, job.skipped) == ("succeeded", 1, 1)
+
+        again = await ended(services, await services.expansion.request_expand(BulkExpansion(policy, selection)))
+
+    codes = {volume_id: item.code for volume_id, item in (await items(services, again)).items()}
+    assert codes == {small: "already-there", gone: "volume-gone"}
+
+
+async def test_usage_is_measured_by_the_lane_and_decides(
+    services: Services, bulk_settings: Settings, working: Working
+) -> None:
+    async with working(bulk_settings):
+        made = [await services.volumes.request_create(NewVolume(f"v{n}", MIB, "files")) for n in range(2)]
+        full, empty = [(await ended(services, job)).volume_id for job in made]
+        assert full is not None
+        assert empty is not None
+        Path(str(services.volumes.path(await services.volumes.get(full)))).write_bytes(b"x" * MIB)
+
+        policy = GrowthPolicy(percent=100, usage_above=80)
+        job = await ended(services, await services.expansion.request_expand(BulkExpansion(policy)))
+
+    ledger = await items(services, job)
+    assert {volume_id: item.code for volume_id, item in ledger.items()} == {full: "expanded", empty: "below-threshold"}
+    assert (ledger[full].used, ledger[full].from_size, ledger[full].to_size) == (MIB, MIB, 2 * MIB)
+    volume = await services.volumes.get(full)
+    assert (volume.size, volume.used) == (2 * MIB, MIB)
+    assert volume.used_at is not None
+
+
+async def test_volumes_deleted_grown_or_busy_since_the_plan_are_gone_grown_from_there_or_waited_for(
+    services: Services, bulk_settings: Settings, working: Working, tmp_path: Path
+) -> None:
+    async with working(bulk_settings):
+        made = [await services.volumes.request_create(NewVolume(f"v{n}", MIB, "files")) for n in range(3)]
+        deleted, grown, busy = [(await ended(services, job)).volume_id for job in made]
+    assert deleted is not None
+    assert grown is not None
+    assert busy is not None
+    job = await services.expansion.request_expand(BulkExpansion(BY_ONE))
+    async with services.database.transaction() as session:  # the plan, as its first attempt would have made it
+        await session.execute(
+            text("INSERT INTO job_items (job_id, volume_id, status) SELECT :job, id, 'pending' FROM volumes"),
+            {"job": job.id},
+        )
+        await session.execute(text("DELETE FROM volumes WHERE id = :id"), {"id": deleted})
+        await session.execute(text("UPDATE volumes SET size = 5 * 1048576 WHERE id = :id"), {"id": grown})
+    operation = await services.volumes.request_expand(busy, Growth(to=7 * MIB))
+    async with services.database.transaction() as session:  # no worker shall take it for now
+        await session.execute(
+            text("UPDATE jobs SET run_at = 'infinity', rung_at = NULL, rings = 1 WHERE id = :id"), {"id": operation.id}
+        )
+    async with working(bulk_settings):
+
+        async def waits() -> bool:
+            return (await items(services, job)).get(busy, Item()).code == "volume-busy"
+
+        await until(waits)
+        async with services.database.transaction() as session:
+            await session.execute(text("UPDATE jobs SET run_at = now() WHERE id = :id"), {"id": operation.id})
+        ended_job = await ended(services, job)
+
+    codes = {volume_id: (item.code, item.to_size) for volume_id, item in (await items(services, job)).items()}
+    assert codes == {deleted: ("volume-gone", None), grown: ("expanded", 6 * MIB), busy: ("expanded", 8 * MIB)}
+    assert adds_up(ended_job)
+
+
+async def test_a_volume_that_is_busy_for_too_long_is_skipped(
+    services: Services, bulk_settings: Settings, working: Working
+) -> None:
+    (volume_id,) = await add_volumes(services, 1, backend="null")
+    operation = await services.volumes.request_expand(volume_id, Growth(to=7 * MIB))
+    async with services.database.transaction() as session:
+        await session.execute(
+            text("UPDATE jobs SET run_at = 'infinity', rung_at = NULL, rings = 1 WHERE id = :id"), {"id": operation.id}
+        )
+    async with working(bulk_settings.model_copy(update={"busy_seconds": 0.5})):
+        job = await ended(services, await services.expansion.request_expand(BulkExpansion(BY_ONE)))
+
+    assert (job.status, job.skipped, job.total) == ("succeeded", 1, 1)
+    assert (await items(services, job))[volume_id].code == "volume-busy"
+
+
+async def test_cancelling_stops_what_has_not_begun_and_keeps_what_was_done(
+    services: Services, bulk_settings: Settings, working: Working, tmp_path: Path
+) -> None:
+    await add_volumes(services, 400, backend="null")
+    async with working(bulk_settings):
+        job = await services.expansion.request_expand(BulkExpansion(BY_ONE, max_concurrent=2))
+
+        async def some_are_done() -> bool:
+            return bool((await services.jobs.get(job.id)).succeeded)
+
+        await until(some_are_done)
+        await services.jobs.cancel(job.id)
+        job = await ended(services, job)
+
+        assert job.status == "cancelled"
+        assert adds_up(job)
+        assert job.succeeded
+        assert job.skipped
+        assert await sizes(services) == {("available", 2 * MIB): job.succeeded, ("available", MIB): job.skipped}
+        retry = await ended(services, await services.jobs.retry(job.id))
+
+    assert (retry.succeeded, retry.total) == (job.skipped, job.skipped)
+    assert await sizes(services) == {("available", 2 * MIB): 400}
+
+
+async def test_a_bulk_that_waits_is_cancelled_without_touching_anything(services: Services) -> None:
+    await add_volumes(services, 3, backend="null")
+    job = await services.expansion.request_expand(BulkExpansion(BY_ONE))
+
+    job = await services.jobs.cancel(job.id)
+
+    assert job.status == "cancelled"
+    assert await sizes(services) == {("available", MIB): 3}
+
+
+async def test_when_all_lanes_fail_the_job_ends_and_no_volume_is_stuck(
+    services: Services, bulk_settings: Settings, working: Working
+) -> None:
+    await add_volumes(services, 10, backend="null")
+    async with services.database.transaction() as session:  # whatever a lane does, it fails
+        await session.execute(text("ALTER TABLE job_items ADD CONSTRAINT broken CHECK (status <> 'succeeded')"))
+    async with working(bulk_settings.model_copy(update={"max_attempts": 2, "retry_seconds": 0.01})):
+        job = await services.expansion.request_expand(BulkExpansion(BY_ONE, max_concurrent=3))
+        async with services.database.transaction() as session:
+            await session.execute(text("UPDATE jobs SET max_attempts = 2 WHERE id = :id"), {"id": job.id})
+        job = await ended(services, job)
+
+    assert (job.status, job.failed, job.total) == ("failed", 10, 10)
+    assert {item.code for item in (await items(services, job)).values()} == {"lanes-lost"}
+    assert {state for state, _ in await sizes(services)} == {"available"}
+
+
+async def test_a_dry_run_says_what_would_happen_and_touches_nothing(services: Services) -> None:
+    await add_volumes(services, 3, backend="null", labels={"tier": "gold"})
+    wanted = BulkExpansion(GrowthPolicy(percent=50, up_to=MIB + 7), Selection(labels={"tier": "gold"}))
+
+    plan = await services.expansion.preview(wanted)
+
+    assert (plan.total, plan.grows, plan.bytes, plan.measured_at) == (3, 3, 21, None)
+    assert {(item.from_size, item.to_size) for item in plan.items} == {(MIB, MIB + 7)}
+    assert await sizes(services) == {("available", MIB): 3}
+    async with services.database.transaction() as session:
+        assert await session.scalar(text("SELECT count(*) FROM jobs")) == 0
+
+
+async def test_more_at_once_than_is_configured_is_refused(services: Services) -> None:
+    with pytest.raises(Invalid, match="max_concurrent"):
+        await services.expansion.request_expand(BulkExpansion(BY_ONE, max_concurrent=101))

@@ -1,0 +1,80 @@
+"""How much a bulk expansion grows a volume, and why it does not."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from domain.errors import Invalid
+from domain.expansion.policy import BulkExpansion, GrowthPolicy, Selection
+from domain.expansion.service import shares
+from domain.expansion.states import Code
+from domain.volumes.model import MAX_SIZE
+
+MIB = 1 << 20
+SIZES = st.integers(min_value=1, max_value=MAX_SIZE)
+
+
+def test_growth_is_rounded_up_to_whole_steps() -> None:
+    assert GrowthPolicy(by=1, step=MIB).decide(10 * MIB, None) == 11 * MIB
+    assert GrowthPolicy(percent=10, step=MIB).decide(10 * MIB, None) == 11 * MIB
+    assert GrowthPolicy(by=3, step=2).decide(10, None) == 14
+
+
+def test_the_cap_wins_over_the_step() -> None:
+    assert GrowthPolicy(by=MIB, up_to=10 * MIB + 5).decide(10 * MIB, None) == 10 * MIB + 5
+
+
+@pytest.mark.parametrize(
+    ("policy", "size", "used", "code"),
+    [
+        (GrowthPolicy(by=MIB, up_to=10), 10, None, Code.AT_LIMIT),
+        (GrowthPolicy(by=MIB, up_to=10), 11, None, Code.AT_LIMIT),
+        (GrowthPolicy(by=1), MAX_SIZE, None, Code.AT_LIMIT),
+        (GrowthPolicy(to=10), 10, None, Code.ALREADY_THERE),
+        (GrowthPolicy(to=10), 11, None, Code.ALREADY_THERE),
+        (GrowthPolicy(by=1, usage_above=80), 100, 80, Code.BELOW_THRESHOLD),
+        (GrowthPolicy(by=1, usage_above=80), 100, None, Code.USAGE_UNKNOWN),
+    ],
+)
+def test_a_volume_that_stays_as_it_is_has_a_reason(
+    policy: GrowthPolicy, size: int, used: int | None, code: Code
+) -> None:
+    assert policy.decide(size, used) == code
+
+
+def test_a_volume_above_the_threshold_grows() -> None:
+    assert GrowthPolicy(by=1, step=1, usage_above=80).decide(100, 81) == 101
+
+
+@given(SIZES, st.integers(1, MAX_SIZE), st.integers(1, 2**40), st.none() | SIZES)
+def test_growth_never_shrinks_and_never_exceeds_its_cap(size: int, by: int, step: int, up_to: int | None) -> None:
+    decision = GrowthPolicy(by=by, step=step, up_to=up_to).decide(size, None)
+
+    if not isinstance(decision, Code):
+        assert size < decision <= min(up_to or MAX_SIZE, MAX_SIZE)
+
+
+@pytest.mark.parametrize(
+    ("wish", "field"),
+    [({}, "to"), ({"by": 1, "percent": 1}, "to"), ({"by": -1}, "by"), ({"by": 1, "step": 0}, "step")],
+)
+def test_a_policy_that_makes_no_sense_is_refused_by_field(wish: dict[str, int], field: str) -> None:
+    with pytest.raises(Invalid) as refusal:
+        GrowthPolicy(**wish)
+
+    assert refusal.value.details["field"] == field
+
+
+@given(st.integers(1, 1000))
+def test_lanes_share_all_slots_and_no_more(max_concurrent: int) -> None:
+    slots = shares(max_concurrent)
+
+    assert sum(slots) == max_concurrent
+    assert max(slots) - min(slots) <= 1
+    assert len(slots) <= 8
+
+
+def test_a_request_survives_being_written_into_a_job() -> None:
+    wanted = BulkExpansion(GrowthPolicy(percent=12.5, up_to=MIB), Selection(labels={"a": "b"}, backend="local"), 7)
+
+    assert BulkExpansion.of(wanted.params()) == wanted

@@ -1,8 +1,8 @@
 """Members that may be left out: None inside, and never said to be null in the document."""
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Final, TypeVar
 
-from pydantic import GetJsonSchemaHandler
+from pydantic import AfterValidator, GetJsonSchemaHandler, WithJsonSchema
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -17,6 +17,19 @@ class _NullUnsaid:
 
 
 Absent = Annotated[Value | None, _NullUnsaid()]
+
+
+def _not_null(value: Value | None) -> Value:
+    if value is None:
+        raise ValueError("cannot be null; it can be left out")
+    return value
+
+
+#: The same for members of a body, where a client can say null, and then means something that we cannot know.
+Given = Annotated[Absent[Value], AfterValidator(_not_null)]
+
+#: A header that may come several times, or once with commas: for the reader it is a text.
+HEADER_TEXT: Final = WithJsonSchema({"type": "string"})
 
 
 def without_null_defaults(schema: JsonSchemaValue) -> JsonSchemaValue:

@@ -6,6 +6,7 @@ from typing import Annotated, Final, cast
 from fastapi import Depends, Header, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 
+from api.absent import HEADER_TEXT
 from api.waiting import wished_wait
 from domain.jobs.acceptance import Origin
 from domain.jobs.service import JobService
@@ -34,7 +35,9 @@ async def _jobs(services: Front) -> JobService:
 
 async def _origin(
     x_cistern_caller: Annotated[
-        str | None, Header(description="Who asks, in up to 128 ASCII characters; kept as `created_by`.")
+        str | None,
+        Header(description="Who asks, in up to 128 ASCII characters; kept as `created_by`."),
+        HEADER_TEXT,
     ] = None,
 ) -> Origin:
     """Believe what the client says of itself; a name that cannot be kept is as good as none."""
@@ -45,6 +48,7 @@ async def _wait(
     prefer: Annotated[
         list[str] | None,
         Header(description="`wait=N` holds the answer until the job has ended, for up to N seconds (30 at most)."),
+        HEADER_TEXT,
     ] = None,
 ) -> int | None:
     return wished_wait(prefer or [])

@@ -71,7 +71,11 @@ def _field_error(error: Mapping[str, Any]) -> dict[str, str]:
     """Name the field as the client wrote it, but never repeat more of the input than its beginning."""
     place, *names = error["loc"]
     field = ".".join(str(name) for name in names) or str(place)
-    return {"field": field[:_LONGEST_FIELD], "detail": error["msg"], "code": error["type"].replace("_", "-")}
+    return {
+        "field": field[:_LONGEST_FIELD],
+        "detail": error["msg"].removeprefix("Value error, "),
+        "code": error["type"].replace("_", "-"),
+    }
 
 
 async def _http(request: Request, error: Exception) -> Response:

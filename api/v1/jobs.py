@@ -5,6 +5,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Response
 
+from api.absent import HEADER_TEXT
 from api.answers import Answer
 from api.dependencies import Jobs, NoQuery
 from api.openapi import ACCEPTED, POLLED, refusals
@@ -47,7 +48,9 @@ async def get_job(
     jobs: Jobs,
     answer: Answer,
     response: Response,
-    if_none_match: Annotated[list[str] | None, Header(description="An `ETag` that was seen before.")] = None,
+    if_none_match: Annotated[
+        list[str] | None, Header(description="An `ETag` that was seen before."), HEADER_TEXT
+    ] = None,
 ) -> JobOut | Response:
     """Show a job. Poll with `If-None-Match`, or say `Prefer: wait=30` and be answered when it has ended."""
     job = await answer.patiently(await jobs.get(job_id))

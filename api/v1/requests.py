@@ -1,11 +1,10 @@
 """What clients send. A member that is not described here is refused, so a misspelt one never goes unnoticed."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self
 from uuid import UUID
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -16,7 +15,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
-from api.absent import Absent, without_null_defaults
+from api.absent import Absent, Given, without_null_defaults
 from api.pagination import PageQuery
 from api.problems import GROWTH_REQUIRED
 from api.v1.fields import BackendName, JobKind, Labels, LabelTerm, Name, Percent, Size, labels_of
@@ -26,18 +25,6 @@ from domain.volumes.growth import Growth
 from domain.volumes.repository import VolumeFilter
 from domain.volumes.service import NewVolume, VolumeChange
 from domain.volumes.states import VolumeState
-
-Value = TypeVar("Value")
-
-
-def _not_null(value: Value | None) -> Value:
-    if value is None:
-        raise ValueError("cannot be null; leave it out to keep it")
-    return value
-
-
-#: What a patch may leave out to keep it, but not take away.
-Kept = Annotated[Absent[Value], AfterValidator(_not_null)]
 
 
 class _Body(BaseModel):
@@ -51,9 +38,11 @@ class _Body(BaseModel):
 class Autogrow(_Body):
     """When the nightly run may grow a volume, by how much, and how far."""
 
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["by"]}, {"required": ["percent"]}]})
+
     usage_above: int = Field(ge=1, le=99, strict=True, description="Percent of the size that must be in use.")
-    by: Absent[Size] = None
-    percent: Absent[Percent] = None
+    by: Given[Size] = None
+    percent: Given[Percent] = None
     up_to: Size
 
     @model_validator(mode="after")
@@ -86,8 +75,8 @@ class VolumePatch(_Body):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"labels": {"team": "search", "tier": "gold"}}]})
 
-    name: Kept[Name] = None
-    labels: Kept[Labels] = None
+    name: Given[Name] = None
+    labels: Given[Labels] = None
     autogrow: Autogrow | None = Field(None, description="Null removes it.")
 
     def change(self) -> VolumeChange:
@@ -100,12 +89,16 @@ class GrowthIn(_Body):
     """How much larger: exactly one way to say it."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"to": "20GiB"}, {"by": "10GiB"}, {"percent": 25}], "minProperties": 1}
+        json_schema_extra={
+            "examples": [{"to": "20GiB"}, {"by": "10GiB"}, {"percent": 25}],
+            "minProperties": 1,
+            "maxProperties": 1,
+        }
     )
 
-    to: Absent[Size] = None
-    by: Absent[Size] = None
-    percent: Absent[Percent] = None
+    to: Given[Size] = None
+    by: Given[Size] = None
+    percent: Given[Percent] = None
 
     @model_validator(mode="after")
     def _one_wish(self) -> Self:

@@ -42,7 +42,7 @@ NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 def job_row(kind: str = "volume.create", **columns: Any) -> Job:
     """Make a job as PostgreSQL would hand it back."""
-    times = {"run_at": NOON, "created_at": NOON}
+    times: dict[str, Any] = {"run_at": NOON, "created_at": NOON}
     status = columns.pop("status", JobStatus.QUEUED)
     job = new_job(kind, columns.pop("params", {"fence": 1}), max_attempts=8, **times, **columns)
     job.status = status

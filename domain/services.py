@@ -84,7 +84,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     """
     require_servers(settings)
     async with AsyncExitStack() as stack:
-        backends = Backends.open(settings.backends, threads=settings.max_jobs)
+        backends = Backends.open(settings.backends, threads=settings.max_jobs + settings.max_concurrent)
         stack.push_async_callback(backends.close)
         database = Database(settings.database_url, pool_size=settings.max_jobs + 5)
         stack.push_async_callback(database.close)

@@ -68,7 +68,7 @@ class Lanes:
 
         async def one(task: Task) -> Result | None:
             async with slots:
-                if cancelled.is_set():
+                if cancelled.is_set() and not task.begun:
                     return self._chunks.leave(task)
                 with suppress(Stopped):
                     return await self._chunks.grow(task, grant)

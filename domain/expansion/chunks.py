@@ -38,13 +38,16 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Task:
-    """One volume in the lane's hands, and the size in bytes that was written down for it."""
+    """One volume in the lane's hands, and the size in bytes that was written down for it.
+
+    ``begun`` if an earlier attempt may have grown it already, so that it must be brought to an end.
+    """
 
     volume_id: UUID
     backend: str
-    from_size: int
     to_size: int
     version: int
+    begun: bool
 
 
 @dataclass(frozen=True)
@@ -248,7 +251,7 @@ def _task(entry: Entry, volume: Volume, versions: dict[UUID, int]) -> Task:
     if entry.to_size is None:
         raise RuntimeError(f"volume {volume.id} was taken without a size to grow to")
     version = versions.get(volume.id, volume.version)
-    return Task(volume.id, volume.backend, entry.from_size or volume.size, entry.to_size, version)
+    return Task(volume.id, volume.backend, entry.to_size, version, begun=volume.id not in versions)
 
 
 def _entry(task: Task, status: ItemStatus, code: str, detail: str | None = None) -> Entry:

@@ -83,8 +83,12 @@ class ExpansionService:
         return job
 
     async def again_expand(self, session: AsyncSession, ended: Job) -> Job:
-        """Ask once more for what failed, or was not begun when the job was cancelled, and for nothing else."""
-        job = self._job({**ended.params, "missed_by": str(ended.id)}, created_by=ended.created_by, retry_of=ended.id)
+        """Ask once more for what failed, or was not begun when the job was cancelled, and for nothing else.
+
+        A job that ended before it had a plan is asked for as a whole.
+        """
+        missed = {} if ended.total is None else {"missed_by": str(ended.id)}
+        job = self._job(ended.params | missed, created_by=ended.created_by, retry_of=ended.id)
         return await JobRepository(session).add(job)
 
     async def preview(self, wanted: BulkExpansion) -> Plan:

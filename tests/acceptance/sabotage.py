@@ -13,10 +13,14 @@ from typing import Any
 import redis
 
 import domain.storage.file_tree
+from domain.expansion.chunks import Chunks
+from domain.expansion.service import ExpansionService
+from domain.jobs.batches import BatchRepository
 from domain.jobs.foreman import Foreman
 from domain.jobs.queue import JobQueue
 from domain.storage.driver import Grant
 from domain.storage.fence import FenceRecord
+from domain.volumes.repository import VolumeRepository
 from worker.main import main
 from worker.runner import Runner
 
@@ -28,6 +32,19 @@ ARROWS: dict[str, tuple[type, str, str]] = {
     "after publishing": (Grant, "published", "before"),
     "before the commit": (Foreman, "_conclude", "after"),
     "after the commit": (JobQueue, "announce", "before"),
+}
+
+#: The same for a bulk job. "if so": after the method, when it has answered yes.
+BULK_ARROWS: dict[str, tuple[type, str, str]] = {
+    "planned": (ExpansionService, "plan", "after"),
+    "handing over, before the commit": (ExpansionService, "hand_over", "after"),
+    "chunk claimed": (Chunks, "claim", "after"),
+    "volumes taken": (Chunks, "take", "after"),
+    "in the middle of the storage work": (Grant, "published", "before"),
+    "storage work done": (Chunks, "record", "before"),
+    "recording, before the commit": (VolumeRepository, "let_go", "after"),
+    "chunk recorded": (Chunks, "record", "after"),
+    "the parent's end, before the commit": (BatchRepository, "tally", "if so"),
 }
 
 
@@ -47,7 +64,7 @@ def once(blow: Callable[[], None]) -> Callable[[], None]:
 
 
 def arm(arrow: str, blow: Callable[[], None]) -> None:
-    owner, name, moment = ARROWS[arrow]
+    owner, name, moment = (ARROWS | BULK_ARROWS)[arrow]
     original = getattr(owner, name)
 
     if name in ("write", "published"):
@@ -65,7 +82,7 @@ def arm(arrow: str, blow: Callable[[], None]) -> None:
         if moment == "before":
             blow()
         result = await original(*args, **kwargs)
-        if moment == "after":
+        if moment == "after" or (moment == "if so" and result):
             blow()
         return result
 

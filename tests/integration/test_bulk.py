@@ -234,6 +234,18 @@ async def test_a_bulk_that_waits_is_cancelled_without_touching_anything(services
     assert await sizes(services) == {("available", MIB): 3}
 
 
+async def test_the_retry_of_a_bulk_that_never_had_a_plan_is_the_whole_bulk(
+    services: Services, bulk_settings: Settings, working: Working
+) -> None:
+    await add_volumes(services, 3, backend="null")
+    job = await services.jobs.cancel((await services.expansion.request_expand(BulkExpansion(BY_ONE))).id)
+
+    async with working(bulk_settings):
+        retry = await ended(services, await services.jobs.retry(job.id))
+
+    assert (retry.status, retry.succeeded, retry.total) == ("succeeded", 3, 3)
+
+
 async def test_when_all_lanes_fail_the_job_ends_and_no_volume_is_stuck(
     services: Services, bulk_settings: Settings, working: Working
 ) -> None:

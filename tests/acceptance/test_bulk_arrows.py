@@ -1,0 +1,52 @@
+"""A worker killed at each arrow of a bulk job: the job ends by itself, the ledger adds up, each volume grew once."""
+
+import asyncio
+import signal
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from domain.expansion.policy import BulkExpansion, GrowthPolicy
+from domain.paging import PageRequest
+from domain.services import Services, open_services
+from domain.volumes.repository import VolumeFilter
+from domain.volumes.service import NewVolume
+from tests.acceptance import journal
+from tests.acceptance.conftest import Yard
+from tests.acceptance.sabotage import BULK_ARROWS
+from tests.bulk import MIB, ended
+from tests.inside import working
+
+VOLUMES = 12
+
+
+async def prepare(services: Services, yard: Yard) -> None:
+    async with working(yard.settings):
+        jobs = [await services.volumes.request_create(NewVolume(f"v{number}", MIB)) for number in range(VOLUMES)]
+        for job in jobs:
+            await ended(services, job)
+
+
+def taken(path: Path) -> set[tuple[UUID, int]]:
+    """Each time that a volume was taken for growing: its version in the fence says which."""
+    return {(entry.volume_id, entry.fence[0]) for entry in journal.read(path) if entry.operation == "expand"}
+
+
+@pytest.mark.parametrize("arrow", BULK_ARROWS)
+async def test_a_bulk_outlives_a_worker_killed_at_any_arrow(yard: Yard, arrow: str) -> None:
+    async with open_services(yard.settings) as services, services.watcher.watching():
+        await prepare(services, yard)
+        victim = yard.start_worker("tests.acceptance.sabotage", SABOTAGE_ARROW=arrow, SABOTAGE_BLOW="kill")
+        wanted = BulkExpansion(GrowthPolicy(by=MIB), max_concurrent=3)
+        job = await services.expansion.request_expand(wanted)
+        assert await asyncio.to_thread(victim.wait, 60) == -signal.SIGKILL
+
+        yard.start_worker()
+        job = await ended(services, job)
+
+        volumes = (await services.volumes.list_volumes(VolumeFilter(), PageRequest("all"))).items
+        assert (job.status, job.succeeded, job.failed, job.skipped) == ("succeeded", VOLUMES, 0, 0)
+        assert {(volume.state, volume.size) for volume in volumes} == {("available", 2 * MIB)}
+        assert {Path(str(services.volumes.path(volume))).stat().st_size for volume in volumes} == {2 * MIB}
+        assert taken(yard.journal) == {(volume.id, 3) for volume in volumes}, "once each"

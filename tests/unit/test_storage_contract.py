@@ -1,64 +1,22 @@
-"""What every driver promises. A new driver joins by adding its URL to `KEEPING`."""
+"""What every driver promises about volumes. A new driver joins by adding its URL to `KEEPING`."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 
 from domain.storage import fence
-from domain.storage.backends import open_driver
-from domain.storage.driver import (
-    Capacity,
-    Fence,
-    FenceRefused,
-    Grant,
-    Stopped,
-    StopReason,
-    StorageDriver,
-    VolumeMissing,
-)
-
-MIB = 1024 * 1024
-KEEPING = [
-    "file:{}/volumes",
-    "memory:",
-    "faulty+file:{}/volumes?journal={}/journal",
-    "faulty+memory:?journal={}/journal",
-]
-every_driver = pytest.mark.parametrize("driver", [*KEEPING, "null:"], indirect=True)
-every_change = pytest.mark.parametrize("operation", ["create", "expand", "delete"])
-every_operation = pytest.mark.parametrize("operation", ["create", "expand", "delete", "seal"])
-
-
-class HeardGrant(Grant):
-    """A grant that remembers what was published with it."""
-
-    def __init__(self, version: int = 1, rings: int = 1, *, deadline: float = 10.0, now: float = 0.0) -> None:
-        super().__init__(uuid4(), Fence(version, rings), deadline, clock=lambda: now)
-        self.heard: list[tuple[str, UUID]] = []
-
-    def published(self, operation: str, volume_id: UUID) -> None:
-        self.heard.append((operation, volume_id))
+from domain.storage.driver import Capacity, FenceRefused, StorageDriver, VolumeMissing
+from tests.unit.storage_scene import KEEPING, MIB, HeardGrant, every_driver, opened, size_of
 
 
 @pytest.fixture(params=KEEPING)
 async def driver(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[StorageDriver]:
-    driver = open_driver(request.param.replace("{}", str(tmp_path)), threads=8)
+    driver = opened(request.param, tmp_path)
     yield driver
     await driver.close()
-
-
-async def perform(driver: StorageDriver, operation: str, volume: UUID, grant: Grant) -> object:
-    if operation in ("create", "expand"):
-        return await getattr(driver, operation)(volume, 3 * MIB, grant)
-    return await getattr(driver, operation)(volume, grant)
-
-
-async def size_of(driver: StorageDriver, volume: UUID) -> int | None:
-    usage = await driver.measure(volume)
-    return usage.size if usage else None
 
 
 @every_driver
@@ -133,17 +91,6 @@ async def test_delete_forgets_the_volume(driver: StorageDriver) -> None:
     assert await driver.measure(volume) is None
 
 
-@every_operation
-async def test_delete_remembers_the_fence(driver: StorageDriver, operation: str) -> None:
-    volume = uuid4()
-    await driver.create(volume, MIB, HeardGrant())
-    await driver.delete(volume, HeardGrant(2))
-
-    with pytest.raises(FenceRefused):
-        await perform(driver, operation, volume, HeardGrant(1, 7))
-    assert await driver.measure(volume) is None
-
-
 async def test_deleting_what_was_never_there_succeeds_and_raises_the_fence(driver: StorageDriver) -> None:
     volume, grant = uuid4(), HeardGrant(2)
     await driver.delete(volume, grant)
@@ -153,45 +100,6 @@ async def test_deleting_what_was_never_there_succeeds_and_raises_the_fence(drive
         await driver.create(volume, MIB, HeardGrant(1))
 
 
-@every_operation
-@pytest.mark.parametrize("late", [(4, 9), (5, 1)])
-async def test_a_lower_fence_is_refused_and_changes_nothing(
-    driver: StorageDriver, operation: str, late: tuple[int, int]
-) -> None:
-    volume, grant = uuid4(), HeardGrant(*late)
-    await driver.create(volume, MIB, HeardGrant(5, 2))
-
-    with pytest.raises(FenceRefused):
-        await perform(driver, operation, volume, grant)
-
-    assert grant.heard == []
-    assert await size_of(driver, volume) == MIB
-    assert await driver.expand(volume, 2 * MIB, HeardGrant(5, 2)) == 2 * MIB
-
-
-@every_operation
-async def test_the_same_attempt_may_publish_twice(driver: StorageDriver, operation: str) -> None:
-    volume, grant = uuid4(), HeardGrant()
-    await driver.create(volume, MIB, grant)
-
-    first = await perform(driver, operation, volume, grant)
-    before = await size_of(driver, volume)
-    again = await perform(driver, operation, volume, grant)
-
-    assert again == (None if operation == "delete" else first)
-    assert await size_of(driver, volume) == before
-
-
-@every_operation
-async def test_a_later_attempt_finds_the_work_done(driver: StorageDriver, operation: str) -> None:
-    volume, late = uuid4(), HeardGrant(1, 3)
-    await driver.create(volume, MIB, HeardGrant(1, 1))
-    first = await perform(driver, operation, volume, HeardGrant(1, 2))
-
-    assert await perform(driver, operation, volume, late) == first
-    assert late.heard == [(operation, volume)]
-
-
 async def test_a_volume_can_be_made_again_by_the_attempt_that_deleted_it(driver: StorageDriver) -> None:
     volume, grant = uuid4(), HeardGrant()
     for _ in range(2):
@@ -199,85 +107,6 @@ async def test_a_volume_can_be_made_again_by_the_attempt_that_deleted_it(driver:
         await driver.delete(volume, grant)
 
     assert await driver.measure(volume) is None
-
-
-async def test_volumes_do_not_share_a_fence(driver: StorageDriver) -> None:
-    await driver.create(uuid4(), MIB, HeardGrant(9))
-
-    assert await driver.create(uuid4(), MIB, HeardGrant(1)) == MIB
-
-
-@every_driver
-@every_operation
-async def test_every_effect_is_told_once(driver: StorageDriver, operation: str) -> None:
-    volume, grant = uuid4(), HeardGrant(2)
-    await driver.create(volume, MIB, HeardGrant())
-
-    await perform(driver, operation, volume, grant)
-
-    assert grant.heard == [(operation, volume)]
-
-
-@every_driver
-@every_change
-@pytest.mark.parametrize("reason", list(StopReason))
-async def test_a_stopped_attempt_publishes_nothing(driver: StorageDriver, operation: str, reason: StopReason) -> None:
-    volume, grant = uuid4(), HeardGrant(2)
-    await driver.create(volume, MIB, HeardGrant())
-    before = await size_of(driver, volume)
-    grant.stop(reason)
-
-    with pytest.raises(Stopped) as stopped:
-        await perform(driver, operation, volume, grant)
-
-    assert stopped.value.reason is reason
-    assert grant.heard == []
-    assert await size_of(driver, volume) == before
-
-
-@every_driver
-@every_change
-async def test_an_attempt_past_its_lease_publishes_nothing(driver: StorageDriver, operation: str) -> None:
-    volume, grant = uuid4(), HeardGrant(2, deadline=10.0, now=10.0)
-    await driver.create(volume, MIB, HeardGrant())
-    before = await size_of(driver, volume)
-
-    with pytest.raises(Stopped) as stopped:
-        await perform(driver, operation, volume, grant)
-
-    assert stopped.value.reason is StopReason.LEASE_LOST
-    assert grant.heard == []
-    assert await size_of(driver, volume) == before
-
-
-@every_change
-async def test_an_attempt_that_did_not_publish_leaves_the_fence_alone(driver: StorageDriver, operation: str) -> None:
-    volume, stopped = uuid4(), HeardGrant(9)
-    await driver.create(volume, MIB, HeardGrant())
-    stopped.stop(StopReason.SHUTDOWN)
-    with pytest.raises(Stopped):
-        await perform(driver, operation, volume, stopped)
-
-    assert await driver.expand(volume, 2 * MIB, HeardGrant(2)) == 2 * MIB
-
-
-@every_driver
-async def test_an_extended_lease_lets_the_attempt_publish(driver: StorageDriver) -> None:
-    grant = HeardGrant(deadline=10.0, now=10.0)
-    grant.extend(20.0)
-
-    assert await driver.create(uuid4(), MIB, grant) == MIB
-
-
-@every_change
-async def test_seal_shuts_out_every_earlier_attempt(driver: StorageDriver, operation: str) -> None:
-    volume = uuid4()
-    await driver.create(volume, MIB, HeardGrant(1))
-    await driver.seal(volume, HeardGrant(2, 2))
-
-    with pytest.raises(FenceRefused):
-        await perform(driver, operation, volume, HeardGrant(2, 1))
-    assert await size_of(driver, volume) == MIB
 
 
 async def test_seal_reports_the_size_it_found(driver: StorageDriver) -> None:
@@ -296,16 +125,6 @@ async def test_sealing_what_is_not_there_reports_no_size_and_still_shuts_out(dri
 
 
 @every_driver
-async def test_a_stopped_attempt_can_still_seal(driver: StorageDriver) -> None:
-    volume, grant = uuid4(), HeardGrant(2, deadline=0.0)
-    grant.stop(StopReason.CANCELLED)
-
-    await driver.seal(volume, grant)
-
-    assert grant.heard == [("seal", volume)]
-
-
-@every_driver
 async def test_measuring_what_is_not_there_finds_nothing(driver: StorageDriver) -> None:
     assert await driver.measure(uuid4()) is None
 
@@ -317,8 +136,8 @@ async def test_capacity_is_never_less_than_what_is_used(driver: StorageDriver) -
     assert capacity.total is None or 0 <= capacity.used <= capacity.total
 
 
-async def test_the_null_driver_keeps_nothing() -> None:
-    driver, volume = open_driver("null:", threads=1), uuid4()
+async def test_the_null_driver_keeps_nothing(tmp_path: Path) -> None:
+    driver, volume = opened("null:", tmp_path), uuid4()
     await driver.create(volume, MIB, HeardGrant())
 
     assert await driver.measure(volume) is None

@@ -1,7 +1,9 @@
 """A process that dies at any step leaves the old state or the new one, and the next attempt puts it right."""
 
+import json
 import subprocess
 import sys
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -11,55 +13,122 @@ from domain.storage.driver import Fence, Grant
 from domain.storage.file import FileDriver
 
 MIB = 1024 * 1024
-VOLUME = UUID("01890000-0000-7000-8000-000000000001")
+VOLUME, SNAPSHOT, CLONE = (UUID(f"01890000-0000-7000-8000-00000000000{last}") for last in "123")
 REPOSITORY = Path(__file__).parents[2]
+OLD, NEW = b"old".ljust(MIB, b"o"), b"new".ljust(MIB, b"n")
 
-# Dies right before or right after the n-th call of one function of `os` (or of Path, for the rename).
+# Forks for each line it is given. The fork dies right before or right after one call of a function of `os` (or of
+# Path, for the renames): the n-th one, counted from when the driver is ready. Blocks are not shared, so that
+# there is a copy to die in.
 CHILD = """
-import asyncio, os, sys, uuid
+import asyncio, fcntl, json, os, sys, uuid
 from pathlib import Path
 from domain.storage.driver import Fence, Grant
 from domain.storage.file import FileDriver
 
-root, operation, step, moment = sys.argv[1:]
-owner = Path if step == "rename" else os
-real = getattr(owner, step)
+def unsupported(*args):
+    raise OSError(95, "Operation not supported")
 
-def dying(*args, **more):
-    if moment == "before":
-        os._exit(9)
-    real(*args, **more)
-    os._exit(9)
+def die(root, operation, step, count, moment, arguments):
+    owner = Path if step in ("rename", "replace") else os
+    real = getattr(owner, step)
 
-driver = FileDriver(Path(root), threads=1)
-driver.prepare()
-setattr(owner, step, dying)
-grant = Grant(uuid.uuid4(), Fence(2, 1), deadline=1.0, clock=lambda: 0.0)
-sized = (2 * 1024 * 1024,) if operation != "delete" else ()
-asyncio.run(getattr(driver, operation)(uuid.UUID(int=%d), *sized, grant))
+    def dying(*args, **more):
+        nonlocal count
+        count -= 1
+        if count == 0 and moment == "before":
+            os._exit(9)
+        try:
+            return real(*args, **more)
+        finally:
+            if count == 0:
+                os._exit(9)
+
+    driver = FileDriver(Path(root), threads=1)
+    driver.prepare()
+    setattr(owner, step, dying)
+    fcntl.ioctl = unsupported
+    grant = Grant(uuid.uuid4(), Fence(2, 1), deadline=1.0, clock=lambda: 0.0)
+    ids = [uuid.UUID(one) if isinstance(one, str) else one for one in arguments]
+    asyncio.run(getattr(driver, operation)(*ids, grant))
+
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        die(*json.loads(line))
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
+ARGUMENTS: dict[str, tuple[UUID | int, ...]] = {
+    "create": (VOLUME, 2 * MIB),
+    "expand": (VOLUME, 2 * MIB),
+    "delete": (VOLUME,),
+    "take_snapshot": (VOLUME, SNAPSHOT),
+    "restore_snapshot": (VOLUME, SNAPSHOT),
+    "clone_snapshot": (VOLUME, SNAPSHOT, CLONE, 2 * MIB),
+    "delete_snapshot": (VOLUME, SNAPSHOT),
+}
 STEPS = {
-    "create": ["pwrite", "link", "unlink"],
+    "create": ["pwrite", "link", "unlink 2"],
     "expand": ["pwrite", "ftruncate", "fsync"],
     "delete": ["pwrite", "rename", "rmdir"],
+    "take_snapshot": ["copy_file_range", "fsync", "pwrite", "link", "unlink 2"],
+    "restore_snapshot": ["copy_file_range", "fsync", "pwrite", "ftruncate 2", "fchmod", "replace", "fsync 4"],
+    "clone_snapshot": ["copy_file_range", "ftruncate 2", "pwrite", "link", "unlink 2"],
+    "delete_snapshot": ["pwrite", "unlink", "fsync 2"],
 }
-OLD_AND_NEW = {"create": (None, 2 * MIB), "expand": (MIB, 2 * MIB), "delete": (MIB, None)}
 
 
 def attempt(version: int, rings: int) -> Grant:
     return Grant(uuid4(), Fence(version, rings), deadline=1.0, clock=lambda: 0.0)
 
 
-def die(root: Path, operation: str, step: str, moment: str) -> None:
-    code = CHILD % VOLUME.int
-    command = [sys.executable, "-c", code, str(root), operation, step, moment]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 9, done.stderr
+class Victim:
+    """A process whose children die as they are told."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self._process = process
+
+    def die(self, root: Path, operation: str, step: str, moment: str) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        name, _, count = step.partition(" ")
+        order = [str(root), operation, name, int(count or 1), moment, ARGUMENTS[operation]]
+        self._process.stdin.write(json.dumps(order, default=str) + "\n")
+        self._process.stdin.flush()
+        assert self._process.stdout.readline() == "9\n", "it lived on"
 
 
-async def size_of(driver: FileDriver) -> int | None:
-    usage = await driver.measure(VOLUME)
-    return usage.size if usage else None
+@pytest.fixture(scope="module")
+def victim() -> Iterator[Victim]:
+    command, pipe = [sys.executable, "-c", CHILD], subprocess.PIPE
+    with subprocess.Popen(command, cwd=REPOSITORY, stdin=pipe, stdout=pipe, text=True) as process:
+        yield Victim(process)
+
+
+def perform(driver: FileDriver, operation: str, grant: Grant) -> Awaitable[object]:
+    answer: Awaitable[object] = getattr(driver, operation)(*ARGUMENTS[operation], grant)
+    return answer
+
+
+async def set_up(driver: FileDriver, operation: str) -> None:
+    """Make what the operation needs: old bytes in the snapshot, new and longer ones in the volume."""
+    if operation == "create":
+        return
+    data = Path(driver.path(VOLUME))
+    await driver.create(VOLUME, MIB, attempt(1, 1))
+    data.write_bytes(OLD)
+    if operation not in ("take_snapshot", "expand", "delete"):
+        await driver.take_snapshot(VOLUME, SNAPSHOT, attempt(1, 1))
+    if operation == "restore_snapshot":
+        data.write_bytes(NEW + NEW)
+
+
+def content(driver: FileDriver) -> list[bytes | None]:
+    """Read volume, snapshot and clone."""
+    data, clone = Path(driver.path(VOLUME)), Path(driver.path(CLONE))
+    places = (data, data.parent / "snapshots" / str(SNAPSHOT), clone)
+    return [place.read_bytes() if place.exists() else None for place in places]
 
 
 def leftovers(root: Path) -> list[Path]:
@@ -71,18 +140,29 @@ def leftovers(root: Path) -> list[Path]:
     ("operation", "step"), [(operation, step) for operation, steps in STEPS.items() for step in steps]
 )
 async def test_a_crash_leaves_the_old_or_the_new_and_the_next_attempt_completes_it(
-    tmp_path: Path, operation: str, step: str, moment: str
+    victim: Victim, tmp_path: Path, operation: str, step: str, moment: str
 ) -> None:
+    crashed, unharmed = (FileDriver(tmp_path / name, threads=1) for name in ("crashed", "unharmed"))
+    for driver in (crashed, unharmed):
+        await set_up(driver, operation)
+    old = content(unharmed)
+    await perform(unharmed, operation, attempt(2, 1))
+    new = content(unharmed)
+
+    victim.die(crashed.root, operation, step, moment)
+
+    assert content(crashed) in (old, new)
+    await perform(crashed, operation, attempt(2, 2))
+    assert content(crashed) == new != old
+    assert leftovers(crashed.root) == []
+    for driver in (crashed, unharmed):
+        await driver.close()
+
+
+async def test_the_new_bytes_of_a_restore_are_the_old_ones_at_the_present_size(tmp_path: Path) -> None:
     driver = FileDriver(tmp_path, threads=1)
-    if operation != "create":
-        await driver.create(VOLUME, MIB, attempt(1, 1))
-    old, new = OLD_AND_NEW[operation]
+    await set_up(driver, "restore_snapshot")
+    await perform(driver, "restore_snapshot", attempt(2, 1))
 
-    die(tmp_path, operation, step, moment)
-
-    assert await size_of(driver) in (old, new)
-    sized = (2 * MIB,) if operation != "delete" else ()
-    await getattr(driver, operation)(VOLUME, *sized, attempt(2, 2))
-    assert await size_of(driver) == new
-    assert leftovers(tmp_path) == []
+    assert content(driver) == [OLD + bytes(MIB), OLD, None]
     await driver.close()

@@ -19,13 +19,12 @@ from domain.storage.driver import (
     StopReason,
     StorageDriver,
     StorageFull,
-    TransientStorageError,
 )
 from domain.storage.null import NullDriver
-from domain.storage.witness import WatchedGrant, Witness
+from tests.unit.storage_scene import Scene
 
 MIB = 1024 * 1024
-VOLUME = UUID("01890000-0000-7000-8000-000000000001")
+VOLUME, SNAPSHOT, CLONE = (UUID(f"01890000-0000-7000-8000-00000000000{last}") for last in "123")
 
 
 def attempt(version: int = 1, rings: int = 1) -> Grant:
@@ -88,6 +87,25 @@ class TestJournal:
             "fence": [3, 4],
             "size": MIB,
         }
+
+    async def test_a_line_about_a_snapshot_names_it_and_the_volume_that_it_happens_to(self, tmp_path: Path) -> None:
+        driver = faulty(f"journal={tmp_path}/journal")
+        await driver.create(VOLUME, MIB, attempt())
+        await driver.take_snapshot(VOLUME, SNAPSHOT, attempt())
+        await driver.restore_snapshot(VOLUME, SNAPSHOT, attempt())
+        await driver.clone_snapshot(VOLUME, SNAPSHOT, CLONE, 2 * MIB, attempt())
+        await driver.seal_snapshot(VOLUME, SNAPSHOT, attempt())
+        await driver.delete_snapshot(VOLUME, SNAPSHOT, attempt())
+
+        seen = [line for line in lines(tmp_path / "journal")[2:] if line["event"] == "published"]
+        assert {line["snapshot_id"] for line in seen} == {str(SNAPSHOT)}
+        assert [(line["operation"], line["volume_id"], line.get("size")) for line in seen] == [
+            ("take_snapshot", str(VOLUME), None),
+            ("restore_snapshot", str(VOLUME), None),
+            ("clone_snapshot", str(CLONE), 2 * MIB),
+            ("seal_snapshot", str(VOLUME), None),
+            ("delete_snapshot", str(VOLUME), None),
+        ]
 
     async def test_publishing_is_written_down_under_the_inner_drivers_lock(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -186,137 +204,29 @@ class TestWaiting:
         with pytest.raises(Stopped):
             await asyncio.wait_for(creating, 10)
 
-    async def test_seal_passes_the_gate(self, tmp_path: Path) -> None:
+    async def test_seals_pass_the_gate(self, tmp_path: Path) -> None:
         (tmp_path / "gate").touch()
         driver = faulty(f"gate={tmp_path}/gate&delay_ms=3600000")
         grant = attempt()
         grant.stop(StopReason.CANCELLED)
 
         assert await asyncio.wait_for(driver.seal(VOLUME, grant), 10) is None
+        assert await asyncio.wait_for(driver.seal_snapshot(VOLUME, SNAPSHOT, grant), 10) is None
+
+    async def test_snapshots_wait_at_the_gate(self, tmp_path: Path) -> None:
+        (tmp_path / "gate").touch()
+        scene = Scene(faulty(f"gate={tmp_path}/gate&journal={tmp_path}/journal"))
+        for operation in ("take_snapshot", "restore_snapshot", "clone_snapshot", "delete_snapshot"):
+            (tmp_path / "journal").write_text("")
+            grant = attempt()
+            waiting = asyncio.ensure_future(scene.perform(operation, grant))
+            await begun(tmp_path / "journal")
+            grant.stop(StopReason.CANCELLED)
+            with pytest.raises(Stopped):
+                await asyncio.wait_for(waiting, 10)
+            assert events(tmp_path / "journal") == [("begun", operation), ("stopped", operation)]
 
     @pytest.mark.parametrize("delay", ["soon", "-1", "1.5", ""])
     def test_a_delay_that_is_no_number_is_a_configuration_error(self, delay: str) -> None:
         with pytest.raises(ConfigurationError, match="delay_ms"):
             faulty(f"delay_ms={delay}")
-
-
-class TestFailing:
-    async def test_only_the_named_operation_fails_and_publishes_nothing(self) -> None:
-        driver = faulty("fail=expand:storage-full")
-        await driver.create(VOLUME, MIB, attempt())
-
-        with pytest.raises(StorageFull):
-            await driver.expand(VOLUME, 2 * MIB, attempt(2))
-        assert await driver.seal(VOLUME, attempt(1)) == MIB
-
-    async def test_a_star_fails_every_operation(self) -> None:
-        driver = faulty("fail=*:storage-unavailable")
-        for work in (
-            driver.create(VOLUME, MIB, attempt()),
-            driver.expand(VOLUME, MIB, attempt()),
-            driver.delete(VOLUME, attempt()),
-            driver.seal(VOLUME, attempt()),
-        ):
-            with pytest.raises(TransientStorageError):
-                await work
-
-    async def test_a_counted_fault_is_used_up_and_gives_way_to_the_next(self) -> None:
-        driver = faulty("fail=create:storage-unavailable*2,create:storage-full*1")
-        for kind in (TransientStorageError, TransientStorageError, StorageFull):
-            with pytest.raises(kind):
-                await driver.create(VOLUME, MIB, attempt())
-
-        assert await driver.create(VOLUME, MIB, attempt()) == MIB
-
-    async def test_an_answer_can_get_lost_after_the_effect(self, tmp_path: Path) -> None:
-        driver = faulty(f"fail_after=create:storage-unavailable*1&journal={tmp_path}/journal")
-        with pytest.raises(TransientStorageError):
-            await driver.create(VOLUME, MIB, attempt())
-
-        assert [event for event, _ in events(tmp_path / "journal")] == ["begun", "published", "failed"]
-        assert await driver.create(VOLUME, 2 * MIB, attempt(1, 2)) == MIB
-
-    async def test_faults_in_a_file_come_and_go_while_the_driver_runs(self, tmp_path: Path) -> None:
-        spec = tmp_path / "faults"
-        driver = faulty(f"fail=@{spec}")
-        assert await driver.create(VOLUME, MIB, attempt()) == MIB
-        spec.write_text("create:storage-unavailable\n\nexpand:storage-full\n")
-        with pytest.raises(StorageFull):
-            await driver.expand(VOLUME, 2 * MIB, attempt())
-        spec.unlink()
-
-        assert await driver.expand(VOLUME, 2 * MIB, attempt()) == 2 * MIB
-
-    async def test_a_fault_in_a_file_can_be_meant_for_one_volume(self, tmp_path: Path) -> None:
-        (tmp_path / "faults").write_text(f"create:storage-full {VOLUME}\n")
-        driver = faulty(f"fail=@{tmp_path}/faults")
-
-        assert await driver.create(uuid4(), MIB, attempt()) == MIB
-        with pytest.raises(StorageFull):
-            await driver.create(VOLUME, MIB, attempt())
-
-    async def test_a_counted_fault_in_a_file_is_counted_over_its_readings(self, tmp_path: Path) -> None:
-        (tmp_path / "faults").write_text("create:storage-full*1\n")
-        driver = faulty(f"fail=@{tmp_path}/faults")
-        with pytest.raises(StorageFull):
-            await driver.create(VOLUME, MIB, attempt())
-
-        assert await driver.create(VOLUME, MIB, attempt()) == MIB
-
-    @pytest.mark.parametrize("option", ["fail", "fail_after"])
-    @pytest.mark.parametrize(
-        "spec",
-        ["storage-full", "move:storage-full", "create:no-such-code", "create:storage-full*0", "create:"],
-    )
-    def test_a_fault_that_cannot_be_read_is_a_configuration_error(self, option: str, spec: str) -> None:
-        with pytest.raises(ConfigurationError):
-            faulty(f"{option}={spec}")
-
-    async def test_a_file_that_cannot_be_read_as_faults_is_a_configuration_error(self, tmp_path: Path) -> None:
-        (tmp_path / "faults").write_text("nonsense")
-        driver = faulty(f"fail=@{tmp_path}/faults")
-
-        with pytest.raises(ConfigurationError, match="nonsense"):
-            await driver.create(VOLUME, MIB, attempt())
-
-
-class TestWatchedGrant:
-    def watched(self, original: Grant) -> WatchedGrant:
-        return WatchedGrant(original, Witness(None, "create", VOLUME, original, None))
-
-    def test_stopping_the_original_stops_the_watched_one(self) -> None:
-        original = attempt()
-        watched = self.watched(original)
-        original.stop(StopReason.CANCELLED)
-
-        with pytest.raises(Stopped):
-            watched.check()
-        assert watched.stop_reason is StopReason.CANCELLED
-
-    def test_stopping_the_watched_one_stops_the_original(self) -> None:
-        original = attempt()
-        self.watched(original).stop(StopReason.SHUTDOWN)
-
-        with pytest.raises(Stopped):
-            original.check()
-
-    def test_both_share_one_lease(self) -> None:
-        now = [0.0]
-        original = Grant(uuid4(), Fence(1, 1), deadline=5.0, clock=lambda: now[0])
-        watched = self.watched(original)
-        now[0] = 6.0
-        with pytest.raises(Stopped):
-            watched.check()
-        original.extend(10.0)
-        watched.check()
-        watched.extend(20.0)
-
-        assert original.deadline == 20.0
-
-    def test_progress_is_seen_on_the_original(self) -> None:
-        now = [0.0]
-        original = Grant(uuid4(), Fence(1, 1), deadline=5.0, clock=lambda: now[0])
-        now[0] = 3.0
-        self.watched(original).check()
-
-        assert original.progressed_at == 3.0

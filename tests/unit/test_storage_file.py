@@ -1,4 +1,4 @@
-"""What only the file driver does: sparse files, names, drafts, trash."""
+"""What only the file driver does: sparse files, names, drafts."""
 
 import asyncio
 import errno
@@ -16,7 +16,6 @@ from domain.storage.driver import (
     FenceRefused,
     Grant,
     StorageFull,
-    TransientStorageError,
 )
 from domain.storage.file import FileDriver
 
@@ -210,47 +209,3 @@ class TestDrafts:
 
         with pytest.raises(FenceRefused):
             await driver.create(VOLUME, MIB, attempt(1))
-
-
-class TestTrash:
-    async def test_a_deleted_volume_is_gone_with_everything_in_it(self, driver: FileDriver) -> None:
-        await driver.create(VOLUME, MIB, attempt())
-        (data(driver).parent / "snapshots" / "one").mkdir(parents=True)
-
-        await driver.delete(VOLUME, attempt(2))
-
-        assert not data(driver).parent.exists()
-        assert list((driver.root / ".trash").iterdir()) == []
-
-    async def test_a_delete_removes_what_earlier_ones_left_of_this_volume_only(self, driver: FileDriver) -> None:
-        mine, other = driver.root / ".trash" / f"{VOLUME}.1-1", driver.root / ".trash" / f"{uuid4()}.1-1"
-        for leftover in (mine, other):
-            (leftover / "snapshots").mkdir(parents=True)
-
-        await driver.delete(VOLUME, attempt(2))
-
-        assert list((driver.root / ".trash").iterdir()) == [other]
-
-    async def test_a_volume_whose_removal_fails_is_deleted_all_the_same(
-        self, driver: FileDriver, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        await driver.create(VOLUME, MIB, attempt())
-        with monkeypatch.context() as patch:
-            patch.setattr("shutil.rmtree", failing(errno.EIO))
-            with pytest.raises(TransientStorageError):
-                await driver.delete(VOLUME, attempt(2))
-
-        assert await driver.measure(VOLUME) is None
-        await driver.delete(VOLUME, attempt(2, 2))
-        assert list((driver.root / ".trash").iterdir()) == []
-
-    async def test_a_delete_that_has_nowhere_to_move_the_volume_does_not_claim_success(
-        self, driver: FileDriver
-    ) -> None:
-        await driver.create(VOLUME, MIB, attempt())
-        (driver.root / ".trash").rmdir()
-
-        with pytest.raises(TransientStorageError):
-            await driver.delete(VOLUME, attempt(2))
-
-        assert await driver.measure(VOLUME) is not None

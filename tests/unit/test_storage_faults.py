@@ -1,0 +1,143 @@
+"""Which operations fail when the wrapper is told that they should."""
+
+import json
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from domain.errors import ConfigurationError
+from domain.storage.backends import open_driver
+from domain.storage.driver import (
+    Fence,
+    Grant,
+    SnapshotMissing,
+    StorageDriver,
+    StorageFull,
+    TransientStorageError,
+)
+
+MIB = 1024 * 1024
+VOLUME, SNAPSHOT = (UUID(f"01890000-0000-7000-8000-00000000000{last}") for last in "12")
+
+
+def attempt(version: int = 1, rings: int = 1) -> Grant:
+    return Grant(uuid4(), Fence(version, rings), deadline=1.0, clock=lambda: 0.0)
+
+
+def faulty(options: str, inner: str = "memory:") -> StorageDriver:
+    return open_driver(f"faulty+{inner}?{options}", threads=2)
+
+
+async def test_only_the_named_operation_fails_and_publishes_nothing() -> None:
+    driver = faulty("fail=expand:storage-full")
+    await driver.create(VOLUME, MIB, attempt())
+
+    with pytest.raises(StorageFull):
+        await driver.expand(VOLUME, 2 * MIB, attempt(2))
+    assert await driver.seal(VOLUME, attempt(1)) == MIB
+
+
+async def test_a_star_fails_every_operation() -> None:
+    driver = faulty("fail=*:storage-unavailable")
+    for work in (
+        driver.create(VOLUME, MIB, attempt()),
+        driver.expand(VOLUME, MIB, attempt()),
+        driver.delete(VOLUME, attempt()),
+        driver.seal(VOLUME, attempt()),
+        driver.take_snapshot(VOLUME, SNAPSHOT, attempt()),
+        driver.restore_snapshot(VOLUME, SNAPSHOT, attempt()),
+        driver.clone_snapshot(VOLUME, SNAPSHOT, uuid4(), MIB, attempt()),
+        driver.delete_snapshot(VOLUME, SNAPSHOT, attempt()),
+        driver.seal_snapshot(VOLUME, SNAPSHOT, attempt()),
+    ):
+        with pytest.raises(TransientStorageError):
+            await work
+
+
+async def test_a_counted_fault_is_used_up_and_gives_way_to_the_next() -> None:
+    driver = faulty("fail=create:storage-unavailable*2,create:storage-full*1")
+    for kind in (TransientStorageError, TransientStorageError, StorageFull):
+        with pytest.raises(kind):
+            await driver.create(VOLUME, MIB, attempt())
+
+    assert await driver.create(VOLUME, MIB, attempt()) == MIB
+
+
+async def test_an_answer_can_get_lost_after_the_effect(tmp_path: Path) -> None:
+    driver = faulty(f"fail_after=create:storage-unavailable*1&journal={tmp_path}/journal")
+    with pytest.raises(TransientStorageError):
+        await driver.create(VOLUME, MIB, attempt())
+
+    lines = (tmp_path / "journal").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["begun", "published", "failed"]
+    assert await driver.create(VOLUME, 2 * MIB, attempt(1, 2)) == MIB
+
+
+async def test_faults_in_a_file_come_and_go_while_the_driver_runs(tmp_path: Path) -> None:
+    spec = tmp_path / "faults"
+    driver = faulty(f"fail=@{spec}")
+    assert await driver.create(VOLUME, MIB, attempt()) == MIB
+    spec.write_text("create:storage-unavailable\n\nexpand:storage-full\n")
+    with pytest.raises(StorageFull):
+        await driver.expand(VOLUME, 2 * MIB, attempt())
+    spec.unlink()
+
+    assert await driver.expand(VOLUME, 2 * MIB, attempt()) == 2 * MIB
+
+
+async def test_a_fault_in_a_file_can_be_meant_for_one_volume(tmp_path: Path) -> None:
+    (tmp_path / "faults").write_text(f"create:storage-full {VOLUME}\n")
+    driver = faulty(f"fail=@{tmp_path}/faults")
+
+    assert await driver.create(uuid4(), MIB, attempt()) == MIB
+    with pytest.raises(StorageFull):
+        await driver.create(VOLUME, MIB, attempt())
+
+
+async def test_a_counted_fault_in_a_file_is_counted_over_its_readings(tmp_path: Path) -> None:
+    (tmp_path / "faults").write_text("create:storage-full*1\n")
+    driver = faulty(f"fail=@{tmp_path}/faults")
+    with pytest.raises(StorageFull):
+        await driver.create(VOLUME, MIB, attempt())
+
+    assert await driver.create(VOLUME, MIB, attempt()) == MIB
+
+
+@pytest.mark.parametrize("option", ["fail", "fail_after"])
+@pytest.mark.parametrize(
+    "spec",
+    ["storage-full", "move:storage-full", "create:no-such-code", "create:storage-full*0", "create:"],
+)
+def test_a_fault_that_cannot_be_read_is_a_configuration_error(option: str, spec: str) -> None:
+    with pytest.raises(ConfigurationError):
+        faulty(f"{option}={spec}")
+
+
+async def test_a_file_that_cannot_be_read_as_faults_is_a_configuration_error(tmp_path: Path) -> None:
+    (tmp_path / "faults").write_text("nonsense")
+    driver = faulty(f"fail=@{tmp_path}/faults")
+
+    with pytest.raises(ConfigurationError, match="nonsense"):
+        await driver.create(VOLUME, MIB, attempt())
+
+
+async def test_a_fault_in_a_snapshots_operation_is_meant_for_that_operation_only() -> None:
+    driver = faulty("fail=take_snapshot:storage-full*1,clone_snapshot:snapshot-missing")
+    await driver.create(VOLUME, MIB, attempt())
+    with pytest.raises(StorageFull):
+        await driver.take_snapshot(VOLUME, SNAPSHOT, attempt())
+
+    assert await driver.take_snapshot(VOLUME, SNAPSHOT, attempt()) == MIB
+    assert await driver.restore_snapshot(VOLUME, SNAPSHOT, attempt()) == MIB
+    with pytest.raises(SnapshotMissing):
+        await driver.clone_snapshot(VOLUME, SNAPSHOT, uuid4(), MIB, attempt())
+
+
+@pytest.mark.parametrize("meant", [VOLUME, SNAPSHOT])
+async def test_a_fault_can_be_meant_for_one_volumes_snapshots_or_for_one_snapshot(meant: UUID) -> None:
+    driver = faulty(f"fail=delete_snapshot:storage-unavailable {meant}")
+
+    await driver.delete_snapshot(uuid4(), uuid4(), attempt())
+    with pytest.raises(TransientStorageError):
+        await driver.delete_snapshot(VOLUME, SNAPSHOT, attempt())

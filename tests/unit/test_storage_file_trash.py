@@ -1,0 +1,81 @@
+"""How the file driver removes a volume: out of sight in one step, and then for good."""
+
+import errno
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from domain.storage.driver import Fence, Grant, TransientStorageError
+from domain.storage.file import FileDriver
+
+MIB = 1024 * 1024
+VOLUME = UUID("01890000-0000-7000-8000-000000000001")
+
+
+def attempt(version: int = 1, rings: int = 1) -> Grant:
+    return Grant(uuid4(), Fence(version, rings), deadline=1.0, clock=lambda: 0.0)
+
+
+@pytest.fixture
+async def driver(tmp_path: Path) -> AsyncIterator[FileDriver]:
+    driver = FileDriver(tmp_path / "volumes", threads=8)
+    yield driver
+    await driver.close()
+
+
+def data(driver: FileDriver) -> Path:
+    return Path(driver.path(VOLUME))
+
+
+def failing(number: int) -> Callable[..., None]:
+    def fail(*args: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+async def test_a_deleted_volume_is_gone_with_everything_in_it(driver: FileDriver) -> None:
+    await driver.create(VOLUME, MIB, attempt())
+    (data(driver).parent / "snapshots" / "one").mkdir(parents=True)
+
+    await driver.delete(VOLUME, attempt(2))
+
+    assert not data(driver).parent.exists()
+    assert list((driver.root / ".trash").iterdir()) == []
+
+
+async def test_a_delete_removes_what_earlier_ones_left_of_this_volume_only(driver: FileDriver) -> None:
+    mine, other = driver.root / ".trash" / f"{VOLUME}.1-1", driver.root / ".trash" / f"{uuid4()}.1-1"
+    for leftover in (mine, other):
+        (leftover / "snapshots").mkdir(parents=True)
+
+    await driver.delete(VOLUME, attempt(2))
+
+    assert list((driver.root / ".trash").iterdir()) == [other]
+
+
+async def test_a_volume_whose_removal_fails_is_deleted_all_the_same(
+    driver: FileDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await driver.create(VOLUME, MIB, attempt())
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", failing(errno.EIO))
+        with pytest.raises(TransientStorageError):
+            await driver.delete(VOLUME, attempt(2))
+
+    assert await driver.measure(VOLUME) is None
+    await driver.delete(VOLUME, attempt(2, 2))
+    assert list((driver.root / ".trash").iterdir()) == []
+
+
+async def test_a_delete_that_has_nowhere_to_move_the_volume_does_not_claim_success(driver: FileDriver) -> None:
+    await driver.create(VOLUME, MIB, attempt())
+    (driver.root / ".trash").rmdir()
+
+    with pytest.raises(TransientStorageError):
+        await driver.delete(VOLUME, attempt(2))
+
+    assert await driver.measure(VOLUME) is not None

@@ -1,0 +1,173 @@
+"""What attempts at snapshots leave behind that are stopped, overtaken or out of luck: nothing half written."""
+
+import errno
+import fcntl
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from domain.storage import copying, file_snapshots
+from domain.storage.driver import Fence, FenceRefused, Grant, Stopped, StopReason, StorageFull
+from domain.storage.file import FileDriver
+
+MIB = 1024 * 1024
+VOLUME, SNAPSHOT, CLONE = (UUID(f"01890000-0000-7000-8000-00000000000{last}") for last in "123")
+OLD, NEW = b"old".ljust(MIB, b"o"), b"new".ljust(MIB, b"n")
+
+
+def attempt(version: int = 1, rings: int = 1) -> Grant:
+    return Grant(uuid4(), Fence(version, rings), deadline=1.0, clock=lambda: 0.0)
+
+
+@pytest.fixture
+async def driver(tmp_path: Path) -> AsyncIterator[FileDriver]:
+    """A driver with a volume of old bytes, a snapshot of it, and no way to share blocks."""
+    driver = FileDriver(tmp_path / "volumes", threads=2)
+    await driver.create(VOLUME, MIB, attempt())
+    data(driver).write_bytes(OLD)
+    await driver.take_snapshot(VOLUME, SNAPSHOT, attempt(2))
+    yield driver
+    await driver.close()
+
+
+def data(driver: FileDriver, volume: UUID = VOLUME) -> Path:
+    return Path(driver.path(volume))
+
+
+def snapshot(driver: FileDriver, snapshot: UUID = SNAPSHOT) -> Path:
+    return data(driver).parent / "snapshots" / str(snapshot)
+
+
+def files(driver: FileDriver) -> set[str]:
+    """Everything that is not a fence."""
+    found = (path for path in driver.root.rglob("*") if path.is_file() and path.parent.name != ".fences")
+    return {str(path.relative_to(driver.root)) for path in found}
+
+
+def failing(number: int) -> Callable[..., int]:
+    def fail(*args: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+async def perform(driver: FileDriver, operation: str, grant: Grant, new: UUID) -> object:
+    """Take, restore or clone; what is made is called ``new``."""
+    if operation == "take_snapshot":
+        return await driver.take_snapshot(VOLUME, new, grant)
+    if operation == "restore_snapshot":
+        return await driver.restore_snapshot(VOLUME, SNAPSHOT, grant)
+    return await driver.clone_snapshot(VOLUME, SNAPSHOT, new, 0, grant)
+
+
+every_copy = pytest.mark.parametrize("operation", ["take_snapshot", "restore_snapshot", "clone_snapshot"])
+
+
+@every_copy
+class TestUnfinished:
+    @pytest.mark.parametrize("step", ["copy_file_range", "ftruncate", "fsync"])
+    async def test_a_full_disk_leaves_nothing_half_written(
+        self, driver: FileDriver, monkeypatch: pytest.MonkeyPatch, operation: str, step: str
+    ) -> None:
+        before = files(driver)
+        monkeypatch.setattr(fcntl, "ioctl", failing(errno.EOPNOTSUPP))
+        monkeypatch.setattr(os, step, failing(errno.ENOSPC))
+
+        with pytest.raises(StorageFull):
+            await perform(driver, operation, attempt(3), new=uuid4())
+
+        assert files(driver) == before
+        assert data(driver).read_bytes() == OLD
+
+    async def test_a_copy_stopped_in_the_middle_leaves_nothing_half_written(
+        self, driver: FileDriver, monkeypatch: pytest.MonkeyPatch, operation: str
+    ) -> None:
+        before, grant, slices = files(driver), attempt(3), list[int]()
+        monkeypatch.setattr(fcntl, "ioctl", failing(errno.EOPNOTSUPP))
+        monkeypatch.setattr(copying, "SLICE", 4096)
+
+        def stop_at_the_second(done: int, _: int) -> None:
+            slices.append(done)
+            if len(slices) == 2:
+                grant.stop(StopReason.SHUTDOWN)
+
+        monkeypatch.setattr(grant, "report", stop_at_the_second)
+        with pytest.raises(Stopped):
+            await perform(driver, operation, grant, new=uuid4())
+
+        assert slices == [4096, 8192]
+        assert files(driver) == before
+
+    async def test_an_attempt_overtaken_while_it_copied_publishes_nothing(
+        self, driver: FileDriver, monkeypatch: pytest.MonkeyPatch, operation: str
+    ) -> None:
+        new = uuid4()
+        before = files(driver)
+        data(driver).write_bytes(NEW)
+
+        def overtaken(source: int, target: int, grant: Grant) -> int:
+            for subject in (VOLUME, new):
+                (driver.root / ".fences" / str(subject)).write_text(f"{9:020d} {1:020d}\n")
+            return copying.copy(source, target, grant)
+
+        monkeypatch.setattr(file_snapshots, "copy", overtaken)
+        with pytest.raises(FenceRefused):
+            await perform(driver, operation, attempt(8), new)
+
+        assert files(driver) == before
+        assert data(driver).read_bytes() == NEW
+
+    async def test_an_attempt_that_is_known_to_be_late_begins_no_work(
+        self, driver: FileDriver, monkeypatch: pytest.MonkeyPatch, operation: str
+    ) -> None:
+        new = uuid4()
+        await driver.seal(VOLUME, attempt(9))
+        await driver.seal(new, attempt(9))
+        monkeypatch.setattr(file_snapshots, "copy", lambda *_: pytest.fail("copied in vain"))
+
+        with pytest.raises(FenceRefused):
+            await perform(driver, operation, attempt(8), new)
+
+
+class TestDrafts:
+    @pytest.fixture
+    def drafts(self, driver: FileDriver) -> list[str]:
+        """Make what attempts 2-1, 3-1 and 9-1 on the snapshot and on the volume might have left."""
+        names = [f"{target}.{v}-1.tmp" for v in (2, 3, 9) for target in (f"snapshots/{SNAPSHOT}", "data")]
+        for name in names:
+            (data(driver).parent / name).write_bytes(b"half")
+        return [f"{VOLUME}/{name}" for name in names]
+
+    @pytest.mark.parametrize("operation", ["take_snapshot", "seal_snapshot", "delete_snapshot"])
+    async def test_drafts_of_a_snapshot_are_swept_up_to_the_fence(
+        self, driver: FileDriver, drafts: list[str], operation: str
+    ) -> None:
+        await getattr(driver, operation)(VOLUME, SNAPSHOT, attempt(3))
+
+        gone = {name for name in drafts if name not in files(driver)}
+        assert gone == {f"{VOLUME}/snapshots/{SNAPSHOT}.{v}-1.tmp" for v in (2, 3)}
+
+    @pytest.mark.parametrize("operation", ["restore_snapshot", "seal"])
+    async def test_drafts_of_a_volume_are_swept_up_to_the_fence(
+        self, driver: FileDriver, drafts: list[str], operation: str
+    ) -> None:
+        ids = (VOLUME, SNAPSHOT) if operation == "restore_snapshot" else (VOLUME,)
+        await getattr(driver, operation)(*ids, attempt(3))
+
+        gone = {name for name in drafts if name not in files(driver)}
+        assert gone == {f"{VOLUME}/data.{v}-1.tmp" for v in (2, 3)}
+
+    async def test_another_snapshots_drafts_are_left_alone(self, driver: FileDriver, drafts: list[str]) -> None:
+        await driver.take_snapshot(VOLUME, uuid4(), attempt(99))
+
+        assert set(drafts) < files(driver)
+
+    async def test_deleting_the_volume_removes_whatever_is_in_the_folder(
+        self, driver: FileDriver, drafts: list[str]
+    ) -> None:
+        await driver.delete(VOLUME, attempt(3))
+
+        assert files(driver) == set()

@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from arq.worker import create_worker
 
+from domain.background import end
 from domain.settings import Settings
 from worker.main import arq_settings, workshop
 from worker.runner import Runner
@@ -20,9 +21,7 @@ async def working(settings: Settings) -> AsyncIterator[Runner]:
         try:
             yield runner
         finally:
-            delivery.cancel()
-            with suppress(asyncio.CancelledError):
-                await delivery
+            await end([delivery])
             await runner.close()
             await asyncio.gather(*arq.tasks.values(), return_exceptions=True)
             await arq.pool.aclose(close_connection_pool=True)

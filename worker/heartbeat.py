@@ -10,6 +10,7 @@ import structlog
 
 from domain.errors import DatabaseUnavailable
 from domain.jobs.foreman import Foreman
+from domain.jobs.leases import Progress
 from domain.storage.driver import StopReason
 from worker.runner import Running
 
@@ -58,13 +59,13 @@ class Heartbeat:
         self._steady_since = None
 
     async def beat(self) -> None:
-        """Extend what is still ours, stop what is not, pass on what users want stopped.
+        """Extend what is still ours, stop what is not, pass on what users want stopped; tell how far copies are.
 
         Raises:
             DatabaseUnavailable: nothing was extended; the grants run out by themselves.
         """
         asked = {job_id: run for job_id, run in self._running.items() if not self._has_stalled(run)}
-        renewals, deadline = await self._foreman.renew(asked)
+        renewals, deadline = await self._foreman.renew(asked, _progress(asked))
         self._steady_since = self._steady_since or time.monotonic()
         for renewal in renewals:
             grant = asked.pop(renewal.job_id).grant
@@ -76,3 +77,9 @@ class Heartbeat:
 
     def _has_stalled(self, run: Running) -> bool:
         return time.monotonic() - run.grant.progressed_at > self._stall
+
+
+def _progress(running: Mapping[UUID, Running]) -> dict[UUID, Progress]:
+    """How far those are that copy something; their threads report it as they go."""
+    grants = ((job_id, run.grant) for job_id, run in running.items())
+    return {job_id: Progress(grant.done or 0, grant.total) for job_id, grant in grants if grant.total is not None}

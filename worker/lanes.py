@@ -12,6 +12,7 @@ from typing import Final
 
 import structlog
 
+from domain.background import in_background
 from domain.errors import DatabaseUnavailable
 from domain.expansion.chunks import Chunks, Result, Task
 from domain.jobs.model import Job
@@ -89,12 +90,8 @@ class Lanes:
         cancelled = asyncio.Event()
         if await self._chunks.is_cancelled(job):
             cancelled.set()
-        look = asyncio.create_task(self._look_for_cancellation(job, cancelled))
-        try:
+        async with in_background(self._look_for_cancellation(job, cancelled)):
             yield cancelled
-        finally:
-            look.cancel()
-            await asyncio.gather(look, return_exceptions=True)
 
     async def _look_for_cancellation(self, job: Job, cancelled: asyncio.Event) -> None:
         while not cancelled.is_set():

@@ -8,7 +8,7 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final
@@ -17,6 +17,7 @@ from uuid import UUID
 from arq.worker import func
 from uuid_utils.compat import uuid7
 
+from domain.background import in_background
 from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.model import Ring, Worker
 from domain.jobs.queue import FUNCTION_NAME, QUEUE_NAME, JobQueue, deserialize, serialize
@@ -61,22 +62,11 @@ async def workshop(settings: Settings) -> AsyncIterator[Runner]:
         runner = Runner(foreman, services.queue, handlers, services.retry_policy, slots=settings.max_jobs)
         heartbeat = Heartbeat(foreman, runner.running, lease=settings.lease_seconds, stall=settings.stall_seconds)
         housekeeping = Housekeeping(foreman, heartbeat, services.expansion.tend, interval=settings.sweep_seconds)
-        async with _in_background(heartbeat.beat_for_ever(), housekeeping.go_round_for_ever()):
+        async with in_background(heartbeat.beat_for_ever(), housekeeping.go_round_for_ever()):
             yield runner
             await runner.close()
         with suppress(DatabaseUnavailable):  # then we are struck off after an hour of silence
             await foreman.say_goodbye()
-
-
-@asynccontextmanager
-async def _in_background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def arq_settings(settings: Settings) -> dict[str, Any]:

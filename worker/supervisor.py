@@ -9,6 +9,7 @@ from arq.worker import Worker as ArqWorker
 from arq.worker import create_worker
 from redis.exceptions import RedisError
 
+from domain.background import end
 from worker.runner import Runner
 
 _RECONNECT_SECONDS: Final = 1.0
@@ -70,9 +71,7 @@ class Supervisor:
         ends = [asyncio.create_task(self._runner.drained()), asyncio.create_task(self._hurry.wait())]
         await asyncio.wait(ends, timeout=self._drain, return_when=asyncio.FIRST_COMPLETED)
         await self._runner.close()
-        for task in (*ends, delivery):
-            task.cancel()
-        await asyncio.gather(*ends, delivery, return_exceptions=True)
+        await end((*ends, delivery))
         if self._arq is not None:
             await self._farewell(self._arq)
 

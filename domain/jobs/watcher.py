@@ -5,20 +5,20 @@ Workers announce changes through Redis; one shared look into PostgreSQL a second
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final
 from uuid import UUID
 
 import structlog
 
+from domain.background import in_background
 from domain.database import Database
 from domain.errors import DatabaseUnavailable
 from domain.jobs.queue import JobQueue, QueueUnavailable
 from domain.jobs.repository import JobRepository
 
 _POLL_SECONDS: Final = 1.0
-_ASK_AGAIN_SECONDS: Final = 0.1
 
 log = structlog.get_logger(__name__)
 
@@ -34,11 +34,8 @@ class Watcher:
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
         """Listen and look, in the background, as long as the block lasts."""
-        tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._look())]
-        try:
+        async with in_background(self._listen(), self._look()):
             yield
-        finally:
-            await _end(tasks)
 
     async def ended(self, job_id: UUID, seconds: float) -> None:
         """Come back when the job has ended or is gone, or after ``seconds``; whoever asked looks for himself."""
@@ -84,13 +81,3 @@ class Watcher:
     def _wake(self, job_id: UUID) -> None:
         for changed in self._waiting.get(job_id, ()):
             changed.set()
-
-
-async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
-    """Cancel until it is heard: Python 3.11's `wait_for`, in which redis-py sends, can swallow a cancellation."""
-    left = set(tasks)
-    while left:
-        for task in left:
-            task.cancel()
-        _, left = await asyncio.wait(left, timeout=_ASK_AGAIN_SECONDS)
-    await asyncio.gather(*tasks, return_exceptions=True)

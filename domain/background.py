@@ -1,0 +1,28 @@
+"""Tasks in the background of a process, and how they are brought to an end."""
+
+import asyncio
+from collections.abc import AsyncIterator, Collection, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+_ASK_AGAIN_SECONDS: Final = 0.5
+
+
+@asynccontextmanager
+async def in_background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Have these run as long as the block lasts."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        yield
+    finally:
+        await end(tasks)
+
+
+async def end(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Cancel until it is heard: Python 3.11's `wait_for`, in which redis-py sends, can swallow a cancellation."""
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=_ASK_AGAIN_SECONDS)
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -18,7 +18,7 @@ up: $(READY) ## Run Cistern here, without Docker, until Ctrl-C
 	@$(BIN)/cistern up
 
 test: $(READY) ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 4 --dist worksteal
 
 check: $(READY) ## Check style, types and who imports whom
 	$(BIN)/ruff check .

@@ -1,0 +1,91 @@
+"""The stock ``arq worker.main.WorkerSettings``, as a process of its own, does a job and ends cleanly."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from domain.services import Services
+from domain.settings import Settings
+from domain.volumes.service import NewVolume
+from tests.integration.job_builders import MIB, ended, row, sql, until
+
+HOUSE = Path(__file__).parents[2]
+
+
+def environment(settings: Settings, backend: str) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("CISTERN_")}
+    return own | {
+        "CISTERN_DATABASE_URL": settings.database_url,
+        "CISTERN_REDIS_URL": settings.redis_url,
+        "CISTERN_BACKENDS": f'{{"memory": "{backend}"}}',
+        "CISTERN_LEASE_SECONDS": "3",
+        "CISTERN_DRAIN_SECONDS": "1",
+    }
+
+
+@asynccontextmanager
+async def stock_arq(settings: Settings, *, backend: str = "memory:") -> AsyncIterator[asyncio.subprocess.Process]:
+    command = (sys.executable, "-m", "arq", "worker.main.WorkerSettings")
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=HOUSE, env=environment(settings, backend), stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def ended_by(process: asyncio.subprocess.Process, number: signal.Signals) -> str:
+    """Send a signal, and return what the process said in its life."""
+    process.send_signal(number)
+    async with asyncio.timeout(20):
+        _, said = await process.communicate()
+    return said.decode()
+
+
+async def test_it_does_a_job_and_ends_cleanly(services: Services) -> None:
+    job = await services.volumes.request_create(NewVolume("by-stock-arq", MIB))
+    async with stock_arq(services.settings) as process:
+        done = await ended(services, job.id)
+        said = await ended_by(process, signal.SIGTERM)
+
+    assert (done.status, process.returncode) == ("succeeded", 0), said
+    assert "Traceback" not in said
+    assert await sql(services, "SELECT id FROM workers") == []
+
+
+async def test_it_hands_back_what_is_at_work(services: Services, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    gate.touch()
+    job = await services.volumes.request_create(NewVolume("held-up", MIB))
+
+    async def is_running() -> bool:
+        return (await row(services, job.id)).status == "running"
+
+    async with stock_arq(services.settings, backend=f"faulty+memory:?gate={gate}") as process:
+        await until(is_running)
+        said = await ended_by(process, signal.SIGTERM)
+    found = await row(services, job.id)
+
+    assert (found.status, found.attempt, found.rings) == ("queued", 0, 1), said
+    assert "Traceback" not in said
+
+
+async def test_without_its_settings_it_says_in_one_line_what_is_missing(tmp_path: Path) -> None:
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("CISTERN_")}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "arq", "worker.main.WorkerSettings"),
+        cwd=HOUSE,
+        env=bare,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, said = await process.communicate()
+
+    assert process.returncode != 0
+    assert "CISTERN_DATABASE_URL must be" in said.decode()

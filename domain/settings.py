@@ -1,10 +1,11 @@
 """Everything that can be set from outside, read once at each edge and handed on as plain values."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from domain.errors import ConfigurationError
 
@@ -60,8 +61,9 @@ def load_settings(**overrides: object) -> Settings:
             for problem in error.errors()
         ]
         raise ConfigurationError("; ".join(lines)) from error
-    except Exception as error:  # a value that is not JSON arrives as pydantic-settings' own error
-        raise ConfigurationError(str(error).replace("\n", " ")) from error
+    except SettingsError as error:
+        name = re.findall(r'field "(\w+)"', str(error))
+        raise ConfigurationError(f"{PREFIX}{'_'.join(name).upper()}: not JSON") from error
 
 
 def require_servers(settings: Settings) -> Settings:

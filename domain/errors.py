@@ -157,7 +157,7 @@ class SnapshotBusy(Conflict):
 
 
 class SnapshotUnusable(Conflict):
-    """The snapshot is in the state ``error``; it can only be deleted."""
+    """The snapshot is in the state ``error``; it can be deleted, or its failed job retried."""
 
     code = "snapshot-unusable"
 

@@ -17,6 +17,7 @@ from domain.jobs.service import JobService
 from domain.jobs.watcher import Watcher
 from domain.settings import Settings, require_servers
 from domain.snapshots.repository import refuse_if_it_has_snapshots
+from domain.snapshots.service import SnapshotService
 from domain.storage.backends import Backends
 from domain.storage.driver import Grant
 from domain.volumes.service import VolumeService
@@ -33,13 +34,17 @@ class Handler:
     abandon: Abandon
 
 
-def handlers(volumes: VolumeService, expansion: ExpansionService) -> dict[str, Handler]:
+def handlers(volumes: VolumeService, snapshots: SnapshotService, expansion: ExpansionService) -> dict[str, Handler]:
     """Draw up the table."""
-    v, e = volumes, expansion
+    v, s, e = volumes, snapshots, expansion
     return {
         "volume.create": Handler(v.again_create, v.create, v.record_create, v.seal, v.abandon_create),
         "volume.expand": Handler(v.again_expand, v.expand, v.record_expand, v.seal, v.abandon_expand),
         "volume.delete": Handler(v.again_delete, v.delete, v.record_delete, v.seal, v.abandon_delete),
+        "snapshot.take": Handler(s.again_take, s.take, s.record_take, s.seal_snapshot, s.abandon_take),
+        "snapshot.restore": Handler(s.again_restore, s.restore, s.record_restore, s.seal_volume, s.abandon_restore),
+        "snapshot.delete": Handler(s.again_delete, s.delete, s.record_delete, s.seal_snapshot, s.abandon_delete),
+        "snapshot.clone": Handler(s.again_clone, s.clone, s.record_clone, s.seal_volume, s.abandon_clone),
         "bulk.expand": Handler(e.again_expand, e.plan, e.hand_over, _nothing, e.abandon_expand),
         "bulk.lane": Handler(e.again_lane, _in_a_workshop, e.record_lane, _nothing, e.abandon_lane),
     }
@@ -62,6 +67,7 @@ class Services:
     queue: JobQueue
     backends: Backends
     volumes: VolumeService
+    snapshots: SnapshotService
     expansion: ExpansionService
     chunks: Chunks
     jobs: JobService
@@ -99,16 +105,18 @@ def compose(settings: Settings, database: Database, queue: JobQueue, backends: B
     volumes = VolumeService(
         database, queue, backends, max_attempts=settings.max_attempts, may_go=refuse_if_it_has_snapshots
     )
+    snapshots = SnapshotService(database, queue, backends, max_attempts=settings.max_attempts)
     expansion = ExpansionService(
         database, queue, max_attempts=settings.max_attempts, max_concurrent=settings.max_concurrent
     )
-    table = handlers(volumes, expansion)
+    table = handlers(volumes, snapshots, expansion)
     return Services(
         settings=settings,
         database=database,
         queue=queue,
         backends=backends,
         volumes=volumes,
+        snapshots=snapshots,
         expansion=expansion,
         chunks=Chunks(database, queue, backends, patience=settings.busy_seconds),
         jobs=JobService(database, queue, table),

@@ -1,8 +1,9 @@
 """What workers ask of the job book: claim, renew, settle, and the rounds that housekeeping makes."""
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 from uuid import UUID
 
@@ -10,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.database import Database
 from domain.jobs.kinds import Kinds
-from domain.jobs.leases import LeaseRepository, Renewal, Settlement
+from domain.jobs.leases import LeaseRepository, Progress, Renewal, Settlement
 from domain.jobs.model import Job, Ring, Worker
 from domain.jobs.outcomes import Cancelled, Done, GaveUp, Handed, Interrupted, Outcome, RetryAt, Superseded, Yielded
 from domain.jobs.queue import JobQueue
@@ -18,6 +19,7 @@ from domain.jobs.states import JobStatus
 
 _BATCH: Final = 500
 _WORKER_MEMORY: Final = 3600.0
+NOTHING_COPIED: Final[Mapping[UUID, Progress]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,20 @@ class Foreman:
         await self._queue.announce(job.id)
         return bool(settled)
 
-    async def renew(self, job_ids: Collection[UUID]) -> tuple[Sequence[Renewal], float]:
-        """Say that we are alive and at these jobs. Returns the leases that are still ours, and their new deadline."""
+    async def renew(
+        self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress] = NOTHING_COPIED
+    ) -> tuple[Sequence[Renewal], float]:
+        """Say that we are alive and at these jobs, and how far those are that copy something.
+
+        Returns the leases that are still ours, and their new deadline.
+        """
         deadline = self._deadline()
         async with self._database.transaction() as session:
             leases = LeaseRepository(session)
             await leases.beat(self._worker)
-            renewals = await leases.renew(job_ids, worker_id=self._worker.id, lease=self._lease) if job_ids else ()
+            renewals = (
+                await leases.renew(job_ids, progress, worker_id=self._worker.id, lease=self._lease) if job_ids else ()
+            )
         return renewals, deadline
 
     async def say_goodbye(self) -> None:
@@ -132,8 +141,8 @@ class Foreman:
 
 def _settlement(job: Job, outcome: Outcome) -> Settlement | None:
     match outcome:
-        case Done(result):
-            return Settlement(job.id, job.rings, JobStatus.SUCCEEDED, result=result)
+        case Done(result, copied):
+            return Settlement(job.id, job.rings, JobStatus.SUCCEEDED, result=result, copied=copied)
         case Handed():
             return Settlement(job.id, job.rings, JobStatus.RUNNING)
         case Yielded(delay):

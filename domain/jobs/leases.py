@@ -3,23 +3,13 @@
 Takes a session, never commits. All times are PostgreSQL's, so that the clocks of the workers do not matter.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import (
-    ColumnElement,
-    Select,
-    Uuid,
-    case,
-    delete,
-    func,
-    literal,
-    select,
-    update,
-)
+from sqlalchemy import ColumnElement, Select, TableValuedAlias, Uuid, case, delete, func, literal, select, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -33,6 +23,13 @@ from domain.jobs.states import ENDED, JobStatus
 LAST_CHANCES: Final = 3
 
 
+class Progress(NamedTuple):
+    """How far an attempt is with what it copies, in bytes."""
+
+    done: int
+    total: int
+
+
 class Renewal(NamedTuple):
     """A lease that was extended, and whether the user has asked for an end meanwhile."""
 
@@ -44,7 +41,8 @@ class Renewal(NamedTuple):
 class Settlement:
     """What one attempt writes into its row.
 
-    ``delay`` in seconds, for a job that goes back to the queue; ``give_back`` so many of its attempts.
+    ``delay`` in seconds, for a job that goes back to the queue; ``give_back`` so many of its attempts. ``copied`` in
+    bytes, for work that copies something.
     """
 
     job_id: UUID
@@ -54,6 +52,7 @@ class Settlement:
     error: Payload | None = None
     delay: float = 0.0
     give_back: int = 0
+    copied: int | None = None
 
 
 class LeaseRepository:
@@ -91,20 +90,11 @@ class LeaseRepository:
 
         A settlement that comes twice, because the answer to its COMMIT was lost, finds nothing the second time.
         """
-        ends = given_rows(
-            (_settlement_row(settlement) for settlement in settlements),
-            id=Uuid(),
-            ring=Job.rings.type,
-            status=words(JobStatus),
-            result=JSONB(),
-            error=JSONB(),
-            wait_ms=Job.rings.type,
-            back=Job.attempt.type,
-            again=Job.rings.type,
-        )
+        ends = _given_ends(settlements)
         queued = ends.c.status == JobStatus.QUEUED
         # Who has asked for an end does not want to wait for a next try.
         wait_ms = case((Job.cancel_requested_at.is_not(None), 0), else_=ends.c.wait_ms)
+        total = func.coalesce(ends.c.copied, Job.total)
         query = (
             update(Job)
             .where(
@@ -124,18 +114,33 @@ class LeaseRepository:
                 rung_at=case((queued, None), else_=Job.rung_at),
                 lease_expires_at=None,
                 finished_at=case((ends.c.status.in_(ENDED), func.now()), else_=None),
+                # All of it, even if it was an earlier attempt that copied it.
+                **_progress(case((ends.c.status == JobStatus.SUCCEEDED, total), else_=None), total),
             )
             .returning(Job.id)
             .execution_options(synchronize_session=False)
         )
         return set((await self._session.scalars(query)).all())
 
-    async def renew(self, job_ids: Collection[UUID], *, worker_id: UUID, lease: float) -> Sequence[Renewal]:
-        """Extend the leases of these jobs by ``lease`` seconds from now, as far as they are still ``worker_id``'s."""
+    async def renew(
+        self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress], *, worker_id: UUID, lease: float
+    ) -> Sequence[Renewal]:
+        """Extend the leases of these jobs by ``lease`` seconds from now, as far as they are still ``worker_id``'s.
+
+        In passing it is written down how far they are; who looks only hears of a change if there is one.
+        """
+        rows = ({"id": job_id} | (progress[job_id]._asdict() if job_id in progress else {}) for job_id in job_ids)
+        asked = given_rows(rows, id=Uuid(), done=Job.total.type, total=Job.total.type)
+        done, total = func.coalesce(asked.c.done, Job.succeeded), func.coalesce(asked.c.total, Job.total)
+        moved = Job.succeeded.is_distinct_from(done) | Job.total.is_distinct_from(total)
         query = (
             update(Job)
-            .where(Job.id.in_(job_ids), Job.worker_id == worker_id, Job.status == JobStatus.RUNNING)
-            .values(lease_expires_at=_from_now(lease))
+            .where(Job.id == asked.c.id, Job.worker_id == worker_id, Job.status == JobStatus.RUNNING)
+            .values(
+                lease_expires_at=_from_now(lease),
+                version=Job.version + case((moved, 1), else_=0),
+                **_progress(done, total),
+            )
             .returning(Job.id, Job.cancel_requested_at.is_not(None))
             .execution_options(synchronize_session=False)
         )
@@ -225,6 +230,16 @@ def _from_now(seconds: float) -> ColumnElement[Any]:
     return func.now() + literal(timedelta(seconds=seconds))
 
 
+def _progress(done: ColumnElement[Any], total: ColumnElement[Any]) -> dict[str, ColumnElement[Any]]:
+    """Set the counters of a job: bytes of a copy, of which none can fail; whatever is null stays as it is."""
+    return {
+        "total": func.coalesce(total, Job.total),
+        "succeeded": func.coalesce(done, Job.succeeded),
+        "failed": func.coalesce(Job.failed, case((total.is_not(None), 0))),
+        "skipped": func.coalesce(Job.skipped, case((total.is_not(None), 0))),
+    }
+
+
 def _orphans() -> Select[UUID]:
     """Running jobs whose lease is over; rows that somebody else is dealing with are passed over."""
     return (
@@ -239,6 +254,21 @@ def _hopeless() -> ColumnElement[bool]:
     return Job.attempt >= Job.max_attempts + LAST_CHANCES
 
 
+def _given_ends(settlements: Sequence[Settlement]) -> TableValuedAlias:
+    return given_rows(
+        (_settlement_row(settlement) for settlement in settlements),
+        id=Uuid(),
+        ring=Job.rings.type,
+        status=words(JobStatus),
+        result=JSONB(),
+        error=JSONB(),
+        wait_ms=Job.rings.type,
+        back=Job.attempt.type,
+        again=Job.rings.type,
+        copied=Job.total.type,
+    )
+
+
 def _settlement_row(settlement: Settlement) -> Payload:
     queued = settlement.status is JobStatus.QUEUED
     return {
@@ -250,4 +280,5 @@ def _settlement_row(settlement: Settlement) -> Payload:
         "wait_ms": round(settlement.delay * 1000),
         "back": settlement.give_back,
         "again": int(queued),
+        "copied": settlement.copied,
     }

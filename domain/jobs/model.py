@@ -116,10 +116,13 @@ class Worker(Entity):
     heartbeat_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
-def new_job(kind: str, params: dict[str, Any], *, max_attempts: int, **columns: Any) -> Job:
-    """Make a job that waits for its first claim; PostgreSQL's clock fills in its times."""
+def new_job(kind: str, params: dict[str, Any], *, max_attempts: int, job_id: UUID | None = None, **columns: Any) -> Job:
+    """Make a job that waits for its first claim; PostgreSQL's clock fills in its times.
+
+    ``job_id`` where something was given into the job's hands before it was made.
+    """
     return Job(
-        id=uuid7(),
+        id=job_id or uuid7(),
         kind=kind,
         params=params,
         status=JobStatus.QUEUED,

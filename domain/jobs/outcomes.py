@@ -8,9 +8,13 @@ Payload = dict[str, Any]
 
 @dataclass(frozen=True)
 class Done:
-    """The work is done; ``result`` is what the job shows and what the effect is recorded from."""
+    """The work is done; ``result`` is what the job shows and what the effect is recorded from.
+
+    ``copied``: how many bytes the attempt had to copy, None for work that copies none or found it done.
+    """
 
     result: Payload
+    copied: int | None = None
 
 
 @dataclass(frozen=True)

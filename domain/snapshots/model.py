@@ -30,7 +30,9 @@ class Snapshot(Entity):
     state: Mapped[SnapshotState] = mapped_column(words(SnapshotState))
     #: The volume's size in bytes when the snapshot was taken.
     size: Mapped[int]
+    #: Raised by every accepted operation and every end of one; the upper half of the fence.
     version: Mapped[int]
+    #: A job that has the snapshot at the moment; of several clones, one.
     job_id: Mapped[UUID | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())

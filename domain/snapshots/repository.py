@@ -1,12 +1,154 @@
 """Every question that is asked of the table of snapshots, by name. Takes a session, never commits."""
 
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import literal, select
+from sqlalchemy import ColumnElement, TableValuedAlias, Uuid, case, delete, func, literal, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.errors import VolumeHasSnapshots
+from domain.database import given_rows
+from domain.errors import NameTaken, SnapshotBusy, SnapshotNotFound, SnapshotUnusable, VolumeHasSnapshots
+from domain.jobs.model import Job
+from domain.jobs.states import LIVE
 from domain.snapshots.model import Snapshot
+from domain.snapshots.states import BUSY, MOVES, SnapshotState
+
+
+@dataclass(frozen=True)
+class SnapshotFilter:
+    """Which snapshots a list shows; None means any."""
+
+    volume_id: UUID | None = None
+    state: SnapshotState | None = None
+    name: str | None = None
+
+
+class SnapshotEnding(NamedTuple):
+    """A snapshot that its job lets go of, with the size in bytes that it now has; None: as before."""
+
+    snapshot_id: UUID
+    job_id: UUID
+    size: int | None
+
+
+class SnapshotRepository:
+    """The table of snapshots, seen from one transaction."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def add(self, snapshot: Snapshot) -> Snapshot:
+        """Write a new snapshot.
+
+        Raises:
+            NameTaken: another snapshot of its volume has its name.
+        """
+        self._session.add(snapshot)
+        name = snapshot.name
+        try:
+            await self._session.flush()
+        except IntegrityError as error:
+            if "snapshots_volume_id_name_key" in str(error.orig):
+                raise NameTaken(f"The volume already has a snapshot named {name!r}.", field="name") from error
+            raise
+        return snapshot
+
+    async def get(self, snapshot_id: UUID) -> Snapshot:
+        """Read one snapshot.
+
+        Raises:
+            SnapshotNotFound: there is none.
+        """
+        snapshot = await self._session.get(Snapshot, snapshot_id)
+        if snapshot is None:
+            raise SnapshotNotFound(snapshot_id)
+        return snapshot
+
+    async def take(self, snapshot_id: UUID, state: SnapshotState, job_id: UUID) -> Snapshot:
+        """Give a snapshot into the hands of a job; the row stays locked.
+
+        Raises:
+            SnapshotNotFound: there is none.
+            SnapshotBusy, SnapshotUnusable: it cannot go over to ``state`` now.
+        """
+        snapshot = await self._session.get(Snapshot, snapshot_id, with_for_update=True, populate_existing=True)
+        if snapshot is None:
+            raise SnapshotNotFound(snapshot_id)
+        if state not in MOVES[snapshot.state]:
+            if snapshot.state in BUSY:
+                raise SnapshotBusy(job_id=snapshot.job_id, state=snapshot.state)
+            raise SnapshotUnusable(state=snapshot.state)
+        snapshot.state, snapshot.job_id = state, job_id
+        snapshot.version += 1
+        return snapshot
+
+    async def page(self, wanted: SnapshotFilter, *, before: UUID | None, limit: int) -> Sequence[Snapshot]:
+        """Read ``limit`` snapshots and one more, newest first."""
+        query = select(Snapshot).order_by(Snapshot.id.desc()).limit(limit + 1)
+        if wanted.volume_id is not None:
+            query = query.where(Snapshot.volume_id == wanted.volume_id)
+        if wanted.state is not None:
+            query = query.where(Snapshot.state == wanted.state)
+        if wanted.name is not None:
+            query = query.where(Snapshot.name == wanted.name)
+        if before is not None:
+            query = query.where(Snapshot.id < before)
+        return (await self._session.scalars(query)).all()
+
+    async def let_go(self, endings: Sequence[SnapshotEnding], state: SnapshotState) -> Sequence[UUID]:
+        """Bring snapshots to rest in ``state`` at the end of the jobs that had them; returns which ones there were."""
+        given = _given(endings)
+        query = (
+            update(Snapshot)
+            .where(Snapshot.id == given.c.snapshot_id, Snapshot.job_id == given.c.job_id)
+            .values(
+                state=state,
+                job_id=None,
+                version=Snapshot.version + 1,
+                size=func.coalesce(given.c.size, Snapshot.size),
+                updated_at=func.now(),
+            )
+            .returning(Snapshot.id)
+            .execution_options(synchronize_session=False)
+        )
+        return (await self._session.scalars(query)).all()
+
+    async def let_go_of_clones(self, snapshot_ids: Collection[UUID], *, ended: Collection[UUID]) -> Sequence[UUID]:
+        """Bring snapshots to rest if the clone jobs ``ended`` were their last; returns which ones were being cloned.
+
+        Locked by a statement of its own: only what begins after that sees the clones that others have just begun or
+        ended under the same lock. An UPDATE that had to wait would look at its row afresh, but not at other tables.
+        """
+        locked = select(Snapshot.id).where(Snapshot.id.in_(snapshot_ids)).order_by(Snapshot.id).with_for_update()
+        await self._session.execute(locked)
+        live = _a_live_clone(ended)
+        query = (
+            update(Snapshot)
+            .where(Snapshot.id.in_(snapshot_ids), Snapshot.state == SnapshotState.CLONING)
+            .values(
+                state=case((live.is_(None), SnapshotState.READY), else_=SnapshotState.CLONING),
+                job_id=live,
+                version=Snapshot.version + 1,
+                updated_at=func.now(),
+            )
+            .returning(Snapshot.id)
+            .execution_options(synchronize_session=False)
+        )
+        return (await self._session.scalars(query)).all()
+
+    async def remove(self, endings: Sequence[SnapshotEnding]) -> Sequence[UUID]:
+        """Strike off snapshots that their jobs have deleted; returns which ones there were."""
+        given = _given(endings)
+        query = (
+            delete(Snapshot)
+            .where(Snapshot.id == given.c.snapshot_id, Snapshot.job_id == given.c.job_id)
+            .returning(Snapshot.id)
+            .execution_options(synchronize_session=False)
+        )
+        return (await self._session.scalars(query)).all()
 
 
 async def refuse_if_it_has_snapshots(session: AsyncSession, volume_id: UUID) -> None:
@@ -18,3 +160,21 @@ async def refuse_if_it_has_snapshots(session: AsyncSession, volume_id: UUID) -> 
     any_of_them = select(literal(1)).where(Snapshot.volume_id == volume_id).limit(1)
     if await session.scalar(any_of_them) is not None:
         raise VolumeHasSnapshots
+
+
+def _a_live_clone(ended: Collection[UUID]) -> ColumnElement[UUID]:
+    """Find a job that still makes a clone of the snapshot in question; null if there is none."""
+    return (
+        select(Job.id)
+        .where(Job.snapshot_id == Snapshot.id, Job.kind == "snapshot.clone", Job.status.in_(LIVE))
+        .where(Job.id.not_in(ended))
+        .order_by(Job.id)
+        .limit(1)
+        .correlate(Snapshot)
+        .scalar_subquery()
+    )
+
+
+def _given(endings: Sequence[SnapshotEnding]) -> TableValuedAlias:
+    rows = (ending._asdict() for ending in endings)
+    return given_rows(rows, snapshot_id=Uuid(), job_id=Uuid(), size=Snapshot.size.type)

@@ -19,7 +19,12 @@ MOVES: Final[dict[SnapshotState, frozenset[SnapshotState]]] = {
     SnapshotState.TAKING: frozenset({SnapshotState.READY, SnapshotState.ERROR}),
     SnapshotState.READY: frozenset({SnapshotState.RESTORING, SnapshotState.CLONING, SnapshotState.DELETING}),
     SnapshotState.RESTORING: frozenset({SnapshotState.READY}),
-    SnapshotState.CLONING: frozenset({SnapshotState.READY}),
+    # Any number of clones may be made at once; the last one brings it back to rest.
+    SnapshotState.CLONING: frozenset({SnapshotState.CLONING, SnapshotState.READY}),
     SnapshotState.DELETING: frozenset({SnapshotState.ERROR}),
-    SnapshotState.ERROR: frozenset({SnapshotState.DELETING}),
+    SnapshotState.ERROR: frozenset({SnapshotState.TAKING, SnapshotState.DELETING}),
 }
+
+#: At rest: no job has the snapshot.
+IDLE: Final = frozenset({SnapshotState.READY, SnapshotState.ERROR})
+BUSY: Final = frozenset(MOVES) - IDLE

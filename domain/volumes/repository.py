@@ -1,6 +1,6 @@
 """Every question that is asked of the table of volumes, by name. Takes a session, never commits."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from uuid import UUID
@@ -10,9 +10,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.database import given_rows
-from domain.errors import NameTaken, VolumeNotFound
+from domain.errors import NameTaken, VolumeBusy, VolumeNotFound, VolumeUnusable
 from domain.volumes.model import Volume
-from domain.volumes.states import VolumeState
+from domain.volumes.states import BUSY, MOVES, VolumeState
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,22 @@ class VolumeRepository:
         volume = await self._session.get(Volume, volume_id, with_for_update=True, populate_existing=True)
         if volume is None:
             raise VolumeNotFound(volume_id)
+        return volume
+
+    async def take(self, volume_id: UUID, state: VolumeState, job_id: UUID) -> Volume:
+        """Give a volume into the hands of a job; the row stays locked, so of fifty that ask at once one gets it.
+
+        Raises:
+            VolumeNotFound: there is none.
+            VolumeBusy, VolumeUnusable: it cannot go over to ``state`` now.
+        """
+        volume = await self.lock(volume_id)
+        if volume.state in BUSY:
+            raise VolumeBusy(job_id=volume.job_id, state=volume.state)
+        if state not in MOVES[volume.state]:
+            raise VolumeUnusable(state=volume.state)
+        volume.state, volume.job_id = state, job_id
+        volume.version += 1
         return volume
 
     async def places(self, volume_ids: Collection[UUID]) -> dict[UUID, str]:
@@ -162,3 +178,13 @@ class VolumeRepository:
 def _given(endings: Sequence[Ending]) -> TableValuedAlias:
     rows = (ending._asdict() for ending in endings)
     return given_rows(rows, volume_id=Uuid(), job_id=Uuid(), size=Volume.size.type)
+
+
+def require_held(expected: Iterable[UUID], touched: Iterable[UUID]) -> None:
+    """Make sure that jobs and what they are about agree on who has whom; otherwise nothing of it may be committed.
+
+    Giving up is not so strict: what is in other hands needs no way out.
+    """
+    missing = set(expected) - set(touched)
+    if missing:
+        raise RuntimeError(f"not held by the jobs that end: {sorted(map(str, missing))}")

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
 from domain.database import Database
-from domain.errors import UnknownBackend, VolumeBusy, VolumeUnusable
+from domain.errors import Invalid, UnknownBackend
 from domain.jobs.acceptance import NOBODY, Origin, accepting
 from domain.jobs.model import Job, new_job
 from domain.jobs.outcomes import Done, Payload
@@ -25,8 +25,8 @@ from domain.storage.backends import Backends
 from domain.storage.driver import Grant, StorageDriver
 from domain.volumes.growth import Growth
 from domain.volumes.model import Volume
-from domain.volumes.repository import Ending, VolumeFilter, VolumeRepository
-from domain.volumes.states import BUSY, MOVES, VolumeState
+from domain.volumes.repository import Ending, VolumeFilter, VolumeRepository, require_held
+from domain.volumes.states import VolumeState
 
 Finished = Sequence[tuple[Job, Payload]]
 MayGo = Callable[[AsyncSession, UUID], Awaitable[None]]
@@ -35,13 +35,30 @@ GivenUp = Sequence[tuple[Job, Payload | None]]
 
 @dataclass(frozen=True)
 class NewVolume:
-    """What a user asks for. ``size`` in bytes; no ``backend`` means the first one that is configured."""
+    """What a user asks for. ``size`` in bytes; only a clone can do without, and is then as large as its snapshot.
+
+    No ``backend`` means the first one that is configured; for a clone, its snapshot's.
+    """
 
     name: str
-    size: int
+    size: int | None = None
     backend: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
     autogrow: dict[str, Any] | None = None
+
+    def row(self, *, backend: str, size: int, job_id: UUID) -> Volume:
+        """Make the volume that is to be, in the hands of the job that is to make it; ``size`` in bytes."""
+        return Volume(
+            id=uuid7(),
+            name=self.name,
+            backend=backend,
+            state=VolumeState.CREATING,
+            job_id=job_id,
+            size=size,
+            version=1,
+            labels=self.labels,
+            autogrow=self.autogrow,
+        )
 
 
 @dataclass(frozen=True)
@@ -118,11 +135,12 @@ class VolumeService:
         """Accept a new volume.
 
         Raises:
+            Invalid: it has no size.
             UnknownBackend: the backend is not configured.
             NameTaken: another volume has the name.
         """
         volume = self._new_volume(wanted)
-        job = self._job("volume.create", volume, {"size": wanted.size}, created_by=origin.caller)
+        job = self._job("volume.create", volume, {"size": volume.size}, created_by=origin.caller)
         async with accepting(self._database, origin) as acceptance:
             await VolumeRepository(acceptance.session).add(volume)
             acceptance.job = await JobRepository(acceptance.session).add(job)
@@ -130,7 +148,7 @@ class VolumeService:
 
     async def again_create(self, session: AsyncSession, ended: Job) -> Job:
         """Try once more to create a volume that ended in ``error``."""
-        volume = await self._take(session, ended.volume_id, VolumeState.CREATING)
+        volume = await VolumeRepository(session).take(_volume_id(ended), VolumeState.CREATING, uuid7())
         return await self._add_retry(session, ended, volume, {"size": ended.params["size"]})
 
     async def create(self, job: Job, grant: Grant) -> Done:
@@ -157,14 +175,14 @@ class VolumeService:
             ShrinkRefused, SizeLimitExceeded: the new size is out of the question.
         """
         async with accepting(self._database, origin) as acceptance:
-            volume = await self._take(acceptance.session, volume_id, VolumeState.EXPANDING)
+            volume = await VolumeRepository(acceptance.session).take(volume_id, VolumeState.EXPANDING, uuid7())
             job = self._job("volume.expand", volume, {"to_size": growth.target(volume.size)}, created_by=origin.caller)
             acceptance.job = await JobRepository(acceptance.session).add(job)
         return await self._ring(job)
 
     async def again_expand(self, session: AsyncSession, ended: Job) -> Job:
         """Ask once more for the size that was wanted then."""
-        volume = await self._take(session, ended.volume_id, VolumeState.EXPANDING)
+        volume = await VolumeRepository(session).take(_volume_id(ended), VolumeState.EXPANDING, uuid7())
         to_size = Growth(to=ended.params["to_size"]).target(volume.size)
         return await self._add_retry(session, ended, volume, {"to_size": to_size})
 
@@ -192,19 +210,17 @@ class VolumeService:
             VolumeHasSnapshots: they would lose what they depend on.
         """
         async with accepting(self._database, origin) as acceptance:
-            volume = await self._take(acceptance.session, volume_id, VolumeState.DELETING)
+            volume = await VolumeRepository(acceptance.session).take(volume_id, VolumeState.DELETING, uuid7())
+            await self._may_go(acceptance.session, volume_id)
             job = self._job("volume.delete", volume, {}, created_by=origin.caller)
             acceptance.job = await JobRepository(acceptance.session).add(job)
-            # Last, because its query flushes: a volume that is taken but has no job yet may not be written.
-            await self._may_go(acceptance.session, volume_id)
         return await self._ring(job)
 
     async def again_delete(self, session: AsyncSession, ended: Job) -> Job:
         """Try once more to delete a volume."""
-        volume = await self._take(session, ended.volume_id, VolumeState.DELETING)
-        retry = await self._add_retry(session, ended, volume, {})
+        volume = await VolumeRepository(session).take(_volume_id(ended), VolumeState.DELETING, uuid7())
         await self._may_go(session, volume.id)
-        return retry
+        return await self._add_retry(session, ended, volume, {})
 
     async def delete(self, job: Job, grant: Grant) -> Done:
         """Remove the volume from its backend."""
@@ -231,40 +247,21 @@ class VolumeService:
         backend = wanted.backend or self._backends.names()[0]
         if backend not in self._backends:
             raise UnknownBackend(f"There is no backend named {backend!r}.", field="backend")
-        return Volume(
-            id=uuid7(),
-            name=wanted.name,
-            backend=backend,
-            state=VolumeState.CREATING,
-            size=wanted.size,
-            version=1,
-            labels=wanted.labels,
-            autogrow=wanted.autogrow,
-        )
-
-    async def _take(self, session: AsyncSession, volume_id: UUID | None, state: VolumeState) -> Volume:
-        """Take a volume for one operation; the row stays locked, so of fifty that ask at once one gets it."""
-        volume = await VolumeRepository(session).lock(volume_id or UUID(int=0))
-        if volume.state in BUSY:
-            raise VolumeBusy(job_id=volume.job_id, state=volume.state)
-        if state not in MOVES[volume.state]:
-            raise VolumeUnusable(state=volume.state)
-        volume.state = state
-        volume.version += 1
-        return volume
+        if wanted.size is None:
+            raise Invalid("A volume needs a size.", field="size")
+        return wanted.row(backend=backend, size=wanted.size, job_id=uuid7())
 
     def _job(self, kind: str, volume: Volume, params: Payload, **columns: Any) -> Job:
-        """Make the job that has the volume from now on."""
-        job = new_job(
+        """Make the job into whose hands the volume was given."""
+        return new_job(
             kind,
             {**params, "fence": volume.version},
             max_attempts=self._max_attempts,
+            job_id=volume.job_id,
             volume_id=volume.id,
             backend=volume.backend,
             **columns,
         )
-        volume.job_id = job.id
-        return job
 
     async def _add_retry(self, session: AsyncSession, ended: Job, volume: Volume, params: Payload) -> Job:
         job = self._job(ended.kind, volume, params, created_by=ended.created_by, retry_of=ended.id)
@@ -275,9 +272,13 @@ class VolumeService:
         return job
 
     def _storage(self, job: Job) -> tuple[StorageDriver, UUID]:
-        if job.backend is None or job.volume_id is None:
-            raise RuntimeError(f"{job.kind} {job.id} names no volume")
-        return self._backends.reach(job.backend), job.volume_id
+        return self._backends.reach(job.backend or ""), _volume_id(job)
+
+
+def _volume_id(job: Job) -> UUID:
+    if job.volume_id is None:
+        raise RuntimeError(f"{job.kind} {job.id} names no volume")
+    return job.volume_id
 
 
 def _result(job: Job, size: int | None) -> Payload:
@@ -292,10 +293,4 @@ def _endings(jobs: Finished | GivenUp) -> list[Ending]:
 
 
 def _all_of(done: Finished, touched: Sequence[UUID]) -> None:
-    """Make sure that jobs and volumes agree on who has whom; otherwise nothing of it may be committed.
-
-    Giving up is not so strict: a volume that is in other hands needs no way out.
-    """
-    missing = {job.volume_id for job, _ in done} - set(touched)
-    if missing:
-        raise RuntimeError(f"volumes are not held by the jobs that end: {sorted(map(str, missing))}")
+    require_held((_volume_id(job) for job, _ in done), touched)

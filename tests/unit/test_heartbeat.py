@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from uuid import UUID
 
 import pytest
 
 from domain.errors import DatabaseUnavailable
-from domain.jobs.leases import Renewal
+from domain.jobs.foreman import NOTHING_COPIED
+from domain.jobs.leases import Progress, Renewal
 from domain.jobs.model import Job
 from domain.storage.driver import Fence, Grant, StopReason
 from tests.unit.worker_fakes import LEASE, FakeForeman, a_job, until
@@ -71,6 +72,15 @@ async def test_a_stalled_job_is_not_renewed_and_runs_out_by_itself() -> None:
 
     assert running[stalled.id].grant.deadline == 0.0
     assert running[lively.id].grant.deadline > 0.0
+
+
+async def test_a_beat_tells_how_far_those_are_that_copy_something() -> None:
+    copying, other = a_job(), a_job()
+    foreman, running = FakeForeman(copying, other), at_work(copying, other)
+    running[copying.id].grant.report(3, 10)
+    await a_heartbeat(foreman, running).beat()
+
+    assert foreman.progress == {copying.id: Progress(3, 10)}
 
 
 async def test_a_job_that_is_settled_during_the_beat_does_no_harm() -> None:
@@ -164,8 +174,10 @@ class Forgetful(FakeForeman):
 
     running: dict[UUID, Running]
 
-    async def renew(self, job_ids: Collection[UUID]) -> tuple[Sequence[Renewal], float]:
-        answer = await super().renew(list(job_ids))
+    async def renew(
+        self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress] = NOTHING_COPIED
+    ) -> tuple[Sequence[Renewal], float]:
+        answer = await super().renew(list(job_ids), progress)
         self.running.clear()
         return answer
 
@@ -178,9 +190,11 @@ class Faltering(FakeForeman):
         self.calls = self.raised = 0
         self._errors = [DatabaseUnavailable(), ValueError("a bug"), DatabaseUnavailable()]
 
-    async def renew(self, job_ids: Collection[UUID]) -> tuple[Sequence[Renewal], float]:
+    async def renew(
+        self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress] = NOTHING_COPIED
+    ) -> tuple[Sequence[Renewal], float]:
         self.calls += 1
         if self._errors:
             self.raised += 1
             raise self._errors.pop()
-        return await super().renew(job_ids)
+        return await super().renew(job_ids, progress)

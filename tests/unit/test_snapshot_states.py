@@ -5,7 +5,7 @@ import re
 import pytest
 
 import domain.snapshots
-from domain.snapshots.states import MOVES, SnapshotState
+from domain.snapshots.states import BUSY, IDLE, MOVES, SnapshotState
 
 TAKING, READY, RESTORING, CLONING, DELETING, ERROR = SnapshotState
 
@@ -17,8 +17,10 @@ ALLOWED = {
     (READY, DELETING),
     (RESTORING, READY),
     (CLONING, READY),
+    (CLONING, CLONING),
     (DELETING, ERROR),
     (ERROR, DELETING),
+    (ERROR, TAKING),
 }
 
 
@@ -30,6 +32,26 @@ def test_a_snapshot_moves_only_as_the_design_says(before: SnapshotState, after: 
 
 def test_every_state_has_its_row_in_the_table() -> None:
     assert set(MOVES) == set(SnapshotState)
+
+
+def test_a_snapshot_is_either_at_rest_or_somebodys() -> None:
+    assert {READY, ERROR} == IDLE
+    assert {TAKING, RESTORING, CLONING, DELETING} == BUSY
+
+
+@pytest.mark.parametrize("state", sorted(BUSY))
+def test_an_operation_always_ends_at_rest(state: SnapshotState) -> None:
+    assert MOVES[state] - {state} <= IDLE
+    assert MOVES[state] & IDLE
+
+
+def test_only_clones_share_a_snapshot() -> None:
+    assert {state for state in SnapshotState if state in MOVES[state]} == {CLONING}
+
+
+@pytest.mark.parametrize("state", SnapshotState)
+def test_busy_states_end_in_ing(state: SnapshotState) -> None:
+    assert (state in BUSY) == state.endswith("ing")
 
 
 def test_a_snapshot_at_rest_can_always_be_deleted() -> None:

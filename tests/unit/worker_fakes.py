@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -13,8 +13,8 @@ from sqlalchemy import inspect
 
 from domain.database import Database
 from domain.errors import DatabaseUnavailable
-from domain.jobs.foreman import Claim, Foreman
-from domain.jobs.leases import Renewal
+from domain.jobs.foreman import NOTHING_COPIED, Claim, Foreman
+from domain.jobs.leases import Progress, Renewal
 from domain.jobs.model import Job, Ring, new_job
 from domain.jobs.outcomes import Cancelled, Done, GaveUp, Outcome, Superseded
 from domain.jobs.queue import JobQueue
@@ -41,6 +41,7 @@ class FakeForeman(Foreman):
         self.away = 0  # how many of the next calls find no PostgreSQL
         self.rounds: list[str] = []
         self.lease = LEASE
+        self.progress: dict[UUID, Progress] = {}
 
     async def claim(self, ring: Ring) -> Claim | None:
         self._reach()
@@ -63,8 +64,11 @@ class FakeForeman(Foreman):
             row.rings += 1
         return True
 
-    async def renew(self, job_ids: Collection[UUID]) -> tuple[Sequence[Renewal], float]:
+    async def renew(
+        self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress] = NOTHING_COPIED
+    ) -> tuple[Sequence[Renewal], float]:
         self._reach()
+        self.progress = dict(progress)
         ours = [job_id for job_id in job_ids if job_id in self.book]
         return [Renewal(job_id, job_id in self.cancelled) for job_id in ours], time.monotonic() + self.lease
 

@@ -9,12 +9,7 @@ from domain.storage.backends import open_driver
 from domain.storage.driver import Fence, Grant, StorageDriver
 
 MIB = 1024 * 1024
-KEEPING = [
-    "file:{}/volumes",
-    "memory:",
-    "faulty+file:{}/volumes?journal={}/journal",
-    "faulty+memory:?journal={}/journal",
-]
+KEEPING = ["file:{}/volumes", "memory:", "faulty+memory:?journal={}/journal"]
 SEALS = ["seal", "seal_snapshot"]
 VOLUME_CHANGES = ["create", "expand", "delete", "restore_snapshot"]
 SNAPSHOT_CHANGES = ["take_snapshot", "delete_snapshot"]

@@ -30,7 +30,7 @@ class ToldGrant(Grant):
         super().__init__(uuid4(), Fence(version, rings), deadline=1.0, clock=lambda: 0.0)
         self._tell = tell
 
-    def published(self, operation: str, volume_id: UUID) -> None:
+    def published(self, operation: str, subject_id: UUID) -> None:
         self._tell()
 
 

@@ -1,4 +1,4 @@
-"""The lock and the fence record of one volume, and what is on the disk at which moment."""
+"""The lock and the fence record of whatever is published."""
 
 import fcntl
 import os
@@ -25,8 +25,23 @@ from domain.storage.driver import (
 from domain.storage.file import FileDriver
 
 MIB = 1024 * 1024
-VOLUME = UUID("01890000-0000-7000-8000-000000000001")
-every_operation = pytest.mark.parametrize("operation", ["create", "expand", "delete", "seal"])
+VOLUME, SNAPSHOT, CLONE = (UUID(f"01890000-0000-7000-8000-00000000000{last}") for last in "123")
+ARGUMENTS: dict[str, tuple[UUID | int, ...]] = {
+    "create": (VOLUME, MIB),
+    "expand": (VOLUME, MIB),
+    "delete": (VOLUME,),
+    "seal": (VOLUME,),
+    "take_snapshot": (VOLUME, SNAPSHOT),
+    "restore_snapshot": (VOLUME, SNAPSHOT),
+    "clone_snapshot": (VOLUME, SNAPSHOT, CLONE, MIB),
+    "delete_snapshot": (VOLUME, SNAPSHOT),
+    "seal_snapshot": (VOLUME, SNAPSHOT),
+}
+SUBJECTS = {
+    **dict.fromkeys(["take_snapshot", "delete_snapshot", "seal_snapshot"], SNAPSHOT),
+    "clone_snapshot": CLONE,
+}
+every_operation = pytest.mark.parametrize("operation", ARGUMENTS)
 
 
 class ToldGrant(Grant):
@@ -36,7 +51,7 @@ class ToldGrant(Grant):
         super().__init__(uuid4(), Fence(version, rings), deadline=1.0, clock=lambda: 0.0)
         self._tell = tell
 
-    def published(self, operation: str, volume_id: UUID) -> None:
+    def published(self, operation: str, subject_id: UUID) -> None:
         self._tell()
 
 
@@ -51,17 +66,24 @@ async def driver(tmp_path: Path) -> AsyncIterator[FileDriver]:
     await driver.close()
 
 
+async def set_up(driver: FileDriver) -> None:
+    """Make a volume and a snapshot of it, and touch what will be the clone's lock."""
+    await driver.create(VOLUME, MIB, attempt())
+    await driver.take_snapshot(VOLUME, SNAPSHOT, attempt())
+    await driver.seal(CLONE, attempt())
+
+
 async def perform(driver: FileDriver, operation: str, grant: Grant) -> None:
-    sized = (MIB,) if operation in ("create", "expand") else ()
-    await getattr(driver, operation)(VOLUME, *sized, grant)
+    await getattr(driver, operation)(*ARGUMENTS[operation], grant)
 
 
 def data(driver: FileDriver) -> Path:
     return Path(driver.path(VOLUME))
 
 
-def lock_file(driver: FileDriver) -> Path:
-    return driver.root / ".fences" / str(VOLUME)
+def lock_file(driver: FileDriver, operation: str = "") -> Path:
+    """Where the lock is that an operation takes: the volume's, the snapshot's or the clone's."""
+    return driver.root / ".fences" / str(SUBJECTS.get(operation, VOLUME))
 
 
 @contextmanager
@@ -71,27 +93,17 @@ def held(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def noting(steps: list[str], name: str) -> Callable[..., object]:
-    real = getattr(os, name)
-
-    def noted(*args: object) -> object:
-        steps.append(name)
-        return real(*args)
-
-    return noted
-
-
 @every_operation
 async def test_a_lock_held_by_another_process_makes_the_volume_busy(
     driver: FileDriver, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
-    await driver.create(VOLUME, MIB, attempt())
+    await set_up(driver)
     monkeypatch.setattr(fence, "PATIENCE", 0.01)
     hold = (
         "import fcntl, sys; file = open(sys.argv[1]); fcntl.flock(file, fcntl.LOCK_EX);"
         "print('held', flush=True); sys.stdin.read()"
     )
-    holder = [sys.executable, "-S", "-c", hold, str(lock_file(driver))]
+    holder = [sys.executable, "-S", "-c", hold, str(lock_file(driver, operation))]
     with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:  # noqa: ASYNC220
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
@@ -106,8 +118,8 @@ async def test_a_lock_held_by_another_process_makes_the_volume_busy(
 async def test_an_attempt_waits_for_a_lock_that_is_soon_given_back(
     driver: FileDriver, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
-    await driver.create(VOLUME, MIB, attempt())
-    with held(lock_file(driver)) as lock:
+    await set_up(driver)
+    with held(lock_file(driver, operation)) as lock:
         monkeypatch.setattr("time.sleep", lambda _: fcntl.flock(lock, fcntl.LOCK_UN))
 
         await perform(driver, operation, attempt(2))
@@ -148,11 +160,11 @@ async def test_an_attempt_overtaken_while_it_waits_for_the_lock_is_refused(
 
 @every_operation
 async def test_the_effect_is_told_while_the_lock_is_held(driver: FileDriver, operation: str) -> None:
-    await driver.create(VOLUME, MIB, attempt())
+    await set_up(driver)
     tried: list[bool] = []
 
     def try_lock() -> None:
-        with lock_file(driver).open() as other, pytest.raises(BlockingIOError):
+        with lock_file(driver, operation).open() as other, pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         tried.append(True)
 
@@ -161,46 +173,9 @@ async def test_the_effect_is_told_while_the_lock_is_held(driver: FileDriver, ope
     assert tried == [True]
 
 
-@pytest.mark.parametrize(("operation", "effect"), [("create", "link"), ("expand", "ftruncate")])
-async def test_the_fence_is_synced_before_the_effect_and_the_effect_before_it_is_told(
-    driver: FileDriver, monkeypatch: pytest.MonkeyPatch, operation: str, effect: str
-) -> None:
-    if operation == "expand":
-        await driver.create(VOLUME, 1, attempt())
-    steps: list[str] = []
-    for name in ("pwrite", "fsync", effect):
-        monkeypatch.setattr(os, name, noting(steps, name))
-
-    await perform(driver, operation, attempt(2, tell=lambda: steps.append("told")))
-
-    steps = steps[steps.index("pwrite") :]
-    assert steps[:2] == ["pwrite", "fsync"]
-    assert steps.index(effect) > 1
-    assert "fsync" in steps[steps.index(effect) : steps.index("told")]
-
-
 async def test_a_damaged_fence_record_lets_nobody_publish(driver: FileDriver) -> None:
     await driver.create(VOLUME, MIB, attempt())
     lock_file(driver).write_text("scribble")
 
     with pytest.raises(PermanentStorageError, match=str(VOLUME)):
         await driver.expand(VOLUME, 2 * MIB, attempt(2))
-
-
-@pytest.mark.parametrize(
-    ("operation", "folders"), [("create", {str(VOLUME), "volumes", ".fences"}), ("delete", {".trash", "volumes"})]
-)
-async def test_changed_names_are_synced_before_the_effect_is_told(
-    driver: FileDriver, monkeypatch: pytest.MonkeyPatch, operation: str, folders: set[str]
-) -> None:
-    if operation == "create":
-        await driver.capacity()
-    else:
-        await driver.create(VOLUME, MIB, attempt())
-    synced: list[str] = []
-    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(Path(f"/proc/self/fd/{handle}").readlink().name))
-    told: list[set[str]] = []
-
-    await perform(driver, operation, attempt(2, tell=lambda: told.append(set(synced))))
-
-    assert folders <= told[0]

@@ -1,0 +1,141 @@
+"""What is on the disk at which moment: fence before effect, bytes before name, everything before it is told."""
+
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from domain.storage.driver import Fence, Grant
+from domain.storage.file import FileDriver
+
+MIB = 1024 * 1024
+VOLUME, SNAPSHOT, CLONE = (UUID(f"01890000-0000-7000-8000-00000000000{last}") for last in "123")
+ARGUMENTS: dict[str, tuple[UUID | int, ...]] = {
+    "create": (VOLUME, MIB),
+    "expand": (VOLUME, MIB),
+    "delete": (VOLUME,),
+    "seal": (VOLUME,),
+    "take_snapshot": (VOLUME, SNAPSHOT),
+    "restore_snapshot": (VOLUME, SNAPSHOT),
+    "clone_snapshot": (VOLUME, SNAPSHOT, CLONE, MIB),
+    "delete_snapshot": (VOLUME, SNAPSHOT),
+    "seal_snapshot": (VOLUME, SNAPSHOT),
+}
+
+
+class ToldGrant(Grant):
+    """A grant that does something at the moment of publishing."""
+
+    def __init__(self, version: int, rings: int, tell: Callable[[], object]) -> None:
+        super().__init__(uuid4(), Fence(version, rings), deadline=1.0, clock=lambda: 0.0)
+        self._tell = tell
+
+    def published(self, operation: str, subject_id: UUID) -> None:
+        self._tell()
+
+
+def attempt(version: int = 1, rings: int = 1, tell: Callable[[], object] = lambda: None) -> Grant:
+    return ToldGrant(version, rings, tell)
+
+
+@pytest.fixture
+async def driver(tmp_path: Path) -> AsyncIterator[FileDriver]:
+    driver = FileDriver(tmp_path / "volumes", threads=8)
+    yield driver
+    await driver.close()
+
+
+async def set_up(driver: FileDriver, operation: str) -> None:
+    """Make what the operation needs, and nothing more."""
+    await driver.capacity()
+    if operation != "create":
+        await driver.create(VOLUME, 1, attempt())
+    if operation in ("restore_snapshot", "clone_snapshot", "delete_snapshot"):
+        await driver.take_snapshot(VOLUME, SNAPSHOT, attempt())
+
+
+async def perform(driver: FileDriver, operation: str, grant: Grant) -> None:
+    await getattr(driver, operation)(*ARGUMENTS[operation], grant)
+
+
+def noting(steps: list[str], name: str) -> Callable[..., object]:
+    real = getattr(os, name)
+
+    def noted(*args: object) -> object:
+        steps.append(name)
+        return real(*args)
+
+    return noted
+
+
+@pytest.mark.parametrize(
+    ("operation", "effect"),
+    [
+        ("create", "link"),
+        ("expand", "ftruncate"),
+        ("take_snapshot", "link"),
+        ("restore_snapshot", "replace"),
+        ("clone_snapshot", "link"),
+        ("delete_snapshot", "unlink"),
+    ],
+)
+async def test_the_fence_is_synced_before_the_effect_and_the_effect_before_it_is_told(
+    driver: FileDriver, monkeypatch: pytest.MonkeyPatch, operation: str, effect: str
+) -> None:
+    await set_up(driver, operation)
+    steps: list[str] = []
+    for name in ("pwrite", "fsync", effect):
+        monkeypatch.setattr(os, name, noting(steps, name))
+
+    await perform(driver, operation, attempt(2, tell=lambda: steps.append("told")))
+
+    steps = steps[steps.index("pwrite") :]
+    assert steps[:2] == ["pwrite", "fsync"]
+    assert steps.index(effect) > 1
+    assert "fsync" in steps[steps.index(effect) : steps.index("told")]
+
+
+@pytest.mark.parametrize("operation", ["create", "take_snapshot", "restore_snapshot", "clone_snapshot"])
+async def test_the_bytes_are_synced_before_they_get_their_name(
+    driver: FileDriver, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    await set_up(driver, operation)
+    steps: list[str] = []
+    for name in ("link", "replace"):
+        monkeypatch.setattr(os, name, noting(steps, name))
+    monkeypatch.setattr(os, "fsync", lambda handle: steps.append(Path(_name_of(handle)).suffix))
+
+    await perform(driver, operation, attempt(2))
+
+    named = next(step for step in steps if step in ("link", "replace"))
+    assert ".tmp" in steps[: steps.index(named)]
+
+
+@pytest.mark.parametrize(
+    ("operation", "folders"),
+    [
+        ("create", {str(VOLUME), "volumes", ".fences"}),
+        ("delete", {".trash", "volumes"}),
+        ("take_snapshot", {"snapshots", str(VOLUME), ".fences"}),
+        ("restore_snapshot", {str(VOLUME)}),
+        ("clone_snapshot", {str(CLONE), "volumes", ".fences"}),
+        ("delete_snapshot", {"snapshots"}),
+    ],
+)
+async def test_changed_names_are_synced_before_the_effect_is_told(
+    driver: FileDriver, monkeypatch: pytest.MonkeyPatch, operation: str, folders: set[str]
+) -> None:
+    await set_up(driver, operation)
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(_name_of(handle)))
+    told: list[set[str]] = []
+
+    await perform(driver, operation, attempt(2, tell=lambda: told.append(set(synced))))
+
+    assert folders <= told[0]
+
+
+def _name_of(handle: int) -> str:
+    return Path(f"/proc/self/fd/{handle}").readlink().name

@@ -1,0 +1,110 @@
+"""On a file system that shares blocks, snapshots of a gibibyte take no room: there is none for a copy."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from itertools import zip_longest
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from benchmarks.xfs_image import NoXfs, xfs_image
+from domain.storage.driver import Fence, Grant, StorageFull
+from domain.storage.file import FileDriver
+
+MIB, GIB = 1024**2, 1024**3
+SLACK = 8 * MIB  # what XFS needs to write down who shares which blocks
+VOLUME, SNAPSHOT, CLONE = (UUID(f"01890000-0000-7000-8000-00000000000{last}") for last in "123")
+
+
+def attempt(version: int) -> Grant:
+    return Grant(uuid4(), Fence(version, 1), deadline=1.0, clock=lambda: 0.0)
+
+
+@pytest.fixture
+def xfs(tmp_path: Path) -> Iterator[Path]:
+    try:
+        with xfs_image(tmp_path, GIB + GIB // 2) as mounted:
+            yield mounted
+    except NoXfs as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture
+async def driver(xfs: Path) -> AsyncIterator[FileDriver]:
+    """A driver on XFS, with a volume of 2 GiB that holds 1 GiB of data."""
+    driver = FileDriver(xfs / "volumes", threads=1)
+    await driver.create(VOLUME, 2 * GIB, attempt(1))
+    fill(Path(driver.path(VOLUME)))
+    yield driver
+    await driver.close()
+
+
+def fill(path: Path) -> None:
+    """Write a gibibyte of which no two mebibytes are alike."""
+    content = os.urandom(MIB)
+    with path.open("r+b") as file:
+        file.writelines(number.to_bytes(8) + content[8:] for number in range(1024))
+        os.fsync(file)
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    with path.open("r+b") as file:
+        file.write(content)
+
+
+def pieces(path: Path, length: int = 4 * MIB) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        for _ in range(GIB // length):
+            yield file.read(length)
+
+
+def stamps(path: Path) -> list[int]:
+    with path.open("rb") as file:
+        return [int.from_bytes(os.pread(file.fileno(), 8, number * MIB)) for number in range(1025)]
+
+
+def free(path: Path) -> int:
+    found = os.statvfs(path)
+    return found.f_bfree * found.f_frsize
+
+
+async def test_a_snapshot_of_a_gibibyte_takes_no_new_blocks(xfs: Path, driver: FileDriver) -> None:
+    data, grant, before = Path(driver.path(VOLUME)), attempt(2), free(xfs)
+    assert before < GIB
+
+    assert await driver.take_snapshot(VOLUME, SNAPSHOT, grant) == 2 * GIB
+
+    assert abs(before - free(xfs)) < SLACK
+    assert (grant.done, grant.total) == (2 * GIB, 2 * GIB)
+    snapshot = data.parent / "snapshots" / str(SNAPSHOT)
+    assert all(one == other for one, other in zip_longest(pieces(data), pieces(snapshot)))
+
+
+async def test_restoring_and_cloning_take_no_new_blocks_until_somebody_writes(xfs: Path, driver: FileDriver) -> None:
+    data, clone, before = Path(driver.path(VOLUME)), Path(driver.path(CLONE)), free(xfs)
+    await driver.take_snapshot(VOLUME, SNAPSHOT, attempt(2))
+    overwrite(data, b"overwritten")
+
+    assert await driver.restore_snapshot(VOLUME, SNAPSHOT, attempt(3)) == 2 * GIB
+    assert await driver.clone_snapshot(VOLUME, SNAPSHOT, CLONE, 3 * GIB, attempt(1)) == 3 * GIB
+
+    assert abs(before - free(xfs)) < SLACK
+    assert stamps(data) == stamps(clone) == [*range(1024), 0]
+    overwrite(clone, b"the clone's own")
+    assert stamps(data) == stamps(data.parent / "snapshots" / str(SNAPSHOT)) == [*range(1024), 0]
+
+
+async def test_where_a_copy_is_needed_and_finds_no_room_nothing_of_it_stays(
+    xfs: Path, driver: FileDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = free(xfs)
+    monkeypatch.setattr("domain.storage.copying._share", lambda *_: False)
+    # XFS shares blocks when asked to copy a range, too.
+    monkeypatch.setattr(os, "copy_file_range", lambda *_: 0)
+
+    with pytest.raises(StorageFull):
+        await driver.take_snapshot(VOLUME, SNAPSHOT, attempt(2))
+
+    assert abs(before - free(xfs)) < SLACK
+    assert list(Path(driver.path(VOLUME)).parent.iterdir()) == [Path(driver.path(VOLUME))]

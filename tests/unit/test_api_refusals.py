@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from typing import Any
-from uuid import uuid4
+from uuid import UUID
 
 import httpx
 import pytest
@@ -242,7 +242,7 @@ async def test_an_unknown_backend_is_refused_by_name(fake: FakeServices, client:
     assert not fake.volumes.rows
 
 
-UNKNOWN = uuid4()
+UNKNOWN = UUID("00000000-0000-7000-8000-000000000000")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,147 @@
+"""Volumes with bytes in them and snapshots of those, made by plain functions; and short ways to look at them."""
+
+import math
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+from uuid_utils.compat import uuid7
+
+from domain.jobs.foreman import Foreman
+from domain.jobs.model import Job
+from domain.jobs.outcomes import Done, GaveUp, Outcome, Payload
+from domain.paging import PageRequest
+from domain.services import Services
+from domain.snapshots.model import Snapshot
+from domain.snapshots.repository import SnapshotFilter
+from domain.snapshots.states import SnapshotState
+from domain.storage.driver import Fence, Grant
+from domain.volumes.model import Volume
+from domain.volumes.service import NewVolume
+from tests.integration.job_builders import MIB, a_foreman, a_volume, ended, row, sql
+
+#: Kinds of jobs, and what their storage work is called.
+OPERATIONS = {
+    "snapshot.take": "take_snapshot",
+    "snapshot.restore": "restore_snapshot",
+    "snapshot.delete": "delete_snapshot",
+    "snapshot.clone": "clone_snapshot",
+}
+
+
+async def a_stored_volume(
+    services: Services, *, content: bytes = b"", size: int = MIB, backend: str = "memory"
+) -> Volume:
+    """Have an available volume, in the row and on its backend, without any job."""
+    volume = await a_volume(services, size=size, backend=backend)
+    await services.backends.reach(backend).create(volume.id, size, _past())
+    if content:
+        write(services, volume.id, content, backend=backend)
+    return volume
+
+
+async def a_snapshot(services: Services, volume: Volume, name: str = "kept") -> Snapshot:
+    """Have a snapshot that is ready, in the row and on its volume's backend, without any job."""
+    snapshot = Snapshot(
+        id=uuid7(), volume_id=volume.id, name=name, state=SnapshotState.READY, size=volume.size, version=1
+    )
+    async with services.database.transaction() as session:
+        session.add(snapshot)
+    await services.backends.reach(volume.backend).take_snapshot(volume.id, snapshot.id, _past())
+    return snapshot
+
+
+async def requested(services: Services, kind: str, volume: Volume, snapshot: Snapshot | None = None) -> Job:
+    """Ask for an operation on a snapshot of the volume, which is made first unless it is to be taken or is given."""
+    if kind == "snapshot.take":
+        return await services.snapshots.request_take(volume.id, "taken")
+    snapshot = snapshot or await a_snapshot(services, volume)
+    if kind == "snapshot.restore":
+        return await services.snapshots.request_restore(snapshot.id)
+    if kind == "snapshot.delete":
+        return await services.snapshots.request_delete(snapshot.id)
+    return await services.snapshots.request_clone(snapshot.id, NewVolume(uuid4().hex))
+
+
+async def carried_out(services: Services, job: Job) -> Job:
+    """Do a queued job here and now, as a worker does."""
+    foreman, own = await claimed(services, job)
+    await foreman.settle(own, await attempted(services, own))
+    return await row(services, job.id)
+
+
+async def attempted(services: Services, own: Job) -> Outcome:
+    """Do the storage work of a job, and nothing more."""
+    return await services.handlers[own.kind].do(own, Grant(own.id, Fence(*own.fence), math.inf))
+
+
+async def given_up(services: Services, job: Job, found: Payload | None = None) -> Job:
+    """Have a queued job come to nothing."""
+    foreman, own = await claimed(services, job)
+    await foreman.settle(own, GaveUp({"code": "storage-full", "detail": ""}, found))
+    return await row(services, job.id)
+
+
+async def claimed(services: Services, job: Job) -> tuple[Foreman, Job]:
+    """Have another worker claim a job."""
+    foreman = a_foreman(services)
+    claim = await foreman.claim((await row(services, job.id)).ring)
+    assert claim is not None
+    return foreman, claim.job
+
+
+async def done(services: Services, job: Job) -> Job:
+    """The job, once it has succeeded."""
+    job = await ended(services, job.id)
+    assert job.status == "succeeded", job.error
+    return job
+
+
+def copied(own: Job, size: int | None) -> Done:
+    """What an attempt reports that has copied ``size`` bytes."""
+    return Done({"snapshot_id": str(own.snapshot_id), "volume_id": str(own.volume_id)}, copied=size)
+
+
+def path(services: Services, volume_id: UUID | None, backend: str = "disk") -> Path:
+    assert volume_id is not None
+    return Path(str(services.backends.reach(backend).path(volume_id)))
+
+
+def write(services: Services, volume_id: UUID | None, content: bytes, *, backend: str = "disk") -> None:
+    """Do as a user does: write into the volume from its beginning."""
+    with path(services, volume_id, backend).open("r+b") as file:
+        file.write(content)
+
+
+def read(services: Services, volume_id: UUID | None, backend: str = "disk") -> bytes:
+    return path(services, volume_id, backend).read_bytes()
+
+
+async def snapshot_row(services: Services, snapshot_id: UUID | None) -> dict[str, Any]:
+    (found,) = await sql(services, "SELECT * FROM snapshots WHERE id = :id", id=snapshot_id)
+    return dict(found._mapping)
+
+
+async def states(services: Services, job: Job) -> tuple[str | None, str | None]:
+    """How the volume and the snapshot of a job stand; None for what is not there."""
+    volume = await sql(services, "SELECT state, job_id FROM volumes WHERE id = :id", id=job.volume_id)
+    snapshot = await sql(services, "SELECT state, job_id FROM snapshots WHERE id = :id", id=job.snapshot_id)
+    for found in volume + snapshot:
+        assert (found.job_id is not None) == found.state.endswith("ing")
+    return (volume[0].state if volume else None, snapshot[0].state if snapshot else None)
+
+
+async def names(services: Services, **wanted: Any) -> list[str]:
+    page = await services.snapshots.list_snapshots(SnapshotFilter(**wanted), PageRequest("snapshots"))
+    return [snapshot.name for snapshot in page.items]
+
+
+async def all_rows(services: Services) -> list[Any]:
+    """All jobs, volumes and snapshots as they stand, to see that nothing has changed."""
+    tables = ("jobs", "volumes", "snapshots")
+    return [await sql(services, f"SELECT * FROM {table} ORDER BY id") for table in tables]
+
+
+def _past() -> Grant:
+    """Leave that any real job's goes before."""
+    return Grant(uuid4(), Fence(0, 0), math.inf)

@@ -1,0 +1,381 @@
+"""What users may ask of snapshots, and what stands in the rows before, during and after."""
+
+from uuid import uuid4
+
+import pytest
+
+from domain.errors import (
+    Invalid,
+    NameTaken,
+    SnapshotBusy,
+    SnapshotNotFound,
+    SnapshotUnusable,
+    UnknownBackend,
+    VolumeBusy,
+    VolumeHasSnapshots,
+    VolumeNotFound,
+    VolumeUnusable,
+)
+from domain.jobs.acceptance import AcceptedBefore, Key, Origin
+from domain.jobs.outcomes import Cancelled
+from domain.paging import PageRequest
+from domain.services import Services, open_services
+from domain.settings import Settings
+from domain.snapshots.repository import SnapshotFilter
+from domain.snapshots.states import SnapshotState
+from domain.volumes.growth import Growth
+from domain.volumes.service import NewVolume
+from tests.integration.job_builders import MIB, a_foreman, a_volume, set_job, sql, volume_row
+from tests.integration.snapshot_builders import (
+    OPERATIONS,
+    a_snapshot,
+    a_stored_volume,
+    all_rows,
+    attempted,
+    carried_out,
+    claimed,
+    given_up,
+    names,
+    requested,
+    snapshot_row,
+    states,
+)
+
+
+class TestTake:
+    async def test_volume_snapshot_and_job_come_together(self, services: Services) -> None:
+        volume = await a_volume(services, size=3 * MIB)
+        job = await services.snapshots.request_take(volume.id, "first", origin=Origin(caller="me"))
+        snapshot, found = await snapshot_row(services, job.snapshot_id), await volume_row(services, volume.id)
+
+        assert (snapshot["state"], snapshot["size"], snapshot["version"]) == ("taking", 3 * MIB, 1)
+        assert (found["state"], found["version"]) == ("snapshotting", 2)
+        assert {snapshot["job_id"], found["job_id"]} == {job.id}
+        assert (job.kind, job.volume_id, job.backend, job.created_by) == ("snapshot.take", volume.id, "memory", "me")
+        assert job.params == {"name": "first", "size": 3 * MIB, "fence": 1}
+
+    async def test_when_it_is_done_the_volume_is_as_before_and_the_snapshot_ready(self, services: Services) -> None:
+        volume = await a_stored_volume(services, size=2 * MIB)
+        job = await carried_out(services, await services.snapshots.request_take(volume.id, "first"))
+        snapshot, found = await snapshot_row(services, job.snapshot_id), await volume_row(services, volume.id)
+
+        assert (snapshot["state"], snapshot["size"], snapshot["version"]) == ("ready", 2 * MIB, 2)
+        assert (found["state"], found["size"], found["version"], found["job_id"]) == ("available", 2 * MIB, 3, None)
+        assert job.result == {"snapshot_id": str(job.snapshot_id), "volume_id": str(volume.id), "size": 2 * MIB}
+
+    async def test_a_backend_that_knows_no_sizes_takes_snapshots_of_the_size_in_the_row(
+        self, settings: Settings
+    ) -> None:
+        async with open_services(settings.model_copy(update={"backends": {"null": "null:"}})) as services:
+            volume = await a_volume(services, size=5 * MIB, backend="null")
+            job = await carried_out(services, await services.snapshots.request_take(volume.id, "first"))
+
+            assert (await snapshot_row(services, job.snapshot_id))["size"] == 5 * MIB
+            assert job.result is not None
+            assert job.result["size"] == 5 * MIB
+
+    async def test_a_name_is_taken_once_for_each_volume(self, services: Services) -> None:
+        one, other = await a_stored_volume(services), await a_stored_volume(services)
+        await carried_out(services, await services.snapshots.request_take(one.id, "same"))
+        await services.snapshots.request_take(other.id, "same")
+        before = await all_rows(services)
+        with pytest.raises(NameTaken, match="'same'") as refused:
+            await services.snapshots.request_take(one.id, "same")
+
+        assert refused.value.details == {"field": "name"}
+        assert await all_rows(services) == before
+
+    async def test_a_volume_that_is_busy_or_broken_or_gone_is_refused(self, services: Services) -> None:
+        volume = await a_volume(services)
+        job = await services.volumes.request_expand(volume.id, Growth(by=1))
+        with pytest.raises(VolumeBusy) as refused:
+            await services.snapshots.request_take(volume.id, "late")
+        assert refused.value.details["job_id"] == job.id
+        await sql(services, "UPDATE volumes SET state = 'error', job_id = NULL")
+        with pytest.raises(VolumeUnusable):
+            await services.snapshots.request_take(volume.id, "late")
+        with pytest.raises(VolumeNotFound):
+            await services.snapshots.request_take(uuid4(), "nowhere")
+
+    async def test_a_retry_takes_the_volume_as_it_is_now_and_not_what_was_left_behind(self, services: Services) -> None:
+        volume = await a_stored_volume(services)
+        job = await services.snapshots.request_take(volume.id, "first")
+        foreman, own = await claimed(services, job)
+        await attempted(services, own)
+        await foreman.settle(own, Cancelled({"size": MIB}))
+        await carried_out(services, await services.volumes.request_expand(volume.id, Growth(to=4 * MIB)))
+        again = await carried_out(services, await services.jobs.retry(job.id))
+
+        assert again.result is not None
+        assert again.result["size"] == 4 * MIB
+        assert (await snapshot_row(services, job.snapshot_id))["size"] == 4 * MIB
+
+    async def test_the_same_key_is_the_same_snapshot(self, services: Services) -> None:
+        volume = await a_volume(services)
+        origin = Origin("me", Key("k", "route", "fingerprint", lambda job: {"id": str(job.id)}))
+        job = await services.snapshots.request_take(volume.id, "first", origin=origin)
+        with pytest.raises(AcceptedBefore) as again:
+            await services.snapshots.request_take(volume.id, "first", origin=origin)
+
+        assert again.value.body == {"id": str(job.id)}
+        assert await sql(services, "SELECT count(*) FROM snapshots") == [(1,)]
+
+
+class TestRestore:
+    async def test_volume_and_snapshot_are_both_taken_and_the_fence_is_the_volumes(self, services: Services) -> None:
+        volume = await a_stored_volume(services)
+        await sql(services, "UPDATE volumes SET version = 7")
+        snapshot = await a_snapshot(services, volume)
+        job = await services.snapshots.request_restore(snapshot.id)
+
+        assert await states(services, job) == ("restoring", "restoring")
+        assert (job.volume_id, job.snapshot_id, job.params["fence"]) == (volume.id, snapshot.id, 8)
+
+    async def test_the_volume_keeps_its_present_size(self, services: Services) -> None:
+        volume = await a_stored_volume(services)
+        snapshot = await a_snapshot(services, volume)
+        await carried_out(services, await services.volumes.request_expand(volume.id, Growth(to=4 * MIB)))
+        job = await carried_out(services, await services.snapshots.request_restore(snapshot.id))
+
+        assert await states(services, job) == ("available", "ready")
+        assert (await volume_row(services, volume.id))["size"] == 4 * MIB
+        assert job.result == {"snapshot_id": str(snapshot.id), "volume_id": str(volume.id), "size": 4 * MIB}
+
+    async def test_while_it_runs_nothing_else_gets_at_either(self, services: Services) -> None:
+        volume = await a_stored_volume(services)
+        snapshot = await a_snapshot(services, volume)
+        job = await services.snapshots.request_restore(snapshot.id)
+        before = await all_rows(services)
+        with pytest.raises(VolumeBusy):
+            await services.snapshots.request_restore(snapshot.id)
+        with pytest.raises(SnapshotBusy) as not_deleted:
+            await services.snapshots.request_delete(snapshot.id)
+        with pytest.raises(SnapshotBusy) as not_cloned:
+            await services.snapshots.request_clone(snapshot.id, NewVolume("clone"))
+
+        assert {not_deleted.value.details["job_id"], not_cloned.value.details["job_id"]} == {job.id}
+        assert await all_rows(services) == before
+
+
+class TestDelete:
+    async def test_the_volume_is_not_touched_so_it_may_be_expanded_meanwhile(self, services: Services) -> None:
+        volume = await a_stored_volume(services)
+        snapshot = await a_snapshot(services, volume)
+        before = await volume_row(services, volume.id)
+        job = await services.snapshots.request_delete(snapshot.id)
+        assert await volume_row(services, volume.id) == before
+        expand = await services.volumes.request_expand(volume.id, Growth(by=MIB))
+
+        assert (job.volume_id, job.snapshot_id, job.backend) == (None, snapshot.id, "memory")
+        assert job.params == {"of_volume": str(volume.id), "fence": 2}
+        assert (await carried_out(services, expand)).status == "succeeded"
+        job = await carried_out(services, job)
+        assert job.result == {"snapshot_id": str(snapshot.id), "volume_id": str(volume.id)}
+        with pytest.raises(SnapshotNotFound):
+            await services.snapshots.get(snapshot.id)
+
+    async def test_after_its_last_snapshot_a_volume_can_be_deleted(self, services: Services) -> None:
+        volume = await a_stored_volume(services)
+        snapshot = await a_snapshot(services, volume)
+        with pytest.raises(VolumeHasSnapshots):
+            await services.volumes.request_delete(volume.id)
+        job = await services.snapshots.request_delete(snapshot.id)
+        with pytest.raises(VolumeHasSnapshots):
+            await services.volumes.request_delete(volume.id)
+        await carried_out(services, job)
+
+        assert (await carried_out(services, await services.volumes.request_delete(volume.id))).status == "succeeded"
+
+    async def test_its_name_can_be_used_again(self, services: Services) -> None:
+        volume = await a_stored_volume(services)
+        snapshot = await a_snapshot(services, volume, "same")
+        await carried_out(services, await services.snapshots.request_delete(snapshot.id))
+
+        assert (await services.snapshots.request_take(volume.id, "same")).snapshot_id != snapshot.id
+
+
+class TestClone:
+    async def test_a_new_volume_is_made_and_the_snapshot_is_not_to_go(self, services: Services) -> None:
+        volume = await a_stored_volume(services)
+        snapshot = await a_snapshot(services, volume)
+        wanted = NewVolume("clone", 2 * MIB, labels={"a": "b"})
+        job = await services.snapshots.request_clone(snapshot.id, wanted, origin=Origin(caller="me"))
+        clone = await volume_row(services, job.volume_id)
+
+        assert await states(services, job) == ("creating", "cloning")
+        assert (clone["name"], clone["backend"], clone["labels"]) == ("clone", "memory", {"a": "b"})
+        assert (job.snapshot_id, job.backend, job.created_by) == (snapshot.id, "memory", "me")
+        assert job.params == {"of_volume": str(volume.id), "size": 2 * MIB, "fence": 1}
+        with pytest.raises(SnapshotBusy) as refused:
+            await services.snapshots.request_delete(snapshot.id)
+        assert refused.value.details["job_id"] == job.id
+
+        job = await carried_out(services, job)
+        assert await states(services, job) == ("available", "ready")
+        assert job.result == {"snapshot_id": str(snapshot.id), "volume_id": str(job.volume_id), "size": 2 * MIB}
+
+    async def test_without_a_size_it_is_as_large_as_the_snapshot(self, services: Services) -> None:
+        snapshot = await a_snapshot(services, await a_stored_volume(services, size=3 * MIB))
+        job = await carried_out(services, await services.snapshots.request_clone(snapshot.id, NewVolume("clone")))
+
+        assert (await volume_row(services, job.volume_id))["size"] == 3 * MIB
+
+    @pytest.mark.parametrize(
+        ("wanted", "refusal", "field"),
+        [
+            (NewVolume("clone", MIB - 1), Invalid, "size"),
+            (NewVolume("clone", backend="tape"), UnknownBackend, "backend"),
+            (NewVolume("clone", backend="other"), Invalid, "backend"),
+        ],
+    )
+    async def test_what_cannot_be_is_refused_with_the_field_that_says_so(
+        self, settings: Settings, wanted: NewVolume, refusal: type[Invalid], field: str
+    ) -> None:
+        backends = {"memory": "memory:", "other": "memory:"}
+        async with open_services(settings.model_copy(update={"backends": backends})) as services:
+            snapshot = await a_snapshot(services, await a_stored_volume(services))
+            before = await all_rows(services)
+            with pytest.raises(refusal) as refused:
+                await services.snapshots.request_clone(snapshot.id, wanted)
+
+            assert type(refused.value) is refusal
+            assert refused.value.details["field"] == field
+            assert await all_rows(services) == before
+
+    async def test_a_name_that_is_taken_leaves_the_snapshot_alone(self, services: Services) -> None:
+        snapshot = await a_snapshot(services, await a_stored_volume(services))
+        await a_volume(services, name="mine")
+        before = await all_rows(services)
+        with pytest.raises(NameTaken):
+            await services.snapshots.request_clone(snapshot.id, NewVolume("mine"))
+
+        assert await all_rows(services) == before
+
+    async def test_the_snapshot_is_at_rest_only_after_the_last_of_several(self, services: Services) -> None:
+        snapshot = await a_snapshot(services, await a_stored_volume(services))
+        requests = [await services.snapshots.request_clone(snapshot.id, NewVolume(f"c{n}")) for n in range(3)]
+        seen = []
+        for job in requests[2], requests[0], requests[1]:
+            await carried_out(services, job)
+            found = await snapshot_row(services, snapshot.id)
+            seen.append((found["state"], found["job_id"]))
+
+        assert seen == [("cloning", requests[0].id), ("cloning", requests[1].id), ("ready", None)]
+        assert (await snapshot_row(services, snapshot.id))["version"] == 1 + 3 + 3
+
+    async def test_a_clone_that_is_given_up_does_not_take_the_snapshot_from_the_others(
+        self, services: Services
+    ) -> None:
+        snapshot = await a_snapshot(services, await a_stored_volume(services))
+        lost, kept = [await services.snapshots.request_clone(snapshot.id, NewVolume(name)) for name in ("a", "b")]
+        assert await states(services, await given_up(services, lost)) == ("error", "cloning")
+        with pytest.raises(SnapshotBusy) as refused:
+            await services.snapshots.request_delete(snapshot.id)
+
+        assert refused.value.details["job_id"] == kept.id
+        assert await states(services, await services.jobs.cancel(kept.id)) == ("error", "ready")
+
+    async def test_a_clone_outlives_its_snapshot(self, services: Services) -> None:
+        volume = await a_stored_volume(services)
+        snapshot = await a_snapshot(services, volume)
+        job = await carried_out(services, await services.snapshots.request_clone(snapshot.id, NewVolume("clone")))
+        await carried_out(services, await services.snapshots.request_delete(snapshot.id))
+        await carried_out(services, await services.volumes.request_delete(volume.id))
+
+        assert job.volume_id is not None
+        expand = await services.volumes.request_expand(job.volume_id, Growth(by=MIB))
+        assert (await carried_out(services, expand)).status == "succeeded"
+
+    async def test_a_volume_that_is_no_clone_needs_a_size(self, services: Services) -> None:
+        with pytest.raises(Invalid) as refused:
+            await services.volumes.request_create(NewVolume("sizeless"))
+
+        assert refused.value.details == {"field": "size"}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in OPERATIONS if kind != "snapshot.take"])
+async def test_a_snapshot_that_is_gone_or_not_yet_there_is_refused(services: Services, kind: str) -> None:
+    volume = await a_stored_volume(services)
+    snapshot = await a_snapshot(services, volume)
+    await sql(services, "UPDATE snapshots SET state = 'taking', job_id = id")
+    before = await all_rows(services)
+    with pytest.raises(SnapshotBusy) as refused:
+        await requested(services, kind, volume, snapshot)
+
+    assert refused.value.details == {"job_id": snapshot.id, "state": "taking"}
+    assert await all_rows(services) == before
+    await sql(services, "DELETE FROM snapshots")
+    with pytest.raises(SnapshotNotFound):
+        await requested(services, kind, volume, snapshot)
+
+
+@pytest.mark.parametrize("kind", ["snapshot.restore", "snapshot.clone"])
+async def test_a_snapshot_in_error_can_only_be_deleted(services: Services, kind: str) -> None:
+    volume = await a_stored_volume(services)
+    snapshot = await a_snapshot(services, volume)
+    await sql(services, "UPDATE snapshots SET state = 'error'")
+    with pytest.raises(SnapshotUnusable):
+        await requested(services, kind, volume, snapshot)
+
+    assert (await requested(services, "snapshot.delete", volume, snapshot)).status == "queued"
+
+
+@pytest.mark.parametrize("kind", OPERATIONS)
+async def test_a_retry_has_a_higher_fence_and_the_same_aim(services: Services, kind: str) -> None:
+    volume = await a_stored_volume(services)
+    old = await given_up(services, await requested(services, kind, volume))
+    new = await services.jobs.retry(old.id)
+
+    assert (new.kind, new.retry_of, new.volume_id, new.snapshot_id) == (kind, old.id, old.volume_id, old.snapshot_id)
+    assert new.fence > (old.params["fence"] + 1, 0)
+    assert {**new.params, "fence": 0} == {**old.params, "fence": 0}
+    assert (await carried_out(services, new)).status == "succeeded"
+
+
+async def test_a_job_whose_snapshot_is_in_other_hands_cannot_be_recorded(services: Services) -> None:
+    job = await requested(services, "snapshot.restore", await a_stored_volume(services))
+    await sql(services, "UPDATE snapshots SET job_id = :other", other=uuid4())
+    with pytest.raises(RuntimeError, match="not held by the jobs that end"):
+        await carried_out(services, job)
+
+    assert (await volume_row(services, job.volume_id))["state"] == "restoring"
+
+
+async def test_a_job_that_killed_every_worker_is_buried_and_leaves_nothing_stuck(services: Services) -> None:
+    jobs = [await requested(services, kind, await a_stored_volume(services)) for kind in OPERATIONS]
+    for job in jobs:
+        await set_job(
+            services,
+            job.id,
+            "status = 'running', attempt = 100, started_at = now(), lease_expires_at = now() - interval '1 second'",
+        )
+    await a_foreman(services).rescue()
+
+    assert [await states(services, job) for job in jobs] == [
+        ("available", "error"),
+        ("available", "ready"),
+        (None, "error"),
+        ("error", "ready"),
+    ]
+
+
+class TestLists:
+    async def test_they_are_filtered_and_paged_newest_first(self, services: Services) -> None:
+        one, other = await a_stored_volume(services), await a_stored_volume(services)
+        for name in "abc":
+            await a_snapshot(services, one, name)
+        await a_snapshot(services, other, "a")
+        await sql(services, "UPDATE snapshots SET state = 'error' WHERE name = 'b'")
+
+        assert await names(services) == ["a", "c", "b", "a"]
+        assert await names(services, volume_id=one.id) == ["c", "b", "a"]
+        assert await names(services, name="a") == ["a", "a"]
+        assert await names(services, state=SnapshotState.ERROR) == ["b"]
+        first = await services.snapshots.list_snapshots(SnapshotFilter(), PageRequest("snapshots", limit=3))
+        rest = PageRequest("snapshots", limit=3, cursor=first.next_cursor)
+        last = await services.snapshots.list_snapshots(SnapshotFilter(), rest)
+        assert ([snapshot.name for snapshot in last.items], last.next_cursor) == (["a"], None)
+
+    async def test_what_nobody_knows_is_not_found(self, services: Services) -> None:
+        with pytest.raises(SnapshotNotFound):
+            await services.snapshots.get(uuid4())

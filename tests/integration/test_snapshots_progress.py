@@ -1,0 +1,114 @@
+"""How far a copy is stands in the job's row: written down with the lease, and at the end all of it."""
+
+from uuid import uuid4
+
+import pytest
+
+from domain.jobs.foreman import Foreman
+from domain.jobs.leases import Progress
+from domain.jobs.model import Job
+from domain.jobs.outcomes import Done, RetryAt
+from domain.services import Services
+from tests.integration.job_builders import a_foreman, a_queued_expand, a_volume, row
+from tests.integration.snapshot_builders import claimed, copied
+
+
+@pytest.fixture
+async def at_work(services: Services) -> tuple[Foreman, Job]:
+    """A snapshot that is being taken, by a worker that can be asked to say so."""
+    volume = await a_volume(services)
+    return await claimed(services, await services.snapshots.request_take(volume.id, "first"))
+
+
+def progress(job: Job) -> tuple[int | None, ...]:
+    return (job.total, job.succeeded, job.failed, job.skipped)
+
+
+async def test_at_first_nobody_knows(services: Services, at_work: tuple[Foreman, Job]) -> None:
+    foreman, job = at_work
+    await foreman.renew([job.id])
+    found = await row(services, job.id)
+
+    assert progress(found) == (None, None, None, None)
+    assert found.version == job.version
+
+
+async def test_a_renewal_writes_down_how_far_it_is(services: Services, at_work: tuple[Foreman, Job]) -> None:
+    foreman, job = at_work
+    await foreman.renew([job.id], {job.id: Progress(3, 10)})
+    found = await row(services, job.id)
+
+    assert progress(found) == (10, 3, 0, 0)
+    assert found.version == job.version + 1, "the ETag has moved"
+
+
+async def test_only_a_change_is_a_new_version(services: Services, at_work: tuple[Foreman, Job]) -> None:
+    foreman, job = at_work
+    for done in (3, 3, 3, 7):
+        await foreman.renew([job.id], {job.id: Progress(done, 10)})
+    await foreman.renew([job.id])
+    found = await row(services, job.id)
+
+    assert progress(found) == (10, 7, 0, 0)
+    assert found.version == job.version + 2
+
+
+async def test_what_copies_nothing_is_renewed_beside_it(services: Services, at_work: tuple[Foreman, Job]) -> None:
+    foreman, job = at_work
+    claim = await foreman.claim((await a_queued_expand(services)).ring)
+    assert claim is not None
+    renewals, _ = await foreman.renew([job.id, claim.job.id], {job.id: Progress(1, 2)})
+    found = await row(services, claim.job.id)
+
+    assert {renewal.job_id for renewal in renewals} == {job.id, claim.job.id}
+    assert (progress(found), found.version) == ((None,) * 4, claim.job.version)
+
+
+async def test_whoever_lost_the_job_writes_nothing_down(services: Services, at_work: tuple[Foreman, Job]) -> None:
+    _, job = at_work
+    renewals, _ = await a_foreman(services).renew([job.id, uuid4()], {job.id: Progress(9, 10)})
+
+    assert list(renewals) == []
+    assert progress(await row(services, job.id)) == (None,) * 4
+
+
+@pytest.mark.parametrize(
+    ("seen", "copied_in_the_end", "expected"),
+    [
+        (None, 10, (10, 10, 0, 0)),
+        (Progress(3, 10), 10, (10, 10, 0, 0)),
+        (Progress(3, 10), None, (10, 10, 0, 0)),
+        (Progress(3, 10), 12, (12, 12, 0, 0)),
+        (None, None, (None,) * 4),
+    ],
+    ids=["too short to be seen", "seen", "copied by an earlier attempt", "grown meanwhile", "nothing to copy"],
+)
+async def test_in_the_end_it_is_all_of_it(
+    services: Services,
+    at_work: tuple[Foreman, Job],
+    seen: Progress | None,
+    copied_in_the_end: int | None,
+    expected: tuple[int | None, ...],
+) -> None:
+    foreman, job = at_work
+    await foreman.renew([job.id], {job.id: seen} if seen else {})
+    await foreman.settle(job, copied(job, copied_in_the_end))
+
+    assert progress(await row(services, job.id)) == expected
+
+
+async def test_an_attempt_that_failed_leaves_what_was_seen_of_it(
+    services: Services, at_work: tuple[Foreman, Job]
+) -> None:
+    foreman, job = at_work
+    await foreman.renew([job.id], {job.id: Progress(3, 10)})
+    await foreman.settle(job, RetryAt(0, {}))
+
+    assert progress(await row(services, job.id)) == (10, 3, 0, 0)
+
+
+async def test_other_jobs_have_no_progress_of_this_kind(services: Services) -> None:
+    foreman, job = await claimed(services, await a_queued_expand(services))
+    await foreman.settle(job, Done({"volume_id": str(job.volume_id)}))
+
+    assert progress(await row(services, job.id)) == (None,) * 4

@@ -80,6 +80,18 @@ async def test_a_job_that_waits_for_its_next_try_is_rung_at_once_for_its_end(ser
     assert again.job.cancel_requested_at is not None
 
 
+async def test_if_that_ring_is_lost_it_is_found_before_the_next_try_would_come(services: Services) -> None:
+    job, foreman = await a_queued_expand(services), a_foreman(services)
+    claim = await foreman.claim(job.ring)
+    assert claim is not None
+    await foreman.settle(claim.job, RetryAt(1000, {}))
+    await services.jobs.cancel(job.id)
+    await services.queue.redis.flushall()
+    await set_job(services, job.id, "rung_at = now() - interval '1 minute'")
+
+    assert await foreman.ring_lost() == 1
+
+
 async def test_a_job_that_was_rescued_may_have_left_traces_so_a_worker_ends_it(services: Services) -> None:
     job = await a_queued_expand(services)
     await a_foreman(services).claim(job.ring)

@@ -2,6 +2,8 @@
 
 import asyncio
 
+from sqlalchemy import text
+
 from domain.jobs.foreman import Foreman
 from domain.jobs.leases import LAST_CHANCES
 from domain.jobs.model import Job
@@ -87,6 +89,19 @@ async def test_many_who_rescue_at_once_rescue_each_job_once(services: Services) 
 
     assert sum(rescued) == 20
     assert await sql(services, "SELECT DISTINCT status, rings, attempt FROM jobs") == [("queued", 1, 1)]
+
+
+async def test_an_orphan_that_somebody_else_deals_with_is_passed_over_without_waiting(services: Services) -> None:
+    foreman = a_foreman(services)
+    jobs = [await at_work(services, foreman) for _ in range(2)]
+    await run_out(services, *(job.id for job in jobs))
+    async with services.database.transaction() as session:
+        await session.execute(text("SELECT id FROM jobs WHERE id = :id FOR UPDATE"), {"id": jobs[0].id})
+        async with asyncio.timeout(4):
+            rescued = await asyncio.create_task(a_foreman(services).rescue())
+
+    assert rescued == 1
+    assert (await row(services, jobs[0].id)).status == "running"
 
 
 async def test_after_its_attempts_an_orphan_gets_some_last_chances(services: Services) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import redis
+from sqlalchemy import text
 
 from domain.jobs.queue import QUEUE_NAME, QueueUnavailable, message_id
 from domain.services import Services, open_services
@@ -102,6 +103,16 @@ async def test_what_is_due_is_rung_once_by_many_who_look(services: Services, bel
     rung = await asyncio.gather(*(a_foreman(services).ring_due() for _ in range(4)))
 
     assert sum(rung) == len(messages(bell)) == 50
+
+
+async def test_what_somebody_else_is_ringing_is_passed_over_without_waiting(services: Services) -> None:
+    await queued_jobs(services, 50)
+    async with services.database.transaction() as session:
+        await session.execute(text("SELECT id FROM jobs LIMIT 10 FOR UPDATE"))
+        async with asyncio.timeout(4):
+            lost = await asyncio.create_task(a_foreman(services).ring_lost())
+
+    assert lost == 40
 
 
 async def test_running_and_ended_jobs_are_not_rung(services: Services, bell: redis.Redis) -> None:

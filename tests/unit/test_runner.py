@@ -94,8 +94,9 @@ class TestClaim:
         runner = a_runner(FakeForeman(job), faulty(f"gate={closed_gate(tmp_path)}"), queue=queue)
         await queue.ring([job.ring])
         answer = asyncio.create_task(runner.answer(job.ring))
-        while await redis.keys("*"):
-            await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            while await redis.keys("*"):
+                await asyncio.sleep(0)
 
         assert job.id in runner.running
         await runner.close()

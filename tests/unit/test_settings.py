@@ -78,6 +78,7 @@ def test_the_environment_wins_over_dotenv(bare: Path, monkeypatch: pytest.Monkey
         ("CISTERN_MAX_ATTEMPTS", "101"),
         ("CISTERN_LOG_FORMAT", "xml"),
         ("CISTERN_LOG_LEVEL", "loud"),
+        ("CISTERN_BACKENDS", "file:volumes"),
         ("CISTERN_BACKENDS", "[1]"),
         ("CISTERN_BACKENDS", '{"a": 1}'),
     ],

@@ -1,0 +1,232 @@
+"""However a job on a snapshot ends, volume and snapshot are left as the design's table says, and never stuck."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from domain.jobs.model import Job
+from domain.services import open_services
+from domain.settings import Settings
+from tests.integration.conftest import Working
+from tests.integration.job_builders import MIB, ended, volume_row
+from tests.integration.snapshot_builders import (
+    OPERATIONS,
+    a_snapshot,
+    a_stored_volume,
+    done,
+    path,
+    read,
+    requested,
+    states,
+    write,
+)
+from tests.integration.test_ways_out import ATTEMPTS, Place, at_work, waits_for_a_retry
+
+OLD, NEW = b"old!" * (MIB // 4), b"new?" * (MIB // 4)
+
+#: What the design's table says of a job that came to nothing: the state of its volume (a clone's is the new one,
+#: a delete has none) and of its snapshot.
+LEFT = {
+    "snapshot.take": ("available", "error"),
+    "snapshot.restore": ("available", "ready"),
+    "snapshot.delete": (None, "error"),
+    "snapshot.clone": ("error", "ready"),
+}
+SUCCEEDED = {
+    "snapshot.take": ("available", "ready"),
+    "snapshot.restore": ("available", "ready"),
+    "snapshot.delete": (None, None),
+    "snapshot.clone": ("available", "ready"),
+}
+
+Way = Callable[[Place, Working, str], Awaitable[Job]]
+
+
+@pytest.fixture
+async def place(settings: Settings, tmp_path: Path) -> AsyncIterator[Place]:
+    """Services over a disk that can be made to fail."""
+    options = f"fail=@{tmp_path}/fail&fail_after=@{tmp_path}/fail_after&gate={tmp_path}/gate"
+    backends = {"disk": f"faulty+file:{tmp_path}/disk?{options}"}
+    faulty = settings.model_copy(update={"backends": backends, "max_attempts": ATTEMPTS})
+    async with open_services(faulty) as services:
+        yield Place(services, faulty, tmp_path)
+
+
+async def asked(place: Place, kind: str) -> Job:
+    """Ask for an operation on a volume with new bytes, whose snapshot (unless it is to be taken) has the old ones."""
+    volume = await a_stored_volume(place.services, content=OLD, backend="disk")
+    snapshot = None if kind == "snapshot.take" else await a_snapshot(place.services, volume)
+    write(place.services, volume.id, NEW)
+    return await requested(place.services, kind, volume, snapshot)
+
+
+def source(job: Job) -> UUID:
+    """The volume that the snapshot is of."""
+    return UUID(job.params["of_volume"]) if "of_volume" in job.params else job.volume_id or UUID(int=0)
+
+
+def failing(kind: str, code: str) -> str:
+    return f"{OPERATIONS[kind]}:{code}"
+
+
+async def given_up_for_good(place: Place, working: Working, kind: str) -> Job:
+    job = await asked(place, kind)
+    place.fail(failing(kind, "storage-full"))
+    async with working(place.settings):
+        job = await ended(place.services, job.id)
+    assert (job.status, job.attempt, (job.error or {})["code"]) == ("failed", 1, "storage-full")
+    return job
+
+
+async def given_up_after_all_attempts(place: Place, working: Working, kind: str) -> Job:
+    job = await asked(place, kind)
+    place.fail(failing(kind, "storage-unavailable"))
+    async with working(place.settings):
+        job = await ended(place.services, job.id)
+    assert (job.status, job.attempt, (job.error or {})["code"]) == ("failed", ATTEMPTS, "storage-unavailable")
+    return job
+
+
+async def cancelled_before_the_work(place: Place, _: Working, kind: str) -> Job:
+    job = await place.services.jobs.cancel((await asked(place, kind)).id)
+    assert (job.status, job.attempt) == ("cancelled", 0)
+    return job
+
+
+async def cancelled_during_the_work(place: Place, working: Working, kind: str) -> Job:
+    job = await asked(place, kind)
+    place.gate.touch()
+    async with working(place.settings):
+        await at_work(place, job)
+        await place.services.jobs.cancel(job.id)
+        job = await ended(place.services, job.id)
+    place.gate.unlink()
+    assert job.status == "cancelled"
+    return job
+
+
+async def cancelled_between_two_tries(place: Place, working: Working, kind: str) -> Job:
+    job = await asked(place, kind)
+    place.fail(failing(kind, "storage-unavailable"))
+    async with working(place.settings.model_copy(update={"retry_seconds": 3600.0})):
+        await waits_for_a_retry(place, job)
+        await place.services.jobs.cancel(job.id)
+        job = await ended(place.services, job.id)
+    assert job.status == "cancelled"
+    return job
+
+
+WAYS = (
+    given_up_for_good,
+    given_up_after_all_attempts,
+    cancelled_before_the_work,
+    cancelled_during_the_work,
+    cancelled_between_two_tries,
+)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("kind", OPERATIONS)
+async def test_a_job_that_comes_to_nothing_leaves_all_as_the_design_says_and_can_be_retried(
+    place: Place, working: Working, kind: str, way: Way
+) -> None:
+    job = await way(place, working, kind)
+    assert await states(place.services, job) == LEFT[kind]
+    volume = await volume_row(place.services, source(job))
+    assert (volume["state"], volume["size"]) == ("available", MIB)
+    assert read(place.services, source(job)) == NEW, "nothing was published"
+    assert unpublished(place, source(job)) == []
+
+    place.heal()
+    retry = await place.services.jobs.retry(job.id)
+    async with working(place.settings):
+        await done(place.services, retry)
+    assert await states(place.services, retry) == SUCCEEDED[kind]
+    assert read(place.services, source(job)) == (OLD if kind == "snapshot.restore" else NEW)
+    if kind == "snapshot.clone":
+        assert read(place.services, job.volume_id) == OLD
+
+
+@pytest.mark.parametrize("kind", OPERATIONS)
+async def test_what_came_to_nothing_can_be_deleted_and_then_all_the_rest(
+    place: Place, working: Working, kind: str
+) -> None:
+    job = await given_up_for_good(place, working, kind)
+    place.heal()
+    assert job.snapshot_id is not None
+    async with working(place.settings):
+        await done(place.services, await place.services.snapshots.request_delete(job.snapshot_id))
+        for volume_id in {source(job), job.volume_id} - {None}:
+            await done(place.services, await place.services.volumes.request_delete(volume_id or source(job)))
+
+    left = {found.name for found in (place.folder / "disk").iterdir()}
+    assert left == {".fences", ".trash"}
+
+
+async def test_a_snapshot_taken_but_then_failed_is_an_error_and_its_retry_has_the_bytes_of_then(
+    place: Place, working: Working
+) -> None:
+    job = await asked(place, "snapshot.take")
+    place.fail(failing(job.kind, "storage-denied"), after=True)
+    async with working(place.settings):
+        job = await ended(place.services, job.id)
+        assert await states(place.services, job) == ("available", "error")
+        place.heal()
+        write(place.services, job.volume_id, OLD)
+        await done(place.services, await place.services.jobs.retry(job.id))
+
+    kept = path(place.services, job.volume_id).parent / "snapshots" / str(job.snapshot_id)
+    assert kept.read_bytes() == OLD
+
+
+async def test_a_restore_that_failed_after_it_was_published_is_whole(place: Place, working: Working) -> None:
+    job = await asked(place, "snapshot.restore")
+    place.fail(failing(job.kind, "storage-denied"), after=True)
+    async with working(place.settings):
+        job = await ended(place.services, job.id)
+
+    assert job.status == "failed"
+    assert await states(place.services, job) == ("available", "ready")
+    assert read(place.services, job.volume_id) == OLD
+
+
+async def test_a_clone_that_failed_after_it_was_published_is_an_error_with_its_size(
+    place: Place, working: Working
+) -> None:
+    job = await asked(place, "snapshot.clone")
+    place.fail(failing(job.kind, "storage-denied"), after=True)
+    async with working(place.settings):
+        job = await ended(place.services, job.id)
+        assert await states(place.services, job) == ("error", "ready")
+        assert (await volume_row(place.services, job.volume_id))["size"] == place.size_on_disk(job.volume_id)
+        place.heal()
+        assert job.volume_id is not None
+        await done(place.services, await place.services.volumes.request_delete(job.volume_id))
+
+
+async def test_where_even_the_seal_fails_nothing_is_stuck(place: Place, working: Working) -> None:
+    jobs = [await asked(place, kind) for kind in OPERATIONS]
+    place.fail("*:storage-denied")
+    async with working(place.settings):
+        jobs = [await ended(place.services, job.id) for job in jobs]
+
+    assert {job.status for job in jobs} == {"failed"}
+    assert [await states(place.services, job) for job in jobs] == [LEFT[job.kind] for job in jobs]
+
+
+@pytest.mark.parametrize("kind", OPERATIONS)
+async def test_a_failure_that_passes_costs_attempts_and_nothing_else(place: Place, working: Working, kind: str) -> None:
+    job = await asked(place, kind)
+    place.fail(f"{failing(kind, 'storage-unavailable')}*{ATTEMPTS - 1}")
+    async with working(place.settings):
+        job = await done(place.services, job)
+
+    assert (job.attempt, job.rings) == (ATTEMPTS, ATTEMPTS - 1)
+    assert await states(place.services, job) == SUCCEEDED[kind]
+
+
+def unpublished(place: Place, volume_id: UUID) -> list[Path]:
+    """Drafts that nobody swept."""
+    return [*(place.folder / "disk" / str(volume_id)).rglob("*.tmp")]

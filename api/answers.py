@@ -1,18 +1,16 @@
 """How a request that became a job is answered: 202, where to look, and when; with patience if the client has it."""
 
 from contextlib import suppress
-from typing import Annotated, Final
+from typing import Annotated
 
 from fastapi import Depends, Response
 
 from api.dependencies import Front, Wait
-from api.problems import RETRY_SECONDS
+from api.idempotency import where_to_look
 from api.v1.schemas import JobOut
 from domain.errors import NotFound, Unavailable
 from domain.jobs.model import Job
 from domain.services import Services
-
-JOBS_AT: Final = "/api/v1/jobs"
 
 
 class Acceptance:
@@ -25,8 +23,7 @@ class Acceptance:
 
     async def __call__(self, job: Job) -> JobOut:
         """Say where the job is, after waiting for its end if that was asked for."""
-        self._headers["Location"] = f"{JOBS_AT}/{job.id}"
-        self._headers["Retry-After"] = str(RETRY_SECONDS)
+        self._headers.update(where_to_look(str(job.id)))
         # The job is accepted: whatever happens to the waiting, the client must learn its id.
         with suppress(Unavailable, NotFound):
             job = await self.patiently(job)

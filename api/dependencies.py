@@ -7,10 +7,13 @@ from fastapi import Depends, Header, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 
 from api.absent import HEADER_TEXT
+from api.idempotency import KeyHeader, key_of
 from api.waiting import wished_wait
+from domain.expansion.service import ExpansionService
 from domain.jobs.acceptance import Origin
 from domain.jobs.service import JobService
 from domain.services import Services
+from domain.snapshots.service import SnapshotService
 from domain.volumes.service import VolumeService
 
 _CALLER: Final = re.compile(r"[\x20-\x7e]{1,128}")
@@ -29,19 +32,30 @@ async def _volumes(services: Front) -> VolumeService:
     return services.volumes
 
 
+async def _snapshots(services: Front) -> SnapshotService:
+    return services.snapshots
+
+
+async def _expansion(services: Front) -> ExpansionService:
+    return services.expansion
+
+
 async def _jobs(services: Front) -> JobService:
     return services.jobs
 
 
 async def _origin(
+    request: Request,
     x_cistern_caller: Annotated[
         str | None,
         Header(description="Who asks, in up to 128 ASCII characters; kept as `created_by`."),
         HEADER_TEXT,
     ] = None,
+    idempotency_key: KeyHeader = None,
 ) -> Origin:
     """Believe what the client says of itself; a name that cannot be kept is as good as none."""
-    return Origin(x_cistern_caller if x_cistern_caller and _CALLER.fullmatch(x_cistern_caller) else None)
+    caller = x_cistern_caller if x_cistern_caller and _CALLER.fullmatch(x_cistern_caller) else None
+    return Origin(caller, await key_of(request, idempotency_key))
 
 
 async def _wait(
@@ -71,6 +85,8 @@ JsonBody = Depends(json_body)
 NoQuery = Depends(no_query)
 
 Volumes = Annotated[VolumeService, Depends(_volumes)]
+Snapshots = Annotated[SnapshotService, Depends(_snapshots)]
+Expansion = Annotated[ExpansionService, Depends(_expansion)]
 Jobs = Annotated[JobService, Depends(_jobs)]
 Asked = Annotated[Origin, Depends(_origin)]
 Wait = Annotated[int | None, Depends(_wait)]

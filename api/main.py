@@ -9,7 +9,9 @@ from starlette.middleware import Middleware
 from api import catalogue, health, refusals
 from api.edge import BodyLimit, PlainStartup, RequestContext
 from api.openapi import document
-from api.v1 import router as v1_router
+from api.v0.routes import install as install_v0
+from api.v0.routes import router as v0_router
+from api.v1.routes import router as v1_router
 from domain.logs import configure_logging
 from domain.services import Services, open_services
 from domain.settings import load_settings
@@ -57,7 +59,8 @@ def create_app(opening: Opening = from_environment) -> FastAPI:
         redoc_url=None,
     )
     refusals.install(app)
-    for router in (v1_router, health.router, catalogue.router):
+    install_v0(app)
+    for router in (v1_router, v0_router, health.router, catalogue.router):
         app.include_router(router)
     document(app)
     return app

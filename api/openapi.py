@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from api.problems import INTERNAL, MEDIA_TYPE, Problem, ProblemType, http_type, type_of
-from domain.errors import CisternError, DatabaseUnavailable, Invalid
+from domain.errors import CisternError, DatabaseUnavailable, IdempotencyKeyReused, Invalid
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -33,20 +33,28 @@ ACCEPTED: Final[Responses] = {
             "Location": _header("The job."),
             "Retry-After": _RETRY_AFTER,
             "Preference-Applied": _APPLIED,
+            "Idempotency-Replayed": _header("`true` if this is the first answer again."),
         },
     }
 }
-POLLED: Final[Responses] = {
-    200: {
-        "description": "The job as it is now.",
-        "headers": {
-            "ETag": _header("Changes whenever the job does."),
-            "Retry-After": _RETRY_AFTER | {"description": "On a job that has not ended: ask again then, in seconds."},
-            "Preference-Applied": _APPLIED,
-        },
-    },
-    304: {"description": "The job has not changed."},
+POLLED: Final = {
+    "Retry-After": _RETRY_AFTER | {"description": "On a job that has not ended: ask again then, in seconds."},
+    "Preference-Applied": _APPLIED,
 }
+
+
+def shown(thing: str, **headers: Any) -> Responses:
+    """Declare how a thing is shown that a client may have seen before."""
+    tag = {"ETag": _header(f"Changes whenever the {thing} does.")}
+    return {
+        200: {"description": f"The {thing} as it is now.", "headers": tag | headers},
+        304: {"description": f"The {thing} has not changed."},
+    }
+
+
+def accepts(*reasons: type[CisternError] | ProblemType) -> Responses:
+    """Declare that a route accepts jobs, and why it may refuse."""
+    return ACCEPTED | refusals(*reasons, IdempotencyKeyReused)
 
 
 def refusals(*reasons: type[CisternError] | ProblemType) -> Responses:

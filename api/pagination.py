@@ -33,7 +33,7 @@ class PageQuery(BaseModel):
 
 
 class Paginated(BaseModel, Generic[Shape]):
-    """One page, newest first."""
+    """One page."""
 
     items: list[Shape]
     next_cursor: str | None = Field(description="Asks for the next page; null on the last one.")

@@ -60,6 +60,7 @@ _STATUSES: Final[dict[type[errors.CisternError], tuple[int, str]]] = {
 }
 
 INTERNAL: Final = ProblemType(500, "internal", "Internal error")
+JOB_FAILED: Final = ProblemType(424, "job-failed", "Job failed")
 GROWTH_REQUIRED: Final = ProblemType(422, "growth-required", "Growth is required")
 
 #: What is refused before any use case is asked.
@@ -78,6 +79,7 @@ _PROPER: Final = {
     for problem in (
         *_HTTP.values(),
         GROWTH_REQUIRED,
+        JOB_FAILED,
         *(ProblemType(status, error.code, title) for error, (status, title) in _STATUSES.items()),
     )
 }

@@ -11,8 +11,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 
+from api.idempotency import repeat
 from api.problems import CATALOGUE, INTERNAL, http_type, problem_response, type_of
 from domain.errors import CisternError
+from domain.jobs.acceptance import AcceptedBefore
 
 _MOST_ERRORS: Final = 20
 _LONGEST_FIELD: Final = 100
@@ -32,6 +34,7 @@ log = structlog.get_logger(__name__)
 def install(app: FastAPI) -> None:
     """Make every refusal a problem."""
     app.add_exception_handler(CisternError, _refused)
+    app.add_exception_handler(AcceptedBefore, repeat)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
 

@@ -1,21 +1,21 @@
-"""Keyset pages, newest first, over ids that grow with time (UUIDv7), behind an opaque cursor."""
+"""Keyset pages behind an opaque cursor: newest first over ids that grow with time (UUIDv7), or upwards over others."""
 
 import hashlib
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Final, Generic, TypeVar
 from uuid import UUID
 
-from domain.database import Entity
+from domain.database import Base
 from domain.errors import BadCursor
 
 DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 200
 _MARK_BYTES: Final = 8
 
-
-Row = TypeVar("Row", bound=Entity)
+Row = TypeVar("Row", bound=Base)
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,23 @@ class PageRequest:
             raise BadCursor(field="cursor")
         return key
 
-    def page(self, rows: Sequence[Row]) -> Page[Row]:
-        """Make the page of ``rows``, of which there is one more than asked for unless it is the last page."""
+    @property
+    def after(self) -> UUID | None:
+        """The id above which this page starts, in a list that goes upwards.
+
+        Raises:
+            BadCursor: this list did not give the cursor out.
+        """
+        return self.before
+
+    def page(self, rows: Sequence[Row], *, by: Callable[[Row], UUID] = attrgetter("id")) -> Page[Row]:
+        """Make the page of ``rows``, of which there is one more than asked for unless it is the last page.
+
+        ``by`` tells the id that the list is ordered by.
+        """
         items = list(rows[: self.limit])
         more = len(rows) > self.limit
-        return Page(items, _cursor(self.scope, items[-1].id) if more else None)
+        return Page(items, _cursor(self.scope, by(items[-1])) if more else None)
 
 
 def _mark(scope: str) -> bytes:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
+from uuid import UUID
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, StringConstraints, WithJsonSchema
 
@@ -19,6 +20,10 @@ LABEL_VALUE: Final = r"[^\x00-\x1f\x7f-\x9f]{0,256}"
 SIZE_PATTERN: Final = r"^([0-9]{1,15} ?[Bb]?|[0-9]{1,9}([.][0-9]{1,3})? ?[KMGTkmgt][Ii]?[Bb])$"
 #: A hundred times as large, a hundred times over: beyond any real wish, and far from what a float cannot hold.
 MAX_PERCENT: Final = 1_000_000
+#: For many at once, a slip of the hand should not go that far.
+MAX_BULK_PERCENT: Final = 10_000
+MAX_IDS: Final = 10_000
+MAX_CONCURRENT: Final = 10_000
 MAX_LABELS: Final = 64
 
 
@@ -51,6 +56,21 @@ Size = Annotated[
 ]
 
 Percent = Annotated[float, Field(gt=0, le=MAX_PERCENT, strict=True, allow_inf_nan=False)]
+
+BulkPercent = Annotated[Percent, Field(le=MAX_BULK_PERCENT)]
+
+UsageAbove = Annotated[float, Field(ge=0, le=100, strict=True, allow_inf_nan=False)]
+
+
+def _once(ids: list[UUID]) -> list[UUID]:
+    if len(set(ids)) < len(ids):
+        raise ValueError("each id can be named once")
+    return ids
+
+
+VolumeIds = Annotated[
+    list[UUID], Field(max_length=MAX_IDS, json_schema_extra={"uniqueItems": True}), AfterValidator(_once)
+]
 
 Name = Annotated[
     str,

@@ -1,41 +1,26 @@
-"""What clients send. A member that is not described here is refused, so a misspelt one never goes unnoticed."""
+"""What clients send about volumes, snapshots and jobs."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Self
 from uuid import UUID
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    GetJsonSchemaHandler,
-    field_validator,
-    model_validator,
-)
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-from api.absent import Absent, Given, without_null_defaults
+from api.absent import Absent, Given
 from api.pagination import PageQuery
-from api.problems import GROWTH_REQUIRED
+from api.v1.body import Body
 from api.v1.fields import BackendName, JobKind, Labels, LabelTerm, Name, Percent, Size, labels_of
 from domain.jobs.repository import JobFilter
 from domain.jobs.states import JobStatus
-from domain.volumes.growth import Growth
+from domain.snapshots.repository import SnapshotFilter
+from domain.snapshots.states import SnapshotState
 from domain.volumes.repository import VolumeFilter
 from domain.volumes.service import NewVolume, VolumeChange
 from domain.volumes.states import VolumeState
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return without_null_defaults(handler.resolve_ref_schema(handler(core_schema)))
-
-
-class Autogrow(_Body):
+class Autogrow(Body):
     """When the nightly run may grow a volume, by how much, and how far."""
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["by"]}, {"required": ["percent"]}]})
@@ -52,25 +37,45 @@ class Autogrow(_Body):
         return self
 
 
-class VolumeIn(_Body):
+class VolumeIn(Body):
     """A volume to be."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"name": "postgres-1", "size": "10GiB", "labels": {"team": "search"}}]}
+        json_schema_extra={
+            "examples": [{"name": "postgres-1", "size": "10GiB", "labels": {"team": "search"}}],
+            "anyOf": [
+                {"required": ["size"], "properties": {"size": {"not": {"type": "null"}}}},
+                {"required": ["from_snapshot"]},
+            ],
+        }
     )
 
     name: Name
-    size: Size
-    backend: BackendName | None = Field(None, description="None means the first that is configured.")
+    from_snapshot: Annotated[Given[UUID], Field(description="Begin with the bytes of this snapshot.")] = None
+    size: Size | None = Field(
+        None,
+        validate_default=True,
+        description="In bytes; with `from_snapshot`, null or nothing means as large as the snapshot.",
+    )
+    backend: BackendName | None = Field(
+        None, description="Null means the first that is configured; with `from_snapshot`, the snapshot's."
+    )
     labels: Labels = Field(default_factory=dict)
     autogrow: Autogrow | None = None
+
+    @field_validator("size")
+    @classmethod
+    def _said_or_copied(cls, size: int | None, info: ValidationInfo) -> int | None:
+        if size is None and info.data.get("from_snapshot") is None:
+            raise PydanticCustomError("missing", "Field required")
+        return size
 
     def new_volume(self) -> NewVolume:
         """Say it to the domain."""
         return NewVolume(self.name, self.size, self.backend, self.labels, _plain(self.autogrow))
 
 
-class VolumePatch(_Body):
+class VolumePatch(Body):
     """What to change of a volume; what is absent stays."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"labels": {"team": "search", "tier": "gold"}}]})
@@ -85,35 +90,12 @@ class VolumePatch(_Body):
         return VolumeChange(given, self.name or "", self.labels or {}, _plain(self.autogrow))
 
 
-class GrowthIn(_Body):
-    """How much larger: exactly one way to say it."""
+class SnapshotIn(Body):
+    """A snapshot to be."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"to": "20GiB"}, {"by": "10GiB"}, {"percent": 25}],
-            "minProperties": 1,
-            "maxProperties": 1,
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "before-the-upgrade"}]})
 
-    to: Given[Size] = None
-    by: Given[Size] = None
-    percent: Given[Percent] = None
-
-    @model_validator(mode="after")
-    def _one_wish(self) -> Self:
-        wishes = sum(wish is not None for wish in (self.to, self.by, self.percent))
-        if not wishes:
-            raise PydanticCustomError(
-                GROWTH_REQUIRED.code, "say how much: `to` a size, `by` an amount, or by a `percent` of the present size"
-            )
-        if wishes > 1:
-            raise ValueError("say exactly one of `to`, `by` and `percent`")
-        return self
-
-    def growth(self) -> Growth:
-        """Say it to the domain."""
-        return Growth(to=self.to, by=self.by, percent=self.percent)
+    name: Annotated[Name, Field(description="Unique among the volume's snapshots.", examples=["before-the-upgrade"])]
 
 
 class VolumeQuery(PageQuery):
@@ -135,6 +117,23 @@ class VolumeQuery(PageQuery):
     def wanted(self) -> VolumeFilter:
         """Say it to the domain."""
         return VolumeFilter(self.state, self.name, labels_of(self.label))
+
+
+class SnapshotsOfVolumeQuery(PageQuery):
+    """Which snapshots of a volume to list."""
+
+    state: Absent[SnapshotState] = None
+    name: Absent[Name] = None
+
+    def wanted(self, volume_id: UUID | None) -> SnapshotFilter:
+        """Say it to the domain."""
+        return SnapshotFilter(volume_id, self.state, self.name)
+
+
+class SnapshotQuery(SnapshotsOfVolumeQuery):
+    """Which snapshots to list."""
+
+    volume_id: Absent[UUID] = None
 
 
 class JobQuery(PageQuery):

@@ -1,6 +1,6 @@
-"""What volumes, jobs and backends look like on the wire."""
+"""What volumes, snapshots, jobs and backends look like on the wire."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -8,10 +8,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from api.v1.fields import Labels, Moment
 from domain.jobs.model import Job
 from domain.jobs.states import JobStatus
+from domain.snapshots.states import SnapshotState
 from domain.volumes.model import Volume
 from domain.volumes.states import VolumeState
 
 _VOLUME_ID = "01a0b1c2-0000-7000-8000-000000000001"
+_SNAPSHOT_ID = "01a0b1c2-0000-7000-8000-000000000003"
 _JOB_ID = "01a0b1c2-0000-7000-8000-000000000002"
 _TIME = "2026-01-31T23:59:59.123456Z"
 
@@ -28,6 +30,17 @@ VOLUME_EXAMPLE: dict[str, Any] = {
     "labels": {"team": "search"},
     "autogrow": {"usage_above": 80, "percent": 20.0, "up_to": 1099511627776},
     "path": f"/srv/volumes/{_VOLUME_ID}/data",
+    "created_at": _TIME,
+    "updated_at": _TIME,
+}
+SNAPSHOT_EXAMPLE: dict[str, Any] = {
+    "id": _SNAPSHOT_ID,
+    "volume_id": _VOLUME_ID,
+    "name": "before-the-upgrade",
+    "state": "ready",
+    "size": 10737418240,
+    "version": 2,
+    "job_id": None,
     "created_at": _TIME,
     "updated_at": _TIME,
 }
@@ -89,6 +102,22 @@ class VolumeOut(BaseModel):
         return cls.model_validate(volume).model_copy(update={"path": path})
 
 
+class SnapshotOut(BaseModel):
+    """One snapshot: a volume's bytes as they were at one moment."""
+
+    model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [SNAPSHOT_EXAMPLE]})
+
+    id: UUID
+    volume_id: UUID
+    name: str
+    state: SnapshotState
+    size: int = Field(description="The volume's size in bytes when the snapshot was taken.")
+    version: int = Field(description="Raised by every accepted operation and by every end of one.")
+    job_id: UUID | None = Field(description="A job that has the snapshot at the moment.")
+    created_at: Moment
+    updated_at: Moment
+
+
 class Failure(BaseModel):
     """What went wrong; on a queued job, why it is tried again."""
 
@@ -99,14 +128,22 @@ class Failure(BaseModel):
 
 
 class Progress(BaseModel):
-    """How far a bulk job has come, in volumes."""
+    """How far a job has come: one for many volumes in volumes, one that copies a snapshot in bytes."""
 
-    model_config = ConfigDict(from_attributes=True)
-
+    unit: Literal["volumes", "bytes"]
     total: int
     succeeded: int
     failed: int
     skipped: int
+
+    @classmethod
+    def of(cls, job: Job) -> Self | None:
+        """Show how far a job has come, as far as that is known."""
+        if job.total is None:
+            return None
+        unit: Literal["volumes", "bytes"] = "volumes" if job.kind.startswith("bulk.") else "bytes"
+        counts = {name: getattr(job, name) or 0 for name in ("succeeded", "failed", "skipped")}
+        return cls(unit=unit, total=job.total, **counts)
 
 
 def _public(params: dict[str, Any]) -> dict[str, Any]:
@@ -144,8 +181,7 @@ class JobOut(BaseModel):
     @classmethod
     def of(cls, job: Job) -> Self:
         """Show a row."""
-        progress = None if job.total is None else Progress.model_validate(job)
-        return cls.model_validate(job).model_copy(update={"progress": progress})
+        return cls.model_validate(job).model_copy(update={"progress": Progress.of(job)})
 
 
 class BackendOut(BaseModel):

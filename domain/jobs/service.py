@@ -6,6 +6,7 @@ from sqlalchemy import func
 
 from domain.database import Database
 from domain.errors import JobEnded, JobIsPart, JobNotFound, JobNotRetryable
+from domain.jobs.acceptance import NOBODY, Origin, accepting
 from domain.jobs.batches import BatchRepository
 from domain.jobs.kinds import Kinds
 from domain.jobs.model import Job
@@ -42,7 +43,7 @@ class JobService:
         async with self._database.transaction() as session:
             return request.page(await JobRepository(session).page(wanted, before=before, limit=request.limit))
 
-    async def cancel(self, job_id: UUID) -> Job:
+    async def cancel(self, job_id: UUID, *, origin: Origin = NOBODY) -> Job:
         """Ask for a job's end. One that never started ends here; otherwise its worker is told.
 
         Raises:
@@ -50,10 +51,11 @@ class JobService:
             JobEnded: it is too late.
             JobIsPart: it is a lane of another job.
         """
-        async with self._database.transaction() as session:
+        async with accepting(self._database, origin) as acceptance:
+            session = acceptance.session
             job = _found(await JobRepository(session).get_for_update(job_id), job_id)
             if job.ended:
-                raise JobEnded(status=job.status)
+                raise JobEnded(job_status=job.status)
             if job.parent_id is not None:
                 raise JobIsPart(job_id=job.parent_id)
             job.version += 1
@@ -68,10 +70,11 @@ class JobService:
             await BatchRepository(session).hurry(job.id)
             await session.flush()
             await session.refresh(job)
+            acceptance.job = job
         await self._tell(job)
         return job
 
-    async def retry(self, job_id: UUID) -> Job:
+    async def retry(self, job_id: UUID, *, origin: Origin = NOBODY) -> Job:
         """Request once more what an ended job did not achieve, as a new job that is linked to it.
 
         Raises:
@@ -79,14 +82,15 @@ class JobService:
             JobNotRetryable: it is still going on, it succeeded, or it was retried before.
             Refused: what it asked for cannot be asked for any more.
         """
-        async with self._database.transaction() as session:
+        async with accepting(self._database, origin) as acceptance:
+            session = acceptance.session
             jobs = JobRepository(session)
             job = _found(await jobs.get_for_update(job_id), job_id)
             if job.status not in RETRYABLE or job.kind not in self._kinds:
-                raise JobNotRetryable(status=job.status)
+                raise JobNotRetryable(job_status=job.status)
             if (successor := await jobs.retried_by(job_id)) is not None:
                 raise JobNotRetryable("This job was retried before.", job_id=successor)
-            retry = await self._kinds[job.kind].again(session, job)
+            retry = acceptance.job = await self._kinds[job.kind].again(session, job)
         await self._tell(retry)
         return retry
 

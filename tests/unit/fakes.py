@@ -1,189 +1,25 @@
-"""Services in memory, as strict as the real ones, so that HTTP is tested without a server."""
+"""The services of the front of the house in memory, so that HTTP is tested without a server."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, cast
+from typing import cast
 from uuid import UUID
 
 import httpx
 from fastapi import FastAPI
-from uuid_utils.compat import uuid7
 
 from api.main import Opening
-from domain.errors import (
-    DatabaseUnavailable,
-    JobEnded,
-    JobNotFound,
-    JobNotRetryable,
-    NameTaken,
-    UnknownBackend,
-    VolumeBusy,
-    VolumeNotFound,
-    VolumeUnusable,
-)
-from domain.jobs.acceptance import NOBODY, Origin
-from domain.jobs.model import Job, new_job
+from domain.errors import DatabaseUnavailable
 from domain.jobs.queue import QueueUnavailable
-from domain.jobs.repository import JobFilter
-from domain.jobs.states import RETRYABLE, JobStatus
-from domain.paging import Page, PageRequest
+from domain.jobs.states import JobStatus
 from domain.services import Services
 from domain.storage.backends import Backends
-from domain.volumes.growth import Growth
-from domain.volumes.model import Volume
-from domain.volumes.repository import VolumeFilter
-from domain.volumes.service import NewVolume, VolumeChange
-from domain.volumes.states import BUSY, MOVES, VolumeState
+from tests.unit.fake_expansion import FakeExpansion
+from tests.unit.fake_rooms import NOON, FakeJobs, FakeVolumes, job_row, snapshot_row, volume_row
+from tests.unit.fake_snapshots import FakeSnapshots
 
-NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
-
-
-def job_row(kind: str = "volume.create", **columns: Any) -> Job:
-    """Make a job as PostgreSQL would hand it back."""
-    times: dict[str, Any] = {"run_at": NOON, "created_at": NOON}
-    status = columns.pop("status", JobStatus.QUEUED)
-    job = new_job(kind, columns.pop("params", {"fence": 1}), max_attempts=8, **times, **columns)
-    job.status = status
-    return job
-
-
-def volume_row(name: str = "one", **columns: Any) -> Volume:
-    """Make an available volume as PostgreSQL would hand it back."""
-    plain: dict[str, Any] = {
-        "backend": "memory",
-        "state": VolumeState.AVAILABLE,
-        "size": 1024,
-        "version": 1,
-        "labels": {},
-        "created_at": NOON,
-        "updated_at": NOON,
-    }
-    return Volume(id=uuid7(), name=name, **{**plain, **columns})
-
-
-def _page(rows: dict[UUID, Any], matches: Callable[[Any], bool], request: PageRequest) -> Page[Any]:
-    before = request.before
-    newest = sorted((row for row in rows.values() if matches(row)), key=lambda row: row.id, reverse=True)
-    return request.page([row for row in newest if before is None or row.id < before][: request.limit + 1])
-
-
-@dataclass
-class FakeJobs:
-    """A job book without workers."""
-
-    rows: dict[UUID, Job] = field(default_factory=dict)
-
-    def add(self, job: Job) -> Job:
-        self.rows[job.id] = job
-        return job
-
-    async def get(self, job_id: UUID) -> Job:
-        if job_id not in self.rows:
-            raise JobNotFound(job_id)
-        return self.rows[job_id]
-
-    async def list_jobs(self, wanted: JobFilter, request: PageRequest) -> Page[Job]:
-        named = {name: value for name, value in vars(wanted).items() if value is not None or name == "parent_id"}
-        return _page(self.rows, lambda job: all(getattr(job, name) == value for name, value in named.items()), request)
-
-    async def cancel(self, job_id: UUID) -> Job:
-        job = await self.get(job_id)
-        if job.ended:
-            raise JobEnded(job_status=job.status)
-        job.status, job.cancel_requested_at, job.finished_at = JobStatus.CANCELLED, NOON, NOON
-        return job
-
-    async def retry(self, job_id: UUID) -> Job:
-        job = await self.get(job_id)
-        if job.status not in RETRYABLE:
-            raise JobNotRetryable(job_status=job.status)
-        return self.add(job_row(job.kind, retry_of=job.id, volume_id=job.volume_id))
-
-
-@dataclass
-class FakeVolumes:
-    """Volumes that change their state, and stay there, because nobody works."""
-
-    jobs: FakeJobs
-    backends: Backends
-    rows: dict[UUID, Volume] = field(default_factory=dict)
-
-    def add(self, volume: Volume) -> Volume:
-        self.rows[volume.id] = volume
-        return volume
-
-    async def get(self, volume_id: UUID) -> Volume:
-        if volume_id not in self.rows:
-            raise VolumeNotFound(volume_id)
-        return self.rows[volume_id]
-
-    def path(self, volume: Volume) -> str | None:
-        return f"/volumes/{volume.id}"
-
-    async def list_volumes(self, wanted: VolumeFilter, request: PageRequest) -> Page[Volume]:
-        def matches(volume: Volume) -> bool:
-            return (
-                wanted.state in (None, volume.state)
-                and wanted.name in (None, volume.name)
-                and wanted.labels.items() <= volume.labels.items()
-            )
-
-        return _page(self.rows, matches, request)
-
-    async def change(self, volume_id: UUID, change: VolumeChange) -> Volume:
-        volume = await self.get(volume_id)
-        for name in change.given:
-            if name == "name":
-                self._require_free(change.name)
-            setattr(volume, name, getattr(change, name))
-        return volume
-
-    async def request_create(self, wanted: NewVolume, *, origin: Origin = NOBODY) -> Job:
-        backend = wanted.backend or self.backends.names()[0]
-        if backend not in self.backends:
-            raise UnknownBackend(f"There is no backend named {backend!r}.", field="backend")
-        self._require_free(wanted.name)
-        volume = self.add(
-            volume_row(
-                wanted.name,
-                size=wanted.size,
-                labels=wanted.labels,
-                autogrow=wanted.autogrow,
-                state=VolumeState.CREATING,
-            )
-        )
-        return self._job("volume.create", volume, origin.caller)
-
-    async def request_expand(self, volume_id: UUID, growth: Growth, *, origin: Origin = NOBODY) -> Job:
-        volume = await self.get(volume_id)
-        to_size = growth.target(volume.size)
-        self._take(volume, VolumeState.EXPANDING)
-        return self._job("volume.expand", volume, origin.caller, to_size=to_size)
-
-    async def request_delete(self, volume_id: UUID, *, origin: Origin = NOBODY) -> Job:
-        volume = await self.get(volume_id)
-        self._take(volume, VolumeState.DELETING)
-        return self._job("volume.delete", volume, origin.caller)
-
-    def _require_free(self, name: str) -> None:
-        if any(volume.name == name for volume in self.rows.values()):
-            raise NameTaken
-
-    def _take(self, volume: Volume, state: VolumeState) -> None:
-        if volume.state in BUSY:
-            raise VolumeBusy(job_id=volume.job_id, state=volume.state)
-        if state not in MOVES[volume.state]:
-            raise VolumeUnusable(state=volume.state)
-        volume.state = state
-
-    def _job(self, kind: str, volume: Volume, caller: str | None, **params: Any) -> Job:
-        job = job_row(
-            kind, params={**params, "fence": 1}, volume_id=volume.id, backend=volume.backend, created_by=caller
-        )
-        volume.job_id = job.id
-        return self.jobs.add(job)
+__all__ = ["NOON", "FakeServices", "client_of", "job_row", "snapshot_row", "volume_row"]
 
 
 @dataclass
@@ -192,6 +28,7 @@ class FakeWatcher:
 
     jobs: FakeJobs
     ends: bool = True
+    how: JobStatus = JobStatus.SUCCEEDED
     database_is_up: bool = True
     waited: list[float] = field(default_factory=list)
 
@@ -205,7 +42,7 @@ class FakeWatcher:
             raise DatabaseUnavailable
         if self.ends:
             job = self.jobs.rows[job_id]
-            job.status, job.finished_at, job.version = JobStatus.SUCCEEDED, NOON, job.version + 1
+            job.status, job.finished_at, job.version = self.how, NOON, job.version + 1
 
 
 @dataclass
@@ -227,6 +64,8 @@ class FakeServices:
         self.backends = Backends.open({"memory": "memory:?capacity=10GiB", "null": "null:"}, threads=1)
         self.jobs = FakeJobs()
         self.volumes = FakeVolumes(self.jobs, self.backends)
+        self.snapshots = FakeSnapshots(self.jobs, self.volumes)
+        self.expansion = FakeExpansion(self.jobs, self.volumes)
         self.watcher = FakeWatcher(self.jobs)
         self.database = FakeServer(DatabaseUnavailable)
         self.queue = FakeServer(QueueUnavailable)

@@ -142,7 +142,7 @@ async def test_a_bug_at_the_start_keeps_its_traceback() -> None:
     [
         ({}, "CISTERN_DATABASE_URL"),
         ({"CISTERN_MAX_JOBS": "many"}, "CISTERN_MAX_JOBS"),
-        ({"CISTERN_BACKENDS": "{"}, "backends"),
+        ({"CISTERN_BACKENDS": "{"}, "CISTERN_BACKENDS"),
         ({"CISTERN_DATABASE_URL": "postgresql+asyncpg://u@h/d"}, "CISTERN_REDIS_URL"),
     ],
     ids=str,

@@ -37,6 +37,7 @@ async def test_a_bulk_job_shows_its_progress(fake: FakeServices, client: httpx.A
     job = fake.jobs.add(job_row("bulk.expand", total=9, succeeded=4, failed=1, skipped=2))
 
     assert (await client.get(f"{JOBS}/{job.id}")).json()["progress"] == {
+        "unit": "volumes",
         "total": 9,
         "succeeded": 4,
         "failed": 1,

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from api.main import create_app
 from api.problems import CATALOGUE, INTERNAL, Problem, type_of
-from api.v1 import requests, schemas
+from api.v1 import growth, ledger, requests, schemas
 from domain.errors import CisternError, ConfigurationError, Refused, Unavailable
 from tests.unit.fakes import FakeServices, client_of
 
@@ -61,6 +61,14 @@ def test_operations_have_the_names_that_clients_are_generated_from(document: dic
         "cancel_job",
         "retry_job",
         "list_backends",
+        "expand_volumes",
+        "list_job_items",
+        "take_snapshot",
+        "list_snapshots",
+        "list_snapshots_of_volume",
+        "get_snapshot",
+        "restore_snapshot",
+        "delete_snapshot",
     } <= set(names)
 
 
@@ -94,7 +102,7 @@ def test_an_operation_that_names_a_thing_declares_that_it_may_be_missing(documen
 def test_every_accepting_operation_declares_where_to_look_next(document: dict[str, Any]) -> None:
     accepting = [operation for operation in operations(document) if "202" in operation["responses"]]
 
-    assert len(accepting) == 5
+    assert len(accepting) == 9 + 7, "v1 and v0"
     for operation in accepting:
         assert {"Location", "Retry-After", "Preference-Applied"} <= operation["responses"]["202"]["headers"].keys()
 
@@ -107,7 +115,20 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
 def test_every_shape_that_clients_send_or_read_has_an_example(document: dict[str, Any]) -> None:
     shapes = document["components"]["schemas"]
 
-    for name in ("VolumeIn", "VolumePatch", "GrowthIn", "VolumeOut", "JobOut", "BackendOut", "Ready"):
+    for name in (
+        "VolumeIn",
+        "VolumePatch",
+        "GrowthIn",
+        "BulkIn",
+        "SnapshotIn",
+        "VolumeOut",
+        "SnapshotOut",
+        "JobOut",
+        "PlanOut",
+        "ItemOut",
+        "BackendOut",
+        "Ready",
+    ):
         assert shapes[name]["examples"], name
 
 
@@ -116,9 +137,14 @@ def test_every_shape_that_clients_send_or_read_has_an_example(document: dict[str
     [
         requests.VolumeIn,
         requests.VolumePatch,
-        requests.GrowthIn,
+        requests.SnapshotIn,
+        growth.GrowthIn,
+        growth.BulkIn,
         schemas.VolumeOut,
+        schemas.SnapshotOut,
         schemas.JobOut,
+        ledger.PlanOut,
+        ledger.ItemOut,
         schemas.BackendOut,
     ],
 )
@@ -132,7 +158,7 @@ def test_no_member_that_must_not_be_null_is_said_to_be(document: dict[str, Any])
     for name in ("GrowthIn", "VolumePatch", "VolumeIn", "Autogrow"):
         for member, schema in document["components"]["schemas"][name]["properties"].items():
             nullable = {"type": "null"} in schema.get("anyOf", [])
-            assert nullable == (member in ("autogrow", "backend")), (name, member)
+            assert nullable == (member in ("autogrow", "backend", "size")), (name, member)
             assert schema.get("default", ...) is not None
 
 

@@ -1,0 +1,57 @@
+"""Bulk expansion over HTTP: one job for many volumes, and its ledger."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Response
+
+from api.answers import Answer
+from api.dependencies import Asked, Expansion, Front, JsonBody, NoQuery
+from api.openapi import BODY, accepts, refusals
+from api.pagination import Paginated, paginated_response
+from api.problems import GROWTH_REQUIRED
+from api.v1.growth import BulkIn, GrowthSaid
+from api.v1.ledger import ItemOut, ItemQuery, PlanOut
+from api.v1.schemas import JobOut
+from domain.errors import BadCursor, JobNotFound, UnknownBackend
+
+router = APIRouter()
+
+
+@router.post(
+    "/volumes/expand",
+    status_code=202,
+    operation_id="expand_volumes",
+    summary="Grow many volumes",
+    tags=["volumes"],
+    response_model=JobOut,
+    responses=accepts(*BODY, GROWTH_REQUIRED, UnknownBackend)
+    | {200: {"model": PlanOut, "description": "What would be done, for `dry_run`."}},
+    dependencies=[NoQuery, JsonBody, GrowthSaid],
+)
+async def expand_volumes(
+    wish: BulkIn, services: Front, expansion: Expansion, origin: Asked, answer: Answer
+) -> JobOut | Response:
+    """Accept one job that grows every selected volume, `max_concurrent` at once; its items say what became of each."""
+    if wish.backend is not None and wish.backend not in services.backends:
+        raise UnknownBackend(f"There is no backend named {wish.backend!r}.", field="backend")
+    if wish.dry_run:
+        plan = PlanOut.of(await expansion.preview(wish.expansion()))
+        return Response(plan.model_dump_json(), media_type="application/json")
+    return await answer(await expansion.request_expand(wish.expansion(), origin=origin))
+
+
+@router.get(
+    "/jobs/{job_id}/items",
+    operation_id="list_job_items",
+    summary="List what became of each volume",
+    tags=["jobs"],
+    responses=refusals(JobNotFound, BadCursor),
+)
+async def list_job_items(
+    job_id: UUID, query: Annotated[ItemQuery, Query()], expansion: Expansion
+) -> Paginated[ItemOut]:
+    """List the ledger of a bulk job by volume id, upwards; jobs of other kinds have none."""
+    page = query.page_of(f"items of {job_id}")
+    items = await expansion.items(job_id, query.status, after=page.after, limit=page.limit)
+    return paginated_response(page.page(items, by=lambda item: item.volume_id), ItemOut.model_validate)

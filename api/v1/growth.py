@@ -1,0 +1,94 @@
+"""How clients say how much larger: one volume, or many at once."""
+
+from typing import Annotated, Any, Self
+
+from fastapi import Depends, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ByteSize, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from api.absent import Given
+from api.problems import GROWTH_REQUIRED
+from api.v1.body import Body
+from api.v1.fields import MAX_CONCURRENT, BackendName, BulkPercent, Labels, Percent, Size, UsageAbove, VolumeIds
+from domain.expansion.policy import DEFAULT_STEP, BulkExpansion, GrowthPolicy, Selection
+from domain.volumes.growth import Growth
+
+_CHOICES = "say how much: `to` a size, `by` an amount, or by a `percent` of the present size"
+_ONE_OF_THEM: dict[str, Any] = {"oneOf": [{"required": ["to"]}, {"required": ["by"]}, {"required": ["percent"]}]}
+
+
+class _Wish(Body):
+    to: Given[Size] = None
+    by: Given[Size] = None
+    percent: Given[Percent] = None
+
+    @field_validator("by", "percent")
+    @classmethod
+    def _alone(cls, wish: float | None, info: ValidationInfo) -> float | None:
+        if others := [name for name in ("to", "by") if info.data.get(name) is not None]:
+            raise ValueError(f"cannot be combined with `{others[0]}`: say exactly one of `to`, `by` and `percent`")
+        return wish
+
+    @model_validator(mode="after")
+    def _not_nothing(self) -> Self:
+        if self.to is None and self.by is None and self.percent is None:
+            raise PydanticCustomError(GROWTH_REQUIRED.code, _CHOICES)
+        return self
+
+
+class GrowthIn(_Wish):
+    """How much larger: exactly one way to say it."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_ONE_OF_THEM | {"examples": [{"to": "20GiB"}, {"by": "10GiB"}, {"percent": 25}]}
+    )
+
+    def growth(self) -> Growth:
+        """Say it to the domain."""
+        return Growth(to=self.to, by=self.by, percent=self.percent)
+
+
+class BulkIn(_Wish):
+    """Which volumes, how much larger each of them, and how many at once."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_ONE_OF_THEM
+        | {"examples": [{"percent": 20, "usage_above": 80, "up_to": "1TiB", "max_concurrent": 10}]}
+    )
+
+    percent: Given[BulkPercent] = None
+    step: Size = Field(ByteSize(DEFAULT_STEP), description="New sizes are whole multiples of it.")
+    up_to: Annotated[Given[Size], Field(description="No volume grows beyond it.")] = None
+    ids: Annotated[Given[VolumeIds], Field(description="Only these. One that does not exist is in the ledger.")] = None
+    labels: Annotated[Labels, Field(description="Only volumes with all of these.")] = Field(default_factory=dict)
+    backend: Annotated[Given[BackendName], Field(description="Only volumes on this backend.")] = None
+    usage_above: Annotated[
+        Given[UsageAbove], Field(description="Only volumes of which more than so many percent are in use.")
+    ] = None
+    max_concurrent: Annotated[
+        int, Field(ge=1, le=MAX_CONCURRENT, strict=True, description="How many at once, over all workers.")
+    ] = 10
+    dry_run: Annotated[bool, Field(strict=True, description="Only say what would be done.")] = False
+
+    def expansion(self) -> BulkExpansion:
+        """Say it to the domain."""
+        policy = GrowthPolicy(
+            to=self.to,
+            by=self.by,
+            percent=self.percent,
+            step=self.step,
+            up_to=self.up_to,
+            usage_above=self.usage_above,
+        )
+        ids = None if self.ids is None else tuple(self.ids)
+        return BulkExpansion(policy, Selection(ids, self.labels, self.backend), self.max_concurrent)
+
+
+async def _said(request: Request) -> None:
+    """Tell whoever says nothing at all the choices, as whoever says ``{}``; FastAPI would only miss the body."""
+    if not await request.body():
+        raise RequestValidationError([{"type": GROWTH_REQUIRED.code, "loc": ("body",), "msg": _CHOICES}])
+
+
+GrowthSaid = Depends(_said)

@@ -1,0 +1,18 @@
+"""The routes of version 1. Not in `__init__`, because wire shapes are imported by what routes stand on."""
+
+from fastapi import APIRouter
+
+from api.v1.backends import router as backends_router
+from api.v1.bulk import router as bulk_router
+from api.v1.jobs import router as jobs_router
+from api.v1.snapshots import router as snapshots_router
+from api.v1.volumes import router as volumes_router
+
+PREFIX = "/api/v1"
+
+router = APIRouter(prefix=PREFIX)
+router.include_router(bulk_router)  # before the volumes: `expand` is no volume's id
+router.include_router(volumes_router)
+router.include_router(snapshots_router)
+router.include_router(jobs_router)
+router.include_router(backends_router)

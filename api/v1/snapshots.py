@@ -1,0 +1,103 @@
+"""Snapshots over HTTP."""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Response
+
+from api.answers import Answer
+from api.conditional import Seen, row_tag
+from api.dependencies import Asked, JsonBody, NoQuery, Snapshots, Volumes
+from api.openapi import BODY, accepts, refusals, shown
+from api.pagination import Paginated, paginated_response
+from api.v1.requests import SnapshotIn, SnapshotQuery, SnapshotsOfVolumeQuery
+from api.v1.schemas import JobOut, SnapshotOut
+from domain.errors import (
+    BadCursor,
+    NameTaken,
+    SnapshotBusy,
+    SnapshotNotFound,
+    SnapshotUnusable,
+    VolumeBusy,
+    VolumeNotFound,
+    VolumeUnusable,
+)
+
+router = APIRouter(tags=["snapshots"])
+
+
+@router.post(
+    "/volumes/{volume_id}/snapshots",
+    status_code=202,
+    operation_id="take_snapshot",
+    summary="Take a snapshot",
+    responses=accepts(*BODY, VolumeNotFound, VolumeBusy, VolumeUnusable, NameTaken),
+    dependencies=[NoQuery, JsonBody],
+)
+async def take_snapshot(
+    volume_id: UUID, wanted: SnapshotIn, snapshots: Snapshots, origin: Asked, answer: Answer
+) -> JobOut:
+    """Accept a snapshot of a volume's bytes. It is listed at once, and usable when the job has succeeded."""
+    return await answer(await snapshots.request_take(volume_id, wanted.name, origin=origin))
+
+
+@router.get(
+    "/volumes/{volume_id}/snapshots",
+    operation_id="list_snapshots_of_volume",
+    summary="List a volume's snapshots",
+    responses=refusals(VolumeNotFound, BadCursor),
+)
+async def list_snapshots_of_volume(
+    volume_id: UUID, query: Annotated[SnapshotsOfVolumeQuery, Query()], volumes: Volumes, snapshots: Snapshots
+) -> Paginated[SnapshotOut]:
+    """List a volume's snapshots, newest first."""
+    await volumes.get(volume_id)
+    page = await snapshots.list_snapshots(query.wanted(volume_id), query.page_of(f"snapshots of {volume_id}"))
+    return paginated_response(page, SnapshotOut.model_validate)
+
+
+@router.get("/snapshots", operation_id="list_snapshots", summary="List snapshots", responses=refusals(BadCursor))
+async def list_snapshots(query: Annotated[SnapshotQuery, Query()], snapshots: Snapshots) -> Paginated[SnapshotOut]:
+    """List the snapshots of all volumes, newest first."""
+    page = await snapshots.list_snapshots(query.wanted(query.volume_id), query.page_of("snapshots"))
+    return paginated_response(page, SnapshotOut.model_validate)
+
+
+@router.get(
+    "/snapshots/{snapshot_id}",
+    operation_id="get_snapshot",
+    summary="Look at a snapshot",
+    response_model=SnapshotOut,
+    responses=shown("snapshot") | refusals(SnapshotNotFound),
+    dependencies=[NoQuery],
+)
+async def get_snapshot(snapshot_id: UUID, snapshots: Snapshots, seen: Seen) -> SnapshotOut | Response:
+    """Show a snapshot."""
+    snapshot = await snapshots.get(snapshot_id)
+    return seen.unchanged(row_tag(snapshot)) or SnapshotOut.model_validate(snapshot)
+
+
+@router.post(
+    "/snapshots/{snapshot_id}/restore",
+    status_code=202,
+    operation_id="restore_snapshot",
+    summary="Restore a volume",
+    responses=accepts(SnapshotNotFound, SnapshotBusy, SnapshotUnusable, VolumeNotFound, VolumeBusy, VolumeUnusable),
+    dependencies=[NoQuery],
+)
+async def restore_snapshot(snapshot_id: UUID, snapshots: Snapshots, origin: Asked, answer: Answer) -> JobOut:
+    """Accept that the volume gets the snapshot's bytes back. It keeps its present size; the rest of it is zeros."""
+    return await answer(await snapshots.request_restore(snapshot_id, origin=origin))
+
+
+@router.delete(
+    "/snapshots/{snapshot_id}",
+    status_code=202,
+    operation_id="delete_snapshot",
+    summary="Delete a snapshot",
+    responses=accepts(SnapshotNotFound, SnapshotBusy),
+    dependencies=[NoQuery],
+)
+async def delete_snapshot(snapshot_id: UUID, snapshots: Snapshots, origin: Asked, answer: Answer) -> JobOut:
+    """Accept the end of a snapshot; volumes that were made from it stay as they are."""
+    return await answer(await snapshots.request_delete(snapshot_id, origin=origin))

@@ -1,0 +1,55 @@
+"""Bulk expansions in memory, as strict as the real ones."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from domain.errors import (
+    Invalid,
+)
+from domain.expansion.model import Item
+from domain.expansion.policy import BulkExpansion
+from domain.expansion.service import Plan, Preview
+from domain.expansion.states import Code, ItemStatus
+from domain.jobs.acceptance import NOBODY, Origin
+from domain.jobs.model import Job
+from tests.unit.fake_rooms import FakeJobs, FakeVolumes, job_row
+
+
+@dataclass
+class FakeExpansion:
+    """Bulk expansions that are accepted and planned, and whose ledgers a test writes itself."""
+
+    jobs: FakeJobs
+    volumes: FakeVolumes
+    ledger: dict[UUID, list[Item]] = field(default_factory=dict)
+    asked: list[BulkExpansion] = field(default_factory=list)
+
+    async def request_expand(self, wanted: BulkExpansion, *, origin: Origin = NOBODY) -> Job:
+        return await self.jobs.accept(origin, self._expand(wanted))
+
+    async def _expand(self, wanted: BulkExpansion) -> Job:
+        self._check(wanted)
+        self.asked.append(wanted)
+        return self.jobs.add(job_row("bulk.expand", params={**wanted.params(), "fence": 0}))
+
+    async def preview(self, wanted: BulkExpansion) -> Plan:
+        self._check(wanted)
+        plan = Plan(0, 0, 0, None, [])
+        for volume in self.volumes.rows.values():
+            decision = wanted.policy.decide(volume.size, volume.used)
+            code, to_size = (decision, None) if isinstance(decision, Code) else (None, decision)
+            plan.items.append(Preview(volume.id, volume.name, volume.size, to_size, code, volume.used, volume.used_at))
+        growing = [item for item in plan.items if item.to_size is not None]
+        growth = sum((item.to_size or 0) - item.from_size for item in growing)
+        return Plan(len(plan.items), len(growing), growth, None, plan.items[:1000])
+
+    async def items(self, job_id: UUID, status: ItemStatus | None, *, after: UUID | None, limit: int) -> Sequence[Item]:
+        await self.jobs.get(job_id)
+        items = sorted(self.ledger.get(job_id, ()), key=lambda item: item.volume_id)
+        wanted = [item for item in items if status in (None, item.status)]
+        return [item for item in wanted if after is None or item.volume_id > after][: limit + 1]
+
+    def _check(self, wanted: BulkExpansion) -> None:
+        if wanted.max_concurrent > 100:
+            raise Invalid("`max_concurrent` must be between 1 and 100.", field="max_concurrent", limit=100)

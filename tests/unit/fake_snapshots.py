@@ -1,0 +1,101 @@
+"""Snapshots in memory, as strict as the real ones."""
+
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from domain.errors import (
+    Invalid,
+    NameTaken,
+    SnapshotBusy,
+    SnapshotNotFound,
+    SnapshotUnusable,
+)
+from domain.jobs.acceptance import NOBODY, Origin
+from domain.jobs.model import Job
+from domain.paging import Page, PageRequest
+from domain.snapshots import states as snapshot_states
+from domain.snapshots.model import Snapshot
+from domain.snapshots.repository import SnapshotFilter
+from domain.snapshots.states import SnapshotState
+from domain.volumes.model import Volume
+from domain.volumes.service import NewVolume
+from domain.volumes.states import VolumeState
+from tests.unit.fake_rooms import FakeJobs, FakeVolumes, job_row, page_of, snapshot_row, volume_row
+
+
+@dataclass
+class FakeSnapshots:
+    """Snapshots that change their state, and stay there."""
+
+    jobs: FakeJobs
+    volumes: FakeVolumes
+    rows: dict[UUID, Snapshot] = field(default_factory=dict)
+
+    def add(self, snapshot: Snapshot) -> Snapshot:
+        self.rows[snapshot.id] = snapshot
+        self.volumes.with_snapshots.add(snapshot.volume_id)
+        return snapshot
+
+    async def get(self, snapshot_id: UUID) -> Snapshot:
+        if snapshot_id not in self.rows:
+            raise SnapshotNotFound(snapshot_id)
+        return self.rows[snapshot_id]
+
+    async def list_snapshots(self, wanted: SnapshotFilter, request: PageRequest) -> Page[Snapshot]:
+        named = {name: value for name, value in vars(wanted).items() if value is not None}
+        return page_of(
+            self.rows, lambda one: all(getattr(one, name) == value for name, value in named.items()), request
+        )
+
+    async def request_take(self, volume_id: UUID, name: str, *, origin: Origin = NOBODY) -> Job:
+        return await self.jobs.accept(origin, self._take(volume_id, name))
+
+    async def _take(self, volume_id: UUID, name: str) -> Job:
+        volume = await self.volumes.get(volume_id)
+        if any((one.volume_id, one.name) == (volume_id, name) for one in self.rows.values()):
+            raise NameTaken
+        self.volumes.take(volume, VolumeState.SNAPSHOTTING)
+        return self._job("snapshot.take", self.add(snapshot_row(volume, name, state=SnapshotState.TAKING)), volume)
+
+    async def request_restore(self, snapshot_id: UUID, *, origin: Origin = NOBODY) -> Job:
+        return await self.jobs.accept(origin, self._restore(snapshot_id))
+
+    async def _restore(self, snapshot_id: UUID) -> Job:
+        snapshot = await self.get(snapshot_id)
+        volume = await self.volumes.get(snapshot.volume_id)
+        self._move(snapshot, SnapshotState.RESTORING)
+        self.volumes.take(volume, VolumeState.RESTORING)
+        return self._job("snapshot.restore", snapshot, volume)
+
+    async def request_delete(self, snapshot_id: UUID, *, origin: Origin = NOBODY) -> Job:
+        return await self.jobs.accept(origin, self._delete(snapshot_id))
+
+    async def _delete(self, snapshot_id: UUID) -> Job:
+        snapshot = await self.get(snapshot_id)
+        self._move(snapshot, SnapshotState.DELETING)
+        return self._job("snapshot.delete", snapshot, None)
+
+    async def request_clone(self, snapshot_id: UUID, wanted: NewVolume, *, origin: Origin = NOBODY) -> Job:
+        return await self.jobs.accept(origin, self._clone(snapshot_id, wanted))
+
+    async def _clone(self, snapshot_id: UUID, wanted: NewVolume) -> Job:
+        snapshot = await self.get(snapshot_id)
+        if wanted.size is not None and wanted.size < snapshot.size:
+            raise Invalid(field="size")
+        self.volumes.require_free(wanted.name)
+        self._move(snapshot, SnapshotState.CLONING)
+        size = wanted.size or snapshot.size
+        clone = self.volumes.add(volume_row(wanted.name, size=size, state=VolumeState.CREATING))
+        return self._job("snapshot.clone", snapshot, clone)
+
+    def _move(self, snapshot: Snapshot, state: SnapshotState) -> None:
+        if state not in snapshot_states.MOVES[snapshot.state]:
+            if snapshot.state in snapshot_states.BUSY:
+                raise SnapshotBusy(job_id=snapshot.job_id, state=snapshot.state)
+            raise SnapshotUnusable(state=snapshot.state)
+        snapshot.state = state
+
+    def _job(self, kind: str, snapshot: Snapshot, volume: Volume | None) -> Job:
+        job = job_row(kind, snapshot_id=snapshot.id, volume_id=volume and volume.id)
+        snapshot.job_id = job.id
+        return self.jobs.add(job)

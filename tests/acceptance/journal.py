@@ -9,6 +9,8 @@ from uuid import UUID
 
 from domain.jobs.model import Job
 
+OF_THE_SNAPSHOT = {"take_snapshot", "delete_snapshot", "seal_snapshot"}
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -21,6 +23,12 @@ class Entry:
     fence: tuple[int, int]
     pid: int
     at: datetime
+    snapshot_id: UUID | None = None
+
+    @property
+    def subject(self) -> UUID:
+        """What is published, and whose the fence is."""
+        return self.snapshot_id if self.snapshot_id and self.operation in OF_THE_SNAPSHOT else self.volume_id
 
     @classmethod
     def parse(cls, line: str) -> Self:
@@ -33,6 +41,7 @@ class Entry:
             (raw["fence"][0], raw["fence"][1]),
             raw["pid"],
             datetime.fromtimestamp(raw["at"] / 1e9, tz=UTC),
+            UUID(raw["snapshot_id"]) if "snapshot_id" in raw else None,
         )
 
 
@@ -40,15 +49,16 @@ def read(path: Path) -> list[Entry]:
     return [Entry.parse(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def published(path: Path, volume_id: UUID) -> list[Entry]:
-    return [entry for entry in read(path) if entry.event == "published" and entry.volume_id == volume_id]
+def published(path: Path, subject: UUID) -> list[Entry]:
+    return [entry for entry in read(path) if entry.event == "published" and entry.subject == subject]
 
 
 def assert_orderly(path: Path, job: Job) -> None:
     """Fences never went back, the attempt that was recorded published, and nothing was published after it."""
-    assert job.volume_id is not None
+    subject = job.snapshot_id if job.kind in ("snapshot.take", "snapshot.delete") else job.volume_id
+    assert subject is not None
     assert job.finished_at is not None
-    entries = published(path, job.volume_id)
+    entries = published(path, subject)
     fences = [entry.fence for entry in entries]
     assert fences == sorted(fences)
     own = [entry for entry in entries if entry.job_id == job.id]

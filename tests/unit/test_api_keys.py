@@ -1,0 +1,141 @@
+"""The Idempotency-Key: the same request is answered as it was, another one is refused."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from api.main import create_app
+from domain.jobs.states import JobStatus
+from tests.unit.fakes import NOON, FakeServices, client_of, job_row, snapshot_row, volume_row
+
+VOLUMES = "/api/v1/volumes"
+KEY = {"Idempotency-Key": "nightly-2026-01-31"}
+
+
+@pytest.fixture
+def fake() -> FakeServices:
+    return FakeServices()
+
+
+@pytest.fixture
+async def client(fake: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(create_app(fake.opening())) as client:
+        yield client
+
+
+async def test_the_first_answer_is_given_again(fake: FakeServices, client: httpx.AsyncClient) -> None:
+    body = {"name": "a", "size": 1}
+    first = await client.post(VOLUMES, json=body, headers=KEY)
+    fake.jobs.rows.popitem()[1].status = JobStatus.FAILED  # whatever has become of it
+    again = await client.post(VOLUMES, json=body, headers=KEY | {"Prefer": "wait=30"})
+
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert again.json() == first.json()
+    for header in ("location", "retry-after", "content-type"):
+        assert again.headers[header] == first.headers[header]
+    assert "idempotency-replayed" not in first.headers
+    assert again.headers["idempotency-replayed"] == "true"
+    assert again.headers["x-request-id"] != first.headers["x-request-id"]
+    assert fake.watcher.waited == []
+    assert len(fake.volumes.rows) == 1
+
+
+Ask = Callable[[httpx.AsyncClient, dict[str, str]], Awaitable[httpx.Response]]
+
+
+def scene(fake: FakeServices) -> dict[str, tuple[str, str, Any]]:
+    """Every route that makes a job: method, address, body."""
+    available, ready = fake.volumes.add(volume_row("one")), fake.volumes.add(volume_row("two"))
+    gone = fake.volumes.add(volume_row("three"))
+    kept, other = fake.snapshots.add(snapshot_row(ready)), fake.snapshots.add(snapshot_row(ready))
+    live, ended = fake.jobs.add(job_row()), fake.jobs.add(job_row(status=JobStatus.FAILED, finished_at=NOON))
+    return {
+        "create": ("POST", VOLUMES, {"name": "a", "size": 1}),
+        "clone": ("POST", VOLUMES, {"name": "b", "from_snapshot": str(kept.id)}),
+        "expand": ("POST", f"{VOLUMES}/{available.id}/expand", {"by": 1}),
+        "bulk": ("POST", f"{VOLUMES}/expand", {"by": 1}),
+        "take": ("POST", f"{VOLUMES}/{ready.id}/snapshots", {"name": "a"}),
+        "delete": ("DELETE", f"{VOLUMES}/{gone.id}", None),
+        "restore": ("POST", f"/api/v1/snapshots/{other.id}/restore", None),
+        "delete snapshot": ("DELETE", f"/api/v1/snapshots/{other.id}", None),
+        "cancel": ("POST", f"/api/v1/jobs/{live.id}/cancel", None),
+        "retry": ("POST", f"/api/v1/jobs/{ended.id}/retry", None),
+    }
+
+
+ROUTES = ["create", "clone", "expand", "bulk", "take", "delete", "restore", "delete snapshot", "cancel", "retry"]
+
+
+@pytest.mark.parametrize("route", ROUTES)
+async def test_every_route_that_makes_a_job_knows_the_key(
+    fake: FakeServices, client: httpx.AsyncClient, route: str
+) -> None:
+    method, address, body = scene(fake)[route]
+    first, again = [await client.request(method, address, json=body, headers=KEY) for _ in range(2)]
+
+    assert (first.status_code, again.status_code) == (202, 202), first.text
+    assert again.json() == first.json()
+    assert again.headers["idempotency-replayed"] == "true"
+
+
+async def test_the_body_is_compared_by_its_meaning(client: httpx.AsyncClient) -> None:
+    headers = KEY | {"Content-Type": "application/json"}
+    first = await client.post(VOLUMES, content=b'{"name": "a", "size": 1}', headers=headers)
+    again = await client.post(VOLUMES, content=b'{ "size":1,\n"name":"a" }', headers=headers)
+
+    assert again.json() == first.json()
+
+
+async def test_another_request_under_the_same_key_is_refused(fake: FakeServices, client: httpx.AsyncClient) -> None:
+    one, two = fake.volumes.add(volume_row("one")), fake.volumes.add(volume_row("two"))
+    assert (await client.post(f"{VOLUMES}/{one.id}/expand", json={"by": 1}, headers=KEY)).status_code == 202
+
+    for address, body in (
+        (f"{VOLUMES}/{one.id}/expand", {"by": 2}),
+        (f"{VOLUMES}/{two.id}/expand", {"by": 1}),
+        (VOLUMES, {"name": "a", "size": 1}),
+        (f"/api/v0/volumes/{one.id}/expand", {"by": 1}),
+    ):
+        answer = await client.post(address, json=body, headers=KEY)
+        assert (answer.status_code, answer.json()["code"]) == (422, "idempotency-key-reused")
+        assert answer.json()["errors"][0]["field"] == "Idempotency-Key"
+
+
+async def test_each_caller_has_keys_of_its_own(client: httpx.AsyncClient) -> None:
+    answers = [
+        await client.post(VOLUMES, json={"name": name, "size": 1}, headers=KEY | {"X-Cistern-Caller": name})
+        for name in ("a", "b")
+    ]
+
+    assert [answer.status_code for answer in answers] == [202, 202]
+
+
+async def test_what_was_refused_can_be_put_right_under_the_same_key(
+    fake: FakeServices, client: httpx.AsyncClient
+) -> None:
+    fake.volumes.add(volume_row("a"))
+    assert (await client.post(VOLUMES, json={"name": "a", "size": 1}, headers=KEY)).status_code == 409
+
+    answer = await client.post(VOLUMES, json={"name": "b", "size": 1}, headers=KEY)
+    assert (answer.status_code, "idempotency-replayed" in answer.headers) == (202, False)
+
+
+@pytest.mark.parametrize("key", ["a", "~", "a b", "a" * 255, '"quoted"'])
+async def test_a_key_is_any_printable_text(client: httpx.AsyncClient, key: str) -> None:
+    answer = await client.post(VOLUMES, json={"name": "a", "size": 1}, headers={"Idempotency-Key": key})
+
+    assert answer.status_code == 202
+
+
+@pytest.mark.parametrize("key", ["", " ", "a" * 256, "a\tb", "é"])
+async def test_a_key_that_cannot_be_kept_is_refused_by_name(
+    fake: FakeServices, client: httpx.AsyncClient, key: str
+) -> None:
+    headers = httpx.Headers([(b"Idempotency-Key", key.encode())])
+    answer = await client.post(VOLUMES, json={"name": "a", "size": 1}, headers=headers)
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
+    assert [error["field"] for error in answer.json()["errors"]] == ["Idempotency-Key"]
+    assert not fake.volumes.rows

@@ -118,7 +118,7 @@ async def test_what_has_ended_cannot_be_cancelled(services: Services) -> None:
         with pytest.raises(JobEnded) as refused:
             await services.jobs.cancel(job.id)
 
-        assert refused.value.details == {"status": status}
+        assert refused.value.details == {"job_status": status}
         assert await everything(services) == before
 
 

@@ -94,7 +94,7 @@ async def test_what_lives_or_succeeded_is_not_retried(services: Services) -> Non
         with pytest.raises(JobNotRetryable) as refused:
             await services.jobs.retry(job.id)
 
-        assert refused.value.details == {"status": status}
+        assert refused.value.details == {"job_status": status}
         assert await everything(services) == before
 
 

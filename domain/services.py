@@ -103,7 +103,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
 def compose(settings: Settings, database: Database, queue: JobQueue, backends: Backends) -> Services:
     """Build the services on their parts."""
     volumes = VolumeService(
-        database, queue, backends, max_attempts=settings.max_attempts, may_go=refuse_if_it_has_snapshots
+        database, queue, backends, max_attempts=settings.max_attempts, refuse_delete=refuse_if_it_has_snapshots
     )
     snapshots = SnapshotService(database, queue, backends, max_attempts=settings.max_attempts)
     expansion = ExpansionService(

@@ -46,7 +46,7 @@ class Heartbeat:
 
     @property
     def is_beating(self) -> bool:
-        """Whether the last beat succeeded."""
+        """Whether nobody has found PostgreSQL away since the last beat."""
         return self._steady_since is not None
 
     @property
@@ -76,10 +76,10 @@ class Heartbeat:
             run.grant.stop(StopReason.LEASE_LOST)
 
     def _has_stalled(self, run: Running) -> bool:
-        return time.monotonic() - run.grant.progressed_at > self._stall
+        return time.monotonic() - run.grant.lease.progressed_at > self._stall
 
 
 def _progress(running: Mapping[UUID, Running]) -> dict[UUID, Progress]:
     """How far those are that copy something; their threads report it as they go."""
     grants = ((job_id, run.grant) for job_id, run in running.items())
-    return {job_id: Progress(grant.done or 0, grant.total) for job_id, grant in grants if grant.total is not None}
+    return {job_id: Progress(*grant.lease.copied) for job_id, grant in grants if grant.lease.copied is not None}

@@ -73,7 +73,8 @@ def arq_settings(settings: Settings) -> dict[str, Any]:
     """What both ways to start a worker tell arq.
 
     Without a timeout of its own arq lets long jobs be, and its lock on a message that was delivered to a worker which
-    then died lasts ten seconds. It keeps no results and serializes JSON: Redis holds nothing that is worth anything.
+    then died lasts ten seconds (three, under supervision). It keeps no results and serializes JSON: Redis holds nothing
+    that is worth anything.
     """
     return {
         "functions": [func(run_job, name=FUNCTION_NAME, max_tries=_DELIVERIES)],

@@ -61,7 +61,10 @@ class Runner:
         *,
         slots: int,
     ) -> None:
-        """``slots``: how many jobs may be at work at once."""
+        """``slots``: how many jobs may be at work at once.
+
+        arq has such a limit too, but the supervisor makes a new arq when Redis was away, while jobs of the old go on.
+        """
         self._foreman = foreman
         self._queue = queue
         self._handlers = handlers
@@ -146,7 +149,7 @@ class Runner:
     async def _attempt(self, job: Job, grant: Grant) -> Outcome:
         if job.cancel_requested_at is not None:
             return Cancelled()
-        if job.attempt > job.max_attempts:
+        if job.attempt > job.max_attempts:  # its last one died with its worker; all that is left is to end it
             return GaveUp(job.error or WORKER_LOST)
         try:
             return await self._handlers[job.kind].do(job, grant)

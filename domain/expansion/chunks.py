@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.database import Database
-from domain.errors import CisternError, StorageError
+from domain.errors import CisternError
 from domain.expansion.ledger import Entry, Lane, Ledger
 from domain.expansion.model import Item
 from domain.expansion.policy import GrowthPolicy
@@ -24,7 +24,7 @@ from domain.jobs.batches import BatchRepository
 from domain.jobs.model import Job
 from domain.jobs.queue import JobQueue
 from domain.storage.backends import Backends
-from domain.storage.driver import Fence, FenceRefused, Grant, PermanentStorageError, Stopped, StopReason
+from domain.storage.driver import Fence, FenceRefused, Grant, Stopped, StopReason, TransientStorageError
 from domain.volumes.model import Volume
 from domain.volumes.repository import Ending, VolumeRepository
 from domain.volumes.states import BUSY, VolumeState
@@ -206,16 +206,14 @@ class Chunks:
         for attempt in range(1, _TRIES):
             try:
                 return await self._backends.reach(task.backend).expand(task.volume_id, task.to_size, grant)
-            except (PermanentStorageError, FenceRefused, Stopped):
-                raise
-            except CisternError:
+            except TransientStorageError:
                 await asyncio.sleep(_PAUSE_SECONDS * attempt)
         return await self._backends.reach(task.backend).expand(task.volume_id, task.to_size, grant)
 
     async def _seal(self, task: Task, grant: Grant) -> int | None:
         try:
             return await self._backends.reach(task.backend).seal(task.volume_id, grant)
-        except StorageError as error:
+        except CisternError as error:  # of the storage, or a backend that is configured no more
             log.warning("storage.unknown", volume_id=str(task.volume_id), error=error.message)
             return None
 

@@ -190,7 +190,7 @@ class Ledger:
     async def bequeath(self, job_id: UUID, lane_id: UUID) -> None:
         """Leave the items of a job's dead lanes to a new one."""
         query = update(Item).where(Item.job_id == job_id, Item.status == ItemStatus.CLAIMED)
-        await self._returned(query.values(lane_id=lane_id, ring=-1))
+        await self._returned(query.values(lane_id=lane_id, ring=-1))  # below any ring, so that it inherits them
 
     async def unfinished(self, job_id: UUID) -> bool:
         """Tell whether any item is still pending or claimed."""

@@ -17,8 +17,9 @@ from domain.expansion.policy import BulkExpansion
 from domain.expansion.states import Code, ItemStatus
 from domain.jobs.acceptance import NOBODY, Origin, accepting
 from domain.jobs.batches import BatchRepository
+from domain.jobs.kinds import Finished, GivenUp
 from domain.jobs.model import Job, new_job
-from domain.jobs.outcomes import Handed, Payload
+from domain.jobs.outcomes import Handed
 from domain.jobs.queue import JobQueue
 from domain.jobs.repository import JobRepository
 from domain.storage.driver import Grant, Stopped, StopReason
@@ -142,7 +143,7 @@ class ExpansionService:
                 raise Stopped(StopReason.LEASE_LOST)
         return Handed({})
 
-    async def hand_over(self, session: AsyncSession, planned: Sequence[tuple[Job, Payload]]) -> None:
+    async def hand_over(self, session: AsyncSession, planned: Finished) -> None:
         """Give planned jobs their lanes; one without any item has ended."""
         for job, _ in planned:
             batches = BatchRepository(session)
@@ -152,7 +153,7 @@ class ExpansionService:
             if total:
                 await self._add_lanes(session, job)
 
-    async def abandon_expand(self, session: AsyncSession, given_up: Sequence[tuple[Job, Payload | None]]) -> None:
+    async def abandon_expand(self, session: AsyncSession, given_up: GivenUp) -> None:
         """A job that was given up before it had lanes has touched no volume."""
         for job, _ in given_up:
             await Ledger(session).forget(job.id)
@@ -163,10 +164,10 @@ class ExpansionService:
         """A lane is not retried; the whole job is."""
         raise JobNotRetryable("A lane is part of a bulk job; retry that.", job_id=ended.parent_id)
 
-    async def record_lane(self, session: AsyncSession, done: Sequence[tuple[Job, Payload]]) -> None:
+    async def record_lane(self, session: AsyncSession, done: Finished) -> None:
         """Nothing is left to record: every chunk was recorded when it was done."""
 
-    async def abandon_lane(self, session: AsyncSession, given_up: Sequence[tuple[Job, Payload | None]]) -> None:
+    async def abandon_lane(self, session: AsyncSession, given_up: GivenUp) -> None:
         """Its items are left to the lanes that `tend` gives the job."""
 
     async def tend(self) -> int:
@@ -183,7 +184,8 @@ class ExpansionService:
         if not await Ledger(session).unfinished(job.id):
             await BatchRepository(session).tally(job.id)
         elif job.attempt < job.max_attempts:
-            job.attempt += 1
+            job.attempt += 1  # of a whole, it counts how often lanes were sent out
+            job.version += 1
             lanes = await self._add_lanes(session, job)
             await Ledger(session).bequeath(job.id, lanes[0].id)
         else:

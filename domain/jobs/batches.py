@@ -70,7 +70,7 @@ class BatchRepository:
     async def hurry(self, parent_id: UUID) -> None:
         """Have waiting lanes rung at once, to hear that the job was cancelled."""
         query = update(Job).where(Job.parent_id == parent_id, Job.status == JobStatus.QUEUED)
-        await self._session.execute(query.values(run_at=func.now(), rung_at=None))
+        await self._session.execute(query.values(run_at=func.now(), rung_at=None, version=Job.version + 1))
 
     async def forsaken(self, limit: int) -> Sequence[Job]:
         """Find jobs that were handed over and have no live lane left, and lock them."""

@@ -8,9 +8,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from domain.jobs.model import Job
 from domain.jobs.outcomes import Payload
 
+#: Jobs that are done, each with its result.
+Finished = Sequence[tuple[Job, Payload]]
+#: Jobs that were given up, each with what was found on the storage.
+GivenUp = Sequence[tuple[Job, Payload | None]]
+
 Again = Callable[[AsyncSession, Job], Awaitable[Job]]
-Record = Callable[[AsyncSession, Sequence[tuple[Job, Payload]]], Awaitable[None]]
-Abandon = Callable[[AsyncSession, Sequence[tuple[Job, Payload | None]]], Awaitable[None]]
+Record = Callable[[AsyncSession, Finished], Awaitable[None]]
+Abandon = Callable[[AsyncSession, GivenUp], Awaitable[None]]
 
 
 class Kind(Protocol):

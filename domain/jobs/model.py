@@ -56,7 +56,7 @@ class Job(Entity):
 
     kind: Mapped[str]
     status: Mapped[JobStatus] = mapped_column(words(JobStatus))
-    #: Raised by every change of the row; the ETag of the job.
+    #: Raised by every change that a client can see; the ETag of the job.
     version: Mapped[int]
     params: Mapped[dict[str, Any]]
     volume_id: Mapped[UUID | None]

@@ -97,9 +97,7 @@ class JobQueue:
         try:
             async with self.redis.pipeline(transaction=True) as pipe:
                 pipe.zrem(QUEUE_NAME, message)
-                pipe.delete(
-                    *(prefix + message for prefix in (job_key_prefix, retry_key_prefix, in_progress_key_prefix))
-                )
+                pipe.delete(*(prefix + message for prefix in _MESSAGE_KEYS))
                 await pipe.execute()
         except (RedisError, OSError) as error:
             log.warning("acknowledgement.lost", error=str(error))

@@ -9,6 +9,7 @@ from uuid_utils.compat import uuid7
 
 from domain.errors import Invalid, UnknownBackend
 from domain.jobs.acceptance import NOBODY, Origin, accepting
+from domain.jobs.kinds import Finished, GivenUp
 from domain.jobs.model import Job
 from domain.jobs.outcomes import Done
 from domain.jobs.repository import JobRepository
@@ -19,7 +20,7 @@ from domain.snapshots.states import SnapshotState
 from domain.storage.driver import Grant
 from domain.volumes.model import Volume
 from domain.volumes.repository import VolumeRepository
-from domain.volumes.service import Finished, GivenUp, NewVolume
+from domain.volumes.service import NewVolume
 from domain.volumes.states import VolumeState
 
 
@@ -52,7 +53,7 @@ class Cloning(SnapshotJobs):
         """Make the new volume on the snapshot's backend."""
         driver, source_id, snapshot_id = self._storage(job)
         size = await driver.clone_snapshot(source_id, snapshot_id, volume_of(job), job.params["size"], grant)
-        return Done(result(job, size), copied=grant.total)
+        return Done(result(job, size), copied=grant.copied)
 
     async def record_clone(self, session: AsyncSession, done: Finished) -> None:
         """The new volumes are there, with the sizes that they got; the snapshots are at rest after their last clone."""

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from domain.database import Database
+from domain.jobs.kinds import Finished, GivenUp
 from domain.jobs.model import Job, new_job
 from domain.jobs.outcomes import Payload
 from domain.jobs.queue import JobQueue
@@ -17,7 +18,6 @@ from domain.snapshots.repository import SnapshotEnding
 from domain.storage.backends import Backends
 from domain.storage.driver import Grant, StorageDriver
 from domain.volumes.repository import Ending, require_held
-from domain.volumes.service import Finished, GivenUp
 
 
 class SnapshotJobs:

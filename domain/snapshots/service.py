@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
 from domain.jobs.acceptance import NOBODY, Origin, accepting
+from domain.jobs.kinds import Finished, GivenUp
 from domain.jobs.model import Job
 from domain.jobs.outcomes import Done
 from domain.jobs.repository import JobRepository
@@ -22,7 +23,6 @@ from domain.snapshots.states import SnapshotState
 from domain.storage.driver import Grant
 from domain.volumes.model import Volume
 from domain.volumes.repository import VolumeRepository, require_held
-from domain.volumes.service import Finished, GivenUp
 from domain.volumes.states import VolumeState
 
 
@@ -83,7 +83,7 @@ class SnapshotService(Cloning):
             # An attempt that was given up may have left a snapshot behind, of what the volume was at that time.
             await driver.delete_snapshot(volume_id, snapshot_id, grant)
         size = await driver.take_snapshot(volume_id, snapshot_id, grant)
-        return Done(result(job, size), copied=grant.total)
+        return Done(result(job, size), copied=grant.copied)
 
     async def record_take(self, session: AsyncSession, done: Finished) -> None:
         """The snapshots are there, with the sizes that they got; the volumes are as before."""
@@ -119,7 +119,7 @@ class SnapshotService(Cloning):
         """Give the volume the snapshot's bytes on its backend."""
         driver, volume_id, snapshot_id = self._storage(job)
         size = await driver.restore_snapshot(volume_id, snapshot_id, grant)
-        return Done(result(job, size), copied=grant.total)
+        return Done(result(job, size), copied=grant.copied)
 
     async def record_restore(self, session: AsyncSession, done: Finished) -> None:
         """The volumes have the snapshots' bytes."""

@@ -12,8 +12,9 @@ StorageError
 import enum
 import time
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 from uuid import UUID
 
 from domain.errors import StorageError
@@ -92,43 +93,61 @@ class Stopped(StorageError):
 
 
 class Fence(NamedTuple):
-    """The order in which attempts on one volume may publish; compares like a tuple.
+    """The order in which attempts may publish one volume or snapshot; compares like a tuple.
 
-    ``version`` is the volume's, raised by every operation that was accepted; ``rings`` is the job's,
-    raised by every retry, rescue and interruption.
+    ``version`` is that of what is published, raised by every operation that was accepted; ``rings`` is the
+    job's, raised by every retry, rescue and interruption.
     """
 
     version: int
     rings: int
 
 
-class Grant:
-    """Leave for one attempt to change one volume or snapshot, until it is stopped or its lease is over.
+class Lease:
+    """How long an attempt may go on, and how far it is; one for all its parts.
 
-    Shared between the event loop (which extends and stops it) and the storage thread (which checks it),
-    so every method is a single read or write of plain attributes.
+    Shared between the event loop (which extends and stops it) and the storage threads (which look at it), so
+    everything is a single read or write of a plain attribute.
     """
+
+    def __init__(self, deadline: float, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.deadline = deadline
+        self.stop_reason: StopReason | None = None
+        self.progressed_at = clock()
+        #: Bytes copied so far, and in all; None for work that copies nothing.
+        self.copied: tuple[int, int] | None = None
+
+
+class Grant:
+    """Leave for one attempt to change one volume or snapshot, until it is stopped or its lease is over."""
 
     def __init__(
         self, job_id: UUID, fence: Fence, deadline: float, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Make a grant that ends at ``deadline``, in seconds of ``clock``."""
+        """Make a grant whose lease ends at ``deadline``, in seconds of ``clock``."""
         self.job_id = job_id
         self.fence = fence
-        self.deadline = deadline
-        self.stop_reason: StopReason | None = None
-        self.done: int | None = None
-        self.total: int | None = None
-        self._clock = clock
-        self.progressed_at = clock()
+        self.lease = Lease(deadline, clock)
+
+    @property
+    def copied(self) -> int | None:
+        """How many bytes the work copies in all; None if it copies nothing."""
+        return None if self.lease.copied is None else self.lease.copied[1]
+
+    def part(self, fence: Fence) -> Self:
+        """Leave for one part of this attempt: the same lease and the same end, another fence."""
+        part = copy(self)
+        part.fence = fence
+        return part
 
     def extend(self, deadline: float) -> None:
         """Move the end of the lease; ``deadline`` in seconds of the grant's clock."""
-        self.deadline = deadline
+        self.lease.deadline = deadline
 
     def stop(self, reason: StopReason) -> None:
         """Ask the work to end at its next check. The first reason stays."""
-        self.stop_reason = self.stop_reason or reason
+        self.lease.stop_reason = self.lease.stop_reason or reason
 
     def check(self) -> None:
         """Say that the work moves on; raise `Stopped` when it should not.
@@ -136,44 +155,20 @@ class Grant:
         Drivers call this between slices of long work, and once more under the lock right before they
         publish: after the lease's end by our own clock another worker may be at it already.
         """
-        if self.stop_reason is not None:
-            raise Stopped(self.stop_reason)
-        now = self._clock()
-        if now >= self.deadline:
+        if self.lease.stop_reason is not None:
+            raise Stopped(self.lease.stop_reason)
+        now = self.lease.clock()
+        if now >= self.lease.deadline:
             raise Stopped(StopReason.LEASE_LOST)
-        self.progressed_at = now
+        self.lease.progressed_at = now
 
     def report(self, done: int, total: int) -> None:
         """Say how far the work is, in bytes, for whoever writes it down; moving on, too, as `check` does."""
-        self.done, self.total = done, total
-        self.progressed_at = self._clock()
-
-    def part(self, fence: Fence) -> "Grant":
-        """Leave for one part of this attempt: the same lease and the same end, another fence."""
-        return PartialGrant(self, fence)
+        self.lease.copied = (done, total)
+        self.lease.progressed_at = self.lease.clock()
 
     def published(self, operation: str, subject_id: UUID) -> None:
         """Hear from the driver, still under the subject's lock, that the effect has just happened to it."""
-
-
-class PartialGrant(Grant):
-    """A grant for one of many volumes, which lives and ends with the whole."""
-
-    def __init__(self, whole: Grant, fence: Fence) -> None:
-        super().__init__(whole.job_id, fence, whole.deadline)
-        self._whole = whole
-
-    def extend(self, deadline: float) -> None:
-        """Extend the whole."""
-        self._whole.extend(deadline)
-
-    def stop(self, reason: StopReason) -> None:
-        """Stop the whole."""
-        self._whole.stop(reason)
-
-    def check(self) -> None:
-        """Ask the whole."""
-        self._whole.check()
 
 
 @dataclass(frozen=True)

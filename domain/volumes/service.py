@@ -16,6 +16,7 @@ from uuid_utils.compat import uuid7
 from domain.database import Database
 from domain.errors import Invalid, UnknownBackend
 from domain.jobs.acceptance import NOBODY, Origin, accepting
+from domain.jobs.kinds import Finished, GivenUp
 from domain.jobs.model import Job, new_job
 from domain.jobs.outcomes import Done, Payload
 from domain.jobs.queue import JobQueue
@@ -28,9 +29,7 @@ from domain.volumes.model import Volume
 from domain.volumes.repository import Ending, VolumeFilter, VolumeRepository, require_held
 from domain.volumes.states import VolumeState
 
-Finished = Sequence[tuple[Job, Payload]]
-MayGo = Callable[[AsyncSession, UUID], Awaitable[None]]
-GivenUp = Sequence[tuple[Job, Payload | None]]
+RefuseDelete = Callable[[AsyncSession, UUID], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -75,10 +74,10 @@ class VolumeService:
     """Volumes, for HTTP and for the workers."""
 
     def __init__(
-        self, database: Database, queue: JobQueue, backends: Backends, *, max_attempts: int, may_go: MayGo
+        self, database: Database, queue: JobQueue, backends: Backends, *, max_attempts: int, refuse_delete: RefuseDelete
     ) -> None:
-        """``may_go`` has a say before a volume is deleted: other rooms know what depends on it."""
-        self._may_go = may_go
+        """``refuse_delete`` raises when other rooms know of something that depends on a volume."""
+        self._refuse_delete = refuse_delete
         self._database = database
         self._queue = queue
         self._backends = backends
@@ -211,7 +210,7 @@ class VolumeService:
         """
         async with accepting(self._database, origin) as acceptance:
             volume = await VolumeRepository(acceptance.session).take(volume_id, VolumeState.DELETING, uuid7())
-            await self._may_go(acceptance.session, volume_id)
+            await self._refuse_delete(acceptance.session, volume_id)
             job = self._job("volume.delete", volume, {}, created_by=origin.caller)
             acceptance.job = await JobRepository(acceptance.session).add(job)
         return await self._ring(job)
@@ -219,7 +218,7 @@ class VolumeService:
     async def again_delete(self, session: AsyncSession, ended: Job) -> Job:
         """Try once more to delete a volume."""
         volume = await VolumeRepository(session).take(_volume_id(ended), VolumeState.DELETING, uuid7())
-        await self._may_go(session, volume.id)
+        await self._refuse_delete(session, volume.id)
         return await self._add_retry(session, ended, volume, {})
 
     async def delete(self, job: Job, grant: Grant) -> Done:

@@ -32,8 +32,8 @@ async def test_a_beat_extends_every_grant_that_is_still_ours() -> None:
     running = at_work(*jobs)
     await a_heartbeat(FakeForeman(*jobs), running).beat()
 
-    assert all(run.grant.deadline > time.monotonic() + LEASE / 2 for run in running.values())
-    assert all(run.grant.stop_reason is None for run in running.values())
+    assert all(run.grant.lease.deadline > time.monotonic() + LEASE / 2 for run in running.values())
+    assert all(run.grant.lease.stop_reason is None for run in running.values())
 
 
 async def test_what_is_not_ours_any_more_is_stopped_and_not_extended() -> None:
@@ -41,8 +41,8 @@ async def test_what_is_not_ours_any_more_is_stopped_and_not_extended() -> None:
     running = at_work(job)
     await a_heartbeat(FakeForeman(), running).beat()
 
-    assert running[job.id].grant.stop_reason is StopReason.LEASE_LOST
-    assert running[job.id].grant.deadline == 0.0
+    assert running[job.id].grant.lease.stop_reason is StopReason.LEASE_LOST
+    assert running[job.id].grant.lease.deadline == 0.0
 
 
 async def test_a_cancellation_is_passed_on_to_its_job_alone() -> None:
@@ -51,8 +51,8 @@ async def test_a_cancellation_is_passed_on_to_its_job_alone() -> None:
     foreman.cancelled = {unwanted.id}
     await a_heartbeat(foreman, running).beat()
 
-    assert running[unwanted.id].grant.stop_reason is StopReason.CANCELLED
-    assert running[wanted.id].grant.stop_reason is None
+    assert running[unwanted.id].grant.lease.stop_reason is StopReason.CANCELLED
+    assert running[wanted.id].grant.lease.stop_reason is None
 
 
 async def test_a_cancelled_job_keeps_its_lease_until_it_has_ended() -> None:
@@ -61,17 +61,17 @@ async def test_a_cancelled_job_keeps_its_lease_until_it_has_ended() -> None:
     foreman.cancelled = {job.id}
     await a_heartbeat(foreman, running).beat()
 
-    assert running[job.id].grant.deadline > time.monotonic()
+    assert running[job.id].grant.lease.deadline > time.monotonic()
 
 
 async def test_a_stalled_job_is_not_renewed_and_runs_out_by_itself() -> None:
     stalled, lively = a_job(), a_job()
     running = at_work(stalled, lively)
-    running[stalled.id].grant.progressed_at = LONG_AGO
+    running[stalled.id].grant.lease.progressed_at = LONG_AGO
     await a_heartbeat(FakeForeman(stalled, lively), running).beat()
 
-    assert running[stalled.id].grant.deadline == 0.0
-    assert running[lively.id].grant.deadline > 0.0
+    assert running[stalled.id].grant.lease.deadline == 0.0
+    assert running[lively.id].grant.lease.deadline > 0.0
 
 
 async def test_a_beat_tells_how_far_those_are_that_copy_something() -> None:
@@ -99,7 +99,7 @@ async def test_without_postgresql_nothing_is_extended() -> None:
     with pytest.raises(DatabaseUnavailable):
         await a_heartbeat(foreman, running).beat()
 
-    assert (running[job.id].grant.deadline, running[job.id].grant.stop_reason) == (0.0, None)
+    assert (running[job.id].grant.lease.deadline, running[job.id].grant.lease.stop_reason) == (0.0, None)
 
 
 def pulse(heartbeat: Heartbeat) -> tuple[bool, bool]:

@@ -213,9 +213,10 @@ class TestSlices:
 def test_progress_begins_unknown_and_counts_as_moving_on() -> None:
     now = [0.0]
     grant = Grant(uuid4(), Fence(1, 1), deadline=5.0, clock=lambda: now[0])
-    assert (grant.done, grant.total) == (None, None)
+    before = grant.lease.copied
     now[0] = 3.0
 
     grant.report(7, 9)
 
-    assert (grant.done, grant.total, grant.progressed_at) == (7, 9, 3.0)
+    assert before is None
+    assert (grant.lease.copied, grant.lease.progressed_at) == ((7, 9), 3.0)

@@ -25,7 +25,7 @@ def test_stopping_the_original_stops_the_watched_one() -> None:
 
     with pytest.raises(Stopped):
         watched.check()
-    assert watched.stop_reason is StopReason.CANCELLED
+    assert watched.lease.stop_reason is StopReason.CANCELLED
 
 
 def test_stopping_the_watched_one_stops_the_original() -> None:
@@ -47,7 +47,7 @@ def test_both_share_one_lease() -> None:
     watched.check()
     watched.extend(20.0)
 
-    assert original.deadline == 20.0
+    assert original.lease.deadline == 20.0
 
 
 def test_progress_is_seen_on_the_original() -> None:
@@ -56,7 +56,7 @@ def test_progress_is_seen_on_the_original() -> None:
     now[0] = 3.0
     watched_by(original).check()
 
-    assert original.progressed_at == 3.0
+    assert original.lease.progressed_at == 3.0
 
 
 def test_what_is_reported_is_seen_on_both() -> None:
@@ -67,5 +67,5 @@ def test_what_is_reported_is_seen_on_both() -> None:
 
     watched.report(7, 9)
 
-    assert (original.done, original.total, original.progressed_at) == (7, 9, 3.0)
-    assert (watched.done, watched.total, watched.progressed_at) == (7, 9, 3.0)
+    assert (original.lease.copied, original.lease.progressed_at) == ((7, 9), 3.0)
+    assert (watched.lease.copied, watched.lease.progressed_at) == ((7, 9), 3.0)

@@ -15,6 +15,17 @@ Responses = dict[int | str, dict[str, Any]]
 
 _REF: Final = "#/components/schemas/{model}"
 _EVERYWHERE: Final = (type_of(Invalid), INTERNAL, type_of(DatabaseUnavailable))
+
+
+def _links(names: Iterable[str], **parameters: str) -> dict[str, Any]:
+    found = {name: f"$response.body#/{place}" for name, place in parameters.items()}
+    return {name: {"operationId": name, "parameters": found} for name in names}
+
+
+_OF_JOB: Final = ("get_job", "cancel_job", "retry_job", "list_job_items")
+_OF_VOLUME: Final = ("get_volume", "expand_volume", "delete_volume", "take_snapshot", "list_snapshots_of_volume")
+_OF_SNAPSHOT: Final = ("get_snapshot", "restore_snapshot", "delete_snapshot")
+
 #: What a route that reads a body may refuse in addition.
 BODY: Final = (http_type(400), http_type(413), http_type(415))
 
@@ -35,6 +46,9 @@ ACCEPTED: Final[Responses] = {
             "Preference-Applied": _APPLIED,
             "Idempotency-Replayed": _header("`true` if this is the first answer again."),
         },
+        "links": _links(_OF_JOB, job_id="id")
+        | _links(_OF_VOLUME, volume_id="volume_id")
+        | _links(_OF_SNAPSHOT, snapshot_id="snapshot_id"),
     }
 }
 POLLED: Final = {

@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from api.dependencies import Asked, Expansion, JsonBody, NoQuery, Snapshots, Volumes
 from api.openapi import BODY, refusals
 from api.pagination import Paginated, paginated_response
+from api.paths import VOLUME
 from api.problems import GROWTH_REQUIRED
 from api.v0.finishing import Finished, finishes
 from api.v1.growth import GrowthIn
@@ -64,7 +65,7 @@ async def list_volumes(query: Annotated[VolumeQuery, Query()], volumes: Volumes)
 
 
 @router.get(
-    "/{volume_id}",
+    VOLUME,
     operation_id="get_volume_v0",
     summary="Look at a volume",
     responses=refusals(VolumeNotFound),
@@ -90,7 +91,7 @@ async def expand_volumes(expansion: Expansion, origin: Asked, finished: Finished
 
 
 @router.post(
-    "/{volume_id}/expand",
+    f"{VOLUME}/expand",
     operation_id="expand_volume_v0",
     summary="Grow a volume, and wait for it",
     responses=finishes(
@@ -106,7 +107,7 @@ async def expand_volume(
 
 
 @router.delete(
-    "/{volume_id}",
+    VOLUME,
     status_code=204,
     operation_id="delete_volume_v0",
     summary="Delete a volume, and wait for it",

@@ -11,7 +11,7 @@ from api.v1.volumes import router as volumes_router
 PREFIX = "/api/v1"
 
 router = APIRouter(prefix=PREFIX)
-router.include_router(bulk_router)  # before the volumes: `expand` is no volume's id
+router.include_router(bulk_router)
 router.include_router(volumes_router)
 router.include_router(snapshots_router)
 router.include_router(jobs_router)

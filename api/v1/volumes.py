@@ -10,6 +10,7 @@ from api.conditional import Seen, row_tag
 from api.dependencies import Asked, JsonBody, NoQuery, Snapshots, Volumes
 from api.openapi import BODY, accepts, refusals, shown
 from api.pagination import Paginated, paginated_response
+from api.paths import VOLUME
 from api.problems import GROWTH_REQUIRED
 from api.v1.growth import GrowthIn
 from api.v1.requests import VolumeIn, VolumePatch, VolumeQuery
@@ -62,7 +63,7 @@ async def list_volumes(query: Annotated[VolumeQuery, Query()], volumes: Volumes)
 
 
 @router.get(
-    "/{volume_id}",
+    VOLUME,
     operation_id="get_volume",
     summary="Look at a volume",
     response_model=VolumeOut,
@@ -76,7 +77,7 @@ async def get_volume(volume_id: UUID, volumes: Volumes, seen: Seen) -> VolumeOut
 
 
 @router.patch(
-    "/{volume_id}",
+    VOLUME,
     operation_id="update_volume",
     summary="Rename or relabel a volume",
     responses=refusals(*BODY, VolumeNotFound, NameTaken),
@@ -89,7 +90,7 @@ async def update_volume(volume_id: UUID, patch: VolumePatch, volumes: Volumes) -
 
 
 @router.post(
-    "/{volume_id}/expand",
+    f"{VOLUME}/expand",
     status_code=202,
     operation_id="expand_volume",
     summary="Grow a volume",
@@ -104,7 +105,7 @@ async def expand_volume(volume_id: UUID, wish: GrowthIn, volumes: Volumes, origi
 
 
 @router.delete(
-    "/{volume_id}",
+    VOLUME,
     status_code=202,
     operation_id="delete_volume",
     summary="Delete a volume",

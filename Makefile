@@ -11,7 +11,7 @@ help: ## List what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
 		printf '  %-14s %s\n' "$$target" "$$text"; done
 
-demo: $(READY) ## Watch 100 volumes being created and expanded by two workers, on servers of its own
+demo: $(READY) ## Watch two workers create, snapshot, expand and restore 100 volumes, on servers of its own
 	@$(BIN)/cistern demo
 
 up: $(READY) ## Run Cistern here, without Docker, until Ctrl-C

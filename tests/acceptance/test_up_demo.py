@@ -40,7 +40,7 @@ def running_in(place: Path) -> list[psutil.Process]:
     ]
 
 
-def test_the_demo_creates_expands_measures_and_leaves_nothing(place: Path) -> None:
+def test_the_demo_creates_snapshots_expands_restores_compares_and_leaves_nothing(place: Path) -> None:
     command = [*DEMO, "--volumes", "20"]
 
     done = subprocess.run(
@@ -48,8 +48,8 @@ def test_the_demo_creates_expands_measures_and_leaves_nothing(place: Path) -> No
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("20/20") == 2
-    assert "500 MiB" in done.stdout
+    assert done.stdout.count("20/20") == 8
+    assert "20 volumes, 500 MiB: every size was measured" in done.stdout
     assert running_in(place) == []
     assert list(place.iterdir()) == []
 

@@ -101,6 +101,7 @@ class SnapshotRepository:
     async def let_go(self, endings: Sequence[SnapshotEnding], state: SnapshotState) -> Sequence[UUID]:
         """Bring snapshots to rest in ``state`` at the end of the jobs that had them; returns which ones there were."""
         given = _given(endings)
+        await self._lock_in_order([ending.snapshot_id for ending in endings])
         query = (
             update(Snapshot)
             .where(Snapshot.id == given.c.snapshot_id, Snapshot.job_id == given.c.job_id)
@@ -122,8 +123,7 @@ class SnapshotRepository:
         Locked by a statement of its own: only what begins after that sees the clones that others have just begun or
         ended under the same lock. An UPDATE that had to wait would look at its row afresh, but not at other tables.
         """
-        locked = select(Snapshot.id).where(Snapshot.id.in_(snapshot_ids)).order_by(Snapshot.id).with_for_update()
-        await self._session.execute(locked)
+        await self._lock_in_order(snapshot_ids)
         live = _a_live_clone(ended)
         query = (
             update(Snapshot)
@@ -142,6 +142,7 @@ class SnapshotRepository:
     async def remove(self, endings: Sequence[SnapshotEnding]) -> Sequence[UUID]:
         """Strike off snapshots that their jobs have deleted; returns which ones there were."""
         given = _given(endings)
+        await self._lock_in_order([ending.snapshot_id for ending in endings])
         query = (
             delete(Snapshot)
             .where(Snapshot.id == given.c.snapshot_id, Snapshot.job_id == given.c.job_id)
@@ -149,6 +150,11 @@ class SnapshotRepository:
             .execution_options(synchronize_session=False)
         )
         return (await self._session.scalars(query)).all()
+
+    async def _lock_in_order(self, snapshot_ids: Collection[UUID]) -> None:
+        """Lock by id: an UPDATE locks as it finds them, and two that find them differently wait for each other."""
+        query = select(Snapshot.id).where(Snapshot.id.in_(snapshot_ids)).order_by(Snapshot.id)
+        await self._session.execute(query.with_for_update())
 
 
 async def refuse_if_it_has_snapshots(session: AsyncSession, volume_id: UUID) -> None:

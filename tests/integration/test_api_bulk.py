@@ -1,0 +1,176 @@
+"""Bulk expansion over HTTP: asked for, watched, read in its ledger, retried; in version 0 all at once."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+
+from api.main import create_app
+from domain.services import Services, open_services
+from domain.settings import Settings
+from tests.acceptance import journal
+from tests.bulk import MIB, add_volumes, most_at_once
+from tests.integration.conftest import Working
+
+EXPAND = "/api/v1/volumes/expand"
+WAIT = {"Prefer": "wait=30"}
+
+
+@pytest.fixture
+def bulk_settings(settings: Settings, tmp_path: Path) -> Settings:
+    options = f"journal={tmp_path / 'journal'}&fail=@{tmp_path / 'faults'}&gate={tmp_path / 'gate'}&delay_ms=60"
+    return settings.model_copy(update={"backends": {"null": f"faulty+null:?{options}"}, "max_jobs": 20})
+
+
+@pytest.fixture
+async def services(bulk_settings: Settings) -> AsyncIterator[Services]:
+    async with open_services(bulk_settings) as services:
+        yield services
+
+
+@pytest.fixture
+async def client(services: Services) -> AsyncIterator[httpx.AsyncClient]:
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Services]:
+        yield services
+
+    app = create_app(opened)
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://cistern", timeout=60) as client:
+            yield client
+
+
+def fail_for(tmp_path: Path, volumes: list[UUID]) -> None:
+    (tmp_path / "new").write_text("".join(f"expand:storage-full {volume_id}\n" for volume_id in volumes))
+    (tmp_path / "new").rename(tmp_path / "faults")
+
+
+async def ledger(client: httpx.AsyncClient, job: dict[str, Any], query: str = "") -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = []
+    cursor: str | None = ""
+    while cursor is not None:
+        address = f"/api/v1/jobs/{job['id']}/items?limit=40{query}"
+        page = (await client.get(f"{address}{cursor and '&cursor='}{cursor}")).json()
+        items += page["items"]
+        cursor = page["next_cursor"]
+    return items
+
+
+async def test_the_ledger_says_which_failed_and_why_and_a_retry_is_for_these_alone(
+    client: httpx.AsyncClient, services: Services, bulk_settings: Settings, working: Working, tmp_path: Path
+) -> None:
+    volumes = sorted(await add_volumes(services, 150, backend="null"))
+    bad = [volumes[3], volumes[70], volumes[149]]
+    fail_for(tmp_path, bad)
+    async with working(bulk_settings):
+        answer = await client.post(EXPAND, json={"by": "1MiB", "max_concurrent": 7}, headers=WAIT)
+
+        job = answer.json()
+        assert (answer.status_code, job["status"], job["error"]["code"]) == (202, "partial", "items-failed")
+        counts = {"total": 150, "succeeded": 147, "failed": 3, "skipped": 0}
+        assert job["progress"] == {"unit": "volumes"} | counts
+        items = await ledger(client, job)
+        assert [item["volume_id"] for item in items] == [str(volume_id) for volume_id in volumes]
+        failed = await ledger(client, job, "&status=failed")
+        assert [item["volume_id"] for item in failed] == [str(volume_id) for volume_id in bad]
+        assert {(item["code"], item["from_size"], item["to_size"]) for item in failed} == {
+            ("storage-full", MIB, 2 * MIB)
+        }
+        assert most_at_once(journal.read(tmp_path / "journal")) == 7
+
+        lanes = (await client.get(f"/api/v1/jobs?parent_id={job['id']}")).json()["items"]
+        assert {(lane["kind"], lane["params"]["slots"]) for lane in lanes} == {("bulk.lane", 1)}
+        refused = await client.post(f"/api/v1/jobs/{lanes[0]['id']}/retry")
+        assert (refused.status_code, refused.json()["code"]) == (409, "job-not-retryable")
+
+        fail_for(tmp_path, [])
+        retry = (await client.post(f"/api/v1/jobs/{job['id']}/retry", headers=WAIT)).json()
+
+    assert (retry["status"], retry["progress"]["total"], retry["retry_of"]) == ("succeeded", 3, job["id"])
+    assert [item["code"] for item in await ledger(client, retry)] == ["expanded"] * 3
+
+
+async def test_progress_is_seen_while_it_goes_on_and_a_part_cannot_be_cancelled_alone(
+    client: httpx.AsyncClient, services: Services, bulk_settings: Settings, working: Working, tmp_path: Path
+) -> None:
+    await add_volumes(services, 30, backend="null")
+    (tmp_path / "gate").touch()
+    async with working(bulk_settings):
+        job = (await client.post(EXPAND, json={"percent": 100, "max_concurrent": 3})).json()
+        address = f"/api/v1/jobs/{job['id']}"
+        async with asyncio.timeout(30):
+            while (await client.get(address)).json()["progress"] is None:
+                await asyncio.sleep(0.02)
+        planned = await client.get(address)
+        counts = {"total": 30, "succeeded": 0, "failed": 0, "skipped": 0}
+        assert planned.json()["progress"] == {"unit": "volumes"} | counts
+        lane = (await client.get(f"/api/v1/jobs?parent_id={job['id']}")).json()["items"][0]
+        refused = await client.post(f"/api/v1/jobs/{lane['id']}/cancel")
+        assert (refused.status_code, refused.json()["code"]) == (409, "job-is-part")
+        assert refused.json()["job_id"] == job["id"]
+
+        (tmp_path / "gate").unlink()
+        ended = await client.get(address, headers=WAIT | {"If-None-Match": planned.headers["etag"]})
+
+    assert (ended.status_code, ended.json()["status"], ended.json()["progress"]["succeeded"]) == (200, "succeeded", 30)
+
+
+async def test_a_volume_that_is_gone_is_in_the_ledger_and_no_ids_are_no_volumes(
+    client: httpx.AsyncClient, services: Services, bulk_settings: Settings, working: Working
+) -> None:
+    (volume_id,) = await add_volumes(services, 1, backend="null")
+    async with working(bulk_settings):
+        gone = str(UUID(int=7))
+        named = await client.post(EXPAND, json={"by": 1, "ids": [gone, str(volume_id)]}, headers=WAIT)
+        none = await client.post(EXPAND, json={"by": 1, "ids": []}, headers=WAIT)
+
+    codes = {item["volume_id"]: item["code"] for item in await ledger(client, named.json())}
+    assert codes == {gone: "volume-gone", str(volume_id): "expanded"}
+    assert (none.json()["status"], none.json()["progress"]["total"]) == ("succeeded", 0)
+
+
+async def test_a_dry_run_plans_from_the_last_measurements_and_leaves_no_trace(
+    client: httpx.AsyncClient, services: Services
+) -> None:
+    await add_volumes(services, 1200, backend="null", labels={"tier": "gold"}, used=MIB)
+    body = {"percent": 50, "labels": {"tier": "gold"}, "usage_above": 80, "step": 1, "dry_run": True}
+    plan = (await client.post(EXPAND, json=body, headers={"Idempotency-Key": "not kept"})).json()
+
+    assert (plan["total"], plan["grows"], plan["bytes"]) == (1200, 1200, 600 * MIB)
+    assert (len(plan["items"]), plan["truncated"]) == (1000, True)
+    assert (await client.get("/api/v1/jobs")).json()["items"] == []
+    kept = await client.post(EXPAND, json=body | {"dry_run": False}, headers={"Idempotency-Key": "not kept"})
+    assert kept.status_code == 202
+
+
+async def test_version_0_grows_the_fleet_by_a_tenth_and_answers_when_it_is_done(
+    client: httpx.AsyncClient, services: Services, bulk_settings: Settings, working: Working, tmp_path: Path
+) -> None:
+    volumes = await add_volumes(services, 20, backend="null", size=100 * MIB)
+    fail_for(tmp_path, volumes[:1])
+    async with working(bulk_settings):
+        answer = await client.post("/api/v0/volumes/expand")
+
+    assert (answer.status_code, answer.json()["status"], answer.json()["progress"]["succeeded"]) == (200, "partial", 19)
+    sizes = [item["size"] for item in (await client.get("/api/v0/volumes")).json()["items"]]
+    assert sorted(sizes) == [100 * MIB, *[110 * MIB] * 19]
+
+
+async def test_a_version_0_request_whose_job_fails_is_a_problem_with_its_error(
+    client: httpx.AsyncClient, services: Services, bulk_settings: Settings, working: Working, tmp_path: Path
+) -> None:
+    (volume_id,) = await add_volumes(services, 1, backend="null")
+    fail_for(tmp_path, [volume_id])
+    async with working(bulk_settings):
+        answer = await client.post(f"/api/v0/volumes/{volume_id}/expand", json={"by": 1})
+
+    told = answer.json()
+    assert (answer.status_code, told["code"], told["job_status"]) == (424, "job-failed", "failed")
+    assert told["error"]["code"] == "storage-full"
+    assert (await client.get(f"/api/v1/jobs/{told['job_id']}")).json()["status"] == "failed"

@@ -43,8 +43,8 @@ from domain.errors import ConfigurationError, DatabaseUnavailable
 
 _open: ContextVar[bool] = ContextVar("open_transaction", default=False)
 
-# SQLSTATE classes that pass by themselves: connection, rollback (deadlock), resources, operator, system.
-_PASSING: Final = ("08", "40", "53", "57", "58", "25P03")
+# SQLSTATE classes that pass by themselves: connection, rollback (deadlock), resources, operator, system; lock timeouts.
+_PASSING: Final = ("08", "40", "53", "57", "58", "25P03", "55P03")
 
 # A stopped process must not hold the others: its locks are taken from it (milliseconds).
 _SERVER_SETTINGS: Final = {

@@ -67,7 +67,10 @@ class JobNotFound(NotFound):
 
 
 class Invalid(Refused):
-    """A value in the request cannot be used. ``field`` in ``details`` names it."""
+    """A value in the request cannot be used.
+
+    ``field`` in ``details`` names it.
+    """
 
     code = "invalid"
 
@@ -115,13 +118,16 @@ class Conflict(Refused):
 
 
 class VolumeBusy(Conflict):
-    """Another operation is running on this volume. ``job_id`` in ``details`` is its job."""
+    """Another operation is running on this volume.
+
+    ``job_id`` in ``details`` is its job.
+    """
 
     code = "volume-busy"
 
 
 class VolumeUnusable(Conflict):
-    """The volume is in the state ``error``; it can be deleted, or its failed job retried."""
+    """The volume is in the state "error"; it can be deleted, or its failed job retried."""
 
     code = "volume-unusable"
 
@@ -139,7 +145,10 @@ class JobEnded(Conflict):
 
 
 class JobIsPart(Conflict):
-    """This job is a part of another one; cancel or retry that. ``job_id`` in ``details`` is the whole."""
+    """This job is a part of another one; cancel or retry that.
+
+    ``job_id`` in ``details`` is the whole.
+    """
 
     code = "job-is-part"
 
@@ -151,13 +160,16 @@ class VolumeHasSnapshots(Conflict):
 
 
 class SnapshotBusy(Conflict):
-    """Another operation is running on this snapshot. ``job_id`` in ``details`` is its job."""
+    """Another operation is running on this snapshot.
+
+    ``job_id`` in ``details`` is its job.
+    """
 
     code = "snapshot-busy"
 
 
 class SnapshotUnusable(Conflict):
-    """The snapshot is in the state ``error``; it can be deleted, or its failed job retried."""
+    """The snapshot is in the state "error"; it can be deleted, or its failed job retried."""
 
     code = "snapshot-unusable"
 

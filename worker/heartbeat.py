@@ -30,9 +30,10 @@ class Heartbeat:
         self._interval = lease / _BEATS_PER_LEASE
         self._stall = stall
         self._steady_since: float | None = None
+        self._is_complete = True
 
     async def beat_for_ever(self) -> None:
-        """Beat at regular intervals; more often while PostgreSQL is away, so as not to miss its return."""
+        """Beat at regular intervals; sooner again while PostgreSQL is away or has rows locked."""
         while True:
             try:
                 await self.beat()
@@ -42,7 +43,8 @@ class Heartbeat:
             except Exception:
                 log.exception("heartbeat.crashed")  # a heart that stops for good would lose every job
                 self.falter()
-            await asyncio.sleep(self._interval if self.is_beating else self._interval / 5)
+            well = self.is_beating and self._is_complete
+            await asyncio.sleep(self._interval if well else self._interval / 5)
 
     @property
     def is_beating(self) -> bool:
@@ -65,15 +67,16 @@ class Heartbeat:
             DatabaseUnavailable: nothing was extended; the grants run out by themselves.
         """
         asked = {job_id: run for job_id, run in self._running.items() if not self._has_stalled(run)}
-        renewals, deadline = await self._foreman.renew(asked, _progress(asked))
+        renewed = await self._foreman.renew(asked, _progress(asked))
         self._steady_since = self._steady_since or time.monotonic()
-        for renewal in renewals:
-            grant = asked.pop(renewal.job_id).grant
-            grant.extend(deadline)
+        for renewal in renewed.renewals:
+            grant = asked[renewal.job_id].grant
+            grant.extend(renewed.deadline)
             if renewal.cancel_requested:
                 grant.stop(StopReason.CANCELLED)
-        for run in asked.values():  # somebody else's by now, or settled while we asked
-            run.grant.stop(StopReason.LEASE_LOST)
+        for job_id in renewed.lost:  # somebody else's by now, or settled while we asked
+            asked[job_id].grant.stop(StopReason.LEASE_LOST)
+        self._is_complete = len(renewed.renewals) + len(renewed.lost) == len(asked)
 
     def _has_stalled(self, run: Running) -> bool:
         return time.monotonic() - run.grant.lease.progressed_at > self._stall

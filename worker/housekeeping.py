@@ -31,30 +31,27 @@ class Housekeeping:
     async def go_round_for_ever(self) -> None:
         """Make rounds; what fails is tried again in the next one."""
         while True:
-            try:
-                await self.go_round()
-            except QueueUnavailable:
-                log.warning("round.without_redis")
-            except DatabaseUnavailable:
-                log.warning("round.without_postgresql")
-                self._heartbeat.falter()
-            except Exception:
-                log.exception("round.crashed")
+            await self.go_round()
             await asyncio.sleep(self._interval)
 
     async def go_round(self) -> None:
-        """Make one round.
-
-        Raises:
-            DatabaseUnavailable, QueueUnavailable: the rest is left for the next round.
-        """
+        """Make one round; a step that fails keeps none of the others."""
         if self._heartbeat.is_steady:
-            _report("jobs.rescued", await self._foreman.rescue())
-            _report("bulks.tended", await self._tend())
-        await self._foreman.ring_due()
-        _report("rings.found_lost", await self._foreman.ring_lost())
+            await self._step("jobs.rescued", self._foreman.rescue)
+            await self._step("bulks.tended", self._tend)
+        await self._step("rings.due", self._foreman.ring_due)
+        await self._step("rings.found_lost", self._foreman.ring_lost)
 
-
-def _report(event: str, count: int) -> None:
-    if count:
-        log.warning(event, count=count)
+    async def _step(self, event: str, step: Callable[[], Awaitable[int]]) -> None:
+        try:
+            count = await step()
+        except QueueUnavailable:
+            log.warning("round.without_redis", step=event)
+        except DatabaseUnavailable:
+            log.warning("round.without_postgresql", step=event)
+            self._heartbeat.falter()
+        except Exception:
+            log.exception("round.crashed", step=event)
+        else:
+            if count:
+                log.info(event, count=count)

@@ -7,7 +7,7 @@ turn, and a killed worker costs at most a slice.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Final
 
 import structlog
@@ -17,7 +17,7 @@ from domain.errors import DatabaseUnavailable
 from domain.expansion.chunks import Chunks, Result, Task
 from domain.jobs.model import Job
 from domain.jobs.outcomes import Done, Outcome, Yielded
-from domain.storage.driver import Grant, Stopped
+from domain.storage.driver import Grant
 
 _SLICE_SECONDS: Final = 1.0
 #: A chunk should last about so long: shorter ones cost more statements, longer ones more when they are lost.
@@ -40,6 +40,8 @@ class Lanes:
         Raises:
             Stopped: the worker shuts down or has lost the lane; what is not recorded is left to the successor.
         """
+        if job.params["last"]:
+            return await self._give_up(job, grant)
         ends = time.monotonic() + _SLICE_SECONDS
         limit: int = job.params["slots"]
         items = await self._chunks.inherit(job)
@@ -71,18 +73,28 @@ class Lanes:
             async with slots:
                 if cancelled.is_set() and not task.begun:
                     return self._chunks.leave(task)
-                with suppress(Stopped):
-                    return await self._chunks.grow(task, grant)
-                return None
+                return await self._chunks.grow(task, grant)
 
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(one(task)) for task in tasks]
         return [result for task in running if (result := task.result()) is not None]
 
     async def _rest(self, job: Job) -> Outcome:
-        """Nothing is due: come back when busy volumes are tried again, or end."""
+        """Nothing is due: come back when busy volumes are tried again, or end with empty hands."""
         waiting = await self._chunks.next_due(job)
+        if await self._chunks.holds_any(job):
+            waiting = min(_LOOK_SECONDS, _LOOK_SECONDS if waiting is None else waiting)
         return Done({}) if waiting is None else Yielded(waiting)
+
+    async def _give_up(self, job: Job, grant: Grant) -> Outcome:
+        """Be the last lane: let every volume go with the size that it is found to have, and fail what waits."""
+        items = await self._chunks.inherit(job)
+        tasks = await self._chunks.take(job, items, {})
+        results = [await self._chunks.give_up(task, grant) for task in tasks]
+        await self._chunks.record(job, [result for result in results if result is not None])
+        grant.check()
+        await self._chunks.fail_rest(job)
+        return Yielded(_LOOK_SECONDS) if await self._chunks.holds_any(job) else Done({})
 
     @asynccontextmanager
     async def _cancellation(self, job: Job) -> AsyncIterator[asyncio.Event]:
@@ -96,9 +108,11 @@ class Lanes:
     async def _look_for_cancellation(self, job: Job, cancelled: asyncio.Event) -> None:
         while not cancelled.is_set():
             await asyncio.sleep(_LOOK_SECONDS)
-            with suppress(DatabaseUnavailable):
+            try:
                 if await self._chunks.is_cancelled(job):
                     cancelled.set()
+            except DatabaseUnavailable:
+                log.debug("bulk.blind")  # then the chunk's own statements will say so
 
 
 def _next_limit(done: int, seconds: float, slots: int) -> int:

@@ -15,8 +15,9 @@ import structlog
 
 from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.foreman import Claim, Foreman
+from domain.jobs.leases import LAST_CHANCES
 from domain.jobs.model import Job, Ring
-from domain.jobs.outcomes import Cancelled, GaveUp, Interrupted, Outcome, Payload, Superseded
+from domain.jobs.outcomes import Cancelled, GaveUp, Interrupted, Outcome, Payload, RetryAt, Superseded
 from domain.jobs.queue import JobQueue
 from domain.jobs.retry import WORKER_LOST, RetryPolicy, describe
 from domain.services import Handler
@@ -28,6 +29,7 @@ from domain.storage.driver import (
     Stopped,
     StopReason,
     StorageBusy,
+    TransientStorageError,
 )
 
 _SETTLE_AGAIN_SECONDS: Final = 0.5
@@ -83,7 +85,8 @@ class Runner:
             try:
                 await asyncio.shield(work)
             except asyncio.CancelledError:
-                self.interrupt()
+                if not work.cancelled():
+                    self.interrupt()
 
     async def run(self, ring: Ring) -> None:
         """Claim, perform, settle."""
@@ -181,6 +184,11 @@ class Runner:
             return self._retry_policy.wait(error)
         except FenceRefused:
             return Superseded()
+        except TransientStorageError as error:
+            # Until earlier attempts are shut out the volume should not be let go; but not for ever.
+            if job.attempt < job.max_attempts + LAST_CHANCES:
+                return RetryAt(self._retry_policy.delay(job.attempt), describe(error))
+            found = None
         except CisternError as error:  # of the storage, or a backend that is configured no more
             log.warning("storage.unknown", error=error.message)
             found = None

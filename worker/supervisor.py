@@ -39,8 +39,12 @@ class Supervisor:
             loop.add_signal_handler(number, self._on_signal)
         delivery = asyncio.create_task(self._deliver())
         log.info("worker.ready")
-        await self._stop.wait()
+        stop = asyncio.create_task(self._stop.wait())
+        await asyncio.wait((stop, delivery), return_when=asyncio.FIRST_COMPLETED)
         await self._wind_down(delivery)
+        await end((stop,))
+        if not self._stop.is_set():  # a worker that beats but takes nothing is worse than none
+            raise RuntimeError("the delivery of messages has ended by itself")
         log.info("worker.stopped")
 
     def _on_signal(self) -> None:

@@ -24,7 +24,7 @@ from domain.jobs.batches import BatchRepository
 from domain.jobs.model import Job
 from domain.jobs.queue import JobQueue
 from domain.storage.backends import Backends
-from domain.storage.driver import Fence, FenceRefused, Grant, Stopped, StopReason, TransientStorageError
+from domain.storage.driver import Fence, FenceRefused, Grant, Stopped, StopReason, StorageBusy, TransientStorageError
 from domain.volumes.model import Volume
 from domain.volumes.repository import Ending, VolumeRepository
 from domain.volumes.states import BUSY, VolumeState
@@ -58,6 +58,12 @@ class Result:
     size: int | None = None
 
 
+class LanesLost(CisternError):
+    """Every lane that worked on this volume died or failed."""
+
+    code = Code.LANES_LOST
+
+
 class Chunks:
     """The steps of a lane."""
 
@@ -84,6 +90,11 @@ class Chunks:
         """In how many seconds there is something to claim again; None when nothing waits any more."""
         async with self._database.transaction() as session:
             return await Ledger(session).next_due(_lane(job).job_id)
+
+    async def holds_any(self, job: Job) -> bool:
+        """Tell whether the lane still has volumes in its hands."""
+        async with self._database.transaction() as session:
+            return await Ledger(session).holds(_lane(job))
 
     async def is_cancelled(self, job: Job) -> bool:
         """Tell whether the end of the whole job was asked for."""
@@ -123,21 +134,30 @@ class Chunks:
 
     # --- grow --------------------------------------------------------------------------------------------
 
-    async def grow(self, task: Task, grant: Grant) -> Result:
-        """Grow one volume. Its failure is a value; only `Stopped` is raised."""
+    async def grow(self, task: Task, grant: Grant) -> Result | None:
+        """Grow one volume; whatever goes wrong is a value, so that it stops no other.
+
+        None: it is left as it is, in the lane's hands, because the attempt is to end, or because somebody holds the
+        volume's lock and may still publish. The lane's next slice tries again.
+        """
         part = grant.part(Fence(task.version, grant.fence.rings))
         try:
             size = await self._expand(task, part)
-        except FenceRefused:
-            raise Stopped(StopReason.LEASE_LOST) from None
-        except Stopped:
-            raise
+        except (Stopped, StorageBusy):
+            return None
+        except FenceRefused as error:  # we have the lane, or nothing of this is recorded: so the disk is ahead of us
+            return Result(_entry(task, ItemStatus.FAILED, error.code, error.message))
         except CisternError as error:
-            log.debug("volume.failed", volume_id=str(task.volume_id), code=error.code)
-            found = await self._seal(task, part)
-            return Result(_entry(task, ItemStatus.FAILED, error.code, error.message), found)
+            return await self._fail(task, part, error)
+        except Exception:
+            log.exception("volume.crashed", volume_id=str(task.volume_id))
+            return await self._fail(task, part, CisternError())
         log.debug("volume.expanded", volume_id=str(task.volume_id), size=size)
         return Result(_entry(task, ItemStatus.SUCCEEDED, Code.EXPANDED), size)
+
+    async def give_up(self, task: Task, grant: Grant) -> Result | None:
+        """Find out what other lanes have left of a volume, without trying again."""
+        return await self._fail(task, grant.part(Fence(task.version, grant.fence.rings)), LanesLost())
 
     def leave(self, task: Task) -> Result:
         """Let a volume be that nobody has begun to grow, because the job was cancelled."""
@@ -157,15 +177,18 @@ class Chunks:
 
     async def cancel_rest(self, job: Job) -> None:
         """Skip everything that still waits, since the job was cancelled."""
+        await self._close_rest(job, ItemStatus.SKIPPED, Code.CANCELLED)
+
+    async def fail_rest(self, job: Job) -> None:
+        """Fail everything that still waits, since no lane has come through."""
+        await self._close_rest(job, ItemStatus.FAILED, Code.LANES_LOST)
+
+    async def _close_rest(self, job: Job, status: ItemStatus, code: Code) -> None:
         closed = _CLOSE_AT_ONCE
         while closed == _CLOSE_AT_ONCE:
             async with self._held(job) as (session, lane):
                 items = await Ledger(session).close(
-                    lane.job_id,
-                    was=ItemStatus.PENDING,
-                    status=ItemStatus.SKIPPED,
-                    code=Code.CANCELLED,
-                    limit=_CLOSE_AT_ONCE,
+                    lane.job_id, was=ItemStatus.PENDING, status=status, code=code, limit=_CLOSE_AT_ONCE
                 )
                 closed = len(items)
                 ended = await self._tally(session, lane, items)
@@ -206,16 +229,23 @@ class Chunks:
         for attempt in range(1, _TRIES):
             try:
                 return await self._backends.reach(task.backend).expand(task.volume_id, task.to_size, grant)
+            except StorageBusy:
+                raise
             except TransientStorageError:
                 await asyncio.sleep(_PAUSE_SECONDS * attempt)
         return await self._backends.reach(task.backend).expand(task.volume_id, task.to_size, grant)
 
-    async def _seal(self, task: Task, grant: Grant) -> int | None:
+    async def _fail(self, task: Task, grant: Grant, error: CisternError) -> Result | None:
+        """Shut earlier attempts out, see what is on the storage, and let the volume go with that."""
+        log.debug("volume.failed", volume_id=str(task.volume_id), code=error.code)
+        entry = _entry(task, ItemStatus.FAILED, error.code, error.message)
         try:
-            return await self._backends.reach(task.backend).seal(task.volume_id, grant)
-        except CisternError as error:  # of the storage, or a backend that is configured no more
-            log.warning("storage.unknown", volume_id=str(task.volume_id), error=error.message)
+            return Result(entry, await self._backends.reach(task.backend).seal(task.volume_id, grant))
+        except StorageBusy:
             return None
+        except CisternError as unknown:  # of the storage, or a backend that is configured no more
+            log.warning("storage.unknown", volume_id=str(task.volume_id), error=unknown.message)
+            return Result(entry)
 
 
 def _lane(job: Job) -> Lane:

@@ -28,7 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from domain.database import given_rows, words
 from domain.expansion.model import Item
 from domain.expansion.policy import Selection
-from domain.expansion.states import Code, ItemStatus
+from domain.expansion.states import FINISHED, Code, ItemStatus
 from domain.volumes.model import Volume
 
 #: A plan over a million volumes is one statement of some ten seconds.
@@ -75,9 +75,11 @@ class Ledger:
         items = select(literal(job_id), Item.volume_id, _pending(), Item.from_size, Item.used, Item.to_size)
         await self._enter(items.where(Item.job_id == earlier_id, missed))
 
-    async def count(self, job_id: UUID) -> int:
-        """Count a job's items."""
-        return await self._session.scalar(select(func.count()).where(Item.job_id == job_id)) or 0
+    async def counts(self, job_id: UUID) -> dict[str, int]:
+        """Count a job's items: all, and the finished ones by how they ended."""
+        query = select(Item.status, func.count()).where(Item.job_id == job_id).group_by(Item.status)
+        by_status = {row[0]: row[1] for row in await self._session.execute(query)}
+        return {"total": sum(by_status.values())} | {str(status): by_status.get(status, 0) for status in FINISHED}
 
     async def page(self, job_id: UUID, status: ItemStatus | None, *, after: UUID | None, limit: int) -> Sequence[Item]:
         """Read ``limit`` items and one more, by volume."""
@@ -185,18 +187,22 @@ class Ledger:
 
     async def forget(self, job_id: UUID) -> None:
         """Take a plan back that was never begun."""
+        await self._session.execute(text(f"SET LOCAL statement_timeout = '{_PLAN_SECONDS}s'"))
         await self._session.execute(delete(Item).where(Item.job_id == job_id, Item.status == ItemStatus.PENDING))
 
-    async def bequeath(self, job_id: UUID, lane_id: UUID) -> None:
-        """Leave the items of a job's dead lanes to a new one."""
+    async def holds(self, lane: Lane) -> bool:
+        """Tell whether the lane still has items in its hands."""
+        held = select(literal(1)).where(Item.job_id == lane.job_id, Item.lane_id == lane.lane_id)
+        return await self._session.scalar(held.where(Item.status == ItemStatus.CLAIMED).limit(1)) is not None
+
+    async def bequeath(self, job_id: UUID, lane_id: UUID) -> Sequence[Item]:
+        """Leave the items of a job's dead lanes to a new one; returns them."""
         query = update(Item).where(Item.job_id == job_id, Item.status == ItemStatus.CLAIMED)
-        await self._returned(query.values(lane_id=lane_id, ring=-1))  # below any ring, so that it inherits them
+        return await self._returned(query.values(lane_id=lane_id, ring=-1))  # below any ring, so that it inherits them
 
     async def unfinished(self, job_id: UUID) -> bool:
         """Tell whether any item is still pending or claimed."""
-        live = select(literal(1)).where(
-            Item.job_id == job_id, Item.status.in_((ItemStatus.PENDING, ItemStatus.CLAIMED))
-        )
+        live = select(literal(1)).where(Item.job_id == job_id, Item.status.not_in(FINISHED))
         return await self._session.scalar(live.limit(1)) is not None
 
     async def _enter(self, rows: Any) -> None:

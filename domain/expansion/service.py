@@ -146,11 +146,7 @@ class ExpansionService:
     async def hand_over(self, session: AsyncSession, planned: Finished) -> None:
         """Give planned jobs their lanes; one without any item has ended."""
         for job, _ in planned:
-            batches = BatchRepository(session)
-            total = await Ledger(session).count(job.id)
-            await batches.begin(job.id, total=total)
-            await batches.tally(job.id)
-            if total:
+            if not await self._recount(session, job):
                 await self._add_lanes(session, job)
 
     async def abandon_expand(self, session: AsyncSession, given_up: GivenUp) -> None:
@@ -182,17 +178,31 @@ class ExpansionService:
 
     async def _adopt(self, session: AsyncSession, job: Job) -> None:
         if not await Ledger(session).unfinished(job.id):
-            await BatchRepository(session).tally(job.id)
-        elif job.attempt < job.max_attempts:
+            await self._recount(session, job)
+        elif job.attempt <= job.max_attempts:
             job.attempt += 1  # of a whole, it counts how often lanes were sent out
             job.version += 1
-            lanes = await self._add_lanes(session, job)
-            await Ledger(session).bequeath(job.id, lanes[0].id)
+            lanes = await self._add_lanes(session, job, last=job.attempt > job.max_attempts)
+            await self._bequeath(session, job, lanes[0])
         else:
             await self._close(session, job)
 
+    async def _bequeath(self, session: AsyncSession, job: Job, heir: Job) -> None:
+        """Leave what dead lanes had in their hands to a new one.
+
+        Its rings start anew, so the volumes' versions are raised: its fences must be above those on the disk.
+        """
+        items = await Ledger(session).bequeath(job.id, heir.id)
+        await VolumeRepository(session).raise_versions([item.volume_id for item in items], job.id)
+
+    async def _recount(self, session: AsyncSession, job: Job) -> bool:
+        """Count the ledger afresh; the job ends if nothing is left to do. Returns whether it did."""
+        batches = BatchRepository(session)
+        await batches.count(job.id, **await Ledger(session).counts(job.id))
+        return await batches.tally(job.id)
+
     async def _close(self, session: AsyncSession, job: Job) -> None:
-        """Fail what no lane could bring to an end; the volumes are let go with the sizes they had."""
+        """Fail what not even the last lane could bring to an end; the volumes are let go with the sizes they had."""
         claimed = await self._lose(session, job, ItemStatus.CLAIMED)
         pending = await self._lose(session, job, ItemStatus.PENDING)
         endings = [Ending(item.volume_id, job.id, None) for item in claimed]
@@ -204,19 +214,22 @@ class ExpansionService:
             job.id, was=was, status=ItemStatus.FAILED, code=Code.LANES_LOST, limit=_CLOSE_AT_ONCE
         )
 
-    async def _add_lanes(self, session: AsyncSession, job: Job) -> list[Job]:
-        """Share ``max_concurrent`` out among the lanes; the sum of their slots is the whole fleet's."""
+    async def _add_lanes(self, session: AsyncSession, job: Job, *, last: bool = False) -> list[Job]:
+        """Share ``max_concurrent`` out among the lanes; the sum of their slots is the whole fleet's.
+
+        After too many have failed there is one ``last``, which only finds out what the others have left behind.
+        """
         jobs = JobRepository(session)
         lanes = [
             new_job(
                 LANE,
-                {"slots": slots, "policy": job.params["policy"], "fence": 0},
+                {"slots": slots, "policy": job.params["policy"], "last": last, "fence": 0},
                 max_attempts=_LANE_ATTEMPTS,
                 parent_id=job.id,
                 created_by=job.created_by,
                 rung_at=null(),  # nobody has been told of it yet
             )
-            for slots in shares(job.params["max_concurrent"])
+            for slots in ([1] if last else shares(job.params["max_concurrent"]))
         ]
         return [await jobs.add(lane) for lane in lanes]
 

@@ -33,9 +33,9 @@ class BatchRepository:
         held = query.with_for_update(key_share=True)
         return await self._session.scalar(held) is not None
 
-    async def begin(self, parent_id: UUID, *, total: int) -> None:
-        """Note how many parts a job has."""
-        counters = {"total": total, "succeeded": 0, "failed": 0, "skipped": 0}
+    async def count(self, parent_id: UUID, *, total: int, succeeded: int, failed: int, skipped: int) -> None:
+        """Write down how many parts a job has, and how many of them are finished."""
+        counters = {"total": total, "succeeded": succeeded, "failed": failed, "skipped": skipped}
         await self._session.execute(update(Job).where(Job.id == parent_id).values(counters))
 
     async def tally(self, parent_id: UUID, *, succeeded: int = 0, failed: int = 0, skipped: int = 0) -> bool:
@@ -79,10 +79,12 @@ class BatchRepository:
             select(Job)
             .where(Job.status == JobStatus.RUNNING, Job.lease_expires_at.is_(None))
             .where(~exists().where(lane.parent_id == Job.id, lane.status.in_(LIVE)))
-            .limit(limit)
-            .with_for_update(skip_locked=True)
         )
-        return (await self._session.scalars(query)).all()
+        locked = await self._session.scalars(query.limit(limit).with_for_update(skip_locked=True))
+        # Asked once more, now that they are locked: a row that was waited for may have got lanes meanwhile, and
+        # PostgreSQL looks again at the row itself only.
+        ids = [job.id for job in locked]
+        return (await self._session.scalars(query.where(Job.id.in_(ids)))).all()
 
 
 def _verdict(succeeded: ColumnElement[Any], failed: ColumnElement[Any]) -> ColumnElement[Any]:

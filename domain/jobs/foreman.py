@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -10,6 +11,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.database import Database
+from domain.errors import DatabaseUnavailable
 from domain.jobs.kinds import Kinds
 from domain.jobs.leases import LeaseRepository, Progress, Renewal, Settlement
 from domain.jobs.model import Job, Ring, Worker
@@ -17,7 +19,9 @@ from domain.jobs.outcomes import Cancelled, Done, GaveUp, Handed, Interrupted, O
 from domain.jobs.queue import JobQueue
 from domain.jobs.states import JobStatus
 
-_BATCH: Final = 500
+_PAGE: Final = 500
+#: So many pages in one round, for the others wait meanwhile.
+_PAGES: Final = 20
 _WORKER_MEMORY: Final = 3600.0
 NOTHING_COPIED: Final[Mapping[UUID, Progress]] = MappingProxyType({})
 
@@ -27,6 +31,18 @@ class Claim:
     """A job that is this worker's until ``deadline``, in seconds of this process's monotonic clock."""
 
     job: Job
+    deadline: float
+
+
+@dataclass(frozen=True)
+class Renewed:
+    """What came of asking for more time: leases that go on until ``deadline``, and jobs that are ours no more.
+
+    A job in neither was locked by somebody at that moment; its lease is as it was.
+    """
+
+    renewals: Sequence[Renewal]
+    lost: frozenset[UUID]
     deadline: float
 
 
@@ -65,25 +81,22 @@ class Foreman:
             if settled:
                 await self._conclude(session, job, outcome)
         if settled and isinstance(outcome, Interrupted | Yielded | Handed):
-            await self.ring_due()  # somebody can go on with it at once
+            with suppress(DatabaseUnavailable):  # it is settled; housekeeping rings what we could not
+                await self.ring_due()  # somebody can go on with it at once, or with its lanes
         await self._queue.announce(job.id)
         return bool(settled)
 
-    async def renew(
-        self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress] = NOTHING_COPIED
-    ) -> tuple[Sequence[Renewal], float]:
-        """Say that we are alive and at these jobs, and how far those are that copy something.
-
-        Returns the leases that are still ours, and their new deadline.
-        """
+    async def renew(self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress] = NOTHING_COPIED) -> Renewed:
+        """Say that we are alive and at these jobs, and how far those are that copy something."""
         deadline = self._deadline()
         async with self._database.transaction() as session:
             leases = LeaseRepository(session)
             await leases.beat(self._worker)
-            renewals = (
-                await leases.renew(job_ids, progress, worker_id=self._worker.id, lease=self._lease) if job_ids else ()
-            )
-        return renewals, deadline
+            if not job_ids:
+                return Renewed((), frozenset(), deadline)
+            renewals = await leases.renew(job_ids, progress, worker_id=self._worker.id, lease=self._lease)
+            held = await leases.held_among(job_ids, worker_id=self._worker.id)
+        return Renewed(renewals, frozenset(job_ids) - held, deadline)
 
     async def say_goodbye(self) -> None:
         """Strike ourselves off the list of workers."""
@@ -94,8 +107,8 @@ class Foreman:
         """Put the jobs of dead workers back into the queue, or end them if there is no hope. Returns how many."""
         async with self._database.transaction() as session:
             leases = LeaseRepository(session)
-            rescued = await leases.rescue(_BATCH)
-            buried = await leases.bury(_BATCH, kinds=tuple(self._kinds))
+            rescued = await leases.rescue(_PAGE)
+            buried = await leases.bury(_PAGE, kinds=tuple(self._kinds))
             for job in buried:
                 await self._kinds[job.kind].abandon(session, [(job, None)])
             await leases.forget_silent_workers(_WORKER_MEMORY)
@@ -106,7 +119,7 @@ class Foreman:
     async def ring_due(self) -> int:
         """Ring the jobs whose time has come. Returns how many."""
         async with self._database.transaction() as session:
-            due = await LeaseRepository(session).due(_BATCH)
+            due = await LeaseRepository(session).due(_PAGE)
         await self._queue.ring(due)
         return len(due)
 
@@ -117,14 +130,15 @@ class Foreman:
             QueueUnavailable: Redis does not answer, so nobody can know.
         """
         lost = 0
-        while True:
+        for _ in range(_PAGES):
             async with self._database.transaction() as session:
-                waiting = await LeaseRepository(session).rung_before(self._ring_patience, _BATCH)
+                waiting = await LeaseRepository(session).rung_before(self._ring_patience, _PAGE)
             missing = await self._queue.missing(waiting) if waiting else []
             await self._queue.ring(missing)
             lost += len(missing)
-            if len(missing) < _BATCH:  # a page of nothing but lost rings: Redis has lost them all, go on
-                return lost
+            if len(missing) < _PAGE:  # else it is a page of nothing but lost rings: Redis has lost them all, go on
+                break
+        return lost
 
     async def _conclude(self, session: AsyncSession, job: Job, outcome: Outcome) -> None:
         kind = self._kinds[job.kind]

@@ -100,8 +100,7 @@ class LeaseRepository:
             .where(
                 Job.id == ends.c.id,
                 Job.rings == ends.c.ring,
-                Job.worker_id == worker_id,
-                Job.status == JobStatus.RUNNING,
+                *_leased_by(worker_id),
             )
             .values(
                 status=ends.c.status,
@@ -127,15 +126,17 @@ class LeaseRepository:
     ) -> Sequence[Renewal]:
         """Extend the leases of these jobs by ``lease`` seconds from now, as far as they are still ``worker_id``'s.
 
-        In passing it is written down how far they are; who looks only hears of a change if there is one.
+        In passing it is written down how far they are; who looks only hears of a change if there is one. Rows that
+        somebody has locked are passed over: one that waits must not cost the others their leases.
         """
         rows = ({"id": job_id} | (progress[job_id]._asdict() if job_id in progress else {}) for job_id in job_ids)
         asked = given_rows(rows, id=Uuid(), done=Job.total.type, total=Job.total.type)
         done, total = func.coalesce(asked.c.done, Job.succeeded), func.coalesce(asked.c.total, Job.total)
         moved = Job.succeeded.is_distinct_from(done) | Job.total.is_distinct_from(total)
+        free = select(Job.id).where(Job.id.in_(job_ids)).with_for_update(skip_locked=True, key_share=True)
         query = (
             update(Job)
-            .where(Job.id == asked.c.id, Job.worker_id == worker_id, Job.status == JobStatus.RUNNING)
+            .where(Job.id == asked.c.id, Job.id.in_(free), *_leased_by(worker_id))
             .values(
                 lease_expires_at=_from_now(lease),
                 version=Job.version + case((moved, 1), else_=0),
@@ -145,6 +146,11 @@ class LeaseRepository:
             .execution_options(synchronize_session=False)
         )
         return [Renewal(*row) for row in await self._session.execute(query)]
+
+    async def held_among(self, job_ids: Collection[UUID], *, worker_id: UUID) -> set[UUID]:
+        """Tell which of these jobs are ``worker_id``'s, locked or not."""
+        query = select(Job.id).where(Job.id.in_(job_ids), *_leased_by(worker_id))
+        return set((await self._session.scalars(query)).all())
 
     async def beat(self, worker: Worker) -> None:
         """Write down that this worker is alive."""
@@ -224,6 +230,11 @@ class LeaseRepository:
     async def forget_silent_workers(self, age: float) -> None:
         """Strike workers off that have not been heard of for ``age`` seconds."""
         await self._session.execute(delete(Worker).where(Worker.heartbeat_at < _from_now(-age)))
+
+
+def _leased_by(worker_id: UUID) -> tuple[ColumnElement[bool], ...]:
+    """At work in the hands of this worker. A job that was handed over to its lanes runs on, but in nobody's hands."""
+    return Job.worker_id == worker_id, Job.status == JobStatus.RUNNING, Job.lease_expires_at.is_not(None)
 
 
 def _from_now(seconds: float) -> ColumnElement[Any]:

@@ -7,6 +7,7 @@ can write to Redis can at most make a worker look into PostgreSQL. Losing every 
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Final, Self
 from uuid import UUID
 
@@ -74,7 +75,7 @@ class JobQueue:
             log.warning("ring.lost", error=str(error))
 
     async def missing(self, rings: Sequence[Ring]) -> list[Ring]:
-        """Tell which of these have no message in Redis.
+        """Tell which of these have no message in the queue, and clear away what may be left of it.
 
         Raises:
             QueueUnavailable: Redis does not answer.
@@ -82,11 +83,14 @@ class JobQueue:
         try:
             async with self.redis.pipeline(transaction=False) as pipe:
                 for ring in rings:
-                    pipe.exists(job_key_prefix + message_id(ring))
-                found = await pipe.execute()
+                    pipe.zscore(QUEUE_NAME, message_id(ring))
+                scores = await pipe.execute()
+            missing = [ring for ring, score in zip(rings, scores, strict=True) if score is None]
+            if missing:  # what is left of a message outside of the queue would keep it from being sent again
+                await self.redis.delete(*(job_key_prefix + message_id(ring) for ring in missing))
         except (RedisError, OSError) as error:
             raise QueueUnavailable from error
-        return [ring for ring, exists in zip(rings, found, strict=True) if not exists]
+        return missing
 
     async def acknowledge(self, ring: Ring) -> None:
         """Give a message up: the row is claimed, so Redis need not know of it any more.
@@ -122,7 +126,8 @@ class JobQueue:
                 while True:
                     message = await channel.get_message(ignore_subscribe_messages=True, timeout=1)
                     if message is not None:
-                        yield UUID(message["data"].decode())
+                        with suppress(ValueError):  # anybody may say anything on a channel
+                            yield UUID(message["data"].decode())
         except (RedisError, OSError) as error:
             raise QueueUnavailable from error
 

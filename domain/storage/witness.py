@@ -55,6 +55,8 @@ class WatchedGrant(Grant):
         self._witness = witness
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # what is our own and not there yet must not be looked for in itself
+            raise AttributeError(name)
         return getattr(self._original, name)
 
     def extend(self, deadline: float) -> None:

@@ -107,6 +107,11 @@ class VolumeRepository:
         )
         return {row.id: row.version for row in await self._session.execute(query)}
 
+    async def raise_versions(self, volume_ids: Collection[UUID], job_id: UUID) -> None:
+        """Raise the versions of volumes that a job has, so that what it does from now on goes before what it did."""
+        query = update(Volume).where(Volume.id.in_(volume_ids), Volume.job_id == job_id)
+        await self._session.execute(query.values(version=Volume.version + 1))
+
     async def note_usage(self, used: Mapping[UUID, int]) -> None:
         """Write down how many bytes of each volume were found allocated just now."""
         rows = ({"id": volume_id, "used": number} for volume_id, number in used.items())
@@ -136,9 +141,17 @@ class VolumeRepository:
             query = query.where(Volume.id < before)
         return (await self._session.scalars(query)).all()
 
+    async def _lock_in_order(self, endings: Sequence[Ending]) -> None:
+        """Lock by id: an UPDATE locks as it finds them, and two that find them differently wait for each other."""
+        if len(endings) > 1:
+            ids = [ending.volume_id for ending in endings]
+            query = select(Volume.id).where(Volume.id.in_(ids)).order_by(Volume.id)
+            await self._session.execute(query.with_for_update(key_share=True))
+
     async def let_go(self, endings: Sequence[Ending], state: VolumeState) -> Sequence[UUID]:
         """Bring volumes to rest in ``state`` at the end of the jobs that had them; returns which ones there were."""
         given = _given(endings)
+        await self._lock_in_order(endings)
         query = (
             update(Volume)
             .where(Volume.id == given.c.volume_id, Volume.job_id == given.c.job_id)
@@ -157,6 +170,7 @@ class VolumeRepository:
     async def remove(self, endings: Sequence[Ending]) -> Sequence[UUID]:
         """Strike off volumes that their jobs have deleted; returns which ones there were."""
         given = _given(endings)
+        await self._lock_in_order(endings)
         query = (
             delete(Volume)
             .where(Volume.id == given.c.volume_id, Volume.job_id == given.c.job_id)

@@ -60,9 +60,9 @@ async def test_a_job_at_work_goes_on_until_its_worker_hears_of_it(services: Serv
     job, foreman = await a_queued_expand(services), a_foreman(services)
     await foreman.claim(job.ring)
     assert (await services.jobs.cancel(job.id)).status == "running"
-    renewals, _ = await foreman.renew([job.id])
+    renewed = await foreman.renew([job.id])
 
-    assert [renewal.cancel_requested for renewal in renewals] == [True]
+    assert [renewal.cancel_requested for renewal in renewed.renewals] == [True]
     assert (await volume_row(services, job.volume_id))["state"] == "expanding"
 
 

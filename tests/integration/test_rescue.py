@@ -7,6 +7,7 @@ from sqlalchemy import text
 from domain.jobs.foreman import Foreman
 from domain.jobs.leases import LAST_CHANCES
 from domain.jobs.model import Job
+from domain.jobs.repository import JobRepository
 from domain.jobs.retry import WORKER_LOST
 from domain.services import Services
 from tests.integration.job_builders import (
@@ -66,9 +67,9 @@ async def test_a_renewed_lease_is_no_orphan(services: Services) -> None:
     foreman = a_foreman(services)
     job = await at_work(services, foreman)
     await run_out(services, job.id)
-    renewals, _ = await foreman.renew([job.id])
+    renewed = await foreman.renew([job.id])
 
-    assert [renewal.job_id for renewal in renewals] == [job.id]
+    assert [renewal.job_id for renewal in renewed.renewals] == [job.id]
     assert await a_foreman(services).rescue() == 0
 
 
@@ -78,7 +79,19 @@ async def test_a_rescued_job_cannot_be_renewed_by_whoever_lost_it(services: Serv
     await run_out(services, job.id)
     await a_foreman(services).rescue()
 
-    assert list((await foreman.renew([job.id]))[0]) == []
+    renewed = await foreman.renew([job.id])
+
+    assert (list(renewed.renewals), renewed.lost) == ([], frozenset({job.id}))
+
+
+async def test_a_row_that_somebody_has_locked_costs_no_other_its_lease_and_is_not_lost(services: Services) -> None:
+    foreman = a_foreman(services)
+    held, free = await at_work(services, foreman), await at_work(services, foreman)
+    async with services.database.transaction() as session:
+        await JobRepository(session).get_for_update(held.id)
+        renewed = await asyncio.create_task(foreman.renew([held.id, free.id]))
+
+    assert ([renewal.job_id for renewal in renewed.renewals], renewed.lost) == ([free.id], frozenset())
 
 
 async def test_many_who_rescue_at_once_rescue_each_job_once(services: Services) -> None:

@@ -58,6 +58,18 @@ async def test_a_message_that_was_lost_is_rung_again_under_the_same_id(services:
     assert (await row(services, job.id)).rings == 0
 
 
+async def test_what_is_left_of_a_message_outside_of_the_queue_does_not_keep_it_from_being_rung(
+    services: Services, bell: redis.Redis
+) -> None:
+    job = await a_queued_expand(services)
+    before = messages(bell)
+    bell.delete(QUEUE_NAME)
+    await set_job(services, job.id, RUNG_LONG_AGO)
+
+    assert await a_foreman(services).ring_lost() == 1
+    assert messages(bell) == before
+
+
 async def test_a_message_that_may_still_be_on_its_way_is_not_looked_for(services: Services, bell: redis.Redis) -> None:
     await a_queued_expand(services)
     bell.flushall()

@@ -57,18 +57,18 @@ async def test_what_copies_nothing_is_renewed_beside_it(services: Services, at_w
     foreman, job = at_work
     claim = await foreman.claim((await a_queued_expand(services)).ring)
     assert claim is not None
-    renewals, _ = await foreman.renew([job.id, claim.job.id], {job.id: Progress(1, 2)})
+    renewed = await foreman.renew([job.id, claim.job.id], {job.id: Progress(1, 2)})
     found = await row(services, claim.job.id)
 
-    assert {renewal.job_id for renewal in renewals} == {job.id, claim.job.id}
+    assert {renewal.job_id for renewal in renewed.renewals} == {job.id, claim.job.id}
     assert (progress(found), found.version) == ((None,) * 4, claim.job.version)
 
 
 async def test_whoever_lost_the_job_writes_nothing_down(services: Services, at_work: tuple[Foreman, Job]) -> None:
     _, job = at_work
-    renewals, _ = await a_foreman(services).renew([job.id, uuid4()], {job.id: Progress(9, 10)})
+    renewed = await a_foreman(services).renew([job.id, uuid4()], {job.id: Progress(9, 10)})
 
-    assert list(renewals) == []
+    assert list(renewed.renewals) == []
     assert progress(await row(services, job.id)) == (None,) * 4
 
 

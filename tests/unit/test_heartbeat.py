@@ -2,14 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from uuid import UUID
 
 import pytest
 
 from domain.errors import DatabaseUnavailable
-from domain.jobs.foreman import NOTHING_COPIED
-from domain.jobs.leases import Progress, Renewal
+from domain.jobs.foreman import NOTHING_COPIED, Renewed
+from domain.jobs.leases import Progress
 from domain.jobs.model import Job
 from domain.storage.driver import Fence, Grant, StopReason
 from tests.unit.worker_fakes import LEASE, FakeForeman, a_job, until
@@ -174,9 +174,7 @@ class Forgetful(FakeForeman):
 
     running: dict[UUID, Running]
 
-    async def renew(
-        self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress] = NOTHING_COPIED
-    ) -> tuple[Sequence[Renewal], float]:
+    async def renew(self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress] = NOTHING_COPIED) -> Renewed:
         answer = await super().renew(list(job_ids), progress)
         self.running.clear()
         return answer
@@ -190,9 +188,7 @@ class Faltering(FakeForeman):
         self.calls = self.raised = 0
         self._errors = [DatabaseUnavailable(), ValueError("a bug"), DatabaseUnavailable()]
 
-    async def renew(
-        self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress] = NOTHING_COPIED
-    ) -> tuple[Sequence[Renewal], float]:
+    async def renew(self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress] = NOTHING_COPIED) -> Renewed:
         self.calls += 1
         if self._errors:
             self.raised += 1

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -13,7 +13,7 @@ from sqlalchemy import inspect
 
 from domain.database import Database
 from domain.errors import DatabaseUnavailable
-from domain.jobs.foreman import NOTHING_COPIED, Claim, Foreman
+from domain.jobs.foreman import NOTHING_COPIED, Claim, Foreman, Renewed
 from domain.jobs.leases import Progress, Renewal
 from domain.jobs.model import Job, Ring, new_job
 from domain.jobs.outcomes import Cancelled, Done, GaveUp, Outcome, Superseded
@@ -64,13 +64,12 @@ class FakeForeman(Foreman):
             row.rings += 1
         return True
 
-    async def renew(
-        self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress] = NOTHING_COPIED
-    ) -> tuple[Sequence[Renewal], float]:
+    async def renew(self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress] = NOTHING_COPIED) -> Renewed:
         self._reach()
         self.progress = dict(progress)
         ours = [job_id for job_id in job_ids if job_id in self.book]
-        return [Renewal(job_id, job_id in self.cancelled) for job_id in ours], time.monotonic() + self.lease
+        renewals = [Renewal(job_id, job_id in self.cancelled) for job_id in ours]
+        return Renewed(renewals, frozenset(job_ids) - frozenset(ours), time.monotonic() + self.lease)
 
     async def rescue(self) -> int:
         self.rounds.append("rescue")

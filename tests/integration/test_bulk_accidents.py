@@ -1,0 +1,221 @@
+"""What a bulk job lives through: settled twice, lanes that die, a lock that somebody holds, counters that were lost."""
+
+import asyncio
+import fcntl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from sqlalchemy import text
+from uuid_utils.compat import uuid7
+
+from domain.expansion.policy import BulkExpansion, GrowthPolicy
+from domain.expansion.states import ItemStatus
+from domain.jobs.foreman import Foreman
+from domain.jobs.model import Job, Worker
+from domain.jobs.outcomes import GaveUp, Handed
+from domain.services import Services, open_services
+from domain.settings import Settings
+from domain.storage.driver import Fence, Grant
+from domain.volumes.service import NewVolume
+from tests.bulk import MIB, add_volumes, ended
+from tests.integration.conftest import Working
+
+BY_ONE = GrowthPolicy(by=MIB)
+
+
+@pytest.fixture
+def bulk_settings(settings: Settings, tmp_path: Path) -> Settings:
+    return settings.model_copy(update={"backends": {"files": f"file:{tmp_path}/volumes", "null": "null:"}})
+
+
+@pytest.fixture
+async def services(bulk_settings: Settings) -> AsyncIterator[Services]:
+    async with open_services(bulk_settings) as services, services.watcher.watching():
+        yield services
+
+
+def a_foreman(services: Services) -> Foreman:
+    return services.foreman(Worker(id=uuid7(), host="here", pid=1))
+
+
+async def on_disk(services: Services, settings: Settings, working: Working, count: int = 1) -> list[UUID]:
+    async with working(settings):
+        jobs = [await services.volumes.request_create(NewVolume(f"v{n}", MIB, "files")) for n in range(count)]
+        return [(await ended(services, job)).volume_id or UUID(int=0) for job in jobs]
+
+
+async def planned(services: Services, foreman: Foreman, wanted: BulkExpansion) -> Job:
+    """A bulk job, claimed and planned but not handed over."""
+    job = await services.expansion.request_expand(wanted)
+    claim = await foreman.claim(job.ring)
+    assert claim is not None
+    await services.expansion.plan(claim.job, Grant(job.id, Fence(0, 0), claim.deadline))
+    return claim.job
+
+
+async def lanes_of(services: Services, job: Job) -> list[UUID]:
+    async with services.database.transaction() as session:
+        rows = await session.execute(text("SELECT id FROM jobs WHERE parent_id = :id"), {"id": job.id})
+        return [row.id for row in rows]
+
+
+async def kill_lanes(services: Services, job: Job) -> None:
+    async with services.database.transaction() as session:
+        await session.execute(
+            text(
+                "UPDATE jobs SET status = 'failed', finished_at = now(), lease_expires_at = NULL WHERE parent_id = :id"
+            ),
+            {"id": job.id},
+        )
+
+
+async def test_a_job_that_is_handed_over_twice_has_its_lanes_once(services: Services) -> None:
+    await add_volumes(services, 3, backend="null")
+    foreman = a_foreman(services)
+    job = await planned(services, foreman, BulkExpansion(BY_ONE, max_concurrent=3))
+
+    handed = [await foreman.settle(job, Handed({})) for _ in range(2)]
+
+    assert handed == [True, False]
+    assert len(await lanes_of(services, job)) == 3
+
+
+async def test_a_job_that_was_handed_over_gets_no_lease_of_its_own_again(services: Services) -> None:
+    await add_volumes(services, 3, backend="null")
+    foreman = a_foreman(services)
+    job = await planned(services, foreman, BulkExpansion(BY_ONE))
+    await foreman.settle(job, Handed({}))
+
+    renewed = await foreman.renew([job.id])
+
+    assert (list(renewed.renewals), (await services.jobs.get(job.id)).lease_expires_at) == ([], None)
+
+
+async def test_counters_that_were_lost_are_counted_afresh_from_the_ledger(
+    services: Services, bulk_settings: Settings, working: Working
+) -> None:
+    await add_volumes(services, 3, backend="null")
+    async with working(bulk_settings):
+        job = await ended(services, await services.expansion.request_expand(BulkExpansion(BY_ONE)))
+    async with services.database.transaction() as session:
+        await session.execute(
+            text("UPDATE jobs SET status = 'running', finished_at = NULL, succeeded = 1 WHERE id = :id"), {"id": job.id}
+        )
+
+    await services.expansion.tend()
+
+    job = await services.jobs.get(job.id)
+    assert (job.status, job.succeeded, job.total) == ("succeeded", 3, 3)
+
+
+async def test_volumes_that_a_dead_lane_had_grown_are_brought_to_an_end_by_the_next(
+    services: Services, bulk_settings: Settings, working: Working
+) -> None:
+    (volume_id,) = await on_disk(services, bulk_settings, working)
+    foreman = a_foreman(services)
+    job = await planned(services, foreman, BulkExpansion(BY_ONE, max_concurrent=1))
+    await foreman.settle(job, Handed({}))
+    (lane_id,) = await lanes_of(services, job)
+    async with services.database.transaction() as session:  # a lane that has been rung many times
+        await session.execute(text("UPDATE jobs SET rings = 9 WHERE id = :id"), {"id": lane_id})
+    lane = await services.jobs.get(lane_id)
+    claim = await foreman.claim(lane.ring)
+    assert claim is not None
+    chunks, grant = services.chunks, Grant(lane.id, Fence(0, 9), claim.deadline)
+    items = await chunks.claim(claim.job, 10)
+    for task in await chunks.take(claim.job, items, {}):
+        assert await chunks.grow(task, grant) is not None  # on the disk, with ring 9, and then it dies
+    await kill_lanes(services, job)
+
+    async with working(bulk_settings):
+        job = await ended(services, job)
+
+    volume = await services.volumes.get(volume_id)
+    assert (job.status, job.succeeded) == ("succeeded", 1)
+    assert (volume.state, volume.size) == ("available", 2 * MIB)
+
+
+async def test_the_last_lane_lets_volumes_go_with_the_sizes_that_it_finds(
+    services: Services, bulk_settings: Settings, working: Working
+) -> None:
+    grown, untouched = await on_disk(services, bulk_settings, working, count=2)
+    foreman = a_foreman(services)
+    job = await planned(services, foreman, BulkExpansion(BY_ONE, max_concurrent=1))
+    await foreman.settle(job, Handed({}))
+    (lane_id,) = await lanes_of(services, job)
+    claim = await foreman.claim((await services.jobs.get(lane_id)).ring)
+    assert claim is not None
+    chunks, grant = services.chunks, Grant(lane_id, Fence(0, 0), claim.deadline)
+    tasks = await chunks.take(claim.job, await chunks.claim(claim.job, 10), {})
+    await chunks.grow(next(task for task in tasks if task.volume_id == grown), grant)
+    await kill_lanes(services, job)
+    async with services.database.transaction() as session:
+        await session.execute(text("UPDATE jobs SET attempt = max_attempts WHERE id = :id"), {"id": job.id})
+
+    async with working(bulk_settings):
+        job = await ended(services, job)
+
+    items = await services.expansion.items(job.id, ItemStatus.FAILED, after=None, limit=10)
+    found = [await services.volumes.get(volume_id) for volume_id in (grown, untouched)]
+    assert (job.status, {item.code for item in items}) == ("failed", {"lanes-lost"})
+    assert [(volume.state, volume.size) for volume in found] == [("available", 2 * MIB), ("available", MIB)]
+
+
+async def test_a_volume_whose_lock_somebody_holds_stays_in_the_lanes_hands_until_it_is_free(
+    services: Services, bulk_settings: Settings, working: Working, tmp_path: Path
+) -> None:
+    (volume_id,) = await on_disk(services, bulk_settings, working)
+    with (tmp_path / "volumes" / ".fences" / str(volume_id)).open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        async with working(bulk_settings):
+            job = await services.expansion.request_expand(BulkExpansion(BY_ONE, max_concurrent=1))
+            async with asyncio.timeout(60):
+                while max([(await services.jobs.get(lane)).rings for lane in await lanes_of(services, job)] or [0]) < 2:
+                    await asyncio.sleep(0.05)
+            assert (await services.volumes.get(volume_id)).state == "expanding"
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            job = await ended(services, job)
+
+    assert (job.status, job.succeeded) == ("succeeded", 1)
+    assert (await services.volumes.get(volume_id)).size == 2 * MIB
+
+
+async def test_a_volume_that_crashes_the_driver_fails_alone(
+    services: Services, bulk_settings: Settings, working: Working, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volumes = await add_volumes(services, 20, backend="null")
+    expand = type(services.backends.reach("null")).expand
+
+    async def crash_for_one(self: object, volume_id: UUID, size: int, grant: Grant) -> int:
+        if volume_id == volumes[7]:
+            raise ValueError("a bug")
+        return await expand(self, volume_id, size, grant)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(services.backends.reach("null")), "expand", crash_for_one)
+    async with working(bulk_settings):
+        job = await ended(services, await services.expansion.request_expand(BulkExpansion(BY_ONE, max_concurrent=5)))
+
+    items = await services.expansion.items(job.id, ItemStatus.FAILED, after=None, limit=10)
+    assert (job.status, job.succeeded) == ("partial", 19)
+    assert [(item.volume_id, item.code) for item in items] == [(volumes[7], "internal")]
+
+
+async def test_a_lane_that_is_given_up_leaves_its_items_to_the_next(
+    services: Services, bulk_settings: Settings, working: Working
+) -> None:
+    await add_volumes(services, 5, backend="null")
+    foreman = a_foreman(services)
+    job = await planned(services, foreman, BulkExpansion(BY_ONE, max_concurrent=1))
+    await foreman.settle(job, Handed({}))
+    (lane_id,) = await lanes_of(services, job)
+    claim = await foreman.claim((await services.jobs.get(lane_id)).ring)
+    assert claim is not None
+    await services.chunks.claim(claim.job, 3)
+    await foreman.settle(claim.job, GaveUp({"code": "internal", "detail": "a bug"}))
+
+    async with working(bulk_settings):
+        job = await ended(services, job)
+
+    assert (job.status, job.succeeded) == ("succeeded", 5)

@@ -12,6 +12,7 @@ from api.pagination import Paginated, paginated_response
 from api.paths import VOLUME
 from api.problems import GROWTH_REQUIRED
 from api.v0.finishing import Finished, finishes
+from api.v1.bulk import request_bulk
 from api.v1.growth import GrowthIn
 from api.v1.requests import VolumeIn, VolumeQuery
 from api.v1.schemas import JobOut, VolumeOut
@@ -87,7 +88,7 @@ async def get_volume(volume_id: UUID, volumes: Volumes) -> VolumeOut:
 async def expand_volumes(expansion: Expansion, origin: Asked, finished: Finished) -> JobOut:
     """Grow every volume by 10 percent. Takes no body; the answer is the job when all volumes have been visited."""
     wanted = BulkExpansion(GrowthPolicy(percent=DEFAULT_GROWTH))
-    return JobOut.of(await finished(expansion.request_expand(wanted, origin=origin)))
+    return JobOut.of(await finished(request_bulk(wanted, expansion, origin)))
 
 
 @router.post(

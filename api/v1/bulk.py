@@ -3,6 +3,7 @@
 from typing import Annotated
 from uuid import UUID
 
+import structlog
 from fastapi import APIRouter, Query, Response
 
 from api.answers import Answer
@@ -14,6 +15,12 @@ from api.v1.growth import BulkIn, GrowthSaid
 from api.v1.ledger import ItemOut, ItemQuery, PlanOut
 from api.v1.schemas import JobOut
 from domain.errors import BadCursor, JobNotFound, UnknownBackend
+from domain.expansion.policy import BulkExpansion
+from domain.expansion.service import ExpansionService
+from domain.jobs.acceptance import Origin
+from domain.jobs.model import Job
+
+log = structlog.get_logger(__name__)
 
 router = APIRouter()
 
@@ -38,7 +45,7 @@ async def expand_volumes(
     if wish.dry_run:
         plan = PlanOut.of(await expansion.preview(wish.expansion()))
         return Response(plan.model_dump_json(), media_type="application/json")
-    return await answer(await expansion.request_expand(wish.expansion(), origin=origin))
+    return await answer(await request_bulk(wish.expansion(), expansion, origin))
 
 
 @router.get(
@@ -55,3 +62,10 @@ async def list_job_items(
     page = query.page_of(f"items of {job_id}")
     items = await expansion.items(job_id, query.status, after=page.after, limit=page.limit)
     return paginated_response(page.page(items, by=lambda item: item.volume_id), ItemOut.model_validate)
+
+
+async def request_bulk(wanted: BulkExpansion, expansion: ExpansionService, origin: Origin) -> Job:
+    """Ask for a bulk expansion, and leave in the logs how many volumes at once were asked for."""
+    job = await expansion.request_expand(wanted, origin=origin)
+    log.info("bulk.accepted", job_id=str(job.id), max_concurrent=wanted.max_concurrent)
+    return job

@@ -58,11 +58,6 @@ def flush() -> None:
     client.close()
 
 
-def once(blow: Callable[[], None]) -> Callable[[], None]:
-    blows = [blow]
-    return lambda: blows.pop()() if blows else None
-
-
 def arm(arrow: str, blow: Callable[[], None]) -> None:
     owner, name, moment = (ARROWS | BULK_ARROWS)[arrow]
     original = getattr(owner, name)
@@ -98,7 +93,7 @@ def disarm(guard: str) -> None:
 
 if __name__ == "__main__":
     if "SABOTAGE_ARROW" in os.environ:
-        arm(os.environ["SABOTAGE_ARROW"], once({"kill": kill, "flush": flush}[os.environ["SABOTAGE_BLOW"]]))
+        arm(os.environ["SABOTAGE_ARROW"], {"kill": kill, "flush": flush}[os.environ["SABOTAGE_BLOW"]])
     for guard in filter(None, os.environ.get("SABOTAGE_WITHOUT", "").split(",")):
         disarm(guard)
     main()

@@ -42,8 +42,8 @@ async def test_a_bulk_outlives_a_worker_killed_at_any_arrow(yard: Yard, arrow: s
         job = await services.expansion.request_expand(wanted)
         assert await asyncio.to_thread(victim.wait, 60) == -signal.SIGKILL
 
-        yard.start_worker()
-        job = await ended(services, job)
+        async with working(yard.settings):
+            job = await ended(services, job)
 
         volumes = (await services.volumes.list_volumes(VolumeFilter(), PageRequest("all"))).items
         assert (job.status, job.succeeded, job.failed, job.skipped) == ("succeeded", VOLUMES, 0, 0)

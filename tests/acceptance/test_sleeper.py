@@ -16,6 +16,7 @@ from domain.volumes.repository import VolumeFilter
 from tests.acceptance import journal
 from tests.acceptance.conftest import Yard
 from tests.acceptance.test_every_arrow import ended, prepare, request
+from tests.inside import working
 
 ENDINGS = {"published", "refused", "stopped", "failed"}
 
@@ -69,19 +70,19 @@ async def sleep_through(yard: Yard, kind: str, *, without: str, then_delete: boo
     """Have another worker finish the sleeper's job, wake the sleeper up, and see."""
     async with open_services(yard.settings) as services, services.watcher.watching():
         sleeper, job = await fall_asleep(services, yard, kind, without)
-        yard.start_worker()
-        finished = await ended(services, job.id)
-        assert (finished.status, finished.rings) == ("succeeded", 1)
-        if then_delete:
-            assert finished.volume_id is not None
-            await ended(services, (await services.volumes.request_delete(finished.volume_id)).id)
-        before = (on_disk(yard), await rows(services, job.id))
+        async with working(yard.settings):
+            finished = await ended(services, job.id)
+            assert (finished.status, finished.rings) == ("succeeded", 1)
+            if then_delete:
+                assert finished.volume_id is not None
+                await ended(services, (await services.volumes.request_delete(finished.volume_id)).id)
+            before = (on_disk(yard), await rows(services, job.id))
 
-        await wake_up(yard, sleeper)
+            await wake_up(yard, sleeper)
 
-        after = (on_disk(yard), await rows(services, job.id))
-        late = [entry for entry in journal.read(yard.journal) if entry.pid == sleeper.pid]
-        return Aftermath(before != after, sum(entry.event == "published" for entry in late))
+            after = (on_disk(yard), await rows(services, job.id))
+            late = [entry for entry in journal.read(yard.journal) if entry.pid == sleeper.pid]
+            return Aftermath(before != after, sum(entry.event == "published" for entry in late))
 
 
 @pytest.mark.parametrize("without", ["", "clock"])

@@ -111,6 +111,5 @@ async def test_a_worker_killed_at_any_arrow_is_replaced_and_the_effect_is_there_
         job = await scene.request(kind)
         assert await asyncio.to_thread(victim.wait, PATIENCE) == -signal.SIGKILL
 
-        yard.start_worker()
-
-        await assert_effect_once(scene, await ended(services, job.id))
+        async with working(yard.settings):
+            await assert_effect_once(scene, await ended(services, job.id))

@@ -13,6 +13,7 @@ from tests.acceptance.conftest import Yard
 from tests.acceptance.test_every_arrow import ended
 from tests.acceptance.test_sleeper import Aftermath, seen, wake_up
 from tests.acceptance.test_snapshots_every_arrow import SIZE, Scene, prepare
+from tests.inside import working
 
 WRITTEN = b"mine" * (SIZE // 4)
 
@@ -42,17 +43,17 @@ async def sleep_through(yard: Yard, kind: str, *, without: str) -> Aftermath:
     async with open_services(yard.settings) as services, services.watcher.watching():
         scene = await prepare(services, yard)
         sleeper, job = await fall_asleep(scene, kind, without)
-        yard.start_worker()
-        finished = await ended(services, job.id)
-        assert (finished.status, finished.rings) == ("succeeded", 1)
-        await go_on(scene, finished)
-        before = (contents(scene), await rows(scene, job))
+        async with working(yard.settings):
+            finished = await ended(services, job.id)
+            assert (finished.status, finished.rings) == ("succeeded", 1)
+            await go_on(scene, finished)
+            before = (contents(scene), await rows(scene, job))
 
-        await wake_up(yard, sleeper)
+            await wake_up(yard, sleeper)
 
-        after = (contents(scene), await rows(scene, job))
-        late = [entry for entry in journal.read(yard.journal) if entry.pid == sleeper.pid]
-        return Aftermath(before != after, sum(entry.event == "published" for entry in late))
+            after = (contents(scene), await rows(scene, job))
+            late = [entry for entry in journal.read(yard.journal) if entry.pid == sleeper.pid]
+            return Aftermath(before != after, sum(entry.event == "published" for entry in late))
 
 
 async def go_on(scene: Scene, finished: Job) -> None:

@@ -10,8 +10,8 @@ import typer
 from api.demo import demo as run_demo
 from api.up import stack_from_options
 from api.up import up as run_up
-from domain.database import migrate as run_migrations
 from domain.errors import CisternError, ConfigurationError
+from domain.migrations import migrate as run_migrations
 from domain.settings import PREFIX, load_settings
 
 app = typer.Typer(

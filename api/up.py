@@ -15,9 +15,9 @@ import httpx
 import typer
 
 from api.processes import Child, Output, StopSignals, either
-from domain.database import migrate
 from domain.embedded import EmbeddedServers
 from domain.errors import ConfigurationError
+from domain.migrations import migrate
 from domain.settings import PREFIX, Settings, load_settings, require_servers
 
 COLOURS = ("cyan", "green", "magenta", "yellow", "blue")

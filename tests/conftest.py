@@ -10,9 +10,9 @@ import redis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from domain.database import migrate
 from domain.embedded import EmbeddedServers, temporary_data_dir
 from domain.logs import configure_logging
+from domain.migrations import migrate
 from domain.services import Services, open_services
 from domain.settings import Settings
 

@@ -13,9 +13,10 @@ from alembic.config import Config
 from sqlalchemy import Connection, Row, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from domain.database import Base, Database, migrate
+from domain.database import Base, Database
 from domain.embedded import EmbeddedServers
 from domain.errors import ConfigurationError, DatabaseUnavailable
+from domain.migrations import migrate
 
 TABLES = {"jobs", "snapshots", "volumes", "workers"}
 
@@ -126,7 +127,7 @@ def test_migrating_again_changes_nothing(database_url: str) -> None:
 
 def test_two_can_migrate_at_once(empty_url: str) -> None:
     """Alembic keeps its context in globals of the process, so the second one is a process of its own."""
-    code = f"from domain.database import migrate; migrate({empty_url!r})"
+    code = f"from domain.migrations import migrate; migrate({empty_url!r})"
     with ThreadPoolExecutor(3) as pool:
         ends = list(pool.map(in_a_process, [code] * 3))
 
@@ -164,3 +165,9 @@ def test_a_schema_of_a_newer_version_is_accepted(database_url: str) -> None:
 def test_migrating_where_nothing_listens_is_an_outage() -> None:
     with pytest.raises(DatabaseUnavailable):
         migrate("postgresql+asyncpg://nobody@127.0.0.1:1/nothing")
+
+
+def test_the_names_of_the_scripts_tell_the_same_revisions_as_alembic() -> None:
+    scripts = ScriptDirectory.from_config(alembic_config("unused"))
+
+    assert _known_revisions() == [script.revision for script in reversed(list(scripts.walk_revisions()))]

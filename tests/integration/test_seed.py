@@ -45,7 +45,7 @@ WAIT = {"Prefer": "wait=30"}
 
 @pytest.fixture
 def seed_settings(settings: Settings, tmp_path: Path) -> Settings:
-    options = f"journal={tmp_path / 'journal'}&fail=@{tmp_path / 'faults'}&delay_ms=50"
+    options = f"journal={tmp_path / 'journal'}&fail=@{tmp_path / 'faults'}&gate={tmp_path / 'gate'}"
     return settings.model_copy(update={"backends": {"null": f"faulty+null:?{options}"}, "max_jobs": 20})
 
 
@@ -173,24 +173,39 @@ async def test_no_growth_is_lost_to_a_stale_read(services: Services, seed_settin
 # --- TaskGroup and Semaphore: the four claims -----------------------------------------------------------------
 
 
+async def all_at_work(tmp_path: Path, count: int) -> None:
+    """Wait until so many volumes are being expanded, held up by the gate."""
+    async with asyncio.timeout(30):
+        while most_at_once(journal.read(tmp_path / "journal")) < count:
+            await asyncio.sleep(0.02)
+
+
 async def test_claim_1_volumes_are_expanded_concurrently(
     services: Services, seed_settings: Settings, working: Working, tmp_path: Path
 ) -> None:
     await add_volumes(services, 40, backend="null")
+    (tmp_path / "gate").touch()
     async with working(seed_settings):
-        job = await grown(services)
+        job = await services.expansion.request_expand(BulkExpansion(BY_ONE))
+        await all_at_work(tmp_path, 10)  # the seed's default
+        (tmp_path / "gate").unlink()
+        job = await ended(services, job)
 
-    assert (job.status, job.succeeded) == ("succeeded", 40)
-    assert job.params["max_concurrent"] == 10, "the seed's default"
-    assert most_at_once(journal.read(tmp_path / "journal")) > 1
+    assert (job.status, job.succeeded, job.params["max_concurrent"]) == ("succeeded", 40, 10)
+    assert most_at_once(journal.read(tmp_path / "journal")) == 10
 
 
 async def test_claim_2_never_more_than_max_concurrent_at_once(
     services: Services, seed_settings: Settings, working: Working, tmp_path: Path
 ) -> None:
-    await add_volumes(services, 60, backend="null")
+    await add_volumes(services, 40, backend="null")
+    (tmp_path / "gate").touch()
     async with working(seed_settings), working(seed_settings):
-        assert (await grown(services, max_concurrent=3)).succeeded == 60
+        job = await services.expansion.request_expand(BulkExpansion(BY_ONE, max_concurrent=3))
+        await all_at_work(tmp_path, 3)
+        await asyncio.sleep(0.5)  # a fourth would have begun by now
+        (tmp_path / "gate").unlink()
+        assert (await ended(services, job)).succeeded == 40
 
     assert most_at_once(journal.read(tmp_path / "journal")) == 3
 

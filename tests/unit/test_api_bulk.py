@@ -215,3 +215,11 @@ async def test_a_copying_job_shows_its_progress_in_bytes(fake: FakeServices, cli
 
     progress = (await client.get(f"/api/v1/jobs/{job.id}")).json()["progress"]
     assert progress == {"unit": "bytes", "total": MIB, "succeeded": 1024, "failed": 0, "skipped": 0}
+
+
+@pytest.mark.parametrize("version", ["v0", "v1"])
+@pytest.mark.parametrize("method", ["GET", "PATCH", "PUT", "DELETE"])
+async def test_expand_is_no_volume(client: httpx.AsyncClient, version: str, method: str) -> None:
+    answer = await client.request(method, f"/api/{version}/volumes/expand", json={})
+
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")

@@ -10,13 +10,14 @@ from uuid import uuid4
 import pytest
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Row, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from domain.database import Base, Database
+from domain.database import Base, Database, _known_revisions
 from domain.embedded import EmbeddedServers
 from domain.errors import ConfigurationError, DatabaseUnavailable
-from domain.migrations import migrate
+from domain.migrations import alembic_config, migrate
 
 TABLES = {"jobs", "snapshots", "volumes", "workers"}
 

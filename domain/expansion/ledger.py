@@ -34,7 +34,7 @@ from domain.volumes.model import Volume
 #: A plan over a million volumes is one statement of some ten seconds.
 _PLAN_SECONDS: Final = 50
 #: How long a busy volume is left alone before it is tried again: at first, and at most (seconds).
-_BUSY_PAUSE: Final = (0.25, 10.0)
+_BUSY_PAUSE: Final = (1.0, 10.0)
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,13 @@ import structlog
 from domain.background import in_background
 from domain.errors import DatabaseUnavailable
 from domain.expansion.chunks import Chunks, Result, Task
+from domain.expansion.model import Item
 from domain.jobs.model import Job
 from domain.jobs.outcomes import Done, Outcome, Yielded
 from domain.storage.driver import Grant
 
 _SLICE_SECONDS: Final = 1.0
-#: A chunk should last about so long: shorter ones cost more statements, longer ones more when they are lost.
+#: A chunk's storage work should last so long: shorter ones cost more statements, longer ones more when they are lost.
 _CHUNK_SECONDS: Final = 0.5
 _MAX_CHUNK: Final = 1000
 _LOOK_SECONDS: Final = 1.0
@@ -52,18 +53,25 @@ class Lanes:
                 items = items or await self._chunks.claim(job, limit)
                 if not items:
                     return await self._rest(job)
-                started = time.monotonic()
-                tasks = await self._chunks.take(job, items, await self._chunks.measure(items))
-                await self._chunks.record(job, await self._grow(job, tasks, grant, cancelled))
-                grant.check()
-                seconds = time.monotonic() - started
-                log.info(
-                    "bulk.chunk", volumes=len(items), max_concurrent=job.params["slots"], seconds=round(seconds, 3)
-                )
+                seconds = await self._carry_out(job, items, grant, cancelled)
                 if time.monotonic() >= ends:
                     return Yielded()
                 limit = _next_limit(len(items), seconds, job.params["slots"])
                 items = ()
+
+    async def _carry_out(self, job: Job, items: Sequence[Item], grant: Grant, cancelled: asyncio.Event) -> float:
+        """Take, grow and record a chunk. Returns how many seconds the growing took, by which the next one is sized.
+
+        Not the whole: where statements are slow, smaller chunks would only mean more of them.
+        """
+        tasks = await self._chunks.take(job, items, await self._chunks.measure(items))
+        started = time.monotonic()
+        results = await self._grow(job, tasks, grant, cancelled)
+        seconds = time.monotonic() - started
+        await self._chunks.record(job, results)
+        grant.check()
+        log.info("bulk.chunk", volumes=len(items), max_concurrent=job.params["slots"], seconds=round(seconds, 3))
+        return seconds
 
     async def _grow(self, job: Job, tasks: Sequence[Task], grant: Grant, cancelled: asyncio.Event) -> Sequence[Result]:
         """Grow a chunk's volumes; no failure of one of them stops another. Returns what came to an end."""

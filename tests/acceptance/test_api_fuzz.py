@@ -17,9 +17,9 @@ NOT_CHECKED = "positive_data_acceptance"
 
 #: Few made-up values, because the phase `coverage` tries all limits of all values anyway; more chains of requests.
 CONFIGURATION = """
-generation.max-examples = 5
+generation.max-examples = 3
 [phases.stateful]
-generation.max-examples = 60
+generation.max-examples = 25
 """
 
 

@@ -20,7 +20,15 @@ from tests.inside import working
 
 SIZE = 1 << 20
 OLD, NEW = b"old!" * (SIZE // 4), b"new?" * (SIZE // 4)
-KINDS = ("snapshot.take", "snapshot.restore", "snapshot.delete", "snapshot.clone")
+#: Every arrow for the one that changes a user's bytes; for the others those around what is theirs.
+BLOWS = [
+    *(("snapshot.restore", arrow) for arrow in ARROWS),
+    *(
+        (kind, arrow)
+        for kind in ("snapshot.take", "snapshot.delete", "snapshot.clone")
+        for arrow in ("before publishing", "after publishing", "before the commit")
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -100,8 +108,7 @@ async def assert_published_once(scene: Scene, job: Job) -> None:
     assert {path: path.read_bytes() for path in expected} == expected
 
 
-@pytest.mark.parametrize("arrow", ARROWS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "arrow"), BLOWS)
 async def test_a_worker_killed_at_any_arrow_is_replaced_and_the_effect_is_there_once(
     yard: Yard, kind: str, arrow: str
 ) -> None:

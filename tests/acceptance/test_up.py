@@ -37,7 +37,7 @@ class Up:
         return [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
 
     def worker(self) -> psutil.Process | None:
-        found = [child for child in self.family() if child.cmdline()[1:] == ["-m", "worker"]]
+        found = [child for child in self.family() if command_of(child)[1:] == ["-m", "worker"]]
         return found[0] if found else None
 
     def said(self) -> str:
@@ -85,6 +85,14 @@ def answers(url: str) -> bool:
         return httpx.get(f"{url}/readyz").status_code == httpx.codes.OK
     except httpx.TransportError:
         return False
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """What a process was started as; one that has ended meanwhile is nothing."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
 
 
 def left(processes: list[psutil.Process]) -> list[psutil.Process]:
@@ -178,7 +186,7 @@ def test_a_worker_that_dies_is_started_again(data_dir: Path) -> None:
 
 def test_after_kill_9_the_children_go_and_the_next_up_works(data_dir: Path) -> None:
     with running(data_dir, "--workers", "1") as up:
-        own = [child for child in up.family() if child.cmdline()[1:2] == ["-m"]]
+        own = [child for child in up.family() if command_of(child)[1:2] == ["-m"]]
         servers = [child for child in up.family() if child not in own]
 
         up.end(signal.SIGKILL)

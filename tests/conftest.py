@@ -49,7 +49,7 @@ def servers() -> Iterator[EmbeddedServers]:
 def database_url(servers: EmbeddedServers) -> Iterator[str]:
     """A migrated, empty database of the test's own."""
     name = f"test_{uuid4().hex}"
-    _run_sql(servers.database_url, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    _run_sql(servers.database_url, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY FILE_COPY")
     yield _database(servers.database_url, name)
     _run_sql(servers.database_url, f"DROP DATABASE {name} WITH (FORCE)")
 

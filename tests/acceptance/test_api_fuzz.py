@@ -19,7 +19,7 @@ NOT_CHECKED = "positive_data_acceptance"
 CONFIGURATION = """
 generation.max-examples = 3
 [phases.stateful]
-generation.max-examples = 25
+generation.max-examples = 12
 """
 
 

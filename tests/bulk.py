@@ -35,7 +35,7 @@ async def add_volumes(
     return [volume.id for volume in volumes]
 
 
-async def ended(services: Services, job: Job, seconds: float = 60) -> Job:
+async def ended(services: Services, job: Job, seconds: float = 180) -> Job:
     """The job, once it has ended."""
     await services.watcher.ended(job.id, seconds)
     job = await services.jobs.get(job.id)

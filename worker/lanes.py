@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
+from uuid import UUID
 
 import structlog
 
@@ -23,6 +24,8 @@ from domain.storage.driver import Grant
 _SLICE_SECONDS: Final = 1.0
 #: A chunk's storage work should last so long: shorter ones cost more statements, longer ones more when they are lost.
 _CHUNK_SECONDS: Final = 0.5
+#: Items for each slot in a lane's first chunk.
+_FIRST_CHUNK: Final = 4
 _MAX_CHUNK: Final = 1000
 _LOOK_SECONDS: Final = 1.0
 
@@ -34,6 +37,8 @@ class Lanes:
 
     def __init__(self, chunks: Chunks) -> None:
         self._chunks = chunks
+        #: How large a chunk a lane had come to here; a slice would be over before it had grown again.
+        self._limits: dict[UUID, int] = {}
 
     async def work(self, job: Job, grant: Grant) -> Outcome:
         """Work on one slice of a lane, starting with what a predecessor may have left behind.
@@ -44,7 +49,7 @@ class Lanes:
         if job.params["last"]:
             return await self._give_up(job, grant)
         ends = time.monotonic() + _SLICE_SECONDS
-        limit: int = job.params["slots"]
+        limit = self._limits.pop(job.id, job.params["slots"] * _FIRST_CHUNK)
         items = await self._chunks.inherit(job)
         async with self._cancellation(job) as cancelled:
             while True:
@@ -54,9 +59,10 @@ class Lanes:
                 if not items:
                     return await self._rest(job)
                 seconds = await self._carry_out(job, items, grant, cancelled)
-                if time.monotonic() >= ends:
-                    return Yielded()
                 limit = _next_limit(len(items), seconds, job.params["slots"])
+                if time.monotonic() >= ends:
+                    self._limits[job.id] = limit
+                    return Yielded()
                 items = ()
 
     async def _carry_out(self, job: Job, items: Sequence[Item], grant: Grant, cancelled: asyncio.Event) -> float:

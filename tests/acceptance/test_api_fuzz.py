@@ -17,9 +17,9 @@ NOT_CHECKED = "positive_data_acceptance"
 
 #: Few made-up values, because the phase `coverage` tries all limits of all values anyway; more chains of requests.
 CONFIGURATION = """
-generation.max-examples = 3
+generation.max-examples = 2
 [phases.stateful]
-generation.max-examples = 12
+generation.max-examples = 8
 """
 
 

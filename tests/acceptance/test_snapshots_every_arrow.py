@@ -26,7 +26,7 @@ BLOWS = [
     *(
         (kind, arrow)
         for kind in ("snapshot.take", "snapshot.delete", "snapshot.clone")
-        for arrow in ("before publishing", "after publishing", "before the commit")
+        for arrow in ("after publishing", "before the commit")
     ),
 ]
 

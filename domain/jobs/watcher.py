@@ -72,11 +72,16 @@ class Watcher:
             await asyncio.sleep(_POLL_SECONDS)
             if not self._waiting:
                 continue
-            with suppress(DatabaseUnavailable):
+            try:
                 async with self._database.transaction() as session:
                     ended = await JobRepository(session).ended_among(tuple(self._waiting))
-                for job_id in ended:
-                    self._wake(job_id)
+            except DatabaseUnavailable:
+                continue
+            except Exception:
+                log.exception("watcher.crashed")  # whoever waits must not wait in vain for the next look
+                continue
+            for job_id in ended:
+                self._wake(job_id)
 
     def _wake(self, job_id: UUID) -> None:
         for changed in self._waiting.get(job_id, ()):

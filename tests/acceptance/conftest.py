@@ -15,6 +15,8 @@ import httpx
 import pytest
 
 from domain.settings import Settings
+from tests.acceptance.report import Report
+from tests.acceptance.scale import LONG
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,7 +59,7 @@ class Yard:
         self.processes.append(process)
         return process
 
-    def start_api(self) -> str:
+    def start_api(self, *, stderr: int | None = None) -> str:
         """Start the API on a free port; returns its address once it is ready."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -66,6 +68,7 @@ class Yard:
             [sys.executable, "-m", "uvicorn", "api.main:app", "--port", port, "--no-access-log"],
             cwd=ROOT,
             env=os.environ | self.environment() | {"CISTERN_BACKENDS": f'{{"local": "{self.url()}"}}'},
+            stderr=stderr,
         )
         self.processes.append(process)
         address = f"http://127.0.0.1:{port}"
@@ -97,3 +100,9 @@ def yard(settings: Settings, tmp_path: Path) -> Iterator[Yard]:
         yield yard
     finally:
         yard.clear()
+
+
+@pytest.fixture(scope="session")
+def report() -> Report:
+    """A page that the long fault tests leave behind."""
+    return Report(ROOT / "build" / "faults.md" if LONG else None)

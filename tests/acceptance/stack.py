@@ -1,0 +1,109 @@
+"""The whole of Cistern in processes of its own, with servers of its own that a test may strike down."""
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import httpx
+from sqlalchemy import text
+
+from domain.database import Database
+from domain.embedded import EmbeddedServers, temporary_data_dir
+from domain.migrations import migrate
+from domain.settings import Settings
+from tests.acceptance.conftest import Yard
+from tests.acceptance.verdict import watch_closely
+
+WORKERS = 3
+
+
+@dataclass
+class Stack:
+    """PostgreSQL, Redis, an API, and a fleet of workers."""
+
+    yard: Yard
+    servers: EmbeddedServers
+    database: Database
+    storage: str
+    log: int
+    address: str = ""
+    fleet: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def add_worker(self, **extra: str) -> subprocess.Popen[bytes]:
+        worker = self.yard.start_worker(url=self.storage, stderr=self.log, **extra)
+        self.fleet.append(worker)
+        return worker
+
+    def kill(self, worker: subprocess.Popen[bytes]) -> None:
+        """End a worker as the out-of-memory killer does, and let another take its place."""
+        self.fleet.remove(worker)
+        worker.kill()
+        worker.wait()
+        self.add_worker()
+
+    def client(self) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=None)
+        return httpx.AsyncClient(base_url=f"{self.address}/api/v1", timeout=60, limits=limits)
+
+    async def ready(self) -> None:
+        """Wait until every worker of the fleet is at work: one that still starts knows no good manners."""
+        async with asyncio.timeout(60):
+            while not {worker.pid for worker in self.fleet} <= await self._at_work():
+                await asyncio.sleep(0.05)
+
+    async def replace(self, worker: subprocess.Popen[bytes], **extra: str) -> int:
+        """Let another worker take the place of one that is told to go, as a deploy does; returns its last word."""
+        self.add_worker(**extra)
+        await self.ready()
+        self.fleet.remove(worker)
+        worker.send_signal(signal.SIGTERM)
+        return await asyncio.to_thread(worker.wait, 60)
+
+    async def send_home(self) -> list[int]:
+        """End every worker in good order; returns what they said in the end."""
+        await self.ready()
+        for worker in self.fleet:
+            worker.send_signal(signal.SIGTERM)
+        return [await asyncio.to_thread(worker.wait, 60) for worker in self.fleet]
+
+    async def _at_work(self) -> set[int]:
+        async with self.database.transaction() as session:
+            return set(await session.scalars(text("SELECT pid FROM workers")))
+
+    def start_api(self) -> None:
+        self.address = self.yard.start_api(stderr=self.log)
+
+
+@asynccontextmanager
+async def standing(*, workers: int = WORKERS, delay_ms: int = 20, **settings: Any) -> AsyncIterator[Stack]:
+    """Have a whole stack stand as long as the block lasts."""
+    with temporary_data_dir() as data_dir, EmbeddedServers(data_dir, durable=False) as servers:
+        folder = Path(mkdtemp(prefix="storage-", dir=data_dir))
+        await asyncio.to_thread(migrate, servers.database_url)
+        chosen = Settings(
+            database_url=servers.database_url,
+            redis_url=servers.redis_url,
+            _env_file=None,
+            **({"lease_seconds": 3, "retry_seconds": 0.1} | settings),
+        )
+        yard = Yard(chosen, folder)
+        database = Database(servers.database_url)
+        log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        try:
+            await watch_closely(database)
+            stack = Stack(yard, servers, database, yard.url(delay_ms=delay_ms), log)
+            for _ in range(workers):
+                stack.add_worker()
+            await asyncio.to_thread(stack.start_api)
+            yield stack
+        finally:
+            await database.close()
+            yard.clear()
+            os.close(log)

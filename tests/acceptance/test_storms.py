@@ -1,0 +1,55 @@
+"""Whole stacks in storms: whatever was accepted ends, is recorded once, and nobody's bytes are lost.
+
+``make test`` has short storms. ``CISTERN_LONG=1`` (`make test-faults`) has long ones, and writes a report.
+"""
+
+import asyncio
+import time
+from itertools import count
+
+import pytest
+
+from tests.acceptance.report import Report
+from tests.acceptance.scale import SCALE
+from tests.acceptance.stack import Stack, standing
+from tests.acceptance.storms import STORMS, raging
+from tests.acceptance.traffic import Book, live
+from tests.acceptance.verdict import judge
+
+
+@pytest.mark.parametrize("storm", STORMS)
+async def test_a_storm_loses_nothing_and_doubles_nothing(storm: str, report: Report) -> None:
+    book = Book(SCALE.jobs, strikes_wanted=SCALE.strikes)
+    async with standing(delay_ms=SCALE.delay_ms) as stack:
+        began = time.monotonic()
+        async with raging(storm, stack, book, seed=SCALE.seed, pace=SCALE.pace), stack.client() as http:
+            await live(http, book, customers=SCALE.customers, seed=SCALE.seed)
+        verdict = await judge(stack.database, stack.yard.journal, book)
+        report.note(storm, time.monotonic() - began, book, verdict)
+
+        assert storm in ("postgresql crashed", "all at random") or not book.answers[503]
+        assert set(await stack.send_home()) == {0}
+
+
+async def test_a_rolling_restart_spends_no_attempt_fails_no_job_and_refuses_no_request(report: Report) -> None:
+    book = Book(SCALE.jobs, strikes_wanted=2 * 3)
+
+    async def deploy(stack: Stack) -> None:
+        """Replace every worker, again and again; every second one gets no time to drain."""
+        for number in count():
+            if not book.goes_on():
+                return
+            drain = {"CISTERN_DRAIN_SECONDS": str(number % 2)}
+            assert await stack.replace(stack.fleet[0], **drain) == 0
+            book.strikes["replaced"] += 1
+
+    async with standing(delay_ms=SCALE.delay_ms) as stack, stack.client() as http:
+        began = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(deploy(stack))
+            group.create_task(live(http, book, customers=SCALE.customers, seed=SCALE.seed))
+        verdict = await judge(stack.database, stack.yard.journal, book)
+        report.note("rolling restart", time.monotonic() - began, book, verdict)
+
+        assert set(verdict.attempts) == {1}
+        assert not book.answers[503]

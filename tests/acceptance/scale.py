@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is asked for, by how many customers, and how fast it strikes."""
+    """How much is asked for, by how many customers, and how much it must stand."""
 
     jobs: int
     customers: int
+    #: At least so many.
     strikes: int
-    #: Stretches the pauses between strikes.
-    pace: float
     #: How long each storage operation takes at least, so that strikes hit it.
     delay_ms: int
     seed: int
@@ -21,4 +20,4 @@ class Scale:
 LONG = bool(os.environ.get("CISTERN_LONG"))
 _SEED = int(os.environ.get("CISTERN_SEED", "1"))
 
-SCALE = Scale(3000, 40, 6, 1.0, 100, _SEED) if LONG else Scale(60, 16, 2, 0.4, 150, _SEED)
+SCALE = Scale(3000, 40, 6, 100, _SEED) if LONG else Scale(60, 16, 5, 150, _SEED)

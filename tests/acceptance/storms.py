@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from random import Random
 
@@ -47,30 +47,30 @@ async def put_a_worker_to_sleep(stack: Stack, random: Random) -> None:
         worker.send_signal(signal.SIGCONT)
 
 
-async def anything(stack: Stack, random: Random) -> None:
-    await random.choice([strike for strike, _ in STORMS.values() if strike is not anything])(stack, random)
-
+EACH = (kill_a_worker, flush_redis, empty_redis, crash_postgresql, put_a_worker_to_sleep)
 
 #: What strikes, and every how many seconds.
-STORMS: dict[str, tuple[Strike, float]] = {
-    "workers killed": (kill_a_worker, 3),
-    "redis flushed": (flush_redis, 5),
-    "redis killed and emptied": (empty_redis, 10),
-    "postgresql crashed": (crash_postgresql, 10),
-    "workers asleep": (put_a_worker_to_sleep, 5),
-    "all at random": (anything, 3),
+STORMS: dict[str, tuple[Sequence[Strike], float]] = {
+    "workers killed": ([kill_a_worker], 3),
+    "redis flushed": ([flush_redis], 5),
+    "redis killed and emptied": ([empty_redis], 10),
+    "postgresql crashed": ([crash_postgresql], 10),
+    "workers asleep": ([put_a_worker_to_sleep], 5),
+    "all at random": (EACH, 3),
 }
+SHORT_STORMS: dict[str, tuple[Sequence[Strike], float]] = {"one of each": (EACH, 1)}
 
 
 @asynccontextmanager
-async def raging(name: str, stack: Stack, book: Book, *, seed: int, pace: float = 1.0) -> AsyncIterator[None]:
-    """Have a storm rage as long as the block lasts, and come to rest when it ends; ``pace`` stretches the pauses."""
-    strike, every = STORMS[name]
-    random = Random(f"{seed} {name}")
+async def raging(name: str, stack: Stack, book: Book, *, seed: int) -> AsyncIterator[None]:
+    """Have a storm rage as long as the block lasts, and come to rest when it ends."""
+    strikes, every = (STORMS | SHORT_STORMS)[name]
     calm = asyncio.Event()
 
     async def rage() -> None:
-        while not await _true_within(calm, every * pace):
+        for strike in drawn(strikes, random := Random(f"{seed} {name}")):
+            if await _true_within(calm, every):
+                return
             await strike(stack, random)
             book.strikes[strike.__name__] += 1
 
@@ -86,3 +86,9 @@ async def _true_within(event: asyncio.Event, seconds: float) -> bool:
     with suppress(TimeoutError):
         await asyncio.wait_for(event.wait(), seconds)
     return event.is_set()
+
+
+def drawn(strikes: Sequence[Strike], random: Random) -> Iterator[Strike]:
+    """All of them in some order, then in another one, for ever."""
+    while True:
+        yield from random.sample(strikes, len(strikes))

@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test check
+.PHONY: help demo up test test-faults test-mutations check
 
 help: ## List what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -19,6 +19,12 @@ up: $(READY) ## Run Cistern here, without Docker, until Ctrl-C
 
 test: $(READY) ## Run the tests
 	$(BIN)/python -m pytest --numprocesses 4 --dist worksteal
+
+test-faults: $(READY) ## Strike whole stacks down, again and again, for some ten minutes; report in build/faults.md
+	CISTERN_LONG=1 $(BIN)/python -m pytest tests/acceptance/test_storms.py tests/integration/test_any_order.py
+
+test-mutations: $(READY) ## Take out what holds the promise, piece by piece, and see the tests fail each time
+	$(BIN)/python -m tests.mutations
 
 check: $(READY) ## Check style, types and who imports whom
 	$(BIN)/ruff check .

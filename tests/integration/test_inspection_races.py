@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from uuid_utils.compat import uuid7
 
+from domain.inspection.bookkeeping import Bookkeeping
 from domain.inspection.mending import Mending
 from domain.inspection.rows import InspectionRepository
 from domain.services import Services, open_services
 from domain.settings import Settings
+from domain.storage.file import FileDriver
 from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
 from tests.integration.conftest import Working
@@ -85,6 +87,27 @@ async def test_a_job_that_is_claimed_right_before_its_fence_is_renewed_keeps_it(
     assert await inspect(services, repair=True) == []
     assert (await row(services, job.id)).params["fence"] == job.params["fence"]
     assert (await volume_row(services, volume.id))["version"] == job.params["fence"]
+
+
+async def test_a_job_that_is_claimed_right_before_it_would_be_ended_goes_on(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = await a_stored_volume(services, backend="disk")
+    job = await services.volumes.request_expand(volume.id, Growth(to=2 * MIB))
+    await sql(services, "UPDATE volumes SET state = 'available', job_id = NULL")
+    before(monkeypatch, Bookkeeping, "_mend", lambda: claimed(services, job))
+
+    assert await inspect(services, repair=True) == []
+    assert (await row(services, job.id)).status == "running"
+
+
+async def test_data_that_somebody_else_adopts_between_two_looks_is_no_finding(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await services.backends.reach("disk").create(uuid7(), MIB, leave(1))
+    before(monkeypatch, FileDriver, "look", lambda: inspect(services, repair=True))
+
+    assert await inspect(services) == []
 
 
 async def damage(services: Services) -> None:

@@ -122,6 +122,17 @@ async def test_what_live_jobs_have_in_their_hands_is_no_finding(
     assert await told(services) == []
 
 
+async def test_clones_that_share_a_snapshot_are_no_finding(services: Services) -> None:
+    volume = await a_stored_volume(services, backend="disk")
+    snapshot = await a_snapshot(services, volume)
+    clones = [await requested(services, "snapshot.clone", volume, snapshot) for _ in range(3)]
+
+    for job in clones:
+        assert await told(services) == []
+        assert (await carried_out(services, job)).status == "succeeded"
+    assert await told(services) == []
+
+
 async def test_a_job_that_lost_its_volume_is_ended_by_its_own_way_out(services: Services) -> None:
     volume = await a_stored_volume(services, backend="disk")
     job = await requested(services, "snapshot.take", volume)

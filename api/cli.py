@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
+from api.check import check as run_check
 from api.demo import demo as run_demo
 from api.up import stack_from_options
 from api.up import up as run_up
-from domain.errors import CisternError, ConfigurationError
+from domain.errors import CisternError
 from domain.migrations import migrate as run_migrations
-from domain.settings import PREFIX, load_settings
+from domain.settings import load_settings, require_database
 
 app = typer.Typer(
     help="Cistern keeps volumes, and every change to one is a job that is never lost.",
@@ -47,24 +48,23 @@ def demo(
 @app.command()
 def migrate() -> None:
     """Bring the schema of the database at CISTERN_DATABASE_URL up to date."""
-    run_migrations(require_database(load_settings().database_url))
+    run_migrations(require_database(load_settings()).database_url)
+
+
+@app.command()
+def check(
+    *,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what is safe to mend.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each finding as a line of JSON.")] = False,
+) -> None:
+    """Compare rows, ledger and disk: exit code 0 if all agree or was mended, 1 if something is left, 2 if it cannot."""
+    sys.exit(run_check(repair=repair, as_json=as_json))
 
 
 @app.command()
 def version() -> None:
     """Print the version."""
     typer.echo(importlib.metadata.version("cistern"))
-
-
-def require_database(url: str) -> str:
-    """Pass ``url`` on if it can be PostgreSQL's.
-
-    Raises:
-        ConfigurationError: naming the variable.
-    """
-    if not url.startswith("postgresql+asyncpg://"):
-        raise ConfigurationError(f"{PREFIX}DATABASE_URL must be postgresql+asyncpg://...")
-    return url
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from domain.database import Database
 from domain.expansion.chunks import Chunks
 from domain.expansion.service import ExpansionService
+from domain.inspection.service import Inspection
 from domain.jobs.foreman import Foreman
 from domain.jobs.kinds import Abandon, Again, Record
 from domain.jobs.model import Job, Worker
@@ -15,7 +16,7 @@ from domain.jobs.queue import JobQueue
 from domain.jobs.retry import RetryPolicy
 from domain.jobs.service import JobService
 from domain.jobs.watcher import Watcher
-from domain.settings import Settings, require_servers
+from domain.settings import Settings, require_database, require_servers
 from domain.snapshots.repository import refuse_if_it_has_snapshots
 from domain.snapshots.service import SnapshotService
 from domain.storage.backends import Backends
@@ -79,6 +80,10 @@ class Services:
         """Give one worker process its view of the job book."""
         return Foreman(self.database, self.queue, self.handlers, worker=worker, lease=self.settings.lease_seconds)
 
+    def inspection(self) -> Inspection:
+        """Give somebody who wants to know whether rows, ledger and disk agree a look at all of them."""
+        return Inspection(self.database, self.backends, self.handlers, lease=self.settings.lease_seconds)
+
 
 @asynccontextmanager
 async def open_services(settings: Settings) -> AsyncIterator[Services]:
@@ -88,7 +93,25 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         ConfigurationError: a setting is missing or unusable, or the database is not migrated.
         DatabaseUnavailable: PostgreSQL does not answer.
     """
-    require_servers(settings)
+    async with _opened(require_servers(settings)) as services:
+        yield services
+
+
+@asynccontextmanager
+async def open_inspection(settings: Settings) -> AsyncIterator[Inspection]:
+    """Open what an inspection needs, which is PostgreSQL and the backends.
+
+    Raises:
+        ConfigurationError, DatabaseUnavailable: as `open_services`.
+    """
+    require_database(settings)
+    # Whoever opens a queue connects on first use, and an inspection has none: any address will do.
+    async with _opened(settings.model_copy(update={"redis_url": settings.redis_url or "redis://"})) as services:
+        yield services.inspection()
+
+
+@asynccontextmanager
+async def _opened(settings: Settings) -> AsyncIterator[Services]:
     async with AsyncExitStack() as stack:
         backends = Backends.open(settings.backends, threads=settings.max_jobs + settings.max_concurrent)
         stack.push_async_callback(backends.close)

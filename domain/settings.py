@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from domain.errors import ConfigurationError
 
 PREFIX = "CISTERN_"
+_POSTGRESQL = "postgresql+asyncpg://"
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
@@ -66,6 +67,17 @@ def load_settings(**overrides: object) -> Settings:
         raise ConfigurationError(f"{PREFIX}{'_'.join(name).upper()}: not JSON") from error
 
 
+def require_database(settings: Settings) -> Settings:
+    """Pass the settings on if they name a PostgreSQL.
+
+    Raises:
+        ConfigurationError: naming the variable.
+    """
+    if not settings.database_url.startswith(_POSTGRESQL):
+        raise ConfigurationError(f"{PREFIX}DATABASE_URL must be {_POSTGRESQL}...")
+    return settings
+
+
 def require_servers(settings: Settings) -> Settings:
     """Pass the settings on if they name a PostgreSQL and a Redis.
 
@@ -73,8 +85,8 @@ def require_servers(settings: Settings) -> Settings:
         ConfigurationError: naming the variable that is missing or of the wrong form.
     """
     hint = "`cistern up` starts private servers and needs neither"
-    if not settings.database_url.startswith("postgresql+asyncpg://"):
-        raise ConfigurationError(f"{PREFIX}DATABASE_URL must be postgresql+asyncpg://...; {hint}")
+    if not settings.database_url.startswith(_POSTGRESQL):
+        raise ConfigurationError(f"{PREFIX}DATABASE_URL must be {_POSTGRESQL}...; {hint}")
     if not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
         raise ConfigurationError(f"{PREFIX}REDIS_URL must be redis://..., rediss://... or unix://...; {hint}")
     return settings

@@ -11,7 +11,7 @@ StorageError
 
 import enum
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
@@ -187,6 +187,32 @@ class Capacity:
     used: int
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What a backend has of one volume or snapshot: its size in bytes, None if absent, and its last published fence."""
+
+    size: int | None
+    fence: Fence | None
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A draft that was not published, or trash, of a volume or snapshot; ``path`` names it for a reader."""
+
+    subject_id: UUID
+    path: str
+    trash: bool
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What a backend has of a volume, of its snapshots, and what attempts on either have left behind."""
+
+    volume: Stored
+    snapshots: Mapping[UUID, Stored]
+    leftovers: Sequence[Leftover] = ()
+
+
 class StorageDriver(Protocol):
     """One storage backend.
 
@@ -244,6 +270,21 @@ class StorageDriver(Protocol):
 
     async def measure(self, volume_id: UUID) -> Usage | None:
         """Report the volume's size and allocation in bytes; None if it is absent."""
+
+    async def inventory(self, after: UUID | None, limit: int) -> Sequence[UUID] | None:
+        """List up to ``limit`` volumes of which anything is kept, above ``after`` by id; None where nothing ever is.
+
+        Whatever is on the backend is listed, whoever made it; a fence that is remembered does not count.
+        """
+
+    async def look(self, volume_id: UUID, snapshot_ids: Collection[UUID]) -> Sighting | None:
+        """Report on a volume and its snapshots without changing anything; None where nothing is ever kept.
+
+        ``snapshot_ids`` are reported on even if they are absent.
+        """
+
+    async def sweep(self, volume_id: UUID, leftovers: Collection[Leftover]) -> None:
+        """Remove what `look` found left behind; the caller knows that no attempt can publish it any more."""
 
     async def capacity(self) -> Capacity:
         """Report the backend's size and allocation in bytes."""

@@ -6,13 +6,13 @@ The journal is what fault tests judge by: one line for each operation begun, pub
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import UUID
 
 from domain.errors import ConfigurationError
-from domain.storage.driver import Capacity, FenceRefused, Grant, Stopped, StorageDriver, Usage
+from domain.storage.driver import Capacity, FenceRefused, Grant, Leftover, Sighting, Stopped, StorageDriver, Usage
 from domain.storage.faults import Faults
 from domain.storage.witness import WatchedGrant, Witness
 
@@ -86,6 +86,18 @@ class FaultyDriver:
     async def measure(self, volume_id: UUID) -> Usage | None:
         """Measure, undisturbed."""
         return await self._inner.measure(volume_id)
+
+    async def inventory(self, after: UUID | None, limit: int) -> Sequence[UUID] | None:
+        """List what the inner driver keeps, undisturbed."""
+        return await self._inner.inventory(after, limit)
+
+    async def look(self, volume_id: UUID, snapshot_ids: Collection[UUID]) -> Sighting | None:
+        """Look, undisturbed."""
+        return await self._inner.look(volume_id, snapshot_ids)
+
+    async def sweep(self, volume_id: UUID, leftovers: Collection[Leftover]) -> None:
+        """Sweep, undisturbed."""
+        await self._inner.sweep(volume_id, leftovers)
 
     async def capacity(self) -> Capacity:
         """Report the inner driver's capacity."""

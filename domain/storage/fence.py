@@ -52,6 +52,15 @@ class FenceRecord:
             sync_folder(self._path.parent)
 
 
+def last_fence(path: Path) -> Fence | None:
+    """Look at the highest fence without holding the lock; it may have risen by the time this returns."""
+    try:
+        with opened(path, os.O_RDONLY) as handle:
+            return FenceRecord(handle, path).read()
+    except FileNotFoundError:
+        return None
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[FenceRecord]:
     """Hold the volume's lock; raise `StorageBusy` if somebody else does for longer than `PATIENCE`.

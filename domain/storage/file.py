@@ -5,14 +5,15 @@ This is the asynchronous face; the work is done by `FileVolumes` and `FileSnapsh
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 from uuid import UUID
 
 from domain.storage.disk import domain_errors
-from domain.storage.driver import Capacity, Grant, Usage
+from domain.storage.driver import Capacity, Grant, Leftover, Sighting, Usage
+from domain.storage.file_inventory import FileInventory
 from domain.storage.file_snapshots import FileSnapshots
 from domain.storage.file_tree import FileTree
 from domain.storage.file_volumes import FileVolumes
@@ -28,6 +29,7 @@ class FileDriver:
         self._tree = FileTree(root)
         self._volumes = FileVolumes(self._tree)
         self._snapshots = FileSnapshots(self._tree)
+        self._inventory = FileInventory(self._tree)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="storage")
         self._prepared = False
 
@@ -84,6 +86,18 @@ class FileDriver:
     async def measure(self, volume_id: UUID) -> Usage | None:
         """Report size and allocated bytes, as the file system tells them."""
         return await self._run(self._volumes.measure, volume_id)
+
+    async def inventory(self, after: UUID | None, limit: int) -> Sequence[UUID]:
+        """List the directories of volumes, and whose trash there is."""
+        return await self._run(self._inventory.page, after, limit)
+
+    async def look(self, volume_id: UUID, snapshot_ids: Collection[UUID]) -> Sighting:
+        """Report what lies in a volume's directory and in the trash, and the fences."""
+        return await self._run(self._inventory.look, volume_id, snapshot_ids)
+
+    async def sweep(self, volume_id: UUID, leftovers: Collection[Leftover]) -> None:
+        """Remove drafts and trash, and the volume's directory if nothing else was in it."""
+        await self._run(self._inventory.sweep, volume_id, leftovers)
 
     async def capacity(self) -> Capacity:
         """Report on the file system that holds the root."""

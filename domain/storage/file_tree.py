@@ -14,7 +14,7 @@ from uuid import UUID
 
 from domain.storage.disk import sync_folder
 from domain.storage.driver import Fence, Grant
-from domain.storage.fence import FenceRecord, locked, refuse_stale
+from domain.storage.fence import FenceRecord, last_fence, locked, refuse_stale
 
 
 class FileTree:
@@ -44,6 +44,10 @@ class FileTree:
     def snapshot(self, volume_id: UUID, snapshot_id: UUID) -> Path:
         """Where a snapshot's bytes are."""
         return self.folder(volume_id) / "snapshots" / name(snapshot_id)
+
+    def fence(self, subject_id: UUID) -> Fence | None:
+        """The highest fence so far, as seen in passing."""
+        return last_fence(self._fences / name(subject_id))
 
     def admit(self, subject_id: UUID, grant: Grant) -> None:
         """Refuse an attempt that is stopped or late before it begins, so that no work is done in vain."""

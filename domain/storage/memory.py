@@ -1,10 +1,21 @@
 """A backend in one process's memory, as strict about fences as the one on the disk: for tests."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from uuid import UUID
 
-from domain.storage.driver import Capacity, Fence, Grant, SnapshotMissing, StorageFull, Usage, VolumeMissing
+from domain.storage.driver import (
+    Capacity,
+    Fence,
+    Grant,
+    Leftover,
+    Sighting,
+    SnapshotMissing,
+    StorageFull,
+    Stored,
+    Usage,
+    VolumeMissing,
+)
 from domain.storage.fence import refuse_stale
 
 
@@ -87,6 +98,21 @@ class MemoryDriver:
         """Report the size; nothing was ever written, so nothing is allocated."""
         size = self._sizes.get(volume_id)
         return None if size is None else Usage(size, used=0)
+
+    async def inventory(self, after: UUID | None, limit: int) -> Sequence[UUID]:
+        """List the volumes, and those of which only snapshots are there."""
+        kept = {*self._sizes, *(volume_id for volume_id, _ in self._snapshots)}
+        return sorted(volume_id for volume_id in kept if after is None or volume_id > after)[:limit]
+
+    async def look(self, volume_id: UUID, snapshot_ids: Collection[UUID]) -> Sighting:
+        """Report sizes and fences; nothing is ever left behind."""
+        own = {*snapshot_ids, *(one for of_volume, one in self._snapshots if of_volume == volume_id)}
+        sizes = {one: self._snapshots.get((volume_id, one)) for one in own}
+        volume = Stored(self._sizes.get(volume_id), self._fences.get(volume_id))
+        return Sighting(volume, {one: Stored(size, self._fences.get(one)) for one, size in sizes.items()})
+
+    async def sweep(self, volume_id: UUID, leftovers: Collection[Leftover]) -> None:
+        """Have nothing left behind."""
 
     async def capacity(self) -> Capacity:
         """Report the limit and the sum of all volumes' sizes, which is what the limit is held against.

@@ -1,8 +1,9 @@
 """A backend that keeps nothing and succeeds at once: for benchmarks of everything but storage."""
 
+from collections.abc import Collection
 from uuid import UUID
 
-from domain.storage.driver import Capacity, Grant, Usage
+from domain.storage.driver import Capacity, Grant, Leftover, Usage
 
 
 class NullDriver:
@@ -70,6 +71,15 @@ class NullDriver:
     async def measure(self, volume_id: UUID) -> Usage | None:  # noqa: ARG002
         """Know nothing."""
         return None
+
+    async def inventory(self, after: UUID | None, limit: int) -> None:
+        """Keep nothing that could be listed."""
+
+    async def look(self, volume_id: UUID, snapshot_ids: Collection[UUID]) -> None:
+        """Know nothing."""
+
+    async def sweep(self, volume_id: UUID, leftovers: Collection[Leftover]) -> None:
+        """Have nothing left behind."""
 
     async def capacity(self) -> Capacity:
         """Be endless and empty."""

@@ -14,6 +14,7 @@ from domain.jobs.outcomes import Outcome, Payload
 from domain.jobs.queue import JobQueue
 from domain.jobs.retry import RetryPolicy
 from domain.jobs.service import JobService
+from domain.jobs.signals import Signposts
 from domain.jobs.watcher import Watcher
 from domain.settings import Settings, require_servers
 from domain.snapshots.repository import refuse_if_it_has_snapshots
@@ -74,6 +75,7 @@ class Services:
     handlers: dict[str, Handler]
     retry_policy: RetryPolicy
     watcher: Watcher
+    signals: Signposts
 
     def foreman(self, worker: Worker) -> Foreman:
         """Give one worker process its view of the job book."""
@@ -123,4 +125,5 @@ def compose(settings: Settings, database: Database, queue: JobQueue, backends: B
         handlers=table,
         retry_policy=RetryPolicy(settings.retry_seconds),
         watcher=Watcher(database, queue),
+        signals=Signposts(database),
     )

@@ -36,7 +36,7 @@ class Housekeeping:
 
     async def go_round(self) -> None:
         """Make one round; a step that fails keeps none of the others."""
-        if self._heartbeat.is_steady:
+        if self._heartbeat.is_beating:
             await self._step("jobs.rescued", self._foreman.rescue)
             await self._step("bulks.tended", self._tend)
         await self._step("rings.due", self._foreman.ring_due)

@@ -11,9 +11,9 @@ from worker.heartbeat import Heartbeat
 from worker.housekeeping import Housekeeping
 
 
-def a_heartbeat(*, steady: bool) -> Heartbeat:
+def a_heartbeat(*, beating: bool) -> Heartbeat:
     heartbeat = Heartbeat(FakeForeman(), {}, lease=15, stall=60)
-    heartbeat._steady_since = -1000.0 if steady else None
+    heartbeat._is_beating = beating
     return heartbeat
 
 
@@ -36,14 +36,14 @@ class Failing(FakeForeman):
 
 async def test_a_round_rescues_and_rings() -> None:
     foreman = FakeForeman()
-    await Housekeeping(foreman, a_heartbeat(steady=True), no_bulks, interval=1).go_round()
+    await Housekeeping(foreman, a_heartbeat(beating=True), no_bulks, interval=1).go_round()
 
     assert foreman.rounds == ["rescue", "ring_due", "ring_lost"]
 
 
-async def test_nobody_is_rescued_before_every_live_worker_had_time_to_renew() -> None:
+async def test_nobody_is_rescued_by_a_worker_that_does_not_beat() -> None:
     foreman = FakeForeman()
-    await Housekeeping(foreman, a_heartbeat(steady=False), no_bulks, interval=1).go_round()
+    await Housekeeping(foreman, a_heartbeat(beating=False), no_bulks, interval=1).go_round()
 
     assert foreman.rounds == ["ring_due", "ring_lost"]
 
@@ -52,7 +52,7 @@ async def test_nobody_is_rescued_before_every_live_worker_had_time_to_renew() ->
 async def test_a_round_that_fails_is_followed_by_the_next(error: Exception) -> None:
     foreman = Failing(error)
     rounds = asyncio.create_task(
-        Housekeeping(foreman, a_heartbeat(steady=False), no_bulks, interval=0).go_round_for_ever()
+        Housekeeping(foreman, a_heartbeat(beating=False), no_bulks, interval=0).go_round_for_ever()
     )
     await until(lambda: "ring_lost" in foreman.rounds)
     rounds.cancel()
@@ -60,8 +60,8 @@ async def test_a_round_that_fails_is_followed_by_the_next(error: Exception) -> N
     assert foreman.rounds[:3] == ["ring_due", "ring_due", "ring_lost"]
 
 
-async def test_after_an_outage_of_postgresql_nobody_is_rescued_until_the_heart_is_steady_again() -> None:
-    foreman, heartbeat = Failing(DatabaseUnavailable()), a_heartbeat(steady=True)
+async def test_after_an_outage_of_postgresql_nobody_is_rescued_until_the_heart_beats_again() -> None:
+    foreman, heartbeat = Failing(DatabaseUnavailable()), a_heartbeat(beating=True)
     rounds = asyncio.create_task(Housekeeping(foreman, heartbeat, no_bulks, interval=0).go_round_for_ever())
     await until(lambda: foreman.rounds.count("ring_lost") >= 3)
     rounds.cancel()
@@ -71,7 +71,7 @@ async def test_after_an_outage_of_postgresql_nobody_is_rescued_until_the_heart_i
 
 
 async def test_an_outage_of_redis_does_not_keep_anybody_from_being_rescued() -> None:
-    foreman, heartbeat = Failing(QueueUnavailable(), QueueUnavailable()), a_heartbeat(steady=True)
+    foreman, heartbeat = Failing(QueueUnavailable(), QueueUnavailable()), a_heartbeat(beating=True)
     rounds = asyncio.create_task(Housekeeping(foreman, heartbeat, no_bulks, interval=0).go_round_for_ever())
     await until(lambda: "ring_lost" in foreman.rounds)
     rounds.cancel()
@@ -82,7 +82,7 @@ async def test_an_outage_of_redis_does_not_keep_anybody_from_being_rescued() -> 
 async def test_between_rounds_it_rests() -> None:
     foreman = FakeForeman()
     rounds = asyncio.create_task(
-        Housekeeping(foreman, a_heartbeat(steady=True), no_bulks, interval=3600).go_round_for_ever()
+        Housekeeping(foreman, a_heartbeat(beating=True), no_bulks, interval=3600).go_round_for_ever()
     )
     await until(lambda: "ring_lost" in foreman.rounds)
     for _ in range(10):

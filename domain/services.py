@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 from domain.database import Database
 from domain.expansion.chunks import Chunks
+from domain.expansion.ledger import clear_ledgers
 from domain.expansion.service import ExpansionService
 from domain.jobs.foreman import Foreman
 from domain.jobs.kinds import Abandon, Again, Record
 from domain.jobs.model import Job, Worker
 from domain.jobs.outcomes import Outcome, Payload
 from domain.jobs.queue import JobQueue
+from domain.jobs.retention import Retention
 from domain.jobs.retry import RetryPolicy
 from domain.jobs.service import JobService
 from domain.jobs.signals import Signposts
@@ -76,6 +78,7 @@ class Services:
     retry_policy: RetryPolicy
     watcher: Watcher
     signals: Signposts
+    retention: Retention
 
     def foreman(self, worker: Worker) -> Foreman:
         """Give one worker process its view of the job book."""
@@ -126,4 +129,5 @@ def compose(settings: Settings, database: Database, queue: JobQueue, backends: B
         retry_policy=RetryPolicy(settings.retry_seconds),
         watcher=Watcher(database, queue),
         signals=Signposts(database),
+        retention=Retention(database, clear_ledgers, days=settings.keep_jobs_days),
     )

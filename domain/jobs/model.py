@@ -89,6 +89,8 @@ class Job(Entity):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    #: Since when the job is gone for whoever asks, although a long ledger is still being deleted.
+    pruned_at: Mapped[datetime | None]
 
     @property
     def ring(self) -> Ring:

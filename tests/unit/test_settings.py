@@ -24,6 +24,7 @@ def test_defaults_are_those_of_the_design(bare: Path) -> None:
 
     assert (settings.max_jobs, settings.lease_seconds, settings.drain_seconds) == (10, 15.0, 25)
     assert (settings.stall_seconds, settings.retry_seconds, settings.max_attempts) == (120.0, 1.0, 8)
+    assert settings.keep_jobs_days == 30
     assert (settings.log_format, settings.log_level) == ("console", "info")
     assert (settings.database_url, settings.redis_url) == ("", "")
 

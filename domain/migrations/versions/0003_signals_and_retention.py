@@ -1,4 +1,4 @@
-"""Counters to look at, and since when a worker has been beating without a gap."""
+"""Counters to look at, since when a worker has been beating without a gap, and jobs that are being pruned."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -21,9 +21,11 @@ def upgrade() -> None:
     )
     op.add_column("workers", steady_since)
     op.add_column("workers", sa.Column("renews_within", sa.Float(), server_default=sa.text("0"), nullable=False))
+    op.add_column("jobs", sa.Column("pruned_at", sa.DateTime(timezone=True), nullable=True))
 
 
 def downgrade() -> None:
+    op.drop_column("jobs", "pruned_at")
     op.drop_column("workers", "renews_within")
     op.drop_column("workers", "steady_since")
     op.drop_table("counters")

@@ -77,6 +77,8 @@ def test_the_environment_wins_over_dotenv(bare: Path, monkeypatch: pytest.Monkey
         ("CISTERN_RETRY_SECONDS", "soon"),
         ("CISTERN_MAX_ATTEMPTS", "0"),
         ("CISTERN_MAX_ATTEMPTS", "101"),
+        ("CISTERN_KEEP_JOBS_DAYS", "0"),
+        ("CISTERN_KEEP_JOBS_DAYS", "0.5"),
         ("CISTERN_LOG_FORMAT", "xml"),
         ("CISTERN_LOG_LEVEL", "loud"),
         ("CISTERN_BACKENDS", "file:volumes"),

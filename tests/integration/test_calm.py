@@ -108,7 +108,7 @@ async def test_a_worker_that_slept_through_an_outage_starts_anew(services: Servi
     foreman = a_worker(services)
     await foreman.renew([])
     await steady_for(services, foreman, 3600)
-    await sql(services, "UPDATE workers SET heartbeat_at = now() - interval '1 hour' WHERE host = 'test'")
+    await sql(services, "UPDATE workers SET heartbeat_at = now() - interval '5 minutes' WHERE host = 'test'")
     on_waking_up = await foreman.rescue()
     await foreman.renew([])
 

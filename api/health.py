@@ -1,14 +1,16 @@
 """Is the process alive, and can it do its work? For whoever starts, watches and balances it."""
 
 import asyncio
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 from api.dependencies import Front, NoQuery
 from api.openapi import refusals
 from domain.errors import DatabaseUnavailable, Unavailable
+from domain.jobs.signals import MOST_COUNTED, Signals
 from domain.services import Services
 
 _PATIENCE_SECONDS: Final = 3.0
@@ -24,14 +26,40 @@ class Alive(BaseModel):
     status: Literal["alive"] = "alive"
 
 
+class SignalsOut(BaseModel):
+    """How the whole installation fares: what waits now, and what had to be mended since it began."""
+
+    queue_depth: Annotated[
+        int, Field(ge=0, description=f"Queued jobs that are due; {MOST_COUNTED} means at least that.")
+    ]
+    oldest_due_seconds: Annotated[
+        float | None, Field(ge=0, description="How long the oldest of them has been due; null when none is.")
+    ]
+    rescued: Annotated[int, Field(ge=0, description="Jobs whose worker died or lost touch.")]
+    retried: Annotated[int, Field(ge=0, description="Attempts that failed and were followed by another one.")]
+    lost_rings: Annotated[int, Field(ge=0, description="Messages that Redis had lost, and that were sent again.")]
+
+
+_EXAMPLE: Final[JsonDict] = {
+    "status": "ready",
+    "postgresql": "ok",
+    "redis": "ok",
+    "signals": {"queue_depth": 3, "oldest_due_seconds": 0.4, "rescued": 1, "retried": 7, "lost_rings": 0},
+}
+
+
 class Ready(BaseModel):
     """What the process stands on. Without Redis it is degraded: it accepts jobs, and they start later."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "ready", "postgresql": "ok", "redis": "ok"}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     status: Literal["ready", "degraded"]
     postgresql: Literal["ok"] = "ok"
     redis: Literal["ok", "unavailable"]
+    signals: Annotated[
+        SignalsOut | None,
+        Field(description="At most a second old; null when they cannot be had quickly. Counters lag by some seconds."),
+    ]
 
 
 @router.get("/healthz", operation_id="check_alive", summary="Is the process alive?", responses=refusals())
@@ -48,8 +76,18 @@ async def check_alive() -> Alive:
 )
 async def check_ready(services: Front) -> Ready:
     """Ask PostgreSQL and Redis for a sign of life."""
-    redis_answers, _ = await asyncio.gather(_redis_answers(services), _require_postgresql(services))
-    return Ready(status="ready", redis="ok") if redis_answers else Ready(status="degraded", redis="unavailable")
+    redis_answers, _, signals = await asyncio.gather(
+        _redis_answers(services), _require_postgresql(services), services.signals.latest()
+    )
+    return Ready(
+        status="ready" if redis_answers else "degraded",
+        redis="ok" if redis_answers else "unavailable",
+        signals=None if signals is None else _shown(signals),
+    )
+
+
+def _shown(signals: Signals) -> SignalsOut:
+    return SignalsOut.model_validate({**vars(signals), **signals.counters})
 
 
 async def _require_postgresql(services: Services) -> None:

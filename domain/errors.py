@@ -2,6 +2,7 @@
 
 CisternError
 ├── ConfigurationError          the process cannot start as it is set up
+├── MigrationFailed             the schema is as it was before
 ├── Refused                     the request cannot be carried out as it stands
 │   ├── NotFound                VolumeNotFound, SnapshotNotFound, JobNotFound
 │   ├── Invalid                 ShrinkRefused, SizeLimitExceeded, UnknownBackend, BadCursor, IdempotencyKeyReused
@@ -31,6 +32,12 @@ class ConfigurationError(CisternError):
     """Cistern cannot start with this configuration."""
 
     code = "configuration"
+
+
+class MigrationFailed(CisternError):
+    """The migration failed, and the schema is as it was before it."""
+
+    code = "migration-failed"
 
 
 class Refused(CisternError):

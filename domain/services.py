@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from domain.database import Database
 from domain.expansion.chunks import Chunks
+from domain.expansion.ledger import clear_ledgers
 from domain.expansion.service import ExpansionService
 from domain.inspection.service import Inspection
 from domain.jobs.foreman import Foreman
@@ -13,8 +14,10 @@ from domain.jobs.kinds import Abandon, Again, Record
 from domain.jobs.model import Job, Worker
 from domain.jobs.outcomes import Outcome, Payload
 from domain.jobs.queue import JobQueue
+from domain.jobs.retention import Retention
 from domain.jobs.retry import RetryPolicy
 from domain.jobs.service import JobService
+from domain.jobs.signals import Signposts
 from domain.jobs.watcher import Watcher
 from domain.settings import Settings, require_database, require_servers
 from domain.snapshots.repository import refuse_if_it_has_snapshots
@@ -75,6 +78,8 @@ class Services:
     handlers: dict[str, Handler]
     retry_policy: RetryPolicy
     watcher: Watcher
+    signals: Signposts
+    retention: Retention
 
     def foreman(self, worker: Worker) -> Foreman:
         """Give one worker process its view of the job book."""
@@ -146,4 +151,6 @@ def compose(settings: Settings, database: Database, queue: JobQueue, backends: B
         handlers=table,
         retry_policy=RetryPolicy(settings.retry_seconds),
         watcher=Watcher(database, queue),
+        signals=Signposts(database),
+        retention=Retention(database, clear_ledgers, days=settings.keep_jobs_days),
     )

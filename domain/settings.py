@@ -32,6 +32,7 @@ class Settings(BaseSettings):
     max_attempts: int = Field(default=8, ge=1, le=100)
     busy_seconds: Seconds = 600.0
     max_concurrent: int = Field(default=100, ge=1, le=10_000)
+    keep_jobs_days: int = Field(default=30, ge=1, le=36_500)
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

@@ -10,7 +10,7 @@ import structlog
 
 from domain.errors import DatabaseUnavailable
 from domain.jobs.foreman import Foreman
-from domain.jobs.leases import Progress
+from domain.jobs.leases import Progress, beat_patience
 from domain.storage.driver import StopReason
 from worker.runner import Running
 
@@ -29,36 +29,36 @@ class Heartbeat:
         self._running = running
         self._interval = lease / _BEATS_PER_LEASE
         self._stall = stall
-        self._steady_since: float | None = None
+        self._patience = beat_patience(lease)
+        self._is_beating = False
+        self._has_faltered = False
         self._is_complete = True
 
     async def beat_for_ever(self) -> None:
         """Beat at regular intervals; sooner again while PostgreSQL is away or has rows locked."""
         while True:
             try:
-                await self.beat()
-            except DatabaseUnavailable:
+                async with asyncio.timeout(self._patience):  # a connection may be dead without anybody knowing
+                    await self.beat()
+            except (DatabaseUnavailable, TimeoutError):
                 log.warning("heartbeat.missed", jobs=len(self._running))
                 self.falter()
             except Exception:
                 log.exception("heartbeat.crashed")  # a heart that stops for good would lose every job
                 self.falter()
             well = self.is_beating and self._is_complete
-            await asyncio.sleep(self._interval if well else self._interval / 5)
+            await asyncio.sleep(self._interval if well else min(self._interval / 5, 1.0))
 
     @property
     def is_beating(self) -> bool:
         """Whether nobody has found PostgreSQL away since the last beat."""
-        return self._steady_since is not None
-
-    @property
-    def is_steady(self) -> bool:
-        """Whether PostgreSQL has been there for so long that every live worker must have renewed its leases."""
-        return self._steady_since is not None and time.monotonic() - self._steady_since >= self._interval
+        return self._is_beating
 
     def falter(self) -> None:
-        """Note that PostgreSQL was away."""
-        self._steady_since = None
+        """Note that PostgreSQL was away: nobody is rescued before every live worker could renew its leases."""
+        self._has_faltered = True
+        self._is_beating = False
+        self._foreman.falter()
 
     async def beat(self) -> None:
         """Extend what is still ours, stop what is not, pass on what users want stopped; tell how far copies are.
@@ -67,8 +67,9 @@ class Heartbeat:
             DatabaseUnavailable: nothing was extended; the grants run out by themselves.
         """
         asked = {job_id: run for job_id, run in self._running.items() if not self._has_stalled(run)}
+        self._has_faltered = False
         renewed = await self._foreman.renew(asked, _progress(asked))
-        self._steady_since = self._steady_since or time.monotonic()
+        self._is_beating = not self._has_faltered  # housekeeping may have found PostgreSQL away meanwhile
         for renewal in renewed.renewals:
             grant = asked[renewal.job_id].grant
             grant.extend(renewed.deadline)

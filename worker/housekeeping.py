@@ -1,17 +1,22 @@
-"""Rings what is due, rescues what was orphaned, finds lost messages. Every worker does so; none leads.
+"""Rings what is due, rescues what was orphaned, finds lost messages, forgets what is old. All workers do; none leads.
 
 Conditional updates and SKIP LOCKED make each round safe to run anywhere, any number of times.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 import structlog
 
 from domain.errors import DatabaseUnavailable
 from domain.jobs.foreman import Foreman
 from domain.jobs.queue import QueueUnavailable
+from domain.jobs.retention import Pruned
 from worker.heartbeat import Heartbeat
+
+_PRUNE_SECONDS: Final = 60.0
 
 log = structlog.get_logger(__name__)
 
@@ -20,10 +25,18 @@ class Housekeeping:
     """Makes its rounds every ``interval`` seconds."""
 
     def __init__(
-        self, foreman: Foreman, heartbeat: Heartbeat, tend: Callable[[], Awaitable[int]], *, interval: float
+        self,
+        foreman: Foreman,
+        heartbeat: Heartbeat,
+        tend: Callable[[], Awaitable[int]],
+        prune: Callable[[], Awaitable[Pruned]],
+        *,
+        interval: float,
     ) -> None:
-        """``tend`` looks after bulk jobs that have lost their lanes."""
+        """``tend`` looks after bulk jobs that have lost their lanes, ``prune`` forgets a little of what is old."""
         self._tend = tend
+        self._prune = prune
+        self._prune_at = time.monotonic()
         self._foreman = foreman
         self._heartbeat = heartbeat
         self._interval = interval
@@ -36,11 +49,21 @@ class Housekeeping:
 
     async def go_round(self) -> None:
         """Make one round; a step that fails keeps none of the others."""
-        if self._heartbeat.is_steady:
+        if self._heartbeat.is_beating:
             await self._step("jobs.rescued", self._foreman.rescue)
             await self._step("bulks.tended", self._tend)
         await self._step("rings.due", self._foreman.ring_due)
         await self._step("rings.found_lost", self._foreman.ring_lost)
+        if time.monotonic() >= self._prune_at:
+            await self._step("rows.pruned", self._prune_some)
+
+    async def _prune_some(self) -> int:
+        """Forget what is old: once a minute, and in every round as long as there is more."""
+        self._prune_at = time.monotonic() + _PRUNE_SECONDS
+        pruned = await self._prune()
+        if pruned.more:
+            self._prune_at = time.monotonic()
+        return pruned.rows
 
     async def _step(self, event: str, step: Callable[[], Awaitable[int]]) -> None:
         try:

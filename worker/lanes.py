@@ -127,6 +127,8 @@ class Lanes:
                     cancelled.set()
             except DatabaseUnavailable:
                 log.debug("bulk.blind")  # then the chunk's own statements will say so
+            except Exception:
+                log.exception("bulk.look_crashed", job_id=str(job.id))  # a lane that is blind must not be deaf too
 
 
 def _next_limit(done: int, seconds: float, slots: int) -> int:

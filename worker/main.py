@@ -61,7 +61,9 @@ async def workshop(settings: Settings) -> AsyncIterator[Runner]:
         handlers = services.handlers | {"bulk.lane": lane}
         runner = Runner(foreman, services.queue, handlers, services.retry_policy, slots=settings.max_jobs)
         heartbeat = Heartbeat(foreman, runner.running, lease=settings.lease_seconds, stall=settings.stall_seconds)
-        housekeeping = Housekeeping(foreman, heartbeat, services.expansion.tend, interval=settings.sweep_seconds)
+        housekeeping = Housekeeping(
+            foreman, heartbeat, services.expansion.tend, services.retention.prune, interval=settings.sweep_seconds
+        )
         async with in_background(heartbeat.beat_for_ever(), housekeeping.go_round_for_ever()):
             yield runner
             await runner.close()

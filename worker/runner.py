@@ -15,8 +15,8 @@ import structlog
 
 from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.foreman import Claim, Foreman
-from domain.jobs.leases import LAST_CHANCES
 from domain.jobs.model import Job, Ring
+from domain.jobs.orphans import LAST_CHANCES
 from domain.jobs.outcomes import Cancelled, GaveUp, Interrupted, Outcome, Payload, RetryAt, Superseded
 from domain.jobs.queue import JobQueue
 from domain.jobs.retry import WORKER_LOST, RetryPolicy, describe

@@ -20,6 +20,7 @@ from sqlalchemy import (
     select,
     text,
     true,
+    tuple_,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
@@ -214,6 +215,13 @@ class Ledger:
     async def _returned(self, query: Any) -> Sequence[Item]:
         done = query.returning(Item).execution_options(synchronize_session=False, populate_existing=True)
         return (await self._session.scalars(done)).all()
+
+
+async def clear_ledgers(session: AsyncSession, job_ids: Collection[UUID], limit: int) -> int:
+    """Strike up to ``limit`` entries off the ledgers of jobs that nobody needs any more; returns how many."""
+    some = select(Item.job_id, Item.volume_id).where(Item.job_id.in_(job_ids)).limit(limit)
+    deleting = delete(Item).where(tuple_(Item.job_id, Item.volume_id).in_(some)).returning(Item.volume_id)
+    return len((await session.scalars(deleting.execution_options(synchronize_session=False))).all())
 
 
 def selected_volumes(selection: Selection) -> Any:

@@ -16,6 +16,7 @@ from domain.expansion.model import Item
 from domain.expansion.policy import BulkExpansion
 from domain.expansion.states import Code, ItemStatus
 from domain.jobs.acceptance import NOBODY, Origin, accepting
+from domain.jobs.apart import one_by_one
 from domain.jobs.batches import BatchRepository
 from domain.jobs.kinds import Finished, GivenUp
 from domain.jobs.model import Job, new_job
@@ -170,13 +171,15 @@ class ExpansionService:
         """Give jobs without a live lane new ones, or end them after too many. Returns how many there were."""
         async with self._database.transaction() as session:
             forsaken = await BatchRepository(session).forsaken(limit=20)
-            for job in forsaken:
-                await self._adopt(session, job)
-        for job in forsaken:
+        tended = await one_by_one(self._database, forsaken, self._adopt, put_off=_put_off)
+        for job in tended:
             await self._queue.announce(job.id)
-        return len(forsaken)
+        return len(tended)
 
-    async def _adopt(self, session: AsyncSession, job: Job) -> None:
+    async def _adopt(self, session: AsyncSession, job_id: UUID) -> Job | None:
+        job = await BatchRepository(session).hold_forsaken(job_id)
+        if job is None:
+            return None
         if not await Ledger(session).unfinished(job.id):
             await self._recount(session, job)
         elif job.attempt <= job.max_attempts:
@@ -186,6 +189,7 @@ class ExpansionService:
             await self._bequeath(session, job, lanes[0])
         else:
             await self._close(session, job)
+        return job
 
     async def _bequeath(self, session: AsyncSession, job: Job, heir: Job) -> None:
         """Leave what dead lanes had in their hands to a new one.
@@ -243,6 +247,10 @@ class ExpansionService:
 
     def _job(self, params: dict[str, Any], **columns: Any) -> Job:
         return new_job(BULK, {**params, "fence": 0}, max_attempts=self._max_attempts, **columns)
+
+
+async def _put_off(session: AsyncSession, job_id: UUID) -> None:
+    await BatchRepository(session).put_off(job_id)
 
 
 def shares(max_concurrent: int) -> list[int]:

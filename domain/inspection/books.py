@@ -85,8 +85,8 @@ class Books:
         return [JobState(*row) for row in await self._session.execute(query)]
 
     async def bulks(self, after: UUID | None, limit: int) -> Sequence[UUID]:
-        """List jobs that have a ledger, upwards by id."""
-        query = select(Job.id).where(Job.kind == BULK).order_by(Job.id).limit(limit)
+        """List jobs that have a ledger, upwards by id; one that is being forgotten has none of it to agree with."""
+        query = select(Job.id).where(Job.kind == BULK, Job.pruned_at.is_(None)).order_by(Job.id).limit(limit)
         return (await self._session.scalars(query if after is None else query.where(Job.id > after))).all()
 
     async def account(self, job_id: UUID) -> Account | None:

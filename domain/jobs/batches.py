@@ -4,16 +4,20 @@ Takes a session, never commits. The parent's row is always locked last.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from datetime import timedelta
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, case, cast, exists, func, literal, null, select, update
+from sqlalchemy import ColumnElement, Select, case, cast, exists, func, literal, null, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from domain.jobs.model import Job
 from domain.jobs.states import LIVE, JobStatus
+
+#: For how long a job is left alone that could not be given new lanes; others have their turn meanwhile.
+_PUT_OFF: Final = timedelta(seconds=60)
 
 
 class BatchRepository:
@@ -72,19 +76,35 @@ class BatchRepository:
         query = update(Job).where(Job.parent_id == parent_id, Job.status == JobStatus.QUEUED)
         await self._session.execute(query.values(run_at=func.now(), rung_at=None, version=Job.version + 1))
 
-    async def forsaken(self, limit: int) -> Sequence[Job]:
-        """Find jobs that were handed over and have no live lane left, and lock them."""
-        lane = aliased(Job)
-        query = (
-            select(Job)
-            .where(Job.status == JobStatus.RUNNING, Job.lease_expires_at.is_(None))
-            .where(~exists().where(lane.parent_id == Job.id, lane.status.in_(LIVE)))
-        )
-        locked = await self._session.scalars(query.limit(limit).with_for_update(skip_locked=True))
-        # Asked once more, now that they are locked: a row that was waited for may have got lanes meanwhile, and
-        # PostgreSQL looks again at the row itself only.
-        ids = [job.id for job in locked]
-        return (await self._session.scalars(query.where(Job.id.in_(ids)))).all()
+    async def forsaken(self, limit: int) -> Sequence[UUID]:
+        """Find jobs that were handed over and have no live lane left."""
+        query = _forsaken().with_only_columns(Job.id).order_by(Job.run_at).limit(limit)
+        return (await self._session.scalars(query)).all()
+
+    async def hold_forsaken(self, job_id: UUID) -> Job | None:
+        """Lock such a job, if it still is one; one that somebody else has locked is passed over."""
+        query = _forsaken().where(Job.id == job_id).with_for_update(skip_locked=True)
+        if await self._session.scalar(query) is None:
+            return None
+        # Asked once more, now that it is locked: it may have got lanes meanwhile, and PostgreSQL looks again at the
+        # row itself only.
+        return await self._session.scalar(query)
+
+    async def put_off(self, job_id: UUID) -> None:
+        """Come back later to a job that could not be given lanes; unless it is locked."""
+        job = _forsaken().with_only_columns(Job.id).where(Job.id == job_id).with_for_update(skip_locked=True)
+        query = update(Job).where(Job.id.in_(job)).values(run_at=func.now() + _PUT_OFF)
+        await self._session.execute(query.execution_options(synchronize_session=False))
+
+
+def _forsaken() -> Select[Job]:
+    """Jobs that were handed over and have no live lane left; their ``run_at`` is when they may be looked after."""
+    lane = aliased(Job)
+    return (
+        select(Job)
+        .where(Job.status == JobStatus.RUNNING, Job.lease_expires_at.is_(None), Job.run_at <= func.now())
+        .where(~exists().where(lane.parent_id == Job.id, lane.status.in_(LIVE)))
+    )
 
 
 def _verdict(succeeded: ColumnElement[Any], failed: ColumnElement[Any]) -> ColumnElement[Any]:

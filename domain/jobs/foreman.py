@@ -8,15 +8,19 @@ from types import MappingProxyType
 from typing import Final
 from uuid import UUID
 
+from sqlalchemy import true
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.database import Database
 from domain.errors import DatabaseUnavailable
+from domain.jobs.apart import one_by_one
 from domain.jobs.kinds import Kinds
 from domain.jobs.leases import LeaseRepository, Progress, Renewal, Settlement
 from domain.jobs.model import Job, Ring, Worker
+from domain.jobs.orphans import OrphanRepository, is_calm
 from domain.jobs.outcomes import Cancelled, Done, GaveUp, Handed, Interrupted, Outcome, RetryAt, Superseded, Yielded
 from domain.jobs.queue import JobQueue
+from domain.jobs.signals import CounterName, SignalRepository, Tally
 from domain.jobs.states import JobStatus
 
 _PAGE: Final = 500
@@ -49,8 +53,17 @@ class Renewed:
 class Foreman:
     """The job book, as one worker process uses it."""
 
-    def __init__(self, database: Database, queue: JobQueue, kinds: Kinds, *, worker: Worker, lease: float) -> None:
-        """``lease`` in seconds."""
+    def __init__(
+        self,
+        database: Database,
+        queue: JobQueue,
+        kinds: Kinds,
+        *,
+        worker: Worker,
+        lease: float,
+        waits_for_calm: bool = True,
+    ) -> None:
+        """``lease`` in seconds; who ``waits_for_calm`` rescues nobody before all live workers could renew."""
         self._database = database
         self._queue = queue
         self._kinds = kinds
@@ -58,6 +71,9 @@ class Foreman:
         self._lease = lease
         #: How long a message may be on its way before anybody looks whether it still exists.
         self._ring_patience = lease / 3
+        self._sure = is_calm(worker.id, lease=lease) if waits_for_calm else true()
+        self._afresh = True
+        self._tally = Tally()
 
     async def claim(self, ring: Ring) -> Claim | None:
         """Take the job of this ring, unless somebody else has, or the ring is an old one."""
@@ -80,6 +96,8 @@ class Foreman:
             settled = await LeaseRepository(session).settle([settlement], worker_id=self._worker.id)
             if settled:
                 await self._conclude(session, job, outcome)
+        if settled and isinstance(outcome, RetryAt) and not outcome.free:
+            self._tally.add(CounterName.RETRIED)
         if settled and isinstance(outcome, Interrupted | Yielded | Handed):
             with suppress(DatabaseUnavailable):  # it is settled; housekeeping rings what we could not
                 await self.ring_due()  # somebody can go on with it at once, or with its lanes
@@ -88,33 +106,61 @@ class Foreman:
 
     async def renew(self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress] = NOTHING_COPIED) -> Renewed:
         """Say that we are alive and at these jobs, and how far those are that copy something."""
-        deadline = self._deadline()
-        async with self._database.transaction() as session:
-            leases = LeaseRepository(session)
-            await leases.beat(self._worker)
-            if not job_ids:
-                return Renewed((), frozenset(), deadline)
-            renewals = await leases.renew(job_ids, progress, worker_id=self._worker.id, lease=self._lease)
-            held = await leases.held_among(job_ids, worker_id=self._worker.id)
-        return Renewed(renewals, frozenset(job_ids) - held, deadline)
+        deadline, afresh, self._afresh = self._deadline(), self._afresh, False
+        counts = self._tally.unwritten()
+        try:
+            async with self._database.transaction() as session:
+                leases = LeaseRepository(session)
+                await leases.beat(self._worker, lease=self._lease, afresh=afresh)
+                renewals, lost = await self._renew(leases, job_ids, progress)
+                written = await SignalRepository(session).add(counts)
+        except BaseException:
+            self.falter()
+            raise
+        if written:
+            self._tally.written(counts)
+        return Renewed(renewals, lost, deadline)
+
+    async def _renew(
+        self, leases: LeaseRepository, job_ids: Collection[UUID], progress: Mapping[UUID, Progress]
+    ) -> tuple[Sequence[Renewal], frozenset[UUID]]:
+        if not job_ids:
+            return (), frozenset()
+        renewals = await leases.renew(job_ids, progress, worker_id=self._worker.id, lease=self._lease)
+        held = await leases.held_among(job_ids, worker_id=self._worker.id)
+        return renewals, frozenset(job_ids) - held
+
+    def falter(self) -> None:
+        """Note that PostgreSQL was away, so that others may not have been able to renew either."""
+        self._afresh = True
 
     async def say_goodbye(self) -> None:
-        """Strike ourselves off the list of workers."""
+        """Strike ourselves off the list of workers, with what we have counted."""
         async with self._database.transaction() as session:
             await LeaseRepository(session).forget_worker(self._worker.id)
+        if counts := self._tally.unwritten():
+            async with self._database.transaction() as session:
+                await SignalRepository(session).wait_for_others()
+                await SignalRepository(session).add(counts)
 
     async def rescue(self) -> int:
         """Put the jobs of dead workers back into the queue, or end them if there is no hope. Returns how many."""
         async with self._database.transaction() as session:
-            leases = LeaseRepository(session)
-            rescued = await leases.rescue(_PAGE)
-            buried = await leases.bury(_PAGE, kinds=tuple(self._kinds))
-            for job in buried:
-                await self._kinds[job.kind].abandon(session, [(job, None)])
-            await leases.forget_silent_workers(_WORKER_MEMORY)
+            orphans = OrphanRepository(session)
+            rescued = await orphans.rescue(_PAGE, sure=self._sure)
+            hopeless = await orphans.hopeless(_PAGE, kinds=tuple(self._kinds), sure=self._sure)
+            await orphans.forget_silent_workers(_WORKER_MEMORY)
+        buried = await one_by_one(self._database, hopeless, self._bury, put_off=_put_off)
+        self._tally.add(CounterName.RESCUED, len(rescued) + len(buried))
         for job in buried:
             await self._queue.announce(job.id)
         return len(rescued) + len(buried)
+
+    async def _bury(self, session: AsyncSession, job_id: UUID) -> Job | None:
+        job = await OrphanRepository(session).bury(job_id)
+        if job is not None:
+            await self._kinds[job.kind].abandon(session, [(job, None)])
+        return job
 
     async def ring_due(self) -> int:
         """Ring the jobs whose time has come. Returns how many."""
@@ -136,6 +182,7 @@ class Foreman:
             missing = await self._queue.missing(waiting) if waiting else []
             await self._queue.ring(missing)
             lost += len(missing)
+            self._tally.add(CounterName.LOST_RINGS, len(missing))
             if len(missing) < _PAGE:  # else it is a page of nothing but lost rings: Redis has lost them all, go on
                 break
         return lost
@@ -151,6 +198,10 @@ class Foreman:
     def _deadline(self) -> float:
         """The lease's end by our own clock, reckoned from before PostgreSQL reckons: never later than its own."""
         return time.monotonic() + self._lease
+
+
+async def _put_off(session: AsyncSession, job_id: UUID) -> None:
+    await OrphanRepository(session).put_off(job_id)
 
 
 def _settlement(job: Job, outcome: Outcome) -> Settlement | None:

@@ -6,21 +6,17 @@ Takes a session, never commits. All times are PostgreSQL's, so that the clocks o
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, TableValuedAlias, Uuid, case, delete, func, literal, select, update
+from sqlalchemy import ColumnElement, TableValuedAlias, Uuid, case, delete, func, literal, select, update
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.database import given_rows, words
 from domain.jobs.model import Job, Ring, Worker
 from domain.jobs.outcomes import Payload
-from domain.jobs.retry import WORKER_LOST
 from domain.jobs.states import ENDED, JobStatus
-
-#: How many claims an orphan gets beyond its attempts, so that a worker can find out what is on the storage.
-LAST_CHANCES: Final = 3
 
 
 class Progress(NamedTuple):
@@ -152,55 +148,25 @@ class LeaseRepository:
         query = select(Job.id).where(Job.id.in_(job_ids), *_leased_by(worker_id))
         return set((await self._session.scalars(query)).all())
 
-    async def beat(self, worker: Worker) -> None:
-        """Write down that this worker is alive."""
-        row = {"id": worker.id, "host": worker.host, "pid": worker.pid}
-        query = (
-            insert(Worker).values(row).on_conflict_do_update(index_elements=["id"], set_={"heartbeat_at": func.now()})
-        )
-        await self._session.execute(query)
+    async def beat(self, worker: Worker, *, lease: float, afresh: bool) -> None:
+        """Write down that this worker is alive, and since when it has been without a gap of a lease (seconds).
+
+        ``afresh`` where there was a gap that PostgreSQL did not see: the worker did, or it has just begun.
+        """
+        row = {"id": worker.id, "host": worker.host, "pid": worker.pid, "renews_within": renews_within(lease)}
+        gap = literal(afresh) | (Worker.heartbeat_at < _from_now(-lease))
+        again = {
+            "heartbeat_at": func.now(),
+            "steady_since": case((gap, func.now()), else_=Worker.steady_since),
+            "renews_within": row["renews_within"],
+        }
+        await self._session.execute(insert(Worker).values(row).on_conflict_do_update(index_elements=["id"], set_=again))
 
     async def forget_worker(self, worker_id: UUID) -> None:
         """Strike a worker off that has said goodbye."""
         await self._session.execute(delete(Worker).where(Worker.id == worker_id))
 
     # --- what housekeeping does --------------------------------------------------------------------------
-
-    async def rescue(self, limit: int) -> Sequence[UUID]:
-        """Put orphans (their lease is over) back into the queue; the attempt stays spent. Returns their ids."""
-        query = (
-            update(Job)
-            .where(Job.id.in_(_orphans().where(~_hopeless()).limit(limit)))
-            .values(
-                status=JobStatus.QUEUED,
-                version=Job.version + 1,
-                rings=Job.rings + 1,
-                run_at=func.now(),
-                rung_at=None,
-                lease_expires_at=None,
-                error=WORKER_LOST,
-            )
-            .returning(Job.id)
-            .execution_options(synchronize_session=False)
-        )
-        return (await self._session.scalars(query)).all()
-
-    async def bury(self, limit: int, *, kinds: Collection[str]) -> Sequence[Job]:
-        """End orphans that have cost every worker which tried to end them properly; returns them as they were ended."""
-        query = (
-            update(Job)
-            .where(Job.id.in_(_orphans().where(_hopeless(), Job.kind.in_(kinds)).limit(limit)))
-            .values(
-                status=JobStatus.FAILED,
-                version=Job.version + 1,
-                lease_expires_at=None,
-                finished_at=func.now(),
-                error=WORKER_LOST,
-            )
-            .returning(Job)
-            .execution_options(synchronize_session=False, populate_existing=True)
-        )
-        return (await self._session.scalars(query)).all()
 
     async def due(self, limit: int) -> Sequence[Ring]:
         """Take queued jobs whose time has come and that have not been rung, and note that they are being rung."""
@@ -227,9 +193,15 @@ class LeaseRepository:
         )
         return [Ring(*row) for row in await self._session.execute(query)]
 
-    async def forget_silent_workers(self, age: float) -> None:
-        """Strike workers off that have not been heard of for ``age`` seconds."""
-        await self._session.execute(delete(Worker).where(Worker.heartbeat_at < _from_now(-age)))
+
+def beat_patience(lease: float) -> float:
+    """How many seconds a heartbeat waits for its answer, before it tries again on another connection."""
+    return min(max(lease / 3, 2.0), 5.0)
+
+
+def renews_within(lease: float) -> float:
+    """In how many seconds a worker has renewed its leases when PostgreSQL is back: a beat in vain, a rest, a beat."""
+    return 2 * beat_patience(lease)
 
 
 def _leased_by(worker_id: UUID) -> tuple[ColumnElement[bool], ...]:
@@ -249,20 +221,6 @@ def _progress(done: ColumnElement[Any], total: ColumnElement[Any]) -> dict[str, 
         "failed": func.coalesce(Job.failed, case((total.is_not(None), 0))),
         "skipped": func.coalesce(Job.skipped, case((total.is_not(None), 0))),
     }
-
-
-def _orphans() -> Select[UUID]:
-    """Running jobs whose lease is over; rows that somebody else is dealing with are passed over."""
-    return (
-        select(Job.id)
-        .where(Job.lease_expires_at < func.now())
-        .order_by(Job.lease_expires_at)
-        .with_for_update(skip_locked=True)
-    )
-
-
-def _hopeless() -> ColumnElement[bool]:
-    return Job.attempt >= Job.max_attempts + LAST_CHANCES
 
 
 def _given_ends(settlements: Sequence[Settlement]) -> TableValuedAlias:

@@ -44,6 +44,7 @@ class Job(Entity):
         Index("jobs_due", "run_at", postgresql_where=text("status = 'queued' AND rung_at IS NULL")),
         Index("jobs_rung", "rung_at", postgresql_where=text("status = 'queued' AND rung_at IS NOT NULL")),
         Index("jobs_leased", "lease_expires_at", postgresql_where=text("lease_expires_at IS NOT NULL")),
+        Index("jobs_ended", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
         Index("jobs_handed_over", "id", postgresql_where=text("status = 'running' AND lease_expires_at IS NULL")),
         Index(
             "jobs_live_of_snapshot",
@@ -88,6 +89,8 @@ class Job(Entity):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    #: Since when the job is gone for whoever asks, although a long ledger is still being deleted.
+    pruned_at: Mapped[datetime | None]
 
     @property
     def ring(self) -> Ring:
@@ -114,6 +117,10 @@ class Worker(Entity):
     pid: Mapped[int]
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     heartbeat_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    #: Since when it has been beating without a gap; it rescues nobody before others had time to do so too.
+    steady_since: Mapped[datetime] = mapped_column(server_default=func.now())
+    #: How many seconds it needs at most to renew its leases when PostgreSQL was away.
+    renews_within: Mapped[float] = mapped_column(server_default=text("0"))
 
 
 def new_job(kind: str, params: dict[str, Any], *, max_attempts: int, job_id: UUID | None = None, **columns: Any) -> Job:

@@ -35,11 +35,11 @@ class JobRepository:
 
     async def get(self, job_id: UUID) -> Job | None:
         """Read one job."""
-        return await self._session.get(Job, job_id)
+        return _seen(await self._session.get(Job, job_id))
 
     async def get_for_update(self, job_id: UUID) -> Job | None:
         """Read one job and keep others from changing it."""
-        return await self._session.get(Job, job_id, with_for_update=True, populate_existing=True)
+        return _seen(await self._session.get(Job, job_id, with_for_update=True, populate_existing=True))
 
     async def page(self, wanted: JobFilter, *, before: UUID | None, limit: int) -> Sequence[Job]:
         """Read ``limit`` jobs and one more, newest first."""
@@ -59,6 +59,11 @@ class JobRepository:
         return await self._session.scalar(select(Job.id).where(Job.retry_of == job_id))
 
 
+def _seen(job: Job | None) -> Job | None:
+    """Leave out what is being pruned."""
+    return None if job is None or job.pruned_at is not None else job
+
+
 def _matches(wanted: JobFilter) -> Iterable[ColumnElement[bool]]:
     named = {
         Job.status: wanted.status,
@@ -66,4 +71,5 @@ def _matches(wanted: JobFilter) -> Iterable[ColumnElement[bool]]:
         Job.volume_id: wanted.volume_id,
     }
     yield from (attribute == value for attribute, value in named.items() if value is not None)
+    yield Job.pruned_at.is_(None)
     yield Job.parent_id.is_(None) if wanted.parent_id is None else Job.parent_id == wanted.parent_id

@@ -1,28 +1,46 @@
 """The history of the schema, told by Alembic."""
 
 import logging
+from typing import Final
 
 from alembic import command
 from alembic.config import Config
 from sqlalchemy.exc import DBAPIError
 
 from domain.database import passes
-from domain.errors import DatabaseUnavailable
+from domain.errors import CisternError, DatabaseUnavailable, MigrationFailed
+
+#: Held by whoever migrates. Any number that nobody else uses on this database.
+MIGRATION_LOCK: Final = 0x0C157E59
+_LOCK_NOT_AVAILABLE: Final = "55P03"
 
 
 def migrate(url: str) -> None:
-    """Bring the schema at ``url`` (postgresql+asyncpg://...) up to date. Safe to run twice, or by two at once.
+    """Bring the schema at ``url`` (postgresql+asyncpg://...) up to date. Safe to run twice; two at once take turns.
 
     Raises:
         DatabaseUnavailable: PostgreSQL does not answer.
+        MigrationFailed: a revision could not be applied; those before it stay.
     """
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         command.upgrade(alembic_config(url), "head")
-    except (OSError, DBAPIError) as error:
-        if passes(error):
-            raise DatabaseUnavailable from error
-        raise
+    except OSError as error:
+        raise DatabaseUnavailable from error
+    except DBAPIError as error:
+        raise _explained(error) from error
+
+
+def _explained(error: DBAPIError) -> CisternError:
+    if getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
+        return MigrationFailed(
+            "a table was locked for too long, so the schema is as it was:"
+            " run `cistern migrate` again when no long transaction is open"
+        )
+    if passes(error):
+        return DatabaseUnavailable()
+    reason = " ".join(str(getattr(error.orig, "__cause__", None) or error.orig).split())
+    return MigrationFailed(f"the schema is as it was: {reason}; mend that, then run `cistern migrate` again")
 
 
 def alembic_config(url: str) -> Config:

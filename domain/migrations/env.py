@@ -1,30 +1,59 @@
-"""Runs the migrations over asyncpg, one process at a time."""
+"""Runs the migrations over asyncpg, one process at a time, each revision in a transaction of its own."""
 
 import asyncio
+from typing import Final
 
+import structlog
 from alembic import context
 from sqlalchemy import Connection, pool, text
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from domain.database import Base
 from domain.expansion import model as expansion_model
-from domain.jobs import acceptance
+from domain.jobs import acceptance, signals
 from domain.jobs import model as jobs_model
+from domain.migrations import MIGRATION_LOCK
 from domain.snapshots import model as snapshots_model
 from domain.volumes import model as volumes_model
 
 # Imported so that Base.metadata knows their tables.
-TABLES = (acceptance, expansion_model, jobs_model, snapshots_model, volumes_model)
-# Any number that nobody else uses on this database; held until the transaction ends.
-MIGRATION_LOCK = 0x0C157E59
+TABLES = (acceptance, expansion_model, jobs_model, signals, snapshots_model, volumes_model)
+_ASK_AGAIN_SECONDS: Final = 0.2
+#: An ALTER that waits for one slow transaction makes everybody wait who comes after it; so it must not wait for long.
+_LOCK_TIMEOUT: Final = "3s"
+
+log = structlog.get_logger("cistern.migrate")
 
 
 def run(connection: Connection) -> None:
-    """Upgrade inside one transaction, after whoever does the same at the moment."""
-    context.configure(connection=connection, target_metadata=Base.metadata, compare_server_default=True)
+    """Upgrade, one transaction for each revision: those before one that fails stay."""
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        compare_server_default=True,
+        transaction_per_migration=True,
+        on_version_apply=lambda **_: be_brief(connection),
+    )
     with context.begin_transaction():
-        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
         context.run_migrations()
+
+
+def be_brief(connection: Connection) -> None:
+    """Wait for no lock for long."""
+    connection.execute(text(f"SET lock_timeout = '{_LOCK_TIMEOUT}'"))
+
+
+async def take_turns(connection: AsyncConnection) -> None:
+    """Wait for whoever else migrates. Not inside PostgreSQL: an index that is built online would wait for us."""
+    waited = False
+    while not await connection.scalar(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": MIGRATION_LOCK}):
+        await connection.rollback()
+        if not waited:
+            log.warning("another migration is running; waiting for its end")
+        waited = True
+        await asyncio.sleep(_ASK_AGAIN_SECONDS)
+    await connection.run_sync(be_brief)
+    await connection.commit()
 
 
 async def connect_and_run() -> None:
@@ -32,6 +61,7 @@ async def connect_and_run() -> None:
     engine = create_async_engine(context.config.attributes["url"], poolclass=pool.NullPool)
     try:
         async with engine.connect() as connection:
+            await take_turns(connection)
             await connection.run_sync(run)
             await connection.commit()
     finally:

@@ -54,8 +54,15 @@ async def queued_jobs(services: Services, count: int) -> None:
 
 
 def a_foreman(services: Services) -> Foreman:
-    """Be another worker process."""
-    return services.foreman(Worker(id=uuid7(), host="test", pid=os.getpid()))
+    """Be another worker process, one that rescues at once."""
+    return Foreman(
+        services.database,
+        services.queue,
+        services.handlers,
+        worker=Worker(id=uuid7(), host="test", pid=os.getpid()),
+        lease=services.settings.lease_seconds,
+        waits_for_calm=False,
+    )
 
 
 async def sql(services: Services, statement: str, **values: Any) -> list[Row[Any]]:

@@ -300,4 +300,7 @@ async def test_a_cancelled_creation_can_be_retried_once(client: httpx.AsyncClien
 
 
 async def test_it_is_ready_on_real_servers(client: httpx.AsyncClient) -> None:
-    assert (await client.get("/readyz")).json() == {"status": "ready", "postgresql": "ok", "redis": "ok"}
+    answer = (await client.get("/readyz")).json()
+
+    assert (answer["status"], answer["postgresql"], answer["redis"]) == ("ready", "ok", "ok")
+    assert answer["signals"]["queue_depth"] == 0

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from domain.database import Base, Database, _known_revisions
 from domain.embedded import EmbeddedServers
-from domain.errors import ConfigurationError, DatabaseUnavailable
+from domain.errors import ConfigurationError, DatabaseUnavailable, MigrationFailed
 from domain.migrations import alembic_config, migrate
 
 TABLES = {"jobs", "snapshots", "volumes", "workers"}
@@ -43,11 +43,13 @@ def run(url: str, *statements: str) -> list[Row[tuple[object, ...]]]:
     async def execute() -> list[Row[tuple[object, ...]]]:
         engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
         rows: list[Row[tuple[object, ...]]] = []
-        async with engine.connect() as connection:
-            for statement in statements:
-                result = await connection.execute(text(statement))
-                rows = list(result) if result.returns_rows else []
-        await engine.dispose()
+        try:
+            async with engine.connect() as connection:
+                for statement in statements:
+                    result = await connection.execute(text(statement))
+                    rows = list(result) if result.returns_rows else []
+        finally:
+            await engine.dispose()
         return rows
 
     return asyncio.run(execute())
@@ -146,7 +148,9 @@ def test_down_and_up_again(database_url: str) -> None:
 
 def test_a_migration_that_fails_leaves_nothing_behind(empty_url: str) -> None:
     run(empty_url, "CREATE TABLE workers (id int)")
-    with pytest.raises(Exception, match="already exists"):
+    with pytest.raises(
+        MigrationFailed, match=r'^the schema is as it was: .*"workers" already exists; .*`cistern migrate`'
+    ):
         migrate(empty_url)
 
     assert tables(empty_url) & TABLES == {"workers"}

@@ -5,8 +5,8 @@ import asyncio
 from sqlalchemy import text
 
 from domain.jobs.foreman import Foreman
-from domain.jobs.leases import LAST_CHANCES
 from domain.jobs.model import Job
+from domain.jobs.orphans import LAST_CHANCES
 from domain.jobs.repository import JobRepository
 from domain.jobs.retry import WORKER_LOST
 from domain.services import Services

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from api.main import Opening
 from domain.errors import DatabaseUnavailable
 from domain.jobs.queue import QueueUnavailable
+from domain.jobs.signals import Signals
 from domain.jobs.states import JobStatus
 from domain.services import Services
 from domain.storage.backends import Backends
@@ -57,6 +58,18 @@ class FakeServer:
             raise self.error
 
 
+@dataclass
+class FakeSignals:
+    """What waits and what was mended; None when nobody can tell."""
+
+    seen: Signals | None = field(
+        default_factory=lambda: Signals(2, 1.5, {"rescued": 1, "retried": 3, "lost_rings": 4}),
+    )
+
+    async def latest(self) -> Signals | None:
+        return self.seen
+
+
 class FakeServices:
     """What the front of the house holds, in memory."""
 
@@ -67,6 +80,7 @@ class FakeServices:
         self.snapshots = FakeSnapshots(self.jobs, self.volumes)
         self.expansion = FakeExpansion(self.jobs, self.volumes)
         self.watcher = FakeWatcher(self.jobs)
+        self.signals = FakeSignals()
         self.database = FakeServer(DatabaseUnavailable)
         self.queue = FakeServer(QueueUnavailable)
 

@@ -31,10 +31,23 @@ async def test_a_process_is_alive_whatever_else_is_down(fake: FakeServices, clie
     assert (answer.status_code, answer.json()) == (200, {"status": "alive"})
 
 
+SIGNALS = {"queue_depth": 2, "oldest_due_seconds": 1.5, "rescued": 1, "retried": 3, "lost_rings": 4}
+
+
 async def test_a_process_is_ready_when_both_servers_answer(client: httpx.AsyncClient) -> None:
     answer = await client.get("/readyz")
 
-    assert (answer.status_code, answer.json()) == (200, {"status": "ready", "postgresql": "ok", "redis": "ok"})
+    assert answer.status_code == 200
+    assert answer.json() == {"status": "ready", "postgresql": "ok", "redis": "ok", "signals": SIGNALS}
+
+
+async def test_a_process_whose_signals_cannot_be_had_is_ready_all_the_same(
+    fake: FakeServices, client: httpx.AsyncClient
+) -> None:
+    fake.signals.seen = None
+    answer = await client.get("/readyz")
+
+    assert (answer.status_code, answer.json()["status"], answer.json()["signals"]) == (200, "ready", None)
 
 
 async def test_without_redis_it_is_degraded_but_goes_on_accepting(
@@ -44,7 +57,7 @@ async def test_without_redis_it_is_degraded_but_goes_on_accepting(
     answer = await client.get("/readyz")
 
     assert answer.status_code == 200
-    assert answer.json() == {"status": "degraded", "postgresql": "ok", "redis": "unavailable"}
+    assert answer.json() == {"status": "degraded", "postgresql": "ok", "redis": "unavailable", "signals": SIGNALS}
 
 
 async def test_without_postgresql_it_is_not_ready(fake: FakeServices, client: httpx.AsyncClient) -> None:

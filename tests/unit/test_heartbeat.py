@@ -102,37 +102,34 @@ async def test_without_postgresql_nothing_is_extended() -> None:
     assert (running[job.id].grant.lease.deadline, running[job.id].grant.lease.stop_reason) == (0.0, None)
 
 
-def pulse(heartbeat: Heartbeat) -> tuple[bool, bool]:
-    return heartbeat.is_beating, heartbeat.is_steady
-
-
-async def test_it_is_steady_only_one_interval_after_its_first_beat(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch)
-    heartbeat = a_heartbeat(FakeForeman(), {}, lease=15)
-    assert pulse(heartbeat) == (False, False)
+async def test_it_beats_from_its_first_beat_until_postgresql_is_found_away() -> None:
+    foreman = FakeForeman()
+    heartbeat = a_heartbeat(foreman, {})
+    seen = [heartbeat.is_beating]
     await heartbeat.beat()
-    assert pulse(heartbeat) == (True, False)
-    clock.now += 4.9
-    await heartbeat.beat()
-    assert pulse(heartbeat) == (True, False)
-    clock.now += 0.2
-
-    assert pulse(heartbeat) == (True, True)
-
-
-async def test_after_an_outage_it_must_become_steady_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch)
-    heartbeat = a_heartbeat(FakeForeman(), {}, lease=15)
-    await heartbeat.beat()
-    clock.now += 100
-    assert pulse(heartbeat) == (True, True)
+    seen.append(heartbeat.is_beating)
     heartbeat.falter()
-    assert pulse(heartbeat) == (False, False)
-    await heartbeat.beat()
-    assert pulse(heartbeat) == (True, False)
-    clock.now += 5
+    seen.append(heartbeat.is_beating)
 
-    assert pulse(heartbeat) == (True, True)
+    assert (seen, foreman.falters) == ([False, True, False], 1)
+
+
+async def test_a_beat_during_which_postgresql_was_found_away_does_not_count() -> None:
+    foreman = Interfering()
+    foreman.heartbeat = heartbeat = a_heartbeat(foreman, {})
+    await heartbeat.beat()
+
+    assert not heartbeat.is_beating
+
+
+async def test_a_beat_that_gets_no_answer_is_given_up_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.heartbeat.beat_patience", lambda lease: 0.01)
+    foreman = Mute()
+    beating = asyncio.create_task(a_heartbeat(foreman, {}, lease=0.01).beat_for_ever())
+    await until(lambda: foreman.calls >= 3)
+    beating.cancel()
+
+    assert foreman.falters >= 2
 
 
 async def test_it_beats_on_through_an_outage_and_through_a_bug() -> None:
@@ -146,7 +143,7 @@ async def test_it_beats_on_through_an_outage_and_through_a_bug() -> None:
     assert heartbeat.is_beating
 
 
-async def test_an_outage_makes_it_unsteady(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_outage_stops_it() -> None:
     foreman = FakeForeman()
     heartbeat = a_heartbeat(foreman, {}, lease=60)
     await heartbeat.beat()
@@ -158,15 +155,25 @@ async def test_an_outage_makes_it_unsteady(monkeypatch: pytest.MonkeyPatch) -> N
     assert not heartbeat.is_beating
 
 
-class Clock:
-    """A monotonic clock that stands still until it is moved."""
+class Interfering(FakeForeman):
+    """While it renews, somebody else finds PostgreSQL away."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 1000.0
-        monkeypatch.setattr("worker.heartbeat.time", self)
+    heartbeat: Heartbeat
 
-    def monotonic(self) -> float:
-        return self.now
+    async def renew(self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress] = NOTHING_COPIED) -> Renewed:
+        self.heartbeat.falter()
+        return await super().renew(job_ids, progress)
+
+
+class Mute(FakeForeman):
+    """Waits for an answer that never comes."""
+
+    calls = 0
+
+    async def renew(self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress] = NOTHING_COPIED) -> Renewed:
+        self.calls += 1
+        await asyncio.Event().wait()
+        raise AssertionError
 
 
 class Forgetful(FakeForeman):

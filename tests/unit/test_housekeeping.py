@@ -6,19 +6,36 @@ import pytest
 
 from domain.errors import DatabaseUnavailable
 from domain.jobs.queue import QueueUnavailable
+from domain.jobs.retention import Pruned
 from tests.unit.worker_fakes import FakeForeman, until
 from worker.heartbeat import Heartbeat
 from worker.housekeeping import Housekeeping
 
 
-def a_heartbeat(*, steady: bool) -> Heartbeat:
+def a_heartbeat(*, beating: bool) -> Heartbeat:
     heartbeat = Heartbeat(FakeForeman(), {}, lease=15, stall=60)
-    heartbeat._steady_since = -1000.0 if steady else None
+    heartbeat._is_beating = beating
     return heartbeat
 
 
 async def no_bulks() -> int:
     return 0
+
+
+async def nothing_old() -> Pruned:
+    return Pruned(0, more=False)
+
+
+class Old:
+    """So much is old that it takes several rounds; counts them."""
+
+    def __init__(self, rounds: int) -> None:
+        self.rounds = 0
+        self._needed = rounds
+
+    async def prune(self) -> Pruned:
+        self.rounds += 1
+        return Pruned(10, more=self.rounds < self._needed)
 
 
 class Failing(FakeForeman):
@@ -36,14 +53,14 @@ class Failing(FakeForeman):
 
 async def test_a_round_rescues_and_rings() -> None:
     foreman = FakeForeman()
-    await Housekeeping(foreman, a_heartbeat(steady=True), no_bulks, interval=1).go_round()
+    await Housekeeping(foreman, a_heartbeat(beating=True), no_bulks, nothing_old, interval=1).go_round()
 
     assert foreman.rounds == ["rescue", "ring_due", "ring_lost"]
 
 
-async def test_nobody_is_rescued_before_every_live_worker_had_time_to_renew() -> None:
+async def test_nobody_is_rescued_by_a_worker_that_does_not_beat() -> None:
     foreman = FakeForeman()
-    await Housekeeping(foreman, a_heartbeat(steady=False), no_bulks, interval=1).go_round()
+    await Housekeeping(foreman, a_heartbeat(beating=False), no_bulks, nothing_old, interval=1).go_round()
 
     assert foreman.rounds == ["ring_due", "ring_lost"]
 
@@ -52,7 +69,7 @@ async def test_nobody_is_rescued_before_every_live_worker_had_time_to_renew() ->
 async def test_a_round_that_fails_is_followed_by_the_next(error: Exception) -> None:
     foreman = Failing(error)
     rounds = asyncio.create_task(
-        Housekeeping(foreman, a_heartbeat(steady=False), no_bulks, interval=0).go_round_for_ever()
+        Housekeeping(foreman, a_heartbeat(beating=False), no_bulks, nothing_old, interval=0).go_round_for_ever()
     )
     await until(lambda: "ring_lost" in foreman.rounds)
     rounds.cancel()
@@ -60,9 +77,11 @@ async def test_a_round_that_fails_is_followed_by_the_next(error: Exception) -> N
     assert foreman.rounds[:3] == ["ring_due", "ring_due", "ring_lost"]
 
 
-async def test_after_an_outage_of_postgresql_nobody_is_rescued_until_the_heart_is_steady_again() -> None:
-    foreman, heartbeat = Failing(DatabaseUnavailable()), a_heartbeat(steady=True)
-    rounds = asyncio.create_task(Housekeeping(foreman, heartbeat, no_bulks, interval=0).go_round_for_ever())
+async def test_after_an_outage_of_postgresql_nobody_is_rescued_until_the_heart_beats_again() -> None:
+    foreman, heartbeat = Failing(DatabaseUnavailable()), a_heartbeat(beating=True)
+    rounds = asyncio.create_task(
+        Housekeeping(foreman, heartbeat, no_bulks, nothing_old, interval=0).go_round_for_ever()
+    )
     await until(lambda: foreman.rounds.count("ring_lost") >= 3)
     rounds.cancel()
 
@@ -71,8 +90,10 @@ async def test_after_an_outage_of_postgresql_nobody_is_rescued_until_the_heart_i
 
 
 async def test_an_outage_of_redis_does_not_keep_anybody_from_being_rescued() -> None:
-    foreman, heartbeat = Failing(QueueUnavailable(), QueueUnavailable()), a_heartbeat(steady=True)
-    rounds = asyncio.create_task(Housekeeping(foreman, heartbeat, no_bulks, interval=0).go_round_for_ever())
+    foreman, heartbeat = Failing(QueueUnavailable(), QueueUnavailable()), a_heartbeat(beating=True)
+    rounds = asyncio.create_task(
+        Housekeeping(foreman, heartbeat, no_bulks, nothing_old, interval=0).go_round_for_ever()
+    )
     await until(lambda: "ring_lost" in foreman.rounds)
     rounds.cancel()
 
@@ -82,7 +103,7 @@ async def test_an_outage_of_redis_does_not_keep_anybody_from_being_rescued() -> 
 async def test_between_rounds_it_rests() -> None:
     foreman = FakeForeman()
     rounds = asyncio.create_task(
-        Housekeeping(foreman, a_heartbeat(steady=True), no_bulks, interval=3600).go_round_for_ever()
+        Housekeeping(foreman, a_heartbeat(beating=True), no_bulks, nothing_old, interval=3600).go_round_for_ever()
     )
     await until(lambda: "ring_lost" in foreman.rounds)
     for _ in range(10):
@@ -90,3 +111,28 @@ async def test_between_rounds_it_rests() -> None:
     rounds.cancel()
 
     assert foreman.rounds == ["rescue", "ring_due", "ring_lost"]
+
+
+async def test_what_is_old_is_pruned_in_every_round_until_there_is_no_more_and_then_rarely(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    old, clock = Old(rounds=3), Clock(monkeypatch)
+    housekeeping = Housekeeping(FakeForeman(), a_heartbeat(beating=True), no_bulks, old.prune, interval=1)
+    seen = []
+    for seconds in (0, 2, 2, 2, 2, 50, 10, 2):
+        clock.now += seconds
+        await housekeeping.go_round()
+        seen.append(old.rounds)
+
+    assert seen == [1, 2, 3, 3, 3, 3, 4, 4]
+
+
+class Clock:
+    """A monotonic clock that stands still until it is moved."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr("worker.housekeeping.time", self)
+
+    def monotonic(self) -> float:
+        return self.now

@@ -24,6 +24,7 @@ def test_defaults_are_those_of_the_design(bare: Path) -> None:
 
     assert (settings.max_jobs, settings.lease_seconds, settings.drain_seconds) == (10, 15.0, 25)
     assert (settings.stall_seconds, settings.retry_seconds, settings.max_attempts) == (120.0, 1.0, 8)
+    assert settings.keep_jobs_days == 30
     assert (settings.log_format, settings.log_level) == ("console", "info")
     assert (settings.database_url, settings.redis_url) == ("", "")
 
@@ -76,6 +77,8 @@ def test_the_environment_wins_over_dotenv(bare: Path, monkeypatch: pytest.Monkey
         ("CISTERN_RETRY_SECONDS", "soon"),
         ("CISTERN_MAX_ATTEMPTS", "0"),
         ("CISTERN_MAX_ATTEMPTS", "101"),
+        ("CISTERN_KEEP_JOBS_DAYS", "0"),
+        ("CISTERN_KEEP_JOBS_DAYS", "0.5"),
         ("CISTERN_LOG_FORMAT", "xml"),
         ("CISTERN_LOG_LEVEL", "loud"),
         ("CISTERN_BACKENDS", "file:volumes"),

@@ -40,6 +40,7 @@ class FakeForeman(Foreman):
         self.cancelled: set[UUID] = set()
         self.away = 0  # how many of the next calls find no PostgreSQL
         self.rounds: list[str] = []
+        self.falters = 0
         self.lease = LEASE
         self.progress: dict[UUID, Progress] = {}
 
@@ -70,6 +71,9 @@ class FakeForeman(Foreman):
         ours = [job_id for job_id in job_ids if job_id in self.book]
         renewals = [Renewal(job_id, job_id in self.cancelled) for job_id in ours]
         return Renewed(renewals, frozenset(job_ids) - frozenset(ours), time.monotonic() + self.lease)
+
+    def falter(self) -> None:
+        self.falters += 1
 
     async def rescue(self) -> int:
         self.rounds.append("rescue")

@@ -1,0 +1,110 @@
+"""What housekeeping asks of the job table about jobs whose workers have died.
+
+Takes a session, never commits. All times are PostgreSQL's, so that the clocks of the workers do not matter.
+"""
+
+from collections.abc import Collection, Sequence
+from datetime import timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Select, delete, func, literal, select, true, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from domain.jobs.model import Job, Worker
+from domain.jobs.retry import WORKER_LOST
+from domain.jobs.states import JobStatus
+
+#: How many claims an orphan gets beyond its attempts, so that a worker can find out what is on the storage.
+LAST_CHANCES: Final = 3
+#: For how long an orphan is left alone that could not be dealt with (seconds); others have their turn meanwhile.
+_PUT_OFF: Final = 60.0
+
+
+class OrphanRepository:
+    """Jobs whose leases are over, seen from one transaction."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def rescue(self, limit: int, *, sure: ColumnElement[bool]) -> Sequence[UUID]:
+        """Put orphans (their lease is over) back into the queue; the attempt stays spent. Returns their ids."""
+        orphans = _orphans(sure).where(~_hopeless()).limit(limit).with_for_update(skip_locked=True)
+        query = (
+            update(Job)
+            .where(Job.id.in_(orphans))
+            .values(
+                status=JobStatus.QUEUED,
+                version=Job.version + 1,
+                rings=Job.rings + 1,
+                run_at=func.now(),
+                rung_at=None,
+                lease_expires_at=None,
+                error=WORKER_LOST,
+            )
+            .returning(Job.id)
+            .execution_options(synchronize_session=False)
+        )
+        return (await self._session.scalars(query)).all()
+
+    async def hopeless(self, limit: int, *, kinds: Collection[str], sure: ColumnElement[bool]) -> Sequence[UUID]:
+        """Find orphans that have cost every worker which tried to end them properly."""
+        query = _orphans(sure).where(_hopeless(), Job.kind.in_(kinds)).limit(limit)
+        return (await self._session.scalars(query)).all()
+
+    async def bury(self, job_id: UUID) -> Job | None:
+        """End an orphan without hope. Returns it as it was ended; None if somebody has dealt with it meanwhile."""
+        orphan = _orphans(true()).where(_hopeless(), Job.id == job_id).with_for_update(skip_locked=True)
+        query = (
+            update(Job)
+            .where(Job.id.in_(orphan))
+            .values(
+                status=JobStatus.FAILED,
+                version=Job.version + 1,
+                lease_expires_at=None,
+                finished_at=func.now(),
+                error=WORKER_LOST,
+            )
+            .returning(Job)
+            .execution_options(synchronize_session=False, populate_existing=True)
+        )
+        return (await self._session.scalars(query)).one_or_none()
+
+    async def put_off(self, job_id: UUID) -> None:
+        """Come back later to an orphan that could not be dealt with; unless it is locked."""
+        orphan = _orphans(true()).where(Job.id == job_id).with_for_update(skip_locked=True)
+        query = update(Job).where(Job.id.in_(orphan)).values(lease_expires_at=_from_now(_PUT_OFF))
+        await self._session.execute(query.execution_options(synchronize_session=False))
+
+    async def forget_silent_workers(self, age: float) -> None:
+        """Strike workers off that have not been heard of for ``age`` seconds."""
+        await self._session.execute(delete(Worker).where(Worker.heartbeat_at < _from_now(-age)))
+
+
+def is_calm(worker_id: UUID, *, lease: float) -> ColumnElement[bool]:
+    """Whether every worker that lives must have renewed its leases by now, as ``worker_id`` can tell.
+
+    A lease also runs out while PostgreSQL is away, or the whole machine asleep. So whoever rescues must have been
+    beating without a gap for as long as any worker may need to come back, and PostgreSQL must not have started only
+    now. One statement with the rescue: a process that is stopped in between does not act on what was true before.
+    """
+    needed = select(func.max(Worker.renews_within)).scalar_subquery()
+    steady = select(Worker.id).where(
+        Worker.id == worker_id,
+        Worker.heartbeat_at >= _from_now(-lease),
+        Worker.steady_since <= func.now() - needed * timedelta(seconds=1),
+    )
+    return steady.exists() & (func.pg_postmaster_start_time() <= _from_now(-lease))
+
+
+def _from_now(seconds: float) -> ColumnElement[Any]:
+    return func.now() + literal(timedelta(seconds=seconds))
+
+
+def _orphans(sure: ColumnElement[bool]) -> Select[UUID]:
+    """Running jobs whose lease is over, longest ago first."""
+    return select(Job.id).where(Job.lease_expires_at < func.now(), sure).order_by(Job.lease_expires_at)
+
+
+def _hopeless() -> ColumnElement[bool]:
+    return Job.attempt >= Job.max_attempts + LAST_CHANCES

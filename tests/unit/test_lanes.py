@@ -1,0 +1,35 @@
+"""A lane looks for the cancellation of its job for as long as it works, whatever one look meets."""
+
+import asyncio
+from typing import cast
+
+import pytest
+
+from domain.errors import DatabaseUnavailable
+from domain.expansion.chunks import Chunks
+from domain.jobs.model import Job
+from tests.unit.worker_fakes import a_job
+from worker import lanes as lanes_module
+from worker.lanes import Lanes
+
+
+class Chunky:
+    """Its first looks fail, each with the next error; then the job is found cancelled."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self._errors = [*errors]
+
+    async def is_cancelled(self, job: Job) -> bool:
+        if self._errors:
+            raise self._errors.pop(0)
+        return True
+
+
+@pytest.mark.parametrize("error", [DatabaseUnavailable(), ValueError("a bug")])
+async def test_a_look_that_fails_is_followed_by_the_next(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.setattr(lanes_module, "_LOOK_SECONDS", 0)
+    cancelled = asyncio.Event()
+    async with asyncio.timeout(5):
+        await Lanes(cast("Chunks", Chunky(error)))._look_for_cancellation(a_job("bulk.lane"), cancelled)
+
+    assert cancelled.is_set()

@@ -9,9 +9,12 @@ from pydantic import BaseModel, ConfigDict
 from api.dependencies import Front, NoQuery
 from api.openapi import refusals
 from domain.errors import DatabaseUnavailable, Unavailable
+from domain.jobs.queue import QueueRefusesWrites
 from domain.services import Services
 
 _PATIENCE_SECONDS: Final = 3.0
+
+RedisState = Literal["ok", "unavailable", "refuses-writes"]
 
 router = APIRouter(tags=["health"], dependencies=[NoQuery])
 
@@ -25,13 +28,13 @@ class Alive(BaseModel):
 
 
 class Ready(BaseModel):
-    """What the process stands on. Without Redis it is degraded: it accepts jobs, and they start later."""
+    """What the process stands on. Without a Redis to write to it is degraded: it accepts jobs, and they start later."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"status": "ready", "postgresql": "ok", "redis": "ok"}]})
 
     status: Literal["ready", "degraded"]
     postgresql: Literal["ok"] = "ok"
-    redis: Literal["ok", "unavailable"]
+    redis: RedisState
 
 
 @router.get("/healthz", operation_id="check_alive", summary="Is the process alive?", responses=refusals())
@@ -48,8 +51,8 @@ async def check_alive() -> Alive:
 )
 async def check_ready(services: Front) -> Ready:
     """Ask PostgreSQL and Redis for a sign of life."""
-    redis_answers, _ = await asyncio.gather(_redis_answers(services), _require_postgresql(services))
-    return Ready(status="ready", redis="ok") if redis_answers else Ready(status="degraded", redis="unavailable")
+    redis, _ = await asyncio.gather(_redis_state(services), _require_postgresql(services))
+    return Ready(status="ready" if redis == "ok" else "degraded", redis=redis)
 
 
 async def _require_postgresql(services: Services) -> None:
@@ -60,9 +63,11 @@ async def _require_postgresql(services: Services) -> None:
         raise DatabaseUnavailable from error
 
 
-async def _redis_answers(services: Services) -> bool:
+async def _redis_state(services: Services) -> RedisState:
     try:
         await services.queue.ping()
+    except QueueRefusesWrites:
+        return "refuses-writes"
     except Unavailable:
-        return False
-    return True
+        return "unavailable"
+    return "ok"

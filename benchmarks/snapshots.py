@@ -26,7 +26,7 @@ from statistics import median
 from unittest.mock import patch
 from uuid import uuid4
 
-from xfs_image import NoXfs, xfs_image
+from disk_image import NoImage, disk_image
 
 from domain.storage.driver import Fence, Grant
 from domain.storage.file import FileDriver
@@ -43,8 +43,8 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cistern-bench-", dir=root)))
         try:
-            place = folder if root else stack.enter_context(xfs_image(folder, 4 * GIB))
-        except NoXfs as reason:
+            place = folder if root else stack.enter_context(disk_image(folder, 4 * GIB))
+        except NoImage as reason:
             sys.exit(f"{reason} Or name a folder with --root.")
         asyncio.run(measure(place / "volumes"))
 

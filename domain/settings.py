@@ -3,8 +3,10 @@
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from domain.errors import ConfigurationError
@@ -15,14 +17,27 @@ _POSTGRESQL = "postgresql+asyncpg://"
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
+def _with_a_port(url: str) -> str:
+    """Look at a URL's port before a library does, whose words would not name the variable."""
+    try:
+        # Up to the last @ it may be a password, which may look like anything.
+        _ = urlsplit("//" + url.partition("://")[2].rpartition("@")[2]).port
+    except ValueError as error:
+        raise PydanticCustomError("port", "{reason}", {"reason": str(error)}) from error
+    return url
+
+
+ServerUrl = Annotated[str, AfterValidator(_with_a_port)]
+
+
 class Settings(BaseSettings):
     """The environment's ``CISTERN_*`` variables; ``.env`` is read too. Times are in seconds."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True)
 
     data_dir: Path = Path(".cistern")
-    database_url: str = ""
-    redis_url: str = ""
+    database_url: ServerUrl = ""
+    redis_url: ServerUrl = ""
     backends: dict[str, str] = Field(default_factory=dict)
     max_jobs: int = Field(default=10, ge=1, le=1000)
     lease_seconds: Seconds = 15.0

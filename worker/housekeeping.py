@@ -12,7 +12,7 @@ import structlog
 
 from domain.errors import DatabaseUnavailable
 from domain.jobs.foreman import Foreman
-from domain.jobs.queue import QueueUnavailable
+from domain.jobs.queue import QueueRefusesWrites, QueueUnavailable
 from domain.jobs.retention import Pruned
 from worker.heartbeat import Heartbeat
 
@@ -68,6 +68,8 @@ class Housekeeping:
     async def _step(self, event: str, step: Callable[[], Awaitable[int]]) -> None:
         try:
             count = await step()
+        except QueueRefusesWrites:
+            log.debug("round.refused", step=event)  # the queue has said so, once and loudly
         except QueueUnavailable:
             log.warning("round.without_redis", step=event)
         except DatabaseUnavailable:

@@ -14,7 +14,7 @@ from uuid import UUID
 import structlog
 
 from domain.background import in_background
-from domain.errors import DatabaseUnavailable
+from domain.errors import CisternError, DatabaseUnavailable
 from domain.expansion.chunks import Chunks, Result, Task
 from domain.expansion.model import Item
 from domain.jobs.model import Job
@@ -80,8 +80,9 @@ class Lanes:
         return seconds
 
     async def _grow(self, job: Job, tasks: Sequence[Task], grant: Grant, cancelled: asyncio.Event) -> Sequence[Result]:
-        """Grow a chunk's volumes; no failure of one of them stops another. Returns what came to an end."""
+        """Grow a chunk's volumes; no failure of one of them stops another. Returns what is still to be recorded."""
         slots = asyncio.Semaphore(job.params["slots"])
+        results: list[Result] = []
 
         async def one(task: Task) -> Result | None:
             async with slots:
@@ -90,8 +91,29 @@ class Lanes:
                 return await self._chunks.grow(task, grant)
 
         async with asyncio.TaskGroup() as group:
-            running = [group.create_task(one(task)) for task in tasks]
-        return [result for task in running if (result := task.result()) is not None]
+            running = {group.create_task(one(task)) for task in _in_turn(job, tasks)}
+            while running:
+                done, running = await asyncio.wait(running, timeout=_LOOK_SECONDS)
+                results += [result for task in done if (result := task.result()) is not None]
+                if running and results and await self._record_early(job, results):
+                    results = []
+        return results
+
+    async def _record_early(self, job: Job, results: Sequence[Result]) -> bool:
+        """Record what a chunk has come to so far: it must not wait for a volume over which storage hangs.
+
+        Nothing may be raised here, where it would cancel work that is going on; what is in the way will still be so
+        when the whole chunk is recorded. Recorded twice is recorded once.
+        """
+        try:
+            await self._chunks.record(job, results)
+        except CisternError as error:
+            log.debug("bulk.not_yet_recorded", error=error.message)
+            return False
+        except Exception:
+            log.exception("bulk.not_yet_recorded")
+            return False
+        return True
 
     async def _rest(self, job: Job) -> Outcome:
         """Nothing is due: come back when busy volumes are tried again, or end with empty hands."""
@@ -129,6 +151,11 @@ class Lanes:
                 log.debug("bulk.blind")  # then the chunk's own statements will say so
             except Exception:
                 log.exception("bulk.look_crashed", job_id=str(job.id))  # a lane that is blind must not be deaf too
+
+
+def _in_turn(job: Job, tasks: Sequence[Task]) -> Sequence[Task]:
+    """From one end and, in the next attempt, from the other: so all but the volume itself come past one that hangs."""
+    return sorted(tasks, key=lambda task: task.volume_id, reverse=job.rings % 2 == 1)
 
 
 def _next_limit(done: int, seconds: float, slots: int) -> int:

@@ -28,6 +28,7 @@ from worker.heartbeat import Heartbeat
 from worker.housekeeping import Housekeeping
 from worker.lanes import Lanes
 from worker.runner import Runner
+from worker.stalls import Stalls
 from worker.supervisor import Supervisor
 
 _POLL_SECONDS: Final = 0.1
@@ -64,7 +65,8 @@ async def workshop(settings: Settings) -> AsyncIterator[Runner]:
         housekeeping = Housekeeping(
             foreman, heartbeat, services.expansion.tend, services.retention.prune, interval=settings.sweep_seconds
         )
-        async with in_background(heartbeat.beat_for_ever(), housekeeping.go_round_for_ever()):
+        stalls = Stalls(runner.running, stall=settings.stall_seconds, slots=settings.max_jobs)
+        async with in_background(heartbeat.beat_for_ever(), housekeeping.go_round_for_ever(), stalls.watch_for_ever()):
             yield runner
             await runner.close()
         with suppress(DatabaseUnavailable):  # then we are struck off after an hour of silence

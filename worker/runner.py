@@ -68,7 +68,7 @@ class Runner:
         arq has such a limit too, but the supervisor makes a new arq when Redis was away, while jobs of the old go on.
         """
         self._foreman = foreman
-        self._queue = queue
+        self.queue = queue
         self._handlers = handlers
         self._retry_policy = retry_policy
         self._slots = asyncio.Semaphore(slots)
@@ -95,7 +95,7 @@ class Runner:
             if claim is None:
                 return
             with self._at_work(claim) as (job, grant):
-                await self._queue.acknowledge(ring)
+                await self.queue.acknowledge(ring)
                 outcome = await self.perform(job, grant)
                 await self.settle(job, outcome)
 
@@ -116,14 +116,25 @@ class Runner:
         await self.drained()
 
     async def claim(self, ring: Ring) -> Claim | None:
-        """Take the job, if it still waits for this very ring."""
+        """Take the job, if it still waits for this very ring, and no earlier attempt of it hangs here."""
         if self._closing:
+            return None
+        if self._hangs(ring.job_id):
+            log.debug("job.left_to_others", job_id=str(ring.job_id))
             return None
         try:
             return await self._foreman.claim(ring)
         except DatabaseUnavailable:
             log.warning("claim.postponed", job_id=str(ring.job_id))  # the row still waits; housekeeping rings again
             return None
+
+    def _hangs(self, job_id: UUID) -> bool:
+        """Tell whether storage hangs here over this job: it would only take one slot after the other.
+
+        The ring is found lost and comes again: to somebody else, or when the storage has answered.
+        """
+        run = self.running.get(job_id)
+        return run is not None and run.grant.lease.stalled
 
     async def perform(self, job: Job, grant: Grant) -> Outcome:
         """Do the work, and find out what is to be found out if it comes to nothing."""

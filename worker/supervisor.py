@@ -1,21 +1,22 @@
 """Keeps arq delivering: starts it again when Redis was away, and ends it in good order on a signal."""
 
 import asyncio
+import os
 import signal
+from contextlib import suppress
 from typing import Any, Final
 
 import structlog
-from arq.worker import Worker as ArqWorker
-from arq.worker import create_worker
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from domain.background import end
+from domain.jobs.queue import QueueUnavailable
+from worker.delivery import Delivery
 from worker.runner import Runner
 
 _RECONNECT_SECONDS: Final = 1.0
-#: How long arq keeps a message from others that was delivered here, until the row is claimed. If we die in between it
-#: is lost time; if it runs out too early, two claims meet, of which one gets the row.
-_DELIVERY_SECONDS: Final = 3.0
+#: How long storage work may take to notice that it is to stop.
+_HAND_BACK_SECONDS: Final = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -30,7 +31,7 @@ class Supervisor:
         self._drain = drain
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._arq: ArqWorker | None = None
+        self._arq: Delivery | None = None
 
     async def run(self) -> None:
         """Deliver messages until SIGTERM or SIGINT; a second signal ends the draining."""
@@ -56,16 +57,26 @@ class Supervisor:
         """Have arq deliver for as long as Redis is there, and again when it is back."""
         while True:
             # A new one each time: arq counts a slot as taken for ever when Redis fails in the middle of its claim.
-            self._arq = create_worker(self._arq_settings, handle_signals=False, ctx={"runner": self._runner})
+            self._arq = Delivery(self._runner, self._arq_settings)
             self._arq.allow_pick_jobs = not self._stop.is_set()  # Redis may be back only when we are draining
-            self._arq.in_progress_timeout_s = _DELIVERY_SECONDS
             try:
                 await self._arq.main()
+            except ResponseError as error:
+                await self._outlast_refusal(error)
             except (RedisError, OSError) as error:
                 log.warning("redis.lost", error=str(error))
             except Exception:
                 log.exception("delivery.crashed")
             await asyncio.sleep(_RECONNECT_SECONDS)
+
+    async def _outlast_refusal(self, error: ResponseError) -> None:
+        """Wait until Redis can be written to again; which is only asked, for arq would ask far more loudly."""
+        queue = self._runner.queue
+        queue.refusals.met(error)
+        while queue.refusals.condition is not None:
+            await asyncio.sleep(_RECONNECT_SECONDS)
+            with suppress(QueueUnavailable):
+                await queue.ping()
 
     async def _wind_down(self, delivery: asyncio.Task[None]) -> None:
         """Take nothing new, let jobs end for a while, then have them handed back."""
@@ -74,12 +85,25 @@ class Supervisor:
             self._arq.allow_pick_jobs = False
         ends = [asyncio.create_task(self._runner.drained()), asyncio.create_task(self._hurry.wait())]
         await asyncio.wait(ends, timeout=self._drain, return_when=asyncio.FIRST_COMPLETED)
-        await self._runner.close()
+        await self._hand_back()
         await end((*ends, delivery))
         if self._arq is not None:
             await self._farewell(self._arq)
 
-    async def _farewell(self, arq: ArqWorker) -> None:
+    async def _hand_back(self) -> None:
+        """Have jobs handed back, but do not wait for ever for storage that hangs.
+
+        Its threads cannot be ended, and Python would wait for them. The exit code is not 0, for these jobs lose an
+        attempt: they go elsewhere when their leases are over.
+        """
+        try:
+            async with asyncio.timeout(_HAND_BACK_SECONDS):
+                await self._runner.close()
+        except TimeoutError:
+            log.error("worker.leaves", jobs=sorted(map(str, self._runner.running)))  # noqa: TRY400 (no failure of ours)
+            os._exit(os.EX_TEMPFAIL)
+
+    async def _farewell(self, arq: Delivery) -> None:
         """Let arq give its last messages up and close its connections."""
         await asyncio.gather(*arq.tasks.values(), return_exceptions=True)
         try:

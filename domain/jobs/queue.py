@@ -1,4 +1,4 @@
-"""The doorbell: the only file of the domain that speaks arq and Redis.
+"""The doorbell: the only file of the domain that speaks arq and Redis (`refusals` only knows their errors).
 
 A message says that a row may be ready to be claimed. It carries (job id, ring) as JSON and nothing else, so whoever
 can write to Redis can at most make a worker look into PostgreSQL. Losing every message loses no job.
@@ -17,15 +17,18 @@ from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_pref
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from domain.errors import Unavailable
 from domain.jobs.model import Ring
+from domain.jobs.refusals import Refusals
 
 QUEUE_NAME: Final = "cistern:queue"
 FUNCTION_NAME: Final = "run_job"
 _CHANNEL: Final = "cistern:job-changed"
+#: Written only to see whether it can be.
+WRITTEN: Final = "cistern:written"
 #: A request must be answered within a second although Redis is away.
 _PATIENCE_SECONDS: Final = 0.8
 
@@ -43,6 +46,12 @@ class QueueUnavailable(Unavailable):
     code = "queue-unavailable"
 
 
+class QueueRefusesWrites(QueueUnavailable):
+    """Redis answers, but refuses to be written to."""
+
+    code = "queue-refuses-writes"
+
+
 class JobQueue:
     """One Redis, as a bell and as a loudspeaker."""
 
@@ -51,6 +60,7 @@ class JobQueue:
         redis.job_deserializer = deserialize
         redis.default_queue_name = QUEUE_NAME
         self.redis = redis
+        self.refusals = Refusals()
 
     @classmethod
     def open(cls, url: str) -> Self:
@@ -70,7 +80,13 @@ class JobQueue:
         try:
             for ring in rings:
                 async with asyncio.timeout(_PATIENCE_SECONDS):
-                    await self.redis.enqueue_job(FUNCTION_NAME, str(ring.job_id), ring.ring, _job_id=message_id(ring))
+                    sent = await self.redis.enqueue_job(
+                        FUNCTION_NAME, str(ring.job_id), ring.ring, _job_id=message_id(ring)
+                    )
+                if sent:  # else it was there already, and nothing was written
+                    self.refusals.over()
+        except ResponseError as error:
+            self.refusals.met(error)
         except (RedisError, OSError) as error:
             log.warning("ring.lost", error=str(error))
 
@@ -78,7 +94,7 @@ class JobQueue:
         """Tell which of these have no message in the queue, and clear away what may be left of it.
 
         Raises:
-            QueueUnavailable: Redis does not answer.
+            QueueUnavailable: Redis does not answer, or refuses to be written to.
         """
         try:
             async with self.redis.pipeline(transaction=False) as pipe:
@@ -88,6 +104,9 @@ class JobQueue:
             missing = [ring for ring, score in zip(rings, scores, strict=True) if score is None]
             if missing:  # what is left of a message outside of the queue would keep it from being sent again
                 await self.redis.delete(*(job_key_prefix + message_id(ring) for ring in missing))
+        except ResponseError as error:
+            self.refusals.met(error)
+            raise QueueRefusesWrites from error
         except (RedisError, OSError) as error:
             raise QueueUnavailable from error
         return missing
@@ -103,6 +122,8 @@ class JobQueue:
                 pipe.zrem(QUEUE_NAME, message)
                 pipe.delete(*(prefix + message for prefix in _MESSAGE_KEYS))
                 await pipe.execute()
+        except ResponseError as error:
+            self.refusals.met(error)
         except (RedisError, OSError) as error:
             log.warning("acknowledgement.lost", error=str(error))
 
@@ -132,16 +153,21 @@ class JobQueue:
             raise QueueUnavailable from error
 
     async def ping(self) -> None:
-        """Ask Redis for a sign of life.
+        """Ask Redis for a sign of life: a little write, for one that cannot be written to is of no use.
 
         Raises:
+            QueueRefusesWrites: it lives, but does not take it.
             QueueUnavailable: there is none.
         """
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS):
-                await self.redis.ping()
+                await self.redis.set(WRITTEN, b"", px=1000)
+        except ResponseError as error:
+            self.refusals.met(error)
+            raise QueueRefusesWrites from error
         except (RedisError, OSError) as error:
             raise QueueUnavailable from error
+        self.refusals.over()
 
     async def close(self) -> None:
         """Close every connection."""

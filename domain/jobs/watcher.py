@@ -30,6 +30,7 @@ class Watcher:
         self._database = database
         self._queue = queue
         self._waiting: defaultdict[UUID, set[asyncio.Event]] = defaultdict(set)
+        self._released = False
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
@@ -38,12 +39,21 @@ class Watcher:
             yield
 
     async def ended(self, job_id: UUID, seconds: float) -> None:
-        """Come back when the job has ended or is gone, or after ``seconds``; whoever asked looks for himself."""
+        """Come back when the job has ended or is gone, after ``seconds``, or when everybody is released.
+
+        Whoever asked looks for himself.
+        """
         with self._registered(job_id) as changed, suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while not await self._has_ended(job_id):
+                while not self._released and not await self._has_ended(job_id):
                     await changed.wait()
                     changed.clear()  # before the next look: what is announced during it must not be missed
+
+    def release(self) -> None:
+        """Let everybody go who waits, and nobody wait any more: the process is to end."""
+        self._released = True
+        for job_id in self._waiting:
+            self._wake(job_id)
 
     @contextmanager
     def _registered(self, job_id: UUID) -> Iterator[asyncio.Event]:

@@ -4,6 +4,7 @@ URLs are taken literally, nothing in them is percent-decoded: a path with a % or
 """
 
 import asyncio
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
@@ -98,7 +99,7 @@ def _build(scheme: str, place: str, options: dict[str, str], threads: int) -> St
         inner = _build(scheme.removeprefix("faulty+"), place, options, threads)
         return FaultyDriver(inner, own) if own else inner  # with nothing to disturb, nothing in between
     if scheme == "file":
-        return _open_file(place, threads)
+        return _open_file(place, options.pop("allocate", "sparse"), threads)
     if scheme in ("null", "memory") and place:
         raise ConfigurationError(f"{scheme}: takes no path, but has {place!r}")
     if scheme == "null":
@@ -108,16 +109,19 @@ def _build(scheme: str, place: str, options: dict[str, str], threads: int) -> St
     raise ConfigurationError(f"unknown driver {scheme!r}; choose from file, null, memory, faulty+...")
 
 
-def _open_file(place: str, threads: int) -> FileDriver:
+def _open_file(place: str, allocate: str, threads: int) -> FileDriver:
+    if allocate not in ("sparse", "full"):
+        raise ConfigurationError(f"allocate={allocate!r} is neither sparse nor full")
     # file:///srv/volumes is what other programs call file:/srv/volumes.
     root = place.removeprefix("//") if place.startswith("///") else place
     if not root or root.startswith("//"):
         raise ConfigurationError(f"file: needs a path, such as file:/srv/volumes, not {place!r}")
-    driver = FileDriver(Path(root), threads)
+    driver = FileDriver(Path(root), threads, reserve=allocate == "full")
     try:
         driver.prepare()
     except OSError as error:
-        raise ConfigurationError(f"{driver.root} cannot be written: {error.strerror}") from error
+        cannot = "reserve room (allocate=full)" if error.errno == errno.EOPNOTSUPP else "be written"
+        raise ConfigurationError(f"{driver.root} cannot {cannot}: {error.strerror}") from error
     return driver
 
 

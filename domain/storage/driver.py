@@ -115,6 +115,8 @@ class Lease:
         self.deadline = deadline
         self.stop_reason: StopReason | None = None
         self.progressed_at = clock()
+        #: Whether nothing has moved for so long that the worker lets the lease run out.
+        self.stalled = False
         #: Bytes copied so far, and in all; None for work that copies nothing.
         self.copied: tuple[int, int] | None = None
 

@@ -14,6 +14,8 @@ from uuid import UUID
 from domain.errors import ConfigurationError
 from domain.storage.driver import Capacity, FenceRefused, Grant, Leftover, Sighting, Stopped, StorageDriver, Usage
 from domain.storage.faults import Faults
+from domain.storage.file import FileDriver
+from domain.storage.hanging import Hanging
 from domain.storage.witness import WatchedGrant, Witness
 
 SLICE = 0.05
@@ -24,10 +26,13 @@ SEALS = ("seal", "seal_snapshot")
 class FaultyDriver:
     """Does as the inner driver does, later or not at all."""
 
-    OPTIONS = ("delay_ms", "fail", "fail_after", "gate", "journal")
+    OPTIONS = ("delay_ms", "fail", "fail_after", "gate", "hang", "journal")
 
     def __init__(self, inner: StorageDriver, options: Mapping[str, str]) -> None:
+        if "hang" in options and not isinstance(inner, FileDriver):
+            raise ConfigurationError("hang=... needs threads that can hang: faulty+file:")
         self._inner = inner
+        self._hang = Path(options["hang"]) if "hang" in options else None
         self._delay = _seconds(options.get("delay_ms", "0"))
         self._gate = Path(options["gate"]) if "gate" in options else None
         self._fail = Faults(options.get("fail", ""))
@@ -121,7 +126,7 @@ class FaultyDriver:
             if operation not in SEALS:
                 await self._hold_up(grant)
             self._fail.strike(operation, *subjects)
-            yield WatchedGrant(grant, witness)
+            yield WatchedGrant(grant, witness, Hanging(self._hang, subjects) if self._hang else None)
             self._fail_after.strike(operation, *subjects)
         except Exception as error:
             witness.note(_ending(error), code=getattr(error, "code", type(error).__name__))

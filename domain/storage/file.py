@@ -17,6 +17,7 @@ from domain.storage.file_inventory import FileInventory
 from domain.storage.file_snapshots import FileSnapshots
 from domain.storage.file_tree import FileTree
 from domain.storage.file_volumes import FileVolumes
+from domain.storage.reserving import require_reserving
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,9 +26,11 @@ T = TypeVar("T")
 class FileDriver:
     """One directory per volume, below one root."""
 
-    def __init__(self, root: Path, threads: int) -> None:
+    def __init__(self, root: Path, threads: int, *, reserve: bool = False) -> None:
+        """``reserve``: whether volumes that are made or grown take all their room at once."""
         self._tree = FileTree(root)
-        self._volumes = FileVolumes(self._tree)
+        self._reserve = reserve
+        self._volumes = FileVolumes(self._tree, reserve=reserve)
         self._snapshots = FileSnapshots(self._tree)
         self._inventory = FileInventory(self._tree)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="storage")
@@ -39,8 +42,10 @@ class FileDriver:
         return self._tree.root
 
     def prepare(self) -> None:
-        """Make the directories and try whether they can be written; raises the OSError it meets."""
+        """Make the directories and try whether they can be used; raises the OSError it meets."""
         self._tree.prepare()
+        if self._reserve:
+            require_reserving(self.root)
         self._prepared = True
 
     def path(self, volume_id: UUID) -> str:
@@ -48,7 +53,7 @@ class FileDriver:
         return str(self._tree.data(volume_id))
 
     async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
-        """Make an empty sparse file; never replaces one."""
+        """Make an empty file; never replaces one."""
         return await self._run(self._volumes.create, volume_id, size, grant)
 
     async def expand(self, volume_id: UUID, size: int, grant: Grant) -> int:

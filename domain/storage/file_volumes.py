@@ -8,23 +8,25 @@ from uuid import UUID
 from domain.storage.disk import opened, opened_data, resize, sync_folder
 from domain.storage.driver import Grant, Usage
 from domain.storage.file_tree import FileTree
+from domain.storage.reserving import grow_reserved, let_go
 
 BLOCK = 512  # what st_blocks counts in, whatever the file system's own block size is
 
 
 class FileVolumes:
-    """Volumes as sparse files."""
+    """Volumes as files: sparse ones, or with all their blocks reserved when they are made and when they grow."""
 
-    def __init__(self, tree: FileTree) -> None:
+    def __init__(self, tree: FileTree, *, reserve: bool = False) -> None:
         self._tree = tree
+        self._reserve = reserve
 
     def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
-        """Make an empty sparse file; never replaces one."""
+        """Make an empty file; never replaces one."""
         self._tree.admit(volume_id, grant)
         data = self._tree.data(volume_id)
         with self._tree.draft(data, grant.fence) as draft:
             with opened(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL) as handle:
-                resize(handle, size)
+                self._grow(handle, size, grant)
                 os.fsync(handle)
             with self._tree.publishing("create", volume_id, grant):
                 return self._tree.put(draft, data, grant.fence)
@@ -35,7 +37,7 @@ class FileVolumes:
         data = self._tree.data(volume_id)
         with self._tree.publishing("expand", volume_id, grant), opened_data(data) as handle:
             if os.fstat(handle).st_size < size:
-                resize(handle, size)
+                self._grow(handle, size, grant)
             os.fsync(handle)  # even if it has the size: an earlier attempt may have died right before this
             return os.fstat(handle).st_size
 
@@ -57,6 +59,9 @@ class FileVolumes:
         with self._tree.sealing("seal", volume_id, grant):
             self._tree.sweep(self._tree.data(volume_id), grant.fence)
             usage = self.measure(volume_id)
+            if usage and self._reserve:
+                with opened_data(self._tree.data(volume_id)) as handle:
+                    let_go(handle)
             return usage.size if usage else None
 
     def measure(self, volume_id: UUID) -> Usage | None:
@@ -66,6 +71,12 @@ class FileVolumes:
         except FileNotFoundError:
             return None
         return Usage(found.st_size, found.st_blocks * BLOCK)
+
+    def _grow(self, handle: int, size: int, grant: Grant) -> None:
+        if self._reserve:
+            grow_reserved(handle, size, grant)
+        else:
+            resize(handle, size)
 
     def _empty_trash(self, volume_id: UUID) -> None:
         """Remove what is left of the volume, after publishing, so no longer under the grant."""

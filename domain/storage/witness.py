@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from domain.storage.driver import Grant, StopReason
+from domain.storage.hanging import Hanging
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,12 @@ class Witness:
 class WatchedGrant(Grant):
     """Another face of the same grant, which writes down the moment of publishing."""
 
-    def __init__(self, original: Grant, witness: Witness) -> None:
+    def __init__(self, original: Grant, witness: Witness, hanging: Hanging | None = None) -> None:
         # Grant's own __init__ is not called: without attributes of its own, this one always shows the
         # original's, so whoever stops or extends the original does so for this one too.
         self._original = original
         self._witness = witness
+        self._hanging = hanging
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # what is our own and not there yet must not be looked for in itself
@@ -68,7 +70,9 @@ class WatchedGrant(Grant):
         self._original.stop(reason)
 
     def check(self) -> None:
-        """Ask the original, which may be a subclass with a mind of its own."""
+        """Ask the original, which may be a subclass with a mind of its own; but hang before, if it is time to."""
+        if self._hanging is not None:
+            self._hanging.stand_still(self._witness.note)
         self._original.check()
 
     def report(self, done: int, total: int) -> None:

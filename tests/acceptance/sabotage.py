@@ -1,23 +1,28 @@
-"""A worker that strikes itself down, or Redis, at one arrow of a job's life; also one whose guards are taken out.
+"""A worker that strikes itself down, or Redis, at one arrow of a job's life; or without its guards; or an old one.
 
-``python -m tests.acceptance.sabotage`` reads ``SABOTAGE_ARROW`` (where), ``SABOTAGE_BLOW`` (``kill`` or ``flush``) and
-``SABOTAGE_WITHOUT`` (which guards to take out: ``clock``, ``fence``, both with a comma).
+``python -m tests.acceptance.sabotage`` reads ``SABOTAGE_ARROW`` (where), ``SABOTAGE_BLOW`` (``kill`` or ``flush``),
+``SABOTAGE_WITHOUT`` (which guards to take out: ``clock``, ``fence``, both with a comma) and ``SABOTAGE_KIND`` (a kind
+of job that this worker is too old to know; it says UNANSWERED whenever a ring comes to nothing).
 """
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
 import redis
 
+import domain.services
 import domain.storage.file_tree
 from domain.expansion.chunks import Chunks
 from domain.expansion.service import ExpansionService
 from domain.jobs.batches import BatchRepository
-from domain.jobs.foreman import Foreman
+from domain.jobs.foreman import Claim, Foreman
+from domain.jobs.model import Ring
 from domain.jobs.queue import JobQueue
+from domain.services import Handler
 from domain.storage.driver import Grant
 from domain.storage.fence import FenceRecord
 from domain.volumes.repository import VolumeRepository
@@ -91,7 +96,28 @@ def disarm(guard: str) -> None:
         setattr(domain.storage.file_tree, "refuse_stale", lambda *_: None)  # noqa: B010
 
 
+def grow_old(kind: str) -> None:
+    handlers, claim = domain.services.handlers, Runner.claim
+
+    def known(*rooms: Any) -> dict[str, Handler]:
+        table = handlers(*rooms)
+        del table[kind]
+        return table
+
+    async def told(self: Runner, ring: Ring) -> Claim | None:
+        claimed = await claim(self, ring)
+        if claimed is None:
+            sys.stderr.write("UNANSWERED\n")
+            sys.stderr.flush()
+        return claimed
+
+    setattr(domain.services, "handlers", known)  # noqa: B010
+    setattr(Runner, "claim", told)  # noqa: B010
+
+
 if __name__ == "__main__":
+    if "SABOTAGE_KIND" in os.environ:
+        grow_old(os.environ["SABOTAGE_KIND"])
     if "SABOTAGE_ARROW" in os.environ:
         arm(os.environ["SABOTAGE_ARROW"], {"kill": kill, "flush": flush}[os.environ["SABOTAGE_BLOW"]])
     for guard in filter(None, os.environ.get("SABOTAGE_WITHOUT", "").split(",")):

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from benchmarks.xfs_image import NoXfs, xfs_image
+from benchmarks.disk_image import NoImage, disk_image
 from domain.storage.driver import Fence, Grant, StorageFull
 from domain.storage.file import FileDriver
 
@@ -25,9 +25,9 @@ def attempt(version: int) -> Grant:
 @pytest.fixture
 def xfs(tmp_path: Path) -> Iterator[Path]:
     try:
-        with xfs_image(tmp_path, GIB + GIB // 2) as mounted:
+        with disk_image(tmp_path, GIB + GIB // 2) as mounted:
             yield mounted
-    except NoXfs as reason:
+    except NoImage as reason:
         pytest.skip(str(reason))
 
 

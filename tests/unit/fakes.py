@@ -37,6 +37,9 @@ class FakeWatcher:
     async def watching(self) -> AsyncIterator[None]:
         yield
 
+    def release(self) -> None:
+        """Nobody is ever kept waiting."""
+
     async def ended(self, job_id: UUID, seconds: float) -> None:
         self.waited.append(seconds)
         if not self.database_is_up:

@@ -9,6 +9,7 @@ import pytest
 from api import health
 from api.main import create_app
 from api.v1 import backends
+from domain.jobs.queue import QueueRefusesWrites
 from domain.storage.driver import AccessDenied
 from tests.unit.fakes import FakeServices, client_of
 
@@ -58,6 +59,18 @@ async def test_without_redis_it_is_degraded_but_goes_on_accepting(
 
     assert answer.status_code == 200
     assert answer.json() == {"status": "degraded", "postgresql": "ok", "redis": "unavailable", "signals": SIGNALS}
+
+
+async def test_with_a_redis_that_refuses_writes_it_is_degraded(
+    fake: FakeServices, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse() -> None:
+        raise QueueRefusesWrites
+
+    monkeypatch.setattr(fake.queue, "ping", refuse)
+    answer = await client.get("/readyz")
+
+    assert answer.json() == {"status": "degraded", "postgresql": "ok", "redis": "refuses-writes"}
 
 
 async def test_without_postgresql_it_is_not_ready(fake: FakeServices, client: httpx.AsyncClient) -> None:

@@ -81,6 +81,10 @@ def test_the_environment_wins_over_dotenv(bare: Path, monkeypatch: pytest.Monkey
         ("CISTERN_KEEP_JOBS_DAYS", "0.5"),
         ("CISTERN_LOG_FORMAT", "xml"),
         ("CISTERN_LOG_LEVEL", "loud"),
+        ("CISTERN_DATABASE_URL", "postgresql+asyncpg://h:99999x/db"),
+        ("CISTERN_DATABASE_URL", "postgresql+asyncpg://u:p/w@h:99999/db"),
+        ("CISTERN_REDIS_URL", "redis://localhost:abc"),
+        ("CISTERN_REDIS_URL", "rediss://:p@ss@localhost:-1/0"),
         ("CISTERN_BACKENDS", "file:volumes"),
         ("CISTERN_BACKENDS", "[1]"),
         ("CISTERN_BACKENDS", '{"a": 1}'),
@@ -95,6 +99,18 @@ def test_a_bad_value_is_one_line_that_names_the_variable(
 
     assert refused.value.message.startswith(f"{name}: ")
     assert "\n" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+asyncpg://u:p:word/#?@h:5432/d",
+        "postgresql+asyncpg://u@/d?host=/run/some:where",
+        "postgresql+asyncpg://u@[::1]:5432/d",
+    ],
+)
+def test_what_only_looks_like_a_port_is_not_taken_for_one(bare: Path, url: str) -> None:
+    assert load_settings(database_url=url).database_url == url
 
 
 def test_every_bad_value_is_named(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:

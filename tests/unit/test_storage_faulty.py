@@ -230,3 +230,28 @@ class TestWaiting:
     def test_a_delay_that_is_no_number_is_a_configuration_error(self, delay: str) -> None:
         with pytest.raises(ConfigurationError, match="delay_ms"):
             faulty(f"delay_ms={delay}")
+
+    def test_what_does_not_work_in_threads_cannot_hang(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigurationError, match="hang="):
+            faulty(f"hang={tmp_path}/hang", inner="memory:")
+
+    async def test_hanging_storage_holds_its_thread_without_a_sign_of_life(self, tmp_path: Path) -> None:
+        hang, journal = tmp_path / "hang", tmp_path / "journal"
+        driver = open_driver(f"faulty+file:{tmp_path}/volumes?hang={hang}&journal={journal}", 2)
+        hang.write_text(str(VOLUME))
+        moments = iter(range(100))
+        grant = Grant(uuid4(), Fence(1, 0), 1000.0, clock=lambda: float(next(moments)))
+        progressed = grant.lease.progressed_at
+        creating = asyncio.create_task(driver.create(VOLUME, MIB, grant))
+        async with asyncio.timeout(10):
+            while ("hanging", "create") not in events(journal):
+                await asyncio.sleep(0.001)
+        assert await driver.create(uuid4(), MIB, attempt()) == MIB, "only those hang that are meant"
+        grant.stop(StopReason.LEASE_LOST)
+        assert (creating.done(), grant.lease.progressed_at) == (False, progressed)
+        hang.unlink()
+
+        with pytest.raises(Stopped):
+            await asyncio.wait_for(creating, 10)
+        assert await driver.measure(VOLUME) is None
+        await driver.close()

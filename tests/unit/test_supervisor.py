@@ -1,15 +1,20 @@
 """The life of a worker process: deliver, deliver again when Redis was away, drain on a signal, hurry on a second."""
 
 import asyncio
+import os
 import signal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ReadOnlyError
 
 from domain.jobs.outcomes import Done, Interrupted
+from domain.jobs.queue import QueueRefusesWrites
 from domain.storage.backends import open_driver
+from domain.storage.driver import Grant
 from domain.storage.memory import MemoryDriver
 from tests.unit.worker_fakes import FakeForeman, a_job, a_runner, closed_gate, fake_redis, until
 from worker import supervisor as supervisor_module
@@ -45,11 +50,7 @@ def arq_that_ends(monkeypatch: pytest.MonkeyPatch, *endings: Exception) -> list[
 
     Arq.endings, Arq.lives = list(endings), lives
 
-    def create_worker(settings: dict[str, Any], **more: Any) -> FakeArq:
-        assert more["handle_signals"] is False
-        return Arq()
-
-    monkeypatch.setattr(supervisor_module, "create_worker", create_worker)
+    monkeypatch.setattr(supervisor_module, "Delivery", lambda *_: Arq())
     monkeypatch.setattr(supervisor_module, "_RECONNECT_SECONDS", 0)
     return lives
 
@@ -73,6 +74,29 @@ async def test_it_delivers_again_when_delivery_broke(monkeypatch: pytest.MonkeyP
     await stopped(supervisor, run)
 
     assert len(lives) == 3
+
+
+async def test_redis_refusing_writes_is_said_once_and_then_outlasted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lives = arq_that_ends(monkeypatch, ReadOnlyError("You can't write against a read only replica."))
+    runner, pings = an_idle_runner(), list[None]()
+
+    async def ping() -> None:
+        pings.append(None)
+        if len(pings) < 5:
+            raise QueueRefusesWrites
+        runner.queue.refusals.over()
+
+    monkeypatch.setattr(runner.queue, "ping", ping)
+    supervisor = Supervisor(runner, {}, drain=5)
+    run = asyncio.create_task(supervisor.run())
+    await until(lambda: len(lives) == 2)
+    await stopped(supervisor, run)
+
+    assert len(pings) == 5
+    assert caplog.text.count("redis.refuses_writes") == caplog.text.count("redis.takes_writes_again") == 1
+    assert "REPLICAOF NO ONE" in caplog.text
 
 
 async def test_both_signals_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,6 +164,39 @@ async def test_what_has_not_ended_after_the_drain_is_handed_back(
     await answer
 
     assert foreman.settled == [Interrupted()]
+
+
+class HungDriver(MemoryDriver):
+    """Storage that does not answer before it is told to, and does not hear that it is to stop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = asyncio.Event()
+
+    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
+        await self.answers.wait()
+        return await super().create(volume_id, size, grant)
+
+
+async def test_storage_that_hangs_is_left_and_the_exit_code_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    arq_that_ends(monkeypatch)
+    monkeypatch.setattr(supervisor_module, "_HAND_BACK_SECONDS", 0.01)
+    job, driver = a_job(), HungDriver()
+    runner = a_runner(FakeForeman(job), driver)
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    supervisor = Supervisor(runner, {}, drain=0)
+    run = asyncio.create_task(supervisor.run())
+    answer = asyncio.create_task(runner.answer(job.ring))
+    await until(lambda: job.id in runner.running)
+    await stopped(supervisor, run)
+    driver.answers.set()
+    await answer
+
+    assert left == [os.EX_TEMPFAIL]
+    assert str(job.id) in next(line for line in caplog.text.splitlines() if "worker.leaves" in line)
 
 
 async def test_redis_coming_back_while_draining_brings_no_new_work(

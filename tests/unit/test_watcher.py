@@ -143,3 +143,16 @@ async def test_while_nobody_waits_nobody_looks(monkeypatch: pytest.MonkeyPatch) 
             await asyncio.sleep(0)
 
     assert book.asked == 0
+
+
+async def test_everybody_is_released_at_once_and_nobody_waits_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    never_looks(monkeypatch)
+    watcher = Watcher(Book(monkeypatch), JobQueue(fake_redis()))
+    waiting = [asyncio.create_task(watcher.ended(uuid4(), 3600)) for _ in range(3)]
+    await until(lambda: len(watcher._waiting) == 3)
+    watcher.release()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*waiting)
+        await watcher.ended(uuid4(), 3600)
+
+    assert watcher._waiting == {}

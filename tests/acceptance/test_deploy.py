@@ -1,0 +1,113 @@
+"""Deploys: a worker that is told to stop drains, then hands back; an older one leaves to newer ones what is theirs."""
+
+import asyncio
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from domain.jobs.model import Job
+from domain.services import Services, open_services
+from domain.volumes.growth import Growth
+from domain.volumes.service import NewVolume
+from tests.acceptance import journal
+from tests.acceptance.conftest import Yard
+from tests.acceptance.test_every_arrow import LARGE, SMALL, ended
+from tests.acceptance.test_sleeper import seen
+from tests.inside import working
+
+LONG = "3600"
+
+
+@pytest.fixture
+def log(yard: Yard) -> Path:
+    return yard.folder / "log"
+
+
+def start(yard: Yard, log: Path, module: str = "worker", **more: str) -> subprocess.Popen[bytes]:
+    with log.open("wb") as stderr:
+        return yard.start_worker(module, url=yard.url(gate=yard.gate()), stderr=stderr.fileno(), **more)
+
+
+async def said(log: Path, word: str, times: int = 1) -> None:
+    async with asyncio.timeout(60):
+        while log.read_text().count(word) < times:
+            await asyncio.sleep(0.02)
+
+
+async def held_up(services: Services, yard: Yard, log: Path, drain: str) -> tuple[subprocess.Popen[bytes], Job]:
+    """A worker in the middle of a job, which would go on for as long as the gate is closed."""
+    yard.gate().touch()
+    worker = start(yard, log, CISTERN_DRAIN_SECONDS=drain)
+    job = await services.volumes.request_create(NewVolume("held-up", SMALL))
+    await seen(yard.journal, {"begun"}, worker.pid)
+    return worker, job
+
+
+async def exit_code(process: subprocess.Popen[bytes]) -> int:
+    return await asyncio.to_thread(process.wait, 60)
+
+
+async def test_a_worker_that_is_told_to_stop_ends_its_jobs_and_takes_no_new_ones(yard: Yard, log: Path) -> None:
+    async with open_services(yard.settings) as services, services.watcher.watching():
+        worker, job = await held_up(services, yard, log, LONG)
+        worker.send_signal(signal.SIGTERM)
+        await said(log, "worker.draining")
+        later = await services.volumes.request_create(NewVolume("later", SMALL))
+        yard.gate().unlink()
+        assert await exit_code(worker) == 0
+
+        done, later = await services.jobs.get(job.id), await services.jobs.get(later.id)
+        assert (done.status, done.attempt, done.rings) == ("succeeded", 1, 0)
+        assert (later.status, later.attempt, later.rings) == ("queued", 0, 0)
+        async with working(yard.settings):
+            assert (await ended(services, later.id)).attempt == 1
+
+
+async def test_what_has_not_ended_after_the_draining_is_handed_back_without_an_attempt(yard: Yard, log: Path) -> None:
+    async with open_services(yard.settings) as services, services.watcher.watching():
+        worker, job = await held_up(services, yard, log, "0")
+        worker.send_signal(signal.SIGTERM)
+        assert await exit_code(worker) == 0
+        handed_back = await services.jobs.get(job.id)
+        assert (handed_back.status, handed_back.attempt, handed_back.rings) == ("queued", 0, 1)
+
+        async with working(yard.settings):
+            done = await ended(services, job.id)
+        assert (done.status, done.attempt, done.error) == ("succeeded", 1, None)
+        journal.assert_orderly(yard.journal, done)
+
+
+async def test_a_second_signal_hurries(yard: Yard, log: Path) -> None:
+    async with open_services(yard.settings) as services, services.watcher.watching():
+        worker, job = await held_up(services, yard, log, LONG)
+        worker.send_signal(signal.SIGTERM)
+        await said(log, "worker.draining")
+        worker.send_signal(signal.SIGTERM)
+        assert await exit_code(worker) == 0
+
+        handed_back = await services.jobs.get(job.id)
+        assert (handed_back.status, handed_back.attempt) == ("queued", 0)
+
+
+async def test_a_kind_that_an_older_worker_does_not_know_is_left_to_a_newer_one(yard: Yard, log: Path) -> None:
+    async with open_services(yard.settings) as services, services.watcher.watching():
+        older = start(yard, log, "tests.acceptance.sabotage", SABOTAGE_KIND="volume.expand")
+        volume_id = (await ended(services, (await services.volumes.request_create(NewVolume("v", SMALL))).id)).volume_id
+        assert volume_id is not None
+        began = time.monotonic()
+        job = await services.volumes.request_expand(volume_id, Growth(to=LARGE))
+        await said(log, "UNANSWERED", times=4)
+        swallowed = log.read_text().count("UNANSWERED")
+        patience = yard.settings.lease_seconds / 3
+        assert swallowed <= (time.monotonic() - began) / patience + 2, "it does not spin"
+        waiting = await services.jobs.get(job.id)
+        assert (waiting.status, waiting.attempt, waiting.rings) == ("queued", 0, 0)
+
+        async with working(yard.settings):
+            done = await ended(services, job.id)
+        assert (done.status, done.attempt, done.rings) == ("succeeded", 1, 0)
+        assert all(entry.pid != older.pid for entry in journal.read(yard.journal) if entry.operation == "expand")
+        assert older.poll() is None

@@ -1,0 +1,100 @@
+"""Redis is disposable: the API accepts without it, and workers find every job when there is one again."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from domain.embedded import EmbeddedServers, temporary_data_dir
+from domain.jobs.model import Job
+from domain.jobs.repository import JobFilter
+from domain.paging import PageRequest
+from domain.services import Services, open_services
+from tests.acceptance import journal
+from tests.acceptance.conftest import Yard
+from tests.acceptance.test_every_arrow import SMALL, ended
+
+
+@pytest.fixture
+def own(yard: Yard) -> Iterator[EmbeddedServers]:
+    """A Redis that no other test uses, for the yard."""
+    with temporary_data_dir() as folder, EmbeddedServers(folder, postgres=False, durable=False) as own:
+        yard.settings = yard.settings.model_copy(update={"redis_url": own.redis_url})
+        yield own
+        yard.clear()
+
+
+def post(api: httpx.Client, *names: str) -> None:
+    """Have volumes accepted, each within the client's patience."""
+    answers = [api.post("/api/v1/volumes", json={"name": name, "size": SMALL}) for name in names]
+    assert [answer.status_code for answer in answers] == [202] * len(names)
+
+
+def client(url: str) -> httpx.Client:
+    return httpx.Client(base_url=url, timeout=5, trust_env=False)
+
+
+async def all_ended(services: Services) -> list[Job]:
+    jobs = (await services.jobs.list_jobs(JobFilter(), PageRequest("all"))).items
+    return [await ended(services, job.id) for job in jobs]
+
+
+async def assert_each_once(services: Services, yard: Yard, jobs: list[Job]) -> None:
+    assert {job.status for job in jobs} == {"succeeded"}
+    for job in jobs:
+        journal.assert_orderly(yard.journal, job)
+        assert job.volume_id is not None
+        assert (await services.volumes.get(job.volume_id)).version == job.params["fence"] + 1, "recorded once"
+
+
+async def test_a_redis_that_is_killed_and_comes_back_empty_loses_no_job(yard: Yard, own: EmbeddedServers) -> None:
+    async with open_services(yard.settings) as services, services.watcher.watching():
+        with client(yard.start_api()) as api:
+            worker = yard.start_worker(url=yard.url(delay_ms=100))
+            for life in range(3):
+                post(api, *(f"before-{life}-{number}" for number in range(8)))
+                await asyncio.to_thread(own.kill_redis)
+                post(api, *(f"without-{life}-{number}" for number in range(4)))
+                await asyncio.to_thread(own.restart_redis, empty=True)
+        jobs = await all_ended(services)
+
+        assert len(jobs) == 36
+        await assert_each_once(services, yard, jobs)
+        assert worker.poll() is None
+
+
+async def test_without_redis_from_the_start_all_is_accepted_and_later_done(yard: Yard, own: EmbeddedServers) -> None:
+    own.kill_redis()
+    async with open_services(yard.settings) as services, services.watcher.watching():
+        worker = yard.start_worker()
+        with client(yard.start_api()) as api:
+            assert api.get("/readyz").json()["redis"] == "unavailable"
+            post(api, *(f"v{number}" for number in range(10)))
+            await asyncio.to_thread(own.start_redis)
+            jobs = await all_ended(services)
+            assert api.get("/readyz").json()["redis"] == "ok"
+
+        assert len(jobs) == 10
+        await assert_each_once(services, yard, jobs)
+        assert worker.poll() is None
+
+
+async def test_a_redis_that_hangs_is_no_worse_than_none(yard: Yard, own: EmbeddedServers) -> None:
+    async with open_services(yard.settings) as services, services.watcher.watching():
+        worker = yard.start_worker()
+        with client(yard.start_api()) as api:
+            post(api, "before")
+            os.kill(own.pids["redis"], signal.SIGSTOP)
+            try:
+                post(api, *(f"v{number}" for number in range(3)))
+                assert api.get("/readyz").json()["redis"] == "unavailable"
+            finally:
+                os.kill(own.pids["redis"], signal.SIGCONT)
+        jobs = await all_ended(services)
+
+        assert len(jobs) == 4
+        await assert_each_once(services, yard, jobs)
+        assert worker.poll() is None

@@ -1,0 +1,54 @@
+"""Says which storage work stands still here, and that a worker full of it can do nothing more.
+
+A thread that hangs cannot be ended. It keeps its slot, and its job goes elsewhere when the lease has run out.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Final
+from uuid import UUID
+
+import structlog
+
+from worker.runner import Running
+
+_LOOK_SECONDS: Final = 1.0
+
+log = structlog.get_logger(__name__)
+
+
+class Stalls:
+    """Looks after the jobs at work in this process."""
+
+    def __init__(self, running: Mapping[UUID, Running], *, stall: float, slots: int) -> None:
+        """``stall``: after so many seconds without progress a job counts as stalled."""
+        self._running = running
+        self._stall = stall
+        self._slots = slots
+        self._known: dict[UUID, Running] = {}
+
+    async def watch_for_ever(self) -> None:
+        """Look again and again."""
+        while True:
+            self.look()
+            await asyncio.sleep(min(_LOOK_SECONDS, self._stall / 3))
+
+    def look(self) -> None:
+        """Mark what stands still, and say what is new about it."""
+        for run in self._running.values():
+            run.grant.lease.stalled = time.monotonic() - run.grant.lease.progressed_at > self._stall
+        stalled = {job_id: run for job_id, run in self._running.items() if run.grant.lease.stalled}
+        before, self._known = self._known, stalled
+        for job_id in stalled.keys() - before.keys():
+            self._tell(stalled[job_id])
+        for job_id in before.keys() - stalled.keys():
+            log.info("job.moves_again", job_id=str(job_id))
+        if len(stalled) >= self._slots > len(before):
+            log.error("worker.stuck", jobs=len(stalled), remedy="storage hangs in every slot: mend it, or kill -9 this")
+
+    def _tell(self, run: Running) -> None:
+        job = run.job
+        names = {"job_id": job.id, "volume_id": job.volume_id, "snapshot_id": job.snapshot_id, "backend": job.backend}
+        facts = {name: str(value) for name, value in names.items() if value is not None}
+        log.error("job.stalled", kind=job.kind, seconds=self._stall, **facts)

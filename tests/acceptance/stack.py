@@ -1,9 +1,11 @@
 """The whole of Cistern in processes of its own, with servers of its own that a test may strike down."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ from domain.database import Database
 from domain.embedded import EmbeddedServers, temporary_data_dir
 from domain.migrations import migrate
 from domain.settings import Settings
-from tests.acceptance.conftest import Yard
+from tests.acceptance.conftest import ROOT, Yard
 from tests.acceptance.verdict import watch_closely
 
 WORKERS = 3
@@ -65,6 +67,14 @@ class Stack:
         self.fleet.remove(worker)
         worker.send_signal(signal.SIGTERM)
         return await asyncio.to_thread(worker.wait, 60)
+
+    async def inspect(self) -> list[dict[str, Any]]:
+        """What `cistern check --repair` finds; it must be able to repair all of it."""
+        command = [sys.executable, "-c", "from api.cli import main; main()", "check", "--repair", "--json"]
+        environment = os.environ | self.yard.environment() | {"CISTERN_BACKENDS": f'{{"local": "{self.yard.url()}"}}'}
+        done = await asyncio.to_thread(subprocess.run, command, cwd=ROOT, env=environment, capture_output=True)
+        assert done.returncode == 0, done
+        return [json.loads(line) for line in done.stdout.splitlines()]
 
     async def send_home(self) -> list[int]:
         """End every worker in good order; returns what they said in the end."""

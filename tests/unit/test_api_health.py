@@ -70,7 +70,7 @@ async def test_with_a_redis_that_refuses_writes_it_is_degraded(
     monkeypatch.setattr(fake.queue, "ping", refuse)
     answer = await client.get("/readyz")
 
-    assert answer.json() == {"status": "degraded", "postgresql": "ok", "redis": "refuses-writes"}
+    assert (answer.json()["status"], answer.json()["redis"]) == ("degraded", "refuses-writes")
 
 
 async def test_without_postgresql_it_is_not_ready(fake: FakeServices, client: httpx.AsyncClient) -> None:

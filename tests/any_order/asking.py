@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Final
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from domain.expansion.policy import BulkExpansion, GrowthPolicy
 from domain.jobs.states import RETRYABLE
@@ -37,14 +38,24 @@ class Stage:
         )
         self.loop = asyncio.Runner()
         self.database = Fragile(settings.database_url)
+        self._engine = create_async_engine(settings.database_url, isolation_level="AUTOCOMMIT")
+        self.eyes = self.loop.run(self._open_eyes())
         self.steps = 0
 
     def run(self, coroutine: Coroutine[Any, Any, None]) -> None:
         self.loop.run(coroutine)
 
     def close(self) -> None:
-        self.run(self.database.close())
+        self.run(self._close())
         self.loop.close()
+
+    async def _open_eyes(self) -> AsyncConnection:
+        return await self._engine.connect()
+
+    async def _close(self) -> None:
+        await self.eyes.close()
+        await self._engine.dispose()
+        await self.database.close()
 
 
 class Asking(RuleBasedStateMachine):
@@ -54,7 +65,7 @@ class Asking(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(self.stage.database, self.stage.settings)
+        self.world = World(self.stage.database, self.stage.eyes, self.stage.settings)
         self.services = self.world.services
         self.names = 0
 

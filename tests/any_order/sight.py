@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from domain.database import Database
 from domain.jobs.states import ENDED
 from tests.any_order.stage import Witnessed
 
@@ -51,9 +51,9 @@ class Sight:
     publications: int
 
     @classmethod
-    async def of(cls, database: Database, driver: Witnessed) -> Self:
-        async with database.transaction() as session:
-            found = json.loads(str(await session.scalar(_LOOK)))
+    async def of(cls, eyes: AsyncConnection, driver: Witnessed) -> Self:
+        """``eyes``: a connection that commits by itself, as this is done after each step."""
+        found = json.loads(str(await eyes.scalar(_LOOK)))
         jobs, volumes, snapshots = (_by_id(found[name]) for name in ("jobs", "volumes", "snapshots"))
         items = {(row["job_id"], row["volume_id"]): row for row in found["items"] or ()}
         disk, kept = driver.look()

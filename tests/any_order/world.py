@@ -8,6 +8,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 from uuid_utils.compat import uuid7
 
 from domain.errors import CisternError
@@ -67,8 +68,9 @@ class World:
 
     now: Sight
 
-    def __init__(self, database: Fragile, settings: Settings) -> None:
+    def __init__(self, database: Fragile, eyes: AsyncConnection, settings: Settings) -> None:
         self.database = database
+        self.eyes = eyes
         self.driver = Witnessed()
         self.bell = Bell()
         backends = Backends({"memory": Staged.on(self.driver)}, {"memory": "memory"})
@@ -82,8 +84,8 @@ class World:
 
     async def begin(self, volumes: int, snapshots: int) -> None:
         """Start from nothing but some volumes, each with at most one snapshot."""
+        await self.eyes.execute(_EMPTY)
         async with self.database.transaction() as session:
-            await session.execute(_EMPTY)
             for number in range(volumes):
                 volume = _a_volume(f"there-{number}")
                 session.add(volume)
@@ -94,7 +96,7 @@ class World:
                     session.add(snapshot)
                     self.driver.put(volume.id, volume.size, snapshot.id)
         self.workshops = [self._workshop() for _ in range(WORKERS)]
-        self.now = await Sight.of(self.database, self.driver)
+        self.now = await Sight.of(self.eyes, self.driver)
 
     # --- what users do -----------------------------------------------------------------------------------
 
@@ -153,19 +155,17 @@ class World:
 
     async def pass_time(self) -> None:
         """Let everything be due, and every message be old."""
-        async with self.database.transaction() as session:
-            await session.execute(_TIME_PASSES)
-        self.now = await Sight.of(self.database, self.driver)
+        await self.eyes.execute(_TIME_PASSES)
+        self.now = await Sight.of(self.eyes, self.driver)
 
     async def end_lease(self, job: Row, *, noticed: bool) -> None:
         """Let a lease be over. ``noticed``: by the worker's own clock, too; else that stood still meanwhile."""
-        async with self.database.transaction() as session:
-            await session.execute(_LEASE_IS_OVER, {"id": job["id"]})
+        await self.eyes.execute(_LEASE_IS_OVER, {"id": job["id"]})
         for workshop in self.workshops if noticed else ():
             run = workshop.runner.running.get(UUID(job["id"]))
             if run is not None and run.job.rings == job["rings"]:
                 run.grant.extend(0.0)
-        self.now = await Sight.of(self.database, self.driver)
+        self.now = await Sight.of(self.eyes, self.driver)
 
     async def keep_house(self, step: str, accident: Accident | None = None) -> None:
         foreman = self.workshops[0].foreman
@@ -205,12 +205,17 @@ class World:
             if any(job["kind"] == "bulk.expand" for job in self.now.live()):
                 await self.keep_house("tend")
             await self.ring_everything()
+            await self._answer_all()
+        assert not self.now.live(), f"accepted, and never ended: {self.now.live()}"
+
+    async def _answer_all(self) -> None:
+        """Answer what there is of messages, and those that come meanwhile, as long as there is no end of them."""
+        for _ in range(_ROUNDS):
             for ring in sorted(self.bell.messages):
                 self.bell.messages.discard(ring)
                 await self.deliver(ring, self.workshops[0])
                 for puppet in self.workshops[0].at_work():
                     await self.finish(puppet)
-        assert not self.now.live(), f"accepted, and never ended: {self.now.live()}"
 
     async def wake_all(self) -> None:
         """Wake everybody up who was asleep: nothing changes any more."""
@@ -232,7 +237,7 @@ class World:
 
     async def look(self, cause: Outcome | str | None) -> None:
         """See what has become of everything, and judge."""
-        was, now = self.now, await Sight.of(self.database, self.driver)
+        was, now = self.now, await Sight.of(self.eyes, self.driver)
         for publication in self.driver.publications[was.publications :]:
             if str(publication.subject_id) not in self._loose:
                 laws.of_publishing(publication, was, self._last.get(publication.subject_id))

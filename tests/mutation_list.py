@@ -103,10 +103,7 @@ _LIST: Final = (
         "worker/housekeeping.py",
         '        await self._step("rings.found_lost", self._foreman.ring_lost)\n',
         "",
-        (
-            "tests/unit/test_housekeeping.py",
-            "tests/acceptance/test_every_arrow.py::test_a_ring_that_redis_loses_before_anybody_hears_it_is_rung_again",
-        ),
+        ("tests/unit/test_housekeeping.py::test_a_round_rescues_and_rings",),
     ),
     Mutation(
         "lost-rings-not-missed",

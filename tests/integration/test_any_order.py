@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 from collections.abc import Iterator
+from uuid import UUID
 
 import pytest
 from hypothesis import HealthCheck, Phase, seed
@@ -133,11 +134,14 @@ class AnyOrder(Asking):
         return [job for job in self.jobs() if job["lease_expires_at"] is not None]
 
     @if_any(leased)
-    @rule(which=ANY, noticed=st.booleans(), rescued=st.booleans())
-    def end_a_lease(self, which: int, *, noticed: bool, rescued: bool) -> None:
-        self.do(self.world.end_lease(choose(self.leased(), which), noticed=noticed))
+    @rule(which=ANY, noticed=st.booleans(), rescued=st.booleans(), steps=st.sampled_from([0, 0, 1, 2, 10]))
+    def end_a_lease(self, which: int, *, noticed: bool, rescued: bool, steps: int) -> None:
+        job = choose(self.leased(), which)
+        self.do(self.world.end_lease(job, noticed=noticed))
         if rescued:
             self.rescue()
+        for late in [puppet for puppet in self.puppets() if puppet.name == str(Ring(UUID(job["id"]), job["rings"]))]:
+            self.go_on_with(late, steps)
 
     def rescue(self) -> None:
         for step in ("rescue", "ring_due"):

@@ -92,7 +92,7 @@ _LIST: Final = (
     Mutation(
         "rescue-without-a-ring",
         "the old attempt and the new one could not be told apart",
-        "domain/jobs/leases.py",
+        "domain/jobs/orphans.py",
         "rings=Job.rings + 1,",
         "rings=Job.rings,",
         (f"{RESCUE}test_an_orphan_goes_back_into_the_queue_with_its_attempt_spent", ANY_ORDER),

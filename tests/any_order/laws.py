@@ -5,7 +5,7 @@ from itertools import chain
 
 from domain.expansion.states import FINISHED
 from domain.expansion.states import MOVES as ITEM_MOVES
-from domain.jobs.leases import LAST_CHANCES
+from domain.jobs.orphans import LAST_CHANCES
 from domain.jobs.outcomes import Cancelled, GaveUp, Interrupted, Outcome, RetryAt, Yielded
 from domain.jobs.states import ENDED, MOVES
 from tests.any_order.sight import SNAPSHOT_STATE_OF, STATE_OF, Row, Sight

@@ -56,7 +56,7 @@ class Sight:
         found = json.loads(str(await eyes.scalar(_LOOK)))
         jobs, volumes, snapshots = (_by_id(found[name]) for name in ("jobs", "volumes", "snapshots"))
         items = {(row["job_id"], row["volume_id"]): row for row in found["items"] or ()}
-        disk, kept = driver.look()
+        disk, kept = driver.sizes()
         return cls(jobs, volumes, snapshots, items, disk, kept, len(driver.publications))
 
     def ended(self, job_id: str) -> bool:

@@ -68,7 +68,7 @@ class Witnessed(MemoryDriver):
         super().__init__()
         self.publications: list[Publication] = []
 
-    def look(self) -> tuple[dict[str, int], dict[str, int]]:
+    def sizes(self) -> tuple[dict[str, int], dict[str, int]]:
         """The sizes of the volumes and of the snapshots that there are."""
         volumes = {str(volume_id): size for volume_id, size in self._sizes.items()}
         return volumes, {str(key[1]): size for key, size in self._snapshots.items()}

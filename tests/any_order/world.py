@@ -1,6 +1,5 @@
 """Workers, users and time, and one pair of eyes that looks after every step whether the laws were kept."""
 
-import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from uuid_utils.compat import uuid7
 
 from domain.errors import CisternError
 from domain.jobs.foreman import Foreman
-from domain.jobs.model import Job, Ring, Worker
+from domain.jobs.model import Job, Ring
 from domain.jobs.outcomes import Cancelled, Done, GaveUp, Outcome
 from domain.jobs.retry import RetryPolicy
 from domain.services import Services, compose
@@ -27,6 +26,7 @@ from tests.any_order import laws
 from tests.any_order.puppets import Accident, Puppet
 from tests.any_order.sight import Row, Sight
 from tests.any_order.stage import Bell, Fragile, Publication, Staged, Witnessed, overhear
+from tests.integration.job_builders import a_foreman
 from worker.heartbeat import Heartbeat
 from worker.lanes import Lanes
 from worker.runner import Runner
@@ -44,7 +44,7 @@ _EMPTY: Final = text("TRUNCATE jobs, job_items, volumes, snapshots, workers")
 _TIME_PASSES: Final = text(
     "WITH waiting AS (UPDATE job_items SET due_at = due_at - interval '1 day' WHERE status = 'pending')"
     " UPDATE jobs SET run_at = run_at - interval '2 days', rung_at = rung_at - interval '2 days'"
-    " WHERE status = 'queued'"
+    " WHERE status = 'queued' OR (status = 'running' AND lease_expires_at IS NULL)"
 )
 _LEASE_IS_OVER: Final = text("UPDATE jobs SET lease_expires_at = now() - interval '1 second' WHERE id = :id")
 
@@ -268,7 +268,7 @@ class World:
 
     def _workshop(self) -> Workshop:
         services = self.services
-        foreman = overhear(services.foreman(Worker(id=uuid7(), host="test", pid=os.getpid())))
+        foreman = overhear(a_foreman(services))
         lane = replace(services.handlers["bulk.lane"], do=Lanes(services.chunks).work)
         handlers = services.handlers | {"bulk.lane": lane}
         runner = Runner(foreman, self.bell, handlers, RetryPolicy(RETRY_SECONDS), slots=100)

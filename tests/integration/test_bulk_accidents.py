@@ -21,6 +21,7 @@ from domain.storage.driver import Fence, Grant, Stopped
 from domain.volumes.service import NewVolume
 from tests.bulk import MIB, add_volumes, ended
 from tests.integration.conftest import Working
+from tests.integration.job_builders import a_foreman as one_who_rescues_at_once
 from tests.integration.job_builders import everything, run_out, sql
 
 BY_ONE = GrowthPolicy(by=MIB)
@@ -234,7 +235,7 @@ async def test_a_lane_that_was_rescued_changes_nothing_any_more(services: Servic
     lane, chunks = claim.job, services.chunks
     items = await chunks.claim(lane, 2)
     await run_out(services, lane_id)
-    await foreman.rescue()
+    assert await one_who_rescues_at_once(services).rescue() == 1
     before = await ledger(services)
 
     for late in (chunks.inherit(lane), chunks.claim(lane, 1), chunks.take(lane, items, {}), chunks.cancel_rest(lane)):

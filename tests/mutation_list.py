@@ -98,6 +98,14 @@ _LIST: Final = (
         (f"{RESCUE}test_an_orphan_goes_back_into_the_queue_with_its_attempt_spent", ANY_ORDER),
     ),
     Mutation(
+        "rescue-without-calm",
+        "after an outage of PostgreSQL, live workers would lose their jobs to whoever comes back first",
+        "domain/jobs/foreman.py",
+        "self._sure = is_calm(worker.id, lease=lease) if waits_for_calm else true()",
+        "self._sure = true()",
+        ("tests/integration/test_calm.py::test_a_worker_that_has_just_started_rescues_nobody",),
+    ),
+    Mutation(
         "lost-rings-not-looked-for",
         "what Redis loses would wait for ever",
         "worker/housekeeping.py",

@@ -15,9 +15,10 @@ from domain.settings import Settings
 from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
 from tests.any_order.puppets import Accident
+from tests.any_order.scene import LEASE_SECONDS, MIB
 from tests.any_order.sight import Row
 from tests.any_order.stage import Fragile
-from tests.any_order.world import LEASE_SECONDS, MIB, World, choose
+from tests.any_order.world import World, choose
 
 ANY: Final = st.integers(0, 1000)
 COMMITS: Final = st.sampled_from([None, None, None, Accident.COMMIT_LOST, Accident.ANSWER_LOST])

@@ -23,8 +23,9 @@ from domain.jobs.model import Ring
 from domain.settings import Settings
 from tests.any_order.asking import ANY, COMMITS, Asking, Stage, if_any
 from tests.any_order.puppets import Accident, Puppet
+from tests.any_order.scene import LEASE_SECONDS, WORKERS, Workshop
 from tests.any_order.sight import Row
-from tests.any_order.world import LEASE_SECONDS, WORKERS, Workshop, choose
+from tests.any_order.world import choose
 
 LONG = bool(os.environ.get("CISTERN_LONG"))
 HASTY = bool(os.environ.get("CISTERN_HASTY"))

@@ -17,10 +17,12 @@ from domain.jobs.model import Job, Worker
 from domain.jobs.outcomes import GaveUp, Handed
 from domain.services import Services, open_services
 from domain.settings import Settings
-from domain.storage.driver import Fence, Grant
+from domain.storage.driver import Fence, Grant, Stopped
 from domain.volumes.service import NewVolume
 from tests.bulk import MIB, add_volumes, ended
 from tests.integration.conftest import Working
+from tests.integration.job_builders import a_foreman as one_who_rescues_at_once
+from tests.integration.job_builders import everything, run_out, sql
 
 BY_ONE = GrowthPolicy(by=MIB)
 
@@ -220,3 +222,30 @@ async def test_a_lane_that_is_given_up_leaves_its_items_to_the_next(
         job = await ended(services, job)
 
     assert (job.status, job.succeeded) == ("succeeded", 5)
+
+
+async def test_a_lane_that_was_rescued_changes_nothing_any_more(services: Services) -> None:
+    await add_volumes(services, 3, backend="null")
+    foreman = a_foreman(services)
+    job = await planned(services, foreman, BulkExpansion(BY_ONE, max_concurrent=1))
+    await foreman.settle(job, Handed({}))
+    (lane_id,) = await lanes_of(services, job)
+    claim = await foreman.claim((await services.jobs.get(lane_id)).ring)
+    assert claim is not None
+    lane, chunks = claim.job, services.chunks
+    items = await chunks.claim(lane, 2)
+    await run_out(services, lane_id)
+    assert await one_who_rescues_at_once(services).rescue() == 1
+    before = await ledger(services)
+
+    for late in (chunks.inherit(lane), chunks.claim(lane, 1), chunks.take(lane, items, {}), chunks.cancel_rest(lane)):
+        with pytest.raises(Stopped):
+            await late
+    with pytest.raises(Stopped):
+        await chunks.record(lane, [])
+
+    assert await ledger(services) == before
+
+
+async def ledger(services: Services) -> list[object]:
+    return [*await everything(services), *await sql(services, "SELECT * FROM job_items ORDER BY volume_id")]

@@ -1,0 +1,190 @@
+"""Requests, crashes, late settles, doubled and missing messages, in any order: hypothesis looks for one that breaks.
+
+``CISTERN_LONG=1`` has it look ten times as long, each time elsewhere; ``CISTERN_SEED`` says where to begin.
+``CISTERN_HASTY=1`` looks half as long, and does not look for a smaller find than the first: for `tests.mutations`.
+"""
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from uuid import UUID
+
+import pytest
+from hypothesis import HealthCheck, Phase, seed
+from hypothesis import settings as profile
+from hypothesis import strategies as st
+from hypothesis.stateful import rule, run_state_machine_as_test
+
+import domain.expansion.chunks
+import worker.lanes
+import worker.runner
+from domain.jobs.model import Ring
+from domain.settings import Settings
+from tests.any_order.asking import ANY, COMMITS, Asking, Stage, if_any
+from tests.any_order.puppets import Accident, Puppet
+from tests.any_order.scene import LEASE_SECONDS, WORKERS, Workshop
+from tests.any_order.sight import Row
+from tests.any_order.world import choose
+
+LONG = bool(os.environ.get("CISTERN_LONG"))
+HASTY = bool(os.environ.get("CISTERN_HASTY"))
+STEPS = 20_000 if LONG else 1_000 if HASTY else 2_000
+SEED = int(os.environ.get("CISTERN_SEED") or (secrets.randbelow(2**32) if LONG else 0))
+PROFILE = profile(
+    max_examples=10,
+    stateful_step_count=60,
+    deadline=None,
+    database=None,
+    phases=[Phase.generate] if HASTY else [Phase.generate, Phase.shrink],
+    # An example is dozens of steps on a real PostgreSQL: slow, and no sign of a bad strategy.
+    suppress_health_check=[HealthCheck.too_slow],
+)
+WORKER = st.integers(0, WORKERS - 1)
+FEW_OR_ALL = st.sampled_from([1, 2, 3, 5, 10])
+
+
+class AnyOrder(Asking):
+    """What else may happen: to messages, to workers, and by the passing of time."""
+
+    # --- messages ----------------------------------------------------------------------------------------
+
+    def messages(self) -> list[Ring]:
+        return sorted(self.world.bell.messages)
+
+    @if_any(messages)
+    @rule(which=ANY, worker=WORKER, accident=COMMITS)
+    def deliver(self, which: int, worker: int, accident: Accident | None) -> None:
+        ring = choose(self.messages(), which)
+        self.do(self.world.deliver(ring, self.world.workshops[worker], accident))
+
+    @if_any(messages)
+    @rule(which=ANY, worker=WORKER, steps=st.sampled_from([1, 2, 3, 5, 10]))
+    def deliver_and_go_on(self, which: int, worker: int, steps: int) -> None:
+        workshop = self.world.workshops[worker]
+        self.do(self.world.deliver(choose(self.messages(), which), workshop))
+        self.go_on_with(workshop.puppets[-1], steps)
+
+    @if_any(messages)
+    @rule(which=ANY, workers=st.tuples(WORKER, WORKER))
+    def deliver_twice(self, which: int, workers: tuple[int, int]) -> None:
+        ring = choose(self.messages(), which)
+        for number in workers:
+            self.do(self.world.deliver(ring, self.world.workshops[number]))
+
+    def heard(self) -> list[Ring]:
+        return sorted(self.world.bell.rung - self.world.bell.messages)
+
+    @if_any(heard)
+    @rule(which=ANY, worker=WORKER)
+    def deliver_an_old_one(self, which: int, worker: int) -> None:
+        self.do(self.world.deliver(choose(self.heard(), which), self.world.workshops[worker]))
+
+    @if_any(messages)
+    @rule()
+    def lose_all_messages(self) -> None:
+        self.world.bell.messages.clear()
+
+    # --- workers -----------------------------------------------------------------------------------------
+
+    def puppets(self) -> list[Puppet]:
+        everybody = [puppet for workshop in self.world.workshops for puppet in workshop.at_work()]
+        return everybody + [puppet for puppet in self.world.asleep if not puppet.ended]
+
+    @if_any(puppets)
+    @rule(which=ANY, steps=st.sampled_from([1, 2, 3, 5, 10]), gate=st.integers(0, 2))
+    def go_on(self, which: int, steps: int, gate: int) -> None:
+        self.go_on_with(choose(self.puppets(), which), steps, gate)
+
+    def go_on_with(self, puppet: Puppet, steps: int, gate: int = 0) -> None:
+        for _ in range(steps):
+            if not puppet.ended:
+                self.do(self.world.go_on(puppet, gate=gate))
+
+    @if_any(puppets)
+    @rule(which=ANY, accident=st.sampled_from(Accident), gate=st.integers(0, 2))
+    def go_wrong(self, which: int, accident: Accident, gate: int) -> None:
+        self.do(self.world.go_on(choose(self.puppets(), which), accident, gate=gate))
+
+    def busy(self) -> list[Workshop]:
+        return [workshop for workshop in self.world.workshops if workshop.at_work()]
+
+    @if_any(busy)
+    @rule(which=ANY, rescued=st.booleans())
+    def die_or_fall_asleep(self, which: int, *, rescued: bool) -> None:
+        workshop = choose(self.busy(), which)
+        held = [str(job_id) for job_id in workshop.runner.running]
+        self.world.fall_asleep(workshop)
+        for job in [job for job in self.leased() if rescued and job["id"] in held]:
+            self.do(self.world.end_lease(job, noticed=False))
+        if rescued:
+            self.rescue()
+
+    @if_any(busy)
+    @rule(which=ANY)
+    def shut_down(self, which: int) -> None:
+        self.do(self.world.shut_down(choose(self.busy(), which)))
+
+    @rule(worker=WORKER, accident=COMMITS)
+    def beat(self, worker: int, accident: Accident | None) -> None:
+        self.do(self.world.beat(self.world.workshops[worker], accident))
+
+    # --- time and housekeeping ---------------------------------------------------------------------------
+
+    def leased(self) -> list[Row]:
+        return [job for job in self.jobs() if job["lease_expires_at"] is not None]
+
+    @if_any(leased)
+    @rule(which=ANY, noticed=st.booleans(), rescued=st.booleans(), steps=st.sampled_from([0, 0, 1, 2, 10]))
+    def end_a_lease(self, which: int, *, noticed: bool, rescued: bool, steps: int) -> None:
+        job = choose(self.leased(), which)
+        self.do(self.world.end_lease(job, noticed=noticed))
+        if rescued:
+            self.rescue()
+        for late in [puppet for puppet in self.puppets() if puppet.name == str(Ring(UUID(job["id"]), job["rings"]))]:
+            self.go_on_with(late, steps)
+
+    def rescue(self) -> None:
+        for step in ("rescue", "ring_due"):
+            self.do(self.world.keep_house(step))
+
+    @rule(step=st.sampled_from(["rescue", "tend", "ring_due", "ring_lost"]), accident=COMMITS)
+    def keep_house(self, step: str, accident: Accident | None) -> None:
+        self.do(self.world.keep_house(step, accident))
+
+    @rule()
+    def ring_everything(self) -> None:
+        self.do(self.world.ring_everything())
+
+    def teardown(self) -> None:
+        if not self.world.broken and self.world.workshops:
+            self.do(self.world.drain())
+            self.do(self.world.wake_all())
+        self.stage.run(self.world.strike_the_set())
+
+
+@pytest.fixture
+def stage(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    """The servers, and no part of the product that looks at a clock: examples must go the same way twice."""
+    monkeypatch.setattr(worker.lanes, "_SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(worker.lanes, "_CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(worker.lanes, "_LOOK_SECONDS", LEASE_SECONDS)
+    monkeypatch.setattr(worker.runner, "_SETTLE_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(domain.expansion.chunks, "_PAUSE_SECONDS", 0.0)
+    logging.disable(logging.CRITICAL)  # thousands of lines, of which nobody could say to which step they belong
+    stage = Stage(settings)
+    yield stage
+    stage.close()
+    logging.disable(logging.NOTSET)
+
+
+def test_in_any_order_nothing_is_lost_and_nothing_happens_twice(stage: Stage) -> None:
+    AnyOrder.stage = stage
+    number = SEED
+    while stage.steps < STEPS:
+        try:
+            run_state_machine_as_test(seed(number)(AnyOrder), settings=PROFILE)
+        except BaseException as error:
+            error.add_note(f"CISTERN_SEED={number} goes the same way again.")
+            raise
+        number += 1

@@ -1,0 +1,214 @@
+"""The guards of the promise, each as the mutation that takes it out, and the tests that must notice."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ANY_ORDER: Final = "tests/integration/test_any_order.py::test_in_any_order_nothing_is_lost_and_nothing_happens_twice"
+SETTLING: Final = "tests/integration/test_settling.py::"
+RESCUE: Final = "tests/integration/test_rescue.py::"
+FENCES: Final = "tests/unit/test_storage_contract_fences.py::"
+SLEEPER: Final = "tests/acceptance/test_sleeper.py::"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A change that must not go unnoticed: in ``file`` the one ``text`` becomes ``instead``."""
+
+    name: str
+    why: str
+    file: str
+    text: str
+    instead: str
+    tests: tuple[str, ...]
+
+    def applies_to(self, root: Path) -> bool:
+        """Whether the text is there, once."""
+        return (root / self.file).read_text().count(self.text) == 1
+
+    def make(self, root: Path) -> None:
+        path = root / self.file
+        path.write_text(path.read_text().replace(self.text, self.instead))
+
+
+_LIST: Final = (
+    Mutation(
+        "fence-out",
+        "a sleeper that wakes up would undo what others have done since",
+        "domain/storage/fence.py",
+        "if last is not None and fence < last:",
+        "if last is not None and fence < last and False:",
+        (f"{FENCES}test_a_lower_fence_is_refused_and_changes_nothing", ANY_ORDER),
+    ),
+    Mutation(
+        "ring-out-of-the-claim",
+        "an old message would start an attempt that nobody has asked for",
+        "domain/jobs/leases.py",
+        "Job.id == rung.c.id, Job.rings == rung.c.ring, Job.status",
+        "Job.id == rung.c.id, Job.status",
+        ("tests/integration/test_claims.py::test_another_ring_than_the_present_one_claims_nothing", ANY_ORDER),
+    ),
+    Mutation(
+        "recorded-before-settling",
+        "an attempt that has lost its job would still record its effect",
+        "domain/jobs/foreman.py",
+        """\
+        async with self._database.transaction() as session:
+            settled = await LeaseRepository(session).settle([settlement], worker_id=self._worker.id)
+            if settled:
+                await self._conclude(session, job, outcome)
+""",
+        """\
+        async with self._database.transaction() as session:
+            await self._conclude(session, job, outcome)
+        async with self._database.transaction() as session:
+            settled = await LeaseRepository(session).settle([settlement], worker_id=self._worker.id)
+""",
+        (f"{SETTLING}test_whoever_has_lost_the_job_changes_nothing", ANY_ORDER),
+    ),
+    Mutation(
+        "recorded-after-settling",
+        "a worker killed in between would leave a job that is done and a volume that is stuck",
+        "domain/jobs/foreman.py",
+        """\
+            if settled:
+                await self._conclude(session, job, outcome)
+        if settled and""",
+        """\
+        if settled:
+            async with self._database.transaction() as session:
+                await self._conclude(session, job, outcome)
+        if settled and""",
+        (f"{SETTLING}test_an_effect_that_cannot_be_recorded_leaves_the_job_as_it_was", ANY_ORDER),
+    ),
+    Mutation(
+        "clock-out",
+        "a worker whose lease is over would publish although another may be at it",
+        "domain/storage/driver.py",
+        "if now >= self.lease.deadline:",
+        "if now >= self.lease.deadline and False:",
+        (f"{FENCES}test_an_attempt_past_its_lease_publishes_nothing", ANY_ORDER),
+    ),
+    Mutation(
+        "rescue-without-a-ring",
+        "the old attempt and the new one could not be told apart",
+        "domain/jobs/orphans.py",
+        "rings=Job.rings + 1,",
+        "rings=Job.rings,",
+        (f"{RESCUE}test_an_orphan_goes_back_into_the_queue_with_its_attempt_spent", ANY_ORDER),
+    ),
+    Mutation(
+        "rescue-without-calm",
+        "after an outage of PostgreSQL, live workers would lose their jobs to whoever comes back first",
+        "domain/jobs/foreman.py",
+        "self._sure = is_calm(worker.id, lease=lease) if waits_for_calm else true()",
+        "self._sure = true()",
+        ("tests/integration/test_calm.py::test_a_worker_that_has_just_started_rescues_nobody",),
+    ),
+    Mutation(
+        "lost-rings-not-looked-for",
+        "what Redis loses would wait for ever",
+        "worker/housekeeping.py",
+        '        await self._step("rings.found_lost", self._foreman.ring_lost)\n',
+        "",
+        ("tests/unit/test_housekeeping.py::test_a_round_rescues_and_rings",),
+    ),
+    Mutation(
+        "lost-rings-not-missed",
+        "housekeeping would look for lost messages and find none",
+        "domain/jobs/foreman.py",
+        "missing = await self._queue.missing(waiting) if waiting else []",
+        "missing: list[Ring] = []",
+        (
+            "tests/integration/test_rings.py::test_a_message_that_was_lost_is_rung_again_under_the_same_id",
+            ANY_ORDER,
+        ),
+    ),
+    Mutation(
+        "worker-out-of-settling",
+        "a worker could end what another one is doing",
+        "domain/jobs/leases.py",
+        """\
+                *_leased_by(worker_id),
+            )
+            .values(
+                status=ends.c.status,""",
+        """\
+                Job.status == JobStatus.RUNNING,
+                Job.lease_expires_at.is_not(None),
+            )
+            .values(
+                status=ends.c.status,""",
+        (f"{SETTLING}test_whoever_has_lost_the_job_changes_nothing",),
+    ),
+    Mutation(
+        "held-not-required",
+        "a job would succeed whose volume was in other hands",
+        "domain/volumes/repository.py",
+        "    if missing:\n",
+        "    if missing and False:\n",
+        (f"{SETTLING}test_a_volume_that_is_not_the_jobs_own_is_never_changed",),
+    ),
+    Mutation(
+        "chunk-recorded-by-anybody",
+        "a lane that has lost its lease would go on claiming, taking and recording",
+        "domain/jobs/batches.py",
+        """\
+            Job.rings == lane.rings,
+            Job.worker_id == lane.worker_id,
+            Job.status == JobStatus.RUNNING,
+""",
+        "",
+        ("tests/integration/test_bulk_accidents.py::test_a_lane_that_was_rescued_changes_nothing_any_more",),
+    ),
+    Mutation(
+        "lease-never-extended",
+        "long work would be taken away from a worker that is alive",
+        "domain/jobs/leases.py",
+        """\
+                lease_expires_at=_from_now(lease),
+                version=""",
+        """\
+                version=""",
+        (f"{RESCUE}test_a_renewed_lease_is_no_orphan",),
+    ),
+    Mutation(
+        "grant-never-extended",
+        "long work would stop at the end of its first lease",
+        "worker/heartbeat.py",
+        "            grant.extend(renewed.deadline)\n",
+        "",
+        ("tests/unit/test_heartbeat.py::test_a_beat_extends_every_grant_that_is_still_ours",),
+    ),
+    Mutation(
+        "seal-without-fence",
+        "an attempt that was given up could still publish on a volume that was let go",
+        "domain/storage/file_tree.py",
+        """\
+            refuse_stale(record.read(), grant.fence)
+            record.write(grant.fence)
+            yield""",
+        """\
+            refuse_stale(record.read(), grant.fence)
+            yield""",
+        (f"{FENCES}test_a_lower_fence_is_refused_and_changes_nothing",),
+    ),
+    Mutation(
+        "given-up-without-seal",
+        "a volume would be let go while an earlier attempt may still publish",
+        "worker/runner.py",
+        "            return await self._seal(job, grant, outcome)\n",
+        "            return outcome\n",
+        ("tests/integration/test_ways_out.py::test_an_expansion_that_failed_after_it_was_published_is_adopted",),
+    ),
+    Mutation(
+        "interruption-spends-an-attempt",
+        "a few deploys would fail a long job",
+        "domain/jobs/foreman.py",
+        "error=job.error, give_back=1)",
+        "error=job.error, give_back=0)",
+        (f"{SETTLING}test_an_interrupted_job_gets_its_attempt_back_and_is_rung_at_once", ANY_ORDER),
+    ),
+)
+
+MUTATIONS: Final = {mutation.name: mutation for mutation in _LIST}

@@ -29,7 +29,7 @@ from tests.any_order.world import choose
 
 LONG = bool(os.environ.get("CISTERN_LONG"))
 HASTY = bool(os.environ.get("CISTERN_HASTY"))
-STEPS = 20_000 if LONG else 1_000 if HASTY else 2_000
+STEPS = 10_000 if LONG else 1_000 if HASTY else 2_000
 SEED = int(os.environ.get("CISTERN_SEED") or (secrets.randbelow(2**32) if LONG else 0))
 PROFILE = profile(
     max_examples=10,

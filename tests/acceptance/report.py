@@ -12,8 +12,8 @@ _HEAD = f"""# Faults
 
 Seed {SCALE.seed}, {SCALE.customers} customers, {SCALE.delay_ms} ms for each storage operation.
 
-| storm | jobs | seconds | strikes | 503 | attempts | done again |
-|---|---|---|---|---|---|---|
+| storm | jobs | seconds | strikes | 503 | attempts | done again | signals |
+|---|---|---|---|---|---|---|---|
 """
 
 
@@ -27,7 +27,7 @@ class Report:
     def note(self, storm: str, seconds: float, book: Book, verdict: Verdict) -> None:
         attempts = _words({f"{number}x": jobs for number, jobs in sorted(verdict.attempts.items())})
         cells = [storm, verdict.jobs, f"{seconds:.0f}", _words(book.strikes), book.answers[503], attempts]
-        self.lines.append("| " + " | ".join(map(str, [*cells, verdict.published_again])) + " |\n")
+        self.lines.append("| " + " | ".join(map(str, [*cells, verdict.published_again, _words(verdict.signals)])) + " |\n")
         if self.path is not None:
             self.path.parent.mkdir(exist_ok=True)
             self.path.write_text(_HEAD + "".join(self.lines))

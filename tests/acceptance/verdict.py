@@ -45,6 +45,8 @@ class Verdict:
     jobs: int
     attempts: Counter[int]
     published_again: int
+    #: What the workers have counted: rescued, retried, lost_rings.
+    signals: dict[str, int]
 
 
 async def watch_closely(database: Database) -> None:
@@ -71,7 +73,8 @@ async def judge(database: Database, path: Path, book: Book) -> Verdict:
         await _rows(database, "SELECT * FROM seen_sizes"), await _rows(database, _NAMED_GROWTHS), book.growths
     )
     again = _assert_orderly(journal.read(path), jobs)
-    return Verdict(len(book.accepted), Counter(jobs[UUID(job)]["attempt"] for job in book.accepted), again)
+    signals = {row["name"]: row["value"] for row in await _rows(database, "SELECT * FROM counters ORDER BY name")}
+    return Verdict(len(book.accepted), Counter(jobs[UUID(job)]["attempt"] for job in book.accepted), again, signals)
 
 
 def _assert_all_ended(jobs: dict[UUID, Any], book: Book) -> None:

@@ -27,7 +27,8 @@ class Report:
     def note(self, storm: str, seconds: float, book: Book, verdict: Verdict) -> None:
         attempts = _words({f"{number}x": jobs for number, jobs in sorted(verdict.attempts.items())})
         cells = [storm, verdict.jobs, f"{seconds:.0f}", _words(book.strikes), book.answers[503], attempts]
-        self.lines.append("| " + " | ".join(map(str, [*cells, verdict.published_again, _words(verdict.signals)])) + " |\n")
+        cells += [verdict.published_again, _words(verdict.signals)]
+        self.lines.append("| " + " | ".join(map(str, cells)) + " |\n")
         if self.path is not None:
             self.path.parent.mkdir(exist_ok=True)
             self.path.write_text(_HEAD + "".join(self.lines))

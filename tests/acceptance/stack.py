@@ -51,7 +51,8 @@ class Stack:
         self.add_worker()
 
     def client(self) -> httpx.AsyncClient:
-        limits = httpx.Limits(max_connections=None)
+        # Let go of idle connections before the server does, or a request may cross its goodbye.
+        limits = httpx.Limits(max_connections=None, keepalive_expiry=1)
         return httpx.AsyncClient(base_url=f"{self.address}/api/v1", timeout=60, limits=limits)
 
     async def ready(self) -> None:

@@ -24,6 +24,7 @@ from tests.acceptance.conftest import ROOT, Yard
 from tests.acceptance.verdict import watch_closely
 
 WORKERS = 3
+_LAST_WORDS = 200
 
 
 @dataclass
@@ -114,6 +115,10 @@ async def standing(*, workers: int = WORKERS, delay_ms: int = 20, **settings: An
                 stack.add_worker()
             await asyncio.to_thread(stack.start_api)
             yield stack
+        except BaseException:
+            lines = (folder / "log").read_text(errors="replace").splitlines()
+            sys.stderr.write("\n".join(["The last words of the stack:", *lines[-_LAST_WORDS:], ""]))
+            raise
         finally:
             await database.close()
             yard.clear()

@@ -6,7 +6,7 @@ from itertools import chain
 from domain.expansion.states import FINISHED
 from domain.expansion.states import MOVES as ITEM_MOVES
 from domain.jobs.orphans import LAST_CHANCES
-from domain.jobs.outcomes import Cancelled, GaveUp, Interrupted, Outcome, RetryAt, Yielded
+from domain.jobs.outcomes import Cancelled, GaveUp, Interrupted, Outcome, RetryIn, Yielded
 from domain.jobs.states import ENDED, MOVES
 from tests.any_order.sight import SNAPSHOT_STATE_OF, STATE_OF, Row, Sight
 from tests.any_order.stage import SEALS, Publication
@@ -111,7 +111,7 @@ def _attempts_left(attempt: int, cause: Outcome | str | None) -> int:
             return attempt - 1
         case Yielded():
             return 0
-        case RetryAt(free=free):
+        case RetryIn(free=free):
             return attempt - int(free)
     raise AssertionError(f"nothing puts a job back into the queue by {cause}")
 

@@ -25,7 +25,6 @@ PAGE: Final = 1000
 SILENT_LEASES: Final = 10
 _START: Final = "start a worker"
 _LEASED: Final = "a worker is at it: check again when it has ended"
-_CLOSE_AT_ONCE: Final = 5000
 NOT_IN_HAND: Final = {
     "code": "not-in-hand",
     "detail": "The job did not have what it was about; an inspection ended it.",
@@ -114,9 +113,7 @@ class Bookkeeping:
 
     async def _close_some(self, job_id: UUID, was: ItemStatus) -> int:
         async with self._database.transaction() as session:
-            closed = await Ledger(session).close(
-                job_id, was=was, status=ItemStatus.FAILED, code=ItemCode.LANES_LOST, limit=_CLOSE_AT_ONCE
-            )
+            closed = await Ledger(session).close(job_id, was=was, status=ItemStatus.FAILED, code=ItemCode.LANES_LOST)
         return len(closed)
 
     async def _live(self, after: UUID | None) -> list[JobState]:

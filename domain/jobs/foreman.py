@@ -20,6 +20,7 @@ from domain.jobs.model import Job, Ring, Worker
 from domain.jobs.orphans import OrphanRepository, is_calm
 from domain.jobs.outcomes import Cancelled, Done, GaveUp, Handed, Interrupted, Outcome, RetryIn, Superseded, Yielded
 from domain.jobs.queue import JobQueue
+from domain.jobs.rings import RingRepository
 from domain.jobs.signals import CounterName, SignalRepository, Tally
 from domain.jobs.states import JobStatus
 
@@ -165,7 +166,7 @@ class Foreman:
     async def ring_due(self) -> int:
         """Ring the jobs whose time has come. Returns how many."""
         async with self._database.transaction() as session:
-            due = await LeaseRepository(session).due(_PAGE)
+            due = await RingRepository(session).due(_PAGE)
         await self._queue.ring(due)
         return len(due)
 
@@ -178,7 +179,7 @@ class Foreman:
         lost = 0
         for _ in range(_PAGES):
             async with self._database.transaction() as session:
-                waiting = await LeaseRepository(session).rung_before(self._ring_patience, _PAGE)
+                waiting = await RingRepository(session).rung_before(self._ring_patience, _PAGE)
             missing = await self._queue.missing(waiting) if waiting else []
             await self._queue.ring(missing)
             lost += len(missing)

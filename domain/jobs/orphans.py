@@ -31,9 +31,16 @@ class OrphanRepository:
     async def rescue(self, limit: int, *, sure: ColumnElement[bool]) -> Sequence[UUID]:
         """Put orphans (their lease is over) back into the queue; the attempt stays spent. Returns their ids."""
         orphans = _orphans(sure).where(~_hopeless()).limit(limit).with_for_update(skip_locked=True)
+        return await self._requeue(Job.id.in_(orphans))
+
+    async def put_back(self, job_id: UUID) -> None:
+        """Do the same with one that the caller has found and locked."""
+        await self._requeue(Job.id == job_id)
+
+    async def _requeue(self, condition: ColumnElement[bool]) -> Sequence[UUID]:
         query = (
             update(Job)
-            .where(Job.id.in_(orphans))
+            .where(condition)
             .values(
                 status=JobStatus.QUEUED,
                 version=Job.version + 1,

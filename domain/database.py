@@ -8,13 +8,14 @@ import enum
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
+    ColumnElement,
     DateTime,
     Enum,
     MetaData,
@@ -95,6 +96,11 @@ def given_rows(rows: Iterable[Mapping[str, Any]], **columns: TypeEngine[Any]) ->
         .table_valued(*(column(name, type_) for name, type_ in columns.items()))
         .render_derived(name="given", with_types=True)
     )
+
+
+def from_now(seconds: float) -> ColumnElement[Any]:
+    """A moment by PostgreSQL's clock; before now, if ``seconds`` are less than nothing."""
+    return func.now() + literal(timedelta(seconds=seconds))
 
 
 def in_transaction() -> bool:

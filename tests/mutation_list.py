@@ -166,7 +166,7 @@ _LIST: Final = (
         "long work would be taken away from a worker that is alive",
         "domain/jobs/leases.py",
         """\
-                lease_expires_at=_from_now(lease),
+                lease_expires_at=from_now(lease),
                 version=""",
         """\
                 version=""",

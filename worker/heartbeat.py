@@ -1,7 +1,6 @@
 """Says that this worker is alive and at its jobs, and hears which of them are to end."""
 
 import asyncio
-import time
 from collections.abc import Mapping
 from typing import Final
 from uuid import UUID
@@ -66,7 +65,7 @@ class Heartbeat:
         Raises:
             DatabaseUnavailable: nothing was extended; the grants run out by themselves.
         """
-        asked = {job_id: run for job_id, run in self._running.items() if not self._has_stalled(run)}
+        asked = {job_id: run for job_id, run in self._running.items() if not run.grant.lease.stands_still(self._stall)}
         self._has_faltered = False
         renewed = await self._foreman.renew(asked, _progress(asked))
         self._is_beating = not self._has_faltered  # housekeeping may have found PostgreSQL away meanwhile
@@ -78,9 +77,6 @@ class Heartbeat:
         for job_id in renewed.lost:  # somebody else's by now, or settled while we asked
             asked[job_id].grant.stop(StopReason.LEASE_LOST)
         self._is_complete = len(renewed.renewals) + len(renewed.lost) == len(asked)
-
-    def _has_stalled(self, run: Running) -> bool:
-        return time.monotonic() - run.grant.lease.progressed_at > self._stall
 
 
 def _progress(running: Mapping[UUID, Running]) -> dict[UUID, Progress]:

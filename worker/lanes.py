@@ -28,6 +28,8 @@ _CHUNK_SECONDS: Final = 0.5
 _FIRST_CHUNK: Final = 4
 _MAX_CHUNK: Final = 1000
 _LOOK_SECONDS: Final = 1.0
+#: Of so many lanes a worker remembers how large their chunks were.
+_REMEMBERED: Final = 100
 
 log = structlog.get_logger(__name__)
 
@@ -61,9 +63,15 @@ class Lanes:
                 seconds = await self._carry_out(job, items, grant, cancelled)
                 limit = _next_limit(len(items), seconds, job.params["slots"])
                 if time.monotonic() >= ends:
-                    self._limits[job.id] = limit
+                    self._remember(job.id, limit)
                     return Yielded()
                 items = ()
+
+    def _remember(self, lane_id: UUID, limit: int) -> None:
+        """Lanes whose next slice is another worker's never come for theirs: the oldest are forgotten."""
+        self._limits[lane_id] = limit
+        if len(self._limits) > _REMEMBERED:
+            del self._limits[next(iter(self._limits))]
 
     async def _carry_out(self, job: Job, items: Sequence[Item], grant: Grant, cancelled: asyncio.Event) -> float:
         """Take, grow and record a chunk. Returns how many seconds the growing took, by which the next one is sized.

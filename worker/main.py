@@ -22,7 +22,7 @@ from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.model import Ring, Worker
 from domain.jobs.queue import FUNCTION_NAME, QUEUE_NAME, JobQueue, deserialize, serialize
 from domain.logs import configure_logging
-from domain.services import open_services
+from domain.services import Handler, Services, open_services
 from domain.settings import Settings, load_settings, require_servers
 from worker.heartbeat import Heartbeat
 from worker.housekeeping import Housekeeping
@@ -53,14 +53,18 @@ async def shut_down(ctx: dict[str, Any]) -> None:
     await ctx["closing"].aclose()
 
 
+def handlers(services: Services) -> dict[str, Handler]:
+    """The domain's table, with what is the worker's own work in it."""
+    lane = replace(services.handlers["bulk.lane"], do=Lanes(services.chunks).work)
+    return services.handlers | {"bulk.lane": lane}
+
+
 @asynccontextmanager
 async def workshop(settings: Settings) -> AsyncIterator[Runner]:
     """Have a runner, a heartbeat and housekeeping at work as long as the block lasts."""
     async with open_services(settings) as services:
         foreman = services.foreman(Worker(id=uuid7(), host=socket.gethostname(), pid=os.getpid()))
-        lane = replace(services.handlers["bulk.lane"], do=Lanes(services.chunks).work)
-        handlers = services.handlers | {"bulk.lane": lane}
-        runner = Runner(foreman, services.queue, handlers, services.retry_policy, slots=settings.max_jobs)
+        runner = Runner(foreman, services.queue, handlers(services), services.retry_policy, slots=settings.max_jobs)
         heartbeat = Heartbeat(foreman, runner.running, lease=settings.lease_seconds, stall=settings.stall_seconds)
         housekeeping = Housekeeping(
             foreman, heartbeat, services.expansion.tend, services.retention.prune, interval=settings.sweep_seconds

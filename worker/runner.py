@@ -17,7 +17,7 @@ from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.foreman import Claim, Foreman
 from domain.jobs.model import Job, Ring
 from domain.jobs.orphans import LAST_CHANCES
-from domain.jobs.outcomes import Cancelled, GaveUp, Interrupted, Outcome, Payload, RetryAt, Superseded
+from domain.jobs.outcomes import Cancelled, GaveUp, Interrupted, Outcome, Payload, RetryIn, Superseded
 from domain.jobs.queue import JobQueue
 from domain.jobs.retry import WORKER_LOST, RetryPolicy, describe
 from domain.services import Handler
@@ -198,7 +198,7 @@ class Runner:
         except TransientStorageError as error:
             # Until earlier attempts are shut out the volume should not be let go; but not for ever.
             if job.attempt < job.max_attempts + LAST_CHANCES:
-                return RetryAt(self._retry_policy.delay(job.attempt), describe(error))
+                return RetryIn(self._retry_policy.delay(job.attempt), describe(error))
             found = None
         except CisternError as error:  # of the storage, or a backend that is configured no more
             log.warning("storage.unknown", error=error.message)

@@ -4,7 +4,6 @@ A thread that hangs cannot be ended. It keeps its slot, and its job goes elsewhe
 """
 
 import asyncio
-import time
 from collections.abc import Mapping
 from typing import Final
 from uuid import UUID
@@ -37,7 +36,7 @@ class Stalls:
     def look(self) -> None:
         """Mark what stands still, and say what is new about it."""
         for run in self._running.values():
-            run.grant.lease.stalled = time.monotonic() - run.grant.lease.progressed_at > self._stall
+            run.grant.lease.stalled = run.grant.lease.stands_still(self._stall)
         stalled = {job_id: run for job_id, run in self._running.items() if run.grant.lease.stalled}
         before, self._known = self._known, stalled
         for job_id in stalled.keys() - before.keys():

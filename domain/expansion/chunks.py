@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.database import Database
 from domain.errors import CisternError
-from domain.expansion.ledger import Entry, Lane, Ledger
+from domain.expansion.ledger import CLOSED_AT_ONCE, Entry, Lane, Ledger
 from domain.expansion.model import Item
 from domain.expansion.policy import GrowthPolicy
 from domain.expansion.states import Code, ItemStatus
@@ -31,7 +31,6 @@ from domain.volumes.states import BUSY, VolumeState
 
 _TRIES: Final = 3
 _PAUSE_SECONDS: Final = 0.2
-_CLOSE_AT_ONCE: Final = 5000
 
 log = structlog.get_logger(__name__)
 
@@ -184,12 +183,10 @@ class Chunks:
         await self._close_rest(job, ItemStatus.FAILED, Code.LANES_LOST)
 
     async def _close_rest(self, job: Job, status: ItemStatus, code: Code) -> None:
-        closed = _CLOSE_AT_ONCE
-        while closed == _CLOSE_AT_ONCE:
+        closed = CLOSED_AT_ONCE
+        while closed == CLOSED_AT_ONCE:
             async with self._held(job) as (session, lane):
-                items = await Ledger(session).close(
-                    lane.job_id, was=ItemStatus.PENDING, status=status, code=code, limit=_CLOSE_AT_ONCE
-                )
+                items = await Ledger(session).close(lane.job_id, was=ItemStatus.PENDING, status=status, code=code)
                 closed = len(items)
                 ended = await self._tally(session, lane, items)
         await self._announce(lane, ended=ended)

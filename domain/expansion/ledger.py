@@ -34,6 +34,8 @@ from domain.volumes.model import Volume
 
 #: A plan over a million volumes is one statement of some ten seconds.
 _PLAN_SECONDS: Final = 50
+#: So many items are finished by one statement that nobody will work on any more.
+CLOSED_AT_ONCE: Final = 5000
 #: How long a busy volume is left alone before it is tried again: at first, and at most (seconds).
 _BUSY_PAUSE: Final = (1.0, 10.0)
 
@@ -176,13 +178,11 @@ class Ledger:
         )
         return len(tired)
 
-    async def close(
-        self, job_id: UUID, *, was: ItemStatus, status: ItemStatus, code: Code, limit: int
-    ) -> Sequence[Item]:
-        """Finish up to ``limit`` items that nobody will work on any more; returns them."""
+    async def close(self, job_id: UUID, *, was: ItemStatus, status: ItemStatus, code: Code) -> Sequence[Item]:
+        """Finish up to `CLOSED_AT_ONCE` items that nobody will work on any more; returns them."""
         some = select(Item.volume_id).where(Item.job_id == job_id, Item.status == was)
         query = update(Item).where(
-            Item.job_id == job_id, Item.volume_id.in_(some.limit(limit).with_for_update(skip_locked=True))
+            Item.job_id == job_id, Item.volume_id.in_(some.limit(CLOSED_AT_ONCE).with_for_update(skip_locked=True))
         )
         return await self._returned(query.values(status=status, code=code))
 

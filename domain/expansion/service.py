@@ -32,7 +32,6 @@ LANE: Final = "bulk.lane"
 _MAX_LANES: Final = 8
 _LANE_ATTEMPTS: Final = 3
 _PREVIEW_LIMIT: Final = 1000
-_CLOSE_AT_ONCE: Final = 5000
 
 
 @dataclass(frozen=True)
@@ -214,9 +213,7 @@ class ExpansionService:
         await BatchRepository(session).tally(job.id, failed=len(claimed) + len(pending))
 
     async def _lose(self, session: AsyncSession, job: Job, was: ItemStatus) -> Sequence[Item]:
-        return await Ledger(session).close(
-            job.id, was=was, status=ItemStatus.FAILED, code=Code.LANES_LOST, limit=_CLOSE_AT_ONCE
-        )
+        return await Ledger(session).close(job.id, was=was, status=ItemStatus.FAILED, code=Code.LANES_LOST)
 
     async def _add_lanes(self, session: AsyncSession, job: Job, *, last: bool = False) -> list[Job]:
         """Share ``max_concurrent`` out among the lanes; the sum of their slots is the whole fleet's.

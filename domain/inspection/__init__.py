@@ -1,5 +1,8 @@
 """Inspection: do rows, ledger and disk agree? Says what does not, and mends what is safe to mend.
 
+Four looks, in the order of `service`: `live_jobs` and `ledgers` (rows among themselves), `shelves` (rows against their
+backends, by `judgement`), `strays` (backends against rows). `mending` is the hand that changes volumes and snapshots.
+
     data-missing       a volume at rest, or a snapshot, has no data    ▶ `error`, if the disk knows that it was deleted
     size-differs       row and disk tell different sizes               ▶ what is on the disk
     fence-behind       the disk has seen later attempts than the row   ▶ version (and the job's fence) above the disk's

@@ -14,21 +14,20 @@ _LEASED: Final = "a worker is at it: check again when its job has ended"
 _PUT_BACK: Final = "is the backend mounted? else put the file back, or delete it here too"
 _NO_SIZE: Final = f"a size must be between 1 and {MAX_SIZE}: look into the file"
 
-#: Where a volume or a snapshot comes to rest when no job will let it go any more.
-WAYS_OUT: Final[dict[bool, dict[str, VolumeState | SnapshotState]]] = {
-    True: {
-        VolumeState.CREATING: VolumeState.ERROR,
-        VolumeState.EXPANDING: VolumeState.AVAILABLE,
-        VolumeState.SNAPSHOTTING: VolumeState.AVAILABLE,
-        VolumeState.RESTORING: VolumeState.AVAILABLE,
-        VolumeState.DELETING: VolumeState.ERROR,
-    },
-    False: {
-        SnapshotState.TAKING: SnapshotState.ERROR,
-        SnapshotState.RESTORING: SnapshotState.READY,
-        SnapshotState.CLONING: SnapshotState.READY,
-        SnapshotState.DELETING: SnapshotState.ERROR,
-    },
+#: Where a volume comes to rest when no job will let it go any more.
+_WAYS_OUT: Final[dict[str, VolumeState]] = {
+    VolumeState.CREATING: VolumeState.ERROR,
+    VolumeState.EXPANDING: VolumeState.AVAILABLE,
+    VolumeState.SNAPSHOTTING: VolumeState.AVAILABLE,
+    VolumeState.RESTORING: VolumeState.AVAILABLE,
+    VolumeState.DELETING: VolumeState.ERROR,
+}
+#: The same for a snapshot.
+_SNAPSHOT_WAYS_OUT: Final[dict[str, SnapshotState]] = {
+    SnapshotState.TAKING: SnapshotState.ERROR,
+    SnapshotState.RESTORING: SnapshotState.READY,
+    SnapshotState.CLONING: SnapshotState.READY,
+    SnapshotState.DELETING: SnapshotState.ERROR,
 }
 
 
@@ -41,10 +40,10 @@ def judge(seen: Seen, stored: Stored | None) -> list[Finding]:
 
 def way_out(seen: Seen, size: int | None, *, knows_sizes: bool) -> VolumeState | SnapshotState:
     """Where a stranded row comes to rest, given the size found; without data it is never usable."""
-    state = WAYS_OUT[seen.is_volume].get(seen.state, seen.state)
     if knows_sizes and size is None:
         return VolumeState.ERROR if seen.is_volume else SnapshotState.ERROR
-    return state
+    ways_out = _WAYS_OUT if seen.is_volume else _SNAPSHOT_WAYS_OUT
+    return ways_out.get(seen.state, seen.state)
 
 
 def fits(size: int | None) -> bool:

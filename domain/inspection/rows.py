@@ -22,6 +22,8 @@ from domain.volumes.model import Volume
 from domain.volumes.states import IDLE as VOLUME_IDLE
 from domain.volumes.states import VolumeState
 
+#: So many volumes or jobs are looked at together.
+PAGE: Final = 1000
 CLONE: Final = "snapshot.clone"
 #: Kinds that publish the snapshot; all others publish the volume that they have.
 OF_THE_SNAPSHOT: Final = frozenset({"snapshot.take", "snapshot.delete"})

@@ -3,8 +3,9 @@
 from collections.abc import AsyncIterator
 
 from domain.database import Database
-from domain.inspection.bookkeeping import Bookkeeping
 from domain.inspection.findings import Finding, Report
+from domain.inspection.ledgers import Ledgers
+from domain.inspection.live_jobs import LiveJobs
 from domain.inspection.mending import Mending
 from domain.inspection.shelves import Shelves
 from domain.inspection.strays import Strays
@@ -17,9 +18,10 @@ class Inspection:
 
     def __init__(self, database: Database, backends: Backends, kinds: Kinds, *, lease: float) -> None:
         """``lease`` in seconds: how long a silent worker keeps its jobs."""
-        mending = Mending(database, backends)
-        self._bookkeeping = Bookkeeping(database, kinds, lease=lease)
-        self._database, self._backends, self._mending = database, backends, mending
+        self._database = database
+        self._backends = backends
+        self._kinds = kinds
+        self._lease = lease
 
     async def report(self, *, repair: bool = False) -> Report:
         """Look at everything, and mend what is safe to mend if ``repair`` is asked for.
@@ -34,9 +36,17 @@ class Inspection:
 
     async def findings(self, report: Report, *, repair: bool = False) -> AsyncIterator[Finding]:
         """Tell each finding as it is made; ``report`` counts what was looked at, and collects nothing else."""
-        shelves = Shelves(self._database, self._backends, self._mending)
-        strays = Strays(self._database, self._backends, self._mending)
-        rounds = (self._bookkeeping.jobs, self._bookkeeping.ledgers, shelves.findings, strays.findings)
-        for look in rounds:
-            async for finding in look(report, repair=repair):
+        for look in self._looks():
+            async for finding in look.findings(report, repair=repair):
                 yield finding
+
+    def _looks(self) -> tuple[LiveJobs, Ledgers, Shelves, Strays]:
+        """What there is to look through, in this order."""
+        database, backends = self._database, self._backends
+        mending = Mending(database, backends)
+        return (
+            LiveJobs(database, self._kinds, lease=self._lease),
+            Ledgers(database),
+            Shelves(database, backends, mending),
+            Strays(database, backends, mending),
+        )

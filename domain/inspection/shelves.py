@@ -11,12 +11,11 @@ from domain.errors import CisternError
 from domain.inspection.findings import MENDS, Code, Finding, Report, snapshot, volume
 from domain.inspection.judgement import fits, judge
 from domain.inspection.mending import Mending
-from domain.inspection.rows import InspectionRepository, Seen, Shelf
+from domain.inspection.rows import PAGE, InspectionRepository, Seen, Shelf
 from domain.storage.backends import Backends
 from domain.storage.driver import Leftover, Sighting, Stored
 from domain.volumes.states import VolumeState
 
-PAGE: Final = 1000
 AT_ONCE: Final = 8
 _LATER: Final = "check again when its volume is at rest"
 _LAST_BYTES: Final = "may be the last of a volume whose row is still there: look into it before it is swept"

@@ -9,11 +9,10 @@ from domain.errors import CisternError
 from domain.inspection.findings import MENDS, Code, Finding, Report, volume
 from domain.inspection.judgement import fits
 from domain.inspection.mending import Mending
-from domain.inspection.rows import InspectionRepository
+from domain.inspection.rows import PAGE, InspectionRepository
 from domain.storage.backends import Backends
 from domain.storage.driver import Sighting
 
-PAGE: Final = 1000
 _BY_HAND: Final = "look into it; it is left alone"
 
 

@@ -4,7 +4,6 @@ Takes a session, never commits. The parent's row is always locked last.
 """
 
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -13,11 +12,12 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
+from domain.database import from_now
 from domain.jobs.model import Job
 from domain.jobs.states import LIVE, JobStatus
 
-#: For how long a job is left alone that could not be given new lanes; others have their turn meanwhile.
-_PUT_OFF: Final = timedelta(seconds=60)
+#: For how long a job is left alone that could not be given new lanes (seconds); others have their turn meanwhile.
+_PUT_OFF: Final = 60.0
 
 
 class BatchRepository:
@@ -93,7 +93,7 @@ class BatchRepository:
     async def put_off(self, job_id: UUID) -> None:
         """Come back later to a job that could not be given lanes; unless it is locked."""
         job = _forsaken().with_only_columns(Job.id).where(Job.id == job_id).with_for_update(skip_locked=True)
-        query = update(Job).where(Job.id.in_(job)).values(run_at=func.now() + _PUT_OFF)
+        query = update(Job).where(Job.id.in_(job)).values(run_at=from_now(_PUT_OFF))
         await self._session.execute(query.execution_options(synchronize_session=False))
 
 

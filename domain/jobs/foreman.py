@@ -18,8 +18,9 @@ from domain.jobs.kinds import Kinds
 from domain.jobs.leases import LeaseRepository, Progress, Renewal, Settlement
 from domain.jobs.model import Job, Ring, Worker
 from domain.jobs.orphans import OrphanRepository, is_calm
-from domain.jobs.outcomes import Cancelled, Done, GaveUp, Handed, Interrupted, Outcome, RetryAt, Superseded, Yielded
+from domain.jobs.outcomes import Cancelled, Done, GaveUp, Handed, Interrupted, Outcome, RetryIn, Superseded, Yielded
 from domain.jobs.queue import JobQueue
+from domain.jobs.rings import RingRepository
 from domain.jobs.signals import CounterName, SignalRepository, Tally
 from domain.jobs.states import JobStatus
 
@@ -96,7 +97,7 @@ class Foreman:
             settled = await LeaseRepository(session).settle([settlement], worker_id=self._worker.id)
             if settled:
                 await self._conclude(session, job, outcome)
-        if settled and isinstance(outcome, RetryAt) and not outcome.free:
+        if settled and isinstance(outcome, RetryIn) and not outcome.free:
             self._tally.add(CounterName.RETRIED)
         if settled and isinstance(outcome, Interrupted | Yielded | Handed):
             with suppress(DatabaseUnavailable):  # it is settled; housekeeping rings what we could not
@@ -165,7 +166,7 @@ class Foreman:
     async def ring_due(self) -> int:
         """Ring the jobs whose time has come. Returns how many."""
         async with self._database.transaction() as session:
-            due = await LeaseRepository(session).due(_PAGE)
+            due = await RingRepository(session).due(_PAGE)
         await self._queue.ring(due)
         return len(due)
 
@@ -178,7 +179,7 @@ class Foreman:
         lost = 0
         for _ in range(_PAGES):
             async with self._database.transaction() as session:
-                waiting = await LeaseRepository(session).rung_before(self._ring_patience, _PAGE)
+                waiting = await RingRepository(session).rung_before(self._ring_patience, _PAGE)
             missing = await self._queue.missing(waiting) if waiting else []
             await self._queue.ring(missing)
             lost += len(missing)
@@ -212,7 +213,7 @@ def _settlement(job: Job, outcome: Outcome) -> Settlement | None:
             return Settlement(job.id, job.rings, JobStatus.RUNNING)
         case Yielded(delay):
             return Settlement(job.id, job.rings, JobStatus.QUEUED, delay=delay, give_back=job.attempt)
-        case RetryAt(delay, error, free):
+        case RetryIn(delay, error, free):
             return Settlement(job.id, job.rings, JobStatus.QUEUED, error=error, delay=delay, give_back=int(free))
         case GaveUp(error):
             return Settlement(job.id, job.rings, JobStatus.FAILED, error=error)

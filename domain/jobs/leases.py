@@ -1,4 +1,4 @@
-"""What workers and housekeeping ask of the job table: claims, leases, settlements, rings. Each takes many rows at once.
+"""What workers ask of the job table: claims, leases, settlements. Each takes many rows at once.
 
 Takes a session, never commits. All times are PostgreSQL's, so that the clocks of the workers do not matter.
 """
@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, TableValuedAlias, Uuid, case, delete, func
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.database import given_rows, words
+from domain.database import from_now, given_rows, words
 from domain.jobs.model import Job, Ring, Worker
 from domain.jobs.outcomes import Payload
 from domain.jobs.states import ENDED, JobStatus
@@ -73,7 +73,7 @@ class LeaseRepository:
                 version=Job.version + 1,
                 attempt=Job.attempt + 1,
                 worker_id=worker_id,
-                lease_expires_at=_from_now(lease),
+                lease_expires_at=from_now(lease),
                 started_at=func.coalesce(Job.started_at, func.now()),
             )
             .returning(Job)
@@ -134,7 +134,7 @@ class LeaseRepository:
             update(Job)
             .where(Job.id == asked.c.id, Job.id.in_(free), *_leased_by(worker_id))
             .values(
-                lease_expires_at=_from_now(lease),
+                lease_expires_at=from_now(lease),
                 version=Job.version + case((moved, 1), else_=0),
                 **_progress(done, total),
             )
@@ -154,7 +154,7 @@ class LeaseRepository:
         ``afresh`` where there was a gap that PostgreSQL did not see: the worker did, or it has just begun.
         """
         row = {"id": worker.id, "host": worker.host, "pid": worker.pid, "renews_within": renews_within(lease)}
-        gap = literal(afresh) | (Worker.heartbeat_at < _from_now(-lease))
+        gap = literal(afresh) | (Worker.heartbeat_at < from_now(-lease))
         again = {
             "heartbeat_at": func.now(),
             "steady_since": case((gap, func.now()), else_=Worker.steady_since),
@@ -165,33 +165,6 @@ class LeaseRepository:
     async def forget_worker(self, worker_id: UUID) -> None:
         """Strike a worker off that has said goodbye."""
         await self._session.execute(delete(Worker).where(Worker.id == worker_id))
-
-    # --- what housekeeping does --------------------------------------------------------------------------
-
-    async def due(self, limit: int) -> Sequence[Ring]:
-        """Take queued jobs whose time has come and that have not been rung, and note that they are being rung."""
-        return await self._note_rung(Job.rung_at.is_(None), Job.run_at, limit)
-
-    async def rung_before(self, age: float, limit: int) -> Sequence[Ring]:
-        """Take queued jobs that were rung over ``age`` seconds ago, longest ago first, and note them as seen now."""
-        return await self._note_rung(Job.rung_at < _from_now(-age), Job.rung_at, limit)
-
-    async def _note_rung(self, condition: ColumnElement[bool], order: Any, limit: int) -> Sequence[Ring]:
-        waiting = (
-            select(Job.id)
-            .where(Job.status == JobStatus.QUEUED, Job.run_at <= func.now(), condition)
-            .order_by(order)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-        )
-        query = (
-            update(Job)
-            .where(Job.id.in_(waiting))
-            .values(rung_at=func.now())
-            .returning(Job.id, Job.rings)
-            .execution_options(synchronize_session=False)
-        )
-        return [Ring(*row) for row in await self._session.execute(query)]
 
 
 def beat_patience(lease: float) -> float:
@@ -207,10 +180,6 @@ def renews_within(lease: float) -> float:
 def _leased_by(worker_id: UUID) -> tuple[ColumnElement[bool], ...]:
     """At work in the hands of this worker. A job that was handed over to its lanes runs on, but in nobody's hands."""
     return Job.worker_id == worker_id, Job.status == JobStatus.RUNNING, Job.lease_expires_at.is_not(None)
-
-
-def _from_now(seconds: float) -> ColumnElement[Any]:
-    return func.now() + literal(timedelta(seconds=seconds))
 
 
 def _progress(done: ColumnElement[Any], total: ColumnElement[Any]) -> dict[str, ColumnElement[Any]]:

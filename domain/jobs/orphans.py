@@ -5,12 +5,13 @@ Takes a session, never commits. All times are PostgreSQL's, so that the clocks o
 
 from collections.abc import Collection, Sequence
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, delete, func, literal, select, true, update
+from sqlalchemy import ColumnElement, Select, delete, func, select, true, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from domain.database import from_now
 from domain.jobs.model import Job, Worker
 from domain.jobs.retry import WORKER_LOST
 from domain.jobs.states import JobStatus
@@ -30,9 +31,16 @@ class OrphanRepository:
     async def rescue(self, limit: int, *, sure: ColumnElement[bool]) -> Sequence[UUID]:
         """Put orphans (their lease is over) back into the queue; the attempt stays spent. Returns their ids."""
         orphans = _orphans(sure).where(~_hopeless()).limit(limit).with_for_update(skip_locked=True)
+        return await self._requeue(Job.id.in_(orphans))
+
+    async def put_back(self, job_id: UUID) -> None:
+        """Do the same with one that the caller has found and locked."""
+        await self._requeue(Job.id == job_id)
+
+    async def _requeue(self, condition: ColumnElement[bool]) -> Sequence[UUID]:
         query = (
             update(Job)
-            .where(Job.id.in_(orphans))
+            .where(condition)
             .values(
                 status=JobStatus.QUEUED,
                 version=Job.version + 1,
@@ -73,12 +81,12 @@ class OrphanRepository:
     async def put_off(self, job_id: UUID) -> None:
         """Come back later to an orphan that could not be dealt with; unless it is locked."""
         orphan = _orphans(true()).where(Job.id == job_id).with_for_update(skip_locked=True)
-        query = update(Job).where(Job.id.in_(orphan)).values(lease_expires_at=_from_now(_PUT_OFF))
+        query = update(Job).where(Job.id.in_(orphan)).values(lease_expires_at=from_now(_PUT_OFF))
         await self._session.execute(query.execution_options(synchronize_session=False))
 
     async def forget_silent_workers(self, age: float) -> None:
         """Strike workers off that have not been heard of for ``age`` seconds."""
-        await self._session.execute(delete(Worker).where(Worker.heartbeat_at < _from_now(-age)))
+        await self._session.execute(delete(Worker).where(Worker.heartbeat_at < from_now(-age)))
 
 
 def is_calm(worker_id: UUID, *, lease: float) -> ColumnElement[bool]:
@@ -91,14 +99,10 @@ def is_calm(worker_id: UUID, *, lease: float) -> ColumnElement[bool]:
     needed = select(func.max(Worker.renews_within)).scalar_subquery()
     steady = select(Worker.id).where(
         Worker.id == worker_id,
-        Worker.heartbeat_at >= _from_now(-lease),
+        Worker.heartbeat_at >= from_now(-lease),
         Worker.steady_since <= func.now() - needed * timedelta(seconds=1),
     )
-    return steady.exists() & (func.pg_postmaster_start_time() <= _from_now(-lease))
-
-
-def _from_now(seconds: float) -> ColumnElement[Any]:
-    return func.now() + literal(timedelta(seconds=seconds))
+    return steady.exists() & (func.pg_postmaster_start_time() <= from_now(-lease))
 
 
 def _orphans(sure: ColumnElement[bool]) -> Select[UUID]:

@@ -35,7 +35,7 @@ class Yielded:
 
 
 @dataclass(frozen=True)
-class RetryAt:
+class RetryIn:
     """Worth another try in ``delay`` seconds. ``free`` when the failure costs no attempt."""
 
     delay: float
@@ -68,4 +68,4 @@ class Superseded:
     """Another attempt has taken over; this one changes nothing any more."""
 
 
-Outcome = Done | Handed | Yielded | RetryAt | GaveUp | Interrupted | Cancelled | Superseded
+Outcome = Done | Handed | Yielded | RetryIn | GaveUp | Interrupted | Cancelled | Superseded

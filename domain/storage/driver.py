@@ -120,6 +120,10 @@ class Lease:
         #: Bytes copied so far, and in all; None for work that copies nothing.
         self.copied: tuple[int, int] | None = None
 
+    def stands_still(self, seconds: float) -> bool:
+        """Tell whether nothing has moved for longer than this."""
+        return self.clock() - self.progressed_at > seconds
+
 
 class Grant:
     """Leave for one attempt to change one volume or snapshot, until it is stopped or its lease is over."""

@@ -20,8 +20,9 @@ from domain.database import Database
 from domain.embedded import EmbeddedServers, temporary_data_dir
 from domain.migrations import migrate
 from domain.settings import Settings
-from tests.acceptance.conftest import ROOT, Yard
 from tests.acceptance.verdict import watch_closely
+from tests.acceptance.waiting import exit_code
+from tests.acceptance.yard import ROOT, Yard
 
 WORKERS = 3
 _LAST_WORDS = 200
@@ -35,12 +36,12 @@ class Stack:
     servers: EmbeddedServers
     database: Database
     storage: str
-    log: int
+    log: Path
     address: str = ""
     fleet: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def add_worker(self, **extra: str) -> subprocess.Popen[bytes]:
-        worker = self.yard.start_worker(url=self.storage, stderr=self.log, **extra)
+        worker = self.yard.start_worker(url=self.storage, log=self.log, **extra)
         self.fleet.append(worker)
         return worker
 
@@ -68,7 +69,7 @@ class Stack:
         await self.ready()
         self.fleet.remove(worker)
         worker.send_signal(signal.SIGTERM)
-        return await asyncio.to_thread(worker.wait, 60)
+        return await exit_code(worker)
 
     async def inspect(self) -> list[dict[str, Any]]:
         """What `cistern check --repair` finds; it must be able to repair all of it."""
@@ -83,14 +84,14 @@ class Stack:
         await self.ready()
         for worker in self.fleet:
             worker.send_signal(signal.SIGTERM)
-        return [await asyncio.to_thread(worker.wait, 60) for worker in self.fleet]
+        return [await exit_code(worker) for worker in self.fleet]
 
     async def _at_work(self) -> set[int]:
         async with self.database.transaction() as session:
             return set(await session.scalars(text("SELECT pid FROM workers")))
 
     def start_api(self) -> None:
-        self.address = self.yard.start_api(stderr=self.log)
+        self.address = self.yard.start_api(log=self.log)
 
 
 @asynccontextmanager
@@ -107,10 +108,9 @@ async def standing(*, workers: int = WORKERS, delay_ms: int = 20, **settings: An
         )
         yard = Yard(chosen, folder)
         database = Database(servers.database_url)
-        log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             await watch_closely(database)
-            stack = Stack(yard, servers, database, yard.url(delay_ms=delay_ms), log)
+            stack = Stack(yard, servers, database, yard.url(delay_ms=delay_ms), folder / "log")
             for _ in range(workers):
                 stack.add_worker()
             await asyncio.to_thread(stack.start_api)
@@ -122,4 +122,3 @@ async def standing(*, workers: int = WORKERS, delay_ms: int = 20, **settings: An
         finally:
             await database.close()
             yard.clear()
-            os.close(log)

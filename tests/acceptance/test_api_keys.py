@@ -12,8 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.acceptance.conftest import ROOT, Yard
 from tests.acceptance.test_http import MIB, client, created, poll
+from tests.acceptance.waiting import exit_code
+from tests.acceptance.yard import ROOT, Yard
 
 KEY = {"Idempotency-Key": "once-and-for-all"}
 
@@ -86,7 +87,7 @@ async def test_after_a_kill_between_commit_and_ring_the_same_key_is_the_same_job
     async with httpx.AsyncClient(base_url=f"{address}/api/v1") as http:
         with pytest.raises(httpx.TransportError):
             await http.post("/volumes", json=body, headers=KEY)
-    assert await asyncio.to_thread(doomed.wait, 60) == -signal.SIGKILL
+    assert await exit_code(doomed) == -signal.SIGKILL
 
     yard.start_worker()
     async with client(yard) as http:

@@ -7,8 +7,8 @@ from typing import Any
 
 import httpx
 
-from tests.acceptance.conftest import Yard
 from tests.acceptance.test_http import MIB, client, created
+from tests.acceptance.yard import Yard
 
 WAIT = {"Prefer": "wait=30"}
 

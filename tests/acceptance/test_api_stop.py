@@ -9,8 +9,8 @@ import pytest
 from domain.jobs.repository import JobFilter
 from domain.paging import PageRequest
 from domain.services import Services, open_services
-from tests.acceptance.conftest import Yard
-from tests.acceptance.test_every_arrow import SMALL
+from tests.acceptance.waiting import exit_code
+from tests.acceptance.yard import SMALL, Yard
 
 
 async def accepted(services: Services) -> None:
@@ -32,4 +32,4 @@ async def test_whoever_waits_gets_the_job_as_it_is(yard: Yard, route: str, prefe
         answer = await waiting
 
     assert (answer.status_code, answer.json()["status"]) == (202, "queued")
-    assert await asyncio.to_thread(api.wait, 60) in (0, -signal.SIGTERM)
+    assert await exit_code(api) in (0, -signal.SIGTERM)

@@ -1,6 +1,5 @@
 """A worker killed at each arrow of a bulk job: the job ends by itself, the ledger adds up, each volume grew once."""
 
-import asyncio
 import signal
 from pathlib import Path
 from uuid import UUID
@@ -13,8 +12,9 @@ from domain.services import Services, open_services
 from domain.volumes.repository import VolumeFilter
 from domain.volumes.service import NewVolume
 from tests.acceptance import journal
-from tests.acceptance.conftest import Yard
 from tests.acceptance.sabotage import BULK_ARROWS
+from tests.acceptance.waiting import exit_code
+from tests.acceptance.yard import Yard
 from tests.bulk import MIB, ended
 from tests.inside import working
 
@@ -40,7 +40,7 @@ async def test_a_bulk_outlives_a_worker_killed_at_any_arrow(yard: Yard, arrow: s
         victim = yard.start_worker("tests.acceptance.sabotage", SABOTAGE_ARROW=arrow, SABOTAGE_BLOW="kill")
         wanted = BulkExpansion(GrowthPolicy(by=MIB), max_concurrent=3)
         job = await services.expansion.request_expand(wanted)
-        assert await asyncio.to_thread(victim.wait, 60) == -signal.SIGKILL
+        assert await exit_code(victim) == -signal.SIGKILL
 
         async with working(yard.settings):
             job = await ended(services, job)

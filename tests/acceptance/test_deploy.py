@@ -1,6 +1,5 @@
 """Deploys: a worker that is told to stop drains, then hands back; an older one leaves to newer ones what is theirs."""
 
-import asyncio
 import signal
 import subprocess
 import time
@@ -13,9 +12,8 @@ from domain.services import Services, open_services
 from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
 from tests.acceptance import journal
-from tests.acceptance.conftest import Yard
-from tests.acceptance.test_every_arrow import LARGE, SMALL, ended
-from tests.acceptance.test_sleeper import seen
+from tests.acceptance.waiting import ended, exit_code, said, seen
+from tests.acceptance.yard import LARGE, SMALL, Yard
 from tests.inside import working
 
 LONG = "3600"
@@ -27,14 +25,7 @@ def log(yard: Yard) -> Path:
 
 
 def start(yard: Yard, log: Path, module: str = "worker", **more: str) -> subprocess.Popen[bytes]:
-    with log.open("wb") as stderr:
-        return yard.start_worker(module, url=yard.url(gate=yard.gate()), stderr=stderr.fileno(), **more)
-
-
-async def said(log: Path, word: str, times: int = 1) -> None:
-    async with asyncio.timeout(60):
-        while log.read_text().count(word) < times:
-            await asyncio.sleep(0.02)
+    return yard.start_worker(module, url=yard.url(gate=yard.gate()), log=log, **more)
 
 
 async def held_up(services: Services, yard: Yard, log: Path, drain: str) -> tuple[subprocess.Popen[bytes], Job]:
@@ -44,10 +35,6 @@ async def held_up(services: Services, yard: Yard, log: Path, drain: str) -> tupl
     job = await services.volumes.request_create(NewVolume("held-up", SMALL))
     await seen(yard.journal, {"begun"}, worker.pid)
     return worker, job
-
-
-async def exit_code(process: subprocess.Popen[bytes]) -> int:
-    return await asyncio.to_thread(process.wait, 60)
 
 
 async def test_a_worker_that_is_told_to_stop_ends_its_jobs_and_takes_no_new_ones(yard: Yard, log: Path) -> None:

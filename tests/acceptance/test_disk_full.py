@@ -12,7 +12,7 @@ from domain.expansion.policy import BulkExpansion, GrowthPolicy
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.volumes.service import NewVolume
-from tests.acceptance.conftest import Yard
+from tests.acceptance.yard import Yard
 from tests.bulk import MIB, ended
 
 VOLUMES, LARGE = 8, 8 * MIB

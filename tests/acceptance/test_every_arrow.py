@@ -1,6 +1,5 @@
 """A blow at each arrow of a job's life, for each kind: another worker finishes, and the effect is there once."""
 
-import asyncio
 import signal
 from uuid import UUID
 
@@ -12,21 +11,12 @@ from domain.services import Services, open_services
 from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
 from tests.acceptance import journal
-from tests.acceptance.conftest import Yard
 from tests.acceptance.sabotage import ARROWS
+from tests.acceptance.waiting import ended, exit_code
+from tests.acceptance.yard import LARGE, SMALL, Yard
 from tests.inside import working
 
-PATIENCE = 60
-SMALL, LARGE = 1 << 20, 3 << 20
 KINDS = ("volume.create", "volume.expand", "volume.delete")
-
-
-async def ended(services: Services, job_id: UUID) -> Job:
-    """The job, once it has ended."""
-    await services.watcher.ended(job_id, PATIENCE)
-    job = await services.jobs.get(job_id)
-    assert job.ended, f"{job.kind} is still {job.status} after {PATIENCE} s"
-    return job
 
 
 async def request(services: Services, kind: str, volume_id: UUID | None) -> Job:
@@ -72,7 +62,7 @@ async def test_a_worker_killed_at_any_arrow_is_replaced_and_the_effect_is_there_
         volume_id = await prepare(services, yard, kind)
         victim = yard.start_worker("tests.acceptance.sabotage", SABOTAGE_ARROW=arrow, SABOTAGE_BLOW="kill")
         job = await request(services, kind, volume_id)
-        assert await asyncio.to_thread(victim.wait, PATIENCE) == -signal.SIGKILL
+        assert await exit_code(victim) == -signal.SIGKILL
 
         async with working(yard.settings):
             await assert_effect_once(services, yard, kind, await ended(services, job.id))

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +12,8 @@ import httpx
 
 from domain.embedded import EmbeddedServers
 from tests.acceptance import journal
-from tests.acceptance.conftest import Yard
+from tests.acceptance.waiting import exit_code
+from tests.acceptance.yard import Yard
 
 MIB = 1 << 20
 
@@ -107,7 +107,7 @@ async def test_a_worker_told_to_stop_finishes_what_it_is_at_and_takes_nothing_ne
         worker.send_signal(signal.SIGTERM)
         yard.gate().unlink()
 
-        assert await asyncio.to_thread(worker.wait, 60) == 0
+        assert await exit_code(worker) == 0
         assert (await poll(http, first, "succeeded"))["attempt"] == 1
         second = (await http.post("/volumes", json={"name": "late", "size": MIB})).json()
         assert second["status"] == "queued"
@@ -122,7 +122,7 @@ async def test_a_worker_out_of_patience_hands_its_job_back_without_spending_the_
 
         worker.send_signal(signal.SIGTERM)
 
-        assert await asyncio.to_thread(worker.wait, 60) == 0
+        assert await exit_code(worker) == 0
         job = await poll(http, job, "queued")
         assert job["attempt"] == 0
         yard.start_worker()
@@ -157,8 +157,7 @@ def test_a_worker_that_cannot_start_says_why_in_one_line(yard: Yard, servers: Em
         ({"CISTERN_DATABASE_URL": servers.database_url}, "migrate"),
     ]
     for environment, named in bad:
-        worker = yard.start_worker(stderr=subprocess.PIPE, **environment)
-        _, said = worker.communicate(timeout=60)
-        assert worker.returncode == 1
-        assert said.decode().count("\n") == 1, said.decode()
-        assert named in said.decode()
+        log = yard.folder / f"log-{named}"
+        assert yard.start_worker(log=log, **environment).wait(60) == 1
+        assert log.read_text().count("\n") == 1, log.read_text()
+        assert named in log.read_text()

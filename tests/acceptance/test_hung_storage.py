@@ -15,9 +15,8 @@ from domain.services import Services, open_services
 from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
 from tests.acceptance import journal
-from tests.acceptance.conftest import Yard
-from tests.acceptance.test_every_arrow import LARGE, SMALL, ended
-from tests.acceptance.test_sleeper import ENDINGS, seen
+from tests.acceptance.waiting import ENDINGS, ended, exit_code, said, seen
+from tests.acceptance.yard import LARGE, SMALL, Yard
 from tests.inside import working
 
 
@@ -37,15 +36,9 @@ async def count_of(yard: Yard, pid: int, event: str, count: int) -> None:
             await asyncio.sleep(0.02)
 
 
-async def heard(log: Path, word: str) -> None:
-    async with asyncio.timeout(60):
-        while word not in log.read_text():
-            await asyncio.sleep(0.02)
-
-
-def start_stuck(yard: Yard, hang: Path, stderr: int | None = None, **more: str) -> subprocess.Popen[bytes]:
+def start_stuck(yard: Yard, hang: Path, log: Path | None = None, **more: str) -> subprocess.Popen[bytes]:
     """A worker whose storage hangs; its leases are so long that only a stall ends them, however busy the machine."""
-    return yard.start_worker(url=yard.url(hang=hang), stderr=stderr, CISTERN_LEASE_SECONDS="6", **more)
+    return yard.start_worker(url=yard.url(hang=hang), log=log, CISTERN_LEASE_SECONDS="6", **more)
 
 
 async def create(services: Services, *names: str) -> list[UUID]:
@@ -136,12 +129,9 @@ async def test_a_worker_whose_slots_all_hang_says_so_keeps_house_and_goes_on_whe
     log = yard.folder / "log"
     async with open_services(yard.settings) as services, services.watcher.watching():
         hang.touch()
-        with log.open("wb") as stderr:
-            stuck = yard.start_worker(
-                url=yard.url(hang=hang), stderr=stderr.fileno(), CISTERN_MAX_JOBS="2", CISTERN_STALL_SECONDS="1"
-            )
+        stuck = yard.start_worker(url=yard.url(hang=hang), log=log, CISTERN_MAX_JOBS="2", CISTERN_STALL_SECONDS="1")
         jobs = [await services.volumes.request_create(NewVolume(f"v{number}", SMALL)) for number in range(3)]
-        await heard(log, "worker.stuck")
+        await said(log, "worker.stuck")
         async with asyncio.timeout(60):  # housekeeping puts back what the heartbeat lets go
             while sum([(await services.jobs.get(job.id)).rings > 0 for job in jobs]) < 2:
                 await asyncio.sleep(0.05)
@@ -160,10 +150,9 @@ async def test_a_hung_job_does_not_take_one_slot_after_the_other(yard: Yard, han
     log = yard.folder / "log"
     async with open_services(yard.settings) as services, services.watcher.watching():
         hang.touch()
-        with log.open("wb") as stderr:
-            stuck = start_stuck(yard, hang, stderr.fileno(), CISTERN_STALL_SECONDS="1", CISTERN_LOG_LEVEL="debug")
+        stuck = start_stuck(yard, hang, log, CISTERN_STALL_SECONDS="1", CISTERN_LOG_LEVEL="debug")
         job = await services.volumes.request_create(NewVolume("held", SMALL))
-        await heard(log, "job.left_to_others")
+        await said(log, "job.left_to_others")
         assert len(events(yard, stuck.pid, "hanging")) == 1
         hang.unlink()
         done = await ended(services, job.id)
@@ -175,12 +164,11 @@ async def test_a_worker_with_a_hung_thread_ends_at_sigterm_and_says_what_it_leav
     log = yard.folder / "log"
     async with open_services(yard.settings) as services, services.watcher.watching():
         hang.touch()
-        with log.open("wb") as stderr:
-            stuck = yard.start_worker(url=yard.url(hang=hang), stderr=stderr.fileno(), CISTERN_DRAIN_SECONDS="0")
+        stuck = yard.start_worker(url=yard.url(hang=hang), log=log, CISTERN_DRAIN_SECONDS="0")
         job = await services.volumes.request_create(NewVolume("held", SMALL))
         await seen(yard.journal, {"hanging"}, stuck.pid)
         stuck.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(stuck.wait, 60) == os.EX_TEMPFAIL
+        assert await exit_code(stuck) == os.EX_TEMPFAIL
 
         (left,) = [line for line in log.read_text().splitlines() if "worker.leaves" in line]
         assert str(job.id) in left

@@ -14,8 +14,8 @@ from domain.jobs.repository import JobFilter
 from domain.paging import PageRequest
 from domain.services import Services, open_services
 from tests.acceptance import journal
-from tests.acceptance.conftest import Yard
-from tests.acceptance.test_every_arrow import SMALL, ended
+from tests.acceptance.waiting import ended
+from tests.acceptance.yard import SMALL, Yard
 
 
 @pytest.fixture

@@ -1,10 +1,8 @@
 """A worker that was stopped in the middle of its work, and wakes up when others have long finished it."""
 
-import asyncio
 import signal
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -14,18 +12,10 @@ from domain.paging import PageRequest
 from domain.services import Services, open_services
 from domain.volumes.repository import VolumeFilter
 from tests.acceptance import journal
-from tests.acceptance.conftest import Yard
-from tests.acceptance.test_every_arrow import ended, prepare, request
+from tests.acceptance.test_every_arrow import prepare, request
+from tests.acceptance.waiting import ENDINGS, ended, exit_code, seen
+from tests.acceptance.yard import Yard
 from tests.inside import working
-
-ENDINGS = {"published", "refused", "stopped", "failed"}
-
-
-async def seen(path: Path, events: set[str], pid: int) -> None:
-    """Wait until the process has written one of these into the journal."""
-    async with asyncio.timeout(60):
-        while not any(entry.event in events and entry.pid == pid for entry in journal.read(path)):
-            await asyncio.sleep(0.02)
 
 
 async def fall_asleep(services: Services, yard: Yard, kind: str, without: str) -> tuple[subprocess.Popen[bytes], Job]:
@@ -45,7 +35,7 @@ async def wake_up(yard: Yard, sleeper: subprocess.Popen[bytes]) -> None:
     sleeper.send_signal(signal.SIGCONT)
     await seen(yard.journal, ENDINGS, sleeper.pid)
     sleeper.send_signal(signal.SIGTERM)
-    assert await asyncio.to_thread(sleeper.wait, 60) == 0
+    assert await exit_code(sleeper) == 0
 
 
 def on_disk(yard: Yard) -> dict[str, int]:

@@ -1,6 +1,5 @@
 """A blow at each arrow of a job on a snapshot: another worker finishes, and the effect is there once."""
 
-import asyncio
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,9 @@ from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.volumes.service import NewVolume
 from tests.acceptance import journal
-from tests.acceptance.conftest import Yard
 from tests.acceptance.sabotage import ARROWS
-from tests.acceptance.test_every_arrow import PATIENCE, ended
+from tests.acceptance.waiting import ended, exit_code
+from tests.acceptance.yard import Yard
 from tests.inside import working
 
 SIZE = 1 << 20
@@ -116,7 +115,7 @@ async def test_a_worker_killed_at_any_arrow_is_replaced_and_the_effect_is_there_
         scene = await prepare(services, yard)
         victim = yard.start_worker("tests.acceptance.sabotage", SABOTAGE_ARROW=arrow, SABOTAGE_BLOW="kill")
         job = await scene.request(kind)
-        assert await asyncio.to_thread(victim.wait, PATIENCE) == -signal.SIGKILL
+        assert await exit_code(victim) == -signal.SIGKILL
 
         async with working(yard.settings):
             await assert_effect_once(scene, await ended(services, job.id))

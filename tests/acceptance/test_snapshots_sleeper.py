@@ -9,10 +9,10 @@ import pytest
 from domain.jobs.model import Job
 from domain.services import open_services
 from tests.acceptance import journal
-from tests.acceptance.conftest import Yard
-from tests.acceptance.test_every_arrow import ended
-from tests.acceptance.test_sleeper import Aftermath, seen, wake_up
+from tests.acceptance.test_sleeper import Aftermath, wake_up
 from tests.acceptance.test_snapshots_every_arrow import SIZE, Scene, prepare
+from tests.acceptance.waiting import ended, seen
+from tests.acceptance.yard import Yard
 from tests.inside import working
 
 WRITTEN = b"mine" * (SIZE // 4)

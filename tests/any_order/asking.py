@@ -1,23 +1,20 @@
 """What users may do at any time: ask for anything of anything, busy or not, and end or repeat what they asked for."""
 
-import asyncio
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, ClassVar, Final
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from domain.expansion.policy import BulkExpansion, GrowthPolicy
 from domain.jobs.states import RETRYABLE
-from domain.settings import Settings
 from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
+from tests.any_order.playhouse import Playhouse
 from tests.any_order.puppets import Accident
-from tests.any_order.scene import LEASE_SECONDS, MIB
+from tests.any_order.scene import MIB
 from tests.any_order.sight import Row
-from tests.any_order.stage import Fragile
 from tests.any_order.world import World, choose
 
 ANY: Final = st.integers(0, 1000)
@@ -30,58 +27,29 @@ def if_any(things: Callable[[Any], list[Any]]) -> Callable[[Any], Any]:
     return precondition(lambda machine: bool(things(machine)))
 
 
-class Stage:
-    """What all examples share: a loop, a database, and a count of steps."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings.model_copy(
-            update={"lease_seconds": LEASE_SECONDS, "max_attempts": 3, "busy_seconds": LEASE_SECONDS}
-        )
-        self.loop = asyncio.Runner()
-        self.database = Fragile(settings.database_url)
-        self._engine = create_async_engine(settings.database_url, isolation_level="AUTOCOMMIT")
-        self.eyes = self.loop.run(self._open_eyes())
-        self.steps = 0
-
-    def run(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        self.loop.run(coroutine)
-
-    def close(self) -> None:
-        self.run(self._close())
-        self.loop.close()
-
-    async def _open_eyes(self) -> AsyncConnection:
-        return await self._engine.connect()
-
-    async def _close(self) -> None:
-        await self.eyes.close()
-        await self._engine.dispose()
-        await self.database.close()
-
-
 class Asking(RuleBasedStateMachine):
     """A world, and its users."""
 
-    stage: ClassVar[Stage]
+    playhouse: ClassVar[Playhouse]
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(self.stage.database, self.stage.eyes, self.stage.settings)
+        self.world = World(self.playhouse.database, self.playhouse.eyes, self.playhouse.settings)
         self.services = self.world.services
         self.names = 0
 
     def do(self, coroutine: Coroutine[Any, Any, None]) -> None:
         with self.world.judged():
-            self.stage.run(coroutine)
+            self.playhouse.run(coroutine)
 
     @initialize(volumes=st.integers(2, 4), snapshots=st.integers(0, 3))
     def begin(self, volumes: int, snapshots: int) -> None:
-        self.stage.run(self.world.begin(volumes, snapshots))
+        self.playhouse.run(self.world.begin(volumes, snapshots))
 
     @invariant()
     def a_step_was_taken(self) -> None:
         """The laws are looked after in the middle of steps, too: see `World.look`."""
-        self.stage.steps += 1
+        self.playhouse.steps += 1
 
     def volumes(self) -> list[Row]:
         return list(self.world.now.volumes.values())

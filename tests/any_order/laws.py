@@ -6,7 +6,7 @@ from itertools import chain
 from domain.expansion.states import FINISHED
 from domain.expansion.states import MOVES as ITEM_MOVES
 from domain.jobs.orphans import LAST_CHANCES
-from domain.jobs.outcomes import Cancelled, GaveUp, Interrupted, Outcome, RetryAt, Yielded
+from domain.jobs.outcomes import Cancelled, GaveUp, Interrupted, Outcome, RetryIn, Yielded
 from domain.jobs.states import ENDED, MOVES
 from tests.any_order.sight import SNAPSHOT_STATE_OF, STATE_OF, Row, Sight
 from tests.any_order.stage import SEALS, Publication
@@ -66,15 +66,11 @@ def _counts_are_right(job: Row, now: Sight) -> None:
 def of_a_step(was: Sight, now: Sight, cause: Outcome | str | None, loose: set[str]) -> None:
     for job_id, job in was.jobs.items():
         _job_moves_on(job, now.jobs[job_id], cause)
-    for key, item in was.items.items():
-        if key in now.items:
-            after = now.items[key]
-            assert after["status"] == item["status"] or after["status"] in ITEM_MOVES[item["status"]], f"{item} {after}"
-            assert item["status"] not in FINISHED or after == item, f"a finished item has changed: {item} {after}"
-            kept = item["to_size"] is None or after["status"] not in ("claimed", "succeeded")
-            assert kept or after["to_size"] == item["to_size"], f"a size that was written down has changed: {after}"
+    for (job_id, volume_id), item in was.items.items():
+        if (job_id, volume_id) in now.items:
+            _item_moves_on(item, now.items[job_id, volume_id])
         else:
-            assert not was.items_of(key[0]) or was.jobs[key[0]]["total"] is None, "items are gone"
+            assert was.jobs[job_id]["total"] is None, "items are gone"
     for volume_id in chain(was.volumes, now.volumes.keys() - was.volumes.keys()):
         _volume_moves_on(volume_id, was, now, cause)
     for snapshot_id in was.snapshots.keys() & now.snapshots.keys():
@@ -84,6 +80,13 @@ def of_a_step(was: Sight, now: Sight, cause: Outcome | str | None, loose: set[st
     for volume_id in was.disk.keys() | now.disk.keys():
         if volume_id not in loose:
             _size_is_explained(volume_id, was, now)
+
+
+def _item_moves_on(item: Row, after: Row) -> None:
+    assert after["status"] == item["status"] or after["status"] in ITEM_MOVES[item["status"]], f"{item} {after}"
+    assert item["status"] not in FINISHED or after == item, f"a finished item has changed: {item} {after}"
+    kept = item["to_size"] is None or after["status"] not in ("claimed", "succeeded")
+    assert kept or after["to_size"] == item["to_size"], f"a size that was written down has changed: {after}"
 
 
 def _job_moves_on(job: Row, after: Row, cause: Outcome | str | None) -> None:
@@ -111,7 +114,7 @@ def _attempts_left(attempt: int, cause: Outcome | str | None) -> int:
             return attempt - 1
         case Yielded():
             return 0
-        case RetryAt(free=free):
+        case RetryIn(free=free):
             return attempt - int(free)
     raise AssertionError(f"nothing puts a job back into the queue by {cause}")
 

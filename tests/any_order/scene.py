@@ -26,7 +26,7 @@ from tests.any_order.sight import Sight
 from tests.any_order.stage import Bell, Fragile, Publication, Staged, Witnessed, overhear
 from tests.integration.job_builders import a_foreman
 from worker.heartbeat import Heartbeat
-from worker.lanes import Lanes
+from worker.main import handlers
 from worker.runner import Runner
 
 MIB: Final = 2**20
@@ -123,9 +123,7 @@ class Scene:
     def _workshop(self) -> Workshop:
         services = self.services
         foreman = overhear(a_foreman(services))
-        lane = replace(services.handlers["bulk.lane"], do=Lanes(services.chunks).work)
-        handlers = services.handlers | {"bulk.lane": lane}
-        runner = Runner(foreman, self.bell, handlers, RetryPolicy(RETRY_SECONDS), slots=100)
+        runner = Runner(foreman, self.bell, handlers(services), RetryPolicy(RETRY_SECONDS), slots=100)
         heartbeat = Heartbeat(foreman, runner.running, lease=LEASE_SECONDS, stall=LEASE_SECONDS)
         return Workshop(foreman, runner, heartbeat)
 

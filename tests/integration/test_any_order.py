@@ -21,7 +21,8 @@ import worker.lanes
 import worker.runner
 from domain.jobs.model import Ring
 from domain.settings import Settings
-from tests.any_order.asking import ANY, COMMITS, Asking, Stage, if_any
+from tests.any_order.asking import ANY, COMMITS, Asking, if_any
+from tests.any_order.playhouse import Playhouse
 from tests.any_order.puppets import Accident, Puppet
 from tests.any_order.scene import LEASE_SECONDS, WORKERS, Workshop
 from tests.any_order.sight import Row
@@ -160,11 +161,11 @@ class AnyOrder(Asking):
         if not self.world.broken and self.world.workshops:
             self.do(self.world.drain())
             self.do(self.world.wake_all())
-        self.stage.run(self.world.strike_the_set())
+        self.playhouse.run(self.world.strike_the_set())
 
 
 @pytest.fixture
-def stage(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+def playhouse(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Playhouse]:
     """The servers, and no part of the product that looks at a clock: examples must go the same way twice."""
     monkeypatch.setattr(worker.lanes, "_SLICE_SECONDS", 0.0)
     monkeypatch.setattr(worker.lanes, "_CHUNK_SECONDS", 0.0)
@@ -172,16 +173,16 @@ def stage(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage
     monkeypatch.setattr(worker.runner, "_SETTLE_AGAIN_SECONDS", 0.0)
     monkeypatch.setattr(domain.expansion.chunks, "_PAUSE_SECONDS", 0.0)
     logging.disable(logging.CRITICAL)  # thousands of lines, of which nobody could say to which step they belong
-    stage = Stage(settings)
-    yield stage
-    stage.close()
+    playhouse = Playhouse(settings)
+    yield playhouse
+    playhouse.close()
     logging.disable(logging.NOTSET)
 
 
-def test_in_any_order_nothing_is_lost_and_nothing_happens_twice(stage: Stage) -> None:
-    AnyOrder.stage = stage
+def test_in_any_order_nothing_is_lost_and_nothing_happens_twice(playhouse: Playhouse) -> None:
+    AnyOrder.playhouse = playhouse
     number = SEED
-    while stage.steps < STEPS:
+    while playhouse.steps < STEPS:
         try:
             run_state_machine_as_test(seed(number)(AnyOrder), settings=PROFILE)
         except BaseException as error:

@@ -12,7 +12,7 @@ from uuid_utils.compat import uuid7
 
 from domain.expansion.policy import BulkExpansion, GrowthPolicy
 from domain.expansion.states import ItemStatus
-from domain.jobs.foreman import Foreman
+from domain.jobs.foreman import Claim, Foreman
 from domain.jobs.model import Job, Worker
 from domain.jobs.outcomes import GaveUp, Handed
 from domain.services import Services, open_services
@@ -61,6 +61,17 @@ async def lanes_of(services: Services, job: Job) -> list[UUID]:
     async with services.database.transaction() as session:
         rows = await session.execute(text("SELECT id FROM jobs WHERE parent_id = :id"), {"id": job.id})
         return [row.id for row in rows]
+
+
+async def with_its_lane(services: Services, foreman: Foreman, *, rings: int = 0) -> tuple[Job, Claim]:
+    """A bulk job whose only lane has been rung ``rings`` times and is at work now."""
+    job = await planned(services, foreman, BulkExpansion(BY_ONE, max_concurrent=1))
+    await foreman.settle(job, Handed({}))
+    (lane_id,) = await lanes_of(services, job)
+    await sql(services, "UPDATE jobs SET rings = :rings WHERE id = :id", rings=rings, id=lane_id)
+    claim = await foreman.claim((await services.jobs.get(lane_id)).ring)
+    assert claim is not None
+    return job, claim
 
 
 async def kill_lanes(services: Services, job: Job) -> None:
@@ -117,16 +128,8 @@ async def test_volumes_that_a_dead_lane_had_grown_are_brought_to_an_end_by_the_n
     services: Services, bulk_settings: Settings, working: Working
 ) -> None:
     (volume_id,) = await on_disk(services, bulk_settings, working)
-    foreman = a_foreman(services)
-    job = await planned(services, foreman, BulkExpansion(BY_ONE, max_concurrent=1))
-    await foreman.settle(job, Handed({}))
-    (lane_id,) = await lanes_of(services, job)
-    async with services.database.transaction() as session:  # a lane that has been rung many times
-        await session.execute(text("UPDATE jobs SET rings = 9 WHERE id = :id"), {"id": lane_id})
-    lane = await services.jobs.get(lane_id)
-    claim = await foreman.claim(lane.ring)
-    assert claim is not None
-    chunks, grant = services.chunks, Grant(lane.id, Fence(0, 9), claim.deadline)
+    job, claim = await with_its_lane(services, a_foreman(services), rings=9)
+    chunks, grant = services.chunks, Grant(claim.job.id, Fence(0, 9), claim.deadline)
     items = await chunks.claim(claim.job, 10)
     for task in await chunks.take(claim.job, items, {}):
         assert await chunks.grow(task, grant) is not None  # on the disk, with ring 9, and then it dies
@@ -144,13 +147,8 @@ async def test_the_last_lane_lets_volumes_go_with_the_sizes_that_it_finds(
     services: Services, bulk_settings: Settings, working: Working
 ) -> None:
     grown, untouched = await on_disk(services, bulk_settings, working, count=2)
-    foreman = a_foreman(services)
-    job = await planned(services, foreman, BulkExpansion(BY_ONE, max_concurrent=1))
-    await foreman.settle(job, Handed({}))
-    (lane_id,) = await lanes_of(services, job)
-    claim = await foreman.claim((await services.jobs.get(lane_id)).ring)
-    assert claim is not None
-    chunks, grant = services.chunks, Grant(lane_id, Fence(0, 0), claim.deadline)
+    job, claim = await with_its_lane(services, a_foreman(services))
+    chunks, grant = services.chunks, Grant(claim.job.id, Fence(0, 0), claim.deadline)
     tasks = await chunks.take(claim.job, await chunks.claim(claim.job, 10), {})
     await chunks.grow(next(task for task in tasks if task.volume_id == grown), grant)
     await kill_lanes(services, job)
@@ -210,11 +208,7 @@ async def test_a_lane_that_is_given_up_leaves_its_items_to_the_next(
 ) -> None:
     await add_volumes(services, 5, backend="null")
     foreman = a_foreman(services)
-    job = await planned(services, foreman, BulkExpansion(BY_ONE, max_concurrent=1))
-    await foreman.settle(job, Handed({}))
-    (lane_id,) = await lanes_of(services, job)
-    claim = await foreman.claim((await services.jobs.get(lane_id)).ring)
-    assert claim is not None
+    job, claim = await with_its_lane(services, foreman)
     await services.chunks.claim(claim.job, 3)
     await foreman.settle(claim.job, GaveUp({"code": "internal", "detail": "a bug"}))
 
@@ -226,15 +220,10 @@ async def test_a_lane_that_is_given_up_leaves_its_items_to_the_next(
 
 async def test_a_lane_that_was_rescued_changes_nothing_any_more(services: Services) -> None:
     await add_volumes(services, 3, backend="null")
-    foreman = a_foreman(services)
-    job = await planned(services, foreman, BulkExpansion(BY_ONE, max_concurrent=1))
-    await foreman.settle(job, Handed({}))
-    (lane_id,) = await lanes_of(services, job)
-    claim = await foreman.claim((await services.jobs.get(lane_id)).ring)
-    assert claim is not None
+    _, claim = await with_its_lane(services, a_foreman(services))
     lane, chunks = claim.job, services.chunks
     items = await chunks.claim(lane, 2)
-    await run_out(services, lane_id)
+    await run_out(services, lane.id)
     assert await one_who_rescues_at_once(services).rescue() == 1
     before = await ledger(services)
 

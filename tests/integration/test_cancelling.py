@@ -6,7 +6,7 @@ from uuid import uuid4
 import pytest
 
 from domain.errors import JobEnded, JobNotFound
-from domain.jobs.outcomes import RetryAt
+from domain.jobs.outcomes import RetryIn
 from domain.jobs.states import ENDED
 from domain.services import Services
 from domain.volumes.growth import Growth
@@ -70,7 +70,7 @@ async def test_a_job_that_waits_for_its_next_try_is_rung_at_once_for_its_end(ser
     job, foreman = await a_queued_expand(services), a_foreman(services)
     claim = await foreman.claim(job.ring)
     assert claim is not None
-    await foreman.settle(claim.job, RetryAt(1000, {}))
+    await foreman.settle(claim.job, RetryIn(1000, {}))
     waiting = await services.jobs.cancel(job.id)
     again = await foreman.claim(waiting.ring)
 
@@ -84,7 +84,7 @@ async def test_if_that_ring_is_lost_it_is_found_before_the_next_try_would_come(s
     job, foreman = await a_queued_expand(services), a_foreman(services)
     claim = await foreman.claim(job.ring)
     assert claim is not None
-    await foreman.settle(claim.job, RetryAt(1000, {}))
+    await foreman.settle(claim.job, RetryIn(1000, {}))
     await services.jobs.cancel(job.id)
     await services.queue.redis.flushall()
     await set_job(services, job.id, "rung_at = now() - interval '1 minute'")

@@ -6,7 +6,7 @@ from uuid import uuid4
 from domain.jobs.foreman import Foreman
 from domain.jobs.leases import LeaseRepository
 from domain.jobs.model import Job, Ring
-from domain.jobs.outcomes import Interrupted, RetryAt
+from domain.jobs.outcomes import Interrupted, RetryIn
 from domain.jobs.states import ENDED
 from domain.services import Services
 from tests.integration.job_builders import a_foreman, a_queued_expand, row, run_out, set_job, sql
@@ -92,7 +92,7 @@ async def test_the_second_claim_counts_on_and_keeps_the_first_start(services: Se
 async def test_each_claim_has_a_higher_fence_than_the_one_before(services: Services) -> None:
     job, foreman = await a_queued_expand(services), a_foreman(services)
     fences = []
-    for outcome in (RetryAt(0, {}), RetryAt(0, {}, free=True), Interrupted()):
+    for outcome in (RetryIn(0, {}), RetryIn(0, {}, free=True), Interrupted()):
         at_work = await claimed(foreman, await row(services, job.id))
         fences.append(at_work.fence)
         await foreman.settle(at_work, outcome)

@@ -236,7 +236,7 @@ async def test_a_backend_that_keeps_no_bytes_gives_nothing_to_complain_of(settin
 
 
 async def test_many_pages_are_walked_to_the_end(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("shelves", "strays", "bookkeeping"):
+    for module in ("shelves", "strays", "live_jobs", "ledgers"):
         monkeypatch.setattr(f"domain.inspection.{module}.PAGE", 2)
     volumes = [await a_stored_volume(services, backend="disk") for _ in range(5)]
     for volume in volumes:

@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from domain.embedded import EmbeddedServers
+from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.volumes.growth import Growth
@@ -76,6 +77,25 @@ async def use_everything(services: Services) -> None:
         await done(services, await services.volumes.request_delete(volume.id))
 
 
+async def carry_on(services: Services, untouched: UUID, waiting: Job, at_work: Job) -> None:
+    """What becomes after the backup of the jobs that were live in it, and of their volumes."""
+    assert (await done(services, waiting)).status == "succeeded"
+    await done(services, await services.volumes.request_expand(untouched, Growth(to=6 * MIB)))
+    await done(services, at_work)
+    assert at_work.volume_id is not None
+    await done(services, await services.volumes.request_expand(at_work.volume_id, Growth(to=2 * MIB)))
+
+
+async def assert_the_disk_has_won(services: Services, volumes: dict[str, tuple[UUID, UUID]], new: UUID) -> None:
+    rows = await sql(services, "SELECT id, name, state, size FROM volumes")
+    by_name = {found.name: (found.id, found.state, found.size) for found in rows}
+    assert by_name[f"recovered-{new}"] == (new, "available", MIB)
+    assert read(services, new)[:3] == b"new"
+    assert by_name["grown"][1:] == ("available", 3 * MIB)
+    assert by_name["deleted"][1:] == ("error", MIB)
+    assert read(services, volumes["restored"][0])[:8] == b"restored"
+
+
 async def test_after_an_old_database_was_put_back_a_repair_makes_everything_usable_again(
     settings: Settings, servers: EmbeddedServers, backup: str, working: Working, tmp_path: Path
 ) -> None:
@@ -92,25 +112,15 @@ async def test_after_an_old_database_was_put_back_a_repair_makes_everything_usab
     async with open_services(disk) as services:
         async with working(disk):
             new = await second_life(services, volumes)
-            assert (await done(services, waiting)).status == "succeeded"
-            await done(services, await services.volumes.request_expand(volumes["untouched"][0], Growth(to=6 * MIB)))
-            await done(services, at_work)
-            assert at_work.volume_id is not None
-            await done(services, await services.volumes.request_expand(at_work.volume_id, Growth(to=2 * MIB)))
+            await carry_on(services, volumes["untouched"][0], waiting, at_work)
         assert await told(services) == []
     await asyncio.to_thread(copy, servers, backup, live)
     async with open_services(disk) as services:
         await sql(services, "UPDATE jobs SET lease_expires_at = now() - interval '1 hour' WHERE status = 'running'")
-        found = await told(services)
-        assert {code for code, _, _ in found} == {"no-worker", "fence-behind", "size-differs", "data-missing", "no-row"}
+        found = {code for code, _, _ in await told(services)}
+        assert found == {"no-worker", "fence-behind", "size-differs", "data-missing", "no-row"}
         await mended(services)
-        rows = await sql(services, "SELECT id, name, state, size FROM volumes")
-        by_name = {found.name: (found.id, found.state, found.size) for found in rows}
-        assert by_name[f"recovered-{new}"] == (new, "available", MIB)
-        assert read(services, new)[:3] == b"new"
-        assert by_name["grown"][1:] == ("available", 3 * MIB)
-        assert by_name["deleted"][1:] == ("error", MIB)
-        assert read(services, volumes["restored"][0])[:8] == b"restored"
+        await assert_the_disk_has_won(services, volumes, new)
         async with working(disk):
             for job in (waiting, at_work):
                 await done(services, job)

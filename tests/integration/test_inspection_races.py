@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from uuid_utils.compat import uuid7
 
-from domain.inspection.bookkeeping import Bookkeeping
+from domain.inspection.live_jobs import LiveJobs
 from domain.inspection.mending import Mending
 from domain.inspection.rows import InspectionRepository
 from domain.services import Services, open_services
@@ -95,7 +95,7 @@ async def test_a_job_that_is_claimed_right_before_it_would_be_ended_goes_on(
     volume = await a_stored_volume(services, backend="disk")
     job = await services.volumes.request_expand(volume.id, Growth(to=2 * MIB))
     await sql(services, "UPDATE volumes SET state = 'available', job_id = NULL")
-    before(monkeypatch, Bookkeeping, "_mend", lambda: claimed(services, job))
+    before(monkeypatch, LiveJobs, "_mend", lambda: claimed(services, job))
 
     assert await inspect(services, repair=True) == []
     assert (await row(services, job.id)).status == "running"

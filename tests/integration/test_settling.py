@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from domain.jobs.foreman import Foreman
 from domain.jobs.leases import LeaseRepository, Settlement
 from domain.jobs.model import Job, Ring
-from domain.jobs.outcomes import Cancelled, Done, GaveUp, Interrupted, Outcome, RetryAt, Superseded
+from domain.jobs.outcomes import Cancelled, Done, GaveUp, Interrupted, Outcome, RetryIn, Superseded
 from domain.jobs.states import JobStatus
 from domain.services import Services
 from tests.integration.job_builders import (
@@ -87,7 +87,7 @@ async def test_a_volume_that_is_not_the_jobs_own_is_never_changed(services: Serv
 
 @pytest.mark.parametrize(
     "outcome",
-    [Done({"size": 2 * MIB}), RetryAt(0, ERROR), GaveUp(ERROR), Interrupted(), Cancelled(), Superseded()],
+    [Done({"size": 2 * MIB}), RetryIn(0, ERROR), GaveUp(ERROR), Interrupted(), Cancelled(), Superseded()],
     ids=lambda outcome: type(outcome).__name__,
 )
 async def test_whoever_has_lost_the_job_changes_nothing(services: Services, outcome: Outcome) -> None:
@@ -117,7 +117,7 @@ async def test_an_old_ring_settles_nothing_even_in_the_same_worker(services: Ser
 
 async def test_another_try_is_rung_anew_at_its_time(services: Services) -> None:
     foreman, job = await an_expand_at_work(services)
-    assert await foreman.settle(job, RetryAt(100, ERROR))
+    assert await foreman.settle(job, RetryIn(100, ERROR))
     found = await row(services, job.id)
     ((wait,),) = await sql(services, "SELECT extract(epoch FROM run_at - now()) FROM jobs")
 
@@ -129,7 +129,7 @@ async def test_another_try_is_rung_anew_at_its_time(services: Services) -> None:
 
 async def test_another_try_before_its_time_is_not_rung(services: Services) -> None:
     foreman, job = await an_expand_at_work(services)
-    await foreman.settle(job, RetryAt(100, ERROR))
+    await foreman.settle(job, RetryIn(100, ERROR))
     assert await foreman.ring_due() == 0
     await set_job(services, job.id, "run_at = now()")
 
@@ -138,7 +138,7 @@ async def test_another_try_before_its_time_is_not_rung(services: Services) -> No
 
 async def test_a_try_that_was_free_gives_its_attempt_back(services: Services) -> None:
     foreman, job = await an_expand_at_work(services)
-    await foreman.settle(job, RetryAt(0, ERROR, free=True))
+    await foreman.settle(job, RetryIn(0, ERROR, free=True))
     found = await row(services, job.id)
 
     assert (found.status, found.attempt, found.rings) == ("queued", 0, 1)
@@ -147,7 +147,7 @@ async def test_a_try_that_was_free_gives_its_attempt_back(services: Services) ->
 async def test_whoever_asked_for_an_end_does_not_wait_for_the_next_try(services: Services) -> None:
     foreman, job = await an_expand_at_work(services)
     await services.jobs.cancel(job.id)
-    await foreman.settle(job, RetryAt(100, ERROR))
+    await foreman.settle(job, RetryIn(100, ERROR))
 
     assert await foreman.ring_due() == 1
 
@@ -212,7 +212,7 @@ async def test_many_attempts_end_in_one_statement(services: Services) -> None:
 async def test_each_change_of_a_job_raises_its_version(services: Services) -> None:
     foreman, job = await an_expand_at_work(services)
     versions = [job.version]
-    await foreman.settle(job, RetryAt(0, ERROR))
+    await foreman.settle(job, RetryIn(0, ERROR))
     versions.append((await row(services, job.id)).version)
     claim = await foreman.claim((await row(services, job.id)).ring)
     assert claim is not None

@@ -8,7 +8,7 @@ from sqlalchemy import text
 from domain.database import Database
 from domain.errors import DatabaseUnavailable
 from domain.jobs import signals as signals_module
-from domain.jobs.outcomes import Payload, RetryAt
+from domain.jobs.outcomes import Payload, RetryIn
 from domain.jobs.signals import CounterName, SignalRepository, Signals, Signposts
 from domain.services import Services
 from tests.integration.job_builders import a_foreman, a_queued_expand, queued_jobs, run_out, set_job, sql
@@ -101,7 +101,7 @@ async def test_rescues_retries_and_lost_rings_are_counted_and_written_with_the_n
         services, lost.id, "status = 'queued', lease_expires_at = NULL, rung_at = now() - interval '1 minute'"
     )
     await foreman.rescue()
-    await foreman.settle(failing, RetryAt(60, ERROR))
+    await foreman.settle(failing, RetryIn(60, ERROR))
     await services.queue.redis.flushall()
     await foreman.ring_lost()
     before = (await look(services)).counters
@@ -114,7 +114,7 @@ async def test_rescues_retries_and_lost_rings_are_counted_and_written_with_the_n
 async def test_waiting_for_somebody_else_is_not_counted_as_a_retry(services: Services) -> None:
     foreman = a_foreman(services)
     job = await at_work(services, foreman)
-    await foreman.settle(job, RetryAt(60, ERROR, free=True))
+    await foreman.settle(job, RetryIn(60, ERROR, free=True))
 
     assert foreman._tally.unwritten() == {}
 

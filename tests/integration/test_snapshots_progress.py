@@ -7,7 +7,7 @@ import pytest
 from domain.jobs.foreman import Foreman
 from domain.jobs.leases import Progress
 from domain.jobs.model import Job
-from domain.jobs.outcomes import Done, RetryAt
+from domain.jobs.outcomes import Done, RetryIn
 from domain.services import Services
 from tests.integration.job_builders import a_foreman, a_queued_expand, a_volume, row
 from tests.integration.snapshot_builders import claimed, copied
@@ -102,7 +102,7 @@ async def test_an_attempt_that_failed_leaves_what_was_seen_of_it(
 ) -> None:
     foreman, job = at_work
     await foreman.renew([job.id], {job.id: Progress(3, 10)})
-    await foreman.settle(job, RetryAt(0, {}))
+    await foreman.settle(job, RetryIn(0, {}))
 
     assert progress(await row(services, job.id)) == (10, 3, 0, 0)
 

@@ -1,9 +1,10 @@
-"""A lane looks for the cancellation of its job for as long as it works, whatever one look meets."""
+"""What a worker keeps doing for a lane while it works, and what it keeps of it in between."""
 
 import asyncio
 from typing import cast
 
 import pytest
+from uuid_utils.compat import uuid7
 
 from domain.errors import DatabaseUnavailable
 from domain.expansion.chunks import Chunks
@@ -33,3 +34,14 @@ async def test_a_look_that_fails_is_followed_by_the_next(monkeypatch: pytest.Mon
         await Lanes(cast("Chunks", Chunky(error)))._look_for_cancellation(a_job("bulk.lane"), cancelled)
 
     assert cancelled.is_set()
+
+
+def test_a_lane_that_never_comes_back_is_not_remembered_for_ever() -> None:
+    lanes, here = Lanes(cast("Chunks", Chunky())), uuid7()
+    for _ in range(10 * lanes_module._REMEMBERED):
+        lanes._limits.pop(here, None)  # as its next slice does
+        lanes._remember(here, 7)
+        lanes._remember(uuid7(), 7)
+
+    assert len(lanes._limits) == lanes_module._REMEMBERED
+    assert here in lanes._limits

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.errors import CisternError, DatabaseUnavailable
-from domain.jobs.outcomes import GaveUp, RetryAt
+from domain.jobs.outcomes import GaveUp, RetryIn
 from domain.jobs.retry import RetryPolicy, describe
 from domain.storage.driver import StorageBusy, TransientStorageError
 
@@ -52,7 +52,7 @@ def test_a_failure_that_may_pass_is_tried_again_later(monkeypatch: pytest.Monkey
     without_jitter(monkeypatch)
     decision = RetryPolicy(1.0).decide(TransientStorageError("Later."), attempt=2, max_attempts=3)
 
-    assert decision == RetryAt(2.0, {"code": "storage-unavailable", "detail": "Later."}, free=False)
+    assert decision == RetryIn(2.0, {"code": "storage-unavailable", "detail": "Later."}, free=False)
 
 
 @pytest.mark.parametrize("attempt", [3, 4, 100])
@@ -69,7 +69,7 @@ def test_a_job_with_one_attempt_is_never_tried_again() -> None:
 def test_waiting_for_a_lock_costs_nothing_and_never_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     without_jitter(monkeypatch)
 
-    assert RetryPolicy(1.0).wait(StorageBusy()) == RetryAt(1.0, describe(StorageBusy()), free=True)
+    assert RetryPolicy(1.0).wait(StorageBusy()) == RetryIn(1.0, describe(StorageBusy()), free=True)
 
 
 def test_an_error_is_described_by_its_code_and_its_message() -> None:

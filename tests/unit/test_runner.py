@@ -8,7 +8,7 @@ import pytest
 
 from domain.jobs.foreman import Claim
 from domain.jobs.model import Job, Ring
-from domain.jobs.outcomes import Cancelled, Done, GaveUp, Interrupted, RetryAt
+from domain.jobs.outcomes import Cancelled, Done, GaveUp, Interrupted, RetryIn
 from domain.jobs.queue import JobQueue
 from domain.jobs.retry import WORKER_LOST
 from domain.storage.backends import open_driver
@@ -132,7 +132,7 @@ class TestOutcomes:
         runner = a_runner(foreman, faulty("fail=create:storage-unavailable"))
         for _ in range(3):
             await runner.answer(job.ring)
-        delays = [outcome.delay for outcome in foreman.settled if isinstance(outcome, RetryAt) and not outcome.free]
+        delays = [outcome.delay for outcome in foreman.settled if isinstance(outcome, RetryIn) and not outcome.free]
 
         assert [0.5 * 2**n <= delay <= 1.5 * 2**n for n, delay in enumerate(delays)] == [True] * 3
 
@@ -158,7 +158,7 @@ class TestOutcomes:
         foreman = await answered(a_job(max_attempts=1), faulty("fail=create:storage-busy"))
         (outcome,) = foreman.settled
 
-        assert isinstance(outcome, RetryAt)
+        assert isinstance(outcome, RetryIn)
         assert outcome.free
         assert outcome.error["code"] == "storage-busy"
 
@@ -166,7 +166,7 @@ class TestOutcomes:
         foreman = await answered(a_job(), Crashing())
         (outcome,) = foreman.settled
 
-        assert isinstance(outcome, RetryAt)
+        assert isinstance(outcome, RetryIn)
         assert outcome.error == {"code": "internal", "detail": "Something went wrong."}
 
     async def test_an_attempt_that_was_overtaken_changes_nothing(self) -> None:
@@ -207,7 +207,7 @@ class TestWaysOut:
         foreman = await answered(a_job(), faulty("fail=create:storage-full,seal:storage-busy"))
         (outcome,) = foreman.settled
 
-        assert isinstance(outcome, RetryAt)
+        assert isinstance(outcome, RetryIn)
         assert outcome.free
 
     async def test_whoever_was_overtaken_on_the_way_out_changes_nothing(self) -> None:

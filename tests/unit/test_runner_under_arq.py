@@ -14,7 +14,7 @@ from fakeredis import FakeServer
 
 import worker.main
 from domain.jobs.model import Job, Ring
-from domain.jobs.outcomes import Done, Interrupted, RetryAt
+from domain.jobs.outcomes import Done, Interrupted, RetryIn
 from domain.jobs.queue import FUNCTION_NAME, QUEUE_NAME, JobQueue
 from domain.settings import Settings
 from domain.storage.backends import open_driver
@@ -122,7 +122,7 @@ async def test_a_job_that_is_to_be_tried_again_leaves_no_message_of_arqs_own(mon
     async with delivering(monkeypatch, foreman, open_driver("faulty+memory:?fail=*:storage-unavailable", 1), server):
         await until(lambda: len(foreman.settled) == 1)
 
-    assert isinstance(foreman.settled[0], RetryAt)
+    assert isinstance(foreman.settled[0], RetryIn)
     assert await keys(queue) == set()
 
 

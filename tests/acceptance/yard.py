@@ -1,0 +1,92 @@
+"""Where the processes of a test stand: real ones, all of them gone when it is cleared."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from domain.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+#: Sizes of a volume before and after it has grown (bytes).
+SMALL, LARGE = 1 << 20, 3 << 20
+
+
+@dataclass
+class Yard:
+    """Where a test starts its workers: one database, one Redis, one directory of volumes with a journal."""
+
+    settings: Settings
+    folder: Path
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def journal(self) -> Path:
+        return self.folder / "journal"
+
+    @property
+    def volumes(self) -> Path:
+        return self.folder / "volumes"
+
+    def gate(self, name: str = "gate") -> Path:
+        """A file that holds storage work up for as long as it exists."""
+        return self.folder / name
+
+    def url(self, **options: object) -> str:
+        given = "&".join(f"{name}={value}" for name, value in ({"journal": self.journal} | options).items())
+        return f"faulty+file:{self.volumes}?{given}"
+
+    def start_worker(
+        self, module: str = "worker", *, url: str | None = None, log: Path | None = None, **extra: str
+    ) -> subprocess.Popen[bytes]:
+        """Start a worker process; ``url`` is its own idea of the backend ``local``, ``log`` where its words go."""
+        return self._start([module], url or self.url(), log, extra)
+
+    def start_api(self, *, log: Path | None = None) -> str:
+        """Start the API on a free port; returns its address once it is ready."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        command = ["uvicorn", "api.main:app", "--port", port, "--no-access-log"]
+        process = self._start(command, self.url(), log, {})
+        address = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{address}/readyz").status_code == 200:
+                    return address
+            time.sleep(0.02)
+        raise AssertionError("the API did not become ready")
+
+    def _start(
+        self, command: Sequence[str], url: str, log: Path | None, extra: dict[str, str]
+    ) -> subprocess.Popen[bytes]:
+        backends = {"CISTERN_BACKENDS": f'{{"local": "{url}"}}'}
+        with log.open("ab") if log is not None else contextlib.nullcontext() as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command],
+                cwd=ROOT,
+                env=os.environ | self.environment() | backends | extra,
+                stderr=stderr,
+            )
+        self.processes.append(process)
+        return process
+
+    def environment(self) -> dict[str, str]:
+        given = self.settings.model_dump(include={"database_url", "redis_url", "lease_seconds", "retry_seconds"})
+        return {f"CISTERN_{name.upper()}": str(value) for name, value in given.items()}
+
+    def clear(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+            process.wait()

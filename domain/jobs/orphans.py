@@ -100,7 +100,9 @@ def is_calm(worker_id: UUID, *, lease: float) -> ColumnElement[bool]:
     needed = select(func.max(Worker.renews_within)).scalar_subquery()
     steady = select(Worker.id).where(
         Worker.id == worker_id,
-        Worker.heartbeat_at.between(from_now(-lease), from_now(lease)),
+        # Half a lease, for others may have renewed a beat before us: a rescue that was asked for when PostgreSQL stood
+        # still, and is carried out as soon as it goes on, must not forestall their next beats.
+        Worker.heartbeat_at.between(from_now(-lease / 2), from_now(lease)),
         Worker.steady_since <= func.now() - needed * timedelta(seconds=1),
     )
     return steady.exists() & ~func.pg_postmaster_start_time().between(from_now(-lease), from_now(lease))

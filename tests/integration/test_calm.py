@@ -115,6 +115,19 @@ async def test_a_worker_that_slept_through_an_outage_starts_anew(services: Servi
     assert (on_waking_up, await foreman.rescue()) == (0, 0)
 
 
+async def test_a_rescue_that_comes_late_because_postgresql_stood_still_rescues_nobody(services: Services) -> None:
+    """No connection was lost, and no beat was in vain yet; but others beat before us, so their leases end before."""
+    foreman = a_worker(services)
+    await foreman.renew([])
+    await steady_for(services, foreman, 3600)
+    await an_orphan(services)
+    await sql(services, f"UPDATE workers SET heartbeat_at = now() - interval '{LEASE * 0.7} seconds'")
+    on_going_on = await foreman.rescue()
+    await foreman.renew([])
+
+    assert (on_going_on, await foreman.rescue()) == (0, 1)
+
+
 async def test_a_worker_that_renews_more_slowly_is_waited_for(services: Services) -> None:
     await an_orphan(services)
     foreman, slow = a_worker(services), a_worker(services, lease=60)

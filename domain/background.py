@@ -1,7 +1,7 @@
 """Tasks in the background of a process, and how they are brought to an end."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Coroutine
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -26,3 +26,14 @@ async def end(tasks: Collection[asyncio.Task[Any]]) -> None:
             task.cancel()
         _, left = await asyncio.wait(left, timeout=_ASK_AGAIN_SECONDS)
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def let_end(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Leave tasks to themselves, whatever comes of them: asyncio logs a traceback for a failure nobody asked about."""
+    for task in tasks:
+        task.add_done_callback(_hear)
+
+
+def _hear(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()

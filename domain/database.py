@@ -4,9 +4,10 @@ A transaction is short. No storage work, no HTTP and no Redis happens while one 
 lets the storage room refuse, so that a test finds the place.
 """
 
+import asyncio
 import enum
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -49,6 +50,9 @@ _SERVER_SETTINGS: Final = {
     "statement_timeout": "10000",
     "lock_timeout": "5000",
 }
+
+#: How long a process that ends waits for a PostgreSQL that is there, but does not answer.
+GOODBYE_SECONDS: Final = 3.0
 
 
 class Base(DeclarativeBase):
@@ -175,8 +179,10 @@ class Database:
             raise ConfigurationError(f"PostgreSQL does not let us in: {error.orig}") from error
 
     async def close(self) -> None:
-        """Close every connection."""
-        await self._engine.dispose()
+        """Close every connection; without its goodbye, where PostgreSQL does not answer one."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GOODBYE_SECONDS):
+                await self._engine.dispose()
 
 
 def passes(error: Exception) -> bool:

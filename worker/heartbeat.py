@@ -2,19 +2,15 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import Final
 from uuid import UUID
 
 import structlog
 
 from domain.errors import DatabaseUnavailable
 from domain.jobs.foreman import Foreman
-from domain.jobs.leases import Progress, beat_patience
+from domain.jobs.leases import BEATS_PER_LEASE, Progress, beat_patience
 from domain.storage.driver import StopReason
 from worker.runner import Running
-
-#: Beats in one lease: two may be missed.
-_BEATS_PER_LEASE: Final = 3
 
 log = structlog.get_logger(__name__)
 
@@ -26,7 +22,7 @@ class Heartbeat:
         """``lease`` in seconds; a job without progress for ``stall`` seconds is let go."""
         self._foreman = foreman
         self._running = running
-        self._interval = lease / _BEATS_PER_LEASE
+        self._interval = lease / BEATS_PER_LEASE
         self._stall = stall
         self._patience = beat_patience(lease)
         self._is_beating = False

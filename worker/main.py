@@ -18,6 +18,7 @@ from arq.worker import func
 from uuid_utils.compat import uuid7
 
 from domain.background import in_background
+from domain.database import GOODBYE_SECONDS
 from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.model import Ring, Worker
 from domain.jobs.queue import FUNCTION_NAME, QUEUE_NAME, JobQueue, deserialize, serialize
@@ -73,8 +74,9 @@ async def workshop(settings: Settings) -> AsyncIterator[Runner]:
         async with in_background(heartbeat.beat_for_ever(), housekeeping.go_round_for_ever(), stalls.watch_for_ever()):
             yield runner
             await runner.close()
-        with suppress(DatabaseUnavailable):  # then we are struck off after an hour of silence
-            await foreman.say_goodbye()
+        with suppress(DatabaseUnavailable, TimeoutError):  # then we are struck off after an hour of silence
+            async with asyncio.timeout(GOODBYE_SECONDS):
+                await foreman.say_goodbye()
 
 
 def arq_settings(settings: Settings) -> dict[str, Any]:

@@ -97,6 +97,7 @@ class Runner:
             with self._at_work(claim) as (job, grant):
                 await self.queue.acknowledge(ring)
                 outcome = await self.perform(job, grant)
+                grant.lease.over = True
                 await self.settle(job, outcome)
 
     async def drained(self) -> None:

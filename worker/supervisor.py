@@ -9,7 +9,7 @@ from typing import Any, Final
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
-from domain.background import end
+from domain.background import end, let_end
 from domain.jobs.queue import QueueUnavailable
 from worker.delivery import Delivery
 from worker.runner import Runner
@@ -67,6 +67,7 @@ class Supervisor:
                 log.warning("redis.lost", error=str(error))
             except Exception:
                 log.exception("delivery.crashed")
+            let_end(self._arq.tasks.values())  # their jobs go on; only their words to this Redis are lost
             await asyncio.sleep(_RECONNECT_SECONDS)
 
     async def _outlast_refusal(self, error: ResponseError) -> None:

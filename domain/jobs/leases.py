@@ -6,7 +6,7 @@ Takes a session, never commits. All times are PostgreSQL's, so that the clocks o
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, TableValuedAlias, Uuid, case, delete, func, literal, select, update
@@ -17,6 +17,9 @@ from domain.database import from_now, given_rows, words
 from domain.jobs.model import Job, Ring, Worker
 from domain.jobs.outcomes import Payload
 from domain.jobs.states import ENDED, JobStatus
+
+#: Beats in one lease: two may be missed.
+BEATS_PER_LEASE: Final = 3
 
 
 class Progress(NamedTuple):
@@ -151,10 +154,11 @@ class LeaseRepository:
     async def beat(self, worker: Worker, *, lease: float, afresh: bool) -> None:
         """Write down that this worker is alive, and since when it has been without a gap of a lease (seconds).
 
-        ``afresh`` where there was a gap that PostgreSQL did not see: the worker did, or it has just begun.
+        ``afresh`` where there was a gap that PostgreSQL did not see: the worker did, or it has just begun. A last beat
+        in the future is a gap too: PostgreSQL's clock has stepped back.
         """
         row = {"id": worker.id, "host": worker.host, "pid": worker.pid, "renews_within": renews_within(lease)}
-        gap = literal(afresh) | (Worker.heartbeat_at < from_now(-lease))
+        gap = literal(afresh) | ~Worker.heartbeat_at.between(from_now(-lease), from_now(lease))
         again = {
             "heartbeat_at": func.now(),
             "steady_since": case((gap, func.now()), else_=Worker.steady_since),
@@ -173,8 +177,11 @@ def beat_patience(lease: float) -> float:
 
 
 def renews_within(lease: float) -> float:
-    """In how many seconds a worker has renewed its leases when PostgreSQL is back: a beat in vain, a rest, a beat."""
-    return 2 * beat_patience(lease)
+    """In how many seconds a worker has renewed its leases when PostgreSQL is back: a beat in vain, a rest, a beat.
+
+    Or, if it has not noticed anything, such as a step of PostgreSQL's clock: the time between two beats, and a beat.
+    """
+    return beat_patience(lease) + max(beat_patience(lease), lease / BEATS_PER_LEASE)
 
 
 def _leased_by(worker_id: UUID) -> tuple[ColumnElement[bool], ...]:

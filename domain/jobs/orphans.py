@@ -94,15 +94,18 @@ def is_calm(worker_id: UUID, *, lease: float) -> ColumnElement[bool]:
 
     A lease also runs out while PostgreSQL is away, or the whole machine asleep. So whoever rescues must have been
     beating without a gap for as long as any worker may need to come back, and PostgreSQL must not have started only
-    now. One statement with the rescue: a process that is stopped in between does not act on what was true before.
+    now (if it says that it will start, its clock has stepped back since, and the beats have told so). One statement
+    with the rescue: a process that is stopped in between does not act on what was true before.
     """
     needed = select(func.max(Worker.renews_within)).scalar_subquery()
     steady = select(Worker.id).where(
         Worker.id == worker_id,
-        Worker.heartbeat_at >= from_now(-lease),
+        # Half a lease, for others may have renewed a beat before us: a rescue that was asked for when PostgreSQL stood
+        # still, and is carried out as soon as it goes on, must not forestall their next beats.
+        Worker.heartbeat_at.between(from_now(-lease / 2), from_now(lease)),
         Worker.steady_since <= func.now() - needed * timedelta(seconds=1),
     )
-    return steady.exists() & (func.pg_postmaster_start_time() <= from_now(-lease))
+    return steady.exists() & ~func.pg_postmaster_start_time().between(from_now(-lease), from_now(lease))
 
 
 def _orphans(sure: ColumnElement[bool]) -> Select[UUID]:

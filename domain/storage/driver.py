@@ -115,14 +115,16 @@ class Lease:
         self.deadline = deadline
         self.stop_reason: StopReason | None = None
         self.progressed_at = clock()
+        #: Whether the storage work is over: what has no more to do does not stand still, however long it is kept.
+        self.over = False
         #: Whether nothing has moved for so long that the worker lets the lease run out.
         self.stalled = False
         #: Bytes copied so far, and in all; None for work that copies nothing.
         self.copied: tuple[int, int] | None = None
 
     def stands_still(self, seconds: float) -> bool:
-        """Tell whether nothing has moved for longer than this."""
-        return self.clock() - self.progressed_at > seconds
+        """Tell whether there is work to do, and none was seen for so long."""
+        return not self.over and self.clock() - self.progressed_at > seconds
 
 
 class Grant:

@@ -7,7 +7,7 @@ from uuid_utils.compat import uuid7
 
 from domain.errors import DatabaseUnavailable
 from domain.jobs.foreman import Foreman
-from domain.jobs.leases import LeaseRepository, beat_patience, renews_within
+from domain.jobs.leases import BEATS_PER_LEASE, LeaseRepository, beat_patience, renews_within
 from domain.jobs.model import Worker
 from domain.services import Services
 from tests.integration.job_builders import a_foreman, run_out, sql
@@ -115,6 +115,19 @@ async def test_a_worker_that_slept_through_an_outage_starts_anew(services: Servi
     assert (on_waking_up, await foreman.rescue()) == (0, 0)
 
 
+async def test_a_rescue_that_comes_late_because_postgresql_stood_still_rescues_nobody(services: Services) -> None:
+    """No connection was lost, and no beat was in vain yet; but others beat before us, so their leases end before."""
+    foreman = a_worker(services)
+    await foreman.renew([])
+    await steady_for(services, foreman, 3600)
+    await an_orphan(services)
+    await sql(services, f"UPDATE workers SET heartbeat_at = now() - interval '{LEASE * 0.7} seconds'")
+    on_going_on = await foreman.rescue()
+    await foreman.renew([])
+
+    assert (on_going_on, await foreman.rescue()) == (0, 1)
+
+
 async def test_a_worker_that_renews_more_slowly_is_waited_for(services: Services) -> None:
     await an_orphan(services)
     foreman, slow = a_worker(services), a_worker(services, lease=60)
@@ -156,6 +169,39 @@ async def test_a_worker_lives_on_whose_lease_ran_out_while_postgresql_was_away(s
     assert ([renewal.job_id for renewal in renewed.renewals], await other.rescue()) == ([job.id], 0)
 
 
+async def clock_steps_back(services: Services) -> None:
+    """Have PostgreSQL's clock step back by an hour: whatever was just now, is in an hour."""
+    await sql(
+        services,
+        "UPDATE workers SET heartbeat_at = heartbeat_at + interval '1 hour',"
+        " steady_since = steady_since + interval '1 hour'",
+    )
+    await postgresql_started(services, "-1 hour")
+
+
+async def test_a_clock_that_steps_back_does_not_keep_orphans_waiting_until_it_has_caught_up(services: Services) -> None:
+    foreman = a_worker(services)
+    await foreman.renew([])
+    await clock_steps_back(services)
+    await an_orphan(services)
+    await foreman.renew([])
+    await steady_for(services, foreman, renews_within(LEASE) + 1)
+
+    assert await foreman.rescue() == 1
+
+
+async def test_nobody_is_rescued_before_all_could_renew_after_such_a_step(services: Services) -> None:
+    foreman = a_worker(services)
+    await foreman.renew([])
+    await steady_for(services, foreman, 7200)
+    await clock_steps_back(services)
+    await an_orphan(services)
+    before_its_next_beat = await foreman.rescue()
+    await foreman.renew([])
+
+    assert (before_its_next_beat, await foreman.rescue()) == (0, 0)
+
+
 async def test_a_row_of_the_version_before_is_a_steady_worker(services: Services) -> None:
     """It wrote neither column; what it rescues is its own affair, and nobody waits for it longer."""
     await sql(services, "INSERT INTO workers (id, host, pid) VALUES (gen_random_uuid(), 'old', 1)")
@@ -168,3 +214,8 @@ def test_two_beats_and_a_rest_fit_into_the_time_that_others_wait(lease: float) -
     rest = min(lease / 3 / 5, 1.0)
 
     assert beat_patience(lease) + rest + 1 <= renews_within(lease)
+
+
+@pytest.mark.parametrize("lease", [1, 3, 15, 60, 3600])
+def test_who_has_not_noticed_that_anything_happened_beats_within_that_time_too(lease: float) -> None:
+    assert lease / BEATS_PER_LEASE + beat_patience(lease) <= renews_within(lease)

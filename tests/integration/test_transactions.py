@@ -1,6 +1,8 @@
 """One transaction, inside one task: committed on a clean exit, rolled back on an exception, never shared."""
 
 import asyncio
+import os
+import signal
 
 import pytest
 from sqlalchemy import text
@@ -10,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from domain.database import Database, in_transaction
 from domain.errors import DatabaseUnavailable
 from domain.services import Services
+from domain.settings import Settings
 from tests.integration.job_builders import a_volume, sql
 
 
@@ -186,3 +189,19 @@ async def test_no_connection_free_in_time_is_an_outage(services: Services, monke
             await asyncio.create_task(database.ping())
         leave.set()
     await database.close()
+
+
+async def test_a_postgresql_that_stands_still_keeps_nobody_from_ending(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncpg waits for an answer to its goodbye, for ever."""
+    monkeypatch.setattr("domain.database.GOODBYE_SECONDS", 0.1)
+    database = Database(settings.database_url)
+    async with database.transaction() as session:
+        backend = (await session.execute(text("SELECT pg_backend_pid()"))).scalar_one()
+    os.kill(backend, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(20):
+            await database.close()
+    finally:
+        os.kill(backend, signal.SIGCONT)

@@ -1,14 +1,21 @@
 """What stands still is said once, is not taken on a second time here, and is news again when it moves."""
 
+import asyncio
 import time
+from collections.abc import Collection, Mapping
 from uuid import UUID
 
 import pytest
 
-from domain.jobs.outcomes import Done
+from domain.errors import DatabaseUnavailable
+from domain.jobs.foreman import NOTHING_COPIED, Renewed
+from domain.jobs.leases import Progress
+from domain.jobs.model import Job
+from domain.jobs.outcomes import Done, Outcome
 from domain.storage.driver import Fence, Grant
 from domain.storage.memory import MemoryDriver
-from tests.unit.worker_fakes import FakeForeman, a_job, a_runner
+from tests.unit.worker_fakes import LEASE, FakeForeman, a_job, a_runner, until
+from worker.heartbeat import Heartbeat
 from worker.runner import Running
 from worker.stalls import Stalls
 
@@ -57,6 +64,46 @@ def test_a_worker_in_whose_every_slot_storage_hangs_says_so_once(caplog: pytest.
     stalls.look()
 
     assert count_of(caplog, "worker.stuck") == 1
+
+
+async def test_a_job_that_is_done_and_waits_for_postgresql_does_not_stand_still(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    job = a_job()
+    foreman = Closed(job)
+    runner = a_runner(foreman, MemoryDriver(), slots=1)
+    answer = asyncio.create_task(runner.run(job.ring))
+    await until(lambda: foreman.asked > 0)
+    lease = runner.running[job.id].grant.lease
+    lease.progressed_at -= 1000
+    Stalls(runner.running, stall=60, slots=1).look()
+    await Heartbeat(foreman, runner.running, lease=LEASE, stall=60).beat()
+    renewed = foreman.renewed
+    foreman.open = True
+    await answer
+
+    assert not lease.stalled
+    assert renewed == [job.id]
+    assert (count_of(caplog, "job.stalled"), count_of(caplog, "worker.stuck")) == (0, 0)
+    assert isinstance(foreman.settled[0], Done)
+
+
+class Closed(FakeForeman):
+    """A job book that takes no outcome before it is opened."""
+
+    open = False
+    asked = 0
+    renewed: list[UUID] | None = None
+
+    async def settle(self, job: Job, outcome: Outcome) -> bool:
+        self.asked += 1
+        if not self.open:
+            raise DatabaseUnavailable
+        return await super().settle(job, outcome)
+
+    async def renew(self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress] = NOTHING_COPIED) -> Renewed:
+        self.renewed = [*job_ids]
+        return await super().renew(job_ids, progress)
 
 
 async def test_a_job_that_hangs_here_is_left_to_others_until_it_moves() -> None:

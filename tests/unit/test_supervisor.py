@@ -1,6 +1,7 @@
 """The life of a worker process: deliver, deliver again when Redis was away, drain on a signal, hurry on a second."""
 
 import asyncio
+import gc
 import os
 import signal
 from pathlib import Path
@@ -74,6 +75,35 @@ async def test_it_delivers_again_when_delivery_broke(monkeypatch: pytest.MonkeyP
     await stopped(supervisor, run)
 
     assert len(lives) == 3
+
+
+async def test_what_a_delivery_that_broke_has_left_at_work_ends_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each job at work tells arq of its end, which tells a Redis that is gone: a page of log for each of them."""
+    complaints = list[Any]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    lives = arq_that_ends(monkeypatch)
+    breaks, over = asyncio.Event(), asyncio.Event()
+    monkeypatch.setattr(FakeArq, "main", until_it(breaks, lives))
+
+    async def last_word() -> None:
+        await over.wait()
+        raise RedisConnectionError
+
+    supervisor = Supervisor(an_idle_runner(), {}, drain=5)
+    run = asyncio.create_task(supervisor.run())
+    await until(lambda: bool(lives))
+    lives[0].tasks["message"] = asyncio.create_task(last_word())
+    breaks.set()
+    await until(lambda: len(lives) == 2)
+    over.set()
+    await until(lives[0].tasks["message"].done)
+    await stopped(supervisor, run)
+    lives[0].tasks.clear()
+    gc.collect()
+
+    assert complaints == []
 
 
 async def test_redis_refusing_writes_is_said_once_and_then_outlasted(

@@ -233,7 +233,7 @@ async def test_inspections_beside_busy_workers_find_nothing(
 
     assert found == []
     assert looks > 3
-    assert await sql(services, "SELECT DISTINCT status, attempt FROM jobs") == [("succeeded", 1)]
+    assert await sql(services, "SELECT DISTINCT status FROM jobs") == [("succeeded",)]
 
 
 async def test_what_is_held_by_somebody_is_told_and_not_mended(

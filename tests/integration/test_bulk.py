@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -55,6 +56,10 @@ def fail_for(tmp_path: Path, volumes: list[UUID], code: str = "storage-full") ->
     (tmp_path / "new").rename(tmp_path / "faults")
 
 
+async def as_many_at_once(number: int, path: Path) -> bool:
+    return most_at_once(journal.read(path)) >= number
+
+
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(60):
         while not await condition():
@@ -67,8 +72,12 @@ async def test_a_thousand_volumes_seven_at_once_of_which_three_fail_and_are_retr
     volumes = await add_volumes(services, 1000, backend="null")
     bad = sorted(volumes[::400])
     fail_for(tmp_path, bad)
+    (tmp_path / "gate").touch()
     async with working(bulk_settings):
-        job = await ended(services, await services.expansion.request_expand(BulkExpansion(BY_ONE, max_concurrent=7)))
+        job = await services.expansion.request_expand(BulkExpansion(BY_ONE, max_concurrent=7))
+        await until(partial(as_many_at_once, 7, tmp_path / "journal"))
+        (tmp_path / "gate").unlink()
+        job = await ended(services, job)
 
         assert (job.status, job.succeeded, job.failed, job.skipped, job.total) == ("partial", 997, 3, 0, 1000)
         assert job.error == {"code": "items-failed", "detail": "3 of 1000 failed; the job's items say which and why."}

@@ -20,7 +20,7 @@ up: $(READY) ## Run Cistern here, without Docker, until Ctrl-C
 test: $(READY) ## Run the tests
 	$(BIN)/python -m pytest --numprocesses 4 --dist worksteal
 
-test-faults: $(READY) ## Strike whole stacks down, again and again, for some ten minutes; report in build/faults.md
+test-faults: $(READY) ## Strike whole stacks down, again and again, for a quarter of an hour; report in build/faults.md
 	CISTERN_LONG=1 $(BIN)/python -m pytest tests/acceptance/test_storms.py tests/integration/test_any_order.py
 
 test-mutations: $(READY) ## Take out what holds the promise, piece by piece, and see the tests fail each time

@@ -146,7 +146,7 @@ class ExpansionService:
     async def hand_over(self, session: AsyncSession, planned: Finished) -> None:
         """Give planned jobs their lanes; one without any item has ended."""
         for job, _ in planned:
-            if not await self._recount(session, job):
+            if not await recount(session, job.id):
                 await self._add_lanes(session, job)
 
     async def abandon_expand(self, session: AsyncSession, given_up: GivenUp) -> None:
@@ -180,7 +180,7 @@ class ExpansionService:
         if job is None:
             return None
         if not await Ledger(session).unfinished(job.id):
-            await self._recount(session, job)
+            await recount(session, job.id)
         elif job.attempt <= job.max_attempts:
             job.attempt += 1  # of a whole, it counts how often lanes were sent out
             job.version += 1
@@ -197,12 +197,6 @@ class ExpansionService:
         """
         items = await Ledger(session).bequeath(job.id, heir.id)
         await VolumeRepository(session).raise_versions([item.volume_id for item in items], job.id)
-
-    async def _recount(self, session: AsyncSession, job: Job) -> bool:
-        """Count the ledger afresh; the job ends if nothing is left to do. Returns whether it did."""
-        batches = BatchRepository(session)
-        await batches.count(job.id, **await Ledger(session).counts(job.id))
-        return await batches.tally(job.id)
 
     async def _close(self, session: AsyncSession, job: Job) -> None:
         """Fail what not even the last lane could bring to an end; the volumes are let go with the sizes they had."""
@@ -255,3 +249,10 @@ def shares(max_concurrent: int) -> list[int]:
     lanes = min(max_concurrent, _MAX_LANES)
     each, over = divmod(max_concurrent, lanes)
     return [each + (number < over) for number in range(lanes)]
+
+
+async def recount(session: AsyncSession, job_id: UUID) -> bool:
+    """Count a ledger afresh; the job ends if nothing is left to do. Returns whether it did."""
+    batches = BatchRepository(session)
+    await batches.count(job_id, **await Ledger(session).counts(job_id))
+    return await batches.tally(job_id)

@@ -5,30 +5,16 @@ from typing import Final
 
 from domain.inspection.findings import MENDS, Code, Finding, snapshot, volume
 from domain.inspection.rows import Seen
+from domain.snapshots.states import IDLE as SNAPSHOT_IDLE
+from domain.snapshots.states import MOVES as SNAPSHOT_MOVES
 from domain.snapshots.states import SnapshotState
 from domain.storage.driver import Fence, Stored
 from domain.volumes.model import MAX_SIZE
-from domain.volumes.states import VolumeState
+from domain.volumes.states import IDLE, MOVES, VolumeState
 
 _LEASED: Final = "a worker is at it: check again when its job has ended"
 _PUT_BACK: Final = "is the backend mounted? else put the file back, or delete it here too"
 _NO_SIZE: Final = f"a size must be between 1 and {MAX_SIZE}: look into the file"
-
-#: Where a volume comes to rest when no job will let it go any more.
-_WAYS_OUT: Final[dict[str, VolumeState]] = {
-    VolumeState.CREATING: VolumeState.ERROR,
-    VolumeState.EXPANDING: VolumeState.AVAILABLE,
-    VolumeState.SNAPSHOTTING: VolumeState.AVAILABLE,
-    VolumeState.RESTORING: VolumeState.AVAILABLE,
-    VolumeState.DELETING: VolumeState.ERROR,
-}
-#: The same for a snapshot.
-_SNAPSHOT_WAYS_OUT: Final[dict[str, SnapshotState]] = {
-    SnapshotState.TAKING: SnapshotState.ERROR,
-    SnapshotState.RESTORING: SnapshotState.READY,
-    SnapshotState.CLONING: SnapshotState.READY,
-    SnapshotState.DELETING: SnapshotState.ERROR,
-}
 
 
 def judge(seen: Seen, stored: Stored | None) -> list[Finding]:
@@ -40,10 +26,15 @@ def judge(seen: Seen, stored: Stored | None) -> list[Finding]:
 
 def way_out(seen: Seen, size: int | None, *, knows_sizes: bool) -> VolumeState | SnapshotState:
     """Where a stranded row comes to rest, given the size found; without data it is never usable."""
-    if knows_sizes and size is None:
-        return VolumeState.ERROR if seen.is_volume else SnapshotState.ERROR
-    ways_out = _WAYS_OUT if seen.is_volume else _SNAPSHOT_WAYS_OUT
-    return ways_out.get(seen.state, seen.state)
+    error = VolumeState.ERROR if seen.is_volume else SnapshotState.ERROR
+    if seen.state in IDLE or seen.state in SNAPSHOT_IDLE:
+        return error if knows_sizes and size is None else seen.state
+    # Where an operation may end in `error`, nobody knows how far it came; else it has left its volume usable.
+    may_fail = error in (
+        MOVES[VolumeState(seen.state)] if seen.is_volume else SNAPSHOT_MOVES[SnapshotState(seen.state)]
+    )
+    usable = VolumeState.AVAILABLE if seen.is_volume else SnapshotState.READY
+    return error if may_fail or (knows_sizes and size is None) else usable
 
 
 def fits(size: int | None) -> bool:

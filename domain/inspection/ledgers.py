@@ -10,12 +10,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from domain.database import Database
 from domain.expansion.ledger import Ledger
 from domain.expansion.model import Item
-from domain.expansion.service import BULK
+from domain.expansion.service import BULK, recount
 from domain.expansion.states import Code as ItemCode
 from domain.expansion.states import ItemStatus
 from domain.inspection.findings import Code, Finding, Report, job
 from domain.inspection.rows import PAGE
-from domain.jobs.batches import BatchRepository
 from domain.jobs.model import Job
 from domain.jobs.repository import JobRepository
 from domain.jobs.states import ENDED, JobStatus
@@ -73,9 +72,7 @@ class Ledgers:
         async with self._database.transaction() as session:
             # Under the parent's lock, which whoever finishes an item takes last: what is counted here has been tallied.
             if await JobRepository(session).get_for_update(job_id) is not None:
-                batches = BatchRepository(session)
-                await batches.count(job_id, **await Ledger(session).counts(job_id))
-                await batches.tally(job_id)
+                await recount(session, job_id)
 
     async def _close_some(self, job_id: UUID, was: ItemStatus) -> int:
         async with self._database.transaction() as session:

@@ -4,13 +4,14 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, exists, func, literal, or_, select
+from sqlalchemy import ColumnElement, and_, func, literal, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from domain.database import Database, from_now
 from domain.inspection.findings import MENDS, Code, Finding, Report, job
 from domain.inspection.rows import CLONE, PAGE
+from domain.jobs.batches import is_forsaken
 from domain.jobs.kinds import Kinds
 from domain.jobs.model import Job
 from domain.jobs.orphans import OrphanRepository
@@ -139,10 +140,8 @@ def _has_snapshot() -> ColumnElement[bool]:
 
 
 def _forsaken(patience: float) -> ColumnElement[bool]:
-    """Whether a job was handed over to lanes of which none is left, and nobody has given it new ones for so long."""
+    """Whether a job is forsaken, and nobody has given it new lanes for so long."""
     lane = aliased(Job)
     lanes = select(func.max(lane.finished_at)).where(lane.parent_id == Job.id).correlate(Job).scalar_subquery()
     since = func.coalesce(lanes, Job.started_at)
-    living = exists().where(lane.parent_id == Job.id, lane.status.in_(LIVE)).correlate(Job)
-    handed_over = and_(Job.status == JobStatus.RUNNING, Job.lease_expires_at.is_(None))
-    return and_(handed_over, ~living, since < from_now(-patience))
+    return and_(is_forsaken(), since < from_now(-patience))

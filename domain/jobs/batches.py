@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, case, cast, exists, func, literal, null, select, update
+from sqlalchemy import ColumnElement, Select, and_, case, cast, exists, func, literal, null, select, update
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
@@ -98,13 +98,19 @@ class BatchRepository:
 
 
 def _forsaken() -> Select[Job]:
-    """Jobs that were handed over and have no live lane left; their ``run_at`` is when they may be looked after."""
+    """Jobs that are forsaken; their ``run_at`` is when they may be looked after."""
+    return select(Job).where(is_forsaken(), Job.run_at <= func.now())
+
+
+def is_forsaken() -> ColumnElement[bool]:
+    """Whether a job was handed over to lanes of which none is alive."""
+    return and_(Job.status == JobStatus.RUNNING, Job.lease_expires_at.is_(None), ~has_live_lane())
+
+
+def has_live_lane() -> ColumnElement[bool]:
+    """Whether any part of a job has not ended."""
     lane = aliased(Job)
-    return (
-        select(Job)
-        .where(Job.status == JobStatus.RUNNING, Job.lease_expires_at.is_(None), Job.run_at <= func.now())
-        .where(~exists().where(lane.parent_id == Job.id, lane.status.in_(LIVE)))
-    )
+    return exists().where(lane.parent_id == Job.id, lane.status.in_(LIVE)).correlate(Job)
 
 
 def _verdict(succeeded: ColumnElement[Any], failed: ColumnElement[Any]) -> ColumnElement[Any]:

@@ -16,8 +16,8 @@ from sqlalchemy.orm import aliased
 
 from domain.database import Database
 from domain.jobs.acceptance import IdempotencyKey
+from domain.jobs.batches import has_live_lane
 from domain.jobs.model import Job
-from domain.jobs.states import LIVE
 
 #: Rows in one transaction.
 _JOBS: Final = 200
@@ -104,11 +104,11 @@ class RetentionRepository:
 
 def _expired(age: timedelta) -> Select[UUID]:
     """Jobs that are no part of another, ended long ago, and that nobody needs: neither a lane nor a retry."""
-    lane, retry = aliased(Job), aliased(Job)
+    retry = aliased(Job)
     return (
         select(Job.id)
         .where(Job.finished_at < func.now() - literal(age), Job.parent_id.is_(None))
-        .where(~exists().where(lane.parent_id == Job.id, lane.status.in_(LIVE)))
+        .where(~has_live_lane())
         .where(~exists().where(retry.retry_of == Job.id))
     )
 

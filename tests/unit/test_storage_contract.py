@@ -1,7 +1,6 @@
 """What every driver promises about volumes. A new driver joins by adding its URL to `KEEPING`."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -9,14 +8,7 @@ import pytest
 
 from domain.storage import fence
 from domain.storage.driver import Capacity, FenceRefused, StorageDriver, VolumeMissing
-from tests.unit.storage_scene import KEEPING, MIB, HeardGrant, every_driver, opened, size_of
-
-
-@pytest.fixture(params=KEEPING)
-async def driver(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[StorageDriver]:
-    driver = opened(request.param, tmp_path)
-    yield driver
-    await driver.close()
+from tests.unit.storage_scene import MIB, HeardGrant, every_driver, opened, size_of
 
 
 @every_driver

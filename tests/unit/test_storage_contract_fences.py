@@ -1,14 +1,11 @@
 """What every driver promises about attempts: late, repeated, stopped, sealed off. For every operation."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
 from domain.storage.driver import FenceRefused, Stopped, StopReason, StorageDriver
 from tests.unit.storage_scene import (
-    KEEPING,
     MIB,
     SEALS,
     HeardGrant,
@@ -16,15 +13,7 @@ from tests.unit.storage_scene import (
     every_change,
     every_driver,
     every_operation,
-    opened,
 )
-
-
-@pytest.fixture(params=KEEPING)
-async def driver(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[StorageDriver]:
-    driver = opened(request.param, tmp_path)
-    yield driver
-    await driver.close()
 
 
 @pytest.fixture

@@ -8,14 +8,7 @@ import pytest
 
 from domain.storage.driver import Fence, PermanentStorageError, StorageDriver, Stored
 from domain.storage.file_inventory import _lowest
-from tests.unit.storage_scene import KEEPING, MIB, HeardGrant, Scene, opened
-
-
-@pytest.fixture(params=KEEPING)
-async def driver(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[StorageDriver]:
-    driver = opened(request.param, tmp_path)
-    yield driver
-    await driver.close()
+from tests.unit.storage_scene import MIB, HeardGrant, Scene, opened
 
 
 @pytest.fixture

@@ -1,20 +1,12 @@
 """What every driver promises about snapshots; what becomes of the bytes is shown on the disk."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
 from domain.storage.driver import FenceRefused, SnapshotMissing, StorageDriver, VolumeMissing
-from tests.unit.storage_scene import KEEPING, MIB, HeardGrant, Scene, every_driver, opened, size_of
-
-
-@pytest.fixture(params=KEEPING)
-async def driver(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[StorageDriver]:
-    driver = opened(request.param, tmp_path)
-    yield driver
-    await driver.close()
+from tests.unit.storage_scene import MIB, HeardGrant, Scene, every_driver, opened, size_of
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from api.absent import HEADER_TEXT
 from api.idempotency import KeyHeader, key_of
 from api.waiting import wished_wait
+from domain.bulk.service import BulkService
 from domain.expansion.service import ExpansionService
 from domain.jobs.acceptance import Origin
 from domain.jobs.service import JobService
@@ -34,6 +35,10 @@ async def _volumes(services: Front) -> VolumeService:
 
 async def _snapshots(services: Front) -> SnapshotService:
     return services.snapshots
+
+
+async def _bulk(services: Front) -> BulkService:
+    return services.bulk
 
 
 async def _expansion(services: Front) -> ExpansionService:
@@ -86,6 +91,7 @@ NoQuery = Depends(no_query)
 
 Volumes = Annotated[VolumeService, Depends(_volumes)]
 Snapshots = Annotated[SnapshotService, Depends(_snapshots)]
+Bulk = Annotated[BulkService, Depends(_bulk)]
 Expansion = Annotated[ExpansionService, Depends(_expansion)]
 Jobs = Annotated[JobService, Depends(_jobs)]
 Asked = Annotated[Origin, Depends(_origin)]

@@ -4,9 +4,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from domain.bulk.chunks import Chunks
+from domain.bulk.kinds import EXPAND, LANE
+from domain.bulk.ledger import clear_ledgers
+from domain.bulk.service import BulkService
 from domain.database import Database
-from domain.expansion.chunks import Chunks
-from domain.expansion.ledger import clear_ledgers
+from domain.expansion.growing import Growing
 from domain.expansion.service import ExpansionService
 from domain.inspection.service import Inspection
 from domain.jobs.foreman import Foreman
@@ -38,9 +41,11 @@ class Handler:
     abandon: Abandon
 
 
-def handlers(volumes: VolumeService, snapshots: SnapshotService, expansion: ExpansionService) -> dict[str, Handler]:
+def handlers(
+    volumes: VolumeService, snapshots: SnapshotService, bulk: BulkService, expansion: ExpansionService
+) -> dict[str, Handler]:
     """Draw up the table."""
-    v, s, e = volumes, snapshots, expansion
+    v, s, b, e = volumes, snapshots, bulk, expansion
     return {
         "volume.create": Handler(v.again_create, v.create, v.record_create, v.seal, v.abandon_create),
         "volume.expand": Handler(v.again_expand, v.expand, v.record_expand, v.seal, v.abandon_expand),
@@ -49,8 +54,8 @@ def handlers(volumes: VolumeService, snapshots: SnapshotService, expansion: Expa
         "snapshot.restore": Handler(s.again_restore, s.restore, s.record_restore, s.seal_volume, s.abandon_restore),
         "snapshot.delete": Handler(s.again_delete, s.delete, s.record_delete, s.seal_snapshot, s.abandon_delete),
         "snapshot.clone": Handler(s.again_clone, s.clone, s.record_clone, s.seal_volume, s.abandon_clone),
-        "bulk.expand": Handler(e.again_expand, e.plan, e.hand_over, _nothing, e.abandon_expand),
-        "bulk.lane": Handler(e.again_lane, _in_a_workshop, e.record_lane, _nothing, e.abandon_lane),
+        EXPAND: Handler(e.again_expand, b.plan, b.hand_over, _nothing, b.abandon),
+        LANE: Handler(b.again_lane, _in_a_workshop, b.record_lane, _nothing, b.abandon_lane),
     }
 
 
@@ -72,6 +77,7 @@ class Services:
     backends: Backends
     volumes: VolumeService
     snapshots: SnapshotService
+    bulk: BulkService
     expansion: ExpansionService
     chunks: Chunks
     jobs: JobService
@@ -137,7 +143,9 @@ def compose(settings: Settings, database: Database, queue: JobQueue, backends: B
     expansion = ExpansionService(
         database, queue, max_attempts=settings.max_attempts, max_concurrent=settings.max_concurrent
     )
-    table = handlers(volumes, snapshots, expansion)
+    operations = {EXPAND: Growing(database, backends)}
+    bulk = BulkService(database, queue, operations)
+    table = handlers(volumes, snapshots, bulk, expansion)
     return Services(
         settings=settings,
         database=database,
@@ -145,8 +153,9 @@ def compose(settings: Settings, database: Database, queue: JobQueue, backends: B
         backends=backends,
         volumes=volumes,
         snapshots=snapshots,
+        bulk=bulk,
         expansion=expansion,
-        chunks=Chunks(database, queue, backends, patience=settings.busy_seconds),
+        chunks=Chunks(database, queue, operations, patience=settings.busy_seconds),
         jobs=JobService(database, queue, table),
         handlers=table,
         retry_policy=RetryPolicy(settings.retry_seconds),

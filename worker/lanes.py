@@ -1,4 +1,4 @@
-"""Bulk work: a lane grows its volumes in an `asyncio.TaskGroup`, as many at once as its semaphore has slots.
+"""Bulk work: a lane has its volumes in an `asyncio.TaskGroup`, as many at once as its semaphore has slots.
 
 A lane works for about a second, then rings for itself anew: so lanes spread over free workers, other jobs get their
 turn, and a killed worker costs at most a slice.
@@ -14,9 +14,10 @@ from uuid import UUID
 import structlog
 
 from domain.background import in_background
+from domain.bulk.chunks import Chunks
+from domain.bulk.model import Item
+from domain.bulk.operation import Result, Task
 from domain.errors import CisternError, DatabaseUnavailable
-from domain.expansion.chunks import Chunks, Result, Task
-from domain.expansion.model import Item
 from domain.jobs.model import Job
 from domain.jobs.outcomes import Done, Outcome, Yielded
 from domain.storage.driver import Grant
@@ -74,21 +75,23 @@ class Lanes:
             del self._limits[next(iter(self._limits))]
 
     async def _carry_out(self, job: Job, items: Sequence[Item], grant: Grant, cancelled: asyncio.Event) -> float:
-        """Take, grow and record a chunk. Returns how many seconds the growing took, by which the next one is sized.
+        """Take, work on and record a chunk. Returns how many seconds the work took, by which the next one is sized.
 
         Not the whole: where statements are slow, smaller chunks would only mean more of them.
         """
-        tasks = await self._chunks.take(job, items, await self._chunks.measure(items))
+        tasks = await self._chunks.take(job, items, await self._chunks.measure(job, items))
         started = time.monotonic()
-        results = await self._grow(job, tasks, grant, cancelled)
+        results = await self._work_on(job, tasks, grant, cancelled)
         seconds = time.monotonic() - started
         await self._chunks.record(job, results)
         grant.check()
         log.info("bulk.chunk", volumes=len(items), max_concurrent=job.params["slots"], seconds=round(seconds, 3))
         return seconds
 
-    async def _grow(self, job: Job, tasks: Sequence[Task], grant: Grant, cancelled: asyncio.Event) -> Sequence[Result]:
-        """Grow a chunk's volumes; no failure of one of them stops another. Returns what is still to be recorded."""
+    async def _work_on(
+        self, job: Job, tasks: Sequence[Task], grant: Grant, cancelled: asyncio.Event
+    ) -> Sequence[Result]:
+        """Work on a chunk's volumes; no failure of one of them stops another. Returns what is still to be recorded."""
         slots = asyncio.Semaphore(job.params["slots"])
         results: list[Result] = []
 
@@ -96,7 +99,7 @@ class Lanes:
             async with slots:
                 if cancelled.is_set() and not task.begun:
                     return self._chunks.leave(task)
-                return await self._chunks.grow(task, grant)
+                return await self._chunks.do(job, task, grant)
 
         async with asyncio.TaskGroup() as group:
             running = {group.create_task(one(task)) for task in _in_turn(job, tasks)}
@@ -131,10 +134,10 @@ class Lanes:
         return Done({}) if waiting is None else Yielded(waiting)
 
     async def _give_up(self, job: Job, grant: Grant) -> Outcome:
-        """Be the last lane: let every volume go with the size that it is found to have, and fail what waits."""
+        """Be the last lane: let every volume go as it is found to be, and fail what waits."""
         items = await self._chunks.inherit(job)
         tasks = await self._chunks.take(job, items, {})
-        results = [await self._chunks.give_up(task, grant) for task in tasks]
+        results = [await self._chunks.give_up(job, task, grant) for task in tasks]
         await self._chunks.record(job, [result for result in results if result is not None])
         grant.check()
         await self._chunks.fail_rest(job)

@@ -7,7 +7,7 @@ import structlog
 from fastapi import APIRouter, Query, Response
 
 from api.answers import Answer
-from api.dependencies import Asked, Expansion, Front, JsonBody, NoQuery
+from api.dependencies import Asked, Bulk, Expansion, Front, JsonBody, NoQuery
 from api.openapi import BODY, accepts, refusals
 from api.pagination import Paginated, paginated_response
 from api.problems import GROWTH_REQUIRED
@@ -55,12 +55,10 @@ async def expand_volumes(
     tags=["jobs"],
     responses=refusals(JobNotFound, BadCursor),
 )
-async def list_job_items(
-    job_id: UUID, query: Annotated[ItemQuery, Query()], expansion: Expansion
-) -> Paginated[ItemOut]:
+async def list_job_items(job_id: UUID, query: Annotated[ItemQuery, Query()], bulk: Bulk) -> Paginated[ItemOut]:
     """List the ledger of a bulk job by volume id, upwards; jobs of other kinds have none."""
     page = query.page_of(f"items of {job_id}")
-    items = await expansion.items(job_id, query.status, after=page.after, limit=page.limit)
+    items = await bulk.items(job_id, query.status, after=page.after, limit=page.limit)
     return paginated_response(page.page(items, by=lambda item: item.volume_id), ItemOut.model_validate)
 
 

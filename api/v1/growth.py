@@ -11,7 +11,8 @@ from api.absent import Given
 from api.problems import GROWTH_REQUIRED
 from api.v1.body import Body
 from api.v1.fields import MAX_CONCURRENT, BackendName, BulkPercent, Labels, Percent, Size, UsageAbove, VolumeIds
-from domain.expansion.policy import DEFAULT_STEP, BulkExpansion, GrowthPolicy, Selection
+from domain.bulk.selection import Selection
+from domain.expansion.policy import DEFAULT_STEP, BulkExpansion, GrowthPolicy
 from domain.volumes.growth import Growth
 
 _CHOICES = "say how much: `to` a size, `by` an amount, or by a `percent` of the present size"

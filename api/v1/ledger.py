@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.absent import Absent
 from api.pagination import PageQuery
 from api.v1.fields import Moment
+from domain.bulk.states import ItemStatus
 from domain.expansion.service import Plan
-from domain.expansion.states import ItemStatus
 
 _VOLUME_ID = "01a0b1c2-0000-7000-8000-000000000001"
 _TIME = "2026-01-31T23:59:59.123456Z"

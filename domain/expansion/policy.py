@@ -2,23 +2,14 @@
 
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
-from uuid import UUID
 
+from domain.bulk.selection import Selection
+from domain.bulk.states import Code
 from domain.errors import Invalid
-from domain.expansion.states import Code
 from domain.volumes.growth import Growth
 from domain.volumes.model import MAX_SIZE
 
 DEFAULT_STEP: Final = 2**20
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which volumes; what is None or empty does not restrict."""
-
-    ids: tuple[UUID, ...] | None = None
-    labels: dict[str, str] = field(default_factory=dict)
-    backend: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,17 +63,11 @@ class BulkExpansion:
 
     def params(self) -> dict[str, Any]:
         """Say it as JSON, for the job."""
-        selection = {
-            "ids": None if self.selection.ids is None else [str(volume_id) for volume_id in self.selection.ids],
-            "labels": self.selection.labels,
-            "backend": self.selection.backend,
-        }
+        selection = self.selection.params()
         return {"policy": vars(self.policy), "selection": selection, "max_concurrent": self.max_concurrent}
 
     @classmethod
     def of(cls, params: dict[str, Any]) -> Self:
         """Read it from a job."""
-        given = params["selection"]
-        ids = None if given["ids"] is None else tuple(UUID(volume_id) for volume_id in given["ids"])
-        selection = Selection(ids, given["labels"], given["backend"])
+        selection = Selection.of(params["selection"])
         return cls(GrowthPolicy(**params["policy"]), selection, params["max_concurrent"])

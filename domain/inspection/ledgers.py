@@ -7,12 +7,13 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from domain.bulk.kinds import WHOLES
+from domain.bulk.ledger import Ledger
+from domain.bulk.model import Item
+from domain.bulk.service import recount
+from domain.bulk.states import Code as ItemCode
+from domain.bulk.states import ItemStatus
 from domain.database import Database
-from domain.expansion.ledger import Ledger
-from domain.expansion.model import Item
-from domain.expansion.service import BULK, recount
-from domain.expansion.states import Code as ItemCode
-from domain.expansion.states import ItemStatus
 from domain.inspection.findings import Code, Finding, Report, job
 from domain.inspection.rows import PAGE
 from domain.jobs.model import Job
@@ -96,7 +97,7 @@ class AccountRepository:
 
     async def page(self, after: UUID | None, limit: int) -> Sequence[UUID]:
         """List jobs that have a ledger, upwards by id; one that is being forgotten has none of it to agree with."""
-        query = select(Job.id).where(Job.kind == BULK, Job.pruned_at.is_(None)).order_by(Job.id).limit(limit)
+        query = select(Job.id).where(Job.kind.in_(WHOLES), Job.pruned_at.is_(None)).order_by(Job.id).limit(limit)
         return (await self._session.scalars(query if after is None else query.where(Job.id > after))).all()
 
     async def account(self, job_id: UUID) -> Account | None:

@@ -9,9 +9,9 @@ from sqlalchemy import func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
-from domain.expansion.model import Item
-from domain.expansion.service import BULK
-from domain.expansion.states import FINISHED
+from domain.bulk.kinds import EXPAND
+from domain.bulk.model import Item
+from domain.bulk.states import FINISHED
 from domain.jobs.model import Job
 from domain.jobs.states import LIVE
 from domain.snapshots.model import Snapshot
@@ -139,7 +139,7 @@ class InspectionRepository:
         self, volumes: Sequence[Volume], holders: Mapping[UUID | None, _Holder]
     ) -> dict[tuple[UUID, UUID], int]:
         """Find the unfinished items of volumes that bulk jobs have, and at which ring their lanes are."""
-        held = [(one.job_id, one.id) for one in volumes if one.job_id in holders and holders[one.job_id].kind == BULK]
+        held = [(one.job_id, one.id) for one in volumes if one.job_id in holders and holders[one.job_id].kind == EXPAND]
         lane = aliased(Job)
         query = (
             select(Item.job_id, Item.volume_id, func.coalesce(lane.rings, 0))

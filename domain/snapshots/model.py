@@ -34,5 +34,7 @@ class Snapshot(Entity):
     version: Mapped[int]
     #: A job that has the snapshot at the moment; of several clones, one.
     job_id: Mapped[UUID | None]
+    #: The schedule that it was made by, and that may delete it again.
+    schedule_id: Mapped[UUID | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())

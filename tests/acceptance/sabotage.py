@@ -16,8 +16,8 @@ import redis
 
 import domain.services
 import domain.storage.file_tree
-from domain.expansion.chunks import Chunks
-from domain.expansion.service import ExpansionService
+from domain.bulk.chunks import Chunks
+from domain.bulk.service import BulkService
 from domain.jobs.batches import BatchRepository
 from domain.jobs.foreman import Claim, Foreman
 from domain.jobs.model import Ring
@@ -41,8 +41,8 @@ ARROWS: dict[str, tuple[type, str, str]] = {
 
 #: The same for a bulk job. "if so": after the method, when it has answered yes.
 BULK_ARROWS: dict[str, tuple[type, str, str]] = {
-    "planned": (ExpansionService, "plan", "after"),
-    "handing over, before the commit": (ExpansionService, "hand_over", "after"),
+    "planned": (BulkService, "plan", "after"),
+    "handing over, before the commit": (BulkService, "hand_over", "after"),
     "chunk claimed": (Chunks, "claim", "after"),
     "volumes taken": (Chunks, "take", "after"),
     "in the middle of the storage work": (Grant, "published", "before"),

@@ -71,7 +71,7 @@ async def volume_is(services: Services, volume_id: UUID) -> tuple[str, int, int]
 
 
 async def items_of(services: Services, job: Job) -> dict[UUID, tuple[str, str | None]]:
-    items = await services.expansion.items(job.id, None, after=None, limit=100)
+    items = await services.bulk.items(job.id, None, after=None, limit=100)
     return {item.volume_id: (item.status.value, item.code) for item in items}
 
 

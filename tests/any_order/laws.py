@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from itertools import chain
 
-from domain.expansion.states import FINISHED
-from domain.expansion.states import MOVES as ITEM_MOVES
+from domain.bulk.states import FINISHED
+from domain.bulk.states import MOVES as ITEM_MOVES
 from domain.jobs.orphans import LAST_CHANCES
 from domain.jobs.outcomes import Cancelled, GaveUp, Interrupted, Outcome, RetryIn, Yielded
 from domain.jobs.states import ENDED, MOVES

@@ -101,7 +101,7 @@ class World(Scene):
         foreman = self.workshops[0].foreman
         steps: dict[str, Callable[[], Awaitable[int]]] = {
             "rescue": foreman.rescue,
-            "tend": self.services.expansion.tend,
+            "tend": self.services.bulk.tend,
             "ring_due": foreman.ring_due,
             "ring_lost": foreman.ring_lost,
         }

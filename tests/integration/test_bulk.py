@@ -10,10 +10,11 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 
+from domain.bulk.model import Item
+from domain.bulk.selection import Selection
+from domain.bulk.states import ItemStatus
 from domain.errors import Invalid
-from domain.expansion.model import Item
-from domain.expansion.policy import BulkExpansion, GrowthPolicy, Selection
-from domain.expansion.states import ItemStatus
+from domain.expansion.policy import BulkExpansion, GrowthPolicy
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
@@ -41,7 +42,7 @@ async def services(bulk_settings: Settings) -> AsyncIterator[Services]:
 
 
 async def items(services: Services, job: Job, status: ItemStatus | None = None) -> dict[UUID, Item]:
-    return {item.volume_id: item for item in await services.expansion.items(job.id, status, after=None, limit=5000)}
+    return {item.volume_id: item for item in await services.bulk.items(job.id, status, after=None, limit=5000)}
 
 
 async def sizes(services: Services) -> Counter[tuple[str, int]]:

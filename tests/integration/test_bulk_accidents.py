@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
+from domain.bulk.states import ItemStatus
 from domain.expansion.policy import BulkExpansion, GrowthPolicy
-from domain.expansion.states import ItemStatus
 from domain.jobs.foreman import Claim, Foreman
 from domain.jobs.model import Job, Worker
 from domain.jobs.outcomes import GaveUp, Handed
@@ -53,7 +53,7 @@ async def planned(services: Services, foreman: Foreman, wanted: BulkExpansion) -
     job = await services.expansion.request_expand(wanted)
     claim = await foreman.claim(job.ring)
     assert claim is not None
-    await services.expansion.plan(claim.job, Grant(job.id, Fence(0, 0), claim.deadline))
+    await services.bulk.plan(claim.job, Grant(job.id, Fence(0, 0), claim.deadline))
     return claim.job
 
 
@@ -118,7 +118,7 @@ async def test_counters_that_were_lost_are_counted_afresh_from_the_ledger(
             text("UPDATE jobs SET status = 'running', finished_at = NULL, succeeded = 1 WHERE id = :id"), {"id": job.id}
         )
 
-    await services.expansion.tend()
+    await services.bulk.tend()
 
     job = await services.jobs.get(job.id)
     assert (job.status, job.succeeded, job.total) == ("succeeded", 3, 3)
@@ -132,7 +132,7 @@ async def test_volumes_that_a_dead_lane_had_grown_are_brought_to_an_end_by_the_n
     chunks, grant = services.chunks, Grant(claim.job.id, Fence(0, 9), claim.deadline)
     items = await chunks.claim(claim.job, 10)
     for task in await chunks.take(claim.job, items, {}):
-        assert await chunks.grow(task, grant) is not None  # on the disk, with ring 9, and then it dies
+        assert await chunks.do(claim.job, task, grant) is not None  # on the disk, with ring 9, and then it dies
     await kill_lanes(services, job)
 
     async with working(bulk_settings):
@@ -150,7 +150,7 @@ async def test_the_last_lane_lets_volumes_go_with_the_sizes_that_it_finds(
     job, claim = await with_its_lane(services, a_foreman(services))
     chunks, grant = services.chunks, Grant(claim.job.id, Fence(0, 0), claim.deadline)
     tasks = await chunks.take(claim.job, await chunks.claim(claim.job, 10), {})
-    await chunks.grow(next(task for task in tasks if task.volume_id == grown), grant)
+    await chunks.do(claim.job, next(task for task in tasks if task.volume_id == grown), grant)
     await kill_lanes(services, job)
     async with services.database.transaction() as session:
         await session.execute(text("UPDATE jobs SET attempt = max_attempts WHERE id = :id"), {"id": job.id})
@@ -158,7 +158,7 @@ async def test_the_last_lane_lets_volumes_go_with_the_sizes_that_it_finds(
     async with working(bulk_settings):
         job = await ended(services, job)
 
-    items = await services.expansion.items(job.id, ItemStatus.FAILED, after=None, limit=10)
+    items = await services.bulk.items(job.id, ItemStatus.FAILED, after=None, limit=10)
     found = [await services.volumes.get(volume_id) for volume_id in (grown, untouched)]
     assert (job.status, {item.code for item in items}) == ("failed", {"lanes-lost"})
     assert [(volume.state, volume.size) for volume in found] == [("available", 2 * MIB), ("available", MIB)]
@@ -198,7 +198,7 @@ async def test_a_volume_that_crashes_the_driver_fails_alone(
     async with working(bulk_settings):
         job = await ended(services, await services.expansion.request_expand(BulkExpansion(BY_ONE, max_concurrent=5)))
 
-    items = await services.expansion.items(job.id, ItemStatus.FAILED, after=None, limit=10)
+    items = await services.bulk.items(job.id, ItemStatus.FAILED, after=None, limit=10)
     assert (job.status, job.succeeded) == ("partial", 19)
     assert [(item.volume_id, item.code) for item in items] == [(volumes[7], "internal")]
 

@@ -104,7 +104,7 @@ async def test_a_plan_that_is_being_made_is_no_finding(services: Services) -> No
     await add_volumes(services, 1, backend="null")
     wanted = BulkExpansion(policy=GrowthPolicy(by=MIB), max_concurrent=1)
     _, own = await claimed(services, await services.expansion.request_expand(wanted))
-    await services.expansion.plan(own, leave(*own.fence))
+    await services.bulk.plan(own, leave(*own.fence))
     await sql(services, "DELETE FROM volumes")
 
     assert await told(services) == []
@@ -116,7 +116,7 @@ async def test_a_whole_without_lanes_is_told_when_nobody_has_cared_for_long(serv
     await sql(services, "UPDATE jobs SET finished_at = now() - interval '40 seconds' WHERE kind = 'bulk.lane'")
 
     assert await told(services) == [("no-lanes", f"job {bulk.id}", False)]
-    assert await services.expansion.tend() == 1
+    assert await services.bulk.tend() == 1
     assert await told(services) == []
 
 

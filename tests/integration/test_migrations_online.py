@@ -91,6 +91,7 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "job_id": "NULL",
         "created_at": "now()",
         "updated_at": "now()",
+        "schedule_id": "'%s'",
     },
     "workers": {
         "id": "'%s'",
@@ -118,6 +119,7 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "ring": "0",
         "from_size": "1",
         "to_size": "2",
+        "snapshot_id": "NULL",
         "used": "0",
         "code": "NULL",
         "detail": "NULL",

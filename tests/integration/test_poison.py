@@ -6,8 +6,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from domain.bulk.ledger import Ledger
 from domain.errors import DatabaseUnavailable
-from domain.expansion.ledger import Ledger
 from domain.expansion.policy import BulkExpansion, GrowthPolicy
 from domain.jobs import foreman as foreman_module
 from domain.jobs.kinds import GivenUp
@@ -117,7 +117,7 @@ async def forsaken(services: Services) -> Job:
     job = await services.expansion.request_expand(BulkExpansion(GrowthPolicy(by=MIB), max_concurrent=1))
     claim = await foreman.claim(job.ring)
     assert claim is not None
-    await services.expansion.plan(claim.job, Grant(job.id, Fence(0, 0), claim.deadline))
+    await services.bulk.plan(claim.job, Grant(job.id, Fence(0, 0), claim.deadline))
     await foreman.settle(claim.job, Handed({}))
     await sql(services, "UPDATE jobs SET status = 'failed', finished_at = now() WHERE parent_id = :id", id=job.id)
     return job
@@ -138,10 +138,10 @@ async def test_a_bulk_job_that_cannot_be_given_lanes_keeps_none_of_the_others(
     with monkeypatch.context() as broken:
         broken.setattr(Ledger, "bequeath", poisoning)
 
-        assert [await services.expansion.tend() for _ in range(2)] == [1, 0]
+        assert [await services.bulk.tend() for _ in range(2)] == [1, 0]
     live = text("SELECT parent_id FROM jobs WHERE parent_id IS NOT NULL AND status = 'queued'")
     async with services.database.transaction() as session:
         assert (await session.execute(live)).scalars().all() == [good.id]
     await set_job(services, poisoned.id, "run_at = now()")  # a minute later
 
-    assert await services.expansion.tend() == 1
+    assert await services.bulk.tend() == 1

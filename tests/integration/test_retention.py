@@ -6,9 +6,9 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import select, text
 
+from domain.bulk.ledger import clear_ledgers
+from domain.bulk.states import ItemStatus
 from domain.errors import JobNotFound
-from domain.expansion.ledger import clear_ledgers
-from domain.expansion.states import ItemStatus
 from domain.jobs import retention as retention_module
 from domain.jobs.model import Job
 from domain.jobs.repository import JobFilter
@@ -87,7 +87,7 @@ async def test_a_job_that_was_pruned_is_not_found(services: Services) -> None:
     with pytest.raises(JobNotFound):
         await services.jobs.get(job_id)
     with pytest.raises(JobNotFound):
-        await services.expansion.items(job_id, None, after=None, limit=1)
+        await services.bulk.items(job_id, None, after=None, limit=1)
     with pytest.raises(JobNotFound):
         await services.jobs.retry(job_id)
 

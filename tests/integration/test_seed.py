@@ -161,7 +161,7 @@ async def test_no_growth_is_lost_to_a_stale_read(services: Services, seed_settin
     async with working(seed_settings):
         jobs = [await services.expansion.request_expand(BulkExpansion(BY_ONE)) for _ in range(3)]
         written = [
-            await services.expansion.items((await ended(services, job)).id, None, after=None, limit=1) for job in jobs
+            await services.bulk.items((await ended(services, job)).id, None, after=None, limit=1) for job in jobs
         ]
 
     assert (await services.volumes.get(volume_id)).size == 4 * MIB

@@ -9,9 +9,10 @@ import httpx
 import pytest
 
 from api.main import create_app
-from domain.expansion.model import Item
-from domain.expansion.policy import BulkExpansion, GrowthPolicy, Selection
-from domain.expansion.states import ItemStatus
+from domain.bulk.model import Item
+from domain.bulk.selection import Selection
+from domain.bulk.states import ItemStatus
+from domain.expansion.policy import BulkExpansion, GrowthPolicy
 from tests.unit.fakes import FakeServices, client_of, job_row, volume_row
 
 EXPAND = "/api/v1/volumes/expand"
@@ -165,7 +166,7 @@ def item(number: int, status: ItemStatus, **columns: Any) -> Item:
 
 async def test_the_ledger_is_walked_upwards(fake: FakeServices, client: httpx.AsyncClient) -> None:
     job, other = fake.jobs.add(job_row("bulk.expand")), fake.jobs.add(job_row("bulk.expand"))
-    fake.expansion.ledger[job.id] = [item(number, ItemStatus.SUCCEEDED, code="expanded") for number in (3, 1, 4, 2, 5)]
+    fake.bulk.ledger[job.id] = [item(number, ItemStatus.SUCCEEDED, code="expanded") for number in (3, 1, 4, 2, 5)]
 
     seen: list[list[int]] = []
     cursor: str | None = ""
@@ -186,7 +187,7 @@ async def test_the_ledger_is_walked_upwards(fake: FakeServices, client: httpx.As
 async def test_an_item_says_what_became_of_its_volume(fake: FakeServices, client: httpx.AsyncClient) -> None:
     job = fake.jobs.add(job_row("bulk.expand"))
     bad = item(2, ItemStatus.FAILED, code="storage-full", detail="Full.", from_size=1, to_size=2, used=1)
-    fake.expansion.ledger[job.id] = [item(1, ItemStatus.SUCCEEDED), bad]
+    fake.bulk.ledger[job.id] = [item(1, ItemStatus.SUCCEEDED), bad]
     page = (await client.get(f"/api/v1/jobs/{job.id}/items?status=failed")).json()
 
     told = {"code": "storage-full", "detail": "Full.", "from_size": 1, "to_size": 2, "used": 1}

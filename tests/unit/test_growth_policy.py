@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from domain.bulk.selection import Selection, shares
+from domain.bulk.states import Code
 from domain.errors import Invalid
-from domain.expansion.policy import BulkExpansion, GrowthPolicy, Selection
-from domain.expansion.service import shares
-from domain.expansion.states import Code
+from domain.expansion.policy import BulkExpansion, GrowthPolicy
 from domain.volumes.model import MAX_SIZE
 
 MIB = 1 << 20

@@ -6,8 +6,8 @@ from typing import cast
 import pytest
 from uuid_utils.compat import uuid7
 
+from domain.bulk.chunks import Chunks
 from domain.errors import DatabaseUnavailable
-from domain.expansion.chunks import Chunks
 from domain.jobs.model import Job
 from tests.unit.worker_fakes import a_job
 from worker import lanes as lanes_module

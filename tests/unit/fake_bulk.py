@@ -1,28 +1,41 @@
-"""Bulk expansions in memory, as strict as the real ones."""
+"""Bulk jobs in memory, as strict as the real ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from domain.bulk.model import Item
+from domain.bulk.states import Code, ItemStatus
 from domain.errors import (
     Invalid,
 )
-from domain.expansion.model import Item
 from domain.expansion.policy import BulkExpansion
 from domain.expansion.service import Plan, Preview
-from domain.expansion.states import Code, ItemStatus
 from domain.jobs.acceptance import NOBODY, Origin
 from domain.jobs.model import Job
 from tests.unit.fake_rooms import FakeJobs, FakeVolumes, job_row
 
 
 @dataclass
+class FakeBulk:
+    """Ledgers that a test writes itself."""
+
+    jobs: FakeJobs
+    ledger: dict[UUID, list[Item]] = field(default_factory=dict)
+
+    async def items(self, job_id: UUID, status: ItemStatus | None, *, after: UUID | None, limit: int) -> Sequence[Item]:
+        await self.jobs.get(job_id)
+        items = sorted(self.ledger.get(job_id, ()), key=lambda item: item.volume_id)
+        wanted = [item for item in items if status in (None, item.status)]
+        return [item for item in wanted if after is None or item.volume_id > after][: limit + 1]
+
+
+@dataclass
 class FakeExpansion:
-    """Bulk expansions that are accepted and planned, and whose ledgers a test writes itself."""
+    """Bulk expansions that are accepted and planned."""
 
     jobs: FakeJobs
     volumes: FakeVolumes
-    ledger: dict[UUID, list[Item]] = field(default_factory=dict)
     asked: list[BulkExpansion] = field(default_factory=list)
 
     async def request_expand(self, wanted: BulkExpansion, *, origin: Origin = NOBODY) -> Job:
@@ -43,12 +56,6 @@ class FakeExpansion:
         growing = [item for item in plan.items if item.to_size is not None]
         growth = sum((item.to_size or 0) - item.from_size for item in growing)
         return Plan(len(plan.items), len(growing), growth, None, plan.items[:1000])
-
-    async def items(self, job_id: UUID, status: ItemStatus | None, *, after: UUID | None, limit: int) -> Sequence[Item]:
-        await self.jobs.get(job_id)
-        items = sorted(self.ledger.get(job_id, ()), key=lambda item: item.volume_id)
-        wanted = [item for item in items if status in (None, item.status)]
-        return [item for item in wanted if after is None or item.volume_id > after][: limit + 1]
 
     def _check(self, wanted: BulkExpansion) -> None:
         if wanted.max_concurrent > 100:

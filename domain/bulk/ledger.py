@@ -1,7 +1,7 @@
 """Every question that is asked of the ledger, by name; each takes a whole chunk. Takes a session, never commits."""
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -26,10 +26,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from domain.bulk.model import Item
+from domain.bulk.selection import Selection
+from domain.bulk.states import FINISHED, Code, ItemStatus
 from domain.database import given_rows, words
-from domain.expansion.model import Item
-from domain.expansion.policy import Selection
-from domain.expansion.states import FINISHED, Code, ItemStatus
 from domain.volumes.model import Volume
 
 #: A plan over a million volumes is one statement of some ten seconds.
@@ -42,11 +42,13 @@ _BUSY_PAUSE: Final = (1.0, 10.0)
 
 @dataclass(frozen=True)
 class Lane:
-    """Who claims items: a lane at one of its rings."""
+    """Who claims items: a lane at one of its rings. ``params``: what it was told about the whole."""
 
     job_id: UUID
     lane_id: UUID
     ring: int
+    params: Mapping[str, Any] = field(default_factory=dict)
+    created_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Entry:
     from_size: int | None = None
     to_size: int | None = None
     used: int | None = None
+    snapshot_id: UUID | None = None
 
 
 class Ledger:
@@ -138,6 +141,7 @@ class Ledger:
             from_size=BigInteger(),
             to_size=BigInteger(),
             used=BigInteger(),
+            snapshot_id=Uuid(),
         )
         query = (
             update(Item)
@@ -150,6 +154,7 @@ class Ledger:
                 from_size=func.coalesce(given.c.from_size, Item.from_size),
                 to_size=given.c.to_size,
                 used=func.coalesce(given.c.used, Item.used),
+                snapshot_id=given.c.snapshot_id,
             )
         )
         return await self._returned(query)

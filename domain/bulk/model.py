@@ -6,8 +6,8 @@ from uuid import UUID
 from sqlalchemy import CheckConstraint, ForeignKey, Index, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
+from domain.bulk.states import ItemStatus
 from domain.database import Base, words
-from domain.expansion.states import ItemStatus
 
 _STATUSES = ", ".join(f"'{status}'" for status in ItemStatus)
 
@@ -36,6 +36,8 @@ class Item(Base):
     #: Written down under the volume's lock before any storage work, so that doing it twice is doing it once.
     to_size: Mapped[int | None]
     used: Mapped[int | None]
+    #: The snapshot that is being taken, or was; it may be gone since.
+    snapshot_id: Mapped[UUID | None]
     code: Mapped[str | None]
     detail: Mapped[str | None]
     busy_since: Mapped[datetime | None]

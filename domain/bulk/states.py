@@ -29,6 +29,7 @@ class Code(enum.StrEnum):
     """Why an item ended as it did; a failed one may also carry the code of a storage error."""
 
     EXPANDED = "expanded"
+    SNAPSHOTTED = "snapshotted"
     VOLUME_BUSY = "volume-busy"
     VOLUME_GONE = "volume-gone"
     VOLUME_UNUSABLE = "volume-unusable"
@@ -36,5 +37,6 @@ class Code(enum.StrEnum):
     USAGE_UNKNOWN = "usage-unknown"
     AT_LIMIT = "at-limit"
     ALREADY_THERE = "already-there"
+    NAME_TAKEN = "name-taken"
     CANCELLED = "cancelled"
     LANES_LOST = "lanes-lost"

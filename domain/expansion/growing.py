@@ -1,0 +1,106 @@
+"""What lanes of a bulk expansion do with their volumes: measure them, decide, grow them."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from domain.bulk.ledger import Entry, Lane
+from domain.bulk.model import Item
+from domain.bulk.operation import Result, Task
+from domain.bulk.states import Code, ItemStatus
+from domain.database import Database
+from domain.errors import CisternError
+from domain.expansion.policy import GrowthPolicy
+from domain.storage.backends import Backends
+from domain.storage.driver import Grant
+from domain.volumes.model import Volume
+from domain.volumes.repository import Ending, VolumeRepository
+from domain.volumes.states import VolumeState
+
+
+class Growing:
+    """An `Operation`: each volume grows to the size that was written down for it."""
+
+    state: Final = VolumeState.EXPANDING
+    done: Final = Code.EXPANDED
+
+    def __init__(self, database: Database, backends: Backends) -> None:
+        self._database = database
+        self._backends = backends
+
+    def terms(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Lanes decide by the policy."""
+        return {"policy": params["policy"]}
+
+    async def measure(self, items: Sequence[Item]) -> dict[UUID, int]:
+        """Measure how many bytes of each volume are allocated; what cannot be measured is left out."""
+        async with self._database.transaction() as session:
+            places = await VolumeRepository(session).places([item.volume_id for item in items])
+        usages = await asyncio.gather(*(self._used(backend, volume_id) for volume_id, backend in places.items()))
+        return {volume_id: used for volume_id, used in zip(places, usages, strict=True) if used is not None}
+
+    async def decide(
+        self, session: AsyncSession, lane: Lane, volumes: Sequence[tuple[Item, Volume]], used: Mapping[UUID, int]
+    ) -> list[Entry]:
+        """Decide which volumes shall grow, and to which size."""
+        policy = GrowthPolicy(**lane.params["policy"])
+        await VolumeRepository(session).note_usage(used)
+        return [_decide(item, volume, policy, used.get(item.volume_id)) for item, volume in volumes]
+
+    async def begin(
+        self, _: AsyncSession, __: Lane, volumes: Sequence[tuple[Entry, Volume]], fresh: Mapping[UUID, int]
+    ) -> list[Task]:
+        """Write nothing down but the sizes, which the entries have."""
+        return [
+            Task(entry, volume.backend, fresh.get(volume.id, volume.version), begun=volume.id not in fresh)
+            for entry, volume in volumes
+        ]
+
+    async def do(self, task: Task, grant: Grant) -> int:
+        """Grow a volume on its backend."""
+        if task.entry.to_size is None:
+            raise RuntimeError(f"volume {task.volume_id} was taken without a size to grow to")
+        return await self._backends.reach(task.backend).expand(task.volume_id, task.entry.to_size, grant)
+
+    async def seal(self, task: Task, entry: Entry, grant: Grant) -> Result:
+        """See how large the volume is, now that nobody can grow it any more."""
+        return Result(entry, await self._backends.reach(task.backend).seal(task.volume_id, grant))
+
+    async def record(
+        self, session: AsyncSession, lane: Lane, items: Sequence[Item], sizes: Mapping[UUID, int | None]
+    ) -> None:
+        """The volumes have the sizes that their backends report."""
+        endings = [Ending(item.volume_id, lane.job_id, sizes[item.volume_id]) for item in items]
+        await VolumeRepository(session).let_go(endings, VolumeState.AVAILABLE)
+
+    async def renew(self, session: AsyncSession, job_id: UUID, items: Sequence[Item]) -> None:
+        """It is the volumes that are published."""
+        await VolumeRepository(session).raise_versions([item.volume_id for item in items], job_id)
+
+    async def forsake(self, session: AsyncSession, job_id: UUID, items: Sequence[Item]) -> None:
+        """The volumes have the sizes that they had."""
+        endings = [Ending(item.volume_id, job_id, None) for item in items]
+        await VolumeRepository(session).let_go(endings, VolumeState.AVAILABLE)
+
+    async def _used(self, backend: str, volume_id: UUID) -> int | None:
+        try:
+            usage = await self._backends.reach(backend).measure(volume_id)
+        except CisternError:
+            return None  # if it matters, growing the volume will say why
+        return None if usage is None else usage.used
+
+
+def _decide(item: Item, volume: Volume, policy: GrowthPolicy, used: int | None) -> Entry:
+    """Decide about one volume, whose row is locked."""
+    wanted = policy.decide(volume.size, used) if item.to_size is None else _binding(item.to_size, volume.size)
+    if isinstance(wanted, Code):
+        return Entry(item.volume_id, ItemStatus.SKIPPED, wanted, from_size=volume.size, used=used)
+    return Entry(item.volume_id, ItemStatus.CLAIMED, from_size=volume.size, to_size=wanted, used=used)
+
+
+def _binding(to_size: int, size: int) -> int | Code:
+    """A size that was written down before, by a job of which this one is the retry."""
+    return to_size if to_size > size else Code.ALREADY_THERE

@@ -117,7 +117,7 @@ class Ledger:
         )
         query = (
             update(Item)
-            .where(Item.job_id == lane.job_id, Item.volume_id.in_(due))
+            .where(Item.job_id == lane.job_id, Item.volume_id.in_(_once(due)))
             .values(status=ItemStatus.CLAIMED, lane_id=lane.lane_id, ring=lane.ring)
         )
         return await self._returned(query)
@@ -186,9 +186,8 @@ class Ledger:
     async def close(self, job_id: UUID, *, was: ItemStatus, status: ItemStatus, code: Code) -> Sequence[Item]:
         """Finish up to `CLOSED_AT_ONCE` items that nobody will work on any more; returns them."""
         some = select(Item.volume_id).where(Item.job_id == job_id, Item.status == was)
-        query = update(Item).where(
-            Item.job_id == job_id, Item.volume_id.in_(some.limit(CLOSED_AT_ONCE).with_for_update(skip_locked=True))
-        )
+        some = some.limit(CLOSED_AT_ONCE).with_for_update(skip_locked=True)
+        query = update(Item).where(Item.job_id == job_id, Item.volume_id.in_(_once(some)))
         return await self._returned(query.values(status=status, code=code))
 
     async def forget(self, job_id: UUID) -> None:
@@ -259,6 +258,14 @@ def _named_volumes(job_id: UUID, selection: Selection) -> Any:
 
 def _pending() -> Any:
     return literal(ItemStatus.PENDING.value)
+
+
+def _once(query: Any) -> Any:
+    """Have a query with a limit and locks run once, whatever the plan.
+
+    As a plain subquery it may run for each row of what it restricts, and finds others each time.
+    """
+    return select(query.cte())
 
 
 def _seconds(number: float) -> ColumnElement[timedelta]:

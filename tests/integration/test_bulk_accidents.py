@@ -238,3 +238,10 @@ async def test_a_lane_that_was_rescued_changes_nothing_any_more(services: Servic
 
 async def ledger(services: Services) -> list[object]:
     return [*await everything(services), *await sql(services, "SELECT * FROM job_items ORDER BY volume_id")]
+
+
+async def test_a_lane_claims_no_more_than_it_asks_for_whatever_the_plan(services: Services) -> None:
+    await add_volumes(services, 60, backend="null")
+    _, claim = await with_its_lane(services, a_foreman(services))
+
+    assert len(await services.chunks.claim(claim.job, 4)) == 4

@@ -5,8 +5,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from domain.bulk.chunks import Chunks
-from domain.bulk.kinds import EXPAND, LANE
+from domain.bulk.kinds import EXPAND, LANE, SNAPSHOT
 from domain.bulk.ledger import clear_ledgers
+from domain.bulk.operation import Operation
 from domain.bulk.service import BulkService
 from domain.database import Database
 from domain.expansion.growing import Growing
@@ -23,8 +24,10 @@ from domain.jobs.service import JobService
 from domain.jobs.signals import Signposts
 from domain.jobs.watcher import Watcher
 from domain.settings import Settings, require_database, require_servers
+from domain.snapshots.bulk import BulkSnapshotService
 from domain.snapshots.repository import refuse_if_it_has_snapshots
 from domain.snapshots.service import SnapshotService
+from domain.snapshots.snapshotting import Snapshotting
 from domain.storage.backends import Backends
 from domain.storage.driver import Grant
 from domain.volumes.service import VolumeService
@@ -42,10 +45,14 @@ class Handler:
 
 
 def handlers(
-    volumes: VolumeService, snapshots: SnapshotService, bulk: BulkService, expansion: ExpansionService
+    volumes: VolumeService,
+    snapshots: SnapshotService,
+    bulk: BulkService,
+    expansion: ExpansionService,
+    bulk_snapshots: BulkSnapshotService,
 ) -> dict[str, Handler]:
     """Draw up the table."""
-    v, s, b, e = volumes, snapshots, bulk, expansion
+    v, s, b, e, bs = volumes, snapshots, bulk, expansion, bulk_snapshots
     return {
         "volume.create": Handler(v.again_create, v.create, v.record_create, v.seal, v.abandon_create),
         "volume.expand": Handler(v.again_expand, v.expand, v.record_expand, v.seal, v.abandon_expand),
@@ -55,6 +62,7 @@ def handlers(
         "snapshot.delete": Handler(s.again_delete, s.delete, s.record_delete, s.seal_snapshot, s.abandon_delete),
         "snapshot.clone": Handler(s.again_clone, s.clone, s.record_clone, s.seal_volume, s.abandon_clone),
         EXPAND: Handler(e.again_expand, b.plan, b.hand_over, _nothing, b.abandon),
+        SNAPSHOT: Handler(bs.again_snapshots, b.plan, b.hand_over, _nothing, b.abandon),
         LANE: Handler(b.again_lane, _in_a_workshop, b.record_lane, _nothing, b.abandon_lane),
     }
 
@@ -79,6 +87,7 @@ class Services:
     snapshots: SnapshotService
     bulk: BulkService
     expansion: ExpansionService
+    bulk_snapshots: BulkSnapshotService
     chunks: Chunks
     jobs: JobService
     handlers: dict[str, Handler]
@@ -143,9 +152,15 @@ def compose(settings: Settings, database: Database, queue: JobQueue, backends: B
     expansion = ExpansionService(
         database, queue, max_attempts=settings.max_attempts, max_concurrent=settings.max_concurrent
     )
-    operations = {EXPAND: Growing(database, backends)}
+    bulk_snapshots = BulkSnapshotService(
+        database, queue, max_attempts=settings.max_attempts, max_concurrent=settings.max_concurrent
+    )
+    operations: dict[str, Operation] = {
+        EXPAND: Growing(database, backends),
+        SNAPSHOT: Snapshotting(backends, snapshots),
+    }
     bulk = BulkService(database, queue, operations)
-    table = handlers(volumes, snapshots, bulk, expansion)
+    table = handlers(volumes, snapshots, bulk, expansion, bulk_snapshots)
     return Services(
         settings=settings,
         database=database,
@@ -155,6 +170,7 @@ def compose(settings: Settings, database: Database, queue: JobQueue, backends: B
         snapshots=snapshots,
         bulk=bulk,
         expansion=expansion,
+        bulk_snapshots=bulk_snapshots,
         chunks=Chunks(database, queue, operations, patience=settings.busy_seconds),
         jobs=JobService(database, queue, table),
         handlers=table,

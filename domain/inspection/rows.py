@@ -9,7 +9,7 @@ from sqlalchemy import func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
-from domain.bulk.kinds import EXPAND
+from domain.bulk.kinds import EXPAND, WHOLES
 from domain.bulk.model import Item
 from domain.bulk.states import FINISHED
 from domain.jobs.model import Job
@@ -122,7 +122,9 @@ class InspectionRepository:
         cloning = await self._cloning(snapshots)
         by_volume: dict[UUID, dict[UUID, Seen]] = {one.id: {} for one in volumes}
         for one in snapshots:
-            by_volume[one.volume_id][one.id] = _seen(one, one.volume_id, _hold_of_snapshot(one, holders, cloning))
+            by_volume[one.volume_id][one.id] = _seen(
+                one, one.volume_id, _hold_of_snapshot(one, holders, rings, cloning)
+            )
         return [
             Shelf(_seen(one, one.id, _hold_of_volume(one, holders, rings)), one.backend, by_volume[one.id])
             for one in volumes
@@ -139,7 +141,7 @@ class InspectionRepository:
         self, volumes: Sequence[Volume], holders: Mapping[UUID | None, _Holder]
     ) -> dict[tuple[UUID, UUID], int]:
         """Find the unfinished items of volumes that bulk jobs have, and at which ring their lanes are."""
-        held = [(one.job_id, one.id) for one in volumes if one.job_id in holders and holders[one.job_id].kind == EXPAND]
+        held = [(one.job_id, one.id) for one in volumes if one.job_id in holders and holders[one.job_id].kind in WHOLES]
         lane = aliased(Job)
         query = (
             select(Item.job_id, Item.volume_id, func.coalesce(lane.rings, 0))
@@ -164,7 +166,8 @@ def _hold_of_volume(
 ) -> Hold | None:
     job = holders.get(row.job_id)
     if job is not None and (job.id, row.id) in rings:
-        return Hold(job.id, 0, Fence(row.version, rings[job.id, row.id]), named=False, leased=False)
+        fence = Fence(row.version, rings[job.id, row.id]) if job.kind == EXPAND else None
+        return Hold(job.id, 0, fence, named=False, leased=False)
     if job is None or job.volume_id != row.id:
         return None
     fence = None if job.kind in OF_THE_SNAPSHOT else Fence(job.fence, job.rings)
@@ -172,11 +175,16 @@ def _hold_of_volume(
 
 
 def _hold_of_snapshot(
-    row: Snapshot, holders: Mapping[UUID | None, _Holder], cloning: Collection[UUID | None]
+    row: Snapshot,
+    holders: Mapping[UUID | None, _Holder],
+    rings: Mapping[tuple[UUID, UUID], int],
+    cloning: Collection[UUID | None],
 ) -> Hold | None:
     if row.state is SnapshotState.CLONING:
         return Hold(row.job_id or row.id, 0, None, named=False, leased=False) if row.id in cloning else None
     job = holders.get(row.job_id)
+    if job is not None and (job.id, row.volume_id) in rings:
+        return Hold(job.id, 0, Fence(row.version, rings[job.id, row.volume_id]), named=False, leased=False)
     if job is None or job.snapshot_id != row.id:
         return None
     fence = Fence(job.fence, job.rings) if job.kind in OF_THE_SNAPSHOT else None

@@ -2,13 +2,20 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, insert, null, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.jobs.model import Job
 from domain.jobs.states import ENDED, JobStatus
+
+#: What is known of a job before PostgreSQL has filled in the rest.
+_GIVEN: Final = (
+    *("id", "kind", "params", "status", "version", "attempt", "rings", "max_attempts"),
+    *("volume_id", "snapshot_id", "backend", "created_by"),
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,11 @@ class JobRepository:
         self._session.add(job)
         await self._session.flush()
         return job
+
+    async def add_unrung(self, jobs: Sequence[Job]) -> None:
+        """Write many new jobs of which nobody has been told: housekeeping rings them."""
+        rows = [{name: getattr(job, name) for name in _GIVEN} for job in jobs]
+        await self._session.execute(insert(Job).values(rung_at=null()), rows)
 
     async def get(self, job_id: UUID) -> Job | None:
         """Read one job."""

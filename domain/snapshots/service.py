@@ -17,6 +17,7 @@ from domain.jobs.repository import JobRepository
 from domain.paging import Page, PageRequest
 from domain.snapshots.cloning import Cloning
 from domain.snapshots.jobs import again, require_both, result, snapshot_of, snapshots, volume_of, volumes
+from domain.snapshots.keeping import Keeping
 from domain.snapshots.model import Snapshot
 from domain.snapshots.repository import SnapshotFilter, SnapshotRepository
 from domain.snapshots.states import SnapshotState
@@ -26,7 +27,7 @@ from domain.volumes.repository import VolumeRepository, require_held
 from domain.volumes.states import VolumeState
 
 
-class SnapshotService(Cloning):
+class SnapshotService(Cloning, Keeping):
     """Snapshots, for HTTP and for the workers."""
 
     # --- reading -----------------------------------------------------------------------------------------
@@ -184,11 +185,8 @@ class SnapshotService(Cloning):
         job_id = uuid7()
         snapshot = await SnapshotRepository(session).take(snapshot_id, SnapshotState.DELETING, job_id)
         volume = await VolumeRepository(session).get(snapshot.volume_id)
-        columns |= {"job_id": job_id, "backend": volume.backend}
-        params = {"of_volume": str(volume.id)}
-        return await JobRepository(session).add(
-            self._job("snapshot.delete", snapshot, params, fence=snapshot.version, **columns)
-        )
+        job = self._delete_job(snapshot, volume.backend, job_id, fence=snapshot.version, **columns)
+        return await JobRepository(session).add(job)
 
 
 def _new_snapshot(volume: Volume, name: str, job_id: UUID) -> Snapshot:

@@ -137,6 +137,8 @@ class Grant:
         self.job_id = job_id
         self.fence = fence
         self.lease = Lease(deadline, clock)
+        #: Whether this is a part of an attempt, of which there are others at the same time.
+        self.is_part = False
 
     @property
     def copied(self) -> int | None:
@@ -147,6 +149,7 @@ class Grant:
         """Leave for one part of this attempt: the same lease and the same end, another fence."""
         part = copy(self)
         part.fence = fence
+        part.is_part = True
         return part
 
     def extend(self, deadline: float) -> None:
@@ -171,8 +174,12 @@ class Grant:
         self.lease.progressed_at = now
 
     def report(self, done: int, total: int) -> None:
-        """Say how far the work is, in bytes, for whoever writes it down; moving on, too, as `check` does."""
-        self.lease.copied = (done, total)
+        """Say how far the work is, in bytes, for whoever writes it down; moving on, too, as `check` does.
+
+        How far one of many parts is says nothing of the whole.
+        """
+        if not self.is_part:
+            self.lease.copied = (done, total)
         self.lease.progressed_at = self.lease.clock()
 
     def published(self, operation: str, subject_id: UUID) -> None:

@@ -1,0 +1,75 @@
+"""Of which volumes a bulk job takes snapshots, what these are called, and which a schedule keeps."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, Self
+
+from domain.bulk.selection import Selection
+from domain.errors import Invalid
+from domain.volumes.model import MAX_NAME
+
+#: So much is added to a name to tell the snapshots of one run from those of all others.
+_STAMP_LENGTH: Final = len("-20260131T235959123Z")
+MAX_PREFIX: Final = MAX_NAME - _STAMP_LENGTH
+#: A hundred years of nights, or of days.
+MAX_KEPT: Final = 36_500
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which of its own snapshots of a volume a schedule keeps: whatever a rule keeps, and always the newest.
+
+    ``last`` counts snapshots, ``days`` is their age; without any rule all are kept.
+    """
+
+    last: int | None = None
+    days: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense, naming the field."""
+        for name, value in self.params().items():
+            if value is not None and not 1 <= value <= MAX_KEPT:
+                raise Invalid(f"`{name}` must be between 1 and {MAX_KEPT}.", field=name)
+
+    @property
+    def named(self) -> str | None:
+        """The name of a rule as a user knows it; None if there is none."""
+        return next((name for name, value in self.params().items() if value is not None), None)
+
+    def params(self) -> dict[str, int | None]:
+        """Say it as JSON, for the job."""
+        return {"keep_last": self.last, "keep_days": self.days}
+
+
+@dataclass(frozen=True)
+class BulkSnapshot:
+    """One request to take snapshots of many volumes, of ``max_concurrent`` at once over the whole fleet.
+
+    ``name`` is what all their names begin with.
+    """
+
+    name: str
+    selection: Selection = field(default_factory=Selection)
+    max_concurrent: int = 10
+    keep: Keep = field(default_factory=Keep)
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense, naming the field."""
+        if not 1 <= len(self.name) <= MAX_PREFIX:
+            raise Invalid(f"`name` must have 1 to {MAX_PREFIX} characters; the time is added to it.", field="name")
+
+    def params(self) -> dict[str, Any]:
+        """Say it as JSON, for the job, or for a schedule."""
+        whole = {"name": self.name, "selection": self.selection.params(), "max_concurrent": self.max_concurrent}
+        return whole | self.keep.params()
+
+    @classmethod
+    def of(cls, params: dict[str, Any]) -> Self:
+        """Read it from a job, or from a schedule."""
+        selection, keep = Selection.of(params["selection"]), Keep(params["keep_last"], params["keep_days"])
+        return cls(params["name"], selection, params["max_concurrent"], keep)
+
+
+def stamped(name: str, moment: datetime) -> str:
+    """Make the name of the snapshots of one run; ``moment`` in UTC, to the millisecond."""
+    return f"{name}-{moment:%Y%m%dT%H%M%S}{moment.microsecond // 1000:03}Z"

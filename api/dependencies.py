@@ -14,6 +14,7 @@ from domain.expansion.service import ExpansionService
 from domain.jobs.acceptance import Origin
 from domain.jobs.service import JobService
 from domain.services import Services
+from domain.snapshots.bulk import BulkSnapshotService
 from domain.snapshots.service import SnapshotService
 from domain.volumes.service import VolumeService
 
@@ -39,6 +40,10 @@ async def _snapshots(services: Front) -> SnapshotService:
 
 async def _bulk(services: Front) -> BulkService:
     return services.bulk
+
+
+async def _bulk_snapshots(services: Front) -> BulkSnapshotService:
+    return services.bulk_snapshots
 
 
 async def _expansion(services: Front) -> ExpansionService:
@@ -92,6 +97,7 @@ NoQuery = Depends(no_query)
 Volumes = Annotated[VolumeService, Depends(_volumes)]
 Snapshots = Annotated[SnapshotService, Depends(_snapshots)]
 Bulk = Annotated[BulkService, Depends(_bulk)]
+BulkSnapshots = Annotated[BulkSnapshotService, Depends(_bulk_snapshots)]
 Expansion = Annotated[ExpansionService, Depends(_expansion)]
 Jobs = Annotated[JobService, Depends(_jobs)]
 Asked = Annotated[Origin, Depends(_origin)]

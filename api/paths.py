@@ -1,6 +1,7 @@
-"""What may stand in the place of an id in an address: ``/volumes/expand`` is an address of its own, for every method.
+"""What may stand in the place of an id in an address; not what is an address of its own, for every method.
 
-An id that is none is still a request about a thing, and refused as such.
+Such are ``/volumes/expand`` and ``/volumes/snapshots``. An id that is none is still a request about a thing, and
+refused as such.
 """
 
 from typing import Final
@@ -9,7 +10,7 @@ from starlette.convertors import Convertor, register_url_convertor
 
 
 class _Id(Convertor[str]):
-    regex = "(?!expand(?:/|$))[^/]+"
+    regex = "(?!(?:expand|snapshots)(?:/|$))[^/]+"
 
     def convert(self, value: str) -> str:
         return value

@@ -1,4 +1,4 @@
-"""Bulk expansion over HTTP: one job for many volumes, and its ledger."""
+"""Bulk jobs over HTTP: one job for many volumes, and its ledger."""
 
 from typing import Annotated
 from uuid import UUID
@@ -7,18 +7,20 @@ import structlog
 from fastapi import APIRouter, Query, Response
 
 from api.answers import Answer
-from api.dependencies import Asked, Bulk, Expansion, Front, JsonBody, NoQuery
+from api.dependencies import Asked, Bulk, BulkSnapshots, Expansion, Front, JsonBody, NoQuery
 from api.openapi import BODY, accepts, refusals
 from api.pagination import Paginated, paginated_response
 from api.problems import GROWTH_REQUIRED
 from api.v1.growth import BulkIn, GrowthSaid
 from api.v1.ledger import ItemOut, ItemQuery, PlanOut
 from api.v1.schemas import JobOut
+from api.v1.selecting import BulkSnapshotIn, Selecting
 from domain.errors import BadCursor, JobNotFound, UnknownBackend
 from domain.expansion.policy import BulkExpansion
 from domain.expansion.service import ExpansionService
 from domain.jobs.acceptance import Origin
 from domain.jobs.model import Job
+from domain.services import Services
 
 log = structlog.get_logger(__name__)
 
@@ -40,12 +42,30 @@ async def expand_volumes(
     wish: BulkIn, services: Front, expansion: Expansion, origin: Asked, answer: Answer
 ) -> JobOut | Response:
     """Accept one job that grows every selected volume, `max_concurrent` at once; its items say what became of each."""
-    if wish.backend is not None and wish.backend not in services.backends:
-        raise UnknownBackend(f"There is no backend named {wish.backend!r}.", field="backend")
+    _require_backend(wish, services)
     if wish.dry_run:
         plan = PlanOut.of(await expansion.preview(wish.expansion()))
         return Response(plan.model_dump_json(), media_type="application/json")
     return await answer(await request_bulk(wish.expansion(), expansion, origin))
+
+
+@router.post(
+    "/volumes/snapshots",
+    status_code=202,
+    operation_id="take_snapshots",
+    summary="Take snapshots of many volumes",
+    tags=["snapshots"],
+    responses=accepts(*BODY, UnknownBackend),
+    dependencies=[NoQuery, JsonBody],
+)
+async def take_snapshots(
+    wish: BulkSnapshotIn, services: Front, snapshots: BulkSnapshots, origin: Asked, answer: Answer
+) -> JobOut:
+    """Accept one job that takes a snapshot of every selected volume; its items say what became of each."""
+    _require_backend(wish, services)
+    job = await snapshots.request_snapshots(wish.snapshots(), origin=origin)
+    _say(job, wish.max_concurrent)
+    return await answer(job)
 
 
 @router.get(
@@ -65,5 +85,14 @@ async def list_job_items(job_id: UUID, query: Annotated[ItemQuery, Query()], bul
 async def request_bulk(wanted: BulkExpansion, expansion: ExpansionService, origin: Origin) -> Job:
     """Ask for a bulk expansion, and leave in the logs how many volumes at once were asked for."""
     job = await expansion.request_expand(wanted, origin=origin)
-    log.info("bulk.accepted", job_id=str(job.id), max_concurrent=wanted.max_concurrent)
+    _say(job, wanted.max_concurrent)
     return job
+
+
+def _require_backend(wish: Selecting, services: Services) -> None:
+    if wish.backend is not None and wish.backend not in services.backends:
+        raise UnknownBackend(f"There is no backend named {wish.backend!r}.", field="backend")
+
+
+def _say(job: Job, max_concurrent: int) -> None:
+    log.info("bulk.accepted", job_id=str(job.id), kind=job.kind, max_concurrent=max_concurrent)

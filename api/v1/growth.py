@@ -10,8 +10,8 @@ from pydantic_core import PydanticCustomError
 from api.absent import Given
 from api.problems import GROWTH_REQUIRED
 from api.v1.body import Body
-from api.v1.fields import MAX_CONCURRENT, BackendName, BulkPercent, Labels, Percent, Size, UsageAbove, VolumeIds
-from domain.bulk.selection import Selection
+from api.v1.fields import BulkPercent, Percent, Size, UsageAbove
+from api.v1.selecting import Selecting
 from domain.expansion.policy import DEFAULT_STEP, BulkExpansion, GrowthPolicy
 from domain.volumes.growth import Growth
 
@@ -50,7 +50,7 @@ class GrowthIn(_Wish):
         return Growth(to=self.to, by=self.by, percent=self.percent)
 
 
-class BulkIn(_Wish):
+class BulkIn(_Wish, Selecting):
     """Which volumes, how much larger each of them, and how many at once."""
 
     model_config = ConfigDict(
@@ -61,15 +61,9 @@ class BulkIn(_Wish):
     percent: Given[BulkPercent] = None
     step: Size = Field(ByteSize(DEFAULT_STEP), description="New sizes are whole multiples of it.")
     up_to: Annotated[Given[Size], Field(description="No volume grows beyond it.")] = None
-    ids: Annotated[Given[VolumeIds], Field(description="Only these. One that does not exist is in the ledger.")] = None
-    labels: Annotated[Labels, Field(description="Only volumes with all of these.")] = Field(default_factory=dict)
-    backend: Annotated[Given[BackendName], Field(description="Only volumes on this backend.")] = None
     usage_above: Annotated[
         Given[UsageAbove], Field(description="Only volumes of which more than so many percent are in use.")
     ] = None
-    max_concurrent: Annotated[
-        int, Field(ge=1, le=MAX_CONCURRENT, strict=True, description="How many at once, over all workers.")
-    ] = 10
     dry_run: Annotated[bool, Field(strict=True, description="Only say what would be done.")] = False
 
     def expansion(self) -> BulkExpansion:
@@ -82,8 +76,7 @@ class BulkIn(_Wish):
             up_to=self.up_to,
             usage_above=self.usage_above,
         )
-        ids = None if self.ids is None else tuple(self.ids)
-        return BulkExpansion(policy, Selection(ids, self.labels, self.backend), self.max_concurrent)
+        return BulkExpansion(policy, self.selection(), self.max_concurrent)
 
 
 async def _said(request: Request) -> None:

@@ -1,4 +1,4 @@
-"""What a bulk expansion looks like on the wire: its plan before it is asked for, its ledger afterwards."""
+"""What bulk jobs look like on the wire: an expansion's plan before it is asked for, any one's ledger afterwards."""
 
 from typing import Any, Self
 from uuid import UUID
@@ -31,6 +31,7 @@ ITEM_EXAMPLE: dict[str, Any] = {
     "from_size": 10737418240,
     "to_size": 12884901888,
     "used": 9663676416,
+    "snapshot_id": None,
 }
 
 
@@ -88,11 +89,14 @@ class ItemOut(BaseModel):
 
     volume_id: UUID
     status: ItemStatus
-    code: str | None = Field(description="Why it ended so, such as `expanded`, `volume-gone` or `storage-full`.")
+    code: str | None = Field(
+        description="Why it ended so, such as `expanded`, `snapshotted`, `volume-gone` or `storage-full`."
+    )
     detail: str | None
     from_size: int | None
     to_size: int | None
     used: int | None
+    snapshot_id: UUID | None = Field(description="The snapshot that was taken; it may have been deleted since.")
 
 
 class ItemQuery(PageQuery):

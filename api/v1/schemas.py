@@ -41,6 +41,7 @@ SNAPSHOT_EXAMPLE: dict[str, Any] = {
     "size": 10737418240,
     "version": 2,
     "job_id": None,
+    "schedule_id": None,
     "created_at": _TIME,
     "updated_at": _TIME,
 }
@@ -114,6 +115,7 @@ class SnapshotOut(BaseModel):
     size: int = Field(description="The volume's size in bytes when the snapshot was taken.")
     version: int = Field(description="Raised by every accepted operation and by every end of one.")
     job_id: UUID | None = Field(description="A job that has the snapshot at the moment.")
+    schedule_id: UUID | None = Field(description="The schedule that it was made by, and that may delete it again.")
     created_at: Moment
     updated_at: Moment
 

@@ -5,14 +5,13 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from domain.bulk.model import Item
+from domain.bulk.selection import require_within
 from domain.bulk.states import Code, ItemStatus
-from domain.errors import (
-    Invalid,
-)
 from domain.expansion.policy import BulkExpansion
 from domain.expansion.service import Plan, Preview
 from domain.jobs.acceptance import NOBODY, Origin
 from domain.jobs.model import Job
+from domain.snapshots.policy import BulkSnapshot
 from tests.unit.fake_rooms import FakeJobs, FakeVolumes, job_row
 
 
@@ -28,6 +27,22 @@ class FakeBulk:
         items = sorted(self.ledger.get(job_id, ()), key=lambda item: item.volume_id)
         wanted = [item for item in items if status in (None, item.status)]
         return [item for item in wanted if after is None or item.volume_id > after][: limit + 1]
+
+
+@dataclass
+class FakeBulkSnapshots:
+    """Bulk snapshots that are accepted."""
+
+    jobs: FakeJobs
+    asked: list[BulkSnapshot] = field(default_factory=list)
+
+    async def request_snapshots(self, wanted: BulkSnapshot, *, origin: Origin = NOBODY) -> Job:
+        return await self.jobs.accept(origin, self._take(wanted))
+
+    async def _take(self, wanted: BulkSnapshot) -> Job:
+        require_within(wanted.max_concurrent, 100)
+        self.asked.append(wanted)
+        return self.jobs.add(job_row("bulk.snapshot", params={**wanted.params(), "fence": 0}))
 
 
 @dataclass
@@ -58,5 +73,4 @@ class FakeExpansion:
         return Plan(len(plan.items), len(growing), growth, None, plan.items[:1000])
 
     def _check(self, wanted: BulkExpansion) -> None:
-        if wanted.max_concurrent > 100:
-            raise Invalid("`max_concurrent` must be between 1 and 100.", field="max_concurrent", limit=100)
+        require_within(wanted.max_concurrent, 100)

@@ -16,7 +16,7 @@ from domain.jobs.signals import Signals
 from domain.jobs.states import JobStatus
 from domain.services import Services
 from domain.storage.backends import Backends
-from tests.unit.fake_bulk import FakeBulk, FakeExpansion
+from tests.unit.fake_bulk import FakeBulk, FakeBulkSnapshots, FakeExpansion
 from tests.unit.fake_rooms import NOON, FakeJobs, FakeVolumes, job_row, snapshot_row, volume_row
 from tests.unit.fake_snapshots import FakeSnapshots
 
@@ -82,6 +82,7 @@ class FakeServices:
         self.volumes = FakeVolumes(self.jobs, self.backends)
         self.snapshots = FakeSnapshots(self.jobs, self.volumes)
         self.bulk = FakeBulk(self.jobs)
+        self.bulk_snapshots = FakeBulkSnapshots(self.jobs)
         self.expansion = FakeExpansion(self.jobs, self.volumes)
         self.watcher = FakeWatcher(self.jobs)
         self.signals = FakeSignals()

@@ -190,7 +190,7 @@ async def test_an_item_says_what_became_of_its_volume(fake: FakeServices, client
     fake.bulk.ledger[job.id] = [item(1, ItemStatus.SUCCEEDED), bad]
     page = (await client.get(f"/api/v1/jobs/{job.id}/items?status=failed")).json()
 
-    told = {"code": "storage-full", "detail": "Full.", "from_size": 1, "to_size": 2, "used": 1}
+    told = {"code": "storage-full", "detail": "Full.", "from_size": 1, "to_size": 2, "used": 1, "snapshot_id": None}
     assert page == {"items": [{"volume_id": str(UUID(int=2)), "status": "failed"} | told], "next_cursor": None}
 
 

@@ -1,0 +1,189 @@
+"""Schedules that delete what they have made: only their own, only after the new one, and only what no rule keeps."""
+
+import math
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from domain.jobs.model import Job
+from domain.services import Services, open_services
+from domain.settings import Settings
+from domain.snapshots.policy import BulkSnapshot, Keep
+from domain.storage.driver import Fence, Grant
+from tests.bulk import MIB, add_volumes, ended
+from tests.integration.conftest import Working
+from tests.integration.inspected import leave, told
+from tests.integration.job_builders import sql, until
+from tests.integration.snapshot_builders import carried_out, claimed
+
+NIGHTLY, WEEKLY = uuid4(), uuid4()
+FIRST_NIGHT = datetime(2026, 1, 1, 2, tzinfo=UTC)
+
+
+@pytest.fixture
+async def services(settings: Settings, tmp_path: Path) -> AsyncIterator[Services]:
+    backends = {"files": f"file:{tmp_path}/volumes"}
+    settings = settings.model_copy(update={"backends": backends})
+    async with open_services(settings) as services, services.watcher.watching():
+        yield services
+
+
+async def stored_volumes(services: Services, count: int) -> list[UUID]:
+    volumes = await add_volumes(services, count, backend="files")
+    for volume_id in volumes:
+        await services.backends.reach("files").create(volume_id, MIB, leave(0))
+    return volumes
+
+
+async def a_run(services: Services, night: int, keep: Keep, schedule_id: UUID = NIGHTLY) -> Job:
+    """What a schedule asks for."""
+    columns = {"schedule_id": schedule_id, "scheduled_for": FIRST_NIGHT + timedelta(days=night)}
+    async with services.database.transaction() as session:
+        return await services.bulk_snapshots.add(session, BulkSnapshot("nightly", keep=keep), **columns)
+
+
+async def nothing_is_going_on(services: Services) -> bool:
+    return await sql(services, "SELECT id FROM jobs WHERE status IN ('queued', 'running')") == []
+
+
+async def run(services: Services, night: int, keep: Keep, schedule_id: UUID = NIGHTLY) -> Job:
+    """A run, and the end of everything that it brings about."""
+    job = await ended(services, await a_run(services, night, keep, schedule_id))
+    await until(partial(nothing_is_going_on, services))
+    return job
+
+
+async def names(services: Services, volume_id: UUID) -> list[str]:
+    query = "SELECT name FROM snapshots WHERE volume_id = :id AND state = 'ready' ORDER BY created_at"
+    return [row.name for row in await sql(services, query, id=volume_id)]
+
+
+async def grow_old(services: Services, days: int) -> None:
+    await sql(services, f"UPDATE snapshots SET created_at = created_at - interval '{days} days'")
+
+
+async def test_of_five_runs_that_keep_three_the_last_three_are_left_and_what_was_made_by_hand(
+    services: Services, working: Working
+) -> None:
+    volumes = await stored_volumes(services, 6)
+    async with working(services.settings):
+        for volume_id in volumes:
+            await ended(services, await services.snapshots.request_take(volume_id, "by-hand"))
+        runs = [await run(services, night, Keep(last=3)) for night in range(5)]
+
+    assert [job.status for job in runs] == ["succeeded"] * 5
+    kept = [f"nightly-2026010{night}T020000000Z" for night in (3, 4, 5)]
+    assert {volume_id: await names(services, volume_id) for volume_id in volumes} == {
+        volume_id: ["by-hand", *kept] for volume_id in volumes
+    }
+    assert len(await sql(services, "SELECT id FROM snapshots")) == 6 * 4
+    deleted = await sql(services, "SELECT status, created_by FROM jobs WHERE kind = 'snapshot.delete'")
+    assert [(row.status, row.created_by) for row in deleted] == [("succeeded", None)] * 6 * 2
+    assert await told(services) == []
+
+
+async def test_another_schedules_snapshots_and_those_of_plain_requests_are_let_be(
+    services: Services, working: Working
+) -> None:
+    (volume_id,) = await stored_volumes(services, 1)
+    async with working(services.settings):
+        await run(services, 0, Keep(last=1), WEEKLY)
+        await ended(services, await services.bulk_snapshots.request_snapshots(BulkSnapshot("plain")))
+        await run(services, 1, Keep(last=1))
+        await run(services, 2, Keep(last=1))
+
+    weekly, plain, nightly = await names(services, volume_id)
+    assert (weekly, nightly) == ("nightly-20260101T020000000Z", "nightly-20260103T020000000Z")
+    assert plain.startswith("plain-")
+
+
+async def test_without_a_rule_all_are_kept(services: Services, working: Working) -> None:
+    (volume_id,) = await stored_volumes(services, 1)
+    async with working(services.settings):
+        for night in range(3):
+            await run(services, night, Keep())
+
+    assert len(await names(services, volume_id)) == 3
+
+
+async def test_what_is_too_old_goes_but_what_any_rule_keeps_stays_and_the_newest_always(
+    services: Services, working: Working
+) -> None:
+    (volume_id,) = await stored_volumes(services, 1)
+    async with working(services.settings):
+        for night in range(3):
+            await run(services, night, Keep(days=5))
+            await grow_old(services, 3)
+        assert len(await names(services, volume_id)) == 2, "of nine days ago there is none"
+
+        await grow_old(services, 10)
+        await run(services, 3, Keep(last=2, days=5))
+        assert len(await names(services, volume_id)) == 2, "old, but one of the last two"
+        await grow_old(services, 10)
+        await run(services, 4, Keep(days=5))
+
+    assert await names(services, volume_id) == ["nightly-20260105T020000000Z"]
+
+
+async def test_a_snapshot_in_use_is_let_be_until_the_next_run(services: Services, working: Working) -> None:
+    (volume_id,) = await stored_volumes(services, 1)
+    async with working(services.settings):
+        await run(services, 0, Keep(last=1))
+        await sql(services, "UPDATE snapshots SET state = 'restoring', job_id = id")
+        await run(services, 1, Keep(last=1))
+        assert len(await sql(services, "SELECT id FROM snapshots")) == 2
+        await sql(services, "UPDATE snapshots SET state = 'ready', job_id = NULL")
+        await run(services, 2, Keep(last=1))
+
+    assert await names(services, volume_id) == ["nightly-20260103T020000000Z"]
+
+
+async def test_a_volume_whose_new_snapshot_failed_keeps_its_old_ones(services: Services, working: Working) -> None:
+    good, bad = await stored_volumes(services, 2)
+    async with working(services.settings):
+        await run(services, 0, Keep(last=1))
+        await services.backends.reach("files").delete(bad, leave(1000))
+        job = await run(services, 1, Keep(last=1))
+
+    assert (job.status, job.succeeded, job.failed) == ("partial", 1, 1)
+    assert await names(services, good) == ["nightly-20260102T020000000Z"]
+    assert await names(services, bad) == ["nightly-20260101T020000000Z"]
+
+
+async def test_what_a_retry_makes_is_the_schedules_own(services: Services, working: Working) -> None:
+    (volume_id,) = await stored_volumes(services, 1)
+    async with working(services.settings):
+        await run(services, 0, Keep(last=1))
+        job = await a_run(services, 1, Keep(last=1))
+        job = await services.jobs.cancel(job.id)
+        retry = await ended(services, await services.jobs.retry(job.id))
+        assert (retry.status, retry.schedule_id) == ("succeeded", None)
+        await run(services, 2, Keep(last=1))
+
+    assert await names(services, volume_id) == ["nightly-20260103T020000000Z"]
+
+
+async def test_recorded_twice_is_deleted_once(services: Services, working: Working) -> None:
+    volumes = await stored_volumes(services, 3)
+    async with working(services.settings):
+        await run(services, 0, Keep(last=1))
+    job = await carried_out(services, await a_run(services, 1, Keep(last=1)))
+    lane_id = (await sql(services, "SELECT id FROM jobs WHERE parent_id = :id LIMIT 1", id=job.id))[0].id
+    _, lane = await claimed(services, await services.jobs.get(lane_id))
+    chunks, grant = services.chunks, Grant(lane.id, Fence(*lane.fence), math.inf)
+    tasks = await chunks.take(lane, await chunks.claim(lane, 10), {})
+    results = [result for task in tasks if (result := await chunks.do(lane, task, grant)) is not None]
+
+    for _ in range(2):
+        await chunks.record(lane, results)
+
+    deletes = await sql(services, "SELECT snapshot_id, rung_at FROM jobs WHERE kind = 'snapshot.delete'")
+    assert len({row.snapshot_id for row in deletes}) == len(deletes) == len(volumes)
+    assert {row.rung_at for row in deletes} == {None}
+    async with working(services.settings):
+        await until(partial(nothing_is_going_on, services))
+    assert [await names(services, volume_id) for volume_id in volumes] == [["nightly-20260102T020000000Z"]] * 3

@@ -1,4 +1,4 @@
-"""A worker killed at each arrow of a bulk job: the job ends by itself, the ledger adds up, each volume grew once."""
+"""A worker killed at each arrow of a bulk job: it ends by itself, the ledger adds up, and each volume had it once."""
 
 import signal
 from pathlib import Path
@@ -9,6 +9,8 @@ import pytest
 from domain.expansion.policy import BulkExpansion, GrowthPolicy
 from domain.paging import PageRequest
 from domain.services import Services, open_services
+from domain.snapshots.policy import BulkSnapshot
+from domain.snapshots.repository import SnapshotFilter
 from domain.volumes.repository import VolumeFilter
 from domain.volumes.service import NewVolume
 from tests.acceptance import journal
@@ -50,3 +52,24 @@ async def test_a_bulk_outlives_a_worker_killed_at_any_arrow(yard: Yard, arrow: s
         assert {(volume.state, volume.size) for volume in volumes} == {("available", 2 * MIB)}
         assert {Path(str(services.volumes.path(volume))).stat().st_size for volume in volumes} == {2 * MIB}
         assert taken(yard.journal) == {(volume.id, 3) for volume in volumes}, "once each"
+
+
+@pytest.mark.parametrize("arrow", BULK_ARROWS)
+async def test_a_bulk_snapshot_outlives_a_worker_killed_at_any_arrow(yard: Yard, arrow: str) -> None:
+    async with open_services(yard.settings) as services, services.watcher.watching():
+        await prepare(services, yard)
+        victim = yard.start_worker("tests.acceptance.sabotage", SABOTAGE_ARROW=arrow, SABOTAGE_BLOW="kill")
+        job = await services.bulk_snapshots.request_snapshots(BulkSnapshot("struck", max_concurrent=3))
+        assert await exit_code(victim) == -signal.SIGKILL
+
+        async with working(yard.settings):
+            job = await ended(services, job)
+
+        volumes = (await services.volumes.list_volumes(VolumeFilter(), PageRequest("all"))).items
+        snapshots = (await services.snapshots.list_snapshots(SnapshotFilter(), PageRequest("all"))).items
+        assert (job.status, job.succeeded, job.failed, job.skipped) == ("succeeded", VOLUMES, 0, 0)
+        assert {(volume.state, volume.size) for volume in volumes} == {("available", MIB)}
+        assert {(one.state, one.size, one.job_id) for one in snapshots} == {("ready", MIB, None)}
+        assert sorted(one.volume_id for one in snapshots) == sorted(volume.id for volume in volumes), "one each"
+        on_disk = sorted(path.name for path in yard.volumes.glob("*/snapshots/*"))
+        assert on_disk == sorted(str(one.id) for one in snapshots), "and nothing is left over"

@@ -1,14 +1,19 @@
 """What users may do at any time: ask for anything of anything, busy or not, and end or repeat what they asked for."""
 
 from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, ClassVar, Final
+from uuid import uuid4
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from domain.bulk.kinds import WHOLES
 from domain.expansion.policy import BulkExpansion, GrowthPolicy
+from domain.jobs.model import Job
 from domain.jobs.states import RETRYABLE
+from domain.snapshots.policy import BulkSnapshot, Keep
 from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
 from tests.any_order.playhouse import Playhouse
@@ -19,7 +24,8 @@ from tests.any_order.world import World, choose
 
 ANY: Final = st.integers(0, 1000)
 COMMITS: Final = st.sampled_from([None, None, None, Accident.COMMIT_LOST, Accident.ANSWER_LOST])
-BULKS: Final = 2
+BULKS: Final = 3
+SCHEDULE: Final = uuid4()
 
 
 def if_any(things: Callable[[Any], list[Any]]) -> Callable[[Any], Any]:
@@ -105,15 +111,30 @@ class Asking(RuleBasedStateMachine):
         }[kind]
         self.do(self.world.ask(request, accident, fits=fits))
 
-    def may_expand_all(self) -> bool:
+    def may_ask_for_all(self) -> bool:
         """Bulk jobs take many steps: more of them would leave none for anything else."""
-        return [job["kind"] for job in self.jobs()].count("bulk.expand") < BULKS
+        return len([job for job in self.jobs() if job["kind"] in WHOLES]) < BULKS
 
-    @precondition(may_expand_all)
+    @precondition(may_ask_for_all)
     @rule(mib=st.integers(1, 2), lanes=st.integers(1, 2), accident=COMMITS)
     def expand_all(self, mib: int, lanes: int, accident: Accident | None) -> None:
         wanted = BulkExpansion(GrowthPolicy(by=mib * MIB), max_concurrent=lanes)
         self.do(self.world.ask(partial(self.services.expansion.request_expand, wanted), accident, fits=True))
+
+    @precondition(may_ask_for_all)
+    @rule(lanes=st.integers(1, 2), scheduled=st.booleans(), accident=COMMITS)
+    def snapshot_all(self, lanes: int, scheduled: bool, accident: Accident | None) -> None:  # noqa: FBT001
+        keep = Keep(last=1) if scheduled else Keep()
+        wanted = BulkSnapshot(self.new().name, max_concurrent=lanes, keep=keep)
+        request = partial(self.run_schedule if scheduled else self.services.bulk_snapshots.request_snapshots, wanted)
+        self.do(self.world.ask(request, accident, fits=True))
+
+    async def run_schedule(self, wanted: BulkSnapshot) -> Job:
+        run = {"schedule_id": SCHEDULE, "scheduled_for": datetime.now(UTC)}
+        async with self.world.database.transaction() as session:
+            job = await self.services.bulk_snapshots.add(session, wanted, **run)
+        await self.world.bell.ring([job.ring])
+        return job
 
     @if_any(jobs)
     @rule(which=ANY, accident=COMMITS)

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
+from domain.bulk.kinds import WHOLES
 from domain.errors import CisternError
 from domain.jobs.model import Job, Ring
 from tests.any_order.puppets import Accident, Puppet
@@ -132,7 +133,7 @@ class World(Scene):
                 if job["lease_expires_at"] is not None:
                     await self.end_lease(job, noticed=False)
             await self.keep_house("rescue")
-            if any(job["kind"] == "bulk.expand" for job in self.now.live()):
+            if any(job["kind"] in WHOLES for job in self.now.live()):
                 await self.keep_house("tend")
             await self.ring_everything()
             await self._answer_all()

@@ -8,6 +8,9 @@ ANY_ORDER: Final = "tests/integration/test_any_order.py::test_in_any_order_nothi
 SETTLING: Final = "tests/integration/test_settling.py::"
 RESCUE: Final = "tests/integration/test_rescue.py::"
 FENCES: Final = "tests/unit/test_storage_contract_fences.py::"
+BULK: Final = "tests/integration/test_bulk_accidents.py::"
+BULK_SNAPSHOTS: Final = "tests/integration/test_bulk_snapshots_accidents.py::"
+KEPT: Final = "tests/integration/test_bulk_snapshots_kept.py::"
 SLEEPER: Final = "tests/acceptance/test_sleeper.py::"
 
 
@@ -159,7 +162,37 @@ _LIST: Final = (
             Job.status == JobStatus.RUNNING,
 """,
         "",
-        ("tests/integration/test_bulk_accidents.py::test_a_lane_that_was_rescued_changes_nothing_any_more",),
+        (f"{BULK}test_a_lane_that_was_rescued_changes_nothing_any_more",),
+    ),
+    Mutation(
+        "heir-below-the-dead",
+        "a new lane would be refused by the fences that dead ones have left",
+        "domain/bulk/service.py",
+        "        await self._operations[job.kind].renew(session, job.id, items)\n",
+        "",
+        (
+            f"{BULK}test_volumes_that_a_dead_lane_had_grown_are_brought_to_an_end_by_the_next",
+            f"{BULK_SNAPSHOTS}test_what_dead_lanes_had_in_their_hands_is_brought_to_an_end_by_the_next",
+        ),
+    ),
+    Mutation(
+        "kept-by-somebody-else",
+        "a schedule would delete what was made by hand, or by another one",
+        "domain/snapshots/batches.py",
+        "Snapshot.volume_id.in_(volume_ids), Snapshot.schedule_id == schedule_id, ",
+        "Snapshot.volume_id.in_(volume_ids), ",
+        (
+            f"{KEPT}test_of_five_runs_that_keep_three_the_last_three_are_left_and_what_was_made_by_hand",
+            f"{KEPT}test_another_schedules_snapshots_and_those_of_plain_requests_are_let_be",
+        ),
+    ),
+    Mutation(
+        "lane-takes-all",
+        "one lane would have the whole ledger, and the others nothing to do",
+        "domain/bulk/ledger.py",
+        "Item.volume_id.in_(_once(due))",
+        "Item.volume_id.in_(due)",
+        (f"{BULK}test_a_lane_claims_no_more_than_it_asks_for_whatever_the_plan",),
     ),
     Mutation(
         "lease-never-extended",

@@ -1,0 +1,164 @@
+"""What becomes of one volume in a lane's hands, whatever its storage does: always a value, or nothing yet."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+from uuid import UUID
+
+import pytest
+from uuid_utils.compat import uuid7
+
+from domain.bulk import chunks as chunks_module
+from domain.bulk.chunks import Chunks
+from domain.bulk.kinds import EXPAND, SNAPSHOT
+from domain.bulk.ledger import Entry
+from domain.bulk.operation import Operation, Result, Task
+from domain.bulk.states import Code, ItemStatus
+from domain.database import Database
+from domain.jobs.model import Job
+from domain.jobs.queue import JobQueue
+from domain.snapshots.keeping import Keeping
+from domain.snapshots.snapshotting import Snapshotting
+from domain.storage.backends import Backends
+from domain.storage.driver import (
+    Fence,
+    FenceRefused,
+    Grant,
+    Stopped,
+    StopReason,
+    StorageBusy,
+    StorageDriver,
+    StorageFull,
+    TransientStorageError,
+)
+from tests.unit.worker_fakes import a_job
+
+BUG = ValueError("a bug")
+
+
+class Shaky:
+    """Storage that does with each call what it is told next; in the end it works, and has ``left`` so many bytes."""
+
+    def __init__(self, *errors: Exception, seals: Sequence[Exception] = (), left: int | None = None) -> None:
+        self._errors, self._seals, self._left = [*errors], [*seals], left
+        self.calls: list[tuple[str, UUID, UUID, Fence]] = []
+
+    async def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int:
+        self.calls.append(("take", volume_id, snapshot_id, grant.fence))
+        if self._errors:
+            raise self._errors.pop(0)
+        return 7
+
+    async def seal_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
+        self.calls.append(("seal", volume_id, snapshot_id, grant.fence))
+        if self._seals:
+            raise self._seals.pop(0)
+        return self._left
+
+
+def a_lane(**params: Any) -> Job:
+    return a_job("bulk.lane", params={"of": SNAPSHOT, "slots": 1, "last": False, "fence": 0} | params)
+
+
+def a_task(*, begun: bool = False) -> Task:
+    entry = Entry(uuid7(), ItemStatus.CLAIMED, from_size=5, snapshot_id=uuid7())
+    return Task(entry, "shaky", version=3, begun=begun)
+
+
+def on(storage: Shaky) -> Chunks:
+    backends = Backends({"shaky": cast("StorageDriver", storage)}, {"shaky": "memory"})
+    operations: dict[str, Operation] = {SNAPSHOT: Snapshotting(backends, cast("Keeping", None))}
+    return Chunks(cast("Database", None), cast("JobQueue", None), operations, patience=1)
+
+
+async def done(storage: Shaky, task: Task) -> Result | None:
+    return await on(storage).do(a_lane(), task, Grant(uuid7(), Fence(0, 4), math.inf))
+
+
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks_module, "_PAUSE_SECONDS", 0.0)
+
+
+async def test_what_goes_well_succeeds_under_the_snapshots_own_fence() -> None:
+    task, storage = a_task(), Shaky()
+
+    assert await done(storage, task) == Result(replace(task.entry, status="succeeded", code="snapshotted"), 7)
+    assert storage.calls == [("take", task.volume_id, task.entry.snapshot_id, Fence(3, 4))]
+
+
+async def test_a_failure_that_may_pass_gets_a_second_and_a_third_chance() -> None:
+    storage = Shaky(TransientStorageError(), TransientStorageError())
+    result = await done(storage, a_task())
+
+    assert result is not None
+    assert result.entry.status == "succeeded"
+    assert [call[0] for call in storage.calls] == ["take"] * 3
+
+
+@pytest.mark.parametrize("reason", [Stopped(StopReason.SHUTDOWN), StorageBusy()], ids=["stopped", "busy"])
+async def test_whoever_is_stopped_or_finds_the_lock_held_leaves_it_as_it_is(reason: Exception) -> None:
+    storage = Shaky(reason)
+
+    assert await done(storage, a_task()) is None
+    assert [call[0] for call in storage.calls] == ["take"]
+
+
+@pytest.mark.parametrize(
+    ("errors", "code"),
+    [
+        ([StorageFull()], "storage-full"),
+        ([TransientStorageError()] * 3, TransientStorageError.code),
+        ([BUG], "internal"),
+    ],
+    ids=["for good", "three times", "a bug"],
+)
+async def test_what_fails_is_sealed_and_leaves_nothing_if_nothing_is_there(errors: list[Exception], code: str) -> None:
+    storage = Shaky(*errors)
+    result = await done(storage, a_task())
+
+    assert result is not None
+    assert (result.entry.status, result.entry.code, result.entry.snapshot_id) == ("failed", code, None)
+    assert storage.calls[-1][0] == "seal"
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [Shaky(StorageFull(), left=7), Shaky(StorageFull(), seals=[StorageFull()]), Shaky(FenceRefused())],
+    ids=["there", "unknown", "refused"],
+)
+async def test_what_fails_and_may_have_left_something_keeps_its_snapshot(storage: Shaky) -> None:
+    task = a_task()
+    result = await done(storage, task)
+
+    assert result is not None
+    assert (result.entry.status, result.entry.snapshot_id) == ("failed", task.entry.snapshot_id)
+
+
+async def test_what_cannot_be_sealed_now_is_tried_again() -> None:
+    assert await done(Shaky(StorageFull(), seals=[StorageBusy()]), a_task()) is None
+
+
+async def test_what_nobody_has_begun_is_let_be_with_nothing_left() -> None:
+    task = a_task()
+
+    assert on(Shaky()).leave(task) == Result(
+        replace(task.entry, status=ItemStatus.SKIPPED, code=Code.CANCELLED, snapshot_id=None)
+    )
+
+
+async def test_the_last_lane_only_looks() -> None:
+    storage = Shaky()
+    result = await on(storage).give_up(a_lane(), a_task(), Grant(uuid7(), Fence(0, 4), math.inf))
+
+    assert result is not None
+    assert (result.entry.code, result.entry.snapshot_id) == ("lanes-lost", None)
+    assert [call[0] for call in storage.calls] == ["seal"]
+
+
+def test_a_lane_from_before_there_were_others_is_one_of_an_expansion() -> None:
+    growing = cast("Operation", object())
+    chunks = Chunks(cast("Database", None), cast("JobQueue", None), {EXPAND: growing}, patience=1)
+
+    assert chunks._operation(a_job("bulk.lane", params={"policy": {}, "slots": 1, "last": False})) is growing

@@ -13,6 +13,7 @@ from domain.bulk.service import BulkService
 from domain.expansion.service import ExpansionService
 from domain.jobs.acceptance import Origin
 from domain.jobs.service import JobService
+from domain.schedules.service import ScheduleService
 from domain.services import Services
 from domain.snapshots.bulk import BulkSnapshotService
 from domain.snapshots.service import SnapshotService
@@ -52,6 +53,10 @@ async def _expansion(services: Front) -> ExpansionService:
 
 async def _jobs(services: Front) -> JobService:
     return services.jobs
+
+
+async def _schedules(services: Front) -> ScheduleService:
+    return services.schedules
 
 
 async def _origin(
@@ -100,5 +105,6 @@ Bulk = Annotated[BulkService, Depends(_bulk)]
 BulkSnapshots = Annotated[BulkSnapshotService, Depends(_bulk_snapshots)]
 Expansion = Annotated[ExpansionService, Depends(_expansion)]
 Jobs = Annotated[JobService, Depends(_jobs)]
+Schedules = Annotated[ScheduleService, Depends(_schedules)]
 Asked = Annotated[Origin, Depends(_origin)]
 Wait = Annotated[int | None, Depends(_wait)]

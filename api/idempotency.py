@@ -11,13 +11,20 @@ from starlette.responses import JSONResponse, Response
 
 from api.absent import Absent
 from api.problems import RETRY_SECONDS
+from api.v1.schedule_shapes import ScheduleOut
 from api.v1.schemas import JobOut
+from domain.database import Entity
 from domain.jobs.acceptance import AcceptedBefore, Key
 from domain.jobs.model import Job
 from domain.jobs.outcomes import Payload
+from domain.schedules.model import Schedule
 
 JOBS_AT: Final = "/api/v1/jobs"
+SCHEDULES_AT: Final = "/api/v1/schedules"
 REPLAYED: Final = "Idempotency-Replayed"
+
+_CREATED: Final = 201
+_ACCEPTED: Final = 202
 
 #: Printable ASCII; on the wire, space around a header's value is not part of it.
 _KEY: Final = r"^[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?$"
@@ -44,8 +51,9 @@ async def repeat(_: Request, error: Exception) -> Response:
     """Give the first answer again, as it was then."""
     if not isinstance(error, AcceptedBefore):
         raise error
-    headers = {**where_to_look(str(error.body["id"])), REPLAYED: "true"}
-    return JSONResponse(error.body, error.status, headers)
+    made = str(error.body["id"])
+    where = {"Location": f"{SCHEDULES_AT}/{made}"} if error.status == _CREATED else where_to_look(made)
+    return JSONResponse(error.body, error.status, {**where, REPLAYED: "true"})
 
 
 def where_to_look(job_id: str) -> dict[str, str]:
@@ -53,8 +61,13 @@ def where_to_look(job_id: str) -> dict[str, str]:
     return {"Location": f"{JOBS_AT}/{job_id}", "Retry-After": str(RETRY_SECONDS)}
 
 
-def _answer(job: Job) -> Payload:
-    return JobOut.of(job).model_dump(mode="json")
+def _answer(made: Entity) -> tuple[int, Payload]:
+    match made:
+        case Job():
+            return _ACCEPTED, JobOut.of(made).model_dump(mode="json")
+        case Schedule():
+            return _CREATED, ScheduleOut.of(made).model_dump(mode="json")
+    raise TypeError(f"nobody has said how {type(made).__name__} is answered")
 
 
 def _fingerprint(body: bytes) -> str:

@@ -24,6 +24,7 @@ def _links(names: Iterable[str], **parameters: str) -> dict[str, Any]:
 
 _OF_JOB: Final = ("get_job", "cancel_job", "retry_job", "list_job_items")
 _OF_VOLUME: Final = ("get_volume", "expand_volume", "delete_volume", "take_snapshot", "list_snapshots_of_volume")
+_OF_SCHEDULE: Final = ("get_schedule", "update_schedule", "delete_schedule", "list_schedule_runs", "run_schedule")
 _OF_SNAPSHOT: Final = ("get_snapshot", "restore_snapshot", "delete_snapshot")
 
 #: What a route that reads a body may refuse in addition.
@@ -35,6 +36,7 @@ def _header(description: str, **schema: Any) -> dict[str, Any]:
 
 
 _RETRY_AFTER: Final = _header("Ask again after this many seconds.", type="integer")
+_REPLAYED: Final = _header("`true` if this is the first answer again.")
 _APPLIED: Final = _header("The wish that was honoured, such as `wait=10`.")
 
 ACCEPTED: Final[Responses] = {
@@ -44,11 +46,18 @@ ACCEPTED: Final[Responses] = {
             "Location": _header("The job."),
             "Retry-After": _RETRY_AFTER,
             "Preference-Applied": _APPLIED,
-            "Idempotency-Replayed": _header("`true` if this is the first answer again."),
+            "Idempotency-Replayed": _REPLAYED,
         },
         "links": _links(_OF_JOB, job_id="id")
         | _links(_OF_VOLUME, volume_id="volume_id")
         | _links(_OF_SNAPSHOT, snapshot_id="snapshot_id"),
+    }
+}
+MADE: Final[Responses] = {
+    201: {
+        "description": "The schedule has been made.",
+        "headers": {"Location": _header("The schedule."), "Idempotency-Replayed": _REPLAYED},
+        "links": _links(_OF_SCHEDULE, schedule_id="id"),
     }
 }
 POLLED: Final = {
@@ -69,6 +78,11 @@ def shown(thing: str, **headers: Any) -> Responses:
 def accepts(*reasons: type[CisternError] | ProblemType) -> Responses:
     """Declare that a route accepts jobs, and why it may refuse."""
     return ACCEPTED | refusals(*reasons, IdempotencyKeyReused)
+
+
+def makes_schedule(*reasons: type[CisternError] | ProblemType) -> Responses:
+    """Declare that a route makes a schedule, and why it may refuse."""
+    return MADE | refusals(*reasons, IdempotencyKeyReused)
 
 
 def refusals(*reasons: type[CisternError] | ProblemType) -> Responses:

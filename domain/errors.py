@@ -4,10 +4,10 @@ CisternError
 ├── ConfigurationError          the process cannot start as it is set up
 ├── MigrationFailed             the schema is as it was before
 ├── Refused                     the request cannot be carried out as it stands
-│   ├── NotFound                VolumeNotFound, SnapshotNotFound, JobNotFound
+│   ├── NotFound                VolumeNotFound, SnapshotNotFound, JobNotFound, ScheduleNotFound
 │   ├── Invalid                 ShrinkRefused, SizeLimitExceeded, UnknownBackend, BadCursor, IdempotencyKeyReused
 │   └── Conflict                VolumeBusy, VolumeUnusable, NameTaken, JobEnded, JobNotRetryable, JobIsPart,
-│                            VolumeHasSnapshots, SnapshotBusy, SnapshotUnusable
+│                            VolumeHasSnapshots, SnapshotBusy, SnapshotUnusable, ScheduleBusy
 ├── Unavailable                 DatabaseUnavailable: come back in a moment
 └── StorageError                what a driver could not do (tree in domain/storage/driver.py)
 """
@@ -71,6 +71,12 @@ class JobNotFound(NotFound):
     """There is no job with this id."""
 
     code = "job-not-found"
+
+
+class ScheduleNotFound(NotFound):
+    """There is no schedule with this id."""
+
+    code = "schedule-not-found"
 
 
 class Invalid(Refused):
@@ -179,6 +185,15 @@ class SnapshotUnusable(Conflict):
     """The snapshot is in the state "error"; it can be deleted, or its failed job retried."""
 
     code = "snapshot-unusable"
+
+
+class ScheduleBusy(Conflict):
+    """The job of the run before is still going.
+
+    ``job_id`` in ``details`` is that job.
+    """
+
+    code = "schedule-busy"
 
 
 class JobNotRetryable(Conflict):

@@ -1,4 +1,4 @@
-"""The composition root: what stands on what, and the one table of what each kind of job does."""
+"""The composition root: what stands on what, and the tables of what jobs do and what schedules ask for."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -11,6 +11,7 @@ from domain.bulk.operation import Operation
 from domain.bulk.service import BulkService
 from domain.database import Database
 from domain.expansion.growing import Growing
+from domain.expansion.scheduled import ScheduledExpansion
 from domain.expansion.service import ExpansionService
 from domain.inspection.service import Inspection
 from domain.jobs.foreman import Foreman
@@ -23,6 +24,10 @@ from domain.jobs.retry import RetryPolicy
 from domain.jobs.service import JobService
 from domain.jobs.signals import Signposts
 from domain.jobs.watcher import Watcher
+from domain.schedules.actions import Action
+from domain.schedules.repository import prune_runs
+from domain.schedules.service import ScheduleService
+from domain.schedules.starter import Starter
 from domain.settings import Settings, require_database, require_servers
 from domain.snapshots.bulk import BulkSnapshotService
 from domain.snapshots.repository import refuse_if_it_has_snapshots
@@ -67,6 +72,11 @@ def handlers(
     }
 
 
+def actions(expansion: ExpansionService, backends: Backends) -> dict[str, Action]:
+    """Draw up the table of what a schedule may ask for."""
+    return {EXPAND: ScheduledExpansion(expansion, backends)}
+
+
 async def _nothing(_: Job, __: Grant) -> None:
     """There is nothing on the storage that an earlier attempt of the whole could still change."""
 
@@ -89,6 +99,8 @@ class Services:
     expansion: ExpansionService
     bulk_snapshots: BulkSnapshotService
     chunks: Chunks
+    schedules: ScheduleService
+    starter: Starter
     jobs: JobService
     handlers: dict[str, Handler]
     retry_policy: RetryPolicy
@@ -161,6 +173,7 @@ def compose(settings: Settings, database: Database, queue: JobQueue, backends: B
     }
     bulk = BulkService(database, queue, operations)
     table = handlers(volumes, snapshots, bulk, expansion, bulk_snapshots)
+    schedulable = actions(expansion, backends)
     return Services(
         settings=settings,
         database=database,
@@ -172,10 +185,12 @@ def compose(settings: Settings, database: Database, queue: JobQueue, backends: B
         expansion=expansion,
         bulk_snapshots=bulk_snapshots,
         chunks=Chunks(database, queue, operations, patience=settings.busy_seconds),
+        schedules=ScheduleService(database, schedulable),
+        starter=Starter(database, queue, schedulable),
         jobs=JobService(database, queue, table),
         handlers=table,
         retry_policy=RetryPolicy(settings.retry_seconds),
         watcher=Watcher(database, queue),
         signals=Signposts(database),
-        retention=Retention(database, clear_ledgers, days=settings.keep_jobs_days),
+        retention=Retention(database, clear_ledgers, days=settings.keep_jobs_days, others=[prune_runs]),
     )

@@ -1,4 +1,4 @@
-"""Rings what is due, rescues what was orphaned, finds lost messages, forgets what is old. All workers do; none leads.
+"""Starts and rings what is due, rescues orphans, finds lost messages, forgets what is old. All workers do; none leads.
 
 Conditional updates and SKIP LOCKED make each round safe to run anywhere, any number of times.
 """
@@ -29,12 +29,17 @@ class Housekeeping:
         foreman: Foreman,
         heartbeat: Heartbeat,
         tend: Callable[[], Awaitable[int]],
+        start: Callable[[], Awaitable[int]],
         prune: Callable[[], Awaitable[Pruned]],
         *,
         interval: float,
     ) -> None:
-        """``tend`` looks after bulk jobs that have lost their lanes, ``prune`` forgets a little of what is old."""
+        """``tend`` looks after bulk jobs that have lost their lanes, ``start`` starts what schedules have due.
+
+        ``prune`` forgets a little of what is old.
+        """
         self._tend = tend
+        self._start = start
         self._prune = prune
         self._prune_at = time.monotonic()
         self._foreman = foreman
@@ -52,6 +57,7 @@ class Housekeeping:
         if self._heartbeat.is_beating:
             await self._step("jobs.rescued", self._foreman.rescue)
             await self._step("bulks.tended", self._tend)
+        await self._step("schedules.started", self._start)
         await self._step("rings.due", self._foreman.ring_due)
         await self._step("rings.found_lost", self._foreman.ring_lost)
         if time.monotonic() >= self._prune_at:

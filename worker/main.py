@@ -68,7 +68,8 @@ async def workshop(settings: Settings) -> AsyncIterator[Runner]:
         runner = Runner(foreman, services.queue, handlers(services), services.retry_policy, slots=settings.max_jobs)
         heartbeat = Heartbeat(foreman, runner.running, lease=settings.lease_seconds, stall=settings.stall_seconds)
         housekeeping = Housekeeping(
-            foreman, heartbeat, services.bulk.tend, services.retention.prune, interval=settings.sweep_seconds
+            *(foreman, heartbeat, services.bulk.tend, services.starter.start_due, services.retention.prune),
+            interval=settings.sweep_seconds,
         )
         stalls = Stalls(runner.running, stall=settings.stall_seconds, slots=settings.max_jobs)
         async with in_background(heartbeat.beat_for_ever(), housekeeping.go_round_for_ever(), stalls.watch_for_ever()):

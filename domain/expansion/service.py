@@ -63,12 +63,28 @@ class ExpansionService:
         Raises:
             Invalid: ``max_concurrent`` is out of bounds.
         """
-        self._check(wanted)
+        self.check(wanted)
         async with accepting(self._database, origin) as acceptance:
-            job = self._job(wanted.params(), created_by=origin.caller)
-            acceptance.job = await JobRepository(acceptance.session).add(job)
+            job = acceptance.job = await self.add(acceptance.session, wanted, created_by=origin.caller)
         await self._queue.ring([job.ring])
         return job
+
+    async def add(self, session: AsyncSession, wanted: BulkExpansion, **columns: Any) -> Job:
+        """Add the job of a bulk expansion in a transaction of somebody else's, who rings after the commit.
+
+        Raises:
+            Invalid: ``max_concurrent`` is out of bounds.
+        """
+        self.check(wanted)
+        return await JobRepository(session).add(self._job(wanted.params(), **columns))
+
+    def check(self, wanted: BulkExpansion) -> None:
+        """Refuse what cannot be asked for here.
+
+        Raises:
+            Invalid: ``max_concurrent`` is out of bounds.
+        """
+        require_within(wanted.max_concurrent, self._max_concurrent)
 
     async def again_expand(self, session: AsyncSession, ended: Job) -> Job:
         """Ask once more for what failed, or was not begun when the job was cancelled, and for nothing else.
@@ -85,7 +101,7 @@ class ExpansionService:
         Raises:
             Invalid: ``max_concurrent`` is out of bounds.
         """
-        self._check(wanted)
+        self.check(wanted)
         total = grows = growth = 0
         oldest: datetime | None = None
         items: list[Preview] = []
@@ -103,8 +119,6 @@ class ExpansionService:
                     )
         return Plan(total, grows, growth, oldest, items)
 
-    def _check(self, wanted: BulkExpansion) -> None:
-        require_within(wanted.max_concurrent, self._max_concurrent)
 
     def _job(self, params: dict[str, Any], **columns: Any) -> Job:
         return new_job(EXPAND, {**params, "fence": 0}, max_attempts=self._max_attempts, **columns)

@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.database import Base, Database
+from domain.database import Base, Database, Entity
 from domain.errors import CisternError, IdempotencyKeyReused
 from domain.jobs.model import Job
 from domain.jobs.outcomes import Payload
@@ -45,7 +45,8 @@ class Key:
     key: str
     route: str
     fingerprint: str
-    answer: Callable[[Job], Payload]
+    #: The status and the body that tell of what was made.
+    answer: Callable[[Entity], tuple[int, Payload]]
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,13 @@ class Acceptance:
     def __init__(self, session: AsyncSession) -> None:
         self.session = session
         self.job: Job | None = None
+        #: What was made at once, where that needs no job.
+        self.made: Entity | None = None
 
 
 @asynccontextmanager
 async def accepting(database: Database, origin: Origin) -> AsyncIterator[Acceptance]:
-    """Open the transaction that accepts a request; whoever uses it sets ``job`` before it ends.
+    """Open the transaction that accepts a request; whoever uses it sets ``job`` or ``made`` before it ends.
 
     Raises:
         AcceptedBefore: it was, under this key.
@@ -92,8 +95,9 @@ async def accepting(database: Database, origin: Origin) -> AsyncIterator[Accepta
             await _reserve(session, origin.caller or "", origin.key)
         acceptance = Acceptance(session)
         yield acceptance
-        if origin.key is not None and acceptance.job is not None:
-            await _keep(session, origin.caller or "", origin.key, acceptance.job)
+        made = acceptance.job or acceptance.made
+        if origin.key is not None and made is not None:
+            await _keep(session, origin.caller or "", origin.key, made)
 
 
 async def _reserve(session: AsyncSession, caller: str, key: Key) -> None:
@@ -122,6 +126,7 @@ async def _repeat(session: AsyncSession, caller: str, key: Key) -> None:
     raise AcceptedBefore(first.status or _ACCEPTED, first.body or {})
 
 
-async def _keep(session: AsyncSession, caller: str, key: Key, job: Job) -> None:
+async def _keep(session: AsyncSession, caller: str, key: Key, made: Entity) -> None:
+    status, body = key.answer(made)
     keep = update(IdempotencyKey).where(IdempotencyKey.caller == caller, IdempotencyKey.key == key.key)
-    await session.execute(keep.values(status=_ACCEPTED, body=key.answer(job)))
+    await session.execute(keep.values(status=status, body=body))

@@ -7,7 +7,8 @@ of it is, because a retry may read the ledger of what it repeats, or of what tha
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from functools import partial
+from typing import Final, Protocol
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Select, delete, exists, func, literal, select, tuple_, update
@@ -38,22 +39,36 @@ class Pruned:
     more: bool
 
 
+class Prune(Protocol):
+    """Forgets some rows of another room that are older than ``age``."""
+
+    async def __call__(self, session: AsyncSession, *, age: timedelta) -> Pruned:
+        """Do so, in the given transaction."""
+
+
+_Step = Callable[[AsyncSession], Awaitable[Pruned]]
+
+
 class Retention:
     """How long things are remembered that nobody works on any more."""
 
-    def __init__(self, database: Database, clear_ledgers: ClearLedgers, *, days: float) -> None:
-        """``days``: for how long an ended job is kept; keys say themselves when they expire."""
+    def __init__(
+        self, database: Database, clear_ledgers: ClearLedgers, *, days: float, others: Collection[Prune] = ()
+    ) -> None:
+        """``days``: for how long an ended job is kept, and what ``others`` prune; keys say when they expire."""
         self._database = database
         self._clear_ledgers = clear_ledgers
         self._age = timedelta(days=days)
+        self._others = others
 
     async def prune(self) -> Pruned:
         """Forget a few batches of each."""
-        jobs = await self._in_batches(self._prune_jobs)
-        keys = await self._in_batches(_prune_keys)
-        return Pruned(jobs.rows + keys.rows, jobs.more or keys.more)
+        steps: list[_Step] = [self._prune_jobs, _prune_keys]
+        steps += [partial(prune, age=self._age) for prune in self._others]
+        pruned = [await self._in_batches(step) for step in steps]
+        return Pruned(sum(one.rows for one in pruned), any(one.more for one in pruned))
 
-    async def _in_batches(self, prune: Callable[[AsyncSession], Awaitable[Pruned]]) -> Pruned:
+    async def _in_batches(self, prune: _Step) -> Pruned:
         rows, batch = 0, Pruned(0, more=True)
         for _ in range(_BATCHES):
             if not batch.more:

@@ -13,11 +13,12 @@ from domain.database import Base
 from domain.jobs import acceptance, signals
 from domain.jobs import model as jobs_model
 from domain.migrations import MIGRATION_LOCK
+from domain.schedules import model as schedules_model
 from domain.snapshots import model as snapshots_model
 from domain.volumes import model as volumes_model
 
 # Imported so that Base.metadata knows their tables.
-TABLES = (acceptance, bulk_model, jobs_model, signals, snapshots_model, volumes_model)
+TABLES = (acceptance, bulk_model, jobs_model, schedules_model, signals, snapshots_model, volumes_model)
 _ASK_AGAIN_SECONDS: Final = 0.2
 #: An ALTER that waits for one slow transaction makes everybody wait who comes after it; so it must not wait for long.
 _LOCK_TIMEOUT: Final = "3s"

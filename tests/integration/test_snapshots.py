@@ -112,7 +112,7 @@ class TestTake:
 
     async def test_the_same_key_is_the_same_snapshot(self, services: Services) -> None:
         volume = await a_volume(services)
-        origin = Origin("me", Key("k", "route", "fingerprint", lambda job: {"id": str(job.id)}))
+        origin = Origin("me", Key("k", "route", "fingerprint", lambda job: (202, {"id": str(job.id)})))
         job = await services.snapshots.request_take(volume.id, "first", origin=origin)
         with pytest.raises(AcceptedBefore) as again:
             await services.snapshots.request_take(volume.id, "first", origin=origin)

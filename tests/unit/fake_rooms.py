@@ -85,7 +85,7 @@ class FakeJobs:
     """A job book without workers."""
 
     rows: dict[UUID, Job] = field(default_factory=dict)
-    kept: dict[tuple[str | None, str], tuple[Key, Any]] = field(default_factory=dict)
+    kept: dict[tuple[str | None, str], tuple[Key, tuple[int, Any]]] = field(default_factory=dict)
 
     async def accept(self, origin: Origin, accepting: Awaitable[Job]) -> Job:
         """Accept a request once under its key, if it has one."""
@@ -94,10 +94,10 @@ class FakeJobs:
         name = (origin.caller, origin.key.key)
         if name in self.kept:
             _ = asyncio.ensure_future(accepting).cancel()
-            first, body = self.kept[name]
+            first, answer = self.kept[name]
             if (first.route, first.fingerprint) != (origin.key.route, origin.key.fingerprint):
                 raise IdempotencyKeyReused
-            raise AcceptedBefore(202, body)
+            raise AcceptedBefore(*answer)
         job = await accepting
         self.kept[name] = origin.key, origin.key.answer(job)
         return job

@@ -22,6 +22,10 @@ async def no_bulks() -> int:
     return 0
 
 
+async def no_schedules() -> int:
+    return 0
+
+
 async def nothing_old() -> Pruned:
     return Pruned(0, more=False)
 
@@ -53,14 +57,14 @@ class Failing(FakeForeman):
 
 async def test_a_round_rescues_and_rings() -> None:
     foreman = FakeForeman()
-    await Housekeeping(foreman, a_heartbeat(beating=True), no_bulks, nothing_old, interval=1).go_round()
+    await Housekeeping(foreman, a_heartbeat(beating=True), no_bulks, no_schedules, nothing_old, interval=1).go_round()
 
     assert foreman.rounds == ["rescue", "ring_due", "ring_lost"]
 
 
 async def test_nobody_is_rescued_by_a_worker_that_does_not_beat() -> None:
     foreman = FakeForeman()
-    await Housekeeping(foreman, a_heartbeat(beating=False), no_bulks, nothing_old, interval=1).go_round()
+    await Housekeeping(foreman, a_heartbeat(beating=False), no_bulks, no_schedules, nothing_old, interval=1).go_round()
 
     assert foreman.rounds == ["ring_due", "ring_lost"]
 
@@ -69,7 +73,9 @@ async def test_nobody_is_rescued_by_a_worker_that_does_not_beat() -> None:
 async def test_a_round_that_fails_is_followed_by_the_next(error: Exception) -> None:
     foreman = Failing(error)
     rounds = asyncio.create_task(
-        Housekeeping(foreman, a_heartbeat(beating=False), no_bulks, nothing_old, interval=0).go_round_for_ever()
+        Housekeeping(
+            foreman, a_heartbeat(beating=False), no_bulks, no_schedules, nothing_old, interval=0
+        ).go_round_for_ever()
     )
     await until(lambda: "ring_lost" in foreman.rounds)
     rounds.cancel()
@@ -80,7 +86,7 @@ async def test_a_round_that_fails_is_followed_by_the_next(error: Exception) -> N
 async def test_after_an_outage_of_postgresql_nobody_is_rescued_until_the_heart_beats_again() -> None:
     foreman, heartbeat = Failing(DatabaseUnavailable()), a_heartbeat(beating=True)
     rounds = asyncio.create_task(
-        Housekeeping(foreman, heartbeat, no_bulks, nothing_old, interval=0).go_round_for_ever()
+        Housekeeping(foreman, heartbeat, no_bulks, no_schedules, nothing_old, interval=0).go_round_for_ever()
     )
     await until(lambda: foreman.rounds.count("ring_lost") >= 3)
     rounds.cancel()
@@ -92,7 +98,7 @@ async def test_after_an_outage_of_postgresql_nobody_is_rescued_until_the_heart_b
 async def test_an_outage_of_redis_does_not_keep_anybody_from_being_rescued() -> None:
     foreman, heartbeat = Failing(QueueUnavailable(), QueueUnavailable()), a_heartbeat(beating=True)
     rounds = asyncio.create_task(
-        Housekeeping(foreman, heartbeat, no_bulks, nothing_old, interval=0).go_round_for_ever()
+        Housekeeping(foreman, heartbeat, no_bulks, no_schedules, nothing_old, interval=0).go_round_for_ever()
     )
     await until(lambda: "ring_lost" in foreman.rounds)
     rounds.cancel()
@@ -103,7 +109,9 @@ async def test_an_outage_of_redis_does_not_keep_anybody_from_being_rescued() -> 
 async def test_between_rounds_it_rests() -> None:
     foreman = FakeForeman()
     rounds = asyncio.create_task(
-        Housekeeping(foreman, a_heartbeat(beating=True), no_bulks, nothing_old, interval=3600).go_round_for_ever()
+        Housekeeping(
+            foreman, a_heartbeat(beating=True), no_bulks, no_schedules, nothing_old, interval=3600
+        ).go_round_for_ever()
     )
     await until(lambda: "ring_lost" in foreman.rounds)
     for _ in range(10):
@@ -117,7 +125,7 @@ async def test_what_is_old_is_pruned_in_every_round_until_there_is_no_more_and_t
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     old, clock = Old(rounds=3), Clock(monkeypatch)
-    housekeeping = Housekeeping(FakeForeman(), a_heartbeat(beating=True), no_bulks, old.prune, interval=1)
+    housekeeping = Housekeeping(FakeForeman(), a_heartbeat(beating=True), no_bulks, no_schedules, old.prune, interval=1)
     seen = []
     for seconds in (0, 2, 2, 2, 2, 50, 10, 2):
         clock.now += seconds

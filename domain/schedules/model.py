@@ -1,0 +1,77 @@
+"""The tables of schedules and of what became of their times."""
+
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, func, select, text
+from sqlalchemy.orm import Mapped, column_property, mapped_column
+
+from domain.database import Entity, words
+from domain.jobs.model import Job
+from domain.jobs.states import JobStatus
+from domain.schedules.states import RunOutcome
+from domain.volumes.model import MAX_NAME
+
+#: For how long a run that was missed is still worth starting (seconds), unless a schedule says otherwise.
+CATCH_UP_SECONDS: Final = 6 * 3600
+
+_OUTCOMES = ", ".join(f"'{outcome}'" for outcome in RunOutcome)
+
+
+class Schedule(Entity):
+    """One action, asked for whenever a cron expression is due in a time zone."""
+
+    __tablename__ = "schedules"
+    __table_args__ = (
+        CheckConstraint(f"length(name) BETWEEN 1 AND {MAX_NAME}", name="name"),
+        CheckConstraint("catch_up_seconds >= 0", name="catch_up"),
+        CheckConstraint("enabled = (next_run_at IS NOT NULL)", name="next_run"),
+        Index("schedules_due", "next_run_at", postgresql_where=text("next_run_at IS NOT NULL")),
+    )
+
+    name: Mapped[str] = mapped_column(unique=True)
+    cron: Mapped[str]
+    time_zone: Mapped[str]
+    action: Mapped[str]
+    #: As the action's own request has them on the wire.
+    params: Mapped[dict[str, Any]]
+    enabled: Mapped[bool]
+    catch_up_seconds: Mapped[int]
+    #: The first time that nobody has looked after yet; None while the schedule is paused.
+    next_run_at: Mapped[datetime | None]
+    #: The job of the last run; the next one is not started before it has ended.
+    last_job_id: Mapped[UUID | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Run(Entity):
+    """What became of one time of a schedule, or of a span of times that were all missed."""
+
+    __tablename__ = "schedule_runs"
+    __table_args__ = (
+        CheckConstraint(f"outcome IN ({_OUTCOMES})", name="outcome"),
+        CheckConstraint("(outcome = 'started') = (job_id IS NOT NULL)", name="job"),
+        CheckConstraint("count >= 1 AND (count = 1 OR outcome = 'missed')", name="count"),
+        CheckConstraint("(count = 1) = (last_scheduled_for = scheduled_for)", name="span"),
+        UniqueConstraint("schedule_id", "scheduled_for"),
+        Index("schedule_runs_of_schedule", "schedule_id", "id"),
+        Index("schedule_runs_created", "created_at"),
+    )
+
+    schedule_id: Mapped[UUID] = mapped_column(ForeignKey("schedules.id", ondelete="CASCADE"))
+    scheduled_for: Mapped[datetime]
+    #: The last of a span of times; otherwise the same.
+    last_scheduled_for: Mapped[datetime]
+    count: Mapped[int]
+    outcome: Mapped[RunOutcome] = mapped_column(words(RunOutcome))
+    #: Why it was skipped.
+    detail: Mapped[str | None]
+    #: No foreign key: the run is remembered although its job was pruned.
+    job_id: Mapped[UUID | None] = mapped_column()
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    #: How its job fares; None when it has none, or none any more.
+    job_status: Mapped[JobStatus | None] = column_property(
+        select(Job.status).where(Job.id == job_id, Job.pruned_at.is_(None)).correlate_except(Job).scalar_subquery()
+    )

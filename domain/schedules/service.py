@@ -1,0 +1,159 @@
+"""What users do with schedules, beside running them: make, look, change, pause, delete."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import func
+from sqlalchemy.ext.asyncio import AsyncSession
+from uuid_utils.compat import uuid7
+
+from domain.database import Database
+from domain.errors import Invalid
+from domain.jobs.acceptance import NOBODY, Origin, accepting
+from domain.paging import Page, PageRequest
+from domain.schedules.actions import Actions, Params
+from domain.schedules.calendar import Calendar
+from domain.schedules.model import CATCH_UP_SECONDS, Run, Schedule
+from domain.schedules.repository import RunRepository, ScheduleRepository
+from domain.schedules.starter import Clock, postgresql_clock
+
+_LAST_FEW: Final = 5
+#: What decides when a schedule is due next.
+_TIMING: Final = ("cron", "time_zone", "enabled")
+
+LastRuns = Mapping[UUID, Sequence[Run]]
+
+
+@dataclass(frozen=True)
+class NewSchedule:
+    """What a user asks for."""
+
+    name: str
+    cron: str
+    action: str
+    params: Params
+    time_zone: str = "UTC"
+    enabled: bool = True
+    catch_up_seconds: int = CATCH_UP_SECONDS
+
+
+class ScheduleService:
+    """Schedules as their users see them."""
+
+    def __init__(self, database: Database, actions: Actions, *, clock: Clock = postgresql_clock) -> None:
+        self._database = database
+        self._actions = actions
+        self._clock = clock
+
+    async def create(self, wanted: NewSchedule, *, origin: Origin = NOBODY) -> Schedule:
+        """Make a schedule.
+
+        Raises:
+            Invalid: its times, its action or what it asks for make no sense.
+            NameTaken: another schedule has the name.
+        """
+        schedule = Schedule(id=uuid7(), **vars(wanted))
+        self._check(schedule)
+        async with accepting(self._database, origin) as acceptance:
+            _set_next_run(schedule, await self._reckoned_from(acceptance.session, schedule.id))
+            await ScheduleRepository(acceptance.session).save(schedule)
+            acceptance.made = schedule
+        return schedule
+
+    async def get(self, schedule_id: UUID) -> tuple[Schedule, Sequence[Run]]:
+        """Read one schedule, with its last runs.
+
+        Raises:
+            ScheduleNotFound: there is none.
+        """
+        async with self._database.transaction() as session:
+            schedule = await ScheduleRepository(session).get(schedule_id)
+            return schedule, await _last_runs(session, schedule)
+
+    async def list_schedules(self, name: str | None, request: PageRequest) -> tuple[Page[Schedule], LastRuns]:
+        """List schedules, newest first, and the last runs of each.
+
+        Raises:
+            BadCursor: the cursor is not from this list.
+        """
+        before = request.before
+        async with self._database.transaction() as session:
+            page = request.page(await ScheduleRepository(session).page(name, before=before, limit=request.limit))
+            return page, await RunRepository(session).last_few([schedule.id for schedule in page.items], _LAST_FEW)
+
+    async def runs(self, schedule_id: UUID, request: PageRequest) -> Page[Run]:
+        """List a schedule's runs, newest first.
+
+        Raises:
+            ScheduleNotFound: there is no such schedule.
+            BadCursor: the cursor is not from this list.
+        """
+        before = request.before
+        async with self._database.transaction() as session:
+            await ScheduleRepository(session).get(schedule_id)
+            return request.page(await RunRepository(session).page(schedule_id, before=before, limit=request.limit))
+
+    async def change(self, schedule_id: UUID, changes: Mapping[str, Any]) -> tuple[Schedule, Sequence[Run]]:
+        """Change what ``changes`` names, and nothing else. Runs that were started go on as they were.
+
+        Raises:
+            ScheduleNotFound: there is none.
+            Invalid: its times or what it asks for would make no sense.
+            NameTaken: another schedule has the new name.
+        """
+        async with self._database.transaction() as session:
+            schedules = ScheduleRepository(session)
+            schedule = await schedules.lock(schedule_id)
+            after = await self._reckoned_from(session, schedule_id)
+            moved = any(changes.get(name, getattr(schedule, name)) != getattr(schedule, name) for name in _TIMING)
+            for name, value in changes.items():
+                setattr(schedule, name, value)
+            self._check(schedule)
+            if moved:
+                _set_next_run(schedule, after)
+            schedule.updated_at = func.now()
+            await schedules.save(schedule)
+            return schedule, await _last_runs(session, schedule)
+
+    async def delete(self, schedule_id: UUID) -> None:
+        """Strike a schedule off, with the list of its runs; a job that it has started goes on.
+
+        Raises:
+            ScheduleNotFound: there is none.
+        """
+        async with self._database.transaction() as session:
+            schedules = ScheduleRepository(session)
+            await schedules.remove(await schedules.lock(schedule_id))
+
+    def _check(self, schedule: Schedule) -> None:
+        if schedule.catch_up_seconds < 0:
+            raise Invalid("`catch_up_seconds` must not be negative.", field="catch_up_seconds")
+        if schedule.action not in self._actions:
+            known = ", ".join(f"`{action}`" for action in sorted(self._actions))
+            raise Invalid(f"There is no action named {schedule.action!r}; there are {known}.", field="action")
+        try:
+            self._actions[schedule.action].check(schedule.params)
+        except Invalid as error:
+            error.details["field"] = f"params.{error.details['field']}"
+            raise
+
+    async def _reckoned_from(self, session: AsyncSession, schedule_id: UUID) -> datetime:
+        """From now on: what a schedule would have been due for while it was paused is not missed.
+
+        But no time has its turn twice, not even when PostgreSQL's clock has stepped back since.
+        """
+        now = await self._clock(session)
+        latest = await RunRepository(session).latest(schedule_id)
+        return max(now, latest or now)
+
+
+def _set_next_run(schedule: Schedule, after: datetime) -> None:
+    next_run_at = Calendar(schedule.cron, schedule.time_zone).next(after)
+    schedule.next_run_at = next_run_at if schedule.enabled else None
+
+
+async def _last_runs(session: AsyncSession, schedule: Schedule) -> Sequence[Run]:
+    return (await RunRepository(session).last_few([schedule.id], _LAST_FEW)).get(schedule.id, ())

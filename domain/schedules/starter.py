@@ -1,0 +1,153 @@
+"""Starts runs: those that are due, exactly once over any number of workers, and those that somebody asks for now.
+
+A run and its job are written in the transaction that locks the schedule and moves it on; whoever finds it locked, or
+moved on, leaves it alone. A process that dies before that has done nothing; one that dies after it, before it has
+rung, leaves a queued job without a message, which housekeeping finds.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import structlog
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from uuid_utils.compat import uuid7
+
+from domain.database import Database
+from domain.errors import DatabaseUnavailable, Refused, ScheduleBusy
+from domain.jobs.acceptance import NOBODY, Origin, accepting
+from domain.jobs.model import Job
+from domain.jobs.queue import JobQueue
+from domain.jobs.repository import JobRepository
+from domain.schedules.actions import Actions
+from domain.schedules.calendar import Calendar
+from domain.schedules.model import Run, Schedule
+from domain.schedules.repository import ScheduleRepository
+from domain.schedules.states import RunOutcome
+from domain.schedules.turns import Span, Turn, turn_of
+
+Clock = Callable[[AsyncSession], Awaitable[datetime]]
+
+log = structlog.get_logger(__name__)
+
+
+async def postgresql_clock(session: AsyncSession) -> datetime:
+    """Tell the time. The moment itself and not the transaction's: it may have waited for a lock."""
+    now: datetime = (await session.scalars(select(func.clock_timestamp()))).one()
+    return now
+
+
+class Starter:
+    """Starts what schedules ask for."""
+
+    def __init__(
+        self, database: Database, queue: JobQueue, actions: Actions, *, clock: Clock = postgresql_clock
+    ) -> None:
+        self._database = database
+        self._queue = queue
+        self._actions = actions
+        self._clock = clock
+
+    async def run_now(self, schedule_id: UUID, *, origin: Origin = NOBODY) -> Job:
+        """Accept a run beside those of the calendar, also of a schedule that is paused.
+
+        Raises:
+            ScheduleNotFound: there is none.
+            ScheduleBusy: the job of the run before is still going.
+            Refused: what it asks for cannot be asked for any more.
+        """
+        async with accepting(self._database, origin) as acceptance:
+            session = acceptance.session
+            schedule = await ScheduleRepository(session).lock(schedule_id)
+            if (live := await _live_job(session, schedule)) is not None:
+                raise ScheduleBusy(job_id=live)
+            now = await self._clock(session)
+            # Times of the calendar are whole minutes: this is none of them, so there can be one for each of both.
+            now = now.replace(microsecond=now.microsecond or 1)
+            job = acceptance.job = await self._start(session, schedule, now)
+        await self._queue.ring([job.ring])
+        return job
+
+    async def start_due(self) -> int:
+        """Start what is due, and account for what was missed. Returns how many runs were started."""
+        async with self._database.transaction() as session:
+            now = await self._clock(session)
+            due = await ScheduleRepository(session).due(now, tuple(self._actions))
+        started = 0
+        for schedule in due:
+            try:
+                job = await self._take_turn(schedule, now)
+            except DatabaseUnavailable:
+                raise
+            except Exception:
+                log.exception("schedule.crashed", schedule=schedule.name)
+            else:
+                started += job is not None
+        return started
+
+    async def _take_turn(self, seen: Schedule, now: datetime) -> Job | None:
+        # In a thread and in no transaction, for after a long outage there may be a million times to count.
+        turn = await asyncio.to_thread(_turn, seen, now)
+        async with self._database.transaction() as session:
+            schedule = await ScheduleRepository(session).hold(seen)
+            if schedule is None:
+                return None
+            job = await self._account(session, schedule, turn)
+            schedule.next_run_at = turn.following
+        if job is not None:
+            await self._queue.ring([job.ring])
+        return job
+
+    async def _account(self, session: AsyncSession, schedule: Schedule, turn: Turn) -> Job | None:
+        told = log.bind(schedule=schedule.name)
+        if turn.missed is not None:
+            session.add(_run(schedule, turn.missed, RunOutcome.MISSED))
+            told.warning("schedule.missed", **vars(turn.missed))
+        if turn.start is None:
+            return None
+        try:
+            if (live := await _live_job(session, schedule)) is not None:
+                raise ScheduleBusy(f"The job of the run before ({live}) was still going.", job_id=live)
+            return await self._start(session, schedule, turn.start)
+        except Refused as refused:
+            session.add(_run(schedule, _once(turn.start), RunOutcome.SKIPPED, detail=refused.message))
+            told.warning("schedule.skipped", scheduled_for=turn.start, reason=refused.message)
+            return None
+
+    async def _start(self, session: AsyncSession, schedule: Schedule, moment: datetime) -> Job:
+        action = self._actions[schedule.action]
+        job = await action.request(session, schedule.params, schedule_id=schedule.id, scheduled_for=moment)
+        session.add(_run(schedule, _once(moment), RunOutcome.STARTED, job_id=job.id))
+        schedule.last_job_id = job.id
+        log.info("schedule.started", schedule=schedule.name, scheduled_for=moment, job_id=str(job.id))
+        return job
+
+
+async def _live_job(session: AsyncSession, schedule: Schedule) -> UUID | None:
+    last = schedule.last_job_id
+    return None if last is None or await JobRepository(session).ended_among([last]) else last
+
+
+def _turn(schedule: Schedule, now: datetime) -> Turn:
+    calendar = Calendar(schedule.cron, schedule.time_zone)
+    first = schedule.next_run_at or now
+    return turn_of(calendar, first, now=now, window=timedelta(seconds=schedule.catch_up_seconds))
+
+
+def _once(moment: datetime) -> Span:
+    return Span(moment, moment, 1)
+
+
+def _run(schedule: Schedule, span: Span, outcome: RunOutcome, **columns: Any) -> Run:
+    return Run(
+        id=uuid7(),
+        schedule_id=schedule.id,
+        scheduled_for=span.first,
+        last_scheduled_for=span.last,
+        count=span.count,
+        outcome=outcome,
+        **columns,
+    )

@@ -55,6 +55,8 @@ JOB_EXAMPLE: dict[str, Any] = {
     "parent_id": None,
     "retry_of": None,
     "created_by": "nightly",
+    "schedule_id": None,
+    "scheduled_for": None,
     "attempt": 0,
     "max_attempts": 8,
     "worker_id": None,
@@ -167,6 +169,8 @@ class JobOut(BaseModel):
     parent_id: UUID | None
     retry_of: UUID | None = Field(description="The job that this one is another try of.")
     created_by: str | None
+    schedule_id: UUID | None = Field(None, description="The schedule that has asked for it.")
+    scheduled_for: Moment | None = Field(None, description="When it was due there.")
     attempt: int
     max_attempts: int
     worker_id: UUID | None

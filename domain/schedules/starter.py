@@ -62,8 +62,6 @@ class Starter:
         async with accepting(self._database, origin) as acceptance:
             session = acceptance.session
             schedule = await ScheduleRepository(session).lock(schedule_id)
-            if (live := await _live_job(session, schedule)) is not None:
-                raise ScheduleBusy(job_id=live)
             now = await self._clock(session)
             # Times of the calendar are whole minutes: this is none of them, so there can be one for each of both.
             now = now.replace(microsecond=now.microsecond or 1)
@@ -95,46 +93,52 @@ class Starter:
             schedule = await ScheduleRepository(session).hold(seen)
             if schedule is None:
                 return None
-            job = await self._account(session, schedule, turn)
+            outcome = await self._account(session, schedule, turn)
             schedule.next_run_at = turn.following
-        if job is not None:
-            await self._queue.ring([job.ring])
-        return job
+        _tell(schedule, turn, outcome)
+        if not isinstance(outcome, Job):
+            return None
+        await self._queue.ring([outcome.ring])
+        return outcome
 
-    async def _account(self, session: AsyncSession, schedule: Schedule, turn: Turn) -> Job | None:
-        told = log.bind(schedule=schedule.name)
+    async def _account(self, session: AsyncSession, schedule: Schedule, turn: Turn) -> Job | Refused | None:
+        """Write down what becomes of all that is due. Returns the job that was started, or why none was."""
         if turn.missed is not None:
             session.add(_run(schedule, turn.missed, RunOutcome.MISSED))
-            told.warning("schedule.missed", **vars(turn.missed))
         if turn.start is None:
             return None
         try:
-            if (live := await _live_job(session, schedule)) is not None:
-                raise ScheduleBusy(f"The job of the run before ({live}) was still going.", job_id=live)
             return await self._start(session, schedule, turn.start)
         except Refused as refused:
             session.add(_run(schedule, _once(turn.start), RunOutcome.SKIPPED, detail=refused.message))
-            told.warning("schedule.skipped", scheduled_for=turn.start, reason=refused.message)
-            return None
+            return refused
 
     async def _start(self, session: AsyncSession, schedule: Schedule, moment: datetime) -> Job:
+        last = schedule.last_job_id
+        if last is not None and not await JobRepository(session).ended_among([last]):
+            raise ScheduleBusy(f"The job of the run before is still going ({last}).", job_id=last)
         action = self._actions[schedule.action]
         job = await action.request(session, schedule.params, schedule_id=schedule.id, scheduled_for=moment)
         session.add(_run(schedule, _once(moment), RunOutcome.STARTED, job_id=job.id))
         schedule.last_job_id = job.id
-        log.info("schedule.started", schedule=schedule.name, scheduled_for=moment, job_id=str(job.id))
         return job
-
-
-async def _live_job(session: AsyncSession, schedule: Schedule) -> UUID | None:
-    last = schedule.last_job_id
-    return None if last is None or await JobRepository(session).ended_among([last]) else last
 
 
 def _turn(schedule: Schedule, now: datetime) -> Turn:
     calendar = Calendar(schedule.cron, schedule.time_zone)
     first = schedule.next_run_at or now
     return turn_of(calendar, first, now=now, window=timedelta(seconds=schedule.catch_up_seconds))
+
+
+def _tell(schedule: Schedule, turn: Turn, outcome: Job | Refused | None) -> None:
+    told = log.bind(schedule=schedule.name)
+    if (missed := turn.missed) is not None:
+        told.warning("schedule.missed", first=str(missed.first), last=str(missed.last), count=missed.count)
+    match outcome:
+        case Job():
+            told.info("schedule.started", scheduled_for=str(turn.start), job_id=str(outcome.id))
+        case Refused():
+            told.warning("schedule.skipped", scheduled_for=str(turn.start), reason=outcome.message)
 
 
 def _once(moment: datetime) -> Span:

@@ -59,12 +59,12 @@ async def jobs_of(services: Services, schedule_id: UUID) -> list[datetime]:
     return [row[0] for row in rows]
 
 
-async def runs_of(services: Services, schedule_id: UUID) -> list[tuple[str, datetime, datetime, int]]:
-    """What became of this schedule's times, oldest first."""
+async def runs_of(services: Services, schedule_id: UUID) -> list[tuple[Any, ...]]:
+    """What became of this schedule's times, oldest first: outcome, first and last time, how many."""
     rows = await sql(
         services,
         "SELECT outcome, scheduled_for, last_scheduled_for, count FROM schedule_runs WHERE schedule_id = :id"
         " ORDER BY scheduled_for",
         id=schedule_id,
     )
-    return [(outcome, first, last, count) for outcome, first, last, count in rows]
+    return [tuple(row) for row in rows]

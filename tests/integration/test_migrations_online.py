@@ -29,7 +29,10 @@ __all__ = ["empty_url"]
 HOUSE = Path(__file__).parents[2]
 REVISIONS = _known_revisions()
 #: Tables that others refer to come first.
-TABLES = ("jobs", "volumes", "snapshots", "workers", "idempotency_keys", "job_items", "counters")
+TABLES = (
+    *("jobs", "volumes", "snapshots", "workers", "idempotency_keys", "job_items", "counters"),
+    *("schedules", "schedule_runs"),
+)
 
 #: What a row may hold, by its column; ``%s`` is a different id for each row. A new column needs a word here.
 VALUES: Mapping[str, Mapping[str, str]] = {
@@ -127,6 +130,31 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "due_at": "now()",
     },
     "counters": {"name": "'%s'", "value": "1"},
+    "schedules": {
+        "id": "'%s'",
+        "name": "'%s'",
+        "cron": "'* * * * *'",
+        "time_zone": "'UTC'",
+        "action": "'bulk.expand'",
+        "params": "'{}'",
+        "enabled": "true",
+        "catch_up_seconds": "0",
+        "next_run_at": "now()",
+        "last_job_id": "NULL",
+        "created_at": "now()",
+        "updated_at": "now()",
+    },
+    "schedule_runs": {
+        "id": "'%s'",
+        "schedule_id": "'%s'",
+        "scheduled_for": "now()",
+        "last_scheduled_for": "now()",
+        "count": "1",
+        "outcome": "'skipped'",
+        "detail": "NULL",
+        "job_id": "NULL",
+        "created_at": "now()",
+    },
 }
 
 Schema = Mapping[str, list[str]]

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from api.main import create_app
 from api.problems import CATALOGUE, INTERNAL, Problem, type_of
-from api.v1 import growth, ledger, requests, schemas
+from api.v1 import growth, ledger, requests, schedule_shapes, schemas
 from domain.errors import CisternError, ConfigurationError, Refused, Unavailable
 from tests.unit.fakes import FakeServices, client_of
 
@@ -69,6 +69,13 @@ def test_operations_have_the_names_that_clients_are_generated_from(document: dic
         "get_snapshot",
         "restore_snapshot",
         "delete_snapshot",
+        "create_schedule",
+        "list_schedules",
+        "get_schedule",
+        "update_schedule",
+        "delete_schedule",
+        "list_schedule_runs",
+        "run_schedule",
     } <= set(names)
 
 
@@ -127,6 +134,10 @@ def test_every_shape_that_clients_send_or_read_has_an_example(document: dict[str
         "PlanOut",
         "ItemOut",
         "BackendOut",
+        "ScheduleIn",
+        "SchedulePatch",
+        "ScheduleOut",
+        "RunOut",
         "Ready",
     ):
         assert shapes[name]["examples"], name
@@ -146,6 +157,10 @@ def test_every_shape_that_clients_send_or_read_has_an_example(document: dict[str
         ledger.PlanOut,
         ledger.ItemOut,
         schemas.BackendOut,
+        schedule_shapes.ScheduleIn,
+        schedule_shapes.SchedulePatch,
+        schedule_shapes.ScheduleOut,
+        schedule_shapes.RunOut,
     ],
 )
 def test_every_example_is_of_its_own_shape(shape: Any) -> None:
@@ -155,7 +170,7 @@ def test_every_example_is_of_its_own_shape(shape: Any) -> None:
 
 
 def test_no_member_that_must_not_be_null_is_said_to_be(document: dict[str, Any]) -> None:
-    for name in ("GrowthIn", "VolumePatch", "VolumeIn", "Autogrow"):
+    for name in ("GrowthIn", "VolumePatch", "VolumeIn", "Autogrow", "ScheduleIn", "SchedulePatch"):
         for member, schema in document["components"]["schemas"][name]["properties"].items():
             nullable = {"type": "null"} in schema.get("anyOf", [])
             assert nullable == (member in ("autogrow", "backend", "size")), (name, member)

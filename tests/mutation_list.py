@@ -7,6 +7,7 @@ from typing import Final
 ANY_ORDER: Final = "tests/integration/test_any_order.py::test_in_any_order_nothing_is_lost_and_nothing_happens_twice"
 SETTLING: Final = "tests/integration/test_settling.py::"
 RESCUE: Final = "tests/integration/test_rescue.py::"
+SCHEDULES: Final = "tests/integration/test_schedules_races.py::"
 FENCES: Final = "tests/unit/test_storage_contract_fences.py::"
 BULK: Final = "tests/integration/test_bulk_accidents.py::"
 BULK_SNAPSHOTS: Final = "tests/integration/test_bulk_snapshots_accidents.py::"
@@ -241,6 +242,22 @@ _LIST: Final = (
         "error=job.error, give_back=1)",
         "error=job.error, give_back=0)",
         (f"{SETTLING}test_an_interrupted_job_gets_its_attempt_back_and_is_rung_at_once", ANY_ORDER),
+    ),
+    Mutation(
+        "due-as-it-was-seen",
+        "two workers that have seen the same time due would both start it, or one that was changed meanwhile",
+        "domain/schedules/repository.py",
+        "            Schedule.next_run_at == seen.next_run_at,\n",
+        "",
+        (f"{SCHEDULES}test_who_has_looked_before_somebody_else_has_started_it_leaves_it_alone",),
+    ),
+    Mutation(
+        "run-beside-its-predecessor",
+        "a run that outlasts the time to the next one would go on beside it",
+        "domain/schedules/starter.py",
+        "if last is not None and not await",
+        "if last is not None and False and not await",
+        (f"{SCHEDULES}test_many_who_ask_for_a_run_and_many_who_start_it_get_one_job",),
     ),
 )
 

@@ -15,7 +15,12 @@ import schemathesis
 KEY: Final = "Idempotency-Key"
 UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 PLAIN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
-KINDS: Final = {"volumes": "volume_id", "snapshots": "snapshot_id", "jobs": "job_id"}
+KINDS: Final = {
+    "volumes": "volume_id",
+    "snapshots": "snapshot_id",
+    "jobs": "job_id",
+    "schedules": "schedule_id",
+}
 
 _turns = itertools.count()
 _seen: defaultdict[str, deque[str]] = defaultdict(lambda: deque(maxlen=50))

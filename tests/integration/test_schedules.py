@@ -83,7 +83,7 @@ async def test_a_span_of_missed_times_is_one_row_and_the_latest_is_started(servi
     ]
 
 
-async def test_a_year_of_minutes_that_were_missed_is_counted_without_holding_anybody_up(services: Services) -> None:
+async def test_a_year_of_minutes_that_were_missed_is_one_row(services: Services) -> None:
     clock = Clock()
     schedule = await a_schedule(services, clock)
     clock.now += timedelta(days=365)

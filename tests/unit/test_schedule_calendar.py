@@ -107,6 +107,16 @@ def due(cron: str, zone: str, after: str, until: str) -> list[str]:
             id="every quarter while half an hour comes twice",
         ),
         pytest.param(
+            *("30 * * * *", LORD_HOWE, "2026-04-04T14:00", "2026-04-04T17:00"),
+            ["04T14:30Z", "04T15:00Z", "04T16:00Z", "04T17:00Z"],
+            id="every hour, whenever the clocks show it: half past one is shown twice",
+        ),
+        pytest.param(
+            *("0 * * * *", LORD_HOWE, "2026-10-03T14:00", "2026-10-03T17:00"),
+            ["03T14:30Z", "03T16:00Z", "03T17:00Z"],
+            id="every hour, whenever the clocks show it: two o'clock is not shown",
+        ),
+        pytest.param(
             *("0 0 * * *", "America/Santiago", "2026-09-05T12:00", "2026-09-07T12:00"),
             ["06T04:00Z", "07T03:00Z"],
             id="midnight is leapt over",

@@ -6,7 +6,7 @@ from sqlalchemy.dialects import postgresql
 from uuid_utils.compat import uuid7
 
 revision = "0006"
-down_revision = "0004"
+down_revision = "0005"
 branch_labels = None
 depends_on = None
 

@@ -119,6 +119,5 @@ class ExpansionService:
                     )
         return Plan(total, grows, growth, oldest, items)
 
-
     def _job(self, params: dict[str, Any], **columns: Any) -> Job:
         return new_job(EXPAND, {**params, "fence": 0}, max_attempts=self._max_attempts, **columns)

@@ -221,10 +221,14 @@ async def test_the_last_runs_of_each_schedule_are_shown_newest_first(
     assert strange.json()["code"] == "bad-cursor"
 
 
-async def test_a_run_whose_job_was_pruned_is_still_told(services: Services, client: httpx.AsyncClient) -> None:
+@pytest.mark.parametrize("pruned", ["DELETE FROM jobs", "UPDATE jobs SET pruned_at = now()"])
+async def test_a_run_whose_job_was_pruned_is_still_told(
+    services: Services, client: httpx.AsyncClient, pruned: str
+) -> None:
     schedule = await made(client)
     job = (await client.post(f"{SCHEDULES}/{schedule['id']}/run")).json()
-    await sql(services, "DELETE FROM jobs")
+    await end_jobs(services)
+    await sql(services, pruned)
     (run,) = (await client.get(f"{SCHEDULES}/{schedule['id']}")).json()["last_runs"]
 
     assert (run["job_id"], run["job_status"]) == (job["id"], None)

@@ -97,7 +97,7 @@ async def list_schedule_runs(
     status_code=202,
     operation_id="run_schedule",
     summary="Run a schedule now",
-    responses=accepts(ScheduleNotFound, ScheduleBusy, UnknownBackend),
+    responses=accepts(ScheduleNotFound, ScheduleBusy),
     dependencies=[NoQuery],
 )
 async def run_schedule(schedule_id: UUID, services: Front, origin: Asked, answer: Answer) -> JobOut:

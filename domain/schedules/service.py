@@ -21,8 +21,6 @@ from domain.schedules.repository import RunRepository, ScheduleRepository
 from domain.schedules.starter import Clock, postgresql_clock
 
 _LAST_FEW: Final = 5
-#: What decides when a schedule is due next.
-_TIMING: Final = ("cron", "time_zone", "enabled")
 
 LastRuns = Mapping[UUID, Sequence[Run]]
 
@@ -56,9 +54,10 @@ class ScheduleService:
             NameTaken: another schedule has the name.
         """
         schedule = Schedule(id=uuid7(), **vars(wanted))
-        self._check(schedule)
+        self._check_params(schedule)
         async with accepting(self._database, origin) as acceptance:
-            _set_next_run(schedule, await self._reckoned_from(acceptance.session, schedule.id))
+            next_run_at = _calendar(schedule).next(await self._clock(acceptance.session))
+            schedule.next_run_at = next_run_at if schedule.enabled else None
             await ScheduleRepository(acceptance.session).save(schedule)
             acceptance.made = schedule
         return schedule
@@ -97,7 +96,9 @@ class ScheduleService:
             return request.page(await RunRepository(session).page(schedule_id, before=before, limit=request.limit))
 
     async def change(self, schedule_id: UUID, changes: Mapping[str, Any]) -> tuple[Schedule, Sequence[Run]]:
-        """Change what ``changes`` names, and nothing else. Runs that were started go on as they were.
+        """Change what ``changes`` names, and look at nothing else: a schedule that cannot run any more can be paused.
+
+        What it was due for by its old times, and nobody has started yet, it is not due for any more.
 
         Raises:
             ScheduleNotFound: there is none.
@@ -108,12 +109,15 @@ class ScheduleService:
             schedules = ScheduleRepository(session)
             schedule = await schedules.lock(schedule_id)
             after = await self._reckoned_from(session, schedule_id)
-            moved = any(changes.get(name, getattr(schedule, name)) != getattr(schedule, name) for name in _TIMING)
+            timing = _timing(schedule)
             for name, value in changes.items():
                 setattr(schedule, name, value)
-            self._check(schedule)
-            if moved:
-                _set_next_run(schedule, after)
+            if "params" in changes:
+                self._check_params(schedule)
+            if changes.keys() & {"cron", "time_zone"}:
+                _calendar(schedule).next(after)  # the times of a paused schedule must make sense too
+            if _timing(schedule) != timing:
+                schedule.next_run_at = _calendar(schedule).next(after) if schedule.enabled else None
             schedule.updated_at = func.now()
             await schedules.save(schedule)
             return schedule, await _last_runs(session, schedule)
@@ -128,9 +132,7 @@ class ScheduleService:
             schedules = ScheduleRepository(session)
             await schedules.remove(await schedules.lock(schedule_id))
 
-    def _check(self, schedule: Schedule) -> None:
-        if schedule.catch_up_seconds < 0:
-            raise Invalid("`catch_up_seconds` must not be negative.", field="catch_up_seconds")
+    def _check_params(self, schedule: Schedule) -> None:
         if schedule.action not in self._actions:
             known = ", ".join(f"`{action}`" for action in sorted(self._actions))
             raise Invalid(f"There is no action named {schedule.action!r}; there are {known}.", field="action")
@@ -150,9 +152,13 @@ class ScheduleService:
         return max(now, latest or now)
 
 
-def _set_next_run(schedule: Schedule, after: datetime) -> None:
-    next_run_at = Calendar(schedule.cron, schedule.time_zone).next(after)
-    schedule.next_run_at = next_run_at if schedule.enabled else None
+def _calendar(schedule: Schedule) -> Calendar:
+    return Calendar(schedule.cron, schedule.time_zone)
+
+
+def _timing(schedule: Schedule) -> tuple[str, str, bool]:
+    """What decides when it is due next."""
+    return schedule.cron, schedule.time_zone, schedule.enabled
 
 
 async def _last_runs(session: AsyncSession, schedule: Schedule) -> Sequence[Run]:

@@ -66,6 +66,7 @@ class Starter:
             # Times of the calendar are whole minutes: this is none of them, so there can be one for each of both.
             now = now.replace(microsecond=now.microsecond or 1)
             job = acceptance.job = await self._start(session, schedule, now)
+            job.created_by = origin.caller
         await self._queue.ring([job.ring])
         return job
 

@@ -182,12 +182,13 @@ async def test_a_key_makes_one_run_of_many_requests(services: Services, client: 
 async def test_a_run_can_be_asked_for_and_is_shown_with_its_job(services: Services, client: httpx.AsyncClient) -> None:
     schedule = await made(client, enabled=False)
     address = f"{SCHEDULES}/{schedule['id']}"
-    answer = await client.post(f"{address}/run")
+    answer = await client.post(f"{address}/run", headers={"X-Cistern-Caller": "me"})
     job = answer.json()
     refused = await client.post(f"{address}/run")
     seen = (await client.get(address)).json()
 
     assert (answer.status_code, job["kind"], job["schedule_id"]) == (202, "bulk.expand", schedule["id"])
+    assert job["created_by"] == "me"
     assert answer.headers["location"] == f"/api/v1/jobs/{job['id']}"
     assert (refused.status_code, refused.json()["code"], refused.json()["job_id"]) == (409, "schedule-busy", job["id"])
     (run,) = seen["last_runs"]
@@ -270,6 +271,17 @@ async def test_a_pause_is_not_made_up_for(services: Services, client: httpx.Asyn
     assert resumed["next_run_at"] >= schedule["next_run_at"]
     outcomes = {run["outcome"] for run in (await client.get(f"{address}/runs")).json()["items"]}
     assert outcomes <= {"started"}  # a minute may have begun just now
+
+
+@pytest.mark.parametrize("broken", ['params = \'{"by": 1, "backend": "gone"}\'', "time_zone = 'Europe/Atlantis'"])
+async def test_a_schedule_that_cannot_run_any_more_can_be_paused(
+    services: Services, client: httpx.AsyncClient, broken: str
+) -> None:
+    schedule = await made(client)
+    await sql(services, f"UPDATE schedules SET {broken}")
+    answer = await client.patch(f"{SCHEDULES}/{schedule['id']}", json={"enabled": False, "name": "broken"})
+
+    assert (answer.status_code, answer.json()["enabled"], answer.json()["next_run_at"]) == (200, False, None)
 
 
 async def test_missed_times_are_told_as_one_span(services: Services, client: httpx.AsyncClient) -> None:

@@ -1,6 +1,6 @@
 """How clients say how much larger: one volume, or many at once."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
@@ -12,11 +12,18 @@ from api.problems import GROWTH_REQUIRED
 from api.v1.body import Body
 from api.v1.fields import BulkPercent, Percent, Size, UsageAbove
 from api.v1.selecting import Selecting
-from domain.expansion.policy import DEFAULT_STEP, BulkExpansion, GrowthPolicy
+from domain.expansion.policy import AUTOGROW, DEFAULT_STEP, BulkExpansion, GrowthPolicy, OwnPolicies, Policy
 from domain.volumes.growth import Growth
 
 _CHOICES = "say how much: `to` a size, `by` an amount, or by a `percent` of the present size"
+_BULK_CHOICES = f"{_CHOICES}; or `policy`: `{AUTOGROW}`, each volume as its own policy says"
 _ONE_OF_THEM: dict[str, Any] = {"oneOf": [{"required": ["to"]}, {"required": ["by"]}, {"required": ["percent"]}]}
+#: What each volume's own policy says, so that nothing else can.
+_SAID_BY_POLICY: Final = ("to", "by", "percent", "step", "up_to", "usage_above")
+_POLICY_ALONE: dict[str, Any] = {
+    "required": ["policy"],
+    "not": {"anyOf": [{"required": [name]} for name in _SAID_BY_POLICY]},
+}
 
 
 class _Wish(Body):
@@ -33,8 +40,11 @@ class _Wish(Body):
 
     @model_validator(mode="after")
     def _not_nothing(self) -> Self:
+        return self._wished(_CHOICES)
+
+    def _wished(self, choices: str) -> Self:
         if self.to is None and self.by is None and self.percent is None:
-            raise PydanticCustomError(GROWTH_REQUIRED.code, _CHOICES)
+            raise PydanticCustomError(GROWTH_REQUIRED.code, choices)
         return self
 
 
@@ -50,12 +60,24 @@ class GrowthIn(_Wish):
         return Growth(to=self.to, by=self.by, percent=self.percent)
 
 
-class BulkIn(_Wish, Selecting):
+class _ByPolicy(Body):
+    policy: Annotated[
+        Given[Literal["autogrow"]],
+        Field(description="`autogrow`: each volume as its own policy says; those without one stay as they are."),
+    ] = None
+
+
+class BulkIn(_Wish, Selecting, _ByPolicy):  # pydantic reads the last of them first, so that each wish sees the policy
     """Which volumes, how much larger each of them, and how many at once."""
 
     model_config = ConfigDict(
-        json_schema_extra=_ONE_OF_THEM
-        | {"examples": [{"percent": 20, "usage_above": 80, "up_to": "1TiB", "max_concurrent": 10}]}
+        json_schema_extra={
+            "oneOf": [*_ONE_OF_THEM["oneOf"], _POLICY_ALONE],
+            "examples": [
+                {"percent": 20, "usage_above": 80, "up_to": "1TiB", "max_concurrent": 10},
+                {"policy": AUTOGROW, "labels": {"team": "search"}},
+            ],
+        }
     )
 
     percent: Given[BulkPercent] = None
@@ -66,9 +88,25 @@ class BulkIn(_Wish, Selecting):
     ] = None
     dry_run: Annotated[bool, Field(strict=True, description="Only say what would be done.")] = False
 
+    @field_validator(*_SAID_BY_POLICY)
+    @classmethod
+    def _without_policy(cls, wish: float | None, info: ValidationInfo) -> float | None:
+        if info.data.get("policy") is not None:
+            raise ValueError("cannot be combined with `policy`, by which each volume's own policy says it")
+        return wish
+
+    @model_validator(mode="after")
+    def _not_nothing(self) -> Self:
+        return self if self.policy is not None else self._wished(_BULK_CHOICES)
+
     def expansion(self) -> BulkExpansion:
         """Say it to the domain."""
-        policy = GrowthPolicy(
+        return BulkExpansion(self._policy(), self.selection(), self.max_concurrent)
+
+    def _policy(self) -> Policy:
+        if self.policy is not None:
+            return OwnPolicies()
+        return GrowthPolicy(
             to=self.to,
             by=self.by,
             percent=self.percent,
@@ -76,13 +114,12 @@ class BulkIn(_Wish, Selecting):
             up_to=self.up_to,
             usage_above=self.usage_above,
         )
-        return BulkExpansion(policy, self.selection(), self.max_concurrent)
 
 
 async def _said(request: Request) -> None:
     """Tell whoever says nothing at all the choices, as whoever says ``{}``; FastAPI would only miss the body."""
     if not await request.body():
-        raise RequestValidationError([{"type": GROWTH_REQUIRED.code, "loc": ("body",), "msg": _CHOICES}])
+        raise RequestValidationError([{"type": GROWTH_REQUIRED.code, "loc": ("body",), "msg": _BULK_CHOICES}])
 
 
 GrowthSaid = Depends(_said)

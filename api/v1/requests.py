@@ -1,7 +1,7 @@
 """What clients send about volumes, snapshots and jobs."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Self
 from uuid import UUID
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from api.absent import Absent, Given
 from api.pagination import PageQuery
 from api.v1.body import Body
-from api.v1.fields import BackendName, JobKind, Labels, LabelTerm, Name, Percent, Size, labels_of
+from api.v1.fields import BackendName, JobKind, Labels, LabelTerm, Name, Percent, Size, UsageAbove, labels_of
 from domain.jobs.repository import JobFilter
 from domain.jobs.states import JobStatus
 from domain.snapshots.repository import SnapshotFilter
@@ -19,21 +19,35 @@ from domain.volumes.repository import VolumeFilter
 from domain.volumes.service import NewVolume, VolumeChange
 from domain.volumes.states import VolumeState
 
+AUTOGROW_EXAMPLE: Final[dict[str, Any]] = {"usage_above": 80, "percent": 20, "up_to": "1TiB"}
+
 
 class Autogrow(Body):
     """When the nightly run may grow a volume, by how much, and how far."""
 
-    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["by"]}, {"required": ["percent"]}]})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [{"required": ["by"]}, {"required": ["percent"]}],
+            "examples": [AUTOGROW_EXAMPLE, {"usage_above": 90, "by": "10GiB", "up_to": "500GiB"}],
+        }
+    )
 
-    usage_above: int = Field(ge=1, le=99, strict=True, description="Percent of the size that must be in use.")
-    by: Given[Size] = None
+    usage_above: Annotated[UsageAbove, Field(description="Of its size, more than so many percent must be in use.")]
+    by: Annotated[Given[Size], Field(description="Rounded up to a whole MiB, as with `percent`.")] = None
     percent: Given[Percent] = None
-    up_to: Size
+    up_to: Annotated[Size, Field(description="It never grows beyond this.")]
+
+    @field_validator("percent")
+    @classmethod
+    def _alone(cls, percent: float, info: ValidationInfo) -> float:
+        if info.data.get("by") is not None:
+            raise ValueError("cannot be combined with `by`: say exactly one of them")
+        return percent
 
     @model_validator(mode="after")
-    def _one_step(self) -> Self:
-        if (self.by is None) == (self.percent is None):
-            raise ValueError("say exactly one of `by` and `percent`")
+    def _not_nothing(self) -> Self:
+        if self.by is None and self.percent is None:
+            raise ValueError("say how much: `by` an amount, or by a `percent` of the present size")
         return self
 
 
@@ -42,7 +56,10 @@ class VolumeIn(Body):
 
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"name": "postgres-1", "size": "10GiB", "labels": {"team": "search"}}],
+            "examples": [
+                {"name": "postgres-1", "size": "10GiB", "labels": {"team": "search"}},
+                {"name": "postgres-2", "size": "10GiB", "autogrow": AUTOGROW_EXAMPLE},
+            ],
             "anyOf": [
                 {"required": ["size"], "properties": {"size": {"not": {"type": "null"}}}},
                 {"required": ["from_snapshot"]},
@@ -61,7 +78,7 @@ class VolumeIn(Body):
         None, description="Null means the first that is configured; with `from_snapshot`, the snapshot's."
     )
     labels: Labels = Field(default_factory=dict)
-    autogrow: Autogrow | None = None
+    autogrow: Autogrow | None = Field(None, description="For bulk expansions with the policy `autogrow`.")
 
     @field_validator("size")
     @classmethod
@@ -78,7 +95,15 @@ class VolumeIn(Body):
 class VolumePatch(Body):
     """What to change of a volume; what is absent stays."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"labels": {"team": "search", "tier": "gold"}}]})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"labels": {"team": "search", "tier": "gold"}},
+                {"autogrow": AUTOGROW_EXAMPLE},
+                {"autogrow": None},
+            ]
+        }
+    )
 
     name: Given[Name] = None
     labels: Given[Labels] = None

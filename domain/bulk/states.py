@@ -36,7 +36,14 @@ class Code(enum.StrEnum):
     BELOW_THRESHOLD = "below-threshold"
     USAGE_UNKNOWN = "usage-unknown"
     AT_LIMIT = "at-limit"
+    NO_POLICY = "no-policy"
+    POLICY_UNUSABLE = "policy-unusable"
     ALREADY_THERE = "already-there"
     NAME_TAKEN = "name-taken"
     CANCELLED = "cancelled"
     LANES_LOST = "lanes-lost"
+
+
+def ending_of(code: Code) -> ItemStatus:
+    """How an item ends whose volume stays as it is; what somebody has to mend is a failure."""
+    return ItemStatus.FAILED if code is Code.POLICY_UNUSABLE else ItemStatus.SKIPPED

@@ -10,10 +10,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from domain.bulk.ledger import Entry, Lane
 from domain.bulk.model import Item
 from domain.bulk.operation import Result, Task
-from domain.bulk.states import Code, ItemStatus
+from domain.bulk.states import Code, ItemStatus, ending_of
 from domain.database import Database
 from domain.errors import CisternError
-from domain.expansion.policy import GrowthPolicy
+from domain.expansion.policy import Policy, read_policy
 from domain.storage.backends import Backends
 from domain.storage.driver import Grant
 from domain.volumes.model import Volume
@@ -46,7 +46,7 @@ class Growing:
         self, session: AsyncSession, lane: Lane, volumes: Sequence[tuple[Item, Volume]], used: Mapping[UUID, int]
     ) -> list[Entry]:
         """Decide which volumes shall grow, and to which size."""
-        policy = GrowthPolicy(**lane.params["policy"])
+        policy = read_policy(lane.params["policy"])
         await VolumeRepository(session).note_usage(used)
         return [_decide(item, volume, policy, used.get(item.volume_id)) for item, volume in volumes]
 
@@ -93,11 +93,14 @@ class Growing:
         return None if usage is None else usage.used
 
 
-def _decide(item: Item, volume: Volume, policy: GrowthPolicy, used: int | None) -> Entry:
+def _decide(item: Item, volume: Volume, policy: Policy, used: int | None) -> Entry:
     """Decide about one volume, whose row is locked."""
-    wanted = policy.decide(volume.size, used) if item.to_size is None else _binding(item.to_size, volume.size)
+    if item.to_size is None:
+        wanted = policy.decide(volume.size, used, volume.autogrow)
+    else:
+        wanted = _binding(item.to_size, volume.size)
     if isinstance(wanted, Code):
-        return Entry(item.volume_id, ItemStatus.SKIPPED, wanted, from_size=volume.size, used=used)
+        return Entry(item.volume_id, ending_of(wanted), wanted, from_size=volume.size, used=used)
     return Entry(item.volume_id, ItemStatus.CLAIMED, from_size=volume.size, to_size=wanted, used=used)
 
 

@@ -10,6 +10,15 @@ from domain.volumes.growth import Growth
 from domain.volumes.model import MAX_SIZE
 
 DEFAULT_STEP: Final = 2**20
+#: How jobs and clients name `OwnPolicies`.
+AUTOGROW: Final = "autogrow"
+#: What a volume's own policy may say, and as what.
+_OWN: Final[dict[str, tuple[type, ...]]] = {
+    "usage_above": (int, float),
+    "by": (int,),
+    "percent": (int, float),
+    "up_to": (int,),
+}
 
 
 @dataclass(frozen=True)
@@ -33,8 +42,10 @@ class GrowthPolicy:
             value = getattr(self, name)
             if value is not None and not 0 < value <= MAX_SIZE:
                 raise Invalid(f"`{name}` must be more than nothing and at most {MAX_SIZE} bytes.", field=name)
+        if self.usage_above is not None and not 0 <= self.usage_above <= 100:  # noqa: PLR2004 (percent)
+            raise Invalid("`usage_above` must be between 0 and 100 percent.", field="usage_above")
 
-    def decide(self, size: int, used: int | None) -> int | Code:
+    def decide(self, size: int, used: int | None, _: Any = None) -> int | Code:
         """The new size of a volume with ``size`` bytes of which ``used`` are allocated, or why it stays as it is."""
         if self.usage_above is not None:
             if used is None:
@@ -52,22 +63,64 @@ class GrowthPolicy:
         target = Growth(self.to, self.by, self.percent).wish(size)
         return -(-target // self.step) * self.step
 
+    def stored(self) -> dict[str, Any]:
+        """Say it as JSON, for the job."""
+        return vars(self)
+
+
+@dataclass(frozen=True)
+class OwnPolicies:
+    """Each volume as its own ``autogrow`` says; one that has none stays as it is."""
+
+    def decide(self, size: int, used: int | None, own: Any = None) -> int | Code:
+        """The new size of a volume whose ``autogrow`` is ``own``, or why it stays as it is."""
+        if own is None:
+            return Code.NO_POLICY
+        policy = _own_policy(own)
+        return Code.POLICY_UNUSABLE if policy is None else policy.decide(size, used)
+
+    def stored(self) -> str:
+        """Say it as JSON, for the job. A worker of a version that knew no such policies cannot read it, and fails."""
+        return AUTOGROW
+
+
+Policy = GrowthPolicy | OwnPolicies
+
+
+def read_policy(stored: Any) -> Policy:
+    """Read from a job by what its volumes grow."""
+    return OwnPolicies() if stored == AUTOGROW else GrowthPolicy(**stored)
+
+
+def _own_policy(own: Any) -> GrowthPolicy | None:
+    """Read what was stored with a volume, perhaps long ago; None if it makes no sense (any more).
+
+    Without a threshold and a limit it would grow without end.
+    """
+    sound = isinstance(own, dict) and {"usage_above", "up_to"} <= own.keys() <= _OWN.keys()
+    if not sound or not all(type(value) in _OWN[name] for name, value in own.items()):
+        return None
+    try:
+        return GrowthPolicy(**own)
+    except Invalid:
+        return None
+
 
 @dataclass(frozen=True)
 class BulkExpansion:
     """One request to grow many volumes, ``max_concurrent`` of them at once over the whole fleet."""
 
-    policy: GrowthPolicy
+    policy: Policy
     selection: Selection = field(default_factory=Selection)
     max_concurrent: int = 10
 
     def params(self) -> dict[str, Any]:
         """Say it as JSON, for the job."""
         selection = self.selection.params()
-        return {"policy": vars(self.policy), "selection": selection, "max_concurrent": self.max_concurrent}
+        return {"policy": self.policy.stored(), "selection": selection, "max_concurrent": self.max_concurrent}
 
     @classmethod
     def of(cls, params: dict[str, Any]) -> Self:
         """Read it from a job."""
         selection = Selection.of(params["selection"])
-        return cls(GrowthPolicy(**params["policy"]), selection, params["max_concurrent"])
+        return cls(read_policy(params["policy"]), selection, params["max_concurrent"])

@@ -107,7 +107,7 @@ class ExpansionService:
         items: list[Preview] = []
         async with self._database.transaction() as session:
             async for volume in await session.stream_scalars(selected_volumes(wanted.selection)):
-                decision = wanted.policy.decide(volume.size, volume.used)
+                decision = wanted.policy.decide(volume.size, volume.used, volume.autogrow)
                 code, to_size = (decision, None) if isinstance(decision, Code) else (None, decision)
                 total += 1
                 grows += to_size is not None

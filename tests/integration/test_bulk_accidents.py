@@ -8,23 +8,19 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import text
-from uuid_utils.compat import uuid7
 
 from domain.bulk.states import ItemStatus
-from domain.expansion.policy import BulkExpansion, GrowthPolicy
-from domain.jobs.foreman import Claim, Foreman
-from domain.jobs.model import Job, Worker
+from domain.expansion.policy import BulkExpansion
 from domain.jobs.outcomes import GaveUp, Handed
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.storage.driver import Fence, Grant, Stopped
 from domain.volumes.service import NewVolume
 from tests.bulk import MIB, add_volumes, ended
+from tests.integration.bulk_builders import BY_ONE, a_foreman, kill_lanes, lanes_of, planned, with_its_lane
 from tests.integration.conftest import Working
 from tests.integration.job_builders import a_foreman as one_who_rescues_at_once
 from tests.integration.job_builders import everything, run_out, sql
-
-BY_ONE = GrowthPolicy(by=MIB)
 
 
 @pytest.fixture
@@ -38,50 +34,10 @@ async def services(bulk_settings: Settings) -> AsyncIterator[Services]:
         yield services
 
 
-def a_foreman(services: Services) -> Foreman:
-    return services.foreman(Worker(id=uuid7(), host="here", pid=1))
-
-
 async def on_disk(services: Services, settings: Settings, working: Working, count: int = 1) -> list[UUID]:
     async with working(settings):
         jobs = [await services.volumes.request_create(NewVolume(f"v{n}", MIB, "files")) for n in range(count)]
         return [(await ended(services, job)).volume_id or UUID(int=0) for job in jobs]
-
-
-async def planned(services: Services, foreman: Foreman, wanted: BulkExpansion) -> Job:
-    """A bulk job, claimed and planned but not handed over."""
-    job = await services.expansion.request_expand(wanted)
-    claim = await foreman.claim(job.ring)
-    assert claim is not None
-    await services.bulk.plan(claim.job, Grant(job.id, Fence(0, 0), claim.deadline))
-    return claim.job
-
-
-async def lanes_of(services: Services, job: Job) -> list[UUID]:
-    async with services.database.transaction() as session:
-        rows = await session.execute(text("SELECT id FROM jobs WHERE parent_id = :id"), {"id": job.id})
-        return [row.id for row in rows]
-
-
-async def with_its_lane(services: Services, foreman: Foreman, *, rings: int = 0) -> tuple[Job, Claim]:
-    """A bulk job whose only lane has been rung ``rings`` times and is at work now."""
-    job = await planned(services, foreman, BulkExpansion(BY_ONE, max_concurrent=1))
-    await foreman.settle(job, Handed({}))
-    (lane_id,) = await lanes_of(services, job)
-    await sql(services, "UPDATE jobs SET rings = :rings WHERE id = :id", rings=rings, id=lane_id)
-    claim = await foreman.claim((await services.jobs.get(lane_id)).ring)
-    assert claim is not None
-    return job, claim
-
-
-async def kill_lanes(services: Services, job: Job) -> None:
-    async with services.database.transaction() as session:
-        await session.execute(
-            text(
-                "UPDATE jobs SET status = 'failed', finished_at = now(), lease_expires_at = NULL WHERE parent_id = :id"
-            ),
-            {"id": job.id},
-        )
 
 
 async def test_a_job_that_is_handed_over_twice_has_its_lanes_once(services: Services) -> None:

@@ -65,7 +65,7 @@ class FakeExpansion:
         self._check(wanted)
         plan = Plan(0, 0, 0, None, [])
         for volume in self.volumes.rows.values():
-            decision = wanted.policy.decide(volume.size, volume.used)
+            decision = wanted.policy.decide(volume.size, volume.used, volume.autogrow)
             code, to_size = (decision, None) if isinstance(decision, Code) else (None, decision)
             plan.items.append(Preview(volume.id, volume.name, volume.size, to_size, code, volume.used, volume.used_at))
         growing = [item for item in plan.items if item.to_size is not None]

@@ -12,7 +12,7 @@ from api.main import create_app
 from domain.bulk.model import Item
 from domain.bulk.selection import Selection
 from domain.bulk.states import ItemStatus
-from domain.expansion.policy import BulkExpansion, GrowthPolicy
+from domain.expansion.policy import BulkExpansion, GrowthPolicy, OwnPolicies
 from tests.unit.fakes import FakeServices, client_of, job_row, volume_row
 
 EXPAND = "/api/v1/volumes/expand"
@@ -60,13 +60,45 @@ async def test_what_is_not_said_is_the_whole_fleet_ten_at_once(fake: FakeService
     assert fake.expansion.asked == [BulkExpansion(GrowthPolicy(by=2**30), Selection(), 10)]
 
 
+async def test_the_volumes_own_policies_are_asked_for_by_name(fake: FakeServices, client: httpx.AsyncClient) -> None:
+    answer = await client.post(EXPAND, json={"policy": "autogrow", "labels": {"a": "b"}, "max_concurrent": 3})
+
+    assert (answer.status_code, answer.json()["params"]["policy"]) == (202, "autogrow"), answer.text
+    assert fake.expansion.asked == [BulkExpansion(OwnPolicies(), Selection(labels={"a": "b"}), 3)]
+
+
+@pytest.mark.parametrize(
+    "said", [{"to": 2}, {"by": 1}, {"percent": 1}, {"step": MIB}, {"up_to": "1GiB"}, {"usage_above": 80}], ids=repr
+)
+async def test_a_policy_cannot_be_combined_with_what_it_says_itself(
+    fake: FakeServices, client: httpx.AsyncClient, said: dict[str, Any]
+) -> None:
+    answer = await client.post(EXPAND, json=said | {"policy": "autogrow"})
+
+    (name,) = said
+    assert (answer.status_code, answer.json()["code"], fields(answer)) == (422, "invalid", [name])
+    assert "`policy`" in answer.json()["errors"][0]["detail"]
+    assert fake.expansion.asked == []
+
+
+async def test_a_dry_run_asks_each_volumes_own_policy(fake: FakeServices, client: httpx.AsyncClient) -> None:
+    own = {"usage_above": 80, "by": MIB, "up_to": 10 * MIB}
+    grows = fake.volumes.add(volume_row("a", size=MIB, used=MIB, autogrow=own))
+    stays = fake.volumes.add(volume_row("b", size=MIB, used=MIB))
+    plan = (await client.post(EXPAND, json={"policy": "autogrow", "dry_run": True})).json()
+
+    shown = {item["volume_id"]: (item["to_size"], item["code"]) for item in plan["items"]}
+    assert shown == {str(grows.id): (2 * MIB, None), str(stays.id): (None, "no-policy")}
+    assert fake.expansion.asked == []
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"labels": {"team": "search"}, "dry_run": true}'])
 async def test_no_growth_is_told_its_choices(fake: FakeServices, client: httpx.AsyncClient, content: bytes) -> None:
     headers = {"Content-Type": "application/json"} if content else {}
     answer = await client.post(EXPAND, content=content, headers=headers)
 
     assert (answer.status_code, answer.json()["code"]) == (422, "growth-required")
-    assert all(choice in answer.json()["detail"] for choice in ("`to`", "`by`", "`percent`"))
+    assert all(choice in answer.json()["detail"] for choice in ("`to`", "`by`", "`percent`", "`policy`"))
     assert fake.expansion.asked == []
 
 
@@ -99,6 +131,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"by": 1, "backend": ""}, "backend"),
     ({"by": 1, "dry_run": "yes"}, "dry_run"),
     ({"by": 1, "dryrun": True}, "dryrun"),
+    ({"policy": "nightly"}, "policy"),
+    ({"policy": None}, "policy"),
+    ({"policy": {"by": 1}}, "policy"),
 ]
 
 

@@ -129,14 +129,6 @@ BAD_MEMBERS: list[dict[str, Any]] = [
     {"backend": ""},
     {"backend": "a\x00"},
     {"autogrow": {}},
-    {"autogrow": {"usage_above": 80, "up_to": "1TiB"}},
-    {"autogrow": {"usage_above": 80, "by": 1, "percent": 1, "up_to": "1TiB"}},
-    {"autogrow": {"usage_above": 80, "by": 1}},
-    {"autogrow": {"usage_above": 0, "by": 1, "up_to": "1TiB"}},
-    {"autogrow": {"usage_above": 100, "by": 1, "up_to": "1TiB"}},
-    {"autogrow": {"usage_above": 80, "percent": 0, "up_to": "1TiB"}},
-    {"autogrow": {"usage_above": 80, "percent": 1e308, "up_to": "1TiB"}},
-    {"autogrow": {"usage_above": 80, "by": 1, "up_to": "1TiB", "note": "a"}},
 ]
 
 

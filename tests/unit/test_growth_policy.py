@@ -1,5 +1,8 @@
 """How much a bulk expansion grows a volume, and why it does not."""
 
+import json
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +10,7 @@ from hypothesis import strategies as st
 from domain.bulk.selection import Selection, shares
 from domain.bulk.states import Code
 from domain.errors import Invalid
-from domain.expansion.policy import BulkExpansion, GrowthPolicy
+from domain.expansion.policy import BulkExpansion, GrowthPolicy, OwnPolicies, Policy
 from domain.volumes.model import MAX_SIZE
 
 MIB = 1 << 20
@@ -56,7 +59,14 @@ def test_growth_never_shrinks_and_never_exceeds_its_cap(size: int, by: int, step
 
 @pytest.mark.parametrize(
     ("wish", "field"),
-    [({}, "to"), ({"by": 1, "percent": 1}, "to"), ({"by": -1}, "by"), ({"by": 1, "step": 0}, "step")],
+    [
+        ({}, "to"),
+        ({"by": 1, "percent": 1}, "to"),
+        ({"by": -1}, "by"),
+        ({"by": 1, "step": 0}, "step"),
+        ({"by": 1, "usage_above": -1}, "usage_above"),
+        ({"by": 1, "usage_above": 101}, "usage_above"),
+    ],
 )
 def test_a_policy_that_makes_no_sense_is_refused_by_field(wish: dict[str, int], field: str) -> None:
     with pytest.raises(Invalid) as refusal:
@@ -74,7 +84,76 @@ def test_lanes_share_all_slots_and_no_more(max_concurrent: int) -> None:
     assert len(slots) <= 8
 
 
-def test_a_request_survives_being_written_into_a_job() -> None:
-    wanted = BulkExpansion(GrowthPolicy(percent=12.5, up_to=MIB), Selection(labels={"a": "b"}, backend="local"), 7)
+@pytest.mark.parametrize("policy", [GrowthPolicy(percent=12.5, up_to=MIB), OwnPolicies()])
+def test_a_request_survives_being_written_into_a_job(policy: Policy) -> None:
+    wanted = BulkExpansion(policy, Selection(labels={"a": "b"}, backend="local"), 7)
 
-    assert BulkExpansion.of(wanted.params()) == wanted
+    assert BulkExpansion.of(json.loads(json.dumps(wanted.params()))) == wanted
+
+
+def test_a_job_that_was_written_by_an_earlier_version_is_read() -> None:
+    policy = {"to": None, "by": None, "percent": 20.0, "step": MIB, "up_to": None, "usage_above": 80.0}
+    written = {"policy": policy, "selection": {"ids": None, "labels": {}, "backend": None}, "max_concurrent": 3}
+
+    assert BulkExpansion.of(written) == BulkExpansion(GrowthPolicy(percent=20, usage_above=80), max_concurrent=3)
+
+
+OWN = {"usage_above": 80, "percent": 20.0, "up_to": 13 * MIB}
+
+
+@pytest.mark.parametrize(
+    ("own", "size", "used", "decision"),
+    [
+        (OWN, 10 * MIB, 9 * MIB, 12 * MIB),
+        (OWN, 12 * MIB, 10 * MIB, 13 * MIB),
+        (OWN, 13 * MIB, 13 * MIB, Code.AT_LIMIT),
+        (OWN, 14 * MIB, 14 * MIB, Code.AT_LIMIT),
+        (OWN, 10 * MIB, 8 * MIB, Code.BELOW_THRESHOLD),
+        (OWN, 10 * MIB, None, Code.USAGE_UNKNOWN),
+        ({"usage_above": 0, "by": 1, "up_to": MIB * 20}, 10 * MIB, 1, 11 * MIB),
+        (None, 10 * MIB, 10 * MIB, Code.NO_POLICY),
+        (None, 10 * MIB, None, Code.NO_POLICY),
+    ],
+)
+def test_a_volume_grows_as_its_own_policy_says(
+    own: dict[str, Any] | None, size: int, used: int | None, decision: int | Code
+) -> None:
+    assert OwnPolicies().decide(size, used, own) == decision
+
+
+@given(SIZES, SIZES, st.integers(1, MAX_SIZE), st.integers(1, MAX_SIZE), st.floats(0, 100))
+def test_no_volume_grows_beyond_what_its_own_policy_allows(
+    size: int, used: int, by: int, up_to: int, usage_above: float
+) -> None:
+    decision = OwnPolicies().decide(size, used, {"usage_above": usage_above, "by": by, "up_to": up_to})
+
+    if not isinstance(decision, Code):
+        assert size < decision <= up_to
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {},
+        [],
+        "autogrow",
+        {"usage_above": 80, "by": 1},
+        {"by": 1, "up_to": MIB},
+        {"usage_above": 80, "up_to": MIB},
+        {"usage_above": 80, "by": 1, "percent": 1, "up_to": MIB},
+        {"usage_above": 80, "to": MIB, "up_to": MIB},
+        {"usage_above": 80, "by": 1.5, "up_to": MIB},
+        {"usage_above": 80, "by": "1GiB", "up_to": MIB},
+        {"usage_above": 80, "by": True, "up_to": MIB},
+        {"usage_above": 80, "by": -1, "up_to": MIB},
+        {"usage_above": 80, "by": 1, "up_to": 0},
+        {"usage_above": 80, "by": 1, "up_to": None},
+        {"usage_above": "80", "by": 1, "up_to": MIB},
+        {"usage_above": 101, "by": 1, "up_to": MIB},
+        {"usage_above": 80, "percent": float("inf"), "up_to": MIB},
+        {"usage_above": 80, "by": 1, "up_to": MIB, "until": "noon"},
+    ],
+    ids=repr,
+)
+def test_a_stored_policy_that_makes_no_sense_grows_nothing(own: Any) -> None:
+    assert OwnPolicies().decide(10, 10, own) is Code.POLICY_UNUSABLE

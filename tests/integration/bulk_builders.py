@@ -1,0 +1,59 @@
+"""Bulk jobs for tests, brought by hand to a moment that a worker passes too fast."""
+
+from uuid import UUID
+
+from sqlalchemy import text
+from uuid_utils.compat import uuid7
+
+from domain.expansion.policy import BulkExpansion, GrowthPolicy, Policy
+from domain.jobs.foreman import Claim, Foreman
+from domain.jobs.model import Job, Worker
+from domain.jobs.outcomes import Handed
+from domain.services import Services
+from domain.storage.driver import Fence, Grant
+from tests.bulk import MIB
+from tests.integration.job_builders import sql
+
+BY_ONE = GrowthPolicy(by=MIB)
+
+
+def a_foreman(services: Services) -> Foreman:
+    return services.foreman(Worker(id=uuid7(), host="here", pid=1))
+
+
+async def planned(services: Services, foreman: Foreman, wanted: BulkExpansion) -> Job:
+    """A bulk job, claimed and planned but not handed over."""
+    job = await services.expansion.request_expand(wanted)
+    claim = await foreman.claim(job.ring)
+    assert claim is not None
+    await services.bulk.plan(claim.job, Grant(job.id, Fence(0, 0), claim.deadline))
+    return claim.job
+
+
+async def lanes_of(services: Services, job: Job) -> list[UUID]:
+    async with services.database.transaction() as session:
+        rows = await session.execute(text("SELECT id FROM jobs WHERE parent_id = :id"), {"id": job.id})
+        return [row.id for row in rows]
+
+
+async def with_its_lane(
+    services: Services, foreman: Foreman, policy: Policy = BY_ONE, *, rings: int = 0
+) -> tuple[Job, Claim]:
+    """A bulk job whose only lane has been rung ``rings`` times and is at work now."""
+    job = await planned(services, foreman, BulkExpansion(policy, max_concurrent=1))
+    await foreman.settle(job, Handed({}))
+    (lane_id,) = await lanes_of(services, job)
+    await sql(services, "UPDATE jobs SET rings = :rings WHERE id = :id", rings=rings, id=lane_id)
+    claim = await foreman.claim((await services.jobs.get(lane_id)).ring)
+    assert claim is not None
+    return job, claim
+
+
+async def kill_lanes(services: Services, job: Job) -> None:
+    async with services.database.transaction() as session:
+        await session.execute(
+            text(
+                "UPDATE jobs SET status = 'failed', finished_at = now(), lease_expires_at = NULL WHERE parent_id = :id"
+            ),
+            {"id": job.id},
+        )

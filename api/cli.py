@@ -12,6 +12,7 @@ from api.demo import demo as run_demo
 from api.up import stack_from_options
 from api.up import up as run_up
 from domain.errors import CisternError
+from domain.logs import configure_logging
 from domain.migrations import migrate as run_migrations
 from domain.settings import load_settings, require_database
 
@@ -48,7 +49,9 @@ def demo(
 @app.command()
 def migrate() -> None:
     """Bring the schema of the database at CISTERN_DATABASE_URL up to date."""
-    run_migrations(require_database(load_settings()).database_url)
+    settings = require_database(load_settings())
+    configure_logging(settings)
+    run_migrations(settings.database_url)
 
 
 @app.command()

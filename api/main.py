@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -15,7 +16,7 @@ from api.v0.routes import router as v0_router
 from api.v1.routes import router as v1_router
 from domain.logs import configure_logging
 from domain.services import Services, open_services
-from domain.settings import load_settings
+from domain.settings import load_log_settings, load_settings
 
 Opening = Callable[[], AbstractAsyncContextManager[Services]]
 
@@ -34,9 +35,7 @@ async def from_environment() -> AsyncIterator[Services]:
         ConfigurationError: it describes none that can be opened.
         DatabaseUnavailable: PostgreSQL does not answer.
     """
-    settings = load_settings()
-    configure_logging(settings)
-    async with open_services(settings) as services:
+    async with open_services(load_settings()) as services:
         yield services
 
 
@@ -68,4 +67,9 @@ def create_app(opening: Opening = from_environment) -> FastAPI:
     return app
 
 
-app = create_app()
+def __getattr__(name: str) -> Any:
+    """Make ``app`` when a server asks for it, not at import: before it says anything in a form of its own."""
+    if name == "app":
+        configure_logging(load_log_settings())
+        return create_app()
+    raise AttributeError(name)

@@ -30,10 +30,17 @@ def _with_a_port(url: str) -> str:
 ServerUrl = Annotated[str, AfterValidator(_with_a_port)]
 
 
-class Settings(BaseSettings):
-    """The environment's ``CISTERN_*`` variables; ``.env`` is read too. Times are in seconds."""
+class LogSettings(BaseSettings):
+    """How a process speaks of itself; known even if it cannot start for the rest of its settings."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True)
+
+    log_format: Literal["console", "json"] = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Settings(LogSettings):
+    """The environment's ``CISTERN_*`` variables; ``.env`` is read too. Times are in seconds."""
 
     data_dir: Path = Path(".cistern")
     database_url: ServerUrl = ""
@@ -48,8 +55,6 @@ class Settings(BaseSettings):
     busy_seconds: Seconds = 600.0
     max_concurrent: int = Field(default=100, ge=1, le=10_000)
     keep_jobs_days: int = Field(default=30, ge=1, le=36_500)
-    log_format: Literal["console", "json"] = "console"
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="after")
     def _default_backend(self) -> Self:
@@ -62,6 +67,14 @@ class Settings(BaseSettings):
     def sweep_seconds(self) -> float:
         """How often housekeeping looks around: every 2 s, more often when leases are short."""
         return min(2.0, self.lease_seconds / 5)
+
+
+def load_log_settings() -> LogSettings:
+    """Read how to log; by default if it is not said properly, for `load_settings` says so."""
+    try:
+        return LogSettings()
+    except ValidationError:
+        return LogSettings.model_construct()
 
 
 def load_settings(**overrides: object) -> Settings:

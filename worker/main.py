@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any, Final
 from uuid import UUID
 
+import structlog
 from arq.worker import func
 from uuid_utils.compat import uuid7
 
@@ -24,7 +25,7 @@ from domain.jobs.model import Ring, Worker
 from domain.jobs.queue import FUNCTION_NAME, QUEUE_NAME, JobQueue, deserialize, serialize
 from domain.logs import configure_logging
 from domain.services import Handler, Services, open_services
-from domain.settings import Settings, load_settings, require_servers
+from domain.settings import Settings, load_log_settings, load_settings, require_servers
 from worker.heartbeat import Heartbeat
 from worker.housekeeping import Housekeeping
 from worker.lanes import Lanes
@@ -37,6 +38,8 @@ _HEALTH_SECONDS: Final = 10
 #: arq counts how often a message was delivered; what counts attempts is the row.
 _DELIVERIES: Final = 1_000_000
 
+log = structlog.get_logger(__name__)
+
 
 async def run_job(ctx: dict[str, Any], job_id: str, ring: int) -> None:
     """Answer one message: the only function that arq knows, under a name that never changes."""
@@ -44,7 +47,8 @@ async def run_job(ctx: dict[str, Any], job_id: str, ring: int) -> None:
 
 
 async def start_up(ctx: dict[str, Any]) -> None:
-    """Open the workshop, when the stock arq starts."""
+    """Open the workshop, when the stock arq starts; its command has set up logging in its own way meanwhile."""
+    configure_logging(ctx["settings"])
     ctx["closing"] = AsyncExitStack()
     ctx["runner"] = await ctx["closing"].enter_async_context(workshop(ctx["settings"]))
 
@@ -119,12 +123,12 @@ async def work(settings: Settings) -> None:
 
 def main() -> None:
     """Be ``python -m worker``; what keeps it from starting is one line and exit code 1."""
+    configure_logging(load_log_settings())
     try:
-        settings = require_servers(load_settings())
-        configure_logging(settings)
-        asyncio.run(work(settings))
+        asyncio.run(work(require_servers(load_settings())))
     except CisternError as error:
-        sys.exit(f"cistern worker: {error.message}")
+        log.error("worker.failed", reason=error.message)  # noqa: TRY400 (one line)
+        sys.exit(1)
 
 
 def __getattr__(name: str) -> Any:

@@ -17,9 +17,10 @@ from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.foreman import Claim, Foreman
 from domain.jobs.model import Job, Ring
 from domain.jobs.orphans import LAST_CHANCES
-from domain.jobs.outcomes import Cancelled, GaveUp, Interrupted, Outcome, Payload, RetryIn, Superseded
+from domain.jobs.outcomes import Cancelled, GaveUp, Interrupted, Outcome, Payload, RetryIn, Superseded, Yielded
 from domain.jobs.queue import JobQueue
 from domain.jobs.retry import WORKER_LOST, RetryPolicy, describe
+from domain.logs import about
 from domain.services import Handler
 from domain.storage.driver import (
     Fence,
@@ -158,7 +159,8 @@ class Runner:
                     return
                 await asyncio.sleep(_SETTLE_AGAIN_SECONDS)
             else:
-                log.info("job.settled" if settled else "job.superseded", outcome=type(outcome).__name__)
+                tell = log.debug if settled and isinstance(outcome, Yielded) else log.info
+                tell("job.settled" if settled else "job.superseded", outcome=type(outcome).__name__, **_reason(outcome))
                 return
 
     async def _attempt(self, job: Job, grant: Grant) -> Outcome:
@@ -213,10 +215,21 @@ class Runner:
         if self._closing:  # it came while we were asking
             run.grant.stop(StopReason.SHUTDOWN)
         self.running[job.id] = run
-        with structlog.contextvars.bound_contextvars(job_id=str(job.id), kind=job.kind, volume_id=str(job.volume_id)):
-            log.info("job.started", attempt=job.attempt, ring=job.rings)
+        names = about(job_id=job.id, parent_id=job.parent_id, volume_id=job.volume_id, snapshot_id=job.snapshot_id)
+        with structlog.contextvars.bound_contextvars(kind=job.kind, attempt=job.attempt, **names):
+            tell = log.debug if _goes_on(job) else log.info
+            tell("job.started", ring=job.rings)
             try:
                 yield job, run.grant
             finally:
                 if self.running.get(job.id) is run:  # unless we lost it and have claimed it again meanwhile
                     del self.running[job.id]
+
+
+def _goes_on(job: Job) -> bool:
+    """Tell whether this is but the next slice of a lane, one of many, and worth no line of its own."""
+    return job.parent_id is not None and job.rings > 0 and job.attempt == 1
+
+
+def _reason(outcome: Outcome) -> Payload:
+    return {"code": outcome.error["code"]} if isinstance(outcome, GaveUp | RetryIn) else {}

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import structlog
 
+from domain.logs import about
 from worker.runner import Running
 
 _LOOK_SECONDS: Final = 1.0
@@ -48,6 +49,5 @@ class Stalls:
 
     def _tell(self, run: Running) -> None:
         job = run.job
-        names = {"job_id": job.id, "volume_id": job.volume_id, "snapshot_id": job.snapshot_id, "backend": job.backend}
-        facts = {name: str(value) for name, value in names.items() if value is not None}
-        log.error("job.stalled", kind=job.kind, seconds=self._stall, **facts)
+        names = about(job_id=job.id, volume_id=job.volume_id, snapshot_id=job.snapshot_id, backend=job.backend)
+        log.error("job.stalled", kind=job.kind, seconds=self._stall, **names)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+import structlog
 from sqlalchemy import func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -19,8 +20,11 @@ from domain.database import Base, Database, Entity
 from domain.errors import CisternError, IdempotencyKeyReused
 from domain.jobs.model import Job
 from domain.jobs.outcomes import Payload
+from domain.logs import about
 
 KEPT_FOR: Final = timedelta(hours=24)
+
+log = structlog.get_logger(__name__)
 
 
 class IdempotencyKey(Base):
@@ -98,6 +102,14 @@ async def accepting(database: Database, origin: Origin) -> AsyncIterator[Accepta
         made = acceptance.job or acceptance.made
         if origin.key is not None and made is not None:
             await _keep(session, origin.caller or "", origin.key, made)
+    if acceptance.job is not None:
+        _tell(acceptance.job)
+
+
+def _tell(job: Job) -> None:
+    """Leave in the logs under which request a job, or its end, was asked for."""
+    names = about(job_id=job.id, volume_id=job.volume_id, snapshot_id=job.snapshot_id, retry_of=job.retry_of)
+    log.info("job.accepted" if job.cancel_requested_at is None else "job.cancel_accepted", kind=job.kind, **names)
 
 
 async def _reserve(session: AsyncSession, caller: str, key: Key) -> None:

@@ -45,17 +45,17 @@ class Yard:
         return f"faulty+file:{self.volumes}?{given}"
 
     def start_worker(
-        self, module: str = "worker", *, url: str | None = None, log: Path | None = None, **extra: str
+        self, *command: str, url: str | None = None, log: Path | None = None, **extra: str
     ) -> subprocess.Popen[bytes]:
         """Start a worker process; ``url`` is its own idea of the backend ``local``, ``log`` where its words go."""
-        return self._start([module], url or self.url(), log, extra)
+        return self._start(command or ["worker"], url or self.url(), log, extra)
 
-    def start_api(self, *, log: Path | None = None) -> str:
+    def start_api(self, *, log: Path | None = None, options: Sequence[str] = ("--no-access-log",)) -> str:
         """Start the API on a free port; returns its address once it is ready."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
-        command = ["uvicorn", "api.main:app", "--port", port, "--no-access-log"]
+        command = ["uvicorn", "api.main:app", "--port", port, *options]
         process = self._start(command, self.url(), log, {})
         address = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 60

@@ -116,7 +116,7 @@ def test_what_only_looks_like_a_port_is_not_taken_for_one(bare: Path, url: str) 
 def test_every_bad_value_is_named(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CISTERN_MAX_JOBS", "0")
     monkeypatch.setenv("CISTERN_LOG_LEVEL", "loud")
-    with pytest.raises(ConfigurationError, match=r"CISTERN_MAX_JOBS: .*; CISTERN_LOG_LEVEL: "):
+    with pytest.raises(ConfigurationError, match=r"CISTERN_LOG_LEVEL: .*; CISTERN_MAX_JOBS: "):
         load_settings()
 
 

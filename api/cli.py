@@ -7,8 +7,12 @@ from typing import Annotated
 
 import typer
 
+from api.calls import CallFailed
+from api.check import CANNOT
 from api.check import check as run_check
 from api.demo import demo as run_demo
+from api.job_commands import jobs
+from api.schedule_commands import schedules
 from api.up import stack_from_options
 from api.up import up as run_up
 from domain.errors import CisternError
@@ -22,6 +26,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.add_typer(jobs, name="jobs")
+app.add_typer(schedules, name="schedules")
 
 
 @app.command()
@@ -71,9 +77,12 @@ def version() -> None:
 
 
 def main() -> None:
-    """Run the command line; whatever Cistern raises on purpose ends as one line and exit code 1."""
+    """Run the command line; whatever Cistern raises on purpose ends as one line and exit code 1.
+
+    It is 2 if the API could not be asked: a job that it was about may have succeeded.
+    """
     try:
         app()
     except CisternError as error:
         typer.echo(f"cistern: {' '.join(str(error).split())}", err=True)
-        sys.exit(1)
+        sys.exit(CANNOT if isinstance(error, CallFailed) else 1)

@@ -1,0 +1,128 @@
+"""`cistern schedules ...`: what it asks of the API, and what it shows of the answers."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from api.v1.schemas import JOB_EXAMPLE
+from tests.unit.cli_scene import Terminal
+
+ID = "01a0b1c2-0000-7000-8000-000000000004"
+TIME = "2026-01-31T02:00:00.000000Z"
+RUN = {"scheduled_for": TIME, "outcome": "started", "job_id": JOB_EXAMPLE["id"], "job_status": "partial"}
+NIGHTLY: dict[str, Any] = {
+    "id": ID,
+    "name": "nightly-expand",
+    "cron": "0 2 * * *",
+    "time_zone": "Europe/Berlin",
+    "action": "bulk.expand",
+    "enabled": True,
+    "next_run_at": TIME,
+    "last_runs": [RUN, RUN | {"job_status": "failed"}],
+}
+NEVER_RUN = NIGHTLY | {"name": "new", "enabled": False, "next_run_at": None, "last_runs": []}
+MISSED = NIGHTLY | {"name": "missed", "last_runs": [RUN | {"outcome": "missed", "job_id": None, "job_status": None}]}
+
+
+class Api:
+    """Answers as the API does, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, Any]] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        path = request.url.raw_path.decode().removeprefix("/api/v1")
+        self.asked.append((request.method, path, json.loads(request.content) if request.content else None))
+        match request.method, path:
+            case "GET", "/schedules?name=nightly-expand":
+                return page(NIGHTLY)
+            case "GET", "/schedules?limit=100":
+                return page(NIGHTLY, NEVER_RUN, MISSED)
+            case "GET", path if path.startswith("/schedules?"):
+                return page()
+            case "GET", path if path.startswith("/schedules/"):
+                return httpx.Response(200, json=NIGHTLY)
+            case "POST", _:
+                return httpx.Response(202, json=JOB_EXAMPLE)
+            case "PATCH", _:
+                return httpx.Response(200, json=NIGHTLY | json.loads(request.content))
+            case _:
+                return httpx.Response(200, json=JOB_EXAMPLE | {"status": "partial"})
+
+
+def page(*items: dict[str, Any]) -> httpx.Response:
+    return httpx.Response(200, json={"items": items, "next_cursor": None})
+
+
+@pytest.fixture
+def api() -> Api:
+    return Api()
+
+
+@pytest.fixture
+def cistern(api: Api, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Terminal:
+    terminal = Terminal(monkeypatch, capsys)
+    terminal.answer(api)
+    return terminal
+
+
+def test_schedules_are_listed_with_their_next_and_their_last_run(cistern: Terminal) -> None:
+    code, out, _ = cistern("schedules", "list")
+
+    nightly, new, missed = out.splitlines()[1:]
+    assert code == 0
+    assert nightly.split("  ")[0] == "nightly-expand"
+    assert all(fact in nightly for fact in ("0 2 * * *", "Europe/Berlin", "bulk.expand", "2026-01-31 02:00:00"))
+    assert nightly.split()[-1] == "partial", "the newest of its runs, by the job"
+    assert new.split()[-1] == "paused"
+    assert missed.split()[-1] == "missed"
+    code, out, _ = cistern("schedules", "list", "--json")
+    assert [json.loads(line)["name"] for line in out.splitlines()] == ["nightly-expand", "new", "missed"]
+
+
+@pytest.mark.parametrize("name", ["nightly-expand", ID])
+@pytest.mark.parametrize(("command", "enabled"), [("pause", False), ("resume", True)])
+def test_a_schedule_is_paused_and_resumed(
+    api: Api, cistern: Terminal, name: str, command: str, *, enabled: bool
+) -> None:
+    code, out, _ = cistern("schedules", command, name)
+
+    assert (code, "paused" in out) == (0, not enabled)
+    looked = ("GET", "/schedules?name=nightly-expand" if name != ID else f"/schedules/{ID}", None)
+    assert api.asked == [looked, ("PATCH", f"/schedules/{ID}", {"enabled": enabled})]
+
+
+def test_a_schedule_is_run_now_and_its_job_is_shown(api: Api, cistern: Terminal) -> None:
+    code, out, _ = cistern("schedules", "run", "nightly-expand")
+
+    assert (code, JOB_EXAMPLE["id"] in out) == (0, True)
+    assert api.asked[-1] == ("POST", f"/schedules/{ID}/run", None)
+
+
+def test_a_run_can_be_watched_and_ends_as_its_job_does(api: Api, cistern: Terminal) -> None:
+    code, out, _ = cistern("schedules", "run", "nightly-expand", "--watch")
+
+    assert (code, "partial" in out) == (1, True)
+    assert api.asked[-1] == ("GET", f"/jobs/{JOB_EXAMPLE['id']}", None)
+
+
+@pytest.mark.parametrize("command", ["run", "pause", "resume"])
+def test_a_schedule_that_is_not_there_is_said_and_nothing_is_done(api: Api, cistern: Terminal, command: str) -> None:
+    code, out, err = cistern("schedules", command, "weekly")
+
+    assert (code, out, err) == (2, "", "cistern: there is no schedule named 'weekly'\n")
+    assert [method for method, _, _ in api.asked] == ["GET"]
+
+
+def test_a_run_that_is_refused_says_why(cistern: Terminal) -> None:
+    busy = {"code": "schedule-busy", "detail": "A run of it is going on.", "request_id": "find-me"}
+
+    def answering(request: httpx.Request) -> httpx.Response:
+        return page(NIGHTLY) if request.method == "GET" else httpx.Response(409, json=busy)
+
+    cistern.answer(answering)
+    code, _, err = cistern("schedules", "run", "nightly-expand")
+
+    assert (code, err) == (2, "cistern: A run of it is going on. (schedule-busy, request find-me)\n")

@@ -1,16 +1,17 @@
-# The wheels are made in one stage and installed in the next: the image has no compiler, no pip cache and no
-# embedded servers, and runs as nobody in particular.
+# What is installed in one stage is copied to the next: the image has no pip in its venv, no compiler, no cache and no
+# embedded servers, and runs as nobody in particular. Needs neither BuildKit nor a secret.
 FROM python:3.13-slim AS build
 WORKDIR /src
-COPY pyproject.toml requirements.lock README.md LICENSE ./
+COPY requirements.lock ./
+# Everything above the lock's second heading is needed to run; what follows is for `cistern up` and for developers.
+RUN sed '/^# The private PostgreSQL and Redis/,$d' requirements.lock > run.lock \
+    && python -m venv --without-pip /opt/cistern \
+    && pip --python /opt/cistern/bin/python install --no-cache-dir --requirement run.lock
+COPY pyproject.toml README.md LICENSE ./
 COPY api api
 COPY domain domain
 COPY worker worker
-# Everything above the lock's second heading is needed to run; what follows is for `cistern up` and for developers.
-RUN sed '/^# The private PostgreSQL and Redis/,$d' requirements.lock > run.lock \
-    && python -m venv /opt/cistern \
-    && /opt/cistern/bin/pip install --no-cache-dir --requirement run.lock \
-    && /opt/cistern/bin/pip install --no-cache-dir --no-deps .
+RUN pip --python /opt/cistern/bin/python install --no-cache-dir --no-deps .
 
 FROM python:3.13-slim
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin cistern \
@@ -21,6 +22,7 @@ ENV PATH=/opt/cistern/bin:$PATH \
     CISTERN_DATA_DIR=/var/lib/cistern
 USER cistern
 WORKDIR /var/lib/cistern
+# An empty named volume that is mounted here takes over the owner: so it can be written to.
 VOLUME /var/lib/cistern
 EXPOSE 8000
 CMD ["uvicorn", "api.main:app", "--host", "0.0.0.0", "--port", "8000", "--no-access-log"]

@@ -1,5 +1,6 @@
 """`cistern ...`: the command line."""
 
+import asyncio
 import importlib.metadata
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from api.up import up as run_up
 from domain.errors import CisternError
 from domain.logs import configure_logging
 from domain.migrations import migrate as run_migrations
+from domain.migrations import wait_for_postgresql
 from domain.settings import load_settings, require_database
 
 app = typer.Typer(
@@ -53,10 +55,15 @@ def demo(
 
 
 @app.command()
-def migrate() -> None:
+def migrate(
+    *,
+    wait: Annotated[float, typer.Option(min=0, help="For how many seconds to wait for PostgreSQL to answer.")] = 0,
+) -> None:
     """Bring the schema of the database at CISTERN_DATABASE_URL up to date."""
     settings = require_database(load_settings())
     configure_logging(settings)
+    if wait:
+        asyncio.run(wait_for_postgresql(settings.database_url, wait))
     run_migrations(settings.database_url)
 
 

@@ -55,6 +55,7 @@ class Settings(LogSettings):
     busy_seconds: Seconds = 600.0
     max_concurrent: int = Field(default=100, ge=1, le=10_000)
     keep_jobs_days: int = Field(default=30, ge=1, le=36_500)
+    heartbeat_file: Path | None = None
 
     @model_validator(mode="after")
     def _default_backend(self) -> Self:

@@ -10,6 +10,7 @@ from domain.errors import DatabaseUnavailable
 from domain.jobs.foreman import Foreman
 from domain.jobs.leases import BEATS_PER_LEASE, Progress, beat_patience
 from domain.storage.driver import StopReason
+from worker.pulse import UNSEEN, Pulse
 from worker.runner import Running
 
 log = structlog.get_logger(__name__)
@@ -18,9 +19,18 @@ log = structlog.get_logger(__name__)
 class Heartbeat:
     """Extends the leases of all jobs at work in one statement, again and again."""
 
-    def __init__(self, foreman: Foreman, running: Mapping[UUID, Running], *, lease: float, stall: float) -> None:
+    def __init__(
+        self,
+        foreman: Foreman,
+        running: Mapping[UUID, Running],
+        *,
+        lease: float,
+        stall: float,
+        pulse: Pulse = UNSEEN,
+    ) -> None:
         """``lease`` in seconds; a job without progress for ``stall`` seconds is let go."""
         self._foreman = foreman
+        self._pulse = pulse
         self._running = running
         self._interval = lease / BEATS_PER_LEASE
         self._stall = stall
@@ -73,6 +83,7 @@ class Heartbeat:
         for job_id in renewed.lost:  # somebody else's by now, or settled while we asked
             asked[job_id].grant.stop(StopReason.LEASE_LOST)
         self._is_complete = len(renewed.renewals) + len(renewed.lost) == len(asked)
+        self._pulse.show()
 
 
 def _progress(running: Mapping[UUID, Running]) -> dict[UUID, Progress]:

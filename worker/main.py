@@ -29,6 +29,7 @@ from domain.settings import Settings, load_log_settings, load_settings, require_
 from worker.heartbeat import Heartbeat
 from worker.housekeeping import Housekeeping
 from worker.lanes import Lanes
+from worker.pulse import Pulse
 from worker.runner import Runner
 from worker.stalls import Stalls
 from worker.supervisor import Supervisor
@@ -70,7 +71,10 @@ async def workshop(settings: Settings) -> AsyncIterator[Runner]:
     async with open_services(settings) as services:
         foreman = services.foreman(Worker(id=uuid7(), host=socket.gethostname(), pid=os.getpid()))
         runner = Runner(foreman, services.queue, handlers(services), services.retry_policy, slots=settings.max_jobs)
-        heartbeat = Heartbeat(foreman, runner.running, lease=settings.lease_seconds, stall=settings.stall_seconds)
+        pulse = Pulse.open(settings.heartbeat_file)
+        heartbeat = Heartbeat(
+            foreman, runner.running, lease=settings.lease_seconds, stall=settings.stall_seconds, pulse=pulse
+        )
         housekeeping = Housekeeping(
             *(foreman, heartbeat, services.bulk.tend, services.starter.start_due, services.retention.prune),
             interval=settings.sweep_seconds,

@@ -1,18 +1,21 @@
 """The history of the schema, told by Alembic."""
 
+import asyncio
 import logging
+import time
 from typing import Final
 
 from alembic import command
 from alembic.config import Config
 from sqlalchemy.exc import DBAPIError
 
-from domain.database import passes
+from domain.database import Database, passes
 from domain.errors import CisternError, DatabaseUnavailable, MigrationFailed
 
 #: Held by whoever migrates. Any number that nobody else uses on this database.
 MIGRATION_LOCK: Final = 0x0C157E59
 _LOCK_NOT_AVAILABLE: Final = "55P03"
+_KNOCK_SECONDS: Final = 0.5
 
 
 def migrate(url: str) -> None:
@@ -29,6 +32,33 @@ def migrate(url: str) -> None:
         raise DatabaseUnavailable from error
     except DBAPIError as error:
         raise _explained(error) from error
+
+
+async def wait_for_postgresql(url: str, seconds: float) -> None:
+    """Wait until PostgreSQL answers, be it with a refusal: that is for whoever asks next to explain.
+
+    Raises:
+        DatabaseUnavailable: it has not answered in that time.
+    """
+    ends = time.monotonic() + seconds
+    database = Database(url, pool_size=1)
+    try:
+        while not await _answers(database):
+            if time.monotonic() >= ends:
+                raise DatabaseUnavailable
+            await asyncio.sleep(_KNOCK_SECONDS)
+    finally:
+        await database.close()
+
+
+async def _answers(database: Database) -> bool:
+    try:
+        await database.ping()
+    except DatabaseUnavailable:
+        return False
+    except DBAPIError:
+        return True
+    return True
 
 
 def _explained(error: DBAPIError) -> CisternError:

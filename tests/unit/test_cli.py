@@ -11,6 +11,7 @@ import pytest
 
 from api.cli import main
 from api.demo import free_port
+from domain.errors import DatabaseUnavailable
 
 Cistern = Callable[..., tuple[int, str]]
 
@@ -57,6 +58,23 @@ def test_migrate_says_when_the_database_does_not_answer(
     code, said = cistern("migrate")
 
     assert (code, said) == (1, "cistern: PostgreSQL does not answer at the moment.\n")
+
+
+def test_migrate_that_was_to_wait_says_so_when_the_time_is_over(
+    cistern: Cistern, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CISTERN_DATABASE_URL", f"postgresql+asyncpg://postgres@/cistern?host={elsewhere}")
+    waited = []
+
+    async def wait_for_postgresql(url: str, seconds: float) -> None:
+        waited.append(seconds)
+        raise DatabaseUnavailable
+
+    monkeypatch.setattr("api.cli.wait_for_postgresql", wait_for_postgresql)
+
+    code, said = cistern("migrate", "--wait", "30")
+
+    assert (code, said, waited) == (1, "cistern: PostgreSQL does not answer at the moment.\n", [30])
 
 
 def test_a_bad_setting_is_named_in_one_line(cistern: Cistern, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,12 @@
 """The heart: it extends leases, stops what is not ours any more, and passes on what users want stopped."""
 
 import asyncio
+import os
 import time
 from collections.abc import Collection, Mapping
+from pathlib import Path
+from shutil import rmtree
+from types import MappingProxyType
 from uuid import UUID
 
 import pytest
@@ -14,9 +18,11 @@ from domain.jobs.model import Job
 from domain.storage.driver import Fence, Grant, StopReason
 from tests.unit.worker_fakes import LEASE, FakeForeman, a_job, until
 from worker.heartbeat import Heartbeat
+from worker.pulse import Pulse
 from worker.runner import Running
 
 LONG_AGO = -1000.0
+NOTHING_AT_WORK: Mapping[UUID, Running] = MappingProxyType({})
 
 
 def at_work(*jobs: Job, deadline: float = 0.0) -> dict[UUID, Running]:
@@ -153,6 +159,51 @@ async def test_an_outage_stops_it() -> None:
     beating.cancel()
 
     assert not heartbeat.is_beating
+
+
+async def test_a_beat_that_reached_postgresql_can_be_seen_from_outside(tmp_path: Path) -> None:
+    heartbeat, file = a_visible_heartbeat(tmp_path, FakeForeman())
+    grow_old(file)
+    await heartbeat.beat()
+
+    assert age(file) < 60
+
+
+async def test_a_beat_that_did_not_cannot_be_seen(tmp_path: Path) -> None:
+    foreman = FakeForeman()
+    heartbeat, file = a_visible_heartbeat(tmp_path, foreman)
+    grow_old(file)
+    foreman.away = 1
+    with pytest.raises(DatabaseUnavailable):
+        await heartbeat.beat()
+
+    assert age(file) > 60
+
+
+async def test_a_heart_that_nobody_can_see_beats_all_the_same(tmp_path: Path) -> None:
+    job = a_job()
+    heartbeat, file = a_visible_heartbeat(tmp_path / "folder", FakeForeman(job), running := at_work(job))
+    rmtree(file.parent)
+    await heartbeat.beat()
+
+    assert heartbeat.is_beating
+    assert running[job.id].grant.lease.deadline > time.monotonic()
+
+
+def a_visible_heartbeat(
+    folder: Path, foreman: FakeForeman, running: Mapping[UUID, Running] = NOTHING_AT_WORK
+) -> tuple[Heartbeat, Path]:
+    folder.mkdir(exist_ok=True)
+    file = folder / "beat"
+    return Heartbeat(foreman, running, lease=LEASE, stall=60, pulse=Pulse.open(file)), file
+
+
+def grow_old(file: Path) -> None:
+    os.utime(file, (0, 0))
+
+
+def age(file: Path) -> float:
+    return time.time() - file.stat().st_mtime
 
 
 class Interfering(FakeForeman):

@@ -5,7 +5,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-faults test-mutations check
+COMPOSE ?= docker compose
+ENGINE ?= docker
+
+.PHONY: help demo up test test-faults test-mutations compose-test check
 
 help: ## List what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -25,6 +28,9 @@ test-faults: $(READY) ## Strike whole stacks down, again and again, for a quarte
 
 test-mutations: $(READY) ## Take out what holds the promise, piece by piece, and see the tests fail each time
 	$(BIN)/python -m tests.mutations
+
+compose-test: $(READY) ## Run docker-compose.yaml with four workers, kill one; COMPOSE="docker compose" ENGINE=docker
+	@$(BIN)/python -m tests.compose "$(COMPOSE)" "$(ENGINE)"
 
 check: $(READY) ## Check style, types and who imports whom
 	$(BIN)/ruff check .

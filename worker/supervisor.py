@@ -16,7 +16,7 @@ from worker.runner import Runner
 
 _RECONNECT_SECONDS: Final = 1.0
 #: How long storage work may take to notice that it is to stop.
-_HAND_BACK_SECONDS: Final = 5.0
+HAND_BACK_SECONDS: Final = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -98,7 +98,7 @@ class Supervisor:
         attempt: they go elsewhere when their leases are over.
         """
         try:
-            async with asyncio.timeout(_HAND_BACK_SECONDS):
+            async with asyncio.timeout(HAND_BACK_SECONDS):
                 await self._runner.close()
         except TimeoutError:
             log.error("worker.leaves", jobs=sorted(map(str, self._runner.running)))  # noqa: TRY400 (no failure of ours)

@@ -17,7 +17,7 @@ from domain.jobs.states import ENDED, MOVES, JobStatus
 from tests.acceptance import journal
 from tests.acceptance.traffic import Book
 
-_TRIGGERS = (
+TRIGGERS = (
     "CREATE TABLE seen_jobs (id uuid, was text, became text)",
     "CREATE TABLE seen_sizes (volume_id uuid, was bigint, became bigint)",
     """CREATE FUNCTION see_job() RETURNS trigger LANGUAGE plpgsql AS
@@ -52,7 +52,7 @@ class Verdict:
 async def watch_closely(database: Database) -> None:
     """Have PostgreSQL write down every move of a job and every change of a size."""
     async with database.transaction() as session:
-        for statement in _TRIGGERS:
+        for statement in TRIGGERS:
             await session.execute(text(statement))
 
 

@@ -212,7 +212,7 @@ async def test_storage_that_hangs_is_left_and_the_exit_code_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     arq_that_ends(monkeypatch)
-    monkeypatch.setattr(supervisor_module, "_HAND_BACK_SECONDS", 0.01)
+    monkeypatch.setattr(supervisor_module, "HAND_BACK_SECONDS", 0.01)
     job, driver = a_job(), HungDriver()
     runner = a_runner(FakeForeman(job), driver)
     left: list[int] = []

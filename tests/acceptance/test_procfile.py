@@ -1,0 +1,83 @@
+"""The Procfile under Honcho: the schema first, then the API and two workers, until a signal ends them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from api.demo import free_port
+from domain.embedded import EmbeddedServers, temporary_data_dir
+
+PROJECT = Path(__file__).parents[2]
+PATIENCE = 60.0
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """An empty database, a Redis, and the commands of this Python."""
+    with temporary_data_dir() as data_dir, EmbeddedServers(data_dir, durable=False) as servers:
+        yield os.environ | {
+            "CISTERN_DATABASE_URL": servers.database_url,
+            "CISTERN_REDIS_URL": servers.redis_url,
+            "CISTERN_DATA_DIR": str(tmp_path),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+
+
+def test_everything_in_the_procfile_runs_and_ends_in_good_order(environment: dict[str, str], tmp_path: Path) -> None:
+    port = free_port()
+    with honcho(environment, tmp_path / "release", "start", "release") as release:
+        assert release.wait(PATIENCE) == 0
+    with honcho(environment, tmp_path / "log", "start", "-p", str(port), "-c", "worker=2", "web", "worker") as running:
+        until(lambda: (tmp_path / "log").read_text().count("worker.ready") == 2)
+        until(lambda: answers(port))
+        family = psutil.Process(running.pid).children(recursive=True)
+        answer = httpx.post(
+            f"http://127.0.0.1:{port}/api/v1/volumes",
+            json={"name": "one", "size": "1MiB"},
+            headers={"Prefer": "wait=30"},
+            timeout=PATIENCE,
+        )
+        running.send_signal(signal.SIGTERM)
+        running.wait(PATIENCE)
+
+    assert answer.json()["status"] == "succeeded"
+    assert psutil.wait_procs(family, PATIENCE)[1] == []
+    assert (tmp_path / "log").read_text().count("worker.stopped") == 2
+
+
+@contextmanager
+def honcho(environment: dict[str, str], log: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "honcho", "-d", str(PROJECT), "-e", os.devnull, *arguments]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=environment, cwd=PROJECT, stdout=output, stderr=output)
+    try:
+        yield process
+    except BaseException:
+        sys.stderr.write(log.read_text())
+        raise
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+def answers(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/readyz").is_success
+    except httpx.TransportError:
+        return False
+
+
+def until(condition: Callable[[], bool]) -> None:
+    ends = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.05)

@@ -57,7 +57,7 @@ def demo(
 @app.command()
 def migrate(
     *,
-    wait: Annotated[float, typer.Option(min=0, help="For how many seconds to wait for PostgreSQL to answer.")] = 0,
+    wait: Annotated[int, typer.Option(min=0, help="For how many seconds to wait for PostgreSQL to answer.")] = 0,
 ) -> None:
     """Bring the schema of the database at CISTERN_DATABASE_URL up to date."""
     settings = require_database(load_settings())

@@ -77,6 +77,13 @@ def test_migrate_that_was_to_wait_says_so_when_the_time_is_over(
     assert (code, said, waited) == (1, "cistern: PostgreSQL does not answer at the moment.\n", [30])
 
 
+def test_migrate_cannot_wait_for_less_than_nothing(cistern: Cistern) -> None:
+    code, said = cistern("migrate", "--wait", "-1")
+
+    assert code == 2
+    assert "--wait" in said
+
+
 def test_a_bad_setting_is_named_in_one_line(cistern: Cistern, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CISTERN_MAX_JOBS", "many")
 

@@ -22,7 +22,7 @@ def _links(names: Iterable[str], **parameters: str) -> dict[str, Any]:
     return {name: {"operationId": name, "parameters": found} for name in names}
 
 
-_OF_JOB: Final = ("get_job", "cancel_job", "retry_job", "list_job_items")
+_OF_JOB: Final = ("get_job", "follow_job", "cancel_job", "retry_job", "list_job_items")
 _OF_VOLUME: Final = ("get_volume", "expand_volume", "delete_volume", "take_snapshot", "list_snapshots_of_volume")
 _OF_SCHEDULE: Final = ("get_schedule", "update_schedule", "delete_schedule", "list_schedule_runs", "run_schedule")
 _OF_SNAPSHOT: Final = ("get_snapshot", "restore_snapshot", "delete_snapshot")

@@ -31,10 +31,15 @@ _DETAILS: Final = {
 log = structlog.get_logger(__name__)
 
 
+class NothingFollows(Exception):
+    """A stream is asked for whose end the client has seen: 204 tells an `EventSource` not to come again."""
+
+
 def install(app: FastAPI) -> None:
     """Make every refusal a problem."""
     app.add_exception_handler(CisternError, _refused)
     app.add_exception_handler(AcceptedBefore, repeat)
+    app.add_exception_handler(NothingFollows, _nothing)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
 
@@ -79,6 +84,10 @@ def _field_error(error: Mapping[str, Any]) -> dict[str, str]:
         "detail": error["msg"].removeprefix("Value error, "),
         "code": error["type"].replace("_", "-"),
     }
+
+
+async def _nothing(_: Request, __: Exception) -> Response:
+    return Response(status_code=204)
 
 
 async def _http(request: Request, error: Exception) -> Response:

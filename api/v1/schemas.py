@@ -1,5 +1,6 @@
 """What volumes, snapshots, jobs and backends look like on the wire."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
@@ -139,6 +140,8 @@ class Progress(BaseModel):
     succeeded: int
     failed: int
     skipped: int
+    per_second: float | None = Field(description="On average since its start; null as long as nothing is done.")
+    estimated_end: Moment | None = Field(description="When it will have ended at that rate; null when it has.")
 
     @classmethod
     def of(cls, job: Job) -> Self | None:
@@ -147,7 +150,18 @@ class Progress(BaseModel):
             return None
         unit: Literal["volumes", "bytes"] = "volumes" if job.kind.startswith("bulk.") else "bytes"
         counts = {name: getattr(job, name) or 0 for name in ("succeeded", "failed", "skipped")}
-        return cls(unit=unit, total=job.total, **counts)
+        now = job.finished_at or datetime.now(UTC)
+        rate = _rate(job, sum(counts.values()), now)
+        left = None if rate is None or job.ended else (job.total - sum(counts.values())) / rate
+        end = None if left is None else now + timedelta(seconds=left)
+        return cls(unit=unit, total=job.total, **counts, per_second=rate, estimated_end=end)
+
+
+def _rate(job: Job, done: int, now: datetime) -> float | None:
+    """How much of a job was done in a second; PostgreSQL's clock and ours may differ by a little."""
+    if job.started_at is None or not done:
+        return None
+    return round(done / max((now - job.started_at).total_seconds(), 0.001), 3)
 
 
 def _public(params: dict[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ async def test_an_announcement_wakes_whoever_waits(services: Services, monkeypat
     async with services.watcher.watching():
         await listened_to(services)
         waiting = asyncio.create_task(services.watcher.ended(job.id, 3600))
-        await registered(lambda: bool(services.watcher._waiting))
+        await registered(lambda: bool(services.watcher._watched))
         await end(services, job)
         async with asyncio.timeout(5):
             await waiting
@@ -57,7 +57,7 @@ async def test_a_cancellation_is_announced(services: Services, monkeypatch: pyte
     async with services.watcher.watching():
         await listened_to(services)
         waiting = asyncio.create_task(services.watcher.ended(job.id, 3600))
-        await registered(lambda: bool(services.watcher._waiting))
+        await registered(lambda: bool(services.watcher._watched))
         await services.jobs.cancel(job.id)
         async with asyncio.timeout(5):
             await waiting
@@ -68,7 +68,7 @@ async def test_when_redis_is_silent_a_look_finds_it(services: Services) -> None:
     without_redis = services.settings.model_copy(update={"redis_url": NO_REDIS})
     async with open_services(without_redis) as deaf, deaf.watcher.watching():
         waiting = asyncio.create_task(deaf.watcher.ended(job.id, 3600))
-        await registered(lambda: bool(deaf.watcher._waiting))
+        await registered(lambda: bool(deaf.watcher._watched))
         await end(services, job)
         async with asyncio.timeout(5):
             await waiting
@@ -78,8 +78,8 @@ async def test_an_end_that_nobody_announced_is_found(services: Services) -> None
     job = await a_queued_expand(services)
     async with services.watcher.watching():
         waiting = asyncio.create_task(services.watcher.ended(job.id, 3600))
-        await registered(lambda: bool(services.watcher._waiting))
-        await set_job(services, job.id, "status = 'failed', finished_at = now()")
+        await registered(lambda: bool(services.watcher._watched))
+        await set_job(services, job.id, "status = 'failed', finished_at = now(), version = version + 1")
         async with asyncio.timeout(5):
             await waiting
 

@@ -1,6 +1,6 @@
 """The services of the front of the house in memory, so that HTTP is tested without a server."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import cast
@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from api.main import Opening
 from domain.errors import DatabaseUnavailable
+from domain.jobs.model import Job
 from domain.jobs.queue import QueueUnavailable
 from domain.jobs.signals import Signals
 from domain.jobs.states import JobStatus
@@ -39,6 +40,15 @@ class FakeWatcher:
 
     def release(self) -> None:
         """Nobody is ever kept waiting."""
+
+    async def follow(self, job_id: UUID, version: int | None) -> AsyncGenerator[Job, None]:
+        """Show the job as it is, if that is new, and then its end."""
+        job = self.jobs.rows[job_id]
+        if job.version != version:
+            yield job
+        if not job.ended:
+            await self.ended(job_id, 0)
+            yield job
 
     async def ended(self, job_id: UUID, seconds: float) -> None:
         self.waited.append(seconds)

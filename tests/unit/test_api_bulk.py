@@ -250,7 +250,7 @@ async def test_a_copying_job_shows_its_progress_in_bytes(fake: FakeServices, cli
     job = fake.jobs.add(job_row("snapshot.take", total=MIB, succeeded=1024))
 
     progress = (await client.get(f"/api/v1/jobs/{job.id}")).json()["progress"]
-    assert progress == {"unit": "bytes", "total": MIB, "succeeded": 1024, "failed": 0, "skipped": 0}
+    assert (progress["unit"], progress["total"], progress["succeeded"]) == ("bytes", MIB, 1024)
 
 
 @pytest.mark.parametrize("version", ["v0", "v1"])

@@ -1,6 +1,7 @@
 """Jobs over HTTP: looking, polling, waiting, cancelling, retrying."""
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
@@ -42,7 +43,28 @@ async def test_a_bulk_job_shows_its_progress(fake: FakeServices, client: httpx.A
         "succeeded": 4,
         "failed": 1,
         "skipped": 2,
+        "per_second": None,
+        "estimated_end": None,
     }
+
+
+async def test_a_bulk_job_at_work_tells_its_rate_and_when_it_will_have_ended(
+    fake: FakeServices, client: httpx.AsyncClient
+) -> None:
+    began = datetime.now(UTC) - timedelta(seconds=100)
+    job = fake.jobs.add(job_row("bulk.expand", total=400, succeeded=90, failed=4, skipped=6, started_at=began))
+
+    progress = (await client.get(f"{JOBS}/{job.id}")).json()["progress"]
+    assert progress["per_second"] == pytest.approx(1, rel=0.1)
+    assert datetime.fromisoformat(progress["estimated_end"]) - began > timedelta(seconds=390)
+
+
+async def test_a_bulk_job_that_has_ended_tells_the_rate_it_had(fake: FakeServices, client: httpx.AsyncClient) -> None:
+    times = {"started_at": NOON, "finished_at": NOON + timedelta(seconds=5)}
+    job = fake.jobs.add(job_row("bulk.expand", status=JobStatus.SUCCEEDED, total=10, succeeded=10, **times))
+
+    progress = (await client.get(f"{JOBS}/{job.id}")).json()["progress"]
+    assert (progress["per_second"], progress["estimated_end"]) == (2, None)
 
 
 async def test_only_a_live_job_asks_to_be_polled_again(fake: FakeServices, client: httpx.AsyncClient) -> None:

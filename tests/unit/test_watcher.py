@@ -1,9 +1,9 @@
-"""Those who wait for a job are woken by an announcement, by a look into PostgreSQL, or by the time."""
+"""Those who watch a job are shown it after an announcement, or a look into PostgreSQL; all of them by the same look."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import aclosing, asynccontextmanager
 from uuid import UUID, uuid4
 
 import pytest
@@ -11,148 +11,317 @@ from fakeredis import FakeServer
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.database import Database
+from domain.errors import DatabaseUnavailable
 from domain.jobs import watcher as watcher_module
+from domain.jobs.model import Job
 from domain.jobs.queue import JobQueue
 from domain.jobs.repository import JobRepository
+from domain.jobs.states import JobStatus
 from domain.jobs.watcher import Watcher
+from tests.unit.fake_rooms import NOON, job_row
 from tests.unit.worker_fakes import fake_redis, until
 
 
 class Book(Database):
-    """Tells which jobs have ended, and counts how often it was asked."""
+    """A job book in memory that counts how often it was asked, and can be away."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.ended: set[UUID] = set()
+        self.rows: dict[UUID, Job] = {}
         self.asked = 0
+        self.is_up = True
 
-        async def ended_among(_: JobRepository, job_ids: Collection[UUID]) -> Sequence[UUID]:
+        async def some(_: JobRepository, job_ids: Collection[UUID]) -> Sequence[Job]:
             self.asked += 1
-            return [job_id for job_id in job_ids if job_id in self.ended]
+            return [self.rows[job_id] for job_id in job_ids if job_id in self.rows]
 
-        monkeypatch.setattr(JobRepository, "ended_among", ended_among)
+        async def versions(_: JobRepository, job_ids: Collection[UUID]) -> dict[UUID, int]:
+            self.asked += 1
+            return {job_id: self.rows[job_id].version for job_id in job_ids if job_id in self.rows}
+
+        monkeypatch.setattr(JobRepository, "some", some)
+        monkeypatch.setattr(JobRepository, "versions", versions)
+
+    def add(self) -> Job:
+        job = job_row()
+        self.rows[job.id] = job
+        return job
+
+    def change(self, job: Job, status: JobStatus = JobStatus.RUNNING) -> None:
+        """Write a job down anew, as PostgreSQL would: nobody sees the same object change."""
+        later = job_row(status=status, finished_at=NOON if status is JobStatus.SUCCEEDED else None)
+        later.id, later.version = job.id, self.rows[job.id].version + 1
+        self.rows[job.id] = later
+
+    def end(self, job: Job) -> None:
+        self.change(job, JobStatus.SUCCEEDED)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
+        if not self.is_up:
+            self.asked += 1
+            raise DatabaseUnavailable
         yield AsyncSession()
 
 
-def never_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def book(monkeypatch: pytest.MonkeyPatch) -> Book:
+    return Book(monkeypatch)
+
+
+@pytest.fixture
+def server() -> FakeServer:
+    return FakeServer()
+
+
+@pytest.fixture
+def watcher(book: Book, server: FakeServer) -> Watcher:
+    return Watcher(book, JobQueue(fake_redis(server)))
+
+
+@pytest.fixture
+def announce(server: FakeServer) -> Callable[[Job], Awaitable[None]]:
+    """Say that a job has changed, as soon as somebody listens."""
+
+    async def announce(job: Job) -> None:
+        await until(lambda: any(server.subscribers.values()))
+        await JobQueue(fake_redis(server)).announce(job.id)
+
+    return announce
+
+
+@pytest.fixture
+def never_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watcher_module, "_POLL_SECONDS", 3600)
 
 
-async def announced(server: FakeServer, job_id: UUID) -> None:
-    """Say once that a job has changed, when somebody listens."""
-    await until(lambda: any(server.subscribers.values()))
-    await JobQueue(fake_redis(server)).announce(job_id)
+@pytest.fixture
+def polls_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watcher_module, "_POLL_SECONDS", 0.001)
 
 
-async def test_what_has_ended_already_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    never_looks(monkeypatch)
-    book, job_id = Book(monkeypatch), uuid4()
-    book.ended = {job_id}
-    watcher = Watcher(book, JobQueue(fake_redis()))
+async def seen(watcher: Watcher, job: Job, version: int | None, states: list[int]) -> None:
+    """Follow a job to its end, and note the versions that were shown."""
+    async with aclosing(watcher.follow(job.id, version)) as following:
+        async for state in following:
+            states += [state.version]
+
+
+# --- waiting for the end -------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("never_polls")
+async def test_what_has_ended_already_is_not_waited_for(book: Book, watcher: Watcher) -> None:
+    job = book.add()
+    book.end(job)
     async with asyncio.timeout(5), watcher.watching():
-        await watcher.ended(job_id, 3600)
+        await watcher.ended(job.id, 3600)
 
 
-async def test_an_announcement_wakes_whoever_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    never_looks(monkeypatch)
-    server, book, job_id = FakeServer(), Book(monkeypatch), uuid4()
-    watcher = Watcher(book, JobQueue(fake_redis(server)))
+@pytest.mark.usefixtures("never_polls")
+async def test_what_is_gone_is_not_waited_for(watcher: Watcher) -> None:
+    async with asyncio.timeout(5), watcher.watching():
+        await watcher.ended(uuid4(), 3600)
+
+
+@pytest.mark.usefixtures("never_polls")
+async def test_an_announcement_wakes_whoever_waits(
+    book: Book, watcher: Watcher, announce: Callable[[Job], Awaitable[None]]
+) -> None:
+    job = book.add()
     async with watcher.watching():
-        waiting = asyncio.create_task(watcher.ended(job_id, 3600))
+        waiting = asyncio.create_task(watcher.ended(job.id, 3600))
         await until(lambda: book.asked == 1)
-        book.ended = {job_id}
-        await announced(server, job_id)
+        book.end(job)
+        await announce(job)
         async with asyncio.timeout(5):
             await waiting
 
 
+@pytest.mark.usefixtures("never_polls")
 async def test_an_announcement_of_something_less_than_the_end_wakes_nobody_for_good(
-    monkeypatch: pytest.MonkeyPatch,
+    book: Book, watcher: Watcher, announce: Callable[[Job], Awaitable[None]]
 ) -> None:
-    never_looks(monkeypatch)
-    server, book, job_id = FakeServer(), Book(monkeypatch), uuid4()
-    watcher = Watcher(book, JobQueue(fake_redis(server)))
+    job = book.add()
     async with watcher.watching():
-        waiting = asyncio.create_task(watcher.ended(job_id, 3600))
+        waiting = asyncio.create_task(watcher.ended(job.id, 3600))
         for looks in (1, 2, 3):
             await until(lambda looks=looks: book.asked == looks)  # type: ignore[misc]
-            await announced(server, job_id)
+            book.change(job)
+            await announce(job)
         await until(lambda: book.asked == 4)
         assert not waiting.done()
-        book.ended = {job_id}
-        await announced(server, job_id)
+        book.end(job)
+        await announce(job)
         async with asyncio.timeout(5):
             await waiting
 
 
-async def test_when_redis_is_silent_a_look_wakes_whoever_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watcher_module, "_POLL_SECONDS", 0.001)
-    server, book, job_id = FakeServer(), Book(monkeypatch), uuid4()
+@pytest.mark.usefixtures("polls_often")
+async def test_when_redis_is_silent_a_look_wakes_whoever_waits(
+    book: Book, watcher: Watcher, server: FakeServer
+) -> None:
     server.connected = False
-    watcher = Watcher(book, JobQueue(fake_redis(server)))
+    job = book.add()
     async with watcher.watching(), asyncio.timeout(5):
-        waiting = asyncio.create_task(watcher.ended(job_id, 3600))
+        waiting = asyncio.create_task(watcher.ended(job.id, 3600))
         await until(lambda: book.asked > 1)
-        book.ended = {job_id}
+        book.end(job)
         await waiting
 
 
-async def test_whoever_has_waited_long_enough_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    never_looks(monkeypatch)
-    watcher = Watcher(Book(monkeypatch), JobQueue(fake_redis()))
+@pytest.mark.usefixtures("polls_often")
+async def test_whoever_waits_survives_that_postgresql_is_away(book: Book, watcher: Watcher) -> None:
+    job = book.add()
+    book.is_up = False
+    async with watcher.watching(), asyncio.timeout(5):
+        waiting = asyncio.create_task(watcher.ended(job.id, 3600))
+        await until(lambda: book.asked > 2)
+        book.is_up = True
+        book.end(job)
+        await waiting
+
+
+@pytest.mark.usefixtures("never_polls")
+async def test_whoever_has_waited_long_enough_is_let_go(book: Book, watcher: Watcher) -> None:
+    job = book.add()
     began = time.monotonic()
     async with watcher.watching():
-        await watcher.ended(uuid4(), 0.05)
+        await watcher.ended(job.id, 0.05)
 
     assert 0.05 <= time.monotonic() - began < 5
 
 
-async def test_a_thousand_who_wait_for_one_job_share_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watcher_module, "_POLL_SECONDS", 0.05)
-    book, job_id = Book(monkeypatch), uuid4()
-    watcher = Watcher(book, JobQueue(fake_redis()))
-    async with watcher.watching():
-        waiting = [asyncio.create_task(watcher.ended(job_id, 3600)) for _ in range(1000)]
-        await until(lambda: book.asked >= 1000)
-        before = book.asked
-        book.ended = {job_id}
-        await asyncio.gather(*waiting)
-
-    assert book.asked - before <= 1000 + 2  # one look for all, and each one's own when it is woken
-
-
-async def test_nothing_is_kept_of_those_who_have_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    never_looks(monkeypatch)
-    watcher = Watcher(Book(monkeypatch), JobQueue(fake_redis()))
-    gave_up = asyncio.create_task(watcher.ended(uuid4(), 3600))
-    await until(lambda: bool(watcher._waiting))
+@pytest.mark.usefixtures("never_polls")
+async def test_nothing_is_kept_of_those_who_have_gone(book: Book, watcher: Watcher) -> None:
+    job = book.add()
+    gave_up = asyncio.create_task(watcher.ended(job.id, 3600))
+    await until(lambda: bool(watcher._watched))
     gave_up.cancel()
     await asyncio.gather(gave_up, return_exceptions=True)
-    await watcher.ended(uuid4(), 0)
+    await watcher.ended(job.id, 0)
 
-    assert not watcher._waiting
+    assert not watcher._watched
 
 
-async def test_while_nobody_waits_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_while_nobody_waits_nobody_looks(book: Book, watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watcher_module, "_POLL_SECONDS", 0)
-    book = Book(monkeypatch)
-    async with Watcher(book, JobQueue(fake_redis())).watching():
+    async with watcher.watching():
         for _ in range(100):
             await asyncio.sleep(0)
 
     assert book.asked == 0
 
 
-async def test_everybody_is_released_at_once_and_nobody_waits_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    never_looks(monkeypatch)
-    watcher = Watcher(Book(monkeypatch), JobQueue(fake_redis()))
-    waiting = [asyncio.create_task(watcher.ended(uuid4(), 3600)) for _ in range(3)]
-    await until(lambda: len(watcher._waiting) == 3)
+@pytest.mark.usefixtures("never_polls")
+async def test_everybody_is_released_at_once_and_nobody_waits_any_more(book: Book, watcher: Watcher) -> None:
+    waiting = [asyncio.create_task(watcher.ended(book.add().id, 3600)) for _ in range(3)]
+    following = [asyncio.create_task(seen(watcher, book.add(), None, [])) for _ in range(3)]
+    await until(lambda: len(watcher._watched) == 6)
     watcher.release()
     async with asyncio.timeout(5):
-        await asyncio.gather(*waiting)
-        await watcher.ended(uuid4(), 3600)
+        await asyncio.gather(*waiting, *following)
+        await watcher.ended(book.add().id, 3600)
+        await seen(watcher, book.add(), None, [])
 
-    assert watcher._waiting == {}
+    assert watcher._watched == {}
+
+
+# --- following every change ----------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("never_polls")
+async def test_a_follower_is_shown_every_change_until_the_end(
+    book: Book, watcher: Watcher, announce: Callable[[Job], Awaitable[None]]
+) -> None:
+    job, states = book.add(), list[int]()
+    async with watcher.watching():
+        following = asyncio.create_task(seen(watcher, job, None, states))
+        await until(lambda: states == [1])
+        book.change(job)
+        await announce(job)
+        await until(lambda: states == [1, 2])
+        book.end(job)
+        await announce(job)
+        async with asyncio.timeout(5):
+            await following
+
+    assert states == [1, 2, 3]
+
+
+@pytest.mark.usefixtures("polls_often")
+async def test_a_follower_goes_on_from_what_it_has_seen(book: Book, watcher: Watcher) -> None:
+    job, states = book.add(), list[int]()
+    async with watcher.watching(), asyncio.timeout(5):
+        following = asyncio.create_task(seen(watcher, job, 1, states))
+        await until(lambda: book.asked > 3)
+        book.end(job)
+        await following
+
+    assert states == [2]
+
+
+@pytest.mark.usefixtures("never_polls")
+async def test_whoever_has_seen_the_end_is_shown_nothing(book: Book, watcher: Watcher) -> None:
+    job, states = book.add(), list[int]()
+    book.end(job)
+    async with watcher.watching(), asyncio.timeout(5):
+        await seen(watcher, job, 2, states)
+
+    assert states == []
+
+
+@pytest.mark.usefixtures("polls_often")
+async def test_a_slow_follower_is_shown_what_is_and_not_what_was(book: Book, watcher: Watcher) -> None:
+    job, states = book.add(), list[int]()
+    async with watcher.watching(), asyncio.timeout(5), aclosing(watcher.follow(job.id, None)) as following:
+        states.append((await anext(following)).version)
+        for _ in range(5):
+            book.change(job)
+            asked = book.asked
+            await until(lambda asked=asked: book.asked > asked + 3)  # type: ignore[misc]
+        states.append((await anext(following)).version)
+
+    assert states == [1, 6]
+
+
+@pytest.mark.usefixtures("polls_often")
+async def test_a_follower_who_was_busy_when_the_job_ended_is_shown_the_end(book: Book, watcher: Watcher) -> None:
+    job = book.add()
+    async with watcher.watching(), asyncio.timeout(5), aclosing(watcher.follow(job.id, None)) as following:
+        await anext(following)
+        book.end(job)
+        asked = book.asked
+        await until(lambda: book.asked > asked + 3)
+        assert [state.status async for state in following] == [JobStatus.SUCCEEDED]
+
+
+@pytest.mark.usefixtures("polls_often")
+async def test_a_job_that_is_gone_is_followed_no_further(book: Book, watcher: Watcher) -> None:
+    job, states = book.add(), list[int]()
+    async with watcher.watching(), asyncio.timeout(5):
+        following = asyncio.create_task(seen(watcher, job, None, states))
+        await until(lambda: states == [1])
+        del book.rows[job.id]
+        await following
+
+
+@pytest.mark.usefixtures("never_polls")
+async def test_a_thousand_followers_of_a_thousand_jobs_are_shown_them_by_a_few_looks(
+    book: Book, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs, states = [book.add() for _ in range(1000)], [list[int]() for _ in range(1000)]
+    async with watcher.watching():
+        following = [
+            asyncio.create_task(seen(watcher, job, None, shown)) for job, shown in zip(jobs, states, strict=True)
+        ]
+        await until(lambda: all(states))
+        first = book.asked
+        monkeypatch.setattr(watcher_module, "_POLL_SECONDS", 0.05)
+        for job in jobs:
+            book.end(job)
+        watcher._look_soon(*(job.id for job in jobs))
+        async with asyncio.timeout(5):
+            await asyncio.gather(*following)
+
+    assert states == [[1, 2]] * 1000
+    assert (first, book.asked) == (1, 2)

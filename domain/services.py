@@ -31,6 +31,7 @@ from domain.schedules.starter import Starter
 from domain.settings import Settings, require_database, require_servers
 from domain.snapshots.bulk import BulkSnapshotService
 from domain.snapshots.repository import refuse_if_it_has_snapshots
+from domain.snapshots.scheduled import ScheduledSnapshots
 from domain.snapshots.service import SnapshotService
 from domain.snapshots.snapshotting import Snapshotting
 from domain.storage.backends import Backends
@@ -72,9 +73,9 @@ def handlers(
     }
 
 
-def actions(expansion: ExpansionService, backends: Backends) -> dict[str, Action]:
+def actions(expansion: ExpansionService, snapshots: BulkSnapshotService, backends: Backends) -> dict[str, Action]:
     """Draw up the table of what a schedule may ask for."""
-    return {EXPAND: ScheduledExpansion(expansion, backends)}
+    return {EXPAND: ScheduledExpansion(expansion, backends), SNAPSHOT: ScheduledSnapshots(snapshots, backends)}
 
 
 async def _nothing(_: Job, __: Grant) -> None:
@@ -99,6 +100,7 @@ class Services:
     expansion: ExpansionService
     bulk_snapshots: BulkSnapshotService
     chunks: Chunks
+    actions: dict[str, Action]
     schedules: ScheduleService
     starter: Starter
     jobs: JobService
@@ -173,7 +175,7 @@ def compose(settings: Settings, database: Database, queue: JobQueue, backends: B
     }
     bulk = BulkService(database, queue, operations)
     table = handlers(volumes, snapshots, bulk, expansion, bulk_snapshots)
-    schedulable = actions(expansion, backends)
+    schedulable = actions(expansion, bulk_snapshots, backends)
     return Services(
         settings=settings,
         database=database,
@@ -185,6 +187,7 @@ def compose(settings: Settings, database: Database, queue: JobQueue, backends: B
         expansion=expansion,
         bulk_snapshots=bulk_snapshots,
         chunks=Chunks(database, queue, operations, patience=settings.busy_seconds),
+        actions=schedulable,
         schedules=ScheduleService(database, schedulable),
         starter=Starter(database, queue, schedulable),
         jobs=JobService(database, queue, table),

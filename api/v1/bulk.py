@@ -14,13 +14,12 @@ from api.problems import GROWTH_REQUIRED
 from api.v1.growth import BulkIn, GrowthSaid
 from api.v1.ledger import ItemOut, ItemQuery, PlanOut
 from api.v1.schemas import JobOut
-from api.v1.selecting import BulkSnapshotIn, Selecting
+from api.v1.selecting import BulkSnapshotIn
 from domain.errors import BadCursor, JobNotFound, UnknownBackend
 from domain.expansion.policy import BulkExpansion
 from domain.expansion.service import ExpansionService
 from domain.jobs.acceptance import Origin
 from domain.jobs.model import Job
-from domain.services import Services
 
 log = structlog.get_logger(__name__)
 
@@ -42,7 +41,7 @@ async def expand_volumes(
     wish: BulkIn, services: Front, expansion: Expansion, origin: Asked, answer: Answer
 ) -> JobOut | Response:
     """Accept one job that grows every selected volume, `max_concurrent` at once; its items say what became of each."""
-    _require_backend(wish, services)
+    wish.selection().require_backend(services.backends)
     if wish.dry_run:
         plan = PlanOut.of(await expansion.preview(wish.expansion()))
         return Response(plan.model_dump_json(), media_type="application/json")
@@ -62,7 +61,7 @@ async def take_snapshots(
     wish: BulkSnapshotIn, services: Front, snapshots: BulkSnapshots, origin: Asked, answer: Answer
 ) -> JobOut:
     """Accept one job that takes a snapshot of every selected volume; its items say what became of each."""
-    _require_backend(wish, services)
+    wish.selection().require_backend(services.backends)
     job = await snapshots.request_snapshots(wish.snapshots(), origin=origin)
     _say(job, wish.max_concurrent)
     return await answer(job)
@@ -87,11 +86,6 @@ async def request_bulk(wanted: BulkExpansion, expansion: ExpansionService, origi
     job = await expansion.request_expand(wanted, origin=origin)
     _say(job, wanted.max_concurrent)
     return job
-
-
-def _require_backend(wish: Selecting, services: Services) -> None:
-    if wish.backend is not None and wish.backend not in services.backends:
-        raise UnknownBackend(f"There is no backend named {wish.backend!r}.", field="backend")
 
 
 def _say(job: Job, max_concurrent: int) -> None:

@@ -12,6 +12,7 @@ from api.pagination import PageQuery
 from api.v1.body import Body
 from api.v1.fields import JobKind, Moment, Name
 from api.v1.growth import BulkIn
+from api.v1.selecting import ScheduledSnapshotIn
 from domain.jobs.states import JobStatus
 from domain.schedules.model import CATCH_UP_SECONDS, Run, Schedule
 from domain.schedules.service import NewSchedule
@@ -61,7 +62,7 @@ class ExpansionParams(BulkIn):
 
 
 #: The shape of what each action asks for.
-PARAMS: Final[dict[str, type[Body]]] = {"bulk.expand": ExpansionParams}
+PARAMS: Final[dict[str, type[Body]]] = {"bulk.expand": ExpansionParams, "bulk.snapshot": ScheduledSnapshotIn}
 
 Cron = Annotated[
     str,

@@ -8,7 +8,7 @@ from api.absent import Given
 from api.v1.body import Body
 from api.v1.fields import MAX_CONCURRENT, NAME_PATTERN, BackendName, Labels, VolumeIds
 from domain.bulk.selection import Selection
-from domain.snapshots.policy import MAX_KEPT, MAX_PREFIX, BulkSnapshot, Keep
+from domain.snapshots.policy import MAX_KEPT, MAX_PREFIX, BulkSnapshot
 
 _KEPT: Any = {"ge": 1, "le": MAX_KEPT, "strict": True}
 
@@ -62,7 +62,3 @@ class ScheduledSnapshotIn(BulkSnapshotIn):
         Given[Annotated[int, Field(**_KEPT)]],
         Field(description="Keep those that are not older; with `keep_last`, whatever either of them keeps."),
     ] = None
-
-    def snapshots(self) -> BulkSnapshot:
-        """Say it to the domain."""
-        return BulkSnapshot(self.name, self.selection(), self.max_concurrent, Keep(self.keep_last, self.keep_days))

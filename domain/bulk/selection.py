@@ -1,12 +1,14 @@
 """Which volumes a bulk job is for, and how many of them at once."""
 
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, Final, Self
 from uuid import UUID
 
-from domain.errors import Invalid
+from domain.errors import Invalid, UnknownBackend
 
 _MAX_LANES: Final = 8
+_DEFAULT_CONCURRENT: Final = 10
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,29 @@ class Selection:
         """Read it from a job."""
         ids = None if params["ids"] is None else tuple(UUID(volume_id) for volume_id in params["ids"])
         return cls(ids, params["labels"], params["backend"])
+
+    def require_backend(self, backends: Container[str]) -> None:
+        """Refuse volumes on a backend that there is not.
+
+        Raises:
+            UnknownBackend: it is so.
+        """
+        if self.backend is not None and self.backend not in backends:
+            raise UnknownBackend(f"There is no backend named {self.backend!r}.", field="backend")
+
+
+def read_wish(wish: Mapping[str, Any], own: Container[str]) -> dict[str, Any]:
+    """Read what a client says of a bulk job, one level deep, as a job keeps it; ``own`` members are left as they are.
+
+    Raises:
+        Invalid: naming a member that there is not.
+    """
+    selecting = {field.name for field in fields(Selection)}
+    if unknown := [name for name in wish if name not in own and name not in {*selecting, "max_concurrent"}]:
+        raise Invalid("There is no such member.", field=min(unknown))
+    given = {name: value for name, value in wish.items() if name in selecting}
+    rest = {name: value for name, value in wish.items() if name not in selecting}
+    return {"max_concurrent": _DEFAULT_CONCURRENT, "selection": Selection().params() | given} | rest
 
 
 def require_within(max_concurrent: int, limit: int) -> None:

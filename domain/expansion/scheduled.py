@@ -7,15 +7,12 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.errors import Invalid, UnknownBackend
+from domain.bulk.selection import read_wish
 from domain.expansion.policy import BulkExpansion
 from domain.expansion.service import ExpansionService
 from domain.jobs.model import Job
 
 _GROWTH: Final = ("to", "by", "percent", "step", "up_to", "usage_above")
-_SELECTION: Final = ("ids", "labels", "backend")
-_NOTHING_SAID: Final[dict[str, Any]] = {"ids": None, "labels": {}, "backend": None}
-_DEFAULT_CONCURRENT: Final = 10
 
 
 class ScheduledExpansion:
@@ -32,9 +29,7 @@ class ScheduledExpansion:
             Invalid: naming the parameter.
         """
         wanted = wished(params)
-        backend = wanted.selection.backend
-        if backend is not None and backend not in self._backends:
-            raise UnknownBackend(f"There is no backend named {backend!r}.", field="backend")
+        wanted.selection.require_backend(self._backends)
         self._expansion.check(wanted)
 
     async def request(
@@ -49,20 +44,11 @@ class ScheduledExpansion:
 
 
 def wished(params: dict[str, Any]) -> BulkExpansion:
-    """Read a wish as it is on the wire: one level deep, and nothing in it that was not said.
+    """Read a wish as it is on the wire.
 
     Raises:
         Invalid: naming the member.
     """
-    unknown = params.keys() - {*_GROWTH, *_SELECTION, "policy", "max_concurrent"}
-    if unknown:
-        raise Invalid("There is no such member.", field=min(unknown))
-    growth = {name: params[name] for name in _GROWTH if name in params}
-    selection = {name: params[name] for name in _SELECTION if name in params}
-    return BulkExpansion.of(
-        {
-            "policy": params.get("policy", growth),
-            "selection": _NOTHING_SAID | selection,
-            "max_concurrent": params.get("max_concurrent", _DEFAULT_CONCURRENT),
-        }
-    )
+    wish = read_wish(params, own={*_GROWTH, "policy"})
+    growth = {name: wish[name] for name in _GROWTH if name in wish}
+    return BulkExpansion.of({"policy": growth} | wish)

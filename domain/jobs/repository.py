@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, insert, null, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.jobs.model import Job
-from domain.jobs.states import JobStatus
+from domain.jobs.states import ENDED, JobStatus
 
 #: What is known of a job before PostgreSQL has filled in the rest.
 _GIVEN: Final = (
@@ -59,6 +59,12 @@ class JobRepository:
         if before is not None:
             query = query.where(Job.id < before)
         return (await self._session.scalars(query)).all()
+
+    async def ended_among(self, job_ids: Collection[UUID]) -> Sequence[UUID]:
+        """Tell which of these jobs have ended, or are gone."""
+        live = select(Job.id).where(Job.id.in_(job_ids), Job.status.not_in(ENDED))
+        still = set((await self._session.scalars(live)).all())
+        return [job_id for job_id in job_ids if job_id not in still]
 
     async def some(self, job_ids: Collection[UUID]) -> Sequence[Job]:
         """Read those of these jobs that exist."""

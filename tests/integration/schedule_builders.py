@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from domain.schedules.model import Schedule
 from domain.schedules.service import NewSchedule, ScheduleService
 from domain.schedules.starter import Starter
-from domain.services import Services, actions
+from domain.services import Services
 from tests.integration.job_builders import sql
 
 MIDNIGHT = datetime(2026, 1, 31, tzinfo=UTC)
@@ -30,11 +30,11 @@ class Clock:
 
 def a_starter(services: Services, clock: Clock) -> Starter:
     """Be one more replica's, on its own connections when it comes to it."""
-    return Starter(services.database, services.queue, actions(services.expansion, services.backends), clock=clock)
+    return Starter(services.database, services.queue, services.actions, clock=clock)
 
 
 def a_service(services: Services, clock: Clock) -> ScheduleService:
-    return ScheduleService(services.database, actions(services.expansion, services.backends), clock=clock)
+    return ScheduleService(services.database, services.actions, clock=clock)
 
 
 async def a_schedule(services: Services, clock: Clock, cron: str = "* * * * *", **members: Any) -> Schedule:

@@ -11,7 +11,7 @@ import pytest
 
 from api.main import create_app
 from api.v1.schedule_shapes import PARAMS
-from domain.services import Services, actions
+from domain.services import Services
 from tests.integration.job_builders import sql
 from tests.integration.schedule_builders import end_jobs
 
@@ -309,4 +309,4 @@ async def test_a_schedule_that_is_deleted_leaves_its_job_alone(services: Service
 
 
 def test_every_action_has_a_shape_and_every_shape_an_action(services: Services) -> None:
-    assert PARAMS.keys() == actions(services.expansion, services.backends).keys()
+    assert PARAMS.keys() == services.actions.keys()

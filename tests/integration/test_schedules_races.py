@@ -17,7 +17,7 @@ from domain.errors import ScheduleBusy, ScheduleNotFound
 from domain.jobs.model import Job
 from domain.schedules.model import Schedule
 from domain.schedules.starter import Starter
-from domain.services import Services, actions
+from domain.services import Services
 from domain.settings import Settings
 from tests.integration.job_builders import a_foreman, row, sql
 from tests.integration.schedule_builders import (
@@ -48,7 +48,7 @@ class Dying:
         """All are good."""
 
     def __init__(self, services: Services) -> None:
-        self._action = actions(services.expansion, services.backends)["bulk.expand"]
+        self._action = services.actions["bulk.expand"]
 
     async def request(
         self, session: AsyncSession, params: dict[str, Any], *, schedule_id: UUID, scheduled_for: datetime

@@ -9,11 +9,13 @@ import pytest
 from pydantic import ValidationError
 
 from api.main import create_app
+from api.v1.schedule_shapes import said_params
 from api.v1.selecting import ScheduledSnapshotIn
 from domain.bulk.model import Item
 from domain.bulk.selection import Selection
 from domain.bulk.states import ItemStatus
 from domain.snapshots.policy import BulkSnapshot, Keep
+from domain.snapshots.scheduled import wished
 from tests.unit.fakes import FakeServices, client_of, job_row
 
 SNAPSHOTS = "/api/v1/volumes/snapshots"
@@ -108,9 +110,11 @@ async def test_snapshots_is_no_volume(client: httpx.AsyncClient, method: str) ->
 
 
 def test_a_schedule_may_say_what_it_keeps() -> None:
-    wish = ScheduledSnapshotIn.model_validate({"name": "nightly", "keep_last": 3, "keep_days": 7})
+    said = {"name": "nightly", "keep_last": 3, "keep_days": 7, "labels": {"team": "search"}}
 
-    assert wish.snapshots() == BulkSnapshot("nightly", keep=Keep(3, 7))
+    assert wished(said_params("bulk.snapshot", said)) == BulkSnapshot(
+        "nightly", Selection(labels={"team": "search"}), keep=Keep(3, 7)
+    )
 
 
 @pytest.mark.parametrize("rule", ["keep_last", "keep_days"])

@@ -109,7 +109,7 @@ def test_an_operation_that_names_a_thing_declares_that_it_may_be_missing(documen
 def test_every_accepting_operation_declares_where_to_look_next(document: dict[str, Any]) -> None:
     accepting = [operation for operation in operations(document) if "202" in operation["responses"]]
 
-    assert len(accepting) == 10 + 7, "v1 and v0"
+    assert len(accepting) == 11 + 7, "v1 and v0"
     for operation in accepting:
         assert {"Location", "Retry-After", "Preference-Applied"} <= operation["responses"]["202"]["headers"].keys()
 

@@ -84,7 +84,7 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_what_goes_well_succeeds_under_the_snapshots_own_fence() -> None:
     task, storage = a_task(), Shaky()
 
-    assert await done(storage, task) == Result(replace(task.entry, status="succeeded", code="snapshotted"), 7)
+    assert await done(storage, task) == Result(replace(task.entry, status=ItemStatus.SUCCEEDED, code="snapshotted"), 7)
     assert storage.calls == [("take", task.volume_id, task.entry.snapshot_id, Fence(3, 4))]
 
 

@@ -56,9 +56,6 @@ class Customer:
             cursor = page["next_cursor"]
         return items
 
-    def knows(self, address: str) -> bool:
-        return self._http.get(f"/api/v1{address}").status_code != httpx.codes.NOT_FOUND
-
     def sizes(self) -> dict[str, int]:
         return {volume["id"]: volume["size"] for volume in self.all("/volumes")}
 

@@ -268,6 +268,14 @@ async def test_snapshots_of_a_lane_that_would_be_refused_are_lifted_above_the_fe
     await assert_one_each(services, tmp_path)
 
 
+async def test_a_volume_is_only_kept_from_others_so_its_fence_is_not_the_lanes(services: Services, job: Job) -> None:
+    task = (await taken(services, await its_lane(services, job, rings=3)))[0]
+    version = (await services.volumes.get(task.volume_id)).version
+    await services.backends.reach("files").expand(task.volume_id, MIB, leave(version))  # by some other history
+
+    assert await told(services) == [("fence-behind", f"volume {task.volume_id}", True)]
+
+
 async def test_how_far_one_of_many_copies_is_says_nothing_of_the_lane(services: Services, job: Job) -> None:
     lane = await its_lane(services, job)
     grant = Grant(lane.id, Fence(*lane.fence), math.inf)

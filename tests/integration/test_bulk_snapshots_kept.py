@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from domain.bulk.operation import Result
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
@@ -145,13 +146,14 @@ async def test_a_snapshot_in_use_is_let_be_until_the_next_run(services: Services
 async def test_a_volume_whose_new_snapshot_failed_keeps_its_old_ones(services: Services, working: Working) -> None:
     good, bad = await stored_volumes(services, 2)
     async with working(services.settings):
-        await run(services, 0, Keep(last=1))
-        await services.backends.reach("files").delete(bad, leave(1000))
-        job = await run(services, 1, Keep(last=1))
+        for night in range(2):
+            await run(services, night, Keep())
+        Path(str(services.volumes.path(await services.volumes.get(bad)))).unlink()
+        job = await run(services, 2, Keep(last=1))
 
     assert (job.status, job.succeeded, job.failed) == ("partial", 1, 1)
-    assert await names(services, good) == ["nightly-20260102T020000000Z"]
-    assert await names(services, bad) == ["nightly-20260101T020000000Z"]
+    assert await names(services, good) == ["nightly-20260103T020000000Z"]
+    assert await names(services, bad) == ["nightly-20260101T020000000Z", "nightly-20260102T020000000Z"]
 
 
 async def test_what_a_retry_makes_is_the_schedules_own(services: Services, working: Working) -> None:
@@ -167,19 +169,34 @@ async def test_what_a_retry_makes_is_the_schedules_own(services: Services, worki
     assert await names(services, volume_id) == ["nightly-20260103T020000000Z"]
 
 
+async def done_but_not_recorded(services: Services, job: Job) -> tuple[Job, list[Result]]:
+    """A lane that has taken all snapshots of a job, and what it has to record."""
+    job, chunks = await carried_out(services, job), services.chunks
+    lane_id = (await sql(services, "SELECT id FROM jobs WHERE parent_id = :id LIMIT 1", id=job.id))[0].id
+    _, lane = await claimed(services, await services.jobs.get(lane_id))
+    tasks = await chunks.take(lane, await chunks.claim(lane, 10), {})
+    grant = Grant(lane.id, Fence(*lane.fence), math.inf)
+    return lane, [result for task in tasks if (result := await chunks.do(lane, task, grant)) is not None]
+
+
+async def test_the_newest_is_kept_however_long_it_took(services: Services) -> None:
+    (volume_id,) = await stored_volumes(services, 1)
+    lane, results = await done_but_not_recorded(services, await a_run(services, 0, Keep(days=1)))
+    await grow_old(services, 2)
+
+    await services.chunks.record(lane, results)
+
+    assert len(await names(services, volume_id)) == 1
+
+
 async def test_recorded_twice_is_deleted_once(services: Services, working: Working) -> None:
     volumes = await stored_volumes(services, 3)
     async with working(services.settings):
         await run(services, 0, Keep(last=1))
-    job = await carried_out(services, await a_run(services, 1, Keep(last=1)))
-    lane_id = (await sql(services, "SELECT id FROM jobs WHERE parent_id = :id LIMIT 1", id=job.id))[0].id
-    _, lane = await claimed(services, await services.jobs.get(lane_id))
-    chunks, grant = services.chunks, Grant(lane.id, Fence(*lane.fence), math.inf)
-    tasks = await chunks.take(lane, await chunks.claim(lane, 10), {})
-    results = [result for task in tasks if (result := await chunks.do(lane, task, grant)) is not None]
+    lane, results = await done_but_not_recorded(services, await a_run(services, 1, Keep(last=1)))
 
     for _ in range(2):
-        await chunks.record(lane, results)
+        await services.chunks.record(lane, results)
 
     deletes = await sql(services, "SELECT snapshot_id, rung_at FROM jobs WHERE kind = 'snapshot.delete'")
     assert len({row.snapshot_id for row in deletes}) == len(deletes) == len(volumes)

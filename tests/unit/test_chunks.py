@@ -34,7 +34,7 @@ from domain.storage.driver import (
 )
 from tests.unit.worker_fakes import a_job
 
-BUG = ValueError("a bug")
+BUG, PASSING = ValueError("a bug"), TransientStorageError()
 
 
 class Shaky:
@@ -76,7 +76,7 @@ async def done(storage: Shaky, task: Task) -> Result | None:
     return await on(storage).do(a_lane(), task, Grant(uuid7(), Fence(0, 4), math.inf))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunks_module, "_PAUSE_SECONDS", 0.0)
 
@@ -84,10 +84,11 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_what_goes_well_succeeds_under_the_snapshots_own_fence() -> None:
     task, storage = a_task(), Shaky()
 
-    assert await done(storage, task) == Result(replace(task.entry, status=ItemStatus.SUCCEEDED, code="snapshotted"), 7)
+    assert await done(storage, task) == Result(task.ends(ItemStatus.SUCCEEDED, "snapshotted"), 7)
     assert storage.calls == [("take", task.volume_id, task.entry.snapshot_id, Fence(3, 4))]
 
 
+@pytest.mark.usefixtures("_no_pause")
 async def test_a_failure_that_may_pass_gets_a_second_and_a_third_chance() -> None:
     storage = Shaky(TransientStorageError(), TransientStorageError())
     result = await done(storage, a_task())
@@ -105,13 +106,10 @@ async def test_whoever_is_stopped_or_finds_the_lock_held_leaves_it_as_it_is(reas
     assert [call[0] for call in storage.calls] == ["take"]
 
 
+@pytest.mark.usefixtures("_no_pause")
 @pytest.mark.parametrize(
     ("errors", "code"),
-    [
-        ([StorageFull()], "storage-full"),
-        ([TransientStorageError()] * 3, TransientStorageError.code),
-        ([BUG], "internal"),
-    ],
+    [([StorageFull()], "storage-full"), ([PASSING] * 3, PASSING.code), ([BUG], "internal")],
     ids=["for good", "three times", "a bug"],
 )
 async def test_what_fails_is_sealed_and_leaves_nothing_if_nothing_is_there(errors: list[Exception], code: str) -> None:

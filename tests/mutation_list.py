@@ -179,7 +179,7 @@ _LIST: Final = (
     Mutation(
         "kept-by-somebody-else",
         "a schedule would delete what was made by hand, or by another one",
-        "domain/snapshots/batches.py",
+        "domain/snapshots/repository.py",
         "Snapshot.volume_id.in_(volume_ids), Snapshot.schedule_id == schedule_id, ",
         "Snapshot.volume_id.in_(volume_ids), ",
         (

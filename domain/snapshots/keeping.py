@@ -9,10 +9,10 @@ from uuid_utils.compat import uuid7
 
 from domain.jobs.model import Job
 from domain.jobs.repository import JobRepository
-from domain.snapshots.batches import SnapshotBatchRepository
 from domain.snapshots.jobs import SnapshotJobs
 from domain.snapshots.model import Snapshot
 from domain.snapshots.policy import Keep
+from domain.snapshots.repository import SnapshotBatchRepository
 from domain.snapshots.states import SnapshotState
 from domain.volumes.repository import VolumeRepository
 

@@ -16,11 +16,10 @@ from domain.bulk.ledger import Entry, Lane
 from domain.bulk.model import Item
 from domain.bulk.operation import Result, Task
 from domain.bulk.states import Code, ItemStatus
-from domain.snapshots.batches import SnapshotBatchRepository
 from domain.snapshots.keeping import Keeping
 from domain.snapshots.model import Snapshot
 from domain.snapshots.policy import Keep
-from domain.snapshots.repository import SnapshotEnding, SnapshotRepository
+from domain.snapshots.repository import SnapshotBatchRepository, SnapshotEnding, SnapshotRepository
 from domain.snapshots.states import SnapshotState
 from domain.storage.backends import Backends
 from domain.storage.driver import Grant

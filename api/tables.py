@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-Thing = dict[str, Any]
+from api.calls import Thing
 
 #: Where nobody says how wide a line may be, ids must not be cut off.
 _WIDE: Final = 200

@@ -228,6 +228,22 @@ _LIST: Final = (
         (f"{FENCES}test_a_lower_fence_is_refused_and_changes_nothing",),
     ),
     Mutation(
+        "own-policy-without-a-limit",
+        "a volume whose stored policy has lost its limit would grow every night",
+        "domain/expansion/policy.py",
+        '{"usage_above", "up_to"} <= own.keys() <= _OWN.keys()',
+        "own.keys() <= _OWN.keys()",
+        ("tests/unit/test_growth_policy.py::test_a_stored_policy_that_makes_no_sense_grows_nothing",),
+    ),
+    Mutation(
+        "retry-by-the-policy-of-today",
+        "a retry would grow by what a volume's policy says now, on top of what was written down",
+        "domain/expansion/growing.py",
+        "        wanted = _binding(item.to_size, volume.size)\n",
+        "        wanted = policy.decide(volume.size, used, volume.autogrow)\n",
+        ("tests/integration/test_autogrow.py::test_a_retry_grows_to_the_size_that_was_written_down",),
+    ),
+    Mutation(
         "given-up-without-seal",
         "a volume would be let go while an earlier attempt may still publish",
         "worker/runner.py",

@@ -191,7 +191,7 @@ async def test_a_lane_that_died_is_replayed_with_the_size_that_it_wrote_down(
     assert await size(services, volume_id) == 12
 
 
-async def test_a_retry_grows_to_the_size_that_was_written_down_and_not_by_what_the_policy_says_now(
+async def test_a_retry_grows_to_the_size_that_was_written_down(
     services: Services, own_settings: Settings, working: Working, tmp_path: Path
 ) -> None:
     async with working(own_settings):

@@ -6,20 +6,15 @@ from typing import Any
 import httpx
 import pytest
 
+from api.v1.schedule_shapes import RUN_EXAMPLE, SCHEDULE_EXAMPLE
 from api.v1.schemas import JOB_EXAMPLE
 from tests.unit.cli_scene import Terminal
 
-ID = "01a0b1c2-0000-7000-8000-000000000004"
-TIME = "2026-01-31T02:00:00.000000Z"
-RUN = {"scheduled_for": TIME, "outcome": "started", "job_id": JOB_EXAMPLE["id"], "job_status": "partial"}
-NIGHTLY: dict[str, Any] = {
-    "id": ID,
+ID = SCHEDULE_EXAMPLE["id"]
+RUN = RUN_EXAMPLE | {"job_status": "partial"}
+NIGHTLY = SCHEDULE_EXAMPLE | {
     "name": "nightly-expand",
     "cron": "0 2 * * *",
-    "time_zone": "Europe/Berlin",
-    "action": "bulk.expand",
-    "enabled": True,
-    "next_run_at": TIME,
     "last_runs": [RUN, RUN | {"job_status": "failed"}],
 }
 NEVER_RUN = NIGHTLY | {"name": "new", "enabled": False, "next_run_at": None, "last_runs": []}

@@ -1,16 +1,18 @@
-"""`cistern jobs ...` as a process of its own, on a real API with a real worker."""
+"""`cistern jobs ...` and `cistern schedules ...` as processes of their own, on a real API with a real worker."""
 
 import asyncio
 import json
 import os
 import sys
 from asyncio.subprocess import PIPE, Process
+from typing import Any
 
 import httpx
 
 from tests.acceptance.yard import ROOT, Yard
 
 WAIT = {"Prefer": "wait=30"}
+NIGHTLY = {"name": "nightly-expand", "cron": "0 2 * * *", "action": "bulk.expand", "params": {"policy": "autogrow"}}
 CISTERN = (sys.executable, "-c", "from api.cli import main; main()")
 
 
@@ -45,3 +47,25 @@ async def test_a_bulk_job_is_watched_to_its_end_and_listed_with_it(yard: Yard) -
     listing = await cistern(address, "jobs", "list", "--kind", "bulk.expand", "--json")
     listed = json.loads(await line(listing))
     assert (await listing.wait(), listed["id"], listed["status"]) == (0, job["id"], "succeeded")
+
+
+async def test_a_schedule_is_listed_paused_resumed_and_run(yard: Yard) -> None:
+    yard.start_worker()
+    address = await asyncio.to_thread(yard.start_api)
+
+    async def asked(*arguments: str) -> list[dict[str, Any]]:
+        process = await cistern(address, "schedules", *arguments, "--json")
+        out, _ = await process.communicate()
+        assert process.returncode == 0
+        return [json.loads(line) for line in out.splitlines()]
+
+    async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60) as http:
+        assert (await http.post("/schedules", json=NIGHTLY)).status_code == 201
+    (nightly,) = await asked("list")
+    assert (nightly["name"], nightly["enabled"]) == ("nightly-expand", True)
+    assert [one["enabled"] for one in await asked("pause", "nightly-expand")] == [False]
+    assert [one["enabled"] for one in await asked("resume", nightly["id"])] == [True]
+    seen = await asked("run", "nightly-expand", "--watch")
+    assert (seen[-1]["kind"], seen[-1]["status"]) == ("bulk.expand", "succeeded")
+    (nightly,) = await asked("list")
+    assert [run["job_id"] for run in nightly["last_runs"]] == [seen[-1]["id"]]

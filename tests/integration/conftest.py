@@ -1,12 +1,17 @@
 """What integration tests may ask for beside the servers."""
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 
+import httpx
 import pytest
+from fastapi import FastAPI
 
+from api.main import create_app
+from domain.services import Services
 from domain.settings import Settings
 from tests.inside import working as _working
+from tests.over_http import client_of
 from worker.runner import Runner
 
 Working = Callable[[Settings], AbstractAsyncContextManager[Runner]]
@@ -16,3 +21,16 @@ Working = Callable[[Settings], AbstractAsyncContextManager[Runner]]
 def working() -> Working:
     """A context manager in which a worker works, with the settings given."""
     return _working
+
+
+@pytest.fixture
+def app(services: Services) -> FastAPI:
+    """The API, on the services of the test."""
+    return create_app(lambda: nullcontext(services))
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the API."""
+    async with client_of(app) as client:
+        yield client

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -10,7 +9,6 @@ from uuid import UUID
 import httpx
 import pytest
 
-from api.main import create_app
 from domain.services import Services, open_services
 from domain.settings import Settings
 from tests.acceptance import journal
@@ -31,19 +29,6 @@ def bulk_settings(settings: Settings, tmp_path: Path) -> Settings:
 async def services(bulk_settings: Settings) -> AsyncIterator[Services]:
     async with open_services(bulk_settings) as services:
         yield services
-
-
-@pytest.fixture
-async def client(services: Services) -> AsyncIterator[httpx.AsyncClient]:
-    @asynccontextmanager
-    async def opened() -> AsyncIterator[Services]:
-        yield services
-
-    app = create_app(opened)
-    async with app.router.lifespan_context(app):
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://cistern", timeout=60) as client:
-            yield client
 
 
 def fail_for(tmp_path: Path, volumes: list[UUID]) -> None:

@@ -4,31 +4,15 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
-import pytest
 from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
-from api.main import create_app
 from domain.services import Services
 from domain.volumes.model import Volume
 from tests.bulk import add_volumes
-
-
-@pytest.fixture
-async def client(services: Services) -> AsyncIterator[httpx.AsyncClient]:
-    @asynccontextmanager
-    async def opened() -> AsyncIterator[Services]:
-        yield services
-
-    app = create_app(opened)
-    async with app.router.lifespan_context(app):
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://cistern", timeout=60) as client:
-            yield client
 
 
 async def walk(client: httpx.AsyncClient, address: str, limit: int) -> AsyncIterator[list[dict[str, Any]]]:

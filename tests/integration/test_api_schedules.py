@@ -1,15 +1,12 @@
 """Schedules over HTTP, on real PostgreSQL and Redis: made, looked at, changed, run now, refused by the field's name."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
 
-from api.main import create_app
 from api.v1.schedule_shapes import PARAMS
 from domain.services import Services
 from tests.integration.job_builders import sql
@@ -23,19 +20,6 @@ NIGHTLY: dict[str, Any] = {
     "action": "bulk.expand",
     "params": {"percent": 20, "usage_above": 80, "up_to": "1TiB"},
 }
-
-
-@pytest.fixture
-async def client(services: Services) -> AsyncIterator[httpx.AsyncClient]:
-    @asynccontextmanager
-    async def opened() -> AsyncIterator[Services]:
-        yield services
-
-    app = create_app(opened)
-    async with app.router.lifespan_context(app):
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://cistern", timeout=60) as client:
-            yield client
 
 
 async def made(client: httpx.AsyncClient, **members: Any) -> dict[str, Any]:

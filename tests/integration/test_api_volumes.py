@@ -3,17 +3,13 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
 import httpx
 import pytest
-from fastapi import FastAPI
 from sqlalchemy import func, select, update
 
-from api.main import create_app
 from domain.jobs.model import Job
 from domain.services import Services
 from domain.settings import Settings
@@ -23,23 +19,6 @@ from tests.integration.conftest import Working
 
 VOLUMES = "/api/v1/volumes"
 JOBS = "/api/v1/jobs"
-
-
-@pytest.fixture
-async def app(services: Services) -> FastAPI:
-    @asynccontextmanager
-    async def opened() -> AsyncIterator[Services]:
-        yield services
-
-    return create_app(opened)
-
-
-@pytest.fixture
-async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    async with app.router.lifespan_context(app):
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://cistern", timeout=60) as client:
-            yield client
 
 
 async def create(client: httpx.AsyncClient, name: str, **members: Any) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Volumes that grow as their own policies say: on real files, by one POST, and through accidents only once."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -9,7 +8,6 @@ from uuid import UUID
 import httpx
 import pytest
 
-from api.main import create_app
 from domain.expansion.policy import BulkExpansion, OwnPolicies
 from domain.jobs.model import Job
 from domain.services import Services, open_services
@@ -37,21 +35,6 @@ def own_settings(settings: Settings, tmp_path: Path) -> Settings:
 async def services(own_settings: Settings) -> AsyncIterator[Services]:
     async with open_services(own_settings) as services, services.watcher.watching():
         yield services
-
-
-@pytest.fixture
-async def client(services: Services) -> AsyncIterator[httpx.AsyncClient]:
-    @asynccontextmanager
-    async def opened() -> AsyncIterator[Services]:
-        yield services
-
-    app = create_app(opened)
-    transport = httpx.ASGITransport(app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://cistern", timeout=60) as client,
-    ):
-        yield client
 
 
 async def a_volume(services: Services, name: str, autogrow: dict[str, Any] | None, *, used: int) -> UUID:

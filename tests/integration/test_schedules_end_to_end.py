@@ -1,7 +1,6 @@
 """What schedules are for, from the request to the disk: volumes that grow, and snapshots of which three are kept."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -9,7 +8,6 @@ from uuid import UUID
 import httpx
 import pytest
 
-from api.main import create_app
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.volumes.service import NewVolume
@@ -36,21 +34,6 @@ async def services(settings: Settings, tmp_path: Path) -> AsyncIterator[Services
     on_disk = settings.model_copy(update={"backends": {"local": f"file:{tmp_path}/volumes"}})
     async with open_services(on_disk) as services, services.watcher.watching():
         yield services
-
-
-@pytest.fixture
-async def client(services: Services) -> AsyncIterator[httpx.AsyncClient]:
-    @asynccontextmanager
-    async def opened() -> AsyncIterator[Services]:
-        yield services
-
-    app = create_app(opened)
-    transport = httpx.ASGITransport(app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://cistern", timeout=60) as client,
-    ):
-        yield client
 
 
 async def a_volume(services: Services, name: str, autogrow: dict[str, Any] | None = None, *, used: int = 0) -> UUID:

@@ -8,7 +8,6 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, get_type_hints
 from uuid import UUID
@@ -22,7 +21,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 import api.pagination
 from api.dependencies import _volumes
-from api.main import create_app
 from domain.database import Database
 from domain.expansion.policy import BulkExpansion, GrowthPolicy
 from domain.jobs.acceptance import NOBODY
@@ -36,7 +34,8 @@ from domain.volumes.service import NewVolume, VolumeService
 from tests.acceptance import journal
 from tests.bulk import MIB, add_volumes, ended, most_at_once
 from tests.integration.conftest import Working
-from tests.unit.fakes import FakeServices, client_of, volume_row
+from tests.over_http import client_of
+from tests.unit.fakes import FakeServices, volume_row
 
 HOUSE = Path(__file__).parents[2]
 BY_ONE = GrowthPolicy(by=MIB)
@@ -53,22 +52,6 @@ def seed_settings(settings: Settings, tmp_path: Path) -> Settings:
 async def services(seed_settings: Settings) -> AsyncIterator[Services]:
     async with open_services(seed_settings) as services, services.watcher.watching():
         yield services
-
-
-@pytest.fixture
-async def app(services: Services) -> FastAPI:
-    @asynccontextmanager
-    async def opened() -> AsyncIterator[Services]:
-        yield services
-
-    return create_app(opened)
-
-
-@pytest.fixture
-async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    async with client_of(app) as client:
-        client.timeout = httpx.Timeout(60)
-        yield client
 
 
 async def grown(services: Services, **wish: Any) -> Job:

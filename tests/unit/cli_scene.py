@@ -11,7 +11,8 @@ import pytest
 from api import calls
 from api.cli import main
 from api.main import create_app
-from tests.unit.fakes import FakeServices, client_of
+from tests.over_http import client_of
+from tests.unit.fakes import FakeServices
 
 Answering = Callable[[httpx.Request], httpx.Response]
 

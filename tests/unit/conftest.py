@@ -1,12 +1,29 @@
-"""What the contract tests of all storage drivers share."""
+"""What tests of the routes share, and what the contract tests of all storage drivers do."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import pytest
 
+from api.main import create_app
 from domain.storage.driver import StorageDriver
+from tests.over_http import client_of
+from tests.unit.fakes import FakeServices
 from tests.unit.storage_scene import KEEPING, opened
+
+
+@pytest.fixture
+def fake() -> FakeServices:
+    """What the routes stand on."""
+    return FakeServices()
+
+
+@pytest.fixture
+async def client(fake: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the routes."""
+    async with client_of(create_app(fake.opening())) as client:
+        yield client
 
 
 @pytest.fixture(params=KEEPING)

@@ -1,13 +1,10 @@
 """The services of the front of the house in memory, so that HTTP is tested without a server."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import cast
 from uuid import UUID
-
-import httpx
-from fastapi import FastAPI
 
 from api.main import Opening
 from domain.errors import DatabaseUnavailable
@@ -21,7 +18,7 @@ from tests.unit.fake_bulk import FakeBulk, FakeBulkSnapshots, FakeExpansion
 from tests.unit.fake_rooms import NOON, FakeJobs, FakeVolumes, job_row, snapshot_row, volume_row
 from tests.unit.fake_snapshots import FakeSnapshots
 
-__all__ = ["NOON", "FakeServices", "client_of", "job_row", "snapshot_row", "volume_row"]
+__all__ = ["NOON", "FakeServices", "job_row", "snapshot_row", "volume_row"]
 
 
 @dataclass
@@ -102,17 +99,4 @@ class FakeServices:
     def opening(self) -> Opening:
         """Open these instead of the real ones."""
 
-        @asynccontextmanager
-        async def opened() -> AsyncIterator[Services]:
-            yield cast("Services", self)
-
-        return opened
-
-
-@asynccontextmanager
-async def client_of(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    """Start the app, and talk to it without a socket."""
-    async with app.router.lifespan_context(app):
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://cistern", timeout=10) as client:
-            yield client
+        return lambda: nullcontext(cast("Services", self))

@@ -1,26 +1,13 @@
 """The policy by which a volume may grow by itself: how it is set, shown and removed, and what is no policy."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 
-from api.main import create_app
-from tests.unit.fakes import FakeServices, client_of, volume_row
+from tests.unit.fakes import FakeServices, volume_row
 
 VOLUMES = "/api/v1/volumes"
-
-
-@pytest.fixture
-def fake() -> FakeServices:
-    return FakeServices()
-
-
-@pytest.fixture
-async def client(fake: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
-    async with client_of(create_app(fake.opening())) as client:
-        yield client
 
 
 def refused(answer: httpx.Response) -> list[str]:

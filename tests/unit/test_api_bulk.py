@@ -1,33 +1,20 @@
 """Bulk expansion over HTTP: how it is asked for, its plan without doing it, and its ledger."""
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
 
-from api.main import create_app
 from domain.bulk.model import Item
 from domain.bulk.selection import Selection
 from domain.bulk.states import ItemStatus
 from domain.expansion.policy import BulkExpansion, GrowthPolicy, OwnPolicies
-from tests.unit.fakes import FakeServices, client_of, job_row, volume_row
+from tests.unit.fakes import FakeServices, job_row, volume_row
 
 EXPAND = "/api/v1/volumes/expand"
 MIB = 2**20
-
-
-@pytest.fixture
-def fake() -> FakeServices:
-    return FakeServices()
-
-
-@pytest.fixture
-async def client(fake: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
-    async with client_of(create_app(fake.opening())) as client:
-        yield client
 
 
 def fields(answer: httpx.Response) -> list[str]:

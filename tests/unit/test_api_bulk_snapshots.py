@@ -1,6 +1,5 @@
 """Bulk snapshots over HTTP: how they are asked for, and what their ledger shows."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -8,7 +7,6 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from api.main import create_app
 from api.v1.schedule_shapes import said_params
 from api.v1.selecting import ScheduledSnapshotIn
 from domain.bulk.model import Item
@@ -16,20 +14,9 @@ from domain.bulk.selection import Selection
 from domain.bulk.states import ItemStatus
 from domain.snapshots.policy import BulkSnapshot, Keep
 from domain.snapshots.scheduled import wished
-from tests.unit.fakes import FakeServices, client_of, job_row
+from tests.unit.fakes import FakeServices, job_row
 
 SNAPSHOTS = "/api/v1/volumes/snapshots"
-
-
-@pytest.fixture
-def fake() -> FakeServices:
-    return FakeServices()
-
-
-@pytest.fixture
-async def client(fake: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
-    async with client_of(create_app(fake.opening())) as client:
-        yield client
 
 
 async def test_every_wish_reaches_the_domain(fake: FakeServices, client: httpx.AsyncClient) -> None:

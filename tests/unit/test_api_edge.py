@@ -5,7 +5,6 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,18 +16,7 @@ import structlog
 from api.main import Opening, create_app
 from domain.errors import CisternError, DatabaseUnavailable
 from domain.services import Services
-from tests.unit.fakes import FakeServices, client_of, volume_row
-
-
-@pytest.fixture
-def fake() -> FakeServices:
-    return FakeServices()
-
-
-@pytest.fixture
-async def client(fake: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
-    async with client_of(create_app(fake.opening())) as client:
-        yield client
+from tests.unit.fakes import FakeServices, volume_row
 
 
 @pytest.mark.parametrize("sane", ["a", "0f8fad5b-d9cb-469f-a165-70867728950e", "a" * 128])

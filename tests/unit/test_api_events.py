@@ -1,28 +1,15 @@
 """A job that is followed: each event is the whole job under its version, and the last one says that it has ended."""
 
 import json
-from collections.abc import AsyncIterator
 from uuid import uuid4
 
 import httpx
 import pytest
 
-from api.main import create_app
 from domain.jobs.states import JobStatus
-from tests.unit.fakes import NOON, FakeServices, client_of, job_row
+from tests.unit.fakes import NOON, FakeServices, job_row
 
 JOBS = "/api/v1/jobs"
-
-
-@pytest.fixture
-def fake() -> FakeServices:
-    return FakeServices()
-
-
-@pytest.fixture
-async def client(fake: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
-    async with client_of(create_app(fake.opening())) as client:
-        yield client
 
 
 def events_of(answer: httpx.Response) -> list[dict[str, str]]:

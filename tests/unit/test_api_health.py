@@ -1,28 +1,15 @@
 """Health and backends: the truth about what the process stands on."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 
 from api import health
-from api.main import create_app
 from api.v1 import backends
 from domain.jobs.queue import QueueRefusesWrites
 from domain.storage.driver import AccessDenied
-from tests.unit.fakes import FakeServices, client_of
-
-
-@pytest.fixture
-def fake() -> FakeServices:
-    return FakeServices()
-
-
-@pytest.fixture
-async def client(fake: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
-    async with client_of(create_app(fake.opening())) as client:
-        yield client
+from tests.unit.fakes import FakeServices
 
 
 async def test_a_process_is_alive_whatever_else_is_down(fake: FakeServices, client: httpx.AsyncClient) -> None:

@@ -1,27 +1,14 @@
 """Jobs over HTTP: looking, polling, waiting, cancelling, retrying."""
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
 
-from api.main import create_app
 from domain.jobs.states import JobStatus
-from tests.unit.fakes import NOON, FakeServices, client_of, job_row, volume_row
+from tests.unit.fakes import NOON, FakeServices, job_row, volume_row
 
 JOBS = "/api/v1/jobs"
-
-
-@pytest.fixture
-def fake() -> FakeServices:
-    return FakeServices()
-
-
-@pytest.fixture
-async def client(fake: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
-    async with client_of(create_app(fake.opening())) as client:
-        yield client
 
 
 async def test_a_job_is_shown_without_what_only_workers_need(fake: FakeServices, client: httpx.AsyncClient) -> None:

@@ -1,28 +1,16 @@
 """The Idempotency-Key: the same request is answered as it was, another one is refused."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
 import pytest
 
-from api.main import create_app
 from domain.jobs.states import JobStatus
-from tests.unit.fakes import NOON, FakeServices, client_of, job_row, snapshot_row, volume_row
+from tests.unit.fakes import NOON, FakeServices, job_row, snapshot_row, volume_row
 
 VOLUMES = "/api/v1/volumes"
 KEY = {"Idempotency-Key": "nightly-2026-01-31"}
-
-
-@pytest.fixture
-def fake() -> FakeServices:
-    return FakeServices()
-
-
-@pytest.fixture
-async def client(fake: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
-    async with client_of(create_app(fake.opening())) as client:
-        yield client
 
 
 async def test_the_first_answer_is_given_again(fake: FakeServices, client: httpx.AsyncClient) -> None:

@@ -1,6 +1,6 @@
 """The document: every operation named once, every refusal declared, examples that hold what they promise."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -11,18 +11,12 @@ from api.main import create_app
 from api.problems import CATALOGUE, INTERNAL, Problem, type_of
 from api.v1 import growth, ledger, requests, schedule_shapes, schemas
 from domain.errors import CisternError, ConfigurationError, Refused, Unavailable
-from tests.unit.fakes import FakeServices, client_of
+from tests.unit.fakes import FakeServices
 
 
 @pytest.fixture
 def document() -> dict[str, Any]:
     return create_app(FakeServices().opening()).openapi()
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[httpx.AsyncClient]:
-    async with client_of(create_app(FakeServices().opening())) as client:
-        yield client
 
 
 def operations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:

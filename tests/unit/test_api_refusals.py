@@ -8,23 +8,11 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from api.main import create_app
 from domain.volumes.model import MAX_SIZE
 from domain.volumes.states import VolumeState
-from tests.unit.fakes import FakeServices, client_of, job_row, volume_row
+from tests.unit.fakes import FakeServices, job_row, volume_row
 
 VOLUMES = "/api/v1/volumes"
-
-
-@pytest.fixture
-def fake() -> FakeServices:
-    return FakeServices()
-
-
-@pytest.fixture
-async def client(fake: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
-    async with client_of(create_app(fake.opening())) as client:
-        yield client
 
 
 def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:

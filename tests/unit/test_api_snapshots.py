@@ -1,31 +1,18 @@
 """Snapshots over HTTP: take, list, restore, delete, and volumes that begin with one."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
 
-from api.main import create_app
 from domain.snapshots.states import SnapshotState
 from domain.volumes.states import VolumeState
-from tests.unit.fakes import FakeServices, client_of, snapshot_row, volume_row
+from tests.unit.fakes import FakeServices, snapshot_row, volume_row
 
 VOLUMES = "/api/v1/volumes"
 SNAPSHOTS = "/api/v1/snapshots"
 UNKNOWN = UUID(int=7)
-
-
-@pytest.fixture
-def fake() -> FakeServices:
-    return FakeServices()
-
-
-@pytest.fixture
-async def client(fake: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
-    async with client_of(create_app(fake.opening())) as client:
-        yield client
 
 
 def accepted(answer: httpx.Response, kind: str) -> dict[str, Any]:

@@ -1,29 +1,16 @@
 """Version 0, the synchronous dialect: the answer is the thing as it has become."""
 
-from collections.abc import AsyncIterator
 from uuid import UUID
 
 import httpx
 import pytest
 
-from api.main import create_app
 from domain.expansion.policy import BulkExpansion, GrowthPolicy
 from domain.jobs.states import JobStatus
-from tests.unit.fakes import FakeServices, client_of, snapshot_row, volume_row
+from tests.unit.fakes import FakeServices, snapshot_row, volume_row
 
 V0 = "/api/v0"
 BODY = {"name": "a", "size": 1}
-
-
-@pytest.fixture
-def fake() -> FakeServices:
-    return FakeServices()
-
-
-@pytest.fixture
-async def client(fake: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
-    async with client_of(create_app(fake.opening())) as client:
-        yield client
 
 
 async def test_a_request_is_held_until_its_job_has_ended(fake: FakeServices, client: httpx.AsyncClient) -> None:

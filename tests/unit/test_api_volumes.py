@@ -1,28 +1,15 @@
 """Volumes over HTTP: what is accepted, how it is answered, and how lists are walked."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
 
 import httpx
 import pytest
 
-from api.main import create_app
 from domain.volumes.states import VolumeState
-from tests.unit.fakes import FakeServices, client_of, volume_row
+from tests.unit.fakes import FakeServices, volume_row
 
 VOLUMES = "/api/v1/volumes"
-
-
-@pytest.fixture
-def fake() -> FakeServices:
-    return FakeServices()
-
-
-@pytest.fixture
-async def client(fake: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
-    async with client_of(create_app(fake.opening())) as client:
-        yield client
 
 
 async def names(client: httpx.AsyncClient, query: str) -> list[str]:

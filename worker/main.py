@@ -76,7 +76,11 @@ async def workshop(settings: Settings) -> AsyncIterator[Runner]:
             foreman, runner.running, lease=settings.lease_seconds, stall=settings.stall_seconds, pulse=pulse
         )
         housekeeping = Housekeeping(
-            *(foreman, heartbeat, services.bulk.tend, services.starter.start_due, services.retention.prune),
+            foreman,
+            heartbeat,
+            tend=services.bulk.tend,
+            start=services.starter.start_due,
+            prune=services.retention.prune,
             interval=settings.sweep_seconds,
         )
         stalls = Stalls(runner.running, stall=settings.stall_seconds, slots=settings.max_jobs)

@@ -16,9 +16,9 @@ from domain.jobs.acceptance import NOBODY, Origin, accepting
 from domain.paging import Page, PageRequest
 from domain.schedules.actions import Actions, Params
 from domain.schedules.calendar import Calendar
+from domain.schedules.clock import Clock, postgresql_clock
 from domain.schedules.model import CATCH_UP_SECONDS, Run, Schedule
 from domain.schedules.repository import RunRepository, ScheduleRepository
-from domain.schedules.starter import Clock, postgresql_clock
 
 _LAST_FEW: Final = 5
 

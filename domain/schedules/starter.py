@@ -6,13 +6,11 @@ rung, leaves a queued job without a message, which housekeeping finds.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
@@ -24,20 +22,13 @@ from domain.jobs.queue import JobQueue
 from domain.jobs.repository import JobRepository
 from domain.schedules.actions import Actions
 from domain.schedules.calendar import Calendar
+from domain.schedules.clock import Clock, postgresql_clock
 from domain.schedules.model import Run, Schedule
 from domain.schedules.repository import ScheduleRepository
 from domain.schedules.states import RunOutcome
 from domain.schedules.turns import Span, Turn, turn_of
 
-Clock = Callable[[AsyncSession], Awaitable[datetime]]
-
 log = structlog.get_logger(__name__)
-
-
-async def postgresql_clock(session: AsyncSession) -> datetime:
-    """Tell the time. The moment itself and not the transaction's: it may have waited for a lock."""
-    now: datetime = (await session.scalars(select(func.clock_timestamp()))).one()
-    return now
 
 
 class Starter:

@@ -58,8 +58,8 @@ async def test_the_ledger_says_which_failed_and_why_and_a_retry_is_for_these_alo
 
         job = answer.json()
         assert (answer.status_code, job["status"], job["error"]["code"]) == (202, "partial", "items-failed")
-        counts = {"total": 150, "succeeded": 147, "failed": 3, "skipped": 0}
-        assert job["progress"] == {"unit": "volumes"} | counts
+        counts = {"unit": "volumes", "total": 150, "succeeded": 147, "failed": 3, "skipped": 0}
+        assert job["progress"].items() >= counts.items()
         items = await ledger(client, job)
         assert [item["volume_id"] for item in items] == [str(volume_id) for volume_id in volumes]
         failed = await ledger(client, job, "&status=failed")
@@ -93,8 +93,8 @@ async def test_progress_is_seen_while_it_goes_on_and_a_part_cannot_be_cancelled_
             while (await client.get(address)).json()["progress"] is None:
                 await asyncio.sleep(0.02)
         planned = await client.get(address)
-        counts = {"total": 30, "succeeded": 0, "failed": 0, "skipped": 0}
-        assert planned.json()["progress"] == {"unit": "volumes"} | counts
+        counts = {"unit": "volumes", "total": 30, "succeeded": 0, "failed": 0, "skipped": 0}
+        assert planned.json()["progress"].items() >= counts.items()
         lane = (await client.get(f"/api/v1/jobs?parent_id={job['id']}")).json()["items"][0]
         refused = await client.post(f"/api/v1/jobs/{lane['id']}/cancel")
         assert (refused.status_code, refused.json()["code"]) == (409, "job-is-part")

@@ -8,10 +8,11 @@ from domain.bulk.chunks import Chunks
 from domain.bulk.kinds import EXPAND, LANE, SNAPSHOT
 from domain.bulk.ledger import clear_ledgers
 from domain.bulk.operation import Operation
+from domain.bulk.scheduled import ScheduledBulk
 from domain.bulk.service import BulkService
 from domain.database import Database
 from domain.expansion.growing import Growing
-from domain.expansion.scheduled import ScheduledExpansion
+from domain.expansion.policy import BulkExpansion
 from domain.expansion.service import ExpansionService
 from domain.inspection.service import Inspection
 from domain.jobs.foreman import Foreman
@@ -30,8 +31,8 @@ from domain.schedules.service import ScheduleService
 from domain.schedules.starter import Starter
 from domain.settings import Settings, require_database, require_servers
 from domain.snapshots.bulk import BulkSnapshotService
+from domain.snapshots.policy import BulkSnapshot
 from domain.snapshots.repository import refuse_if_it_has_snapshots
-from domain.snapshots.scheduled import ScheduledSnapshots
 from domain.snapshots.service import SnapshotService
 from domain.snapshots.snapshotting import Snapshotting
 from domain.storage.backends import Backends
@@ -75,7 +76,10 @@ def handlers(
 
 def actions(expansion: ExpansionService, snapshots: BulkSnapshotService, backends: Backends) -> dict[str, Action]:
     """Draw up the table of what a schedule may ask for."""
-    return {EXPAND: ScheduledExpansion(expansion, backends), SNAPSHOT: ScheduledSnapshots(snapshots, backends)}
+    return {
+        EXPAND: ScheduledBulk(expansion, BulkExpansion.wished, backends),
+        SNAPSHOT: ScheduledBulk(snapshots, BulkSnapshot.wished, backends),
+    }
 
 
 async def _nothing(_: Job, __: Grant) -> None:

@@ -1,6 +1,6 @@
 """How clients say how much larger: one volume, or many at once."""
 
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
@@ -12,17 +12,15 @@ from api.problems import GROWTH_REQUIRED
 from api.v1.body import Body
 from api.v1.fields import BulkPercent, Percent, Size, UsageAbove
 from api.v1.selecting import Selecting
-from domain.expansion.policy import AUTOGROW, DEFAULT_STEP, BulkExpansion, GrowthPolicy, OwnPolicies, Policy
+from domain.expansion.policy import AUTOGROW, DEFAULT_STEP, GROWTH, BulkExpansion, GrowthPolicy, OwnPolicies, Policy
 from domain.volumes.growth import Growth
 
 _CHOICES = "say how much: `to` a size, `by` an amount, or by a `percent` of the present size"
 _BULK_CHOICES = f"{_CHOICES}; or `policy`: `{AUTOGROW}`, each volume as its own policy says"
 _ONE_OF_THEM: dict[str, Any] = {"oneOf": [{"required": ["to"]}, {"required": ["by"]}, {"required": ["percent"]}]}
-#: What each volume's own policy says, so that nothing else can.
-_SAID_BY_POLICY: Final = ("to", "by", "percent", "step", "up_to", "usage_above")
 _POLICY_ALONE: dict[str, Any] = {
     "required": ["policy"],
-    "not": {"anyOf": [{"required": [name]} for name in _SAID_BY_POLICY]},
+    "not": {"anyOf": [{"required": [name]} for name in GROWTH]},
 }
 
 
@@ -88,7 +86,7 @@ class BulkIn(_Wish, Selecting, _ByPolicy):  # pydantic reads the last of them fi
     ] = None
     dry_run: Annotated[bool, Field(strict=True, description="Only say what would be done.")] = False
 
-    @field_validator(*_SAID_BY_POLICY)
+    @field_validator(*GROWTH)
     @classmethod
     def _without_policy(cls, wish: float | None, info: ValidationInfo) -> float | None:
         if info.data.get("policy") is not None:

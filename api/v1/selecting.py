@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, StringConstraints
 from api.absent import Given
 from api.v1.body import Body
 from api.v1.fields import MAX_CONCURRENT, NAME_PATTERN, BackendName, Labels, VolumeIds
-from domain.bulk.selection import Selection
+from domain.bulk.selection import DEFAULT_CONCURRENT, Selection
 from domain.snapshots.policy import MAX_KEPT, MAX_PREFIX, BulkSnapshot
 
 _KEPT: Any = {"ge": 1, "le": MAX_KEPT, "strict": True}
@@ -21,7 +21,7 @@ class Selecting(Body):
     backend: Annotated[Given[BackendName], Field(description="Only volumes on this backend.")] = None
     max_concurrent: Annotated[
         int, Field(ge=1, le=MAX_CONCURRENT, strict=True, description="How many at once, over all workers.")
-    ] = 10
+    ] = DEFAULT_CONCURRENT
 
     def selection(self) -> Selection:
         """Say which volumes to the domain."""

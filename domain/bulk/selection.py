@@ -6,9 +6,10 @@ from typing import Any, Final, Self
 from uuid import UUID
 
 from domain.errors import Invalid, UnknownBackend
+from domain.jobs.model import Job
 
 _MAX_LANES: Final = 8
-_DEFAULT_CONCURRENT: Final = 10
+DEFAULT_CONCURRENT: Final = 10
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,16 @@ def read_wish(wish: Mapping[str, Any], own: Container[str]) -> dict[str, Any]:
         raise Invalid("There is no such member.", field=min(unknown))
     given = {name: value for name, value in wish.items() if name in selecting}
     rest = {name: value for name, value in wish.items() if name not in selecting}
-    return {"max_concurrent": _DEFAULT_CONCURRENT, "selection": Selection().params() | given} | rest
+    return {"max_concurrent": DEFAULT_CONCURRENT, "selection": Selection().params() | given} | rest
+
+
+def rest_of(ended: Job) -> dict[str, Any]:
+    """Ask once more for what failed, or was not begun when the job was cancelled, and for nothing else.
+
+    A job that ended before it had a plan is asked for as a whole.
+    """
+    missed = {} if ended.total is None else {"missed_by": str(ended.id)}
+    return ended.params | missed
 
 
 def require_within(max_concurrent: int, limit: int) -> None:

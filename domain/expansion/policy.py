@@ -1,9 +1,9 @@
 """Which volumes a bulk expansion is for, and how much larger each of them gets."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Final, Self
 
-from domain.bulk.selection import Selection
+from domain.bulk.selection import DEFAULT_CONCURRENT, Selection, read_wish
 from domain.bulk.states import Code
 from domain.errors import Invalid
 from domain.volumes.growth import Growth
@@ -68,6 +68,10 @@ class GrowthPolicy:
         return vars(self)
 
 
+#: What a `GrowthPolicy` says: either a request does, or each volume's own policy.
+GROWTH: Final = tuple(field.name for field in fields(GrowthPolicy))
+
+
 @dataclass(frozen=True)
 class OwnPolicies:
     """Each volume as its own ``autogrow`` says; one that has none stays as it is."""
@@ -112,7 +116,7 @@ class BulkExpansion:
 
     policy: Policy
     selection: Selection = field(default_factory=Selection)
-    max_concurrent: int = 10
+    max_concurrent: int = DEFAULT_CONCURRENT
 
     def params(self) -> dict[str, Any]:
         """Say it as JSON, for the job."""
@@ -124,3 +128,14 @@ class BulkExpansion:
         """Read it from a job."""
         selection = Selection.of(params["selection"])
         return cls(read_policy(params["policy"]), selection, params["max_concurrent"])
+
+    @classmethod
+    def wished(cls, wish: dict[str, Any]) -> Self:
+        """Read it in the words in which a client asks for it.
+
+        Raises:
+            Invalid: naming the member that makes no sense.
+        """
+        said = read_wish(wish, own={*GROWTH, "policy"})
+        growth = {name: said[name] for name in GROWTH if name in said}
+        return cls.of({"policy": growth} | said)

@@ -9,12 +9,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.bulk.kinds import EXPAND
 from domain.bulk.ledger import selected_volumes
-from domain.bulk.selection import require_within
+from domain.bulk.selection import require_within, rest_of
 from domain.bulk.states import Code
 from domain.database import Database
 from domain.expansion.policy import BulkExpansion
 from domain.jobs.acceptance import NOBODY, Origin, accepting
-from domain.jobs.model import Job, new_job
+from domain.jobs.model import Job, again, new_job
 from domain.jobs.queue import JobQueue
 from domain.jobs.repository import JobRepository
 
@@ -87,13 +87,8 @@ class ExpansionService:
         require_within(wanted.max_concurrent, self._max_concurrent)
 
     async def again_expand(self, session: AsyncSession, ended: Job) -> Job:
-        """Ask once more for what failed, or was not begun when the job was cancelled, and for nothing else.
-
-        A job that ended before it had a plan is asked for as a whole.
-        """
-        missed = {} if ended.total is None else {"missed_by": str(ended.id)}
-        job = self._job(ended.params | missed, created_by=ended.created_by, retry_of=ended.id)
-        return await JobRepository(session).add(job)
+        """Grow those that have not grown, each to the size that was written down for it."""
+        return await JobRepository(session).add(self._job(rest_of(ended), **again(ended)))
 
     async def preview(self, wanted: BulkExpansion) -> Plan:
         """Say what a bulk expansion would do, from the last measurements. Touches nothing.

@@ -139,3 +139,8 @@ def new_job(kind: str, params: dict[str, Any], *, max_attempts: int, job_id: UUI
         max_attempts=max_attempts,
         **columns,
     )
+
+
+def again(ended: Job) -> dict[str, Any]:
+    """Give the columns of a job that is a retry of another."""
+    return {"created_by": ended.created_by, "retry_of": ended.id}

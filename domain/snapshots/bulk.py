@@ -6,14 +6,13 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.bulk.kinds import SNAPSHOT
-from domain.bulk.selection import require_within
+from domain.bulk.selection import require_within, rest_of
 from domain.database import Database
 from domain.errors import Invalid
 from domain.jobs.acceptance import NOBODY, Origin, accepting
-from domain.jobs.model import Job, new_job
+from domain.jobs.model import Job, again, new_job
 from domain.jobs.queue import JobQueue
 from domain.jobs.repository import JobRepository
-from domain.snapshots.jobs import again
 from domain.snapshots.policy import BulkSnapshot, stamped
 
 
@@ -33,6 +32,8 @@ class BulkSnapshotService:
         Raises:
             Invalid: ``max_concurrent`` is out of bounds, or something is to be kept, which only a schedule can.
         """
+        if wanted.keep.named is not None:
+            raise Invalid(f"`{wanted.keep.named}` is for schedules: they delete their own.", field=wanted.keep.named)
         async with accepting(self._database, origin) as acceptance:
             acceptance.job = job = await self.add(acceptance.session, wanted, created_by=origin.caller)
         await self._queue.ring([job.ring])
@@ -42,32 +43,26 @@ class BulkSnapshotService:
         """Write the job down, with these columns; a schedule's has ``schedule_id`` and ``scheduled_for``.
 
         Raises:
-            Invalid: as `request_snapshots`.
+            Invalid: ``max_concurrent`` is out of bounds.
         """
+        self.check(wanted)
         schedule_id = columns.get("schedule_id")
-        self.check(wanted, scheduled=schedule_id is not None)
         moment = columns.get("scheduled_for") or datetime.now(UTC)
         # In the params too, because a retry is for the same schedule, and yet no run of it.
         params = wanted.params() | {"schedule_id": None if schedule_id is None else str(schedule_id)}
         return await self._add(session, params, moment, **columns)
 
     async def again_snapshots(self, session: AsyncSession, ended: Job) -> Job:
-        """Take what failed, or was not begun when the job was cancelled, as snapshots of now with a name of now.
+        """Take those that were not taken, as snapshots of now with a name of now."""
+        return await self._add(session, rest_of(ended), datetime.now(UTC), **again(ended))
 
-        A job that ended before it had a plan is asked for as a whole.
-        """
-        missed = {} if ended.total is None else {"missed_by": str(ended.id)}
-        return await self._add(session, ended.params | missed, datetime.now(UTC), **again(ended))
-
-    def check(self, wanted: BulkSnapshot, *, scheduled: bool) -> None:
-        """Refuse what cannot be asked for.
+    def check(self, wanted: BulkSnapshot) -> None:
+        """Refuse what cannot be asked for here.
 
         Raises:
-            Invalid: as `request_snapshots`.
+            Invalid: ``max_concurrent`` is out of bounds.
         """
         require_within(wanted.max_concurrent, self._max_concurrent)
-        if wanted.keep.named is not None and not scheduled:
-            raise Invalid(f"`{wanted.keep.named}` is for schedules: they delete their own.", field=wanted.keep.named)
 
     async def _add(self, session: AsyncSession, params: dict[str, Any], moment: datetime, **columns: Any) -> Job:
         params |= {"snapshot_name": stamped(params["name"], moment.astimezone(UTC)), "fence": 0}

@@ -10,10 +10,10 @@ from uuid_utils.compat import uuid7
 from domain.errors import Invalid, UnknownBackend
 from domain.jobs.acceptance import NOBODY, Origin, accepting
 from domain.jobs.kinds import Finished, GivenUp
-from domain.jobs.model import Job
+from domain.jobs.model import Job, again
 from domain.jobs.outcomes import Done
 from domain.jobs.repository import JobRepository
-from domain.snapshots.jobs import SnapshotJobs, again, require_both, result, snapshot_of, volume_of, volumes
+from domain.snapshots.jobs import SnapshotJobs, require_both, result, snapshot_of, volume_of, volumes
 from domain.snapshots.model import Snapshot
 from domain.snapshots.repository import SnapshotRepository
 from domain.snapshots.states import SnapshotState

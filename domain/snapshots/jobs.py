@@ -58,11 +58,6 @@ class SnapshotJobs:
         return self._backends.reach(job.backend or ""), source_of(job), snapshot_of(job)
 
 
-def again(ended: Job) -> dict[str, Any]:
-    """Give the columns of a job that is a retry of another."""
-    return {"created_by": ended.created_by, "retry_of": ended.id}
-
-
 def volume_of(job: Job) -> UUID:
     """Name the volume that the job has in its hands."""
     if job.volume_id is None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, Self
 
-from domain.bulk.selection import Selection
+from domain.bulk.selection import DEFAULT_CONCURRENT, Selection, read_wish
 from domain.errors import Invalid
 from domain.volumes.model import MAX_NAME
 
@@ -13,6 +13,8 @@ _STAMP_LENGTH: Final = len("-20260131T235959123Z")
 MAX_PREFIX: Final = MAX_NAME - _STAMP_LENGTH
 #: A hundred years of nights, or of days.
 MAX_KEPT: Final = 36_500
+#: What is meant where nothing is said: no name, which is refused, and all are kept.
+_UNSAID: Final[dict[str, Any]] = {"name": "", "keep_last": None, "keep_days": None}
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class BulkSnapshot:
 
     name: str
     selection: Selection = field(default_factory=Selection)
-    max_concurrent: int = 10
+    max_concurrent: int = DEFAULT_CONCURRENT
     keep: Keep = field(default_factory=Keep)
 
     def __post_init__(self) -> None:
@@ -59,15 +61,24 @@ class BulkSnapshot:
             raise Invalid(f"`name` must have 1 to {MAX_PREFIX} characters; the time is added to it.", field="name")
 
     def params(self) -> dict[str, Any]:
-        """Say it as JSON, for the job, or for a schedule."""
+        """Say it as JSON, for the job."""
         whole = {"name": self.name, "selection": self.selection.params(), "max_concurrent": self.max_concurrent}
         return whole | self.keep.params()
 
     @classmethod
     def of(cls, params: dict[str, Any]) -> Self:
-        """Read it from a job, or from a schedule."""
+        """Read it from a job."""
         selection, keep = Selection.of(params["selection"]), Keep(params["keep_last"], params["keep_days"])
         return cls(params["name"], selection, params["max_concurrent"], keep)
+
+    @classmethod
+    def wished(cls, wish: dict[str, Any]) -> Self:
+        """Read it in the words in which a client asks for it.
+
+        Raises:
+            Invalid: naming the member that makes no sense.
+        """
+        return cls.of(_UNSAID | read_wish(wish, own=_UNSAID))
 
 
 def stamped(name: str, moment: datetime) -> str:

@@ -11,12 +11,12 @@ from uuid_utils.compat import uuid7
 
 from domain.jobs.acceptance import NOBODY, Origin, accepting
 from domain.jobs.kinds import Finished, GivenUp
-from domain.jobs.model import Job
+from domain.jobs.model import Job, again
 from domain.jobs.outcomes import Done
 from domain.jobs.repository import JobRepository
 from domain.paging import Page, PageRequest
 from domain.snapshots.cloning import Cloning
-from domain.snapshots.jobs import again, require_both, result, snapshot_of, snapshots, volume_of, volumes
+from domain.snapshots.jobs import require_both, result, snapshot_of, snapshots, volume_of, volumes
 from domain.snapshots.keeping import Keeping
 from domain.snapshots.model import Snapshot
 from domain.snapshots.repository import SnapshotFilter, SnapshotRepository

@@ -17,7 +17,7 @@ from domain.database import Database
 from domain.errors import Invalid, UnknownBackend
 from domain.jobs.acceptance import NOBODY, Origin, accepting
 from domain.jobs.kinds import Finished, GivenUp
-from domain.jobs.model import Job, new_job
+from domain.jobs.model import Job, again, new_job
 from domain.jobs.outcomes import Done, Payload
 from domain.jobs.queue import JobQueue
 from domain.jobs.repository import JobRepository
@@ -263,7 +263,7 @@ class VolumeService:
         )
 
     async def _add_retry(self, session: AsyncSession, ended: Job, volume: Volume, params: Payload) -> Job:
-        job = self._job(ended.kind, volume, params, created_by=ended.created_by, retry_of=ended.id)
+        job = self._job(ended.kind, volume, params, **again(ended))
         return await JobRepository(session).add(job)
 
     async def _ring(self, job: Job) -> Job:

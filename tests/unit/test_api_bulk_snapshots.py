@@ -13,7 +13,6 @@ from domain.bulk.model import Item
 from domain.bulk.selection import Selection
 from domain.bulk.states import ItemStatus
 from domain.snapshots.policy import BulkSnapshot, Keep
-from domain.snapshots.scheduled import wished
 from tests.unit.fakes import FakeServices, job_row
 
 SNAPSHOTS = "/api/v1/volumes/snapshots"
@@ -99,7 +98,7 @@ async def test_snapshots_is_no_volume(client: httpx.AsyncClient, method: str) ->
 def test_a_schedule_may_say_what_it_keeps() -> None:
     said = {"name": "nightly", "keep_last": 3, "keep_days": 7, "labels": {"team": "search"}}
 
-    assert wished(said_params("bulk.snapshot", said)) == BulkSnapshot(
+    assert BulkSnapshot.wished(said_params("bulk.snapshot", said)) == BulkSnapshot(
         "nightly", Selection(labels={"team": "search"}), keep=Keep(3, 7)
     )
 

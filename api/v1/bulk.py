@@ -11,10 +11,10 @@ from api.dependencies import Asked, Bulk, BulkSnapshots, Expansion, Front, JsonB
 from api.openapi import BODY, accepts, refusals
 from api.pagination import Paginated, paginated_response
 from api.problems import GROWTH_REQUIRED
+from api.v1.bulk_snapshots import BulkSnapshotIn
 from api.v1.growth import BulkIn, GrowthSaid
 from api.v1.ledger import ItemOut, ItemQuery, PlanOut
 from api.v1.schemas import JobOut
-from api.v1.selecting import BulkSnapshotIn
 from domain.errors import BadCursor, JobNotFound, UnknownBackend
 from domain.expansion.policy import BulkExpansion
 from domain.expansion.service import ExpansionService

@@ -65,7 +65,8 @@ class _ByPolicy(Body):
     ] = None
 
 
-class BulkIn(_Wish, Selecting, _ByPolicy):  # pydantic reads the last of them first, so that each wish sees the policy
+# Pydantic reads the last of the bases first, so that each wish sees the policy.
+class ExpansionIn(_Wish, Selecting, _ByPolicy):
     """Which volumes, how much larger each of them, and how many at once."""
 
     model_config = ConfigDict(
@@ -84,7 +85,6 @@ class BulkIn(_Wish, Selecting, _ByPolicy):  # pydantic reads the last of them fi
     usage_above: Annotated[
         Given[UsageAbove], Field(description="Only volumes of which more than so many percent are in use.")
     ] = None
-    dry_run: Annotated[bool, Field(strict=True, description="Only say what would be done.")] = False
 
     @field_validator(*GROWTH)
     @classmethod
@@ -112,6 +112,12 @@ class BulkIn(_Wish, Selecting, _ByPolicy):  # pydantic reads the last of them fi
             up_to=self.up_to,
             usage_above=self.usage_above,
         )
+
+
+class BulkIn(ExpansionIn):
+    """Which volumes, how much larger each of them, and how many at once; or only what would be done."""
+
+    dry_run: Annotated[bool, Field(strict=True, description="Only say what would be done.")] = False
 
 
 async def _said(request: Request) -> None:

@@ -94,8 +94,8 @@ class ItemOut(BaseModel):
     )
     detail: str | None
     from_size: int | None
-    to_size: int | None
-    used: int | None
+    to_size: int | None = Field(description="What it was to grow to; written down before it began to.")
+    used: int | None = Field(description="Allocated bytes, if that was measured.")
     snapshot_id: UUID | None = Field(description="The snapshot that was taken; it may have been deleted since.")
 
 

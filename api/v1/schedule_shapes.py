@@ -1,7 +1,7 @@
 """What clients send about schedules, and what schedules and their runs look like on the wire."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Final, Self
+from typing import Annotated, Any, Final, Self
 from uuid import UUID
 
 from fastapi.exceptions import RequestValidationError
@@ -10,9 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from api.absent import Absent, Given
 from api.pagination import PageQuery
 from api.v1.body import Body
+from api.v1.bulk_snapshots import ScheduledSnapshotIn
 from api.v1.fields import JobKind, Moment, Name
-from api.v1.growth import BulkIn
-from api.v1.selecting import ScheduledSnapshotIn
+from api.v1.growth import ExpansionIn
+from domain.bulk.kinds import EXPAND, SNAPSHOT
 from domain.jobs.states import JobStatus
 from domain.schedules.model import CATCH_UP_SECONDS, Run, Schedule
 from domain.schedules.service import NewSchedule
@@ -55,14 +56,8 @@ SCHEDULE_EXAMPLE: dict[str, Any] = {
 }
 
 
-class ExpansionParams(BulkIn):
-    """What a scheduled bulk expansion asks for: what `POST /volumes/expand` does, except to do nothing."""
-
-    dry_run: ClassVar[bool] = False  # type: ignore[misc]  # no member any more
-
-
 #: The shape of what each action asks for.
-PARAMS: Final[dict[str, type[Body]]] = {"bulk.expand": ExpansionParams, "bulk.snapshot": ScheduledSnapshotIn}
+PARAMS: Final[dict[str, type[Body]]] = {EXPAND: ExpansionIn, SNAPSHOT: ScheduledSnapshotIn}
 
 Cron = Annotated[
     str,
@@ -110,8 +105,15 @@ class ScheduleIn(Body):
     name: Name
     cron: Cron
     time_zone: TimeZone = "UTC"
-    action: Annotated[JobKind, Field(json_schema_extra={"enum": sorted(PARAMS)}, examples=["bulk.expand"])]
-    params: Annotated[dict[str, Any], Field(description="As the body of the action's own request.")]
+    action: Annotated[JobKind, Field(json_schema_extra={"enum": sorted(PARAMS)}, examples=[EXPAND])]
+    params: Annotated[
+        dict[str, Any],
+        Field(
+            description="As the body of the action's own request: `POST /volumes/expand`, without `dry_run`, or"
+            " `POST /volumes/snapshots`. To snapshots it may add what the schedule keeps of its own, volume by volume:"
+            " the last `keep_last`, and those of the last `keep_days` days; without either, all."
+        ),
+    ]
     enabled: Annotated[bool, Field(strict=True)] = True
     catch_up_seconds: CatchUp = CATCH_UP_SECONDS
 

@@ -95,7 +95,9 @@ class VolumeOut(BaseModel):
     version: int = Field(description="Raised by every accepted operation and by every end of one.")
     job_id: UUID | None = Field(description="The job that has the volume at the moment.")
     labels: Labels
-    autogrow: dict[str, Any] | None
+    autogrow: dict[str, Any] | None = Field(
+        description="When a bulk expansion with the policy `autogrow` grows it, by how much, and how far."
+    )
     path: str | None = Field(None, description="Where its bytes are, on backends that have such places.")
     created_at: Moment
     updated_at: Moment

@@ -7,8 +7,8 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
+from api.v1.bulk_snapshots import ScheduledSnapshotIn
 from api.v1.schedule_shapes import said_params
-from api.v1.selecting import ScheduledSnapshotIn
 from domain.bulk.model import Item
 from domain.bulk.selection import Selection
 from domain.bulk.states import ItemStatus

@@ -1,0 +1,48 @@
+"""How clients ask for snapshots of many volumes: what these are called, and which of them a schedule keeps."""
+
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, StringConstraints
+
+from api.absent import Given
+from api.v1.fields import NAME_PATTERN
+from api.v1.selecting import Selecting
+from domain.snapshots.policy import MAX_KEPT, MAX_PREFIX, BulkSnapshot
+
+_KEPT: Any = {"ge": 1, "le": MAX_KEPT, "strict": True}
+
+
+class BulkSnapshotIn(Selecting):
+    """Of which volumes, how many at once, and what the snapshots are called."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"name": "before-the-upgrade", "labels": {"team": "search"}}]}
+    )
+
+    name: Annotated[
+        str,
+        StringConstraints(pattern=NAME_PATTERN, max_length=MAX_PREFIX),
+        Field(
+            description="What their names begin with; the time is added: `before-the-upgrade-20260131T235959123Z`.",
+            examples=["before-the-upgrade"],
+        ),
+    ]
+
+    def snapshots(self) -> BulkSnapshot:
+        """Say it to the domain."""
+        return BulkSnapshot(self.name, self.selection(), self.max_concurrent)
+
+
+class ScheduledSnapshotIn(BulkSnapshotIn):
+    """The same for a schedule, which may delete what it has made before."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "nightly", "keep_last": 7}]})
+
+    keep_last: Annotated[
+        Given[Annotated[int, Field(**_KEPT)]],
+        Field(description="Of each volume, keep so many of the schedule's own snapshots. Without either, all."),
+    ] = None
+    keep_days: Annotated[
+        Given[Annotated[int, Field(**_KEPT)]],
+        Field(description="Keep those that are not older; with `keep_last`, whatever either of them keeps."),
+    ] = None

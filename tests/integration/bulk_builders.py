@@ -1,10 +1,14 @@
-"""Bulk jobs for tests, brought by hand to a moment that a worker passes too fast."""
+"""Bulk jobs for tests, also brought by hand to moments that workers pass too fast; and short ways to look at them."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from uuid import UUID
 
 from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
+from domain.bulk.model import Item
+from domain.bulk.states import ItemStatus
 from domain.expansion.policy import BulkExpansion, GrowthPolicy, Policy
 from domain.jobs.foreman import Claim, Foreman
 from domain.jobs.model import Job, Worker
@@ -57,3 +61,14 @@ async def kill_lanes(services: Services, job: Job) -> None:
             ),
             {"id": job.id},
         )
+
+
+async def items(services: Services, job: Job, status: ItemStatus | None = None) -> dict[UUID, Item]:
+    """A job's ledger, by volume."""
+    return {item.volume_id: item for item in await services.bulk.items(job.id, status, after=None, limit=5000)}
+
+
+def fail_for(tmp_path: Path, operation: str, volumes: Sequence[UUID]) -> None:
+    """Have the storage fail for these volumes from now on, and for no others."""
+    (tmp_path / "new").write_text("".join(f"{operation}:storage-full {volume_id}\n" for volume_id in volumes))
+    (tmp_path / "new").rename(tmp_path / "faults")

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
+from pathlib import Path
 
 import httpx
 import pytest
@@ -21,6 +22,14 @@ Working = Callable[[Settings], AbstractAsyncContextManager[Runner]]
 def working() -> Working:
     """A context manager in which a worker works, with the settings given."""
     return _working
+
+
+@pytest.fixture
+def bulk_settings(settings: Settings, tmp_path: Path) -> Settings:
+    """A backend without bytes and one with files, both with a journal, faults and a gate."""
+    options = f"journal={tmp_path / 'journal'}&fail=@{tmp_path / 'faults'}&gate={tmp_path / 'gate'}"
+    backends = {"null": f"faulty+null:?delay_ms=20&{options}", "files": f"faulty+file:{tmp_path}/volumes?{options}"}
+    return settings.model_copy(update={"backends": backends, "max_jobs": 20, "busy_seconds": 30})
 
 
 @pytest.fixture

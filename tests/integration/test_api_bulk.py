@@ -13,6 +13,7 @@ from domain.services import Services, open_services
 from domain.settings import Settings
 from tests.acceptance import journal
 from tests.bulk import MIB, add_volumes, most_at_once
+from tests.integration.bulk_builders import fail_for
 from tests.integration.conftest import Working
 
 EXPAND = "/api/v1/volumes/expand"
@@ -20,20 +21,9 @@ WAIT = {"Prefer": "wait=30"}
 
 
 @pytest.fixture
-def bulk_settings(settings: Settings, tmp_path: Path) -> Settings:
-    options = f"journal={tmp_path / 'journal'}&fail=@{tmp_path / 'faults'}&gate={tmp_path / 'gate'}&delay_ms=20"
-    return settings.model_copy(update={"backends": {"null": f"faulty+null:?{options}"}, "max_jobs": 20})
-
-
-@pytest.fixture
 async def services(bulk_settings: Settings) -> AsyncIterator[Services]:
     async with open_services(bulk_settings) as services:
         yield services
-
-
-def fail_for(tmp_path: Path, volumes: list[UUID]) -> None:
-    (tmp_path / "new").write_text("".join(f"expand:storage-full {volume_id}\n" for volume_id in volumes))
-    (tmp_path / "new").rename(tmp_path / "faults")
 
 
 async def ledger(client: httpx.AsyncClient, job: dict[str, Any], query: str = "") -> list[dict[str, Any]]:
@@ -52,7 +42,7 @@ async def test_the_ledger_says_which_failed_and_why_and_a_retry_is_for_these_alo
 ) -> None:
     volumes = sorted(await add_volumes(services, 150, backend="null"))
     bad = [volumes[3], volumes[70], volumes[149]]
-    fail_for(tmp_path, bad)
+    fail_for(tmp_path, "expand", bad)
     async with working(bulk_settings):
         answer = await client.post(EXPAND, json={"by": "1MiB", "max_concurrent": 7}, headers=WAIT)
 
@@ -74,7 +64,7 @@ async def test_the_ledger_says_which_failed_and_why_and_a_retry_is_for_these_alo
         refused = await client.post(f"/api/v1/jobs/{lanes[0]['id']}/retry")
         assert (refused.status_code, refused.json()["code"]) == (409, "job-not-retryable")
 
-        fail_for(tmp_path, [])
+        fail_for(tmp_path, "expand", [])
         retry = (await client.post(f"/api/v1/jobs/{job['id']}/retry", headers=WAIT)).json()
 
     assert (retry["status"], retry["progress"]["total"], retry["retry_of"]) == ("succeeded", 3, job["id"])
@@ -138,7 +128,7 @@ async def test_version_0_grows_the_fleet_by_a_tenth_and_answers_when_it_is_done(
     client: httpx.AsyncClient, services: Services, bulk_settings: Settings, working: Working, tmp_path: Path
 ) -> None:
     volumes = await add_volumes(services, 20, backend="null", size=100 * MIB)
-    fail_for(tmp_path, volumes[:1])
+    fail_for(tmp_path, "expand", volumes[:1])
     async with working(bulk_settings):
         answer = await client.post("/api/v0/volumes/expand")
 
@@ -151,7 +141,7 @@ async def test_a_version_0_request_whose_job_fails_is_a_problem_with_its_error(
     client: httpx.AsyncClient, services: Services, bulk_settings: Settings, working: Working, tmp_path: Path
 ) -> None:
     (volume_id,) = await add_volumes(services, 1, backend="null")
-    fail_for(tmp_path, [volume_id])
+    fail_for(tmp_path, "expand", [volume_id])
     async with working(bulk_settings):
         answer = await client.post(f"/api/v0/volumes/{volume_id}/expand", json={"by": 1})
 

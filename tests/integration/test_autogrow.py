@@ -13,15 +13,15 @@ from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.storage.driver import Fence, Grant
-from domain.volumes.service import NewVolume, VolumeChange
+from domain.volumes.service import VolumeChange
 from tests.acceptance import journal
 from tests.bulk import MIB, add_volumes, ended
 from tests.integration.bulk_builders import a_foreman, kill_lanes, with_its_lane
 from tests.integration.conftest import Working
+from tests.integration.disk_builders import BY_THREE, FIFTH, TO_ELEVEN, a_volume, size
 
 EXPAND = "/api/v1/volumes/expand"
 AUTOGROW = {"policy": "autogrow", "max_concurrent": 3}
-FIFTH = {"usage_above": 80, "percent": 20, "up_to": 20 * MIB}
 
 
 @pytest.fixture
@@ -37,28 +37,8 @@ async def services(own_settings: Settings) -> AsyncIterator[Services]:
         yield services
 
 
-async def a_volume(services: Services, name: str, autogrow: dict[str, Any] | None, *, used: int) -> UUID:
-    """A volume of 10 MiB on the disk, of which ``used`` MiB are written."""
-    job = await ended(services, await services.volumes.request_create(NewVolume(name, 10 * MIB, autogrow=autogrow)))
-    assert job.volume_id is not None
-    _write(Path(str(services.volumes.path(await services.volumes.get(job.volume_id)))), used)
-    return job.volume_id
-
-
-def _write(path: Path, mebibytes: int) -> None:
-    with path.open("r+b") as data:
-        data.write(b"x" * mebibytes * MIB)
-
-
 async def set_policy(services: Services, volume_id: UUID, autogrow: Any) -> None:
     await services.volumes.change(volume_id, VolumeChange(frozenset({"autogrow"}), autogrow=autogrow))
-
-
-async def size(services: Services, volume_id: UUID) -> int:
-    """A volume's size in MiB, by its row, which its file agrees with."""
-    volume = await services.volumes.get(volume_id)
-    assert Path(str(services.volumes.path(volume))).stat().st_size == volume.size
-    return volume.size // MIB
 
 
 async def ledger(services: Services, job_id: UUID | str) -> dict[UUID, tuple[str, str | None, int | None, int]]:
@@ -79,11 +59,9 @@ def grown(tmp_path: Path) -> list[UUID]:
 async def test_the_first_three_grow_and_the_ledger_says_why_the_others_did_not(
     client: httpx.AsyncClient, services: Services, own_settings: Settings, working: Working, tmp_path: Path
 ) -> None:
-    by_three = {"usage_above": 80, "by": 3 * MIB, "up_to": 20 * MIB}
-    to_eleven = {"usage_above": 80, "percent": 50, "up_to": 11 * MIB}
     async with working(own_settings):
         filling = [
-            await a_volume(services, f"filling-{n}", own, used=9) for n, own in enumerate((FIFTH, by_three, to_eleven))
+            await a_volume(services, f"filling-{n}", own, used=9) for n, own in enumerate((FIFTH, BY_THREE, TO_ELEVEN))
         ]
         roomy = [await a_volume(services, f"roomy-{n}", FIFTH, used=8) for n in range(3)]
         unasked = [await a_volume(services, f"unasked-{n}", None, used=9) for n in range(3)]

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import text
@@ -15,24 +15,16 @@ from domain.bulk.selection import Selection
 from domain.bulk.states import ItemStatus
 from domain.errors import Invalid
 from domain.expansion.policy import BulkExpansion, GrowthPolicy
-from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
 from tests.acceptance import journal
 from tests.bulk import MIB, add_volumes, adds_up, ended, most_at_once
+from tests.integration.bulk_builders import fail_for, items
 from tests.integration.conftest import Working
 
 BY_ONE = GrowthPolicy(by=MIB)
-
-
-@pytest.fixture
-def bulk_settings(settings: Settings, tmp_path: Path) -> Settings:
-    """A backend without bytes and one with files, both with a journal, faults and a gate."""
-    options = f"journal={tmp_path / 'journal'}&fail=@{tmp_path / 'faults'}&gate={tmp_path / 'gate'}"
-    backends = {"null": f"faulty+null:?delay_ms=20&{options}", "files": f"faulty+file:{tmp_path}/volumes?{options}"}
-    return settings.model_copy(update={"backends": backends, "max_jobs": 20, "busy_seconds": 30})
 
 
 @pytest.fixture
@@ -41,20 +33,10 @@ async def services(bulk_settings: Settings) -> AsyncIterator[Services]:
         yield services
 
 
-async def items(services: Services, job: Job, status: ItemStatus | None = None) -> dict[UUID, Item]:
-    return {item.volume_id: item for item in await services.bulk.items(job.id, status, after=None, limit=5000)}
-
-
 async def sizes(services: Services) -> Counter[tuple[str, int]]:
     async with services.database.transaction() as session:
         rows = await session.execute(text("SELECT state, size FROM volumes"))
         return Counter((state, size) for state, size in rows)
-
-
-def fail_for(tmp_path: Path, volumes: list[UUID], code: str = "storage-full") -> None:
-    lines = "".join(f"expand:{code} {volume_id}\n" for volume_id in volumes)
-    (tmp_path / "new").write_text(lines)
-    (tmp_path / "new").rename(tmp_path / "faults")
 
 
 async def as_many_at_once(number: int, path: Path) -> bool:
@@ -72,7 +54,7 @@ async def test_a_thousand_volumes_seven_at_once_of_which_three_fail_and_are_retr
 ) -> None:
     volumes = await add_volumes(services, 1000, backend="null")
     bad = sorted(volumes[::400])
-    fail_for(tmp_path, bad)
+    fail_for(tmp_path, "expand", bad)
     (tmp_path / "gate").touch()
     async with working(bulk_settings):
         job = await services.expansion.request_expand(BulkExpansion(BY_ONE, max_concurrent=7))
@@ -88,7 +70,7 @@ async def test_a_thousand_volumes_seven_at_once_of_which_three_fail_and_are_retr
         assert await sizes(services) == {("available", 2 * MIB): 997, ("available", MIB): 3}
         assert most_at_once(journal.read(tmp_path / "journal")) == 7
 
-        fail_for(tmp_path, [])
+        fail_for(tmp_path, "expand", [])
         retry = await ended(services, await services.jobs.retry(job.id))
 
         assert (retry.status, retry.succeeded, retry.total, retry.retry_of) == ("succeeded", 3, 3, job.id)

@@ -11,7 +11,6 @@ from domain.bulk.model import Item
 from domain.bulk.selection import Selection
 from domain.bulk.states import ItemStatus
 from domain.errors import Invalid
-from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.snapshots.model import Snapshot
@@ -20,6 +19,7 @@ from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
 from tests.acceptance import journal
 from tests.bulk import MIB, add_volumes, adds_up, ended, most_at_once
+from tests.integration.bulk_builders import fail_for, items
 from tests.integration.conftest import Working
 from tests.integration.inspected import told
 from tests.integration.job_builders import set_job, sql, until
@@ -28,21 +28,9 @@ NIGHTLY = BulkSnapshot("nightly")
 
 
 @pytest.fixture
-def bulk_settings(settings: Settings, tmp_path: Path) -> Settings:
-    """A backend without bytes and one with files, both with a journal, faults and a gate."""
-    options = f"journal={tmp_path / 'journal'}&fail=@{tmp_path / 'faults'}&gate={tmp_path / 'gate'}"
-    backends = {"null": f"faulty+null:?delay_ms=20&{options}", "files": f"faulty+file:{tmp_path}/volumes?{options}"}
-    return settings.model_copy(update={"backends": backends, "max_jobs": 20, "busy_seconds": 30})
-
-
-@pytest.fixture
 async def services(bulk_settings: Settings) -> AsyncIterator[Services]:
     async with open_services(bulk_settings) as services, services.watcher.watching():
         yield services
-
-
-async def items(services: Services, job: Job, status: ItemStatus | None = None) -> dict[UUID, Item]:
-    return {item.volume_id: item for item in await services.bulk.items(job.id, status, after=None, limit=5000)}
 
 
 async def snapshots_of(services: Services) -> dict[UUID, list[tuple[str, str]]]:
@@ -60,12 +48,6 @@ async def states(services: Services) -> Counter[str]:
 async def snapshot(services: Services, item: Item) -> Snapshot:
     assert item.snapshot_id is not None
     return await services.snapshots.get(item.snapshot_id)
-
-
-def fail_for(tmp_path: Path, volumes: list[UUID], code: str = "storage-full") -> None:
-    lines = "".join(f"take_snapshot:{code} {volume_id}\n" for volume_id in volumes)
-    (tmp_path / "new").write_text(lines)
-    (tmp_path / "new").rename(tmp_path / "faults")
 
 
 async def on_disk(services: Services, count: int) -> list[UUID]:
@@ -109,7 +91,7 @@ async def test_hundreds_of_volumes_so_many_at_once_of_which_three_fail_leave_not
 ) -> None:
     volumes = await add_volumes(services, 300, backend="null")
     bad = sorted(volumes[::100])
-    fail_for(tmp_path, bad)
+    fail_for(tmp_path, "take_snapshot", bad)
     (tmp_path / "gate").touch()
     async with working(bulk_settings):
         job = await services.bulk_snapshots.request_snapshots(BulkSnapshot("n", max_concurrent=7))
@@ -128,7 +110,7 @@ async def test_hundreds_of_volumes_so_many_at_once_of_which_three_fail_leave_not
         assert sorted(await snapshots_of(services)) == sorted(set(volumes) - set(bad))
         assert most_at_once(journal.read(tmp_path / "journal"), "take_snapshot") == 7
 
-        fail_for(tmp_path, [])
+        fail_for(tmp_path, "take_snapshot", [])
         retry = await ended(services, await services.jobs.retry(job.id))
 
     assert (retry.status, retry.succeeded, retry.total, retry.retry_of) == ("succeeded", 3, 3, job.id)

@@ -18,6 +18,7 @@ from domain.settings import Settings
 from domain.snapshots.policy import BulkSnapshot
 from domain.storage.driver import Fence, Grant, Stopped
 from tests.bulk import MIB, add_volumes, ended
+from tests.integration.bulk_builders import kill_lanes
 from tests.integration.conftest import Working
 from tests.integration.inspected import leave, mended, told
 from tests.integration.job_builders import a_foreman, everything, run_out, set_job, sql
@@ -60,11 +61,6 @@ async def do(services: Services, lane: Job, tasks: Sequence[Task]) -> None:
     for task in tasks:
         grant = Grant(lane.id, Fence(*lane.fence), math.inf)
         assert await services.chunks.do(lane, task, grant) is not None
-
-
-async def kill_lanes(services: Services, job: Job) -> None:
-    dead = "status = 'failed', finished_at = now(), lease_expires_at = NULL"
-    await sql(services, f"UPDATE jobs SET {dead} WHERE parent_id = :id", id=job.id)
 
 
 async def snapshots(services: Services) -> Sequence[Row[Any]]:

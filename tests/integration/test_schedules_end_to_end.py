@@ -3,16 +3,15 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import httpx
 import pytest
 
 from domain.services import Services, open_services
 from domain.settings import Settings
-from domain.volumes.service import NewVolume
 from tests.bulk import MIB, ended
 from tests.integration.conftest import Working
+from tests.integration.disk_builders import BY_THREE, FIFTH, TO_ELEVEN, a_volume, size
 from tests.integration.inspected import told
 from tests.integration.job_builders import sql, until
 
@@ -24,9 +23,6 @@ NIGHTLY_EXPAND = {
     "action": "bulk.expand",
     "params": {"policy": "autogrow"},
 }
-FIFTH = {"usage_above": 80, "percent": 20, "up_to": 20 * MIB}
-TO_ELEVEN = {"usage_above": 80, "percent": 50, "up_to": 11 * MIB}
-BY_THREE = {"usage_above": 80, "by": 3 * MIB, "up_to": 20 * MIB}
 
 
 @pytest.fixture
@@ -34,26 +30,6 @@ async def services(settings: Settings, tmp_path: Path) -> AsyncIterator[Services
     on_disk = settings.model_copy(update={"backends": {"local": f"file:{tmp_path}/volumes"}})
     async with open_services(on_disk) as services, services.watcher.watching():
         yield services
-
-
-async def a_volume(services: Services, name: str, autogrow: dict[str, Any] | None = None, *, used: int = 0) -> UUID:
-    """A volume of 10 MiB on the disk, of which ``used`` MiB are written."""
-    job = await ended(services, await services.volumes.request_create(NewVolume(name, 10 * MIB, autogrow=autogrow)))
-    assert job.volume_id is not None
-    _write(Path(str(services.volumes.path(await services.volumes.get(job.volume_id)))), used)
-    return job.volume_id
-
-
-def _write(path: Path, mebibytes: int) -> None:
-    with path.open("r+b") as data:
-        data.write(b"x" * mebibytes * MIB)
-
-
-async def size(services: Services, volume_id: UUID) -> int:
-    """A volume's size in MiB, by its row, which its file agrees with."""
-    volume = await services.volumes.get(volume_id)
-    assert Path(str(services.volumes.path(volume))).stat().st_size == volume.size
-    return volume.size // MIB
 
 
 async def made(client: httpx.AsyncClient, schedule: dict[str, Any]) -> str:

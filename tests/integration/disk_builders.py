@@ -1,0 +1,33 @@
+"""Volumes of 10 MiB on the disk, of which some is written, and policies by which they grow."""
+
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from domain.services import Services
+from domain.volumes.service import NewVolume
+from tests.bulk import MIB, ended
+
+FIFTH = {"usage_above": 80, "percent": 20, "up_to": 20 * MIB}
+TO_ELEVEN = {"usage_above": 80, "percent": 50, "up_to": 11 * MIB}
+BY_THREE = {"usage_above": 80, "by": 3 * MIB, "up_to": 20 * MIB}
+
+
+async def a_volume(services: Services, name: str, autogrow: dict[str, Any] | None = None, *, used: int = 0) -> UUID:
+    """One of which ``used`` MiB are written; a worker must be there to make it."""
+    job = await ended(services, await services.volumes.request_create(NewVolume(name, 10 * MIB, autogrow=autogrow)))
+    assert job.volume_id is not None
+    _write(Path(str(services.volumes.path(await services.volumes.get(job.volume_id)))), used)
+    return job.volume_id
+
+
+def _write(path: Path, mebibytes: int) -> None:
+    with path.open("r+b") as data:
+        data.write(b"x" * mebibytes * MIB)
+
+
+async def size(services: Services, volume_id: UUID) -> int:
+    """A volume's size in MiB, by its row, which its file agrees with."""
+    volume = await services.volumes.get(volume_id)
+    assert Path(str(services.volumes.path(volume))).stat().st_size == volume.size
+    return volume.size // MIB

@@ -1,9 +1,11 @@
-"""Schedules for tests, and replicas that keep their time by a clock which the test sets."""
+"""Schedules for tests, asked for over HTTP or not, and replicas that keep their time by a clock which the test sets."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import httpx
+from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.schedules.model import Schedule
@@ -16,6 +18,14 @@ MIDNIGHT = datetime(2026, 1, 31, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
 GROW = {"by": 1048576}
+SCHEDULES = "/api/v1/schedules"
+NIGHTLY: dict[str, Any] = {
+    "name": "nightly",
+    "cron": "30 2 * * *",
+    "time_zone": "Europe/Berlin",
+    "action": "bulk.expand",
+    "params": {"percent": 20, "usage_above": 80, "up_to": "1TiB"},
+}
 
 
 class Clock:
@@ -40,6 +50,13 @@ def a_service(services: Services, clock: Clock) -> ScheduleService:
 async def a_schedule(services: Services, clock: Clock, cron: str = "* * * * *", **members: Any) -> Schedule:
     wanted = NewSchedule(**({"name": "often", "cron": cron, "action": "bulk.expand", "params": GROW} | members))
     return await a_service(services, clock).create(wanted)
+
+
+async def made(client: httpx.AsyncClient, **members: Any) -> dict[str, Any]:
+    answer = await client.post(SCHEDULES, json=NIGHTLY | members)
+    assert answer.status_code == 201, answer.text
+    schedule: dict[str, Any] = answer.json()
+    return schedule
 
 
 async def end_jobs(services: Services) -> None:
@@ -68,3 +85,8 @@ async def runs_of(services: Services, schedule_id: UUID) -> list[tuple[Any, ...]
         id=schedule_id,
     )
     return [tuple(row) for row in rows]
+
+
+async def schedules_and_jobs(services: Services) -> list[Row[Any]]:
+    """All of them as they stand, to see that nothing has changed."""
+    return [*await sql(services, "SELECT * FROM schedules"), *await sql(services, "SELECT * FROM jobs")]

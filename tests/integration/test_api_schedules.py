@@ -1,8 +1,7 @@
-"""Schedules over HTTP, on real PostgreSQL and Redis: made, looked at, changed, run now, refused by the field's name."""
+"""Schedules over HTTP, on real PostgreSQL and Redis: made, looked at, changed, run now, paused, deleted."""
 
 import asyncio
-from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import httpx
 import pytest
@@ -10,27 +9,7 @@ import pytest
 from api.v1.schedule_shapes import PARAMS
 from domain.services import Services
 from tests.integration.job_builders import sql
-from tests.integration.schedule_builders import end_jobs
-
-SCHEDULES = "/api/v1/schedules"
-NIGHTLY: dict[str, Any] = {
-    "name": "nightly",
-    "cron": "30 2 * * *",
-    "time_zone": "Europe/Berlin",
-    "action": "bulk.expand",
-    "params": {"percent": 20, "usage_above": 80, "up_to": "1TiB"},
-}
-
-
-async def made(client: httpx.AsyncClient, **members: Any) -> dict[str, Any]:
-    answer = await client.post(SCHEDULES, json=NIGHTLY | members)
-    assert answer.status_code == 201, answer.text
-    schedule: dict[str, Any] = answer.json()
-    return schedule
-
-
-async def everything(services: Services) -> list[Any]:
-    return [*await sql(services, "SELECT * FROM schedules"), *await sql(services, "SELECT * FROM jobs")]
+from tests.integration.schedule_builders import NIGHTLY, SCHEDULES, end_jobs, made, schedules_and_jobs
 
 
 async def make_due(services: Services, schedule_id: str, minutes: int = 0) -> None:
@@ -66,80 +45,6 @@ async def test_schedules_are_listed_by_pages_and_found_by_name(client: httpx.Asy
     assert [one["name"] for one in named] == ["one-1"]
 
 
-BAD: list[tuple[dict[str, Any], str]] = [
-    ({"cron": "every night"}, "cron"),
-    ({"cron": "61 2 * * *"}, "cron"),
-    ({"cron": "0 0 30 2 *"}, "cron"),
-    ({"cron": "0 0 0 1 1 *"}, "cron"),
-    ({"cron": None}, "cron"),
-    ({"time_zone": "Europe/Atlantis"}, "time_zone"),
-    ({"time_zone": ""}, "time_zone"),
-    ({"catch_up_seconds": -1}, "catch_up_seconds"),
-    ({"catch_up_seconds": 10**12}, "catch_up_seconds"),
-    ({"catch_up_seconds": "60"}, "catch_up_seconds"),
-    ({"enabled": "yes"}, "enabled"),
-    ({"name": "../nightly"}, "name"),
-    ({"colour": "blue"}, "colour"),
-    ({"params": None}, "params"),
-    ({"params": {}}, "params"),
-    ({"params": {"percent": -1}}, "params.percent"),
-    ({"params": {"percent": 1, "by": 1}}, "params.percent"),
-    ({"params": {"by": 1, "ids": ["7"]}}, "params.ids.0"),
-    ({"params": {"by": 1, "max_concurrent": 101}}, "params.max_concurrent"),
-    ({"params": {"by": 1, "backend": "elsewhere"}}, "params.backend"),
-    ({"params": {"by": 1, "dry_run": True}}, "params.dry_run"),
-]
-
-
-@pytest.mark.parametrize(("members", "field"), [*BAD, ({"action": "volume.delete"}, "action")])
-async def test_what_makes_no_sense_is_refused_by_name(
-    services: Services, client: httpx.AsyncClient, members: dict[str, Any], field: str
-) -> None:
-    answer = await client.post(SCHEDULES, json=NIGHTLY | members)
-
-    assert (answer.status_code, [error["field"] for error in answer.json()["errors"]]) == (422, [field]), answer.text
-    assert await everything(services) == []
-
-
-@pytest.mark.parametrize("missing", ["name", "cron", "action", "params"])
-async def test_what_is_missing_is_named(client: httpx.AsyncClient, missing: str) -> None:
-    body = {name: value for name, value in NIGHTLY.items() if name != missing}
-    answer = await client.post(SCHEDULES, json=body)
-
-    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, missing)
-
-
-@pytest.mark.parametrize(("members", "field"), [*BAD, ({"action": "bulk.expand"}, "action")])
-async def test_a_change_that_makes_no_sense_is_refused_by_name(
-    services: Services, client: httpx.AsyncClient, members: dict[str, Any], field: str
-) -> None:
-    schedule = await made(client)
-    before = await everything(services)
-    answer = await client.patch(f"{SCHEDULES}/{schedule['id']}", json={"enabled": False} | members)
-
-    assert (answer.status_code, [error["field"] for error in answer.json()["errors"]]) == (422, [field]), answer.text
-    assert await everything(services) == before
-
-
-async def test_a_name_can_be_taken_once(client: httpx.AsyncClient) -> None:
-    answers = await asyncio.gather(*(client.post(SCHEDULES, json=NIGHTLY) for _ in range(4)))
-    other = await made(client, name="other")
-    renamed = await client.patch(f"{SCHEDULES}/{other['id']}", json={"name": "nightly", "cron": "0 3 * * *"})
-
-    assert sorted(answer.status_code for answer in answers) == [201, 409, 409, 409]
-    assert (renamed.status_code, renamed.json()["code"]) == (409, "name-taken")
-    assert "nightly" in renamed.json()["detail"]
-
-
-@pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE", "GET runs", "POST run"])
-async def test_what_is_not_there_is_not_found(client: httpx.AsyncClient, method: str) -> None:
-    verb, _, below = method.partition(" ")
-    body: dict[str, Any] | None = {} if verb == "PATCH" else None
-    answer = await client.request(verb, f"{SCHEDULES}/{uuid4()}/{below}".rstrip("/"), json=body)
-
-    assert (answer.status_code, answer.json()["code"]) == (404, "schedule-not-found")
-
-
 async def test_a_key_makes_one_schedule_of_many_requests(services: Services, client: httpx.AsyncClient) -> None:
     key = {"Idempotency-Key": "k"}
     answers = await asyncio.gather(*(client.post(SCHEDULES, json=NIGHTLY, headers=key) for _ in range(4)))
@@ -150,7 +55,7 @@ async def test_a_key_makes_one_schedule_of_many_requests(services: Services, cli
     assert {answer.headers["location"] for answer in answers} == {f"{SCHEDULES}/{answers[0].json()['id']}"}
     assert sorted(answer.headers.get("idempotency-replayed", "") for answer in answers) == ["", "true", "true", "true"]
     assert (other.status_code, other.json()["code"]) == (422, "idempotency-key-reused")
-    assert len(await everything(services)) == 1
+    assert len(await schedules_and_jobs(services)) == 1
 
 
 async def test_a_key_makes_one_run_of_many_requests(services: Services, client: httpx.AsyncClient) -> None:

@@ -14,8 +14,8 @@ from tests.integration.conftest import Working
 from tests.integration.disk_builders import BY_THREE, FIFTH, TO_ELEVEN, a_volume, size
 from tests.integration.inspected import told
 from tests.integration.job_builders import sql, until
+from tests.integration.schedule_builders import SCHEDULES
 
-SCHEDULES = "/api/v1/schedules"
 #: What a fresh installation has.
 NIGHTLY_EXPAND = {
     "name": "nightly-expand",

@@ -1,35 +1,23 @@
 """The servers that tests may ask for: started once, gone at the end, and a fresh database for each test."""
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 import redis
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from domain.embedded import EmbeddedServers, temporary_data_dir
 from domain.logs import configure_logging
 from domain.migrations import migrate
 from domain.services import Services, open_services
 from domain.settings import Settings
+from tests.databases import run
 
 # As in production; structlog's own default paints tracebacks so slowly that leases run out over them.
 configure_logging(Settings(_env_file=None))
 
 TEMPLATE = "cistern_template"
-
-
-def _run_sql(url: str, statement: str) -> None:
-    async def run() -> None:
-        engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
-        async with engine.connect() as connection:
-            await connection.execute(text(statement))
-        await engine.dispose()
-
-    asyncio.run(run())
 
 
 def _database(url: str, name: str) -> str:
@@ -40,10 +28,10 @@ def _database(url: str, name: str) -> str:
 def servers() -> Iterator[EmbeddedServers]:
     """PostgreSQL with a migrated template, and Redis."""
     with temporary_data_dir() as data_dir, EmbeddedServers(data_dir, durable=False) as servers:
-        _run_sql(servers.database_url, f"CREATE DATABASE {TEMPLATE}")
+        run(servers.database_url, f"CREATE DATABASE {TEMPLATE}")
         migrate(_database(servers.database_url, TEMPLATE))
         # A test that goes on over two o'clock must not find a run in its job book.
-        _run_sql(_database(servers.database_url, TEMPLATE), "DELETE FROM schedules")
+        run(_database(servers.database_url, TEMPLATE), "DELETE FROM schedules")
         yield servers
 
 
@@ -51,9 +39,18 @@ def servers() -> Iterator[EmbeddedServers]:
 def database_url(servers: EmbeddedServers) -> Iterator[str]:
     """A migrated, empty database of the test's own."""
     name = f"test_{uuid4().hex}"
-    _run_sql(servers.database_url, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY FILE_COPY")
+    run(servers.database_url, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY FILE_COPY")
     yield _database(servers.database_url, name)
-    _run_sql(servers.database_url, f"DROP DATABASE {name} WITH (FORCE)")
+    run(servers.database_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def empty_url(servers: EmbeddedServers) -> Iterator[str]:
+    """A database in which nothing was made yet."""
+    name = f"test_{uuid4().hex}"
+    run(servers.database_url, f"CREATE DATABASE {name} TEMPLATE template0")
+    yield _database(servers.database_url, name)
+    run(servers.database_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

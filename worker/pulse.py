@@ -25,7 +25,7 @@ class Pulse:
         """
         try:
             if file is not None:
-                file.open("a").close()
+                file.open("a").close()  # a folder can be touched, too
                 file.touch()
         except OSError as error:
             raise ConfigurationError(f"CISTERN_HEARTBEAT_FILE: {error.strerror}: {str(file)!r}") from error

@@ -4,9 +4,9 @@ from typing import Any, Self
 
 import httpx
 
+from domain.jobs.states import ENDED
 from tests.compose.stack import PATIENCE, until
 
-ENDED = {"succeeded", "partial", "failed", "cancelled"}
 MIB = 1 << 20
 
 

@@ -13,7 +13,7 @@ from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
-from tests.conftest import _run_sql
+from tests.databases import run
 from tests.integration.conftest import Working
 from tests.integration.inspected import folder, mended, on_disk, told
 from tests.integration.job_builders import MIB, sql
@@ -27,13 +27,13 @@ def backup(servers: EmbeddedServers) -> Iterator[str]:
     """The name of a database to keep a copy in."""
     name = f"backup_{uuid4().hex}"
     yield name
-    _run_sql(servers.database_url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    run(servers.database_url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
 def copy(servers: EmbeddedServers, source: str, target: str) -> None:
     """Replace one database by a copy of another, as a dump and its restoring would."""
-    _run_sql(servers.database_url, f"DROP DATABASE IF EXISTS {target} WITH (FORCE)")
-    _run_sql(servers.database_url, f"CREATE DATABASE {target} TEMPLATE {source} STRATEGY FILE_COPY")
+    run(servers.database_url, f"DROP DATABASE IF EXISTS {target} WITH (FORCE)")
+    run(servers.database_url, f"CREATE DATABASE {target} TEMPLATE {source} STRATEGY FILE_COPY")
 
 
 async def first_life(services: Services) -> dict[str, tuple[UUID, UUID]]:

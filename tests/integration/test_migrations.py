@@ -3,29 +3,23 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from uuid import uuid4
 
 import pytest
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from domain.database import Base, Database, _known_revisions
-from domain.embedded import EmbeddedServers
 from domain.errors import ConfigurationError, DatabaseUnavailable, MigrationFailed
 from domain.migrations import alembic_config, migrate
+from tests.databases import COLUMNS, run, tables
 
 TABLES = {"jobs", "snapshots", "volumes", "workers"}
 
 #: What the catalogues of PostgreSQL say about a schema, in its own words; sorted, without Alembic's table.
-COLUMNS = """
-    SELECT table_name, column_name, data_type, character_maximum_length, is_nullable, column_default
-    FROM information_schema.columns WHERE table_schema = 'public' AND table_name <> 'alembic_version' ORDER BY 1, 2
-"""
 CONSTRAINTS = """
     SELECT conrelid::regclass::text, conname, contype::text, pg_get_constraintdef(oid)
     FROM pg_constraint WHERE connamespace = 'public'::regnamespace AND conrelid::regclass::text <> 'alembic_version'
@@ -35,33 +29,6 @@ INDEXES = """
     SELECT tablename, indexname, indexdef FROM pg_indexes
     WHERE schemaname = 'public' AND tablename <> 'alembic_version' ORDER BY 1, 2
 """
-
-
-def run(url: str, *statements: str) -> list[Row[tuple[object, ...]]]:
-    """Execute statements, each for itself; returns the rows of the last one."""
-
-    async def execute() -> list[Row[tuple[object, ...]]]:
-        engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
-        rows: list[Row[tuple[object, ...]]] = []
-        try:
-            async with engine.connect() as connection:
-                for statement in statements:
-                    result = await connection.execute(text(statement))
-                    rows = list(result) if result.returns_rows else []
-        finally:
-            await engine.dispose()
-        return rows
-
-    return asyncio.run(execute())
-
-
-@pytest.fixture
-def empty_url(servers: EmbeddedServers) -> Iterator[str]:
-    """A database in which nothing was made yet."""
-    name = f"test_{uuid4().hex}"
-    run(servers.database_url, f"CREATE DATABASE {name} TEMPLATE template0")
-    yield servers.database_url.replace("/cistern?", f"/{name}?")
-    run(servers.database_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def alembic_on(url: str) -> Config:
@@ -97,10 +64,6 @@ def require_migrated(url: str) -> None:
 
 def in_a_process(code: str) -> int:
     return subprocess.run([sys.executable, "-c", code], check=False).returncode
-
-
-def tables(url: str) -> set[object]:
-    return {name for (name,) in run(url, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")}
 
 
 @pytest.mark.parametrize("catalogue", [COLUMNS, CONSTRAINTS, INDEXES], ids=["columns", "constraints", "indexes"])

@@ -22,9 +22,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from domain.database import _known_revisions
 from domain.errors import MigrationFailed
 from domain.migrations import MIGRATION_LOCK, alembic_config, migrate
-from tests.integration.test_migrations import COLUMNS, empty_url, run, tables
-
-__all__ = ["empty_url"]
+from tests.databases import COLUMNS, run, tables
 
 HOUSE = Path(__file__).parents[2]
 REVISIONS = _known_revisions()

@@ -7,6 +7,7 @@ from domain.jobs.retention import Pruned
 from domain.migrations import migrate
 from domain.services import Services
 from domain.settings import Settings
+from tests.databases import run
 from tests.integration.conftest import Working
 from tests.integration.job_builders import sql, until
 from tests.integration.schedule_builders import (
@@ -21,9 +22,6 @@ from tests.integration.schedule_builders import (
     jobs_of,
     runs_of,
 )
-from tests.integration.test_migrations import empty_url, run
-
-__all__ = ["empty_url"]
 
 
 async def next_run(services: Services, schedule_id: UUID) -> datetime | None:

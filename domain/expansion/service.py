@@ -87,7 +87,7 @@ class ExpansionService:
         require_within(wanted.max_concurrent, self._max_concurrent)
 
     async def again_expand(self, session: AsyncSession, ended: Job) -> Job:
-        """Grow those that have not grown, each to the size that was written down for it."""
+        """Grow those that have not grown; a size that was written down for one stays binding."""
         return await JobRepository(session).add(self._job(rest_of(ended), **again(ended)))
 
     async def preview(self, wanted: BulkExpansion) -> Plan:

@@ -1,6 +1,7 @@
 """A job's progress as it happens: Server-Sent Events, from whichever API process, whichever worker does the work."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, Final
@@ -19,6 +20,8 @@ from domain.jobs.model import Job
 
 #: At most five events a second: more than that nobody can read, and what is left out the next one says too.
 _PAUSE_SECONDS: Final = 0.2
+#: No more digits than a version can have: of thousands Python makes no number.
+_VERSION: Final = re.compile(r"[0-9]{1,19}")
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -39,7 +42,7 @@ async def _last_seen(
         NothingFollows: what it has seen was the end.
     """
     job = await jobs.get(job_id)
-    seen = int(last_event_id) if last_event_id and last_event_id.isascii() and last_event_id.isdecimal() else None
+    seen = int(last_event_id) if last_event_id and _VERSION.fullmatch(last_event_id) else None
     if job.ended and seen == job.version:
         raise NothingFollows
     return seen

@@ -40,12 +40,14 @@ async def test_a_client_that_comes_again_is_sent_what_it_has_not_seen(
     assert [event["id"] for event in events_of(answer)] == ["2"]
 
 
-@pytest.mark.parametrize("nonsense", ["", "-1", "one", "9" * 30, "1.0"])
+@pytest.mark.parametrize(
+    "nonsense", ["", "-1", "one", "9" * 30, "9" * 5000, "1.0", "²"], ids=lambda said: ascii(said[:9])
+)
 async def test_an_event_that_never_was_is_as_good_as_none(
     fake: FakeServices, client: httpx.AsyncClient, nonsense: str
 ) -> None:
     job = fake.jobs.add(job_row())
-    answer = await client.get(f"{JOBS}/{job.id}/events", headers={"Last-Event-ID": nonsense})
+    answer = await client.get(f"{JOBS}/{job.id}/events", headers={b"Last-Event-ID": nonsense.encode()})
 
     assert [event["id"] for event in events_of(answer)] == ["1", "2"]
 

@@ -25,4 +25,4 @@ WORKDIR /var/lib/cistern
 # An empty named volume that is mounted here takes over the owner: so it can be written to.
 VOLUME /var/lib/cistern
 EXPOSE 8000
-CMD ["uvicorn", "api.main:app", "--host", "0.0.0.0", "--port", "8000", "--no-access-log"]
+CMD ["uvicorn", "api.main:app", "--host", "0.0.0.0", "--port", "8000", "--no-access-log", "--timeout-graceful-shutdown", "5"]

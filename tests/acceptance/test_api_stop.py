@@ -2,6 +2,8 @@
 
 import asyncio
 import signal
+import socket
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -33,3 +35,19 @@ async def test_whoever_waits_gets_the_job_as_it_is(yard: Yard, route: str, prefe
 
     assert (answer.status_code, answer.json()["status"]) == (202, "queued")
     assert await exit_code(api) in (0, -signal.SIGTERM)
+
+
+async def test_who_reads_no_more_is_not_waited_for(yard: Yard) -> None:
+    address = await asyncio.to_thread(yard.start_api, options=("--no-access-log", "--timeout-graceful-shutdown", "1"))
+    (api,) = yard.processes
+    async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60) as http:
+        for _ in range(20):
+            await http.post("/volumes/expand", json={"by": SMALL, "ids": [str(uuid4()) for _ in range(10_000)]})
+    url = httpx.URL(address)
+    with socket.create_connection((url.host, url.port)) as client:
+        # Eight megabytes: more than all buffers between here and there hold.
+        client.sendall(f"GET /api/v1/jobs HTTP/1.1\r\nHost: {url.host}\r\n\r\n".encode())
+        await asyncio.to_thread(client.recv, 1)
+        api.send_signal(signal.SIGTERM)
+
+        assert await exit_code(api) in (0, -signal.SIGTERM)

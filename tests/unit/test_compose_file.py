@@ -87,6 +87,12 @@ def test_a_worker_has_the_time_to_drain() -> None:
     assert grace > defaults().drain_seconds + HAND_BACK_SECONDS + GOODBYE_SECONDS
 
 
+def test_no_api_waits_for_ever_for_a_client_that_reads_no_more() -> None:
+    said = [" ".join(SERVICES["api"]["command"]), DOCKERFILE.replace('", "', " "), (HOUSE / "Procfile").read_text()]
+
+    assert all(re.search("uvicorn .* --timeout-graceful-shutdown 5\\b", command) for command in said)
+
+
 def test_the_password_is_only_ever_the_environments() -> None:
     secrets = [
         value

@@ -38,6 +38,13 @@ class ApiAway(CallFailed):
     code = "api-away"
 
 
+class Said(Thing):
+    """An object as the API says it; what every Cistern says, and this one does not, is missed in one line."""
+
+    def __missing__(self, name: str) -> Any:
+        raise CallFailed(f"what answers is not Cistern's API: it says nothing of `{name}`")
+
+
 class Calls:
     """The HTTP API, as the command line uses it."""
 
@@ -89,6 +96,8 @@ class Calls:
         cursor: Thing = {}
         while True:
             page = self.get(path, **params, **cursor)
+            if not isinstance(page["items"], list) or not all(isinstance(one, Said) for one in page["items"]):
+                raise CallFailed(f"what answers at {self._client.base_url} lists things as no Cistern does")
             yield from page["items"]
             if page["next_cursor"] is None:
                 return
@@ -105,8 +114,8 @@ class Calls:
 
     def _read(self, answer: httpx.Response) -> Thing:
         with suppress(ValueError):
-            found = answer.json()
-            if isinstance(found, dict):
+            found = answer.json(object_hook=Said)
+            if isinstance(found, Said):
                 return found
         raise CallFailed(f"what answers at {self._client.base_url} is not Cistern's API")
 

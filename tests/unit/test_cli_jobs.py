@@ -161,6 +161,10 @@ def test_the_api_is_where_the_option_the_environment_or_habit_says(
         (httpx.Response(404, json=["nothing"]), "was answered with 404"),
         (httpx.Response(200, text="<h1>It works</h1>"), "is not Cistern's API"),
         (httpx.Response(200, json=[]), "is not Cistern's API"),
+        (httpx.Response(200, json={"status": "ok"}), "says nothing of `items`"),
+        (httpx.Response(200, json={"items": None}), "lists things as no Cistern does"),
+        (httpx.Response(200, json={"items": ["one"]}), "lists things as no Cistern does"),
+        (httpx.Response(200, json={"items": [{"id": "1"}], "next_cursor": None}), "says nothing of `created_at`"),
     ],
     ids=str,
 )
@@ -169,6 +173,15 @@ def test_whoever_else_answers_is_told_from_the_api(cistern: Terminal, answer: ht
     code, out, err = cistern("jobs", "list")
 
     assert (code, out, told in err, err.count("\n")) == (2, "", True, 1), err
+
+
+@pytest.mark.parametrize("command", ["show", "watch", "cancel"])
+def test_a_job_of_another_api_is_none(cistern: Terminal, command: str) -> None:
+    cistern.answer(lambda _: httpx.Response(200, json={"status": "succeeded"}))
+    code, out, err = cistern("jobs", command, str(NOBODY))
+
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith("cistern: what answers is not Cistern's API: it says nothing of ")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "ftp://here", "here", "http://here:there"])

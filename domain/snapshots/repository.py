@@ -33,6 +33,8 @@ from domain.snapshots.states import BUSY, MOVES, SnapshotState
 
 #: States of a snapshot that can be used, if not at this very moment.
 _WHOLE: Final = (SnapshotState.READY, SnapshotState.RESTORING, SnapshotState.CLONING)
+#: So many a schedule may want to delete at once: for a hundred times as many no transaction would be short enough.
+_SUPERFLUOUS: Final = 5000
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,10 @@ class SnapshotBatchRepository:
         await self._session.execute(query.execution_options(synchronize_session=False))
 
     async def superfluous(self, volume_ids: Collection[UUID], schedule_id: UUID, keep: Keep) -> Sequence[Snapshot]:
-        """Lock a schedule's own snapshots that it does not keep; those that are in use wait for the next time."""
+        """Lock a schedule's own snapshots that it does not keep; those that are in use wait for the next time.
+
+        So do the newer ones where there are very many: it may have begun to delete after it had kept all for years.
+        """
         newest = (Snapshot.created_at.desc(), Snapshot.id.desc())
         own = (
             select(Snapshot.id, func.row_number().over(partition_by=Snapshot.volume_id, order_by=newest).label("rank"))
@@ -221,7 +226,8 @@ class SnapshotBatchRepository:
         )
         beyond = select(own.c.id).where(own.c.rank > max(keep.last or 0, 1))
         query = select(Snapshot).where(Snapshot.id.in_(beyond), Snapshot.state == SnapshotState.READY, _too_old(keep))
-        return (await self._session.scalars(query.order_by(Snapshot.id).with_for_update(skip_locked=True))).all()
+        oldest = query.order_by(Snapshot.id).limit(_SUPERFLUOUS)
+        return (await self._session.scalars(oldest.with_for_update(skip_locked=True))).all()
 
     async def take(self, job_ids: Mapping[UUID, UUID], state: SnapshotState) -> None:
         """Give locked snapshots into the hands of a job each."""

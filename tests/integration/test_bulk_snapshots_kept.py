@@ -13,6 +13,7 @@ from domain.bulk.operation import Result
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
+from domain.snapshots import repository
 from domain.snapshots.policy import BulkSnapshot, Keep
 from domain.storage.driver import Fence, Grant
 from tests.bulk import MIB, add_volumes, ended
@@ -128,6 +129,22 @@ async def test_what_is_too_old_goes_but_what_any_rule_keeps_stays_and_the_newest
         await run(services, 4, Keep(days=5))
 
     assert await names(services, volume_id) == ["nightly-20260105T020000000Z"]
+
+
+async def test_of_very_many_the_oldest_go_and_the_others_after_the_next_runs(
+    services: Services, working: Working, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repository, "_SUPERFLUOUS", 2)
+    (volume_id,) = await stored_volumes(services, 1)
+    async with working(services.settings):
+        for night in range(4):
+            await run(services, night, Keep())
+        left = []
+        for night in range(4, 7):
+            await run(services, night, Keep(last=1))
+            left.append([name[14:16] for name in await names(services, volume_id)])
+
+    assert left == [["03", "04", "05"], ["05", "06"], ["07"]]
 
 
 async def test_a_snapshot_in_use_is_let_be_until_the_next_run(services: Services, working: Working) -> None:

@@ -78,6 +78,7 @@ class ScheduleRepository:
             Schedule.next_run_at == seen.next_run_at,
             Schedule.cron == seen.cron,
             Schedule.time_zone == seen.time_zone,
+            Schedule.catch_up_seconds == seen.catch_up_seconds,
         )
         return (await self._session.scalars(query.with_for_update(skip_locked=True))).one_or_none()
 

@@ -1,7 +1,9 @@
 """What the command line shows of jobs and schedules: tables for people."""
 
 import json
+import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from typing import Any, Final
 
 import typer
@@ -27,6 +29,8 @@ _STYLES: Final = {
 
 def a_console() -> Console:
     """Open standard output for what comes from the API, in which nothing is markup."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a letter that cannot be shown must not end a watch
     console = Console(markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = _WIDE

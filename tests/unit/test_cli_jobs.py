@@ -1,7 +1,9 @@
 """`cistern jobs ...`, over the real routes: what it shows, and how it ends."""
 
 import json
+import sys
 from collections.abc import Iterator
+from io import BytesIO, TextIOWrapper
 from uuid import UUID
 
 import httpx
@@ -73,6 +75,17 @@ def test_a_job_is_shown_with_what_failed(fake: FakeServices, cistern: Terminal) 
     assert str(UUID(int=2)) not in out
     code, out, _ = cistern("jobs", "show", str(job.id), "--json")
     assert json.loads(out)["error"] == error
+
+
+def test_where_a_letter_cannot_be_shown_a_question_mark_is(
+    fake: FakeServices, cistern: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paper = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(paper, "ascii", write_through=True))
+    job = fake.jobs.add(job_row(created_by="Jörg"))
+
+    assert cistern("jobs", "show", str(job.id)).code == 0
+    assert b"J?rg" in paper.getvalue()
 
 
 @pytest.mark.parametrize(("how", "code"), [("succeeded", 0), ("partial", 1), ("failed", 1), ("cancelled", 1)])

@@ -15,7 +15,7 @@ import structlog
 
 from domain.background import in_background
 from domain.bulk.chunks import Chunks
-from domain.bulk.model import Item
+from domain.bulk.ledger import Line
 from domain.bulk.operation import Result, Task
 from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.model import Job
@@ -74,7 +74,7 @@ class Lanes:
         if len(self._limits) > _REMEMBERED:
             del self._limits[next(iter(self._limits))]
 
-    async def _carry_out(self, job: Job, items: Sequence[Item], grant: Grant, cancelled: asyncio.Event) -> float:
+    async def _carry_out(self, job: Job, items: Sequence[Line], grant: Grant, cancelled: asyncio.Event) -> float:
         """Take, work on and record a chunk. Returns how many seconds the work took, by which the next one is sized.
 
         Not the whole: where statements are slow, smaller chunks would only mean more of them.

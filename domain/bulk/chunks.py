@@ -5,9 +5,9 @@ still has the lane. A step that comes too late changes nothing and raises `Stopp
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Final
 from uuid import UUID
 
@@ -15,8 +15,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.bulk.kinds import EXPAND
-from domain.bulk.ledger import CLOSED_AT_ONCE, Entry, Lane, Ledger
-from domain.bulk.model import Item
+from domain.bulk.ledger import CLOSED_AT_ONCE, Entry, Lane, Ledger, Line
 from domain.bulk.operation import Operation, Result, Task, standing
 from domain.bulk.states import FINISHED, Code, ItemStatus
 from domain.database import Database
@@ -25,8 +24,7 @@ from domain.jobs.batches import BatchRepository
 from domain.jobs.model import Job
 from domain.jobs.queue import JobQueue
 from domain.storage.driver import Fence, FenceRefused, Grant, Stopped, StopReason, StorageBusy, TransientStorageError
-from domain.volumes.model import Volume
-from domain.volumes.repository import VolumeRepository
+from domain.volumes.repository import Held, VolumeRepository
 
 _TRIES: Final = 3
 _PAUSE_SECONDS: Final = 0.2
@@ -54,12 +52,12 @@ class Chunks:
 
     # --- claim -------------------------------------------------------------------------------------------
 
-    async def inherit(self, job: Job) -> Sequence[Item]:
+    async def inherit(self, job: Job) -> Sequence[Line]:
         """Claim again what an earlier attempt of this lane has left behind."""
         async with self._held(job) as (session, lane):
             return await Ledger(session).inherit(lane)
 
-    async def claim(self, job: Job, limit: int) -> Sequence[Item]:
+    async def claim(self, job: Job, limit: int) -> Sequence[Line]:
         """Claim up to ``limit`` items that wait."""
         async with self._held(job) as (session, lane):
             return await Ledger(session).claim(lane, limit)
@@ -81,11 +79,11 @@ class Chunks:
 
     # --- take --------------------------------------------------------------------------------------------
 
-    async def measure(self, job: Job, items: Sequence[Item]) -> dict[UUID, int]:
+    async def measure(self, job: Job, items: Sequence[Line]) -> dict[UUID, int]:
         """Measure what is to be known about these volumes; what cannot be measured is left out."""
         return await self._operation(job).measure(items)
 
-    async def take(self, job: Job, items: Sequence[Item], used: Mapping[UUID, int]) -> list[Task]:
+    async def take(self, job: Job, items: Sequence[Line], used: Mapping[UUID, int]) -> list[Task]:
         """Take the volumes that are to be worked on, and write down what is to be done, under their locks."""
         operation = self._operation(job)
         async with self._held(job) as (session, lane):
@@ -137,7 +135,7 @@ class Chunks:
 
     def leave(self, task: Task) -> Result:
         """Let a volume be on which nobody has begun to work, because the job was cancelled."""
-        return Result(replace(task.ends(ItemStatus.SKIPPED, Code.CANCELLED), snapshot_id=None))
+        return Result(task.ends(ItemStatus.SKIPPED, Code.CANCELLED)._replace(snapshot_id=None))
 
     # --- record ------------------------------------------------------------------------------------------
 
@@ -176,8 +174,10 @@ class Chunks:
                 raise Stopped(StopReason.LEASE_LOST)
             yield session, _lane(job)
 
-    async def _tally(self, session: AsyncSession, lane: Lane, finished: Sequence[Entry | Item], tired: int = 0) -> bool:
-        counts = {status: sum(item.status is status for item in finished) for status in ItemStatus}
+    async def _tally(self, session: AsyncSession, lane: Lane, finished: Sequence[Entry | Line], tired: int = 0) -> bool:
+        if not finished and not tired:
+            return False  # the row of the whole is everybody's: nobody touches it for nothing
+        counts = Counter(item.status for item in finished)
         return await BatchRepository(session).tally(
             lane.job_id,
             succeeded=counts[ItemStatus.SUCCEEDED],
@@ -199,7 +199,7 @@ async def _decide(
     session: AsyncSession,
     operation: Operation,
     lane: Lane,
-    found: Sequence[tuple[Item, Volume | None]],
+    found: Sequence[tuple[Line, Held | None]],
     used: Mapping[UUID, int],
 ) -> list[Entry]:
     """Decide about each volume: by its state, or else as the operation does."""

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
@@ -51,8 +51,16 @@ class Lane:
     created_by: str | None = None
 
 
-@dataclass(frozen=True)
-class Entry:
+class Line(NamedTuple):
+    """What lanes must know of an item; a plain tuple, because there are a million of them."""
+
+    volume_id: UUID
+    status: ItemStatus
+    to_size: int | None = None
+    snapshot_id: UUID | None = None
+
+
+class Entry(NamedTuple):
     """What becomes of one item. ``status`` CLAIMED means that it is being worked on, PENDING that it waits again."""
 
     volume_id: UUID
@@ -96,7 +104,7 @@ class Ledger:
             query = query.where(Item.volume_id > after)
         return (await self._session.scalars(query)).all()
 
-    async def inherit(self, lane: Lane) -> Sequence[Item]:
+    async def inherit(self, lane: Lane) -> Sequence[Line]:
         """Claim what the lane had claimed at an earlier ring: its predecessor was killed or interrupted."""
         query = (
             update(Item)
@@ -106,7 +114,7 @@ class Ledger:
         )
         return await self._returned(query)
 
-    async def claim(self, lane: Lane, limit: int) -> Sequence[Item]:
+    async def claim(self, lane: Lane, limit: int) -> Sequence[Line]:
         """Claim pending items whose time has come; those that others are claiming at the moment are passed over."""
         due = (
             select(Item.volume_id)
@@ -130,10 +138,12 @@ class Ledger:
         waiting: timedelta | None = await self._session.scalar(query)
         return None if waiting is None else max(0.0, waiting.total_seconds())
 
-    async def write(self, lane: Lane, entries: Sequence[Entry]) -> Sequence[Item]:
+    async def write(self, lane: Lane, entries: Sequence[Entry]) -> Sequence[Line]:
         """Write entries down, for those items that the lane still holds at its ring; returns these."""
+        if not entries:
+            return []
         given = given_rows(
-            (vars(entry) for entry in entries),
+            (entry._asdict() for entry in entries),
             volume_id=Uuid(),
             status=words(ItemStatus),
             code=Text(),
@@ -164,6 +174,8 @@ class Ledger:
 
         The pause grows with the time that a volume has been busy.
         """
+        if not volume_ids:
+            return 0
         since = func.coalesce(Item.busy_since, func.now())
         pause = func.least(func.greatest(func.now() - since, _seconds(_BUSY_PAUSE[0])), _seconds(_BUSY_PAUSE[1]))
         held = (
@@ -183,7 +195,7 @@ class Ledger:
         )
         return len(tired)
 
-    async def close(self, job_id: UUID, *, was: ItemStatus, status: ItemStatus, code: Code) -> Sequence[Item]:
+    async def close(self, job_id: UUID, *, was: ItemStatus, status: ItemStatus, code: Code) -> Sequence[Line]:
         """Finish up to `CLOSED_AT_ONCE` items that nobody will work on any more; returns them."""
         some = select(Item.volume_id).where(Item.job_id == job_id, Item.status == was)
         some = some.limit(CLOSED_AT_ONCE).with_for_update(skip_locked=True)
@@ -200,7 +212,7 @@ class Ledger:
         held = select(literal(1)).where(Item.job_id == lane.job_id, Item.lane_id == lane.lane_id)
         return await self._session.scalar(held.where(Item.status == ItemStatus.CLAIMED).limit(1)) is not None
 
-    async def bequeath(self, job_id: UUID, lane_id: UUID) -> Sequence[Item]:
+    async def bequeath(self, job_id: UUID, lane_id: UUID) -> Sequence[Line]:
         """Leave the items of a job's dead lanes to a new one; returns them."""
         query = update(Item).where(Item.job_id == job_id, Item.status == ItemStatus.CLAIMED)
         return await self._returned(query.values(lane_id=lane_id, ring=-1))  # below any ring, so that it inherits them
@@ -216,9 +228,10 @@ class Ledger:
         entering = insert(Item).from_select(columns, rows, include_defaults=False)
         await self._session.execute(entering.on_conflict_do_nothing())
 
-    async def _returned(self, query: Any) -> Sequence[Item]:
-        done = query.returning(Item).execution_options(synchronize_session=False, populate_existing=True)
-        return (await self._session.scalars(done)).all()
+    async def _returned(self, query: Any) -> Sequence[Line]:
+        columns = query.returning(Item.volume_id, Item.status, Item.to_size, Item.snapshot_id)
+        rows = await self._session.execute(columns.execution_options(synchronize_session=False))
+        return [Line(*row) for row in rows]
 
 
 async def clear_ledgers(session: AsyncSession, job_ids: Collection[UUID], limit: int) -> int:

@@ -4,17 +4,16 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.bulk.ledger import Entry, Lane
-from domain.bulk.model import Item
+from domain.bulk.ledger import Entry, Lane, Line
 from domain.bulk.states import Code, ItemStatus
 from domain.storage.driver import Grant
-from domain.volumes.model import Volume
+from domain.volumes.repository import Held
 from domain.volumes.states import BUSY, VolumeState
 
 
@@ -38,7 +37,7 @@ class Task:
 
     def ends(self, status: ItemStatus, code: str, detail: str | None = None) -> Entry:
         """Make the entry that ends it."""
-        return replace(self.entry, status=status, code=code, detail=detail)
+        return self.entry._replace(status=status, code=code, detail=detail)
 
 
 @dataclass(frozen=True)
@@ -63,16 +62,16 @@ class Operation(Protocol):
     def terms(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Say what lanes must know of the params of the whole."""
 
-    async def measure(self, items: Sequence[Item]) -> dict[UUID, int]:
+    async def measure(self, items: Sequence[Line]) -> dict[UUID, int]:
         """Measure what `decide` wants to know, in bytes; what cannot be measured is left out."""
 
     async def decide(
-        self, session: AsyncSession, lane: Lane, volumes: Sequence[tuple[Item, Volume]], used: Mapping[UUID, int]
+        self, session: AsyncSession, lane: Lane, volumes: Sequence[tuple[Line, Held]], used: Mapping[UUID, int]
     ) -> list[Entry]:
         """Decide about volumes that are available, and locked: CLAIMED, or why not."""
 
     async def begin(
-        self, session: AsyncSession, lane: Lane, volumes: Sequence[tuple[Entry, Volume]], fresh: Mapping[UUID, int]
+        self, session: AsyncSession, lane: Lane, volumes: Sequence[tuple[Entry, Held]], fresh: Mapping[UUID, int]
     ) -> list[Task]:
         """Write down what is to be done with the lane's volumes; ``fresh``: versions of those that are new to it."""
 
@@ -83,18 +82,18 @@ class Operation(Protocol):
         """Shut earlier attempts out of a task that ends as ``entry``, and tell what they have left."""
 
     async def record(
-        self, session: AsyncSession, lane: Lane, items: Sequence[Item], sizes: Mapping[UUID, int | None]
+        self, session: AsyncSession, lane: Lane, items: Sequence[Line], sizes: Mapping[UUID, int | None]
     ) -> None:
         """Let go of what belongs to finished items, with the sizes in bytes that were reported for their volumes."""
 
-    async def renew(self, session: AsyncSession, job_id: UUID, items: Sequence[Item]) -> None:
+    async def renew(self, session: AsyncSession, job_id: UUID, items: Sequence[Line]) -> None:
         """Raise versions: the fences of a new lane must be above those that dead ones have left on the disk."""
 
-    async def forsake(self, session: AsyncSession, job_id: UUID, items: Sequence[Item]) -> None:
+    async def forsake(self, session: AsyncSession, job_id: UUID, items: Sequence[Line]) -> None:
         """Let go of what belongs to items that no lane could bring to an end."""
 
 
-def standing(item: Item, volume: Volume | None, lane: Lane) -> Entry | None:
+def standing(item: Line, volume: Held | None, lane: Lane) -> Entry | None:
     """Tell what follows from the state of a volume, whose row is locked; None if it is available.
 
     CLAIMED means that it is in the lane's hands already, PENDING that it is busy.

@@ -8,7 +8,7 @@ from sqlalchemy import null
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.bulk.kinds import LANE
-from domain.bulk.ledger import Ledger
+from domain.bulk.ledger import Ledger, Line
 from domain.bulk.model import Item
 from domain.bulk.operation import Operation
 from domain.bulk.selection import Selection, shares
@@ -125,7 +125,7 @@ class BulkService:
         await self._operations[job.kind].forsake(session, job.id, claimed)
         await BatchRepository(session).tally(job.id, failed=len(claimed) + len(pending))
 
-    async def _lose(self, session: AsyncSession, job: Job, was: ItemStatus) -> Sequence[Item]:
+    async def _lose(self, session: AsyncSession, job: Job, was: ItemStatus) -> Sequence[Line]:
         return await Ledger(session).close(job.id, was=was, status=ItemStatus.FAILED, code=Code.LANES_LOST)
 
     async def _add_lanes(self, session: AsyncSession, job: Job, *, last: bool = False) -> list[Job]:

@@ -7,17 +7,15 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.bulk.ledger import Entry, Lane
-from domain.bulk.model import Item
+from domain.bulk.ledger import Entry, Lane, Line
 from domain.bulk.operation import Result, Task
 from domain.bulk.states import Code, ItemStatus, ending_of
 from domain.database import Database
 from domain.errors import CisternError
 from domain.expansion.policy import Policy, read_policy
 from domain.storage.backends import Backends
-from domain.storage.driver import Grant
-from domain.volumes.model import Volume
-from domain.volumes.repository import Ending, VolumeRepository
+from domain.storage.driver import Grant, Usage
+from domain.volumes.repository import Ending, Held, VolumeRepository
 from domain.volumes.states import VolumeState
 
 
@@ -35,15 +33,15 @@ class Growing:
         """Lanes decide by the policy."""
         return {"policy": params["policy"]}
 
-    async def measure(self, items: Sequence[Item]) -> dict[UUID, int]:
+    async def measure(self, items: Sequence[Line]) -> dict[UUID, int]:
         """Measure how many bytes of each volume are allocated; what cannot be measured is left out."""
         async with self._database.transaction() as session:
             places = await VolumeRepository(session).places([item.volume_id for item in items])
-        usages = await asyncio.gather(*(self._used(backend, volume_id) for volume_id, backend in places.items()))
-        return {volume_id: used for volume_id, used in zip(places, usages, strict=True) if used is not None}
+        measured = await asyncio.gather(*(self._measured(backend, places) for backend in set(places.values())))
+        return {volume_id: usage.used for found in measured for volume_id, usage in found.items()}
 
     async def decide(
-        self, session: AsyncSession, lane: Lane, volumes: Sequence[tuple[Item, Volume]], used: Mapping[UUID, int]
+        self, session: AsyncSession, lane: Lane, volumes: Sequence[tuple[Line, Held]], used: Mapping[UUID, int]
     ) -> list[Entry]:
         """Decide which volumes shall grow, and to which size."""
         policy = read_policy(lane.params["policy"])
@@ -51,7 +49,7 @@ class Growing:
         return [_decide(item, volume, policy, used.get(item.volume_id)) for item, volume in volumes]
 
     async def begin(
-        self, _: AsyncSession, __: Lane, volumes: Sequence[tuple[Entry, Volume]], fresh: Mapping[UUID, int]
+        self, _: AsyncSession, __: Lane, volumes: Sequence[tuple[Entry, Held]], fresh: Mapping[UUID, int]
     ) -> list[Task]:
         """Write nothing down but the sizes, which the entries have."""
         return [
@@ -70,30 +68,31 @@ class Growing:
         return Result(entry, await self._backends.reach(task.backend).seal(task.volume_id, grant))
 
     async def record(
-        self, session: AsyncSession, lane: Lane, items: Sequence[Item], sizes: Mapping[UUID, int | None]
+        self, session: AsyncSession, lane: Lane, items: Sequence[Line], sizes: Mapping[UUID, int | None]
     ) -> None:
         """The volumes have the sizes that their backends report."""
         endings = [Ending(item.volume_id, lane.job_id, sizes[item.volume_id]) for item in items]
         await VolumeRepository(session).let_go(endings, VolumeState.AVAILABLE)
 
-    async def renew(self, session: AsyncSession, job_id: UUID, items: Sequence[Item]) -> None:
+    async def renew(self, session: AsyncSession, job_id: UUID, items: Sequence[Line]) -> None:
         """It is the volumes that are published."""
         await VolumeRepository(session).raise_versions([item.volume_id for item in items], job_id)
 
-    async def forsake(self, session: AsyncSession, job_id: UUID, items: Sequence[Item]) -> None:
+    async def forsake(self, session: AsyncSession, job_id: UUID, items: Sequence[Line]) -> None:
         """The volumes have the sizes that they had."""
         endings = [Ending(item.volume_id, job_id, None) for item in items]
         await VolumeRepository(session).let_go(endings, VolumeState.AVAILABLE)
 
-    async def _used(self, backend: str, volume_id: UUID) -> int | None:
+    async def _measured(self, backend: str, places: Mapping[UUID, str]) -> Mapping[UUID, Usage]:
+        """Measure all that are on one backend, by one call."""
         try:
-            usage = await self._backends.reach(backend).measure(volume_id)
+            here = [volume_id for volume_id, place in places.items() if place == backend]
+            return await self._backends.reach(backend).measure(here)
         except CisternError:
-            return None  # if it matters, growing the volume will say why
-        return None if usage is None else usage.used
+            return {}  # if it matters, growing the volumes will say why
 
 
-def _decide(item: Item, volume: Volume, policy: Policy, used: int | None) -> Entry:
+def _decide(item: Line, volume: Held, policy: Policy, used: int | None) -> Entry:
     """Decide about one volume, whose row is locked."""
     if item.to_size is None:
         wanted = policy.decide(volume.size, used, volume.autogrow)

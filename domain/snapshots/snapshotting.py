@@ -5,15 +5,13 @@ the storage it stays, as an ``error`` that can be deleted.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
-from domain.bulk.ledger import Entry, Lane
-from domain.bulk.model import Item
+from domain.bulk.ledger import Entry, Lane, Line
 from domain.bulk.operation import Result, Task
 from domain.bulk.states import Code, ItemStatus
 from domain.snapshots.keeping import Keeping
@@ -23,8 +21,7 @@ from domain.snapshots.repository import SnapshotBatchRepository, SnapshotEnding,
 from domain.snapshots.states import SnapshotState
 from domain.storage.backends import Backends
 from domain.storage.driver import Grant
-from domain.volumes.model import Volume
-from domain.volumes.repository import Ending, VolumeRepository
+from domain.volumes.repository import Ending, Held, VolumeRepository
 from domain.volumes.states import VolumeState
 
 #: What lanes must know of the whole.
@@ -45,12 +42,12 @@ class Snapshotting:
         """Lanes must know the name, and what is kept."""
         return {name: params[name] for name in _TERMS}
 
-    async def measure(self, _: Sequence[Item]) -> dict[UUID, int]:
+    async def measure(self, _: Sequence[Line]) -> dict[UUID, int]:
         """Nothing depends on what is in use."""
         return {}
 
     async def decide(
-        self, session: AsyncSession, lane: Lane, volumes: Sequence[tuple[Item, Volume]], _: Mapping[UUID, int]
+        self, session: AsyncSession, lane: Lane, volumes: Sequence[tuple[Line, Held]], _: Mapping[UUID, int]
     ) -> list[Entry]:
         """Take a snapshot of every volume that has none of this name."""
         name = lane.params["snapshot_name"]
@@ -58,7 +55,7 @@ class Snapshotting:
         return [_taken(volume, name) if volume.id in named else _to_take(volume) for _, volume in volumes]
 
     async def begin(
-        self, session: AsyncSession, lane: Lane, volumes: Sequence[tuple[Entry, Volume]], fresh: Mapping[UUID, int]
+        self, session: AsyncSession, lane: Lane, volumes: Sequence[tuple[Entry, Held]], fresh: Mapping[UUID, int]
     ) -> list[Task]:
         """Write the snapshots down that are to be; a predecessor's are there already."""
         snapshots = SnapshotBatchRepository(session)
@@ -75,10 +72,10 @@ class Snapshotting:
         """See whether anything is there, now that nobody can take the snapshot any more."""
         driver = self._backends.reach(task.backend)
         size = await driver.seal_snapshot(task.volume_id, _snapshot_id(task), grant)
-        return Result(replace(entry, snapshot_id=None) if size is None else entry)
+        return Result(entry._replace(snapshot_id=None) if size is None else entry)
 
     async def record(
-        self, session: AsyncSession, lane: Lane, items: Sequence[Item], sizes: Mapping[UUID, int | None]
+        self, session: AsyncSession, lane: Lane, items: Sequence[Line], sizes: Mapping[UUID, int | None]
     ) -> None:
         """The snapshots are there, with the sizes that they got, or in error, or nothing; the volumes are as before."""
         await _let_go_of_volumes(session, lane.job_id, items)
@@ -91,11 +88,11 @@ class Snapshotting:
         await SnapshotBatchRepository(session).discard(nothing, lane.job_id)
         await self._expire(session, lane, [item.volume_id for item in made])
 
-    async def renew(self, session: AsyncSession, job_id: UUID, items: Sequence[Item]) -> None:
+    async def renew(self, session: AsyncSession, job_id: UUID, items: Sequence[Line]) -> None:
         """It is the snapshots that are published."""
         await SnapshotBatchRepository(session).raise_versions([item.volume_id for item in items], job_id)
 
-    async def forsake(self, session: AsyncSession, job_id: UUID, items: Sequence[Item]) -> None:
+    async def forsake(self, session: AsyncSession, job_id: UUID, items: Sequence[Line]) -> None:
         """Nobody knows what is there of the snapshots; the volumes are as before."""
         await _let_go_of_volumes(session, job_id, items)
         await SnapshotRepository(session).let_go(_endings(job_id, items, {}), SnapshotState.ERROR)
@@ -107,12 +104,12 @@ class Snapshotting:
             await self._keeping.expire(session, volume_ids, schedule_id, keep, caller=lane.created_by)
 
 
-async def _let_go_of_volumes(session: AsyncSession, job_id: UUID, items: Sequence[Item]) -> None:
+async def _let_go_of_volumes(session: AsyncSession, job_id: UUID, items: Sequence[Line]) -> None:
     endings = [Ending(item.volume_id, job_id, None) for item in items]
     await VolumeRepository(session).let_go(endings, VolumeState.AVAILABLE)
 
 
-def _endings(job_id: UUID, items: Sequence[Item], sizes: Mapping[UUID, int | None]) -> list[SnapshotEnding]:
+def _endings(job_id: UUID, items: Sequence[Line], sizes: Mapping[UUID, int | None]) -> list[SnapshotEnding]:
     return [
         SnapshotEnding(item.snapshot_id, job_id, sizes.get(item.volume_id))
         for item in items
@@ -120,16 +117,16 @@ def _endings(job_id: UUID, items: Sequence[Item], sizes: Mapping[UUID, int | Non
     ]
 
 
-def _to_take(volume: Volume) -> Entry:
+def _to_take(volume: Held) -> Entry:
     return Entry(volume.id, ItemStatus.CLAIMED, from_size=volume.size)
 
 
-def _taken(volume: Volume, name: str) -> Entry:
+def _taken(volume: Held, name: str) -> Entry:
     detail = f"The volume already has a snapshot named {name!r}."
     return Entry(volume.id, ItemStatus.FAILED, Code.NAME_TAKEN, detail, from_size=volume.size)
 
 
-def _new_snapshot(volume: Volume, lane: Lane) -> Snapshot:
+def _new_snapshot(volume: Held, lane: Lane) -> Snapshot:
     return Snapshot(
         id=uuid7(),
         volume_id=volume.id,
@@ -142,9 +139,9 @@ def _new_snapshot(volume: Volume, lane: Lane) -> Snapshot:
     )
 
 
-def _task(entry: Entry, volume: Volume, held: tuple[UUID, int], *, begun: bool) -> Task:
+def _task(entry: Entry, volume: Held, held: tuple[UUID, int], *, begun: bool) -> Task:
     snapshot_id, version = held
-    return Task(replace(entry, snapshot_id=snapshot_id), volume.backend, version, begun)
+    return Task(entry._replace(snapshot_id=snapshot_id), volume.backend, version, begun)
 
 
 def _snapshot_id(task: Task) -> UUID:

@@ -283,8 +283,8 @@ class StorageDriver(Protocol):
     async def seal_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
         """Raise the snapshot's fence, as `seal` does for a volume; returns its size, None if absent."""
 
-    async def measure(self, volume_id: UUID) -> Usage | None:
-        """Report the volume's size and allocation in bytes; None if it is absent."""
+    async def measure(self, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:
+        """Report size and allocation in bytes of those of these volumes that are there and can be measured."""
 
     async def inventory(self, after: UUID | None, limit: int) -> Sequence[UUID] | None:
         """List up to ``limit`` volumes of which anything is kept, above ``after`` by id; None where nothing ever is.

@@ -88,9 +88,9 @@ class FaultyDriver:
         async with self._disturbed("seal_snapshot", volume_id, grant, snapshot_id=snapshot_id) as watched:
             return await self._inner.seal_snapshot(volume_id, snapshot_id, watched)
 
-    async def measure(self, volume_id: UUID) -> Usage | None:
+    async def measure(self, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:
         """Measure, undisturbed."""
-        return await self._inner.measure(volume_id)
+        return await self._inner.measure(volume_ids)
 
     async def inventory(self, after: UUID | None, limit: int) -> Sequence[UUID] | None:
         """List what the inner driver keeps, undisturbed."""

@@ -5,7 +5,7 @@ This is the asynchronous face; the work is done by `FileVolumes` and `FileSnapsh
 
 import asyncio
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -88,9 +88,9 @@ class FileDriver:
         """Raise the snapshot's fence, whether or not the attempt was stopped; returns the size found."""
         return await self._run(self._snapshots.seal, volume_id, snapshot_id, grant)
 
-    async def measure(self, volume_id: UUID) -> Usage | None:
-        """Report size and allocated bytes, as the file system tells them."""
-        return await self._run(self._volumes.measure, volume_id)
+    async def measure(self, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:
+        """Report sizes and allocated bytes, as the file system tells them."""
+        return await self._run(self._volumes.measure, volume_ids)
 
     async def inventory(self, after: UUID | None, limit: int) -> Sequence[UUID]:
         """List the directories of volumes, and whose trash there is."""

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from uuid import UUID
 
@@ -58,14 +59,22 @@ class FileVolumes:
         """Raise the fence and sweep what can no longer be published; returns the size found."""
         with self._tree.sealing("seal", volume_id, grant):
             self._tree.sweep(self._tree.data(volume_id), grant.fence)
-            usage = self.measure(volume_id)
+            usage = self._usage(volume_id)
             if usage and self._reserve:
                 with opened_data(self._tree.data(volume_id)) as handle:
                     let_go(handle)
             return usage.size if usage else None
 
-    def measure(self, volume_id: UUID) -> Usage | None:
-        """Report size and allocated bytes, as the file system tells them."""
+    def measure(self, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:
+        """Report sizes and allocated bytes; what cannot be looked at is left out."""
+        found: dict[UUID, Usage] = {}
+        for volume_id in volume_ids:
+            with suppress(OSError):
+                if (usage := self._usage(volume_id)) is not None:
+                    found[volume_id] = usage
+        return found
+
+    def _usage(self, volume_id: UUID) -> Usage | None:
         try:
             found = self._tree.data(volume_id).stat()
         except FileNotFoundError:

@@ -1,6 +1,6 @@
 """A backend in one process's memory, as strict about fences as the one on the disk: for tests."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from uuid import UUID
 
@@ -94,10 +94,9 @@ class MemoryDriver:
         self._seal("seal_snapshot", snapshot_id, grant)
         return self._snapshots.get((volume_id, snapshot_id))
 
-    async def measure(self, volume_id: UUID) -> Usage | None:
-        """Report the size; nothing was ever written, so nothing is allocated."""
-        size = self._sizes.get(volume_id)
-        return None if size is None else Usage(size, used=0)
+    async def measure(self, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:
+        """Report the sizes; nothing was ever written, so nothing is allocated."""
+        return {one: Usage(self._sizes[one], used=0) for one in volume_ids if one in self._sizes}
 
     async def inventory(self, after: UUID | None, limit: int) -> Sequence[UUID]:
         """List the volumes, and those of which only snapshots are there."""

@@ -1,6 +1,6 @@
 """A backend that keeps nothing and succeeds at once: for benchmarks of everything but storage."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from uuid import UUID
 
 from domain.storage.driver import Capacity, Grant, Leftover, Usage
@@ -68,9 +68,9 @@ class NullDriver:
         """Claim that the snapshot's fence was raised."""
         grant.published("seal_snapshot", snapshot_id)
 
-    async def measure(self, volume_id: UUID) -> Usage | None:  # noqa: ARG002
+    async def measure(self, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:  # noqa: ARG002
         """Know nothing."""
-        return None
+        return {}
 
     async def inventory(self, after: UUID | None, limit: int) -> None:
         """Keep nothing that could be listed."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import BigInteger, TableValuedAlias, Uuid, delete, func, select, update
@@ -30,6 +30,18 @@ class Ending(NamedTuple):
     volume_id: UUID
     job_id: UUID
     size: int | None
+
+
+class Held(NamedTuple):
+    """What bulk jobs must know of a volume whose row is locked; a plain tuple, because there are a million of them."""
+
+    id: UUID
+    backend: str
+    state: VolumeState
+    size: int
+    version: int
+    job_id: UUID | None
+    autogrow: dict[str, Any] | None
 
 
 class VolumeRepository:
@@ -91,13 +103,16 @@ class VolumeRepository:
         query = select(Volume.id, Volume.backend).where(Volume.id.in_(volume_ids))
         return {row.id: row.backend for row in await self._session.execute(query)}
 
-    async def lock_many(self, volume_ids: Collection[UUID]) -> Sequence[Volume]:
+    async def lock_many(self, volume_ids: Collection[UUID]) -> Sequence[Held]:
         """Read those of these volumes that exist, keep others from changing them, and lock in the order of ids."""
-        query = select(Volume).where(Volume.id.in_(volume_ids)).order_by(Volume.id).with_for_update()
-        return (await self._session.scalars(query.execution_options(populate_existing=True))).all()
+        columns = [getattr(Volume, name) for name in Held._fields]
+        query = select(*columns).where(Volume.id.in_(volume_ids)).order_by(Volume.id).with_for_update()
+        return [Held(*row) for row in await self._session.execute(query)]
 
     async def take_many(self, volume_ids: Collection[UUID], state: VolumeState, job_id: UUID) -> dict[UUID, int]:
         """Give locked volumes into the hands of a job; returns their new versions."""
+        if not volume_ids:
+            return {}
         query = (
             update(Volume)
             .where(Volume.id.in_(volume_ids))
@@ -114,6 +129,8 @@ class VolumeRepository:
 
     async def note_usage(self, used: Mapping[UUID, int]) -> None:
         """Write down how many bytes of each volume were found allocated just now."""
+        if not used:
+            return
         rows = ({"id": volume_id, "used": number} for volume_id, number in used.items())
         given = given_rows(rows, id=Uuid(), used=BigInteger())
         query = update(Volume).where(Volume.id == given.c.id).values(used=given.c.used, used_at=func.now())
@@ -150,6 +167,8 @@ class VolumeRepository:
 
     async def let_go(self, endings: Sequence[Ending], state: VolumeState) -> Sequence[UUID]:
         """Bring volumes to rest in ``state`` at the end of the jobs that had them; returns which ones there were."""
+        if not endings:
+            return []
         given = _given(endings)
         await self._lock_in_order(endings)
         query = (

@@ -74,5 +74,5 @@ def opened(url: str, folder: Path) -> StorageDriver:
 
 
 async def size_of(driver: StorageDriver, volume: UUID) -> int | None:
-    usage = await driver.measure(volume)
+    usage = (await driver.measure([volume])).get(volume)
     return usage.size if usage else None

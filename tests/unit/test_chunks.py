@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, cast
 from uuid import UUID
 
@@ -142,7 +141,7 @@ async def test_what_nobody_has_begun_is_let_be_with_nothing_left() -> None:
     task = a_task()
 
     assert on(Shaky()).leave(task) == Result(
-        replace(task.entry, status=ItemStatus.SKIPPED, code=Code.CANCELLED, snapshot_id=None)
+        task.entry._replace(status=ItemStatus.SKIPPED, code=Code.CANCELLED, snapshot_id=None)
     )
 
 

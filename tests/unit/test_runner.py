@@ -24,7 +24,7 @@ def faulty(options: str) -> StorageDriver:
 
 async def size_of(driver: StorageDriver, job: Job) -> int | None:
     assert job.volume_id is not None
-    usage = await driver.measure(job.volume_id)
+    usage = (await driver.measure([job.volume_id])).get(job.volume_id)
     return usage.size if usage else None
 
 

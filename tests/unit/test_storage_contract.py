@@ -20,7 +20,7 @@ async def test_a_created_volume_has_its_size_and_takes_next_to_no_room(driver: S
     volume = uuid4()
     await driver.create(volume, 100 * MIB, HeardGrant())
 
-    usage = await driver.measure(volume)
+    usage = (await driver.measure([volume])).get(volume)
 
     assert usage is not None
     assert usage.size == 100 * MIB
@@ -80,7 +80,7 @@ async def test_delete_forgets_the_volume(driver: StorageDriver) -> None:
     await driver.create(volume, MIB, HeardGrant())
     await driver.delete(volume, HeardGrant(2))
 
-    assert await driver.measure(volume) is None
+    assert await driver.measure([volume]) == {}
 
 
 async def test_deleting_what_was_never_there_succeeds_and_raises_the_fence(driver: StorageDriver) -> None:
@@ -98,7 +98,7 @@ async def test_a_volume_can_be_made_again_by_the_attempt_that_deleted_it(driver:
         assert await driver.create(volume, MIB, grant) == MIB
         await driver.delete(volume, grant)
 
-    assert await driver.measure(volume) is None
+    assert await driver.measure([volume]) == {}
 
 
 async def test_seal_reports_the_size_it_found(driver: StorageDriver) -> None:
@@ -118,7 +118,7 @@ async def test_sealing_what_is_not_there_reports_no_size_and_still_shuts_out(dri
 
 @every_driver
 async def test_measuring_what_is_not_there_finds_nothing(driver: StorageDriver) -> None:
-    assert await driver.measure(uuid4()) is None
+    assert await driver.measure([uuid4()]) == {}
 
 
 @every_driver
@@ -132,7 +132,7 @@ async def test_the_null_driver_keeps_nothing(tmp_path: Path) -> None:
     driver, volume = opened("null:", tmp_path), uuid4()
     await driver.create(volume, MIB, HeardGrant())
 
-    assert await driver.measure(volume) is None
+    assert await driver.measure([volume]) == {}
     assert await driver.seal(volume, HeardGrant()) is None
     assert driver.path(volume) is None
     assert await driver.capacity() == Capacity(total=None, used=0)

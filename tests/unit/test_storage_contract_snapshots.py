@@ -38,7 +38,7 @@ class TestTake:
             await driver.take_snapshot(volume, snapshot, grant)
 
         assert grant.heard == []
-        assert await driver.measure(volume) is None
+        assert await driver.measure([volume]) == {}
         assert await driver.seal_snapshot(volume, snapshot, HeardGrant()) is None
 
     async def test_snapshots_of_one_volume_stand_side_by_side(self, scene: Scene) -> None:
@@ -92,7 +92,7 @@ class TestClone:
             await scene.driver.clone_snapshot(scene.volume, uuid4(), scene.clone, MIB, grant)
 
         assert grant.heard == []
-        assert await scene.driver.measure(scene.clone) is None
+        assert await scene.driver.measure([scene.clone]) == {}
 
     async def test_a_clone_outlives_the_snapshot_and_the_volume(self, scene: Scene) -> None:
         await scene.perform("clone_snapshot", HeardGrant())

@@ -173,7 +173,7 @@ class TestWaiting:
 
         with pytest.raises(Stopped):
             await asyncio.wait_for(creating, 10)
-        assert await driver.measure(VOLUME) is None
+        assert await driver.measure([VOLUME]) == {}
 
     async def test_a_thousand_slow_operations_overlap(self, tmp_path: Path) -> None:
         driver = faulty(f"delay_ms=20&journal={tmp_path}/journal", inner="null:")
@@ -253,5 +253,5 @@ class TestWaiting:
 
         with pytest.raises(Stopped):
             await asyncio.wait_for(creating, 10)
-        assert await driver.measure(VOLUME) is None
+        assert await driver.measure([VOLUME]) == {}
         await driver.close()

@@ -74,7 +74,7 @@ class TestFiles:
             file.write(os.urandom(MIB))
             os.fsync(file)
 
-        usage = await driver.measure(VOLUME)
+        usage = (await driver.measure([VOLUME])).get(VOLUME)
 
         assert usage is not None
         assert usage.size == 64 * MIB

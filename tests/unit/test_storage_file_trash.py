@@ -66,7 +66,7 @@ async def test_a_volume_whose_removal_fails_is_deleted_all_the_same(
         with pytest.raises(TransientStorageError):
             await driver.delete(VOLUME, attempt(2))
 
-    assert await driver.measure(VOLUME) is None
+    assert await driver.measure([VOLUME]) == {}
     await driver.delete(VOLUME, attempt(2, 2))
     assert list((driver.root / ".trash").iterdir()) == []
 
@@ -78,4 +78,4 @@ async def test_a_delete_that_has_nowhere_to_move_the_volume_does_not_claim_succe
     with pytest.raises(TransientStorageError):
         await driver.delete(VOLUME, attempt(2))
 
-    assert await driver.measure(VOLUME) is not None
+    assert await driver.measure([VOLUME]) != {}

@@ -21,6 +21,7 @@ from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.model import Job
 from domain.jobs.outcomes import Done, Outcome, Yielded
 from domain.storage.driver import Grant
+from worker.sharing import Sharing
 
 _SLICE_SECONDS: Final = 1.0
 #: A chunk's storage work should last so long: shorter ones cost more statements, longer ones more when they are lost.
@@ -38,8 +39,9 @@ log = structlog.get_logger(__name__)
 class Lanes:
     """What a worker does for lanes."""
 
-    def __init__(self, chunks: Chunks) -> None:
+    def __init__(self, chunks: Chunks, sharing: Sharing) -> None:
         self._chunks = chunks
+        self._sharing = sharing
         #: How large a chunk a lane had come to here; a slice would be over before it had grown again.
         self._limits: dict[UUID, int] = {}
 
@@ -51,6 +53,10 @@ class Lanes:
         """
         if job.params["last"]:
             return await self._give_up(job, grant)
+        with self._sharing.taking(job) as is_ours:
+            return await self._slice(job, grant) if is_ours else Yielded()
+
+    async def _slice(self, job: Job, grant: Grant) -> Outcome:
         ends = time.monotonic() + _SLICE_SECONDS
         limit = self._limits.pop(job.id, job.params["slots"] * _FIRST_CHUNK)
         items = await self._chunks.inherit(job)

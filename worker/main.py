@@ -8,7 +8,7 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final
@@ -31,6 +31,7 @@ from worker.housekeeping import Housekeeping
 from worker.lanes import Lanes
 from worker.pulse import Pulse
 from worker.runner import Runner
+from worker.sharing import Sharing
 from worker.stalls import Stalls
 from worker.supervisor import Supervisor
 
@@ -59,9 +60,9 @@ async def shut_down(ctx: dict[str, Any]) -> None:
     await ctx["closing"].aclose()
 
 
-def handlers(services: Services) -> dict[str, Handler]:
-    """The domain's table, with what is the worker's own work in it."""
-    lane = replace(services.handlers["bulk.lane"], do=Lanes(services.chunks).work)
+def handlers(services: Services, workers: Callable[[], int]) -> dict[str, Handler]:
+    """The domain's table, with what is the worker's own work in it; ``workers`` tells how many there are."""
+    lane = replace(services.handlers["bulk.lane"], do=Lanes(services.chunks, Sharing(workers)).work)
     return services.handlers | {"bulk.lane": lane}
 
 
@@ -70,7 +71,8 @@ async def workshop(settings: Settings) -> AsyncIterator[Runner]:
     """Have a runner, a heartbeat and housekeeping at work as long as the block lasts."""
     async with open_services(settings) as services:
         foreman = services.foreman(Worker(id=uuid7(), host=socket.gethostname(), pid=os.getpid()))
-        runner = Runner(foreman, services.queue, handlers(services), services.retry_policy, slots=settings.max_jobs)
+        table = handlers(services, lambda: foreman.workers)
+        runner = Runner(foreman, services.queue, table, services.retry_policy, slots=settings.max_jobs)
         pulse = Pulse.open(settings.heartbeat_file)
         heartbeat = Heartbeat(
             foreman, runner.running, lease=settings.lease_seconds, stall=settings.stall_seconds, pulse=pulse

@@ -61,7 +61,7 @@ async def follow_job(
 ) -> AsyncIterator[ServerSentEvent]:
     """Send the job whenever it has changed, at most five times a second, the last time when it has `ended`.
 
-    Each event holds the whole job, so one that was missed is made good by the next.
+    Each event holds the whole job but its params, so one that was missed is made good by the next.
     """
     async with aclosing(services.watcher.follow(job_id, last_seen)) as states:
         async for job in states:
@@ -70,4 +70,6 @@ async def follow_job(
 
 
 def _event(job: Job) -> ServerSentEvent:
-    return ServerSentEvent(event="ended" if job.ended else "progress", id=str(job.version), data=JobOut.of(job))
+    # What was asked for does not change, and may be ten thousand ids.
+    data = JobOut.of(job).model_dump_json(exclude={"params"})
+    return ServerSentEvent(event="ended" if job.ended else "progress", id=str(job.version), raw_data=data)

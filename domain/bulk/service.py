@@ -134,16 +134,17 @@ class BulkService:
         After too many have failed there is one ``last``, which only finds out what the others have left behind.
         """
         jobs, terms = JobRepository(session), self._operations[job.kind].terms(job.params)
+        slots_of_lanes = [1] if last else shares(job.params["max_concurrent"])
         lanes = [
             new_job(
                 LANE,
-                {"of": job.kind, "slots": slots, "last": last, "fence": 0, **terms},
+                {"of": job.kind, "slots": slots, "lanes": len(slots_of_lanes), "last": last, "fence": 0, **terms},
                 max_attempts=_LANE_ATTEMPTS,
                 parent_id=job.id,
                 created_by=job.created_by,
                 rung_at=null(),  # nobody has been told of it yet
             )
-            for slots in ([1] if last else shares(job.params["max_concurrent"]))
+            for slots in slots_of_lanes
         ]
         return [await jobs.add(lane) for lane in lanes]
 

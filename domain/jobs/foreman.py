@@ -75,6 +75,8 @@ class Foreman:
         self._sure = is_calm(worker.id, lease=lease) if waits_for_calm else true()
         self._afresh = True
         self._tally = Tally()
+        #: How many workers there were at the last heartbeat, with this one.
+        self.workers = 1
 
     async def claim(self, ring: Ring) -> Claim | None:
         """Take the job of this ring, unless somebody else has, or the ring is an old one."""
@@ -113,6 +115,7 @@ class Foreman:
             async with self._database.transaction() as session:
                 leases = LeaseRepository(session)
                 await leases.beat(self._worker, lease=self._lease, afresh=afresh)
+                self.workers = await leases.count_workers(self._lease)
                 renewals, lost = await self._renew(leases, job_ids, progress)
                 written = await SignalRepository(session).add(counts)
         except BaseException:

@@ -166,6 +166,11 @@ class LeaseRepository:
         }
         await self._session.execute(insert(Worker).values(row).on_conflict_do_update(index_elements=["id"], set_=again))
 
+    async def count_workers(self, lease: float) -> int:
+        """Count the workers that have beaten in the last ``lease`` seconds."""
+        alive = select(func.count()).where(Worker.heartbeat_at > from_now(-lease))
+        return (await self._session.scalars(alive)).one()
+
     async def forget_worker(self, worker_id: UUID) -> None:
         """Strike a worker off that has said goodbye."""
         await self._session.execute(delete(Worker).where(Worker.id == worker_id))

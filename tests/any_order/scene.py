@@ -123,7 +123,7 @@ class Scene:
     def _workshop(self) -> Workshop:
         services = self.services
         foreman = overhear(a_foreman(services))
-        runner = Runner(foreman, self.bell, handlers(services), RetryPolicy(RETRY_SECONDS), slots=100)
+        runner = Runner(foreman, self.bell, handlers(services, lambda: 1), RetryPolicy(RETRY_SECONDS), slots=100)
         heartbeat = Heartbeat(foreman, runner.running, lease=LEASE_SECONDS, stall=LEASE_SECONDS)
         return Workshop(foreman, runner, heartbeat)
 

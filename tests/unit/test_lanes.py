@@ -12,6 +12,9 @@ from domain.jobs.model import Job
 from tests.unit.worker_fakes import a_job
 from worker import lanes as lanes_module
 from worker.lanes import Lanes
+from worker.sharing import Sharing
+
+ALONE = Sharing(lambda: 1)
 
 
 class Chunky:
@@ -31,13 +34,13 @@ async def test_a_look_that_fails_is_followed_by_the_next(monkeypatch: pytest.Mon
     monkeypatch.setattr(lanes_module, "_LOOK_SECONDS", 0)
     cancelled = asyncio.Event()
     async with asyncio.timeout(5):
-        await Lanes(cast("Chunks", Chunky(error)))._look_for_cancellation(a_job("bulk.lane"), cancelled)
+        await Lanes(cast("Chunks", Chunky(error)), ALONE)._look_for_cancellation(a_job("bulk.lane"), cancelled)
 
     assert cancelled.is_set()
 
 
 def test_a_lane_that_never_comes_back_is_not_remembered_for_ever() -> None:
-    lanes, here = Lanes(cast("Chunks", Chunky())), uuid7()
+    lanes, here = Lanes(cast("Chunks", Chunky()), ALONE), uuid7()
     for _ in range(10 * lanes_module._REMEMBERED):
         lanes._limits.pop(here, None)  # as its next slice does
         lanes._remember(here, 7)

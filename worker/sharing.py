@@ -1,0 +1,53 @@
+"""Keeps the lanes of a bulk job spread over the workers: who has a fair share of them passes the next one on.
+
+A worker that polls just after many lanes have rung would take them all, while others have nothing to do.
+"""
+
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+from uuid import UUID
+
+from domain.jobs.model import Job
+
+#: Of so many lanes a worker remembers that it has passed them on; most never come back.
+_REMEMBERED: Final = 100
+_ALL: Final = sys.maxsize
+
+
+class Sharing:
+    """What one worker knows of lanes that it works on, and of those that it has passed on."""
+
+    def __init__(self, workers: Callable[[], int]) -> None:
+        """``workers`` tells how many there are."""
+        self._workers = workers
+        self._here: Counter[UUID | None] = Counter()
+        self._passed_on: dict[UUID, int] = {}
+
+    @contextmanager
+    def taking(self, lane: Job) -> Iterator[bool]:
+        """Count a lane among those at work here as long as the block lasts, and tell whether it should be."""
+        self._here[lane.parent_id] += 1
+        try:
+            yield self._here[lane.parent_id] <= self._share(lane) or self._came_back(lane)
+        finally:
+            self._here[lane.parent_id] -= 1
+            self._here += Counter()  # forgets the wholes of which nothing is left here
+
+    def _share(self, lane: Job) -> int:
+        if "lanes" not in lane.params:
+            return _ALL  # it is from a version in which lanes did not know of each other
+        lanes: int = lane.params["lanes"]
+        return math.ceil(lanes / max(self._workers(), 1))
+
+    def _came_back(self, lane: Job) -> bool:
+        """Tell whether the lane was passed on before, and nobody else has taken it; if not, remember that it is now."""
+        if self._passed_on.pop(lane.id, None) == lane.rings - 1:
+            return True
+        self._passed_on[lane.id] = lane.rings
+        if len(self._passed_on) > _REMEMBERED:
+            del self._passed_on[next(iter(self._passed_on))]
+        return False

@@ -8,7 +8,7 @@ READY := .venv/.ready
 COMPOSE ?= docker compose
 ENGINE ?= docker
 
-.PHONY: help demo up test test-faults test-mutations compose-test check
+.PHONY: help demo up test test-faults test-mutations bench-bulk compose-test check
 
 help: ## List what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -31,6 +31,9 @@ test-mutations: $(READY) ## Take out what holds the promise, piece by piece, and
 
 compose-test: $(READY) ## Run docker-compose.yaml with four workers, kill one; COMPOSE="docker compose" ENGINE=docker
 	@$(BIN)/python -m tests.compose "$(COMPOSE)" "$(ENGINE)"
+
+bench-bulk: $(READY) ## Measure what a bulk expansion costs, beside a naive one and beside one statement; some ten minutes
+	@$(BIN)/python benchmarks/bulk.py
 
 check: $(READY) ## Check style, types and who imports whom
 	$(BIN)/ruff check .

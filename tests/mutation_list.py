@@ -57,16 +57,13 @@ _LIST: Final = (
         "an attempt that has lost its job would still record its effect",
         "domain/jobs/foreman.py",
         """\
-        async with self._database.transaction() as session:
-            settled = await LeaseRepository(session).settle([settlement], worker_id=self._worker.id)
             if settled:
-                await self._conclude(session, job, outcome)
+                await self._conclude(session, settled)
+        await self._follow_up(settled)
 """,
         """\
-        async with self._database.transaction() as session:
-            await self._conclude(session, job, outcome)
-        async with self._database.transaction() as session:
-            settled = await LeaseRepository(session).settle([settlement], worker_id=self._worker.id)
+            await self._conclude(session, ended)
+        await self._follow_up(settled)
 """,
         (f"{SETTLING}test_whoever_has_lost_the_job_changes_nothing", ANY_ORDER),
     ),
@@ -76,13 +73,15 @@ _LIST: Final = (
         "domain/jobs/foreman.py",
         """\
             if settled:
-                await self._conclude(session, job, outcome)
-        if settled and""",
+                await self._conclude(session, settled)
+        await self._follow_up(settled)
+""",
         """\
         if settled:
             async with self._database.transaction() as session:
-                await self._conclude(session, job, outcome)
-        if settled and""",
+                await self._conclude(session, settled)
+        await self._follow_up(settled)
+""",
         (f"{SETTLING}test_an_effect_that_cannot_be_recorded_leaves_the_job_as_it_was", ANY_ORDER),
     ),
     Mutation(

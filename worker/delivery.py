@@ -1,30 +1,138 @@
-"""arq's worker, as we need it: one that does not take a Redis which refuses writes for one in which nothing happens."""
+"""arq's worker, as we need it: it takes messages in batches, as soon as they are rung, and fails where Redis refuses.
 
+What is not overridden here is arq's: its keys and the form of its messages, burst, health checks, aborts. So the
+stock worker can work beside it on the same queue, and the stock producer can send to it.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
+from uuid import UUID
 
+from arq.constants import in_progress_key_prefix, job_key_prefix
+from arq.jobs import SerializationError, deserialize_job_raw
+from arq.utils import timestamp_ms
 from arq.worker import Worker
 
-from domain.jobs.queue import WRITTEN
+from domain.jobs.model import Ring
+from domain.jobs.queue import BELL, FUNCTION_NAME, deserialize
 from worker.runner import Runner
 
 #: How long arq keeps a message from others that was delivered here, until the row is claimed. If we die in between it
 #: is lost time; if it runs out too early, two claims meet, of which one gets the row.
 _DELIVERY_SECONDS: Final = 3.0
+#: How often we look without being rung for: stock producers have no bell, and one that was woken may have died.
+_LOOK_SECONDS: Final = 0.5
+
+#: Takes messages that are due and that nobody has, past all that others have; silences the bell if there are no more.
+_TAKE: Final = f"""
+local taken, seen, wanted = {{}}, 0, tonumber(ARGV[2])
+repeat
+    local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', seen, wanted)
+    for _, id in ipairs(due) do
+        if #taken < 2 * wanted and redis.call('SET', '{in_progress_key_prefix}' .. id, '1', 'NX', 'PX', ARGV[3]) then
+            table.insert(taken, id)
+            table.insert(taken, redis.call('GET', '{job_key_prefix}' .. id))
+        end
+    end
+    seen = seen + #due
+until #due < wanted or #taken == 2 * wanted
+if #taken < 2 * wanted then redis.call('DEL', KEYS[2]) end
+return taken
+"""
+
+Message = tuple[bytes, bytes | None]
 
 
 class Delivery(Worker):
     """Delivers messages to a runner, until Redis fails or refuses."""
 
     def __init__(self, runner: Runner, settings: dict[str, Any]) -> None:
-        super().__init__(**settings, handle_signals=False, ctx={"runner": runner})
+        # A poll delay is what arq sleeps after each iteration; ours ends when there is something to do.
+        delay = {} if settings.get("burst") else {"poll_delay": 0}
+        super().__init__(**settings | delay, handle_signals=False, ctx={"runner": runner})
         self.in_progress_timeout_s = _DELIVERY_SECONDS
+        self._runner = runner
+        self._room_made = asyncio.Event()
 
-    async def start_jobs(self, job_ids: list[bytes]) -> None:
-        """Start what was rung, or raise what keeps us from it.
+    async def _poll_iteration(self) -> None:
+        room = self._room()
+        taken = await self._take(room) if room else []
+        for message_id, message in taken:
+            self._start(message_id.decode(), message)
+        if self.allow_abort_jobs:
+            await self._cancel_aborted_jobs()
+        self._reap()
+        await self.heart_beat()
+        if not self.burst and (not taken or len(taken) < room):
+            await self._rest()
 
-        arq takes every answer to its claim but "yes" for somebody else's claim. That is rare enough to look after it.
+    def _room(self) -> int:
+        """How many messages may be taken now."""
+        if not self.allow_pick_jobs:
+            return 0
+        room = self.max_jobs - self.job_counter
+        if self.burst and self.max_burst_jobs >= 0:
+            room = min(room, self.max_burst_jobs - self._jobs_started())
+        return max(room, 0)
+
+    async def _take(self, wanted: int) -> Sequence[Message]:
+        """Take up to so many messages, in one round trip.
+
+        Raises:
+            ResponseError: Redis refuses to be written to.
         """
-        before = len(self.tasks)
-        await super().start_jobs(job_ids)
-        if job_ids and len(self.tasks) == before:
-            await self.pool.set(WRITTEN, b"", px=1000)
+        take = self.pool.register_script(_TAKE)
+        patience = int(self.in_progress_timeout_s * 1000)
+        found = await take(keys=[self.queue_name, BELL], args=[timestamp_ms(), wanted, patience])
+        return list(zip(found[::2], found[1::2], strict=True))
+
+    def _start(self, message_id: str, message: bytes | None) -> None:
+        """Have the runner answer a ring; whatever is none of ours is arq's own business."""
+        ring = _ring(message)
+        self.job_counter += 1
+        task = self._runner.start(ring) if ring else self.loop.create_task(self._run_by_arq(message_id))
+        task.add_done_callback(self._count if ring else self._make_room)
+        self.tasks[message_id] = task
+
+    async def _run_by_arq(self, message_id: str) -> None:
+        score = await self.pool.zscore(self.queue_name, message_id)
+        await self.run_job(message_id, int(score or timestamp_ms()))
+
+    def _count(self, task: "asyncio.Task[None]") -> None:
+        self.jobs_complete += 1
+        self._make_room(task)
+
+    def _make_room(self, _: "asyncio.Task[None]") -> None:
+        self.job_counter -= 1
+        self._room_made.set()
+
+    def _reap(self) -> None:
+        """Forget what has ended; a failure is raised, as arq does."""
+        for message_id, task in list(self.tasks.items()):
+            if task.done():
+                del self.tasks[message_id]
+                task.result()
+
+    async def _rest(self) -> None:
+        """Wait until there is room, or for the bell; not for long, so that nothing depends on it."""
+        if self._room():
+            # redis-py types it for whole seconds, and for its synchronous client too.
+            await self.pool.blpop([BELL], timeout=_LOOK_SECONDS)  # type: ignore[arg-type, misc]
+            return
+        self._room_made.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_SECONDS):
+                await self._room_made.wait()
+
+
+def _ring(message: bytes | None) -> Ring | None:
+    """What a message says; None if it is none of ours."""
+    if message is None:
+        return None
+    try:
+        function, (job_id, ring), *_ = deserialize_job_raw(message, deserializer=deserialize)
+        return Ring(UUID(job_id), int(ring)) if function == FUNCTION_NAME else None
+    except (SerializationError, ValueError, TypeError, AttributeError):
+        return None

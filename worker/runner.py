@@ -77,11 +77,16 @@ class Runner:
         self._works: set[asyncio.Task[None]] = set()
         self.running: dict[UUID, Running] = {}
 
-    async def answer(self, ring: Ring) -> None:
-        """Answer a ring. Cancelling this means that the worker shuts down: the job is handed back first."""
+    def start(self, ring: Ring) -> "asyncio.Task[None]":
+        """Answer a ring in a task of its own, which nobody may cancel."""
         work = asyncio.create_task(self.run(ring))
         self._works.add(work)
         work.add_done_callback(self._works.discard)
+        return work
+
+    async def answer(self, ring: Ring) -> None:
+        """Answer a ring. Cancelling this means that the worker shuts down: the job is handed back first."""
+        work = self.start(ring)
         while not work.done():
             try:
                 await asyncio.shield(work)
@@ -93,13 +98,13 @@ class Runner:
         """Claim, perform, settle."""
         async with self._slots:
             claim = await self.claim(ring)
-            if claim is None:
-                return
-            with self._at_work(claim) as (job, grant):
-                await self.queue.acknowledge(ring)
-                outcome = await self.perform(job, grant)
-                grant.lease.over = True
-                await self.settle(job, outcome)
+            acknowledged = self.queue.acknowledge(ring)  # on its way while we work
+            if claim is not None:
+                with self._at_work(claim) as (job, grant):
+                    outcome = await self.perform(job, grant)
+                    grant.lease.over = True
+                    await self.settle(job, outcome)
+            await acknowledged
 
     async def drained(self) -> None:
         """Wait until nothing is at work."""

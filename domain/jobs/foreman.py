@@ -1,11 +1,12 @@
 """What workers ask of the job book: claim, renew, settle, and the rounds that housekeeping makes."""
 
 import time
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import true
@@ -13,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.database import Database
 from domain.errors import DatabaseUnavailable
+from domain.grouped import Grouped
 from domain.jobs.apart import one_by_one
 from domain.jobs.kinds import Kinds
 from domain.jobs.leases import LeaseRepository, Progress, Renewal, Settlement
@@ -51,6 +53,14 @@ class Renewed:
     deadline: float
 
 
+class _Ended(NamedTuple):
+    """An attempt that has ended, and what is written into its row."""
+
+    job: Job
+    outcome: Outcome
+    settlement: Settlement
+
+
 class Foreman:
     """The job book, as one worker process uses it."""
 
@@ -75,17 +85,26 @@ class Foreman:
         self._sure = is_calm(worker.id, lease=lease) if waits_for_calm else true()
         self._afresh = True
         self._tally = Tally()
+        self._claims = Grouped(self._claim_all, most=_PAGE)
+        #: Kinds and outcomes apart: so each transaction locks the volumes that it is about at once, in one order.
+        self._settlements: defaultdict[tuple[str, type[Outcome]], Grouped[_Ended, bool]] = defaultdict(
+            lambda: Grouped(self._settle_all, most=_PAGE)
+        )
         #: How many workers there were at the last heartbeat, with this one.
         self.workers = 1
 
     async def claim(self, ring: Ring) -> Claim | None:
         """Take the job of this ring, unless somebody else has, or the ring is an old one."""
+        return await self._claims(ring)
+
+    async def _claim_all(self, rings: Sequence[Ring]) -> Sequence[Claim | None]:
         deadline = self._deadline()
         async with self._database.transaction() as session:
             jobs = await LeaseRepository(session).claim(
-                [ring], worker_id=self._worker.id, kinds=tuple(self._kinds), lease=self._lease
+                rings, worker_id=self._worker.id, kinds=tuple(self._kinds), lease=self._lease
             )
-        return Claim(jobs[0], deadline) if jobs else None
+        claims = {job.ring: Claim(job, deadline) for job in jobs}
+        return [claims.pop(ring, None) for ring in rings]  # one that was delivered twice is claimed once
 
     async def settle(self, job: Job, outcome: Outcome) -> bool:
         """Write down how an attempt ended, and its effect, in one transaction. False: it was no longer ours to end.
@@ -95,17 +114,34 @@ class Foreman:
         settlement = _settlement(job, outcome)
         if settlement is None:
             return False
+        return await self._settlements[job.kind, type(outcome)](_Ended(job, outcome, settlement))
+
+    async def _settle_all(self, ended: Sequence[_Ended]) -> Sequence[bool]:
+        """Settle attempts at one kind of job that have ended in the same way."""
         async with self._database.transaction() as session:
-            settled = await LeaseRepository(session).settle([settlement], worker_id=self._worker.id)
+            ours = await LeaseRepository(session).settle([end.settlement for end in ended], worker_id=self._worker.id)
+            settled = [end for end in ended if end.job.id in ours]
             if settled:
-                await self._conclude(session, job, outcome)
-        if settled and isinstance(outcome, RetryIn) and not outcome.free:
-            self._tally.add(CounterName.RETRIED)
-        if settled and isinstance(outcome, Interrupted | Yielded | Handed):
+                await self._conclude(session, settled)
+        await self._follow_up(settled)
+        await self._queue.announce(*(end.job.id for end in ended))
+        return [end.job.id in ours for end in ended]
+
+    async def _conclude(self, session: AsyncSession, settled: Sequence[_Ended]) -> None:
+        """Write down the effects of what is done, and leave usable what was given up."""
+        kind = self._kinds[settled[0].job.kind]
+        if done := [(job, end.result) for job, end, _ in settled if isinstance(end, Done | Handed)]:
+            await kind.record(session, done)
+        if given_up := [(job, end.found) for job, end, _ in settled if isinstance(end, GaveUp | Cancelled)]:
+            await kind.abandon(session, given_up)
+
+    async def _follow_up(self, settled: Sequence[_Ended]) -> None:
+        outcomes = [end.outcome for end in settled]
+        retried = [outcome for outcome in outcomes if isinstance(outcome, RetryIn) and not outcome.free]
+        self._tally.add(CounterName.RETRIED, len(retried))
+        if any(isinstance(outcome, Interrupted | Yielded | Handed) for outcome in outcomes):
             with suppress(DatabaseUnavailable):  # it is settled; housekeeping rings what we could not
                 await self.ring_due()  # somebody can go on with it at once, or with its lanes
-        await self._queue.announce(job.id)
-        return bool(settled)
 
     async def renew(self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress] = NOTHING_COPIED) -> Renewed:
         """Say that we are alive and at these jobs, and how far those are that copy something."""
@@ -190,14 +226,6 @@ class Foreman:
             if len(missing) < _PAGE:  # else it is a page of nothing but lost rings: Redis has lost them all, go on
                 break
         return lost
-
-    async def _conclude(self, session: AsyncSession, job: Job, outcome: Outcome) -> None:
-        kind = self._kinds[job.kind]
-        match outcome:
-            case Done(result) | Handed(result):
-                await kind.record(session, [(job, result)])
-            case GaveUp(found=found) | Cancelled(found):
-                await kind.abandon(session, [(job, found)])
 
     def _deadline(self) -> float:
         """The lease's end by our own clock, reckoned from before PostgreSQL reckons: never later than its own."""

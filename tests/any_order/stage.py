@@ -1,5 +1,7 @@
 """What the puppets stand on: the real services, with a database and a storage at which each step can be held up."""
 
+import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.database import Database
 from domain.errors import DatabaseUnavailable
+from domain.grouped import Answer, Grouped, Item
 from domain.jobs.foreman import Foreman
 from domain.jobs.model import Job, Ring
 from domain.jobs.outcomes import Outcome
@@ -144,15 +147,33 @@ class Bell(JobQueue):
     async def missing(self, rings: Sequence[Ring]) -> list[Ring]:
         return [ring for ring in rings if ring not in self.messages]
 
-    async def acknowledge(self, ring: Ring) -> None:
+    def acknowledge(self, ring: Ring) -> asyncio.Future[None]:
         self.messages.discard(ring)
+        acknowledged = asyncio.get_running_loop().create_future()
+        acknowledged.set_result(None)
+        return acknowledged
 
-    async def announce(self, job_id: UUID) -> None:
+    async def announce(self, *job_ids: UUID) -> None:
         """Nobody listens."""
+
+
+class Alone(Grouped[Item, Answer]):
+    """Sends each item by itself: a puppet that is never told to go on must hold up no other of its worker."""
+
+    def hand_in(self, item: Item) -> asyncio.Future[Answer]:
+        return asyncio.ensure_future(self._alone(item))
+
+    async def _alone(self, item: Item) -> Answer:
+        (answer,) = await self._send([item])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
 def overhear(foreman: Foreman) -> Foreman:
     """Have a puppet remember how it last meant its attempt to end."""
+    foreman._claims = Alone(foreman._claim_all, most=1)
+    foreman._settlements = defaultdict(lambda: Alone(foreman._settle_all, most=1))
     settle = foreman.settle
 
     async def overheard(job: Job, outcome: Outcome) -> bool:

@@ -95,7 +95,7 @@ class TestClaim:
         await queue.ring([job.ring])
         answer = asyncio.create_task(runner.answer(job.ring))
         async with asyncio.timeout(10):
-            while await redis.keys("*"):
+            while await redis.keys(f"*{job.id}*"):
                 await asyncio.sleep(0)
 
         assert job.id in runner.running

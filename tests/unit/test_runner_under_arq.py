@@ -1,8 +1,8 @@
 """A real arq worker on a Redis in memory delivers the messages that the queue rings."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,15 @@ from fakeredis import FakeServer
 import worker.main
 from domain.jobs.model import Job, Ring
 from domain.jobs.outcomes import Done, Interrupted, RetryIn
-from domain.jobs.queue import FUNCTION_NAME, QUEUE_NAME, JobQueue
+from domain.jobs.queue import BELL, FUNCTION_NAME, QUEUE_NAME, JobQueue
 from domain.settings import Settings
 from domain.storage.backends import open_driver
 from domain.storage.driver import StorageDriver
 from domain.storage.memory import MemoryDriver
 from tests.unit.worker_fakes import FakeForeman, a_job, a_runner, closed_gate, fake_redis, until
+from worker.delivery import Delivery
 from worker.main import arq_settings, run_job
+from worker.runner import Runner
 
 
 def settings_for_arq(pool: ArqRedis, **more: Any) -> dict[str, Any]:
@@ -30,25 +32,37 @@ def settings_for_arq(pool: ArqRedis, **more: Any) -> dict[str, Any]:
     return arq_settings(settings) | {"redis_pool": pool, "poll_delay": 0.001}
 
 
-@asynccontextmanager
-async def delivering(
-    monkeypatch: pytest.MonkeyPatch, foreman: FakeForeman, driver: StorageDriver, server: FakeServer
-) -> AsyncIterator[Worker]:
+Delivering = Callable[[FakeForeman, StorageDriver, FakeServer], AbstractAsyncContextManager[Worker]]
+
+
+def stock(runner: Runner, settings: dict[str, Any]) -> Worker:
+    return create_worker(settings, handle_signals=False, ctx={"runner": runner})
+
+
+@pytest.fixture(params=[stock, Delivery], ids=["arq's own worker", "ours"])
+def delivering(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Delivering:
+    """Have messages delivered as long as the block lasts."""
+
     async def says_nothing(*_: object) -> None:  # arq asks for INFO, which fakeredis does not have
         pass
 
     monkeypatch.setattr("arq.worker.log_redis_info", says_nothing)
-    runner = a_runner(foreman, driver, queue=JobQueue(fake_redis(server)))
-    arq = create_worker(settings_for_arq(fake_redis(server)), handle_signals=False, ctx={"runner": runner})
-    delivery = asyncio.create_task(arq.main())
-    try:
-        yield arq
-    finally:
-        delivery.cancel()
-        with suppress(asyncio.CancelledError):
-            await delivery
-        await runner.close()
-        await asyncio.gather(*arq.tasks.values(), return_exceptions=True)
+
+    @asynccontextmanager
+    async def delivering(foreman: FakeForeman, driver: StorageDriver, server: FakeServer) -> AsyncIterator[Worker]:
+        runner = a_runner(foreman, driver, queue=JobQueue(fake_redis(server)))
+        arq = request.param(runner, settings_for_arq(fake_redis(server)))
+        delivery = asyncio.create_task(arq.main())
+        try:
+            yield arq
+        finally:
+            delivery.cancel()
+            with suppress(asyncio.CancelledError):
+                await delivery
+            await runner.close()
+            await asyncio.gather(*arq.tasks.values(), return_exceptions=True)
+
+    return delivering
 
 
 async def rung(server: FakeServer, jobs: Sequence[Job]) -> JobQueue:
@@ -58,25 +72,26 @@ async def rung(server: FakeServer, jobs: Sequence[Job]) -> JobQueue:
 
 
 async def keys(queue: JobQueue) -> set[bytes]:
-    return {key for key in await queue.redis.keys("*") if b"health" not in key}
+    """What Redis holds of any message."""
+    return {key for key in await queue.redis.keys("*") if b"health" not in key and key != BELL.encode()}
 
 
-async def test_a_ring_becomes_a_job_that_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_ring_becomes_a_job_that_is_done(delivering: Delivering) -> None:
     jobs, server = [a_job() for _ in range(25)], FakeServer()
     foreman = FakeForeman(*jobs)
     queue = await rung(server, jobs)
-    async with delivering(monkeypatch, foreman, MemoryDriver(), server):
+    async with delivering(foreman, MemoryDriver(), server):
         await until(lambda: len(foreman.settled) == 25)
 
     assert {job.status for job in jobs} == {"succeeded"}
     assert await keys(queue) == set()
 
 
-async def test_after_the_claim_redis_holds_nothing_of_the_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_after_the_claim_redis_holds_nothing_of_the_job(delivering: Delivering, tmp_path: Path) -> None:
     gate, job, server = closed_gate(tmp_path), a_job(), FakeServer()
     foreman = FakeForeman(job)
     queue = await rung(server, [job])
-    async with delivering(monkeypatch, foreman, open_driver(f"faulty+memory:?gate={gate}", 1), server):
+    async with delivering(foreman, open_driver(f"faulty+memory:?gate={gate}", 1), server):
         async with asyncio.timeout(10):
             while await keys(queue):
                 await asyncio.sleep(0.001)
@@ -87,13 +102,11 @@ async def test_after_the_claim_redis_holds_nothing_of_the_job(monkeypatch: pytes
     assert await keys(queue) == set()
 
 
-async def test_a_flushed_redis_does_not_disturb_what_is_at_work(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+async def test_a_flushed_redis_does_not_disturb_what_is_at_work(delivering: Delivering, tmp_path: Path) -> None:
     gate, job, server = closed_gate(tmp_path), a_job(), FakeServer()
     foreman = FakeForeman(job)
     queue = await rung(server, [job])
-    async with delivering(monkeypatch, foreman, open_driver(f"faulty+memory:?gate={gate}", 1), server):
+    async with delivering(foreman, open_driver(f"faulty+memory:?gate={gate}", 1), server):
         await until(lambda: job.status == "running")
         await queue.redis.flushall()
         gate.unlink()
@@ -102,35 +115,36 @@ async def test_a_flushed_redis_does_not_disturb_what_is_at_work(
     assert isinstance(foreman.settled[0], Done)
 
 
-async def test_a_ring_that_comes_late_claims_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_ring_that_comes_late_claims_nothing(delivering: Delivering) -> None:
     job, server = a_job(), FakeServer()
     old = job.ring
     job.rings = 1
     foreman, queue = FakeForeman(job), JobQueue(fake_redis(server))
     await queue.ring([old])
-    async with delivering(monkeypatch, foreman, MemoryDriver(), server):
+    async with delivering(foreman, MemoryDriver(), server):
         await until(lambda: foreman.claims == [old])
 
     assert (foreman.settled, job.status) == ([], "queued")
     assert await keys(queue) == set()
 
 
-async def test_a_job_that_is_to_be_tried_again_leaves_no_message_of_arqs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_job_that_is_to_be_tried_again_leaves_no_message_of_arqs_own(delivering: Delivering) -> None:
     job, server = a_job(), FakeServer()
     foreman = FakeForeman(job)
     queue = await rung(server, [job])
-    async with delivering(monkeypatch, foreman, open_driver("faulty+memory:?fail=*:storage-unavailable", 1), server):
+    async with delivering(foreman, open_driver("faulty+memory:?fail=*:storage-unavailable", 1), server):
         await until(lambda: len(foreman.settled) == 1)
 
     assert isinstance(foreman.settled[0], RetryIn)
     assert await keys(queue) == set()
 
 
-async def test_arq_cancelling_its_task_hands_the_job_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("delivering", [stock], indirect=True)
+async def test_arq_cancelling_its_task_hands_the_job_back(delivering: Delivering, tmp_path: Path) -> None:
     gate, job, server = closed_gate(tmp_path), a_job(), FakeServer()
     foreman = FakeForeman(job)
     await rung(server, [job])
-    async with delivering(monkeypatch, foreman, open_driver(f"faulty+memory:?gate={gate}", 1), server) as arq:
+    async with delivering(foreman, open_driver(f"faulty+memory:?gate={gate}", 1), server) as arq:
         await until(lambda: job.status == "running")
         for task in arq.tasks.values():
             task.cancel()
@@ -142,13 +156,13 @@ async def test_arq_cancelling_its_task_hands_the_job_back(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     "message", [b"\x80\x04N.", b"not json", b'{"f": "other", "a": [], "k": {}, "t": null, "et": 1}']
 )
-async def test_a_message_of_somebody_else_is_thrown_away(monkeypatch: pytest.MonkeyPatch, message: bytes) -> None:
+async def test_a_message_of_somebody_else_is_thrown_away(delivering: Delivering, message: bytes) -> None:
     job, server = a_job(), FakeServer()
     foreman, queue = FakeForeman(job), JobQueue(fake_redis(server))
     await queue.redis.set(job_key_prefix + "foreign", message)
     await queue.redis.zadd(QUEUE_NAME, {"foreign": 1})
     await queue.ring([job.ring])
-    async with delivering(monkeypatch, foreman, MemoryDriver(), server):
+    async with delivering(foreman, MemoryDriver(), server):
         await until(lambda: len(foreman.settled) == 1)
         async with asyncio.timeout(10):
             while await keys(queue):
@@ -163,7 +177,7 @@ def test_arq_is_told_to_keep_nothing_and_to_time_nothing_out() -> None:
     assert settings["job_serializer"]({"a": 1}) == b'{"a": 1}'
 
 
-def test_the_worker_reads_no_setting_when_it_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_worker_reads_no_setting_when_it_is_imported() -> None:
     assert "WorkerSettings" not in vars(worker.main)
     with pytest.raises(AttributeError):
         _ = worker.main.nothing_of_that_name

@@ -1,0 +1,75 @@
+"""Group commit: what many ask for at the same moment goes out as one, and each gets the answer to its own question.
+
+Whoever is alone sets off at once. Whatever gathers while one call is on its way goes out with the next one, so the
+busier it gets, the less each one costs.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+import structlog
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+Send = Callable[[Sequence[Item]], Awaitable[Sequence[Answer | Exception]]]
+
+
+class Grouped(Generic[Item, Answer]):
+    """One small thing that concurrent tasks do, such as one kind of statement.
+
+    ``send`` takes items and returns as many answers, in their order; an answer that is an exception is raised to the
+    one who asked. When ``send`` itself fails over many, each goes out alone: a failure is that of its item only. So
+    ``send`` must be safe to repeat when it has failed.
+    """
+
+    def __init__(self, send: "Send[Item, Answer]", *, most: int) -> None:
+        """``most``: so many items in one call."""
+        self._send = send
+        self._most = most
+        self._waiting: list[tuple[Item, asyncio.Future[Answer]]] = []
+        self._sending: asyncio.Task[None] | None = None
+
+    def hand_in(self, item: Item) -> "asyncio.Future[Answer]":
+        """Have an item sent, and go on; the future has the answer. A waiter that is cancelled takes nothing back."""
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, answer))
+        if self._sending is None:
+            self._sending = asyncio.create_task(self._send_all())
+        return answer
+
+    async def __call__(self, item: Item) -> Answer:
+        """Have an item sent, and wait for its answer."""
+        return await self.hand_in(item)
+
+    async def _send_all(self) -> None:
+        structlog.contextvars.clear_contextvars()  # what is logged here is not about whoever happened to be the first
+        try:
+            while self._waiting:
+                gathered, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+                await self._deliver(gathered)
+        finally:
+            self._sending = None
+
+    async def _deliver(self, gathered: Sequence[tuple[Item, "asyncio.Future[Answer]"]]) -> None:
+        try:
+            answers = await self._send([item for item, _ in gathered])
+            told = list(zip(gathered, answers, strict=True))
+        except Exception as error:  # noqa: BLE001 (it is raised to whoever asked)
+            if len(gathered) > 1:
+                await asyncio.gather(*(self._deliver([alone]) for alone in gathered))
+            else:
+                _tell(gathered[0][1], error)
+        else:
+            for (_, future), answer in told:
+                _tell(future, answer)
+
+
+def _tell(future: "asyncio.Future[Answer]", answer: Answer | Exception) -> None:
+    if future.done():  # whoever asked has gone
+        return
+    if isinstance(answer, Exception):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)

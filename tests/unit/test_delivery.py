@@ -1,0 +1,185 @@
+"""Messages are taken in batches, as soon as they are rung, past what others have; whatever is arq's is left to arq."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from arq.connections import ArqRedis
+from arq.constants import in_progress_key_prefix
+from arq.worker import func
+from fakeredis import FakeServer
+
+import worker.delivery
+from domain.jobs.model import Ring
+from domain.jobs.queue import BELL, QUEUE_NAME, JobQueue, deserialize, message_id, serialize
+from domain.storage.memory import MemoryDriver
+from tests.unit.worker_fakes import FakeForeman, a_job, a_runner, fake_redis, until
+from worker.delivery import Delivery
+
+
+def rings(count: int) -> list[Ring]:
+    return [a_job().ring for _ in range(count)]
+
+
+def a_delivery(server: FakeServer, *jobs: Any, **settings: Any) -> Delivery:
+    runner = a_runner(FakeForeman(*jobs), MemoryDriver(), queue=JobQueue(fake_redis(server)))
+    pool = JobQueue(fake_redis(server)).redis
+    plain = {"queue_name": QUEUE_NAME, "redis_pool": pool, "job_serializer": serialize, "job_deserializer": deserialize}
+    delivery = Delivery(runner, {"functions": [func(nothing, name="nothing")]} | plain | settings)
+    delivery._pool = pool
+    return delivery
+
+
+async def bell(queue: JobQueue) -> int:
+    """For how many idle workers it still rings."""
+    return len(await queue.redis.lrange(BELL, 0, -1))  # type: ignore[misc]
+
+
+async def nothing(ctx: dict[str, Any]) -> None:
+    """Do nothing."""
+
+
+async def rounds(delivery: Delivery, until_then: Callable[[], bool]) -> None:
+    """Have messages delivered until it is so."""
+
+    async def turn() -> None:
+        while True:
+            await delivery._poll_iteration()
+
+    turning = asyncio.create_task(turn())
+    await until(until_then)
+    turning.cancel()
+    await asyncio.gather(turning, return_exceptions=True)
+
+
+async def test_as_many_messages_as_there_is_room_for_are_taken_at_once() -> None:
+    server = FakeServer()
+    delivery, queue = a_delivery(server, max_jobs=7), JobQueue(fake_redis(server))
+    await queue.ring(rings(10))
+
+    assert (len(await delivery._take(7)), len(await delivery._take(7))) == (7, 3)
+    assert await delivery._take(7) == []
+
+
+async def test_what_others_have_is_passed_over_however_much_it_is() -> None:
+    server, many = FakeServer(), rings(150)
+    delivery, queue = a_delivery(server), JobQueue(fake_redis(server))
+    await queue.ring(many[:-1])
+    for ring in many[:-1]:
+        await queue.redis.set(in_progress_key_prefix + message_id(ring), 1)
+    await queue.ring(many[-1:])
+
+    assert [taken for taken, _ in await delivery._take(3)] == [message_id(many[-1]).encode()]
+
+
+async def test_what_is_due_later_is_left_for_later() -> None:
+    server, (ring,) = FakeServer(), rings(1)
+    delivery, queue = a_delivery(server), JobQueue(fake_redis(server))
+    await queue.ring([ring])
+    await queue.redis.zincrby(QUEUE_NAME, 60_000, message_id(ring))
+
+    assert await delivery._take(3) == []
+
+
+async def test_whoever_is_idle_is_woken_by_the_bell_and_not_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker.delivery, "_LOOK_SECONDS", 3600)
+    server, job = FakeServer(), a_job()
+    delivery, queue = a_delivery(server, job), JobQueue(fake_redis(server))
+    turning = asyncio.create_task(rounds(delivery, lambda: job.status == "succeeded"))
+    await asyncio.sleep(0.01)
+    await queue.ring([job.ring])
+    await turning
+
+    assert delivery.jobs_complete == 1
+
+
+async def test_whoever_finds_no_more_messages_silences_the_bell_and_whoever_leaves_some_does_not() -> None:
+    server = FakeServer()
+    delivery, queue = a_delivery(server), JobQueue(fake_redis(server))
+    await queue.ring(rings(3))
+    await delivery._take(2)
+    assert await bell(queue) == 3
+    await delivery._take(2)
+    assert await bell(queue) == 0
+
+
+async def test_the_bell_is_not_rung_more_often_than_anybody_can_listen() -> None:
+    queue = JobQueue(fake_redis())
+    await queue.ring(rings(500))
+    await queue.ring(rings(500))
+
+    assert await bell(queue) == 32
+
+
+async def test_whoever_has_no_room_takes_nothing_until_there_is_some() -> None:
+    server, jobs = FakeServer(), [a_job() for _ in range(20)]
+    delivery, queue = a_delivery(server, *jobs, max_jobs=2), JobQueue(fake_redis(server))
+    most = 0
+
+    def all_done() -> bool:
+        nonlocal most
+        most = max(most, delivery.job_counter)
+        return all(job.status == "succeeded" for job in jobs)
+
+    await queue.ring([job.ring for job in jobs])
+    await rounds(delivery, all_done)
+
+    assert most == 2
+
+
+async def test_whoever_is_to_end_takes_nothing() -> None:
+    server = FakeServer()
+    delivery, queue = a_delivery(server), JobQueue(fake_redis(server))
+    await queue.ring(rings(1))
+    delivery.allow_pick_jobs = False
+
+    assert delivery._room() == 0
+
+
+async def test_a_function_of_somebody_elses_is_called_by_arq_itself() -> None:
+    server, called = FakeServer(), []
+
+    async def theirs(ctx: dict[str, Any], word: str) -> None:
+        called.append((word, ctx["job_try"]))
+
+    delivery = a_delivery(server, functions=[func(theirs, name="theirs")])
+    await a_producer(server).enqueue_job("theirs", "hello")
+    await rounds(delivery, lambda: delivery.jobs_complete == 1)
+
+    assert called == [("hello", 1)]
+
+
+async def test_a_burst_ends_when_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def says_nothing(*_: object) -> None:  # arq asks for INFO, which fakeredis does not have
+        pass
+
+    monkeypatch.setattr("arq.worker.log_redis_info", says_nothing)
+    server, jobs = FakeServer(), [a_job() for _ in range(5)]
+    delivery = a_delivery(server, *jobs, burst=True, poll_delay=0.001)
+    await JobQueue(fake_redis(server)).ring([job.ring for job in jobs])
+    await delivery.main()
+
+    assert {job.status for job in jobs} == {"succeeded"}
+
+
+async def test_a_failure_of_our_own_is_not_kept_to_ourselves() -> None:
+    server, job = FakeServer(), a_job()
+    delivery = a_delivery(server, job)
+
+    async def broken(ring: Ring) -> None:
+        raise RuntimeError("broken")
+
+    delivery._runner.run = broken  # type: ignore[method-assign]
+    await JobQueue(fake_redis(server)).ring([job.ring])
+    with pytest.raises(RuntimeError, match="broken"):
+        await asyncio.wait_for(for_ever(delivery._poll_iteration), 10)
+
+
+async def for_ever(step: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await step()
+
+
+def a_producer(server: FakeServer) -> ArqRedis:
+    return JobQueue(fake_redis(server)).redis

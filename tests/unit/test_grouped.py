@@ -1,0 +1,118 @@
+"""What many ask for at the same moment goes out as one; each gets its own answer, and has its own failure."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+import structlog
+
+from domain.grouped import Grouped
+
+
+class Counter:
+    """Doubles numbers; waits while its gate is closed, and cannot stand thirteen."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[int]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def double(self, numbers: Sequence[int]) -> Sequence[int | Exception]:
+        self.calls.append(list(numbers))
+        await self.gate.wait()
+        if 13 in numbers:
+            raise ValueError("thirteen")
+        return [number * 2 for number in numbers]
+
+
+async def test_whoever_is_alone_sets_off_at_once() -> None:
+    counter = Counter()
+    double = Grouped(counter.double, most=10)
+
+    assert [await double(1), await double(2)] == [2, 4]
+    assert counter.calls == [[1], [2]]
+
+
+async def test_what_gathers_meanwhile_goes_out_as_one_and_each_gets_the_answer_to_its_own() -> None:
+    counter = Counter()
+    counter.gate.clear()
+    double = Grouped(counter.double, most=10)
+    first = asyncio.create_task(double(0))
+    while not counter.calls:
+        await asyncio.sleep(0)
+    others = [asyncio.create_task(double(number)) for number in range(1, 6)]
+    await asyncio.sleep(0)
+    counter.gate.set()
+
+    assert await asyncio.gather(first, *others) == [0, 2, 4, 6, 8, 10]
+    assert counter.calls == [[0], [1, 2, 3, 4, 5]]
+
+
+async def test_no_call_is_larger_than_agreed() -> None:
+    counter = Counter()
+    double = Grouped(counter.double, most=2)
+
+    assert await asyncio.gather(*map(double, range(5))) == [0, 2, 4, 6, 8]
+    assert counter.calls == [[0, 1], [2, 3], [4]]
+
+
+async def test_the_failure_of_one_is_that_ones_alone() -> None:
+    counter = Counter()
+    double = Grouped(counter.double, most=10)
+    answers = await asyncio.gather(*map(double, (1, 13, 3)), return_exceptions=True)
+
+    assert (answers[0], answers[2]) == (2, 6)
+    assert isinstance(answers[1], ValueError)
+    assert counter.calls == [[1, 13, 3], [1], [13], [3]]
+
+
+async def test_an_answer_that_is_an_exception_is_raised_to_whoever_asked() -> None:
+    async def refuse_odd(numbers: Sequence[int]) -> Sequence[int | Exception]:
+        return [ValueError(number) if number % 2 else number for number in numbers]
+
+    answers = await asyncio.gather(*map(Grouped(refuse_odd, most=10), (1, 2)), return_exceptions=True)
+
+    assert isinstance(answers[0], ValueError)
+    assert answers[1] == 2
+
+
+async def test_too_few_answers_are_a_failure_and_leave_nobody_waiting() -> None:
+    async def forgetful(_: Sequence[int]) -> Sequence[int]:
+        return []
+
+    async with asyncio.timeout(10):
+        answers = await asyncio.gather(*map(Grouped(forgetful, most=10), (1, 2)), return_exceptions=True)
+
+    assert [type(answer) for answer in answers] == [ValueError, ValueError]
+
+
+async def test_whoever_goes_away_keeps_nobody_else_from_an_answer() -> None:
+    counter = Counter()
+    counter.gate.clear()
+    double = Grouped(counter.double, most=10)
+    gone, stays = asyncio.create_task(double(1)), asyncio.create_task(double(2))
+    while not counter.calls:
+        await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.sleep(0)
+    counter.gate.set()
+
+    assert await stays == 4
+    assert gone.cancelled()
+
+
+async def test_after_a_failure_it_goes_on() -> None:
+    double = Grouped(Counter().double, most=10)
+    with pytest.raises(ValueError, match="thirteen"):
+        await double(13)
+
+    assert await double(1) == 2
+
+
+async def test_what_is_logged_meanwhile_is_not_about_whoever_was_the_first() -> None:
+    async def look(items: Sequence[int]) -> Sequence[dict[str, object]]:
+        return [structlog.contextvars.get_contextvars()] * len(items)
+
+    with structlog.contextvars.bound_contextvars(job_id="mine"):
+        assert await Grouped(look, most=10)(1) == {}
+        assert structlog.contextvars.get_contextvars() == {"job_id": "mine"}

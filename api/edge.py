@@ -12,6 +12,7 @@ from uuid_utils.compat import uuid7
 
 from api.refusals import internal_error
 from domain.errors import ConfigurationError, Unavailable
+from domain.logs import speaking_of
 
 REQUEST_ID: Final = "X-Request-ID"
 MAX_BODY_BYTES: Final = 2**20
@@ -65,7 +66,7 @@ class RequestContext:
             return
         request_id = _request_id(Headers(scope=scope).get(REQUEST_ID, ""))
         scope.setdefault("state", {})["request_id"] = request_id
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        with speaking_of(request_id=request_id):
             await self._answer(scope, receive, _Answer(send, request_id))
 
     async def _answer(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
-import structlog
+from domain.logs import speak_of_nothing
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -44,7 +44,7 @@ class Grouped(Generic[Item, Answer]):
         return await self.hand_in(item)
 
     async def _send_all(self) -> None:
-        structlog.contextvars.clear_contextvars()  # what is logged here is not about whoever happened to be the first
+        speak_of_nothing()  # what is logged here is not about whoever happened to be the first
         try:
             while self._waiting:
                 gathered, self._waiting = self._waiting[: self._most], self._waiting[self._most :]

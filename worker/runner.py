@@ -20,7 +20,7 @@ from domain.jobs.orphans import LAST_CHANCES
 from domain.jobs.outcomes import Cancelled, GaveUp, Interrupted, Outcome, Payload, RetryIn, Superseded, Yielded
 from domain.jobs.queue import JobQueue
 from domain.jobs.retry import WORKER_LOST, RetryPolicy, describe
-from domain.logs import about
+from domain.logs import speaking_of
 from domain.services import Handler
 from domain.storage.driver import (
     Fence,
@@ -220,8 +220,13 @@ class Runner:
         if self._closing:  # it came while we were asking
             run.grant.stop(StopReason.SHUTDOWN)
         self.running[job.id] = run
-        names = about(job_id=job.id, parent_id=job.parent_id, volume_id=job.volume_id, snapshot_id=job.snapshot_id)
-        with structlog.contextvars.bound_contextvars(kind=job.kind, attempt=job.attempt, **names):
+        names = {
+            "job_id": job.id,
+            "parent_id": job.parent_id,
+            "volume_id": job.volume_id,
+            "snapshot_id": job.snapshot_id,
+        }
+        with speaking_of(kind=job.kind, attempt=job.attempt, **names):
             tell = log.debug if _goes_on(job) else log.info
             tell("job.started", ring=job.rings)
             try:

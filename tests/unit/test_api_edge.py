@@ -15,6 +15,7 @@ import structlog
 
 from api.main import Opening, create_app
 from domain.errors import CisternError, DatabaseUnavailable
+from domain.logs import name_the_subject
 from domain.services import Services
 from tests.unit.fakes import FakeServices, volume_row
 
@@ -48,7 +49,7 @@ async def test_a_bug_is_a_500_that_tells_nothing_but_is_logged_under_its_id(
     fake: FakeServices, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fake.volumes, "get", break_down)
-    with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
+    with structlog.testing.capture_logs(processors=[name_the_subject]) as logs:
         answer = await client.get(f"/api/v1/volumes/{volume_row().id}", headers={"X-Request-ID": "find-me"})
 
     told = answer.json()

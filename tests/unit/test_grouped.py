@@ -7,6 +7,7 @@ import pytest
 import structlog
 
 from domain.grouped import Grouped
+from domain.logs import speaking_of
 
 
 class Counter:
@@ -109,10 +110,13 @@ async def test_after_a_failure_it_goes_on() -> None:
     assert await double(1) == 2
 
 
-async def test_what_is_logged_meanwhile_is_not_about_whoever_was_the_first() -> None:
-    async def look(items: Sequence[int]) -> Sequence[dict[str, object]]:
-        return [structlog.contextvars.get_contextvars()] * len(items)
+async def test_what_is_logged_meanwhile_is_not_about_whoever_was_the_first(caplog: pytest.LogCaptureFixture) -> None:
+    async def talk(items: Sequence[int]) -> Sequence[int]:
+        structlog.get_logger("talkative").warning("looked")
+        return items
 
-    with structlog.contextvars.bound_contextvars(job_id="mine"):
-        assert await Grouped(look, most=10)(1) == {}
-        assert structlog.contextvars.get_contextvars() == {"job_id": "mine"}
+    with speaking_of(job_id="mine"):
+        await Grouped(talk, most=10)(1)
+        structlog.get_logger("talkative").warning("asked")
+
+    assert ["job_id" in record.msg for record in caplog.records] == [False, True]

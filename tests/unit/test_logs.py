@@ -12,7 +12,7 @@ import pytest
 import structlog
 
 from domain.jobs.outcomes import Yielded
-from domain.logs import about
+from domain.logs import about, name_the_subject
 from domain.settings import load_log_settings
 from domain.storage.memory import MemoryDriver
 from tests.unit.worker_fakes import FakeForeman, a_job, a_runner
@@ -91,7 +91,7 @@ async def told_of(**columns: Any) -> list[Any]:
     job = a_job()
     for name, value in columns.items():
         setattr(job, name, value)
-    with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
+    with structlog.testing.capture_logs(processors=[name_the_subject]) as logs:
         await a_runner(FakeForeman(job), MemoryDriver()).answer(job.ring)
     assert {(line["job_id"], line["kind"], line["attempt"]) for line in logs} == {(str(job.id), job.kind, job.attempt)}
     assert {line["volume_id"] for line in logs} == {str(job.volume_id)}

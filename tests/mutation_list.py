@@ -48,8 +48,8 @@ _LIST: Final = (
         "ring-out-of-the-claim",
         "an old message would start an attempt that nobody has asked for",
         "domain/jobs/leases.py",
-        "Job.id == rung.c.id, Job.rings == rung.c.ring, Job.status",
-        "Job.id == rung.c.id, Job.status",
+        "WHERE jobs.id = rung.id AND rings = rung.ring AND status",
+        "WHERE jobs.id = rung.id AND status",
         ("tests/integration/test_claims.py::test_another_ring_than_the_present_one_claims_nothing", ANY_ORDER),
     ),
     Mutation(
@@ -131,17 +131,8 @@ _LIST: Final = (
         "worker-out-of-settling",
         "a worker could end what another one is doing",
         "domain/jobs/leases.py",
-        """\
-                *_leased_by(worker_id),
-            )
-            .values(
-                status=ends.c.status,""",
-        """\
-                Job.status == JobStatus.RUNNING,
-                Job.lease_expires_at.is_not(None),
-            )
-            .values(
-                status=ends.c.status,""",
+        "AND worker_id = :worker_id AND jobs.status = 'running'",
+        "AND :worker_id IS NOT NULL AND jobs.status = 'running'",
         (f"{SETTLING}test_whoever_has_lost_the_job_changes_nothing",),
     ),
     Mutation(

@@ -54,7 +54,6 @@ class Delivery(Worker):
         super().__init__(**settings | delay, handle_signals=False, ctx={"runner": runner})
         self.in_progress_timeout_s = _DELIVERY_SECONDS
         self._runner = runner
-        self._room_made = asyncio.Event()
 
     async def _poll_iteration(self) -> None:
         room = self._room()
@@ -72,7 +71,7 @@ class Delivery(Worker):
         """How many messages may be taken now."""
         if not self.allow_pick_jobs:
             return 0
-        room = self.max_jobs - self.job_counter
+        room = self._runner.room
         if self.burst and self.max_burst_jobs >= 0:
             room = min(room, self.max_burst_jobs - self._jobs_started())
         return max(room, 0)
@@ -93,7 +92,7 @@ class Delivery(Worker):
         ring = _ring(message)
         self.job_counter += 1
         task = self._runner.start(ring) if ring else self.loop.create_task(self._run_by_arq(message_id))
-        task.add_done_callback(self._count if ring else self._make_room)
+        task.add_done_callback(self._count if ring else self._uncount)
         self.tasks[message_id] = task
 
     async def _run_by_arq(self, message_id: str) -> None:
@@ -102,11 +101,10 @@ class Delivery(Worker):
 
     def _count(self, task: "asyncio.Task[None]") -> None:
         self.jobs_complete += 1
-        self._make_room(task)
+        self._uncount(task)
 
-    def _make_room(self, _: "asyncio.Task[None]") -> None:
+    def _uncount(self, _: "asyncio.Task[None]") -> None:
         self.job_counter -= 1
-        self._room_made.set()
 
     def _reap(self) -> None:
         """Forget what has ended; a failure is raised, as arq does."""
@@ -121,10 +119,10 @@ class Delivery(Worker):
             # redis-py types it for whole seconds, and for its synchronous client too.
             await self.pool.blpop([BELL], timeout=_LOOK_SECONDS)  # type: ignore[arg-type, misc]
             return
-        self._room_made.clear()
+        self._runner.room_made.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(_LOOK_SECONDS):
-                await self._room_made.wait()
+                await self._runner.room_made.wait()
 
 
 def _ring(message: bytes | None) -> Ring | None:

@@ -15,10 +15,11 @@ from typing import Any, Final
 from uuid import UUID
 
 import structlog
+import uvloop
 from arq.worker import func
 from uuid_utils.compat import uuid7
 
-from domain.background import in_background
+from domain.background import calm_the_collector, in_background
 from domain.database import GOODBYE_SECONDS
 from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.model import Ring, Worker
@@ -128,6 +129,7 @@ def stock_settings() -> dict[str, Any]:
 async def work(settings: Settings) -> None:
     """Run one worker until a signal ends it."""
     async with workshop(settings) as runner:
+        calm_the_collector()
         await Supervisor(runner, arq_settings(settings), drain=settings.drain_seconds).run()
 
 
@@ -135,7 +137,8 @@ def main() -> None:
     """Be ``python -m worker``; what keeps it from starting is one line and exit code 1."""
     configure_logging(load_log_settings())
     try:
-        asyncio.run(work(require_servers(load_settings())))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(work(require_servers(load_settings())))
     except CisternError as error:
         log.error("worker.failed", reason=error.message)  # noqa: TRY400 (one line)
         sys.exit(1)

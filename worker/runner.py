@@ -5,8 +5,8 @@ handed back only when its storage thread has really stopped.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
@@ -72,17 +72,26 @@ class Runner:
         self.queue = queue
         self._handlers = handlers
         self._retry_policy = retry_policy
-        self._slots = asyncio.Semaphore(slots)
+        self._slots = slots
+        self._free = asyncio.Semaphore(slots)
+        #: How many were started whose work is not over.
+        self._engaged = 0
+        self.room_made = asyncio.Event()
         self._closing = False
         self._works: set[asyncio.Task[None]] = set()
         self.running: dict[UUID, Running] = {}
 
     def start(self, ring: Ring) -> "asyncio.Task[None]":
         """Answer a ring in a task of its own, which nobody may cancel."""
+        self._engaged += 1
         work = asyncio.create_task(self.run(ring))
         self._works.add(work)
-        work.add_done_callback(self._works.discard)
+        work.add_done_callback(self._leave)
         return work
+
+    def _leave(self, work: "asyncio.Task[None]") -> None:
+        self._works.discard(work)
+        self.room_made.set()
 
     async def answer(self, ring: Ring) -> None:
         """Answer a ring. Cancelling this means that the worker shuts down: the job is handed back first."""
@@ -95,16 +104,32 @@ class Runner:
                     self.interrupt()
 
     async def run(self, ring: Ring) -> None:
-        """Claim, perform, settle."""
-        async with self._slots:
-            claim = await self.claim(ring)
-            acknowledged = self.queue.acknowledge(ring)  # on its way while we work
-            if claim is not None:
-                with self._at_work(claim) as (job, grant):
+        """Claim, perform, settle. A slot is for the work: what has only to be written down leaves it to the next."""
+        with ExitStack() as at_work:
+            async with self._slot():
+                claim = await self.claim(ring)
+                acknowledged = self.queue.acknowledge(ring)  # on its way while we work
+                if claim is not None:
+                    job, grant = at_work.enter_context(self._at_work(claim))
                     outcome = await self.perform(job, grant)
                     grant.lease.over = True
-                    await self.settle(job, outcome)
-            await acknowledged
+            if claim is not None:
+                await self.settle(job, outcome)
+        await acknowledged
+
+    @property
+    def room(self) -> int:
+        """How many more jobs may be started here; none as long as twice as many as can work have yet to be settled."""
+        return max(min(self._slots - self._engaged, 2 * self._slots - len(self._works)), 0)
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        try:
+            async with self._free:
+                yield
+        finally:
+            self._engaged -= 1
+            self.room_made.set()
 
     async def drained(self) -> None:
         """Wait until nothing is at work."""

@@ -27,6 +27,9 @@ from domain.jobs.signals import CounterName, SignalRepository, Tally
 from domain.jobs.states import JobStatus
 
 _PAGE: Final = 500
+#: So many jobs are claimed or settled by one statement: not all that are at work at once, so that some go on in here
+#: while PostgreSQL is busy with others.
+_MOST: Final = 50
 #: So many pages in one round, for the others wait meanwhile.
 _PAGES: Final = 20
 _WORKER_MEMORY: Final = 3600.0
@@ -85,10 +88,10 @@ class Foreman:
         self._sure = is_calm(worker.id, lease=lease) if waits_for_calm else true()
         self._afresh = True
         self._tally = Tally()
-        self._claims = Grouped(self._claim_all, most=_PAGE)
+        self._claims = Grouped(self._claim_all, most=_MOST)
         #: Kinds and outcomes apart: so each transaction locks the volumes that it is about at once, in one order.
         self._settlements: defaultdict[tuple[str, type[Outcome]], Grouped[_Ended, bool]] = defaultdict(
-            lambda: Grouped(self._settle_all, most=_PAGE)
+            lambda: Grouped(self._settle_all, most=_MOST)
         )
         #: How many workers there were at the last heartbeat, with this one.
         self.workers = 1

@@ -6,17 +6,18 @@ Takes a session, never commits. All times are PostgreSQL's, so that the clocks o
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, TableValuedAlias, Uuid, case, delete, func, literal, select, update
-from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy import ColumnElement, Interval, Text, Uuid, bindparam, case, delete, func, literal, select, text, update
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.database import from_now, given_rows, words
+from domain.database import from_now, given_rows
 from domain.jobs.model import Job, Ring, Worker
 from domain.jobs.outcomes import Payload
-from domain.jobs.states import ENDED, JobStatus
+from domain.jobs.states import JobStatus
 
 #: Beats in one lease: two may be missed.
 BEATS_PER_LEASE: Final = 3
@@ -54,6 +55,61 @@ class Settlement:
     copied: int | None = None
 
 
+# The two statements that every job needs are SQL, once and for all: SQLAlchemy takes longer to put one together than
+# PostgreSQL takes to carry it out.
+
+_CLAIM: Final = select(Job).from_statement(
+    text("""
+        UPDATE jobs
+        SET status = 'running',
+            version = version + 1,
+            attempt = attempt + 1,
+            worker_id = :worker_id,
+            lease_expires_at = now() + :lease,
+            started_at = coalesce(started_at, now())
+        FROM jsonb_to_recordset(:rings) AS rung (id uuid, ring bigint)
+        WHERE jobs.id = rung.id AND rings = rung.ring AND status = 'queued' AND kind = ANY(:kinds)
+        RETURNING jobs.*
+    """).bindparams(
+        bindparam("worker_id", type_=Uuid()),
+        bindparam("lease", type_=Interval()),
+        bindparam("rings", type_=JSONB()),
+        bindparam("kinds", type_=ARRAY(Text())),
+    )
+)
+
+#: Who has asked for an end does not want to wait for a next try. Counters are bytes of a copy, of which none can fail:
+#: of a job that has succeeded it is all of it, even if it was an earlier attempt that copied it.
+_SETTLE: Final = (
+    text("""
+        UPDATE jobs
+        SET status = ends.status,
+            version = version + 1,
+            result = ends.result,
+            error = ends.error,
+            attempt = attempt - ends.back,
+            rings = rings + ends.again,
+            run_at = now() + CASE WHEN cancel_requested_at IS NULL THEN ends.wait_ms ELSE 0 END * interval '1 ms',
+            rung_at = CASE WHEN ends.status <> 'queued' THEN rung_at END,
+            lease_expires_at = NULL,
+            finished_at = CASE WHEN ends.status NOT IN ('queued', 'running') THEN now() END,
+            total = coalesce(ends.copied, total),
+            succeeded = CASE WHEN ends.status = 'succeeded' THEN coalesce(ends.copied, total, succeeded)
+                             ELSE succeeded END,
+            failed = coalesce(failed, CASE WHEN coalesce(ends.copied, total) IS NOT NULL THEN 0 END),
+            skipped = coalesce(skipped, CASE WHEN coalesce(ends.copied, total) IS NOT NULL THEN 0 END)
+        FROM jsonb_to_recordset(:ends) AS ends
+            (id uuid, ring bigint, status text, result jsonb, error jsonb, wait_ms bigint, back bigint, again bigint,
+             copied bigint)
+        WHERE jobs.id = ends.id AND rings = ends.ring
+            AND worker_id = :worker_id AND jobs.status = 'running' AND lease_expires_at IS NOT NULL
+        RETURNING jobs.id
+    """)
+    .bindparams(bindparam("ends", type_=JSONB()), bindparam("worker_id", type_=Uuid()))
+    .columns(id=Uuid())
+)
+
+
 class LeaseRepository:
     """The job table as workers see it, from one transaction."""
 
@@ -67,58 +123,22 @@ class LeaseRepository:
 
         A kind that is not among ``kinds`` is left for a worker of a newer version.
         """
-        rung = given_rows(({"id": ring.job_id, "ring": ring.ring} for ring in rings), id=Uuid(), ring=Job.rings.type)
-        query = (
-            update(Job)
-            .where(Job.id == rung.c.id, Job.rings == rung.c.ring, Job.status == JobStatus.QUEUED, Job.kind.in_(kinds))
-            .values(
-                status=JobStatus.RUNNING,
-                version=Job.version + 1,
-                attempt=Job.attempt + 1,
-                worker_id=worker_id,
-                lease_expires_at=from_now(lease),
-                started_at=func.coalesce(Job.started_at, func.now()),
-            )
-            .returning(Job)
-            .execution_options(synchronize_session=False, populate_existing=True)
-        )
-        return (await self._session.scalars(query)).all()
+        given = {
+            # In the order of their ids, as whoever changes many jobs does: two that meet do not wait for each other.
+            "rings": [{"id": str(job_id), "ring": ring} for job_id, ring in sorted(rings)],
+            "kinds": list(kinds),
+            "worker_id": worker_id,
+            "lease": timedelta(seconds=lease),
+        }
+        return (await self._session.scalars(_CLAIM, given, execution_options={"populate_existing": True})).all()
 
     async def settle(self, settlements: Sequence[Settlement], *, worker_id: UUID) -> set[UUID]:
         """End these attempts, if they are still ``worker_id``'s; returns the jobs that were.
 
         A settlement that comes twice, because the answer to its COMMIT was lost, finds nothing the second time.
         """
-        ends = _given_ends(settlements)
-        queued = ends.c.status == JobStatus.QUEUED
-        # Who has asked for an end does not want to wait for a next try.
-        wait_ms = case((Job.cancel_requested_at.is_not(None), 0), else_=ends.c.wait_ms)
-        total = func.coalesce(ends.c.copied, Job.total)
-        query = (
-            update(Job)
-            .where(
-                Job.id == ends.c.id,
-                Job.rings == ends.c.ring,
-                *_leased_by(worker_id),
-            )
-            .values(
-                status=ends.c.status,
-                version=Job.version + 1,
-                result=ends.c.result,
-                error=ends.c.error,
-                attempt=Job.attempt - ends.c.back,
-                rings=Job.rings + ends.c.again,
-                run_at=func.now() + wait_ms * timedelta(milliseconds=1),
-                rung_at=case((queued, None), else_=Job.rung_at),
-                lease_expires_at=None,
-                finished_at=case((ends.c.status.in_(ENDED), func.now()), else_=None),
-                # All of it, even if it was an earlier attempt that copied it.
-                **_progress(case((ends.c.status == JobStatus.SUCCEEDED, total), else_=None), total),
-            )
-            .returning(Job.id)
-            .execution_options(synchronize_session=False)
-        )
-        return set((await self._session.scalars(query)).all())
+        ends = [_end(settlement) for settlement in sorted(settlements, key=attrgetter("job_id"))]
+        return set((await self._session.scalars(_SETTLE, {"ends": ends, "worker_id": worker_id})).all())
 
     async def renew(
         self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress], *, worker_id: UUID, lease: float
@@ -204,25 +224,10 @@ def _progress(done: ColumnElement[Any], total: ColumnElement[Any]) -> dict[str, 
     }
 
 
-def _given_ends(settlements: Sequence[Settlement]) -> TableValuedAlias:
-    return given_rows(
-        (_settlement_row(settlement) for settlement in settlements),
-        id=Uuid(),
-        ring=Job.rings.type,
-        status=words(JobStatus),
-        result=JSONB(),
-        error=JSONB(),
-        wait_ms=Job.rings.type,
-        back=Job.attempt.type,
-        again=Job.rings.type,
-        copied=Job.total.type,
-    )
-
-
-def _settlement_row(settlement: Settlement) -> Payload:
+def _end(settlement: Settlement) -> Payload:
     queued = settlement.status is JobStatus.QUEUED
     return {
-        "id": settlement.job_id,
+        "id": str(settlement.job_id),
         "ring": settlement.ring,
         "status": settlement.status,
         "result": settlement.result,

@@ -2,10 +2,11 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import BigInteger, TableValuedAlias, Uuid, delete, func, select, update
+from sqlalchemy import BigInteger, Uuid, bindparam, func, select, text, update
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -42,6 +43,35 @@ class Held(NamedTuple):
     version: int
     job_id: UUID | None
     autogrow: dict[str, Any] | None
+
+
+def _ending(change: str) -> Any:
+    """SQL for the ends of many operations, put together once and for all: every job needs one.
+
+    Locks by id first: a change locks as it finds rows, and two that find them differently would wait for each other.
+    """
+    return (
+        text(f"""
+            WITH held AS MATERIALIZED (
+                SELECT volumes.id, ending.size
+                FROM volumes JOIN jsonb_to_recordset(:endings) AS ending (id uuid, job_id uuid, size bigint)
+                    ON volumes.id = ending.id AND volumes.job_id = ending.job_id
+                ORDER BY volumes.id FOR NO KEY UPDATE OF volumes
+            )
+            {change} volumes.id = held.id RETURNING volumes.id
+        """)  # noqa: S608 (words of our own)
+        .bindparams(bindparam("endings", type_=JSONB()))
+        .columns(id=Uuid())
+    )
+
+
+_LET_GO: Final = _ending("""
+    UPDATE volumes
+    SET state = :state, job_id = NULL, version = version + 1,
+        size = coalesce(held.size, volumes.size), updated_at = now()
+    FROM held WHERE
+""")
+_REMOVE: Final = _ending("DELETE FROM volumes USING held WHERE")
 
 
 class VolumeRepository:
@@ -158,45 +188,17 @@ class VolumeRepository:
             query = query.where(Volume.id < before)
         return (await self._session.scalars(query)).all()
 
-    async def _lock_in_order(self, endings: Sequence[Ending]) -> None:
-        """Lock by id: an UPDATE locks as it finds them, and two that find them differently wait for each other."""
-        if len(endings) > 1:
-            ids = [ending.volume_id for ending in endings]
-            query = select(Volume.id).where(Volume.id.in_(ids)).order_by(Volume.id)
-            await self._session.execute(query.with_for_update(key_share=True))
-
     async def let_go(self, endings: Sequence[Ending], state: VolumeState) -> Sequence[UUID]:
         """Bring volumes to rest in ``state`` at the end of the jobs that had them; returns which ones there were."""
-        if not endings:
-            return []
-        given = _given(endings)
-        await self._lock_in_order(endings)
-        query = (
-            update(Volume)
-            .where(Volume.id == given.c.volume_id, Volume.job_id == given.c.job_id)
-            .values(
-                state=state,
-                job_id=None,
-                version=Volume.version + 1,
-                size=func.coalesce(given.c.size, Volume.size),
-                updated_at=func.now(),
-            )
-            .returning(Volume.id)
-            .execution_options(synchronize_session=False)
-        )
-        return (await self._session.scalars(query)).all()
+        return await self._end(_LET_GO, endings, state=state)
 
     async def remove(self, endings: Sequence[Ending]) -> Sequence[UUID]:
         """Strike off volumes that their jobs have deleted; returns which ones there were."""
-        given = _given(endings)
-        await self._lock_in_order(endings)
-        query = (
-            delete(Volume)
-            .where(Volume.id == given.c.volume_id, Volume.job_id == given.c.job_id)
-            .returning(Volume.id)
-            .execution_options(synchronize_session=False)
-        )
-        return (await self._session.scalars(query)).all()
+        return await self._end(_REMOVE, endings)
+
+    async def _end(self, statement: Any, endings: Sequence[Ending], **more: str) -> Sequence[UUID]:
+        given = [{"id": str(end.volume_id), "job_id": str(end.job_id), "size": end.size} for end in endings]
+        return (await self._session.scalars(statement, {"endings": given, **more})).all() if given else []
 
     async def _flush(self, volume: Volume) -> None:
         name = volume.name
@@ -206,11 +208,6 @@ class VolumeRepository:
             if "volumes_name_key" in str(error.orig):
                 raise NameTaken(f"There is already a volume named {name!r}.", field="name") from error
             raise
-
-
-def _given(endings: Sequence[Ending]) -> TableValuedAlias:
-    rows = (ending._asdict() for ending in endings)
-    return given_rows(rows, volume_id=Uuid(), job_id=Uuid(), size=Volume.size.type)
 
 
 def require_held(expected: Iterable[UUID], touched: Iterable[UUID]) -> None:

@@ -22,8 +22,8 @@ def rings(count: int) -> list[Ring]:
     return [a_job().ring for _ in range(count)]
 
 
-def a_delivery(server: FakeServer, *jobs: Any, **settings: Any) -> Delivery:
-    runner = a_runner(FakeForeman(*jobs), MemoryDriver(), queue=JobQueue(fake_redis(server)))
+def a_delivery(server: FakeServer, *jobs: Any, slots: int = 10, **settings: Any) -> Delivery:
+    runner = a_runner(FakeForeman(*jobs), MemoryDriver(), queue=JobQueue(fake_redis(server)), slots=slots)
     pool = JobQueue(fake_redis(server)).redis
     plain = {"queue_name": QUEUE_NAME, "redis_pool": pool, "job_serializer": serialize, "job_deserializer": deserialize}
     delivery = Delivery(runner, {"functions": [func(nothing, name="nothing")]} | plain | settings)
@@ -55,7 +55,7 @@ async def rounds(delivery: Delivery, until_then: Callable[[], bool]) -> None:
 
 async def test_as_many_messages_as_there_is_room_for_are_taken_at_once() -> None:
     server = FakeServer()
-    delivery, queue = a_delivery(server, max_jobs=7), JobQueue(fake_redis(server))
+    delivery, queue = a_delivery(server, slots=7), JobQueue(fake_redis(server))
     await queue.ring(rings(10))
 
     assert (len(await delivery._take(7)), len(await delivery._take(7))) == (7, 3)
@@ -114,12 +114,12 @@ async def test_the_bell_is_not_rung_more_often_than_anybody_can_listen() -> None
 
 async def test_whoever_has_no_room_takes_nothing_until_there_is_some() -> None:
     server, jobs = FakeServer(), [a_job() for _ in range(20)]
-    delivery, queue = a_delivery(server, *jobs, max_jobs=2), JobQueue(fake_redis(server))
+    delivery, queue = a_delivery(server, *jobs, slots=2), JobQueue(fake_redis(server))
     most = 0
 
     def all_done() -> bool:
         nonlocal most
-        most = max(most, delivery.job_counter)
+        most = max(most, delivery._runner._engaged)
         return all(job.status == "succeeded" for job in jobs)
 
     await queue.ring([job.ring for job in jobs])

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, func, text
+from sqlalchemy import CheckConstraint, ForeignKey, Index, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 from uuid_utils.compat import uuid7
 
@@ -34,7 +34,14 @@ class Job(Entity):
         CheckConstraint("status <> 'running' OR started_at IS NOT NULL", name="started"),
         CheckConstraint("attempt >= 0 AND max_attempts >= 1 AND rings >= 0", name="counters"),
         CheckConstraint("(schedule_id IS NULL) = (scheduled_for IS NULL)", name="schedule"),
-        UniqueConstraint("schedule_id", "scheduled_for"),
+        Index(
+            "jobs_scheduled",
+            "schedule_id",
+            "scheduled_for",
+            unique=True,
+            postgresql_where=text("schedule_id IS NOT NULL"),
+        ),
+        Index("jobs_retry_of", "retry_of", unique=True, postgresql_where=text("retry_of IS NOT NULL")),
         Index(
             "jobs_one_live_per_volume",
             "volume_id",
@@ -52,6 +59,7 @@ class Job(Entity):
             postgresql_where=text(f"snapshot_id IS NOT NULL AND status IN ({_LIVE})"),
         ),
         Index("jobs_of_volume", "volume_id", "id"),
+        Index("jobs_notable", "status", "id", postgresql_where=text("status NOT IN ('queued', 'succeeded')")),
         Index("jobs_of_parent", "parent_id", "id", postgresql_where=text("parent_id IS NOT NULL")),
     )
 
@@ -64,7 +72,7 @@ class Job(Entity):
     snapshot_id: Mapped[UUID | None]
     backend: Mapped[str | None]
     parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
-    retry_of: Mapped[UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"), unique=True)
+    retry_of: Mapped[UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))
     created_by: Mapped[str | None]
     #: How often work was begun and not handed back; at ``max_attempts`` the next failure is final.
     attempt: Mapped[int]

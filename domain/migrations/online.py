@@ -9,12 +9,14 @@ from typing import Any
 from sqlalchemy import TextClause, text
 
 
-def create_index_online(op: Any, name: str, table: str, columns: Sequence[str], *, where: TextClause) -> None:
+def create_index_online(
+    op: Any, name: str, table: str, columns: Sequence[str], *, where: TextClause, unique: bool = False
+) -> None:
     """Build an index while others write. What an earlier try has left half built is dropped first."""
     with op.get_context().autocommit_block():
         _wait_for_others(op)
         op.drop_index(name, table_name=table, if_exists=True, postgresql_concurrently=True)
-        op.create_index(name, table, list(columns), postgresql_where=where, postgresql_concurrently=True)
+        op.create_index(name, table, list(columns), unique=unique, postgresql_where=where, postgresql_concurrently=True)
 
 
 def drop_index_online(op: Any, name: str, table: str) -> None:

@@ -4,10 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from arq.worker import create_worker
-
 from domain.background import end
 from domain.settings import Settings
+from worker.delivery import Delivery
 from worker.main import arq_settings, workshop
 from worker.runner import Runner
 
@@ -16,7 +15,7 @@ from worker.runner import Runner
 async def working(settings: Settings) -> AsyncIterator[Runner]:
     """Have a worker work as long as the block lasts."""
     async with workshop(settings) as runner:
-        arq = create_worker(arq_settings(settings), handle_signals=False, ctx={"runner": runner})
+        arq = Delivery(runner, arq_settings(settings))
         delivery = asyncio.create_task(arq.main())
         try:
             yield runner

@@ -1,16 +1,22 @@
 """The stock ``arq worker.main.WorkerSettings``, as a process of its own, does a job and ends cleanly."""
 
 import asyncio
+import functools
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
+from domain.jobs.model import Ring
+from domain.jobs.queue import FUNCTION_NAME, QUEUE_NAME, message_id
 from domain.services import Services
 from domain.settings import Settings
 from domain.volumes.service import NewVolume
+from tests.inside import working
 from tests.integration.job_builders import MIB, ended, row, sql, until
 
 HOUSE = Path(__file__).parents[2]
@@ -58,6 +64,30 @@ async def test_it_does_a_job_and_ends_cleanly(services: Services) -> None:
     assert (done.status, process.returncode) == ("succeeded", 0), said
     assert "Traceback" not in said
     assert await sql(services, "SELECT id FROM workers") == []
+
+
+async def test_it_works_beside_our_own_on_one_queue_to_which_a_stock_producer_sends(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def enqueue(rings: Iterable[Ring]) -> None:
+        for ring in rings:
+            await services.queue.redis.enqueue_job(FUNCTION_NAME, str(ring.job_id), ring.ring, _job_id=message_id(ring))
+
+    monkeypatch.setattr(services.queue, "ring", enqueue)
+    slow = "faulty+memory:?delay_ms=200"
+    settings = services.settings.model_copy(update={"backends": {"memory": slow}, "max_jobs": 2})
+    async with stock_arq(settings, backend=slow), working(settings):
+        await until(functools.partial(_there_are_workers, services, 2))
+        jobs = [await services.volumes.request_create(NewVolume(f"shared-{number}", MIB)) for number in range(40)]
+        done = [await ended(services, job.id) for job in jobs]
+        assert await services.queue.redis.zcard(QUEUE_NAME) == 0
+
+    assert {(job.status, job.attempt) for job in done} == {("succeeded", 1)}
+    assert len({job.worker_id for job in done}) == 2
+
+
+async def _there_are_workers(services: Services, count: int) -> bool:
+    return len(await sql(services, "SELECT id FROM workers")) == count
 
 
 async def test_it_hands_back_what_is_at_work(services: Services, tmp_path: Path) -> None:

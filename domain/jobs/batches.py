@@ -4,6 +4,7 @@ Takes a session, never commits. The parent's row is always locked last.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final
 from uuid import UUID
 
@@ -78,8 +79,7 @@ class BatchRepository:
 
     async def forsaken(self, limit: int) -> Sequence[UUID]:
         """Find jobs that were handed over and have no live lane left."""
-        query = _forsaken().with_only_columns(Job.id).order_by(Job.run_at).limit(limit)
-        return (await self._session.scalars(query)).all()
+        return (await self._session.scalars(_find_forsaken(limit))).all()
 
     async def hold_forsaken(self, job_id: UUID) -> Job | None:
         """Lock such a job, if it still is one; one that somebody else has locked is passed over."""
@@ -95,6 +95,11 @@ class BatchRepository:
         job = _forsaken().with_only_columns(Job.id).where(Job.id == job_id).with_for_update(skip_locked=True)
         query = update(Job).where(Job.id.in_(job)).values(run_at=from_now(_PUT_OFF))
         await self._session.execute(query.execution_options(synchronize_session=False))
+
+
+@lru_cache  # every worker asks for them every two seconds
+def _find_forsaken(limit: int) -> Select[UUID]:
+    return _forsaken().with_only_columns(Job.id).order_by(Job.run_at).limit(limit)
 
 
 def _forsaken() -> Select[Job]:

@@ -5,10 +5,11 @@ Takes a session, never commits. All times are PostgreSQL's, so that the clocks o
 
 from collections.abc import Collection, Sequence
 from datetime import timedelta
+from functools import lru_cache
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, delete, func, select, true, update
+from sqlalchemy import ColumnElement, Select, UpdateBase, delete, func, select, true, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.database import from_now
@@ -30,35 +31,15 @@ class OrphanRepository:
 
     async def rescue(self, limit: int, *, sure: ColumnElement[bool]) -> Sequence[UUID]:
         """Put orphans (their lease is over) back into the queue; the attempt stays spent. Returns their ids."""
-        orphans = _orphans(sure).where(~_hopeless()).limit(limit).with_for_update(skip_locked=True)
-        return await self._requeue(Job.id.in_(orphans))
+        return (await self._session.scalars(_rescue(limit, sure))).all()
 
     async def put_back(self, job_id: UUID) -> None:
         """Do the same with one that the caller has found and locked."""
-        await self._requeue(Job.id == job_id)
-
-    async def _requeue(self, condition: ColumnElement[bool]) -> Sequence[UUID]:
-        query = (
-            update(Job)
-            .where(condition)
-            .values(
-                status=JobStatus.QUEUED,
-                version=Job.version + 1,
-                rings=Job.rings + 1,
-                run_at=func.now(),
-                rung_at=None,
-                lease_expires_at=None,
-                error=WORKER_LOST,
-            )
-            .returning(Job.id)
-            .execution_options(synchronize_session=False)
-        )
-        return (await self._session.scalars(query)).all()
+        await self._session.execute(_requeue(Job.id == job_id))
 
     async def hopeless(self, limit: int, *, kinds: Collection[str], sure: ColumnElement[bool]) -> Sequence[UUID]:
         """Find orphans that have cost every worker which tried to end them properly."""
-        query = _orphans(sure).where(_hopeless(), Job.kind.in_(kinds)).limit(limit)
-        return (await self._session.scalars(query)).all()
+        return (await self._session.scalars(_find_hopeless(limit, tuple(kinds), sure))).all()
 
     async def bury(self, job_id: UUID) -> Job | None:
         """End an orphan without hope. Returns it as it was ended; None if somebody has dealt with it meanwhile."""
@@ -86,7 +67,7 @@ class OrphanRepository:
 
     async def forget_silent_workers(self, age: float) -> None:
         """Strike workers off that have not been heard of for ``age`` seconds."""
-        await self._session.execute(delete(Worker).where(Worker.heartbeat_at < from_now(-age)))
+        await self._session.execute(_forget_silent(age))
 
 
 def is_calm(worker_id: UUID, *, lease: float) -> ColumnElement[bool]:
@@ -106,6 +87,43 @@ def is_calm(worker_id: UUID, *, lease: float) -> ColumnElement[bool]:
         Worker.steady_since <= func.now() - needed * timedelta(seconds=1),
     )
     return steady.exists() & ~func.pg_postmaster_start_time().between(from_now(-lease), from_now(lease))
+
+
+# Every worker asks these every two seconds, mostly for nothing: they are put together once.
+
+
+@lru_cache
+def _rescue(limit: int, sure: ColumnElement[bool]) -> UpdateBase:
+    orphans = _orphans(sure).where(~_hopeless()).limit(limit).with_for_update(skip_locked=True)
+    return _requeue(Job.id.in_(orphans))
+
+
+@lru_cache
+def _find_hopeless(limit: int, kinds: tuple[str, ...], sure: ColumnElement[bool]) -> Select[UUID]:
+    return _orphans(sure).where(_hopeless(), Job.kind.in_(kinds)).limit(limit)
+
+
+@lru_cache
+def _forget_silent(age: float) -> UpdateBase:
+    return delete(Worker).where(Worker.heartbeat_at < from_now(-age))
+
+
+def _requeue(condition: ColumnElement[bool]) -> UpdateBase:
+    return (
+        update(Job)
+        .where(condition)
+        .values(
+            status=JobStatus.QUEUED,
+            version=Job.version + 1,
+            rings=Job.rings + 1,
+            run_at=func.now(),
+            rung_at=None,
+            lease_expires_at=None,
+            error=WORKER_LOST,
+        )
+        .returning(Job.id)
+        .execution_options(synchronize_session=False)
+    )
 
 
 def _orphans(sure: ColumnElement[bool]) -> Select[UUID]:

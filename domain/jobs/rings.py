@@ -4,9 +4,10 @@ Takes a session, never commits. All times are PostgreSQL's, so that the clocks o
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import ColumnElement, UpdateBase, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.database import from_now
@@ -22,25 +23,41 @@ class RingRepository:
 
     async def due(self, limit: int) -> Sequence[Ring]:
         """Take queued jobs whose time has come and that have not been rung, and note that they are being rung."""
-        return await self._note_rung(Job.rung_at.is_(None), Job.run_at, limit)
+        return await self._note_rung(_due(limit))
 
     async def rung_before(self, age: float, limit: int) -> Sequence[Ring]:
         """Take queued jobs that were rung over ``age`` seconds ago, longest ago first, and note them as seen now."""
-        return await self._note_rung(Job.rung_at < from_now(-age), Job.rung_at, limit)
+        return await self._note_rung(_rung_before(age, limit))
 
-    async def _note_rung(self, condition: ColumnElement[bool], order: Any, limit: int) -> Sequence[Ring]:
-        waiting = (
-            select(Job.id)
-            .where(Job.status == JobStatus.QUEUED, Job.run_at <= func.now(), condition)
-            .order_by(order)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-        )
-        query = (
-            update(Job)
-            .where(Job.id.in_(waiting))
-            .values(rung_at=func.now())
-            .returning(Job.id, Job.rings)
-            .execution_options(synchronize_session=False)
-        )
-        return [Ring(*row) for row in await self._session.execute(query)]
+    async def _note_rung(self, waiting: UpdateBase) -> Sequence[Ring]:
+        return [Ring(*row) for row in await self._session.execute(waiting)]
+
+
+# Every worker asks both every two seconds, mostly for nothing: they are put together once.
+
+
+@lru_cache
+def _due(limit: int) -> UpdateBase:
+    return _ringing(Job.rung_at.is_(None), Job.run_at, limit)
+
+
+@lru_cache
+def _rung_before(age: float, limit: int) -> UpdateBase:
+    return _ringing(Job.rung_at < from_now(-age), Job.rung_at, limit)
+
+
+def _ringing(condition: ColumnElement[bool], order: Any, limit: int) -> UpdateBase:
+    waiting = (
+        select(Job.id)
+        .where(Job.status == JobStatus.QUEUED, Job.run_at <= func.now(), condition)
+        .order_by(order)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return (
+        update(Job)
+        .where(Job.id.in_(waiting))
+        .values(rung_at=func.now())
+        .returning(Job.id, Job.rings)
+        .execution_options(synchronize_session=False)
+    )

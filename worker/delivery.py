@@ -28,8 +28,9 @@ _LOOK_SECONDS: Final = 0.5
 #: Takes messages that are due and that nobody has, past all that others have; silences the bell if there are no more.
 _TAKE: Final = f"""
 local taken, seen, wanted = {{}}, 0, tonumber(ARGV[2])
+local page = math.max(wanted, 100)
 repeat
-    local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', seen, wanted)
+    local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', seen, page)
     for _, id in ipairs(due) do
         if #taken < 2 * wanted and redis.call('SET', '{in_progress_key_prefix}' .. id, '1', 'NX', 'PX', ARGV[3]) then
             table.insert(taken, id)
@@ -37,7 +38,7 @@ repeat
         end
     end
     seen = seen + #due
-until #due < wanted or #taken == 2 * wanted
+until #due < page or #taken == 2 * wanted
 if #taken < 2 * wanted then redis.call('DEL', KEYS[2]) end
 return taken
 """
@@ -64,7 +65,7 @@ class Delivery(Worker):
             await self._cancel_aborted_jobs()
         self._reap()
         await self.heart_beat()
-        if not self.burst and (not taken or len(taken) < room):
+        if not self.burst and len(taken) < max(room, 1):
             await self._rest()
 
     def _room(self) -> int:

@@ -32,7 +32,7 @@ test-mutations: $(READY) ## Take out what holds the promise, piece by piece, and
 compose-test: $(READY) ## Run docker-compose.yaml with four workers, kill one; COMPOSE="docker compose" ENGINE=docker
 	@$(BIN)/python -m tests.compose "$(COMPOSE)" "$(ENGINE)"
 
-bench: $(READY) .venv-peers/.ready .venv-peers-redis5/.ready ## Measure Cistern beside its peers; half an hour; writes benchmarks/RESULTS.md
+bench: $(READY) .venv-peers/.ready .venv-peers-redis5/.ready ## Measure Cistern beside its peers; half an hour
 	@$(BIN)/python benchmarks/race.py
 
 bench-bulk: $(READY) ## Measure what a bulk expansion costs, beside a naive one and beside one statement; some ten minutes

@@ -53,9 +53,12 @@ class Arena:
         """What processes of the textbook are told."""
         return {"PYTHONPATH": str(HERE), "PEERS_DATABASE_URL": self.peers_url, "PEERS_REDIS_URL": self.redis_url}
 
+    def spoken(self) -> str:
+        """What processes said last that were started here: greetings, if all went well."""
+        return self._words.read_text(encoding="utf-8", errors="replace")[-2000:] if self._words.exists() else ""
+
     @property
-    def words(self) -> Path:
-        """What processes said that were started here; a healthy run leaves it empty."""
+    def _words(self) -> Path:
         return self.folder / "words"
 
     def forget(self) -> None:
@@ -74,7 +77,7 @@ class Arena:
     def process(self, command: Sequence[str | Path], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
         """Have a process as long as the block lasts, in a session of its own, which ends with it."""
         given = os.environ | {"PYTHONPATH": str(HERE)} | environment
-        with self.words.open("ab") as words:
+        with self._words.open("ab") as words:
             process = subprocess.Popen(command, env=given, stdout=words, stderr=words, start_new_session=True)  # noqa: S603
         try:
             yield process

@@ -21,6 +21,10 @@ from domain.jobs.model import Ring
 
 #: How long a round may go on without a single job being done.
 PATIENCE: Final = 30.0
+#: How many ring at once for jobs that are there before the race.
+LANES: Final = 20
+#: How often it is asked how many are done: seldom, for every look reads the whole table.
+LOOK_SECONDS: Final = 0.4
 VENVS: Final = {name: HERE.parent / f".venv-{name}" for name in ("peers", "peers-redis5")}
 #: Which Python has it: arq and SAQ cannot do with the version of redis-py that taskiq must have.
 MODULES: Final = {
@@ -39,6 +43,10 @@ _RATE: Final = """
 
 class Stuck(Exception):
     """No job was done for half a minute."""
+
+
+class Unanswered(Exception):
+    """A peer's file failed."""
 
 
 class Contestant(Protocol):
@@ -71,7 +79,7 @@ async def until_done(contestant: Contestant, jobs: int) -> None:
     """
     done, seen = 0, time.monotonic()
     while done < jobs:
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(LOOK_SECONDS)
         now = await contestant.done()
         if now > done:
             done, seen = now, time.monotonic()
@@ -140,7 +148,7 @@ async def asked(python: Path, module: str, *question: str, environment: dict[str
     )
     answer, _ = await process.communicate()
     if process.returncode != 0:
-        raise RuntimeError(f"peers/{module}.py does not answer {' '.join(question)}")
+        raise Unanswered(f"peers/{module}.py does not answer {' '.join(question)}")
     return answer
 
 
@@ -187,8 +195,8 @@ class Cistern:
         await rows.execute(_EXPANDING, jobs, MIB)
         await self.arena.settle(rows, "volumes", "jobs", "workers")
         ids = [row["id"] for row in await rows.fetch("SELECT id FROM jobs ORDER BY id")]
-        # A hundred at once, for it is the ringing of requests, which come at once too.
-        await asyncio.gather(*(self.arena.services.queue.ring([Ring(i, 0) for i in ids[n::100]]) for n in range(100)))
+        lanes = [[Ring(job_id, 0) for job_id in ids[lane::LANES]] for lane in range(LANES)]
+        await asyncio.gather(*map(self.arena.services.queue.ring, lanes))
 
     async def volumes(self, count: int) -> list[str]:
         """Have so many volumes that are available, and no jobs; their ids."""

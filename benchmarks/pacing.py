@@ -22,5 +22,5 @@ class Pacing:
         return max(100, int(rate * self.seconds))
 
 
-WHOLE = Pacing(rounds=3, seconds=7, samples=300, idle_seconds=10, end_to_end=20_000)
+WHOLE = Pacing(rounds=3, seconds=5, samples=300, idle_seconds=10, end_to_end=20_000)
 QUICK = Pacing(rounds=1, seconds=1, samples=30, idle_seconds=2, end_to_end=500)

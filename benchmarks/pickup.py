@@ -16,7 +16,7 @@ from typing import Final
 
 import httpx
 from arena import Arena, cpu_seconds
-from contestants import Cistern, PeerInRace, until_done
+from contestants import Cistern, PeerInRace, Stuck, Unanswered, until_done
 from pacing import Pacing
 from stage import MIB, serving
 
@@ -44,7 +44,11 @@ async def pickup(arena: Arena, peers: Sequence[PeerInRace], pacing: Pacing) -> d
         "Cistern": partial(_of_cistern, arena),
         **{p.name: partial(_of_peer, p) for p in peers},
     }.items():
-        found[name] = one = await measure(pacing)
+        try:
+            found[name] = one = await measure(pacing)
+        except (Stuck, Unanswered) as error:
+            print(f"  {name:24}   did not finish: {error}", flush=True)
+            continue
         print(f"  {name:24}{one.p50:8.1f} ms{one.p99:8.1f} ms{one.idle:8.1%}", flush=True)
     return found
 

@@ -37,7 +37,8 @@ def colour(name: str) -> str:
 def main() -> None:
     """Draw."""
     charts = json.load(sys.stdin)
-    figure, axes = plt.subplots(len(charts), 1, figsize=(9, sum(1 + 0.28 * len(chart["values"]) for chart in charts)))
+    heights = [1.2 + 0.28 * len(chart["values"]) for chart in charts]
+    figure, axes = plt.subplots(len(charts), 1, figsize=(9, sum(heights)), height_ratios=heights)
     for place, chart in zip(axes if len(charts) > 1 else [axes], charts, strict=True):
         bars(place, chart["title"], chart["values"], chart["unit"], log=chart["log"])
     figure.tight_layout()

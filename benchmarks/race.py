@@ -11,7 +11,10 @@ writes to build/bench. ``--only saq --only huey`` leaves the other peers out.
 import argparse
 import asyncio
 import json
+import os
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -19,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from arena import HERE, Arena, arena
+from arena import HERE, MAX_JOBS, Arena, arena
 from contestants import VENVS, Cistern, PeerInRace, peers_of
 from end_to_end import end_to_end
 from front import front
@@ -65,7 +68,8 @@ class Race:
         """The latency of an idle worker."""
         found = await pickup(self.arena, self.peers, self.pacing)
         self.found(pickup_table(found))
-        values = {name: one.p99 for name, one in found.items()}
+        # An axis of tenfold steps has no place for a worker that was quicker than the answer.
+        values = {name: max(one.p99, 0.1) for name, one in found.items()}
         self.drawn("From the answer to the work's beginning, idle worker, p99", values, "milliseconds", log=True)
 
     async def replicas(self) -> None:
@@ -110,28 +114,33 @@ def main() -> None:
     whole = not (asked.quick or asked.parts or asked.only)
     target = HERE if whole else HERE.parent / "build" / "bench"
     target.mkdir(parents=True, exist_ok=True)
-    with private_settings(max_jobs=100) as settings:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started ends with us
+    with private_settings(max_jobs=MAX_JOBS) as settings:
         asyncio.run(run(settings, asked.parts or list(PARTS), asked.only, QUICK if asked.quick else WHOLE, target))
 
 
 async def run(settings: Settings, parts: list[str], only: list[str] | None, pacing: Pacing, target: Path) -> None:
     """Run these parts, and write down what they found."""
-    began = time.monotonic()
+    began, load = time.monotonic(), os.getloadavg()[0]
     async with arena(settings) as place:
         peers = [peer for peer in await peers_of(place) if not only or peer.module in only]
         race = Race(place, peers, pacing)
         for part in parts:
             print(f"\n{part}\n", flush=True)
             await PARTS[part](race)
+        if words := place.spoken():
+            print(f"What the processes said last:\n{words}")
         minutes = (time.monotonic() - began) / 60
-        write(race, await machine(place), minutes, target)
+        about = [*await machine(place), f"- {load:.1f} processes at work in the minute before the run (load average)"]
+        write(race, about, minutes, target)
 
 
 def write(race: Race, lines: list[str], minutes: float, target: Path) -> None:
     """Write the report and the picture."""
     about = (HERE / "ABOUT_RESULTS.md").read_text(encoding="utf-8").strip()
+    pace = race.pacing
     said = about.format(
-        rounds=race.pacing.rounds, seconds=race.pacing.seconds, minutes=minutes, machine="\n".join(lines)
+        rounds=pace.rounds, seconds=pace.seconds, samples=pace.samples, minutes=minutes, machine="\n".join(lines)
     )
     report = "\n\n".join([said, *map(str, race.tables)]) + "\n"
     (target / "RESULTS.md").write_text(report, encoding="utf-8")

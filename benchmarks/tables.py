@@ -104,7 +104,8 @@ def front_table(found: Mapping[str, Sequence[Answers]]) -> Table:
         rows.append([name, f"{rate:,.0f}", f"{p50:.1f}", f"{p99:.1f}", *ratios, f"{server:.0%}", f"{generator:.0%}"])
     return Table(
         "One API process",
-        f"{CONNECTIONS} connections, each of which asks as soon as it was answered; no worker is running. The load "
+        f"{CONNECTIONS} connections, each of which asks as soon as it was answered; no worker is running. All "
+        "applications are served by the same uvicorn, with the same event loop and parser. The load "
         "generator is a process of its own that sends finished bytes and looks at status and length only. Its share of "
         "a core stands beside that of the API process, which is the one that has nothing left to give.",
         ["request", "per second", "p50 ms", "p99 ms", "of the empty handler", "of the textbook", "API", "generator"],

@@ -59,7 +59,7 @@ def peer(name: str, settings: str, pace: int) -> Peer:
         worker=("-m", "peers", "arq", "work", name),
         settings=settings,
         keeps="A job of a worker that died is run again when its lock is over, after five minutes. Failures are final.",
-        loses="A job whose enqueue failed after the commit beside it; all jobs that Redis loses. No fence.",
+        loses="A job whose enqueueing fails after the commit that it belongs to; all jobs that Redis loses. No fence.",
         pace=pace,
         one=one,
         many=many,

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import uvloop
 from redis.asyncio import Redis
 from saq.queue.redis import RedisQueue
+from saq.runner import run
 
 from peers.peer import Peer
 from peers.work import REDIS_URL, Pooled, at_once
@@ -29,12 +31,18 @@ def enqueue(row: int) -> Any:
 PEERS = (
     Peer(
         name="SAQ",
-        worker=("-m", "saq", "peers.saq.settings"),
-        settings="concurrency 100, results kept for ten minutes, as they are by default",
+        worker=("-m", "peers", "saq", "work", "SAQ"),
+        settings="concurrency 100, uvloop, results kept for ten minutes, as they are by default",
         keeps="Jobs of a worker that died are found by a sweep, once a minute, and retried only if retries were set.",
-        loses="A job whose enqueue failed after the commit beside it; all jobs that Redis loses. No fence.",
+        loses="A job whose enqueueing fails after the commit that it belongs to; all jobs that Redis loses. No fence.",
         pace=1800,
         one=enqueue,
         many=lambda rows: at_once(map(enqueue, rows)),
     ),
 )
+
+
+def work_as(_: str) -> None:
+    """Be a worker, as its own command is one, on uvloop."""
+    uvloop.install()
+    run("peers.saq.settings")

@@ -11,9 +11,10 @@ from peers.peer import Peer
 from peers.work import REDIS_URL, Pooled, at_once
 
 work = Pooled()
-on_list = ListQueueBroker(REDIS_URL)
+# Without a timeout: by default redis-py breaks off after five seconds of waiting, and messages are late after that.
+on_list = ListQueueBroker(REDIS_URL, socket_timeout=None)
 # From the stream's beginning: the jobs are there before the worker is.
-on_stream = RedisStreamBroker(REDIS_URL, consumer_id="0")
+on_stream = RedisStreamBroker(REDIS_URL, consumer_id="0", socket_timeout=None)
 
 
 async def update(row: int) -> None:
@@ -44,7 +45,7 @@ def peer(name: str, variable: str, **words: Any) -> Peer:
     return Peer(
         name=name,
         worker=("-m", "taskiq", "worker", *options, f"peers.taskiq:{variable}"),
-        settings="1 worker process, 100 tasks at once, uvloop, no results kept",
+        settings="1 worker process, 100 tasks at once, uvloop, no socket timeout, no results kept",
         one=task.kiq,
         many=many,
         connected=connected,

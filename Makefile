@@ -8,7 +8,7 @@ READY := .venv/.ready
 COMPOSE ?= docker compose
 ENGINE ?= docker
 
-.PHONY: help demo up test test-faults test-mutations bench-bulk compose-test check
+.PHONY: help demo up test test-faults test-mutations bench bench-bulk compose-test check
 
 help: ## List what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -32,6 +32,9 @@ test-mutations: $(READY) ## Take out what holds the promise, piece by piece, and
 compose-test: $(READY) ## Run docker-compose.yaml with four workers, kill one; COMPOSE="docker compose" ENGINE=docker
 	@$(BIN)/python -m tests.compose "$(COMPOSE)" "$(ENGINE)"
 
+bench: $(READY) .venv-peers/.ready .venv-peers-redis5/.ready ## Measure Cistern beside its peers; half an hour
+	@$(BIN)/python benchmarks/race.py
+
 bench-bulk: $(READY) ## Measure what a bulk expansion costs, beside a naive one and beside one statement; some ten minutes
 	@$(BIN)/python benchmarks/bulk.py
 
@@ -51,3 +54,10 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --requirement requirements.lock
 	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation --editable .
 	@touch $(READY)
+
+# The peers have Pythons of their own, for their requirements go neither with ours nor all with each other.
+.venv-%/.ready: benchmarks/%.lock
+	@echo "Setting up .venv-$* (once)"
+	@$(PYTHON) -m venv .venv-$*
+	@.venv-$*/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
+	@touch $@

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
 import httpx
@@ -39,49 +40,62 @@ def private_settings(**chosen: Any) -> Iterator[Settings]:
 @contextmanager
 def worker(settings: Settings, backend: str, **chosen: object) -> Iterator[subprocess.Popen[bytes]]:
     """Have a worker process as long as the block lasts."""
-    with _process([sys.executable, "-m", "worker"], settings, backend, chosen) as process:
+    with _process([sys.executable, "-m", "worker"], told(settings, backend, **chosen)) as process:
         yield process
 
 
 @contextmanager
 def api(settings: Settings, backend: str, **chosen: object) -> Iterator[str]:
     """Have an API process as long as the block lasts; its address, as soon as it answers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    command = [
-        sys.executable,
-        "-m",
-        "uvicorn",
-        "api.main:app",
-        "--port",
-        port,
-        "--no-access-log",
-        "--log-level",
-        "error",
-    ]
-    address = f"http://127.0.0.1:{port}"
-    with _process(command, settings, backend, chosen):
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with suppress(httpx.TransportError):
-                if httpx.get(f"{address}/readyz").is_success:
-                    break
-            time.sleep(0.05)
-        yield address
+    with serving("api.main:app", told(settings, backend, **chosen), "/readyz") as server:
+        yield server.address
+
+
+@dataclass(frozen=True)
+class Server:
+    """One process of uvicorn."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.port}"
 
 
 @contextmanager
-def _process(
-    command: list[str], settings: Settings, backend: str, chosen: dict[str, object]
-) -> Iterator[subprocess.Popen[bytes]]:
+def serving(app: str, environment: dict[str, str], path: str) -> Iterator[Server]:
+    """Have an application served as long as the block lasts, which begins when ``path`` is answered."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    quiet = ["--no-access-log", "--log-level", "error"]
+    with _process([sys.executable, "-m", "uvicorn", app, "--port", str(port), *quiet], environment) as process:
+        server = Server(port, process)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with suppress(httpx.TransportError):
+                if httpx.get(server.address + path).is_success:
+                    break
+            time.sleep(0.05)
+        yield server
+
+
+def told(settings: Settings, backend: str, **chosen: object) -> dict[str, str]:
+    """What a process of Cistern is told by its environment."""
     given = {
         "CISTERN_DATABASE_URL": settings.database_url,
         "CISTERN_REDIS_URL": settings.redis_url,
         "CISTERN_BACKENDS": f'{{"local": "{backend}"}}',
         "CISTERN_LOG_LEVEL": "error",
-    } | {f"CISTERN_{name.upper()}": str(value) for name, value in chosen.items()}
-    process = subprocess.Popen(command, env=os.environ | given)  # noqa: S603 (our own command)
+    }
+    return given | {f"CISTERN_{name.upper()}": str(value) for name, value in chosen.items()}
+
+
+@contextmanager
+def _process(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command, env=os.environ | environment)  # noqa: S603 (our own command)
     try:
         yield process
     finally:

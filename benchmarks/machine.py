@@ -1,0 +1,56 @@
+"""On what it was measured, without saying where."""
+
+# ruff: noqa: INP001 - benchmarks are no package
+
+import importlib.metadata
+import os
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import redis
+from arena import Arena
+from contestants import VENVS
+
+SHOWN = {
+    "peers-redis5": ("arq", "saq"),
+    "peers": ("taskiq", "taskiq-redis", "dramatiq", "huey", "celery", "streaq", "procrastinate"),
+}
+
+
+async def machine(arena: Arena) -> list[str]:
+    """Lines of Markdown."""
+    postgres = await arena.cistern.fetchval("SHOW server_version")
+    memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
+    newer = f" ({_version(arena.newer_redis_url)} for streaQ, which needs 7)" if arena.newer_redis_url else ""
+    return [
+        f"- {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        f"- {os.cpu_count()} cores ({_processor()}), {memory} of memory, {platform.system()} {platform.release()}",
+        f"- Python {platform.python_version()}, PostgreSQL {postgres}, Redis {_version(arena.redis_url)}{newer}",
+        f"- {', '.join(_packages())}",
+    ]
+
+
+def _version(url: str) -> str:
+    with redis.Redis.from_url(url) as client:
+        told: Any = client.info("server")
+    return str(told["redis_version"])
+
+
+def _packages() -> list[str]:
+    found = []
+    for venv, names in SHOWN.items():
+        places = [str(place) for place in VENVS[venv].glob("lib/python*/site-packages")]
+        for name in names:
+            found += [f"{name} {one.version}" for one in importlib.metadata.distributions(name=name, path=places)]
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())

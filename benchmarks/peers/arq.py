@@ -1,0 +1,82 @@
+"""arq as it comes, tuned, and with a session of SQLAlchemy for each job, as textbooks have it."""
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import uvloop
+from arq import create_pool
+from arq.connections import ArqRedis, RedisSettings
+from arq.worker import Worker, func
+
+from peers.peer import Peer
+from peers.textbook import Sessions
+from peers.work import REDIS_URL, Pooled, at_once
+
+SERVER = RedisSettings.from_dsn(REDIS_URL)
+pooled = Pooled()
+sessions = Sessions()
+queue: dict[str, ArqRedis] = {}
+
+
+async def update(_: dict[str, Any], row: int) -> None:
+    """Do the work."""
+    await pooled.do(row)
+
+
+async def update_in_session(_: dict[str, Any], row: int) -> None:
+    """Do the work as textbooks have it."""
+    await sessions.do(row)
+
+
+DEFAULTS: dict[str, Any] = {"functions": [update], "on_startup": pooled.open, "redis_settings": SERVER}
+TUNED: dict[str, Any] = DEFAULTS | {"max_jobs": 100, "poll_delay": 0.01, "keep_result": 0}
+TEXTBOOK: dict[str, Any] = TUNED | {"functions": [func(update_in_session, name="update")], "on_startup": sessions.open}
+
+
+@asynccontextmanager
+async def connected() -> AsyncIterator[None]:
+    """Have a pool to enqueue by."""
+    queue["pool"] = await create_pool(SERVER)
+    yield
+    await queue["pool"].aclose()
+
+
+def one(row: int) -> Any:
+    """Enqueue one job."""
+    return queue["pool"].enqueue_job("update", row)
+
+
+def many(rows: Iterable[int]) -> Any:
+    """Enqueue jobs, many at once."""
+    return at_once(one(row) for row in rows)
+
+
+def peer(name: str, settings: str, pace: int) -> Peer:
+    """Make a peer of one of the settings."""
+    return Peer(
+        name=f"arq ({name})",
+        worker=("-m", "peers", "arq", "work", name),
+        settings=settings,
+        keeps="A job of a worker that died is run again when its lock is over, after five minutes. Failures are final.",
+        loses="A job whose enqueueing fails after the commit that it belongs to; all jobs that Redis loses. No fence.",
+        pace=pace,
+        one=one,
+        many=many,
+        connected=connected,
+    )
+
+
+AS_TUNED = "max_jobs 100, polls every 10 ms, uvloop, no results kept"
+PEERS = (
+    peer("defaults", "10 jobs at once, polls every 0.5 s, keeps results for an hour", 200),
+    peer("tuned", AS_TUNED, 1400),
+    peer("textbook", f"{AS_TUNED}; a SQLAlchemy session for each job: get, change, commit", 600),
+)
+
+
+def work_as(name: str) -> None:
+    """Be a worker."""
+    if name != "defaults":
+        uvloop.install()
+    Worker(**{"defaults": DEFAULTS, "tuned": TUNED, "textbook": TEXTBOOK}[name]).run()

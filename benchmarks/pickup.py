@@ -1,0 +1,111 @@
+"""How soon an idle worker begins a job, and what it costs to wait for one."""
+
+# ruff: noqa: INP001, T201, S311 - no package, it is there to print, and irregular intervals need not be secret
+
+import asyncio
+import json
+import random
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import quantiles
+from typing import Final
+
+import httpx
+from arena import Arena, cpu_seconds
+from contestants import Cistern, PeerInRace, Stuck, Unanswered, until_done
+from pacing import Pacing
+from stage import MIB, serving
+
+WARM: Final = 20
+#: Between two requests, in seconds; the peers' files have the same.
+PAUSES: Final = (0.02, 0.12)
+#: Nanoseconds: when a request was sent, when it was answered, and when its work was begun.
+Moments = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Pickup:
+    """Milliseconds to the beginning of the work, since the answer and since the request; the share of a core."""
+
+    p50: float
+    p99: float
+    p50_since_sent: float
+    idle: float
+
+
+async def pickup(arena: Arena, peers: Sequence[PeerInRace], pacing: Pacing) -> dict[str, Pickup]:
+    """Let everybody wait, and then do now and then a job."""
+    found = {}
+    for name, measure in {
+        "Cistern": partial(_of_cistern, arena),
+        **{p.name: partial(_of_peer, p) for p in peers},
+    }.items():
+        try:
+            found[name] = one = await measure(pacing)
+        except (Stuck, Unanswered) as error:
+            print(f"  {name:24}   did not finish: {error}", flush=True)
+            continue
+        print(f"  {name:24}{one.p50:8.1f} ms{one.p99:8.1f} ms{one.idle:8.1%}", flush=True)
+    return found
+
+
+async def _of_peer(peer: PeerInRace, pacing: Pacing) -> Pickup:
+    await peer.prepare(WARM)
+    with peer.worker() as process:
+        await until_done(peer, WARM)
+        await peer.rows(pacing.samples)
+        idle = await idle_share(process, pacing.idle_seconds)
+        times = json.loads(await peer.ask("trickle", peer.name, str(pacing.samples)))
+        await until_done(peer, pacing.samples)
+    begun = await peer.arena.peers.fetch("SELECT begun_ns FROM work ORDER BY id")
+    return _judged([(*time, row["begun_ns"]) for time, row in zip(times, begun, strict=True)], idle)
+
+
+async def idle_share(process: subprocess.Popen[bytes], seconds: float) -> float:
+    """Which share of one core a worker takes, with all that it forked, while nothing is to be done."""
+    await asyncio.sleep(1)  # what is left of the jobs before
+    began, used = time.monotonic(), cpu_seconds(process)
+    await asyncio.sleep(seconds)
+    return (cpu_seconds(process) - used) / (time.monotonic() - began)
+
+
+def _judged(moments: Sequence[Moments], idle: float) -> Pickup:
+    since_answer = quantiles(((begun - answered) / 1e6 for _, answered, begun in moments), n=100)
+    since_sent = quantiles(((begun - sent) / 1e6 for sent, _, begun in moments), n=100)
+    return Pickup(since_answer[49], since_answer[98], since_sent[49], idle)
+
+
+async def _of_cistern(arena: Arena, pacing: Pacing) -> Pickup:
+    """Its requests come over HTTP; when the work was begun is written into a journal by the (null) storage."""
+    journal = arena.folder / "journal"
+    cistern = Cistern(arena, f"faulty+null:?journal={journal}")
+    await cistern.prepare(WARM)
+    with cistern.worker() as process, serving("api.main:app", cistern.environment, "/readyz") as server:
+        await until_done(cistern, WARM)
+        idle = await idle_share(process, pacing.idle_seconds)
+        volumes = await cistern.volumes(pacing.samples)
+        async with httpx.AsyncClient(base_url=server.address) as http:
+            times = await _trickle(http, volumes)
+        await until_done(cistern, pacing.samples)
+    begun = _begun(journal)
+    return _judged([(*time, begun[volume]) for volume, time in times.items()], idle)
+
+
+async def _trickle(http: httpx.AsyncClient, volumes: Sequence[str]) -> dict[str, tuple[int, int]]:
+    times = {}
+    for volume in volumes:
+        await asyncio.sleep(random.uniform(*PAUSES))
+        sent = time.time_ns()
+        answer = await http.post(f"/api/v1/volumes/{volume}/expand", json={"by": MIB})
+        times[volume] = (sent, time.time_ns())
+        answer.raise_for_status()
+    return times
+
+
+def _begun(journal: Path) -> dict[str, int]:
+    lines = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
+    return {line["volume_id"]: line["at"] for line in lines if line["event"] == "begun"}

@@ -51,6 +51,11 @@ def speaking_of(**names: object) -> Iterator[None]:
         _subject.reset(token)
 
 
+def speak_of(**names: object) -> None:
+    """Do the same for the rest of this task."""
+    _subject.set({**_subject.get(), **names})
+
+
 def speak_of_nothing() -> None:
     """Have the lines of this task be about nothing in particular: it was only begun by somebody who had a subject."""
     _subject.set({})

@@ -5,10 +5,9 @@ handed back only when its storage thread has really stopped.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import structlog
@@ -20,7 +19,7 @@ from domain.jobs.orphans import LAST_CHANCES
 from domain.jobs.outcomes import Cancelled, GaveUp, Interrupted, Outcome, Payload, RetryIn, Superseded, Yielded
 from domain.jobs.queue import JobQueue
 from domain.jobs.retry import WORKER_LOST, RetryPolicy, describe
-from domain.logs import speaking_of
+from domain.logs import speak_of
 from domain.services import Handler
 from domain.storage.driver import (
     Fence,
@@ -73,24 +72,28 @@ class Runner:
         self._handlers = handlers
         self._retry_policy = retry_policy
         self._slots = slots
-        self._free = asyncio.Semaphore(slots)
-        #: How many were started whose work is not over.
-        self._engaged = 0
-        self.room_made = asyncio.Event()
+        self._slot = asyncio.Semaphore(slots)
         self._closing = False
         self._works: set[asyncio.Task[None]] = set()
+        #: Those that have a slot, or wait for one.
+        self._in_slots: set[asyncio.Task[Any] | None] = set()
+        self.room_made = asyncio.Event()
         self.running: dict[UUID, Running] = {}
 
     def start(self, ring: Ring) -> "asyncio.Task[None]":
         """Answer a ring in a task of its own, which nobody may cancel."""
-        self._engaged += 1
         work = asyncio.create_task(self.run(ring))
         self._works.add(work)
+        self._in_slots.add(work)
         work.add_done_callback(self._leave)
         return work
 
     def _leave(self, work: "asyncio.Task[None]") -> None:
         self._works.discard(work)
+        self._leave_slot(work)
+
+    def _leave_slot(self, work: "asyncio.Task[None] | None") -> None:
+        self._in_slots.discard(work)
         self.room_made.set()
 
     async def answer(self, ring: Ring) -> None:
@@ -105,31 +108,26 @@ class Runner:
 
     async def run(self, ring: Ring) -> None:
         """Claim, perform, settle. A slot is for the work: what has only to be written down leaves it to the next."""
-        with ExitStack() as at_work:
-            async with self._slot():
+        run = None
+        try:
+            async with self._slot:
                 claim = await self.claim(ring)
                 acknowledged = self.queue.acknowledge(ring)  # on its way while we work
                 if claim is not None:
-                    job, grant = at_work.enter_context(self._at_work(claim))
-                    outcome = await self.perform(job, grant)
-                    grant.lease.over = True
-            if claim is not None:
-                await self.settle(job, outcome)
+                    run = self._begin(claim)
+                    outcome = await self.perform(run.job, run.grant)
+                    run.grant.lease.over = True
+            self._leave_slot(asyncio.current_task())
+            if run is not None:
+                await self.settle(run.job, outcome)
+        finally:
+            self._end(run)
         await acknowledged
 
     @property
     def room(self) -> int:
         """How many more jobs may be started here; none as long as twice as many as can work have yet to be settled."""
-        return max(min(self._slots - self._engaged, 2 * self._slots - len(self._works)), 0)
-
-    @asynccontextmanager
-    async def _slot(self) -> AsyncIterator[None]:
-        try:
-            async with self._free:
-                yield
-        finally:
-            self._engaged -= 1
-            self.room_made.set()
+        return max(min(self._slots - len(self._in_slots), 2 * self._slots - len(self._works)), 0)
 
     async def drained(self) -> None:
         """Wait until nothing is at work."""
@@ -238,27 +236,22 @@ class Runner:
             found = None
         return Cancelled(found) if isinstance(outcome, Cancelled) else GaveUp(outcome.error, found)
 
-    @contextmanager
-    def _at_work(self, claim: Claim) -> Iterator[tuple[Job, Grant]]:
+    def _begin(self, claim: Claim) -> Running:
+        """Have a job at work here; what is said in this task from now on is about it."""
         job = claim.job
         run = Running(job, Grant(job.id, Fence(*job.fence), claim.deadline))
         if self._closing:  # it came while we were asking
             run.grant.stop(StopReason.SHUTDOWN)
         self.running[job.id] = run
-        names = {
-            "job_id": job.id,
-            "parent_id": job.parent_id,
-            "volume_id": job.volume_id,
-            "snapshot_id": job.snapshot_id,
-        }
-        with speaking_of(kind=job.kind, attempt=job.attempt, **names):
-            tell = log.debug if _goes_on(job) else log.info
-            tell("job.started", ring=job.rings)
-            try:
-                yield job, run.grant
-            finally:
-                if self.running.get(job.id) is run:  # unless we lost it and have claimed it again meanwhile
-                    del self.running[job.id]
+        names = {"parent_id": job.parent_id, "volume_id": job.volume_id, "snapshot_id": job.snapshot_id}
+        speak_of(job_id=job.id, kind=job.kind, attempt=job.attempt, **names)
+        tell = log.debug if _goes_on(job) else log.info
+        tell("job.started", ring=job.rings)
+        return run
+
+    def _end(self, run: Running | None) -> None:
+        if run is not None and self.running.get(run.job.id) is run:  # else we lost it, and have claimed it again
+            del self.running[run.job.id]
 
 
 def _goes_on(job: Job) -> bool:

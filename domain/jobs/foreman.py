@@ -102,7 +102,7 @@ class Foreman:
 
     async def _claim_all(self, rings: Sequence[Ring]) -> Sequence[Claim | None]:
         deadline = self._deadline()
-        async with self._database.transaction() as session:
+        async with self._database.autocommit() as session:
             jobs = await LeaseRepository(session).claim(
                 rings, worker_id=self._worker.id, kinds=tuple(self._kinds), lease=self._lease
             )

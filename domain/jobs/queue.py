@@ -45,6 +45,14 @@ _PATIENCE_SECONDS: Final = 0.8
 
 _MESSAGE_KEYS: Final = (job_key_prefix, retry_key_prefix, in_progress_key_prefix)
 
+#: Takes messages out of the queue, with all that arq keeps of them. Each id is sent once.
+_FORGET: Final = f"""
+for _, id in ipairs(ARGV) do
+    redis.call('ZREM', KEYS[1], id)
+    redis.call('DEL', {", ".join(f"'{prefix}' .. id" for prefix in _MESSAGE_KEYS)})
+end
+"""
+
 log = structlog.get_logger(__name__)
 
 serialize: Callable[[dict[str, Any]], bytes] = lambda message: json.dumps(message).encode()  # noqa: E731
@@ -72,6 +80,7 @@ class JobQueue:
         redis.default_queue_name = QUEUE_NAME
         self.redis = redis
         self.refusals = Refusals()
+        self._forget = redis.register_script(_FORGET)
         self._rings = Grouped(self._ring_all, most=_MOST_AT_ONCE)
         self._acknowledgements = Grouped(self._acknowledge_all, most=_MOST_AT_ONCE)
 
@@ -143,12 +152,8 @@ class JobQueue:
         return self._acknowledgements.hand_in(ring)
 
     async def _acknowledge_all(self, rings: Sequence[Ring]) -> Sequence[None]:
-        messages = [message_id(ring) for ring in rings]
         try:
-            async with self.redis.pipeline(transaction=True) as pipe:
-                pipe.zrem(QUEUE_NAME, *messages)
-                pipe.delete(*(prefix + message for message in messages for prefix in _MESSAGE_KEYS))
-                await pipe.execute()
+            await self._forget(keys=[QUEUE_NAME], args=[message_id(ring) for ring in rings])
         except ResponseError as error:
             self.refusals.met(error)
         except (RedisError, OSError) as error:

@@ -36,6 +36,11 @@ class Fragile(Database):
     next_accident: Accident | None = None
 
     @asynccontextmanager
+    async def autocommit(self) -> AsyncIterator[AsyncSession]:
+        async with self.transaction() as session:
+            yield session
+
+    @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
         accident = await pause("transaction") or self.next_accident
         puppet, self.next_accident = present(), None

@@ -54,6 +54,9 @@ _SERVER_SETTINGS: Final = {
     "lock_timeout": "5000",
 }
 
+#: For a transaction of many who would all wait for the one row that somebody has locked.
+IMPATIENTLY: Final = text("SET LOCAL lock_timeout = '200ms'")
+
 #: A connection that has rested for so long may have died unnoticed.
 _RESTED_SECONDS: Final = 1.0
 

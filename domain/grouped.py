@@ -6,13 +6,17 @@ busier it gets, the less each one costs.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from domain.logs import speak_of_nothing
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
+#: Of those that go alone so many are on their way at once: they share a pool of connections with everybody.
+_ALONE: Final = 4
+
+_Asked = tuple[Item, "asyncio.Future[Answer]"]
 Send = Callable[[Sequence[Item]], Awaitable[Sequence[Answer | Exception]]]
 
 
@@ -20,16 +24,18 @@ class Grouped(Generic[Item, Answer]):
     """One small thing that concurrent tasks do, such as one kind of statement.
 
     ``send`` takes items and returns as many answers, in their order; an answer that is an exception is raised to the
-    one who asked. When ``send`` itself fails over many, each goes out alone: a failure is that of its item only. So
-    ``send`` must be safe to repeat when it has failed.
+    one who asked. When ``send`` itself fails over many, each goes out alone, and those that come after wait for none of
+    them: a failure is that of its item only. So ``send`` must be safe to repeat when it has failed.
     """
 
     def __init__(self, send: "Send[Item, Answer]", *, most: int) -> None:
         """``most``: so many items in one call."""
         self._send = send
         self._most = most
-        self._waiting: list[tuple[Item, asyncio.Future[Answer]]] = []
+        self._waiting: list[_Asked[Item, Answer]] = []
         self._sending: asyncio.Task[None] | None = None
+        self._alone: set[asyncio.Task[None]] = set()
+        self._few = asyncio.Semaphore(_ALONE)
 
     def hand_in(self, item: Item) -> "asyncio.Future[Answer]":
         """Have an item sent, and go on; the future has the answer. A waiter that is cancelled takes nothing back."""
@@ -52,18 +58,28 @@ class Grouped(Generic[Item, Answer]):
         finally:
             self._sending = None
 
-    async def _deliver(self, gathered: Sequence[tuple[Item, "asyncio.Future[Answer]"]]) -> None:
+    async def _deliver(self, gathered: "Sequence[_Asked[Item, Answer]]") -> None:
         try:
             answers = await self._send([item for item, _ in gathered])
             told = list(zip(gathered, answers, strict=True))
         except Exception as error:  # noqa: BLE001 (it is raised to whoever asked)
             if len(gathered) > 1:
-                await asyncio.gather(*(self._deliver([alone]) for alone in gathered))
+                self._part(gathered)
             else:
                 _tell(gathered[0][1], error)
         else:
             for (_, future), answer in told:
                 _tell(future, answer)
+
+    def _part(self, gathered: "Sequence[_Asked[Item, Answer]]") -> None:
+        for asked in gathered:
+            task = asyncio.create_task(self._deliver_alone(asked))
+            self._alone.add(task)
+            task.add_done_callback(self._alone.discard)
+
+    async def _deliver_alone(self, asked: "_Asked[Item, Answer]") -> None:
+        async with self._few:
+            await self._deliver([asked])
 
 
 def _tell(future: "asyncio.Future[Answer]", answer: Answer | Exception) -> None:

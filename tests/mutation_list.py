@@ -48,8 +48,8 @@ _LIST: Final = (
         "ring-out-of-the-claim",
         "an old message would start an attempt that nobody has asked for",
         "domain/jobs/leases.py",
-        "WHERE jobs.id = rung.id AND rings = rung.ring AND status",
-        "WHERE jobs.id = rung.id AND status",
+        "ON jobs.id = rung.id AND rings = rung.ring AND status",
+        "ON jobs.id = rung.id AND status",
         ("tests/integration/test_claims.py::test_another_ring_than_the_present_one_claims_nothing", ANY_ORDER),
     ),
     Mutation(

@@ -10,13 +10,15 @@ from contextlib import suppress
 from typing import Any, Final
 from uuid import UUID
 
+import structlog
 from arq.constants import in_progress_key_prefix, job_key_prefix
 from arq.jobs import SerializationError, deserialize_job_raw
 from arq.utils import timestamp_ms
 from arq.worker import Worker
 
 from domain.jobs.model import Ring
-from domain.jobs.queue import BELL, FUNCTION_NAME, deserialize
+from domain.jobs.queue import BELL, FUNCTION_NAME, LAST_RING, deserialize
+from domain.jobs.queue import message_id as message_id_of
 from worker.runner import Runner
 
 #: How long arq keeps a message from others that was delivered here, until the row is claimed. If we die in between it
@@ -42,6 +44,8 @@ until #due < page or #taken == 2 * wanted
 if #taken < 2 * wanted then redis.call('DEL', KEYS[2]) end
 return taken
 """
+
+log = structlog.get_logger(__name__)
 
 Message = tuple[bytes, bytes | None]
 
@@ -90,29 +94,33 @@ class Delivery(Worker):
 
     def _start(self, message_id: str, message: bytes | None) -> None:
         """Have the runner answer a ring; whatever is none of ours is arq's own business."""
-        ring = _ring(message)
+        ring = _ring(message_id, message)
         self.job_counter += 1
         task = self._runner.start(ring) if ring else self.loop.create_task(self._run_by_arq(message_id))
         task.add_done_callback(self._count if ring else self._uncount)
         self.tasks[message_id] = task
 
     async def _run_by_arq(self, message_id: str) -> None:
+        """Have arq do as it does, also with rings that somebody has sent under an id of his own."""
         score = await self.pool.zscore(self.queue_name, message_id)
         await self.run_job(message_id, int(score or timestamp_ms()))
 
     def _count(self, task: "asyncio.Task[None]") -> None:
-        self.jobs_complete += 1
+        if (error := task.exception()) is None:
+            self.jobs_complete += 1
+        else:
+            self.jobs_failed += 1
+            log.error("job.crashed", exc_info=error)
         self._uncount(task)
 
     def _uncount(self, _: "asyncio.Task[None]") -> None:
         self.job_counter -= 1
 
     def _reap(self) -> None:
-        """Forget what has ended; a failure is raised, as arq does."""
+        """Forget what has ended."""
         for message_id, task in list(self.tasks.items()):
             if task.done():
                 del self.tasks[message_id]
-                task.result()
 
     async def _rest(self) -> None:
         """Wait until there is room, or for the bell; not for long, so that nothing depends on it."""
@@ -126,12 +134,14 @@ class Delivery(Worker):
                 await self._runner.room_made.wait()
 
 
-def _ring(message: bytes | None) -> Ring | None:
-    """What a message says; None if it is none of ours."""
+def _ring(message_id: str, message: bytes | None) -> Ring | None:
+    """What a message of our own says; None if it is somebody else's, or one that there cannot be."""
     if message is None:
         return None
     try:
-        function, (job_id, ring), *_ = deserialize_job_raw(message, deserializer=deserialize)
-        return Ring(UUID(job_id), int(ring)) if function == FUNCTION_NAME else None
+        function, (job_id, number), *_ = deserialize_job_raw(message, deserializer=deserialize)
+        ring = Ring(UUID(job_id), number)
     except (SerializationError, ValueError, TypeError, AttributeError):
         return None
+    is_ours = function == FUNCTION_NAME and type(number) is int and number <= LAST_RING
+    return ring if is_ours and message_id_of(ring) == message_id else None

@@ -23,7 +23,7 @@ from domain.background import calm_the_collector, in_background
 from domain.database import GOODBYE_SECONDS
 from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.model import Ring, Worker
-from domain.jobs.queue import FUNCTION_NAME, QUEUE_NAME, JobQueue, deserialize, serialize
+from domain.jobs.queue import FUNCTION_NAME, LAST_RING, QUEUE_NAME, JobQueue, deserialize, serialize
 from domain.logs import configure_logging
 from domain.services import Handler, Services, open_services
 from domain.settings import Settings, load_log_settings, load_settings, require_servers
@@ -41,11 +41,14 @@ _HEALTH_SECONDS: Final = 10
 #: arq counts how often a message was delivered; what counts attempts is the row.
 _DELIVERIES: Final = 1_000_000
 
+
 log = structlog.get_logger(__name__)
 
 
 async def run_job(ctx: dict[str, Any], job_id: str, ring: int) -> None:
     """Answer one message: the only function that arq knows, under a name that never changes."""
+    if type(ring) is not int or not 0 <= ring <= LAST_RING:
+        raise ValueError(f"no job was ever rung so often: {ring}")
     await ctx["runner"].answer(Ring(UUID(job_id), ring))
 
 

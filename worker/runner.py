@@ -111,8 +111,10 @@ class Runner:
         run = None
         try:
             async with self._slot:
-                claim = await self.claim(ring)
-                acknowledged = self.queue.acknowledge(ring)  # on its way while we work
+                try:
+                    claim = await self.claim(ring)
+                finally:
+                    acknowledged = self.queue.acknowledge(ring)  # on its way while we work
                 if claim is not None:
                     run = self._begin(claim)
                     outcome = await self.perform(run.job, run.grant)

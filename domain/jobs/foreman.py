@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import true
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.database import Database
+from domain.database import IMPATIENTLY, Database
 from domain.errors import DatabaseUnavailable
 from domain.grouped import Grouped
 from domain.jobs.apart import one_by_one
@@ -100,12 +100,15 @@ class Foreman:
         """Take the job of this ring, unless somebody else has, or the ring is an old one."""
         return await self._claims(ring)
 
-    async def _claim_all(self, rings: Sequence[Ring]) -> Sequence[Claim | None]:
+    async def _claim_all(self, rings: Sequence[Ring]) -> Sequence[Claim | Exception | None]:
         deadline = self._deadline()
-        async with self._database.autocommit() as session:
-            jobs = await LeaseRepository(session).claim(
-                rings, worker_id=self._worker.id, kinds=tuple(self._kinds), lease=self._lease
-            )
+        try:
+            async with self._database.autocommit() as session:
+                jobs = await LeaseRepository(session).claim(
+                    rings, worker_id=self._worker.id, kinds=tuple(self._kinds), lease=self._lease
+                )
+        except DatabaseUnavailable as error:  # it is away for each of them
+            return [error] * len(rings)
         claims = {job.ring: Claim(job, deadline) for job in jobs}
         return [claims.pop(ring, None) for ring in rings]  # one that was delivered twice is claimed once
 
@@ -120,8 +123,13 @@ class Foreman:
         return await self._settlements[job.kind, type(outcome)](_Ended(job, outcome, settlement))
 
     async def _settle_all(self, ended: Sequence[_Ended]) -> Sequence[bool]:
-        """Settle attempts at one kind of job that have ended in the same way."""
+        """Settle attempts at one kind of job that have ended in the same way.
+
+        Many do not wait for a row that somebody has locked: then each of them goes alone, and only one waits.
+        """
         async with self._database.transaction() as session:
+            if len(ended) > 1:
+                await session.execute(IMPATIENTLY)
             ours = await LeaseRepository(session).settle([end.settlement for end in ended], worker_id=self._worker.id)
             settled = [end for end in ended if end.job.id in ours]
             if settled:

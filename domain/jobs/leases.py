@@ -6,7 +6,6 @@ Takes a session, never commits. All times are PostgreSQL's, so that the clocks o
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from operator import attrgetter
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -58,8 +57,17 @@ class Settlement:
 # The two statements that every job needs are SQL, once and for all: SQLAlchemy takes longer to put one together than
 # PostgreSQL takes to carry it out.
 
+# Both lock by id first: an UPDATE locks rows as it finds them, and two that find them differently wait for each other.
+
+#: A row that somebody has locked is passed over: its ring is found lost and comes again. Columns are named, for a newer
+#: version may have added some.
 _CLAIM: Final = select(Job).from_statement(
-    text("""
+    text(f"""
+        WITH held AS MATERIALIZED (
+            SELECT jobs.id FROM jobs JOIN jsonb_to_recordset(:rings) AS rung (id uuid, ring bigint)
+                ON jobs.id = rung.id AND rings = rung.ring AND status = 'queued' AND kind = ANY(:kinds)
+            ORDER BY jobs.id FOR NO KEY UPDATE OF jobs SKIP LOCKED
+        )
         UPDATE jobs
         SET status = 'running',
             version = version + 1,
@@ -67,10 +75,9 @@ _CLAIM: Final = select(Job).from_statement(
             worker_id = :worker_id,
             lease_expires_at = now() + :lease,
             started_at = coalesce(started_at, now())
-        FROM jsonb_to_recordset(:rings) AS rung (id uuid, ring bigint)
-        WHERE jobs.id = rung.id AND rings = rung.ring AND status = 'queued' AND kind = ANY(:kinds)
-        RETURNING jobs.*
-    """).bindparams(
+        FROM held WHERE jobs.id = held.id
+        RETURNING {", ".join(f"jobs.{column.name}" for column in Job.__table__.columns)}
+    """).bindparams(  # noqa: S608 (words of our own)
         bindparam("worker_id", type_=Uuid()),
         bindparam("lease", type_=Interval()),
         bindparam("rings", type_=JSONB()),
@@ -82,6 +89,15 @@ _CLAIM: Final = select(Job).from_statement(
 #: of a job that has succeeded it is all of it, even if it was an earlier attempt that copied it.
 _SETTLE: Final = (
     text("""
+        WITH ends AS MATERIALIZED (
+            SELECT ends.*
+            FROM jobs JOIN jsonb_to_recordset(:ends) AS ends
+                (id uuid, ring bigint, status text, result jsonb, error jsonb, wait_ms bigint, back bigint,
+                 again bigint, copied bigint)
+                ON jobs.id = ends.id AND rings = ends.ring
+                AND worker_id = :worker_id AND jobs.status = 'running' AND lease_expires_at IS NOT NULL
+            ORDER BY jobs.id FOR NO KEY UPDATE OF jobs
+        )
         UPDATE jobs
         SET status = ends.status,
             version = version + 1,
@@ -98,11 +114,7 @@ _SETTLE: Final = (
                              ELSE succeeded END,
             failed = coalesce(failed, CASE WHEN coalesce(ends.copied, total) IS NOT NULL THEN 0 END),
             skipped = coalesce(skipped, CASE WHEN coalesce(ends.copied, total) IS NOT NULL THEN 0 END)
-        FROM jsonb_to_recordset(:ends) AS ends
-            (id uuid, ring bigint, status text, result jsonb, error jsonb, wait_ms bigint, back bigint, again bigint,
-             copied bigint)
-        WHERE jobs.id = ends.id AND rings = ends.ring
-            AND worker_id = :worker_id AND jobs.status = 'running' AND lease_expires_at IS NOT NULL
+        FROM ends WHERE jobs.id = ends.id
         RETURNING jobs.id
     """)
     .bindparams(bindparam("ends", type_=JSONB()), bindparam("worker_id", type_=Uuid()))
@@ -124,8 +136,7 @@ class LeaseRepository:
         A kind that is not among ``kinds`` is left for a worker of a newer version.
         """
         given = {
-            # In the order of their ids, as whoever changes many jobs does: two that meet do not wait for each other.
-            "rings": [{"id": str(job_id), "ring": ring} for job_id, ring in sorted(rings)],
+            "rings": [{"id": str(job_id), "ring": ring} for job_id, ring in rings],
             "kinds": list(kinds),
             "worker_id": worker_id,
             "lease": timedelta(seconds=lease),
@@ -137,7 +148,7 @@ class LeaseRepository:
 
         A settlement that comes twice, because the answer to its COMMIT was lost, finds nothing the second time.
         """
-        ends = [_end(settlement) for settlement in sorted(settlements, key=attrgetter("job_id"))]
+        ends = [_end(settlement) for settlement in settlements]
         return set((await self._session.scalars(_SETTLE, {"ends": ends, "worker_id": worker_id})).all())
 
     async def renew(

@@ -36,8 +36,12 @@ BELL: Final = "cistern:bell"
 _MOST_WOKEN: Final = 32
 #: As long as arq keeps a message that nobody takes; by then it was found lost and sent again, or its row is gone.
 _KEPT_MS: Final = 24 * 3600 * 1000
+#: A message is due as if it had been sent so long ago, for a worker's clock may be behind ours.
+_CLOCKS_APART_MS: Final = 10_000
 #: So many messages go to Redis in one round trip.
 _MOST_AT_ONCE: Final = 500
+#: More than that PostgreSQL cannot count; a message may say anything.
+LAST_RING: Final = 2**63 - 1
 #: Written only to see whether it can be.
 WRITTEN: Final = "cistern:written"
 #: A request must be answered within a second although Redis is away.
@@ -99,11 +103,15 @@ class JobQueue:
 
     async def ring(self, rings: Iterable[Ring]) -> None:
         """Announce jobs. Ringing twice is ringing once; a ring that is lost is found by housekeeping."""
-        await asyncio.gather(*map(self._rings.hand_in, rings))
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):  # a ring may have to wait for those before it
+                await asyncio.gather(*map(self._rings.hand_in, rings))
+        except TimeoutError:
+            log.warning("ring.lost", error="Redis takes too long")
 
     async def _ring_all(self, rings: Sequence[Ring]) -> Sequence[None]:
         """Send messages in the form of arq's `enqueue_job`, which takes three round trips for each."""
-        now = timestamp_ms()
+        now = timestamp_ms() - _CLOCKS_APART_MS
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS), self.redis.pipeline(transaction=True) as pipe:
                 for ring in rings:
@@ -153,7 +161,8 @@ class JobQueue:
 
     async def _acknowledge_all(self, rings: Sequence[Ring]) -> Sequence[None]:
         try:
-            await self._forget(keys=[QUEUE_NAME], args=[message_id(ring) for ring in rings])
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                await self._forget(keys=[QUEUE_NAME], args=[message_id(ring) for ring in rings])
         except ResponseError as error:
             self.refusals.met(error)
         except (RedisError, OSError) as error:

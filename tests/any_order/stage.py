@@ -166,9 +166,9 @@ class Alone(Grouped[Item, Answer]):
     """Sends each item by itself: a puppet that is never told to go on must hold up no other of its worker."""
 
     def hand_in(self, item: Item) -> asyncio.Future[Answer]:
-        return asyncio.ensure_future(self._alone(item))
+        return asyncio.ensure_future(self._by_itself(item))
 
-    async def _alone(self, item: Item) -> Answer:
+    async def _by_itself(self, item: Item) -> Answer:
         (answer,) = await self._send([item])
         if isinstance(answer, Exception):
             raise answer

@@ -1,21 +1,24 @@
 """Messages are taken in batches, as soon as they are rung, past what others have; whatever is arq's is left to arq."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import structlog
 from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix
+from arq.utils import timestamp_ms
 from arq.worker import func
 from fakeredis import FakeServer
 
 import worker.delivery
 from domain.jobs.model import Ring
-from domain.jobs.queue import BELL, QUEUE_NAME, JobQueue, deserialize, message_id, serialize
+from domain.jobs.queue import BELL, FUNCTION_NAME, QUEUE_NAME, JobQueue, deserialize, message_id, serialize
 from domain.storage.memory import MemoryDriver
 from tests.unit.worker_fakes import FakeForeman, a_job, a_runner, fake_redis, until
 from worker.delivery import Delivery
+from worker.main import run_job
 
 
 def rings(count: int) -> list[Ring]:
@@ -115,17 +118,18 @@ async def test_the_bell_is_not_rung_more_often_than_anybody_can_listen() -> None
 async def test_whoever_has_no_room_takes_nothing_until_there_is_some() -> None:
     server, jobs = FakeServer(), [a_job() for _ in range(20)]
     delivery, queue = a_delivery(server, *jobs, slots=2), JobQueue(fake_redis(server))
-    most = 0
+    at_once, start = [], delivery._runner.start
 
-    def all_done() -> bool:
-        nonlocal most
-        most = max(most, len(delivery._runner._in_slots))
-        return all(job.status == "succeeded" for job in jobs)
+    def watched(ring: Ring) -> asyncio.Task[None]:
+        work = start(ring)
+        at_once.append(len(delivery._runner._in_slots))
+        return work
 
+    delivery._runner.start = watched  # type: ignore[method-assign]
     await queue.ring([job.ring for job in jobs])
-    await rounds(delivery, all_done)
+    await rounds(delivery, lambda: all(job.status == "succeeded" for job in jobs))
 
-    assert 1 <= most <= 2
+    assert max(at_once) == 2
 
 
 async def test_whoever_is_to_end_takes_nothing() -> None:
@@ -163,7 +167,7 @@ async def test_a_burst_ends_when_nothing_is_left(monkeypatch: pytest.MonkeyPatch
     assert {job.status for job in jobs} == {"succeeded"}
 
 
-async def test_a_failure_of_our_own_is_not_kept_to_ourselves() -> None:
+async def test_a_failure_of_our_own_is_told_and_ends_nothing_else() -> None:
     server, job = FakeServer(), a_job()
     delivery = a_delivery(server, job)
 
@@ -172,13 +176,40 @@ async def test_a_failure_of_our_own_is_not_kept_to_ourselves() -> None:
 
     delivery._runner.run = broken  # type: ignore[method-assign]
     await JobQueue(fake_redis(server)).ring([job.ring])
-    with pytest.raises(RuntimeError, match="broken"):
-        await asyncio.wait_for(for_ever(delivery._poll_iteration), 10)
+    with structlog.testing.capture_logs() as logs:
+        await rounds(delivery, lambda: delivery.jobs_failed == 1)
+
+    assert [line["event"] for line in logs] == ["job.crashed"]
+    assert (delivery.job_counter, delivery._runner.room) == (0, 10)
 
 
-async def for_ever(step: Callable[[], Awaitable[None]]) -> None:
-    while True:
-        await step()
+async def test_a_worker_whose_clock_is_behind_takes_what_was_rung_just_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, (ring,) = FakeServer(), rings(1)
+    delivery, queue = a_delivery(server), JobQueue(fake_redis(server))
+    await queue.ring([ring])
+    monkeypatch.setattr(worker.delivery, "timestamp_ms", lambda: timestamp_ms() - 5000)
+
+    assert len(await delivery._take(1)) == 1
+
+
+@pytest.mark.parametrize("ring", [2**70, -(2**70), float("inf"), 1.5, "1", None])
+async def test_a_ring_that_there_cannot_be_is_given_up(ring: object) -> None:
+    server = FakeServer()
+    delivery = a_delivery(server, functions=[func(run_job, name=FUNCTION_NAME)])
+    await a_producer(server).enqueue_job(FUNCTION_NAME, str(a_job().id), ring, _job_id="poison")
+    await rounds(delivery, lambda: delivery.jobs_failed == 1)
+
+    assert await a_producer(server).zcard(QUEUE_NAME) == 0
+
+
+async def test_a_ring_under_an_id_of_the_producers_own_is_answered_and_given_up() -> None:
+    server, job = FakeServer(), a_job()
+    delivery = a_delivery(server, job, functions=[func(run_job, name=FUNCTION_NAME)])
+    await a_producer(server).enqueue_job(FUNCTION_NAME, str(job.id), job.rings, _job_id="mine")
+    await rounds(delivery, lambda: delivery.jobs_complete == 1)
+
+    assert job.status == "succeeded"
+    assert await a_producer(server).zcard(QUEUE_NAME) == 0
 
 
 def a_producer(server: FakeServer) -> ArqRedis:

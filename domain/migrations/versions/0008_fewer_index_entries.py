@@ -23,14 +23,8 @@ def upgrade() -> None:
     create_index_online(op, "jobs_retry_of", "jobs", ["retry_of"], where=_RETRY, unique=True)
     create_index_online(op, "jobs_scheduled", "jobs", ["schedule_id", "scheduled_for"], where=_SCHEDULED, unique=True)
     create_index_online(op, "jobs_notable", "jobs", ["status", "id"], where=_NOTABLE)
-    with op.get_context().autocommit_block():
-        op.execute("ALTER TABLE jobs DROP CONSTRAINT IF EXISTS jobs_retry_of_key")
-        op.execute("ALTER TABLE jobs DROP CONSTRAINT IF EXISTS jobs_schedule_id_scheduled_for_key")
 
 
 def downgrade() -> None:
-    with op.get_context().autocommit_block():
-        op.create_unique_constraint("jobs_retry_of_key", "jobs", ["retry_of"])
-        op.create_unique_constraint("jobs_schedule_id_scheduled_for_key", "jobs", ["schedule_id", "scheduled_for"])
     for index in ("jobs_notable", "jobs_scheduled", "jobs_retry_of"):
         drop_index_online(op, index, "jobs")

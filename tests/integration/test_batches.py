@@ -1,0 +1,109 @@
+"""Jobs that are claimed or settled together: what befalls one of them is that one's alone."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+from sqlalchemy import text
+
+from domain.jobs.foreman import Claim, Foreman
+from domain.jobs.model import Job, Ring
+from domain.jobs.outcomes import Done
+from domain.services import Services
+from tests.integration.job_builders import MIB, a_foreman, a_queued_expand, queued_jobs, row, sql
+
+
+async def some_jobs(services: Services, count: int = 6) -> list[Job]:
+    return [await a_queued_expand(services) for _ in range(count)]
+
+
+async def claimed(foreman: Foreman, jobs: list[Job]) -> list[Claim]:
+    claims = await asyncio.gather(*(foreman.claim(job.ring) for job in jobs))
+    return [claim for claim in claims if claim is not None]
+
+
+def done(job: Job) -> Done:
+    return Done({"volume_id": str(job.volume_id), "size": 2 * MIB})
+
+
+@asynccontextmanager
+async def locked(services: Services, table: str, row_id: UUID | None) -> AsyncIterator[None]:
+    """Have somebody hold a row as long as the block lasts."""
+    async with services.database.transaction() as session:
+        await session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        await session.execute(text(f"SELECT id FROM {table} WHERE id = :id FOR UPDATE"), {"id": row_id})
+        yield
+
+
+async def statuses(services: Services, jobs: list[Job]) -> list[str]:
+    return [(await row(services, job.id)).status for job in jobs]
+
+
+async def test_what_is_claimed_together_is_one_transaction(services: Services) -> None:
+    jobs = await some_jobs(services)
+    claims = await claimed(a_foreman(services), jobs)
+    writers = await sql(services, "SELECT DISTINCT xmin FROM jobs")
+
+    assert [claim.job.id for claim in claims] == [job.id for job in jobs]
+    assert len(writers) == 1
+
+
+async def test_a_row_that_somebody_has_locked_is_passed_over_by_a_claim(services: Services) -> None:
+    jobs = await some_jobs(services)
+    async with locked(services, "jobs", jobs[2].id):
+        claims = await claimed(a_foreman(services), jobs)
+
+    assert [claim.job.id for claim in claims] == [job.id for job in jobs if job is not jobs[2]]
+    assert (await row(services, jobs[2].id)).status == "queued"
+
+
+async def test_a_ring_that_comes_twice_at_the_same_moment_is_answered_once(services: Services) -> None:
+    (job,) = await some_jobs(services, 1)
+    foreman = a_foreman(services)
+    answers = await asyncio.gather(foreman.claim(job.ring), foreman.claim(job.ring))
+
+    assert [answer is None for answer in answers] == [False, True]
+
+
+async def test_one_that_cannot_be_settled_costs_no_other(services: Services) -> None:
+    jobs, foreman = await some_jobs(services), a_foreman(services)
+    claims = await claimed(foreman, jobs)
+    await sql(services, "UPDATE volumes SET job_id = NULL, state = 'available' WHERE id = :id", id=jobs[3].volume_id)
+    settling = (foreman.settle(claim.job, done(claim.job)) for claim in claims)
+    answers = await asyncio.gather(*settling, return_exceptions=True)
+
+    assert isinstance(answers[3], RuntimeError)
+    assert await statuses(services, jobs) == ["running" if number == 3 else "succeeded" for number in range(6)]
+
+
+async def test_a_volume_that_somebody_has_locked_holds_up_only_its_own_job(services: Services) -> None:
+    jobs, foreman = await some_jobs(services), a_foreman(services)
+    claims = await claimed(foreman, jobs)
+    async with locked(services, "volumes", jobs[0].volume_id):
+        first, *others = [asyncio.create_task(foreman.settle(claim.job, done(claim.job))) for claim in claims]
+        assert await asyncio.gather(*others) == [True] * 5
+        assert await statuses(services, jobs) == ["running"] + ["succeeded"] * 5
+    await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_claims_of_many_lock_in_the_order_of_ids_so_that_nobody_waits_for_each_other(services: Services) -> None:
+    await queued_jobs(services, 400)
+    await sql(services, "ANALYZE jobs")  # many of a small table: PostgreSQL would read it from end to end
+    ids = sorted(found.id for found in await sql(services, "SELECT id FROM jobs"))
+    foremen = [a_foreman(services) for _ in range(4)]
+    claims = await asyncio.gather(*(foreman.claim(Ring(job_id, 0)) for foreman in foremen for job_id in ids))
+    told = await sql(services, "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+
+    assert sum(claim is not None for claim in claims) == 400
+    assert told == [(0,)]
+
+
+async def test_a_column_that_a_newer_version_adds_disturbs_no_worker_of_this_one(services: Services) -> None:
+    foreman = a_foreman(services)
+    for job in await some_jobs(services, 3):
+        assert await foreman.claim(job.ring) is not None
+    await sql(services, "ALTER TABLE jobs ADD COLUMN newer text")
+    (job,) = await some_jobs(services, 1)
+
+    assert await foreman.claim(job.ring) is not None

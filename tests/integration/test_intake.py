@@ -124,19 +124,6 @@ class TestExpansions:
 
         assert (type(refused), type(accepted)) == (ShrinkRefused, Job)
 
-    async def test_whoever_asks_for_a_volume_that_is_locked_holds_up_nobody_else(self, services: Services) -> None:
-        locked, *others = await add_volumes(services, 5, backend="memory")
-        async with services.database.transaction() as session:
-            await session.execute(text("SELECT 1 FROM volumes WHERE id = :id FOR UPDATE"), {"id": locked})
-            waiting = asyncio.create_task(expand(services, locked))
-            async with asyncio.timeout(SOON):
-                jobs = await asyncio.gather(*(expand(services, volume_id) for volume_id in others))
-                later = await asyncio.gather(*(create(services, f"later-{n}") for n in range(3)))
-            assert not waiting.done()
-
-        assert len(jobs) + len(later) == 7
-        assert (await waiting).volume_id == locked
-
     async def test_what_fails_for_one_fails_for_nobody_else(self, services: Services) -> None:
         volumes = await add_volumes(services, 5, backend="memory")
         callers = ["one", "two", "nobody can \x00 be kept so", "four", "five"]
@@ -205,18 +192,33 @@ class TestCreations:
         assert [type(found) for found in await asyncio.gather(waiting, return_exceptions=True)] == [becomes]
 
 
+async def test_whoever_asks_for_a_volume_that_is_locked_holds_up_nobody_else(services: Services) -> None:
+    locked, *others = await add_volumes(services, 5, backend="memory")
+    async with services.database.transaction() as session:
+        await session.execute(text("SELECT 1 FROM volumes WHERE id = :id FOR UPDATE"), {"id": locked})
+        waiting = asyncio.create_task(expand(services, locked))
+        async with asyncio.timeout(SOON):
+            jobs = await asyncio.gather(*(expand(services, volume_id) for volume_id in others))
+            later = await asyncio.gather(*(create(services, f"later-{n}") for n in range(3)))
+        assert not waiting.done()
+
+    assert len(jobs) + len(later) == 7
+    assert (await waiting).volume_id == locked
+
+
 async def test_when_nobody_knows_whether_it_was_committed_nobody_is_told_that_somebody_else_was_first(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever asked again in the same name would be refused for the sake of his own job."""
     volumes = await add_volumes(services, 3, backend="memory")
-    transaction = services.database.transaction
+    transaction, to_lose = services.database.transaction, [DatabaseUnavailable(), DatabaseUnavailable()]
 
     @asynccontextmanager
     async def lose_the_answer() -> AsyncIterator[AsyncSession]:
         async with transaction() as session:
             yield session
-        raise DatabaseUnavailable
+        if to_lose:
+            raise to_lose.pop()
 
     monkeypatch.setattr(services.database, "transaction", lose_the_answer)
     ends = await all_of(

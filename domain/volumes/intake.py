@@ -1,14 +1,13 @@
 """Requests that come at the same moment, accepted by one transaction: then each costs little more than its rows.
 
-Nobody waits here for anybody else: who would have to, for a volume that somebody has locked or a name that somebody is
-just taking, is told to go alone. So is a request under an Idempotency-Key, which may have to wait for its first answer.
+Nobody waits here for somebody else's lock: who would have to, for a volume that is locked or a name that is just being
+taken, is told to go alone. A request under an Idempotency-Key, which may wait for its first answer, does so anyway.
 """
 
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
 from domain.database import Database, was_locked
@@ -24,8 +23,6 @@ from domain.volumes.states import VolumeState
 
 #: So many requests are accepted by one transaction.
 _MOST: Final = 100
-#: For a name that somebody is just taking, in a transaction as short as ours.
-_PATIENCE: Final = text("SET LOCAL lock_timeout = '100ms'")
 
 
 class _Creation(NamedTuple):
@@ -63,7 +60,6 @@ class Intake:
     async def _create_all(self, wanted: Sequence[_Creation]) -> Sequence[bool | Exception]:
         try:
             async with self._database.transaction() as session:
-                await session.execute(_PATIENCE)
                 added = await VolumeRepository(session).add_free([one.volume for one in wanted])
                 if added:
                     await JobRepository(session).add_many([one.job for one in wanted if one.volume.id in added])

@@ -1,5 +1,6 @@
 """``If-None-Match``: a client that has seen a thing as it is now is not sent it again."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import Depends, Header, Response
@@ -20,17 +21,22 @@ def row_tag(row: Volume | Snapshot) -> str:
     return f'"{row.id}-{row.version}-{row.updated_at.timestamp():.6f}"'
 
 
+def has_seen(tags: Sequence[str], tag: str) -> bool:
+    """Look a tag up in all `If-None-Match` headers of a request; compared weakly, as RFC 9110 asks for here."""
+    return not {tag, "*"}.isdisjoint(seen.strip().removeprefix("W/") for seen in ",".join(tags).split(","))
+
+
 class Conditional:
     """What a client has seen before."""
 
     def __init__(self, tags: list[str], response: Response) -> None:
-        self._seen = {tag.strip().removeprefix("W/") for tag in ",".join(tags).split(",")}
+        self._tags = tags
         self._headers = response.headers
 
     def unchanged(self, tag: str) -> Response | None:
-        """Answer 304 if the client has seen ``tag``; tags are compared weakly, as RFC 9110 asks for here."""
+        """Answer 304 if the client has seen ``tag``."""
         self._headers["ETag"] = tag
-        return Response(status_code=304, headers=dict(self._headers)) if self._seen & {tag, "*"} else None
+        return Response(status_code=304, headers=dict(self._headers)) if has_seen(self._tags, tag) else None
 
 
 async def _conditional(

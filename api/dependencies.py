@@ -59,6 +59,11 @@ async def _schedules(services: Front) -> ScheduleService:
     return services.schedules
 
 
+def caller_of(name: str | None) -> str | None:
+    """Believe what the client says of itself; a name that cannot be kept is as good as none."""
+    return name if name and _CALLER.fullmatch(name) else None
+
+
 async def _origin(
     request: Request,
     x_cistern_caller: Annotated[
@@ -68,9 +73,7 @@ async def _origin(
     ] = None,
     idempotency_key: KeyHeader = None,
 ) -> Origin:
-    """Believe what the client says of itself; a name that cannot be kept is as good as none."""
-    caller = x_cistern_caller if x_cistern_caller and _CALLER.fullmatch(x_cistern_caller) else None
-    return Origin(caller, await key_of(request, idempotency_key))
+    return Origin(caller_of(x_cistern_caller), await key_of(request, idempotency_key))
 
 
 async def _wait(

@@ -37,7 +37,7 @@ class NothingFollows(Exception):
 
 def install(app: FastAPI) -> None:
     """Make every refusal a problem."""
-    app.add_exception_handler(CisternError, _refused)
+    app.add_exception_handler(CisternError, refused)
     app.add_exception_handler(AcceptedBefore, repeat)
     app.add_exception_handler(NothingFollows, _nothing)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -49,7 +49,8 @@ def internal_error(request: Request) -> Response:
     return problem_response(request, INTERNAL, "Something went wrong on our side; the log knows more.")
 
 
-async def _refused(request: Request, error: Exception) -> Response:
+async def refused(request: Request, error: Exception) -> Response:
+    """Say why a request is refused, as far as that is anybody's business."""
     if not isinstance(error, CisternError):
         raise error
     problem = type_of(type(error))

@@ -103,12 +103,17 @@ def words(states: type[enum.Enum]) -> Enum:
 
 def given_rows(rows: Iterable[Mapping[str, Any]], **columns: TypeEngine[Any]) -> TableValuedAlias:
     """Pass any number of rows to a statement as one JSON parameter, so that its text and plan stay the same."""
-    payload = [{name: str(value) if isinstance(value, UUID) else value for name, value in row.items()} for row in rows]
+    payload = [{name: plain(value) for name, value in row.items()} for row in rows]
     return (
         func.jsonb_to_recordset(cast(literal(payload, JSONB), JSONB))
         .table_valued(*(column(name, type_) for name, type_ in columns.items()))
         .render_derived(name="given", with_types=True)
     )
+
+
+def plain(value: Any) -> Any:
+    """Put a value as JSON has it."""
+    return str(value) if isinstance(value, UUID) else value
 
 
 def from_now(seconds: float) -> ColumnElement[Any]:
@@ -238,6 +243,12 @@ def passes(error: Exception) -> bool:
         return True
     state = getattr(error.orig, "sqlstate", None) or ""
     return error.connection_invalidated or state.startswith(_PASSING)
+
+
+def was_locked(error: DatabaseUnavailable) -> bool:
+    """Tell whether PostgreSQL was there all the time, and only what somebody else had locked was not to be had."""
+    cause = error.__cause__
+    return isinstance(cause, DBAPIError) and getattr(cause.orig, "sqlstate", None) == "55P03"
 
 
 def _known_revisions() -> list[str]:

@@ -12,6 +12,8 @@ FENCES: Final = "tests/unit/test_storage_contract_fences.py::"
 BULK: Final = "tests/integration/test_bulk_accidents.py::"
 BULK_SNAPSHOTS: Final = "tests/integration/test_bulk_snapshots_accidents.py::"
 KEPT: Final = "tests/integration/test_bulk_snapshots_kept.py::"
+INTAKE: Final = "tests/integration/test_intake.py::"
+KEYS: Final = "tests/acceptance/test_api_keys.py::"
 SLEEPER: Final = "tests/acceptance/test_sleeper.py::"
 
 
@@ -248,6 +250,44 @@ _LIST: Final = (
         "error=job.error, give_back=1)",
         "error=job.error, give_back=0)",
         (f"{SETTLING}test_an_interrupted_job_gets_its_attempt_back_and_is_rung_at_once", ANY_ORDER),
+    ),
+    Mutation(
+        "key-overlooked",
+        "a request that is sent again under its key would be carried out again",
+        "api/shortcut.py",
+        'frozenset({b"prefer", b"idempotency-key"})',
+        'frozenset({b"prefer"})',
+        (f"{KEYS}test_one_key_sent_twenty_times_at_once_is_one_job_and_one_answer",),
+    ),
+    Mutation(
+        "keys-taken-in-together",
+        "requests under one key that come at the same moment would each be carried out",
+        "domain/volumes/service.py",
+        "if origin.key is None and await self._intake.create(",
+        "if await self._intake.create(",
+        (f"{INTAKE}test_a_request_under_a_key_goes_alone",),
+    ),
+    Mutation(
+        "asked-again-in-vain",
+        "whoever cannot know whether he was accepted would be told that somebody else was faster, who is himself",
+        "domain/volumes/intake.py",
+        """\
+        except DatabaseUnavailable as error:
+            return [error] * len(wanted)
+""",
+        """\
+        except ZeroDivisionError as error:
+            return [error] * len(wanted)
+""",
+        (f"{INTAKE}test_when_nobody_knows_whether_it_was_committed_nobody_is_told_that_somebody_else_was_first",),
+    ),
+    Mutation(
+        "locked-waited-for",
+        "a request that must wait for a lock would have all others wait",
+        "domain/volumes/repository.py",
+        "FOR NO KEY UPDATE SKIP LOCKED",
+        "FOR NO KEY UPDATE",
+        (f"{INTAKE}test_whoever_asks_for_a_volume_that_is_locked_holds_up_nobody_else",),
     ),
     Mutation(
         "due-as-it-was-seen",

@@ -103,10 +103,10 @@ async def accepting(database: Database, origin: Origin) -> AsyncIterator[Accepta
         if origin.key is not None and made is not None:
             await _keep(session, origin.caller or "", origin.key, made)
     if acceptance.job is not None:
-        _tell(acceptance.job)
+        say_accepted(acceptance.job)
 
 
-def _tell(job: Job) -> None:
+def say_accepted(job: Job) -> None:
     """Leave in the logs under which request a job, or its end, was asked for."""
     names = about(job_id=job.id, volume_id=job.volume_id, snapshot_id=job.snapshot_id, retry_of=job.retry_of)
     log.info("job.accepted" if job.cancel_requested_at is None else "job.cancel_accepted", kind=job.kind, **names)

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, insert, null, select
+from sqlalchemy import ColumnElement, DateTime, Uuid, bindparam, func, insert, null, select, text
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from domain.database import plain
 from domain.jobs.model import Job
 from domain.jobs.states import ENDED, JobStatus
 
@@ -16,6 +18,20 @@ _GIVEN: Final = (
     *("id", "kind", "params", "status", "version", "attempt", "rings", "max_attempts"),
     *("volume_id", "snapshot_id", "backend", "created_by"),
 )
+
+_ADD: Final = (
+    text(f"""
+        INSERT INTO jobs ({", ".join(_GIVEN)})
+        SELECT {", ".join(_GIVEN)} FROM jsonb_to_recordset(:jobs) AS new
+            (id uuid, kind text, params jsonb, status text, version bigint, attempt bigint, rings bigint,
+             max_attempts bigint, volume_id uuid, snapshot_id uuid, backend text, created_by text)
+        RETURNING created_at
+    """)  # noqa: S608 (words of our own)
+    .bindparams(bindparam("jobs", type_=JSONB()))
+    .columns(created_at=DateTime(timezone=True))
+)
+#: By ``ids``, and without what is being pruned.
+_SOME: Final = select(Job).where(Job.id == func.any(bindparam("ids", type_=ARRAY(Uuid()))), Job.pruned_at.is_(None))
 
 
 @dataclass(frozen=True)
@@ -39,6 +55,13 @@ class JobRepository:
         self._session.add(job)
         await self._session.flush()
         return job
+
+    async def add_many(self, jobs: Sequence[Job]) -> None:
+        """Write many new jobs; their messages follow the commit."""
+        rows = [{name: plain(getattr(job, name)) for name in _GIVEN} for job in jobs]
+        now = (await self._session.scalars(_ADD, {"jobs": rows})).all()[0]  # the same for all of a transaction
+        for job in jobs:
+            job.created_at = job.run_at = job.rung_at = now
 
     async def add_unrung(self, jobs: Sequence[Job]) -> None:
         """Write many new jobs of which nobody has been told: housekeeping rings them."""
@@ -68,7 +91,7 @@ class JobRepository:
 
     async def some(self, job_ids: Collection[UUID]) -> Sequence[Job]:
         """Read those of these jobs that exist."""
-        return (await self._session.scalars(select(Job).where(Job.id.in_(job_ids), Job.pruned_at.is_(None)))).all()
+        return (await self._session.scalars(_SOME, {"ids": list(job_ids)})).all()
 
     async def versions(self, job_ids: Collection[UUID]) -> dict[UUID, int]:
         """Tell which versions those of these jobs have that exist."""

@@ -1,11 +1,14 @@
 """What users ask of the job book: look, cancel, retry."""
 
+from collections.abc import Sequence
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import func
 
 from domain.database import Database
-from domain.errors import JobEnded, JobIsPart, JobNotFound, JobNotRetryable
+from domain.errors import DatabaseUnavailable, JobEnded, JobIsPart, JobNotFound, JobNotRetryable
+from domain.grouped import Grouped
 from domain.jobs.acceptance import NOBODY, Origin, accepting
 from domain.jobs.batches import BatchRepository
 from domain.jobs.kinds import Kinds
@@ -15,6 +18,9 @@ from domain.jobs.repository import JobFilter, JobRepository
 from domain.jobs.states import RETRYABLE, JobStatus
 from domain.paging import Page, PageRequest
 
+#: So many jobs are read by one statement.
+_MOST: Final = 100
+
 
 class JobService:
     """Jobs as their users see them."""
@@ -23,6 +29,7 @@ class JobService:
         self._database = database
         self._queue = queue
         self._kinds = kinds
+        self._reads = Grouped(self._read_all, most=_MOST)
 
     async def get(self, job_id: UUID) -> Job:
         """Read one job.
@@ -30,8 +37,15 @@ class JobService:
         Raises:
             JobNotFound: there is none.
         """
-        async with self._database.transaction() as session:
-            return _found(await JobRepository(session).get(job_id), job_id)
+        return _found(await self._reads(job_id), job_id)
+
+    async def _read_all(self, job_ids: Sequence[UUID]) -> Sequence[Job | Exception | None]:
+        try:
+            async with self._database.transaction() as session:
+                jobs = {job.id: job for job in await JobRepository(session).some(job_ids)}
+        except DatabaseUnavailable as error:
+            return [error] * len(job_ids)  # not for lack of any of these jobs: it would not help to ask for each
+        return [jobs.get(job_id) for job_id in job_ids]
 
     async def list_jobs(self, wanted: JobFilter, request: PageRequest) -> Page[Job]:
         """List jobs, newest first.

@@ -6,11 +6,11 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import BigInteger, Uuid, bindparam, func, select, text, update
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.database import given_rows
+from domain.database import given_rows, plain
 from domain.errors import NameTaken, VolumeBusy, VolumeNotFound, VolumeUnusable
 from domain.volumes.model import Volume
 from domain.volumes.states import BUSY, MOVES, VolumeState
@@ -44,6 +44,10 @@ class Held(NamedTuple):
     job_id: UUID | None
     autogrow: dict[str, Any] | None
 
+    def taken(self, state: VolumeState, job_id: UUID) -> "Held":
+        """Be the same volume in the hands of a job."""
+        return self._replace(state=state, job_id=job_id, version=self.version + 1)
+
 
 def _ending(change: str) -> Any:
     """SQL for the ends of many operations, put together once and for all: every job needs one.
@@ -73,6 +77,40 @@ _LET_GO: Final = _ending("""
 """)
 _REMOVE: Final = _ending("DELETE FROM volumes USING held WHERE")
 
+#: In the order of names: of two that add the same ones, one waits for the other, and never both. It is sorted before
+#: anything is written, so by then it is known how long to wait for a name that somebody is just taking.
+_ADD: Final = (
+    text("""
+        INSERT INTO volumes (id, name, backend, state, job_id, size, version, labels, autogrow)
+        SELECT new.*
+        FROM set_config('lock_timeout', :patience, true), jsonb_to_recordset(:volumes) AS new
+            (id uuid, name text, backend text, state text, job_id uuid, size bigint, version bigint,
+             labels jsonb, autogrow jsonb)
+        ORDER BY name
+        ON CONFLICT (name) DO NOTHING
+        RETURNING id
+    """)
+    .bindparams(bindparam("volumes", type_=JSONB()), patience="100ms")
+    .columns(id=Uuid())
+)
+_ADDED: Final = ("id", "name", "backend", "state", "job_id", "size", "version", "labels", "autogrow")
+
+_LOCK_FREE: Final = (
+    text(f"""
+        SELECT {", ".join(Held._fields)} FROM volumes
+        WHERE id = ANY(:ids) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+    """)  # noqa: S608 (words of our own)
+    .bindparams(bindparam("ids", type_=ARRAY(Uuid())))
+    .columns(*(getattr(Volume, name) for name in Held._fields))
+)
+
+_TAKE_EACH: Final = text("""
+    UPDATE volumes
+    SET state = :state, job_id = taken.job_id, version = version + 1, updated_at = now()
+    FROM jsonb_to_recordset(:taken) AS taken (id uuid, job_id uuid)
+    WHERE volumes.id = taken.id
+""").bindparams(bindparam("taken", type_=JSONB()))
+
 
 class VolumeRepository:
     """The table of volumes, seen from one transaction."""
@@ -89,6 +127,18 @@ class VolumeRepository:
         self._session.add(volume)
         await self._flush(volume)
         return volume
+
+    async def add_free(self, volumes: Sequence[Volume]) -> set[UUID]:
+        """Write those of these new volumes down whose names are free; returns which ones.
+
+        Of two with the same name the first is written. For a name that somebody else is just taking, in a transaction
+        as short as ours, all are held up for a tenth of a second.
+
+        Raises:
+            DatabaseUnavailable: then it was still not decided who gets it (`was_locked`).
+        """
+        rows = [{name: plain(getattr(volume, name)) for name in _ADDED} for volume in volumes]
+        return set((await self._session.scalars(_ADD, {"volumes": rows})).all())
 
     async def get(self, volume_id: UUID) -> Volume:
         """Read one volume.
@@ -120,10 +170,7 @@ class VolumeRepository:
             VolumeBusy, VolumeUnusable: it cannot go over to ``state`` now.
         """
         volume = await self.lock(volume_id)
-        if volume.state in BUSY:
-            raise VolumeBusy(job_id=volume.job_id, state=volume.state)
-        if state not in MOVES[volume.state]:
-            raise VolumeUnusable(state=volume.state)
+        require_ready(volume, state)
         volume.state, volume.job_id = state, job_id
         volume.version += 1
         return volume
@@ -138,6 +185,15 @@ class VolumeRepository:
         columns = [getattr(Volume, name) for name in Held._fields]
         query = select(*columns).where(Volume.id.in_(volume_ids)).order_by(Volume.id).with_for_update()
         return [Held(*row) for row in await self._session.execute(query)]
+
+    async def lock_free(self, volume_ids: Collection[UUID]) -> Sequence[Held]:
+        """The same without those that somebody has locked: nobody is waited for."""
+        return [Held(*row) for row in await self._session.execute(_LOCK_FREE, {"ids": list(volume_ids)})]
+
+    async def take_each(self, jobs: Mapping[UUID, UUID], state: VolumeState) -> None:
+        """Give locked volumes into the hands of jobs, each into those of its own: ``jobs`` by volume."""
+        taken = [{"id": str(volume_id), "job_id": str(job_id)} for volume_id, job_id in jobs.items()]
+        await self._session.execute(_TAKE_EACH, {"taken": taken, "state": state})
 
     async def take_many(self, volume_ids: Collection[UUID], state: VolumeState, job_id: UUID) -> dict[UUID, int]:
         """Give locked volumes into the hands of a job; returns their new versions."""
@@ -206,8 +262,25 @@ class VolumeRepository:
             await self._session.flush()
         except IntegrityError as error:
             if "volumes_name_key" in str(error.orig):
-                raise NameTaken(f"There is already a volume named {name!r}.", field="name") from error
+                raise name_taken(name) from error
             raise
+
+
+def name_taken(name: str) -> NameTaken:
+    """Say which name it is that another volume has."""
+    return NameTaken(f"There is already a volume named {name!r}.", field="name")
+
+
+def require_ready(volume: Volume | Held, state: VolumeState) -> None:
+    """Make sure that a volume can go over to ``state`` now.
+
+    Raises:
+        VolumeBusy, VolumeUnusable: it cannot.
+    """
+    if volume.state in BUSY:
+        raise VolumeBusy(job_id=volume.job_id, state=volume.state)
+    if state not in MOVES[volume.state]:
+        raise VolumeUnusable(state=volume.state)
 
 
 def require_held(expected: Iterable[UUID], touched: Iterable[UUID]) -> None:

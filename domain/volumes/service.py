@@ -5,7 +5,7 @@
 settles the job. ``abandon_x`` is the way out when the job is given up or cancelled.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -15,9 +15,9 @@ from uuid_utils.compat import uuid7
 
 from domain.database import Database
 from domain.errors import Invalid, UnknownBackend
-from domain.jobs.acceptance import NOBODY, Origin, accepting
+from domain.jobs.acceptance import NOBODY, Origin, accepting, say_accepted
 from domain.jobs.kinds import Finished, GivenUp
-from domain.jobs.model import Job, again, new_job
+from domain.jobs.model import Job, again
 from domain.jobs.outcomes import Done, Payload
 from domain.jobs.queue import JobQueue
 from domain.jobs.repository import JobRepository
@@ -25,8 +25,10 @@ from domain.paging import Page, PageRequest
 from domain.storage.backends import Backends
 from domain.storage.driver import Grant, StorageDriver
 from domain.volumes.growth import Growth
+from domain.volumes.intake import Intake
+from domain.volumes.jobs import endings, job_on, require_all, result_of, volume_of
 from domain.volumes.model import Volume
-from domain.volumes.repository import Ending, VolumeFilter, VolumeRepository, require_held
+from domain.volumes.repository import VolumeFilter, VolumeRepository
 from domain.volumes.states import VolumeState
 
 RefuseDelete = Callable[[AsyncSession, UUID], Awaitable[None]]
@@ -82,6 +84,7 @@ class VolumeService:
         self._queue = queue
         self._backends = backends
         self._max_attempts = max_attempts
+        self._intake = Intake(database, max_attempts=max_attempts)
 
     # --- reading and naming ------------------------------------------------------------------------------
 
@@ -140,6 +143,8 @@ class VolumeService:
         """
         volume = self._new_volume(wanted)
         job = self._job("volume.create", volume, {"size": volume.size}, created_by=origin.caller)
+        if origin.key is None and await self._intake.create(volume, job):
+            return await self._accepted(job)
         async with accepting(self._database, origin) as acceptance:
             await VolumeRepository(acceptance.session).add(volume)
             acceptance.job = await JobRepository(acceptance.session).add(job)
@@ -147,21 +152,21 @@ class VolumeService:
 
     async def again_create(self, session: AsyncSession, ended: Job) -> Job:
         """Try once more to create a volume that ended in ``error``."""
-        volume = await VolumeRepository(session).take(_volume_id(ended), VolumeState.CREATING, uuid7())
+        volume = await VolumeRepository(session).take(volume_of(ended), VolumeState.CREATING, uuid7())
         return await self._add_retry(session, ended, volume, {"size": ended.params["size"]})
 
     async def create(self, job: Job, grant: Grant) -> Done:
         """Make the volume on its backend."""
         driver, volume_id = self._storage(job)
-        return Done(_result(job, await driver.create(volume_id, job.params["size"], grant)))
+        return Done(result_of(job, await driver.create(volume_id, job.params["size"], grant)))
 
     async def record_create(self, session: AsyncSession, done: Finished) -> None:
         """The volumes are there, with the sizes that they got."""
-        _all_of(done, await VolumeRepository(session).let_go(_endings(done), VolumeState.AVAILABLE))
+        require_all(done, await VolumeRepository(session).let_go(endings(done), VolumeState.AVAILABLE))
 
     async def abandon_create(self, session: AsyncSession, given_up: GivenUp) -> None:
         """The volumes may or may not be there: they can be deleted, or the jobs retried."""
-        await VolumeRepository(session).let_go(_endings(given_up), VolumeState.ERROR)
+        await VolumeRepository(session).let_go(endings(given_up), VolumeState.ERROR)
 
     # --- expand ------------------------------------------------------------------------------------------
 
@@ -173,6 +178,8 @@ class VolumeService:
             VolumeBusy, VolumeUnusable: it is not available.
             ShrinkRefused, SizeLimitExceeded: the new size is out of the question.
         """
+        if origin.key is None and (taken := await self._intake.expand(volume_id, growth, origin.caller)):
+            return await self._accepted(taken)
         async with accepting(self._database, origin) as acceptance:
             volume = await VolumeRepository(acceptance.session).take(volume_id, VolumeState.EXPANDING, uuid7())
             job = self._job("volume.expand", volume, {"to_size": growth.target(volume.size)}, created_by=origin.caller)
@@ -181,22 +188,22 @@ class VolumeService:
 
     async def again_expand(self, session: AsyncSession, ended: Job) -> Job:
         """Ask once more for the size that was wanted then."""
-        volume = await VolumeRepository(session).take(_volume_id(ended), VolumeState.EXPANDING, uuid7())
+        volume = await VolumeRepository(session).take(volume_of(ended), VolumeState.EXPANDING, uuid7())
         to_size = Growth(to=ended.params["to_size"]).target(volume.size)
         return await self._add_retry(session, ended, volume, {"to_size": to_size})
 
     async def expand(self, job: Job, grant: Grant) -> Done:
         """Grow the volume on its backend to the size that the job names."""
         driver, volume_id = self._storage(job)
-        return Done(_result(job, await driver.expand(volume_id, job.params["to_size"], grant)))
+        return Done(result_of(job, await driver.expand(volume_id, job.params["to_size"], grant)))
 
     async def record_expand(self, session: AsyncSession, done: Finished) -> None:
         """The volumes have the sizes that their backends report."""
-        _all_of(done, await VolumeRepository(session).let_go(_endings(done), VolumeState.AVAILABLE))
+        require_all(done, await VolumeRepository(session).let_go(endings(done), VolumeState.AVAILABLE))
 
     async def abandon_expand(self, session: AsyncSession, given_up: GivenUp) -> None:
         """The volumes are what they were found to be."""
-        await VolumeRepository(session).let_go(_endings(given_up), VolumeState.AVAILABLE)
+        await VolumeRepository(session).let_go(endings(given_up), VolumeState.AVAILABLE)
 
     # --- delete ------------------------------------------------------------------------------------------
 
@@ -217,7 +224,7 @@ class VolumeService:
 
     async def again_delete(self, session: AsyncSession, ended: Job) -> Job:
         """Try once more to delete a volume."""
-        volume = await VolumeRepository(session).take(_volume_id(ended), VolumeState.DELETING, uuid7())
+        volume = await VolumeRepository(session).take(volume_of(ended), VolumeState.DELETING, uuid7())
         await self._refuse_delete(session, volume.id)
         return await self._add_retry(session, ended, volume, {})
 
@@ -225,22 +232,22 @@ class VolumeService:
         """Remove the volume from its backend."""
         driver, volume_id = self._storage(job)
         await driver.delete(volume_id, grant)
-        return Done(_result(job, None))
+        return Done(result_of(job, None))
 
     async def record_delete(self, session: AsyncSession, done: Finished) -> None:
         """The volumes are gone."""
-        _all_of(done, await VolumeRepository(session).remove(_endings(done)))
+        require_all(done, await VolumeRepository(session).remove(endings(done)))
 
     async def abandon_delete(self, session: AsyncSession, given_up: GivenUp) -> None:
         """The volumes may be gone or not: they can be deleted again."""
-        await VolumeRepository(session).let_go(_endings(given_up), VolumeState.ERROR)
+        await VolumeRepository(session).let_go(endings(given_up), VolumeState.ERROR)
 
     # --- what the use cases share ------------------------------------------------------------------------
 
     async def seal(self, job: Job, grant: Grant) -> Payload:
         """Shut earlier attempts out of the storage for good, and report what they left there."""
         driver, volume_id = self._storage(job)
-        return _result(job, await driver.seal(volume_id, grant))
+        return result_of(job, await driver.seal(volume_id, grant))
 
     def _new_volume(self, wanted: NewVolume) -> Volume:
         backend = wanted.backend or self._backends.names()[0]
@@ -251,45 +258,20 @@ class VolumeService:
         return wanted.row(backend=backend, size=wanted.size, job_id=uuid7())
 
     def _job(self, kind: str, volume: Volume, params: Payload, **columns: Any) -> Job:
-        """Make the job into whose hands the volume was given."""
-        return new_job(
-            kind,
-            {**params, "fence": volume.version},
-            max_attempts=self._max_attempts,
-            job_id=volume.job_id,
-            volume_id=volume.id,
-            backend=volume.backend,
-            **columns,
-        )
+        return job_on(volume, kind, params, max_attempts=self._max_attempts, **columns)
 
     async def _add_retry(self, session: AsyncSession, ended: Job, volume: Volume, params: Payload) -> Job:
         job = self._job(ended.kind, volume, params, **again(ended))
         return await JobRepository(session).add(job)
+
+    async def _accepted(self, job: Job) -> Job:
+        """Go on with a job that was accepted together with others."""
+        say_accepted(job)
+        return await self._ring(job)
 
     async def _ring(self, job: Job) -> Job:
         await self._queue.ring([job.ring])
         return job
 
     def _storage(self, job: Job) -> tuple[StorageDriver, UUID]:
-        return self._backends.reach(job.backend or ""), _volume_id(job)
-
-
-def _volume_id(job: Job) -> UUID:
-    if job.volume_id is None:
-        raise RuntimeError(f"{job.kind} {job.id} names no volume")
-    return job.volume_id
-
-
-def _result(job: Job, size: int | None) -> Payload:
-    """What the job shows, and what its effect is recorded from. ``size`` in bytes."""
-    return {"volume_id": str(job.volume_id)} | ({} if size is None else {"size": size})
-
-
-def _endings(jobs: Finished | GivenUp) -> list[Ending]:
-    return [
-        Ending(job.volume_id, job.id, (payload or {}).get("size")) for job, payload in jobs if job.volume_id is not None
-    ]
-
-
-def _all_of(done: Finished, touched: Sequence[UUID]) -> None:
-    require_held((_volume_id(job) for job, _ in done), touched)
+        return self._backends.reach(job.backend or ""), volume_of(job)

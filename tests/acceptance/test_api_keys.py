@@ -102,6 +102,27 @@ async def test_after_a_kill_between_commit_and_ring_the_same_key_is_the_same_job
         assert Path(volume["path"]).stat().st_size == MIB
 
 
+async def test_after_a_kill_between_commit_and_ring_all_that_were_accepted_together_get_done(yard: Yard) -> None:
+    doomed, address = start_doomed_api(yard)
+    await until_ready(address)
+    async with httpx.AsyncClient(base_url=f"{address}/api/v1") as http:
+        asked = (http.post("/volumes", json={"name": f"v{n}", "size": MIB}) for n in range(20))
+        ends = await asyncio.gather(*asked, return_exceptions=True)
+    assert {isinstance(end, httpx.TransportError) for end in ends} == {True}
+    assert await exit_code(doomed) == -signal.SIGKILL
+
+    yard.start_worker()
+    async with client(yard) as http:
+        accepted = await jobs(http, "volume.create")
+        done = [await poll(http, job, "succeeded") for job in accepted]
+        volumes = (await http.get("/volumes")).json()["items"]
+
+    assert accepted
+    assert {job["attempt"] for job in done} == {1}
+    assert {job["volume_id"] for job in done} == {volume["id"] for volume in volumes}
+    assert {Path(volume["path"]).stat().st_size for volume in volumes} == {MIB}
+
+
 async def test_a_retry_under_a_key_is_one_retry(yard: Yard) -> None:
     yard.start_worker(url=yard.url(fail="expand:storage-full*1"))
     async with client(yard) as http:

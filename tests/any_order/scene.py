@@ -23,7 +23,7 @@ from domain.volumes.states import VolumeState
 from tests.any_order import laws
 from tests.any_order.puppets import Puppet
 from tests.any_order.sight import Sight
-from tests.any_order.stage import Bell, Fragile, Publication, Staged, Witnessed, overhear
+from tests.any_order.stage import Bell, Fragile, Publication, Staged, Witnessed, one_by_one, overhear
 from tests.integration.job_builders import a_foreman
 from worker.heartbeat import Heartbeat
 from worker.main import handlers
@@ -63,7 +63,7 @@ class Scene:
         self.driver = Witnessed()
         self.bell = Bell()
         backends = Backends({"memory": Staged.on(self.driver)}, {"memory": "memory"})
-        self.services: Services = compose(settings, database, self.bell, backends)
+        self.services: Services = one_by_one(compose(settings, database, self.bell, backends))
         self.workshops: list[Workshop] = []
         #: Workers that were killed, or stopped: nobody knows which before the end.
         self.asleep: list[Puppet] = []

@@ -18,6 +18,7 @@ from domain.jobs.foreman import Foreman
 from domain.jobs.model import Job, Ring
 from domain.jobs.outcomes import Outcome
 from domain.jobs.queue import JobQueue
+from domain.services import Services
 from domain.storage.driver import Fence, Grant, StorageBusy, StorageDriver, StorageFull, TransientStorageError
 from domain.storage.memory import MemoryDriver
 from tests.any_order.puppets import Accident, pause, present
@@ -173,6 +174,15 @@ class Alone(Grouped[Item, Answer]):
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+
+def one_by_one(services: Services) -> Services:
+    """Have users ask each for himself."""
+    intake = services.volumes._intake
+    intake._creations = Alone(intake._create_all, most=1)
+    intake._expansions = Alone(intake._expand_all, most=1)
+    services.jobs._reads = Alone(services.jobs._read_all, most=1)
+    return services
 
 
 def overhear(foreman: Foreman) -> Foreman:

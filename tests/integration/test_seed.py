@@ -208,16 +208,17 @@ class NotedSessions:
 
 async def test_claim_3_each_task_has_a_session_of_its_own(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also the row on ScopedSession: 200 tasks, 200 sessions, none shared."""
+    volumes = await add_volumes(services, 200, backend="memory")
     noted = NotedSessions(services.database)
     monkeypatch.setattr(services.database, "_sessions", noted)
     slots = asyncio.Semaphore(20)  # no more than there are connections: on a busy machine a queue for one has an end
 
-    async def request(number: int) -> None:
+    async def request(volume_id: UUID) -> None:
         async with slots:
-            await services.volumes.request_create(NewVolume(f"v{number}", 1))
+            await services.volumes.request_delete(volume_id)
 
     async with asyncio.TaskGroup() as group:
-        tasks = {group.create_task(request(number)) for number in range(200)}
+        tasks = {group.create_task(request(volume_id)) for volume_id in volumes}
 
     assert len(tasks) == len(noted.opened) == 200
     assert {task for task, _ in noted.opened} == tasks

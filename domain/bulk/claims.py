@@ -17,7 +17,7 @@ from domain.bulk.states import ItemStatus
 #: What a lane has in its hands, at its ring.
 _HELD: Final = "items.status = 'claimed' AND items.lane_id = :lane_id AND items.ring = :ring"
 #: What it has only locked, in the transaction that goes on; none of it must be let go without being written.
-_LOCKED: Final = "items.status = 'pending'"
+_LOCKED: Final = "items.status || '' = 'pending'"  # not to be found by an index: see `_write`
 
 _DUE: Final = """
     SELECT volume_id, to_size, snapshot_id FROM job_items
@@ -40,17 +40,26 @@ _INHERIT: Final = text("""
 
 
 def _write(whose: str) -> Any:
+    """SQL that finds each item by its key, and then by its place.
+
+    PostgreSQL knows nothing yet of a ledger that has just been planned. Joined by the key, it would read all that is
+    pending for each chunk, in the belief that this is one row.
+    """
     return text(f"""
+        WITH given AS MATERIALIZED (
+            SELECT *, (SELECT ctid FROM job_items WHERE job_id = :job_id AND volume_id = entry.volume_id) AS place
+            FROM unnest(
+                CAST(:volume_ids AS uuid[]), CAST(:statuses AS text[]), CAST(:codes AS text[]),
+                CAST(:details AS text[]), CAST(:from_sizes AS bigint[]), CAST(:to_sizes AS bigint[]),
+                CAST(:useds AS bigint[]), CAST(:snapshot_ids AS uuid[])
+            ) AS entry (volume_id, status, code, detail, from_size, to_size, used, snapshot_id)
+        )
         UPDATE job_items AS items
         SET status = given.status, lane_id = :lane_id, ring = :ring, code = given.code, detail = given.detail,
             from_size = coalesce(given.from_size, items.from_size), to_size = given.to_size,
             used = coalesce(given.used, items.used), snapshot_id = given.snapshot_id
-        FROM unnest(
-            CAST(:volume_ids AS uuid[]), CAST(:statuses AS text[]), CAST(:codes AS text[]), CAST(:details AS text[]),
-            CAST(:from_sizes AS bigint[]), CAST(:to_sizes AS bigint[]), CAST(:useds AS bigint[]),
-            CAST(:snapshot_ids AS uuid[])
-        ) AS given (volume_id, status, code, detail, from_size, to_size, used, snapshot_id)
-        WHERE items.job_id = :job_id AND items.volume_id = given.volume_id AND {whose}
+        FROM given
+        WHERE items.ctid = ANY(ARRAY(SELECT place FROM given)) AND items.ctid = given.place AND {whose}
     """)  # noqa: S608 (words of our own)
 
 

@@ -170,7 +170,7 @@ def _selected(selection: Selection) -> Iterable[ColumnElement[bool]]:
 
 def _volumes(job_id: UUID, selection: Selection) -> Any:
     rows = select(literal(job_id), Volume.id, _pending(), Volume.size, Volume.used, null())
-    return rows.where(*_selected(selection))
+    return rows.where(*_selected(selection)).order_by(Volume.id)  # as lanes will take them: neighbours share pages
 
 
 def _named_volumes(job_id: UUID, selection: Selection) -> Any:

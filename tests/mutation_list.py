@@ -149,12 +149,8 @@ _LIST: Final = (
         "chunk-recorded-by-anybody",
         "a lane that has lost its lease would go on claiming, taking and recording",
         "domain/jobs/batches.py",
-        """\
-            Job.rings == lane.rings,
-            Job.worker_id == lane.worker_id,
-            Job.status == JobStatus.RUNNING,
-""",
-        "",
+        "WHERE id = :id AND rings = :ring AND worker_id = :worker_id AND status = 'running'",
+        "WHERE id = :id",
         (f"{BULK}test_a_lane_that_was_rescued_changes_nothing_any_more",),
     ),
     Mutation(
@@ -182,9 +178,9 @@ _LIST: Final = (
     Mutation(
         "lane-takes-all",
         "one lane would have the whole ledger, and the others nothing to do",
-        "domain/bulk/ledger.py",
-        "Item.volume_id.in_(_once(due))",
-        "Item.volume_id.in_(due)",
+        "domain/bulk/claims.py",
+        "LIMIT :most FOR UPDATE",
+        "FOR UPDATE",
         (f"{BULK}test_a_lane_claims_no_more_than_it_asks_for_whatever_the_plan",),
     ),
     Mutation(

@@ -14,8 +14,7 @@ from uuid import UUID
 import structlog
 
 from domain.background import in_background
-from domain.bulk.chunks import Chunks
-from domain.bulk.ledger import Line
+from domain.bulk.chunks import Chunks, Taken
 from domain.bulk.operation import Result, Task
 from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.model import Job
@@ -29,7 +28,12 @@ _CHUNK_SECONDS: Final = 0.5
 #: Items for each slot in a lane's first chunk.
 _FIRST_CHUNK: Final = 4
 _MAX_CHUNK: Final = 1000
-_LOOK_SECONDS: Final = 1.0
+#: How often a lane looks whether its job was cancelled.
+_LOOK_SECONDS: Final = 0.5
+#: When what a chunk has come to is recorded although some of it is still going on, and how often from then on.
+_EARLY_SECONDS: Final = 1.0
+#: How soon a lane comes back for volumes over which storage hangs.
+_AGAIN_SECONDS: Final = 1.0
 #: Of so many lanes a worker remembers how large their chunks were.
 _REMEMBERED: Final = 100
 
@@ -59,20 +63,21 @@ class Lanes:
     async def _slice(self, job: Job, grant: Grant) -> Outcome:
         ends = time.monotonic() + _SLICE_SECONDS
         limit = self._limits.pop(job.id, job.params["slots"] * _FIRST_CHUNK)
-        items = await self._chunks.inherit(job)
+        taken = await self._chunks.take_over(job)
         async with self._cancellation(job) as cancelled:
             while True:
                 if cancelled.is_set():
                     await self._chunks.cancel_rest(job)
-                items = items or await self._chunks.claim(job, limit)
-                if not items:
+                if not taken.items:
+                    taken = await self._chunks.take_more(job, limit)
+                if not taken.items:
                     return await self._rest(job)
-                seconds = await self._carry_out(job, items, grant, cancelled)
-                limit = _next_limit(len(items), seconds, job.params["slots"])
+                seconds = await self._carry_out(job, taken, grant, cancelled)
+                limit = _next_limit(taken.items, seconds, job.params["slots"])
                 if time.monotonic() >= ends:
                     self._remember(job.id, limit)
                     return Yielded()
-                items = ()
+                taken = Taken(0)
 
     def _remember(self, lane_id: UUID, limit: int) -> None:
         """Lanes whose next slice is another worker's never come for theirs: the oldest are forgotten."""
@@ -80,40 +85,48 @@ class Lanes:
         if len(self._limits) > _REMEMBERED:
             del self._limits[next(iter(self._limits))]
 
-    async def _carry_out(self, job: Job, items: Sequence[Line], grant: Grant, cancelled: asyncio.Event) -> float:
-        """Take, work on and record a chunk. Returns how many seconds the work took, by which the next one is sized.
+    async def _carry_out(self, job: Job, taken: Taken, grant: Grant, cancelled: asyncio.Event) -> float:
+        """Work on a chunk and record it. Returns how many seconds the work took, by which the next one is sized.
 
         Not the whole: where statements are slow, smaller chunks would only mean more of them.
         """
-        tasks = await self._chunks.take(job, items, await self._chunks.measure(job, items))
         started = time.monotonic()
-        results = await self._work_on(job, tasks, grant, cancelled)
+        results = await self._work_on(job, taken.tasks, grant, cancelled)
         seconds = time.monotonic() - started
         await self._chunks.record(job, results)
         grant.check()
-        log.info("bulk.chunk", volumes=len(items), max_concurrent=job.params["slots"], seconds=round(seconds, 3))
+        log.info("bulk.chunk", volumes=taken.items, max_concurrent=job.params["slots"], seconds=round(seconds, 3))
         return seconds
 
     async def _work_on(
         self, job: Job, tasks: Sequence[Task], grant: Grant, cancelled: asyncio.Event
     ) -> Sequence[Result]:
-        """Work on a chunk's volumes; no failure of one of them stops another. Returns what is still to be recorded."""
+        """Work on a chunk's volumes; no failure of one of them stops another. Returns what is still to be recorded.
+
+        The semaphore says how many at once. There are no more hands than that, as a task for each volume would cost
+        ten times as much, and a thousand of them, begun at once, would hold everybody else up.
+        """
         slots = asyncio.Semaphore(job.params["slots"])
+        left = iter(_in_turn(job, tasks))
         results: list[Result] = []
 
-        async def one(task: Task) -> Result | None:
-            async with slots:
-                if cancelled.is_set() and not task.begun:
-                    return self._chunks.leave(task)
-                return await self._chunks.do(job, task, grant)
+        async def hand() -> None:
+            for task in left:
+                async with slots:
+                    if cancelled.is_set() and not task.begun:
+                        result: Result | None = self._chunks.leave(task)
+                    else:
+                        result = await self._chunks.do(job, task, grant)
+                if result is not None:
+                    results.append(result)
 
         async with asyncio.TaskGroup() as group:
-            running = {group.create_task(one(task)) for task in _in_turn(job, tasks)}
+            running = {group.create_task(hand()) for _ in range(min(job.params["slots"], len(tasks)))}
             while running:
-                done, running = await asyncio.wait(running, timeout=_LOOK_SECONDS)
-                results += [result for task in done if (result := task.result()) is not None]
-                if running and results and await self._record_early(job, results):
-                    results = []
+                _, running = await asyncio.wait(running, timeout=_EARLY_SECONDS)
+                so_far = len(results)
+                if running and so_far and await self._record_early(job, results[:so_far]):
+                    del results[:so_far]
         return results
 
     async def _record_early(self, job: Job, results: Sequence[Result]) -> bool:
@@ -136,7 +149,7 @@ class Lanes:
         """Nothing is due: come back when busy volumes are tried again, or end with empty hands."""
         waiting = await self._chunks.next_due(job)
         if await self._chunks.holds_any(job):
-            waiting = min(_LOOK_SECONDS, _LOOK_SECONDS if waiting is None else waiting)
+            waiting = min(_AGAIN_SECONDS, _AGAIN_SECONDS if waiting is None else waiting)
         return Done({}) if waiting is None else Yielded(waiting)
 
     async def _give_up(self, job: Job, grant: Grant) -> Outcome:
@@ -147,7 +160,7 @@ class Lanes:
         await self._chunks.record(job, [result for result in results if result is not None])
         grant.check()
         await self._chunks.fail_rest(job)
-        return Yielded(_LOOK_SECONDS) if await self._chunks.holds_any(job) else Done({})
+        return Yielded(_AGAIN_SECONDS) if await self._chunks.holds_any(job) else Done({})
 
     @asynccontextmanager
     async def _cancellation(self, job: Job) -> AsyncIterator[asyncio.Event]:

@@ -1,4 +1,4 @@
-"""Every question that is asked of the ledger, by name; each takes a whole chunk. Takes a session, never commits."""
+"""What is asked of the ledger of a whole job, by name; `claims` has what lanes ask. Takes a session, never commits."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,9 +7,7 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
-    BigInteger,
     ColumnElement,
-    Text,
     Uuid,
     and_,
     delete,
@@ -29,15 +27,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from domain.bulk.model import Item
 from domain.bulk.selection import Selection
 from domain.bulk.states import FINISHED, Code, ItemStatus
-from domain.database import given_rows, words
+from domain.database import given_rows
 from domain.volumes.model import Volume
 
 #: A plan over a million volumes is one statement of some ten seconds.
 _PLAN_SECONDS: Final = 50
 #: So many items are finished by one statement that nobody will work on any more.
 CLOSED_AT_ONCE: Final = 5000
-#: How long a busy volume is left alone before it is tried again: at first, and at most (seconds).
-_BUSY_PAUSE: Final = (1.0, 10.0)
 
 
 @dataclass(frozen=True)
@@ -104,32 +100,6 @@ class Ledger:
             query = query.where(Item.volume_id > after)
         return (await self._session.scalars(query)).all()
 
-    async def inherit(self, lane: Lane) -> Sequence[Line]:
-        """Claim what the lane had claimed at an earlier ring: its predecessor was killed or interrupted."""
-        query = (
-            update(Item)
-            .where(Item.job_id == lane.job_id, Item.lane_id == lane.lane_id, Item.status == ItemStatus.CLAIMED)
-            .where(Item.ring < lane.ring)
-            .values(ring=lane.ring)
-        )
-        return await self._returned(query)
-
-    async def claim(self, lane: Lane, limit: int) -> Sequence[Line]:
-        """Claim pending items whose time has come; those that others are claiming at the moment are passed over."""
-        due = (
-            select(Item.volume_id)
-            .where(Item.job_id == lane.job_id, Item.status == ItemStatus.PENDING, Item.due_at <= func.now())
-            .order_by(Item.due_at, Item.volume_id)
-            .limit(limit)
-            .with_for_update(skip_locked=True)
-        )
-        query = (
-            update(Item)
-            .where(Item.job_id == lane.job_id, Item.volume_id.in_(_once(due)))
-            .values(status=ItemStatus.CLAIMED, lane_id=lane.lane_id, ring=lane.ring)
-        )
-        return await self._returned(query)
-
     async def next_due(self, job_id: UUID) -> float | None:
         """In how many seconds the next pending item is due; None when none is pending."""
         query = select(func.min(Item.due_at) - func.now()).where(
@@ -137,63 +107,6 @@ class Ledger:
         )
         waiting: timedelta | None = await self._session.scalar(query)
         return None if waiting is None else max(0.0, waiting.total_seconds())
-
-    async def write(self, lane: Lane, entries: Sequence[Entry]) -> Sequence[Line]:
-        """Write entries down, for those items that the lane still holds at its ring; returns these."""
-        if not entries:
-            return []
-        given = given_rows(
-            (entry._asdict() for entry in entries),
-            volume_id=Uuid(),
-            status=words(ItemStatus),
-            code=Text(),
-            detail=Text(),
-            from_size=BigInteger(),
-            to_size=BigInteger(),
-            used=BigInteger(),
-            snapshot_id=Uuid(),
-        )
-        query = (
-            update(Item)
-            .where(Item.job_id == lane.job_id, Item.volume_id == given.c.volume_id)
-            .where(Item.lane_id == lane.lane_id, Item.ring == lane.ring, Item.status == ItemStatus.CLAIMED)
-            .values(
-                status=given.c.status,
-                code=given.c.code,
-                detail=given.c.detail,
-                from_size=func.coalesce(given.c.from_size, Item.from_size),
-                to_size=given.c.to_size,
-                used=func.coalesce(given.c.used, Item.used),
-                snapshot_id=given.c.snapshot_id,
-            )
-        )
-        return await self._returned(query)
-
-    async def postpone(self, lane: Lane, volume_ids: Collection[UUID], *, patience: float) -> int:
-        """Let busy volumes wait, or skip those that have been busy for ``patience`` seconds. Returns how many skipped.
-
-        The pause grows with the time that a volume has been busy.
-        """
-        if not volume_ids:
-            return 0
-        since = func.coalesce(Item.busy_since, func.now())
-        pause = func.least(func.greatest(func.now() - since, _seconds(_BUSY_PAUSE[0])), _seconds(_BUSY_PAUSE[1]))
-        held = (
-            update(Item)
-            .where(Item.job_id == lane.job_id, Item.volume_id.in_(volume_ids))
-            .where(Item.lane_id == lane.lane_id, Item.ring == lane.ring, Item.status == ItemStatus.CLAIMED)
-        )
-        tired = await self._returned(
-            held.where(since <= func.now() - _seconds(patience)).values(
-                status=ItemStatus.SKIPPED,
-                code=Code.VOLUME_BUSY,
-                detail="Other operations had the volume all the time.",
-            )
-        )
-        await self._returned(
-            held.values(status=ItemStatus.PENDING, code=Code.VOLUME_BUSY, busy_since=since, due_at=func.now() + pause)
-        )
-        return len(tired)
 
     async def close(self, job_id: UUID, *, was: ItemStatus, status: ItemStatus, code: Code) -> Sequence[Line]:
         """Finish up to `CLOSED_AT_ONCE` items that nobody will work on any more; returns them."""
@@ -257,7 +170,7 @@ def _selected(selection: Selection) -> Iterable[ColumnElement[bool]]:
 
 def _volumes(job_id: UUID, selection: Selection) -> Any:
     rows = select(literal(job_id), Volume.id, _pending(), Volume.size, Volume.used, null())
-    return rows.where(*_selected(selection))
+    return rows.where(*_selected(selection)).order_by(Volume.id)  # as lanes will take them: neighbours share pages
 
 
 def _named_volumes(job_id: UUID, selection: Selection) -> Any:
@@ -279,7 +192,3 @@ def _once(query: Any) -> Any:
     As a plain subquery it may run for each row of what it restricts, and finds others each time.
     """
     return select(query.cte())
-
-
-def _seconds(number: float) -> ColumnElement[timedelta]:
-    return literal(timedelta(seconds=number))

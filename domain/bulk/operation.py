@@ -4,8 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -17,8 +16,7 @@ from domain.volumes.repository import Held
 from domain.volumes.states import BUSY, VolumeState
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """One volume in the lane's hands, and what was written down about it.
 
     ``version`` is that of what is published. ``begun`` if an earlier attempt may have done it already, so that it
@@ -37,11 +35,11 @@ class Task:
 
     def ends(self, status: ItemStatus, code: str, detail: str | None = None) -> Entry:
         """Make the entry that ends it."""
-        return self.entry._replace(status=status, code=code, detail=detail)
+        volume_id, _, _, _, from_size, to_size, used, snapshot_id = self.entry
+        return Entry(volume_id, status, code, detail, from_size, to_size, used, snapshot_id)
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """What became of one volume: the ledger's entry, and the size in bytes of what was made; None: as before."""
 
     entry: Entry
@@ -61,6 +59,9 @@ class Operation(Protocol):
 
     def terms(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Say what lanes must know of the params of the whole."""
+
+    def measures(self, params: Mapping[str, Any]) -> bool:
+        """Tell whether lanes with these params decide by what is in use, and so must `measure` it."""
 
     async def measure(self, items: Sequence[Line]) -> dict[UUID, int]:
         """Measure what `decide` wants to know, in bytes; what cannot be measured is left out."""
@@ -82,7 +83,7 @@ class Operation(Protocol):
         """Shut earlier attempts out of a task that ends as ``entry``, and tell what they have left."""
 
     async def record(
-        self, session: AsyncSession, lane: Lane, items: Sequence[Line], sizes: Mapping[UUID, int | None]
+        self, session: AsyncSession, lane: Lane, items: Sequence[Entry], sizes: Mapping[UUID, int | None]
     ) -> None:
         """Let go of what belongs to finished items, with the sizes in bytes that were reported for their volumes."""
 

@@ -33,6 +33,10 @@ class Growing:
         """Lanes decide by the policy."""
         return {"policy": params["policy"]}
 
+    def measures(self, params: Mapping[str, Any]) -> bool:
+        """A threshold is about what is in use; without one nobody asks."""
+        return read_policy(params["policy"]).measures
+
     async def measure(self, items: Sequence[Line]) -> dict[UUID, int]:
         """Measure how many bytes of each volume are allocated; what cannot be measured is left out."""
         async with self._database.transaction() as session:
@@ -68,7 +72,7 @@ class Growing:
         return Result(entry, await self._backends.reach(task.backend).seal(task.volume_id, grant))
 
     async def record(
-        self, session: AsyncSession, lane: Lane, items: Sequence[Line], sizes: Mapping[UUID, int | None]
+        self, session: AsyncSession, lane: Lane, items: Sequence[Entry], sizes: Mapping[UUID, int | None]
     ) -> None:
         """The volumes have the sizes that their backends report."""
         endings = [Ending(item.volume_id, lane.job_id, sizes[item.volume_id]) for item in items]

@@ -1,6 +1,7 @@
 """Which volumes a bulk expansion is for, and how much larger each of them gets."""
 
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import Any, Final, Self
 
 from domain.bulk.selection import DEFAULT_CONCURRENT, Selection, read_wish
@@ -19,6 +20,10 @@ _OWN: Final[dict[str, tuple[type, ...]]] = {
     "percent": (int, float),
     "up_to": (int,),
 }
+
+
+#: Checked once, and not for each of a million volumes.
+_growth: Final = lru_cache(maxsize=64, typed=True)(Growth)
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,11 @@ class GrowthPolicy:
         if self.usage_above is not None and not 0 <= self.usage_above <= 100:  # noqa: PLR2004 (percent)
             raise Invalid("`usage_above` must be between 0 and 100 percent.", field="usage_above")
 
+    @property
+    def measures(self) -> bool:
+        """Whether it depends on what is in use."""
+        return self.usage_above is not None
+
     def decide(self, size: int, used: int | None, _: Any = None) -> int | Code:
         """The new size of a volume with ``size`` bytes of which ``used`` are allocated, or why it stays as it is."""
         if self.usage_above is not None:
@@ -60,7 +70,7 @@ class GrowthPolicy:
         return min(self._whole_steps(size), limit)
 
     def _whole_steps(self, size: int) -> int:
-        target = Growth(self.to, self.by, self.percent).wish(size)
+        target = _growth(self.to, self.by, self.percent).wish(size)
         return -(-target // self.step) * self.step
 
     def stored(self) -> dict[str, Any]:
@@ -75,6 +85,11 @@ GROWTH: Final = tuple(field.name for field in fields(GrowthPolicy))
 @dataclass(frozen=True)
 class OwnPolicies:
     """Each volume as its own ``autogrow`` says; one that has none stays as it is."""
+
+    @property
+    def measures(self) -> bool:
+        """Whether it depends on what is in use; a policy of a volume always does."""
+        return True
 
     def decide(self, size: int, used: int | None, own: Any = None) -> int | Code:
         """The new size of a volume whose ``autogrow`` is ``own``, or why it stays as it is."""

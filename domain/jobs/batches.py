@@ -5,11 +5,10 @@ Takes a session, never commits. The parent's row is always locked last.
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, and_, case, cast, exists, func, literal, null, select, update
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import ColumnElement, Select, and_, exists, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
@@ -20,6 +19,41 @@ from domain.jobs.states import LIVE, JobStatus
 #: For how long a job is left alone that could not be given new lanes (seconds); others have their turn meanwhile.
 _PUT_OFF: Final = 60.0
 
+# What lanes ask again and again is SQL, once and for all, as in `leases`.
+
+_HOLD: Final = text("""
+    SELECT 1 FROM jobs
+    WHERE id = :id AND rings = :ring AND worker_id = :worker_id AND status = 'running'
+    FOR NO KEY UPDATE
+""")
+_IS_CANCELLED: Final = text("SELECT cancel_requested_at IS NOT NULL FROM jobs WHERE id = :parent_id")
+_SUCCEEDED, _FAILED, _SKIPPED = "succeeded + :succeeded", "failed + :failed", "skipped + :skipped"
+_DONE: Final = f"{_SUCCEEDED} + {_FAILED} + {_SKIPPED} >= total"
+_TALLY: Final = text(f"""
+    UPDATE jobs
+    SET succeeded = {_SUCCEEDED},
+        failed = {_FAILED},
+        skipped = {_SKIPPED},
+        version = version + 1,
+        status = CASE
+            WHEN NOT {_DONE} THEN status
+            WHEN cancel_requested_at IS NOT NULL THEN 'cancelled'
+            WHEN {_FAILED} = 0 THEN 'succeeded'
+            WHEN {_SUCCEEDED} = 0 THEN 'failed'
+            ELSE 'partial'
+        END,
+        error = CASE
+            WHEN NOT {_DONE} THEN error
+            WHEN {_FAILED} > 0 THEN jsonb_build_object(
+                'code', 'items-failed',
+                'detail', concat({_FAILED}, ' of ', total, ' failed; the job''s items say which and why.')
+            )
+        END,
+        finished_at = CASE WHEN {_DONE} THEN now() END
+    WHERE id = :parent_id AND status = 'running'
+    RETURNING status
+""")  # noqa: S608 (words of our own)
+
 
 class BatchRepository:
     """Parents and lanes, seen from one transaction."""
@@ -29,14 +63,8 @@ class BatchRepository:
 
     async def hold(self, lane: Job) -> bool:
         """Lock a lane's row, if this attempt still has it: what follows is recorded by it or by nobody."""
-        query = select(literal(1)).where(
-            Job.id == lane.id,
-            Job.rings == lane.rings,
-            Job.worker_id == lane.worker_id,
-            Job.status == JobStatus.RUNNING,
-        )
-        held = query.with_for_update(key_share=True)
-        return await self._session.scalar(held) is not None
+        asked = {"id": lane.id, "ring": lane.rings, "worker_id": lane.worker_id}
+        return await self._session.scalar(_HOLD, asked) is not None
 
     async def count(self, parent_id: UUID, *, total: int, succeeded: int, failed: int, skipped: int) -> None:
         """Write down how many parts a job has, and how many of them are finished."""
@@ -45,32 +73,12 @@ class BatchRepository:
 
     async def tally(self, parent_id: UUID, *, succeeded: int = 0, failed: int = 0, skipped: int = 0) -> bool:
         """Count finished parts; the last one ends the job. Returns whether it did."""
-        counts = {
-            Job.succeeded: Job.succeeded + succeeded,
-            Job.failed: Job.failed + failed,
-            Job.skipped: Job.skipped + skipped,
-        }
-        done = sum(counts.values(), start=literal(0)) >= Job.total
-        query = (
-            update(Job)
-            .where(Job.id == parent_id, Job.status == JobStatus.RUNNING)
-            .values(
-                {
-                    **counts,
-                    Job.version: Job.version + 1,
-                    Job.status: case((done, _verdict(counts[Job.succeeded], counts[Job.failed])), else_=Job.status),
-                    Job.error: case((done, _complaint(counts[Job.failed])), else_=Job.error),
-                    Job.finished_at: case((done, func.now()), else_=None),
-                }
-            )
-            .returning(Job.status)
-            .execution_options(synchronize_session=False)
-        )
-        return await self._session.scalar(query) not in (None, JobStatus.RUNNING)
+        counts = {"parent_id": parent_id, "succeeded": succeeded, "failed": failed, "skipped": skipped}
+        return await self._session.scalar(_TALLY, counts) not in (None, JobStatus.RUNNING)
 
     async def is_cancelled(self, parent_id: UUID) -> bool:
         """Tell whether a job's end was asked for."""
-        return bool(await self._session.scalar(select(Job.cancel_requested_at.is_not(None)).where(Job.id == parent_id)))
+        return bool(await self._session.scalar(_IS_CANCELLED, {"parent_id": parent_id}))
 
     async def hurry(self, parent_id: UUID) -> None:
         """Have waiting lanes rung at once, to hear that the job was cancelled."""
@@ -116,19 +124,3 @@ def has_live_lane() -> ColumnElement[bool]:
     """Whether any part of a job has not ended."""
     lane = aliased(Job)
     return exists().where(lane.parent_id == Job.id, lane.status.in_(LIVE)).correlate(Job)
-
-
-def _verdict(succeeded: ColumnElement[Any], failed: ColumnElement[Any]) -> ColumnElement[Any]:
-    """How a job with parts has ended."""
-    return case(
-        (Job.cancel_requested_at.is_not(None), JobStatus.CANCELLED),
-        (failed == 0, JobStatus.SUCCEEDED),
-        (succeeded == 0, JobStatus.FAILED),
-        else_=JobStatus.PARTIAL,
-    )
-
-
-def _complaint(failed: ColumnElement[Any]) -> ColumnElement[Any]:
-    detail = func.concat(failed, " of ", Job.total, " failed; the job's items say which and why.")
-    complaint = func.jsonb_build_object("code", "items-failed", "detail", detail)
-    return case((failed > 0, complaint), else_=cast(null(), JSONB))

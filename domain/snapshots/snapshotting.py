@@ -42,6 +42,10 @@ class Snapshotting:
         """Lanes must know the name, and what is kept."""
         return {name: params[name] for name in _TERMS}
 
+    def measures(self, _: Mapping[str, Any]) -> bool:
+        """Nothing depends on what is in use."""
+        return False
+
     async def measure(self, _: Sequence[Line]) -> dict[UUID, int]:
         """Nothing depends on what is in use."""
         return {}
@@ -75,7 +79,7 @@ class Snapshotting:
         return Result(entry._replace(snapshot_id=None) if size is None else entry)
 
     async def record(
-        self, session: AsyncSession, lane: Lane, items: Sequence[Line], sizes: Mapping[UUID, int | None]
+        self, session: AsyncSession, lane: Lane, items: Sequence[Entry], sizes: Mapping[UUID, int | None]
     ) -> None:
         """The snapshots are there, with the sizes that they got, or in error, or nothing; the volumes are as before."""
         await _let_go_of_volumes(session, lane.job_id, items)
@@ -104,12 +108,12 @@ class Snapshotting:
             await self._keeping.expire(session, volume_ids, schedule_id, keep, caller=lane.created_by)
 
 
-async def _let_go_of_volumes(session: AsyncSession, job_id: UUID, items: Sequence[Line]) -> None:
+async def _let_go_of_volumes(session: AsyncSession, job_id: UUID, items: Sequence[Entry | Line]) -> None:
     endings = [Ending(item.volume_id, job_id, None) for item in items]
     await VolumeRepository(session).let_go(endings, VolumeState.AVAILABLE)
 
 
-def _endings(job_id: UUID, items: Sequence[Line], sizes: Mapping[UUID, int | None]) -> list[SnapshotEnding]:
+def _endings(job_id: UUID, items: Sequence[Entry | Line], sizes: Mapping[UUID, int | None]) -> list[SnapshotEnding]:
     return [
         SnapshotEnding(item.snapshot_id, job_id, sizes.get(item.volume_id))
         for item in items

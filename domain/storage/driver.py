@@ -12,7 +12,6 @@ StorageError
 import enum
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
 from uuid import UUID
@@ -147,7 +146,8 @@ class Grant:
 
     def part(self, fence: Fence) -> Self:
         """Leave for one part of this attempt: the same lease and the same end, another fence."""
-        part = copy(self)
+        part = object.__new__(type(self))
+        part.__dict__.update(self.__dict__)  # as `copy` does, which takes six times as long
         part.fence = fence
         part.is_part = True
         return part

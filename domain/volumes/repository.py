@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.database import given_rows, plain
+from domain.database import given_rows, plain, words
 from domain.errors import NameTaken, VolumeBusy, VolumeNotFound, VolumeUnusable
 from domain.volumes.model import Volume
 from domain.volumes.states import BUSY, MOVES, VolumeState
@@ -53,20 +53,19 @@ def _ending(change: str) -> Any:
     """SQL for the ends of many operations, put together once and for all: every job needs one.
 
     Locks by id first: a change locks as it finds rows, and two that find them differently would wait for each other.
+    The ids are named twice, so that nobody gets the idea to read the whole table for a few hundred of them.
     """
-    return (
-        text(f"""
+    return text(f"""
             WITH held AS MATERIALIZED (
                 SELECT volumes.id, ending.size
-                FROM volumes JOIN jsonb_to_recordset(:endings) AS ending (id uuid, job_id uuid, size bigint)
-                    ON volumes.id = ending.id AND volumes.job_id = ending.job_id
+                FROM volumes JOIN unnest(
+                    CAST(:ids AS uuid[]), CAST(:job_ids AS uuid[]), CAST(:sizes AS bigint[])
+                ) AS ending (id, job_id, size) ON volumes.id = ending.id AND volumes.job_id = ending.job_id
+                WHERE volumes.id = ANY(CAST(:ids AS uuid[]))
                 ORDER BY volumes.id FOR NO KEY UPDATE OF volumes
             )
             {change} volumes.id = held.id RETURNING volumes.id
-        """)  # noqa: S608 (words of our own)
-        .bindparams(bindparam("endings", type_=JSONB()))
-        .columns(id=Uuid())
-    )
+    """).columns(id=Uuid())  # noqa: S608 (words of our own)
 
 
 _LET_GO: Final = _ending("""
@@ -74,6 +73,13 @@ _LET_GO: Final = _ending("""
     SET state = :state, job_id = NULL, version = version + 1,
         size = coalesce(held.size, volumes.size), updated_at = now()
     FROM held WHERE
+""")
+_LOCK_MANY: Final = text(f"""
+    SELECT {", ".join(Held._fields)} FROM volumes WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE
+""").columns(state=words(VolumeState), autogrow=JSONB())  # noqa: S608 (words of our own)
+_TAKE_MANY: Final = text("""
+    UPDATE volumes SET state = :state, job_id = :job_id, version = version + 1, updated_at = now()
+    WHERE id = ANY(CAST(:ids AS uuid[]))
 """)
 _REMOVE: Final = _ending("DELETE FROM volumes USING held WHERE")
 
@@ -182,9 +188,7 @@ class VolumeRepository:
 
     async def lock_many(self, volume_ids: Collection[UUID]) -> Sequence[Held]:
         """Read those of these volumes that exist, keep others from changing them, and lock in the order of ids."""
-        columns = [getattr(Volume, name) for name in Held._fields]
-        query = select(*columns).where(Volume.id.in_(volume_ids)).order_by(Volume.id).with_for_update()
-        return [Held(*row) for row in await self._session.execute(query)]
+        return [Held(*row) for row in await self._session.execute(_LOCK_MANY, {"ids": list(volume_ids)})]
 
     async def lock_free(self, volume_ids: Collection[UUID]) -> Sequence[Held]:
         """The same without those that somebody has locked: nobody is waited for."""
@@ -195,18 +199,12 @@ class VolumeRepository:
         taken = [{"id": str(volume_id), "job_id": str(job_id)} for volume_id, job_id in jobs.items()]
         await self._session.execute(_TAKE_EACH, {"taken": taken, "state": state})
 
-    async def take_many(self, volume_ids: Collection[UUID], state: VolumeState, job_id: UUID) -> dict[UUID, int]:
+    async def take_many(self, volumes: Sequence[Held], state: VolumeState, job_id: UUID) -> dict[UUID, int]:
         """Give locked volumes into the hands of a job; returns their new versions."""
-        if not volume_ids:
-            return {}
-        query = (
-            update(Volume)
-            .where(Volume.id.in_(volume_ids))
-            .values(state=state, job_id=job_id, version=Volume.version + 1, updated_at=func.now())
-            .returning(Volume.id, Volume.version)
-            .execution_options(synchronize_session=False)
-        )
-        return {row.id: row.version for row in await self._session.execute(query)}
+        if volumes:
+            given = {"ids": [volume.id for volume in volumes], "state": state, "job_id": job_id}
+            await self._session.execute(_TAKE_MANY, given)
+        return {volume.id: volume.version + 1 for volume in volumes}
 
     async def raise_versions(self, volume_ids: Collection[UUID], job_id: UUID) -> None:
         """Raise the versions of volumes that a job has, so that what it does from now on goes before what it did."""
@@ -253,8 +251,11 @@ class VolumeRepository:
         return await self._end(_REMOVE, endings)
 
     async def _end(self, statement: Any, endings: Sequence[Ending], **more: str) -> Sequence[UUID]:
-        given = [{"id": str(end.volume_id), "job_id": str(end.job_id), "size": end.size} for end in endings]
-        return (await self._session.scalars(statement, {"endings": given, **more})).all() if given else []
+        if not endings:
+            return []
+        ids, job_ids, sizes = map(list, zip(*endings, strict=True))
+        given = {"ids": ids, "job_ids": job_ids, "sizes": sizes}
+        return (await self._session.scalars(statement, {**given, **more})).all()
 
     async def _flush(self, volume: Volume) -> None:
         name = volume.name

@@ -16,7 +16,7 @@ from hypothesis import settings as profile
 from hypothesis import strategies as st
 from hypothesis.stateful import rule, run_state_machine_as_test
 
-import domain.bulk.chunks
+import domain.bulk.effort
 import worker.lanes
 import worker.runner
 from domain.jobs.model import Ring
@@ -171,7 +171,7 @@ def playhouse(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     monkeypatch.setattr(worker.lanes, "_CHUNK_SECONDS", 0.0)
     monkeypatch.setattr(worker.lanes, "_LOOK_SECONDS", LEASE_SECONDS)
     monkeypatch.setattr(worker.runner, "_SETTLE_AGAIN_SECONDS", 0.0)
-    monkeypatch.setattr(domain.bulk.chunks, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(domain.bulk.effort, "_PAUSE_SECONDS", 0.0)
     logging.disable(logging.CRITICAL)  # thousands of lines, of which nobody could say to which step they belong
     playhouse = Playhouse(settings)
     yield playhouse

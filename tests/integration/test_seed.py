@@ -240,8 +240,13 @@ async def test_claim_4_one_failure_does_not_block_the_others(
 
 
 async def test_the_route_takes_max_concurrent_and_the_logs_show_it_and_each_volume(
-    services: Services, client: httpx.AsyncClient, seed_settings: Settings, working: Working
+    services: Services,
+    client: httpx.AsyncClient,
+    seed_settings: Settings,
+    working: Working,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("DEBUG", "domain.bulk.chunks")  # what is not shown is not even said
     volumes = await add_volumes(services, 12, backend="null")
     with structlog.testing.capture_logs() as logs:
         async with working(seed_settings):

@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 from uuid_utils.compat import uuid7
 
-from domain.bulk import chunks as chunks_module
+from domain.bulk import effort
 from domain.bulk.chunks import Chunks
 from domain.bulk.kinds import EXPAND, SNAPSHOT
 from domain.bulk.ledger import Entry
@@ -77,7 +77,7 @@ async def done(storage: Shaky, task: Task) -> Result | None:
 
 @pytest.fixture
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks_module, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(effort, "_PAUSE_SECONDS", 0.0)
 
 
 async def test_what_goes_well_succeeds_under_the_snapshots_own_fence() -> None:

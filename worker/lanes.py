@@ -27,7 +27,7 @@ _SLICE_SECONDS: Final = 1.0
 _CHUNK_SECONDS: Final = 0.5
 #: Items for each slot in a lane's first chunk.
 _FIRST_CHUNK: Final = 4
-_MAX_CHUNK: Final = 1000
+_MAX_CHUNK: Final = 500
 #: How often a lane looks whether its job was cancelled.
 _LOOK_SECONDS: Final = 0.5
 #: When what a chunk has come to is recorded although some of it is still going on, and how often from then on.

@@ -3,7 +3,8 @@
     bulk.expand    queued ──claim──▶ running ──plan──▶ handed over to its lanes ──last item──▶ succeeded | partial | ...
     bulk.snapshot  likewise
     bulk.lane      claims a chunk of items, takes their volumes, does its work on them, records the chunk; then again,
-                   and after a second or so rings for itself anew, so that lanes spread over free workers
+                   and after a second or so rings for itself anew, so that lanes spread over free workers.
+                   Claiming and taking are one step, unless the volumes must be measured in between
 
     item           pending ──claim──▶ claimed ──record──▶ succeeded | skipped | failed
                       ▲                  │

@@ -43,13 +43,20 @@ ARROWS: dict[str, tuple[type, str, str]] = {
 BULK_ARROWS: dict[str, tuple[type, str, str]] = {
     "planned": (BulkService, "plan", "after"),
     "handing over, before the commit": (BulkService, "hand_over", "after"),
-    "chunk claimed": (Chunks, "claim", "after"),
-    "volumes taken": (Chunks, "take", "after"),
+    "taking, before the commit": (VolumeRepository, "take_many", "after"),
+    "volumes taken": (Chunks, "take_more", "after"),
     "in the middle of the storage work": (Grant, "published", "before"),
     "storage work done": (Chunks, "record", "before"),
     "recording, before the commit": (VolumeRepository, "let_go", "after"),
     "chunk recorded": (Chunks, "record", "after"),
     "the parent's end, before the commit": (BatchRepository, "tally", "if so"),
+}
+
+#: And for one that measures its volumes, in between claiming and taking.
+MEASURING_ARROWS: dict[str, tuple[type, str, str]] = {
+    "chunk claimed": (Chunks, "claim", "after"),
+    "measured": (Chunks, "measure", "after"),
+    "measured volumes taken": (Chunks, "take", "after"),
 }
 
 
@@ -64,7 +71,7 @@ def flush() -> None:
 
 
 def arm(arrow: str, blow: Callable[[], None]) -> None:
-    owner, name, moment = (ARROWS | BULK_ARROWS)[arrow]
+    owner, name, moment = (ARROWS | BULK_ARROWS | MEASURING_ARROWS)[arrow]
     original = getattr(owner, name)
 
     if name in ("write", "published"):

@@ -14,7 +14,7 @@ from domain.snapshots.repository import SnapshotFilter
 from domain.volumes.repository import VolumeFilter
 from domain.volumes.service import NewVolume
 from tests.acceptance import journal
-from tests.acceptance.sabotage import BULK_ARROWS
+from tests.acceptance.sabotage import BULK_ARROWS, MEASURING_ARROWS
 from tests.acceptance.waiting import exit_code
 from tests.acceptance.yard import Yard
 from tests.bulk import MIB, ended
@@ -37,11 +37,21 @@ def taken(path: Path) -> set[tuple[UUID, int]]:
 
 @pytest.mark.parametrize("arrow", BULK_ARROWS)
 async def test_a_bulk_outlives_a_worker_killed_at_any_arrow(yard: Yard, arrow: str) -> None:
+    await outlives(yard, arrow, GrowthPolicy(by=MIB))
+
+
+@pytest.mark.parametrize("arrow", MEASURING_ARROWS)
+async def test_a_bulk_that_measures_outlives_a_worker_killed_around_it(yard: Yard, arrow: str) -> None:
+    await outlives(yard, arrow, GrowthPolicy(by=MIB, usage_above=50))
+
+
+async def outlives(yard: Yard, arrow: str, policy: GrowthPolicy) -> None:
     async with open_services(yard.settings) as services, services.watcher.watching():
         await prepare(services, yard)
+        for volume in (await services.volumes.list_volumes(VolumeFilter(), PageRequest("all"))).items:
+            Path(str(services.volumes.path(volume))).write_bytes(b"x" * MIB)
         victim = yard.start_worker("tests.acceptance.sabotage", SABOTAGE_ARROW=arrow, SABOTAGE_BLOW="kill")
-        wanted = BulkExpansion(GrowthPolicy(by=MIB), max_concurrent=3)
-        job = await services.expansion.request_expand(wanted)
+        job = await services.expansion.request_expand(BulkExpansion(policy, max_concurrent=3))
         assert await exit_code(victim) == -signal.SIGKILL
 
         async with working(yard.settings):

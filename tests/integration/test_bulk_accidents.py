@@ -10,14 +10,16 @@ import pytest
 from sqlalchemy import text
 
 from domain.bulk.states import ItemStatus
-from domain.expansion.policy import BulkExpansion
+from domain.expansion.policy import BulkExpansion, GrowthPolicy
 from domain.jobs.outcomes import GaveUp, Handed
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.storage.driver import Fence, Grant, Stopped
+from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
 from tests.bulk import MIB, add_volumes, ended
 from tests.integration.bulk_builders import BY_ONE, a_foreman, kill_lanes, lanes_of, planned, with_its_lane
+from tests.integration.bulk_builders import items as items_of
 from tests.integration.conftest import Working
 from tests.integration.job_builders import a_foreman as one_who_rescues_at_once
 from tests.integration.job_builders import everything, run_out, sql
@@ -183,7 +185,10 @@ async def test_a_lane_that_was_rescued_changes_nothing_any_more(services: Servic
     assert await one_who_rescues_at_once(services).rescue() == 1
     before = await ledger(services)
 
-    for late in (chunks.inherit(lane), chunks.claim(lane, 1), chunks.take(lane, items, {}), chunks.cancel_rest(lane)):
+    for late in (
+        *(chunks.inherit(lane), chunks.claim(lane, 1), chunks.take(lane, items, {}), chunks.cancel_rest(lane)),
+        *(chunks.take_over(lane), chunks.take_more(lane, 1)),
+    ):
         with pytest.raises(Stopped):
             await late
     with pytest.raises(Stopped):
@@ -201,3 +206,37 @@ async def test_a_lane_claims_no_more_than_it_asks_for_whatever_the_plan(services
     _, claim = await with_its_lane(services, a_foreman(services))
 
     assert len(await services.chunks.claim(claim.job, 4)) == 4
+    assert (await services.chunks.take_more(claim.job, 4)).items == 4
+
+
+async def test_what_is_taken_without_being_measured_is_the_lanes_own_and_its_size_is_written_down(
+    services: Services,
+) -> None:
+    await add_volumes(services, 5, backend="null")
+    job, claim = await with_its_lane(services, a_foreman(services), rings=3)
+
+    taken = await services.chunks.take_more(claim.job, 4)
+
+    held = await items_of(services, job, ItemStatus.CLAIMED)
+    assert (taken.items, len(held)) == (4, 4)
+    assert {task.volume_id for task in taken.tasks} == set(held)
+    assert {(item.lane_id, item.ring, item.from_size, item.to_size) for item in held.values()} == {
+        (claim.job.id, 3, MIB, 2 * MIB)
+    }
+    assert {(await services.volumes.get(volume_id)).state for volume_id in held} == {"expanding"}
+
+
+@pytest.mark.parametrize("policy", [BY_ONE, GrowthPolicy(by=MIB, usage_above=80)], ids=["locked", "claimed"])
+async def test_a_busy_volume_goes_back_into_the_ledger_be_it_measured_or_not(
+    services: Services, policy: GrowthPolicy
+) -> None:
+    (volume_id,) = await add_volumes(services, 1, backend="null")
+    job, claim = await with_its_lane(services, a_foreman(services), policy)
+    await services.volumes.request_expand(volume_id, Growth(to=7 * MIB))
+
+    taken = await services.chunks.take_more(claim.job, 4)
+
+    (item,) = (await items_of(services, job)).values()
+    assert (taken.items, taken.tasks) == (1, [])
+    assert (item.status, item.code, item.busy_since is None) == ("pending", "volume-busy", False)
+    assert (await services.chunks.take_more(claim.job, 4)).items == 0, "it is not due yet"

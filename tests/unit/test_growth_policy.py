@@ -23,6 +23,12 @@ def test_growth_is_rounded_up_to_whole_steps() -> None:
     assert GrowthPolicy(by=3, step=2).decide(10, None) == 14
 
 
+def test_only_a_threshold_has_volumes_measured() -> None:
+    assert not GrowthPolicy(by=1, up_to=MIB).measures
+    assert GrowthPolicy(by=1, usage_above=0).measures
+    assert OwnPolicies().measures
+
+
 def test_the_cap_wins_over_the_step() -> None:
     assert GrowthPolicy(by=MIB, up_to=10 * MIB + 5).decide(10 * MIB, None) == 10 * MIB + 5
 

@@ -104,11 +104,13 @@ def _process(command: list[str], environment: dict[str, str]) -> Iterator[subpro
 
 
 async def at_work(database: Database, processes: Collection[subprocess.Popen[bytes]]) -> None:
-    """Wait until these workers beat."""
+    """Wait until these workers beat, and each has done so since the last of them came: then they know of each other."""
     pids = {process.pid for process in processes}
     while True:
         async with database.transaction() as session:
-            if pids <= set(await session.scalars(text("SELECT pid FROM workers"))):
+            known = text("SELECT pid FROM workers WHERE heartbeat_at > (SELECT max(started_at) FROM workers)")
+            alone = text("SELECT pid FROM workers")
+            if pids <= set(await session.scalars(known if len(pids) > 1 else alone)):
                 return
         await asyncio.sleep(0.05)
 
@@ -116,7 +118,7 @@ async def at_work(database: Database, processes: Collection[subprocess.Popen[byt
 async def fill(database: Database, volumes: int) -> None:
     """Have just so many available volumes of one mebibyte, no jobs, and tables as after a vacuum."""
     async with database.transaction() as session:
-        await session.execute(text("TRUNCATE jobs, job_items, volumes, snapshots CASCADE"))
+        await session.execute(text("TRUNCATE jobs, job_items, volumes, snapshots, workers CASCADE"))
         await session.execute(text("SET LOCAL statement_timeout = 0"))
         await session.execute(
             text(

@@ -55,7 +55,8 @@ async def test_twelve_at_once_are_twelve_over_all_workers(yard: Yard, services: 
     job = await bulk(services, 12)
     await begun(yard.journal, 12)  # nobody comes past the gate, so these are at work at the same time
     yard.gate().unlink()
-    job = await ended(services, job.id)
+    async with services.watcher.watching():
+        job = await ended(services, job.id)
 
     entries = journal.read(yard.journal)
     assert (job.status, job.succeeded) == ("succeeded", 600)
@@ -76,7 +77,8 @@ async def test_one_worker_killed_and_another_stopped_in_the_middle_cost_nothing_
     stopped.send_signal(signal.SIGTERM)
 
     assert await exit_code(stopped) == 0
-    job = await ended(services, job.id)
+    async with services.watcher.watching():
+        job = await ended(services, job.id)
     assert (job.status, job.total, adds_up(job)) == ("succeeded", 5000, True)
     assert await sizes(services) == {("available", 2 * MIB): 5000}
     assert len(taken(yard.journal)) == 5000, "each was taken once; what a dead worker had begun was brought to its end"

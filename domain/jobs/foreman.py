@@ -12,7 +12,7 @@ from uuid import UUID
 from sqlalchemy import true
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.database import IMPATIENTLY, Database
+from domain.database import IMPATIENTLY, Database, was_locked
 from domain.errors import DatabaseUnavailable
 from domain.grouped import Grouped
 from domain.jobs.apart import one_by_one
@@ -91,7 +91,7 @@ class Foreman:
         self._claims = Grouped(self._claim_all, most=_MOST)
         #: Kinds and outcomes apart: so each transaction locks the volumes that it is about at once, in one order.
         self._settlements: defaultdict[tuple[str, type[Outcome]], Grouped[_Ended, bool]] = defaultdict(
-            lambda: Grouped(self._settle_all, most=_MOST)
+            lambda: Grouped(self._settle_together, most=_MOST)
         )
         #: How many workers there were at the last heartbeat, with this one.
         self.workers = 1
@@ -121,6 +121,15 @@ class Foreman:
         if settlement is None:
             return False
         return await self._settlements[job.kind, type(outcome)](_Ended(job, outcome, settlement))
+
+    async def _settle_together(self, ended: Sequence[_Ended]) -> Sequence[bool | Exception]:
+        """Settle many; a PostgreSQL that is away is so for each of them, and they come again together."""
+        try:
+            return await self._settle_all(ended)
+        except DatabaseUnavailable as error:
+            if was_locked(error):
+                raise
+            return [error] * len(ended)
 
     async def _settle_all(self, ended: Sequence[_Ended]) -> Sequence[bool]:
         """Settle attempts at one kind of job that have ended in the same way.

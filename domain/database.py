@@ -35,7 +35,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeEngine
 
@@ -53,9 +53,6 @@ _SERVER_SETTINGS: Final = {
     "statement_timeout": "10000",
     "lock_timeout": "5000",
 }
-
-#: For a transaction of many who would all wait for the one row that somebody has locked.
-IMPATIENTLY: Final = text("SET LOCAL lock_timeout = '200ms'")
 
 #: A connection that has rested for so long may have died unnoticed.
 _RESTED_SECONDS: Final = 1.0
@@ -140,18 +137,18 @@ class Database:
         )
         _look_at_what_has_rested(self._engine)
         self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
-        self._single = async_sessionmaker(self._engine.execution_options(isolation_level="AUTOCOMMIT"))
+        self._single = self._engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @asynccontextmanager
-    async def autocommit(self) -> AsyncIterator[AsyncSession]:
-        """Open a session for one statement, which is a transaction by itself: one round trip instead of three.
+    async def autocommit(self) -> AsyncIterator[AsyncConnection]:
+        """Open a connection for one statement, which is a transaction by itself: one round trip instead of three.
 
         Raises:
             DatabaseUnavailable: as `transaction`.
         """
         with _opened():
-            async with self._single() as session:
-                yield session
+            async with self._single.connect() as connection:
+                yield connection
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:

@@ -17,7 +17,8 @@ from domain.expansion.service import ExpansionService
 from domain.inspection.service import Inspection
 from domain.jobs.foreman import Foreman
 from domain.jobs.kinds import Abandon, Again, Record
-from domain.jobs.model import Job, Worker
+from domain.jobs.model import Worker
+from domain.jobs.orders import WorkOrder
 from domain.jobs.outcomes import Outcome, Payload
 from domain.jobs.queue import JobQueue
 from domain.jobs.retention import Retention
@@ -45,9 +46,9 @@ class Handler:
     """Everything about one kind of job: asking again, the work, its effect, and the way out."""
 
     again: Again
-    do: Callable[[Job, Grant], Awaitable[Outcome]]
+    do: Callable[[WorkOrder, Grant], Awaitable[Outcome]]
     record: Record
-    seal: Callable[[Job, Grant], Awaitable[Payload | None]]
+    seal: Callable[[WorkOrder, Grant], Awaitable[Payload | None]]
     abandon: Abandon
 
 
@@ -82,11 +83,11 @@ def actions(expansion: ExpansionService, snapshots: BulkSnapshotService, backend
     }
 
 
-async def _nothing(_: Job, __: Grant) -> None:
+async def _nothing(_: WorkOrder, __: Grant) -> None:
     """There is nothing on the storage that an earlier attempt of the whole could still change."""
 
 
-async def _in_a_workshop(job: Job, _: Grant) -> Outcome:
+async def _in_a_workshop(job: WorkOrder, _: Grant) -> Outcome:
     raise NotImplementedError(f"{job.kind} is the worker's own work (worker/lanes.py)")
 
 

@@ -1,11 +1,14 @@
 """The servers that tests may ask for: started once, gone at the end, and a fresh database for each test."""
 
-from collections.abc import AsyncIterator, Iterator
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from uuid import uuid4
 
 import pytest
 import redis
+import structlog
 
 from domain.embedded import EmbeddedServers, temporary_data_dir
 from domain.logs import configure_logging
@@ -19,9 +22,22 @@ configure_logging(Settings(_env_file=None))
 
 TEMPLATE = "cistern_template"
 
+#: Has a module say also what is not said at the level of these tests.
+Talkative = Callable[[ModuleType], None]
+
 
 def _database(url: str, name: str) -> str:
     return url.replace("/cistern?", f"/{name}?")
+
+
+@pytest.fixture
+def talkative(monkeypatch: pytest.MonkeyPatch) -> Talkative:
+    def made_so(module: ModuleType) -> None:
+        at_debug = structlog.make_filtering_bound_logger("debug")
+        log = structlog.wrap_logger(logging.getLogger(module.__name__), wrapper_class=at_debug)
+        monkeypatch.setattr(module, "log", log)
+
+    return made_so
 
 
 @pytest.fixture(scope="session")

@@ -5,20 +5,20 @@ stock worker can work beside it on the same queue, and the stock producer can se
 """
 
 import asyncio
+import re
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
 import structlog
 from arq.constants import in_progress_key_prefix, job_key_prefix
-from arq.jobs import SerializationError, deserialize_job_raw
 from arq.utils import timestamp_ms
 from arq.worker import Worker
 
 from domain.jobs.model import Ring
-from domain.jobs.queue import BELL, FUNCTION_NAME, LAST_RING, deserialize
-from domain.jobs.queue import message_id as message_id_of
+from domain.jobs.queue import BELL, FUNCTION_NAME, LAST_RING
 from worker.runner import Runner
 
 #: How long arq keeps a message from others that was delivered here, until the row is claimed. If we die in between it
@@ -45,6 +45,12 @@ if #taken < 2 * wanted then redis.call('DEL', KEYS[2]) end
 return taken
 """
 
+#: A message as we send it, letter by letter: reading it as JSON takes ten times as long.
+_OURS: Final = re.compile(
+    rb'\{"t": null, "f": "%b", "a": \["([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", (0|[1-9][0-9]{0,18})\], '
+    rb'"k": \{\}, "et": [0-9]+\}' % FUNCTION_NAME.encode()
+)
+
 log = structlog.get_logger(__name__)
 
 Message = tuple[bytes, bytes | None]
@@ -64,10 +70,9 @@ class Delivery(Worker):
         room = self._room()
         taken = await self._take(room) if room else []
         for message_id, message in taken:
-            self._start(message_id.decode(), message)
+            self._start(message_id, message)
         if self.allow_abort_jobs:
             await self._cancel_aborted_jobs()
-        self._reap()
         await self.heart_beat()
         if not self.burst and len(taken) < max(room, 1):
             await self._rest()
@@ -92,35 +97,29 @@ class Delivery(Worker):
         found = await take(keys=[self.queue_name, BELL], args=[timestamp_ms(), wanted, patience])
         return list(zip(found[::2], found[1::2], strict=True))
 
-    def _start(self, message_id: str, message: bytes | None) -> None:
+    def _start(self, message_id: bytes, message: bytes | None) -> None:
         """Have the runner answer a ring; whatever is none of ours is arq's own business."""
-        ring = _ring(message_id, message)
-        self.job_counter += 1
-        task = self._runner.start(ring) if ring else self.loop.create_task(self._run_by_arq(message_id))
-        task.add_done_callback(self._count if ring else self._uncount)
-        self.tasks[message_id] = task
+        ring, name = _ring(message_id, message), message_id.decode()
+        task = self._runner.start(ring) if ring else self.loop.create_task(self._run_by_arq(name))
+        task.add_done_callback(partial(self._count if ring else self._forget, name))
+        self.tasks[name] = task
 
     async def _run_by_arq(self, message_id: str) -> None:
         """Have arq do as it does, also with rings that somebody has sent under an id of his own."""
         score = await self.pool.zscore(self.queue_name, message_id)
         await self.run_job(message_id, int(score or timestamp_ms()))
 
-    def _count(self, task: "asyncio.Task[None]") -> None:
+    def _count(self, message_id: str, task: "asyncio.Task[None]") -> None:
         if (error := task.exception()) is None:
             self.jobs_complete += 1
         else:
             self.jobs_failed += 1
             log.error("job.crashed", exc_info=error)
-        self._uncount(task)
+        self._forget(message_id, task)
 
-    def _uncount(self, _: "asyncio.Task[None]") -> None:
-        self.job_counter -= 1
-
-    def _reap(self) -> None:
-        """Forget what has ended."""
-        for message_id, task in list(self.tasks.items()):
-            if task.done():
-                del self.tasks[message_id]
+    def _forget(self, message_id: str, task: "asyncio.Task[None]") -> None:
+        if self.tasks.get(message_id) is task:  # else it came again meanwhile
+            del self.tasks[message_id]
 
     async def _rest(self) -> None:
         """Wait until there is room, or for the bell; not for long, so that nothing depends on it."""
@@ -134,14 +133,9 @@ class Delivery(Worker):
                 await self._runner.room_made.wait()
 
 
-def _ring(message_id: str, message: bytes | None) -> Ring | None:
+def _ring(message_id: bytes, message: bytes | None) -> Ring | None:
     """What a message of our own says; None if it is somebody else's, or one that there cannot be."""
-    if message is None:
+    said = _OURS.fullmatch(message or b"")
+    if said is None or b"%b:%b" % said.groups() != message_id or int(said[2]) > LAST_RING:
         return None
-    try:
-        function, (job_id, number), *_ = deserialize_job_raw(message, deserializer=deserialize)
-        ring = Ring(UUID(job_id), number)
-    except (SerializationError, ValueError, TypeError, AttributeError):
-        return None
-    is_ours = function == FUNCTION_NAME and type(number) is int and number <= LAST_RING
-    return ring if is_ours and message_id_of(ring) == message_id else None
+    return Ring(UUID(said[1].decode()), int(said[2]))

@@ -17,7 +17,7 @@ from domain.background import in_background
 from domain.bulk.chunks import Chunks, Taken
 from domain.bulk.operation import Result, Task
 from domain.errors import CisternError, DatabaseUnavailable
-from domain.jobs.model import Job
+from domain.jobs.orders import WorkOrder
 from domain.jobs.outcomes import Done, Outcome, Yielded
 from domain.storage.driver import Grant
 from worker.sharing import Sharing
@@ -49,7 +49,7 @@ class Lanes:
         #: How large a chunk a lane had come to here; a slice would be over before it had grown again.
         self._limits: dict[UUID, int] = {}
 
-    async def work(self, job: Job, grant: Grant) -> Outcome:
+    async def work(self, job: WorkOrder, grant: Grant) -> Outcome:
         """Work on one slice of a lane, starting with what a predecessor may have left behind.
 
         Raises:
@@ -60,7 +60,7 @@ class Lanes:
         with self._sharing.taking(job) as is_ours:
             return await self._slice(job, grant) if is_ours else Yielded()
 
-    async def _slice(self, job: Job, grant: Grant) -> Outcome:
+    async def _slice(self, job: WorkOrder, grant: Grant) -> Outcome:
         ends = time.monotonic() + _SLICE_SECONDS
         limit = self._limits.pop(job.id, job.params["slots"] * _FIRST_CHUNK)
         taken = await self._chunks.take_over(job)
@@ -85,7 +85,7 @@ class Lanes:
         if len(self._limits) > _REMEMBERED:
             del self._limits[next(iter(self._limits))]
 
-    async def _carry_out(self, job: Job, taken: Taken, grant: Grant, cancelled: asyncio.Event) -> float:
+    async def _carry_out(self, job: WorkOrder, taken: Taken, grant: Grant, cancelled: asyncio.Event) -> float:
         """Work on a chunk and record it. Returns how many seconds the work took, by which the next one is sized.
 
         Not the whole: where statements are slow, smaller chunks would only mean more of them.
@@ -99,7 +99,7 @@ class Lanes:
         return seconds
 
     async def _work_on(
-        self, job: Job, tasks: Sequence[Task], grant: Grant, cancelled: asyncio.Event
+        self, job: WorkOrder, tasks: Sequence[Task], grant: Grant, cancelled: asyncio.Event
     ) -> Sequence[Result]:
         """Work on a chunk's volumes; no failure of one of them stops another. Returns what is still to be recorded.
 
@@ -129,7 +129,7 @@ class Lanes:
                     del results[:so_far]
         return results
 
-    async def _record_early(self, job: Job, results: Sequence[Result]) -> bool:
+    async def _record_early(self, job: WorkOrder, results: Sequence[Result]) -> bool:
         """Record what a chunk has come to so far: it must not wait for a volume over which storage hangs.
 
         Nothing may be raised here, where it would cancel work that is going on; what is in the way will still be so
@@ -145,14 +145,14 @@ class Lanes:
             return False
         return True
 
-    async def _rest(self, job: Job) -> Outcome:
+    async def _rest(self, job: WorkOrder) -> Outcome:
         """Nothing is due: come back when busy volumes are tried again, or end with empty hands."""
         waiting = await self._chunks.next_due(job)
         if await self._chunks.holds_any(job):
             waiting = min(_AGAIN_SECONDS, _AGAIN_SECONDS if waiting is None else waiting)
         return Done({}) if waiting is None else Yielded(waiting)
 
-    async def _give_up(self, job: Job, grant: Grant) -> Outcome:
+    async def _give_up(self, job: WorkOrder, grant: Grant) -> Outcome:
         """Be the last lane: let every volume go as it is found to be, and fail what waits."""
         items = await self._chunks.inherit(job)
         tasks = await self._chunks.take(job, items, {})
@@ -163,7 +163,7 @@ class Lanes:
         return Yielded(_AGAIN_SECONDS) if await self._chunks.holds_any(job) else Done({})
 
     @asynccontextmanager
-    async def _cancellation(self, job: Job) -> AsyncIterator[asyncio.Event]:
+    async def _cancellation(self, job: WorkOrder) -> AsyncIterator[asyncio.Event]:
         """An event that is set as soon as the end of the whole job was asked for."""
         cancelled = asyncio.Event()
         if await self._chunks.is_cancelled(job):
@@ -171,7 +171,7 @@ class Lanes:
         async with in_background(self._look_for_cancellation(job, cancelled)):
             yield cancelled
 
-    async def _look_for_cancellation(self, job: Job, cancelled: asyncio.Event) -> None:
+    async def _look_for_cancellation(self, job: WorkOrder, cancelled: asyncio.Event) -> None:
         while not cancelled.is_set():
             await asyncio.sleep(_LOOK_SECONDS)
             try:
@@ -183,7 +183,7 @@ class Lanes:
                 log.exception("bulk.look_crashed", job_id=str(job.id))  # a lane that is blind must not be deaf too
 
 
-def _in_turn(job: Job, tasks: Sequence[Task]) -> Sequence[Task]:
+def _in_turn(job: WorkOrder, tasks: Sequence[Task]) -> Sequence[Task]:
     """From one end and, in the next attempt, from the other: so all but the volume itself come past one that hangs."""
     return sorted(tasks, key=lambda task: task.volume_id, reverse=job.rings % 2 == 1)
 

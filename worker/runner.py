@@ -6,15 +6,15 @@ handed back only when its storage thread has really stopped.
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import structlog
 
 from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.foreman import Claim, Foreman
-from domain.jobs.model import Job, Ring
+from domain.jobs.model import Ring
+from domain.jobs.orders import WorkOrder
 from domain.jobs.orphans import LAST_CHANCES
 from domain.jobs.outcomes import Cancelled, GaveUp, Interrupted, Outcome, Payload, RetryIn, Superseded, Yielded
 from domain.jobs.queue import JobQueue
@@ -43,11 +43,10 @@ _STOPPED: Final[dict[StopReason, Outcome]] = {
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True)
-class Running:
+class Running(NamedTuple):
     """A job at work in this process, and the leave it works under."""
 
-    job: Job
+    job: WorkOrder
     grant: Grant
 
 
@@ -168,14 +167,14 @@ class Runner:
         run = self.running.get(job_id)
         return run is not None and run.grant.lease.stalled
 
-    async def perform(self, job: Job, grant: Grant) -> Outcome:
+    async def perform(self, job: WorkOrder, grant: Grant) -> Outcome:
         """Do the work, and find out what is to be found out if it comes to nothing."""
         outcome = await self._attempt(job, grant)
         if isinstance(outcome, GaveUp | Cancelled):
             return await self._seal(job, grant, outcome)
         return outcome
 
-    async def settle(self, job: Job, outcome: Outcome) -> None:
+    async def settle(self, job: WorkOrder, outcome: Outcome) -> None:
         """Write the outcome down, however long it takes PostgreSQL to come back; twice is once.
 
         A worker that shuts down does not wait: the lease runs out, and the next attempt finds the work done.
@@ -193,7 +192,7 @@ class Runner:
                 tell("job.settled" if settled else "job.superseded", outcome=type(outcome).__name__, **_reason(outcome))
                 return
 
-    async def _attempt(self, job: Job, grant: Grant) -> Outcome:
+    async def _attempt(self, job: WorkOrder, grant: Grant) -> Outcome:
         if job.cancel_requested_at is not None:
             return Cancelled()
         if job.attempt > job.max_attempts:  # its last one died with its worker; all that is left is to end it
@@ -206,7 +205,7 @@ class Runner:
             log.exception("job.crashed")
             return self._judge(job, CisternError())
 
-    def _judge(self, job: Job, error: CisternError) -> Outcome:
+    def _judge(self, job: WorkOrder, error: CisternError) -> Outcome:
         """Turn a failure into a decision."""
         match error:
             case Stopped(reason=reason):
@@ -220,7 +219,7 @@ class Runner:
             case _:
                 return self._retry_policy.decide(error, attempt=job.attempt, max_attempts=job.max_attempts)
 
-    async def _seal(self, job: Job, grant: Grant, outcome: GaveUp | Cancelled) -> Outcome:
+    async def _seal(self, job: WorkOrder, grant: Grant, outcome: GaveUp | Cancelled) -> Outcome:
         """Shut earlier attempts out and see what is on the storage, before the volume is let go."""
         try:
             found: Payload | None = await self._handlers[job.kind].seal(job, grant)
@@ -256,7 +255,7 @@ class Runner:
             del self.running[run.job.id]
 
 
-def _goes_on(job: Job) -> bool:
+def _goes_on(job: WorkOrder) -> bool:
     """Tell whether this is but the next slice of a lane, one of many, and worth no line of its own."""
     return job.parent_id is not None and job.rings > 0 and job.attempt == 1
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Final
 from uuid import UUID
 
-from domain.jobs.model import Job
+from domain.jobs.orders import WorkOrder
 
 #: Of so many lanes a worker remembers that it has passed them on; most never come back.
 _REMEMBERED: Final = 100
@@ -28,7 +28,7 @@ class Sharing:
         self._passed_on: dict[UUID, int] = {}
 
     @contextmanager
-    def taking(self, lane: Job) -> Iterator[bool]:
+    def taking(self, lane: WorkOrder) -> Iterator[bool]:
         """Count a lane among those at work here as long as the block lasts, and tell whether it should be."""
         self._here[lane.parent_id] += 1
         try:
@@ -37,13 +37,13 @@ class Sharing:
             self._here[lane.parent_id] -= 1
             self._here += Counter()  # forgets the wholes of which nothing is left here
 
-    def _share(self, lane: Job) -> int:
+    def _share(self, lane: WorkOrder) -> int:
         if "lanes" not in lane.params:
             return _ALL  # it is from a version in which lanes did not know of each other
         lanes: int = lane.params["lanes"]
         return math.ceil(lanes / max(self._workers(), 1))
 
-    def _came_back(self, lane: Job) -> bool:
+    def _came_back(self, lane: WorkOrder) -> bool:
         """Tell whether the lane was passed on before, and nobody else has taken it; if not, remember that it is now."""
         if self._passed_on.pop(lane.id, None) == lane.rings - 1:
             return True

@@ -22,7 +22,7 @@ from domain.bulk.operation import Operation, Result, Task, standing
 from domain.bulk.states import FINISHED, Code, ItemStatus
 from domain.database import Database
 from domain.jobs.batches import BatchRepository
-from domain.jobs.model import Job
+from domain.jobs.orders import WorkOrder
 from domain.jobs.queue import JobQueue
 from domain.storage.driver import Grant, Stopped, StopReason
 from domain.volumes.repository import Held, VolumeRepository
@@ -51,11 +51,11 @@ class Chunks:
 
     # --- claim and take ----------------------------------------------------------------------------------
 
-    async def take_over(self, job: Job) -> Taken:
+    async def take_over(self, job: WorkOrder) -> Taken:
         """Take again what an earlier attempt of this lane has left behind."""
         return await self._taken(job, await self.inherit(job))
 
-    async def take_more(self, job: Job, limit: int) -> Taken:
+    async def take_more(self, job: WorkOrder, limit: int) -> Taken:
         """Claim up to ``limit`` items that wait, and take their volumes; at once, if nothing must be measured first."""
         if self._operation(job).measures(job.params):
             return await self._taken(job, await self.claim(job, limit))
@@ -65,25 +65,25 @@ class Chunks:
         await self._announce(lane, counted)
         return Taken(len(items), tasks)
 
-    async def _taken(self, job: Job, items: Sequence[Line]) -> Taken:
+    async def _taken(self, job: WorkOrder, items: Sequence[Line]) -> Taken:
         return Taken(len(items), await self.take(job, items, await self.measure(job, items)) if items else [])
 
-    async def inherit(self, job: Job) -> Sequence[Line]:
+    async def inherit(self, job: WorkOrder) -> Sequence[Line]:
         """Claim again what an earlier attempt of this lane has left behind."""
         async with self._held(job) as (session, lane):
             return await Claims(session, lane).inherit()
 
-    async def claim(self, job: Job, limit: int) -> Sequence[Line]:
+    async def claim(self, job: WorkOrder, limit: int) -> Sequence[Line]:
         """Claim up to ``limit`` items that wait."""
         async with self._held(job) as (session, lane):
             return await Claims(session, lane).claim(limit)
 
-    async def measure(self, job: Job, items: Sequence[Line]) -> dict[UUID, int]:
+    async def measure(self, job: WorkOrder, items: Sequence[Line]) -> dict[UUID, int]:
         """Measure what is to be known about these volumes; what cannot be measured is left out."""
         operation = self._operation(job)
         return await operation.measure(items) if operation.measures(job.params) else {}
 
-    async def take(self, job: Job, items: Sequence[Line], used: Mapping[UUID, int]) -> list[Task]:
+    async def take(self, job: WorkOrder, items: Sequence[Line], used: Mapping[UUID, int]) -> list[Task]:
         """Take the volumes that are to be worked on, and write down what is to be done, under their locks."""
         async with self._held(job) as (session, lane):
             tasks, counted = await self._take(session, lane, items, used)
@@ -111,24 +111,24 @@ class Chunks:
 
     # --- look --------------------------------------------------------------------------------------------
 
-    async def next_due(self, job: Job) -> float | None:
+    async def next_due(self, job: WorkOrder) -> float | None:
         """In how many seconds there is something to claim again; None when nothing waits any more."""
         async with self._database.transaction() as session:
             return await Ledger(session).next_due(_lane(job).job_id)
 
-    async def holds_any(self, job: Job) -> bool:
+    async def holds_any(self, job: WorkOrder) -> bool:
         """Tell whether the lane still has volumes in its hands."""
         async with self._database.transaction() as session:
             return await Ledger(session).holds(_lane(job))
 
-    async def is_cancelled(self, job: Job) -> bool:
+    async def is_cancelled(self, job: WorkOrder) -> bool:
         """Tell whether the end of the whole job was asked for."""
         async with self._database.transaction() as session:
             return await BatchRepository(session).is_cancelled(_lane(job).job_id)
 
     # --- work --------------------------------------------------------------------------------------------
 
-    async def do(self, job: Job, task: Task, grant: Grant) -> Result | None:
+    async def do(self, job: WorkOrder, task: Task, grant: Grant) -> Result | None:
         """Do the work on one volume.
 
         None: it is left as it is, in the lane's hands, because the attempt is to end, or because somebody holds the
@@ -136,7 +136,7 @@ class Chunks:
         """
         return await effort.done(self._operation(job), task, grant)
 
-    async def give_up(self, job: Job, task: Task, grant: Grant) -> Result | None:
+    async def give_up(self, job: WorkOrder, task: Task, grant: Grant) -> Result | None:
         """Find out what other lanes have left of a volume, without trying again."""
         return await effort.given_up(self._operation(job), task, grant)
 
@@ -146,7 +146,7 @@ class Chunks:
 
     # --- record ------------------------------------------------------------------------------------------
 
-    async def record(self, job: Job, results: Sequence[Result]) -> None:
+    async def record(self, job: WorkOrder, results: Sequence[Result]) -> None:
         """Record what became of a chunk: volumes, items and counters, at once, as far as the lane still has them."""
         operation = self._operation(job)
         sizes = {result.entry.volume_id: result.size for result in results}
@@ -158,15 +158,15 @@ class Chunks:
         if log.is_enabled_for(logging.DEBUG):  # asked once, and not for each of a million volumes
             _tell(operation, written, sizes)
 
-    async def cancel_rest(self, job: Job) -> None:
+    async def cancel_rest(self, job: WorkOrder) -> None:
         """Skip everything that still waits, since the job was cancelled."""
         await self._close_rest(job, ItemStatus.SKIPPED, Code.CANCELLED)
 
-    async def fail_rest(self, job: Job) -> None:
+    async def fail_rest(self, job: WorkOrder) -> None:
         """Fail everything that still waits, since no lane has come through."""
         await self._close_rest(job, ItemStatus.FAILED, Code.LANES_LOST)
 
-    async def _close_rest(self, job: Job, status: ItemStatus, code: Code) -> None:
+    async def _close_rest(self, job: WorkOrder, status: ItemStatus, code: Code) -> None:
         closed = CLOSED_AT_ONCE
         while closed == CLOSED_AT_ONCE:
             async with self._held(job) as (session, lane):
@@ -178,7 +178,7 @@ class Chunks:
     # --- what the steps share ----------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _held(self, job: Job) -> AsyncIterator[tuple[AsyncSession, Lane]]:
+    async def _held(self, job: WorkOrder) -> AsyncIterator[tuple[AsyncSession, Lane]]:
         async with self._database.transaction() as session:
             if not await BatchRepository(session).hold(job):
                 raise Stopped(StopReason.LEASE_LOST)
@@ -206,7 +206,7 @@ class Chunks:
         if counted:
             log.info("bulk.ended", job_id=str(lane.job_id))
 
-    def _operation(self, lane: Job | Lane) -> Operation:
+    def _operation(self, lane: WorkOrder | Lane) -> Operation:
         """What this lane's job is for; one from before there were others does not say so."""
         return self._operations[lane.params.get("of", EXPAND)]
 
@@ -235,7 +235,7 @@ def _those(entries: Sequence[Entry], status: ItemStatus) -> list[Entry]:
     return [entry for entry in entries if entry.status is status]
 
 
-def _lane(job: Job) -> Lane:
+def _lane(job: WorkOrder) -> Lane:
     if job.parent_id is None:
         raise RuntimeError(f"{job.kind} {job.id} is part of nothing")
     return Lane(job.parent_id, job.id, job.rings, job.params, job.created_by)

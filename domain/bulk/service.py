@@ -19,6 +19,7 @@ from domain.jobs.apart import one_by_one
 from domain.jobs.batches import BatchRepository
 from domain.jobs.kinds import Finished, GivenUp
 from domain.jobs.model import Job, new_job
+from domain.jobs.orders import WorkOrder
 from domain.jobs.outcomes import Handed
 from domain.jobs.queue import JobQueue
 from domain.jobs.repository import JobRepository
@@ -49,7 +50,7 @@ class BulkService:
 
     # --- planning and handing over -----------------------------------------------------------------------
 
-    async def plan(self, job: Job, grant: Grant) -> Handed:
+    async def plan(self, job: WorkOrder, grant: Grant) -> Handed:
         """Enter the job's volumes into the ledger, if this attempt still has the job when that is done."""
         grant.check()
         async with self._database.transaction() as session:
@@ -128,7 +129,7 @@ class BulkService:
     async def _lose(self, session: AsyncSession, job: Job, was: ItemStatus) -> Sequence[Line]:
         return await Ledger(session).close(job.id, was=was, status=ItemStatus.FAILED, code=Code.LANES_LOST)
 
-    async def _add_lanes(self, session: AsyncSession, job: Job, *, last: bool = False) -> list[Job]:
+    async def _add_lanes(self, session: AsyncSession, job: Job | WorkOrder, *, last: bool = False) -> list[Job]:
         """Share ``max_concurrent`` out among the lanes; the sum of their slots is the whole fleet's.
 
         After too many have failed there is one ``last``, which only finds out what the others have left behind.

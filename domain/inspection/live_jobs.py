@@ -14,6 +14,7 @@ from domain.inspection.rows import CLONE, PAGE
 from domain.jobs.batches import is_forsaken
 from domain.jobs.kinds import Kinds
 from domain.jobs.model import Job
+from domain.jobs.orders import WorkOrder
 from domain.jobs.orphans import OrphanRepository
 from domain.jobs.repository import JobRepository
 from domain.jobs.states import LIVE, JobStatus
@@ -95,7 +96,7 @@ class LiveJobs:
         found.version, found.lease_expires_at = found.version + 1, None
         found.status, found.error, found.finished_at = JobStatus.FAILED, NOT_IN_HAND, func.now()
         await session.flush()
-        await self._kinds[found.kind].abandon(session, [(found, None)])
+        await self._kinds[found.kind].abandon(session, [(WorkOrder.of(found), None)])
 
     async def _page(self, after: UUID | None) -> Sequence[JobState]:
         async with self._database.transaction() as session:

@@ -14,6 +14,7 @@ from sqlalchemy.orm import aliased
 
 from domain.database import from_now
 from domain.jobs.model import Job
+from domain.jobs.orders import WorkOrder
 from domain.jobs.states import LIVE, JobStatus
 
 #: For how long a job is left alone that could not be given new lanes (seconds); others have their turn meanwhile.
@@ -61,7 +62,7 @@ class BatchRepository:
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
-    async def hold(self, lane: Job) -> bool:
+    async def hold(self, lane: WorkOrder) -> bool:
         """Lock a lane's row, if this attempt still has it: what follows is recorded by it or by nobody."""
         asked = {"id": lane.id, "ring": lane.rings, "worker_id": lane.worker_id}
         return await self._session.scalar(_HOLD, asked) is not None

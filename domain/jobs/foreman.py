@@ -12,13 +12,14 @@ from uuid import UUID
 from sqlalchemy import true
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.database import IMPATIENTLY, Database, was_locked
+from domain.database import Database, was_locked
 from domain.errors import DatabaseUnavailable
 from domain.grouped import Grouped
 from domain.jobs.apart import one_by_one
 from domain.jobs.kinds import Kinds
 from domain.jobs.leases import LeaseRepository, Progress, Renewal, Settlement
 from domain.jobs.model import Job, Ring, Worker
+from domain.jobs.orders import WorkOrder
 from domain.jobs.orphans import OrphanRepository, is_calm
 from domain.jobs.outcomes import Cancelled, Done, GaveUp, Handed, Interrupted, Outcome, RetryIn, Superseded, Yielded
 from domain.jobs.queue import JobQueue
@@ -27,20 +28,20 @@ from domain.jobs.signals import CounterName, SignalRepository, Tally
 from domain.jobs.states import JobStatus
 
 _PAGE: Final = 500
-#: So many jobs are claimed or settled by one statement: not all that are at work at once, so that some go on in here
-#: while PostgreSQL is busy with others.
-_MOST: Final = 50
+#: So many jobs are claimed or settled by one statement.
+_MOST: Final = 100
+#: For how many seconds many wait for a row that somebody has locked; then each goes alone, and only one waits.
+_PATIENCE: Final = 0.2
 #: So many pages in one round, for the others wait meanwhile.
 _PAGES: Final = 20
 _WORKER_MEMORY: Final = 3600.0
 NOTHING_COPIED: Final[Mapping[UUID, Progress]] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """A job that is this worker's until ``deadline``, in seconds of this process's monotonic clock."""
 
-    job: Job
+    job: WorkOrder
     deadline: float
 
 
@@ -59,7 +60,7 @@ class Renewed:
 class _Ended(NamedTuple):
     """An attempt that has ended, and what is written into its row."""
 
-    job: Job
+    job: WorkOrder
     outcome: Outcome
     settlement: Settlement
 
@@ -103,8 +104,8 @@ class Foreman:
     async def _claim_all(self, rings: Sequence[Ring]) -> Sequence[Claim | Exception | None]:
         deadline = self._deadline()
         try:
-            async with self._database.autocommit() as session:
-                jobs = await LeaseRepository(session).claim(
+            async with self._database.autocommit() as connection:
+                jobs = await LeaseRepository(connection).claim(
                     rings, worker_id=self._worker.id, kinds=tuple(self._kinds), lease=self._lease
                 )
         except DatabaseUnavailable as error:  # it is away for each of them
@@ -112,7 +113,7 @@ class Foreman:
         claims = {job.ring: Claim(job, deadline) for job in jobs}
         return [claims.pop(ring, None) for ring in rings]  # one that was delivered twice is claimed once
 
-    async def settle(self, job: Job, outcome: Outcome) -> bool:
+    async def settle(self, job: WorkOrder, outcome: Outcome) -> bool:
         """Write down how an attempt ended, and its effect, in one transaction. False: it was no longer ours to end.
 
         Safe to repeat when the answer to the COMMIT was lost.
@@ -132,14 +133,13 @@ class Foreman:
             return [error] * len(ended)
 
     async def _settle_all(self, ended: Sequence[_Ended]) -> Sequence[bool]:
-        """Settle attempts at one kind of job that have ended in the same way.
-
-        Many do not wait for a row that somebody has locked: then each of them goes alone, and only one waits.
-        """
+        """Settle attempts at one kind of job that have ended in the same way."""
         async with self._database.transaction() as session:
-            if len(ended) > 1:
-                await session.execute(IMPATIENTLY)
-            ours = await LeaseRepository(session).settle([end.settlement for end in ended], worker_id=self._worker.id)
+            ours = await LeaseRepository(session).settle(
+                [end.settlement for end in ended],
+                worker_id=self._worker.id,
+                patience=_PATIENCE if len(ended) > 1 else None,
+            )
             settled = [end for end in ended if end.job.id in ours]
             if settled:
                 await self._conclude(session, settled)
@@ -219,7 +219,7 @@ class Foreman:
     async def _bury(self, session: AsyncSession, job_id: UUID) -> Job | None:
         job = await OrphanRepository(session).bury(job_id)
         if job is not None:
-            await self._kinds[job.kind].abandon(session, [(job, None)])
+            await self._kinds[job.kind].abandon(session, [(WorkOrder.of(job), None)])
         return job
 
     async def ring_due(self) -> int:
@@ -256,7 +256,7 @@ async def _put_off(session: AsyncSession, job_id: UUID) -> None:
     await OrphanRepository(session).put_off(job_id)
 
 
-def _settlement(job: Job, outcome: Outcome) -> Settlement | None:
+def _settlement(job: WorkOrder, outcome: Outcome) -> Settlement | None:
     match outcome:
         case Done(result, copied):
             return Settlement(job.id, job.rings, JobStatus.SUCCEEDED, result=result, copied=copied)

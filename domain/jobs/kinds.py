@@ -6,12 +6,13 @@ from typing import Protocol
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.jobs.model import Job
+from domain.jobs.orders import WorkOrder
 from domain.jobs.outcomes import Payload
 
 #: Jobs that are done, each with its result.
-Finished = Sequence[tuple[Job, Payload]]
+Finished = Sequence[tuple[WorkOrder, Payload]]
 #: Jobs that were given up, each with what was found on the storage.
-GivenUp = Sequence[tuple[Job, Payload | None]]
+GivenUp = Sequence[tuple[WorkOrder, Payload | None]]
 
 Again = Callable[[AsyncSession, Job], Awaitable[Job]]
 Record = Callable[[AsyncSession, Finished], Awaitable[None]]

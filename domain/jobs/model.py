@@ -106,11 +106,6 @@ class Job(Entity):
         return Ring(self.id, self.rings)
 
     @property
-    def fence(self) -> tuple[int, int]:
-        """The order of this attempt among all that ever touched the same thing: its version, then the ring."""
-        return self.params["fence"], self.rings
-
-    @property
     def ended(self) -> bool:
         """Whether the job has reached one of its last states."""
         return self.status in ENDED

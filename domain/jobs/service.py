@@ -13,6 +13,7 @@ from domain.jobs.acceptance import NOBODY, Origin, accepting
 from domain.jobs.batches import BatchRepository
 from domain.jobs.kinds import Kinds
 from domain.jobs.model import Job
+from domain.jobs.orders import WorkOrder
 from domain.jobs.queue import JobQueue
 from domain.jobs.repository import JobFilter, JobRepository
 from domain.jobs.states import RETRYABLE, JobStatus
@@ -77,7 +78,7 @@ class JobService:
             if job.status is JobStatus.QUEUED and job.started_at is None and job.kind in self._kinds:
                 job.status = JobStatus.CANCELLED
                 job.finished_at = func.now()
-                await self._kinds[job.kind].abandon(session, [(job, None)])
+                await self._kinds[job.kind].abandon(session, [(WorkOrder.of(job), None)])
             elif job.status is JobStatus.QUEUED:
                 # It was at work before and may have left traces: a worker finds out, at once instead of at run_at.
                 job.run_at = job.rung_at = func.now()

@@ -11,6 +11,7 @@ from domain.errors import Invalid, UnknownBackend
 from domain.jobs.acceptance import NOBODY, Origin, accepting
 from domain.jobs.kinds import Finished, GivenUp
 from domain.jobs.model import Job, again
+from domain.jobs.orders import WorkOrder
 from domain.jobs.outcomes import Done
 from domain.jobs.repository import JobRepository
 from domain.snapshots.jobs import SnapshotJobs, require_both, result, snapshot_of, volume_of, volumes
@@ -49,7 +50,7 @@ class Cloning(SnapshotJobs):
         clone = await VolumeRepository(session).take(volume_of(ended), VolumeState.CREATING, job_id)
         return await self._begin_clone(session, snapshot_of(ended), clone, job_id, **again(ended))
 
-    async def clone(self, job: Job, grant: Grant) -> Done:
+    async def clone(self, job: WorkOrder, grant: Grant) -> Done:
         """Make the new volume on the snapshot's backend."""
         driver, source_id, snapshot_id = self._storage(job)
         size = await driver.clone_snapshot(source_id, snapshot_id, volume_of(job), job.params["size"], grant)

@@ -11,6 +11,7 @@ from uuid import UUID
 from domain.database import Database
 from domain.jobs.kinds import Finished, GivenUp
 from domain.jobs.model import Job, new_job
+from domain.jobs.orders import WorkOrder
 from domain.jobs.outcomes import Payload
 from domain.jobs.queue import JobQueue
 from domain.snapshots.model import Snapshot
@@ -29,12 +30,12 @@ class SnapshotJobs:
         self._backends = backends
         self._max_attempts = max_attempts
 
-    async def seal_snapshot(self, job: Job, grant: Grant) -> Payload:
+    async def seal_snapshot(self, job: WorkOrder, grant: Grant) -> Payload:
         """Shut earlier attempts to take or delete a snapshot out for good, and report what they left there."""
         driver, volume_id, snapshot_id = self._storage(job)
         return _found(job, await driver.seal_snapshot(volume_id, snapshot_id, grant))
 
-    async def seal_volume(self, job: Job, grant: Grant) -> Payload:
+    async def seal_volume(self, job: WorkOrder, grant: Grant) -> Payload:
         """Shut earlier attempts to restore or make a volume out for good, and report what they left there."""
         driver, _, _ = self._storage(job)
         return _found(job, await driver.seal(volume_of(job), grant))
@@ -53,36 +54,36 @@ class SnapshotJobs:
         await self._queue.ring([job.ring])
         return job
 
-    def _storage(self, job: Job) -> tuple[StorageDriver, UUID, UUID]:
+    def _storage(self, job: WorkOrder) -> tuple[StorageDriver, UUID, UUID]:
         """Reach the backend, and say which snapshot of which volume the job is about."""
         return self._backends.reach(job.backend or ""), source_of(job), snapshot_of(job)
 
 
-def volume_of(job: Job) -> UUID:
+def volume_of(job: Job | WorkOrder) -> UUID:
     """Name the volume that the job has in its hands."""
     if job.volume_id is None:
         raise RuntimeError(f"{job.kind} {job.id} names no volume")
     return job.volume_id
 
 
-def snapshot_of(job: Job) -> UUID:
+def snapshot_of(job: Job | WorkOrder) -> UUID:
     """Name the snapshot that the job is about."""
     if job.snapshot_id is None:
         raise RuntimeError(f"{job.kind} {job.id} names no snapshot")
     return job.snapshot_id
 
 
-def source_of(job: Job) -> UUID:
+def source_of(job: Job | WorkOrder) -> UUID:
     """Name the volume that the snapshot is one of."""
     return UUID(job.params["of_volume"]) if "of_volume" in job.params else volume_of(job)
 
 
-def result(job: Job, size: int | None) -> Payload:
+def result(job: WorkOrder, size: int | None) -> Payload:
     """Tell what was made; a backend that knows no sizes (None) has made what the job asked for."""
     return _found(job, job.params.get("size") if size is None else size)
 
 
-def _found(job: Job, size: int | None) -> Payload:
+def _found(job: WorkOrder, size: int | None) -> Payload:
     names = {"snapshot_id": str(snapshot_of(job)), "volume_id": str(job.volume_id or source_of(job))}
     return names | ({} if size is None else {"size": size})
 

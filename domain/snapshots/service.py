@@ -12,6 +12,7 @@ from uuid_utils.compat import uuid7
 from domain.jobs.acceptance import NOBODY, Origin, accepting
 from domain.jobs.kinds import Finished, GivenUp
 from domain.jobs.model import Job, again
+from domain.jobs.orders import WorkOrder
 from domain.jobs.outcomes import Done
 from domain.jobs.repository import JobRepository
 from domain.paging import Page, PageRequest
@@ -77,7 +78,7 @@ class SnapshotService(Cloning, Keeping):
         snapshot.size = volume.size
         return await JobRepository(session).add(self._take_job(volume, snapshot, job_id, **again(ended)))
 
-    async def take(self, job: Job, grant: Grant) -> Done:
+    async def take(self, job: WorkOrder, grant: Grant) -> Done:
         """Keep the volume's bytes on its backend."""
         driver, volume_id, snapshot_id = self._storage(job)
         if job.retry_of is not None:
@@ -116,7 +117,7 @@ class SnapshotService(Cloning, Keeping):
         """Try once more to restore a volume."""
         return await self._begin_restore(session, snapshot_of(ended), **again(ended))
 
-    async def restore(self, job: Job, grant: Grant) -> Done:
+    async def restore(self, job: WorkOrder, grant: Grant) -> Done:
         """Give the volume the snapshot's bytes on its backend."""
         driver, volume_id, snapshot_id = self._storage(job)
         size = await driver.restore_snapshot(volume_id, snapshot_id, grant)
@@ -151,7 +152,7 @@ class SnapshotService(Cloning, Keeping):
         """Try once more to delete a snapshot."""
         return await self._begin_delete(session, snapshot_of(ended), **again(ended))
 
-    async def delete(self, job: Job, grant: Grant) -> Done:
+    async def delete(self, job: WorkOrder, grant: Grant) -> Done:
         """Remove the snapshot from its backend."""
         driver, volume_id, snapshot_id = self._storage(job)
         await driver.delete_snapshot(volume_id, snapshot_id, grant)

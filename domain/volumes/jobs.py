@@ -6,6 +6,7 @@ from uuid import UUID
 
 from domain.jobs.kinds import Finished, GivenUp
 from domain.jobs.model import Job, new_job
+from domain.jobs.orders import WorkOrder
 from domain.jobs.outcomes import Payload
 from domain.volumes.model import Volume
 from domain.volumes.repository import Ending, Held, require_held
@@ -24,14 +25,14 @@ def job_on(volume: Volume | Held, kind: str, params: Payload, *, max_attempts: i
     )
 
 
-def volume_of(job: Job) -> UUID:
+def volume_of(job: Job | WorkOrder) -> UUID:
     """Which volume a job has."""
     if job.volume_id is None:
         raise RuntimeError(f"{job.kind} {job.id} names no volume")
     return job.volume_id
 
 
-def result_of(job: Job, size: int | None) -> Payload:
+def result_of(job: WorkOrder, size: int | None) -> Payload:
     """What the job shows, and what its effect is recorded from. ``size`` in bytes."""
     return {"volume_id": str(job.volume_id)} | ({} if size is None else {"size": size})
 

@@ -18,6 +18,7 @@ from domain.errors import Invalid, UnknownBackend
 from domain.jobs.acceptance import NOBODY, Origin, accepting, say_accepted
 from domain.jobs.kinds import Finished, GivenUp
 from domain.jobs.model import Job, again
+from domain.jobs.orders import WorkOrder
 from domain.jobs.outcomes import Done, Payload
 from domain.jobs.queue import JobQueue
 from domain.jobs.repository import JobRepository
@@ -155,7 +156,7 @@ class VolumeService:
         volume = await VolumeRepository(session).take(volume_of(ended), VolumeState.CREATING, uuid7())
         return await self._add_retry(session, ended, volume, {"size": ended.params["size"]})
 
-    async def create(self, job: Job, grant: Grant) -> Done:
+    async def create(self, job: WorkOrder, grant: Grant) -> Done:
         """Make the volume on its backend."""
         driver, volume_id = self._storage(job)
         return Done(result_of(job, await driver.create(volume_id, job.params["size"], grant)))
@@ -192,7 +193,7 @@ class VolumeService:
         to_size = Growth(to=ended.params["to_size"]).target(volume.size)
         return await self._add_retry(session, ended, volume, {"to_size": to_size})
 
-    async def expand(self, job: Job, grant: Grant) -> Done:
+    async def expand(self, job: WorkOrder, grant: Grant) -> Done:
         """Grow the volume on its backend to the size that the job names."""
         driver, volume_id = self._storage(job)
         return Done(result_of(job, await driver.expand(volume_id, job.params["to_size"], grant)))
@@ -228,7 +229,7 @@ class VolumeService:
         await self._refuse_delete(session, volume.id)
         return await self._add_retry(session, ended, volume, {})
 
-    async def delete(self, job: Job, grant: Grant) -> Done:
+    async def delete(self, job: WorkOrder, grant: Grant) -> Done:
         """Remove the volume from its backend."""
         driver, volume_id = self._storage(job)
         await driver.delete(volume_id, grant)
@@ -244,7 +245,7 @@ class VolumeService:
 
     # --- what the use cases share ------------------------------------------------------------------------
 
-    async def seal(self, job: Job, grant: Grant) -> Payload:
+    async def seal(self, job: WorkOrder, grant: Grant) -> Payload:
         """Shut earlier attempts out of the storage for good, and report what they left there."""
         driver, volume_id = self._storage(job)
         return result_of(job, await driver.seal(volume_id, grant))
@@ -273,5 +274,5 @@ class VolumeService:
         await self._queue.ring([job.ring])
         return job
 
-    def _storage(self, job: Job) -> tuple[StorageDriver, UUID]:
+    def _storage(self, job: WorkOrder) -> tuple[StorageDriver, UUID]:
         return self._backends.reach(job.backend or ""), volume_of(job)

@@ -9,13 +9,14 @@ from time import monotonic
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from domain.database import Database
 from domain.errors import DatabaseUnavailable
 from domain.grouped import Answer, Grouped, Item
 from domain.jobs.foreman import Foreman
-from domain.jobs.model import Job, Ring
+from domain.jobs.model import Ring
+from domain.jobs.orders import WorkOrder
 from domain.jobs.outcomes import Outcome
 from domain.jobs.queue import JobQueue
 from domain.services import Services
@@ -37,9 +38,9 @@ class Fragile(Database):
     next_accident: Accident | None = None
 
     @asynccontextmanager
-    async def autocommit(self) -> AsyncIterator[AsyncSession]:
+    async def autocommit(self) -> AsyncIterator[AsyncConnection]:
         async with self.transaction() as session:
-            yield session
+            yield await session.connection()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
@@ -191,7 +192,7 @@ def overhear(foreman: Foreman) -> Foreman:
     foreman._settlements = defaultdict(lambda: Alone(foreman._settle_all, most=1))
     settle = foreman.settle
 
-    async def overheard(job: Job, outcome: Outcome) -> bool:
+    async def overheard(job: WorkOrder, outcome: Outcome) -> bool:
         puppet = present()
         if puppet is not None:
             puppet.outcome = outcome

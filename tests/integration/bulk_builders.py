@@ -12,6 +12,7 @@ from domain.bulk.states import ItemStatus
 from domain.expansion.policy import BulkExpansion, GrowthPolicy, Policy
 from domain.jobs.foreman import Claim, Foreman
 from domain.jobs.model import Job, Worker
+from domain.jobs.orders import WorkOrder
 from domain.jobs.outcomes import Handed
 from domain.services import Services
 from domain.storage.driver import Fence, Grant
@@ -25,7 +26,7 @@ def a_foreman(services: Services) -> Foreman:
     return services.foreman(Worker(id=uuid7(), host="here", pid=1))
 
 
-async def planned(services: Services, foreman: Foreman, wanted: BulkExpansion) -> Job:
+async def planned(services: Services, foreman: Foreman, wanted: BulkExpansion) -> WorkOrder:
     """A bulk job, claimed and planned but not handed over."""
     job = await services.expansion.request_expand(wanted)
     claim = await foreman.claim(job.ring)
@@ -34,7 +35,7 @@ async def planned(services: Services, foreman: Foreman, wanted: BulkExpansion) -
     return claim.job
 
 
-async def lanes_of(services: Services, job: Job) -> list[UUID]:
+async def lanes_of(services: Services, job: Job | WorkOrder) -> list[UUID]:
     async with services.database.transaction() as session:
         rows = await session.execute(text("SELECT id FROM jobs WHERE parent_id = :id"), {"id": job.id})
         return [row.id for row in rows]
@@ -44,13 +45,13 @@ async def with_its_lane(
     services: Services, foreman: Foreman, policy: Policy = BY_ONE, *, rings: int = 0
 ) -> tuple[Job, Claim]:
     """A bulk job whose only lane has been rung ``rings`` times and is at work now."""
-    job = await planned(services, foreman, BulkExpansion(policy, max_concurrent=1))
-    await foreman.settle(job, Handed({}))
-    (lane_id,) = await lanes_of(services, job)
+    order = await planned(services, foreman, BulkExpansion(policy, max_concurrent=1))
+    await foreman.settle(order, Handed({}))
+    (lane_id,) = await lanes_of(services, order)
     await sql(services, "UPDATE jobs SET rings = :rings WHERE id = :id", rings=rings, id=lane_id)
     claim = await foreman.claim((await services.jobs.get(lane_id)).ring)
     assert claim is not None
-    return job, claim
+    return await services.jobs.get(order.id), claim
 
 
 async def kill_lanes(services: Services, job: Job) -> None:

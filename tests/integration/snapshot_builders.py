@@ -9,6 +9,7 @@ from uuid_utils.compat import uuid7
 
 from domain.jobs.foreman import Foreman
 from domain.jobs.model import Job
+from domain.jobs.orders import WorkOrder
 from domain.jobs.outcomes import Done, GaveUp, Outcome, Payload
 from domain.paging import PageRequest
 from domain.services import Services
@@ -70,7 +71,7 @@ async def carried_out(services: Services, job: Job) -> Job:
     return await row(services, job.id)
 
 
-async def attempted(services: Services, own: Job) -> Outcome:
+async def attempted(services: Services, own: WorkOrder) -> Outcome:
     """Do the storage work of a job, and nothing more."""
     return await services.handlers[own.kind].do(own, Grant(own.id, Fence(*own.fence), math.inf))
 
@@ -82,7 +83,7 @@ async def given_up(services: Services, job: Job, found: Payload | None = None) -
     return await row(services, job.id)
 
 
-async def claimed(services: Services, job: Job) -> tuple[Foreman, Job]:
+async def claimed(services: Services, job: Job) -> tuple[Foreman, WorkOrder]:
     """Have another worker claim a job."""
     foreman = a_foreman(services)
     claim = await foreman.claim((await row(services, job.id)).ring)
@@ -97,7 +98,7 @@ async def done(services: Services, job: Job) -> Job:
     return job
 
 
-def copied(own: Job, size: int | None) -> Done:
+def copied(own: WorkOrder, size: int | None) -> Done:
     """What an attempt reports that has copied ``size`` bytes."""
     return Done({"snapshot_id": str(own.snapshot_id), "volume_id": str(own.volume_id)}, copied=size)
 

@@ -9,6 +9,7 @@ from sqlalchemy import text
 
 from domain.jobs.foreman import Claim, Foreman
 from domain.jobs.model import Job, Ring
+from domain.jobs.orders import WorkOrder
 from domain.jobs.outcomes import Done
 from domain.services import Services
 from tests.integration.job_builders import MIB, a_foreman, a_queued_expand, queued_jobs, row, sql
@@ -23,7 +24,7 @@ async def claimed(foreman: Foreman, jobs: list[Job]) -> list[Claim]:
     return [claim for claim in claims if claim is not None]
 
 
-def done(job: Job) -> Done:
+def done(job: WorkOrder) -> Done:
     return Done({"volume_id": str(job.volume_id), "size": 2 * MIB})
 
 

@@ -13,6 +13,7 @@ from sqlalchemy import Row
 
 from domain.bulk.operation import Task
 from domain.jobs.model import Job
+from domain.jobs.orders import WorkOrder
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.snapshots.policy import BulkSnapshot
@@ -43,7 +44,7 @@ async def job(services: Services) -> Job:
     return await carried_out(services, await services.bulk_snapshots.request_snapshots(WANTED))
 
 
-async def its_lane(services: Services, job: Job, *, rings: int = 0) -> Job:
+async def its_lane(services: Services, job: Job, *, rings: int = 0) -> WorkOrder:
     """The lane of a job, rung ``rings`` times, at work now."""
     query = "SELECT id FROM jobs WHERE parent_id = :id AND status = 'queued'"
     ((lane_id,),) = await sql(services, query, id=job.id)
@@ -52,11 +53,11 @@ async def its_lane(services: Services, job: Job, *, rings: int = 0) -> Job:
     return lane
 
 
-async def taken(services: Services, lane: Job) -> list[Task]:
+async def taken(services: Services, lane: WorkOrder) -> list[Task]:
     return await services.chunks.take(lane, await services.chunks.claim(lane, 10), {})
 
 
-async def do(services: Services, lane: Job, tasks: Sequence[Task]) -> None:
+async def do(services: Services, lane: WorkOrder, tasks: Sequence[Task]) -> None:
     """Do the storage work, and die before it is recorded."""
     for task in tasks:
         grant = Grant(lane.id, Fence(*lane.fence), math.inf)

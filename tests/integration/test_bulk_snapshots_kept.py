@@ -11,6 +11,7 @@ import pytest
 
 from domain.bulk.operation import Result
 from domain.jobs.model import Job
+from domain.jobs.orders import WorkOrder
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.snapshots import repository
@@ -186,7 +187,7 @@ async def test_what_a_retry_makes_is_the_schedules_own(services: Services, worki
     assert await names(services, volume_id) == ["nightly-20260103T020000000Z"]
 
 
-async def done_but_not_recorded(services: Services, job: Job) -> tuple[Job, list[Result]]:
+async def done_but_not_recorded(services: Services, job: Job) -> tuple[WorkOrder, list[Result]]:
     """A lane that has taken all snapshots of a job, and what it has to record."""
     job, chunks = await carried_out(services, job), services.chunks
     lane_id = (await sql(services, "SELECT id FROM jobs WHERE parent_id = :id LIMIT 1", id=job.id))[0].id

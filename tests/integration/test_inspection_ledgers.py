@@ -7,6 +7,7 @@ import pytest
 
 from domain.expansion.policy import BulkExpansion, GrowthPolicy
 from domain.jobs.model import Job
+from domain.jobs.orders import WorkOrder
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.storage.driver import Fence
@@ -38,7 +39,7 @@ async def a_lane(services: Services) -> Job:
     return await row(services, lane_id)
 
 
-async def taken(services: Services) -> tuple[Job, list[UUID]]:
+async def taken(services: Services) -> tuple[WorkOrder, list[UUID]]:
     """Have the lane claim everything and take the volumes; returns it at work."""
     _, lane = await claimed(services, await a_lane(services))
     items = await services.chunks.claim(lane, 10)

@@ -12,6 +12,7 @@ from domain.expansion.policy import BulkExpansion, GrowthPolicy
 from domain.jobs import foreman as foreman_module
 from domain.jobs.kinds import GivenUp
 from domain.jobs.model import Job
+from domain.jobs.orders import WorkOrder
 from domain.jobs.orphans import LAST_CHANCES
 from domain.jobs.outcomes import Handed
 from domain.services import Services
@@ -24,7 +25,7 @@ from tests.integration.test_rescue import at_work
 HOPELESS = f"attempt = max_attempts + {LAST_CHANCES}"
 
 
-async def orphans(services: Services, count: int) -> list[Job]:
+async def orphans(services: Services, count: int) -> list[WorkOrder]:
     """Orphans without hope, longest orphaned first."""
     jobs = [await at_work(services, a_foreman(services)) for _ in range(count)]
     for number, job in enumerate(jobs):

@@ -5,7 +5,7 @@ import asyncio
 from sqlalchemy import text
 
 from domain.jobs.foreman import Foreman
-from domain.jobs.model import Job
+from domain.jobs.orders import WorkOrder
 from domain.jobs.orphans import LAST_CHANCES
 from domain.jobs.repository import JobRepository
 from domain.jobs.retry import WORKER_LOST
@@ -23,7 +23,7 @@ from tests.integration.job_builders import (
 )
 
 
-async def at_work(services: Services, foreman: Foreman) -> Job:
+async def at_work(services: Services, foreman: Foreman) -> WorkOrder:
     claim = await foreman.claim((await a_queued_expand(services)).ring)
     assert claim is not None
     return claim.job

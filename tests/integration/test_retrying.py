@@ -7,6 +7,7 @@ import pytest
 
 from domain.errors import JobNotFound, JobNotRetryable, ShrinkRefused, VolumeBusy, VolumeNotFound, VolumeUnusable
 from domain.jobs.model import Job
+from domain.jobs.orders import WorkOrder
 from domain.jobs.outcomes import Done, GaveUp
 from domain.services import Services
 from domain.volumes.growth import Growth
@@ -52,8 +53,9 @@ async def test_a_retry_is_rung(services: Services) -> None:
 
 async def test_a_retry_has_a_higher_fence_than_anything_before(services: Services) -> None:
     old = await failed(services, await a_queued_expand(services))
+    new = await services.jobs.retry(old.id)
 
-    assert (await services.jobs.retry(old.id)).fence > old.fence
+    assert WorkOrder.of(new).fence > WorkOrder.of(old).fence
 
 
 async def test_of_many_who_retry_at_once_one_does(services: Services) -> None:

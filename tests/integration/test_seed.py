@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 import api.pagination
 from api.dependencies import _volumes
+from domain.bulk import chunks as chunks_module
 from domain.database import Database
 from domain.expansion.policy import BulkExpansion, GrowthPolicy
 from domain.jobs.acceptance import NOBODY
@@ -33,6 +34,7 @@ from domain.volumes.repository import VolumeFilter, VolumeRepository
 from domain.volumes.service import NewVolume, VolumeService
 from tests.acceptance import journal
 from tests.bulk import MIB, add_volumes, ended, most_at_once
+from tests.conftest import Talkative
 from tests.integration.conftest import Working
 from tests.over_http import client_of
 from tests.unit.fakes import FakeServices, volume_row
@@ -244,9 +246,9 @@ async def test_the_route_takes_max_concurrent_and_the_logs_show_it_and_each_volu
     client: httpx.AsyncClient,
     seed_settings: Settings,
     working: Working,
-    caplog: pytest.LogCaptureFixture,
+    talkative: Talkative,
 ) -> None:
-    caplog.set_level("DEBUG", "domain.bulk.chunks")  # what is not shown is not even said
+    talkative(chunks_module)  # what is not shown is not even said
     volumes = await add_volumes(services, 12, backend="null")
     with structlog.testing.capture_logs() as logs:
         async with working(seed_settings):

@@ -8,7 +8,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.jobs.foreman import Foreman
 from domain.jobs.leases import LeaseRepository, Settlement
-from domain.jobs.model import Job, Ring
+from domain.jobs.model import Ring
+from domain.jobs.orders import WorkOrder
 from domain.jobs.outcomes import Cancelled, Done, GaveUp, Interrupted, Outcome, RetryIn, Superseded
 from domain.jobs.states import JobStatus
 from domain.services import Services
@@ -27,7 +28,7 @@ from tests.integration.job_builders import (
 ERROR = {"code": "storage-full", "detail": "Full."}
 
 
-async def an_expand_at_work(services: Services) -> tuple[Foreman, Job]:
+async def an_expand_at_work(services: Services) -> tuple[Foreman, WorkOrder]:
     """Have an expansion from 1 to 2 MiB at work in a worker."""
     foreman = a_foreman(services)
     claim = await foreman.claim((await a_queued_expand(services)).ring)
@@ -35,7 +36,7 @@ async def an_expand_at_work(services: Services) -> tuple[Foreman, Job]:
     return foreman, claim.job
 
 
-def grown(job: Job) -> Done:
+def grown(job: WorkOrder) -> Done:
     return Done({"volume_id": str(job.volume_id), "size": 2 * MIB})
 
 
@@ -211,12 +212,12 @@ async def test_many_attempts_end_in_one_statement(services: Services) -> None:
 
 async def test_each_change_of_a_job_raises_its_version(services: Services) -> None:
     foreman, job = await an_expand_at_work(services)
-    versions = [job.version]
+    versions = [(await row(services, job.id)).version]
     await foreman.settle(job, RetryIn(0, ERROR))
     versions.append((await row(services, job.id)).version)
     claim = await foreman.claim((await row(services, job.id)).ring)
     assert claim is not None
-    versions.append(claim.job.version)
+    versions.append((await row(services, job.id)).version)
     await foreman.settle(claim.job, grown(job))
     versions.append((await row(services, job.id)).version)
 

@@ -15,7 +15,7 @@ from domain.bulk.ledger import Entry
 from domain.bulk.operation import Operation, Result, Task
 from domain.bulk.states import Code, ItemStatus
 from domain.database import Database
-from domain.jobs.model import Job
+from domain.jobs.orders import WorkOrder
 from domain.jobs.queue import JobQueue
 from domain.snapshots.keeping import Keeping
 from domain.snapshots.snapshotting import Snapshotting
@@ -56,8 +56,9 @@ class Shaky:
         return self._left
 
 
-def a_lane(**params: Any) -> Job:
-    return a_job("bulk.lane", params={"of": SNAPSHOT, "slots": 1, "last": False, "fence": 0} | params)
+def a_lane(**params: Any) -> WorkOrder:
+    params = {"of": SNAPSHOT, "slots": 1, "last": False, "fence": 0} | params
+    return WorkOrder.of(a_job("bulk.lane", params=params))
 
 
 def a_task(*, begun: bool = False) -> Task:
@@ -157,5 +158,6 @@ async def test_the_last_lane_only_looks() -> None:
 def test_a_lane_from_before_there_were_others_is_one_of_an_expansion() -> None:
     growing = cast("Operation", object())
     chunks = Chunks(cast("Database", None), cast("JobQueue", None), {EXPAND: growing}, patience=1)
+    lane = a_job("bulk.lane", params={"policy": {}, "slots": 1, "last": False})
 
-    assert chunks._operation(a_job("bulk.lane", params={"policy": {}, "slots": 1, "last": False})) is growing
+    assert chunks._operation(WorkOrder.of(lane)) is growing

@@ -15,6 +15,7 @@ from domain.errors import DatabaseUnavailable
 from domain.jobs.foreman import NOTHING_COPIED, Renewed
 from domain.jobs.leases import Progress
 from domain.jobs.model import Job
+from domain.jobs.orders import WorkOrder
 from domain.storage.driver import Fence, Grant, StopReason
 from tests.unit.worker_fakes import LEASE, FakeForeman, a_job, until
 from worker.heartbeat import Heartbeat
@@ -26,7 +27,7 @@ NOTHING_AT_WORK: Mapping[UUID, Running] = MappingProxyType({})
 
 
 def at_work(*jobs: Job, deadline: float = 0.0) -> dict[UUID, Running]:
-    return {job.id: Running(job, Grant(job.id, Fence(1, 0), deadline)) for job in jobs}
+    return {job.id: Running(WorkOrder.of(job), Grant(job.id, Fence(1, 0), deadline)) for job in jobs}
 
 
 def a_heartbeat(foreman: FakeForeman, running: dict[UUID, Running], *, lease: float = LEASE) -> Heartbeat:

@@ -8,7 +8,7 @@ from uuid_utils.compat import uuid7
 
 from domain.bulk.chunks import Chunks
 from domain.errors import DatabaseUnavailable
-from domain.jobs.model import Job
+from domain.jobs.orders import WorkOrder
 from tests.unit.worker_fakes import a_job
 from worker import lanes as lanes_module
 from worker.lanes import Lanes
@@ -23,7 +23,7 @@ class Chunky:
     def __init__(self, *errors: Exception) -> None:
         self._errors = [*errors]
 
-    async def is_cancelled(self, job: Job) -> bool:
+    async def is_cancelled(self, job: WorkOrder) -> bool:
         if self._errors:
             raise self._errors.pop(0)
         return True
@@ -32,9 +32,9 @@ class Chunky:
 @pytest.mark.parametrize("error", [DatabaseUnavailable(), ValueError("a bug")])
 async def test_a_look_that_fails_is_followed_by_the_next(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(lanes_module, "_LOOK_SECONDS", 0)
-    cancelled = asyncio.Event()
+    lane, cancelled = WorkOrder.of(a_job("bulk.lane")), asyncio.Event()
     async with asyncio.timeout(5):
-        await Lanes(cast("Chunks", Chunky(error)), ALONE)._look_for_cancellation(a_job("bulk.lane"), cancelled)
+        await Lanes(cast("Chunks", Chunky(error)), ALONE)._look_for_cancellation(lane, cancelled)
 
     assert cancelled.is_set()
 

@@ -15,7 +15,9 @@ from domain.jobs.outcomes import Yielded
 from domain.logs import about, name_the_subject
 from domain.settings import load_log_settings
 from domain.storage.memory import MemoryDriver
+from tests.conftest import Talkative
 from tests.unit.worker_fakes import FakeForeman, a_job, a_runner
+from worker import runner as runner_module
 
 ROOT = Path(__file__).parents[2]
 SETTLED = "job.settled"
@@ -103,7 +105,8 @@ async def test_a_job_has_one_line_when_it_starts_and_one_when_it_ends() -> None:
     assert await told_of(rings=3) == [("job.started", "info"), (SETTLED, "info")]
 
 
-async def test_the_slices_of_a_lane_are_no_starts() -> None:
+async def test_the_slices_of_a_lane_are_no_starts(talkative: Talkative) -> None:
+    talkative(runner_module)
     lane = uuid4()
 
     assert await told_of(parent_id=lane) == [("job.started", "info"), (SETTLED, "info")]
@@ -111,11 +114,13 @@ async def test_the_slices_of_a_lane_are_no_starts() -> None:
     assert await told_of(parent_id=lane, rings=3, attempt=1) == [("job.started", "info"), (SETTLED, "info")]
 
 
-async def test_a_lane_that_comes_back_in_a_second_has_not_ended() -> None:
+async def test_a_lane_that_comes_back_in_a_second_has_not_ended(talkative: Talkative) -> None:
+    talkative(runner_module)
     job = a_job()
     foreman = FakeForeman(job)
-    await foreman.claim(job.ring)
+    claim = await foreman.claim(job.ring)
+    assert claim is not None
     with structlog.testing.capture_logs() as logs:
-        await a_runner(foreman, MemoryDriver()).settle(job, Yielded())
+        await a_runner(foreman, MemoryDriver()).settle(claim.job, Yielded())
 
     assert [(line["event"], line["log_level"]) for line in logs] == [(SETTLED, "debug")]

@@ -4,7 +4,7 @@ from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
-from domain.jobs.model import Job
+from domain.jobs.orders import WorkOrder
 from tests.unit.worker_fakes import a_job
 from worker import sharing as sharing_module
 from worker.sharing import Sharing
@@ -12,10 +12,8 @@ from worker.sharing import Sharing
 WHOLE = uuid7()
 
 
-def a_lane(whole: UUID = WHOLE, **params: object) -> Job:
-    lane = a_job("bulk.lane", params={"lanes": 8, "fence": 0} | params)
-    lane.parent_id = whole
-    return lane
+def a_lane(whole: UUID = WHOLE, **params: object) -> WorkOrder:
+    return WorkOrder.of(a_job("bulk.lane", parent_id=whole, params={"lanes": 8, "fence": 0} | params))
 
 
 def test_of_eight_lanes_one_of_four_workers_keeps_two() -> None:
@@ -36,7 +34,7 @@ def test_a_lane_that_comes_straight_back_is_kept() -> None:
     with sharing.taking(a_lane()):
         with sharing.taking(lane) as kept:
             assert not kept
-        lane.rings += 1
+        lane = lane._replace(rings=lane.rings + 1)
         with sharing.taking(lane) as kept:
             assert kept
 
@@ -47,7 +45,7 @@ def test_a_lane_that_somebody_else_has_had_meanwhile_is_passed_on_again() -> Non
         for _ in range(3):
             with sharing.taking(lane) as kept:
                 assert not kept
-            lane.rings += 2
+            lane = lane._replace(rings=lane.rings + 2)
 
 
 def test_a_lane_that_has_ended_makes_room_and_each_bulk_job_counts_for_itself() -> None:

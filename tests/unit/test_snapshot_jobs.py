@@ -5,7 +5,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from domain.jobs.model import Job, new_job
+from domain.jobs.model import new_job
+from domain.jobs.orders import WorkOrder
 from domain.jobs.outcomes import Done
 from domain.snapshots.jobs import result, snapshot_of, snapshots, source_of, volume_of, volumes
 from domain.storage.driver import Fence, Grant, SnapshotMissing
@@ -16,10 +17,11 @@ from tests.unit.worker_fakes import MIB, table_on
 VOLUME, SNAPSHOT, CLONE = uuid4(), uuid4(), uuid4()
 
 
-def a_job(kind: str, *, volume_id: UUID | None = VOLUME, **params: object) -> Job:
-    return new_job(
+def a_job(kind: str, *, volume_id: UUID | None = VOLUME, **params: object) -> WorkOrder:
+    job = new_job(
         kind, {"fence": 1, **params}, max_attempts=3, volume_id=volume_id, snapshot_id=SNAPSHOT, backend="memory"
     )
+    return WorkOrder.of(job)
 
 
 TAKE = a_job("snapshot.take", size=MIB)
@@ -29,12 +31,12 @@ CLONING = a_job("snapshot.clone", volume_id=CLONE, of_volume=str(VOLUME), size=2
 
 
 @pytest.mark.parametrize("job", [TAKE, RESTORE, DELETE, CLONING], ids=lambda job: job.kind)
-def test_every_job_knows_whose_the_snapshot_is(job: Job) -> None:
+def test_every_job_knows_whose_the_snapshot_is(job: WorkOrder) -> None:
     assert (source_of(job), snapshot_of(job)) == (VOLUME, SNAPSHOT)
 
 
 @pytest.mark.parametrize("job", [TAKE, RESTORE, DELETE, CLONING], ids=lambda job: job.kind)
-def test_the_result_names_what_was_made(job: Job) -> None:
+def test_the_result_names_what_was_made(job: WorkOrder) -> None:
     made = result(job, 3 * MIB)
 
     assert made == {"snapshot_id": str(SNAPSHOT), "volume_id": str(job.volume_id or VOLUME), "size": 3 * MIB}
@@ -67,7 +69,7 @@ def test_a_wanted_volume_is_in_the_hands_of_its_job() -> None:
     assert (row.state, row.version, row.size, row.job_id, row.labels) == ("creating", 1, MIB, job_id, {"a": "b"})
 
 
-async def carried_out(driver: MemoryDriver, job: Job, *, version: int = 1) -> object:
+async def carried_out(driver: MemoryDriver, job: WorkOrder, *, version: int = 1) -> object:
     return await table_on(driver)[job.kind].do(job, Grant(job.id, Fence(version, 0), math.inf))
 
 
@@ -87,8 +89,7 @@ async def test_only_a_retry_clears_away_what_an_earlier_take_has_left() -> None:
     await carried_out(driver, TAKE)
     await driver.expand(VOLUME, 2 * MIB, Grant(uuid4(), Fence(2, 0), math.inf))
     rescued = await carried_out(driver, TAKE, version=2)
-    retry = a_job("snapshot.take", size=2 * MIB)
-    retry.retry_of = TAKE.id
+    retry = a_job("snapshot.take", size=2 * MIB)._replace(retry_of=TAKE.id)
     retried = await carried_out(driver, retry, version=3)
 
     assert isinstance(rescued, Done)
@@ -97,7 +98,7 @@ async def test_only_a_retry_clears_away_what_an_earlier_take_has_left() -> None:
 
 
 @pytest.mark.parametrize("job", [TAKE, RESTORE, DELETE, CLONING], ids=lambda job: job.kind)
-async def test_the_seal_shuts_out_what_the_attempt_would_have_published(job: Job) -> None:
+async def test_the_seal_shuts_out_what_the_attempt_would_have_published(job: WorkOrder) -> None:
     driver = MemoryDriver()
     handler = table_on(driver)[job.kind]
     await handler.seal(job, Grant(job.id, Fence(5, 0), math.inf))

@@ -10,7 +10,7 @@ import pytest
 from domain.errors import DatabaseUnavailable
 from domain.jobs.foreman import NOTHING_COPIED, Renewed
 from domain.jobs.leases import Progress
-from domain.jobs.model import Job
+from domain.jobs.orders import WorkOrder
 from domain.jobs.outcomes import Done, Outcome
 from domain.storage.driver import Fence, Grant
 from domain.storage.memory import MemoryDriver
@@ -25,7 +25,7 @@ def at_work(count: int, *, progressed: float) -> dict[UUID, Running]:
     running = {}
     for _ in range(count):
         job = a_job()
-        running[job.id] = Running(job, Grant(job.id, Fence(1, 0), time.monotonic() + 60))
+        running[job.id] = Running(WorkOrder.of(job), Grant(job.id, Fence(1, 0), time.monotonic() + 60))
         running[job.id].grant.lease.progressed_at -= progressed
     return running
 
@@ -95,7 +95,7 @@ class Closed(FakeForeman):
     asked = 0
     renewed: list[UUID] | None = None
 
-    async def settle(self, job: Job, outcome: Outcome) -> bool:
+    async def settle(self, job: WorkOrder, outcome: Outcome) -> bool:
         self.asked += 1
         if not self.open:
             raise DatabaseUnavailable
@@ -110,7 +110,7 @@ async def test_a_job_that_hangs_here_is_left_to_others_until_it_moves() -> None:
     job = a_job()
     foreman = FakeForeman(job)
     runner = a_runner(foreman, MemoryDriver())
-    hung = Running(job, Grant(job.id, Fence(1, 0), time.monotonic() + 60))
+    hung = Running(WorkOrder.of(job), Grant(job.id, Fence(1, 0), time.monotonic() + 60))
     hung.grant.lease.stalled = True
     runner.running[job.id] = hung
     await runner.run(job.ring)

@@ -9,13 +9,13 @@ from uuid import UUID, uuid4
 from arq.connections import ArqRedis
 from fakeredis import FakeAsyncRedisConnection, FakeServer
 from redis.asyncio.connection import ConnectionPool
-from sqlalchemy import inspect
 
 from domain.database import Database
 from domain.errors import DatabaseUnavailable
 from domain.jobs.foreman import NOTHING_COPIED, Claim, Foreman, Renewed
 from domain.jobs.leases import Progress, Renewal
 from domain.jobs.model import Job, Ring, new_job
+from domain.jobs.orders import WorkOrder
 from domain.jobs.outcomes import Cancelled, Done, GaveUp, Outcome, Superseded
 from domain.jobs.queue import JobQueue
 from domain.jobs.retry import RetryPolicy
@@ -52,9 +52,9 @@ class FakeForeman(Foreman):
             return None
         job.status = JobStatus.RUNNING
         job.attempt += 1
-        return Claim(copy_of(job), time.monotonic() + self.lease)
+        return Claim(WorkOrder.of(job), time.monotonic() + self.lease)
 
-    async def settle(self, job: Job, outcome: Outcome) -> bool:
+    async def settle(self, job: WorkOrder, outcome: Outcome) -> bool:
         self._reach()
         row = self.book[job.id]
         if isinstance(outcome, Superseded) or row.rings != job.rings or row.status is not JobStatus.RUNNING:
@@ -109,10 +109,6 @@ def _status_after(outcome: Outcome) -> JobStatus:
         case Cancelled():
             return JobStatus.CANCELLED
     return JobStatus.QUEUED
-
-
-def copy_of(job: Job) -> Job:
-    return Job(**{column.key: getattr(job, column.key) for column in inspect(Job).columns})
 
 
 def a_job(kind: str = "volume.create", *, size: int = MIB, max_attempts: int = 3, **columns: object) -> Job:

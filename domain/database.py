@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
+from pydantic_core import from_json, to_json
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
@@ -132,6 +133,8 @@ class Database:
             pool_size=pool_size,
             max_overflow=pool_size,
             pool_timeout=5,
+            json_serializer=lambda value: to_json(value).decode(),  # ten times as fast as the standard library's
+            json_deserializer=from_json,
             hide_parameters=True,  # an error over a chunk would quote a thousand rows, and names are not for logs
             connect_args={"server_settings": dict(_SERVER_SETTINGS), "timeout": 5, "command_timeout": 60},
         )

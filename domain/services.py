@@ -11,23 +11,27 @@ from domain.bulk.operation import Operation
 from domain.bulk.scheduled import ScheduledBulk
 from domain.bulk.service import BulkService
 from domain.database import Database
+from domain.errands import Errand, Errands
 from domain.expansion.growing import Growing
 from domain.expansion.policy import BulkExpansion
 from domain.expansion.service import ExpansionService
 from domain.inspection.service import Inspection
+from domain.jobs.batches import any_forsaken
 from domain.jobs.foreman import Foreman
 from domain.jobs.kinds import Abandon, Again, Record
 from domain.jobs.model import Worker
 from domain.jobs.orders import WorkOrder
+from domain.jobs.orphans import any_neglected
 from domain.jobs.outcomes import Outcome, Payload
 from domain.jobs.queue import JobQueue
 from domain.jobs.retention import Retention
 from domain.jobs.retry import RetryPolicy
+from domain.jobs.rings import any_rung_before, any_unrung
 from domain.jobs.service import JobService
 from domain.jobs.signals import Signposts
 from domain.jobs.watcher import Watcher
 from domain.schedules.actions import Action
-from domain.schedules.repository import prune_runs
+from domain.schedules.repository import any_due, prune_runs
 from domain.schedules.service import ScheduleService
 from domain.schedules.starter import Starter
 from domain.settings import Settings, require_database, require_servers
@@ -118,6 +122,19 @@ class Services:
     def foreman(self, worker: Worker) -> Foreman:
         """Give one worker process its view of the job book."""
         return Foreman(self.database, self.queue, self.handlers, worker=worker, lease=self.settings.lease_seconds)
+
+    def errands(self, foreman: Foreman) -> Errands:
+        """Draw up what a worker does for all; those that ring come last, for the others leave something to be rung."""
+        return Errands(
+            self.database,
+            (
+                Errand("jobs.rescued", foreman.rescue, any_neglected(), in_calm=True),
+                Errand("bulks.tended", self.bulk.tend, any_forsaken(), in_calm=True),
+                Errand("schedules.started", self.starter.start_due, any_due(self.actions)),
+                Errand("rings.due", foreman.ring_due, any_unrung()),
+                Errand("rings.found_lost", foreman.ring_lost, any_rung_before(foreman.ring_patience)),
+            ),
+        )
 
     def inspection(self) -> Inspection:
         """Give somebody who wants to know whether rows, ledger and disk agree a look at all of them."""

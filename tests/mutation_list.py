@@ -50,8 +50,8 @@ _LIST: Final = (
         "ring-out-of-the-claim",
         "an old message would start an attempt that nobody has asked for",
         "domain/jobs/leases.py",
-        "ON jobs.id = rung.id AND rings = rung.ring AND status",
-        "ON jobs.id = rung.id AND status",
+        "ON jobs.id = rung.id AND rings = rung.ring\n",
+        "ON jobs.id = rung.id\n",
         ("tests/integration/test_claims.py::test_another_ring_than_the_present_one_claims_nothing", ANY_ORDER),
     ),
     Mutation(
@@ -113,10 +113,10 @@ _LIST: Final = (
     Mutation(
         "lost-rings-not-looked-for",
         "what Redis loses would wait for ever",
-        "worker/housekeeping.py",
-        '        await self._step("rings.found_lost", self._foreman.ring_lost)\n',
+        "domain/services.py",
+        '                Errand("rings.found_lost", foreman.ring_lost, any_rung_before(foreman.ring_patience)),\n',
         "",
-        ("tests/unit/test_housekeeping.py::test_a_round_rescues_and_rings",),
+        ("tests/integration/test_errands.py::test_a_job_that_was_rung_long_ago_is_seen",),
     ),
     Mutation(
         "lost-rings-not-missed",
@@ -133,8 +133,8 @@ _LIST: Final = (
         "worker-out-of-settling",
         "a worker could end what another one is doing",
         "domain/jobs/leases.py",
-        "AND worker_id = :worker_id AND jobs.status = 'running'",
-        "AND :worker_id IS NOT NULL AND jobs.status = 'running'",
+        "WHERE worker_id = :worker_id\n",
+        "WHERE :worker_id IS NOT NULL\n",
         (f"{SETTLING}test_whoever_has_lost_the_job_changes_nothing",),
     ),
     Mutation(

@@ -5,13 +5,13 @@ Conditional updates and SKIP LOCKED make each round safe to run anywhere, any nu
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import structlog
 
+from domain.errands import Errand
 from domain.errors import DatabaseUnavailable
-from domain.jobs.foreman import Foreman
 from domain.jobs.queue import QueueRefusesWrites, QueueUnavailable
 from domain.jobs.retention import Pruned
 from worker.heartbeat import Heartbeat
@@ -26,23 +26,16 @@ class Housekeeping:
 
     def __init__(
         self,
-        foreman: Foreman,
+        look: Callable[[], Awaitable[Sequence[tuple[Errand, bool]]]],
         heartbeat: Heartbeat,
-        tend: Callable[[], Awaitable[int]],
-        start: Callable[[], Awaitable[int]],
         prune: Callable[[], Awaitable[Pruned]],
         *,
         interval: float,
     ) -> None:
-        """``tend`` looks after bulk jobs that have lost their lanes, ``start`` starts what schedules have due.
-
-        ``prune`` forgets a little of what is old.
-        """
-        self._tend = tend
-        self._start = start
+        """``look`` tells which errands may be needed; ``prune`` forgets a little of what is old."""
+        self._look = look
         self._prune = prune
         self._prune_at = time.monotonic()
-        self._foreman = foreman
         self._heartbeat = heartbeat
         self._interval = interval
 
@@ -53,15 +46,18 @@ class Housekeeping:
             await asyncio.sleep(self._interval)
 
     async def go_round(self) -> None:
-        """Make one round; a step that fails keeps none of the others."""
-        if self._heartbeat.is_beating:
-            await self._step("jobs.rescued", self._foreman.rescue)
-            await self._step("bulks.tended", self._tend)
-        await self._step("schedules.started", self._start)
-        await self._step("rings.due", self._foreman.ring_due)
-        await self._step("rings.found_lost", self._foreman.ring_lost)
+        """Make one round; an errand that fails keeps none of the others."""
+        await self._step("round.begun", self._run_errands)
         if time.monotonic() >= self._prune_at:
             await self._step("rows.pruned", self._prune_some)
+
+    async def _run_errands(self) -> int:
+        """Do what is needed, in turn, and whatever an earlier errand may have made needful."""
+        done = 0
+        for errand, needed in await self._look():
+            if (needed or done) and (self._heartbeat.is_beating or not errand.in_calm):
+                done += await self._step(errand.event, errand.do)
+        return 0
 
     async def _prune_some(self) -> int:
         """Forget what is old: once a minute, and in every round as long as there is more."""
@@ -71,7 +67,8 @@ class Housekeeping:
             self._prune_at = time.monotonic()
         return pruned.rows
 
-    async def _step(self, event: str, step: Callable[[], Awaitable[int]]) -> None:
+    async def _step(self, event: str, step: Callable[[], Awaitable[int]]) -> int:
+        count = 0
         try:
             count = await step()
         except QueueRefusesWrites:
@@ -86,3 +83,4 @@ class Housekeeping:
         else:
             if count:
                 log.info(event, count=count)
+        return count

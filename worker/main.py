@@ -82,12 +82,7 @@ async def workshop(settings: Settings) -> AsyncIterator[Runner]:
             foreman, runner.running, lease=settings.lease_seconds, stall=settings.stall_seconds, pulse=pulse
         )
         housekeeping = Housekeeping(
-            foreman,
-            heartbeat,
-            tend=services.bulk.tend,
-            start=services.starter.start_due,
-            prune=services.retention.prune,
-            interval=settings.sweep_seconds,
+            services.errands(foreman).look, heartbeat, services.retention.prune, interval=settings.sweep_seconds
         )
         stalls = Stalls(runner.running, stall=settings.stall_seconds, slots=settings.max_jobs)
         async with in_background(heartbeat.beat_for_ever(), housekeeping.go_round_for_ever(), stalls.watch_for_ever()):

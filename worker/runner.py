@@ -244,8 +244,14 @@ class Runner:
         if self._closing:  # it came while we were asking
             run.grant.stop(StopReason.SHUTDOWN)
         self.running[job.id] = run
-        names = {"parent_id": job.parent_id, "volume_id": job.volume_id, "snapshot_id": job.snapshot_id}
-        speak_of(job_id=job.id, kind=job.kind, attempt=job.attempt, **names)
+        speak_of(
+            job_id=job.id,
+            kind=job.kind,
+            attempt=job.attempt,
+            parent_id=job.parent_id,
+            volume_id=job.volume_id,
+            snapshot_id=job.snapshot_id,
+        )
         tell = log.debug if _goes_on(job) else log.info
         tell("job.started", ring=job.rings)
         return run

@@ -106,7 +106,12 @@ class BatchRepository:
         await self._session.execute(query.execution_options(synchronize_session=False))
 
 
-@lru_cache  # every worker asks for them every two seconds
+def any_forsaken() -> ColumnElement[bool]:
+    """Whether there is a job that was handed over, has no live lane left, and may be looked after."""
+    return _forsaken().with_only_columns(Job.id).exists()
+
+
+@lru_cache  # they are asked for again and again
 def _find_forsaken(limit: int) -> Select[UUID]:
     return _forsaken().with_only_columns(Job.id).order_by(Job.run_at).limit(limit)
 

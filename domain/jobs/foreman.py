@@ -34,7 +34,6 @@ _MOST: Final = 100
 _PATIENCE: Final = 0.2
 #: So many pages in one round, for the others wait meanwhile.
 _PAGES: Final = 20
-_WORKER_MEMORY: Final = 3600.0
 NOTHING_COPIED: Final[Mapping[UUID, Progress]] = MappingProxyType({})
 
 
@@ -85,7 +84,7 @@ class Foreman:
         self._worker = worker
         self._lease = lease
         #: How long a message may be on its way before anybody looks whether it still exists.
-        self._ring_patience = lease / 3
+        self.ring_patience = lease / 3
         self._sure = is_calm(worker.id, lease=lease) if waits_for_calm else true()
         self._afresh = True
         self._tally = Tally()
@@ -209,7 +208,7 @@ class Foreman:
             orphans = OrphanRepository(session)
             rescued = await orphans.rescue(_PAGE, sure=self._sure)
             hopeless = await orphans.hopeless(_PAGE, kinds=tuple(self._kinds), sure=self._sure)
-            await orphans.forget_silent_workers(_WORKER_MEMORY)
+            await orphans.forget_silent_workers()
         buried = await one_by_one(self._database, hopeless, self._bury, put_off=_put_off)
         self._tally.add(CounterName.RESCUED, len(rescued) + len(buried))
         for job in buried:
@@ -238,7 +237,7 @@ class Foreman:
         lost = 0
         for _ in range(_PAGES):
             async with self._database.transaction() as session:
-                waiting = await RingRepository(session).rung_before(self._ring_patience, _PAGE)
+                waiting = await RingRepository(session).rung_before(self.ring_patience, _PAGE)
             missing = await self._queue.missing(waiting) if waiting else []
             await self._queue.ring(missing)
             lost += len(missing)

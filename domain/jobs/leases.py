@@ -58,6 +58,8 @@ class Settlement(NamedTuple):
 # PostgreSQL takes to carry it out.
 
 # Both lock by id first: an UPDATE locks rows as it finds them, and two that find them differently wait for each other.
+# Both go to rows by their ids, however few PostgreSQL believes to be waiting or running: nothing is said of these that
+# is, word for word, the condition of a partial index, for those are full of dead entries.
 
 #: A row that somebody has locked is passed over: its ring is found lost and comes again. Columns are named, for a newer
 #: version may have added some.
@@ -66,7 +68,8 @@ _CLAIM: Final = (
         WITH held AS MATERIALIZED (
             SELECT jobs.id
             FROM jobs JOIN unnest(CAST(:ids AS uuid[]), CAST(:rings AS bigint[])) AS rung (id, ring)
-                ON jobs.id = rung.id AND rings = rung.ring AND status = 'queued' AND kind = ANY(CAST(:kinds AS text[]))
+                ON jobs.id = rung.id AND rings = rung.ring
+            WHERE status IS NOT DISTINCT FROM 'queued' AND kind = ANY(CAST(:kinds AS text[]))
             ORDER BY jobs.id FOR NO KEY UPDATE OF jobs SKIP LOCKED
         )
         UPDATE jobs
@@ -96,7 +99,8 @@ _SETTLE: Final = (
                     CAST(:back AS bigint[]), CAST(:copied AS bigint[])
                 ) AS ends (id, ring, status, result, error, delay, back, copied)
                 ON jobs.id = ends.id AND rings = ends.ring
-                AND worker_id = :worker_id AND jobs.status = 'running' AND lease_expires_at IS NOT NULL
+            WHERE worker_id = :worker_id
+                AND jobs.status IS NOT DISTINCT FROM 'running' AND num_nulls(lease_expires_at) = 0
             ORDER BY jobs.id FOR NO KEY UPDATE OF jobs
         )
         UPDATE jobs

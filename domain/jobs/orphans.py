@@ -22,6 +22,9 @@ LAST_CHANCES: Final = 3
 #: For how long an orphan is left alone that could not be dealt with (seconds); others have their turn meanwhile.
 _PUT_OFF: Final = 60.0
 
+#: How long a worker is remembered that has been silent (seconds).
+_WORKER_MEMORY: Final = 3600.0
+
 
 class OrphanRepository:
     """Jobs whose leases are over, seen from one transaction."""
@@ -65,9 +68,9 @@ class OrphanRepository:
         query = update(Job).where(Job.id.in_(orphan)).values(lease_expires_at=from_now(_PUT_OFF))
         await self._session.execute(query.execution_options(synchronize_session=False))
 
-    async def forget_silent_workers(self, age: float) -> None:
-        """Strike workers off that have not been heard of for ``age`` seconds."""
-        await self._session.execute(_forget_silent(age))
+    async def forget_silent_workers(self) -> None:
+        """Strike workers off that have not been heard of for an hour."""
+        await self._session.execute(delete(Worker).where(_silent()))
 
 
 def is_calm(worker_id: UUID, *, lease: float) -> ColumnElement[bool]:
@@ -89,7 +92,13 @@ def is_calm(worker_id: UUID, *, lease: float) -> ColumnElement[bool]:
     return steady.exists() & ~func.pg_postmaster_start_time().between(from_now(-lease), from_now(lease))
 
 
-# Every worker asks these every two seconds, mostly for nothing: they are put together once.
+def any_neglected() -> ColumnElement[bool]:
+    """Whether there are orphans, or workers that have not been heard of for so long that they are forgotten."""
+    orphans = select(Job.id).where(Job.lease_expires_at < func.now())
+    return orphans.exists() | select(Worker.id).where(_silent()).exists()
+
+
+# These are asked again and again: they are put together once.
 
 
 @lru_cache
@@ -103,9 +112,8 @@ def _find_hopeless(limit: int, kinds: tuple[str, ...], sure: ColumnElement[bool]
     return _orphans(sure).where(_hopeless(), Job.kind.in_(kinds)).limit(limit)
 
 
-@lru_cache
-def _forget_silent(age: float) -> UpdateBase:
-    return delete(Worker).where(Worker.heartbeat_at < from_now(-age))
+def _silent() -> ColumnElement[bool]:
+    return Worker.heartbeat_at < from_now(-_WORKER_MEMORY)
 
 
 def _requeue(condition: ColumnElement[bool]) -> UpdateBase:

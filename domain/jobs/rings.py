@@ -5,14 +5,17 @@ Takes a session, never commits. All times are PostgreSQL's, so that the clocks o
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
+from uuid import UUID
 
-from sqlalchemy import ColumnElement, UpdateBase, func, select, update
+from sqlalchemy import ColumnElement, Select, UpdateBase, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.database import from_now
 from domain.jobs.model import Job, Ring
 from domain.jobs.states import JobStatus
+
+_UNRUNG: Final = Job.rung_at.is_(None)
 
 
 class RingRepository:
@@ -33,27 +36,31 @@ class RingRepository:
         return [Ring(*row) for row in await self._session.execute(waiting)]
 
 
-# Every worker asks both every two seconds, mostly for nothing: they are put together once.
+def any_unrung() -> ColumnElement[bool]:
+    """Whether there is a job whose time has come and that has not been rung."""
+    return _waiting(_UNRUNG).exists()
+
+
+def any_rung_before(age: float) -> ColumnElement[bool]:
+    """Whether there is a job that was rung over ``age`` seconds ago, and still waits."""
+    return _waiting(_rung(age)).exists()
+
+
+# These are asked again and again: they are put together once.
 
 
 @lru_cache
 def _due(limit: int) -> UpdateBase:
-    return _ringing(Job.rung_at.is_(None), Job.run_at, limit)
+    return _ringing(_UNRUNG, Job.run_at, limit)
 
 
 @lru_cache
 def _rung_before(age: float, limit: int) -> UpdateBase:
-    return _ringing(Job.rung_at < from_now(-age), Job.rung_at, limit)
+    return _ringing(_rung(age), Job.rung_at, limit)
 
 
 def _ringing(condition: ColumnElement[bool], order: Any, limit: int) -> UpdateBase:
-    waiting = (
-        select(Job.id)
-        .where(Job.status == JobStatus.QUEUED, Job.run_at <= func.now(), condition)
-        .order_by(order)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
+    waiting = _waiting(condition).order_by(order).limit(limit).with_for_update(skip_locked=True)
     return (
         update(Job)
         .where(Job.id.in_(waiting))
@@ -61,3 +68,11 @@ def _ringing(condition: ColumnElement[bool], order: Any, limit: int) -> UpdateBa
         .returning(Job.id, Job.rings)
         .execution_options(synchronize_session=False)
     )
+
+
+def _waiting(condition: ColumnElement[bool]) -> Select[UUID]:
+    return select(Job.id).where(Job.status == JobStatus.QUEUED, Job.run_at <= func.now(), condition)
+
+
+def _rung(age: float) -> ColumnElement[bool]:
+    return Job.rung_at < from_now(-age)

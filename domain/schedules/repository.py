@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import delete, func, literal, select, true
+from sqlalchemy import ColumnElement, delete, func, literal, select, true
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -86,6 +86,11 @@ class ScheduleRepository:
         """Strike a schedule off, with its runs; its jobs stay."""
         await self._session.delete(schedule)
         await self._session.flush()
+
+
+def any_due(actions: Collection[str]) -> ColumnElement[bool]:
+    """Whether a schedule is due, of those whose actions this version knows."""
+    return select(Schedule.id).where(Schedule.next_run_at <= func.now(), Schedule.action.in_(actions)).exists()
 
 
 class RunRepository:

@@ -1,0 +1,39 @@
+"""What is to be done now and then by whichever worker comes first, and how a worker sees whether it is."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
+
+from sqlalchemy import ColumnElement, select
+
+from domain.database import Database
+
+
+class Errand(NamedTuple):
+    """Something that is done whenever there is a need."""
+
+    event: str
+    #: Returns how much there was to do.
+    do: Callable[[], Awaitable[int]]
+    #: Whether there may be something to do: seen without locks, so whoever does it looks again.
+    needed: ColumnElement[bool]
+    #: Whether it is only for a worker that beats.
+    in_calm: bool = False
+
+
+class Errands:
+    """Errands, in the order in which they are run."""
+
+    def __init__(self, database: Database, errands: Sequence[Errand]) -> None:
+        self._database = database
+        self._errands = errands
+        self._question = select(*(errand.needed for errand in errands))
+
+    async def look(self) -> Sequence[tuple[Errand, bool]]:
+        """Tell which of them may be needed. Mostly none is, so it takes one statement for all.
+
+        Raises:
+            DatabaseUnavailable: PostgreSQL is away.
+        """
+        async with self._database.autocommit() as connection:
+            needed = (await connection.execute(self._question)).one()
+        return list(zip(self._errands, needed, strict=True))

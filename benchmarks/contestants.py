@@ -21,8 +21,8 @@ from domain.jobs.model import Ring
 
 #: How long a round may go on without a single job being done.
 PATIENCE: Final = 30.0
-#: How many ring at once for jobs that are there before the race.
-LANES: Final = 20
+#: So many jobs are rung at once that are there before the race.
+PAGE: Final = 500
 #: How often it is asked how many are done: seldom, for every look reads the whole table.
 LOOK_SECONDS: Final = 0.4
 VENVS: Final = {name: HERE.parent / f".venv-{name}" for name in ("peers", "peers-redis5")}
@@ -194,9 +194,12 @@ class Cistern:
         await rows.execute("TRUNCATE jobs, job_items, volumes, snapshots, workers CASCADE")
         await rows.execute(_EXPANDING, jobs, MIB)
         await self.arena.settle(rows, "volumes", "jobs", "workers")
-        ids = [row["id"] for row in await rows.fetch("SELECT id FROM jobs ORDER BY id")]
-        lanes = [[Ring(job_id, 0) for job_id in ids[lane::LANES]] for lane in range(LANES)]
-        await asyncio.gather(*map(self.arena.services.queue.ring, lanes))
+        rings = [Ring(row["id"], 0) for row in await rows.fetch("SELECT id FROM jobs ORDER BY id")]
+        queue = self.arena.services.queue
+        for first in range(0, jobs, PAGE):
+            await queue.ring(rings[first : first + PAGE])
+        if await queue.missing(rings):
+            raise RuntimeError("Redis took too long over some of the messages")
 
     async def volumes(self, count: int) -> list[str]:
         """Have so many volumes that are available, and no jobs; their ids."""

@@ -35,8 +35,10 @@ def colour(name: str) -> str:
 
 
 def main() -> None:
-    """Draw."""
+    """Draw what there is."""
     charts = json.load(sys.stdin)
+    if not charts:
+        return
     heights = [1.2 + 0.28 * len(chart["values"]) for chart in charts]
     figure, axes = plt.subplots(len(charts), 1, figsize=(9, sum(heights)), height_ratios=heights)
     for place, chart in zip(axes if len(charts) > 1 else [axes], charts, strict=True):

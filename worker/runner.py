@@ -5,6 +5,7 @@ handed back only when its storage thread has really stopped.
 """
 
 import asyncio
+import time
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -31,6 +32,7 @@ from domain.storage.driver import (
     StorageBusy,
     TransientStorageError,
 )
+from worker.slots import Slots
 
 _SETTLE_AGAIN_SECONDS: Final = 0.5
 
@@ -62,19 +64,15 @@ class Runner:
         *,
         slots: int,
     ) -> None:
-        """``slots``: how many jobs may be at work at once.
-
-        arq has such a limit too, but the supervisor makes a new arq when Redis was away, while jobs of the old go on.
-        """
+        """``slots``: how many jobs may be at work at once."""
         self._foreman = foreman
         self.queue = queue
         self._handlers = handlers
         self._retry_policy = retry_policy
-        self._slots = slots
-        self._slot = asyncio.Semaphore(slots)
+        self._slots = Slots(slots)
         self._closing = False
         self._works: set[asyncio.Task[None]] = set()
-        #: Those that have a slot, or wait for one.
+        #: Those that have a slot, or will want one.
         self._in_slots: set[asyncio.Task[Any] | None] = set()
         self.room_made = asyncio.Event()
         self.running: dict[UUID, Running] = {}
@@ -106,29 +104,41 @@ class Runner:
                     self.interrupt()
 
     async def run(self, ring: Ring) -> None:
-        """Claim, perform, settle. A slot is for the work: what has only to be written down leaves it to the next."""
+        """Claim, perform, settle. A slot is for the work alone: what is to be written down leaves it to the next."""
         run = None
         try:
-            async with self._slot:
-                try:
-                    claim = await self.claim(ring)
-                finally:
-                    acknowledged = self.queue.acknowledge(ring)  # on its way while we work
-                if claim is not None:
-                    run = self._begin(claim)
-                    outcome = await self.perform(run.job, run.grant)
-                    run.grant.lease.over = True
-            self._leave_slot(asyncio.current_task())
-            if run is not None:
+            try:
+                claim = await self.claim(ring)
+            finally:
+                acknowledged = self.queue.acknowledge(ring)  # on its way while we work
+            if claim is not None:
+                run = self._begin(claim)
+                outcome = await self._in_a_slot(run)
+                self._leave_slot(asyncio.current_task())
                 await self.settle(run.job, outcome)
         finally:
             self._end(run)
         await acknowledged
 
+    async def _in_a_slot(self, run: Running) -> Outcome:
+        """Perform a job when there is a slot for it. If none comes free, it is no use to have it here."""
+        if not await self._slots.take():
+            return Interrupted()
+        began = time.monotonic()
+        try:
+            return await self.perform(run.job, run.grant)
+        finally:
+            run.grant.lease.over = True
+            self._slots.give_back(after=time.monotonic() - began)
+
     @property
     def room(self) -> int:
-        """How many more jobs may be started here; none as long as twice as many as can work have yet to be settled."""
-        return max(min(self._slots - len(self._in_slots), 2 * self._slots - len(self._works)), 0)
+        """How many more jobs may be started here: for the slots, and ahead for those that will soon be free.
+
+        None as long as twice as many have yet to be settled.
+        """
+        most = self._slots.number + self._slots.ahead
+        return max(min(most - len(self._in_slots), 2 * most - len(self._works)), 0)
 
     async def drained(self) -> None:
         """Wait until nothing is at work."""

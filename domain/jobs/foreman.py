@@ -29,7 +29,7 @@ from domain.jobs.states import JobStatus
 
 _PAGE: Final = 500
 #: So many jobs are claimed or settled by one statement.
-_MOST: Final = 100
+_MOST: Final = 200
 #: For how many seconds many wait for a row that somebody has locked; then each goes alone, and only one waits.
 _PATIENCE: Final = 0.2
 #: So many pages in one round, for the others wait meanwhile.

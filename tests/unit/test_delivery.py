@@ -180,7 +180,7 @@ async def test_a_failure_of_our_own_is_told_and_ends_nothing_else() -> None:
         await rounds(delivery, lambda: delivery.jobs_failed == 1)
 
     assert [line["event"] for line in logs] == ["job.crashed"]
-    assert (delivery.job_counter, delivery._runner.room) == (0, 10)
+    assert (delivery.tasks, delivery._runner.room) == ({}, 10)
 
 
 async def test_a_worker_whose_clock_is_behind_takes_what_was_rung_just_now(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,17 +76,43 @@ class TestClaim:
 
         assert (foreman.claims, job.status) == ([], "queued")
 
-    async def test_what_waits_for_a_slot_when_the_worker_closes_is_not_taken(self, tmp_path: Path) -> None:
+    async def test_what_waits_for_a_slot_when_the_worker_closes_is_handed_back(self, tmp_path: Path) -> None:
         first, second = a_job(), a_job()
         foreman = FakeForeman(first, second)
         runner = a_runner(foreman, faulty(f"gate={closed_gate(tmp_path)}"), slots=1)
         answers = [asyncio.create_task(runner.answer(job.ring)) for job in (first, second)]
-        await until(lambda: first.id in runner.running)
+        await until(lambda: second.id in runner.running)
         await runner.close()
         await asyncio.gather(*answers)
 
-        assert foreman.claims == [Ring(first.id, 0)]
+        assert foreman.settled == [Interrupted(), Interrupted()]
         assert second.status == "queued"
+
+    async def test_what_finds_no_slot_goes_back_to_others(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("worker.slots._PATIENCE_SECONDS", 0.01)
+        gate = closed_gate(tmp_path)
+        first, second = a_job(), a_job()
+        foreman = FakeForeman(first, second)
+        runner = a_runner(foreman, faulty(f"gate={gate}"), slots=1)
+        at_work = asyncio.create_task(runner.answer(first.ring))
+        await until(lambda: first.id in runner.running)
+        await runner.answer(second.ring)
+
+        assert foreman.settled == [Interrupted()]
+        assert (second.status, second.rings) == ("queued", 1)
+        gate.unlink()
+        await at_work
+
+    async def test_as_long_as_jobs_are_quick_others_are_fetched_ahead(self) -> None:
+        jobs = [a_job() for _ in range(100)]
+        runner = a_runner(FakeForeman(*jobs), MemoryDriver(), slots=10)
+        before = runner.room
+        for job in jobs:
+            await runner.answer(job.ring)
+
+        assert (before, runner.room) == (10, 20)
 
     async def test_the_message_is_given_up_as_soon_as_the_row_is_claimed(self, tmp_path: Path) -> None:
         job, redis = a_job(), fake_redis()
@@ -102,20 +128,28 @@ class TestClaim:
         await runner.close()
         await answer
 
-    async def test_never_more_than_its_slots_are_at_work(self, tmp_path: Path) -> None:
-        gate = closed_gate(tmp_path)
+    async def test_never_more_than_its_slots_are_at_work(self) -> None:
         jobs = [a_job() for _ in range(10)]
-        foreman = FakeForeman(*jobs)
-        runner = a_runner(foreman, faulty(f"gate={gate}"), slots=3)
-        answers = [asyncio.create_task(runner.answer(job.ring)) for job in jobs]
-        await until(lambda: len(runner.running) == 3)
-        for _ in range(100):
-            await asyncio.sleep(0)
+        foreman, driver = FakeForeman(*jobs), Crowded()
+        runner = a_runner(foreman, driver, slots=3)
+        await asyncio.gather(*(runner.answer(job.ring) for job in jobs))
 
-        assert len(foreman.claims) == len(runner.running) == 3
-        gate.unlink()
-        await asyncio.gather(*answers)
+        assert driver.most == 3
         assert len(foreman.settled) == 10
+
+
+class Crowded(MemoryDriver):
+    """Counts how many are at work on it."""
+
+    now = most = 0
+
+    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        self.now -= 1
+        return await super().create(volume_id, size, grant)
 
 
 class TestOutcomes:

@@ -3,9 +3,13 @@
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
+import structlog
 from sqlalchemy import ColumnElement, select
 
 from domain.database import Database
+from domain.errors import DatabaseUnavailable
+
+log = structlog.get_logger(__name__)
 
 
 class Errand(NamedTuple):
@@ -31,9 +35,14 @@ class Errands:
     async def look(self) -> Sequence[tuple[Errand, bool]]:
         """Tell which of them may be needed. Mostly none is, so it takes one statement for all.
 
-        Raises:
-            DatabaseUnavailable: PostgreSQL is away.
+        Whoever cannot see must take it that all are: one sign that fails keeps no errand from being run.
         """
-        async with self._database.autocommit() as connection:
-            needed = (await connection.execute(self._question)).one()
+        try:
+            async with self._database.autocommit() as connection:
+                needed = (await connection.execute(self._question)).one()
+        except DatabaseUnavailable:  # they will find out, and say so
+            return [(errand, True) for errand in self._errands]
+        except Exception:
+            log.exception("errands.unseen")
+            return [(errand, True) for errand in self._errands]
         return list(zip(self._errands, needed, strict=True))

@@ -47,17 +47,13 @@ class Housekeeping:
 
     async def go_round(self) -> None:
         """Make one round; an errand that fails keeps none of the others."""
-        await self._step("round.begun", self._run_errands)
-        if time.monotonic() >= self._prune_at:
-            await self._step("rows.pruned", self._prune_some)
-
-    async def _run_errands(self) -> int:
-        """Do what is needed, in turn, and whatever an earlier errand may have made needful."""
         done = 0
         for errand, needed in await self._look():
-            if (needed or done) and (self._heartbeat.is_beating or not errand.in_calm):
+            needful = needed or done > 0  # for what is done may leave something to do
+            if needful and (self._heartbeat.is_beating or not errand.in_calm):
                 done += await self._step(errand.event, errand.do)
-        return 0
+        if time.monotonic() >= self._prune_at:
+            await self._step("rows.pruned", self._prune_some)
 
     async def _prune_some(self) -> int:
         """Forget what is old: once a minute, and in every round as long as there is more."""

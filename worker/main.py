@@ -1,4 +1,4 @@
-"""One worker process: arq delivers the messages, the runner answers them, two tasks keep the house.
+"""One worker process: arq delivers the messages, the runner answers them, three tasks keep the house.
 
 ``python -m worker`` runs it under supervision. The stock ``arq worker.main.WorkerSettings`` works too, and leaves it
 to whoever started it to start it again when Redis was away.

@@ -46,7 +46,7 @@ log = structlog.get_logger(__name__)
 
 
 class Running(NamedTuple):
-    """A job at work in this process, and the leave it works under."""
+    """A job in the hands of this process, at work or about to be, and the leave that it works under."""
 
     job: WorkOrder
     grant: Grant
@@ -72,7 +72,7 @@ class Runner:
         self._slots = Slots(slots)
         self._closing = False
         self._works: set[asyncio.Task[None]] = set()
-        #: Those that have a slot, or will want one.
+        #: Those that have a slot, or may want one.
         self._in_slots: set[asyncio.Task[Any] | None] = set()
         self.room_made = asyncio.Event()
         self.running: dict[UUID, Running] = {}
@@ -114,22 +114,28 @@ class Runner:
             if claim is not None:
                 run = self._begin(claim)
                 outcome = await self._in_a_slot(run)
-                self._leave_slot(asyncio.current_task())
+            self._leave_slot(asyncio.current_task())
+            if run is not None:
                 await self.settle(run.job, outcome)
         finally:
             self._end(run)
         await acknowledged
 
     async def _in_a_slot(self, run: Running) -> Outcome:
-        """Perform a job when there is a slot for it. If none comes free, it is no use to have it here."""
-        if not await self._slots.take():
-            return Interrupted()
-        began = time.monotonic()
+        """Perform a job when there is a slot for it. If none comes free, or we are closing, it is for others."""
+        job, grant = run
+        has_slot = await self._slots.take()
         try:
-            return await self.perform(run.job, run.grant)
+            if not has_slot or grant.lease.stop_reason is StopReason.SHUTDOWN:
+                return Interrupted()
+            grant.lease.progressed_at = time.monotonic()
+            tell = log.debug if _goes_on(job) else log.info
+            tell("job.started", ring=job.rings)
+            return await self.perform(job, grant)
         finally:
-            run.grant.lease.over = True
-            self._slots.give_back(after=time.monotonic() - began)
+            grant.lease.over = True
+            if has_slot:
+                self._slots.give_back()
 
     @property
     def room(self) -> int:
@@ -248,7 +254,7 @@ class Runner:
         return Cancelled(found) if isinstance(outcome, Cancelled) else GaveUp(outcome.error, found)
 
     def _begin(self, claim: Claim) -> Running:
-        """Have a job at work here; what is said in this task from now on is about it."""
+        """Have a job in our hands; what is said in this task from now on is about it."""
         job = claim.job
         run = Running(job, Grant(job.id, Fence(*job.fence), claim.deadline))
         if self._closing:  # it came while we were asking
@@ -262,8 +268,6 @@ class Runner:
             volume_id=job.volume_id,
             snapshot_id=job.snapshot_id,
         )
-        tell = log.debug if _goes_on(job) else log.info
-        tell("job.started", ring=job.rings)
         return run
 
     def _end(self, run: Running | None) -> None:

@@ -58,8 +58,8 @@ class Settlement(NamedTuple):
 # PostgreSQL takes to carry it out.
 
 # Both lock by id first: an UPDATE locks rows as it finds them, and two that find them differently wait for each other.
-# Both go to rows by their ids, however few PostgreSQL believes to be waiting or running: nothing is said of these that
-# is, word for word, the condition of a partial index, for those are full of dead entries.
+# Both go to rows by their ids, however few PostgreSQL believes to be waiting or running: it cannot tell that IS NOT
+# DISTINCT FROM and num_nulls() say what the partial indexes say, and these are full of dead entries in a busy house.
 
 #: A row that somebody has locked is passed over: its ring is found lost and comes again. Columns are named, for a newer
 #: version may have added some.

@@ -94,8 +94,8 @@ def is_calm(worker_id: UUID, *, lease: float) -> ColumnElement[bool]:
 
 def any_neglected() -> ColumnElement[bool]:
     """Whether there are orphans, or workers that have not been heard of for so long that they are forgotten."""
-    orphans = select(Job.id).where(Job.lease_expires_at < func.now())
-    return orphans.exists() | select(Worker.id).where(_silent()).exists()
+    orphans = select(Job.id).where(Job.lease_expires_at < func.now()).order_by(Job.lease_expires_at).limit(1)
+    return orphans.scalar_subquery().is_not(None) | select(Worker.id).where(_silent()).exists()
 
 
 # These are asked again and again: they are put together once.

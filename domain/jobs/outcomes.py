@@ -53,7 +53,7 @@ class GaveUp:
 
 @dataclass(frozen=True)
 class Interrupted:
-    """The worker shuts down; the attempt is given back."""
+    """The worker shuts down, or had no slot for the job; the attempt is given back."""
 
 
 @dataclass(frozen=True)

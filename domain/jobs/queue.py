@@ -59,6 +59,7 @@ end
 
 log = structlog.get_logger(__name__)
 
+#: `worker.delivery` knows these bytes by heart: what looks otherwise is read the long way, by arq.
 serialize: Callable[[dict[str, Any]], bytes] = lambda message: json.dumps(message).encode()  # noqa: E731
 deserialize: Callable[[bytes], dict[str, Any]] = json.loads
 

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -89,6 +90,8 @@ class Foreman:
         self._afresh = True
         self._tally = Tally()
         self._claims = Grouped(self._claim_all, most=_MOST)
+        #: What was not to be had at once: mostly rings that are old, but a row may only have been locked for a moment.
+        self._late_claims = Grouped(partial(self._claim_all, patience=_PATIENCE), most=_MOST)
         #: Kinds and outcomes apart: so each transaction locks the volumes that it is about at once, in one order.
         self._settlements: defaultdict[tuple[str, type[Outcome]], Grouped[_Ended, bool]] = defaultdict(
             lambda: Grouped(self._settle_together, most=_MOST)
@@ -98,17 +101,21 @@ class Foreman:
 
     async def claim(self, ring: Ring) -> Claim | None:
         """Take the job of this ring, unless somebody else has, or the ring is an old one."""
-        return await self._claims(ring)
+        return await self._claims(ring) or await self._late_claims(ring)
 
-    async def _claim_all(self, rings: Sequence[Ring]) -> Sequence[Claim | Exception | None]:
+    async def _claim_all(
+        self, rings: Sequence[Ring], patience: float | None = None
+    ) -> Sequence[Claim | Exception | None]:
         deadline = self._deadline()
         try:
             async with self._database.autocommit() as connection:
                 jobs = await LeaseRepository(connection).claim(
-                    rings, worker_id=self._worker.id, kinds=tuple(self._kinds), lease=self._lease
+                    rings, worker_id=self._worker.id, kinds=tuple(self._kinds), lease=self._lease, patience=patience
                 )
-        except DatabaseUnavailable as error:  # it is away for each of them
-            return [error] * len(rings)
+        except DatabaseUnavailable as error:
+            if was_locked(error) and len(rings) > 1:
+                raise
+            return [error] * len(rings)  # it is away for each of them
         claims = {job.ring: Claim(job, deadline) for job in jobs}
         return [claims.pop(ring, None) for ring in rings]  # one that was delivered twice is claimed once
 

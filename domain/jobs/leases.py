@@ -61,38 +61,46 @@ class Settlement(NamedTuple):
 # Both go to rows by their ids, however few PostgreSQL believes to be waiting or running: it cannot tell that IS NOT
 # DISTINCT FROM and num_nulls() say what the partial indexes say, and these are full of dead entries in a busy house.
 
-#: A row that somebody has locked is passed over: its ring is found lost and comes again. Columns are named, for a newer
-#: version may have added some.
-_CLAIM: Final = (
-    text(f"""
-        WITH held AS MATERIALIZED (
-            SELECT jobs.id
-            FROM jobs JOIN unnest(CAST(:ids AS uuid[]), CAST(:rings AS bigint[])) AS rung (id, ring)
-                ON jobs.id = rung.id AND rings = rung.ring
-            WHERE status IS NOT DISTINCT FROM 'queued' AND kind = ANY(CAST(:kinds AS text[]))
-            ORDER BY jobs.id FOR NO KEY UPDATE OF jobs SKIP LOCKED
-        )
-        UPDATE jobs
-        SET status = 'running',
-            version = version + 1,
-            attempt = attempt + 1,
-            worker_id = :worker_id,
-            lease_expires_at = now() + :lease,
-            started_at = coalesce(started_at, now())
-        FROM held WHERE jobs.id = held.id
-        RETURNING {", ".join(f"jobs.{name}" for name in WorkOrder._fields)}
-    """)  # noqa: S608 (words of our own)
-    .bindparams(bindparam("worker_id", type_=Uuid()), bindparam("lease", type_=Interval()))
-    .columns(*(getattr(Job, name) for name in WorkOrder._fields))
-)
+#: For as long as this and the rest of its transaction wait for a row that somebody has locked; None: as ever.
+_PATIENTLY: Final = "set_config('lock_timeout', coalesce(:patience, current_setting('lock_timeout')), true)"
+
+
+def _claiming(*, around: str, locked: str) -> Any:
+    """SQL for claims. Columns are named, for a newer version may have added some."""
+    return (
+        text(f"""
+            WITH held AS MATERIALIZED (
+                SELECT jobs.id
+                FROM {around} jobs JOIN unnest(CAST(:ids AS uuid[]), CAST(:rings AS bigint[])) AS rung (id, ring)
+                    ON jobs.id = rung.id AND rings = rung.ring
+                WHERE status IS NOT DISTINCT FROM 'queued' AND kind = ANY(CAST(:kinds AS text[]))
+                ORDER BY jobs.id FOR NO KEY UPDATE OF jobs {locked}
+            )
+            UPDATE jobs
+            SET status = 'running',
+                version = version + 1,
+                attempt = attempt + 1,
+                worker_id = :worker_id,
+                lease_expires_at = now() + :lease,
+                started_at = coalesce(started_at, now())
+            FROM held WHERE jobs.id = held.id
+            RETURNING {", ".join(f"jobs.{name}" for name in WorkOrder._fields)}
+        """)  # noqa: S608 (words of our own)
+        .bindparams(bindparam("worker_id", type_=Uuid()), bindparam("lease", type_=Interval()))
+        .columns(*(getattr(Job, name) for name in WorkOrder._fields))
+    )
+
+
+_CLAIM_FREE: Final = _claiming(around="", locked="SKIP LOCKED")
+_CLAIM: Final = _claiming(around=f"{_PATIENTLY},", locked="").bindparams(bindparam("patience", type_=Text()))
 
 #: Who has asked for an end does not want to wait for a next try. Counters are bytes of a copy, of which none can fail:
 #: of a job that has succeeded it is all of it, even if it was an earlier attempt that copied it.
 _SETTLE: Final = (
-    text("""
+    text(f"""
         WITH ends AS MATERIALIZED (
             SELECT ends.*
-            FROM set_config('lock_timeout', coalesce(:patience, current_setting('lock_timeout')), true),
+            FROM {_PATIENTLY},
                 jobs JOIN unnest(
                     CAST(:job_ids AS uuid[]), CAST(:rings AS bigint[]), CAST(:statuses AS text[]),
                     CAST(:results AS text[]), CAST(:errors AS text[]), CAST(:delays AS float[]),
@@ -121,7 +129,7 @@ _SETTLE: Final = (
             skipped = coalesce(skipped, CASE WHEN coalesce(ends.copied, total) IS NOT NULL THEN 0 END)
         FROM ends WHERE jobs.id = ends.id
         RETURNING jobs.id
-    """)
+    """)  # noqa: S608 (words of our own)
     .bindparams(bindparam("worker_id", type_=Uuid()), bindparam("patience", type_=Text()))
     .columns(id=Uuid())
 )
@@ -134,16 +142,27 @@ class LeaseRepository:
         self._session = session
 
     async def claim(
-        self, rings: Sequence[Ring], *, worker_id: UUID, kinds: Collection[str], lease: float
+        self,
+        rings: Sequence[Ring],
+        *,
+        worker_id: UUID,
+        kinds: Collection[str],
+        lease: float,
+        patience: float | None = None,
     ) -> Sequence[WorkOrder]:
         """Take the queued jobs among ``rings`` whose ring is still the current one, for ``lease`` seconds.
 
-        A kind that is not among ``kinds`` is left for a worker of a newer version.
+        A kind that is not among ``kinds`` is left for a worker of a newer version. A row that somebody has locked is
+        passed over, unless there is a ``patience`` for it, in seconds.
         """
         ids, numbers = map(list, zip(*rings, strict=True))
         given = {"ids": ids, "rings": numbers, "kinds": list(kinds)}
         whose = {"worker_id": worker_id, "lease": timedelta(seconds=lease)}
-        return [WorkOrder(*row) for row in await self._session.execute(_CLAIM, given | whose)]
+        if patience is None:
+            rows = await self._session.execute(_CLAIM_FREE, given | whose)
+        else:
+            rows = await self._session.execute(_CLAIM, given | whose | {"patience": _milliseconds(patience)})
+        return [WorkOrder(*row) for row in rows]
 
     async def settle(
         self, settlements: Sequence[Settlement], *, worker_id: UUID, patience: float | None = None
@@ -153,7 +172,7 @@ class LeaseRepository:
         ``patience``: for how many seconds this and the rest of the transaction wait for a row that somebody has locked.
         A settlement that comes twice, because the answer to its COMMIT was lost, finds nothing the second time.
         """
-        wait = None if patience is None else f"{round(patience * 1000)}ms"
+        wait = None if patience is None else _milliseconds(patience)
         given = {"worker_id": worker_id, "patience": wait, **_columns(settlements)}
         return set((await self._session.scalars(_SETTLE, given)).all())
 
@@ -239,6 +258,10 @@ def _progress(done: ColumnElement[Any], total: ColumnElement[Any]) -> dict[str, 
         "failed": func.coalesce(Job.failed, case((total.is_not(None), 0))),
         "skipped": func.coalesce(Job.skipped, case((total.is_not(None), 0))),
     }
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{round(seconds * 1000)}ms"
 
 
 def _columns(settlements: Sequence[Settlement]) -> dict[str, list[Any]]:

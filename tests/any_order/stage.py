@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Any, cast
 from uuid import UUID
@@ -189,6 +190,7 @@ def one_by_one(services: Services) -> Services:
 def overhear(foreman: Foreman) -> Foreman:
     """Have a puppet remember how it last meant its attempt to end."""
     foreman._claims = Alone(foreman._claim_all, most=1)
+    foreman._late_claims = Alone(partial(foreman._claim_all, patience=1), most=1)
     foreman._settlements = defaultdict(lambda: Alone(foreman._settle_all, most=1))
     settle = foreman.settle
 

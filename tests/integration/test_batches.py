@@ -5,14 +5,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import UUID
 
+import pytest
 from sqlalchemy import text
 
+from domain.errors import DatabaseUnavailable
 from domain.jobs.foreman import Claim, Foreman
 from domain.jobs.model import Job, Ring
 from domain.jobs.orders import WorkOrder
 from domain.jobs.outcomes import Done
 from domain.services import Services
-from tests.integration.job_builders import MIB, a_foreman, a_queued_expand, queued_jobs, row, sql
+from tests.integration.job_builders import MIB, a_foreman, a_queued_expand, queued_jobs, row, sql, until
 
 
 async def some_jobs(services: Services, count: int = 6) -> list[Job]:
@@ -50,13 +52,33 @@ async def test_what_is_claimed_together_is_one_transaction(services: Services) -
     assert len(writers) == 1
 
 
-async def test_a_row_that_somebody_has_locked_is_passed_over_by_a_claim(services: Services) -> None:
-    jobs = await some_jobs(services)
+async def test_a_row_that_somebody_has_locked_holds_up_only_its_own_claim(services: Services) -> None:
+    jobs, foreman = await some_jobs(services), a_foreman(services)
     async with locked(services, "jobs", jobs[2].id):
-        claims = await claimed(a_foreman(services), jobs)
+        claims = [asyncio.create_task(foreman.claim(job.ring)) for job in jobs]
+        others = await asyncio.gather(*claims[:2], *claims[3:])
+        late = (await asyncio.gather(claims[2], return_exceptions=True))[0]
 
-    assert [claim.job.id for claim in claims] == [job.id for job in jobs if job is not jobs[2]]
+    assert [claim.job.id for claim in others if claim] == [job.id for job in jobs if job is not jobs[2]]
+    assert isinstance(late, DatabaseUnavailable)
     assert (await row(services, jobs[2].id)).status == "queued"
+
+
+async def test_a_row_that_is_locked_for_a_moment_is_claimed_in_the_next(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("domain.jobs.foreman._PATIENCE", 20.0)
+    (job,), foreman = await some_jobs(services, 1), a_foreman(services)
+    async with locked(services, "jobs", job.id):
+        claim = asyncio.create_task(foreman.claim(job.ring))
+        await until(lambda: somebody_waits(services))
+
+    assert await claim is not None
+
+
+async def somebody_waits(services: Services) -> bool:
+    """Whether anybody waits for what somebody has locked."""
+    return bool(await sql(services, "SELECT 1 FROM pg_locks WHERE NOT granted"))
 
 
 async def test_a_ring_that_comes_twice_at_the_same_moment_is_answered_once(services: Services) -> None:

@@ -55,8 +55,8 @@ class World(Scene):
         await self.go_on(puppet, accident)
         job = was.jobs[str(ring.job_id)]
         if job["rings"] != ring.ring or job["status"] != "queued":
-            assert puppet.ended, f"an old message was heard: {ring}"
-            assert self.now == was
+            await self.finish(puppet)  # the row might only have been locked, so it asks twice
+            assert self.now == was, f"an old message was heard: {ring}"
 
     async def go_on(self, puppet: Puppet, accident: Accident | None = None, *, gate: int = 0) -> None:
         step = await puppet.go_on(accident, gate=gate)

@@ -40,9 +40,9 @@ class Errands:
         try:
             async with self._database.autocommit() as connection:
                 needed = (await connection.execute(self._question)).one()
-        except DatabaseUnavailable:  # they will find out, and say so
-            return [(errand, True) for errand in self._errands]
+            return list(zip(self._errands, needed, strict=True))
+        except DatabaseUnavailable:
+            pass  # they will find out, and say so
         except Exception:
             log.exception("errands.unseen")
-            return [(errand, True) for errand in self._errands]
-        return list(zip(self._errands, needed, strict=True))
+        return [(errand, True) for errand in self._errands]

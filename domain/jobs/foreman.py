@@ -113,7 +113,7 @@ class Foreman:
                     rings, worker_id=self._worker.id, kinds=tuple(self._kinds), lease=self._lease, patience=patience
                 )
         except DatabaseUnavailable as error:
-            if was_locked(error) and len(rings) > 1:
+            if was_locked(error):
                 raise
             return [error] * len(rings)  # it is away for each of them
         claims = {job.ring: Claim(job, deadline) for job in jobs}

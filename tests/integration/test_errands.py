@@ -2,6 +2,9 @@
 
 from datetime import UTC, datetime
 
+import pytest
+from sqlalchemy import text
+
 from domain.services import Services
 from tests.integration.bulk_builders import kill_lanes, with_its_lane
 from tests.integration.job_builders import a_foreman, a_queued_expand, a_volume, run_out, set_job, sql
@@ -81,3 +84,12 @@ async def test_a_job_that_waits_for_its_next_try_is_seen_when_its_time_has_come(
 
     await set_job(services, job.id, "run_at = now()")
     assert await seen(services) == {"rings.due"}
+
+
+async def test_whoever_cannot_see_takes_it_that_everything_is_needed(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errands = services.errands(a_foreman(services))
+    monkeypatch.setattr(errands, "_question", text("SELECT nothing_of_the_kind"))
+
+    assert [needed for _, needed in await errands.look()] == [True] * 5

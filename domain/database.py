@@ -109,6 +109,11 @@ def given_rows(rows: Iterable[Mapping[str, Any]], **columns: TypeEngine[Any]) ->
     )
 
 
+def as_json(value: Any) -> str:
+    """Put a value into JSON, ten times as fast as the standard library does."""
+    return to_json(value).decode()
+
+
 def plain(value: Any) -> Any:
     """Put a value as JSON has it."""
     return str(value) if isinstance(value, UUID) else value
@@ -133,7 +138,7 @@ class Database:
             pool_size=pool_size,
             max_overflow=pool_size,
             pool_timeout=5,
-            json_serializer=lambda value: to_json(value).decode(),  # ten times as fast as the standard library's
+            json_serializer=as_json,
             json_deserializer=from_json,
             hide_parameters=True,  # an error over a chunk would quote a thousand rows, and names are not for logs
             connect_args={"server_settings": dict(_SERVER_SETTINGS), "timeout": 5, "command_timeout": 60},
@@ -243,6 +248,11 @@ def passes(error: Exception) -> bool:
         return True
     state = getattr(error.orig, "sqlstate", None) or ""
     return error.connection_invalidated or state.startswith(_PASSING)
+
+
+def is_away(error: Exception) -> bool:
+    """Tell whether PostgreSQL itself was not to be had, whatever it was asked."""
+    return isinstance(error, DatabaseUnavailable) and not was_locked(error)
 
 
 def was_locked(error: DatabaseUnavailable) -> bool:

@@ -28,10 +28,13 @@ class Grouped(Generic[Item, Answer]):
     them: a failure is that of its item only. So ``send`` must be safe to repeat when it has failed.
     """
 
-    def __init__(self, send: "Send[Item, Answer]", *, most: int) -> None:
-        """``most``: so many items in one call."""
+    def __init__(
+        self, send: "Send[Item, Answer]", *, most: int, is_common: Callable[[Exception], bool] = lambda _: False
+    ) -> None:
+        """``most``: so many items in one call. A failure that ``is_common`` to all of them is told to each at once."""
         self._send = send
         self._most = most
+        self._is_common = is_common
         self._waiting: list[_Asked[Item, Answer]] = []
         self._sending: asyncio.Task[None] | None = None
         self._alone: set[asyncio.Task[None]] = set()
@@ -63,10 +66,11 @@ class Grouped(Generic[Item, Answer]):
             answers = await self._send([item for item, _ in gathered])
             told = list(zip(gathered, answers, strict=True))
         except Exception as error:  # noqa: BLE001 (it is raised to whoever asked)
-            if len(gathered) > 1:
+            if len(gathered) > 1 and not self._is_common(error):
                 self._part(gathered)
-            else:
-                _tell(gathered[0][1], error)
+                return
+            for _, future in gathered:
+                _tell(future, error)
         else:
             for (_, future), answer in told:
                 _tell(future, answer)

@@ -267,14 +267,8 @@ _LIST: Final = (
         "asked-again-in-vain",
         "whoever cannot know whether he was accepted would be told that somebody else was faster, who is himself",
         "domain/volumes/intake.py",
-        """\
-        except DatabaseUnavailable as error:
-            return [error] * len(wanted)
-""",
-        """\
-        except ZeroDivisionError as error:
-            return [error] * len(wanted)
-""",
+        "self._expansions = Grouped(self._expand_all, most=_MOST, is_common=is_away)",
+        "self._expansions = Grouped(self._expand_all, most=_MOST)",
         (f"{INTAKE}test_when_nobody_knows_whether_it_was_committed_nobody_is_told_that_somebody_else_was_first",),
     ),
     Mutation(

@@ -105,7 +105,7 @@ class BulkService:
         elif job.attempt <= job.max_attempts:
             job.attempt += 1  # of a whole, it counts how often lanes were sent out
             job.version += 1
-            lanes = await self._add_lanes(session, job, last=job.attempt > job.max_attempts)
+            lanes = await self._add_lanes(session, WorkOrder.of(job), last=job.attempt > job.max_attempts)
             await self._bequeath(session, job, lanes[0])
         else:
             await self._close(session, job)
@@ -129,7 +129,7 @@ class BulkService:
     async def _lose(self, session: AsyncSession, job: Job, was: ItemStatus) -> Sequence[Line]:
         return await Ledger(session).close(job.id, was=was, status=ItemStatus.FAILED, code=Code.LANES_LOST)
 
-    async def _add_lanes(self, session: AsyncSession, job: Job | WorkOrder, *, last: bool = False) -> list[Job]:
+    async def _add_lanes(self, session: AsyncSession, job: WorkOrder, *, last: bool = False) -> list[Job]:
         """Share ``max_concurrent`` out among the lanes; the sum of their slots is the whole fleet's.
 
         After too many have failed there is one ``last``, which only finds out what the others have left behind.

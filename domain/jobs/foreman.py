@@ -13,7 +13,7 @@ from uuid import UUID
 from sqlalchemy import true
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.database import Database, was_locked
+from domain.database import Database, is_away
 from domain.errors import DatabaseUnavailable
 from domain.grouped import Grouped
 from domain.jobs.apart import one_by_one
@@ -89,12 +89,12 @@ class Foreman:
         self._sure = is_calm(worker.id, lease=lease) if waits_for_calm else true()
         self._afresh = True
         self._tally = Tally()
-        self._claims = Grouped(self._claim_all, most=_MOST)
+        self._claims = Grouped(self._claim_all, most=_MOST, is_common=is_away)
         #: What was not to be had at once: mostly rings that are old, but a row may only have been locked for a moment.
-        self._late_claims = Grouped(partial(self._claim_all, patience=_PATIENCE), most=_MOST)
+        self._late_claims = Grouped(partial(self._claim_all, patience=_PATIENCE), most=_MOST, is_common=is_away)
         #: Kinds and outcomes apart: so each transaction locks the volumes that it is about at once, in one order.
         self._settlements: defaultdict[tuple[str, type[Outcome]], Grouped[_Ended, bool]] = defaultdict(
-            lambda: Grouped(self._settle_together, most=_MOST)
+            lambda: Grouped(self._settle_all, most=_MOST, is_common=is_away)
         )
         #: How many workers there were at the last heartbeat, with this one.
         self.workers = 1
@@ -103,19 +103,12 @@ class Foreman:
         """Take the job of this ring, unless somebody else has, or the ring is an old one."""
         return await self._claims(ring) or await self._late_claims(ring)
 
-    async def _claim_all(
-        self, rings: Sequence[Ring], patience: float | None = None
-    ) -> Sequence[Claim | Exception | None]:
+    async def _claim_all(self, rings: Sequence[Ring], patience: float | None = None) -> Sequence[Claim | None]:
         deadline = self._deadline()
-        try:
-            async with self._database.autocommit() as connection:
-                jobs = await LeaseRepository(connection).claim(
-                    rings, worker_id=self._worker.id, kinds=tuple(self._kinds), lease=self._lease, patience=patience
-                )
-        except DatabaseUnavailable as error:
-            if was_locked(error):
-                raise
-            return [error] * len(rings)  # it is away for each of them
+        async with self._database.autocommit() as connection:
+            jobs = await LeaseRepository(connection).claim(
+                rings, worker_id=self._worker.id, kinds=tuple(self._kinds), lease=self._lease, patience=patience
+            )
         claims = {job.ring: Claim(job, deadline) for job in jobs}
         return [claims.pop(ring, None) for ring in rings]  # one that was delivered twice is claimed once
 
@@ -128,15 +121,6 @@ class Foreman:
         if settlement is None:
             return False
         return await self._settlements[job.kind, type(outcome)](_Ended(job, outcome, settlement))
-
-    async def _settle_together(self, ended: Sequence[_Ended]) -> Sequence[bool | Exception]:
-        """Settle many; a PostgreSQL that is away is so for each of them, and they come again together."""
-        try:
-            return await self._settle_all(ended)
-        except DatabaseUnavailable as error:
-            if was_locked(error):
-                raise
-            return [error] * len(ended)
 
     async def _settle_all(self, ended: Sequence[_Ended]) -> Sequence[bool]:
         """Settle attempts at one kind of job that have ended in the same way."""

@@ -8,12 +8,11 @@ from datetime import timedelta
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from pydantic_core import to_json
 from sqlalchemy import ColumnElement, Interval, Text, Uuid, bindparam, case, delete, func, literal, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from domain.database import from_now, given_rows
+from domain.database import as_json, from_now, given_rows
 from domain.jobs.model import Job, Ring, Worker
 from domain.jobs.orders import WorkOrder
 from domain.jobs.outcomes import Payload
@@ -269,5 +268,5 @@ def _columns(settlements: Sequence[Settlement]) -> dict[str, list[Any]]:
     names = ("job_ids", "rings", "statuses", "results", "errors", "delays", "back", "copied")
     columns = dict(zip(names, map(list, zip(*settlements, strict=True)), strict=True))
     for name in ("results", "errors"):
-        columns[name] = [None if payload is None else to_json(payload).decode() for payload in columns[name]]
+        columns[name] = [None if payload is None else as_json(payload) for payload in columns[name]]
     return columns

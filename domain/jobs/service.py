@@ -6,8 +6,8 @@ from uuid import UUID
 
 from sqlalchemy import func
 
-from domain.database import Database
-from domain.errors import DatabaseUnavailable, JobEnded, JobIsPart, JobNotFound, JobNotRetryable
+from domain.database import Database, is_away
+from domain.errors import JobEnded, JobIsPart, JobNotFound, JobNotRetryable
 from domain.grouped import Grouped
 from domain.jobs.acceptance import NOBODY, Origin, accepting
 from domain.jobs.batches import BatchRepository
@@ -30,7 +30,7 @@ class JobService:
         self._database = database
         self._queue = queue
         self._kinds = kinds
-        self._reads = Grouped(self._read_all, most=_MOST)
+        self._reads = Grouped(self._read_all, most=_MOST, is_common=is_away)
 
     async def get(self, job_id: UUID) -> Job:
         """Read one job.
@@ -40,12 +40,9 @@ class JobService:
         """
         return _found(await self._reads(job_id), job_id)
 
-    async def _read_all(self, job_ids: Sequence[UUID]) -> Sequence[Job | Exception | None]:
-        try:
-            async with self._database.transaction() as session:
-                jobs = {job.id: job for job in await JobRepository(session).some(job_ids)}
-        except DatabaseUnavailable as error:
-            return [error] * len(job_ids)  # not for lack of any of these jobs: it would not help to ask for each
+    async def _read_all(self, job_ids: Sequence[UUID]) -> Sequence[Job | None]:
+        async with self._database.transaction() as session:
+            jobs = {job.id: job for job in await JobRepository(session).some(job_ids)}
         return [jobs.get(job_id) for job_id in job_ids]
 
     async def list_jobs(self, wanted: JobFilter, request: PageRequest) -> Page[Job]:

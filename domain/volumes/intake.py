@@ -10,7 +10,7 @@ from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
-from domain.database import Database, was_locked
+from domain.database import Database, is_away, was_locked
 from domain.errors import DatabaseUnavailable, Refused
 from domain.grouped import Grouped
 from domain.jobs.model import Job
@@ -46,8 +46,8 @@ class Intake:
     def __init__(self, database: Database, *, max_attempts: int) -> None:
         self._database = database
         self._max_attempts = max_attempts
-        self._creations = Grouped(self._create_all, most=_MOST)
-        self._expansions = Grouped(self._expand_all, most=_MOST)
+        self._creations = Grouped(self._create_all, most=_MOST, is_common=is_away)
+        self._expansions = Grouped(self._expand_all, most=_MOST, is_common=is_away)
 
     async def create(self, volume: Volume, job: Job) -> bool:
         """Accept a new volume with its job; False: go alone.
@@ -64,7 +64,9 @@ class Intake:
                 if added:
                     await JobRepository(session).add_many([one.job for one in wanted if one.volume.id in added])
         except DatabaseUnavailable as error:
-            return [False if was_locked(error) else error] * len(wanted)
+            if not was_locked(error):
+                raise
+            return [False] * len(wanted)
         return [one.volume.id in added or name_taken(one.volume.name) for one in wanted]
 
     async def expand(self, volume_id: UUID, growth: Growth, caller: str | None) -> Job | None:
@@ -77,17 +79,14 @@ class Intake:
         return await self._expansions(_Expansion(volume_id, growth, caller))
 
     async def _expand_all(self, wanted: Sequence[_Expansion]) -> Sequence[Job | Exception | None]:
-        try:
-            async with self._database.transaction() as session:
-                volumes = VolumeRepository(session)
-                free = {held.id: held for held in await volumes.lock_free({one.volume_id for one in wanted})}
-                answers = [self._take(free, one) for one in wanted]
-                jobs = [answer for answer in answers if isinstance(answer, Job)]
-                if jobs:
-                    await volumes.take_each({volume_of(job): job.id for job in jobs}, VolumeState.EXPANDING)
-                    await JobRepository(session).add_many(jobs)
-        except DatabaseUnavailable as error:
-            return [error] * len(wanted)
+        async with self._database.transaction() as session:
+            volumes = VolumeRepository(session)
+            free = {held.id: held for held in await volumes.lock_free({one.volume_id for one in wanted})}
+            answers = [self._take(free, one) for one in wanted]
+            jobs = [answer for answer in answers if isinstance(answer, Job)]
+            if jobs:
+                await volumes.take_each({volume_of(job): job.id for job in jobs}, VolumeState.EXPANDING)
+                await JobRepository(session).add_many(jobs)
         return answers
 
     def _take(self, free: dict[UUID, Held], wanted: _Expansion) -> Job | Refused | None:

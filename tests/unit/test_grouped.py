@@ -67,6 +67,15 @@ async def test_the_failure_of_one_is_that_ones_alone() -> None:
     assert counter.calls == [[1, 13, 3], [1], [13], [3]]
 
 
+async def test_a_failure_that_is_common_to_all_is_told_to_each_and_nobody_goes_alone() -> None:
+    counter = Counter()
+    double = Grouped(counter.double, most=10, is_common=lambda error: isinstance(error, ValueError))
+    answers = await asyncio.gather(*map(double, (1, 13, 3)), return_exceptions=True)
+
+    assert [type(answer) for answer in answers] == [ValueError] * 3
+    assert counter.calls == [[1, 13, 3]]
+
+
 async def test_an_answer_that_is_an_exception_is_raised_to_whoever_asked() -> None:
     async def refuse_odd(numbers: Sequence[int]) -> Sequence[int | Exception]:
         return [ValueError(number) if number % 2 else number for number in numbers]

@@ -127,7 +127,7 @@ def steps(batch: Sequence[tuple[UUID, UUID]]) -> dict[str, Step]:
         "list the running": listing(status=JobStatus.RUNNING),
         "list the failed": listing(status=JobStatus.FAILED),
         "list those of a volume": listing(volume_id=batch[0][1]),
-        "ring what is due": lambda session: RingRepository(session).due(500),
+        "ring what is due": lambda session: RingRepository(session).take_due(500),
     }
 
 

@@ -15,6 +15,7 @@ log = structlog.get_logger(__name__)
 class Errand(NamedTuple):
     """Something that is done whenever there is a need."""
 
+    #: What the log says when there was something to do.
     event: str
     #: Returns how much there was to do.
     do: Callable[[], Awaitable[int]]
@@ -38,11 +39,13 @@ class Errands:
         Whoever cannot see must take it that all are: one sign that fails keeps no errand from being run.
         """
         try:
-            async with self._database.autocommit() as connection:
-                needed = (await connection.execute(self._question)).one()
-            return list(zip(self._errands, needed, strict=True))
-        except DatabaseUnavailable:
-            pass  # they will find out, and say so
-        except Exception:
-            log.exception("errands.unseen")
-        return [(errand, True) for errand in self._errands]
+            needed = await self._needed()
+        except Exception as error:
+            if not isinstance(error, DatabaseUnavailable):  # else they will find out themselves, and say so
+                log.exception("errands.unseen")
+            needed = [True] * len(self._errands)
+        return list(zip(self._errands, needed, strict=True))
+
+    async def _needed(self) -> Sequence[bool]:
+        async with self._database.autocommit() as connection:
+            return (await connection.execute(self._question)).one()

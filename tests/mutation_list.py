@@ -50,7 +50,7 @@ _LIST: Final = (
         "ring-out-of-the-claim",
         "an old message would start an attempt that nobody has asked for",
         "domain/jobs/leases.py",
-        "ON jobs.id = rung.id AND rings = rung.ring\n",
+        "ON jobs.id = rung.id AND rings = rung.number\n",
         "ON jobs.id = rung.id\n",
         ("tests/integration/test_claims.py::test_another_ring_than_the_present_one_claims_nothing", ANY_ORDER),
     ),
@@ -234,7 +234,7 @@ _LIST: Final = (
     Mutation(
         "given-up-without-seal",
         "a volume would be let go while an earlier attempt may still publish",
-        "worker/runner.py",
+        "worker/attempts.py",
         "            return await self._seal(job, grant, outcome)\n",
         "            return outcome\n",
         ("tests/integration/test_ways_out.py::test_an_expansion_that_failed_after_it_was_published_is_adopted",),

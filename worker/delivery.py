@@ -5,20 +5,18 @@ stock worker can work beside it on the same queue, and the stock producer can se
 """
 
 import asyncio
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
-from uuid import UUID
 
 import structlog
 from arq.constants import in_progress_key_prefix, job_key_prefix
 from arq.utils import timestamp_ms
 from arq.worker import Worker
 
-from domain.jobs.model import Ring
-from domain.jobs.queue import BELL, FUNCTION_NAME, LAST_RING
+from domain.jobs.messages import read_message
+from domain.jobs.queue import BELL
 from worker.runner import Runner
 
 #: How long arq keeps a message from others that was delivered here, until the row is claimed. If we die in between it
@@ -44,12 +42,6 @@ until #due < page or #taken == 2 * wanted
 if #taken < 2 * wanted then redis.call('DEL', KEYS[2]) end
 return taken
 """
-
-#: A message as we send it, letter by letter: reading it as JSON takes ten times as long.
-_OURS: Final = re.compile(
-    rb'\{"t": null, "f": "%b", "a": \["([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", (0|[1-9][0-9]{0,18})\], '
-    rb'"k": \{\}, "et": [0-9]+\}' % FUNCTION_NAME.encode()
-)
 
 log = structlog.get_logger(__name__)
 
@@ -99,7 +91,7 @@ class Delivery(Worker):
 
     def _start(self, message_id: bytes, message: bytes | None) -> None:
         """Have the runner answer a ring; whatever is none of ours is arq's own business."""
-        ring, name = _ring(message_id, message), message_id.decode()
+        ring, name = read_message(message_id, message), message_id.decode()
         task = self._runner.start(ring) if ring else self.loop.create_task(self._run_by_arq(name))
         task.add_done_callback(partial(self._count if ring else self._forget, name))
         self.tasks[name] = task
@@ -131,11 +123,3 @@ class Delivery(Worker):
         with suppress(TimeoutError):
             async with asyncio.timeout(_LOOK_SECONDS):
                 await self._runner.room_made.wait()
-
-
-def _ring(message_id: bytes, message: bytes | None) -> Ring | None:
-    """What a message of our own says; None if it is somebody else's, or one that there cannot be."""
-    said = _OURS.fullmatch(message or b"")
-    if said is None or b"%b:%b" % said.groups() != message_id or int(said[2]) > LAST_RING:
-        return None
-    return Ring(UUID(said[1].decode()), int(said[2]))

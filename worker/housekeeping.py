@@ -48,9 +48,8 @@ class Housekeeping:
     async def go_round(self) -> None:
         """Make one round; an errand that fails keeps none of the others."""
         done = 0
-        for errand, needed in await self._look():
-            needful = needed or done > 0  # for what is done may leave something to do
-            if needful and (self._heartbeat.is_beating or not errand.in_calm):
+        for errand, needed in await self._look():  # and what one has done may leave something to the next
+            if (needed or done) and (self._heartbeat.is_beating or not errand.in_calm):
                 done += await self._step(errand.event, errand.do)
         if time.monotonic() >= self._prune_at:
             await self._step("rows.pruned", self._prune_some)

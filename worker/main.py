@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final
-from uuid import UUID
 
 import structlog
 import uvloop
@@ -22,11 +21,13 @@ from uuid_utils.compat import uuid7
 from domain.background import calm_the_collector, in_background
 from domain.database import GOODBYE_SECONDS
 from domain.errors import CisternError, DatabaseUnavailable
-from domain.jobs.model import Ring, Worker
-from domain.jobs.queue import FUNCTION_NAME, LAST_RING, QUEUE_NAME, JobQueue, deserialize, serialize
+from domain.jobs.messages import FUNCTION_NAME, deserialize, ring_of, serialize
+from domain.jobs.model import Worker
+from domain.jobs.queue import QUEUE_NAME, JobQueue
 from domain.logs import configure_logging
 from domain.services import Handler, Services, open_services
 from domain.settings import Settings, load_log_settings, load_settings, require_servers
+from worker.attempts import Attempts
 from worker.heartbeat import Heartbeat
 from worker.housekeeping import Housekeeping
 from worker.lanes import Lanes
@@ -46,10 +47,8 @@ log = structlog.get_logger(__name__)
 
 
 async def run_job(ctx: dict[str, Any], job_id: str, ring: int) -> None:
-    """Answer one message: the only function that arq knows, under a name that never changes."""
-    if type(ring) is not int or not 0 <= ring <= LAST_RING:
-        raise ValueError(f"no job was ever rung so often: {ring}")
-    await ctx["runner"].answer(Ring(UUID(job_id), ring))
+    """Answer one message."""
+    await ctx["runner"].answer(ring_of(job_id, ring))
 
 
 async def start_up(ctx: dict[str, Any]) -> None:
@@ -75,8 +74,8 @@ async def workshop(settings: Settings) -> AsyncIterator[Runner]:
     """Have a runner, a heartbeat and housekeeping at work as long as the block lasts."""
     async with open_services(settings) as services:
         foreman = services.foreman(Worker(id=uuid7(), host=socket.gethostname(), pid=os.getpid()))
-        table = handlers(services, lambda: foreman.workers)
-        runner = Runner(foreman, services.queue, table, services.retry_policy, slots=settings.max_jobs)
+        attempts = Attempts(handlers(services, lambda: foreman.workers), services.retry_policy)
+        runner = Runner(foreman, services.queue, attempts, slots=settings.max_jobs)
         pulse = Pulse.open(settings.heartbeat_file)
         heartbeat = Heartbeat(
             foreman, runner.running, lease=settings.lease_seconds, stall=settings.stall_seconds, pulse=pulse

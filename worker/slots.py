@@ -5,48 +5,52 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-#: So long, about, a job may wait for its slot that was fetched ahead (seconds): not much longer than a claim takes.
-_AHEAD_SECONDS: Final = 0.02
-#: So long it waits before others may have it: the slots have turned out to be slow.
-_PATIENCE_SECONDS: Final = 1.0
-#: The longest time between two slots that come free which is told from others; so it is taken to be at first (seconds).
-_SLOW: Final = 1.0
-#: The shortest (seconds).
-_INSTANT: Final = 1e-6
-#: The weight of the last such time in the mean of those before it.
-_WEIGHT: Final = 1 / 16
+#: As many are fetched ahead as will probably find a slot within this time, which is about what a claim takes.
+_LOOKAHEAD_SECONDS: Final = 0.02
+#: If a job that was fetched ahead finds none for so long, others may have it.
+_LONGEST_WAIT_SECONDS: Final = 1.0
+#: An interval counts for no more than this, so that a pause does not outweigh a hundred quick jobs; the first guess.
+_LONGEST_INTERVAL: Final = 1.0
+#: And for no less, so that there is something to divide by.
+_SHORTEST_INTERVAL: Final = 1e-6
+#: The weight of the latest interval in the moving average.
+_SMOOTHING: Final = 1 / 16
 
 
 class Slots:
-    """So many jobs may be at work at once."""
+    """So many jobs may be at work at once.
+
+    How many are fetched ahead follows from the mean interval at which slots have come free lately: those that will
+    come free within the time of a claim, but never more than there are slots.
+    """
 
     def __init__(self, number: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.number = number
         self._free = asyncio.Semaphore(number)
         self._clock = clock
         self._came_free_at = clock()
-        #: The mean of the times between slots that have come free lately.
-        self._interval = _SLOW
+        self._mean_interval = _LONGEST_INTERVAL
 
     @property
     def ahead(self) -> int:
-        """How many slots will come free in about no time; those that hang are not among them."""
-        return min(int(_AHEAD_SECONDS / max(self._interval, _INSTANT)), self.number)
+        """How many jobs are worth fetching beyond the slots; none while the slots are slow, or hang."""
+        return min(int(_LOOKAHEAD_SECONDS / max(self._mean_interval, _SHORTEST_INTERVAL)), self.number)
 
     async def take(self) -> bool:
-        """Wait for a slot. False: none came free."""
-        if not self._free.locked():
+        """Wait for a slot. False: none came free, and nothing more is fetched ahead until they are quick again."""
+        if not self._free.locked():  # as nearly always; a timer would cost more than the slot
             return await self._free.acquire()
         try:
-            async with asyncio.timeout(_PATIENCE_SECONDS):
+            async with asyncio.timeout(_LONGEST_WAIT_SECONDS):
                 return await self._free.acquire()
         except TimeoutError:
-            self._interval = _SLOW  # nothing more is fetched ahead until they are quick again
+            self._mean_interval = _LONGEST_INTERVAL
             return False
 
     def give_back(self) -> None:
         """Leave a slot to the next job."""
         now = self._clock()
-        self._interval += (min(now - self._came_free_at, _SLOW) - self._interval) * _WEIGHT
+        interval = min(now - self._came_free_at, _LONGEST_INTERVAL)
+        self._mean_interval += (interval - self._mean_interval) * _SMOOTHING
         self._came_free_at = now
         self._free.release()

@@ -29,9 +29,10 @@ from domain.jobs.signals import CounterName, SignalRepository, Tally
 from domain.jobs.states import JobStatus
 
 _PAGE: Final = 500
-#: So many jobs are claimed or settled by one statement.
+#: At most so many jobs are claimed or settled by one statement.
 _MOST: Final = 200
-#: For how many seconds many wait for a row that somebody has locked; then each goes alone, and only one waits.
+#: For how many seconds many settlements wait for a row that somebody has locked; then each goes alone, and only that
+#: one waits longer. A claim that waits gives up then.
 _PATIENCE: Final = 0.2
 #: So many pages in one round, for the others wait meanwhile.
 _PAGES: Final = 20
@@ -113,9 +114,10 @@ class Foreman:
         return [claims.pop(ring, None) for ring in rings]  # one that was delivered twice is claimed once
 
     async def settle(self, job: WorkOrder, outcome: Outcome) -> bool:
-        """Write down how an attempt ended, and its effect, in one transaction. False: it was no longer ours to end.
+        """Write down how an attempt ended, and its effect, in one transaction. Returns whether this call did so.
 
-        Safe to repeat when the answer to the COMMIT was lost.
+        Safe to repeat when the answer to the COMMIT was lost: then an earlier call may have done it already. Otherwise
+        False means that it was no longer ours to end.
         """
         settlement = _settlement(job, outcome)
         if settlement is None:
@@ -123,7 +125,10 @@ class Foreman:
         return await self._settlements[job.kind, type(outcome)](_Ended(job, outcome, settlement))
 
     async def _settle_all(self, ended: Sequence[_Ended]) -> Sequence[bool]:
-        """Settle attempts at one kind of job that have ended in the same way."""
+        """Settle attempts at one kind of job that have ended in the same way.
+
+        The next group waits until Redis has been told too, within bounds; no slot does.
+        """
         async with self._database.transaction() as session:
             ours = await LeaseRepository(session).settle(
                 [end.settlement for end in ended],
@@ -140,9 +145,9 @@ class Foreman:
     async def _conclude(self, session: AsyncSession, settled: Sequence[_Ended]) -> None:
         """Write down the effects of what is done, and leave usable what was given up."""
         kind = self._kinds[settled[0].job.kind]
-        if done := [(job, end.result) for job, end, _ in settled if isinstance(end, Done | Handed)]:
+        if done := [(job, outcome.result) for job, outcome, _ in settled if isinstance(outcome, Done | Handed)]:
             await kind.record(session, done)
-        if given_up := [(job, end.found) for job, end, _ in settled if isinstance(end, GaveUp | Cancelled)]:
+        if given_up := [(job, outcome.found) for job, outcome, _ in settled if isinstance(outcome, GaveUp | Cancelled)]:
             await kind.abandon(session, given_up)
 
     async def _follow_up(self, settled: Sequence[_Ended]) -> None:
@@ -215,7 +220,7 @@ class Foreman:
     async def ring_due(self) -> int:
         """Ring the jobs whose time has come. Returns how many."""
         async with self._database.transaction() as session:
-            due = await RingRepository(session).due(_PAGE)
+            due = await RingRepository(session).take_due(_PAGE)
         await self._queue.ring(due)
         return len(due)
 
@@ -228,13 +233,14 @@ class Foreman:
         lost = 0
         for _ in range(_PAGES):
             async with self._database.transaction() as session:
-                waiting = await RingRepository(session).rung_before(self.ring_patience, _PAGE)
+                waiting = await RingRepository(session).take_rung_before(self.ring_patience, _PAGE)
             missing = await self._queue.missing(waiting) if waiting else []
             await self._queue.ring(missing)
             lost += len(missing)
             self._tally.add(CounterName.LOST_RINGS, len(missing))
-            if len(missing) < _PAGE:  # else it is a page of nothing but lost rings: Redis has lost them all, go on
+            if len(missing) < _PAGE:
                 break
+            # A page of nothing but lost rings: Redis has lost them all, so the next page is looked at right away.
         return lost
 
     def _deadline(self) -> float:

@@ -70,8 +70,8 @@ def _claiming(*, around: str, locked: str) -> Any:
         text(f"""
             WITH held AS MATERIALIZED (
                 SELECT jobs.id
-                FROM {around} jobs JOIN unnest(CAST(:ids AS uuid[]), CAST(:rings AS bigint[])) AS rung (id, ring)
-                    ON jobs.id = rung.id AND rings = rung.ring
+                FROM {around} jobs JOIN unnest(CAST(:ids AS uuid[]), CAST(:rings AS bigint[])) AS rung (id, number)
+                    ON jobs.id = rung.id AND rings = rung.number
                 WHERE status IS NOT DISTINCT FROM 'queued' AND kind = ANY(CAST(:kinds AS text[]))
                 ORDER BY jobs.id FOR NO KEY UPDATE OF jobs {locked}
             )

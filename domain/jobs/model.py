@@ -17,10 +17,13 @@ _LIVE = ", ".join(f"'{status}'" for status in sorted(LIVE))
 
 
 class Ring(NamedTuple):
-    """What a message carries: which job, and for the how-manieth time it is announced."""
+    """What a message carries: the job, and the ``number`` of this announcement, counted from 0.
+
+    Only the number that the row has at present may claim it; every earlier message is an old one.
+    """
 
     job_id: UUID
-    ring: int
+    number: int
 
 
 class Job(Entity):

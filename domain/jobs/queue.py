@@ -1,20 +1,18 @@
-"""The doorbell: the only file of the domain that speaks arq and Redis (`refusals` only knows their errors).
+"""The doorbell: the only file of the domain that speaks to Redis.
 
-A message says that a row may be ready to be claimed. It carries (job id, ring) as JSON and nothing else, so whoever
-can write to Redis can at most make a worker look into PostgreSQL. Losing every message loses no job.
+A message (see `messages`) says that a row may be ready to be claimed, and nothing else, so whoever can write to Redis
+can at most make a worker look into PostgreSQL. Losing every message loses no job.
 """
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Final, Self
+from typing import Final, Self
 from uuid import UUID
 
 import structlog
 from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
-from arq.jobs import serialize_job
 from arq.utils import timestamp_ms
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -24,11 +22,11 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from domain.errors import Unavailable
 from domain.grouped import Grouped
+from domain.jobs.messages import deserialize, message_id, serialize, write_message
 from domain.jobs.model import Ring
 from domain.jobs.refusals import Refusals
 
 QUEUE_NAME: Final = "cistern:queue"
-FUNCTION_NAME: Final = "run_job"
 _CHANNEL: Final = "cistern:job-changed"
 #: A list that idle workers block on. It has an element for each message that was rung, up to as many as there can
 #: reasonably be idle workers; whoever finds no more messages empties it.
@@ -40,8 +38,6 @@ _KEPT_MS: Final = 24 * 3600 * 1000
 _CLOCKS_APART_MS: Final = 10_000
 #: So many messages go to Redis in one round trip.
 _MOST_AT_ONCE: Final = 500
-#: More than that PostgreSQL cannot count; a message may say anything.
-LAST_RING: Final = 2**63 - 1
 #: Written only to see whether it can be.
 WRITTEN: Final = "cistern:written"
 #: A request must be answered within a second although Redis is away.
@@ -58,10 +54,6 @@ end
 """
 
 log = structlog.get_logger(__name__)
-
-#: `worker.delivery` knows these bytes by heart: what looks otherwise is read the long way, by arq.
-serialize: Callable[[dict[str, Any]], bytes] = lambda message: json.dumps(message).encode()  # noqa: E731
-deserialize: Callable[[bytes], dict[str, Any]] = json.loads
 
 
 class QueueUnavailable(Unavailable):
@@ -116,10 +108,7 @@ class JobQueue:
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS), self.redis.pipeline(transaction=True) as pipe:
                 for ring in rings:
-                    message = serialize_job(
-                        FUNCTION_NAME, (str(ring.job_id), ring.ring), {}, None, now, serializer=serialize
-                    )
-                    pipe.set(job_key_prefix + message_id(ring), message, px=_KEPT_MS, nx=True)
+                    pipe.set(job_key_prefix + message_id(ring), write_message(ring, sent_ms=now), px=_KEPT_MS, nx=True)
                 pipe.zadd(QUEUE_NAME, {message_id(ring): now for ring in rings}, nx=True)
                 pipe.lpush(BELL, *[b""] * min(len(rings), _MOST_WOKEN))
                 pipe.ltrim(BELL, 0, _MOST_WOKEN - 1)
@@ -216,8 +205,3 @@ class JobQueue:
     async def close(self) -> None:
         """Close every connection."""
         await self.redis.aclose(close_connection_pool=True)
-
-
-def message_id(ring: Ring) -> str:
-    """The arq id of a ring: never used for two things, so that the same ring twice is one message."""
-    return f"{ring.job_id}:{ring.ring}"

@@ -24,16 +24,16 @@ class RingRepository:
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
-    async def due(self, limit: int) -> Sequence[Ring]:
+    async def take_due(self, limit: int) -> Sequence[Ring]:
         """Take queued jobs whose time has come and that have not been rung, and note that they are being rung."""
-        return await self._note_rung(_due(limit))
+        return await self._take(_due(limit))
 
-    async def rung_before(self, age: float, limit: int) -> Sequence[Ring]:
+    async def take_rung_before(self, age: float, limit: int) -> Sequence[Ring]:
         """Take queued jobs that were rung over ``age`` seconds ago, longest ago first, and note them as seen now."""
-        return await self._note_rung(_rung_before(age, limit))
+        return await self._take(_rung_before(age, limit))
 
-    async def _note_rung(self, waiting: UpdateBase) -> Sequence[Ring]:
-        return [Ring(*row) for row in await self._session.execute(waiting)]
+    async def _take(self, query: UpdateBase) -> Sequence[Ring]:
+        return [Ring(*row) for row in await self._session.execute(query)]
 
 
 def any_unrung() -> ColumnElement[bool]:

@@ -25,6 +25,7 @@ from tests.any_order.puppets import Puppet
 from tests.any_order.sight import Sight
 from tests.any_order.stage import Bell, Fragile, Publication, Staged, Witnessed, one_by_one, overhear
 from tests.integration.job_builders import a_foreman
+from worker.attempts import Attempts
 from worker.heartbeat import Heartbeat
 from worker.main import handlers
 from worker.runner import Runner
@@ -123,7 +124,8 @@ class Scene:
     def _workshop(self) -> Workshop:
         services = self.services
         foreman = overhear(a_foreman(services))
-        runner = Runner(foreman, self.bell, handlers(services, lambda: 1), RetryPolicy(RETRY_SECONDS), slots=100)
+        attempts = Attempts(handlers(services, lambda: 1), RetryPolicy(RETRY_SECONDS))
+        runner = Runner(foreman, self.bell, attempts, slots=100)
         heartbeat = Heartbeat(foreman, runner.running, lease=LEASE_SECONDS, stall=LEASE_SECONDS)
         return Workshop(foreman, runner, heartbeat)
 

@@ -54,7 +54,7 @@ class World(Scene):
         await puppet.go_on()
         await self.go_on(puppet, accident)
         job = was.jobs[str(ring.job_id)]
-        if job["rings"] != ring.ring or job["status"] != "queued":
+        if job["rings"] != ring.number or job["status"] != "queued":
             await self.finish(puppet)  # the row might only have been locked, so it asks twice
             assert self.now == was, f"an old message was heard: {ring}"
 

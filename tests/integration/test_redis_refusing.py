@@ -12,7 +12,8 @@ import redis
 from arq.constants import in_progress_key_prefix
 
 from domain.embedded import EmbeddedServers, temporary_data_dir
-from domain.jobs.queue import QUEUE_NAME, QueueRefusesWrites, message_id
+from domain.jobs.messages import message_id
+from domain.jobs.queue import QUEUE_NAME, QueueRefusesWrites
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.volumes.service import NewVolume

@@ -8,7 +8,8 @@ import pytest
 import redis
 from sqlalchemy import text
 
-from domain.jobs.queue import QUEUE_NAME, QueueUnavailable, message_id
+from domain.jobs.messages import message_id
+from domain.jobs.queue import QUEUE_NAME, QueueUnavailable
 from domain.services import Services, open_services
 from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume

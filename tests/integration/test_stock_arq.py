@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from domain.jobs.messages import FUNCTION_NAME, message_id
 from domain.jobs.model import Ring
-from domain.jobs.queue import FUNCTION_NAME, QUEUE_NAME, message_id
+from domain.jobs.queue import QUEUE_NAME
 from domain.services import Services
 from domain.settings import Settings
 from domain.volumes.service import NewVolume
@@ -71,7 +72,8 @@ async def test_it_works_beside_our_own_on_one_queue_to_which_a_stock_producer_se
 ) -> None:
     async def enqueue(rings: Iterable[Ring]) -> None:
         for ring in rings:
-            await services.queue.redis.enqueue_job(FUNCTION_NAME, str(ring.job_id), ring.ring, _job_id=message_id(ring))
+            said = str(ring.job_id), ring.number
+            await services.queue.redis.enqueue_job(FUNCTION_NAME, *said, _job_id=message_id(ring))
 
     monkeypatch.setattr(services.queue, "ring", enqueue)
     slow = "faulty+memory:?delay_ms=200"

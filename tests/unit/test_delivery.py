@@ -13,8 +13,9 @@ from arq.worker import func
 from fakeredis import FakeServer
 
 import worker.delivery
+from domain.jobs.messages import FUNCTION_NAME, deserialize, message_id, serialize
 from domain.jobs.model import Ring
-from domain.jobs.queue import BELL, FUNCTION_NAME, QUEUE_NAME, JobQueue, deserialize, message_id, serialize
+from domain.jobs.queue import BELL, QUEUE_NAME, JobQueue
 from domain.storage.memory import MemoryDriver
 from tests.unit.worker_fakes import FakeForeman, a_job, a_runner, fake_redis, until
 from worker.delivery import Delivery
@@ -122,7 +123,7 @@ async def test_whoever_has_no_room_takes_nothing_until_there_is_some() -> None:
 
     def watched(ring: Ring) -> asyncio.Task[None]:
         work = start(ring)
-        at_once.append(len(delivery._runner._in_slots))
+        at_once.append(len(delivery._runner._before_the_end))
         return work
 
     delivery._runner.start = watched  # type: ignore[method-assign]

@@ -8,8 +8,9 @@ import pytest
 from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
 from fakeredis import FakeServer
 
+from domain.jobs.messages import message_id
 from domain.jobs.model import Ring
-from domain.jobs.queue import QUEUE_NAME, JobQueue, QueueUnavailable, message_id
+from domain.jobs.queue import QUEUE_NAME, JobQueue, QueueUnavailable
 from tests.unit.worker_fakes import fake_redis, until
 
 

@@ -5,12 +5,16 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+import structlog
 
+from domain.errors import DatabaseUnavailable
 from domain.jobs.foreman import Claim
 from domain.jobs.model import Job, Ring
-from domain.jobs.outcomes import Cancelled, Done, GaveUp, Interrupted, RetryIn
+from domain.jobs.orders import WorkOrder
+from domain.jobs.outcomes import Cancelled, Done, GaveUp, Interrupted, Outcome, RetryIn
 from domain.jobs.queue import JobQueue
 from domain.jobs.retry import WORKER_LOST
+from domain.jobs.states import JobStatus
 from domain.storage.backends import open_driver
 from domain.storage.driver import Fence, Grant, StopReason, StorageDriver
 from domain.storage.memory import MemoryDriver
@@ -91,7 +95,7 @@ class TestClaim:
     async def test_what_finds_no_slot_goes_back_to_others(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("worker.slots._PATIENCE_SECONDS", 0.01)
+        monkeypatch.setattr("worker.slots._LONGEST_WAIT_SECONDS", 0.01)
         gate = closed_gate(tmp_path)
         first, second = a_job(), a_job()
         foreman = FakeForeman(first, second)
@@ -108,7 +112,7 @@ class TestClaim:
     async def test_when_slots_come_free_in_no_time_there_is_room_for_others_ahead(self) -> None:
         runner = a_runner(FakeForeman(), MemoryDriver(), slots=10)
         before = runner.room
-        runner._slots._interval = 0.0
+        runner._slots._mean_interval = 0.0
 
         assert (before, runner.room) == (10, 20)
 
@@ -371,6 +375,18 @@ class TestSettling:
 
         assert (foreman.away, len(foreman.settled), job.status) == (0, 1, "succeeded")
 
+    async def test_whoever_hears_no_answer_to_the_first_settlement_does_not_call_the_job_lost(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(runner_module, "_SETTLE_AGAIN_SECONDS", 0)
+        job = a_job()
+        foreman = Speechless(job)
+        with structlog.testing.capture_logs() as logs:
+            await a_runner(foreman, MemoryDriver()).answer(job.ring)
+
+        assert job.status is JobStatus.SUCCEEDED
+        assert [line["event"] for line in logs] == ["job.started", "job.settled_or_superseded"]
+
     async def test_a_job_counts_as_at_work_until_it_is_settled(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(runner_module, "_SETTLE_AGAIN_SECONDS", 0.001)
         job = a_job()
@@ -450,6 +466,15 @@ class Outage(MemoryDriver):
     async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
         self._foreman.away = self._calls
         return await super().create(volume_id, size, grant)
+
+
+class Speechless(FakeForeman):
+    """Settles, and the answer is lost the first time."""
+
+    async def settle(self, job: WorkOrder, outcome: Outcome) -> bool:
+        if await super().settle(job, outcome):
+            raise DatabaseUnavailable
+        return False
 
 
 class SlowForeman(FakeForeman):

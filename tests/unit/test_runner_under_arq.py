@@ -13,9 +13,10 @@ from arq.worker import Worker, create_worker
 from fakeredis import FakeServer
 
 import worker.main
+from domain.jobs.messages import FUNCTION_NAME
 from domain.jobs.model import Job, Ring
 from domain.jobs.outcomes import Done, Interrupted, RetryIn
-from domain.jobs.queue import BELL, FUNCTION_NAME, QUEUE_NAME, JobQueue
+from domain.jobs.queue import BELL, QUEUE_NAME, JobQueue
 from domain.settings import Settings
 from domain.storage.backends import open_driver
 from domain.storage.driver import StorageDriver

@@ -47,7 +47,7 @@ async def test_one_slow_job_is_enough_to_fetch_hardly_any_ahead() -> None:
 async def test_a_slot_that_does_not_come_free_is_not_waited_for_for_long_and_none_is_fetched_ahead_then(
     slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.slots._PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr("worker.slots._LONGEST_WAIT_SECONDS", 0.01)
     quick = await after(slots, *[0.0] * 200)
     before = quick.ahead
     all_taken = [await quick.take() for _ in range(slots)]

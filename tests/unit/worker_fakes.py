@@ -24,6 +24,7 @@ from domain.services import Handler, compose
 from domain.settings import Settings
 from domain.storage.backends import Backends
 from domain.storage.driver import StorageDriver
+from worker.attempts import Attempts
 from worker.runner import Runner
 
 MIB = 2**20
@@ -48,7 +49,7 @@ class FakeForeman(Foreman):
         self._reach()
         self.claims.append(ring)
         job = self.book.get(ring.job_id)
-        if job is None or job.rings != ring.ring or job.status is not JobStatus.QUEUED:
+        if job is None or job.rings != ring.number or job.status is not JobStatus.QUEUED:
             return None
         job.status = JobStatus.RUNNING
         job.attempt += 1
@@ -135,7 +136,8 @@ def table_on(driver: StorageDriver) -> dict[str, Handler]:
 
 
 def a_runner(foreman: Foreman, driver: StorageDriver, *, slots: int = 10, queue: JobQueue | None = None) -> Runner:
-    return Runner(foreman, queue or JobQueue(fake_redis()), table_on(driver), RetryPolicy(1.0), slots=slots)
+    attempts = Attempts(table_on(driver), RetryPolicy(1.0))
+    return Runner(foreman, queue or JobQueue(fake_redis()), attempts, slots=slots)
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -1,0 +1,91 @@
+"""One attempt at a job that is ours: do the work, and make an outcome of whatever happens."""
+
+from collections.abc import Mapping
+from typing import Final
+
+import structlog
+
+from domain.errors import CisternError
+from domain.jobs.orders import WorkOrder
+from domain.jobs.orphans import LAST_CHANCES
+from domain.jobs.outcomes import Cancelled, GaveUp, Interrupted, Outcome, Payload, RetryIn, Superseded
+from domain.jobs.retry import WORKER_LOST, RetryPolicy, describe
+from domain.services import Handler
+from domain.storage.driver import (
+    FenceRefused,
+    Grant,
+    PermanentStorageError,
+    Stopped,
+    StopReason,
+    StorageBusy,
+    TransientStorageError,
+)
+
+_STOPPED: Final[dict[StopReason, Outcome]] = {
+    StopReason.CANCELLED: Cancelled(),
+    StopReason.SHUTDOWN: Interrupted(),
+    StopReason.LEASE_LOST: Superseded(),
+}
+
+log = structlog.get_logger(__name__)
+
+
+class Attempts:
+    """Has jobs done by whoever handles their kind."""
+
+    def __init__(self, handlers: Mapping[str, Handler], retry_policy: RetryPolicy) -> None:
+        """``handlers`` by kind; the policy decides about failures that may pass."""
+        self._handlers = handlers
+        self._retry_policy = retry_policy
+
+    async def perform(self, job: WorkOrder, grant: Grant) -> Outcome:
+        """Do the work, and find out what is to be found out if it comes to nothing."""
+        outcome = await self._attempt(job, grant)
+        if isinstance(outcome, GaveUp | Cancelled):
+            return await self._seal(job, grant, outcome)
+        return outcome
+
+    async def _attempt(self, job: WorkOrder, grant: Grant) -> Outcome:
+        if job.cancel_requested_at is not None:
+            return Cancelled()
+        if job.attempt > job.max_attempts:  # its last one died with its worker; all that is left is to end it
+            return GaveUp(job.error or WORKER_LOST)
+        try:
+            return await self._handlers[job.kind].do(job, grant)
+        except CisternError as error:
+            return self._judge(job, error)
+        except Exception:
+            log.exception("job.crashed")
+            return self._judge(job, CisternError())
+
+    def _judge(self, job: WorkOrder, error: CisternError) -> Outcome:
+        """Turn a failure into a decision."""
+        match error:
+            case Stopped(reason=reason):
+                return _STOPPED[reason]
+            case FenceRefused():
+                return Superseded()
+            case StorageBusy():
+                return self._retry_policy.wait(error)
+            case PermanentStorageError():
+                return GaveUp(describe(error))
+            case _:
+                return self._retry_policy.decide(error, attempt=job.attempt, max_attempts=job.max_attempts)
+
+    async def _seal(self, job: WorkOrder, grant: Grant, outcome: GaveUp | Cancelled) -> Outcome:
+        """Shut earlier attempts out and see what is on the storage, before the volume is let go."""
+        try:
+            found: Payload | None = await self._handlers[job.kind].seal(job, grant)
+        except StorageBusy as error:
+            return self._retry_policy.wait(error)
+        except FenceRefused:
+            return Superseded()
+        except TransientStorageError as error:
+            # Until earlier attempts are shut out the volume should not be let go; but not for ever.
+            if job.attempt < job.max_attempts + LAST_CHANCES:
+                return RetryIn(self._retry_policy.delay(job.attempt), describe(error))
+            found = None
+        except CisternError as error:  # of the storage, or a backend that is configured no more
+            log.warning("storage.unknown", error=error.message)
+            found = None
+        return Cancelled(found) if isinstance(outcome, Cancelled) else GaveUp(outcome.error, found)

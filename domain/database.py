@@ -8,7 +8,7 @@ import asyncio
 import enum
 import math
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from datetime import datetime, timedelta
@@ -107,6 +107,20 @@ def given_rows(rows: Iterable[Mapping[str, Any]], **columns: TypeEngine[Any]) ->
         .table_valued(*(column(name, type_) for name, type_ in columns.items()))
         .render_derived(name="given", with_types=True)
     )
+
+
+def unnested(name: str, **types: str) -> str:
+    """SQL for any number of rows, for FROM: each column is a parameter of its own name, an array of its type.
+
+    PostgreSQL takes a thousand rows faster like that than as JSON, and plans once for any number.
+    """
+    arrays = ", ".join(f"CAST(:{column} AS {type_}[])" for column, type_ in types.items())
+    return f"unnest({arrays}) AS {name} ({', '.join(types)})"
+
+
+def in_columns(rows: Sequence[Any]) -> dict[str, list[Any]]:
+    """Give named tuples of one kind, at least one, as the parameters that `unnested` asks for."""
+    return dict(zip(rows[0]._fields, map(list, zip(*rows, strict=True)), strict=True))
 
 
 def as_json(value: Any) -> str:

@@ -16,13 +16,13 @@ from domain.expansion.growing import Growing
 from domain.expansion.policy import BulkExpansion
 from domain.expansion.service import ExpansionService
 from domain.inspection.service import Inspection
-from domain.jobs.batches import any_forsaken
 from domain.jobs.foreman import Foreman
 from domain.jobs.kinds import Abandon, Again, Record
 from domain.jobs.model import Worker
 from domain.jobs.orders import WorkOrder
 from domain.jobs.orphans import any_neglected
 from domain.jobs.outcomes import Outcome, Payload
+from domain.jobs.parents import any_forsaken
 from domain.jobs.queue import JobQueue
 from domain.jobs.retention import Retention
 from domain.jobs.retry import RetryPolicy

@@ -50,8 +50,8 @@ _LIST: Final = (
         "ring-out-of-the-claim",
         "an old message would start an attempt that nobody has asked for",
         "domain/jobs/leases.py",
-        "ON jobs.id = rung.id AND rings = rung.number\n",
-        "ON jobs.id = rung.id\n",
+        "ON jobs.id = rung.job_id AND rings = rung.number\n",
+        "ON jobs.id = rung.job_id\n",
         ("tests/integration/test_claims.py::test_another_ring_than_the_present_one_claims_nothing", ANY_ORDER),
     ),
     Mutation(
@@ -148,7 +148,7 @@ _LIST: Final = (
     Mutation(
         "chunk-recorded-by-anybody",
         "a lane that has lost its lease would go on claiming, taking and recording",
-        "domain/jobs/batches.py",
+        "domain/jobs/parents.py",
         "WHERE id = :id AND rings = :ring AND worker_id = :worker_id AND status = 'running'",
         "WHERE id = :id",
         (f"{BULK}test_a_lane_that_was_rescued_changes_nothing_any_more",),

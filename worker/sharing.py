@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Final
 from uuid import UUID
 
-from domain.jobs.orders import WorkOrder
+from domain.bulk.ledger import Lane
 
 #: Of so many lanes a worker remembers that it has passed them on; most never come back.
 _REMEMBERED: Final = 100
@@ -24,30 +24,27 @@ class Sharing:
     def __init__(self, workers: Callable[[], int]) -> None:
         """``workers`` tells how many there are."""
         self._workers = workers
-        self._here: Counter[UUID | None] = Counter()
+        self._here: Counter[UUID] = Counter()
         self._passed_on: dict[UUID, int] = {}
 
     @contextmanager
-    def taking(self, lane: WorkOrder) -> Iterator[bool]:
+    def taking(self, lane: Lane) -> Iterator[bool]:
         """Count a lane among those at work here as long as the block lasts, and tell whether it should be."""
-        self._here[lane.parent_id] += 1
+        self._here[lane.job_id] += 1
         try:
-            yield self._here[lane.parent_id] <= self._share(lane) or self._came_back(lane)
+            yield self._here[lane.job_id] <= self._share(lane) or self._came_back(lane)
         finally:
-            self._here[lane.parent_id] -= 1
+            self._here[lane.job_id] -= 1
             self._here += Counter()  # forgets the wholes of which nothing is left here
 
-    def _share(self, lane: WorkOrder) -> int:
-        if "lanes" not in lane.params:
-            return _ALL  # it is from a version in which lanes did not know of each other
-        lanes: int = lane.params["lanes"]
-        return math.ceil(lanes / max(self._workers(), 1))
+    def _share(self, lane: Lane) -> int:
+        return _ALL if lane.lanes is None else math.ceil(lane.lanes / max(self._workers(), 1))
 
-    def _came_back(self, lane: WorkOrder) -> bool:
+    def _came_back(self, lane: Lane) -> bool:
         """Tell whether the lane was passed on before, and nobody else has taken it; if not, remember that it is now."""
-        if self._passed_on.pop(lane.id, None) == lane.rings - 1:
+        if self._passed_on.pop(lane.lane_id, None) == lane.ring - 1:
             return True
-        self._passed_on[lane.id] = lane.rings
+        self._passed_on[lane.lane_id] = lane.ring
         if len(self._passed_on) > _REMEMBERED:
             del self._passed_on[next(iter(self._passed_on))]
         return False

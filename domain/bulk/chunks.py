@@ -4,6 +4,7 @@ Each step but the work is one short transaction that first makes sure, on the la
 still has the lane. A step that comes too late changes nothing and raises `Stopped`.
 """
 
+import enum
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -21,8 +22,7 @@ from domain.bulk.ledger import CLOSED_AT_ONCE, Entry, Lane, Ledger, Line
 from domain.bulk.operation import Operation, Result, Task, standing
 from domain.bulk.states import FINISHED, Code, ItemStatus
 from domain.database import Database
-from domain.jobs.batches import BatchRepository
-from domain.jobs.orders import WorkOrder
+from domain.jobs.parents import ParentRepository
 from domain.jobs.queue import JobQueue
 from domain.storage.driver import Grant, Stopped, StopReason
 from domain.volumes.repository import Held, VolumeRepository
@@ -31,10 +31,18 @@ log = structlog.get_logger(__name__)
 
 
 class Taken(NamedTuple):
-    """A chunk in the lane's hands: so many items, and what is to be done with those that stay as they are not."""
+    """A chunk in the lane's hands: the number of items, and the tasks of those on which there is work to do."""
 
     items: int
     tasks: Sequence[Task] = ()
+
+
+class Counted(enum.Enum):
+    """What finished items have come to in the counters of the whole."""
+
+    NOTHING = enum.auto()
+    SOME = enum.auto()
+    LAST = enum.auto()
 
 
 class Chunks:
@@ -51,49 +59,49 @@ class Chunks:
 
     # --- claim and take ----------------------------------------------------------------------------------
 
-    async def take_over(self, job: WorkOrder) -> Taken:
+    async def take_over(self, lane: Lane) -> Taken:
         """Take again what an earlier attempt of this lane has left behind."""
-        return await self._taken(job, await self.inherit(job))
+        return await self._taken(lane, await self.inherit(lane))
 
-    async def take_more(self, job: WorkOrder, limit: int) -> Taken:
+    async def take_more(self, lane: Lane, limit: int) -> Taken:
         """Claim up to ``limit`` items that wait, and take their volumes; at once, if nothing must be measured first."""
-        if self._operation(job).measures(job.params):
-            return await self._taken(job, await self.claim(job, limit))
-        async with self._held(job) as (session, lane):
+        if self._operation(lane).measures(lane.params):
+            return await self._taken(lane, await self.claim(lane, limit))
+        async with self._held(lane) as session:
             items = await Claims(session, lane).lock(limit)
-            tasks, counted = await self._take(session, lane, items, {}) if items else ([], None)
+            tasks, counted = await self._take(session, lane, items, {}) if items else ([], Counted.NOTHING)
         await self._announce(lane, counted)
         return Taken(len(items), tasks)
 
-    async def _taken(self, job: WorkOrder, items: Sequence[Line]) -> Taken:
-        return Taken(len(items), await self.take(job, items, await self.measure(job, items)) if items else [])
+    async def _taken(self, lane: Lane, items: Sequence[Line]) -> Taken:
+        return Taken(len(items), await self.take(lane, items, await self.measure(lane, items)) if items else [])
 
-    async def inherit(self, job: WorkOrder) -> Sequence[Line]:
+    async def inherit(self, lane: Lane) -> Sequence[Line]:
         """Claim again what an earlier attempt of this lane has left behind."""
-        async with self._held(job) as (session, lane):
+        async with self._held(lane) as session:
             return await Claims(session, lane).inherit()
 
-    async def claim(self, job: WorkOrder, limit: int) -> Sequence[Line]:
+    async def claim(self, lane: Lane, limit: int) -> Sequence[Line]:
         """Claim up to ``limit`` items that wait."""
-        async with self._held(job) as (session, lane):
+        async with self._held(lane) as session:
             return await Claims(session, lane).claim(limit)
 
-    async def measure(self, job: WorkOrder, items: Sequence[Line]) -> dict[UUID, int]:
+    async def measure(self, lane: Lane, items: Sequence[Line]) -> dict[UUID, int]:
         """Measure what is to be known about these volumes; what cannot be measured is left out."""
-        operation = self._operation(job)
-        return await operation.measure(items) if operation.measures(job.params) else {}
+        operation = self._operation(lane)
+        return await operation.measure(items) if operation.measures(lane.params) else {}
 
-    async def take(self, job: WorkOrder, items: Sequence[Line], used: Mapping[UUID, int]) -> list[Task]:
+    async def take(self, lane: Lane, items: Sequence[Line], used: Mapping[UUID, int]) -> list[Task]:
         """Take the volumes that are to be worked on, and write down what is to be done, under their locks."""
-        async with self._held(job) as (session, lane):
+        async with self._held(lane) as session:
             tasks, counted = await self._take(session, lane, items, used)
         await self._announce(lane, counted)
         return tasks
 
     async def _take(
         self, session: AsyncSession, lane: Lane, items: Sequence[Line], used: Mapping[UUID, int]
-    ) -> tuple[list[Task], bool | None]:
-        """As `take` does; also returns what `_tally` does. The items are all claimed, or all only locked."""
+    ) -> tuple[list[Task], Counted]:
+        """As `take` does, for items that are all claimed, or all only locked; and count those that are finished."""
         operation, volumes, claims = self._operation(lane), VolumeRepository(session), Claims(session, lane)
         locked = {volume.id: volume for volume in await volumes.lock_many([item.volume_id for item in items])}
         found = [(item, locked.get(item.volume_id)) for item in items]
@@ -111,34 +119,34 @@ class Chunks:
 
     # --- look --------------------------------------------------------------------------------------------
 
-    async def next_due(self, job: WorkOrder) -> float | None:
+    async def next_due(self, lane: Lane) -> float | None:
         """In how many seconds there is something to claim again; None when nothing waits any more."""
         async with self._database.transaction() as session:
-            return await Ledger(session).next_due(_lane(job).job_id)
+            return await Ledger(session).next_due(lane.job_id)
 
-    async def holds_any(self, job: WorkOrder) -> bool:
+    async def holds_any(self, lane: Lane) -> bool:
         """Tell whether the lane still has volumes in its hands."""
         async with self._database.transaction() as session:
-            return await Ledger(session).holds(_lane(job))
+            return await Ledger(session).holds(lane)
 
-    async def is_cancelled(self, job: WorkOrder) -> bool:
+    async def is_cancelled(self, lane: Lane) -> bool:
         """Tell whether the end of the whole job was asked for."""
         async with self._database.transaction() as session:
-            return await BatchRepository(session).is_cancelled(_lane(job).job_id)
+            return await ParentRepository(session).is_cancelled(lane.job_id)
 
     # --- work --------------------------------------------------------------------------------------------
 
-    async def do(self, job: WorkOrder, task: Task, grant: Grant) -> Result | None:
+    async def do(self, lane: Lane, task: Task, grant: Grant) -> Result | None:
         """Do the work on one volume.
 
         None: it is left as it is, in the lane's hands, because the attempt is to end, or because somebody holds the
         lock and may still publish. The lane's next slice tries again.
         """
-        return await effort.done(self._operation(job), task, grant)
+        return await effort.done(self._operation(lane), task, grant)
 
-    async def give_up(self, job: WorkOrder, task: Task, grant: Grant) -> Result | None:
+    async def give_up(self, lane: Lane, task: Task, grant: Grant) -> Result | None:
         """Find out what other lanes have left of a volume, without trying again."""
-        return await effort.given_up(self._operation(job), task, grant)
+        return await effort.given_up(self._operation(lane), task, grant)
 
     def leave(self, task: Task) -> Result:
         """Let a volume be on which nobody has begun to work, because the job was cancelled."""
@@ -146,11 +154,11 @@ class Chunks:
 
     # --- record ------------------------------------------------------------------------------------------
 
-    async def record(self, job: WorkOrder, results: Sequence[Result]) -> None:
+    async def record(self, lane: Lane, results: Sequence[Result]) -> None:
         """Record what became of a chunk: volumes, items and counters, at once, as far as the lane still has them."""
-        operation = self._operation(job)
+        operation = self._operation(lane)
         sizes = {result.entry.volume_id: result.size for result in results}
-        async with self._held(job) as (session, lane):
+        async with self._held(lane) as session:
             written = await Claims(session, lane).finish([result.entry for result in results])
             await operation.record(session, lane, written, sizes)
             counted = await self._tally(session, lane, written)
@@ -158,18 +166,18 @@ class Chunks:
         if log.is_enabled_for(logging.DEBUG):  # asked once, and not for each of a million volumes
             _tell(operation, written, sizes)
 
-    async def cancel_rest(self, job: WorkOrder) -> None:
+    async def cancel_rest(self, lane: Lane) -> None:
         """Skip everything that still waits, since the job was cancelled."""
-        await self._close_rest(job, ItemStatus.SKIPPED, Code.CANCELLED)
+        await self._close_rest(lane, ItemStatus.SKIPPED, Code.CANCELLED)
 
-    async def fail_rest(self, job: WorkOrder) -> None:
+    async def fail_rest(self, lane: Lane) -> None:
         """Fail everything that still waits, since no lane has come through."""
-        await self._close_rest(job, ItemStatus.FAILED, Code.LANES_LOST)
+        await self._close_rest(lane, ItemStatus.FAILED, Code.LANES_LOST)
 
-    async def _close_rest(self, job: WorkOrder, status: ItemStatus, code: Code) -> None:
+    async def _close_rest(self, lane: Lane, status: ItemStatus, code: Code) -> None:
         closed = CLOSED_AT_ONCE
         while closed == CLOSED_AT_ONCE:
-            async with self._held(job) as (session, lane):
+            async with self._held(lane) as session:
                 items = await Ledger(session).close(lane.job_id, was=ItemStatus.PENDING, status=status, code=code)
                 closed = len(items)
                 counted = await self._tally(session, lane, items)
@@ -178,35 +186,36 @@ class Chunks:
     # --- what the steps share ----------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _held(self, job: WorkOrder) -> AsyncIterator[tuple[AsyncSession, Lane]]:
+    async def _held(self, lane: Lane) -> AsyncIterator[AsyncSession]:
         async with self._database.transaction() as session:
-            if not await BatchRepository(session).hold(job):
+            if not await ParentRepository(session).hold(lane.lane_id, ring=lane.ring, worker_id=lane.worker_id):
                 raise Stopped(StopReason.LEASE_LOST)
-            yield session, _lane(job)
+            yield session
 
     async def _tally(
         self, session: AsyncSession, lane: Lane, finished: Sequence[Entry | Line], tired: int = 0
-    ) -> bool | None:
-        """Count what is finished. Returns whether that ended the whole; None if there was nothing to count."""
+    ) -> Counted:
+        """Count what is finished, and so end the whole with its last item."""
         if not finished and not tired:
-            return None  # the row of the whole is everybody's: nobody touches it for nothing
+            return Counted.NOTHING  # the row of the whole is everybody's: nobody touches it for nothing
         counts = Counter([item.status for item in finished])
-        return await BatchRepository(session).tally(
+        has_ended = await ParentRepository(session).tally(
             lane.job_id,
             succeeded=counts[ItemStatus.SUCCEEDED],
             failed=counts[ItemStatus.FAILED],
             skipped=counts[ItemStatus.SKIPPED] + tired,
         )
+        return Counted.LAST if has_ended else Counted.SOME
 
-    async def _announce(self, lane: Lane, counted: bool | None) -> None:  # noqa: FBT001 (see `_tally`)
+    async def _announce(self, lane: Lane, counted: Counted) -> None:
         """Say that the whole has changed, if it has."""
-        if counted is None:
+        if counted is Counted.NOTHING:
             return
         await self._queue.announce(lane.job_id)
-        if counted:
+        if counted is Counted.LAST:
             log.info("bulk.ended", job_id=str(lane.job_id))
 
-    def _operation(self, lane: WorkOrder | Lane) -> Operation:
+    def _operation(self, lane: Lane) -> Operation:
         """What this lane's job is for; one from before there were others does not say so."""
         return self._operations[lane.params.get("of", EXPAND)]
 
@@ -233,9 +242,3 @@ def _tell(operation: Operation, entries: Sequence[Entry], sizes: Mapping[UUID, i
 
 def _those(entries: Sequence[Entry], status: ItemStatus) -> list[Entry]:
     return [entry for entry in entries if entry.status is status]
-
-
-def _lane(job: WorkOrder) -> Lane:
-    if job.parent_id is None:
-        raise RuntimeError(f"{job.kind} {job.id} is part of nothing")
-    return Lane(job.parent_id, job.id, job.rings, job.params, job.created_by)

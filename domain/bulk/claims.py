@@ -6,18 +6,20 @@ expressions that are put together anew, they would cost more than all the rest.
 
 from collections.abc import Collection, Sequence
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
+from uuid import UUID
 
-from sqlalchemy import Interval, bindparam, text
+from sqlalchemy import Interval, TextClause, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.bulk.ledger import Entry, Lane, Line
 from domain.bulk.states import ItemStatus
+from domain.database import in_columns, unnested
 
 #: What a lane has in its hands, at its ring.
 _HELD: Final = "items.status = 'claimed' AND items.lane_id = :lane_id AND items.ring = :ring"
 #: What it has only locked, in the transaction that goes on; none of it must be let go without being written.
-_LOCKED: Final = "items.status || '' = 'pending'"  # not to be found by an index: see `_write`
+_LOCKED: Final = "items.status IS NOT DISTINCT FROM 'pending'"  # hides it from an index, as in `leases`; see `_write`
 
 _DUE: Final = """
     SELECT volume_id, to_size, snapshot_id FROM job_items
@@ -39,7 +41,20 @@ _INHERIT: Final = text("""
 """)
 
 
-def _write(whose: str) -> Any:
+_ENTRIES: Final = unnested(
+    "entry",
+    volume_id="uuid",
+    status="text",
+    code="text",
+    detail="text",
+    from_size="bigint",
+    to_size="bigint",
+    used="bigint",
+    snapshot_id="uuid",
+)
+
+
+def _write(whose: str) -> TextClause:
     """SQL that finds each item by its key, and then by its place.
 
     PostgreSQL knows nothing yet of a ledger that has just been planned. Joined by the key, it would read all that is
@@ -48,11 +63,7 @@ def _write(whose: str) -> Any:
     return text(f"""
         WITH given AS MATERIALIZED (
             SELECT *, (SELECT ctid FROM job_items WHERE job_id = :job_id AND volume_id = entry.volume_id) AS place
-            FROM unnest(
-                CAST(:volume_ids AS uuid[]), CAST(:statuses AS text[]), CAST(:codes AS text[]),
-                CAST(:details AS text[]), CAST(:from_sizes AS bigint[]), CAST(:to_sizes AS bigint[]),
-                CAST(:useds AS bigint[]), CAST(:snapshot_ids AS uuid[])
-            ) AS entry (volume_id, status, code, detail, from_size, to_size, used, snapshot_id)
+            FROM {_ENTRIES}
         )
         UPDATE job_items AS items
         SET status = given.status, lane_id = :lane_id, ring = :ring, code = given.code, detail = given.detail,
@@ -65,17 +76,14 @@ def _write(whose: str) -> Any:
 
 _FINISH: Final = text(f"""
     UPDATE job_items AS items
-    SET status = given.status, code = given.code, detail = given.detail, snapshot_id = given.snapshot_id
-    FROM unnest(
-        CAST(:volume_ids AS uuid[]), CAST(:statuses AS text[]), CAST(:codes AS text[]), CAST(:details AS text[]),
-        CAST(:snapshot_ids AS uuid[])
-    ) AS given (volume_id, status, code, detail, snapshot_id)
-    WHERE items.job_id = :job_id AND items.volume_id = given.volume_id AND {_HELD}
+    SET status = entry.status, code = entry.code, detail = entry.detail, snapshot_id = entry.snapshot_id
+    FROM {_ENTRIES}
+    WHERE items.job_id = :job_id AND items.volume_id = entry.volume_id AND {_HELD}
     RETURNING items.volume_id
 """)  # noqa: S608 (words of our own)
 
 
-def _postpone(whose: str) -> Any:
+def _postpone(whose: str) -> TextClause:
     return text(f"""
         UPDATE job_items AS items
         SET status = CASE WHEN tired THEN 'skipped' ELSE 'pending' END,
@@ -124,25 +132,16 @@ class Claims:
         """Write entries down, for items that the lane has locked (``was`` PENDING) or still holds (CLAIMED)."""
         if not entries:
             return
-        columns = ("volume_ids", "statuses", "codes", "details", "from_sizes", "to_sizes", "useds", "snapshot_ids")
-        given = dict(zip(columns, map(list, zip(*entries, strict=True)), strict=True))
-        await self._session.execute(_WRITE[was], {**self._names, **given})
+        await self._session.execute(_WRITE[was], {**self._names, **in_columns(entries)})
 
     async def finish(self, entries: Sequence[Entry]) -> Sequence[Entry]:
         """Write down what became of items that the lane still holds; returns the entries of these."""
         if not entries:
             return []
-        given = {
-            "volume_ids": [entry.volume_id for entry in entries],
-            "statuses": [entry.status for entry in entries],
-            "codes": [entry.code for entry in entries],
-            "details": [entry.detail for entry in entries],
-            "snapshot_ids": [entry.snapshot_id for entry in entries],
-        }
-        written = set((await self._session.scalars(_FINISH, {**self._names, **given})).all())
+        written = set((await self._session.scalars(_FINISH, {**self._names, **in_columns(entries)})).all())
         return entries if len(written) == len(entries) else [entry for entry in entries if entry.volume_id in written]
 
-    async def postpone(self, volume_ids: Collection[Any], *, was: ItemStatus, patience: float) -> int:
+    async def postpone(self, volume_ids: Collection[UUID], *, was: ItemStatus, patience: float) -> int:
         """Let busy volumes wait, or skip those that have been busy for ``patience`` seconds. Returns how many skipped.
 
         The pause grows with the time that a volume has been busy. ``was`` as for `write`.
@@ -153,6 +152,6 @@ class Claims:
         statuses = (await self._session.scalars(_POSTPONE[was], {**self._names, **given})).all()
         return statuses.count(ItemStatus.SKIPPED)
 
-    async def _lines(self, statement: Any, status: ItemStatus, **more: int) -> Sequence[Line]:
+    async def _lines(self, statement: TextClause, status: ItemStatus, **more: int) -> Sequence[Line]:
         rows = await self._session.execute(statement, {**self._names, **more})
         return [Line(volume_id, status, to_size, snapshot_id) for volume_id, to_size, snapshot_id in rows]

@@ -1,9 +1,8 @@
 """What is asked of the ledger of a whole job, by name; `claims` has what lanes ask. Takes a session, never commits."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 from uuid import UUID
 
 from sqlalchemy import (
@@ -28,6 +27,7 @@ from domain.bulk.model import Item
 from domain.bulk.selection import Selection
 from domain.bulk.states import FINISHED, Code, ItemStatus
 from domain.database import given_rows
+from domain.jobs.orders import WorkOrder
 from domain.volumes.model import Volume
 
 #: A plan over a million volumes is one statement of some ten seconds.
@@ -36,15 +36,38 @@ _PLAN_SECONDS: Final = 50
 CLOSED_AT_ONCE: Final = 5000
 
 
-@dataclass(frozen=True)
-class Lane:
-    """Who claims items: a lane at one of its rings. ``params``: what it was told about the whole."""
+class Lane(NamedTuple):
+    """Who claims items: one attempt at a lane. ``params``: what it was told about the whole, which is ``job_id``."""
 
     job_id: UUID
     lane_id: UUID
     ring: int
-    params: Mapping[str, Any] = field(default_factory=dict)
+    worker_id: UUID | None
+    params: Mapping[str, Any]
     created_by: str | None = None
+
+    @classmethod
+    def of(cls, order: WorkOrder) -> Self:
+        """Read what a worker was told."""
+        if order.parent_id is None:
+            raise RuntimeError(f"{order.kind} {order.id} is part of nothing")
+        return cls(order.parent_id, order.id, order.rings, order.worker_id, order.params, order.created_by)
+
+    @property
+    def slots(self) -> int:
+        """How many of its volumes may be worked on at once."""
+        slots: int = self.params["slots"]
+        return slots
+
+    @property
+    def lanes(self) -> int | None:
+        """How many lanes were sent out with it; None: by a version in which lanes did not know of each other."""
+        return self.params.get("lanes")
+
+    @property
+    def is_last(self) -> bool:
+        """Whether too many have failed before it, so that it only finds out what they have left behind."""
+        return bool(self.params["last"])
 
 
 class Line(NamedTuple):

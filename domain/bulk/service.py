@@ -16,11 +16,11 @@ from domain.bulk.states import Code, ItemStatus
 from domain.database import Database
 from domain.errors import JobNotFound, JobNotRetryable
 from domain.jobs.apart import one_by_one
-from domain.jobs.batches import BatchRepository
 from domain.jobs.kinds import Finished, GivenUp
 from domain.jobs.model import Job, new_job
 from domain.jobs.orders import WorkOrder
 from domain.jobs.outcomes import Handed
+from domain.jobs.parents import ParentRepository
 from domain.jobs.queue import JobQueue
 from domain.jobs.repository import JobRepository
 from domain.storage.driver import Grant, Stopped, StopReason
@@ -60,7 +60,7 @@ class BulkService:
             else:
                 await ledger.plan(job.id, Selection.of(job.params["selection"]))
             # Asked last, so that the row is locked for the moment of the commit only; a late plan is rolled back.
-            if not await BatchRepository(session).hold(job):
+            if not await ParentRepository(session).hold(job.id, ring=job.rings, worker_id=job.worker_id):
                 raise Stopped(StopReason.LEASE_LOST)
         return Handed({})
 
@@ -90,14 +90,14 @@ class BulkService:
     async def tend(self) -> int:
         """Give jobs without a live lane new ones, or end them after too many. Returns how many there were."""
         async with self._database.transaction() as session:
-            forsaken = await BatchRepository(session).forsaken(limit=20)
+            forsaken = await ParentRepository(session).forsaken(limit=20)
         tended = await one_by_one(self._database, forsaken, self._adopt, put_off=_put_off)
         for job in tended:
             await self._queue.announce(job.id)
         return len(tended)
 
     async def _adopt(self, session: AsyncSession, job_id: UUID) -> Job | None:
-        job = await BatchRepository(session).hold_forsaken(job_id)
+        job = await ParentRepository(session).hold_forsaken(job_id)
         if job is None:
             return None
         if not await Ledger(session).unfinished(job.id):
@@ -124,7 +124,7 @@ class BulkService:
         claimed = await self._lose(session, job, ItemStatus.CLAIMED)
         pending = await self._lose(session, job, ItemStatus.PENDING)
         await self._operations[job.kind].forsake(session, job.id, claimed)
-        await BatchRepository(session).tally(job.id, failed=len(claimed) + len(pending))
+        await ParentRepository(session).tally(job.id, failed=len(claimed) + len(pending))
 
     async def _lose(self, session: AsyncSession, job: Job, was: ItemStatus) -> Sequence[Line]:
         return await Ledger(session).close(job.id, was=was, status=ItemStatus.FAILED, code=Code.LANES_LOST)
@@ -151,11 +151,11 @@ class BulkService:
 
 
 async def _put_off(session: AsyncSession, job_id: UUID) -> None:
-    await BatchRepository(session).put_off(job_id)
+    await ParentRepository(session).put_off(job_id)
 
 
 async def recount(session: AsyncSession, job_id: UUID) -> bool:
     """Count a ledger afresh; the job ends if nothing is left to do. Returns whether it did."""
-    batches = BatchRepository(session)
-    await batches.count(job_id, **await Ledger(session).counts(job_id))
-    return await batches.tally(job_id)
+    parents = ParentRepository(session)
+    await parents.count(job_id, **await Ledger(session).counts(job_id))
+    return await parents.tally(job_id)

@@ -11,11 +11,11 @@ from sqlalchemy.orm import aliased
 from domain.database import Database, from_now
 from domain.inspection.findings import MENDS, Code, Finding, Report, job
 from domain.inspection.rows import CLONE, PAGE
-from domain.jobs.batches import is_forsaken
 from domain.jobs.kinds import Kinds
 from domain.jobs.model import Job
 from domain.jobs.orders import WorkOrder
 from domain.jobs.orphans import OrphanRepository
+from domain.jobs.parents import is_forsaken
 from domain.jobs.repository import JobRepository
 from domain.jobs.states import LIVE, JobStatus
 from domain.snapshots.model import Snapshot

@@ -10,7 +10,7 @@ The row is the truth and the outbox; arq is the doorbell. A message carries (job
     users      `acceptance`, `service`, `repository`; `watcher` for those who wait
     workers    `foreman`, on `leases` (claim, renew, settle), `orders`, `outcomes` and `retry`
     rounds     `foreman`, on `rings` (what waits) and `orphans` (whose worker died), `apart` from one another
-    wholes     `batches`: bulk jobs and their lanes
+    wholes     `parents`: bulk jobs and their lanes
     Redis      `queue` and its `messages`, and `refusals` for a Redis that takes no writes
     the row    `model` and `states`; `kinds` is what a kind of job must say
     the rest   `signals` tells how it all fares, `retention` forgets what is old

@@ -1,6 +1,7 @@
 """What workers ask of the job table: claims, leases, settlements. Each takes many rows at once.
 
-Takes a session, never commits. All times are PostgreSQL's, so that the clocks of the workers do not matter.
+Never commits; a claim is one statement, and may be a transaction by itself. All times are PostgreSQL's, so that the
+clocks of the workers do not matter.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -8,11 +9,25 @@ from datetime import timedelta
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Interval, Text, Uuid, bindparam, case, delete, func, literal, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Interval,
+    Text,
+    TextualSelect,
+    Uuid,
+    bindparam,
+    case,
+    delete,
+    func,
+    literal,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from domain.database import as_json, from_now, given_rows
+from domain.database import as_json, from_now, given_rows, in_columns, unnested
 from domain.jobs.model import Job, Ring, Worker
 from domain.jobs.orders import WorkOrder
 from domain.jobs.outcomes import Payload
@@ -57,21 +72,24 @@ class Settlement(NamedTuple):
 # PostgreSQL takes to carry it out.
 
 # Both lock by id first: an UPDATE locks rows as it finds them, and two that find them differently wait for each other.
-# Both go to rows by their ids, however few PostgreSQL believes to be waiting or running: it cannot tell that IS NOT
-# DISTINCT FROM and num_nulls() say what the partial indexes say, and these are full of dead entries in a busy house.
+# Both shall find rows by their ids. If PostgreSQL believes that few are queued or running it prefers the partial index
+# of those, which is full of dead entries in a busy house. It takes one only where a condition implies that of the
+# index, and it cannot tell that IS NOT DISTINCT FROM and num_nulls() do.
 
-#: For as long as this and the rest of its transaction wait for a row that somebody has locked; None: as ever.
+#: Sets for how long this statement and the rest of its transaction wait for a row that somebody has locked; NULL: as
+#: ever. It comes in time, for rows are locked only when all of them have been found and sorted.
 _PATIENTLY: Final = "set_config('lock_timeout', coalesce(:patience, current_setting('lock_timeout')), true)"
 
 
-def _claiming(*, around: str, locked: str) -> Any:
+def _claiming(*, around: str, locked: str) -> TextualSelect:
     """SQL for claims. Columns are named, for a newer version may have added some."""
+    rung = unnested("rung", job_id="uuid", number="bigint")
     return (
         text(f"""
             WITH held AS MATERIALIZED (
                 SELECT jobs.id
-                FROM {around} jobs JOIN unnest(CAST(:ids AS uuid[]), CAST(:rings AS bigint[])) AS rung (id, number)
-                    ON jobs.id = rung.id AND rings = rung.number
+                FROM {around} jobs JOIN {rung}
+                    ON jobs.id = rung.job_id AND rings = rung.number
                 WHERE status IS NOT DISTINCT FROM 'queued' AND kind = ANY(CAST(:kinds AS text[]))
                 ORDER BY jobs.id FOR NO KEY UPDATE OF jobs {locked}
             )
@@ -93,6 +111,17 @@ def _claiming(*, around: str, locked: str) -> Any:
 _CLAIM_FREE: Final = _claiming(around="", locked="SKIP LOCKED")
 _CLAIM: Final = _claiming(around=f"{_PATIENTLY},", locked="").bindparams(bindparam("patience", type_=Text()))
 
+_ENDS: Final = unnested(
+    "ends",
+    job_id="uuid",
+    ring="bigint",
+    status="text",
+    result="text",
+    error="text",
+    delay="float",
+    give_back="bigint",
+    copied="bigint",
+)
 #: Who has asked for an end does not want to wait for a next try. Counters are bytes of a copy, of which none can fail:
 #: of a job that has succeeded it is all of it, even if it was an earlier attempt that copied it.
 _SETTLE: Final = (
@@ -100,12 +129,7 @@ _SETTLE: Final = (
         WITH ends AS MATERIALIZED (
             SELECT ends.*
             FROM {_PATIENTLY},
-                jobs JOIN unnest(
-                    CAST(:job_ids AS uuid[]), CAST(:rings AS bigint[]), CAST(:statuses AS text[]),
-                    CAST(:results AS text[]), CAST(:errors AS text[]), CAST(:delays AS float[]),
-                    CAST(:back AS bigint[]), CAST(:copied AS bigint[])
-                ) AS ends (id, ring, status, result, error, delay, back, copied)
-                ON jobs.id = ends.id AND rings = ends.ring
+                jobs JOIN {_ENDS} ON jobs.id = ends.job_id AND rings = ends.ring
             WHERE worker_id = :worker_id
                 AND jobs.status IS NOT DISTINCT FROM 'running' AND num_nulls(lease_expires_at) = 0
             ORDER BY jobs.id FOR NO KEY UPDATE OF jobs
@@ -115,7 +139,7 @@ _SETTLE: Final = (
             version = version + 1,
             result = CAST(ends.result AS jsonb),
             error = CAST(ends.error AS jsonb),
-            attempt = attempt - ends.back,
+            attempt = attempt - ends.give_back,
             rings = rings + CASE WHEN ends.status = 'queued' THEN 1 ELSE 0 END,
             run_at = now() + CASE WHEN cancel_requested_at IS NULL THEN ends.delay ELSE 0 END * interval '1 s',
             rung_at = CASE WHEN ends.status <> 'queued' THEN rung_at END,
@@ -126,7 +150,7 @@ _SETTLE: Final = (
                              ELSE succeeded END,
             failed = coalesce(failed, CASE WHEN coalesce(ends.copied, total) IS NOT NULL THEN 0 END),
             skipped = coalesce(skipped, CASE WHEN coalesce(ends.copied, total) IS NOT NULL THEN 0 END)
-        FROM ends WHERE jobs.id = ends.id
+        FROM ends WHERE jobs.id = ends.job_id
         RETURNING jobs.id
     """)  # noqa: S608 (words of our own)
     .bindparams(bindparam("worker_id", type_=Uuid()), bindparam("patience", type_=Text()))
@@ -154,13 +178,11 @@ class LeaseRepository:
         A kind that is not among ``kinds`` is left for a worker of a newer version. A row that somebody has locked is
         passed over, unless there is a ``patience`` for it, in seconds.
         """
-        ids, numbers = map(list, zip(*rings, strict=True))
-        given = {"ids": ids, "rings": numbers, "kinds": list(kinds)}
-        whose = {"worker_id": worker_id, "lease": timedelta(seconds=lease)}
+        given = {**in_columns(rings), "kinds": list(kinds), "worker_id": worker_id, "lease": timedelta(seconds=lease)}
         if patience is None:
-            rows = await self._session.execute(_CLAIM_FREE, given | whose)
+            rows = await self._session.execute(_CLAIM_FREE, given)
         else:
-            rows = await self._session.execute(_CLAIM, given | whose | {"patience": _milliseconds(patience)})
+            rows = await self._session.execute(_CLAIM, {**given, "patience": _milliseconds(patience)})
         return [WorkOrder(*row) for row in rows]
 
     async def settle(
@@ -171,8 +193,10 @@ class LeaseRepository:
         ``patience``: for how many seconds this and the rest of the transaction wait for a row that somebody has locked.
         A settlement that comes twice, because the answer to its COMMIT was lost, finds nothing the second time.
         """
-        wait = None if patience is None else _milliseconds(patience)
-        given = {"worker_id": worker_id, "patience": wait, **_columns(settlements)}
+        given: dict[str, Any] = in_columns(settlements)
+        for name in ("result", "error"):
+            given[name] = [None if payload is None else as_json(payload) for payload in given[name]]
+        given |= {"worker_id": worker_id, "patience": None if patience is None else _milliseconds(patience)}
         return set((await self._session.scalars(_SETTLE, given)).all())
 
     async def renew(
@@ -261,12 +285,3 @@ def _progress(done: ColumnElement[Any], total: ColumnElement[Any]) -> dict[str, 
 
 def _milliseconds(seconds: float) -> str:
     return f"{round(seconds * 1000)}ms"
-
-
-def _columns(settlements: Sequence[Settlement]) -> dict[str, list[Any]]:
-    """Put attempts that end into columns, in which PostgreSQL takes many of them fastest."""
-    names = ("job_ids", "rings", "statuses", "results", "errors", "delays", "back", "copied")
-    columns = dict(zip(names, map(list, zip(*settlements, strict=True)), strict=True))
-    for name in ("results", "errors"):
-        columns[name] = [None if payload is None else as_json(payload) for payload in columns[name]]
-    return columns

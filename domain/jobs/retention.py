@@ -17,8 +17,8 @@ from sqlalchemy.orm import aliased
 
 from domain.database import Database
 from domain.jobs.acceptance import IdempotencyKey
-from domain.jobs.batches import has_live_lane
 from domain.jobs.model import Job
+from domain.jobs.parents import has_live_lane
 
 #: Rows in one transaction.
 _JOBS: Final = 200

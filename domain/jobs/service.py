@@ -10,10 +10,10 @@ from domain.database import Database, is_away
 from domain.errors import JobEnded, JobIsPart, JobNotFound, JobNotRetryable
 from domain.grouped import Grouped
 from domain.jobs.acceptance import NOBODY, Origin, accepting
-from domain.jobs.batches import BatchRepository
 from domain.jobs.kinds import Kinds
 from domain.jobs.model import Job
 from domain.jobs.orders import WorkOrder
+from domain.jobs.parents import ParentRepository
 from domain.jobs.queue import JobQueue
 from domain.jobs.repository import JobFilter, JobRepository
 from domain.jobs.states import RETRYABLE, JobStatus
@@ -79,7 +79,7 @@ class JobService:
             elif job.status is JobStatus.QUEUED:
                 # It was at work before and may have left traces: a worker finds out, at once instead of at run_at.
                 job.run_at = job.rung_at = func.now()
-            await BatchRepository(session).hurry(job.id)
+            await ParentRepository(session).hurry(job.id)
             await session.flush()
             await session.refresh(job)
             acceptance.job = job

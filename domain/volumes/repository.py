@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Uuid, bindparam, func, select, text, update
+from sqlalchemy import BigInteger, TextualSelect, Uuid, bindparam, func, select, text, update
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.database import given_rows, plain, words
+from domain.database import given_rows, in_columns, plain, unnested, words
 from domain.errors import NameTaken, VolumeBusy, VolumeNotFound, VolumeUnusable
 from domain.volumes.model import Volume
 from domain.volumes.states import BUSY, MOVES, VolumeState
@@ -49,19 +49,18 @@ class Held(NamedTuple):
         return self._replace(state=state, job_id=job_id, version=self.version + 1)
 
 
-def _ending(change: str) -> Any:
+def _ending(change: str) -> TextualSelect:
     """SQL for the ends of many operations, put together once and for all: every job needs one.
 
     Locks by id first: a change locks as it finds rows, and two that find them differently would wait for each other.
     The ids are named twice, so that nobody gets the idea to read the whole table for a few hundred of them.
     """
+    endings = unnested("ending", volume_id="uuid", job_id="uuid", size="bigint")
     return text(f"""
             WITH held AS MATERIALIZED (
                 SELECT volumes.id, ending.size
-                FROM volumes JOIN unnest(
-                    CAST(:ids AS uuid[]), CAST(:job_ids AS uuid[]), CAST(:sizes AS bigint[])
-                ) AS ending (id, job_id, size) ON volumes.id = ending.id AND volumes.job_id = ending.job_id
-                WHERE volumes.id = ANY(CAST(:ids AS uuid[]))
+                FROM volumes JOIN {endings} ON volumes.id = ending.volume_id AND volumes.job_id = ending.job_id
+                WHERE volumes.id = ANY(CAST(:volume_id AS uuid[]))
                 ORDER BY volumes.id FOR NO KEY UPDATE OF volumes
             )
             {change} volumes.id = held.id RETURNING volumes.id
@@ -250,12 +249,10 @@ class VolumeRepository:
         """Strike off volumes that their jobs have deleted; returns which ones there were."""
         return await self._end(_REMOVE, endings)
 
-    async def _end(self, statement: Any, endings: Sequence[Ending], **more: str) -> Sequence[UUID]:
+    async def _end(self, statement: TextualSelect, endings: Sequence[Ending], **more: str) -> Sequence[UUID]:
         if not endings:
             return []
-        ids, job_ids, sizes = map(list, zip(*endings, strict=True))
-        given = {"ids": ids, "job_ids": job_ids, "sizes": sizes}
-        return (await self._session.scalars(statement, {**given, **more})).all()
+        return (await self._session.scalars(statement, {**in_columns(endings), **more})).all()
 
     async def _flush(self, volume: Volume) -> None:
         name = volume.name

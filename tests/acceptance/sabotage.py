@@ -18,9 +18,9 @@ import domain.services
 import domain.storage.file_tree
 from domain.bulk.chunks import Chunks
 from domain.bulk.service import BulkService
-from domain.jobs.batches import BatchRepository
 from domain.jobs.foreman import Claim, Foreman
 from domain.jobs.model import Ring
+from domain.jobs.parents import ParentRepository
 from domain.jobs.queue import JobQueue
 from domain.services import Handler
 from domain.storage.driver import Grant
@@ -49,7 +49,7 @@ BULK_ARROWS: dict[str, tuple[type, str, str]] = {
     "storage work done": (Chunks, "record", "before"),
     "recording, before the commit": (VolumeRepository, "let_go", "after"),
     "chunk recorded": (Chunks, "record", "after"),
-    "the parent's end, before the commit": (BatchRepository, "tally", "if so"),
+    "the parent's end, before the commit": (ParentRepository, "tally", "if so"),
 }
 
 #: And for one that measures its volumes, in between claiming and taking.

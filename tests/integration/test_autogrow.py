@@ -8,6 +8,7 @@ from uuid import UUID
 import httpx
 import pytest
 
+from domain.bulk.ledger import Lane
 from domain.expansion.policy import BulkExpansion, OwnPolicies
 from domain.jobs.model import Job
 from domain.services import Services, open_services
@@ -119,10 +120,11 @@ async def test_two_at_once_grow_each_volume_once(
 async def taken_and_grown_by_a_lane_that_dies(services: Services, *, grows: bool) -> Job:
     """A bulk job whose lane has written the sizes down, and perhaps grown the volumes, and recorded nothing."""
     job, claim = await with_its_lane(services, a_foreman(services), OwnPolicies())
-    items = await services.chunks.claim(claim.job, 10)
-    tasks = await services.chunks.take(claim.job, items, await services.chunks.measure(claim.job, items))
+    lane = Lane.of(claim.job)
+    items = await services.chunks.claim(lane, 10)
+    tasks = await services.chunks.take(lane, items, await services.chunks.measure(lane, items))
     grant = Grant(claim.job.id, Fence(0, 0), claim.deadline)
-    assert [await services.chunks.do(claim.job, task, grant) is not None for task in tasks if grows] == [True] * grows
+    assert [await services.chunks.do(lane, task, grant) is not None for task in tasks if grows] == [True] * grows
     await kill_lanes(services, job)
     return job
 

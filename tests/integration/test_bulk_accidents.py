@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
+from domain.bulk.ledger import Lane
 from domain.bulk.states import ItemStatus
 from domain.expansion.policy import BulkExpansion, GrowthPolicy
 from domain.jobs.outcomes import GaveUp, Handed
@@ -87,10 +88,11 @@ async def test_volumes_that_a_dead_lane_had_grown_are_brought_to_an_end_by_the_n
 ) -> None:
     (volume_id,) = await on_disk(services, bulk_settings, working)
     job, claim = await with_its_lane(services, a_foreman(services), rings=9)
+    lane = Lane.of(claim.job)
     chunks, grant = services.chunks, Grant(claim.job.id, Fence(0, 9), claim.deadline)
-    items = await chunks.claim(claim.job, 10)
-    for task in await chunks.take(claim.job, items, {}):
-        assert await chunks.do(claim.job, task, grant) is not None  # on the disk, with ring 9, and then it dies
+    items = await chunks.claim(lane, 10)
+    for task in await chunks.take(lane, items, {}):
+        assert await chunks.do(lane, task, grant) is not None  # on the disk, with ring 9, and then it dies
     await kill_lanes(services, job)
 
     async with working(bulk_settings):
@@ -106,9 +108,10 @@ async def test_the_last_lane_lets_volumes_go_with_the_sizes_that_it_finds(
 ) -> None:
     grown, untouched = await on_disk(services, bulk_settings, working, count=2)
     job, claim = await with_its_lane(services, a_foreman(services))
+    lane = Lane.of(claim.job)
     chunks, grant = services.chunks, Grant(claim.job.id, Fence(0, 0), claim.deadline)
-    tasks = await chunks.take(claim.job, await chunks.claim(claim.job, 10), {})
-    await chunks.do(claim.job, next(task for task in tasks if task.volume_id == grown), grant)
+    tasks = await chunks.take(lane, await chunks.claim(lane, 10), {})
+    await chunks.do(lane, next(task for task in tasks if task.volume_id == grown), grant)
     await kill_lanes(services, job)
     async with services.database.transaction() as session:
         await session.execute(text("UPDATE jobs SET attempt = max_attempts WHERE id = :id"), {"id": job.id})
@@ -167,7 +170,8 @@ async def test_a_lane_that_is_given_up_leaves_its_items_to_the_next(
     await add_volumes(services, 5, backend="null")
     foreman = a_foreman(services)
     job, claim = await with_its_lane(services, foreman)
-    await services.chunks.claim(claim.job, 3)
+    lane = Lane.of(claim.job)
+    await services.chunks.claim(lane, 3)
     await foreman.settle(claim.job, GaveUp({"code": "internal", "detail": "a bug"}))
 
     async with working(bulk_settings):
@@ -179,9 +183,9 @@ async def test_a_lane_that_is_given_up_leaves_its_items_to_the_next(
 async def test_a_lane_that_was_rescued_changes_nothing_any_more(services: Services) -> None:
     await add_volumes(services, 3, backend="null")
     _, claim = await with_its_lane(services, a_foreman(services))
-    lane, chunks = claim.job, services.chunks
+    lane, chunks = Lane.of(claim.job), services.chunks
     items = await chunks.claim(lane, 2)
-    await run_out(services, lane.id)
+    await run_out(services, lane.lane_id)
     assert await one_who_rescues_at_once(services).rescue() == 1
     before = await ledger(services)
 
@@ -204,9 +208,10 @@ async def ledger(services: Services) -> list[object]:
 async def test_a_lane_claims_no_more_than_it_asks_for_whatever_the_plan(services: Services) -> None:
     await add_volumes(services, 60, backend="null")
     _, claim = await with_its_lane(services, a_foreman(services))
+    lane = Lane.of(claim.job)
 
-    assert len(await services.chunks.claim(claim.job, 4)) == 4
-    assert (await services.chunks.take_more(claim.job, 4)).items == 4
+    assert len(await services.chunks.claim(lane, 4)) == 4
+    assert (await services.chunks.take_more(lane, 4)).items == 4
 
 
 async def test_what_is_taken_without_being_measured_is_the_lanes_own_and_its_size_is_written_down(
@@ -214,8 +219,9 @@ async def test_what_is_taken_without_being_measured_is_the_lanes_own_and_its_siz
 ) -> None:
     await add_volumes(services, 5, backend="null")
     job, claim = await with_its_lane(services, a_foreman(services), rings=3)
+    lane = Lane.of(claim.job)
 
-    taken = await services.chunks.take_more(claim.job, 4)
+    taken = await services.chunks.take_more(lane, 4)
 
     held = await items_of(services, job, ItemStatus.CLAIMED)
     assert (taken.items, len(held)) == (4, 4)
@@ -232,11 +238,12 @@ async def test_a_busy_volume_goes_back_into_the_ledger_be_it_measured_or_not(
 ) -> None:
     (volume_id,) = await add_volumes(services, 1, backend="null")
     job, claim = await with_its_lane(services, a_foreman(services), policy)
+    lane = Lane.of(claim.job)
     await services.volumes.request_expand(volume_id, Growth(to=7 * MIB))
 
-    taken = await services.chunks.take_more(claim.job, 4)
+    taken = await services.chunks.take_more(lane, 4)
 
     (item,) = (await items_of(services, job)).values()
     assert (taken.items, taken.tasks) == (1, [])
     assert (item.status, item.code, item.busy_since is None) == ("pending", "volume-busy", False)
-    assert (await services.chunks.take_more(claim.job, 4)).items == 0, "it is not due yet"
+    assert (await services.chunks.take_more(lane, 4)).items == 0, "it is not due yet"

@@ -11,9 +11,9 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Row
 
+from domain.bulk.ledger import Lane
 from domain.bulk.operation import Task
 from domain.jobs.model import Job
-from domain.jobs.orders import WorkOrder
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.snapshots.policy import BulkSnapshot
@@ -44,23 +44,23 @@ async def job(services: Services) -> Job:
     return await carried_out(services, await services.bulk_snapshots.request_snapshots(WANTED))
 
 
-async def its_lane(services: Services, job: Job, *, rings: int = 0) -> WorkOrder:
+async def its_lane(services: Services, job: Job, *, rings: int = 0) -> Lane:
     """The lane of a job, rung ``rings`` times, at work now."""
     query = "SELECT id FROM jobs WHERE parent_id = :id AND status = 'queued'"
     ((lane_id,),) = await sql(services, query, id=job.id)
     await set_job(services, lane_id, f"rings = {rings}")
-    _, lane = await claimed(services, await services.jobs.get(lane_id))
-    return lane
+    _, order = await claimed(services, await services.jobs.get(lane_id))
+    return Lane.of(order)
 
 
-async def taken(services: Services, lane: WorkOrder) -> list[Task]:
+async def taken(services: Services, lane: Lane) -> list[Task]:
     return await services.chunks.take(lane, await services.chunks.claim(lane, 10), {})
 
 
-async def do(services: Services, lane: WorkOrder, tasks: Sequence[Task]) -> None:
+async def do(services: Services, lane: Lane, tasks: Sequence[Task]) -> None:
     """Do the storage work, and die before it is recorded."""
     for task in tasks:
-        grant = Grant(lane.id, Fence(*lane.fence), math.inf)
+        grant = Grant(lane.lane_id, Fence(0, lane.ring), math.inf)
         assert await services.chunks.do(lane, task, grant) is not None
 
 
@@ -111,7 +111,7 @@ async def test_a_lane_that_was_interrupted_goes_on_with_the_snapshots_it_has_nam
     lane = await its_lane(services, job)
     tasks = await taken(services, lane)
     await do(services, lane, tasks[:1])
-    await run_out(services, lane.id)
+    await run_out(services, lane.lane_id)
     assert await a_foreman(services).rescue() == 1
 
     async with working(services.settings):
@@ -177,7 +177,7 @@ async def test_a_snapshot_whose_lock_somebody_holds_stays_in_the_lanes_hands_unt
 ) -> None:
     lane = await its_lane(services, job)
     held = (await taken(services, lane))[0].entry.snapshot_id
-    await run_out(services, lane.id)
+    await run_out(services, lane.lane_id)
     assert await a_foreman(services).rescue() == 1
     fence = tmp_path / "volumes" / ".fences" / str(held)
     fence.touch()
@@ -185,7 +185,7 @@ async def test_a_snapshot_whose_lock_somebody_holds_stays_in_the_lanes_hands_unt
         fcntl.flock(lock, fcntl.LOCK_EX)
         async with working(services.settings):
             async with asyncio.timeout(60):
-                while (await services.jobs.get(lane.id)).rings < 3:
+                while (await services.jobs.get(lane.lane_id)).rings < 3:
                     await asyncio.sleep(0.05)
             assert ("snapshotting", job.id) in await volume_states(services)
             fcntl.flock(lock, fcntl.LOCK_UN)
@@ -199,11 +199,14 @@ async def test_a_lane_that_was_rescued_changes_nothing_any_more(services: Servic
     lane, chunks = await its_lane(services, job), services.chunks
     items = await chunks.claim(lane, 2)
     tasks = await chunks.take(lane, items[:1], {})
-    await run_out(services, lane.id)
+    await run_out(services, lane.lane_id)
     assert await a_foreman(services).rescue() == 1
     before = [await everything(services), await snapshots(services)]
 
-    for late in (chunks.take(lane, items, {}), chunks.record(lane, [chunks.leave(task) for task in tasks])):
+    for late in (
+        chunks.take(lane, items, {}),
+        chunks.record(lane, [chunks.leave(task) for task in tasks]),
+    ):
         with pytest.raises(Stopped):
             await late
 
@@ -213,7 +216,7 @@ async def test_a_lane_that_was_rescued_changes_nothing_any_more(services: Servic
 async def test_a_chunk_that_is_recorded_twice_is_recorded_once(services: Services, job: Job) -> None:
     lane = await its_lane(services, job)
     tasks = await taken(services, lane)
-    grant = Grant(lane.id, Fence(*lane.fence), math.inf)
+    grant = Grant(lane.lane_id, Fence(0, lane.ring), math.inf)
     results = [result for task in tasks if (result := await services.chunks.do(lane, task, grant)) is not None]
     await services.chunks.record(lane, results)
     job = await services.jobs.get(job.id)
@@ -257,7 +260,7 @@ async def test_snapshots_of_a_lane_that_would_be_refused_are_lifted_above_the_fe
     await services.backends.reach("files").take_snapshot(task.volume_id, task.entry.snapshot_id, leave(7, 7))
 
     assert await mended(services) == ["fence-behind"]
-    await run_out(services, lane.id)
+    await run_out(services, lane.lane_id)
     assert await a_foreman(services).rescue() == 1
     async with working(services.settings):
         job = await ended(services, job)
@@ -275,7 +278,7 @@ async def test_a_volume_is_only_kept_from_others_so_its_fence_is_not_the_lanes(s
 
 async def test_how_far_one_of_many_copies_is_says_nothing_of_the_lane(services: Services, job: Job) -> None:
     lane = await its_lane(services, job)
-    grant = Grant(lane.id, Fence(*lane.fence), math.inf)
+    grant = Grant(lane.lane_id, Fence(0, lane.ring), math.inf)
     for task in await taken(services, lane):
         assert await services.chunks.do(lane, task, grant) is not None
 

@@ -9,9 +9,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from domain.bulk.ledger import Lane
 from domain.bulk.operation import Result
 from domain.jobs.model import Job
-from domain.jobs.orders import WorkOrder
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.snapshots import repository
@@ -187,13 +187,14 @@ async def test_what_a_retry_makes_is_the_schedules_own(services: Services, worki
     assert await names(services, volume_id) == ["nightly-20260103T020000000Z"]
 
 
-async def done_but_not_recorded(services: Services, job: Job) -> tuple[WorkOrder, list[Result]]:
+async def done_but_not_recorded(services: Services, job: Job) -> tuple[Lane, list[Result]]:
     """A lane that has taken all snapshots of a job, and what it has to record."""
     job, chunks = await carried_out(services, job), services.chunks
     lane_id = (await sql(services, "SELECT id FROM jobs WHERE parent_id = :id LIMIT 1", id=job.id))[0].id
-    _, lane = await claimed(services, await services.jobs.get(lane_id))
+    _, order = await claimed(services, await services.jobs.get(lane_id))
+    lane = Lane.of(order)
     tasks = await chunks.take(lane, await chunks.claim(lane, 10), {})
-    grant = Grant(lane.id, Fence(*lane.fence), math.inf)
+    grant = Grant(lane.lane_id, Fence(0, lane.ring), math.inf)
     return lane, [result for task in tasks if (result := await chunks.do(lane, task, grant)) is not None]
 
 

@@ -5,9 +5,9 @@ from uuid import UUID
 
 import pytest
 
+from domain.bulk.ledger import Lane
 from domain.expansion.policy import BulkExpansion, GrowthPolicy
 from domain.jobs.model import Job
-from domain.jobs.orders import WorkOrder
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.storage.driver import Fence
@@ -39,9 +39,10 @@ async def a_lane(services: Services) -> Job:
     return await row(services, lane_id)
 
 
-async def taken(services: Services) -> tuple[WorkOrder, list[UUID]]:
+async def taken(services: Services) -> tuple[Lane, list[UUID]]:
     """Have the lane claim everything and take the volumes; returns it at work."""
-    _, lane = await claimed(services, await a_lane(services))
+    _, order = await claimed(services, await a_lane(services))
+    lane = Lane.of(order)
     items = await services.chunks.claim(lane, 10)
     return lane, [task.volume_id for task in await services.chunks.take(lane, items, {})]
 
@@ -66,7 +67,7 @@ async def test_items_that_nobody_will_finish_any_more_are_failed_and_their_volum
 ) -> None:
     lane, volumes = await taken(services)
     await sql(services, "UPDATE job_items SET status = 'pending' WHERE volume_id = :id", id=volumes[0])
-    await end(services, lane.id, bulk.id)
+    await end(services, lane.lane_id, bulk.id)
 
     assert ("items-unfinished", f"job {bulk.id}", True) in await told(services)
     assert sorted(set(await mended(services))) == ["items-unfinished", "stranded"]
@@ -141,9 +142,9 @@ async def test_volumes_of_a_lane_that_would_be_refused_are_lifted_above_the_fenc
     lane, volumes = await taken(services)
     driver = services.backends.reach("memory")
     version = (await volume_row(services, volumes[0]))["version"]
-    await driver.expand(volumes[0], MIB, leave(*Fence(version, lane.rings)))  # the lane's own attempt
+    await driver.expand(volumes[0], MIB, leave(*Fence(version, lane.ring)))  # the lane's own attempt
     assert await told(services) == []
-    await driver.expand(volumes[1], MIB, leave(version, lane.rings + 1))
+    await driver.expand(volumes[1], MIB, leave(version, lane.ring + 1))
     await driver.expand(volumes[2], MIB, leave(version + 5))
 
     assert await mended(services) == ["fence-behind"] * 2

@@ -11,11 +11,10 @@ from uuid_utils.compat import uuid7
 from domain.bulk import effort
 from domain.bulk.chunks import Chunks
 from domain.bulk.kinds import EXPAND, SNAPSHOT
-from domain.bulk.ledger import Entry
+from domain.bulk.ledger import Entry, Lane
 from domain.bulk.operation import Operation, Result, Task
 from domain.bulk.states import Code, ItemStatus
 from domain.database import Database
-from domain.jobs.orders import WorkOrder
 from domain.jobs.queue import JobQueue
 from domain.snapshots.keeping import Keeping
 from domain.snapshots.snapshotting import Snapshotting
@@ -31,7 +30,6 @@ from domain.storage.driver import (
     StorageFull,
     TransientStorageError,
 )
-from tests.unit.worker_fakes import a_job
 
 BUG, PASSING = ValueError("a bug"), TransientStorageError()
 
@@ -56,9 +54,8 @@ class Shaky:
         return self._left
 
 
-def a_lane(**params: Any) -> WorkOrder:
-    params = {"of": SNAPSHOT, "slots": 1, "last": False, "fence": 0} | params
-    return WorkOrder.of(a_job("bulk.lane", params=params))
+def a_lane(**params: Any) -> Lane:
+    return Lane(uuid7(), uuid7(), 0, None, {"of": SNAPSHOT, "slots": 1, "last": False, "fence": 0} | params)
 
 
 def a_task(*, begun: bool = False) -> Task:
@@ -158,6 +155,6 @@ async def test_the_last_lane_only_looks() -> None:
 def test_a_lane_from_before_there_were_others_is_one_of_an_expansion() -> None:
     growing = cast("Operation", object())
     chunks = Chunks(cast("Database", None), cast("JobQueue", None), {EXPAND: growing}, patience=1)
-    lane = a_job("bulk.lane", params={"policy": {}, "slots": 1, "last": False})
+    lane = a_lane()._replace(params={"policy": {}, "slots": 1, "last": False})
 
-    assert chunks._operation(WorkOrder.of(lane)) is growing
+    assert chunks._operation(lane) is growing

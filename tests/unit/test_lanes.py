@@ -7,6 +7,7 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from domain.bulk.chunks import Chunks
+from domain.bulk.ledger import Lane
 from domain.errors import DatabaseUnavailable
 from domain.jobs.orders import WorkOrder
 from tests.unit.worker_fakes import a_job
@@ -23,7 +24,7 @@ class Chunky:
     def __init__(self, *errors: Exception) -> None:
         self._errors = [*errors]
 
-    async def is_cancelled(self, job: WorkOrder) -> bool:
+    async def is_cancelled(self, lane: Lane) -> bool:
         if self._errors:
             raise self._errors.pop(0)
         return True
@@ -32,7 +33,7 @@ class Chunky:
 @pytest.mark.parametrize("error", [DatabaseUnavailable(), ValueError("a bug")])
 async def test_a_look_that_fails_is_followed_by_the_next(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(lanes_module, "_LOOK_SECONDS", 0)
-    lane, cancelled = WorkOrder.of(a_job("bulk.lane")), asyncio.Event()
+    lane, cancelled = Lane.of(WorkOrder.of(a_job("bulk.lane", parent_id=uuid7()))), asyncio.Event()
     async with asyncio.timeout(5):
         await Lanes(cast("Chunks", Chunky(error)), ALONE)._look_for_cancellation(lane, cancelled)
 

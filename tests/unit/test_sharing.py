@@ -4,6 +4,7 @@ from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
+from domain.bulk.ledger import Lane
 from domain.jobs.orders import WorkOrder
 from tests.unit.worker_fakes import a_job
 from worker import sharing as sharing_module
@@ -12,8 +13,8 @@ from worker.sharing import Sharing
 WHOLE = uuid7()
 
 
-def a_lane(whole: UUID = WHOLE, **params: object) -> WorkOrder:
-    return WorkOrder.of(a_job("bulk.lane", parent_id=whole, params={"lanes": 8, "fence": 0} | params))
+def a_lane(whole: UUID = WHOLE, **params: object) -> Lane:
+    return Lane.of(WorkOrder.of(a_job("bulk.lane", parent_id=whole, params={"lanes": 8, "fence": 0} | params)))
 
 
 def test_of_eight_lanes_one_of_four_workers_keeps_two() -> None:
@@ -34,7 +35,7 @@ def test_a_lane_that_comes_straight_back_is_kept() -> None:
     with sharing.taking(a_lane()):
         with sharing.taking(lane) as kept:
             assert not kept
-        lane = lane._replace(rings=lane.rings + 1)
+        lane = lane._replace(ring=lane.ring + 1)
         with sharing.taking(lane) as kept:
             assert kept
 
@@ -45,7 +46,7 @@ def test_a_lane_that_somebody_else_has_had_meanwhile_is_passed_on_again() -> Non
         for _ in range(3):
             with sharing.taking(lane) as kept:
                 assert not kept
-            lane = lane._replace(rings=lane.rings + 2)
+            lane = lane._replace(ring=lane.ring + 2)
 
 
 def test_a_lane_that_has_ended_makes_room_and_each_bulk_job_counts_for_itself() -> None:
@@ -59,9 +60,7 @@ def test_a_lane_that_has_ended_makes_room_and_each_bulk_job_counts_for_itself() 
 
 def test_who_is_alone_or_meets_a_lane_of_an_older_version_keeps_all() -> None:
     alone, among_many = Sharing(lambda: 1), Sharing(lambda: 100)
-    old = [a_lane() for _ in range(8)]
-    for lane in old:
-        del lane.params["lanes"]
+    old = [a_lane()._replace(params={"fence": 0}) for _ in range(8)]
 
     assert all(alone.taking(a_lane()).__enter__() for _ in range(8))
     assert all(among_many.taking(lane).__enter__() for lane in old)

@@ -14,7 +14,6 @@ from sqlalchemy.orm import aliased
 
 from domain.database import from_now
 from domain.jobs.model import Job
-from domain.jobs.orders import WorkOrder
 from domain.jobs.states import LIVE, JobStatus
 
 #: For how long a job is left alone that could not be given new lanes (seconds); others have their turn meanwhile.
@@ -56,15 +55,15 @@ _TALLY: Final = text(f"""
 """)  # noqa: S608 (words of our own)
 
 
-class BatchRepository:
+class ParentRepository:
     """Parents and lanes, seen from one transaction."""
 
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
-    async def hold(self, lane: WorkOrder) -> bool:
-        """Lock a lane's row, if this attempt still has it: what follows is recorded by it or by nobody."""
-        asked = {"id": lane.id, "ring": lane.rings, "worker_id": lane.worker_id}
+    async def hold(self, job_id: UUID, *, ring: int, worker_id: UUID | None) -> bool:
+        """Lock a job's row, if this attempt still has it: what follows is recorded by it or by nobody."""
+        asked = {"id": job_id, "ring": ring, "worker_id": worker_id}
         return await self._session.scalar(_HOLD, asked) is not None
 
     async def count(self, parent_id: UUID, *, total: int, succeeded: int, failed: int, skipped: int) -> None:

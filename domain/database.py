@@ -44,8 +44,12 @@ from domain.errors import ConfigurationError, DatabaseUnavailable
 
 _open: ContextVar[bool] = ContextVar("open_transaction", default=False)
 
-# SQLSTATE classes that pass by themselves: connection, rollback (deadlock), resources, operator, system; lock timeouts.
-_PASSING: Final = ("08", "40", "53", "57", "58", "25P03", "55P03")
+# SQLSTATE classes that pass by themselves: connection, rollback (deadlock), resources, operator, system; lock timeouts,
+# and a server that may not be written to, such as a standby that is just being promoted.
+_PASSING: Final = ("08", "40", "53", "57", "58", "25006", "25P03", "55P03")
+_LOCKED: Final = "55P03"
+#: Of these, what has to do with what was asked: it was locked, in a deadlock, or took too long.
+_CONTENDED: Final = ("40", "57014", _LOCKED)
 
 # A stopped process must not hold the others: its locks are taken from it (milliseconds).
 _SERVER_SETTINGS: Final = {
@@ -57,6 +61,8 @@ _SERVER_SETTINGS: Final = {
 
 #: A connection that has rested for so long may have died unnoticed.
 _RESTED_SECONDS: Final = 1.0
+#: So long it has to answer, before all others that are as old are held to be dead too: less than a heartbeat waits.
+_PING_SECONDS: Final = 1.5
 
 #: How long a process that ends waits for a PostgreSQL that is there, but does not answer.
 GOODBYE_SECONDS: Final = 3.0
@@ -251,7 +257,8 @@ def _look_at_what_has_rested(engine: AsyncEngine) -> None:
     def look(connection: Any, record: Any, _: Any) -> None:
         if time.monotonic() - record.info.get("rests_since", math.inf) > _RESTED_SECONDS:
             try:
-                engine.dialect.do_ping(connection)
+                # SQLAlchemy's own ping waits as long as for any answer.
+                connection.run_async(lambda raw: raw.execute(";", timeout=_PING_SECONDS))
             except Exception as error:
                 raise InvalidatePoolError from error  # the pool connects anew
 
@@ -260,19 +267,21 @@ def passes(error: Exception) -> bool:
     """Tell whether PostgreSQL is only away for the moment."""
     if not isinstance(error, DBAPIError):
         return True
-    state = getattr(error.orig, "sqlstate", None) or ""
-    return error.connection_invalidated or state.startswith(_PASSING)
+    return error.connection_invalidated or _sqlstate(error).startswith(_PASSING)
 
 
 def is_away(error: Exception) -> bool:
     """Tell whether PostgreSQL itself was not to be had, whatever it was asked."""
-    return isinstance(error, DatabaseUnavailable) and not was_locked(error)
+    return isinstance(error, DatabaseUnavailable) and not _sqlstate(error.__cause__).startswith(_CONTENDED)
 
 
 def was_locked(error: DatabaseUnavailable) -> bool:
     """Tell whether PostgreSQL was there all the time, and only what somebody else had locked was not to be had."""
-    cause = error.__cause__
-    return isinstance(cause, DBAPIError) and getattr(cause.orig, "sqlstate", None) == "55P03"
+    return _sqlstate(error.__cause__) == _LOCKED
+
+
+def _sqlstate(error: BaseException | None) -> str:
+    return (getattr(error.orig, "sqlstate", None) or "") if isinstance(error, DBAPIError) else ""
 
 
 def _known_revisions() -> list[str]:

@@ -29,19 +29,28 @@ class Grouped(Generic[Item, Answer]):
     """
 
     def __init__(
-        self, send: "Send[Item, Answer]", *, most: int, is_common: Callable[[Exception], bool] = lambda _: False
+        self,
+        send: "Send[Item, Answer]",
+        *,
+        most: int,
+        is_common: Callable[[Exception], bool] = lambda _: False,
+        is_revocable: bool = False,
     ) -> None:
-        """``most``: so many items in one call. A failure that ``is_common`` to all of them is told to each at once."""
+        """``most``: so many items in one call. A failure that ``is_common`` to all of them is told to each at once.
+
+        ``is_revocable``: what nobody waits for any more is not sent.
+        """
         self._send = send
         self._most = most
         self._is_common = is_common
+        self._is_revocable = is_revocable
         self._waiting: list[_Asked[Item, Answer]] = []
         self._sending: asyncio.Task[None] | None = None
         self._alone: set[asyncio.Task[None]] = set()
         self._few = asyncio.Semaphore(_ALONE)
 
     def hand_in(self, item: Item) -> "asyncio.Future[Answer]":
-        """Have an item sent, and go on; the future has the answer. A waiter that is cancelled takes nothing back."""
+        """Have an item sent, and go on; the future has the answer. Cancelling it takes back only what is revocable."""
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, answer))
         if self._sending is None:
@@ -55,11 +64,16 @@ class Grouped(Generic[Item, Answer]):
     async def _send_all(self) -> None:
         speak_of_nothing()  # what is logged here is not about whoever happened to be the first
         try:
-            while self._waiting:
-                gathered, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+            while gathered := self._gather():
                 await self._deliver(gathered)
         finally:
             self._sending = None
+
+    def _gather(self) -> "Sequence[_Asked[Item, Answer]]":
+        if self._is_revocable:
+            self._waiting = [asked for asked in self._waiting if not asked[1].cancelled()]
+        gathered, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+        return gathered
 
     async def _deliver(self, gathered: "Sequence[_Asked[Item, Answer]]") -> None:
         try:

@@ -131,8 +131,8 @@ class Services:
                 Errand("jobs.rescued", foreman.rescue, any_neglected(), in_calm=True),
                 Errand("bulks.tended", self.bulk.tend, any_forsaken(), in_calm=True),
                 Errand("schedules.started", self.starter.start_due, any_due(self.actions)),
-                Errand("rings.due", foreman.ring_due, any_unrung()),
-                Errand("rings.found_lost", foreman.ring_lost, any_rung_before(foreman.ring_patience)),
+                Errand("rings.due", foreman.ring_due, any_unrung(self.handlers)),
+                Errand("rings.found_lost", foreman.ring_lost, any_rung_before(foreman.ring_patience, self.handlers)),
             ),
         )
 

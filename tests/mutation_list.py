@@ -114,8 +114,8 @@ _LIST: Final = (
         "lost-rings-not-looked-for",
         "what Redis loses would wait for ever",
         "domain/services.py",
-        '                Errand("rings.found_lost", foreman.ring_lost, any_rung_before(foreman.ring_patience)),\n',
-        "",
+        ", any_rung_before(foreman.ring_patience, self.handlers))",
+        ", any_unrung(self.handlers))",
         ("tests/integration/test_errands.py::test_a_job_that_was_rung_long_ago_is_seen",),
     ),
     Mutation(

@@ -81,11 +81,22 @@ class Attempts:
         except FenceRefused:
             return Superseded()
         except TransientStorageError as error:
-            # Until earlier attempts are shut out the volume should not be let go; but not for ever.
-            if job.attempt < job.max_attempts + LAST_CHANCES:
-                return RetryIn(self._retry_policy.delay(job.attempt), describe(error))
+            if self._has_chances(job):
+                return self._once_more(job, error)
             found = None
         except CisternError as error:  # of the storage, or a backend that is configured no more
             log.warning("storage.unknown", error=error.message)
             found = None
+        except Exception:
+            log.exception("job.crashed")
+            if self._has_chances(job):
+                return self._once_more(job, CisternError())
+            found = None
         return Cancelled(found) if isinstance(outcome, Cancelled) else GaveUp(outcome.error, found)
+
+    def _has_chances(self, job: WorkOrder) -> bool:
+        """Tell whether to try again: a volume must not be let go before earlier attempts are shut out, but some day."""
+        return job.attempt < job.max_attempts + LAST_CHANCES
+
+    def _once_more(self, job: WorkOrder, error: CisternError) -> Outcome:
+        return RetryIn(self._retry_policy.delay(job.attempt), describe(error))

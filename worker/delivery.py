@@ -106,7 +106,7 @@ class Delivery(Worker):
             self.jobs_complete += 1
         else:
             self.jobs_failed += 1
-            log.error("job.crashed", exc_info=error)
+            log.error("job.crashed", message=message_id, exc_info=error)
         self._forget(message_id, task)
 
     def _forget(self, message_id: str, task: "asyncio.Task[None]") -> None:

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import structlog
 
+from domain.database import is_away
 from domain.errors import DatabaseUnavailable
 from domain.jobs.foreman import Claim, Foreman
 from domain.jobs.model import Ring
@@ -171,16 +172,18 @@ class Runner:
     async def settle(self, job: WorkOrder, outcome: Outcome) -> None:
         """Write the outcome down, however long it takes PostgreSQL to come back; twice is once.
 
-        A worker that shuts down does not wait: the lease runs out, and the next attempt finds the work done.
+        A worker that shuts down does not wait for that: the lease runs out, and the next attempt finds the work done.
         """
         otherwise = "job.superseded"
         while True:
             try:
                 settled = await self._foreman.settle(job, outcome)
-            except DatabaseUnavailable:
-                if self._closing:
+            except DatabaseUnavailable as error:
+                if self._closing and is_away(error):
                     log.warning("job.left", outcome=type(outcome).__name__)
                     return
+                tell = log.debug if is_away(error) else log.info  # the heart has told of a PostgreSQL that is away
+                tell("settlement.postponed", error=str(error.__cause__))
                 otherwise = "job.settled_or_superseded"  # what we asked for may have been done, and the answer lost
                 await asyncio.sleep(_SETTLE_AGAIN_SECONDS)
             else:
@@ -194,6 +197,8 @@ class Runner:
         run = Running(job, Grant(job.id, Fence(*job.fence), claim.deadline))
         if self._closing:  # it came while we were asking
             run.grant.stop(StopReason.SHUTDOWN)
+        if earlier := self.running.get(job.id):  # we had lost it, and have not heard of that yet
+            earlier.grant.stop(StopReason.LEASE_LOST)
         self.running[job.id] = run
         speak_of(
             job_id=job.id,

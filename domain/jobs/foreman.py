@@ -31,8 +31,8 @@ from domain.jobs.states import JobStatus
 _PAGE: Final = 500
 #: At most so many jobs are claimed or settled by one statement.
 _MOST: Final = 200
-#: For how many seconds many settlements wait for a row that somebody has locked; then each goes alone, and only that
-#: one waits longer. A claim that waits gives up then.
+#: For how many seconds a claim or a settlement waits for a row that somebody has locked. Of many, each goes alone then;
+#: one that is alone gives up, and whoever asked comes back: it must not keep a place from others who need not wait.
 _PATIENCE: Final = 0.2
 #: So many pages in one round, for the others wait meanwhile.
 _PAGES: Final = 20
@@ -131,9 +131,7 @@ class Foreman:
         """
         async with self._database.transaction() as session:
             ours = await LeaseRepository(session).settle(
-                [end.settlement for end in ended],
-                worker_id=self._worker.id,
-                patience=_PATIENCE if len(ended) > 1 else None,
+                [end.settlement for end in ended], worker_id=self._worker.id, patience=_PATIENCE
             )
             settled = [end for end in ended if end.job.id in ours]
             if settled:
@@ -220,7 +218,7 @@ class Foreman:
     async def ring_due(self) -> int:
         """Ring the jobs whose time has come. Returns how many."""
         async with self._database.transaction() as session:
-            due = await RingRepository(session).take_due(_PAGE)
+            due = await RingRepository(session, self._kinds).take_due(_PAGE)
         await self._queue.ring(due)
         return len(due)
 
@@ -233,7 +231,8 @@ class Foreman:
         lost = 0
         for _ in range(_PAGES):
             async with self._database.transaction() as session:
-                waiting = await RingRepository(session).take_rung_before(self.ring_patience, _PAGE)
+                rings = RingRepository(session, self._kinds)
+                waiting = await rings.take_rung_before(self.ring_patience, _PAGE)
             missing = await self._queue.missing(waiting) if waiting else []
             await self._queue.ring(missing)
             lost += len(missing)

@@ -76,9 +76,9 @@ class Settlement(NamedTuple):
 # of those, which is full of dead entries in a busy house. It takes one only where a condition implies that of the
 # index, and it cannot tell that IS NOT DISTINCT FROM and num_nulls() do.
 
-#: Sets for how long this statement and the rest of its transaction wait for a row that somebody has locked; NULL: as
-#: ever. It comes in time, for rows are locked only when all of them have been found and sorted.
-_PATIENTLY: Final = "set_config('lock_timeout', coalesce(:patience, current_setting('lock_timeout')), true)"
+#: Sets for how long this statement and the rest of its transaction wait for a row that somebody has locked. It comes in
+#: time, for rows are locked only when all of them have been found and sorted.
+_PATIENTLY: Final = "set_config('lock_timeout', :patience, true)"
 
 
 def _claiming(*, around: str, locked: str) -> TextualSelect:
@@ -122,7 +122,8 @@ _ENDS: Final = unnested(
     give_back="bigint",
     copied="bigint",
 )
-#: Who has asked for an end does not want to wait for a next try. Counters are bytes of a copy, of which none can fail:
+#: Who has asked for an end does not want to wait for a next try; but one that cost nothing may come to nothing again,
+#: and would be made without end if it did not wait. Counters are bytes of a copy, of which none can fail:
 #: of a job that has succeeded it is all of it, even if it was an earlier attempt that copied it.
 _SETTLE: Final = (
     text(f"""
@@ -141,7 +142,8 @@ _SETTLE: Final = (
             error = CAST(ends.error AS jsonb),
             attempt = attempt - ends.give_back,
             rings = rings + CASE WHEN ends.status = 'queued' THEN 1 ELSE 0 END,
-            run_at = now() + CASE WHEN cancel_requested_at IS NULL THEN ends.delay ELSE 0 END * interval '1 s',
+            run_at = now() + interval '1 s' *
+                CASE WHEN cancel_requested_at IS NULL OR ends.give_back > 0 THEN ends.delay ELSE 0 END,
             rung_at = CASE WHEN ends.status <> 'queued' THEN rung_at END,
             lease_expires_at = NULL,
             finished_at = CASE WHEN ends.status NOT IN ('queued', 'running') THEN now() END,
@@ -185,9 +187,7 @@ class LeaseRepository:
             rows = await self._session.execute(_CLAIM, {**given, "patience": _milliseconds(patience)})
         return [WorkOrder(*row) for row in rows]
 
-    async def settle(
-        self, settlements: Sequence[Settlement], *, worker_id: UUID, patience: float | None = None
-    ) -> set[UUID]:
+    async def settle(self, settlements: Sequence[Settlement], *, worker_id: UUID, patience: float) -> set[UUID]:
         """End these attempts, if they are still ``worker_id``'s; returns the jobs that were.
 
         ``patience``: for how many seconds this and the rest of the transaction wait for a row that somebody has locked.
@@ -196,7 +196,7 @@ class LeaseRepository:
         given: dict[str, Any] = in_columns(settlements)
         for name in ("result", "error"):
             given[name] = [None if payload is None else as_json(payload) for payload in given[name]]
-        given |= {"worker_id": worker_id, "patience": None if patience is None else _milliseconds(patience)}
+        given |= {"worker_id": worker_id, "patience": _milliseconds(patience)}
         return set((await self._session.scalars(_SETTLE, given)).all())
 
     async def renew(

@@ -34,8 +34,8 @@ BELL: Final = "cistern:bell"
 _MOST_WOKEN: Final = 32
 #: As long as arq keeps a message that nobody takes; by then it was found lost and sent again, or its row is gone.
 _KEPT_MS: Final = 24 * 3600 * 1000
-#: A message is due as if it had been sent so long ago, for a worker's clock may be behind ours.
-_CLOCKS_APART_MS: Final = 10_000
+#: A message is due as if it had been sent so long ago, for a worker's clock may be behind ours, and be set back.
+_CLOCKS_APART_MS: Final = 24 * 3600 * 1000
 #: So many messages go to Redis in one round trip.
 _MOST_AT_ONCE: Final = 500
 #: Written only to see whether it can be.
@@ -78,7 +78,7 @@ class JobQueue:
         self.redis = redis
         self.refusals = Refusals()
         self._forget = redis.register_script(_FORGET)
-        self._rings = Grouped(self._ring_all, most=_MOST_AT_ONCE)
+        self._rings = Grouped(self._ring_all, most=_MOST_AT_ONCE, is_revocable=True)
         self._acknowledgements = Grouped(self._acknowledge_all, most=_MOST_AT_ONCE)
 
     @classmethod
@@ -104,12 +104,12 @@ class JobQueue:
 
     async def _ring_all(self, rings: Sequence[Ring]) -> Sequence[None]:
         """Send messages in the form of arq's `enqueue_job`, which takes three round trips for each."""
-        now = timestamp_ms() - _CLOCKS_APART_MS
+        now = timestamp_ms()
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS), self.redis.pipeline(transaction=True) as pipe:
                 for ring in rings:
                     pipe.set(job_key_prefix + message_id(ring), write_message(ring, sent_ms=now), px=_KEPT_MS, nx=True)
-                pipe.zadd(QUEUE_NAME, {message_id(ring): now for ring in rings}, nx=True)
+                pipe.zadd(QUEUE_NAME, {message_id(ring): now - _CLOCKS_APART_MS for ring in rings}, nx=True)
                 pipe.lpush(BELL, *[b""] * min(len(rings), _MOST_WOKEN))
                 pipe.ltrim(BELL, 0, _MOST_WOKEN - 1)
                 await pipe.execute()

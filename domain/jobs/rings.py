@@ -3,7 +3,7 @@
 Takes a session, never commits. All times are PostgreSQL's, so that the clocks of the workers do not matter.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Any, Final
 from uuid import UUID
@@ -19,64 +19,68 @@ _UNRUNG: Final = Job.rung_at.is_(None)
 
 
 class RingRepository:
-    """Queued jobs and when they were rung, seen from one transaction."""
+    """Queued jobs and when they were rung, seen from one transaction.
 
-    def __init__(self, session: AsyncSession) -> None:
+    ``kinds``: those that this version knows. Others are left to a newer one, for here nobody could claim them.
+    """
+
+    def __init__(self, session: AsyncSession, kinds: Collection[str]) -> None:
         self._session = session
+        self._kinds = tuple(kinds)
 
     async def take_due(self, limit: int) -> Sequence[Ring]:
         """Take queued jobs whose time has come and that have not been rung, and note that they are being rung."""
-        return await self._take(_due(limit))
+        return await self._take(_due(limit, self._kinds))
 
     async def take_rung_before(self, age: float, limit: int) -> Sequence[Ring]:
         """Take queued jobs that were rung over ``age`` seconds ago, longest ago first, and note them as seen now."""
-        return await self._take(_rung_before(age, limit))
+        return await self._take(_rung_before(age, limit, self._kinds))
 
     async def _take(self, query: UpdateBase) -> Sequence[Ring]:
         return [Ring(*row) for row in await self._session.execute(query)]
 
 
-def any_unrung() -> ColumnElement[bool]:
-    """Whether there is a job whose time has come and that has not been rung."""
-    return _any(_UNRUNG, Job.run_at)
+def any_unrung(kinds: Collection[str]) -> ColumnElement[bool]:
+    """Whether there is a job of these kinds whose time has come and that has not been rung."""
+    return _any(_UNRUNG, Job.run_at, tuple(kinds))
 
 
-def any_rung_before(age: float) -> ColumnElement[bool]:
-    """Whether there is a job that was rung over ``age`` seconds ago, and still waits."""
-    return _any(_rung(age), Job.rung_at)
+def any_rung_before(age: float, kinds: Collection[str]) -> ColumnElement[bool]:
+    """Whether there is a job of these kinds that was rung over ``age`` seconds ago, and still waits."""
+    return _any(_rung(age), Job.rung_at, tuple(kinds))
 
 
 # These are asked again and again: they are put together once.
 
 
 @lru_cache
-def _due(limit: int) -> UpdateBase:
-    return _ringing(_UNRUNG, Job.run_at, limit)
+def _due(limit: int, kinds: tuple[str, ...]) -> UpdateBase:
+    return _ringing(_waiting(_UNRUNG, Job.run_at, kinds, limit))
 
 
 @lru_cache
-def _rung_before(age: float, limit: int) -> UpdateBase:
-    return _ringing(_rung(age), Job.rung_at, limit)
+def _rung_before(age: float, limit: int, kinds: tuple[str, ...]) -> UpdateBase:
+    return _ringing(_waiting(_rung(age), Job.rung_at, kinds, limit))
 
 
-def _ringing(condition: ColumnElement[bool], order: Any, limit: int) -> UpdateBase:
-    waiting = _waiting(condition).order_by(order).limit(limit).with_for_update(skip_locked=True)
+def _ringing(waiting: Select[UUID]) -> UpdateBase:
     return (
         update(Job)
-        .where(Job.id.in_(waiting))
+        .where(Job.id.in_(waiting.with_for_update(skip_locked=True)))
         .values(rung_at=func.now())
         .returning(Job.id, Job.rings)
         .execution_options(synchronize_session=False)
     )
 
 
-def _any(condition: ColumnElement[bool], order: Any) -> ColumnElement[bool]:
+def _any(condition: ColumnElement[bool], order: Any, kinds: tuple[str, ...]) -> ColumnElement[bool]:
     """Look as whoever takes them does, in the order of an index: EXISTS may read the table instead."""
-    return _waiting(condition).order_by(order).limit(1).scalar_subquery().is_not(None)
+    return _waiting(condition, order, kinds, 1).scalar_subquery().is_not(None)
 
 
-def _waiting(condition: ColumnElement[bool]) -> Select[UUID]:
-    return select(Job.id).where(Job.status == JobStatus.QUEUED, Job.run_at <= func.now(), condition)
+def _waiting(condition: ColumnElement[bool], order: Any, kinds: tuple[str, ...], limit: int) -> Select[UUID]:
+    query = select(Job.id).where(Job.status == JobStatus.QUEUED, Job.run_at <= func.now(), condition)
+    return query.where(Job.kind.in_(kinds)).order_by(order).limit(limit)
 
 
 def _rung(age: float) -> ColumnElement[bool]:

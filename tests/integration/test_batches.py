@@ -8,12 +8,14 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
+from domain.database import _SERVER_SETTINGS
 from domain.errors import DatabaseUnavailable
 from domain.jobs.foreman import Claim, Foreman
 from domain.jobs.model import Job, Ring
 from domain.jobs.orders import WorkOrder
 from domain.jobs.outcomes import Done
-from domain.services import Services
+from domain.services import Services, open_services
+from domain.settings import Settings
 from tests.integration.job_builders import MIB, a_foreman, a_queued_expand, queued_jobs, row, sql, until
 
 
@@ -108,6 +110,46 @@ async def test_a_volume_that_somebody_has_locked_holds_up_only_its_own_job(servi
         assert await asyncio.gather(*others) == [True] * 5
         assert await statuses(services, jobs) == ["running"] + ["succeeded"] * 5
     await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_one_whose_effect_takes_too_long_costs_no_other(
+    services: Services, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(_SERVER_SETTINGS, "statement_timeout", "1000")
+    async with open_services(settings) as hasty:
+        jobs, foreman = await some_jobs(services), a_foreman(hasty)
+        claims = await claimed(foreman, jobs)
+        await sql(services, SLOW.format(volume_id=jobs[3].volume_id))
+        await sql(services, "CREATE TRIGGER slow BEFORE UPDATE ON volumes FOR EACH ROW EXECUTE FUNCTION slow()")
+        settling = (foreman.settle(claim.job, done(claim.job)) for claim in claims)
+        answers = await asyncio.gather(*settling, return_exceptions=True)
+
+    assert isinstance(answers[3], DatabaseUnavailable)
+    assert await statuses(services, jobs) == ["running" if number == 3 else "succeeded" for number in range(6)]
+
+
+SLOW = """
+    CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF NEW.id = '{volume_id}' THEN PERFORM pg_sleep(3600); END IF;
+        RETURN NEW;
+    END $$
+"""
+
+
+async def test_whoever_is_alone_with_a_locked_row_keeps_nobody_waiting_behind_him_either(
+    services: Services, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for limit in ("lock_timeout", "statement_timeout"):
+        monkeypatch.setitem(_SERVER_SETTINGS, limit, "3600000")
+    async with asyncio.timeout(30), open_services(settings) as patient:
+        (job,), foreman = await some_jobs(services, 1), a_foreman(patient)
+        (claim,) = await claimed(foreman, [job])
+        async with locked(services, "volumes", job.volume_id):
+            with pytest.raises(DatabaseUnavailable):
+                await foreman.settle(claim.job, done(claim.job))
+
+        assert await foreman.settle(claim.job, done(claim.job))
 
 
 async def test_claims_of_many_lock_in_the_order_of_ids_so_that_nobody_waits_for_each_other(services: Services) -> None:

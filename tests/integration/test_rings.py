@@ -128,6 +128,18 @@ async def test_what_somebody_else_is_ringing_is_passed_over_without_waiting(serv
     assert lost == 40
 
 
+async def test_kinds_that_this_version_does_not_know_are_left_to_those_who_do(
+    services: Services, bell: redis.Redis
+) -> None:
+    await queued_jobs(services, 20)
+    await sql(services, "UPDATE jobs SET kind = 'volume.paint', rung_at = CASE WHEN random() < 0.5 THEN rung_at END")
+    foreman = a_foreman(services)
+
+    assert (await foreman.ring_due(), await foreman.ring_lost()) == (0, 0)
+    assert not any(needed for _, needed in await services.errands(foreman).look())
+    assert messages(bell) == set()
+
+
 async def test_running_and_ended_jobs_are_not_rung(services: Services, bell: redis.Redis) -> None:
     running, ended = await a_queued_expand(services), await a_queued_expand(services)
     foreman = a_foreman(services)

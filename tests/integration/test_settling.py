@@ -188,6 +188,19 @@ async def test_a_cancelled_job_ends_as_cancelled(services: Services) -> None:
     assert (volume["state"], volume["job_id"]) == ("available", None)
 
 
+async def test_whoever_is_cancelled_is_tried_at_once_but_not_again_and_again_if_it_costs_no_attempt(
+    services: Services,
+) -> None:
+    waits = {}
+    for free in (False, True):
+        foreman, job = await an_expand_at_work(services)
+        await services.jobs.cancel(job.id)
+        await foreman.settle(job, RetryIn(100, ERROR, free=free))
+        ((waits[free],),) = await sql(services, "SELECT run_at > now() FROM jobs WHERE id = :id", id=job.id)
+
+    assert waits == {False: False, True: True}
+
+
 async def test_many_attempts_end_in_one_statement(services: Services) -> None:
     worker_id = uuid4()
     jobs = [await a_queued_expand(services) for _ in range(20)]
@@ -199,7 +212,7 @@ async def test_many_attempts_end_in_one_statement(services: Services) -> None:
             Settlement(jobs[1].id, 7, JobStatus.FAILED, error=ERROR),
             *(Settlement(job.id, 0, JobStatus.SUCCEEDED, result={"n": n}) for n, job in enumerate(jobs[2:])),
         ]
-        settled = await leases.settle(settlements, worker_id=worker_id)
+        settled = await leases.settle(settlements, worker_id=worker_id, patience=1)
 
     assert settled == {job.id for job in jobs} - {jobs[1].id}
     assert await sql(services, "SELECT status, count(*) FROM jobs GROUP BY 1 ORDER BY 1") == [

@@ -142,6 +142,42 @@ async def test_a_lost_connection_is_an_outage_and_the_next_one_is_fresh(services
     await services.database.ping()
 
 
+async def test_connections_that_have_died_in_silence_are_given_up_together_and_soon(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("domain.database._RESTED_SECONDS", 0.0)
+    monkeypatch.setattr("domain.database._PING_SECONDS", 0.2)
+    database, together = Database(database_url, pool_size=5), asyncio.Barrier(5)
+
+    async def a_connection() -> int:
+        async with database.transaction() as session:
+            await together.wait()
+            pid: int = (await session.scalars(text("SELECT pg_backend_pid()"))).one()
+            return pid
+
+    stopped = await asyncio.gather(*(a_connection() for _ in range(5)))
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(30):  # each would take 60 seconds
+            await database.ping()
+            await database.ping()
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+        await database.close()
+
+
+async def test_a_postgresql_that_may_not_be_written_to_is_an_outage(services: Services) -> None:
+    async def write() -> None:
+        async with services.database.transaction() as session:
+            await session.execute(text("SET TRANSACTION READ ONLY"))
+            await session.execute(text("DELETE FROM volumes"))
+
+    with pytest.raises(DatabaseUnavailable):
+        await write()
+
+
 async def test_a_statement_that_takes_too_long_is_an_outage(services: Services) -> None:
     async def dawdle() -> None:
         async with services.database.transaction() as session:

@@ -81,9 +81,18 @@ async def test_what_is_due_later_is_left_for_later() -> None:
     server, (ring,) = FakeServer(), rings(1)
     delivery, queue = a_delivery(server), JobQueue(fake_redis(server))
     await queue.ring([ring])
-    await queue.redis.zincrby(QUEUE_NAME, 60_000, message_id(ring))
+    await queue.redis.zadd(QUEUE_NAME, {message_id(ring): timestamp_ms() + 60_000})
 
     assert await delivery._take(3) == []
+
+
+async def test_a_clock_that_is_an_hour_behind_delays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    server, (ring,) = FakeServer(), rings(1)
+    delivery, queue = a_delivery(server), JobQueue(fake_redis(server))
+    await queue.ring([ring])
+    monkeypatch.setattr(worker.delivery, "timestamp_ms", lambda: timestamp_ms() - 3_600_000)
+
+    assert len(await delivery._take(3)) == 1
 
 
 async def test_whoever_is_idle_is_woken_by_the_bell_and_not_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,25 @@ async def test_whoever_goes_away_keeps_nobody_else_from_an_answer() -> None:
     assert gone.cancelled()
 
 
+@pytest.mark.parametrize(("is_revocable", "second"), [(False, [[2, 3]]), (True, [[3]])], ids=["kept", "revoked"])
+async def test_what_nobody_waits_for_any_more_is_sent_unless_it_can_be_taken_back(
+    is_revocable: bool,  # noqa: FBT001 (pytest gives it by name)
+    second: list[list[int]],
+) -> None:
+    counter = Counter()
+    counter.gate.clear()
+    double = Grouped(counter.double, most=10, is_revocable=is_revocable)
+    first = asyncio.create_task(double(1))
+    while not counter.calls:
+        await asyncio.sleep(0)
+    gone, stays = double.hand_in(2), double.hand_in(3)
+    gone.cancel()
+    counter.gate.set()
+
+    assert (await first, await stays) == (2, 6)
+    assert counter.calls[1:] == second
+
+
 async def test_after_a_failure_it_goes_on() -> None:
     double = Grouped(Counter().double, most=10)
     with pytest.raises(ValueError, match="thirteen"):

@@ -81,3 +81,7 @@ def test_delays_grow_until_the_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
     delays = [RetryPolicy(0.05).delay(attempt) for attempt in range(1, 40)]
 
     assert all(later > earlier or later == CEILING for earlier, later in pairwise(delays))
+
+
+def test_an_error_has_nothing_in_it_that_postgresql_does_not_take() -> None:
+    assert describe(CisternError("no such file: a\0b")) == {"code": "internal", "detail": "no such file: ab"}

@@ -11,12 +11,13 @@ from domain.errors import DatabaseUnavailable
 from domain.jobs.foreman import Claim
 from domain.jobs.model import Job, Ring
 from domain.jobs.orders import WorkOrder
+from domain.jobs.orphans import LAST_CHANCES
 from domain.jobs.outcomes import Cancelled, Done, GaveUp, Interrupted, Outcome, RetryIn
 from domain.jobs.queue import JobQueue
 from domain.jobs.retry import WORKER_LOST
 from domain.jobs.states import JobStatus
 from domain.storage.backends import open_driver
-from domain.storage.driver import Fence, Grant, StopReason, StorageDriver
+from domain.storage.driver import Fence, Grant, PermanentStorageError, StopReason, StorageDriver
 from domain.storage.memory import MemoryDriver
 from tests.unit.worker_fakes import MIB, FakeForeman, a_job, a_runner, closed_gate, fake_redis, until
 from worker import runner as runner_module
@@ -140,6 +141,16 @@ class TestClaim:
         assert len(foreman.settled) == 10
 
 
+class Unsealable(MemoryDriver):
+    """Fails, and cannot even be asked what is there."""
+
+    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
+        raise PermanentStorageError
+
+    async def seal(self, volume_id: UUID, grant: Grant) -> int | None:
+        raise KeyError("unforeseen")
+
+
 class Crowded(MemoryDriver):
     """Counts how many are at work on it."""
 
@@ -260,6 +271,13 @@ class TestWaysOut:
 
 
 class TestCancelling:
+    async def test_a_seal_that_fails_unforeseen_is_tried_again_but_not_for_ever(self) -> None:
+        first, last = a_job(), a_job()
+        last.attempt = last.max_attempts + LAST_CHANCES - 1
+
+        assert isinstance((await answered(first, Unsealable())).settled[0], RetryIn)
+        assert (await answered(last, Unsealable())).settled == [GaveUp(WORKER_LOST, None)]
+
     async def test_a_job_cancelled_before_its_claim_is_sealed_and_not_begun(self) -> None:
         job = a_job(cancel_requested_at="now")
         foreman = await answered(job, Untouchable())
@@ -418,9 +436,10 @@ class TestSettling:
         runner = a_runner(foreman, driver)
         lost = asyncio.create_task(runner.answer(job.ring))
         await until(lambda: len(driver.doors) == 1)
-        runner.running[job.id].grant.stop(StopReason.LEASE_LOST)
+        earlier = runner.running[job.id].grant
         again = asyncio.create_task(runner.answer(foreman.requeue(job.id)))
         await until(lambda: len(driver.doors) == 2)
+        assert earlier.lease.stop_reason is StopReason.LEASE_LOST
         driver.doors[0].set()
         await lost
 

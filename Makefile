@@ -42,6 +42,7 @@ check: $(READY) ## Check style, types and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	MYPYPATH=benchmarks $(BIN)/mypy benchmarks
 	$(BIN)/lint-imports
 
 # The lock says every version, so pip has nothing to find out for the project itself, nor to build it with.

@@ -61,13 +61,13 @@ class Arena:
     def _words(self) -> Path:
         return self.folder / "words"
 
-    def forget(self) -> None:
+    def flush_redis(self) -> None:
         """Empty every Redis."""
         for url in filter(None, (self.redis_url, self.newer_redis_url)):
             with redis.Redis.from_url(url) as client:
                 client.flushall()
 
-    async def settle(self, connection: Any, *tables: str) -> None:
+    async def vacuum(self, connection: Any, *tables: str) -> None:
         """Leave a database as after a quiet night, so that no round pays for the one before it."""
         for table in tables:
             await connection.execute(f"VACUUM ANALYZE {table}")

@@ -54,7 +54,7 @@ async def count(settings: Settings) -> None:
         books.append({name: await pages(database, step) for name, step in steps(batch).items()})
     await database.close()
     print(f"\n| step | only these {BATCH} | of {QUEUED:,} queued | beside {FINISHED:,} finished", end="")
-    print(" | ratio to the first | to the second |")
+    print(f" | finished / these {BATCH} | finished / queued |")
     print("|---|---|---|---|---|---|")
     for name, few in books[0].items():
         many, all_ = books[1][name], books[2][name]
@@ -106,7 +106,7 @@ def steps(batch: Sequence[tuple[UUID, UUID]]) -> dict[str, Step]:
 
     async def settle(session: AsyncSession) -> None:
         ends = [Settlement(job_id, 0, JobStatus.SUCCEEDED, result={"size": 2097152}) for job_id, _ in batch]
-        await LeaseRepository(session).settle(ends, worker_id=WORKER)
+        await LeaseRepository(session).settle(ends, worker_id=WORKER, patience=1)
         endings = [Ending(volume_id, job_id, 2097152) for job_id, volume_id in batch]
         await VolumeRepository(session).let_go(endings, VolumeState.AVAILABLE)
 
@@ -120,14 +120,14 @@ def steps(batch: Sequence[tuple[UUID, UUID]]) -> dict[str, Step]:
     return {
         f"claim {BATCH}": claim,
         f"claim and settle {BATCH}": claim_and_settle,
-        "poll one": lambda session: JobRepository(session).get(batch[0][0]),
+        "poll one": lambda session: JobRepository(session).some([batch[0][0]]),
         "list the newest": listing(),
         "list from a cursor": listing(cursor),
         "list the queued": listing(status=JobStatus.QUEUED),
         "list the running": listing(status=JobStatus.RUNNING),
         "list the failed": listing(status=JobStatus.FAILED),
         "list those of a volume": listing(volume_id=batch[0][1]),
-        "ring what is due": lambda session: RingRepository(session).take_due(500),
+        "ring what is due": lambda session: RingRepository(session, KINDS).take_due(500),
     }
 
 

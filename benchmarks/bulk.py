@@ -11,12 +11,12 @@ import argparse
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import ExitStack, aclosing
 from pathlib import Path
 from statistics import median, quantiles
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import httpx
@@ -214,7 +214,7 @@ async def _set_apart(services: Services, count: int) -> Sequence[UUID]:
 
 async def _singles(services: Services, address: str, volume_ids: Sequence[UUID], bulk: Job) -> list[float]:
     """Expand one volume after the other as long as the bulk job lasts; the seconds that each took."""
-    seconds = []
+    seconds: list[float] = []
     async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60) as http:
         for volume_id in itertools.cycle(volume_ids):
             if (await services.jobs.get(bulk.id)).ended:
@@ -252,7 +252,7 @@ async def cancelling(settings: Settings, _: int) -> None:
     print(f"{max(seconds):.2f} s")
 
 
-PARTS: Final[dict[str, Callable[[Settings, int], Awaitable[None]]]] = {
+PARTS: Final[dict[str, Callable[[Settings, int], Coroutine[Any, Any, None]]]] = {
     "race": race,
     "replicas": replicas,
     "memory": memory,

@@ -52,11 +52,25 @@ class Unanswered(Exception):
 class Contestant(Protocol):
     """One system in one of the ways in which it can be run."""
 
-    name: str
-    settings: str
-    keeps: str
-    loses: str
-    pace: int
+    @property
+    def name(self) -> str:
+        """How tables call it."""
+
+    @property
+    def settings(self) -> str:
+        """How its worker is set."""
+
+    @property
+    def keeps(self) -> str:
+        """What it guarantees."""
+
+    @property
+    def loses(self) -> str:
+        """What it does not."""
+
+    @property
+    def pace(self) -> int:
+        """About how many jobs it does in a second: what its first round is planned by."""
 
     async def prepare(self, jobs: int) -> None:
         """Have so many jobs in the queue, of one row each, and nothing else."""
@@ -102,7 +116,7 @@ class PeerInRace:
 
     async def prepare(self, jobs: int) -> None:
         """Have fresh rows, and a message for each."""
-        self.arena.forget()
+        self.arena.flush_redis()
         await self.rows(jobs)
         await self.ask("enqueue", self.name, str(jobs))
 
@@ -110,7 +124,7 @@ class PeerInRace:
         """Have rows that nobody has touched."""
         await self.arena.peers.execute("TRUNCATE work")
         await self.arena.peers.execute("INSERT INTO work (id) SELECT generate_series(1, $1::integer)", count)
-        await self.arena.settle(self.arena.peers, "work")
+        await self.arena.vacuum(self.arena.peers, "work")
 
     def worker(self) -> AbstractContextManager[subprocess.Popen[bytes]]:
         """Start the peer's worker."""
@@ -180,7 +194,7 @@ class Cistern:
         "happens exactly once (a fence on the storage, a lease of 15 s)."
     )
     loses: str = "Nothing that was accepted."
-    pace: int = 1000
+    pace: int = 4000
 
     @property
     def settings(self) -> str:
@@ -189,11 +203,11 @@ class Cistern:
 
     async def prepare(self, jobs: int) -> None:
         """Have volumes that are expanding, each in the hands of a queued job, and a message for each."""
-        self.arena.forget()
+        self.arena.flush_redis()
         rows = self.arena.cistern
         await rows.execute("TRUNCATE jobs, job_items, volumes, snapshots, workers CASCADE")
         await rows.execute(_EXPANDING, jobs, MIB)
-        await self.arena.settle(rows, "volumes", "jobs", "workers")
+        await self.arena.vacuum(rows, "volumes", "jobs", "workers")
         rings = [Ring(row["id"], 0) for row in await rows.fetch("SELECT id FROM jobs ORDER BY id")]
         queue = self.arena.services.queue
         for first in range(0, jobs, PAGE):

@@ -12,7 +12,7 @@ from contestants import Cistern, until_done
 from pacing import Pacing
 from stage import MIB, Server, serving
 
-#: More than any API will be asked for in a second.
+#: More volumes or jobs than any API here will be asked to accept in a second.
 MOST_PER_SECOND: Final = 5_000
 POLLED: Final = 200
 
@@ -39,7 +39,7 @@ async def front(arena: Arena, pacing: Pacing) -> dict[str, list[Answers]]:
 
 
 async def _textbook(arena: Arena, pacing: Pacing) -> dict[str, Answers]:
-    arena.forget()
+    arena.flush_redis()
     await arena.peers.execute("TRUNCATE work")
     with serving("peers.textbook_api:app", arena.peers_environment, "/nothing") as server:
         nothing = await ask(server, [get("/nothing")], 200, pacing.seconds, again=True)

@@ -1,7 +1,8 @@
 """A load generator in a process of its own: finished requests over a few connections that stay open.
 
-Reads one JSON object from standard input, a `Plan`, and answers with another one. It does as little as it can for a
-request: it writes bytes that were there before, and looks at the status and the length of what comes back.
+Reads one JSON object from standard input, the plan that `asking` draws up, and answers with another one. It does as
+little as it can for a request: it writes bytes that were there before, and looks at the status and the length of what
+comes back.
 """
 
 # ruff: noqa: INP001, T201 - no package, and what is printed is the answer
@@ -92,7 +93,7 @@ def summary(load: Load) -> dict[str, Any]:
     """Count from the tenth part of all answers on, when everything is warm."""
     first = len(load.times) // 10
     counted = load.times[first:]
-    took = [milliseconds * 1000 for _, milliseconds in counted]
+    took = [seconds * 1000 for _, seconds in counted]
     return {
         "answers": {str(status): count for status, count in load.answers.items()},
         "requests": len(load.times),

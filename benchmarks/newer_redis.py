@@ -39,7 +39,7 @@ def newer_redis(folder: Path) -> Iterator[str | None]:
         yield None
         return
     socket = folder / "newer.sock"
-    options = ["--port", "0", "--unixsocket", socket, "--dir", folder, "--appendonly", "yes", "--save", ""]
+    options = ["--port", "0", "--unixsocket", str(socket), "--dir", str(folder), "--appendonly", "yes", "--save", ""]
     process = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         _await(f"unix://{socket}")

@@ -18,11 +18,10 @@ import httpx
 from arena import Arena, cpu_seconds
 from contestants import Cistern, PeerInRace, Stuck, Unanswered, until_done
 from pacing import Pacing
+from peers.peer import PAUSES
 from stage import MIB, serving
 
 WARM: Final = 20
-#: Between two requests, in seconds; the peers' files have the same.
-PAUSES: Final = (0.02, 0.12)
 #: Nanoseconds: when a request was sent, when it was answered, and when its work was begun.
 Moments = tuple[int, int, int]
 

@@ -23,7 +23,7 @@ from statistics import median
 from typing import Any, Final
 
 from arena import HERE, MAX_JOBS, Arena, arena
-from contestants import VENVS, Cistern, PeerInRace, peers_of
+from contestants import VENVS, Cistern, Contestant, PeerInRace, peers_of
 from end_to_end import end_to_end
 from front import front
 from machine import machine
@@ -58,7 +58,7 @@ class Race:
 
     async def throughput(self) -> None:
         """Jobs per second."""
-        everybody = [Cistern(self.arena), *self.peers]
+        everybody: list[Contestant] = [Cistern(self.arena), *self.peers]
         rates = await throughput(everybody, self.pacing)
         self.found(throughput_table(rates, everybody))
         values = {name: median(rounds) for name, rounds in rates.items()}

@@ -23,7 +23,7 @@ async def replicas(arena: Arena, pacing: Pacing) -> dict[str, dict[int, list[flo
             f"faulty+null:?delay_ms={SLOW_MS}",
             SLOTS,
             name=f"{SLOW_MS} ms of storage work, {SLOTS} jobs at once in each worker",
-            pace=200,
+            pace=480,
         ),
     )
     found: dict[str, dict[int, list[float]]] = {way.name: {1: [], 2: []} for way in ways}

@@ -13,21 +13,17 @@ somebody's next round (every 2 s) puts the job back into the queue, and rings.
 
 import argparse
 import asyncio
-import os
 import random
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from statistics import median
 from uuid import UUID
 
 from sqlalchemy import select
+from stage import MIB, private_settings, worker
 
-from domain.embedded import EmbeddedServers, temporary_data_dir
 from domain.jobs.model import Worker
-from domain.migrations import migrate
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.volumes.service import NewVolume
@@ -42,14 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Time from kill -9 of a worker to its job being at work again.")
     parser.add_argument("--rounds", type=int, default=5, help=f"of {VICTIMS} kills each")
     rounds = parser.parse_args().rounds
-    with temporary_data_dir() as data_dir, EmbeddedServers(data_dir) as servers:
-        migrate(servers.database_url)
-        settings = Settings(
-            database_url=servers.database_url,
-            redis_url=servers.redis_url,
-            backends={"local": QUICK},
-            _env_file=None,
-        )
+    with private_settings() as settings:
         seconds = asyncio.run(measure(settings, rounds))
     print(f"{len(seconds)} kills: median {median(seconds):.1f} s, worst {max(seconds):.1f} s")
     print(f"lease {settings.lease_seconds:g} s, a round every {settings.sweep_seconds:g} s")
@@ -67,11 +56,11 @@ async def one_round(services: Services, number: int) -> list[float]:
     with ExitStack() as workers:
         victims = {
             process.pid: process
-            for process in (workers.enter_context(worker(services, SLOW, max_jobs=1)) for _ in names)
+            for process in (workers.enter_context(worker(services.settings, SLOW, max_jobs=1)) for _ in names)
         }
-        jobs = [(await services.volumes.request_create(NewVolume(name, size=1 << 20))).id for name in names]
+        jobs = [(await services.volumes.request_create(NewVolume(name, size=MIB))).id for name in names]
         holders = await holding(services, jobs)
-        heir = workers.enter_context(worker(services, QUICK, max_jobs=10))
+        heir = workers.enter_context(worker(services.settings, QUICK))
         while heir.pid not in (await pids(services)).values():
             await asyncio.sleep(0.1)
         return await asyncio.gather(*(bereave(services, job, victims[pid]) for job, pid in holders.items()))
@@ -101,24 +90,6 @@ async def pids(services: Services) -> dict[UUID, int]:
     """The processes of all workers that have ever beaten."""
     async with services.database.transaction() as session:
         return {row.id: row.pid for row in await session.scalars(select(Worker))}
-
-
-@contextmanager
-def worker(services: Services, backend: str, *, max_jobs: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Have a worker process as long as the block lasts."""
-    given = {
-        "CISTERN_DATABASE_URL": services.settings.database_url,
-        "CISTERN_REDIS_URL": services.settings.redis_url,
-        "CISTERN_BACKENDS": f'{{"local": "{backend}"}}',
-        "CISTERN_MAX_JOBS": str(max_jobs),
-        "CISTERN_LOG_LEVEL": "error",
-    }
-    process = subprocess.Popen([sys.executable, "-m", "worker"], env=os.environ | given)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 if __name__ == "__main__":

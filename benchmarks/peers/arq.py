@@ -70,8 +70,8 @@ def peer(name: str, settings: str, pace: int) -> Peer:
 AS_TUNED = "max_jobs 100, polls every 10 ms, uvloop, no results kept"
 PEERS = (
     peer("defaults", "10 jobs at once, polls every 0.5 s, keeps results for an hour", 200),
-    peer("tuned", AS_TUNED, 1400),
-    peer("textbook", f"{AS_TUNED}; a SQLAlchemy session for each job: get, change, commit", 600),
+    peer("tuned", AS_TUNED, 950),
+    peer("textbook", f"{AS_TUNED}; a SQLAlchemy session for each job: get, change, commit", 270),
 )
 
 

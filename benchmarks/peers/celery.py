@@ -52,4 +52,4 @@ def peer(name: str, pool: str, concurrency: int, pace: int) -> Peer:
     )
 
 
-PEERS = (peer("Celery (threads)", "threads", 8, 1000), peer("Celery (prefork)", "prefork", 2, 1000))
+PEERS = (peer("Celery (threads)", "threads", 8, 450), peer("Celery (prefork)", "prefork", 2, 500))

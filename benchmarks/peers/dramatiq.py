@@ -38,7 +38,7 @@ PEERS = (
         settings=f"1 worker process, {THREADS} threads (16 and 100 were no faster), no results kept",
         keeps="Messages of a worker whose heartbeat is a minute old go back to the queue; failures are retried.",
         loses="A job whose enqueueing fails after the commit that it belongs to; all jobs that Redis loses. No fence.",
-        pace=2000,
+        pace=1450,
         one=one,
         many=many,
     ),

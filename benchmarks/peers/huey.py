@@ -38,7 +38,7 @@ PEERS = (
         settings=f"{THREADS} threads (16 and 100 were no faster), no results kept",
         keeps="Nothing: a task is gone from Redis when a worker has taken it; failures are retried only if asked for.",
         loses="Every job that a dying worker had taken; all jobs that Redis loses.",
-        pace=3000,
+        pace=1600,
         one=one,
         many=many,
     ),

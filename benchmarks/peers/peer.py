@@ -27,7 +27,7 @@ class Peer:
     settings: str
     keeps: str
     loses: str
-    #: About how many jobs it does in a second: what its first round is planned by.
+    #: About how many jobs it does in a second (in RESULTS.md): what its first round is planned by.
     pace: int
     one: Callable[[int], Awaitable[object]]
     many: Callable[[Iterable[int]], Awaitable[None]]

@@ -57,7 +57,7 @@ PEERS = (
         keeps="Jobs are rows, in the transaction of what they belong to. Those of a worker that died stay `doing` "
         "until a task of your own finds and retries them.",
         loses="Nothing that was committed; but no fence, and no lease that runs out by itself.",
-        pace=600,
+        pace=340,
         one=one,
         many=many,
         connected=app.open_async,

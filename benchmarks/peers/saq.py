@@ -35,7 +35,7 @@ PEERS = (
         settings="concurrency 100, uvloop, results kept for ten minutes, as they are by default",
         keeps="Jobs of a worker that died are found by a sweep, once a minute, and retried only if retries were set.",
         loses="A job whose enqueueing fails after the commit that it belongs to; all jobs that Redis loses. No fence.",
-        pace=1800,
+        pace=850,
         one=enqueue,
         many=lambda rows: at_once(map(enqueue, rows)),
     ),

@@ -57,14 +57,14 @@ PEERS = (
     peer(
         "taskiq (list)",
         "on_list",
-        pace=1900,
+        pace=1200,
         keeps="Nothing: a message is gone from Redis when a worker has taken it.",
         loses="Every job that a dying worker had taken; all jobs that Redis loses.",
     ),
     peer(
         "taskiq (stream)",
         "on_stream",
-        pace=1900,
+        pace=1200,
         keeps="Unacknowledged messages of a worker that died go to another one after ten minutes.",
         loses="All jobs that Redis loses. Jobs longer than ten minutes run twice, with no fence.",
     ),

@@ -1,4 +1,4 @@
-"""The only place that opens, commits and rolls back: one transaction, inside one asyncio task.
+"""The only place that opens, commits and rolls back: transactions of one asyncio task each, or of one statement.
 
 A transaction is short. No storage work, no HTTP and no Redis happens while one is open; `in_transaction`
 lets the storage room refuse, so that a test finds the place.
@@ -98,7 +98,7 @@ class Entity(Base):
     id: Mapped[UUID] = mapped_column(primary_key=True, sort_order=-1)
 
 
-def words(states: type[enum.Enum]) -> Enum:
+def enum_text(states: type[enum.Enum]) -> Enum:
     """Map an enum to a text column that holds its values; the tables check them by a constraint of their own."""
     return Enum(
         states, native_enum=False, create_constraint=False, length=32, values_callable=lambda e: [m.value for m in e]

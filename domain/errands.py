@@ -22,7 +22,7 @@ class Errand(NamedTuple):
     #: Whether there may be something to do: seen without locks, so whoever does it looks again.
     needed: ColumnElement[bool]
     #: Whether it is only for a worker that beats.
-    in_calm: bool = False
+    only_while_beating: bool = False
 
 
 class Errands:

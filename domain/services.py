@@ -63,7 +63,7 @@ def handlers(
     expansion: ExpansionService,
     bulk_snapshots: BulkSnapshotService,
 ) -> dict[str, Handler]:
-    """Draw up the table."""
+    """Draw up the table; the work of a lane is put in by the worker whose it is."""
     v, s, b, e, bs = volumes, snapshots, bulk, expansion, bulk_snapshots
     return {
         "volume.create": Handler(v.again_create, v.create, v.record_create, v.seal, v.abandon_create),
@@ -128,8 +128,8 @@ class Services:
         return Errands(
             self.database,
             (
-                Errand("jobs.rescued", foreman.rescue, any_neglected(), in_calm=True),
-                Errand("bulks.tended", self.bulk.tend, any_forsaken(), in_calm=True),
+                Errand("jobs.rescued", foreman.rescue, any_neglected(), only_while_beating=True),
+                Errand("bulks.tended", self.bulk.tend, any_forsaken(), only_while_beating=True),
                 Errand("schedules.started", self.starter.start_due, any_due(self.actions)),
                 Errand("rings.due", foreman.ring_due, any_unrung(self.handlers)),
                 Errand("rings.found_lost", foreman.ring_lost, any_rung_before(foreman.ring_patience, self.handlers)),

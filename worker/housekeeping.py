@@ -49,7 +49,7 @@ class Housekeeping:
         """Make one round; an errand that fails keeps none of the others."""
         done = 0
         for errand, needed in await self._look():  # and what one has done may leave something to the next
-            if (needed or done) and (self._heartbeat.is_beating or not errand.in_calm):
+            if (needed or done) and (self._heartbeat.is_beating or not errand.only_while_beating):
                 done += await self._step(errand.event, errand.do)
         if time.monotonic() >= self._prune_at:
             await self._step("rows.pruned", self._prune_some)

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query
 
-from api.dependencies import Asked, JsonBody, NoQuery, Snapshots, Volumes
+from api.dependencies import Asker, JsonBody, NoQuery, Snapshots, Volumes
 from api.openapi import BODY, refusals
 from api.pagination import Paginated, paginated_response
 from api.v0.finishing import Finished, finishes
@@ -34,7 +34,7 @@ router = APIRouter(tags=["v0"])
     dependencies=[NoQuery, JsonBody],
 )
 async def take_snapshot(
-    volume_id: UUID, wanted: SnapshotIn, snapshots: Snapshots, origin: Asked, finished: Finished
+    volume_id: UUID, wanted: SnapshotIn, snapshots: Snapshots, origin: Asker, finished: Finished
 ) -> SnapshotOut:
     """Take a snapshot of a volume's bytes. The answer is the snapshot when it is there."""
     job = await finished(snapshots.request_take(volume_id, wanted.name, origin=origin))
@@ -68,7 +68,7 @@ async def get_snapshot(snapshot_id: UUID, snapshots: Snapshots) -> SnapshotOut:
     dependencies=[NoQuery],
 )
 async def restore_snapshot(
-    snapshot_id: UUID, snapshots: Snapshots, volumes: Volumes, origin: Asked, finished: Finished
+    snapshot_id: UUID, snapshots: Snapshots, volumes: Volumes, origin: Asker, finished: Finished
 ) -> VolumeOut:
     """Give a volume the snapshot's bytes back. The answer is the volume when it has them."""
     job = await finished(snapshots.request_restore(snapshot_id, origin=origin))
@@ -84,6 +84,6 @@ async def restore_snapshot(
     responses=finishes(SnapshotNotFound, SnapshotBusy),
     dependencies=[NoQuery],
 )
-async def delete_snapshot(snapshot_id: UUID, snapshots: Snapshots, origin: Asked, finished: Finished) -> None:
+async def delete_snapshot(snapshot_id: UUID, snapshots: Snapshots, origin: Asker, finished: Finished) -> None:
     """Delete a snapshot. The answer comes when it is gone."""
     await finished(snapshots.request_delete(snapshot_id, origin=origin))

@@ -6,7 +6,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.exceptions import RequestValidationError
 
-from api.dependencies import Asked, Expansion, JsonBody, NoQuery, Snapshots, Volumes
+from api.dependencies import Asker, Expansion, JsonBody, NoQuery, Snapshots, Volumes
 from api.openapi import BODY, refusals
 from api.pagination import Paginated, paginated_response
 from api.paths import VOLUME
@@ -52,7 +52,7 @@ async def _no_body(request: Request) -> None:
     dependencies=[NoQuery, JsonBody],
 )
 async def create_volume(
-    wanted: VolumeIn, volumes: Volumes, snapshots: Snapshots, origin: Asked, finished: Finished
+    wanted: VolumeIn, volumes: Volumes, snapshots: Snapshots, origin: Asker, finished: Finished
 ) -> VolumeOut:
     """Create a volume, empty or from a snapshot. The answer is the volume when it is there."""
     return await _shown(volumes, await finished(request_volume(wanted, volumes, snapshots, origin)))
@@ -85,7 +85,7 @@ async def get_volume(volume_id: UUID, volumes: Volumes) -> VolumeOut:
     responses=finishes(),
     dependencies=[NoQuery, Depends(_no_body)],
 )
-async def expand_volumes(expansion: Expansion, origin: Asked, finished: Finished) -> JobOut:
+async def expand_volumes(expansion: Expansion, origin: Asker, finished: Finished) -> JobOut:
     """Grow every volume by 10 percent. Takes no body; the answer is the job when all volumes have been visited."""
     wanted = BulkExpansion(GrowthPolicy(percent=DEFAULT_GROWTH))
     return JobOut.of(await finished(request_bulk(wanted, expansion, origin)))
@@ -101,7 +101,7 @@ async def expand_volumes(expansion: Expansion, origin: Asked, finished: Finished
     dependencies=[NoQuery, JsonBody],
 )
 async def expand_volume(
-    volume_id: UUID, wish: GrowthIn, volumes: Volumes, origin: Asked, finished: Finished
+    volume_id: UUID, wish: GrowthIn, volumes: Volumes, origin: Asker, finished: Finished
 ) -> VolumeOut:
     """Grow a volume. The answer is the volume when it has grown."""
     return await _shown(volumes, await finished(volumes.request_expand(volume_id, wish.growth(), origin=origin)))
@@ -115,7 +115,7 @@ async def expand_volume(
     responses=finishes(VolumeNotFound, VolumeBusy, VolumeHasSnapshots),
     dependencies=[NoQuery],
 )
-async def delete_volume(volume_id: UUID, volumes: Volumes, origin: Asked, finished: Finished) -> None:
+async def delete_volume(volume_id: UUID, volumes: Volumes, origin: Asker, finished: Finished) -> None:
     """Delete a volume and everything on it. The answer comes when it is gone."""
     await finished(volumes.request_delete(volume_id, origin=origin))
 

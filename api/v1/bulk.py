@@ -7,7 +7,7 @@ import structlog
 from fastapi import APIRouter, Query, Response
 
 from api.answers import Answer
-from api.dependencies import Asked, Bulk, BulkSnapshots, Expansion, Front, JsonBody, NoQuery
+from api.dependencies import Asker, Bulk, BulkSnapshots, Expansion, Front, JsonBody, NoQuery
 from api.openapi import BODY, accepts, refusals
 from api.pagination import Paginated, paginated_response
 from api.problems import GROWTH_REQUIRED
@@ -38,7 +38,7 @@ router = APIRouter()
     dependencies=[NoQuery, JsonBody, GrowthSaid],
 )
 async def expand_volumes(
-    wish: BulkIn, services: Front, expansion: Expansion, origin: Asked, answer: Answer
+    wish: BulkIn, services: Front, expansion: Expansion, origin: Asker, answer: Answer
 ) -> JobOut | Response:
     """Accept one job that grows every selected volume, `max_concurrent` at once; its items say what became of each."""
     wish.selection().require_backend(services.backends)
@@ -58,7 +58,7 @@ async def expand_volumes(
     dependencies=[NoQuery, JsonBody],
 )
 async def take_snapshots(
-    wish: BulkSnapshotIn, services: Front, snapshots: BulkSnapshots, origin: Asked, answer: Answer
+    wish: BulkSnapshotIn, services: Front, snapshots: BulkSnapshots, origin: Asker, answer: Answer
 ) -> JobOut:
     """Accept one job that takes a snapshot of every selected volume; its items say what became of each."""
     wish.selection().require_backend(services.backends)

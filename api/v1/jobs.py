@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Response
 
 from api.answers import Answer
 from api.conditional import Seen, job_tag
-from api.dependencies import Asked, Jobs, NoQuery
+from api.dependencies import Asker, Jobs, NoQuery
 from api.openapi import POLLED, accepts, refusals, shown
 from api.pagination import Paginated, paginated_response
 from api.problems import RETRY_SECONDS
@@ -69,7 +69,7 @@ async def get_job(
     responses=accepts(JobNotFound, JobEnded, JobIsPart),
     dependencies=[NoQuery],
 )
-async def cancel_job(job_id: UUID, jobs: Jobs, origin: Asked, answer: Answer) -> JobOut:
+async def cancel_job(job_id: UUID, jobs: Jobs, origin: Asker, answer: Answer) -> JobOut:
     """Ask for a job's end. One that never began ends at once; one at work may still succeed."""
     return await answer(await jobs.cancel(job_id, origin=origin))
 
@@ -86,6 +86,6 @@ async def cancel_job(job_id: UUID, jobs: Jobs, origin: Asked, answer: Answer) ->
     ),
     dependencies=[NoQuery],
 )
-async def retry_job(job_id: UUID, jobs: Jobs, origin: Asked, answer: Answer) -> JobOut:
+async def retry_job(job_id: UUID, jobs: Jobs, origin: Asker, answer: Answer) -> JobOut:
     """Ask once more for what an ended job did not achieve; the answer is a new job, linked by `retry_of`."""
     return await answer(await jobs.retry(job_id, origin=origin))

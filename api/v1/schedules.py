@@ -6,7 +6,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Response
 
 from api.answers import Answer
-from api.dependencies import Asked, Front, JsonBody, NoQuery, Schedules
+from api.dependencies import Asker, Front, JsonBody, NoQuery, Schedules
 from api.idempotency import SCHEDULES_AT
 from api.openapi import BODY, accepts, makes_schedule, refusals
 from api.pagination import PageQuery, Paginated, paginated_response
@@ -26,7 +26,7 @@ router = APIRouter(prefix="/schedules", tags=["schedules"])
     responses=makes_schedule(*BODY, NameTaken, UnknownBackend, GROWTH_REQUIRED),
     dependencies=[NoQuery, JsonBody],
 )
-async def create_schedule(wanted: ScheduleIn, schedules: Schedules, origin: Asked, response: Response) -> ScheduleOut:
+async def create_schedule(wanted: ScheduleIn, schedules: Schedules, origin: Asker, response: Response) -> ScheduleOut:
     """Make a schedule: a job is asked for whenever it is due, and only if that of the run before has ended."""
     schedule = await schedules.create(wanted.new_schedule(), origin=origin)
     response.headers["Location"] = f"{SCHEDULES_AT}/{schedule.id}"
@@ -100,6 +100,6 @@ async def list_schedule_runs(
     responses=accepts(ScheduleNotFound, ScheduleBusy),
     dependencies=[NoQuery],
 )
-async def run_schedule(schedule_id: UUID, services: Front, origin: Asked, answer: Answer) -> JobOut:
+async def run_schedule(schedule_id: UUID, services: Front, origin: Asker, answer: Answer) -> JobOut:
     """Accept a run beside those that are due, also of a schedule that is paused; refused while one is going."""
     return await answer(await services.starter.run_now(schedule_id, origin=origin))

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Response
 
 from api.answers import Answer
 from api.conditional import Seen, row_tag
-from api.dependencies import Asked, JsonBody, NoQuery, Snapshots, Volumes
+from api.dependencies import Asker, JsonBody, NoQuery, Snapshots, Volumes
 from api.openapi import BODY, accepts, refusals, shown
 from api.pagination import Paginated, paginated_response
 from api.v1.requests import SnapshotIn, SnapshotQuery, SnapshotsOfVolumeQuery
@@ -35,7 +35,7 @@ router = APIRouter(tags=["snapshots"])
     dependencies=[NoQuery, JsonBody],
 )
 async def take_snapshot(
-    volume_id: UUID, wanted: SnapshotIn, snapshots: Snapshots, origin: Asked, answer: Answer
+    volume_id: UUID, wanted: SnapshotIn, snapshots: Snapshots, origin: Asker, answer: Answer
 ) -> JobOut:
     """Accept a snapshot of a volume's bytes. It is listed at once, and usable when the job has succeeded."""
     return await answer(await snapshots.request_take(volume_id, wanted.name, origin=origin))
@@ -85,7 +85,7 @@ async def get_snapshot(snapshot_id: UUID, snapshots: Snapshots, seen: Seen) -> S
     responses=accepts(SnapshotNotFound, SnapshotBusy, SnapshotUnusable, VolumeNotFound, VolumeBusy, VolumeUnusable),
     dependencies=[NoQuery],
 )
-async def restore_snapshot(snapshot_id: UUID, snapshots: Snapshots, origin: Asked, answer: Answer) -> JobOut:
+async def restore_snapshot(snapshot_id: UUID, snapshots: Snapshots, origin: Asker, answer: Answer) -> JobOut:
     """Accept that the volume gets the snapshot's bytes back. It keeps its present size; the rest of it is zeros."""
     return await answer(await snapshots.request_restore(snapshot_id, origin=origin))
 
@@ -98,6 +98,6 @@ async def restore_snapshot(snapshot_id: UUID, snapshots: Snapshots, origin: Aske
     responses=accepts(SnapshotNotFound, SnapshotBusy),
     dependencies=[NoQuery],
 )
-async def delete_snapshot(snapshot_id: UUID, snapshots: Snapshots, origin: Asked, answer: Answer) -> JobOut:
+async def delete_snapshot(snapshot_id: UUID, snapshots: Snapshots, origin: Asker, answer: Answer) -> JobOut:
     """Accept the end of a snapshot; volumes that were made from it stay as they are."""
     return await answer(await snapshots.request_delete(snapshot_id, origin=origin))

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Response
 
 from api.answers import Answer
 from api.conditional import Seen, row_tag
-from api.dependencies import Asked, JsonBody, NoQuery, Snapshots, Volumes
+from api.dependencies import Asker, JsonBody, NoQuery, Snapshots, Volumes
 from api.openapi import BODY, accepts, refusals, shown
 from api.pagination import Paginated, paginated_response
 from api.paths import VOLUME
@@ -49,7 +49,7 @@ router = APIRouter(prefix="/volumes", tags=["volumes"])
     dependencies=[NoQuery, JsonBody],
 )
 async def create_volume(
-    wanted: VolumeIn, volumes: Volumes, snapshots: Snapshots, origin: Asked, answer: Answer
+    wanted: VolumeIn, volumes: Volumes, snapshots: Snapshots, origin: Asker, answer: Answer
 ) -> JobOut:
     """Accept a new volume, empty or from a snapshot. It is listed at once, and usable when the job has succeeded."""
     return await answer(await request_volume(wanted, volumes, snapshots, origin))
@@ -99,7 +99,7 @@ async def update_volume(volume_id: UUID, patch: VolumePatch, volumes: Volumes) -
     ),
     dependencies=[NoQuery, JsonBody],
 )
-async def expand_volume(volume_id: UUID, wish: GrowthIn, volumes: Volumes, origin: Asked, answer: Answer) -> JobOut:
+async def expand_volume(volume_id: UUID, wish: GrowthIn, volumes: Volumes, origin: Asker, answer: Answer) -> JobOut:
     """Accept a larger size. One operation at a time: a busy volume is refused, with the id of its job."""
     return await answer(await volumes.request_expand(volume_id, wish.growth(), origin=origin))
 
@@ -112,7 +112,7 @@ async def expand_volume(volume_id: UUID, wish: GrowthIn, volumes: Volumes, origi
     responses=accepts(VolumeNotFound, VolumeBusy, VolumeHasSnapshots),
     dependencies=[NoQuery],
 )
-async def delete_volume(volume_id: UUID, volumes: Volumes, origin: Asked, answer: Answer) -> JobOut:
+async def delete_volume(volume_id: UUID, volumes: Volumes, origin: Asker, answer: Answer) -> JobOut:
     """Accept the end of a volume and of everything on it."""
     return await answer(await volumes.request_delete(volume_id, origin=origin))
 

@@ -7,7 +7,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, Index, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.bulk.states import ItemStatus
-from domain.database import Base, words
+from domain.database import Base, enum_text
 
 _STATUSES = ", ".join(f"'{status}'" for status in ItemStatus)
 
@@ -28,7 +28,7 @@ class Item(Base):
 
     job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     volume_id: Mapped[UUID] = mapped_column(primary_key=True)
-    status: Mapped[ItemStatus] = mapped_column(words(ItemStatus))
+    status: Mapped[ItemStatus] = mapped_column(enum_text(ItemStatus))
     #: Who has claimed it: the lane, and the lane's ring. A lane records only what still carries both.
     lane_id: Mapped[UUID | None]
     ring: Mapped[int | None]

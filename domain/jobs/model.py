@@ -8,7 +8,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, Index, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 from uuid_utils.compat import uuid7
 
-from domain.database import Entity, words
+from domain.database import Entity, enum_text
 from domain.jobs.states import ENDED, LIVE, JobStatus
 
 _STATUSES = ", ".join(f"'{status}'" for status in JobStatus)
@@ -67,7 +67,7 @@ class Job(Entity):
     )
 
     kind: Mapped[str]
-    status: Mapped[JobStatus] = mapped_column(words(JobStatus))
+    status: Mapped[JobStatus] = mapped_column(enum_text(JobStatus))
     #: Raised by every change that a client can see; the ETag of the job.
     version: Mapped[int]
     params: Mapped[dict[str, Any]]

@@ -7,7 +7,7 @@ from uuid import UUID
 from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, func, select, text
 from sqlalchemy.orm import Mapped, column_property, mapped_column
 
-from domain.database import Entity, words
+from domain.database import Entity, enum_text
 from domain.jobs.model import Job
 from domain.jobs.states import JobStatus
 from domain.schedules.states import RunOutcome
@@ -65,7 +65,7 @@ class Run(Entity):
     #: The last of a span of times; otherwise the same.
     last_scheduled_for: Mapped[datetime]
     count: Mapped[int]
-    outcome: Mapped[RunOutcome] = mapped_column(words(RunOutcome))
+    outcome: Mapped[RunOutcome] = mapped_column(enum_text(RunOutcome))
     #: Why it was skipped.
     detail: Mapped[str | None]
     #: No foreign key: the run is remembered although its job was pruned.

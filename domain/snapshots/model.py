@@ -6,7 +6,7 @@ from uuid import UUID
 from sqlalchemy import CheckConstraint, ForeignKey, UniqueConstraint, func
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.database import Entity, words
+from domain.database import Entity, enum_text
 from domain.snapshots.states import SnapshotState
 from domain.volumes.model import MAX_NAME
 
@@ -27,7 +27,7 @@ class Snapshot(Entity):
 
     volume_id: Mapped[UUID] = mapped_column(ForeignKey("volumes.id", ondelete="RESTRICT"))
     name: Mapped[str]
-    state: Mapped[SnapshotState] = mapped_column(words(SnapshotState))
+    state: Mapped[SnapshotState] = mapped_column(enum_text(SnapshotState))
     #: The volume's size in bytes when the snapshot was taken.
     size: Mapped[int]
     #: Raised by every accepted operation and every end of one; the upper half of the fence.

@@ -7,7 +7,7 @@ from uuid import UUID
 from sqlalchemy import CheckConstraint, Index, func
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.database import Entity, words
+from domain.database import Entity, enum_text
 from domain.volumes.states import IDLE, VolumeState
 
 MAX_SIZE: Final = 64 * 2**40
@@ -33,7 +33,7 @@ class Volume(Entity):
 
     name: Mapped[str] = mapped_column(unique=True)
     backend: Mapped[str]
-    state: Mapped[VolumeState] = mapped_column(words(VolumeState))
+    state: Mapped[VolumeState] = mapped_column(enum_text(VolumeState))
     size: Mapped[int]
     #: Raised by every accepted operation and every end of one; the upper half of the fence.
     version: Mapped[int]

@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.database import given_rows, in_columns, plain, unnested, words
+from domain.database import enum_text, given_rows, in_columns, plain, unnested
 from domain.errors import NameTaken, VolumeBusy, VolumeNotFound, VolumeUnusable
 from domain.volumes.model import Volume
 from domain.volumes.states import BUSY, MOVES, VolumeState
@@ -75,7 +75,7 @@ _LET_GO: Final = _ending("""
 """)
 _LOCK_MANY: Final = text(f"""
     SELECT {", ".join(Held._fields)} FROM volumes WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE
-""").columns(state=words(VolumeState), autogrow=JSONB())  # noqa: S608 (words of our own)
+""").columns(state=enum_text(VolumeState), autogrow=JSONB())  # noqa: S608 (words of our own)
 _TAKE_MANY: Final = text("""
     UPDATE volumes SET state = :state, job_id = :job_id, version = version + 1, updated_at = now()
     WHERE id = ANY(CAST(:ids AS uuid[]))

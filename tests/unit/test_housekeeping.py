@@ -31,7 +31,7 @@ def a_house(
 ) -> Housekeeping:
     """One with three errands, of which so many are ``seen`` to be needed."""
     errands = (
-        Errand("rescued", foreman.rescue, true(), in_calm=True),
+        Errand("rescued", foreman.rescue, true(), only_while_beating=True),
         Errand("due", foreman.ring_due, true()),
         Errand("lost", foreman.ring_lost, true()),
     )

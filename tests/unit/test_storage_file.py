@@ -4,60 +4,23 @@ import asyncio
 import errno
 import os
 import threading
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
 
 import pytest
 
 from domain.storage.driver import (
-    Fence,
     FenceRefused,
-    Grant,
     StorageFull,
 )
 from domain.storage.file import FileDriver
+from tests.unit.file_scene import MIB, VOLUME, attempt, data, empty_driver, failing
 
-MIB = 1024 * 1024
-VOLUME = UUID("01890000-0000-7000-8000-000000000001")
-
-
-class ToldGrant(Grant):
-    """A grant that does something at the moment of publishing."""
-
-    def __init__(self, version: int, rings: int, tell: Callable[[], object]) -> None:
-        super().__init__(uuid4(), Fence(version, rings), deadline=1.0, clock=lambda: 0.0)
-        self._tell = tell
-
-    def published(self, operation: str, subject_id: UUID) -> None:
-        self._tell()
-
-
-def attempt(version: int = 1, rings: int = 1, tell: Callable[[], object] = lambda: None) -> Grant:
-    return ToldGrant(version, rings, tell)
-
-
-@pytest.fixture
-async def driver(tmp_path: Path) -> AsyncIterator[FileDriver]:
-    driver = FileDriver(tmp_path / "volumes", threads=8)
-    yield driver
-    await driver.close()
-
-
-def data(driver: FileDriver) -> Path:
-    return Path(driver.path(VOLUME))
+driver = pytest.fixture(empty_driver)
 
 
 def tree(root: Path) -> list[Path]:
     return sorted(root.rglob("*"))
-
-
-def failing(number: int) -> Callable[..., None]:
-    def fail(*args: object) -> None:
-        raise OSError(number, os.strerror(number))
-
-    return fail
 
 
 class TestFiles:

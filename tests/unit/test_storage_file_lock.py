@@ -4,66 +4,30 @@ import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
-from uuid import UUID, uuid4
 
 import pytest
 
 from domain.storage import fence
 from domain.storage.driver import (
-    Fence,
     FenceRefused,
-    Grant,
     PermanentStorageError,
     Stopped,
     StopReason,
     StorageBusy,
 )
 from domain.storage.file import FileDriver
+from tests.unit.file_scene import ARGUMENTS, CLONE, MIB, SNAPSHOT, VOLUME, attempt, data, empty_driver, perform
 
-MIB = 1024 * 1024
-VOLUME, SNAPSHOT, CLONE = (UUID(f"01890000-0000-7000-8000-00000000000{last}") for last in "123")
-ARGUMENTS: dict[str, tuple[UUID | int, ...]] = {
-    "create": (VOLUME, MIB),
-    "expand": (VOLUME, MIB),
-    "delete": (VOLUME,),
-    "seal": (VOLUME,),
-    "take_snapshot": (VOLUME, SNAPSHOT),
-    "restore_snapshot": (VOLUME, SNAPSHOT),
-    "clone_snapshot": (VOLUME, SNAPSHOT, CLONE, MIB),
-    "delete_snapshot": (VOLUME, SNAPSHOT),
-    "seal_snapshot": (VOLUME, SNAPSHOT),
-}
 SUBJECTS = {
     **dict.fromkeys(["take_snapshot", "delete_snapshot", "seal_snapshot"], SNAPSHOT),
     "clone_snapshot": CLONE,
 }
 every_operation = pytest.mark.parametrize("operation", ARGUMENTS)
-
-
-class ToldGrant(Grant):
-    """A grant that does something at the moment of publishing."""
-
-    def __init__(self, version: int, rings: int, tell: Callable[[], object]) -> None:
-        super().__init__(uuid4(), Fence(version, rings), deadline=1.0, clock=lambda: 0.0)
-        self._tell = tell
-
-    def published(self, operation: str, subject_id: UUID) -> None:
-        self._tell()
-
-
-def attempt(version: int = 1, rings: int = 1, tell: Callable[[], object] = lambda: None) -> Grant:
-    return ToldGrant(version, rings, tell)
-
-
-@pytest.fixture
-async def driver(tmp_path: Path) -> AsyncIterator[FileDriver]:
-    driver = FileDriver(tmp_path / "volumes", threads=8)
-    yield driver
-    await driver.close()
+driver = pytest.fixture(empty_driver)
 
 
 async def set_up(driver: FileDriver) -> None:
@@ -71,14 +35,6 @@ async def set_up(driver: FileDriver) -> None:
     await driver.create(VOLUME, MIB, attempt())
     await driver.take_snapshot(VOLUME, SNAPSHOT, attempt())
     await driver.seal(CLONE, attempt())
-
-
-async def perform(driver: FileDriver, operation: str, grant: Grant) -> None:
-    await getattr(driver, operation)(*ARGUMENTS[operation], grant)
-
-
-def data(driver: FileDriver) -> Path:
-    return Path(driver.path(VOLUME))
 
 
 def lock_file(driver: FileDriver, operation: str = "") -> Path:

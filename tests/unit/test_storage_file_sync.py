@@ -1,50 +1,15 @@
 """What is on the disk at which moment: fence before effect, bytes before name, everything before it is told."""
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
-from uuid import UUID, uuid4
 
 import pytest
 
-from domain.storage.driver import Fence, Grant
 from domain.storage.file import FileDriver
+from tests.unit.file_scene import CLONE, SNAPSHOT, VOLUME, attempt, empty_driver, perform
 
-MIB = 1024 * 1024
-VOLUME, SNAPSHOT, CLONE = (UUID(f"01890000-0000-7000-8000-00000000000{last}") for last in "123")
-ARGUMENTS: dict[str, tuple[UUID | int, ...]] = {
-    "create": (VOLUME, MIB),
-    "expand": (VOLUME, MIB),
-    "delete": (VOLUME,),
-    "seal": (VOLUME,),
-    "take_snapshot": (VOLUME, SNAPSHOT),
-    "restore_snapshot": (VOLUME, SNAPSHOT),
-    "clone_snapshot": (VOLUME, SNAPSHOT, CLONE, MIB),
-    "delete_snapshot": (VOLUME, SNAPSHOT),
-    "seal_snapshot": (VOLUME, SNAPSHOT),
-}
-
-
-class ToldGrant(Grant):
-    """A grant that does something at the moment of publishing."""
-
-    def __init__(self, version: int, rings: int, tell: Callable[[], object]) -> None:
-        super().__init__(uuid4(), Fence(version, rings), deadline=1.0, clock=lambda: 0.0)
-        self._tell = tell
-
-    def published(self, operation: str, subject_id: UUID) -> None:
-        self._tell()
-
-
-def attempt(version: int = 1, rings: int = 1, tell: Callable[[], object] = lambda: None) -> Grant:
-    return ToldGrant(version, rings, tell)
-
-
-@pytest.fixture
-async def driver(tmp_path: Path) -> AsyncIterator[FileDriver]:
-    driver = FileDriver(tmp_path / "volumes", threads=8)
-    yield driver
-    await driver.close()
+driver = pytest.fixture(empty_driver)
 
 
 async def set_up(driver: FileDriver, operation: str) -> None:
@@ -54,10 +19,6 @@ async def set_up(driver: FileDriver, operation: str) -> None:
         await driver.create(VOLUME, 1, attempt())
     if operation in ("restore_snapshot", "clone_snapshot", "delete_snapshot"):
         await driver.take_snapshot(VOLUME, SNAPSHOT, attempt())
-
-
-async def perform(driver: FileDriver, operation: str, grant: Grant) -> None:
-    await getattr(driver, operation)(*ARGUMENTS[operation], grant)
 
 
 def noting(steps: list[str], name: str) -> Callable[..., object]:

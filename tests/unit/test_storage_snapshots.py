@@ -2,55 +2,28 @@
 
 import errno
 import os
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
-from uuid import UUID, uuid4
 
 import pytest
 
 from domain.storage import file_snapshots
-from domain.storage.driver import Fence, Grant, VolumeMissing
+from domain.storage.driver import VolumeMissing
 from domain.storage.file import FileDriver
+from tests.unit.file_scene import (
+    CLONE,
+    MIB,
+    NEW,
+    OLD,
+    SNAPSHOT,
+    VOLUME,
+    attempt,
+    data,
+    failing,
+    files,
+    snapshot,
+    snapshot_driver,
+)
 
-MIB = 1024 * 1024
-VOLUME, SNAPSHOT, CLONE = (UUID(f"01890000-0000-7000-8000-00000000000{last}") for last in "123")
-OLD, NEW = b"old".ljust(MIB, b"o"), b"new".ljust(MIB, b"n")
-
-
-def attempt(version: int = 1, rings: int = 1) -> Grant:
-    return Grant(uuid4(), Fence(version, rings), deadline=1.0, clock=lambda: 0.0)
-
-
-@pytest.fixture
-async def driver(tmp_path: Path) -> AsyncIterator[FileDriver]:
-    """A driver with a volume of old bytes, a snapshot of it, and no way to share blocks."""
-    driver = FileDriver(tmp_path / "volumes", threads=2)
-    await driver.create(VOLUME, MIB, attempt())
-    data(driver).write_bytes(OLD)
-    await driver.take_snapshot(VOLUME, SNAPSHOT, attempt(2))
-    yield driver
-    await driver.close()
-
-
-def data(driver: FileDriver, volume: UUID = VOLUME) -> Path:
-    return Path(driver.path(volume))
-
-
-def snapshot(driver: FileDriver, snapshot: UUID = SNAPSHOT) -> Path:
-    return data(driver).parent / "snapshots" / str(snapshot)
-
-
-def files(driver: FileDriver) -> set[str]:
-    """Everything that is not a fence."""
-    found = (path for path in driver.root.rglob("*") if path.is_file() and path.parent.name != ".fences")
-    return {str(path.relative_to(driver.root)) for path in found}
-
-
-def failing(number: int) -> Callable[..., int]:
-    def fail(*args: object) -> int:
-        raise OSError(number, os.strerror(number))
-
-    return fail
+driver = pytest.fixture(snapshot_driver)
 
 
 class TestBytes:

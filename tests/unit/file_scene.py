@@ -1,0 +1,84 @@
+"""A file driver with nothing in it or with a snapshot, where its bytes lie, and a disk that fails."""
+
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import NoReturn
+from uuid import UUID, uuid4
+
+from domain.storage.driver import Fence, Grant
+from domain.storage.file import FileDriver
+
+MIB = 1024 * 1024
+VOLUME, SNAPSHOT, CLONE = (UUID(f"01890000-0000-7000-8000-00000000000{last}") for last in "123")
+OLD, NEW = b"old".ljust(MIB, b"o"), b"new".ljust(MIB, b"n")
+ARGUMENTS: dict[str, tuple[UUID | int, ...]] = {
+    "create": (VOLUME, MIB),
+    "expand": (VOLUME, MIB),
+    "delete": (VOLUME,),
+    "seal": (VOLUME,),
+    "take_snapshot": (VOLUME, SNAPSHOT),
+    "restore_snapshot": (VOLUME, SNAPSHOT),
+    "clone_snapshot": (VOLUME, SNAPSHOT, CLONE, MIB),
+    "delete_snapshot": (VOLUME, SNAPSHOT),
+    "seal_snapshot": (VOLUME, SNAPSHOT),
+}
+
+
+class ToldGrant(Grant):
+    """A grant that does something at the moment of publishing."""
+
+    def __init__(self, version: int, rings: int, tell: Callable[[], object]) -> None:
+        super().__init__(uuid4(), Fence(version, rings), deadline=1.0, clock=lambda: 0.0)
+        self._tell = tell
+
+    def published(self, operation: str, subject_id: UUID) -> None:
+        self._tell()
+
+
+def attempt(version: int = 1, rings: int = 1, tell: Callable[[], object] = lambda: None) -> Grant:
+    return ToldGrant(version, rings, tell)
+
+
+# A test file makes one of these two its fixture: ruff takes an imported fixture for a name that nobody uses.
+
+
+async def empty_driver(tmp_path: Path) -> AsyncIterator[FileDriver]:
+    driver = FileDriver(tmp_path / "volumes", threads=8)
+    yield driver
+    await driver.close()
+
+
+async def snapshot_driver(tmp_path: Path) -> AsyncIterator[FileDriver]:
+    """A driver with a volume of old bytes, a snapshot of it, and no way to share blocks."""
+    driver = FileDriver(tmp_path / "volumes", threads=2)
+    await driver.create(VOLUME, MIB, attempt())
+    data(driver).write_bytes(OLD)
+    await driver.take_snapshot(VOLUME, SNAPSHOT, attempt(2))
+    yield driver
+    await driver.close()
+
+
+async def perform(driver: FileDriver, operation: str, grant: Grant) -> None:
+    await getattr(driver, operation)(*ARGUMENTS[operation], grant)
+
+
+def data(driver: FileDriver, volume: UUID = VOLUME) -> Path:
+    return Path(driver.path(volume))
+
+
+def snapshot(driver: FileDriver, snapshot: UUID = SNAPSHOT) -> Path:
+    return data(driver).parent / "snapshots" / str(snapshot)
+
+
+def files(driver: FileDriver) -> set[str]:
+    """Everything that is not a fence."""
+    found = (path for path in driver.root.rglob("*") if path.is_file() and path.parent.name != ".fences")
+    return {str(path.relative_to(driver.root)) for path in found}
+
+
+def failing(number: int) -> Callable[..., NoReturn]:
+    def fail(*args: object) -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    return fail

@@ -36,7 +36,7 @@ async def one_by_one(
                 outcome = await deal(session, job_id)
         except Exception as error:
             if isinstance(error, DatabaseUnavailable):
-                await database.ping()
+                await database.ping()  # one that costs its connection each time must not keep the others waiting
             log.exception("job.put_off", job_id=str(job_id))
             async with database.transaction() as session:
                 await put_off(session, job_id)

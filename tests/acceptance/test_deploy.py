@@ -86,15 +86,14 @@ async def test_a_kind_that_an_older_worker_does_not_know_is_left_to_a_newer_one(
         assert volume_id is not None
         began = time.monotonic()
         job = await services.volumes.request_expand(volume_id, Growth(to=LARGE))
-        await said(log, "UNANSWERED", times=4)
-        swallowed = log.read_text().count("UNANSWERED")
-        patience = yard.settings.lease_seconds / 3
-        assert swallowed <= (time.monotonic() - began) / patience + 2, "it does not spin"
+        await said(log, "UNANSWERED")
         waiting = await services.jobs.get(job.id)
         assert (waiting.status, waiting.attempt, waiting.rings) == ("queued", 0, 0)
 
         async with working(yard.settings):
-            done = await ended(services, job.id)
+            done = await ended(services, job.id)  # it is rung again by those who know it, and may be swallowed again
         assert (done.status, done.attempt, done.rings) == ("succeeded", 1, 0)
+        rounds = (time.monotonic() - began) / (yard.settings.lease_seconds / 3)
+        assert log.read_text().count("UNANSWERED") <= rounds + 2, "it does not spin"
         assert all(entry.pid != older.pid for entry in journal.read(yard.journal) if entry.operation == "expand")
         assert older.poll() is None

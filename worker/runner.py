@@ -179,12 +179,13 @@ class Runner:
             try:
                 settled = await self._foreman.settle(job, outcome)
             except DatabaseUnavailable as error:
-                if self._closing and is_away(error):
+                if not is_away(error):
+                    log.info("settlement.postponed", error=str(error.__cause__))  # it was locked, or took too long
+                elif self._closing:
                     log.warning("job.left", outcome=type(outcome).__name__)
                     return
-                tell = log.debug if is_away(error) else log.info  # the heart has told of a PostgreSQL that is away
-                tell("settlement.postponed", error=str(error.__cause__))
-                otherwise = "job.settled_or_superseded"  # what we asked for may have been done, and the answer lost
+                else:
+                    otherwise = "job.settled_or_superseded"  # it may have been done, and only the answer lost
                 await asyncio.sleep(_SETTLE_AGAIN_SECONDS)
             else:
                 tell = log.debug if settled and isinstance(outcome, Yielded) else log.info

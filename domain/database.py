@@ -258,8 +258,9 @@ def _look_at_what_has_rested(engine: AsyncEngine) -> None:
         if time.monotonic() - record.info.get("rests_since", math.inf) > _RESTED_SECONDS:
             try:
                 # SQLAlchemy's own ping waits as long as for any answer.
-                connection.run_async(lambda raw: raw.execute(";", timeout=_PING_SECONDS))
+                connection.run_async(lambda raw: raw.fetchrow(";", timeout=_PING_SECONDS))
             except Exception as error:
+                connection.driver_connection.terminate()  # a goodbye would take longer than a heartbeat can wait
                 raise InvalidatePoolError from error  # the pool connects anew
 
 
@@ -268,6 +269,11 @@ def passes(error: Exception) -> bool:
     if not isinstance(error, DBAPIError):
         return True
     return error.connection_invalidated or _sqlstate(error).startswith(_PASSING)
+
+
+def is_outage(error: Exception) -> bool:
+    """Tell whether it is a failure of PostgreSQL that passes by itself, whatever the cause."""
+    return isinstance(error, DatabaseUnavailable)
 
 
 def is_away(error: Exception) -> bool:

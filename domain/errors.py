@@ -23,7 +23,8 @@ class CisternError(Exception):
     code: ClassVar[str] = "internal"
 
     def __init__(self, message: str | None = None, **details: Any) -> None:
-        self.message = message or (inspect.getdoc(type(self)) or "").partition("\n")[0]
+        said = message or (inspect.getdoc(type(self)) or "").partition("\n")[0]
+        self.message = said.replace("\0", "")  # it may have to be written down, and PostgreSQL's texts have none
         self.details = details
         super().__init__(self.message)
 

@@ -267,7 +267,7 @@ _LIST: Final = (
         "asked-again-in-vain",
         "whoever cannot know whether he was accepted would be told that somebody else was faster, who is himself",
         "domain/volumes/intake.py",
-        "self._expansions = Grouped(self._expand_all, most=_MOST, is_common=is_away)",
+        "self._expansions = Grouped(self._expand_all, most=_MOST, is_common=is_outage)",
         "self._expansions = Grouped(self._expand_all, most=_MOST)",
         (f"{INTAKE}test_when_nobody_knows_whether_it_was_committed_nobody_is_told_that_somebody_else_was_first",),
     ),

@@ -24,6 +24,8 @@ from worker.attempts import Attempts
 from worker.slots import Slots
 
 _SETTLE_AGAIN_SECONDS: Final = 0.5
+#: How often whoever closes has tried for a row that others have locked, before it is left to its lease.
+_TRIES_WHEN_CLOSING: Final = 10
 
 log = structlog.get_logger(__name__)
 
@@ -174,18 +176,19 @@ class Runner:
 
         A worker that shuts down does not wait for that: the lease runs out, and the next attempt finds the work done.
         """
-        otherwise = "job.superseded"
+        otherwise, tries = "job.superseded", 0
         while True:
             try:
                 settled = await self._foreman.settle(job, outcome)
             except DatabaseUnavailable as error:
-                if not is_away(error):
-                    log.info("settlement.postponed", error=str(error.__cause__))  # it was locked, or took too long
-                elif self._closing:
+                tries += 1
+                if self._closing and (is_away(error) or tries > _TRIES_WHEN_CLOSING):
                     log.warning("job.left", outcome=type(outcome).__name__)
                     return
-                else:
+                if is_away(error):
                     otherwise = "job.settled_or_superseded"  # it may have been done, and only the answer lost
+                else:
+                    log.info("settlement.postponed", tries=tries)  # it was locked, or took too long
                 await asyncio.sleep(_SETTLE_AGAIN_SECONDS)
             else:
                 tell = log.debug if settled and isinstance(outcome, Yielded) else log.info

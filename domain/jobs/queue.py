@@ -34,8 +34,9 @@ BELL: Final = "cistern:bell"
 _MOST_WOKEN: Final = 32
 #: As long as arq keeps a message that nobody takes; by then it was found lost and sent again, or its row is gone.
 _KEPT_MS: Final = 24 * 3600 * 1000
-#: A message is due as if it had been sent so long ago, for a worker's clock may be behind ours, and be set back.
-_CLOCKS_APART_MS: Final = 24 * 3600 * 1000
+#: A message is due as if it had been sent so long ago: a worker's clock may be behind ours, or be set back. Not as if
+#: longer ago, for what stock producers send comes after it.
+_CLOCKS_APART_MS: Final = 3600 * 1000
 #: So many messages go to Redis in one round trip.
 _MOST_AT_ONCE: Final = 500
 #: Written only to see whether it can be.

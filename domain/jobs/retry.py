@@ -35,8 +35,8 @@ class RetryPolicy:
 
 
 def describe(error: CisternError) -> Payload:
-    """Put an error into the form that a job's ``error`` has; PostgreSQL's JSON has no NUL."""
-    return {"code": error.code, "detail": error.message.replace("\0", "")}
+    """Put an error into the form that a job's ``error`` has."""
+    return {"code": error.code, "detail": error.message}
 
 
 WORKER_LOST: Final[Payload] = {

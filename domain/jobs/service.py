@@ -6,7 +6,7 @@ from uuid import UUID
 
 from sqlalchemy import func
 
-from domain.database import Database, is_away
+from domain.database import Database, is_outage
 from domain.errors import JobEnded, JobIsPart, JobNotFound, JobNotRetryable
 from domain.grouped import Grouped
 from domain.jobs.acceptance import NOBODY, Origin, accepting
@@ -30,7 +30,7 @@ class JobService:
         self._database = database
         self._queue = queue
         self._kinds = kinds
-        self._reads = Grouped(self._read_all, most=_MOST, is_common=is_away)
+        self._reads = Grouped(self._read_all, most=_MOST, is_common=is_outage)
 
     async def get(self, job_id: UUID) -> Job:
         """Read one job.

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
-from domain.database import Database, is_away, was_locked
+from domain.database import Database, is_outage, was_locked
 from domain.errors import DatabaseUnavailable, Refused
 from domain.grouped import Grouped
 from domain.jobs.model import Job
@@ -46,8 +46,8 @@ class Intake:
     def __init__(self, database: Database, *, max_attempts: int) -> None:
         self._database = database
         self._max_attempts = max_attempts
-        self._creations = Grouped(self._create_all, most=_MOST, is_common=is_away)
-        self._expansions = Grouped(self._expand_all, most=_MOST, is_common=is_away)
+        self._creations = Grouped(self._create_all, most=_MOST, is_common=is_outage)
+        self._expansions = Grouped(self._expand_all, most=_MOST, is_common=is_outage)
 
     async def create(self, volume: Volume, job: Job) -> bool:
         """Accept a new volume with its job; False: go alone.

@@ -142,6 +142,21 @@ async def test_a_lost_connection_is_an_outage_and_the_next_one_is_fresh(services
     await services.database.ping()
 
 
+async def test_a_connection_that_has_rested_and_lives_is_used_again(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("domain.database._RESTED_SECONDS", 0.0)
+    database, used = Database(database_url), set()
+    for _ in range(3):
+        async with database.transaction() as session:
+            used.add((await session.scalars(text("SELECT pg_backend_pid()"))).one())
+        async with database.autocommit() as connection:
+            used.add((await connection.scalars(text("SELECT pg_backend_pid()"))).one())
+    await database.close()
+
+    assert len(used) == 1
+
+
 async def test_connections_that_have_died_in_silence_are_given_up_together_and_soon(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,11 +1,13 @@
 """One job as a sentence: claim, perform, settle; against a job book, a storage and a Redis in memory."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 import structlog
+from sqlalchemy.exc import DBAPIError
 
 from domain.errors import DatabaseUnavailable
 from domain.jobs.foreman import Claim
@@ -430,6 +432,26 @@ class TestSettling:
 
         assert (foreman.settled, job.status) == ([], "running")  # its lease runs out, and somebody finds the work done
 
+    async def test_a_worker_that_closes_tries_a_few_times_more_for_a_row_that_others_have_locked(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(runner_module, "_SETTLE_AGAIN_SECONDS", 0)
+        job = a_job()
+        foreman = Locked(job)
+        runner = a_runner(foreman, MemoryDriver())
+        answer = asyncio.create_task(runner.answer(job.ring))
+        await until(lambda: foreman.tries > 20)
+        await runner.close()
+        await answer
+        other = a_job()
+        foreman = Locked(other, until=5)
+        driver = Stopping()
+        runner = a_runner(foreman, driver)
+        driver.stop = runner.interrupt
+        await runner.answer(other.ring)
+
+        assert (job.status, other.status, foreman.tries) == ("running", "succeeded", 5)
+
     async def test_a_lost_job_that_comes_back_keeps_its_new_entry(self) -> None:
         job, driver = a_job(), Stubborn()
         foreman = FakeForeman(job)
@@ -485,6 +507,38 @@ class Outage(MemoryDriver):
     async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
         self._foreman.away = self._calls
         return await super().create(volume_id, size, grant)
+
+
+class Locked(FakeForeman):
+    """Cannot settle before the last of so many tries, because somebody has locked the row."""
+
+    def __init__(self, job: Job, until: int = 10**9) -> None:
+        super().__init__(job)
+        self.tries = 0
+        self._until = until
+
+    async def settle(self, job: WorkOrder, outcome: Outcome) -> bool:
+        self.tries += 1
+        if self.tries < self._until:
+            raise DatabaseUnavailable from DBAPIError(None, None, LockTimeout())
+        return await super().settle(job, outcome)
+
+
+class LockTimeout(Exception):
+    """As asyncpg has it."""
+
+    sqlstate = "55P03"
+
+
+class Stopping(MemoryDriver):
+    """The worker is told to stop just when the work is done."""
+
+    stop: Callable[[], None]
+
+    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
+        size = await super().create(volume_id, size, grant)
+        self.stop()
+        return size
 
 
 class Speechless(FakeForeman):

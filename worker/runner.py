@@ -40,14 +40,7 @@ class Running(NamedTuple):
 class Runner:
     """Carries out jobs; knows which ones are at work here."""
 
-    def __init__(
-        self,
-        foreman: Foreman,
-        queue: JobQueue,
-        attempts: Attempts,
-        *,
-        slots: int,
-    ) -> None:
+    def __init__(self, foreman: Foreman, queue: JobQueue, attempts: Attempts, *, slots: int) -> None:
         """``slots``: how many jobs may be at work at once."""
         self._foreman = foreman
         self.queue = queue
@@ -56,8 +49,8 @@ class Runner:
         self._closing = False
         #: Every ring that is being answered.
         self._answers: set[asyncio.Task[None]] = set()
-        #: Those among them that have a slot, or may yet want one.
-        self._before_the_end: set[asyncio.Task[Any] | None] = set()
+        #: Those among them that have a slot, or may yet want one: all but those whose outcome is being written down.
+        self._not_settling: set[asyncio.Task[Any] | None] = set()
         self.room_made = asyncio.Event()
         self.running: dict[UUID, Running] = {}
 
@@ -65,7 +58,7 @@ class Runner:
         """Answer a ring in a task of its own, which nobody may cancel."""
         answer = asyncio.create_task(self.run(ring))
         self._answers.add(answer)
-        self._before_the_end.add(answer)
+        self._not_settling.add(answer)
         answer.add_done_callback(self._is_over)
         return answer
 
@@ -74,7 +67,7 @@ class Runner:
         self._make_room(answer)
 
     def _make_room(self, answer: "asyncio.Task[None] | None") -> None:
-        self._before_the_end.discard(answer)
+        self._not_settling.discard(answer)
         self.room_made.set()
 
     async def answer(self, ring: Ring) -> None:
@@ -132,7 +125,7 @@ class Runner:
         As many again may be on their way to being settled; when they pile up, there is no room.
         """
         most = self._slots.number + self._slots.ahead
-        return max(min(most - len(self._before_the_end), 2 * most - len(self._answers)), 0)
+        return max(min(most - len(self._not_settling), 2 * most - len(self._answers)), 0)
 
     async def drained(self) -> None:
         """Wait until nothing is at work."""

@@ -12,7 +12,7 @@ from domain.jobs.repository import JobRepository
 from domain.snapshots.jobs import SnapshotJobs
 from domain.snapshots.model import Snapshot
 from domain.snapshots.policy import Keep
-from domain.snapshots.repository import SnapshotParentRepository
+from domain.snapshots.repository import BulkSnapshotRepository
 from domain.snapshots.states import SnapshotState
 from domain.volumes.repository import VolumeRepository
 
@@ -28,7 +28,7 @@ class Keeping(SnapshotJobs):
         In the transaction that records the new ones: so nothing is deleted before, and nothing twice. Nobody has been
         told of the jobs yet; housekeeping rings them.
         """
-        snapshots = SnapshotParentRepository(session)
+        snapshots = BulkSnapshotRepository(session)
         found = await snapshots.superfluous(volume_ids, schedule_id, keep)
         if not found:
             return

@@ -177,7 +177,7 @@ class SnapshotRepository:
         await self._session.execute(query.with_for_update())
 
 
-class SnapshotParentRepository:
+class BulkSnapshotRepository:
     """What bulk jobs ask of the table of snapshots, seen from one transaction; each question takes a whole chunk.
 
     Of each volume that a bulk job has in its hands it has at most one snapshot, so the volume says which.

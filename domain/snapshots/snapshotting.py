@@ -17,7 +17,7 @@ from domain.bulk.states import Code, ItemStatus
 from domain.snapshots.keeping import Keeping
 from domain.snapshots.model import Snapshot
 from domain.snapshots.policy import Keep
-from domain.snapshots.repository import SnapshotEnding, SnapshotParentRepository, SnapshotRepository
+from domain.snapshots.repository import BulkSnapshotRepository, SnapshotEnding, SnapshotRepository
 from domain.snapshots.states import SnapshotState
 from domain.storage.backends import Backends
 from domain.storage.driver import Grant
@@ -55,14 +55,14 @@ class Snapshotting:
     ) -> list[Entry]:
         """Take a snapshot of every volume that has none of this name."""
         name = lane.params["snapshot_name"]
-        named = await SnapshotParentRepository(session).named([volume.id for _, volume in volumes], name)
+        named = await BulkSnapshotRepository(session).named([volume.id for _, volume in volumes], name)
         return [_taken(volume, name) if volume.id in named else _to_take(volume) for _, volume in volumes]
 
     async def begin(
         self, session: AsyncSession, lane: Lane, volumes: Sequence[tuple[Entry, Held]], fresh: Mapping[UUID, int]
     ) -> list[Task]:
         """Write the snapshots down that are to be; a predecessor's are there already."""
-        snapshots = SnapshotParentRepository(session)
+        snapshots = BulkSnapshotRepository(session)
         await snapshots.add([_new_snapshot(volume, lane) for _, volume in volumes if volume.id in fresh])
         held = await snapshots.held([volume.id for _, volume in volumes], lane.job_id)
         return [_task(entry, volume, held[volume.id], begun=volume.id not in fresh) for entry, volume in volumes]
@@ -89,12 +89,12 @@ class Snapshotting:
         await snapshots.let_go(_endings(lane.job_id, made, sizes), SnapshotState.READY)
         await snapshots.let_go(_endings(lane.job_id, broken, {}), SnapshotState.ERROR)
         nothing = [item.volume_id for item in broken if item.snapshot_id is None]
-        await SnapshotParentRepository(session).discard(nothing, lane.job_id)
+        await BulkSnapshotRepository(session).discard(nothing, lane.job_id)
         await self._expire(session, lane, [item.volume_id for item in made])
 
     async def renew(self, session: AsyncSession, job_id: UUID, items: Sequence[Line]) -> None:
         """It is the snapshots that are published."""
-        await SnapshotParentRepository(session).raise_versions([item.volume_id for item in items], job_id)
+        await BulkSnapshotRepository(session).raise_versions([item.volume_id for item in items], job_id)
 
     async def forsake(self, session: AsyncSession, job_id: UUID, items: Sequence[Line]) -> None:
         """Nobody knows what is there of the snapshots; the volumes are as before."""

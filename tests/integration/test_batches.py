@@ -1,7 +1,7 @@
 """Jobs that are claimed or settled together: what befalls one of them is that one's alone."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from uuid import UUID
 
@@ -150,6 +150,27 @@ async def test_whoever_is_alone_with_a_locked_row_keeps_nobody_waiting_behind_hi
                 await foreman.settle(claim.job, done(claim.job))
 
         assert await foreman.settle(claim.job, done(claim.job))
+
+
+async def test_polls_of_a_table_that_is_locked_fail_together_instead_of_one_after_the_other(
+    services: Services, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(_SERVER_SETTINGS, "lock_timeout", "200")
+    jobs = await some_jobs(services)
+    async with open_services(settings) as hasty, services.database.transaction() as session:
+        asked: list[int] = []
+        read_all = hasty.jobs._read_all
+
+        async def counted(job_ids: Sequence[UUID]) -> Sequence[Job | None]:
+            asked.append(len(job_ids))
+            return await read_all(job_ids)
+
+        monkeypatch.setattr(hasty.jobs._reads, "_send", counted)
+        await session.execute(text("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE"))
+        answers = await asyncio.gather(*(hasty.jobs.get(job.id) for job in jobs), return_exceptions=True)
+
+    assert [type(answer) for answer in answers] == [DatabaseUnavailable] * 6
+    assert asked == [6]
 
 
 async def test_claims_of_many_lock_in_the_order_of_ids_so_that_nobody_waits_for_each_other(services: Services) -> None:

@@ -132,7 +132,7 @@ async def test_whoever_has_no_room_takes_nothing_until_there_is_some() -> None:
 
     def watched(ring: Ring) -> asyncio.Task[None]:
         work = start(ring)
-        at_once.append(len(delivery._runner._before_the_end))
+        at_once.append(len(delivery._runner._not_settling))
         return work
 
     delivery._runner.start = watched  # type: ignore[method-assign]

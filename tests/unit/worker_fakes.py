@@ -22,8 +22,9 @@ from domain.jobs.retry import RetryPolicy
 from domain.jobs.states import JobStatus
 from domain.services import Handler, compose
 from domain.settings import Settings
-from domain.storage.backends import Backends
-from domain.storage.driver import StorageDriver
+from domain.storage.backends import Backends, open_driver
+from domain.storage.driver import Grant, StorageDriver
+from domain.storage.memory import MemoryDriver
 from worker.attempts import Attempts
 from worker.runner import Runner
 
@@ -152,3 +153,27 @@ def closed_gate(tmp_path: Path) -> Path:
     gate = tmp_path / "gate"
     gate.touch()
     return gate
+
+
+def faulty(options: str) -> StorageDriver:
+    return open_driver(f"faulty+memory:?{options}", threads=1)
+
+
+class Untouchable(MemoryDriver):
+    """A storage that nobody may work on; it may be sealed."""
+
+    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
+        raise AssertionError("the storage was touched")
+
+
+class Crashing(MemoryDriver):
+    """A storage with a bug in it."""
+
+    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
+        raise ValueError("a bug")
+
+
+async def size_of(driver: StorageDriver, job: Job) -> int | None:
+    assert job.volume_id is not None
+    usage = (await driver.measure([job.volume_id])).get(job.volume_id)
+    return usage.size if usage else None

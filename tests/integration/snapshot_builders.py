@@ -1,12 +1,15 @@
 """Volumes with bytes in them and snapshots of those, made by plain functions; and short ways to look at them."""
 
+import asyncio
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 from uuid_utils.compat import uuid7
 
+from domain.errors import DatabaseUnavailable
 from domain.jobs.foreman import Foreman
 from domain.jobs.model import Job
 from domain.jobs.orders import WorkOrder
@@ -67,7 +70,7 @@ async def requested(services: Services, kind: str, volume: Volume, snapshot: Sna
 async def carried_out(services: Services, job: Job) -> Job:
     """Do a queued job here and now, as a worker does."""
     foreman, own = await claimed(services, job)
-    await foreman.settle(own, await attempted(services, own))
+    await settled(foreman, own, await attempted(services, own))
     return await row(services, job.id)
 
 
@@ -79,8 +82,16 @@ async def attempted(services: Services, own: WorkOrder) -> Outcome:
 async def given_up(services: Services, job: Job, found: Payload | None = None) -> Job:
     """Have a queued job come to nothing."""
     foreman, own = await claimed(services, job)
-    await foreman.settle(own, GaveUp({"code": "storage-full", "detail": ""}, found))
+    await settled(foreman, own, GaveUp({"code": "storage-full", "detail": ""}, found))
     return await row(services, job.id)
+
+
+async def settled(foreman: Foreman, own: WorkOrder, outcome: Outcome) -> bool:
+    """Settle as a runner does, who comes back as long as somebody has a row locked."""
+    async with asyncio.timeout(60):
+        while True:
+            with suppress(DatabaseUnavailable):
+                return await foreman.settle(own, outcome)
 
 
 async def claimed(services: Services, job: Job) -> tuple[Foreman, WorkOrder]:

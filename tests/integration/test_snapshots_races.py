@@ -20,6 +20,7 @@ from tests.integration.snapshot_builders import (
     carried_out,
     claimed,
     given_up,
+    settled,
     snapshot_row,
     states,
 )
@@ -129,7 +130,7 @@ async def test_clones_that_end_at_the_same_moment_do_not_leave_the_snapshot_to_e
     snapshot = await a_snapshot(services, await a_stored_volume(services))
     owned = [await claimed(services, job) for job in await clones(services, snapshot, 6)]
     outcomes = [await attempted(services, own) for _, own in owned]
-    settling = (foreman.settle(own, outcome) for (foreman, own), outcome in zip(owned, outcomes, strict=True))
+    settling = (settled(foreman, own, outcome) for (foreman, own), outcome in zip(owned, outcomes, strict=True))
 
     assert await asyncio.gather(*settling) == [True] * 6
     assert await at_rest(services, snapshot.id)
@@ -140,9 +141,9 @@ async def test_of_two_ends_the_second_waits_for_the_first_and_sees_it(services: 
     (first, job), (second, other) = [await claimed(services, job) for job in await clones(services, snapshot, 2)]
     outcome, other_outcome = await attempted(services, job), await attempted(services, other)
     reached, may_commit = hold_up_the_commit(first)
-    one = asyncio.create_task(first.settle(job, outcome))
+    one = asyncio.create_task(settled(first, job, outcome))
     await reached.wait()
-    two = asyncio.create_task(second.settle(other, other_outcome))
+    two = asyncio.create_task(settled(second, other, other_outcome))
     await somebody_waits_for_a_lock(services)
     may_commit.set()
 
@@ -155,7 +156,7 @@ async def test_a_clone_asked_for_while_the_last_one_ends_has_the_snapshot(servic
     foreman, job = await claimed(services, (await clones(services, snapshot, 1))[0])
     outcome = await attempted(services, job)
     reached, may_commit = hold_up_the_commit(foreman)
-    ending = asyncio.create_task(foreman.settle(job, outcome))
+    ending = asyncio.create_task(settled(foreman, job, outcome))
     await reached.wait()
     asking = asyncio.create_task(services.snapshots.request_clone(snapshot.id, NewVolume("late")))
     await somebody_waits_for_a_lock(services)

@@ -9,14 +9,14 @@ from pydantic_core import CoreSchema
 Value = TypeVar("Value")
 
 
-class _NullUnsaid:
+class _NoNull:
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         described = handler(schema)
         choices = [choice for choice in described.pop("anyOf", ()) if choice != {"type": "null"}]
         return described | (choices[0] if len(choices) == 1 else {"anyOf": choices})
 
 
-Absent = Annotated[Value | None, _NullUnsaid()]
+Omittable = Annotated[Value | None, _NoNull()]
 
 
 def _not_null(value: Value | None) -> Value:
@@ -26,7 +26,7 @@ def _not_null(value: Value | None) -> Value:
 
 
 #: The same for members of a body, where a client can say null, and then means something that we cannot know.
-Given = Annotated[Absent[Value], AfterValidator(_not_null)]
+Given = Annotated[Omittable[Value], AfterValidator(_not_null)]
 
 #: A header that may come several times, or once with commas: for the reader it is a text.
 HEADER_TEXT: Final = WithJsonSchema({"type": "string"})

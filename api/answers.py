@@ -5,15 +5,15 @@ from typing import Annotated
 
 from fastapi import Depends, Response
 
-from api.dependencies import Front, Wait
-from api.idempotency import where_to_look
+from api.dependencies import ServicesDep, WaitDep
+from api.idempotency import job_location
 from api.v1.schemas import JobOut
 from domain.errors import NotFound, Unavailable
 from domain.jobs.model import Job
 from domain.services import Services
 
 
-class Acceptance:
+class AcceptedResponse:
     """Turns an accepted job into the answer."""
 
     def __init__(self, services: Services, wait: int | None, response: Response) -> None:
@@ -23,13 +23,13 @@ class Acceptance:
 
     async def __call__(self, job: Job) -> JobOut:
         """Say where the job is, after waiting for its end if that was asked for."""
-        self._headers.update(where_to_look(str(job.id)))
+        self._headers.update(job_location(str(job.id)))
         # The job is accepted: whatever happens to the waiting, the client must learn its id.
         with suppress(Unavailable, NotFound):
-            job = await self.patiently(job)
-        return JobOut.of(job)
+            job = await self.after_waiting(job)
+        return JobOut.from_row(job)
 
-    async def patiently(self, job: Job) -> Job:
+    async def after_waiting(self, job: Job) -> Job:
         """Hold a job until it has ended or the client's patience is over; returns it as it is then."""
         if self._wait is None:
             return job
@@ -39,8 +39,8 @@ class Acceptance:
         return job
 
 
-async def _acceptance(services: Front, wait: Wait, response: Response) -> Acceptance:
-    return Acceptance(services, wait, response)
+async def _accepted_response(services: ServicesDep, wait: WaitDep, response: Response) -> AcceptedResponse:
+    return AcceptedResponse(services, wait, response)
 
 
-Answer = Annotated[Acceptance, Depends(_acceptance)]
+AcceptedDep = Annotated[AcceptedResponse, Depends(_accepted_response)]

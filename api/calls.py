@@ -15,7 +15,7 @@ DEFAULT_URL: Final = "http://127.0.0.1:8000"
 _CALLER: Final = {"X-Cistern-Caller": "cistern"}
 _PAGE: Final = 200
 _TIMEOUT_SECONDS: Final = 15.0
-_LOOK_SECONDS: Final = 1
+_POLL_SECONDS: Final = 1
 #: At least so long between two looks: a server that knows no `Prefer` answers at once.
 _PAUSE_SECONDS: Final = 0.2
 #: How often an API that was there is asked again when it is away, a second each: a deploy takes no longer.
@@ -26,26 +26,26 @@ Url = Annotated[str, typer.Option(envvar="CISTERN_URL", help="Where the API answ
 AsJson = Annotated[bool, typer.Option("--json", help="Print lines of JSON, as the API has it.")]
 
 
-class CallFailed(CisternError):
+class ApiCallFailed(CisternError):
     """The API refused, or answered as no Cistern does."""
 
     code = "call-failed"
 
 
-class ApiAway(CallFailed):
+class ApiUnreachable(ApiCallFailed):
     """The API does not answer."""
 
     code = "api-away"
 
 
-class Said(Thing):
+class ApiObject(Thing):
     """An object as the API says it; what every Cistern says, and this one does not, is missed in one line."""
 
     def __missing__(self, name: str) -> Any:
-        raise CallFailed(f"what answers is not Cistern's API: it says nothing of `{name}`")
+        raise ApiCallFailed(f"what answers is not Cistern's API: it says nothing of `{name}`")
 
 
-class Calls:
+class ApiClient:
     """The HTTP API, as the command line uses it."""
 
     def __init__(self, client: httpx.Client, *, pause: Callable[[float], None] = time.sleep) -> None:
@@ -76,17 +76,17 @@ class Calls:
             answer = self._next(path, answer.headers.get("ETag", ""))
 
     def _next(self, path: str, tag: str) -> httpx.Response:
-        headers = {"Prefer": f"wait={_LOOK_SECONDS}", "If-None-Match": tag}
+        headers = {"Prefer": f"wait={_POLL_SECONDS}", "If-None-Match": tag}
         away = 0
         while True:
             self._pause(_PAUSE_SECONDS)
             try:
                 answer = self._send("GET", path, headers=headers)
-            except ApiAway:
+            except ApiUnreachable:
                 away += 1
                 if away > _PATIENCE:
                     raise
-                self._pause(_LOOK_SECONDS)
+                self._pause(_POLL_SECONDS)
             else:
                 away = 0
                 if answer.status_code != httpx.codes.NOT_MODIFIED:
@@ -96,8 +96,8 @@ class Calls:
         cursor: Thing = {}
         while True:
             page = self.get(path, **params, **cursor)
-            if not isinstance(page["items"], list) or not all(isinstance(one, Said) for one in page["items"]):
-                raise CallFailed(f"what answers at {self._client.base_url} lists things as no Cistern does")
+            if not isinstance(page["items"], list) or not all(isinstance(one, ApiObject) for one in page["items"]):
+                raise ApiCallFailed(f"what answers at {self._client.base_url} lists things as no Cistern does")
             yield from page["items"]
             if page["next_cursor"] is None:
                 return
@@ -107,21 +107,23 @@ class Calls:
         try:
             answer = self._client.request(method, f"/api/v1{path}", **request)
         except httpx.HTTPError as error:
-            raise ApiAway(f"no API answers at {self._client.base_url}: {str(error) or type(error).__name__}") from error
+            raise ApiUnreachable(
+                f"no API answers at {self._client.base_url}: {str(error) or type(error).__name__}"
+            ) from error
         if answer.is_success or answer.status_code == httpx.codes.NOT_MODIFIED:
             return answer
-        raise (ApiAway if answer.status_code in (502, 503, 504) else CallFailed)(_refusal(answer))
+        raise (ApiUnreachable if answer.status_code in (502, 503, 504) else ApiCallFailed)(_problem(answer))
 
     def _read(self, answer: httpx.Response) -> Thing:
         with suppress(ValueError):
-            found = answer.json(object_hook=Said)
-            if isinstance(found, Said):
+            found = answer.json(object_hook=ApiObject)
+            if isinstance(found, ApiObject):
                 return found
-        raise CallFailed(f"what answers at {self._client.base_url} is not Cistern's API")
+        raise ApiCallFailed(f"what answers at {self._client.base_url} is not Cistern's API")
 
 
 @contextmanager
-def calling(url: str) -> Iterator[Calls]:
+def api_client(url: str) -> Iterator[ApiClient]:
     """Have the API at ``url`` at hand.
 
     Raises:
@@ -130,9 +132,9 @@ def calling(url: str) -> Iterator[Calls]:
     try:
         client = connect(url)
     except httpx.InvalidURL as error:
-        raise CallFailed(f"{url!r} is no URL: {error}") from error
+        raise ApiCallFailed(f"{url!r} is no URL: {error}") from error
     with client:
-        yield Calls(client)
+        yield ApiClient(client)
 
 
 def connect(url: str) -> httpx.Client:
@@ -140,7 +142,7 @@ def connect(url: str) -> httpx.Client:
     return httpx.Client(base_url=url, headers=_CALLER, timeout=_TIMEOUT_SECONDS, trust_env=False)
 
 
-def _refusal(answer: httpx.Response) -> str:
+def _problem(answer: httpx.Response) -> str:
     """Say in one line why the API refused: its own words, with the fields that they are about."""
     try:
         problem = answer.json()

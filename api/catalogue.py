@@ -4,8 +4,8 @@ from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel, ConfigDict
 
 from api.dependencies import NoQuery
-from api.openapi import refusals
-from api.problems import CATALOGUE, ProblemType, http_type
+from api.openapi import errors
+from api.problems import PROBLEM_TYPES, ProblemType, http_type
 
 router = APIRouter(prefix="/problems", tags=["problems"], dependencies=[NoQuery])
 
@@ -33,19 +33,19 @@ class ProblemTypesOut(BaseModel):
     items: list[ProblemTypeOut]
 
 
-@router.get("", operation_id="list_problems", summary="List the problem types", responses=refusals())
+@router.get("", operation_id="list_problems", summary="List the problem types", responses=errors())
 async def list_problems() -> ProblemTypesOut:
     """List every reason for which a request may be refused."""
-    return ProblemTypesOut(items=[_shown(problem) for problem in CATALOGUE.values()])
+    return ProblemTypesOut(items=[_render(problem) for problem in PROBLEM_TYPES.values()])
 
 
-@router.get("/{code}", operation_id="get_problem", summary="Explain a problem type", responses=refusals(http_type(404)))
+@router.get("/{code}", operation_id="get_problem", summary="Explain a problem type", responses=errors(http_type(404)))
 async def get_problem(code: str) -> ProblemTypeOut:
     """Explain one."""
-    if code not in CATALOGUE:
+    if code not in PROBLEM_TYPES:
         raise HTTPException(404)
-    return _shown(CATALOGUE[code])
+    return _render(PROBLEM_TYPES[code])
 
 
-def _shown(problem: ProblemType) -> ProblemTypeOut:
+def _render(problem: ProblemType) -> ProblemTypeOut:
     return ProblemTypeOut(type=problem.uri, code=problem.code, status=problem.status, title=problem.title)

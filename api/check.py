@@ -9,7 +9,7 @@ import typer
 
 from domain.errors import CisternError
 from domain.inspection.findings import Finding, Report
-from domain.services import open_inspection
+from domain.services import open_check
 from domain.settings import load_settings
 
 AGREES: Final = 0
@@ -29,7 +29,7 @@ def check(*, repair: bool, as_json: bool = False) -> int:
 
 async def _check(*, repair: bool, as_json: bool) -> int:
     report, found, left = Report(), 0, 0
-    async with open_inspection(load_settings()) as inspection:
+    async with open_check(load_settings()) as inspection:
         async for finding in inspection.findings(report, repair=repair):
             typer.echo(_line(finding, as_json=as_json))
             found += 1

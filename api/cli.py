@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from api.calls import CallFailed
+from api.calls import ApiCallFailed
 from api.check import CANNOT
 from api.check import check as run_check
 from api.demo import demo as run_demo
@@ -92,4 +92,4 @@ def main() -> None:
         app()
     except CisternError as error:
         typer.echo(f"cistern: {' '.join(str(error).split())}", err=True)
-        sys.exit(CANNOT if isinstance(error, CallFailed) else 1)
+        sys.exit(CANNOT if isinstance(error, ApiCallFailed) else 1)

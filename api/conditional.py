@@ -21,12 +21,12 @@ def row_tag(row: Volume | Snapshot) -> str:
     return f'"{row.id}-{row.version}-{row.updated_at.timestamp():.6f}"'
 
 
-def has_seen(tags: Sequence[str], tag: str) -> bool:
+def matches(tags: Sequence[str], tag: str) -> bool:
     """Look a tag up in all `If-None-Match` headers of a request; compared weakly, as RFC 9110 asks for here."""
     return not {tag, "*"}.isdisjoint(seen.strip().removeprefix("W/") for seen in ",".join(tags).split(","))
 
 
-class Conditional:
+class ConditionalGet:
     """What a client has seen before."""
 
     def __init__(self, tags: list[str], response: Response) -> None:
@@ -36,7 +36,7 @@ class Conditional:
     def unchanged(self, tag: str) -> Response | None:
         """Answer 304 if the client has seen ``tag``."""
         self._headers["ETag"] = tag
-        return Response(status_code=304, headers=dict(self._headers)) if has_seen(self._tags, tag) else None
+        return Response(status_code=304, headers=dict(self._headers)) if matches(self._tags, tag) else None
 
 
 async def _conditional(
@@ -44,8 +44,8 @@ async def _conditional(
     if_none_match: Annotated[
         list[str] | None, Header(description="An `ETag` that was seen before."), HEADER_TEXT
     ] = None,
-) -> Conditional:
-    return Conditional(if_none_match or [], response)
+) -> ConditionalGet:
+    return ConditionalGet(if_none_match or [], response)
 
 
-Seen = Annotated[Conditional, Depends(_conditional)]
+IfNoneMatchDep = Annotated[ConditionalGet, Depends(_conditional)]

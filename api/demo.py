@@ -8,7 +8,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from api.show import AFTER, LONGEST_SECONDS, MIB, Act, DemoFailed, Show
+from api.show import AFTER, LONGEST_SECONDS, MIB, Demo, DemoFailed, DemoStep
 from api.up import Stack, run
 from domain.embedded import temporary_data_dir
 from domain.errors import CisternError
@@ -27,7 +27,7 @@ def demo(*, volumes: int, workers: int) -> None:
     with temporary_data_dir() as data_dir:
         settings = load_settings(data_dir=data_dir, database_url="", redis_url="", backends={})
         stack = Stack(settings=settings, port=free_port(), workers=workers)
-        show = Show(stack.url, volumes=volumes, console=console)
+        show = Demo(stack.url, volumes=volumes, console=console)
         try:
             whole = run(stack, show.run, output=lambda name, line: lines.append(f"{name} | {line}"))
         except (CisternError, httpx.HTTPError, OSError, KeyError) as error:
@@ -39,7 +39,7 @@ def demo(*, volumes: int, workers: int) -> None:
     report(console, show.acts, volumes=volumes)
 
 
-def report(console: Console, acts: Sequence[Act], *, volumes: int) -> None:
+def report(console: Console, acts: Sequence[DemoStep], *, volumes: int) -> None:
     """Print what was done, how fast, and by whom."""
     table = Table("", "seconds", "volumes/s", "jobs by worker")
     for act in acts:

@@ -8,10 +8,10 @@ from fastapi.exceptions import RequestValidationError
 
 from api.absent import HEADER_TEXT
 from api.idempotency import KeyHeader, key_of
-from api.waiting import wished_wait
+from api.waiting import preferred_wait
 from domain.bulk.service import BulkService
-from domain.expansion.service import ExpansionService
-from domain.jobs.acceptance import Origin
+from domain.expansion.service import BulkExpandService
+from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.service import JobService
 from domain.schedules.service import ScheduleService
 from domain.services import Services
@@ -28,34 +28,34 @@ async def _services(request: Request) -> Services:
     return cast("Services", request.app.state.services)
 
 
-Front = Annotated[Services, Depends(_services)]
+ServicesDep = Annotated[Services, Depends(_services)]
 
 
-async def _volumes(services: Front) -> VolumeService:
+async def _volumes(services: ServicesDep) -> VolumeService:
     return services.volumes
 
 
-async def _snapshots(services: Front) -> SnapshotService:
+async def _snapshots(services: ServicesDep) -> SnapshotService:
     return services.snapshots
 
 
-async def _bulk(services: Front) -> BulkService:
+async def _bulk(services: ServicesDep) -> BulkService:
     return services.bulk
 
 
-async def _bulk_snapshots(services: Front) -> BulkSnapshotService:
+async def _bulk_snapshots(services: ServicesDep) -> BulkSnapshotService:
     return services.bulk_snapshots
 
 
-async def _expansion(services: Front) -> ExpansionService:
+async def _expansion(services: ServicesDep) -> BulkExpandService:
     return services.expansion
 
 
-async def _jobs(services: Front) -> JobService:
+async def _jobs(services: ServicesDep) -> JobService:
     return services.jobs
 
 
-async def _schedules(services: Front) -> ScheduleService:
+async def _schedules(services: ServicesDep) -> ScheduleService:
     return services.schedules
 
 
@@ -72,8 +72,8 @@ async def _origin(
         HEADER_TEXT,
     ] = None,
     idempotency_key: KeyHeader = None,
-) -> Origin:
-    return Origin(caller_of(x_cistern_caller), await key_of(request, idempotency_key))
+) -> RequestOrigin:
+    return RequestOrigin(caller_of(x_cistern_caller), await key_of(request, idempotency_key))
 
 
 async def _wait(
@@ -83,7 +83,7 @@ async def _wait(
         HEADER_TEXT,
     ] = None,
 ) -> int | None:
-    return wished_wait(prefer or [])
+    return preferred_wait(prefer or [])
 
 
 async def json_body(request: Request) -> None:
@@ -102,12 +102,12 @@ async def no_query(request: Request) -> None:
 JsonBody = Depends(json_body)
 NoQuery = Depends(no_query)
 
-Volumes = Annotated[VolumeService, Depends(_volumes)]
-Snapshots = Annotated[SnapshotService, Depends(_snapshots)]
-Bulk = Annotated[BulkService, Depends(_bulk)]
-BulkSnapshots = Annotated[BulkSnapshotService, Depends(_bulk_snapshots)]
-Expansion = Annotated[ExpansionService, Depends(_expansion)]
-Jobs = Annotated[JobService, Depends(_jobs)]
-Schedules = Annotated[ScheduleService, Depends(_schedules)]
-Asker = Annotated[Origin, Depends(_origin)]
-Wait = Annotated[int | None, Depends(_wait)]
+VolumesDep = Annotated[VolumeService, Depends(_volumes)]
+SnapshotsDep = Annotated[SnapshotService, Depends(_snapshots)]
+BulkDep = Annotated[BulkService, Depends(_bulk)]
+BulkSnapshotsDep = Annotated[BulkSnapshotService, Depends(_bulk_snapshots)]
+BulkExpandDep = Annotated[BulkExpandService, Depends(_expansion)]
+JobsDep = Annotated[JobService, Depends(_jobs)]
+SchedulesDep = Annotated[ScheduleService, Depends(_schedules)]
+OriginDep = Annotated[RequestOrigin, Depends(_origin)]
+WaitDep = Annotated[int | None, Depends(_wait)]

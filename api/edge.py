@@ -21,7 +21,7 @@ _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 log = structlog.get_logger(__name__)
 
 
-class PlainStartup:
+class QuietStartup:
     """Says in one line why the process cannot start, where Starlette would show a traceback."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -67,9 +67,9 @@ class RequestContext:
         request_id = _request_id(Headers(scope=scope).get(REQUEST_ID, ""))
         scope.setdefault("state", {})["request_id"] = request_id
         with speaking_of(request_id=request_id):
-            await self._answer(scope, receive, _Answer(send, request_id))
+            await self._answer(scope, receive, _ResponseStarted(send, request_id))
 
-    async def _answer(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
+    async def _answer(self, scope: Scope, receive: Receive, answer: "_ResponseStarted") -> None:
         try:
             await self.app(scope, receive, answer)
         except Exception:
@@ -79,7 +79,7 @@ class RequestContext:
             await internal_error(Request(scope))(scope, receive, answer)
 
 
-class _Answer:
+class _ResponseStarted:
     """The way out, which signs what leaves and remembers that something has left."""
 
     def __init__(self, send: Send, request_id: str) -> None:

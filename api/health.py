@@ -7,14 +7,14 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
-from api.dependencies import Front, NoQuery
-from api.openapi import refusals
+from api.dependencies import NoQuery, ServicesDep
+from api.openapi import errors
 from domain.errors import DatabaseUnavailable, Unavailable
 from domain.jobs.queue import QueueRefusesWrites
-from domain.jobs.signals import MOST_COUNTED, Signals
+from domain.jobs.signals import MAX_COUNTED, Stats
 from domain.services import Services
 
-_PATIENCE_SECONDS: Final = 3.0
+_TIMEOUT_SECONDS: Final = 3.0
 
 RedisState = Literal["ok", "unavailable", "refuses-writes"]
 
@@ -29,25 +29,25 @@ class Alive(BaseModel):
     status: Literal["alive"] = "alive"
 
 
-class SignalsOut(BaseModel):
+class StatsOut(BaseModel):
     """How the whole installation fares: what waits now, and what had to be mended since it began."""
 
     queue_depth: Annotated[
-        int, Field(ge=0, description=f"Queued jobs that are due; {MOST_COUNTED} means at least that.")
+        int, Field(ge=0, description=f"Queued jobs that are due; {MAX_COUNTED} means at least that.")
     ]
     oldest_due_seconds: Annotated[
         float | None, Field(ge=0, description="How long the oldest of them has been due; null when none is.")
     ]
     rescued: Annotated[int, Field(ge=0, description="Jobs whose worker died or lost touch.")]
     retried: Annotated[int, Field(ge=0, description="Attempts that failed and were followed by another one.")]
-    lost_rings: Annotated[int, Field(ge=0, description="Messages that Redis had lost, and that were sent again.")]
+    lost_messages: Annotated[int, Field(ge=0, description="Messages that Redis had lost, and that were sent again.")]
 
 
 _EXAMPLE: Final[JsonDict] = {
     "status": "ready",
     "postgresql": "ok",
     "redis": "ok",
-    "signals": {"queue_depth": 3, "oldest_due_seconds": 0.4, "rescued": 1, "retried": 7, "lost_rings": 0},
+    "signals": {"queue_depth": 3, "oldest_due_seconds": 0.4, "rescued": 1, "retried": 7, "lost_messages": 0},
 }
 
 
@@ -59,13 +59,13 @@ class Ready(BaseModel):
     status: Literal["ready", "degraded"]
     postgresql: Literal["ok"] = "ok"
     redis: RedisState
-    signals: Annotated[
-        SignalsOut | None,
+    stats: Annotated[
+        StatsOut | None,
         Field(description="At most a second old; null when they cannot be had quickly. Counters lag by some seconds."),
     ]
 
 
-@router.get("/healthz", operation_id="check_alive", summary="Is the process alive?", responses=refusals())
+@router.get("/healthz", operation_id="check_alive", summary="Is the process alive?", responses=errors())
 async def check_alive() -> Alive:
     """Answer; nothing else is looked at."""
     return Alive()
@@ -75,24 +75,24 @@ async def check_alive() -> Alive:
     "/readyz",
     operation_id="check_ready",
     summary="Can the process do its work?",
-    responses=refusals(DatabaseUnavailable),
+    responses=errors(DatabaseUnavailable),
 )
-async def check_ready(services: Front) -> Ready:
+async def check_ready(services: ServicesDep) -> Ready:
     """Ask PostgreSQL and Redis for a sign of life."""
     redis, _, signals = await asyncio.gather(
-        _redis_state(services), _require_postgresql(services), services.signals.latest()
+        _redis_state(services), _require_postgresql(services), services.stats.latest()
     )
     status: Literal["ready", "degraded"] = "ready" if redis == "ok" else "degraded"
-    return Ready(status=status, redis=redis, signals=None if signals is None else _shown(signals))
+    return Ready(status=status, redis=redis, stats=None if signals is None else _render(signals))
 
 
-def _shown(signals: Signals) -> SignalsOut:
-    return SignalsOut.model_validate({**vars(signals), **signals.counters})
+def _render(signals: Stats) -> StatsOut:
+    return StatsOut.model_validate({**vars(signals), **signals.counters})
 
 
 async def _require_postgresql(services: Services) -> None:
     try:
-        async with asyncio.timeout(_PATIENCE_SECONDS):
+        async with asyncio.timeout(_TIMEOUT_SECONDS):
             await services.database.ping()
     except TimeoutError as error:
         raise DatabaseUnavailable from error

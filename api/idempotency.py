@@ -9,12 +9,12 @@ from fastapi import Header, Request
 from pydantic import StringConstraints
 from starlette.responses import JSONResponse, Response
 
-from api.absent import Absent
+from api.absent import Omittable
 from api.problems import RETRY_SECONDS
 from api.v1.schedule_shapes import ScheduleOut
 from api.v1.schemas import JobOut
 from domain.database import Entity
-from domain.jobs.acceptance import AcceptedBefore, Key
+from domain.jobs.acceptance import IdempotentReplay, IdempotentRequest
 from domain.jobs.model import Job
 from domain.jobs.outcomes import Payload
 from domain.schedules.model import Schedule
@@ -30,7 +30,7 @@ _ACCEPTED: Final = 202
 _KEY: Final = r"^[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?$"
 
 KeyHeader = Annotated[
-    Absent[Annotated[str, StringConstraints(pattern=_KEY)]],
+    Omittable[Annotated[str, StringConstraints(pattern=_KEY)]],
     Header(
         alias="Idempotency-Key",
         description="Up to 255 ASCII characters that name this request. Sent again within 24 hours, by the same caller "
@@ -39,24 +39,24 @@ KeyHeader = Annotated[
 ]
 
 
-async def key_of(request: Request, key: str | None) -> Key | None:
+async def key_of(request: Request, key: str | None) -> IdempotentRequest | None:
     """Say what a request under this key is: the concrete path counts, so that no key acts on two things."""
     if key is None:
         return None
     route = f"{request.method} {request.url.path}"
-    return Key(key, route, _fingerprint(await request.body()), _answer)
+    return IdempotentRequest(key, route, _fingerprint(await request.body()), _answer)
 
 
 async def repeat(_: Request, error: Exception) -> Response:
     """Give the first answer again, as it was then."""
-    if not isinstance(error, AcceptedBefore):
+    if not isinstance(error, IdempotentReplay):
         raise error
     made = str(error.body["id"])
-    where = {"Location": f"{SCHEDULES_AT}/{made}"} if error.status == _CREATED else where_to_look(made)
+    where = {"Location": f"{SCHEDULES_AT}/{made}"} if error.status == _CREATED else job_location(made)
     return JSONResponse(error.body, error.status, {**where, REPLAYED: "true"})
 
 
-def where_to_look(job_id: str) -> dict[str, str]:
+def job_location(job_id: str) -> dict[str, str]:
     """Headers that tell where an accepted job is, and when to ask for it."""
     return {"Location": f"{JOBS_AT}/{job_id}", "Retry-After": str(RETRY_SECONDS)}
 
@@ -64,9 +64,9 @@ def where_to_look(job_id: str) -> dict[str, str]:
 def _answer(made: Entity) -> tuple[int, Payload]:
     match made:
         case Job():
-            return _ACCEPTED, JobOut.of(made).model_dump(mode="json")
+            return _ACCEPTED, JobOut.from_row(made).model_dump(mode="json")
         case Schedule():
-            return _CREATED, ScheduleOut.of(made).model_dump(mode="json")
+            return _CREATED, ScheduleOut.from_row(made).model_dump(mode="json")
     raise TypeError(f"nobody has said how {type(made).__name__} is answered")
 
 

@@ -9,12 +9,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from api.calls import DEFAULT_URL, AsJson, Calls, Thing, Url, calling
+from api.calls import DEFAULT_URL, ApiClient, AsJson, Thing, Url, api_client
 from api.tables import a_console, counts, done, facts_table, failure, items_table, jobs_table, show
 from domain.jobs.states import ENDED, JobStatus
 
 #: Of a bulk job's failures as many are shown.
-_SOME: Final = 20
+_MAX_FAILED_SHOWN: Final = 20
 
 JobId = Annotated[UUID, typer.Argument(metavar="ID")]
 
@@ -35,36 +35,40 @@ def list_jobs(
     """List jobs, newest first."""
     given = {"status": status, "kind": kind, "volume_id": volume, "parent_id": parent}
     wanted = {name: str(value) for name, value in given.items() if value is not None}
-    with calling(url) as calls:
+    with api_client(url) as calls:
         show(list(calls.listed("/jobs", limit, **wanted)), jobs_table, as_json=as_json)
 
 
 @jobs.command("show")
 def show_job(job_id: JobId, *, as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
     """Show a job, and of a bulk job which volumes failed."""
-    with calling(url) as calls:
+    with api_client(url) as calls:
         job = calls.get(f"/jobs/{job_id}")
         show([job], lambda _: facts_table(job), as_json=as_json)
         if not as_json and (job["progress"] or {}).get("failed"):
-            show(list(calls.listed(f"/jobs/{job_id}/items", _SOME, status="failed")), items_table, as_json=False)
+            show(
+                list(calls.listed(f"/jobs/{job_id}/items", _MAX_FAILED_SHOWN, status="failed")),
+                items_table,
+                as_json=False,
+            )
 
 
 @jobs.command("watch")
 def watch_job(job_id: JobId, *, as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
     """Watch a job until it has ended: exit code 0 if it succeeded, 1 if not, 2 if the API cannot tell."""
-    with calling(url) as calls:
-        leave_with(watch(calls, job_id, as_json=as_json))
+    with api_client(url) as calls:
+        exit_with(watch(calls, job_id, as_json=as_json))
 
 
 @jobs.command("cancel")
 def cancel_job(job_id: JobId, *, as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
     """Ask for a job's end: one that never began ends at once, one at work as soon as it can be left."""
-    with calling(url) as calls:
+    with api_client(url) as calls:
         job = calls.post(f"/jobs/{job_id}/cancel")
     show([job], jobs_table, as_json=as_json)
 
 
-def watch(calls: Calls, job_id: UUID, *, as_json: bool) -> Thing:
+def watch(calls: ApiClient, job_id: UUID, *, as_json: bool) -> Thing:
     """Show how a job comes along; returns it when it has ended."""
     console = a_console()
     with _display(console, as_json=as_json) as tell:
@@ -77,7 +81,7 @@ def watch(calls: Calls, job_id: UUID, *, as_json: bool) -> Thing:
     return job
 
 
-def leave_with(job: Thing) -> None:
+def exit_with(job: Thing) -> None:
     """End the command as the job has ended."""
     raise typer.Exit(0 if job["status"] == JobStatus.SUCCEEDED else 1)
 

@@ -8,14 +8,14 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from api import catalogue, health, refusals
-from api.edge import BodyLimit, PlainStartup, RequestContext
+from api.edge import BodyLimit, QuietStartup, RequestContext
 from api.openapi import document
-from api.shortcut import Shortcut
+from api.shortcut import FastPath
 from api.stopping import on_stop
 from api.v0.routes import install as install_v0
 from api.v0.routes import router as v0_router
 from api.v1.routes import router as v1_router
-from domain.background import calm_the_collector
+from domain.background import tune_gc
 from domain.logs import configure_logging
 from domain.services import Services, open_services
 from domain.settings import load_log_settings, load_settings
@@ -38,7 +38,7 @@ async def from_environment() -> AsyncIterator[Services]:
         DatabaseUnavailable: PostgreSQL does not answer.
     """
     async with open_services(load_settings()) as services:
-        calm_the_collector()
+        tune_gc()
         yield services
 
 
@@ -58,7 +58,7 @@ def create_app(opening: Opening = from_environment) -> FastAPI:
         description=_DESCRIPTION,
         version="1",
         lifespan=lifespan,
-        middleware=[Middleware(PlainStartup), Middleware(RequestContext), Middleware(Shortcut), Middleware(BodyLimit)],
+        middleware=[Middleware(QuietStartup), Middleware(RequestContext), Middleware(FastPath), Middleware(BodyLimit)],
         redirect_slashes=False,  # an address with a slash too many is no address, as the document says
         redoc_url=None,
     )

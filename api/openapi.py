@@ -53,7 +53,7 @@ ACCEPTED: Final[Responses] = {
         | _links(_OF_SNAPSHOT, snapshot_id="snapshot_id"),
     }
 }
-MADE: Final[Responses] = {
+CREATED: Final[Responses] = {
     201: {
         "description": "The schedule has been made.",
         "headers": {"Location": _header("The schedule."), "Idempotency-Replayed": _REPLAYED},
@@ -66,7 +66,7 @@ POLLED: Final = {
 }
 
 
-def shown(thing: str, **headers: Any) -> Responses:
+def documented_get(thing: str, **headers: Any) -> Responses:
     """Declare how a thing is shown that a client may have seen before."""
     tag = {"ETag": _header(f"Changes whenever the {thing} does.")}
     return {
@@ -77,15 +77,15 @@ def shown(thing: str, **headers: Any) -> Responses:
 
 def accepts(*reasons: type[CisternError] | ProblemType) -> Responses:
     """Declare that a route accepts jobs, and why it may refuse."""
-    return ACCEPTED | refusals(*reasons, IdempotencyKeyReused)
+    return ACCEPTED | errors(*reasons, IdempotencyKeyReused)
 
 
 def makes_schedule(*reasons: type[CisternError] | ProblemType) -> Responses:
     """Declare that a route makes a schedule, and why it may refuse."""
-    return MADE | refusals(*reasons, IdempotencyKeyReused)
+    return CREATED | errors(*reasons, IdempotencyKeyReused)
 
 
-def refusals(*reasons: type[CisternError] | ProblemType) -> Responses:
+def errors(*reasons: type[CisternError] | ProblemType) -> Responses:
     """Declare why a route may refuse, beyond the reasons that every route has."""
     by_status = defaultdict[int, list[ProblemType]](list)
     for reason in (*reasons, *_EVERYWHERE):

@@ -6,7 +6,7 @@ from typing import Annotated, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.absent import Absent
+from api.absent import Omittable
 from domain.paging import DEFAULT_LIMIT, MAX_LIMIT, Page, PageRequest, Row
 
 Shape = TypeVar("Shape", bound=BaseModel)
@@ -21,7 +21,7 @@ class PageQuery(BaseModel):
         int, Field(ge=1, description=f"How many to show at most; more than {MAX_LIMIT} means {MAX_LIMIT}.")
     ] = DEFAULT_LIMIT
     cursor: Annotated[
-        Absent[str],
+        Omittable[str],
         Field(description="`next_cursor` of the page before; it fits only the same list and filters."),
     ] = None
 

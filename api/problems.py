@@ -45,7 +45,7 @@ _STATUSES: Final[dict[type[errors.CisternError], tuple[int, str]]] = {
     errors.NameTaken: (409, "Name is taken"),
     errors.JobEnded: (409, "Job has ended"),
     errors.JobNotRetryable: (409, "Job cannot be retried"),
-    errors.JobIsPart: (409, "Job is part of another"),
+    errors.JobIsChild: (409, "Job is part of another"),
     errors.VolumeHasSnapshots: (409, "Volume has snapshots"),
     errors.SnapshotBusy: (409, "Snapshot is busy"),
     errors.SnapshotUnusable: (409, "Snapshot is unusable"),
@@ -85,7 +85,7 @@ _PROPER: Final = {
         *(ProblemType(status, error.code, title) for error, (status, title) in _STATUSES.items()),
     )
 }
-CATALOGUE: Final[Mapping[str, ProblemType]] = dict(sorted(_PROPER.items()))
+PROBLEM_TYPES: Final[Mapping[str, ProblemType]] = dict(sorted(_PROPER.items()))
 
 
 class FieldProblem(BaseModel):

@@ -17,8 +17,8 @@ from domain.errors import CisternError
 Output = Callable[[str, str], None]
 
 STARTING_SECONDS = 10.0
-LONGEST_PAUSE = 10.0
-LONGEST_LINE = 2**20
+MAX_PAUSE = 10.0
+MAX_LINE_LENGTH = 2**20
 
 
 class ProcessFailed(CisternError):
@@ -119,7 +119,7 @@ class Child:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            limit=LONGEST_LINE,
+            limit=MAX_LINE_LENGTH,
             start_new_session=True,  # a Ctrl-C reaches only `up`, which ends its children in order
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
@@ -164,7 +164,7 @@ def _pauses() -> Iterator[float]:
     pause = 0.5
     while True:
         yield pause
-        pause = min(pause * 2, LONGEST_PAUSE)
+        pause = min(pause * 2, MAX_PAUSE)
 
 
 def _describe(code: int) -> str:

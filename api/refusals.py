@@ -12,9 +12,9 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from api.idempotency import repeat
-from api.problems import CATALOGUE, INTERNAL, http_type, problem_response, type_of
+from api.problems import INTERNAL, PROBLEM_TYPES, http_type, problem_response, type_of
 from domain.errors import CisternError
-from domain.jobs.acceptance import AcceptedBefore
+from domain.jobs.acceptance import IdempotentReplay
 
 _MOST_ERRORS: Final = 20
 _LONGEST_FIELD: Final = 100
@@ -31,15 +31,15 @@ _DETAILS: Final = {
 log = structlog.get_logger(__name__)
 
 
-class NothingFollows(Exception):
+class NoResponsePossible(Exception):
     """A stream is asked for whose end the client has seen: 204 tells an `EventSource` not to come again."""
 
 
 def install(app: FastAPI) -> None:
     """Make every refusal a problem."""
-    app.add_exception_handler(CisternError, refused)
-    app.add_exception_handler(AcceptedBefore, repeat)
-    app.add_exception_handler(NothingFollows, _nothing)
+    app.add_exception_handler(CisternError, render_error)
+    app.add_exception_handler(IdempotentReplay, repeat)
+    app.add_exception_handler(NoResponsePossible, _no_response)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
 
@@ -49,7 +49,7 @@ def internal_error(request: Request) -> Response:
     return problem_response(request, INTERNAL, "Something went wrong on our side; the log knows more.")
 
 
-async def refused(request: Request, error: Exception) -> Response:
+async def render_error(request: Request, error: Exception) -> Response:
     """Say why a request is refused, as far as that is anybody's business."""
     if not isinstance(error, CisternError):
         raise error
@@ -71,7 +71,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
         return problem_response(request, http_type(400), f"{_DETAILS[400]} ({found[0]['ctx']['error']})")
     listed = [_field_error(one) for one in found[:_MOST_ERRORS]]
     # A single fault that has an explanation of its own is the problem.
-    problem = CATALOGUE.get(listed[0]["code"]) if len(found) == 1 else None
+    problem = PROBLEM_TYPES.get(listed[0]["code"]) if len(found) == 1 else None
     detail = "; ".join(f"{one['field']}: {one['detail']}" for one in listed)
     return problem_response(request, problem or http_type(422), detail, extensions={"errors": listed})
 
@@ -87,7 +87,7 @@ def _field_error(error: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-async def _nothing(_: Request, __: Exception) -> Response:
+async def _no_response(_: Request, __: Exception) -> Response:
     return Response(status_code=204)
 
 

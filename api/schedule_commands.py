@@ -5,8 +5,8 @@ from uuid import UUID
 
 import typer
 
-from api.calls import DEFAULT_URL, AsJson, CallFailed, Calls, Thing, Url, calling
-from api.job_commands import leave_with, watch
+from api.calls import DEFAULT_URL, ApiCallFailed, ApiClient, AsJson, Thing, Url, api_client
+from api.job_commands import exit_with, watch
 from api.tables import jobs_table, schedules_table, show
 
 Named = Annotated[str, typer.Argument(metavar="NAME", help="Its name, or its id.")]
@@ -22,7 +22,7 @@ def list_schedules(
     url: Url = DEFAULT_URL,
 ) -> None:
     """List schedules, each with its next run and what became of its last."""
-    with calling(url) as calls:
+    with api_client(url) as calls:
         show(list(calls.listed("/schedules", limit)), schedules_table, as_json=as_json)
 
 
@@ -35,10 +35,10 @@ def run_schedule(
     url: Url = DEFAULT_URL,
 ) -> None:
     """Run a schedule now, beside its times; refused while a run of it is going."""
-    with calling(url) as calls:
+    with api_client(url) as calls:
         job = calls.post(f"/schedules/{_find(calls, name)['id']}/run")
         if wait:
-            leave_with(watch(calls, UUID(job["id"]), as_json=as_json))
+            exit_with(watch(calls, UUID(job["id"]), as_json=as_json))
     show([job], jobs_table, as_json=as_json)
 
 
@@ -55,12 +55,12 @@ def resume_schedule(name: Named, *, as_json: AsJson = False, url: Url = DEFAULT_
 
 
 def _change(name: str, changes: Thing, *, as_json: bool, url: str) -> None:
-    with calling(url) as calls:
+    with api_client(url) as calls:
         schedule = calls.patch(f"/schedules/{_find(calls, name)['id']}", changes)
     show([schedule], schedules_table, as_json=as_json)
 
 
-def _find(calls: Calls, name: str) -> Thing:
+def _find(calls: ApiClient, name: str) -> Thing:
     """Find a schedule by its name, or by its id.
 
     Raises:
@@ -71,6 +71,6 @@ def _find(calls: Calls, name: str) -> Thing:
     except ValueError:
         found = calls.get("/schedules", name=name)["items"]
         if not found:
-            raise CallFailed(f"there is no schedule named {name!r}") from None
+            raise ApiCallFailed(f"there is no schedule named {name!r}") from None
         return dict(found[0])
     return calls.get(f"/schedules/{schedule_id}")

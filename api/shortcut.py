@@ -16,22 +16,22 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.conditional import has_seen
+from api.conditional import matches
 from api.dependencies import caller_of
-from api.idempotency import JOBS_AT, where_to_look
-from api.polling import Ended, shown
-from api.refusals import refused
+from api.idempotency import JOBS_AT, job_location
+from api.polling import EndedJobCache, render
+from api.refusals import render_error
 from api.v1.growth import GrowthIn
 from api.v1.requests import VolumeIn
 from api.v1.routes import PREFIX
 from api.v1.schemas import JobOut
 from api.v1.volumes import request_volume
 from domain.errors import CisternError
-from domain.jobs.acceptance import Origin
+from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.model import Job
 from domain.services import Services
 
-Said = TypeVar("Said", bound=BaseModel)
+Parsed = TypeVar("Parsed", bound=BaseModel)
 Headers = list[tuple[bytes, bytes]]
 
 _ID: Final = "([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
@@ -39,54 +39,57 @@ _VOLUMES: Final = f"{PREFIX}/volumes"
 _POLL: Final = re.compile(f"{JOBS_AT}/{_ID}")
 _EXPAND: Final = re.compile(f"{_VOLUMES}/{_ID}/expand")
 #: Headers that make a request another one.
-_UNUSUAL: Final = frozenset({b"prefer", b"idempotency-key"})
-_LARGEST: Final = 2**16
+_SLOW_PATH_HEADERS: Final = frozenset({b"prefer", b"idempotency-key"})
+_MAX_BODY_BYTES: Final = 2**16
 
 
-class Shortcut:
+class FastPath:
     """Answers what is asked in the plain form, and passes everything else on."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self._ended = Ended()
+        self._ended = EndedJobCache()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer or pass on."""
         headers = _plain_headers(scope)
         if headers is not None and scope["method"] == "GET" and (poll := _POLL.fullmatch(scope["path"])):
-            await _answering(self._poll(scope, poll[1], headers.get(b"if-none-match")), scope, receive, send)
+            await _respond(self._poll(scope, poll[1], headers.get(b"if-none-match")), scope, receive, send)
         elif headers is not None and scope["method"] == "POST" and headers.get(b"content-type") == b"application/json":
             await self._post(scope, receive, send, headers)
         else:
             await self.app(scope, receive, send)
 
-    async def _poll(self, scope: Scope, job_id: str, tags: bytes | None) -> "_Answer":
+    async def _poll(self, scope: Scope, job_id: str, tags: bytes | None) -> "_Response":
         job = self._ended.recall(job_id)
         if job is None:
-            job = shown(await _services(scope).jobs.get(UUID(job_id)))
+            job = render(await _services(scope).jobs.get(UUID(job_id)))
             self._ended.keep(job_id, job)
-        if tags is not None and has_seen([tags.decode("latin-1")], job.tag):
-            return _Answer(304, job.headers)
-        return _Answer(200, job.headers, job.body)
+        if tags is not None and matches([tags.decode("latin-1")], job.tag):
+            return _Response(304, job.headers)
+        return _Response(200, job.headers, job.body)
 
     async def _post(self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes]) -> None:
         expand = _EXPAND.fullmatch(scope["path"])
         if not expand and scope["path"] != _VOLUMES:
             await self.app(scope, receive, send)
             return
-        messages = await _received(receive)
-        services, origin = _services(scope), Origin(caller_of(headers.get(b"x-cistern-caller", b"").decode("latin-1")))
-        if expand and (wish := _said(GrowthIn, messages)):
-            accepting = _expand(services, UUID(expand[1]), wish, origin)
-        elif not expand and (wanted := _said(VolumeIn, messages)):
-            accepting = request_volume(wanted, services.volumes, services.snapshots, origin)
+        messages = await _receive_body(receive)
+        services, origin = (
+            _services(scope),
+            RequestOrigin(caller_of(headers.get(b"x-cistern-caller", b"").decode("latin-1"))),
+        )
+        if expand and (wish := _parsed(GrowthIn, messages)):
+            idempotent_transaction = _expand(services, UUID(expand[1]), wish, origin)
+        elif not expand and (wanted := _parsed(VolumeIn, messages)):
+            idempotent_transaction = request_volume(wanted, services.volumes, services.snapshots, origin)
         else:
-            await self.app(scope, _again(messages, receive), send)
+            await self.app(scope, _replayed(messages, receive), send)
             return
-        await _answering(_accepted(accepting), scope, receive, send)
+        await _respond(_accepted(idempotent_transaction), scope, receive, send)
 
 
-class _Answer:
+class _Response:
     """What is sent."""
 
     def __init__(self, status: int, headers: Headers, body: bytes | None = None) -> None:
@@ -96,22 +99,22 @@ class _Answer:
         self.body: Message = {"type": "http.response.body", "body": body or b""}
 
 
-async def _answering(answer: Awaitable[_Answer], scope: Scope, receive: Receive, send: Send) -> None:
+async def _respond(answer: Awaitable[_Response], scope: Scope, receive: Receive, send: Send) -> None:
     """Answer, or say why not, as the ordinary way would."""
     try:
         found = await answer
     except CisternError as error:
-        refusal = await refused(Request(scope), error)
+        refusal = await render_error(Request(scope), error)
         await refusal(scope, receive, send)
     else:
         await send(found.start)
         await send(found.body)
 
 
-async def _accepted(accepting: Awaitable[Job]) -> _Answer:
-    job = await accepting
-    headers = [(name.lower().encode(), value.encode()) for name, value in where_to_look(str(job.id)).items()]
-    return _Answer(202, headers, JobOut.of(job).model_dump_json().encode())
+async def _accepted(idempotent_transaction: Awaitable[Job]) -> _Response:
+    job = await idempotent_transaction
+    headers = [(name.lower().encode(), value.encode()) for name, value in job_location(str(job.id)).items()]
+    return _Response(202, headers, JobOut.from_row(job).model_dump_json().encode())
 
 
 def _plain_headers(scope: Scope) -> dict[bytes, bytes] | None:
@@ -119,22 +122,22 @@ def _plain_headers(scope: Scope) -> dict[bytes, bytes] | None:
     if scope["type"] != "http" or scope["query_string"] or scope.get("root_path"):
         return None
     headers = dict(scope["headers"])
-    return None if len(headers) < len(scope["headers"]) or headers.keys() & _UNUSUAL else headers
+    return None if len(headers) < len(scope["headers"]) or headers.keys() & _SLOW_PATH_HEADERS else headers
 
 
-async def _expand(services: Services, volume_id: UUID, wish: GrowthIn, origin: Origin) -> Job:
-    return await services.volumes.request_expand(volume_id, wish.growth(), origin=origin)
+async def _expand(services: Services, volume_id: UUID, body: GrowthIn, origin: RequestOrigin) -> Job:
+    return await services.volumes.request_expand(volume_id, body.growth(), origin=origin)
 
 
-async def _received(receive: Receive) -> list[Message]:
+async def _receive_body(receive: Receive) -> list[Message]:
     """Take what is sent: a whole body, unless it is unusually large."""
     messages = [await receive()]
-    while messages[-1].get("more_body") and len(_joined(messages)) <= _LARGEST:
+    while messages[-1].get("more_body") and len(_body(messages)) <= _MAX_BODY_BYTES:
         messages.append(await receive())
     return messages
 
 
-def _again(messages: Sequence[Message], receive: Receive) -> Receive:
+def _replayed(messages: Sequence[Message], receive: Receive) -> Receive:
     """Have what was taken received once more, and then the rest."""
     taken = iter(messages)
 
@@ -144,14 +147,14 @@ def _again(messages: Sequence[Message], receive: Receive) -> Receive:
     return again
 
 
-def _joined(messages: Sequence[Message]) -> bytes:
+def _body(messages: Sequence[Message]) -> bytes:
     return b"".join(message.get("body", b"") for message in messages)
 
 
-def _said(shape: type[Said], messages: Sequence[Message]) -> Said | None:
+def _parsed(shape: type[Parsed], messages: Sequence[Message]) -> Parsed | None:
     """Read a body; None if there is anything to say about it, or it is not there as a whole."""
-    body, last = _joined(messages), messages[-1]
-    if last["type"] != "http.request" or last.get("more_body") or len(body) > _LARGEST:
+    body, last = _body(messages), messages[-1]
+    if last["type"] != "http.request" or last.get("more_body") or len(body) > _MAX_BODY_BYTES:
         return None
     try:
         return shape.model_validate(json.loads(body))

@@ -19,7 +19,7 @@ from domain.jobs.states import ENDED
 MIB: Final = 2**20
 BEFORE: Final = 10 * MIB
 AFTER: Final = 25 * MIB
-WRITTEN: Final = MIB
+PING_KEY: Final = MIB
 AT_ONCE: Final = 32
 LONGEST_SECONDS: Final = 120.0
 _LOOK_SECONDS: Final = 0.1
@@ -34,7 +34,7 @@ class DemoFailed(CisternError):
 
 
 @dataclass
-class Act:
+class DemoStep:
     """One round of work on all volumes; ``jobs`` are what it took, ``seconds`` how long."""
 
     title: str
@@ -42,7 +42,7 @@ class Act:
     seconds: float = 0.0
 
 
-class Show:
+class Demo:
     """Creates volumes, writes, snapshots, overwrites, expands them all at once, restores, and compares the bytes."""
 
     def __init__(self, url: str, *, volumes: int, console: Console) -> None:
@@ -50,7 +50,7 @@ class Show:
         self._names = [f"demo-{number:03}" for number in range(1, volumes + 1)]
         self._console = console
         self._slots = asyncio.Semaphore(AT_ONCE)
-        self.acts: list[Act] = []
+        self.acts: list[DemoStep] = []
 
     async def run(self) -> None:
         """Play all acts.
@@ -138,8 +138,8 @@ class Show:
         return job
 
     @contextmanager
-    def _act(self, title: str) -> Iterator[tuple[Act, Callable[..., None]]]:
-        act = Act(title)
+    def _act(self, title: str) -> Iterator[tuple[DemoStep, Callable[..., None]]]:
+        act = DemoStep(title)
         self.acts.append(act)
         bar = self._bars.add_task(title, total=len(self._names))
         began = time.monotonic()
@@ -169,7 +169,7 @@ async def _answer(request: Awaitable[httpx.Response], status: int) -> Job:
 
 def _bytes(seed: str) -> bytes:
     """A mebibyte that no other seed gives."""
-    return hashlib.shake_128(seed.encode()).digest(WRITTEN)
+    return hashlib.shake_128(seed.encode()).digest(PING_KEY)
 
 
 def _overwrite(path: Path, content: bytes) -> None:
@@ -179,4 +179,4 @@ def _overwrite(path: Path, content: bytes) -> None:
 
 def _beginning(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(WRITTEN)
+        return file.read(PING_KEY)

@@ -21,7 +21,7 @@ from domain.migrations import migrate
 from domain.settings import PREFIX, Settings, load_settings, require_servers
 
 COLOURS = ("cyan", "green", "magenta", "yellow", "blue")
-WEB_PATIENCE = 10.0  # seconds; open requests get half of it
+WEB_STOP_SECONDS = 10.0  # seconds; open requests get half of it
 MARGIN = 10.0  # seconds a worker has beyond its own drain time; after five it leaves what hangs by itself
 
 
@@ -121,7 +121,7 @@ async def _serve(
     try:
         await either(*(asyncio.shield(life) for life in lives), work_when_ready(), signals.reach(1))
     finally:
-        await web.stop(WEB_PATIENCE, hurry)  # first: requests that wait for a job still need the workers
+        await web.stop(WEB_STOP_SECONDS, hurry)  # first: requests that wait for a job still need the workers
         patience = stack.settings.drain_seconds + MARGIN
         await asyncio.gather(*(worker.stop(patience, hurry) for worker in workers))
         await asyncio.gather(*lives, return_exceptions=True)
@@ -129,7 +129,7 @@ async def _serve(
 
 def _children(stack: Stack, environment: Mapping[str, str], output: Output) -> tuple[Child, list[Child]]:
     uvicorn = [sys.executable, "-m", "uvicorn", "api.main:app", "--host", stack.host, "--port", str(stack.port)]
-    graceful = ["--no-access-log", "--timeout-graceful-shutdown", str(int(WEB_PATIENCE / 2))]
+    graceful = ["--no-access-log", "--timeout-graceful-shutdown", str(int(WEB_STOP_SECONDS / 2))]
     web = Child("web", [*uvicorn, *graceful], environment=environment, output=output)
     worker = [sys.executable, "-m", "worker"]
     names = [f"worker.{number}" for number in range(1, stack.workers + 1)]

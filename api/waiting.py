@@ -9,7 +9,7 @@ MAX_WAIT_SECONDS: Final = 30
 _WAIT: Final = re.compile(r'wait\s*=\s*("?)([0-9]{1,9})\1', re.IGNORECASE | re.ASCII)
 
 
-def wished_wait(prefer: Sequence[str]) -> int | None:
+def preferred_wait(prefer: Sequence[str]) -> int | None:
     """Find the seconds to wait in all `Prefer` headers of a request; what makes no sense is ignored.
 
     The first of several wishes counts, as RFC 7240 has it, and nobody gets more than half a minute.

@@ -81,15 +81,15 @@ _VOLUMES: Final = text("""
 """)
 #: Of a hundred that have ended one has failed; ids grow with time, as those that are made in Python do.
 _FINISHED: Final = text("""
-    INSERT INTO jobs (id, kind, status, version, params, attempt, max_attempts, rings, volume_id, backend, result,
-                      rung_at, run_at, started_at, finished_at, created_at, worker_id)
+    INSERT INTO jobs (id, kind, status, version, params, attempt, max_attempts, epoch, volume_id, backend, result,
+                      dispatched_at, run_at, started_at, finished_at, created_at, worker_id)
     SELECT uuidv7(age), 'volume.expand', CASE WHEN n % 100 = 0 THEN 'failed' ELSE 'succeeded' END, 3,
            '{"to_size": 2097152, "fence": 2}', 1, 8, 0, gen_random_uuid(), 'local', '{"size": 2097152}', now() + age,
            now() + age, now() + age, now() + age, now() + age, gen_random_uuid()
     FROM (SELECT n, (n - :jobs - 1) * interval '1 second' AS age FROM generate_series(1, :jobs) AS n) AS past
 """)
 _QUEUED: Final = text("""
-    INSERT INTO jobs (id, kind, status, version, params, attempt, max_attempts, rings, volume_id, backend)
+    INSERT INTO jobs (id, kind, status, version, params, attempt, max_attempts, epoch, volume_id, backend)
     SELECT job_id, 'volume.expand', 'queued', 1, '{"to_size": 2097152, "fence": 2}', 0, 8, 0, id, 'local'
     FROM volumes
 """)

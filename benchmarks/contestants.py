@@ -248,7 +248,7 @@ _EXPANDING: Final = """
         FROM generate_series(1, $1::integer) AS n
         RETURNING id, job_id, version, size
     )
-    INSERT INTO jobs (id, kind, status, version, params, volume_id, backend, attempt, max_attempts, rings)
+    INSERT INTO jobs (id, kind, status, version, params, volume_id, backend, attempt, max_attempts, epoch)
     SELECT job_id, 'volume.expand', 'queued', 1, jsonb_build_object('to_size', 2 * size, 'fence', version), id, 'local',
         0, 8, 0
     FROM made"""

@@ -6,20 +6,20 @@ from collections.abc import AsyncIterator, Collection, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-_ASK_AGAIN_SECONDS: Final = 0.5
+_CANCEL_AGAIN_SECONDS: Final = 0.5
 #: Python's own thresholds are for small programs: with as many objects as here it would look for cycles thousands of
 #: times a minute, and find none.
-_COLLECT_AFTER: Final = (20_000, 20, 50)
+_GC_THRESHOLDS: Final = (20_000, 20, 50)
 
 
-def calm_the_collector() -> None:
+def tune_gc() -> None:
     """Have the garbage collector leave alone what is there for good, and look for cycles less often.
 
     To be called when everything is open.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*_COLLECT_AFTER)
+    gc.set_threshold(*_GC_THRESHOLDS)
 
 
 @asynccontextmanager
@@ -29,25 +29,25 @@ async def in_background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator
     try:
         yield
     finally:
-        await end(tasks)
+        await cancel_and_wait(tasks)
 
 
-async def end(tasks: Collection[asyncio.Task[Any]]) -> None:
+async def cancel_and_wait(tasks: Collection[asyncio.Task[Any]]) -> None:
     """Cancel until it is heard: Python 3.11's `wait_for`, in which redis-py sends, can swallow a cancellation."""
     left = set(tasks)
     while left:
         for task in left:
             task.cancel()
-        _, left = await asyncio.wait(left, timeout=_ASK_AGAIN_SECONDS)
+        _, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN_SECONDS)
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def let_end(tasks: Iterable[asyncio.Task[Any]]) -> None:
+def detach(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Leave tasks to themselves, whatever comes of them: asyncio logs a traceback for a failure nobody asked about."""
     for task in tasks:
-        task.add_done_callback(_hear)
+        task.add_done_callback(_retrieve_exception)
 
 
-def _hear(task: asyncio.Task[Any]) -> None:
+def _retrieve_exception(task: asyncio.Task[Any]) -> None:
     if not task.cancelled():
         task.exception()

@@ -46,7 +46,7 @@ _open: ContextVar[bool] = ContextVar("open_transaction", default=False)
 
 # SQLSTATE classes that pass by themselves: connection, rollback (deadlock), resources, operator, system; lock timeouts,
 # and a server that may not be written to, such as a standby that is just being promoted.
-_PASSING: Final = ("08", "40", "53", "57", "58", "25006", "25P03", "55P03")
+_TRANSIENT: Final = ("08", "40", "53", "57", "58", "25006", "25P03", "55P03")
 _LOCKED: Final = "55P03"
 #: Of these, what has to do with what was asked: it was locked, in a deadlock, or took too long.
 _CONTENDED: Final = ("40", "57014", _LOCKED)
@@ -60,12 +60,12 @@ _SERVER_SETTINGS: Final = {
 }
 
 #: A connection that has rested for so long may have died unnoticed.
-_RESTED_SECONDS: Final = 1.0
+_IDLE_SECONDS: Final = 1.0
 #: So long it has to answer, before all others that are as old are held to be dead too: less than a heartbeat waits.
-_PING_SECONDS: Final = 1.5
+_PING_TIMEOUT: Final = 1.5
 
 #: How long a process that ends waits for a PostgreSQL that is there, but does not answer.
-GOODBYE_SECONDS: Final = 3.0
+CLOSE_TIMEOUT: Final = 3.0
 
 
 class Base(DeclarativeBase):
@@ -107,7 +107,7 @@ def enum_text(states: type[enum.Enum]) -> Enum:
 
 def given_rows(rows: Iterable[Mapping[str, Any]], **columns: TypeEngine[Any]) -> TableValuedAlias:
     """Pass any number of rows to a statement as one JSON parameter, so that its text and plan stay the same."""
-    payload = [{name: plain(value) for name, value in row.items()} for row in rows]
+    payload = [{name: json_value(value) for name, value in row.items()} for row in rows]
     return (
         func.jsonb_to_recordset(cast(literal(payload, JSONB), JSONB))
         .table_valued(*(column(name, type_) for name, type_ in columns.items()))
@@ -124,7 +124,7 @@ def unnested(name: str, **types: str) -> str:
     return f"unnest({arrays}) AS {name} ({', '.join(types)})"
 
 
-def in_columns(rows: Sequence[Any]) -> dict[str, list[Any]]:
+def as_arrays(rows: Sequence[Any]) -> dict[str, list[Any]]:
     """Give named tuples of one kind, at least one, as the parameters that `unnested` asks for."""
     return dict(zip(rows[0]._fields, map(list, zip(*rows, strict=True)), strict=True))
 
@@ -134,7 +134,7 @@ def as_json(value: Any) -> str:
     return to_json(value).decode()
 
 
-def plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """Put a value as JSON has it."""
     return str(value) if isinstance(value, UUID) else value
 
@@ -163,7 +163,7 @@ class Database:
             hide_parameters=True,  # an error over a chunk would quote a thousand rows, and names are not for logs
             connect_args={"server_settings": dict(_SERVER_SETTINGS), "timeout": 5, "command_timeout": 60},
         )
-        _look_at_what_has_rested(self._engine)
+        _check_idle_connections(self._engine)
         self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
         self._single = self._engine.execution_options(isolation_level="AUTOCOMMIT")
 
@@ -174,7 +174,7 @@ class Database:
         Raises:
             DatabaseUnavailable: as `transaction`.
         """
-        with _opened():
+        with _transaction_errors():
             async with self._single.connect() as connection:
                 yield connection
 
@@ -186,7 +186,7 @@ class Database:
             DatabaseUnavailable: the connection is missing or was lost. Whether a COMMIT that was on its way
                 took effect is then unknown; whoever must know asks again.
         """
-        with _opened():
+        with _transaction_errors():
             async with self._sessions() as session, session.begin():
                 yield session
 
@@ -225,25 +225,25 @@ class Database:
     async def close(self) -> None:
         """Close every connection; without its goodbye, where PostgreSQL does not answer one."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(GOODBYE_SECONDS):
+            async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self._engine.dispose()
 
 
 @contextmanager
-def _opened() -> Iterator[None]:
+def _transaction_errors() -> Iterator[None]:
     """Remember that a transaction is open, and name the failures that pass."""
     token = _open.set(True)
     try:
         yield
     except (OSError, PoolTimeout, DBAPIError) as error:
-        if passes(error):
+        if is_transient(error):
             raise DatabaseUnavailable from error
         raise
     finally:
         _open.reset(token)
 
 
-def _look_at_what_has_rested(engine: AsyncEngine) -> None:
+def _check_idle_connections(engine: AsyncEngine) -> None:
     """Have a connection that nobody has used for a while looked at before it is used: PostgreSQL may have restarted.
 
     `pool_pre_ping` looks every time, which is a round trip in each transaction.
@@ -255,33 +255,33 @@ def _look_at_what_has_rested(engine: AsyncEngine) -> None:
 
     @event.listens_for(engine.sync_engine, "checkout")
     def look(connection: Any, record: Any, _: Any) -> None:
-        if time.monotonic() - record.info.get("rests_since", math.inf) > _RESTED_SECONDS:
+        if time.monotonic() - record.info.get("rests_since", math.inf) > _IDLE_SECONDS:
             try:
                 # SQLAlchemy's own ping waits as long as for any answer.
-                connection.run_async(lambda raw: raw.fetchrow(";", timeout=_PING_SECONDS))
+                connection.run_async(lambda raw: raw.fetchrow(";", timeout=_PING_TIMEOUT))
             except Exception as error:
                 connection.driver_connection.terminate()  # a goodbye would take longer than a heartbeat can wait
                 raise InvalidatePoolError from error  # the pool connects anew
 
 
-def passes(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Tell whether PostgreSQL is only away for the moment."""
     if not isinstance(error, DBAPIError):
         return True
-    return error.connection_invalidated or _sqlstate(error).startswith(_PASSING)
+    return error.connection_invalidated or _sqlstate(error).startswith(_TRANSIENT)
 
 
-def is_outage(error: Exception) -> bool:
+def is_unavailable(error: Exception) -> bool:
     """Tell whether it is a failure of PostgreSQL that passes by itself, whatever the cause."""
     return isinstance(error, DatabaseUnavailable)
 
 
-def is_away(error: Exception) -> bool:
+def is_unreachable(error: Exception) -> bool:
     """Tell whether PostgreSQL itself was not to be had, whatever it was asked."""
     return isinstance(error, DatabaseUnavailable) and not _sqlstate(error.__cause__).startswith(_CONTENDED)
 
 
-def was_locked(error: DatabaseUnavailable) -> bool:
+def was_lock_timeout(error: DatabaseUnavailable) -> bool:
     """Tell whether PostgreSQL was there all the time, and only what somebody else had locked was not to be had."""
     return _sqlstate(error.__cause__) == _LOCKED
 

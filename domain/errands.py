@@ -12,28 +12,28 @@ from domain.errors import DatabaseUnavailable
 log = structlog.get_logger(__name__)
 
 
-class Errand(NamedTuple):
+class MaintenanceTask(NamedTuple):
     """Something that is done whenever there is a need."""
 
     #: What the log says when there was something to do.
     event: str
     #: Returns how much there was to do.
-    do: Callable[[], Awaitable[int]]
+    run: Callable[[], Awaitable[int]]
     #: Whether there may be something to do: seen without locks, so whoever does it looks again.
     needed: ColumnElement[bool]
     #: Whether it is only for a worker that beats.
-    only_while_beating: bool = False
+    requires_heartbeat: bool = False
 
 
-class Errands:
+class MaintenanceTasks:
     """Errands, in the order in which they are run."""
 
-    def __init__(self, database: Database, errands: Sequence[Errand]) -> None:
+    def __init__(self, database: Database, tasks: Sequence[MaintenanceTask]) -> None:
         self._database = database
-        self._errands = errands
-        self._question = select(*(errand.needed for errand in errands))
+        self._tasks = tasks
+        self._question = select(*(task.needed for task in tasks))
 
-    async def look(self) -> Sequence[tuple[Errand, bool]]:
+    async def due(self) -> Sequence[tuple[MaintenanceTask, bool]]:
         """Tell which of them may be needed. Mostly none is, so it takes one statement for all.
 
         Whoever cannot see must take it that all are: one sign that fails keeps no errand from being run.
@@ -42,9 +42,9 @@ class Errands:
             needed = await self._needed()
         except Exception as error:
             if not isinstance(error, DatabaseUnavailable):  # else they will find out themselves, and say so
-                log.exception("errands.unseen")
-            needed = [True] * len(self._errands)
-        return list(zip(self._errands, needed, strict=True))
+                log.exception("maintenance.check_failed")
+            needed = [True] * len(self._tasks)
+        return list(zip(self._tasks, needed, strict=True))
 
     async def _needed(self) -> Sequence[bool]:
         async with self._database.autocommit() as connection:

@@ -158,13 +158,13 @@ class JobEnded(Conflict):
     code = "job-ended"
 
 
-class JobIsPart(Conflict):
+class JobIsChild(Conflict):
     """This job is a part of another one; cancel or retry that.
 
     ``job_id`` in ``details`` is the whole.
     """
 
-    code = "job-is-part"
+    code = "child-job"
 
 
 class VolumeHasSnapshots(Conflict):

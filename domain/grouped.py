@@ -14,13 +14,13 @@ Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
 #: Of those that go alone so many are on their way at once: they share a pool of connections with everybody.
-_ALONE: Final = 4
+_MAX_SINGLE_SENDS: Final = 4
 
-_Asked = tuple[Item, "asyncio.Future[Answer]"]
+_Submitted = tuple[Item, "asyncio.Future[Answer]"]
 Send = Callable[[Sequence[Item]], Awaitable[Sequence[Answer | Exception]]]
 
 
-class Grouped(Generic[Item, Answer]):
+class Batcher(Generic[Item, Answer]):
     """One small thing that concurrent tasks do, such as one kind of statement.
 
     ``send`` takes items and returns as many answers, in their order; an answer that is an exception is raised to the
@@ -32,24 +32,24 @@ class Grouped(Generic[Item, Answer]):
         self,
         send: "Send[Item, Answer]",
         *,
-        most: int,
-        is_common: Callable[[Exception], bool] = lambda _: False,
-        is_revocable: bool = False,
+        max_batch: int,
+        fails_all: Callable[[Exception], bool] = lambda _: False,
+        drop_cancelled: bool = False,
     ) -> None:
         """``most``: so many items in one call. A failure that ``is_common`` to all of them is told to each at once.
 
         ``is_revocable``: what nobody waits for any more is not sent.
         """
         self._send = send
-        self._most = most
-        self._is_common = is_common
-        self._is_revocable = is_revocable
-        self._waiting: list[_Asked[Item, Answer]] = []
+        self._max_batch = max_batch
+        self._fails_all = fails_all
+        self._drop_cancelled = drop_cancelled
+        self._waiting: list[_Submitted[Item, Answer]] = []
         self._sending: asyncio.Task[None] | None = None
-        self._alone: set[asyncio.Task[None]] = set()
-        self._few = asyncio.Semaphore(_ALONE)
+        self._single_sends: set[asyncio.Task[None]] = set()
+        self._single_slots = asyncio.Semaphore(_MAX_SINGLE_SENDS)
 
-    def hand_in(self, item: Item) -> "asyncio.Future[Answer]":
+    def submit(self, item: Item) -> "asyncio.Future[Answer]":
         """Have an item sent, and go on; the future has the answer. Cancelling it takes back only what is revocable."""
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, answer))
@@ -59,48 +59,48 @@ class Grouped(Generic[Item, Answer]):
 
     async def __call__(self, item: Item) -> Answer:
         """Have an item sent, and wait for its answer."""
-        return await self.hand_in(item)
+        return await self.submit(item)
 
     async def _send_all(self) -> None:
         speak_of_nothing()  # what is logged here is not about whoever happened to be the first
         try:
-            while gathered := self._gather():
-                await self._deliver(gathered)
+            while batch := self._next_batch():
+                await self._deliver(batch)
         finally:
             self._sending = None
 
-    def _gather(self) -> "Sequence[_Asked[Item, Answer]]":
-        if self._is_revocable:
-            self._waiting = [asked for asked in self._waiting if not asked[1].cancelled()]
-        gathered, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
-        return gathered
+    def _next_batch(self) -> "Sequence[_Submitted[Item, Answer]]":
+        if self._drop_cancelled:
+            self._waiting = [submitted for submitted in self._waiting if not submitted[1].cancelled()]
+        batch, self._waiting = self._waiting[: self._max_batch], self._waiting[self._max_batch :]
+        return batch
 
-    async def _deliver(self, gathered: "Sequence[_Asked[Item, Answer]]") -> None:
+    async def _deliver(self, batch: "Sequence[_Submitted[Item, Answer]]") -> None:
         try:
-            answers = await self._send([item for item, _ in gathered])
-            told = list(zip(gathered, answers, strict=True))
+            answers = await self._send([item for item, _ in batch])
+            told = list(zip(batch, answers, strict=True))
         except Exception as error:  # noqa: BLE001 (it is raised to whoever asked)
-            if len(gathered) > 1 and not self._is_common(error):
-                self._part(gathered)
+            if len(batch) > 1 and not self._fails_all(error):
+                self._send_singly(batch)
                 return
-            for _, future in gathered:
-                _tell(future, error)
+            for _, future in batch:
+                _resolve(future, error)
         else:
             for (_, future), answer in told:
-                _tell(future, answer)
+                _resolve(future, answer)
 
-    def _part(self, gathered: "Sequence[_Asked[Item, Answer]]") -> None:
-        for asked in gathered:
-            task = asyncio.create_task(self._deliver_alone(asked))
-            self._alone.add(task)
-            task.add_done_callback(self._alone.discard)
+    def _send_singly(self, batch: "Sequence[_Submitted[Item, Answer]]") -> None:
+        for submitted in batch:
+            task = asyncio.create_task(self._deliver_one(submitted))
+            self._single_sends.add(task)
+            task.add_done_callback(self._single_sends.discard)
 
-    async def _deliver_alone(self, asked: "_Asked[Item, Answer]") -> None:
-        async with self._few:
-            await self._deliver([asked])
+    async def _deliver_one(self, submitted: "_Submitted[Item, Answer]") -> None:
+        async with self._single_slots:
+            await self._deliver([submitted])
 
 
-def _tell(future: "asyncio.Future[Answer]", answer: Answer | Exception) -> None:
+def _resolve(future: "asyncio.Future[Answer]", answer: Answer | Exception) -> None:
     if future.done():  # whoever asked has gone
         return
     if isinstance(answer, Exception):

@@ -7,39 +7,39 @@ from dataclasses import dataclass
 from domain.bulk.chunks import Chunks
 from domain.bulk.kinds import EXPAND, LANE, SNAPSHOT
 from domain.bulk.ledger import clear_ledgers
-from domain.bulk.operation import Operation
+from domain.bulk.operation import BulkOperation
 from domain.bulk.scheduled import ScheduledBulk
 from domain.bulk.service import BulkService
 from domain.database import Database
-from domain.errands import Errand, Errands
-from domain.expansion.growing import Growing
-from domain.expansion.policy import BulkExpansion
-from domain.expansion.service import ExpansionService
-from domain.inspection.service import Inspection
-from domain.jobs.foreman import Foreman
-from domain.jobs.kinds import Abandon, Again, Record
+from domain.errands import MaintenanceTask, MaintenanceTasks
+from domain.expansion.growing import ExpandOperation
+from domain.expansion.policy import BulkExpandRequest
+from domain.expansion.service import BulkExpandService
+from domain.inspection.service import Check
+from domain.jobs.foreman import JobEngine
+from domain.jobs.kinds import Abandon, Record, Retry
 from domain.jobs.model import Worker
-from domain.jobs.orders import WorkOrder
-from domain.jobs.orphans import any_neglected
+from domain.jobs.orders import ClaimedJob
+from domain.jobs.orphans import any_orphans_or_dead_workers
 from domain.jobs.outcomes import Outcome, Payload
-from domain.jobs.parents import any_forsaken
+from domain.jobs.parents import any_without_lanes
 from domain.jobs.queue import JobQueue
 from domain.jobs.retention import Retention
 from domain.jobs.retry import RetryPolicy
-from domain.jobs.rings import any_rung_before, any_unrung
+from domain.jobs.rings import any_dispatched_before, any_undispatched
 from domain.jobs.service import JobService
-from domain.jobs.signals import Signposts
+from domain.jobs.signals import StatsCache
 from domain.jobs.watcher import Watcher
 from domain.schedules.actions import Action
 from domain.schedules.repository import any_due, prune_runs
 from domain.schedules.service import ScheduleService
-from domain.schedules.starter import Starter
+from domain.schedules.starter import ScheduleRunner
 from domain.settings import Settings, require_database, require_servers
 from domain.snapshots.bulk import BulkSnapshotService
-from domain.snapshots.policy import BulkSnapshot
+from domain.snapshots.policy import BulkSnapshotRequest
 from domain.snapshots.repository import refuse_if_it_has_snapshots
 from domain.snapshots.service import SnapshotService
-from domain.snapshots.snapshotting import Snapshotting
+from domain.snapshots.snapshotting import SnapshotOperation
 from domain.storage.backends import Backends
 from domain.storage.driver import Grant
 from domain.volumes.service import VolumeService
@@ -49,10 +49,10 @@ from domain.volumes.service import VolumeService
 class Handler:
     """Everything about one kind of job: asking again, the work, its effect, and the way out."""
 
-    again: Again
-    do: Callable[[WorkOrder, Grant], Awaitable[Outcome]]
+    retry: Retry
+    perform: Callable[[ClaimedJob, Grant], Awaitable[Outcome]]
     record: Record
-    seal: Callable[[WorkOrder, Grant], Awaitable[Payload | None]]
+    seal: Callable[[ClaimedJob, Grant], Awaitable[Payload | None]]
     abandon: Abandon
 
 
@@ -60,38 +60,38 @@ def handlers(
     volumes: VolumeService,
     snapshots: SnapshotService,
     bulk: BulkService,
-    expansion: ExpansionService,
+    expansion: BulkExpandService,
     bulk_snapshots: BulkSnapshotService,
 ) -> dict[str, Handler]:
     """Draw up the table; the work of a lane is put in by the worker whose it is."""
     v, s, b, e, bs = volumes, snapshots, bulk, expansion, bulk_snapshots
     return {
-        "volume.create": Handler(v.again_create, v.create, v.record_create, v.seal, v.abandon_create),
-        "volume.expand": Handler(v.again_expand, v.expand, v.record_expand, v.seal, v.abandon_expand),
-        "volume.delete": Handler(v.again_delete, v.delete, v.record_delete, v.seal, v.abandon_delete),
-        "snapshot.take": Handler(s.again_take, s.take, s.record_take, s.seal_snapshot, s.abandon_take),
-        "snapshot.restore": Handler(s.again_restore, s.restore, s.record_restore, s.seal_volume, s.abandon_restore),
-        "snapshot.delete": Handler(s.again_delete, s.delete, s.record_delete, s.seal_snapshot, s.abandon_delete),
-        "snapshot.clone": Handler(s.again_clone, s.clone, s.record_clone, s.seal_volume, s.abandon_clone),
-        EXPAND: Handler(e.again_expand, b.plan, b.hand_over, _nothing, b.abandon),
-        SNAPSHOT: Handler(bs.again_snapshots, b.plan, b.hand_over, _nothing, b.abandon),
-        LANE: Handler(b.again_lane, _in_a_workshop, b.record_lane, _nothing, b.abandon_lane),
+        "volume.create": Handler(v.retry_create, v.create, v.record_create, v.seal, v.abandon_create),
+        "volume.expand": Handler(v.retry_expand, v.expand, v.record_expand, v.seal, v.abandon_expand),
+        "volume.delete": Handler(v.retry_delete, v.delete, v.record_delete, v.seal, v.abandon_delete),
+        "snapshot.take": Handler(s.retry_take, s.take, s.record_take, s.seal_snapshot, s.abandon_take),
+        "snapshot.restore": Handler(s.retry_restore, s.restore, s.record_restore, s.seal_volume, s.abandon_restore),
+        "snapshot.delete": Handler(s.retry_delete, s.delete, s.record_delete, s.seal_snapshot, s.abandon_delete),
+        "snapshot.clone": Handler(s.retry_clone, s.clone, s.record_clone, s.seal_volume, s.abandon_clone),
+        EXPAND: Handler(e.retry_expand, b.plan, b.hand_over, _nothing, b.abandon),
+        SNAPSHOT: Handler(bs.retry_snapshots, b.plan, b.hand_over, _nothing, b.abandon),
+        LANE: Handler(b.retry_lane, _in_a_workshop, b.record_lane, _nothing, b.abandon_lane),
     }
 
 
-def actions(expansion: ExpansionService, snapshots: BulkSnapshotService, backends: Backends) -> dict[str, Action]:
+def actions(expansion: BulkExpandService, snapshots: BulkSnapshotService, backends: Backends) -> dict[str, Action]:
     """Draw up the table of what a schedule may ask for."""
     return {
-        EXPAND: ScheduledBulk(expansion, BulkExpansion.wished, backends),
-        SNAPSHOT: ScheduledBulk(snapshots, BulkSnapshot.wished, backends),
+        EXPAND: ScheduledBulk(expansion, BulkExpandRequest.from_request, backends),
+        SNAPSHOT: ScheduledBulk(snapshots, BulkSnapshotRequest.from_request, backends),
     }
 
 
-async def _nothing(_: WorkOrder, __: Grant) -> None:
+async def _nothing(_: ClaimedJob, __: Grant) -> None:
     """There is nothing on the storage that an earlier attempt of the whole could still change."""
 
 
-async def _in_a_workshop(job: WorkOrder, _: Grant) -> Outcome:
+async def _in_a_workshop(job: ClaimedJob, _: Grant) -> Outcome:
     raise NotImplementedError(f"{job.kind} is the worker's own work (worker/lanes.py)")
 
 
@@ -106,39 +106,45 @@ class Services:
     volumes: VolumeService
     snapshots: SnapshotService
     bulk: BulkService
-    expansion: ExpansionService
+    expansion: BulkExpandService
     bulk_snapshots: BulkSnapshotService
     chunks: Chunks
     actions: dict[str, Action]
     schedules: ScheduleService
-    starter: Starter
+    schedule_runner: ScheduleRunner
     jobs: JobService
     handlers: dict[str, Handler]
     retry_policy: RetryPolicy
     watcher: Watcher
-    signals: Signposts
+    stats: StatsCache
     retention: Retention
 
-    def foreman(self, worker: Worker) -> Foreman:
+    def engine(self, worker: Worker) -> JobEngine:
         """Give one worker process its view of the job book."""
-        return Foreman(self.database, self.queue, self.handlers, worker=worker, lease=self.settings.lease_seconds)
+        return JobEngine(self.database, self.queue, self.handlers, worker=worker, lease=self.settings.lease_seconds)
 
-    def errands(self, foreman: Foreman) -> Errands:
+    def maintenance_tasks(self, engine: JobEngine) -> MaintenanceTasks:
         """Draw up what a worker does for all; those that ring come last, for the others leave something to be rung."""
-        return Errands(
+        return MaintenanceTasks(
             self.database,
             (
-                Errand("jobs.rescued", foreman.rescue, any_neglected(), only_while_beating=True),
-                Errand("bulks.tended", self.bulk.tend, any_forsaken(), only_while_beating=True),
-                Errand("schedules.started", self.starter.start_due, any_due(self.actions)),
-                Errand("rings.due", foreman.ring_due, any_unrung(self.handlers)),
-                Errand("rings.found_lost", foreman.ring_lost, any_rung_before(foreman.ring_patience, self.handlers)),
+                MaintenanceTask("jobs.rescued", engine.rescue, any_orphans_or_dead_workers(), requires_heartbeat=True),
+                MaintenanceTask(
+                    "bulk.lanes_assigned", self.bulk.assign_lanes, any_without_lanes(), requires_heartbeat=True
+                ),
+                MaintenanceTask("schedules.started", self.schedule_runner.start_due, any_due(self.actions)),
+                MaintenanceTask("messages.dispatched", engine.dispatch_due, any_undispatched(self.handlers)),
+                MaintenanceTask(
+                    "messages.redispatched",
+                    engine.redispatch_lost,
+                    any_dispatched_before(engine.redispatch_after, self.handlers),
+                ),
             ),
         )
 
-    def inspection(self) -> Inspection:
+    def check(self) -> Check:
         """Give somebody who wants to know whether rows, ledger and disk agree a look at all of them."""
-        return Inspection(self.database, self.backends, self.handlers, lease=self.settings.lease_seconds)
+        return Check(self.database, self.backends, self.handlers, lease=self.settings.lease_seconds)
 
 
 @asynccontextmanager
@@ -154,7 +160,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
 
 
 @asynccontextmanager
-async def open_inspection(settings: Settings) -> AsyncIterator[Inspection]:
+async def open_check(settings: Settings) -> AsyncIterator[Check]:
     """Open what an inspection needs, which is PostgreSQL and the backends.
 
     Raises:
@@ -163,7 +169,7 @@ async def open_inspection(settings: Settings) -> AsyncIterator[Inspection]:
     require_database(settings)
     # Whoever opens a queue connects on first use, and an inspection has none: any address will do.
     async with _opened(settings.model_copy(update={"redis_url": settings.redis_url or "redis://"})) as services:
-        yield services.inspection()
+        yield services.check()
 
 
 @asynccontextmanager
@@ -185,15 +191,15 @@ def compose(settings: Settings, database: Database, queue: JobQueue, backends: B
         database, queue, backends, max_attempts=settings.max_attempts, refuse_delete=refuse_if_it_has_snapshots
     )
     snapshots = SnapshotService(database, queue, backends, max_attempts=settings.max_attempts)
-    expansion = ExpansionService(
+    expansion = BulkExpandService(
         database, queue, max_attempts=settings.max_attempts, max_concurrent=settings.max_concurrent
     )
     bulk_snapshots = BulkSnapshotService(
         database, queue, max_attempts=settings.max_attempts, max_concurrent=settings.max_concurrent
     )
-    operations: dict[str, Operation] = {
-        EXPAND: Growing(database, backends),
-        SNAPSHOT: Snapshotting(backends, snapshots),
+    operations: dict[str, BulkOperation] = {
+        EXPAND: ExpandOperation(database, backends),
+        SNAPSHOT: SnapshotOperation(backends, snapshots),
     }
     bulk = BulkService(database, queue, operations)
     table = handlers(volumes, snapshots, bulk, expansion, bulk_snapshots)
@@ -208,14 +214,14 @@ def compose(settings: Settings, database: Database, queue: JobQueue, backends: B
         bulk=bulk,
         expansion=expansion,
         bulk_snapshots=bulk_snapshots,
-        chunks=Chunks(database, queue, operations, patience=settings.busy_seconds),
+        chunks=Chunks(database, queue, operations, busy_seconds=settings.busy_seconds),
         actions=schedulable,
         schedules=ScheduleService(database, schedulable),
-        starter=Starter(database, queue, schedulable),
+        schedule_runner=ScheduleRunner(database, queue, schedulable),
         jobs=JobService(database, queue, table),
         handlers=table,
         retry_policy=RetryPolicy(settings.retry_seconds),
         watcher=Watcher(database, queue),
-        signals=Signposts(database),
+        stats=StatsCache(database),
         retention=Retention(database, clear_ledgers, days=settings.keep_jobs_days, others=[prune_runs]),
     )

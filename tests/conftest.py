@@ -23,7 +23,7 @@ configure_logging(Settings(_env_file=None))
 TEMPLATE = "cistern_template"
 
 #: Has a module say also what is not said at the level of these tests.
-Talkative = Callable[[ModuleType], None]
+LogAtDebug = Callable[[ModuleType], None]
 
 
 def _database(url: str, name: str) -> str:
@@ -31,7 +31,7 @@ def _database(url: str, name: str) -> str:
 
 
 @pytest.fixture
-def talkative(monkeypatch: pytest.MonkeyPatch) -> Talkative:
+def log_at_debug(monkeypatch: pytest.MonkeyPatch) -> LogAtDebug:
     def made_so(module: ModuleType) -> None:
         at_debug = structlog.make_filtering_bound_logger("debug")
         log = structlog.wrap_logger(logging.getLogger(module.__name__), wrapper_class=at_debug)

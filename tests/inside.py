@@ -4,23 +4,23 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from domain.background import end
+from domain.background import cancel_and_wait
 from domain.settings import Settings
-from worker.delivery import Delivery
-from worker.main import arq_settings, workshop
+from worker.delivery import ArqConsumer
+from worker.main import arq_settings, open_worker
 from worker.runner import Runner
 
 
 @asynccontextmanager
-async def working(settings: Settings) -> AsyncIterator[Runner]:
+async def running_worker(settings: Settings) -> AsyncIterator[Runner]:
     """Have a worker work as long as the block lasts."""
-    async with workshop(settings) as runner:
-        arq = Delivery(runner, arq_settings(settings))
+    async with open_worker(settings) as runner:
+        arq = ArqConsumer(runner, arq_settings(settings))
         delivery = asyncio.create_task(arq.main())
         try:
             yield runner
         finally:
-            await end([delivery])
+            await cancel_and_wait([delivery])
             await runner.close()
             await asyncio.gather(*arq.tasks.values(), return_exceptions=True)
             await arq.pool.aclose(close_connection_pool=True)

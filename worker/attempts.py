@@ -6,9 +6,9 @@ from typing import Final
 import structlog
 
 from domain.errors import CisternError
-from domain.jobs.orders import WorkOrder
-from domain.jobs.orphans import LAST_CHANCES
-from domain.jobs.outcomes import Cancelled, GaveUp, Interrupted, Outcome, Payload, RetryIn, Superseded
+from domain.jobs.orders import ClaimedJob
+from domain.jobs.orphans import EXTRA_CLAIMS
+from domain.jobs.outcomes import Cancelled, Failed, Outcome, Payload, Released, RetryIn, Superseded
 from domain.jobs.retry import WORKER_LOST, RetryPolicy, describe
 from domain.services import Handler
 from domain.storage.driver import (
@@ -23,7 +23,7 @@ from domain.storage.driver import (
 
 _STOPPED: Final[dict[StopReason, Outcome]] = {
     StopReason.CANCELLED: Cancelled(),
-    StopReason.SHUTDOWN: Interrupted(),
+    StopReason.SHUTDOWN: Released(),
     StopReason.LEASE_LOST: Superseded(),
 }
 
@@ -38,27 +38,27 @@ class Attempts:
         self._handlers = handlers
         self._retry_policy = retry_policy
 
-    async def perform(self, job: WorkOrder, grant: Grant) -> Outcome:
+    async def perform(self, job: ClaimedJob, grant: Grant) -> Outcome:
         """Do the work, and find out what is to be found out if it comes to nothing."""
         outcome = await self._attempt(job, grant)
-        if isinstance(outcome, GaveUp | Cancelled):
+        if isinstance(outcome, Failed | Cancelled):
             return await self._seal(job, grant, outcome)
         return outcome
 
-    async def _attempt(self, job: WorkOrder, grant: Grant) -> Outcome:
+    async def _attempt(self, job: ClaimedJob, grant: Grant) -> Outcome:
         if job.cancel_requested_at is not None:
             return Cancelled()
         if job.attempt > job.max_attempts:  # its last one died with its worker; all that is left is to end it
-            return GaveUp(job.error or WORKER_LOST)
+            return Failed(job.error or WORKER_LOST)
         try:
-            return await self._handlers[job.kind].do(job, grant)
+            return await self._handlers[job.kind].perform(job, grant)
         except CisternError as error:
-            return self._judge(job, error)
+            return self._decide(job, error)
         except Exception:
-            log.exception("job.crashed")
-            return self._judge(job, CisternError())
+            log.exception("job.handler_error")
+            return self._decide(job, CisternError())
 
-    def _judge(self, job: WorkOrder, error: CisternError) -> Outcome:
+    def _decide(self, job: ClaimedJob, error: CisternError) -> Outcome:
         """Turn a failure into a decision."""
         match error:
             case Stopped(reason=reason):
@@ -68,11 +68,11 @@ class Attempts:
             case StorageBusy():
                 return self._retry_policy.wait(error)
             case PermanentStorageError():
-                return GaveUp(describe(error))
+                return Failed(describe(error))
             case _:
                 return self._retry_policy.decide(error, attempt=job.attempt, max_attempts=job.max_attempts)
 
-    async def _seal(self, job: WorkOrder, grant: Grant, outcome: GaveUp | Cancelled) -> Outcome:
+    async def _seal(self, job: ClaimedJob, grant: Grant, outcome: Failed | Cancelled) -> Outcome:
         """Shut earlier attempts out and see what is on the storage, before the volume is let go."""
         try:
             found: Payload | None = await self._handlers[job.kind].seal(job, grant)
@@ -81,22 +81,22 @@ class Attempts:
         except FenceRefused:
             return Superseded()
         except TransientStorageError as error:
-            if self._has_chances(job):
-                return self._once_more(job, error)
+            if self._may_claim_again(job):
+                return self._retry(job, error)
             found = None
         except CisternError as error:  # of the storage, or a backend that is configured no more
-            log.warning("storage.unknown", error=error.message)
+            log.warning("storage.state_unknown", error=error.message)
             found = None
         except Exception:
-            log.exception("job.crashed")
-            if self._has_chances(job):
-                return self._once_more(job, CisternError())
+            log.exception("job.handler_error")
+            if self._may_claim_again(job):
+                return self._retry(job, CisternError())
             found = None
-        return Cancelled(found) if isinstance(outcome, Cancelled) else GaveUp(outcome.error, found)
+        return Cancelled(found) if isinstance(outcome, Cancelled) else Failed(outcome.error, found)
 
-    def _has_chances(self, job: WorkOrder) -> bool:
+    def _may_claim_again(self, job: ClaimedJob) -> bool:
         """Tell whether to try again: a volume must not be let go before earlier attempts are shut out, but some day."""
-        return job.attempt < job.max_attempts + LAST_CHANCES
+        return job.attempt < job.max_attempts + EXTRA_CLAIMS
 
-    def _once_more(self, job: WorkOrder, error: CisternError) -> Outcome:
+    def _retry(self, job: ClaimedJob, error: CisternError) -> Outcome:
         return RetryIn(self._retry_policy.delay(job.attempt), describe(error))

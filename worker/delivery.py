@@ -16,17 +16,17 @@ from arq.utils import timestamp_ms
 from arq.worker import Worker
 
 from domain.jobs.messages import read_message
-from domain.jobs.queue import BELL
+from domain.jobs.queue import WAKEUPS
 from worker.runner import Runner
 
 #: How long arq keeps a message from others that was delivered here, until the row is claimed. If we die in between it
 #: is lost time; if it runs out too early, two claims meet, of which one gets the row.
-_DELIVERY_SECONDS: Final = 3.0
+_CLAIM_TIMEOUT_SECONDS: Final = 3.0
 #: How often we look without being rung for: stock producers have no bell, and one that was woken may have died.
-_LOOK_SECONDS: Final = 0.5
+_POLL_SECONDS: Final = 0.5
 
 #: Takes messages that are due and that nobody has, past all that others have; silences the bell if there are no more.
-_TAKE: Final = f"""
+_FETCH: Final = f"""
 local taken, seen, wanted = {{}}, 0, tonumber(ARGV[2])
 local page = math.max(wanted, 100)
 repeat
@@ -48,52 +48,52 @@ log = structlog.get_logger(__name__)
 Message = tuple[bytes, bytes | None]
 
 
-class Delivery(Worker):
+class ArqConsumer(Worker):
     """Delivers messages to a runner, until Redis fails or refuses."""
 
     def __init__(self, runner: Runner, settings: dict[str, Any]) -> None:
         # A poll delay is what arq sleeps after each iteration; ours ends when there is something to do.
         delay = {} if settings.get("burst") else {"poll_delay": 0}
         super().__init__(**settings | delay, handle_signals=False, ctx={"runner": runner})
-        self.in_progress_timeout_s = _DELIVERY_SECONDS
+        self.in_progress_timeout_s = _CLAIM_TIMEOUT_SECONDS
         self._runner = runner
 
     async def _poll_iteration(self) -> None:
-        room = self._room()
-        taken = await self._take(room) if room else []
+        room = self._free_capacity()
+        taken = await self._fetch(room) if room else []
         for message_id, message in taken:
-            self._start(message_id, message)
+            self._handle(message_id, message)
         if self.allow_abort_jobs:
             await self._cancel_aborted_jobs()
         await self.heart_beat()
         if not self.burst and len(taken) < max(room, 1):
-            await self._rest()
+            await self._wait_for_messages()
 
-    def _room(self) -> int:
+    def _free_capacity(self) -> int:
         """How many messages may be taken now."""
         if not self.allow_pick_jobs:
             return 0
-        room = self._runner.room
+        room = self._runner.capacity
         if self.burst and self.max_burst_jobs >= 0:
             room = min(room, self.max_burst_jobs - self._jobs_started())
         return max(room, 0)
 
-    async def _take(self, wanted: int) -> Sequence[Message]:
+    async def _fetch(self, wanted: int) -> Sequence[Message]:
         """Take up to so many messages, in one round trip.
 
         Raises:
             ResponseError: Redis refuses to be written to.
         """
-        take = self.pool.register_script(_TAKE)
+        take = self.pool.register_script(_FETCH)
         patience = int(self.in_progress_timeout_s * 1000)
-        found = await take(keys=[self.queue_name, BELL], args=[timestamp_ms(), wanted, patience])
+        found = await take(keys=[self.queue_name, WAKEUPS], args=[timestamp_ms(), wanted, patience])
         return list(zip(found[::2], found[1::2], strict=True))
 
-    def _start(self, message_id: bytes, message: bytes | None) -> None:
+    def _handle(self, message_id: bytes, message: bytes | None) -> None:
         """Have the runner answer a ring; whatever is none of ours is arq's own business."""
-        ring, name = read_message(message_id, message), message_id.decode()
-        task = self._runner.start(ring) if ring else self.loop.create_task(self._run_by_arq(name))
-        task.add_done_callback(partial(self._count if ring else self._forget, name))
+        dispatch, name = read_message(message_id, message), message_id.decode()
+        task = self._runner.start(dispatch) if dispatch else self.loop.create_task(self._run_by_arq(name))
+        task.add_done_callback(partial(self._on_handled if dispatch else self._forget, name))
         self.tasks[name] = task
 
     async def _run_by_arq(self, message_id: str) -> None:
@@ -101,25 +101,25 @@ class Delivery(Worker):
         score = await self.pool.zscore(self.queue_name, message_id)
         await self.run_job(message_id, int(score or timestamp_ms()))
 
-    def _count(self, message_id: str, task: "asyncio.Task[None]") -> None:
+    def _on_handled(self, message_id: str, task: "asyncio.Task[None]") -> None:
         if (error := task.exception()) is None:
             self.jobs_complete += 1
         else:
             self.jobs_failed += 1
-            log.error("job.crashed", message=message_id, exc_info=error)
+            log.error("job.task_failed", message=message_id, exc_info=error)
         self._forget(message_id, task)
 
     def _forget(self, message_id: str, task: "asyncio.Task[None]") -> None:
         if self.tasks.get(message_id) is task:  # else it came again meanwhile
             del self.tasks[message_id]
 
-    async def _rest(self) -> None:
+    async def _wait_for_messages(self) -> None:
         """Wait until there is room, or for the bell; not for long, so that nothing depends on it."""
-        if self._room():
+        if self._free_capacity():
             # redis-py types it for whole seconds, and for its synchronous client too.
-            await self.pool.blpop([BELL], timeout=_LOOK_SECONDS)  # type: ignore[arg-type, misc]
+            await self.pool.blpop([WAKEUPS], timeout=_POLL_SECONDS)  # type: ignore[arg-type, misc]
             return
-        self._runner.room_made.clear()
+        self._runner.capacity_freed.clear()
         with suppress(TimeoutError):
-            async with asyncio.timeout(_LOOK_SECONDS):
-                await self._runner.room_made.wait()
+            async with asyncio.timeout(_POLL_SECONDS):
+                await self._runner.capacity_freed.wait()

@@ -7,10 +7,10 @@ from uuid import UUID
 import structlog
 
 from domain.errors import DatabaseUnavailable
-from domain.jobs.foreman import Foreman
-from domain.jobs.leases import BEATS_PER_LEASE, Progress, beat_patience
+from domain.jobs.foreman import JobEngine
+from domain.jobs.leases import BEATS_PER_LEASE, Progress, heartbeat_timeout
 from domain.storage.driver import StopReason
-from worker.pulse import UNSEEN, Pulse
+from worker.pulse import NO_LIVENESS_FILE, LivenessFile
 from worker.runner import Running
 
 log = structlog.get_logger(__name__)
@@ -21,25 +21,25 @@ class Heartbeat:
 
     def __init__(
         self,
-        foreman: Foreman,
+        engine: JobEngine,
         running: Mapping[UUID, Running],
         *,
         lease: float,
         stall: float,
-        pulse: Pulse = UNSEEN,
+        pulse: LivenessFile = NO_LIVENESS_FILE,
     ) -> None:
         """``lease`` in seconds; a job without progress for ``stall`` seconds is let go."""
-        self._foreman = foreman
-        self._pulse = pulse
+        self._engine = engine
+        self._liveness = pulse
         self._running = running
         self._interval = lease / BEATS_PER_LEASE
         self._stall = stall
-        self._patience = beat_patience(lease)
+        self._patience = heartbeat_timeout(lease)
         self._is_beating = False
-        self._has_faltered = False
+        self._outage_noted = False
         self._is_complete = True
 
-    async def beat_for_ever(self) -> None:
+    async def run_forever(self) -> None:
         """Beat at regular intervals; sooner again while PostgreSQL is away or has rows locked."""
         while True:
             try:
@@ -47,10 +47,10 @@ class Heartbeat:
                     await self.beat()
             except (DatabaseUnavailable, TimeoutError):
                 log.warning("heartbeat.missed", jobs=len(self._running))
-                self.falter()
+                self.note_outage()
             except Exception:
-                log.exception("heartbeat.crashed")  # a heart that stops for good would lose every job
-                self.falter()
+                log.exception("heartbeat.failed")  # a heart that stops for good would lose every job
+                self.note_outage()
             well = self.is_beating and self._is_complete
             await asyncio.sleep(self._interval if well else min(self._interval / 5, 1.0))
 
@@ -59,11 +59,11 @@ class Heartbeat:
         """Whether nobody has found PostgreSQL away since the last beat."""
         return self._is_beating
 
-    def falter(self) -> None:
+    def note_outage(self) -> None:
         """Note that PostgreSQL was away: nobody is rescued before every live worker could renew its leases."""
-        self._has_faltered = True
+        self._outage_noted = True
         self._is_beating = False
-        self._foreman.falter()
+        self._engine.note_outage()
 
     async def beat(self) -> None:
         """Extend what is still ours, stop what is not, pass on what users want stopped; tell how far copies are.
@@ -71,10 +71,10 @@ class Heartbeat:
         Raises:
             DatabaseUnavailable: nothing was extended; the grants run out by themselves.
         """
-        asked = {job_id: run for job_id, run in self._running.items() if not run.grant.lease.stands_still(self._stall)}
-        self._has_faltered = False
-        renewed = await self._foreman.renew(asked, _progress(asked))
-        self._is_beating = not self._has_faltered  # housekeeping may have found PostgreSQL away meanwhile
+        asked = {job_id: run for job_id, run in self._running.items() if not run.grant.lease.is_stalled(self._stall)}
+        self._outage_noted = False
+        renewed = await self._engine.renew(asked, _progress(asked))
+        self._is_beating = not self._outage_noted  # housekeeping may have found PostgreSQL away meanwhile
         for renewal in renewed.renewals:
             grant = asked[renewal.job_id].grant
             grant.extend(renewed.deadline)
@@ -83,7 +83,7 @@ class Heartbeat:
         for job_id in renewed.lost:  # somebody else's by now, or settled while we asked
             asked[job_id].grant.stop(StopReason.LEASE_LOST)
         self._is_complete = len(renewed.renewals) + len(renewed.lost) == len(asked)
-        self._pulse.show()
+        self._liveness.touch()
 
 
 def _progress(running: Mapping[UUID, Running]) -> dict[UUID, Progress]:

@@ -10,7 +10,7 @@ from typing import Final
 
 import structlog
 
-from domain.errands import Errand
+from domain.errands import MaintenanceTask
 from domain.errors import DatabaseUnavailable
 from domain.jobs.queue import QueueRefusesWrites, QueueUnavailable
 from domain.jobs.retention import Pruned
@@ -21,36 +21,36 @@ _PRUNE_SECONDS: Final = 60.0
 log = structlog.get_logger(__name__)
 
 
-class Housekeeping:
+class Maintenance:
     """Makes its rounds every ``interval`` seconds."""
 
     def __init__(
         self,
-        look: Callable[[], Awaitable[Sequence[tuple[Errand, bool]]]],
+        due: Callable[[], Awaitable[Sequence[tuple[MaintenanceTask, bool]]]],
         heartbeat: Heartbeat,
         prune: Callable[[], Awaitable[Pruned]],
         *,
         interval: float,
     ) -> None:
         """``look`` tells which errands may be needed; ``prune`` forgets a little of what is old."""
-        self._look = look
+        self._due = due
         self._prune = prune
         self._prune_at = time.monotonic()
         self._heartbeat = heartbeat
         self._interval = interval
 
-    async def go_round_for_ever(self) -> None:
+    async def run_forever(self) -> None:
         """Make rounds; what fails is tried again in the next one."""
         while True:
-            await self.go_round()
+            await self.run_once()
             await asyncio.sleep(self._interval)
 
-    async def go_round(self) -> None:
+    async def run_once(self) -> None:
         """Make one round; an errand that fails keeps none of the others."""
         done = 0
-        for errand, needed in await self._look():  # and what one has done may leave something to the next
-            if (needed or done) and (self._heartbeat.is_beating or not errand.only_while_beating):
-                done += await self._step(errand.event, errand.do)
+        for task, needed in await self._due():  # and what one has done may leave something to the next
+            if (needed or done) and (self._heartbeat.is_beating or not task.requires_heartbeat):
+                done += await self._step(task.event, task.run)
         if time.monotonic() >= self._prune_at:
             await self._step("rows.pruned", self._prune_some)
 
@@ -67,14 +67,14 @@ class Housekeeping:
         try:
             count = await step()
         except QueueRefusesWrites:
-            log.debug("round.refused", step=event)  # the queue has said so, once and loudly
+            log.debug("maintenance.redis_refuses_writes", step=event)  # the queue has said so, once and loudly
         except QueueUnavailable:
-            log.warning("round.without_redis", step=event)
+            log.warning("maintenance.redis_unavailable", step=event)
         except DatabaseUnavailable:
-            log.warning("round.without_postgresql", step=event)
-            self._heartbeat.falter()
+            log.warning("maintenance.database_unavailable", step=event)
+            self._heartbeat.note_outage()
         except Exception:
-            log.exception("round.crashed", step=event)
+            log.exception("maintenance.failed", step=event)
         else:
             if count:
                 log.info(event, count=count)

@@ -14,29 +14,29 @@ from uuid import UUID
 import structlog
 
 from domain.background import in_background
-from domain.bulk.chunks import Chunks, Taken
+from domain.bulk.chunks import Chunks, ClaimedChunk
 from domain.bulk.ledger import Lane
-from domain.bulk.operation import Result, Task
+from domain.bulk.operation import ItemWork, Result
 from domain.errors import CisternError, DatabaseUnavailable
-from domain.jobs.orders import WorkOrder
-from domain.jobs.outcomes import Done, Outcome, Yielded
+from domain.jobs.orders import ClaimedJob
+from domain.jobs.outcomes import Outcome, Succeeded, Yielded
 from domain.storage.driver import Grant
-from worker.sharing import Sharing
+from worker.sharing import FairShare
 
 _SLICE_SECONDS: Final = 1.0
 #: A chunk's storage work should last so long: shorter ones cost more statements, longer ones more when they are lost.
 _CHUNK_SECONDS: Final = 0.5
 #: Items for each slot in a lane's first chunk.
-_FIRST_CHUNK: Final = 4
+_FIRST_CHUNK_PER_SLOT: Final = 4
 _MAX_CHUNK: Final = 500
 #: How often a lane looks whether its job was cancelled.
-_LOOK_SECONDS: Final = 0.5
+_CANCEL_POLL_SECONDS: Final = 0.5
 #: When what a chunk has come to is recorded although some of it is still going on, and how often from then on.
-_EARLY_SECONDS: Final = 1.0
+_PARTIAL_RECORD_SECONDS: Final = 1.0
 #: How soon a lane comes back for volumes over which storage hangs.
-_AGAIN_SECONDS: Final = 1.0
+_HUNG_RETRY_SECONDS: Final = 1.0
 #: Of so many lanes a worker remembers how large their chunks were.
-_REMEMBERED: Final = 100
+_MAX_REMEMBERED: Final = 100
 
 log = structlog.get_logger(__name__)
 
@@ -44,50 +44,50 @@ log = structlog.get_logger(__name__)
 class Lanes:
     """What a worker does for lanes."""
 
-    def __init__(self, chunks: Chunks, sharing: Sharing) -> None:
+    def __init__(self, chunks: Chunks, fair_share: FairShare) -> None:
         self._chunks = chunks
-        self._sharing = sharing
+        self._fair_share = fair_share
         #: How large a chunk a lane had come to here; a slice would be over before it had grown again.
         self._limits: dict[UUID, int] = {}
 
-    async def work(self, job: WorkOrder, grant: Grant) -> Outcome:
+    async def work(self, job: ClaimedJob, grant: Grant) -> Outcome:
         """Work on one slice of a lane, starting with what a predecessor may have left behind.
 
         Raises:
             Stopped: the worker shuts down or has lost the lane; what is not recorded is left to the successor.
         """
-        lane = Lane.of(job)
+        lane = Lane.from_job(job)
         if lane.is_last:
-            return await self._give_up(lane, grant)
-        with self._sharing.taking(lane) as is_ours:
+            return await self._abandon(lane, grant)
+        with self._fair_share.admit(lane) as is_ours:
             return await self._slice(lane, grant) if is_ours else Yielded()
 
     async def _slice(self, lane: Lane, grant: Grant) -> Outcome:
         ends = time.monotonic() + _SLICE_SECONDS
-        limit = self._limits.pop(lane.lane_id, lane.slots * _FIRST_CHUNK)
-        taken = await self._chunks.take_over(lane)
+        limit = self._limits.pop(lane.lane_id, lane.slots * _FIRST_CHUNK_PER_SLOT)
+        taken = await self._chunks.resume(lane)
         async with self._cancellation(lane) as cancelled:
             while True:
                 if cancelled.is_set():
                     await self._chunks.cancel_rest(lane)
                 if not taken.items:
-                    taken = await self._chunks.take_more(lane, limit)
+                    taken = await self._chunks.claim_next(lane, limit)
                 if not taken.items:
-                    return await self._rest(lane)
-                seconds = await self._carry_out(lane, taken, grant, cancelled)
+                    return await self._finish_or_wait(lane)
+                seconds = await self._process_chunk(lane, taken, grant, cancelled)
                 limit = _next_limit(taken.items, seconds, lane.slots)
                 if time.monotonic() >= ends:
-                    self._remember(lane.lane_id, limit)
+                    self._remember_limit(lane.lane_id, limit)
                     return Yielded()
-                taken = Taken(0)
+                taken = ClaimedChunk(0)
 
-    def _remember(self, lane_id: UUID, limit: int) -> None:
+    def _remember_limit(self, lane_id: UUID, limit: int) -> None:
         """Lanes whose next slice is another worker's never come for theirs: the oldest are forgotten."""
         self._limits[lane_id] = limit
-        if len(self._limits) > _REMEMBERED:
+        if len(self._limits) > _MAX_REMEMBERED:
             del self._limits[next(iter(self._limits))]
 
-    async def _carry_out(self, lane: Lane, taken: Taken, grant: Grant, cancelled: asyncio.Event) -> float:
+    async def _process_chunk(self, lane: Lane, taken: ClaimedChunk, grant: Grant, cancelled: asyncio.Event) -> float:
         """Work on a chunk and record it. Returns how many seconds the work took, by which the next one is sized.
 
         Not the whole: where statements are slow, smaller chunks would only mean more of them.
@@ -101,7 +101,7 @@ class Lanes:
         return seconds
 
     async def _work_on(
-        self, lane: Lane, tasks: Sequence[Task], grant: Grant, cancelled: asyncio.Event
+        self, lane: Lane, tasks: Sequence[ItemWork], grant: Grant, cancelled: asyncio.Event
     ) -> Sequence[Result]:
         """Work on a chunk's volumes; no failure of one of them stops another. Returns what is still to be recorded.
 
@@ -109,29 +109,29 @@ class Lanes:
         ten times as much, and a thousand of them, begun at once, would hold everybody else up.
         """
         slots = asyncio.Semaphore(lane.slots)
-        left = iter(_in_turn(lane, tasks))
+        left = iter(_alternating(lane, tasks))
         results: list[Result] = []
 
-        async def hand() -> None:
+        async def consume() -> None:
             for task in left:
                 async with slots:
-                    if cancelled.is_set() and not task.begun:
-                        result: Result | None = self._chunks.leave(task)
+                    if cancelled.is_set() and not task.resumed:
+                        result: Result | None = self._chunks.skip(task)
                     else:
-                        result = await self._chunks.do(lane, task, grant)
+                        result = await self._chunks.perform(lane, task, grant)
                 if result is not None:
                     results.append(result)
 
         async with asyncio.TaskGroup() as group:
-            running = {group.create_task(hand()) for _ in range(min(lane.slots, len(tasks)))}
+            running = {group.create_task(consume()) for _ in range(min(lane.slots, len(tasks)))}
             while running:
-                _, running = await asyncio.wait(running, timeout=_EARLY_SECONDS)
+                _, running = await asyncio.wait(running, timeout=_PARTIAL_RECORD_SECONDS)
                 so_far = len(results)
-                if running and so_far and await self._record_early(lane, results[:so_far]):
+                if running and so_far and await self._record_partial(lane, results[:so_far]):
                     del results[:so_far]
         return results
 
-    async def _record_early(self, lane: Lane, results: Sequence[Result]) -> bool:
+    async def _record_partial(self, lane: Lane, results: Sequence[Result]) -> bool:
         """Record what a chunk has come to so far: it must not wait for a volume over which storage hangs.
 
         Nothing may be raised here, where it would cancel work that is going on; what is in the way will still be so
@@ -140,29 +140,29 @@ class Lanes:
         try:
             await self._chunks.record(lane, results)
         except CisternError as error:
-            log.debug("bulk.not_yet_recorded", error=error.message)
+            log.debug("lane.partial_record_failed", error=error.message)
             return False
         except Exception:
-            log.exception("bulk.not_yet_recorded")
+            log.exception("lane.partial_record_failed")
             return False
         return True
 
-    async def _rest(self, lane: Lane) -> Outcome:
+    async def _finish_or_wait(self, lane: Lane) -> Outcome:
         """Nothing is due: come back when busy volumes are tried again, or end with empty hands."""
         waiting = await self._chunks.next_due(lane)
         if await self._chunks.holds_any(lane):
-            waiting = min(_AGAIN_SECONDS, _AGAIN_SECONDS if waiting is None else waiting)
-        return Done({}) if waiting is None else Yielded(waiting)
+            waiting = min(_HUNG_RETRY_SECONDS, _HUNG_RETRY_SECONDS if waiting is None else waiting)
+        return Succeeded({}) if waiting is None else Yielded(waiting)
 
-    async def _give_up(self, lane: Lane, grant: Grant) -> Outcome:
+    async def _abandon(self, lane: Lane, grant: Grant) -> Outcome:
         """Be the last lane: let every volume go as it is found to be, and fail what waits."""
-        items = await self._chunks.inherit(lane)
-        tasks = await self._chunks.take(lane, items, {})
-        results = [await self._chunks.give_up(lane, task, grant) for task in tasks]
+        items = await self._chunks.claim_leftovers(lane)
+        tasks = await self._chunks.acquire(lane, items, {})
+        results = [await self._chunks.fail(lane, task, grant) for task in tasks]
         await self._chunks.record(lane, [result for result in results if result is not None])
         grant.check()
         await self._chunks.fail_rest(lane)
-        return Yielded(_AGAIN_SECONDS) if await self._chunks.holds_any(lane) else Done({})
+        return Yielded(_HUNG_RETRY_SECONDS) if await self._chunks.holds_any(lane) else Succeeded({})
 
     @asynccontextmanager
     async def _cancellation(self, lane: Lane) -> AsyncIterator[asyncio.Event]:
@@ -170,25 +170,25 @@ class Lanes:
         cancelled = asyncio.Event()
         if await self._chunks.is_cancelled(lane):
             cancelled.set()
-        async with in_background(self._look_for_cancellation(lane, cancelled)):
+        async with in_background(self._poll_cancellation(lane, cancelled)):
             yield cancelled
 
-    async def _look_for_cancellation(self, lane: Lane, cancelled: asyncio.Event) -> None:
+    async def _poll_cancellation(self, lane: Lane, cancelled: asyncio.Event) -> None:
         while not cancelled.is_set():
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_CANCEL_POLL_SECONDS)
             try:
                 if await self._chunks.is_cancelled(lane):
                     cancelled.set()
             except DatabaseUnavailable:
-                log.debug("bulk.blind")  # then the chunk's own statements will say so
+                log.debug("lane.cancel_check_unavailable")  # then the chunk's own statements will say so
             except Exception:
                 # A lane that is blind must not be deaf too.
-                log.exception("bulk.look_crashed", job_id=str(lane.lane_id))
+                log.exception("lane.cancel_check_failed", job_id=str(lane.lane_id))
 
 
-def _in_turn(lane: Lane, tasks: Sequence[Task]) -> Sequence[Task]:
+def _alternating(lane: Lane, tasks: Sequence[ItemWork]) -> Sequence[ItemWork]:
     """From one end and, in the next attempt, from the other: so all but the volume itself come past one that hangs."""
-    return sorted(tasks, key=lambda task: task.volume_id, reverse=lane.ring % 2 == 1)
+    return sorted(tasks, key=lambda task: task.volume_id, reverse=lane.epoch % 2 == 1)
 
 
 def _next_limit(done: int, seconds: float, slots: int) -> int:

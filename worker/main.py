@@ -18,10 +18,10 @@ import uvloop
 from arq.worker import func
 from uuid_utils.compat import uuid7
 
-from domain.background import calm_the_collector, in_background
-from domain.database import GOODBYE_SECONDS
+from domain.background import in_background, tune_gc
+from domain.database import CLOSE_TIMEOUT
 from domain.errors import CisternError, DatabaseUnavailable
-from domain.jobs.messages import FUNCTION_NAME, deserialize, ring_of, serialize
+from domain.jobs.messages import FUNCTION_NAME, deserialize, dispatch_from, serialize
 from domain.jobs.model import Worker
 from domain.jobs.queue import QUEUE_NAME, JobQueue
 from domain.logs import configure_logging
@@ -29,33 +29,33 @@ from domain.services import Handler, Services, open_services
 from domain.settings import Settings, load_log_settings, load_settings, require_servers
 from worker.attempts import Attempts
 from worker.heartbeat import Heartbeat
-from worker.housekeeping import Housekeeping
+from worker.housekeeping import Maintenance
 from worker.lanes import Lanes
-from worker.pulse import Pulse
+from worker.pulse import LivenessFile
 from worker.runner import Runner
-from worker.sharing import Sharing
+from worker.sharing import FairShare
 from worker.stalls import Stalls
 from worker.supervisor import Supervisor
 
 _POLL_SECONDS: Final = 0.1
 _HEALTH_SECONDS: Final = 10
 #: arq counts how often a message was delivered; what counts attempts is the row.
-_DELIVERIES: Final = 1_000_000
+_MAX_DELIVERIES: Final = 1_000_000
 
 
 log = structlog.get_logger(__name__)
 
 
-async def run_job(ctx: dict[str, Any], job_id: str, ring: int) -> None:
+async def run_job(ctx: dict[str, Any], job_id: str, epoch: int) -> None:
     """Answer one message."""
-    await ctx["runner"].answer(ring_of(job_id, ring))
+    await ctx["runner"].answer(dispatch_from(job_id, epoch))
 
 
 async def start_up(ctx: dict[str, Any]) -> None:
     """Open the workshop, when the stock arq starts; its command has set up logging in its own way meanwhile."""
     configure_logging(ctx["settings"])
     ctx["closing"] = AsyncExitStack()
-    ctx["runner"] = await ctx["closing"].enter_async_context(workshop(ctx["settings"]))
+    ctx["runner"] = await ctx["closing"].enter_async_context(open_worker(ctx["settings"]))
 
 
 async def shut_down(ctx: dict[str, Any]) -> None:
@@ -65,31 +65,31 @@ async def shut_down(ctx: dict[str, Any]) -> None:
 
 def handlers(services: Services, workers: Callable[[], int]) -> dict[str, Handler]:
     """The domain's table, with what is the worker's own work in it; ``workers`` tells how many there are."""
-    lane = replace(services.handlers["bulk.lane"], do=Lanes(services.chunks, Sharing(workers)).work)
+    lane = replace(services.handlers["bulk.lane"], perform=Lanes(services.chunks, FairShare(workers)).work)
     return services.handlers | {"bulk.lane": lane}
 
 
 @asynccontextmanager
-async def workshop(settings: Settings) -> AsyncIterator[Runner]:
+async def open_worker(settings: Settings) -> AsyncIterator[Runner]:
     """Have a runner, a heartbeat and housekeeping at work as long as the block lasts."""
     async with open_services(settings) as services:
-        foreman = services.foreman(Worker(id=uuid7(), host=socket.gethostname(), pid=os.getpid()))
-        attempts = Attempts(handlers(services, lambda: foreman.workers), services.retry_policy)
-        runner = Runner(foreman, services.queue, attempts, slots=settings.max_jobs)
-        pulse = Pulse.open(settings.heartbeat_file)
+        engine = services.engine(Worker(id=uuid7(), host=socket.gethostname(), pid=os.getpid()))
+        attempts = Attempts(handlers(services, lambda: engine.workers), services.retry_policy)
+        runner = Runner(engine, services.queue, attempts, slots=settings.max_jobs)
+        pulse = LivenessFile.open(settings.heartbeat_file)
         heartbeat = Heartbeat(
-            foreman, runner.running, lease=settings.lease_seconds, stall=settings.stall_seconds, pulse=pulse
+            engine, runner.running, lease=settings.lease_seconds, stall=settings.stall_seconds, pulse=pulse
         )
-        housekeeping = Housekeeping(
-            services.errands(foreman).look, heartbeat, services.retention.prune, interval=settings.sweep_seconds
+        maintenance = Maintenance(
+            services.maintenance_tasks(engine).due, heartbeat, services.retention.prune, interval=settings.sweep_seconds
         )
         stalls = Stalls(runner.running, stall=settings.stall_seconds, slots=settings.max_jobs)
-        async with in_background(heartbeat.beat_for_ever(), housekeeping.go_round_for_ever(), stalls.watch_for_ever()):
+        async with in_background(heartbeat.run_forever(), maintenance.run_forever(), stalls.run_forever()):
             yield runner
             await runner.close()
         with suppress(DatabaseUnavailable, TimeoutError):  # then we are struck off after an hour of silence
-            async with asyncio.timeout(GOODBYE_SECONDS):
-                await foreman.say_goodbye()
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await engine.deregister()
 
 
 def arq_settings(settings: Settings) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def arq_settings(settings: Settings) -> dict[str, Any]:
     that is worth anything.
     """
     return {
-        "functions": [func(run_job, name=FUNCTION_NAME, max_tries=_DELIVERIES)],
+        "functions": [func(run_job, name=FUNCTION_NAME, max_tries=_MAX_DELIVERIES)],
         "queue_name": QUEUE_NAME,
         "redis_pool": JobQueue.open(settings.redis_url).redis,
         "max_jobs": settings.max_jobs,
@@ -125,8 +125,8 @@ def stock_settings() -> dict[str, Any]:
 
 async def work(settings: Settings) -> None:
     """Run one worker until a signal ends it."""
-    async with workshop(settings) as runner:
-        calm_the_collector()
+    async with open_worker(settings) as runner:
+        tune_gc()
         await Supervisor(runner, arq_settings(settings), drain=settings.drain_seconds).run()
 
 

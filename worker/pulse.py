@@ -10,7 +10,7 @@ from domain.errors import ConfigurationError
 log = structlog.get_logger(__name__)
 
 
-class Pulse:
+class LivenessFile:
     """Touches the file, if there is to be one, after each beat that has reached PostgreSQL."""
 
     def __init__(self, file: Path | None) -> None:
@@ -31,13 +31,13 @@ class Pulse:
             raise ConfigurationError(f"CISTERN_HEARTBEAT_FILE: {error.strerror}: {str(file)!r}") from error
         return cls(file)
 
-    def show(self) -> None:
+    def touch(self) -> None:
         """Touch the file; if that fails the jobs are none the worse for it, but the worker looks dead."""
         try:
             if self._file is not None:
                 self._file.touch()
         except OSError as error:
-            log.warning("pulse.unseen", error=str(error))
+            log.warning("liveness.write_failed", error=str(error))
 
 
-UNSEEN: Final = Pulse(None)
+NO_LIVENESS_FILE: Final = LivenessFile(None)

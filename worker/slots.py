@@ -8,11 +8,11 @@ from typing import Final
 #: As many are fetched ahead as will probably find a slot within this time, which is about what a claim takes.
 _LOOKAHEAD_SECONDS: Final = 0.02
 #: If a job that was fetched ahead finds none for so long, others may have it.
-_LONGEST_WAIT_SECONDS: Final = 1.0
+_MAX_WAIT_SECONDS: Final = 1.0
 #: An interval counts for no more than this, so that a pause does not outweigh a hundred quick jobs; the first guess.
-_LONGEST_INTERVAL: Final = 1.0
+_MAX_INTERVAL: Final = 1.0
 #: And for no less, so that there is something to divide by.
-_SHORTEST_INTERVAL: Final = 1e-6
+_MIN_INTERVAL: Final = 1e-6
 #: The weight of the latest interval in the moving average.
 _SMOOTHING: Final = 1 / 16
 
@@ -29,28 +29,28 @@ class Slots:
         self._free = asyncio.Semaphore(number)
         self._clock = clock
         self._came_free_at = clock()
-        self._mean_interval = _LONGEST_INTERVAL
+        self._mean_interval = _MAX_INTERVAL
 
     @property
     def ahead(self) -> int:
         """How many jobs are worth fetching beyond the slots; none while the slots are slow, or hang."""
-        return min(int(_LOOKAHEAD_SECONDS / max(self._mean_interval, _SHORTEST_INTERVAL)), self.number)
+        return min(int(_LOOKAHEAD_SECONDS / max(self._mean_interval, _MIN_INTERVAL)), self.number)
 
-    async def take(self) -> bool:
+    async def acquire(self) -> bool:
         """Wait for a slot. False: none came free, and nothing more is fetched ahead until they are quick again."""
         if not self._free.locked():  # as nearly always; a timer would cost more than the slot
             return await self._free.acquire()
         try:
-            async with asyncio.timeout(_LONGEST_WAIT_SECONDS):
+            async with asyncio.timeout(_MAX_WAIT_SECONDS):
                 return await self._free.acquire()
         except TimeoutError:
-            self._mean_interval = _LONGEST_INTERVAL
+            self._mean_interval = _MAX_INTERVAL
             return False
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Leave a slot to the next job."""
         now = self._clock()
-        interval = min(now - self._came_free_at, _LONGEST_INTERVAL)
+        interval = min(now - self._came_free_at, _MAX_INTERVAL)
         self._mean_interval += (interval - self._mean_interval) * _SMOOTHING
         self._came_free_at = now
         self._free.release()

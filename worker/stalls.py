@@ -13,7 +13,7 @@ import structlog
 from domain.logs import about
 from worker.runner import Running
 
-_LOOK_SECONDS: Final = 1.0
+_CHECK_SECONDS: Final = 1.0
 
 log = structlog.get_logger(__name__)
 
@@ -28,26 +28,26 @@ class Stalls:
         self._slots = slots
         self._known: dict[UUID, Running] = {}
 
-    async def watch_for_ever(self) -> None:
+    async def run_forever(self) -> None:
         """Look again and again."""
         while True:
-            self.look()
-            await asyncio.sleep(min(_LOOK_SECONDS, self._stall / 3))
+            self.check()
+            await asyncio.sleep(min(_CHECK_SECONDS, self._stall / 3))
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Mark what stands still, and say what is new about it."""
         for run in self._running.values():
-            run.grant.lease.stalled = run.grant.lease.stands_still(self._stall)
+            run.grant.lease.stalled = run.grant.lease.is_stalled(self._stall)
         stalled = {job_id: run for job_id, run in self._running.items() if run.grant.lease.stalled}
         before, self._known = self._known, stalled
         for job_id in stalled.keys() - before.keys():
-            self._tell(stalled[job_id])
+            self._log_stalled(stalled[job_id])
         for job_id in before.keys() - stalled.keys():
-            log.info("job.moves_again", job_id=str(job_id))
+            log.info("job.recovered", job_id=str(job_id))
         if len(stalled) >= self._slots > len(before):
             log.error("worker.stuck", jobs=len(stalled), remedy="storage hangs in every slot: mend it, or kill -9 this")
 
-    def _tell(self, run: Running) -> None:
+    def _log_stalled(self, run: Running) -> None:
         job = run.job
         names = about(job_id=job.id, volume_id=job.volume_id, snapshot_id=job.snapshot_id, backend=job.backend)
         log.error("job.stalled", kind=job.kind, seconds=self._stall, **names)

@@ -8,14 +8,14 @@ from uuid import UUID
 from fastapi import Depends, Request, Response
 from starlette.responses import JSONResponse
 
-from api.dependencies import Front
-from api.idempotency import REPLAYED, where_to_look
-from api.openapi import ACCEPTED, Responses, refusals
+from api.dependencies import ServicesDep
+from api.idempotency import REPLAYED, job_location
+from api.openapi import ACCEPTED, Responses, errors
 from api.problems import JOB_FAILED, ProblemType, problem_response
 from api.v1.schemas import JobOut
 from api.waiting import MAX_WAIT_SECONDS
 from domain.errors import CisternError, IdempotencyKeyReused, JobNotFound, NotFound, Unavailable
-from domain.jobs.acceptance import AcceptedBefore
+from domain.jobs.acceptance import IdempotentReplay
 from domain.jobs.model import Job
 from domain.jobs.states import JobStatus
 from domain.services import Services
@@ -32,72 +32,72 @@ class _Unfinished(Exception):
         self.headers = headers
 
 
-class StillAtWork(_Unfinished):
+class JobStillRunning(_Unfinished):
     """The job takes longer than the client is held."""
 
 
-class Failed(_Unfinished):
+class JobFailed(_Unfinished):
     """The job has ended, but did not do what it was for."""
 
 
-class Finishing:
+class WaitForJob:
     """Waits for the end of jobs on behalf of one request."""
 
     def __init__(self, services: Services, response: Response) -> None:
         self._services = services
         self._headers = response.headers
 
-    async def __call__(self, accepting: Awaitable[Job]) -> Job:
+    async def __call__(self, idempotent_transaction: Awaitable[Job]) -> Job:
         """Have a job accepted, and bring it back when it has done what it was for.
 
         Raises:
             StillAtWork: it takes longer than that.
             Failed: it has failed, or was cancelled.
         """
-        job = await self._accepted(accepting)
+        job = await self._accepted(idempotent_transaction)
         # The job is accepted: whatever happens to the waiting, the client must learn its id.
         with suppress(Unavailable, NotFound):
             await self._services.watcher.ended(job.id, MAX_WAIT_SECONDS)
             job = await self._services.jobs.get(job.id)
         if not job.ended:
-            raise StillAtWork(job, self._headers)
+            raise JobStillRunning(job, self._headers)
         if job.status not in _DONE:
-            raise Failed(job, self._headers)
+            raise JobFailed(job, self._headers)
         return job
 
-    async def _accepted(self, accepting: Awaitable[Job]) -> Job:
+    async def _accepted(self, idempotent_transaction: Awaitable[Job]) -> Job:
         """A request that was accepted before waits for the end of the job that it became then."""
         try:
-            return await accepting
-        except AcceptedBefore as before:
+            return await idempotent_transaction
+        except IdempotentReplay as before:
             self._headers[REPLAYED] = "true"
             return await self._services.jobs.get(UUID(before.body["id"]))
 
 
-async def _finishing(services: Front, response: Response) -> Finishing:
-    return Finishing(services, response)
+async def _wait_for_job(services: ServicesDep, response: Response) -> WaitForJob:
+    return WaitForJob(services, response)
 
 
-Finished = Annotated[Finishing, Depends(_finishing)]
+FinishedDep = Annotated[WaitForJob, Depends(_wait_for_job)]
 
 
-def finishes(*reasons: type[CisternError] | ProblemType) -> Responses:
+def waits(*reasons: type[CisternError] | ProblemType) -> Responses:
     """Declare that a route waits for its job, which may fail or take longer, and why it may refuse."""
     accepted: dict[str, Any] = ACCEPTED[202] | {"model": JobOut, "description": "It takes longer: this is the job."}
-    return {202: accepted} | refusals(*reasons, JobNotFound, IdempotencyKeyReused, JOB_FAILED)
+    return {202: accepted} | errors(*reasons, JobNotFound, IdempotencyKeyReused, JOB_FAILED)
 
 
-async def answer_still_at_work(_: Request, error: Exception) -> Response:
+async def render_still_running(_: Request, error: Exception) -> Response:
     """Answer as version 1 does: here is the job, ask again."""
-    if not isinstance(error, StillAtWork):
+    if not isinstance(error, JobStillRunning):
         raise error
-    headers = {**where_to_look(str(error.job.id)), **error.headers}
-    return JSONResponse(JobOut.of(error.job).model_dump(mode="json"), 202, headers)
+    headers = {**job_location(str(error.job.id)), **error.headers}
+    return JSONResponse(JobOut.from_row(error.job).model_dump(mode="json"), 202, headers)
 
 
-async def answer_failed(request: Request, error: Exception) -> Response:
+async def render_failed(request: Request, error: Exception) -> Response:
     """Say which job failed, and why."""
-    if not isinstance(error, Failed):
+    if not isinstance(error, JobFailed):
         raise error
     job = error.job
     detail = (job.error or {}).get("detail") or f"The job was {job.status}."

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, FastAPI
 
-from api.v0.finishing import Failed, StillAtWork, answer_failed, answer_still_at_work
+from api.v0.finishing import JobFailed, JobStillRunning, render_failed, render_still_running
 from api.v0.snapshots import router as snapshots_router
 from api.v0.volumes import router as volumes_router
 
@@ -13,5 +13,5 @@ router.include_router(snapshots_router)
 
 def install(app: FastAPI) -> None:
     """Say how jobs are answered that have not ended well, or not yet."""
-    app.add_exception_handler(Failed, answer_failed)
-    app.add_exception_handler(StillAtWork, answer_still_at_work)
+    app.add_exception_handler(JobFailed, render_failed)
+    app.add_exception_handler(JobStillRunning, render_still_running)

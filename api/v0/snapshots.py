@@ -5,10 +5,10 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query
 
-from api.dependencies import Asker, JsonBody, NoQuery, Snapshots, Volumes
-from api.openapi import BODY, refusals
+from api.dependencies import JsonBody, NoQuery, OriginDep, SnapshotsDep, VolumesDep
+from api.openapi import BODY, errors
 from api.pagination import Paginated, paginated_response
-from api.v0.finishing import Finished, finishes
+from api.v0.finishing import FinishedDep, waits
 from api.v1.requests import SnapshotIn, SnapshotQuery
 from api.v1.schemas import SnapshotOut, VolumeOut
 from domain.errors import (
@@ -30,21 +30,21 @@ router = APIRouter(tags=["v0"])
     status_code=201,
     operation_id="take_snapshot_v0",
     summary="Take a snapshot, and wait for it",
-    responses=finishes(*BODY, VolumeNotFound, VolumeBusy, VolumeUnusable, NameTaken, SnapshotNotFound),
+    responses=waits(*BODY, VolumeNotFound, VolumeBusy, VolumeUnusable, NameTaken, SnapshotNotFound),
     dependencies=[NoQuery, JsonBody],
 )
 async def take_snapshot(
-    volume_id: UUID, wanted: SnapshotIn, snapshots: Snapshots, origin: Asker, finished: Finished
+    volume_id: UUID, body: SnapshotIn, snapshots: SnapshotsDep, origin: OriginDep, finished: FinishedDep
 ) -> SnapshotOut:
     """Take a snapshot of a volume's bytes. The answer is the snapshot when it is there."""
-    job = await finished(snapshots.request_take(volume_id, wanted.name, origin=origin))
+    job = await finished(snapshots.request_take(volume_id, body.name, origin=origin))
     return SnapshotOut.model_validate(await snapshots.get(UUID(str(job.snapshot_id))))
 
 
-@router.get("/snapshots", operation_id="list_snapshots_v0", summary="List snapshots", responses=refusals(BadCursor))
-async def list_snapshots(query: Annotated[SnapshotQuery, Query()], snapshots: Snapshots) -> Paginated[SnapshotOut]:
+@router.get("/snapshots", operation_id="list_snapshots_v0", summary="List snapshots", responses=errors(BadCursor))
+async def list_snapshots(query: Annotated[SnapshotQuery, Query()], snapshots: SnapshotsDep) -> Paginated[SnapshotOut]:
     """List the snapshots of all volumes, newest first."""
-    page = await snapshots.list_snapshots(query.wanted(query.volume_id), query.page_of("snapshots"))
+    page = await snapshots.list_snapshots(query.filters(query.volume_id), query.page_of("snapshots"))
     return paginated_response(page, SnapshotOut.model_validate)
 
 
@@ -52,10 +52,10 @@ async def list_snapshots(query: Annotated[SnapshotQuery, Query()], snapshots: Sn
     "/snapshots/{snapshot_id}",
     operation_id="get_snapshot_v0",
     summary="Look at a snapshot",
-    responses=refusals(SnapshotNotFound),
+    responses=errors(SnapshotNotFound),
     dependencies=[NoQuery],
 )
-async def get_snapshot(snapshot_id: UUID, snapshots: Snapshots) -> SnapshotOut:
+async def get_snapshot(snapshot_id: UUID, snapshots: SnapshotsDep) -> SnapshotOut:
     """Show a snapshot."""
     return SnapshotOut.model_validate(await snapshots.get(snapshot_id))
 
@@ -64,16 +64,16 @@ async def get_snapshot(snapshot_id: UUID, snapshots: Snapshots) -> SnapshotOut:
     "/snapshots/{snapshot_id}/restore",
     operation_id="restore_snapshot_v0",
     summary="Restore a volume, and wait for it",
-    responses=finishes(SnapshotNotFound, SnapshotBusy, SnapshotUnusable, VolumeNotFound, VolumeBusy, VolumeUnusable),
+    responses=waits(SnapshotNotFound, SnapshotBusy, SnapshotUnusable, VolumeNotFound, VolumeBusy, VolumeUnusable),
     dependencies=[NoQuery],
 )
 async def restore_snapshot(
-    snapshot_id: UUID, snapshots: Snapshots, volumes: Volumes, origin: Asker, finished: Finished
+    snapshot_id: UUID, snapshots: SnapshotsDep, volumes: VolumesDep, origin: OriginDep, finished: FinishedDep
 ) -> VolumeOut:
     """Give a volume the snapshot's bytes back. The answer is the volume when it has them."""
     job = await finished(snapshots.request_restore(snapshot_id, origin=origin))
     volume = await volumes.get(UUID(str(job.volume_id)))
-    return VolumeOut.of(volume, volumes.path(volume))
+    return VolumeOut.from_row(volume, volumes.path(volume))
 
 
 @router.delete(
@@ -81,9 +81,9 @@ async def restore_snapshot(
     status_code=204,
     operation_id="delete_snapshot_v0",
     summary="Delete a snapshot, and wait for it",
-    responses=finishes(SnapshotNotFound, SnapshotBusy),
+    responses=waits(SnapshotNotFound, SnapshotBusy),
     dependencies=[NoQuery],
 )
-async def delete_snapshot(snapshot_id: UUID, snapshots: Snapshots, origin: Asker, finished: Finished) -> None:
+async def delete_snapshot(snapshot_id: UUID, snapshots: SnapshotsDep, origin: OriginDep, finished: FinishedDep) -> None:
     """Delete a snapshot. The answer comes when it is gone."""
     await finished(snapshots.request_delete(snapshot_id, origin=origin))

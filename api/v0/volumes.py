@@ -6,12 +6,12 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.exceptions import RequestValidationError
 
-from api.dependencies import Asker, Expansion, JsonBody, NoQuery, Snapshots, Volumes
-from api.openapi import BODY, refusals
+from api.dependencies import BulkExpandDep, JsonBody, NoQuery, OriginDep, SnapshotsDep, VolumesDep
+from api.openapi import BODY, errors
 from api.pagination import Paginated, paginated_response
 from api.paths import VOLUME
 from api.problems import GROWTH_REQUIRED
-from api.v0.finishing import Finished, finishes
+from api.v0.finishing import FinishedDep, waits
 from api.v1.bulk import request_bulk
 from api.v1.growth import GrowthIn
 from api.v1.requests import VolumeIn, VolumeQuery
@@ -26,7 +26,7 @@ from domain.errors import (
     VolumeNotFound,
     VolumeUnusable,
 )
-from domain.expansion.policy import BulkExpansion, GrowthPolicy
+from domain.expansion.policy import BulkExpandRequest, GrowthPolicy
 from domain.jobs.model import Job
 from domain.volumes.service import VolumeService
 
@@ -48,63 +48,63 @@ async def _no_body(request: Request) -> None:
     status_code=201,
     operation_id="create_volume_v0",
     summary="Create a volume, and wait for it",
-    responses=finishes(*BODY, *NEW_VOLUME_REFUSALS, VolumeNotFound),
+    responses=waits(*BODY, *NEW_VOLUME_REFUSALS, VolumeNotFound),
     dependencies=[NoQuery, JsonBody],
 )
 async def create_volume(
-    wanted: VolumeIn, volumes: Volumes, snapshots: Snapshots, origin: Asker, finished: Finished
+    body: VolumeIn, volumes: VolumesDep, snapshots: SnapshotsDep, origin: OriginDep, finished: FinishedDep
 ) -> VolumeOut:
     """Create a volume, empty or from a snapshot. The answer is the volume when it is there."""
-    return await _shown(volumes, await finished(request_volume(wanted, volumes, snapshots, origin)))
+    return await _render(volumes, await finished(request_volume(body, volumes, snapshots, origin)))
 
 
-@router.get("", operation_id="list_volumes_v0", summary="List volumes", responses=refusals(BadCursor))
-async def list_volumes(query: Annotated[VolumeQuery, Query()], volumes: Volumes) -> Paginated[VolumeOut]:
+@router.get("", operation_id="list_volumes_v0", summary="List volumes", responses=errors(BadCursor))
+async def list_volumes(query: Annotated[VolumeQuery, Query()], volumes: VolumesDep) -> Paginated[VolumeOut]:
     """List volumes, newest first."""
-    page = await volumes.list_volumes(query.wanted(), query.page_of("volumes"))
-    return paginated_response(page, lambda volume: VolumeOut.of(volume, volumes.path(volume)))
+    page = await volumes.list_volumes(query.filters(), query.page_of("volumes"))
+    return paginated_response(page, lambda volume: VolumeOut.from_row(volume, volumes.path(volume)))
 
 
 @router.get(
     VOLUME,
     operation_id="get_volume_v0",
     summary="Look at a volume",
-    responses=refusals(VolumeNotFound),
+    responses=errors(VolumeNotFound),
     dependencies=[NoQuery],
 )
-async def get_volume(volume_id: UUID, volumes: Volumes) -> VolumeOut:
+async def get_volume(volume_id: UUID, volumes: VolumesDep) -> VolumeOut:
     """Show a volume."""
     volume = await volumes.get(volume_id)
-    return VolumeOut.of(volume, volumes.path(volume))
+    return VolumeOut.from_row(volume, volumes.path(volume))
 
 
 @router.post(
     "/expand",
     operation_id="expand_volumes_v0",
     summary="Grow every volume, and wait for it",
-    responses=finishes(),
+    responses=waits(),
     dependencies=[NoQuery, Depends(_no_body)],
 )
-async def expand_volumes(expansion: Expansion, origin: Asker, finished: Finished) -> JobOut:
+async def expand_volumes(expansion: BulkExpandDep, origin: OriginDep, finished: FinishedDep) -> JobOut:
     """Grow every volume by 10 percent. Takes no body; the answer is the job when all volumes have been visited."""
-    wanted = BulkExpansion(GrowthPolicy(percent=DEFAULT_GROWTH))
-    return JobOut.of(await finished(request_bulk(wanted, expansion, origin)))
+    wanted = BulkExpandRequest(GrowthPolicy(percent=DEFAULT_GROWTH))
+    return JobOut.from_row(await finished(request_bulk(wanted, expansion, origin)))
 
 
 @router.post(
     f"{VOLUME}/expand",
     operation_id="expand_volume_v0",
     summary="Grow a volume, and wait for it",
-    responses=finishes(
+    responses=waits(
         *BODY, VolumeNotFound, VolumeBusy, VolumeUnusable, GROWTH_REQUIRED, ShrinkRefused, SizeLimitExceeded
     ),
     dependencies=[NoQuery, JsonBody],
 )
 async def expand_volume(
-    volume_id: UUID, wish: GrowthIn, volumes: Volumes, origin: Asker, finished: Finished
+    volume_id: UUID, body: GrowthIn, volumes: VolumesDep, origin: OriginDep, finished: FinishedDep
 ) -> VolumeOut:
     """Grow a volume. The answer is the volume when it has grown."""
-    return await _shown(volumes, await finished(volumes.request_expand(volume_id, wish.growth(), origin=origin)))
+    return await _render(volumes, await finished(volumes.request_expand(volume_id, body.growth(), origin=origin)))
 
 
 @router.delete(
@@ -112,14 +112,14 @@ async def expand_volume(
     status_code=204,
     operation_id="delete_volume_v0",
     summary="Delete a volume, and wait for it",
-    responses=finishes(VolumeNotFound, VolumeBusy, VolumeHasSnapshots),
+    responses=waits(VolumeNotFound, VolumeBusy, VolumeHasSnapshots),
     dependencies=[NoQuery],
 )
-async def delete_volume(volume_id: UUID, volumes: Volumes, origin: Asker, finished: Finished) -> None:
+async def delete_volume(volume_id: UUID, volumes: VolumesDep, origin: OriginDep, finished: FinishedDep) -> None:
     """Delete a volume and everything on it. The answer comes when it is gone."""
     await finished(volumes.request_delete(volume_id, origin=origin))
 
 
-async def _shown(volumes: VolumeService, job: Job) -> VolumeOut:
+async def _render(volumes: VolumeService, job: Job) -> VolumeOut:
     volume = await volumes.get(UUID(str(job.volume_id)))
-    return VolumeOut.of(volume, volumes.path(volume))
+    return VolumeOut.from_row(volume, volumes.path(volume))

@@ -5,8 +5,8 @@ from typing import Final
 
 from fastapi import APIRouter
 
-from api.dependencies import Front, NoQuery
-from api.openapi import refusals
+from api.dependencies import NoQuery, ServicesDep
+from api.openapi import errors
 from api.v1.schemas import BackendOut, BackendsOut, Failure
 from domain.errors import StorageError
 from domain.storage.backends import Backends
@@ -18,9 +18,9 @@ router = APIRouter(prefix="/backends", tags=["backends"])
 
 
 @router.get(
-    "", operation_id="list_backends", summary="List storage backends", responses=refusals(), dependencies=[NoQuery]
+    "", operation_id="list_backends", summary="List storage backends", responses=errors(), dependencies=[NoQuery]
 )
-async def list_backends(services: Front) -> BackendsOut:
+async def list_backends(services: ServicesDep) -> BackendsOut:
     """List the configured backends and how full they are; the first is the default."""
     backends = services.backends
     return BackendsOut(items=await asyncio.gather(*(_look_at(backends, name) for name in backends.names())))
@@ -30,7 +30,7 @@ async def _look_at(backends: Backends, name: str) -> BackendOut:
     driver = backends.scheme(name)
     try:
         async with asyncio.timeout(_PATIENCE_SECONDS):
-            capacity = await backends.reach(name).capacity()
+            capacity = await backends.get(name).capacity()
     except StorageError as error:
         return BackendOut(name=name, driver=driver, error=Failure(code=error.code, detail=error.message))
     except TimeoutError:

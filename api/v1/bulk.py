@@ -6,19 +6,19 @@ from uuid import UUID
 import structlog
 from fastapi import APIRouter, Query, Response
 
-from api.answers import Answer
-from api.dependencies import Asker, Bulk, BulkSnapshots, Expansion, Front, JsonBody, NoQuery
-from api.openapi import BODY, accepts, refusals
+from api.answers import AcceptedDep
+from api.dependencies import BulkDep, BulkExpandDep, BulkSnapshotsDep, JsonBody, NoQuery, OriginDep, ServicesDep
+from api.openapi import BODY, accepts, errors
 from api.pagination import Paginated, paginated_response
 from api.problems import GROWTH_REQUIRED
 from api.v1.bulk_snapshots import BulkSnapshotIn
-from api.v1.growth import BulkIn, GrowthSaid
+from api.v1.growth import BulkExpandIn, GrowthBody
 from api.v1.ledger import ItemOut, ItemQuery, PlanOut
 from api.v1.schemas import JobOut
 from domain.errors import BadCursor, JobNotFound, UnknownBackend
-from domain.expansion.policy import BulkExpansion
-from domain.expansion.service import ExpansionService
-from domain.jobs.acceptance import Origin
+from domain.expansion.policy import BulkExpandRequest
+from domain.expansion.service import BulkExpandService
+from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.model import Job
 
 log = structlog.get_logger(__name__)
@@ -35,17 +35,17 @@ router = APIRouter()
     response_model=JobOut,
     responses=accepts(*BODY, GROWTH_REQUIRED, UnknownBackend)
     | {200: {"model": PlanOut, "description": "What would be done, for `dry_run`."}},
-    dependencies=[NoQuery, JsonBody, GrowthSaid],
+    dependencies=[NoQuery, JsonBody, GrowthBody],
 )
 async def expand_volumes(
-    wish: BulkIn, services: Front, expansion: Expansion, origin: Asker, answer: Answer
+    body: BulkExpandIn, services: ServicesDep, expansion: BulkExpandDep, origin: OriginDep, answer: AcceptedDep
 ) -> JobOut | Response:
     """Accept one job that grows every selected volume, `max_concurrent` at once; its items say what became of each."""
-    wish.selection().require_backend(services.backends)
-    if wish.dry_run:
-        plan = PlanOut.of(await expansion.preview(wish.expansion()))
+    body.selection().require_backend(services.backends)
+    if body.dry_run:
+        plan = PlanOut.from_plan(await expansion.preview(body.expansion()))
         return Response(plan.model_dump_json(), media_type="application/json")
-    return await answer(await request_bulk(wish.expansion(), expansion, origin))
+    return await answer(await request_bulk(body.expansion(), expansion, origin))
 
 
 @router.post(
@@ -58,12 +58,12 @@ async def expand_volumes(
     dependencies=[NoQuery, JsonBody],
 )
 async def take_snapshots(
-    wish: BulkSnapshotIn, services: Front, snapshots: BulkSnapshots, origin: Asker, answer: Answer
+    body: BulkSnapshotIn, services: ServicesDep, snapshots: BulkSnapshotsDep, origin: OriginDep, answer: AcceptedDep
 ) -> JobOut:
     """Accept one job that takes a snapshot of every selected volume; its items say what became of each."""
-    wish.selection().require_backend(services.backends)
-    job = await snapshots.request_snapshots(wish.snapshots(), origin=origin)
-    _say(job, wish.max_concurrent)
+    body.selection().require_backend(services.backends)
+    job = await snapshots.request_snapshots(body.snapshots(), origin=origin)
+    _log_accepted(job, body.max_concurrent)
     return await answer(job)
 
 
@@ -72,21 +72,21 @@ async def take_snapshots(
     operation_id="list_job_items",
     summary="List what became of each volume",
     tags=["jobs"],
-    responses=refusals(JobNotFound, BadCursor),
+    responses=errors(JobNotFound, BadCursor),
 )
-async def list_job_items(job_id: UUID, query: Annotated[ItemQuery, Query()], bulk: Bulk) -> Paginated[ItemOut]:
+async def list_job_items(job_id: UUID, query: Annotated[ItemQuery, Query()], bulk: BulkDep) -> Paginated[ItemOut]:
     """List the ledger of a bulk job by volume id, upwards; jobs of other kinds have none."""
     page = query.page_of(f"items of {job_id}")
     items = await bulk.items(job_id, query.status, after=page.after, limit=page.limit)
     return paginated_response(page.page(items, by=lambda item: item.volume_id), ItemOut.model_validate)
 
 
-async def request_bulk(wanted: BulkExpansion, expansion: ExpansionService, origin: Origin) -> Job:
+async def request_bulk(body: BulkExpandRequest, expansion: BulkExpandService, origin: RequestOrigin) -> Job:
     """Ask for a bulk expansion, and leave in the logs how many volumes at once were asked for."""
-    job = await expansion.request_expand(wanted, origin=origin)
-    _say(job, wanted.max_concurrent)
+    job = await expansion.request_expand(body, origin=origin)
+    _log_accepted(job, body.max_concurrent)
     return job
 
 
-def _say(job: Job, max_concurrent: int) -> None:
+def _log_accepted(job: Job, max_concurrent: int) -> None:
     log.info("bulk.accepted", job_id=str(job.id), kind=job.kind, max_concurrent=max_concurrent)

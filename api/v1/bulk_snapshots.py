@@ -6,13 +6,13 @@ from pydantic import ConfigDict, Field, StringConstraints
 
 from api.absent import Given
 from api.v1.fields import NAME_PATTERN
-from api.v1.selecting import Selecting
-from domain.snapshots.policy import MAX_KEPT, MAX_PREFIX, BulkSnapshot
+from api.v1.selecting import SelectionIn
+from domain.snapshots.policy import MAX_KEPT, MAX_PREFIX, BulkSnapshotRequest
 
 _KEPT: Any = {"ge": 1, "le": MAX_KEPT, "strict": True}
 
 
-class BulkSnapshotIn(Selecting):
+class BulkSnapshotIn(SelectionIn):
     """Of which volumes, how many at once, and what the snapshots are called."""
 
     model_config = ConfigDict(
@@ -28,9 +28,9 @@ class BulkSnapshotIn(Selecting):
         ),
     ]
 
-    def snapshots(self) -> BulkSnapshot:
+    def snapshots(self) -> BulkSnapshotRequest:
         """Say it to the domain."""
-        return BulkSnapshot(self.name, self.selection(), self.max_concurrent)
+        return BulkSnapshotRequest(self.name, self.selection(), self.max_concurrent)
 
 
 class ScheduledSnapshotIn(BulkSnapshotIn):

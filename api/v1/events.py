@@ -11,9 +11,9 @@ from fastapi import APIRouter, Depends, Header
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from api.absent import HEADER_TEXT
-from api.dependencies import Front, Jobs, NoQuery
-from api.openapi import refusals
-from api.refusals import NothingFollows
+from api.dependencies import JobsDep, NoQuery, ServicesDep
+from api.openapi import errors
+from api.refusals import NoResponsePossible
 from api.v1.schemas import JobOut
 from domain.errors import JobNotFound
 from domain.jobs.model import Job
@@ -28,7 +28,7 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 async def _last_seen(
     job_id: UUID,
-    jobs: Jobs,
+    jobs: JobsDep,
     last_event_id: Annotated[
         str | None,
         Header(description="The `id` of the last event that was seen; only what is newer is sent."),
@@ -44,7 +44,7 @@ async def _last_seen(
     job = await jobs.get(job_id)
     seen = int(last_event_id) if last_event_id and _VERSION.fullmatch(last_event_id) else None
     if job.ended and seen == job.version:
-        raise NothingFollows
+        raise NoResponsePossible
     return seen
 
 
@@ -53,11 +53,11 @@ async def _last_seen(
     operation_id="follow_job",
     summary="Follow a job until it ends",
     response_class=EventSourceResponse,
-    responses=refusals(JobNotFound) | {204: {"description": "The end was seen before: nothing follows."}},
+    responses=errors(JobNotFound) | {204: {"description": "The end was seen before: nothing follows."}},
     dependencies=[NoQuery],
 )
 async def follow_job(
-    job_id: UUID, services: Front, last_seen: Annotated[int | None, Depends(_last_seen)]
+    job_id: UUID, services: ServicesDep, last_seen: Annotated[int | None, Depends(_last_seen)]
 ) -> AsyncIterator[ServerSentEvent]:
     """Send the job whenever it has changed, at most five times a second, the last time when it has `ended`.
 
@@ -71,5 +71,5 @@ async def follow_job(
 
 def _event(job: Job) -> ServerSentEvent:
     # What was asked for does not change, and may be ten thousand ids.
-    data = JobOut.of(job).model_dump_json(exclude={"params"})
+    data = JobOut.from_row(job).model_dump_json(exclude={"params"})
     return ServerSentEvent(event="ended" if job.ended else "progress", id=str(job.version), raw_data=data)

@@ -62,14 +62,14 @@ BulkPercent = Annotated[Percent, Field(le=MAX_BULK_PERCENT)]
 UsageAbove = Annotated[float, Field(ge=0, le=100, strict=True, allow_inf_nan=False)]
 
 
-def _once(ids: list[UUID]) -> list[UUID]:
+def _distinct(ids: list[UUID]) -> list[UUID]:
     if len(set(ids)) < len(ids):
         raise ValueError("each id can be named once")
     return ids
 
 
 VolumeIds = Annotated[
-    list[UUID], Field(max_length=MAX_IDS, json_schema_extra={"uniqueItems": True}), AfterValidator(_once)
+    list[UUID], Field(max_length=MAX_IDS, json_schema_extra={"uniqueItems": True}), AfterValidator(_distinct)
 ]
 
 Name = Annotated[

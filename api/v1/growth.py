@@ -11,46 +11,54 @@ from api.absent import Given
 from api.problems import GROWTH_REQUIRED
 from api.v1.body import Body
 from api.v1.fields import BulkPercent, Percent, Size, UsageAbove
-from api.v1.selecting import Selecting
-from domain.expansion.policy import AUTOGROW, DEFAULT_STEP, GROWTH, BulkExpansion, GrowthPolicy, OwnPolicies, Policy
+from api.v1.selecting import SelectionIn
+from domain.expansion.policy import (
+    AUTOGROW,
+    DEFAULT_STEP,
+    GROWTH,
+    BulkExpandRequest,
+    GrowthPolicy,
+    Policy,
+    VolumePolicies,
+)
 from domain.volumes.growth import Growth
 
 _CHOICES = "say how much: `to` a size, `by` an amount, or by a `percent` of the present size"
 _BULK_CHOICES = f"{_CHOICES}; or `policy`: `{AUTOGROW}`, each volume as its own policy says"
-_ONE_OF_THEM: dict[str, Any] = {"oneOf": [{"required": ["to"]}, {"required": ["by"]}, {"required": ["percent"]}]}
-_POLICY_ALONE: dict[str, Any] = {
+_EXACTLY_ONE: dict[str, Any] = {"oneOf": [{"required": ["to"]}, {"required": ["by"]}, {"required": ["percent"]}]}
+_POLICY_ONLY: dict[str, Any] = {
     "required": ["policy"],
     "not": {"anyOf": [{"required": [name]} for name in GROWTH]},
 }
 
 
-class _Wish(Body):
+class _GrowthFields(Body):
     to: Given[Size] = None
     by: Given[Size] = None
     percent: Given[Percent] = None
 
     @field_validator("by", "percent")
     @classmethod
-    def _alone(cls, wish: float | None, info: ValidationInfo) -> float | None:
+    def _exactly_one(cls, body: float | None, info: ValidationInfo) -> float | None:
         if others := [name for name in ("to", "by") if info.data.get(name) is not None]:
             raise ValueError(f"cannot be combined with `{others[0]}`: say exactly one of `to`, `by` and `percent`")
-        return wish
+        return body
 
     @model_validator(mode="after")
-    def _not_nothing(self) -> Self:
-        return self._wished(_CHOICES)
+    def _at_least_one(self) -> Self:
+        return self._chosen(_CHOICES)
 
-    def _wished(self, choices: str) -> Self:
+    def _chosen(self, choices: str) -> Self:
         if self.to is None and self.by is None and self.percent is None:
             raise PydanticCustomError(GROWTH_REQUIRED.code, choices)
         return self
 
 
-class GrowthIn(_Wish):
+class GrowthIn(_GrowthFields):
     """How much larger: exactly one way to say it."""
 
     model_config = ConfigDict(
-        json_schema_extra=_ONE_OF_THEM | {"examples": [{"to": "20GiB"}, {"by": "10GiB"}, {"percent": 25}]}
+        json_schema_extra=_EXACTLY_ONE | {"examples": [{"to": "20GiB"}, {"by": "10GiB"}, {"percent": 25}]}
     )
 
     def growth(self) -> Growth:
@@ -58,7 +66,7 @@ class GrowthIn(_Wish):
         return Growth(to=self.to, by=self.by, percent=self.percent)
 
 
-class _ByPolicy(Body):
+class _PolicyField(Body):
     policy: Annotated[
         Given[Literal["autogrow"]],
         Field(description="`autogrow`: each volume as its own policy says; those without one stay as they are."),
@@ -66,12 +74,12 @@ class _ByPolicy(Body):
 
 
 # Pydantic reads the last of the bases first, so that each wish sees the policy.
-class ExpansionIn(_Wish, Selecting, _ByPolicy):
+class BulkExpandFields(_GrowthFields, SelectionIn, _PolicyField):
     """Which volumes, how much larger each of them, and how many at once."""
 
     model_config = ConfigDict(
         json_schema_extra={
-            "oneOf": [*_ONE_OF_THEM["oneOf"], _POLICY_ALONE],
+            "oneOf": [*_EXACTLY_ONE["oneOf"], _POLICY_ONLY],
             "examples": [
                 {"percent": 20, "usage_above": 80, "up_to": "1TiB", "max_concurrent": 10},
                 {"policy": AUTOGROW, "labels": {"team": "search"}},
@@ -88,22 +96,22 @@ class ExpansionIn(_Wish, Selecting, _ByPolicy):
 
     @field_validator(*GROWTH)
     @classmethod
-    def _without_policy(cls, wish: float | None, info: ValidationInfo) -> float | None:
+    def _without_policy(cls, body: float | None, info: ValidationInfo) -> float | None:
         if info.data.get("policy") is not None:
             raise ValueError("cannot be combined with `policy`, by which each volume's own policy says it")
-        return wish
+        return body
 
     @model_validator(mode="after")
     def _not_nothing(self) -> Self:
-        return self if self.policy is not None else self._wished(_BULK_CHOICES)
+        return self if self.policy is not None else self._chosen(_BULK_CHOICES)
 
-    def expansion(self) -> BulkExpansion:
+    def expansion(self) -> BulkExpandRequest:
         """Say it to the domain."""
-        return BulkExpansion(self._policy(), self.selection(), self.max_concurrent)
+        return BulkExpandRequest(self._policy(), self.selection(), self.max_concurrent)
 
     def _policy(self) -> Policy:
         if self.policy is not None:
-            return OwnPolicies()
+            return VolumePolicies()
         return GrowthPolicy(
             to=self.to,
             by=self.by,
@@ -114,16 +122,16 @@ class ExpansionIn(_Wish, Selecting, _ByPolicy):
         )
 
 
-class BulkIn(ExpansionIn):
+class BulkExpandIn(BulkExpandFields):
     """Which volumes, how much larger each of them, and how many at once; or only what would be done."""
 
     dry_run: Annotated[bool, Field(strict=True, description="Only say what would be done.")] = False
 
 
-async def _said(request: Request) -> None:
+async def _given_fields(request: Request) -> None:
     """Tell whoever says nothing at all the choices, as whoever says ``{}``; FastAPI would only miss the body."""
     if not await request.body():
         raise RequestValidationError([{"type": GROWTH_REQUIRED.code, "loc": ("body",), "msg": _BULK_CHOICES}])
 
 
-GrowthSaid = Depends(_said)
+GrowthBody = Depends(_given_fields)

@@ -5,10 +5,10 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
 
-from api.answers import Answer
-from api.conditional import Seen, job_tag
-from api.dependencies import Asker, Jobs, NoQuery
-from api.openapi import POLLED, accepts, refusals, shown
+from api.answers import AcceptedDep
+from api.conditional import IfNoneMatchDep, job_tag
+from api.dependencies import JobsDep, NoQuery, OriginDep
+from api.openapi import POLLED, accepts, documented_get, errors
 from api.pagination import Paginated, paginated_response
 from api.problems import RETRY_SECONDS
 from api.v1.requests import JobQuery
@@ -16,7 +16,7 @@ from api.v1.schemas import JobOut
 from domain.errors import (
     BadCursor,
     JobEnded,
-    JobIsPart,
+    JobIsChild,
     JobNotFound,
     JobNotRetryable,
     NameTaken,
@@ -33,10 +33,10 @@ from domain.errors import (
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 
-@router.get("", operation_id="list_jobs", summary="List jobs", responses=refusals(BadCursor))
-async def list_jobs(query: Annotated[JobQuery, Query()], jobs: Jobs) -> Paginated[JobOut]:
+@router.get("", operation_id="list_jobs", summary="List jobs", responses=errors(BadCursor))
+async def list_jobs(query: Annotated[JobQuery, Query()], jobs: JobsDep) -> Paginated[JobOut]:
     """List jobs, newest first; the parts of a bulk job only when it is named."""
-    return paginated_response(await jobs.list_jobs(query.wanted(), query.page_of("jobs")), JobOut.of)
+    return paginated_response(await jobs.list_jobs(query.filters(), query.page_of("jobs")), JobOut.from_row)
 
 
 @router.get(
@@ -44,21 +44,21 @@ async def list_jobs(query: Annotated[JobQuery, Query()], jobs: Jobs) -> Paginate
     operation_id="get_job",
     summary="Look at a job, or wait for its end",
     response_model=JobOut,
-    responses=shown("job", **POLLED) | refusals(JobNotFound),
+    responses=documented_get("job", **POLLED) | errors(JobNotFound),
     dependencies=[NoQuery],
 )
 async def get_job(
     job_id: UUID,
-    jobs: Jobs,
-    answer: Answer,
+    jobs: JobsDep,
+    answer: AcceptedDep,
     response: Response,
-    seen: Seen,
+    seen: IfNoneMatchDep,
 ) -> JobOut | Response:
     """Show a job. Poll with `If-None-Match`, or say `Prefer: wait=30` and be answered when it has ended."""
-    job = await answer.patiently(await jobs.get(job_id))
+    job = await answer.after_waiting(await jobs.get(job_id))
     if not job.ended:
         response.headers["Retry-After"] = str(RETRY_SECONDS)
-    return seen.unchanged(job_tag(job)) or JobOut.of(job)
+    return seen.unchanged(job_tag(job)) or JobOut.from_row(job)
 
 
 @router.post(
@@ -66,10 +66,10 @@ async def get_job(
     status_code=202,
     operation_id="cancel_job",
     summary="Cancel a job",
-    responses=accepts(JobNotFound, JobEnded, JobIsPart),
+    responses=accepts(JobNotFound, JobEnded, JobIsChild),
     dependencies=[NoQuery],
 )
-async def cancel_job(job_id: UUID, jobs: Jobs, origin: Asker, answer: Answer) -> JobOut:
+async def cancel_job(job_id: UUID, jobs: JobsDep, origin: OriginDep, answer: AcceptedDep) -> JobOut:
     """Ask for a job's end. One that never began ends at once; one at work may still succeed."""
     return await answer(await jobs.cancel(job_id, origin=origin))
 
@@ -80,12 +80,12 @@ async def cancel_job(job_id: UUID, jobs: Jobs, origin: Asker, answer: Answer) ->
     operation_id="retry_job",
     summary="Retry a job",
     responses=accepts(
-        *(JobNotFound, JobNotRetryable, JobIsPart, NameTaken, ShrinkRefused),
+        *(JobNotFound, JobNotRetryable, JobIsChild, NameTaken, ShrinkRefused),
         *(VolumeNotFound, VolumeBusy, VolumeUnusable, VolumeHasSnapshots),
         *(SnapshotNotFound, SnapshotBusy, SnapshotUnusable),
     ),
     dependencies=[NoQuery],
 )
-async def retry_job(job_id: UUID, jobs: Jobs, origin: Asker, answer: Answer) -> JobOut:
+async def retry_job(job_id: UUID, jobs: JobsDep, origin: OriginDep, answer: AcceptedDep) -> JobOut:
     """Ask once more for what an ended job did not achieve; the answer is a new job, linked by `retry_of`."""
     return await answer(await jobs.retry(job_id, origin=origin))

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.absent import Absent
+from api.absent import Omittable
 from api.pagination import PageQuery
 from api.v1.fields import Moment
 from domain.bulk.states import ItemStatus
@@ -76,7 +76,7 @@ class PlanOut(BaseModel):
     truncated: bool = Field(default=False, description="Whether there are more than these.")
 
     @classmethod
-    def of(cls, plan: Plan) -> Self:
+    def from_plan(cls, plan: Plan) -> Self:
         """Show a plan."""
         shown = cls.model_validate(plan)
         return shown.model_copy(update={"truncated": plan.total > len(plan.items)})
@@ -102,4 +102,4 @@ class ItemOut(BaseModel):
 class ItemQuery(PageQuery):
     """Which items to list."""
 
-    status: Absent[ItemStatus] = None
+    status: Omittable[ItemStatus] = None

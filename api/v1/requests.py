@@ -7,7 +7,7 @@ from uuid import UUID
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from api.absent import Absent, Given
+from api.absent import Given, Omittable
 from api.pagination import PageQuery
 from api.v1.body import Body
 from api.v1.fields import BackendName, JobKind, Labels, LabelTerm, Name, Percent, Size, UsageAbove, labels_of
@@ -39,13 +39,13 @@ class Autogrow(Body):
 
     @field_validator("percent")
     @classmethod
-    def _alone(cls, percent: float, info: ValidationInfo) -> float:
+    def _exactly_one(cls, percent: float, info: ValidationInfo) -> float:
         if info.data.get("by") is not None:
             raise ValueError("cannot be combined with `by`: say exactly one of them")
         return percent
 
     @model_validator(mode="after")
-    def _not_nothing(self) -> Self:
+    def _at_least_one(self) -> Self:
         if self.by is None and self.percent is None:
             raise ValueError("say how much: `by` an amount, or by a `percent` of the present size")
         return self
@@ -82,7 +82,7 @@ class VolumeIn(Body):
 
     @field_validator("size")
     @classmethod
-    def _said_or_copied(cls, size: int | None, info: ValidationInfo) -> int | None:
+    def _size_or_snapshot(cls, size: int | None, info: ValidationInfo) -> int | None:
         if size is None and info.data.get("from_snapshot") is None:
             raise PydanticCustomError("missing", "Field required")
         return size
@@ -126,8 +126,8 @@ class SnapshotIn(Body):
 class VolumeQuery(PageQuery):
     """Which volumes to list."""
 
-    state: Absent[VolumeState] = None
-    name: Absent[Name] = None
+    state: Omittable[VolumeState] = None
+    name: Omittable[Name] = None
     label: Annotated[
         list[LabelTerm],
         Field(description="`key:value`; several must all be there.", examples=[["team:search"]]),
@@ -139,7 +139,7 @@ class VolumeQuery(PageQuery):
         labels_of(terms)
         return sorted(terms)
 
-    def wanted(self) -> VolumeFilter:
+    def filters(self) -> VolumeFilter:
         """Say it to the domain."""
         return VolumeFilter(self.state, self.name, labels_of(self.label))
 
@@ -147,10 +147,10 @@ class VolumeQuery(PageQuery):
 class SnapshotsOfVolumeQuery(PageQuery):
     """Which snapshots of a volume to list."""
 
-    state: Absent[SnapshotState] = None
-    name: Absent[Name] = None
+    state: Omittable[SnapshotState] = None
+    name: Omittable[Name] = None
 
-    def wanted(self, volume_id: UUID | None) -> SnapshotFilter:
+    def filters(self, volume_id: UUID | None) -> SnapshotFilter:
         """Say it to the domain."""
         return SnapshotFilter(volume_id, self.state, self.name)
 
@@ -158,18 +158,18 @@ class SnapshotsOfVolumeQuery(PageQuery):
 class SnapshotQuery(SnapshotsOfVolumeQuery):
     """Which snapshots to list."""
 
-    volume_id: Absent[UUID] = None
+    volume_id: Omittable[UUID] = None
 
 
 class JobQuery(PageQuery):
     """Which jobs to list."""
 
-    status: Absent[JobStatus] = None
-    kind: Absent[JobKind] = None
-    volume_id: Absent[UUID] = None
-    parent_id: Absent[UUID] = Field(None, description="Parts of a bulk job are shown only when it is named here.")
+    status: Omittable[JobStatus] = None
+    kind: Omittable[JobKind] = None
+    volume_id: Omittable[UUID] = None
+    parent_id: Omittable[UUID] = Field(None, description="Parts of a bulk job are shown only when it is named here.")
 
-    def wanted(self) -> JobFilter:
+    def filters(self) -> JobFilter:
         """Say it to the domain."""
         return JobFilter(self.status, self.kind, self.volume_id, self.parent_id)
 

@@ -7,12 +7,12 @@ from uuid import UUID
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from api.absent import Absent, Given
+from api.absent import Given, Omittable
 from api.pagination import PageQuery
 from api.v1.body import Body
 from api.v1.bulk_snapshots import ScheduledSnapshotIn
 from api.v1.fields import JobKind, Moment, Name
-from api.v1.growth import ExpansionIn
+from api.v1.growth import BulkExpandFields
 from domain.bulk.kinds import EXPAND, SNAPSHOT
 from domain.jobs.states import JobStatus
 from domain.schedules.model import CATCH_UP_SECONDS, Run, Schedule
@@ -57,7 +57,7 @@ SCHEDULE_EXAMPLE: dict[str, Any] = {
 
 
 #: The shape of what each action asks for.
-PARAMS: Final[dict[str, type[Body]]] = {EXPAND: ExpansionIn, SNAPSHOT: ScheduledSnapshotIn}
+PARAMS: Final[dict[str, type[Body]]] = {EXPAND: BulkExpandFields, SNAPSHOT: ScheduledSnapshotIn}
 
 Cron = Annotated[
     str,
@@ -81,7 +81,7 @@ CatchUp = Annotated[
 ]
 
 
-def said_params(action: str, params: dict[str, Any]) -> dict[str, Any]:
+def validated_params(action: str, params: dict[str, Any]) -> dict[str, Any]:
     """Read what an action asks for as its own request would, and keep of it what was said.
 
     Raises:
@@ -123,7 +123,7 @@ class ScheduleIn(Body):
         Raises:
             RequestValidationError: ``params`` is not what the action asks for.
         """
-        return NewSchedule(**self.model_dump(exclude={"params"}), params=said_params(self.action, self.params))
+        return NewSchedule(**self.model_dump(exclude={"params"}), params=validated_params(self.action, self.params))
 
 
 class SchedulePatch(Body):
@@ -148,14 +148,14 @@ class SchedulePatch(Body):
         """
         changes = self.model_dump(exclude_unset=True)
         if self.params is not None:
-            changes["params"] = said_params(action, self.params)
+            changes["params"] = validated_params(action, self.params)
         return changes
 
 
 class ScheduleQuery(PageQuery):
     """Which schedules to list."""
 
-    name: Absent[Name] = None
+    name: Omittable[Name] = None
 
 
 class RunOut(BaseModel):
@@ -193,7 +193,7 @@ class ScheduleOut(BaseModel):
     updated_at: Moment
 
     @classmethod
-    def of(cls, schedule: Schedule, runs: Sequence[Run] = ()) -> Self:
+    def from_row(cls, schedule: Schedule, runs: Sequence[Run] = ()) -> Self:
         """Show a row, with its last runs."""
         shown = [RunOut.model_validate(run) for run in runs]
         return cls.model_validate(schedule).model_copy(update={"last_runs": shown})

@@ -5,10 +5,10 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
 
-from api.answers import Answer
-from api.dependencies import Asker, Front, JsonBody, NoQuery, Schedules
+from api.answers import AcceptedDep
+from api.dependencies import JsonBody, NoQuery, OriginDep, SchedulesDep, ServicesDep
 from api.idempotency import SCHEDULES_AT
-from api.openapi import BODY, accepts, makes_schedule, refusals
+from api.openapi import BODY, accepts, errors, makes_schedule
 from api.pagination import PageQuery, Paginated, paginated_response
 from api.problems import GROWTH_REQUIRED
 from api.v1.schedule_shapes import RunOut, ScheduleIn, ScheduleOut, SchedulePatch, ScheduleQuery
@@ -26,43 +26,45 @@ router = APIRouter(prefix="/schedules", tags=["schedules"])
     responses=makes_schedule(*BODY, NameTaken, UnknownBackend, GROWTH_REQUIRED),
     dependencies=[NoQuery, JsonBody],
 )
-async def create_schedule(wanted: ScheduleIn, schedules: Schedules, origin: Asker, response: Response) -> ScheduleOut:
+async def create_schedule(
+    body: ScheduleIn, schedules: SchedulesDep, origin: OriginDep, response: Response
+) -> ScheduleOut:
     """Make a schedule: a job is asked for whenever it is due, and only if that of the run before has ended."""
-    schedule = await schedules.create(wanted.new_schedule(), origin=origin)
+    schedule = await schedules.create(body.new_schedule(), origin=origin)
     response.headers["Location"] = f"{SCHEDULES_AT}/{schedule.id}"
-    return ScheduleOut.of(schedule)
+    return ScheduleOut.from_row(schedule)
 
 
-@router.get("", operation_id="list_schedules", summary="List schedules", responses=refusals(BadCursor))
-async def list_schedules(query: Annotated[ScheduleQuery, Query()], schedules: Schedules) -> Paginated[ScheduleOut]:
+@router.get("", operation_id="list_schedules", summary="List schedules", responses=errors(BadCursor))
+async def list_schedules(query: Annotated[ScheduleQuery, Query()], schedules: SchedulesDep) -> Paginated[ScheduleOut]:
     """List schedules, newest first, each with its last runs."""
     page, runs = await schedules.list_schedules(query.name, query.page_of("schedules"))
-    return paginated_response(page, lambda schedule: ScheduleOut.of(schedule, runs.get(schedule.id, ())))
+    return paginated_response(page, lambda schedule: ScheduleOut.from_row(schedule, runs.get(schedule.id, ())))
 
 
 @router.get(
     "/{schedule_id}",
     operation_id="get_schedule",
     summary="Look at a schedule",
-    responses=refusals(ScheduleNotFound),
+    responses=errors(ScheduleNotFound),
     dependencies=[NoQuery],
 )
-async def get_schedule(schedule_id: UUID, schedules: Schedules) -> ScheduleOut:
+async def get_schedule(schedule_id: UUID, schedules: SchedulesDep) -> ScheduleOut:
     """Show a schedule, when it is due next, and its last runs."""
-    return ScheduleOut.of(*await schedules.get(schedule_id))
+    return ScheduleOut.from_row(*await schedules.get(schedule_id))
 
 
 @router.patch(
     "/{schedule_id}",
     operation_id="update_schedule",
     summary="Change or pause a schedule",
-    responses=refusals(*BODY, ScheduleNotFound, NameTaken, UnknownBackend, GROWTH_REQUIRED),
+    responses=errors(*BODY, ScheduleNotFound, NameTaken, UnknownBackend, GROWTH_REQUIRED),
     dependencies=[NoQuery, JsonBody],
 )
-async def update_schedule(schedule_id: UUID, patch: SchedulePatch, schedules: Schedules) -> ScheduleOut:
+async def update_schedule(schedule_id: UUID, patch: SchedulePatch, schedules: SchedulesDep) -> ScheduleOut:
     """Change a schedule. What it would have been due for while it was paused is not made up for."""
     schedule, _ = await schedules.get(schedule_id)
-    return ScheduleOut.of(*await schedules.change(schedule_id, patch.changes(schedule.action)))
+    return ScheduleOut.from_row(*await schedules.change(schedule_id, patch.changes(schedule.action)))
 
 
 @router.delete(
@@ -70,10 +72,10 @@ async def update_schedule(schedule_id: UUID, patch: SchedulePatch, schedules: Sc
     status_code=204,
     operation_id="delete_schedule",
     summary="Delete a schedule",
-    responses=refusals(ScheduleNotFound),
+    responses=errors(ScheduleNotFound),
     dependencies=[NoQuery],
 )
-async def delete_schedule(schedule_id: UUID, schedules: Schedules) -> None:
+async def delete_schedule(schedule_id: UUID, schedules: SchedulesDep) -> None:
     """Delete a schedule, with the list of its runs; a job that it has started goes on."""
     await schedules.delete(schedule_id)
 
@@ -82,10 +84,10 @@ async def delete_schedule(schedule_id: UUID, schedules: Schedules) -> None:
     "/{schedule_id}/runs",
     operation_id="list_schedule_runs",
     summary="List a schedule's runs",
-    responses=refusals(ScheduleNotFound, BadCursor),
+    responses=errors(ScheduleNotFound, BadCursor),
 )
 async def list_schedule_runs(
-    schedule_id: UUID, query: Annotated[PageQuery, Query()], schedules: Schedules
+    schedule_id: UUID, query: Annotated[PageQuery, Query()], schedules: SchedulesDep
 ) -> Paginated[RunOut]:
     """List what became of a schedule's times, newest first."""
     page = await schedules.runs(schedule_id, query.page_of(f"runs of {schedule_id}"))
@@ -100,6 +102,6 @@ async def list_schedule_runs(
     responses=accepts(ScheduleNotFound, ScheduleBusy),
     dependencies=[NoQuery],
 )
-async def run_schedule(schedule_id: UUID, services: Front, origin: Asker, answer: Answer) -> JobOut:
+async def run_schedule(schedule_id: UUID, services: ServicesDep, origin: OriginDep, answer: AcceptedDep) -> JobOut:
     """Accept a run beside those that are due, also of a schedule that is paused; refused while one is going."""
-    return await answer(await services.starter.run_now(schedule_id, origin=origin))
+    return await answer(await services.schedule_runner.run_now(schedule_id, origin=origin))

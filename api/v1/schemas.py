@@ -103,7 +103,7 @@ class VolumeOut(BaseModel):
     updated_at: Moment
 
     @classmethod
-    def of(cls, volume: Volume, path: str | None) -> Self:
+    def from_row(cls, volume: Volume, path: str | None) -> Self:
         """Show a row."""
         return cls.model_validate(volume).model_copy(update={"path": path})
 
@@ -146,7 +146,7 @@ class Progress(BaseModel):
     estimated_end: Moment | None = Field(description="When it will have ended at that rate; null when it has.")
 
     @classmethod
-    def of(cls, job: Job) -> Self | None:
+    def from_job(cls, job: Job) -> Self | None:
         """Show how far a job has come, as far as that is known."""
         if job.total is None:
             return None
@@ -166,7 +166,7 @@ def _rate(job: Job, done: int, now: datetime) -> float | None:
     return round(done / max((now - job.started_at).total_seconds(), 0.001), 3)
 
 
-def _public(params: dict[str, Any]) -> dict[str, Any]:
+def _public_params(params: dict[str, Any]) -> dict[str, Any]:
     """Leave out what the worker needs to know and nobody else."""
     return {name: value for name, value in params.items() if name != "fence"}
 
@@ -190,7 +190,7 @@ class JobOut(BaseModel):
     attempt: int
     max_attempts: int
     worker_id: UUID | None
-    params: Annotated[dict[str, Any], BeforeValidator(_public)]
+    params: Annotated[dict[str, Any], BeforeValidator(_public_params)]
     result: dict[str, Any] | None
     error: Failure | None
     cancel_requested_at: Moment | None
@@ -201,9 +201,9 @@ class JobOut(BaseModel):
     finished_at: Moment | None
 
     @classmethod
-    def of(cls, job: Job) -> Self:
+    def from_row(cls, job: Job) -> Self:
         """Show a row."""
-        return cls.model_validate(job).model_copy(update={"progress": Progress.of(job)})
+        return cls.model_validate(job).model_copy(update={"progress": Progress.from_job(job)})
 
 
 class BackendOut(BaseModel):

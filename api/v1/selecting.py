@@ -10,7 +10,7 @@ from api.v1.fields import MAX_CONCURRENT, BackendName, Labels, VolumeIds
 from domain.bulk.selection import DEFAULT_CONCURRENT, Selection
 
 
-class Selecting(Body):
+class SelectionIn(Body):
     """Which volumes, and how many at once."""
 
     ids: Annotated[Given[VolumeIds], Field(description="Only these. One that does not exist is in the ledger.")] = None

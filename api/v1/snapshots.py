@@ -5,10 +5,10 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
 
-from api.answers import Answer
-from api.conditional import Seen, row_tag
-from api.dependencies import Asker, JsonBody, NoQuery, Snapshots, Volumes
-from api.openapi import BODY, accepts, refusals, shown
+from api.answers import AcceptedDep
+from api.conditional import IfNoneMatchDep, row_tag
+from api.dependencies import JsonBody, NoQuery, OriginDep, SnapshotsDep, VolumesDep
+from api.openapi import BODY, accepts, documented_get, errors
 from api.pagination import Paginated, paginated_response
 from api.v1.requests import SnapshotIn, SnapshotQuery, SnapshotsOfVolumeQuery
 from api.v1.schemas import JobOut, SnapshotOut
@@ -35,31 +35,31 @@ router = APIRouter(tags=["snapshots"])
     dependencies=[NoQuery, JsonBody],
 )
 async def take_snapshot(
-    volume_id: UUID, wanted: SnapshotIn, snapshots: Snapshots, origin: Asker, answer: Answer
+    volume_id: UUID, body: SnapshotIn, snapshots: SnapshotsDep, origin: OriginDep, answer: AcceptedDep
 ) -> JobOut:
     """Accept a snapshot of a volume's bytes. It is listed at once, and usable when the job has succeeded."""
-    return await answer(await snapshots.request_take(volume_id, wanted.name, origin=origin))
+    return await answer(await snapshots.request_take(volume_id, body.name, origin=origin))
 
 
 @router.get(
     "/volumes/{volume_id}/snapshots",
     operation_id="list_snapshots_of_volume",
     summary="List a volume's snapshots",
-    responses=refusals(VolumeNotFound, BadCursor),
+    responses=errors(VolumeNotFound, BadCursor),
 )
 async def list_snapshots_of_volume(
-    volume_id: UUID, query: Annotated[SnapshotsOfVolumeQuery, Query()], volumes: Volumes, snapshots: Snapshots
+    volume_id: UUID, query: Annotated[SnapshotsOfVolumeQuery, Query()], volumes: VolumesDep, snapshots: SnapshotsDep
 ) -> Paginated[SnapshotOut]:
     """List a volume's snapshots, newest first."""
     await volumes.get(volume_id)
-    page = await snapshots.list_snapshots(query.wanted(volume_id), query.page_of(f"snapshots of {volume_id}"))
+    page = await snapshots.list_snapshots(query.filters(volume_id), query.page_of(f"snapshots of {volume_id}"))
     return paginated_response(page, SnapshotOut.model_validate)
 
 
-@router.get("/snapshots", operation_id="list_snapshots", summary="List snapshots", responses=refusals(BadCursor))
-async def list_snapshots(query: Annotated[SnapshotQuery, Query()], snapshots: Snapshots) -> Paginated[SnapshotOut]:
+@router.get("/snapshots", operation_id="list_snapshots", summary="List snapshots", responses=errors(BadCursor))
+async def list_snapshots(query: Annotated[SnapshotQuery, Query()], snapshots: SnapshotsDep) -> Paginated[SnapshotOut]:
     """List the snapshots of all volumes, newest first."""
-    page = await snapshots.list_snapshots(query.wanted(query.volume_id), query.page_of("snapshots"))
+    page = await snapshots.list_snapshots(query.filters(query.volume_id), query.page_of("snapshots"))
     return paginated_response(page, SnapshotOut.model_validate)
 
 
@@ -68,10 +68,10 @@ async def list_snapshots(query: Annotated[SnapshotQuery, Query()], snapshots: Sn
     operation_id="get_snapshot",
     summary="Look at a snapshot",
     response_model=SnapshotOut,
-    responses=shown("snapshot") | refusals(SnapshotNotFound),
+    responses=documented_get("snapshot") | errors(SnapshotNotFound),
     dependencies=[NoQuery],
 )
-async def get_snapshot(snapshot_id: UUID, snapshots: Snapshots, seen: Seen) -> SnapshotOut | Response:
+async def get_snapshot(snapshot_id: UUID, snapshots: SnapshotsDep, seen: IfNoneMatchDep) -> SnapshotOut | Response:
     """Show a snapshot."""
     snapshot = await snapshots.get(snapshot_id)
     return seen.unchanged(row_tag(snapshot)) or SnapshotOut.model_validate(snapshot)
@@ -85,7 +85,9 @@ async def get_snapshot(snapshot_id: UUID, snapshots: Snapshots, seen: Seen) -> S
     responses=accepts(SnapshotNotFound, SnapshotBusy, SnapshotUnusable, VolumeNotFound, VolumeBusy, VolumeUnusable),
     dependencies=[NoQuery],
 )
-async def restore_snapshot(snapshot_id: UUID, snapshots: Snapshots, origin: Asker, answer: Answer) -> JobOut:
+async def restore_snapshot(
+    snapshot_id: UUID, snapshots: SnapshotsDep, origin: OriginDep, answer: AcceptedDep
+) -> JobOut:
     """Accept that the volume gets the snapshot's bytes back. It keeps its present size; the rest of it is zeros."""
     return await answer(await snapshots.request_restore(snapshot_id, origin=origin))
 
@@ -98,6 +100,6 @@ async def restore_snapshot(snapshot_id: UUID, snapshots: Snapshots, origin: Aske
     responses=accepts(SnapshotNotFound, SnapshotBusy),
     dependencies=[NoQuery],
 )
-async def delete_snapshot(snapshot_id: UUID, snapshots: Snapshots, origin: Asker, answer: Answer) -> JobOut:
+async def delete_snapshot(snapshot_id: UUID, snapshots: SnapshotsDep, origin: OriginDep, answer: AcceptedDep) -> JobOut:
     """Accept the end of a snapshot; volumes that were made from it stay as they are."""
     return await answer(await snapshots.request_delete(snapshot_id, origin=origin))

@@ -5,10 +5,10 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
 
-from api.answers import Answer
-from api.conditional import Seen, row_tag
-from api.dependencies import Asker, JsonBody, NoQuery, Snapshots, Volumes
-from api.openapi import BODY, accepts, refusals, shown
+from api.answers import AcceptedDep
+from api.conditional import IfNoneMatchDep, row_tag
+from api.dependencies import JsonBody, NoQuery, OriginDep, SnapshotsDep, VolumesDep
+from api.openapi import BODY, accepts, documented_get, errors
 from api.pagination import Paginated, paginated_response
 from api.paths import VOLUME
 from api.problems import GROWTH_REQUIRED
@@ -29,7 +29,7 @@ from domain.errors import (
     VolumeNotFound,
     VolumeUnusable,
 )
-from domain.jobs.acceptance import Origin
+from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.model import Job
 from domain.snapshots.service import SnapshotService
 from domain.volumes.service import VolumeService
@@ -49,17 +49,17 @@ router = APIRouter(prefix="/volumes", tags=["volumes"])
     dependencies=[NoQuery, JsonBody],
 )
 async def create_volume(
-    wanted: VolumeIn, volumes: Volumes, snapshots: Snapshots, origin: Asker, answer: Answer
+    body: VolumeIn, volumes: VolumesDep, snapshots: SnapshotsDep, origin: OriginDep, answer: AcceptedDep
 ) -> JobOut:
     """Accept a new volume, empty or from a snapshot. It is listed at once, and usable when the job has succeeded."""
-    return await answer(await request_volume(wanted, volumes, snapshots, origin))
+    return await answer(await request_volume(body, volumes, snapshots, origin))
 
 
-@router.get("", operation_id="list_volumes", summary="List volumes", responses=refusals(BadCursor))
-async def list_volumes(query: Annotated[VolumeQuery, Query()], volumes: Volumes) -> Paginated[VolumeOut]:
+@router.get("", operation_id="list_volumes", summary="List volumes", responses=errors(BadCursor))
+async def list_volumes(query: Annotated[VolumeQuery, Query()], volumes: VolumesDep) -> Paginated[VolumeOut]:
     """List volumes, newest first."""
-    page = await volumes.list_volumes(query.wanted(), query.page_of("volumes"))
-    return paginated_response(page, lambda volume: VolumeOut.of(volume, volumes.path(volume)))
+    page = await volumes.list_volumes(query.filters(), query.page_of("volumes"))
+    return paginated_response(page, lambda volume: VolumeOut.from_row(volume, volumes.path(volume)))
 
 
 @router.get(
@@ -67,26 +67,26 @@ async def list_volumes(query: Annotated[VolumeQuery, Query()], volumes: Volumes)
     operation_id="get_volume",
     summary="Look at a volume",
     response_model=VolumeOut,
-    responses=shown("volume") | refusals(VolumeNotFound),
+    responses=documented_get("volume") | errors(VolumeNotFound),
     dependencies=[NoQuery],
 )
-async def get_volume(volume_id: UUID, volumes: Volumes, seen: Seen) -> VolumeOut | Response:
+async def get_volume(volume_id: UUID, volumes: VolumesDep, seen: IfNoneMatchDep) -> VolumeOut | Response:
     """Show a volume."""
     volume = await volumes.get(volume_id)
-    return seen.unchanged(row_tag(volume)) or VolumeOut.of(volume, volumes.path(volume))
+    return seen.unchanged(row_tag(volume)) or VolumeOut.from_row(volume, volumes.path(volume))
 
 
 @router.patch(
     VOLUME,
     operation_id="update_volume",
     summary="Rename or relabel a volume",
-    responses=refusals(*BODY, VolumeNotFound, NameTaken),
+    responses=errors(*BODY, VolumeNotFound, NameTaken),
     dependencies=[NoQuery, JsonBody],
 )
-async def update_volume(volume_id: UUID, patch: VolumePatch, volumes: Volumes) -> VolumeOut:
+async def update_volume(volume_id: UUID, patch: VolumePatch, volumes: VolumesDep) -> VolumeOut:
     """Change what needs no storage work: name, labels, autogrow. Possible while a job has the volume."""
     volume = await volumes.change(volume_id, patch.change())
-    return VolumeOut.of(volume, volumes.path(volume))
+    return VolumeOut.from_row(volume, volumes.path(volume))
 
 
 @router.post(
@@ -99,9 +99,11 @@ async def update_volume(volume_id: UUID, patch: VolumePatch, volumes: Volumes) -
     ),
     dependencies=[NoQuery, JsonBody],
 )
-async def expand_volume(volume_id: UUID, wish: GrowthIn, volumes: Volumes, origin: Asker, answer: Answer) -> JobOut:
+async def expand_volume(
+    volume_id: UUID, body: GrowthIn, volumes: VolumesDep, origin: OriginDep, answer: AcceptedDep
+) -> JobOut:
     """Accept a larger size. One operation at a time: a busy volume is refused, with the id of its job."""
-    return await answer(await volumes.request_expand(volume_id, wish.growth(), origin=origin))
+    return await answer(await volumes.request_expand(volume_id, body.growth(), origin=origin))
 
 
 @router.delete(
@@ -112,13 +114,15 @@ async def expand_volume(volume_id: UUID, wish: GrowthIn, volumes: Volumes, origi
     responses=accepts(VolumeNotFound, VolumeBusy, VolumeHasSnapshots),
     dependencies=[NoQuery],
 )
-async def delete_volume(volume_id: UUID, volumes: Volumes, origin: Asker, answer: Answer) -> JobOut:
+async def delete_volume(volume_id: UUID, volumes: VolumesDep, origin: OriginDep, answer: AcceptedDep) -> JobOut:
     """Accept the end of a volume and of everything on it."""
     return await answer(await volumes.request_delete(volume_id, origin=origin))
 
 
-async def request_volume(wanted: VolumeIn, volumes: VolumeService, snapshots: SnapshotService, origin: Origin) -> Job:
+async def request_volume(
+    body: VolumeIn, volumes: VolumeService, snapshots: SnapshotService, origin: RequestOrigin
+) -> Job:
     """Ask for a new volume, which begins empty or with a snapshot's bytes."""
-    if wanted.from_snapshot is not None:
-        return await snapshots.request_clone(wanted.from_snapshot, wanted.new_volume(), origin=origin)
-    return await volumes.request_create(wanted.new_volume(), origin=origin)
+    if body.from_snapshot is not None:
+        return await snapshots.request_clone(body.from_snapshot, body.new_volume(), origin=origin)
+    return await volumes.request_create(body.new_volume(), origin=origin)

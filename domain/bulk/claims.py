@@ -12,12 +12,12 @@ from uuid import UUID
 from sqlalchemy import Interval, TextClause, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.bulk.ledger import Entry, Lane, Line
+from domain.bulk.ledger import ItemRef, ItemUpdate, Lane
 from domain.bulk.states import ItemStatus
-from domain.database import in_columns, unnested
+from domain.database import as_arrays, unnested
 
 #: What a lane has in its hands, at its ring.
-_HELD: Final = "items.status = 'claimed' AND items.lane_id = :lane_id AND items.ring = :ring"
+_HELD: Final = "items.status = 'claimed' AND items.lane_id = :lane_id AND items.epoch = :epoch"
 #: What it has only locked, in the transaction that goes on; none of it must be let go without being written.
 _LOCKED: Final = "items.status IS NOT DISTINCT FROM 'pending'"  # hides it from an index, as in `leases`; see `_write`
 
@@ -30,13 +30,13 @@ _LOCK: Final = text(_DUE)
 #: What is materialized runs once, whatever the plan; as a subquery it may run for each row, and finds others each time.
 _CLAIM: Final = text(f"""
     WITH due AS MATERIALIZED ({_DUE})
-    UPDATE job_items AS items SET status = 'claimed', lane_id = :lane_id, ring = :ring
+    UPDATE job_items AS items SET status = 'claimed', lane_id = :lane_id, epoch = :epoch
     FROM due WHERE items.job_id = :job_id AND items.volume_id = due.volume_id
     RETURNING items.volume_id, items.to_size, items.snapshot_id
 """)  # noqa: S608 (words of our own)
 _INHERIT: Final = text("""
-    UPDATE job_items SET ring = :ring
-    WHERE job_id = :job_id AND lane_id = :lane_id AND status = 'claimed' AND ring < :ring
+    UPDATE job_items SET epoch = :epoch
+    WHERE job_id = :job_id AND lane_id = :lane_id AND status = 'claimed' AND epoch < :epoch
     RETURNING volume_id, to_size, snapshot_id
 """)
 
@@ -66,7 +66,7 @@ def _write(whose: str) -> TextClause:
             FROM {_ENTRIES}
         )
         UPDATE job_items AS items
-        SET status = given.status, lane_id = :lane_id, ring = :ring, code = given.code, detail = given.detail,
+        SET status = given.status, lane_id = :lane_id, epoch = :epoch, code = given.code, detail = given.detail,
             from_size = coalesce(given.from_size, items.from_size), to_size = given.to_size,
             used = coalesce(given.used, items.used), snapshot_id = given.snapshot_id
         FROM given
@@ -109,36 +109,36 @@ _POSTPONE: Final = {ItemStatus.PENDING: _postpone(_LOCKED), ItemStatus.CLAIMED: 
 _PAUSES: Final = {"shortest": timedelta(seconds=1), "longest": timedelta(seconds=10)}
 
 
-class Claims:
+class LaneItems:
     """The ledger as lanes see it, from one transaction."""
 
     def __init__(self, session: AsyncSession, lane: Lane) -> None:
         self._session = session
-        self._names = {"job_id": lane.job_id, "lane_id": lane.lane_id, "ring": lane.ring}
+        self._names = {"job_id": lane.job_id, "lane_id": lane.lane_id, "epoch": lane.epoch}
 
-    async def inherit(self) -> Sequence[Line]:
+    async def claim_leftovers(self) -> Sequence[ItemRef]:
         """Claim what the lane had claimed at an earlier ring: its predecessor was killed or interrupted."""
-        return await self._lines(_INHERIT, ItemStatus.CLAIMED)
+        return await self._refs(_INHERIT, ItemStatus.CLAIMED)
 
-    async def claim(self, limit: int) -> Sequence[Line]:
+    async def claim(self, limit: int) -> Sequence[ItemRef]:
         """Claim pending items whose time has come; those that others are claiming at the moment are passed over."""
-        return await self._lines(_CLAIM, ItemStatus.CLAIMED, most=limit)
+        return await self._refs(_CLAIM, ItemStatus.CLAIMED, most=limit)
 
-    async def lock(self, limit: int) -> Sequence[Line]:
+    async def lock(self, limit: int) -> Sequence[ItemRef]:
         """Lock what `claim` would claim: for a transaction that goes on to write what becomes of each."""
-        return await self._lines(_LOCK, ItemStatus.PENDING, most=limit)
+        return await self._refs(_LOCK, ItemStatus.PENDING, most=limit)
 
-    async def write(self, entries: Sequence[Entry], *, was: ItemStatus) -> None:
+    async def write(self, entries: Sequence[ItemUpdate], *, was: ItemStatus) -> None:
         """Write entries down, for items that the lane has locked (``was`` PENDING) or still holds (CLAIMED)."""
         if not entries:
             return
-        await self._session.execute(_WRITE[was], {**self._names, **in_columns(entries)})
+        await self._session.execute(_WRITE[was], {**self._names, **as_arrays(entries)})
 
-    async def finish(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+    async def finish(self, entries: Sequence[ItemUpdate]) -> Sequence[ItemUpdate]:
         """Write down what became of items that the lane still holds; returns the entries of these."""
         if not entries:
             return []
-        written = set((await self._session.scalars(_FINISH, {**self._names, **in_columns(entries)})).all())
+        written = set((await self._session.scalars(_FINISH, {**self._names, **as_arrays(entries)})).all())
         return entries if len(written) == len(entries) else [entry for entry in entries if entry.volume_id in written]
 
     async def postpone(self, volume_ids: Collection[UUID], *, was: ItemStatus, patience: float) -> int:
@@ -152,6 +152,6 @@ class Claims:
         statuses = (await self._session.scalars(_POSTPONE[was], {**self._names, **given})).all()
         return statuses.count(ItemStatus.SKIPPED)
 
-    async def _lines(self, statement: TextClause, status: ItemStatus, **more: int) -> Sequence[Line]:
+    async def _refs(self, statement: TextClause, status: ItemStatus, **more: int) -> Sequence[ItemRef]:
         rows = await self._session.execute(statement, {**self._names, **more})
-        return [Line(volume_id, status, to_size, snapshot_id) for volume_id, to_size, snapshot_id in rows]
+        return [ItemRef(volume_id, status, to_size, snapshot_id) for volume_id, to_size, snapshot_id in rows]

@@ -5,12 +5,12 @@ from typing import Final
 
 import structlog
 
-from domain.bulk.operation import Operation, Result, Task
-from domain.bulk.states import Code, ItemStatus
+from domain.bulk.operation import BulkOperation, ItemWork, Result
+from domain.bulk.states import ItemCode, ItemStatus
 from domain.errors import CisternError
 from domain.storage.driver import Fence, FenceRefused, Grant, Stopped, StorageBusy, TransientStorageError
 
-_TRIES: Final = 3
+_MAX_TRIES: Final = 3
 _PAUSE_SECONDS: Final = 0.2
 
 log = structlog.get_logger(__name__)
@@ -19,60 +19,60 @@ log = structlog.get_logger(__name__)
 class LanesLost(CisternError):
     """Every lane that worked on this volume died or failed."""
 
-    code = Code.LANES_LOST
+    code = ItemCode.LANES_LOST
 
 
-async def done(operation: Operation, task: Task, grant: Grant) -> Result | None:
+async def perform(operation: BulkOperation, task: ItemWork, grant: Grant) -> Result | None:
     """Do the work. None: it is left as it is, because the attempt is to end, or because somebody holds the lock."""
-    part = _part(task, grant)
+    part = _grant_for(task, grant)
     try:
-        size = await _patiently(operation, task, part)
+        size = await _with_retries(operation, task, part)
     except (Stopped, StorageBusy):
         return None
     except FenceRefused as error:  # we have the lane, or nothing of this is recorded: so the disk is ahead of us
-        return Result(task.ends(ItemStatus.FAILED, error.code, error.message))
+        return Result(task.ended(ItemStatus.FAILED, error.code, error.message))
     except CisternError as error:
         return await _failed(operation, task, part, error)
     except Exception:
-        log.exception("volume.crashed", volume_id=str(task.volume_id))
+        log.exception("volume.handler_error", volume_id=str(task.volume_id))
         return await _failed(operation, task, part, CisternError())
-    return Result(task.ends(ItemStatus.SUCCEEDED, operation.done), size)
+    return Result(task.ended(ItemStatus.SUCCEEDED, operation.success_code), size)
 
 
-async def given_up(operation: Operation, task: Task, grant: Grant) -> Result | None:
+async def fail(operation: BulkOperation, task: ItemWork, grant: Grant) -> Result | None:
     """Find out what other lanes have left of a volume, without trying again."""
-    return await _failed(operation, task, _part(task, grant), LanesLost())
+    return await _failed(operation, task, _grant_for(task, grant), LanesLost())
 
 
-def left(task: Task) -> Result:
+def skip(task: ItemWork) -> Result:
     """Let a volume be on which nobody has begun to work, because the job was cancelled."""
-    return Result(task.ends(ItemStatus.SKIPPED, Code.CANCELLED)._replace(snapshot_id=None))
+    return Result(task.ended(ItemStatus.SKIPPED, ItemCode.CANCELLED)._replace(snapshot_id=None))
 
 
-def _part(task: Task, grant: Grant) -> Grant:
-    return grant.part(Fence(task.version, grant.fence.rings))
+def _grant_for(task: ItemWork, grant: Grant) -> Grant:
+    return grant.for_item(Fence(task.version, grant.fence.epoch))
 
 
-async def _patiently(operation: Operation, task: Task, grant: Grant) -> int | None:
+async def _with_retries(operation: BulkOperation, task: ItemWork, grant: Grant) -> int | None:
     """Do the storage work; a failure that may pass gets a second and a third chance on the spot."""
-    for attempt in range(1, _TRIES):
+    for attempt in range(1, _MAX_TRIES):
         try:
-            return await operation.do(task, grant)
+            return await operation.perform(task, grant)
         except StorageBusy:
             raise
         except TransientStorageError:
             await asyncio.sleep(_PAUSE_SECONDS * attempt)
-    return await operation.do(task, grant)
+    return await operation.perform(task, grant)
 
 
-async def _failed(operation: Operation, task: Task, grant: Grant, error: CisternError) -> Result | None:
+async def _failed(operation: BulkOperation, task: ItemWork, grant: Grant, error: CisternError) -> Result | None:
     """Shut earlier attempts out, see what is on the storage, and let the volume go with that."""
     log.debug("volume.failed", volume_id=str(task.volume_id), code=error.code)
-    entry = task.ends(ItemStatus.FAILED, error.code, error.message)
+    entry = task.ended(ItemStatus.FAILED, error.code, error.message)
     try:
         return await operation.seal(task, entry, grant)
     except StorageBusy:
         return None
     except CisternError as unknown:  # of the storage, or a backend that is configured no more
-        log.warning("storage.unknown", volume_id=str(task.volume_id), error=unknown.message)
+        log.warning("storage.state_unknown", volume_id=str(task.volume_id), error=unknown.message)
         return Result(entry)

@@ -5,6 +5,6 @@ from typing import Final
 EXPAND: Final = "bulk.expand"
 SNAPSHOT: Final = "bulk.snapshot"
 #: Kinds of jobs that have a ledger.
-WHOLES: Final = frozenset({EXPAND, SNAPSHOT})
+BULK_KINDS: Final = frozenset({EXPAND, SNAPSHOT})
 #: A part of any of them.
 LANE: Final = "bulk.lane"

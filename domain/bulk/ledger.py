@@ -25,15 +25,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.bulk.model import Item
 from domain.bulk.selection import Selection
-from domain.bulk.states import FINISHED, Code, ItemStatus
+from domain.bulk.states import FINISHED, ItemCode, ItemStatus
 from domain.database import given_rows
-from domain.jobs.orders import WorkOrder
+from domain.jobs.orders import ClaimedJob
 from domain.volumes.model import Volume
 
 #: A plan over a million volumes is one statement of some ten seconds.
-_PLAN_SECONDS: Final = 50
+_PLAN_TIMEOUT_SECONDS: Final = 50
 #: So many items are finished by one statement that nobody will work on any more.
-CLOSED_AT_ONCE: Final = 5000
+CLOSE_BATCH: Final = 5000
 
 
 class Lane(NamedTuple):
@@ -41,17 +41,17 @@ class Lane(NamedTuple):
 
     job_id: UUID
     lane_id: UUID
-    ring: int
+    epoch: int
     worker_id: UUID | None
     params: Mapping[str, Any]
     created_by: str | None = None
 
     @classmethod
-    def of(cls, order: WorkOrder) -> Self:
+    def from_job(cls, order: ClaimedJob) -> Self:
         """Read what a worker was told."""
         if order.parent_id is None:
             raise RuntimeError(f"{order.kind} {order.id} is part of nothing")
-        return cls(order.parent_id, order.id, order.rings, order.worker_id, order.params, order.created_by)
+        return cls(order.parent_id, order.id, order.epoch, order.worker_id, order.params, order.created_by)
 
     @property
     def slots(self) -> int:
@@ -70,7 +70,7 @@ class Lane(NamedTuple):
         return bool(self.params["last"])
 
 
-class Line(NamedTuple):
+class ItemRef(NamedTuple):
     """What lanes must know of an item; a plain tuple, because there are a million of them."""
 
     volume_id: UUID
@@ -79,7 +79,7 @@ class Line(NamedTuple):
     snapshot_id: UUID | None = None
 
 
-class Entry(NamedTuple):
+class ItemUpdate(NamedTuple):
     """What becomes of one item. ``status`` CLAIMED means that it is being worked on, PENDING that it waits again."""
 
     volume_id: UUID
@@ -100,13 +100,13 @@ class Ledger:
 
     async def plan(self, job_id: UUID, selection: Selection) -> None:
         """Enter every selected volume, in one statement. Planning again adds only what is not there yet."""
-        await self._enter(_volumes(job_id, selection) if selection.ids is None else _named_volumes(job_id, selection))
+        await self._insert(_volumes(job_id, selection) if selection.ids is None else _named_volumes(job_id, selection))
 
     async def plan_again(self, job_id: UUID, earlier_id: UUID) -> None:
         """Enter what an earlier job did not achieve. The sizes it wrote down stay binding: nothing grows twice."""
-        missed = or_(Item.status == ItemStatus.FAILED, Item.code == Code.CANCELLED)
+        missed = or_(Item.status == ItemStatus.FAILED, Item.code == ItemCode.CANCELLED)
         items = select(literal(job_id), Item.volume_id, _pending(), Item.from_size, Item.used, Item.to_size)
-        await self._enter(items.where(Item.job_id == earlier_id, missed))
+        await self._insert(items.where(Item.job_id == earlier_id, missed))
 
     async def counts(self, job_id: UUID) -> dict[str, int]:
         """Count a job's items: all, and the finished ones by how they ended."""
@@ -131,24 +131,24 @@ class Ledger:
         waiting: timedelta | None = await self._session.scalar(query)
         return None if waiting is None else max(0.0, waiting.total_seconds())
 
-    async def close(self, job_id: UUID, *, was: ItemStatus, status: ItemStatus, code: Code) -> Sequence[Line]:
+    async def close(self, job_id: UUID, *, was: ItemStatus, status: ItemStatus, code: ItemCode) -> Sequence[ItemRef]:
         """Finish up to `CLOSED_AT_ONCE` items that nobody will work on any more; returns them."""
         some = select(Item.volume_id).where(Item.job_id == job_id, Item.status == was)
-        some = some.limit(CLOSED_AT_ONCE).with_for_update(skip_locked=True)
+        some = some.limit(CLOSE_BATCH).with_for_update(skip_locked=True)
         query = update(Item).where(Item.job_id == job_id, Item.volume_id.in_(_once(some)))
         return await self._returned(query.values(status=status, code=code))
 
-    async def forget(self, job_id: UUID) -> None:
+    async def delete(self, job_id: UUID) -> None:
         """Take a plan back that was never begun."""
-        await self._session.execute(text(f"SET LOCAL statement_timeout = '{_PLAN_SECONDS}s'"))
+        await self._session.execute(text(f"SET LOCAL statement_timeout = '{_PLAN_TIMEOUT_SECONDS}s'"))
         await self._session.execute(delete(Item).where(Item.job_id == job_id, Item.status == ItemStatus.PENDING))
 
-    async def holds(self, lane: Lane) -> bool:
+    async def has_claimed(self, lane: Lane) -> bool:
         """Tell whether the lane still has items in its hands."""
         held = select(literal(1)).where(Item.job_id == lane.job_id, Item.lane_id == lane.lane_id)
         return await self._session.scalar(held.where(Item.status == ItemStatus.CLAIMED).limit(1)) is not None
 
-    async def bequeath(self, job_id: UUID, lane_id: UUID) -> Sequence[Line]:
+    async def reassign(self, job_id: UUID, lane_id: UUID) -> Sequence[ItemRef]:
         """Leave the items of a job's dead lanes to a new one; returns them."""
         query = update(Item).where(Item.job_id == job_id, Item.status == ItemStatus.CLAIMED)
         return await self._returned(query.values(lane_id=lane_id, ring=-1))  # below any ring, so that it inherits them
@@ -158,16 +158,16 @@ class Ledger:
         live = select(literal(1)).where(Item.job_id == job_id, Item.status.not_in(FINISHED))
         return await self._session.scalar(live.limit(1)) is not None
 
-    async def _enter(self, rows: Any) -> None:
-        await self._session.execute(text(f"SET LOCAL statement_timeout = '{_PLAN_SECONDS}s'"))
+    async def _insert(self, rows: Any) -> None:
+        await self._session.execute(text(f"SET LOCAL statement_timeout = '{_PLAN_TIMEOUT_SECONDS}s'"))
         columns = ["job_id", "volume_id", "status", "from_size", "used", "to_size"]
         entering = insert(Item).from_select(columns, rows, include_defaults=False)
         await self._session.execute(entering.on_conflict_do_nothing())
 
-    async def _returned(self, query: Any) -> Sequence[Line]:
+    async def _returned(self, query: Any) -> Sequence[ItemRef]:
         columns = query.returning(Item.volume_id, Item.status, Item.to_size, Item.snapshot_id)
         rows = await self._session.execute(columns.execution_options(synchronize_session=False))
-        return [Line(*row) for row in rows]
+        return [ItemRef(*row) for row in rows]
 
 
 async def clear_ledgers(session: AsyncSession, job_ids: Collection[UUID], limit: int) -> int:

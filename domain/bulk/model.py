@@ -18,7 +18,7 @@ class Item(Base):
     __tablename__ = "job_items"
     __table_args__ = (
         CheckConstraint(f"status IN ({_STATUSES})", name="status"),
-        CheckConstraint("status <> 'claimed' OR (lane_id IS NOT NULL AND ring IS NOT NULL)", name="claimed"),
+        CheckConstraint("status <> 'claimed' OR (lane_id IS NOT NULL AND epoch IS NOT NULL)", name="claimed"),
         CheckConstraint("status NOT IN ('skipped', 'failed') OR code IS NOT NULL", name="code"),
         CheckConstraint("to_size IS NULL OR from_size IS NULL OR to_size >= from_size", name="growth"),
         Index("job_items_waiting", "job_id", "due_at", "volume_id", postgresql_where=text("status = 'pending'")),
@@ -31,7 +31,7 @@ class Item(Base):
     status: Mapped[ItemStatus] = mapped_column(enum_text(ItemStatus))
     #: Who has claimed it: the lane, and the lane's ring. A lane records only what still carries both.
     lane_id: Mapped[UUID | None]
-    ring: Mapped[int | None]
+    epoch: Mapped[int | None]
     from_size: Mapped[int | None]
     #: Written down under the volume's lock before any storage work, so that doing it twice is doing it once.
     to_size: Mapped[int | None]

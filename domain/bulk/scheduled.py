@@ -11,19 +11,19 @@ from domain.bulk.selection import Selection
 from domain.jobs.model import Job
 
 
-class _Request(Protocol):
+class _BulkRequest(Protocol):
     @property
     def selection(self) -> Selection: ...
 
 
-Request = TypeVar("Request", bound=_Request)
-_Asked_contra = TypeVar("_Asked_contra", contravariant=True)
+Request = TypeVar("Request", bound=_BulkRequest)
+_Request_contra = TypeVar("_Request_contra", contravariant=True)
 
 
-class _Service(Protocol[_Asked_contra]):
-    def check(self, wanted: _Asked_contra) -> None: ...
+class _Service(Protocol[_Request_contra]):
+    def check(self, request: _Request_contra) -> None: ...
 
-    async def add(self, session: AsyncSession, wanted: _Asked_contra, **columns: Any) -> Job: ...
+    async def add(self, session: AsyncSession, request: _Request_contra, **columns: Any) -> Job: ...
 
 
 class ScheduledBulk(Generic[Request]):
@@ -43,9 +43,9 @@ class ScheduledBulk(Generic[Request]):
         Raises:
             Invalid: naming the parameter.
         """
-        wanted = self._read(params)
-        wanted.selection.require_backend(self._backends)
-        self._service.check(wanted)
+        request = self._read(params)
+        request.selection.require_backend(self._backends)
+        self._service.check(request)
 
     async def request(
         self, session: AsyncSession, params: dict[str, Any], *, schedule_id: UUID, scheduled_for: datetime
@@ -55,5 +55,5 @@ class ScheduledBulk(Generic[Request]):
         Raises:
             Invalid: it cannot be asked for any more.
         """
-        wanted = self._read(params)
-        return await self._service.add(session, wanted, schedule_id=schedule_id, scheduled_for=scheduled_for)
+        request = self._read(params)
+        return await self._service.add(session, request, schedule_id=schedule_id, scheduled_for=scheduled_for)

@@ -20,13 +20,13 @@ class Selection:
     labels: dict[str, str] = field(default_factory=dict)
     backend: str | None = None
 
-    def params(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Say it as JSON, for the job."""
         ids = None if self.ids is None else [str(volume_id) for volume_id in self.ids]
         return {"ids": ids, "labels": self.labels, "backend": self.backend}
 
     @classmethod
-    def of(cls, params: dict[str, Any]) -> Self:
+    def from_json(cls, params: dict[str, Any]) -> Self:
         """Read it from a job."""
         ids = None if params["ids"] is None else tuple(UUID(volume_id) for volume_id in params["ids"])
         return cls(ids, params["labels"], params["backend"])
@@ -41,21 +41,21 @@ class Selection:
             raise UnknownBackend(f"There is no backend named {self.backend!r}.", field="backend")
 
 
-def read_wish(wish: Mapping[str, Any], own: Container[str]) -> dict[str, Any]:
+def from_request(request: Mapping[str, Any], own: Container[str]) -> dict[str, Any]:
     """Read what a client says of a bulk job, one level deep, as a job keeps it; ``own`` members are left as they are.
 
     Raises:
         Invalid: naming a member that there is not.
     """
     selecting = {field.name for field in fields(Selection)}
-    if unknown := [name for name in wish if name not in own and name not in {*selecting, "max_concurrent"}]:
+    if unknown := [name for name in request if name not in own and name not in {*selecting, "max_concurrent"}]:
         raise Invalid("There is no such member.", field=min(unknown))
-    given = {name: value for name, value in wish.items() if name in selecting}
-    rest = {name: value for name, value in wish.items() if name not in selecting}
-    return {"max_concurrent": DEFAULT_CONCURRENT, "selection": Selection().params() | given} | rest
+    given = {name: value for name, value in request.items() if name in selecting}
+    rest = {name: value for name, value in request.items() if name not in selecting}
+    return {"max_concurrent": DEFAULT_CONCURRENT, "selection": Selection().to_json() | given} | rest
 
 
-def rest_of(ended: Job) -> dict[str, Any]:
+def retry_params(ended: Job) -> dict[str, Any]:
     """Ask once more for what failed, or was not begun when the job was cancelled, and for nothing else.
 
     A job that ended before it had a plan is asked for as a whole.

@@ -25,7 +25,7 @@ MOVES: Final[dict[ItemStatus, frozenset[ItemStatus]]] = {
 FINISHED: Final = frozenset(status for status, moves in MOVES.items() if not moves)
 
 
-class Code(enum.StrEnum):
+class ItemCode(enum.StrEnum):
     """Why an item ended as it did; a failed one may also carry the code of a storage error."""
 
     EXPANDED = "expanded"
@@ -44,6 +44,6 @@ class Code(enum.StrEnum):
     LANES_LOST = "lanes-lost"
 
 
-def ending_of(code: Code) -> ItemStatus:
+def ending_of(code: ItemCode) -> ItemStatus:
     """How an item ends whose volume stays as it is; what somebody has to mend is a failure."""
-    return ItemStatus.FAILED if code is Code.POLICY_UNUSABLE else ItemStatus.SKIPPED
+    return ItemStatus.FAILED if code is ItemCode.POLICY_UNUSABLE else ItemStatus.SKIPPED

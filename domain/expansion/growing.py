@@ -7,106 +7,116 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.bulk.ledger import Entry, Lane, Line
-from domain.bulk.operation import Result, Task
-from domain.bulk.states import Code, ItemStatus, ending_of
+from domain.bulk.ledger import ItemRef, ItemUpdate, Lane
+from domain.bulk.operation import ItemWork, Result
+from domain.bulk.states import ItemCode, ItemStatus, ending_of
 from domain.database import Database
 from domain.errors import CisternError
-from domain.expansion.policy import Policy, read_policy
+from domain.expansion.policy import Policy, policy_from_json
 from domain.storage.backends import Backends
 from domain.storage.driver import Grant, Usage
-from domain.volumes.repository import Ending, Held, VolumeRepository
+from domain.volumes.repository import LockedVolume, Release, VolumeRepository
 from domain.volumes.states import VolumeState
 
 
-class Growing:
+class ExpandOperation:
     """An `Operation`: each volume grows to the size that was written down for it."""
 
     state: Final = VolumeState.EXPANDING
-    done: Final = Code.EXPANDED
+    success_code: Final = ItemCode.EXPANDED
 
     def __init__(self, database: Database, backends: Backends) -> None:
         self._database = database
         self._backends = backends
 
-    def terms(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    def lane_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Lanes decide by the policy."""
         return {"policy": params["policy"]}
 
     def measures(self, params: Mapping[str, Any]) -> bool:
         """A threshold is about what is in use; without one nobody asks."""
-        return read_policy(params["policy"]).measures
+        return policy_from_json(params["policy"]).measures
 
-    async def measure(self, items: Sequence[Line]) -> dict[UUID, int]:
+    async def measure(self, items: Sequence[ItemRef]) -> dict[UUID, int]:
         """Measure how many bytes of each volume are allocated; what cannot be measured is left out."""
         async with self._database.transaction() as session:
-            places = await VolumeRepository(session).places([item.volume_id for item in items])
+            places = await VolumeRepository(session).backends_of([item.volume_id for item in items])
         measured = await asyncio.gather(*(self._measured(backend, places) for backend in set(places.values())))
         return {volume_id: usage.used for found in measured for volume_id, usage in found.items()}
 
     async def decide(
-        self, session: AsyncSession, lane: Lane, volumes: Sequence[tuple[Line, Held]], used: Mapping[UUID, int]
-    ) -> list[Entry]:
+        self,
+        session: AsyncSession,
+        lane: Lane,
+        volumes: Sequence[tuple[ItemRef, LockedVolume]],
+        used: Mapping[UUID, int],
+    ) -> list[ItemUpdate]:
         """Decide which volumes shall grow, and to which size."""
-        policy = read_policy(lane.params["policy"])
-        await VolumeRepository(session).note_usage(used)
-        return [_decide(item, volume, policy, used.get(item.volume_id)) for item, volume in volumes]
+        policy = policy_from_json(lane.params["policy"])
+        await VolumeRepository(session).record_usage(used)
+        return [_decide_item(item, volume, policy, used.get(item.volume_id)) for item, volume in volumes]
 
     async def begin(
-        self, _: AsyncSession, __: Lane, volumes: Sequence[tuple[Entry, Held]], fresh: Mapping[UUID, int]
-    ) -> list[Task]:
+        self,
+        _: AsyncSession,
+        __: Lane,
+        volumes: Sequence[tuple[ItemUpdate, LockedVolume]],
+        newly_taken: Mapping[UUID, int],
+    ) -> list[ItemWork]:
         """Write nothing down but the sizes, which the entries have."""
         return [
-            Task(entry, volume.backend, fresh.get(volume.id, volume.version), begun=volume.id not in fresh)
+            ItemWork(
+                entry, volume.backend, newly_taken.get(volume.id, volume.version), resumed=volume.id not in newly_taken
+            )
             for entry, volume in volumes
         ]
 
-    async def do(self, task: Task, grant: Grant) -> int:
+    async def perform(self, task: ItemWork, grant: Grant) -> int:
         """Grow a volume on its backend."""
         if task.entry.to_size is None:
             raise RuntimeError(f"volume {task.volume_id} was taken without a size to grow to")
-        return await self._backends.reach(task.backend).expand(task.volume_id, task.entry.to_size, grant)
+        return await self._backends.get(task.backend).expand(task.volume_id, task.entry.to_size, grant)
 
-    async def seal(self, task: Task, entry: Entry, grant: Grant) -> Result:
+    async def seal(self, task: ItemWork, entry: ItemUpdate, grant: Grant) -> Result:
         """See how large the volume is, now that nobody can grow it any more."""
-        return Result(entry, await self._backends.reach(task.backend).seal(task.volume_id, grant))
+        return Result(entry, await self._backends.get(task.backend).seal(task.volume_id, grant))
 
     async def record(
-        self, session: AsyncSession, lane: Lane, items: Sequence[Entry], sizes: Mapping[UUID, int | None]
+        self, session: AsyncSession, lane: Lane, items: Sequence[ItemUpdate], sizes: Mapping[UUID, int | None]
     ) -> None:
         """The volumes have the sizes that their backends report."""
-        endings = [Ending(item.volume_id, lane.job_id, sizes[item.volume_id]) for item in items]
-        await VolumeRepository(session).let_go(endings, VolumeState.AVAILABLE)
+        endings = [Release(item.volume_id, lane.job_id, sizes[item.volume_id]) for item in items]
+        await VolumeRepository(session).release(endings, VolumeState.AVAILABLE)
 
-    async def renew(self, session: AsyncSession, job_id: UUID, items: Sequence[Line]) -> None:
+    async def raise_fences(self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef]) -> None:
         """It is the volumes that are published."""
         await VolumeRepository(session).raise_versions([item.volume_id for item in items], job_id)
 
-    async def forsake(self, session: AsyncSession, job_id: UUID, items: Sequence[Line]) -> None:
+    async def give_up(self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef]) -> None:
         """The volumes have the sizes that they had."""
-        endings = [Ending(item.volume_id, job_id, None) for item in items]
-        await VolumeRepository(session).let_go(endings, VolumeState.AVAILABLE)
+        endings = [Release(item.volume_id, job_id, None) for item in items]
+        await VolumeRepository(session).release(endings, VolumeState.AVAILABLE)
 
     async def _measured(self, backend: str, places: Mapping[UUID, str]) -> Mapping[UUID, Usage]:
         """Measure all that are on one backend, by one call."""
         try:
             here = [volume_id for volume_id, place in places.items() if place == backend]
-            return await self._backends.reach(backend).measure(here)
+            return await self._backends.get(backend).measure(here)
         except CisternError:
             return {}  # if it matters, growing the volumes will say why
 
 
-def _decide(item: Line, volume: Held, policy: Policy, used: int | None) -> Entry:
+def _decide_item(item: ItemRef, volume: LockedVolume, policy: Policy, used: int | None) -> ItemUpdate:
     """Decide about one volume, whose row is locked."""
     if item.to_size is None:
         wanted = policy.decide(volume.size, used, volume.autogrow)
     else:
         wanted = _binding(item.to_size, volume.size)
-    if isinstance(wanted, Code):
-        return Entry(item.volume_id, ending_of(wanted), wanted, from_size=volume.size, used=used)
-    return Entry(item.volume_id, ItemStatus.CLAIMED, from_size=volume.size, to_size=wanted, used=used)
+    if isinstance(wanted, ItemCode):
+        return ItemUpdate(item.volume_id, ending_of(wanted), wanted, from_size=volume.size, used=used)
+    return ItemUpdate(item.volume_id, ItemStatus.CLAIMED, from_size=volume.size, to_size=wanted, used=used)
 
 
-def _binding(to_size: int, size: int) -> int | Code:
+def _binding(to_size: int, size: int) -> int | ItemCode:
     """A size that was written down before, by a job of which this one is the retry."""
-    return to_size if to_size > size else Code.ALREADY_THERE
+    return to_size if to_size > size else ItemCode.ALREADY_THERE

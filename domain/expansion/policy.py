@@ -4,8 +4,8 @@ from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any, Final, Self
 
-from domain.bulk.selection import DEFAULT_CONCURRENT, Selection, read_wish
-from domain.bulk.states import Code
+from domain.bulk.selection import DEFAULT_CONCURRENT, Selection, from_request
+from domain.bulk.states import ItemCode
 from domain.errors import Invalid
 from domain.volumes.growth import Growth
 from domain.volumes.model import MAX_SIZE
@@ -14,7 +14,7 @@ DEFAULT_STEP: Final = 2**20
 #: How jobs and clients name `OwnPolicies`.
 AUTOGROW: Final = "autogrow"
 #: What a volume's own policy may say, and as what.
-_OWN: Final[dict[str, tuple[type, ...]]] = {
+_VOLUME_POLICIES: Final[dict[str, tuple[type, ...]]] = {
     "usage_above": (int, float),
     "by": (int,),
     "percent": (int, float),
@@ -55,25 +55,25 @@ class GrowthPolicy:
         """Whether it depends on what is in use."""
         return self.usage_above is not None
 
-    def decide(self, size: int, used: int | None, _: Any = None) -> int | Code:
+    def decide(self, size: int, used: int | None, _: Any = None) -> int | ItemCode:
         """The new size of a volume with ``size`` bytes of which ``used`` are allocated, or why it stays as it is."""
         if self.usage_above is not None:
             if used is None:
-                return Code.USAGE_UNKNOWN
+                return ItemCode.USAGE_UNKNOWN
             if used * 100 <= self.usage_above * size:
-                return Code.BELOW_THRESHOLD
+                return ItemCode.BELOW_THRESHOLD
         if self.to is not None and self.to <= size:
-            return Code.ALREADY_THERE
+            return ItemCode.ALREADY_THERE
         limit = min(self.up_to or MAX_SIZE, MAX_SIZE)
         if size >= limit:
-            return Code.AT_LIMIT
+            return ItemCode.AT_LIMIT
         return min(self._whole_steps(size), limit)
 
     def _whole_steps(self, size: int) -> int:
-        target = _growth(self.to, self.by, self.percent).wish(size)
+        target = _growth(self.to, self.by, self.percent).requested_size(size)
         return -(-target // self.step) * self.step
 
-    def stored(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Say it as JSON, for the job."""
         return vars(self)
 
@@ -83,7 +83,7 @@ GROWTH: Final = tuple(field.name for field in fields(GrowthPolicy))
 
 
 @dataclass(frozen=True)
-class OwnPolicies:
+class VolumePolicies:
     """Each volume as its own ``autogrow`` says; one that has none stays as it is."""
 
     @property
@@ -91,24 +91,24 @@ class OwnPolicies:
         """Whether it depends on what is in use; a policy of a volume always does."""
         return True
 
-    def decide(self, size: int, used: int | None, own: Any = None) -> int | Code:
+    def decide(self, size: int, used: int | None, own: Any = None) -> int | ItemCode:
         """The new size of a volume whose ``autogrow`` is ``own``, or why it stays as it is."""
         if own is None:
-            return Code.NO_POLICY
+            return ItemCode.NO_POLICY
         policy = _own_policy(own)
-        return Code.POLICY_UNUSABLE if policy is None else policy.decide(size, used)
+        return ItemCode.POLICY_UNUSABLE if policy is None else policy.decide(size, used)
 
-    def stored(self) -> str:
+    def to_json(self) -> str:
         """Say it as JSON, for the job. A worker of a version that knew no such policies cannot read it, and fails."""
         return AUTOGROW
 
 
-Policy = GrowthPolicy | OwnPolicies
+Policy = GrowthPolicy | VolumePolicies
 
 
-def read_policy(stored: Any) -> Policy:
+def policy_from_json(stored: Any) -> Policy:
     """Read from a job by what its volumes grow."""
-    return OwnPolicies() if stored == AUTOGROW else GrowthPolicy(**stored)
+    return VolumePolicies() if stored == AUTOGROW else GrowthPolicy(**stored)
 
 
 def _own_policy(own: Any) -> GrowthPolicy | None:
@@ -116,8 +116,8 @@ def _own_policy(own: Any) -> GrowthPolicy | None:
 
     Without a threshold and a limit it would grow without end.
     """
-    sound = isinstance(own, dict) and {"usage_above", "up_to"} <= own.keys() <= _OWN.keys()
-    if not sound or not all(type(value) in _OWN[name] for name, value in own.items()):
+    sound = isinstance(own, dict) and {"usage_above", "up_to"} <= own.keys() <= _VOLUME_POLICIES.keys()
+    if not sound or not all(type(value) in _VOLUME_POLICIES[name] for name, value in own.items()):
         return None
     try:
         return GrowthPolicy(**own)
@@ -126,31 +126,31 @@ def _own_policy(own: Any) -> GrowthPolicy | None:
 
 
 @dataclass(frozen=True)
-class BulkExpansion:
+class BulkExpandRequest:
     """One request to grow many volumes, ``max_concurrent`` of them at once over the whole fleet."""
 
     policy: Policy
     selection: Selection = field(default_factory=Selection)
     max_concurrent: int = DEFAULT_CONCURRENT
 
-    def params(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Say it as JSON, for the job."""
-        selection = self.selection.params()
-        return {"policy": self.policy.stored(), "selection": selection, "max_concurrent": self.max_concurrent}
+        selection = self.selection.to_json()
+        return {"policy": self.policy.to_json(), "selection": selection, "max_concurrent": self.max_concurrent}
 
     @classmethod
-    def of(cls, params: dict[str, Any]) -> Self:
+    def from_json(cls, params: dict[str, Any]) -> Self:
         """Read it from a job."""
-        selection = Selection.of(params["selection"])
-        return cls(read_policy(params["policy"]), selection, params["max_concurrent"])
+        selection = Selection.from_json(params["selection"])
+        return cls(policy_from_json(params["policy"]), selection, params["max_concurrent"])
 
     @classmethod
-    def wished(cls, wish: dict[str, Any]) -> Self:
+    def from_request(cls, wish: dict[str, Any]) -> Self:
         """Read it in the words in which a client asks for it.
 
         Raises:
             Invalid: naming the member that makes no sense.
         """
-        said = read_wish(wish, own={*GROWTH, "policy"})
+        said = from_request(wish, own={*GROWTH, "policy"})
         growth = {name: said[name] for name in GROWTH if name in said}
-        return cls.of({"policy": growth} | said)
+        return cls.from_json({"policy": growth} | said)

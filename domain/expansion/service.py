@@ -9,12 +9,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.bulk.kinds import EXPAND
 from domain.bulk.ledger import selected_volumes
-from domain.bulk.selection import require_within, rest_of
-from domain.bulk.states import Code
+from domain.bulk.selection import require_within, retry_params
+from domain.bulk.states import ItemCode
 from domain.database import Database
-from domain.expansion.policy import BulkExpansion
-from domain.jobs.acceptance import NOBODY, Origin, accepting
-from domain.jobs.model import Job, again, new_job
+from domain.expansion.policy import BulkExpandRequest
+from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, idempotent_transaction
+from domain.jobs.model import Job, new_job, retry_columns
 from domain.jobs.queue import JobQueue
 from domain.jobs.repository import JobRepository
 
@@ -29,7 +29,7 @@ class Preview:
     name: str
     from_size: int
     to_size: int | None
-    code: Code | None
+    code: ItemCode | None
     used: int | None
     used_at: datetime | None
 
@@ -45,7 +45,7 @@ class Plan:
     items: list[Preview]
 
 
-class ExpansionService:
+class BulkExpandService:
     """Bulk expansions, for HTTP and for the workers."""
 
     def __init__(self, database: Database, queue: JobQueue, *, max_attempts: int, max_concurrent: int) -> None:
@@ -57,53 +57,53 @@ class ExpansionService:
 
     # --- asking ------------------------------------------------------------------------------------------
 
-    async def request_expand(self, wanted: BulkExpansion, *, origin: Origin = NOBODY) -> Job:
+    async def request_expand(self, request: BulkExpandRequest, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Accept a bulk expansion.
 
         Raises:
             Invalid: ``max_concurrent`` is out of bounds.
         """
-        self.check(wanted)
-        async with accepting(self._database, origin) as acceptance:
-            job = acceptance.job = await self.add(acceptance.session, wanted, created_by=origin.caller)
-        await self._queue.ring([job.ring])
+        self.check(request)
+        async with idempotent_transaction(self._database, origin) as acceptance:
+            job = acceptance.job = await self.add(acceptance.session, request, created_by=origin.caller)
+        await self._queue.dispatch([job.dispatch])
         return job
 
-    async def add(self, session: AsyncSession, wanted: BulkExpansion, **columns: Any) -> Job:
+    async def add(self, session: AsyncSession, request: BulkExpandRequest, **columns: Any) -> Job:
         """Add the job of a bulk expansion in a transaction of somebody else's, who rings after the commit.
 
         Raises:
             Invalid: ``max_concurrent`` is out of bounds.
         """
-        self.check(wanted)
-        return await JobRepository(session).add(self._job(wanted.params(), **columns))
+        self.check(request)
+        return await JobRepository(session).add(self._job(request.to_json(), **columns))
 
-    def check(self, wanted: BulkExpansion) -> None:
+    def check(self, request: BulkExpandRequest) -> None:
         """Refuse what cannot be asked for here.
 
         Raises:
             Invalid: ``max_concurrent`` is out of bounds.
         """
-        require_within(wanted.max_concurrent, self._max_concurrent)
+        require_within(request.max_concurrent, self._max_concurrent)
 
-    async def again_expand(self, session: AsyncSession, ended: Job) -> Job:
+    async def retry_expand(self, session: AsyncSession, ended: Job) -> Job:
         """Grow those that have not grown; a size that was written down for one stays binding."""
-        return await JobRepository(session).add(self._job(rest_of(ended), **again(ended)))
+        return await JobRepository(session).add(self._job(retry_params(ended), **retry_columns(ended)))
 
-    async def preview(self, wanted: BulkExpansion) -> Plan:
+    async def preview(self, request: BulkExpandRequest) -> Plan:
         """Say what a bulk expansion would do, from the last measurements. Touches nothing.
 
         Raises:
             Invalid: ``max_concurrent`` is out of bounds.
         """
-        self.check(wanted)
+        self.check(request)
         total = grows = growth = 0
         oldest: datetime | None = None
         items: list[Preview] = []
         async with self._database.transaction() as session:
-            async for volume in await session.stream_scalars(selected_volumes(wanted.selection)):
-                decision = wanted.policy.decide(volume.size, volume.used, volume.autogrow)
-                code, to_size = (decision, None) if isinstance(decision, Code) else (None, decision)
+            async for volume in await session.stream_scalars(selected_volumes(request.selection)):
+                decision = request.policy.decide(volume.size, volume.used, volume.autogrow)
+                code, to_size = (decision, None) if isinstance(decision, ItemCode) else (None, decision)
                 total += 1
                 grows += to_size is not None
                 growth += 0 if to_size is None else to_size - volume.size

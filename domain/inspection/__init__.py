@@ -9,7 +9,7 @@ backends, by `judgement`), `strays` (backends against rows). `mending` is the ha
     no-row             data that no row knows                          ▶ a row named `recovered-ID`; never deleted
     leftover           a draft or trash that no job can publish        ▶ swept
     stranded           in a state that ends in -ing, but no job has it ▶ where the job's way out leads
-    not-in-hand        a live job that does not have what it is about  ▶ failed, by its own way out
+    not-held        a live job that does not have what it is about  ▶ failed, by its own way out
     no-worker          the lease ended long ago                        ▶ back into the queue
     items-unfinished   an ended bulk job with items that wait          ▶ failed, `lanes-lost`
     miscounted         a bulk job's counters are not its ledger's      ▶ counted afresh

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Self
 from uuid import UUID
 
-MENDS: Final = "run `cistern check --repair`"
+REPAIR_COMMAND: Final = "run `cistern check --repair`"
 
 
-class Code(enum.StrEnum):
+class CheckCode(enum.StrEnum):
     """What is wrong; stable, for scripts."""
 
     DATA_MISSING = "data-missing"
@@ -17,8 +17,8 @@ class Code(enum.StrEnum):
     FENCE_BEHIND = "fence-behind"
     NO_ROW = "no-row"
     LEFTOVER = "leftover"
-    STRANDED = "stranded"
-    NOT_IN_HAND = "not-in-hand"
+    NO_JOB = "no-job"
+    NOT_HELD = "not-held"
     NO_WORKER = "no-worker"
     ITEMS_UNFINISHED = "items-unfinished"
     MISCOUNTED = "miscounted"
@@ -31,18 +31,18 @@ class Code(enum.StrEnum):
 class Finding:
     """One thing that does not agree. ``remedy`` is what to do about it; ``mendable`` if `repair` can do it."""
 
-    code: Code
+    code: CheckCode
     subject: str
     problem: str
-    remedy: str = MENDS
+    remedy: str = REPAIR_COMMAND
     repaired: bool = False
 
     @property
-    def mendable(self) -> bool:
+    def repairable(self) -> bool:
         """Whether a repair takes care of it."""
-        return self.remedy == MENDS
+        return self.remedy == REPAIR_COMMAND
 
-    def mended(self) -> Self:
+    def as_repaired(self) -> Self:
         """Tell that it has been taken care of."""
         return replace(self, repaired=True)
 

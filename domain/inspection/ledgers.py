@@ -7,14 +7,13 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.bulk.kinds import WHOLES
+from domain.bulk.kinds import BULK_KINDS
 from domain.bulk.ledger import Ledger
 from domain.bulk.model import Item
 from domain.bulk.service import recount
-from domain.bulk.states import Code as ItemCode
-from domain.bulk.states import ItemStatus
+from domain.bulk.states import ItemCode, ItemStatus
 from domain.database import Database
-from domain.inspection.findings import Code, Finding, Report, job
+from domain.inspection.findings import CheckCode, Finding, Report, job
 from domain.inspection.rows import PAGE
 from domain.jobs.model import Job
 from domain.jobs.repository import JobRepository
@@ -24,7 +23,7 @@ from domain.jobs.states import ENDED, JobStatus
 _COUNT_SECONDS: Final = 50
 
 
-class Account(NamedTuple):
+class LedgerState(NamedTuple):
     """A bulk job's own counters, and what its ledger says; None before they are first counted."""
 
     status: JobStatus
@@ -57,12 +56,12 @@ class Ledgers:
             after = page[-1]
             for job_id in page:
                 report.looked_at["ledgers"] += 1
-                for finding in _audit(job_id, await self._account(job_id)):
+                for finding in _compare(job_id, await self._ledger_state(job_id)):
                     if repair:
-                        await self._balance(job_id)
-                    yield finding.mended() if repair else finding
+                        await self._recount(job_id)
+                    yield finding.as_repaired() if repair else finding
 
-    async def _balance(self, job_id: UUID) -> None:
+    async def _recount(self, job_id: UUID) -> None:
         """Finish what nobody will work on any more, then count afresh."""
         async with self._database.transaction() as session:
             found = await JobRepository(session).get(job_id)
@@ -82,14 +81,14 @@ class Ledgers:
 
     async def _page(self, after: UUID | None) -> Sequence[UUID]:
         async with self._database.transaction() as session:
-            return await AccountRepository(session).page(after, PAGE)
+            return await LedgerStateRepository(session).page(after, PAGE)
 
-    async def _account(self, job_id: UUID) -> Account | None:
+    async def _ledger_state(self, job_id: UUID) -> LedgerState | None:
         async with self._database.transaction() as session:
-            return await AccountRepository(session).account(job_id)
+            return await LedgerStateRepository(session).read(job_id)
 
 
-class AccountRepository:
+class LedgerStateRepository:
     """Bulk jobs beside their ledgers, seen from one transaction, each by one statement: so all of one moment."""
 
     def __init__(self, session: AsyncSession) -> None:
@@ -97,10 +96,10 @@ class AccountRepository:
 
     async def page(self, after: UUID | None, limit: int) -> Sequence[UUID]:
         """List jobs that have a ledger, upwards by id; one that is being forgotten has none of it to agree with."""
-        query = select(Job.id).where(Job.kind.in_(WHOLES), Job.pruned_at.is_(None)).order_by(Job.id).limit(limit)
+        query = select(Job.id).where(Job.kind.in_(BULK_KINDS), Job.pruned_at.is_(None)).order_by(Job.id).limit(limit)
         return (await self._session.scalars(query if after is None else query.where(Job.id > after))).all()
 
-    async def account(self, job_id: UUID) -> Account | None:
+    async def read(self, job_id: UUID) -> LedgerState | None:
         """Read a bulk job's counters together with its ledger's; None if it has just been pruned."""
         await self._session.execute(text(f"SET LOCAL statement_timeout = '{_COUNT_SECONDS}s'"))
         ledger = (func.count(Item.volume_id), *map(_count, (ItemStatus.SUCCEEDED, ItemStatus.FAILED)))
@@ -108,19 +107,19 @@ class AccountRepository:
         counters = (Job.total, Job.succeeded, Job.failed, Job.skipped)
         query = select(Job.status, *counters, *ledger).outerjoin(Item, Item.job_id == Job.id)
         row = (await self._session.execute(query.where(Job.id == job_id).group_by(Job.id))).one_or_none()
-        return None if row is None else Account(row[0], tuple(row[1:5]), tuple(row[5:9]), row[9])
+        return None if row is None else LedgerState(row[0], tuple(row[1:5]), tuple(row[5:9]), row[9])
 
 
 def _count(*statuses: ItemStatus) -> ColumnElement[int]:
     return func.count(Item.volume_id).filter(Item.status.in_(statuses))
 
 
-def _audit(job_id: UUID, account: Account | None) -> Iterator[Finding]:
+def _compare(job_id: UUID, account: LedgerState | None) -> Iterator[Finding]:
     if account is None or not account.due:
         return
     if account.status is not JobStatus.RUNNING and account.unfinished:
         problem = f"is {account.status}, but {account.unfinished} of its items are not finished"
-        yield Finding(Code.ITEMS_UNFINISHED, job(job_id), problem)
+        yield Finding(CheckCode.ITEMS_UNFINISHED, job(job_id), problem)
     if not account.agrees:
         problem = f"counts {account.counters}, its ledger {account.ledger} (all, succeeded, failed, skipped)"
-        yield Finding(Code.MISCOUNTED, job(job_id), problem)
+        yield Finding(CheckCode.MISCOUNTED, job(job_id), problem)

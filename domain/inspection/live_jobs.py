@@ -9,13 +9,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from domain.database import Database, from_now
-from domain.inspection.findings import MENDS, Code, Finding, Report, job
+from domain.inspection.findings import REPAIR_COMMAND, CheckCode, Finding, Report, job
 from domain.inspection.rows import CLONE, PAGE
 from domain.jobs.kinds import Kinds
 from domain.jobs.model import Job
-from domain.jobs.orders import WorkOrder
+from domain.jobs.orders import ClaimedJob
 from domain.jobs.orphans import OrphanRepository
-from domain.jobs.parents import is_forsaken
+from domain.jobs.parents import is_without_lanes
 from domain.jobs.repository import JobRepository
 from domain.jobs.states import LIVE, JobStatus
 from domain.snapshots.model import Snapshot
@@ -26,8 +26,8 @@ from domain.volumes.model import Volume
 SILENT_LEASES: Final = 10
 _START: Final = "start a worker"
 _LEASED: Final = "a worker is at it: check again when it has ended"
-NOT_IN_HAND: Final = {
-    "code": "not-in-hand",
+NOT_HELD: Final = {
+    "code": "not-held",
     "detail": "The job did not have what it was about; an inspection ended it.",
 }
 
@@ -62,8 +62,8 @@ class LiveJobs:
             report.looked_at["live jobs"] += len(page)
             for state in page:
                 finding = self._judge(state)
-                if finding is not None and repair and finding.mendable:
-                    finding = finding.mended() if await self._mend(state, finding.code) else None
+                if finding is not None and repair and finding.repairable:
+                    finding = finding.as_repaired() if await self._mend(state, finding.code) else None
                 if finding is not None:
                     yield finding
 
@@ -71,32 +71,32 @@ class LiveJobs:
         name = job(state.id)
         if not state.in_hand:
             known = state.kind in self._kinds
-            remedy = _LEASED if state.leased else MENDS if known else "start a worker that knows this kind"
-            return Finding(Code.NOT_IN_HAND, name, f"{state.kind} is {state.status} without what it is about", remedy)
+            remedy = _LEASED if state.leased else REPAIR_COMMAND if known else "start a worker that knows this kind"
+            return Finding(CheckCode.NOT_HELD, name, f"{state.kind} is {state.status} without what it is about", remedy)
         if state.silent > self._patience:
-            return Finding(Code.NO_WORKER, name, f"{state.kind} lost its worker {state.silent:.0f} s ago")
+            return Finding(CheckCode.NO_WORKER, name, f"{state.kind} lost its worker {state.silent:.0f} s ago")
         if state.forsaken:
             problem = f"{state.kind} has no lane left, and no worker has given it a new one"
-            return Finding(Code.NO_LANES, name, problem, _START)
+            return Finding(CheckCode.NO_LANES, name, problem, _START)
         return None
 
-    async def _mend(self, state: JobState, code: Code) -> bool:
+    async def _mend(self, state: JobState, code: CheckCode) -> bool:
         """Do as housekeeping does with an orphan, or end the job; False if it has moved since it was looked at."""
         async with self._database.transaction() as session:
             found = await JobRepository(session).get_for_update(state.id)
             if found is None or found.version != state.version:
                 return False
-            if code is Code.NO_WORKER:
-                await OrphanRepository(session).put_back(found.id)
+            if code is CheckCode.NO_WORKER:
+                await OrphanRepository(session).requeue(found.id)
             else:
                 await self._end(session, found)
         return True
 
     async def _end(self, session: AsyncSession, found: Job) -> None:
         found.version, found.lease_expires_at = found.version + 1, None
-        found.status, found.error, found.finished_at = JobStatus.FAILED, NOT_IN_HAND, func.now()
+        found.status, found.error, found.finished_at = JobStatus.FAILED, NOT_HELD, func.now()
         await session.flush()
-        await self._kinds[found.kind].abandon(session, [(WorkOrder.of(found), None)])
+        await self._kinds[found.kind].abandon(session, [(ClaimedJob.from_row(found), None)])
 
     async def _page(self, after: UUID | None) -> Sequence[JobState]:
         async with self._database.transaction() as session:
@@ -145,4 +145,4 @@ def _forsaken(patience: float) -> ColumnElement[bool]:
     lane = aliased(Job)
     lanes = select(func.max(lane.finished_at)).where(lane.parent_id == Job.id).correlate(Job).scalar_subquery()
     since = func.coalesce(lanes, Job.started_at)
-    return and_(is_forsaken(), since < from_now(-patience))
+    return and_(is_without_lanes(), since < from_now(-patience))

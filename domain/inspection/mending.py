@@ -11,36 +11,38 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
 from domain.database import Database
-from domain.inspection.findings import Code
-from domain.inspection.judgement import fits, way_out
-from domain.inspection.rows import Hold, Seen
+from domain.inspection.findings import CheckCode
+from domain.inspection.judgement import fits, resting_state
+from domain.inspection.rows import Holder, RowState
 from domain.jobs.model import Job
 from domain.jobs.repository import JobRepository
 from domain.snapshots.model import Snapshot
 from domain.snapshots.states import SnapshotState
 from domain.storage.backends import Backends
-from domain.storage.driver import Fence, Grant, Sighting, Stored
+from domain.storage.driver import Fence, Grant, StoredObject, StoredVolume
 from domain.volumes.model import Volume
 from domain.volumes.states import VolumeState
 
 _NAME: Final = "recovered-{}"
 
 
-class Mending:
+class Repair:
     """The hand that mends rows; each method tells whether it has, and False means that the row has moved."""
 
     def __init__(self, database: Database, backends: Backends) -> None:
         self._database = database
         self._backends = backends
 
-    async def mend(self, seen: Seen, backend: str, stored: Stored | None, codes: Collection[Code]) -> bool:
+    async def repair(
+        self, seen: RowState, backend: str, stored: StoredObject | None, codes: Collection[CheckCode]
+    ) -> bool:
         """Mend everything about one row at once.
 
         Raises:
             StorageError: earlier attempts could not be shut out, so the row is as it was.
         """
-        if Code.STRANDED in codes:
-            return await self._bring_to_rest(seen, backend, stored)
+        if CheckCode.NO_JOB in codes:
+            return await self._settle_state(seen, backend, stored)
         above = _above(seen, stored)
         async with self._database.transaction() as session:
             job, row = await _waiting(session, seen.hold), await _lock(session, seen)
@@ -49,13 +51,13 @@ class Mending:
             if job is not None:
                 job.params, job.version = job.params | {"fence": above}, job.version + 1
             _raise(row, above)
-            if Code.DATA_MISSING in codes:
+            if CheckCode.DATA_MISSING in codes:
                 row.state = _error(row)
-            if Code.SIZE_DIFFERS in codes and stored is not None and stored.size is not None:
+            if CheckCode.SIZE_DIFFERS in codes and stored is not None and stored.size is not None:
                 row.size = stored.size
         return True
 
-    async def adopt_volume(self, volume_id: UUID, backend: str, sighting: Sighting) -> bool:
+    async def adopt_volume(self, volume_id: UUID, backend: str, sighting: StoredVolume) -> bool:
         """Write a row for data that has none, so that it can be reached again; its snapshots too."""
         async with self._database.transaction() as session:
             row = {"name": _NAME.format(volume_id), "backend": backend, "labels": {}, "state": VolumeState.AVAILABLE}
@@ -66,14 +68,14 @@ class Mending:
                     await _add_snapshot(session, volume_id, snapshot_id, stored)
         return adopted is not None
 
-    async def adopt_snapshot(self, of_volume: Seen, snapshot_id: UUID, stored: Stored) -> bool:
+    async def adopt_snapshot(self, of_volume: RowState, snapshot_id: UUID, stored: StoredObject) -> bool:
         """Write a row for a snapshot that has none, if its volume is as it was."""
         async with self._database.transaction() as session:
             if await _lock(session, of_volume) is None:
                 return False
             return await _add_snapshot(session, of_volume.id, snapshot_id, stored)
 
-    async def _bring_to_rest(self, seen: Seen, backend: str, stored: Stored | None) -> bool:
+    async def _settle_state(self, seen: RowState, backend: str, stored: StoredObject | None) -> bool:
         """Shut out whatever attempts there may have been, and go the way out with what they have left."""
         above = _above(seen, stored)
         size = await self._seal(seen, backend, above)
@@ -82,28 +84,28 @@ class Mending:
             if row is None:
                 return False
             _raise(row, above + 1)
-            row.state = way_out(seen, size, knows_sizes=stored is not None)
+            row.state = resting_state(seen, size, knows_sizes=stored is not None)
             row.job_id = None
             if size is not None and fits(size):
                 row.size = size
         return True
 
-    async def _seal(self, seen: Seen, backend: str, version: int) -> int | None:
+    async def _seal(self, seen: RowState, backend: str, version: int) -> int | None:
         if backend not in self._backends:
             return None
-        driver, grant = self._backends.reach(backend), Grant(uuid7(), Fence(version, 0), math.inf)
+        driver, grant = self._backends.get(backend), Grant(uuid7(), Fence(version, 0), math.inf)
         if seen.is_volume:
             return await driver.seal(seen.id, grant)
         return await driver.seal_snapshot(seen.volume_id, seen.id, grant)
 
 
-def _above(seen: Seen, stored: Stored | None) -> int:
+def _above(seen: RowState, stored: StoredObject | None) -> int:
     """Find a version above the row's and everything that was published."""
     fence = stored.fence if stored is not None else None
     return max(seen.version, fence.version if fence else 0) + 1
 
 
-async def _lock(session: AsyncSession, seen: Seen) -> Volume | Snapshot | None:
+async def _lock(session: AsyncSession, seen: RowState) -> Volume | Snapshot | None:
     """Keep others from changing a row; None if somebody has, since it was looked at."""
     model = Volume if seen.is_volume else Snapshot
     query = select(model).where(model.id == seen.id, model.version == seen.version).with_for_update()
@@ -111,7 +113,7 @@ async def _lock(session: AsyncSession, seen: Seen) -> Volume | Snapshot | None:
     return row if row is not None and (row.state, row.job_id) == (seen.state, seen.job_id) else None
 
 
-async def _waiting(session: AsyncSession, hold: Hold | None) -> Job | None:
+async def _waiting(session: AsyncSession, hold: Holder | None) -> Job | None:
     """Keep others from changing the job that names the fence; None if there is none, or it waits no more."""
     if hold is None or not hold.named or hold.leased:
         return None
@@ -119,11 +121,11 @@ async def _waiting(session: AsyncSession, hold: Hold | None) -> Job | None:
     return job if job is not None and job.version == hold.version else None
 
 
-def _names_fence(seen: Seen) -> bool:
+def _names_fence(seen: RowState) -> bool:
     return seen.hold is not None and seen.hold.named
 
 
-async def _add_snapshot(session: AsyncSession, volume_id: UUID, snapshot_id: UUID, stored: Stored) -> bool:
+async def _add_snapshot(session: AsyncSession, volume_id: UUID, snapshot_id: UUID, stored: StoredObject) -> bool:
     if not fits(stored.size):
         return False
     row = {"volume_id": volume_id, "name": _NAME.format(snapshot_id), "state": SnapshotState.READY}
@@ -131,7 +133,7 @@ async def _add_snapshot(session: AsyncSession, volume_id: UUID, snapshot_id: UUI
     return await session.scalar(adding.on_conflict_do_nothing().returning(Snapshot.id)) is not None
 
 
-def _measured(stored: Stored) -> dict[str, int | None]:
+def _measured(stored: StoredObject) -> dict[str, int | None]:
     return {"size": stored.size, "version": stored.fence.version + 1 if stored.fence else 1}
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
-from domain.bulk.kinds import EXPAND, WHOLES
+from domain.bulk.kinds import BULK_KINDS, EXPAND
 from domain.bulk.model import Item
 from domain.bulk.states import FINISHED
 from domain.jobs.model import Job
@@ -29,7 +29,7 @@ CLONE: Final = "snapshot.clone"
 OF_THE_SNAPSHOT: Final = frozenset({"snapshot.take", "snapshot.delete"})
 
 
-class Hold(NamedTuple):
+class Holder(NamedTuple):
     """The live job that has a volume or snapshot in its hands.
 
     ``fence``: under which it publishes just this, None if it only keeps it from others; ``named`` if that fence is
@@ -44,7 +44,7 @@ class Hold(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Seen:
+class RowState:
     """A volume's or snapshot's row at some moment; equal to another of the same if nothing has moved in between."""
 
     id: UUID
@@ -53,7 +53,7 @@ class Seen:
     version: int
     size: int
     job_id: UUID | None
-    hold: Hold | None
+    hold: Holder | None
 
     @property
     def is_volume(self) -> bool:
@@ -72,37 +72,37 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Shelf:
+class VolumeRows:
     """A volume and its snapshots."""
 
-    volume: Seen
+    volume: RowState
     backend: str
-    snapshots: Mapping[UUID, Seen]
+    snapshots: Mapping[UUID, RowState]
 
 
-class _Holder(NamedTuple):
+class _HolderJob(NamedTuple):
     id: UUID
     kind: str
     version: int
     fence: int
-    rings: int
+    epoch: int
     volume_id: UUID | None
     snapshot_id: UUID | None
     leased: bool
 
 
-class InspectionRepository:
+class CheckRepository:
     """Rows as an inspection needs them, seen from one transaction."""
 
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
-    async def page(self, after: UUID | None, limit: int) -> list[Shelf]:
+    async def page(self, after: UUID | None, limit: int) -> list[VolumeRows]:
         """Read ``limit`` volumes, upwards by id."""
         query = select(Volume).order_by(Volume.id).limit(limit)
         return await self._shelves(query if after is None else query.where(Volume.id > after))
 
-    async def among(self, volume_ids: Collection[UUID]) -> dict[UUID, Shelf]:
+    async def among(self, volume_ids: Collection[UUID]) -> dict[UUID, VolumeRows]:
         """Read these volumes, as far as they exist."""
         shelves = await self._shelves(select(Volume).where(Volume.id.in_(volume_ids)))
         return {shelf.volume.id: shelf for shelf in shelves}
@@ -113,38 +113,40 @@ class InspectionRepository:
         jobs = select(Job.volume_id).where(Job.volume_id.in_(volume_ids), Job.status.in_(LIVE))
         return set((await self._session.scalars(rows.union(jobs))).all())
 
-    async def _shelves(self, query: Any) -> list[Shelf]:
+    async def _shelves(self, query: Any) -> list[VolumeRows]:
         volumes: Sequence[Volume] = (await self._session.scalars(query)).all()
         query = select(Snapshot).where(Snapshot.volume_id.in_([one.id for one in volumes]))
         snapshots: Sequence[Snapshot] = (await self._session.scalars(query)).all()
         holders = await self._holders({one.job_id for one in volumes} | {one.job_id for one in snapshots})
-        rings = await self._lane_rings(volumes, holders)
+        epochs = await self._lane_epochs(volumes, holders)
         cloning = await self._cloning(snapshots)
-        by_volume: dict[UUID, dict[UUID, Seen]] = {one.id: {} for one in volumes}
+        by_volume: dict[UUID, dict[UUID, RowState]] = {one.id: {} for one in volumes}
         for one in snapshots:
             by_volume[one.volume_id][one.id] = _seen(
-                one, one.volume_id, _hold_of_snapshot(one, holders, rings, cloning)
+                one, one.volume_id, _hold_of_snapshot(one, holders, epochs, cloning)
             )
         return [
-            Shelf(_seen(one, one.id, _hold_of_volume(one, holders, rings)), one.backend, by_volume[one.id])
+            VolumeRows(_seen(one, one.id, _hold_of_volume(one, holders, epochs)), one.backend, by_volume[one.id])
             for one in volumes
         ]
 
-    async def _holders(self, job_ids: Collection[UUID | None]) -> dict[UUID | None, _Holder]:
+    async def _holders(self, job_ids: Collection[UUID | None]) -> dict[UUID | None, _HolderJob]:
         leased = func.coalesce(Job.lease_expires_at > func.now(), False)
-        columns = (Job.id, Job.kind, Job.version, Job.params["fence"].as_integer(), Job.rings)
+        columns = (Job.id, Job.kind, Job.version, Job.params["fence"].as_integer(), Job.epoch)
         query = select(*columns, Job.volume_id, Job.snapshot_id, leased).where(Job.status.in_(LIVE))
         rows = await self._session.execute(query.where(Job.id.in_(filter(None, job_ids))))
-        return {row[0]: _Holder(*row) for row in rows}
+        return {row[0]: _HolderJob(*row) for row in rows}
 
-    async def _lane_rings(
-        self, volumes: Sequence[Volume], holders: Mapping[UUID | None, _Holder]
+    async def _lane_epochs(
+        self, volumes: Sequence[Volume], holders: Mapping[UUID | None, _HolderJob]
     ) -> dict[tuple[UUID, UUID], int]:
         """Find the unfinished items of volumes that bulk jobs have, and at which ring their lanes are."""
-        held = [(one.job_id, one.id) for one in volumes if one.job_id in holders and holders[one.job_id].kind in WHOLES]
+        held = [
+            (one.job_id, one.id) for one in volumes if one.job_id in holders and holders[one.job_id].kind in BULK_KINDS
+        ]
         lane = aliased(Job)
         query = (
-            select(Item.job_id, Item.volume_id, func.coalesce(lane.rings, 0))
+            select(Item.job_id, Item.volume_id, func.coalesce(lane.epoch, 0))
             .outerjoin(lane, lane.id == Item.lane_id)
             .where(tuple_(Item.job_id, Item.volume_id).in_(held), Item.status.not_in(FINISHED))
         )
@@ -157,35 +159,35 @@ class InspectionRepository:
         return set((await self._session.scalars(query)).all())
 
 
-def _seen(row: Volume | Snapshot, volume_id: UUID, hold: Hold | None) -> Seen:
-    return Seen(row.id, volume_id, row.state, row.version, row.size, row.job_id, hold)
+def _seen(row: Volume | Snapshot, volume_id: UUID, hold: Holder | None) -> RowState:
+    return RowState(row.id, volume_id, row.state, row.version, row.size, row.job_id, hold)
 
 
 def _hold_of_volume(
-    row: Volume, holders: Mapping[UUID | None, _Holder], rings: Mapping[tuple[UUID, UUID], int]
-) -> Hold | None:
+    row: Volume, holders: Mapping[UUID | None, _HolderJob], epochs: Mapping[tuple[UUID, UUID], int]
+) -> Holder | None:
     job = holders.get(row.job_id)
-    if job is not None and (job.id, row.id) in rings:
-        fence = Fence(row.version, rings[job.id, row.id]) if job.kind == EXPAND else None
-        return Hold(job.id, 0, fence, named=False, leased=False)
+    if job is not None and (job.id, row.id) in epochs:
+        fence = Fence(row.version, epochs[job.id, row.id]) if job.kind == EXPAND else None
+        return Holder(job.id, 0, fence, named=False, leased=False)
     if job is None or job.volume_id != row.id:
         return None
-    fence = None if job.kind in OF_THE_SNAPSHOT else Fence(job.fence, job.rings)
-    return Hold(job.id, job.version, fence, named=fence is not None, leased=job.leased)
+    fence = None if job.kind in OF_THE_SNAPSHOT else Fence(job.fence, job.epoch)
+    return Holder(job.id, job.version, fence, named=fence is not None, leased=job.leased)
 
 
 def _hold_of_snapshot(
     row: Snapshot,
-    holders: Mapping[UUID | None, _Holder],
-    rings: Mapping[tuple[UUID, UUID], int],
+    holders: Mapping[UUID | None, _HolderJob],
+    epochs: Mapping[tuple[UUID, UUID], int],
     cloning: Collection[UUID | None],
-) -> Hold | None:
+) -> Holder | None:
     if row.state is SnapshotState.CLONING:
-        return Hold(row.job_id or row.id, 0, None, named=False, leased=False) if row.id in cloning else None
+        return Holder(row.job_id or row.id, 0, None, named=False, leased=False) if row.id in cloning else None
     job = holders.get(row.job_id)
-    if job is not None and (job.id, row.volume_id) in rings:
-        return Hold(job.id, 0, Fence(row.version, rings[job.id, row.volume_id]), named=False, leased=False)
+    if job is not None and (job.id, row.volume_id) in epochs:
+        return Holder(job.id, 0, Fence(row.version, epochs[job.id, row.volume_id]), named=False, leased=False)
     if job is None or job.snapshot_id != row.id:
         return None
-    fence = Fence(job.fence, job.rings) if job.kind in OF_THE_SNAPSHOT else None
-    return Hold(job.id, job.version, fence, named=fence is not None, leased=job.leased)
+    fence = Fence(job.fence, job.epoch) if job.kind in OF_THE_SNAPSHOT else None
+    return Holder(job.id, job.version, fence, named=fence is not None, leased=job.leased)

@@ -6,14 +6,14 @@ from domain.database import Database
 from domain.inspection.findings import Finding, Report
 from domain.inspection.ledgers import Ledgers
 from domain.inspection.live_jobs import LiveJobs
-from domain.inspection.mending import Mending
-from domain.inspection.shelves import Shelves
-from domain.inspection.strays import Strays
+from domain.inspection.mending import Repair
+from domain.inspection.shelves import RowsVsStorage
+from domain.inspection.strays import UnknownData
 from domain.jobs.kinds import Kinds
 from domain.storage.backends import Backends
 
 
-class Inspection:
+class Check:
     """Rows, ledger and disk, compared. Needs PostgreSQL and the backends; Redis and workers may be there or not."""
 
     def __init__(self, database: Database, backends: Backends, kinds: Kinds, *, lease: float) -> None:
@@ -36,17 +36,17 @@ class Inspection:
 
     async def findings(self, report: Report, *, repair: bool = False) -> AsyncIterator[Finding]:
         """Tell each finding as it is made; ``report`` counts what was looked at, and collects nothing else."""
-        for look in self._looks():
+        for look in self._passes():
             async for finding in look.findings(report, repair=repair):
                 yield finding
 
-    def _looks(self) -> tuple[LiveJobs, Ledgers, Shelves, Strays]:
+    def _passes(self) -> tuple[LiveJobs, Ledgers, RowsVsStorage, UnknownData]:
         """What there is to look through, in this order."""
         database, backends = self._database, self._backends
-        mending = Mending(database, backends)
+        mending = Repair(database, backends)
         return (
             LiveJobs(database, self._kinds, lease=self._lease),
             Ledgers(database),
-            Shelves(database, backends, mending),
-            Strays(database, backends, mending),
+            RowsVsStorage(database, backends, mending),
+            UnknownData(database, backends, mending),
         )

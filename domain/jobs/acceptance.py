@@ -22,7 +22,7 @@ from domain.jobs.model import Job
 from domain.jobs.outcomes import Payload
 from domain.logs import about
 
-KEPT_FOR: Final = timedelta(hours=24)
+KEY_LIFETIME: Final = timedelta(hours=24)
 
 log = structlog.get_logger(__name__)
 
@@ -43,32 +43,32 @@ class IdempotencyKey(Base):
 
 
 @dataclass(frozen=True)
-class Key:
+class IdempotentRequest:
     """An Idempotency-Key as it came, and how the answer is put that is kept with it."""
 
     key: str
     route: str
     fingerprint: str
     #: The status and the body that tell of what was made.
-    answer: Callable[[Entity], tuple[int, Payload]]
+    render: Callable[[Entity], tuple[int, Payload]]
 
 
 @dataclass(frozen=True)
-class Origin:
+class RequestOrigin:
     """Where a request comes from. ``caller`` as the client names itself, None if it does not."""
 
     caller: str | None = None
-    key: Key | None = None
+    key: IdempotentRequest | None = None
 
 
-NOBODY: Final = Origin()
+ANONYMOUS: Final = RequestOrigin()
 _ACCEPTED: Final = 202
 
 
-class AcceptedBefore(CisternError):
+class IdempotentReplay(CisternError):
     """This request was accepted before; the first answer is given again."""
 
-    code = "accepted-before"
+    code = "idempotent-replay"
 
     def __init__(self, status: int, body: Payload) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class AcceptedBefore(CisternError):
         self.body = body
 
 
-class Acceptance:
+class AcceptedRequest:
     """A request on its way into the job book."""
 
     def __init__(self, session: AsyncSession) -> None:
@@ -87,7 +87,7 @@ class Acceptance:
 
 
 @asynccontextmanager
-async def accepting(database: Database, origin: Origin) -> AsyncIterator[Acceptance]:
+async def idempotent_transaction(database: Database, origin: RequestOrigin) -> AsyncIterator[AcceptedRequest]:
     """Open the transaction that accepts a request; whoever uses it sets ``job`` or ``made`` before it ends.
 
     Raises:
@@ -97,28 +97,28 @@ async def accepting(database: Database, origin: Origin) -> AsyncIterator[Accepta
     async with database.transaction() as session:
         if origin.key is not None:
             await _reserve(session, origin.caller or "", origin.key)
-        acceptance = Acceptance(session)
+        acceptance = AcceptedRequest(session)
         yield acceptance
         made = acceptance.job or acceptance.made
         if origin.key is not None and made is not None:
-            await _keep(session, origin.caller or "", origin.key, made)
+            await _store_response(session, origin.caller or "", origin.key, made)
     if acceptance.job is not None:
-        say_accepted(acceptance.job)
+        log_accepted(acceptance.job)
 
 
-def say_accepted(job: Job) -> None:
+def log_accepted(job: Job) -> None:
     """Leave in the logs under which request a job, or its end, was asked for."""
     names = about(job_id=job.id, volume_id=job.volume_id, snapshot_id=job.snapshot_id, retry_of=job.retry_of)
     log.info("job.accepted" if job.cancel_requested_at is None else "job.cancel_accepted", kind=job.kind, **names)
 
 
-async def _reserve(session: AsyncSession, caller: str, key: Key) -> None:
+async def _reserve(session: AsyncSession, caller: str, key: IdempotentRequest) -> None:
     row = {
         "route": key.route,
         "fingerprint": key.fingerprint,
         "status": None,
         "body": None,
-        "expires_at": func.now() + literal(KEPT_FOR),
+        "expires_at": func.now() + literal(KEY_LIFETIME),
     }
     reserve = (
         insert(IdempotencyKey)
@@ -127,18 +127,18 @@ async def _reserve(session: AsyncSession, caller: str, key: Key) -> None:
         .returning(IdempotencyKey.key)
     )
     if await session.scalar(reserve) is None:
-        await _repeat(session, caller, key)
+        await _replay(session, caller, key)
 
 
-async def _repeat(session: AsyncSession, caller: str, key: Key) -> None:
+async def _replay(session: AsyncSession, caller: str, key: IdempotentRequest) -> None:
     query = select(IdempotencyKey).where(IdempotencyKey.caller == caller, IdempotencyKey.key == key.key)
     first = (await session.scalars(query)).one()
     if (first.route, first.fingerprint) != (key.route, key.fingerprint):
         raise IdempotencyKeyReused
-    raise AcceptedBefore(first.status or _ACCEPTED, first.body or {})
+    raise IdempotentReplay(first.status or _ACCEPTED, first.body or {})
 
 
-async def _keep(session: AsyncSession, caller: str, key: Key, made: Entity) -> None:
-    status, body = key.answer(made)
+async def _store_response(session: AsyncSession, caller: str, key: IdempotentRequest, made: Entity) -> None:
+    status, body = key.render(made)
     keep = update(IdempotencyKey).where(IdempotencyKey.caller == caller, IdempotencyKey.key == key.key)
     await session.execute(keep.values(status=status, body=body))

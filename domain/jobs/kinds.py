@@ -6,24 +6,24 @@ from typing import Protocol
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.jobs.model import Job
-from domain.jobs.orders import WorkOrder
+from domain.jobs.orders import ClaimedJob
 from domain.jobs.outcomes import Payload
 
 #: Jobs that are done, each with its result.
-Finished = Sequence[tuple[WorkOrder, Payload]]
+SucceededJobs = Sequence[tuple[ClaimedJob, Payload]]
 #: Jobs that were given up, each with what was found on the storage.
-GivenUp = Sequence[tuple[WorkOrder, Payload | None]]
+FailedJobs = Sequence[tuple[ClaimedJob, Payload | None]]
 
-Again = Callable[[AsyncSession, Job], Awaitable[Job]]
-Record = Callable[[AsyncSession, Finished], Awaitable[None]]
-Abandon = Callable[[AsyncSession, GivenUp], Awaitable[None]]
+Retry = Callable[[AsyncSession, Job], Awaitable[Job]]
+Record = Callable[[AsyncSession, SucceededJobs], Awaitable[None]]
+Abandon = Callable[[AsyncSession, FailedJobs], Awaitable[None]]
 
 
 class Kind(Protocol):
     """The parts of a use case that touch the database."""
 
     @property
-    def again(self) -> Again:
+    def retry(self) -> Retry:
         """Request once more what an ended job was for, as a new job linked to it."""
 
     @property

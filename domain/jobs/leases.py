@@ -27,9 +27,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from domain.database import as_json, from_now, given_rows, in_columns, unnested
-from domain.jobs.model import Job, Ring, Worker
-from domain.jobs.orders import WorkOrder
+from domain.database import as_arrays, as_json, from_now, given_rows, unnested
+from domain.jobs.model import Dispatch, Job, Worker
+from domain.jobs.orders import ClaimedJob
 from domain.jobs.outcomes import Payload
 from domain.jobs.states import JobStatus
 
@@ -59,7 +59,7 @@ class Settlement(NamedTuple):
     """
 
     job_id: UUID
-    ring: int
+    epoch: int
     status: JobStatus
     result: Payload | None = None
     error: Payload | None = None
@@ -78,18 +78,18 @@ class Settlement(NamedTuple):
 
 #: Sets for how long this statement and the rest of its transaction wait for a row that somebody has locked. It comes in
 #: time, for rows are locked only when all of them have been found and sorted.
-_PATIENTLY: Final = "set_config('lock_timeout', :patience, true)"
+_WITH_LOCK_TIMEOUT: Final = "set_config('lock_timeout', :lock_timeout, true)"
 
 
 def _claiming(*, around: str, locked: str) -> TextualSelect:
     """SQL for claims. Columns are named, for a newer version may have added some."""
-    rung = unnested("rung", job_id="uuid", number="bigint")
+    dispatched = unnested("dispatched", job_id="uuid", epoch="bigint")
     return (
         text(f"""
             WITH held AS MATERIALIZED (
                 SELECT jobs.id
-                FROM {around} jobs JOIN {rung}
-                    ON jobs.id = rung.job_id AND rings = rung.number
+                FROM {around} jobs JOIN {dispatched}
+                    ON jobs.id = dispatched.job_id AND jobs.epoch = dispatched.epoch
                 WHERE status IS NOT DISTINCT FROM 'queued' AND kind = ANY(CAST(:kinds AS text[]))
                 ORDER BY jobs.id FOR NO KEY UPDATE OF jobs {locked}
             )
@@ -101,20 +101,22 @@ def _claiming(*, around: str, locked: str) -> TextualSelect:
                 lease_expires_at = now() + :lease,
                 started_at = coalesce(started_at, now())
             FROM held WHERE jobs.id = held.id
-            RETURNING {", ".join(f"jobs.{name}" for name in WorkOrder._fields)}
+            RETURNING {", ".join(f"jobs.{name}" for name in ClaimedJob._fields)}
         """)  # noqa: S608 (words of our own)
         .bindparams(bindparam("worker_id", type_=Uuid()), bindparam("lease", type_=Interval()))
-        .columns(*(getattr(Job, name) for name in WorkOrder._fields))
+        .columns(*(getattr(Job, name) for name in ClaimedJob._fields))
     )
 
 
 _CLAIM_FREE: Final = _claiming(around="", locked="SKIP LOCKED")
-_CLAIM: Final = _claiming(around=f"{_PATIENTLY},", locked="").bindparams(bindparam("patience", type_=Text()))
+_CLAIM: Final = _claiming(around=f"{_WITH_LOCK_TIMEOUT},", locked="").bindparams(
+    bindparam("lock_timeout", type_=Text())
+)
 
 _ENDS: Final = unnested(
     "ends",
     job_id="uuid",
-    ring="bigint",
+    epoch="bigint",
     status="text",
     result="text",
     error="text",
@@ -129,8 +131,8 @@ _SETTLE: Final = (
     text(f"""
         WITH ends AS MATERIALIZED (
             SELECT ends.*
-            FROM {_PATIENTLY},
-                jobs JOIN {_ENDS} ON jobs.id = ends.job_id AND rings = ends.ring
+            FROM {_WITH_LOCK_TIMEOUT},
+                jobs JOIN {_ENDS} ON jobs.id = ends.job_id AND jobs.epoch = ends.epoch
             WHERE worker_id = :worker_id
                 AND jobs.status IS NOT DISTINCT FROM 'running' AND num_nulls(lease_expires_at) = 0
             ORDER BY jobs.id FOR NO KEY UPDATE OF jobs
@@ -141,10 +143,10 @@ _SETTLE: Final = (
             result = CAST(ends.result AS jsonb),
             error = CAST(ends.error AS jsonb),
             attempt = attempt - ends.give_back,
-            rings = rings + CASE WHEN ends.status = 'queued' THEN 1 ELSE 0 END,
+            epoch = jobs.epoch + CASE WHEN ends.status = 'queued' THEN 1 ELSE 0 END,
             run_at = now() + interval '1 s' *
                 CASE WHEN cancel_requested_at IS NULL OR ends.give_back > 0 THEN ends.delay ELSE 0 END,
-            rung_at = CASE WHEN ends.status <> 'queued' THEN rung_at END,
+            dispatched_at = CASE WHEN ends.status <> 'queued' THEN dispatched_at END,
             lease_expires_at = NULL,
             finished_at = CASE WHEN ends.status NOT IN ('queued', 'running') THEN now() END,
             total = coalesce(ends.copied, total),
@@ -155,7 +157,7 @@ _SETTLE: Final = (
         FROM ends WHERE jobs.id = ends.job_id
         RETURNING jobs.id
     """)  # noqa: S608 (words of our own)
-    .bindparams(bindparam("worker_id", type_=Uuid()), bindparam("patience", type_=Text()))
+    .bindparams(bindparam("worker_id", type_=Uuid()), bindparam("lock_timeout", type_=Text()))
     .columns(id=Uuid())
 )
 
@@ -168,35 +170,40 @@ class LeaseRepository:
 
     async def claim(
         self,
-        rings: Sequence[Ring],
+        dispatches: Sequence[Dispatch],
         *,
         worker_id: UUID,
         kinds: Collection[str],
         lease: float,
-        patience: float | None = None,
-    ) -> Sequence[WorkOrder]:
+        lock_timeout: float | None = None,
+    ) -> Sequence[ClaimedJob]:
         """Take the queued jobs among ``rings`` whose ring is still the current one, for ``lease`` seconds.
 
         A kind that is not among ``kinds`` is left for a worker of a newer version. A row that somebody has locked is
         passed over, unless there is a ``patience`` for it, in seconds.
         """
-        given = {**in_columns(rings), "kinds": list(kinds), "worker_id": worker_id, "lease": timedelta(seconds=lease)}
-        if patience is None:
+        given = {
+            **as_arrays(dispatches),
+            "kinds": list(kinds),
+            "worker_id": worker_id,
+            "lease": timedelta(seconds=lease),
+        }
+        if lock_timeout is None:
             rows = await self._session.execute(_CLAIM_FREE, given)
         else:
-            rows = await self._session.execute(_CLAIM, {**given, "patience": _milliseconds(patience)})
-        return [WorkOrder(*row) for row in rows]
+            rows = await self._session.execute(_CLAIM, {**given, "lock_timeout": _milliseconds(lock_timeout)})
+        return [ClaimedJob(*row) for row in rows]
 
-    async def settle(self, settlements: Sequence[Settlement], *, worker_id: UUID, patience: float) -> set[UUID]:
+    async def settle(self, settlements: Sequence[Settlement], *, worker_id: UUID, lock_timeout: float) -> set[UUID]:
         """End these attempts, if they are still ``worker_id``'s; returns the jobs that were.
 
         ``patience``: for how many seconds this and the rest of the transaction wait for a row that somebody has locked.
         A settlement that comes twice, because the answer to its COMMIT was lost, finds nothing the second time.
         """
-        given: dict[str, Any] = in_columns(settlements)
+        given: dict[str, Any] = as_arrays(settlements)
         for name in ("result", "error"):
             given[name] = [None if payload is None else as_json(payload) for payload in given[name]]
-        given |= {"worker_id": worker_id, "patience": _milliseconds(patience)}
+        given |= {"worker_id": worker_id, "lock_timeout": _milliseconds(lock_timeout)}
         return set((await self._session.scalars(_SETTLE, given)).all())
 
     async def renew(
@@ -225,23 +232,23 @@ class LeaseRepository:
         )
         return [Renewal(*row) for row in await self._session.execute(query)]
 
-    async def held_among(self, job_ids: Collection[UUID], *, worker_id: UUID) -> set[UUID]:
+    async def held_by(self, job_ids: Collection[UUID], *, worker_id: UUID) -> set[UUID]:
         """Tell which of these jobs are ``worker_id``'s, locked or not."""
         query = select(Job.id).where(Job.id.in_(job_ids), *_leased_by(worker_id))
         return set((await self._session.scalars(query)).all())
 
-    async def beat(self, worker: Worker, *, lease: float, afresh: bool) -> None:
+    async def record_heartbeat(self, worker: Worker, *, lease: float, afresh: bool) -> None:
         """Write down that this worker is alive, and since when it has been without a gap of a lease (seconds).
 
         ``afresh`` where there was a gap that PostgreSQL did not see: the worker did, or it has just begun. A last beat
         in the future is a gap too: PostgreSQL's clock has stepped back.
         """
-        row = {"id": worker.id, "host": worker.host, "pid": worker.pid, "renews_within": renews_within(lease)}
+        row = {"id": worker.id, "host": worker.host, "pid": worker.pid, "max_renewal_delay": max_renewal_delay(lease)}
         gap = literal(afresh) | ~Worker.heartbeat_at.between(from_now(-lease), from_now(lease))
         again = {
             "heartbeat_at": func.now(),
-            "steady_since": case((gap, func.now()), else_=Worker.steady_since),
-            "renews_within": row["renews_within"],
+            "uninterrupted_since": case((gap, func.now()), else_=Worker.uninterrupted_since),
+            "max_renewal_delay": row["max_renewal_delay"],
         }
         await self._session.execute(insert(Worker).values(row).on_conflict_do_update(index_elements=["id"], set_=again))
 
@@ -250,22 +257,22 @@ class LeaseRepository:
         alive = select(func.count()).where(Worker.heartbeat_at > from_now(-lease))
         return (await self._session.scalars(alive)).one()
 
-    async def forget_worker(self, worker_id: UUID) -> None:
+    async def delete_worker(self, worker_id: UUID) -> None:
         """Strike a worker off that has said goodbye."""
         await self._session.execute(delete(Worker).where(Worker.id == worker_id))
 
 
-def beat_patience(lease: float) -> float:
+def heartbeat_timeout(lease: float) -> float:
     """How many seconds a heartbeat waits for its answer, before it tries again on another connection."""
     return min(max(lease / 3, 2.0), 5.0)
 
 
-def renews_within(lease: float) -> float:
+def max_renewal_delay(lease: float) -> float:
     """In how many seconds a worker has renewed its leases when PostgreSQL is back: a beat in vain, a rest, a beat.
 
     Or, if it has not noticed anything, such as a step of PostgreSQL's clock: the time between two beats, and a beat.
     """
-    return beat_patience(lease) + max(beat_patience(lease), lease / BEATS_PER_LEASE)
+    return heartbeat_timeout(lease) + max(heartbeat_timeout(lease), lease / BEATS_PER_LEASE)
 
 
 def _leased_by(worker_id: UUID) -> tuple[ColumnElement[bool], ...]:

@@ -16,14 +16,14 @@ _ENDED = ", ".join(f"'{status}'" for status in sorted(ENDED))
 _LIVE = ", ".join(f"'{status}'" for status in sorted(LIVE))
 
 
-class Ring(NamedTuple):
+class Dispatch(NamedTuple):
     """What a message carries: the job, and the ``number`` of this announcement, counted from 0.
 
     Only the number that the row has at present may claim it; every earlier message is an old one.
     """
 
     job_id: UUID
-    number: int
+    epoch: int
 
 
 class Job(Entity):
@@ -35,7 +35,7 @@ class Job(Entity):
         CheckConstraint(f"(finished_at IS NOT NULL) = (status IN ({_ENDED}))", name="finished"),
         CheckConstraint("lease_expires_at IS NULL OR status = 'running'", name="lease"),
         CheckConstraint("status <> 'running' OR started_at IS NOT NULL", name="started"),
-        CheckConstraint("attempt >= 0 AND max_attempts >= 1 AND rings >= 0", name="counters"),
+        CheckConstraint("attempt >= 0 AND max_attempts >= 1 AND epoch >= 0", name="counters"),
         CheckConstraint("(schedule_id IS NULL) = (scheduled_for IS NULL)", name="schedule"),
         Index(
             "jobs_scheduled",
@@ -51,11 +51,13 @@ class Job(Entity):
             unique=True,
             postgresql_where=text(f"status IN ({_LIVE})"),
         ),
-        Index("jobs_due", "run_at", postgresql_where=text("status = 'queued' AND rung_at IS NULL")),
-        Index("jobs_rung", "rung_at", postgresql_where=text("status = 'queued' AND rung_at IS NOT NULL")),
+        Index("jobs_due", "run_at", postgresql_where=text("status = 'queued' AND dispatched_at IS NULL")),
+        Index(
+            "jobs_dispatched", "dispatched_at", postgresql_where=text("status = 'queued' AND dispatched_at IS NOT NULL")
+        ),
         Index("jobs_leased", "lease_expires_at", postgresql_where=text("lease_expires_at IS NOT NULL")),
         Index("jobs_ended", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
-        Index("jobs_handed_over", "id", postgresql_where=text("status = 'running' AND lease_expires_at IS NULL")),
+        Index("jobs_delegated", "id", postgresql_where=text("status = 'running' AND lease_expires_at IS NULL")),
         Index(
             "jobs_live_of_snapshot",
             "snapshot_id",
@@ -81,9 +83,9 @@ class Job(Entity):
     attempt: Mapped[int]
     max_attempts: Mapped[int]
     #: Which message may claim the row, and the lower half of the fence.
-    rings: Mapped[int]
+    epoch: Mapped[int]
     #: When a message was last known to be on its way; None: none was sent for this ring yet.
-    rung_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
+    dispatched_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
     run_at: Mapped[datetime] = mapped_column(server_default=func.now())
     worker_id: Mapped[UUID | None]
     lease_expires_at: Mapped[datetime | None]
@@ -104,9 +106,9 @@ class Job(Entity):
     pruned_at: Mapped[datetime | None]
 
     @property
-    def ring(self) -> Ring:
+    def dispatch(self) -> Dispatch:
         """What its present message carries."""
-        return Ring(self.id, self.rings)
+        return Dispatch(self.id, self.epoch)
 
     @property
     def ended(self) -> bool:
@@ -124,9 +126,9 @@ class Worker(Entity):
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     heartbeat_at: Mapped[datetime] = mapped_column(server_default=func.now())
     #: Since when it has been beating without a gap; it rescues nobody before others had time to do so too.
-    steady_since: Mapped[datetime] = mapped_column(server_default=func.now())
+    uninterrupted_since: Mapped[datetime] = mapped_column(server_default=func.now())
     #: How many seconds it needs at most to renew its leases when PostgreSQL was away.
-    renews_within: Mapped[float] = mapped_column(server_default=text("0"))
+    max_renewal_delay: Mapped[float] = mapped_column(server_default=text("0"))
 
 
 def new_job(kind: str, params: dict[str, Any], *, max_attempts: int, job_id: UUID | None = None, **columns: Any) -> Job:
@@ -141,12 +143,12 @@ def new_job(kind: str, params: dict[str, Any], *, max_attempts: int, job_id: UUI
         status=JobStatus.QUEUED,
         version=1,
         attempt=0,
-        rings=0,
+        epoch=0,
         max_attempts=max_attempts,
         **columns,
     )
 
 
-def again(ended: Job) -> dict[str, Any]:
+def retry_columns(ended: Job) -> dict[str, Any]:
     """Give the columns of a job that is a retry of another."""
     return {"created_by": ended.created_by, "retry_of": ended.id}

@@ -4,10 +4,10 @@ from datetime import datetime
 from typing import Any, NamedTuple, Self
 from uuid import UUID
 
-from domain.jobs.model import Job, Ring
+from domain.jobs.model import Dispatch, Job
 
 
-class WorkOrder(NamedTuple):
+class ClaimedJob(NamedTuple):
     """What the work, its record and the way out must know of a job: its row, as it was when it was claimed.
 
     A plain tuple, for a worker gets thousands of them a second, and SQLAlchemy would keep books about each.
@@ -24,22 +24,22 @@ class WorkOrder(NamedTuple):
     created_by: str | None
     attempt: int
     max_attempts: int
-    rings: int
+    epoch: int
     worker_id: UUID | None
     cancel_requested_at: datetime | None
     error: dict[str, Any] | None
 
     @classmethod
-    def of(cls, job: Job) -> Self:
+    def from_row(cls, job: Job) -> Self:
         """Draw up the order of a job whose row is at hand."""
         return cls(*(getattr(job, name) for name in cls._fields))
 
     @property
-    def ring(self) -> Ring:
+    def dispatch(self) -> Dispatch:
         """What the message carried that it was claimed with."""
-        return Ring(self.id, self.rings)
+        return Dispatch(self.id, self.epoch)
 
     @property
     def fence(self) -> tuple[int, int]:
         """The order of this attempt among all that ever touched the same thing: its version, then the ring."""
-        return self.params["fence"], self.rings
+        return self.params["fence"], self.epoch

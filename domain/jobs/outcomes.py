@@ -7,7 +7,7 @@ Payload = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Done:
+class Succeeded:
     """The work is done; ``result`` is what the job shows and what the effect is recorded from.
 
     ``copied``: how many bytes the attempt had to copy, None for work that copies none or found it done.
@@ -18,7 +18,7 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Handed:
+class Delegated:
     """The plan is made: the job goes on without a lease of its own, until the record of its last part ends it."""
 
     result: Payload
@@ -44,7 +44,7 @@ class RetryIn:
 
 
 @dataclass(frozen=True)
-class GaveUp:
+class Failed:
     """No further try. ``found`` is what was found on the storage, None if that is unknown or nothing."""
 
     error: Payload
@@ -52,7 +52,7 @@ class GaveUp:
 
 
 @dataclass(frozen=True)
-class Interrupted:
+class Released:
     """The worker shuts down, or had no slot for the job; the attempt is given back."""
 
 
@@ -68,4 +68,4 @@ class Superseded:
     """Another attempt has taken over; this one changes nothing any more."""
 
 
-Outcome = Done | Handed | Yielded | RetryIn | GaveUp | Interrupted | Cancelled | Superseded
+Outcome = Succeeded | Delegated | Yielded | RetryIn | Failed | Released | Cancelled | Superseded

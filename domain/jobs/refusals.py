@@ -17,19 +17,19 @@ _REMEDIES: Final = {
     "NOREPLICAS": "it has too few replicas: bring them back, or lower min-replicas-to-write",
 }
 #: Answers of which redis-py takes the beginning away.
-_TAKEN_AWAY: Final[dict[type[Exception], str]] = {ReadOnlyError: "READONLY", OutOfMemoryError: "OOM"}
+_PREFIX_BY_ERROR: Final[dict[type[Exception], str]] = {ReadOnlyError: "READONLY", OutOfMemoryError: "OOM"}
 _UNKNOWN_REMEDY: Final = "Redis' own log may say what is wrong"
 
 log = structlog.get_logger(__name__)
 
 
-class Refusals:
+class WriteErrors:
     """What one process knows of it."""
 
     def __init__(self) -> None:
         self.condition: str | None = None
 
-    def met(self, error: ResponseError) -> None:
+    def note(self, error: ResponseError) -> None:
         """Note that a write was refused; say so if that is news."""
         condition = _condition(error)
         if condition != self.condition:
@@ -37,13 +37,13 @@ class Refusals:
             remedy = _REMEDIES.get(condition, _UNKNOWN_REMEDY)
             log.error("redis.refuses_writes", condition=condition, error=str(error), remedy=remedy)
 
-    def over(self) -> None:
+    def clear(self) -> None:
         """Note that a write was accepted; say so if that is news."""
         if self.condition is not None:
-            log.info("redis.takes_writes_again", condition=self.condition)
+            log.info("redis.writable_again", condition=self.condition)
             self.condition = None
 
 
 def _condition(error: ResponseError) -> str:
-    named = _TAKEN_AWAY.get(type(error))
+    named = _PREFIX_BY_ERROR.get(type(error))
     return named or next((word for word in _REMEDIES if word in str(error)), type(error).__name__)

@@ -9,21 +9,21 @@ from sqlalchemy import ColumnElement, DateTime, Uuid, bindparam, func, insert, n
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.database import plain
+from domain.database import json_value
 from domain.jobs.model import Job
 from domain.jobs.states import ENDED, JobStatus
 
 #: What is known of a job before PostgreSQL has filled in the rest.
-_GIVEN: Final = (
-    *("id", "kind", "params", "status", "version", "attempt", "rings", "max_attempts"),
+_WRITTEN_COLUMNS: Final = (
+    *("id", "kind", "params", "status", "version", "attempt", "epoch", "max_attempts"),
     *("volume_id", "snapshot_id", "backend", "created_by"),
 )
 
 _ADD: Final = (
     text(f"""
-        INSERT INTO jobs ({", ".join(_GIVEN)})
-        SELECT {", ".join(_GIVEN)} FROM jsonb_to_recordset(:jobs) AS new
-            (id uuid, kind text, params jsonb, status text, version bigint, attempt bigint, rings bigint,
+        INSERT INTO jobs ({", ".join(_WRITTEN_COLUMNS)})
+        SELECT {", ".join(_WRITTEN_COLUMNS)} FROM jsonb_to_recordset(:jobs) AS new
+            (id uuid, kind text, params jsonb, status text, version bigint, attempt bigint, epoch bigint,
              max_attempts bigint, volume_id uuid, snapshot_id uuid, backend text, created_by text)
         RETURNING created_at
     """)  # noqa: S608 (words of our own)
@@ -31,7 +31,7 @@ _ADD: Final = (
     .columns(created_at=DateTime(timezone=True))
 )
 #: By ``ids``, and without what is being pruned.
-_SOME: Final = select(Job).where(Job.id == func.any(bindparam("ids", type_=ARRAY(Uuid()))), Job.pruned_at.is_(None))
+_GET_MANY: Final = select(Job).where(Job.id == func.any(bindparam("ids", type_=ARRAY(Uuid()))), Job.pruned_at.is_(None))
 
 
 @dataclass(frozen=True)
@@ -58,27 +58,27 @@ class JobRepository:
 
     async def add_many(self, jobs: Sequence[Job]) -> None:
         """Write many new jobs; their messages follow the commit."""
-        rows = [{name: plain(getattr(job, name)) for name in _GIVEN} for job in jobs]
+        rows = [{name: json_value(getattr(job, name)) for name in _WRITTEN_COLUMNS} for job in jobs]
         now = (await self._session.scalars(_ADD, {"jobs": rows})).all()[0]  # the same for all of a transaction
         for job in jobs:
-            job.created_at = job.run_at = job.rung_at = now
+            job.created_at = job.run_at = job.dispatched_at = now
 
-    async def add_unrung(self, jobs: Sequence[Job]) -> None:
+    async def add_undispatched(self, jobs: Sequence[Job]) -> None:
         """Write many new jobs of which nobody has been told: housekeeping rings them."""
-        rows = [{name: getattr(job, name) for name in _GIVEN} for job in jobs]
+        rows = [{name: getattr(job, name) for name in _WRITTEN_COLUMNS} for job in jobs]
         await self._session.execute(insert(Job).values(rung_at=null()), rows)
 
     async def get(self, job_id: UUID) -> Job | None:
         """Read one job."""
-        return _seen(await self._session.get(Job, job_id))
+        return _visible(await self._session.get(Job, job_id))
 
     async def get_for_update(self, job_id: UUID) -> Job | None:
         """Read one job and keep others from changing it."""
-        return _seen(await self._session.get(Job, job_id, with_for_update=True, populate_existing=True))
+        return _visible(await self._session.get(Job, job_id, with_for_update=True, populate_existing=True))
 
-    async def page(self, wanted: JobFilter, *, before: UUID | None, limit: int) -> Sequence[Job]:
+    async def page(self, filters: JobFilter, *, before: UUID | None, limit: int) -> Sequence[Job]:
         """Read ``limit`` jobs and one more, newest first."""
-        query = select(Job).order_by(Job.id.desc()).limit(limit + 1).where(*_matches(wanted))
+        query = select(Job).order_by(Job.id.desc()).limit(limit + 1).where(*_matches(filters))
         if before is not None:
             query = query.where(Job.id < before)
         return (await self._session.scalars(query)).all()
@@ -89,9 +89,9 @@ class JobRepository:
         still = set((await self._session.scalars(live)).all())
         return [job_id for job_id in job_ids if job_id not in still]
 
-    async def some(self, job_ids: Collection[UUID]) -> Sequence[Job]:
+    async def get_many(self, job_ids: Collection[UUID]) -> Sequence[Job]:
         """Read those of these jobs that exist."""
-        return (await self._session.scalars(_SOME, {"ids": list(job_ids)})).all()
+        return (await self._session.scalars(_GET_MANY, {"ids": list(job_ids)})).all()
 
     async def versions(self, job_ids: Collection[UUID]) -> dict[UUID, int]:
         """Tell which versions those of these jobs have that exist."""
@@ -103,17 +103,17 @@ class JobRepository:
         return await self._session.scalar(select(Job.id).where(Job.retry_of == job_id))
 
 
-def _seen(job: Job | None) -> Job | None:
+def _visible(job: Job | None) -> Job | None:
     """Leave out what is being pruned."""
     return None if job is None or job.pruned_at is not None else job
 
 
-def _matches(wanted: JobFilter) -> Iterable[ColumnElement[bool]]:
+def _matches(filters: JobFilter) -> Iterable[ColumnElement[bool]]:
     named = {
-        Job.status: wanted.status,
-        Job.kind: wanted.kind,
-        Job.volume_id: wanted.volume_id,
+        Job.status: filters.status,
+        Job.kind: filters.kind,
+        Job.volume_id: filters.volume_id,
     }
     yield from (attribute == value for attribute, value in named.items() if value is not None)
     yield Job.pruned_at.is_(None)
-    yield Job.parent_id.is_(None) if wanted.parent_id is None else Job.parent_id == wanted.parent_id
+    yield Job.parent_id.is_(None) if filters.parent_id is None else Job.parent_id == filters.parent_id

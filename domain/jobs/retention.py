@@ -21,11 +21,11 @@ from domain.jobs.model import Job
 from domain.jobs.parents import has_live_lane
 
 #: Rows in one transaction.
-_JOBS: Final = 200
-_ITEMS: Final = 5000
-_KEYS: Final = 1000
+_JOBS_PER_BATCH: Final = 200
+_ITEMS_PER_BATCH: Final = 5000
+_KEYS_PER_BATCH: Final = 1000
 #: Transactions in one round; the rest waits for the next.
-_BATCHES: Final = 5
+_MAX_BATCHES: Final = 5
 
 #: Strikes up to so many entries off the ledgers of these jobs; returns how many there were.
 ClearLedgers = Callable[[AsyncSession, Collection[UUID], int], Awaitable[int]]
@@ -70,7 +70,7 @@ class Retention:
 
     async def _in_batches(self, prune: _Step) -> Pruned:
         rows, batch = 0, Pruned(0, more=True)
-        for _ in range(_BATCHES):
+        for _ in range(_MAX_BATCHES):
             if not batch.more:
                 break
             async with self._database.transaction() as session:
@@ -80,14 +80,14 @@ class Retention:
 
     async def _prune_jobs(self, session: AsyncSession) -> Pruned:
         expired = RetentionRepository(session)
-        job_ids = await expired.hold(self._age, _JOBS)
+        job_ids = await expired.lock_expired(self._age, _JOBS_PER_BATCH)
         if not job_ids:
             return Pruned(0, more=False)
-        items = await self._clear_ledgers(session, job_ids, _ITEMS)
-        if items == _ITEMS:  # a ledger may be long: from now on nobody sees the job that it belongs to
-            await expired.hide(job_ids)
+        items = await self._clear_ledgers(session, job_ids, _ITEMS_PER_BATCH)
+        if items == _ITEMS_PER_BATCH:  # a ledger may be long: from now on nobody sees the job that it belongs to
+            await expired.mark_pruned(job_ids)
             return Pruned(items, more=True)
-        return Pruned(items + await expired.delete(job_ids), more=len(job_ids) == _JOBS)
+        return Pruned(items + await expired.delete(job_ids), more=len(job_ids) == _JOBS_PER_BATCH)
 
 
 class RetentionRepository:
@@ -96,14 +96,14 @@ class RetentionRepository:
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
-    async def hold(self, age: timedelta, limit: int) -> Sequence[UUID]:
+    async def lock_expired(self, age: timedelta, limit: int) -> Sequence[UUID]:
         """Lock jobs that ended longer ago than ``age``, longest ago first; what somebody has locked is passed over."""
         locking = _expired(age).order_by(Job.finished_at).limit(limit).with_for_update(skip_locked=True)
         held = (await self._session.scalars(locking)).all()
         # Asked once more, now that they are locked: a retry may have come in between, and none can come any more.
         return (await self._session.scalars(_expired(age).where(Job.id.in_(held)))).all()
 
-    async def hide(self, job_ids: Collection[UUID]) -> None:
+    async def mark_pruned(self, job_ids: Collection[UUID]) -> None:
         """Have these jobs be gone for everybody who asks; what is left of them nobody must read or retry."""
         hiding = update(Job).where(Job.id.in_(job_ids), Job.pruned_at.is_(None)).values(pruned_at=func.now())
         await self._session.execute(hiding.execution_options(synchronize_session=False))
@@ -134,9 +134,9 @@ async def _prune_keys(session: AsyncSession) -> Pruned:
         select(IdempotencyKey.caller, IdempotencyKey.key)
         .where(IdempotencyKey.expires_at < func.now())
         .order_by(IdempotencyKey.expires_at)
-        .limit(_KEYS)
+        .limit(_KEYS_PER_BATCH)
         .with_for_update(skip_locked=True)
     )
     deleting = delete(IdempotencyKey).where(name.in_(expired)).returning(IdempotencyKey.key)
     rows = len((await session.scalars(deleting.execution_options(synchronize_session=False))).all())
-    return Pruned(rows, more=rows == _KEYS)
+    return Pruned(rows, more=rows == _KEYS_PER_BATCH)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from domain.errors import CisternError
-from domain.jobs.outcomes import GaveUp, Payload, RetryIn
+from domain.jobs.outcomes import Failed, Payload, RetryIn
 
 _CEILING_SECONDS: Final = 300.0
 
@@ -23,10 +23,10 @@ class RetryPolicy:
         """Seconds to wait after the ``attempt``-th failure, counted from 1."""
         return min(self.base * 2.0 ** min(attempt - 1, 30), _CEILING_SECONDS) * random.uniform(0.5, 1.5)  # noqa: S311
 
-    def decide(self, error: CisternError, *, attempt: int, max_attempts: int) -> RetryIn | GaveUp:
+    def decide(self, error: CisternError, *, attempt: int, max_attempts: int) -> RetryIn | Failed:
         """Decide about a failure that may pass: another try, or the end after ``max_attempts`` of them."""
         if attempt >= max_attempts:
-            return GaveUp(describe(error))
+            return Failed(describe(error))
         return RetryIn(self.delay(attempt), describe(error))
 
     def wait(self, error: CisternError) -> RetryIn:

@@ -12,13 +12,13 @@ from sqlalchemy import ColumnElement, Select, UpdateBase, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.database import from_now
-from domain.jobs.model import Job, Ring
+from domain.jobs.model import Dispatch, Job
 from domain.jobs.states import JobStatus
 
-_UNRUNG: Final = Job.rung_at.is_(None)
+_UNDISPATCHED: Final = Job.dispatched_at.is_(None)
 
 
-class RingRepository:
+class DispatchRepository:
     """Queued jobs and when they were rung, seen from one transaction.
 
     ``kinds``: those that this version knows. Others are left to a newer one, for here nobody could claim them.
@@ -28,26 +28,26 @@ class RingRepository:
         self._session = session
         self._kinds = tuple(kinds)
 
-    async def take_due(self, limit: int) -> Sequence[Ring]:
+    async def mark_due(self, limit: int) -> Sequence[Dispatch]:
         """Take queued jobs whose time has come and that have not been rung, and note that they are being rung."""
-        return await self._take(_due(limit, self._kinds))
+        return await self._mark(_due(limit, self._kinds))
 
-    async def take_rung_before(self, age: float, limit: int) -> Sequence[Ring]:
+    async def mark_dispatched_before(self, age: float, limit: int) -> Sequence[Dispatch]:
         """Take queued jobs that were rung over ``age`` seconds ago, longest ago first, and note them as seen now."""
-        return await self._take(_rung_before(age, limit, self._kinds))
+        return await self._mark(_dispatched_before(age, limit, self._kinds))
 
-    async def _take(self, query: UpdateBase) -> Sequence[Ring]:
-        return [Ring(*row) for row in await self._session.execute(query)]
+    async def _mark(self, query: UpdateBase) -> Sequence[Dispatch]:
+        return [Dispatch(*row) for row in await self._session.execute(query)]
 
 
-def any_unrung(kinds: Collection[str]) -> ColumnElement[bool]:
+def any_undispatched(kinds: Collection[str]) -> ColumnElement[bool]:
     """Whether there is a job of these kinds whose time has come and that has not been rung."""
-    return _any(_UNRUNG, Job.run_at, tuple(kinds))
+    return _any(_UNDISPATCHED, Job.run_at, tuple(kinds))
 
 
-def any_rung_before(age: float, kinds: Collection[str]) -> ColumnElement[bool]:
+def any_dispatched_before(age: float, kinds: Collection[str]) -> ColumnElement[bool]:
     """Whether there is a job of these kinds that was rung over ``age`` seconds ago, and still waits."""
-    return _any(_rung(age), Job.rung_at, tuple(kinds))
+    return _any(_dispatched_before_age(age), Job.dispatched_at, tuple(kinds))
 
 
 # These are asked again and again: they are put together once.
@@ -55,20 +55,20 @@ def any_rung_before(age: float, kinds: Collection[str]) -> ColumnElement[bool]:
 
 @lru_cache
 def _due(limit: int, kinds: tuple[str, ...]) -> UpdateBase:
-    return _ringing(_waiting(_UNRUNG, Job.run_at, kinds, limit))
+    return _marking_dispatched(_waiting(_UNDISPATCHED, Job.run_at, kinds, limit))
 
 
 @lru_cache
-def _rung_before(age: float, limit: int, kinds: tuple[str, ...]) -> UpdateBase:
-    return _ringing(_waiting(_rung(age), Job.rung_at, kinds, limit))
+def _dispatched_before(age: float, limit: int, kinds: tuple[str, ...]) -> UpdateBase:
+    return _marking_dispatched(_waiting(_dispatched_before_age(age), Job.dispatched_at, kinds, limit))
 
 
-def _ringing(waiting: Select[UUID]) -> UpdateBase:
+def _marking_dispatched(waiting: Select[UUID]) -> UpdateBase:
     return (
         update(Job)
         .where(Job.id.in_(waiting.with_for_update(skip_locked=True)))
         .values(rung_at=func.now())
-        .returning(Job.id, Job.rings)
+        .returning(Job.id, Job.epoch)
         .execution_options(synchronize_session=False)
     )
 
@@ -83,5 +83,5 @@ def _waiting(condition: ColumnElement[bool], order: Any, kinds: tuple[str, ...],
     return query.where(Job.kind.in_(kinds)).order_by(order).limit(limit)
 
 
-def _rung(age: float) -> ColumnElement[bool]:
-    return Job.rung_at < from_now(-age)
+def _dispatched_before_age(age: float) -> ColumnElement[bool]:
+    return Job.dispatched_at < from_now(-age)

@@ -6,13 +6,13 @@ from uuid import UUID
 
 from sqlalchemy import func
 
-from domain.database import Database, is_outage
-from domain.errors import JobEnded, JobIsPart, JobNotFound, JobNotRetryable
-from domain.grouped import Grouped
-from domain.jobs.acceptance import NOBODY, Origin, accepting
+from domain.database import Database, is_unavailable
+from domain.errors import JobEnded, JobIsChild, JobNotFound, JobNotRetryable
+from domain.grouped import Batcher
+from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, idempotent_transaction
 from domain.jobs.kinds import Kinds
 from domain.jobs.model import Job
-from domain.jobs.orders import WorkOrder
+from domain.jobs.orders import ClaimedJob
 from domain.jobs.parents import ParentRepository
 from domain.jobs.queue import JobQueue
 from domain.jobs.repository import JobFilter, JobRepository
@@ -20,7 +20,7 @@ from domain.jobs.states import RETRYABLE, JobStatus
 from domain.paging import Page, PageRequest
 
 #: So many jobs are read by one statement.
-_MOST: Final = 100
+_MAX_BATCH: Final = 100
 
 
 class JobService:
@@ -30,7 +30,7 @@ class JobService:
         self._database = database
         self._queue = queue
         self._kinds = kinds
-        self._reads = Grouped(self._read_all, most=_MOST, is_common=is_outage)
+        self._reads = Batcher(self._read_batch, max_batch=_MAX_BATCH, fails_all=is_unavailable)
 
     async def get(self, job_id: UUID) -> Job:
         """Read one job.
@@ -38,14 +38,14 @@ class JobService:
         Raises:
             JobNotFound: there is none.
         """
-        return _found(await self._reads(job_id), job_id)
+        return _require(await self._reads(job_id), job_id)
 
-    async def _read_all(self, job_ids: Sequence[UUID]) -> Sequence[Job | None]:
+    async def _read_batch(self, job_ids: Sequence[UUID]) -> Sequence[Job | None]:
         async with self._database.transaction() as session:
-            jobs = {job.id: job for job in await JobRepository(session).some(job_ids)}
+            jobs = {job.id: job for job in await JobRepository(session).get_many(job_ids)}
         return [jobs.get(job_id) for job_id in job_ids]
 
-    async def list_jobs(self, wanted: JobFilter, request: PageRequest) -> Page[Job]:
+    async def list_jobs(self, filters: JobFilter, request: PageRequest) -> Page[Job]:
         """List jobs, newest first.
 
         Raises:
@@ -53,9 +53,9 @@ class JobService:
         """
         before = request.before
         async with self._database.transaction() as session:
-            return request.page(await JobRepository(session).page(wanted, before=before, limit=request.limit))
+            return request.page(await JobRepository(session).page(filters, before=before, limit=request.limit))
 
-    async def cancel(self, job_id: UUID, *, origin: Origin = NOBODY) -> Job:
+    async def cancel(self, job_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Ask for a job's end. One that never started ends here; otherwise its worker is told.
 
         Raises:
@@ -63,30 +63,30 @@ class JobService:
             JobEnded: it is too late.
             JobIsPart: it is a lane of another job.
         """
-        async with accepting(self._database, origin) as acceptance:
+        async with idempotent_transaction(self._database, origin) as acceptance:
             session = acceptance.session
-            job = _found(await JobRepository(session).get_for_update(job_id), job_id)
+            job = _require(await JobRepository(session).get_for_update(job_id), job_id)
             if job.ended:
                 raise JobEnded(job_status=job.status)
             if job.parent_id is not None:
-                raise JobIsPart(job_id=job.parent_id)
+                raise JobIsChild(job_id=job.parent_id)
             job.version += 1
             job.cancel_requested_at = func.now()
             if job.status is JobStatus.QUEUED and job.started_at is None and job.kind in self._kinds:
                 job.status = JobStatus.CANCELLED
                 job.finished_at = func.now()
-                await self._kinds[job.kind].abandon(session, [(WorkOrder.of(job), None)])
+                await self._kinds[job.kind].abandon(session, [(ClaimedJob.from_row(job), None)])
             elif job.status is JobStatus.QUEUED:
                 # It was at work before and may have left traces: a worker finds out, at once instead of at run_at.
-                job.run_at = job.rung_at = func.now()
-            await ParentRepository(session).hurry(job.id)
+                job.run_at = job.dispatched_at = func.now()
+            await ParentRepository(session).wake_lanes(job.id)
             await session.flush()
             await session.refresh(job)
             acceptance.job = job
-        await self._tell(job)
+        await self._dispatch(job)
         return job
 
-    async def retry(self, job_id: UUID, *, origin: Origin = NOBODY) -> Job:
+    async def retry(self, job_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Request once more what an ended job did not achieve, as a new job that is linked to it.
 
         Raises:
@@ -94,25 +94,25 @@ class JobService:
             JobNotRetryable: it is still going on, it succeeded, or it was retried before.
             Refused: what it asked for cannot be asked for any more.
         """
-        async with accepting(self._database, origin) as acceptance:
+        async with idempotent_transaction(self._database, origin) as acceptance:
             session = acceptance.session
             jobs = JobRepository(session)
-            job = _found(await jobs.get_for_update(job_id), job_id)
+            job = _require(await jobs.get_for_update(job_id), job_id)
             if job.status not in RETRYABLE or job.kind not in self._kinds:
                 raise JobNotRetryable(job_status=job.status)
             if (successor := await jobs.retried_by(job_id)) is not None:
                 raise JobNotRetryable("This job was retried before.", job_id=successor)
-            retry = acceptance.job = await self._kinds[job.kind].again(session, job)
-        await self._tell(retry)
+            retry = acceptance.job = await self._kinds[job.kind].retry(session, job)
+        await self._dispatch(retry)
         return retry
 
-    async def _tell(self, job: Job) -> None:
+    async def _dispatch(self, job: Job) -> None:
         if job.status is JobStatus.QUEUED:
-            await self._queue.ring([job.ring])
+            await self._queue.dispatch([job.dispatch])
         await self._queue.announce(job.id)
 
 
-def _found(job: Job | None, job_id: UUID) -> Job:
+def _require(job: Job | None, job_id: UUID) -> Job:
     if job is None:
         raise JobNotFound(job_id)
     return job

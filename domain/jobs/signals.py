@@ -25,10 +25,10 @@ from domain.jobs.model import Job
 from domain.jobs.states import JobStatus
 
 #: Counting stops here: nobody needs the exact length of a long queue every second.
-MOST_COUNTED: Final = 10_000
+MAX_COUNTED: Final = 10_000
 #: Who adds to the counters at the moment. Any number that nobody else uses on this database.
 _COUNTERS_LOCK: Final = 0x0C15C047
-_REMEMBERED_SECONDS: Final = 1.0
+_CACHE_SECONDS: Final = 1.0
 _PATIENCE_SECONDS: Final = 0.5
 
 log = structlog.get_logger(__name__)
@@ -42,7 +42,7 @@ class CounterName(enum.StrEnum):
     #: Attempts that failed and were followed by another one; waiting for somebody else's lock is no failure.
     RETRIED = "retried"
     #: Messages that Redis had lost.
-    LOST_RINGS = "lost_rings"
+    LOST_MESSAGES = "lost_messages"
 
 
 class Counter(Base):
@@ -55,7 +55,7 @@ class Counter(Base):
 
 
 @dataclass(frozen=True)
-class Signals:
+class Stats:
     """The installation at one moment. ``queue_depth`` ends at `MOST_COUNTED`; then the age is a lower bound."""
 
     queue_depth: int
@@ -63,7 +63,7 @@ class Signals:
     counters: Mapping[str, int]
 
 
-class Tally:
+class CounterBuffer:
     """What one worker has counted and not written down yet."""
 
     def __init__(self) -> None:
@@ -73,22 +73,22 @@ class Tally:
         """Count."""
         self._counts[name] += count
 
-    def unwritten(self) -> dict[str, int]:
+    def pending(self) -> dict[str, int]:
         """Tell what is to be written down."""
         return dict(+self._counts)
 
-    def written(self, counts: Mapping[str, int]) -> None:
+    def flushed(self, counts: Mapping[str, int]) -> None:
         """Note that this much has been written down."""
         self._counts.subtract(counts)
 
 
-class SignalRepository:
+class StatsRepository:
     """Counters, and the queue as a whole, seen from one transaction."""
 
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
-    async def wait_for_others(self) -> None:
+    async def lock(self) -> None:
         """Be the only one who adds to the counters until the transaction ends."""
         await self._session.execute(select(func.pg_advisory_xact_lock(_COUNTERS_LOCK)))
 
@@ -106,55 +106,55 @@ class SignalRepository:
         )
         return (await self._session.execute(added.returning(Counter.name))).first() is not None
 
-    async def read(self) -> Signals:
+    async def read(self) -> Stats:
         """Look at everything, within half a second or not at all."""
         limit = f"SET LOCAL statement_timeout = '{_PATIENCE_SECONDS * 1000:.0f}ms'"
         await self._session.execute(text(limit))
         depth, age = (await self._session.execute(_waiting())).one()
         counters = {row[0]: row[1] for row in await self._session.execute(select(Counter.name, Counter.value))}
-        return Signals(
-            min(depth, MOST_COUNTED),
+        return Stats(
+            min(depth, MAX_COUNTED),
             None if age is None else max(0.0, float(age)),
             {name: counters.get(name, 0) for name in CounterName},
         )
 
 
-class Signposts:
+class StatsCache:
     """The signals for whoever asks, as often as they ask: one look a second for a whole process."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._looking = asyncio.Lock()
-        self._seen: Signals | None = None
-        self._seen_at = -_REMEMBERED_SECONDS
+        self._seen: Stats | None = None
+        self._seen_at = -_CACHE_SECONDS
 
-    async def latest(self) -> Signals | None:
+    async def latest(self) -> Stats | None:
         """Tell the signals of this second; None when they cannot be had quickly. Never fails."""
         async with self._looking:
-            if time.monotonic() - self._seen_at >= _REMEMBERED_SECONDS:
-                self._seen = await self._look()
+            if time.monotonic() - self._seen_at >= _CACHE_SECONDS:
+                self._seen = await self._read()
                 self._seen_at = time.monotonic()
             return self._seen
 
-    async def _look(self) -> Signals | None:
+    async def _read(self) -> Stats | None:
         try:
             async with asyncio.timeout(_PATIENCE_SECONDS), self._database.transaction() as session:
-                return await SignalRepository(session).read()
+                return await StatsRepository(session).read()
         except (DatabaseUnavailable, TimeoutError):
-            log.debug("signals.unseen")
+            log.debug("stats.unavailable")
         except Exception:
-            log.exception("signals.crashed")  # whoever balances load must not hear of it
+            log.exception("stats.failed")  # whoever balances load must not hear of it
         return None
 
 
 def _waiting() -> Select[int, float | None]:
     """How many queued jobs are due, and since when; each part walks along an index of its own."""
-    unrung = _due(Job.rung_at.is_(None), Job.run_at)
-    rung = _due(Job.rung_at.is_not(None), Job.rung_at)
-    due = union_all(unrung, rung).subquery()
+    unrung = _due(Job.dispatched_at.is_(None), Job.run_at)
+    dispatched = _due(Job.dispatched_at.is_not(None), Job.dispatched_at)
+    due = union_all(unrung, dispatched).subquery()
     return select(func.count(), func.extract("epoch", func.now() - func.min(due.c.run_at))).select_from(due)
 
 
 def _due(condition: ColumnElement[bool], order: Any) -> Select[datetime]:
     query = select(Job.run_at).where(Job.status == literal(JobStatus.QUEUED), Job.run_at <= func.now(), condition)
-    return select(query.order_by(order).limit(MOST_COUNTED).subquery().c.run_at)
+    return select(query.order_by(order).limit(MAX_COUNTED).subquery().c.run_at)

@@ -34,7 +34,7 @@ class _Watch:
         self.is_over = False
         self.changed = asyncio.Event()
 
-    def see(self, job: Job | None) -> None:
+    def notify(self, job: Job | None) -> None:
         """Take note of a job as it is now; only the latest state matters."""
         self.is_over = job is None or job.ended
         if job is not None and job.version != self.version:
@@ -43,7 +43,7 @@ class _Watch:
         if self.is_over:
             self.changed.set()
 
-    def take(self) -> Job | None:
+    def next(self) -> Job | None:
         """Take the news, which are none any more then."""
         news, self.news = self.news, None
         return news
@@ -64,7 +64,7 @@ class Watcher:
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
         """Listen and look, in the background, as long as the block lasts."""
-        async with in_background(self._listen(), self._poll(), self._look_when_due()):
+        async with in_background(self._listen(), self._poll(), self._check_when_due()):
             yield
 
     async def ended(self, job_id: UUID, seconds: float) -> None:
@@ -87,7 +87,7 @@ class Watcher:
             while not self._released:
                 await watch.changed.wait()
                 watch.changed.clear()
-                news, is_over = watch.take(), watch.is_over  # both now: while the follower is busy they go on changing
+                news, is_over = watch.next(), watch.is_over  # both now: while the follower is busy they go on changing
                 if news is not None:
                     yield news
                 if is_over:
@@ -104,7 +104,7 @@ class Watcher:
     def _watch(self, job_id: UUID, version: int | None) -> Iterator[_Watch]:
         watch = _Watch(version)
         self._watched[job_id].add(watch)
-        self._look_soon(job_id)  # it may have changed since whoever asks has seen it
+        self._poll_soon(job_id)  # it may have changed since whoever asks has seen it
         try:
             yield watch
         finally:
@@ -112,7 +112,7 @@ class Watcher:
             if not self._watched[job_id]:
                 del self._watched[job_id]
 
-    def _look_soon(self, *job_ids: UUID) -> None:
+    def _poll_soon(self, *job_ids: UUID) -> None:
         self._due.update(job_id for job_id in job_ids if job_id in self._watched)
         if self._due:
             self._is_due.set()
@@ -121,7 +121,7 @@ class Watcher:
         while True:
             with suppress(QueueUnavailable):
                 async for job_id in self._queue.announcements():
-                    self._look_soon(job_id)
+                    self._poll_soon(job_id)
             await asyncio.sleep(_POLL_SECONDS)
 
     async def _poll(self) -> None:
@@ -129,24 +129,24 @@ class Watcher:
         while True:
             await asyncio.sleep(_POLL_SECONDS)
             if self._watched:
-                with self._surviving():
-                    self._look_soon(*self._changed(await self._versions()))
+                with self._errors_logged():
+                    self._poll_soon(*self._changed(await self._versions()))
 
-    async def _look_when_due(self) -> None:
+    async def _check_when_due(self) -> None:
         """Look at what was announced; whatever is announced during a look is part of the next one."""
         while True:
             await self._is_due.wait()
             self._is_due.clear()
             due, self._due = self._due, set()
-            with self._surviving():
-                await self._look(due)
+            with self._errors_logged():
+                await self._check(due)
 
-    async def _look(self, job_ids: set[UUID]) -> None:
+    async def _check(self, job_ids: set[UUID]) -> None:
         async with self._database.transaction() as session:
-            jobs = {job.id: job for job in await JobRepository(session).some(job_ids)}
+            jobs = {job.id: job for job in await JobRepository(session).get_many(job_ids)}
         for job_id in job_ids & self._watched.keys():
             for watch in self._watched[job_id]:
-                watch.see(jobs.get(job_id))
+                watch.notify(jobs.get(job_id))
 
     async def _versions(self) -> Mapping[UUID, int]:
         async with self._database.transaction() as session:
@@ -157,11 +157,11 @@ class Watcher:
         return [job_id for job_id, version in seen if version != versions.get(job_id)]
 
     @contextmanager
-    def _surviving(self) -> Iterator[None]:
+    def _errors_logged(self) -> Iterator[None]:
         """Whatever goes wrong, whoever waits must not wait in vain for the next look."""
         try:
             yield
         except DatabaseUnavailable:
-            log.debug("watcher.blind")
+            log.debug("watcher.database_unavailable")
         except Exception:
-            log.exception("watcher.crashed")
+            log.exception("watcher.failed")

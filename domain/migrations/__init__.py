@@ -9,7 +9,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy.exc import DBAPIError
 
-from domain.database import Database, passes
+from domain.database import Database, is_transient
 from domain.errors import CisternError, DatabaseUnavailable, MigrationFailed
 
 #: Held by whoever migrates. Any number that nobody else uses on this database.
@@ -67,7 +67,7 @@ def _explained(error: DBAPIError) -> CisternError:
             "a table was locked for too long, so the schema is as it was:"
             " run `cistern migrate` again when no long transaction is open"
         )
-    if passes(error):
+    if is_transient(error):
         return DatabaseUnavailable()
     reason = " ".join(str(getattr(error.orig, "__cause__", None) or error.orig).split())
     return MigrationFailed(f"the schema is as it was: {reason}; mend that, then run `cistern migrate` again")

@@ -20,10 +20,10 @@ _SECOND: Final = timedelta(seconds=1)
 _DAY: Final = timedelta(days=1)
 _HOURS: Final = 24
 _FIELDS: Final = 5
-_LONGEST: Final = 100
+_MAX_GAP: Final = 100
 
 
-class Calendar:
+class CronSchedule:
     """The times of one cron expression (minute, hour, day of month, month, day of week) in one time zone."""
 
     def __init__(self, cron: str, time_zone: str) -> None:
@@ -33,7 +33,7 @@ class Calendar:
             Invalid: the expression cannot be read or is never due, or there is no such time zone.
         """
         if time_zone not in _time_zones():
-            raise Invalid(f"There is no time zone named {time_zone[:_LONGEST]!r}.", field="time_zone")
+            raise Invalid(f"There is no time zone named {time_zone[:_MAX_GAP]!r}.", field="time_zone")
         self._zone = ZoneInfo(time_zone)
         self._cron = cron
         self._every_hour = len(_parsed(cron).hours) == _HOURS
@@ -106,7 +106,7 @@ class Calendar:
 
 
 def _parsed(cron: str) -> CronSim:
-    if len(cron) > _LONGEST or not cron.isascii() or len(cron.split()) != _FIELDS:
+    if len(cron) > _MAX_GAP or not cron.isascii() or len(cron.split()) != _FIELDS:
         raise Invalid("`cron` has five fields: minute, hour, day of month, month, day of week.", field="cron")
     try:
         return CronSim(cron, datetime(2000, 1, 1))  # noqa: DTZ001 (it reads the expression; no time is asked for)

@@ -71,7 +71,7 @@ class ScheduleRepository:
         query = select(Schedule).where(Schedule.next_run_at <= now, Schedule.action.in_(actions))
         return (await self._session.scalars(query.order_by(Schedule.next_run_at))).all()
 
-    async def hold(self, seen: Schedule) -> Schedule | None:
+    async def lock_if_unchanged(self, seen: Schedule) -> Schedule | None:
         """Lock a schedule if it is still due as it was seen, and nobody else is at it."""
         query = select(Schedule).where(
             Schedule.id == seen.id,
@@ -111,7 +111,7 @@ class RunRepository:
             query = query.where(Run.id < before)
         return (await self._session.scalars(query)).all()
 
-    async def last_few(self, schedule_ids: Collection[UUID], number: int) -> Mapping[UUID, Sequence[Run]]:
+    async def latest_of(self, schedule_ids: Collection[UUID], number: int) -> Mapping[UUID, Sequence[Run]]:
         """Read the last runs of each of these schedules, newest first."""
         of_one = select(Run.id).where(Run.schedule_id == Schedule.id).order_by(Run.id.desc()).limit(number).lateral()
         ids = select(of_one.c.id).select_from(Schedule).join(of_one, true()).where(Schedule.id.in_(schedule_ids))

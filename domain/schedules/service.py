@@ -12,15 +12,15 @@ from uuid_utils.compat import uuid7
 
 from domain.database import Database
 from domain.errors import Invalid
-from domain.jobs.acceptance import NOBODY, Origin, accepting
+from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, idempotent_transaction
 from domain.paging import Page, PageRequest
 from domain.schedules.actions import Actions, Params
-from domain.schedules.calendar import Calendar
+from domain.schedules.calendar import CronSchedule
 from domain.schedules.clock import Clock, postgresql_clock
 from domain.schedules.model import CATCH_UP_SECONDS, Run, Schedule
 from domain.schedules.repository import RunRepository, ScheduleRepository
 
-_LAST_FEW: Final = 5
+_RECENT_RUNS: Final = 5
 
 LastRuns = Mapping[UUID, Sequence[Run]]
 
@@ -46,7 +46,7 @@ class ScheduleService:
         self._actions = actions
         self._clock = clock
 
-    async def create(self, wanted: NewSchedule, *, origin: Origin = NOBODY) -> Schedule:
+    async def create(self, wanted: NewSchedule, *, origin: RequestOrigin = ANONYMOUS) -> Schedule:
         """Make a schedule.
 
         Raises:
@@ -55,7 +55,7 @@ class ScheduleService:
         """
         schedule = Schedule(id=uuid7(), **vars(wanted))
         self._check_params(schedule)
-        async with accepting(self._database, origin) as acceptance:
+        async with idempotent_transaction(self._database, origin) as acceptance:
             next_run_at = _calendar(schedule).next(await self._clock(acceptance.session))
             schedule.next_run_at = next_run_at if schedule.enabled else None
             await ScheduleRepository(acceptance.session).save(schedule)
@@ -81,7 +81,7 @@ class ScheduleService:
         before = request.before
         async with self._database.transaction() as session:
             page = request.page(await ScheduleRepository(session).page(name, before=before, limit=request.limit))
-            return page, await RunRepository(session).last_few([schedule.id for schedule in page.items], _LAST_FEW)
+            return page, await RunRepository(session).latest_of([schedule.id for schedule in page.items], _RECENT_RUNS)
 
     async def runs(self, schedule_id: UUID, request: PageRequest) -> Page[Run]:
         """List a schedule's runs, newest first.
@@ -108,7 +108,7 @@ class ScheduleService:
         async with self._database.transaction() as session:
             schedules = ScheduleRepository(session)
             schedule = await schedules.lock(schedule_id)
-            after = await self._reckoned_from(session, schedule_id)
+            after = await self._reference_time(session, schedule_id)
             timing = _timing(schedule)
             for name, value in changes.items():
                 setattr(schedule, name, value)
@@ -142,7 +142,7 @@ class ScheduleService:
             error.details["field"] = f"params.{error.details['field']}"
             raise
 
-    async def _reckoned_from(self, session: AsyncSession, schedule_id: UUID) -> datetime:
+    async def _reference_time(self, session: AsyncSession, schedule_id: UUID) -> datetime:
         """From now on: what a schedule would have been due for while it was paused is not missed.
 
         But no time has its turn twice, not even when PostgreSQL's clock has stepped back since.
@@ -152,8 +152,8 @@ class ScheduleService:
         return max(now, latest or now)
 
 
-def _calendar(schedule: Schedule) -> Calendar:
-    return Calendar(schedule.cron, schedule.time_zone)
+def _calendar(schedule: Schedule) -> CronSchedule:
+    return CronSchedule(schedule.cron, schedule.time_zone)
 
 
 def _timing(schedule: Schedule) -> tuple[str, str, bool]:
@@ -162,4 +162,4 @@ def _timing(schedule: Schedule) -> tuple[str, str, bool]:
 
 
 async def _last_runs(session: AsyncSession, schedule: Schedule) -> Sequence[Run]:
-    return (await RunRepository(session).last_few([schedule.id], _LAST_FEW)).get(schedule.id, ())
+    return (await RunRepository(session).latest_of([schedule.id], _RECENT_RUNS)).get(schedule.id, ())

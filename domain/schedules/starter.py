@@ -16,22 +16,22 @@ from uuid_utils.compat import uuid7
 
 from domain.database import Database
 from domain.errors import DatabaseUnavailable, Refused, ScheduleBusy
-from domain.jobs.acceptance import NOBODY, Origin, accepting
+from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, idempotent_transaction
 from domain.jobs.model import Job
 from domain.jobs.queue import JobQueue
 from domain.jobs.repository import JobRepository
 from domain.schedules.actions import Actions
-from domain.schedules.calendar import Calendar
+from domain.schedules.calendar import CronSchedule
 from domain.schedules.clock import Clock, postgresql_clock
 from domain.schedules.model import Run, Schedule
 from domain.schedules.repository import ScheduleRepository
 from domain.schedules.states import RunOutcome
-from domain.schedules.turns import Span, Turn, turn_of
+from domain.schedules.turns import PlannedRun, Span, plan_run
 
 log = structlog.get_logger(__name__)
 
 
-class Starter:
+class ScheduleRunner:
     """Starts what schedules ask for."""
 
     def __init__(
@@ -42,7 +42,7 @@ class Starter:
         self._actions = actions
         self._clock = clock
 
-    async def run_now(self, schedule_id: UUID, *, origin: Origin = NOBODY) -> Job:
+    async def run_now(self, schedule_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Accept a run beside those of the calendar, also of a schedule that is paused.
 
         Raises:
@@ -50,7 +50,7 @@ class Starter:
             ScheduleBusy: the job of the run before is still going.
             Refused: what it asks for cannot be asked for any more.
         """
-        async with accepting(self._database, origin) as acceptance:
+        async with idempotent_transaction(self._database, origin) as acceptance:
             session = acceptance.session
             schedule = await ScheduleRepository(session).lock(schedule_id)
             now = await self._clock(session)
@@ -58,7 +58,7 @@ class Starter:
             now = now.replace(microsecond=now.microsecond or 1)
             job = acceptance.job = await self._start(session, schedule, now)
             job.created_by = origin.caller
-        await self._queue.ring([job.ring])
+        await self._queue.dispatch([job.dispatch])
         return job
 
     async def start_due(self) -> int:
@@ -69,31 +69,31 @@ class Starter:
         started = 0
         for schedule in due:
             try:
-                job = await self._take_turn(schedule, now)
+                job = await self._run_if_due(schedule, now)
             except DatabaseUnavailable:
                 raise
             except Exception:
-                log.exception("schedule.crashed", schedule=schedule.name)
+                log.exception("schedule.failed", schedule=schedule.name)
             else:
                 started += job is not None
         return started
 
-    async def _take_turn(self, seen: Schedule, now: datetime) -> Job | None:
+    async def _run_if_due(self, seen: Schedule, now: datetime) -> Job | None:
         # In a thread and in no transaction, for after a long outage there may be a million times to count.
-        turn = await asyncio.to_thread(_turn, seen, now)
+        turn = await asyncio.to_thread(_plan, seen, now)
         async with self._database.transaction() as session:
-            schedule = await ScheduleRepository(session).hold(seen)
+            schedule = await ScheduleRepository(session).lock_if_unchanged(seen)
             if schedule is None:
                 return None
-            outcome = await self._account(session, schedule, turn)
+            outcome = await self._record_run(session, schedule, turn)
             schedule.next_run_at = turn.following
-        _tell(schedule, turn, outcome)
+        _log_run(schedule, turn, outcome)
         if not isinstance(outcome, Job):
             return None
-        await self._queue.ring([outcome.ring])
+        await self._queue.dispatch([outcome.dispatch])
         return outcome
 
-    async def _account(self, session: AsyncSession, schedule: Schedule, turn: Turn) -> Job | Refused | None:
+    async def _record_run(self, session: AsyncSession, schedule: Schedule, turn: PlannedRun) -> Job | Refused | None:
         """Write down what becomes of all that is due. Returns the job that was started, or why none was."""
         if turn.missed is not None:
             session.add(_run(schedule, turn.missed, RunOutcome.MISSED))
@@ -116,13 +116,13 @@ class Starter:
         return job
 
 
-def _turn(schedule: Schedule, now: datetime) -> Turn:
-    calendar = Calendar(schedule.cron, schedule.time_zone)
+def _plan(schedule: Schedule, now: datetime) -> PlannedRun:
+    calendar = CronSchedule(schedule.cron, schedule.time_zone)
     first = schedule.next_run_at or now
-    return turn_of(calendar, first, now=now, window=timedelta(seconds=schedule.catch_up_seconds))
+    return plan_run(calendar, first, now=now, window=timedelta(seconds=schedule.catch_up_seconds))
 
 
-def _tell(schedule: Schedule, turn: Turn, outcome: Job | Refused | None) -> None:
+def _log_run(schedule: Schedule, turn: PlannedRun, outcome: Job | Refused | None) -> None:
     told = log.bind(schedule=schedule.name)
     if (missed := turn.missed) is not None:
         told.warning("schedule.missed", first=str(missed.first), last=str(missed.last), count=missed.count)

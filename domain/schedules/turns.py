@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from domain.errors import Invalid
-from domain.schedules.calendar import Calendar
+from domain.schedules.calendar import CronSchedule
 
 #: Found so late, a time is still on time: the rounds of the workers take some seconds, and cron knows no shorter time.
 PUNCTUAL: Final = timedelta(minutes=1)
@@ -21,7 +21,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Turn:
+class PlannedRun:
     """What is due: what was missed, what is to be started; ``following`` is due next."""
 
     missed: Span | None
@@ -29,14 +29,14 @@ class Turn:
     following: datetime
 
 
-def turn_of(calendar: Calendar, first: datetime, *, now: datetime, window: timedelta) -> Turn:
+def plan_run(calendar: CronSchedule, first: datetime, *, now: datetime, window: timedelta) -> PlannedRun:
     """Look at all that is due from ``first`` to ``now``: the latest is started if its window is still open."""
     before = latest = first
     count = 1
     for moment in calendar.times(first):
         if moment > now:
             if now - latest > max(window, PUNCTUAL):
-                return Turn(Span(first, latest, count), None, moment)
-            return Turn(Span(first, before, count - 1) if count > 1 else None, latest, moment)
+                return PlannedRun(Span(first, latest, count), None, moment)
+            return PlannedRun(Span(first, before, count - 1) if count > 1 else None, latest, moment)
         before, latest, count = latest, moment, count + 1
     raise Invalid("`cron` is never due again.", field="cron")

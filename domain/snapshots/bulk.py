@@ -6,14 +6,14 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.bulk.kinds import SNAPSHOT
-from domain.bulk.selection import require_within, rest_of
+from domain.bulk.selection import require_within, retry_params
 from domain.database import Database
 from domain.errors import Invalid
-from domain.jobs.acceptance import NOBODY, Origin, accepting
-from domain.jobs.model import Job, again, new_job
+from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, idempotent_transaction
+from domain.jobs.model import Job, new_job, retry_columns
 from domain.jobs.queue import JobQueue
 from domain.jobs.repository import JobRepository
-from domain.snapshots.policy import BulkSnapshot, stamped
+from domain.snapshots.policy import BulkSnapshotRequest, stamped
 
 
 class BulkSnapshotService:
@@ -26,43 +26,43 @@ class BulkSnapshotService:
         self._max_attempts = max_attempts
         self._max_concurrent = max_concurrent
 
-    async def request_snapshots(self, wanted: BulkSnapshot, *, origin: Origin = NOBODY) -> Job:
+    async def request_snapshots(self, request: BulkSnapshotRequest, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Accept a bulk snapshot.
 
         Raises:
             Invalid: ``max_concurrent`` is out of bounds, or something is to be kept, which only a schedule can.
         """
-        if wanted.keep.named is not None:
-            raise Invalid(f"`{wanted.keep.named}` is for schedules: they delete their own.", field=wanted.keep.named)
-        async with accepting(self._database, origin) as acceptance:
-            acceptance.job = job = await self.add(acceptance.session, wanted, created_by=origin.caller)
-        await self._queue.ring([job.ring])
+        if request.keep.named is not None:
+            raise Invalid(f"`{request.keep.named}` is for schedules: they delete their own.", field=request.keep.named)
+        async with idempotent_transaction(self._database, origin) as acceptance:
+            acceptance.job = job = await self.add(acceptance.session, request, created_by=origin.caller)
+        await self._queue.dispatch([job.dispatch])
         return job
 
-    async def add(self, session: AsyncSession, wanted: BulkSnapshot, **columns: Any) -> Job:
+    async def add(self, session: AsyncSession, request: BulkSnapshotRequest, **columns: Any) -> Job:
         """Write the job down, with these columns; a schedule's has ``schedule_id`` and ``scheduled_for``.
 
         Raises:
             Invalid: ``max_concurrent`` is out of bounds.
         """
-        self.check(wanted)
+        self.check(request)
         schedule_id = columns.get("schedule_id")
         moment = columns.get("scheduled_for") or datetime.now(UTC)
         # In the params too, because a retry is for the same schedule, and yet no run of it.
-        params = wanted.params() | {"schedule_id": None if schedule_id is None else str(schedule_id)}
+        params = request.to_json() | {"schedule_id": None if schedule_id is None else str(schedule_id)}
         return await self._add(session, params, moment, **columns)
 
-    async def again_snapshots(self, session: AsyncSession, ended: Job) -> Job:
+    async def retry_snapshots(self, session: AsyncSession, ended: Job) -> Job:
         """Take those that were not taken, as snapshots of now with a name of now."""
-        return await self._add(session, rest_of(ended), datetime.now(UTC), **again(ended))
+        return await self._add(session, retry_params(ended), datetime.now(UTC), **retry_columns(ended))
 
-    def check(self, wanted: BulkSnapshot) -> None:
+    def check(self, request: BulkSnapshotRequest) -> None:
         """Refuse what cannot be asked for here.
 
         Raises:
             Invalid: ``max_concurrent`` is out of bounds.
         """
-        require_within(wanted.max_concurrent, self._max_concurrent)
+        require_within(request.max_concurrent, self._max_concurrent)
 
     async def _add(self, session: AsyncSession, params: dict[str, Any], moment: datetime, **columns: Any) -> Job:
         params |= {"snapshot_name": stamped(params["name"], moment.astimezone(UTC)), "fence": 0}

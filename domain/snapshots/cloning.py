@@ -8,11 +8,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
 from domain.errors import Invalid, UnknownBackend
-from domain.jobs.acceptance import NOBODY, Origin, accepting
-from domain.jobs.kinds import Finished, GivenUp
-from domain.jobs.model import Job, again
-from domain.jobs.orders import WorkOrder
-from domain.jobs.outcomes import Done
+from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, idempotent_transaction
+from domain.jobs.kinds import FailedJobs, SucceededJobs
+from domain.jobs.model import Job, retry_columns
+from domain.jobs.orders import ClaimedJob
+from domain.jobs.outcomes import Succeeded
 from domain.jobs.repository import JobRepository
 from domain.snapshots.jobs import SnapshotJobs, require_both, result, snapshot_of, volume_of, volumes
 from domain.snapshots.model import Snapshot
@@ -25,10 +25,10 @@ from domain.volumes.service import NewVolume
 from domain.volumes.states import VolumeState
 
 
-class Cloning(SnapshotJobs):
+class Clones(SnapshotJobs):
     """Clones: volumes that begin with a snapshot's bytes, and are independent of it from then on."""
 
-    async def request_clone(self, snapshot_id: UUID, wanted: NewVolume, *, origin: Origin = NOBODY) -> Job:
+    async def request_clone(self, snapshot_id: UUID, wanted: NewVolume, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Accept a new volume with a snapshot's bytes, on the same backend. Any number may be made at once.
 
         Raises:
@@ -37,55 +37,57 @@ class Cloning(SnapshotJobs):
             Invalid, UnknownBackend: the size is smaller than the snapshot's, or the backend another one.
             NameTaken: another volume has the name.
         """
-        async with accepting(self._database, origin) as acceptance:
+        async with idempotent_transaction(self._database, origin) as acceptance:
             session, job_id = acceptance.session, uuid7()
             clone = await self._add_clone(session, snapshot_id, wanted, job_id)
             job = await self._begin_clone(session, snapshot_id, clone, job_id, created_by=origin.caller)
             acceptance.job = job
-        return await self._ring(job)
+        return await self._dispatch(job)
 
-    async def again_clone(self, session: AsyncSession, ended: Job) -> Job:
+    async def retry_clone(self, session: AsyncSession, ended: Job) -> Job:
         """Try once more to make a clone that ended in ``error``."""
         job_id = uuid7()
-        clone = await VolumeRepository(session).take(volume_of(ended), VolumeState.CREATING, job_id)
-        return await self._begin_clone(session, snapshot_of(ended), clone, job_id, **again(ended))
+        clone = await VolumeRepository(session).acquire(volume_of(ended), VolumeState.CREATING, job_id)
+        return await self._begin_clone(session, snapshot_of(ended), clone, job_id, **retry_columns(ended))
 
-    async def clone(self, job: WorkOrder, grant: Grant) -> Done:
+    async def clone(self, job: ClaimedJob, grant: Grant) -> Succeeded:
         """Make the new volume on the snapshot's backend."""
         driver, source_id, snapshot_id = self._storage(job)
         size = await driver.clone_snapshot(source_id, snapshot_id, volume_of(job), job.params["size"], grant)
-        return Done(result(job, size), copied=grant.copied)
+        return Succeeded(result(job, size), copied=grant.copied)
 
-    async def record_clone(self, session: AsyncSession, done: Finished) -> None:
+    async def record_clone(self, session: AsyncSession, done: SucceededJobs) -> None:
         """The new volumes are there, with the sizes that they got; the snapshots are at rest after their last clone."""
-        made = await VolumeRepository(session).let_go(volumes(done, resized=True), VolumeState.AVAILABLE)
+        made = await VolumeRepository(session).release(volumes(done, resized=True), VolumeState.AVAILABLE)
         require_both(done, made, await self._end_clones(session, done))
 
-    async def abandon_clone(self, session: AsyncSession, given_up: GivenUp) -> None:
+    async def abandon_clone(self, session: AsyncSession, given_up: FailedJobs) -> None:
         """The new volumes may or may not be there: they can be deleted, or the jobs retried."""
-        await VolumeRepository(session).let_go(volumes(given_up, resized=True), VolumeState.ERROR)
+        await VolumeRepository(session).release(volumes(given_up, resized=True), VolumeState.ERROR)
         await self._end_clones(session, given_up)
 
     async def _add_clone(self, session: AsyncSession, snapshot_id: UUID, wanted: NewVolume, job_id: UUID) -> Volume:
         snapshot = await SnapshotRepository(session).get(snapshot_id)
         source = await VolumeRepository(session).get(snapshot.volume_id)
         self._check_backend(wanted, source)
-        clone = wanted.row(backend=source.backend, size=_size(wanted, snapshot), job_id=job_id)
+        clone = wanted.to_row(backend=source.backend, size=_size(wanted, snapshot), job_id=job_id)
         return await VolumeRepository(session).add(clone)
 
     async def _begin_clone(
         self, session: AsyncSession, snapshot_id: UUID, clone: Volume, job_id: UUID, **columns: Any
     ) -> Job:
-        snapshot = await SnapshotRepository(session).take(snapshot_id, SnapshotState.CLONING, job_id)
+        snapshot = await SnapshotRepository(session).acquire(snapshot_id, SnapshotState.CLONING, job_id)
         params = {"of_volume": str(snapshot.volume_id), "size": clone.size}
         job = self._job("snapshot.clone", snapshot, params, fence=clone.version, job_id=job_id, **columns)
         job.volume_id, job.backend = clone.id, clone.backend
         return await JobRepository(session).add(job)
 
-    async def _end_clones(self, session: AsyncSession, ended: Finished | GivenUp) -> Sequence[UUID]:
+    async def _end_clones(self, session: AsyncSession, ended: SucceededJobs | FailedJobs) -> Sequence[UUID]:
         """Let go of snapshots that nobody clones any more; returns which ones were being cloned."""
         job_ids = [job.id for job, _ in ended]
-        return await SnapshotRepository(session).let_go_of_clones({snapshot_of(job) for job, _ in ended}, ended=job_ids)
+        return await SnapshotRepository(session).release_after_clones(
+            {snapshot_of(job) for job, _ in ended}, ended=job_ids
+        )
 
     def _check_backend(self, wanted: NewVolume, source: Volume) -> None:
         if wanted.backend in (None, source.backend):

@@ -11,17 +11,23 @@ from domain.jobs.model import Job
 from domain.jobs.repository import JobRepository
 from domain.snapshots.jobs import SnapshotJobs
 from domain.snapshots.model import Snapshot
-from domain.snapshots.policy import Keep
+from domain.snapshots.policy import RetentionRule
 from domain.snapshots.repository import BulkSnapshotRepository
 from domain.snapshots.states import SnapshotState
 from domain.volumes.repository import VolumeRepository
 
 
-class Keeping(SnapshotJobs):
+class Expiry(SnapshotJobs):
     """Deletions, asked for by a user or by a schedule."""
 
     async def expire(
-        self, session: AsyncSession, volume_ids: Collection[UUID], schedule_id: UUID, keep: Keep, *, caller: str | None
+        self,
+        session: AsyncSession,
+        volume_ids: Collection[UUID],
+        schedule_id: UUID,
+        keep: RetentionRule,
+        *,
+        caller: str | None,
     ) -> None:
         """Ask for the end of a schedule's own snapshots of these volumes that it does not keep.
 
@@ -29,13 +35,13 @@ class Keeping(SnapshotJobs):
         told of the jobs yet; housekeeping rings them.
         """
         snapshots = BulkSnapshotRepository(session)
-        found = await snapshots.superfluous(volume_ids, schedule_id, keep)
+        found = await snapshots.expired(volume_ids, schedule_id, keep)
         if not found:
             return
-        backends = await VolumeRepository(session).places({snapshot.volume_id for snapshot in found})
+        backends = await VolumeRepository(session).backends_of({snapshot.volume_id for snapshot in found})
         jobs = {one.id: uuid7() for one in found}
-        await snapshots.take(jobs, SnapshotState.DELETING)
-        await JobRepository(session).add_unrung(
+        await snapshots.acquire(jobs, SnapshotState.DELETING)
+        await JobRepository(session).add_undispatched(
             [
                 self._delete_job(one, backends[one.volume_id], jobs[one.id], fence=one.version + 1, created_by=caller)
                 for one in found

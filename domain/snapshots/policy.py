@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, Self
 
-from domain.bulk.selection import DEFAULT_CONCURRENT, Selection, read_wish
+from domain.bulk.selection import DEFAULT_CONCURRENT, Selection, from_request
 from domain.errors import Invalid
 from domain.volumes.model import MAX_NAME
 
@@ -14,11 +14,11 @@ MAX_PREFIX: Final = MAX_NAME - _STAMP_LENGTH
 #: A hundred years of nights, or of days.
 MAX_KEPT: Final = 36_500
 #: What is meant where nothing is said: no name, which is refused, and all are kept.
-_UNSAID: Final[dict[str, Any]] = {"name": "", "keep_last": None, "keep_days": None}
+_UNSET: Final[dict[str, Any]] = {"name": "", "keep_last": None, "keep_days": None}
 
 
 @dataclass(frozen=True)
-class Keep:
+class RetentionRule:
     """Which of its own snapshots of a volume a schedule keeps: whatever a rule keeps, and always the newest.
 
     ``last`` counts snapshots, ``days`` is their age; without any rule all are kept.
@@ -29,22 +29,22 @@ class Keep:
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense, naming the field."""
-        for name, value in self.params().items():
+        for name, value in self.to_json().items():
             if value is not None and not 1 <= value <= MAX_KEPT:
                 raise Invalid(f"`{name}` must be between 1 and {MAX_KEPT}.", field=name)
 
     @property
     def named(self) -> str | None:
         """The name of a rule as a user knows it; None if there is none."""
-        return next((name for name, value in self.params().items() if value is not None), None)
+        return next((name for name, value in self.to_json().items() if value is not None), None)
 
-    def params(self) -> dict[str, int | None]:
+    def to_json(self) -> dict[str, int | None]:
         """Say it as JSON, for the job."""
         return {"keep_last": self.last, "keep_days": self.days}
 
 
 @dataclass(frozen=True)
-class BulkSnapshot:
+class BulkSnapshotRequest:
     """One request to take snapshots of many volumes, of ``max_concurrent`` at once over the whole fleet.
 
     ``name`` is what all their names begin with.
@@ -53,32 +53,35 @@ class BulkSnapshot:
     name: str
     selection: Selection = field(default_factory=Selection)
     max_concurrent: int = DEFAULT_CONCURRENT
-    keep: Keep = field(default_factory=Keep)
+    keep: RetentionRule = field(default_factory=RetentionRule)
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense, naming the field."""
         if not 1 <= len(self.name) <= MAX_PREFIX:
             raise Invalid(f"`name` must have 1 to {MAX_PREFIX} characters; the time is added to it.", field="name")
 
-    def params(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """Say it as JSON, for the job."""
-        whole = {"name": self.name, "selection": self.selection.params(), "max_concurrent": self.max_concurrent}
-        return whole | self.keep.params()
+        whole = {"name": self.name, "selection": self.selection.to_json(), "max_concurrent": self.max_concurrent}
+        return whole | self.keep.to_json()
 
     @classmethod
-    def of(cls, params: dict[str, Any]) -> Self:
+    def from_json(cls, params: dict[str, Any]) -> Self:
         """Read it from a job."""
-        selection, keep = Selection.of(params["selection"]), Keep(params["keep_last"], params["keep_days"])
+        selection, keep = (
+            Selection.from_json(params["selection"]),
+            RetentionRule(params["keep_last"], params["keep_days"]),
+        )
         return cls(params["name"], selection, params["max_concurrent"], keep)
 
     @classmethod
-    def wished(cls, wish: dict[str, Any]) -> Self:
+    def from_request(cls, wish: dict[str, Any]) -> Self:
         """Read it in the words in which a client asks for it.
 
         Raises:
             Invalid: naming the member that makes no sense.
         """
-        return cls.of(_UNSAID | read_wish(wish, own=_UNSAID))
+        return cls.from_json(_UNSET | from_request(wish, own=_UNSET))
 
 
 def stamped(name: str, moment: datetime) -> str:

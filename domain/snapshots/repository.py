@@ -28,13 +28,13 @@ from domain.errors import NameTaken, SnapshotBusy, SnapshotNotFound, SnapshotUnu
 from domain.jobs.model import Job
 from domain.jobs.states import LIVE
 from domain.snapshots.model import Snapshot
-from domain.snapshots.policy import Keep
+from domain.snapshots.policy import RetentionRule
 from domain.snapshots.states import BUSY, MOVES, SnapshotState
 
 #: States of a snapshot that can be used, if not at this very moment.
-_WHOLE: Final = (SnapshotState.READY, SnapshotState.RESTORING, SnapshotState.CLONING)
+_RESTORABLE: Final = (SnapshotState.READY, SnapshotState.RESTORING, SnapshotState.CLONING)
 #: So many a schedule may want to delete at once: for a hundred times as many no transaction would be short enough.
-_SUPERFLUOUS: Final = 5000
+_EXPIRED: Final = 5000
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class SnapshotFilter:
     name: str | None = None
 
 
-class SnapshotEnding(NamedTuple):
+class SnapshotRelease(NamedTuple):
     """A snapshot that its job lets go of, with the size in bytes that it now has; None: as before."""
 
     snapshot_id: UUID
@@ -87,7 +87,7 @@ class SnapshotRepository:
             raise SnapshotNotFound(snapshot_id)
         return snapshot
 
-    async def take(self, snapshot_id: UUID, state: SnapshotState, job_id: UUID) -> Snapshot:
+    async def acquire(self, snapshot_id: UUID, state: SnapshotState, job_id: UUID) -> Snapshot:
         """Give a snapshot into the hands of a job; the row stays locked.
 
         Raises:
@@ -105,20 +105,20 @@ class SnapshotRepository:
         snapshot.version += 1
         return snapshot
 
-    async def page(self, wanted: SnapshotFilter, *, before: UUID | None, limit: int) -> Sequence[Snapshot]:
+    async def page(self, filters: SnapshotFilter, *, before: UUID | None, limit: int) -> Sequence[Snapshot]:
         """Read ``limit`` snapshots and one more, newest first."""
         query = select(Snapshot).order_by(Snapshot.id.desc()).limit(limit + 1)
-        if wanted.volume_id is not None:
-            query = query.where(Snapshot.volume_id == wanted.volume_id)
-        if wanted.state is not None:
-            query = query.where(Snapshot.state == wanted.state)
-        if wanted.name is not None:
-            query = query.where(Snapshot.name == wanted.name)
+        if filters.volume_id is not None:
+            query = query.where(Snapshot.volume_id == filters.volume_id)
+        if filters.state is not None:
+            query = query.where(Snapshot.state == filters.state)
+        if filters.name is not None:
+            query = query.where(Snapshot.name == filters.name)
         if before is not None:
             query = query.where(Snapshot.id < before)
         return (await self._session.scalars(query)).all()
 
-    async def let_go(self, endings: Sequence[SnapshotEnding], state: SnapshotState) -> Sequence[UUID]:
+    async def release(self, endings: Sequence[SnapshotRelease], state: SnapshotState) -> Sequence[UUID]:
         """Bring snapshots to rest in ``state`` at the end of the jobs that had them; returns which ones there were."""
         given = _given(endings)
         await self._lock_in_order([ending.snapshot_id for ending in endings])
@@ -137,7 +137,7 @@ class SnapshotRepository:
         )
         return (await self._session.scalars(query)).all()
 
-    async def let_go_of_clones(self, snapshot_ids: Collection[UUID], *, ended: Collection[UUID]) -> Sequence[UUID]:
+    async def release_after_clones(self, snapshot_ids: Collection[UUID], *, ended: Collection[UUID]) -> Sequence[UUID]:
         """Bring snapshots to rest if the clone jobs ``ended`` were their last; returns which ones were being cloned.
 
         Locked by a statement of its own: only what begins after that sees the clones that others have just begun or
@@ -159,7 +159,7 @@ class SnapshotRepository:
         )
         return (await self._session.scalars(query)).all()
 
-    async def remove(self, endings: Sequence[SnapshotEnding]) -> Sequence[UUID]:
+    async def remove(self, endings: Sequence[SnapshotRelease]) -> Sequence[UUID]:
         """Strike off snapshots that their jobs have deleted; returns which ones there were."""
         given = _given(endings)
         await self._lock_in_order([ending.snapshot_id for ending in endings])
@@ -198,7 +198,7 @@ class BulkSnapshotRepository:
             rows = [{name: getattr(snapshot, name) for name in names} for snapshot in snapshots]
             await self._session.execute(insert(Snapshot), rows)
 
-    async def held(self, volume_ids: Collection[UUID], job_id: UUID) -> dict[UUID, tuple[UUID, int]]:
+    async def acquired_by(self, volume_ids: Collection[UUID], job_id: UUID) -> dict[UUID, tuple[UUID, int]]:
         """Tell which snapshots of these volumes a bulk job has, by volume: their ids and versions."""
         query = select(Snapshot.volume_id, Snapshot.id, Snapshot.version).where(_of(volume_ids, job_id))
         return {row.volume_id: (row.id, row.version) for row in await self._session.execute(query)}
@@ -213,7 +213,7 @@ class BulkSnapshotRepository:
         query = delete(Snapshot).where(_of(volume_ids, job_id))
         await self._session.execute(query.execution_options(synchronize_session=False))
 
-    async def superfluous(self, volume_ids: Collection[UUID], schedule_id: UUID, keep: Keep) -> Sequence[Snapshot]:
+    async def expired(self, volume_ids: Collection[UUID], schedule_id: UUID, keep: RetentionRule) -> Sequence[Snapshot]:
         """Lock a schedule's own snapshots that it does not keep; those that are in use wait for the next time.
 
         So do the newer ones where there are very many: it may have begun to delete after it had kept all for years.
@@ -221,15 +221,17 @@ class BulkSnapshotRepository:
         newest = (Snapshot.created_at.desc(), Snapshot.id.desc())
         own = (
             select(Snapshot.id, func.row_number().over(partition_by=Snapshot.volume_id, order_by=newest).label("rank"))
-            .where(Snapshot.volume_id.in_(volume_ids), Snapshot.schedule_id == schedule_id, Snapshot.state.in_(_WHOLE))
+            .where(
+                Snapshot.volume_id.in_(volume_ids), Snapshot.schedule_id == schedule_id, Snapshot.state.in_(_RESTORABLE)
+            )
             .subquery()
         )
         beyond = select(own.c.id).where(own.c.rank > max(keep.last or 0, 1))
-        query = select(Snapshot).where(Snapshot.id.in_(beyond), Snapshot.state == SnapshotState.READY, _too_old(keep))
-        oldest = query.order_by(Snapshot.id).limit(_SUPERFLUOUS)
+        query = select(Snapshot).where(Snapshot.id.in_(beyond), Snapshot.state == SnapshotState.READY, _expired(keep))
+        oldest = query.order_by(Snapshot.id).limit(_EXPIRED)
         return (await self._session.scalars(oldest.with_for_update(skip_locked=True))).all()
 
-    async def take(self, job_ids: Mapping[UUID, UUID], state: SnapshotState) -> None:
+    async def acquire(self, job_ids: Mapping[UUID, UUID], state: SnapshotState) -> None:
         """Give locked snapshots into the hands of a job each."""
         rows = ({"snapshot_id": snapshot_id, "job_id": job_id} for snapshot_id, job_id in job_ids.items())
         given = given_rows(rows, snapshot_id=Uuid(), job_id=Uuid())
@@ -265,7 +267,7 @@ def _a_live_clone(ended: Collection[UUID]) -> ColumnElement[UUID]:
     )
 
 
-def _given(endings: Sequence[SnapshotEnding]) -> TableValuedAlias:
+def _given(endings: Sequence[SnapshotRelease]) -> TableValuedAlias:
     rows = (ending._asdict() for ending in endings)
     return given_rows(rows, snapshot_id=Uuid(), job_id=Uuid(), size=Snapshot.size.type)
 
@@ -274,7 +276,7 @@ def _of(volume_ids: Collection[UUID], job_id: UUID) -> ColumnElement[bool]:
     return and_(Snapshot.volume_id.in_(volume_ids), Snapshot.job_id == job_id)
 
 
-def _too_old(keep: Keep) -> ColumnElement[bool]:
+def _expired(keep: RetentionRule) -> ColumnElement[bool]:
     if keep.days is None:
         return true()
     return Snapshot.created_at < func.now() - literal(timedelta(days=keep.days))

@@ -9,16 +9,16 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
-from domain.jobs.acceptance import NOBODY, Origin, accepting
-from domain.jobs.kinds import Finished, GivenUp
-from domain.jobs.model import Job, again
-from domain.jobs.orders import WorkOrder
-from domain.jobs.outcomes import Done
+from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, idempotent_transaction
+from domain.jobs.kinds import FailedJobs, SucceededJobs
+from domain.jobs.model import Job, retry_columns
+from domain.jobs.orders import ClaimedJob
+from domain.jobs.outcomes import Succeeded
 from domain.jobs.repository import JobRepository
 from domain.paging import Page, PageRequest
-from domain.snapshots.cloning import Cloning
+from domain.snapshots.cloning import Clones
 from domain.snapshots.jobs import require_both, result, snapshot_of, snapshots, volume_of, volumes
-from domain.snapshots.keeping import Keeping
+from domain.snapshots.keeping import Expiry
 from domain.snapshots.model import Snapshot
 from domain.snapshots.repository import SnapshotFilter, SnapshotRepository
 from domain.snapshots.states import SnapshotState
@@ -28,7 +28,7 @@ from domain.volumes.repository import VolumeRepository, require_held
 from domain.volumes.states import VolumeState
 
 
-class SnapshotService(Cloning, Keeping):
+class SnapshotService(Clones, Expiry):
     """Snapshots, for HTTP and for the workers."""
 
     # --- reading -----------------------------------------------------------------------------------------
@@ -42,7 +42,7 @@ class SnapshotService(Cloning, Keeping):
         async with self._database.transaction() as session:
             return await SnapshotRepository(session).get(snapshot_id)
 
-    async def list_snapshots(self, wanted: SnapshotFilter, request: PageRequest) -> Page[Snapshot]:
+    async def list_snapshots(self, filters: SnapshotFilter, request: PageRequest) -> Page[Snapshot]:
         """List snapshots, newest first.
 
         Raises:
@@ -50,11 +50,11 @@ class SnapshotService(Cloning, Keeping):
         """
         before = request.before
         async with self._database.transaction() as session:
-            return request.page(await SnapshotRepository(session).page(wanted, before=before, limit=request.limit))
+            return request.page(await SnapshotRepository(session).page(filters, before=before, limit=request.limit))
 
     # --- take --------------------------------------------------------------------------------------------
 
-    async def request_take(self, volume_id: UUID, name: str, *, origin: Origin = NOBODY) -> Job:
+    async def request_take(self, volume_id: UUID, name: str, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Accept a new snapshot of a volume.
 
         Raises:
@@ -62,45 +62,45 @@ class SnapshotService(Cloning, Keeping):
             VolumeBusy, VolumeUnusable: it is not available.
             NameTaken: another snapshot of the volume has the name.
         """
-        async with accepting(self._database, origin) as acceptance:
+        async with idempotent_transaction(self._database, origin) as acceptance:
             session, job_id = acceptance.session, uuid7()
-            volume = await VolumeRepository(session).take(volume_id, VolumeState.SNAPSHOTTING, job_id)
+            volume = await VolumeRepository(session).acquire(volume_id, VolumeState.SNAPSHOTTING, job_id)
             snapshot = await SnapshotRepository(session).add(_new_snapshot(volume, name, job_id))
             job = self._take_job(volume, snapshot, job_id, created_by=origin.caller)
             acceptance.job = await JobRepository(session).add(job)
-        return await self._ring(job)
+        return await self._dispatch(job)
 
-    async def again_take(self, session: AsyncSession, ended: Job) -> Job:
+    async def retry_take(self, session: AsyncSession, ended: Job) -> Job:
         """Take the snapshot now that could not be taken then."""
         volume_id, snapshot_id, job_id = volume_of(ended), snapshot_of(ended), uuid7()
-        volume = await VolumeRepository(session).take(volume_id, VolumeState.SNAPSHOTTING, job_id)
-        snapshot = await SnapshotRepository(session).take(snapshot_id, SnapshotState.TAKING, job_id)
+        volume = await VolumeRepository(session).acquire(volume_id, VolumeState.SNAPSHOTTING, job_id)
+        snapshot = await SnapshotRepository(session).acquire(snapshot_id, SnapshotState.TAKING, job_id)
         snapshot.size = volume.size
-        return await JobRepository(session).add(self._take_job(volume, snapshot, job_id, **again(ended)))
+        return await JobRepository(session).add(self._take_job(volume, snapshot, job_id, **retry_columns(ended)))
 
-    async def take(self, job: WorkOrder, grant: Grant) -> Done:
+    async def take(self, job: ClaimedJob, grant: Grant) -> Succeeded:
         """Keep the volume's bytes on its backend."""
         driver, volume_id, snapshot_id = self._storage(job)
         if job.retry_of is not None:
             # An attempt that was given up may have left a snapshot behind, of what the volume was at that time.
             await driver.delete_snapshot(volume_id, snapshot_id, grant)
         size = await driver.take_snapshot(volume_id, snapshot_id, grant)
-        return Done(result(job, size), copied=grant.copied)
+        return Succeeded(result(job, size), copied=grant.copied)
 
-    async def record_take(self, session: AsyncSession, done: Finished) -> None:
+    async def record_take(self, session: AsyncSession, done: SucceededJobs) -> None:
         """The snapshots are there, with the sizes that they got; the volumes are as before."""
-        rested = await VolumeRepository(session).let_go(volumes(done, resized=False), VolumeState.AVAILABLE)
-        ready = await SnapshotRepository(session).let_go(snapshots(done, resized=True), SnapshotState.READY)
+        rested = await VolumeRepository(session).release(volumes(done, resized=False), VolumeState.AVAILABLE)
+        ready = await SnapshotRepository(session).release(snapshots(done, resized=True), SnapshotState.READY)
         require_both(done, rested, ready)
 
-    async def abandon_take(self, session: AsyncSession, given_up: GivenUp) -> None:
+    async def abandon_take(self, session: AsyncSession, given_up: FailedJobs) -> None:
         """The volumes are as before. The snapshots may or may not be there: they can be deleted."""
-        await VolumeRepository(session).let_go(volumes(given_up, resized=False), VolumeState.AVAILABLE)
-        await SnapshotRepository(session).let_go(snapshots(given_up, resized=False), SnapshotState.ERROR)
+        await VolumeRepository(session).release(volumes(given_up, resized=False), VolumeState.AVAILABLE)
+        await SnapshotRepository(session).release(snapshots(given_up, resized=False), SnapshotState.ERROR)
 
     # --- restore -----------------------------------------------------------------------------------------
 
-    async def request_restore(self, snapshot_id: UUID, *, origin: Origin = NOBODY) -> Job:
+    async def request_restore(self, snapshot_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Accept that a volume gets a snapshot's bytes back; it keeps its present size.
 
         Raises:
@@ -108,64 +108,64 @@ class SnapshotService(Cloning, Keeping):
             VolumeBusy, VolumeUnusable: its volume is not available.
             SnapshotBusy, SnapshotUnusable: it is not ready.
         """
-        async with accepting(self._database, origin) as acceptance:
+        async with idempotent_transaction(self._database, origin) as acceptance:
             job = await self._begin_restore(acceptance.session, snapshot_id, created_by=origin.caller)
             acceptance.job = job
-        return await self._ring(job)
+        return await self._dispatch(job)
 
-    async def again_restore(self, session: AsyncSession, ended: Job) -> Job:
+    async def retry_restore(self, session: AsyncSession, ended: Job) -> Job:
         """Try once more to restore a volume."""
-        return await self._begin_restore(session, snapshot_of(ended), **again(ended))
+        return await self._begin_restore(session, snapshot_of(ended), **retry_columns(ended))
 
-    async def restore(self, job: WorkOrder, grant: Grant) -> Done:
+    async def restore(self, job: ClaimedJob, grant: Grant) -> Succeeded:
         """Give the volume the snapshot's bytes on its backend."""
         driver, volume_id, snapshot_id = self._storage(job)
         size = await driver.restore_snapshot(volume_id, snapshot_id, grant)
-        return Done(result(job, size), copied=grant.copied)
+        return Succeeded(result(job, size), copied=grant.copied)
 
-    async def record_restore(self, session: AsyncSession, done: Finished) -> None:
+    async def record_restore(self, session: AsyncSession, done: SucceededJobs) -> None:
         """The volumes have the snapshots' bytes."""
-        rested = await VolumeRepository(session).let_go(volumes(done, resized=True), VolumeState.AVAILABLE)
-        ready = await SnapshotRepository(session).let_go(snapshots(done, resized=False), SnapshotState.READY)
+        rested = await VolumeRepository(session).release(volumes(done, resized=True), VolumeState.AVAILABLE)
+        ready = await SnapshotRepository(session).release(snapshots(done, resized=False), SnapshotState.READY)
         require_both(done, rested, ready)
 
-    async def abandon_restore(self, session: AsyncSession, given_up: GivenUp) -> None:
+    async def abandon_restore(self, session: AsyncSession, given_up: FailedJobs) -> None:
         """The volumes have the old bytes or the snapshots', never a mixture, and the sizes that were found."""
-        await VolumeRepository(session).let_go(volumes(given_up, resized=True), VolumeState.AVAILABLE)
-        await SnapshotRepository(session).let_go(snapshots(given_up, resized=False), SnapshotState.READY)
+        await VolumeRepository(session).release(volumes(given_up, resized=True), VolumeState.AVAILABLE)
+        await SnapshotRepository(session).release(snapshots(given_up, resized=False), SnapshotState.READY)
 
     # --- delete ------------------------------------------------------------------------------------------
 
-    async def request_delete(self, snapshot_id: UUID, *, origin: Origin = NOBODY) -> Job:
+    async def request_delete(self, snapshot_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Accept the end of a snapshot; one in the state ``error`` can be deleted too. Its volume is not touched.
 
         Raises:
             SnapshotNotFound: there is none.
             SnapshotBusy: it is being taken, restored, cloned or deleted.
         """
-        async with accepting(self._database, origin) as acceptance:
+        async with idempotent_transaction(self._database, origin) as acceptance:
             job = await self._begin_delete(acceptance.session, snapshot_id, created_by=origin.caller)
             acceptance.job = job
-        return await self._ring(job)
+        return await self._dispatch(job)
 
-    async def again_delete(self, session: AsyncSession, ended: Job) -> Job:
+    async def retry_delete(self, session: AsyncSession, ended: Job) -> Job:
         """Try once more to delete a snapshot."""
-        return await self._begin_delete(session, snapshot_of(ended), **again(ended))
+        return await self._begin_delete(session, snapshot_of(ended), **retry_columns(ended))
 
-    async def delete(self, job: WorkOrder, grant: Grant) -> Done:
+    async def delete(self, job: ClaimedJob, grant: Grant) -> Succeeded:
         """Remove the snapshot from its backend."""
         driver, volume_id, snapshot_id = self._storage(job)
         await driver.delete_snapshot(volume_id, snapshot_id, grant)
-        return Done(result(job, None))
+        return Succeeded(result(job, None))
 
-    async def record_delete(self, session: AsyncSession, done: Finished) -> None:
+    async def record_delete(self, session: AsyncSession, done: SucceededJobs) -> None:
         """The snapshots are gone."""
         endings = snapshots(done, resized=False)
         require_held((ending.snapshot_id for ending in endings), await SnapshotRepository(session).remove(endings))
 
-    async def abandon_delete(self, session: AsyncSession, given_up: GivenUp) -> None:
+    async def abandon_delete(self, session: AsyncSession, given_up: FailedJobs) -> None:
         """The snapshots may be gone or not: they can be deleted again."""
-        await SnapshotRepository(session).let_go(snapshots(given_up, resized=False), SnapshotState.ERROR)
+        await SnapshotRepository(session).release(snapshots(given_up, resized=False), SnapshotState.ERROR)
 
     # --- what the use cases share ------------------------------------------------------------------------
 
@@ -176,15 +176,15 @@ class SnapshotService(Cloning, Keeping):
 
     async def _begin_restore(self, session: AsyncSession, snapshot_id: UUID, **columns: Any) -> Job:
         job_id, found = uuid7(), await SnapshotRepository(session).get(snapshot_id)
-        volume = await VolumeRepository(session).take(found.volume_id, VolumeState.RESTORING, job_id)
-        snapshot = await SnapshotRepository(session).take(snapshot_id, SnapshotState.RESTORING, job_id)
+        volume = await VolumeRepository(session).acquire(found.volume_id, VolumeState.RESTORING, job_id)
+        snapshot = await SnapshotRepository(session).acquire(snapshot_id, SnapshotState.RESTORING, job_id)
         columns |= {"job_id": job_id, "volume_id": volume.id, "backend": volume.backend}
         job = self._job("snapshot.restore", snapshot, {"size": volume.size}, fence=volume.version, **columns)
         return await JobRepository(session).add(job)
 
     async def _begin_delete(self, session: AsyncSession, snapshot_id: UUID, **columns: Any) -> Job:
         job_id = uuid7()
-        snapshot = await SnapshotRepository(session).take(snapshot_id, SnapshotState.DELETING, job_id)
+        snapshot = await SnapshotRepository(session).acquire(snapshot_id, SnapshotState.DELETING, job_id)
         volume = await VolumeRepository(session).get(snapshot.volume_id)
         job = self._delete_job(snapshot, volume.backend, job_id, fence=snapshot.version, **columns)
         return await JobRepository(session).add(job)

@@ -14,7 +14,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from domain.database import in_transaction
 from domain.errors import ConfigurationError, UnknownBackend
 from domain.storage.driver import StorageDriver
-from domain.storage.faulty import FaultyDriver
+from domain.storage.faulty import FaultInjector
 from domain.storage.file import FileDriver
 from domain.storage.memory import MemoryDriver
 from domain.storage.null import NullDriver
@@ -49,7 +49,7 @@ class Backends:
         self._require(name)
         return self._schemes[name]
 
-    def reach(self, name: str) -> StorageDriver:
+    def get(self, name: str) -> StorageDriver:
         """Hand out a driver, but never inside a transaction, which would stay open as long as the work."""
         if in_transaction():
             raise RuntimeError("storage work inside a transaction")
@@ -95,9 +95,9 @@ def _option(part: str) -> tuple[str, str]:
 def _build(scheme: str, place: str, options: dict[str, str], threads: int) -> StorageDriver:
     """Make a driver, taking the options that it understands out of ``options``."""
     if scheme.startswith("faulty+"):
-        own = {name: options.pop(name) for name in FaultyDriver.OPTIONS if name in options}
+        own = {name: options.pop(name) for name in FaultInjector.OPTIONS if name in options}
         inner = _build(scheme.removeprefix("faulty+"), place, options, threads)
-        return FaultyDriver(inner, own) if own else inner  # with nothing to disturb, nothing in between
+        return FaultInjector(inner, own) if own else inner  # with nothing to disturb, nothing in between
     if scheme == "file":
         return _open_file(place, options.pop("allocate", "sparse"), threads)
     if scheme in ("null", "memory") and place:

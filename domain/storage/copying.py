@@ -17,7 +17,7 @@ SYNC_EVERY = 16 * SLICE
 
 # What would stop any way of copying. All else, whichever errno a file system chose for "not here", leads to
 # the plainer way, which will meet the obstacle itself if there is one. Coreutils' cp tells them apart so too.
-HOPELESS = {errno.EIO, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT}
+FALLBACK_ERRNOS = {errno.EIO, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT}
 
 
 def copy(source: int, target: int, grant: Grant) -> int:
@@ -37,7 +37,7 @@ def _share(source: int, target: int) -> bool:
     try:
         fcntl.ioctl(target, FICLONE, source)
     except OSError as error:
-        _go_on_unless_hopeless(error)
+        _raise_unless_fallback(error)
         return False
     return True
 
@@ -72,7 +72,7 @@ def _extents(handle: int, size: int) -> Iterator[tuple[int, int]]:
         except OSError as error:
             if error.errno == errno.ENXIO:  # no data from here on
                 return
-            _go_on_unless_hopeless(error)
+            _raise_unless_fallback(error)
             start, stop = end, size
         end = min(stop, size)
         if start < end:
@@ -89,7 +89,7 @@ def _copy_some(source: int, target: int, at: int, count: int) -> int:
     try:
         copied = os.copy_file_range(source, target, count, at, at)
     except OSError as error:
-        _go_on_unless_hopeless(error)
+        _raise_unless_fallback(error)
         copied = 0
     # Some kernels answer 0, as if at the end, where they only cannot.
     return copied or _carry(source, target, at, count)
@@ -102,6 +102,6 @@ def _carry(source: int, target: int, at: int, count: int) -> int:
     return os.pwrite(target, found, at)
 
 
-def _go_on_unless_hopeless(error: OSError) -> None:
-    if error.errno in HOPELESS:
+def _raise_unless_fallback(error: OSError) -> None:
+    if error.errno in FALLBACK_ERRNOS:
         raise error

@@ -10,7 +10,7 @@ from pathlib import Path
 from domain.errors import StorageError
 from domain.storage.driver import AccessDenied, SizeUnsupported, StorageFull, TransientStorageError, VolumeMissing
 
-REFUSALS: dict[int | None, type[StorageError]] = {
+ERRORS_BY_ERRNO: dict[int | None, type[StorageError]] = {
     errno.ENOSPC: StorageFull,
     errno.EDQUOT: StorageFull,
     errno.EFBIG: SizeUnsupported,
@@ -26,12 +26,12 @@ def domain_errors() -> Iterator[None]:
     try:
         yield
     except OverflowError as error:
-        raise told(SizeUnsupported, error) from error
+        raise as_storage_error(SizeUnsupported, error) from error
     except OSError as error:
-        raise told(REFUSALS.get(error.errno, TransientStorageError), error) from error
+        raise as_storage_error(ERRORS_BY_ERRNO.get(error.errno, TransientStorageError), error) from error
 
 
-def told(kind: type[StorageError], error: Exception) -> StorageError:
+def as_storage_error(kind: type[StorageError], error: Exception) -> StorageError:
     """Make the domain's error, with the system's own words behind ours."""
     return kind(f"{inspect.getdoc(kind)} ({error})")
 
@@ -62,7 +62,7 @@ def resize(handle: int, size: int) -> None:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        raise told(SizeUnsupported, error) from error
+        raise as_storage_error(SizeUnsupported, error) from error
 
 
 def sync_folder(path: Path) -> None:

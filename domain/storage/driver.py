@@ -99,7 +99,7 @@ class Fence(NamedTuple):
     """
 
     version: int
-    rings: int
+    epoch: int
 
 
 class Lease:
@@ -121,7 +121,7 @@ class Lease:
         #: Bytes copied so far, and in all; None for work that copies nothing.
         self.copied: tuple[int, int] | None = None
 
-    def stands_still(self, seconds: float) -> bool:
+    def is_stalled(self, seconds: float) -> bool:
         """Tell whether there is work to do, and none was seen for so long."""
         return not self.over and self.clock() - self.progressed_at > seconds
 
@@ -144,7 +144,7 @@ class Grant:
         """How many bytes the work copies in all; None if it copies nothing."""
         return None if self.lease.copied is None else self.lease.copied[1]
 
-    def part(self, fence: Fence) -> Self:
+    def for_item(self, fence: Fence) -> Self:
         """Leave for one part of this attempt: the same lease and the same end, another fence."""
         part = object.__new__(type(self))
         part.__dict__.update(self.__dict__)  # as `copy` does, which takes six times as long
@@ -182,7 +182,7 @@ class Grant:
             self.lease.copied = (done, total)
         self.lease.progressed_at = self.lease.clock()
 
-    def published(self, operation: str, subject_id: UUID) -> None:
+    def publishing(self, operation: str, subject_id: UUID) -> None:
         """Hear from the driver, still under the subject's lock, that the effect has just happened to it."""
 
 
@@ -203,7 +203,7 @@ class Capacity:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredObject:
     """What a backend has of one volume or snapshot: its size in bytes, None if absent, and its last published fence."""
 
     size: int | None
@@ -220,11 +220,11 @@ class Leftover:
 
 
 @dataclass(frozen=True)
-class Sighting:
+class StoredVolume:
     """What a backend has of a volume, of its snapshots, and what attempts on either have left behind."""
 
-    volume: Stored
-    snapshots: Mapping[UUID, Stored]
+    volume: StoredObject
+    snapshots: Mapping[UUID, StoredObject]
     leftovers: Sequence[Leftover] = ()
 
 
@@ -292,7 +292,7 @@ class StorageDriver(Protocol):
         Whatever is on the backend is listed, whoever made it; a fence that is remembered does not count.
         """
 
-    async def look(self, volume_id: UUID, snapshot_ids: Collection[UUID]) -> Sighting | None:
+    async def stat(self, volume_id: UUID, snapshot_ids: Collection[UUID]) -> StoredVolume | None:
         """Report on a volume and its snapshots without changing anything; None where nothing is ever kept.
 
         ``snapshot_ids`` are reported on even if they are absent.

@@ -47,7 +47,7 @@ class Fault:
     times: int | None
     subject: str | None
 
-    def meets(self, operation: str, *subjects: UUID) -> bool:
+    def matches(self, operation: str, *subjects: UUID) -> bool:
         """Tell whether this fault is meant for the operation on one of these."""
         meant = self.subject is None or self.subject in map(str, subjects)
         return meant and self.operation in (EVERY, operation)
@@ -61,11 +61,11 @@ class Faults:
         self._fixed = [] if self._file else [_parse(part) for part in spec.split(",") if part]
         self._struck: Counter[Fault] = Counter()
 
-    def strike(self, operation: str, *subjects: UUID) -> None:
+    def inject(self, operation: str, *subjects: UUID) -> None:
         """Raise the first fault that is meant for this operation and not used up."""
         for fault in self._present():
             spent = fault.times is not None and self._struck[fault] >= fault.times
-            if fault.meets(operation, *subjects) and not spent:
+            if fault.matches(operation, *subjects) and not spent:
                 self._struck[fault] += 1
                 raise fault.error(f"The faulty driver was told to fail: {fault.error.code}.")
 

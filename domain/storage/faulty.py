@@ -12,18 +12,18 @@ from pathlib import Path
 from uuid import UUID
 
 from domain.errors import ConfigurationError
-from domain.storage.driver import Capacity, FenceRefused, Grant, Leftover, Sighting, Stopped, StorageDriver, Usage
+from domain.storage.driver import Capacity, FenceRefused, Grant, Leftover, Stopped, StorageDriver, StoredVolume, Usage
 from domain.storage.faults import Faults
 from domain.storage.file import FileDriver
-from domain.storage.hanging import Hanging
-from domain.storage.witness import WatchedGrant, Witness
+from domain.storage.hanging import HangSwitch
+from domain.storage.witness import JournalGrant, OperationJournal
 
 SLICE = 0.05
 POLL = 0.01
 SEALS = ("seal", "seal_snapshot")
 
 
-class FaultyDriver:
+class FaultInjector:
     """Does as the inner driver does, later or not at all."""
 
     OPTIONS = ("delay_ms", "fail", "fail_after", "gate", "hang", "journal")
@@ -45,47 +45,47 @@ class FaultyDriver:
 
     async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
         """Create, with disturbances."""
-        async with self._disturbed("create", volume_id, grant, size) as watched:
+        async with self._with_faults("create", volume_id, grant, size) as watched:
             return await self._inner.create(volume_id, size, watched)
 
     async def expand(self, volume_id: UUID, size: int, grant: Grant) -> int:
         """Expand, with disturbances."""
-        async with self._disturbed("expand", volume_id, grant, size) as watched:
+        async with self._with_faults("expand", volume_id, grant, size) as watched:
             return await self._inner.expand(volume_id, size, watched)
 
     async def delete(self, volume_id: UUID, grant: Grant) -> None:
         """Delete, with disturbances."""
-        async with self._disturbed("delete", volume_id, grant) as watched:
+        async with self._with_faults("delete", volume_id, grant) as watched:
             await self._inner.delete(volume_id, watched)
 
     async def seal(self, volume_id: UUID, grant: Grant) -> int | None:
         """Seal; may fail, but is neither delayed nor held up, for it brings delayed work to an end."""
-        async with self._disturbed("seal", volume_id, grant) as watched:
+        async with self._with_faults("seal", volume_id, grant) as watched:
             return await self._inner.seal(volume_id, watched)
 
     async def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
         """Take, with disturbances."""
-        async with self._disturbed("take_snapshot", volume_id, grant, snapshot_id=snapshot_id) as watched:
+        async with self._with_faults("take_snapshot", volume_id, grant, snapshot_id=snapshot_id) as watched:
             return await self._inner.take_snapshot(volume_id, snapshot_id, watched)
 
     async def restore_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
         """Restore, with disturbances."""
-        async with self._disturbed("restore_snapshot", volume_id, grant, snapshot_id=snapshot_id) as watched:
+        async with self._with_faults("restore_snapshot", volume_id, grant, snapshot_id=snapshot_id) as watched:
             return await self._inner.restore_snapshot(volume_id, snapshot_id, watched)
 
     async def clone_snapshot(self, volume_id: UUID, snapshot_id: UUID, clone_id: UUID, size: int, grant: Grant) -> int:
         """Clone, with disturbances; the journal's volume is the new one."""
-        async with self._disturbed("clone_snapshot", clone_id, grant, size, snapshot_id) as watched:
+        async with self._with_faults("clone_snapshot", clone_id, grant, size, snapshot_id) as watched:
             return await self._inner.clone_snapshot(volume_id, snapshot_id, clone_id, size, watched)
 
     async def delete_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:
         """Delete, with disturbances."""
-        async with self._disturbed("delete_snapshot", volume_id, grant, snapshot_id=snapshot_id) as watched:
+        async with self._with_faults("delete_snapshot", volume_id, grant, snapshot_id=snapshot_id) as watched:
             await self._inner.delete_snapshot(volume_id, snapshot_id, watched)
 
     async def seal_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
         """Seal the snapshot, neither delayed nor held up."""
-        async with self._disturbed("seal_snapshot", volume_id, grant, snapshot_id=snapshot_id) as watched:
+        async with self._with_faults("seal_snapshot", volume_id, grant, snapshot_id=snapshot_id) as watched:
             return await self._inner.seal_snapshot(volume_id, snapshot_id, watched)
 
     async def measure(self, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:
@@ -96,9 +96,9 @@ class FaultyDriver:
         """List what the inner driver keeps, undisturbed."""
         return await self._inner.inventory(after, limit)
 
-    async def look(self, volume_id: UUID, snapshot_ids: Collection[UUID]) -> Sighting | None:
+    async def stat(self, volume_id: UUID, snapshot_ids: Collection[UUID]) -> StoredVolume | None:
         """Look, undisturbed."""
-        return await self._inner.look(volume_id, snapshot_ids)
+        return await self._inner.stat(volume_id, snapshot_ids)
 
     async def sweep(self, volume_id: UUID, leftovers: Collection[Leftover]) -> None:
         """Sweep, undisturbed."""
@@ -116,23 +116,23 @@ class FaultyDriver:
             self._journal = None
 
     @asynccontextmanager
-    async def _disturbed(
+    async def _with_faults(
         self, operation: str, volume_id: UUID, grant: Grant, size: int | None = None, snapshot_id: UUID | None = None
     ) -> AsyncIterator[Grant]:
-        witness = Witness(self._journal, operation, volume_id, grant, size, snapshot_id)
+        witness = OperationJournal(self._journal, operation, volume_id, grant, size, snapshot_id)
         subjects = (volume_id, snapshot_id) if snapshot_id else (volume_id,)
         witness.note("begun")
         try:
             if operation not in SEALS:
-                await self._hold_up(grant)
-            self._fail.strike(operation, *subjects)
-            yield WatchedGrant(grant, witness, Hanging(self._hang, subjects) if self._hang else None)
-            self._fail_after.strike(operation, *subjects)
+                await self._wait_while_held_up(grant)
+            self._fail.inject(operation, *subjects)
+            yield JournalGrant(grant, witness, HangSwitch(self._hang, subjects) if self._hang else None)
+            self._fail_after.inject(operation, *subjects)
         except Exception as error:
             witness.note(_ending(error), code=getattr(error, "code", type(error).__name__))
             raise
 
-    async def _hold_up(self, grant: Grant) -> None:
+    async def _wait_while_held_up(self, grant: Grant) -> None:
         ends = time.monotonic() + self._delay
         while (left := ends - time.monotonic()) > 0:
             grant.check()

@@ -14,8 +14,8 @@ from pathlib import Path
 from domain.storage.disk import opened, sync_folder
 from domain.storage.driver import Fence, FenceRefused, PermanentStorageError, StorageBusy
 
-PATIENCE = 1.0
-PAUSE = 0.005
+LOCK_TIMEOUT = 1.0
+LOCK_POLL_SECONDS = 0.005
 RECORD_LENGTH = 64
 
 
@@ -38,15 +38,15 @@ class FenceRecord:
         if not text:
             return None
         try:
-            version, rings = text.split()
-            return Fence(int(version), int(rings))
+            version, epoch = text.split()
+            return Fence(int(version), int(epoch))
         except ValueError as error:
             raise PermanentStorageError(f"The fence record {self._path} is damaged.") from error
 
     def write(self, fence: Fence) -> None:
         """Write the fence down for good, in place: one short write in one sector is not torn by a crash."""
         first = os.fstat(self._handle).st_size == 0
-        os.pwrite(self._handle, f"{fence.version:020d} {fence.rings:020d}\n".encode(), 0)
+        os.pwrite(self._handle, f"{fence.version:020d} {fence.epoch:020d}\n".encode(), 0)
         os.fsync(self._handle)
         if first:
             sync_folder(self._path.parent)
@@ -74,13 +74,13 @@ def locked(path: Path) -> Iterator[FenceRecord]:
 
 
 def _lock(handle: int) -> None:
-    ends = time.monotonic() + PATIENCE
+    ends = time.monotonic() + LOCK_TIMEOUT
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= ends:
                 raise StorageBusy from None
-            time.sleep(PAUSE)
+            time.sleep(LOCK_POLL_SECONDS)
         else:
             return

@@ -12,7 +12,7 @@ from typing import ParamSpec, TypeVar
 from uuid import UUID
 
 from domain.storage.disk import domain_errors
-from domain.storage.driver import Capacity, Grant, Leftover, Sighting, Usage
+from domain.storage.driver import Capacity, Grant, Leftover, StoredVolume, Usage
 from domain.storage.file_inventory import FileInventory
 from domain.storage.file_snapshots import FileSnapshots
 from domain.storage.file_tree import FileTree
@@ -96,9 +96,9 @@ class FileDriver:
         """List the directories of volumes, and whose trash there is."""
         return await self._run(self._inventory.page, after, limit)
 
-    async def look(self, volume_id: UUID, snapshot_ids: Collection[UUID]) -> Sighting:
+    async def stat(self, volume_id: UUID, snapshot_ids: Collection[UUID]) -> StoredVolume:
         """Report what lies in a volume's directory and in the trash, and the fences."""
-        return await self._run(self._inventory.look, volume_id, snapshot_ids)
+        return await self._run(self._inventory.stat, volume_id, snapshot_ids)
 
     async def sweep(self, volume_id: UUID, leftovers: Collection[Leftover]) -> None:
         """Remove drafts and trash, and the volume's directory if nothing else was in it."""

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from uuid import UUID
 
-from domain.storage.driver import Leftover, Sighting, Stored
+from domain.storage.driver import Leftover, StoredObject, StoredVolume
 from domain.storage.file_tree import FileTree
 
 _DRAFT = re.compile(r"(.+)\.\d+-\d+\.tmp")
@@ -25,11 +25,11 @@ class FileInventory:
         """List the volumes that have a directory or trash, upwards by id."""
         return _lowest((one for one in self._ids() if after is None or one > after), limit)
 
-    def look(self, volume_id: UUID, snapshot_ids: Collection[UUID]) -> Sighting:
+    def stat(self, volume_id: UUID, snapshot_ids: Collection[UUID]) -> StoredVolume:
         """Report sizes, fences and leftovers."""
         folder = self._tree.folder(volume_id)
         kept = {*snapshot_ids, *filter(None, (_id(path.name) for path in _entries(folder / "snapshots")))}
-        return Sighting(
+        return StoredVolume(
             self._stored(volume_id, self._tree.data(volume_id)),
             {one: self._stored(one, self._tree.snapshot(volume_id, one)) for one in kept},
             [*self._drafts(volume_id), *self._trash(volume_id)],
@@ -51,12 +51,12 @@ class FileInventory:
             if (found := _id(path.name.partition(".")[0])) is not None:
                 yield found
 
-    def _stored(self, subject_id: UUID, path: Path) -> Stored:
+    def _stored(self, subject_id: UUID, path: Path) -> StoredObject:
         try:
             size = path.stat().st_size
         except FileNotFoundError:
             size = None
-        return Stored(size, self._tree.fence(subject_id))
+        return StoredObject(size, self._tree.fence(subject_id))
 
     def _drafts(self, volume_id: UUID) -> Iterator[Leftover]:
         folder = self._tree.folder(volume_id)

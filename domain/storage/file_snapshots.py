@@ -23,7 +23,7 @@ class FileSnapshots:
 
     def take(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int:
         """Copy the volume's file, as it is now; never replaces a snapshot."""
-        self._tree.admit(snapshot_id, grant)
+        self._tree.refuse_if_stale(snapshot_id, grant)
         data, snapshot = self._tree.data(volume_id), self._tree.snapshot(volume_id, snapshot_id)
         if not data.exists() and not snapshot.exists():
             raise VolumeMissing
@@ -31,11 +31,11 @@ class FileSnapshots:
             if not snapshot.exists():
                 _copy(data, draft, 0, grant)
             with self._tree.publishing("take_snapshot", snapshot_id, grant):
-                return self._tree.put(draft, snapshot, grant.fence)
+                return self._tree.publish(draft, snapshot, grant.fence)
 
     def restore(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int:
         """Put a copy of the snapshot in the place of the volume's file, in one step."""
-        self._tree.admit(volume_id, grant)
+        self._tree.refuse_if_stale(volume_id, grant)
         data, snapshot = self._tree.data(volume_id), self._tree.snapshot(volume_id, snapshot_id)
         if not snapshot.exists():
             raise SnapshotMissing
@@ -50,7 +50,7 @@ class FileSnapshots:
 
     def clone(self, volume_id: UUID, snapshot_id: UUID, clone_id: UUID, size: int, grant: Grant) -> int:
         """Copy the snapshot to a new volume's file; never replaces one."""
-        self._tree.admit(clone_id, grant)
+        self._tree.refuse_if_stale(clone_id, grant)
         data, snapshot = self._tree.data(clone_id), self._tree.snapshot(volume_id, snapshot_id)
         if not data.exists() and not snapshot.exists():
             raise SnapshotMissing
@@ -58,7 +58,7 @@ class FileSnapshots:
             if not data.exists():
                 _copy(snapshot, draft, size, grant)
             with self._tree.publishing("clone_snapshot", clone_id, grant):
-                return self._tree.put(draft, data, grant.fence)
+                return self._tree.publish(draft, data, grant.fence)
 
     def delete(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:
         """Remove the file and the drafts of it."""

@@ -49,7 +49,7 @@ class FileTree:
         """The highest fence so far, as seen in passing."""
         return last_fence(self._fences / name(subject_id))
 
-    def admit(self, subject_id: UUID, grant: Grant) -> None:
+    def refuse_if_stale(self, subject_id: UUID, grant: Grant) -> None:
         """Refuse an attempt that is stopped or late before it begins, so that no work is done in vain."""
         grant.check()
         with self._lock(subject_id) as record:
@@ -67,7 +67,7 @@ class FileTree:
             grant.check()
             record.write(grant.fence)
             yield
-            grant.published(operation, subject_id)
+            grant.publishing(operation, subject_id)
 
     @contextmanager
     def sealing(self, operation: str, subject_id: UUID, grant: Grant) -> Iterator[None]:
@@ -76,13 +76,13 @@ class FileTree:
             refuse_stale(record.read(), grant.fence)
             record.write(grant.fence)
             yield
-            grant.published(operation, subject_id)
+            grant.publishing(operation, subject_id)
 
     @contextmanager
     def draft(self, target: Path, fence: Fence) -> Iterator[Path]:
         """Name a temporary file of this attempt alone; nothing of it stays if it is not published."""
         target.parent.mkdir(exist_ok=True)
-        draft = target.with_name(f"{target.name}.{fence.version}-{fence.rings}.tmp")
+        draft = target.with_name(f"{target.name}.{fence.version}-{fence.epoch}.tmp")
         # Never truncated: left over from a crash right after publishing, it is a second name of the target.
         draft.unlink(missing_ok=True)
         try:
@@ -92,7 +92,7 @@ class FileTree:
             with suppress(OSError):  # it holds the target, most of the time
                 target.parent.rmdir()
 
-    def put(self, draft: Path, target: Path, fence: Fence) -> int:
+    def publish(self, draft: Path, target: Path, fence: Fence) -> int:
         """Give the draft its name, unless there is one by that name already; returns the size."""
         if not target.exists():
             os.link(draft, target)  # a link never replaces, where a rename would

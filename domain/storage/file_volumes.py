@@ -9,7 +9,7 @@ from uuid import UUID
 from domain.storage.disk import opened, opened_data, resize, sync_folder
 from domain.storage.driver import Grant, Usage
 from domain.storage.file_tree import FileTree
-from domain.storage.reserving import grow_reserved, let_go
+from domain.storage.reserving import grow_reserved, release_blocks
 
 BLOCK = 512  # what st_blocks counts in, whatever the file system's own block size is
 
@@ -23,14 +23,14 @@ class FileVolumes:
 
     def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
         """Make an empty file; never replaces one."""
-        self._tree.admit(volume_id, grant)
+        self._tree.refuse_if_stale(volume_id, grant)
         data = self._tree.data(volume_id)
         with self._tree.draft(data, grant.fence) as draft:
             with opened(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL) as handle:
                 self._grow(handle, size, grant)
                 os.fsync(handle)
             with self._tree.publishing("create", volume_id, grant):
-                return self._tree.put(draft, data, grant.fence)
+                return self._tree.publish(draft, data, grant.fence)
 
     def expand(self, volume_id: UUID, size: int, grant: Grant) -> int:
         """Grow the file in place; never shrinks it."""
@@ -49,7 +49,7 @@ class FileVolumes:
         with self._tree.publishing("delete", volume_id, grant):
             folder = self._tree.folder(volume_id)
             if folder.is_dir():
-                fence = f"{grant.fence.version}-{grant.fence.rings}"
+                fence = f"{grant.fence.version}-{grant.fence.epoch}"
                 folder.rename(self._tree.trash / f"{folder.name}.{fence}")
             sync_folder(self._tree.trash)
             sync_folder(self._tree.root)
@@ -62,7 +62,7 @@ class FileVolumes:
             usage = self._usage(volume_id)
             if usage and self._reserve:
                 with opened_data(self._tree.data(volume_id)) as handle:
-                    let_go(handle)
+                    release_blocks(handle)
             return usage.size if usage else None
 
     def measure(self, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:

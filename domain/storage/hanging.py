@@ -8,14 +8,14 @@ from uuid import UUID
 _POLL_SECONDS = 0.01
 
 
-class Hanging:
+class HangSwitch:
     """What holds one operation's thread for as long as the file exists: all of them, or those whose ids are in it."""
 
     def __init__(self, file: Path, subjects: tuple[UUID, ...]) -> None:
         self._file = file
         self._subjects = set(map(str, subjects))
 
-    def stand_still(self, say: Callable[[str], None]) -> None:
+    def hang(self, say: Callable[[str], None]) -> None:
         """Come back when there is nothing to wait for; ``say`` that it hangs, if it does."""
         if self._is_meant():
             say("hanging")

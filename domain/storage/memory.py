@@ -9,10 +9,10 @@ from domain.storage.driver import (
     Fence,
     Grant,
     Leftover,
-    Sighting,
     SnapshotMissing,
     StorageFull,
-    Stored,
+    StoredObject,
+    StoredVolume,
     Usage,
     VolumeMissing,
 )
@@ -59,7 +59,7 @@ class MemoryDriver:
 
     async def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int:
         """Take note of the volume's size; never replaces a snapshot."""
-        self._admit(snapshot_id, grant)
+        self._refuse_if_stale(snapshot_id, grant)
         key = volume_id, snapshot_id
         if key not in self._snapshots and volume_id not in self._sizes:
             raise VolumeMissing
@@ -68,7 +68,7 @@ class MemoryDriver:
 
     async def restore_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int:
         """Raise the volume's size to the snapshot's; never lowers it."""
-        self._admit(volume_id, grant)
+        self._refuse_if_stale(volume_id, grant)
         size = self._snapshot(volume_id, snapshot_id)
         with self._publishing("restore_snapshot", volume_id, grant):
             self._set_size(volume_id, max(size, self._sizes[volume_id]))
@@ -76,7 +76,7 @@ class MemoryDriver:
 
     async def clone_snapshot(self, volume_id: UUID, snapshot_id: UUID, clone_id: UUID, size: int, grant: Grant) -> int:
         """Take note of a volume at least as large as the snapshot; never replaces one."""
-        self._admit(clone_id, grant)
+        self._refuse_if_stale(clone_id, grant)
         if clone_id not in self._sizes:
             size = max(size, self._snapshot(volume_id, snapshot_id))
         with self._publishing("clone_snapshot", clone_id, grant):
@@ -103,12 +103,12 @@ class MemoryDriver:
         kept = {*self._sizes, *(volume_id for volume_id, _ in self._snapshots)}
         return sorted(volume_id for volume_id in kept if after is None or volume_id > after)[:limit]
 
-    async def look(self, volume_id: UUID, snapshot_ids: Collection[UUID]) -> Sighting:
+    async def stat(self, volume_id: UUID, snapshot_ids: Collection[UUID]) -> StoredVolume:
         """Report sizes and fences; nothing is ever left behind."""
         own = {*snapshot_ids, *(one for of_volume, one in self._snapshots if of_volume == volume_id)}
         sizes = {one: self._snapshots.get((volume_id, one)) for one in own}
-        volume = Stored(self._sizes.get(volume_id), self._fences.get(volume_id))
-        return Sighting(volume, {one: Stored(size, self._fences.get(one)) for one, size in sizes.items()})
+        volume = StoredObject(self._sizes.get(volume_id), self._fences.get(volume_id))
+        return StoredVolume(volume, {one: StoredObject(size, self._fences.get(one)) for one, size in sizes.items()})
 
     async def sweep(self, volume_id: UUID, leftovers: Collection[Leftover]) -> None:
         """Have nothing left behind."""
@@ -123,21 +123,21 @@ class MemoryDriver:
     async def close(self) -> None:
         """Hold nothing that could be let go."""
 
-    def _admit(self, subject_id: UUID, grant: Grant) -> None:
+    def _refuse_if_stale(self, subject_id: UUID, grant: Grant) -> None:
         grant.check()
         refuse_stale(self._fences.get(subject_id), grant.fence)
 
     @contextmanager
     def _publishing(self, operation: str, subject_id: UUID, grant: Grant) -> Iterator[None]:
-        self._admit(subject_id, grant)
+        self._refuse_if_stale(subject_id, grant)
         self._fences[subject_id] = grant.fence
         yield
-        grant.published(operation, subject_id)
+        grant.publishing(operation, subject_id)
 
     def _seal(self, operation: str, subject_id: UUID, grant: Grant) -> None:
         refuse_stale(self._fences.get(subject_id), grant.fence)
         self._fences[subject_id] = grant.fence
-        grant.published(operation, subject_id)
+        grant.publishing(operation, subject_id)
 
     def _snapshot(self, volume_id: UUID, snapshot_id: UUID) -> int:
         if (volume_id, snapshot_id) not in self._snapshots:

@@ -18,33 +18,33 @@ class NullDriver:
     async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
         """Claim to have made a volume of ``size`` bytes."""
         grant.check()
-        grant.published("create", volume_id)
+        grant.publishing("create", volume_id)
         return size
 
     async def expand(self, volume_id: UUID, size: int, grant: Grant) -> int:
         """Claim that the volume has ``size`` bytes."""
         grant.check()
-        grant.published("expand", volume_id)
+        grant.publishing("expand", volume_id)
         return size
 
     async def delete(self, volume_id: UUID, grant: Grant) -> None:
         """Claim that the volume is gone."""
         grant.check()
-        grant.published("delete", volume_id)
+        grant.publishing("delete", volume_id)
 
     async def seal(self, volume_id: UUID, grant: Grant) -> None:
         """Claim that the fence was raised; which size there is, nobody knows."""
-        grant.published("seal", volume_id)
+        grant.publishing("seal", volume_id)
 
     async def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:  # noqa: ARG002
         """Claim to have kept the volume's bytes; how many, nobody knows."""
         grant.check()
-        grant.published("take_snapshot", snapshot_id)
+        grant.publishing("take_snapshot", snapshot_id)
 
     async def restore_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:  # noqa: ARG002
         """Claim that the volume has the snapshot's bytes; how many, nobody knows."""
         grant.check()
-        grant.published("restore_snapshot", volume_id)
+        grant.publishing("restore_snapshot", volume_id)
 
     async def clone_snapshot(
         self,
@@ -56,17 +56,17 @@ class NullDriver:
     ) -> int:
         """Claim to have made a volume of ``size`` bytes."""
         grant.check()
-        grant.published("clone_snapshot", clone_id)
+        grant.publishing("clone_snapshot", clone_id)
         return size
 
     async def delete_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:  # noqa: ARG002
         """Claim that the snapshot is gone."""
         grant.check()
-        grant.published("delete_snapshot", snapshot_id)
+        grant.publishing("delete_snapshot", snapshot_id)
 
     async def seal_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:  # noqa: ARG002
         """Claim that the snapshot's fence was raised."""
-        grant.published("seal_snapshot", snapshot_id)
+        grant.publishing("seal_snapshot", snapshot_id)
 
     async def measure(self, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:  # noqa: ARG002
         """Know nothing."""
@@ -75,7 +75,7 @@ class NullDriver:
     async def inventory(self, after: UUID | None, limit: int) -> None:
         """Keep nothing that could be listed."""
 
-    async def look(self, volume_id: UUID, snapshot_ids: Collection[UUID]) -> None:
+    async def stat(self, volume_id: UUID, snapshot_ids: Collection[UUID]) -> None:
         """Know nothing."""
 
     async def sweep(self, volume_id: UUID, leftovers: Collection[Leftover]) -> None:

@@ -31,11 +31,11 @@ def grow_reserved(handle: int, size: int, grant: Grant) -> None:
             reserve(handle, start, min(_SLICE, size - start))
         resize(handle, size)
     except BaseException:
-        let_go(handle)
+        release_blocks(handle)
         raise
 
 
-def let_go(handle: int) -> None:
+def release_blocks(handle: int) -> None:
     """Give back what is reserved beyond a file's end."""
     resize(handle, os.fstat(handle).st_size)
 

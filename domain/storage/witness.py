@@ -8,11 +8,11 @@ from typing import Any
 from uuid import UUID
 
 from domain.storage.driver import Grant, StopReason
-from domain.storage.hanging import Hanging
+from domain.storage.hanging import HangSwitch
 
 
 @dataclass(frozen=True)
-class Witness:
+class OperationJournal:
     """Writes down what becomes of one operation.
 
     ``volume_id`` is the volume that the operation is about, which is not always what is published: taking
@@ -46,10 +46,10 @@ class Witness:
         os.write(self.journal, (json.dumps(line | more) + "\n").encode())
 
 
-class WatchedGrant(Grant):
+class JournalGrant(Grant):
     """Another face of the same grant, which writes down the moment of publishing."""
 
-    def __init__(self, original: Grant, witness: Witness, hanging: Hanging | None = None) -> None:
+    def __init__(self, original: Grant, witness: OperationJournal, hanging: HangSwitch | None = None) -> None:
         # Grant's own __init__ is not called: without attributes of its own, this one always shows the
         # original's, so whoever stops or extends the original does so for this one too.
         self._original = original
@@ -72,14 +72,14 @@ class WatchedGrant(Grant):
     def check(self) -> None:
         """Ask the original, which may be a subclass with a mind of its own; but hang before, if it is time to."""
         if self._hanging is not None:
-            self._hanging.stand_still(self._witness.note)
+            self._hanging.hang(self._witness.note)
         self._original.check()
 
     def report(self, done: int, total: int) -> None:
         """Report to the original."""
         self._original.report(done, total)
 
-    def published(self, operation: str, subject_id: UUID) -> None:
+    def publishing(self, operation: str, subject_id: UUID) -> None:
         """Write it down, still under the subject's lock, and pass it on."""
         self._witness.note("published")
-        self._original.published(operation, subject_id)
+        self._original.publishing(operation, subject_id)

@@ -25,7 +25,7 @@ class Growth:
         if not 0 < value < math.inf:
             raise Invalid("Growth must be a number, and more than nothing.", field=name)
 
-    def wish(self, size: int) -> int:
+    def requested_size(self, size: int) -> int:
         """The size that is wished for a volume of ``size`` bytes, be it possible or not."""
         if self.to is not None:
             return self.to
@@ -41,7 +41,7 @@ class Growth:
             ShrinkRefused: it would be smaller than it is.
             SizeLimitExceeded: it would be larger than any volume may be.
         """
-        target = self.wish(size)
+        target = self.requested_size(size)
         field = next(name for name, value in vars(self).items() if value is not None)
         if target < size:
             raise ShrinkRefused(field=field, size=size)

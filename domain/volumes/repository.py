@@ -10,7 +10,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.database import enum_text, given_rows, in_columns, plain, unnested
+from domain.database import as_arrays, enum_text, given_rows, json_value, unnested
 from domain.errors import NameTaken, VolumeBusy, VolumeNotFound, VolumeUnusable
 from domain.volumes.model import Volume
 from domain.volumes.states import BUSY, MOVES, VolumeState
@@ -25,7 +25,7 @@ class VolumeFilter:
     labels: dict[str, str] = field(default_factory=dict)
 
 
-class Ending(NamedTuple):
+class Release(NamedTuple):
     """A volume that its job lets go of, with the size in bytes that it now has; None: as before."""
 
     volume_id: UUID
@@ -33,7 +33,7 @@ class Ending(NamedTuple):
     size: int | None
 
 
-class Held(NamedTuple):
+class LockedVolume(NamedTuple):
     """What bulk jobs must know of a volume whose row is locked; a plain tuple, because there are a million of them."""
 
     id: UUID
@@ -44,12 +44,12 @@ class Held(NamedTuple):
     job_id: UUID | None
     autogrow: dict[str, Any] | None
 
-    def taken(self, state: VolumeState, job_id: UUID) -> "Held":
+    def acquired_by(self, state: VolumeState, job_id: UUID) -> "LockedVolume":
         """Be the same volume in the hands of a job."""
         return self._replace(state=state, job_id=job_id, version=self.version + 1)
 
 
-def _ending(change: str) -> TextualSelect:
+def _release(change: str) -> TextualSelect:
     """SQL for the ends of many operations, put together once and for all: every job needs one.
 
     Locks by id first: a change locks as it finds rows, and two that find them differently would wait for each other.
@@ -67,20 +67,20 @@ def _ending(change: str) -> TextualSelect:
     """).columns(id=Uuid())  # noqa: S608 (words of our own)
 
 
-_LET_GO: Final = _ending("""
+_RELEASE: Final = _release("""
     UPDATE volumes
     SET state = :state, job_id = NULL, version = version + 1,
         size = coalesce(held.size, volumes.size), updated_at = now()
     FROM held WHERE
 """)
 _LOCK_MANY: Final = text(f"""
-    SELECT {", ".join(Held._fields)} FROM volumes WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE
+    SELECT {", ".join(LockedVolume._fields)} FROM volumes WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR UPDATE
 """).columns(state=enum_text(VolumeState), autogrow=JSONB())  # noqa: S608 (words of our own)
-_TAKE_MANY: Final = text("""
+_ACQUIRE_MANY: Final = text("""
     UPDATE volumes SET state = :state, job_id = :job_id, version = version + 1, updated_at = now()
     WHERE id = ANY(CAST(:ids AS uuid[]))
 """)
-_REMOVE: Final = _ending("DELETE FROM volumes USING held WHERE")
+_REMOVE: Final = _release("DELETE FROM volumes USING held WHERE")
 
 #: In the order of names: of two that add the same ones, one waits for the other, and never both. It is sorted before
 #: anything is written, so by then it is known how long to wait for a name that somebody is just taking.
@@ -98,18 +98,18 @@ _ADD: Final = (
     .bindparams(bindparam("volumes", type_=JSONB()), patience="100ms")
     .columns(id=Uuid())
 )
-_ADDED: Final = ("id", "name", "backend", "state", "job_id", "size", "version", "labels", "autogrow")
+_RETURNED: Final = ("id", "name", "backend", "state", "job_id", "size", "version", "labels", "autogrow")
 
-_LOCK_FREE: Final = (
+_LOCK_AVAILABLE: Final = (
     text(f"""
-        SELECT {", ".join(Held._fields)} FROM volumes
+        SELECT {", ".join(LockedVolume._fields)} FROM volumes
         WHERE id = ANY(:ids) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
     """)  # noqa: S608 (words of our own)
     .bindparams(bindparam("ids", type_=ARRAY(Uuid())))
-    .columns(*(getattr(Volume, name) for name in Held._fields))
+    .columns(*(getattr(Volume, name) for name in LockedVolume._fields))
 )
 
-_TAKE_EACH: Final = text("""
+_ACQUIRE_EACH: Final = text("""
     UPDATE volumes
     SET state = :state, job_id = taken.job_id, version = version + 1, updated_at = now()
     FROM jsonb_to_recordset(:taken) AS taken (id uuid, job_id uuid)
@@ -133,7 +133,7 @@ class VolumeRepository:
         await self._flush(volume)
         return volume
 
-    async def add_free(self, volumes: Sequence[Volume]) -> set[UUID]:
+    async def add_with_free_names(self, volumes: Sequence[Volume]) -> set[UUID]:
         """Write those of these new volumes down whose names are free; returns which ones.
 
         Of two with the same name the first is written. For a name that somebody else is just taking, in a transaction
@@ -142,7 +142,7 @@ class VolumeRepository:
         Raises:
             DatabaseUnavailable: then it was still not decided who gets it (`was_locked`).
         """
-        rows = [{name: plain(getattr(volume, name)) for name in _ADDED} for volume in volumes]
+        rows = [{name: json_value(getattr(volume, name)) for name in _RETURNED} for volume in volumes]
         return set((await self._session.scalars(_ADD, {"volumes": rows})).all())
 
     async def get(self, volume_id: UUID) -> Volume:
@@ -167,7 +167,7 @@ class VolumeRepository:
             raise VolumeNotFound(volume_id)
         return volume
 
-    async def take(self, volume_id: UUID, state: VolumeState, job_id: UUID) -> Volume:
+    async def acquire(self, volume_id: UUID, state: VolumeState, job_id: UUID) -> Volume:
         """Give a volume into the hands of a job; the row stays locked, so of fifty that ask at once one gets it.
 
         Raises:
@@ -180,29 +180,29 @@ class VolumeRepository:
         volume.version += 1
         return volume
 
-    async def places(self, volume_ids: Collection[UUID]) -> dict[UUID, str]:
+    async def backends_of(self, volume_ids: Collection[UUID]) -> dict[UUID, str]:
         """Tell on which backend each of these volumes is, as far as they exist."""
         query = select(Volume.id, Volume.backend).where(Volume.id.in_(volume_ids))
         return {row.id: row.backend for row in await self._session.execute(query)}
 
-    async def lock_many(self, volume_ids: Collection[UUID]) -> Sequence[Held]:
+    async def lock_many(self, volume_ids: Collection[UUID]) -> Sequence[LockedVolume]:
         """Read those of these volumes that exist, keep others from changing them, and lock in the order of ids."""
-        return [Held(*row) for row in await self._session.execute(_LOCK_MANY, {"ids": list(volume_ids)})]
+        return [LockedVolume(*row) for row in await self._session.execute(_LOCK_MANY, {"ids": list(volume_ids)})]
 
-    async def lock_free(self, volume_ids: Collection[UUID]) -> Sequence[Held]:
+    async def lock_available(self, volume_ids: Collection[UUID]) -> Sequence[LockedVolume]:
         """The same without those that somebody has locked: nobody is waited for."""
-        return [Held(*row) for row in await self._session.execute(_LOCK_FREE, {"ids": list(volume_ids)})]
+        return [LockedVolume(*row) for row in await self._session.execute(_LOCK_AVAILABLE, {"ids": list(volume_ids)})]
 
-    async def take_each(self, jobs: Mapping[UUID, UUID], state: VolumeState) -> None:
+    async def acquire_each(self, jobs: Mapping[UUID, UUID], state: VolumeState) -> None:
         """Give locked volumes into the hands of jobs, each into those of its own: ``jobs`` by volume."""
         taken = [{"id": str(volume_id), "job_id": str(job_id)} for volume_id, job_id in jobs.items()]
-        await self._session.execute(_TAKE_EACH, {"taken": taken, "state": state})
+        await self._session.execute(_ACQUIRE_EACH, {"taken": taken, "state": state})
 
-    async def take_many(self, volumes: Sequence[Held], state: VolumeState, job_id: UUID) -> dict[UUID, int]:
+    async def acquire_many(self, volumes: Sequence[LockedVolume], state: VolumeState, job_id: UUID) -> dict[UUID, int]:
         """Give locked volumes into the hands of a job; returns their new versions."""
         if volumes:
             given = {"ids": [volume.id for volume in volumes], "state": state, "job_id": job_id}
-            await self._session.execute(_TAKE_MANY, given)
+            await self._session.execute(_ACQUIRE_MANY, given)
         return {volume.id: volume.version + 1 for volume in volumes}
 
     async def raise_versions(self, volume_ids: Collection[UUID], job_id: UUID) -> None:
@@ -210,7 +210,7 @@ class VolumeRepository:
         query = update(Volume).where(Volume.id.in_(volume_ids), Volume.job_id == job_id)
         await self._session.execute(query.values(version=Volume.version + 1))
 
-    async def note_usage(self, used: Mapping[UUID, int]) -> None:
+    async def record_usage(self, used: Mapping[UUID, int]) -> None:
         """Write down how many bytes of each volume were found allocated just now."""
         if not used:
             return
@@ -228,31 +228,31 @@ class VolumeRepository:
         volume.name = name
         await self._flush(volume)
 
-    async def page(self, wanted: VolumeFilter, *, before: UUID | None, limit: int) -> Sequence[Volume]:
+    async def page(self, filters: VolumeFilter, *, before: UUID | None, limit: int) -> Sequence[Volume]:
         """Read ``limit`` volumes and one more, newest first."""
         query = select(Volume).order_by(Volume.id.desc()).limit(limit + 1)
-        if wanted.state is not None:
-            query = query.where(Volume.state == wanted.state)
-        if wanted.name is not None:
-            query = query.where(Volume.name == wanted.name)
-        if wanted.labels:
-            query = query.where(Volume.labels.contains(wanted.labels))
+        if filters.state is not None:
+            query = query.where(Volume.state == filters.state)
+        if filters.name is not None:
+            query = query.where(Volume.name == filters.name)
+        if filters.labels:
+            query = query.where(Volume.labels.contains(filters.labels))
         if before is not None:
             query = query.where(Volume.id < before)
         return (await self._session.scalars(query)).all()
 
-    async def let_go(self, endings: Sequence[Ending], state: VolumeState) -> Sequence[UUID]:
+    async def release(self, endings: Sequence[Release], state: VolumeState) -> Sequence[UUID]:
         """Bring volumes to rest in ``state`` at the end of the jobs that had them; returns which ones there were."""
-        return await self._end(_LET_GO, endings, state=state)
+        return await self._release(_RELEASE, endings, state=state)
 
-    async def remove(self, endings: Sequence[Ending]) -> Sequence[UUID]:
+    async def remove(self, endings: Sequence[Release]) -> Sequence[UUID]:
         """Strike off volumes that their jobs have deleted; returns which ones there were."""
-        return await self._end(_REMOVE, endings)
+        return await self._release(_REMOVE, endings)
 
-    async def _end(self, statement: TextualSelect, endings: Sequence[Ending], **more: str) -> Sequence[UUID]:
+    async def _release(self, statement: TextualSelect, endings: Sequence[Release], **more: str) -> Sequence[UUID]:
         if not endings:
             return []
-        return (await self._session.scalars(statement, {**in_columns(endings), **more})).all()
+        return (await self._session.scalars(statement, {**as_arrays(endings), **more})).all()
 
     async def _flush(self, volume: Volume) -> None:
         name = volume.name
@@ -269,7 +269,7 @@ def name_taken(name: str) -> NameTaken:
     return NameTaken(f"There is already a volume named {name!r}.", field="name")
 
 
-def require_ready(volume: Volume | Held, state: VolumeState) -> None:
+def require_ready(volume: Volume | LockedVolume, state: VolumeState) -> None:
     """Make sure that a volume can go over to ``state`` now.
 
     Raises:

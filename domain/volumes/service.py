@@ -15,19 +15,19 @@ from uuid_utils.compat import uuid7
 
 from domain.database import Database
 from domain.errors import Invalid, UnknownBackend
-from domain.jobs.acceptance import NOBODY, Origin, accepting, say_accepted
-from domain.jobs.kinds import Finished, GivenUp
-from domain.jobs.model import Job, again
-from domain.jobs.orders import WorkOrder
-from domain.jobs.outcomes import Done, Payload
+from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, idempotent_transaction, log_accepted
+from domain.jobs.kinds import FailedJobs, SucceededJobs
+from domain.jobs.model import Job, retry_columns
+from domain.jobs.orders import ClaimedJob
+from domain.jobs.outcomes import Payload, Succeeded
 from domain.jobs.queue import JobQueue
 from domain.jobs.repository import JobRepository
 from domain.paging import Page, PageRequest
 from domain.storage.backends import Backends
 from domain.storage.driver import Grant, StorageDriver
 from domain.volumes.growth import Growth
-from domain.volumes.intake import Intake
-from domain.volumes.jobs import endings, job_on, require_all, result_of, volume_of
+from domain.volumes.intake import RequestBatcher
+from domain.volumes.jobs import job_on, releases, require_all, result_of, volume_of
 from domain.volumes.model import Volume
 from domain.volumes.repository import VolumeFilter, VolumeRepository
 from domain.volumes.states import VolumeState
@@ -48,7 +48,7 @@ class NewVolume:
     labels: dict[str, str] = field(default_factory=dict)
     autogrow: dict[str, Any] | None = None
 
-    def row(self, *, backend: str, size: int, job_id: UUID) -> Volume:
+    def to_row(self, *, backend: str, size: int, job_id: UUID) -> Volume:
         """Make the volume that is to be, in the hands of the job that is to make it; ``size`` in bytes."""
         return Volume(
             id=uuid7(),
@@ -85,7 +85,7 @@ class VolumeService:
         self._queue = queue
         self._backends = backends
         self._max_attempts = max_attempts
-        self._intake = Intake(database, max_attempts=max_attempts)
+        self._requests = RequestBatcher(database, max_attempts=max_attempts)
 
     # --- reading and naming ------------------------------------------------------------------------------
 
@@ -98,7 +98,7 @@ class VolumeService:
         async with self._database.transaction() as session:
             return await VolumeRepository(session).get(volume_id)
 
-    async def list_volumes(self, wanted: VolumeFilter, request: PageRequest) -> Page[Volume]:
+    async def list_volumes(self, filters: VolumeFilter, request: PageRequest) -> Page[Volume]:
         """List volumes, newest first.
 
         Raises:
@@ -106,7 +106,7 @@ class VolumeService:
         """
         before = request.before
         async with self._database.transaction() as session:
-            return request.page(await VolumeRepository(session).page(wanted, before=before, limit=request.limit))
+            return request.page(await VolumeRepository(session).page(filters, before=before, limit=request.limit))
 
     async def change(self, volume_id: UUID, change: VolumeChange) -> Volume:
         """Rename a volume, or replace its labels or its autogrow policy; allowed while a job has it.
@@ -130,11 +130,11 @@ class VolumeService:
 
     def path(self, volume: Volume) -> str | None:
         """Where a user finds the volume's bytes; None on a backend without files, or one that is configured no more."""
-        return self._backends.reach(volume.backend).path(volume.id) if volume.backend in self._backends else None
+        return self._backends.get(volume.backend).path(volume.id) if volume.backend in self._backends else None
 
     # --- create ------------------------------------------------------------------------------------------
 
-    async def request_create(self, wanted: NewVolume, *, origin: Origin = NOBODY) -> Job:
+    async def request_create(self, wanted: NewVolume, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Accept a new volume.
 
         Raises:
@@ -144,34 +144,34 @@ class VolumeService:
         """
         volume = self._new_volume(wanted)
         job = self._job("volume.create", volume, {"size": volume.size}, created_by=origin.caller)
-        if origin.key is None and await self._intake.create(volume, job):
-            return await self._accepted(job)
-        async with accepting(self._database, origin) as acceptance:
+        if origin.key is None and await self._requests.create(volume, job):
+            return await self._log_and_dispatch(job)
+        async with idempotent_transaction(self._database, origin) as acceptance:
             await VolumeRepository(acceptance.session).add(volume)
             acceptance.job = await JobRepository(acceptance.session).add(job)
-        return await self._ring(job)
+        return await self._dispatch(job)
 
-    async def again_create(self, session: AsyncSession, ended: Job) -> Job:
+    async def retry_create(self, session: AsyncSession, ended: Job) -> Job:
         """Try once more to create a volume that ended in ``error``."""
-        volume = await VolumeRepository(session).take(volume_of(ended), VolumeState.CREATING, uuid7())
+        volume = await VolumeRepository(session).acquire(volume_of(ended), VolumeState.CREATING, uuid7())
         return await self._add_retry(session, ended, volume, {"size": ended.params["size"]})
 
-    async def create(self, job: WorkOrder, grant: Grant) -> Done:
+    async def create(self, job: ClaimedJob, grant: Grant) -> Succeeded:
         """Make the volume on its backend."""
         driver, volume_id = self._storage(job)
-        return Done(result_of(job, await driver.create(volume_id, job.params["size"], grant)))
+        return Succeeded(result_of(job, await driver.create(volume_id, job.params["size"], grant)))
 
-    async def record_create(self, session: AsyncSession, done: Finished) -> None:
+    async def record_create(self, session: AsyncSession, done: SucceededJobs) -> None:
         """The volumes are there, with the sizes that they got."""
-        require_all(done, await VolumeRepository(session).let_go(endings(done), VolumeState.AVAILABLE))
+        require_all(done, await VolumeRepository(session).release(releases(done), VolumeState.AVAILABLE))
 
-    async def abandon_create(self, session: AsyncSession, given_up: GivenUp) -> None:
+    async def abandon_create(self, session: AsyncSession, given_up: FailedJobs) -> None:
         """The volumes may or may not be there: they can be deleted, or the jobs retried."""
-        await VolumeRepository(session).let_go(endings(given_up), VolumeState.ERROR)
+        await VolumeRepository(session).release(releases(given_up), VolumeState.ERROR)
 
     # --- expand ------------------------------------------------------------------------------------------
 
-    async def request_expand(self, volume_id: UUID, growth: Growth, *, origin: Origin = NOBODY) -> Job:
+    async def request_expand(self, volume_id: UUID, growth: Growth, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Accept a larger size for a volume.
 
         Raises:
@@ -179,36 +179,36 @@ class VolumeService:
             VolumeBusy, VolumeUnusable: it is not available.
             ShrinkRefused, SizeLimitExceeded: the new size is out of the question.
         """
-        if origin.key is None and (taken := await self._intake.expand(volume_id, growth, origin.caller)):
-            return await self._accepted(taken)
-        async with accepting(self._database, origin) as acceptance:
-            volume = await VolumeRepository(acceptance.session).take(volume_id, VolumeState.EXPANDING, uuid7())
+        if origin.key is None and (taken := await self._requests.expand(volume_id, growth, origin.caller)):
+            return await self._log_and_dispatch(taken)
+        async with idempotent_transaction(self._database, origin) as acceptance:
+            volume = await VolumeRepository(acceptance.session).acquire(volume_id, VolumeState.EXPANDING, uuid7())
             job = self._job("volume.expand", volume, {"to_size": growth.target(volume.size)}, created_by=origin.caller)
             acceptance.job = await JobRepository(acceptance.session).add(job)
-        return await self._ring(job)
+        return await self._dispatch(job)
 
-    async def again_expand(self, session: AsyncSession, ended: Job) -> Job:
+    async def retry_expand(self, session: AsyncSession, ended: Job) -> Job:
         """Ask once more for the size that was wanted then."""
-        volume = await VolumeRepository(session).take(volume_of(ended), VolumeState.EXPANDING, uuid7())
+        volume = await VolumeRepository(session).acquire(volume_of(ended), VolumeState.EXPANDING, uuid7())
         to_size = Growth(to=ended.params["to_size"]).target(volume.size)
         return await self._add_retry(session, ended, volume, {"to_size": to_size})
 
-    async def expand(self, job: WorkOrder, grant: Grant) -> Done:
+    async def expand(self, job: ClaimedJob, grant: Grant) -> Succeeded:
         """Grow the volume on its backend to the size that the job names."""
         driver, volume_id = self._storage(job)
-        return Done(result_of(job, await driver.expand(volume_id, job.params["to_size"], grant)))
+        return Succeeded(result_of(job, await driver.expand(volume_id, job.params["to_size"], grant)))
 
-    async def record_expand(self, session: AsyncSession, done: Finished) -> None:
+    async def record_expand(self, session: AsyncSession, done: SucceededJobs) -> None:
         """The volumes have the sizes that their backends report."""
-        require_all(done, await VolumeRepository(session).let_go(endings(done), VolumeState.AVAILABLE))
+        require_all(done, await VolumeRepository(session).release(releases(done), VolumeState.AVAILABLE))
 
-    async def abandon_expand(self, session: AsyncSession, given_up: GivenUp) -> None:
+    async def abandon_expand(self, session: AsyncSession, given_up: FailedJobs) -> None:
         """The volumes are what they were found to be."""
-        await VolumeRepository(session).let_go(endings(given_up), VolumeState.AVAILABLE)
+        await VolumeRepository(session).release(releases(given_up), VolumeState.AVAILABLE)
 
     # --- delete ------------------------------------------------------------------------------------------
 
-    async def request_delete(self, volume_id: UUID, *, origin: Origin = NOBODY) -> Job:
+    async def request_delete(self, volume_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Accept the end of a volume; one in the state ``error`` can be deleted too.
 
         Raises:
@@ -216,36 +216,36 @@ class VolumeService:
             VolumeBusy: a job has it.
             VolumeHasSnapshots: they would lose what they depend on.
         """
-        async with accepting(self._database, origin) as acceptance:
-            volume = await VolumeRepository(acceptance.session).take(volume_id, VolumeState.DELETING, uuid7())
+        async with idempotent_transaction(self._database, origin) as acceptance:
+            volume = await VolumeRepository(acceptance.session).acquire(volume_id, VolumeState.DELETING, uuid7())
             await self._refuse_delete(acceptance.session, volume_id)
             job = self._job("volume.delete", volume, {}, created_by=origin.caller)
             acceptance.job = await JobRepository(acceptance.session).add(job)
-        return await self._ring(job)
+        return await self._dispatch(job)
 
-    async def again_delete(self, session: AsyncSession, ended: Job) -> Job:
+    async def retry_delete(self, session: AsyncSession, ended: Job) -> Job:
         """Try once more to delete a volume."""
-        volume = await VolumeRepository(session).take(volume_of(ended), VolumeState.DELETING, uuid7())
+        volume = await VolumeRepository(session).acquire(volume_of(ended), VolumeState.DELETING, uuid7())
         await self._refuse_delete(session, volume.id)
         return await self._add_retry(session, ended, volume, {})
 
-    async def delete(self, job: WorkOrder, grant: Grant) -> Done:
+    async def delete(self, job: ClaimedJob, grant: Grant) -> Succeeded:
         """Remove the volume from its backend."""
         driver, volume_id = self._storage(job)
         await driver.delete(volume_id, grant)
-        return Done(result_of(job, None))
+        return Succeeded(result_of(job, None))
 
-    async def record_delete(self, session: AsyncSession, done: Finished) -> None:
+    async def record_delete(self, session: AsyncSession, done: SucceededJobs) -> None:
         """The volumes are gone."""
-        require_all(done, await VolumeRepository(session).remove(endings(done)))
+        require_all(done, await VolumeRepository(session).remove(releases(done)))
 
-    async def abandon_delete(self, session: AsyncSession, given_up: GivenUp) -> None:
+    async def abandon_delete(self, session: AsyncSession, given_up: FailedJobs) -> None:
         """The volumes may be gone or not: they can be deleted again."""
-        await VolumeRepository(session).let_go(endings(given_up), VolumeState.ERROR)
+        await VolumeRepository(session).release(releases(given_up), VolumeState.ERROR)
 
     # --- what the use cases share ------------------------------------------------------------------------
 
-    async def seal(self, job: WorkOrder, grant: Grant) -> Payload:
+    async def seal(self, job: ClaimedJob, grant: Grant) -> Payload:
         """Shut earlier attempts out of the storage for good, and report what they left there."""
         driver, volume_id = self._storage(job)
         return result_of(job, await driver.seal(volume_id, grant))
@@ -256,23 +256,23 @@ class VolumeService:
             raise UnknownBackend(f"There is no backend named {backend!r}.", field="backend")
         if wanted.size is None:
             raise Invalid("A volume needs a size.", field="size")
-        return wanted.row(backend=backend, size=wanted.size, job_id=uuid7())
+        return wanted.to_row(backend=backend, size=wanted.size, job_id=uuid7())
 
     def _job(self, kind: str, volume: Volume, params: Payload, **columns: Any) -> Job:
         return job_on(volume, kind, params, max_attempts=self._max_attempts, **columns)
 
     async def _add_retry(self, session: AsyncSession, ended: Job, volume: Volume, params: Payload) -> Job:
-        job = self._job(ended.kind, volume, params, **again(ended))
+        job = self._job(ended.kind, volume, params, **retry_columns(ended))
         return await JobRepository(session).add(job)
 
-    async def _accepted(self, job: Job) -> Job:
+    async def _log_and_dispatch(self, job: Job) -> Job:
         """Go on with a job that was accepted together with others."""
-        say_accepted(job)
-        return await self._ring(job)
+        log_accepted(job)
+        return await self._dispatch(job)
 
-    async def _ring(self, job: Job) -> Job:
-        await self._queue.ring([job.ring])
+    async def _dispatch(self, job: Job) -> Job:
+        await self._queue.dispatch([job.dispatch])
         return job
 
-    def _storage(self, job: WorkOrder) -> tuple[StorageDriver, UUID]:
-        return self._backends.reach(job.backend or ""), volume_of(job)
+    def _storage(self, job: ClaimedJob) -> tuple[StorageDriver, UUID]:
+        return self._backends.get(job.backend or ""), volume_of(job)

@@ -8,17 +8,17 @@ import pytest
 from domain.settings import Settings
 from tests.acceptance.report import Report
 from tests.acceptance.scale import LONG
-from tests.acceptance.yard import ROOT, Yard
+from tests.acceptance.yard import ROOT, Cluster
 
 
 @pytest.fixture
-def yard(settings: Settings, tmp_path: Path) -> Iterator[Yard]:
-    yard = Yard(settings.model_copy(update={"lease_seconds": 1.5}), tmp_path)
-    yard.settings = yard.settings.model_copy(update={"backends": {"local": yard.url()}})
+def cluster(settings: Settings, tmp_path: Path) -> Iterator[Cluster]:
+    cluster = Cluster(settings.model_copy(update={"lease_seconds": 1.5}), tmp_path)
+    cluster.settings = cluster.settings.model_copy(update={"backends": {"local": cluster.url()}})
     try:
-        yield yard
+        yield cluster
     finally:
-        yard.clear()
+        cluster.clear()
 
 
 @pytest.fixture(scope="session")

@@ -63,5 +63,5 @@ def assert_orderly(path: Path, job: Job) -> None:
     assert fences == sorted(fences)
     own = [entry for entry in entries if entry.job_id == job.id]
     assert own, "a job that succeeded has published"
-    assert own[-1].fence[1] <= job.rings
+    assert own[-1].fence[1] <= job.epoch
     assert all(entry.at <= job.finished_at for entry in own)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.acceptance.scale import SCALE
-from tests.acceptance.traffic import Book
+from tests.acceptance.traffic import Expectations
 from tests.acceptance.verdict import Verdict
 
 _HEAD = f"""# Faults
@@ -24,9 +24,9 @@ class Report:
     path: Path | None
     lines: list[str] = field(default_factory=list)
 
-    def note(self, storm: str, seconds: float, book: Book, verdict: Verdict) -> None:
+    def note(self, storm: str, seconds: float, expected: Expectations, verdict: Verdict) -> None:
         attempts = _words({f"{number}x": jobs for number, jobs in sorted(verdict.attempts.items())})
-        cells = [storm, verdict.jobs, f"{seconds:.0f}", _words(book.strikes), book.answers[503], attempts]
+        cells = [storm, verdict.jobs, f"{seconds:.0f}", _words(expected.strikes), expected.answers[503], attempts]
         cells += [verdict.published_again, _words(verdict.signals)]
         self.lines.append("| " + " | ".join(map(str, cells)) + " |\n")
         if self.path is not None:

@@ -18,8 +18,8 @@ import domain.services
 import domain.storage.file_tree
 from domain.bulk.chunks import Chunks
 from domain.bulk.service import BulkService
-from domain.jobs.foreman import Claim, Foreman
-from domain.jobs.model import Ring
+from domain.jobs.foreman import Claim, JobEngine
+from domain.jobs.model import Dispatch
 from domain.jobs.parents import ParentRepository
 from domain.jobs.queue import JobQueue
 from domain.services import Handler
@@ -32,10 +32,10 @@ from worker.runner import Runner
 #: Where it strikes: (class, method, whether before the method or after it).
 ARROWS: dict[str, tuple[type, str, str]] = {
     "before the claim": (Runner, "claim", "before"),
-    "after the claim": (Foreman, "claim", "after"),
+    "after the claim": (JobEngine, "claim", "after"),
     "before publishing": (FenceRecord, "write", "before"),
     "after publishing": (Grant, "published", "before"),
-    "before the commit": (Foreman, "_conclude", "after"),
+    "before the commit": (JobEngine, "_conclude", "after"),
     "after the commit": (JobQueue, "announce", "before"),
 }
 
@@ -111,8 +111,8 @@ def grow_old(kind: str) -> None:
         del table[kind]
         return table
 
-    async def told(self: Runner, ring: Ring) -> Claim | None:
-        claimed = await claim(self, ring)
+    async def told(self: Runner, dispatch: Dispatch) -> Claim | None:
+        claimed = await claim(self, dispatch)
         if claimed is None:
             sys.stderr.write("UNANSWERED\n")
             sys.stderr.flush()

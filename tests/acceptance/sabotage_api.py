@@ -16,5 +16,5 @@ async def die(*_: Any) -> NoReturn:
 
 
 if __name__ == "__main__":
-    setattr(JobQueue, "ring", die)  # noqa: B010
+    setattr(JobQueue, "epoch", die)  # noqa: B010
     uvicorn.run("api.main:app", port=int(sys.argv[1]), access_log=False, log_level="warning")

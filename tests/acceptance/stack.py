@@ -22,7 +22,7 @@ from domain.migrations import migrate
 from domain.settings import Settings
 from tests.acceptance.verdict import watch_closely
 from tests.acceptance.waiting import exit_code
-from tests.acceptance.yard import ROOT, Yard
+from tests.acceptance.yard import ROOT, Cluster
 
 WORKERS = 3
 _LAST_WORDS = 200
@@ -32,7 +32,7 @@ _LAST_WORDS = 200
 class Stack:
     """PostgreSQL, Redis, an API, and a fleet of workers."""
 
-    yard: Yard
+    cluster: Cluster
     servers: EmbeddedServers
     database: Database
     storage: str
@@ -41,7 +41,7 @@ class Stack:
     fleet: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def add_worker(self, **extra: str) -> subprocess.Popen[bytes]:
-        worker = self.yard.start_worker(url=self.storage, log=self.log, **extra)
+        worker = self.cluster.start_worker(url=self.storage, log=self.log, **extra)
         self.fleet.append(worker)
         return worker
 
@@ -74,7 +74,9 @@ class Stack:
     async def inspect(self) -> list[dict[str, Any]]:
         """What `cistern check --repair` finds; it must be able to repair all of it."""
         command = [sys.executable, "-c", "from api.cli import main; main()", "check", "--repair", "--json"]
-        environment = os.environ | self.yard.environment() | {"CISTERN_BACKENDS": f'{{"local": "{self.yard.url()}"}}'}
+        environment = (
+            os.environ | self.cluster.environment() | {"CISTERN_BACKENDS": f'{{"local": "{self.cluster.url()}"}}'}
+        )
         done = await asyncio.to_thread(subprocess.run, command, cwd=ROOT, env=environment, capture_output=True)
         assert done.returncode == 0, done
         return [json.loads(line) for line in done.stdout.splitlines()]
@@ -91,7 +93,7 @@ class Stack:
             return set(await session.scalars(text("SELECT pid FROM workers")))
 
     def start_api(self) -> None:
-        self.address = self.yard.start_api(log=self.log)
+        self.address = self.cluster.start_api(log=self.log)
 
 
 @asynccontextmanager
@@ -106,11 +108,11 @@ async def standing(*, workers: int = WORKERS, delay_ms: int = 20, **settings: An
             _env_file=None,
             **({"lease_seconds": 3, "retry_seconds": 0.1} | settings),
         )
-        yard = Yard(chosen, folder)
+        cluster = Cluster(chosen, folder)
         database = Database(servers.database_url)
         try:
             await watch_closely(database)
-            stack = Stack(yard, servers, database, yard.url(delay_ms=delay_ms), folder / "log")
+            stack = Stack(cluster, servers, database, cluster.url(delay_ms=delay_ms), folder / "log")
             for _ in range(workers):
                 stack.add_worker()
             await asyncio.to_thread(stack.start_api)
@@ -121,4 +123,4 @@ async def standing(*, workers: int = WORKERS, delay_ms: int = 20, **settings: An
             raise
         finally:
             await database.close()
-            yard.clear()
+            cluster.clear()

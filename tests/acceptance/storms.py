@@ -9,7 +9,7 @@ from random import Random
 import redis.asyncio
 
 from tests.acceptance.stack import Stack
-from tests.acceptance.traffic import Book
+from tests.acceptance.traffic import Expectations
 
 Strike = Callable[[Stack, Random], Awaitable[None]]
 
@@ -42,7 +42,7 @@ async def put_a_worker_to_sleep(stack: Stack, random: Random) -> None:
     worker = random.choice(stack.fleet)
     worker.send_signal(signal.SIGSTOP)
     try:
-        await asyncio.sleep(stack.yard.settings.lease_seconds * random.uniform(1.2, 2))
+        await asyncio.sleep(stack.cluster.settings.lease_seconds * random.uniform(1.2, 2))
     finally:
         worker.send_signal(signal.SIGCONT)
 
@@ -62,7 +62,7 @@ SHORT_STORMS: dict[str, tuple[Sequence[Strike], float]] = {"one of each": (EACH,
 
 
 @asynccontextmanager
-async def raging(name: str, stack: Stack, book: Book, *, seed: int) -> AsyncIterator[None]:
+async def raging(name: str, stack: Stack, expected: Expectations, *, seed: int) -> AsyncIterator[None]:
     """Have a storm rage as long as the block lasts, and come to rest when it ends."""
     strikes, every = (STORMS | SHORT_STORMS)[name]
     calm = asyncio.Event()
@@ -72,7 +72,7 @@ async def raging(name: str, stack: Stack, book: Book, *, seed: int) -> AsyncIter
             if await _true_within(calm, every):
                 return
             await strike(stack, random)
-            book.strikes[strike.__name__] += 1
+            expected.strikes[strike.__name__] += 1
 
     async with asyncio.TaskGroup() as group:
         group.create_task(rage())

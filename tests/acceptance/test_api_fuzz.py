@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.yard import ROOT, Yard
+from tests.acceptance.yard import ROOT, Cluster
 
 #: Values that the document allows are refused for what they mean: a name that is taken, a size that would shrink a
 #: volume, a thing that is not there. A document cannot say that, so this check would be wrong about many an answer.
@@ -50,9 +50,9 @@ def answers(folder: Path) -> Counter[int]:
 @pytest.mark.parametrize(
     "part", ["--exclude-path-regex=^/api/v0", "--include-path-regex=^/api/v0"], ids=["version 1", "version 0"]
 )
-def test_the_running_api_keeps_its_word(yard: Yard, tmp_path: Path, part: str) -> None:
-    yard.start_worker(CISTERN_BUSY_SECONDS="1", CISTERN_LOG_LEVEL="error")
-    told = fuzz(yard.start_api(), tmp_path, part)
+def test_the_running_api_keeps_its_word(cluster: Cluster, tmp_path: Path, part: str) -> None:
+    cluster.start_worker(CISTERN_BUSY_SECONDS="1", CISTERN_LOG_LEVEL="error")
+    told = fuzz(cluster.start_api(), tmp_path, part)
 
     assert told.returncode == 0, told.stdout + told.stderr
     seen = answers(tmp_path)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.acceptance.test_http import MIB, client, created, poll
 from tests.acceptance.waiting import exit_code
-from tests.acceptance.yard import ROOT, Yard
+from tests.acceptance.yard import ROOT, Cluster
 
 KEY = {"Idempotency-Key": "once-and-for-all"}
 
@@ -31,9 +31,9 @@ async def jobs(http: httpx.AsyncClient, kind: str) -> list[dict[str, Any]]:
     ],
 )
 async def test_one_key_sent_twenty_times_at_once_is_one_job_and_one_answer(
-    yard: Yard, address: str, kind: str, body: dict[str, Any], other: dict[str, Any]
+    cluster: Cluster, address: str, kind: str, body: dict[str, Any], other: dict[str, Any]
 ) -> None:
-    async with client(yard) as http:
+    async with client(cluster) as http:
         answers = await asyncio.gather(*(http.post(address, json=body, headers=KEY) for _ in range(20)))
 
         assert [answer.status_code for answer in answers] == [202] * 20
@@ -47,8 +47,8 @@ async def test_one_key_sent_twenty_times_at_once_is_one_job_and_one_answer(
         assert len(await jobs(http, kind)) == 1
 
 
-async def test_of_twenty_in_flight_the_next_takes_its_turn_when_the_first_is_refused(yard: Yard) -> None:
-    async with client(yard) as http:
+async def test_of_twenty_in_flight_the_next_takes_its_turn_when_the_first_is_refused(cluster: Cluster) -> None:
+    async with client(cluster) as http:
         address = "/volumes/00000000-0000-7000-8000-000000000000/expand"
         answers = await asyncio.gather(*(http.post(address, json={"by": 1}, headers=KEY) for _ in range(20)))
 
@@ -56,17 +56,17 @@ async def test_of_twenty_in_flight_the_next_takes_its_turn_when_the_first_is_ref
         assert (await http.post("/volumes", json={"name": "a", "size": 1}, headers=KEY)).status_code == 202
 
 
-def start_doomed_api(yard: Yard) -> tuple[subprocess.Popen[bytes], str]:
+def start_doomed_api(cluster: Cluster) -> tuple[subprocess.Popen[bytes], str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    backends = f'{{"local": "{yard.url()}"}}'
+    backends = f'{{"local": "{cluster.url()}"}}'
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.acceptance.sabotage_api", str(port)],
         cwd=ROOT,
-        env=os.environ | yard.environment() | {"CISTERN_BACKENDS": backends},
+        env=os.environ | cluster.environment() | {"CISTERN_BACKENDS": backends},
     )
-    yard.processes.append(process)
+    cluster.processes.append(process)
     return process, f"http://127.0.0.1:{port}"
 
 
@@ -80,8 +80,10 @@ async def until_ready(address: str) -> None:
                 await asyncio.sleep(0.05)
 
 
-async def test_after_a_kill_between_commit_and_ring_the_same_key_is_the_same_job_and_gets_done(yard: Yard) -> None:
-    doomed, address = start_doomed_api(yard)
+async def test_after_a_kill_between_commit_and_ring_the_same_key_is_the_same_job_and_gets_done(
+    cluster: Cluster,
+) -> None:
+    doomed, address = start_doomed_api(cluster)
     await until_ready(address)
     body = {"name": "a", "size": MIB}
     async with httpx.AsyncClient(base_url=f"{address}/api/v1") as http:
@@ -89,8 +91,8 @@ async def test_after_a_kill_between_commit_and_ring_the_same_key_is_the_same_job
             await http.post("/volumes", json=body, headers=KEY)
     assert await exit_code(doomed) == -signal.SIGKILL
 
-    yard.start_worker()
-    async with client(yard) as http:
+    cluster.start_worker()
+    async with client(cluster) as http:
         again = await http.post("/volumes", json=body, headers=KEY)
 
         assert (again.status_code, again.headers["idempotency-replayed"]) == (202, "true")
@@ -102,8 +104,8 @@ async def test_after_a_kill_between_commit_and_ring_the_same_key_is_the_same_job
         assert Path(volume["path"]).stat().st_size == MIB
 
 
-async def test_after_a_kill_between_commit_and_ring_all_that_were_accepted_together_get_done(yard: Yard) -> None:
-    doomed, address = start_doomed_api(yard)
+async def test_after_a_kill_between_commit_and_ring_all_that_were_accepted_together_get_done(cluster: Cluster) -> None:
+    doomed, address = start_doomed_api(cluster)
     await until_ready(address)
     async with httpx.AsyncClient(base_url=f"{address}/api/v1") as http:
         asked = (http.post("/volumes", json={"name": f"v{n}", "size": MIB}) for n in range(20))
@@ -111,8 +113,8 @@ async def test_after_a_kill_between_commit_and_ring_all_that_were_accepted_toget
     assert {isinstance(end, httpx.TransportError) for end in ends} == {True}
     assert await exit_code(doomed) == -signal.SIGKILL
 
-    yard.start_worker()
-    async with client(yard) as http:
+    cluster.start_worker()
+    async with client(cluster) as http:
         accepted = await jobs(http, "volume.create")
         done = [await poll(http, job, "succeeded") for job in accepted]
         volumes = (await http.get("/volumes")).json()["items"]
@@ -123,9 +125,9 @@ async def test_after_a_kill_between_commit_and_ring_all_that_were_accepted_toget
     assert {Path(volume["path"]).stat().st_size for volume in volumes} == {MIB}
 
 
-async def test_a_retry_under_a_key_is_one_retry(yard: Yard) -> None:
-    yard.start_worker(url=yard.url(fail="expand:storage-full*1"))
-    async with client(yard) as http:
+async def test_a_retry_under_a_key_is_one_retry(cluster: Cluster) -> None:
+    cluster.start_worker(url=cluster.url(fail="expand:storage-full*1"))
+    async with client(cluster) as http:
         volume = await created(http, "a")
         wait = {"Prefer": "wait=30"}
         failed = (await http.post(f"/volumes/{volume['id']}/expand", json={"by": MIB}, headers=wait)).json()

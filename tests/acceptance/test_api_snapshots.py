@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from tests.acceptance.test_http import MIB, client, created
-from tests.acceptance.yard import Yard
+from tests.acceptance.yard import Cluster
 
 WAIT = {"Prefer": "wait=30"}
 
@@ -20,9 +20,9 @@ async def done(http: httpx.AsyncClient, method: str, address: str, **body: Any) 
     return job
 
 
-async def test_take_overwrite_expand_restore_is_the_old_bytes_and_the_new_size(yard: Yard) -> None:
-    yard.start_worker()
-    async with client(yard) as http:
+async def test_take_overwrite_expand_restore_is_the_old_bytes_and_the_new_size(cluster: Cluster) -> None:
+    cluster.start_worker()
+    async with client(cluster) as http:
         volume = await created(http, "a", 2 * MIB)
         address, data = f"/volumes/{volume['id']}", Path(volume["path"])
         old = os.urandom(2 * MIB)
@@ -40,9 +40,9 @@ async def test_take_overwrite_expand_restore_is_the_old_bytes_and_the_new_size(y
         assert await asyncio.to_thread(Path(restored["path"]).read_bytes) == old + bytes(MIB)
 
 
-async def test_a_clone_has_the_snapshots_bytes_and_is_independent_afterwards(yard: Yard) -> None:
-    yard.start_worker()
-    async with client(yard) as http:
+async def test_a_clone_has_the_snapshots_bytes_and_is_independent_afterwards(cluster: Cluster) -> None:
+    cluster.start_worker()
+    async with client(cluster) as http:
         volume = await created(http, "a")
         old = os.urandom(MIB)
         Path(volume["path"]).write_bytes(old)
@@ -63,9 +63,9 @@ async def test_a_clone_has_the_snapshots_bytes_and_is_independent_afterwards(yar
         assert Path(clone["path"]).read_bytes() == bytes(2 * MIB)
 
 
-async def test_version_0_does_it_all_without_a_job_to_poll(yard: Yard) -> None:
-    yard.start_worker()
-    async with client(yard) as http:
+async def test_version_0_does_it_all_without_a_job_to_poll(cluster: Cluster) -> None:
+    cluster.start_worker()
+    async with client(cluster) as http:
         v0 = str(http.base_url).replace("v1", "v0")
         made = await http.post(f"{v0}volumes", json={"name": "a", "size": "1MiB"})
         assert (made.status_code, made.json()["state"]) == (201, "available")

@@ -12,7 +12,7 @@ from domain.jobs.repository import JobFilter
 from domain.paging import PageRequest
 from domain.services import Services, open_services
 from tests.acceptance.waiting import exit_code
-from tests.acceptance.yard import SMALL, Yard
+from tests.acceptance.yard import SMALL, Cluster
 
 
 async def accepted(services: Services) -> None:
@@ -22,11 +22,11 @@ async def accepted(services: Services) -> None:
 
 
 @pytest.mark.parametrize(("route", "prefer"), [("/api/v1/volumes", "wait=30"), ("/api/v0/volumes", "")])
-async def test_whoever_waits_gets_the_job_as_it_is(yard: Yard, route: str, prefer: str) -> None:
-    address = yard.start_api()
-    (api,) = yard.processes
+async def test_whoever_waits_gets_the_job_as_it_is(cluster: Cluster, route: str, prefer: str) -> None:
+    address = cluster.start_api()
+    (api,) = cluster.processes
     # Less patience than the half minute that the server would have.
-    async with open_services(yard.settings) as services, httpx.AsyncClient(base_url=address, timeout=20) as client:
+    async with open_services(cluster.settings) as services, httpx.AsyncClient(base_url=address, timeout=20) as client:
         body = {"name": "nobody-works", "size": SMALL}
         waiting = asyncio.create_task(client.post(route, json=body, headers={"Prefer": prefer}))
         await accepted(services)
@@ -37,9 +37,11 @@ async def test_whoever_waits_gets_the_job_as_it_is(yard: Yard, route: str, prefe
     assert await exit_code(api) in (0, -signal.SIGTERM)
 
 
-async def test_who_reads_no_more_is_not_waited_for(yard: Yard) -> None:
-    address = await asyncio.to_thread(yard.start_api, options=("--no-access-log", "--timeout-graceful-shutdown", "1"))
-    (api,) = yard.processes
+async def test_who_reads_no_more_is_not_waited_for(cluster: Cluster) -> None:
+    address = await asyncio.to_thread(
+        cluster.start_api, options=("--no-access-log", "--timeout-graceful-shutdown", "1")
+    )
+    (api,) = cluster.processes
     async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60) as http:
         for _ in range(20):
             await http.post("/volumes/expand", json={"by": SMALL, "ids": [str(uuid4()) for _ in range(10_000)]})

@@ -6,25 +6,25 @@ from uuid import UUID
 
 import pytest
 
-from domain.expansion.policy import BulkExpansion, GrowthPolicy
+from domain.expansion.policy import BulkExpandRequest, GrowthPolicy
 from domain.paging import PageRequest
 from domain.services import Services, open_services
-from domain.snapshots.policy import BulkSnapshot
+from domain.snapshots.policy import BulkSnapshotRequest
 from domain.snapshots.repository import SnapshotFilter
 from domain.volumes.repository import VolumeFilter
 from domain.volumes.service import NewVolume
 from tests.acceptance import journal
 from tests.acceptance.sabotage import BULK_ARROWS, MEASURING_ARROWS
 from tests.acceptance.waiting import exit_code
-from tests.acceptance.yard import Yard
+from tests.acceptance.yard import Cluster
 from tests.bulk import MIB, ended
-from tests.inside import working
+from tests.inside import running_worker
 
 VOLUMES = 12
 
 
-async def prepare(services: Services, yard: Yard) -> None:
-    async with working(yard.settings):
+async def prepare(services: Services, cluster: Cluster) -> None:
+    async with running_worker(cluster.settings):
         jobs = [await services.volumes.request_create(NewVolume(f"v{number}", MIB)) for number in range(VOLUMES)]
         for job in jobs:
             await ended(services, job)
@@ -36,43 +36,43 @@ def taken(path: Path) -> set[tuple[UUID, int]]:
 
 
 @pytest.mark.parametrize("arrow", BULK_ARROWS)
-async def test_a_bulk_outlives_a_worker_killed_at_any_arrow(yard: Yard, arrow: str) -> None:
-    await outlives(yard, arrow, GrowthPolicy(by=MIB))
+async def test_a_bulk_outlives_a_worker_killed_at_any_arrow(cluster: Cluster, arrow: str) -> None:
+    await outlives(cluster, arrow, GrowthPolicy(by=MIB))
 
 
 @pytest.mark.parametrize("arrow", MEASURING_ARROWS)
-async def test_a_bulk_that_measures_outlives_a_worker_killed_around_it(yard: Yard, arrow: str) -> None:
-    await outlives(yard, arrow, GrowthPolicy(by=MIB, usage_above=50))
+async def test_a_bulk_that_measures_outlives_a_worker_killed_around_it(cluster: Cluster, arrow: str) -> None:
+    await outlives(cluster, arrow, GrowthPolicy(by=MIB, usage_above=50))
 
 
-async def outlives(yard: Yard, arrow: str, policy: GrowthPolicy) -> None:
-    async with open_services(yard.settings) as services, services.watcher.watching():
-        await prepare(services, yard)
+async def outlives(cluster: Cluster, arrow: str, policy: GrowthPolicy) -> None:
+    async with open_services(cluster.settings) as services, services.watcher.watching():
+        await prepare(services, cluster)
         for volume in (await services.volumes.list_volumes(VolumeFilter(), PageRequest("all"))).items:
             Path(str(services.volumes.path(volume))).write_bytes(b"x" * MIB)
-        victim = yard.start_worker("tests.acceptance.sabotage", SABOTAGE_ARROW=arrow, SABOTAGE_BLOW="kill")
-        job = await services.expansion.request_expand(BulkExpansion(policy, max_concurrent=3))
+        victim = cluster.start_worker("tests.acceptance.sabotage", SABOTAGE_ARROW=arrow, SABOTAGE_BLOW="kill")
+        job = await services.expansion.request_expand(BulkExpandRequest(policy, max_concurrent=3))
         assert await exit_code(victim) == -signal.SIGKILL
 
-        async with working(yard.settings):
+        async with running_worker(cluster.settings):
             job = await ended(services, job)
 
         volumes = (await services.volumes.list_volumes(VolumeFilter(), PageRequest("all"))).items
         assert (job.status, job.succeeded, job.failed, job.skipped) == ("succeeded", VOLUMES, 0, 0)
         assert {(volume.state, volume.size) for volume in volumes} == {("available", 2 * MIB)}
         assert {Path(str(services.volumes.path(volume))).stat().st_size for volume in volumes} == {2 * MIB}
-        assert taken(yard.journal) == {(volume.id, 3) for volume in volumes}, "once each"
+        assert taken(cluster.journal) == {(volume.id, 3) for volume in volumes}, "once each"
 
 
 @pytest.mark.parametrize("arrow", BULK_ARROWS)
-async def test_a_bulk_snapshot_outlives_a_worker_killed_at_any_arrow(yard: Yard, arrow: str) -> None:
-    async with open_services(yard.settings) as services, services.watcher.watching():
-        await prepare(services, yard)
-        victim = yard.start_worker("tests.acceptance.sabotage", SABOTAGE_ARROW=arrow, SABOTAGE_BLOW="kill")
-        job = await services.bulk_snapshots.request_snapshots(BulkSnapshot("struck", max_concurrent=3))
+async def test_a_bulk_snapshot_outlives_a_worker_killed_at_any_arrow(cluster: Cluster, arrow: str) -> None:
+    async with open_services(cluster.settings) as services, services.watcher.watching():
+        await prepare(services, cluster)
+        victim = cluster.start_worker("tests.acceptance.sabotage", SABOTAGE_ARROW=arrow, SABOTAGE_BLOW="kill")
+        job = await services.bulk_snapshots.request_snapshots(BulkSnapshotRequest("struck", max_concurrent=3))
         assert await exit_code(victim) == -signal.SIGKILL
 
-        async with working(yard.settings):
+        async with running_worker(cluster.settings):
             job = await ended(services, job)
 
         volumes = (await services.volumes.list_volumes(VolumeFilter(), PageRequest("all"))).items
@@ -81,5 +81,5 @@ async def test_a_bulk_snapshot_outlives_a_worker_killed_at_any_arrow(yard: Yard,
         assert {(volume.state, volume.size) for volume in volumes} == {("available", MIB)}
         assert {(one.state, one.size, one.job_id) for one in snapshots} == {("ready", MIB, None)}
         assert sorted(one.volume_id for one in snapshots) == sorted(volume.id for volume in volumes), "one each"
-        on_disk = sorted(path.name for path in yard.volumes.glob("*/snapshots/*"))
+        on_disk = sorted(path.name for path in cluster.volumes.glob("*/snapshots/*"))
         assert on_disk == sorted(str(one.id) for one in snapshots), "and nothing is left over"

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from tests.acceptance.yard import ROOT, Yard
+from tests.acceptance.yard import ROOT, Cluster
 
 WAIT = {"Prefer": "wait=30"}
 NIGHTLY = {"name": "nightly-expand", "cron": "0 2 * * *", "action": "bulk.expand", "params": {"policy": "autogrow"}}
@@ -27,19 +27,19 @@ async def line(process: Process) -> str:
         return (await process.stdout.readline()).decode()
 
 
-async def test_a_bulk_job_is_watched_to_its_end_and_listed_with_it(yard: Yard) -> None:
-    yard.start_worker(url=yard.url(gate=yard.gate()))
-    address = await asyncio.to_thread(yard.start_api)
+async def test_a_bulk_job_is_watched_to_its_end_and_listed_with_it(cluster: Cluster) -> None:
+    cluster.start_worker(url=cluster.url(gate=cluster.gate()))
+    address = await asyncio.to_thread(cluster.start_api)
     async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60) as http:
         for number in range(3):
             await http.post("/volumes", json={"name": f"v{number}", "size": "1MiB"}, headers=WAIT)
-        yard.gate().touch()
+        cluster.gate().touch()
         job = (await http.post("/volumes/expand", json={"to": "3MiB"})).json()
 
     watching = await cistern(address, "jobs", "watch", job["id"])
     while "0 of 3 volumes" not in (seen := await line(watching)):
         assert seen, "it is watched until it has ended"
-    yard.gate().unlink()
+    cluster.gate().unlink()
     rest, _ = await watching.communicate()
 
     assert watching.returncode == 0
@@ -49,9 +49,9 @@ async def test_a_bulk_job_is_watched_to_its_end_and_listed_with_it(yard: Yard) -
     assert (await listing.wait(), listed["id"], listed["status"]) == (0, job["id"], "succeeded")
 
 
-async def test_a_schedule_is_listed_paused_resumed_and_run(yard: Yard) -> None:
-    yard.start_worker()
-    address = await asyncio.to_thread(yard.start_api)
+async def test_a_schedule_is_listed_paused_resumed_and_run(cluster: Cluster) -> None:
+    cluster.start_worker()
+    address = await asyncio.to_thread(cluster.start_api)
 
     async def asked(*arguments: str) -> list[dict[str, Any]]:
         process = await cistern(address, "schedules", *arguments, "--json")

@@ -8,11 +8,11 @@ from uuid import UUID
 import pytest
 
 from benchmarks.disk_image import NoImage, disk_image
-from domain.expansion.policy import BulkExpansion, GrowthPolicy
+from domain.expansion.policy import BulkExpandRequest, GrowthPolicy
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.volumes.service import NewVolume
-from tests.acceptance.yard import Yard
+from tests.acceptance.yard import Cluster
 from tests.bulk import MIB, ended
 
 VOLUMES, LARGE = 8, 8 * MIB
@@ -29,14 +29,14 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-async def services(disk: Path, yard: Yard) -> AsyncIterator[Services]:
+async def services(disk: Path, cluster: Cluster) -> AsyncIterator[Services]:
     """Services and a worker process on that disk, where volumes take all their room at once."""
-    url = f"faulty+file:{disk}/volumes?allocate=full&journal={yard.journal}"
-    settings = yard.settings.model_copy(update={"backends": {"local": url}})
+    url = f"faulty+file:{disk}/volumes?allocate=full&journal={cluster.journal}"
+    settings = cluster.settings.model_copy(update={"backends": {"local": url}})
     async with open_services(settings) as services, services.watcher.watching():
-        yard.start_worker(url=url)
+        cluster.start_worker(url=url)
         yield services
-        yard.clear()  # the disk can be unmounted when nobody has files open on it
+        cluster.clear()  # the disk can be unmounted when nobody has files open on it
 
 
 def fill(disk: Path, leaving: int = 0) -> None:
@@ -89,7 +89,7 @@ async def test_a_bulk_on_a_disk_that_runs_full_grows_what_fits_and_leaves_the_re
 ) -> None:
     volumes = await create(services, VOLUMES)
     fill(disk, leaving=30 * MIB)
-    wanted = BulkExpansion(GrowthPolicy(to=LARGE), max_concurrent=3)
+    wanted = BulkExpandRequest(GrowthPolicy(to=LARGE), max_concurrent=3)
     job = await ended(services, await services.expansion.request_expand(wanted))
 
     assert (job.status, job.total) == ("partial", VOLUMES)

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from domain.services import Services
-from tests.acceptance.yard import Yard
+from tests.acceptance.yard import Cluster
 from tests.bulk import add_volumes
 
 #: Eight at a time, a tenth of a second each: at least five seconds.
@@ -47,11 +47,11 @@ def done(event: Event) -> int:
 
 
 async def test_a_bulk_job_of_five_seconds_shows_its_progress_and_a_client_that_was_cut_off_goes_on_from_there(
-    yard: Yard, services: Services
+    cluster: Cluster, services: Services
 ) -> None:
     await add_volumes(services, VOLUMES, backend="local")
-    yard.start_worker(url=f"faulty+null:?delay_ms={DELAY_MS}")
-    address = await asyncio.to_thread(yard.start_api)
+    cluster.start_worker(url=f"faulty+null:?delay_ms={DELAY_MS}")
+    address = await asyncio.to_thread(cluster.start_api)
     async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60) as http:
         job = (await http.post("/volumes/expand", json={"by": "1MiB", "max_concurrent": AT_ONCE})).json()
         seen: list[Event] = []

@@ -13,8 +13,8 @@ from domain.volumes.service import NewVolume
 from tests.acceptance import journal
 from tests.acceptance.sabotage import ARROWS
 from tests.acceptance.waiting import ended, exit_code
-from tests.acceptance.yard import LARGE, SMALL, Yard
-from tests.inside import working
+from tests.acceptance.yard import LARGE, SMALL, Cluster
+from tests.inside import running_worker
 
 KINDS = ("volume.create", "volume.expand", "volume.delete")
 
@@ -27,20 +27,20 @@ async def request(services: Services, kind: str, volume_id: UUID | None) -> Job:
     return await services.volumes.request_delete(volume_id)
 
 
-async def prepare(services: Services, yard: Yard, kind: str) -> UUID | None:
+async def prepare(services: Services, cluster: Cluster, kind: str) -> UUID | None:
     """The volume that the job is about, if it must be there before."""
     if kind == "volume.create":
         return None
-    async with working(yard.settings):
+    async with running_worker(cluster.settings):
         job = await ended(services, (await services.volumes.request_create(NewVolume("struck", SMALL))).id)
     return job.volume_id
 
 
-async def assert_effect_once(services: Services, yard: Yard, kind: str, job: Job) -> None:
+async def assert_effect_once(services: Services, cluster: Cluster, kind: str, job: Job) -> None:
     assert job.status == "succeeded", job.error
     assert job.volume_id is not None
-    data = yard.volumes / str(job.volume_id) / "data"
-    journal.assert_orderly(yard.journal, job)
+    data = cluster.volumes / str(job.volume_id) / "data"
+    journal.assert_orderly(cluster.journal, job)
     if kind == "volume.delete":
         assert not data.parent.exists()
         with pytest.raises(VolumeNotFound):
@@ -56,38 +56,38 @@ async def assert_effect_once(services: Services, yard: Yard, kind: str, job: Job
 @pytest.mark.parametrize("arrow", ARROWS)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_worker_killed_at_any_arrow_is_replaced_and_the_effect_is_there_once(
-    yard: Yard, kind: str, arrow: str
+    cluster: Cluster, kind: str, arrow: str
 ) -> None:
-    async with open_services(yard.settings) as services, services.watcher.watching():
-        volume_id = await prepare(services, yard, kind)
-        victim = yard.start_worker("tests.acceptance.sabotage", SABOTAGE_ARROW=arrow, SABOTAGE_BLOW="kill")
+    async with open_services(cluster.settings) as services, services.watcher.watching():
+        volume_id = await prepare(services, cluster, kind)
+        victim = cluster.start_worker("tests.acceptance.sabotage", SABOTAGE_ARROW=arrow, SABOTAGE_BLOW="kill")
         job = await request(services, kind, volume_id)
         assert await exit_code(victim) == -signal.SIGKILL
 
-        async with working(yard.settings):
-            await assert_effect_once(services, yard, kind, await ended(services, job.id))
+        async with running_worker(cluster.settings):
+            await assert_effect_once(services, cluster, kind, await ended(services, job.id))
 
 
 @pytest.mark.parametrize("arrow", ARROWS)
-async def test_redis_emptied_at_any_arrow_changes_nothing(yard: Yard, arrow: str) -> None:
-    async with open_services(yard.settings) as services, services.watcher.watching():
-        yard.start_worker("tests.acceptance.sabotage", SABOTAGE_ARROW=arrow, SABOTAGE_BLOW="flush")
+async def test_redis_emptied_at_any_arrow_changes_nothing(cluster: Cluster, arrow: str) -> None:
+    async with open_services(cluster.settings) as services, services.watcher.watching():
+        cluster.start_worker("tests.acceptance.sabotage", SABOTAGE_ARROW=arrow, SABOTAGE_BLOW="flush")
         volume_id = None
         for kind in KINDS:
             job = await ended(services, (await request(services, kind, volume_id)).id)
 
-            await assert_effect_once(services, yard, kind, job)
-            assert (job.attempt, job.rings) == (1, 0), "nobody had to do it again"
+            await assert_effect_once(services, cluster, kind, job)
+            assert (job.attempt, job.epoch) == (1, 0), "nobody had to do it again"
             volume_id = job.volume_id
 
 
-async def test_a_ring_that_redis_loses_before_anybody_hears_it_is_rung_again(yard: Yard) -> None:
-    async with open_services(yard.settings) as services, services.watcher.watching():
+async def test_a_ring_that_redis_loses_before_anybody_hears_it_is_rung_again(cluster: Cluster) -> None:
+    async with open_services(cluster.settings) as services, services.watcher.watching():
         job = await request(services, "volume.create", None)
         await services.queue.redis.flushall()
 
-        async with working(yard.settings):
-            await assert_effect_once(services, yard, "volume.create", await ended(services, job.id))
+        async with running_worker(cluster.settings):
+            await assert_effect_once(services, cluster, "volume.create", await ended(services, job.id))
 
 
 def test_every_arrow_still_points_at_something() -> None:

@@ -13,14 +13,14 @@ import httpx
 from domain.embedded import EmbeddedServers
 from tests.acceptance import journal
 from tests.acceptance.waiting import exit_code
-from tests.acceptance.yard import Yard
+from tests.acceptance.yard import Cluster
 
 MIB = 1 << 20
 
 
 @asynccontextmanager
-async def client(yard: Yard) -> AsyncIterator[httpx.AsyncClient]:
-    address = await asyncio.to_thread(yard.start_api)
+async def client(cluster: Cluster) -> AsyncIterator[httpx.AsyncClient]:
+    address = await asyncio.to_thread(cluster.start_api)
     async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60) as http:
         yield http
 
@@ -39,8 +39,8 @@ async def created(http: httpx.AsyncClient, name: str, size: int = MIB) -> dict[s
     return dict((await http.get(f"/volumes/{answer.json()['volume_id']}")).json())
 
 
-async def test_a_job_is_accepted_queued_running_and_then_names_what_it_made(yard: Yard) -> None:
-    async with client(yard) as http:
+async def test_a_job_is_accepted_queued_running_and_then_names_what_it_made(cluster: Cluster) -> None:
+    async with client(cluster) as http:
         answer = await http.post("/volumes", json={"name": "first", "size": "1MiB"})
         job = answer.json()
         assert answer.status_code == 202
@@ -48,10 +48,10 @@ async def test_a_job_is_accepted_queued_running_and_then_names_what_it_made(yard
         assert int(answer.headers["Retry-After"]) >= 1
         assert job["status"] == "queued"
 
-        yard.gate().touch()
-        yard.start_worker(url=yard.url(gate=yard.gate()))
+        cluster.gate().touch()
+        cluster.start_worker(url=cluster.url(gate=cluster.gate()))
         assert (await poll(http, job, "running"))["attempt"] == 1
-        yard.gate().unlink()
+        cluster.gate().unlink()
 
         job = await poll(http, job, "succeeded")
         volume = (await http.get(f"/volumes/{job['volume_id']}")).json()
@@ -59,9 +59,9 @@ async def test_a_job_is_accepted_queued_running_and_then_names_what_it_made(yard
         assert (volume["name"], volume["state"], Path(volume["path"]).stat().st_size) == ("first", "available", MIB)
 
 
-async def test_storage_tells_the_truth_of_sizes_and_bytes(yard: Yard) -> None:
-    yard.start_worker()
-    async with client(yard) as http:
+async def test_storage_tells_the_truth_of_sizes_and_bytes(cluster: Cluster) -> None:
+    cluster.start_worker()
+    async with client(cluster) as http:
         volume = await created(http, "true", 5 * MIB + 1)
         data = Path(volume["path"])
         assert (data.stat().st_size, data.stat().st_blocks) == (5 * MIB + 1, 0)
@@ -78,11 +78,11 @@ async def test_storage_tells_the_truth_of_sizes_and_bytes(yard: Yard) -> None:
         assert (await http.get(f"/volumes/{volume['id']}")).status_code == 404
 
 
-async def test_of_fifty_simultaneous_expands_one_is_accepted_and_the_others_learn_its_job(yard: Yard) -> None:
-    yard.start_worker(url=yard.url(gate=yard.gate()))
-    async with client(yard) as http:
+async def test_of_fifty_simultaneous_expands_one_is_accepted_and_the_others_learn_its_job(cluster: Cluster) -> None:
+    cluster.start_worker(url=cluster.url(gate=cluster.gate()))
+    async with client(cluster) as http:
         volume = await created(http, "wanted")
-        yard.gate().touch()
+        cluster.gate().touch()
 
         answers = await asyncio.gather(
             *(http.post(f"/volumes/{volume['id']}/expand", json={"to": (2 + n) * MIB}) for n in range(50))
@@ -92,20 +92,20 @@ async def test_of_fifty_simultaneous_expands_one_is_accepted_and_the_others_lear
         refused = [answer.json() for answer in answers if answer.status_code == 409]
         assert (len(accepted), len(refused)) == (1, 49)
         assert {(problem["code"], problem["job_id"]) for problem in refused} == {("volume-busy", accepted[0]["id"])}
-        yard.gate().unlink()
+        cluster.gate().unlink()
         job = await poll(http, accepted[0], "succeeded")
         assert Path(volume["path"]).stat().st_size == job["result"]["size"] == job["params"]["to_size"]
 
 
-async def test_a_worker_told_to_stop_finishes_what_it_is_at_and_takes_nothing_new(yard: Yard) -> None:
-    yard.gate().touch()
-    worker = yard.start_worker(url=yard.url(gate=yard.gate()))
-    async with client(yard) as http:
+async def test_a_worker_told_to_stop_finishes_what_it_is_at_and_takes_nothing_new(cluster: Cluster) -> None:
+    cluster.gate().touch()
+    worker = cluster.start_worker(url=cluster.url(gate=cluster.gate()))
+    async with client(cluster) as http:
         first = (await http.post("/volumes", json={"name": "at-work", "size": MIB})).json()
         await poll(http, first, "running")
 
         worker.send_signal(signal.SIGTERM)
-        yard.gate().unlink()
+        cluster.gate().unlink()
 
         assert await exit_code(worker) == 0
         assert (await poll(http, first, "succeeded"))["attempt"] == 1
@@ -113,10 +113,10 @@ async def test_a_worker_told_to_stop_finishes_what_it_is_at_and_takes_nothing_ne
         assert second["status"] == "queued"
 
 
-async def test_a_worker_out_of_patience_hands_its_job_back_without_spending_the_attempt(yard: Yard) -> None:
-    yard.gate().touch()
-    worker = yard.start_worker(url=yard.url(gate=yard.gate()), CISTERN_DRAIN_SECONDS="0")
-    async with client(yard) as http:
+async def test_a_worker_out_of_patience_hands_its_job_back_without_spending_the_attempt(cluster: Cluster) -> None:
+    cluster.gate().touch()
+    worker = cluster.start_worker(url=cluster.url(gate=cluster.gate()), CISTERN_DRAIN_SECONDS="0")
+    async with client(cluster) as http:
         job = (await http.post("/volumes", json={"name": "handed-back", "size": MIB})).json()
         await poll(http, job, "running")
 
@@ -125,16 +125,16 @@ async def test_a_worker_out_of_patience_hands_its_job_back_without_spending_the_
         assert await exit_code(worker) == 0
         job = await poll(http, job, "queued")
         assert job["attempt"] == 0
-        yard.start_worker()
+        cluster.start_worker()
         job = await poll(http, job, "succeeded")
         assert job["attempt"] == 1
-        fences = {entry.fence for entry in journal.read(yard.journal) if entry.event == "published"}
+        fences = {entry.fence for entry in journal.read(cluster.journal) if entry.event == "published"}
         assert fences == {(1, 1)}, "the second ring did it"
 
 
-async def test_workers_come_back_by_themselves_when_redis_was_away(yard: Yard, servers: EmbeddedServers) -> None:
-    worker = yard.start_worker()
-    async with client(yard) as http:
+async def test_workers_come_back_by_themselves_when_redis_was_away(cluster: Cluster, servers: EmbeddedServers) -> None:
+    worker = cluster.start_worker()
+    async with client(cluster) as http:
         await created(http, "before")
 
         await asyncio.to_thread(servers.kill_redis)
@@ -149,7 +149,7 @@ async def test_workers_come_back_by_themselves_when_redis_was_away(yard: Yard, s
         assert worker.poll() is None
 
 
-def test_a_worker_that_cannot_start_says_why_in_one_line(yard: Yard, servers: EmbeddedServers) -> None:
+def test_a_worker_that_cannot_start_says_why_in_one_line(cluster: Cluster, servers: EmbeddedServers) -> None:
     bad: list[tuple[dict[str, str], str]] = [
         ({"CISTERN_DATABASE_URL": ""}, "CISTERN_DATABASE_URL"),
         ({"CISTERN_MAX_JOBS": "many"}, "CISTERN_MAX_JOBS"),
@@ -157,7 +157,7 @@ def test_a_worker_that_cannot_start_says_why_in_one_line(yard: Yard, servers: Em
         ({"CISTERN_DATABASE_URL": servers.database_url}, "migrate"),
     ]
     for environment, named in bad:
-        log = yard.folder / f"log-{named}"
-        assert yard.start_worker(log=log, **environment).wait(60) == 1
+        log = cluster.folder / f"log-{named}"
+        assert cluster.start_worker(log=log, **environment).wait(60) == 1
         assert log.read_text().count("\n") == 1, log.read_text()
         assert named in log.read_text()

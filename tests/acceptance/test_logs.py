@@ -13,7 +13,7 @@ import pytest
 
 from domain.jobs.queue import QUEUE_NAME, JobQueue
 from tests.acceptance.waiting import exit_code, said
-from tests.acceptance.yard import Yard
+from tests.acceptance.yard import Cluster
 
 REQUEST = {"Prefer": "wait=30", "X-Request-ID": "find-me"}
 
@@ -39,17 +39,19 @@ async def stopped(process: subprocess.Popen[bytes]) -> int:
     return await exit_code(process)
 
 
-async def test_a_job_can_be_followed_from_its_request_to_its_end_and_its_volumes(yard: Yard, tmp_path: Path) -> None:
-    front, workshop = tmp_path / "api.log", tmp_path / "worker.log"
-    worker = yard.start_worker(log=workshop, CISTERN_LOG_LEVEL="debug")
-    address = await asyncio.to_thread(yard.start_api, log=front, options=())
+async def test_a_job_can_be_followed_from_its_request_to_its_end_and_its_volumes(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    front, open_worker = tmp_path / "api.log", tmp_path / "worker.log"
+    worker = cluster.start_worker(log=open_worker, CISTERN_LOG_LEVEL="debug")
+    address = await asyncio.to_thread(cluster.start_api, log=front, options=())
     async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60, headers=REQUEST) as http:
         created = (await http.post("/volumes", json={"name": "first", "size": "1MiB"})).json()
         bulk = (await http.post("/volumes/expand", json={"to": "3MiB"})).json()
         assert (created["status"], bulk["status"]) == ("succeeded", "succeeded")
     assert await stopped(worker) == 0
 
-    asked, done = lines(front), lines(workshop)
+    asked, done = lines(front), lines(open_worker)
     everything = asked + done
     assert not [line for line in everything if {"None", "null"} & {str(value) for value in line.values()}]
     assert all({"event", "level", "timestamp"} <= line.keys() for line in everything)
@@ -75,10 +77,10 @@ async def test_a_job_can_be_followed_from_its_request_to_its_end_and_its_volumes
     assert [line["job_id"] for line in of(done, "bulk.ended")] == [bulk["id"]]
 
 
-async def test_a_job_that_is_given_up_says_why(yard: Yard, tmp_path: Path) -> None:
+async def test_a_job_that_is_given_up_says_why(cluster: Cluster, tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
-    yard.start_worker(url=yard.url(fail="create:storage-full"), log=log)
-    address = await asyncio.to_thread(yard.start_api, log=tmp_path / "api.log")
+    cluster.start_worker(url=cluster.url(fail="create:storage-full"), log=log)
+    address = await asyncio.to_thread(cluster.start_api, log=tmp_path / "api.log")
     async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60, headers=REQUEST) as http:
         job = (await http.post("/volumes", json={"name": "first", "size": "1MiB"})).json()
 
@@ -88,14 +90,14 @@ async def test_a_job_that_is_given_up_says_why(yard: Yard, tmp_path: Path) -> No
     assert (end["job_id"], end["outcome"], end["code"]) == (job["id"], "GaveUp", "storage-full")
 
 
-async def test_the_stock_arq_speaks_json_too_and_says_nothing_twice(yard: Yard, tmp_path: Path) -> None:
+async def test_the_stock_arq_speaks_json_too_and_says_nothing_twice(cluster: Cluster, tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
-    worker = yard.start_worker("arq", "worker.main.WorkerSettings", log=log)
-    queue = JobQueue.open(yard.settings.redis_url)
+    worker = cluster.start_worker("arq", "worker.main.WorkerSettings", log=log)
+    queue = JobQueue.open(cluster.settings.redis_url)
     await queue.redis.enqueue_job("nobody_knows_it", _queue_name=QUEUE_NAME)
     await queue.close()
     await said(log, "nobody_knows_it")
-    address = await asyncio.to_thread(yard.start_api, log=tmp_path / "api.log")
+    address = await asyncio.to_thread(cluster.start_api, log=tmp_path / "api.log")
     async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60, headers=REQUEST) as http:
         job = (await http.post("/volumes", json={"name": "first", "size": "1MiB"})).json()
     await stopped(worker)
@@ -110,10 +112,10 @@ async def test_the_stock_arq_speaks_json_too_and_says_nothing_twice(yard: Yard, 
     "setting", [{"CISTERN_MAX_JOBS": "many"}, {"CISTERN_DATABASE_URL": "mysql://"}, {"CISTERN_REDIS_URL": "tape:"}]
 )
 async def test_a_worker_that_cannot_start_says_why_in_one_line_of_json(
-    yard: Yard, tmp_path: Path, setting: dict[str, str]
+    cluster: Cluster, tmp_path: Path, setting: dict[str, str]
 ) -> None:
     log = tmp_path / "worker.log"
-    code = await exit_code(yard.start_worker(log=log, **setting))
+    code = await exit_code(cluster.start_worker(log=log, **setting))
 
     (line,) = lines(log)
     assert (code, line["event"], line["level"]) == (1, "worker.failed", "error")
@@ -121,12 +123,12 @@ async def test_a_worker_that_cannot_start_says_why_in_one_line_of_json(
 
 
 def test_a_server_that_cannot_start_says_why_in_json(
-    yard: Yard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CISTERN_MAX_JOBS", "many")
     log = tmp_path / "api.log"
     with pytest.raises(AssertionError, match="did not become ready"):
-        yard.start_api(log=log)
+        cluster.start_api(log=log)
 
     events = [line["event"] for line in lines(log)]
     assert [event for event in events if "CISTERN_MAX_JOBS" in event and "cannot start" in event]

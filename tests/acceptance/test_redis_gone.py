@@ -15,16 +15,16 @@ from domain.paging import PageRequest
 from domain.services import Services, open_services
 from tests.acceptance import journal
 from tests.acceptance.waiting import ended
-from tests.acceptance.yard import SMALL, Yard
+from tests.acceptance.yard import SMALL, Cluster
 
 
 @pytest.fixture
-def own(yard: Yard) -> Iterator[EmbeddedServers]:
+def own(cluster: Cluster) -> Iterator[EmbeddedServers]:
     """A Redis that no other test uses, for the yard."""
     with temporary_data_dir() as folder, EmbeddedServers(folder, postgres=False, durable=False) as own:
-        yard.settings = yard.settings.model_copy(update={"redis_url": own.redis_url})
+        cluster.settings = cluster.settings.model_copy(update={"redis_url": own.redis_url})
         yield own
-        yard.clear()
+        cluster.clear()
 
 
 def post(api: httpx.Client, *names: str) -> None:
@@ -42,18 +42,18 @@ async def all_ended(services: Services) -> list[Job]:
     return [await ended(services, job.id) for job in jobs]
 
 
-async def assert_each_once(services: Services, yard: Yard, jobs: list[Job]) -> None:
+async def assert_each_once(services: Services, cluster: Cluster, jobs: list[Job]) -> None:
     assert {job.status for job in jobs} == {"succeeded"}
     for job in jobs:
-        journal.assert_orderly(yard.journal, job)
+        journal.assert_orderly(cluster.journal, job)
         assert job.volume_id is not None
         assert (await services.volumes.get(job.volume_id)).version == job.params["fence"] + 1, "recorded once"
 
 
-async def test_a_redis_that_is_killed_and_comes_back_empty_loses_no_job(yard: Yard, own: EmbeddedServers) -> None:
-    async with open_services(yard.settings) as services, services.watcher.watching():
-        with client(yard.start_api()) as api:
-            worker = yard.start_worker(url=yard.url(delay_ms=100))
+async def test_a_redis_that_is_killed_and_comes_back_empty_loses_no_job(cluster: Cluster, own: EmbeddedServers) -> None:
+    async with open_services(cluster.settings) as services, services.watcher.watching():
+        with client(cluster.start_api()) as api:
+            worker = cluster.start_worker(url=cluster.url(delay_ms=100))
             for life in range(3):
                 post(api, *(f"before-{life}-{number}" for number in range(8)))
                 await asyncio.to_thread(own.kill_redis)
@@ -62,15 +62,17 @@ async def test_a_redis_that_is_killed_and_comes_back_empty_loses_no_job(yard: Ya
         jobs = await all_ended(services)
 
         assert len(jobs) == 36
-        await assert_each_once(services, yard, jobs)
+        await assert_each_once(services, cluster, jobs)
         assert worker.poll() is None
 
 
-async def test_without_redis_from_the_start_all_is_accepted_and_later_done(yard: Yard, own: EmbeddedServers) -> None:
+async def test_without_redis_from_the_start_all_is_accepted_and_later_done(
+    cluster: Cluster, own: EmbeddedServers
+) -> None:
     own.kill_redis()
-    async with open_services(yard.settings) as services, services.watcher.watching():
-        worker = yard.start_worker()
-        with client(yard.start_api()) as api:
+    async with open_services(cluster.settings) as services, services.watcher.watching():
+        worker = cluster.start_worker()
+        with client(cluster.start_api()) as api:
             assert api.get("/readyz").json()["redis"] == "unavailable"
             post(api, *(f"v{number}" for number in range(10)))
             await asyncio.to_thread(own.start_redis)
@@ -78,14 +80,14 @@ async def test_without_redis_from_the_start_all_is_accepted_and_later_done(yard:
             assert api.get("/readyz").json()["redis"] == "ok"
 
         assert len(jobs) == 10
-        await assert_each_once(services, yard, jobs)
+        await assert_each_once(services, cluster, jobs)
         assert worker.poll() is None
 
 
-async def test_a_redis_that_hangs_is_no_worse_than_none(yard: Yard, own: EmbeddedServers) -> None:
-    async with open_services(yard.settings) as services, services.watcher.watching():
-        worker = yard.start_worker()
-        with client(yard.start_api()) as api:
+async def test_a_redis_that_hangs_is_no_worse_than_none(cluster: Cluster, own: EmbeddedServers) -> None:
+    async with open_services(cluster.settings) as services, services.watcher.watching():
+        worker = cluster.start_worker()
+        with client(cluster.start_api()) as api:
             post(api, "before")
             os.kill(own.pids["redis"], signal.SIGSTOP)
             try:
@@ -96,5 +98,5 @@ async def test_a_redis_that_hangs_is_no_worse_than_none(yard: Yard, own: Embedde
         jobs = await all_ended(services)
 
         assert len(jobs) == 4
-        await assert_each_once(services, yard, jobs)
+        await assert_each_once(services, cluster, jobs)
         assert worker.poll() is None

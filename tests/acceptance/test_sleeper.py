@@ -14,32 +14,36 @@ from domain.volumes.repository import VolumeFilter
 from tests.acceptance import journal
 from tests.acceptance.test_every_arrow import prepare, request
 from tests.acceptance.waiting import ENDINGS, ended, exit_code, seen
-from tests.acceptance.yard import Yard
-from tests.inside import working
+from tests.acceptance.yard import Cluster
+from tests.inside import running_worker
 
 
-async def fall_asleep(services: Services, yard: Yard, kind: str, without: str) -> tuple[subprocess.Popen[bytes], Job]:
+async def fall_asleep(
+    services: Services, cluster: Cluster, kind: str, without: str
+) -> tuple[subprocess.Popen[bytes], Job]:
     """Have a worker begin a job and stop it before it publishes."""
-    volume_id = await prepare(services, yard, kind)
-    yard.gate().touch()
-    sleeper = yard.start_worker("tests.acceptance.sabotage", url=yard.url(gate=yard.gate()), SABOTAGE_WITHOUT=without)
+    volume_id = await prepare(services, cluster, kind)
+    cluster.gate().touch()
+    sleeper = cluster.start_worker(
+        "tests.acceptance.sabotage", url=cluster.url(gate=cluster.gate()), SABOTAGE_WITHOUT=without
+    )
     job = await request(services, kind, volume_id)
-    await seen(yard.journal, {"begun"}, sleeper.pid)
+    await seen(cluster.journal, {"begun"}, sleeper.pid)
     sleeper.send_signal(signal.SIGSTOP)
     return sleeper, job
 
 
-async def wake_up(yard: Yard, sleeper: subprocess.Popen[bytes]) -> None:
+async def wake_up(cluster: Cluster, sleeper: subprocess.Popen[bytes]) -> None:
     """Let it go on, and wait until it has tried."""
-    yard.gate().unlink()
+    cluster.gate().unlink()
     sleeper.send_signal(signal.SIGCONT)
-    await seen(yard.journal, ENDINGS, sleeper.pid)
+    await seen(cluster.journal, ENDINGS, sleeper.pid)
     sleeper.send_signal(signal.SIGTERM)
     assert await exit_code(sleeper) == 0
 
 
-def on_disk(yard: Yard) -> dict[str, int]:
-    return {str(path): path.stat().st_size for path in yard.volumes.rglob("*") if path.name.startswith("data")}
+def on_disk(cluster: Cluster) -> dict[str, int]:
+    return {str(path): path.stat().st_size for path in cluster.volumes.rglob("*") if path.name.startswith("data")}
 
 
 async def rows(services: Services, job_id: UUID) -> list[object]:
@@ -56,22 +60,22 @@ class Aftermath:
     published: int
 
 
-async def sleep_through(yard: Yard, kind: str, *, without: str, then_delete: bool = False) -> Aftermath:
+async def sleep_through(cluster: Cluster, kind: str, *, without: str, then_delete: bool = False) -> Aftermath:
     """Have another worker finish the sleeper's job, wake the sleeper up, and see."""
-    async with open_services(yard.settings) as services, services.watcher.watching():
-        sleeper, job = await fall_asleep(services, yard, kind, without)
-        async with working(yard.settings):
+    async with open_services(cluster.settings) as services, services.watcher.watching():
+        sleeper, job = await fall_asleep(services, cluster, kind, without)
+        async with running_worker(cluster.settings):
             finished = await ended(services, job.id)
-            assert (finished.status, finished.rings) == ("succeeded", 1)
+            assert (finished.status, finished.epoch) == ("succeeded", 1)
             if then_delete:
                 assert finished.volume_id is not None
                 await ended(services, (await services.volumes.request_delete(finished.volume_id)).id)
-            before = (on_disk(yard), await rows(services, job.id))
+            before = (on_disk(cluster), await rows(services, job.id))
 
-            await wake_up(yard, sleeper)
+            await wake_up(cluster, sleeper)
 
-            after = (on_disk(yard), await rows(services, job.id))
-            late = [entry for entry in journal.read(yard.journal) if entry.pid == sleeper.pid]
+            after = (on_disk(cluster), await rows(services, job.id))
+            late = [entry for entry in journal.read(cluster.journal) if entry.pid == sleeper.pid]
             return Aftermath(before != after, sum(entry.event == "published" for entry in late))
 
 
@@ -79,17 +83,19 @@ async def sleep_through(yard: Yard, kind: str, *, without: str, then_delete: boo
     ("kind", "without"),
     [("volume.create", "clock"), ("volume.expand", "clock"), ("volume.delete", "clock"), ("volume.expand", "")],
 )
-async def test_a_sleeper_that_wakes_up_changes_neither_rows_nor_files(yard: Yard, kind: str, without: str) -> None:
-    assert await sleep_through(yard, kind, without=without) == Aftermath(changed=False, published=0)
+async def test_a_sleeper_that_wakes_up_changes_neither_rows_nor_files(
+    cluster: Cluster, kind: str, without: str
+) -> None:
+    assert await sleep_through(cluster, kind, without=without) == Aftermath(changed=False, published=0)
 
 
-async def test_a_sleeper_cannot_bring_a_deleted_volume_back(yard: Yard) -> None:
-    aftermath = await sleep_through(yard, "volume.create", without="clock", then_delete=True)
+async def test_a_sleeper_cannot_bring_a_deleted_volume_back(cluster: Cluster) -> None:
+    aftermath = await sleep_through(cluster, "volume.create", without="clock", then_delete=True)
 
     assert aftermath == Aftermath(changed=False, published=0)
 
 
-async def test_with_clock_and_fence_taken_out_the_sleeper_does_bring_it_back(yard: Yard) -> None:
-    aftermath = await sleep_through(yard, "volume.create", without="clock,fence", then_delete=True)
+async def test_with_clock_and_fence_taken_out_the_sleeper_does_bring_it_back(cluster: Cluster) -> None:
+    aftermath = await sleep_through(cluster, "volume.create", without="clock,fence", then_delete=True)
 
     assert aftermath == Aftermath(changed=True, published=1)

@@ -14,8 +14,8 @@ from domain.volumes.service import NewVolume
 from tests.acceptance import journal
 from tests.acceptance.sabotage import ARROWS
 from tests.acceptance.waiting import ended, exit_code
-from tests.acceptance.yard import Yard
-from tests.inside import working
+from tests.acceptance.yard import Cluster
+from tests.inside import running_worker
 
 SIZE = 1 << 20
 OLD, NEW = b"old!" * (SIZE // 4), b"new?" * (SIZE // 4)
@@ -35,7 +35,7 @@ class Scene:
     """A volume with new bytes, and a snapshot with the old ones."""
 
     services: Services
-    yard: Yard
+    cluster: Cluster
     volume_id: UUID
     snapshot_id: UUID
 
@@ -50,31 +50,31 @@ class Scene:
         return await snapshots.request_clone(self.snapshot_id, NewVolume("clone", 2 * SIZE))
 
     def data(self, volume_id: UUID | None = None) -> Path:
-        return self.yard.volumes / str(volume_id or self.volume_id) / "data"
+        return self.cluster.volumes / str(volume_id or self.volume_id) / "data"
 
     def kept(self, snapshot_id: UUID | None = None) -> Path:
         return self.data().parent / "snapshots" / str(snapshot_id or self.snapshot_id)
 
     def files(self) -> set[Path]:
-        volumes = (folder for folder in self.yard.volumes.iterdir() if not folder.name.startswith("."))
+        volumes = (folder for folder in self.cluster.volumes.iterdir() if not folder.name.startswith("."))
         return {path for folder in volumes for path in folder.rglob("*") if path.is_file()}
 
 
-async def prepare(services: Services, yard: Yard) -> Scene:
-    async with working(yard.settings):
+async def prepare(services: Services, cluster: Cluster) -> Scene:
+    async with running_worker(cluster.settings):
         created = await ended(services, (await services.volumes.request_create(NewVolume("struck", SIZE))).id)
         assert created.volume_id is not None
-        data = yard.volumes / str(created.volume_id) / "data"
+        data = cluster.volumes / str(created.volume_id) / "data"
         data.write_bytes(OLD)
         taken = await ended(services, (await services.snapshots.request_take(created.volume_id, "kept")).id)
         assert taken.snapshot_id is not None
         data.write_bytes(NEW)
-    return Scene(services, yard, created.volume_id, taken.snapshot_id)
+    return Scene(services, cluster, created.volume_id, taken.snapshot_id)
 
 
 async def assert_effect_once(scene: Scene, job: Job) -> None:
     assert job.status == "succeeded", job.error
-    journal.assert_orderly(scene.yard.journal, job)
+    journal.assert_orderly(scene.cluster.journal, job)
     volume = await scene.services.volumes.get(scene.volume_id)
     assert (volume.state, volume.size) == ("available", SIZE)
     # Made with version 1, recorded, taken and let go for the first snapshot: 4. Whatever else was recorded raises it.
@@ -109,13 +109,13 @@ async def assert_published_once(scene: Scene, job: Job) -> None:
 
 @pytest.mark.parametrize(("kind", "arrow"), BLOWS)
 async def test_a_worker_killed_at_any_arrow_is_replaced_and_the_effect_is_there_once(
-    yard: Yard, kind: str, arrow: str
+    cluster: Cluster, kind: str, arrow: str
 ) -> None:
-    async with open_services(yard.settings) as services, services.watcher.watching():
-        scene = await prepare(services, yard)
-        victim = yard.start_worker("tests.acceptance.sabotage", SABOTAGE_ARROW=arrow, SABOTAGE_BLOW="kill")
+    async with open_services(cluster.settings) as services, services.watcher.watching():
+        scene = await prepare(services, cluster)
+        victim = cluster.start_worker("tests.acceptance.sabotage", SABOTAGE_ARROW=arrow, SABOTAGE_BLOW="kill")
         job = await scene.request(kind)
         assert await exit_code(victim) == -signal.SIGKILL
 
-        async with working(yard.settings):
+        async with running_worker(cluster.settings):
             await assert_effect_once(scene, await ended(services, job.id))

@@ -21,7 +21,7 @@ _PATIENCE_SECONDS = 180
 
 
 @dataclass
-class Book:
+class Expectations:
     """What was accepted, and how the front of the house behaved."""
 
     jobs: int
@@ -42,9 +42,9 @@ class Book:
 class Caller:
     """Somebody who asks until they are answered, always under the same key."""
 
-    def __init__(self, http: httpx.AsyncClient, book: Book, name: str) -> None:
+    def __init__(self, http: httpx.AsyncClient, expected: Expectations, name: str) -> None:
         self._http = http
-        self._book = book
+        self._book = expected
         self._keys: Iterator[str] = (f"{name}-{number}" for number in count())
 
     async def post(self, address: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -165,16 +165,16 @@ async def grow_all(caller: Caller, random: Random, goes_on: Callable[[], bool]) 
         assert progress["failed"] == 0, progress
 
 
-async def live(http: httpx.AsyncClient, book: Book, *, customers: int, seed: int) -> None:
+async def live(http: httpx.AsyncClient, expected: Expectations, *, customers: int, seed: int) -> None:
     """Have customers live at the same time until there were enough jobs, and a bulk or two run across them."""
     async with asyncio.TaskGroup() as group:
         for number in range(customers):
             name = f"customer-{number}"
-            customer = Customer(Caller(http, book, name), Random(f"{seed} {name}"), name)
-            group.create_task(customer.live(book.goes_on))
+            customer = Customer(Caller(http, expected, name), Random(f"{seed} {name}"), name)
+            group.create_task(customer.live(expected.goes_on))
         for number in range(2):
-            caller = Caller(http, book, f"bulk-{number}")
-            group.create_task(grow_all(caller, Random(f"{seed} bulk {number}"), book.goes_on))
+            caller = Caller(http, expected, f"bulk-{number}")
+            group.create_task(grow_all(caller, Random(f"{seed} bulk {number}"), expected.goes_on))
 
 
 def _mark(path: str) -> bytes:

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from domain.database import Database
 from domain.jobs.states import ENDED, MOVES, JobStatus
 from tests.acceptance import journal
-from tests.acceptance.traffic import Book
+from tests.acceptance.traffic import Expectations
 
 TRIGGERS = (
     "CREATE TABLE seen_jobs (id uuid, was text, became text)",
@@ -63,22 +63,24 @@ async def at_rest(database: Database) -> None:
             await asyncio.sleep(0.05)
 
 
-async def judge(database: Database, path: Path, book: Book) -> Verdict:
+async def compare(database: Database, path: Path, expected: Expectations) -> Verdict:
     """Make sure that everything accepted has ended well, was recorded once, and that no growth is lost or doubled."""
     await at_rest(database)
     jobs = {row["id"]: row for row in await _rows(database, "SELECT * FROM jobs")}
-    _assert_all_ended(jobs, book)
+    _assert_all_ended(jobs, expected)
     _assert_recorded_once(await _rows(database, "SELECT * FROM seen_jobs"))
     _assert_growth(
-        await _rows(database, "SELECT * FROM seen_sizes"), await _rows(database, _NAMED_GROWTHS), book.growths
+        await _rows(database, "SELECT * FROM seen_sizes"), await _rows(database, _NAMED_GROWTHS), expected.growths
     )
     again = _assert_orderly(journal.read(path), jobs)
     signals = {row["name"]: row["value"] for row in await _rows(database, "SELECT * FROM counters ORDER BY name")}
-    return Verdict(len(book.accepted), Counter(jobs[UUID(job)]["attempt"] for job in book.accepted), again, signals)
+    return Verdict(
+        len(expected.accepted), Counter(jobs[UUID(job)]["attempt"] for job in expected.accepted), again, signals
+    )
 
 
-def _assert_all_ended(jobs: dict[UUID, Any], book: Book) -> None:
-    accepted = {UUID(job_id) for job_id in book.accepted}
+def _assert_all_ended(jobs: dict[UUID, Any], expected: Expectations) -> None:
+    accepted = {UUID(job_id) for job_id in expected.accepted}
     assert accepted <= jobs.keys(), "a job was lost"
     assert {jobs[job_id]["status"] for job_id in accepted} == {"succeeded"}
     own = {job_id for job_id, job in jobs.items() if job["parent_id"] is None}

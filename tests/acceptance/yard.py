@@ -21,7 +21,7 @@ SMALL, LARGE = 1 << 20, 3 << 20
 
 
 @dataclass
-class Yard:
+class Cluster:
     """Where a test starts its workers: one database, one Redis, one directory of volumes with a journal."""
 
     settings: Settings

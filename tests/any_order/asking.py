@@ -9,14 +9,14 @@ from uuid import uuid4
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from domain.bulk.kinds import WHOLES
-from domain.expansion.policy import BulkExpansion, GrowthPolicy
+from domain.bulk.kinds import BULK_KINDS
+from domain.expansion.policy import BulkExpandRequest, GrowthPolicy
 from domain.jobs.model import Job
 from domain.jobs.states import RETRYABLE
-from domain.snapshots.policy import BulkSnapshot, Keep
+from domain.snapshots.policy import BulkSnapshotRequest, RetentionRule
 from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
-from tests.any_order.playhouse import Playhouse
+from tests.any_order.playhouse import Harness
 from tests.any_order.puppets import Accident
 from tests.any_order.scene import MIB
 from tests.any_order.sight import Row
@@ -36,26 +36,26 @@ def if_any(things: Callable[[Any], list[Any]]) -> Callable[[Any], Any]:
 class Asking(RuleBasedStateMachine):
     """A world, and its users."""
 
-    playhouse: ClassVar[Playhouse]
+    harness: ClassVar[Harness]
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(self.playhouse.database, self.playhouse.eyes, self.playhouse.settings)
+        self.world = World(self.harness.database, self.harness.eyes, self.harness.settings)
         self.services = self.world.services
         self.names = 0
 
     def do(self, coroutine: Coroutine[Any, Any, None]) -> None:
         with self.world.judged():
-            self.playhouse.run(coroutine)
+            self.harness.run(coroutine)
 
     @initialize(volumes=st.integers(2, 4), snapshots=st.integers(0, 3))
     def begin(self, volumes: int, snapshots: int) -> None:
-        self.playhouse.run(self.world.begin(volumes, snapshots))
+        self.harness.run(self.world.begin(volumes, snapshots))
 
     @invariant()
     def a_step_was_taken(self) -> None:
         """The laws are looked after in the middle of steps, too: see `World.look`."""
-        self.playhouse.steps += 1
+        self.harness.steps += 1
 
     def volumes(self) -> list[Row]:
         return list(self.world.now.volumes.values())
@@ -113,27 +113,27 @@ class Asking(RuleBasedStateMachine):
 
     def may_ask_for_all(self) -> bool:
         """Bulk jobs take many steps: more of them would leave none for anything else."""
-        return len([job for job in self.jobs() if job["kind"] in WHOLES]) < BULKS
+        return len([job for job in self.jobs() if job["kind"] in BULK_KINDS]) < BULKS
 
     @precondition(may_ask_for_all)
     @rule(mib=st.integers(1, 2), lanes=st.integers(1, 2), accident=COMMITS)
     def expand_all(self, mib: int, lanes: int, accident: Accident | None) -> None:
-        wanted = BulkExpansion(GrowthPolicy(by=mib * MIB), max_concurrent=lanes)
+        wanted = BulkExpandRequest(GrowthPolicy(by=mib * MIB), max_concurrent=lanes)
         self.do(self.world.ask(partial(self.services.expansion.request_expand, wanted), accident, fits=True))
 
     @precondition(may_ask_for_all)
     @rule(lanes=st.integers(1, 2), scheduled=st.booleans(), accident=COMMITS)
     def snapshot_all(self, lanes: int, scheduled: bool, accident: Accident | None) -> None:  # noqa: FBT001
-        keep = Keep(last=1) if scheduled else Keep()
-        wanted = BulkSnapshot(self.new().name, max_concurrent=lanes, keep=keep)
+        keep = RetentionRule(last=1) if scheduled else RetentionRule()
+        wanted = BulkSnapshotRequest(self.new().name, max_concurrent=lanes, keep=keep)
         request = partial(self.run_schedule if scheduled else self.services.bulk_snapshots.request_snapshots, wanted)
         self.do(self.world.ask(request, accident, fits=True))
 
-    async def run_schedule(self, wanted: BulkSnapshot) -> Job:
+    async def run_schedule(self, wanted: BulkSnapshotRequest) -> Job:
         run = {"schedule_id": SCHEDULE, "scheduled_for": datetime.now(UTC)}
         async with self.world.database.transaction() as session:
             job = await self.services.bulk_snapshots.add(session, wanted, **run)
-        await self.world.bell.ring([job.ring])
+        await self.world.bell.dispatch([job.dispatch])
         return job
 
     @if_any(jobs)

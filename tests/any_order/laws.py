@@ -3,20 +3,20 @@
 from collections.abc import Iterable
 from itertools import chain
 
-from domain.bulk.kinds import SNAPSHOT, WHOLES
+from domain.bulk.kinds import BULK_KINDS, SNAPSHOT
 from domain.bulk.states import FINISHED
 from domain.bulk.states import MOVES as ITEM_MOVES
-from domain.jobs.orphans import LAST_CHANCES
-from domain.jobs.outcomes import Cancelled, GaveUp, Interrupted, Outcome, RetryIn, Yielded
+from domain.jobs.orphans import EXTRA_CLAIMS
+from domain.jobs.outcomes import Cancelled, Failed, Outcome, Released, RetryIn, Yielded
 from domain.jobs.states import ENDED, MOVES
-from tests.any_order.sight import SNAPSHOT_STATE_OF, STATE_OF, Row, Sight
+from tests.any_order.sight import SNAPSHOT_STATE_OF, STATE_OF, Row, WorldState
 from tests.any_order.stage import SEALS, Publication
 
 #: At rest, a volume is as large as its row says.
 AT_REST = "available"
 
 
-def at_any_moment(now: Sight, loose: set[str]) -> None:
+def at_any_moment(now: WorldState, loose: set[str]) -> None:
     """``loose``: what was let go without anybody having shut earlier attempts out of the storage."""
     for job in now.live():
         _holds_what_it_is_about(job, now)
@@ -36,7 +36,7 @@ def at_any_moment(now: Sight, loose: set[str]) -> None:
         _counts_are_right(job, now)
 
 
-def _holds_what_it_is_about(job: Row, now: Sight) -> None:
+def _holds_what_it_is_about(job: Row, now: WorldState) -> None:
     if job["kind"] in STATE_OF:
         volume = now.volumes[job["volume_id"]]
         assert (volume["job_id"], volume["state"]) == (job["id"], STATE_OF[job["kind"]]), f"{job} has lost {volume}"
@@ -46,14 +46,14 @@ def _holds_what_it_is_about(job: Row, now: Sight) -> None:
         assert job["kind"] == "snapshot.clone" or snapshot["job_id"] == job["id"], f"{job} has lost {snapshot}"
 
 
-def _nothing_is_left_of_what_is_gone(now: Sight, loose: set[str]) -> None:
+def _nothing_is_left_of_what_is_gone(now: WorldState, loose: set[str]) -> None:
     assert set(now.disk) <= set(now.volumes) | loose, "a volume that was deleted is back on the storage"
     assert set(now.kept) <= set(now.snapshots) | loose, "a snapshot that was deleted is back on the storage"
 
 
-def _counts_are_right(job: Row, now: Sight) -> None:
-    assert 0 <= job["attempt"] <= job["max_attempts"] + LAST_CHANCES + 1, f"too many attempts: {job}"
-    if job["kind"] not in WHOLES:
+def _counts_are_right(job: Row, now: WorldState) -> None:
+    assert 0 <= job["attempt"] <= job["max_attempts"] + EXTRA_CLAIMS + 1, f"too many attempts: {job}"
+    if job["kind"] not in BULK_KINDS:
         return
     items = now.items_of(job["id"])
     if job["total"] is not None:
@@ -64,7 +64,7 @@ def _counts_are_right(job: Row, now: Sight) -> None:
         assert all(item["status"] in FINISHED for item in items), f"ended with unfinished items: {job}"
 
 
-def of_a_step(was: Sight, now: Sight, cause: Outcome | str | None, loose: set[str]) -> None:
+def of_a_step(was: WorldState, now: WorldState, cause: Outcome | str | None, loose: set[str]) -> None:
     for job_id, job in was.jobs.items():
         _job_moves_on(job, now.jobs[job_id], cause)
     for (job_id, volume_id), item in was.items.items():
@@ -95,13 +95,13 @@ def _job_moves_on(job: Row, after: Row, cause: Outcome | str | None) -> None:
     moved = (job["status"], after["status"])
     assert moved[0] == moved[1] or moved[1] in MOVES[moved[0]], f"{job['kind']} went from {moved[0]} to {moved[1]}"
     requeued = moved == ("running", "queued")
-    assert after["rings"] == job["rings"] + requeued, f"rings went wrong:\n{job}\n{after}"
+    assert after["epoch"] == job["epoch"] + requeued, f"rings went wrong:\n{job}\n{after}"
     assert after["version"] >= job["version"] + (moved[0] != moved[1])
     if moved == ("queued", "running"):
         assert after["attempt"] == job["attempt"] + 1, f"a claim is an attempt:\n{job}\n{after}"
     elif requeued:
         assert after["attempt"] == _attempts_left(job["attempt"], cause), f"after {cause}:\n{job}\n{after}"
-    elif job["kind"] not in WHOLES:  # of a whole, attempts count how often lanes were sent out
+    elif job["kind"] not in BULK_KINDS:  # of a whole, attempts count how often lanes were sent out
         assert after["attempt"] == job["attempt"]
 
 
@@ -109,7 +109,7 @@ def _attempts_left(attempt: int, cause: Outcome | str | None) -> int:
     match cause:
         case "rescue":
             return attempt
-        case Interrupted():
+        case Released():
             return attempt - 1
         case Yielded():
             return 0
@@ -118,7 +118,7 @@ def _attempts_left(attempt: int, cause: Outcome | str | None) -> int:
     raise AssertionError(f"nothing puts a job back into the queue by {cause}")
 
 
-def _events(was: Sight, now: Sight) -> Iterable[Row]:
+def _events(was: WorldState, now: WorldState) -> Iterable[Row]:
     """What was accepted in this step, and what ended in it."""
     for job_id, job in now.jobs.items():
         if job_id not in was.jobs:
@@ -127,7 +127,7 @@ def _events(was: Sight, now: Sight) -> Iterable[Row]:
             yield job
 
 
-def _volume_moves_on(volume_id: str, was: Sight, now: Sight, cause: Outcome | str | None) -> None:
+def _volume_moves_on(volume_id: str, was: WorldState, now: WorldState, cause: Outcome | str | None) -> None:
     volume, after = was.volumes.get(volume_id), now.volumes.get(volume_id)
     events = [job for job in _events(was, now) if job["volume_id"] == volume_id and job["kind"] in STATE_OF]
     if volume is None:
@@ -148,7 +148,7 @@ def _volume_moves_on(volume_id: str, was: Sight, now: Sight, cause: Outcome | st
         assert changed_hands or volume["size"] == after["size"], f"volume {volume_id} was resized by nobody"
 
 
-def _snapshot_moves_on(snapshot_id: str, was: Sight, now: Sight, cause: Outcome | str | None) -> None:
+def _snapshot_moves_on(snapshot_id: str, was: WorldState, now: WorldState, cause: Outcome | str | None) -> None:
     snapshot, after = was.snapshots[snapshot_id], now.snapshots[snapshot_id]
     risen = after["version"] - snapshot["version"]
     events = len([job for job in _events(was, now) if job["snapshot_id"] == snapshot_id])
@@ -159,7 +159,7 @@ def _snapshot_moves_on(snapshot_id: str, was: Sight, now: Sight, cause: Outcome 
         assert risen == events, f"snapshot {snapshot_id}: {events} events raised its version by {risen}"
 
 
-def _size_is_explained(volume_id: str, was: Sight, now: Sight) -> None:
+def _size_is_explained(volume_id: str, was: WorldState, now: WorldState) -> None:
     """On the storage a volume changes only in the hands of a job, and only to what that job is for."""
     before, after = was.disk.get(volume_id), now.disk.get(volume_id)
     if before == after:
@@ -174,7 +174,7 @@ def _size_is_explained(volume_id: str, was: Sight, now: Sight) -> None:
     assert before is None or after > before, f"volume {volume_id} shrank from {before} to {after}"
 
 
-def of_success(job: Row, now: Sight) -> None:
+def of_success(job: Row, now: WorldState) -> None:
     """A job that has succeeded has done what it was asked for."""
     volume = now.volumes.get(job["volume_id"] or "")
     match job["kind"]:
@@ -192,7 +192,7 @@ def of_success(job: Row, now: Sight) -> None:
             assert job["snapshot_id"] not in now.snapshots
 
 
-def of_publishing(publication: Publication, was: Sight, last: Publication | None) -> None:
+def of_publishing(publication: Publication, was: WorldState, last: Publication | None) -> None:
     """Only who has something in hand may change it, in time, and none after a later one."""
     assert publication.in_time, f"published after its lease: {publication}"
     assert last is None or publication.fence >= last.fence, f"{publication} came after {last}"
@@ -209,4 +209,4 @@ def is_loose(job: Row, cause: Outcome | str | None) -> bool:
     """Whether a job ended without anybody having looked at the storage, so that earlier attempts may still publish."""
     if cause == "rescue":
         return True
-    return isinstance(cause, GaveUp | Cancelled) and cause.found is None and job["started_at"] is not None
+    return isinstance(cause, Failed | Cancelled) and cause.found is None and job["started_at"] is not None

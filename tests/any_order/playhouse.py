@@ -8,10 +8,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from domain.settings import Settings
 from tests.any_order.scene import LEASE_SECONDS
-from tests.any_order.stage import Fragile
+from tests.any_order.stage import FaultyDatabase
 
 
-class Playhouse:
+class Harness:
     """One loop, one database, and a count of the steps that were taken on it."""
 
     def __init__(self, settings: Settings) -> None:
@@ -19,7 +19,7 @@ class Playhouse:
             update={"lease_seconds": LEASE_SECONDS, "max_attempts": 3, "busy_seconds": LEASE_SECONDS}
         )
         self.loop = asyncio.Runner()
-        self.database = Fragile(settings.database_url)
+        self.database = FaultyDatabase(settings.database_url)
         self._engine = create_async_engine(settings.database_url, isolation_level="AUTOCOMMIT")
         self.eyes = self.loop.run(self._open_eyes())
         self.steps = 0

@@ -34,7 +34,7 @@ class Gate:
         self.opened: asyncio.Future[Accident | None] = asyncio.get_running_loop().create_future()
 
 
-class Puppet:
+class SteppedTask:
     """One answer to one message, in a task of its own."""
 
     def __init__(self, answer: Coroutine[Any, Any, None], name: str) -> None:
@@ -72,19 +72,19 @@ class Puppet:
             self.task.result()  # a bug in the product is a failure here
 
 
-_present: ContextVar[Puppet | None] = ContextVar("present_puppet", default=None)
+_present: ContextVar[SteppedTask | None] = ContextVar("present_puppet", default=None)
 
 
-def present() -> Puppet | None:
+def present() -> SteppedTask | None:
     """The puppet in whose task this is asked; None for whoever is no puppet."""
     return _present.get()
 
 
 async def pause(name: str) -> Accident | None:
     """Wait to be told to go on, and hear what is to befall this step. Whoever is no puppet goes on at once."""
-    puppet = present()
-    if puppet is None:
+    stepped = present()
+    if stepped is None:
         return None
     gate = Gate(name)
-    puppet.gates.append(gate)
+    stepped.gates.append(gate)
     return await gate.opened

@@ -10,8 +10,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from uuid_utils.compat import uuid7
 
-from domain.jobs.foreman import Foreman
-from domain.jobs.outcomes import Cancelled, Done, GaveUp, Outcome
+from domain.jobs.foreman import JobEngine
+from domain.jobs.outcomes import Cancelled, Failed, Outcome, Succeeded
 from domain.jobs.retry import RetryPolicy
 from domain.services import Services, compose
 from domain.settings import Settings
@@ -21,10 +21,18 @@ from domain.storage.backends import Backends
 from domain.volumes.model import Volume
 from domain.volumes.states import VolumeState
 from tests.any_order import laws
-from tests.any_order.puppets import Puppet
-from tests.any_order.sight import Sight
-from tests.any_order.stage import Bell, Fragile, Publication, Staged, Witnessed, one_by_one, overhear
-from tests.integration.job_builders import a_foreman
+from tests.any_order.puppets import SteppedTask
+from tests.any_order.sight import WorldState
+from tests.any_order.stage import (
+    FaultyDatabase,
+    JournalingMemoryDriver,
+    Publication,
+    SimulatedQueue,
+    Staged,
+    count_calls,
+    each_in_own_transaction,
+)
+from tests.integration.job_builders import an_engine
 from worker.attempts import Attempts
 from worker.heartbeat import Heartbeat
 from worker.main import handlers
@@ -40,34 +48,34 @@ _EMPTY: Final = text("TRUNCATE jobs, job_items, volumes, snapshots, workers")
 
 
 @dataclass
-class Workshop:
+class SimulatedWorker:
     """One worker process."""
 
-    foreman: Foreman
+    engine: JobEngine
     runner: Runner
     heartbeat: Heartbeat
-    puppets: list[Puppet] = field(default_factory=list)
+    stepped_tasks: list[SteppedTask] = field(default_factory=list)
 
-    def at_work(self) -> list[Puppet]:
-        self.puppets = [puppet for puppet in self.puppets if not puppet.ended]
-        return self.puppets
+    def at_work(self) -> list[SteppedTask]:
+        self.stepped_tasks = [stepped for stepped in self.stepped_tasks if not stepped.ended]
+        return self.stepped_tasks
 
 
 class Scene:
     """Everything, and what has been seen of it."""
 
-    now: Sight
+    now: WorldState
 
-    def __init__(self, database: Fragile, eyes: AsyncConnection, settings: Settings) -> None:
+    def __init__(self, database: FaultyDatabase, eyes: AsyncConnection, settings: Settings) -> None:
         self.database = database
         self.eyes = eyes
-        self.driver = Witnessed()
-        self.bell = Bell()
+        self.driver = JournalingMemoryDriver()
+        self.bell = SimulatedQueue()
         backends = Backends({"memory": Staged.on(self.driver)}, {"memory": "memory"})
-        self.services: Services = one_by_one(compose(settings, database, self.bell, backends))
-        self.workshops: list[Workshop] = []
+        self.services: Services = each_in_own_transaction(compose(settings, database, self.bell, backends))
+        self.workshops: list[SimulatedWorker] = []
         #: Workers that were killed, or stopped: nobody knows which before the end.
-        self.asleep: list[Puppet] = []
+        self.asleep: list[SteppedTask] = []
         self.broken = False
         self._loose: set[str] = set()
         self._last: dict[UUID, Publication] = {}
@@ -86,13 +94,13 @@ class Scene:
                     session.add(snapshot)
                     self.driver.put(volume.id, volume.size, snapshot.id)
         self.workshops = [self._workshop() for _ in range(WORKERS)]
-        self.now = await Sight.of(self.eyes, self.driver)
+        self.now = await WorldState.of(self.eyes, self.driver)
 
     # --- looking -----------------------------------------------------------------------------------------
 
     async def look(self, cause: Outcome | str | None) -> None:
         """See what has become of everything, and judge."""
-        was, now = self.now, await Sight.of(self.eyes, self.driver)
+        was, now = self.now, await WorldState.of(self.eyes, self.driver)
         for publication in self.driver.publications[was.publications :]:
             if str(publication.subject_id) not in self._loose:
                 laws.of_publishing(publication, was, self._last.get(publication.subject_id))
@@ -102,7 +110,7 @@ class Scene:
         laws.at_any_moment(now, self._loose)
         self.now = now
 
-    def _note_ends(self, was: Sight, now: Sight, cause: Outcome | str | None) -> None:
+    def _note_ends(self, was: WorldState, now: WorldState, cause: Outcome | str | None) -> None:
         for job in now.jobs.values():
             if not now.ended(job["id"]) or (job["id"] in was.jobs and was.ended(job["id"])):
                 continue
@@ -112,22 +120,22 @@ class Scene:
                 laws.of_success(job, now)
             if laws.is_loose(job, cause):
                 self._loose.add(subject)
-            elif isinstance(cause, Done | GaveUp | Cancelled):
+            elif isinstance(cause, Succeeded | Failed | Cancelled):
                 self._loose.discard(subject)
 
-    def _firm(self, sight: Sight) -> Sight:
+    def _firm(self, state: WorldState) -> WorldState:
         """What nobody who comes late may change."""
-        disk = {name: size for name, size in sight.disk.items() if name not in self._loose}
-        kept = {name: size for name, size in sight.kept.items() if name not in self._loose}
-        return replace(sight, disk=disk, kept=kept, publications=0)
+        disk = {name: size for name, size in state.disk.items() if name not in self._loose}
+        kept = {name: size for name, size in state.kept.items() if name not in self._loose}
+        return replace(state, disk=disk, kept=kept, publications=0)
 
-    def _workshop(self) -> Workshop:
+    def _workshop(self) -> SimulatedWorker:
         services = self.services
-        foreman = overhear(a_foreman(services))
+        engine = count_calls(an_engine(services))
         attempts = Attempts(handlers(services, lambda: 1), RetryPolicy(RETRY_SECONDS))
-        runner = Runner(foreman, self.bell, attempts, slots=100)
-        heartbeat = Heartbeat(foreman, runner.running, lease=LEASE_SECONDS, stall=LEASE_SECONDS)
-        return Workshop(foreman, runner, heartbeat)
+        runner = Runner(engine, self.bell, attempts, slots=100)
+        heartbeat = Heartbeat(engine, runner.running, lease=LEASE_SECONDS, stall=LEASE_SECONDS)
+        return SimulatedWorker(engine, runner, heartbeat)
 
     @contextmanager
     def judged(self) -> Iterator[None]:

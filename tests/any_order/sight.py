@@ -8,7 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.jobs.states import ENDED
-from tests.any_order.stage import Witnessed
+from tests.any_order.stage import JournalingMemoryDriver
 
 Row = dict[str, Any]
 Rows = dict[str, Row]
@@ -39,7 +39,7 @@ SNAPSHOT_STATE_OF: Final = {
 
 
 @dataclass(frozen=True)
-class Sight:
+class WorldState:
     """Rows by id, ledger items by job and volume; sizes on the storage by id; how much was ever published."""
 
     jobs: Rows
@@ -51,7 +51,7 @@ class Sight:
     publications: int
 
     @classmethod
-    async def of(cls, eyes: AsyncConnection, driver: Witnessed) -> Self:
+    async def of(cls, eyes: AsyncConnection, driver: JournalingMemoryDriver) -> Self:
         """``eyes``: a connection that commits by itself, as this is done after each step."""
         found = json.loads(str(await eyes.scalar(_LOOK)))
         jobs, volumes, snapshots = (_by_id(found[name]) for name in ("jobs", "volumes", "snapshots"))

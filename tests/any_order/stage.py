@@ -14,10 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from domain.database import Database
 from domain.errors import DatabaseUnavailable
-from domain.grouped import Answer, Grouped, Item
-from domain.jobs.foreman import Foreman
-from domain.jobs.model import Ring
-from domain.jobs.orders import WorkOrder
+from domain.grouped import Answer, Batcher, Item
+from domain.jobs.foreman import JobEngine
+from domain.jobs.model import Dispatch
+from domain.jobs.orders import ClaimedJob
 from domain.jobs.outcomes import Outcome
 from domain.jobs.queue import JobQueue
 from domain.services import Services
@@ -32,7 +32,7 @@ OPERATIONS = (
 )
 
 
-class Fragile(Database):
+class FaultyDatabase(Database):
     """A database whose transactions wait to be told to begin, and may come to grief at their commit."""
 
     #: What befalls the next transaction of somebody who is no puppet.
@@ -46,17 +46,17 @@ class Fragile(Database):
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
         accident = await pause("transaction") or self.next_accident
-        puppet, self.next_accident = present(), None
-        if puppet is not None:
-            puppet.busy += 1
+        stepped, self.next_accident = present(), None
+        if stepped is not None:
+            stepped.busy += 1
         try:
             async with super().transaction() as session:
                 yield session
                 if accident is Accident.COMMIT_LOST:
                     raise DatabaseUnavailable
         finally:
-            if puppet is not None:
-                puppet.busy -= 1
+            if stepped is not None:
+                stepped.busy -= 1
         if accident is Accident.ANSWER_LOST:
             raise DatabaseUnavailable
 
@@ -72,7 +72,7 @@ class Publication:
     in_time: bool
 
 
-class Witnessed(MemoryDriver):
+class JournalingMemoryDriver(MemoryDriver):
     """The driver in memory, and who published what on it."""
 
     def __init__(self) -> None:
@@ -140,23 +140,23 @@ def _strike(name: str, accident: Accident | None) -> None:
         raise StorageFull
 
 
-class Bell(JobQueue):
+class SimulatedQueue(JobQueue):
     """The messages, in memory: what Redis has at the moment, and what was ever rung."""
 
     def __init__(self) -> None:
-        self.messages: set[Ring] = set()
-        self.rung: set[Ring] = set()
+        self.messages: set[Dispatch] = set()
+        self.rung: set[Dispatch] = set()
 
-    async def ring(self, rings: Iterable[Ring]) -> None:
-        for ring in rings:
-            self.messages.add(ring)
-            self.rung.add(ring)
+    async def dispatch(self, dispatches: Iterable[Dispatch]) -> None:
+        for dispatch in dispatches:
+            self.messages.add(dispatch)
+            self.rung.add(dispatch)
 
-    async def missing(self, rings: Sequence[Ring]) -> list[Ring]:
-        return [ring for ring in rings if ring not in self.messages]
+    async def missing(self, dispatches: Sequence[Dispatch]) -> list[Dispatch]:
+        return [dispatch for dispatch in dispatches if dispatch not in self.messages]
 
-    def acknowledge(self, ring: Ring) -> asyncio.Future[None]:
-        self.messages.discard(ring)
+    def acknowledge(self, dispatch: Dispatch) -> asyncio.Future[None]:
+        self.messages.discard(dispatch)
         acknowledged = asyncio.get_running_loop().create_future()
         acknowledged.set_result(None)
         return acknowledged
@@ -165,10 +165,10 @@ class Bell(JobQueue):
         """Nobody listens."""
 
 
-class Alone(Grouped[Item, Answer]):
+class SingleBatcher(Batcher[Item, Answer]):
     """Sends each item by itself: a puppet that is never told to go on must hold up no other of its worker."""
 
-    def hand_in(self, item: Item) -> asyncio.Future[Answer]:
+    def submit(self, item: Item) -> asyncio.Future[Answer]:
         return asyncio.ensure_future(self._by_itself(item))
 
     async def _by_itself(self, item: Item) -> Answer:
@@ -178,27 +178,27 @@ class Alone(Grouped[Item, Answer]):
         return answer
 
 
-def one_by_one(services: Services) -> Services:
+def each_in_own_transaction(services: Services) -> Services:
     """Have users ask each for himself."""
-    intake = services.volumes._intake
-    intake._creations = Alone(intake._create_all, most=1)
-    intake._expansions = Alone(intake._expand_all, most=1)
-    services.jobs._reads = Alone(services.jobs._read_all, most=1)
+    intake = services.volumes._requests
+    intake._creates = SingleBatcher(intake._create_batch, max_batch=1)
+    intake._expands = SingleBatcher(intake._expand_batch, max_batch=1)
+    services.jobs._reads = SingleBatcher(services.jobs._read_batch, max_batch=1)
     return services
 
 
-def overhear(foreman: Foreman) -> Foreman:
+def count_calls(engine: JobEngine) -> JobEngine:
     """Have a puppet remember how it last meant its attempt to end."""
-    foreman._claims = Alone(foreman._claim_all, most=1)
-    foreman._late_claims = Alone(partial(foreman._claim_all, patience=1), most=1)
-    foreman._settlements = defaultdict(lambda: Alone(foreman._settle_all, most=1))
-    settle = foreman.settle
+    engine._claims = SingleBatcher(engine._claim_batch, max_batch=1)
+    engine._claims_of_locked_rows = SingleBatcher(partial(engine._claim_batch, lock_timeout=1), max_batch=1)
+    engine._settlements = defaultdict(lambda: SingleBatcher(engine._settle_batch, max_batch=1))
+    settle = engine.settle
 
-    async def overheard(job: WorkOrder, outcome: Outcome) -> bool:
-        puppet = present()
-        if puppet is not None:
-            puppet.outcome = outcome
+    async def overheard(job: ClaimedJob, outcome: Outcome) -> bool:
+        stepped = present()
+        if stepped is not None:
+            stepped.outcome = outcome
         return await settle(job, outcome)
 
-    foreman.settle = overheard  # type: ignore[method-assign]
-    return foreman
+    engine.settle = overheard  # type: ignore[method-assign]
+    return engine

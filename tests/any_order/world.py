@@ -8,19 +8,19 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from domain.bulk.kinds import WHOLES
+from domain.bulk.kinds import BULK_KINDS
 from domain.errors import CisternError
-from domain.jobs.model import Job, Ring
-from tests.any_order.puppets import Accident, Puppet
-from tests.any_order.scene import Scene, Workshop
-from tests.any_order.sight import Row, Sight
+from domain.jobs.model import Dispatch, Job
+from tests.any_order.puppets import Accident, SteppedTask
+from tests.any_order.scene import Scene, SimulatedWorker
+from tests.any_order.sight import Row, WorldState
 
 #: So many rounds of everything bring every job to its end.
 _ROUNDS: Final = 60
 
 _TIME_PASSES: Final = text(
     "WITH waiting AS (UPDATE job_items SET due_at = due_at - interval '1 day' WHERE status = 'pending')"
-    " UPDATE jobs SET run_at = run_at - interval '2 days', rung_at = rung_at - interval '2 days'"
+    " UPDATE jobs SET run_at = run_at - interval '2 days', dispatched_at = dispatched_at - interval '2 days'"
     " WHERE status = 'queued' OR (status = 'running' AND lease_expires_at IS NULL)"
 )
 _LEASE_IS_OVER: Final = text("UPDATE jobs SET lease_expires_at = now() - interval '1 second' WHERE id = :id")
@@ -41,45 +41,45 @@ class World(Scene):
         if accident is None and fits is not None:
             assert (accepted is not None) == fits, f"accepted: {accepted and vars(accepted)}"
         if accepted is not None and accepted.status == "queued":
-            assert accepted.ring in self.bell.messages
+            assert accepted.dispatch in self.bell.messages
         if accepted is None and accident is not Accident.ANSWER_LOST:
             assert replace(self.now, publications=0) == replace(was, publications=0), "refused, and yet done"
 
     # --- what workers do ---------------------------------------------------------------------------------
 
-    async def deliver(self, ring: Ring, workshop: Workshop, accident: Accident | None = None) -> None:
+    async def deliver(self, dispatch: Dispatch, open_worker: SimulatedWorker, accident: Accident | None = None) -> None:
         """Give a message to a worker, which tries to claim its job."""
-        was, puppet = self.now, Puppet(workshop.runner.run(ring), f"{ring}")
-        workshop.puppets.append(puppet)
-        await puppet.go_on()
-        await self.go_on(puppet, accident)
-        job = was.jobs[str(ring.job_id)]
-        if job["rings"] != ring.number or job["status"] != "queued":
-            await self.finish(puppet)  # the row might only have been locked, so it asks twice
-            assert self.now == was, f"an old message was heard: {ring}"
+        was, stepped = self.now, SteppedTask(open_worker.runner.run(dispatch), f"{dispatch}")
+        open_worker.stepped_tasks.append(stepped)
+        await stepped.go_on()
+        await self.go_on(stepped, accident)
+        job = was.jobs[str(dispatch.job_id)]
+        if job["epoch"] != dispatch.epoch or job["status"] != "queued":
+            await self.finish(stepped)  # the row might only have been locked, so it asks twice
+            assert self.now == was, f"an old message was heard: {dispatch}"
 
-    async def go_on(self, puppet: Puppet, accident: Accident | None = None, *, gate: int = 0) -> None:
-        step = await puppet.go_on(accident, gate=gate)
+    async def go_on(self, stepped: SteppedTask, accident: Accident | None = None, *, gate: int = 0) -> None:
+        step = await stepped.go_on(accident, gate=gate)
         if not step.endswith("done"):  # hearing from the storage changes nothing yet
-            await self.look(puppet.outcome)
+            await self.look(stepped.outcome)
 
-    async def finish(self, puppet: Puppet) -> None:
-        while not puppet.ended:
-            await self.go_on(puppet)
+    async def finish(self, stepped: SteppedTask) -> None:
+        while not stepped.ended:
+            await self.go_on(stepped)
 
-    def fall_asleep(self, workshop: Workshop) -> None:
+    def fall_asleep(self, open_worker: SimulatedWorker) -> None:
         """Have a worker do nothing any more, and another one started in its place."""
-        self.asleep += workshop.at_work()
-        self.workshops[self.workshops.index(workshop)] = self._workshop()
+        self.asleep += open_worker.at_work()
+        self.workshops[self.workshops.index(open_worker)] = self._workshop()
 
-    async def shut_down(self, workshop: Workshop) -> None:
-        workshop.runner.interrupt()
-        self.fall_asleep(workshop)  # but it may still hand back what it has: see `wake`
+    async def shut_down(self, open_worker: SimulatedWorker) -> None:
+        open_worker.runner.release_all()
+        self.fall_asleep(open_worker)  # but it may still hand back what it has: see `wake`
 
-    async def beat(self, workshop: Workshop, accident: Accident | None) -> None:
+    async def beat(self, open_worker: SimulatedWorker, accident: Accident | None) -> None:
         self.database.next_accident = accident
         with suppress(CisternError):
-            await workshop.heartbeat.beat()
+            await open_worker.heartbeat.beat()
         await self.look("beat")
 
     # --- what time does ----------------------------------------------------------------------------------
@@ -87,24 +87,24 @@ class World(Scene):
     async def pass_time(self) -> None:
         """Let everything be due, and every message be old."""
         await self.eyes.execute(_TIME_PASSES)
-        self.now = await Sight.of(self.eyes, self.driver)
+        self.now = await WorldState.of(self.eyes, self.driver)
 
     async def end_lease(self, job: Row, *, noticed: bool) -> None:
         """Let a lease be over. ``noticed``: by the worker's own clock, too; else that stood still meanwhile."""
         await self.eyes.execute(_LEASE_IS_OVER, {"id": job["id"]})
-        for workshop in self.workshops if noticed else ():
-            run = workshop.runner.running.get(UUID(job["id"]))
-            if run is not None and run.job.rings == job["rings"]:
+        for open_worker in self.workshops if noticed else ():
+            run = open_worker.runner.running.get(UUID(job["id"]))
+            if run is not None and run.job.epoch == job["epoch"]:
                 run.grant.extend(0.0)
-        self.now = await Sight.of(self.eyes, self.driver)
+        self.now = await WorldState.of(self.eyes, self.driver)
 
     async def keep_house(self, step: str, accident: Accident | None = None) -> None:
-        foreman = self.workshops[0].foreman
+        engine = self.workshops[0].engine
         steps: dict[str, Callable[[], Awaitable[int]]] = {
-            "rescue": foreman.rescue,
-            "tend": self.services.bulk.tend,
-            "ring_due": foreman.ring_due,
-            "ring_lost": foreman.ring_lost,
+            "rescue": engine.rescue,
+            "tend": self.services.bulk.assign_lanes,
+            "dispatch_due": engine.dispatch_due,
+            "redispatch_lost": engine.redispatch_lost,
         }
         self.database.next_accident = accident
         with suppress(CisternError):
@@ -117,15 +117,15 @@ class World(Scene):
         await self.pass_time()
         await self.keep_house("ring_due")
         await self.keep_house("ring_lost")
-        queued = {Ring(UUID(job["id"]), job["rings"]) for job in self.now.live() if job["status"] == "queued"}
+        queued = {Dispatch(UUID(job["id"]), job["epoch"]) for job in self.now.live() if job["status"] == "queued"}
         assert queued <= self.bell.messages, "a job waits that nobody is told of"
 
     # --- the end -----------------------------------------------------------------------------------------
 
     async def drain(self) -> None:
         """Have one healthy worker carry on where all others stopped: everything ends."""
-        for workshop in list(self.workshops):
-            self.fall_asleep(workshop)
+        for open_worker in list(self.workshops):
+            self.fall_asleep(open_worker)
         for _ in range(_ROUNDS):
             if not self.now.live():
                 break
@@ -133,7 +133,7 @@ class World(Scene):
                 if job["lease_expires_at"] is not None:
                     await self.end_lease(job, noticed=False)
             await self.keep_house("rescue")
-            if any(job["kind"] in WHOLES for job in self.now.live()):
+            if any(job["kind"] in BULK_KINDS for job in self.now.live()):
                 await self.keep_house("tend")
             await self.ring_everything()
             await self._answer_all()
@@ -142,27 +142,30 @@ class World(Scene):
     async def _answer_all(self) -> None:
         """Answer what there is of messages, and those that come meanwhile, as long as there is no end of them."""
         for _ in range(_ROUNDS):
-            for ring in sorted(self.bell.messages):
-                self.bell.messages.discard(ring)
-                await self.deliver(ring, self.workshops[0])
-                for puppet in self.workshops[0].at_work():
-                    await self.finish(puppet)
+            for dispatch in sorted(self.bell.messages):
+                self.bell.messages.discard(dispatch)
+                await self.deliver(dispatch, self.workshops[0])
+                for stepped in self.workshops[0].at_work():
+                    await self.finish(stepped)
 
     async def wake_all(self) -> None:
         """Wake everybody up who was asleep: nothing changes any more."""
         was = self._firm(self.now)
-        for puppet in self.asleep:
-            while not puppet.ended:
-                await self.go_on(puppet)
+        for stepped in self.asleep:
+            while not stepped.ended:
+                await self.go_on(stepped)
                 assert self._firm(self.now) == was, "a sleeper changed something"
         self.asleep = []
 
     async def strike_the_set(self) -> None:
         """End what is left of all puppets."""
-        for puppet in [*self.asleep, *(puppet for workshop in self.workshops for puppet in workshop.puppets)]:
-            puppet.task.cancel()
+        for stepped in [
+            *self.asleep,
+            *(stepped for open_worker in self.workshops for stepped in open_worker.stepped_tasks),
+        ]:
+            stepped.task.cancel()
             with suppress(BaseException):
-                await puppet.task
+                await stepped.task
 
 
 def choose(items: list[Any], number: int) -> Any:

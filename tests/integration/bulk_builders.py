@@ -9,11 +9,11 @@ from uuid_utils.compat import uuid7
 
 from domain.bulk.model import Item
 from domain.bulk.states import ItemStatus
-from domain.expansion.policy import BulkExpansion, GrowthPolicy, Policy
-from domain.jobs.foreman import Claim, Foreman
+from domain.expansion.policy import BulkExpandRequest, GrowthPolicy, Policy
+from domain.jobs.foreman import Claim, JobEngine
 from domain.jobs.model import Job, Worker
-from domain.jobs.orders import WorkOrder
-from domain.jobs.outcomes import Handed
+from domain.jobs.orders import ClaimedJob
+from domain.jobs.outcomes import Delegated
 from domain.services import Services
 from domain.storage.driver import Fence, Grant
 from tests.bulk import MIB
@@ -22,34 +22,34 @@ from tests.integration.job_builders import sql
 BY_ONE = GrowthPolicy(by=MIB)
 
 
-def a_foreman(services: Services) -> Foreman:
-    return services.foreman(Worker(id=uuid7(), host="here", pid=1))
+def an_engine(services: Services) -> JobEngine:
+    return services.engine(Worker(id=uuid7(), host="here", pid=1))
 
 
-async def planned(services: Services, foreman: Foreman, wanted: BulkExpansion) -> WorkOrder:
+async def planned(services: Services, engine: JobEngine, wanted: BulkExpandRequest) -> ClaimedJob:
     """A bulk job, claimed and planned but not handed over."""
     job = await services.expansion.request_expand(wanted)
-    claim = await foreman.claim(job.ring)
+    claim = await engine.claim(job.dispatch)
     assert claim is not None
     await services.bulk.plan(claim.job, Grant(job.id, Fence(0, 0), claim.deadline))
     return claim.job
 
 
-async def lanes_of(services: Services, job: Job | WorkOrder) -> list[UUID]:
+async def lanes_of(services: Services, job: Job | ClaimedJob) -> list[UUID]:
     async with services.database.transaction() as session:
         rows = await session.execute(text("SELECT id FROM jobs WHERE parent_id = :id"), {"id": job.id})
         return [row.id for row in rows]
 
 
 async def with_its_lane(
-    services: Services, foreman: Foreman, policy: Policy = BY_ONE, *, rings: int = 0
+    services: Services, engine: JobEngine, policy: Policy = BY_ONE, *, epoch: int = 0
 ) -> tuple[Job, Claim]:
     """A bulk job whose only lane has been rung ``rings`` times and is at work now."""
-    order = await planned(services, foreman, BulkExpansion(policy, max_concurrent=1))
-    await foreman.settle(order, Handed({}))
+    order = await planned(services, engine, BulkExpandRequest(policy, max_concurrent=1))
+    await engine.settle(order, Delegated({}))
     (lane_id,) = await lanes_of(services, order)
-    await sql(services, "UPDATE jobs SET rings = :rings WHERE id = :id", rings=rings, id=lane_id)
-    claim = await foreman.claim((await services.jobs.get(lane_id)).ring)
+    await sql(services, "UPDATE jobs SET epoch = :epoch WHERE id = :id", epoch=epoch, id=lane_id)
+    claim = await engine.claim((await services.jobs.get(lane_id)).dispatch)
     assert claim is not None
     return await services.jobs.get(order.id), claim
 

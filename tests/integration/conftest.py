@@ -11,17 +11,17 @@ from fastapi import FastAPI
 from api.main import create_app
 from domain.services import Services
 from domain.settings import Settings
-from tests.inside import working as _working
+from tests.inside import running_worker as _running_worker
 from tests.over_http import client_of
 from worker.runner import Runner
 
-Working = Callable[[Settings], AbstractAsyncContextManager[Runner]]
+RunningWorker = Callable[[Settings], AbstractAsyncContextManager[Runner]]
 
 
 @pytest.fixture
-def working() -> Working:
+def running_worker() -> RunningWorker:
     """A context manager in which a worker works, with the settings given."""
-    return _working
+    return _running_worker
 
 
 @pytest.fixture

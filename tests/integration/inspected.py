@@ -15,21 +15,21 @@ def on_disk(settings: Settings, folder: Path) -> Settings:
     return settings.model_copy(update={"backends": {"disk": f"file:{folder}/disk"}})
 
 
-def leave(version: int, rings: int = 0) -> Grant:
+def leave(version: int, epoch: int = 0) -> Grant:
     """Leave for an attempt that some other history has seen."""
-    return Grant(uuid4(), Fence(version, rings), float("inf"))
+    return Grant(uuid4(), Fence(version, epoch), float("inf"))
 
 
 async def inspect(services: Services, *, repair: bool = False) -> list[Finding]:
-    return (await services.inspection().report(repair=repair)).findings
+    return (await services.check().report(repair=repair)).findings
 
 
 async def told(services: Services) -> list[tuple[str, str, bool]]:
     """What an inspection finds: code, subject, and whether it says that it can mend it."""
-    return [(finding.code.value, finding.subject, finding.mendable) for finding in await inspect(services)]
+    return [(finding.code.value, finding.subject, finding.repairable) for finding in await inspect(services)]
 
 
-async def mended(services: Services) -> list[str]:
+async def as_repaired(services: Services) -> list[str]:
     """Mend everything; returns the codes. Nothing may be left, and a second look finds nothing."""
     found = await inspect(services, repair=True)
     assert [str(finding) for finding in found if not finding.repaired] == []

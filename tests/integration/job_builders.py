@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import CursorResult, Row, text
 from uuid_utils.compat import uuid7
 
-from domain.jobs.foreman import Foreman
+from domain.jobs.foreman import JobEngine
 from domain.jobs.model import Job, Worker
 from domain.services import Services
 from domain.volumes.growth import Growth
@@ -47,21 +47,21 @@ async def queued_jobs(services: Services, count: int) -> None:
     """Write many jobs down that wait, rung a minute ago, with no volume and no message."""
     await sql(
         services,
-        "INSERT INTO jobs (id, kind, status, version, params, attempt, max_attempts, rings, rung_at)"
+        "INSERT INTO jobs (id, kind, status, version, params, attempt, max_attempts, epoch, dispatched_at)"
         " SELECT gen_random_uuid(), 'volume.create', 'queued', 1, '{}', 0, 8, 0, now() - interval '1 minute'"
         f" FROM generate_series(1, {count})",
     )
 
 
-def a_foreman(services: Services) -> Foreman:
+def an_engine(services: Services) -> JobEngine:
     """Be another worker process, one that rescues at once."""
-    return Foreman(
+    return JobEngine(
         services.database,
         services.queue,
         services.handlers,
         worker=Worker(id=uuid7(), host="test", pid=os.getpid()),
         lease=services.settings.lease_seconds,
-        waits_for_calm=False,
+        respect_grace_period=False,
     )
 
 

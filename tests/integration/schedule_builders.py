@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.schedules.model import Schedule
 from domain.schedules.service import NewSchedule, ScheduleService
-from domain.schedules.starter import Starter
+from domain.schedules.starter import ScheduleRunner
 from domain.services import Services
 from tests.integration.job_builders import sql
 
@@ -38,9 +38,9 @@ class Clock:
         return self.now
 
 
-def a_starter(services: Services, clock: Clock) -> Starter:
+def a_starter(services: Services, clock: Clock) -> ScheduleRunner:
     """Be one more replica's, on its own connections when it comes to it."""
-    return Starter(services.database, services.queue, services.actions, clock=clock)
+    return ScheduleRunner(services.database, services.queue, services.actions, clock=clock)
 
 
 def a_service(services: Services, clock: Clock) -> ScheduleService:
@@ -63,7 +63,7 @@ async def end_jobs(services: Services) -> None:
     """Let all jobs have succeeded."""
     await sql(
         services,
-        "UPDATE jobs SET status = 'succeeded', started_at = now(), finished_at = now(), rung_at = NULL"
+        "UPDATE jobs SET status = 'succeeded', started_at = now(), finished_at = now(), dispatched_at = NULL"
         " WHERE finished_at IS NULL",
     )
 

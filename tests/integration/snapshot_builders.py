@@ -10,10 +10,10 @@ from uuid import UUID, uuid4
 from uuid_utils.compat import uuid7
 
 from domain.errors import DatabaseUnavailable
-from domain.jobs.foreman import Foreman
+from domain.jobs.foreman import JobEngine
 from domain.jobs.model import Job
-from domain.jobs.orders import WorkOrder
-from domain.jobs.outcomes import Done, GaveUp, Outcome, Payload
+from domain.jobs.orders import ClaimedJob
+from domain.jobs.outcomes import Failed, Outcome, Payload, Succeeded
 from domain.paging import PageRequest
 from domain.services import Services
 from domain.snapshots.model import Snapshot
@@ -22,7 +22,7 @@ from domain.snapshots.states import SnapshotState
 from domain.storage.driver import Fence, Grant
 from domain.volumes.model import Volume
 from domain.volumes.service import NewVolume
-from tests.integration.job_builders import MIB, a_foreman, a_volume, ended, row, sql
+from tests.integration.job_builders import MIB, a_volume, an_engine, ended, row, sql
 
 #: Kinds of jobs, and what their storage work is called.
 OPERATIONS = {
@@ -38,7 +38,7 @@ async def a_stored_volume(
 ) -> Volume:
     """Have an available volume, in the row and on its backend, without any job."""
     volume = await a_volume(services, size=size, backend=backend)
-    await services.backends.reach(backend).create(volume.id, size, _past())
+    await services.backends.get(backend).create(volume.id, size, _past())
     if content:
         write(services, volume.id, content, backend=backend)
     return volume
@@ -51,7 +51,7 @@ async def a_snapshot(services: Services, volume: Volume, name: str = "kept") -> 
     )
     async with services.database.transaction() as session:
         session.add(snapshot)
-    await services.backends.reach(volume.backend).take_snapshot(volume.id, snapshot.id, _past())
+    await services.backends.get(volume.backend).take_snapshot(volume.id, snapshot.id, _past())
     return snapshot
 
 
@@ -69,37 +69,37 @@ async def requested(services: Services, kind: str, volume: Volume, snapshot: Sna
 
 async def carried_out(services: Services, job: Job) -> Job:
     """Do a queued job here and now, as a worker does."""
-    foreman, own = await claimed(services, job)
-    await settled(foreman, own, await attempted(services, own))
+    engine, own = await claimed(services, job)
+    await settled(engine, own, await attempted(services, own))
     return await row(services, job.id)
 
 
-async def attempted(services: Services, own: WorkOrder) -> Outcome:
+async def attempted(services: Services, own: ClaimedJob) -> Outcome:
     """Do the storage work of a job, and nothing more."""
-    return await services.handlers[own.kind].do(own, Grant(own.id, Fence(*own.fence), math.inf))
+    return await services.handlers[own.kind].perform(own, Grant(own.id, Fence(*own.fence), math.inf))
 
 
 async def given_up(services: Services, job: Job, found: Payload | None = None) -> Job:
     """Have a queued job come to nothing."""
-    foreman, own = await claimed(services, job)
-    await settled(foreman, own, GaveUp({"code": "storage-full", "detail": ""}, found))
+    engine, own = await claimed(services, job)
+    await settled(engine, own, Failed({"code": "storage-full", "detail": ""}, found))
     return await row(services, job.id)
 
 
-async def settled(foreman: Foreman, own: WorkOrder, outcome: Outcome) -> bool:
+async def settled(engine: JobEngine, own: ClaimedJob, outcome: Outcome) -> bool:
     """Settle as a runner does, who comes back as long as somebody has a row locked."""
     async with asyncio.timeout(60):
         while True:
             with suppress(DatabaseUnavailable):
-                return await foreman.settle(own, outcome)
+                return await engine.settle(own, outcome)
 
 
-async def claimed(services: Services, job: Job) -> tuple[Foreman, WorkOrder]:
+async def claimed(services: Services, job: Job) -> tuple[JobEngine, ClaimedJob]:
     """Have another worker claim a job."""
-    foreman = a_foreman(services)
-    claim = await foreman.claim((await row(services, job.id)).ring)
+    engine = an_engine(services)
+    claim = await engine.claim((await row(services, job.id)).dispatch)
     assert claim is not None
-    return foreman, claim.job
+    return engine, claim.job
 
 
 async def done(services: Services, job: Job) -> Job:
@@ -109,14 +109,14 @@ async def done(services: Services, job: Job) -> Job:
     return job
 
 
-def copied(own: WorkOrder, size: int | None) -> Done:
+def copied(own: ClaimedJob, size: int | None) -> Succeeded:
     """What an attempt reports that has copied ``size`` bytes."""
-    return Done({"snapshot_id": str(own.snapshot_id), "volume_id": str(own.volume_id)}, copied=size)
+    return Succeeded({"snapshot_id": str(own.snapshot_id), "volume_id": str(own.volume_id)}, copied=size)
 
 
 def path(services: Services, volume_id: UUID | None, backend: str = "disk") -> Path:
     assert volume_id is not None
-    return Path(str(services.backends.reach(backend).path(volume_id)))
+    return Path(str(services.backends.get(backend).path(volume_id)))
 
 
 def write(services: Services, volume_id: UUID | None, content: bytes, *, backend: str = "disk") -> None:

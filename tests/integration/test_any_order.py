@@ -19,12 +19,12 @@ from hypothesis.stateful import rule, run_state_machine_as_test
 import domain.bulk.effort
 import worker.lanes
 import worker.runner
-from domain.jobs.model import Ring
+from domain.jobs.model import Dispatch
 from domain.settings import Settings
 from tests.any_order.asking import ANY, COMMITS, Asking, if_any
-from tests.any_order.playhouse import Playhouse
-from tests.any_order.puppets import Accident, Puppet
-from tests.any_order.scene import LEASE_SECONDS, WORKERS, Workshop
+from tests.any_order.playhouse import Harness
+from tests.any_order.puppets import Accident, SteppedTask
+from tests.any_order.scene import LEASE_SECONDS, WORKERS, SimulatedWorker
 from tests.any_order.sight import Row
 from tests.any_order.world import choose
 
@@ -50,30 +50,30 @@ class AnyOrder(Asking):
 
     # --- messages ----------------------------------------------------------------------------------------
 
-    def messages(self) -> list[Ring]:
+    def messages(self) -> list[Dispatch]:
         return sorted(self.world.bell.messages)
 
     @if_any(messages)
     @rule(which=ANY, worker=WORKER, accident=COMMITS)
     def deliver(self, which: int, worker: int, accident: Accident | None) -> None:
-        ring = choose(self.messages(), which)
-        self.do(self.world.deliver(ring, self.world.workshops[worker], accident))
+        dispatch = choose(self.messages(), which)
+        self.do(self.world.deliver(dispatch, self.world.workshops[worker], accident))
 
     @if_any(messages)
     @rule(which=ANY, worker=WORKER, steps=st.sampled_from([1, 2, 3, 5, 10]))
     def deliver_and_go_on(self, which: int, worker: int, steps: int) -> None:
-        workshop = self.world.workshops[worker]
-        self.do(self.world.deliver(choose(self.messages(), which), workshop))
-        self.go_on_with(workshop.puppets[-1], steps)
+        open_worker = self.world.workshops[worker]
+        self.do(self.world.deliver(choose(self.messages(), which), open_worker))
+        self.go_on_with(open_worker.stepped_tasks[-1], steps)
 
     @if_any(messages)
     @rule(which=ANY, workers=st.tuples(WORKER, WORKER))
     def deliver_twice(self, which: int, workers: tuple[int, int]) -> None:
-        ring = choose(self.messages(), which)
+        dispatch = choose(self.messages(), which)
         for number in workers:
-            self.do(self.world.deliver(ring, self.world.workshops[number]))
+            self.do(self.world.deliver(dispatch, self.world.workshops[number]))
 
-    def heard(self) -> list[Ring]:
+    def heard(self) -> list[Dispatch]:
         return sorted(self.world.bell.rung - self.world.bell.messages)
 
     @if_any(heard)
@@ -88,34 +88,34 @@ class AnyOrder(Asking):
 
     # --- workers -----------------------------------------------------------------------------------------
 
-    def puppets(self) -> list[Puppet]:
-        everybody = [puppet for workshop in self.world.workshops for puppet in workshop.at_work()]
-        return everybody + [puppet for puppet in self.world.asleep if not puppet.ended]
+    def stepped_tasks(self) -> list[SteppedTask]:
+        everybody = [stepped for open_worker in self.world.workshops for stepped in open_worker.at_work()]
+        return everybody + [stepped for stepped in self.world.asleep if not stepped.ended]
 
-    @if_any(puppets)
+    @if_any(stepped_tasks)
     @rule(which=ANY, steps=st.sampled_from([1, 2, 3, 5, 10]), gate=st.integers(0, 2))
     def go_on(self, which: int, steps: int, gate: int) -> None:
-        self.go_on_with(choose(self.puppets(), which), steps, gate)
+        self.go_on_with(choose(self.stepped_tasks(), which), steps, gate)
 
-    def go_on_with(self, puppet: Puppet, steps: int, gate: int = 0) -> None:
+    def go_on_with(self, stepped: SteppedTask, steps: int, gate: int = 0) -> None:
         for _ in range(steps):
-            if not puppet.ended:
-                self.do(self.world.go_on(puppet, gate=gate))
+            if not stepped.ended:
+                self.do(self.world.go_on(stepped, gate=gate))
 
-    @if_any(puppets)
+    @if_any(stepped_tasks)
     @rule(which=ANY, accident=st.sampled_from(Accident), gate=st.integers(0, 2))
     def go_wrong(self, which: int, accident: Accident, gate: int) -> None:
-        self.do(self.world.go_on(choose(self.puppets(), which), accident, gate=gate))
+        self.do(self.world.go_on(choose(self.stepped_tasks(), which), accident, gate=gate))
 
-    def busy(self) -> list[Workshop]:
-        return [workshop for workshop in self.world.workshops if workshop.at_work()]
+    def busy(self) -> list[SimulatedWorker]:
+        return [open_worker for open_worker in self.world.workshops if open_worker.at_work()]
 
     @if_any(busy)
     @rule(which=ANY, rescued=st.booleans())
     def die_or_fall_asleep(self, which: int, *, rescued: bool) -> None:
-        workshop = choose(self.busy(), which)
-        held = [str(job_id) for job_id in workshop.runner.running]
-        self.world.fall_asleep(workshop)
+        open_worker = choose(self.busy(), which)
+        held = [str(job_id) for job_id in open_worker.runner.running]
+        self.world.fall_asleep(open_worker)
         for job in [job for job in self.leased() if rescued and job["id"] in held]:
             self.do(self.world.end_lease(job, noticed=False))
         if rescued:
@@ -142,7 +142,9 @@ class AnyOrder(Asking):
         self.do(self.world.end_lease(job, noticed=noticed))
         if rescued:
             self.rescue()
-        for late in [puppet for puppet in self.puppets() if puppet.name == str(Ring(UUID(job["id"]), job["rings"]))]:
+        for late in [
+            stepped for stepped in self.stepped_tasks() if stepped.name == str(Dispatch(UUID(job["id"]), job["epoch"]))
+        ]:
             self.go_on_with(late, steps)
 
     def rescue(self) -> None:
@@ -161,28 +163,28 @@ class AnyOrder(Asking):
         if not self.world.broken and self.world.workshops:
             self.do(self.world.drain())
             self.do(self.world.wake_all())
-        self.playhouse.run(self.world.strike_the_set())
+        self.harness.run(self.world.strike_the_set())
 
 
 @pytest.fixture
-def playhouse(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Playhouse]:
+def harness(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Harness]:
     """The servers, and no part of the product that looks at a clock: examples must go the same way twice."""
     monkeypatch.setattr(worker.lanes, "_SLICE_SECONDS", 0.0)
     monkeypatch.setattr(worker.lanes, "_CHUNK_SECONDS", 0.0)
-    monkeypatch.setattr(worker.lanes, "_LOOK_SECONDS", LEASE_SECONDS)
-    monkeypatch.setattr(worker.runner, "_SETTLE_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(worker.lanes, "_CANCEL_POLL_SECONDS", LEASE_SECONDS)
+    monkeypatch.setattr(worker.runner, "_SETTLE_RETRY_SECONDS", 0.0)
     monkeypatch.setattr(domain.bulk.effort, "_PAUSE_SECONDS", 0.0)
     logging.disable(logging.CRITICAL)  # thousands of lines, of which nobody could say to which step they belong
-    playhouse = Playhouse(settings)
-    yield playhouse
-    playhouse.close()
+    harness = Harness(settings)
+    yield harness
+    harness.close()
     logging.disable(logging.NOTSET)
 
 
-def test_in_any_order_nothing_is_lost_and_nothing_happens_twice(playhouse: Playhouse) -> None:
-    AnyOrder.playhouse = playhouse
+def test_in_any_order_nothing_is_lost_and_nothing_happens_twice(harness: Harness) -> None:
+    AnyOrder.harness = harness
     number = SEED
-    while playhouse.steps < STEPS:
+    while harness.steps < STEPS:
         try:
             run_state_machine_as_test(seed(number)(AnyOrder), settings=PROFILE)
         except BaseException as error:

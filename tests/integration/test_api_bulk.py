@@ -14,7 +14,7 @@ from domain.settings import Settings
 from tests.acceptance import journal
 from tests.bulk import MIB, add_volumes, most_at_once
 from tests.integration.bulk_builders import fail_for
-from tests.integration.conftest import Working
+from tests.integration.conftest import RunningWorker
 
 EXPAND = "/api/v1/volumes/expand"
 WAIT = {"Prefer": "wait=30"}
@@ -38,12 +38,16 @@ async def ledger(client: httpx.AsyncClient, job: dict[str, Any], query: str = ""
 
 
 async def test_the_ledger_says_which_failed_and_why_and_a_retry_is_for_these_alone(
-    client: httpx.AsyncClient, services: Services, bulk_settings: Settings, working: Working, tmp_path: Path
+    client: httpx.AsyncClient,
+    services: Services,
+    bulk_settings: Settings,
+    running_worker: RunningWorker,
+    tmp_path: Path,
 ) -> None:
     volumes = sorted(await add_volumes(services, 150, backend="null"))
     bad = [volumes[3], volumes[70], volumes[149]]
     fail_for(tmp_path, "expand", bad)
-    async with working(bulk_settings):
+    async with running_worker(bulk_settings):
         answer = await client.post(EXPAND, json={"by": "1MiB", "max_concurrent": 7}, headers=WAIT)
 
         job = answer.json()
@@ -72,11 +76,15 @@ async def test_the_ledger_says_which_failed_and_why_and_a_retry_is_for_these_alo
 
 
 async def test_progress_is_seen_while_it_goes_on_and_a_part_cannot_be_cancelled_alone(
-    client: httpx.AsyncClient, services: Services, bulk_settings: Settings, working: Working, tmp_path: Path
+    client: httpx.AsyncClient,
+    services: Services,
+    bulk_settings: Settings,
+    running_worker: RunningWorker,
+    tmp_path: Path,
 ) -> None:
     await add_volumes(services, 30, backend="null")
     (tmp_path / "gate").touch()
-    async with working(bulk_settings):
+    async with running_worker(bulk_settings):
         job = (await client.post(EXPAND, json={"percent": 100, "max_concurrent": 3})).json()
         address = f"/api/v1/jobs/{job['id']}"
         async with asyncio.timeout(30):
@@ -87,7 +95,7 @@ async def test_progress_is_seen_while_it_goes_on_and_a_part_cannot_be_cancelled_
         assert planned.json()["progress"].items() >= counts.items()
         lane = (await client.get(f"/api/v1/jobs?parent_id={job['id']}")).json()["items"][0]
         refused = await client.post(f"/api/v1/jobs/{lane['id']}/cancel")
-        assert (refused.status_code, refused.json()["code"]) == (409, "job-is-part")
+        assert (refused.status_code, refused.json()["code"]) == (409, "child-job")
         assert refused.json()["job_id"] == job["id"]
 
         (tmp_path / "gate").unlink()
@@ -97,10 +105,10 @@ async def test_progress_is_seen_while_it_goes_on_and_a_part_cannot_be_cancelled_
 
 
 async def test_a_volume_that_is_gone_is_in_the_ledger_and_no_ids_are_no_volumes(
-    client: httpx.AsyncClient, services: Services, bulk_settings: Settings, working: Working
+    client: httpx.AsyncClient, services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     (volume_id,) = await add_volumes(services, 1, backend="null")
-    async with working(bulk_settings):
+    async with running_worker(bulk_settings):
         gone = str(UUID(int=7))
         named = await client.post(EXPAND, json={"by": 1, "ids": [gone, str(volume_id)]}, headers=WAIT)
         none = await client.post(EXPAND, json={"by": 1, "ids": []}, headers=WAIT)
@@ -125,11 +133,15 @@ async def test_a_dry_run_plans_from_the_last_measurements_and_leaves_no_trace(
 
 
 async def test_version_0_grows_the_fleet_by_a_tenth_and_answers_when_it_is_done(
-    client: httpx.AsyncClient, services: Services, bulk_settings: Settings, working: Working, tmp_path: Path
+    client: httpx.AsyncClient,
+    services: Services,
+    bulk_settings: Settings,
+    running_worker: RunningWorker,
+    tmp_path: Path,
 ) -> None:
     volumes = await add_volumes(services, 20, backend="null", size=100 * MIB)
     fail_for(tmp_path, "expand", volumes[:1])
-    async with working(bulk_settings):
+    async with running_worker(bulk_settings):
         answer = await client.post("/api/v0/volumes/expand")
 
     assert (answer.status_code, answer.json()["status"], answer.json()["progress"]["succeeded"]) == (200, "partial", 19)
@@ -138,11 +150,15 @@ async def test_version_0_grows_the_fleet_by_a_tenth_and_answers_when_it_is_done(
 
 
 async def test_a_version_0_request_whose_job_fails_is_a_problem_with_its_error(
-    client: httpx.AsyncClient, services: Services, bulk_settings: Settings, working: Working, tmp_path: Path
+    client: httpx.AsyncClient,
+    services: Services,
+    bulk_settings: Settings,
+    running_worker: RunningWorker,
+    tmp_path: Path,
 ) -> None:
     (volume_id,) = await add_volumes(services, 1, backend="null")
     fail_for(tmp_path, "expand", [volume_id])
-    async with working(bulk_settings):
+    async with running_worker(bulk_settings):
         answer = await client.post(f"/api/v0/volumes/{volume_id}/expand", json={"by": 1})
 
     told = answer.json()

@@ -144,7 +144,7 @@ async def test_what_changes_no_time_leaves_what_is_due(services: Services, clien
 
     assert (changed["name"], changed["params"], changed["catch_up_seconds"]) == ("renamed", {"by": 1}, 60)
     assert changed["next_run_at"] < schedule["next_run_at"]
-    assert await services.starter.start_due() == 1
+    assert await services.schedule_runner.start_due() == 1
 
 
 async def test_a_pause_is_not_made_up_for(services: Services, client: httpx.AsyncClient) -> None:
@@ -152,9 +152,9 @@ async def test_a_pause_is_not_made_up_for(services: Services, client: httpx.Asyn
     address = f"{SCHEDULES}/{schedule['id']}"
     await make_due(services, schedule["id"], minutes=90)
     paused = (await client.patch(address, json={"enabled": False})).json()
-    assert await services.starter.start_due() == 0
+    assert await services.schedule_runner.start_due() == 0
     resumed = (await client.patch(address, json={"enabled": True})).json()
-    await services.starter.start_due()
+    await services.schedule_runner.start_due()
 
     assert (paused["enabled"], paused["next_run_at"]) == (False, None)
     assert resumed["next_run_at"] >= schedule["next_run_at"]
@@ -177,7 +177,7 @@ async def test_missed_times_are_told_as_one_span(services: Services, client: htt
     schedule = await made(client, cron="* * * * *", catch_up_seconds=0)
     address = f"{SCHEDULES}/{schedule['id']}"
     await make_due(services, schedule["id"], minutes=90)
-    await services.starter.start_due()
+    await services.schedule_runner.start_due()
     started, missed = (await client.get(address)).json()["last_runs"]
 
     assert (started["outcome"], started["count"], started["detail"]) == ("started", 1, None)

@@ -15,7 +15,7 @@ from domain.services import Services
 from domain.settings import Settings
 from domain.volumes.model import Volume
 from domain.volumes.states import VolumeState
-from tests.integration.conftest import Working
+from tests.integration.conftest import RunningWorker
 
 VOLUMES = "/api/v1/volumes"
 JOBS = "/api/v1/jobs"
@@ -211,14 +211,14 @@ async def test_what_is_refused_leaves_no_trace(services: Services, client: httpx
 
 
 async def test_a_job_is_polled_to_its_end(
-    settings: Settings, services: Services, client: httpx.AsyncClient, working: Working
+    settings: Settings, services: Services, client: httpx.AsyncClient, running_worker: RunningWorker
 ) -> None:
     job = await create(client, "one")
     first = await client.get(f"{JOBS}/{job['id']}")
     same = await client.get(f"{JOBS}/{job['id']}", headers={"If-None-Match": first.headers["etag"]})
     assert (first.json()["status"], same.status_code) == ("queued", 304)
 
-    async with working(settings):
+    async with running_worker(settings):
         done = await client.get(
             f"{JOBS}/{job['id']}", headers={"Prefer": "wait=20", "If-None-Match": first.headers["etag"]}
         )
@@ -230,9 +230,9 @@ async def test_a_job_is_polled_to_its_end(
 
 
 async def test_a_post_that_prefers_to_wait_is_answered_when_it_is_done(
-    settings: Settings, client: httpx.AsyncClient, working: Working
+    settings: Settings, client: httpx.AsyncClient, running_worker: RunningWorker
 ) -> None:
-    async with working(settings):
+    async with running_worker(settings):
         answer = await client.post(VOLUMES, json={"name": "a", "size": 1024}, headers={"Prefer": "wait=20"})
         assert (answer.status_code, answer.json()["status"]) == (202, "succeeded")
         address = f"{VOLUMES}/{answer.json()['volume_id']}"

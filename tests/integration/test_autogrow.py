@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from domain.bulk.ledger import Lane
-from domain.expansion.policy import BulkExpansion, OwnPolicies
+from domain.expansion.policy import BulkExpandRequest, VolumePolicies
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
@@ -17,8 +17,8 @@ from domain.storage.driver import Fence, Grant
 from domain.volumes.service import VolumeChange
 from tests.acceptance import journal
 from tests.bulk import MIB, add_volumes, ended
-from tests.integration.bulk_builders import a_foreman, kill_lanes, with_its_lane
-from tests.integration.conftest import Working
+from tests.integration.bulk_builders import an_engine, kill_lanes, with_its_lane
+from tests.integration.conftest import RunningWorker
 from tests.integration.disk_builders import BY_THREE, FIFTH, TO_ELEVEN, a_volume, size
 
 EXPAND = "/api/v1/volumes/expand"
@@ -58,9 +58,9 @@ def grown(tmp_path: Path) -> list[UUID]:
 
 
 async def test_the_first_three_grow_and_the_ledger_says_why_the_others_did_not(
-    client: httpx.AsyncClient, services: Services, own_settings: Settings, working: Working, tmp_path: Path
+    client: httpx.AsyncClient, services: Services, own_settings: Settings, running_worker: RunningWorker, tmp_path: Path
 ) -> None:
-    async with working(own_settings):
+    async with running_worker(own_settings):
         filling = [
             await a_volume(services, f"filling-{n}", own, used=9) for n, own in enumerate((FIFTH, BY_THREE, TO_ELEVEN))
         ]
@@ -87,9 +87,9 @@ async def test_the_first_three_grow_and_the_ledger_says_why_the_others_did_not(
 
 
 async def test_a_policy_that_cannot_be_read_and_a_usage_that_cannot_be_measured_stop_no_other_volume(
-    client: httpx.AsyncClient, services: Services, own_settings: Settings, working: Working
+    client: httpx.AsyncClient, services: Services, own_settings: Settings, running_worker: RunningWorker
 ) -> None:
-    async with working(own_settings):
+    async with running_worker(own_settings):
         fine = await a_volume(services, "fine", FIFTH, used=9)
         absurd = await a_volume(services, "absurd", {"usage_above": "much", "by": [], "up_to": -1}, used=9)
         (unseen,) = await add_volumes(services, 1, backend="gone", autogrow=FIFTH)
@@ -105,11 +105,11 @@ async def test_a_policy_that_cannot_be_read_and_a_usage_that_cannot_be_measured_
 
 
 async def test_two_at_once_grow_each_volume_once(
-    services: Services, own_settings: Settings, working: Working, tmp_path: Path
+    services: Services, own_settings: Settings, running_worker: RunningWorker, tmp_path: Path
 ) -> None:
-    async with working(own_settings):
+    async with running_worker(own_settings):
         filling = [await a_volume(services, f"filling-{n}", FIFTH, used=9) for n in range(5)]
-        both = [await services.expansion.request_expand(BulkExpansion(OwnPolicies())) for _ in range(2)]
+        both = [await services.expansion.request_expand(BulkExpandRequest(VolumePolicies())) for _ in range(2)]
         jobs = [await ended(services, job) for job in both]
 
     assert [job.status for job in jobs] == ["succeeded"] * 2
@@ -119,12 +119,12 @@ async def test_two_at_once_grow_each_volume_once(
 
 async def taken_and_grown_by_a_lane_that_dies(services: Services, *, grows: bool) -> Job:
     """A bulk job whose lane has written the sizes down, and perhaps grown the volumes, and recorded nothing."""
-    job, claim = await with_its_lane(services, a_foreman(services), OwnPolicies())
-    lane = Lane.of(claim.job)
+    job, claim = await with_its_lane(services, an_engine(services), VolumePolicies())
+    lane = Lane.from_job(claim.job)
     items = await services.chunks.claim(lane, 10)
-    tasks = await services.chunks.take(lane, items, await services.chunks.measure(lane, items))
+    tasks = await services.chunks.acquire(lane, items, await services.chunks.measure(lane, items))
     grant = Grant(claim.job.id, Fence(0, 0), claim.deadline)
-    assert [await services.chunks.do(lane, task, grant) is not None for task in tasks if grows] == [True] * grows
+    assert [await services.chunks.perform(lane, task, grant) is not None for task in tasks if grows] == [True] * grows
     await kill_lanes(services, job)
     return job
 
@@ -134,17 +134,17 @@ async def taken_and_grown_by_a_lane_that_dies(services: Services, *, grows: bool
 async def test_a_lane_that_died_is_replayed_with_the_size_that_it_wrote_down(
     services: Services,
     own_settings: Settings,
-    working: Working,
+    running_worker: RunningWorker,
     changed: dict[str, Any] | None,
     *,
     grows: bool,
 ) -> None:
-    async with working(own_settings):
+    async with running_worker(own_settings):
         volume_id = await a_volume(services, "filling", FIFTH, used=9)
     job = await taken_and_grown_by_a_lane_that_dies(services, grows=grows)
     await set_policy(services, volume_id, changed)
 
-    async with working(own_settings):
+    async with running_worker(own_settings):
         job = await ended(services, job)
 
     assert (job.status, await ledger(services, job.id)) == (
@@ -155,12 +155,12 @@ async def test_a_lane_that_died_is_replayed_with_the_size_that_it_wrote_down(
 
 
 async def test_a_retry_grows_to_the_size_that_was_written_down(
-    services: Services, own_settings: Settings, working: Working, tmp_path: Path
+    services: Services, own_settings: Settings, running_worker: RunningWorker, tmp_path: Path
 ) -> None:
-    async with working(own_settings):
+    async with running_worker(own_settings):
         volume_id = await a_volume(services, "filling", FIFTH, used=9)
         (tmp_path / "faults").write_text("expand:storage-full\n")
-        job = await ended(services, await services.expansion.request_expand(BulkExpansion(OwnPolicies())))
+        job = await ended(services, await services.expansion.request_expand(BulkExpandRequest(VolumePolicies())))
         assert await ledger(services, job.id) == {volume_id: ("failed", "storage-full", 12, 9)}
         (tmp_path / "faults").write_text("")
         await set_policy(services, volume_id, None)

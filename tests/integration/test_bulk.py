@@ -14,7 +14,7 @@ from domain.bulk.model import Item
 from domain.bulk.selection import Selection
 from domain.bulk.states import ItemStatus
 from domain.errors import Invalid
-from domain.expansion.policy import BulkExpansion, GrowthPolicy
+from domain.expansion.policy import BulkExpandRequest, GrowthPolicy
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.volumes.growth import Growth
@@ -22,7 +22,7 @@ from domain.volumes.service import NewVolume
 from tests.acceptance import journal
 from tests.bulk import MIB, add_volumes, adds_up, ended, most_at_once
 from tests.integration.bulk_builders import fail_for, items
-from tests.integration.conftest import Working
+from tests.integration.conftest import RunningWorker
 
 BY_ONE = GrowthPolicy(by=MIB)
 
@@ -50,14 +50,14 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
 
 
 async def test_a_thousand_volumes_seven_at_once_of_which_three_fail_and_are_retried_alone(
-    services: Services, bulk_settings: Settings, working: Working, tmp_path: Path
+    services: Services, bulk_settings: Settings, running_worker: RunningWorker, tmp_path: Path
 ) -> None:
     volumes = await add_volumes(services, 1000, backend="null")
     bad = sorted(volumes[::400])
     fail_for(tmp_path, "expand", bad)
     (tmp_path / "gate").touch()
-    async with working(bulk_settings):
-        job = await services.expansion.request_expand(BulkExpansion(BY_ONE, max_concurrent=7))
+    async with running_worker(bulk_settings):
+        job = await services.expansion.request_expand(BulkExpandRequest(BY_ONE, max_concurrent=7))
         await until(partial(as_many_at_once, 7, tmp_path / "journal"))
         (tmp_path / "gate").unlink()
         job = await ended(services, job)
@@ -79,11 +79,11 @@ async def test_a_thousand_volumes_seven_at_once_of_which_three_fail_and_are_retr
 
 
 async def test_two_bulks_over_the_same_volumes_at_once_are_neither_lost_nor_doubled(
-    services: Services, bulk_settings: Settings, working: Working
+    services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     await add_volumes(services, 300, backend="null")
-    async with working(bulk_settings):
-        both = [await services.expansion.request_expand(BulkExpansion(BY_ONE, max_concurrent=9)) for _ in range(2)]
+    async with running_worker(bulk_settings):
+        both = [await services.expansion.request_expand(BulkExpandRequest(BY_ONE, max_concurrent=9)) for _ in range(2)]
 
         jobs = [await ended(services, job) for job in both]
 
@@ -91,36 +91,38 @@ async def test_two_bulks_over_the_same_volumes_at_once_are_neither_lost_nor_doub
     assert await sizes(services) == {("available", 3 * MIB): 300}
 
 
-async def test_an_empty_plan_settles_at_once(services: Services, bulk_settings: Settings, working: Working) -> None:
-    async with working(bulk_settings):
-        job = await ended(services, await services.expansion.request_expand(BulkExpansion(BY_ONE)))
+async def test_an_empty_plan_settles_at_once(
+    services: Services, bulk_settings: Settings, running_worker: RunningWorker
+) -> None:
+    async with running_worker(bulk_settings):
+        job = await ended(services, await services.expansion.request_expand(BulkExpandRequest(BY_ONE)))
 
     assert (job.status, job.total, job.succeeded, job.failed, job.skipped) == ("succeeded", 0, 0, 0, 0)
 
 
 async def test_every_volume_that_does_not_grow_has_its_reason_in_the_ledger(
-    services: Services, bulk_settings: Settings, working: Working
+    services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     (small,) = await add_volumes(services, 1, backend="null")
     gone = uuid4()
     policy = GrowthPolicy(to=2 * MIB, up_to=4 * MIB)
-    async with working(bulk_settings):
+    async with running_worker(bulk_settings):
         selection = Selection(ids=(small, gone))
-        job = await ended(services, await services.expansion.request_expand(BulkExpansion(policy, selection)))
+        job = await ended(services, await services.expansion.request_expand(BulkExpandRequest(policy, selection)))
         codes = {volume_id: item.code for volume_id, item in (await items(services, job)).items()}
         assert codes == {small: "expanded", gone: "volume-gone"}
         assert (job.status, job.succeeded, job.skipped) == ("succeeded", 1, 1)
 
-        again = await ended(services, await services.expansion.request_expand(BulkExpansion(policy, selection)))
+        again = await ended(services, await services.expansion.request_expand(BulkExpandRequest(policy, selection)))
 
     codes = {volume_id: item.code for volume_id, item in (await items(services, again)).items()}
     assert codes == {small: "already-there", gone: "volume-gone"}
 
 
 async def test_usage_is_measured_by_the_lane_and_decides(
-    services: Services, bulk_settings: Settings, working: Working
+    services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
-    async with working(bulk_settings):
+    async with running_worker(bulk_settings):
         made = [await services.volumes.request_create(NewVolume(f"v{n}", MIB, "files")) for n in range(2)]
         full, empty = [(await ended(services, job)).volume_id for job in made]
         assert full is not None
@@ -128,7 +130,7 @@ async def test_usage_is_measured_by_the_lane_and_decides(
         Path(str(services.volumes.path(await services.volumes.get(full)))).write_bytes(b"x" * MIB)
 
         policy = GrowthPolicy(percent=100, usage_above=80)
-        job = await ended(services, await services.expansion.request_expand(BulkExpansion(policy)))
+        job = await ended(services, await services.expansion.request_expand(BulkExpandRequest(policy)))
 
     ledger = await items(services, job)
     assert {volume_id: item.code for volume_id, item in ledger.items()} == {full: "expanded", empty: "below-threshold"}
@@ -139,15 +141,15 @@ async def test_usage_is_measured_by_the_lane_and_decides(
 
 
 async def test_volumes_deleted_grown_or_busy_since_the_plan_are_gone_grown_from_there_or_waited_for(
-    services: Services, bulk_settings: Settings, working: Working, tmp_path: Path
+    services: Services, bulk_settings: Settings, running_worker: RunningWorker, tmp_path: Path
 ) -> None:
-    async with working(bulk_settings):
+    async with running_worker(bulk_settings):
         made = [await services.volumes.request_create(NewVolume(f"v{n}", MIB, "files")) for n in range(3)]
         deleted, grown, busy = [(await ended(services, job)).volume_id for job in made]
     assert deleted is not None
     assert grown is not None
     assert busy is not None
-    job = await services.expansion.request_expand(BulkExpansion(BY_ONE))
+    job = await services.expansion.request_expand(BulkExpandRequest(BY_ONE))
     async with services.database.transaction() as session:  # the plan, as its first attempt would have made it
         await session.execute(
             text("INSERT INTO job_items (job_id, volume_id, status) SELECT :job, id, 'pending' FROM volumes"),
@@ -158,9 +160,10 @@ async def test_volumes_deleted_grown_or_busy_since_the_plan_are_gone_grown_from_
     operation = await services.volumes.request_expand(busy, Growth(to=7 * MIB))
     async with services.database.transaction() as session:  # no worker shall take it for now
         await session.execute(
-            text("UPDATE jobs SET run_at = 'infinity', rung_at = NULL, rings = 1 WHERE id = :id"), {"id": operation.id}
+            text("UPDATE jobs SET run_at = 'infinity', dispatched_at = NULL, epoch = 1 WHERE id = :id"),
+            {"id": operation.id},
         )
-    async with working(bulk_settings):
+    async with running_worker(bulk_settings):
 
         async def waits() -> bool:
             return (await items(services, job)).get(busy, Item()).code == "volume-busy"
@@ -176,27 +179,28 @@ async def test_volumes_deleted_grown_or_busy_since_the_plan_are_gone_grown_from_
 
 
 async def test_a_volume_that_is_busy_for_too_long_is_skipped(
-    services: Services, bulk_settings: Settings, working: Working
+    services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     (volume_id,) = await add_volumes(services, 1, backend="null")
     operation = await services.volumes.request_expand(volume_id, Growth(to=7 * MIB))
     async with services.database.transaction() as session:
         await session.execute(
-            text("UPDATE jobs SET run_at = 'infinity', rung_at = NULL, rings = 1 WHERE id = :id"), {"id": operation.id}
+            text("UPDATE jobs SET run_at = 'infinity', dispatched_at = NULL, epoch = 1 WHERE id = :id"),
+            {"id": operation.id},
         )
-    async with working(bulk_settings.model_copy(update={"busy_seconds": 0.5})):
-        job = await ended(services, await services.expansion.request_expand(BulkExpansion(BY_ONE)))
+    async with running_worker(bulk_settings.model_copy(update={"busy_seconds": 0.5})):
+        job = await ended(services, await services.expansion.request_expand(BulkExpandRequest(BY_ONE)))
 
     assert (job.status, job.skipped, job.total) == ("succeeded", 1, 1)
     assert (await items(services, job))[volume_id].code == "volume-busy"
 
 
 async def test_cancelling_stops_what_has_not_begun_and_keeps_what_was_done(
-    services: Services, bulk_settings: Settings, working: Working, tmp_path: Path
+    services: Services, bulk_settings: Settings, running_worker: RunningWorker, tmp_path: Path
 ) -> None:
     await add_volumes(services, 400, backend="null")
-    async with working(bulk_settings):
-        job = await services.expansion.request_expand(BulkExpansion(BY_ONE, max_concurrent=2))
+    async with running_worker(bulk_settings):
+        job = await services.expansion.request_expand(BulkExpandRequest(BY_ONE, max_concurrent=2))
 
         async def some_are_done() -> bool:
             return bool((await services.jobs.get(job.id)).succeeded)
@@ -218,7 +222,7 @@ async def test_cancelling_stops_what_has_not_begun_and_keeps_what_was_done(
 
 async def test_a_bulk_that_waits_is_cancelled_without_touching_anything(services: Services) -> None:
     await add_volumes(services, 3, backend="null")
-    job = await services.expansion.request_expand(BulkExpansion(BY_ONE))
+    job = await services.expansion.request_expand(BulkExpandRequest(BY_ONE))
 
     job = await services.jobs.cancel(job.id)
 
@@ -227,25 +231,25 @@ async def test_a_bulk_that_waits_is_cancelled_without_touching_anything(services
 
 
 async def test_the_retry_of_a_bulk_that_never_had_a_plan_is_the_whole_bulk(
-    services: Services, bulk_settings: Settings, working: Working
+    services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     await add_volumes(services, 3, backend="null")
-    job = await services.jobs.cancel((await services.expansion.request_expand(BulkExpansion(BY_ONE))).id)
+    job = await services.jobs.cancel((await services.expansion.request_expand(BulkExpandRequest(BY_ONE))).id)
 
-    async with working(bulk_settings):
+    async with running_worker(bulk_settings):
         retry = await ended(services, await services.jobs.retry(job.id))
 
     assert (retry.status, retry.succeeded, retry.total) == ("succeeded", 3, 3)
 
 
 async def test_when_all_lanes_fail_the_job_ends_and_no_volume_is_stuck(
-    services: Services, bulk_settings: Settings, working: Working
+    services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     await add_volumes(services, 10, backend="null")
     async with services.database.transaction() as session:  # whatever a lane does, it fails
         await session.execute(text("ALTER TABLE job_items ADD CONSTRAINT broken CHECK (status <> 'succeeded')"))
-    async with working(bulk_settings.model_copy(update={"max_attempts": 2, "retry_seconds": 0.01})):
-        job = await services.expansion.request_expand(BulkExpansion(BY_ONE, max_concurrent=3))
+    async with running_worker(bulk_settings.model_copy(update={"max_attempts": 2, "retry_seconds": 0.01})):
+        job = await services.expansion.request_expand(BulkExpandRequest(BY_ONE, max_concurrent=3))
         async with services.database.transaction() as session:
             await session.execute(text("UPDATE jobs SET max_attempts = 2 WHERE id = :id"), {"id": job.id})
         job = await ended(services, job)
@@ -257,7 +261,7 @@ async def test_when_all_lanes_fail_the_job_ends_and_no_volume_is_stuck(
 
 async def test_a_dry_run_says_what_would_happen_and_touches_nothing(services: Services) -> None:
     await add_volumes(services, 3, backend="null", labels={"tier": "gold"})
-    wanted = BulkExpansion(GrowthPolicy(percent=50, up_to=MIB + 7), Selection(labels={"tier": "gold"}))
+    wanted = BulkExpandRequest(GrowthPolicy(percent=50, up_to=MIB + 7), Selection(labels={"tier": "gold"}))
 
     plan = await services.expansion.preview(wanted)
 
@@ -270,4 +274,4 @@ async def test_a_dry_run_says_what_would_happen_and_touches_nothing(services: Se
 
 async def test_more_at_once_than_is_configured_is_refused(services: Services) -> None:
     with pytest.raises(Invalid, match="max_concurrent"):
-        await services.expansion.request_expand(BulkExpansion(BY_ONE, max_concurrent=101))
+        await services.expansion.request_expand(BulkExpandRequest(BY_ONE, max_concurrent=101))

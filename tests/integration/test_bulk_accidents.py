@@ -11,18 +11,18 @@ from sqlalchemy import text
 
 from domain.bulk.ledger import Lane
 from domain.bulk.states import ItemStatus
-from domain.expansion.policy import BulkExpansion, GrowthPolicy
-from domain.jobs.outcomes import GaveUp, Handed
+from domain.expansion.policy import BulkExpandRequest, GrowthPolicy
+from domain.jobs.outcomes import Delegated, Failed
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.storage.driver import Fence, Grant, Stopped
 from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
 from tests.bulk import MIB, add_volumes, ended
-from tests.integration.bulk_builders import BY_ONE, a_foreman, kill_lanes, lanes_of, planned, with_its_lane
+from tests.integration.bulk_builders import BY_ONE, an_engine, kill_lanes, lanes_of, planned, with_its_lane
 from tests.integration.bulk_builders import items as items_of
-from tests.integration.conftest import Working
-from tests.integration.job_builders import a_foreman as one_who_rescues_at_once
+from tests.integration.conftest import RunningWorker
+from tests.integration.job_builders import an_engine as one_who_rescues_at_once
 from tests.integration.job_builders import everything, run_out, sql
 
 
@@ -37,18 +37,18 @@ async def services(bulk_settings: Settings) -> AsyncIterator[Services]:
         yield services
 
 
-async def on_disk(services: Services, settings: Settings, working: Working, count: int = 1) -> list[UUID]:
-    async with working(settings):
+async def on_disk(services: Services, settings: Settings, running_worker: RunningWorker, count: int = 1) -> list[UUID]:
+    async with running_worker(settings):
         jobs = [await services.volumes.request_create(NewVolume(f"v{n}", MIB, "files")) for n in range(count)]
         return [(await ended(services, job)).volume_id or UUID(int=0) for job in jobs]
 
 
 async def test_a_job_that_is_handed_over_twice_has_its_lanes_once(services: Services) -> None:
     await add_volumes(services, 3, backend="null")
-    foreman = a_foreman(services)
-    job = await planned(services, foreman, BulkExpansion(BY_ONE, max_concurrent=3))
+    engine = an_engine(services)
+    job = await planned(services, engine, BulkExpandRequest(BY_ONE, max_concurrent=3))
 
-    handed = [await foreman.settle(job, Handed({})) for _ in range(2)]
+    handed = [await engine.settle(job, Delegated({})) for _ in range(2)]
 
     assert handed == [True, False]
     assert len(await lanes_of(services, job)) == 3
@@ -56,46 +56,46 @@ async def test_a_job_that_is_handed_over_twice_has_its_lanes_once(services: Serv
 
 async def test_a_job_that_was_handed_over_gets_no_lease_of_its_own_again(services: Services) -> None:
     await add_volumes(services, 3, backend="null")
-    foreman = a_foreman(services)
-    job = await planned(services, foreman, BulkExpansion(BY_ONE))
-    await foreman.settle(job, Handed({}))
+    engine = an_engine(services)
+    job = await planned(services, engine, BulkExpandRequest(BY_ONE))
+    await engine.settle(job, Delegated({}))
 
-    renewed = await foreman.renew([job.id])
+    renewed = await engine.renew([job.id])
 
     assert (list(renewed.renewals), (await services.jobs.get(job.id)).lease_expires_at) == ([], None)
 
 
 async def test_counters_that_were_lost_are_counted_afresh_from_the_ledger(
-    services: Services, bulk_settings: Settings, working: Working
+    services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     await add_volumes(services, 3, backend="null")
-    async with working(bulk_settings):
-        job = await ended(services, await services.expansion.request_expand(BulkExpansion(BY_ONE)))
+    async with running_worker(bulk_settings):
+        job = await ended(services, await services.expansion.request_expand(BulkExpandRequest(BY_ONE)))
     await kill_lanes(services, job)  # those that had nothing left to do but had not said so
     async with services.database.transaction() as session:
         await session.execute(
             text("UPDATE jobs SET status = 'running', finished_at = NULL, succeeded = 1 WHERE id = :id"), {"id": job.id}
         )
 
-    await services.bulk.tend()
+    await services.bulk.assign_lanes()
 
     job = await services.jobs.get(job.id)
     assert (job.status, job.succeeded, job.total) == ("succeeded", 3, 3)
 
 
 async def test_volumes_that_a_dead_lane_had_grown_are_brought_to_an_end_by_the_next(
-    services: Services, bulk_settings: Settings, working: Working
+    services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
-    (volume_id,) = await on_disk(services, bulk_settings, working)
-    job, claim = await with_its_lane(services, a_foreman(services), rings=9)
-    lane = Lane.of(claim.job)
+    (volume_id,) = await on_disk(services, bulk_settings, running_worker)
+    job, claim = await with_its_lane(services, an_engine(services), epoch=9)
+    lane = Lane.from_job(claim.job)
     chunks, grant = services.chunks, Grant(claim.job.id, Fence(0, 9), claim.deadline)
     items = await chunks.claim(lane, 10)
-    for task in await chunks.take(lane, items, {}):
-        assert await chunks.do(lane, task, grant) is not None  # on the disk, with ring 9, and then it dies
+    for task in await chunks.acquire(lane, items, {}):
+        assert await chunks.perform(lane, task, grant) is not None  # on the disk, with ring 9, and then it dies
     await kill_lanes(services, job)
 
-    async with working(bulk_settings):
+    async with running_worker(bulk_settings):
         job = await ended(services, job)
 
     volume = await services.volumes.get(volume_id)
@@ -104,19 +104,19 @@ async def test_volumes_that_a_dead_lane_had_grown_are_brought_to_an_end_by_the_n
 
 
 async def test_the_last_lane_lets_volumes_go_with_the_sizes_that_it_finds(
-    services: Services, bulk_settings: Settings, working: Working
+    services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
-    grown, untouched = await on_disk(services, bulk_settings, working, count=2)
-    job, claim = await with_its_lane(services, a_foreman(services))
-    lane = Lane.of(claim.job)
+    grown, untouched = await on_disk(services, bulk_settings, running_worker, count=2)
+    job, claim = await with_its_lane(services, an_engine(services))
+    lane = Lane.from_job(claim.job)
     chunks, grant = services.chunks, Grant(claim.job.id, Fence(0, 0), claim.deadline)
-    tasks = await chunks.take(lane, await chunks.claim(lane, 10), {})
-    await chunks.do(lane, next(task for task in tasks if task.volume_id == grown), grant)
+    tasks = await chunks.acquire(lane, await chunks.claim(lane, 10), {})
+    await chunks.perform(lane, next(task for task in tasks if task.volume_id == grown), grant)
     await kill_lanes(services, job)
     async with services.database.transaction() as session:
         await session.execute(text("UPDATE jobs SET attempt = max_attempts WHERE id = :id"), {"id": job.id})
 
-    async with working(bulk_settings):
+    async with running_worker(bulk_settings):
         job = await ended(services, job)
 
     items = await services.bulk.items(job.id, ItemStatus.FAILED, after=None, limit=10)
@@ -126,15 +126,15 @@ async def test_the_last_lane_lets_volumes_go_with_the_sizes_that_it_finds(
 
 
 async def test_a_volume_whose_lock_somebody_holds_stays_in_the_lanes_hands_until_it_is_free(
-    services: Services, bulk_settings: Settings, working: Working, tmp_path: Path
+    services: Services, bulk_settings: Settings, running_worker: RunningWorker, tmp_path: Path
 ) -> None:
-    (volume_id,) = await on_disk(services, bulk_settings, working)
+    (volume_id,) = await on_disk(services, bulk_settings, running_worker)
     with (tmp_path / "volumes" / ".fences" / str(volume_id)).open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        async with working(bulk_settings):
-            job = await services.expansion.request_expand(BulkExpansion(BY_ONE, max_concurrent=1))
+        async with running_worker(bulk_settings):
+            job = await services.expansion.request_expand(BulkExpandRequest(BY_ONE, max_concurrent=1))
             async with asyncio.timeout(60):
-                while max([(await services.jobs.get(lane)).rings for lane in await lanes_of(services, job)] or [0]) < 2:
+                while max([(await services.jobs.get(lane)).epoch for lane in await lanes_of(services, job)] or [0]) < 2:
                     await asyncio.sleep(0.05)
             assert (await services.volumes.get(volume_id)).state == "expanding"
             fcntl.flock(lock, fcntl.LOCK_UN)
@@ -145,19 +145,21 @@ async def test_a_volume_whose_lock_somebody_holds_stays_in_the_lanes_hands_until
 
 
 async def test_a_volume_that_crashes_the_driver_fails_alone(
-    services: Services, bulk_settings: Settings, working: Working, monkeypatch: pytest.MonkeyPatch
+    services: Services, bulk_settings: Settings, running_worker: RunningWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volumes = await add_volumes(services, 20, backend="null")
-    expand = type(services.backends.reach("null")).expand
+    expand = type(services.backends.get("null")).expand
 
     async def crash_for_one(self: object, volume_id: UUID, size: int, grant: Grant) -> int:
         if volume_id == volumes[7]:
             raise ValueError("a bug")
         return await expand(self, volume_id, size, grant)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(type(services.backends.reach("null")), "expand", crash_for_one)
-    async with working(bulk_settings):
-        job = await ended(services, await services.expansion.request_expand(BulkExpansion(BY_ONE, max_concurrent=5)))
+    monkeypatch.setattr(type(services.backends.get("null")), "expand", crash_for_one)
+    async with running_worker(bulk_settings):
+        job = await ended(
+            services, await services.expansion.request_expand(BulkExpandRequest(BY_ONE, max_concurrent=5))
+        )
 
     items = await services.bulk.items(job.id, ItemStatus.FAILED, after=None, limit=10)
     assert (job.status, job.succeeded) == ("partial", 19)
@@ -165,16 +167,16 @@ async def test_a_volume_that_crashes_the_driver_fails_alone(
 
 
 async def test_a_lane_that_is_given_up_leaves_its_items_to_the_next(
-    services: Services, bulk_settings: Settings, working: Working
+    services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     await add_volumes(services, 5, backend="null")
-    foreman = a_foreman(services)
-    job, claim = await with_its_lane(services, foreman)
-    lane = Lane.of(claim.job)
+    engine = an_engine(services)
+    job, claim = await with_its_lane(services, engine)
+    lane = Lane.from_job(claim.job)
     await services.chunks.claim(lane, 3)
-    await foreman.settle(claim.job, GaveUp({"code": "internal", "detail": "a bug"}))
+    await engine.settle(claim.job, Failed({"code": "internal", "detail": "a bug"}))
 
-    async with working(bulk_settings):
+    async with running_worker(bulk_settings):
         job = await ended(services, job)
 
     assert (job.status, job.succeeded) == ("succeeded", 5)
@@ -182,16 +184,21 @@ async def test_a_lane_that_is_given_up_leaves_its_items_to_the_next(
 
 async def test_a_lane_that_was_rescued_changes_nothing_any_more(services: Services) -> None:
     await add_volumes(services, 3, backend="null")
-    _, claim = await with_its_lane(services, a_foreman(services))
-    lane, chunks = Lane.of(claim.job), services.chunks
+    _, claim = await with_its_lane(services, an_engine(services))
+    lane, chunks = Lane.from_job(claim.job), services.chunks
     items = await chunks.claim(lane, 2)
     await run_out(services, lane.lane_id)
     assert await one_who_rescues_at_once(services).rescue() == 1
     before = await ledger(services)
 
     for late in (
-        *(chunks.inherit(lane), chunks.claim(lane, 1), chunks.take(lane, items, {}), chunks.cancel_rest(lane)),
-        *(chunks.take_over(lane), chunks.take_more(lane, 1)),
+        *(
+            chunks.claim_leftovers(lane),
+            chunks.claim(lane, 1),
+            chunks.acquire(lane, items, {}),
+            chunks.cancel_rest(lane),
+        ),
+        *(chunks.resume(lane), chunks.claim_next(lane, 1)),
     ):
         with pytest.raises(Stopped):
             await late
@@ -207,26 +214,26 @@ async def ledger(services: Services) -> list[object]:
 
 async def test_a_lane_claims_no_more_than_it_asks_for_whatever_the_plan(services: Services) -> None:
     await add_volumes(services, 60, backend="null")
-    _, claim = await with_its_lane(services, a_foreman(services))
-    lane = Lane.of(claim.job)
+    _, claim = await with_its_lane(services, an_engine(services))
+    lane = Lane.from_job(claim.job)
 
     assert len(await services.chunks.claim(lane, 4)) == 4
-    assert (await services.chunks.take_more(lane, 4)).items == 4
+    assert (await services.chunks.claim_next(lane, 4)).items == 4
 
 
 async def test_what_is_taken_without_being_measured_is_the_lanes_own_and_its_size_is_written_down(
     services: Services,
 ) -> None:
     await add_volumes(services, 5, backend="null")
-    job, claim = await with_its_lane(services, a_foreman(services), rings=3)
-    lane = Lane.of(claim.job)
+    job, claim = await with_its_lane(services, an_engine(services), epoch=3)
+    lane = Lane.from_job(claim.job)
 
-    taken = await services.chunks.take_more(lane, 4)
+    taken = await services.chunks.claim_next(lane, 4)
 
     held = await items_of(services, job, ItemStatus.CLAIMED)
     assert (taken.items, len(held)) == (4, 4)
     assert {task.volume_id for task in taken.tasks} == set(held)
-    assert {(item.lane_id, item.ring, item.from_size, item.to_size) for item in held.values()} == {
+    assert {(item.lane_id, item.epoch, item.from_size, item.to_size) for item in held.values()} == {
         (claim.job.id, 3, MIB, 2 * MIB)
     }
     assert {(await services.volumes.get(volume_id)).state for volume_id in held} == {"expanding"}
@@ -237,13 +244,13 @@ async def test_a_busy_volume_goes_back_into_the_ledger_be_it_measured_or_not(
     services: Services, policy: GrowthPolicy
 ) -> None:
     (volume_id,) = await add_volumes(services, 1, backend="null")
-    job, claim = await with_its_lane(services, a_foreman(services), policy)
-    lane = Lane.of(claim.job)
+    job, claim = await with_its_lane(services, an_engine(services), policy)
+    lane = Lane.from_job(claim.job)
     await services.volumes.request_expand(volume_id, Growth(to=7 * MIB))
 
-    taken = await services.chunks.take_more(lane, 4)
+    taken = await services.chunks.claim_next(lane, 4)
 
     (item,) = (await items_of(services, job)).values()
     assert (taken.items, taken.tasks) == (1, [])
     assert (item.status, item.code, item.busy_since is None) == ("pending", "volume-busy", False)
-    assert (await services.chunks.take_more(lane, 4)).items == 0, "it is not due yet"
+    assert (await services.chunks.claim_next(lane, 4)).items == 0, "it is not due yet"

@@ -14,17 +14,17 @@ from domain.errors import Invalid
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.snapshots.model import Snapshot
-from domain.snapshots.policy import BulkSnapshot, Keep
+from domain.snapshots.policy import BulkSnapshotRequest, RetentionRule
 from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
 from tests.acceptance import journal
 from tests.bulk import MIB, add_volumes, adds_up, ended, most_at_once
 from tests.integration.bulk_builders import fail_for, items
-from tests.integration.conftest import Working
+from tests.integration.conftest import RunningWorker
 from tests.integration.inspected import told
 from tests.integration.job_builders import set_job, sql, until
 
-NIGHTLY = BulkSnapshot("nightly")
+NIGHTLY = BulkSnapshotRequest("nightly")
 
 
 @pytest.fixture
@@ -64,9 +64,9 @@ async def data(services: Services, volume_id: UUID) -> Path:
 
 
 async def test_every_volume_has_one_snapshot_with_its_bytes_and_is_as_before(
-    services: Services, bulk_settings: Settings, working: Working
+    services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
-    async with working(bulk_settings):
+    async with running_worker(bulk_settings):
         volumes = await on_disk(services, 12)
         job = await ended(services, await services.bulk_snapshots.request_snapshots(NIGHTLY))
         ledger = await items(services, job)
@@ -87,14 +87,14 @@ async def test_every_volume_has_one_snapshot_with_its_bytes_and_is_as_before(
 
 
 async def test_hundreds_of_volumes_so_many_at_once_of_which_three_fail_leave_nothing_and_are_retried_alone(
-    services: Services, bulk_settings: Settings, working: Working, tmp_path: Path
+    services: Services, bulk_settings: Settings, running_worker: RunningWorker, tmp_path: Path
 ) -> None:
     volumes = await add_volumes(services, 300, backend="null")
     bad = sorted(volumes[::100])
     fail_for(tmp_path, "take_snapshot", bad)
     (tmp_path / "gate").touch()
-    async with working(bulk_settings):
-        job = await services.bulk_snapshots.request_snapshots(BulkSnapshot("n", max_concurrent=7))
+    async with running_worker(bulk_settings):
+        job = await services.bulk_snapshots.request_snapshots(BulkSnapshotRequest("n", max_concurrent=7))
 
         async def as_many_at_once() -> bool:
             return most_at_once(journal.read(tmp_path / "journal"), "take_snapshot") >= 7
@@ -123,9 +123,9 @@ async def test_hundreds_of_volumes_so_many_at_once_of_which_three_fail_leave_not
 
 
 async def test_a_failure_that_may_have_left_something_leaves_an_error_that_can_be_deleted(
-    services: Services, bulk_settings: Settings, working: Working, tmp_path: Path
+    services: Services, bulk_settings: Settings, running_worker: RunningWorker, tmp_path: Path
 ) -> None:
-    async with working(bulk_settings):
+    async with running_worker(bulk_settings):
         (volume_id,) = await on_disk(services, 1)
         (tmp_path / "faults").write_text(f"take_snapshot:storage-full {volume_id}\nseal_snapshot:storage-full\n")
         job = await ended(services, await services.bulk_snapshots.request_snapshots(NIGHTLY))
@@ -145,11 +145,11 @@ async def test_a_failure_that_may_have_left_something_leaves_an_error_that_can_b
 
 
 async def test_two_bulk_snapshots_over_the_same_volumes_at_once_are_neither_lost_nor_doubled(
-    services: Services, bulk_settings: Settings, working: Working
+    services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     await add_volumes(services, 200, backend="null")
-    wanted = [BulkSnapshot(name, max_concurrent=9) for name in ("one", "two")]
-    async with working(bulk_settings):
+    wanted = [BulkSnapshotRequest(name, max_concurrent=9) for name in ("one", "two")]
+    async with running_worker(bulk_settings):
         both = [await services.bulk_snapshots.request_snapshots(each) for each in wanted]
         jobs = [await ended(services, job) for job in both]
 
@@ -161,13 +161,13 @@ async def test_two_bulk_snapshots_over_the_same_volumes_at_once_are_neither_lost
 
 
 async def test_every_volume_of_which_no_snapshot_is_taken_has_its_reason_in_the_ledger(
-    services: Services, bulk_settings: Settings, working: Working
+    services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     fine, named, broken = await add_volumes(services, 3, backend="null")
     gone = uuid4()
     await sql(services, "UPDATE volumes SET state = 'error' WHERE id = :id", id=broken)
     selection = Selection(ids=(fine, named, broken, gone))
-    job = await services.bulk_snapshots.request_snapshots(BulkSnapshot("n", selection))
+    job = await services.bulk_snapshots.request_snapshots(BulkSnapshotRequest("n", selection))
     await sql(
         services,
         "INSERT INTO snapshots (id, volume_id, name, state, size, version) VALUES (:id, :volume, :name, 'ready', 1, 1)",
@@ -175,7 +175,7 @@ async def test_every_volume_of_which_no_snapshot_is_taken_has_its_reason_in_the_
         volume=named,
         name=job.params["snapshot_name"],
     )
-    async with working(bulk_settings):
+    async with running_worker(bulk_settings):
         job = await ended(services, job)
 
     codes = {volume_id: (item.status, item.code) for volume_id, item in (await items(services, job)).items()}
@@ -190,12 +190,14 @@ async def test_every_volume_of_which_no_snapshot_is_taken_has_its_reason_in_the_
 
 
 async def test_busy_volumes_are_tried_again_or_skipped_when_it_takes_too_long(
-    services: Services, bulk_settings: Settings, working: Working
+    services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     (volume_id,) = await add_volumes(services, 1, backend="null")
     operation = await services.volumes.request_expand(volume_id, Growth(to=7 * MIB))
-    await set_job(services, operation.id, "run_at = 'infinity', rung_at = NULL, rings = 1")  # no worker takes it yet
-    async with working(bulk_settings):
+    await set_job(
+        services, operation.id, "run_at = 'infinity', dispatched_at = NULL, epoch = 1"
+    )  # no worker takes it yet
+    async with running_worker(bulk_settings):
         job = await services.bulk_snapshots.request_snapshots(NIGHTLY)
 
         async def waits() -> bool:
@@ -208,18 +210,18 @@ async def test_busy_volumes_are_tried_again_or_skipped_when_it_takes_too_long(
     assert (job.status, item.from_size) == ("succeeded", 7 * MIB)
 
     operation = await services.volumes.request_expand(volume_id, Growth(to=8 * MIB))
-    await set_job(services, operation.id, "run_at = 'infinity', rung_at = NULL, rings = 1")
-    async with working(bulk_settings.model_copy(update={"busy_seconds": 0.5})):
+    await set_job(services, operation.id, "run_at = 'infinity', dispatched_at = NULL, epoch = 1")
+    async with running_worker(bulk_settings.model_copy(update={"busy_seconds": 0.5})):
         job = await ended(services, await services.bulk_snapshots.request_snapshots(NIGHTLY))
     assert (job.status, job.skipped, job.total) == ("succeeded", 1, 1)
 
 
 async def test_cancelling_stops_what_has_not_begun_and_keeps_what_was_done(
-    services: Services, bulk_settings: Settings, working: Working
+    services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     await add_volumes(services, 300, backend="null")
-    async with working(bulk_settings):
-        job = await services.bulk_snapshots.request_snapshots(BulkSnapshot("n", max_concurrent=2))
+    async with running_worker(bulk_settings):
+        job = await services.bulk_snapshots.request_snapshots(BulkSnapshotRequest("n", max_concurrent=2))
 
         async def some_are_done() -> bool:
             return bool((await services.jobs.get(job.id)).succeeded)
@@ -242,10 +244,10 @@ async def test_cancelling_stops_what_has_not_begun_and_keeps_what_was_done(
 
 async def test_what_is_out_of_bounds_or_only_for_schedules_is_refused_by_name(services: Services) -> None:
     for wanted, field in (
-        (BulkSnapshot("n", max_concurrent=101), "max_concurrent"),
-        (BulkSnapshot("n", max_concurrent=0), "max_concurrent"),
-        (BulkSnapshot("n", keep=Keep(last=3)), "keep_last"),
-        (BulkSnapshot("n", keep=Keep(days=3)), "keep_days"),
+        (BulkSnapshotRequest("n", max_concurrent=101), "max_concurrent"),
+        (BulkSnapshotRequest("n", max_concurrent=0), "max_concurrent"),
+        (BulkSnapshotRequest("n", keep=RetentionRule(last=3)), "keep_last"),
+        (BulkSnapshotRequest("n", keep=RetentionRule(days=3)), "keep_days"),
     ):
         with pytest.raises(Invalid) as refused:
             await services.bulk_snapshots.request_snapshots(wanted)
@@ -255,13 +257,13 @@ async def test_what_is_out_of_bounds_or_only_for_schedules_is_refused_by_name(se
 
 
 async def test_volumes_are_chosen_by_labels_and_backend(
-    services: Services, bulk_settings: Settings, working: Working
+    services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     await add_volumes(services, 3, backend="null", labels={"tier": "gold"})
     await sql(services, "UPDATE volumes SET name = 'gold-' || name")
     await add_volumes(services, 2, backend="null")
-    wanted = BulkSnapshot("n", Selection(labels={"tier": "gold"}, backend="null"))
-    async with working(bulk_settings):
+    wanted = BulkSnapshotRequest("n", Selection(labels={"tier": "gold"}, backend="null"))
+    async with running_worker(bulk_settings):
         job = await ended(services, await services.bulk_snapshots.request_snapshots(wanted))
 
     assert (job.status, job.total) == ("succeeded", 3)

@@ -11,9 +11,9 @@ from domain.jobs.states import ENDED
 from domain.services import Services
 from domain.volumes.growth import Growth
 from tests.integration.job_builders import (
-    a_foreman,
     a_queued_expand,
     a_volume,
+    an_engine,
     everything,
     row,
     run_out,
@@ -45,7 +45,7 @@ async def test_a_cancelled_job_is_claimed_by_nobody(services: Services) -> None:
     job = await a_queued_expand(services)
     await services.jobs.cancel(job.id)
 
-    assert await a_foreman(services).claim(job.ring) is None
+    assert await an_engine(services).claim(job.dispatch) is None
 
 
 async def test_after_a_cancellation_the_next_operation_may_come(services: Services) -> None:
@@ -57,46 +57,46 @@ async def test_after_a_cancellation_the_next_operation_may_come(services: Servic
 
 
 async def test_a_job_at_work_goes_on_until_its_worker_hears_of_it(services: Services) -> None:
-    job, foreman = await a_queued_expand(services), a_foreman(services)
-    await foreman.claim(job.ring)
+    job, engine = await a_queued_expand(services), an_engine(services)
+    await engine.claim(job.dispatch)
     assert (await services.jobs.cancel(job.id)).status == "running"
-    renewed = await foreman.renew([job.id])
+    renewed = await engine.renew([job.id])
 
     assert [renewal.cancel_requested for renewal in renewed.renewals] == [True]
     assert (await volume_row(services, job.volume_id))["state"] == "expanding"
 
 
 async def test_a_job_that_waits_for_its_next_try_is_rung_at_once_for_its_end(services: Services) -> None:
-    job, foreman = await a_queued_expand(services), a_foreman(services)
-    claim = await foreman.claim(job.ring)
+    job, engine = await a_queued_expand(services), an_engine(services)
+    claim = await engine.claim(job.dispatch)
     assert claim is not None
-    await foreman.settle(claim.job, RetryIn(1000, {}))
+    await engine.settle(claim.job, RetryIn(1000, {}))
     waiting = await services.jobs.cancel(job.id)
-    again = await foreman.claim(waiting.ring)
+    again = await engine.claim(waiting.dispatch)
 
-    assert (waiting.status, waiting.rings) == ("queued", 1)
-    assert await services.queue.missing([waiting.ring]) == []
+    assert (waiting.status, waiting.epoch) == ("queued", 1)
+    assert await services.queue.missing([waiting.dispatch]) == []
     assert again is not None
     assert again.job.cancel_requested_at is not None
 
 
 async def test_if_that_ring_is_lost_it_is_found_before_the_next_try_would_come(services: Services) -> None:
-    job, foreman = await a_queued_expand(services), a_foreman(services)
-    claim = await foreman.claim(job.ring)
+    job, engine = await a_queued_expand(services), an_engine(services)
+    claim = await engine.claim(job.dispatch)
     assert claim is not None
-    await foreman.settle(claim.job, RetryIn(1000, {}))
+    await engine.settle(claim.job, RetryIn(1000, {}))
     await services.jobs.cancel(job.id)
     await services.queue.redis.flushall()
-    await set_job(services, job.id, "rung_at = now() - interval '1 minute'")
+    await set_job(services, job.id, "dispatched_at = now() - interval '1 minute'")
 
-    assert await foreman.ring_lost() == 1
+    assert await engine.redispatch_lost() == 1
 
 
 async def test_a_job_that_was_rescued_may_have_left_traces_so_a_worker_ends_it(services: Services) -> None:
     job = await a_queued_expand(services)
-    await a_foreman(services).claim(job.ring)
+    await an_engine(services).claim(job.dispatch)
     await run_out(services, job.id)
-    await a_foreman(services).rescue()
+    await an_engine(services).rescue()
 
     assert (await services.jobs.cancel(job.id)).status == "queued"
     assert (await volume_row(services, job.volume_id))["state"] == "expanding"
@@ -104,7 +104,7 @@ async def test_a_job_that_was_rescued_may_have_left_traces_so_a_worker_ends_it(s
 
 async def test_asking_twice_for_the_end_of_a_job_at_work_is_allowed(services: Services) -> None:
     job = await a_queued_expand(services)
-    await a_foreman(services).claim(job.ring)
+    await an_engine(services).claim(job.dispatch)
     await services.jobs.cancel(job.id)
 
     assert (await services.jobs.cancel(job.id)).status == "running"
@@ -128,9 +128,9 @@ async def test_a_job_that_nobody_knows_cannot_be_cancelled(services: Services) -
 
 
 async def test_whoever_is_first_of_cancel_and_claim_the_end_is_a_legal_one(services: Services) -> None:
-    foreman = a_foreman(services)
+    engine = an_engine(services)
     jobs = [await a_queued_expand(services) for _ in range(30)]
-    together = [part for job in jobs for part in (foreman.claim(job.ring), services.jobs.cancel(job.id))]
+    together = [part for job in jobs for part in (engine.claim(job.dispatch), services.jobs.cancel(job.id))]
     await asyncio.gather(*together)
     ends = await sql(
         services,

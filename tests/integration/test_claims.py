@@ -3,28 +3,28 @@
 import asyncio
 from uuid import uuid4
 
-from domain.jobs.foreman import Foreman
+from domain.jobs.foreman import JobEngine
 from domain.jobs.leases import LeaseRepository
-from domain.jobs.model import Job, Ring
-from domain.jobs.orders import WorkOrder
-from domain.jobs.outcomes import Interrupted, RetryIn
+from domain.jobs.model import Dispatch, Job
+from domain.jobs.orders import ClaimedJob
+from domain.jobs.outcomes import Released, RetryIn
 from domain.jobs.states import ENDED
 from domain.services import Services
-from tests.integration.job_builders import a_foreman, a_queued_expand, row, run_out, set_job, sql
+from tests.integration.job_builders import a_queued_expand, an_engine, row, run_out, set_job, sql
 
 KINDS = ("volume.create", "volume.expand", "volume.delete")
 
 
-async def claimed(foreman: Foreman, job: Job) -> WorkOrder:
-    claim = await foreman.claim(job.ring)
+async def claimed(engine: JobEngine, job: Job) -> ClaimedJob:
+    claim = await engine.claim(job.dispatch)
     assert claim is not None
     return claim.job
 
 
 async def test_of_fifty_claims_at_once_one_succeeds(services: Services) -> None:
     job = await a_queued_expand(services)
-    foremen = [a_foreman(services) for _ in range(50)]
-    claims = await asyncio.gather(*(foreman.claim(job.ring) for foreman in foremen))
+    foremen = [an_engine(services) for _ in range(50)]
+    claims = await asyncio.gather(*(engine.claim(job.dispatch) for engine in foremen))
     found = await row(services, job.id)
 
     assert len([claim for claim in claims if claim is not None]) == 1
@@ -32,84 +32,84 @@ async def test_of_fifty_claims_at_once_one_succeeds(services: Services) -> None:
 
 
 async def test_a_claim_writes_down_who_and_until_when(services: Services) -> None:
-    foreman = a_foreman(services)
-    job = await claimed(foreman, await a_queued_expand(services))
+    engine = an_engine(services)
+    job = await claimed(engine, await a_queued_expand(services))
     ((left,),) = await sql(services, "SELECT extract(epoch FROM lease_expires_at - now()) FROM jobs")
 
-    assert job.worker_id == foreman._worker.id
+    assert job.worker_id == engine._worker.id
     assert 0 < left <= services.settings.lease_seconds
     assert (await row(services, job.id)).started_at is not None
 
 
 async def test_the_row_that_is_claimed_is_the_row_as_it_now_stands(services: Services) -> None:
-    job = await claimed(a_foreman(services), await a_queued_expand(services))
+    job = await claimed(an_engine(services), await a_queued_expand(services))
     found = await row(services, job.id)
 
-    assert job == WorkOrder.of(found)
+    assert job == ClaimedJob.from_row(found)
     assert (found.status, found.attempt, found.version, job.fence) == ("running", 1, 2, (2, 0))
 
 
 async def test_another_ring_than_the_present_one_claims_nothing(services: Services) -> None:
-    job, foreman = await a_queued_expand(services), a_foreman(services)
-    await set_job(services, job.id, "rings = 1")
+    job, engine = await a_queued_expand(services), an_engine(services)
+    await set_job(services, job.id, "epoch = 1")
 
-    assert [await foreman.claim(Ring(job.id, ring)) for ring in (0, 2)] == [None, None]
+    assert [await engine.claim(Dispatch(job.id, dispatch)) for dispatch in (0, 2)] == [None, None]
     assert (await row(services, job.id)).status == "queued"
 
 
 async def test_a_job_that_nobody_knows_is_claimed_by_nobody(services: Services) -> None:
-    assert await a_foreman(services).claim(Ring(uuid4(), 0)) is None
+    assert await an_engine(services).claim(Dispatch(uuid4(), 0)) is None
 
 
 async def test_what_has_ended_is_not_claimed(services: Services) -> None:
-    job, foreman = await a_queued_expand(services), a_foreman(services)
+    job, engine = await a_queued_expand(services), an_engine(services)
     for status in sorted(ENDED):
         await set_job(services, job.id, f"status = '{status}', finished_at = now()")
 
-        assert await foreman.claim(job.ring) is None
+        assert await engine.claim(job.dispatch) is None
 
 
 async def test_a_kind_from_a_newer_version_is_left_for_a_newer_worker(services: Services) -> None:
     job = await a_queued_expand(services)
     await set_job(services, job.id, "kind = 'volume.paint'")
 
-    assert await a_foreman(services).claim(job.ring) is None
+    assert await an_engine(services).claim(job.dispatch) is None
     assert (await row(services, job.id)).status == "queued"
 
 
 async def test_the_second_claim_counts_on_and_keeps_the_first_start(services: Services) -> None:
     job = await a_queued_expand(services)
-    first = await claimed(a_foreman(services), job)
+    first = await claimed(an_engine(services), job)
     started_at = (await row(services, job.id)).started_at
     await run_out(services, job.id)
-    await a_foreman(services).rescue()
-    second = await claimed(a_foreman(services), await row(services, job.id))
+    await an_engine(services).rescue()
+    second = await claimed(an_engine(services), await row(services, job.id))
 
     assert (first.attempt, second.attempt) == (1, 2)
     assert (await row(services, job.id)).started_at == started_at
-    assert (first.rings, second.rings) == (0, 1)
+    assert (first.epoch, second.epoch) == (0, 1)
     assert first.worker_id != second.worker_id
 
 
 async def test_each_claim_has_a_higher_fence_than_the_one_before(services: Services) -> None:
-    job, foreman = await a_queued_expand(services), a_foreman(services)
+    job, engine = await a_queued_expand(services), an_engine(services)
     fences = []
-    for outcome in (RetryIn(0, {}), RetryIn(0, {}, free=True), Interrupted()):
-        at_work = await claimed(foreman, await row(services, job.id))
+    for outcome in (RetryIn(0, {}), RetryIn(0, {}, free=True), Released()):
+        at_work = await claimed(engine, await row(services, job.id))
         fences.append(at_work.fence)
-        await foreman.settle(at_work, outcome)
-    fences.append(WorkOrder.of(await row(services, job.id)).fence)
+        await engine.settle(at_work, outcome)
+    fences.append(ClaimedJob.from_row(await row(services, job.id)).fence)
 
     assert fences == sorted(set(fences))
 
 
 async def test_many_jobs_are_claimed_in_one_statement(services: Services) -> None:
     jobs = [await a_queued_expand(services) for _ in range(20)]
-    await set_job(services, jobs[0].id, "rings = 5")
+    await set_job(services, jobs[0].id, "epoch = 5")
     await set_job(services, jobs[1].id, "kind = 'volume.paint'")
     async with services.database.transaction() as session:
         got = await LeaseRepository(session).claim(
-            [job.ring for job in jobs] + [Ring(uuid4(), 0)], worker_id=uuid4(), kinds=KINDS, lease=3
+            [job.dispatch for job in jobs] + [Dispatch(uuid4(), 0)], worker_id=uuid4(), kinds=KINDS, lease=3
         )
 
     assert {job.id for job in got} == {job.id for job in jobs[2:]}
@@ -117,7 +117,7 @@ async def test_many_jobs_are_claimed_in_one_statement(services: Services) -> Non
 
 
 async def test_a_message_that_is_delivered_twice_is_claimed_once(services: Services) -> None:
-    job, foreman = await a_queued_expand(services), a_foreman(services)
-    await claimed(foreman, job)
+    job, engine = await a_queued_expand(services), an_engine(services)
+    await claimed(engine, job)
 
-    assert await foreman.claim(job.ring) is None
+    assert await engine.claim(job.dispatch) is None

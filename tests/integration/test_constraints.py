@@ -19,7 +19,7 @@ JOB = {
     "params": "'{}'",
     "attempt": "0",
     "max_attempts": "8",
-    "rings": "0",
+    "epoch": "0",
 }
 VOLUME = {
     "id": "gen_random_uuid()",
@@ -44,7 +44,7 @@ BAD_JOBS = [
     ("jobs_lease_check", FINISHED | {"lease_expires_at": "now()"}),
     ("jobs_started_check", {"status": "'running'"}),
     ("jobs_counters_check", {"attempt": "-1"}),
-    ("jobs_counters_check", {"rings": "-1"}),
+    ("jobs_counters_check", {"epoch": "-1"}),
     ("jobs_counters_check", {"max_attempts": "0"}),
     ("jobs_schedule_check", {"schedule_id": "gen_random_uuid()"}),
     ("jobs_schedule_check", {"scheduled_for": "now()"}),

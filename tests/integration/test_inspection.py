@@ -13,7 +13,7 @@ from domain.settings import Settings
 from domain.snapshots.model import Snapshot
 from domain.volumes.growth import Growth
 from domain.volumes.model import Volume
-from tests.integration.inspected import folder, inspect, leave, mended, on_disk, told
+from tests.integration.inspected import as_repaired, folder, inspect, leave, on_disk, told
 from tests.integration.job_builders import MIB, a_volume, sql, volume_row
 from tests.integration.snapshot_builders import a_snapshot, a_stored_volume, all_rows, carried_out, read, snapshot_row
 
@@ -35,13 +35,13 @@ async def snapshot(services: Services, volume: Volume) -> Snapshot:
 
 
 async def test_all_agree_after_ordinary_work(services: Services, volume: Volume, snapshot: Snapshot) -> None:
-    driver = services.backends.reach("disk")
+    driver = services.backends.get("disk")
     await carried_out(services, await services.volumes.request_expand(volume.id, Growth(to=2 * MIB)))
     await carried_out(services, await services.snapshots.request_restore(snapshot.id))
     taken = await carried_out(services, await services.snapshots.request_take(volume.id, "another"))
     assert taken.snapshot_id is not None
     await carried_out(services, await services.snapshots.request_delete(taken.snapshot_id))
-    report = await services.inspection().report()
+    report = await services.check().report()
 
     assert report.findings == []
     assert report.looked_at == {"volumes": 1, "snapshots": 1, "volumes on backends": 1}
@@ -75,11 +75,11 @@ async def test_rows_of_a_disk_that_is_not_mounted_are_left_alone(services: Servi
 async def test_what_was_deleted_by_a_later_history_can_be_deleted_here_too(
     services: Services, volume: Volume, snapshot: Snapshot
 ) -> None:
-    driver = services.backends.reach("disk")
+    driver = services.backends.get("disk")
     await driver.delete_snapshot(volume.id, snapshot.id, leave(5))
     await driver.delete(volume.id, leave(7, 3))
 
-    assert sorted(await mended(services)) == ["data-missing", "data-missing", "fence-behind", "fence-behind"]
+    assert sorted(await as_repaired(services)) == ["data-missing", "data-missing", "fence-behind", "fence-behind"]
     gone, kept = await volume_row(services, volume.id), await snapshot_row(services, snapshot.id)
     assert (gone["state"], gone["version"]) == ("error", 8)
     assert (kept["state"], kept["version"]) == ("error", 6)
@@ -93,7 +93,7 @@ async def test_a_row_takes_the_size_that_is_on_the_disk(services: Services, volu
     with (folder(services, volume.id) / "snapshots" / str(snapshot.id)).open("r+b") as file:
         file.truncate(2 * MIB)
 
-    assert await mended(services) == ["size-differs", "size-differs"]
+    assert await as_repaired(services) == ["size-differs", "size-differs"]
     assert (await volume_row(services, volume.id))["size"] == 3 * MIB
     assert (await snapshot_row(services, snapshot.id))["size"] == 2 * MIB
 
@@ -110,11 +110,11 @@ async def test_an_empty_file_is_told_and_not_taken_for_a_size(services: Services
 async def test_a_fence_that_is_ahead_would_refuse_every_job_and_is_caught_up_with(
     services: Services, volume: Volume, snapshot: Snapshot
 ) -> None:
-    driver = services.backends.reach("disk")
+    driver = services.backends.get("disk")
     await driver.expand(volume.id, MIB, leave(40, 2))
     await driver.seal_snapshot(volume.id, snapshot.id, leave(50))
 
-    assert await mended(services) == ["fence-behind", "fence-behind"]
+    assert await as_repaired(services) == ["fence-behind", "fence-behind"]
     for job in (
         await services.volumes.request_expand(volume.id, Growth(to=2 * MIB)),
         await services.snapshots.request_delete(snapshot.id),
@@ -124,14 +124,14 @@ async def test_a_fence_that_is_ahead_would_refuse_every_job_and_is_caught_up_wit
 
 async def test_data_without_a_row_is_given_one_and_keeps_its_bytes(services: Services, volume: Volume) -> None:
     snapshot = await a_snapshot(services, volume)
-    await services.backends.reach("disk").expand(volume.id, MIB, leave(4))
+    await services.backends.get("disk").expand(volume.id, MIB, leave(4))
     await sql(services, "DELETE FROM snapshots")
     await sql(services, "DELETE FROM volumes")
     (finding,) = await inspect(services)
 
     assert str(folder(services, volume.id)) in finding.problem
-    assert finding.mendable
-    assert await mended(services) == ["no-row"]
+    assert finding.repairable
+    assert await as_repaired(services) == ["no-row"]
     row = await volume_row(services, volume.id)
     assert (row["name"], row["state"], row["size"], row["version"]) == (f"recovered-{volume.id}", "available", MIB, 5)
     assert read(services, volume.id)[:5] == b"bytes"
@@ -145,7 +145,7 @@ async def test_a_snapshot_without_a_row_is_given_one(services: Services, volume:
     await sql(services, "DELETE FROM snapshots")
 
     assert await told(services) == [("no-row", f"snapshot {snapshot.id}", True)]
-    assert await mended(services) == ["no-row"]
+    assert await as_repaired(services) == ["no-row"]
     row = await snapshot_row(services, snapshot.id)
     assert (row["name"], row["state"], row["volume_id"]) == (f"recovered-{snapshot.id}", "ready", volume.id)
 
@@ -176,8 +176,8 @@ async def test_drafts_and_trash_at_rest_are_swept(services: Services, volume: Vo
     trash = place.parent / ".trash" / f"{stranger}.1-0"
     trash.mkdir()
 
-    assert [code for code, _, mendable in await told(services) if mendable] == ["leftover"] * 5
-    assert set(await mended(services)) == {"leftover"}
+    assert [code for code, _, repairable in await told(services) if repairable] == ["leftover"] * 5
+    assert set(await as_repaired(services)) == {"leftover"}
     assert not any(path.exists() for path in (*made, made[3].parent, trash))
     assert read(services, volume.id)[:5] == b"bytes"
 
@@ -244,8 +244,8 @@ async def test_many_pages_are_walked_to_the_end(services: Services, monkeypatch:
         (folder(services, volume.id) / "data.1-0.tmp").touch()
     unknown = [uuid7() for _ in range(5)]
     for volume_id in unknown:
-        await services.backends.reach("disk").create(volume_id, MIB, leave(1))
-    report = await services.inspection().report()
+        await services.backends.get("disk").create(volume_id, MIB, leave(1))
+    report = await services.check().report()
 
     assert report.looked_at == {"volumes": 5, "snapshots": 0, "volumes on backends": 10}
     assert sum(finding.code == "data-missing" for finding in report.findings) == 5

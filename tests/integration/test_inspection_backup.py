@@ -14,8 +14,8 @@ from domain.settings import Settings
 from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
 from tests.databases import run
-from tests.integration.conftest import Working
-from tests.integration.inspected import folder, mended, on_disk, told
+from tests.integration.conftest import RunningWorker
+from tests.integration.inspected import as_repaired, folder, on_disk, told
 from tests.integration.job_builders import MIB, sql
 from tests.integration.snapshot_builders import claimed, done, read, write
 
@@ -97,12 +97,12 @@ async def assert_the_disk_has_won(services: Services, volumes: dict[str, tuple[U
 
 
 async def test_after_an_old_database_was_put_back_a_repair_makes_everything_usable_again(
-    settings: Settings, servers: EmbeddedServers, backup: str, working: Working, tmp_path: Path
+    settings: Settings, servers: EmbeddedServers, backup: str, running_worker: RunningWorker, tmp_path: Path
 ) -> None:
     disk = on_disk(settings, tmp_path)
     live = disk.database_url.partition("?")[0].rpartition("/")[2]
     async with open_services(disk) as services:
-        async with working(disk):
+        async with running_worker(disk):
             volumes = await first_life(services)
         # One job waits and one is at work at the moment of the backup.
         waiting = await services.volumes.request_expand(volumes["untouched"][0], Growth(to=5 * MIB))
@@ -110,7 +110,7 @@ async def test_after_an_old_database_was_put_back_a_repair_makes_everything_usab
         await claimed(services, at_work)
     await asyncio.to_thread(copy, servers, live, backup)
     async with open_services(disk) as services:
-        async with working(disk):
+        async with running_worker(disk):
             new = await second_life(services, volumes)
             await carry_on(services, volumes["untouched"][0], waiting, at_work)
         assert await told(services) == []
@@ -119,9 +119,9 @@ async def test_after_an_old_database_was_put_back_a_repair_makes_everything_usab
         await sql(services, "UPDATE jobs SET lease_expires_at = now() - interval '1 hour' WHERE status = 'running'")
         found = {code for code, _, _ in await told(services)}
         assert found == {"no-worker", "fence-behind", "size-differs", "data-missing", "no-row"}
-        await mended(services)
+        await as_repaired(services)
         await assert_the_disk_has_won(services, volumes, new)
-        async with working(disk):
+        async with running_worker(disk):
             for job in (waiting, at_work):
                 await done(services, job)
             assert await told(services) == []

@@ -12,7 +12,7 @@ from domain.settings import Settings
 from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
 from tests.bulk import add_volumes
-from tests.integration.inspected import inspect, leave, mended, on_disk, told
+from tests.integration.inspected import as_repaired, inspect, leave, on_disk, told
 from tests.integration.job_builders import MIB, a_queued_expand, row, set_job, sql, volume_row
 from tests.integration.snapshot_builders import (
     a_snapshot,
@@ -49,15 +49,15 @@ async def services(settings: Settings, tmp_path: Path) -> AsyncIterator[Services
 async def test_a_stranded_volume_goes_the_way_out_with_the_size_found(
     services: Services, state: str, size: int | None, rest: str
 ) -> None:
-    volume, driver = await a_stored_volume(services, backend="disk"), services.backends.reach("disk")
+    volume, driver = await a_stored_volume(services, backend="disk"), services.backends.get("disk")
     if size is None:
         await driver.delete(volume.id, leave(9))
     else:
         await driver.expand(volume.id, size, leave(9))
     await sql(services, "UPDATE volumes SET state = :state, job_id = :job", state=state, job=uuid4())
 
-    assert await told(services) == [("stranded", f"volume {volume.id}", True)]
-    assert await mended(services) == ["stranded"]
+    assert await told(services) == [("no-job", f"volume {volume.id}", True)]
+    assert await as_repaired(services) == ["no-job"]
     found = await volume_row(services, volume.id)
     assert (found["state"], found["job_id"], found["size"]) == (rest, None, size or MIB)
     assert found["version"] == 11  # above the fence under which earlier attempts were shut out
@@ -70,8 +70,8 @@ async def test_a_stranded_snapshot_goes_the_way_out(services: Services, state: s
     snapshot = await a_snapshot(services, await a_stored_volume(services, backend="disk"))
     await sql(services, "UPDATE snapshots SET state = :state, job_id = :job", state=state, job=uuid4())
 
-    assert await told(services) == [("stranded", f"snapshot {snapshot.id}", True)]
-    assert await mended(services) == ["stranded"]
+    assert await told(services) == [("no-job", f"snapshot {snapshot.id}", True)]
+    assert await as_repaired(services) == ["no-job"]
     found = await snapshot_row(services, snapshot.id)
     assert (found["state"], found["job_id"]) == (rest, None)
 
@@ -81,7 +81,7 @@ async def test_a_volume_whose_job_has_ended_without_it_is_stranded(services: Ser
     job = await services.volumes.request_expand(volume.id, Growth(to=GROWN))
     await set_job(services, job.id, ENDED)
 
-    assert await mended(services) == ["stranded"]
+    assert await as_repaired(services) == ["no-job"]
     again = await services.volumes.request_expand(volume.id, Growth(to=GROWN))
     assert (await carried_out(services, again)).status == "succeeded"
 
@@ -98,7 +98,7 @@ async def test_a_volume_in_the_hands_of_a_job_that_is_about_another_is_stranded(
         id=volume.id,
     )
 
-    assert ("stranded", f"volume {volume.id}", True) in await told(services)
+    assert ("no-job", f"volume {volume.id}", True) in await told(services)
 
 
 async def test_a_stranded_volume_on_a_backend_without_bytes_comes_to_rest_too(settings: Settings) -> None:
@@ -106,7 +106,7 @@ async def test_a_stranded_volume_on_a_backend_without_bytes_comes_to_rest_too(se
         (volume_id,) = await add_volumes(services, 1, backend="memory")
         await sql(services, "UPDATE volumes SET state = 'expanding', job_id = :job", job=uuid4())
 
-        assert await mended(services) == ["stranded"]
+        assert await as_repaired(services) == ["no-job"]
         assert (await volume_row(services, volume_id))["state"] == "available"
 
 
@@ -138,10 +138,10 @@ async def test_a_job_that_lost_its_volume_is_ended_by_its_own_way_out(services: 
     job = await requested(services, "snapshot.take", volume)
     await sql(services, "UPDATE volumes SET state = 'available', job_id = NULL")
 
-    assert await told(services) == [("not-in-hand", f"job {job.id}", True)]
-    assert await mended(services) == ["not-in-hand"]
+    assert await told(services) == [("not-held", f"job {job.id}", True)]
+    assert await as_repaired(services) == ["not-held"]
     ended = await row(services, job.id)
-    assert (ended.status, (ended.error or {})["code"]) == ("failed", "not-in-hand")
+    assert (ended.status, (ended.error or {})["code"]) == ("failed", "not-held")
     assert await states(services, job) == ("available", "error")
 
 
@@ -150,7 +150,7 @@ async def test_a_job_whose_volume_is_gone_is_ended_and_the_data_adopted(services
     job = await services.volumes.request_expand(volume.id, Growth(to=GROWN))
     await sql(services, "DELETE FROM volumes")
 
-    assert await mended(services) == ["not-in-hand", "no-row"]
+    assert await as_repaired(services) == ["not-held", "no-row"]
     assert (await row(services, job.id)).status == "failed"
     assert (await volume_row(services, volume.id))["state"] == "available"
 
@@ -162,7 +162,7 @@ async def test_a_job_that_a_worker_is_at_is_never_ended(services: Services) -> N
     before = await row(services, job.id)
     (finding, *_) = await inspect(services, repair=True)
 
-    assert (finding.code.value, finding.mendable, finding.repaired) == ("not-in-hand", False, False)
+    assert (finding.code.value, finding.repairable, finding.repaired) == ("not-held", False, False)
     assert (await row(services, job.id)).version == before.version
 
 
@@ -174,9 +174,9 @@ async def test_a_job_whose_lease_ended_long_ago_goes_back_into_the_queue(service
     assert await told(services) == []  # housekeeping may still come
     await set_job(services, job.id, "lease_expires_at = now() - interval '40 seconds'")
 
-    assert await mended(services) == ["no-worker"]
+    assert await as_repaired(services) == ["no-worker"]
     waiting = await row(services, job.id)
-    assert (waiting.status, waiting.rings, waiting.rung_at) == ("queued", 1, None)
+    assert (waiting.status, waiting.epoch, waiting.dispatched_at) == ("queued", 1, None)
     assert (await carried_out(services, waiting)).status == "succeeded"
 
 
@@ -192,7 +192,7 @@ async def test_a_waiting_job_is_lifted_above_the_fence_and_can_end(
         job = await services.volumes.request_expand(volume.id, Growth(to=GROWN))
     else:
         job = await requested(services, kind, volume)
-    driver = services.backends.reach("disk")
+    driver = services.backends.get("disk")
     assert job.volume_id is not None
     if kind == "snapshot.take" and job.snapshot_id is not None:
         await driver.seal_snapshot(volume.id, job.snapshot_id, leave(70, 1))
@@ -202,9 +202,9 @@ async def test_a_waiting_job_is_lifted_above_the_fence_and_can_end(
         await claimed(services, job)
         await set_job(services, job.id, "lease_expires_at = now() - interval '1 second'")
 
-    assert await mended(services) == ["fence-behind"]
+    assert await as_repaired(services) == ["fence-behind"]
     if orphaned:
-        await set_job(services, job.id, "status = 'queued', rings = rings + 1, lease_expires_at = NULL")
+        await set_job(services, job.id, "status = 'queued', epoch = epoch + 1, lease_expires_at = NULL")
     assert (await carried_out(services, await row(services, job.id))).status == "succeeded"
     assert await told(services) == []
 
@@ -213,7 +213,7 @@ async def test_a_job_that_a_worker_is_at_keeps_its_fence(services: Services) -> 
     volume = await a_stored_volume(services, backend="disk")
     job = await services.volumes.request_expand(volume.id, Growth(to=GROWN))
     await claimed(services, job)
-    await services.backends.reach("disk").seal(volume.id, leave(70))
+    await services.backends.get("disk").seal(volume.id, leave(70))
     before = await all_rows(services)
     (finding,) = await inspect(services, repair=True)
 
@@ -226,16 +226,16 @@ async def test_a_row_that_a_job_only_keeps_from_others_is_lifted_above_the_fence
     volume = await a_stored_volume(services, backend="disk")
     job = await requested(services, "snapshot.take", volume)
     await claimed(services, job)
-    await services.backends.reach("disk").seal(volume.id, leave(70))
+    await services.backends.get("disk").seal(volume.id, leave(70))
 
-    assert await mended(services) == ["fence-behind"]
+    assert await as_repaired(services) == ["fence-behind"]
     assert (await volume_row(services, volume.id))["version"] == 71
 
 
 async def test_an_attempt_that_has_published_and_not_yet_settled_is_no_finding(services: Services) -> None:
     volume = await a_stored_volume(services, backend="disk")
     _, own = await claimed(services, await services.volumes.request_expand(volume.id, Growth(to=GROWN)))
-    await services.backends.reach("disk").expand(volume.id, GROWN, leave(*own.fence))
+    await services.backends.get("disk").expand(volume.id, GROWN, leave(*own.fence))
 
     assert await told(services) == []
 
@@ -243,6 +243,6 @@ async def test_an_attempt_that_has_published_and_not_yet_settled_is_no_finding(s
 async def test_a_snapshot_is_not_adopted_while_its_volume_is_being_deleted(services: Services) -> None:
     volume = await a_stored_volume(services, backend="disk")
     await services.volumes.request_delete(volume.id)
-    await services.backends.reach("disk").take_snapshot(volume.id, uuid7(), leave(1))
+    await services.backends.get("disk").take_snapshot(volume.id, uuid7(), leave(1))
 
     assert [(one.code.value, one.repaired) for one in await inspect(services, repair=True)] == [("no-row", False)]

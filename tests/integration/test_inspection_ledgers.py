@@ -6,13 +6,13 @@ from uuid import UUID
 import pytest
 
 from domain.bulk.ledger import Lane
-from domain.expansion.policy import BulkExpansion, GrowthPolicy
+from domain.expansion.policy import BulkExpandRequest, GrowthPolicy
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.storage.driver import Fence
 from tests.bulk import add_volumes
-from tests.integration.inspected import inspect, leave, mended, told
+from tests.integration.inspected import as_repaired, inspect, leave, told
 from tests.integration.job_builders import MIB, row, set_job, sql, volume_row
 from tests.integration.snapshot_builders import carried_out, claimed
 
@@ -29,8 +29,8 @@ async def services(settings: Settings) -> AsyncIterator[Services]:
 async def bulk(services: Services) -> Job:
     """A bulk job that was handed over to one lane."""
     for volume_id in await add_volumes(services, PLANNED, backend="memory"):
-        await services.backends.reach("memory").create(volume_id, MIB, leave(0))
-    wanted = BulkExpansion(policy=GrowthPolicy(by=MIB), max_concurrent=1)
+        await services.backends.get("memory").create(volume_id, MIB, leave(0))
+    wanted = BulkExpandRequest(policy=GrowthPolicy(by=MIB), max_concurrent=1)
     return await carried_out(services, await services.expansion.request_expand(wanted))
 
 
@@ -42,9 +42,9 @@ async def a_lane(services: Services) -> Job:
 async def taken(services: Services) -> tuple[Lane, list[UUID]]:
     """Have the lane claim everything and take the volumes; returns it at work."""
     _, order = await claimed(services, await a_lane(services))
-    lane = Lane.of(order)
+    lane = Lane.from_job(order)
     items = await services.chunks.claim(lane, 10)
-    return lane, [task.volume_id for task in await services.chunks.take(lane, items, {})]
+    return lane, [task.volume_id for task in await services.chunks.acquire(lane, items, {})]
 
 
 async def end(services: Services, *job_ids: UUID) -> None:
@@ -56,9 +56,9 @@ async def test_a_bulk_job_at_work_is_no_finding(services: Services, bulk: Job) -
     assert await told(services) == []
     lane, _ = await taken(services)
     assert await told(services) == []
-    items = await services.chunks.inherit(lane)
+    items = await services.chunks.claim_leftovers(lane)
     assert items == []
-    assert (await services.inspection().report()).looked_at["ledgers"] == 1
+    assert (await services.check().report()).looked_at["ledgers"] == 1
     assert (await row(services, bulk.id)).total == PLANNED
 
 
@@ -70,7 +70,7 @@ async def test_items_that_nobody_will_finish_any_more_are_failed_and_their_volum
     await end(services, lane.lane_id, bulk.id)
 
     assert ("items-unfinished", f"job {bulk.id}", True) in await told(services)
-    assert sorted(set(await mended(services))) == ["items-unfinished", "stranded"]
+    assert sorted(set(await as_repaired(services))) == ["items-unfinished", "no-job"]
     assert await sql(services, "SELECT DISTINCT status, code FROM job_items") == [("failed", "lanes-lost")]
     assert [(await volume_row(services, volume_id))["state"] for volume_id in volumes] == ["available"] * PLANNED
     assert (await row(services, bulk.id)).failed == PLANNED
@@ -81,7 +81,7 @@ async def test_a_counter_that_is_not_its_ledgers_is_counted_afresh(services: Ser
     await set_job(services, bulk.id, f"{counter} = {counter} + 1")
 
     assert await told(services) == [("miscounted", f"job {bulk.id}", True)]
-    assert await mended(services) == ["miscounted"]
+    assert await as_repaired(services) == ["miscounted"]
     found = await row(services, bulk.id)
     assert (found.status, found.total, found.succeeded, found.failed, found.skipped) == ("running", PLANNED, 0, 0, 0)
 
@@ -90,7 +90,7 @@ async def test_a_job_that_only_a_wrong_counter_kept_from_its_end_ends(services: 
     await sql(services, "UPDATE job_items SET status = 'succeeded', code = 'expanded'")
     await end(services, (await a_lane(services)).id)
 
-    assert await mended(services) == ["miscounted"]
+    assert await as_repaired(services) == ["miscounted"]
     found = await row(services, bulk.id)
     assert (found.status, found.succeeded) == ("succeeded", PLANNED)
 
@@ -104,7 +104,7 @@ async def test_an_ended_job_whose_ledger_was_pruned_is_no_finding(services: Serv
 
 async def test_a_plan_that_is_being_made_is_no_finding(services: Services) -> None:
     await add_volumes(services, 1, backend="null")
-    wanted = BulkExpansion(policy=GrowthPolicy(by=MIB), max_concurrent=1)
+    wanted = BulkExpandRequest(policy=GrowthPolicy(by=MIB), max_concurrent=1)
     _, own = await claimed(services, await services.expansion.request_expand(wanted))
     await services.bulk.plan(own, leave(*own.fence))
     await sql(services, "DELETE FROM volumes")
@@ -118,7 +118,7 @@ async def test_a_whole_without_lanes_is_told_when_nobody_has_cared_for_long(serv
     await sql(services, "UPDATE jobs SET finished_at = now() - interval '40 seconds' WHERE kind = 'bulk.lane'")
 
     assert await told(services) == [("no-lanes", f"job {bulk.id}", False)]
-    assert await services.bulk.tend() == 1
+    assert await services.bulk.assign_lanes() == 1
     assert await told(services) == []
 
 
@@ -131,7 +131,7 @@ async def test_a_volume_whose_item_is_finished_but_that_the_whole_still_has_is_s
     )
     await set_job(services, bulk.id, "succeeded = 1")
 
-    assert await mended(services) == ["stranded"]
+    assert await as_repaired(services) == ["no-job"]
     assert (await volume_row(services, volumes[0]))["state"] == "available"
     assert (await volume_row(services, volumes[1]))["state"] == "expanding"
 
@@ -140,14 +140,14 @@ async def test_volumes_of_a_lane_that_would_be_refused_are_lifted_above_the_fenc
     services: Services, bulk: Job
 ) -> None:
     lane, volumes = await taken(services)
-    driver = services.backends.reach("memory")
+    driver = services.backends.get("memory")
     version = (await volume_row(services, volumes[0]))["version"]
-    await driver.expand(volumes[0], MIB, leave(*Fence(version, lane.ring)))  # the lane's own attempt
+    await driver.expand(volumes[0], MIB, leave(*Fence(version, lane.epoch)))  # the lane's own attempt
     assert await told(services) == []
-    await driver.expand(volumes[1], MIB, leave(version, lane.ring + 1))
+    await driver.expand(volumes[1], MIB, leave(version, lane.epoch + 1))
     await driver.expand(volumes[2], MIB, leave(version + 5))
 
-    assert await mended(services) == ["fence-behind"] * 2
+    assert await as_repaired(services) == ["fence-behind"] * 2
     versions = [(await volume_row(services, volume_id))["version"] for volume_id in volumes]
     assert versions == [version, version + 1, version + 6]
     found = await inspect(services)

@@ -9,15 +9,15 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from domain.inspection.live_jobs import LiveJobs
-from domain.inspection.mending import Mending
-from domain.inspection.rows import InspectionRepository
+from domain.inspection.mending import Repair
+from domain.inspection.rows import CheckRepository
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.storage.file import FileDriver
 from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
-from tests.integration.conftest import Working
-from tests.integration.inspected import folder, inspect, leave, mended, on_disk, told
+from tests.integration.conftest import RunningWorker
+from tests.integration.inspected import as_repaired, folder, inspect, leave, on_disk, told
 from tests.integration.job_builders import MIB, row, sql, volume_row
 from tests.integration.snapshot_builders import a_snapshot, a_stored_volume, carried_out, claimed, done
 
@@ -51,7 +51,7 @@ async def test_what_a_job_ends_between_two_looks_is_no_finding(
     volume = await a_stored_volume(services, backend="disk")
     job = await services.volumes.request_expand(volume.id, Growth(to=2 * MIB))
     _, own = await claimed(services, job)
-    await services.backends.reach("disk").expand(volume.id, 2 * MIB, leave(*own.fence))
+    await services.backends.get("disk").expand(volume.id, 2 * MIB, leave(*own.fence))
     await sql(services, "UPDATE volumes SET state = 'available', job_id = NULL")
     await sql(services, "UPDATE jobs SET status = 'succeeded', finished_at = now(), lease_expires_at = NULL")
 
@@ -59,7 +59,7 @@ async def test_what_a_job_ends_between_two_looks_is_no_finding(
         await sql(services, "UPDATE volumes SET size = :size, version = version + 1", size=2 * MIB)
 
     assert {code for code, _, _ in await told(services)} == {"size-differs", "fence-behind"}
-    before(monkeypatch, InspectionRepository, "among", record)
+    before(monkeypatch, CheckRepository, "among", record)
     assert await told(services) == []
 
 
@@ -69,7 +69,7 @@ async def test_a_row_that_moves_right_before_it_is_mended_is_left_alone(
     volume = await a_stored_volume(services, backend="disk")
     with (folder(services, volume.id) / "data").open("r+b") as file:
         file.truncate(3 * MIB)
-    before(monkeypatch, Mending, "mend", lambda: services.volumes.request_expand(volume.id, Growth(to=4 * MIB)))
+    before(monkeypatch, Repair, "repair", lambda: services.volumes.request_expand(volume.id, Growth(to=4 * MIB)))
 
     assert await inspect(services, repair=True) == []
     found = await volume_row(services, volume.id)
@@ -81,8 +81,8 @@ async def test_a_job_that_is_claimed_right_before_its_fence_is_renewed_keeps_it(
 ) -> None:
     volume = await a_stored_volume(services, backend="disk")
     job = await services.volumes.request_expand(volume.id, Growth(to=2 * MIB))
-    await services.backends.reach("disk").seal(volume.id, leave(70))
-    before(monkeypatch, Mending, "mend", lambda: claimed(services, job))
+    await services.backends.get("disk").seal(volume.id, leave(70))
+    before(monkeypatch, Repair, "repair", lambda: claimed(services, job))
 
     assert await inspect(services, repair=True) == []
     assert (await row(services, job.id)).params["fence"] == job.params["fence"]
@@ -104,15 +104,15 @@ async def test_a_job_that_is_claimed_right_before_it_would_be_ended_goes_on(
 async def test_data_that_somebody_else_adopts_between_two_looks_is_no_finding(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await services.backends.reach("disk").create(uuid7(), MIB, leave(1))
-    before(monkeypatch, FileDriver, "look", lambda: inspect(services, repair=True))
+    await services.backends.get("disk").create(uuid7(), MIB, leave(1))
+    before(monkeypatch, FileDriver, "stat", lambda: inspect(services, repair=True))
 
     assert await inspect(services) == []
 
 
 async def damage(services: Services) -> None:
     """One of each that can be mended."""
-    driver = services.backends.reach("disk")
+    driver = services.backends.get("disk")
     for _ in range(4):
         volume = await a_stored_volume(services, backend="disk")
         snapshot = await a_snapshot(services, volume)
@@ -158,13 +158,13 @@ async def test_an_inspection_that_dies_after_any_mending_is_taken_up_by_the_next
     await damage(services)
     kills = 0
     for method in ("mend", "adopt_volume"):
-        original = getattr(Mending, method)
+        original = getattr(Repair, method)
 
         async def mend_and_die(*args: Any, original: Any = original) -> Any:
             await original(*args)
             raise Killed
 
-        monkeypatch.setattr(Mending, method, mend_and_die)
+        monkeypatch.setattr(Repair, method, mend_and_die)
     for _ in await told(services):
         try:
             await inspect(services, repair=True)
@@ -189,13 +189,13 @@ async def test_an_inspection_that_dies_between_disk_and_row_is_taken_up_by_the_n
         with pytest.raises(Killed):
             await inspect(services, repair=True)
 
-    assert await mended(services) == ["stranded"]
+    assert await as_repaired(services) == ["no-job"]
     job = await services.volumes.request_expand(volume.id, Growth(to=2 * MIB))
     assert (await carried_out(services, job)).status == "succeeded"
 
 
 async def test_inspections_beside_busy_workers_find_nothing(
-    services: Services, disk: Settings, working: Working
+    services: Services, disk: Settings, running_worker: RunningWorker
 ) -> None:
     finished = asyncio.Event()
 
@@ -223,7 +223,7 @@ async def test_inspections_beside_busy_workers_find_nothing(
             looks += 1
         return looks, found
 
-    async with working(disk), working(disk):
+    async with running_worker(disk), running_worker(disk):
         watching = asyncio.create_task(watch())
         try:
             await asyncio.gather(*(life(number) for number in range(6)))
@@ -241,12 +241,12 @@ async def test_what_is_held_by_somebody_is_told_and_not_mended(
 ) -> None:
     volume = await a_stored_volume(services, backend="disk")
     await sql(services, "UPDATE volumes SET state = 'expanding', job_id = :job", job=uuid7())
-    await services.backends.reach("disk").seal(volume.id, leave(5))
+    await services.backends.get("disk").seal(volume.id, leave(5))
 
     async def overtake() -> None:
-        await services.backends.reach("disk").seal(volume.id, leave(90))
+        await services.backends.get("disk").seal(volume.id, leave(90))
 
-    before(monkeypatch, Mending, "mend", overtake)
+    before(monkeypatch, Repair, "repair", overtake)
     (finding,) = await inspect(services, repair=True)
 
     assert not finding.repaired

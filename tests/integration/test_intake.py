@@ -22,7 +22,7 @@ from domain.errors import (
     VolumeNotFound,
     VolumeUnusable,
 )
-from domain.jobs.acceptance import Origin
+from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.model import Job
 from domain.services import Services
 from domain.volumes.growth import Growth
@@ -66,14 +66,14 @@ def create(services: Services, name: str) -> Coroutine[Any, Any, Job]:
 
 class TestExpansions:
     async def test_all_are_accepted_by_one_transaction_as_they_would_be_alone(
-        self, services: Services, begun: list[object]
+        self, services: Services, resumed: list[object]
     ) -> None:
         volumes = await add_volumes(services, 20, backend="memory")
-        del begun[:]
-        origin = Origin(caller="me")
+        del resumed[:]
+        origin = RequestOrigin(caller="me")
         jobs = await all_of(*(services.volumes.request_expand(v, Growth(percent=100), origin=origin) for v in volumes))
 
-        assert len(begun) == 1
+        assert len(resumed) == 1
         for job, volume_id in zip(jobs, volumes, strict=True):
             found, volume = await row(services, job.id), await volume_row(services, volume_id)
             assert (volume["state"], volume["job_id"], volume["version"]) == ("expanding", job.id, 2)
@@ -108,13 +108,13 @@ class TestExpansions:
             assert (await volume_row(services, volume.id))["version"] == 1
 
     async def test_of_two_for_one_volume_the_first_gets_it_and_the_second_learns_its_job(
-        self, services: Services, begun: list[object]
+        self, services: Services, resumed: list[object]
     ) -> None:
         volume = await a_volume(services)
-        del begun[:]
+        del resumed[:]
         first, second = await all_of(expand(services, volume.id), expand(services, volume.id))
 
-        assert len(begun) == 1
+        assert len(resumed) == 1
         assert isinstance(second, VolumeBusy)
         assert second.details == {"job_id": first.id, "state": "expanding"}
 
@@ -129,7 +129,7 @@ class TestExpansions:
         callers = ["one", "two", "nobody can \x00 be kept so", "four", "five"]
         ends = await all_of(
             *(
-                services.volumes.request_expand(volume_id, Growth(by=MIB), origin=Origin(caller=caller))
+                services.volumes.request_expand(volume_id, Growth(by=MIB), origin=RequestOrigin(caller=caller))
                 for volume_id, caller in zip(volumes, callers, strict=True)
             )
         )
@@ -141,12 +141,14 @@ class TestExpansions:
 
 class TestCreations:
     async def test_all_are_accepted_by_one_transaction_as_they_would_be_alone(
-        self, services: Services, begun: list[object]
+        self, services: Services, resumed: list[object]
     ) -> None:
         policy = {"usage_above": 80, "percent": 12.5, "up_to": 100 * MIB}
         wanted = [NewVolume(f"new-{n}", MIB + n, labels={"n": str(n)}, autogrow=policy) for n in range(20)]
-        jobs = await all_of(*(services.volumes.request_create(one, origin=Origin(caller="me")) for one in wanted))
-        assert len(begun) == 1
+        jobs = await all_of(
+            *(services.volumes.request_create(one, origin=RequestOrigin(caller="me")) for one in wanted)
+        )
+        assert len(resumed) == 1
 
         for job, one in zip(jobs, wanted, strict=True):
             found, volume = await row(services, job.id), await volume_row(services, job.volume_id)
@@ -155,16 +157,20 @@ class TestCreations:
             assert (volume["backend"], volume["autogrow"]) == ("memory", policy)
             assert (found.kind, found.status, found.created_by) == ("volume.create", "queued", "me")
             assert found.params == {"size": one.size, "fence": 1}
-            assert (job.created_at, job.run_at, job.rung_at) == (found.created_at, found.run_at, found.rung_at)
+            assert (job.created_at, job.run_at, job.dispatched_at) == (
+                found.created_at,
+                found.run_at,
+                found.dispatched_at,
+            )
 
     async def test_a_name_that_is_taken_is_refused_and_the_others_are_not(
-        self, services: Services, begun: list[object]
+        self, services: Services, resumed: list[object]
     ) -> None:
         await a_volume(services, name="theirs")
-        del begun[:]
+        del resumed[:]
         ends = await all_of(*(create(services, name) for name in ("theirs", "mine", "mine", "yours")))
 
-        assert len(begun) == 1
+        assert len(resumed) == 1
         assert [type(end) for end in ends] == [NameTaken, Job, NameTaken, Job]
         assert (str(ends[2]), ends[2].details) == ("There is already a volume named 'mine'.", {"field": "name"})
         names = await sql(services, "SELECT name, id = :mine FROM volumes ORDER BY name", mine=ends[1].volume_id)
@@ -240,7 +246,7 @@ async def test_a_request_under_a_key_goes_alone(services: Services, client: http
 
 
 async def test_many_at_once_over_http_are_all_accepted_by_few_transactions(
-    services: Services, client: httpx.AsyncClient, begun: list[object], caplog: pytest.LogCaptureFixture
+    services: Services, client: httpx.AsyncClient, resumed: list[object], caplog: pytest.LogCaptureFixture
 ) -> None:
     created = await asyncio.gather(
         *(
@@ -249,11 +255,11 @@ async def test_many_at_once_over_http_are_all_accepted_by_few_transactions(
         )
     )
     assert Counter(answer.status_code for answer in created) == {202: MANY}
-    assert len(begun) <= MANY / 5
+    assert len(resumed) <= MANY / 5
     await sql(services, "UPDATE jobs SET status = 'succeeded', finished_at = now()")
     await sql(services, "UPDATE volumes SET state = 'available', job_id = NULL")
 
-    del begun[:]
+    del resumed[:]
     grown = await asyncio.gather(
         *(
             client.post(f"/api/v1/volumes/{answer.json()['volume_id']}/expand", json={"by": MIB})
@@ -261,7 +267,7 @@ async def test_many_at_once_over_http_are_all_accepted_by_few_transactions(
             for _ in range(2)
         )
     )
-    assert len(begun) <= MANY / 5
+    assert len(resumed) <= MANY / 5
     assert Counter(answer.status_code for answer in grown) == {202: MANY, 409: MANY}
     assert await sql(services, "SELECT kind, count(*), count(DISTINCT volume_id) FROM jobs GROUP BY 1 ORDER BY 1") == [
         ("volume.create", MANY, MANY),
@@ -276,15 +282,15 @@ async def test_many_at_once_over_http_are_all_accepted_by_few_transactions(
 
 
 async def test_jobs_that_are_looked_at_at_once_are_read_by_one_statement(
-    services: Services, begun: list[object]
+    services: Services, resumed: list[object]
 ) -> None:
     jobs = await asyncio.gather(*(create(services, f"v{n}") for n in range(20)))
     nobody = uuid4()
-    del begun[:]
+    del resumed[:]
     asked = [*(job.id for job in jobs), nobody, jobs[0].id]
     found = await asyncio.gather(*map(services.jobs.get, asked), return_exceptions=True)
 
-    assert len(begun) == 1
+    assert len(resumed) == 1
     assert [getattr(job, "id", type(job)) for job in found] == [*(job.id for job in jobs), JobNotFound, jobs[0].id]
 
 

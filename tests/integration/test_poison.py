@@ -8,26 +8,26 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.bulk.ledger import Ledger
 from domain.errors import DatabaseUnavailable
-from domain.expansion.policy import BulkExpansion, GrowthPolicy
-from domain.jobs import foreman as foreman_module
-from domain.jobs.kinds import GivenUp
+from domain.expansion.policy import BulkExpandRequest, GrowthPolicy
+from domain.jobs import foreman as engine_module
+from domain.jobs.kinds import FailedJobs
 from domain.jobs.model import Job
-from domain.jobs.orders import WorkOrder
-from domain.jobs.orphans import LAST_CHANCES
-from domain.jobs.outcomes import Handed
+from domain.jobs.orders import ClaimedJob
+from domain.jobs.orphans import EXTRA_CLAIMS
+from domain.jobs.outcomes import Delegated
 from domain.services import Services
 from domain.storage.driver import Fence, Grant
 from domain.volumes.service import VolumeService
 from tests.bulk import MIB, add_volumes
-from tests.integration.job_builders import a_foreman, row, run_out, set_job, sql, volume_row
+from tests.integration.job_builders import an_engine, row, run_out, set_job, sql, volume_row
 from tests.integration.test_rescue import at_work
 
-HOPELESS = f"attempt = max_attempts + {LAST_CHANCES}"
+HOPELESS = f"attempt = max_attempts + {EXTRA_CLAIMS}"
 
 
-async def orphans(services: Services, count: int) -> list[WorkOrder]:
+async def orphans(services: Services, count: int) -> list[ClaimedJob]:
     """Orphans without hope, longest orphaned first."""
-    jobs = [await at_work(services, a_foreman(services)) for _ in range(count)]
+    jobs = [await at_work(services, an_engine(services)) for _ in range(count)]
     for number, job in enumerate(jobs):
         await set_job(services, job.id, HOPELESS)
         await set_job(services, job.id, f"lease_expires_at = now() - interval '{count - number} seconds'")
@@ -38,7 +38,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, volume_id: UUID | None, error: Excep
     """Let the way out of the expansion of one volume raise, after it has done half of its work."""
     abandon = VolumeService.abandon_expand
 
-    async def poisoned(self: VolumeService, session: AsyncSession, given_up: GivenUp) -> None:
+    async def poisoned(self: VolumeService, session: AsyncSession, given_up: FailedJobs) -> None:
         await abandon(self, session, given_up)
         if given_up[0][0].volume_id == volume_id:
             raise error
@@ -46,16 +46,16 @@ def poison(monkeypatch: pytest.MonkeyPatch, volume_id: UUID | None, error: Excep
     monkeypatch.setattr(VolumeService, "abandon_expand", poisoned)
 
 
-async def foreman_among(services: Services) -> foreman_module.Foreman:
+async def foreman_among(services: Services) -> engine_module.JobEngine:
     """A foreman whose table of kinds is made anew, after the patch."""
-    foreman = a_foreman(services)
+    engine = an_engine(services)
     handler = services.handlers["volume.expand"]
-    foreman._kinds = services.handlers | {
+    engine._kinds = services.handlers | {
         "volume.expand": type(handler)(
-            handler.again, handler.do, handler.record, handler.seal, services.volumes.abandon_expand
+            handler.retry, handler.perform, handler.record, handler.seal, services.volumes.abandon_expand
         )
     }
-    return foreman
+    return engine
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), DatabaseUnavailable("its volume is locked")])
@@ -63,7 +63,7 @@ async def test_an_orphan_that_cannot_be_buried_keeps_none_of_the_others(
     services: Services, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     first, poisoned, last = await orphans(services, 3)
-    hopeful = await at_work(services, a_foreman(services))
+    hopeful = await at_work(services, an_engine(services))
     await run_out(services, hopeful.id)
     poison(monkeypatch, poisoned.volume_id, error)
 
@@ -83,16 +83,16 @@ async def test_what_was_half_done_for_it_is_taken_back(services: Services, monke
 async def test_many_that_cannot_be_buried_are_passed_over_and_tried_again_later(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(foreman_module, "_PAGE", 1)
+    monkeypatch.setattr(engine_module, "_PAGE_SIZE", 1)
     poisoned, good = await orphans(services, 2)
     with monkeypatch.context() as broken:
         poison(broken, poisoned.volume_id, ValueError("a bug"))
-        foreman = await foreman_among(services)
+        engine = await foreman_among(services)
 
-        assert [await foreman.rescue() for _ in range(3)] == [0, 1, 0]
+        assert [await engine.rescue() for _ in range(3)] == [0, 1, 0]
     await run_out(services, poisoned.id)  # a minute later
 
-    assert await a_foreman(services).rescue() == 1
+    assert await an_engine(services).rescue() == 1
     assert {(await row(services, job.id)).status for job in (poisoned, good)} == {"failed"}
 
 
@@ -114,12 +114,12 @@ async def test_without_postgresql_nobody_goes_through_the_whole_list(
 
 async def forsaken(services: Services) -> Job:
     """A bulk job whose lanes have all died."""
-    foreman = a_foreman(services)
-    job = await services.expansion.request_expand(BulkExpansion(GrowthPolicy(by=MIB), max_concurrent=1))
-    claim = await foreman.claim(job.ring)
+    engine = an_engine(services)
+    job = await services.expansion.request_expand(BulkExpandRequest(GrowthPolicy(by=MIB), max_concurrent=1))
+    claim = await engine.claim(job.dispatch)
     assert claim is not None
     await services.bulk.plan(claim.job, Grant(job.id, Fence(0, 0), claim.deadline))
-    await foreman.settle(claim.job, Handed({}))
+    await engine.settle(claim.job, Delegated({}))
     await sql(services, "UPDATE jobs SET status = 'failed', finished_at = now() WHERE parent_id = :id", id=job.id)
     return job
 
@@ -129,7 +129,7 @@ async def test_a_bulk_job_that_cannot_be_given_lanes_keeps_none_of_the_others(
 ) -> None:
     await add_volumes(services, 2, backend="memory")
     poisoned, good = await forsaken(services), await forsaken(services)
-    bequeath = Ledger.bequeath
+    bequeath = Ledger.reassign
 
     async def poisoning(self: Ledger, job_id: UUID, lane_id: UUID) -> object:
         if job_id == poisoned.id:
@@ -137,12 +137,12 @@ async def test_a_bulk_job_that_cannot_be_given_lanes_keeps_none_of_the_others(
         return await bequeath(self, job_id, lane_id)
 
     with monkeypatch.context() as broken:
-        broken.setattr(Ledger, "bequeath", poisoning)
+        broken.setattr(Ledger, "reassign", poisoning)
 
-        assert [await services.bulk.tend() for _ in range(2)] == [1, 0]
+        assert [await services.bulk.assign_lanes() for _ in range(2)] == [1, 0]
     live = text("SELECT parent_id FROM jobs WHERE parent_id IS NOT NULL AND status = 'queued'")
     async with services.database.transaction() as session:
         assert (await session.execute(live)).scalars().all() == [good.id]
     await set_job(services, poisoned.id, "run_at = now()")  # a minute later
 
-    assert await services.bulk.tend() == 1
+    assert await services.bulk.assign_lanes() == 1

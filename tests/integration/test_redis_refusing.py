@@ -19,8 +19,8 @@ from domain.settings import Settings
 from domain.volumes.service import NewVolume
 from tests.integration.job_builders import MIB, ended
 from tests.unit.worker_fakes import until
-from worker.delivery import Delivery
-from worker.main import arq_settings, workshop
+from worker.delivery import ArqConsumer
+from worker.main import arq_settings, open_worker
 from worker.supervisor import Supervisor
 
 Refusing = tuple[str, Callable[[redis.Redis], object], Callable[[redis.Redis], object]]
@@ -71,7 +71,7 @@ async def services(settings: Settings, own_redis: str) -> AsyncIterator[Services
 @asynccontextmanager
 async def supervised(settings: Settings) -> AsyncIterator[None]:
     """Have a whole worker at work, which starts afresh what Redis has ended."""
-    async with workshop(settings) as runner:
+    async with open_worker(settings) as runner:
         supervisor = Supervisor(runner, arq_settings(settings), drain=5)
         life = asyncio.create_task(supervisor.run())
         yield
@@ -103,7 +103,7 @@ async def test_requests_are_accepted_and_it_is_said_once(
     (shout,) = said(caplog, "redis.refuses_writes")
     assert condition in shout
     assert "remedy" in shout
-    assert len(said(caplog, "redis.takes_writes_again")) == 1
+    assert len(said(caplog, "redis.writable_again")) == 1
 
 
 @every_way
@@ -134,26 +134,26 @@ async def test_a_claim_that_redis_refuses_is_not_taken_for_somebody_elses(
 ) -> None:
     _, refuse, relent = way
     job = await services.volumes.request_create(NewVolume("rung", MIB))
-    async with workshop(services.settings) as runner:
-        delivery = Delivery(runner, arq_settings(services.settings))
+    async with open_worker(services.settings) as runner:
+        delivery = ArqConsumer(runner, arq_settings(services.settings))
         delivery._pool = services.queue.redis
         refuse(client)
         try:
             with pytest.raises(redis.ResponseError):
-                await delivery._take(1)
+                await delivery._fetch(1)
         finally:
             relent(client)
-        ((taken, _),) = await delivery._take(1)
+        ((taken, _),) = await delivery._fetch(1)
 
-    assert taken.decode() == message_id(job.ring)
+    assert taken.decode() == message_id(job.dispatch)
 
 
 async def test_a_claim_of_somebody_else_is_no_reason_to_worry(services: Services, client: redis.Redis) -> None:
     job = await services.volumes.request_create(NewVolume("rung", MIB))
-    client.set(in_progress_key_prefix + message_id(job.ring), 1)
-    async with workshop(services.settings) as runner:
-        delivery = Delivery(runner, arq_settings(services.settings))
+    client.set(in_progress_key_prefix + message_id(job.dispatch), 1)
+    async with open_worker(services.settings) as runner:
+        delivery = ArqConsumer(runner, arq_settings(services.settings))
         delivery._pool = services.queue.redis
-        taken = await delivery._take(10)
+        taken = await delivery._fetch(10)
 
     assert taken == []

@@ -18,7 +18,7 @@ from domain.services import Services
 from tests.integration.job_builders import a_queued_expand, sql
 
 INSERT_JOB = (
-    "INSERT INTO jobs (id, kind, status, version, params, attempt, max_attempts, rings, started_at, finished_at,"
+    "INSERT INTO jobs (id, kind, status, version, params, attempt, max_attempts, epoch, started_at, finished_at,"
     " parent_id, retry_of, total) VALUES (:id, 'bulk.expand', :status, 1, '{}', 1, 8, 0, now(),"
     " now() - make_interval(days => :days),"
     " :parent_id, :retry_of, 1)"
@@ -151,7 +151,7 @@ async def test_a_retry_that_comes_while_the_job_is_being_locked_saves_it(
 async def test_a_long_ledger_goes_in_batches_over_several_rounds(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention_module, "_ITEMS", 10)
+    monkeypatch.setattr(retention_module, "_ITEMS_PER_BATCH", 10)
     job_id = await a_job(services, 31)
     await a_ledger(services, job_id, 95)
 
@@ -164,7 +164,7 @@ async def test_a_long_ledger_goes_in_batches_over_several_rounds(
 async def test_a_job_whose_ledger_is_half_gone_can_be_neither_seen_nor_retried(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention_module, "_ITEMS", 10)
+    monkeypatch.setattr(retention_module, "_ITEMS_PER_BATCH", 10)
     job_id = await a_job(services, 31)
     await a_ledger(services, job_id, 95)
     await services.retention.prune()
@@ -178,7 +178,7 @@ async def test_a_job_whose_ledger_is_half_gone_can_be_neither_seen_nor_retried(
 
 
 async def test_many_jobs_go_in_batches(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention_module, "_JOBS", 2)
+    monkeypatch.setattr(retention_module, "_JOBS_PER_BATCH", 2)
     for _ in range(25):
         await a_job(services, 31)
 
@@ -189,7 +189,7 @@ async def test_many_jobs_go_in_batches(services: Services, monkeypatch: pytest.M
 async def test_many_who_prune_at_once_do_not_wait_for_one_another(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention_module, "_JOBS", 5)
+    monkeypatch.setattr(retention_module, "_JOBS_PER_BATCH", 5)
     for _ in range(60):
         await a_ledger(services, await a_job(services, 31), 2)
     pruned = await asyncio.gather(*(services.retention.prune() for _ in range(4)))
@@ -211,7 +211,7 @@ async def test_a_job_that_somebody_has_locked_is_passed_over(services: Services)
 
 
 async def test_keys_are_forgotten_when_they_have_expired(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention_module, "_KEYS", 2)
+    monkeypatch.setattr(retention_module, "_KEYS_PER_BATCH", 2)
     for number in range(5):
         await a_key(services, f"old-{number}", "-1 second")
     await a_key(services, "valid", "1 hour")

@@ -7,30 +7,30 @@ import pytest
 
 from domain.errors import JobNotFound, JobNotRetryable, ShrinkRefused, VolumeBusy, VolumeNotFound, VolumeUnusable
 from domain.jobs.model import Job
-from domain.jobs.orders import WorkOrder
-from domain.jobs.outcomes import Done, GaveUp
+from domain.jobs.orders import ClaimedJob
+from domain.jobs.outcomes import Failed, Succeeded
 from domain.services import Services
 from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
-from tests.integration.job_builders import MIB, a_foreman, a_queued_expand, everything, row, set_job, sql, volume_row
+from tests.integration.job_builders import MIB, a_queued_expand, an_engine, everything, row, set_job, sql, volume_row
 
 ERROR = {"code": "storage-full", "detail": "Full."}
 
 
 async def failed(services: Services, job: Job) -> Job:
     """Have a worker give this job up."""
-    foreman = a_foreman(services)
-    claim = await foreman.claim(job.ring)
+    engine = an_engine(services)
+    claim = await engine.claim(job.dispatch)
     assert claim is not None
-    assert await foreman.settle(claim.job, GaveUp(ERROR))
+    assert await engine.settle(claim.job, Failed(ERROR))
     return await row(services, job.id)
 
 
 async def succeeded(services: Services, job: Job) -> None:
-    foreman = a_foreman(services)
-    claim = await foreman.claim(job.ring)
+    engine = an_engine(services)
+    claim = await engine.claim(job.dispatch)
     assert claim is not None
-    assert await foreman.settle(claim.job, Done({"size": claim.job.params["to_size"]}))
+    assert await engine.settle(claim.job, Succeeded({"size": claim.job.params["to_size"]}))
 
 
 async def test_a_retry_is_a_new_job_for_the_same_thing(services: Services) -> None:
@@ -40,7 +40,7 @@ async def test_a_retry_is_a_new_job_for_the_same_thing(services: Services) -> No
 
     assert (new.retry_of, new.kind, new.volume_id, new.status) == (old.id, old.kind, old.volume_id, "queued")
     assert new.params["to_size"] == old.params["to_size"]
-    assert (new.attempt, new.rings) == (0, 0)
+    assert (new.attempt, new.epoch) == (0, 0)
     assert (volume["state"], volume["job_id"]) == ("expanding", new.id)
     assert (await row(services, old.id)).status == "failed"
 
@@ -48,14 +48,14 @@ async def test_a_retry_is_a_new_job_for_the_same_thing(services: Services) -> No
 async def test_a_retry_is_rung(services: Services) -> None:
     new = await services.jobs.retry((await failed(services, await a_queued_expand(services))).id)
 
-    assert await services.queue.missing([new.ring]) == []
+    assert await services.queue.missing([new.dispatch]) == []
 
 
 async def test_a_retry_has_a_higher_fence_than_anything_before(services: Services) -> None:
     old = await failed(services, await a_queued_expand(services))
     new = await services.jobs.retry(old.id)
 
-    assert WorkOrder.of(new).fence > WorkOrder.of(old).fence
+    assert ClaimedJob.from_row(new).fence > ClaimedJob.from_row(old).fence
 
 
 async def test_of_many_who_retry_at_once_one_does(services: Services) -> None:

@@ -16,16 +16,16 @@ from domain.volumes.service import NewVolume
 from tests.integration.job_builders import (
     MIB,
     NO_REDIS,
-    a_foreman,
     a_queued_expand,
     a_volume,
+    an_engine,
     queued_jobs,
     row,
     set_job,
     sql,
 )
 
-RUNG_LONG_AGO = "rung_at = now() - interval '1 minute'"
+RUNG_LONG_AGO = "dispatched_at = now() - interval '1 minute'"
 
 
 @pytest.fixture
@@ -54,9 +54,9 @@ async def test_a_message_that_was_lost_is_rung_again_under_the_same_id(services:
     bell.flushall()
     await set_job(services, job.id, RUNG_LONG_AGO)
 
-    assert await a_foreman(services).ring_lost() == 1
+    assert await an_engine(services).redispatch_lost() == 1
     assert messages(bell) == before
-    assert (await row(services, job.id)).rings == 0
+    assert (await row(services, job.id)).epoch == 0
 
 
 async def test_what_is_left_of_a_message_outside_of_the_queue_does_not_keep_it_from_being_rung(
@@ -67,7 +67,7 @@ async def test_what_is_left_of_a_message_outside_of_the_queue_does_not_keep_it_f
     bell.delete(QUEUE_NAME)
     await set_job(services, job.id, RUNG_LONG_AGO)
 
-    assert await a_foreman(services).ring_lost() == 1
+    assert await an_engine(services).redispatch_lost() == 1
     assert messages(bell) == before
 
 
@@ -75,20 +75,20 @@ async def test_a_message_that_may_still_be_on_its_way_is_not_looked_for(services
     await a_queued_expand(services)
     bell.flushall()
 
-    assert await a_foreman(services).ring_lost() == 0
+    assert await an_engine(services).redispatch_lost() == 0
 
 
 async def test_a_message_that_is_there_is_not_rung_again(services: Services, bell: redis.Redis) -> None:
     job = await a_queued_expand(services)
     await set_job(services, job.id, RUNG_LONG_AGO)
 
-    assert await a_foreman(services).ring_lost() == 0
+    assert await an_engine(services).redispatch_lost() == 0
     assert messages(bell) == {f"{job.id}:0"}
 
 
 async def test_sweeps_at_the_same_time_do_not_double_a_message(services: Services, bell: redis.Redis) -> None:
     await queued_jobs(services, 50)
-    await asyncio.gather(*(a_foreman(services).ring_lost() for _ in range(4)))
+    await asyncio.gather(*(an_engine(services).redispatch_lost() for _ in range(4)))
 
     assert len(messages(bell)) == 50
 
@@ -96,26 +96,26 @@ async def test_sweeps_at_the_same_time_do_not_double_a_message(services: Service
 async def test_when_redis_has_lost_everything_one_round_finds_it_all(services: Services, bell: redis.Redis) -> None:
     await queued_jobs(services, 1200)
 
-    assert await a_foreman(services).ring_lost() == 1200
+    assert await an_engine(services).redispatch_lost() == 1200
     assert len(messages(bell)) == 1200
 
 
 async def test_what_waits_for_its_time_is_neither_due_nor_lost(services: Services, bell: redis.Redis) -> None:
-    job, foreman = await a_queued_expand(services), a_foreman(services)
+    job, engine = await a_queued_expand(services), an_engine(services)
     bell.flushall()
     await set_job(services, job.id, f"run_at = now() + interval '1 minute', {RUNG_LONG_AGO}")
-    assert await foreman.ring_lost() == 0
-    await set_job(services, job.id, "rung_at = NULL")
+    assert await engine.redispatch_lost() == 0
+    await set_job(services, job.id, "dispatched_at = NULL")
 
-    assert await foreman.ring_due() == 0
+    assert await engine.dispatch_due() == 0
 
 
 async def test_what_is_due_is_rung_once_by_many_who_look(services: Services, bell: redis.Redis) -> None:
     await queued_jobs(services, 50)
-    await sql(services, "UPDATE jobs SET rung_at = NULL")
-    rung = await asyncio.gather(*(a_foreman(services).ring_due() for _ in range(4)))
+    await sql(services, "UPDATE jobs SET dispatched_at = NULL")
+    dispatched = await asyncio.gather(*(an_engine(services).dispatch_due() for _ in range(4)))
 
-    assert sum(rung) == len(messages(bell)) == 50
+    assert sum(dispatched) == len(messages(bell)) == 50
 
 
 async def test_what_somebody_else_is_ringing_is_passed_over_without_waiting(services: Services) -> None:
@@ -123,7 +123,7 @@ async def test_what_somebody_else_is_ringing_is_passed_over_without_waiting(serv
     async with services.database.transaction() as session:
         await session.execute(text("SELECT id FROM jobs LIMIT 10 FOR UPDATE"))
         async with asyncio.timeout(4):
-            lost = await asyncio.create_task(a_foreman(services).ring_lost())
+            lost = await asyncio.create_task(an_engine(services).redispatch_lost())
 
     assert lost == 40
 
@@ -132,23 +132,26 @@ async def test_kinds_that_this_version_does_not_know_are_left_to_those_who_do(
     services: Services, bell: redis.Redis
 ) -> None:
     await queued_jobs(services, 20)
-    await sql(services, "UPDATE jobs SET kind = 'volume.paint', rung_at = CASE WHEN random() < 0.5 THEN rung_at END")
-    foreman = a_foreman(services)
+    await sql(
+        services,
+        "UPDATE jobs SET kind = 'volume.paint', dispatched_at = CASE WHEN random() < 0.5 THEN dispatched_at END",
+    )
+    engine = an_engine(services)
 
-    assert (await foreman.ring_due(), await foreman.ring_lost()) == (0, 0)
-    assert not any(needed for _, needed in await services.errands(foreman).look())
+    assert (await engine.dispatch_due(), await engine.redispatch_lost()) == (0, 0)
+    assert not any(needed for _, needed in await services.maintenance_tasks(engine).due())
     assert messages(bell) == set()
 
 
 async def test_running_and_ended_jobs_are_not_rung(services: Services, bell: redis.Redis) -> None:
     running, ended = await a_queued_expand(services), await a_queued_expand(services)
-    foreman = a_foreman(services)
-    assert await foreman.claim(running.ring) is not None
+    engine = an_engine(services)
+    assert await engine.claim(running.dispatch) is not None
     await set_job(services, running.id, RUNG_LONG_AGO)
     await set_job(services, ended.id, f"status = 'failed', finished_at = now(), {RUNG_LONG_AGO}")
     bell.flushall()
 
-    assert (await foreman.ring_due(), await foreman.ring_lost()) == (0, 0)
+    assert (await engine.dispatch_due(), await engine.redispatch_lost()) == (0, 0)
     assert messages(bell) == set()
 
 
@@ -161,9 +164,9 @@ async def test_without_redis_a_request_is_accepted_within_a_second_and_rung_late
         took = time.monotonic() - began
     assert messages(bell) == set()
     await set_job(services, job.id, RUNG_LONG_AGO)
-    await a_foreman(services).ring_lost()
+    await an_engine(services).redispatch_lost()
 
-    assert messages(bell) == {message_id(job.ring)}
+    assert messages(bell) == {message_id(job.dispatch)}
     assert took < 1
 
 
@@ -172,10 +175,10 @@ async def test_without_redis_whatever_users_do_is_done(services: Services) -> No
         volume = await a_volume(deaf)
         cancelled = await deaf.jobs.cancel((await deaf.volumes.request_expand(volume.id, Growth(by=MIB))).id)
         retried = await deaf.jobs.retry(cancelled.id)
-        foreman = a_foreman(deaf)
+        engine = an_engine(deaf)
 
         assert (cancelled.status, retried.status) == ("cancelled", "queued")
-        assert await foreman.claim(retried.ring) is not None
+        assert await engine.claim(retried.dispatch) is not None
         await set_job(deaf, retried.id, f"status = 'queued', lease_expires_at = NULL, {RUNG_LONG_AGO}")
         with pytest.raises(QueueUnavailable):
-            await foreman.ring_lost()
+            await engine.redispatch_lost()

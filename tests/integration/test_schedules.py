@@ -8,7 +8,7 @@ from domain.migrations import migrate
 from domain.services import Services
 from domain.settings import Settings
 from tests.databases import run
-from tests.integration.conftest import Working
+from tests.integration.conftest import RunningWorker
 from tests.integration.job_builders import sql, until
 from tests.integration.schedule_builders import (
     HOUR,
@@ -154,10 +154,10 @@ async def test_a_run_that_is_asked_for_does_not_take_the_place_of_one_that_is_du
     clock = Clock()
     schedule = await a_schedule(services, clock)
     clock.now += MINUTE
-    starter = a_starter(services, clock)
-    await starter.run_now(schedule.id)
+    schedule_runner = a_starter(services, clock)
+    await schedule_runner.run_now(schedule.id)
     await end_jobs(services)
-    await starter.start_due()
+    await schedule_runner.start_due()
 
     assert await jobs_of(services, schedule.id) == [clock.now, clock.now + timedelta(microseconds=1)]
 
@@ -167,7 +167,7 @@ async def test_in_production_postgresql_says_what_time_it_is(services: Services)
     schedule = await a_schedule(services, clock, "0 0 1 1 *")
     await sql(services, "UPDATE schedules SET next_run_at = now() - interval '1 second'")
 
-    assert await services.starter.start_due() == 1
+    assert await services.schedule_runner.start_due() == 1
     moment = await next_run(services, schedule.id)
     ((expected,),) = await sql(services, "SELECT date_trunc('year', now() AT TIME ZONE 'UTC') + interval '1 year'")
     assert moment is not None
@@ -175,7 +175,7 @@ async def test_in_production_postgresql_says_what_time_it_is(services: Services)
 
 
 async def test_a_worker_starts_what_is_due_and_carries_it_out(
-    services: Services, settings: Settings, working: Working
+    services: Services, settings: Settings, running_worker: RunningWorker
 ) -> None:
     schedule = await a_schedule(services, Clock())
     await sql(services, "UPDATE schedules SET next_run_at = date_trunc('minute', now())")
@@ -184,7 +184,7 @@ async def test_a_worker_starts_what_is_due_and_carries_it_out(
         _, runs = await services.schedules.get(schedule.id)
         return any(run.job_status == "succeeded" for run in runs)
 
-    async with working(settings):
+    async with running_worker(settings):
         await until(has_succeeded)
 
 

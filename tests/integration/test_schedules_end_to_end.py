@@ -10,7 +10,7 @@ import pytest
 from domain.services import Services, open_services
 from domain.settings import Settings
 from tests.bulk import MIB, ended
-from tests.integration.conftest import Working
+from tests.integration.conftest import RunningWorker
 from tests.integration.disk_builders import BY_THREE, FIFTH, TO_ELEVEN, a_volume, size
 from tests.integration.inspected import told
 from tests.integration.job_builders import sql, until
@@ -52,9 +52,9 @@ async def ran(client: httpx.AsyncClient, services: Services, schedule: str) -> d
 
 
 async def test_the_nightly_run_grows_what_its_own_policy_says_and_tells_why_it_left_the_others(
-    client: httpx.AsyncClient, services: Services, working: Working
+    client: httpx.AsyncClient, services: Services, running_worker: RunningWorker
 ) -> None:
-    async with working(services.settings):
+    async with running_worker(services.settings):
         nightly = await made(client, NIGHTLY_EXPAND)
         filling = [
             await a_volume(services, f"filling-{n}", own, used=9) for n, own in enumerate((FIFTH, BY_THREE, TO_ELEVEN))
@@ -75,9 +75,9 @@ async def test_the_nightly_run_grows_what_its_own_policy_says_and_tells_why_it_l
 
 
 async def test_of_five_runs_that_keep_three_the_last_three_are_left_and_what_was_made_by_hand(
-    client: httpx.AsyncClient, services: Services, working: Working
+    client: httpx.AsyncClient, services: Services, running_worker: RunningWorker
 ) -> None:
-    async with working(services.settings):
+    async with running_worker(services.settings):
         volumes = [await a_volume(services, f"one-{n}") for n in range(4)]
         for volume_id in volumes:
             await ended(services, await services.snapshots.request_take(volume_id, "by-hand"))

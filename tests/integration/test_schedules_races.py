@@ -16,10 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from domain.errors import ScheduleBusy, ScheduleNotFound
 from domain.jobs.model import Job
 from domain.schedules.model import Schedule
-from domain.schedules.starter import Starter
+from domain.schedules.starter import ScheduleRunner
 from domain.services import Services
 from domain.settings import Settings
-from tests.integration.job_builders import a_foreman, row, sql
+from tests.integration.job_builders import an_engine, row, sql
 from tests.integration.schedule_builders import (
     MIDNIGHT,
     MINUTE,
@@ -61,7 +61,7 @@ async def test_who_dies_before_the_commit_has_done_nothing(services: Services) -
     clock = Clock()
     schedule = await a_schedule(services, clock)
     clock.now += MINUTE
-    dying = Starter(services.database, services.queue, {"bulk.expand": Dying(services)}, clock=clock)
+    dying = ScheduleRunner(services.database, services.queue, {"bulk.expand": Dying(services)}, clock=clock)
     with pytest.raises(asyncio.CancelledError):
         await dying.start_due()
 
@@ -79,7 +79,7 @@ async def start() -> None:
     async with open_services(load_settings()) as services:
         async def die(_) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
-        services.queue.ring = die
+        services.queue.epoch = die
         await services.starter.start_due()
 
 asyncio.run(start())
@@ -98,12 +98,14 @@ async def test_the_job_of_one_who_dies_between_commit_and_ring_is_found(services
         subprocess.run, [sys.executable, "-c", KILLED], env=environment, capture_output=True, check=False, timeout=60
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert await services.starter.start_due() == 0  # unless a minute has begun just now, and then the run is skipped
+    assert (
+        await services.schedule_runner.start_due() == 0
+    )  # unless a minute has begun just now, and then the run is skipped
     ((job_id,),) = await sql(services, "SELECT id FROM jobs WHERE schedule_id = :id", id=schedule.id)
-    await sql(services, "UPDATE jobs SET rung_at = now() - interval '1 minute'")
+    await sql(services, "UPDATE jobs SET dispatched_at = now() - interval '1 minute'")
 
-    assert await a_foreman(services).ring_lost() == 1
-    assert await a_foreman(services).claim((await row(services, job_id)).ring) is not None
+    assert await an_engine(services).redispatch_lost() == 1
+    assert await an_engine(services).claim((await row(services, job_id)).dispatch) is not None
 
 
 async def test_a_schedule_that_somebody_has_locked_is_passed_over(services: Services) -> None:
@@ -128,7 +130,7 @@ async def test_who_has_looked_before_somebody_else_has_started_it_leaves_it_alon
     assert await a_starter(services, clock).start_due() == 1
     await end_jobs(services)
 
-    assert await a_starter(services, clock)._take_turn(seen, clock.now) is None
+    assert await a_starter(services, clock)._run_if_due(seen, clock.now) is None
     assert await jobs_of(services, schedule.id) == [clock.now]
 
 
@@ -143,7 +145,7 @@ async def test_who_has_looked_before_the_schedule_was_changed_does_not_start_it(
     await a_service(services, clock).change(schedule.id, changes)
     await sql(services, "UPDATE schedules SET next_run_at = :due", due=schedule.next_run_at)
 
-    assert await a_starter(services, clock)._take_turn(seen, clock.now) is None
+    assert await a_starter(services, clock)._run_if_due(seen, clock.now) is None
     assert await jobs_of(services, schedule.id) == []
 
 
@@ -153,8 +155,8 @@ async def test_many_who_ask_for_a_run_and_many_who_start_it_get_one_job(services
     for number in range(1, ROUNDS + 1):
         clock.now += MINUTE
         starters = [a_starter(services, clock) for _ in range(3)]
-        asked = [starter.run_now(schedule.id) for starter in starters]
-        due = [starter.start_due() for starter in starters]
+        asked = [schedule_runner.run_now(schedule.id) for schedule_runner in starters]
+        due = [schedule_runner.start_due() for schedule_runner in starters]
         outcomes = await asyncio.gather(*asked, *due, return_exceptions=True)
         assert {type(one) for one in outcomes if isinstance(one, BaseException)} <= {ScheduleBusy}
         await starters[0].start_due()  # one that was passed over, because a run was being asked for

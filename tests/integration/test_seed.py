@@ -23,8 +23,8 @@ import api.pagination
 from api.dependencies import _volumes
 from domain.bulk import chunks as chunks_module
 from domain.database import Database
-from domain.expansion.policy import BulkExpansion, GrowthPolicy
-from domain.jobs.acceptance import NOBODY
+from domain.expansion.policy import BulkExpandRequest, GrowthPolicy
+from domain.jobs.acceptance import ANONYMOUS
 from domain.jobs.model import Job
 from domain.paging import PageRequest
 from domain.services import Services, open_services
@@ -34,8 +34,8 @@ from domain.volumes.repository import VolumeFilter, VolumeRepository
 from domain.volumes.service import NewVolume, VolumeService
 from tests.acceptance import journal
 from tests.bulk import MIB, add_volumes, ended, most_at_once
-from tests.conftest import Talkative
-from tests.integration.conftest import Working
+from tests.conftest import LogAtDebug
+from tests.integration.conftest import RunningWorker
 from tests.over_http import client_of
 from tests.unit.fakes import FakeServices, volume_row
 
@@ -57,7 +57,7 @@ async def services(seed_settings: Settings) -> AsyncIterator[Services]:
 
 
 async def grown(services: Services, **wish: Any) -> Job:
-    return await ended(services, await services.expansion.request_expand(BulkExpansion(BY_ONE, **wish)))
+    return await ended(services, await services.expansion.request_expand(BulkExpandRequest(BY_ONE, **wish)))
 
 
 # --- routes, services, repositories and ORM are separated; the same services serve several endpoints ----------
@@ -77,7 +77,7 @@ async def test_the_same_service_serves_v0_v1_and_the_worker(
     asked: list[VolumeService] = []
     original = VolumeService.request_create
 
-    async def noted(self: VolumeService, wanted: NewVolume, *, origin: Any = NOBODY) -> Job:
+    async def noted(self: VolumeService, wanted: NewVolume, *, origin: Any = ANONYMOUS) -> Job:
         asked.append(self)
         return await original(self, wanted, origin=origin)
 
@@ -87,7 +87,7 @@ async def test_the_same_service_serves_v0_v1_and_the_worker(
         answer = await client.post(f"/api/{version}/volumes", json={"name": version, "size": 1})
         assert answer.status_code == 202
 
-    performs = services.handlers["volume.create"].do.__self__  # type: ignore[attr-defined]
+    performs = services.handlers["volume.create"].perform.__self__  # type: ignore[attr-defined]
     assert [*asked, performs] == [services.volumes] * 3
 
 
@@ -95,9 +95,9 @@ async def test_the_same_service_serves_v0_v1_and_the_worker(
 
 
 async def test_the_services_create_expand_and_list_volumes(
-    services: Services, seed_settings: Settings, working: Working
+    services: Services, seed_settings: Settings, running_worker: RunningWorker
 ) -> None:
-    async with working(seed_settings):
+    async with running_worker(seed_settings):
         made = await ended(services, await services.volumes.request_create(NewVolume("one", MIB)))
         job = await grown(services)
 
@@ -141,10 +141,12 @@ async def test_a_session_commits_on_a_clean_exit_and_rolls_back_on_an_exception(
 # --- size: current_size + 123, computed from a stale read -----------------------------------------------------
 
 
-async def test_no_growth_is_lost_to_a_stale_read(services: Services, seed_settings: Settings, working: Working) -> None:
+async def test_no_growth_is_lost_to_a_stale_read(
+    services: Services, seed_settings: Settings, running_worker: RunningWorker
+) -> None:
     (volume_id,) = await add_volumes(services, 1, backend="null")
-    async with working(seed_settings):
-        jobs = [await services.expansion.request_expand(BulkExpansion(BY_ONE)) for _ in range(3)]
+    async with running_worker(seed_settings):
+        jobs = [await services.expansion.request_expand(BulkExpandRequest(BY_ONE)) for _ in range(3)]
         written = [
             await services.bulk.items((await ended(services, job)).id, None, after=None, limit=1) for job in jobs
         ]
@@ -166,12 +168,12 @@ async def all_at_work(tmp_path: Path, count: int) -> None:
 
 
 async def test_claim_1_volumes_are_expanded_concurrently(
-    services: Services, seed_settings: Settings, working: Working, tmp_path: Path
+    services: Services, seed_settings: Settings, running_worker: RunningWorker, tmp_path: Path
 ) -> None:
     await add_volumes(services, 40, backend="null")
     (tmp_path / "gate").touch()
-    async with working(seed_settings):
-        job = await services.expansion.request_expand(BulkExpansion(BY_ONE))
+    async with running_worker(seed_settings):
+        job = await services.expansion.request_expand(BulkExpandRequest(BY_ONE))
         await all_at_work(tmp_path, 10)  # the seed's default
         (tmp_path / "gate").unlink()
         job = await ended(services, job)
@@ -181,12 +183,12 @@ async def test_claim_1_volumes_are_expanded_concurrently(
 
 
 async def test_claim_2_never_more_than_max_concurrent_at_once(
-    services: Services, seed_settings: Settings, working: Working, tmp_path: Path
+    services: Services, seed_settings: Settings, running_worker: RunningWorker, tmp_path: Path
 ) -> None:
     await add_volumes(services, 40, backend="null")
     (tmp_path / "gate").touch()
-    async with working(seed_settings), working(seed_settings):
-        job = await services.expansion.request_expand(BulkExpansion(BY_ONE, max_concurrent=3))
+    async with running_worker(seed_settings), running_worker(seed_settings):
+        job = await services.expansion.request_expand(BulkExpandRequest(BY_ONE, max_concurrent=3))
         await all_at_work(tmp_path, 3)
         await asyncio.sleep(0.5)  # a fourth would have begun by now
         (tmp_path / "gate").unlink()
@@ -228,11 +230,11 @@ async def test_claim_3_each_task_has_a_session_of_its_own(services: Services, mo
 
 
 async def test_claim_4_one_failure_does_not_block_the_others(
-    services: Services, seed_settings: Settings, working: Working, tmp_path: Path
+    services: Services, seed_settings: Settings, running_worker: RunningWorker, tmp_path: Path
 ) -> None:
     volumes = await add_volumes(services, 40, backend="null")
     (tmp_path / "faults").write_text(f"expand:storage-full {volumes[0]}\n")
-    async with working(seed_settings):
+    async with running_worker(seed_settings):
         job = await grown(services, max_concurrent=40)
 
     assert (job.status, job.succeeded, job.failed) == ("partial", 39, 1)
@@ -245,13 +247,13 @@ async def test_the_route_takes_max_concurrent_and_the_logs_show_it_and_each_volu
     services: Services,
     client: httpx.AsyncClient,
     seed_settings: Settings,
-    working: Working,
-    talkative: Talkative,
+    running_worker: RunningWorker,
+    log_at_debug: LogAtDebug,
 ) -> None:
-    talkative(chunks_module)  # what is not shown is not even said
+    log_at_debug(chunks_module)  # what is not shown is not even said
     volumes = await add_volumes(services, 12, backend="null")
     with structlog.testing.capture_logs() as logs:
-        async with working(seed_settings):
+        async with running_worker(seed_settings):
             answer = await client.post("/api/v1/volumes/expand", json={"by": 1, "max_concurrent": 4}, headers=WAIT)
 
     counts = {"unit": "volumes", "total": 12, "succeeded": 12, "failed": 0, "skipped": 0}

@@ -6,17 +6,17 @@ from uuid import uuid4
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.jobs.foreman import Foreman
+from domain.jobs.foreman import JobEngine
 from domain.jobs.leases import LeaseRepository, Settlement
-from domain.jobs.model import Ring
-from domain.jobs.orders import WorkOrder
-from domain.jobs.outcomes import Cancelled, Done, GaveUp, Interrupted, Outcome, RetryIn, Superseded
+from domain.jobs.model import Dispatch
+from domain.jobs.orders import ClaimedJob
+from domain.jobs.outcomes import Cancelled, Failed, Outcome, Released, RetryIn, Succeeded, Superseded
 from domain.jobs.states import JobStatus
 from domain.services import Services
 from tests.integration.job_builders import (
     MIB,
-    a_foreman,
     a_queued_expand,
+    an_engine,
     everything,
     row,
     run_out,
@@ -28,21 +28,21 @@ from tests.integration.job_builders import (
 ERROR = {"code": "storage-full", "detail": "Full."}
 
 
-async def an_expand_at_work(services: Services) -> tuple[Foreman, WorkOrder]:
+async def an_expand_at_work(services: Services) -> tuple[JobEngine, ClaimedJob]:
     """Have an expansion from 1 to 2 MiB at work in a worker."""
-    foreman = a_foreman(services)
-    claim = await foreman.claim((await a_queued_expand(services)).ring)
+    engine = an_engine(services)
+    claim = await engine.claim((await a_queued_expand(services)).dispatch)
     assert claim is not None
-    return foreman, claim.job
+    return engine, claim.job
 
 
-def grown(job: WorkOrder) -> Done:
-    return Done({"volume_id": str(job.volume_id), "size": 2 * MIB})
+def grown(job: ClaimedJob) -> Succeeded:
+    return Succeeded({"volume_id": str(job.volume_id), "size": 2 * MIB})
 
 
 async def test_success_ends_the_job_and_lets_the_volume_go_with_its_new_size(services: Services) -> None:
-    foreman, job = await an_expand_at_work(services)
-    assert await foreman.settle(job, grown(job))
+    engine, job = await an_expand_at_work(services)
+    assert await engine.settle(job, grown(job))
     found, volume = await row(services, job.id), await volume_row(services, job.volume_id)
 
     assert (found.status, found.result) == ("succeeded", {"volume_id": str(job.volume_id), "size": 2 * MIB})
@@ -52,48 +52,48 @@ async def test_success_ends_the_job_and_lets_the_volume_go_with_its_new_size(ser
 
 async def test_settling_twice_is_settling_once(services: Services) -> None:
     """The answer to a COMMIT was lost: whoever did not hear it asks again."""
-    foreman, job = await an_expand_at_work(services)
-    await foreman.settle(job, grown(job))
+    engine, job = await an_expand_at_work(services)
+    await engine.settle(job, grown(job))
     after_one = await everything(services)
-    await foreman.settle(job, grown(job))
+    await engine.settle(job, grown(job))
 
     assert await everything(services) == after_one
     assert (await volume_row(services, job.volume_id))["version"] == 3
 
 
 async def test_an_effect_that_cannot_be_recorded_leaves_the_job_as_it_was(services: Services) -> None:
-    foreman, job = await an_expand_at_work(services)
+    engine, job = await an_expand_at_work(services)
     before = await everything(services)
 
     async def record(session: AsyncSession, done: object) -> None:
         await services.handlers["volume.expand"].record(session, [(job, {"size": 2 * MIB})])
         raise ValueError("on purpose")
 
-    foreman._kinds = {"volume.expand": replace(services.handlers["volume.expand"], record=record)}
+    engine._kinds = {"volume.expand": replace(services.handlers["volume.expand"], record=record)}
     with pytest.raises(ValueError, match="on purpose"):
-        await foreman.settle(job, grown(job))
+        await engine.settle(job, grown(job))
 
     assert await everything(services) == before
 
 
 async def test_a_volume_that_is_not_the_jobs_own_is_never_changed(services: Services) -> None:
-    foreman, job = await an_expand_at_work(services)
+    engine, job = await an_expand_at_work(services)
     await sql(services, "UPDATE volumes SET job_id = :other", other=uuid4())
     before = await everything(services)
     with pytest.raises(RuntimeError, match="not held by the jobs that end"):
-        await foreman.settle(job, grown(job))
+        await engine.settle(job, grown(job))
 
     assert await everything(services) == before
 
 
 @pytest.mark.parametrize(
     "outcome",
-    [Done({"size": 2 * MIB}), RetryIn(0, ERROR), GaveUp(ERROR), Interrupted(), Cancelled(), Superseded()],
+    [Succeeded({"size": 2 * MIB}), RetryIn(0, ERROR), Failed(ERROR), Released(), Cancelled(), Superseded()],
     ids=lambda outcome: type(outcome).__name__,
 )
 async def test_whoever_has_lost_the_job_changes_nothing(services: Services, outcome: Outcome) -> None:
-    foreman, job = await an_expand_at_work(services)
-    stranger = a_foreman(services)
+    engine, job = await an_expand_at_work(services)
+    stranger = an_engine(services)
     as_claimed = await everything(services)
     assert not await stranger.settle(job, outcome)
     assert await everything(services) == as_claimed
@@ -101,71 +101,71 @@ async def test_whoever_has_lost_the_job_changes_nothing(services: Services, outc
     await stranger.rescue()
     rescued = await everything(services)
 
-    assert not await foreman.settle(job, outcome)
+    assert not await engine.settle(job, outcome)
     assert await everything(services) == rescued
 
 
 async def test_an_old_ring_settles_nothing_even_in_the_same_worker(services: Services) -> None:
-    foreman, old = await an_expand_at_work(services)
+    engine, old = await an_expand_at_work(services)
     await run_out(services, old.id)
-    await foreman.rescue()
-    assert await foreman.claim((await row(services, old.id)).ring) is not None
+    await engine.rescue()
+    assert await engine.claim((await row(services, old.id)).dispatch) is not None
     before = await everything(services)
 
-    assert not await foreman.settle(old, grown(old))
+    assert not await engine.settle(old, grown(old))
     assert await everything(services) == before
 
 
 async def test_another_try_is_rung_anew_at_its_time(services: Services) -> None:
-    foreman, job = await an_expand_at_work(services)
-    assert await foreman.settle(job, RetryIn(100, ERROR))
+    engine, job = await an_expand_at_work(services)
+    assert await engine.settle(job, RetryIn(100, ERROR))
     found = await row(services, job.id)
     ((wait,),) = await sql(services, "SELECT extract(epoch FROM run_at - now()) FROM jobs")
 
-    assert (found.status, found.attempt, found.rings, found.error) == ("queued", 1, 1, ERROR)
-    assert (found.rung_at, found.lease_expires_at, found.finished_at) == (None, None, None)
+    assert (found.status, found.attempt, found.epoch, found.error) == ("queued", 1, 1, ERROR)
+    assert (found.dispatched_at, found.lease_expires_at, found.finished_at) == (None, None, None)
     assert 90 < wait <= 100
     assert (await volume_row(services, job.volume_id))["state"] == "expanding"
 
 
 async def test_another_try_before_its_time_is_not_rung(services: Services) -> None:
-    foreman, job = await an_expand_at_work(services)
-    await foreman.settle(job, RetryIn(100, ERROR))
-    assert await foreman.ring_due() == 0
+    engine, job = await an_expand_at_work(services)
+    await engine.settle(job, RetryIn(100, ERROR))
+    assert await engine.dispatch_due() == 0
     await set_job(services, job.id, "run_at = now()")
 
-    assert (await foreman.ring_due(), await foreman.ring_due()) == (1, 0)
+    assert (await engine.dispatch_due(), await engine.dispatch_due()) == (1, 0)
 
 
 async def test_a_try_that_was_free_gives_its_attempt_back(services: Services) -> None:
-    foreman, job = await an_expand_at_work(services)
-    await foreman.settle(job, RetryIn(0, ERROR, free=True))
+    engine, job = await an_expand_at_work(services)
+    await engine.settle(job, RetryIn(0, ERROR, free=True))
     found = await row(services, job.id)
 
-    assert (found.status, found.attempt, found.rings) == ("queued", 0, 1)
+    assert (found.status, found.attempt, found.epoch) == ("queued", 0, 1)
 
 
 async def test_whoever_asked_for_an_end_does_not_wait_for_the_next_try(services: Services) -> None:
-    foreman, job = await an_expand_at_work(services)
+    engine, job = await an_expand_at_work(services)
     await services.jobs.cancel(job.id)
-    await foreman.settle(job, RetryIn(100, ERROR))
+    await engine.settle(job, RetryIn(100, ERROR))
 
-    assert await foreman.ring_due() == 1
+    assert await engine.dispatch_due() == 1
 
 
 async def test_an_interrupted_job_gets_its_attempt_back_and_is_rung_at_once(services: Services) -> None:
-    foreman, job = await an_expand_at_work(services)
+    engine, job = await an_expand_at_work(services)
     await set_job(services, job.id, """error = '{"code": "earlier"}'""")
-    await foreman.settle(job, Interrupted())
+    await engine.settle(job, Released())
     found = await row(services, job.id)
 
-    assert (found.status, found.attempt, found.rings) == ("queued", 0, 1)
-    assert await services.queue.missing([Ring(job.id, 1)]) == []
+    assert (found.status, found.attempt, found.epoch) == ("queued", 0, 1)
+    assert await services.queue.missing([Dispatch(job.id, 1)]) == []
 
 
 async def test_a_job_that_is_given_up_says_why_and_lets_the_volume_go(services: Services) -> None:
-    foreman, job = await an_expand_at_work(services)
-    assert await foreman.settle(job, GaveUp(ERROR, {"size": 3 * MIB}))
+    engine, job = await an_expand_at_work(services)
+    assert await engine.settle(job, Failed(ERROR, {"size": 3 * MIB}))
     found, volume = await row(services, job.id), await volume_row(services, job.volume_id)
 
     assert (found.status, found.error, found.finished_at is not None) == ("failed", ERROR, True)
@@ -173,15 +173,15 @@ async def test_a_job_that_is_given_up_says_why_and_lets_the_volume_go(services: 
 
 
 async def test_if_nothing_is_known_of_the_storage_the_size_stays(services: Services) -> None:
-    foreman, job = await an_expand_at_work(services)
-    await foreman.settle(job, GaveUp(ERROR))
+    engine, job = await an_expand_at_work(services)
+    await engine.settle(job, Failed(ERROR))
 
     assert (await volume_row(services, job.volume_id))["size"] == MIB
 
 
 async def test_a_cancelled_job_ends_as_cancelled(services: Services) -> None:
-    foreman, job = await an_expand_at_work(services)
-    assert await foreman.settle(job, Cancelled({"size": MIB}))
+    engine, job = await an_expand_at_work(services)
+    assert await engine.settle(job, Cancelled({"size": MIB}))
     volume = await volume_row(services, job.volume_id)
 
     assert (await row(services, job.id)).status == "cancelled"
@@ -193,9 +193,9 @@ async def test_whoever_is_cancelled_is_tried_at_once_but_not_again_and_again_if_
 ) -> None:
     waits = {}
     for free in (False, True):
-        foreman, job = await an_expand_at_work(services)
+        engine, job = await an_expand_at_work(services)
         await services.jobs.cancel(job.id)
-        await foreman.settle(job, RetryIn(100, ERROR, free=free))
+        await engine.settle(job, RetryIn(100, ERROR, free=free))
         ((waits[free],),) = await sql(services, "SELECT run_at > now() FROM jobs WHERE id = :id", id=job.id)
 
     assert waits == {False: False, True: True}
@@ -206,13 +206,13 @@ async def test_many_attempts_end_in_one_statement(services: Services) -> None:
     jobs = [await a_queued_expand(services) for _ in range(20)]
     async with services.database.transaction() as session:
         leases = LeaseRepository(session)
-        await leases.claim([job.ring for job in jobs], worker_id=worker_id, kinds=("volume.expand",), lease=3)
+        await leases.claim([job.dispatch for job in jobs], worker_id=worker_id, kinds=("volume.expand",), lease=3)
         settlements = [
             Settlement(jobs[0].id, 0, JobStatus.QUEUED, error=ERROR, delay=5),
             Settlement(jobs[1].id, 7, JobStatus.FAILED, error=ERROR),
             *(Settlement(job.id, 0, JobStatus.SUCCEEDED, result={"n": n}) for n, job in enumerate(jobs[2:])),
         ]
-        settled = await leases.settle(settlements, worker_id=worker_id, patience=1)
+        settled = await leases.settle(settlements, worker_id=worker_id, lock_timeout=1)
 
     assert settled == {job.id for job in jobs} - {jobs[1].id}
     assert await sql(services, "SELECT status, count(*) FROM jobs GROUP BY 1 ORDER BY 1") == [
@@ -224,14 +224,14 @@ async def test_many_attempts_end_in_one_statement(services: Services) -> None:
 
 
 async def test_each_change_of_a_job_raises_its_version(services: Services) -> None:
-    foreman, job = await an_expand_at_work(services)
+    engine, job = await an_expand_at_work(services)
     versions = [(await row(services, job.id)).version]
-    await foreman.settle(job, RetryIn(0, ERROR))
+    await engine.settle(job, RetryIn(0, ERROR))
     versions.append((await row(services, job.id)).version)
-    claim = await foreman.claim((await row(services, job.id)).ring)
+    claim = await engine.claim((await row(services, job.id)).dispatch)
     assert claim is not None
     versions.append((await row(services, job.id)).version)
-    await foreman.settle(claim.job, grown(job))
+    await engine.settle(claim.job, grown(job))
     versions.append((await row(services, job.id)).version)
 
     assert versions == [2, 3, 4, 5]

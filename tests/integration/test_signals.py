@@ -9,28 +9,28 @@ from domain.database import Database
 from domain.errors import DatabaseUnavailable
 from domain.jobs import signals as signals_module
 from domain.jobs.outcomes import Payload, RetryIn
-from domain.jobs.signals import CounterName, SignalRepository, Signals, Signposts
+from domain.jobs.signals import CounterName, Stats, StatsCache, StatsRepository
 from domain.services import Services
-from tests.integration.job_builders import a_foreman, a_queued_expand, queued_jobs, run_out, set_job, sql
+from tests.integration.job_builders import a_queued_expand, an_engine, queued_jobs, run_out, set_job, sql
 from tests.integration.test_rescue import at_work
 
 ERROR: Payload = {"code": "storage-unavailable", "detail": "gone"}
 
 
-async def look(services: Services) -> Signals:
+async def look(services: Services) -> Stats:
     async with services.database.transaction() as session:
-        return await SignalRepository(session).read()
+        return await StatsRepository(session).read()
 
 
 async def test_an_idle_installation_has_nothing_to_tell(services: Services) -> None:
-    assert await look(services) == Signals(0, None, {"rescued": 0, "retried": 0, "lost_rings": 0})
+    assert await look(services) == Stats(0, None, {"rescued": 0, "retried": 0, "lost_messages": 0})
 
 
 async def test_jobs_that_are_due_are_counted_rung_or_not_and_others_are_not(services: Services) -> None:
-    rung, unrung, later, running = [await a_queued_expand(services) for _ in range(4)]
-    await set_job(services, rung.id, "run_at = now() - interval '5 minutes', rung_at = now()")
-    await set_job(services, unrung.id, "run_at = now() - interval '1 minute', rung_at = NULL")
-    await set_job(services, later.id, "run_at = now() + interval '1 hour', rung_at = NULL")
+    dispatched, unrung, later, running = [await a_queued_expand(services) for _ in range(4)]
+    await set_job(services, dispatched.id, "run_at = now() - interval '5 minutes', dispatched_at = now()")
+    await set_job(services, unrung.id, "run_at = now() - interval '1 minute', dispatched_at = NULL")
+    await set_job(services, later.id, "run_at = now() + interval '1 hour', dispatched_at = NULL")
     await set_job(services, running.id, "status = 'running', started_at = now(), run_at = now() - interval '1 day'")
     seen = await look(services)
 
@@ -40,9 +40,9 @@ async def test_jobs_that_are_due_are_counted_rung_or_not_and_others_are_not(serv
 
 
 async def test_a_long_queue_is_not_counted_to_its_end(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals_module, "MOST_COUNTED", 50)
+    monkeypatch.setattr(signals_module, "MAX_COUNTED", 50)
     await queued_jobs(services, 200)
-    await sql(services, "UPDATE jobs SET rung_at = NULL WHERE id IN (SELECT id FROM jobs LIMIT 100)")
+    await sql(services, "UPDATE jobs SET dispatched_at = NULL WHERE id IN (SELECT id FROM jobs LIMIT 100)")
 
     assert (await look(services)).queue_depth == 50
 
@@ -60,7 +60,7 @@ async def test_both_parts_of_the_queue_are_read_from_their_own_index(services: S
 
 
 async def test_each_look_is_remembered_for_a_second(services: Services) -> None:
-    signposts = Signposts(services.database)
+    signposts = StatsCache(services.database)
     first = await signposts.latest()
     await a_queued_expand(services)
     assert await asyncio.gather(*(signposts.latest() for _ in range(20))) == [first] * 20
@@ -72,97 +72,97 @@ async def test_each_look_is_remembered_for_a_second(services: Services) -> None:
 async def test_without_postgresql_there_are_no_signals_and_no_failure() -> None:
     nowhere = Database("postgresql+asyncpg://nobody@127.0.0.1:1/nothing")
 
-    assert await Signposts(nowhere).latest() is None
+    assert await StatsCache(nowhere).latest() is None
 
 
 async def test_a_look_that_takes_long_is_given_up(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals_module, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(signals_module, "_TIMEOUT_SECONDS", 0.2)
     async with services.database.transaction() as session:
         await session.execute(text("LOCK TABLE counters"))
 
-        assert await asyncio.create_task(Signposts(services.database).latest()) is None
+        assert await asyncio.create_task(StatsCache(services.database).latest()) is None
 
 
 async def test_a_bug_in_the_signals_is_no_failure_either(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def crash(_: object) -> Signals:
+    async def crash(_: object) -> Stats:
         raise ValueError("a bug")
 
-    monkeypatch.setattr(SignalRepository, "read", crash)
+    monkeypatch.setattr(StatsRepository, "read", crash)
 
-    assert await Signposts(services.database).latest() is None
+    assert await StatsCache(services.database).latest() is None
 
 
 async def test_rescues_retries_and_lost_rings_are_counted_and_written_with_the_next_beat(services: Services) -> None:
-    foreman = a_foreman(services)
-    orphan, failing, lost = [await at_work(services, a_foreman(services)) for _ in range(3)]
+    engine = an_engine(services)
+    orphan, failing, lost = [await at_work(services, an_engine(services)) for _ in range(3)]
     await run_out(services, orphan.id)
-    await set_job(services, failing.id, f"worker_id = '{foreman._worker.id}'")
+    await set_job(services, failing.id, f"worker_id = '{engine._worker.id}'")
     await set_job(
-        services, lost.id, "status = 'queued', lease_expires_at = NULL, rung_at = now() - interval '1 minute'"
+        services, lost.id, "status = 'queued', lease_expires_at = NULL, dispatched_at = now() - interval '1 minute'"
     )
-    await foreman.rescue()
-    await foreman.settle(failing, RetryIn(60, ERROR))
+    await engine.rescue()
+    await engine.settle(failing, RetryIn(60, ERROR))
     await services.queue.redis.flushall()
-    await foreman.ring_lost()
+    await engine.redispatch_lost()
     before = (await look(services)).counters
-    await foreman.renew([])
+    await engine.renew([])
 
-    assert before == {"rescued": 0, "retried": 0, "lost_rings": 0}
-    assert (await look(services)).counters == {"rescued": 1, "retried": 1, "lost_rings": 1}
+    assert before == {"rescued": 0, "retried": 0, "lost_messages": 0}
+    assert (await look(services)).counters == {"rescued": 1, "retried": 1, "lost_messages": 1}
 
 
 async def test_waiting_for_somebody_else_is_not_counted_as_a_retry(services: Services) -> None:
-    foreman = a_foreman(services)
-    job = await at_work(services, foreman)
-    await foreman.settle(job, RetryIn(60, ERROR, free=True))
+    engine = an_engine(services)
+    job = await at_work(services, engine)
+    await engine.settle(job, RetryIn(60, ERROR, free=True))
 
-    assert foreman._tally.unwritten() == {}
+    assert engine._counters.pending() == {}
 
 
 async def test_what_was_written_once_is_not_written_again(services: Services) -> None:
-    foreman = a_foreman(services)
+    engine = an_engine(services)
     for _ in range(2):
-        foreman._tally.add(CounterName.RESCUED, 2)
-        await foreman.renew([])
-        await foreman.renew([])
+        engine._counters.add(CounterName.RESCUED, 2)
+        await engine.renew([])
+        await engine.renew([])
 
     assert (await look(services)).counters["rescued"] == 4
 
 
 async def test_what_could_not_be_written_is_written_later(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    foreman = a_foreman(services)
-    foreman._tally.add(CounterName.RETRIED)
+    engine = an_engine(services)
+    engine._counters.add(CounterName.RETRIED)
 
     async def away(*_: object) -> bool:
         raise DatabaseUnavailable
 
     with monkeypatch.context() as broken:
-        broken.setattr(SignalRepository, "add", away)
+        broken.setattr(StatsRepository, "add", away)
         with pytest.raises(DatabaseUnavailable):
-            await foreman.renew([])
-    await foreman.renew([])
+            await engine.renew([])
+    await engine.renew([])
 
     assert (await look(services)).counters["retried"] == 1
 
 
 async def test_a_stopped_process_that_writes_counters_keeps_no_heart_from_beating(services: Services) -> None:
-    foreman = a_foreman(services)
-    job = await at_work(services, foreman)
-    foreman._tally.add(CounterName.RESCUED)
+    engine = an_engine(services)
+    job = await at_work(services, engine)
+    engine._counters.add(CounterName.RESCUED)
     async with services.database.transaction() as session:
-        await SignalRepository(session).add({"rescued": 5})
+        await StatsRepository(session).add({"rescued": 5})
         async with asyncio.timeout(4):
-            renewed = await asyncio.create_task(foreman.renew([job.id]))
-    await foreman.renew([])
+            renewed = await asyncio.create_task(engine.renew([job.id]))
+    await engine.renew([])
 
     assert [renewal.job_id for renewal in renewed.renewals] == [job.id]
     assert (await look(services)).counters["rescued"] == 6
 
 
 async def test_many_who_count_at_once_lose_nothing_at_their_goodbye(services: Services) -> None:
-    foremen = [a_foreman(services) for _ in range(8)]
-    for foreman in foremen:
-        foreman._tally.add(CounterName.RETRIED, 3)
-    await asyncio.gather(*(foreman.say_goodbye() for foreman in foremen))
+    foremen = [an_engine(services) for _ in range(8)]
+    for engine in foremen:
+        engine._counters.add(CounterName.RETRIED, 3)
+    await asyncio.gather(*(engine.deregister() for engine in foremen))
 
     assert (await look(services)).counters["retried"] == 24

@@ -16,8 +16,8 @@ from domain.errors import (
     VolumeNotFound,
     VolumeUnusable,
 )
-from domain.jobs.acceptance import AcceptedBefore, Key, Origin
-from domain.jobs.orders import WorkOrder
+from domain.jobs.acceptance import IdempotentReplay, IdempotentRequest, RequestOrigin
+from domain.jobs.orders import ClaimedJob
 from domain.jobs.outcomes import Cancelled
 from domain.paging import PageRequest
 from domain.services import Services, open_services
@@ -26,7 +26,7 @@ from domain.snapshots.repository import SnapshotFilter
 from domain.snapshots.states import SnapshotState
 from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
-from tests.integration.job_builders import MIB, a_foreman, a_volume, set_job, sql, volume_row
+from tests.integration.job_builders import MIB, a_volume, an_engine, set_job, sql, volume_row
 from tests.integration.snapshot_builders import (
     OPERATIONS,
     a_snapshot,
@@ -46,7 +46,7 @@ from tests.integration.snapshot_builders import (
 class TestTake:
     async def test_volume_snapshot_and_job_come_together(self, services: Services) -> None:
         volume = await a_volume(services, size=3 * MIB)
-        job = await services.snapshots.request_take(volume.id, "first", origin=Origin(caller="me"))
+        job = await services.snapshots.request_take(volume.id, "first", origin=RequestOrigin(caller="me"))
         snapshot, found = await snapshot_row(services, job.snapshot_id), await volume_row(services, volume.id)
 
         assert (snapshot["state"], snapshot["size"], snapshot["version"]) == ("taking", 3 * MIB, 1)
@@ -101,9 +101,9 @@ class TestTake:
     async def test_a_retry_takes_the_volume_as_it_is_now_and_not_what_was_left_behind(self, services: Services) -> None:
         volume = await a_stored_volume(services)
         job = await services.snapshots.request_take(volume.id, "first")
-        foreman, own = await claimed(services, job)
+        engine, own = await claimed(services, job)
         await attempted(services, own)
-        await foreman.settle(own, Cancelled({"size": MIB}))
+        await engine.settle(own, Cancelled({"size": MIB}))
         await carried_out(services, await services.volumes.request_expand(volume.id, Growth(to=4 * MIB)))
         again = await carried_out(services, await services.jobs.retry(job.id))
 
@@ -113,9 +113,11 @@ class TestTake:
 
     async def test_the_same_key_is_the_same_snapshot(self, services: Services) -> None:
         volume = await a_volume(services)
-        origin = Origin("me", Key("k", "route", "fingerprint", lambda job: (202, {"id": str(job.id)})))
+        origin = RequestOrigin(
+            "me", IdempotentRequest("k", "route", "fingerprint", lambda job: (202, {"id": str(job.id)}))
+        )
         job = await services.snapshots.request_take(volume.id, "first", origin=origin)
-        with pytest.raises(AcceptedBefore) as again:
+        with pytest.raises(IdempotentReplay) as again:
             await services.snapshots.request_take(volume.id, "first", origin=origin)
 
         assert again.value.body == {"id": str(job.id)}
@@ -200,7 +202,7 @@ class TestClone:
         volume = await a_stored_volume(services)
         snapshot = await a_snapshot(services, volume)
         wanted = NewVolume("clone", 2 * MIB, labels={"a": "b"})
-        job = await services.snapshots.request_clone(snapshot.id, wanted, origin=Origin(caller="me"))
+        job = await services.snapshots.request_clone(snapshot.id, wanted, origin=RequestOrigin(caller="me"))
         clone = await volume_row(services, job.volume_id)
 
         assert await states(services, job) == ("creating", "cloning")
@@ -328,7 +330,7 @@ async def test_a_retry_has_a_higher_fence_and_the_same_aim(services: Services, k
     new = await services.jobs.retry(old.id)
 
     assert (new.kind, new.retry_of, new.volume_id, new.snapshot_id) == (kind, old.id, old.volume_id, old.snapshot_id)
-    assert WorkOrder.of(new).fence > (old.params["fence"] + 1, 0)
+    assert ClaimedJob.from_row(new).fence > (old.params["fence"] + 1, 0)
     assert {**new.params, "fence": 0} == {**old.params, "fence": 0}
     assert (await carried_out(services, new)).status == "succeeded"
 
@@ -350,7 +352,7 @@ async def test_a_job_that_killed_every_worker_is_buried_and_leaves_nothing_stuck
             job.id,
             "status = 'running', attempt = 100, started_at = now(), lease_expires_at = now() - interval '1 second'",
         )
-    await a_foreman(services).rescue()
+    await an_engine(services).rescue()
 
     assert [await states(services, job) for job in jobs] == [
         ("available", "error"),

@@ -10,7 +10,7 @@ from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
-from tests.integration.conftest import Working
+from tests.integration.conftest import RunningWorker
 from tests.integration.job_builders import MIB, sql, volume_row
 from tests.integration.snapshot_builders import (
     a_snapshot,
@@ -39,9 +39,9 @@ async def services(on_disk: Settings) -> AsyncIterator[Services]:
 
 
 async def test_take_overwrite_expand_restore_gives_the_old_bytes_and_the_new_size(
-    services: Services, on_disk: Settings, working: Working
+    services: Services, on_disk: Settings, running_worker: RunningWorker
 ) -> None:
-    async with working(on_disk):
+    async with running_worker(on_disk):
         created = await done(services, await services.volumes.request_create(NewVolume("db", MIB)))
         volume_id = created.volume_id
         assert volume_id is not None
@@ -62,12 +62,12 @@ async def test_take_overwrite_expand_restore_gives_the_old_bytes_and_the_new_siz
 
 
 async def test_a_clone_has_the_snapshots_bytes_and_is_independent(
-    services: Services, on_disk: Settings, working: Working
+    services: Services, on_disk: Settings, running_worker: RunningWorker
 ) -> None:
     volume = await a_stored_volume(services, content=OLD, backend="disk")
     snapshot = await a_snapshot(services, volume)
     write(services, volume.id, NEW)
-    async with working(on_disk):
+    async with running_worker(on_disk):
         wanted = NewVolume("clone", 2 * MIB)
         clone = await done(services, await services.snapshots.request_clone(snapshot.id, wanted))
         assert read(services, clone.volume_id) == OLD + bytes(MIB)
@@ -83,10 +83,10 @@ async def test_a_clone_has_the_snapshots_bytes_and_is_independent(
 
 
 async def test_a_snapshot_can_be_restored_again_and_again(
-    services: Services, on_disk: Settings, working: Working
+    services: Services, on_disk: Settings, running_worker: RunningWorker
 ) -> None:
     volume = await a_stored_volume(services, content=OLD, backend="disk")
-    async with working(on_disk):
+    async with running_worker(on_disk):
         taken = await done(services, await services.snapshots.request_take(volume.id, "kept"))
         assert taken.snapshot_id is not None
         for _ in range(3):
@@ -96,11 +96,11 @@ async def test_a_snapshot_can_be_restored_again_and_again(
 
 
 async def test_five_clones_by_two_workers_at_once_are_all_the_same(
-    services: Services, on_disk: Settings, working: Working
+    services: Services, on_disk: Settings, running_worker: RunningWorker
 ) -> None:
     volume = await a_stored_volume(services, content=OLD, backend="disk")
     snapshot = await a_snapshot(services, volume)
-    async with working(on_disk), working(on_disk):
+    async with running_worker(on_disk), running_worker(on_disk):
         requests = (services.snapshots.request_clone(snapshot.id, NewVolume(f"c{number}")) for number in range(5))
         jobs = await asyncio.gather(*requests)
         for job in jobs:
@@ -112,10 +112,10 @@ async def test_five_clones_by_two_workers_at_once_are_all_the_same(
 
 
 async def test_a_snapshot_that_is_deleted_leaves_nothing_on_the_disk(
-    services: Services, on_disk: Settings, working: Working
+    services: Services, on_disk: Settings, running_worker: RunningWorker
 ) -> None:
     volume = await a_stored_volume(services, content=OLD, backend="disk")
-    async with working(on_disk):
+    async with running_worker(on_disk):
         taken = await done(services, await services.snapshots.request_take(volume.id, "kept"))
         assert taken.snapshot_id is not None
         assert len([*path(services, volume.id).parent.rglob("*")]) == 3

@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from domain.errors import SnapshotBusy, SnapshotNotFound, VolumeBusy, VolumeHasSnapshots
-from domain.jobs.foreman import Foreman
+from domain.jobs.foreman import JobEngine
 from domain.jobs.model import Job
 from domain.services import Services
 from domain.snapshots.model import Snapshot
@@ -130,7 +130,7 @@ async def test_clones_that_end_at_the_same_moment_do_not_leave_the_snapshot_to_e
     snapshot = await a_snapshot(services, await a_stored_volume(services))
     owned = [await claimed(services, job) for job in await clones(services, snapshot, 6)]
     outcomes = [await attempted(services, own) for _, own in owned]
-    settling = (settled(foreman, own, outcome) for (foreman, own), outcome in zip(owned, outcomes, strict=True))
+    settling = (settled(engine, own, outcome) for (engine, own), outcome in zip(owned, outcomes, strict=True))
 
     assert await asyncio.gather(*settling) == [True] * 6
     assert await at_rest(services, snapshot.id)
@@ -153,10 +153,10 @@ async def test_of_two_ends_the_second_waits_for_the_first_and_sees_it(services: 
 
 async def test_a_clone_asked_for_while_the_last_one_ends_has_the_snapshot(services: Services) -> None:
     snapshot = await a_snapshot(services, await a_stored_volume(services))
-    foreman, job = await claimed(services, (await clones(services, snapshot, 1))[0])
+    engine, job = await claimed(services, (await clones(services, snapshot, 1))[0])
     outcome = await attempted(services, job)
-    reached, may_commit = hold_up_the_commit(foreman)
-    ending = asyncio.create_task(settled(foreman, job, outcome))
+    reached, may_commit = hold_up_the_commit(engine)
+    ending = asyncio.create_task(settled(engine, job, outcome))
     await reached.wait()
     asking = asyncio.create_task(services.snapshots.request_clone(snapshot.id, NewVolume("late")))
     await somebody_waits_for_a_lock(services)
@@ -199,17 +199,17 @@ async def test_of_retrying_a_take_and_deleting_what_it_left_exactly_one_wins(ser
         assert await sql(services, "SELECT state FROM volumes WHERE id = :id", id=volume.id) == [("available",)]
 
 
-def hold_up_the_commit(foreman: Foreman) -> tuple[asyncio.Event, asyncio.Event]:
+def hold_up_the_commit(engine: JobEngine) -> tuple[asyncio.Event, asyncio.Event]:
     """Have the foreman's next settlement wait right before its COMMIT: the first event says that it is there."""
     reached, may_commit = asyncio.Event(), asyncio.Event()
-    conclude = foreman._conclude
+    conclude = engine._record_effects
 
     async def held(*args: Any) -> None:
         await conclude(*args)
         reached.set()
         await may_commit.wait()
 
-    setattr(foreman, "_conclude", held)  # noqa: B010
+    setattr(engine, "_record_effects", held)  # noqa: B010
     return reached, may_commit
 
 

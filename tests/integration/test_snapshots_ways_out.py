@@ -9,7 +9,7 @@ import pytest
 from domain.jobs.model import Job
 from domain.services import open_services
 from domain.settings import Settings
-from tests.integration.conftest import Working
+from tests.integration.conftest import RunningWorker
 from tests.integration.job_builders import MIB, ended, volume_row
 from tests.integration.snapshot_builders import (
     OPERATIONS,
@@ -41,7 +41,7 @@ SUCCEEDED = {
     "snapshot.clone": ("available", "ready"),
 }
 
-Way = Callable[[Place, Working, str], Awaitable[Job]]
+Way = Callable[[Place, RunningWorker, str], Awaitable[Job]]
 
 
 @pytest.fixture
@@ -71,34 +71,34 @@ def failing(kind: str, code: str) -> str:
     return f"{OPERATIONS[kind]}:{code}"
 
 
-async def given_up_for_good(place: Place, working: Working, kind: str) -> Job:
+async def given_up_for_good(place: Place, running_worker: RunningWorker, kind: str) -> Job:
     job = await asked(place, kind)
     place.fail(failing(kind, "storage-full"))
-    async with working(place.settings):
+    async with running_worker(place.settings):
         job = await ended(place.services, job.id)
     assert (job.status, job.attempt, (job.error or {})["code"]) == ("failed", 1, "storage-full")
     return job
 
 
-async def given_up_after_all_attempts(place: Place, working: Working, kind: str) -> Job:
+async def given_up_after_all_attempts(place: Place, running_worker: RunningWorker, kind: str) -> Job:
     job = await asked(place, kind)
     place.fail(failing(kind, "storage-unavailable"))
-    async with working(place.settings):
+    async with running_worker(place.settings):
         job = await ended(place.services, job.id)
     assert (job.status, job.attempt, (job.error or {})["code"]) == ("failed", ATTEMPTS, "storage-unavailable")
     return job
 
 
-async def cancelled_before_the_work(place: Place, _: Working, kind: str) -> Job:
+async def cancelled_before_the_work(place: Place, _: RunningWorker, kind: str) -> Job:
     job = await place.services.jobs.cancel((await asked(place, kind)).id)
     assert (job.status, job.attempt) == ("cancelled", 0)
     return job
 
 
-async def cancelled_during_the_work(place: Place, working: Working, kind: str) -> Job:
+async def cancelled_during_the_work(place: Place, running_worker: RunningWorker, kind: str) -> Job:
     job = await asked(place, kind)
     place.gate.touch()
-    async with working(place.settings):
+    async with running_worker(place.settings):
         await at_work(place, job)
         await place.services.jobs.cancel(job.id)
         job = await ended(place.services, job.id)
@@ -107,10 +107,10 @@ async def cancelled_during_the_work(place: Place, working: Working, kind: str) -
     return job
 
 
-async def cancelled_between_two_tries(place: Place, working: Working, kind: str) -> Job:
+async def cancelled_between_two_tries(place: Place, running_worker: RunningWorker, kind: str) -> Job:
     job = await asked(place, kind)
     place.fail(failing(kind, "storage-unavailable"))
-    async with working(place.settings.model_copy(update={"retry_seconds": 3600.0})):
+    async with running_worker(place.settings.model_copy(update={"retry_seconds": 3600.0})):
         await waits_for_a_retry(place, job)
         await place.services.jobs.cancel(job.id)
         job = await ended(place.services, job.id)
@@ -130,9 +130,9 @@ WAYS = (
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.parametrize("kind", OPERATIONS)
 async def test_a_job_that_comes_to_nothing_leaves_all_as_the_design_says_and_can_be_retried(
-    place: Place, working: Working, kind: str, way: Way
+    place: Place, running_worker: RunningWorker, kind: str, way: Way
 ) -> None:
-    job = await way(place, working, kind)
+    job = await way(place, running_worker, kind)
     assert await states(place.services, job) == LEFT[kind]
     volume = await volume_row(place.services, source(job))
     assert (volume["state"], volume["size"]) == ("available", MIB)
@@ -141,7 +141,7 @@ async def test_a_job_that_comes_to_nothing_leaves_all_as_the_design_says_and_can
 
     place.heal()
     retry = await place.services.jobs.retry(job.id)
-    async with working(place.settings):
+    async with running_worker(place.settings):
         await done(place.services, retry)
     assert await states(place.services, retry) == SUCCEEDED[kind]
     assert read(place.services, source(job)) == (OLD if kind == "snapshot.restore" else NEW)
@@ -151,12 +151,12 @@ async def test_a_job_that_comes_to_nothing_leaves_all_as_the_design_says_and_can
 
 @pytest.mark.parametrize("kind", OPERATIONS)
 async def test_what_came_to_nothing_can_be_deleted_and_then_all_the_rest(
-    place: Place, working: Working, kind: str
+    place: Place, running_worker: RunningWorker, kind: str
 ) -> None:
-    job = await given_up_for_good(place, working, kind)
+    job = await given_up_for_good(place, running_worker, kind)
     place.heal()
     assert job.snapshot_id is not None
-    async with working(place.settings):
+    async with running_worker(place.settings):
         await done(place.services, await place.services.snapshots.request_delete(job.snapshot_id))
         for volume_id in {source(job), job.volume_id} - {None}:
             await done(place.services, await place.services.volumes.request_delete(volume_id or source(job)))
@@ -166,11 +166,11 @@ async def test_what_came_to_nothing_can_be_deleted_and_then_all_the_rest(
 
 
 async def test_a_snapshot_taken_but_then_failed_is_an_error_and_its_retry_has_the_bytes_of_then(
-    place: Place, working: Working
+    place: Place, running_worker: RunningWorker
 ) -> None:
     job = await asked(place, "snapshot.take")
     place.fail(failing(job.kind, "storage-denied"), after=True)
-    async with working(place.settings):
+    async with running_worker(place.settings):
         job = await ended(place.services, job.id)
         assert await states(place.services, job) == ("available", "error")
         place.heal()
@@ -181,10 +181,12 @@ async def test_a_snapshot_taken_but_then_failed_is_an_error_and_its_retry_has_th
     assert kept.read_bytes() == OLD
 
 
-async def test_a_restore_that_failed_after_it_was_published_is_whole(place: Place, working: Working) -> None:
+async def test_a_restore_that_failed_after_it_was_published_is_whole(
+    place: Place, running_worker: RunningWorker
+) -> None:
     job = await asked(place, "snapshot.restore")
     place.fail(failing(job.kind, "storage-denied"), after=True)
-    async with working(place.settings):
+    async with running_worker(place.settings):
         job = await ended(place.services, job.id)
 
     assert job.status == "failed"
@@ -193,11 +195,11 @@ async def test_a_restore_that_failed_after_it_was_published_is_whole(place: Plac
 
 
 async def test_a_clone_that_failed_after_it_was_published_is_an_error_with_its_size(
-    place: Place, working: Working
+    place: Place, running_worker: RunningWorker
 ) -> None:
     job = await asked(place, "snapshot.clone")
     place.fail(failing(job.kind, "storage-denied"), after=True)
-    async with working(place.settings):
+    async with running_worker(place.settings):
         job = await ended(place.services, job.id)
         assert await states(place.services, job) == ("error", "ready")
         assert (await volume_row(place.services, job.volume_id))["size"] == place.size_on_disk(job.volume_id)
@@ -206,10 +208,10 @@ async def test_a_clone_that_failed_after_it_was_published_is_an_error_with_its_s
         await done(place.services, await place.services.volumes.request_delete(job.volume_id))
 
 
-async def test_where_even_the_seal_fails_nothing_is_stuck(place: Place, working: Working) -> None:
+async def test_where_even_the_seal_fails_nothing_is_stuck(place: Place, running_worker: RunningWorker) -> None:
     jobs = [await asked(place, kind) for kind in OPERATIONS]
     place.fail("*:storage-denied")
-    async with working(place.settings):
+    async with running_worker(place.settings):
         jobs = [await ended(place.services, job.id) for job in jobs]
 
     assert {job.status for job in jobs} == {"failed"}
@@ -217,13 +219,15 @@ async def test_where_even_the_seal_fails_nothing_is_stuck(place: Place, working:
 
 
 @pytest.mark.parametrize("kind", OPERATIONS)
-async def test_a_failure_that_passes_costs_attempts_and_nothing_else(place: Place, working: Working, kind: str) -> None:
+async def test_a_failure_that_passes_costs_attempts_and_nothing_else(
+    place: Place, running_worker: RunningWorker, kind: str
+) -> None:
     job = await asked(place, kind)
     place.fail(f"{failing(kind, 'storage-unavailable')}*{ATTEMPTS - 1}")
-    async with working(place.settings):
+    async with running_worker(place.settings):
         job = await done(place.services, job)
 
-    assert (job.attempt, job.rings) == (ATTEMPTS, ATTEMPTS - 1)
+    assert (job.attempt, job.epoch) == (ATTEMPTS, ATTEMPTS - 1)
     assert await states(place.services, job) == SUCCEEDED[kind]
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from domain.jobs.messages import FUNCTION_NAME, message_id
-from domain.jobs.model import Ring
+from domain.jobs.model import Dispatch
 from domain.jobs.queue import QUEUE_NAME
 from domain.services import Services
 from domain.settings import Settings
 from domain.volumes.service import NewVolume
-from tests.inside import working
+from tests.inside import running_worker
 from tests.integration.job_builders import MIB, ended, row, sql, until
 
 HOUSE = Path(__file__).parents[2]
@@ -70,15 +70,15 @@ async def test_it_does_a_job_and_ends_cleanly(services: Services) -> None:
 async def test_it_works_beside_our_own_on_one_queue_to_which_a_stock_producer_sends(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def enqueue(rings: Iterable[Ring]) -> None:
-        for ring in rings:
-            said = str(ring.job_id), ring.number
-            await services.queue.redis.enqueue_job(FUNCTION_NAME, *said, _job_id=message_id(ring))
+    async def enqueue(dispatches: Iterable[Dispatch]) -> None:
+        for dispatch in dispatches:
+            said = str(dispatch.job_id), dispatch.epoch
+            await services.queue.redis.enqueue_job(FUNCTION_NAME, *said, _job_id=message_id(dispatch))
 
-    monkeypatch.setattr(services.queue, "ring", enqueue)
+    monkeypatch.setattr(services.queue, "epoch", enqueue)
     slow = "faulty+memory:?delay_ms=200"
     settings = services.settings.model_copy(update={"backends": {"memory": slow}, "max_jobs": 2})
-    async with stock_arq(settings, backend=slow), working(settings):
+    async with stock_arq(settings, backend=slow), running_worker(settings):
         await until(functools.partial(_there_are_workers, services, 2))
         jobs = [await services.volumes.request_create(NewVolume(f"shared-{number}", MIB)) for number in range(40)]
         done = [await ended(services, job.id) for job in jobs]
@@ -105,7 +105,7 @@ async def test_it_hands_back_what_is_at_work(services: Services, tmp_path: Path)
         said = await ended_by(process, signal.SIGTERM)
     found = await row(services, job.id)
 
-    assert (found.status, found.attempt, found.rings) == ("queued", 0, 1), said
+    assert (found.status, found.attempt, found.epoch) == ("queued", 0, 1), said
     assert "Traceback" not in said
 
 

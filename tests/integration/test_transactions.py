@@ -100,9 +100,9 @@ async def test_after_an_exception_no_transaction_is_open(services: Services) -> 
 async def test_no_storage_work_begins_inside_a_transaction(services: Services) -> None:
     async with services.database.transaction():
         with pytest.raises(RuntimeError, match="inside a transaction"):
-            services.backends.reach("memory")
+            services.backends.get("memory")
 
-    services.backends.reach("memory")
+    services.backends.get("memory")
 
 
 async def test_two_hundred_tasks_have_two_hundred_sessions(services: Services) -> None:

@@ -17,7 +17,7 @@ from domain.errors import (
     VolumeNotFound,
     VolumeUnusable,
 )
-from domain.jobs.acceptance import Origin
+from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.repository import JobFilter
 from domain.paging import PageRequest
 from domain.services import Services, open_services
@@ -28,7 +28,7 @@ from domain.volumes.service import NewVolume, VolumeChange
 from domain.volumes.states import VolumeState
 from tests.integration.job_builders import MIB, a_volume, everything, row, set_job, sql, volume_row
 
-NOBODY = uuid4()
+ANONYMOUS = uuid4()
 
 
 async def names(services: Services, **wanted: Any) -> list[str]:
@@ -39,7 +39,7 @@ async def names(services: Services, **wanted: Any) -> list[str]:
 class TestCreate:
     async def test_the_row_and_the_job_come_together(self, services: Services) -> None:
         job = await services.volumes.request_create(
-            NewVolume("new", MIB, labels={"a": "b"}), origin=Origin(caller="me")
+            NewVolume("new", MIB, labels={"a": "b"}), origin=RequestOrigin(caller="me")
         )
         volume = await volume_row(services, job.volume_id)
         found = await row(services, job.id)
@@ -114,7 +114,7 @@ class TestExpand:
 
     async def test_a_volume_that_nobody_knows_is_not_expanded(self, services: Services) -> None:
         with pytest.raises(VolumeNotFound):
-            await services.volumes.request_expand(NOBODY, Growth(by=1))
+            await services.volumes.request_expand(ANONYMOUS, Growth(by=1))
 
 
 class TestDelete:
@@ -147,7 +147,7 @@ class TestDelete:
 
     async def test_a_volume_that_nobody_knows_is_not_deleted(self, services: Services) -> None:
         with pytest.raises(VolumeNotFound):
-            await services.volumes.request_delete(NOBODY)
+            await services.volumes.request_delete(ANONYMOUS)
 
 
 class TestChange:

@@ -8,17 +8,17 @@ import pytest
 
 from domain.jobs import watcher as watcher_module
 from domain.jobs.model import Job
-from domain.jobs.outcomes import Done
+from domain.jobs.outcomes import Succeeded
 from domain.services import Services, open_services
-from tests.integration.job_builders import MIB, NO_REDIS, a_foreman, a_queued_expand, set_job, until
+from tests.integration.job_builders import MIB, NO_REDIS, a_queued_expand, an_engine, set_job, until
 
 
 async def end(services: Services, job: Job) -> None:
     """Have a worker do the job."""
-    foreman = a_foreman(services)
-    claim = await foreman.claim(job.ring)
+    engine = an_engine(services)
+    claim = await engine.claim(job.dispatch)
     assert claim is not None
-    await foreman.settle(claim.job, Done({"size": 2 * MIB}))
+    await engine.settle(claim.job, Succeeded({"size": 2 * MIB}))
 
 
 async def listened_to(services: Services) -> None:

@@ -18,7 +18,7 @@ from domain.storage.driver import Fence, Grant
 from domain.volumes.growth import Growth
 from domain.volumes.model import Volume
 from domain.volumes.service import NewVolume
-from tests.integration.conftest import Working
+from tests.integration.conftest import RunningWorker
 from tests.integration.job_builders import MIB, a_volume, ended, row, sql, until, volume_row
 
 ATTEMPTS = 2
@@ -49,7 +49,7 @@ class Place:
 
     def size_on_disk(self, volume_id: UUID | None) -> int | None:
         assert volume_id is not None
-        path = self.services.backends.reach("disk").path(volume_id)
+        path = self.services.backends.get("disk").path(volume_id)
         assert path is not None
         return Path(path).stat().st_size if Path(path).exists() else None
 
@@ -84,7 +84,7 @@ async def a_volume_on_disk(place: Place) -> Volume:
     """Have an available volume, in the row and on the disk, without any job."""
     volume = await a_volume(place.services, backend="disk")
     past = Grant(uuid4(), Fence(0, 0), deadline=math.inf)
-    await place.services.backends.reach("disk").create(volume.id, MIB, past)
+    await place.services.backends.get("disk").create(volume.id, MIB, past)
     return volume
 
 
@@ -133,8 +133,8 @@ async def waits_for_a_retry(place: Place, job: Job) -> None:
 
 
 @asynccontextmanager
-async def given_up_for_good(place: Place, working: Working, kind: str) -> AsyncIterator[Job]:
-    async with working(place.settings):
+async def given_up_for_good(place: Place, running_worker: RunningWorker, kind: str) -> AsyncIterator[Job]:
+    async with running_worker(place.settings):
         place.fail(f"{kind}:storage-full")
         job = await ended(place.services, (await requested(place, kind)).id)
         assert (job.status, job.error, job.attempt) == ("failed", job.error, 1)
@@ -144,8 +144,8 @@ async def given_up_for_good(place: Place, working: Working, kind: str) -> AsyncI
 
 
 @asynccontextmanager
-async def given_up_after_all_attempts(place: Place, working: Working, kind: str) -> AsyncIterator[Job]:
-    async with working(place.settings):
+async def given_up_after_all_attempts(place: Place, running_worker: RunningWorker, kind: str) -> AsyncIterator[Job]:
+    async with running_worker(place.settings):
         place.fail(f"{kind}:storage-unavailable")
         job = await ended(place.services, (await requested(place, kind)).id)
         assert (job.status, job.attempt) == ("failed", ATTEMPTS)
@@ -155,18 +155,18 @@ async def given_up_after_all_attempts(place: Place, working: Working, kind: str)
 
 
 @asynccontextmanager
-async def cancelled_before_the_work(place: Place, working: Working, kind: str) -> AsyncIterator[Job]:
+async def cancelled_before_the_work(place: Place, running_worker: RunningWorker, kind: str) -> AsyncIterator[Job]:
     job = await place.services.jobs.cancel((await requested(place, kind)).id)
     assert (job.status, job.attempt) == ("cancelled", 0)
-    async with working(place.settings):
+    async with running_worker(place.settings):
         yield job
 
 
 @asynccontextmanager
-async def cancelled_during_the_work(place: Place, working: Working, kind: str) -> AsyncIterator[Job]:
+async def cancelled_during_the_work(place: Place, running_worker: RunningWorker, kind: str) -> AsyncIterator[Job]:
     requested_job = await requested(place, kind)
     place.gate.touch()
-    async with working(place.settings):
+    async with running_worker(place.settings):
         await at_work(place, requested_job)
         await place.services.jobs.cancel(requested_job.id)
         job = await ended(place.services, requested_job.id)
@@ -176,11 +176,11 @@ async def cancelled_during_the_work(place: Place, working: Working, kind: str) -
 
 
 @asynccontextmanager
-async def cancelled_between_two_tries(place: Place, working: Working, kind: str) -> AsyncIterator[Job]:
+async def cancelled_between_two_tries(place: Place, running_worker: RunningWorker, kind: str) -> AsyncIterator[Job]:
     patient = place.settings.model_copy(update={"retry_seconds": 3600.0})
     requested_job = await requested(place, kind)
     place.fail(f"{kind}:storage-unavailable")
-    async with working(patient):
+    async with running_worker(patient):
         await waits_for_a_retry(place, requested_job)
         await place.services.jobs.cancel(requested_job.id)
         job = await ended(place.services, requested_job.id)
@@ -200,9 +200,9 @@ WAYS = (
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_job_that_comes_to_nothing_leaves_its_volume_as_the_design_says(
-    place: Place, working: Working, kind: str, way: Any
+    place: Place, running_worker: RunningWorker, kind: str, way: Any
 ) -> None:
-    async with way(place, working, kind) as job:
+    async with way(place, running_worker, kind) as job:
         assert await left(place, job) == LEFT[kind]
         place.heal()
         await can_be_retried(place, job)
@@ -211,20 +211,24 @@ async def test_a_job_that_comes_to_nothing_leaves_its_volume_as_the_design_says(
 
 
 @pytest.mark.parametrize("kind", ["create", "expand"])
-async def test_what_came_to_nothing_can_be_deleted_instead(place: Place, working: Working, kind: str) -> None:
-    async with given_up_for_good(place, working, kind) as job:
+async def test_what_came_to_nothing_can_be_deleted_instead(
+    place: Place, running_worker: RunningWorker, kind: str
+) -> None:
+    async with given_up_for_good(place, running_worker, kind) as job:
         await can_be_deleted(place, job)
 
 
-async def test_a_delete_that_failed_can_be_asked_for_again(place: Place, working: Working) -> None:
-    async with given_up_for_good(place, working, "delete") as job:
+async def test_a_delete_that_failed_can_be_asked_for_again(place: Place, running_worker: RunningWorker) -> None:
+    async with given_up_for_good(place, running_worker, "delete") as job:
         place.heal()
         await can_be_deleted(place, job)
 
 
-async def test_an_expansion_that_failed_after_it_was_published_is_adopted(place: Place, working: Working) -> None:
+async def test_an_expansion_that_failed_after_it_was_published_is_adopted(
+    place: Place, running_worker: RunningWorker
+) -> None:
     place.fail("expand:storage-denied", after=True)
-    async with working(place.settings):
+    async with running_worker(place.settings):
         job = await ended(place.services, (await requested(place, "expand")).id)
 
         assert job.status == "failed"
@@ -232,10 +236,10 @@ async def test_an_expansion_that_failed_after_it_was_published_is_adopted(place:
 
 
 async def test_a_create_that_failed_after_it_was_published_is_an_error_with_its_file(
-    place: Place, working: Working
+    place: Place, running_worker: RunningWorker
 ) -> None:
     place.fail("create:storage-denied", after=True)
-    async with working(place.settings):
+    async with running_worker(place.settings):
         job = await ended(place.services, (await requested(place, "create")).id)
 
         assert job.status == "failed"
@@ -244,9 +248,11 @@ async def test_a_create_that_failed_after_it_was_published_is_an_error_with_its_
         await can_be_deleted(place, job)
 
 
-async def test_a_delete_that_failed_after_it_was_published_can_be_ended(place: Place, working: Working) -> None:
+async def test_a_delete_that_failed_after_it_was_published_can_be_ended(
+    place: Place, running_worker: RunningWorker
+) -> None:
     place.fail("delete:storage-denied", after=True)
-    async with working(place.settings):
+    async with running_worker(place.settings):
         job = await ended(place.services, (await requested(place, "delete")).id)
 
         assert await left(place, job) == ("error", None)
@@ -255,38 +261,40 @@ async def test_a_delete_that_failed_after_it_was_published_can_be_ended(place: P
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_failure_that_passes_costs_attempts_and_nothing_else(place: Place, working: Working, kind: str) -> None:
+async def test_a_failure_that_passes_costs_attempts_and_nothing_else(
+    place: Place, running_worker: RunningWorker, kind: str
+) -> None:
     place.fail(f"{kind}:storage-unavailable*{ATTEMPTS - 1}")
-    async with working(place.settings):
+    async with running_worker(place.settings):
         job = await ended(place.services, (await requested(place, kind)).id)
 
-    assert (job.status, job.attempt, job.rings) == ("succeeded", ATTEMPTS, ATTEMPTS - 1)
+    assert (job.status, job.attempt, job.epoch) == ("succeeded", ATTEMPTS, ATTEMPTS - 1)
 
 
-async def test_a_lock_in_the_way_costs_no_attempt(place: Place, working: Working) -> None:
+async def test_a_lock_in_the_way_costs_no_attempt(place: Place, running_worker: RunningWorker) -> None:
     place.fail(f"expand:storage-busy*{ATTEMPTS + 1}")
-    async with working(place.settings):
+    async with running_worker(place.settings):
         job = await ended(place.services, (await requested(place, "expand")).id)
 
-    assert (job.status, job.attempt, job.rings) == ("succeeded", 1, ATTEMPTS + 1)
+    assert (job.status, job.attempt, job.epoch) == ("succeeded", 1, ATTEMPTS + 1)
 
 
-async def test_a_worker_that_closes_hands_its_job_to_the_next_one(place: Place, working: Working) -> None:
+async def test_a_worker_that_closes_hands_its_job_to_the_next_one(place: Place, running_worker: RunningWorker) -> None:
     job = await requested(place, "expand")
     place.gate.touch()
-    async with working(place.settings):
+    async with running_worker(place.settings):
         await at_work(place, job)
     handed_back = await row(place.services, job.id)
     place.gate.unlink()
-    async with working(place.settings):
+    async with running_worker(place.settings):
         done = await ended(place.services, job.id)
 
-    assert (handed_back.status, handed_back.attempt, handed_back.rings) == ("queued", 0, 1)
+    assert (handed_back.status, handed_back.attempt, handed_back.epoch) == ("queued", 0, 1)
     assert (done.status, done.attempt) == ("succeeded", 1)
     assert await left(place, job) == ("available", 2 * MIB)
 
 
-async def test_many_volumes_come_and_grow_and_go(place: Place, working: Working) -> None:
+async def test_many_volumes_come_and_grow_and_go(place: Place, running_worker: RunningWorker) -> None:
     volumes, services = place.services.volumes, place.services
 
     async def live(number: int) -> None:
@@ -296,7 +304,7 @@ async def test_many_volumes_come_and_grow_and_go(place: Place, working: Working)
         assert await left(place, created) == ("available", 2 * MIB)
         await ended(services, (await volumes.request_delete(created.volume_id)).id)
 
-    async with working(place.settings), working(place.settings):
+    async with running_worker(place.settings), running_worker(place.settings):
         await asyncio.gather(*(live(number) for number in range(8)))
 
     assert await sql(services, "SELECT status, max(attempt), count(*) FROM jobs GROUP BY 1") == [("succeeded", 1, 24)]

@@ -6,12 +6,12 @@ from uuid import UUID
 
 from domain.bulk.model import Item
 from domain.bulk.selection import require_within
-from domain.bulk.states import Code, ItemStatus
-from domain.expansion.policy import BulkExpansion
+from domain.bulk.states import ItemCode, ItemStatus
+from domain.expansion.policy import BulkExpandRequest
 from domain.expansion.service import Plan, Preview
-from domain.jobs.acceptance import NOBODY, Origin
+from domain.jobs.acceptance import ANONYMOUS, RequestOrigin
 from domain.jobs.model import Job
-from domain.snapshots.policy import BulkSnapshot
+from domain.snapshots.policy import BulkSnapshotRequest
 from tests.unit.fake_rooms import FakeJobs, FakeVolumes, job_row
 
 
@@ -34,15 +34,15 @@ class FakeBulkSnapshots:
     """Bulk snapshots that are accepted."""
 
     jobs: FakeJobs
-    asked: list[BulkSnapshot] = field(default_factory=list)
+    asked: list[BulkSnapshotRequest] = field(default_factory=list)
 
-    async def request_snapshots(self, wanted: BulkSnapshot, *, origin: Origin = NOBODY) -> Job:
+    async def request_snapshots(self, wanted: BulkSnapshotRequest, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         return await self.jobs.accept(origin, self._take(wanted))
 
-    async def _take(self, wanted: BulkSnapshot) -> Job:
+    async def _take(self, wanted: BulkSnapshotRequest) -> Job:
         require_within(wanted.max_concurrent, 100)
         self.asked.append(wanted)
-        return self.jobs.add(job_row("bulk.snapshot", params={**wanted.params(), "fence": 0}))
+        return self.jobs.add(job_row("bulk.snapshot", params={**wanted.to_json(), "fence": 0}))
 
 
 @dataclass
@@ -51,26 +51,26 @@ class FakeExpansion:
 
     jobs: FakeJobs
     volumes: FakeVolumes
-    asked: list[BulkExpansion] = field(default_factory=list)
+    asked: list[BulkExpandRequest] = field(default_factory=list)
 
-    async def request_expand(self, wanted: BulkExpansion, *, origin: Origin = NOBODY) -> Job:
+    async def request_expand(self, wanted: BulkExpandRequest, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         return await self.jobs.accept(origin, self._expand(wanted))
 
-    async def _expand(self, wanted: BulkExpansion) -> Job:
+    async def _expand(self, wanted: BulkExpandRequest) -> Job:
         self._check(wanted)
         self.asked.append(wanted)
-        return self.jobs.add(job_row("bulk.expand", params={**wanted.params(), "fence": 0}))
+        return self.jobs.add(job_row("bulk.expand", params={**wanted.to_json(), "fence": 0}))
 
-    async def preview(self, wanted: BulkExpansion) -> Plan:
+    async def preview(self, wanted: BulkExpandRequest) -> Plan:
         self._check(wanted)
         plan = Plan(0, 0, 0, None, [])
         for volume in self.volumes.rows.values():
             decision = wanted.policy.decide(volume.size, volume.used, volume.autogrow)
-            code, to_size = (decision, None) if isinstance(decision, Code) else (None, decision)
+            code, to_size = (decision, None) if isinstance(decision, ItemCode) else (None, decision)
             plan.items.append(Preview(volume.id, volume.name, volume.size, to_size, code, volume.used, volume.used_at))
         growing = [item for item in plan.items if item.to_size is not None]
         growth = sum((item.to_size or 0) - item.from_size for item in growing)
         return Plan(len(plan.items), len(growing), growth, None, plan.items[:1000])
 
-    def _check(self, wanted: BulkExpansion) -> None:
+    def _check(self, wanted: BulkExpandRequest) -> None:
         require_within(wanted.max_concurrent, 100)

@@ -12,7 +12,7 @@ from uuid_utils.compat import uuid7
 from domain.errors import (
     IdempotencyKeyReused,
     JobEnded,
-    JobIsPart,
+    JobIsChild,
     JobNotFound,
     JobNotRetryable,
     NameTaken,
@@ -22,7 +22,7 @@ from domain.errors import (
     VolumeNotFound,
     VolumeUnusable,
 )
-from domain.jobs.acceptance import NOBODY, AcceptedBefore, Key, Origin
+from domain.jobs.acceptance import ANONYMOUS, IdempotentReplay, IdempotentRequest, RequestOrigin
 from domain.jobs.model import Job, new_job
 from domain.jobs.repository import JobFilter
 from domain.jobs.states import RETRYABLE, JobStatus
@@ -85,21 +85,21 @@ class FakeJobs:
     """A job book without workers."""
 
     rows: dict[UUID, Job] = field(default_factory=dict)
-    kept: dict[tuple[str | None, str], tuple[Key, tuple[int, Any]]] = field(default_factory=dict)
+    kept: dict[tuple[str | None, str], tuple[IdempotentRequest, tuple[int, Any]]] = field(default_factory=dict)
 
-    async def accept(self, origin: Origin, accepting: Awaitable[Job]) -> Job:
+    async def accept(self, origin: RequestOrigin, idempotent_transaction: Awaitable[Job]) -> Job:
         """Accept a request once under its key, if it has one."""
         if origin.key is None:
-            return await accepting
+            return await idempotent_transaction
         name = (origin.caller, origin.key.key)
         if name in self.kept:
-            _ = asyncio.ensure_future(accepting).cancel()
+            _ = asyncio.ensure_future(idempotent_transaction).cancel()
             first, answer = self.kept[name]
             if (first.route, first.fingerprint) != (origin.key.route, origin.key.fingerprint):
                 raise IdempotencyKeyReused
-            raise AcceptedBefore(*answer)
-        job = await accepting
-        self.kept[name] = origin.key, origin.key.answer(job)
+            raise IdempotentReplay(*answer)
+        job = await idempotent_transaction
+        self.kept[name] = origin.key, origin.key.render(job)
         return job
 
     def add(self, job: Job) -> Job:
@@ -111,13 +111,13 @@ class FakeJobs:
             raise JobNotFound(job_id)
         return self.rows[job_id]
 
-    async def list_jobs(self, wanted: JobFilter, request: PageRequest) -> Page[Job]:
-        named = {name: value for name, value in vars(wanted).items() if value is not None or name == "parent_id"}
+    async def list_jobs(self, filters: JobFilter, request: PageRequest) -> Page[Job]:
+        named = {name: value for name, value in vars(filters).items() if value is not None or name == "parent_id"}
         return page_of(
             self.rows, lambda job: all(getattr(job, name) == value for name, value in named.items()), request
         )
 
-    async def cancel(self, job_id: UUID, *, origin: Origin = NOBODY) -> Job:
+    async def cancel(self, job_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         return await self.accept(origin, self._cancel(job_id))
 
     async def _cancel(self, job_id: UUID) -> Job:
@@ -125,11 +125,11 @@ class FakeJobs:
         if job.ended:
             raise JobEnded(job_status=job.status)
         if job.parent_id is not None:
-            raise JobIsPart(job_id=job.parent_id)
+            raise JobIsChild(job_id=job.parent_id)
         job.status, job.cancel_requested_at, job.finished_at = JobStatus.CANCELLED, NOON, NOON
         return job
 
-    async def retry(self, job_id: UUID, *, origin: Origin = NOBODY) -> Job:
+    async def retry(self, job_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         return await self.accept(origin, self._retry(job_id))
 
     async def _retry(self, job_id: UUID) -> Job:
@@ -160,12 +160,12 @@ class FakeVolumes:
     def path(self, volume: Volume) -> str | None:
         return f"/volumes/{volume.id}"
 
-    async def list_volumes(self, wanted: VolumeFilter, request: PageRequest) -> Page[Volume]:
+    async def list_volumes(self, filters: VolumeFilter, request: PageRequest) -> Page[Volume]:
         def matches(volume: Volume) -> bool:
             return (
-                wanted.state in (None, volume.state)
-                and wanted.name in (None, volume.name)
-                and wanted.labels.items() <= volume.labels.items()
+                filters.state in (None, volume.state)
+                and filters.name in (None, volume.name)
+                and filters.labels.items() <= volume.labels.items()
             )
 
         return page_of(self.rows, matches, request)
@@ -178,10 +178,10 @@ class FakeVolumes:
             setattr(volume, name, getattr(change, name))
         return volume
 
-    async def request_create(self, wanted: NewVolume, *, origin: Origin = NOBODY) -> Job:
+    async def request_create(self, wanted: NewVolume, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         return await self.jobs.accept(origin, self._create(wanted, origin))
 
-    async def _create(self, wanted: NewVolume, origin: Origin) -> Job:
+    async def _create(self, wanted: NewVolume, origin: RequestOrigin) -> Job:
         backend = wanted.backend or self.backends.names()[0]
         if backend not in self.backends:
             raise UnknownBackend(f"There is no backend named {backend!r}.", field="backend")
@@ -197,19 +197,19 @@ class FakeVolumes:
         )
         return self._job("volume.create", volume, origin.caller)
 
-    async def request_expand(self, volume_id: UUID, growth: Growth, *, origin: Origin = NOBODY) -> Job:
+    async def request_expand(self, volume_id: UUID, growth: Growth, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         return await self.jobs.accept(origin, self._expand(volume_id, growth, origin))
 
-    async def _expand(self, volume_id: UUID, growth: Growth, origin: Origin) -> Job:
+    async def _expand(self, volume_id: UUID, growth: Growth, origin: RequestOrigin) -> Job:
         volume = await self.get(volume_id)
         to_size = growth.target(volume.size)
         self.take(volume, VolumeState.EXPANDING)
         return self._job("volume.expand", volume, origin.caller, to_size=to_size)
 
-    async def request_delete(self, volume_id: UUID, *, origin: Origin = NOBODY) -> Job:
+    async def request_delete(self, volume_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         return await self.jobs.accept(origin, self._delete(volume_id, origin))
 
-    async def _delete(self, volume_id: UUID, origin: Origin) -> Job:
+    async def _delete(self, volume_id: UUID, origin: RequestOrigin) -> Job:
         volume = await self.get(volume_id)
         if volume_id in self.with_snapshots:
             raise VolumeHasSnapshots

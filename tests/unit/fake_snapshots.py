@@ -10,7 +10,7 @@ from domain.errors import (
     SnapshotNotFound,
     SnapshotUnusable,
 )
-from domain.jobs.acceptance import NOBODY, Origin
+from domain.jobs.acceptance import ANONYMOUS, RequestOrigin
 from domain.jobs.model import Job
 from domain.paging import Page, PageRequest
 from domain.snapshots import states as snapshot_states
@@ -41,13 +41,13 @@ class FakeSnapshots:
             raise SnapshotNotFound(snapshot_id)
         return self.rows[snapshot_id]
 
-    async def list_snapshots(self, wanted: SnapshotFilter, request: PageRequest) -> Page[Snapshot]:
-        named = {name: value for name, value in vars(wanted).items() if value is not None}
+    async def list_snapshots(self, filters: SnapshotFilter, request: PageRequest) -> Page[Snapshot]:
+        named = {name: value for name, value in vars(filters).items() if value is not None}
         return page_of(
             self.rows, lambda one: all(getattr(one, name) == value for name, value in named.items()), request
         )
 
-    async def request_take(self, volume_id: UUID, name: str, *, origin: Origin = NOBODY) -> Job:
+    async def request_take(self, volume_id: UUID, name: str, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         return await self.jobs.accept(origin, self._take(volume_id, name))
 
     async def _take(self, volume_id: UUID, name: str) -> Job:
@@ -57,7 +57,7 @@ class FakeSnapshots:
         self.volumes.take(volume, VolumeState.SNAPSHOTTING)
         return self._job("snapshot.take", self.add(snapshot_row(volume, name, state=SnapshotState.TAKING)), volume)
 
-    async def request_restore(self, snapshot_id: UUID, *, origin: Origin = NOBODY) -> Job:
+    async def request_restore(self, snapshot_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         return await self.jobs.accept(origin, self._restore(snapshot_id))
 
     async def _restore(self, snapshot_id: UUID) -> Job:
@@ -67,7 +67,7 @@ class FakeSnapshots:
         self.volumes.take(volume, VolumeState.RESTORING)
         return self._job("snapshot.restore", snapshot, volume)
 
-    async def request_delete(self, snapshot_id: UUID, *, origin: Origin = NOBODY) -> Job:
+    async def request_delete(self, snapshot_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         return await self.jobs.accept(origin, self._delete(snapshot_id))
 
     async def _delete(self, snapshot_id: UUID) -> Job:
@@ -75,7 +75,7 @@ class FakeSnapshots:
         self._move(snapshot, SnapshotState.DELETING)
         return self._job("snapshot.delete", snapshot, None)
 
-    async def request_clone(self, snapshot_id: UUID, wanted: NewVolume, *, origin: Origin = NOBODY) -> Job:
+    async def request_clone(self, snapshot_id: UUID, wanted: NewVolume, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         return await self.jobs.accept(origin, self._clone(snapshot_id, wanted))
 
     async def _clone(self, snapshot_id: UUID, wanted: NewVolume) -> Job:

@@ -10,7 +10,7 @@ from api.main import Opening
 from domain.errors import DatabaseUnavailable
 from domain.jobs.model import Job
 from domain.jobs.queue import QueueUnavailable
-from domain.jobs.signals import Signals
+from domain.jobs.signals import Stats
 from domain.jobs.states import JobStatus
 from domain.services import Services
 from domain.storage.backends import Backends
@@ -72,11 +72,11 @@ class FakeServer:
 class FakeSignals:
     """What waits and what was mended; None when nobody can tell."""
 
-    seen: Signals | None = field(
-        default_factory=lambda: Signals(2, 1.5, {"rescued": 1, "retried": 3, "lost_rings": 4}),
+    seen: Stats | None = field(
+        default_factory=lambda: Stats(2, 1.5, {"rescued": 1, "retried": 3, "lost_messages": 4}),
     )
 
-    async def latest(self) -> Signals | None:
+    async def latest(self) -> Stats | None:
         return self.seen
 
 

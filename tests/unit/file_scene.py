@@ -28,16 +28,16 @@ ARGUMENTS: dict[str, tuple[UUID | int, ...]] = {
 class ToldGrant(Grant):
     """A grant that does something at the moment of publishing."""
 
-    def __init__(self, version: int, rings: int, tell: Callable[[], object]) -> None:
-        super().__init__(uuid4(), Fence(version, rings), deadline=1.0, clock=lambda: 0.0)
+    def __init__(self, version: int, epoch: int, tell: Callable[[], object]) -> None:
+        super().__init__(uuid4(), Fence(version, epoch), deadline=1.0, clock=lambda: 0.0)
         self._tell = tell
 
-    def published(self, operation: str, subject_id: UUID) -> None:
+    def publishing(self, operation: str, subject_id: UUID) -> None:
         self._tell()
 
 
-def attempt(version: int = 1, rings: int = 1, tell: Callable[[], object] = lambda: None) -> Grant:
-    return ToldGrant(version, rings, tell)
+def attempt(version: int = 1, epoch: int = 1, tell: Callable[[], object] = lambda: None) -> Grant:
+    return ToldGrant(version, epoch, tell)
 
 
 # A test file makes one of these two its fixture: ruff takes an imported fixture for a name that nobody uses.

@@ -22,11 +22,11 @@ every_operation = pytest.mark.parametrize("operation", [*CHANGES, *SEALS])
 class HeardGrant(Grant):
     """A grant that remembers what was published with it."""
 
-    def __init__(self, version: int = 1, rings: int = 1, *, deadline: float = 10.0, now: float = 0.0) -> None:
-        super().__init__(uuid4(), Fence(version, rings), deadline, clock=lambda: now)
+    def __init__(self, version: int = 1, epoch: int = 1, *, deadline: float = 10.0, now: float = 0.0) -> None:
+        super().__init__(uuid4(), Fence(version, epoch), deadline, clock=lambda: now)
         self.heard: list[tuple[str, UUID]] = []
 
-    def published(self, operation: str, subject_id: UUID) -> None:
+    def publishing(self, operation: str, subject_id: UUID) -> None:
         self.heard.append((operation, subject_id))
 
 

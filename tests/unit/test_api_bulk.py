@@ -10,7 +10,7 @@ import pytest
 from domain.bulk.model import Item
 from domain.bulk.selection import Selection
 from domain.bulk.states import ItemStatus
-from domain.expansion.policy import BulkExpansion, GrowthPolicy, OwnPolicies
+from domain.expansion.policy import BulkExpandRequest, GrowthPolicy, VolumePolicies
 from tests.unit.fakes import FakeServices, job_row, volume_row
 
 EXPAND = "/api/v1/volumes/expand"
@@ -38,20 +38,20 @@ async def test_every_wish_reaches_the_domain(fake: FakeServices, client: httpx.A
     assert (answer.status_code, answer.json()["kind"]) == (202, "bulk.expand"), answer.text
     assert answer.headers["location"] == f"/api/v1/jobs/{answer.json()['id']}"
     policy = GrowthPolicy(percent=20, step=2**30, up_to=2**40, usage_above=80)
-    assert fake.expansion.asked == [BulkExpansion(policy, Selection((one, two), {"team": "search"}, "memory"), 7)]
+    assert fake.expansion.asked == [BulkExpandRequest(policy, Selection((one, two), {"team": "search"}, "memory"), 7)]
 
 
 async def test_what_is_not_said_is_the_whole_fleet_ten_at_once(fake: FakeServices, client: httpx.AsyncClient) -> None:
     assert (await client.post(EXPAND, json={"by": "1GiB"})).status_code == 202
 
-    assert fake.expansion.asked == [BulkExpansion(GrowthPolicy(by=2**30), Selection(), 10)]
+    assert fake.expansion.asked == [BulkExpandRequest(GrowthPolicy(by=2**30), Selection(), 10)]
 
 
 async def test_the_volumes_own_policies_are_asked_for_by_name(fake: FakeServices, client: httpx.AsyncClient) -> None:
     answer = await client.post(EXPAND, json={"policy": "autogrow", "labels": {"a": "b"}, "max_concurrent": 3})
 
     assert (answer.status_code, answer.json()["params"]["policy"]) == (202, "autogrow"), answer.text
-    assert fake.expansion.asked == [BulkExpansion(OwnPolicies(), Selection(labels={"a": "b"}), 3)]
+    assert fake.expansion.asked == [BulkExpandRequest(VolumePolicies(), Selection(labels={"a": "b"}), 3)]
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ async def test_a_part_of_a_bulk_job_cannot_be_cancelled_alone(fake: FakeServices
     lane = fake.jobs.add(job_row("bulk.lane", parent_id=bulk.id))
     answer = await client.post(f"/api/v1/jobs/{lane.id}/cancel")
 
-    assert (answer.status_code, answer.json()["code"], answer.json()["job_id"]) == (409, "job-is-part", str(bulk.id))
+    assert (answer.status_code, answer.json()["code"], answer.json()["job_id"]) == (409, "child-job", str(bulk.id))
 
 
 async def test_a_copying_job_shows_its_progress_in_bytes(fake: FakeServices, client: httpx.AsyncClient) -> None:

@@ -8,11 +8,11 @@ import pytest
 from pydantic import ValidationError
 
 from api.v1.bulk_snapshots import ScheduledSnapshotIn
-from api.v1.schedule_shapes import said_params
+from api.v1.schedule_shapes import validated_params
 from domain.bulk.model import Item
 from domain.bulk.selection import Selection
 from domain.bulk.states import ItemStatus
-from domain.snapshots.policy import BulkSnapshot, Keep
+from domain.snapshots.policy import BulkSnapshotRequest, RetentionRule
 from tests.unit.fakes import FakeServices, job_row
 
 SNAPSHOTS = "/api/v1/volumes/snapshots"
@@ -25,13 +25,13 @@ async def test_every_wish_reaches_the_domain(fake: FakeServices, client: httpx.A
 
     assert (answer.status_code, answer.json()["kind"]) == (202, "bulk.snapshot"), answer.text
     assert answer.headers["location"] == f"/api/v1/jobs/{answer.json()['id']}"
-    assert fake.bulk_snapshots.asked == [BulkSnapshot("n", Selection((one,), {"team": "search"}, "memory"), 7)]
+    assert fake.bulk_snapshots.asked == [BulkSnapshotRequest("n", Selection((one,), {"team": "search"}, "memory"), 7)]
 
 
 async def test_what_is_not_said_is_the_whole_fleet_ten_at_once(fake: FakeServices, client: httpx.AsyncClient) -> None:
     assert (await client.post(SNAPSHOTS, json={"name": "n"})).status_code == 202
 
-    assert fake.bulk_snapshots.asked == [BulkSnapshot("n", Selection(), 10)]
+    assert fake.bulk_snapshots.asked == [BulkSnapshotRequest("n", Selection(), 10)]
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -98,8 +98,8 @@ async def test_snapshots_is_no_volume(client: httpx.AsyncClient, method: str) ->
 def test_a_schedule_may_say_what_it_keeps() -> None:
     said = {"name": "nightly", "keep_last": 3, "keep_days": 7, "labels": {"team": "search"}}
 
-    assert BulkSnapshot.wished(said_params("bulk.snapshot", said)) == BulkSnapshot(
-        "nightly", Selection(labels={"team": "search"}), keep=Keep(3, 7)
+    assert BulkSnapshotRequest.from_request(validated_params("bulk.snapshot", said)) == BulkSnapshotRequest(
+        "nightly", Selection(labels={"team": "search"}), keep=RetentionRule(3, 7)
     )
 
 

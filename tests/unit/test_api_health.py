@@ -19,7 +19,7 @@ async def test_a_process_is_alive_whatever_else_is_down(fake: FakeServices, clie
     assert (answer.status_code, answer.json()) == (200, {"status": "alive"})
 
 
-SIGNALS = {"queue_depth": 2, "oldest_due_seconds": 1.5, "rescued": 1, "retried": 3, "lost_rings": 4}
+SIGNALS = {"queue_depth": 2, "oldest_due_seconds": 1.5, "rescued": 1, "retried": 3, "lost_messages": 4}
 
 
 async def test_a_process_is_ready_when_both_servers_answer(client: httpx.AsyncClient) -> None:
@@ -74,7 +74,7 @@ async def hang() -> None:
 async def test_a_postgresql_that_hangs_is_as_good_as_none(
     fake: FakeServices, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(health, "_TIMEOUT_SECONDS", 0.01)
     monkeypatch.setattr(fake.database, "ping", hang)
 
     assert (await client.get("/readyz")).status_code == 503
@@ -95,7 +95,7 @@ async def test_a_backend_that_fails_does_not_hide_the_others(
     async def refuse() -> None:
         raise AccessDenied
 
-    monkeypatch.setattr(fake.backends.reach("memory"), "capacity", refuse)
+    monkeypatch.setattr(fake.backends.get("memory"), "capacity", refuse)
     answer = await client.get("/api/v1/backends")
 
     broken, whole = answer.json()["items"]
@@ -107,8 +107,8 @@ async def test_a_backend_that_fails_does_not_hide_the_others(
 async def test_a_backend_that_hangs_does_not_hold_the_others(
     fake: FakeServices, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backends, "_PATIENCE_SECONDS", 0.01)
-    monkeypatch.setattr(fake.backends.reach("memory"), "capacity", hang)
+    monkeypatch.setattr(backends, "_TIMEOUT_SECONDS", 0.01)
+    monkeypatch.setattr(fake.backends.get("memory"), "capacity", hang)
 
     broken, whole = (await client.get("/api/v1/backends")).json()["items"]
     assert (broken["error"]["code"], whole["error"]) == ("storage-unavailable", None)

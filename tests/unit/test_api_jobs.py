@@ -18,7 +18,7 @@ async def test_a_job_is_shown_without_what_only_workers_need(fake: FakeServices,
     assert shown["params"] == {"size": 5}
     assert shown["error"] == {"code": "storage-busy", "detail": "Busy."}
     assert shown["progress"] is None
-    assert not {"fence", "rings", "rung_at", "lease_expires_at", "version"} & shown.keys()
+    assert not {"fence", "epoch", "dispatched_at", "lease_expires_at", "version"} & shown.keys()
 
 
 async def test_a_bulk_job_shows_its_progress(fake: FakeServices, client: httpx.AsyncClient) -> None:

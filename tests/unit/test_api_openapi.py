@@ -8,7 +8,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from api.main import create_app
-from api.problems import CATALOGUE, INTERNAL, Problem, type_of
+from api.problems import INTERNAL, PROBLEM_TYPES, Problem, type_of
 from api.v1 import growth, ledger, requests, schedule_shapes, schemas
 from domain.errors import CisternError, ConfigurationError, Refused, Unavailable
 from tests.unit.fakes import FakeServices
@@ -101,10 +101,10 @@ def test_an_operation_that_names_a_thing_declares_that_it_may_be_missing(documen
 
 
 def test_every_accepting_operation_declares_where_to_look_next(document: dict[str, Any]) -> None:
-    accepting = [operation for operation in operations(document) if "202" in operation["responses"]]
+    idempotent_transaction = [operation for operation in operations(document) if "202" in operation["responses"]]
 
-    assert len(accepting) == 11 + 7, "v1 and v0"
-    for operation in accepting:
+    assert len(idempotent_transaction) == 11 + 7, "v1 and v0"
+    for operation in idempotent_transaction:
         assert {"Location", "Retry-After", "Preference-Applied"} <= operation["responses"]["202"]["headers"].keys()
 
 
@@ -144,7 +144,7 @@ def test_every_shape_that_clients_send_or_read_has_an_example(document: dict[str
         requests.VolumePatch,
         requests.SnapshotIn,
         growth.GrowthIn,
-        growth.BulkIn,
+        growth.BulkExpandIn,
         schemas.VolumeOut,
         schemas.SnapshotOut,
         schemas.JobOut,
@@ -182,7 +182,7 @@ def test_every_refusal_of_the_domain_has_a_status_that_is_not_our_fault(error: t
 
     assert (problem.code, problem.status in (404, 409, 422, 503)) == (error.code, True)
     if error.__module__ == "domain.errors":
-        assert problem.code in CATALOGUE
+        assert problem.code in PROBLEM_TYPES
 
 
 def test_what_is_no_refusal_is_our_fault() -> None:
@@ -192,6 +192,6 @@ def test_what_is_no_refusal_is_our_fault() -> None:
 async def test_the_type_of_a_problem_leads_to_its_explanation(client: httpx.AsyncClient) -> None:
     listed = (await client.get("/problems")).json()["items"]
 
-    assert [one["code"] for one in listed] == list(CATALOGUE)
+    assert [one["code"] for one in listed] == list(PROBLEM_TYPES)
     for one in listed:
         assert (await client.get(one["type"])).json() == one

@@ -235,9 +235,9 @@ async def test_a_live_job_is_looked_at_every_time(fake: FakeServices, client: ht
 
 async def test_only_so_much_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.polling._MOST", 3)
-    ended = api.polling.Ended()
-    small = [api.polling.shown(job_row(status=JobStatus.FAILED, finished_at=NOON)) for _ in range(4)]
-    large = api.polling.shown(job_row(status=JobStatus.FAILED, finished_at=NOON, params={"ids": ["x" * 5000]}))
+    ended = api.polling.EndedJobCache()
+    small = [api.polling.render(job_row(status=JobStatus.FAILED, finished_at=NOON)) for _ in range(4)]
+    large = api.polling.render(job_row(status=JobStatus.FAILED, finished_at=NOON, params={"ids": ["x" * 5000]}))
     for name, job in zip("abcd", small, strict=True):
         ended.keep(name, job)
     ended.keep("large", large)

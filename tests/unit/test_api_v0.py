@@ -5,7 +5,7 @@ from uuid import UUID
 import httpx
 import pytest
 
-from domain.expansion.policy import BulkExpansion, GrowthPolicy
+from domain.expansion.policy import BulkExpandRequest, GrowthPolicy
 from domain.jobs.states import JobStatus
 from tests.unit.fakes import FakeServices, snapshot_row, volume_row
 
@@ -49,7 +49,7 @@ async def test_the_whole_fleet_grows_by_default_without_a_body(fake: FakeService
     answer = await client.post(f"{V0}/volumes/expand")
 
     assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
-    assert fake.expansion.asked == [BulkExpansion(GrowthPolicy(percent=10))]
+    assert fake.expansion.asked == [BulkExpandRequest(GrowthPolicy(percent=10))]
 
 
 async def test_a_body_that_nobody_would_read_is_refused(fake: FakeServices, client: httpx.AsyncClient) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from api.waiting import wished_wait
+from api.waiting import preferred_wait
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from api.waiting import wished_wait
     ],
 )
 def test_a_wish_is_understood(prefer: list[str], seconds: int) -> None:
-    assert wished_wait(prefer) == seconds
+    assert preferred_wait(prefer) == seconds
 
 
 @pytest.mark.parametrize(
@@ -35,4 +35,4 @@ def test_a_wish_is_understood(prefer: list[str], seconds: int) -> None:
     ids=lambda prefer: ascii(prefer)[:30],
 )
 def test_what_makes_no_sense_is_ignored(prefer: str) -> None:
-    assert wished_wait([prefer]) is None
+    assert preferred_wait([prefer]) is None

@@ -11,13 +11,13 @@ from uuid_utils.compat import uuid7
 from domain.bulk import effort
 from domain.bulk.chunks import Chunks
 from domain.bulk.kinds import EXPAND, SNAPSHOT
-from domain.bulk.ledger import Entry, Lane
-from domain.bulk.operation import Operation, Result, Task
-from domain.bulk.states import Code, ItemStatus
+from domain.bulk.ledger import ItemUpdate, Lane
+from domain.bulk.operation import BulkOperation, ItemWork, Result
+from domain.bulk.states import ItemCode, ItemStatus
 from domain.database import Database
 from domain.jobs.queue import JobQueue
-from domain.snapshots.keeping import Keeping
-from domain.snapshots.snapshotting import Snapshotting
+from domain.snapshots.keeping import Expiry
+from domain.snapshots.snapshotting import SnapshotOperation
 from domain.storage.backends import Backends
 from domain.storage.driver import (
     Fence,
@@ -58,19 +58,19 @@ def a_lane(**params: Any) -> Lane:
     return Lane(uuid7(), uuid7(), 0, None, {"of": SNAPSHOT, "slots": 1, "last": False, "fence": 0} | params)
 
 
-def a_task(*, begun: bool = False) -> Task:
-    entry = Entry(uuid7(), ItemStatus.CLAIMED, from_size=5, snapshot_id=uuid7())
-    return Task(entry, "shaky", version=3, begun=begun)
+def a_task(*, resumed: bool = False) -> ItemWork:
+    entry = ItemUpdate(uuid7(), ItemStatus.CLAIMED, from_size=5, snapshot_id=uuid7())
+    return ItemWork(entry, "shaky", version=3, resumed=resumed)
 
 
 def on(storage: Shaky) -> Chunks:
     backends = Backends({"shaky": cast("StorageDriver", storage)}, {"shaky": "memory"})
-    operations: dict[str, Operation] = {SNAPSHOT: Snapshotting(backends, cast("Keeping", None))}
-    return Chunks(cast("Database", None), cast("JobQueue", None), operations, patience=1)
+    operations: dict[str, BulkOperation] = {SNAPSHOT: SnapshotOperation(backends, cast("Expiry", None))}
+    return Chunks(cast("Database", None), cast("JobQueue", None), operations, busy_seconds=1)
 
 
-async def done(storage: Shaky, task: Task) -> Result | None:
-    return await on(storage).do(a_lane(), task, Grant(uuid7(), Fence(0, 4), math.inf))
+async def done(storage: Shaky, task: ItemWork) -> Result | None:
+    return await on(storage).perform(a_lane(), task, Grant(uuid7(), Fence(0, 4), math.inf))
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_what_goes_well_succeeds_under_the_snapshots_own_fence() -> None:
     task, storage = a_task(), Shaky()
 
-    assert await done(storage, task) == Result(task.ends(ItemStatus.SUCCEEDED, "snapshotted"), 7)
+    assert await done(storage, task) == Result(task.ended(ItemStatus.SUCCEEDED, "snapshotted"), 7)
     assert storage.calls == [("take", task.volume_id, task.entry.snapshot_id, Fence(3, 4))]
 
 
@@ -138,14 +138,14 @@ async def test_what_cannot_be_sealed_now_is_tried_again() -> None:
 async def test_what_nobody_has_begun_is_let_be_with_nothing_left() -> None:
     task = a_task()
 
-    assert on(Shaky()).leave(task) == Result(
-        task.entry._replace(status=ItemStatus.SKIPPED, code=Code.CANCELLED, snapshot_id=None)
+    assert on(Shaky()).skip(task) == Result(
+        task.entry._replace(status=ItemStatus.SKIPPED, code=ItemCode.CANCELLED, snapshot_id=None)
     )
 
 
 async def test_the_last_lane_only_looks() -> None:
     storage = Shaky()
-    result = await on(storage).give_up(a_lane(), a_task(), Grant(uuid7(), Fence(0, 4), math.inf))
+    result = await on(storage).fail(a_lane(), a_task(), Grant(uuid7(), Fence(0, 4), math.inf))
 
     assert result is not None
     assert (result.entry.code, result.entry.snapshot_id) == ("lanes-lost", None)
@@ -153,8 +153,8 @@ async def test_the_last_lane_only_looks() -> None:
 
 
 def test_a_lane_from_before_there_were_others_is_one_of_an_expansion() -> None:
-    growing = cast("Operation", object())
-    chunks = Chunks(cast("Database", None), cast("JobQueue", None), {EXPAND: growing}, patience=1)
+    growing = cast("BulkOperation", object())
+    chunks = Chunks(cast("Database", None), cast("JobQueue", None), {EXPAND: growing}, busy_seconds=1)
     lane = a_lane()._replace(params={"policy": {}, "slots": 1, "last": False})
 
     assert chunks._operation(lane) is growing

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from api.calls import ApiAway, CallFailed, Calls
+from api.calls import ApiCallFailed, ApiClient, ApiUnreachable
 
 Answer = httpx.Response | Exception
 
 
 class TestAWatchOutlastsARestart:
-    def watch(self, answers: Iterator[Answer]) -> tuple[Calls, list[float]]:
+    def watch(self, answers: Iterator[Answer]) -> tuple[ApiClient, list[float]]:
         def answering(_: httpx.Request) -> httpx.Response:
             answer = next(answers)
             if isinstance(answer, Exception):
@@ -20,7 +20,7 @@ class TestAWatchOutlastsARestart:
 
         pauses: list[float] = []
         client = httpx.Client(base_url="http://cistern", transport=httpx.MockTransport(answering))
-        return Calls(client, pause=pauses.append), pauses
+        return ApiClient(client, pause=pauses.append), pauses
 
     def test_of_an_api_that_was_there(self) -> None:
         away: list[Answer] = [httpx.ConnectError("refused"), httpx.Response(503), httpx.ReadTimeout("")]
@@ -44,7 +44,7 @@ class TestAWatchOutlastsARestart:
             return httpx.Response(200, json={}, headers={"ETag": f'"{len(asked)}"'})
 
         client = httpx.Client(base_url="http://cistern", transport=httpx.MockTransport(answering))
-        changes = Calls(client, pause=lambda _: None).changes("/jobs/1")
+        changes = ApiClient(client, pause=lambda _: None).changes("/jobs/1")
 
         assert [next(changes) for _ in range(3)] == [{}] * 3
         assert [headers.get("If-None-Match") for headers in asked] == [None, '"1"', '"2"']
@@ -55,13 +55,13 @@ class TestAWatchOutlastsARestart:
         changes = calls.changes("/jobs/1")
         next(changes)
 
-        with pytest.raises(ApiAway, match="refused"):
+        with pytest.raises(ApiUnreachable, match="refused"):
             next(changes)
 
     def test_and_not_of_one_that_never_was(self) -> None:
         calls, pauses = self.watch(iter([httpx.ConnectError("refused")]))
 
-        with pytest.raises(ApiAway):
+        with pytest.raises(ApiUnreachable):
             next(calls.changes("/jobs/1"))
         assert pauses == []
 
@@ -70,5 +70,5 @@ class TestAWatchOutlastsARestart:
         changes = calls.changes("/jobs/1")
         next(changes)
 
-        with pytest.raises(CallFailed, match="404"):
+        with pytest.raises(ApiCallFailed, match="404"):
             next(changes)

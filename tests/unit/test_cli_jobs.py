@@ -14,7 +14,7 @@ from domain.jobs.states import JobStatus
 from tests.unit.cli_scene import Terminal, the_api
 from tests.unit.fakes import FakeServices, job_row
 
-NOBODY = UUID(int=7)
+ANONYMOUS = UUID(int=7)
 
 
 @pytest.fixture
@@ -132,10 +132,10 @@ def test_a_job_is_cancelled(fake: FakeServices, cistern: Terminal) -> None:
 
 @pytest.mark.parametrize("command", ["show", "watch", "cancel"])
 def test_a_job_that_is_not_there_is_said_in_one_line(cistern: Terminal, command: str) -> None:
-    code, out, err = cistern("jobs", command, str(NOBODY))
+    code, out, err = cistern("jobs", command, str(ANONYMOUS))
 
     assert (code, out) == (2, "")
-    assert err.startswith(f"cistern: There is no job with this id. ({NOBODY}) (job-not-found, request ")
+    assert err.startswith(f"cistern: There is no job with this id. ({ANONYMOUS}) (job-not-found, request ")
     assert err.count("\n") == 1
 
 
@@ -187,7 +187,7 @@ def test_whoever_else_answers_is_told_from_the_api(cistern: Terminal, answer: ht
 @pytest.mark.parametrize("command", ["show", "watch", "cancel"])
 def test_a_job_of_another_api_is_none(cistern: Terminal, command: str) -> None:
     cistern.answer(lambda _: httpx.Response(200, json={"status": "succeeded"}))
-    code, out, err = cistern("jobs", command, str(NOBODY))
+    code, out, err = cistern("jobs", command, str(ANONYMOUS))
 
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert err.startswith("cistern: what answers is not Cistern's API: it says nothing of ")

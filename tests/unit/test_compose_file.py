@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from domain.database import GOODBYE_SECONDS
+from domain.database import CLOSE_TIMEOUT
 from domain.settings import PREFIX, Settings
-from worker.supervisor import HAND_BACK_SECONDS
+from worker.supervisor import RELEASE_SECONDS
 
 HOUSE = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((HOUSE / "docker-compose.yaml").read_text())
@@ -84,7 +84,7 @@ def test_all_but_the_migration_are_watched_and_started_again() -> None:
 def test_a_worker_has_the_time_to_drain() -> None:
     grace = int(SERVICES["worker"]["stop_grace_period"].removesuffix("s"))
 
-    assert grace > defaults().drain_seconds + HAND_BACK_SECONDS + GOODBYE_SECONDS
+    assert grace > defaults().drain_seconds + RELEASE_SECONDS + CLOSE_TIMEOUT
 
 
 def test_no_api_waits_for_ever_for_a_client_that_reads_no_more() -> None:

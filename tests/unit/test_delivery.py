@@ -14,37 +14,37 @@ from fakeredis import FakeServer
 
 import worker.delivery
 from domain.jobs.messages import FUNCTION_NAME, deserialize, message_id, serialize
-from domain.jobs.model import Ring
-from domain.jobs.queue import BELL, QUEUE_NAME, JobQueue
+from domain.jobs.model import Dispatch
+from domain.jobs.queue import QUEUE_NAME, WAKEUPS, JobQueue
 from domain.storage.memory import MemoryDriver
-from tests.unit.worker_fakes import FakeForeman, a_job, a_runner, fake_redis, until
-from worker.delivery import Delivery
+from tests.unit.worker_fakes import FakeJobEngine, a_job, a_runner, fake_redis, until
+from worker.delivery import ArqConsumer
 from worker.main import run_job
 
 
-def rings(count: int) -> list[Ring]:
-    return [a_job().ring for _ in range(count)]
+def dispatches(count: int) -> list[Dispatch]:
+    return [a_job().dispatch for _ in range(count)]
 
 
-def a_delivery(server: FakeServer, *jobs: Any, slots: int = 10, **settings: Any) -> Delivery:
-    runner = a_runner(FakeForeman(*jobs), MemoryDriver(), queue=JobQueue(fake_redis(server)), slots=slots)
+def a_delivery(server: FakeServer, *jobs: Any, slots: int = 10, **settings: Any) -> ArqConsumer:
+    runner = a_runner(FakeJobEngine(*jobs), MemoryDriver(), queue=JobQueue(fake_redis(server)), slots=slots)
     pool = JobQueue(fake_redis(server)).redis
     plain = {"queue_name": QUEUE_NAME, "redis_pool": pool, "job_serializer": serialize, "job_deserializer": deserialize}
-    delivery = Delivery(runner, {"functions": [func(nothing, name="nothing")]} | plain | settings)
+    delivery = ArqConsumer(runner, {"functions": [func(nothing, name="nothing")]} | plain | settings)
     delivery._pool = pool
     return delivery
 
 
 async def bell(queue: JobQueue) -> int:
     """For how many idle workers it still rings."""
-    return len(await queue.redis.lrange(BELL, 0, -1))  # type: ignore[misc]
+    return len(await queue.redis.lrange(WAKEUPS, 0, -1))  # type: ignore[misc]
 
 
 async def nothing(ctx: dict[str, Any]) -> None:
     """Do nothing."""
 
 
-async def rounds(delivery: Delivery, until_then: Callable[[], bool]) -> None:
+async def rounds(delivery: ArqConsumer, until_then: Callable[[], bool]) -> None:
     """Have messages delivered until it is so."""
 
     async def turn() -> None:
@@ -60,48 +60,48 @@ async def rounds(delivery: Delivery, until_then: Callable[[], bool]) -> None:
 async def test_as_many_messages_as_there_is_room_for_are_taken_at_once() -> None:
     server = FakeServer()
     delivery, queue = a_delivery(server, slots=7), JobQueue(fake_redis(server))
-    await queue.ring(rings(10))
+    await queue.dispatch(dispatches(10))
 
-    assert (len(await delivery._take(7)), len(await delivery._take(7))) == (7, 3)
-    assert await delivery._take(7) == []
+    assert (len(await delivery._fetch(7)), len(await delivery._fetch(7))) == (7, 3)
+    assert await delivery._fetch(7) == []
 
 
 async def test_what_others_have_is_passed_over_however_much_it_is() -> None:
-    server, many = FakeServer(), rings(150)
+    server, many = FakeServer(), dispatches(150)
     delivery, queue = a_delivery(server), JobQueue(fake_redis(server))
-    await queue.ring(many[:-1])
-    for ring in many[:-1]:
-        await queue.redis.set(in_progress_key_prefix + message_id(ring), 1)
-    await queue.ring(many[-1:])
+    await queue.dispatch(many[:-1])
+    for dispatch in many[:-1]:
+        await queue.redis.set(in_progress_key_prefix + message_id(dispatch), 1)
+    await queue.dispatch(many[-1:])
 
-    assert [taken for taken, _ in await delivery._take(3)] == [message_id(many[-1]).encode()]
+    assert [taken for taken, _ in await delivery._fetch(3)] == [message_id(many[-1]).encode()]
 
 
 async def test_what_is_due_later_is_left_for_later() -> None:
-    server, (ring,) = FakeServer(), rings(1)
+    server, (dispatch,) = FakeServer(), dispatches(1)
     delivery, queue = a_delivery(server), JobQueue(fake_redis(server))
-    await queue.ring([ring])
-    await queue.redis.zadd(QUEUE_NAME, {message_id(ring): timestamp_ms() + 60_000})
+    await queue.dispatch([dispatch])
+    await queue.redis.zadd(QUEUE_NAME, {message_id(dispatch): timestamp_ms() + 60_000})
 
-    assert await delivery._take(3) == []
+    assert await delivery._fetch(3) == []
 
 
 async def test_a_clock_that_is_half_an_hour_behind_delays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    server, (ring,) = FakeServer(), rings(1)
+    server, (dispatch,) = FakeServer(), dispatches(1)
     delivery, queue = a_delivery(server), JobQueue(fake_redis(server))
-    await queue.ring([ring])
+    await queue.dispatch([dispatch])
     monkeypatch.setattr(worker.delivery, "timestamp_ms", lambda: timestamp_ms() - 1_800_000)
 
-    assert len(await delivery._take(3)) == 1
+    assert len(await delivery._fetch(3)) == 1
 
 
 async def test_whoever_is_idle_is_woken_by_the_bell_and_not_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker.delivery, "_LOOK_SECONDS", 3600)
+    monkeypatch.setattr(worker.delivery, "_POLL_SECONDS", 3600)
     server, job = FakeServer(), a_job()
     delivery, queue = a_delivery(server, job), JobQueue(fake_redis(server))
     turning = asyncio.create_task(rounds(delivery, lambda: delivery.jobs_complete == 1))
     await asyncio.sleep(0.01)
-    await queue.ring([job.ring])
+    await queue.dispatch([job.dispatch])
     await turning
 
     assert job.status == "succeeded"
@@ -110,17 +110,17 @@ async def test_whoever_is_idle_is_woken_by_the_bell_and_not_by_the_clock(monkeyp
 async def test_whoever_finds_no_more_messages_silences_the_bell_and_whoever_leaves_some_does_not() -> None:
     server = FakeServer()
     delivery, queue = a_delivery(server), JobQueue(fake_redis(server))
-    await queue.ring(rings(3))
-    await delivery._take(2)
+    await queue.dispatch(dispatches(3))
+    await delivery._fetch(2)
     assert await bell(queue) == 3
-    await delivery._take(2)
+    await delivery._fetch(2)
     assert await bell(queue) == 0
 
 
 async def test_the_bell_is_not_rung_more_often_than_anybody_can_listen() -> None:
     queue = JobQueue(fake_redis())
-    await queue.ring(rings(500))
-    await queue.ring(rings(500))
+    await queue.dispatch(dispatches(500))
+    await queue.dispatch(dispatches(500))
 
     assert await bell(queue) == 32
 
@@ -130,13 +130,13 @@ async def test_whoever_has_no_room_takes_nothing_until_there_is_some() -> None:
     delivery, queue = a_delivery(server, *jobs, slots=2), JobQueue(fake_redis(server))
     at_once, start = [], delivery._runner.start
 
-    def watched(ring: Ring) -> asyncio.Task[None]:
-        work = start(ring)
+    def watched(dispatch: Dispatch) -> asyncio.Task[None]:
+        work = start(dispatch)
         at_once.append(len(delivery._runner._not_settling))
         return work
 
     delivery._runner.start = watched  # type: ignore[method-assign]
-    await queue.ring([job.ring for job in jobs])
+    await queue.dispatch([job.dispatch for job in jobs])
     await rounds(delivery, lambda: all(job.status == "succeeded" for job in jobs))
 
     assert max(at_once) == 2
@@ -145,10 +145,10 @@ async def test_whoever_has_no_room_takes_nothing_until_there_is_some() -> None:
 async def test_whoever_is_to_end_takes_nothing() -> None:
     server = FakeServer()
     delivery, queue = a_delivery(server), JobQueue(fake_redis(server))
-    await queue.ring(rings(1))
+    await queue.dispatch(dispatches(1))
     delivery.allow_pick_jobs = False
 
-    assert delivery._room() == 0
+    assert delivery._free_capacity() == 0
 
 
 async def test_a_function_of_somebody_elses_is_called_by_arq_itself() -> None:
@@ -171,7 +171,7 @@ async def test_a_burst_ends_when_nothing_is_left(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("arq.worker.log_redis_info", says_nothing)
     server, jobs = FakeServer(), [a_job() for _ in range(5)]
     delivery = a_delivery(server, *jobs, burst=True, poll_delay=0.001)
-    await JobQueue(fake_redis(server)).ring([job.ring for job in jobs])
+    await JobQueue(fake_redis(server)).dispatch([job.dispatch for job in jobs])
     await delivery.main()
 
     assert {job.status for job in jobs} == {"succeeded"}
@@ -181,32 +181,32 @@ async def test_a_failure_of_our_own_is_told_and_ends_nothing_else() -> None:
     server, job = FakeServer(), a_job()
     delivery = a_delivery(server, job)
 
-    async def broken(ring: Ring) -> None:
+    async def broken(dispatch: Dispatch) -> None:
         raise RuntimeError("broken")
 
     delivery._runner.run = broken  # type: ignore[method-assign]
-    await JobQueue(fake_redis(server)).ring([job.ring])
+    await JobQueue(fake_redis(server)).dispatch([job.dispatch])
     with structlog.testing.capture_logs() as logs:
         await rounds(delivery, lambda: delivery.jobs_failed == 1)
 
-    assert [line["event"] for line in logs] == ["job.crashed"]
-    assert (delivery.tasks, delivery._runner.room) == ({}, 10)
+    assert [line["event"] for line in logs] == ["job.task_failed"]
+    assert (delivery.tasks, delivery._runner.capacity) == ({}, 10)
 
 
 async def test_a_worker_whose_clock_is_behind_takes_what_was_rung_just_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    server, (ring,) = FakeServer(), rings(1)
+    server, (dispatch,) = FakeServer(), dispatches(1)
     delivery, queue = a_delivery(server), JobQueue(fake_redis(server))
-    await queue.ring([ring])
+    await queue.dispatch([dispatch])
     monkeypatch.setattr(worker.delivery, "timestamp_ms", lambda: timestamp_ms() - 5000)
 
-    assert len(await delivery._take(1)) == 1
+    assert len(await delivery._fetch(1)) == 1
 
 
-@pytest.mark.parametrize("ring", [2**70, -(2**70), float("inf"), 1.5, "1", None])
-async def test_a_ring_that_there_cannot_be_is_given_up(ring: object) -> None:
+@pytest.mark.parametrize("epoch", [2**70, -(2**70), float("inf"), 1.5, "1", None])
+async def test_a_ring_that_there_cannot_be_is_given_up(dispatch: object) -> None:
     server = FakeServer()
     delivery = a_delivery(server, functions=[func(run_job, name=FUNCTION_NAME)])
-    await a_producer(server).enqueue_job(FUNCTION_NAME, str(a_job().id), ring, _job_id="poison")
+    await a_producer(server).enqueue_job(FUNCTION_NAME, str(a_job().id), dispatch, _job_id="poison")
     await rounds(delivery, lambda: delivery.jobs_failed == 1)
 
     assert await a_producer(server).zcard(QUEUE_NAME) == 0
@@ -215,7 +215,7 @@ async def test_a_ring_that_there_cannot_be_is_given_up(ring: object) -> None:
 async def test_a_ring_under_an_id_of_the_producers_own_is_answered_and_given_up() -> None:
     server, job = FakeServer(), a_job()
     delivery = a_delivery(server, job, functions=[func(run_job, name=FUNCTION_NAME)])
-    await a_producer(server).enqueue_job(FUNCTION_NAME, str(job.id), job.rings, _job_id="mine")
+    await a_producer(server).enqueue_job(FUNCTION_NAME, str(job.id), job.epoch, _job_id="mine")
     await rounds(delivery, lambda: delivery.jobs_complete == 1)
 
     assert job.status == "succeeded"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 import structlog
 
-from domain.grouped import Grouped
+from domain.grouped import Batcher
 from domain.logs import speaking_of
 
 
@@ -28,7 +28,7 @@ class Counter:
 
 async def test_whoever_is_alone_sets_off_at_once() -> None:
     counter = Counter()
-    double = Grouped(counter.double, most=10)
+    double = Batcher(counter.double, max_batch=10)
 
     assert [await double(1), await double(2)] == [2, 4]
     assert counter.calls == [[1], [2]]
@@ -37,7 +37,7 @@ async def test_whoever_is_alone_sets_off_at_once() -> None:
 async def test_what_gathers_meanwhile_goes_out_as_one_and_each_gets_the_answer_to_its_own() -> None:
     counter = Counter()
     counter.gate.clear()
-    double = Grouped(counter.double, most=10)
+    double = Batcher(counter.double, max_batch=10)
     first = asyncio.create_task(double(0))
     while not counter.calls:
         await asyncio.sleep(0)
@@ -51,7 +51,7 @@ async def test_what_gathers_meanwhile_goes_out_as_one_and_each_gets_the_answer_t
 
 async def test_no_call_is_larger_than_agreed() -> None:
     counter = Counter()
-    double = Grouped(counter.double, most=2)
+    double = Batcher(counter.double, max_batch=2)
 
     assert await asyncio.gather(*map(double, range(5))) == [0, 2, 4, 6, 8]
     assert counter.calls == [[0, 1], [2, 3], [4]]
@@ -59,7 +59,7 @@ async def test_no_call_is_larger_than_agreed() -> None:
 
 async def test_the_failure_of_one_is_that_ones_alone() -> None:
     counter = Counter()
-    double = Grouped(counter.double, most=10)
+    double = Batcher(counter.double, max_batch=10)
     answers = await asyncio.gather(*map(double, (1, 13, 3)), return_exceptions=True)
 
     assert (answers[0], answers[2]) == (2, 6)
@@ -69,7 +69,7 @@ async def test_the_failure_of_one_is_that_ones_alone() -> None:
 
 async def test_a_failure_that_is_common_to_all_is_told_to_each_and_nobody_goes_alone() -> None:
     counter = Counter()
-    double = Grouped(counter.double, most=10, is_common=lambda error: isinstance(error, ValueError))
+    double = Batcher(counter.double, max_batch=10, fails_all=lambda error: isinstance(error, ValueError))
     answers = await asyncio.gather(*map(double, (1, 13, 3)), return_exceptions=True)
 
     assert [type(answer) for answer in answers] == [ValueError] * 3
@@ -80,7 +80,7 @@ async def test_an_answer_that_is_an_exception_is_raised_to_whoever_asked() -> No
     async def refuse_odd(numbers: Sequence[int]) -> Sequence[int | Exception]:
         return [ValueError(number) if number % 2 else number for number in numbers]
 
-    answers = await asyncio.gather(*map(Grouped(refuse_odd, most=10), (1, 2)), return_exceptions=True)
+    answers = await asyncio.gather(*map(Batcher(refuse_odd, max_batch=10), (1, 2)), return_exceptions=True)
 
     assert isinstance(answers[0], ValueError)
     assert answers[1] == 2
@@ -91,7 +91,7 @@ async def test_too_few_answers_are_a_failure_and_leave_nobody_waiting() -> None:
         return []
 
     async with asyncio.timeout(10):
-        answers = await asyncio.gather(*map(Grouped(forgetful, most=10), (1, 2)), return_exceptions=True)
+        answers = await asyncio.gather(*map(Batcher(forgetful, max_batch=10), (1, 2)), return_exceptions=True)
 
     assert [type(answer) for answer in answers] == [ValueError, ValueError]
 
@@ -99,7 +99,7 @@ async def test_too_few_answers_are_a_failure_and_leave_nobody_waiting() -> None:
 async def test_whoever_goes_away_keeps_nobody_else_from_an_answer() -> None:
     counter = Counter()
     counter.gate.clear()
-    double = Grouped(counter.double, most=10)
+    double = Batcher(counter.double, max_batch=10)
     gone, stays = asyncio.create_task(double(1)), asyncio.create_task(double(2))
     while not counter.calls:
         await asyncio.sleep(0)
@@ -118,11 +118,11 @@ async def test_what_nobody_waits_for_any_more_is_sent_unless_it_can_be_taken_bac
 ) -> None:
     counter = Counter()
     counter.gate.clear()
-    double = Grouped(counter.double, most=10, is_revocable=is_revocable)
+    double = Batcher(counter.double, max_batch=10, drop_cancelled=is_revocable)
     first = asyncio.create_task(double(1))
     while not counter.calls:
         await asyncio.sleep(0)
-    gone, stays = double.hand_in(2), double.hand_in(3)
+    gone, stays = double.submit(2), double.submit(3)
     gone.cancel()
     counter.gate.set()
 
@@ -131,7 +131,7 @@ async def test_what_nobody_waits_for_any_more_is_sent_unless_it_can_be_taken_bac
 
 
 async def test_after_a_failure_it_goes_on() -> None:
-    double = Grouped(Counter().double, most=10)
+    double = Batcher(Counter().double, max_batch=10)
     with pytest.raises(ValueError, match="thirteen"):
         await double(13)
 
@@ -144,7 +144,7 @@ async def test_what_is_logged_meanwhile_is_not_about_whoever_was_the_first(caplo
         return items
 
     with speaking_of(job_id="mine"):
-        await Grouped(talk, most=10)(1)
+        await Batcher(talk, max_batch=10)(1)
         structlog.get_logger("talkative").warning("asked")
 
     assert ["job_id" in record.msg for record in caplog.records] == [False, True]

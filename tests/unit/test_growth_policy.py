@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.bulk.selection import Selection, shares
-from domain.bulk.states import Code
+from domain.bulk.states import ItemCode
 from domain.errors import Invalid
-from domain.expansion.policy import BulkExpansion, GrowthPolicy, OwnPolicies, Policy
+from domain.expansion.policy import BulkExpandRequest, GrowthPolicy, Policy, VolumePolicies
 from domain.volumes.model import MAX_SIZE
 
 MIB = 1 << 20
@@ -26,7 +26,7 @@ def test_growth_is_rounded_up_to_whole_steps() -> None:
 def test_only_a_threshold_has_volumes_measured() -> None:
     assert not GrowthPolicy(by=1, up_to=MIB).measures
     assert GrowthPolicy(by=1, usage_above=0).measures
-    assert OwnPolicies().measures
+    assert VolumePolicies().measures
 
 
 def test_the_cap_wins_over_the_step() -> None:
@@ -36,17 +36,17 @@ def test_the_cap_wins_over_the_step() -> None:
 @pytest.mark.parametrize(
     ("policy", "size", "used", "code"),
     [
-        (GrowthPolicy(by=MIB, up_to=10), 10, None, Code.AT_LIMIT),
-        (GrowthPolicy(by=MIB, up_to=10), 11, None, Code.AT_LIMIT),
-        (GrowthPolicy(by=1), MAX_SIZE, None, Code.AT_LIMIT),
-        (GrowthPolicy(to=10), 10, None, Code.ALREADY_THERE),
-        (GrowthPolicy(to=10), 11, None, Code.ALREADY_THERE),
-        (GrowthPolicy(by=1, usage_above=80), 100, 80, Code.BELOW_THRESHOLD),
-        (GrowthPolicy(by=1, usage_above=80), 100, None, Code.USAGE_UNKNOWN),
+        (GrowthPolicy(by=MIB, up_to=10), 10, None, ItemCode.AT_LIMIT),
+        (GrowthPolicy(by=MIB, up_to=10), 11, None, ItemCode.AT_LIMIT),
+        (GrowthPolicy(by=1), MAX_SIZE, None, ItemCode.AT_LIMIT),
+        (GrowthPolicy(to=10), 10, None, ItemCode.ALREADY_THERE),
+        (GrowthPolicy(to=10), 11, None, ItemCode.ALREADY_THERE),
+        (GrowthPolicy(by=1, usage_above=80), 100, 80, ItemCode.BELOW_THRESHOLD),
+        (GrowthPolicy(by=1, usage_above=80), 100, None, ItemCode.USAGE_UNKNOWN),
     ],
 )
 def test_a_volume_that_stays_as_it_is_has_a_reason(
-    policy: GrowthPolicy, size: int, used: int | None, code: Code
+    policy: GrowthPolicy, size: int, used: int | None, code: ItemCode
 ) -> None:
     assert policy.decide(size, used) == code
 
@@ -59,7 +59,7 @@ def test_a_volume_above_the_threshold_grows() -> None:
 def test_growth_never_shrinks_and_never_exceeds_its_cap(size: int, by: int, step: int, up_to: int | None) -> None:
     decision = GrowthPolicy(by=by, step=step, up_to=up_to).decide(size, None)
 
-    if not isinstance(decision, Code):
+    if not isinstance(decision, ItemCode):
         assert size < decision <= min(up_to or MAX_SIZE, MAX_SIZE)
 
 
@@ -90,18 +90,20 @@ def test_lanes_share_all_slots_and_no_more(max_concurrent: int) -> None:
     assert len(slots) <= 8
 
 
-@pytest.mark.parametrize("policy", [GrowthPolicy(percent=12.5, up_to=MIB), OwnPolicies()])
+@pytest.mark.parametrize("policy", [GrowthPolicy(percent=12.5, up_to=MIB), VolumePolicies()])
 def test_a_request_survives_being_written_into_a_job(policy: Policy) -> None:
-    wanted = BulkExpansion(policy, Selection(labels={"a": "b"}, backend="local"), 7)
+    wanted = BulkExpandRequest(policy, Selection(labels={"a": "b"}, backend="local"), 7)
 
-    assert BulkExpansion.of(json.loads(json.dumps(wanted.params()))) == wanted
+    assert BulkExpandRequest.from_json(json.loads(json.dumps(wanted.to_json()))) == wanted
 
 
 def test_a_job_that_was_written_by_an_earlier_version_is_read() -> None:
     policy = {"to": None, "by": None, "percent": 20.0, "step": MIB, "up_to": None, "usage_above": 80.0}
     written = {"policy": policy, "selection": {"ids": None, "labels": {}, "backend": None}, "max_concurrent": 3}
 
-    assert BulkExpansion.of(written) == BulkExpansion(GrowthPolicy(percent=20, usage_above=80), max_concurrent=3)
+    assert BulkExpandRequest.from_json(written) == BulkExpandRequest(
+        GrowthPolicy(percent=20, usage_above=80), max_concurrent=3
+    )
 
 
 OWN = {"usage_above": 80, "percent": 20.0, "up_to": 13 * MIB}
@@ -112,28 +114,28 @@ OWN = {"usage_above": 80, "percent": 20.0, "up_to": 13 * MIB}
     [
         (OWN, 10 * MIB, 9 * MIB, 12 * MIB),
         (OWN, 12 * MIB, 10 * MIB, 13 * MIB),
-        (OWN, 13 * MIB, 13 * MIB, Code.AT_LIMIT),
-        (OWN, 14 * MIB, 14 * MIB, Code.AT_LIMIT),
-        (OWN, 10 * MIB, 8 * MIB, Code.BELOW_THRESHOLD),
-        (OWN, 10 * MIB, None, Code.USAGE_UNKNOWN),
+        (OWN, 13 * MIB, 13 * MIB, ItemCode.AT_LIMIT),
+        (OWN, 14 * MIB, 14 * MIB, ItemCode.AT_LIMIT),
+        (OWN, 10 * MIB, 8 * MIB, ItemCode.BELOW_THRESHOLD),
+        (OWN, 10 * MIB, None, ItemCode.USAGE_UNKNOWN),
         ({"usage_above": 0, "by": 1, "up_to": MIB * 20}, 10 * MIB, 1, 11 * MIB),
-        (None, 10 * MIB, 10 * MIB, Code.NO_POLICY),
-        (None, 10 * MIB, None, Code.NO_POLICY),
+        (None, 10 * MIB, 10 * MIB, ItemCode.NO_POLICY),
+        (None, 10 * MIB, None, ItemCode.NO_POLICY),
     ],
 )
 def test_a_volume_grows_as_its_own_policy_says(
-    own: dict[str, Any] | None, size: int, used: int | None, decision: int | Code
+    own: dict[str, Any] | None, size: int, used: int | None, decision: int | ItemCode
 ) -> None:
-    assert OwnPolicies().decide(size, used, own) == decision
+    assert VolumePolicies().decide(size, used, own) == decision
 
 
 @given(SIZES, SIZES, st.integers(1, MAX_SIZE), st.integers(1, MAX_SIZE), st.floats(0, 100))
 def test_no_volume_grows_beyond_what_its_own_policy_allows(
     size: int, used: int, by: int, up_to: int, usage_above: float
 ) -> None:
-    decision = OwnPolicies().decide(size, used, {"usage_above": usage_above, "by": by, "up_to": up_to})
+    decision = VolumePolicies().decide(size, used, {"usage_above": usage_above, "by": by, "up_to": up_to})
 
-    if not isinstance(decision, Code):
+    if not isinstance(decision, ItemCode):
         assert size < decision <= up_to
 
 
@@ -162,4 +164,4 @@ def test_no_volume_grows_beyond_what_its_own_policy_allows(
     ids=repr,
 )
 def test_a_stored_policy_that_makes_no_sense_grows_nothing(own: Any) -> None:
-    assert OwnPolicies().decide(10, 10, own) is Code.POLICY_UNUSABLE
+    assert VolumePolicies().decide(10, 10, own) is ItemCode.POLICY_UNUSABLE

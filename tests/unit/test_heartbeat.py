@@ -15,11 +15,11 @@ from domain.errors import DatabaseUnavailable
 from domain.jobs.foreman import NOTHING_COPIED, Renewed
 from domain.jobs.leases import Progress
 from domain.jobs.model import Job
-from domain.jobs.orders import WorkOrder
+from domain.jobs.orders import ClaimedJob
 from domain.storage.driver import Fence, Grant, StopReason
-from tests.unit.worker_fakes import LEASE, FakeForeman, a_job, until
+from tests.unit.worker_fakes import LEASE, FakeJobEngine, a_job, until
 from worker.heartbeat import Heartbeat
-from worker.pulse import Pulse
+from worker.pulse import LivenessFile
 from worker.runner import Running
 
 LONG_AGO = -1000.0
@@ -27,17 +27,17 @@ NOTHING_AT_WORK: Mapping[UUID, Running] = MappingProxyType({})
 
 
 def at_work(*jobs: Job, deadline: float = 0.0) -> dict[UUID, Running]:
-    return {job.id: Running(WorkOrder.of(job), Grant(job.id, Fence(1, 0), deadline)) for job in jobs}
+    return {job.id: Running(ClaimedJob.from_row(job), Grant(job.id, Fence(1, 0), deadline)) for job in jobs}
 
 
-def a_heartbeat(foreman: FakeForeman, running: dict[UUID, Running], *, lease: float = LEASE) -> Heartbeat:
-    return Heartbeat(foreman, running, lease=lease, stall=60)
+def a_heartbeat(engine: FakeJobEngine, running: dict[UUID, Running], *, lease: float = LEASE) -> Heartbeat:
+    return Heartbeat(engine, running, lease=lease, stall=60)
 
 
 async def test_a_beat_extends_every_grant_that_is_still_ours() -> None:
     jobs = [a_job() for _ in range(3)]
     running = at_work(*jobs)
-    await a_heartbeat(FakeForeman(*jobs), running).beat()
+    await a_heartbeat(FakeJobEngine(*jobs), running).beat()
 
     assert all(run.grant.lease.deadline > time.monotonic() + LEASE / 2 for run in running.values())
     assert all(run.grant.lease.stop_reason is None for run in running.values())
@@ -46,7 +46,7 @@ async def test_a_beat_extends_every_grant_that_is_still_ours() -> None:
 async def test_what_is_not_ours_any_more_is_stopped_and_not_extended() -> None:
     job = a_job()
     running = at_work(job)
-    await a_heartbeat(FakeForeman(), running).beat()
+    await a_heartbeat(FakeJobEngine(), running).beat()
 
     assert running[job.id].grant.lease.stop_reason is StopReason.LEASE_LOST
     assert running[job.id].grant.lease.deadline == 0.0
@@ -54,9 +54,9 @@ async def test_what_is_not_ours_any_more_is_stopped_and_not_extended() -> None:
 
 async def test_a_cancellation_is_passed_on_to_its_job_alone() -> None:
     wanted, unwanted = a_job(), a_job()
-    foreman, running = FakeForeman(wanted, unwanted), at_work(wanted, unwanted)
-    foreman.cancelled = {unwanted.id}
-    await a_heartbeat(foreman, running).beat()
+    engine, running = FakeJobEngine(wanted, unwanted), at_work(wanted, unwanted)
+    engine.cancelled = {unwanted.id}
+    await a_heartbeat(engine, running).beat()
 
     assert running[unwanted.id].grant.lease.stop_reason is StopReason.CANCELLED
     assert running[wanted.id].grant.lease.stop_reason is None
@@ -64,9 +64,9 @@ async def test_a_cancellation_is_passed_on_to_its_job_alone() -> None:
 
 async def test_a_cancelled_job_keeps_its_lease_until_it_has_ended() -> None:
     job = a_job()
-    foreman, running = FakeForeman(job), at_work(job)
-    foreman.cancelled = {job.id}
-    await a_heartbeat(foreman, running).beat()
+    engine, running = FakeJobEngine(job), at_work(job)
+    engine.cancelled = {job.id}
+    await a_heartbeat(engine, running).beat()
 
     assert running[job.id].grant.lease.deadline > time.monotonic()
 
@@ -75,7 +75,7 @@ async def test_a_stalled_job_is_not_renewed_and_runs_out_by_itself() -> None:
     stalled, lively = a_job(), a_job()
     running = at_work(stalled, lively)
     running[stalled.id].grant.lease.progressed_at = LONG_AGO
-    await a_heartbeat(FakeForeman(stalled, lively), running).beat()
+    await a_heartbeat(FakeJobEngine(stalled, lively), running).beat()
 
     assert running[stalled.id].grant.lease.deadline == 0.0
     assert running[lively.id].grant.lease.deadline > 0.0
@@ -83,47 +83,47 @@ async def test_a_stalled_job_is_not_renewed_and_runs_out_by_itself() -> None:
 
 async def test_a_beat_tells_how_far_those_are_that_copy_something() -> None:
     copying, other = a_job(), a_job()
-    foreman, running = FakeForeman(copying, other), at_work(copying, other)
+    engine, running = FakeJobEngine(copying, other), at_work(copying, other)
     running[copying.id].grant.report(3, 10)
-    await a_heartbeat(foreman, running).beat()
+    await a_heartbeat(engine, running).beat()
 
-    assert foreman.progress == {copying.id: Progress(3, 10)}
+    assert engine.progress == {copying.id: Progress(3, 10)}
 
 
 async def test_a_job_that_is_settled_during_the_beat_does_no_harm() -> None:
     job = a_job()
-    foreman, running = Forgetful(job), at_work(job)
-    foreman.running = running
-    await a_heartbeat(foreman, running).beat()
+    engine, running = Forgetful(job), at_work(job)
+    engine.running = running
+    await a_heartbeat(engine, running).beat()
 
     assert running == {}
 
 
 async def test_without_postgresql_nothing_is_extended() -> None:
     job = a_job()
-    foreman, running = FakeForeman(job), at_work(job)
-    foreman.away = 1
+    engine, running = FakeJobEngine(job), at_work(job)
+    engine.away = 1
     with pytest.raises(DatabaseUnavailable):
-        await a_heartbeat(foreman, running).beat()
+        await a_heartbeat(engine, running).beat()
 
     assert (running[job.id].grant.lease.deadline, running[job.id].grant.lease.stop_reason) == (0.0, None)
 
 
 async def test_it_beats_from_its_first_beat_until_postgresql_is_found_away() -> None:
-    foreman = FakeForeman()
-    heartbeat = a_heartbeat(foreman, {})
+    engine = FakeJobEngine()
+    heartbeat = a_heartbeat(engine, {})
     seen = [heartbeat.is_beating]
     await heartbeat.beat()
     seen.append(heartbeat.is_beating)
-    heartbeat.falter()
+    heartbeat.note_outage()
     seen.append(heartbeat.is_beating)
 
-    assert (seen, foreman.falters) == ([False, True, False], 1)
+    assert (seen, engine.falters) == ([False, True, False], 1)
 
 
 async def test_a_beat_during_which_postgresql_was_found_away_does_not_count() -> None:
-    foreman = Interfering()
-    foreman.heartbeat = heartbeat = a_heartbeat(foreman, {})
+    engine = Interfering()
+    engine.heartbeat = heartbeat = a_heartbeat(engine, {})
     await heartbeat.beat()
 
     assert not heartbeat.is_beating
@@ -131,39 +131,39 @@ async def test_a_beat_during_which_postgresql_was_found_away_does_not_count() ->
 
 async def test_a_beat_that_gets_no_answer_is_given_up_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.heartbeat.beat_patience", lambda lease: 0.01)
-    foreman = Mute()
-    beating = asyncio.create_task(a_heartbeat(foreman, {}, lease=0.01).beat_for_ever())
-    await until(lambda: foreman.calls >= 3)
+    engine = Mute()
+    beating = asyncio.create_task(a_heartbeat(engine, {}, lease=0.01).run_forever())
+    await until(lambda: engine.calls >= 3)
     beating.cancel()
 
-    assert foreman.falters >= 2
+    assert engine.falters >= 2
 
 
 async def test_it_beats_on_through_an_outage_and_through_a_bug() -> None:
-    foreman = Faltering()
-    heartbeat = a_heartbeat(foreman, {}, lease=0.01)
-    beating = asyncio.create_task(heartbeat.beat_for_ever())
-    await until(lambda: foreman.calls >= 5)
+    engine = Faltering()
+    heartbeat = a_heartbeat(engine, {}, lease=0.01)
+    beating = asyncio.create_task(heartbeat.run_forever())
+    await until(lambda: engine.calls >= 5)
     beating.cancel()
 
-    assert foreman.raised == 3
+    assert engine.raised == 3
     assert heartbeat.is_beating
 
 
 async def test_an_outage_stops_it() -> None:
-    foreman = FakeForeman()
-    heartbeat = a_heartbeat(foreman, {}, lease=60)
+    engine = FakeJobEngine()
+    heartbeat = a_heartbeat(engine, {}, lease=60)
     await heartbeat.beat()
-    foreman.away = 1
-    beating = asyncio.create_task(heartbeat.beat_for_ever())
-    await until(lambda: foreman.away == 0)
+    engine.away = 1
+    beating = asyncio.create_task(heartbeat.run_forever())
+    await until(lambda: engine.away == 0)
     beating.cancel()
 
     assert not heartbeat.is_beating
 
 
 async def test_a_beat_that_reached_postgresql_can_be_seen_from_outside(tmp_path: Path) -> None:
-    heartbeat, file = a_visible_heartbeat(tmp_path, FakeForeman())
+    heartbeat, file = a_visible_heartbeat(tmp_path, FakeJobEngine())
     grow_old(file)
     await heartbeat.beat()
 
@@ -171,10 +171,10 @@ async def test_a_beat_that_reached_postgresql_can_be_seen_from_outside(tmp_path:
 
 
 async def test_a_beat_that_did_not_cannot_be_seen(tmp_path: Path) -> None:
-    foreman = FakeForeman()
-    heartbeat, file = a_visible_heartbeat(tmp_path, foreman)
+    engine = FakeJobEngine()
+    heartbeat, file = a_visible_heartbeat(tmp_path, engine)
     grow_old(file)
-    foreman.away = 1
+    engine.away = 1
     with pytest.raises(DatabaseUnavailable):
         await heartbeat.beat()
 
@@ -183,7 +183,7 @@ async def test_a_beat_that_did_not_cannot_be_seen(tmp_path: Path) -> None:
 
 async def test_a_heart_that_nobody_can_see_beats_all_the_same(tmp_path: Path) -> None:
     job = a_job()
-    heartbeat, file = a_visible_heartbeat(tmp_path / "folder", FakeForeman(job), running := at_work(job))
+    heartbeat, file = a_visible_heartbeat(tmp_path / "folder", FakeJobEngine(job), running := at_work(job))
     rmtree(file.parent)
     await heartbeat.beat()
 
@@ -192,11 +192,11 @@ async def test_a_heart_that_nobody_can_see_beats_all_the_same(tmp_path: Path) ->
 
 
 def a_visible_heartbeat(
-    folder: Path, foreman: FakeForeman, running: Mapping[UUID, Running] = NOTHING_AT_WORK
+    folder: Path, engine: FakeJobEngine, running: Mapping[UUID, Running] = NOTHING_AT_WORK
 ) -> tuple[Heartbeat, Path]:
     folder.mkdir(exist_ok=True)
     file = folder / "beat"
-    return Heartbeat(foreman, running, lease=LEASE, stall=60, pulse=Pulse.open(file)), file
+    return Heartbeat(engine, running, lease=LEASE, stall=60, pulse=LivenessFile.open(file)), file
 
 
 def grow_old(file: Path) -> None:
@@ -207,17 +207,17 @@ def age(file: Path) -> float:
     return time.time() - file.stat().st_mtime
 
 
-class Interfering(FakeForeman):
+class Interfering(FakeJobEngine):
     """While it renews, somebody else finds PostgreSQL away."""
 
     heartbeat: Heartbeat
 
     async def renew(self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress] = NOTHING_COPIED) -> Renewed:
-        self.heartbeat.falter()
+        self.heartbeat.note_outage()
         return await super().renew(job_ids, progress)
 
 
-class Mute(FakeForeman):
+class Mute(FakeJobEngine):
     """Waits for an answer that never comes."""
 
     calls = 0
@@ -228,7 +228,7 @@ class Mute(FakeForeman):
         raise AssertionError
 
 
-class Forgetful(FakeForeman):
+class Forgetful(FakeJobEngine):
     """While it renews, the job ends."""
 
     running: dict[UUID, Running]
@@ -239,7 +239,7 @@ class Forgetful(FakeForeman):
         return answer
 
 
-class Faltering(FakeForeman):
+class Faltering(FakeJobEngine):
     """Fails three times: without PostgreSQL, with a bug, and without PostgreSQL again."""
 
     def __init__(self) -> None:

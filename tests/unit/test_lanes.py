@@ -9,13 +9,13 @@ from uuid_utils.compat import uuid7
 from domain.bulk.chunks import Chunks
 from domain.bulk.ledger import Lane
 from domain.errors import DatabaseUnavailable
-from domain.jobs.orders import WorkOrder
+from domain.jobs.orders import ClaimedJob
 from tests.unit.worker_fakes import a_job
 from worker import lanes as lanes_module
 from worker.lanes import Lanes
-from worker.sharing import Sharing
+from worker.sharing import FairShare
 
-ALONE = Sharing(lambda: 1)
+ALONE = FairShare(lambda: 1)
 
 
 class Chunky:
@@ -32,20 +32,20 @@ class Chunky:
 
 @pytest.mark.parametrize("error", [DatabaseUnavailable(), ValueError("a bug")])
 async def test_a_look_that_fails_is_followed_by_the_next(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    monkeypatch.setattr(lanes_module, "_LOOK_SECONDS", 0)
-    lane, cancelled = Lane.of(WorkOrder.of(a_job("bulk.lane", parent_id=uuid7()))), asyncio.Event()
+    monkeypatch.setattr(lanes_module, "_CANCEL_POLL_SECONDS", 0)
+    lane, cancelled = Lane.from_job(ClaimedJob.from_row(a_job("bulk.lane", parent_id=uuid7()))), asyncio.Event()
     async with asyncio.timeout(5):
-        await Lanes(cast("Chunks", Chunky(error)), ALONE)._look_for_cancellation(lane, cancelled)
+        await Lanes(cast("Chunks", Chunky(error)), ALONE)._poll_cancellation(lane, cancelled)
 
     assert cancelled.is_set()
 
 
 def test_a_lane_that_never_comes_back_is_not_remembered_for_ever() -> None:
     lanes, here = Lanes(cast("Chunks", Chunky()), ALONE), uuid7()
-    for _ in range(10 * lanes_module._REMEMBERED):
+    for _ in range(10 * lanes_module._MAX_REMEMBERED):
         lanes._limits.pop(here, None)  # as its next slice does
-        lanes._remember(here, 7)
-        lanes._remember(uuid7(), 7)
+        lanes._remember_limit(here, 7)
+        lanes._remember_limit(uuid7(), 7)
 
-    assert len(lanes._limits) == lanes_module._REMEMBERED
+    assert len(lanes._limits) == lanes_module._MAX_REMEMBERED
     assert here in lanes._limits

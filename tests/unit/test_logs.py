@@ -15,8 +15,8 @@ from domain.jobs.outcomes import Yielded
 from domain.logs import about, name_the_subject
 from domain.settings import load_log_settings
 from domain.storage.memory import MemoryDriver
-from tests.conftest import Talkative
-from tests.unit.worker_fakes import FakeForeman, a_job, a_runner
+from tests.conftest import LogAtDebug
+from tests.unit.worker_fakes import FakeJobEngine, a_job, a_runner
 from worker import runner as runner_module
 
 ROOT = Path(__file__).parents[2]
@@ -88,39 +88,39 @@ def test_what_there_is_none_of_is_not_called_none() -> None:
     assert about(job_id=UUID(int=1), volume_id=None) == {"job_id": str(UUID(int=1))}
 
 
-async def told_of(**columns: Any) -> list[Any]:
+async def logged(**columns: Any) -> list[Any]:
     """The lines about one job that is answered once: event, level, and what they are bound to."""
     job = a_job()
     for name, value in columns.items():
         setattr(job, name, value)
     with structlog.testing.capture_logs(processors=[name_the_subject]) as logs:
-        await a_runner(FakeForeman(job), MemoryDriver()).answer(job.ring)
+        await a_runner(FakeJobEngine(job), MemoryDriver()).handle(job.dispatch)
     assert {(line["job_id"], line["kind"], line["attempt"]) for line in logs} == {(str(job.id), job.kind, job.attempt)}
     assert {line["volume_id"] for line in logs} == {str(job.volume_id)}
     return [(line["event"], line["log_level"]) for line in logs]
 
 
 async def test_a_job_has_one_line_when_it_starts_and_one_when_it_ends() -> None:
-    assert await told_of() == [("job.started", "info"), (SETTLED, "info")]
-    assert await told_of(rings=3) == [("job.started", "info"), (SETTLED, "info")]
+    assert await logged() == [("job.started", "info"), (SETTLED, "info")]
+    assert await logged(epoch=3) == [("job.started", "info"), (SETTLED, "info")]
 
 
-async def test_the_slices_of_a_lane_are_no_starts(talkative: Talkative) -> None:
-    talkative(runner_module)
+async def test_the_slices_of_a_lane_are_no_starts(log_at_debug: LogAtDebug) -> None:
+    log_at_debug(runner_module)
     lane = uuid4()
 
-    assert await told_of(parent_id=lane) == [("job.started", "info"), (SETTLED, "info")]
-    assert await told_of(parent_id=lane, rings=3) == [("job.started", "debug"), (SETTLED, "info")]
-    assert await told_of(parent_id=lane, rings=3, attempt=1) == [("job.started", "info"), (SETTLED, "info")]
+    assert await logged(parent_id=lane) == [("job.started", "info"), (SETTLED, "info")]
+    assert await logged(parent_id=lane, epoch=3) == [("job.started", "debug"), (SETTLED, "info")]
+    assert await logged(parent_id=lane, epoch=3, attempt=1) == [("job.started", "info"), (SETTLED, "info")]
 
 
-async def test_a_lane_that_comes_back_in_a_second_has_not_ended(talkative: Talkative) -> None:
-    talkative(runner_module)
+async def test_a_lane_that_comes_back_in_a_second_has_not_ended(log_at_debug: LogAtDebug) -> None:
+    log_at_debug(runner_module)
     job = a_job()
-    foreman = FakeForeman(job)
-    claim = await foreman.claim(job.ring)
+    engine = FakeJobEngine(job)
+    claim = await engine.claim(job.dispatch)
     assert claim is not None
     with structlog.testing.capture_logs() as logs:
-        await a_runner(foreman, MemoryDriver()).settle(claim.job, Yielded())
+        await a_runner(engine, MemoryDriver()).settle(claim.job, Yielded())
 
     assert [(line["event"], line["log_level"]) for line in logs] == [(SETTLED, "debug")]

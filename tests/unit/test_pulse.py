@@ -6,25 +6,25 @@ from pathlib import Path
 import pytest
 
 from domain.errors import ConfigurationError
-from worker.pulse import Pulse
+from worker.pulse import LivenessFile
 
 
 def test_it_is_fresh_from_the_start(tmp_path: Path) -> None:
-    Pulse.open(tmp_path / "beat")
+    LivenessFile.open(tmp_path / "beat")
 
     assert time.time() - (tmp_path / "beat").stat().st_mtime < 60
 
 
 def test_what_an_earlier_worker_left_is_taken_over(tmp_path: Path) -> None:
     (tmp_path / "beat").write_text("kept")
-    Pulse.open(tmp_path / "beat")
+    LivenessFile.open(tmp_path / "beat")
 
     assert (tmp_path / "beat").read_text() == "kept"
 
 
 def test_without_a_file_there_is_nothing_to_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Pulse.open(None).show()
+    LivenessFile.open(None).touch()
 
     assert list(tmp_path.iterdir()) == []
 
@@ -33,4 +33,4 @@ def test_without_a_file_there_is_nothing_to_see(tmp_path: Path, monkeypatch: pyt
 def test_a_place_that_cannot_be_written_is_named_with_the_variable(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match=r"^CISTERN_HEARTBEAT_FILE: .*directory: '/"):
-        Pulse.open(tmp_path / place)
+        LivenessFile.open(tmp_path / place)

@@ -9,7 +9,7 @@ from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_pref
 from fakeredis import FakeServer
 
 from domain.jobs.messages import message_id
-from domain.jobs.model import Ring
+from domain.jobs.model import Dispatch
 from domain.jobs.queue import QUEUE_NAME, JobQueue, QueueUnavailable
 from tests.unit.worker_fakes import fake_redis, until
 
@@ -18,8 +18,8 @@ def a_queue(server: FakeServer | None = None) -> JobQueue:
     return JobQueue(fake_redis(server))
 
 
-def rings(count: int) -> list[Ring]:
-    return [Ring(uuid4(), number) for number in range(count)]
+def dispatches(count: int) -> list[Dispatch]:
+    return [Dispatch(uuid4(), number) for number in range(count)]
 
 
 def unreachable() -> FakeServer:
@@ -33,9 +33,9 @@ async def messages(queue: JobQueue) -> set[str]:
 
 
 async def test_a_message_is_json_and_carries_the_id_and_the_ring_and_nothing_else() -> None:
-    queue, ring = a_queue(), Ring(UUID(int=7), 3)
-    await queue.ring([ring])
-    raw = await queue.redis.get(job_key_prefix + message_id(ring))
+    queue, dispatch = a_queue(), Dispatch(UUID(int=7), 3)
+    await queue.dispatch([dispatch])
+    raw = await queue.redis.get(job_key_prefix + message_id(dispatch))
 
     assert raw is not None
     message = json.loads(raw)
@@ -44,38 +44,38 @@ async def test_a_message_is_json_and_carries_the_id_and_the_ring_and_nothing_els
 
 
 async def test_ringing_twice_is_ringing_once() -> None:
-    queue, ring = a_queue(), Ring(uuid4(), 1)
-    await queue.ring([ring])
-    await queue.ring([ring])
+    queue, dispatch = a_queue(), Dispatch(uuid4(), 1)
+    await queue.dispatch([dispatch])
+    await queue.dispatch([dispatch])
 
-    assert await messages(queue) == {message_id(ring)}
+    assert await messages(queue) == {message_id(dispatch)}
 
 
 async def test_another_ring_of_the_same_job_is_another_message() -> None:
     queue, job_id = a_queue(), uuid4()
-    await queue.ring([Ring(job_id, 1), Ring(job_id, 2)])
+    await queue.dispatch([Dispatch(job_id, 1), Dispatch(job_id, 2)])
 
     assert await messages(queue) == {f"{job_id}:1", f"{job_id}:2"}
 
 
 async def test_what_has_no_message_is_missing() -> None:
-    queue, many = a_queue(), rings(5)
-    await queue.ring(many[:2])
+    queue, many = a_queue(), dispatches(5)
+    await queue.dispatch(many[:2])
 
     assert await queue.missing(many) == many[2:]
 
 
 async def test_after_everything_was_flushed_everything_is_missing() -> None:
-    queue, many = a_queue(), rings(5)
-    await queue.ring(many)
+    queue, many = a_queue(), dispatches(5)
+    await queue.dispatch(many)
     await queue.redis.flushall()
 
     assert await queue.missing(many) == many
 
 
 async def test_an_acknowledged_ring_leaves_nothing_behind() -> None:
-    queue, (mine, other) = a_queue(), rings(2)
-    await queue.ring([mine, other])
+    queue, (mine, other) = a_queue(), dispatches(2)
+    await queue.dispatch([mine, other])
     for prefix in (retry_key_prefix, in_progress_key_prefix):
         await queue.redis.set(prefix + message_id(mine), 1)
     await queue.acknowledge(mine)
@@ -85,12 +85,12 @@ async def test_an_acknowledged_ring_leaves_nothing_behind() -> None:
 
 
 async def test_a_ring_that_was_acknowledged_can_be_rung_again() -> None:
-    queue, (ring,) = a_queue(), rings(1)
-    await queue.ring([ring])
-    await queue.acknowledge(ring)
-    await queue.ring([ring])
+    queue, (dispatch,) = a_queue(), dispatches(1)
+    await queue.dispatch([dispatch])
+    await queue.acknowledge(dispatch)
+    await queue.dispatch([dispatch])
 
-    assert await messages(queue) == {message_id(ring)}
+    assert await messages(queue) == {message_id(dispatch)}
 
 
 async def test_what_is_announced_is_heard() -> None:
@@ -107,13 +107,13 @@ async def test_what_is_announced_is_heard() -> None:
 class TestWithoutRedis:
     async def test_ringing_and_announcing_and_acknowledging_are_only_lost(self) -> None:
         queue = a_queue(unreachable())
-        await queue.ring(rings(3))
+        await queue.dispatch(dispatches(3))
         await queue.announce(uuid4())
-        await queue.acknowledge(*rings(1))
+        await queue.acknowledge(*dispatches(1))
 
     async def test_nobody_knows_what_is_missing(self) -> None:
         with pytest.raises(QueueUnavailable):
-            await a_queue(unreachable()).missing(rings(1))
+            await a_queue(unreachable()).missing(dispatches(1))
 
     async def test_it_shows_no_sign_of_life(self) -> None:
         with pytest.raises(QueueUnavailable):
@@ -126,9 +126,9 @@ class TestWithoutRedis:
     async def test_an_address_where_nothing_listens_is_no_different(self) -> None:
         queue = JobQueue.open("redis://127.0.0.1:1")
         async with asyncio.timeout(2):
-            await queue.ring(rings(500))
+            await queue.dispatch(dispatches(500))
             with pytest.raises(QueueUnavailable):
-                await queue.missing(rings(1))
+                await queue.missing(dispatches(1))
         await queue.close()
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.errors import CisternError, DatabaseUnavailable
-from domain.jobs.outcomes import GaveUp, RetryIn
+from domain.jobs.outcomes import Failed, RetryIn
 from domain.jobs.retry import RetryPolicy, describe
 from domain.storage.driver import StorageBusy, TransientStorageError
 
@@ -59,11 +59,11 @@ def test_a_failure_that_may_pass_is_tried_again_later(monkeypatch: pytest.Monkey
 def test_the_last_attempt_is_the_end(attempt: int) -> None:
     decision = RetryPolicy(1.0).decide(TransientStorageError("Later."), attempt=attempt, max_attempts=3)
 
-    assert decision == GaveUp({"code": "storage-unavailable", "detail": "Later."})
+    assert decision == Failed({"code": "storage-unavailable", "detail": "Later."})
 
 
 def test_a_job_with_one_attempt_is_never_tried_again() -> None:
-    assert isinstance(RetryPolicy(1.0).decide(DatabaseUnavailable(), attempt=1, max_attempts=1), GaveUp)
+    assert isinstance(RetryPolicy(1.0).decide(DatabaseUnavailable(), attempt=1, max_attempts=1), Failed)
 
 
 def test_waiting_for_a_lock_costs_nothing_and_never_grows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,9 @@ from sqlalchemy.exc import DBAPIError
 
 from domain.errors import DatabaseUnavailable
 from domain.jobs.foreman import Claim
-from domain.jobs.model import Job, Ring
-from domain.jobs.orders import WorkOrder
-from domain.jobs.outcomes import Done, Interrupted, Outcome
+from domain.jobs.model import Dispatch, Job
+from domain.jobs.orders import ClaimedJob
+from domain.jobs.outcomes import Outcome, Released, Succeeded
 from domain.jobs.queue import JobQueue
 from domain.jobs.states import JobStatus
 from domain.storage.driver import Grant, StopReason
@@ -21,7 +21,7 @@ from domain.storage.memory import MemoryDriver
 from tests.unit.worker_fakes import (
     MIB,
     Crashing,
-    FakeForeman,
+    FakeJobEngine,
     Untouchable,
     a_job,
     a_runner,
@@ -37,40 +37,40 @@ from worker import runner as runner_module
 class TestClaim:
     async def test_a_ring_that_claims_nothing_does_nothing(self) -> None:
         job = a_job()
-        old = job.ring
-        job.rings = 1
-        foreman = FakeForeman(job)
-        await a_runner(foreman, Untouchable()).answer(old)
+        old = job.dispatch
+        job.epoch = 1
+        engine = FakeJobEngine(job)
+        await a_runner(engine, Untouchable()).handle(old)
 
-        assert (foreman.claims, foreman.settled) == ([old], [])
+        assert (engine.claims, engine.settled) == ([old], [])
 
     async def test_without_postgresql_the_ring_is_left_for_later(self) -> None:
         job = a_job()
-        foreman = FakeForeman(job)
-        foreman.away = 1
-        await a_runner(foreman, Untouchable()).answer(job.ring)
+        engine = FakeJobEngine(job)
+        engine.away = 1
+        await a_runner(engine, Untouchable()).handle(job.dispatch)
 
-        assert (foreman.claims, foreman.settled, job.status) == ([], [], "queued")
+        assert (engine.claims, engine.settled, job.status) == ([], [], "queued")
 
     async def test_a_worker_that_closes_takes_nothing(self) -> None:
         job = a_job()
-        foreman = FakeForeman(job)
-        runner = a_runner(foreman, Untouchable())
+        engine = FakeJobEngine(job)
+        runner = a_runner(engine, Untouchable())
         await runner.close()
-        await runner.answer(job.ring)
+        await runner.handle(job.dispatch)
 
-        assert (foreman.claims, job.status) == ([], "queued")
+        assert (engine.claims, job.status) == ([], "queued")
 
     async def test_what_waits_for_a_slot_when_the_worker_closes_is_handed_back(self, tmp_path: Path) -> None:
         first, second = a_job(), a_job()
-        foreman = FakeForeman(first, second)
-        runner = a_runner(foreman, faulty(f"gate={closed_gate(tmp_path)}"), slots=1)
-        answers = [asyncio.create_task(runner.answer(job.ring)) for job in (first, second)]
+        engine = FakeJobEngine(first, second)
+        runner = a_runner(engine, faulty(f"gate={closed_gate(tmp_path)}"), slots=1)
+        answers = [asyncio.create_task(runner.handle(job.dispatch)) for job in (first, second)]
         await until(lambda: second.id in runner.running)
         await runner.close()
         await asyncio.gather(*answers)
 
-        assert foreman.settled == [Interrupted(), Interrupted()]
+        assert engine.settled == [Released(), Released()]
         assert second.status == "queued"
 
     async def test_what_finds_no_slot_goes_back_to_others(
@@ -79,30 +79,30 @@ class TestClaim:
         monkeypatch.setattr("worker.slots._LONGEST_WAIT_SECONDS", 0.01)
         gate = closed_gate(tmp_path)
         first, second = a_job(), a_job()
-        foreman = FakeForeman(first, second)
-        runner = a_runner(foreman, faulty(f"gate={gate}"), slots=1)
-        at_work = asyncio.create_task(runner.answer(first.ring))
+        engine = FakeJobEngine(first, second)
+        runner = a_runner(engine, faulty(f"gate={gate}"), slots=1)
+        at_work = asyncio.create_task(runner.handle(first.dispatch))
         await until(lambda: first.id in runner.running)
-        await runner.answer(second.ring)
+        await runner.handle(second.dispatch)
 
-        assert foreman.settled == [Interrupted()]
-        assert (second.status, second.rings) == ("queued", 1)
+        assert engine.settled == [Released()]
+        assert (second.status, second.epoch) == ("queued", 1)
         gate.unlink()
         await at_work
 
     async def test_when_slots_come_free_in_no_time_there_is_room_for_others_ahead(self) -> None:
-        runner = a_runner(FakeForeman(), MemoryDriver(), slots=10)
-        before = runner.room
+        runner = a_runner(FakeJobEngine(), MemoryDriver(), slots=10)
+        before = runner.capacity
         runner._slots._mean_interval = 0.0
 
-        assert (before, runner.room) == (10, 20)
+        assert (before, runner.capacity) == (10, 20)
 
     async def test_the_message_is_given_up_as_soon_as_the_row_is_claimed(self, tmp_path: Path) -> None:
         job, redis = a_job(), fake_redis()
         queue = JobQueue(redis)
-        runner = a_runner(FakeForeman(job), faulty(f"gate={closed_gate(tmp_path)}"), queue=queue)
-        await queue.ring([job.ring])
-        answer = asyncio.create_task(runner.answer(job.ring))
+        runner = a_runner(FakeJobEngine(job), faulty(f"gate={closed_gate(tmp_path)}"), queue=queue)
+        await queue.dispatch([job.dispatch])
+        answer = asyncio.create_task(runner.handle(job.dispatch))
         async with asyncio.timeout(10):
             while await redis.keys(f"*{job.id}*"):
                 await asyncio.sleep(0)
@@ -113,12 +113,12 @@ class TestClaim:
 
     async def test_never_more_than_its_slots_are_at_work(self) -> None:
         jobs = [a_job() for _ in range(10)]
-        foreman, driver = FakeForeman(*jobs), Crowded()
-        runner = a_runner(foreman, driver, slots=3)
-        await asyncio.gather(*(runner.answer(job.ring) for job in jobs))
+        engine, driver = FakeJobEngine(*jobs), Crowded()
+        runner = a_runner(engine, driver, slots=3)
+        await asyncio.gather(*(runner.handle(job.dispatch) for job in jobs))
 
         assert driver.most == 3
-        assert len(foreman.settled) == 10
+        assert len(engine.settled) == 10
 
 
 class Crowded(MemoryDriver):
@@ -138,63 +138,63 @@ class Crowded(MemoryDriver):
 class TestShuttingDown:
     async def test_a_job_is_handed_back(self, tmp_path: Path) -> None:
         job, driver = a_job(), faulty(f"gate={closed_gate(tmp_path)}")
-        foreman = FakeForeman(job)
-        runner = a_runner(foreman, driver)
-        answer = asyncio.create_task(runner.answer(job.ring))
+        engine = FakeJobEngine(job)
+        runner = a_runner(engine, driver)
+        answer = asyncio.create_task(runner.handle(job.dispatch))
         await until(lambda: job.id in runner.running)
         await runner.close()
         await answer
 
-        assert foreman.settled == [Interrupted()]
+        assert engine.settled == [Released()]
         assert await size_of(driver, job) is None
 
     async def test_a_cancelled_answer_comes_back_only_when_the_storage_work_has_stopped(self) -> None:
         job, driver = a_job(), Stubborn()
-        foreman = FakeForeman(job)
-        runner = a_runner(foreman, driver)
-        answer = asyncio.create_task(runner.answer(job.ring))
+        engine = FakeJobEngine(job)
+        runner = a_runner(engine, driver)
+        answer = asyncio.create_task(runner.handle(job.dispatch))
         await until(lambda: len(driver.doors) == 1)
         for _ in range(3):  # arq cancels once, an impatient loop again
             answer.cancel()
             await asyncio.sleep(0)
-        assert (answer.done(), foreman.settled) == (False, [])
+        assert (answer.done(), engine.settled) == (False, [])
         driver.doors[0].set()
         await answer
 
-        assert foreman.settled == [Interrupted()]
+        assert engine.settled == [Released()]
         assert runner.running == {}
 
     async def test_a_claim_that_comes_through_while_closing_is_handed_back(self) -> None:
         job = a_job()
-        foreman = SlowForeman(job)
+        engine = SlowForeman(job)
         driver = MemoryDriver()
-        runner = a_runner(foreman, driver)
-        answer = asyncio.create_task(runner.answer(job.ring))
-        await foreman.asked.wait()
-        runner.interrupt()
-        foreman.go_on.set()
+        runner = a_runner(engine, driver)
+        answer = asyncio.create_task(runner.handle(job.dispatch))
+        await engine.asked.wait()
+        runner.release_all()
+        engine.go_on.set()
         await answer
 
-        assert foreman.settled == [Interrupted()]
+        assert engine.settled == [Released()]
         assert await size_of(driver, job) is None
 
     async def test_work_that_is_done_before_it_hears_of_the_end_is_done(self) -> None:
         job, driver = a_job(), Stubborn(obeys=False)
-        foreman = FakeForeman(job)
-        runner = a_runner(foreman, driver)
-        answer = asyncio.create_task(runner.answer(job.ring))
+        engine = FakeJobEngine(job)
+        runner = a_runner(engine, driver)
+        answer = asyncio.create_task(runner.handle(job.dispatch))
         await until(lambda: len(driver.doors) == 1)
-        runner.interrupt()
+        runner.release_all()
         driver.doors[0].set()
         await answer
 
-        assert foreman.settled == [Done({"volume_id": str(job.volume_id), "size": MIB})]
+        assert engine.settled == [Succeeded({"volume_id": str(job.volume_id), "size": MIB})]
 
     async def test_draining_waits_for_what_is_at_work(self, tmp_path: Path) -> None:
         gate, job = closed_gate(tmp_path), a_job()
-        foreman = FakeForeman(job)
-        runner = a_runner(foreman, faulty(f"gate={gate}"))
-        answer = asyncio.create_task(runner.answer(job.ring))
+        engine = FakeJobEngine(job)
+        runner = a_runner(engine, faulty(f"gate={gate}"))
+        answer = asyncio.create_task(runner.handle(job.dispatch))
         await until(lambda: job.id in runner.running)
         drained = asyncio.create_task(runner.drained())
         await asyncio.sleep(0)
@@ -202,7 +202,7 @@ class TestShuttingDown:
         gate.unlink()
         await drained
 
-        assert len(foreman.settled) == 1
+        assert len(engine.settled) == 1
         await answer
 
 
@@ -210,95 +210,95 @@ class TestSettling:
     async def test_an_outcome_is_written_down_however_long_postgresql_is_away(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(runner_module, "_SETTLE_AGAIN_SECONDS", 0)
+        monkeypatch.setattr(runner_module, "_SETTLE_RETRY_SECONDS", 0)
         job = a_job()
-        foreman = FakeForeman(job)
-        runner = a_runner(foreman, Outage(foreman))
-        await runner.answer(job.ring)
+        engine = FakeJobEngine(job)
+        runner = a_runner(engine, Outage(engine))
+        await runner.handle(job.dispatch)
 
-        assert (foreman.away, len(foreman.settled), job.status) == (0, 1, "succeeded")
+        assert (engine.away, len(engine.settled), job.status) == (0, 1, "succeeded")
 
     async def test_whoever_hears_no_answer_to_the_first_settlement_does_not_call_the_job_lost(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(runner_module, "_SETTLE_AGAIN_SECONDS", 0)
+        monkeypatch.setattr(runner_module, "_SETTLE_RETRY_SECONDS", 0)
         job = a_job()
-        foreman = Speechless(job)
+        engine = Speechless(job)
         with structlog.testing.capture_logs() as logs:
-            await a_runner(foreman, MemoryDriver()).answer(job.ring)
+            await a_runner(engine, MemoryDriver()).handle(job.dispatch)
 
         assert job.status is JobStatus.SUCCEEDED
         assert [line["event"] for line in logs] == ["job.started", "job.settled_or_superseded"]
 
     async def test_a_job_counts_as_at_work_until_it_is_settled(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(runner_module, "_SETTLE_AGAIN_SECONDS", 0.001)
+        monkeypatch.setattr(runner_module, "_SETTLE_RETRY_SECONDS", 0.001)
         job = a_job()
-        foreman = FakeForeman(job)
-        runner = a_runner(foreman, Outage(foreman, calls=10**9))
-        answer = asyncio.create_task(runner.answer(job.ring))
-        await until(lambda: 0 < foreman.away < 10**9)
+        engine = FakeJobEngine(job)
+        runner = a_runner(engine, Outage(engine, calls=10**9))
+        answer = asyncio.create_task(runner.handle(job.dispatch))
+        await until(lambda: 0 < engine.away < 10**9)
         assert job.id in runner.running  # so its lease is renewed
-        foreman.away = 0
+        engine.away = 0
         await answer
 
         assert runner.running == {}
 
     async def test_a_worker_that_closes_does_not_wait_for_postgresql(self) -> None:
         job = a_job()
-        foreman = FakeForeman(job)
-        runner = a_runner(foreman, Outage(foreman, calls=10**9))
-        answer = asyncio.create_task(runner.answer(job.ring))
-        await until(lambda: 0 < foreman.away < 10**9)
+        engine = FakeJobEngine(job)
+        runner = a_runner(engine, Outage(engine, calls=10**9))
+        answer = asyncio.create_task(runner.handle(job.dispatch))
+        await until(lambda: 0 < engine.away < 10**9)
         async with asyncio.timeout(5):
             await runner.close()
             await answer
 
-        assert (foreman.settled, job.status) == ([], "running")  # its lease runs out, and somebody finds the work done
+        assert (engine.settled, job.status) == ([], "running")  # its lease runs out, and somebody finds the work done
 
     async def test_a_worker_that_closes_tries_a_few_times_more_for_a_row_that_others_have_locked(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(runner_module, "_SETTLE_AGAIN_SECONDS", 0)
+        monkeypatch.setattr(runner_module, "_SETTLE_RETRY_SECONDS", 0)
         job = a_job()
-        foreman = Locked(job)
-        runner = a_runner(foreman, MemoryDriver())
-        answer = asyncio.create_task(runner.answer(job.ring))
-        await until(lambda: foreman.tries > 20)
+        engine = Locked(job)
+        runner = a_runner(engine, MemoryDriver())
+        answer = asyncio.create_task(runner.handle(job.dispatch))
+        await until(lambda: engine.tries > 20)
         await runner.close()
         await answer
         other = a_job()
-        foreman = Locked(other, until=5)
+        engine = Locked(other, until=5)
         driver = Stopping()
-        runner = a_runner(foreman, driver)
-        driver.stop = runner.interrupt
-        await runner.answer(other.ring)
+        runner = a_runner(engine, driver)
+        driver.stop = runner.release_all
+        await runner.handle(other.dispatch)
 
-        assert (job.status, other.status, foreman.tries) == ("running", "succeeded", 5)
+        assert (job.status, other.status, engine.tries) == ("running", "succeeded", 5)
 
     async def test_a_lost_job_that_comes_back_keeps_its_new_entry(self) -> None:
         job, driver = a_job(), Stubborn()
-        foreman = FakeForeman(job)
-        runner = a_runner(foreman, driver)
-        lost = asyncio.create_task(runner.answer(job.ring))
+        engine = FakeJobEngine(job)
+        runner = a_runner(engine, driver)
+        lost = asyncio.create_task(runner.handle(job.dispatch))
         await until(lambda: len(driver.doors) == 1)
         earlier = runner.running[job.id].grant
-        again = asyncio.create_task(runner.answer(foreman.requeue(job.id)))
+        again = asyncio.create_task(runner.handle(engine.requeue(job.id)))
         await until(lambda: len(driver.doors) == 2)
         assert earlier.lease.stop_reason is StopReason.LEASE_LOST
         driver.doors[0].set()
         await lost
 
-        assert runner.running[job.id].job.rings == 1
+        assert runner.running[job.id].job.epoch == 1
         driver.doors[1].set()
         await again
         assert runner.running == {}
-        assert foreman.settled == [Done({"volume_id": str(job.volume_id), "size": MIB})]
+        assert engine.settled == [Succeeded({"volume_id": str(job.volume_id), "size": MIB})]
 
     async def test_every_outcome_leaves_nothing_at_work(self) -> None:
         for driver in (MemoryDriver(), Crashing(), faulty("fail=*:storage-full"), faulty("fail=*:fence-refused")):
             job = a_job()
-            runner = a_runner(FakeForeman(job), driver)
-            await runner.answer(job.ring)
+            runner = a_runner(FakeJobEngine(job), driver)
+            await runner.handle(job.dispatch)
 
             assert runner.running == {}
 
@@ -322,17 +322,17 @@ class Stubborn(MemoryDriver):
 class Outage(MemoryDriver):
     """PostgreSQL goes away while this storage is at work."""
 
-    def __init__(self, foreman: FakeForeman, calls: int = 3) -> None:
+    def __init__(self, engine: FakeJobEngine, calls: int = 3) -> None:
         super().__init__()
-        self._foreman = foreman
+        self._engine = engine
         self._calls = calls
 
     async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
-        self._foreman.away = self._calls
+        self._engine.away = self._calls
         return await super().create(volume_id, size, grant)
 
 
-class Locked(FakeForeman):
+class Locked(FakeJobEngine):
     """Cannot settle before the last of so many tries, because somebody has locked the row."""
 
     def __init__(self, job: Job, until: int = 10**9) -> None:
@@ -340,7 +340,7 @@ class Locked(FakeForeman):
         self.tries = 0
         self._until = until
 
-    async def settle(self, job: WorkOrder, outcome: Outcome) -> bool:
+    async def settle(self, job: ClaimedJob, outcome: Outcome) -> bool:
         self.tries += 1
         if self.tries < self._until:
             raise DatabaseUnavailable from DBAPIError(None, None, LockTimeout())
@@ -364,16 +364,16 @@ class Stopping(MemoryDriver):
         return size
 
 
-class Speechless(FakeForeman):
+class Speechless(FakeJobEngine):
     """Settles, and the answer is lost the first time."""
 
-    async def settle(self, job: WorkOrder, outcome: Outcome) -> bool:
+    async def settle(self, job: ClaimedJob, outcome: Outcome) -> bool:
         if await super().settle(job, outcome):
             raise DatabaseUnavailable
         return False
 
 
-class SlowForeman(FakeForeman):
+class SlowForeman(FakeJobEngine):
     """Claims, and lets its answer wait."""
 
     def __init__(self, *jobs: Job) -> None:
@@ -381,8 +381,8 @@ class SlowForeman(FakeForeman):
         self.asked = asyncio.Event()
         self.go_on = asyncio.Event()
 
-    async def claim(self, ring: Ring) -> Claim | None:
-        claim = await super().claim(ring)
+    async def claim(self, dispatch: Dispatch) -> Claim | None:
+        claim = await super().claim(dispatch)
         self.asked.set()
         await self.go_on.wait()
         return claim

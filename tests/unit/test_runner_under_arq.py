@@ -14,15 +14,15 @@ from fakeredis import FakeServer
 
 import worker.main
 from domain.jobs.messages import FUNCTION_NAME
-from domain.jobs.model import Job, Ring
-from domain.jobs.outcomes import Done, Interrupted, RetryIn
-from domain.jobs.queue import BELL, QUEUE_NAME, JobQueue
+from domain.jobs.model import Dispatch, Job
+from domain.jobs.outcomes import Released, RetryIn, Succeeded
+from domain.jobs.queue import QUEUE_NAME, WAKEUPS, JobQueue
 from domain.settings import Settings
 from domain.storage.backends import open_driver
 from domain.storage.driver import StorageDriver
 from domain.storage.memory import MemoryDriver
-from tests.unit.worker_fakes import FakeForeman, a_job, a_runner, closed_gate, fake_redis, until
-from worker.delivery import Delivery
+from tests.unit.worker_fakes import FakeJobEngine, a_job, a_runner, closed_gate, fake_redis, until
+from worker.delivery import ArqConsumer
 from worker.main import arq_settings, run_job
 from worker.runner import Runner
 
@@ -33,14 +33,14 @@ def settings_for_arq(pool: ArqRedis, **more: Any) -> dict[str, Any]:
     return arq_settings(settings) | {"redis_pool": pool, "poll_delay": 0.001}
 
 
-Delivering = Callable[[FakeForeman, StorageDriver, FakeServer], AbstractAsyncContextManager[Worker]]
+Delivering = Callable[[FakeJobEngine, StorageDriver, FakeServer], AbstractAsyncContextManager[Worker]]
 
 
 def stock(runner: Runner, settings: dict[str, Any]) -> Worker:
     return create_worker(settings, handle_signals=False, ctx={"runner": runner})
 
 
-@pytest.fixture(params=[stock, Delivery], ids=["arq's own worker", "ours"])
+@pytest.fixture(params=[stock, ArqConsumer], ids=["arq's own worker", "ours"])
 def delivering(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Delivering:
     """Have messages delivered as long as the block lasts."""
 
@@ -50,8 +50,8 @@ def delivering(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("arq.worker.log_redis_info", says_nothing)
 
     @asynccontextmanager
-    async def delivering(foreman: FakeForeman, driver: StorageDriver, server: FakeServer) -> AsyncIterator[Worker]:
-        runner = a_runner(foreman, driver, queue=JobQueue(fake_redis(server)))
+    async def delivering(engine: FakeJobEngine, driver: StorageDriver, server: FakeServer) -> AsyncIterator[Worker]:
+        runner = a_runner(engine, driver, queue=JobQueue(fake_redis(server)))
         arq = request.param(runner, settings_for_arq(fake_redis(server)))
         delivery = asyncio.create_task(arq.main())
         try:
@@ -68,21 +68,21 @@ def delivering(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 async def rung(server: FakeServer, jobs: Sequence[Job]) -> JobQueue:
     queue = JobQueue(fake_redis(server))
-    await queue.ring([job.ring for job in jobs])
+    await queue.dispatch([job.dispatch for job in jobs])
     return queue
 
 
 async def keys(queue: JobQueue) -> set[bytes]:
     """What Redis holds of any message."""
-    return {key for key in await queue.redis.keys("*") if b"health" not in key and key != BELL.encode()}
+    return {key for key in await queue.redis.keys("*") if b"health" not in key and key != WAKEUPS.encode()}
 
 
 async def test_a_ring_becomes_a_job_that_is_done(delivering: Delivering) -> None:
     jobs, server = [a_job() for _ in range(25)], FakeServer()
-    foreman = FakeForeman(*jobs)
+    engine = FakeJobEngine(*jobs)
     queue = await rung(server, jobs)
-    async with delivering(foreman, MemoryDriver(), server):
-        await until(lambda: len(foreman.settled) == 25)
+    async with delivering(engine, MemoryDriver(), server):
+        await until(lambda: len(engine.settled) == 25)
 
     assert {job.status for job in jobs} == {"succeeded"}
     assert await keys(queue) == set()
@@ -90,68 +90,68 @@ async def test_a_ring_becomes_a_job_that_is_done(delivering: Delivering) -> None
 
 async def test_after_the_claim_redis_holds_nothing_of_the_job(delivering: Delivering, tmp_path: Path) -> None:
     gate, job, server = closed_gate(tmp_path), a_job(), FakeServer()
-    foreman = FakeForeman(job)
+    engine = FakeJobEngine(job)
     queue = await rung(server, [job])
-    async with delivering(foreman, open_driver(f"faulty+memory:?gate={gate}", 1), server):
+    async with delivering(engine, open_driver(f"faulty+memory:?gate={gate}", 1), server):
         async with asyncio.timeout(10):
             while await keys(queue):
                 await asyncio.sleep(0.001)
-        assert (job.status, foreman.settled) == ("running", [])
+        assert (job.status, engine.settled) == ("running", [])
         gate.unlink()
-        await until(lambda: len(foreman.settled) == 1)
+        await until(lambda: len(engine.settled) == 1)
 
     assert await keys(queue) == set()
 
 
 async def test_a_flushed_redis_does_not_disturb_what_is_at_work(delivering: Delivering, tmp_path: Path) -> None:
     gate, job, server = closed_gate(tmp_path), a_job(), FakeServer()
-    foreman = FakeForeman(job)
+    engine = FakeJobEngine(job)
     queue = await rung(server, [job])
-    async with delivering(foreman, open_driver(f"faulty+memory:?gate={gate}", 1), server):
+    async with delivering(engine, open_driver(f"faulty+memory:?gate={gate}", 1), server):
         await until(lambda: job.status == "running")
         await queue.redis.flushall()
         gate.unlink()
-        await until(lambda: len(foreman.settled) == 1)
+        await until(lambda: len(engine.settled) == 1)
 
-    assert isinstance(foreman.settled[0], Done)
+    assert isinstance(engine.settled[0], Succeeded)
 
 
 async def test_a_ring_that_comes_late_claims_nothing(delivering: Delivering) -> None:
     job, server = a_job(), FakeServer()
-    old = job.ring
-    job.rings = 1
-    foreman, queue = FakeForeman(job), JobQueue(fake_redis(server))
-    await queue.ring([old])
-    async with delivering(foreman, MemoryDriver(), server):
-        await until(lambda: foreman.claims == [old])
+    old = job.dispatch
+    job.epoch = 1
+    engine, queue = FakeJobEngine(job), JobQueue(fake_redis(server))
+    await queue.dispatch([old])
+    async with delivering(engine, MemoryDriver(), server):
+        await until(lambda: engine.claims == [old])
 
-    assert (foreman.settled, job.status) == ([], "queued")
+    assert (engine.settled, job.status) == ([], "queued")
     assert await keys(queue) == set()
 
 
 async def test_a_job_that_is_to_be_tried_again_leaves_no_message_of_arqs_own(delivering: Delivering) -> None:
     job, server = a_job(), FakeServer()
-    foreman = FakeForeman(job)
+    engine = FakeJobEngine(job)
     queue = await rung(server, [job])
-    async with delivering(foreman, open_driver("faulty+memory:?fail=*:storage-unavailable", 1), server):
-        await until(lambda: len(foreman.settled) == 1)
+    async with delivering(engine, open_driver("faulty+memory:?fail=*:storage-unavailable", 1), server):
+        await until(lambda: len(engine.settled) == 1)
 
-    assert isinstance(foreman.settled[0], RetryIn)
+    assert isinstance(engine.settled[0], RetryIn)
     assert await keys(queue) == set()
 
 
 @pytest.mark.parametrize("delivering", [stock], indirect=True)
 async def test_arq_cancelling_its_task_hands_the_job_back(delivering: Delivering, tmp_path: Path) -> None:
     gate, job, server = closed_gate(tmp_path), a_job(), FakeServer()
-    foreman = FakeForeman(job)
+    engine = FakeJobEngine(job)
     await rung(server, [job])
-    async with delivering(foreman, open_driver(f"faulty+memory:?gate={gate}", 1), server) as arq:
+    async with delivering(engine, open_driver(f"faulty+memory:?gate={gate}", 1), server) as arq:
         await until(lambda: job.status == "running")
         for task in arq.tasks.values():
             task.cancel()
-        await until(lambda: len(foreman.settled) == 1)
+        await until(lambda: len(engine.settled) == 1)
 
-    assert foreman.settled == [Interrupted()]
+    assert engine.settled == [Released()]
 
 
 @pytest.mark.parametrize(
@@ -159,12 +159,12 @@ async def test_arq_cancelling_its_task_hands_the_job_back(delivering: Delivering
 )
 async def test_a_message_of_somebody_else_is_thrown_away(delivering: Delivering, message: bytes) -> None:
     job, server = a_job(), FakeServer()
-    foreman, queue = FakeForeman(job), JobQueue(fake_redis(server))
+    engine, queue = FakeJobEngine(job), JobQueue(fake_redis(server))
     await queue.redis.set(job_key_prefix + "foreign", message)
     await queue.redis.zadd(QUEUE_NAME, {"foreign": 1})
-    await queue.ring([job.ring])
-    async with delivering(foreman, MemoryDriver(), server):
-        await until(lambda: len(foreman.settled) == 1)
+    await queue.dispatch([job.dispatch])
+    async with delivering(engine, MemoryDriver(), server):
+        await until(lambda: len(engine.settled) == 1)
         async with asyncio.timeout(10):
             while await keys(queue):
                 await asyncio.sleep(0.001)
@@ -185,13 +185,13 @@ def test_the_worker_reads_no_setting_when_it_is_imported() -> None:
 
 
 async def test_a_ring_is_answered_as_it_was_sent() -> None:
-    heard: list[Ring] = []
+    heard: list[Dispatch] = []
 
     class Ear:
-        async def answer(self, ring: Ring) -> None:
-            heard.append(ring)
+        async def answer(self, dispatch: Dispatch) -> None:
+            heard.append(dispatch)
 
     job = a_job()
     await run_job({"runner": Ear()}, str(job.id), 4)
 
-    assert heard == [Ring(job.id, 4)]
+    assert heard == [Dispatch(job.id, 4)]

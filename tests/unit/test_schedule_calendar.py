@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domain.errors import Invalid
-from domain.schedules.calendar import Calendar
+from domain.schedules.calendar import CronSchedule
 
 BERLIN = "Europe/Berlin"
 LORD_HOWE = "Australia/Lord_Howe"
@@ -24,7 +24,7 @@ def at(text: str) -> datetime:
 
 def due(cron: str, zone: str, after: str, until: str) -> list[str]:
     """All times after one moment, until and with another."""
-    moments = takewhile(lambda moment: moment <= at(until), Calendar(cron, zone).times(at(after)))
+    moments = takewhile(lambda moment: moment <= at(until), CronSchedule(cron, zone).times(at(after)))
     return [moment.strftime("%dT%H:%MZ") for moment in moments]
 
 
@@ -149,7 +149,7 @@ def test_the_times_are(cron: str, zone: str, after: str, until: str, expected: l
 
 @pytest.mark.parametrize(("day", "hours"), [("2026-03-28T12:00", 26), ("2026-10-24T12:00", 26)])
 def test_every_ten_minutes_are_every_ten_minutes_through_both_changes(day: str, hours: int) -> None:
-    moments = list(islice(Calendar("*/10 * * * *", BERLIN).times(at(day)), hours * 6))
+    moments = list(islice(CronSchedule("*/10 * * * *", BERLIN).times(at(day)), hours * 6))
 
     assert moments == [at(day) + timedelta(minutes=10 * number) for number in range(1, hours * 6 + 1)]
 
@@ -168,12 +168,12 @@ def test_every_ten_minutes_are_every_ten_minutes_through_both_changes(day: str, 
     ],
 )
 def test_whoever_begins_in_the_middle_of_a_change_gets_the_same_times(after: str, expected: str) -> None:
-    assert Calendar("30 2 * * *", BERLIN).next(at(after)) == at(expected)
+    assert CronSchedule("30 2 * * *", BERLIN).next(at(after)) == at(expected)
 
 
 @pytest.mark.parametrize(("after", "expected"), [("00:30", "01:30"), ("01:30", "02:30"), ("00:59:59.9", "01:30")])
 def test_every_hour_begins_in_the_middle_too(after: str, expected: str) -> None:
-    assert Calendar("30 * * * *", BERLIN).next(at(f"2026-10-25T{after}")) == at(f"2026-10-25T{expected}")
+    assert CronSchedule("30 * * * *", BERLIN).next(at(f"2026-10-25T{after}")) == at(f"2026-10-25T{expected}")
 
 
 def by_hand(minutes: set[int], hours: set[int], zone: ZoneInfo, begin: datetime, count: int) -> list[datetime]:
@@ -216,7 +216,7 @@ def test_the_times_are_those_that_the_clocks_show(
 ) -> None:
     name, begin = night
     cron = f"{','.join(map(str, minutes))} {','.join(map(str, hours))} * * *"
-    calendar, end = Calendar(cron, name), begin + timedelta(days=3)
+    calendar, end = CronSchedule(cron, name), begin + timedelta(days=3)
     moments = list(takewhile(lambda moment: moment < end, calendar.times(begin)))
 
     assert moments == by_hand(minutes, hours, ZoneInfo(name), begin, 3 * 1440)
@@ -243,7 +243,7 @@ def test_the_times_are_those_that_the_clocks_show(
 )
 def test_an_expression_that_makes_no_sense_is_refused_by_name(cron: str) -> None:
     with pytest.raises(Invalid) as refused:
-        Calendar(cron, "UTC").next(at("2026-01-01T00:00"))
+        CronSchedule(cron, "UTC").next(at("2026-01-01T00:00"))
 
     assert refused.value.details["field"] == "cron"
 
@@ -253,6 +253,6 @@ def test_an_expression_that_makes_no_sense_is_refused_by_name(cron: str) -> None
 )
 def test_a_time_zone_that_does_not_exist_is_refused_by_name(zone: str) -> None:
     with pytest.raises(Invalid) as refused:
-        Calendar("* * * * *", zone)
+        CronSchedule("* * * * *", zone)
 
     assert refused.value.details["field"] == "time_zone"

@@ -4,10 +4,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from domain.schedules.calendar import Calendar
-from domain.schedules.turns import Span, Turn, turn_of
+from domain.schedules.calendar import CronSchedule
+from domain.schedules.turns import PlannedRun, Span, plan_run
 
-HOURLY = Calendar("0 * * * *", "UTC")
+HOURLY = CronSchedule("0 * * * *", "UTC")
 
 
 def at(text: str) -> datetime:
@@ -17,23 +17,23 @@ def at(text: str) -> datetime:
 @pytest.mark.parametrize(
     ("now", "window", "turn"),
     [
-        pytest.param("02:00", 0, Turn(None, at("02:00"), at("03:00")), id="on time"),
-        pytest.param("02:01", 0, Turn(None, at("02:00"), at("03:00")), id="within a minute is on time"),
-        pytest.param("02:01:01", 0, Turn(Span(at("02:00"), at("02:00"), 1), None, at("03:00")), id="too late"),
-        pytest.param("02:30", 1800, Turn(None, at("02:00"), at("03:00")), id="at the end of the window"),
+        pytest.param("02:00", 0, PlannedRun(None, at("02:00"), at("03:00")), id="on time"),
+        pytest.param("02:01", 0, PlannedRun(None, at("02:00"), at("03:00")), id="within a minute is on time"),
+        pytest.param("02:01:01", 0, PlannedRun(Span(at("02:00"), at("02:00"), 1), None, at("03:00")), id="too late"),
+        pytest.param("02:30", 1800, PlannedRun(None, at("02:00"), at("03:00")), id="at the end of the window"),
         pytest.param(
-            *("04:10", 3600, Turn(Span(at("02:00"), at("03:00"), 2), at("04:00"), at("05:00"))),
+            *("04:10", 3600, PlannedRun(Span(at("02:00"), at("03:00"), 2), at("04:00"), at("05:00"))),
             id="the latest is made up for",
         ),
         pytest.param(
-            *("04:10", 60, Turn(Span(at("02:00"), at("04:00"), 3), None, at("05:00"))),
+            *("04:10", 60, PlannedRun(Span(at("02:00"), at("04:00"), 3), None, at("05:00"))),
             id="the latest is missed too",
         ),
         pytest.param(
-            *("03:00", 3600, Turn(Span(at("02:00"), at("02:00"), 1), at("03:00"), at("04:00"))),
+            *("03:00", 3600, PlannedRun(Span(at("02:00"), at("02:00"), 1), at("03:00"), at("04:00"))),
             id="one missed, one on time",
         ),
     ],
 )
-def test_the_turn_is(now: str, window: int, turn: Turn) -> None:
-    assert turn_of(HOURLY, at("02:00"), now=at(now), window=timedelta(seconds=window)) == turn
+def test_the_turn_is(now: str, window: int, turn: PlannedRun) -> None:
+    assert plan_run(HOURLY, at("02:00"), now=at(now), window=timedelta(seconds=window)) == turn

@@ -19,9 +19,9 @@ async def after(slots: int, *intervals: float) -> Slots:
     clock = Clock()
     had = Slots(slots, clock=clock)
     for interval in intervals:
-        await had.take()
+        await had.acquire()
         clock.now += interval
-        had.give_back()
+        had.release()
     return had
 
 
@@ -50,9 +50,9 @@ async def test_a_slot_that_does_not_come_free_is_not_waited_for_for_long_and_non
     monkeypatch.setattr("worker.slots._LONGEST_WAIT_SECONDS", 0.01)
     quick = await after(slots, *[0.0] * 200)
     before = quick.ahead
-    all_taken = [await quick.take() for _ in range(slots)]
-    in_vain = await quick.take()
+    all_taken = [await quick.acquire() for _ in range(slots)]
+    in_vain = await quick.acquire()
 
     assert (before, all(all_taken), in_vain, quick.ahead) == (slots, True, False, 0)
-    quick.give_back()
-    assert await quick.take()
+    quick.release()
+    assert await quick.acquire()

@@ -6,8 +6,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from domain.jobs.model import new_job
-from domain.jobs.orders import WorkOrder
-from domain.jobs.outcomes import Done
+from domain.jobs.orders import ClaimedJob
+from domain.jobs.outcomes import Succeeded
 from domain.snapshots.jobs import result, snapshot_of, snapshots, source_of, volume_of, volumes
 from domain.storage.driver import Fence, Grant, SnapshotMissing
 from domain.storage.memory import MemoryDriver
@@ -17,11 +17,11 @@ from tests.unit.worker_fakes import MIB, table_on
 VOLUME, SNAPSHOT, CLONE = uuid4(), uuid4(), uuid4()
 
 
-def a_job(kind: str, *, volume_id: UUID | None = VOLUME, **params: object) -> WorkOrder:
+def a_job(kind: str, *, volume_id: UUID | None = VOLUME, **params: object) -> ClaimedJob:
     job = new_job(
         kind, {"fence": 1, **params}, max_attempts=3, volume_id=volume_id, snapshot_id=SNAPSHOT, backend="memory"
     )
-    return WorkOrder.of(job)
+    return ClaimedJob.from_row(job)
 
 
 TAKE = a_job("snapshot.take", size=MIB)
@@ -31,12 +31,12 @@ CLONING = a_job("snapshot.clone", volume_id=CLONE, of_volume=str(VOLUME), size=2
 
 
 @pytest.mark.parametrize("job", [TAKE, RESTORE, DELETE, CLONING], ids=lambda job: job.kind)
-def test_every_job_knows_whose_the_snapshot_is(job: WorkOrder) -> None:
+def test_every_job_knows_whose_the_snapshot_is(job: ClaimedJob) -> None:
     assert (source_of(job), snapshot_of(job)) == (VOLUME, SNAPSHOT)
 
 
 @pytest.mark.parametrize("job", [TAKE, RESTORE, DELETE, CLONING], ids=lambda job: job.kind)
-def test_the_result_names_what_was_made(job: WorkOrder) -> None:
+def test_the_result_names_what_was_made(job: ClaimedJob) -> None:
     made = result(job, 3 * MIB)
 
     assert made == {"snapshot_id": str(SNAPSHOT), "volume_id": str(job.volume_id or VOLUME), "size": 3 * MIB}
@@ -64,13 +64,13 @@ def test_a_job_without_its_volume_is_a_mistake_of_ours() -> None:
 
 def test_a_wanted_volume_is_in_the_hands_of_its_job() -> None:
     job_id = uuid4()
-    row = NewVolume("new", labels={"a": "b"}).row(backend="local", size=MIB, job_id=job_id)
+    row = NewVolume("new", labels={"a": "b"}).to_row(backend="local", size=MIB, job_id=job_id)
 
     assert (row.state, row.version, row.size, row.job_id, row.labels) == ("creating", 1, MIB, job_id, {"a": "b"})
 
 
-async def carried_out(driver: MemoryDriver, job: WorkOrder, *, version: int = 1) -> object:
-    return await table_on(driver)[job.kind].do(job, Grant(job.id, Fence(version, 0), math.inf))
+async def carried_out(driver: MemoryDriver, job: ClaimedJob, *, version: int = 1) -> object:
+    return await table_on(driver)[job.kind].perform(job, Grant(job.id, Fence(version, 0), math.inf))
 
 
 async def test_one_after_the_other_they_do_what_they_are_called() -> None:
@@ -78,7 +78,9 @@ async def test_one_after_the_other_they_do_what_they_are_called() -> None:
     await driver.create(VOLUME, 2 * MIB, Grant(uuid4(), Fence(1, 0), math.inf))
     outcomes = [await carried_out(driver, job, version=2) for job in (TAKE, RESTORE, CLONING, DELETE)]
 
-    assert [outcome.result.get("size") for outcome in outcomes if isinstance(outcome, Done)] == [2 * MIB] * 3 + [None]
+    assert [outcome.result.get("size") for outcome in outcomes if isinstance(outcome, Succeeded)] == [2 * MIB] * 3 + [
+        None
+    ]
     with pytest.raises(SnapshotMissing):
         await carried_out(driver, RESTORE, version=3)
 
@@ -92,13 +94,13 @@ async def test_only_a_retry_clears_away_what_an_earlier_take_has_left() -> None:
     retry = a_job("snapshot.take", size=2 * MIB)._replace(retry_of=TAKE.id)
     retried = await carried_out(driver, retry, version=3)
 
-    assert isinstance(rescued, Done)
-    assert isinstance(retried, Done)
+    assert isinstance(rescued, Succeeded)
+    assert isinstance(retried, Succeeded)
     assert (rescued.result["size"], retried.result["size"]) == (MIB, 2 * MIB)
 
 
 @pytest.mark.parametrize("job", [TAKE, RESTORE, DELETE, CLONING], ids=lambda job: job.kind)
-async def test_the_seal_shuts_out_what_the_attempt_would_have_published(job: WorkOrder) -> None:
+async def test_the_seal_shuts_out_what_the_attempt_would_have_published(job: ClaimedJob) -> None:
     driver = MemoryDriver()
     handler = table_on(driver)[job.kind]
     await handler.seal(job, Grant(job.id, Fence(5, 0), math.inf))

@@ -7,7 +7,7 @@ import pytest
 
 from domain.bulk.selection import Selection
 from domain.errors import Invalid
-from domain.snapshots.policy import MAX_PREFIX, BulkSnapshot, Keep, stamped
+from domain.snapshots.policy import MAX_PREFIX, BulkSnapshotRequest, RetentionRule, stamped
 from domain.volumes.model import MAX_NAME
 
 
@@ -22,13 +22,13 @@ def test_names_of_later_moments_come_later() -> None:
 
 
 def test_the_longest_name_still_fits_when_it_is_stamped() -> None:
-    assert len(stamped(BulkSnapshot("n" * MAX_PREFIX).name, datetime.now(UTC))) == MAX_NAME
+    assert len(stamped(BulkSnapshotRequest("n" * MAX_PREFIX).name, datetime.now(UTC))) == MAX_NAME
 
 
 @pytest.mark.parametrize("name", ["", "n" * (MAX_PREFIX + 1)])
 def test_a_name_that_does_not_fit_is_refused(name: str) -> None:
     with pytest.raises(Invalid) as refused:
-        BulkSnapshot(name)
+        BulkSnapshotRequest(name)
 
     assert refused.value.details["field"] == "name"
 
@@ -37,12 +37,14 @@ def test_a_name_that_does_not_fit_is_refused(name: str) -> None:
 def test_a_rule_that_makes_no_sense_is_refused(value: int) -> None:
     for rule, keep in (("keep_last", {"last": value}), ("keep_days", {"days": value})):
         with pytest.raises(Invalid) as refused:
-            Keep(**keep)
+            RetentionRule(**keep)
         assert refused.value.details["field"] == rule
 
 
 def test_a_wish_survives_its_way_through_a_job() -> None:
-    wanted = BulkSnapshot("n", Selection((uuid4(),), {"team": "search"}, "local"), 7, Keep(last=3, days=7))
+    wanted = BulkSnapshotRequest(
+        "n", Selection((uuid4(),), {"team": "search"}, "local"), 7, RetentionRule(last=3, days=7)
+    )
 
-    assert BulkSnapshot.of(wanted.params()) == wanted
-    assert BulkSnapshot.of(BulkSnapshot("n").params()) == BulkSnapshot("n")
+    assert BulkSnapshotRequest.from_json(wanted.to_json()) == wanted
+    assert BulkSnapshotRequest.from_json(BulkSnapshotRequest("n").to_json()) == BulkSnapshotRequest("n")

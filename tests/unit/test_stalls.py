@@ -10,11 +10,11 @@ import pytest
 from domain.errors import DatabaseUnavailable
 from domain.jobs.foreman import NOTHING_COPIED, Renewed
 from domain.jobs.leases import Progress
-from domain.jobs.orders import WorkOrder
-from domain.jobs.outcomes import Done, Outcome
+from domain.jobs.orders import ClaimedJob
+from domain.jobs.outcomes import Outcome, Succeeded
 from domain.storage.driver import Fence, Grant
 from domain.storage.memory import MemoryDriver
-from tests.unit.worker_fakes import LEASE, FakeForeman, a_job, a_runner, until
+from tests.unit.worker_fakes import LEASE, FakeJobEngine, a_job, a_runner, until
 from worker.heartbeat import Heartbeat
 from worker.runner import Running
 from worker.stalls import Stalls
@@ -25,7 +25,7 @@ def at_work(count: int, *, progressed: float) -> dict[UUID, Running]:
     running = {}
     for _ in range(count):
         job = a_job()
-        running[job.id] = Running(WorkOrder.of(job), Grant(job.id, Fence(1, 0), time.monotonic() + 60))
+        running[job.id] = Running(ClaimedJob.from_row(job), Grant(job.id, Fence(1, 0), time.monotonic() + 60))
         running[job.id].grant.lease.progressed_at -= progressed
     return running
 
@@ -37,8 +37,8 @@ def count_of(caplog: pytest.LogCaptureFixture, event: str) -> int:
 def test_what_stands_still_is_marked_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
     still, moving = at_work(2, progressed=61), at_work(3, progressed=59)
     stalls = Stalls(still | moving, stall=60, slots=10)
-    stalls.look()
-    stalls.look()
+    stalls.check()
+    stalls.check()
 
     assert all(run.grant.lease.stalled for run in still.values())
     assert not any(run.grant.lease.stalled for run in moving.values())
@@ -49,19 +49,19 @@ def test_what_stands_still_is_marked_and_said_once(caplog: pytest.LogCaptureFixt
 def test_what_moves_again_is_said_and_no_longer_marked(caplog: pytest.LogCaptureFixture) -> None:
     running = at_work(1, progressed=61)
     stalls = Stalls(running, stall=60, slots=10)
-    stalls.look()
+    stalls.check()
     (run,) = running.values()
     run.grant.check()
-    stalls.look()
+    stalls.check()
 
     assert not run.grant.lease.stalled
-    assert count_of(caplog, "job.moves_again") == 1
+    assert count_of(caplog, "job.recovered") == 1
 
 
 def test_a_worker_in_whose_every_slot_storage_hangs_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     stalls = Stalls(at_work(3, progressed=61), stall=60, slots=3)
-    stalls.look()
-    stalls.look()
+    stalls.check()
+    stalls.check()
 
     assert count_of(caplog, "worker.stuck") == 1
 
@@ -70,32 +70,32 @@ async def test_a_job_that_is_done_and_waits_for_postgresql_does_not_stand_still(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     job = a_job()
-    foreman = Closed(job)
-    runner = a_runner(foreman, MemoryDriver(), slots=1)
-    answer = asyncio.create_task(runner.run(job.ring))
-    await until(lambda: foreman.asked > 0)
+    engine = Closed(job)
+    runner = a_runner(engine, MemoryDriver(), slots=1)
+    answer = asyncio.create_task(runner.run(job.dispatch))
+    await until(lambda: engine.asked > 0)
     lease = runner.running[job.id].grant.lease
     lease.progressed_at -= 1000
-    Stalls(runner.running, stall=60, slots=1).look()
-    await Heartbeat(foreman, runner.running, lease=LEASE, stall=60).beat()
-    renewed = foreman.renewed
-    foreman.open = True
+    Stalls(runner.running, stall=60, slots=1).check()
+    await Heartbeat(engine, runner.running, lease=LEASE, stall=60).beat()
+    renewed = engine.renewed
+    engine.open = True
     await answer
 
     assert not lease.stalled
     assert renewed == [job.id]
     assert (count_of(caplog, "job.stalled"), count_of(caplog, "worker.stuck")) == (0, 0)
-    assert isinstance(foreman.settled[0], Done)
+    assert isinstance(engine.settled[0], Succeeded)
 
 
-class Closed(FakeForeman):
+class Closed(FakeJobEngine):
     """A job book that takes no outcome before it is opened."""
 
     open = False
     asked = 0
     renewed: list[UUID] | None = None
 
-    async def settle(self, job: WorkOrder, outcome: Outcome) -> bool:
+    async def settle(self, job: ClaimedJob, outcome: Outcome) -> bool:
         self.asked += 1
         if not self.open:
             raise DatabaseUnavailable
@@ -108,14 +108,14 @@ class Closed(FakeForeman):
 
 async def test_a_job_that_hangs_here_is_left_to_others_until_it_moves() -> None:
     job = a_job()
-    foreman = FakeForeman(job)
-    runner = a_runner(foreman, MemoryDriver())
-    hung = Running(WorkOrder.of(job), Grant(job.id, Fence(1, 0), time.monotonic() + 60))
+    engine = FakeJobEngine(job)
+    runner = a_runner(engine, MemoryDriver())
+    hung = Running(ClaimedJob.from_row(job), Grant(job.id, Fence(1, 0), time.monotonic() + 60))
     hung.grant.lease.stalled = True
     runner.running[job.id] = hung
-    await runner.run(job.ring)
-    assert foreman.claims == []
+    await runner.run(job.dispatch)
+    assert engine.claims == []
     del runner.running[job.id]
-    await runner.run(job.ring)
+    await runner.run(job.dispatch)
 
-    assert isinstance(foreman.settled[0], Done)
+    assert isinstance(engine.settled[0], Succeeded)

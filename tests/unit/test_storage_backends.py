@@ -10,7 +10,7 @@ from domain.errors import ConfigurationError, UnknownBackend
 from domain.storage import backends
 from domain.storage.backends import Backends, open_driver
 from domain.storage.driver import Capacity, Fence, Grant, StorageFull
-from domain.storage.faulty import FaultyDriver
+from domain.storage.faulty import FaultInjector
 from domain.storage.file import FileDriver
 
 MIB = 1024 * 1024
@@ -33,12 +33,12 @@ def test_backends_are_listed_by_name_and_kind_in_the_order_of_the_setting(tmp_pa
 def test_reach_hands_out_the_same_driver_each_time() -> None:
     opened = Backends.open({"bench": "null:"}, threads=1)
 
-    assert opened.reach("bench") is opened.reach("bench")
+    assert opened.get("bench") is opened.get("bench")
 
 
 def test_an_unknown_backend_is_an_invalid_field() -> None:
     opened = Backends.open({"bench": "null:"}, threads=1)
-    asks: list[Callable[[str], object]] = [opened.reach, opened.scheme]
+    asks: list[Callable[[str], object]] = [opened.get, opened.scheme]
     for ask in asks:
         with pytest.raises(UnknownBackend, match="'tape'") as caught:
             ask("tape")
@@ -50,7 +50,7 @@ def test_storage_is_out_of_reach_inside_a_transaction(monkeypatch: pytest.Monkey
     monkeypatch.setattr(backends, "in_transaction", lambda: True)
 
     with pytest.raises(RuntimeError, match="storage work inside a transaction"):
-        opened.reach("bench")
+        opened.get("bench")
     assert opened.names() == ["bench"]
 
 
@@ -60,7 +60,7 @@ async def test_closing_closes_every_driver(tmp_path: Path) -> None:
 
     for name in opened.names():
         with pytest.raises(RuntimeError, match="shutdown"):
-            await opened.reach(name).capacity()
+            await opened.get(name).capacity()
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_relative_path_is_one_below_the_working_directory(tmp_path: Path, monk
 async def test_the_wrapper_leaves_the_inner_drivers_options_to_it() -> None:
     driver = open_driver("faulty+memory:?capacity=10MiB&delay_ms=0", threads=1)
 
-    assert isinstance(driver, FaultyDriver)
+    assert isinstance(driver, FaultInjector)
     assert await driver.capacity() == Capacity(total=10 * MIB, used=0)
 
 

@@ -64,7 +64,7 @@ async def test_expanding_what_is_not_there_is_refused_and_publishes_nothing(driv
 async def test_fifty_expansions_at_once_end_at_the_largest_size(
     driver: StorageDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fence, "PATIENCE", 30.0)
+    monkeypatch.setattr(fence, "LOCK_TIMEOUT", 30.0)
     volume = uuid4()
     await driver.create(volume, MIB, HeardGrant())
     sizes = [MIB + 4096 * ((step * 17) % 50) for step in range(50)]

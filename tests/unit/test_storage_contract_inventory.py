@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from domain.storage.driver import Fence, PermanentStorageError, StorageDriver, Stored
+from domain.storage.driver import Fence, PermanentStorageError, StorageDriver, StoredObject
 from domain.storage.file_inventory import _lowest
 from tests.unit.storage_scene import MIB, HeardGrant, Scene, opened
 
@@ -43,31 +43,31 @@ async def test_a_deleted_volume_is_listed_no_more_but_its_fence_is_still_told(dr
     volume = uuid4()
     await driver.create(volume, MIB, HeardGrant())
     await driver.delete(volume, HeardGrant(4, 2))
-    sighting = await driver.look(volume, ())
+    sighting = await driver.stat(volume, ())
 
     assert await listed(driver, 10) == []
     assert sighting is not None
-    assert (sighting.volume, sighting.snapshots) == (Stored(None, Fence(4, 2)), {})
+    assert (sighting.volume, sighting.snapshots) == (StoredObject(None, Fence(4, 2)), {})
 
 
 async def test_looking_tells_sizes_and_fences_of_the_volume_and_its_snapshots(driver: StorageDriver) -> None:
     scene, absent = Scene(driver), uuid4()
     await scene.set()
     await driver.expand(scene.volume, 2 * MIB, HeardGrant(3))
-    sighting = await driver.look(scene.volume, [absent])
+    sighting = await driver.stat(scene.volume, [absent])
 
     assert sighting is not None
-    assert sighting.volume == Stored(2 * MIB, Fence(3, 1))
-    assert sighting.snapshots == {scene.snapshot: Stored(MIB, Fence(1, 1)), absent: Stored(None, None)}
+    assert sighting.volume == StoredObject(2 * MIB, Fence(3, 1))
+    assert sighting.snapshots == {scene.snapshot: StoredObject(MIB, Fence(1, 1)), absent: StoredObject(None, None)}
     assert list(sighting.leftovers) == []
 
 
 async def test_looking_at_what_never_was_finds_nothing_and_leaves_no_trace(disk: Scene, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
-    sighting = await disk.driver.look(uuid4(), [uuid4()])
+    sighting = await disk.driver.stat(uuid4(), [uuid4()])
 
     assert sighting is not None
-    assert sighting.volume == Stored(None, None)
+    assert sighting.volume == StoredObject(None, None)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -84,7 +84,7 @@ async def test_drafts_and_trash_are_found_and_swept_and_nothing_else_is(disk: Sc
         path.write_bytes(b"draft")
     (made[3] / "snapshots").mkdir(parents=True)
     (folder / "note.txt").write_text("a user's own")
-    sighting = await disk.driver.look(disk.volume, ())
+    sighting = await disk.driver.stat(disk.volume, ())
     assert sighting is not None
 
     assert {leftover.path for leftover in sighting.leftovers} == set(map(str, made))
@@ -107,7 +107,7 @@ async def test_trash_and_drafts_alone_are_listed_and_gone_without_a_rest_when_sw
     (root / str(drafted) / "data.1-0.tmp").touch()
     assert await listed(disk.driver, 1) == sorted([disk.volume, trashed, drafted])
     for volume in (trashed, drafted):
-        sighting = await disk.driver.look(volume, ())
+        sighting = await disk.driver.stat(volume, ())
         assert sighting is not None
         await disk.driver.sweep(volume, sighting.leftovers)
 
@@ -125,14 +125,14 @@ async def test_a_damaged_fence_is_told_and_not_taken_for_none(disk: Scene, tmp_p
     (tmp_path / "volumes" / ".fences" / str(disk.volume)).write_text("what?")
 
     with pytest.raises(PermanentStorageError, match="damaged"):
-        await disk.driver.look(disk.volume, ())
+        await disk.driver.stat(disk.volume, ())
 
 
 async def test_the_null_driver_has_nothing_to_compare(tmp_path: Path) -> None:
     driver = opened("null:", tmp_path)
 
     assert await driver.inventory(None, 10) is None
-    assert await driver.look(uuid4(), ()) is None
+    assert await driver.stat(uuid4(), ()) is None
 
 
 def test_the_lowest_ids_are_found_among_many_that_come_in_any_order_and_more_than_once() -> None:

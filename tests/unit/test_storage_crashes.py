@@ -79,8 +79,8 @@ STEPS = {
 }
 
 
-def attempt(version: int, rings: int) -> Grant:
-    return Grant(uuid4(), Fence(version, rings), deadline=1.0, clock=lambda: 0.0)
+def attempt(version: int, epoch: int) -> Grant:
+    return Grant(uuid4(), Fence(version, epoch), deadline=1.0, clock=lambda: 0.0)
 
 
 class Victim:

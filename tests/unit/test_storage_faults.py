@@ -21,8 +21,8 @@ MIB = 1024 * 1024
 VOLUME, SNAPSHOT = (UUID(f"01890000-0000-7000-8000-00000000000{last}") for last in "12")
 
 
-def attempt(version: int = 1, rings: int = 1) -> Grant:
-    return Grant(uuid4(), Fence(version, rings), deadline=1.0, clock=lambda: 0.0)
+def attempt(version: int = 1, epoch: int = 1) -> Grant:
+    return Grant(uuid4(), Fence(version, epoch), deadline=1.0, clock=lambda: 0.0)
 
 
 def faulty(options: str, inner: str = "memory:") -> StorageDriver:

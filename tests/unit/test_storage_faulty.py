@@ -27,8 +27,8 @@ MIB = 1024 * 1024
 VOLUME, SNAPSHOT, CLONE = (UUID(f"01890000-0000-7000-8000-00000000000{last}") for last in "123")
 
 
-def attempt(version: int = 1, rings: int = 1) -> Grant:
-    return Grant(uuid4(), Fence(version, rings), deadline=1.0, clock=lambda: 0.0)
+def attempt(version: int = 1, epoch: int = 1) -> Grant:
+    return Grant(uuid4(), Fence(version, epoch), deadline=1.0, clock=lambda: 0.0)
 
 
 def faulty(options: str, inner: str = "memory:") -> StorageDriver:
@@ -119,7 +119,7 @@ class TestJournal:
             seen.extend(events(tmp_path / "journal"))
 
         grant = attempt()
-        monkeypatch.setattr(grant, "published", look)
+        monkeypatch.setattr(grant, "publishing", look)
         await driver.create(VOLUME, MIB, grant)
         await driver.close()
 

@@ -54,7 +54,7 @@ async def test_a_lock_held_by_another_process_makes_the_volume_busy(
     driver: FileDriver, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
     await set_up(driver)
-    monkeypatch.setattr(fence, "PATIENCE", 0.01)
+    monkeypatch.setattr(fence, "LOCK_TIMEOUT", 0.01)
     hold = (
         "import fcntl, sys; file = open(sys.argv[1]); fcntl.flock(file, fcntl.LOCK_EX);"
         "print('held', flush=True); sys.stdin.read()"

@@ -15,8 +15,8 @@ MIB = 1024 * 1024
 VOLUME = UUID("01890000-0000-7000-8000-000000000001")
 
 
-def attempt(version: int = 1, rings: int = 1) -> Grant:
-    return Grant(uuid4(), Fence(version, rings), deadline=1.0, clock=lambda: 0.0)
+def attempt(version: int = 1, epoch: int = 1) -> Grant:
+    return Grant(uuid4(), Fence(version, epoch), deadline=1.0, clock=lambda: 0.0)
 
 
 @pytest.fixture

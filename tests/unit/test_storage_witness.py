@@ -5,7 +5,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from domain.storage.driver import Fence, Grant, Stopped, StopReason
-from domain.storage.witness import WatchedGrant, Witness
+from domain.storage.witness import JournalGrant, OperationJournal
 
 VOLUME = UUID("01890000-0000-7000-8000-000000000001")
 
@@ -14,8 +14,8 @@ def attempt() -> Grant:
     return Grant(uuid4(), Fence(1, 1), deadline=1.0, clock=lambda: 0.0)
 
 
-def watched_by(original: Grant) -> WatchedGrant:
-    return WatchedGrant(original, Witness(None, "create", VOLUME, original, None))
+def watched_by(original: Grant) -> JournalGrant:
+    return JournalGrant(original, OperationJournal(None, "create", VOLUME, original, None))
 
 
 def test_stopping_the_original_stops_the_watched_one() -> None:

@@ -12,12 +12,12 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError
 
-from domain.jobs.outcomes import Done, Interrupted
+from domain.jobs.outcomes import Released, Succeeded
 from domain.jobs.queue import QueueRefusesWrites
 from domain.storage.backends import open_driver
 from domain.storage.driver import Grant
 from domain.storage.memory import MemoryDriver
-from tests.unit.worker_fakes import FakeForeman, a_job, a_runner, closed_gate, fake_redis, until
+from tests.unit.worker_fakes import FakeJobEngine, a_job, a_runner, closed_gate, fake_redis, until
 from worker import supervisor as supervisor_module
 from worker.runner import Runner
 from worker.supervisor import Supervisor
@@ -51,13 +51,13 @@ def arq_that_ends(monkeypatch: pytest.MonkeyPatch, *endings: Exception) -> list[
 
     Arq.endings, Arq.lives = list(endings), lives
 
-    monkeypatch.setattr(supervisor_module, "Delivery", lambda *_: Arq())
+    monkeypatch.setattr(supervisor_module, "ArqConsumer", lambda *_: Arq())
     monkeypatch.setattr(supervisor_module, "_RECONNECT_SECONDS", 0)
     return lives
 
 
 def an_idle_runner() -> Runner:
-    return a_runner(FakeForeman(), MemoryDriver())
+    return a_runner(FakeJobEngine(), MemoryDriver())
 
 
 async def stopped(supervisor: Supervisor, run: asyncio.Task[None]) -> None:
@@ -116,7 +116,7 @@ async def test_redis_refusing_writes_is_said_once_and_then_outlasted(
         pings.append(None)
         if len(pings) < 5:
             raise QueueRefusesWrites
-        runner.queue.refusals.over()
+        runner.queue.write_errors.clear()
 
     monkeypatch.setattr(runner.queue, "ping", ping)
     supervisor = Supervisor(runner, {}, drain=5)
@@ -125,7 +125,7 @@ async def test_redis_refusing_writes_is_said_once_and_then_outlasted(
     await stopped(supervisor, run)
 
     assert len(pings) == 5
-    assert caplog.text.count("redis.refuses_writes") == caplog.text.count("redis.takes_writes_again") == 1
+    assert caplog.text.count("redis.refuses_writes") == caplog.text.count("redis.writable_again") == 1
     assert "REPLICAOF NO ONE" in caplog.text
 
 
@@ -146,11 +146,11 @@ async def test_the_first_signal_lets_jobs_end_and_takes_no_more(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     lives, gate, job = arq_that_ends(monkeypatch), closed_gate(tmp_path), a_job()
-    foreman = FakeForeman(job)
-    runner = a_runner(foreman, open_driver(f"faulty+memory:?gate={gate}", 1))
+    engine = FakeJobEngine(job)
+    runner = a_runner(engine, open_driver(f"faulty+memory:?gate={gate}", 1))
     supervisor = Supervisor(runner, {}, drain=3600)
     run = asyncio.create_task(supervisor.run())
-    answer = asyncio.create_task(runner.answer(job.ring))
+    answer = asyncio.create_task(runner.handle(job.dispatch))
     await until(lambda: job.id in runner.running)
     supervisor._on_signal()
     await until(lambda: not lives[0].allow_pick_jobs)
@@ -159,24 +159,24 @@ async def test_the_first_signal_lets_jobs_end_and_takes_no_more(
     async with asyncio.timeout(5):
         await run
 
-    assert isinstance(foreman.settled[0], Done)
+    assert isinstance(engine.settled[0], Succeeded)
     assert answer.done()
 
 
 async def test_the_second_signal_has_jobs_handed_back_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     lives, job = arq_that_ends(monkeypatch), a_job()
-    foreman = FakeForeman(job)
-    runner = a_runner(foreman, open_driver(f"faulty+memory:?gate={closed_gate(tmp_path)}", 1))
+    engine = FakeJobEngine(job)
+    runner = a_runner(engine, open_driver(f"faulty+memory:?gate={closed_gate(tmp_path)}", 1))
     supervisor = Supervisor(runner, {}, drain=3600)
     run = asyncio.create_task(supervisor.run())
-    answer = asyncio.create_task(runner.answer(job.ring))
+    answer = asyncio.create_task(runner.handle(job.dispatch))
     await until(lambda: job.id in runner.running)
     supervisor._on_signal()
     await until(lambda: not lives[0].allow_pick_jobs)
     await stopped(supervisor, run)
     await answer
 
-    assert foreman.settled == [Interrupted()]
+    assert engine.settled == [Released()]
 
 
 async def test_what_has_not_ended_after_the_drain_is_handed_back(
@@ -184,16 +184,16 @@ async def test_what_has_not_ended_after_the_drain_is_handed_back(
 ) -> None:
     arq_that_ends(monkeypatch)
     job = a_job()
-    foreman = FakeForeman(job)
-    runner = a_runner(foreman, open_driver(f"faulty+memory:?gate={closed_gate(tmp_path)}", 1))
+    engine = FakeJobEngine(job)
+    runner = a_runner(engine, open_driver(f"faulty+memory:?gate={closed_gate(tmp_path)}", 1))
     supervisor = Supervisor(runner, {}, drain=0.01)
     run = asyncio.create_task(supervisor.run())
-    answer = asyncio.create_task(runner.answer(job.ring))
+    answer = asyncio.create_task(runner.handle(job.dispatch))
     await until(lambda: job.id in runner.running)
     await stopped(supervisor, run)
     await answer
 
-    assert foreman.settled == [Interrupted()]
+    assert engine.settled == [Released()]
 
 
 class HungDriver(MemoryDriver):
@@ -212,33 +212,33 @@ async def test_storage_that_hangs_is_left_and_the_exit_code_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     arq_that_ends(monkeypatch)
-    monkeypatch.setattr(supervisor_module, "HAND_BACK_SECONDS", 0.01)
+    monkeypatch.setattr(supervisor_module, "RELEASE_SECONDS", 0.01)
     job, driver = a_job(), HungDriver()
-    runner = a_runner(FakeForeman(job), driver)
+    runner = a_runner(FakeJobEngine(job), driver)
     left: list[int] = []
     monkeypatch.setattr(os, "_exit", left.append)
     supervisor = Supervisor(runner, {}, drain=0)
     run = asyncio.create_task(supervisor.run())
-    answer = asyncio.create_task(runner.answer(job.ring))
+    answer = asyncio.create_task(runner.handle(job.dispatch))
     await until(lambda: job.id in runner.running)
     await stopped(supervisor, run)
     driver.answers.set()
     await answer
 
     assert left == [os.EX_TEMPFAIL]
-    assert str(job.id) in next(line for line in caplog.text.splitlines() if "worker.leaves" in line)
+    assert str(job.id) in next(line for line in caplog.text.splitlines() if "worker.forced_exit" in line)
 
 
 async def test_redis_coming_back_while_draining_brings_no_new_work(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     lives, gate, job = arq_that_ends(monkeypatch), closed_gate(tmp_path), a_job()
-    runner = a_runner(FakeForeman(job), open_driver(f"faulty+memory:?gate={gate}", 1))
+    runner = a_runner(FakeJobEngine(job), open_driver(f"faulty+memory:?gate={gate}", 1))
     breaks = asyncio.Event()
     monkeypatch.setattr(FakeArq, "main", until_it(breaks, lives))
     supervisor = Supervisor(runner, {}, drain=3600)
     run = asyncio.create_task(supervisor.run())
-    answer = asyncio.create_task(runner.answer(job.ring))
+    answer = asyncio.create_task(runner.handle(job.dispatch))
     await until(lambda: job.id in runner.running)
     supervisor._on_signal()
     await until(lambda: not lives[0].allow_pick_jobs)

@@ -22,7 +22,7 @@ from tests.unit.fake_rooms import NOON, job_row
 from tests.unit.worker_fakes import fake_redis, until
 
 
-class Book(Database):
+class Expectations(Database):
     """A job book in memory that counts how often it was asked, and can be away."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +38,7 @@ class Book(Database):
             self.asked += 1
             return {job_id: self.rows[job_id].version for job_id in job_ids if job_id in self.rows}
 
-        monkeypatch.setattr(JobRepository, "some", some)
+        monkeypatch.setattr(JobRepository, "get_many", some)
         monkeypatch.setattr(JobRepository, "versions", versions)
 
     def add(self) -> Job:
@@ -64,8 +64,8 @@ class Book(Database):
 
 
 @pytest.fixture
-def book(monkeypatch: pytest.MonkeyPatch) -> Book:
-    return Book(monkeypatch)
+def expected(monkeypatch: pytest.MonkeyPatch) -> Expectations:
+    return Expectations(monkeypatch)
 
 
 @pytest.fixture
@@ -74,8 +74,8 @@ def server() -> FakeServer:
 
 
 @pytest.fixture
-def watcher(book: Book, server: FakeServer) -> Watcher:
-    return Watcher(book, JobQueue(fake_redis(server)))
+def watcher(expected: Expectations, server: FakeServer) -> Watcher:
+    return Watcher(expected, JobQueue(fake_redis(server)))
 
 
 @pytest.fixture
@@ -110,9 +110,9 @@ async def seen(watcher: Watcher, job: Job, version: int | None, states: list[int
 
 
 @pytest.mark.usefixtures("never_polls")
-async def test_what_has_ended_already_is_not_waited_for(book: Book, watcher: Watcher) -> None:
-    job = book.add()
-    book.end(job)
+async def test_what_has_ended_already_is_not_waited_for(expected: Expectations, watcher: Watcher) -> None:
+    job = expected.add()
+    expected.end(job)
     async with asyncio.timeout(5), watcher.watching():
         await watcher.ended(job.id, 3600)
 
@@ -125,13 +125,13 @@ async def test_what_is_gone_is_not_waited_for(watcher: Watcher) -> None:
 
 @pytest.mark.usefixtures("never_polls")
 async def test_an_announcement_wakes_whoever_waits(
-    book: Book, watcher: Watcher, announce: Callable[[Job], Awaitable[None]]
+    expected: Expectations, watcher: Watcher, announce: Callable[[Job], Awaitable[None]]
 ) -> None:
-    job = book.add()
+    job = expected.add()
     async with watcher.watching():
         waiting = asyncio.create_task(watcher.ended(job.id, 3600))
-        await until(lambda: book.asked == 1)
-        book.end(job)
+        await until(lambda: expected.asked == 1)
+        expected.end(job)
         await announce(job)
         async with asyncio.timeout(5):
             await waiting
@@ -139,18 +139,18 @@ async def test_an_announcement_wakes_whoever_waits(
 
 @pytest.mark.usefixtures("never_polls")
 async def test_an_announcement_of_something_less_than_the_end_wakes_nobody_for_good(
-    book: Book, watcher: Watcher, announce: Callable[[Job], Awaitable[None]]
+    expected: Expectations, watcher: Watcher, announce: Callable[[Job], Awaitable[None]]
 ) -> None:
-    job = book.add()
+    job = expected.add()
     async with watcher.watching():
         waiting = asyncio.create_task(watcher.ended(job.id, 3600))
         for looks in (1, 2, 3):
-            await until(lambda looks=looks: book.asked == looks)  # type: ignore[misc]
-            book.change(job)
+            await until(lambda looks=looks: expected.asked == looks)  # type: ignore[misc]
+            expected.change(job)
             await announce(job)
-        await until(lambda: book.asked == 4)
+        await until(lambda: expected.asked == 4)
         assert not waiting.done()
-        book.end(job)
+        expected.end(job)
         await announce(job)
         async with asyncio.timeout(5):
             await waiting
@@ -158,32 +158,32 @@ async def test_an_announcement_of_something_less_than_the_end_wakes_nobody_for_g
 
 @pytest.mark.usefixtures("polls_often")
 async def test_when_redis_is_silent_a_look_wakes_whoever_waits(
-    book: Book, watcher: Watcher, server: FakeServer
+    expected: Expectations, watcher: Watcher, server: FakeServer
 ) -> None:
     server.connected = False
-    job = book.add()
+    job = expected.add()
     async with watcher.watching(), asyncio.timeout(5):
         waiting = asyncio.create_task(watcher.ended(job.id, 3600))
-        await until(lambda: book.asked > 1)
-        book.end(job)
+        await until(lambda: expected.asked > 1)
+        expected.end(job)
         await waiting
 
 
 @pytest.mark.usefixtures("polls_often")
-async def test_whoever_waits_survives_that_postgresql_is_away(book: Book, watcher: Watcher) -> None:
-    job = book.add()
-    book.is_up = False
+async def test_whoever_waits_survives_that_postgresql_is_away(expected: Expectations, watcher: Watcher) -> None:
+    job = expected.add()
+    expected.is_up = False
     async with watcher.watching(), asyncio.timeout(5):
         waiting = asyncio.create_task(watcher.ended(job.id, 3600))
-        await until(lambda: book.asked > 2)
-        book.is_up = True
-        book.end(job)
+        await until(lambda: expected.asked > 2)
+        expected.is_up = True
+        expected.end(job)
         await waiting
 
 
 @pytest.mark.usefixtures("never_polls")
-async def test_whoever_has_waited_long_enough_is_let_go(book: Book, watcher: Watcher) -> None:
-    job = book.add()
+async def test_whoever_has_waited_long_enough_is_let_go(expected: Expectations, watcher: Watcher) -> None:
+    job = expected.add()
     began = time.monotonic()
     async with watcher.watching():
         await watcher.ended(job.id, 0.05)
@@ -192,8 +192,8 @@ async def test_whoever_has_waited_long_enough_is_let_go(book: Book, watcher: Wat
 
 
 @pytest.mark.usefixtures("never_polls")
-async def test_nothing_is_kept_of_those_who_have_gone(book: Book, watcher: Watcher) -> None:
-    job = book.add()
+async def test_nothing_is_kept_of_those_who_have_gone(expected: Expectations, watcher: Watcher) -> None:
+    job = expected.add()
     gave_up = asyncio.create_task(watcher.ended(job.id, 3600))
     await until(lambda: bool(watcher._watched))
     gave_up.cancel()
@@ -203,25 +203,29 @@ async def test_nothing_is_kept_of_those_who_have_gone(book: Book, watcher: Watch
     assert not watcher._watched
 
 
-async def test_while_nobody_waits_nobody_looks(book: Book, watcher: Watcher, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_while_nobody_waits_nobody_looks(
+    expected: Expectations, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(watcher_module, "_POLL_SECONDS", 0)
     async with watcher.watching():
         for _ in range(100):
             await asyncio.sleep(0)
 
-    assert book.asked == 0
+    assert expected.asked == 0
 
 
 @pytest.mark.usefixtures("never_polls")
-async def test_everybody_is_released_at_once_and_nobody_waits_any_more(book: Book, watcher: Watcher) -> None:
-    waiting = [asyncio.create_task(watcher.ended(book.add().id, 3600)) for _ in range(3)]
-    following = [asyncio.create_task(seen(watcher, book.add(), None, [])) for _ in range(3)]
+async def test_everybody_is_released_at_once_and_nobody_waits_any_more(
+    expected: Expectations, watcher: Watcher
+) -> None:
+    waiting = [asyncio.create_task(watcher.ended(expected.add().id, 3600)) for _ in range(3)]
+    following = [asyncio.create_task(seen(watcher, expected.add(), None, [])) for _ in range(3)]
     await until(lambda: len(watcher._watched) == 6)
     watcher.release()
     async with asyncio.timeout(5):
         await asyncio.gather(*waiting, *following)
-        await watcher.ended(book.add().id, 3600)
-        await seen(watcher, book.add(), None, [])
+        await watcher.ended(expected.add().id, 3600)
+        await seen(watcher, expected.add(), None, [])
 
     assert watcher._watched == {}
 
@@ -231,16 +235,16 @@ async def test_everybody_is_released_at_once_and_nobody_waits_any_more(book: Boo
 
 @pytest.mark.usefixtures("never_polls")
 async def test_a_follower_is_shown_every_change_until_the_end(
-    book: Book, watcher: Watcher, announce: Callable[[Job], Awaitable[None]]
+    expected: Expectations, watcher: Watcher, announce: Callable[[Job], Awaitable[None]]
 ) -> None:
-    job, states = book.add(), list[int]()
+    job, states = expected.add(), list[int]()
     async with watcher.watching():
         following = asyncio.create_task(seen(watcher, job, None, states))
         await until(lambda: states == [1])
-        book.change(job)
+        expected.change(job)
         await announce(job)
         await until(lambda: states == [1, 2])
-        book.end(job)
+        expected.end(job)
         await announce(job)
         async with asyncio.timeout(5):
             await following
@@ -249,21 +253,21 @@ async def test_a_follower_is_shown_every_change_until_the_end(
 
 
 @pytest.mark.usefixtures("polls_often")
-async def test_a_follower_goes_on_from_what_it_has_seen(book: Book, watcher: Watcher) -> None:
-    job, states = book.add(), list[int]()
+async def test_a_follower_goes_on_from_what_it_has_seen(expected: Expectations, watcher: Watcher) -> None:
+    job, states = expected.add(), list[int]()
     async with watcher.watching(), asyncio.timeout(5):
         following = asyncio.create_task(seen(watcher, job, 1, states))
-        await until(lambda: book.asked > 3)
-        book.end(job)
+        await until(lambda: expected.asked > 3)
+        expected.end(job)
         await following
 
     assert states == [2]
 
 
 @pytest.mark.usefixtures("never_polls")
-async def test_whoever_has_seen_the_end_is_shown_nothing(book: Book, watcher: Watcher) -> None:
-    job, states = book.add(), list[int]()
-    book.end(job)
+async def test_whoever_has_seen_the_end_is_shown_nothing(expected: Expectations, watcher: Watcher) -> None:
+    job, states = expected.add(), list[int]()
+    expected.end(job)
     async with watcher.watching(), asyncio.timeout(5):
         await seen(watcher, job, 2, states)
 
@@ -271,57 +275,59 @@ async def test_whoever_has_seen_the_end_is_shown_nothing(book: Book, watcher: Wa
 
 
 @pytest.mark.usefixtures("polls_often")
-async def test_a_slow_follower_is_shown_what_is_and_not_what_was(book: Book, watcher: Watcher) -> None:
-    job, states = book.add(), list[int]()
+async def test_a_slow_follower_is_shown_what_is_and_not_what_was(expected: Expectations, watcher: Watcher) -> None:
+    job, states = expected.add(), list[int]()
     async with watcher.watching(), asyncio.timeout(5), aclosing(watcher.follow(job.id, None)) as following:
         states.append((await anext(following)).version)
         for _ in range(5):
-            book.change(job)
-            asked = book.asked
-            await until(lambda asked=asked: book.asked > asked + 3)  # type: ignore[misc]
+            expected.change(job)
+            asked = expected.asked
+            await until(lambda asked=asked: expected.asked > asked + 3)  # type: ignore[misc]
         states.append((await anext(following)).version)
 
     assert states == [1, 6]
 
 
 @pytest.mark.usefixtures("polls_often")
-async def test_a_follower_who_was_busy_when_the_job_ended_is_shown_the_end(book: Book, watcher: Watcher) -> None:
-    job = book.add()
+async def test_a_follower_who_was_busy_when_the_job_ended_is_shown_the_end(
+    expected: Expectations, watcher: Watcher
+) -> None:
+    job = expected.add()
     async with watcher.watching(), asyncio.timeout(5), aclosing(watcher.follow(job.id, None)) as following:
         await anext(following)
-        book.end(job)
-        asked = book.asked
-        await until(lambda: book.asked > asked + 3)
+        expected.end(job)
+        asked = expected.asked
+        await until(lambda: expected.asked > asked + 3)
         assert [state.status async for state in following] == [JobStatus.SUCCEEDED]
 
 
 @pytest.mark.usefixtures("polls_often")
-async def test_a_job_that_is_gone_is_followed_no_further(book: Book, watcher: Watcher) -> None:
-    job, states = book.add(), list[int]()
+async def test_a_job_that_is_gone_is_followed_no_further(expected: Expectations, watcher: Watcher) -> None:
+    job, states = expected.add(), list[int]()
     async with watcher.watching(), asyncio.timeout(5):
         following = asyncio.create_task(seen(watcher, job, None, states))
         await until(lambda: states == [1])
-        del book.rows[job.id]
+        del expected.rows[job.id]
         await following
 
 
 @pytest.mark.usefixtures("never_polls")
 async def test_a_thousand_followers_of_a_thousand_jobs_are_shown_them_by_a_few_looks(
-    book: Book, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+    expected: Expectations, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    jobs, states = [book.add() for _ in range(1000)], [list[int]() for _ in range(1000)]
+    jobs, states = [expected.add() for _ in range(1000)], [list[int]() for _ in range(1000)]
     async with watcher.watching():
         following = [
             asyncio.create_task(seen(watcher, job, None, shown)) for job, shown in zip(jobs, states, strict=True)
         ]
         await until(lambda: all(states))
-        first = book.asked
+        first = expected.asked
         monkeypatch.setattr(watcher_module, "_POLL_SECONDS", 0.05)
         for job in jobs:
-            book.end(job)
-        watcher._look_soon(*(job.id for job in jobs))
+            expected.end(job)
+        watcher._poll_soon(*(job.id for job in jobs))
         async with asyncio.timeout(5):
             await asyncio.gather(*following)
 
     assert states == [[1, 2]] * 1000
-    assert (first, book.asked) == (1, 2)
+    assert (first, expected.asked) == (1, 2)

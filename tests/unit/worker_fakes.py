@@ -12,11 +12,11 @@ from redis.asyncio.connection import ConnectionPool
 
 from domain.database import Database
 from domain.errors import DatabaseUnavailable
-from domain.jobs.foreman import NOTHING_COPIED, Claim, Foreman, Renewed
+from domain.jobs.foreman import NOTHING_COPIED, Claim, JobEngine, Renewed
 from domain.jobs.leases import Progress, Renewal
-from domain.jobs.model import Job, Ring, new_job
-from domain.jobs.orders import WorkOrder
-from domain.jobs.outcomes import Cancelled, Done, GaveUp, Outcome, Superseded
+from domain.jobs.model import Dispatch, Job, new_job
+from domain.jobs.orders import ClaimedJob
+from domain.jobs.outcomes import Cancelled, Failed, Outcome, Succeeded, Superseded
 from domain.jobs.queue import JobQueue
 from domain.jobs.retry import RetryPolicy
 from domain.jobs.states import JobStatus
@@ -32,13 +32,13 @@ MIB = 2**20
 LEASE = 60.0
 
 
-class FakeForeman(Foreman):
+class FakeJobEngine(JobEngine):
     """The job book as a dict: obeys rings and claims as the real one does, and remembers what it was told."""
 
     def __init__(self, *jobs: Job) -> None:
-        self.book = {job.id: job for job in jobs}
+        self.expected = {job.id: job for job in jobs}
         self.settled: list[Outcome] = []
-        self.claims: list[Ring] = []
+        self.claims: list[Dispatch] = []
         self.cancelled: set[UUID] = set()
         self.away = 0  # how many of the next calls find no PostgreSQL
         self.rounds: list[str] = []
@@ -46,55 +46,55 @@ class FakeForeman(Foreman):
         self.lease = LEASE
         self.progress: dict[UUID, Progress] = {}
 
-    async def claim(self, ring: Ring) -> Claim | None:
+    async def claim(self, dispatch: Dispatch) -> Claim | None:
         self._reach()
-        self.claims.append(ring)
-        job = self.book.get(ring.job_id)
-        if job is None or job.rings != ring.number or job.status is not JobStatus.QUEUED:
+        self.claims.append(dispatch)
+        job = self.expected.get(dispatch.job_id)
+        if job is None or job.epoch != dispatch.epoch or job.status is not JobStatus.QUEUED:
             return None
         job.status = JobStatus.RUNNING
         job.attempt += 1
-        return Claim(WorkOrder.of(job), time.monotonic() + self.lease)
+        return Claim(ClaimedJob.from_row(job), time.monotonic() + self.lease)
 
-    async def settle(self, job: WorkOrder, outcome: Outcome) -> bool:
+    async def settle(self, job: ClaimedJob, outcome: Outcome) -> bool:
         self._reach()
-        row = self.book[job.id]
-        if isinstance(outcome, Superseded) or row.rings != job.rings or row.status is not JobStatus.RUNNING:
+        row = self.expected[job.id]
+        if isinstance(outcome, Superseded) or row.epoch != job.epoch or row.status is not JobStatus.RUNNING:
             return False
         self.settled.append(outcome)
         row.status = _status_after(outcome)
         if row.status is JobStatus.QUEUED:
-            row.rings += 1
+            row.epoch += 1
         return True
 
     async def renew(self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress] = NOTHING_COPIED) -> Renewed:
         self._reach()
         self.progress = dict(progress)
-        ours = [job_id for job_id in job_ids if job_id in self.book]
+        ours = [job_id for job_id in job_ids if job_id in self.expected]
         renewals = [Renewal(job_id, job_id in self.cancelled) for job_id in ours]
         return Renewed(renewals, frozenset(job_ids) - frozenset(ours), time.monotonic() + self.lease)
 
-    def falter(self) -> None:
+    def note_outage(self) -> None:
         self.falters += 1
 
     async def rescue(self) -> int:
         self.rounds.append("rescue")
         return 0
 
-    async def ring_due(self) -> int:
+    async def dispatch_due(self) -> int:
         self.rounds.append("ring_due")
         return 0
 
-    async def ring_lost(self) -> int:
+    async def redispatch_lost(self) -> int:
         self.rounds.append("ring_lost")
         return 0
 
-    def requeue(self, job_id: UUID) -> Ring:
+    def requeue(self, job_id: UUID) -> Dispatch:
         """Do what a rescue by another worker does."""
-        row = self.book[job_id]
+        row = self.expected[job_id]
         row.status = JobStatus.QUEUED
-        row.rings += 1
-        return row.ring
+        row.epoch += 1
+        return row.dispatch
 
     def _reach(self) -> None:
         if self.away:
@@ -104,9 +104,9 @@ class FakeForeman(Foreman):
 
 def _status_after(outcome: Outcome) -> JobStatus:
     match outcome:
-        case Done():
+        case Succeeded():
             return JobStatus.SUCCEEDED
-        case GaveUp():
+        case Failed():
             return JobStatus.FAILED
         case Cancelled():
             return JobStatus.CANCELLED
@@ -136,9 +136,9 @@ def table_on(driver: StorageDriver) -> dict[str, Handler]:
     return compose(settings, nowhere, JobQueue(fake_redis()), backends).handlers
 
 
-def a_runner(foreman: Foreman, driver: StorageDriver, *, slots: int = 10, queue: JobQueue | None = None) -> Runner:
+def a_runner(engine: JobEngine, driver: StorageDriver, *, slots: int = 10, queue: JobQueue | None = None) -> Runner:
     attempts = Attempts(table_on(driver), RetryPolicy(1.0))
-    return Runner(foreman, queue or JobQueue(fake_redis()), attempts, slots=slots)
+    return Runner(engine, queue or JobQueue(fake_redis()), attempts, slots=slots)
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -24,10 +24,10 @@ test: $(READY) ## Run the tests
 	$(BIN)/python -m pytest --numprocesses 4 --dist worksteal
 
 test-faults: $(READY) ## Strike whole stacks down, again and again, for a quarter of an hour; report in build/faults.md
-	CISTERN_LONG=1 $(BIN)/python -m pytest tests/acceptance/test_storms.py tests/integration/test_any_order.py
+	CISTERN_LONG=1 $(BIN)/python -m pytest tests/acceptance/test_storms.py tests/integration/test_simulation.py
 
 test-mutations: $(READY) ## Take out what holds the promise, piece by piece, and see the tests fail each time
-	$(BIN)/python -m tests.mutations
+	$(BIN)/python -m tests.mutation
 
 compose-test: $(READY) ## Run docker-compose.yaml with four workers, kill one; COMPOSE="docker compose" ENGINE=docker
 	@$(BIN)/python -m tests.compose "$(COMPOSE)" "$(ENGINE)"
@@ -42,7 +42,7 @@ check: $(READY) ## Check style, types and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	MYPYPATH=benchmarks $(BIN)/mypy benchmarks
+	MYPYPATH=benchmarks:tests/support/drivers $(BIN)/mypy benchmarks
 	$(BIN)/lint-imports
 
 # The lock says every version, so pip has nothing to find out for the project itself, nor to build it with.

@@ -6,16 +6,16 @@ from typing import Annotated, Final, cast
 from fastapi import Depends, Header, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 
-from api.absent import HEADER_TEXT
 from api.idempotency import KeyHeader, key_of
-from api.waiting import preferred_wait
+from api.prefer import preferred_wait
+from api.schemas.omittable import HEADER_TEXT
+from domain.bulk.expand.service import BulkExpandService
 from domain.bulk.service import BulkService
-from domain.expansion.service import BulkExpandService
-from domain.jobs.acceptance import RequestOrigin
+from domain.bulk.snapshot.service import BulkSnapshotService
+from domain.jobs.idempotency import RequestOrigin
 from domain.jobs.service import JobService
 from domain.schedules.service import ScheduleService
 from domain.services import Services
-from domain.snapshots.bulk import BulkSnapshotService
 from domain.snapshots.service import SnapshotService
 from domain.volumes.service import VolumeService
 

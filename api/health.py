@@ -10,8 +10,8 @@ from pydantic.config import JsonDict
 from api.dependencies import NoQuery, ServicesDep
 from api.openapi import errors
 from domain.errors import DatabaseUnavailable, Unavailable
-from domain.jobs.queue import QueueRefusesWrites
-from domain.jobs.signals import MAX_COUNTED, Stats
+from domain.jobs.stats import MAX_COUNTED, Stats
+from domain.jobs.transport.job_queue import QueueRefusesWrites
 from domain.services import Services
 
 _TIMEOUT_SECONDS: Final = 3.0

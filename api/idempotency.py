@@ -9,12 +9,12 @@ from fastapi import Header, Request
 from pydantic import StringConstraints
 from starlette.responses import JSONResponse, Response
 
-from api.absent import Omittable
 from api.problems import RETRY_SECONDS
-from api.v1.schedule_shapes import ScheduleOut
-from api.v1.schemas import JobOut
-from domain.database import Entity
-from domain.jobs.acceptance import IdempotentReplay, IdempotentRequest
+from api.schemas.omittable import Omittable
+from api.schemas.responses import JobOut
+from api.schemas.schedules import ScheduleOut
+from domain.db.base import Entity
+from domain.jobs.idempotency import IdempotentReplay, IdempotentRequest
 from domain.jobs.model import Job
 from domain.jobs.outcomes import Payload
 from domain.schedules.model import Schedule

@@ -7,18 +7,20 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from api import catalogue, health, refusals
-from api.edge import BodyLimit, QuietStartup, RequestContext
+from api import error_handlers as refusals
+from api import health
+from api import problem_types as catalogue
+from api.middleware import BodyLimit, QuietStartup, RequestContext
 from api.openapi import document
-from api.shortcut import FastPath
-from api.stopping import on_stop
+from api.shutdown import on_stop
 from api.v0.routes import install as install_v0
 from api.v0.routes import router as v0_router
+from api.v1.fast_path import FastPath
 from api.v1.routes import router as v1_router
-from domain.background import tune_gc
 from domain.logs import configure_logging
 from domain.services import Services, open_services
 from domain.settings import load_log_settings, load_settings
+from domain.tasks import tune_gc
 
 Opening = Callable[[], AbstractAsyncContextManager[Services]]
 

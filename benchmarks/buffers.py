@@ -19,14 +19,14 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from stage import private_settings, vacuum
 
-from domain.database import Database
-from domain.jobs.leases import LeaseRepository, Settlement
-from domain.jobs.model import Ring
-from domain.jobs.repository import JobFilter, JobRepository
-from domain.jobs.rings import RingRepository
+from domain.db.database import Database
+from domain.jobs.model import Dispatch
 from domain.jobs.states import JobStatus
+from domain.jobs.store.dispatch import DispatchRepository
+from domain.jobs.store.jobs import JobFilter, JobRepository
+from domain.jobs.store.leases import LeaseRepository, Settlement
 from domain.settings import Settings
-from domain.volumes.repository import Ending, VolumeRepository
+from domain.volumes.repository import Release, VolumeRepository
 from domain.volumes.states import VolumeState
 
 #: So many jobs are claimed and settled at once.
@@ -98,17 +98,17 @@ _SOME: Final = text("SELECT id, volume_id FROM jobs WHERE status = 'queued' ORDE
 
 def steps(batch: Sequence[tuple[UUID, UUID]]) -> dict[str, Step]:
     """What workers, housekeeping and the API do all the time."""
-    rings = [Ring(job_id, 0) for job_id, _ in batch]
+    dispatches = [Dispatch(job_id, 0) for job_id, _ in batch]
     cursor = max(job_id for job_id, _ in batch)
 
     async def claim(session: AsyncSession) -> object:
-        return await LeaseRepository(session).claim(rings, worker_id=WORKER, kinds=KINDS, lease=15)
+        return await LeaseRepository(session).claim(dispatches, worker_id=WORKER, kinds=KINDS, lease=15)
 
     async def settle(session: AsyncSession) -> None:
         ends = [Settlement(job_id, 0, JobStatus.SUCCEEDED, result={"size": 2097152}) for job_id, _ in batch]
-        await LeaseRepository(session).settle(ends, worker_id=WORKER, patience=1)
-        endings = [Ending(volume_id, job_id, 2097152) for job_id, volume_id in batch]
-        await VolumeRepository(session).let_go(endings, VolumeState.AVAILABLE)
+        await LeaseRepository(session).settle(ends, worker_id=WORKER, lock_timeout=1)
+        endings = [Release(volume_id, job_id, 2097152) for job_id, volume_id in batch]
+        await VolumeRepository(session).release(endings, VolumeState.AVAILABLE)
 
     async def claim_and_settle(session: AsyncSession) -> None:
         await claim(session)
@@ -120,14 +120,14 @@ def steps(batch: Sequence[tuple[UUID, UUID]]) -> dict[str, Step]:
     return {
         f"claim {BATCH}": claim,
         f"claim and settle {BATCH}": claim_and_settle,
-        "poll one": lambda session: JobRepository(session).some([batch[0][0]]),
+        "poll one": lambda session: JobRepository(session).get_many([batch[0][0]]),
         "list the newest": listing(),
         "list from a cursor": listing(cursor),
         "list the queued": listing(status=JobStatus.QUEUED),
         "list the running": listing(status=JobStatus.RUNNING),
         "list the failed": listing(status=JobStatus.FAILED),
         "list those of a volume": listing(volume_id=batch[0][1]),
-        "ring what is due": lambda session: RingRepository(session, KINDS).take_due(500),
+        "dispatch due jobs": lambda session: DispatchRepository(session, KINDS).mark_due(500),
     }
 
 

@@ -24,8 +24,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from stage import MIB, api, at_work, fill, private_settings, worker
 
+from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy
 from domain.bulk.selection import Selection
-from domain.expansion.policy import BulkExpansion, GrowthPolicy
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
@@ -112,7 +112,7 @@ async def _cistern(services: Services, volumes: int) -> Measured:
 async def _bulk(services: Services, at_once: int) -> float:
     """Seconds from the request for a bulk job over all volumes to its end."""
     began = time.monotonic()
-    job = await services.expansion.request_expand(BulkExpansion(GROWTH, max_concurrent=at_once))
+    job = await services.expansion.request_expand(BulkExpandRequest(GROWTH, max_concurrent=at_once))
     await services.watcher.ended(job.id, 3600)
     seconds = time.monotonic() - began
     job = await services.jobs.get(job.id)
@@ -197,7 +197,7 @@ async def fairness(settings: Settings, _: int) -> None:
         with worker(settings, slow) as process, api(settings, slow) as address:
             await at_work(services.database, [process])
             others = Selection(labels={"of": "bulk"})
-            bulk = await services.expansion.request_expand(BulkExpansion(GROWTH, others, AT_ONCE))
+            bulk = await services.expansion.request_expand(BulkExpandRequest(GROWTH, others, AT_ONCE))
             seconds = await _singles(services, address, singles, bulk)
     print(f"\n{len(seconds)} single expansions beside the bulk, POST to succeeded: ", end="")
     print(f"median {median(seconds):.3f} s, p99 {quantiles(seconds, n=100)[98]:.3f} s")
@@ -239,7 +239,7 @@ async def cancelling(settings: Settings, _: int) -> None:
             await fill(services.database, 20_000)
             with worker(settings, "faulty+null:?delay_ms=20") as process:
                 await at_work(services.database, [process])
-                bulk = await services.expansion.request_expand(BulkExpansion(GROWTH, max_concurrent=AT_ONCE))
+                bulk = await services.expansion.request_expand(BulkExpandRequest(GROWTH, max_concurrent=AT_ONCE))
                 async with aclosing(services.watcher.follow(bulk.id, None)) as states:
                     async for job in states:
                         if job.succeeded:

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from arena import HERE, MAX_JOBS, Arena
 from stage import MIB, fill, told
 
-from domain.jobs.model import Ring
+from domain.jobs.model import Dispatch
 
 #: How long a round may go on without a single job being done.
 PATIENCE: Final = 30.0
@@ -208,11 +208,11 @@ class Cistern:
         await rows.execute("TRUNCATE jobs, job_items, volumes, snapshots, workers CASCADE")
         await rows.execute(_EXPANDING, jobs, MIB)
         await self.arena.vacuum(rows, "volumes", "jobs", "workers")
-        rings = [Ring(row["id"], 0) for row in await rows.fetch("SELECT id FROM jobs ORDER BY id")]
+        dispatches = [Dispatch(row["id"], 0) for row in await rows.fetch("SELECT id FROM jobs ORDER BY id")]
         queue = self.arena.services.queue
         for first in range(0, jobs, PAGE):
-            await queue.ring(rings[first : first + PAGE])
-        if await queue.missing(rings):
+            await queue.dispatch(dispatches[first : first + PAGE])
+        if await queue.missing(dispatches):
             raise RuntimeError("Redis took too long over some of the messages")
 
     async def volumes(self, count: int) -> list[str]:

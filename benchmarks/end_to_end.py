@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from arena import Arena
-from asking import ask, post
 from contestants import Cistern, PeerInRace, until_done
+from http_load import ask, post
 from pacing import Pacing
 from stage import MIB, at_work, serving
 

@@ -7,8 +7,8 @@ from typing import Final
 
 import httpx
 from arena import Arena
-from asking import Answers, ask, get, post
 from contestants import Cistern, until_done
+from http_load import Answers, ask, get, post
 from pacing import Pacing
 from stage import MIB, Server, serving
 

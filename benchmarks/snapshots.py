@@ -28,8 +28,8 @@ from uuid import uuid4
 
 from disk_image import NoImage, disk_image
 
-from domain.storage.driver import Fence, Grant
-from domain.storage.file import FileDriver
+from domain.storage.context import Fence, Grant
+from domain.storage.file.driver import FileDriver
 
 MIB, GIB = 1024**2, 1024**3
 ROUNDS = 5

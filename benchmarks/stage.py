@@ -16,9 +16,9 @@ from typing import Any, Final
 import httpx
 from sqlalchemy import text
 
-from domain.database import Database
+from domain.db.database import Database
+from domain.db.migrations import migrate
 from domain.embedded import EmbeddedServers, temporary_data_dir
-from domain.migrations import migrate
 from domain.settings import Settings
 
 MIB: Final = 1 << 20

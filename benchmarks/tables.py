@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from asking import CONNECTIONS, Answers
 from contestants import Contestant
 from end_to_end import CISTERN, TEXTBOOK
 from front import NOTHING
 from front import TEXTBOOK as TEXTBOOK_POST
+from http_load import CONNECTIONS, Answers
 from pacing import Pacing
 from pickup import Pickup
 from replicas import SLOTS

@@ -5,43 +5,43 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from domain.bulk.chunks import Chunks
+from domain.bulk.expand.operation import ExpandOperation
+from domain.bulk.expand.policy import BulkExpandRequest
+from domain.bulk.expand.service import BulkExpandService
 from domain.bulk.kinds import EXPAND, LANE, SNAPSHOT
 from domain.bulk.ledger import clear_ledgers
 from domain.bulk.operation import BulkOperation
 from domain.bulk.scheduled import ScheduledBulk
 from domain.bulk.service import BulkService
-from domain.database import Database
-from domain.errands import MaintenanceTask, MaintenanceTasks
-from domain.expansion.growing import ExpandOperation
-from domain.expansion.policy import BulkExpandRequest
-from domain.expansion.service import BulkExpandService
-from domain.inspection.service import Check
-from domain.jobs.foreman import JobEngine
+from domain.bulk.snapshot.operation import SnapshotOperation
+from domain.bulk.snapshot.request import BulkSnapshotRequest
+from domain.bulk.snapshot.service import BulkSnapshotService
+from domain.check.service import Check
+from domain.db.database import Database
+from domain.jobs.claimed import ClaimedJob
+from domain.jobs.engine import JobEngine
 from domain.jobs.kinds import Abandon, Record, Retry
 from domain.jobs.model import Worker
-from domain.jobs.orders import ClaimedJob
-from domain.jobs.orphans import any_orphans_or_dead_workers
 from domain.jobs.outcomes import Outcome, Payload
-from domain.jobs.parents import any_without_lanes
-from domain.jobs.queue import JobQueue
-from domain.jobs.retention import Retention
 from domain.jobs.retry import RetryPolicy
-from domain.jobs.rings import any_dispatched_before, any_undispatched
 from domain.jobs.service import JobService
-from domain.jobs.signals import StatsCache
+from domain.jobs.stats import StatsCache
+from domain.jobs.store.dispatch import any_dispatched_before, any_undispatched
+from domain.jobs.store.orphans import any_orphans_or_dead_workers
+from domain.jobs.store.parents import any_without_lanes
+from domain.jobs.store.retention import Retention
+from domain.jobs.transport.job_queue import JobQueue
 from domain.jobs.watcher import Watcher
+from domain.maintenance_tasks import MaintenanceTask, MaintenanceTasks
 from domain.schedules.actions import Action
 from domain.schedules.repository import any_due, prune_runs
+from domain.schedules.runner import ScheduleRunner
 from domain.schedules.service import ScheduleService
-from domain.schedules.starter import ScheduleRunner
 from domain.settings import Settings, require_database, require_servers
-from domain.snapshots.bulk import BulkSnapshotService
-from domain.snapshots.policy import BulkSnapshotRequest
 from domain.snapshots.repository import refuse_if_it_has_snapshots
 from domain.snapshots.service import SnapshotService
-from domain.snapshots.snapshotting import SnapshotOperation
 from domain.storage.backends import Backends
-from domain.storage.driver import Grant
+from domain.storage.context import Grant
 from domain.volumes.service import VolumeService
 
 

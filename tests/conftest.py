@@ -1,6 +1,7 @@
 """The servers that tests may ask for: started once, gone at the end, and a fresh database for each test."""
 
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -10,15 +11,19 @@ import pytest
 import redis
 import structlog
 
+from domain.db.migrations import migrate
 from domain.embedded import EmbeddedServers, temporary_data_dir
 from domain.logs import configure_logging
-from domain.migrations import migrate
 from domain.services import Services, open_services
 from domain.settings import Settings
-from tests.databases import run
+from tests.support.databases import run
 
 # As in production; structlog's own default paints tracebacks so slowly that leases run out over them.
 configure_logging(Settings(_env_file=None))
+
+#: Where the storage drivers of the tests are; processes that a test starts find them too.
+DRIVERS = Path(__file__).parent / "support" / "drivers"
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(DRIVERS), os.environ.get("PYTHONPATH"))))
 
 TEMPLATE = "cistern_template"
 

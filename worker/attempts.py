@@ -6,20 +6,13 @@ from typing import Final
 import structlog
 
 from domain.errors import CisternError
-from domain.jobs.orders import ClaimedJob
-from domain.jobs.orphans import EXTRA_CLAIMS
+from domain.jobs.claimed import ClaimedJob
 from domain.jobs.outcomes import Cancelled, Failed, Outcome, Payload, Released, RetryIn, Superseded
 from domain.jobs.retry import WORKER_LOST, RetryPolicy, describe
+from domain.jobs.store.orphans import EXTRA_CLAIMS
 from domain.services import Handler
-from domain.storage.driver import (
-    FenceRefused,
-    Grant,
-    PermanentStorageError,
-    Stopped,
-    StopReason,
-    StorageBusy,
-    TransientStorageError,
-)
+from domain.storage.context import Grant, Stopped, StopReason
+from domain.storage.errors import FenceRefused, PermanentStorageError, StorageBusy, TransientStorageError
 
 _STOPPED: Final[dict[StopReason, Outcome]] = {
     StopReason.CANCELLED: Cancelled(),

@@ -7,10 +7,10 @@ from uuid import UUID
 import structlog
 
 from domain.errors import DatabaseUnavailable
-from domain.jobs.foreman import JobEngine
-from domain.jobs.leases import BEATS_PER_LEASE, Progress, heartbeat_timeout
-from domain.storage.driver import StopReason
-from worker.pulse import NO_LIVENESS_FILE, LivenessFile
+from domain.jobs.engine import JobEngine
+from domain.jobs.store.leases import BEATS_PER_LEASE, Progress, heartbeat_timeout
+from domain.storage.context import StopReason
+from worker.liveness import NO_LIVENESS_FILE, LivenessFile
 from worker.runner import Running
 
 log = structlog.get_logger(__name__)

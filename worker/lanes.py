@@ -13,15 +13,15 @@ from uuid import UUID
 
 import structlog
 
-from domain.background import in_background
 from domain.bulk.chunks import Chunks, ClaimedChunk
 from domain.bulk.ledger import Lane
 from domain.bulk.operation import ItemWork, Result
 from domain.errors import CisternError, DatabaseUnavailable
-from domain.jobs.orders import ClaimedJob
+from domain.jobs.claimed import ClaimedJob
 from domain.jobs.outcomes import Outcome, Succeeded, Yielded
-from domain.storage.driver import Grant
-from worker.sharing import FairShare
+from domain.storage.context import Grant
+from domain.tasks import in_background
+from worker.fair_share import FairShare
 
 _SLICE_SECONDS: Final = 1.0
 #: A chunk's storage work should last so long: shorter ones cost more statements, longer ones more when they are lost.

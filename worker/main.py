@@ -18,22 +18,22 @@ import uvloop
 from arq.worker import func
 from uuid_utils.compat import uuid7
 
-from domain.background import in_background, tune_gc
-from domain.database import CLOSE_TIMEOUT
+from domain.db.database import CLOSE_TIMEOUT
 from domain.errors import CisternError, DatabaseUnavailable
-from domain.jobs.messages import FUNCTION_NAME, deserialize, dispatch_from, serialize
 from domain.jobs.model import Worker
-from domain.jobs.queue import QUEUE_NAME, JobQueue
+from domain.jobs.transport.job_queue import QUEUE_NAME, JobQueue
+from domain.jobs.transport.messages import FUNCTION_NAME, deserialize, dispatch_from, serialize
 from domain.logs import configure_logging
 from domain.services import Handler, Services, open_services
 from domain.settings import Settings, load_log_settings, load_settings, require_servers
+from domain.tasks import in_background, tune_gc
 from worker.attempts import Attempts
+from worker.fair_share import FairShare
 from worker.heartbeat import Heartbeat
-from worker.housekeeping import Maintenance
 from worker.lanes import Lanes
-from worker.pulse import LivenessFile
+from worker.liveness import LivenessFile
+from worker.maintenance import Maintenance
 from worker.runner import Runner
-from worker.sharing import FairShare
 from worker.stalls import Stalls
 from worker.supervisor import Supervisor
 

@@ -11,15 +11,15 @@ from uuid import UUID
 
 import structlog
 
-from domain.database import is_unreachable
+from domain.db.database import is_unreachable
 from domain.errors import DatabaseUnavailable
-from domain.jobs.foreman import Claim, JobEngine
+from domain.jobs.claimed import ClaimedJob
+from domain.jobs.engine import Claim, JobEngine
 from domain.jobs.model import Dispatch
-from domain.jobs.orders import ClaimedJob
 from domain.jobs.outcomes import Failed, Outcome, Payload, Released, RetryIn, Yielded
-from domain.jobs.queue import JobQueue
+from domain.jobs.transport.job_queue import JobQueue
 from domain.logs import speak_of
-from domain.storage.driver import Fence, Grant, StopReason
+from domain.storage.context import Fence, Grant, StopReason
 from worker.attempts import Attempts
 from worker.slots import Slots
 

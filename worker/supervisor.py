@@ -9,9 +9,9 @@ from typing import Any, Final
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
-from domain.background import cancel_and_wait, detach
-from domain.jobs.queue import QueueUnavailable
-from worker.delivery import ArqConsumer
+from domain.jobs.transport.job_queue import QueueUnavailable
+from domain.tasks import cancel_and_wait, detach
+from worker.consumer import ArqConsumer
 from worker.runner import Runner
 
 _RECONNECT_SECONDS: Final = 1.0

@@ -2,9 +2,9 @@
 
 from fastapi import APIRouter, FastAPI
 
-from api.v0.finishing import JobFailed, JobStillRunning, render_failed, render_still_running
 from api.v0.snapshots import router as snapshots_router
 from api.v0.volumes import router as volumes_router
+from api.v0.wait import JobFailed, JobStillRunning, render_failed, render_still_running
 
 router = APIRouter(prefix="/api/v0")
 router.include_router(volumes_router)

@@ -7,10 +7,10 @@ from fastapi import APIRouter, Query
 
 from api.dependencies import JsonBody, NoQuery, OriginDep, SnapshotsDep, VolumesDep
 from api.openapi import BODY, errors
-from api.pagination import Paginated, paginated_response
-from api.v0.finishing import FinishedDep, waits
-from api.v1.requests import SnapshotIn, SnapshotQuery
-from api.v1.schemas import SnapshotOut, VolumeOut
+from api.schemas.pagination import Paginated, paginated_response
+from api.schemas.requests import SnapshotIn, SnapshotQuery
+from api.schemas.responses import SnapshotOut, VolumeOut
+from api.v0.wait import FinishedDep, waits
 from domain.errors import (
     BadCursor,
     NameTaken,

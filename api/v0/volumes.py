@@ -6,17 +6,18 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.exceptions import RequestValidationError
 
+from api.converters import VOLUME
 from api.dependencies import BulkExpandDep, JsonBody, NoQuery, OriginDep, SnapshotsDep, VolumesDep
 from api.openapi import BODY, errors
-from api.pagination import Paginated, paginated_response
-from api.paths import VOLUME
 from api.problems import GROWTH_REQUIRED
-from api.v0.finishing import FinishedDep, waits
+from api.schemas.growth import GrowthIn
+from api.schemas.pagination import Paginated, paginated_response
+from api.schemas.requests import VolumeIn, VolumeQuery
+from api.schemas.responses import JobOut, VolumeOut
+from api.v0.wait import FinishedDep, waits
 from api.v1.bulk import request_bulk
-from api.v1.growth import GrowthIn
-from api.v1.requests import VolumeIn, VolumeQuery
-from api.v1.schemas import JobOut, VolumeOut
 from api.v1.volumes import NEW_VOLUME_REFUSALS, request_volume
+from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy
 from domain.errors import (
     BadCursor,
     ShrinkRefused,
@@ -26,7 +27,6 @@ from domain.errors import (
     VolumeNotFound,
     VolumeUnusable,
 )
-from domain.expansion.policy import BulkExpandRequest, GrowthPolicy
 from domain.jobs.model import Job
 from domain.volumes.service import VolumeService
 

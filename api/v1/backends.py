@@ -7,7 +7,7 @@ from fastapi import APIRouter
 
 from api.dependencies import NoQuery, ServicesDep
 from api.openapi import errors
-from api.v1.schemas import BackendOut, BackendsOut, Failure
+from api.schemas.responses import BackendOut, BackendsOut, Failure
 from domain.errors import StorageError
 from domain.storage.backends import Backends
 

@@ -6,19 +6,19 @@ from uuid import UUID
 import structlog
 from fastapi import APIRouter, Query, Response
 
-from api.answers import AcceptedDep
+from api.accepted import AcceptedDep
 from api.dependencies import BulkDep, BulkExpandDep, BulkSnapshotsDep, JsonBody, NoQuery, OriginDep, ServicesDep
 from api.openapi import BODY, accepts, errors
-from api.pagination import Paginated, paginated_response
 from api.problems import GROWTH_REQUIRED
-from api.v1.bulk_snapshots import BulkSnapshotIn
-from api.v1.growth import BulkExpandIn, GrowthBody
-from api.v1.ledger import ItemOut, ItemQuery, PlanOut
-from api.v1.schemas import JobOut
+from api.schemas.bulk_snapshots import BulkSnapshotIn
+from api.schemas.growth import BulkExpandIn, GrowthBody
+from api.schemas.ledger import ItemOut, ItemQuery, PlanOut
+from api.schemas.pagination import Paginated, paginated_response
+from api.schemas.responses import JobOut
+from domain.bulk.expand.policy import BulkExpandRequest
+from domain.bulk.expand.service import BulkExpandService
 from domain.errors import BadCursor, JobNotFound, UnknownBackend
-from domain.expansion.policy import BulkExpandRequest
-from domain.expansion.service import BulkExpandService
-from domain.jobs.acceptance import RequestOrigin
+from domain.jobs.idempotency import RequestOrigin
 from domain.jobs.model import Job
 
 log = structlog.get_logger(__name__)

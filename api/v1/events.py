@@ -10,11 +10,11 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Header
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from api.absent import HEADER_TEXT
 from api.dependencies import JobsDep, NoQuery, ServicesDep
+from api.error_handlers import NoResponsePossible
 from api.openapi import errors
-from api.refusals import NoResponsePossible
-from api.v1.schemas import JobOut
+from api.schemas.omittable import HEADER_TEXT
+from api.schemas.responses import JobOut
 from domain.errors import JobNotFound
 from domain.jobs.model import Job
 

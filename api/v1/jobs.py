@@ -5,14 +5,14 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
 
-from api.answers import AcceptedDep
-from api.conditional import IfNoneMatchDep, job_tag
+from api.accepted import AcceptedDep
 from api.dependencies import JobsDep, NoQuery, OriginDep
+from api.etag import IfNoneMatchDep, job_tag
 from api.openapi import POLLED, accepts, documented_get, errors
-from api.pagination import Paginated, paginated_response
 from api.problems import RETRY_SECONDS
-from api.v1.requests import JobQuery
-from api.v1.schemas import JobOut
+from api.schemas.pagination import Paginated, paginated_response
+from api.schemas.requests import JobQuery
+from api.schemas.responses import JobOut
 from domain.errors import (
     BadCursor,
     JobEnded,

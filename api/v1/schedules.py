@@ -5,14 +5,14 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
 
-from api.answers import AcceptedDep
+from api.accepted import AcceptedDep
 from api.dependencies import JsonBody, NoQuery, OriginDep, SchedulesDep, ServicesDep
 from api.idempotency import SCHEDULES_AT
 from api.openapi import BODY, accepts, errors, makes_schedule
-from api.pagination import PageQuery, Paginated, paginated_response
 from api.problems import GROWTH_REQUIRED
-from api.v1.schedule_shapes import RunOut, ScheduleIn, ScheduleOut, SchedulePatch, ScheduleQuery
-from api.v1.schemas import JobOut
+from api.schemas.pagination import PageQuery, Paginated, paginated_response
+from api.schemas.responses import JobOut
+from api.schemas.schedules import RunOut, ScheduleIn, ScheduleOut, SchedulePatch, ScheduleQuery
 from domain.errors import BadCursor, NameTaken, ScheduleBusy, ScheduleNotFound, UnknownBackend
 
 router = APIRouter(prefix="/schedules", tags=["schedules"])

@@ -5,13 +5,13 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
 
-from api.answers import AcceptedDep
-from api.conditional import IfNoneMatchDep, row_tag
+from api.accepted import AcceptedDep
 from api.dependencies import JsonBody, NoQuery, OriginDep, SnapshotsDep, VolumesDep
+from api.etag import IfNoneMatchDep, row_tag
 from api.openapi import BODY, accepts, documented_get, errors
-from api.pagination import Paginated, paginated_response
-from api.v1.requests import SnapshotIn, SnapshotQuery, SnapshotsOfVolumeQuery
-from api.v1.schemas import JobOut, SnapshotOut
+from api.schemas.pagination import Paginated, paginated_response
+from api.schemas.requests import SnapshotIn, SnapshotQuery, SnapshotsOfVolumeQuery
+from api.schemas.responses import JobOut, SnapshotOut
 from domain.errors import (
     BadCursor,
     NameTaken,

@@ -5,16 +5,16 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
 
-from api.answers import AcceptedDep
-from api.conditional import IfNoneMatchDep, row_tag
+from api.accepted import AcceptedDep
+from api.converters import VOLUME
 from api.dependencies import JsonBody, NoQuery, OriginDep, SnapshotsDep, VolumesDep
+from api.etag import IfNoneMatchDep, row_tag
 from api.openapi import BODY, accepts, documented_get, errors
-from api.pagination import Paginated, paginated_response
-from api.paths import VOLUME
 from api.problems import GROWTH_REQUIRED
-from api.v1.growth import GrowthIn
-from api.v1.requests import VolumeIn, VolumePatch, VolumeQuery
-from api.v1.schemas import JobOut, VolumeOut
+from api.schemas.growth import GrowthIn
+from api.schemas.pagination import Paginated, paginated_response
+from api.schemas.requests import VolumeIn, VolumePatch, VolumeQuery
+from api.schemas.responses import JobOut, VolumeOut
 from domain.errors import (
     BadCursor,
     NameTaken,
@@ -29,7 +29,7 @@ from domain.errors import (
     VolumeNotFound,
     VolumeUnusable,
 )
-from domain.jobs.acceptance import RequestOrigin
+from domain.jobs.idempotency import RequestOrigin
 from domain.jobs.model import Job
 from domain.snapshots.service import SnapshotService
 from domain.volumes.service import VolumeService

@@ -10,7 +10,7 @@
                       ▲                  │
                       └─ volume busy ────┘        (again later, for as long as CISTERN_BUSY_SECONDS)
 
-What is done to the volumes is an `Operation`: `domain.expansion.growing`, `domain.snapshots.snapshotting`.
+What is done to the volumes is an `Operation`: `domain.bulk.expand.operation`, `domain.bulk.snapshot.operation`.
 
 Lock order everywhere: the lane's row, items, volumes by id, snapshots by id, the parent's row last.
 """

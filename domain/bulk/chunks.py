@@ -15,16 +15,16 @@ from uuid import UUID
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.bulk import effort
-from domain.bulk.claims import LaneItems
+from domain.bulk import item_work as effort
 from domain.bulk.kinds import EXPAND
+from domain.bulk.lane_items import LaneItems
 from domain.bulk.ledger import CLOSE_BATCH, ItemRef, ItemUpdate, Lane, Ledger
 from domain.bulk.operation import BulkOperation, ItemWork, Result, decide_by_state
 from domain.bulk.states import FINISHED, ItemCode, ItemStatus
-from domain.database import Database
-from domain.jobs.parents import ParentRepository
-from domain.jobs.queue import JobQueue
-from domain.storage.driver import Grant, Stopped, StopReason
+from domain.db.database import Database
+from domain.jobs.store.parents import ParentRepository
+from domain.jobs.transport.job_queue import JobQueue
+from domain.storage.context import Grant, Stopped, StopReason
 from domain.volumes.repository import LockedVolume, VolumeRepository
 
 log = structlog.get_logger(__name__)

@@ -26,8 +26,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from domain.bulk.model import Item
 from domain.bulk.selection import Selection
 from domain.bulk.states import FINISHED, ItemCode, ItemStatus
-from domain.database import given_rows
-from domain.jobs.orders import ClaimedJob
+from domain.db.sql import given_rows
+from domain.jobs.claimed import ClaimedJob
 from domain.volumes.model import Volume
 
 #: A plan over a million volumes is one statement of some ten seconds.

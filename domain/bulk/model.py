@@ -7,7 +7,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, Index, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.bulk.states import ItemStatus
-from domain.database import Base, enum_text
+from domain.db.base import Base, enum_text
 
 _STATUSES = ", ".join(f"'{status}'" for status in ItemStatus)
 

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.bulk.ledger import ItemRef, ItemUpdate, Lane
 from domain.bulk.states import ItemCode, ItemStatus
-from domain.storage.driver import Grant
+from domain.storage.context import Grant
 from domain.volumes.repository import LockedVolume
 from domain.volumes.states import BUSY, VolumeState
 

@@ -13,17 +13,17 @@ from domain.bulk.model import Item
 from domain.bulk.operation import BulkOperation
 from domain.bulk.selection import Selection, shares
 from domain.bulk.states import ItemCode, ItemStatus
-from domain.database import Database
+from domain.db.database import Database
 from domain.errors import JobNotFound, JobNotRetryable
-from domain.jobs.apart import each_in_own_transaction
+from domain.jobs.claimed import ClaimedJob
+from domain.jobs.isolation import each_in_own_transaction
 from domain.jobs.kinds import FailedJobs, SucceededJobs
 from domain.jobs.model import Job, new_job
-from domain.jobs.orders import ClaimedJob
 from domain.jobs.outcomes import Delegated
-from domain.jobs.parents import ParentRepository
-from domain.jobs.queue import JobQueue
-from domain.jobs.repository import JobRepository
-from domain.storage.driver import Grant, Stopped, StopReason
+from domain.jobs.store.jobs import JobRepository
+from domain.jobs.store.parents import ParentRepository
+from domain.jobs.transport.job_queue import JobQueue
+from domain.storage.context import Grant, Stopped, StopReason
 
 _LANE_ATTEMPTS: Final = 3
 

@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Literal, Self
 
 from domain.embedded.directory import DataDirectory, refuse_closed, temporary_data_dir
-from domain.embedded.postgres import PostgreSQL
-from domain.embedded.redis import Redis
+from domain.embedded.postgres_server import PostgreSQL
+from domain.embedded.redis_server import Redis
 
 __all__ = ["EmbeddedServers", "temporary_data_dir"]
 

@@ -5,8 +5,8 @@ from typing import Protocol
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from domain.jobs.claimed import ClaimedJob
 from domain.jobs.model import Job
-from domain.jobs.orders import ClaimedJob
 from domain.jobs.outcomes import Payload
 
 #: Jobs that are done, each with its result.

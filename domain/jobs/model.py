@@ -8,7 +8,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, Index, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 from uuid_utils.compat import uuid7
 
-from domain.database import Entity, enum_text
+from domain.db.base import Entity, enum_text
 from domain.jobs.states import ENDED, LIVE, JobStatus
 
 _STATUSES = ", ".join(f"'{status}'" for status in JobStatus)

@@ -6,18 +6,18 @@ from uuid import UUID
 
 from sqlalchemy import func
 
-from domain.database import Database, is_unavailable
+from domain.batching import Batcher
+from domain.db.database import Database, is_unavailable
+from domain.db.pagination import Page, PageRequest
 from domain.errors import JobEnded, JobIsChild, JobNotFound, JobNotRetryable
-from domain.grouped import Batcher
-from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, idempotent_transaction
+from domain.jobs.claimed import ClaimedJob
+from domain.jobs.idempotency import ANONYMOUS, RequestOrigin, idempotent_transaction
 from domain.jobs.kinds import Kinds
 from domain.jobs.model import Job
-from domain.jobs.orders import ClaimedJob
-from domain.jobs.parents import ParentRepository
-from domain.jobs.queue import JobQueue
-from domain.jobs.repository import JobFilter, JobRepository
 from domain.jobs.states import RETRYABLE, JobStatus
-from domain.paging import Page, PageRequest
+from domain.jobs.store.jobs import JobFilter, JobRepository
+from domain.jobs.store.parents import ParentRepository
+from domain.jobs.transport.job_queue import JobQueue
 
 #: So many jobs are read by one statement.
 _MAX_BATCH: Final = 100

@@ -13,12 +13,12 @@ from uuid import UUID
 
 import structlog
 
-from domain.background import in_background
-from domain.database import Database
+from domain.db.database import Database
 from domain.errors import DatabaseUnavailable
 from domain.jobs.model import Job
-from domain.jobs.queue import JobQueue, QueueUnavailable
-from domain.jobs.repository import JobRepository
+from domain.jobs.store.jobs import JobRepository
+from domain.jobs.transport.job_queue import JobQueue, QueueUnavailable
+from domain.tasks import in_background
 
 _POLL_SECONDS: Final = 1.0
 

@@ -7,7 +7,7 @@ from uuid import UUID
 from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, func, select, text
 from sqlalchemy.orm import Mapped, column_property, mapped_column
 
-from domain.database import Entity, enum_text
+from domain.db.base import Entity, enum_text
 from domain.jobs.model import Job
 from domain.jobs.states import JobStatus
 from domain.schedules.states import RunOutcome

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.errors import NameTaken, ScheduleNotFound
-from domain.jobs.retention import Pruned
+from domain.jobs.store.retention import Pruned
 from domain.schedules.model import Run, Schedule
 
 #: Rows in one transaction.

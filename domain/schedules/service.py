@@ -10,13 +10,13 @@ from sqlalchemy import func
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
-from domain.database import Database
+from domain.db.database import Database
+from domain.db.pagination import Page, PageRequest
 from domain.errors import Invalid
-from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, idempotent_transaction
-from domain.paging import Page, PageRequest
+from domain.jobs.idempotency import ANONYMOUS, RequestOrigin, idempotent_transaction
 from domain.schedules.actions import Actions, Params
-from domain.schedules.calendar import CronSchedule
 from domain.schedules.clock import Clock, postgresql_clock
+from domain.schedules.cron import CronSchedule
 from domain.schedules.model import CATCH_UP_SECONDS, Run, Schedule
 from domain.schedules.repository import RunRepository, ScheduleRepository
 

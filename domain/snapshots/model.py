@@ -6,7 +6,7 @@ from uuid import UUID
 from sqlalchemy import CheckConstraint, ForeignKey, UniqueConstraint, func
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.database import Entity, enum_text
+from domain.db.base import Entity, enum_text
 from domain.snapshots.states import SnapshotState
 from domain.volumes.model import MAX_NAME
 

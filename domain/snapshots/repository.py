@@ -23,12 +23,12 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.database import given_rows
+from domain.db.sql import given_rows
 from domain.errors import NameTaken, SnapshotBusy, SnapshotNotFound, SnapshotUnusable, VolumeHasSnapshots
 from domain.jobs.model import Job
 from domain.jobs.states import LIVE
 from domain.snapshots.model import Snapshot
-from domain.snapshots.policy import RetentionRule
+from domain.snapshots.retention import RetentionRule
 from domain.snapshots.states import BUSY, MOVES, SnapshotState
 
 #: States of a snapshot that can be used, if not at this very moment.

@@ -9,20 +9,20 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
-from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, idempotent_transaction
+from domain.db.pagination import Page, PageRequest
+from domain.jobs.claimed import ClaimedJob
+from domain.jobs.idempotency import ANONYMOUS, RequestOrigin, idempotent_transaction
 from domain.jobs.kinds import FailedJobs, SucceededJobs
 from domain.jobs.model import Job, retry_columns
-from domain.jobs.orders import ClaimedJob
 from domain.jobs.outcomes import Succeeded
-from domain.jobs.repository import JobRepository
-from domain.paging import Page, PageRequest
-from domain.snapshots.cloning import Clones
-from domain.snapshots.jobs import require_both, result, snapshot_of, snapshots, volume_of, volumes
-from domain.snapshots.keeping import Expiry
+from domain.jobs.store.jobs import JobRepository
+from domain.snapshots.clones import Clones
+from domain.snapshots.expiry import Expiry
 from domain.snapshots.model import Snapshot
+from domain.snapshots.operations import require_both, result, snapshot_of, snapshots, volume_of, volumes
 from domain.snapshots.repository import SnapshotFilter, SnapshotRepository
 from domain.snapshots.states import SnapshotState
-from domain.storage.driver import Grant
+from domain.storage.context import Grant
 from domain.volumes.model import Volume
 from domain.volumes.repository import VolumeRepository, require_held
 from domain.volumes.states import VolumeState

@@ -1,23 +1,22 @@
-"""Which storage backends this process can reach, made from their URLs: ``scheme:place?option=value&...``.
+"""The storage backends that this process can reach, made from their URLs.
 
-URLs are taken literally, nothing in them is percent-decoded: a path with a % or a # is just that path.
+A driver registers a factory in the entry point group ``cistern.storage``, under the scheme of its URLs. The factory is
+called with a `DriverUrl` and the number of threads that may work at once, and returns a `StorageDriver`.
 """
 
 import asyncio
-import errno
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Self
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from typing import Final, Self
 
-from pydantic import ByteSize, TypeAdapter, ValidationError
-
-from domain.database import in_transaction
+from domain.db.database import in_transaction
 from domain.errors import ConfigurationError, UnknownBackend
 from domain.storage.driver import StorageDriver
-from domain.storage.faulty import FaultInjector
-from domain.storage.file import FileDriver
-from domain.storage.memory import MemoryDriver
-from domain.storage.null import NullDriver
+from domain.storage.urls import DriverUrl
+
+ENTRY_POINTS: Final = "cistern.storage"
+
+Factory = Callable[[DriverUrl, int], StorageDriver]
 
 
 class Backends:
@@ -65,18 +64,17 @@ class Backends:
             raise UnknownBackend(f"There is no backend named {name!r}.", field="backend")
 
 
-def open_driver(url: str, threads: int) -> StorageDriver:
-    """Make the driver that a URL describes.
+def open_driver(url: str | DriverUrl, threads: int) -> StorageDriver:
+    """Open the driver that a URL describes; ``threads`` may work on it at once.
 
     Raises:
         ConfigurationError: the URL has no known scheme, an unknown option, or a place that cannot be used.
     """
-    scheme, _, rest = url.partition(":")
-    place, _, query = rest.partition("?")
-    options = dict(_option(part) for part in query.split("&") if part)
-    driver = _build(scheme, place, options, threads)
-    if options:
-        raise ConfigurationError(f"unknown option {', '.join(options)}")
+    parsed = DriverUrl.parse(url) if isinstance(url, str) else url
+    factory = _factory(parsed)
+    driver = factory(parsed, threads)
+    if parsed.options:
+        raise ConfigurationError(f"unknown option {', '.join(parsed.options)}")
     return driver
 
 
@@ -87,48 +85,10 @@ def _named(name: str, url: str, threads: int) -> StorageDriver:
         raise ConfigurationError(f"CISTERN_BACKENDS: backend {name!r}: {error}") from error
 
 
-def _option(part: str) -> tuple[str, str]:
-    name, _, value = part.partition("=")
-    return name, value
-
-
-def _build(scheme: str, place: str, options: dict[str, str], threads: int) -> StorageDriver:
-    """Make a driver, taking the options that it understands out of ``options``."""
-    if scheme.startswith("faulty+"):
-        own = {name: options.pop(name) for name in FaultInjector.OPTIONS if name in options}
-        inner = _build(scheme.removeprefix("faulty+"), place, options, threads)
-        return FaultInjector(inner, own) if own else inner  # with nothing to disturb, nothing in between
-    if scheme == "file":
-        return _open_file(place, options.pop("allocate", "sparse"), threads)
-    if scheme in ("null", "memory") and place:
-        raise ConfigurationError(f"{scheme}: takes no path, but has {place!r}")
-    if scheme == "null":
-        return NullDriver()
-    if scheme == "memory":
-        return MemoryDriver(_capacity(options.pop("capacity", None)))
-    raise ConfigurationError(f"unknown driver {scheme!r}; choose from file, null, memory, faulty+...")
-
-
-def _open_file(place: str, allocate: str, threads: int) -> FileDriver:
-    if allocate not in ("sparse", "full"):
-        raise ConfigurationError(f"allocate={allocate!r} is neither sparse nor full")
-    # file:///srv/volumes is what other programs call file:/srv/volumes.
-    root = place.removeprefix("//") if place.startswith("///") else place
-    if not root or root.startswith("//"):
-        raise ConfigurationError(f"file: needs a path, such as file:/srv/volumes, not {place!r}")
-    driver = FileDriver(Path(root), threads, reserve=allocate == "full")
-    try:
-        driver.prepare()
-    except OSError as error:
-        cannot = "reserve room (allocate=full)" if error.errno == errno.EOPNOTSUPP else "be written"
-        raise ConfigurationError(f"{driver.root} cannot {cannot}: {error.strerror}") from error
-    return driver
-
-
-def _capacity(text: str | None) -> int | None:
-    if text is None:
-        return None
-    try:
-        return TypeAdapter(ByteSize).validate_python(text)
-    except ValidationError as error:
-        raise ConfigurationError(f"capacity={text!r} is no size, such as 10MiB") from error
+def _factory(url: DriverUrl) -> Factory:
+    registered = entry_points(group=ENTRY_POINTS)
+    if url.driver not in registered.names:
+        known = ", ".join(sorted(registered.names))
+        raise ConfigurationError(f"unknown driver {url.driver!r}; choose from {known}")
+    factory: Factory = registered[url.driver].load()
+    return factory

@@ -4,19 +4,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from uuid import UUID
 
-from domain.storage.driver import (
-    Capacity,
-    Fence,
-    Grant,
-    Leftover,
-    SnapshotMissing,
-    StorageFull,
-    StoredObject,
-    StoredVolume,
-    Usage,
-    VolumeMissing,
-)
-from domain.storage.fence import refuse_stale
+from pydantic import ByteSize, TypeAdapter, ValidationError
+
+from domain.errors import ConfigurationError
+from domain.storage.context import Fence, Grant
+from domain.storage.driver import Capacity, Leftover, StoredObject, StoredVolume, Usage
+from domain.storage.errors import SnapshotMissing, StorageFull, VolumeMissing
+from domain.storage.file.fence import refuse_stale
+from domain.storage.urls import DriverUrl, require_no_place
 
 
 class MemoryDriver:
@@ -149,3 +144,22 @@ class MemoryDriver:
         if self._limit is not None and others + size > self._limit:
             raise StorageFull
         self._sizes[volume_id] = size
+
+
+def open_driver(url: DriverUrl, _: int) -> MemoryDriver:
+    """Open ``memory:``, or ``memory:?capacity=10MiB``.
+
+    Raises:
+        ConfigurationError: a path was given, or the capacity is not a size.
+    """
+    require_no_place(url)
+    return MemoryDriver(_capacity(url.options.pop("capacity", None)))
+
+
+def _capacity(text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        return TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError as error:
+        raise ConfigurationError(f"capacity={text!r} is no size, such as 10MiB") from error

@@ -3,7 +3,9 @@
 from collections.abc import Collection, Mapping
 from uuid import UUID
 
-from domain.storage.driver import Capacity, Grant, Leftover, Usage
+from domain.storage.context import Grant
+from domain.storage.driver import Capacity, Leftover, Usage
+from domain.storage.urls import DriverUrl, require_no_place
 
 
 class NullDriver:
@@ -87,3 +89,13 @@ class NullDriver:
 
     async def close(self) -> None:
         """Hold nothing that could be let go."""
+
+
+def open_driver(url: DriverUrl, _: int) -> NullDriver:
+    """Open ``null:``.
+
+    Raises:
+        ConfigurationError: a path was given.
+    """
+    require_no_place(url)
+    return NullDriver()

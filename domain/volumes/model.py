@@ -7,7 +7,7 @@ from uuid import UUID
 from sqlalchemy import CheckConstraint, Index, func
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.database import Entity, enum_text
+from domain.db.base import Entity, enum_text
 from domain.volumes.states import IDLE, VolumeState
 
 MAX_SIZE: Final = 64 * 2**40

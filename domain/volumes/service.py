@@ -13,23 +13,24 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
-from domain.database import Database
+from domain.db.database import Database
+from domain.db.pagination import Page, PageRequest
 from domain.errors import Invalid, UnknownBackend
-from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, idempotent_transaction, log_accepted
+from domain.jobs.claimed import ClaimedJob
+from domain.jobs.idempotency import ANONYMOUS, RequestOrigin, idempotent_transaction, log_accepted
 from domain.jobs.kinds import FailedJobs, SucceededJobs
 from domain.jobs.model import Job, retry_columns
-from domain.jobs.orders import ClaimedJob
 from domain.jobs.outcomes import Payload, Succeeded
-from domain.jobs.queue import JobQueue
-from domain.jobs.repository import JobRepository
-from domain.paging import Page, PageRequest
+from domain.jobs.store.jobs import JobRepository
+from domain.jobs.transport.job_queue import JobQueue
 from domain.storage.backends import Backends
-from domain.storage.driver import Grant, StorageDriver
+from domain.storage.context import Grant
+from domain.storage.driver import StorageDriver
 from domain.volumes.growth import Growth
-from domain.volumes.intake import RequestBatcher
-from domain.volumes.jobs import job_on, releases, require_all, result_of, volume_of
 from domain.volumes.model import Volume
+from domain.volumes.operations import job_on, releases, require_all, result_of, volume_of
 from domain.volumes.repository import VolumeFilter, VolumeRepository
+from domain.volumes.request_batching import RequestBatcher
 from domain.volumes.states import VolumeState
 
 RefuseDelete = Callable[[AsyncSession, UUID], Awaitable[None]]

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from domain.settings import Settings
+from tests.acceptance.cluster import ROOT, Cluster
 from tests.acceptance.report import Report
 from tests.acceptance.scale import LONG
-from tests.acceptance.yard import ROOT, Cluster
 
 
 @pytest.fixture

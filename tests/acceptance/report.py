@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.acceptance.clients import Expectations
+from tests.acceptance.judge import Verdict
 from tests.acceptance.scale import SCALE
-from tests.acceptance.traffic import Expectations
-from tests.acceptance.verdict import Verdict
 
 _HEAD = f"""# Faults
 

@@ -15,16 +15,16 @@ from typing import Any
 import redis
 
 import domain.services
-import domain.storage.file_tree
+import domain.storage.file.tree
 from domain.bulk.chunks import Chunks
 from domain.bulk.service import BulkService
-from domain.jobs.foreman import Claim, JobEngine
+from domain.jobs.engine import Claim, JobEngine
 from domain.jobs.model import Dispatch
-from domain.jobs.parents import ParentRepository
-from domain.jobs.queue import JobQueue
+from domain.jobs.store.parents import ParentRepository
+from domain.jobs.transport.job_queue import JobQueue
 from domain.services import Handler
-from domain.storage.driver import Grant
-from domain.storage.fence import FenceRecord
+from domain.storage.context import Grant
+from domain.storage.file.fence import FenceRecord
 from domain.volumes.repository import VolumeRepository
 from worker.main import main
 from worker.runner import Runner
@@ -100,7 +100,7 @@ def disarm(guard: str) -> None:
     if guard == "clock":
         setattr(Grant, "check", lambda _: None)  # noqa: B010
     if guard == "fence":
-        setattr(domain.storage.file_tree, "refuse_stale", lambda *_: None)  # noqa: B010
+        setattr(domain.storage.file.tree, "refuse_stale", lambda *_: None)  # noqa: B010
 
 
 def grow_old(kind: str) -> None:

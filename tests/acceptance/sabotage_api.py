@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import uvicorn
 
-from domain.jobs.queue import JobQueue
+from domain.jobs.transport.job_queue import JobQueue
 
 
 async def die(*_: Any) -> NoReturn:

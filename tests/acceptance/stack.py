@@ -16,13 +16,13 @@ from typing import Any
 import httpx
 from sqlalchemy import text
 
-from domain.database import Database
+from domain.db.database import Database
+from domain.db.migrations import migrate
 from domain.embedded import EmbeddedServers, temporary_data_dir
-from domain.migrations import migrate
 from domain.settings import Settings
-from tests.acceptance.verdict import watch_closely
+from tests.acceptance.cluster import ROOT, Cluster
+from tests.acceptance.judge import watch_closely
 from tests.acceptance.waiting import exit_code
-from tests.acceptance.yard import ROOT, Cluster
 
 WORKERS = 3
 _LAST_WORDS = 200
@@ -73,7 +73,7 @@ class Stack:
 
     async def inspect(self) -> list[dict[str, Any]]:
         """What `cistern check --repair` finds; it must be able to repair all of it."""
-        command = [sys.executable, "-c", "from api.cli import main; main()", "check", "--repair", "--json"]
+        command = [sys.executable, "-c", "from api.cli.app import main; main()", "check", "--repair", "--json"]
         environment = (
             os.environ | self.cluster.environment() | {"CISTERN_BACKENDS": f'{{"local": "{self.cluster.url()}"}}'}
         )

@@ -8,8 +8,8 @@ from random import Random
 
 import redis.asyncio
 
+from tests.acceptance.clients import Expectations
 from tests.acceptance.stack import Stack
-from tests.acceptance.traffic import Expectations
 
 Strike = Callable[[Stack, Random], Awaitable[None]]
 

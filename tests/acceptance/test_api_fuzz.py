@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.yard import ROOT, Cluster
+from tests.acceptance.cluster import ROOT, Cluster
 
 #: Values that the document allows are refused for what they mean: a name that is taken, a size that would shrink a
 #: volume, a thing that is not there. A document cannot say that, so this check would be wrong about many an answer.

@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.acceptance.cluster import ROOT, Cluster
 from tests.acceptance.test_http import MIB, client, created, poll
 from tests.acceptance.waiting import exit_code
-from tests.acceptance.yard import ROOT, Cluster
 
 KEY = {"Idempotency-Key": "once-and-for-all"}
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import httpx
 
+from tests.acceptance.cluster import Cluster
 from tests.acceptance.test_http import MIB, client, created
-from tests.acceptance.yard import Cluster
 
 WAIT = {"Prefer": "wait=30"}
 

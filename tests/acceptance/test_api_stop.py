@@ -8,11 +8,11 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from domain.jobs.repository import JobFilter
-from domain.paging import PageRequest
+from domain.db.pagination import PageRequest
+from domain.jobs.store.jobs import JobFilter
 from domain.services import Services, open_services
+from tests.acceptance.cluster import SMALL, Cluster
 from tests.acceptance.waiting import exit_code
-from tests.acceptance.yard import SMALL, Cluster
 
 
 async def accepted(services: Services) -> None:

@@ -6,19 +6,19 @@ from uuid import UUID
 
 import pytest
 
-from domain.expansion.policy import BulkExpandRequest, GrowthPolicy
-from domain.paging import PageRequest
+from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy
+from domain.bulk.snapshot.request import BulkSnapshotRequest
+from domain.db.pagination import PageRequest
 from domain.services import Services, open_services
-from domain.snapshots.policy import BulkSnapshotRequest
 from domain.snapshots.repository import SnapshotFilter
 from domain.volumes.repository import VolumeFilter
 from domain.volumes.service import NewVolume
 from tests.acceptance import journal
+from tests.acceptance.cluster import Cluster
 from tests.acceptance.sabotage import BULK_ARROWS, MEASURING_ARROWS
 from tests.acceptance.waiting import exit_code
-from tests.acceptance.yard import Cluster
-from tests.bulk import MIB, ended
-from tests.inside import running_worker
+from tests.support.bulk import MIB, ended
+from tests.support.worker import running_worker
 
 VOLUMES = 12
 

@@ -8,13 +8,13 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from domain.expansion.policy import BulkExpandRequest, GrowthPolicy
+from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy
 from domain.jobs.model import Job
 from domain.services import Services
 from tests.acceptance import journal
+from tests.acceptance.cluster import Cluster
 from tests.acceptance.waiting import PATIENCE, ended, exit_code
-from tests.acceptance.yard import Cluster
-from tests.bulk import MIB, add_volumes, adds_up, most_at_once
+from tests.support.bulk import MIB, add_volumes, adds_up, most_at_once
 
 BY_ONE = GrowthPolicy(by=MIB)
 WORKERS = 3

@@ -9,11 +9,11 @@ from typing import Any
 
 import httpx
 
-from tests.acceptance.yard import ROOT, Cluster
+from tests.acceptance.cluster import ROOT, Cluster
 
 WAIT = {"Prefer": "wait=30"}
 NIGHTLY = {"name": "nightly-expand", "cron": "0 2 * * *", "action": "bulk.expand", "params": {"policy": "autogrow"}}
-CISTERN = (sys.executable, "-c", "from api.cli import main; main()")
+CISTERN = (sys.executable, "-c", "from api.cli.app import main; main()")
 
 
 async def cistern(address: str, *arguments: str) -> Process:

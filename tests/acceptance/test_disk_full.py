@@ -8,12 +8,12 @@ from uuid import UUID
 import pytest
 
 from benchmarks.disk_image import NoImage, disk_image
-from domain.expansion.policy import BulkExpandRequest, GrowthPolicy
+from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.volumes.service import NewVolume
-from tests.acceptance.yard import Cluster
-from tests.bulk import MIB, ended
+from tests.acceptance.cluster import Cluster
+from tests.support.bulk import MIB, ended
 
 VOLUMES, LARGE = 8, 8 * MIB
 

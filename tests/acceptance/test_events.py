@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 
 from domain.services import Services
-from tests.acceptance.yard import Cluster
-from tests.bulk import add_volumes
+from tests.acceptance.cluster import Cluster
+from tests.support.bulk import add_volumes
 
 #: Eight at a time, a tenth of a second each: at least five seconds.
 VOLUMES, AT_ONCE, DELAY_MS = 400, 8, 100

@@ -11,10 +11,10 @@ from domain.services import Services, open_services
 from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
 from tests.acceptance import journal
+from tests.acceptance.cluster import LARGE, SMALL, Cluster
 from tests.acceptance.sabotage import ARROWS
 from tests.acceptance.waiting import ended, exit_code
-from tests.acceptance.yard import LARGE, SMALL, Cluster
-from tests.inside import running_worker
+from tests.support.worker import running_worker
 
 KINDS = ("volume.create", "volume.expand", "volume.delete")
 

@@ -12,8 +12,8 @@ import httpx
 
 from domain.embedded import EmbeddedServers
 from tests.acceptance import journal
+from tests.acceptance.cluster import Cluster
 from tests.acceptance.waiting import exit_code
-from tests.acceptance.yard import Cluster
 
 MIB = 1 << 20
 

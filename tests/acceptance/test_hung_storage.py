@@ -9,15 +9,15 @@ from uuid import UUID
 
 import pytest
 
-from domain.expansion.policy import BulkExpandRequest, GrowthPolicy
+from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
 from tests.acceptance import journal
+from tests.acceptance.cluster import LARGE, SMALL, Cluster
 from tests.acceptance.waiting import ENDINGS, ended, exit_code, said, seen
-from tests.acceptance.yard import LARGE, SMALL, Cluster
-from tests.inside import running_worker
+from tests.support.worker import running_worker
 
 
 @pytest.fixture

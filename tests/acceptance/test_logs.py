@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from domain.jobs.queue import QUEUE_NAME, JobQueue
+from domain.jobs.transport.job_queue import QUEUE_NAME, JobQueue
+from tests.acceptance.cluster import Cluster
 from tests.acceptance.waiting import exit_code, said
-from tests.acceptance.yard import Cluster
 
 REQUEST = {"Prefer": "wait=30", "X-Request-ID": "find-me"}
 

@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from api.demo import free_port
+from api.cli.demo import free_port
 from domain.embedded import EmbeddedServers, temporary_data_dir
 
 PROJECT = Path(__file__).parents[2]

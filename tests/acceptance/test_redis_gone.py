@@ -8,14 +8,14 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from domain.db.pagination import PageRequest
 from domain.embedded import EmbeddedServers, temporary_data_dir
 from domain.jobs.model import Job
-from domain.jobs.repository import JobFilter
-from domain.paging import PageRequest
+from domain.jobs.store.jobs import JobFilter
 from domain.services import Services, open_services
 from tests.acceptance import journal
+from tests.acceptance.cluster import SMALL, Cluster
 from tests.acceptance.waiting import ended
-from tests.acceptance.yard import SMALL, Cluster
 
 
 @pytest.fixture

@@ -7,15 +7,15 @@ from uuid import UUID
 
 import pytest
 
+from domain.db.pagination import PageRequest
 from domain.jobs.model import Job
-from domain.paging import PageRequest
 from domain.services import Services, open_services
 from domain.volumes.repository import VolumeFilter
 from tests.acceptance import journal
+from tests.acceptance.cluster import Cluster
 from tests.acceptance.test_every_arrow import prepare, request
 from tests.acceptance.waiting import ENDINGS, ended, exit_code, seen
-from tests.acceptance.yard import Cluster
-from tests.inside import running_worker
+from tests.support.worker import running_worker
 
 
 async def fall_asleep(

@@ -12,10 +12,10 @@ from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.volumes.service import NewVolume
 from tests.acceptance import journal
+from tests.acceptance.cluster import Cluster
 from tests.acceptance.sabotage import ARROWS
 from tests.acceptance.waiting import ended, exit_code
-from tests.acceptance.yard import Cluster
-from tests.inside import running_worker
+from tests.support.worker import running_worker
 
 SIZE = 1 << 20
 OLD, NEW = b"old!" * (SIZE // 4), b"new?" * (SIZE // 4)

@@ -9,11 +9,11 @@ import pytest
 from domain.jobs.model import Job
 from domain.services import open_services
 from tests.acceptance import journal
+from tests.acceptance.cluster import Cluster
 from tests.acceptance.test_sleeper import Aftermath, wake_up
 from tests.acceptance.test_snapshots_every_arrow import SIZE, Scene, prepare
 from tests.acceptance.waiting import ended, seen
-from tests.acceptance.yard import Cluster
-from tests.inside import running_worker
+from tests.support.worker import running_worker
 
 PING_KEY = b"mine" * (SIZE // 4)
 

@@ -9,12 +9,12 @@ from itertools import count
 
 import pytest
 
+from tests.acceptance.clients import Expectations, live
+from tests.acceptance.judge import compare
 from tests.acceptance.report import Report
 from tests.acceptance.scale import LONG, SCALE
 from tests.acceptance.stack import WORKERS, Stack, standing
 from tests.acceptance.storms import SHORT_STORMS, STORMS, raging
-from tests.acceptance.traffic import Expectations, live
-from tests.acceptance.verdict import compare
 
 
 @pytest.mark.parametrize("storm", STORMS if LONG else SHORT_STORMS)

@@ -16,11 +16,11 @@ import httpx
 import psutil
 import pytest
 
-from api.demo import free_port
+from api.cli.demo import free_port
 from domain.embedded import temporary_data_dir
 
 PROJECT = Path(__file__).parents[2]
-CISTERN = [sys.executable, "-c", "from api.cli import main; main()"]
+CISTERN = [sys.executable, "-c", "from api.cli.app import main; main()"]
 PATIENCE = 60.0
 
 

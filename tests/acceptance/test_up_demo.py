@@ -13,7 +13,7 @@ import pytest
 from domain.embedded import temporary_data_dir
 
 PROJECT = Path(__file__).parents[2]
-DEMO = [sys.executable, "-c", "from api.cli import main; main()", "demo"]
+DEMO = [sys.executable, "-c", "from api.cli.app import main; main()", "demo"]
 PATIENCE = 120.0
 
 

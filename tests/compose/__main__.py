@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from tests.acceptance.verdict import TRIGGERS
+from tests.acceptance.judge import TRIGGERS
 from tests.compose.customer import MIB, Customer
 from tests.compose.image import check_image
 from tests.compose.stack import Stack, until

@@ -7,17 +7,17 @@ from uuid import UUID
 from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
+from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy, Policy
 from domain.bulk.model import Item
 from domain.bulk.states import ItemStatus
-from domain.expansion.policy import BulkExpandRequest, GrowthPolicy, Policy
-from domain.jobs.foreman import Claim, JobEngine
+from domain.jobs.claimed import ClaimedJob
+from domain.jobs.engine import Claim, JobEngine
 from domain.jobs.model import Job, Worker
-from domain.jobs.orders import ClaimedJob
 from domain.jobs.outcomes import Delegated
 from domain.services import Services
-from domain.storage.driver import Fence, Grant
-from tests.bulk import MIB
+from domain.storage.context import Fence, Grant
 from tests.integration.job_builders import sql
+from tests.support.bulk import MIB
 
 BY_ONE = GrowthPolicy(by=MIB)
 

@@ -11,8 +11,8 @@ from fastapi import FastAPI
 from api.main import create_app
 from domain.services import Services
 from domain.settings import Settings
-from tests.inside import running_worker as _running_worker
-from tests.over_http import client_of
+from tests.support.http import client_of
+from tests.support.worker import running_worker as _running_worker
 from worker.runner import Runner
 
 RunningWorker = Callable[[Settings], AbstractAsyncContextManager[Runner]]

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from domain.services import Services
 from domain.volumes.service import NewVolume
-from tests.bulk import MIB, ended
+from tests.support.bulk import MIB, ended
 
 FIFTH = {"usage_above": 80, "percent": 20, "up_to": 20 * MIB}
 TO_ELEVEN = {"usage_above": 80, "percent": 50, "up_to": 11 * MIB}

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import CursorResult, Row, text
 from uuid_utils.compat import uuid7
 
-from domain.jobs.foreman import JobEngine
+from domain.jobs.engine import JobEngine
 from domain.jobs.model import Job, Worker
 from domain.services import Services
 from domain.volumes.growth import Growth

@@ -9,8 +9,8 @@ from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.schedules.model import Schedule
+from domain.schedules.runner import ScheduleRunner
 from domain.schedules.service import NewSchedule, ScheduleService
-from domain.schedules.starter import ScheduleRunner
 from domain.services import Services
 from tests.integration.job_builders import sql
 

@@ -9,17 +9,17 @@ from uuid import UUID, uuid4
 
 from uuid_utils.compat import uuid7
 
+from domain.db.pagination import PageRequest
 from domain.errors import DatabaseUnavailable
-from domain.jobs.foreman import JobEngine
+from domain.jobs.claimed import ClaimedJob
+from domain.jobs.engine import JobEngine
 from domain.jobs.model import Job
-from domain.jobs.orders import ClaimedJob
 from domain.jobs.outcomes import Failed, Outcome, Payload, Succeeded
-from domain.paging import PageRequest
 from domain.services import Services
 from domain.snapshots.model import Snapshot
 from domain.snapshots.repository import SnapshotFilter
 from domain.snapshots.states import SnapshotState
-from domain.storage.driver import Fence, Grant
+from domain.storage.context import Fence, Grant
 from domain.volumes.model import Volume
 from domain.volumes.service import NewVolume
 from tests.integration.job_builders import MIB, a_volume, an_engine, ended, row, sql

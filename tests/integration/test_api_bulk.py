@@ -12,9 +12,9 @@ import pytest
 from domain.services import Services, open_services
 from domain.settings import Settings
 from tests.acceptance import journal
-from tests.bulk import MIB, add_volumes, most_at_once
 from tests.integration.bulk_builders import fail_for
 from tests.integration.conftest import RunningWorker
+from tests.support.bulk import MIB, add_volumes, most_at_once
 
 EXPAND = "/api/v1/volumes/expand"
 WAIT = {"Prefer": "wait=30"}

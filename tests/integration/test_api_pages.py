@@ -12,7 +12,7 @@ from uuid_utils.compat import uuid7
 
 from domain.services import Services
 from domain.volumes.model import Volume
-from tests.bulk import add_volumes
+from tests.support.bulk import add_volumes
 
 
 async def walk(client: httpx.AsyncClient, address: str, limit: int) -> AsyncIterator[list[dict[str, Any]]]:

@@ -6,7 +6,7 @@ from uuid import UUID
 import httpx
 import pytest
 
-from api.v1.schedule_shapes import PARAMS
+from api.schemas.schedules import PARAMS
 from domain.services import Services
 from tests.integration.job_builders import sql
 from tests.integration.schedule_builders import NIGHTLY, SCHEDULES, end_jobs, made, schedules_and_jobs

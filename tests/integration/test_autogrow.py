@@ -8,18 +8,18 @@ from uuid import UUID
 import httpx
 import pytest
 
+from domain.bulk.expand.policy import BulkExpandRequest, VolumePolicies
 from domain.bulk.ledger import Lane
-from domain.expansion.policy import BulkExpandRequest, VolumePolicies
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
-from domain.storage.driver import Fence, Grant
+from domain.storage.context import Fence, Grant
 from domain.volumes.service import VolumeChange
 from tests.acceptance import journal
-from tests.bulk import MIB, add_volumes, ended
 from tests.integration.bulk_builders import an_engine, kill_lanes, with_its_lane
 from tests.integration.conftest import RunningWorker
 from tests.integration.disk_builders import BY_THREE, FIFTH, TO_ELEVEN, a_volume, size
+from tests.support.bulk import MIB, add_volumes, ended
 
 EXPAND = "/api/v1/volumes/expand"
 AUTOGROW = {"policy": "autogrow", "max_concurrent": 3}

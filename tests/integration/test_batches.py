@@ -8,11 +8,11 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from domain.database import _SERVER_SETTINGS
+from domain.db.database import _SERVER_SETTINGS
 from domain.errors import DatabaseUnavailable
-from domain.jobs.foreman import Claim, JobEngine
+from domain.jobs.claimed import ClaimedJob
+from domain.jobs.engine import Claim, JobEngine
 from domain.jobs.model import Dispatch, Job
-from domain.jobs.orders import ClaimedJob
 from domain.jobs.outcomes import Succeeded
 from domain.services import Services, open_services
 from domain.settings import Settings
@@ -69,7 +69,7 @@ async def test_a_row_that_somebody_has_locked_holds_up_only_its_own_claim(servic
 async def test_a_row_that_is_locked_for_a_moment_is_claimed_in_the_next(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("domain.jobs.foreman._PATIENCE", 20.0)
+    monkeypatch.setattr("domain.jobs.engine._PATIENCE", 20.0)
     (job,), engine = await some_jobs(services, 1), an_engine(services)
     async with locked(services, "jobs", job.id):
         claim = asyncio.create_task(engine.claim(job.dispatch))

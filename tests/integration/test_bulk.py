@@ -10,19 +10,19 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
+from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy
 from domain.bulk.model import Item
 from domain.bulk.selection import Selection
 from domain.bulk.states import ItemStatus
 from domain.errors import Invalid
-from domain.expansion.policy import BulkExpandRequest, GrowthPolicy
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
 from tests.acceptance import journal
-from tests.bulk import MIB, add_volumes, adds_up, ended, most_at_once
 from tests.integration.bulk_builders import fail_for, items
 from tests.integration.conftest import RunningWorker
+from tests.support.bulk import MIB, add_volumes, adds_up, ended, most_at_once
 
 BY_ONE = GrowthPolicy(by=MIB)
 

@@ -9,21 +9,21 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
+from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy
 from domain.bulk.ledger import Lane
 from domain.bulk.states import ItemStatus
-from domain.expansion.policy import BulkExpandRequest, GrowthPolicy
 from domain.jobs.outcomes import Delegated, Failed
 from domain.services import Services, open_services
 from domain.settings import Settings
-from domain.storage.driver import Fence, Grant, Stopped
+from domain.storage.context import Fence, Grant, Stopped
 from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
-from tests.bulk import MIB, add_volumes, ended
 from tests.integration.bulk_builders import BY_ONE, an_engine, kill_lanes, lanes_of, planned, with_its_lane
 from tests.integration.bulk_builders import items as items_of
 from tests.integration.conftest import RunningWorker
 from tests.integration.job_builders import an_engine as one_who_rescues_at_once
 from tests.integration.job_builders import everything, run_out, sql
+from tests.support.bulk import MIB, add_volumes, ended
 
 
 @pytest.fixture

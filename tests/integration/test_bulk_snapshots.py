@@ -9,20 +9,21 @@ import pytest
 
 from domain.bulk.model import Item
 from domain.bulk.selection import Selection
+from domain.bulk.snapshot.request import BulkSnapshotRequest
 from domain.bulk.states import ItemStatus
 from domain.errors import Invalid
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.snapshots.model import Snapshot
-from domain.snapshots.policy import BulkSnapshotRequest, RetentionRule
+from domain.snapshots.retention import RetentionRule
 from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
 from tests.acceptance import journal
-from tests.bulk import MIB, add_volumes, adds_up, ended, most_at_once
 from tests.integration.bulk_builders import fail_for, items
+from tests.integration.check_builders import told
 from tests.integration.conftest import RunningWorker
-from tests.integration.inspected import told
 from tests.integration.job_builders import set_job, sql, until
+from tests.support.bulk import MIB, add_volumes, adds_up, ended, most_at_once
 
 NIGHTLY = BulkSnapshotRequest("nightly")
 

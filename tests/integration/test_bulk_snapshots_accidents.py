@@ -13,17 +13,17 @@ from sqlalchemy import Row
 
 from domain.bulk.ledger import Lane
 from domain.bulk.operation import ItemWork
+from domain.bulk.snapshot.request import BulkSnapshotRequest
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
-from domain.snapshots.policy import BulkSnapshotRequest
-from domain.storage.driver import Fence, Grant, Stopped
-from tests.bulk import MIB, add_volumes, ended
+from domain.storage.context import Fence, Grant, Stopped
 from tests.integration.bulk_builders import kill_lanes
+from tests.integration.check_builders import as_repaired, leave, told
 from tests.integration.conftest import RunningWorker
-from tests.integration.inspected import as_repaired, leave, told
 from tests.integration.job_builders import an_engine, everything, run_out, set_job, sql
 from tests.integration.snapshot_builders import carried_out, claimed
+from tests.support.bulk import MIB, add_volumes, ended
 
 WANTED = BulkSnapshotRequest("n", max_concurrent=1)
 COUNT = 3

@@ -3,12 +3,12 @@
 import asyncio
 from uuid import uuid4
 
-from domain.jobs.foreman import JobEngine
-from domain.jobs.leases import LeaseRepository
+from domain.jobs.claimed import ClaimedJob
+from domain.jobs.engine import JobEngine
 from domain.jobs.model import Dispatch, Job
-from domain.jobs.orders import ClaimedJob
 from domain.jobs.outcomes import Released, RetryIn
 from domain.jobs.states import ENDED
+from domain.jobs.store.leases import LeaseRepository
 from domain.services import Services
 from tests.integration.job_builders import a_queued_expand, an_engine, row, run_out, set_job, sql
 

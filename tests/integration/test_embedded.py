@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from domain.embedded import EmbeddedServers, temporary_data_dir
-from domain.embedded.postgres import PostgreSQL
+from domain.embedded.postgres_server import PostgreSQL
 from domain.errors import ConfigurationError
 
 OWNER = """

@@ -12,10 +12,11 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from domain.database import Base, Database, _known_revisions
+from domain.db.base import Base
+from domain.db.database import Database, _known_revisions
+from domain.db.migrations import alembic_config, migrate
 from domain.errors import ConfigurationError, DatabaseUnavailable, MigrationFailed
-from domain.migrations import alembic_config, migrate
-from tests.databases import COLUMNS, run, tables
+from tests.support.databases import COLUMNS, run, tables
 
 TABLES = {"jobs", "snapshots", "volumes", "workers"}
 
@@ -33,7 +34,7 @@ INDEXES = """
 
 def alembic_on(url: str) -> Config:
     config = Config()
-    config.set_main_option("script_location", "domain:migrations")
+    config.set_main_option("script_location", "domain.db:migrations")
     config.attributes["url"] = url
     return config
 
@@ -93,7 +94,7 @@ def test_migrating_again_changes_nothing(database_url: str) -> None:
 
 def test_two_can_migrate_at_once(empty_url: str) -> None:
     """Alembic keeps its context in globals of the process, so the second one is a process of its own."""
-    code = f"from domain.migrations import migrate; migrate({empty_url!r})"
+    code = f"from domain.db.migrations import migrate; migrate({empty_url!r})"
     with ThreadPoolExecutor(3) as pool:
         ends = list(pool.map(in_a_process, [code] * 3))
 

@@ -19,10 +19,10 @@ from sqlalchemy import Row, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from domain.database import _known_revisions
+from domain.db.database import _known_revisions
+from domain.db.migrations import MIGRATION_LOCK, alembic_config, migrate
 from domain.errors import MigrationFailed
-from domain.migrations import MIGRATION_LOCK, alembic_config, migrate
-from tests.databases import COLUMNS, run, tables
+from tests.support.databases import COLUMNS, run, tables
 
 HOUSE = Path(__file__).parents[2]
 REVISIONS = _known_revisions()
@@ -294,7 +294,7 @@ def test_an_index_that_was_left_half_built_is_built_anew(empty_url: str) -> None
 
 
 def test_who_migrates_second_says_that_it_waits_and_then_goes_on(empty_url: str) -> None:
-    code = f"from domain.migrations import migrate; migrate({empty_url!r})"
+    code = f"from domain.db.migrations import migrate; migrate({empty_url!r})"
     with an_open_transaction(empty_url, f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"):
         second = subprocess.Popen([sys.executable, "-uc", code], stdout=subprocess.PIPE, text=True, cwd=HOUSE)
         assert second.stdout is not None

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
+from domain.db.migrations import migrate, wait_for_postgresql
 from domain.embedded import EmbeddedServers
 from domain.errors import DatabaseUnavailable, MigrationFailed
-from domain.migrations import migrate, wait_for_postgresql
 
 PATIENCE = 60
 SOCKET = ".s.PGSQL.5432"

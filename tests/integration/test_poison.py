@@ -6,21 +6,21 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy
 from domain.bulk.ledger import Ledger
 from domain.errors import DatabaseUnavailable
-from domain.expansion.policy import BulkExpandRequest, GrowthPolicy
-from domain.jobs import foreman as engine_module
+from domain.jobs import engine as engine_module
+from domain.jobs.claimed import ClaimedJob
 from domain.jobs.kinds import FailedJobs
 from domain.jobs.model import Job
-from domain.jobs.orders import ClaimedJob
-from domain.jobs.orphans import EXTRA_CLAIMS
 from domain.jobs.outcomes import Delegated
+from domain.jobs.store.orphans import EXTRA_CLAIMS
 from domain.services import Services
-from domain.storage.driver import Fence, Grant
+from domain.storage.context import Fence, Grant
 from domain.volumes.service import VolumeService
-from tests.bulk import MIB, add_volumes
 from tests.integration.job_builders import an_engine, row, run_out, set_job, sql, volume_row
 from tests.integration.test_rescue import at_work
+from tests.support.bulk import MIB, add_volumes
 
 HOPELESS = f"attempt = max_attempts + {EXTRA_CLAIMS}"
 

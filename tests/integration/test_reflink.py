@@ -10,8 +10,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from benchmarks.disk_image import NoImage, disk_image
-from domain.storage.driver import Fence, Grant, StorageFull
-from domain.storage.file import FileDriver
+from domain.storage.context import Fence, Grant
+from domain.storage.errors import StorageFull
+from domain.storage.file.driver import FileDriver
 
 MIB, GIB = 1024**2, 1024**3
 SLACK = 8 * MIB  # what XFS needs to write down who shares which blocks
@@ -100,7 +101,7 @@ async def test_where_a_copy_is_needed_and_finds_no_room_nothing_of_it_stays(
     xfs: Path, driver: FileDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = free(xfs)
-    monkeypatch.setattr("domain.storage.copying._share", lambda *_: False)
+    monkeypatch.setattr("domain.storage.file.copying._share", lambda *_: False)
     # XFS shares blocks when asked to copy a range, too.
     monkeypatch.setattr(os, "copy_file_range", lambda *_: 0)
 

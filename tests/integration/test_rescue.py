@@ -4,11 +4,11 @@ import asyncio
 
 from sqlalchemy import text
 
-from domain.jobs.foreman import JobEngine
-from domain.jobs.orders import ClaimedJob
-from domain.jobs.orphans import EXTRA_CLAIMS
-from domain.jobs.repository import JobRepository
+from domain.jobs.claimed import ClaimedJob
+from domain.jobs.engine import JobEngine
 from domain.jobs.retry import WORKER_LOST
+from domain.jobs.store.jobs import JobRepository
+from domain.jobs.store.orphans import EXTRA_CLAIMS
 from domain.services import Services
 from tests.integration.job_builders import (
     MIB,

@@ -8,12 +8,12 @@ from sqlalchemy import select, text
 
 from domain.bulk.ledger import clear_ledgers
 from domain.bulk.states import ItemStatus
+from domain.db.pagination import PageRequest
 from domain.errors import JobNotFound
-from domain.jobs import retention as retention_module
 from domain.jobs.model import Job
-from domain.jobs.repository import JobFilter
-from domain.jobs.retention import Pruned, Retention
-from domain.paging import PageRequest
+from domain.jobs.store import retention as retention_module
+from domain.jobs.store.jobs import JobFilter
+from domain.jobs.store.retention import Pruned, Retention
 from domain.services import Services
 from tests.integration.job_builders import a_queued_expand, sql
 

@@ -6,8 +6,8 @@ from uuid import uuid4
 import pytest
 
 from domain.errors import JobNotFound, JobNotRetryable, ShrinkRefused, VolumeBusy, VolumeNotFound, VolumeUnusable
+from domain.jobs.claimed import ClaimedJob
 from domain.jobs.model import Job
-from domain.jobs.orders import ClaimedJob
 from domain.jobs.outcomes import Failed, Succeeded
 from domain.services import Services
 from domain.volumes.growth import Growth

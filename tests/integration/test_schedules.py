@@ -3,11 +3,10 @@
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from domain.jobs.retention import Pruned
-from domain.migrations import migrate
+from domain.db.migrations import migrate
+from domain.jobs.store.retention import Pruned
 from domain.services import Services
 from domain.settings import Settings
-from tests.databases import run
 from tests.integration.conftest import RunningWorker
 from tests.integration.job_builders import sql, until
 from tests.integration.schedule_builders import (
@@ -22,6 +21,7 @@ from tests.integration.schedule_builders import (
     jobs_of,
     runs_of,
 )
+from tests.support.databases import run
 
 
 async def next_run(services: Services, schedule_id: UUID) -> datetime | None:

@@ -9,12 +9,12 @@ import pytest
 
 from domain.services import Services, open_services
 from domain.settings import Settings
-from tests.bulk import MIB, ended
+from tests.integration.check_builders import told
 from tests.integration.conftest import RunningWorker
 from tests.integration.disk_builders import BY_THREE, FIFTH, TO_ELEVEN, a_volume, size
-from tests.integration.inspected import told
 from tests.integration.job_builders import sql, until
 from tests.integration.schedule_builders import SCHEDULES
+from tests.support.bulk import MIB, ended
 
 #: What a fresh installation has.
 NIGHTLY_EXPAND = {

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from domain.errors import ScheduleBusy, ScheduleNotFound
 from domain.jobs.model import Job
 from domain.schedules.model import Schedule
-from domain.schedules.starter import ScheduleRunner
+from domain.schedules.runner import ScheduleRunner
 from domain.services import Services
 from domain.settings import Settings
 from tests.integration.job_builders import an_engine, row, sql

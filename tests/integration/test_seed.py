@@ -19,24 +19,24 @@ from fastapi import FastAPI
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-import api.pagination
+import api.schemas.pagination
 from api.dependencies import _volumes
 from domain.bulk import chunks as chunks_module
-from domain.database import Database
-from domain.expansion.policy import BulkExpandRequest, GrowthPolicy
-from domain.jobs.acceptance import ANONYMOUS
+from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy
+from domain.db.database import Database
+from domain.db.pagination import PageRequest
+from domain.jobs.idempotency import ANONYMOUS
 from domain.jobs.model import Job
-from domain.paging import PageRequest
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.volumes.growth import Growth
 from domain.volumes.repository import VolumeFilter, VolumeRepository
 from domain.volumes.service import NewVolume, VolumeService
 from tests.acceptance import journal
-from tests.bulk import MIB, add_volumes, ended, most_at_once
 from tests.conftest import LogAtDebug
 from tests.integration.conftest import RunningWorker
-from tests.over_http import client_of
+from tests.support.bulk import MIB, add_volumes, ended, most_at_once
+from tests.support.http import client_of
 from tests.unit.fakes import FakeServices, volume_row
 
 HOUSE = Path(__file__).parents[2]
@@ -82,7 +82,7 @@ async def test_the_same_service_serves_v0_v1_and_the_worker(
         return await original(self, wanted, origin=origin)
 
     monkeypatch.setattr(VolumeService, "request_create", noted)
-    monkeypatch.setattr("api.v0.finishing.MAX_WAIT_SECONDS", 0)
+    monkeypatch.setattr("api.v0.wait.MAX_WAIT_SECONDS", 0)
     for version in ("v0", "v1"):
         answer = await client.post(f"/api/{version}/volumes", json={"name": version, "size": 1})
         assert answer.status_code == 202
@@ -289,7 +289,7 @@ async def test_both_versions_list_volumes_and_snapshots_in_pages(
         )
     page = (await client.get(f"/api/{version}/{thing}?limit=1")).json()
 
-    assert page.keys() == {"items", "next_cursor"} == api.pagination.Paginated.model_fields.keys()
+    assert page.keys() == {"items", "next_cursor"} == api.schemas.pagination.Paginated.model_fields.keys()
     assert [item.get("volume_id") or item["id"] for item in page["items"]] == [str(volume_id)]
     assert inspect.getsource(sys.modules[f"api.{version}.{thing}"]).count("return paginated_response(") >= 1
 

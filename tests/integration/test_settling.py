@@ -6,12 +6,12 @@ from uuid import uuid4
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.jobs.foreman import JobEngine
-from domain.jobs.leases import LeaseRepository, Settlement
+from domain.jobs.claimed import ClaimedJob
+from domain.jobs.engine import JobEngine
 from domain.jobs.model import Dispatch
-from domain.jobs.orders import ClaimedJob
 from domain.jobs.outcomes import Cancelled, Failed, Outcome, Released, RetryIn, Succeeded, Superseded
 from domain.jobs.states import JobStatus
+from domain.jobs.store.leases import LeaseRepository, Settlement
 from domain.services import Services
 from tests.integration.job_builders import (
     MIB,

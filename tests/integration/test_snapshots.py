@@ -4,6 +4,7 @@ from uuid import uuid4
 
 import pytest
 
+from domain.db.pagination import PageRequest
 from domain.errors import (
     Invalid,
     NameTaken,
@@ -16,10 +17,9 @@ from domain.errors import (
     VolumeNotFound,
     VolumeUnusable,
 )
-from domain.jobs.acceptance import IdempotentReplay, IdempotentRequest, RequestOrigin
-from domain.jobs.orders import ClaimedJob
+from domain.jobs.claimed import ClaimedJob
+from domain.jobs.idempotency import IdempotentReplay, IdempotentRequest, RequestOrigin
 from domain.jobs.outcomes import Cancelled
-from domain.paging import PageRequest
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.snapshots.repository import SnapshotFilter

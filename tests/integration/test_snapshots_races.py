@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from domain.errors import SnapshotBusy, SnapshotNotFound, VolumeBusy, VolumeHasSnapshots
-from domain.jobs.foreman import JobEngine
+from domain.jobs.engine import JobEngine
 from domain.jobs.model import Job
 from domain.services import Services
 from domain.snapshots.model import Snapshot

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from domain.jobs.messages import FUNCTION_NAME, message_id
 from domain.jobs.model import Dispatch
-from domain.jobs.queue import QUEUE_NAME
+from domain.jobs.transport.job_queue import QUEUE_NAME
+from domain.jobs.transport.messages import FUNCTION_NAME, message_id
 from domain.services import Services
 from domain.settings import Settings
 from domain.volumes.service import NewVolume
-from tests.inside import running_worker
 from tests.integration.job_builders import MIB, ended, row, sql, until
+from tests.support.worker import running_worker
 
 HOUSE = Path(__file__).parents[2]
 

@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.database import Database, in_transaction
+from domain.db.database import Database, in_transaction
 from domain.errors import DatabaseUnavailable
 from domain.services import Services
 from domain.settings import Settings
@@ -145,7 +145,7 @@ async def test_a_lost_connection_is_an_outage_and_the_next_one_is_fresh(services
 async def test_a_connection_that_has_rested_and_lives_is_used_again(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("domain.database._RESTED_SECONDS", 0.0)
+    monkeypatch.setattr("domain.db.database._RESTED_SECONDS", 0.0)
     database, used = Database(database_url), set()
     for _ in range(3):
         async with database.transaction() as session:
@@ -160,8 +160,8 @@ async def test_a_connection_that_has_rested_and_lives_is_used_again(
 async def test_connections_that_have_died_in_silence_are_given_up_together_and_soon(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("domain.database._RESTED_SECONDS", 0.0)
-    monkeypatch.setattr("domain.database._PING_SECONDS", 0.2)
+    monkeypatch.setattr("domain.db.database._RESTED_SECONDS", 0.0)
+    monkeypatch.setattr("domain.db.database._PING_SECONDS", 0.2)
     database, together = Database(database_url, pool_size=5), asyncio.Barrier(5)
 
     async def a_connection() -> int:
@@ -246,7 +246,7 @@ async def test_a_postgresql_that_stands_still_keeps_nobody_from_ending(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """asyncpg waits for an answer to its goodbye, for ever."""
-    monkeypatch.setattr("domain.database.GOODBYE_SECONDS", 0.1)
+    monkeypatch.setattr("domain.db.database.GOODBYE_SECONDS", 0.1)
     database = Database(settings.database_url)
     async with database.transaction() as session:
         backend = (await session.execute(text("SELECT pg_backend_pid()"))).scalar_one()

@@ -6,7 +6,8 @@ from uuid import uuid4
 
 import pytest
 
-from domain.database import _SERVER_SETTINGS
+from domain.db.database import _SERVER_SETTINGS
+from domain.db.pagination import PageRequest
 from domain.errors import (
     DatabaseUnavailable,
     NameTaken,
@@ -17,9 +18,8 @@ from domain.errors import (
     VolumeNotFound,
     VolumeUnusable,
 )
-from domain.jobs.acceptance import RequestOrigin
-from domain.jobs.repository import JobFilter
-from domain.paging import PageRequest
+from domain.jobs.idempotency import RequestOrigin
+from domain.jobs.store.jobs import JobFilter
 from domain.services import Services, open_services
 from domain.volumes.growth import Growth
 from domain.volumes.model import MAX_SIZE, Volume

@@ -14,7 +14,7 @@ import pytest
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
-from domain.storage.driver import Fence, Grant
+from domain.storage.context import Fence, Grant
 from domain.volumes.growth import Growth
 from domain.volumes.model import Volume
 from domain.volumes.service import NewVolume

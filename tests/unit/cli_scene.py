@@ -8,10 +8,10 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from api import calls
-from api.cli import main
+from api.cli import client as calls
+from api.cli.app import main
 from api.main import create_app
-from tests.over_http import client_of
+from tests.support.http import client_of
 from tests.unit.fakes import FakeServices
 
 Answering = Callable[[httpx.Request], httpx.Response]

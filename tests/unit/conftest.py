@@ -8,7 +8,7 @@ import pytest
 
 from api.main import create_app
 from domain.storage.driver import StorageDriver
-from tests.over_http import client_of
+from tests.support.http import client_of
 from tests.unit.fakes import FakeServices
 from tests.unit.storage_scene import KEEPING, opened
 

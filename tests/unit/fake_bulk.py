@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from domain.bulk.expand.policy import BulkExpandRequest
+from domain.bulk.expand.service import Plan, Preview
 from domain.bulk.model import Item
 from domain.bulk.selection import require_within
+from domain.bulk.snapshot.request import BulkSnapshotRequest
 from domain.bulk.states import ItemCode, ItemStatus
-from domain.expansion.policy import BulkExpandRequest
-from domain.expansion.service import Plan, Preview
-from domain.jobs.acceptance import ANONYMOUS, RequestOrigin
+from domain.jobs.idempotency import ANONYMOUS, RequestOrigin
 from domain.jobs.model import Job
-from domain.snapshots.policy import BulkSnapshotRequest
-from tests.unit.fake_rooms import FakeJobs, FakeVolumes, job_row
+from tests.unit.fake_volumes import FakeJobs, FakeVolumes, job_row
 
 
 @dataclass

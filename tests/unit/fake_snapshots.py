@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from domain.db.pagination import Page, PageRequest
 from domain.errors import (
     Invalid,
     NameTaken,
@@ -10,9 +11,8 @@ from domain.errors import (
     SnapshotNotFound,
     SnapshotUnusable,
 )
-from domain.jobs.acceptance import ANONYMOUS, RequestOrigin
+from domain.jobs.idempotency import ANONYMOUS, RequestOrigin
 from domain.jobs.model import Job
-from domain.paging import Page, PageRequest
 from domain.snapshots import states as snapshot_states
 from domain.snapshots.model import Snapshot
 from domain.snapshots.repository import SnapshotFilter
@@ -20,7 +20,7 @@ from domain.snapshots.states import SnapshotState
 from domain.volumes.model import Volume
 from domain.volumes.service import NewVolume
 from domain.volumes.states import VolumeState
-from tests.unit.fake_rooms import FakeJobs, FakeVolumes, job_row, page_of, snapshot_row, volume_row
+from tests.unit.fake_volumes import FakeJobs, FakeVolumes, job_row, page_of, snapshot_row, volume_row
 
 
 @dataclass

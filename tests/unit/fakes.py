@@ -9,14 +9,14 @@ from uuid import UUID
 from api.main import Opening
 from domain.errors import DatabaseUnavailable
 from domain.jobs.model import Job
-from domain.jobs.queue import QueueUnavailable
-from domain.jobs.signals import Stats
 from domain.jobs.states import JobStatus
+from domain.jobs.stats import Stats
+from domain.jobs.transport.job_queue import QueueUnavailable
 from domain.services import Services
 from domain.storage.backends import Backends
 from tests.unit.fake_bulk import FakeBulk, FakeBulkSnapshots, FakeExpansion
-from tests.unit.fake_rooms import NOON, FakeJobs, FakeVolumes, job_row, snapshot_row, volume_row
 from tests.unit.fake_snapshots import FakeSnapshots
+from tests.unit.fake_volumes import NOON, FakeJobs, FakeVolumes, job_row, snapshot_row, volume_row
 
 __all__ = ["NOON", "FakeServices", "job_row", "snapshot_row", "volume_row"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NoReturn
 from uuid import UUID, uuid4
 
-from domain.storage.driver import Fence, Grant
-from domain.storage.file import FileDriver
+from domain.storage.context import Fence, Grant
+from domain.storage.file.driver import FileDriver
 
 MIB = 1024 * 1024
 VOLUME, SNAPSHOT, CLONE = (UUID(f"01890000-0000-7000-8000-00000000000{last}") for last in "123")

@@ -6,7 +6,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from domain.storage.backends import open_driver
-from domain.storage.driver import Fence, Grant, StorageDriver
+from domain.storage.context import Fence, Grant
+from domain.storage.driver import StorageDriver
 
 MIB = 1024 * 1024
 KEEPING = ["file:{}/volumes", "memory:", "faulty+memory:?journal={}/journal"]

@@ -7,10 +7,10 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
+from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy, VolumePolicies
 from domain.bulk.model import Item
 from domain.bulk.selection import Selection
 from domain.bulk.states import ItemStatus
-from domain.expansion.policy import BulkExpandRequest, GrowthPolicy, VolumePolicies
 from tests.unit.fakes import FakeServices, job_row, volume_row
 
 EXPAND = "/api/v1/volumes/expand"

@@ -7,12 +7,13 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from api.v1.bulk_snapshots import ScheduledSnapshotIn
-from api.v1.schedule_shapes import validated_params
+from api.schemas.bulk_snapshots import ScheduledSnapshotIn
+from api.schemas.schedules import validated_params
 from domain.bulk.model import Item
 from domain.bulk.selection import Selection
+from domain.bulk.snapshot.request import BulkSnapshotRequest
 from domain.bulk.states import ItemStatus
-from domain.snapshots.policy import BulkSnapshotRequest, RetentionRule
+from domain.snapshots.retention import RetentionRule
 from tests.unit.fakes import FakeServices, job_row
 
 SNAPSHOTS = "/api/v1/volumes/snapshots"

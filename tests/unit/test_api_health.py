@@ -7,8 +7,8 @@ import pytest
 
 from api import health
 from api.v1 import backends
-from domain.jobs.queue import QueueRefusesWrites
-from domain.storage.driver import AccessDenied
+from domain.jobs.transport.job_queue import QueueRefusesWrites
+from domain.storage.errors import AccessDenied
 from tests.unit.fakes import FakeServices
 
 

@@ -9,7 +9,9 @@ from pydantic import TypeAdapter
 
 from api.main import create_app
 from api.problems import INTERNAL, PROBLEM_TYPES, Problem, type_of
-from api.v1 import growth, ledger, requests, schedule_shapes, schemas
+from api.schemas import growth, ledger, requests
+from api.schemas import responses as schemas
+from api.schemas import schedules as schedule_shapes
 from domain.errors import CisternError, ConfigurationError, Refused, Unavailable
 from tests.unit.fakes import FakeServices
 

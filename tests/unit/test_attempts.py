@@ -7,10 +7,12 @@ from uuid import UUID
 import pytest
 
 from domain.jobs.model import Job
-from domain.jobs.orphans import EXTRA_CLAIMS
 from domain.jobs.outcomes import Cancelled, Failed, RetryIn, Succeeded
 from domain.jobs.retry import WORKER_LOST
-from domain.storage.driver import Fence, Grant, PermanentStorageError, StopReason, StorageDriver
+from domain.jobs.store.orphans import EXTRA_CLAIMS
+from domain.storage.context import Fence, Grant, StopReason
+from domain.storage.driver import StorageDriver
+from domain.storage.errors import PermanentStorageError
 from domain.storage.memory import MemoryDriver
 from tests.unit.worker_fakes import (
     MIB,

@@ -8,28 +8,20 @@ from uuid import UUID
 import pytest
 from uuid_utils.compat import uuid7
 
-from domain.bulk import effort
+from domain.bulk import item_work as effort
 from domain.bulk.chunks import Chunks
 from domain.bulk.kinds import EXPAND, SNAPSHOT
 from domain.bulk.ledger import ItemUpdate, Lane
 from domain.bulk.operation import BulkOperation, ItemWork, Result
+from domain.bulk.snapshot.operation import SnapshotOperation
 from domain.bulk.states import ItemCode, ItemStatus
-from domain.database import Database
-from domain.jobs.queue import JobQueue
-from domain.snapshots.keeping import Expiry
-from domain.snapshots.snapshotting import SnapshotOperation
+from domain.db.database import Database
+from domain.jobs.transport.job_queue import JobQueue
+from domain.snapshots.expiry import Expiry
 from domain.storage.backends import Backends
-from domain.storage.driver import (
-    Fence,
-    FenceRefused,
-    Grant,
-    Stopped,
-    StopReason,
-    StorageBusy,
-    StorageDriver,
-    StorageFull,
-    TransientStorageError,
-)
+from domain.storage.context import Fence, Grant, Stopped, StopReason
+from domain.storage.driver import StorageDriver
+from domain.storage.errors import FenceRefused, StorageBusy, StorageFull, TransientStorageError
 
 BUG, PASSING = ValueError("a bug"), TransientStorageError()
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from api.cli import main
-from api.demo import free_port
+from api.cli.app import main
+from api.cli.demo import free_port
 from domain.errors import DatabaseUnavailable
 
 Cistern = Callable[..., tuple[int, str]]
@@ -70,7 +70,7 @@ def test_migrate_that_was_to_wait_says_so_when_the_time_is_over(
         waited.append(seconds)
         raise DatabaseUnavailable
 
-    monkeypatch.setattr("api.cli.wait_for_postgresql", wait_for_postgresql)
+    monkeypatch.setattr("api.cli.app.wait_for_postgresql", wait_for_postgresql)
 
     code, said = cistern("migrate", "--wait", "30")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from api.processes import Child, ProcessFailed, StopSignals
+from api.cli.processes import Child, ProcessFailed, StopSignals
 
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"

@@ -6,8 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from api.v1.schedule_shapes import RUN_EXAMPLE, SCHEDULE_EXAMPLE
-from api.v1.schemas import JOB_EXAMPLE
+from api.schemas.responses import JOB_EXAMPLE
+from api.schemas.schedules import RUN_EXAMPLE, SCHEDULE_EXAMPLE
 from tests.unit.cli_scene import Terminal
 
 ID = SCHEDULE_EXAMPLE["id"]

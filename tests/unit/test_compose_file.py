@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from domain.database import CLOSE_TIMEOUT
+from domain.db.database import CLOSE_TIMEOUT
 from domain.settings import PREFIX, Settings
 from worker.supervisor import RELEASE_SECONDS
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from domain.embedded.directory import LONGEST_SOCKET_DIRECTORY, DataDirectory, refuse_closed
-from domain.embedded.postgres import find_programs
-from domain.embedded.redis import find_redis_server
+from domain.embedded.postgres_server import find_programs
+from domain.embedded.redis_server import find_redis_server
 from domain.errors import ConfigurationError
 
 

@@ -17,7 +17,7 @@ from domain.storage import driver
 
 def _import_the_domain() -> None:
     for module in pkgutil.walk_packages(domain.__path__, "domain."):
-        if not module.name.startswith("domain.migrations."):  # Alembic's scripts run when they are imported
+        if not module.name.startswith("domain.db.migrations."):  # Alembic's scripts run when they are imported
             importlib.import_module(module.name)
 
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy, Policy, VolumePolicies
 from domain.bulk.selection import Selection, shares
 from domain.bulk.states import ItemCode
 from domain.errors import Invalid
-from domain.expansion.policy import BulkExpandRequest, GrowthPolicy, Policy, VolumePolicies
 from domain.volumes.model import MAX_SIZE
 
 MIB = 1 << 20

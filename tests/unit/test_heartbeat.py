@@ -12,14 +12,14 @@ from uuid import UUID
 import pytest
 
 from domain.errors import DatabaseUnavailable
-from domain.jobs.foreman import NOTHING_COPIED, Renewed
-from domain.jobs.leases import Progress
+from domain.jobs.claimed import ClaimedJob
+from domain.jobs.engine import NOTHING_COPIED, Renewed
 from domain.jobs.model import Job
-from domain.jobs.orders import ClaimedJob
-from domain.storage.driver import Fence, Grant, StopReason
+from domain.jobs.store.leases import Progress
+from domain.storage.context import Fence, Grant, StopReason
 from tests.unit.worker_fakes import LEASE, FakeJobEngine, a_job, until
 from worker.heartbeat import Heartbeat
-from worker.pulse import LivenessFile
+from worker.liveness import LivenessFile
 from worker.runner import Running
 
 LONG_AGO = -1000.0

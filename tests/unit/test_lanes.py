@@ -9,11 +9,11 @@ from uuid_utils.compat import uuid7
 from domain.bulk.chunks import Chunks
 from domain.bulk.ledger import Lane
 from domain.errors import DatabaseUnavailable
-from domain.jobs.orders import ClaimedJob
+from domain.jobs.claimed import ClaimedJob
 from tests.unit.worker_fakes import a_job
 from worker import lanes as lanes_module
+from worker.fair_share import FairShare
 from worker.lanes import Lanes
-from worker.sharing import FairShare
 
 ALONE = FairShare(lambda: 1)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutation_list import MUTATIONS, Mutation
+from tests.mutation.mutations import MUTATIONS, Mutation
 
 ROOT = Path(__file__).parents[2]
 

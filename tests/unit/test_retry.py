@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.outcomes import Failed, RetryIn
 from domain.jobs.retry import RetryPolicy, describe
-from domain.storage.driver import StorageBusy, TransientStorageError
+from domain.storage.errors import StorageBusy, TransientStorageError
 
 CEILING = 300.0
 

@@ -10,13 +10,13 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 
 from domain.errors import DatabaseUnavailable
-from domain.jobs.foreman import Claim
+from domain.jobs.claimed import ClaimedJob
+from domain.jobs.engine import Claim
 from domain.jobs.model import Dispatch, Job
-from domain.jobs.orders import ClaimedJob
 from domain.jobs.outcomes import Outcome, Released, Succeeded
-from domain.jobs.queue import JobQueue
 from domain.jobs.states import JobStatus
-from domain.storage.driver import Grant, StopReason
+from domain.jobs.transport.job_queue import JobQueue
+from domain.storage.context import Grant, StopReason
 from domain.storage.memory import MemoryDriver
 from tests.unit.worker_fakes import (
     MIB,

@@ -13,16 +13,16 @@ from arq.worker import Worker, create_worker
 from fakeredis import FakeServer
 
 import worker.main
-from domain.jobs.messages import FUNCTION_NAME
 from domain.jobs.model import Dispatch, Job
 from domain.jobs.outcomes import Released, RetryIn, Succeeded
-from domain.jobs.queue import QUEUE_NAME, WAKEUPS, JobQueue
+from domain.jobs.transport.job_queue import QUEUE_NAME, WAKEUPS, JobQueue
+from domain.jobs.transport.messages import FUNCTION_NAME
 from domain.settings import Settings
 from domain.storage.backends import open_driver
 from domain.storage.driver import StorageDriver
 from domain.storage.memory import MemoryDriver
 from tests.unit.worker_fakes import FakeJobEngine, a_job, a_runner, closed_gate, fake_redis, until
-from worker.delivery import ArqConsumer
+from worker.consumer import ArqConsumer
 from worker.main import arq_settings, run_job
 from worker.runner import Runner
 

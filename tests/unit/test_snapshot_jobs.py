@@ -5,11 +5,12 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from domain.jobs.claimed import ClaimedJob
 from domain.jobs.model import new_job
-from domain.jobs.orders import ClaimedJob
 from domain.jobs.outcomes import Succeeded
-from domain.snapshots.jobs import result, snapshot_of, snapshots, source_of, volume_of, volumes
-from domain.storage.driver import Fence, Grant, SnapshotMissing
+from domain.snapshots.operations import result, snapshot_of, snapshots, source_of, volume_of, volumes
+from domain.storage.context import Fence, Grant
+from domain.storage.errors import SnapshotMissing
 from domain.storage.memory import MemoryDriver
 from domain.volumes.service import NewVolume
 from tests.unit.worker_fakes import MIB, table_on

@@ -6,12 +6,14 @@ from uuid import uuid4
 
 import pytest
 
+from cistern_test_drivers.fault_injector import FaultInjector
 from domain.errors import ConfigurationError, UnknownBackend
 from domain.storage import backends
 from domain.storage.backends import Backends, open_driver
-from domain.storage.driver import Capacity, Fence, Grant, StorageFull
-from domain.storage.faulty import FaultInjector
-from domain.storage.file import FileDriver
+from domain.storage.context import Fence, Grant
+from domain.storage.driver import Capacity
+from domain.storage.errors import StorageFull
+from domain.storage.file.driver import FileDriver
 
 MIB = 1024 * 1024
 

@@ -6,8 +6,9 @@ from uuid import uuid4
 
 import pytest
 
-from domain.storage import fence
-from domain.storage.driver import Capacity, FenceRefused, StorageDriver, VolumeMissing
+from domain.storage.driver import Capacity, StorageDriver
+from domain.storage.errors import FenceRefused, VolumeMissing
+from domain.storage.file import fence
 from tests.unit.storage_scene import MIB, HeardGrant, every_driver, opened, size_of
 
 

@@ -4,7 +4,9 @@ from uuid import uuid4
 
 import pytest
 
-from domain.storage.driver import FenceRefused, Stopped, StopReason, StorageDriver
+from domain.storage.context import Stopped, StopReason
+from domain.storage.driver import StorageDriver
+from domain.storage.errors import FenceRefused
 from tests.unit.storage_scene import (
     MIB,
     SEALS,

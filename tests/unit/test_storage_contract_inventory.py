@@ -6,8 +6,10 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from domain.storage.driver import Fence, PermanentStorageError, StorageDriver, StoredObject
-from domain.storage.file_inventory import _lowest
+from domain.storage.context import Fence
+from domain.storage.driver import StorageDriver, StoredObject
+from domain.storage.errors import PermanentStorageError
+from domain.storage.file.inventory import _lowest
 from tests.unit.storage_scene import MIB, HeardGrant, Scene, opened
 
 

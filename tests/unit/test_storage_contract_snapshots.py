@@ -5,7 +5,8 @@ from uuid import uuid4
 
 import pytest
 
-from domain.storage.driver import FenceRefused, SnapshotMissing, StorageDriver, VolumeMissing
+from domain.storage.driver import StorageDriver
+from domain.storage.errors import FenceRefused, SnapshotMissing, VolumeMissing
 from tests.unit.storage_scene import MIB, HeardGrant, Scene, every_driver, opened, size_of
 
 

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domain.storage import copying
-from domain.storage.copying import copy
-from domain.storage.driver import Fence, Grant, Stopped, StopReason, TransientStorageError
+from domain.storage.context import Fence, Grant, Stopped, StopReason
+from domain.storage.errors import TransientStorageError
+from domain.storage.file import copying
+from domain.storage.file.copying import copy
 
 KIB, MIB = 1024, 1024 * 1024
 Report = tuple[int, int]

@@ -9,8 +9,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from domain.storage.driver import Fence, Grant
-from domain.storage.file import FileDriver
+from domain.storage.context import Fence, Grant
+from domain.storage.file.driver import FileDriver
 
 MIB = 1024 * 1024
 VOLUME, SNAPSHOT, CLONE = (UUID(f"01890000-0000-7000-8000-00000000000{last}") for last in "123")
@@ -23,8 +23,8 @@ OLD, NEW = b"old".ljust(MIB, b"o"), b"new".ljust(MIB, b"n")
 CHILD = """
 import asyncio, fcntl, json, os, sys, uuid
 from pathlib import Path
-from domain.storage.driver import Fence, Grant
-from domain.storage.file import FileDriver
+from domain.storage.context import Fence, Grant
+from domain.storage.file.driver import FileDriver
 
 def unsupported(*args):
     raise OSError(95, "Operation not supported")

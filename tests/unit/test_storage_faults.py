@@ -8,14 +8,9 @@ import pytest
 
 from domain.errors import ConfigurationError
 from domain.storage.backends import open_driver
-from domain.storage.driver import (
-    Fence,
-    Grant,
-    SnapshotMissing,
-    StorageDriver,
-    StorageFull,
-    TransientStorageError,
-)
+from domain.storage.context import Fence, Grant
+from domain.storage.driver import StorageDriver
+from domain.storage.errors import SnapshotMissing, StorageFull, TransientStorageError
 
 MIB = 1024 * 1024
 VOLUME, SNAPSHOT = (UUID(f"01890000-0000-7000-8000-00000000000{last}") for last in "12")

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from domain.errors import StorageError
 from domain.storage.backends import open_driver
-from domain.storage.driver import Fence, FenceRefused, Grant, StorageDriver
-from domain.storage.fence import refuse_stale
+from domain.storage.context import Fence, Grant
+from domain.storage.driver import StorageDriver
+from domain.storage.errors import FenceRefused
+from domain.storage.file.fence import refuse_stale
 
 VOLUME, SNAPSHOT, CLONE = (UUID(f"01890000-0000-7000-8000-00000000000{last}") for last in "123")
 # Of each operation: what it is called with, whose fence it heeds, whether it is given a size.

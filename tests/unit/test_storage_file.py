@@ -9,11 +9,8 @@ from typing import Any
 
 import pytest
 
-from domain.storage.driver import (
-    FenceRefused,
-    StorageFull,
-)
-from domain.storage.file import FileDriver
+from domain.storage.errors import FenceRefused, StorageFull
+from domain.storage.file.driver import FileDriver
 from tests.unit.file_scene import MIB, VOLUME, attempt, data, empty_driver, failing
 
 driver = pytest.fixture(empty_driver)

@@ -11,15 +11,10 @@ from typing import BinaryIO
 
 import pytest
 
-from domain.storage import fence
-from domain.storage.driver import (
-    FenceRefused,
-    PermanentStorageError,
-    Stopped,
-    StopReason,
-    StorageBusy,
-)
-from domain.storage.file import FileDriver
+from domain.storage.context import Stopped, StopReason
+from domain.storage.errors import FenceRefused, PermanentStorageError, StorageBusy
+from domain.storage.file import fence
+from domain.storage.file.driver import FileDriver
 from tests.unit.file_scene import ARGUMENTS, CLONE, MIB, SNAPSHOT, VOLUME, attempt, data, empty_driver, perform
 
 SUBJECTS = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from domain.storage.file import FileDriver
+from domain.storage.file.driver import FileDriver
 from tests.unit.file_scene import CLONE, SNAPSHOT, VOLUME, attempt, empty_driver, perform
 
 driver = pytest.fixture(empty_driver)

@@ -8,8 +8,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from domain.storage.driver import Fence, Grant, TransientStorageError
-from domain.storage.file import FileDriver
+from domain.storage.context import Fence, Grant
+from domain.storage.errors import TransientStorageError
+from domain.storage.file.driver import FileDriver
 
 MIB = 1024 * 1024
 VOLUME = UUID("01890000-0000-7000-8000-000000000001")

@@ -7,9 +7,11 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from domain.storage import copying, file_snapshots
-from domain.storage.driver import FenceRefused, Grant, Stopped, StopReason, StorageFull
-from domain.storage.file import FileDriver
+from domain.storage.context import Grant, Stopped, StopReason
+from domain.storage.errors import FenceRefused, StorageFull
+from domain.storage.file import copying
+from domain.storage.file import snapshots as file_snapshots
+from domain.storage.file.driver import FileDriver
 from tests.unit.file_scene import NEW, OLD, SNAPSHOT, VOLUME, attempt, data, failing, files, snapshot_driver
 
 driver = pytest.fixture(snapshot_driver)

@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from domain.storage import file_snapshots
-from domain.storage.driver import VolumeMissing
-from domain.storage.file import FileDriver
+from domain.storage.errors import VolumeMissing
+from domain.storage.file import snapshots as file_snapshots
+from domain.storage.file.driver import FileDriver
 from tests.unit.file_scene import (
     CLONE,
     MIB,

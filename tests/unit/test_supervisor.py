@@ -13,9 +13,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError
 
 from domain.jobs.outcomes import Released, Succeeded
-from domain.jobs.queue import QueueRefusesWrites
+from domain.jobs.transport.job_queue import QueueRefusesWrites
 from domain.storage.backends import open_driver
-from domain.storage.driver import Grant
+from domain.storage.context import Grant
 from domain.storage.memory import MemoryDriver
 from tests.unit.worker_fakes import FakeJobEngine, a_job, a_runner, closed_gate, fake_redis, until
 from worker import supervisor as supervisor_module

@@ -10,15 +10,15 @@ import pytest
 from fakeredis import FakeServer
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.database import Database
+from domain.db.database import Database
 from domain.errors import DatabaseUnavailable
 from domain.jobs import watcher as watcher_module
 from domain.jobs.model import Job
-from domain.jobs.queue import JobQueue
-from domain.jobs.repository import JobRepository
 from domain.jobs.states import JobStatus
+from domain.jobs.store.jobs import JobRepository
+from domain.jobs.transport.job_queue import JobQueue
 from domain.jobs.watcher import Watcher
-from tests.unit.fake_rooms import NOON, job_row
+from tests.unit.fake_volumes import NOON, job_row
 from tests.unit.worker_fakes import fake_redis, until
 
 

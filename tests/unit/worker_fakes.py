@@ -10,20 +10,21 @@ from arq.connections import ArqRedis
 from fakeredis import FakeAsyncRedisConnection, FakeServer
 from redis.asyncio.connection import ConnectionPool
 
-from domain.database import Database
+from domain.db.database import Database
 from domain.errors import DatabaseUnavailable
-from domain.jobs.foreman import NOTHING_COPIED, Claim, JobEngine, Renewed
-from domain.jobs.leases import Progress, Renewal
+from domain.jobs.claimed import ClaimedJob
+from domain.jobs.engine import NOTHING_COPIED, Claim, JobEngine, Renewed
 from domain.jobs.model import Dispatch, Job, new_job
-from domain.jobs.orders import ClaimedJob
 from domain.jobs.outcomes import Cancelled, Failed, Outcome, Succeeded, Superseded
-from domain.jobs.queue import JobQueue
 from domain.jobs.retry import RetryPolicy
 from domain.jobs.states import JobStatus
+from domain.jobs.store.leases import Progress, Renewal
+from domain.jobs.transport.job_queue import JobQueue
 from domain.services import Handler, compose
 from domain.settings import Settings
 from domain.storage.backends import Backends, open_driver
-from domain.storage.driver import Grant, StorageDriver
+from domain.storage.context import Grant
+from domain.storage.driver import StorageDriver
 from domain.storage.memory import MemoryDriver
 from worker.attempts import Attempts
 from worker.runner import Runner

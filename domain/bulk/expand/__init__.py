@@ -1,0 +1,1 @@
+"""Bulk expansion: one job grows many volumes, each as the growth policy says."""

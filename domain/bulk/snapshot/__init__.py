@@ -1,0 +1,1 @@
+"""Bulk snapshots: one job takes a snapshot of many volumes."""

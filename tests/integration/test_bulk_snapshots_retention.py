@@ -1,0 +1,230 @@
+"""Schedules that delete what they have made: only their own, only after the new one, and only what no rule keeps."""
+
+import math
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from domain.bulk.ledger import Lane
+from domain.bulk.operation import Result
+from domain.bulk.snapshot.request import BulkSnapshotRequest
+from domain.jobs.model import Job
+from domain.services import Services, open_services
+from domain.settings import Settings
+from domain.snapshots import repository
+from domain.snapshots.retention import RetentionRule
+from domain.storage.context import Fence, Grant
+from tests.integration.check_builders import leave, told
+from tests.integration.conftest import RunningWorker
+from tests.integration.job_builders import sql, until
+from tests.integration.snapshot_builders import carried_out, claimed
+from tests.support.bulk import MIB, add_volumes, ended
+
+NIGHTLY, WEEKLY = uuid4(), uuid4()
+FIRST_NIGHT = datetime(2026, 1, 1, 2, tzinfo=UTC)
+
+
+@pytest.fixture
+async def services(settings: Settings, tmp_path: Path) -> AsyncIterator[Services]:
+    backends = {"files": f"file:{tmp_path}/volumes"}
+    settings = settings.model_copy(update={"backends": backends})
+    async with open_services(settings) as services, services.watcher.watching():
+        yield services
+
+
+async def stored_volumes(services: Services, count: int) -> list[UUID]:
+    volumes = await add_volumes(services, count, backend="files")
+    for volume_id in volumes:
+        await services.backends.get("files").create(volume_id, MIB, leave(0))
+    return volumes
+
+
+async def a_run(services: Services, night: int, keep: RetentionRule, schedule_id: UUID = NIGHTLY) -> Job:
+    """What a schedule asks for."""
+    columns = {"schedule_id": schedule_id, "scheduled_for": FIRST_NIGHT + timedelta(days=night)}
+    async with services.database.transaction() as session:
+        return await services.bulk_snapshots.add(session, BulkSnapshotRequest("nightly", keep=keep), **columns)
+
+
+async def nothing_is_going_on(services: Services) -> bool:
+    return await sql(services, "SELECT id FROM jobs WHERE status IN ('queued', 'running')") == []
+
+
+async def run(services: Services, night: int, keep: RetentionRule, schedule_id: UUID = NIGHTLY) -> Job:
+    """A run, and the end of everything that it brings about."""
+    job = await ended(services, await a_run(services, night, keep, schedule_id))
+    await until(partial(nothing_is_going_on, services))
+    return job
+
+
+async def names(services: Services, volume_id: UUID) -> list[str]:
+    query = "SELECT name FROM snapshots WHERE volume_id = :id AND state = 'ready' ORDER BY created_at"
+    return [row.name for row in await sql(services, query, id=volume_id)]
+
+
+async def grow_old(services: Services, days: int) -> None:
+    await sql(services, f"UPDATE snapshots SET created_at = created_at - interval '{days} days'")
+
+
+async def test_of_five_runs_that_keep_three_the_last_three_are_left_and_what_was_made_by_hand(
+    services: Services, running_worker: RunningWorker
+) -> None:
+    volumes = await stored_volumes(services, 6)
+    async with running_worker(services.settings):
+        for volume_id in volumes:
+            await ended(services, await services.snapshots.request_take(volume_id, "by-hand"))
+        runs = [await run(services, night, RetentionRule(last=3)) for night in range(5)]
+
+    assert [job.status for job in runs] == ["succeeded"] * 5
+    kept = [f"nightly-2026010{night}T020000000Z" for night in (3, 4, 5)]
+    assert {volume_id: await names(services, volume_id) for volume_id in volumes} == {
+        volume_id: ["by-hand", *kept] for volume_id in volumes
+    }
+    assert len(await sql(services, "SELECT id FROM snapshots")) == 6 * 4
+    deleted = await sql(services, "SELECT status, created_by FROM jobs WHERE kind = 'snapshot.delete'")
+    assert [(row.status, row.created_by) for row in deleted] == [("succeeded", None)] * 6 * 2
+    assert await told(services) == []
+
+
+async def test_another_schedules_snapshots_and_those_of_plain_requests_are_let_be(
+    services: Services, running_worker: RunningWorker
+) -> None:
+    (volume_id,) = await stored_volumes(services, 1)
+    async with running_worker(services.settings):
+        await run(services, 0, RetentionRule(last=1), WEEKLY)
+        await ended(services, await services.bulk_snapshots.request_snapshots(BulkSnapshotRequest("plain")))
+        await run(services, 1, RetentionRule(last=1))
+        await run(services, 2, RetentionRule(last=1))
+
+    weekly, plain, nightly = await names(services, volume_id)
+    assert (weekly, nightly) == ("nightly-20260101T020000000Z", "nightly-20260103T020000000Z")
+    assert plain.startswith("plain-")
+
+
+async def test_without_a_rule_all_are_kept(services: Services, running_worker: RunningWorker) -> None:
+    (volume_id,) = await stored_volumes(services, 1)
+    async with running_worker(services.settings):
+        for night in range(3):
+            await run(services, night, RetentionRule())
+
+    assert len(await names(services, volume_id)) == 3
+
+
+async def test_what_is_too_old_goes_but_what_any_rule_keeps_stays_and_the_newest_always(
+    services: Services, running_worker: RunningWorker
+) -> None:
+    (volume_id,) = await stored_volumes(services, 1)
+    async with running_worker(services.settings):
+        for night in range(3):
+            await run(services, night, RetentionRule(days=5))
+            await grow_old(services, 3)
+        assert len(await names(services, volume_id)) == 2, "of nine days ago there is none"
+
+        await grow_old(services, 10)
+        await run(services, 3, RetentionRule(last=2, days=5))
+        assert len(await names(services, volume_id)) == 2, "old, but one of the last two"
+        await grow_old(services, 10)
+        await run(services, 4, RetentionRule(days=5))
+
+    assert await names(services, volume_id) == ["nightly-20260105T020000000Z"]
+
+
+async def test_of_very_many_the_oldest_go_and_the_others_after_the_next_runs(
+    services: Services, running_worker: RunningWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repository, "_EXPIRED", 2)
+    (volume_id,) = await stored_volumes(services, 1)
+    async with running_worker(services.settings):
+        for night in range(4):
+            await run(services, night, RetentionRule())
+        left = []
+        for night in range(4, 7):
+            await run(services, night, RetentionRule(last=1))
+            left.append([name[14:16] for name in await names(services, volume_id)])
+
+    assert left == [["03", "04", "05"], ["05", "06"], ["07"]]
+
+
+async def test_a_snapshot_in_use_is_let_be_until_the_next_run(
+    services: Services, running_worker: RunningWorker
+) -> None:
+    (volume_id,) = await stored_volumes(services, 1)
+    async with running_worker(services.settings):
+        await run(services, 0, RetentionRule(last=1))
+        await sql(services, "UPDATE snapshots SET state = 'restoring', job_id = id")
+        await run(services, 1, RetentionRule(last=1))
+        assert len(await sql(services, "SELECT id FROM snapshots")) == 2
+        await sql(services, "UPDATE snapshots SET state = 'ready', job_id = NULL")
+        await run(services, 2, RetentionRule(last=1))
+
+    assert await names(services, volume_id) == ["nightly-20260103T020000000Z"]
+
+
+async def test_a_volume_whose_new_snapshot_failed_keeps_its_old_ones(
+    services: Services, running_worker: RunningWorker
+) -> None:
+    good, bad = await stored_volumes(services, 2)
+    async with running_worker(services.settings):
+        for night in range(2):
+            await run(services, night, RetentionRule())
+        Path(str(services.volumes.path(await services.volumes.get(bad)))).unlink()
+        job = await run(services, 2, RetentionRule(last=1))
+
+    assert (job.status, job.succeeded, job.failed) == ("partial", 1, 1)
+    assert await names(services, good) == ["nightly-20260103T020000000Z"]
+    assert await names(services, bad) == ["nightly-20260101T020000000Z", "nightly-20260102T020000000Z"]
+
+
+async def test_what_a_retry_makes_is_the_schedules_own(services: Services, running_worker: RunningWorker) -> None:
+    (volume_id,) = await stored_volumes(services, 1)
+    async with running_worker(services.settings):
+        await run(services, 0, RetentionRule(last=1))
+        job = await a_run(services, 1, RetentionRule(last=1))
+        job = await services.jobs.cancel(job.id)
+        retry = await ended(services, await services.jobs.retry(job.id))
+        assert (retry.status, retry.schedule_id) == ("succeeded", None)
+        await run(services, 2, RetentionRule(last=1))
+
+    assert await names(services, volume_id) == ["nightly-20260103T020000000Z"]
+
+
+async def done_but_not_recorded(services: Services, job: Job) -> tuple[Lane, list[Result]]:
+    """A lane that has taken all snapshots of a job, and what it has to record."""
+    job, chunks = await carried_out(services, job), services.chunks
+    lane_id = (await sql(services, "SELECT id FROM jobs WHERE parent_id = :id LIMIT 1", id=job.id))[0].id
+    _, order = await claimed(services, await services.jobs.get(lane_id))
+    lane = Lane.from_job(order)
+    tasks = await chunks.acquire(lane, await chunks.claim(lane, 10), {})
+    grant = Grant(lane.lane_id, Fence(0, lane.epoch), math.inf)
+    return lane, [result for task in tasks if (result := await chunks.perform(lane, task, grant)) is not None]
+
+
+async def test_the_newest_is_kept_however_long_it_took(services: Services) -> None:
+    (volume_id,) = await stored_volumes(services, 1)
+    lane, results = await done_but_not_recorded(services, await a_run(services, 0, RetentionRule(days=1)))
+    await grow_old(services, 2)
+
+    await services.chunks.record(lane, results)
+
+    assert len(await names(services, volume_id)) == 1
+
+
+async def test_recorded_twice_is_deleted_once(services: Services, running_worker: RunningWorker) -> None:
+    volumes = await stored_volumes(services, 3)
+    async with running_worker(services.settings):
+        await run(services, 0, RetentionRule(last=1))
+    lane, results = await done_but_not_recorded(services, await a_run(services, 1, RetentionRule(last=1)))
+
+    for _ in range(2):
+        await services.chunks.record(lane, results)
+
+    deletes = await sql(services, "SELECT snapshot_id, dispatched_at FROM jobs WHERE kind = 'snapshot.delete'")
+    assert len({row.snapshot_id for row in deletes}) == len(deletes) == len(volumes)
+    assert {row.rung_at for row in deletes} == {None}
+    async with running_worker(services.settings):
+        await until(partial(nothing_is_going_on, services))
+    assert [await names(services, volume_id) for volume_id in volumes] == [["nightly-20260102T020000000Z"]] * 3

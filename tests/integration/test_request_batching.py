@@ -1,0 +1,304 @@
+"""Requests that come at the same moment are accepted by one transaction, and each gets the answer to its own."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from domain.errors import (
+    DatabaseUnavailable,
+    JobNotFound,
+    NameTaken,
+    ShrinkRefused,
+    SizeLimitExceeded,
+    VolumeBusy,
+    VolumeNotFound,
+    VolumeUnusable,
+)
+from domain.jobs.idempotency import RequestOrigin
+from domain.jobs.model import Job
+from domain.services import Services
+from domain.volumes.growth import Growth
+from domain.volumes.model import MAX_SIZE
+from domain.volumes.service import NewVolume
+from tests.integration.job_builders import MIB, a_volume, everything, row, sql, volume_row
+from tests.support.bulk import add_volumes
+
+MANY = 200
+#: Nobody who has to wait for a lock is done by then, and everybody else is.
+SOON = 4
+
+
+@pytest.fixture
+def begun(services: Services, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The transactions that were begun."""
+    noted: list[object] = []
+    transaction = services.database.transaction
+
+    @asynccontextmanager
+    async def note() -> AsyncIterator[AsyncSession]:
+        noted.append(asyncio.current_task())
+        async with transaction() as session:
+            yield session
+
+    monkeypatch.setattr(services.database, "transaction", note)
+    return noted
+
+
+async def all_of(*requests: Coroutine[Any, Any, Job]) -> list[Any]:
+    return list(await asyncio.gather(*requests, return_exceptions=True))
+
+
+def expand(services: Services, volume_id: UUID, growth: Growth | None = None) -> Coroutine[Any, Any, Job]:
+    return services.volumes.request_expand(volume_id, growth or Growth(by=MIB))
+
+
+def create(services: Services, name: str) -> Coroutine[Any, Any, Job]:
+    return services.volumes.request_create(NewVolume(name, MIB))
+
+
+class TestExpansions:
+    async def test_all_are_accepted_by_one_transaction_as_they_would_be_alone(
+        self, services: Services, resumed: list[object]
+    ) -> None:
+        volumes = await add_volumes(services, 20, backend="memory")
+        del resumed[:]
+        origin = RequestOrigin(caller="me")
+        jobs = await all_of(*(services.volumes.request_expand(v, Growth(percent=100), origin=origin) for v in volumes))
+
+        assert len(resumed) == 1
+        for job, volume_id in zip(jobs, volumes, strict=True):
+            found, volume = await row(services, job.id), await volume_row(services, volume_id)
+            assert (volume["state"], volume["job_id"], volume["version"]) == ("expanding", job.id, 2)
+            assert volume["updated_at"] == found.created_at > volume["created_at"]
+            assert found.params == {"to_size": 2 * MIB, "fence": 2}
+            assert {column: getattr(job, column) for column in Job.__table__.columns.keys()} == {  # noqa: SIM118
+                column: getattr(found, column)
+                for column in Job.__table__.columns.keys()  # noqa: SIM118
+            }
+
+    async def test_each_refusal_is_that_of_its_own_request_alone(self, services: Services) -> None:
+        good, busy, broken, small, large = [await a_volume(services, size=2 * MIB) for _ in range(5)]
+        at_it = await expand(services, busy.id)
+        await sql(services, "UPDATE volumes SET state = 'error' WHERE id = :id", id=broken.id)
+        ends = await all_of(
+            expand(services, busy.id),
+            expand(services, broken.id),
+            expand(services, uuid4()),
+            expand(services, good.id),
+            expand(services, small.id, Growth(to=MIB)),
+            expand(services, large.id, Growth(by=MAX_SIZE)),
+        )
+
+        assert [type(end) for end in ends] == [
+            *(VolumeBusy, VolumeUnusable, VolumeNotFound),
+            *(Job, ShrinkRefused, SizeLimitExceeded),
+        ]
+        assert ends[0].details == {"job_id": at_it.id, "state": "expanding"}
+        assert ends[4].details == {"field": "to", "size": 2 * MIB}
+        assert {job_id for (job_id,) in await sql(services, "SELECT id FROM jobs")} == {at_it.id, ends[3].id}
+        for volume in (broken, small, large):
+            assert (await volume_row(services, volume.id))["version"] == 1
+
+    async def test_of_two_for_one_volume_the_first_gets_it_and_the_second_learns_its_job(
+        self, services: Services, resumed: list[object]
+    ) -> None:
+        volume = await a_volume(services)
+        del resumed[:]
+        first, second = await all_of(expand(services, volume.id), expand(services, volume.id))
+
+        assert len(resumed) == 1
+        assert isinstance(second, VolumeBusy)
+        assert second.details == {"job_id": first.id, "state": "expanding"}
+
+    async def test_one_that_is_refused_leaves_the_volume_to_the_next(self, services: Services) -> None:
+        volume = await a_volume(services)
+        refused, accepted = await all_of(expand(services, volume.id, Growth(to=1)), expand(services, volume.id))
+
+        assert (type(refused), type(accepted)) == (ShrinkRefused, Job)
+
+    async def test_what_fails_for_one_fails_for_nobody_else(self, services: Services) -> None:
+        volumes = await add_volumes(services, 5, backend="memory")
+        callers = ["one", "two", "nobody can \x00 be kept so", "four", "five"]
+        ends = await all_of(
+            *(
+                services.volumes.request_expand(volume_id, Growth(by=MIB), origin=RequestOrigin(caller=caller))
+                for volume_id, caller in zip(volumes, callers, strict=True)
+            )
+        )
+
+        assert [isinstance(end, Job) for end in ends] == [True, True, False, True, True]
+        assert (await volume_row(services, volumes[2]))["state"] == "available"
+        assert await sql(services, "SELECT count(*) FROM jobs") == [(4,)]
+
+
+class TestCreations:
+    async def test_all_are_accepted_by_one_transaction_as_they_would_be_alone(
+        self, services: Services, resumed: list[object]
+    ) -> None:
+        policy = {"usage_above": 80, "percent": 12.5, "up_to": 100 * MIB}
+        wanted = [NewVolume(f"new-{n}", MIB + n, labels={"n": str(n)}, autogrow=policy) for n in range(20)]
+        jobs = await all_of(
+            *(services.volumes.request_create(one, origin=RequestOrigin(caller="me")) for one in wanted)
+        )
+        assert len(resumed) == 1
+
+        for job, one in zip(jobs, wanted, strict=True):
+            found, volume = await row(services, job.id), await volume_row(services, job.volume_id)
+            assert (volume["name"], volume["size"], volume["labels"]) == (one.name, one.size, one.labels)
+            assert (volume["state"], volume["job_id"], volume["version"]) == ("creating", job.id, 1)
+            assert (volume["backend"], volume["autogrow"]) == ("memory", policy)
+            assert (found.kind, found.status, found.created_by) == ("volume.create", "queued", "me")
+            assert found.params == {"size": one.size, "fence": 1}
+            assert (job.created_at, job.run_at, job.dispatched_at) == (
+                found.created_at,
+                found.run_at,
+                found.dispatched_at,
+            )
+
+    async def test_a_name_that_is_taken_is_refused_and_the_others_are_not(
+        self, services: Services, resumed: list[object]
+    ) -> None:
+        await a_volume(services, name="theirs")
+        del resumed[:]
+        ends = await all_of(*(create(services, name) for name in ("theirs", "mine", "mine", "yours")))
+
+        assert len(resumed) == 1
+        assert [type(end) for end in ends] == [NameTaken, Job, NameTaken, Job]
+        assert (str(ends[2]), ends[2].details) == ("There is already a volume named 'mine'.", {"field": "name"})
+        names = await sql(services, "SELECT name, id = :mine FROM volumes ORDER BY name", mine=ends[1].volume_id)
+        assert names == [("mine", True), ("theirs", False), ("yours", False)]
+        assert await sql(services, "SELECT count(*) FROM jobs") == [(2,)]
+
+    @pytest.mark.parametrize(("end", "becomes"), [("taken", NameTaken), ("given up", Job)])
+    async def test_whoever_wants_a_name_that_is_just_being_taken_holds_up_nobody_else(
+        self, services: Services, end: str, becomes: type
+    ) -> None:
+        take = text(
+            "INSERT INTO volumes (id, name, backend, state, size, version, labels)"
+            " VALUES (:id, 'wanted', 'memory', 'available', 1, 1, '{}')"
+        )
+        async with services.database.transaction() as session:
+            await session.execute(take, {"id": uuid4()})
+            waiting = asyncio.create_task(create(services, "wanted"))
+            async with asyncio.timeout(SOON):
+                await asyncio.gather(*(create(services, f"other-{n}") for n in range(4)))
+                await create(services, "later")
+            assert not waiting.done()
+            if end == "given up":
+                await session.rollback()
+
+        assert [type(found) for found in await asyncio.gather(waiting, return_exceptions=True)] == [becomes]
+
+
+async def test_whoever_asks_for_a_volume_that_is_locked_holds_up_nobody_else(services: Services) -> None:
+    locked, *others = await add_volumes(services, 5, backend="memory")
+    async with services.database.transaction() as session:
+        await session.execute(text("SELECT 1 FROM volumes WHERE id = :id FOR UPDATE"), {"id": locked})
+        waiting = asyncio.create_task(expand(services, locked))
+        async with asyncio.timeout(SOON):
+            jobs = await asyncio.gather(*(expand(services, volume_id) for volume_id in others))
+            later = await asyncio.gather(*(create(services, f"later-{n}") for n in range(3)))
+        assert not waiting.done()
+
+    assert len(jobs) + len(later) == 7
+    assert (await waiting).volume_id == locked
+
+
+async def test_when_nobody_knows_whether_it_was_committed_nobody_is_told_that_somebody_else_was_first(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asked again in the same name would be refused for the sake of his own job."""
+    volumes = await add_volumes(services, 3, backend="memory")
+    transaction, to_lose = services.database.transaction, [DatabaseUnavailable(), DatabaseUnavailable()]
+
+    @asynccontextmanager
+    async def lose_the_answer() -> AsyncIterator[AsyncSession]:
+        async with transaction() as session:
+            yield session
+        if to_lose:
+            raise to_lose.pop()
+
+    monkeypatch.setattr(services.database, "transaction", lose_the_answer)
+    ends = await all_of(
+        *(expand(services, volume_id) for volume_id in volumes), *(create(services, f"new-{n}") for n in range(3))
+    )
+    monkeypatch.undo()
+
+    assert [type(end) for end in ends] == [DatabaseUnavailable] * 6
+    assert await sql(services, "SELECT count(*), count(DISTINCT volume_id) FROM jobs") == [(6, 6)]
+
+
+async def test_a_request_under_a_key_goes_alone(services: Services, client: httpx.AsyncClient) -> None:
+    body, key = {"name": "keyed", "size": MIB}, {"Idempotency-Key": "mine"}
+    answers = await asyncio.gather(*(client.post("/api/v1/volumes", json=body, headers=key) for _ in range(5)))
+
+    assert {answer.status_code for answer in answers} == {202}
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert len(await everything(services)) == 2
+
+
+async def test_many_at_once_over_http_are_all_accepted_by_few_transactions(
+    services: Services, client: httpx.AsyncClient, resumed: list[object], caplog: pytest.LogCaptureFixture
+) -> None:
+    created = await asyncio.gather(
+        *(
+            client.post("/api/v1/volumes", json={"name": f"v{n}", "size": MIB}, headers={"X-Request-ID": f"r{n}"})
+            for n in range(MANY)
+        )
+    )
+    assert Counter(answer.status_code for answer in created) == {202: MANY}
+    assert len(resumed) <= MANY / 5
+    await sql(services, "UPDATE jobs SET status = 'succeeded', finished_at = now()")
+    await sql(services, "UPDATE volumes SET state = 'available', job_id = NULL")
+
+    del resumed[:]
+    grown = await asyncio.gather(
+        *(
+            client.post(f"/api/v1/volumes/{answer.json()['volume_id']}/expand", json={"by": MIB})
+            for answer in created
+            for _ in range(2)
+        )
+    )
+    assert len(resumed) <= MANY / 5
+    assert Counter(answer.status_code for answer in grown) == {202: MANY, 409: MANY}
+    assert await sql(services, "SELECT kind, count(*), count(DISTINCT volume_id) FROM jobs GROUP BY 1 ORDER BY 1") == [
+        ("volume.create", MANY, MANY),
+        ("volume.expand", MANY, MANY),
+    ]
+    assert await services.queue.redis.zcard("cistern:queue") == 2 * MANY
+    lines: list[Any] = [record.msg for record in caplog.records]
+    said = {line["job_id"]: line for line in lines if isinstance(line, dict) and line["event"] == "job.accepted"}
+    assert len(said) == 2 * MANY
+    for number, answer in enumerate(created):
+        assert said[answer.json()["id"]]["request_id"] == f"r{number}", "each is said by whoever asked for it"
+
+
+async def test_jobs_that_are_looked_at_at_once_are_read_by_one_statement(
+    services: Services, resumed: list[object]
+) -> None:
+    jobs = await asyncio.gather(*(create(services, f"v{n}") for n in range(20)))
+    nobody = uuid4()
+    del resumed[:]
+    asked = [*(job.id for job in jobs), nobody, jobs[0].id]
+    found = await asyncio.gather(*map(services.jobs.get, asked), return_exceptions=True)
+
+    assert len(resumed) == 1
+    assert [getattr(job, "id", type(job)) for job in found] == [*(job.id for job in jobs), JobNotFound, jobs[0].id]
+
+
+async def test_whoever_looks_after_a_change_sees_it(services: Services) -> None:
+    job = await create(services, "changing")
+    early = asyncio.create_task(services.jobs.get(job.id))
+    for version in range(2, 20):
+        await sql(services, "UPDATE jobs SET version = :version", version=version)
+
+        assert (await services.jobs.get(job.id)).version == version
+    assert (await early).version >= 1

@@ -1,0 +1,1 @@
+"""Storage drivers for tests and benchmarks: fault injection, delays, and a journal of operations."""

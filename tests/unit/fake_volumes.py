@@ -1,0 +1,235 @@
+"""Jobs and volumes in memory, as strict as the real ones: what is asked of them happens, and nobody works."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from uuid_utils.compat import uuid7
+
+from domain.db.pagination import Page, PageRequest
+from domain.errors import (
+    IdempotencyKeyReused,
+    JobEnded,
+    JobIsChild,
+    JobNotFound,
+    JobNotRetryable,
+    NameTaken,
+    UnknownBackend,
+    VolumeBusy,
+    VolumeHasSnapshots,
+    VolumeNotFound,
+    VolumeUnusable,
+)
+from domain.jobs.idempotency import ANONYMOUS, IdempotentReplay, IdempotentRequest, RequestOrigin
+from domain.jobs.model import Job, new_job
+from domain.jobs.states import RETRYABLE, JobStatus
+from domain.jobs.store.jobs import JobFilter
+from domain.snapshots.model import Snapshot
+from domain.snapshots.states import SnapshotState
+from domain.storage.backends import Backends
+from domain.volumes.growth import Growth
+from domain.volumes.model import Volume
+from domain.volumes.repository import VolumeFilter
+from domain.volumes.service import NewVolume, VolumeChange
+from domain.volumes.states import BUSY, MOVES, VolumeState
+
+NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+def job_row(kind: str = "volume.create", **columns: Any) -> Job:
+    """Make a job as PostgreSQL would hand it back."""
+    times: dict[str, Any] = {"run_at": NOON, "created_at": NOON}
+    status = columns.pop("status", JobStatus.QUEUED)
+    job = new_job(kind, columns.pop("params", {"fence": 1}), max_attempts=8, **times, **columns)
+    job.status = status
+    return job
+
+
+def volume_row(name: str = "one", **columns: Any) -> Volume:
+    """Make an available volume as PostgreSQL would hand it back."""
+    plain: dict[str, Any] = {
+        "backend": "memory",
+        "state": VolumeState.AVAILABLE,
+        "size": 1024,
+        "version": 1,
+        "labels": {},
+        "created_at": NOON,
+        "updated_at": NOON,
+    }
+    return Volume(id=uuid7(), name=name, **{**plain, **columns})
+
+
+def snapshot_row(volume: Volume, name: str = "one", **columns: Any) -> Snapshot:
+    """Make a snapshot that is ready as PostgreSQL would hand it back."""
+    plain: dict[str, Any] = {
+        "state": SnapshotState.READY,
+        "size": volume.size,
+        "version": 1,
+        "created_at": NOON,
+        "updated_at": NOON,
+    }
+    return Snapshot(id=uuid7(), volume_id=volume.id, name=name, **{**plain, **columns})
+
+
+def page_of(rows: dict[UUID, Any], matches: Callable[[Any], bool], request: PageRequest) -> Page[Any]:
+    before = request.before
+    newest = sorted((row for row in rows.values() if matches(row)), key=lambda row: row.id, reverse=True)
+    return request.page([row for row in newest if before is None or row.id < before][: request.limit + 1])
+
+
+@dataclass
+class FakeJobs:
+    """A job book without workers."""
+
+    rows: dict[UUID, Job] = field(default_factory=dict)
+    kept: dict[tuple[str | None, str], tuple[IdempotentRequest, tuple[int, Any]]] = field(default_factory=dict)
+
+    async def accept(self, origin: RequestOrigin, idempotent_transaction: Awaitable[Job]) -> Job:
+        """Accept a request once under its key, if it has one."""
+        if origin.key is None:
+            return await idempotent_transaction
+        name = (origin.caller, origin.key.key)
+        if name in self.kept:
+            _ = asyncio.ensure_future(idempotent_transaction).cancel()
+            first, answer = self.kept[name]
+            if (first.route, first.fingerprint) != (origin.key.route, origin.key.fingerprint):
+                raise IdempotencyKeyReused
+            raise IdempotentReplay(*answer)
+        job = await idempotent_transaction
+        self.kept[name] = origin.key, origin.key.render(job)
+        return job
+
+    def add(self, job: Job) -> Job:
+        self.rows[job.id] = job
+        return job
+
+    async def get(self, job_id: UUID) -> Job:
+        if job_id not in self.rows:
+            raise JobNotFound(job_id)
+        return self.rows[job_id]
+
+    async def list_jobs(self, filters: JobFilter, request: PageRequest) -> Page[Job]:
+        named = {name: value for name, value in vars(filters).items() if value is not None or name == "parent_id"}
+        return page_of(
+            self.rows, lambda job: all(getattr(job, name) == value for name, value in named.items()), request
+        )
+
+    async def cancel(self, job_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
+        return await self.accept(origin, self._cancel(job_id))
+
+    async def _cancel(self, job_id: UUID) -> Job:
+        job = await self.get(job_id)
+        if job.ended:
+            raise JobEnded(job_status=job.status)
+        if job.parent_id is not None:
+            raise JobIsChild(job_id=job.parent_id)
+        job.status, job.cancel_requested_at, job.finished_at = JobStatus.CANCELLED, NOON, NOON
+        return job
+
+    async def retry(self, job_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
+        return await self.accept(origin, self._retry(job_id))
+
+    async def _retry(self, job_id: UUID) -> Job:
+        job = await self.get(job_id)
+        if job.status not in RETRYABLE:
+            raise JobNotRetryable(job_status=job.status)
+        return self.add(job_row(job.kind, retry_of=job.id, volume_id=job.volume_id))
+
+
+@dataclass
+class FakeVolumes:
+    """Volumes that change their state, and stay there, because nobody works."""
+
+    jobs: FakeJobs
+    backends: Backends
+    rows: dict[UUID, Volume] = field(default_factory=dict)
+    with_snapshots: set[UUID] = field(default_factory=set)
+
+    def add(self, volume: Volume) -> Volume:
+        self.rows[volume.id] = volume
+        return volume
+
+    async def get(self, volume_id: UUID) -> Volume:
+        if volume_id not in self.rows:
+            raise VolumeNotFound(volume_id)
+        return self.rows[volume_id]
+
+    def path(self, volume: Volume) -> str | None:
+        return f"/volumes/{volume.id}"
+
+    async def list_volumes(self, filters: VolumeFilter, request: PageRequest) -> Page[Volume]:
+        def matches(volume: Volume) -> bool:
+            return (
+                filters.state in (None, volume.state)
+                and filters.name in (None, volume.name)
+                and filters.labels.items() <= volume.labels.items()
+            )
+
+        return page_of(self.rows, matches, request)
+
+    async def change(self, volume_id: UUID, change: VolumeChange) -> Volume:
+        volume = await self.get(volume_id)
+        for name in change.given:
+            if name == "name":
+                self.require_free(change.name)
+            setattr(volume, name, getattr(change, name))
+        return volume
+
+    async def request_create(self, wanted: NewVolume, *, origin: RequestOrigin = ANONYMOUS) -> Job:
+        return await self.jobs.accept(origin, self._create(wanted, origin))
+
+    async def _create(self, wanted: NewVolume, origin: RequestOrigin) -> Job:
+        backend = wanted.backend or self.backends.names()[0]
+        if backend not in self.backends:
+            raise UnknownBackend(f"There is no backend named {backend!r}.", field="backend")
+        self.require_free(wanted.name)
+        volume = self.add(
+            volume_row(
+                wanted.name,
+                size=wanted.size,
+                labels=wanted.labels,
+                autogrow=wanted.autogrow,
+                state=VolumeState.CREATING,
+            )
+        )
+        return self._job("volume.create", volume, origin.caller)
+
+    async def request_expand(self, volume_id: UUID, growth: Growth, *, origin: RequestOrigin = ANONYMOUS) -> Job:
+        return await self.jobs.accept(origin, self._expand(volume_id, growth, origin))
+
+    async def _expand(self, volume_id: UUID, growth: Growth, origin: RequestOrigin) -> Job:
+        volume = await self.get(volume_id)
+        to_size = growth.target(volume.size)
+        self.take(volume, VolumeState.EXPANDING)
+        return self._job("volume.expand", volume, origin.caller, to_size=to_size)
+
+    async def request_delete(self, volume_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
+        return await self.jobs.accept(origin, self._delete(volume_id, origin))
+
+    async def _delete(self, volume_id: UUID, origin: RequestOrigin) -> Job:
+        volume = await self.get(volume_id)
+        if volume_id in self.with_snapshots:
+            raise VolumeHasSnapshots
+        self.take(volume, VolumeState.DELETING)
+        return self._job("volume.delete", volume, origin.caller)
+
+    def require_free(self, name: str) -> None:
+        if any(volume.name == name for volume in self.rows.values()):
+            raise NameTaken
+
+    def take(self, volume: Volume, state: VolumeState) -> None:
+        if volume.state in BUSY:
+            raise VolumeBusy(job_id=volume.job_id, state=volume.state)
+        if state not in MOVES[volume.state]:
+            raise VolumeUnusable(state=volume.state)
+        volume.state = state
+
+    def _job(self, kind: str, volume: Volume, caller: str | None, **params: Any) -> Job:
+        job = job_row(
+            kind, params={**params, "fence": 1}, volume_id=volume.id, backend=volume.backend, created_by=caller
+        )
+        volume.job_id = job.id
+        return self.jobs.add(job)

@@ -8,25 +8,26 @@ READY := .venv/.ready
 COMPOSE ?= docker compose
 ENGINE ?= docker
 
-.PHONY: help demo up test test-faults test-mutations bench bench-bulk compose-test check
+.PHONY: help demo up test test-changed test-long bench bench-bulk compose-test check
 
-help: ## List what can be made
+help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
 		printf '  %-14s %s\n' "$$target" "$$text"; done
 
-demo: $(READY) ## Watch two workers create, snapshot, expand and restore 100 volumes, on servers of its own
+demo: $(READY) ## Create, snapshot, expand and restore 100 volumes with two workers, on private servers
 	@$(BIN)/cistern demo
 
-up: $(READY) ## Run Cistern here, without Docker, until Ctrl-C
+up: $(READY) ## Run the API and workers on private servers until Ctrl-C
 	@$(BIN)/cistern up
 
-test: $(READY) ## Run the tests
+test: $(READY) ## Run all tests, with short storms
 	$(BIN)/python -m pytest --numprocesses 4 --dist worksteal
 
-test-faults: $(READY) ## Strike whole stacks down, again and again, for a quarter of an hour; report in build/faults.md
-	CISTERN_LONG=1 $(BIN)/python -m pytest tests/acceptance/test_storms.py tests/integration/test_simulation.py
+test-changed: $(READY) ## Run the mutations of files that differ from BASE (see python -m tests.mutation --help)
+	$(BIN)/python -m tests.mutation --changed $(BASE)
 
-test-mutations: $(READY) ## Take out what holds the promise, piece by piece, and see the tests fail each time
+test-long: $(READY) ## Run the long storms, the long simulation and all mutations; report in build/faults.md
+	CISTERN_LONG=1 $(BIN)/python -m pytest tests/acceptance/test_storms.py tests/integration/test_simulation.py
 	$(BIN)/python -m tests.mutation
 
 compose-test: $(READY) ## Run docker-compose.yaml with four workers, kill one; COMPOSE="docker compose" ENGINE=docker
@@ -35,17 +36,17 @@ compose-test: $(READY) ## Run docker-compose.yaml with four workers, kill one; C
 bench: $(READY) .venv-peers/.ready .venv-peers-redis5/.ready ## Measure Cistern beside its peers; half an hour
 	@$(BIN)/python benchmarks/race.py
 
-bench-bulk: $(READY) ## Measure what a bulk expansion costs, beside a naive one and beside one statement; some ten minutes
+bench-bulk: $(READY) ## Measure a bulk expansion beside a naive one and beside a single statement; ten minutes
 	@$(BIN)/python benchmarks/bulk.py
 
-check: $(READY) ## Check style, types and who imports whom
+check: $(READY) ## Check style, types and import order
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	MYPYPATH=benchmarks:tests/support/drivers $(BIN)/mypy benchmarks
 	$(BIN)/lint-imports
 
-# The lock says every version, so pip has nothing to find out for the project itself, nor to build it with.
+# The lock names every version, build tools included: pip resolves nothing, and installs the project without isolation.
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "Cistern needs Python 3.11 or newer, and $(PYTHON) is" \
@@ -56,7 +57,7 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 
-# The peers have Pythons of their own, for their requirements go neither with ours nor all with each other.
+# Peers have virtual environments of their own: their requirements conflict with ours, and partly with each other.
 .venv-%/.ready: benchmarks/%.lock
 	@echo "Setting up .venv-$* (once)"
 	@$(PYTHON) -m venv .venv-$*

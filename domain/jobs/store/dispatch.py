@@ -67,7 +67,7 @@ def _marking_dispatched(waiting: Select[UUID]) -> UpdateBase:
     return (
         update(Job)
         .where(Job.id.in_(waiting.with_for_update(skip_locked=True)))
-        .values(rung_at=func.now())
+        .values(dispatched_at=func.now())
         .returning(Job.id, Job.epoch)
         .execution_options(synchronize_session=False)
     )

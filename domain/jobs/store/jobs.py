@@ -66,7 +66,7 @@ class JobRepository:
     async def add_undispatched(self, jobs: Sequence[Job]) -> None:
         """Write many new jobs of which nobody has been told: housekeeping rings them."""
         rows = [{name: getattr(job, name) for name in _WRITTEN_COLUMNS} for job in jobs]
-        await self._session.execute(insert(Job).values(rung_at=null()), rows)
+        await self._session.execute(insert(Job).values(dispatched_at=null()), rows)
 
     async def get(self, job_id: UUID) -> Job | None:
         """Read one job."""

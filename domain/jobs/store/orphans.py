@@ -123,9 +123,9 @@ def _requeue(condition: ColumnElement[bool]) -> UpdateBase:
         .values(
             status=JobStatus.QUEUED,
             version=Job.version + 1,
-            rings=Job.epoch + 1,
+            epoch=Job.epoch + 1,
             run_at=func.now(),
-            rung_at=None,
+            dispatched_at=None,
             lease_expires_at=None,
             error=WORKER_LOST,
         )

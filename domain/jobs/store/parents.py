@@ -83,7 +83,7 @@ class ParentRepository:
     async def wake_lanes(self, parent_id: UUID) -> None:
         """Have waiting lanes rung at once, to hear that the job was cancelled."""
         query = update(Job).where(Job.parent_id == parent_id, Job.status == JobStatus.QUEUED)
-        await self._session.execute(query.values(run_at=func.now(), rung_at=None, version=Job.version + 1))
+        await self._session.execute(query.values(run_at=func.now(), dispatched_at=None, version=Job.version + 1))
 
     async def without_lanes(self, limit: int) -> Sequence[UUID]:
         """Find jobs that were handed over and have no live lane left."""

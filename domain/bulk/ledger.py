@@ -151,7 +151,7 @@ class Ledger:
     async def reassign(self, job_id: UUID, lane_id: UUID) -> Sequence[ItemRef]:
         """Leave the items of a job's dead lanes to a new one; returns them."""
         query = update(Item).where(Item.job_id == job_id, Item.status == ItemStatus.CLAIMED)
-        return await self._returned(query.values(lane_id=lane_id, ring=-1))  # below any ring, so that it inherits them
+        return await self._returned(query.values(lane_id=lane_id, epoch=-1))  # below any epoch: it reclaims them
 
     async def unfinished(self, job_id: UUID) -> bool:
         """Tell whether any item is still pending or claimed."""

@@ -121,7 +121,14 @@ class Services:
 
     def engine(self, worker: Worker) -> JobEngine:
         """Give one worker process its view of the job book."""
-        return JobEngine(self.database, self.queue, self.handlers, worker=worker, lease=self.settings.lease_seconds)
+        return JobEngine(
+            self.database,
+            self.queue,
+            self.handlers,
+            worker=worker,
+            lease=self.settings.lease_seconds,
+            min_heartbeat_timeout=self.settings.heartbeat_timeout_seconds,
+        )
 
     def maintenance_tasks(self, engine: JobEngine) -> MaintenanceTasks:
         """Draw up what a worker does for all; those that ring come last, for the others leave something to be rung."""

@@ -1,4 +1,4 @@
-"""Everything that can be set from outside, read once at each edge and handed on as plain values."""
+"""Settings from the environment, read once when a process starts and passed on as plain values."""
 
 import re
 from pathlib import Path
@@ -17,21 +17,21 @@ _POSTGRESQL = "postgresql+asyncpg://"
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
-def _with_a_port(url: str) -> str:
-    """Look at a URL's port before a library does, whose words would not name the variable."""
+def _with_valid_port(url: str) -> str:
+    """Check a URL's port here: the error of the library that uses it later would not name the variable."""
     try:
-        # Up to the last @ it may be a password, which may look like anything.
+        # Skip everything up to the last @: a password may contain any character.
         _ = urlsplit("//" + url.partition("://")[2].rpartition("@")[2]).port
     except ValueError as error:
         raise PydanticCustomError("port", "{reason}", {"reason": str(error)}) from error
     return url
 
 
-ServerUrl = Annotated[str, AfterValidator(_with_a_port)]
+ServerUrl = Annotated[str, AfterValidator(_with_valid_port)]
 
 
 class LogSettings(BaseSettings):
-    """How a process speaks of itself; known even if it cannot start for the rest of its settings."""
+    """Log settings, readable even if the other settings keep the process from starting."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True)
 
@@ -48,6 +48,8 @@ class Settings(LogSettings):
     backends: dict[str, str] = Field(default_factory=dict)
     max_jobs: int = Field(default=10, ge=1, le=1000)
     lease_seconds: Seconds = 15.0
+    #: Minimum time that a heartbeat waits for PostgreSQL before it is tried again on another connection.
+    heartbeat_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 2.0
     drain_seconds: int = Field(default=25, ge=0, le=86_400)
     stall_seconds: Seconds = 120.0
     retry_seconds: Seconds = 1.0
@@ -66,12 +68,12 @@ class Settings(LogSettings):
 
     @property
     def sweep_seconds(self) -> float:
-        """How often housekeeping looks around: every 2 s, more often when leases are short."""
+        """Seconds between two sweeps of the maintenance tasks: 2 s, or a fifth of a lease if that is shorter."""
         return min(2.0, self.lease_seconds / 5)
 
 
 def load_log_settings() -> LogSettings:
-    """Read how to log; by default if it is not said properly, for `load_settings` says so."""
+    """Read the log settings; fall back to the defaults if they are invalid, as `load_settings` reports the error."""
     try:
         return LogSettings()
     except ValidationError:
@@ -82,7 +84,7 @@ def load_settings(**overrides: object) -> Settings:
     """Read the settings.
 
     Raises:
-        ConfigurationError: one line per variable that cannot be used, each with the variable's name.
+        ConfigurationError: names each invalid variable and the reason.
     """
     try:
         return Settings(**overrides)  # type: ignore[arg-type]
@@ -93,15 +95,15 @@ def load_settings(**overrides: object) -> Settings:
         ]
         raise ConfigurationError("; ".join(lines)) from error
     except SettingsError as error:
-        name = re.findall(r'field "(\w+)"', str(error))
-        raise ConfigurationError(f"{PREFIX}{'_'.join(name).upper()}: not JSON") from error
+        field = re.findall(r'field "(\w+)"', str(error))
+        raise ConfigurationError(f"{PREFIX}{'_'.join(field).upper()}: not JSON") from error
 
 
 def require_database(settings: Settings) -> Settings:
-    """Pass the settings on if they name a PostgreSQL.
+    """Return the settings if they contain a PostgreSQL URL.
 
     Raises:
-        ConfigurationError: naming the variable.
+        ConfigurationError: names the variable.
     """
     if not settings.database_url.startswith(_POSTGRESQL):
         raise ConfigurationError(f"{PREFIX}DATABASE_URL must be {_POSTGRESQL}...")
@@ -109,10 +111,10 @@ def require_database(settings: Settings) -> Settings:
 
 
 def require_servers(settings: Settings) -> Settings:
-    """Pass the settings on if they name a PostgreSQL and a Redis.
+    """Return the settings if they contain a PostgreSQL URL and a Redis URL.
 
     Raises:
-        ConfigurationError: naming the variable that is missing or of the wrong form.
+        ConfigurationError: names the variable that is missing or malformed.
     """
     hint = "`cistern up` starts private servers and needs neither"
     if not settings.database_url.startswith(_POSTGRESQL):

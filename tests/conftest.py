@@ -1,8 +1,9 @@
-"""The servers that tests may ask for: started once, gone at the end, and a fresh database for each test."""
+"""The servers that tests may ask for: started once, gone at the end, and an empty database for each test."""
 
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from uuid import uuid4
@@ -16,7 +17,7 @@ from domain.embedded import EmbeddedServers, temporary_data_dir
 from domain.logs import configure_logging
 from domain.services import Services, open_services
 from domain.settings import Settings
-from tests.support.databases import run
+from tests.support.databases import SharedDatabase, named, run
 
 # As in production; structlog's own default paints tracebacks so slowly that leases run out over them.
 configure_logging(Settings(_env_file=None))
@@ -29,10 +30,6 @@ TEMPLATE = "cistern_template"
 
 #: Has a module say also what is not said at the level of these tests.
 LogAtDebug = Callable[[ModuleType], None]
-
-
-def _database(url: str, name: str) -> str:
-    return url.replace("/cistern?", f"/{name}?")
 
 
 @pytest.fixture
@@ -50,19 +47,23 @@ def servers() -> Iterator[EmbeddedServers]:
     """PostgreSQL with a migrated template, and Redis."""
     with temporary_data_dir() as data_dir, EmbeddedServers(data_dir, durable=False) as servers:
         run(servers.database_url, f"CREATE DATABASE {TEMPLATE}")
-        migrate(_database(servers.database_url, TEMPLATE))
+        migrate(named(servers.database_url, TEMPLATE))
         # A test that goes on over two o'clock must not find a run in its job book.
-        run(_database(servers.database_url, TEMPLATE), "DELETE FROM schedules")
+        run(named(servers.database_url, TEMPLATE), "DELETE FROM schedules")
         yield servers
 
 
+@pytest.fixture(scope="session")
+def shared_database(servers: EmbeddedServers) -> Iterator[SharedDatabase]:
+    with closing(SharedDatabase(servers.database_url, TEMPLATE)) as shared:
+        yield shared
+
+
 @pytest.fixture
-def database_url(servers: EmbeddedServers) -> Iterator[str]:
-    """A migrated, empty database of the test's own."""
-    name = f"test_{uuid4().hex}"
-    run(servers.database_url, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY FILE_COPY")
-    yield _database(servers.database_url, name)
-    run(servers.database_url, f"DROP DATABASE {name} WITH (FORCE)")
+def database_url(shared_database: SharedDatabase) -> str:
+    """A migrated, empty database, whose schema a test may change."""
+    shared_database.renew()
+    return shared_database.url
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def empty_url(servers: EmbeddedServers) -> Iterator[str]:
     """A database in which nothing was made yet."""
     name = f"test_{uuid4().hex}"
     run(servers.database_url, f"CREATE DATABASE {name} TEMPLATE template0")
-    yield _database(servers.database_url, name)
+    yield named(servers.database_url, name)
     run(servers.database_url, f"DROP DATABASE {name} WITH (FORCE)")
 
 
@@ -92,6 +93,7 @@ def settings(database_url: str, redis_url: str, tmp_path: Path) -> Settings:
         data_dir=tmp_path,
         backends={"memory": "memory:"},
         lease_seconds=3,
+        heartbeat_timeout_seconds=0.5,
         retry_seconds=0.05,
         _env_file=None,
     )

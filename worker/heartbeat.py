@@ -8,7 +8,7 @@ import structlog
 
 from domain.errors import DatabaseUnavailable
 from domain.jobs.engine import JobEngine
-from domain.jobs.store.leases import BEATS_PER_LEASE, Progress, heartbeat_timeout
+from domain.jobs.store.leases import BEATS_PER_LEASE, MIN_HEARTBEAT_TIMEOUT, Progress, heartbeat_timeout
 from domain.storage.context import StopReason
 from worker.liveness import NO_LIVENESS_FILE, LivenessFile
 from worker.runner import Running
@@ -26,6 +26,7 @@ class Heartbeat:
         *,
         lease: float,
         stall: float,
+        min_timeout: float = MIN_HEARTBEAT_TIMEOUT,
         pulse: LivenessFile = NO_LIVENESS_FILE,
     ) -> None:
         """``lease`` in seconds; a job without progress for ``stall`` seconds is let go."""
@@ -34,7 +35,7 @@ class Heartbeat:
         self._running = running
         self._interval = lease / BEATS_PER_LEASE
         self._stall = stall
-        self._patience = heartbeat_timeout(lease)
+        self._patience = heartbeat_timeout(lease, min_timeout)
         self._is_beating = False
         self._outage_noted = False
         self._is_complete = True

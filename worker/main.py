@@ -78,7 +78,12 @@ async def open_worker(settings: Settings) -> AsyncIterator[Runner]:
         runner = Runner(engine, services.queue, attempts, slots=settings.max_jobs)
         pulse = LivenessFile.open(settings.heartbeat_file)
         heartbeat = Heartbeat(
-            engine, runner.running, lease=settings.lease_seconds, stall=settings.stall_seconds, pulse=pulse
+            engine,
+            runner.running,
+            lease=settings.lease_seconds,
+            stall=settings.stall_seconds,
+            min_timeout=settings.heartbeat_timeout_seconds,
+            pulse=pulse,
         )
         maintenance = Maintenance(
             services.maintenance_tasks(engine).due, heartbeat, services.retention.prune, interval=settings.sweep_seconds

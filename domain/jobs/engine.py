@@ -34,7 +34,7 @@ from domain.jobs.outcomes import (
 from domain.jobs.states import JobStatus
 from domain.jobs.stats import CounterBuffer, CounterName, StatsRepository
 from domain.jobs.store.dispatch import DispatchRepository
-from domain.jobs.store.leases import LeaseRepository, Progress, Renewal, Settlement
+from domain.jobs.store.leases import MIN_HEARTBEAT_TIMEOUT, LeaseRepository, Progress, Renewal, Settlement
 from domain.jobs.store.orphans import OrphanRepository, rescue_is_safe
 from domain.jobs.transport.job_queue import JobQueue
 
@@ -87,6 +87,7 @@ class JobEngine:
         *,
         worker: Worker,
         lease: float,
+        min_heartbeat_timeout: float = MIN_HEARTBEAT_TIMEOUT,
         respect_grace_period: bool = True,
     ) -> None:
         """``lease`` in seconds; who ``waits_for_calm`` rescues nobody before all live workers could renew."""
@@ -95,6 +96,7 @@ class JobEngine:
         self._kinds = kinds
         self._worker = worker
         self._lease = lease
+        self._min_heartbeat_timeout = min_heartbeat_timeout
         #: How long a message may be on its way before anybody looks whether it still exists.
         self.redispatch_after = lease / 3
         self._rescue_is_safe = rescue_is_safe(worker.id, lease=lease) if respect_grace_period else true()
@@ -181,7 +183,9 @@ class JobEngine:
         try:
             async with self._database.transaction() as session:
                 leases = LeaseRepository(session)
-                await leases.record_heartbeat(self._worker, lease=self._lease, afresh=gap)
+                await leases.record_heartbeat(
+                    self._worker, lease=self._lease, afresh=gap, min_timeout=self._min_heartbeat_timeout
+                )
                 self.workers = await leases.count_workers(self._lease)
                 renewals, lost = await self._renew(leases, job_ids, progress)
                 written = await StatsRepository(session).add(counts)

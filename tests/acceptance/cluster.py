@@ -7,13 +7,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 
 from domain.settings import Settings
+from tests.acceptance.scale import LONG
+from tests.support.forked import Forked, Process
 
 ROOT = Path(__file__).parents[2]
 #: Sizes of a volume before and after it has grown (bytes).
@@ -26,7 +28,7 @@ class Cluster:
 
     settings: Settings
     folder: Path
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    processes: list[Process] = field(default_factory=list)
 
     @property
     def journal(self) -> Path:
@@ -44,11 +46,9 @@ class Cluster:
         given = "&".join(f"{name}={value}" for name, value in ({"journal": self.journal} | options).items())
         return f"faulty+file:{self.volumes}?{given}"
 
-    def start_worker(
-        self, *command: str, url: str | None = None, log: Path | None = None, **extra: str
-    ) -> subprocess.Popen[bytes]:
+    def start_worker(self, *command: str, url: str | None = None, log: Path | None = None, **extra: str) -> Process:
         """Start a worker process; ``url`` is its own idea of the backend ``local``, ``log`` where its words go."""
-        return self._start(command or ["worker"], url or self.url(), log, extra)
+        return self.start(command or ["worker"], url or self.url(), log, **extra)
 
     def start_api(self, *, log: Path | None = None, options: Sequence[str] = ("--no-access-log",)) -> str:
         """Start the API on a free port; returns its address once it is ready."""
@@ -56,7 +56,7 @@ class Cluster:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
         command = ["uvicorn", "api.main:app", "--port", port, *options]
-        process = self._start(command, self.url(), log, {})
+        process = self.start(command, self.url(), log)
         address = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
@@ -66,22 +66,16 @@ class Cluster:
             time.sleep(0.02)
         raise AssertionError("the API did not become ready")
 
-    def _start(
-        self, command: Sequence[str], url: str, log: Path | None, extra: dict[str, str]
-    ) -> subprocess.Popen[bytes]:
-        backends = {"CISTERN_BACKENDS": f'{{"local": "{url}"}}'}
-        with log.open("ab") if log is not None else contextlib.nullcontext() as stderr:
-            process = subprocess.Popen(
-                [sys.executable, "-m", *command],
-                cwd=ROOT,
-                env=os.environ | self.environment() | backends | extra,
-                stderr=stderr,
-            )
+    def start(self, command: Sequence[str], url: str, log: Path | None = None, **extra: str) -> Process:
+        """Start ``python -m COMMAND``; forked, unless there is time for long tests."""
+        environment = os.environ | self.environment() | {"CISTERN_BACKENDS": f'{{"local": "{url}"}}'} | extra
+        process = (_started if LONG else Forked)(command, environment, log)
         self.processes.append(process)
         return process
 
     def environment(self) -> dict[str, str]:
-        given = self.settings.model_dump(include={"database_url", "redis_url", "lease_seconds", "retry_seconds"})
+        names = {"database_url", "redis_url", "lease_seconds", "heartbeat_timeout_seconds", "retry_seconds"}
+        given = self.settings.model_dump(include=names)
         return {f"CISTERN_{name.upper()}": str(value) for name, value in given.items()}
 
     def clear(self) -> None:
@@ -90,3 +84,8 @@ class Cluster:
                 process.send_signal(signal.SIGCONT)
                 process.kill()
             process.wait()
+
+
+def _started(command: Sequence[str], environment: Mapping[str, str], stderr: Path | None) -> Process:
+    with stderr.open("ab") if stderr is not None else contextlib.nullcontext() as log:
+        return subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=environment, stderr=log)

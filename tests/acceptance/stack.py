@@ -23,6 +23,7 @@ from domain.settings import Settings
 from tests.acceptance.cluster import ROOT, Cluster
 from tests.acceptance.judge import watch_closely
 from tests.acceptance.waiting import exit_code
+from tests.support.forked import Process
 
 WORKERS = 3
 _LAST_WORDS = 200
@@ -38,14 +39,14 @@ class Stack:
     storage: str
     log: Path
     address: str = ""
-    fleet: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    fleet: list[Process] = field(default_factory=list)
 
-    def add_worker(self, **extra: str) -> subprocess.Popen[bytes]:
+    def add_worker(self, **extra: str) -> Process:
         worker = self.cluster.start_worker(url=self.storage, log=self.log, **extra)
         self.fleet.append(worker)
         return worker
 
-    def kill(self, worker: subprocess.Popen[bytes]) -> None:
+    def kill(self, worker: Process) -> None:
         """End a worker as the out-of-memory killer does, and let another take its place."""
         self.fleet.remove(worker)
         worker.kill()
@@ -63,7 +64,7 @@ class Stack:
             while not {worker.pid for worker in self.fleet} <= await self._at_work():
                 await asyncio.sleep(0.05)
 
-    async def replace(self, worker: subprocess.Popen[bytes], **extra: str) -> int:
+    async def replace(self, worker: Process, **extra: str) -> int:
         """Let another worker take the place of one that is told to go, as a deploy does; returns its last word."""
         self.add_worker(**extra)
         await self.ready()
@@ -106,7 +107,7 @@ async def standing(*, workers: int = WORKERS, delay_ms: int = 20, **settings: An
             database_url=servers.database_url,
             redis_url=servers.redis_url,
             _env_file=None,
-            **({"lease_seconds": 3, "retry_seconds": 0.1} | settings),
+            **({"lease_seconds": 3, "heartbeat_timeout_seconds": 0.5, "retry_seconds": 0.1} | settings),
         )
         cluster = Cluster(chosen, folder)
         database = Database(servers.database_url)

@@ -1,20 +1,18 @@
 """One Idempotency-Key is one request: sent twenty times at once, or again after the API was killed."""
 
 import asyncio
-import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.acceptance.cluster import ROOT, Cluster
+from tests.acceptance.cluster import Cluster
 from tests.acceptance.test_http import MIB, client, created, poll
 from tests.acceptance.waiting import exit_code
+from tests.support.forked import Process
 
 KEY = {"Idempotency-Key": "once-and-for-all"}
 
@@ -56,17 +54,11 @@ async def test_of_twenty_in_flight_the_next_takes_its_turn_when_the_first_is_ref
         assert (await http.post("/volumes", json={"name": "a", "size": 1}, headers=KEY)).status_code == 202
 
 
-def start_doomed_api(cluster: Cluster) -> tuple[subprocess.Popen[bytes], str]:
+def start_doomed_api(cluster: Cluster) -> tuple[Process, str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    backends = f'{{"local": "{cluster.url()}"}}'
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.acceptance.sabotage_api", str(port)],
-        cwd=ROOT,
-        env=os.environ | cluster.environment() | {"CISTERN_BACKENDS": backends},
-    )
-    cluster.processes.append(process)
+    process = cluster.start(["tests.acceptance.sabotage_api", str(port)], cluster.url())
     return process, f"http://127.0.0.1:{port}"
 
 

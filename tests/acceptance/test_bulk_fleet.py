@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import subprocess
 from pathlib import Path
 from uuid import UUID
 
@@ -15,12 +14,13 @@ from tests.acceptance import journal
 from tests.acceptance.cluster import Cluster
 from tests.acceptance.waiting import PATIENCE, ended, exit_code
 from tests.support.bulk import MIB, add_volumes, adds_up, most_at_once
+from tests.support.forked import Process
 
 BY_ONE = GrowthPolicy(by=MIB)
 WORKERS = 3
 
 
-def start_fleet(cluster: Cluster, **options: object) -> list[subprocess.Popen[bytes]]:
+def start_fleet(cluster: Cluster, **options: object) -> list[Process]:
     """Workers that have three slots each, so that no two of them can have all lanes of a bulk job."""
     given = "&".join(f"{name}={value}" for name, value in ({"journal": cluster.journal} | options).items())
     return [cluster.start_worker(url=f"faulty+null:?{given}", CISTERN_MAX_JOBS="3") for _ in range(WORKERS)]

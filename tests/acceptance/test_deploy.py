@@ -1,7 +1,6 @@
 """Deploys: a worker that is told to stop drains, then hands back; an older one leaves to newer ones what is theirs."""
 
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from domain.volumes.service import NewVolume
 from tests.acceptance import journal
 from tests.acceptance.cluster import LARGE, SMALL, Cluster
 from tests.acceptance.waiting import ended, exit_code, said, seen
+from tests.support.forked import Process
 from tests.support.worker import running_worker
 
 LONG = "3600"
@@ -24,11 +24,11 @@ def log(cluster: Cluster) -> Path:
     return cluster.folder / "log"
 
 
-def start(cluster: Cluster, log: Path, module: str = "worker", **more: str) -> subprocess.Popen[bytes]:
+def start(cluster: Cluster, log: Path, module: str = "worker", **more: str) -> Process:
     return cluster.start_worker(module, url=cluster.url(gate=cluster.gate()), log=log, **more)
 
 
-async def held_up(services: Services, cluster: Cluster, log: Path, drain: str) -> tuple[subprocess.Popen[bytes], Job]:
+async def held_up(services: Services, cluster: Cluster, log: Path, drain: str) -> tuple[Process, Job]:
     """A worker in the middle of a job, which would go on for as long as the gate is closed."""
     cluster.gate().touch()
     worker = start(cluster, log, CISTERN_DRAIN_SECONDS=drain)

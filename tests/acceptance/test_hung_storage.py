@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import subprocess
 from pathlib import Path
 from uuid import UUID
 
@@ -17,6 +16,7 @@ from domain.volumes.service import NewVolume
 from tests.acceptance import journal
 from tests.acceptance.cluster import LARGE, SMALL, Cluster
 from tests.acceptance.waiting import ENDINGS, ended, exit_code, said, seen
+from tests.support.forked import Process
 from tests.support.worker import running_worker
 
 
@@ -36,7 +36,7 @@ async def count_of(cluster: Cluster, pid: int, event: str, count: int) -> None:
             await asyncio.sleep(0.02)
 
 
-def start_stuck(cluster: Cluster, hang: Path, log: Path | None = None, **more: str) -> subprocess.Popen[bytes]:
+def start_stuck(cluster: Cluster, hang: Path, log: Path | None = None, **more: str) -> Process:
     """A worker whose storage hangs; its leases are so long that only a stall ends them, however busy the machine."""
     return cluster.start_worker(url=cluster.url(hang=hang), log=log, CISTERN_LEASE_SECONDS="6", **more)
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import signal
-import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 from domain.jobs.transport.job_queue import QUEUE_NAME, JobQueue
 from tests.acceptance.cluster import Cluster
 from tests.acceptance.waiting import exit_code, said
+from tests.support.forked import Process
 
 REQUEST = {"Prefer": "wait=30", "X-Request-ID": "find-me"}
 
@@ -34,7 +34,7 @@ def of(found: list[Line], event: str) -> list[Line]:
     return [line for line in found if line["event"] == event]
 
 
-async def stopped(process: subprocess.Popen[bytes]) -> int:
+async def stopped(process: Process) -> int:
     process.send_signal(signal.SIGTERM)
     return await exit_code(process)
 

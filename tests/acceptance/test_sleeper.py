@@ -1,7 +1,6 @@
 """A worker that was stopped in the middle of its work, and wakes up when others have long finished it."""
 
 import signal
-import subprocess
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -15,12 +14,11 @@ from tests.acceptance import journal
 from tests.acceptance.cluster import Cluster
 from tests.acceptance.test_every_arrow import prepare, request
 from tests.acceptance.waiting import ENDINGS, ended, exit_code, seen
+from tests.support.forked import Process
 from tests.support.worker import running_worker
 
 
-async def fall_asleep(
-    services: Services, cluster: Cluster, kind: str, without: str
-) -> tuple[subprocess.Popen[bytes], Job]:
+async def fall_asleep(services: Services, cluster: Cluster, kind: str, without: str) -> tuple[Process, Job]:
     """Have a worker begin a job and stop it before it publishes."""
     volume_id = await prepare(services, cluster, kind)
     cluster.gate().touch()
@@ -33,7 +31,7 @@ async def fall_asleep(
     return sleeper, job
 
 
-async def wake_up(cluster: Cluster, sleeper: subprocess.Popen[bytes]) -> None:
+async def wake_up(cluster: Cluster, sleeper: Process) -> None:
     """Let it go on, and wait until it has tried."""
     cluster.gate().unlink()
     sleeper.send_signal(signal.SIGCONT)

@@ -1,7 +1,6 @@
 """A worker stopped in the middle of a restore, who wakes up when others have restored and users have written."""
 
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,12 +12,13 @@ from tests.acceptance.cluster import Cluster
 from tests.acceptance.test_sleeper import Aftermath, wake_up
 from tests.acceptance.test_snapshots_every_arrow import SIZE, Scene, prepare
 from tests.acceptance.waiting import ended, seen
+from tests.support.forked import Process
 from tests.support.worker import running_worker
 
 PING_KEY = b"mine" * (SIZE // 4)
 
 
-async def fall_asleep(scene: Scene, kind: str, without: str) -> tuple[subprocess.Popen[bytes], Job]:
+async def fall_asleep(scene: Scene, kind: str, without: str) -> tuple[Process, Job]:
     """Have a worker begin a job and stop it before it publishes."""
     cluster = scene.cluster
     cluster.gate().touch()

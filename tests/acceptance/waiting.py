@@ -1,7 +1,6 @@
 """What tests wait for: the ends of jobs, entries in the journal, words in a log, the ends of processes."""
 
 import asyncio
-import subprocess
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -9,6 +8,7 @@ from uuid import UUID
 from domain.jobs.model import Job
 from domain.services import Services
 from tests.acceptance import journal
+from tests.support.forked import Process
 
 PATIENCE: Final = 60
 ENDINGS: Final = {"published", "refused", "stopped", "failed"}
@@ -36,6 +36,6 @@ async def said(log: Path, word: str, times: int = 1) -> None:
             await asyncio.sleep(0.02)
 
 
-async def exit_code(process: subprocess.Popen[bytes]) -> int:
+async def exit_code(process: Process) -> int:
     """The process's last word, once it has ended."""
     return await asyncio.to_thread(process.wait, PATIENCE)

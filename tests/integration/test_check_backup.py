@@ -33,7 +33,11 @@ def backup(servers: EmbeddedServers) -> Iterator[str]:
 def copy(servers: EmbeddedServers, source: str, target: str) -> None:
     """Replace one database by a copy of another, as a dump and its restoring would."""
     run(servers.database_url, f"DROP DATABASE IF EXISTS {target} WITH (FORCE)")
-    run(servers.database_url, f"CREATE DATABASE {target} TEMPLATE {source} STRATEGY FILE_COPY")
+    run(
+        servers.database_url,
+        f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{source}'",
+        f"CREATE DATABASE {target} TEMPLATE {source} STRATEGY FILE_COPY",
+    )
 
 
 async def first_life(services: Services) -> dict[str, tuple[UUID, UUID]]:

@@ -35,6 +35,8 @@ from domain.jobs.states import JobStatus
 
 #: Beats in one lease: two may be missed.
 BEATS_PER_LEASE: Final = 3
+#: Default minimum of `heartbeat_timeout`, in seconds.
+MIN_HEARTBEAT_TIMEOUT: Final = 2.0
 
 
 class Progress(NamedTuple):
@@ -237,13 +239,16 @@ class LeaseRepository:
         query = select(Job.id).where(Job.id.in_(job_ids), *_leased_by(worker_id))
         return set((await self._session.scalars(query)).all())
 
-    async def record_heartbeat(self, worker: Worker, *, lease: float, afresh: bool) -> None:
+    async def record_heartbeat(
+        self, worker: Worker, *, lease: float, afresh: bool, min_timeout: float = MIN_HEARTBEAT_TIMEOUT
+    ) -> None:
         """Write down that this worker is alive, and since when it has been without a gap of a lease (seconds).
 
         ``afresh`` where there was a gap that PostgreSQL did not see: the worker did, or it has just begun. A last beat
         in the future is a gap too: PostgreSQL's clock has stepped back.
         """
-        row = {"id": worker.id, "host": worker.host, "pid": worker.pid, "max_renewal_delay": max_renewal_delay(lease)}
+        row = {"id": worker.id, "host": worker.host, "pid": worker.pid}
+        row["max_renewal_delay"] = max_renewal_delay(lease, min_timeout)
         gap = literal(afresh) | ~Worker.heartbeat_at.between(from_now(-lease), from_now(lease))
         again = {
             "heartbeat_at": func.now(),
@@ -262,17 +267,21 @@ class LeaseRepository:
         await self._session.execute(delete(Worker).where(Worker.id == worker_id))
 
 
-def heartbeat_timeout(lease: float) -> float:
-    """How many seconds a heartbeat waits for its answer, before it tries again on another connection."""
-    return min(max(lease / 3, 2.0), 5.0)
+def heartbeat_timeout(lease: float, minimum: float = MIN_HEARTBEAT_TIMEOUT) -> float:
+    """Return how many seconds a heartbeat waits for its answer before it is tried again on another connection."""
+    return max(min(lease / 3, 5.0), minimum)
 
 
-def max_renewal_delay(lease: float) -> float:
-    """In how many seconds a worker has renewed its leases when PostgreSQL is back: a beat in vain, a rest, a beat.
+def max_renewal_delay(lease: float, minimum: float = MIN_HEARTBEAT_TIMEOUT) -> float:
+    """Return the maximum number of seconds from PostgreSQL's return until a worker has renewed its leases.
 
-    Or, if it has not noticed anything, such as a step of PostgreSQL's clock: the time between two beats, and a beat.
+    1. The worker has noticed the outage: one heartbeat times out, then the next one succeeds.
+    2. It has not noticed, as after a step of PostgreSQL's clock: one heartbeat interval, then one heartbeat.
+
+    ``minimum`` is that of `heartbeat_timeout`.
     """
-    return heartbeat_timeout(lease) + max(heartbeat_timeout(lease), lease / BEATS_PER_LEASE)
+    timeout = heartbeat_timeout(lease, minimum)
+    return timeout + max(timeout, lease / BEATS_PER_LEASE)
 
 
 def _leased_by(worker_id: UUID) -> tuple[ColumnElement[bool], ...]:

@@ -1,10 +1,10 @@
-"""Volumes: what users keep their bytes on.
+"""Volumes: the storage that users read and write.
 
     creating ──▶ available ──▶ expanding | snapshotting | restoring ──▶ available
        │             │
-       │             └──▶ deleting ──▶ (gone)
+       │             └──▶ deleting ──▶ (row removed)
        ▼                     ▼
      error ◀─────────────────┘        error ──▶ creating (retry) | deleting
 
-One operation at a time: a volume in a state that ends in -ing belongs to the job in ``job_id``.
+One operation at a time: a volume in a state that ends in -ing is held by the job in ``job_id``.
 """

@@ -1,4 +1,4 @@
-"""How much larger a volume shall be: one of three ways to say it."""
+"""How much a volume is to grow: to a size, by an amount or by a percentage."""
 
 import math
 from dataclasses import dataclass
@@ -10,36 +10,36 @@ from domain.volumes.model import MAX_SIZE
 
 @dataclass(frozen=True)
 class Growth:
-    """Grow ``to`` a size or ``by`` an amount, both in bytes, or by ``percent`` of the present size."""
+    """Grow ``to`` a size or ``by`` an amount, both in bytes, or by ``percent`` of the current size."""
 
     to: int | None = None
     by: int | None = None
     percent: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse anything but one positive wish."""
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        if len(given) != 1:
-            raise Invalid("Say exactly one of `to`, `by` and `percent`.", field="to")
-        ((name, value),) = given.items()
+        """Require exactly one member, with a positive finite value."""
+        members = {name: value for name, value in vars(self).items() if value is not None}
+        if len(members) != 1:
+            raise Invalid("Set exactly one of `to`, `by` and `percent`.", field="to")
+        ((name, value),) = members.items()
         if not 0 < value < math.inf:
-            raise Invalid("Growth must be a number, and more than nothing.", field=name)
+            raise Invalid("Growth must be a positive number.", field=name)
 
     def requested_size(self, size: int) -> int:
-        """The size that is wished for a volume of ``size`` bytes, be it possible or not."""
+        """Return the size requested for a volume of ``size`` bytes, whether or not it is allowed."""
         if self.to is not None:
             return self.to
         if self.by is not None:
             return size + self.by
-        # As a fraction of what was written: a float would be off by some bytes, or overflow.
+        # Computed from the decimal text: a float would be off by some bytes, or overflow.
         return size + math.ceil(size * Fraction(str(self.percent)) / 100)
 
     def target(self, size: int) -> int:
-        """The new size of a volume that has ``size`` bytes.
+        """Return the new size of a volume that has ``size`` bytes.
 
         Raises:
-            ShrinkRefused: it would be smaller than it is.
-            SizeLimitExceeded: it would be larger than any volume may be.
+            ShrinkRefused: the new size is smaller than the current one.
+            SizeLimitExceeded: the new size is larger than a volume may be.
         """
         target = self.requested_size(size)
         field = next(name for name, value in vars(self).items() if value is not None)

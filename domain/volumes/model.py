@@ -35,13 +35,13 @@ class Volume(Entity):
     backend: Mapped[str]
     state: Mapped[VolumeState] = mapped_column(enum_text(VolumeState))
     size: Mapped[int]
-    #: Raised by every accepted operation and every end of one; the upper half of the fence.
+    #: Incremented when an operation is accepted and when it ends; the upper half of the fence.
     version: Mapped[int]
-    #: The job that has the volume at the moment.
+    #: The job that holds the volume; None while it is idle.
     job_id: Mapped[UUID | None]
     labels: Mapped[dict[str, str]]
     autogrow: Mapped[dict[str, Any] | None]
-    #: Allocated bytes, as last measured at ``used_at``.
+    #: Allocated bytes, measured at ``used_at``.
     used: Mapped[int | None]
     used_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

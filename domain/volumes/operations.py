@@ -1,4 +1,7 @@
-"""How the use cases of volumes write their jobs, and what they read out of them when these have been at work."""
+"""Helpers shared by the volume operations: build a job for a volume, and read what finished jobs report.
+
+A job reports a payload (``result_of``); from it follows the row that the job releases (``releases``).
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +15,8 @@ from domain.volumes.model import Volume
 from domain.volumes.repository import LockedVolume, Release, require_held
 
 
-def job_on(volume: Volume | LockedVolume, kind: str, params: Payload, *, max_attempts: int, **columns: Any) -> Job:
-    """Make the job into whose hands the volume was given."""
+def job_for(volume: Volume | LockedVolume, kind: str, params: Payload, *, max_attempts: int, **columns: Any) -> Job:
+    """Build the job that has acquired a volume; its id is the volume's ``job_id``."""
     return new_job(
         kind,
         {**params, "fence": volume.version},
@@ -26,19 +29,19 @@ def job_on(volume: Volume | LockedVolume, kind: str, params: Payload, *, max_att
 
 
 def volume_of(job: Job | ClaimedJob) -> UUID:
-    """Which volume a job has."""
+    """Return the id of the volume that a job holds."""
     if job.volume_id is None:
         raise RuntimeError(f"{job.kind} {job.id} names no volume")
     return job.volume_id
 
 
 def result_of(job: ClaimedJob, size: int | None) -> Payload:
-    """What the job shows, and what its effect is recorded from. ``size`` in bytes."""
+    """Build the result that a job shows and from which its effect is recorded; ``size`` in bytes."""
     return {"volume_id": str(job.volume_id)} | ({} if size is None else {"size": size})
 
 
 def releases(jobs: SucceededJobs | FailedJobs) -> list[Release]:
-    """Say which volumes these jobs let go of, and how large they are now."""
+    """List the volumes that these jobs release, with the sizes that they report."""
     return [
         Release(job.volume_id, job.id, (payload or {}).get("size"))
         for job, payload in jobs
@@ -46,6 +49,6 @@ def releases(jobs: SucceededJobs | FailedJobs) -> list[Release]:
     ]
 
 
-def require_all(done: SucceededJobs, touched: Sequence[UUID]) -> None:
-    """Make sure that jobs that succeed had their volumes to the end."""
-    require_held((volume_of(job) for job, _ in done), touched)
+def require_all_held(succeeded: SucceededJobs, changed: Sequence[UUID]) -> None:
+    """Require that every succeeded job still held its volume; ``changed`` are the volumes that were updated."""
+    require_held((volume_of(job) for job, _ in succeeded), changed)

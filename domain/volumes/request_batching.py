@@ -1,7 +1,8 @@
-"""Requests that come at the same moment, accepted by one transaction: then each costs little more than its rows.
+"""Accepts concurrent requests in one transaction, so that each costs little more than its rows.
 
-Nobody waits here for somebody else's lock: who would have to, for a volume that is locked or a name that is just being
-taken, is told to go alone. A request under an Idempotency-Key, which may wait for its first answer, does so anyway.
+A batch must not wait for locks: one locked row would delay all of its requests. A request for a locked volume, or for a
+name that an open transaction has just inserted, is handed back to the caller, which accepts it in a transaction of its
+own. Requests with an Idempotency-Key are never batched, since they may have to wait for the first answer to their key.
 """
 
 from collections.abc import Sequence
@@ -17,23 +18,23 @@ from domain.jobs.model import Job
 from domain.jobs.store.jobs import JobRepository
 from domain.volumes.growth import Growth
 from domain.volumes.model import Volume
-from domain.volumes.operations import job_on, volume_of
-from domain.volumes.repository import LockedVolume, VolumeRepository, name_taken, require_ready
+from domain.volumes.operations import job_for, volume_of
+from domain.volumes.repository import LockedVolume, VolumeRepository, name_taken, require_move
 from domain.volumes.states import VolumeState
 
-#: So many requests are accepted by one transaction.
+#: Maximum number of requests accepted in one transaction.
 MAX_BATCH: Final = 100
 
 
 class _CreateRequest(NamedTuple):
-    """A volume that is wanted, and the job that is to make it."""
+    """A volume to create, and the job that creates it."""
 
     volume: Volume
     job: Job
 
 
 class _ExpandRequest(NamedTuple):
-    """How much larger a volume is wanted, and by whom."""
+    """A volume to expand, by how much, and for which caller."""
 
     volume_id: UUID
     growth: Growth
@@ -41,7 +42,7 @@ class _ExpandRequest(NamedTuple):
 
 
 class RequestBatcher:
-    """Accepts, for one process, what many ask of volumes."""
+    """Batches the create and expand requests of one process."""
 
     def __init__(self, database: Database, *, max_attempts: int) -> None:
         self._database = database
@@ -50,7 +51,7 @@ class RequestBatcher:
         self._expands = Batcher(self._expand_batch, max_batch=MAX_BATCH, fails_all=is_unavailable)
 
     async def create(self, volume: Volume, job: Job) -> bool:
-        """Accept a new volume with its job; False: go alone.
+        """Insert a volume and its job. Return False if the caller must do so in its own transaction.
 
         Raises:
             NameTaken: another volume has the name.
@@ -60,50 +61,51 @@ class RequestBatcher:
     async def _create_batch(self, requests: Sequence[_CreateRequest]) -> Sequence[bool | Exception]:
         try:
             async with self._database.transaction() as session:
-                added = await VolumeRepository(session).add_with_free_names([one.volume for one in requests])
+                added = await VolumeRepository(session).add_with_free_names([request.volume for request in requests])
                 if added:
-                    await JobRepository(session).add_many([one.job for one in requests if one.volume.id in added])
+                    await JobRepository(session).add_many([job for volume, job in requests if volume.id in added])
         except DatabaseUnavailable as error:
             if not was_lock_timeout(error):
                 raise
             return [False] * len(requests)
-        return [one.volume.id in added or name_taken(one.volume.name) for one in requests]
+        return [volume.id in added or name_taken(volume.name) for volume, _ in requests]
 
     async def expand(self, volume_id: UUID, growth: Growth, caller: str | None) -> Job | None:
-        """Accept a larger size for a volume; None: go alone.
+        """Acquire a volume and insert its job. Return None if the caller must do so in its own transaction.
 
         Raises:
-            VolumeBusy, VolumeUnusable: it is not available.
-            ShrinkRefused, SizeLimitExceeded: the new size is out of the question.
+            VolumeBusy, VolumeUnusable: the volume is not available.
+            ShrinkRefused, SizeLimitExceeded: the volume cannot have the new size.
         """
         return await self._expands(_ExpandRequest(volume_id, growth, caller))
 
     async def _expand_batch(self, requests: Sequence[_ExpandRequest]) -> Sequence[Job | Exception | None]:
         async with self._database.transaction() as session:
             volumes = VolumeRepository(session)
-            free = {held.id: held for held in await volumes.lock_available({one.volume_id for one in requests})}
-            answers = [self._acquire(free, one) for one in requests]
-            jobs = [answer for answer in answers if isinstance(answer, Job)]
+            rows = await volumes.lock_without_waiting({request.volume_id for request in requests})
+            locked = {volume.id: volume for volume in rows}
+            results = [self._acquire(locked, request) for request in requests]
+            jobs = [result for result in results if isinstance(result, Job)]
             if jobs:
                 await volumes.acquire_each({volume_of(job): job.id for job in jobs}, VolumeState.EXPANDING)
                 await JobRepository(session).add_many(jobs)
-        return answers
+        return results
 
-    def _acquire(self, free: dict[UUID, LockedVolume], requests: _ExpandRequest) -> Job | Refused | None:
-        """Decide on one request, and remember for those that follow who has the volume now."""
-        held = free.get(requests.volume_id)
-        if held is None:  # locked, or there is none
+    def _acquire(self, locked: dict[UUID, LockedVolume], request: _ExpandRequest) -> Job | Refused | None:
+        """Decide on one request. Update ``locked``, so that later requests of the batch find the volume busy."""
+        volume = locked.get(request.volume_id)
+        if volume is None:  # locked by another transaction, or does not exist
             return None
         try:
-            require_ready(held, VolumeState.EXPANDING)
-            to_size = requests.growth.target(held.size)
+            require_move(volume, VolumeState.EXPANDING)
+            to_size = request.growth.target(volume.size)
         except Refused as refusal:
             return refusal
-        taken = free[held.id] = held.acquired_by(VolumeState.EXPANDING, uuid7())
-        return job_on(
-            taken,
+        acquired = locked[volume.id] = volume.acquired_by(VolumeState.EXPANDING, uuid7())
+        return job_for(
+            acquired,
             "volume.expand",
             {"to_size": to_size},
             max_attempts=self._max_attempts,
-            created_by=requests.caller,
+            created_by=request.caller,
         )

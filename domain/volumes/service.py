@@ -1,8 +1,10 @@
-"""The use cases of volumes, each as adjacent methods.
+"""The operations on volumes; each consists of five adjacent methods.
 
-``request_x`` checks, moves the state and inserts the job, in one transaction; ``again_x`` does so for a retry.
-``x`` does the storage work and touches no database. ``record_x`` writes down its effect in the transaction that
-settles the job. ``abandon_x`` is the way out when the job is given up or cancelled.
+``request_x``   check the request, acquire the volume and insert the job, in one transaction
+``retry_x``     the same for the retry of an ended job, in the caller's transaction
+``x``           do the storage work, without any database access
+``record_x``    store the effect, in the transaction that settles the job as succeeded
+``abandon_x``   release the volume when the job failed for good or was cancelled
 """
 
 from collections.abc import Awaitable, Callable
@@ -28,7 +30,7 @@ from domain.storage.context import Grant
 from domain.storage.driver import StorageDriver
 from domain.volumes.growth import Growth
 from domain.volumes.model import Volume
-from domain.volumes.operations import job_on, releases, require_all, result_of, volume_of
+from domain.volumes.operations import job_for, releases, require_all_held, result_of, volume_of
 from domain.volumes.repository import VolumeFilter, VolumeRepository
 from domain.volumes.request_batching import RequestBatcher
 from domain.volumes.states import VolumeState
@@ -38,9 +40,10 @@ RefuseDelete = Callable[[AsyncSession, UUID], Awaitable[None]]
 
 @dataclass(frozen=True)
 class NewVolume:
-    """What a user asks for. ``size`` in bytes; only a clone can do without, and is then as large as its snapshot.
+    """A request for a new volume; ``size`` in bytes.
 
-    No ``backend`` means the first one that is configured; for a clone, its snapshot's.
+    Defaults of a clone are the size and the backend of its snapshot. Any other volume must have a size, and its default
+    backend is the first one configured.
     """
 
     name: str
@@ -50,7 +53,7 @@ class NewVolume:
     autogrow: dict[str, Any] | None = None
 
     def to_row(self, *, backend: str, size: int, job_id: UUID) -> Volume:
-        """Make the volume that is to be, in the hands of the job that is to make it; ``size`` in bytes."""
+        """Build the row of the new volume, held by the job that creates it; ``size`` in bytes."""
         return Volume(
             id=uuid7(),
             name=self.name,
@@ -66,21 +69,21 @@ class NewVolume:
 
 @dataclass(frozen=True)
 class VolumeChange:
-    """What a user changes of a volume without any storage work; what is not in ``given`` stays."""
+    """Changes to a volume that need no storage work. Only the members named in ``changed`` apply."""
 
-    given: frozenset[str]
+    changed: frozenset[str]
     name: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     autogrow: dict[str, Any] | None = None
 
 
 class VolumeService:
-    """Volumes, for HTTP and for the workers."""
+    """The operations on volumes, for the API and the workers."""
 
     def __init__(
         self, database: Database, queue: JobQueue, backends: Backends, *, max_attempts: int, refuse_delete: RefuseDelete
     ) -> None:
-        """``refuse_delete`` raises when other rooms know of something that depends on a volume."""
+        """Create the service; ``refuse_delete`` raises if another package's rows depend on the volume."""
         self._refuse_delete = refuse_delete
         self._database = database
         self._queue = queue
@@ -88,13 +91,13 @@ class VolumeService:
         self._max_attempts = max_attempts
         self._requests = RequestBatcher(database, max_attempts=max_attempts)
 
-    # --- reading and naming ------------------------------------------------------------------------------
+    # --- read and change ---------------------------------------------------------------------------------
 
     async def get(self, volume_id: UUID) -> Volume:
         """Read one volume.
 
         Raises:
-            VolumeNotFound: there is none.
+            VolumeNotFound: no such volume.
         """
         async with self._database.transaction() as session:
             return await VolumeRepository(session).get(volume_id)
@@ -103,72 +106,73 @@ class VolumeService:
         """List volumes, newest first.
 
         Raises:
-            BadCursor: the cursor is not from this list.
+            BadCursor: the cursor belongs to another list.
         """
         before = request.before
         async with self._database.transaction() as session:
             return request.page(await VolumeRepository(session).page(filters, before=before, limit=request.limit))
 
     async def change(self, volume_id: UUID, change: VolumeChange) -> Volume:
-        """Rename a volume, or replace its labels or its autogrow policy; allowed while a job has it.
+        """Rename a volume, or replace its labels or its autogrow policy. Allowed while a job holds the volume.
 
         Raises:
-            VolumeNotFound: there is none.
+            VolumeNotFound: no such volume.
             NameTaken: another volume has the new name.
         """
         async with self._database.transaction() as session:
             volumes = VolumeRepository(session)
             volume = await volumes.lock(volume_id)
-            if "labels" in change.given:
+            if "labels" in change.changed:
                 volume.labels = change.labels
-            if "autogrow" in change.given:
+            if "autogrow" in change.changed:
                 volume.autogrow = change.autogrow
-            if "name" in change.given:
+            if "name" in change.changed:
                 await volumes.rename(volume, change.name)
             await session.flush()
             await session.refresh(volume)
         return volume
 
     def path(self, volume: Volume) -> str | None:
-        """Where a user finds the volume's bytes; None on a backend without files, or one that is configured no more."""
+        """Return the path of the volume's data; None if the backend has no files or is no longer configured."""
         return self._backends.get(volume.backend).path(volume.id) if volume.backend in self._backends else None
 
     # --- create ------------------------------------------------------------------------------------------
 
-    async def request_create(self, wanted: NewVolume, *, origin: RequestOrigin = ANONYMOUS) -> Job:
+    async def request_create(self, new: NewVolume, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Accept a new volume.
 
         Raises:
-            Invalid: it has no size.
+            Invalid: the request has no size.
             UnknownBackend: the backend is not configured.
             NameTaken: another volume has the name.
         """
-        volume = self._new_volume(wanted)
+        volume = self._new_volume(new)
         job = self._job("volume.create", volume, {"size": volume.size}, created_by=origin.caller)
         if origin.key is None and await self._requests.create(volume, job):
             return await self._log_and_dispatch(job)
-        async with idempotent_transaction(self._database, origin) as acceptance:
-            await VolumeRepository(acceptance.session).add(volume)
-            acceptance.job = await JobRepository(acceptance.session).add(job)
+        async with idempotent_transaction(self._database, origin) as accepted:
+            await VolumeRepository(accepted.session).add(volume)
+            accepted.job = await JobRepository(accepted.session).add(job)
         return await self._dispatch(job)
 
     async def retry_create(self, session: AsyncSession, ended: Job) -> Job:
-        """Try once more to create a volume that ended in ``error``."""
+        """Retry the creation of a volume that ended in ``error``."""
         volume = await VolumeRepository(session).acquire(volume_of(ended), VolumeState.CREATING, uuid7())
         return await self._add_retry(session, ended, volume, {"size": ended.params["size"]})
 
     async def create(self, job: ClaimedJob, grant: Grant) -> Succeeded:
-        """Make the volume on its backend."""
+        """Create the volume on its backend."""
         driver, volume_id = self._storage(job)
         return Succeeded(result_of(job, await driver.create(volume_id, job.params["size"], grant)))
 
-    async def record_create(self, session: AsyncSession, done: SucceededJobs) -> None:
-        """The volumes are there, with the sizes that they got."""
-        require_all(done, await VolumeRepository(session).release(releases(done), VolumeState.AVAILABLE))
+    async def record_create(self, session: AsyncSession, succeeded: SucceededJobs) -> None:
+        """Store the sizes reported by the backend and release the volumes."""
+        changed = await VolumeRepository(session).release(releases(succeeded), VolumeState.AVAILABLE)
+        require_all_held(succeeded, changed)
 
-    async def abandon_create(self, session: AsyncSession, given_up: FailedJobs) -> None:
-        """The volumes may or may not be there: they can be deleted, or the jobs retried."""
-        await VolumeRepository(session).release(releases(given_up), VolumeState.ERROR)
+    async def abandon_create(self, session: AsyncSession, failed: FailedJobs) -> None:
+        """Release the volumes in ``error``, since they may exist on the backend: delete them, or retry the jobs."""
+        await VolumeRepository(session).release(releases(failed), VolumeState.ERROR)
 
     # --- expand ------------------------------------------------------------------------------------------
 
@@ -176,98 +180,99 @@ class VolumeService:
         """Accept a larger size for a volume.
 
         Raises:
-            VolumeNotFound: there is none.
-            VolumeBusy, VolumeUnusable: it is not available.
-            ShrinkRefused, SizeLimitExceeded: the new size is out of the question.
+            VolumeNotFound: no such volume.
+            VolumeBusy, VolumeUnusable: the volume is not available.
+            ShrinkRefused, SizeLimitExceeded: the volume cannot have the new size.
         """
-        if origin.key is None and (taken := await self._requests.expand(volume_id, growth, origin.caller)):
-            return await self._log_and_dispatch(taken)
-        async with idempotent_transaction(self._database, origin) as acceptance:
-            volume = await VolumeRepository(acceptance.session).acquire(volume_id, VolumeState.EXPANDING, uuid7())
+        if origin.key is None and (batched := await self._requests.expand(volume_id, growth, origin.caller)):
+            return await self._log_and_dispatch(batched)
+        async with idempotent_transaction(self._database, origin) as accepted:
+            volume = await VolumeRepository(accepted.session).acquire(volume_id, VolumeState.EXPANDING, uuid7())
             job = self._job("volume.expand", volume, {"to_size": growth.target(volume.size)}, created_by=origin.caller)
-            acceptance.job = await JobRepository(acceptance.session).add(job)
+            accepted.job = await JobRepository(accepted.session).add(job)
         return await self._dispatch(job)
 
     async def retry_expand(self, session: AsyncSession, ended: Job) -> Job:
-        """Ask once more for the size that was wanted then."""
+        """Retry an expansion to the size that the first request asked for."""
         volume = await VolumeRepository(session).acquire(volume_of(ended), VolumeState.EXPANDING, uuid7())
         to_size = Growth(to=ended.params["to_size"]).target(volume.size)
         return await self._add_retry(session, ended, volume, {"to_size": to_size})
 
     async def expand(self, job: ClaimedJob, grant: Grant) -> Succeeded:
-        """Grow the volume on its backend to the size that the job names."""
+        """Expand the volume on its backend to the size stored in the job."""
         driver, volume_id = self._storage(job)
         return Succeeded(result_of(job, await driver.expand(volume_id, job.params["to_size"], grant)))
 
-    async def record_expand(self, session: AsyncSession, done: SucceededJobs) -> None:
-        """The volumes have the sizes that their backends report."""
-        require_all(done, await VolumeRepository(session).release(releases(done), VolumeState.AVAILABLE))
+    async def record_expand(self, session: AsyncSession, succeeded: SucceededJobs) -> None:
+        """Store the sizes reported by the backend and release the volumes."""
+        changed = await VolumeRepository(session).release(releases(succeeded), VolumeState.AVAILABLE)
+        require_all_held(succeeded, changed)
 
-    async def abandon_expand(self, session: AsyncSession, given_up: FailedJobs) -> None:
-        """The volumes are what they were found to be."""
-        await VolumeRepository(session).release(releases(given_up), VolumeState.AVAILABLE)
+    async def abandon_expand(self, session: AsyncSession, failed: FailedJobs) -> None:
+        """Store the sizes that `seal` found on the backend and release the volumes."""
+        await VolumeRepository(session).release(releases(failed), VolumeState.AVAILABLE)
 
     # --- delete ------------------------------------------------------------------------------------------
 
     async def request_delete(self, volume_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
-        """Accept the end of a volume; one in the state ``error`` can be deleted too.
+        """Accept the deletion of a volume, which may be in the state ``error``.
 
         Raises:
-            VolumeNotFound: there is none.
-            VolumeBusy: a job has it.
-            VolumeHasSnapshots: they would lose what they depend on.
+            VolumeNotFound: no such volume.
+            VolumeBusy: a job holds it.
+            VolumeHasSnapshots: its snapshots depend on it.
         """
-        async with idempotent_transaction(self._database, origin) as acceptance:
-            volume = await VolumeRepository(acceptance.session).acquire(volume_id, VolumeState.DELETING, uuid7())
-            await self._refuse_delete(acceptance.session, volume_id)
+        async with idempotent_transaction(self._database, origin) as accepted:
+            volume = await VolumeRepository(accepted.session).acquire(volume_id, VolumeState.DELETING, uuid7())
+            await self._refuse_delete(accepted.session, volume_id)
             job = self._job("volume.delete", volume, {}, created_by=origin.caller)
-            acceptance.job = await JobRepository(acceptance.session).add(job)
+            accepted.job = await JobRepository(accepted.session).add(job)
         return await self._dispatch(job)
 
     async def retry_delete(self, session: AsyncSession, ended: Job) -> Job:
-        """Try once more to delete a volume."""
+        """Retry the deletion of a volume."""
         volume = await VolumeRepository(session).acquire(volume_of(ended), VolumeState.DELETING, uuid7())
         await self._refuse_delete(session, volume.id)
         return await self._add_retry(session, ended, volume, {})
 
     async def delete(self, job: ClaimedJob, grant: Grant) -> Succeeded:
-        """Remove the volume from its backend."""
+        """Delete the volume on its backend."""
         driver, volume_id = self._storage(job)
         await driver.delete(volume_id, grant)
         return Succeeded(result_of(job, None))
 
-    async def record_delete(self, session: AsyncSession, done: SucceededJobs) -> None:
-        """The volumes are gone."""
-        require_all(done, await VolumeRepository(session).remove(releases(done)))
+    async def record_delete(self, session: AsyncSession, succeeded: SucceededJobs) -> None:
+        """Delete the rows of the volumes."""
+        require_all_held(succeeded, await VolumeRepository(session).remove(releases(succeeded)))
 
-    async def abandon_delete(self, session: AsyncSession, given_up: FailedJobs) -> None:
-        """The volumes may be gone or not: they can be deleted again."""
-        await VolumeRepository(session).release(releases(given_up), VolumeState.ERROR)
+    async def abandon_delete(self, session: AsyncSession, failed: FailedJobs) -> None:
+        """Release the volumes in ``error``, since they may still exist on the backend: delete them again."""
+        await VolumeRepository(session).release(releases(failed), VolumeState.ERROR)
 
-    # --- what the use cases share ------------------------------------------------------------------------
+    # --- shared by the operations ------------------------------------------------------------------------
 
     async def seal(self, job: ClaimedJob, grant: Grant) -> Payload:
-        """Shut earlier attempts out of the storage for good, and report what they left there."""
+        """Bar all earlier attempts from publishing, and report what they left on the backend."""
         driver, volume_id = self._storage(job)
         return result_of(job, await driver.seal(volume_id, grant))
 
-    def _new_volume(self, wanted: NewVolume) -> Volume:
-        backend = wanted.backend or self._backends.names()[0]
+    def _new_volume(self, new: NewVolume) -> Volume:
+        backend = new.backend or self._backends.names()[0]
         if backend not in self._backends:
             raise UnknownBackend(f"There is no backend named {backend!r}.", field="backend")
-        if wanted.size is None:
+        if new.size is None:
             raise Invalid("A volume needs a size.", field="size")
-        return wanted.to_row(backend=backend, size=wanted.size, job_id=uuid7())
+        return new.to_row(backend=backend, size=new.size, job_id=uuid7())
 
     def _job(self, kind: str, volume: Volume, params: Payload, **columns: Any) -> Job:
-        return job_on(volume, kind, params, max_attempts=self._max_attempts, **columns)
+        return job_for(volume, kind, params, max_attempts=self._max_attempts, **columns)
 
     async def _add_retry(self, session: AsyncSession, ended: Job, volume: Volume, params: Payload) -> Job:
         job = self._job(ended.kind, volume, params, **retry_columns(ended))
         return await JobRepository(session).add(job)
 
     async def _log_and_dispatch(self, job: Job) -> Job:
-        """Go on with a job that was accepted together with others."""
+        """Log and dispatch a job that was accepted in a batch, which logs nothing itself."""
         log_accepted(job)
         return await self._dispatch(job)
 

@@ -1,11 +1,11 @@
-"""The states of a volume and the moves between them, as a table."""
+"""The states of a volume and the table of moves between them."""
 
 import enum
 from typing import Final
 
 
 class VolumeState(enum.StrEnum):
-    """What is going on with a volume."""
+    """The operation in progress on a volume, or the state in which the last one left it."""
 
     CREATING = "creating"
     AVAILABLE = "available"
@@ -30,6 +30,6 @@ MOVES: Final[dict[VolumeState, frozenset[VolumeState]]] = {
     VolumeState.ERROR: frozenset({VolumeState.CREATING, VolumeState.DELETING}),
 }
 
-#: At rest: no job has the volume, so the next one may take it.
+#: No job holds the volume, so the next one may acquire it.
 IDLE: Final = frozenset({VolumeState.AVAILABLE, VolumeState.ERROR})
 BUSY: Final = frozenset(MOVES) - IDLE

@@ -172,7 +172,7 @@ class FakeVolumes:
 
     async def change(self, volume_id: UUID, change: VolumeChange) -> Volume:
         volume = await self.get(volume_id)
-        for name in change.given:
+        for name in change.changed:
             if name == "name":
                 self.require_free(change.name)
             setattr(volume, name, getattr(change, name))

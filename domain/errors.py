@@ -1,15 +1,15 @@
-"""Every error Cistern raises on purpose. An error's docstring is its default message; none knows HTTP.
+"""The errors that Cistern raises on purpose. The first line of a docstring is the default message; none knows HTTP.
 
 CisternError
-├── ConfigurationError          the process cannot start as it is set up
-├── MigrationFailed             the schema is as it was before
-├── Refused                     the request cannot be carried out as it stands
+├── ConfigurationError          the process cannot start with these settings
+├── MigrationFailed             the schema is unchanged
+├── Refused                     the request cannot be carried out
 │   ├── NotFound                VolumeNotFound, SnapshotNotFound, JobNotFound, ScheduleNotFound
 │   ├── Invalid                 ShrinkRefused, SizeLimitExceeded, UnknownBackend, BadCursor, IdempotencyKeyReused
-│   └── Conflict                VolumeBusy, VolumeUnusable, NameTaken, JobEnded, JobNotRetryable, JobIsPart,
+│   └── Conflict                VolumeBusy, VolumeUnusable, NameTaken, JobEnded, JobNotRetryable, JobIsChild,
 │                            VolumeHasSnapshots, SnapshotBusy, SnapshotUnusable, ScheduleBusy
-├── Unavailable                 DatabaseUnavailable: come back in a moment
-└── StorageError                what a driver could not do (tree in domain/storage/driver.py)
+├── Unavailable                 DatabaseUnavailable: retry in a moment
+└── StorageError                a storage driver failed (tree in domain/storage/errors.py)
 """
 
 import inspect
@@ -23,8 +23,8 @@ class CisternError(Exception):
     code: ClassVar[str] = "internal"
 
     def __init__(self, message: str | None = None, **details: Any) -> None:
-        said = message or (inspect.getdoc(type(self)) or "").partition("\n")[0]
-        self.message = said.replace("\0", "")  # it may have to be written down, and PostgreSQL's texts have none
+        text = message or (inspect.getdoc(type(self)) or "").partition("\n")[0]
+        self.message = text.replace("\0", "")  # it may be stored in a row, and PostgreSQL's text type rejects NUL
         self.details = details
         super().__init__(self.message)
 
@@ -36,7 +36,7 @@ class ConfigurationError(CisternError):
 
 
 class MigrationFailed(CisternError):
-    """The migration failed, and the schema is as it was before it."""
+    """The migration failed; the schema is unchanged."""
 
     code = "migration-failed"
 
@@ -48,12 +48,12 @@ class Refused(CisternError):
 
 
 class NotFound(Refused):
-    """There is no such thing."""
+    """The resource does not exist."""
 
     code = "not-found"
 
-    def __init__(self, wanted: UUID) -> None:
-        super().__init__(f"{inspect.getdoc(type(self))} ({wanted})")
+    def __init__(self, resource_id: UUID) -> None:
+        super().__init__(f"{inspect.getdoc(type(self))} ({resource_id})")
 
 
 class VolumeNotFound(NotFound):
@@ -81,9 +81,9 @@ class ScheduleNotFound(NotFound):
 
 
 class Invalid(Refused):
-    """A value in the request cannot be used.
+    """A value in the request is invalid.
 
-    ``field`` in ``details`` names it.
+    ``details["field"]`` names it.
     """
 
     code = "invalid"
@@ -111,13 +111,13 @@ class UnknownBackend(Invalid):
 
 
 class BadCursor(Invalid):
-    """The cursor was not given out by this list with these filters."""
+    """The cursor does not belong to this list with these filters."""
 
     code = "bad-cursor"
 
 
 class IdempotencyKeyReused(Invalid):
-    """This Idempotency-Key was used for another request."""
+    """This Idempotency-Key was already used for a different request."""
 
     code = "idempotency-key-reused"
 
@@ -126,7 +126,7 @@ class IdempotencyKeyReused(Invalid):
 
 
 class Conflict(Refused):
-    """The thing is not in a state that allows this."""
+    """The resource is in a state that does not allow this operation."""
 
     code = "conflict"
 
@@ -134,14 +134,14 @@ class Conflict(Refused):
 class VolumeBusy(Conflict):
     """Another operation is running on this volume.
 
-    ``job_id`` in ``details`` is its job.
+    ``details["job_id"]`` is its job.
     """
 
     code = "volume-busy"
 
 
 class VolumeUnusable(Conflict):
-    """The volume is in the state "error"; it can be deleted, or its failed job retried."""
+    """The volume is in state "error"; delete it or retry its failed job."""
 
     code = "volume-unusable"
 
@@ -159,9 +159,9 @@ class JobEnded(Conflict):
 
 
 class JobIsChild(Conflict):
-    """This job is a part of another one; cancel or retry that.
+    """This job is the child of another job; cancel or retry its parent.
 
-    ``job_id`` in ``details`` is the whole.
+    ``details["job_id"]`` is the parent.
     """
 
     code = "child-job"
@@ -176,46 +176,46 @@ class VolumeHasSnapshots(Conflict):
 class SnapshotBusy(Conflict):
     """Another operation is running on this snapshot.
 
-    ``job_id`` in ``details`` is its job.
+    ``details["job_id"]`` is its job.
     """
 
     code = "snapshot-busy"
 
 
 class SnapshotUnusable(Conflict):
-    """The snapshot is in the state "error"; it can be deleted, or its failed job retried."""
+    """The snapshot is in state "error"; delete it or retry its failed job."""
 
     code = "snapshot-unusable"
 
 
 class ScheduleBusy(Conflict):
-    """The job of the run before is still going.
+    """The job of the previous run is still active.
 
-    ``job_id`` in ``details`` is that job.
+    ``details["job_id"]`` is that job.
     """
 
     code = "schedule-busy"
 
 
 class JobNotRetryable(Conflict):
-    """Only a job that failed, was cancelled or ended partially can be retried, and only once."""
+    """Only a failed, cancelled or partially succeeded job can be retried, and only once."""
 
     code = "job-not-retryable"
 
 
 class Unavailable(CisternError):
-    """A part that Cistern needs does not answer at the moment."""
+    """A service that Cistern depends on is not responding."""
 
     code = "unavailable"
 
 
 class DatabaseUnavailable(Unavailable):
-    """PostgreSQL does not answer at the moment."""
+    """PostgreSQL is not responding."""
 
     code = "database-unavailable"
 
 
 class StorageError(CisternError):
-    """The storage could not do it."""
+    """The storage operation failed."""
 
     code = "storage-error"

@@ -1,4 +1,4 @@
-"""What is to be done now and then by whichever worker comes first, and how a worker sees whether it is."""
+"""Maintenance tasks, which any worker may run, and the one query that finds out which of them are due."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
@@ -13,39 +13,41 @@ log = structlog.get_logger(__name__)
 
 
 class MaintenanceTask(NamedTuple):
-    """Something that is done whenever there is a need."""
+    """One task, run whenever its condition holds."""
 
-    #: What the log says when there was something to do.
+    #: The log event of a run that had something to do.
     event: str
-    #: Returns how much there was to do.
+    #: Does the work; returns the number of rows processed.
     run: Callable[[], Awaitable[int]]
-    #: Whether there may be something to do: seen without locks, so whoever does it looks again.
+    #: Whether there may be work. Evaluated without locks, so ``run`` checks again.
     needed: ColumnElement[bool]
-    #: Whether it is only for a worker that beats.
+    #: Whether only a worker whose heartbeat is current may run it.
     requires_heartbeat: bool = False
 
 
 class MaintenanceTasks:
-    """Errands, in the order in which they are run."""
+    """The maintenance tasks, in the order in which they run."""
 
     def __init__(self, database: Database, tasks: Sequence[MaintenanceTask]) -> None:
         self._database = database
         self._tasks = tasks
-        self._question = select(*(task.needed for task in tasks))
+        self._query = select(*(task.needed for task in tasks))
 
     async def due(self) -> Sequence[tuple[MaintenanceTask, bool]]:
-        """Tell which of them may be needed. Mostly none is, so it takes one statement for all.
+        """Return each task and whether it may have work. Usually none has, so one statement checks all of them.
 
-        Whoever cannot see must take it that all are: one sign that fails keeps no errand from being run.
+        If the check itself fails, every task counts as due: one failing condition must not disable the others.
         """
         try:
             needed = await self._needed()
         except Exception as error:
-            if not isinstance(error, DatabaseUnavailable):  # else they will find out themselves, and say so
+            if not isinstance(
+                error, DatabaseUnavailable
+            ):  # the tasks themselves will raise that, and it is logged there
                 log.exception("maintenance.check_failed")
             needed = [True] * len(self._tasks)
         return list(zip(self._tasks, needed, strict=True))
 
     async def _needed(self) -> Sequence[bool]:
         async with self._database.autocommit() as connection:
-            return (await connection.execute(self._question)).one()
+            return (await connection.execute(self._query)).one()

@@ -1,4 +1,4 @@
-"""The composition root: what stands on what, and the tables of what jobs do and what schedules ask for."""
+"""The composition root: builds the services, the table of job kinds and the table of scheduled actions."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -47,7 +47,7 @@ from domain.volumes.service import VolumeService
 
 @dataclass(frozen=True)
 class Handler:
-    """Everything about one kind of job: asking again, the work, its effect, and the way out."""
+    """The functions of one job kind: request a retry, do the work, record its effect, seal and abandon."""
 
     retry: Retry
     perform: Callable[[ClaimedJob, Grant], Awaitable[Outcome]]
@@ -63,7 +63,7 @@ def handlers(
     expansion: BulkExpandService,
     bulk_snapshots: BulkSnapshotService,
 ) -> dict[str, Handler]:
-    """Draw up the table; the work of a lane is put in by the worker whose it is."""
+    """Return the handler of each job kind. The worker replaces ``perform`` of the lane, which it does itself."""
     v, s, b, e, bs = volumes, snapshots, bulk, expansion, bulk_snapshots
     return {
         "volume.create": Handler(v.retry_create, v.create, v.record_create, v.seal, v.abandon_create),
@@ -73,31 +73,31 @@ def handlers(
         "snapshot.restore": Handler(s.retry_restore, s.restore, s.record_restore, s.seal_volume, s.abandon_restore),
         "snapshot.delete": Handler(s.retry_delete, s.delete, s.record_delete, s.seal_snapshot, s.abandon_delete),
         "snapshot.clone": Handler(s.retry_clone, s.clone, s.record_clone, s.seal_volume, s.abandon_clone),
-        EXPAND: Handler(e.retry_expand, b.plan, b.hand_over, _nothing, b.abandon),
-        SNAPSHOT: Handler(bs.retry_snapshots, b.plan, b.hand_over, _nothing, b.abandon),
-        LANE: Handler(b.retry_lane, _in_a_workshop, b.record_lane, _nothing, b.abandon_lane),
+        EXPAND: Handler(e.retry_expand, b.plan, b.hand_over, _nothing_to_seal, b.abandon),
+        SNAPSHOT: Handler(bs.retry_snapshots, b.plan, b.hand_over, _nothing_to_seal, b.abandon),
+        LANE: Handler(b.retry_lane, _in_worker_only, b.record_lane, _nothing_to_seal, b.abandon_lane),
     }
 
 
 def actions(expansion: BulkExpandService, snapshots: BulkSnapshotService, backends: Backends) -> dict[str, Action]:
-    """Draw up the table of what a schedule may ask for."""
+    """Return the actions that a schedule may start."""
     return {
         EXPAND: ScheduledBulk(expansion, BulkExpandRequest.from_request, backends),
         SNAPSHOT: ScheduledBulk(snapshots, BulkSnapshotRequest.from_request, backends),
     }
 
 
-async def _nothing(_: ClaimedJob, __: Grant) -> None:
-    """There is nothing on the storage that an earlier attempt of the whole could still change."""
+async def _nothing_to_seal(_: ClaimedJob, __: Grant) -> None:
+    """Do nothing: an earlier attempt at a bulk job itself cannot change anything on the storage."""
 
 
-async def _in_a_workshop(job: ClaimedJob, _: Grant) -> Outcome:
-    raise NotImplementedError(f"{job.kind} is the worker's own work (worker/lanes.py)")
+async def _in_worker_only(job: ClaimedJob, _: Grant) -> Outcome:
+    raise NotImplementedError(f"{job.kind} is performed by the worker itself (worker/lanes.py)")
 
 
 @dataclass(frozen=True)
 class Services:
-    """What an edge (HTTP, a worker, the command line) holds for as long as it runs."""
+    """The services of one process (API, worker or command line), open for as long as it runs."""
 
     settings: Settings
     database: Database
@@ -120,7 +120,7 @@ class Services:
     retention: Retention
 
     def engine(self, worker: Worker) -> JobEngine:
-        """Give one worker process its view of the job book."""
+        """Return the job engine of one worker process."""
         return JobEngine(
             self.database,
             self.queue,
@@ -131,7 +131,7 @@ class Services:
         )
 
     def maintenance_tasks(self, engine: JobEngine) -> MaintenanceTasks:
-        """Draw up what a worker does for all; those that ring come last, for the others leave something to be rung."""
+        """Return the maintenance tasks. Those that dispatch come last: the others leave jobs to be dispatched."""
         return MaintenanceTasks(
             self.database,
             (
@@ -150,37 +150,37 @@ class Services:
         )
 
     def check(self) -> Check:
-        """Give somebody who wants to know whether rows, ledger and disk agree a look at all of them."""
+        """Return the check that compares rows, ledgers and storage."""
         return Check(self.database, self.backends, self.handlers, lease=self.settings.lease_seconds)
 
 
 @asynccontextmanager
 async def open_services(settings: Settings) -> AsyncIterator[Services]:
-    """Open connections and backends, and close them in the end.
+    """Open the connections and backends of the services, and close them on exit.
 
     Raises:
-        ConfigurationError: a setting is missing or unusable, or the database is not migrated.
+        ConfigurationError: a setting is missing or invalid, or the database is not migrated.
         DatabaseUnavailable: PostgreSQL does not answer.
     """
-    async with _opened(require_servers(settings)) as services:
+    async with _open(require_servers(settings)) as services:
         yield services
 
 
 @asynccontextmanager
 async def open_check(settings: Settings) -> AsyncIterator[Check]:
-    """Open what an inspection needs, which is PostgreSQL and the backends.
+    """Open the check, which needs PostgreSQL and the backends but no Redis.
 
     Raises:
         ConfigurationError, DatabaseUnavailable: as `open_services`.
     """
     require_database(settings)
-    # Whoever opens a queue connects on first use, and an inspection has none: any address will do.
-    async with _opened(settings.model_copy(update={"redis_url": settings.redis_url or "redis://"})) as services:
+    # The queue connects on first use, and the check never uses it: any URL will do.
+    async with _open(settings.model_copy(update={"redis_url": settings.redis_url or "redis://"})) as services:
         yield services.check()
 
 
 @asynccontextmanager
-async def _opened(settings: Settings) -> AsyncIterator[Services]:
+async def _open(settings: Settings) -> AsyncIterator[Services]:
     async with AsyncExitStack() as stack:
         backends = Backends.open(settings.backends, threads=settings.max_jobs + settings.max_concurrent)
         stack.push_async_callback(backends.close)
@@ -193,7 +193,7 @@ async def _opened(settings: Settings) -> AsyncIterator[Services]:
 
 
 def compose(settings: Settings, database: Database, queue: JobQueue, backends: Backends) -> Services:
-    """Build the services on their parts."""
+    """Build the services on an open database, queue and backends."""
     volumes = VolumeService(
         database, queue, backends, max_attempts=settings.max_attempts, refuse_delete=refuse_if_it_has_snapshots
     )
@@ -209,8 +209,8 @@ def compose(settings: Settings, database: Database, queue: JobQueue, backends: B
         SNAPSHOT: SnapshotOperation(backends, snapshots),
     }
     bulk = BulkService(database, queue, operations)
-    table = handlers(volumes, snapshots, bulk, expansion, bulk_snapshots)
-    schedulable = actions(expansion, bulk_snapshots, backends)
+    job_handlers = handlers(volumes, snapshots, bulk, expansion, bulk_snapshots)
+    scheduled_actions = actions(expansion, bulk_snapshots, backends)
     return Services(
         settings=settings,
         database=database,
@@ -222,11 +222,11 @@ def compose(settings: Settings, database: Database, queue: JobQueue, backends: B
         expansion=expansion,
         bulk_snapshots=bulk_snapshots,
         chunks=Chunks(database, queue, operations, busy_seconds=settings.busy_seconds),
-        actions=schedulable,
-        schedules=ScheduleService(database, schedulable),
-        schedule_runner=ScheduleRunner(database, queue, schedulable),
-        jobs=JobService(database, queue, table),
-        handlers=table,
+        actions=scheduled_actions,
+        schedules=ScheduleService(database, scheduled_actions),
+        schedule_runner=ScheduleRunner(database, queue, scheduled_actions),
+        jobs=JobService(database, queue, job_handlers),
+        handlers=job_handlers,
         retry_policy=RetryPolicy(settings.retry_seconds),
         watcher=Watcher(database, queue),
         stats=StatsCache(database),

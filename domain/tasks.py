@@ -1,4 +1,4 @@
-"""What goes on in the background of a process: tasks, how they are brought to an end, and the garbage collector."""
+"""Background tasks of a process: starting, cancelling and detaching them, and tuning the garbage collector."""
 
 import asyncio
 import gc
@@ -7,15 +7,15 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 _CANCEL_AGAIN_SECONDS: Final = 0.5
-#: Python's own thresholds are for small programs: with as many objects as here it would look for cycles thousands of
-#: times a minute, and find none.
+#: Python's default thresholds suit small programs; with the number of objects here, the collector would run thousands
+#: of times a minute and find nothing.
 _GC_THRESHOLDS: Final = (20_000, 20, 50)
 
 
 def tune_gc() -> None:
-    """Have the garbage collector leave alone what is there for good, and look for cycles less often.
+    """Exclude long-lived objects from garbage collection and run it less often.
 
-    To be called when everything is open.
+    Call this once all services are open.
     """
     gc.collect()
     gc.freeze()
@@ -24,7 +24,7 @@ def tune_gc() -> None:
 
 @asynccontextmanager
 async def in_background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Have these run as long as the block lasts."""
+    """Run these coroutines as tasks while the block runs, then cancel them."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         yield
@@ -33,17 +33,20 @@ async def in_background(*coroutines: Coroutine[Any, Any, None]) -> AsyncIterator
 
 
 async def cancel_and_wait(tasks: Collection[asyncio.Task[Any]]) -> None:
-    """Cancel until it is heard: Python 3.11's `wait_for`, in which redis-py sends, can swallow a cancellation."""
-    left = set(tasks)
-    while left:
-        for task in left:
+    """Cancel tasks, repeatedly until they end.
+
+    One cancellation is not enough: Python 3.11's `asyncio.wait_for`, in which redis-py sends, can swallow it.
+    """
+    pending = set(tasks)
+    while pending:
+        for task in pending:
             task.cancel()
-        _, left = await asyncio.wait(left, timeout=_CANCEL_AGAIN_SECONDS)
+        _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_SECONDS)
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def detach(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Leave tasks to themselves, whatever comes of them: asyncio logs a traceback for a failure nobody asked about."""
+    """Let tasks run on their own. Their exceptions are retrieved, as asyncio logs a traceback for each that is not."""
     for task in tasks:
         task.add_done_callback(_retrieve_exception)
 

@@ -1,1 +1,1 @@
-"""PostgreSQL: transactions, base classes of tables, building blocks of statements, pages, and migrations."""
+"""PostgreSQL: transactions, table base classes, SQL helpers, pagination and migrations."""

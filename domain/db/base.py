@@ -1,4 +1,4 @@
-"""The base classes of all tables."""
+"""Base classes of all mapped tables."""
 
 import enum
 from datetime import datetime
@@ -18,7 +18,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 class Base(DeclarativeBase):
-    """What every table has in common: named constraints and PostgreSQL's types."""
+    """Base of every table: naming conventions of constraints, and the mapping of Python types to PostgreSQL's."""
 
     metadata = MetaData(
         naming_convention={
@@ -40,7 +40,7 @@ class Base(DeclarativeBase):
 
 
 class Entity(Base):
-    """A row whose id is a UUIDv7 made in Python: known before the insert, and growing with time."""
+    """A table whose id is a UUIDv7 made in Python: known before the insert, and ordered by time."""
 
     __abstract__ = True
 
@@ -48,7 +48,7 @@ class Entity(Base):
 
 
 def enum_text(states: type[enum.Enum]) -> Enum:
-    """Map an enum to a text column that holds its values; the tables check them by a constraint of their own."""
+    """Map an enum to a text column that stores its values; each table has its own CHECK constraint for them."""
     return Enum(
         states, native_enum=False, create_constraint=False, length=32, values_callable=lambda e: [m.value for m in e]
     )

@@ -1,7 +1,7 @@
-"""The only place that opens, commits and rolls back: transactions of one asyncio task each, or of one statement.
+"""The only module that opens, commits and rolls back transactions, each for one asyncio task or one statement.
 
-A transaction is short. No storage work, no HTTP and no Redis happens while one is open; `in_transaction`
-lets the storage room refuse, so that a test finds the place.
+Transactions are short: no storage work, HTTP or Redis call happens while one is open. The storage package checks
+`in_transaction` and raises, so that a test finds a violation.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ from domain.errors import ConfigurationError, DatabaseUnavailable
 
 _open: ContextVar[bool] = ContextVar("open_transaction", default=False)
 
-# SQLSTATE classes that pass by themselves: connection, rollback (deadlock), resources, operator, system; lock timeouts,
-# and a server that may not be written to, such as a standby that is just being promoted.
+#: SQLSTATE prefixes of transient failures: connection, rollback (deadlock), resources, operator intervention, system
+#: error; a lock timeout; and a read-only server, such as a standby that is being promoted.
 _TRANSIENT: Final = ("08", "40", "53", "57", "58", "25006", "25P03", "55P03")
-_LOCKED: Final = "55P03"
-#: Of these, what has to do with what was asked: it was locked, in a deadlock, or took too long.
-_CONTENDED: Final = ("40", "57014", _LOCKED)
+_LOCK_NOT_AVAILABLE: Final = "55P03"
+#: The transient failures caused by the statement itself: its rows were locked, it was in a deadlock, or it timed out.
+_CONTENDED: Final = ("40", "57014", _LOCK_NOT_AVAILABLE)
 
-# A stopped process must not hold the others: its locks are taken from it (milliseconds).
+#: Timeouts in milliseconds. They release the locks of a process that was stopped, so that it does not block the others.
 _SERVER_SETTINGS: Final = {
     "application_name": "cistern",
     "idle_in_transaction_session_timeout": "5000",
@@ -42,22 +42,23 @@ _SERVER_SETTINGS: Final = {
     "lock_timeout": "5000",
 }
 
-#: A connection that has rested for so long may have died unnoticed.
+#: A connection idle for longer than this is checked before use, in seconds: it may have died unnoticed.
 _IDLE_SECONDS: Final = 1.0
-#: So long it has to answer, before all others that are as old are held to be dead too: less than a heartbeat waits.
+#: Timeout of that check, in seconds. When it expires, the pool discards every connection made before that moment. It is
+#: shorter than the timeout of a heartbeat.
 _PING_TIMEOUT: Final = 1.5
 
-#: How long a process that ends waits for a PostgreSQL that is there, but does not answer.
+#: Maximum number of seconds that a process waits at shutdown for a PostgreSQL that accepts data but does not answer.
 CLOSE_TIMEOUT: Final = 3.0
 
 
 def in_transaction() -> bool:
-    """Tell whether the current task has a transaction open."""
+    """Return whether the current task has an open transaction."""
     return _open.get()
 
 
 class Database:
-    """A pool of connections to one PostgreSQL."""
+    """A connection pool of one PostgreSQL server."""
 
     def __init__(self, url: str, *, pool_size: int = 10) -> None:
         self._engine = create_async_engine(
@@ -67,7 +68,7 @@ class Database:
             pool_timeout=5,
             json_serializer=as_json,
             json_deserializer=from_json,
-            hide_parameters=True,  # an error over a chunk would quote a thousand rows, and names are not for logs
+            hide_parameters=True,  # an error of a chunk would quote a thousand rows, and names do not belong in logs
             connect_args={"server_settings": dict(_SERVER_SETTINGS), "timeout": 5, "command_timeout": 60},
         )
         _check_idle_connections(self._engine)
@@ -76,7 +77,7 @@ class Database:
 
     @asynccontextmanager
     async def autocommit(self) -> AsyncIterator[AsyncConnection]:
-        """Open a connection for one statement, which is a transaction by itself: one round trip instead of three.
+        """Open a connection in autocommit mode, for one statement: one round trip instead of three.
 
         Raises:
             DatabaseUnavailable: as `transaction`.
@@ -90,29 +91,29 @@ class Database:
         """Open a session; commit on a clean exit, roll back on an exception.
 
         Raises:
-            DatabaseUnavailable: the connection is missing or was lost. Whether a COMMIT that was on its way
-                took effect is then unknown; whoever must know asks again.
+            DatabaseUnavailable: no connection was available, it was lost, or the statement failed transiently. If a
+                COMMIT was in flight, its result is unknown; a caller that needs it must query again.
         """
         with _transaction_errors():
             async with self._sessions() as session, session.begin():
                 yield session
 
     async def ping(self) -> None:
-        """Ask PostgreSQL for a sign of life.
+        """Check that PostgreSQL answers a query.
 
         Raises:
-            DatabaseUnavailable: there is none.
+            DatabaseUnavailable: it does not.
         """
         async with self.transaction() as session:
             await session.execute(text("SELECT 1"))
 
     async def require_migrated(self) -> None:
-        """Make sure that the schema is the one this code was written for, or a newer one.
+        """Check that the schema is at the revision of this code, or a newer one.
 
         Raises:
-            ConfigurationError: the schema is older, or not there at all, or PostgreSQL does not let us look.
+            ConfigurationError: the schema is older or missing, or PostgreSQL refuses the connection.
         """
-        *older, head = _known_revisions()
+        *older, head = known_revisions()
         current = await self._revision()
         if current is None or current in older:
             raise ConfigurationError(
@@ -126,11 +127,11 @@ class Database:
                     return None
                 revision: str | None = await session.scalar(text("SELECT version_num FROM alembic_version"))
                 return revision
-        except DBAPIError as error:  # what does not pass: no such database, no such role, a wrong password
-            raise ConfigurationError(f"PostgreSQL does not let us in: {error.orig}") from error
+        except DBAPIError as error:  # not transient: no such database, no such role, a wrong password
+            raise ConfigurationError(f"PostgreSQL refused the connection: {error.orig}") from error
 
     async def close(self) -> None:
-        """Close every connection; without its goodbye, where PostgreSQL does not answer one."""
+        """Close every connection, after `CLOSE_TIMEOUT` without waiting for PostgreSQL's reply."""
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self._engine.dispose()
@@ -138,7 +139,7 @@ class Database:
 
 @contextmanager
 def _transaction_errors() -> Iterator[None]:
-    """Remember that a transaction is open, and name the failures that pass."""
+    """Mark a transaction as open, and convert transient failures to `DatabaseUnavailable`."""
     token = _open.set(True)
     try:
         yield
@@ -151,56 +152,56 @@ def _transaction_errors() -> Iterator[None]:
 
 
 def _check_idle_connections(engine: AsyncEngine) -> None:
-    """Have a connection that nobody has used for a while looked at before it is used: PostgreSQL may have restarted.
+    """Ping a connection before use if it has been idle for `_IDLE_SECONDS`: PostgreSQL may have restarted since.
 
-    `pool_pre_ping` looks every time, which is a round trip in each transaction.
+    `pool_pre_ping` pings on every checkout, which costs a round trip in each transaction.
     """
 
     @event.listens_for(engine.sync_engine, "checkin")
-    def note(_: Any, record: Any) -> None:
-        record.info["rests_since"] = time.monotonic()
+    def record_checkin(_: Any, record: Any) -> None:
+        record.info["idle_since"] = time.monotonic()
 
     @event.listens_for(engine.sync_engine, "checkout")
-    def look(connection: Any, record: Any, _: Any) -> None:
-        if time.monotonic() - record.info.get("rests_since", math.inf) > _IDLE_SECONDS:
+    def ping_if_idle(connection: Any, record: Any, _: Any) -> None:
+        if time.monotonic() - record.info.get("idle_since", math.inf) > _IDLE_SECONDS:
             try:
-                # SQLAlchemy's own ping waits as long as for any answer.
+                # SQLAlchemy's own ping has the timeout of any other statement.
                 connection.run_async(lambda raw: raw.fetchrow(";", timeout=_PING_TIMEOUT))
             except Exception as error:
-                connection.driver_connection.terminate()  # a goodbye would take longer than a heartbeat can wait
-                raise InvalidatePoolError from error  # the pool connects anew
+                connection.driver_connection.terminate()  # a clean close could take longer than a heartbeat's timeout
+                raise InvalidatePoolError from error  # the pool then opens a new connection
 
 
 def is_transient(error: Exception) -> bool:
-    """Tell whether PostgreSQL is only away for the moment."""
+    """Return whether a failure of PostgreSQL is temporary, so that retrying may succeed."""
     if not isinstance(error, DBAPIError):
         return True
     return error.connection_invalidated or _sqlstate(error).startswith(_TRANSIENT)
 
 
 def is_unavailable(error: Exception) -> bool:
-    """Tell whether it is a failure of PostgreSQL that passes by itself, whatever the cause."""
+    """Return whether a statement failed transiently, whatever the cause."""
     return isinstance(error, DatabaseUnavailable)
 
 
 def is_unreachable(error: Exception) -> bool:
-    """Tell whether PostgreSQL itself was not to be had, whatever it was asked."""
+    """Return whether PostgreSQL itself was unavailable, so that any other statement would have failed too."""
     return isinstance(error, DatabaseUnavailable) and not _sqlstate(error.__cause__).startswith(_CONTENDED)
 
 
 def was_lock_timeout(error: DatabaseUnavailable) -> bool:
-    """Tell whether PostgreSQL was there all the time, and only what somebody else had locked was not to be had."""
-    return _sqlstate(error.__cause__) == _LOCKED
+    """Return whether PostgreSQL was available and only a lock held by another transaction was not."""
+    return _sqlstate(error.__cause__) == _LOCK_NOT_AVAILABLE
 
 
 def _sqlstate(error: BaseException | None) -> str:
     return (getattr(error.orig, "sqlstate", None) or "") if isinstance(error, DBAPIError) else ""
 
 
-def _known_revisions() -> list[str]:
-    """The revisions of this version's schema, oldest first; a newer one is not among them.
+def known_revisions() -> list[str]:
+    """Return the schema revisions that this version knows, oldest first.
 
-    Read off the names of the files: Alembic would take a third of the time that a process needs to start.
+    They are read from the file names: loading Alembic would take a third of a process's start-up time.
     """
     scripts = Path(__file__).parent / "migrations" / "versions"
     return sorted(script.name.partition("_")[0] for script in scripts.glob("[0-9]*.py"))

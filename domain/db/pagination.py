@@ -1,4 +1,4 @@
-"""Keyset pages behind an opaque cursor: newest first over ids that grow with time (UUIDv7), or upwards over others."""
+"""Keyset pagination with opaque cursors: newest first by time-ordered ids (UUIDv7), or in ascending order of an id."""
 
 import hashlib
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -13,14 +13,14 @@ from domain.errors import BadCursor
 
 DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 200
-_MARK_BYTES: Final = 8
+_DIGEST_BYTES: Final = 8
 
 Row = TypeVar("Row", bound=Base)
 
 
 @dataclass(frozen=True)
 class Page(Generic[Row]):
-    """Some rows, and the cursor of those that follow; None on the last page."""
+    """The rows of one page, and the cursor of the next page; None on the last page."""
 
     items: list[Row]
     next_cursor: str | None
@@ -28,7 +28,7 @@ class Page(Generic[Row]):
 
 @dataclass(frozen=True)
 class PageRequest:
-    """How many rows, and after which. ``scope`` names the list and its filters: a cursor fits only its own."""
+    """The limit and the start of a page. ``scope`` names the list and its filters: a cursor is valid only there."""
 
     scope: str
     limit: int = DEFAULT_LIMIT
@@ -36,44 +36,44 @@ class PageRequest:
 
     @property
     def before(self) -> UUID | None:
-        """The id below which this page starts.
+        """The id below which this page starts; None for the first page.
 
         Raises:
-            BadCursor: this list did not give the cursor out.
+            BadCursor: the cursor does not belong to this list.
         """
         if self.cursor is None:
             return None
         try:
             raw = urlsafe_b64decode(self.cursor.encode("ascii"))
-            mark, key = raw[:_MARK_BYTES], UUID(bytes=raw[_MARK_BYTES:])
+            digest, last_id = raw[:_DIGEST_BYTES], UUID(bytes=raw[_DIGEST_BYTES:])
         except ValueError as error:
             raise BadCursor(field="cursor") from error
-        if mark != _mark(self.scope):
+        if digest != _digest(self.scope):
             raise BadCursor(field="cursor")
-        return key
+        return last_id
 
     @property
     def after(self) -> UUID | None:
-        """The id above which this page starts, in a list that goes upwards.
+        """The id above which this page starts, in a list in ascending order; None for the first page.
 
         Raises:
-            BadCursor: this list did not give the cursor out.
+            BadCursor: the cursor does not belong to this list.
         """
         return self.before
 
     def page(self, rows: Sequence[Row], *, by: Callable[[Row], UUID] = attrgetter("id")) -> Page[Row]:
-        """Make the page of ``rows``, of which there is one more than asked for unless it is the last page.
+        """Make a page of ``rows``. One row more than the limit means that there is another page.
 
-        ``by`` tells the id that the list is ordered by.
+        ``by`` returns the id that the list is ordered by.
         """
         items = list(rows[: self.limit])
-        more = len(rows) > self.limit
-        return Page(items, _cursor(self.scope, by(items[-1])) if more else None)
+        has_next = len(rows) > self.limit
+        return Page(items, _cursor(self.scope, by(items[-1])) if has_next else None)
 
 
-def _mark(scope: str) -> bytes:
-    return hashlib.sha256(scope.encode()).digest()[:_MARK_BYTES]
+def _digest(scope: str) -> bytes:
+    return hashlib.sha256(scope.encode()).digest()[:_DIGEST_BYTES]
 
 
-def _cursor(scope: str, last: UUID) -> str:
-    return urlsafe_b64encode(_mark(scope) + last.bytes).decode("ascii")
+def _cursor(scope: str, last_id: UUID) -> str:
+    return urlsafe_b64encode(_digest(scope) + last_id.bytes).decode("ascii")

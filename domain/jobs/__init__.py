@@ -1,17 +1,18 @@
-"""Jobs: durable rows that workers claim, carry out and settle. Knows a kind and a payload, never a volume.
+"""Jobs: durable rows that workers claim, perform and settle. This package knows kinds and payloads, never volumes.
 
     queued ──claim──▶ running ──settle──▶ succeeded | partial | failed | cancelled
       │                  │
-      │                  └──retry, rescue, interruption──▶ queued (one ring more)
-      └──cancel before it was ever started──▶ cancelled
+      │                  └──retry, rescue, release──▶ queued (epoch + 1)
+      └──cancel before the first start──▶ cancelled
 
-The row is the truth and the outbox; arq is the doorbell. A message carries (job id, ring) and nothing else.
+The row is the source of truth and the outbox; a message through arq only wakes a worker. It carries the job id and the
+epoch, and nothing else.
 
-    users      `acceptance`, `service`, `repository`; `watcher` for those who wait
-    workers    `foreman`, on `leases` (claim, renew, settle), `orders`, `outcomes` and `retry`
-    rounds     `foreman`, on `rings` (what waits) and `orphans` (whose worker died), `apart` from one another
-    wholes     `parents`: bulk jobs and their lanes
-    Redis      `queue` and its `messages`, and `refusals` for a Redis that takes no writes
-    the row    `model` and `states`; `kinds` is what a kind of job must say
-    the rest   `signals` tells how it all fares, `retention` forgets what is old
+    table         `model`, `states`; `kinds` is what each job kind must provide
+    requests      `service`, `idempotency`, `store.jobs`; `watcher` waits for changes
+    workers       `engine` on `store.leases` (claim, renew, settle), with `claimed`, `outcomes` and `retry`
+    maintenance   `engine` on `store.dispatch` (due, lost) and `store.orphans` (dead workers), one by one in `isolation`
+    bulk jobs     `store.parents`: parents and their lanes
+    Redis         `transport.job_queue`, `transport.messages`; `transport.write_errors` if Redis refuses writes
+    operation     `stats`; `store.retention` prunes
 """

@@ -1,4 +1,4 @@
-"""The work order of a job: what is handed to whoever carries it out."""
+"""A claimed job, as passed to the code that performs it."""
 
 from datetime import datetime
 from typing import Any, NamedTuple, Self
@@ -8,9 +8,9 @@ from domain.jobs.model import Dispatch, Job
 
 
 class ClaimedJob(NamedTuple):
-    """What the work, its record and the way out must know of a job: its row, as it was when it was claimed.
+    """The columns of a job that its handler needs, as of its claim.
 
-    A plain tuple, for a worker gets thousands of them a second, and SQLAlchemy would keep books about each.
+    A plain tuple: a worker gets thousands of them per second, and SQLAlchemy would track each mapped object.
     """
 
     id: UUID
@@ -31,15 +31,15 @@ class ClaimedJob(NamedTuple):
 
     @classmethod
     def from_row(cls, job: Job) -> Self:
-        """Draw up the order of a job whose row is at hand."""
+        """Convert a loaded row."""
         return cls(*(getattr(job, name) for name in cls._fields))
 
     @property
     def dispatch(self) -> Dispatch:
-        """What the message carried that it was claimed with."""
+        """The message that it was claimed with."""
         return Dispatch(self.id, self.epoch)
 
     @property
     def fence(self) -> tuple[int, int]:
-        """The order of this attempt among all that ever touched the same thing: its version, then the ring."""
+        """The fence (version, epoch), which orders this attempt among all attempts at the same volume or snapshot."""
         return self.params["fence"], self.epoch

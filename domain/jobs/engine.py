@@ -1,4 +1,4 @@
-"""What workers ask of the job book: claim, renew, settle, and the rounds that housekeeping makes."""
+"""The job engine of a worker: claim, renew and settle jobs, and the maintenance of all jobs (rescue, dispatch)."""
 
 import time
 from collections import defaultdict
@@ -38,19 +38,20 @@ from domain.jobs.store.leases import MIN_HEARTBEAT_TIMEOUT, LeaseRepository, Pro
 from domain.jobs.store.orphans import OrphanRepository, rescue_is_safe
 from domain.jobs.transport.job_queue import JobQueue
 
+#: Maximum number of jobs handled in one transaction of a maintenance task.
 _PAGE_SIZE: Final = 500
-#: At most so many jobs are claimed or settled by one statement.
+#: Maximum number of jobs claimed or settled in one statement.
 _MAX_BATCH: Final = 200
-#: For how many seconds a claim or a settlement waits for a row that somebody has locked. Of many, each goes alone then;
-#: one that is alone gives up, and whoever asked comes back: it must not keep a place from others who need not wait.
+#: Lock timeout of claims and settlements, in seconds. When it expires in a batch, each item is retried on its own; a
+#: single item that times out is returned to the caller, which retries it, so that it does not occupy a batch slot.
 _LOCK_TIMEOUT: Final = 0.2
-#: So many pages in one round, for the others wait meanwhile.
+#: Maximum number of pages per run of a maintenance task, as the other tasks wait meanwhile.
 _MAX_PAGES: Final = 20
-NOTHING_COPIED: Final[Mapping[UUID, Progress]] = MappingProxyType({})
+NO_PROGRESS: Final[Mapping[UUID, Progress]] = MappingProxyType({})
 
 
 class Claim(NamedTuple):
-    """A job that is this worker's until ``deadline``, in seconds of this process's monotonic clock."""
+    """A job that this worker holds until ``deadline``, in seconds of this process's monotonic clock."""
 
     job: ClaimedJob
     deadline: float
@@ -58,9 +59,9 @@ class Claim(NamedTuple):
 
 @dataclass(frozen=True)
 class Renewed:
-    """What came of asking for more time: leases that go on until ``deadline``, and jobs that are ours no more.
+    """The result of a renewal: leases extended until ``deadline``, and jobs that this worker has lost.
 
-    A job in neither was locked by somebody at that moment; its lease is as it was.
+    A job in neither was locked by another transaction; its lease is unchanged.
     """
 
     renewals: Sequence[Renewal]
@@ -69,7 +70,7 @@ class Renewed:
 
 
 class _EndedAttempt(NamedTuple):
-    """An attempt that has ended, and what is written into its row."""
+    """An attempt that has ended, and the settlement to write to its row."""
 
     job: ClaimedJob
     outcome: Outcome
@@ -77,7 +78,7 @@ class _EndedAttempt(NamedTuple):
 
 
 class JobEngine:
-    """The job book, as one worker process uses it."""
+    """The job engine of one worker process."""
 
     def __init__(
         self,
@@ -90,32 +91,42 @@ class JobEngine:
         min_heartbeat_timeout: float = MIN_HEARTBEAT_TIMEOUT,
         respect_grace_period: bool = True,
     ) -> None:
-        """``lease`` in seconds; who ``waits_for_calm`` rescues nobody before all live workers could renew."""
+        """Prepare the engine; nothing is read before the first call.
+
+        Args:
+            database: Where the jobs are.
+            queue: Transports the messages.
+            kinds: The job kinds that this worker knows; jobs of other kinds are left to other workers.
+            worker: This process's row in the list of workers.
+            lease: Length of a lease in seconds.
+            min_heartbeat_timeout: Minimum number of seconds that a heartbeat waits for PostgreSQL.
+            respect_grace_period: Whether to rescue only when `rescue_is_safe`; only tests turn it off.
+        """
         self._database = database
         self._queue = queue
         self._kinds = kinds
         self._worker = worker
         self._lease = lease
         self._min_heartbeat_timeout = min_heartbeat_timeout
-        #: How long a message may be on its way before anybody looks whether it still exists.
+        #: Age in seconds from which a message is checked: Redis may have lost it.
         self.redispatch_after = lease / 3
         self._rescue_is_safe = rescue_is_safe(worker.id, lease=lease) if respect_grace_period else true()
         self._outage_noted = True
         self._counters = CounterBuffer()
         self._claims = Batcher(self._claim_batch, max_batch=_MAX_BATCH, fails_all=is_unreachable)
-        #: What was not to be had at once: mostly rings that are old, but a row may only have been locked for a moment.
+        #: Second try of claims that found nothing: most are stale messages, but a row may have been locked just then.
         self._claims_of_locked_rows = Batcher(
             partial(self._claim_batch, lock_timeout=_LOCK_TIMEOUT), max_batch=_MAX_BATCH, fails_all=is_unreachable
         )
-        #: Kinds and outcomes apart: so each transaction locks the volumes that it is about at once, in one order.
+        #: One batcher per kind and outcome: each transaction then locks all its volumes in one statement, in one order.
         self._settlements: defaultdict[tuple[str, type[Outcome]], Batcher[_EndedAttempt, bool]] = defaultdict(
             lambda: Batcher(self._settle_batch, max_batch=_MAX_BATCH, fails_all=is_unreachable)
         )
-        #: How many workers there were at the last heartbeat, with this one.
+        #: Number of live workers at the last heartbeat, including this one.
         self.workers = 1
 
     async def claim(self, dispatch: Dispatch) -> Claim | None:
-        """Take the job of this ring, unless somebody else has, or the ring is an old one."""
+        """Claim the job of this message; return None if it is already claimed or the message is stale."""
         return await self._claims(dispatch) or await self._claims_of_locked_rows(dispatch)
 
     async def _claim_batch(
@@ -131,13 +142,13 @@ class JobEngine:
                 lock_timeout=lock_timeout,
             )
         claims = {job.dispatch: Claim(job, deadline) for job in jobs}
-        return [claims.pop(dispatch, None) for dispatch in dispatches]  # one that was delivered twice is claimed once
+        return [claims.pop(dispatch, None) for dispatch in dispatches]  # a message delivered twice gets one claim
 
     async def settle(self, job: ClaimedJob, outcome: Outcome) -> bool:
-        """Write down how an attempt ended, and its effect, in one transaction. Returns whether this call did so.
+        """Record the outcome of an attempt and its effect in one transaction. Returns whether this call recorded it.
 
-        Safe to repeat when the answer to the COMMIT was lost: then an earlier call may have done it already. Otherwise
-        False means that it was no longer ours to end.
+        Safe to repeat if the reply to the COMMIT was lost: False then may mean that the earlier call recorded it.
+        Otherwise False means that this worker no longer holds the job.
         """
         settlement = _settlement(job, outcome)
         if settlement is None:
@@ -145,9 +156,9 @@ class JobEngine:
         return await self._settlements[job.kind, type(outcome)](_EndedAttempt(job, outcome, settlement))
 
     async def _settle_batch(self, ended: Sequence[_EndedAttempt]) -> Sequence[bool]:
-        """Settle attempts at one kind of job that have ended in the same way.
+        """Settle attempts of one kind and one outcome.
 
-        The next group waits until Redis has been told too, within bounds; no slot does.
+        The next batch waits until the changes are announced through Redis, which has a timeout; no slot waits for it.
         """
         async with self._database.transaction() as session:
             ours = await LeaseRepository(session).settle(
@@ -161,38 +172,38 @@ class JobEngine:
         return [end.job.id in ours for end in ended]
 
     async def _record_effects(self, session: AsyncSession, settled: Sequence[_EndedAttempt]) -> None:
-        """Write down the effects of what is done, and leave usable what was given up."""
+        """Record the effects of successful attempts, and abandon failed and cancelled jobs."""
         kind = self._kinds[settled[0].job.kind]
-        if done := [(job, outcome.result) for job, outcome, _ in settled if isinstance(outcome, Succeeded | Delegated)]:
-            await kind.record(session, done)
-        if given_up := [(job, outcome.found) for job, outcome, _ in settled if isinstance(outcome, Failed | Cancelled)]:
-            await kind.abandon(session, given_up)
+        if succeeded := [(job, out.result) for job, out, _ in settled if isinstance(out, Succeeded | Delegated)]:
+            await kind.record(session, succeeded)
+        if failed := [(job, out.found) for job, out, _ in settled if isinstance(out, Failed | Cancelled)]:
+            await kind.abandon(session, failed)
 
     async def _after_settling(self, settled: Sequence[_EndedAttempt]) -> None:
         outcomes = [end.outcome for end in settled]
         retried = [outcome for outcome in outcomes if isinstance(outcome, RetryIn) and not outcome.free]
         self._counters.add(CounterName.RETRIED, len(retried))
         if any(isinstance(outcome, Released | Yielded | Delegated) for outcome in outcomes):
-            with suppress(DatabaseUnavailable):  # it is settled; housekeeping rings what we could not
-                await self.dispatch_due()  # somebody can go on with it at once, or with its lanes
+            with suppress(DatabaseUnavailable):  # the jobs are settled; maintenance dispatches what this call could not
+                await self.dispatch_due()  # so that a worker continues these jobs, or starts their lanes, at once
 
-    async def renew(self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress] = NOTHING_COPIED) -> Renewed:
-        """Say that we are alive and at these jobs, and how far those are that copy something."""
+    async def renew(self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress] = NO_PROGRESS) -> Renewed:
+        """Record a heartbeat, extend the leases of these jobs, and store the progress of those that copy data."""
         deadline, gap, self._outage_noted = self._deadline(), self._outage_noted, False
         counts = self._counters.pending()
         try:
             async with self._database.transaction() as session:
                 leases = LeaseRepository(session)
                 await leases.record_heartbeat(
-                    self._worker, lease=self._lease, afresh=gap, min_timeout=self._min_heartbeat_timeout
+                    self._worker, lease=self._lease, gap=gap, min_timeout=self._min_heartbeat_timeout
                 )
                 self.workers = await leases.count_workers(self._lease)
                 renewals, lost = await self._renew(leases, job_ids, progress)
-                written = await StatsRepository(session).add(counts)
+                flushed = await StatsRepository(session).add(counts)
         except BaseException:
             self.note_outage()
             raise
-        if written:
+        if flushed:
             self._counters.flushed(counts)
         return Renewed(renewals, lost, deadline)
 
@@ -206,11 +217,11 @@ class JobEngine:
         return renewals, frozenset(job_ids) - held
 
     def note_outage(self) -> None:
-        """Note that PostgreSQL was away, so that others may not have been able to renew either."""
+        """Record an outage of PostgreSQL: other workers may have been unable to renew their leases, too."""
         self._outage_noted = True
 
     async def deregister(self) -> None:
-        """Strike ourselves off the list of workers, with what we have counted."""
+        """Remove this worker from the list of workers, and flush its counters."""
         async with self._database.transaction() as session:
             await LeaseRepository(session).delete_worker(self._worker.id)
         if counts := self._counters.pending():
@@ -219,11 +230,11 @@ class JobEngine:
                 await StatsRepository(session).add(counts)
 
     async def rescue(self) -> int:
-        """Put the jobs of dead workers back into the queue, or end them if there is no hope. Returns how many."""
+        """Requeue the jobs of dead workers, or fail those whose attempts are exhausted. Returns their number."""
         async with self._database.transaction() as session:
             orphans = OrphanRepository(session)
-            rescued = await orphans.rescue(_PAGE_SIZE, sure=self._rescue_is_safe)
-            exhausted = await orphans.exhausted(_PAGE_SIZE, kinds=tuple(self._kinds), sure=self._rescue_is_safe)
+            rescued = await orphans.rescue(_PAGE_SIZE, safe=self._rescue_is_safe)
+            exhausted = await orphans.exhausted(_PAGE_SIZE, kinds=tuple(self._kinds), safe=self._rescue_is_safe)
             await orphans.delete_silent_workers()
         failed = await each_in_own_transaction(self._database, exhausted, self._fail_orphan, on_error=_defer)
         self._counters.add(CounterName.RESCUED, len(rescued) + len(failed))
@@ -238,17 +249,17 @@ class JobEngine:
         return job
 
     async def dispatch_due(self) -> int:
-        """Ring the jobs whose time has come. Returns how many."""
+        """Dispatch the jobs that are due. Returns their number."""
         async with self._database.transaction() as session:
             due = await DispatchRepository(session, self._kinds).mark_due(_PAGE_SIZE)
         await self._queue.dispatch(due)
         return len(due)
 
     async def redispatch_lost(self) -> int:
-        """Ring again where the message is gone from Redis. Returns how many there were.
+        """Dispatch again the jobs whose message Redis has lost. Returns their number.
 
         Raises:
-            QueueUnavailable: Redis does not answer, so nobody can know.
+            QueueUnavailable: Redis does not answer, so lost messages cannot be determined.
         """
         lost = 0
         for _ in range(_MAX_PAGES):
@@ -261,11 +272,14 @@ class JobEngine:
             self._counters.add(CounterName.LOST_MESSAGES, len(missing))
             if len(missing) < _PAGE_SIZE:
                 break
-            # A page of nothing but lost rings: Redis has lost them all, so the next page is looked at right away.
+            # Every message of a full page was lost, so Redis has probably lost all: check the next page at once.
         return lost
 
     def _deadline(self) -> float:
-        """The lease's end by our own clock, reckoned from before PostgreSQL reckons: never later than its own."""
+        """Return the end of a lease by this process's clock.
+
+        Taken before the statement that sets the lease in PostgreSQL, so it is never later than the end stored there.
+        """
         return time.monotonic() + self._lease
 
 

@@ -1,7 +1,7 @@
-"""Accepting a request, once: who asks, and the promise that the same Idempotency-Key is the same request.
+"""Idempotent acceptance: a request repeated with the same Idempotency-Key is accepted once.
 
-The key's row is written first in the transaction that accepts, and completed last. A duplicate in flight waits for it
-on the primary key; if the first is refused, its row is gone and the duplicate takes its turn.
+The transaction that accepts a request inserts the key's row first and stores the response in it last. A concurrent
+duplicate waits on the primary key; if the first request is refused, its row is rolled back and the duplicate proceeds.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -29,14 +29,14 @@ log = structlog.get_logger(__name__)
 
 
 class IdempotencyKey(Base):
-    """A request that was accepted under a key, and its first answer."""
+    """A request accepted under a key, and the response to it."""
 
     __tablename__ = "idempotency_keys"
 
     caller: Mapped[str] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
     route: Mapped[str]
-    #: Hash of what was asked: another body under the same key is a mistake of the client's.
+    #: Hash of the request: a different request under the same key is a client error.
     fingerprint: Mapped[str]
     status: Mapped[int | None]
     body: Mapped[dict[str, Any] | None]
@@ -45,18 +45,18 @@ class IdempotencyKey(Base):
 
 @dataclass(frozen=True)
 class IdempotentRequest:
-    """An Idempotency-Key as it came, and how the answer is put that is kept with it."""
+    """The Idempotency-Key of a request, and how to render the response to store with it."""
 
     key: str
     route: str
     fingerprint: str
-    #: The status and the body that tell of what was made.
+    #: Returns the status and the body of the response for the job or entity created.
     render: Callable[[Entity], tuple[int, Payload]]
 
 
 @dataclass(frozen=True)
 class RequestOrigin:
-    """Where a request comes from. ``caller`` as the client names itself, None if it does not."""
+    """The origin of a request. ``caller`` is the name that the client gives itself, None if it gives none."""
 
     caller: str | None = None
     key: IdempotentRequest | None = None
@@ -67,7 +67,7 @@ _ACCEPTED: Final = 202
 
 
 class IdempotentReplay(CisternError):
-    """This request was accepted before; the first answer is given again."""
+    """This request was already accepted; the first response is returned again."""
 
     code = "idempotent-replay"
 
@@ -78,37 +78,37 @@ class IdempotentReplay(CisternError):
 
 
 class AcceptedRequest:
-    """A request on its way into the job book."""
+    """A request that is being accepted, and the job or entity created for it."""
 
     def __init__(self, session: AsyncSession) -> None:
         self.session = session
         self.job: Job | None = None
-        #: What was made at once, where that needs no job.
-        self.made: Entity | None = None
+        #: An entity created at once, by a request that needs no job.
+        self.entity: Entity | None = None
 
 
 @asynccontextmanager
 async def idempotent_transaction(database: Database, origin: RequestOrigin) -> AsyncIterator[AcceptedRequest]:
-    """Open the transaction that accepts a request; whoever uses it sets ``job`` or ``made`` before it ends.
+    """Open the transaction that accepts a request. The block must set ``job`` or ``entity``.
 
     Raises:
-        AcceptedBefore: it was, under this key.
-        IdempotencyKeyReused: something else was, under this key.
+        IdempotentReplay: the same request was already accepted under this key.
+        IdempotencyKeyReused: a different request was accepted under this key.
     """
     async with database.transaction() as session:
         if origin.key is not None:
             await _reserve(session, origin.caller or "", origin.key)
-        acceptance = AcceptedRequest(session)
-        yield acceptance
-        made = acceptance.job or acceptance.made
-        if origin.key is not None and made is not None:
-            await _store_response(session, origin.caller or "", origin.key, made)
-    if acceptance.job is not None:
-        log_accepted(acceptance.job)
+        request = AcceptedRequest(session)
+        yield request
+        created = request.job or request.entity
+        if origin.key is not None and created is not None:
+            await _store_response(session, origin.caller or "", origin.key, created)
+    if request.job is not None:
+        log_accepted(request.job)
 
 
 def log_accepted(job: Job) -> None:
-    """Leave in the logs under which request a job, or its end, was asked for."""
+    """Log that a job, or its cancellation, was accepted; the log context adds the request id."""
     names = about(job_id=job.id, volume_id=job.volume_id, snapshot_id=job.snapshot_id, retry_of=job.retry_of)
     log.info("job.accepted" if job.cancel_requested_at is None else "job.cancel_accepted", kind=job.kind, **names)
 
@@ -139,7 +139,7 @@ async def _replay(session: AsyncSession, caller: str, key: IdempotentRequest) ->
     raise IdempotentReplay(first.status or _ACCEPTED, first.body or {})
 
 
-async def _store_response(session: AsyncSession, caller: str, key: IdempotentRequest, made: Entity) -> None:
-    status, body = key.render(made)
-    keep = update(IdempotencyKey).where(IdempotencyKey.caller == caller, IdempotencyKey.key == key.key)
-    await session.execute(keep.values(status=status, body=body))
+async def _store_response(session: AsyncSession, caller: str, key: IdempotentRequest, created: Entity) -> None:
+    status, body = key.render(created)
+    query = update(IdempotencyKey).where(IdempotencyKey.caller == caller, IdempotencyKey.key == key.key)
+    await session.execute(query.values(status=status, body=body))

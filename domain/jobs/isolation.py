@@ -1,6 +1,6 @@
-"""Deals with jobs one by one, each in a transaction of its own: one that nobody can deal with keeps none of the others.
+"""Processes jobs one by one, each in its own transaction: a job that cannot be processed must not block the others.
 
-Savepoints would do that too, but hold the locks of all until the last one is done.
+Savepoints would isolate failures too, but hold the locks of all jobs until the last one is processed.
 """
 
 from collections.abc import Awaitable, Callable, Iterable
@@ -24,22 +24,26 @@ log = structlog.get_logger(__name__)
 async def each_in_own_transaction(
     database: Database, job_ids: Iterable[UUID], handle: "Handle[_Handled]", *, on_error: OnError
 ) -> list[_Handled]:
-    """Deal with these jobs; those that raise are logged and put off. Returns what came of the others.
+    """Call ``handle`` for each job and return the results that are not None.
+
+    A job whose handler raises is logged and passed to ``on_error``, in a new transaction.
 
     Raises:
-        DatabaseUnavailable: PostgreSQL is away, and not only a row of it locked.
+        DatabaseUnavailable: PostgreSQL itself is unavailable, not only a locked row.
     """
     handled = []
     for job_id in job_ids:
         try:
             async with database.transaction() as session:
-                outcome = await handle(session, job_id)
+                result = await handle(session, job_id)
         except Exception as error:
             if isinstance(error, DatabaseUnavailable):
-                await database.ping()  # one that costs its connection each time must not keep the others waiting
+                await (
+                    database.ping()
+                )  # go on if it succeeds: a job that breaks its connection must not block the others
             log.exception("job.deferred", job_id=str(job_id))
             async with database.transaction() as session:
                 await on_error(session, job_id)
         else:
-            handled += [] if outcome is None else [outcome]
+            handled += [] if result is None else [result]
     return handled

@@ -1,4 +1,4 @@
-"""What the job book must know of a kind of job; `domain.services` holds the one table of them."""
+"""What a job kind provides to the job engine. `domain.services` builds the table of all kinds."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
@@ -9,9 +9,9 @@ from domain.jobs.claimed import ClaimedJob
 from domain.jobs.model import Job
 from domain.jobs.outcomes import Payload
 
-#: Jobs that are done, each with its result.
+#: Jobs that succeeded or were delegated, each with its result.
 SucceededJobs = Sequence[tuple[ClaimedJob, Payload]]
-#: Jobs that were given up, each with what was found on the storage.
+#: Jobs that failed or were cancelled, each with the state found on the storage; None if that is unknown.
 FailedJobs = Sequence[tuple[ClaimedJob, Payload | None]]
 
 Retry = Callable[[AsyncSession, Job], Awaitable[Job]]
@@ -20,19 +20,19 @@ Abandon = Callable[[AsyncSession, FailedJobs], Awaitable[None]]
 
 
 class Kind(Protocol):
-    """The parts of a use case that touch the database."""
+    """The database operations of a job kind."""
 
     @property
     def retry(self) -> Retry:
-        """Request once more what an ended job was for, as a new job linked to it."""
+        """Request an ended job again, as a new job that refers to it."""
 
     @property
     def record(self) -> Record:
-        """Write down the effects of jobs that are done, in the transaction that settles them."""
+        """Record the effects of successful jobs, in the transaction that settles them."""
 
     @property
     def abandon(self) -> Abandon:
-        """Leave things usable when jobs are given up, given what was found on the storage."""
+        """Put the volumes or snapshots of failed jobs into a usable state, given what was found on the storage."""
 
 
 Kinds = Mapping[str, Kind]

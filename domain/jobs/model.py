@@ -1,4 +1,4 @@
-"""The tables of jobs and of the workers that carry them out."""
+"""The tables of jobs and workers."""
 
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -17,9 +17,9 @@ _LIVE = ", ".join(f"'{status}'" for status in sorted(LIVE))
 
 
 class Dispatch(NamedTuple):
-    """What a message carries: the job, and the ``number`` of this announcement, counted from 0.
+    """The content of a message: a job and its epoch, counted from 0.
 
-    Only the number that the row has at present may claim it; every earlier message is an old one.
+    A message can claim the job only while the row has the same epoch; messages of earlier epochs are stale.
     """
 
     job_id: UUID
@@ -27,7 +27,7 @@ class Dispatch(NamedTuple):
 
 
 class Job(Entity):
-    """One accepted request, from its acceptance to its end."""
+    """One accepted request, from acceptance to its final status."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -70,7 +70,7 @@ class Job(Entity):
 
     kind: Mapped[str]
     status: Mapped[JobStatus] = mapped_column(enum_text(JobStatus))
-    #: Raised by every change that a client can see; the ETag of the job.
+    #: Incremented by every change that a client can see; the job's ETag.
     version: Mapped[int]
     params: Mapped[dict[str, Any]]
     volume_id: Mapped[UUID | None]
@@ -79,12 +79,12 @@ class Job(Entity):
     parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     retry_of: Mapped[UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))
     created_by: Mapped[str | None]
-    #: How often work was begun and not handed back; at ``max_attempts`` the next failure is final.
+    #: Number of attempts started and not given back; a failure of attempt ``max_attempts`` is final.
     attempt: Mapped[int]
     max_attempts: Mapped[int]
-    #: Which message may claim the row, and the lower half of the fence.
+    #: The epoch that a message must carry to claim the row, and the lower half of the fence.
     epoch: Mapped[int]
-    #: When a message was last known to be on its way; None: none was sent for this ring yet.
+    #: When a message of this epoch was sent or last found in Redis; None if none was sent yet.
     dispatched_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
     run_at: Mapped[datetime] = mapped_column(server_default=func.now())
     worker_id: Mapped[UUID | None]
@@ -95,29 +95,29 @@ class Job(Entity):
     failed: Mapped[int | None]
     skipped: Mapped[int | None]
     result: Mapped[dict[str, Any] | None]
-    #: ``{"code", "detail"}`` of the last failure; on a queued job, why it is tried again.
+    #: ``{"code", "detail"}`` of the last failure; on a queued job, the reason for the retry.
     error: Mapped[dict[str, Any] | None]
     schedule_id: Mapped[UUID | None]
     scheduled_for: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
-    #: Since when the job is gone for whoever asks, although a long ledger is still being deleted.
+    #: Since when the job is hidden from all readers, while the rest of a long ledger is still being deleted.
     pruned_at: Mapped[datetime | None]
 
     @property
     def dispatch(self) -> Dispatch:
-        """What its present message carries."""
+        """The message that can claim it at its current epoch."""
         return Dispatch(self.id, self.epoch)
 
     @property
     def ended(self) -> bool:
-        """Whether the job has reached one of its last states."""
+        """Whether the job has reached a final status."""
         return self.status in ENDED
 
 
 class Worker(Entity):
-    """One live worker process; its heartbeat says that it still is."""
+    """One worker process; it is alive while its heartbeat is current."""
 
     __tablename__ = "workers"
 
@@ -125,16 +125,16 @@ class Worker(Entity):
     pid: Mapped[int]
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     heartbeat_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    #: Since when it has been beating without a gap; it rescues nobody before others had time to do so too.
+    #: Start of the current series of heartbeats without a gap; see `rescue_is_safe`.
     uninterrupted_since: Mapped[datetime] = mapped_column(server_default=func.now())
-    #: How many seconds it needs at most to renew its leases when PostgreSQL was away.
+    #: Maximum number of seconds it needs to renew its leases after an outage of PostgreSQL.
     max_renewal_delay: Mapped[float] = mapped_column(server_default=text("0"))
 
 
 def new_job(kind: str, params: dict[str, Any], *, max_attempts: int, job_id: UUID | None = None, **columns: Any) -> Job:
-    """Make a job that waits for its first claim; PostgreSQL's clock fills in its times.
+    """Return a new queued job; PostgreSQL fills in its times.
 
-    ``job_id`` where something was given into the job's hands before it was made.
+    Pass ``job_id`` if something was acquired for the job before the job is created.
     """
     return Job(
         id=job_id or uuid7(),
@@ -150,5 +150,5 @@ def new_job(kind: str, params: dict[str, Any], *, max_attempts: int, job_id: UUI
 
 
 def retry_columns(ended: Job) -> dict[str, Any]:
-    """Give the columns of a job that is a retry of another."""
+    """Return the columns that make a new job the retry of ``ended``."""
     return {"created_by": ended.created_by, "retry_of": ended.id}

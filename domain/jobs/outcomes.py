@@ -1,4 +1,4 @@
-"""How one attempt at a job can end, as values."""
+"""The outcomes of one attempt at a job, as values."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,9 +8,9 @@ Payload = dict[str, Any]
 
 @dataclass(frozen=True)
 class Succeeded:
-    """The work is done; ``result`` is what the job shows and what the effect is recorded from.
+    """The work is done. ``result`` is stored with the job, and its effect is recorded from it.
 
-    ``copied``: how many bytes the attempt had to copy, None for work that copies none or found it done.
+    ``copied`` is the number of bytes copied; None if the work copies nothing or was found already done.
     """
 
     result: Payload
@@ -19,16 +19,16 @@ class Succeeded:
 
 @dataclass(frozen=True)
 class Delegated:
-    """The plan is made: the job goes on without a lease of its own, until the record of its last part ends it."""
+    """The bulk job is planned. It stays running without a lease, until the record of its last item ends it."""
 
     result: Payload
 
 
 @dataclass(frozen=True)
 class Yielded:
-    """A slice is done: the job rings for itself anew in ``delay`` seconds, so that others get their turn.
+    """A slice of the work is done; the job is dispatched again after ``delay`` seconds, so that others can run.
 
-    It went well so far, so its attempts start afresh.
+    As the slice succeeded, the attempt counter is reset.
     """
 
     delay: float = 0.0
@@ -36,7 +36,7 @@ class Yielded:
 
 @dataclass(frozen=True)
 class RetryIn:
-    """Worth another try in ``delay`` seconds. ``free`` when the failure costs no attempt."""
+    """The attempt failed; retry after ``delay`` seconds. A ``free`` retry gives the attempt back."""
 
     delay: float
     error: Payload
@@ -45,7 +45,7 @@ class RetryIn:
 
 @dataclass(frozen=True)
 class Failed:
-    """No further try. ``found`` is what was found on the storage, None if that is unknown or nothing."""
+    """The job failed for good. ``found`` is the state found on the storage; None if unknown or nothing."""
 
     error: Payload
     found: Payload | None = None
@@ -53,19 +53,19 @@ class Failed:
 
 @dataclass(frozen=True)
 class Released:
-    """The worker shuts down, or had no slot for the job; the attempt is given back."""
+    """The worker is shutting down or has no free slot; the job returns to the queue and the attempt is given back."""
 
 
 @dataclass(frozen=True)
 class Cancelled:
-    """The user asked for an end. ``found`` as in `GaveUp`."""
+    """The user cancelled the job. ``found`` as in `Failed`."""
 
     found: Payload | None = None
 
 
 @dataclass(frozen=True)
 class Superseded:
-    """Another attempt has taken over; this one changes nothing any more."""
+    """A later attempt has taken over the job; this one must not change anything."""
 
 
 Outcome = Succeeded | Delegated | Yielded | RetryIn | Failed | Released | Cancelled | Superseded

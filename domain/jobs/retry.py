@@ -1,4 +1,4 @@
-"""When to try again, and when to stop trying."""
+"""The retry policy: when a failed attempt is retried, and when the job fails."""
 
 import random
 from dataclasses import dataclass
@@ -12,34 +12,34 @@ _CEILING_SECONDS: Final = 300.0
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """Exponential backoff from ``base`` seconds, doubled each time, at most five minutes, with jitter.
+    """Exponential backoff with jitter: ``base`` seconds, doubled after each failure, at most five minutes.
 
-    The jitter (half to one and a half) keeps jobs that failed together from coming back together.
+    The jitter (a factor from 0.5 to 1.5) keeps jobs that failed together from being retried together.
     """
 
     base: float
 
     def delay(self, attempt: int) -> float:
-        """Seconds to wait after the ``attempt``-th failure, counted from 1."""
+        """Return the delay in seconds after failure number ``attempt``, counted from 1."""
         return min(self.base * 2.0 ** min(attempt - 1, 30), _CEILING_SECONDS) * random.uniform(0.5, 1.5)  # noqa: S311
 
     def decide(self, error: CisternError, *, attempt: int, max_attempts: int) -> RetryIn | Failed:
-        """Decide about a failure that may pass: another try, or the end after ``max_attempts`` of them."""
+        """Decide on a transient failure: retry, or fail after ``max_attempts`` attempts."""
         if attempt >= max_attempts:
             return Failed(describe(error))
         return RetryIn(self.delay(attempt), describe(error))
 
     def wait(self, error: CisternError) -> RetryIn:
-        """Come back soon, without counting it: somebody else is just in the way."""
+        """Retry soon without spending an attempt: the storage is only busy with another operation."""
         return RetryIn(self.delay(1), describe(error), free=True)
 
 
 def describe(error: CisternError) -> Payload:
-    """Put an error into the form that a job's ``error`` has."""
+    """Convert an error to the format of a job's ``error`` column."""
     return {"code": error.code, "detail": error.message}
 
 
 WORKER_LOST: Final[Payload] = {
     "code": "worker-lost",
-    "detail": "The worker that ran this job died or lost touch.",
+    "detail": "The worker that ran this job died or lost its connection.",
 }

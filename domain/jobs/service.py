@@ -1,4 +1,4 @@
-"""What users ask of the job book: look, cancel, retry."""
+"""User requests about jobs: get, list, cancel, retry."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -19,12 +19,12 @@ from domain.jobs.store.jobs import JobFilter, JobRepository
 from domain.jobs.store.parents import ParentRepository
 from domain.jobs.transport.job_queue import JobQueue
 
-#: So many jobs are read by one statement.
+#: Maximum number of jobs read in one statement.
 _MAX_BATCH: Final = 100
 
 
 class JobService:
-    """Jobs as their users see them."""
+    """The use cases of jobs, for the API and the command line."""
 
     def __init__(self, database: Database, queue: JobQueue, kinds: Kinds) -> None:
         self._database = database
@@ -36,7 +36,7 @@ class JobService:
         """Read one job.
 
         Raises:
-            JobNotFound: there is none.
+            JobNotFound: no such job.
         """
         return _require(await self._reads(job_id), job_id)
 
@@ -56,15 +56,15 @@ class JobService:
             return request.page(await JobRepository(session).page(filters, before=before, limit=request.limit))
 
     async def cancel(self, job_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
-        """Ask for a job's end. One that never started ends here; otherwise its worker is told.
+        """Request the cancellation of a job: at once if it never started; otherwise its worker ends it.
 
         Raises:
-            JobNotFound: there is none.
-            JobEnded: it is too late.
-            JobIsPart: it is a lane of another job.
+            JobNotFound: no such job.
+            JobEnded: it has already ended.
+            JobIsChild: it is a lane of another job.
         """
-        async with idempotent_transaction(self._database, origin) as acceptance:
-            session = acceptance.session
+        async with idempotent_transaction(self._database, origin) as request:
+            session = request.session
             job = _require(await JobRepository(session).get_for_update(job_id), job_id)
             if job.ended:
                 raise JobEnded(job_status=job.status)
@@ -77,32 +77,32 @@ class JobService:
                 job.finished_at = func.now()
                 await self._kinds[job.kind].abandon(session, [(ClaimedJob.from_row(job), None)])
             elif job.status is JobStatus.QUEUED:
-                # It was at work before and may have left traces: a worker finds out, at once instead of at run_at.
+                # An earlier attempt may have left data on the storage: have a worker check now instead of at run_at.
                 job.run_at = job.dispatched_at = func.now()
             await ParentRepository(session).wake_lanes(job.id)
             await session.flush()
             await session.refresh(job)
-            acceptance.job = job
+            request.job = job
         await self._dispatch(job)
         return job
 
     async def retry(self, job_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
-        """Request once more what an ended job did not achieve, as a new job that is linked to it.
+        """Request again what an ended job did not achieve, as a new job that refers to it.
 
         Raises:
-            JobNotFound: there is none.
-            JobNotRetryable: it is still going on, it succeeded, or it was retried before.
-            Refused: what it asked for cannot be asked for any more.
+            JobNotFound: no such job.
+            JobNotRetryable: it has not ended, it succeeded, or it was already retried.
+            Refused: its request is no longer possible.
         """
-        async with idempotent_transaction(self._database, origin) as acceptance:
-            session = acceptance.session
+        async with idempotent_transaction(self._database, origin) as request:
+            session = request.session
             jobs = JobRepository(session)
             job = _require(await jobs.get_for_update(job_id), job_id)
             if job.status not in RETRYABLE or job.kind not in self._kinds:
                 raise JobNotRetryable(job_status=job.status)
             if (successor := await jobs.retried_by(job_id)) is not None:
-                raise JobNotRetryable("This job was retried before.", job_id=successor)
-            retry = acceptance.job = await self._kinds[job.kind].retry(session, job)
+                raise JobNotRetryable("This job was already retried.", job_id=successor)
+            retry = request.job = await self._kinds[job.kind].retry(session, job)
         await self._dispatch(retry)
         return retry
 

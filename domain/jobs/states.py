@@ -1,11 +1,11 @@
-"""The states of a job and the moves between them, as a table."""
+"""The statuses of a job and the allowed transitions, as a table."""
 
 import enum
 from typing import Final
 
 
 class JobStatus(enum.StrEnum):
-    """Where a job is in its life."""
+    """The status of a job."""
 
     QUEUED = "queued"
     RUNNING = "running"

@@ -1,7 +1,7 @@
-"""What tells from outside how the installation fares: what waits, for how long, and what had to be mended.
+"""Statistics of the installation: queue depth, age of the oldest due job, and counters of rescues, retries and losses.
 
-Counters are gathered in each worker and written with its heartbeat. They are for looking at: a worker that is killed
-takes some seconds of counting with it, and a COMMIT whose answer is lost is counted twice.
+Each worker buffers its counters and flushes them with its heartbeat. They are approximate: a killed worker loses
+the last few seconds, and a COMMIT whose reply is lost is counted twice.
 """
 
 import asyncio
@@ -21,14 +21,14 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.db.base import Base
 from domain.db.database import Database
-from domain.db.sql import given_rows
+from domain.db.sql import json_rows
 from domain.errors import DatabaseUnavailable
 from domain.jobs.model import Job
 from domain.jobs.states import JobStatus
 
-#: Counting stops here: nobody needs the exact length of a long queue every second.
+#: Maximum queue depth reported: counting a longer queue every second would cost too much.
 MAX_COUNTED: Final = 10_000
-#: Who adds to the counters at the moment. Any number that nobody else uses on this database.
+#: Key of the advisory lock that serializes changes of the counters; arbitrary, but unique in this database.
 _COUNTERS_LOCK: Final = 0x0C15C047
 _CACHE_SECONDS: Final = 1.0
 _TIMEOUT_SECONDS: Final = 0.5
@@ -37,18 +37,18 @@ log = structlog.get_logger(__name__)
 
 
 class CounterName(enum.StrEnum):
-    """What is counted since the installation began."""
+    """The events counted since the installation was created."""
 
-    #: Jobs whose worker died or lost touch.
+    #: Jobs whose worker died or lost its connection.
     RESCUED = "rescued"
-    #: Attempts that failed and were followed by another one; waiting for somebody else's lock is no failure.
+    #: Failed attempts that are retried; a free retry, such as after waiting for a storage lock, does not count.
     RETRIED = "retried"
-    #: Messages that Redis had lost.
+    #: Messages that Redis lost.
     LOST_MESSAGES = "lost_messages"
 
 
 class Counter(Base):
-    """One number that only grows."""
+    """One counter; its value never decreases."""
 
     __tablename__ = "counters"
 
@@ -58,7 +58,7 @@ class Counter(Base):
 
 @dataclass(frozen=True)
 class Stats:
-    """The installation at one moment. ``queue_depth`` ends at `MOST_COUNTED`; then the age is a lower bound."""
+    """A snapshot of the statistics. ``queue_depth`` is capped at `MAX_COUNTED`; the age is then a lower bound."""
 
     queue_depth: int
     oldest_due_seconds: float | None
@@ -66,52 +66,52 @@ class Stats:
 
 
 class CounterBuffer:
-    """What one worker has counted and not written down yet."""
+    """The counts of one worker that are not stored yet."""
 
     def __init__(self) -> None:
         self._counts: collections.Counter[str] = collections.Counter()
 
     def add(self, name: CounterName, count: int = 1) -> None:
-        """Count."""
+        """Add ``count`` events."""
         self._counts[name] += count
 
     def pending(self) -> dict[str, int]:
-        """Tell what is to be written down."""
+        """Return the counts to store."""
         return dict(+self._counts)
 
     def flushed(self, counts: Mapping[str, int]) -> None:
-        """Note that this much has been written down."""
+        """Subtract counts that have been stored."""
         self._counts.subtract(counts)
 
 
 class StatsRepository:
-    """Counters, and the queue as a whole, seen from one transaction."""
+    """Counters and statistics, within one transaction."""
 
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
     async def lock(self) -> None:
-        """Be the only one who adds to the counters until the transaction ends."""
+        """Wait for the counter lock, and hold it until the transaction ends."""
         await self._session.execute(select(func.pg_advisory_xact_lock(_COUNTERS_LOCK)))
 
     async def add(self, counts: Mapping[str, int]) -> bool:
-        """Add to the counters, unless somebody else is about it at this moment: nobody's heart waits for that."""
+        """Add to the counters and return True, or False if another worker holds the counter lock.
+
+        It does not wait for the lock, because a heartbeat must not wait.
+        """
         if not counts:
             return False
-        given = given_rows(
+        rows = json_rows(
             ({"name": name, "value": value} for name, value in counts.items()), name=Text(), value=BigInteger()
         )
-        mine = select(func.pg_try_advisory_xact_lock(_COUNTERS_LOCK)).scalar_subquery()  # asked once, not for each row
-        adding = insert(Counter).from_select(["name", "value"], select(given.c.name, given.c.value).where(mine))
-        added = adding.on_conflict_do_update(
-            index_elements=["name"], set_={"value": Counter.value + adding.excluded.value}
-        )
-        return (await self._session.execute(added.returning(Counter.name))).first() is not None
+        locked = select(func.pg_try_advisory_xact_lock(_COUNTERS_LOCK)).scalar_subquery()  # evaluated once, not per row
+        new = insert(Counter).from_select(["name", "value"], select(rows.c.name, rows.c.value).where(locked))
+        upsert = new.on_conflict_do_update(index_elements=["name"], set_={"value": Counter.value + new.excluded.value})
+        return (await self._session.execute(upsert.returning(Counter.name))).first() is not None
 
     async def read(self) -> Stats:
-        """Look at everything, within half a second or not at all."""
-        limit = f"SET LOCAL statement_timeout = '{_TIMEOUT_SECONDS * 1000:.0f}ms'"
-        await self._session.execute(text(limit))
+        """Read all statistics; each statement has a timeout of half a second."""
+        await self._session.execute(text(f"SET LOCAL statement_timeout = '{_TIMEOUT_SECONDS * 1000:.0f}ms'"))
         depth, age = (await self._session.execute(_waiting())).one()
         counters = {row[0]: row[1] for row in await self._session.execute(select(Counter.name, Counter.value))}
         return Stats(
@@ -122,21 +122,21 @@ class StatsRepository:
 
 
 class StatsCache:
-    """The signals for whoever asks, as often as they ask: one look a second for a whole process."""
+    """The statistics of one process, read at most once per second however often they are requested."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._looking = asyncio.Lock()
-        self._seen: Stats | None = None
-        self._seen_at = -_CACHE_SECONDS
+        self._lock = asyncio.Lock()
+        self._cached: Stats | None = None
+        self._cached_at = -_CACHE_SECONDS
 
     async def latest(self) -> Stats | None:
-        """Tell the signals of this second; None when they cannot be had quickly. Never fails."""
-        async with self._looking:
-            if time.monotonic() - self._seen_at >= _CACHE_SECONDS:
-                self._seen = await self._read()
-                self._seen_at = time.monotonic()
-            return self._seen
+        """Return the current statistics, or None if they cannot be read quickly. Never raises."""
+        async with self._lock:
+            if time.monotonic() - self._cached_at >= _CACHE_SECONDS:
+                self._cached = await self._read()
+                self._cached_at = time.monotonic()
+            return self._cached
 
     async def _read(self) -> Stats | None:
         try:
@@ -145,15 +145,15 @@ class StatsCache:
         except (DatabaseUnavailable, TimeoutError):
             log.debug("stats.unavailable")
         except Exception:
-            log.exception("stats.failed")  # whoever balances load must not hear of it
+            log.exception("stats.failed")  # a readiness probe must not fail for it
         return None
 
 
 def _waiting() -> Select[int, float | None]:
-    """How many queued jobs are due, and since when; each part walks along an index of its own."""
-    unrung = _due(Job.dispatched_at.is_(None), Job.run_at)
+    """Return the query of the number of due jobs and the age of the oldest; each half uses its own partial index."""
+    undispatched = _due(Job.dispatched_at.is_(None), Job.run_at)
     dispatched = _due(Job.dispatched_at.is_not(None), Job.dispatched_at)
-    due = union_all(unrung, dispatched).subquery()
+    due = union_all(undispatched, dispatched).subquery()
     return select(func.count(), func.extract("epoch", func.now() - func.min(due.c.run_at))).select_from(due)
 
 

@@ -1,7 +1,7 @@
-"""Waiting for jobs: one watcher per process serves everybody who waits for an end, or follows every change.
+"""Waiting for jobs: one watcher per process serves all clients that wait for the end of a job or follow its changes.
 
-Workers announce changes through Redis; one shared look into PostgreSQL a second covers its silence. Whatever is looked
-up is looked up once for all who watch, so a thousand of them cost as much as one.
+Workers announce changes through Redis; a shared poll of PostgreSQL once per second covers lost announcements. Each
+query serves all watched jobs, so a thousand clients cost as much as one.
 """
 
 import asyncio
@@ -26,51 +26,51 @@ log = structlog.get_logger(__name__)
 
 
 class _Watch:
-    """What one of those who watch knows of a job; its ``news`` are what has not been taken yet."""
+    """One client's watch of a job. ``update`` is the latest state that the client has not consumed yet."""
 
     def __init__(self, version: int | None) -> None:
         self.version = version
-        self.news: Job | None = None
+        self.update: Job | None = None
         self.is_over = False
         self.changed = asyncio.Event()
 
     def notify(self, job: Job | None) -> None:
-        """Take note of a job as it is now; only the latest state matters."""
+        """Store the current state of the job; it replaces an update that was not consumed."""
         self.is_over = job is None or job.ended
         if job is not None and job.version != self.version:
-            self.version, self.news = job.version, job
+            self.version, self.update = job.version, job
             self.changed.set()
         if self.is_over:
             self.changed.set()
 
-    def next(self) -> Job | None:
-        """Take the news, which are none any more then."""
-        news, self.news = self.news, None
-        return news
+    def pop_update(self) -> Job | None:
+        """Return the pending update, if any, and clear it."""
+        update, self.update = self.update, None
+        return update
 
 
 class Watcher:
-    """Shows jobs to those who wait for them."""
+    """Lets clients wait for jobs and follow them."""
 
     def __init__(self, database: Database, queue: JobQueue) -> None:
         self._database = database
         self._queue = queue
         self._watched: defaultdict[UUID, set[_Watch]] = defaultdict(set)
-        #: Jobs that somebody should look at, and the bell for it.
+        #: Jobs to be read again, and the event that signals that there are any.
         self._due: set[UUID] = set()
         self._is_due = asyncio.Event()
         self._released = False
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
-        """Listen and look, in the background, as long as the block lasts."""
+        """Receive announcements and poll, in the background, while the block runs."""
         async with in_background(self._listen(), self._poll(), self._check_when_due()):
             yield
 
     async def ended(self, job_id: UUID, seconds: float) -> None:
-        """Come back when the job has ended or is gone, after ``seconds``, or when everybody is released.
+        """Wait until the job has ended or is gone, for at most ``seconds``, or until `release`.
 
-        Whoever asked looks for himself.
+        The caller must read the job itself.
         """
         with self._watch(job_id, None) as watch, suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -79,22 +79,22 @@ class Watcher:
                     watch.changed.clear()
 
     async def follow(self, job_id: UUID, version: int | None) -> AsyncGenerator[Job, None]:
-        """Show every state of a job but the one at ``version``, until it has ended or is gone, or all are released.
+        """Yield each new state of a job, except the one at ``version``, until it has ended or is gone, or `release`.
 
-        A follower who is slow misses what has passed meanwhile, never what is.
+        A slow client may miss intermediate states, but never the latest one.
         """
         with self._watch(job_id, version) as watch:
             while not self._released:
                 await watch.changed.wait()
                 watch.changed.clear()
-                news, is_over = watch.next(), watch.is_over  # both now: while the follower is busy they go on changing
-                if news is not None:
-                    yield news
+                update, is_over = watch.pop_update(), watch.is_over  # read together: both may change during the yield
+                if update is not None:
+                    yield update
                 if is_over:
                     return
 
     def release(self) -> None:
-        """Let everybody go who waits, and nobody wait any more: the process is to end."""
+        """End all waits, and let none begin: the process is shutting down."""
         self._released = True
         for watches in self._watched.values():
             for watch in watches:
@@ -104,7 +104,7 @@ class Watcher:
     def _watch(self, job_id: UUID, version: int | None) -> Iterator[_Watch]:
         watch = _Watch(version)
         self._watched[job_id].add(watch)
-        self._poll_soon(job_id)  # it may have changed since whoever asks has seen it
+        self._poll_soon(job_id)  # it may have changed since the client last read it
         try:
             yield watch
         finally:
@@ -125,7 +125,7 @@ class Watcher:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def _poll(self) -> None:
-        """Find what has changed although nobody said so."""
+        """Find changes whose announcement was lost."""
         while True:
             await asyncio.sleep(_POLL_SECONDS)
             if self._watched:
@@ -133,7 +133,7 @@ class Watcher:
                     self._poll_soon(*self._changed(await self._versions()))
 
     async def _check_when_due(self) -> None:
-        """Look at what was announced; whatever is announced during a look is part of the next one."""
+        """Read the jobs that are due; those announced during a query are part of the next one."""
         while True:
             await self._is_due.wait()
             self._is_due.clear()
@@ -153,12 +153,12 @@ class Watcher:
             return await JobRepository(session).versions(tuple(self._watched))
 
     def _changed(self, versions: Mapping[UUID, int]) -> list[UUID]:
-        seen = ((job_id, watch.version) for job_id, watches in self._watched.items() for watch in watches)
-        return [job_id for job_id, version in seen if version != versions.get(job_id)]
+        known = ((job_id, watch.version) for job_id, watches in self._watched.items() for watch in watches)
+        return [job_id for job_id, version in known if version != versions.get(job_id)]
 
     @contextmanager
     def _errors_logged(self) -> Iterator[None]:
-        """Whatever goes wrong, whoever waits must not wait in vain for the next look."""
+        """Log any error and go on: the clients depend on the next query."""
         try:
             yield
         except DatabaseUnavailable:

@@ -1,4 +1,4 @@
-"""The history of the schema, told by Alembic."""
+"""Schema migrations, run by Alembic."""
 
 import asyncio
 import logging
@@ -12,41 +12,52 @@ from sqlalchemy.exc import DBAPIError
 from domain.db.database import Database, is_transient
 from domain.errors import CisternError, DatabaseUnavailable, MigrationFailed
 
-#: Held by whoever migrates. Any number that nobody else uses on this database.
+#: Key of the advisory lock held during a migration; arbitrary, but used for nothing else in this database.
 MIGRATION_LOCK: Final = 0x0C157E59
 _LOCK_NOT_AVAILABLE: Final = "55P03"
-_KNOCK_SECONDS: Final = 0.5
+_POLL_SECONDS: Final = 0.5
 
 
 def migrate(url: str) -> None:
-    """Bring the schema at ``url`` (postgresql+asyncpg://...) up to date. Safe to run twice; two at once take turns.
+    """Upgrade the schema at ``url`` (postgresql+asyncpg://...) to the newest revision.
+
+    Idempotent; concurrent migrations run one after the other.
 
     Raises:
         DatabaseUnavailable: PostgreSQL does not answer.
-        MigrationFailed: a revision could not be applied; those before it stay.
+        MigrationFailed: a revision could not be applied; the revisions before it stay applied.
+    """
+    upgrade_to_head(alembic_config(url))
+
+
+def upgrade_to_head(config: Config) -> None:
+    """Apply all revisions that ``config`` knows. A test adds its own to those of `alembic_config`.
+
+    Raises:
+        DatabaseUnavailable, MigrationFailed: as `migrate`.
     """
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
-        command.upgrade(alembic_config(url), "head")
+        command.upgrade(config, "head")
     except OSError as error:
         raise DatabaseUnavailable from error
     except DBAPIError as error:
-        raise _explained(error) from error
+        raise _to_cistern_error(error) from error
 
 
 async def wait_for_postgresql(url: str, seconds: float) -> None:
-    """Wait until PostgreSQL answers, be it with a refusal: that is for whoever asks next to explain.
+    """Wait until PostgreSQL answers. An error response counts as an answer: the migration that follows reports it.
 
     Raises:
-        DatabaseUnavailable: it has not answered in that time.
+        DatabaseUnavailable: it did not answer within ``seconds``.
     """
-    ends = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     database = Database(url, pool_size=1)
     try:
         while not await _answers(database):
-            if time.monotonic() >= ends:
+            if time.monotonic() >= deadline:
                 raise DatabaseUnavailable
-            await asyncio.sleep(_KNOCK_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
     finally:
         await database.close()
 
@@ -61,20 +72,20 @@ async def _answers(database: Database) -> bool:
     return True
 
 
-def _explained(error: DBAPIError) -> CisternError:
+def _to_cistern_error(error: DBAPIError) -> CisternError:
     if getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
         return MigrationFailed(
-            "a table was locked for too long, so the schema is as it was:"
+            "a table was locked for too long, the schema is unchanged:"
             " run `cistern migrate` again when no long transaction is open"
         )
     if is_transient(error):
         return DatabaseUnavailable()
     reason = " ".join(str(getattr(error.orig, "__cause__", None) or error.orig).split())
-    return MigrationFailed(f"the schema is as it was: {reason}; mend that, then run `cistern migrate` again")
+    return MigrationFailed(f"the schema is unchanged: {reason}; fix that, then run `cistern migrate` again")
 
 
 def alembic_config(url: str) -> Config:
-    """Tell Alembic where the scripts are and which database they are for."""
+    """Return Alembic's configuration: the location of the scripts, and the URL of the database."""
     config = Config()
     config.set_main_option("script_location", "domain.db:migrations")
     config.attributes["url"] = url

@@ -1,6 +1,6 @@
-"""What a revision may do to a large table while workers write to it.
+"""Changes of large tables that do not block the workers that write to them.
 
-Such a revision does this and nothing else: it has no transaction that could take anything back.
+A revision that uses one must do nothing else: these statements run outside a transaction and cannot be rolled back.
 """
 
 from collections.abc import Sequence
@@ -12,20 +12,20 @@ from sqlalchemy import TextClause, text
 def create_index_online(
     op: Any, name: str, table: str, columns: Sequence[str], *, where: TextClause, unique: bool = False
 ) -> None:
-    """Build an index while others write. What an earlier try has left half built is dropped first."""
+    """Build an index without blocking writes. An invalid index left by an interrupted build is dropped first."""
     with op.get_context().autocommit_block():
-        _wait_for_others(op)
+        _disable_lock_timeout(op)
         op.drop_index(name, table_name=table, if_exists=True, postgresql_concurrently=True)
         op.create_index(name, table, list(columns), unique=unique, postgresql_where=where, postgresql_concurrently=True)
 
 
 def drop_index_online(op: Any, name: str, table: str) -> None:
-    """Drop an index while others write."""
+    """Drop an index without blocking writes."""
     with op.get_context().autocommit_block():
-        _wait_for_others(op)
+        _disable_lock_timeout(op)
         op.drop_index(name, table_name=table, if_exists=True, postgresql_concurrently=True)
 
 
-def _wait_for_others(op: Any) -> None:
-    """Be patient: it waits for every transaction that is open, but nobody has to wait for it."""
+def _disable_lock_timeout(op: Any) -> None:
+    """Allow any wait: a concurrent build waits for every open transaction, but no other statement waits for it."""
     op.execute(text("SET lock_timeout = 0"))

@@ -1,1 +1,1 @@
-"""The statements on the tables of jobs and workers, by who asks. They take a session and never commit."""
+"""Repositories of the tables of jobs and workers, one module per caller. They take a session and never commit."""

@@ -1,6 +1,6 @@
-"""What housekeeping asks of the job table about jobs that wait: whom to ring, and whose message may be lost.
+"""Queued jobs that are due for dispatch, and those whose message may be lost.
 
-Takes a session, never commits. All times are PostgreSQL's, so that the clocks of the workers do not matter.
+Takes a session, never commits. All times are PostgreSQL's, so that the workers' clocks do not matter.
 """
 
 from collections.abc import Collection, Sequence
@@ -19,9 +19,9 @@ _UNDISPATCHED: Final = Job.dispatched_at.is_(None)
 
 
 class DispatchRepository:
-    """Queued jobs and when they were rung, seen from one transaction.
+    """Queued jobs and the time of their last dispatch, within one transaction.
 
-    ``kinds``: those that this version knows. Others are left to a newer one, for here nobody could claim them.
+    Only jobs of ``kinds`` are dispatched: workers of this version could not claim others, so a newer one does that.
     """
 
     def __init__(self, session: AsyncSession, kinds: Collection[str]) -> None:
@@ -29,11 +29,14 @@ class DispatchRepository:
         self._kinds = tuple(kinds)
 
     async def mark_due(self, limit: int) -> Sequence[Dispatch]:
-        """Take queued jobs whose time has come and that have not been rung, and note that they are being rung."""
+        """Mark due jobs that are not dispatched yet as dispatched now. Returns the messages to send."""
         return await self._mark(_due(limit, self._kinds))
 
     async def mark_dispatched_before(self, age: float, limit: int) -> Sequence[Dispatch]:
-        """Take queued jobs that were rung over ``age`` seconds ago, longest ago first, and note them as seen now."""
+        """Mark jobs dispatched more than ``age`` seconds ago, oldest first, as dispatched now. Returns their messages.
+
+        The caller must send those that Redis has lost again.
+        """
         return await self._mark(_dispatched_before(age, limit, self._kinds))
 
     async def _mark(self, query: UpdateBase) -> Sequence[Dispatch]:
@@ -41,16 +44,16 @@ class DispatchRepository:
 
 
 def any_undispatched(kinds: Collection[str]) -> ColumnElement[bool]:
-    """Whether there is a job of these kinds whose time has come and that has not been rung."""
+    """Return the condition that a job of these kinds is due and not dispatched yet."""
     return _any(_UNDISPATCHED, Job.run_at, tuple(kinds))
 
 
 def any_dispatched_before(age: float, kinds: Collection[str]) -> ColumnElement[bool]:
-    """Whether there is a job of these kinds that was rung over ``age`` seconds ago, and still waits."""
+    """Return the condition that a job of these kinds, dispatched more than ``age`` seconds ago, is still queued."""
     return _any(_dispatched_before_age(age), Job.dispatched_at, tuple(kinds))
 
 
-# These are asked again and again: they are put together once.
+# These run in every sweep, so they are built once.
 
 
 @lru_cache
@@ -74,7 +77,7 @@ def _marking_dispatched(waiting: Select[UUID]) -> UpdateBase:
 
 
 def _any(condition: ColumnElement[bool], order: Any, kinds: tuple[str, ...]) -> ColumnElement[bool]:
-    """Look as whoever takes them does, in the order of an index: EXISTS may read the table instead."""
+    """Use the query that selects such jobs, in the order of an index; with EXISTS, PostgreSQL may scan the table."""
     return _waiting(condition, order, kinds, 1).scalar_subquery().is_not(None)
 
 

@@ -1,4 +1,4 @@
-"""What users and use cases ask of the job table, by name. Takes a session, never commits."""
+"""The job table for user requests and use cases. Takes a session, never commits."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from domain.db.sql import json_value
 from domain.jobs.model import Job
 from domain.jobs.states import ENDED, JobStatus
 
-#: What is known of a job before PostgreSQL has filled in the rest.
+#: The columns set by the process that inserts a job; PostgreSQL fills in the others.
 _WRITTEN_COLUMNS: Final = (
     *("id", "kind", "params", "status", "version", "attempt", "epoch", "max_attempts"),
     *("volume_id", "snapshot_id", "backend", "created_by"),
@@ -30,13 +30,13 @@ _ADD: Final = (
     .bindparams(bindparam("jobs", type_=JSONB()))
     .columns(created_at=DateTime(timezone=True))
 )
-#: By ``ids``, and without what is being pruned.
+#: By ``ids``, without jobs that are being pruned.
 _GET_MANY: Final = select(Job).where(Job.id == func.any(bindparam("ids", type_=ARRAY(Uuid()))), Job.pruned_at.is_(None))
 
 
 @dataclass(frozen=True)
 class JobFilter:
-    """Which jobs a list shows; None means any. Children only show when their parent is named."""
+    """The filters of a list of jobs; None matches any. Children are listed only by their ``parent_id``."""
 
     status: JobStatus | None = None
     kind: str | None = None
@@ -45,26 +45,26 @@ class JobFilter:
 
 
 class JobRepository:
-    """The job table, seen from one transaction."""
+    """The job table, within one transaction."""
 
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
     async def add(self, job: Job) -> Job:
-        """Write a new job; its message follows the commit."""
+        """Insert a new job; the caller must dispatch it after the commit."""
         self._session.add(job)
         await self._session.flush()
         return job
 
     async def add_many(self, jobs: Sequence[Job]) -> None:
-        """Write many new jobs; their messages follow the commit."""
+        """Insert new jobs; the caller must dispatch them after the commit."""
         rows = [{name: json_value(getattr(job, name)) for name in _WRITTEN_COLUMNS} for job in jobs]
-        now = (await self._session.scalars(_ADD, {"jobs": rows})).all()[0]  # the same for all of a transaction
+        now = (await self._session.scalars(_ADD, {"jobs": rows})).all()[0]  # now() is constant within a transaction
         for job in jobs:
             job.created_at = job.run_at = job.dispatched_at = now
 
     async def add_undispatched(self, jobs: Sequence[Job]) -> None:
-        """Write many new jobs of which nobody has been told: housekeeping rings them."""
+        """Insert new jobs and leave their dispatch to a maintenance task."""
         rows = [{name: getattr(job, name) for name in _WRITTEN_COLUMNS} for job in jobs]
         await self._session.execute(insert(Job).values(dispatched_at=null()), rows)
 
@@ -73,47 +73,47 @@ class JobRepository:
         return _visible(await self._session.get(Job, job_id))
 
     async def get_for_update(self, job_id: UUID) -> Job | None:
-        """Read one job and keep others from changing it."""
+        """Read one job and lock its row."""
         return _visible(await self._session.get(Job, job_id, with_for_update=True, populate_existing=True))
 
     async def page(self, filters: JobFilter, *, before: UUID | None, limit: int) -> Sequence[Job]:
-        """Read ``limit`` jobs and one more, newest first."""
+        """Read up to ``limit + 1`` jobs, newest first."""
         query = select(Job).order_by(Job.id.desc()).limit(limit + 1).where(*_matches(filters))
         if before is not None:
             query = query.where(Job.id < before)
         return (await self._session.scalars(query)).all()
 
     async def ended_among(self, job_ids: Collection[UUID]) -> Sequence[UUID]:
-        """Tell which of these jobs have ended, or are gone."""
-        live = select(Job.id).where(Job.id.in_(job_ids), Job.status.not_in(ENDED))
-        still = set((await self._session.scalars(live)).all())
-        return [job_id for job_id in job_ids if job_id not in still]
+        """Return the jobs among these that have ended or are gone."""
+        query = select(Job.id).where(Job.id.in_(job_ids), Job.status.not_in(ENDED))
+        live = set((await self._session.scalars(query)).all())
+        return [job_id for job_id in job_ids if job_id not in live]
 
     async def get_many(self, job_ids: Collection[UUID]) -> Sequence[Job]:
-        """Read those of these jobs that exist."""
+        """Read the jobs among these that exist."""
         return (await self._session.scalars(_GET_MANY, {"ids": list(job_ids)})).all()
 
     async def versions(self, job_ids: Collection[UUID]) -> dict[UUID, int]:
-        """Tell which versions those of these jobs have that exist."""
+        """Return the version of each of these jobs that exists."""
         query = select(Job.id, Job.version).where(Job.id.in_(job_ids), Job.pruned_at.is_(None))
         return {row.id: row.version for row in await self._session.execute(query)}
 
     async def retried_by(self, job_id: UUID) -> UUID | None:
-        """Find the job that is this one's retry."""
+        """Return the id of the job that retries this one, if any."""
         return await self._session.scalar(select(Job.id).where(Job.retry_of == job_id))
 
 
 def _visible(job: Job | None) -> Job | None:
-    """Leave out what is being pruned."""
+    """Return None for a job that is being pruned."""
     return None if job is None or job.pruned_at is not None else job
 
 
 def _matches(filters: JobFilter) -> Iterable[ColumnElement[bool]]:
-    named = {
+    columns = {
         Job.status: filters.status,
         Job.kind: filters.kind,
         Job.volume_id: filters.volume_id,
     }
-    yield from (attribute == value for attribute, value in named.items() if value is not None)
+    yield from (column == value for column, value in columns.items() if value is not None)
     yield Job.pruned_at.is_(None)
     yield Job.parent_id.is_(None) if filters.parent_id is None else Job.parent_id == filters.parent_id

@@ -1,7 +1,7 @@
-"""What workers ask of the job table: claims, leases, settlements. Each takes many rows at once.
+"""Claims, leases and settlements: what workers write to the job table, in batches.
 
-Never commits; a claim is one statement, and may be a transaction by itself. All times are PostgreSQL's, so that the
-clocks of the workers do not matter.
+Never commits; a claim is a single statement and may run in autocommit mode. All times are PostgreSQL's, so that the
+workers' clocks do not matter.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -27,37 +27,37 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from domain.db.sql import as_arrays, as_json, from_now, given_rows, unnested
+from domain.db.sql import as_arrays, as_json, from_now, json_rows, unnested
 from domain.jobs.claimed import ClaimedJob
 from domain.jobs.model import Dispatch, Job, Worker
 from domain.jobs.outcomes import Payload
 from domain.jobs.states import JobStatus
 
-#: Beats in one lease: two may be missed.
+#: Number of heartbeats per lease; two may be missed before the lease expires.
 BEATS_PER_LEASE: Final = 3
 #: Default minimum of `heartbeat_timeout`, in seconds.
 MIN_HEARTBEAT_TIMEOUT: Final = 2.0
 
 
 class Progress(NamedTuple):
-    """How far an attempt is with what it copies, in bytes."""
+    """The number of bytes that an attempt has copied, and the number it must copy."""
 
     done: int
     total: int
 
 
 class Renewal(NamedTuple):
-    """A lease that was extended, and whether the user has asked for an end meanwhile."""
+    """An extended lease, and whether the user has cancelled the job."""
 
     job_id: UUID
     cancel_requested: bool
 
 
 class Settlement(NamedTuple):
-    """What one attempt writes into its row.
+    """What one attempt writes to its row.
 
-    ``delay`` in seconds, for a job that goes back to the queue; ``give_back`` so many of its attempts. ``copied`` in
-    bytes, for work that copies something.
+    ``delay`` (seconds) applies to a job that returns to the queue; ``give_back`` is the number of attempts given back;
+    ``copied`` is the number of bytes copied, None for work that copies nothing.
     """
 
     job_id: UUID
@@ -70,27 +70,28 @@ class Settlement(NamedTuple):
     copied: int | None = None
 
 
-# The two statements that every job needs are SQL, once and for all: SQLAlchemy takes longer to put one together than
-# PostgreSQL takes to carry it out.
+# Claims and settlements, which every job needs, are literal SQL: SQLAlchemy takes longer to build such a statement than
+# PostgreSQL takes to execute it.
+#
+# 1. Both lock the rows in the order of their ids before the UPDATE. An UPDATE locks rows in the order in which it finds
+#    them, so two that find them in different orders would deadlock.
+# 2. Both must find the rows by the primary key. If PostgreSQL estimates that few jobs are queued or running, it prefers
+#    the partial index of those, which is full of dead entries under load. It uses a partial index only if the WHERE
+#    clause implies the condition of the index, and it cannot prove that for IS NOT DISTINCT FROM and num_nulls().
 
-# Both lock by id first: an UPDATE locks rows as it finds them, and two that find them differently wait for each other.
-# Both shall find rows by their ids. If PostgreSQL believes that few are queued or running it prefers the partial index
-# of those, which is full of dead entries in a busy house. It takes one only where a condition implies that of the
-# index, and it cannot tell that IS NOT DISTINCT FROM and num_nulls() do.
-
-#: Sets for how long this statement and the rest of its transaction wait for a row that somebody has locked. It comes in
-#: time, for rows are locked only when all of them have been found and sorted.
+#: FROM item that sets the lock timeout of this statement and of the rest of its transaction. It runs before any row is
+#: locked: the sort is a barrier.
 _WITH_LOCK_TIMEOUT: Final = "set_config('lock_timeout', :lock_timeout, true)"
 
 
-def _claiming(*, around: str, locked: str) -> TextualSelect:
-    """SQL for claims. Columns are named, for a newer version may have added some."""
+def _claiming(*, extra_from: str, locked: str) -> TextualSelect:
+    """Return the SQL of claims. Columns are listed by name, because a newer version may have added some."""
     dispatched = unnested("dispatched", job_id="uuid", epoch="bigint")
     return (
         text(f"""
             WITH held AS MATERIALIZED (
                 SELECT jobs.id
-                FROM {around} jobs JOIN {dispatched}
+                FROM {extra_from} jobs JOIN {dispatched}
                     ON jobs.id = dispatched.job_id AND jobs.epoch = dispatched.epoch
                 WHERE status IS NOT DISTINCT FROM 'queued' AND kind = ANY(CAST(:kinds AS text[]))
                 ORDER BY jobs.id FOR NO KEY UPDATE OF jobs {locked}
@@ -110,8 +111,8 @@ def _claiming(*, around: str, locked: str) -> TextualSelect:
     )
 
 
-_CLAIM_FREE: Final = _claiming(around="", locked="SKIP LOCKED")
-_CLAIM: Final = _claiming(around=f"{_WITH_LOCK_TIMEOUT},", locked="").bindparams(
+_CLAIM_UNLOCKED: Final = _claiming(extra_from="", locked="SKIP LOCKED")
+_CLAIM: Final = _claiming(extra_from=f"{_WITH_LOCK_TIMEOUT},", locked="").bindparams(
     bindparam("lock_timeout", type_=Text())
 )
 
@@ -126,9 +127,9 @@ _ENDS: Final = unnested(
     give_back="bigint",
     copied="bigint",
 )
-#: Who has asked for an end does not want to wait for a next try; but one that cost nothing may come to nothing again,
-#: and would be made without end if it did not wait. Counters are bytes of a copy, of which none can fail:
-#: of a job that has succeeded it is all of it, even if it was an earlier attempt that copied it.
+#: 1. A cancelled job skips its retry delay, except after a free retry, which could otherwise loop without a pause.
+#: 2. The counters of a copying job are bytes, and none of them can fail or be skipped. A successful job has copied all
+#:    of its bytes, even if it was an earlier attempt that copied them.
 _SETTLE: Final = (
     text(f"""
         WITH ends AS MATERIALIZED (
@@ -165,7 +166,7 @@ _SETTLE: Final = (
 
 
 class LeaseRepository:
-    """The job table as workers see it, from one transaction."""
+    """Claims, leases, settlements and heartbeats, within one transaction."""
 
     def __init__(self, session: AsyncSession | AsyncConnection) -> None:
         self._session = session
@@ -179,54 +180,54 @@ class LeaseRepository:
         lease: float,
         lock_timeout: float | None = None,
     ) -> Sequence[ClaimedJob]:
-        """Take the queued jobs among ``rings`` whose ring is still the current one, for ``lease`` seconds.
+        """Claim the queued jobs whose epoch is that of their message, for ``lease`` seconds.
 
-        A kind that is not among ``kinds`` is left for a worker of a newer version. A row that somebody has locked is
-        passed over, unless there is a ``patience`` for it, in seconds.
+        Jobs of other kinds than ``kinds`` are left to workers of a newer version. Locked rows are skipped, or waited
+        for if there is a ``lock_timeout`` (seconds).
         """
-        given = {
+        params = {
             **as_arrays(dispatches),
             "kinds": list(kinds),
             "worker_id": worker_id,
             "lease": timedelta(seconds=lease),
         }
         if lock_timeout is None:
-            rows = await self._session.execute(_CLAIM_FREE, given)
+            rows = await self._session.execute(_CLAIM_UNLOCKED, params)
         else:
-            rows = await self._session.execute(_CLAIM, {**given, "lock_timeout": _milliseconds(lock_timeout)})
+            rows = await self._session.execute(_CLAIM, {**params, "lock_timeout": _milliseconds(lock_timeout)})
         return [ClaimedJob(*row) for row in rows]
 
     async def settle(self, settlements: Sequence[Settlement], *, worker_id: UUID, lock_timeout: float) -> set[UUID]:
-        """End these attempts, if they are still ``worker_id``'s; returns the jobs that were.
+        """Settle the attempts that ``worker_id`` still holds. Returns the ids of their jobs.
 
-        ``patience``: for how many seconds this and the rest of the transaction wait for a row that somebody has locked.
-        A settlement that comes twice, because the answer to its COMMIT was lost, finds nothing the second time.
+        ``lock_timeout`` (seconds) applies to this statement and to the rest of the transaction. A settlement that is
+        repeated, because the reply to its COMMIT was lost, finds nothing the second time.
         """
-        given: dict[str, Any] = as_arrays(settlements)
+        params: dict[str, Any] = as_arrays(settlements)
         for name in ("result", "error"):
-            given[name] = [None if payload is None else as_json(payload) for payload in given[name]]
-        given |= {"worker_id": worker_id, "lock_timeout": _milliseconds(lock_timeout)}
-        return set((await self._session.scalars(_SETTLE, given)).all())
+            params[name] = [None if payload is None else as_json(payload) for payload in params[name]]
+        params |= {"worker_id": worker_id, "lock_timeout": _milliseconds(lock_timeout)}
+        return set((await self._session.scalars(_SETTLE, params)).all())
 
     async def renew(
         self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress], *, worker_id: UUID, lease: float
     ) -> Sequence[Renewal]:
-        """Extend the leases of these jobs by ``lease`` seconds from now, as far as they are still ``worker_id``'s.
+        """Extend the leases of the jobs that ``worker_id`` still holds to ``lease`` seconds from now.
 
-        In passing it is written down how far they are; who looks only hears of a change if there is one. Rows that
-        somebody has locked are passed over: one that waits must not cost the others their leases.
+        The same statement stores their progress; it raises the version, the ETag, only if the progress has changed.
+        Locked rows are skipped: waiting for one must not cost the other jobs their leases.
         """
         rows = ({"id": job_id} | (progress[job_id]._asdict() if job_id in progress else {}) for job_id in job_ids)
-        asked = given_rows(rows, id=Uuid(), done=Job.total.type, total=Job.total.type)
-        done, total = func.coalesce(asked.c.done, Job.succeeded), func.coalesce(asked.c.total, Job.total)
-        moved = Job.succeeded.is_distinct_from(done) | Job.total.is_distinct_from(total)
-        free = select(Job.id).where(Job.id.in_(job_ids)).with_for_update(skip_locked=True, key_share=True)
+        new = json_rows(rows, id=Uuid(), done=Job.total.type, total=Job.total.type)
+        done, total = func.coalesce(new.c.done, Job.succeeded), func.coalesce(new.c.total, Job.total)
+        progressed = Job.succeeded.is_distinct_from(done) | Job.total.is_distinct_from(total)
+        unlocked = select(Job.id).where(Job.id.in_(job_ids)).with_for_update(skip_locked=True, key_share=True)
         query = (
             update(Job)
-            .where(Job.id == asked.c.id, Job.id.in_(free), *_leased_by(worker_id))
+            .where(Job.id == new.c.id, Job.id.in_(unlocked), *_leased_by(worker_id))
             .values(
                 lease_expires_at=from_now(lease),
-                version=Job.version + case((moved, 1), else_=0),
+                version=Job.version + case((progressed, 1), else_=0),
                 **_progress(done, total),
             )
             .returning(Job.id, Job.cancel_requested_at.is_not(None))
@@ -235,48 +236,50 @@ class LeaseRepository:
         return [Renewal(*row) for row in await self._session.execute(query)]
 
     async def held_by(self, job_ids: Collection[UUID], *, worker_id: UUID) -> set[UUID]:
-        """Tell which of these jobs are ``worker_id``'s, locked or not."""
+        """Return the jobs among these that ``worker_id`` holds, locked or not."""
         query = select(Job.id).where(Job.id.in_(job_ids), *_leased_by(worker_id))
         return set((await self._session.scalars(query)).all())
 
     async def record_heartbeat(
-        self, worker: Worker, *, lease: float, afresh: bool, min_timeout: float = MIN_HEARTBEAT_TIMEOUT
+        self, worker: Worker, *, lease: float, gap: bool, min_timeout: float = MIN_HEARTBEAT_TIMEOUT
     ) -> None:
-        """Write down that this worker is alive, and since when it has been without a gap of a lease (seconds).
+        """Record a heartbeat of this worker; after a gap, a new series of uninterrupted heartbeats begins.
 
-        ``afresh`` where there was a gap that PostgreSQL did not see: the worker did, or it has just begun. A last beat
-        in the future is a gap too: PostgreSQL's clock has stepped back.
+        There is a gap if (1) the caller passes ``gap``: the worker has just started, or noticed an outage that left no
+        trace in PostgreSQL; (2) the last heartbeat is older than a lease (seconds); or (3) it is in the future by more
+        than a lease: PostgreSQL's clock has stepped back.
         """
         row = {"id": worker.id, "host": worker.host, "pid": worker.pid}
         row["max_renewal_delay"] = max_renewal_delay(lease, min_timeout)
-        gap = literal(afresh) | ~Worker.heartbeat_at.between(from_now(-lease), from_now(lease))
-        again = {
+        interrupted = literal(gap) | ~Worker.heartbeat_at.between(from_now(-lease), from_now(lease))
+        changes = {
             "heartbeat_at": func.now(),
-            "uninterrupted_since": case((gap, func.now()), else_=Worker.uninterrupted_since),
+            "uninterrupted_since": case((interrupted, func.now()), else_=Worker.uninterrupted_since),
             "max_renewal_delay": row["max_renewal_delay"],
         }
-        await self._session.execute(insert(Worker).values(row).on_conflict_do_update(index_elements=["id"], set_=again))
+        upsert = insert(Worker).values(row).on_conflict_do_update(index_elements=["id"], set_=changes)
+        await self._session.execute(upsert)
 
     async def count_workers(self, lease: float) -> int:
-        """Count the workers that have beaten in the last ``lease`` seconds."""
+        """Count the workers with a heartbeat in the last ``lease`` seconds."""
         alive = select(func.count()).where(Worker.heartbeat_at > from_now(-lease))
         return (await self._session.scalars(alive)).one()
 
     async def delete_worker(self, worker_id: UUID) -> None:
-        """Strike a worker off that has said goodbye."""
+        """Remove a worker that is shutting down from the list of workers."""
         await self._session.execute(delete(Worker).where(Worker.id == worker_id))
 
 
 def heartbeat_timeout(lease: float, minimum: float = MIN_HEARTBEAT_TIMEOUT) -> float:
-    """Return how many seconds a heartbeat waits for its answer before it is tried again on another connection."""
+    """Return the number of seconds after which an unanswered heartbeat is retried on another connection."""
     return max(min(lease / 3, 5.0), minimum)
 
 
 def max_renewal_delay(lease: float, minimum: float = MIN_HEARTBEAT_TIMEOUT) -> float:
-    """Return the maximum number of seconds from PostgreSQL's return until a worker has renewed its leases.
+    """Return the maximum number of seconds from the end of an outage until a worker has renewed its leases.
 
-    1. The worker has noticed the outage: one heartbeat times out, then the next one succeeds.
-    2. It has not noticed, as after a step of PostgreSQL's clock: one heartbeat interval, then one heartbeat.
+    1. The worker has noticed the outage: one heartbeat times out and, after a pause, the next one succeeds.
+    2. It has not, as after a step of PostgreSQL's clock: one heartbeat interval passes, then one heartbeat succeeds.
 
     ``minimum`` is that of `heartbeat_timeout`.
     """
@@ -285,12 +288,12 @@ def max_renewal_delay(lease: float, minimum: float = MIN_HEARTBEAT_TIMEOUT) -> f
 
 
 def _leased_by(worker_id: UUID) -> tuple[ColumnElement[bool], ...]:
-    """At work in the hands of this worker. A job that was handed over to its lanes runs on, but in nobody's hands."""
+    """Return the conditions of a lease held by this worker. A job delegated to lanes is running, but has no lease."""
     return Job.worker_id == worker_id, Job.status == JobStatus.RUNNING, Job.lease_expires_at.is_not(None)
 
 
 def _progress(done: ColumnElement[Any], total: ColumnElement[Any]) -> dict[str, ColumnElement[Any]]:
-    """Set the counters of a job: bytes of a copy, of which none can fail; whatever is null stays as it is."""
+    """Return the new counters of a job, in bytes; none can fail or be skipped. A null leaves a counter unchanged."""
     return {
         "total": func.coalesce(total, Job.total),
         "succeeded": func.coalesce(done, Job.succeeded),

@@ -1,6 +1,6 @@
-"""What housekeeping asks of the job table about jobs whose workers have died.
+"""Orphans: running jobs whose lease has expired, because their worker died or lost its connection.
 
-Takes a session, never commits. All times are PostgreSQL's, so that the clocks of the workers do not matter.
+Takes a session, never commits. All times are PostgreSQL's, so that the workers' clocks do not matter.
 """
 
 from collections.abc import Collection, Sequence
@@ -17,35 +17,35 @@ from domain.jobs.model import Job, Worker
 from domain.jobs.retry import WORKER_LOST
 from domain.jobs.states import JobStatus
 
-#: How many claims an orphan gets beyond its attempts, so that a worker can find out what is on the storage.
+#: Number of claims that an orphan gets beyond its attempts, for a worker to find out the state of the storage.
 EXTRA_CLAIMS: Final = 3
-#: For how long an orphan is left alone that could not be dealt with (seconds); others have their turn meanwhile.
+#: Seconds until the next try of an orphan that could not be processed; others are processed meanwhile.
 _DEFER_SECONDS: Final = 60.0
 
-#: How long a worker is remembered that has been silent (seconds).
+#: Seconds without a heartbeat after which a worker is removed from the list of workers.
 _SILENT_WORKER_SECONDS: Final = 3600.0
 
 
 class OrphanRepository:
-    """Jobs whose leases are over, seen from one transaction."""
+    """Orphans and silent workers, within one transaction."""
 
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
-    async def rescue(self, limit: int, *, sure: ColumnElement[bool]) -> Sequence[UUID]:
-        """Put orphans (their lease is over) back into the queue; the attempt stays spent. Returns their ids."""
-        return (await self._session.scalars(_rescue(limit, sure))).all()
+    async def rescue(self, limit: int, *, safe: ColumnElement[bool]) -> Sequence[UUID]:
+        """Requeue orphans if it is ``safe``; their attempts stay spent. Returns their ids."""
+        return (await self._session.scalars(_rescue(limit, safe))).all()
 
     async def requeue(self, job_id: UUID) -> None:
-        """Do the same with one that the caller has found and locked."""
+        """Requeue one orphan, which the caller has found and locked."""
         await self._session.execute(_requeue(Job.id == job_id))
 
-    async def exhausted(self, limit: int, *, kinds: Collection[str], sure: ColumnElement[bool]) -> Sequence[UUID]:
-        """Find orphans that have cost every worker which tried to end them properly."""
-        return (await self._session.scalars(_find_exhausted(limit, tuple(kinds), sure))).all()
+    async def exhausted(self, limit: int, *, kinds: Collection[str], safe: ColumnElement[bool]) -> Sequence[UUID]:
+        """Find orphans that have used up all their claims: each worker that claimed them has died."""
+        return (await self._session.scalars(_find_exhausted(limit, tuple(kinds), safe))).all()
 
     async def fail(self, job_id: UUID) -> Job | None:
-        """End an orphan without hope. Returns it as it was ended; None if somebody has dealt with it meanwhile."""
+        """Fail an exhausted orphan and return it; None if another worker has processed it or has it locked."""
         orphan = _orphans(true()).where(_exhausted(), Job.id == job_id).with_for_update(skip_locked=True)
         query = (
             update(Job)
@@ -63,53 +63,58 @@ class OrphanRepository:
         return (await self._session.scalars(query)).one_or_none()
 
     async def defer(self, job_id: UUID) -> None:
-        """Come back later to an orphan that could not be dealt with; unless it is locked."""
+        """Postpone an orphan that could not be processed, unless it is locked."""
         orphan = _orphans(true()).where(Job.id == job_id).with_for_update(skip_locked=True)
         query = update(Job).where(Job.id.in_(orphan)).values(lease_expires_at=from_now(_DEFER_SECONDS))
         await self._session.execute(query.execution_options(synchronize_session=False))
 
     async def delete_silent_workers(self) -> None:
-        """Strike workers off that have not been heard of for an hour."""
+        """Remove workers without a heartbeat for an hour from the list of workers."""
         await self._session.execute(delete(Worker).where(_silent()))
 
 
 def rescue_is_safe(worker_id: UUID, *, lease: float) -> ColumnElement[bool]:
-    """Whether every worker that lives must have renewed its leases by now, as ``worker_id`` can tell.
+    """Return a condition that is true once every live worker has had time to renew its leases.
 
-    A lease also runs out while PostgreSQL is away, or the whole machine asleep. So whoever rescues must have been
-    beating without a gap for as long as any worker may need to come back, and PostgreSQL must not have started only
-    now (if it says that it will start, its clock has stepped back since, and the beats have told so). One statement
-    with the rescue: a process that is stopped in between does not act on what was true before.
+    A lease also expires while PostgreSQL is down or the host is suspended. So ``worker_id`` may rescue only if
+
+    1. its last heartbeat is younger than half a lease. Others may have renewed up to one heartbeat before it: a rescue
+       that was sent while PostgreSQL stood still, and runs as soon as it goes on, must not precede their next
+       heartbeats;
+    2. it has been beating without a gap for the longest renewal delay of any worker; and
+    3. PostgreSQL did not start within the last lease. A start in the future means that its clock has stepped back
+       since; more than a lease ahead, the heartbeats have shown that as a gap (case 2).
+
+    Evaluated inside the UPDATE of the rescue, so that a worker paused between check and rescue cannot act on a stale
+    answer.
     """
-    needed = select(func.max(Worker.max_renewal_delay)).scalar_subquery()
-    steady = select(Worker.id).where(
+    longest_delay = select(func.max(Worker.max_renewal_delay)).scalar_subquery()
+    uninterrupted = select(Worker.id).where(
         Worker.id == worker_id,
-        # Half a lease, for others may have renewed a beat before us: a rescue that was asked for when PostgreSQL stood
-        # still, and is carried out as soon as it goes on, must not forestall their next beats.
         Worker.heartbeat_at.between(from_now(-lease / 2), from_now(lease)),
-        Worker.uninterrupted_since <= func.now() - needed * timedelta(seconds=1),
+        Worker.uninterrupted_since <= func.now() - longest_delay * timedelta(seconds=1),
     )
-    return steady.exists() & ~func.pg_postmaster_start_time().between(from_now(-lease), from_now(lease))
+    return uninterrupted.exists() & ~func.pg_postmaster_start_time().between(from_now(-lease), from_now(lease))
 
 
 def any_orphans_or_dead_workers() -> ColumnElement[bool]:
-    """Whether there are orphans, or workers that have not been heard of for so long that they are forgotten."""
+    """Return the condition that there are orphans, or silent workers to be removed."""
     orphans = select(Job.id).where(Job.lease_expires_at < func.now()).order_by(Job.lease_expires_at).limit(1)
     return orphans.scalar_subquery().is_not(None) | select(Worker.id).where(_silent()).exists()
 
 
-# These are asked again and again: they are put together once.
+# These run in every sweep, so they are built once.
 
 
 @lru_cache
-def _rescue(limit: int, sure: ColumnElement[bool]) -> UpdateBase:
-    orphans = _orphans(sure).where(~_exhausted()).limit(limit).with_for_update(skip_locked=True)
+def _rescue(limit: int, safe: ColumnElement[bool]) -> UpdateBase:
+    orphans = _orphans(safe).where(~_exhausted()).limit(limit).with_for_update(skip_locked=True)
     return _requeue(Job.id.in_(orphans))
 
 
 @lru_cache
-def _find_exhausted(limit: int, kinds: tuple[str, ...], sure: ColumnElement[bool]) -> Select[UUID]:
-    return _orphans(sure).where(_exhausted(), Job.kind.in_(kinds)).limit(limit)
+def _find_exhausted(limit: int, kinds: tuple[str, ...], safe: ColumnElement[bool]) -> Select[UUID]:
+    return _orphans(safe).where(_exhausted(), Job.kind.in_(kinds)).limit(limit)
 
 
 def _silent() -> ColumnElement[bool]:
@@ -134,9 +139,9 @@ def _requeue(condition: ColumnElement[bool]) -> UpdateBase:
     )
 
 
-def _orphans(sure: ColumnElement[bool]) -> Select[UUID]:
-    """Running jobs whose lease is over, longest ago first."""
-    return select(Job.id).where(Job.lease_expires_at < func.now(), sure).order_by(Job.lease_expires_at)
+def _orphans(safe: ColumnElement[bool]) -> Select[UUID]:
+    """Select the jobs whose lease has expired, oldest expiry first."""
+    return select(Job.id).where(Job.lease_expires_at < func.now(), safe).order_by(Job.lease_expires_at)
 
 
 def _exhausted() -> ColumnElement[bool]:

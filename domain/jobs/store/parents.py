@@ -1,4 +1,4 @@
-"""What bulk jobs ask of the job table: a parent that has no lease of its own, and its children, the lanes.
+"""Bulk jobs in the job table: a parent, which has no lease once it is planned, and its children, the lanes.
 
 Takes a session, never commits. The parent's row is always locked last.
 """
@@ -16,10 +16,10 @@ from domain.db.sql import from_now
 from domain.jobs.model import Job
 from domain.jobs.states import LIVE, JobStatus
 
-#: For how long a job is left alone that could not be given new lanes (seconds); others have their turn meanwhile.
+#: Seconds until the next try of a parent that could not be given new lanes; others are processed meanwhile.
 _DEFER_SECONDS: Final = 60.0
 
-# What lanes ask again and again is SQL, once and for all, as in `leases`.
+# The frequent statements of lanes are literal SQL, as in `leases`.
 
 _LOCK_HELD: Final = text("""
     SELECT 1 FROM jobs
@@ -56,76 +56,76 @@ _ADD_COUNTS: Final = text(f"""
 
 
 class ParentRepository:
-    """Parents and lanes, seen from one transaction."""
+    """Parents and lanes, within one transaction."""
 
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
     async def lock_held(self, job_id: UUID, *, epoch: int, worker_id: UUID | None) -> bool:
-        """Lock a job's row, if this attempt still has it: what follows is recorded by it or by nobody."""
-        asked = {"id": job_id, "epoch": epoch, "worker_id": worker_id}
-        return await self._session.scalar(_LOCK_HELD, asked) is not None
+        """Lock the job's row if this attempt still holds it, so that no other attempt records anything meanwhile."""
+        params = {"id": job_id, "epoch": epoch, "worker_id": worker_id}
+        return await self._session.scalar(_LOCK_HELD, params) is not None
 
     async def set_counts(self, parent_id: UUID, *, total: int, succeeded: int, failed: int, skipped: int) -> None:
-        """Write down how many parts a job has, and how many of them are finished."""
+        """Set the number of items of a parent, and the numbers of those that are finished."""
         counters = {"total": total, "succeeded": succeeded, "failed": failed, "skipped": skipped}
         await self._session.execute(update(Job).where(Job.id == parent_id).values(counters))
 
     async def add_counts(self, parent_id: UUID, *, succeeded: int = 0, failed: int = 0, skipped: int = 0) -> bool:
-        """Count finished parts; the last one ends the job. Returns whether it did."""
-        counts = {"parent_id": parent_id, "succeeded": succeeded, "failed": failed, "skipped": skipped}
-        return await self._session.scalar(_ADD_COUNTS, counts) not in (None, JobStatus.RUNNING)
+        """Count finished items; the last one ends the job. Returns whether it did."""
+        params = {"parent_id": parent_id, "succeeded": succeeded, "failed": failed, "skipped": skipped}
+        return await self._session.scalar(_ADD_COUNTS, params) not in (None, JobStatus.RUNNING)
 
     async def is_cancelled(self, parent_id: UUID) -> bool:
-        """Tell whether a job's end was asked for."""
+        """Return whether the cancellation of a parent was requested."""
         return bool(await self._session.scalar(_IS_CANCELLED, {"parent_id": parent_id}))
 
     async def wake_lanes(self, parent_id: UUID) -> None:
-        """Have waiting lanes rung at once, to hear that the job was cancelled."""
+        """Make queued lanes due at once, so that they find that their parent was cancelled."""
         query = update(Job).where(Job.parent_id == parent_id, Job.status == JobStatus.QUEUED)
         await self._session.execute(query.values(run_at=func.now(), dispatched_at=None, version=Job.version + 1))
 
     async def without_lanes(self, limit: int) -> Sequence[UUID]:
-        """Find jobs that were handed over and have no live lane left."""
+        """Find delegated jobs that have no live lane."""
         return (await self._session.scalars(_find_without_lanes(limit))).all()
 
     async def lock_without_lanes(self, job_id: UUID) -> Job | None:
-        """Lock such a job, if it still is one; one that somebody else has locked is passed over."""
+        """Lock a delegated job if it still has no live lane; return None if it has, or if another session locked it."""
         query = _without_lanes().where(Job.id == job_id).with_for_update(skip_locked=True)
         if await self._session.scalar(query) is None:
             return None
-        # Asked once more, now that it is locked: it may have got lanes meanwhile, and PostgreSQL looks again at the
-        # row itself only.
+        # Query again now that the row is locked: lanes may have been added since the first snapshot, and when
+        # PostgreSQL locks a row, it checks again only that row, not the rows of a subquery.
         return await self._session.scalar(query)
 
     async def defer(self, job_id: UUID) -> None:
-        """Come back later to a job that could not be given lanes; unless it is locked."""
+        """Postpone a job that could not be given lanes, unless it is locked."""
         job = _without_lanes().with_only_columns(Job.id).where(Job.id == job_id).with_for_update(skip_locked=True)
         query = update(Job).where(Job.id.in_(job)).values(run_at=from_now(_DEFER_SECONDS))
         await self._session.execute(query.execution_options(synchronize_session=False))
 
 
 def any_without_lanes() -> ColumnElement[bool]:
-    """Whether there is a job that was handed over, has no live lane left, and may be looked after."""
+    """Return the condition that a delegated job has no live lane and is not postponed."""
     return _without_lanes().with_only_columns(Job.id).exists()
 
 
-@lru_cache  # they are asked for again and again
+@lru_cache  # runs in every sweep
 def _find_without_lanes(limit: int) -> Select[UUID]:
     return _without_lanes().with_only_columns(Job.id).order_by(Job.run_at).limit(limit)
 
 
 def _without_lanes() -> Select[Job]:
-    """Jobs that are forsaken; their ``run_at`` is when they may be looked after."""
+    """Select the delegated jobs without a live lane; their ``run_at`` is the time of the next try."""
     return select(Job).where(is_without_lanes(), Job.run_at <= func.now())
 
 
 def is_without_lanes() -> ColumnElement[bool]:
-    """Whether a job was handed over to lanes of which none is alive."""
+    """Return the condition that a job is delegated and none of its lanes is live."""
     return and_(Job.status == JobStatus.RUNNING, Job.lease_expires_at.is_(None), ~has_live_lane())
 
 
 def has_live_lane() -> ColumnElement[bool]:
-    """Whether any part of a job has not ended."""
+    """Return the condition that any child of a job has not ended."""
     lane = aliased(Job)
     return exists().where(lane.parent_id == Job.id, lane.status.in_(LIVE)).correlate(Job)

@@ -1,1 +1,1 @@
-"""Messages through Redis: the only code of the domain that knows arq and Redis."""
+"""Messages through Redis: the only package of the domain that uses arq and Redis."""

@@ -1,7 +1,7 @@
-"""The doorbell: the only file of the domain that speaks to Redis.
+"""The message queue: the only module of the domain that connects to Redis.
 
-A message (see `messages`) says that a row may be ready to be claimed, and nothing else, so whoever can write to Redis
-can at most make a worker look into PostgreSQL. Losing every message loses no job.
+A message (see `messages`) means only that a row may be ready to be claimed, so a client with write access to Redis can
+at most make a worker query PostgreSQL. Losing every message loses no job.
 """
 
 import asyncio
@@ -28,25 +28,25 @@ from domain.jobs.transport.write_errors import WriteErrors
 
 QUEUE_NAME: Final = "cistern:queue"
 _CHANNEL: Final = "cistern:job-changed"
-#: A list that idle workers block on. It has an element for each message that was rung, up to as many as there can
-#: reasonably be idle workers; whoever finds no more messages empties it.
+#: A list that idle workers block on. It gets one element per message sent, up to a sensible number of idle workers; a
+#: worker that finds no more messages empties it.
 WAKEUPS: Final = "cistern:wakeups"
 _MAX_WAKEUPS: Final = 32
-#: As long as arq keeps a message that nobody takes; by then it was found lost and sent again, or its row is gone.
+#: Expiry of a message, as in arq; by then it was found lost and sent again, or its row is gone.
 _MESSAGE_LIFETIME_MS: Final = 24 * 3600 * 1000
-#: A message is due as if it had been sent so long ago: a worker's clock may be behind ours, or be set back. Not as if
-#: longer ago, for what stock producers send comes after it.
+#: The due time of a message is set back by this much, as a worker's clock may be behind ours or be set back. Not by
+#: more: messages of stock arq producers, which are due when they are sent, come after ours.
 _MAX_CLOCK_SKEW_MS: Final = 3600 * 1000
-#: So many messages go to Redis in one round trip.
+#: Maximum number of messages per round trip.
 _MAX_BATCH: Final = 500
-#: Written only to see whether it can be.
+#: A key that is written only to test whether Redis accepts writes.
 PING_KEY: Final = "cistern:written"
-#: A request must be answered within a second although Redis is away.
+#: Timeout of each operation: a request must be answered within a second even if Redis is down.
 _TIMEOUT_SECONDS: Final = 0.8
 
 _MESSAGE_KEYS: Final = (job_key_prefix, retry_key_prefix, in_progress_key_prefix)
 
-#: Takes messages out of the queue, with all that arq keeps of them. Each id is sent once.
+#: Removes messages from the queue, and all keys that arq has for them. Each id is sent only once.
 _ACKNOWLEDGE: Final = f"""
 for _, id in ipairs(ARGV) do
     redis.call('ZREM', KEYS[1], id)
@@ -58,19 +58,19 @@ log = structlog.get_logger(__name__)
 
 
 class QueueUnavailable(Unavailable):
-    """Redis does not answer at the moment."""
+    """Redis is not responding."""
 
     code = "queue-unavailable"
 
 
 class QueueRefusesWrites(QueueUnavailable):
-    """Redis answers, but refuses to be written to."""
+    """Redis refuses writes."""
 
     code = "queue-refuses-writes"
 
 
 class JobQueue:
-    """One Redis, as a bell and as a loudspeaker."""
+    """Redis: one sorted set of messages, one pub/sub channel."""
 
     def __init__(self, redis: ArqRedis) -> None:
         redis.job_serializer = serialize
@@ -84,27 +84,27 @@ class JobQueue:
 
     @classmethod
     def open(cls, url: str) -> Self:
-        """Prepare connections to the Redis at ``url``; none is made before the first use."""
+        """Prepare connections to the Redis at ``url``; the first is opened on first use."""
         redis = ArqRedis.from_url(
             url,
             socket_connect_timeout=_TIMEOUT_SECONDS,
             socket_timeout=5,
-            # Once more at once, for a pooled connection that died unnoticed. OSError is what connecting raises.
+            # Retry once, at once, in case a pooled connection died unnoticed. OSError is raised by a failed connect.
             retry=Retry(NoBackoff(), 1),
             retry_on_error=[RedisConnectionError, RedisTimeoutError, OSError],
         )
         return cls(redis)
 
     async def dispatch(self, dispatches: Iterable[Dispatch]) -> None:
-        """Announce jobs. Ringing twice is ringing once; a ring that is lost is found by housekeeping."""
+        """Send messages. Idempotent; failures are only logged, as a maintenance task sends lost messages again."""
         try:
-            async with asyncio.timeout(_TIMEOUT_SECONDS):  # a ring may have to wait for those before it
+            async with asyncio.timeout(_TIMEOUT_SECONDS):  # a message may have to wait for the batch before it
                 await asyncio.gather(*map(self._dispatches.submit, dispatches))
         except TimeoutError:
-            log.warning("dispatch.failed", error="Redis takes too long")
+            log.warning("dispatch.failed", error="Redis did not respond in time")
 
     async def _dispatch_all(self, dispatches: Sequence[Dispatch]) -> Sequence[None]:
-        """Send messages in the form of arq's `enqueue_job`, which takes three round trips for each."""
+        """Write messages in the format of arq's `enqueue_job`, which needs three round trips per message."""
         now = timestamp_ms()
         try:
             async with asyncio.timeout(_TIMEOUT_SECONDS), self.redis.pipeline(transaction=True) as pipe:
@@ -129,10 +129,10 @@ class JobQueue:
         return [None] * len(dispatches)
 
     async def missing(self, dispatches: Sequence[Dispatch]) -> list[Dispatch]:
-        """Tell which of these have no message in the queue, and clear away what may be left of it.
+        """Return those without a message in the queue, and delete the remains of their messages.
 
         Raises:
-            QueueUnavailable: Redis does not answer, or refuses to be written to.
+            QueueUnavailable: Redis does not answer, or refuses writes.
         """
         try:
             async with self.redis.pipeline(transaction=False) as pipe:
@@ -140,7 +140,7 @@ class JobQueue:
                     pipe.zscore(QUEUE_NAME, message_id(dispatch))
                 scores = await pipe.execute()
             missing = [dispatch for dispatch, score in zip(dispatches, scores, strict=True) if score is None]
-            if missing:  # what is left of a message outside of the queue would keep it from being sent again
+            if missing:  # a job key that remained without its queue entry would keep the message from being sent again
                 await self.redis.delete(*(job_key_prefix + message_id(dispatch) for dispatch in missing))
         except ResponseError as error:
             self.write_errors.note(error)
@@ -150,10 +150,9 @@ class JobQueue:
         return missing
 
     def acknowledge(self, dispatch: Dispatch) -> "asyncio.Future[None]":
-        """Give a message up: the row is claimed, so Redis need not know of it any more.
+        """Delete the message of a claimed job. Returns a future, which is done when Redis has replied.
 
-        It is on its way then; who wants to know when it has arrived awaits it. If it fails, the message is delivered
-        again, and claims nothing.
+        If that fails, the message is delivered again and claims nothing.
         """
         return self._acknowledgements.submit(dispatch)
 
@@ -168,7 +167,7 @@ class JobQueue:
         return [None] * len(dispatches)
 
     async def announce(self, *job_ids: UUID) -> None:
-        """Tell whoever watches that jobs have changed. Nobody relies on hearing it."""
+        """Publish that jobs have changed. Best effort: watchers also poll."""
         try:
             async with asyncio.timeout(_TIMEOUT_SECONDS):
                 await self.redis.publish(_CHANNEL, " ".join(map(str, job_ids)))
@@ -176,10 +175,10 @@ class JobQueue:
             log.debug("announce.failed", error=str(error))
 
     async def announcements(self) -> AsyncIterator[UUID]:
-        """Hear which jobs change, from now on.
+        """Subscribe, and yield the id of each job that is announced as changed.
 
         Raises:
-            QueueUnavailable: Redis does not answer, or not any more.
+            QueueUnavailable: Redis does not answer, or the connection was lost.
         """
         try:
             async with self.redis.pubsub() as channel:
@@ -188,17 +187,17 @@ class JobQueue:
                     message = await channel.get_message(ignore_subscribe_messages=True, timeout=1)
                     if message is not None:
                         for word in message["data"].split():
-                            with suppress(ValueError):  # anybody may say anything on a channel
+                            with suppress(ValueError):  # any client may publish anything on the channel
                                 yield UUID(word.decode())
         except (RedisError, OSError) as error:
             raise QueueUnavailable from error
 
     async def ping(self) -> None:
-        """Ask Redis for a sign of life: a little write, for one that cannot be written to is of no use.
+        """Check that Redis accepts a small write: a read-only Redis is of no use.
 
         Raises:
-            QueueRefusesWrites: it lives, but does not take it.
-            QueueUnavailable: there is none.
+            QueueRefusesWrites: it refuses the write.
+            QueueUnavailable: it does not answer.
         """
         try:
             async with asyncio.timeout(_TIMEOUT_SECONDS):

@@ -1,4 +1,4 @@
-"""What a message looks like: arq's form, with (job id, ring) in it as JSON and nothing else."""
+"""The format of a message: an arq job, in JSON, with the job id and the epoch as its only arguments."""
 
 import json
 import re
@@ -10,12 +10,12 @@ from arq.jobs import serialize_job
 
 from domain.jobs.model import Dispatch
 
-#: The only function that arq knows, under a name that never changes.
+#: The only function registered with arq. The name must never change: messages of other versions carry it.
 FUNCTION_NAME: Final = "run_job"
-#: More than that PostgreSQL cannot count; a message may say anything.
+#: The maximum of PostgreSQL's bigint; a message may contain any number.
 _MAX_EPOCH: Final = 2**63 - 1
 
-#: A message of ours, letter by letter: reading it as JSON takes ten times as long.
+#: The exact bytes of a message of ours: parsing it as JSON takes ten times as long.
 _MESSAGE: Final = re.compile(
     rb'\{"t": null, "f": "%b", "a": \["([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", (0|[1-9][0-9]{0,18})\], '
     rb'"k": \{\}, "et": [0-9]+\}' % FUNCTION_NAME.encode()
@@ -26,17 +26,17 @@ deserialize: Callable[[bytes], dict[str, Any]] = json.loads
 
 
 def message_id(dispatch: Dispatch) -> str:
-    """The arq id of a ring: never used for two things, so that the same ring twice is one message."""
+    """Return the arq job id of a message; unique per job and epoch, so that a message sent twice is stored once."""
     return f"{dispatch.job_id}:{dispatch.epoch}"
 
 
 def write_message(dispatch: Dispatch, *, sent_ms: int) -> bytes:
-    """Put a ring into the form that arq's own producer would; ``sent_ms``: when, in milliseconds."""
+    """Serialize a message as arq's own producer does; ``sent_ms`` is the time in milliseconds."""
     return serialize_job(FUNCTION_NAME, (str(dispatch.job_id), dispatch.epoch), {}, None, sent_ms, serializer=serialize)
 
 
 def read_message(identity: bytes, message: bytes | None) -> Dispatch | None:
-    """Read what `write_message` wrote, under the id that belongs to it; None for any other message, or none at all."""
+    """Parse a message written by `write_message` under its own id; return None for any other, or for no message."""
     match = _MESSAGE.fullmatch(message or b"")
     if match is None or b"%b:%b" % match.groups() != identity:
         return None
@@ -45,11 +45,11 @@ def read_message(identity: bytes, message: bytes | None) -> Dispatch | None:
 
 
 def dispatch_from(job_id: str, epoch: int) -> Dispatch:
-    """Make a ring of what arq has read in a message.
+    """Convert the arguments of a message that arq has parsed.
 
     Raises:
-        ValueError: there can be no such ring.
+        ValueError: the id or the epoch is invalid.
     """
     if type(epoch) is not int or not 0 <= epoch <= _MAX_EPOCH:
-        raise ValueError(f"no job was ever rung so often: {epoch}")
+        raise ValueError(f"invalid epoch: {epoch}")
     return Dispatch(UUID(job_id), epoch)

@@ -1,7 +1,7 @@
-"""A Redis that answers but refuses to be written to: nothing is lost, and nothing moves until somebody mends it.
+"""A Redis that answers but refuses writes: no job is lost, but none is dispatched until an operator fixes it.
 
-arq takes it for a job that somebody else has claimed, and says so at DEBUG. Here it is said once, loudly, with what to
-do, and once more when it is over.
+arq mistakes the error for a job claimed by another worker and logs it at DEBUG. This module logs it as an error, once
+and with a remedy, and logs when Redis accepts writes again.
 """
 
 from typing import Final
@@ -9,28 +9,28 @@ from typing import Final
 import structlog
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
-#: The beginning of Redis' own answer, and what to do about it.
+#: The prefix of Redis' error message, and the remedy.
 _REMEDIES: Final = {
-    "READONLY": "it is a replica: let CISTERN_REDIS_URL name the primary, or make it one (REPLICAOF NO ONE)",
-    "OOM": "it is full: raise maxmemory, or find out what else is kept in it",
-    "MISCONF": "it cannot save to its disk: make room there or mend it; Redis' own log says what is wrong",
-    "NOREPLICAS": "it has too few replicas: bring them back, or lower min-replicas-to-write",
+    "READONLY": "it is a replica: set CISTERN_REDIS_URL to the primary, or promote it (REPLICAOF NO ONE)",
+    "OOM": "it is out of memory: raise maxmemory, or find out what else is stored in it",
+    "MISCONF": "it cannot save to its disk: free space or repair the disk; see the log of Redis",
+    "NOREPLICAS": "it has too few replicas: restore them, or lower min-replicas-to-write",
 }
-#: Answers of which redis-py takes the beginning away.
+#: Errors whose prefix redis-py removes from the message.
 _PREFIX_BY_ERROR: Final[dict[type[Exception], str]] = {ReadOnlyError: "READONLY", OutOfMemoryError: "OOM"}
-_UNKNOWN_REMEDY: Final = "Redis' own log may say what is wrong"
+_UNKNOWN_REMEDY: Final = "see the log of Redis"
 
 log = structlog.get_logger(__name__)
 
 
 class WriteErrors:
-    """What one process knows of it."""
+    """Whether Redis refuses writes, as known to one process."""
 
     def __init__(self) -> None:
         self.condition: str | None = None
 
     def note(self, error: ResponseError) -> None:
-        """Note that a write was refused; say so if that is news."""
+        """Record that a write was refused; log it if the condition is new."""
         condition = _condition(error)
         if condition != self.condition:
             self.condition = condition
@@ -38,12 +38,12 @@ class WriteErrors:
             log.error("redis.refuses_writes", condition=condition, error=str(error), remedy=remedy)
 
     def clear(self) -> None:
-        """Note that a write was accepted; say so if that is news."""
+        """Record that a write was accepted; log it if writes were refused before."""
         if self.condition is not None:
             log.info("redis.writable_again", condition=self.condition)
             self.condition = None
 
 
 def _condition(error: ResponseError) -> str:
-    named = _PREFIX_BY_ERROR.get(type(error))
-    return named or next((word for word in _REMEDIES if word in str(error)), type(error).__name__)
+    prefix = _PREFIX_BY_ERROR.get(type(error))
+    return prefix or next((prefix for prefix in _REMEDIES if prefix in str(error)), type(error).__name__)

@@ -1,4 +1,4 @@
-"""The first schema: jobs and their ledgers, volumes, snapshots, workers, schedules, idempotency keys, counters."""
+"""Initial schema: jobs and their ledgers, volumes, snapshots, workers, schedules, idempotency keys, counters."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -243,7 +243,8 @@ def upgrade() -> None:
     op.create_index(
         "jobs_notable", "jobs", ["status", "id"], postgresql_where=sa.text("status NOT IN ('queued', 'succeeded')")
     )
-    # Free space in each page: the frequent updates of a volume's row then stay in its page (heap-only tuples).
+    # Leave free space in each page, so that an update that changes no indexed column, such as one of the size, stays in
+    # its page and writes no index entry (heap-only tuples).
     op.execute("ALTER TABLE volumes SET (fillfactor = 80)")
     op.create_table(
         "counters",

@@ -1,1 +1,1 @@
-"""Bytes and paths behind one protocol; knows nothing of rows."""
+"""Storage backends: bytes and paths behind one driver protocol, without any knowledge of the database."""

@@ -1,7 +1,8 @@
-"""The storage backends that this process can reach, made from their URLs.
+"""The storage backends that this process can reach, opened from their URLs.
 
-A driver registers a factory in the entry point group ``cistern.storage``, under the scheme of its URLs. The factory is
-called with a `DriverUrl` and the number of threads that may work at once, and returns a `StorageDriver`.
+A distribution registers a driver as a factory in the entry point group ``cistern.storage``, under the scheme of its
+URLs. The factory is called with a `DriverUrl` and the number of threads that may work at once, and returns a
+`StorageDriver`. It removes the options it knows from `DriverUrl.options`; options left over are refused.
 """
 
 import asyncio
@@ -14,13 +15,13 @@ from domain.errors import ConfigurationError, UnknownBackend
 from domain.storage.driver import StorageDriver
 from domain.storage.urls import DriverUrl
 
-ENTRY_POINTS: Final = "cistern.storage"
+ENTRY_POINT_GROUP: Final = "cistern.storage"
 
-Factory = Callable[[DriverUrl, int], StorageDriver]
+DriverFactory = Callable[[DriverUrl, int], StorageDriver]
 
 
 class Backends:
-    """The backends by name."""
+    """The configured backends by name."""
 
     def __init__(self, drivers: Mapping[str, StorageDriver], schemes: Mapping[str, str]) -> None:
         self._drivers = dict(drivers)
@@ -28,35 +29,44 @@ class Backends:
 
     @classmethod
     def open(cls, urls: Mapping[str, str], threads: int) -> Self:
-        """Make a driver for every URL.
+        """Open a driver for every URL.
 
         Raises:
-            ConfigurationError: naming the backend that cannot be used, and why.
+            ConfigurationError: a backend cannot be used; the message names it and the reason.
         """
-        drivers = {name: _named(name, url, threads) for name, url in urls.items()}
+        drivers = {name: _open_named(name, url, threads) for name, url in urls.items()}
         return cls(drivers, {name: url.partition(":")[0] for name, url in urls.items()})
 
     def __contains__(self, name: object) -> bool:
         return name in self._drivers
 
     def names(self) -> list[str]:
-        """List the backends, in the order they were configured."""
+        """Return the names of the backends in the order of the configuration."""
         return list(self._drivers)
 
     def scheme(self, name: str) -> str:
-        """Tell a backend's kind, such as ``file``, without its place."""
+        """Return the scheme of a backend's URL, such as ``file``, without the path.
+
+        Raises:
+            UnknownBackend: no backend of this name is configured.
+        """
         self._require(name)
         return self._schemes[name]
 
     def get(self, name: str) -> StorageDriver:
-        """Hand out a driver, but never inside a transaction, which would stay open as long as the work."""
+        """Return a driver.
+
+        Raises:
+            UnknownBackend: no backend of this name is configured.
+            RuntimeError: called inside a transaction, which would stay open for as long as the storage work takes.
+        """
         if in_transaction():
             raise RuntimeError("storage work inside a transaction")
         self._require(name)
         return self._drivers[name]
 
     async def close(self) -> None:
-        """Close all drivers, after the work that still runs in them has ended."""
+        """Close all drivers, after the work that is still running in them has ended."""
         await asyncio.gather(*(driver.close() for driver in self._drivers.values()))
 
     def _require(self, name: str) -> None:
@@ -65,30 +75,34 @@ class Backends:
 
 
 def open_driver(url: str | DriverUrl, threads: int) -> StorageDriver:
-    """Open the driver that a URL describes; ``threads`` may work on it at once.
+    """Open the driver that a URL names; at most ``threads`` operations run at once.
 
     Raises:
-        ConfigurationError: the URL has no known scheme, an unknown option, or a place that cannot be used.
+        ConfigurationError: the scheme or an option is unknown, the driver cannot be imported, or the path is unusable.
     """
     parsed = DriverUrl.parse(url) if isinstance(url, str) else url
-    factory = _factory(parsed)
-    driver = factory(parsed, threads)
+    driver = _load_factory(parsed)(parsed, threads)
     if parsed.options:
         raise ConfigurationError(f"unknown option {', '.join(parsed.options)}")
     return driver
 
 
-def _named(name: str, url: str, threads: int) -> StorageDriver:
+def _open_named(name: str, url: str, threads: int) -> StorageDriver:
     try:
         return open_driver(url, threads)
     except ConfigurationError as error:
         raise ConfigurationError(f"CISTERN_BACKENDS: backend {name!r}: {error}") from error
 
 
-def _factory(url: DriverUrl) -> Factory:
-    registered = entry_points(group=ENTRY_POINTS)
+def _load_factory(url: DriverUrl) -> DriverFactory:
+    registered = entry_points(group=ENTRY_POINT_GROUP)
     if url.driver not in registered.names:
         known = ", ".join(sorted(registered.names))
         raise ConfigurationError(f"unknown driver {url.driver!r}; choose from {known}")
-    factory: Factory = registered[url.driver].load()
+    entry_point = registered[url.driver]
+    try:
+        factory: DriverFactory = entry_point.load()
+    except Exception as error:  # importing code of another distribution may raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigurationError(f"cannot load driver {url.driver!r} from {entry_point.value}: {reason}") from error
     return factory

@@ -1,4 +1,4 @@
-"""The context of one attempt at storage work: its fence, its lease, and the grant that it works under."""
+"""The context of one attempt at storage work: its fence, its lease, and the grant it works under."""
 
 import enum
 import time
@@ -7,10 +7,11 @@ from typing import NamedTuple, Self
 from uuid import UUID
 
 from domain.errors import StorageError
+from domain.storage.errors import FenceRefused
 
 
 class StopReason(enum.Enum):
-    """Why a piece of storage work should end early."""
+    """Why storage work should end early."""
 
     CANCELLED = "cancelled"
     SHUTDOWN = "shutdown"
@@ -18,7 +19,7 @@ class StopReason(enum.Enum):
 
 
 class Stopped(StorageError):
-    """The work was told to stop before it published anything."""
+    """The work was stopped before it published anything."""
 
     code = "stopped"
 
@@ -30,19 +31,29 @@ class Stopped(StorageError):
 class Fence(NamedTuple):
     """The order in which attempts may publish one volume or snapshot; compares like a tuple.
 
-    ``version`` is that of what is published, raised by every operation that was accepted; ``rings`` is the
-    job's, raised by every retry, rescue and interruption.
+    ``version`` is the version of the volume or snapshot, raised by every accepted operation; ``epoch`` is the job's,
+    raised by every retry, rescue and interruption.
     """
 
     version: int
     epoch: int
 
 
-class Lease:
-    """How long an attempt may go on, and how far it is; one for all its parts.
+def refuse_stale(last: Fence | None, fence: Fence) -> None:
+    """Refuse a fence lower than the last published one; the same attempt, with an equal fence, may publish again.
 
-    Shared between the event loop (which extends and stops it) and the storage threads (which look at it), so
-    everything is a single read or write of a plain attribute.
+    Raises:
+        FenceRefused: an attempt with a higher fence has already published.
+    """
+    if last is not None and fence < last:
+        raise FenceRefused(f"Attempt {tuple(fence)} is stale: {tuple(last)} has already published.")
+
+
+class Lease:
+    """The deadline and progress of one attempt, shared by all its items.
+
+    The event loop extends and stops it while storage threads read it, so every access is a single read or write of a
+    plain attribute.
     """
 
     def __init__(self, deadline: float, clock: Callable[[], float]) -> None:
@@ -50,20 +61,20 @@ class Lease:
         self.deadline = deadline
         self.stop_reason: StopReason | None = None
         self.progressed_at = clock()
-        #: Whether the storage work is over: what has no more to do does not stand still, however long it is kept.
+        #: True once the storage work has ended. From then on the attempt cannot stall, however long it is kept.
         self.over = False
-        #: Whether nothing has moved for so long that the worker lets the lease run out.
+        #: True once the work has made no progress for so long that the worker stops renewing the lease.
         self.stalled = False
-        #: Bytes copied so far, and in all; None for work that copies nothing.
+        #: Bytes copied so far, and in total; None for work that copies nothing.
         self.copied: tuple[int, int] | None = None
 
     def is_stalled(self, seconds: float) -> bool:
-        """Tell whether there is work to do, and none was seen for so long."""
+        """Return whether unfinished work has made no progress for more than ``seconds``."""
         return not self.over and self.clock() - self.progressed_at > seconds
 
 
 class Grant:
-    """Leave for one attempt to change one volume or snapshot, until it is stopped or its lease is over."""
+    """Permission for one attempt to change one volume or snapshot, until it is stopped or its lease ends."""
 
     def __init__(
         self, job_id: UUID, fence: Fence, deadline: float, *, clock: Callable[[], float] = time.monotonic
@@ -72,21 +83,21 @@ class Grant:
         self.job_id = job_id
         self.fence = fence
         self.lease = Lease(deadline, clock)
-        #: Whether this is a part of an attempt, of which there are others at the same time.
-        self.is_part = False
+        #: True for one item of an attempt that works on several items at the same time.
+        self.is_item = False
 
     @property
     def copied(self) -> int | None:
-        """How many bytes the work copies in all; None if it copies nothing."""
+        """The total number of bytes that the work copies; None if it copies nothing."""
         return None if self.lease.copied is None else self.lease.copied[1]
 
     def for_item(self, fence: Fence) -> Self:
-        """Leave for one part of this attempt: the same lease and the same end, another fence."""
-        part = object.__new__(type(self))
-        part.__dict__.update(self.__dict__)  # as `copy` does, which takes six times as long
-        part.fence = fence
-        part.is_part = True
-        return part
+        """Return a grant for one item of this attempt: the same lease and deadline, another fence."""
+        grant = object.__new__(type(self))
+        grant.__dict__.update(self.__dict__)  # what `copy.copy` does, six times as fast
+        grant.fence = fence
+        grant.is_item = True
+        return grant
 
     def extend(self, deadline: float) -> None:
         """Move the end of the lease; ``deadline`` in seconds of the grant's clock."""
@@ -97,10 +108,10 @@ class Grant:
         self.lease.stop_reason = self.lease.stop_reason or reason
 
     def check(self) -> None:
-        """Say that the work moves on; raise `Stopped` when it should not.
+        """Record progress, or raise `Stopped` if the attempt must end.
 
-        Drivers call this between slices of long work, and once more under the lock right before they
-        publish: after the lease's end by our own clock another worker may be at it already.
+        Drivers call this between slices of long work, and again under the lock right before they publish: once the
+        lease has ended by this process's own clock, another worker may already have taken over.
         """
         if self.lease.stop_reason is not None:
             raise Stopped(self.lease.stop_reason)
@@ -110,13 +121,13 @@ class Grant:
         self.lease.progressed_at = now
 
     def report(self, done: int, total: int) -> None:
-        """Say how far the work is, in bytes, for whoever writes it down; moving on, too, as `check` does.
+        """Record that ``done`` of ``total`` bytes are copied; counts as progress, as `check` does.
 
-        How far one of many parts is says nothing of the whole.
+        The byte counts of a single item are not recorded: they say nothing about the whole attempt.
         """
-        if not self.is_part:
+        if not self.is_item:
             self.lease.copied = (done, total)
         self.lease.progressed_at = self.lease.clock()
 
-    def publishing(self, operation: str, subject_id: UUID) -> None:
-        """Hear from the driver, still under the subject's lock, that the effect has just happened to it."""
+    def on_published(self, operation: str, subject_id: UUID) -> None:
+        """Do nothing. Drivers call this hook right after the effect, while they still hold the subject's lock."""

@@ -1,12 +1,7 @@
-"""What a storage backend must be able to do, under which permission, and how it may fail.
+"""The protocol of a storage driver, and the values it returns.
 
-StorageError
-├── TransientStorageError       worth another try later
-│   └── StorageBusy             somebody holds the lock of the volume or snapshot; costs no attempt
-├── PermanentStorageError       trying again will not help: StorageFull, SizeUnsupported, AccessDenied,
-│                               VolumeMissing, SnapshotMissing
-├── FenceRefused                a later attempt has already published; this one is history
-└── Stopped                     the worker was told to stop, or its lease is over
+Drivers report failures with the errors of `domain.storage.errors`; the context of each attempt (grant, lease, fence) is
+in `domain.storage.context`.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -19,7 +14,7 @@ from domain.storage.context import Fence, Grant
 
 @dataclass(frozen=True)
 class Usage:
-    """How large a volume is on its backend, and how many bytes of it are really allocated."""
+    """The size of a volume on its backend, and how many bytes of it are allocated."""
 
     size: int
     used: int
@@ -27,7 +22,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Capacity:
-    """How many bytes a backend can hold in all, and how many are taken; None where there is no limit."""
+    """How many bytes a backend can hold (None: no limit), and how many are used."""
 
     total: int | None
     used: int
@@ -35,7 +30,7 @@ class Capacity:
 
 @dataclass(frozen=True)
 class StoredObject:
-    """What a backend has of one volume or snapshot: its size in bytes, None if absent, and its last published fence."""
+    """One volume or snapshot as it is stored: size in bytes (None: absent), and the last published fence."""
 
     size: int | None
     fence: Fence | None
@@ -43,7 +38,7 @@ class StoredObject:
 
 @dataclass(frozen=True)
 class Leftover:
-    """A draft that was not published, or trash, of a volume or snapshot; ``path`` names it for a reader."""
+    """An unpublished draft, or trash, of a volume or snapshot; ``path`` is shown to the user."""
 
     subject_id: UUID
     path: str
@@ -52,7 +47,7 @@ class Leftover:
 
 @dataclass(frozen=True)
 class StoredVolume:
-    """What a backend has of a volume, of its snapshots, and what attempts on either have left behind."""
+    """A volume and its snapshots as they are stored, and the leftovers of attempts on them."""
 
     volume: StoredObject
     snapshots: Mapping[UUID, StoredObject]
@@ -62,78 +57,78 @@ class StoredVolume:
 class StorageDriver(Protocol):
     """One storage backend.
 
-    Every method that changes something may be repeated and may be overtaken. A repetition finds the work
-    done and says so; an attempt with a lower fence than the last published one gets `FenceRefused`.
-    A fence belongs to what is published: to the volume that is made, changed or restored, to the snapshot
-    that is taken or deleted.
+    Every method that changes something may be repeated, and may be overtaken by a later attempt. A repetition finds the
+    work done and succeeds; an attempt with a lower fence than the last published one raises `FenceRefused`.
+    A fence belongs to what is published: the volume that is created, changed or restored, or the snapshot that is taken
+    or deleted.
     """
 
     def path(self, volume_id: UUID) -> str | None:
-        """Where a user finds the volume's bytes, or None when this backend has no such place."""
+        """Return the path of the volume's bytes, None if the backend has no paths."""
 
     async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
-        """Make an empty volume of ``size`` bytes; never replaces one. Returns its size in bytes."""
+        """Create an empty volume of ``size`` bytes; never replace one. Return its size in bytes."""
 
     async def expand(self, volume_id: UUID, size: int, grant: Grant) -> int:
-        """Grow to ``size`` bytes, keeping the content; never shrinks. Returns the size it then has."""
+        """Grow to ``size`` bytes, keeping the content; never shrink. Return the new size in bytes."""
 
     async def delete(self, volume_id: UUID, grant: Grant) -> None:
-        """Remove the volume; its fence is remembered. Succeeds when there is none."""
+        """Delete the volume but keep its fence. Succeed if the volume is absent."""
 
     async def seal(self, volume_id: UUID, grant: Grant) -> int | None:
-        """Raise the fence to this grant's, changing nothing else; returns the size in bytes, None if absent.
+        """Raise the fence to this grant's and change nothing else; return the size in bytes, None if absent.
 
-        After this no earlier attempt can publish any more, so what was found stays true. Does not look at
-        the grant's stop flag: it is how a stopped attempt is brought to an end.
+        From then on no earlier attempt can publish, so the size returned cannot change. Ignore the grant's stop flag
+        and deadline: sealing is how a stopped attempt is brought to an end.
         """
 
     async def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
-        """Keep the volume's bytes as they are now; never replaces a snapshot.
+        """Keep the volume's bytes as they are now; never replace a snapshot.
 
-        Returns the snapshot's size in bytes, None where the backend knows no sizes.
+        Return the snapshot's size in bytes, None if the backend stores no sizes.
         """
 
     async def restore_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
-        """Give the volume the snapshot's bytes; it keeps its present size, or grows to the snapshot's.
+        """Replace the volume's bytes by the snapshot's; the volume keeps its size, or grows to the snapshot's.
 
-        What it had grown by since reads as zeros. There is no moment at which some bytes are old and some
-        restored. Whoever has the volume open keeps the old bytes: open handles must be reopened after a
-        restore. Until it has returned it may be done again, over what was written in between.
-        Returns the size that the volume then has, None where the backend knows no sizes.
+        Bytes beyond the snapshot's size read as zeros. The replacement is atomic: a reader never sees a mix of old and
+        restored bytes. Handles that are open keep the old bytes and must be reopened after a restore. Until it has
+        returned, a restore may be repeated, and then discards what was written in between.
+        Return the volume's new size in bytes, None if the backend stores no sizes.
         """
 
     async def clone_snapshot(self, volume_id: UUID, snapshot_id: UUID, clone_id: UUID, size: int, grant: Grant) -> int:
-        """Make a volume with the snapshot's bytes, then zeros up to ``size``; never replaces a volume.
+        """Create a volume with the snapshot's bytes, followed by zeros up to ``size``; never replace a volume.
 
-        A snapshot of more than ``size`` bytes is cloned whole. Returns the new volume's size in bytes.
+        A snapshot of more than ``size`` bytes is cloned in full. Return the new volume's size in bytes.
         """
 
     async def delete_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:
-        """Remove the snapshot; its fence is remembered. Succeeds when there is none."""
+        """Delete the snapshot but keep its fence. Succeed if the snapshot is absent."""
 
     async def seal_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
-        """Raise the snapshot's fence, as `seal` does for a volume; returns its size, None if absent."""
+        """Raise the snapshot's fence, as `seal` does for a volume; return its size, None if absent."""
 
     async def measure(self, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:
-        """Report size and allocation in bytes of those of these volumes that are there and can be measured."""
+        """Return size and allocation in bytes; volumes that are absent or cannot be measured are left out."""
 
     async def inventory(self, after: UUID | None, limit: int) -> Sequence[UUID] | None:
-        """List up to ``limit`` volumes of which anything is kept, above ``after`` by id; None where nothing ever is.
+        """Return up to ``limit`` stored volumes with ids above ``after``, ascending; None if the driver stores nothing.
 
-        Whatever is on the backend is listed, whoever made it; a fence that is remembered does not count.
+        A volume is listed if it has data, snapshots or leftovers, whatever created them; a fence alone does not count.
         """
 
     async def stat(self, volume_id: UUID, snapshot_ids: Collection[UUID]) -> StoredVolume | None:
-        """Report on a volume and its snapshots without changing anything; None where nothing is ever kept.
+        """Return a volume and its snapshots as they are stored; None if the driver stores nothing. Change nothing.
 
-        ``snapshot_ids`` are reported on even if they are absent.
+        The result includes all of ``snapshot_ids``, also those that are absent.
         """
 
     async def sweep(self, volume_id: UUID, leftovers: Collection[Leftover]) -> None:
-        """Remove what `look` found left behind; the caller knows that no attempt can publish it any more."""
+        """Remove leftovers that `stat` reported. The caller guarantees that no attempt can still publish them."""
 
     async def capacity(self) -> Capacity:
-        """Report the backend's size and allocation in bytes."""
+        """Return the backend's capacity and allocation in bytes."""
 
     async def close(self) -> None:
-        """Let go of threads and handles, after the work that still runs in them has ended."""
+        """Release threads and handles, after the work that is still running has ended."""

@@ -1,10 +1,19 @@
-"""How storage work fails. The class says whether another attempt makes sense."""
+"""How storage work fails. The class determines whether the job is retried.
+
+StorageError
+├── TransientStorageError       worth another try later
+│   └── StorageBusy             another process holds the lock of the volume or snapshot; costs no attempt
+├── PermanentStorageError       trying again will not help: StorageFull, SizeUnsupported, AccessDenied,
+│                               VolumeMissing, SnapshotMissing
+├── FenceRefused                a later attempt has already published; this one is superseded
+└── Stopped                     the worker stopped the attempt, or its lease has ended
+"""
 
 from domain.errors import StorageError
 
 
 class TransientStorageError(StorageError):
-    """The storage failed in a way that may pass."""
+    """The storage failed in a way that may be temporary."""
 
     code = "storage-unavailable"
 
@@ -16,13 +25,13 @@ class StorageBusy(TransientStorageError):
 
 
 class PermanentStorageError(StorageError):
-    """The storage refused, and will refuse again."""
+    """The storage refused the operation, and will refuse it again."""
 
     code = "storage-refused"
 
 
 class StorageFull(PermanentStorageError):
-    """There is no room left on the backend."""
+    """There is no space left on the backend."""
 
     code = "storage-full"
 
@@ -34,7 +43,7 @@ class SizeUnsupported(PermanentStorageError):
 
 
 class AccessDenied(PermanentStorageError):
-    """The backend may not be written to."""
+    """The backend does not permit writing."""
 
     code = "storage-denied"
 

@@ -1,52 +1,52 @@
-"""A backend that keeps nothing and succeeds at once: for benchmarks of everything but storage."""
+"""A backend that stores nothing and succeeds at once, for benchmarks of everything but storage."""
 
 from collections.abc import Collection, Mapping
 from uuid import UUID
 
 from domain.storage.context import Grant
 from domain.storage.driver import Capacity, Leftover, Usage
-from domain.storage.urls import DriverUrl, require_no_place
+from domain.storage.urls import DriverUrl, require_no_path
 
 
 class NullDriver:
-    """Says yes. It knows no sizes and remembers no fences, so it cannot tell what was or what is late.
+    """Succeeds without doing anything. It stores no sizes and no fences, so it cannot refuse a stale attempt.
 
-    Arguments that it has no use for (ARG002) are the protocol's.
+    The protocol requires the unused arguments (ARG002).
     """
 
     def path(self, volume_id: UUID) -> None:
-        """There are no bytes to find."""
+        """Return None: there are no bytes."""
 
     async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
-        """Claim to have made a volume of ``size`` bytes."""
+        """Report a volume of ``size`` bytes as created."""
         grant.check()
-        grant.publishing("create", volume_id)
+        grant.on_published("create", volume_id)
         return size
 
     async def expand(self, volume_id: UUID, size: int, grant: Grant) -> int:
-        """Claim that the volume has ``size`` bytes."""
+        """Report the volume as grown to ``size`` bytes."""
         grant.check()
-        grant.publishing("expand", volume_id)
+        grant.on_published("expand", volume_id)
         return size
 
     async def delete(self, volume_id: UUID, grant: Grant) -> None:
-        """Claim that the volume is gone."""
+        """Report the volume as deleted."""
         grant.check()
-        grant.publishing("delete", volume_id)
+        grant.on_published("delete", volume_id)
 
     async def seal(self, volume_id: UUID, grant: Grant) -> None:
-        """Claim that the fence was raised; which size there is, nobody knows."""
-        grant.publishing("seal", volume_id)
+        """Report the fence as raised; the size is unknown."""
+        grant.on_published("seal", volume_id)
 
     async def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:  # noqa: ARG002
-        """Claim to have kept the volume's bytes; how many, nobody knows."""
+        """Report the snapshot as taken; its size is unknown."""
         grant.check()
-        grant.publishing("take_snapshot", snapshot_id)
+        grant.on_published("take_snapshot", snapshot_id)
 
     async def restore_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:  # noqa: ARG002
-        """Claim that the volume has the snapshot's bytes; how many, nobody knows."""
+        """Report the volume as restored; its size is unknown."""
         grant.check()
-        grant.publishing("restore_snapshot", volume_id)
+        grant.on_published("restore_snapshot", volume_id)
 
     async def clone_snapshot(
         self,
@@ -56,46 +56,46 @@ class NullDriver:
         size: int,
         grant: Grant,
     ) -> int:
-        """Claim to have made a volume of ``size`` bytes."""
+        """Report a volume of ``size`` bytes as cloned."""
         grant.check()
-        grant.publishing("clone_snapshot", clone_id)
+        grant.on_published("clone_snapshot", clone_id)
         return size
 
     async def delete_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:  # noqa: ARG002
-        """Claim that the snapshot is gone."""
+        """Report the snapshot as deleted."""
         grant.check()
-        grant.publishing("delete_snapshot", snapshot_id)
+        grant.on_published("delete_snapshot", snapshot_id)
 
     async def seal_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:  # noqa: ARG002
-        """Claim that the snapshot's fence was raised."""
-        grant.publishing("seal_snapshot", snapshot_id)
+        """Report the snapshot's fence as raised; its size is unknown."""
+        grant.on_published("seal_snapshot", snapshot_id)
 
     async def measure(self, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:  # noqa: ARG002
-        """Know nothing."""
+        """Return nothing: no volume can be measured."""
         return {}
 
     async def inventory(self, after: UUID | None, limit: int) -> None:
-        """Keep nothing that could be listed."""
+        """Return None: nothing is stored."""
 
     async def stat(self, volume_id: UUID, snapshot_ids: Collection[UUID]) -> None:
-        """Know nothing."""
+        """Return None: nothing is stored."""
 
     async def sweep(self, volume_id: UUID, leftovers: Collection[Leftover]) -> None:
-        """Have nothing left behind."""
+        """Do nothing: there are no leftovers."""
 
     async def capacity(self) -> Capacity:
-        """Be endless and empty."""
+        """Return an empty backend without a limit."""
         return Capacity(total=None, used=0)
 
     async def close(self) -> None:
-        """Hold nothing that could be let go."""
+        """Do nothing: there are no threads or handles."""
 
 
 def open_driver(url: DriverUrl, _: int) -> NullDriver:
     """Open ``null:``.
 
     Raises:
-        ConfigurationError: a path was given.
+        ConfigurationError: the URL has a path.
     """
-    require_no_place(url)
+    require_no_path(url)
     return NullDriver()

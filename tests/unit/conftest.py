@@ -10,7 +10,7 @@ from api.main import create_app
 from domain.storage.driver import StorageDriver
 from tests.support.http import client_of
 from tests.unit.fakes import FakeServices
-from tests.unit.storage_scene import KEEPING, opened
+from tests.unit.storage_builders import STORING_DRIVERS, open_in
 
 
 @pytest.fixture
@@ -26,9 +26,9 @@ async def client(fake: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-@pytest.fixture(params=KEEPING)
+@pytest.fixture(params=STORING_DRIVERS)
 async def driver(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[StorageDriver]:
     """Each driver that keeps bytes, in turn."""
-    driver = opened(request.param, tmp_path)
+    driver = open_in(tmp_path, request.param)
     yield driver
     await driver.close()

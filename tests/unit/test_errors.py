@@ -12,7 +12,7 @@ import pytest
 import domain
 from domain import errors
 from domain.errors import CisternError, ConfigurationError, Invalid, JobEnded, NotFound, VolumeNotFound
-from domain.storage import driver
+from domain.storage import errors as storage_errors
 
 
 def _import_the_domain() -> None:
@@ -100,8 +100,8 @@ def test_the_drawing_in_errors_shows_what_is_there() -> None:
     assert drawn(errors.__doc__) == defined_in(errors)
 
 
-def test_the_drawing_in_driver_shows_what_is_there() -> None:
-    assert drawn(driver.__doc__) == defined_in(driver) | {"StorageError"}
+def test_the_drawing_in_storage_errors_shows_every_storage_error() -> None:
+    assert drawn(storage_errors.__doc__) == {kind.__name__ for kind in family(errors.StorageError)}
 
 
 def test_without_words_of_its_own_an_error_says_its_docstring() -> None:

@@ -1,4 +1,4 @@
-"""The wrapper that other tests trust: it must fail, wait and witness exactly as told."""
+"""The fault injector fails, delays and journals operations exactly as its options specify."""
 
 import asyncio
 import fcntl
@@ -15,7 +15,7 @@ from domain.storage.context import Fence, Grant, Stopped, StopReason
 from domain.storage.driver import StorageDriver
 from domain.storage.errors import FenceRefused, StorageFull
 from domain.storage.null import NullDriver
-from tests.unit.storage_scene import Scene
+from tests.unit.storage_builders import Scenario
 
 MIB = 1024 * 1024
 VOLUME, SNAPSHOT, CLONE = (UUID(f"01890000-0000-7000-8000-00000000000{last}") for last in "123")
@@ -38,18 +38,18 @@ def events(journal: Path) -> list[tuple[object, object]]:
 
 
 async def begun(journal: Path) -> None:
-    """Let the other tasks run until one has begun."""
+    """Yield to the other tasks until an operation has begun."""
     async with asyncio.timeout(10):
         while not lines(journal):
             await asyncio.sleep(0)
 
 
-def test_without_options_nothing_stands_in_between() -> None:
+def test_without_options_the_inner_driver_itself_is_opened() -> None:
     assert isinstance(open_driver("faulty+null:", threads=1), NullDriver)
 
 
 class TestJournal:
-    async def test_each_operation_is_written_down_as_begun_and_published(self, tmp_path: Path) -> None:
+    async def test_each_operation_is_journaled_as_begun_and_published(self, tmp_path: Path) -> None:
         driver = faulty(f"journal={tmp_path}/journal")
         grant = attempt()
         await driver.create(VOLUME, MIB, grant)
@@ -65,7 +65,7 @@ class TestJournal:
         ]
         assert events(tmp_path / "journal") == expected
 
-    async def test_a_line_says_who_did_what_to_which_volume_and_when(self, tmp_path: Path) -> None:
+    async def test_line_contains_job_fence_operation_volume_process_and_time(self, tmp_path: Path) -> None:
         driver = faulty(f"journal={tmp_path}/journal")
         grant = attempt(3, 4)
         await driver.create(VOLUME, MIB, grant)
@@ -82,7 +82,9 @@ class TestJournal:
             "size": MIB,
         }
 
-    async def test_a_line_about_a_snapshot_names_it_and_the_volume_that_it_happens_to(self, tmp_path: Path) -> None:
+    async def test_line_of_a_snapshot_operation_names_the_snapshot_and_the_affected_volume(
+        self, tmp_path: Path
+    ) -> None:
         driver = faulty(f"journal={tmp_path}/journal")
         await driver.create(VOLUME, MIB, attempt())
         await driver.take_snapshot(VOLUME, SNAPSHOT, attempt())
@@ -91,9 +93,9 @@ class TestJournal:
         await driver.seal_snapshot(VOLUME, SNAPSHOT, attempt())
         await driver.delete_snapshot(VOLUME, SNAPSHOT, attempt())
 
-        seen = [line for line in lines(tmp_path / "journal")[2:] if line["event"] == "published"]
-        assert {line["snapshot_id"] for line in seen} == {str(SNAPSHOT)}
-        assert [(line["operation"], line["volume_id"], line.get("size")) for line in seen] == [
+        published = [line for line in lines(tmp_path / "journal")[2:] if line["event"] == "published"]
+        assert {line["snapshot_id"] for line in published} == {str(SNAPSHOT)}
+        assert [(line["operation"], line["volume_id"], line.get("size")) for line in published] == [
             ("take_snapshot", str(VOLUME), None),
             ("restore_snapshot", str(VOLUME), None),
             ("clone_snapshot", str(CLONE), 2 * MIB),
@@ -101,25 +103,25 @@ class TestJournal:
             ("delete_snapshot", str(VOLUME), None),
         ]
 
-    async def test_publishing_is_written_down_under_the_inner_drivers_lock(
+    async def test_published_line_is_written_under_the_inner_drivers_lock(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         driver = faulty(f"journal={tmp_path}/journal", inner=f"file:{tmp_path}/volumes")
-        seen: list[tuple[object, object]] = []
+        journaled: list[tuple[object, object]] = []
 
-        def look(*_: object) -> None:
+        def read_journal(*_: object) -> None:
             with (tmp_path / "volumes/.fences" / str(VOLUME)).open() as lock, pytest.raises(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            seen.extend(events(tmp_path / "journal"))
+            journaled.extend(events(tmp_path / "journal"))
 
         grant = attempt()
-        monkeypatch.setattr(grant, "publishing", look)
+        monkeypatch.setattr(grant, "on_published", read_journal)
         await driver.create(VOLUME, MIB, grant)
         await driver.close()
 
-        assert seen == [("begun", "create"), ("published", "create")]
+        assert journaled == [("begun", "create"), ("published", "create")]
 
-    async def test_a_late_attempt_is_written_down_as_refused(self, tmp_path: Path) -> None:
+    async def test_stale_attempt_is_journaled_as_refused(self, tmp_path: Path) -> None:
         driver = faulty(f"journal={tmp_path}/journal")
         await driver.seal(VOLUME, attempt(2))
         with pytest.raises(FenceRefused):
@@ -127,7 +129,7 @@ class TestJournal:
 
         assert events(tmp_path / "journal")[2:] == [("begun", "create"), ("refused", "create")]
 
-    async def test_a_stopped_attempt_is_written_down_as_stopped(self, tmp_path: Path) -> None:
+    async def test_stopped_attempt_is_journaled_as_stopped(self, tmp_path: Path) -> None:
         driver = faulty(f"journal={tmp_path}/journal")
         grant = attempt()
         grant.stop(StopReason.CANCELLED)
@@ -136,7 +138,7 @@ class TestJournal:
 
         assert events(tmp_path / "journal")[1:] == [("stopped", "create")]
 
-    async def test_a_failure_is_written_down_with_its_code(self, tmp_path: Path) -> None:
+    async def test_failure_is_journaled_with_its_code(self, tmp_path: Path) -> None:
         driver = faulty(f"journal={tmp_path}/journal&fail=create:storage-full")
         with pytest.raises(StorageFull):
             await driver.create(VOLUME, MIB, attempt())
@@ -144,7 +146,7 @@ class TestJournal:
         begun, failed = lines(tmp_path / "journal")
         assert (begun["event"], failed["event"], failed["code"]) == ("begun", "failed", "storage-full")
 
-    async def test_two_processes_worth_of_drivers_append_to_one_journal(self, tmp_path: Path) -> None:
+    async def test_two_drivers_append_to_one_journal(self, tmp_path: Path) -> None:
         for _ in range(2):
             driver = faulty(f"journal={tmp_path}/journal")
             await driver.create(VOLUME, MIB, attempt())
@@ -152,13 +154,13 @@ class TestJournal:
 
         assert len(lines(tmp_path / "journal")) == 4
 
-    def test_a_journal_that_cannot_be_written_is_a_configuration_error(self, tmp_path: Path) -> None:
+    def test_journal_that_cannot_be_opened_is_a_configuration_error(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match="journal"):
             faulty(f"journal={tmp_path}/absent/journal")
 
 
 class TestWaiting:
-    async def test_slow_work_ends_when_it_is_stopped(self, tmp_path: Path) -> None:
+    async def test_delayed_work_ends_when_it_is_stopped(self, tmp_path: Path) -> None:
         driver = faulty(f"delay_ms=3600000&journal={tmp_path}/journal")
         grant = attempt()
         creating = asyncio.create_task(driver.create(VOLUME, MIB, grant))
@@ -169,13 +171,13 @@ class TestWaiting:
             await asyncio.wait_for(creating, 10)
         assert await driver.measure([VOLUME]) == {}
 
-    async def test_a_thousand_slow_operations_overlap(self, tmp_path: Path) -> None:
+    async def test_thousand_delayed_operations_overlap(self, tmp_path: Path) -> None:
         driver = faulty(f"delay_ms=20&journal={tmp_path}/journal", inner="null:")
         await asyncio.gather(*(driver.expand(uuid4(), MIB, attempt()) for _ in range(1000)))
 
         assert events(tmp_path / "journal")[:1000] == [("begun", "expand")] * 1000
 
-    async def test_work_is_held_as_long_as_the_gate_file_exists(self, tmp_path: Path) -> None:
+    async def test_work_waits_while_the_gate_file_exists(self, tmp_path: Path) -> None:
         gate, journal = tmp_path / "gate", tmp_path / "journal"
         gate.touch()
         driver = faulty(f"gate={gate}&journal={journal}")
@@ -186,7 +188,7 @@ class TestWaiting:
 
         assert await asyncio.wait_for(creating, 10) == MIB
 
-    async def test_work_held_at_the_gate_ends_when_it_is_stopped(self, tmp_path: Path) -> None:
+    async def test_work_waiting_at_the_gate_ends_when_it_is_stopped(self, tmp_path: Path) -> None:
         gate, journal = tmp_path / "gate", tmp_path / "journal"
         gate.touch()
         driver = faulty(f"gate={gate}&journal={journal}")
@@ -198,7 +200,7 @@ class TestWaiting:
         with pytest.raises(Stopped):
             await asyncio.wait_for(creating, 10)
 
-    async def test_seals_pass_the_gate(self, tmp_path: Path) -> None:
+    async def test_seals_do_not_wait_at_the_gate(self, tmp_path: Path) -> None:
         (tmp_path / "gate").touch()
         driver = faulty(f"gate={tmp_path}/gate&delay_ms=3600000")
         grant = attempt()
@@ -207,13 +209,13 @@ class TestWaiting:
         assert await asyncio.wait_for(driver.seal(VOLUME, grant), 10) is None
         assert await asyncio.wait_for(driver.seal_snapshot(VOLUME, SNAPSHOT, grant), 10) is None
 
-    async def test_snapshots_wait_at_the_gate(self, tmp_path: Path) -> None:
+    async def test_snapshot_operations_wait_at_the_gate(self, tmp_path: Path) -> None:
         (tmp_path / "gate").touch()
-        scene = Scene(faulty(f"gate={tmp_path}/gate&journal={tmp_path}/journal"))
+        scenario = Scenario(faulty(f"gate={tmp_path}/gate&journal={tmp_path}/journal"))
         for operation in ("take_snapshot", "restore_snapshot", "clone_snapshot", "delete_snapshot"):
             (tmp_path / "journal").write_text("")
             grant = attempt()
-            waiting = asyncio.ensure_future(scene.perform(operation, grant))
+            waiting = asyncio.ensure_future(scenario.perform(operation, grant))
             await begun(tmp_path / "journal")
             grant.stop(StopReason.CANCELLED)
             with pytest.raises(Stopped):
@@ -221,15 +223,15 @@ class TestWaiting:
             assert events(tmp_path / "journal") == [("begun", operation), ("stopped", operation)]
 
     @pytest.mark.parametrize("delay", ["soon", "-1", "1.5", ""])
-    def test_a_delay_that_is_no_number_is_a_configuration_error(self, delay: str) -> None:
+    def test_delay_that_is_not_a_number_is_a_configuration_error(self, delay: str) -> None:
         with pytest.raises(ConfigurationError, match="delay_ms"):
             faulty(f"delay_ms={delay}")
 
-    def test_what_does_not_work_in_threads_cannot_hang(self, tmp_path: Path) -> None:
+    def test_hang_requires_a_driver_that_works_in_threads(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match="hang="):
             faulty(f"hang={tmp_path}/hang", inner="memory:")
 
-    async def test_hanging_storage_holds_its_thread_without_a_sign_of_life(self, tmp_path: Path) -> None:
+    async def test_hang_blocks_the_thread_without_progress(self, tmp_path: Path) -> None:
         hang, journal = tmp_path / "hang", tmp_path / "journal"
         driver = open_driver(f"faulty+file:{tmp_path}/volumes?hang={hang}&journal={journal}", 2)
         hang.write_text(str(VOLUME))
@@ -240,7 +242,7 @@ class TestWaiting:
         async with asyncio.timeout(10):
             while ("hanging", "create") not in events(journal):
                 await asyncio.sleep(0.001)
-        assert await driver.create(uuid4(), MIB, attempt()) == MIB, "only those hang that are meant"
+        assert await driver.create(uuid4(), MIB, attempt()) == MIB, "an operation on another volume hangs"
         grant.stop(StopReason.LEASE_LOST)
         assert (creating.done(), grant.lease.progressed_at) == (False, progressed)
         hang.unlink()

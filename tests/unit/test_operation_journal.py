@@ -1,4 +1,4 @@
-"""The witness's grant is the original with a second ear, never a copy that could fall behind."""
+"""The journal's grant is a proxy that shares all state with the original, never a copy that could become stale."""
 
 from uuid import UUID, uuid4
 
@@ -14,58 +14,58 @@ def attempt() -> Grant:
     return Grant(uuid4(), Fence(1, 1), deadline=1.0, clock=lambda: 0.0)
 
 
-def watched_by(original: Grant) -> JournalGrant:
+def proxy_for(original: Grant) -> JournalGrant:
     return JournalGrant(original, OperationJournal(None, "create", VOLUME, original, None))
 
 
-def test_stopping_the_original_stops_the_watched_one() -> None:
+def test_stopping_the_original_stops_the_proxy() -> None:
     original = attempt()
-    watched = watched_by(original)
+    proxy = proxy_for(original)
     original.stop(StopReason.CANCELLED)
 
     with pytest.raises(Stopped):
-        watched.check()
-    assert watched.lease.stop_reason is StopReason.CANCELLED
+        proxy.check()
+    assert proxy.lease.stop_reason is StopReason.CANCELLED
 
 
-def test_stopping_the_watched_one_stops_the_original() -> None:
+def test_stopping_the_proxy_stops_the_original() -> None:
     original = attempt()
-    watched_by(original).stop(StopReason.SHUTDOWN)
+    proxy_for(original).stop(StopReason.SHUTDOWN)
 
     with pytest.raises(Stopped):
         original.check()
 
 
-def test_both_share_one_lease() -> None:
+def test_proxy_and_original_share_one_lease() -> None:
     now = [0.0]
     original = Grant(uuid4(), Fence(1, 1), deadline=5.0, clock=lambda: now[0])
-    watched = watched_by(original)
+    proxy = proxy_for(original)
     now[0] = 6.0
     with pytest.raises(Stopped):
-        watched.check()
+        proxy.check()
     original.extend(10.0)
-    watched.check()
-    watched.extend(20.0)
+    proxy.check()
+    proxy.extend(20.0)
 
     assert original.lease.deadline == 20.0
 
 
-def test_progress_is_seen_on_the_original() -> None:
+def test_check_on_the_proxy_records_progress_on_the_original() -> None:
     now = [0.0]
     original = Grant(uuid4(), Fence(1, 1), deadline=5.0, clock=lambda: now[0])
     now[0] = 3.0
-    watched_by(original).check()
+    proxy_for(original).check()
 
     assert original.lease.progressed_at == 3.0
 
 
-def test_what_is_reported_is_seen_on_both() -> None:
+def test_report_on_the_proxy_is_recorded_on_both() -> None:
     now = [0.0]
     original = Grant(uuid4(), Fence(1, 1), deadline=5.0, clock=lambda: now[0])
-    watched = watched_by(original)
+    proxy = proxy_for(original)
     now[0] = 3.0
 
-    watched.report(7, 9)
+    proxy.report(7, 9)
 
     assert (original.lease.copied, original.lease.progressed_at) == ((7, 9), 3.0)
-    assert (watched.lease.copied, watched.lease.progressed_at) == ((7, 9), 3.0)
+    assert (proxy.lease.copied, proxy.lease.progressed_at) == ((7, 9), 3.0)

@@ -1,7 +1,9 @@
-"""From the setting to a driver, and what is said when that cannot be."""
+"""Opening drivers from the setting, and the messages for URLs and drivers that cannot be used."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -22,7 +24,7 @@ def attempt() -> Grant:
     return Grant(uuid4(), Fence(1, 1), deadline=1.0, clock=lambda: 0.0)
 
 
-def test_backends_are_listed_by_name_and_kind_in_the_order_of_the_setting(tmp_path: Path) -> None:
+def test_backends_are_listed_by_name_and_scheme_in_the_order_of_the_setting(tmp_path: Path) -> None:
     urls = {"local": f"file:{tmp_path}/v", "bench": "null:", "slow": f"faulty+file:{tmp_path}/w?delay_ms=1"}
     opened = Backends.open(urls, threads=1)
 
@@ -32,22 +34,22 @@ def test_backends_are_listed_by_name_and_kind_in_the_order_of_the_setting(tmp_pa
     assert "remote" not in opened
 
 
-def test_reach_hands_out_the_same_driver_each_time() -> None:
+def test_get_returns_the_same_driver_each_time() -> None:
     opened = Backends.open({"bench": "null:"}, threads=1)
 
     assert opened.get("bench") is opened.get("bench")
 
 
-def test_an_unknown_backend_is_an_invalid_field() -> None:
+def test_unknown_backend_is_reported_as_an_invalid_field() -> None:
     opened = Backends.open({"bench": "null:"}, threads=1)
-    asks: list[Callable[[str], object]] = [opened.get, opened.scheme]
-    for ask in asks:
+    lookups: list[Callable[[str], object]] = [opened.get, opened.scheme]
+    for look_up in lookups:
         with pytest.raises(UnknownBackend, match="'tape'") as caught:
-            ask("tape")
+            look_up("tape")
         assert caught.value.details["field"] == "backend"
 
 
-def test_storage_is_out_of_reach_inside_a_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_get_refuses_a_driver_inside_a_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Backends.open({"bench": "null:"}, threads=1)
     monkeypatch.setattr(backends, "in_transaction", lambda: True)
 
@@ -56,7 +58,7 @@ def test_storage_is_out_of_reach_inside_a_transaction(monkeypatch: pytest.Monkey
     assert opened.names() == ["bench"]
 
 
-async def test_closing_closes_every_driver(tmp_path: Path) -> None:
+async def test_close_closes_every_driver(tmp_path: Path) -> None:
     opened = Backends.open({name: f"file:{tmp_path}/{name}" for name in "ab"}, threads=1)
     await opened.close()
 
@@ -66,7 +68,7 @@ async def test_closing_closes_every_driver(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "complaint"),
+    ("url", "message"),
     [
         ("tape:/dev/st0", "unknown driver 'tape'"),
         ("/srv/volumes", "unknown driver"),
@@ -82,8 +84,8 @@ async def test_closing_closes_every_driver(tmp_path: Path) -> None:
         ("faulty+null:?fail=nonsense", "'nonsense'"),
     ],
 )
-def test_a_url_that_cannot_be_used_is_refused_with_the_name_of_setting_and_backend(url: str, complaint: str) -> None:
-    with pytest.raises(ConfigurationError, match=complaint) as caught:
+def test_unusable_url_is_refused_naming_the_setting_and_the_backend(url: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message) as caught:
         Backends.open({"good": "null:", "bad": url}, threads=1)
 
     assert str(caught.value).startswith("CISTERN_BACKENDS: backend 'bad': ")
@@ -91,50 +93,50 @@ def test_a_url_that_cannot_be_used_is_refused_with_the_name_of_setting_and_backe
 
 
 @pytest.mark.parametrize("scheme", ["file", "faulty+file"])
-def test_a_root_that_cannot_be_made_is_refused_with_its_path(tmp_path: Path, scheme: str) -> None:
+def test_root_that_cannot_be_created_is_refused_naming_its_path(tmp_path: Path, scheme: str) -> None:
     (tmp_path / "taken").write_text("a file")
-    with pytest.raises(ConfigurationError, match=f"backend 'local': {tmp_path}/taken/volumes cannot be written"):
+    with pytest.raises(ConfigurationError, match=f"backend 'local': {tmp_path}/taken/volumes is not writable"):
         Backends.open({"local": f"{scheme}:{tmp_path}/taken/volumes"}, threads=1)
 
 
-def test_a_root_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_that_is_not_writable_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(**_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("tempfile.TemporaryFile", denied)
-    with pytest.raises(ConfigurationError, match=f"{tmp_path} cannot be written: Permission denied"):
+    with pytest.raises(ConfigurationError, match=f"{tmp_path} is not writable: Permission denied"):
         Backends.open({"local": f"file:{tmp_path}"}, threads=1)
 
 
-def test_opening_a_root_leaves_only_its_two_directories(tmp_path: Path) -> None:
+def test_opening_a_root_creates_only_its_two_directories(tmp_path: Path) -> None:
     Backends.open({"local": f"file:{tmp_path}"}, threads=1)
 
     assert sorted(path.name for path in tmp_path.rglob("*")) == [".fences", ".trash"]
 
 
-@pytest.mark.parametrize("place", ["{}/100% #1 a+b", "//{}/plain"])
-def test_a_path_is_taken_as_it_stands(tmp_path: Path, place: str) -> None:
-    driver = open_driver("file:" + place.format(tmp_path).replace("////", "///"), threads=1)
+@pytest.mark.parametrize("path", ["{}/100% #1 a+b", "//{}/plain"])
+def test_path_is_taken_literally(tmp_path: Path, path: str) -> None:
+    driver = open_driver("file:" + path.format(tmp_path).replace("////", "///"), threads=1)
 
     assert isinstance(driver, FileDriver)
-    assert driver.root == tmp_path / place.rpartition("/")[2]
+    assert driver.root == tmp_path / path.rpartition("/")[2]
 
 
-def test_a_relative_path_is_one_below_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_path_is_below_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     open_driver("file:here/volumes", threads=1)
 
     assert (tmp_path / "here" / "volumes").is_dir()
 
 
-async def test_the_wrapper_leaves_the_inner_drivers_options_to_it() -> None:
+async def test_wrapper_passes_on_the_inner_drivers_options() -> None:
     driver = open_driver("faulty+memory:?capacity=10MiB&delay_ms=0", threads=1)
 
     assert isinstance(driver, FaultInjector)
     assert await driver.capacity() == Capacity(total=10 * MIB, used=0)
 
 
-async def test_memory_is_full_when_its_capacity_is_promised_away() -> None:
+async def test_memory_driver_is_full_when_volume_sizes_reach_its_capacity() -> None:
     driver, volume = open_driver("memory:?capacity=10MiB", threads=1), uuid4()
     await driver.create(volume, 6 * MIB, attempt())
 
@@ -147,7 +149,74 @@ async def test_memory_is_full_when_its_capacity_is_promised_away() -> None:
     assert await driver.create(volume, 10 * MIB, attempt()) == 10 * MIB
 
 
-def test_a_missing_directory_of_the_root_is_made(tmp_path: Path) -> None:
+def test_missing_parents_of_the_root_are_created(tmp_path: Path) -> None:
     open_driver(f"file:{tmp_path}/deep/down", threads=1)
 
     assert (tmp_path / "deep" / "down" / ".fences").is_dir()
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Install a distribution with one module, which registers a driver of scheme ``tape``."""
+
+    def install(module: str, code: str) -> None:
+        (tmp_path / f"{module}.py").write_text(code)
+        metadata = tmp_path / f"{module}-1.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1\n")
+        (metadata / "entry_points.txt").write_text(f"[cistern.storage]\ntape = {module}:open_driver\n")
+        monkeypatch.syspath_prepend(str(tmp_path))
+
+    return install
+
+
+TAPE_DRIVER = """
+from domain.storage.null import NullDriver
+
+class TapeDriver(NullDriver):
+    pass
+
+def open_driver(url, threads):
+    driver = TapeDriver()
+    driver.path_and_threads = (url.path, threads)
+    driver.speed = url.options.pop("speed")
+    return driver
+"""
+
+
+def test_driver_of_another_distribution_is_opened_by_its_scheme(install: Callable[[str, str], None]) -> None:
+    install("cistern_tape", TAPE_DRIVER)
+
+    opened = Backends.open({"archive": "tape:/dev/st0?speed=3"}, threads=2)
+
+    driver: Any = opened.get("archive")
+    assert (type(driver).__module__, type(driver).__name__) == ("cistern_tape", "TapeDriver")
+    assert (driver.path_and_threads, driver.speed) == (("/dev/st0", 2), "3")
+    assert opened.scheme("archive") == "tape"
+
+
+def test_unknown_option_of_another_distributions_driver_is_refused(install: Callable[[str, str], None]) -> None:
+    install("cistern_tape_options", TAPE_DRIVER)
+
+    with pytest.raises(ConfigurationError, match="backend 'archive': unknown option colour"):
+        Backends.open({"archive": "tape:/dev/st0?speed=3&colour=red"}, threads=2)
+
+
+@pytest.mark.parametrize(
+    ("module", "code", "reason"),
+    [
+        ("cistern_tape_import", "import no_such_library", "ModuleNotFoundError: No module named 'no_such_library'"),
+        ("cistern_tape_crash", "raise OSError('no tape\\nno drive')", "OSError: no tape no drive"),
+        ("cistern_tape_empty", "", "AttributeError: .*'open_driver'"),
+    ],
+)
+def test_driver_that_cannot_be_imported_is_a_configuration_error_in_one_line(
+    install: Callable[[str, str], None], module: str, code: str, reason: str
+) -> None:
+    install(module, code)
+    prefix = f"CISTERN_BACKENDS: backend 'archive': cannot load driver 'tape' from {module}:open_driver: "
+
+    with pytest.raises(ConfigurationError) as caught:
+        Backends.open({"good": "null:", "archive": "tape:/dev/st0"}, threads=1)
+
+    assert re.fullmatch(re.escape(prefix) + reason, str(caught.value))

@@ -1,4 +1,4 @@
-"""What every driver promises about attempts: late, repeated, stopped, sealed off. For every operation."""
+"""The contract of every driver for stale, repeated, stopped and sealed attempts, for every operation."""
 
 from uuid import uuid4
 
@@ -7,11 +7,11 @@ import pytest
 from domain.storage.context import Stopped, StopReason
 from domain.storage.driver import StorageDriver
 from domain.storage.errors import FenceRefused
-from tests.unit.storage_scene import (
+from tests.unit.storage_builders import (
     MIB,
     SEALS,
-    HeardGrant,
-    Scene,
+    RecordingGrant,
+    Scenario,
     every_change,
     every_driver,
     every_operation,
@@ -19,132 +19,132 @@ from tests.unit.storage_scene import (
 
 
 @pytest.fixture
-async def scene(driver: StorageDriver) -> Scene:
-    scene = Scene(driver)
-    await scene.set()
-    return scene
+async def scenario(driver: StorageDriver) -> Scenario:
+    scenario = Scenario(driver)
+    await scenario.set_up()
+    return scenario
 
 
 @every_operation
-@pytest.mark.parametrize("late", [(4, 9), (5, 1)])
-async def test_a_lower_fence_is_refused_and_changes_nothing(
-    scene: Scene, operation: str, late: tuple[int, int]
+@pytest.mark.parametrize("stale", [(4, 9), (5, 1)])
+async def test_lower_fence_is_refused_and_changes_nothing(
+    scenario: Scenario, operation: str, stale: tuple[int, int]
 ) -> None:
-    grant = HeardGrant(*late)
-    await scene.seal(operation, HeardGrant(5, 2))
+    grant = RecordingGrant(*stale)
+    await scenario.seal(operation, RecordingGrant(5, 2))
 
     with pytest.raises(FenceRefused):
-        await scene.perform(operation, grant)
+        await scenario.perform(operation, grant)
 
-    assert grant.heard == []
-    assert await scene.sizes() == Scene.UNTOUCHED
-
-
-@every_operation
-async def test_the_fence_belongs_to_what_is_published_and_to_nothing_else(scene: Scene, operation: str) -> None:
-    for other in {scene.volume, scene.snapshot, scene.clone} - {scene.subject(operation)}:
-        await scene.driver.seal(other, HeardGrant(9))
-
-    await scene.perform(operation, HeardGrant(2))
+    assert grant.published == []
+    assert await scenario.sizes() == Scenario.UNTOUCHED
 
 
 @every_operation
-async def test_every_effect_raises_its_fence(scene: Scene, operation: str) -> None:
-    await scene.perform(operation, HeardGrant(5, 2))
+async def test_fence_belongs_only_to_the_published_subject(scenario: Scenario, operation: str) -> None:
+    for other in {scenario.volume, scenario.snapshot, scenario.clone} - {scenario.subject(operation)}:
+        await scenario.driver.seal(other, RecordingGrant(9))
+
+    await scenario.perform(operation, RecordingGrant(2))
+
+
+@every_operation
+async def test_every_operation_raises_its_fence(scenario: Scenario, operation: str) -> None:
+    await scenario.perform(operation, RecordingGrant(5, 2))
 
     with pytest.raises(FenceRefused):
-        await scene.seal(operation, HeardGrant(5, 1))
+        await scenario.seal(operation, RecordingGrant(5, 1))
 
 
 @every_operation
-async def test_delete_remembers_the_fence(scene: Scene, operation: str) -> None:
-    await scene.driver.delete_snapshot(scene.volume, scene.snapshot, HeardGrant(2))
-    for volume in (scene.volume, scene.clone):
-        await scene.driver.delete(volume, HeardGrant(2))
+async def test_delete_keeps_the_fence(scenario: Scenario, operation: str) -> None:
+    await scenario.driver.delete_snapshot(scenario.volume, scenario.snapshot, RecordingGrant(2))
+    for volume in (scenario.volume, scenario.clone):
+        await scenario.driver.delete(volume, RecordingGrant(2))
 
     with pytest.raises(FenceRefused):
-        await scene.perform(operation, HeardGrant(1, 7))
-    assert await scene.sizes() == (None, None, None)
+        await scenario.perform(operation, RecordingGrant(1, 7))
+    assert await scenario.sizes() == (None, None, None)
 
 
 @every_operation
-async def test_the_same_attempt_may_publish_twice(scene: Scene, operation: str) -> None:
-    grant = HeardGrant(2)
-    first = await scene.perform(operation, grant)
+async def test_same_attempt_may_publish_twice(scenario: Scenario, operation: str) -> None:
+    grant = RecordingGrant(2)
+    first = await scenario.perform(operation, grant)
 
-    assert await scene.perform(operation, grant) == first
-    assert grant.heard == [(operation, scene.subject(operation))] * 2
+    assert await scenario.perform(operation, grant) == first
+    assert grant.published == [(operation, scenario.subject(operation))] * 2
 
 
 @every_operation
-async def test_a_later_attempt_finds_the_work_done(driver: StorageDriver, operation: str) -> None:
-    once, twice = Scene(driver), Scene(driver)
-    for scene in (once, twice):
-        await scene.set()
-        first = await scene.perform(operation, HeardGrant(2, 1))
+async def test_later_attempt_finds_the_work_done(driver: StorageDriver, operation: str) -> None:
+    once, twice = Scenario(driver), Scenario(driver)
+    for scenario in (once, twice):
+        await scenario.set_up()
+        first = await scenario.perform(operation, RecordingGrant(2, 1))
 
-    again = await twice.perform(operation, HeardGrant(2, 2))
+    again = await twice.perform(operation, RecordingGrant(2, 2))
 
     assert again == first
     assert await twice.sizes() == await once.sizes()
 
 
 async def test_volumes_do_not_share_a_fence(driver: StorageDriver) -> None:
-    await driver.create(uuid4(), MIB, HeardGrant(9))
+    await driver.create(uuid4(), MIB, RecordingGrant(9))
 
-    assert await driver.create(uuid4(), MIB, HeardGrant(1)) == MIB
+    assert await driver.create(uuid4(), MIB, RecordingGrant(1)) == MIB
 
 
 @every_driver
 @every_operation
-async def test_every_effect_is_told_once(scene: Scene, operation: str) -> None:
-    grant = HeardGrant(2)
+async def test_on_published_is_called_once_per_effect(scenario: Scenario, operation: str) -> None:
+    grant = RecordingGrant(2)
 
-    await scene.perform(operation, grant)
+    await scenario.perform(operation, grant)
 
-    assert grant.heard == [(operation, scene.subject(operation))]
+    assert grant.published == [(operation, scenario.subject(operation))]
 
 
 @every_driver
 @every_change
-async def test_a_stopped_attempt_publishes_nothing(scene: Scene, operation: str) -> None:
-    before = await scene.sizes()
+async def test_stopped_attempt_publishes_nothing(scenario: Scenario, operation: str) -> None:
+    before = await scenario.sizes()
     for reason in StopReason:
-        grant = HeardGrant(2)
+        grant = RecordingGrant(2)
         grant.stop(reason)
         with pytest.raises(Stopped) as stopped:
-            await scene.perform(operation, grant)
+            await scenario.perform(operation, grant)
         assert stopped.value.reason is reason
-        assert grant.heard == []
+        assert grant.published == []
 
-    assert await scene.sizes() == before
+    assert await scenario.sizes() == before
 
 
 @every_driver
 @every_change
-async def test_an_attempt_past_its_lease_publishes_nothing(scene: Scene, operation: str) -> None:
-    grant, before = HeardGrant(2, deadline=10.0, now=10.0), await scene.sizes()
+async def test_attempt_past_its_lease_publishes_nothing(scenario: Scenario, operation: str) -> None:
+    grant, before = RecordingGrant(2, deadline=10.0, now=10.0), await scenario.sizes()
 
     with pytest.raises(Stopped) as stopped:
-        await scene.perform(operation, grant)
+        await scenario.perform(operation, grant)
 
     assert stopped.value.reason is StopReason.LEASE_LOST
-    assert grant.heard == []
-    assert await scene.sizes() == before
+    assert grant.published == []
+    assert await scenario.sizes() == before
 
 
 @every_change
-async def test_an_attempt_that_did_not_publish_leaves_the_fence_alone(scene: Scene, operation: str) -> None:
-    stopped = HeardGrant(9)
+async def test_attempt_that_did_not_publish_does_not_raise_the_fence(scenario: Scenario, operation: str) -> None:
+    stopped = RecordingGrant(9)
     stopped.stop(StopReason.SHUTDOWN)
     with pytest.raises(Stopped):
-        await scene.perform(operation, stopped)
+        await scenario.perform(operation, stopped)
 
-    await scene.perform(operation, HeardGrant(2))
+    await scenario.perform(operation, RecordingGrant(2))
 
 
-async def test_an_extended_lease_lets_the_attempt_publish(driver: StorageDriver) -> None:
-    grant = HeardGrant(deadline=10.0, now=10.0)
+async def test_attempt_with_an_extended_lease_publishes(driver: StorageDriver) -> None:
+    grant = RecordingGrant(deadline=10.0, now=10.0)
     grant.extend(20.0)
 
     assert await driver.create(uuid4(), MIB, grant) == MIB
@@ -152,10 +152,10 @@ async def test_an_extended_lease_lets_the_attempt_publish(driver: StorageDriver)
 
 @every_driver
 @pytest.mark.parametrize("operation", SEALS)
-async def test_a_stopped_attempt_can_still_seal(scene: Scene, operation: str) -> None:
-    grant = HeardGrant(2, deadline=0.0)
+async def test_stopped_attempt_can_still_seal(scenario: Scenario, operation: str) -> None:
+    grant = RecordingGrant(2, deadline=0.0)
     grant.stop(StopReason.CANCELLED)
 
-    await scene.perform(operation, grant)
+    await scenario.perform(operation, grant)
 
-    assert grant.heard == [(operation, scene.subject(operation))]
+    assert grant.published == [(operation, scenario.subject(operation))]

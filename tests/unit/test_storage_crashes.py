@@ -1,4 +1,4 @@
-"""A process that dies at any step leaves the old state or the new one, and the next attempt puts it right."""
+"""A process killed at any step leaves the old state or the new one, and the next attempt completes the operation."""
 
 import json
 import subprocess
@@ -17,9 +17,9 @@ VOLUME, SNAPSHOT, CLONE = (UUID(f"01890000-0000-7000-8000-00000000000{last}") fo
 REPOSITORY = Path(__file__).parents[2]
 OLD, NEW = b"old".ljust(MIB, b"o"), b"new".ljust(MIB, b"n")
 
-# Forks for each line it is given. The fork dies right before or right after one call of a function of `os` (or of
-# Path, for the renames): the n-th one, counted from when the driver is ready. Blocks are not shared, so that
-# there is a copy to die in.
+# Forks for each line on stdin. The child exits right before or right after the n-th call of one function of `os` (of
+# Path for renames), counted from when the driver is ready. Sharing of blocks is disabled, so that there is a copy to
+# be killed in.
 CHILD = """
 import asyncio, fcntl, json, os, sys, uuid
 from pathlib import Path
@@ -83,36 +83,36 @@ def attempt(version: int, epoch: int) -> Grant:
     return Grant(uuid4(), Fence(version, epoch), deadline=1.0, clock=lambda: 0.0)
 
 
-class Victim:
-    """A process whose children die as they are told."""
+class CrashingProcess:
+    """A process that forks a child for each operation and lets it exit at a given step."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
 
-    def die(self, root: Path, operation: str, step: str, moment: str) -> None:
+    def crash(self, root: Path, operation: str, step: str, moment: str) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         name, _, count = step.partition(" ")
         order = [str(root), operation, name, int(count or 1), moment, ARGUMENTS[operation]]
         self._process.stdin.write(json.dumps(order, default=str) + "\n")
         self._process.stdin.flush()
-        assert self._process.stdout.readline() == "9\n", "it lived on"
+        assert self._process.stdout.readline() == "9\n", "the child did not exit at the step"
 
 
 @pytest.fixture(scope="module")
-def victim() -> Iterator[Victim]:
+def crashing_process() -> Iterator[CrashingProcess]:
     command, pipe = [sys.executable, "-c", CHILD], subprocess.PIPE
     with subprocess.Popen(command, cwd=REPOSITORY, stdin=pipe, stdout=pipe, text=True) as process:
-        yield Victim(process)
+        yield CrashingProcess(process)
 
 
 def perform(driver: FileDriver, operation: str, grant: Grant) -> Awaitable[object]:
-    answer: Awaitable[object] = getattr(driver, operation)(*ARGUMENTS[operation], grant)
-    return answer
+    result: Awaitable[object] = getattr(driver, operation)(*ARGUMENTS[operation], grant)
+    return result
 
 
 async def set_up(driver: FileDriver, operation: str) -> None:
-    """Make what the operation needs: old bytes in the snapshot, new and longer ones in the volume."""
+    """Create what the operation needs: old bytes in the snapshot, new and longer ones in the volume."""
     if operation == "create":
         return
     data = Path(driver.path(VOLUME))
@@ -125,10 +125,10 @@ async def set_up(driver: FileDriver, operation: str) -> None:
 
 
 def content(driver: FileDriver) -> list[bytes | None]:
-    """Read volume, snapshot and clone."""
+    """Return the bytes of volume, snapshot and clone."""
     data, clone = Path(driver.path(VOLUME)), Path(driver.path(CLONE))
-    places = (data, data.parent / "snapshots" / str(SNAPSHOT), clone)
-    return [place.read_bytes() if place.exists() else None for place in places]
+    paths = (data, data.parent / "snapshots" / str(SNAPSHOT), clone)
+    return [path.read_bytes() if path.exists() else None for path in paths]
 
 
 def leftovers(root: Path) -> list[Path]:
@@ -139,8 +139,8 @@ def leftovers(root: Path) -> list[Path]:
 @pytest.mark.parametrize(
     ("operation", "step"), [(operation, step) for operation, steps in STEPS.items() for step in steps]
 )
-async def test_a_crash_leaves_the_old_or_the_new_and_the_next_attempt_completes_it(
-    victim: Victim, tmp_path: Path, operation: str, step: str, moment: str
+async def test_crash_leaves_the_old_or_new_state_and_the_next_attempt_completes_it(
+    crashing_process: CrashingProcess, tmp_path: Path, operation: str, step: str, moment: str
 ) -> None:
     crashed, unharmed = (FileDriver(tmp_path / name, threads=1) for name in ("crashed", "unharmed"))
     for driver in (crashed, unharmed):
@@ -149,7 +149,7 @@ async def test_a_crash_leaves_the_old_or_the_new_and_the_next_attempt_completes_
     await perform(unharmed, operation, attempt(2, 1))
     new = content(unharmed)
 
-    victim.die(crashed.root, operation, step, moment)
+    crashing_process.crash(crashed.root, operation, step, moment)
 
     assert content(crashed) in (old, new)
     await perform(crashed, operation, attempt(2, 2))
@@ -159,7 +159,7 @@ async def test_a_crash_leaves_the_old_or_the_new_and_the_next_attempt_completes_
         await driver.close()
 
 
-async def test_the_new_bytes_of_a_restore_are_the_old_ones_at_the_present_size(tmp_path: Path) -> None:
+async def test_restore_yields_the_snapshots_bytes_at_the_current_size(tmp_path: Path) -> None:
     driver = FileDriver(tmp_path, threads=1)
     await set_up(driver, "restore_snapshot")
     await perform(driver, "restore_snapshot", attempt(2, 1))

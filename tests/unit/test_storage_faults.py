@@ -1,4 +1,4 @@
-"""Which operations fail when the wrapper is told that they should."""
+"""Which operations the fault injector fails, for each form of its options."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ async def test_only_the_named_operation_fails_and_publishes_nothing() -> None:
     assert await driver.seal(VOLUME, attempt(1)) == MIB
 
 
-async def test_a_star_fails_every_operation() -> None:
+async def test_star_fails_every_operation() -> None:
     driver = faulty("fail=*:storage-unavailable")
     for work in (
         driver.create(VOLUME, MIB, attempt()),
@@ -50,7 +50,7 @@ async def test_a_star_fails_every_operation() -> None:
             await work
 
 
-async def test_a_counted_fault_is_used_up_and_gives_way_to_the_next() -> None:
+async def test_counted_fault_is_used_up_before_the_next_one_applies() -> None:
     driver = faulty("fail=create:storage-unavailable*2,create:storage-full*1")
     for kind in (TransientStorageError, TransientStorageError, StorageFull):
         with pytest.raises(kind):
@@ -59,7 +59,7 @@ async def test_a_counted_fault_is_used_up_and_gives_way_to_the_next() -> None:
     assert await driver.create(VOLUME, MIB, attempt()) == MIB
 
 
-async def test_an_answer_can_get_lost_after_the_effect(tmp_path: Path) -> None:
+async def test_fail_after_loses_the_result_after_the_effect(tmp_path: Path) -> None:
     driver = faulty(f"fail_after=create:storage-unavailable*1&journal={tmp_path}/journal")
     with pytest.raises(TransientStorageError):
         await driver.create(VOLUME, MIB, attempt())
@@ -69,7 +69,7 @@ async def test_an_answer_can_get_lost_after_the_effect(tmp_path: Path) -> None:
     assert await driver.create(VOLUME, 2 * MIB, attempt(1, 2)) == MIB
 
 
-async def test_faults_in_a_file_come_and_go_while_the_driver_runs(tmp_path: Path) -> None:
+async def test_faults_in_a_file_can_change_while_the_driver_runs(tmp_path: Path) -> None:
     spec = tmp_path / "faults"
     driver = faulty(f"fail=@{spec}")
     assert await driver.create(VOLUME, MIB, attempt()) == MIB
@@ -81,7 +81,7 @@ async def test_faults_in_a_file_come_and_go_while_the_driver_runs(tmp_path: Path
     assert await driver.expand(VOLUME, 2 * MIB, attempt()) == 2 * MIB
 
 
-async def test_a_fault_in_a_file_can_be_meant_for_one_volume(tmp_path: Path) -> None:
+async def test_fault_in_a_file_can_apply_to_one_volume(tmp_path: Path) -> None:
     (tmp_path / "faults").write_text(f"create:storage-full {VOLUME}\n")
     driver = faulty(f"fail=@{tmp_path}/faults")
 
@@ -90,7 +90,7 @@ async def test_a_fault_in_a_file_can_be_meant_for_one_volume(tmp_path: Path) -> 
         await driver.create(VOLUME, MIB, attempt())
 
 
-async def test_a_counted_fault_in_a_file_is_counted_over_its_readings(tmp_path: Path) -> None:
+async def test_counted_fault_in_a_file_is_counted_across_reads(tmp_path: Path) -> None:
     (tmp_path / "faults").write_text("create:storage-full*1\n")
     driver = faulty(f"fail=@{tmp_path}/faults")
     with pytest.raises(StorageFull):
@@ -104,12 +104,12 @@ async def test_a_counted_fault_in_a_file_is_counted_over_its_readings(tmp_path: 
     "spec",
     ["storage-full", "move:storage-full", "create:no-such-code", "create:storage-full*0", "create:"],
 )
-def test_a_fault_that_cannot_be_read_is_a_configuration_error(option: str, spec: str) -> None:
+def test_malformed_fault_is_a_configuration_error(option: str, spec: str) -> None:
     with pytest.raises(ConfigurationError):
         faulty(f"{option}={spec}")
 
 
-async def test_a_file_that_cannot_be_read_as_faults_is_a_configuration_error(tmp_path: Path) -> None:
+async def test_malformed_fault_file_is_a_configuration_error(tmp_path: Path) -> None:
     (tmp_path / "faults").write_text("nonsense")
     driver = faulty(f"fail=@{tmp_path}/faults")
 
@@ -117,7 +117,7 @@ async def test_a_file_that_cannot_be_read_as_faults_is_a_configuration_error(tmp
         await driver.create(VOLUME, MIB, attempt())
 
 
-async def test_a_fault_in_a_snapshots_operation_is_meant_for_that_operation_only() -> None:
+async def test_fault_in_a_snapshot_operation_applies_to_that_operation_only() -> None:
     driver = faulty("fail=take_snapshot:storage-full*1,clone_snapshot:snapshot-missing")
     await driver.create(VOLUME, MIB, attempt())
     with pytest.raises(StorageFull):
@@ -129,9 +129,9 @@ async def test_a_fault_in_a_snapshots_operation_is_meant_for_that_operation_only
         await driver.clone_snapshot(VOLUME, SNAPSHOT, uuid4(), MIB, attempt())
 
 
-@pytest.mark.parametrize("meant", [VOLUME, SNAPSHOT])
-async def test_a_fault_can_be_meant_for_one_volumes_snapshots_or_for_one_snapshot(meant: UUID) -> None:
-    driver = faulty(f"fail=delete_snapshot:storage-unavailable {meant}")
+@pytest.mark.parametrize("subject", [VOLUME, SNAPSHOT])
+async def test_fault_can_apply_to_the_snapshots_of_one_volume_or_to_one_snapshot(subject: UUID) -> None:
+    driver = faulty(f"fail=delete_snapshot:storage-unavailable {subject}")
 
     await driver.delete_snapshot(uuid4(), uuid4(), attempt())
     with pytest.raises(TransientStorageError):

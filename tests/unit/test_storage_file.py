@@ -1,4 +1,4 @@
-"""What only the file driver does: sparse files, names, drafts."""
+"""Behaviour specific to the file driver: sparse files, paths, drafts."""
 
 import asyncio
 import errno
@@ -11,7 +11,7 @@ import pytest
 
 from domain.storage.errors import FenceRefused, StorageFull
 from domain.storage.file.driver import FileDriver
-from tests.unit.file_scene import MIB, VOLUME, attempt, data, empty_driver, failing
+from tests.unit.file_builders import MIB, VOLUME, attempt, data, empty_driver, failing
 
 driver = pytest.fixture(empty_driver)
 
@@ -21,14 +21,14 @@ def tree(root: Path) -> list[Path]:
 
 
 class TestFiles:
-    async def test_a_large_volume_takes_next_to_no_room(self, driver: FileDriver) -> None:
+    async def test_large_volume_allocates_almost_nothing(self, driver: FileDriver) -> None:
         await driver.create(VOLUME, 64 * 1024 * MIB, attempt())
         await driver.expand(VOLUME, 128 * 1024 * MIB, attempt(2))
 
         assert data(driver).stat().st_size == 128 * 1024 * MIB
         assert data(driver).stat().st_blocks < 1000
 
-    async def test_usage_counts_what_was_written(self, driver: FileDriver) -> None:
+    async def test_usage_counts_the_bytes_written(self, driver: FileDriver) -> None:
         await driver.create(VOLUME, 64 * MIB, attempt())
         with data(driver).open("r+b") as file:
             file.write(os.urandom(MIB))
@@ -54,19 +54,19 @@ class TestFiles:
 
         assert data(driver).read_bytes() == b"mine"
 
-    async def test_nothing_is_made_before_the_first_use(self, driver: FileDriver) -> None:
+    async def test_no_directory_is_created_before_the_first_operation(self, driver: FileDriver) -> None:
         assert not driver.root.exists()
 
         await driver.create(VOLUME, MIB, attempt())
 
         assert sorted(entry.name for entry in driver.root.iterdir()) == [".fences", ".trash", str(VOLUME)]
 
-    def test_the_path_is_absolute_even_if_the_root_is_not(self) -> None:
+    def test_path_is_absolute_even_if_the_root_is_relative(self) -> None:
         path = FileDriver(Path("volumes"), threads=1).path(VOLUME)
 
         assert path == str(Path.cwd() / "volumes" / str(VOLUME) / "data")
 
-    async def test_a_string_cannot_become_a_path(self, driver: FileDriver, tmp_path: Path) -> None:
+    async def test_string_passed_as_an_id_cannot_become_a_path(self, driver: FileDriver, tmp_path: Path) -> None:
         await driver.capacity()
         before = tree(tmp_path)
 
@@ -86,15 +86,13 @@ class TestFiles:
         assert capacity.total == found.f_blocks * found.f_frsize
 
     async def test_work_runs_in_the_drivers_own_threads(self, driver: FileDriver) -> None:
-        seen: list[str] = []
+        threads: list[str] = []
 
-        await driver.create(VOLUME, MIB, attempt(tell=lambda: seen.append(threading.current_thread().name)))
+        await driver.create(VOLUME, MIB, attempt(callback=lambda: threads.append(threading.current_thread().name)))
 
-        assert seen[0].startswith("storage")
+        assert threads[0].startswith("storage")
 
-    async def test_closing_waits_for_the_work_that_still_runs(
-        self, driver: FileDriver, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_close_waits_for_running_work(self, driver: FileDriver, monkeypatch: pytest.MonkeyPatch) -> None:
         await driver.create(VOLUME, MIB, attempt())
         started, release = threading.Event(), threading.Event()
         resize = os.ftruncate
@@ -118,7 +116,7 @@ class TestFiles:
 
 
 class TestDrafts:
-    async def test_create_sweeps_the_drafts_of_earlier_attempts_only(self, driver: FileDriver) -> None:
+    async def test_create_sweeps_only_the_drafts_of_earlier_attempts(self, driver: FileDriver) -> None:
         data(driver).parent.mkdir(parents=True)
         for name in ("data.1-2.tmp", "data.2-1.tmp", "data.2-10.tmp", "notes.1-1.tmp"):
             (data(driver).parent / name).touch()
@@ -129,7 +127,7 @@ class TestDrafts:
         assert left == ["data", "data.2-10.tmp", "notes.1-1.tmp"]
 
     @pytest.mark.parametrize("step", ["ftruncate", "fsync", "link"])
-    async def test_a_create_that_fails_leaves_nothing_of_its_own(
+    async def test_failed_create_leaves_no_files_of_its_own(
         self, driver: FileDriver, monkeypatch: pytest.MonkeyPatch, step: str
     ) -> None:
         await driver.capacity()
@@ -139,7 +137,7 @@ class TestDrafts:
 
         assert not data(driver).parent.exists()
 
-    async def test_a_create_that_fails_leaves_the_drafts_of_others(
+    async def test_failed_create_keeps_the_drafts_of_other_attempts(
         self, driver: FileDriver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         other = data(driver).parent / "data.3-1.tmp"
@@ -151,7 +149,7 @@ class TestDrafts:
 
         assert list(other.parent.iterdir()) == [other]
 
-    async def test_a_draft_that_is_a_second_name_of_the_data_is_not_truncated(self, driver: FileDriver) -> None:
+    async def test_draft_that_is_a_hard_link_to_the_data_is_not_truncated(self, driver: FileDriver) -> None:
         await driver.create(VOLUME, 4, attempt())
         data(driver).write_bytes(b"mine")
         os.link(data(driver), data(driver).with_name("data.1-1.tmp"))
@@ -161,7 +159,7 @@ class TestDrafts:
         assert data(driver).read_bytes() == b"mine"
         assert data(driver).stat().st_nlink == 1
 
-    async def test_an_attempt_that_is_known_to_be_late_begins_no_work(
+    async def test_attempt_known_to_be_stale_starts_no_work(
         self, driver: FileDriver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         await driver.seal(VOLUME, attempt(2))

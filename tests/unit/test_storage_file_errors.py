@@ -1,4 +1,4 @@
-"""What the system refuses, told in Cistern's terms."""
+"""The storage error for each error of the operating system."""
 
 import errno
 import os
@@ -59,7 +59,7 @@ def failing(number: int) -> Callable[..., None]:
     ],
 )
 @pytest.mark.parametrize("operation", ["create", "expand"])
-async def test_each_refusal_of_the_system_has_its_error(
+async def test_each_system_error_becomes_its_storage_error(
     driver: FileDriver,
     monkeypatch: pytest.MonkeyPatch,
     number: int,
@@ -75,7 +75,7 @@ async def test_each_refusal_of_the_system_has_its_error(
     assert type(caught.value) is kind
 
 
-async def test_a_refusal_that_is_not_about_the_size_may_pass(
+async def test_einval_from_another_call_than_resize_is_transient(
     driver: FileDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await driver.create(VOLUME, 1, attempt())
@@ -85,12 +85,12 @@ async def test_a_refusal_that_is_not_about_the_size_may_pass(
         await driver.expand(VOLUME, MIB, attempt(2))
 
 
-async def test_a_size_beyond_what_the_system_can_say_is_unsupported(driver: FileDriver) -> None:
+async def test_size_beyond_the_systems_integer_range_is_unsupported(driver: FileDriver) -> None:
     with pytest.raises(SizeUnsupported):
         await driver.create(VOLUME, 2**70, attempt())
 
 
-async def test_a_volume_whose_data_was_removed_is_missing(driver: FileDriver) -> None:
+async def test_expanding_a_volume_whose_data_was_removed_fails(driver: FileDriver) -> None:
     await driver.create(VOLUME, MIB, attempt())
     data(driver).unlink()
 
@@ -98,7 +98,7 @@ async def test_a_volume_whose_data_was_removed_is_missing(driver: FileDriver) ->
         await driver.expand(VOLUME, 2 * MIB, attempt(2))
 
 
-async def test_a_root_that_vanishes_is_not_begun_anew(driver: FileDriver) -> None:
+async def test_root_that_disappears_is_not_created_again(driver: FileDriver) -> None:
     await driver.capacity()
     driver.root.rename(driver.root.with_name("unmounted"))
 

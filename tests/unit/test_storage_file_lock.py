@@ -1,4 +1,4 @@
-"""The lock and the fence record of whatever is published."""
+"""The lock and the fence record of each published subject."""
 
 import fcntl
 import os
@@ -15,7 +15,7 @@ from domain.storage.context import Stopped, StopReason
 from domain.storage.errors import FenceRefused, PermanentStorageError, StorageBusy
 from domain.storage.file import fence
 from domain.storage.file.driver import FileDriver
-from tests.unit.file_scene import ARGUMENTS, CLONE, MIB, SNAPSHOT, VOLUME, attempt, data, empty_driver, perform
+from tests.unit.file_builders import ARGUMENTS, CLONE, MIB, SNAPSHOT, VOLUME, attempt, data, empty_driver, perform
 
 SUBJECTS = {
     **dict.fromkeys(["take_snapshot", "delete_snapshot", "seal_snapshot"], SNAPSHOT),
@@ -26,14 +26,14 @@ driver = pytest.fixture(empty_driver)
 
 
 async def set_up(driver: FileDriver) -> None:
-    """Make a volume and a snapshot of it, and touch what will be the clone's lock."""
+    """Create a volume, a snapshot of it, and the lock file of the clone."""
     await driver.create(VOLUME, MIB, attempt())
     await driver.take_snapshot(VOLUME, SNAPSHOT, attempt())
     await driver.seal(CLONE, attempt())
 
 
 def lock_file(driver: FileDriver, operation: str = "") -> Path:
-    """Where the lock is that an operation takes: the volume's, the snapshot's or the clone's."""
+    """Return the lock file that an operation locks: the volume's, the snapshot's or the clone's."""
     return driver.root / ".fences" / str(SUBJECTS.get(operation, VOLUME))
 
 
@@ -45,16 +45,16 @@ def held(path: Path) -> Iterator[BinaryIO]:
 
 
 @every_operation
-async def test_a_lock_held_by_another_process_makes_the_volume_busy(
+async def test_lock_held_by_another_process_makes_the_subject_busy(
     driver: FileDriver, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
     await set_up(driver)
     monkeypatch.setattr(fence, "LOCK_TIMEOUT", 0.01)
-    hold = (
+    hold_lock = (
         "import fcntl, sys; file = open(sys.argv[1]); fcntl.flock(file, fcntl.LOCK_EX);"
         "print('held', flush=True); sys.stdin.read()"
     )
-    holder = [sys.executable, "-S", "-c", hold, str(lock_file(driver, operation))]
+    holder = [sys.executable, "-S", "-c", hold_lock, str(lock_file(driver, operation))]
     with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:  # noqa: ASYNC220
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
@@ -62,11 +62,11 @@ async def test_a_lock_held_by_another_process_makes_the_volume_busy(
             await perform(driver, operation, attempt(2))
         process.kill()
 
-    await perform(driver, operation, attempt(2))  # a killed process holds nothing
+    await perform(driver, operation, attempt(2))  # the kernel releases the lock of a killed process
 
 
 @every_operation
-async def test_an_attempt_waits_for_a_lock_that_is_soon_given_back(
+async def test_attempt_waits_for_a_lock_that_is_soon_released(
     driver: FileDriver, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
     await set_up(driver)
@@ -76,24 +76,24 @@ async def test_an_attempt_waits_for_a_lock_that_is_soon_given_back(
         await perform(driver, operation, attempt(2))
 
 
-async def test_an_attempt_stopped_while_it_waits_for_the_lock_publishes_nothing(
+async def test_attempt_stopped_while_waiting_for_the_lock_publishes_nothing(
     driver: FileDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await driver.create(VOLUME, MIB, attempt())
     grant = attempt(2)
 
-    def stop_and_let_go(_: float) -> None:
+    def stop_and_unlock(_: float) -> None:
         grant.stop(StopReason.LEASE_LOST)
         fcntl.flock(lock, fcntl.LOCK_UN)
 
-    monkeypatch.setattr("time.sleep", stop_and_let_go)
+    monkeypatch.setattr("time.sleep", stop_and_unlock)
     with held(lock_file(driver)) as lock, pytest.raises(Stopped):
         await driver.expand(VOLUME, 2 * MIB, grant)
 
     assert data(driver).stat().st_size == MIB
 
 
-async def test_an_attempt_overtaken_while_it_waits_for_the_lock_is_refused(
+async def test_attempt_overtaken_while_waiting_for_the_lock_is_refused(
     driver: FileDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await driver.create(VOLUME, MIB, attempt())
@@ -110,7 +110,7 @@ async def test_an_attempt_overtaken_while_it_waits_for_the_lock_is_refused(
 
 
 @every_operation
-async def test_the_effect_is_told_while_the_lock_is_held(driver: FileDriver, operation: str) -> None:
+async def test_on_published_is_called_while_the_lock_is_held(driver: FileDriver, operation: str) -> None:
     await set_up(driver)
     tried: list[bool] = []
 
@@ -119,12 +119,12 @@ async def test_the_effect_is_told_while_the_lock_is_held(driver: FileDriver, ope
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         tried.append(True)
 
-    await perform(driver, operation, attempt(2, tell=try_lock))
+    await perform(driver, operation, attempt(2, callback=try_lock))
 
     assert tried == [True]
 
 
-async def test_a_damaged_fence_record_lets_nobody_publish(driver: FileDriver) -> None:
+async def test_damaged_fence_record_prevents_publishing(driver: FileDriver) -> None:
     await driver.create(VOLUME, MIB, attempt())
     lock_file(driver).write_text("scribble")
 

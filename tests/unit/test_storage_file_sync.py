@@ -1,4 +1,4 @@
-"""What is on the disk at which moment: fence before effect, bytes before name, everything before it is told."""
+"""The order of syncs: fence before effect, bytes before their final name, everything before `on_published`."""
 
 import os
 from collections.abc import Callable
@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from domain.storage.file.driver import FileDriver
-from tests.unit.file_scene import CLONE, SNAPSHOT, VOLUME, attempt, empty_driver, perform
+from tests.unit.file_builders import CLONE, SNAPSHOT, VOLUME, attempt, empty_driver, perform
 
 driver = pytest.fixture(empty_driver)
 
 
 async def set_up(driver: FileDriver, operation: str) -> None:
-    """Make what the operation needs, and nothing more."""
+    """Create only what the operation needs."""
     await driver.capacity()
     if operation != "create":
         await driver.create(VOLUME, 1, attempt())
@@ -21,14 +21,14 @@ async def set_up(driver: FileDriver, operation: str) -> None:
         await driver.take_snapshot(VOLUME, SNAPSHOT, attempt())
 
 
-def noting(steps: list[str], name: str) -> Callable[..., object]:
+def recording(steps: list[str], name: str) -> Callable[..., object]:
     real = getattr(os, name)
 
-    def noted(*args: object) -> object:
+    def recorded(*args: object) -> object:
         steps.append(name)
         return real(*args)
 
-    return noted
+    return recorded
 
 
 @pytest.mark.parametrize(
@@ -42,30 +42,30 @@ def noting(steps: list[str], name: str) -> Callable[..., object]:
         ("delete_snapshot", "unlink"),
     ],
 )
-async def test_the_fence_is_synced_before_the_effect_and_the_effect_before_it_is_told(
+async def test_fence_is_synced_before_the_effect_and_the_effect_before_on_published(
     driver: FileDriver, monkeypatch: pytest.MonkeyPatch, operation: str, effect: str
 ) -> None:
     await set_up(driver, operation)
     steps: list[str] = []
     for name in ("pwrite", "fsync", effect):
-        monkeypatch.setattr(os, name, noting(steps, name))
+        monkeypatch.setattr(os, name, recording(steps, name))
 
-    await perform(driver, operation, attempt(2, tell=lambda: steps.append("told")))
+    await perform(driver, operation, attempt(2, callback=lambda: steps.append("on_published")))
 
     steps = steps[steps.index("pwrite") :]
     assert steps[:2] == ["pwrite", "fsync"]
     assert steps.index(effect) > 1
-    assert "fsync" in steps[steps.index(effect) : steps.index("told")]
+    assert "fsync" in steps[steps.index(effect) : steps.index("on_published")]
 
 
 @pytest.mark.parametrize("operation", ["create", "take_snapshot", "restore_snapshot", "clone_snapshot"])
-async def test_the_bytes_are_synced_before_they_get_their_name(
+async def test_bytes_are_synced_before_they_get_their_final_name(
     driver: FileDriver, monkeypatch: pytest.MonkeyPatch, operation: str
 ) -> None:
     await set_up(driver, operation)
     steps: list[str] = []
     for name in ("link", "replace"):
-        monkeypatch.setattr(os, name, noting(steps, name))
+        monkeypatch.setattr(os, name, recording(steps, name))
     monkeypatch.setattr(os, "fsync", lambda handle: steps.append(Path(_name_of(handle)).suffix))
 
     await perform(driver, operation, attempt(2))
@@ -85,17 +85,17 @@ async def test_the_bytes_are_synced_before_they_get_their_name(
         ("delete_snapshot", {"snapshots"}),
     ],
 )
-async def test_changed_names_are_synced_before_the_effect_is_told(
+async def test_changed_directories_are_synced_before_on_published(
     driver: FileDriver, monkeypatch: pytest.MonkeyPatch, operation: str, folders: set[str]
 ) -> None:
     await set_up(driver, operation)
     synced: list[str] = []
     monkeypatch.setattr(os, "fsync", lambda handle: synced.append(_name_of(handle)))
-    told: list[set[str]] = []
+    synced_when_published: list[set[str]] = []
 
-    await perform(driver, operation, attempt(2, tell=lambda: told.append(set(synced))))
+    await perform(driver, operation, attempt(2, callback=lambda: synced_when_published.append(set(synced))))
 
-    assert folders <= told[0]
+    assert folders <= synced_when_published[0]
 
 
 def _name_of(handle: int) -> str:

@@ -1,4 +1,4 @@
-"""How the file driver removes a volume: out of sight in one step, and then for good."""
+"""How the file driver deletes a volume: to the trash in one step, then from the disk."""
 
 import errno
 import os
@@ -38,7 +38,7 @@ def failing(number: int) -> Callable[..., None]:
     return fail
 
 
-async def test_a_deleted_volume_is_gone_with_everything_in_it(driver: FileDriver) -> None:
+async def test_delete_removes_the_volume_with_all_its_contents(driver: FileDriver) -> None:
     await driver.create(VOLUME, MIB, attempt())
     (data(driver).parent / "snapshots" / "one").mkdir(parents=True)
 
@@ -48,7 +48,7 @@ async def test_a_deleted_volume_is_gone_with_everything_in_it(driver: FileDriver
     assert list((driver.root / ".trash").iterdir()) == []
 
 
-async def test_a_delete_removes_what_earlier_ones_left_of_this_volume_only(driver: FileDriver) -> None:
+async def test_delete_removes_only_this_volumes_older_trash(driver: FileDriver) -> None:
     mine, other = driver.root / ".trash" / f"{VOLUME}.1-1", driver.root / ".trash" / f"{uuid4()}.1-1"
     for leftover in (mine, other):
         (leftover / "snapshots").mkdir(parents=True)
@@ -58,7 +58,7 @@ async def test_a_delete_removes_what_earlier_ones_left_of_this_volume_only(drive
     assert list((driver.root / ".trash").iterdir()) == [other]
 
 
-async def test_a_volume_whose_removal_fails_is_deleted_all_the_same(
+async def test_volume_is_deleted_even_if_its_trash_cannot_be_removed(
     driver: FileDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await driver.create(VOLUME, MIB, attempt())
@@ -72,7 +72,7 @@ async def test_a_volume_whose_removal_fails_is_deleted_all_the_same(
     assert list((driver.root / ".trash").iterdir()) == []
 
 
-async def test_a_delete_that_has_nowhere_to_move_the_volume_does_not_claim_success(driver: FileDriver) -> None:
+async def test_delete_fails_if_the_trash_directory_is_missing(driver: FileDriver) -> None:
     await driver.create(VOLUME, MIB, attempt())
     (driver.root / ".trash").rmdir()
 

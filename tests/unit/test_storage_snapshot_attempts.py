@@ -1,4 +1,4 @@
-"""What attempts at snapshots leave behind that are stopped, overtaken or out of luck: nothing half written."""
+"""Snapshot attempts that are stopped, overtaken or fail leave no partial files."""
 
 import errno
 import fcntl
@@ -12,13 +12,13 @@ from domain.storage.errors import FenceRefused, StorageFull
 from domain.storage.file import copying
 from domain.storage.file import snapshots as file_snapshots
 from domain.storage.file.driver import FileDriver
-from tests.unit.file_scene import NEW, OLD, SNAPSHOT, VOLUME, attempt, data, failing, files, snapshot_driver
+from tests.unit.file_builders import NEW, OLD, SNAPSHOT, VOLUME, attempt, data, failing, files, snapshot_driver
 
 driver = pytest.fixture(snapshot_driver)
 
 
 async def perform(driver: FileDriver, operation: str, grant: Grant, new: UUID) -> object:
-    """Take, restore or clone; what is made is called ``new``."""
+    """Take, restore or clone; ``new`` is the id of the snapshot or clone created."""
     if operation == "take_snapshot":
         return await driver.take_snapshot(VOLUME, new, grant)
     if operation == "restore_snapshot":
@@ -32,7 +32,7 @@ every_copy = pytest.mark.parametrize("operation", ["take_snapshot", "restore_sna
 @every_copy
 class TestUnfinished:
     @pytest.mark.parametrize("step", ["copy_file_range", "ftruncate", "fsync"])
-    async def test_a_full_disk_leaves_nothing_half_written(
+    async def test_full_disk_leaves_no_partial_files(
         self, driver: FileDriver, monkeypatch: pytest.MonkeyPatch, operation: str, step: str
     ) -> None:
         before = files(driver)
@@ -45,12 +45,12 @@ class TestUnfinished:
         assert files(driver) == before
         assert data(driver).read_bytes() == OLD
 
-    async def test_a_copy_stopped_in_the_middle_leaves_nothing_half_written(
+    async def test_copy_stopped_in_the_middle_leaves_no_partial_files(
         self, driver: FileDriver, monkeypatch: pytest.MonkeyPatch, operation: str
     ) -> None:
         before, grant, slices = files(driver), attempt(3), list[int]()
         monkeypatch.setattr(fcntl, "ioctl", failing(errno.EOPNOTSUPP))
-        monkeypatch.setattr(copying, "SLICE", 4096)
+        monkeypatch.setattr(copying, "SLICE_BYTES", 4096)
 
         def stop_at_the_second(done: int, _: int) -> None:
             slices.append(done)
@@ -64,7 +64,7 @@ class TestUnfinished:
         assert slices == [4096, 8192]
         assert files(driver) == before
 
-    async def test_an_attempt_overtaken_while_it_copied_publishes_nothing(
+    async def test_attempt_overtaken_during_the_copy_publishes_nothing(
         self, driver: FileDriver, monkeypatch: pytest.MonkeyPatch, operation: str
     ) -> None:
         new = uuid4()
@@ -83,13 +83,13 @@ class TestUnfinished:
         assert files(driver) == before
         assert data(driver).read_bytes() == NEW
 
-    async def test_an_attempt_that_is_known_to_be_late_begins_no_work(
+    async def test_attempt_known_to_be_stale_starts_no_work(
         self, driver: FileDriver, monkeypatch: pytest.MonkeyPatch, operation: str
     ) -> None:
         new = uuid4()
         await driver.seal(VOLUME, attempt(9))
         await driver.seal(new, attempt(9))
-        monkeypatch.setattr(file_snapshots, "copy", lambda *_: pytest.fail("copied in vain"))
+        monkeypatch.setattr(file_snapshots, "copy", lambda *_: pytest.fail("copied despite a stale fence"))
 
         with pytest.raises(FenceRefused):
             await perform(driver, operation, attempt(8), new)
@@ -98,14 +98,14 @@ class TestUnfinished:
 class TestDrafts:
     @pytest.fixture
     def drafts(self, driver: FileDriver) -> list[str]:
-        """Make what attempts 2-1, 3-1 and 9-1 on the snapshot and on the volume might have left."""
+        """Create the drafts that attempts 2-1, 3-1 and 9-1 on the snapshot and the volume may have left."""
         names = [f"{target}.{v}-1.tmp" for v in (2, 3, 9) for target in (f"snapshots/{SNAPSHOT}", "data")]
         for name in names:
-            (data(driver).parent / name).write_bytes(b"half")
+            (data(driver).parent / name).write_bytes(b"partial")
         return [f"{VOLUME}/{name}" for name in names]
 
     @pytest.mark.parametrize("operation", ["take_snapshot", "seal_snapshot", "delete_snapshot"])
-    async def test_drafts_of_a_snapshot_are_swept_up_to_the_fence(
+    async def test_snapshot_drafts_are_swept_up_to_the_fence(
         self, driver: FileDriver, drafts: list[str], operation: str
     ) -> None:
         await getattr(driver, operation)(VOLUME, SNAPSHOT, attempt(3))
@@ -114,7 +114,7 @@ class TestDrafts:
         assert gone == {f"{VOLUME}/snapshots/{SNAPSHOT}.{v}-1.tmp" for v in (2, 3)}
 
     @pytest.mark.parametrize("operation", ["restore_snapshot", "seal"])
-    async def test_drafts_of_a_volume_are_swept_up_to_the_fence(
+    async def test_volume_drafts_are_swept_up_to_the_fence(
         self, driver: FileDriver, drafts: list[str], operation: str
     ) -> None:
         ids = (VOLUME, SNAPSHOT) if operation == "restore_snapshot" else (VOLUME,)
@@ -123,12 +123,12 @@ class TestDrafts:
         gone = {name for name in drafts if name not in files(driver)}
         assert gone == {f"{VOLUME}/data.{v}-1.tmp" for v in (2, 3)}
 
-    async def test_another_snapshots_drafts_are_left_alone(self, driver: FileDriver, drafts: list[str]) -> None:
+    async def test_drafts_of_another_snapshot_are_kept(self, driver: FileDriver, drafts: list[str]) -> None:
         await driver.take_snapshot(VOLUME, uuid4(), attempt(99))
 
         assert set(drafts) < files(driver)
 
-    async def test_deleting_the_volume_removes_whatever_is_in_the_folder(
+    async def test_deleting_the_volume_removes_everything_in_its_directory(
         self, driver: FileDriver, drafts: list[str]
     ) -> None:
         await driver.delete(VOLUME, attempt(3))

@@ -1,4 +1,4 @@
-"""What becomes of the bytes: snapshots, restores and clones as files."""
+"""The bytes of snapshots, restores and clones on disk."""
 
 import errno
 import os
@@ -8,7 +8,7 @@ import pytest
 from domain.storage.errors import VolumeMissing
 from domain.storage.file import snapshots as file_snapshots
 from domain.storage.file.driver import FileDriver
-from tests.unit.file_scene import (
+from tests.unit.file_builders import (
     CLONE,
     MIB,
     NEW,
@@ -27,27 +27,27 @@ driver = pytest.fixture(snapshot_driver)
 
 
 class TestBytes:
-    async def test_restore_brings_back_the_old_bytes_at_the_new_size(self, driver: FileDriver) -> None:
+    async def test_restore_brings_back_the_snapshots_bytes_at_the_current_size(self, driver: FileDriver) -> None:
         data(driver).write_bytes(NEW)
         await driver.expand(VOLUME, 2 * MIB, attempt(3))
-        os.truncate(data(driver), 3 * MIB)  # whatever happened to it, its size is the present one
+        os.truncate(data(driver), 3 * MIB)  # the current size counts, however it came about
 
         assert await driver.restore_snapshot(VOLUME, SNAPSHOT, attempt(4)) == 3 * MIB
         assert data(driver).read_bytes() == OLD + bytes(2 * MIB)
 
-    async def test_a_volume_shorter_than_the_snapshot_grows_to_it(self, driver: FileDriver) -> None:
+    async def test_volume_smaller_than_the_snapshot_grows_to_its_size(self, driver: FileDriver) -> None:
         os.truncate(data(driver), 5)
 
         assert await driver.restore_snapshot(VOLUME, SNAPSHOT, attempt(3)) == MIB
         assert data(driver).read_bytes() == OLD
 
-    async def test_what_is_written_later_does_not_reach_the_snapshot(self, driver: FileDriver) -> None:
+    async def test_later_writes_to_the_volume_do_not_change_the_snapshot(self, driver: FileDriver) -> None:
         with data(driver).open("r+b") as file:
             file.write(b"scribble")
 
         assert snapshot(driver).read_bytes() == OLD
 
-    async def test_what_is_written_after_a_restore_does_not_reach_the_snapshot(self, driver: FileDriver) -> None:
+    async def test_writes_after_a_restore_do_not_change_the_snapshot(self, driver: FileDriver) -> None:
         for version in (3, 4):
             await driver.restore_snapshot(VOLUME, SNAPSHOT, attempt(version))
             assert data(driver).read_bytes() == OLD
@@ -55,7 +55,7 @@ class TestBytes:
 
         assert snapshot(driver).read_bytes() == OLD
 
-    async def test_a_clone_has_the_bytes_and_then_zeros(self, driver: FileDriver) -> None:
+    async def test_clone_has_the_snapshots_bytes_followed_by_zeros(self, driver: FileDriver) -> None:
         await driver.clone_snapshot(VOLUME, SNAPSHOT, CLONE, 2 * MIB, attempt())
 
         assert data(driver, CLONE).read_bytes() == OLD + bytes(MIB)
@@ -70,7 +70,7 @@ class TestBytes:
         assert snapshot(driver).read_bytes() == OLD
         assert data(driver, CLONE).read_bytes() == b"clone" + OLD[5:]
 
-    async def test_a_second_attempt_does_not_copy_what_is_there(
+    async def test_second_attempt_does_not_copy_an_existing_target(
         self, driver: FileDriver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         await driver.clone_snapshot(VOLUME, SNAPSHOT, CLONE, MIB, attempt())
@@ -84,16 +84,16 @@ class TestBytes:
         assert snapshot(driver).read_bytes() == OLD
         assert data(driver, CLONE).read_bytes() == NEW
 
-    async def test_a_handle_from_before_a_restore_keeps_the_bytes_from_before(self, driver: FileDriver) -> None:
+    async def test_handle_opened_before_a_restore_keeps_the_old_bytes(self, driver: FileDriver) -> None:
         data(driver).write_bytes(NEW)
         with data(driver).open("r+b") as file:
             await driver.restore_snapshot(VOLUME, SNAPSHOT, attempt(3))
             assert file.read() == NEW
-            file.write(b"written in vain")
+            file.write(b"written to the replaced file")
 
         assert data(driver).read_bytes() == OLD
 
-    async def test_a_restored_volume_keeps_its_owner_and_mode(self, driver: FileDriver) -> None:
+    async def test_restored_volume_keeps_its_owner_and_mode(self, driver: FileDriver) -> None:
         data(driver).chmod(0o604)
         if os.geteuid() == 0:
             os.chown(data(driver), 1234, 4321)
@@ -105,14 +105,14 @@ class TestBytes:
         assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
         assert after.st_ino != before.st_ino
 
-    async def test_an_owner_that_cannot_be_given_does_not_keep_a_volume_from_being_restored(
+    async def test_restore_succeeds_if_the_owner_cannot_be_set(
         self, driver: FileDriver, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(os, "fchown", failing(errno.EPERM))
 
         assert await driver.restore_snapshot(VOLUME, SNAPSHOT, attempt(3)) == MIB
 
-    async def test_a_volume_whose_data_was_removed_is_not_restored(self, driver: FileDriver) -> None:
+    async def test_restoring_a_volume_whose_data_was_removed_fails(self, driver: FileDriver) -> None:
         data(driver).unlink()
 
         with pytest.raises(VolumeMissing):

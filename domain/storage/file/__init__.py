@@ -1,1 +1,1 @@
-"""The file driver: volumes and snapshots as sparse files on a file system that all workers share."""
+"""The file driver: volumes and snapshots as files on a file system that all workers share."""

@@ -1,6 +1,6 @@
-"""One file's bytes into another: shared where the file system can do that, else copied with the holes kept.
+"""Copies one file's content into another: shares its blocks if the file system can, else copies data and keeps holes.
 
-A copy is done in slices, so that it can be stopped, is seen to move on, and says how far it is.
+A copy is made in slices, so that it can be stopped and reports its progress.
 """
 
 import errno
@@ -13,18 +13,18 @@ from domain.storage.errors import TransientStorageError
 from domain.storage.file.disk import resize
 
 FICLONE = 0x40049409
-SLICE = 8 * 1024 * 1024
-SYNC_EVERY = 16 * SLICE
+SLICE_BYTES = 8 * 1024 * 1024
+SYNC_BYTES = 16 * SLICE_BYTES
 
-# What would stop any way of copying. All else, whichever errno a file system chose for "not here", leads to
-# the plainer way, which will meet the obstacle itself if there is one. Coreutils' cp tells them apart so too.
-FALLBACK_ERRNOS = {errno.EIO, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT}
+# Errors that would stop any method of copying. File systems report "not supported" by many different errnos, so every
+# other error falls back to a simpler method, which fails itself if the problem is real. Coreutils' cp does the same.
+FATAL_ERRNOS = {errno.EIO, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT}
 
 
 def copy(source: int, target: int, grant: Grant) -> int:
-    """Make an empty file the likeness of another; returns the size.
+    """Copy a file into an empty one; return the size in bytes.
 
-    Of a file that is being written to, shared blocks show one moment, copied ones do not.
+    If the source is being written to, sharing its blocks is atomic; copying them is not.
     """
     if not _share(source, target):
         _copy_data(source, target, grant)
@@ -34,11 +34,11 @@ def copy(source: int, target: int, grant: Grant) -> int:
 
 
 def _share(source: int, target: int) -> bool:
-    """Let both files stand on the same blocks until one is written to, if the file system can (XFS, Btrfs)."""
+    """Share all blocks, copy on write, and return True; False if the file system cannot (XFS and Btrfs can)."""
     try:
         fcntl.ioctl(target, FICLONE, source)
     except OSError as error:
-        _raise_unless_fallback(error)
+        _raise_if_fatal(error)
         return False
     return True
 
@@ -52,28 +52,28 @@ def _copy_data(source: int, target: int, grant: Grant) -> None:
         _copy_range(source, target, start, end)
         grant.report(end, size)
         unsynced += end - start
-        if unsynced >= SYNC_EVERY:  # lest the sync at the end be one long silence
+        if unsynced >= SYNC_BYTES:  # a single sync at the end would take long and look like a stall
             os.fdatasync(target)
             unsynced = 0
 
 
 def _slices(handle: int, size: int) -> Iterator[tuple[int, int]]:
     for start, end in _extents(handle, size):
-        for at in range(start, end, SLICE):
-            yield at, min(at + SLICE, end)
+        for offset in range(start, end, SLICE_BYTES):
+            yield offset, min(offset + SLICE_BYTES, end)
 
 
 def _extents(handle: int, size: int) -> Iterator[tuple[int, int]]:
-    """Find the stretches that hold data, in order; where nobody knows of holes, everything is data."""
+    """Yield the extents that hold data, in order; the whole file if the file system cannot find holes."""
     end = 0
     while end < size:
         try:
             start = os.lseek(handle, end, os.SEEK_DATA)
             stop = os.lseek(handle, start, os.SEEK_HOLE)
         except OSError as error:
-            if error.errno == errno.ENXIO:  # no data from here on
+            if error.errno == errno.ENXIO:  # no more data
                 return
-            _raise_unless_fallback(error)
+            _raise_if_fatal(error)
             start, stop = end, size
         end = min(stop, size)
         if start < end:
@@ -85,24 +85,24 @@ def _copy_range(source: int, target: int, start: int, end: int) -> None:
         start += _copy_some(source, target, start, end - start)
 
 
-def _copy_some(source: int, target: int, at: int, count: int) -> int:
-    """Copy at least one byte, by the kernel if it will; how many, it decides itself."""
+def _copy_some(source: int, target: int, offset: int, count: int) -> int:
+    """Copy between 1 and ``count`` bytes, in the kernel if it can; return how many."""
     try:
-        copied = os.copy_file_range(source, target, count, at, at)
+        copied = os.copy_file_range(source, target, count, offset, offset)
     except OSError as error:
-        _raise_unless_fallback(error)
+        _raise_if_fatal(error)
         copied = 0
-    # Some kernels answer 0, as if at the end, where they only cannot.
-    return copied or _carry(source, target, at, count)
+    # Some kernels return 0, which means end of file, when they cannot copy.
+    return copied or _read_and_write(source, target, offset, count)
 
 
-def _carry(source: int, target: int, at: int, count: int) -> int:
-    found = os.pread(source, count, at)
-    if not found:
+def _read_and_write(source: int, target: int, offset: int, count: int) -> int:
+    content = os.pread(source, count, offset)
+    if not content:
         raise TransientStorageError("The file became shorter while it was copied.")
-    return os.pwrite(target, found, at)
+    return os.pwrite(target, content, offset)
 
 
-def _raise_unless_fallback(error: OSError) -> None:
-    if error.errno in FALLBACK_ERRNOS:
+def _raise_if_fatal(error: OSError) -> None:
+    if error.errno in FATAL_ERRNOS:
         raise error

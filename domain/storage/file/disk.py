@@ -1,4 +1,4 @@
-"""The operating system's calls that the file driver stands on, with its errors told in Cistern's terms."""
+"""System calls of the file driver, and the translation of their errors to storage errors."""
 
 import errno
 import inspect
@@ -22,7 +22,7 @@ ERRORS_BY_ERRNO: dict[int | None, type[StorageError]] = {
 
 @contextmanager
 def domain_errors() -> Iterator[None]:
-    """Raise what the system says as a `StorageError`; what the table does not know may pass."""
+    """Translate system errors to a `StorageError`; errors not in the table are transient."""
     try:
         yield
     except OverflowError as error:
@@ -32,13 +32,13 @@ def domain_errors() -> Iterator[None]:
 
 
 def as_storage_error(kind: type[StorageError], error: Exception) -> StorageError:
-    """Make the domain's error, with the system's own words behind ours."""
+    """Return the storage error, with the system's message appended to its own."""
     return kind(f"{inspect.getdoc(kind)} ({error})")
 
 
 @contextmanager
 def opened(path: Path, flags: int) -> Iterator[int]:
-    """Open a file as a bare descriptor, which is what truncate, flock and fsync ask for."""
+    """Open a file as a bare descriptor, as truncate, flock and fsync require."""
     handle = os.open(path, flags | os.O_CLOEXEC, 0o660)
     try:
         yield handle
@@ -48,7 +48,11 @@ def opened(path: Path, flags: int) -> Iterator[int]:
 
 @contextmanager
 def opened_data(path: Path) -> Iterator[int]:
-    """Open a volume's data, which has to be there."""
+    """Open a volume's data.
+
+    Raises:
+        VolumeMissing: the file does not exist.
+    """
     if not path.exists():
         raise VolumeMissing
     with opened(path, os.O_RDWR) as handle:
@@ -56,7 +60,7 @@ def opened_data(path: Path) -> Iterator[int]:
 
 
 def resize(handle: int, size: int) -> None:
-    """Set a file's length; a longer one gets a hole, which takes no room."""
+    """Set a file's length; growing adds a hole, which uses no space."""
     try:
         os.ftruncate(handle, size)
     except OSError as error:
@@ -66,6 +70,6 @@ def resize(handle: int, size: int) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Make the names in a folder survive a power cut."""
+    """Sync a directory, so that the names in it survive a power failure."""
     with opened(path, os.O_RDONLY | os.O_DIRECTORY) as handle:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""What is really on the disk, whoever put it there: for those who compare it with what should be."""
+"""Lists what is stored on disk, no matter who created it; `domain.check` compares it with the database."""
 
 import os
 import re
@@ -16,40 +16,40 @@ _DRAFT = re.compile(r"(.+)\.\d+-\d+\.tmp")
 
 
 class FileInventory:
-    """Looks at the tree without any lock: what it tells was so at some moment."""
+    """Reads the tree without locks: a result was true at some moment and may be out of date."""
 
     def __init__(self, tree: FileTree) -> None:
         self._tree = tree
 
     def page(self, after: UUID | None, limit: int) -> Sequence[UUID]:
-        """List the volumes that have a directory or trash, upwards by id."""
-        return _lowest((one for one in self._ids() if after is None or one > after), limit)
+        """List the volumes that have a directory or trash, in ascending order of id."""
+        return _lowest((id_ for id_ in self._ids() if after is None or id_ > after), limit)
 
     def stat(self, volume_id: UUID, snapshot_ids: Collection[UUID]) -> StoredVolume:
-        """Report sizes, fences and leftovers."""
+        """Return sizes, fences and leftovers."""
         folder = self._tree.folder(volume_id)
-        kept = {*snapshot_ids, *filter(None, (_id(path.name) for path in _entries(folder / "snapshots")))}
+        ids = {*snapshot_ids, *filter(None, (_parse_id(path.name) for path in _entries(folder / "snapshots")))}
         return StoredVolume(
             self._stored(volume_id, self._tree.data(volume_id)),
-            {one: self._stored(one, self._tree.snapshot(volume_id, one)) for one in kept},
+            {id_: self._stored(id_, self._tree.snapshot(volume_id, id_)) for id_ in ids},
             [*self._drafts(volume_id), *self._trash(volume_id)],
         )
 
     def sweep(self, volume_id: UUID, leftovers: Collection[Leftover]) -> None:
-        """Remove these, and directories that are empty then; others may be removing the same."""
+        """Remove leftovers, and directories that are empty afterwards; other processes may remove the same ones."""
         for leftover in leftovers:
             with suppress(FileNotFoundError):
                 shutil.rmtree(leftover.path) if leftover.trash else Path(leftover.path).unlink()
         folder = self._tree.folder(volume_id)
         if not self._tree.data(volume_id).exists():
-            for empty in (folder / "snapshots", folder):
-                with suppress(OSError):
-                    empty.rmdir()
+            for directory in (folder / "snapshots", folder):
+                with suppress(OSError):  # not empty, or already removed
+                    directory.rmdir()
 
     def _ids(self) -> Iterator[UUID]:
         for path in chain(_entries(self._tree.root), _entries(self._tree.trash)):
-            if (found := _id(path.name.partition(".")[0])) is not None:
-                yield found
+            if (volume_id := _parse_id(path.name.partition(".")[0])) is not None:
+                yield volume_id
 
     def _stored(self, subject_id: UUID, path: Path) -> StoredObject:
         try:
@@ -62,7 +62,7 @@ class FileInventory:
         folder = self._tree.folder(volume_id)
         for path in (*_entries(folder), *_entries(folder / "snapshots")):
             match = _DRAFT.fullmatch(path.name)
-            subject_id = volume_id if match and match[1] == "data" else _id(match[1]) if match else None
+            subject_id = volume_id if match and match[1] == "data" else _parse_id(match[1]) if match else None
             if subject_id is not None:
                 yield Leftover(subject_id, str(path), trash=False)
 
@@ -73,25 +73,25 @@ class FileInventory:
 
 def _entries(folder: Path) -> Iterable[Path]:
     try:
-        with os.scandir(folder) as found:  # as it reads, where `iterdir` would hold all names of a large directory
-            yield from map(Path, found)
+        with os.scandir(folder) as entries:  # streams; `iterdir` would load all names of a large directory at once
+            yield from map(Path, entries)
     except FileNotFoundError:
         return
 
 
-def _id(name: str) -> UUID | None:
-    """Read a name that this driver gave; other spellings of the same id are not its own."""
+def _parse_id(name: str) -> UUID | None:
+    """Return the id in a name, None unless this driver would give that name: it uses one spelling of an id."""
     with suppress(ValueError):
-        if str(found := UUID(name)) == name:
-            return found
+        if str(parsed := UUID(name)) == name:
+            return parsed
     return None
 
 
 def _lowest(ids: Iterable[UUID], limit: int) -> Sequence[UUID]:
-    """Find the lowest ids, each once, without ever holding many more of them than asked for."""
-    kept: set[UUID] = set()
-    for one in ids:
-        kept.add(one)
-        if len(kept) > 2 * limit:
-            kept = set(sorted(kept)[:limit])
-    return sorted(kept)[:limit]
+    """Return the ``limit`` lowest ids without duplicates; hold at most twice as many in memory."""
+    lowest: set[UUID] = set()
+    for id_ in ids:
+        lowest.add(id_)
+        if len(lowest) > 2 * limit:
+            lowest = set(sorted(lowest)[:limit])
+    return sorted(lowest)[:limit]

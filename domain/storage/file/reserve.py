@@ -1,7 +1,7 @@
-"""Room that is promised when a volume is made or grown, instead of when somebody writes (``allocate=full``).
+"""Reserves disk space when a volume is created or grown, instead of when it is written to (``allocate=full``).
 
-Blocks are reserved beyond a file's end before it gets its new length in one step: so it has the old length or the new
-one, whatever happens in between, and what a killed attempt has reserved is found by the next one, or let go.
+Blocks are reserved beyond the end of the file first; then the file gets its new length in one step. So it always has
+the old length or the new one, and blocks reserved by a killed attempt are used by the next one or released.
 """
 
 import ctypes
@@ -15,20 +15,20 @@ from typing import Final
 from domain.storage.context import Grant
 from domain.storage.file.disk import resize
 
-_KEEP_SIZE: Final = 1
-#: So much at once, so that a long reservation can be stopped and is seen to move on.
-_SLICE: Final = 1 << 30
+_FALLOC_FL_KEEP_SIZE: Final = 1
+#: Bytes reserved by one system call; between two of them the attempt can be stopped and records progress.
+_SLICE_BYTES: Final = 1 << 30
 
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 def grow_reserved(handle: int, size: int, grant: Grant) -> None:
-    """Make a file ``size`` bytes long with room for everything that it grows by, or leave it as it was."""
-    present = os.fstat(handle).st_size
+    """Grow a file to ``size`` bytes with all new blocks reserved, or leave it as it was."""
+    current = os.fstat(handle).st_size
     try:
-        for start in range(present, size, _SLICE):
+        for start in range(current, size, _SLICE_BYTES):
             grant.check()
-            reserve(handle, start, min(_SLICE, size - start))
+            reserve(handle, start, min(_SLICE_BYTES, size - start))
         resize(handle, size)
     except BaseException:
         release_blocks(handle)
@@ -36,24 +36,27 @@ def grow_reserved(handle: int, size: int, grant: Grant) -> None:
 
 
 def release_blocks(handle: int) -> None:
-    """Give back what is reserved beyond a file's end."""
+    """Release the blocks that are reserved beyond the end of a file."""
     resize(handle, os.fstat(handle).st_size)
 
 
 def reserve(handle: int, start: int, length: int) -> None:
-    """Reserve the blocks of a stretch, which need not be within the file; raises OSError.
+    """Reserve the blocks of a range, which may lie beyond the end of the file.
 
-    Not `os.posix_fallocate`: where a file system cannot do this, that writes to every single block.
+    Does not use `os.posix_fallocate`: on a file system without this feature, it writes to every single block.
+
+    Raises:
+        OSError: the file system cannot reserve blocks, or is full.
     """
     if _libc is None:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-    if _libc.fallocate(handle, _KEEP_SIZE, ctypes.c_int64(start), ctypes.c_int64(length)) != 0:
+    if _libc.fallocate(handle, _FALLOC_FL_KEEP_SIZE, ctypes.c_int64(start), ctypes.c_int64(length)) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 
 
 def require_reserving(folder: Path) -> None:
-    """Raise the OSError that says that the file system cannot reserve; that it is full is not that."""
+    """Raise the OSError if the file system cannot reserve blocks; a full file system passes."""
     with tempfile.TemporaryFile(dir=folder) as file:
         try:
             reserve(file.fileno(), 0, 1)

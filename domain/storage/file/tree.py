@@ -1,7 +1,7 @@
-"""Where the file driver keeps what, and the one way in which anything there changes.
+"""The directory layout of the file driver, and the single protocol by which anything in it changes.
 
-Every change goes through `publishing`: under the lock of what is changed, fenced, and on the disk before it is
-told. A crash therefore leaves the old state or the new one, and at most a draft that the next change sweeps.
+Every change goes through `publishing`: under the lock of its subject, fenced, and synced to disk before it is reported.
+A crash therefore leaves the old state or the new one, and at most a draft that the next change removes.
 """
 
 import os
@@ -12,13 +12,16 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from uuid import UUID
 
-from domain.storage.context import Fence, Grant
+from domain.storage.context import Fence, Grant, refuse_stale
 from domain.storage.file.disk import sync_folder
-from domain.storage.file.fence import FenceRecord, last_fence, locked, refuse_stale
+from domain.storage.file.fence import FenceRecord, last_fence, locked
 
 
 class FileTree:
-    """``<volume>/data`` and ``<volume>/snapshots/<snapshot>``, beside ``.fences/<either>`` and ``.trash``."""
+    """The directories below the root.
+
+    ``<volume>/data``, ``<volume>/snapshots/<snapshot>``, ``.fences/<volume or snapshot>`` and ``.trash``.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
@@ -26,7 +29,11 @@ class FileTree:
         self._fences = self.root / ".fences"
 
     def prepare(self) -> None:
-        """Make the directories and try whether they can be written; raises the OSError it meets."""
+        """Create the directories and check that they are writable.
+
+        Raises:
+            OSError: a directory cannot be created or written to.
+        """
         for folder in (self.root, self._fences, self.trash):
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
@@ -34,75 +41,81 @@ class FileTree:
         sync_folder(self.root)
 
     def folder(self, volume_id: UUID) -> Path:
-        """Where everything of a volume is."""
+        """Return the directory of a volume."""
         return self.root / name(volume_id)
 
     def data(self, volume_id: UUID) -> Path:
-        """Where a volume's bytes are."""
+        """Return the path of a volume's bytes."""
         return self.folder(volume_id) / "data"
 
     def snapshot(self, volume_id: UUID, snapshot_id: UUID) -> Path:
-        """Where a snapshot's bytes are."""
+        """Return the path of a snapshot's bytes."""
         return self.folder(volume_id) / "snapshots" / name(snapshot_id)
 
     def fence(self, subject_id: UUID) -> Fence | None:
-        """The highest fence so far, as seen in passing."""
+        """Return the highest fence so far, read without the lock."""
         return last_fence(self._fences / name(subject_id))
 
     def refuse_if_stale(self, subject_id: UUID, grant: Grant) -> None:
-        """Refuse an attempt that is stopped or late before it begins, so that no work is done in vain."""
+        """Refuse a stopped or stale attempt before it does any work that it could not publish."""
         grant.check()
         with self._lock(subject_id) as record:
             refuse_stale(record.read(), grant.fence)
 
     @contextmanager
     def publishing(self, operation: str, subject_id: UUID, grant: Grant) -> Iterator[None]:
-        """Let the body be the one effect of this attempt.
+        """Run the body as the single effect of this attempt, under the lock and behind the fence.
 
-        The fence is on the disk before the effect: after a crash in between, the next attempt has a higher
-        fence and does it again, whereas an effect without its fence could be overtaken by an older attempt.
+        The fence is written to disk before the effect. After a crash between the two, the next attempt has a higher
+        fence and repeats the effect; an effect without its fence could be overwritten by an earlier attempt.
         """
         with self._lock(subject_id) as record:
             refuse_stale(record.read(), grant.fence)
             grant.check()
             record.write(grant.fence)
             yield
-            grant.publishing(operation, subject_id)
+            grant.on_published(operation, subject_id)
 
     @contextmanager
     def sealing(self, operation: str, subject_id: UUID, grant: Grant) -> Iterator[None]:
-        """Let the body look at what no earlier attempt can change any more; also for a stopped attempt."""
+        """Raise the fence, then run the body, which sees a state that no earlier attempt can change.
+
+        Does not check the grant: sealing is how a stopped attempt is brought to an end.
+        """
         with self._lock(subject_id) as record:
             refuse_stale(record.read(), grant.fence)
             record.write(grant.fence)
             yield
-            grant.publishing(operation, subject_id)
+            grant.on_published(operation, subject_id)
 
     @contextmanager
     def draft(self, target: Path, fence: Fence) -> Iterator[Path]:
-        """Name a temporary file of this attempt alone; nothing of it stays if it is not published."""
+        """Yield the path of a draft of this attempt; in the end remove the draft, and its directory if that is empty.
+
+        The file does not exist yet. Publishing links it to another name, so removing the draft then is harmless.
+        """
         target.parent.mkdir(exist_ok=True)
         draft = target.with_name(f"{target.name}.{fence.version}-{fence.epoch}.tmp")
-        # Never truncated: left over from a crash right after publishing, it is a second name of the target.
+        # Unlink, do not truncate: after a crash right after publishing, the draft is a second name of the target.
         draft.unlink(missing_ok=True)
         try:
             yield draft
         finally:
             draft.unlink(missing_ok=True)
-            with suppress(OSError):  # it holds the target, most of the time
+            with suppress(OSError):  # usually not empty: it contains the target
                 target.parent.rmdir()
 
     def publish(self, draft: Path, target: Path, fence: Fence) -> int:
-        """Give the draft its name, unless there is one by that name already; returns the size."""
+        """Link the draft to the target's name, unless the target exists; return the target's size."""
         if not target.exists():
-            os.link(draft, target)  # a link never replaces, where a rename would
+            os.link(draft, target)  # unlike a rename, a link never replaces
         self.sweep(target, fence)
         sync_folder(target.parent)
-        sync_folder(target.parent.parent)  # which may have got the folder just now
+        sync_folder(target.parent.parent)  # the folder itself may be new
         return target.stat().st_size
 
     def sweep(self, target: Path, fence: Fence) -> None:
-        """Remove the drafts that can no longer be published: this attempt's own and all before it."""
+        """Remove the drafts that can no longer be published: those of this attempt and of earlier ones."""
         pattern = re.compile(re.escape(target.name) + r"\.(\d+)-(\d+)\.tmp")
         for entry in list(target.parent.iterdir()) if target.parent.is_dir() else ():
             match = pattern.fullmatch(entry.name)
@@ -114,5 +127,5 @@ class FileTree:
 
 
 def name(subject_id: UUID) -> str:
-    """Name a file after an id, through its number: a string that slipped past the types cannot become a path."""
+    """Return the file name for an id. It is built from the number, so that a str passed by mistake cannot be a path."""
     return str(UUID(int=subject_id.int))

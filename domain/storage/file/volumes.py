@@ -1,4 +1,4 @@
-"""What the file driver's threads do to volumes."""
+"""The file driver's volume operations; they run in its threads."""
 
 import os
 import shutil
@@ -12,18 +12,18 @@ from domain.storage.file.disk import opened, opened_data, resize, sync_folder
 from domain.storage.file.reserve import grow_reserved, release_blocks
 from domain.storage.file.tree import FileTree
 
-BLOCK = 512  # what st_blocks counts in, whatever the file system's own block size is
+ST_BLOCKS_UNIT = 512  # bytes; independent of the file system's own block size
 
 
 class FileVolumes:
-    """Volumes as files: sparse ones, or with all their blocks reserved when they are made and when they grow."""
+    """Volumes as files: sparse, or with all blocks reserved when they are created or grown."""
 
     def __init__(self, tree: FileTree, *, reserve: bool = False) -> None:
         self._tree = tree
         self._reserve = reserve
 
     def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
-        """Make an empty file; never replaces one."""
+        """Create an empty file; never replace one."""
         self._tree.refuse_if_stale(volume_id, grant)
         data = self._tree.data(volume_id)
         with self._tree.draft(data, grant.fence) as draft:
@@ -34,17 +34,17 @@ class FileVolumes:
                 return self._tree.publish(draft, data, grant.fence)
 
     def expand(self, volume_id: UUID, size: int, grant: Grant) -> int:
-        """Grow the file in place; never shrinks it."""
+        """Grow the file in place; never shrink it."""
         grant.check()
         data = self._tree.data(volume_id)
         with self._tree.publishing("expand", volume_id, grant), opened_data(data) as handle:
             if os.fstat(handle).st_size < size:
                 self._grow(handle, size, grant)
-            os.fsync(handle)  # even if it has the size: an earlier attempt may have died right before this
+            os.fsync(handle)  # even if it has the size: an earlier attempt may have died right before its fsync
             return os.fstat(handle).st_size
 
     def delete(self, volume_id: UUID, grant: Grant) -> None:
-        """Move the volume's directory out of sight in one step, then remove it."""
+        """Move the volume's directory to the trash in one step, then remove it from there."""
         grant.check()
         self._empty_trash(volume_id)
         with self._tree.publishing("delete", volume_id, grant):
@@ -57,7 +57,7 @@ class FileVolumes:
         self._empty_trash(volume_id)
 
     def seal(self, volume_id: UUID, grant: Grant) -> int | None:
-        """Raise the fence and sweep what can no longer be published; returns the size found."""
+        """Raise the fence and remove drafts that can no longer be published; return the volume's size."""
         with self._tree.sealing("seal", volume_id, grant):
             self._tree.sweep(self._tree.data(volume_id), grant.fence)
             usage = self._usage(volume_id)
@@ -67,20 +67,20 @@ class FileVolumes:
             return usage.size if usage else None
 
     def measure(self, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:
-        """Report sizes and allocated bytes; what cannot be looked at is left out."""
-        found: dict[UUID, Usage] = {}
+        """Return sizes and allocated bytes; volumes that cannot be measured are left out."""
+        usages: dict[UUID, Usage] = {}
         for volume_id in volume_ids:
             with suppress(OSError):
                 if (usage := self._usage(volume_id)) is not None:
-                    found[volume_id] = usage
-        return found
+                    usages[volume_id] = usage
+        return usages
 
     def _usage(self, volume_id: UUID) -> Usage | None:
         try:
-            found = self._tree.data(volume_id).stat()
+            status = self._tree.data(volume_id).stat()
         except FileNotFoundError:
             return None
-        return Usage(found.st_size, found.st_blocks * BLOCK)
+        return Usage(status.st_size, status.st_blocks * ST_BLOCKS_UNIT)
 
     def _grow(self, handle: int, size: int, grant: Grant) -> None:
         if self._reserve:
@@ -89,7 +89,7 @@ class FileVolumes:
             resize(handle, size)
 
     def _empty_trash(self, volume_id: UUID) -> None:
-        """Remove what is left of the volume, after publishing, so no longer under the grant."""
+        """Remove the volume's trash. The delete is published before that, so the grant is no longer checked."""
         for leftover in self._tree.trash.glob(f"{self._tree.folder(volume_id).name}.*"):
-            with suppress(FileNotFoundError):  # another attempt is clearing away the same
+            with suppress(FileNotFoundError):  # another attempt is removing the same
                 shutil.rmtree(leftover)

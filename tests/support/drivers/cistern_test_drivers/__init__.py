@@ -1,1 +1,1 @@
-"""Storage drivers for tests and benchmarks: fault injection, delays, and a journal of operations."""
+"""Storage drivers for tests and benchmarks: fault injection, delays, and an operation journal."""

@@ -1,6 +1,6 @@
-"""A wrapper that makes any backend slow, failing or held up, and keeps a journal: for tests and benchmarks.
+"""A wrapper that delays, blocks or fails the operations of any driver and writes a journal of them.
 
-The journal is what fault tests judge by: one line for each operation begun, published and ended badly.
+Fault tests are judged by the journal: one line for each operation begun, published, refused, stopped or failed.
 """
 
 import asyncio
@@ -22,19 +22,19 @@ from domain.storage.errors import FenceRefused
 from domain.storage.file.driver import FileDriver
 from domain.storage.urls import DriverUrl
 
-SLICE = 0.05
-POLL = 0.01
+DELAY_SLICE_SECONDS = 0.05
+GATE_POLL_SECONDS = 0.01
 SEALS = ("seal", "seal_snapshot")
 
 
 class FaultInjector:
-    """Does as the inner driver does, later or not at all."""
+    """Delegates every operation to the inner driver, with the delays and faults of its options."""
 
     OPTIONS = ("delay_ms", "fail", "fail_after", "gate", "hang", "journal")
 
     def __init__(self, inner: StorageDriver, options: Mapping[str, str]) -> None:
         if "hang" in options and not isinstance(inner, FileDriver):
-            raise ConfigurationError("hang=... needs threads that can hang: faulty+file:")
+            raise ConfigurationError("hang=... needs a driver that works in threads: faulty+file:")
         self._inner = inner
         self._hang = Path(options["hang"]) if "hang" in options else None
         self._delay = _seconds(options.get("delay_ms", "0"))
@@ -44,76 +44,76 @@ class FaultInjector:
         self._journal = _open_journal(options["journal"]) if "journal" in options else None
 
     def path(self, volume_id: UUID) -> str | None:
-        """Where the inner driver keeps the bytes."""
+        """Return the inner driver's path."""
         return self._inner.path(volume_id)
 
     async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
-        """Create, with disturbances."""
-        async with self._with_faults("create", volume_id, grant, size) as watched:
-            return await self._inner.create(volume_id, size, watched)
+        """Create, with faults."""
+        async with self._with_faults("create", volume_id, grant, size) as journaled:
+            return await self._inner.create(volume_id, size, journaled)
 
     async def expand(self, volume_id: UUID, size: int, grant: Grant) -> int:
-        """Expand, with disturbances."""
-        async with self._with_faults("expand", volume_id, grant, size) as watched:
-            return await self._inner.expand(volume_id, size, watched)
+        """Expand, with faults."""
+        async with self._with_faults("expand", volume_id, grant, size) as journaled:
+            return await self._inner.expand(volume_id, size, journaled)
 
     async def delete(self, volume_id: UUID, grant: Grant) -> None:
-        """Delete, with disturbances."""
-        async with self._with_faults("delete", volume_id, grant) as watched:
-            await self._inner.delete(volume_id, watched)
+        """Delete, with faults."""
+        async with self._with_faults("delete", volume_id, grant) as journaled:
+            await self._inner.delete(volume_id, journaled)
 
     async def seal(self, volume_id: UUID, grant: Grant) -> int | None:
-        """Seal; may fail, but is neither delayed nor held up, for it brings delayed work to an end."""
-        async with self._with_faults("seal", volume_id, grant) as watched:
-            return await self._inner.seal(volume_id, watched)
+        """Seal; may fail, but is never delayed or blocked, because it brings delayed work to an end."""
+        async with self._with_faults("seal", volume_id, grant) as journaled:
+            return await self._inner.seal(volume_id, journaled)
 
     async def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
-        """Take, with disturbances."""
-        async with self._with_faults("take_snapshot", volume_id, grant, snapshot_id=snapshot_id) as watched:
-            return await self._inner.take_snapshot(volume_id, snapshot_id, watched)
+        """Take a snapshot, with faults."""
+        async with self._with_faults("take_snapshot", volume_id, grant, snapshot_id=snapshot_id) as journaled:
+            return await self._inner.take_snapshot(volume_id, snapshot_id, journaled)
 
     async def restore_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
-        """Restore, with disturbances."""
-        async with self._with_faults("restore_snapshot", volume_id, grant, snapshot_id=snapshot_id) as watched:
-            return await self._inner.restore_snapshot(volume_id, snapshot_id, watched)
+        """Restore, with faults."""
+        async with self._with_faults("restore_snapshot", volume_id, grant, snapshot_id=snapshot_id) as journaled:
+            return await self._inner.restore_snapshot(volume_id, snapshot_id, journaled)
 
     async def clone_snapshot(self, volume_id: UUID, snapshot_id: UUID, clone_id: UUID, size: int, grant: Grant) -> int:
-        """Clone, with disturbances; the journal's volume is the new one."""
-        async with self._with_faults("clone_snapshot", clone_id, grant, size, snapshot_id) as watched:
-            return await self._inner.clone_snapshot(volume_id, snapshot_id, clone_id, size, watched)
+        """Clone, with faults; the volume in the journal is the new one."""
+        async with self._with_faults("clone_snapshot", clone_id, grant, size, snapshot_id) as journaled:
+            return await self._inner.clone_snapshot(volume_id, snapshot_id, clone_id, size, journaled)
 
     async def delete_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:
-        """Delete, with disturbances."""
-        async with self._with_faults("delete_snapshot", volume_id, grant, snapshot_id=snapshot_id) as watched:
-            await self._inner.delete_snapshot(volume_id, snapshot_id, watched)
+        """Delete the snapshot, with faults."""
+        async with self._with_faults("delete_snapshot", volume_id, grant, snapshot_id=snapshot_id) as journaled:
+            await self._inner.delete_snapshot(volume_id, snapshot_id, journaled)
 
     async def seal_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
-        """Seal the snapshot, neither delayed nor held up."""
-        async with self._with_faults("seal_snapshot", volume_id, grant, snapshot_id=snapshot_id) as watched:
-            return await self._inner.seal_snapshot(volume_id, snapshot_id, watched)
+        """Seal the snapshot; may fail, but is never delayed or blocked."""
+        async with self._with_faults("seal_snapshot", volume_id, grant, snapshot_id=snapshot_id) as journaled:
+            return await self._inner.seal_snapshot(volume_id, snapshot_id, journaled)
 
     async def measure(self, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:
-        """Measure, undisturbed."""
+        """Measure, without faults."""
         return await self._inner.measure(volume_ids)
 
     async def inventory(self, after: UUID | None, limit: int) -> Sequence[UUID] | None:
-        """List what the inner driver keeps, undisturbed."""
+        """List the inner driver's volumes, without faults."""
         return await self._inner.inventory(after, limit)
 
     async def stat(self, volume_id: UUID, snapshot_ids: Collection[UUID]) -> StoredVolume | None:
-        """Look, undisturbed."""
+        """Return the inner driver's view of a volume, without faults."""
         return await self._inner.stat(volume_id, snapshot_ids)
 
     async def sweep(self, volume_id: UUID, leftovers: Collection[Leftover]) -> None:
-        """Sweep, undisturbed."""
+        """Sweep, without faults."""
         await self._inner.sweep(volume_id, leftovers)
 
     async def capacity(self) -> Capacity:
-        """Report the inner driver's capacity."""
+        """Return the inner driver's capacity."""
         return await self._inner.capacity()
 
     async def close(self) -> None:
-        """Close the inner driver, then the journal it may still have written to."""
+        """Close the inner driver, then the journal, to which the inner driver's work may write until then."""
         await self._inner.close()
         if self._journal is not None:
             os.close(self._journal)
@@ -123,33 +123,33 @@ class FaultInjector:
     async def _with_faults(
         self, operation: str, volume_id: UUID, grant: Grant, size: int | None = None, snapshot_id: UUID | None = None
     ) -> AsyncIterator[Grant]:
-        witness = OperationJournal(self._journal, operation, volume_id, grant, size, snapshot_id)
+        journal = OperationJournal(self._journal, operation, volume_id, grant, size, snapshot_id)
         subjects = (volume_id, snapshot_id) if snapshot_id else (volume_id,)
-        witness.note("begun")
+        journal.write("begun")
         try:
             if operation not in SEALS:
-                await self._wait_while_held_up(grant)
+                await self._delay_and_wait_at_gate(grant)
             self._fail.inject(operation, *subjects)
-            yield JournalGrant(grant, witness, HangSwitch(self._hang, subjects) if self._hang else None)
+            yield JournalGrant(grant, journal, HangSwitch(self._hang, subjects) if self._hang else None)
             self._fail_after.inject(operation, *subjects)
         except Exception as error:
-            witness.note(_ending(error), code=getattr(error, "code", type(error).__name__))
+            journal.write(_event_of(error), code=getattr(error, "code", type(error).__name__))
             raise
 
-    async def _wait_while_held_up(self, grant: Grant) -> None:
-        ends = time.monotonic() + self._delay
-        while (left := ends - time.monotonic()) > 0:
+    async def _delay_and_wait_at_gate(self, grant: Grant) -> None:
+        deadline = time.monotonic() + self._delay
+        while (remaining := deadline - time.monotonic()) > 0:
             grant.check()
-            await asyncio.sleep(min(left, SLICE))
+            await asyncio.sleep(min(remaining, DELAY_SLICE_SECONDS))
         while self._gate_closed():
             grant.check()
-            await asyncio.sleep(POLL)
+            await asyncio.sleep(GATE_POLL_SECONDS)
 
     def _gate_closed(self) -> bool:
         return self._gate is not None and self._gate.exists()
 
 
-def _ending(error: Exception) -> str:
+def _event_of(error: Exception) -> str:
     if isinstance(error, FenceRefused):
         return "refused"
     return "stopped" if isinstance(error, Stopped) else "failed"
@@ -165,11 +165,11 @@ def _open_journal(path: str) -> int:
     try:
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o660)
     except OSError as error:
-        raise ConfigurationError(f"the journal cannot be written: {error}") from error
+        raise ConfigurationError(f"the journal cannot be opened: {error}") from error
 
 
 def open_driver(url: DriverUrl, threads: int) -> StorageDriver:
-    """Open ``faulty+SCHEME:...``: the driver of SCHEME, disturbed as the options say; without any it is that driver."""
-    own = {name: url.options.pop(name) for name in FaultInjector.OPTIONS if name in url.options}
+    """Open ``faulty+SCHEME:...``: the driver of SCHEME with faults, or that driver itself if no fault option is set."""
+    options = {name: url.options.pop(name) for name in FaultInjector.OPTIONS if name in url.options}
     inner = open_inner(url.inner, threads)
-    return FaultInjector(inner, own) if own else inner
+    return FaultInjector(inner, options) if options else inner

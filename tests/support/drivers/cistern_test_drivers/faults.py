@@ -1,8 +1,7 @@
-"""Which operations the faulty driver is to fail: ``operation:code[*times][ id]``, separated by commas.
+"""The operations that the fault injector fails: ``operation:code[*times][ id]``, separated by commas.
 
-The id is a volume's or a snapshot's. ``@FILE`` names a file with one such line each, read afresh at every
-operation, so that a test can turn failures on and off; replace that file in one step (rename), or a
-half-written line may be read.
+The id is that of a volume or snapshot. ``@FILE`` names a file with one fault per line. It is read again at every
+operation, so a test can turn faults on and off. Replace the file by a rename, or a half-written line may be read.
 """
 
 import re
@@ -40,7 +39,7 @@ CODES: dict[str, type[StorageError]] = {
 
 @dataclass(frozen=True)
 class Fault:
-    """One way to fail; ``times`` None means always, ``subject`` None whatever it is done to."""
+    """One fault. ``times`` None means always; ``subject`` None means any volume or snapshot."""
 
     operation: str
     error: type[StorageError]
@@ -48,28 +47,28 @@ class Fault:
     subject: str | None
 
     def matches(self, operation: str, *subjects: UUID) -> bool:
-        """Tell whether this fault is meant for the operation on one of these."""
-        meant = self.subject is None or self.subject in map(str, subjects)
-        return meant and self.operation in (EVERY, operation)
+        """Return whether this fault applies to the operation on one of the subjects."""
+        subject_matches = self.subject is None or self.subject in map(str, subjects)
+        return subject_matches and self.operation in (EVERY, operation)
 
 
 class Faults:
-    """What is still to fail in this process."""
+    """The faults of one option, and how often each was injected by this process."""
 
     def __init__(self, spec: str) -> None:
         self._file = Path(spec[1:]) if spec.startswith("@") else None
-        self._fixed = [] if self._file else [_parse(part) for part in spec.split(",") if part]
-        self._struck: Counter[Fault] = Counter()
+        self._fixed = [] if self._file else [_parse(fault) for fault in spec.split(",") if fault]
+        self._injected: Counter[Fault] = Counter()
 
     def inject(self, operation: str, *subjects: UUID) -> None:
-        """Raise the first fault that is meant for this operation and not used up."""
-        for fault in self._present():
-            spent = fault.times is not None and self._struck[fault] >= fault.times
-            if fault.matches(operation, *subjects) and not spent:
-                self._struck[fault] += 1
-                raise fault.error(f"The faulty driver was told to fail: {fault.error.code}.")
+        """Raise the first fault that applies to this operation and is not used up."""
+        for fault in self._current():
+            used_up = fault.times is not None and self._injected[fault] >= fault.times
+            if fault.matches(operation, *subjects) and not used_up:
+                self._injected[fault] += 1
+                raise fault.error(f"Injected fault: {fault.error.code}.")
 
-    def _present(self) -> list[Fault]:
+    def _current(self) -> list[Fault]:
         if self._file is None:
             return self._fixed
         try:
@@ -82,8 +81,8 @@ class Faults:
 def _parse(text: str) -> Fault:
     match = SPEC.fullmatch(text)
     if not match:
-        raise ConfigurationError(f"{text!r} is no fault; write operation:code, such as expand:storage-full")
+        raise ConfigurationError(f"{text!r} is not a fault; write operation:code, such as expand:storage-full")
     if match["code"] not in CODES:
-        raise ConfigurationError(f"{match['code']!r} is no storage error; choose from {', '.join(CODES)}")
+        raise ConfigurationError(f"{match['code']!r} is not a storage error; choose from {', '.join(CODES)}")
     times = int(match["times"]) if match["times"] else None
     return Fault(match["operation"], CODES[match["code"]], times, match["subject"])

@@ -1,4 +1,4 @@
-"""Storage that does not answer: the thread that asked stands still, without a sign of life, and cannot be ended."""
+"""Simulates hung storage: the calling thread blocks without progress and cannot be stopped."""
 
 import time
 from collections.abc import Callable
@@ -9,22 +9,22 @@ _POLL_SECONDS = 0.01
 
 
 class HangSwitch:
-    """What holds one operation's thread for as long as the file exists: all of them, or those whose ids are in it."""
+    """Blocks the thread of one operation while a file exists that is empty or contains the id of a subject."""
 
     def __init__(self, file: Path, subjects: tuple[UUID, ...]) -> None:
         self._file = file
         self._subjects = set(map(str, subjects))
 
-    def hang(self, say: Callable[[str], None]) -> None:
-        """Come back when there is nothing to wait for; ``say`` that it hangs, if it does."""
-        if self._is_meant():
-            say("hanging")
-            while self._is_meant():
+    def hang(self, write_event: Callable[[str], None]) -> None:
+        """Block while the switch is on; call ``write_event`` once before."""
+        if self._is_on():
+            write_event("hanging")
+            while self._is_on():
                 time.sleep(_POLL_SECONDS)
 
-    def _is_meant(self) -> bool:
+    def _is_on(self) -> bool:
         try:
-            meant = self._file.read_text().split()
+            ids = self._file.read_text().split()
         except FileNotFoundError:
             return False
-        return not meant or bool(self._subjects.intersection(meant))
+        return not ids or bool(self._subjects.intersection(ids))

@@ -1,4 +1,4 @@
-"""Who watches what becomes of an operation, and writes it into the faulty driver's journal."""
+"""Writes the events of an operation into the fault injector's journal."""
 
 import json
 import os
@@ -13,10 +13,10 @@ from domain.storage.context import Grant, StopReason
 
 @dataclass(frozen=True)
 class OperationJournal:
-    """Writes down what becomes of one operation.
+    """The journal of one operation.
 
-    ``volume_id`` is the volume that the operation is about, which is not always what is published: taking
-    and deleting a snapshot are things that happen to its volume, cloning one happens to the new volume.
+    ``volume_id`` is the volume that the operation changes or reads, not always the subject that is published: taking
+    and deleting a snapshot are recorded for its volume, cloning a snapshot for the new volume.
     """
 
     journal: int | None
@@ -26,8 +26,8 @@ class OperationJournal:
     size: int | None = None
     snapshot_id: UUID | None = None
 
-    def note(self, event: str, **more: Any) -> None:
-        """Append one line, in one write, so that lines of several processes do not mix."""
+    def write(self, event: str, **details: Any) -> None:
+        """Append one line in a single write, so that the lines of several processes do not mix."""
         if self.journal is None:
             return
         line = {
@@ -43,21 +43,21 @@ class OperationJournal:
             line["size"] = self.size
         if self.snapshot_id is not None:
             line["snapshot_id"] = str(self.snapshot_id)
-        os.write(self.journal, (json.dumps(line | more) + "\n").encode())
+        os.write(self.journal, (json.dumps(line | details) + "\n").encode())
 
 
 class JournalGrant(Grant):
-    """Another face of the same grant, which writes down the moment of publishing."""
+    """A proxy for a grant that writes the moment of publishing into the journal."""
 
-    def __init__(self, original: Grant, witness: OperationJournal, hanging: HangSwitch | None = None) -> None:
-        # Grant's own __init__ is not called: without attributes of its own, this one always shows the
-        # original's, so whoever stops or extends the original does so for this one too.
+    def __init__(self, original: Grant, journal: OperationJournal, hang_switch: HangSwitch | None = None) -> None:
+        # Grant.__init__ is not called: a proxy without attributes of its own always reads the original's, so
+        # stopping or extending the original applies to the proxy too.
         self._original = original
-        self._witness = witness
-        self._hanging = hanging
+        self._journal = journal
+        self._hang_switch = hang_switch
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # what is our own and not there yet must not be looked for in itself
+        if name.startswith("_"):  # a private attribute that is not set yet would recurse without end
             raise AttributeError(name)
         return getattr(self._original, name)
 
@@ -70,16 +70,16 @@ class JournalGrant(Grant):
         self._original.stop(reason)
 
     def check(self) -> None:
-        """Ask the original, which may be a subclass with a mind of its own; but hang before, if it is time to."""
-        if self._hanging is not None:
-            self._hanging.hang(self._witness.note)
+        """Hang while the switch is on, then check the original, which may be a subclass that overrides this."""
+        if self._hang_switch is not None:
+            self._hang_switch.hang(self._journal.write)
         self._original.check()
 
     def report(self, done: int, total: int) -> None:
         """Report to the original."""
         self._original.report(done, total)
 
-    def publishing(self, operation: str, subject_id: UUID) -> None:
-        """Write it down, still under the subject's lock, and pass it on."""
-        self._witness.note("published")
-        self._original.publishing(operation, subject_id)
+    def on_published(self, operation: str, subject_id: UUID) -> None:
+        """Write the event, still under the subject's lock, and call the original's hook."""
+        self._journal.write("published")
+        self._original.on_published(operation, subject_id)

@@ -1,4 +1,4 @@
-"""A file driver with nothing in it or with a snapshot, where its bytes lie, and a disk that fails."""
+"""File drivers, empty or with a snapshot; the paths of their files; and failing system calls."""
 
 import os
 from collections.abc import AsyncIterator, Callable
@@ -25,22 +25,23 @@ ARGUMENTS: dict[str, tuple[UUID | int, ...]] = {
 }
 
 
-class ToldGrant(Grant):
-    """A grant that does something at the moment of publishing."""
+class CallbackGrant(Grant):
+    """A grant that calls a function when it is published."""
 
-    def __init__(self, version: int, epoch: int, tell: Callable[[], object]) -> None:
+    def __init__(self, version: int, epoch: int, callback: Callable[[], object]) -> None:
         super().__init__(uuid4(), Fence(version, epoch), deadline=1.0, clock=lambda: 0.0)
-        self._tell = tell
+        self._callback = callback
 
-    def publishing(self, operation: str, subject_id: UUID) -> None:
-        self._tell()
-
-
-def attempt(version: int = 1, epoch: int = 1, tell: Callable[[], object] = lambda: None) -> Grant:
-    return ToldGrant(version, epoch, tell)
+    def on_published(self, operation: str, subject_id: UUID) -> None:
+        self._callback()
 
 
-# A test file makes one of these two its fixture: ruff takes an imported fixture for a name that nobody uses.
+def attempt(version: int = 1, epoch: int = 1, callback: Callable[[], object] = lambda: None) -> Grant:
+    return CallbackGrant(version, epoch, callback)
+
+
+# A test file makes one of these two generators its fixture. They are not fixtures here, because ruff reports an
+# imported fixture as unused.
 
 
 async def empty_driver(tmp_path: Path) -> AsyncIterator[FileDriver]:
@@ -50,7 +51,7 @@ async def empty_driver(tmp_path: Path) -> AsyncIterator[FileDriver]:
 
 
 async def snapshot_driver(tmp_path: Path) -> AsyncIterator[FileDriver]:
-    """A driver with a volume of old bytes, a snapshot of it, and no way to share blocks."""
+    """A driver with a volume of OLD bytes and a snapshot of it."""
     driver = FileDriver(tmp_path / "volumes", threads=2)
     await driver.create(VOLUME, MIB, attempt())
     data(driver).write_bytes(OLD)
@@ -72,9 +73,9 @@ def snapshot(driver: FileDriver, snapshot: UUID = SNAPSHOT) -> Path:
 
 
 def files(driver: FileDriver) -> set[str]:
-    """Everything that is not a fence."""
-    found = (path for path in driver.root.rglob("*") if path.is_file() and path.parent.name != ".fences")
-    return {str(path.relative_to(driver.root)) for path in found}
+    """Return all files except fence records."""
+    paths = (path for path in driver.root.rglob("*") if path.is_file() and path.parent.name != ".fences")
+    return {str(path.relative_to(driver.root)) for path in paths}
 
 
 def failing(number: int) -> Callable[..., NoReturn]:

@@ -1,4 +1,4 @@
-"""Databases of the tests' PostgreSQL, looked at and changed by plain statements."""
+"""The databases of the tests, read and changed by plain statements."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ from sqlalchemy import Row, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
-#: What the catalogue says of all columns, in its own words; sorted, without Alembic's table.
+#: Every column as PostgreSQL's catalogue describes it, sorted, without Alembic's table.
 COLUMNS = """
     SELECT table_name, column_name, data_type, character_maximum_length, is_nullable, column_default
     FROM information_schema.columns WHERE table_schema = 'public' AND table_name <> 'alembic_version' ORDER BY 1, 2
@@ -14,7 +14,7 @@ COLUMNS = """
 
 
 def run(url: str, *statements: str) -> list[Row[tuple[object, ...]]]:
-    """Execute statements, each for itself; returns the rows of the last one."""
+    """Execute statements, each in its own transaction, and return the rows of the last one."""
 
     async def execute() -> list[Row[tuple[object, ...]]]:
         engine = create_async_engine(url, isolation_level="AUTOCOMMIT")
@@ -36,16 +36,16 @@ def tables(url: str) -> set[object]:
 
 
 def named(url: str, name: str) -> str:
-    """The address of another database on the same server."""
+    """Return the URL of another database on the same server."""
     return url.replace("/cistern?", f"/{name}?")
 
 
-#: End the connections that the test before has left. An idle one can do nothing any more; others are waited for.
+#: Terminate the connections left by the previous test. Those that are not idle are waited for, up to 5 s.
 END_OTHERS = """
     SELECT pg_terminate_backend(pid, CASE WHEN state = 'idle' THEN 0 ELSE 5000 END) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
 """
-#: Take out all rows, and what ANALYZE knew of them. Most tables never had a row: to leave them alone is much faster.
+#: Delete all rows and the statistics of ANALYZE. Most tables never had a row, and skipping them is much faster.
 EMPTY = """
     DO $$ DECLARE filled text; BEGIN
         SELECT string_agg(oid::regclass::text, ', ') INTO filled FROM pg_class
@@ -55,7 +55,7 @@ EMPTY = """
         DELETE FROM pg_statistic WHERE starelid >= 16384;
     END $$
 """
-#: How many rows these have, and which transaction wrote the last one: another answer when the schema was changed.
+#: The number of rows of these catalogues and the transaction that wrote last: a fingerprint of the schema.
 CATALOGUES = ("pg_attribute", "pg_constraint", "pg_trigger", "pg_proc", "pg_db_role_setting", "alembic_version")
 SCHEMA = "SELECT " + ", ".join(
     f"(SELECT (count(*), max(xmin::text::bigint))::text FROM {catalogue})" for catalogue in CATALOGUES
@@ -63,7 +63,7 @@ SCHEMA = "SELECT " + ", ".join(
 
 
 class SharedDatabase:
-    """A database that one test has after the other, each time as new: to make one for each would take much longer."""
+    """A database that is emptied for each test, which is much faster than creating one for each."""
 
     def __init__(self, server_url: str, template: str) -> None:
         self.url = named(server_url, "test_shared")
@@ -74,7 +74,7 @@ class SharedDatabase:
         self._engine = create_async_engine(self.url, isolation_level="AUTOCOMMIT")
 
     def renew(self) -> None:
-        """Empty it; make it again if it is not there yet, or a test has changed its schema."""
+        """Empty the database; create it again if it does not exist yet, or if a test has changed its schema."""
         if self._schema is None or self._runner.run(self._emptied()) != self._schema:
             self._runner.run(self._engine.dispose())
             run(
@@ -89,7 +89,7 @@ class SharedDatabase:
         self._runner.close()
 
     async def _emptied(self) -> object:
-        """What its schema is, now that it is empty; None if a test has taken a table away, or our connection."""
+        """Empty it and return the fingerprint of its schema; None if a test has dropped a table or our connection."""
         try:
             async with self._engine.connect() as connection:
                 await connection.execute(text(END_OTHERS))

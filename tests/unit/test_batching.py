@@ -1,4 +1,4 @@
-"""What many ask for at the same moment goes out as one; each gets its own answer, and has its own failure."""
+"""Concurrent calls are sent as one batch; each gets its own result, and its own failure."""
 
 import asyncio
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from domain.logs import speaking_of
 
 
 class Counter:
-    """Doubles numbers; waits while its gate is closed, and cannot stand thirteen."""
+    """Doubles numbers; waits while its gate is closed, and fails on 13."""
 
     def __init__(self) -> None:
         self.calls: list[list[int]] = []
@@ -26,7 +26,7 @@ class Counter:
         return [number * 2 for number in numbers]
 
 
-async def test_whoever_is_alone_sets_off_at_once() -> None:
+async def test_single_item_is_sent_at_once() -> None:
     counter = Counter()
     double = Batcher(counter.double, max_batch=10)
 
@@ -34,22 +34,22 @@ async def test_whoever_is_alone_sets_off_at_once() -> None:
     assert counter.calls == [[1], [2]]
 
 
-async def test_what_gathers_meanwhile_goes_out_as_one_and_each_gets_the_answer_to_its_own() -> None:
+async def test_items_queued_during_a_send_form_one_batch_and_get_their_own_results() -> None:
     counter = Counter()
     counter.gate.clear()
     double = Batcher(counter.double, max_batch=10)
     first = asyncio.create_task(double(0))
     while not counter.calls:
         await asyncio.sleep(0)
-    others = [asyncio.create_task(double(number)) for number in range(1, 6)]
+    later = [asyncio.create_task(double(number)) for number in range(1, 6)]
     await asyncio.sleep(0)
     counter.gate.set()
 
-    assert await asyncio.gather(first, *others) == [0, 2, 4, 6, 8, 10]
+    assert await asyncio.gather(first, *later) == [0, 2, 4, 6, 8, 10]
     assert counter.calls == [[0], [1, 2, 3, 4, 5]]
 
 
-async def test_no_call_is_larger_than_agreed() -> None:
+async def test_batch_is_never_larger_than_max_batch() -> None:
     counter = Counter()
     double = Batcher(counter.double, max_batch=2)
 
@@ -57,80 +57,80 @@ async def test_no_call_is_larger_than_agreed() -> None:
     assert counter.calls == [[0, 1], [2, 3], [4]]
 
 
-async def test_the_failure_of_one_is_that_ones_alone() -> None:
+async def test_failed_batch_is_retried_singly_and_only_the_bad_item_fails() -> None:
     counter = Counter()
     double = Batcher(counter.double, max_batch=10)
-    answers = await asyncio.gather(*map(double, (1, 13, 3)), return_exceptions=True)
+    results = await asyncio.gather(*map(double, (1, 13, 3)), return_exceptions=True)
 
-    assert (answers[0], answers[2]) == (2, 6)
-    assert isinstance(answers[1], ValueError)
+    assert (results[0], results[2]) == (2, 6)
+    assert isinstance(results[1], ValueError)
     assert counter.calls == [[1, 13, 3], [1], [13], [3]]
 
 
-async def test_a_failure_that_is_common_to_all_is_told_to_each_and_nobody_goes_alone() -> None:
+async def test_failure_of_the_whole_batch_is_raised_to_all_without_single_sends() -> None:
     counter = Counter()
     double = Batcher(counter.double, max_batch=10, fails_all=lambda error: isinstance(error, ValueError))
-    answers = await asyncio.gather(*map(double, (1, 13, 3)), return_exceptions=True)
+    results = await asyncio.gather(*map(double, (1, 13, 3)), return_exceptions=True)
 
-    assert [type(answer) for answer in answers] == [ValueError] * 3
+    assert [type(result) for result in results] == [ValueError] * 3
     assert counter.calls == [[1, 13, 3]]
 
 
-async def test_an_answer_that_is_an_exception_is_raised_to_whoever_asked() -> None:
+async def test_exception_as_a_result_is_raised_to_its_caller() -> None:
     async def refuse_odd(numbers: Sequence[int]) -> Sequence[int | Exception]:
         return [ValueError(number) if number % 2 else number for number in numbers]
 
-    answers = await asyncio.gather(*map(Batcher(refuse_odd, max_batch=10), (1, 2)), return_exceptions=True)
+    results = await asyncio.gather(*map(Batcher(refuse_odd, max_batch=10), (1, 2)), return_exceptions=True)
 
-    assert isinstance(answers[0], ValueError)
-    assert answers[1] == 2
+    assert isinstance(results[0], ValueError)
+    assert results[1] == 2
 
 
-async def test_too_few_answers_are_a_failure_and_leave_nobody_waiting() -> None:
-    async def forgetful(_: Sequence[int]) -> Sequence[int]:
+async def test_too_few_results_fail_every_item() -> None:
+    async def return_nothing(_: Sequence[int]) -> Sequence[int]:
         return []
 
     async with asyncio.timeout(10):
-        answers = await asyncio.gather(*map(Batcher(forgetful, max_batch=10), (1, 2)), return_exceptions=True)
+        results = await asyncio.gather(*map(Batcher(return_nothing, max_batch=10), (1, 2)), return_exceptions=True)
 
-    assert [type(answer) for answer in answers] == [ValueError, ValueError]
+    assert [type(result) for result in results] == [ValueError, ValueError]
 
 
-async def test_whoever_goes_away_keeps_nobody_else_from_an_answer() -> None:
+async def test_cancelled_caller_does_not_affect_the_others() -> None:
     counter = Counter()
     counter.gate.clear()
     double = Batcher(counter.double, max_batch=10)
-    gone, stays = asyncio.create_task(double(1)), asyncio.create_task(double(2))
+    cancelled, other = asyncio.create_task(double(1)), asyncio.create_task(double(2))
     while not counter.calls:
         await asyncio.sleep(0)
-    gone.cancel()
+    cancelled.cancel()
     await asyncio.sleep(0)
     counter.gate.set()
 
-    assert await stays == 4
-    assert gone.cancelled()
+    assert await other == 4
+    assert cancelled.cancelled()
 
 
-@pytest.mark.parametrize(("is_revocable", "second"), [(False, [[2, 3]]), (True, [[3]])], ids=["kept", "revoked"])
-async def test_what_nobody_waits_for_any_more_is_sent_unless_it_can_be_taken_back(
-    is_revocable: bool,  # noqa: FBT001 (pytest gives it by name)
+@pytest.mark.parametrize(("drop_cancelled", "second"), [(False, [[2, 3]]), (True, [[3]])], ids=["sent", "dropped"])
+async def test_cancelled_item_is_sent_unless_drop_cancelled_is_set(
+    drop_cancelled: bool,  # noqa: FBT001 (pytest passes it by name)
     second: list[list[int]],
 ) -> None:
     counter = Counter()
     counter.gate.clear()
-    double = Batcher(counter.double, max_batch=10, drop_cancelled=is_revocable)
+    double = Batcher(counter.double, max_batch=10, drop_cancelled=drop_cancelled)
     first = asyncio.create_task(double(1))
     while not counter.calls:
         await asyncio.sleep(0)
-    gone, stays = double.submit(2), double.submit(3)
-    gone.cancel()
+    cancelled, other = double.submit(2), double.submit(3)
+    cancelled.cancel()
     counter.gate.set()
 
-    assert (await first, await stays) == (2, 6)
+    assert (await first, await other) == (2, 6)
     assert counter.calls[1:] == second
 
 
-async def test_after_a_failure_it_goes_on() -> None:
+async def test_batcher_works_after_a_failure() -> None:
     double = Batcher(Counter().double, max_batch=10)
     with pytest.raises(ValueError, match="thirteen"):
         await double(13)
@@ -138,13 +138,13 @@ async def test_after_a_failure_it_goes_on() -> None:
     assert await double(1) == 2
 
 
-async def test_what_is_logged_meanwhile_is_not_about_whoever_was_the_first(caplog: pytest.LogCaptureFixture) -> None:
-    async def talk(items: Sequence[int]) -> Sequence[int]:
-        structlog.get_logger("talkative").warning("looked")
+async def test_log_lines_of_a_batch_lack_the_context_of_its_first_caller(caplog: pytest.LogCaptureFixture) -> None:
+    async def log_and_return(items: Sequence[int]) -> Sequence[int]:
+        structlog.get_logger("verbose").warning("sent")
         return items
 
     with speaking_of(job_id="mine"):
-        await Batcher(talk, max_batch=10)(1)
-        structlog.get_logger("talkative").warning("asked")
+        await Batcher(log_and_return, max_batch=10)(1)
+        structlog.get_logger("verbose").warning("received")
 
     assert ["job_id" in record.msg for record in caplog.records] == [False, True]

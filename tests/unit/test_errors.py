@@ -1,4 +1,4 @@
-"""Errors explain themselves, by a code that stays and a docstring that is the message; the drawings show them all."""
+"""Every error has a stable code and a docstring that is its message, and stands in the tree of its module."""
 
 import importlib
 import inspect
@@ -30,7 +30,8 @@ def family(parent: type[CisternError]) -> Iterator[type[CisternError]]:
 _import_the_domain()
 EVERY = sorted(family(CisternError), key=lambda kind: kind.__qualname__)
 
-RELIED_UPON = {
+#: Codes that clients depend on: they may only be added to.
+PUBLISHED_CODES = {
     "refused",
     "not-found",
     "volume-not-found",
@@ -62,8 +63,8 @@ RELIED_UPON = {
 }
 
 
-def drawn(docstring: str | None) -> set[str]:
-    """Find the names in a tree, which follows a blank line; nothing else in it has a capital."""
+def names_in_tree(docstring: str | None) -> set[str]:
+    """Return the class names in a tree. It follows a blank line, and no other word in it is capitalized."""
     tree = (docstring or "").partition("\n\n")[2]
     return set(re.findall(r"\b[A-Z]\w+", tree))
 
@@ -79,47 +80,47 @@ def test_codes_are_unique() -> None:
 
 
 @pytest.mark.parametrize("kind", EVERY)
-def test_a_code_is_a_word_of_its_own_in_lower_case(kind: type[CisternError]) -> None:
+def test_each_class_defines_its_own_code_in_lower_case(kind: type[CisternError]) -> None:
     assert "code" in vars(kind)
     assert re.fullmatch(r"[a-z]+(-[a-z]+)*", kind.code)
 
 
 @pytest.mark.parametrize("kind", EVERY)
-def test_a_docstring_reads_as_a_message(kind: type[CisternError]) -> None:
+def test_first_docstring_line_is_a_message(kind: type[CisternError]) -> None:
     first = (kind.__doc__ or "").partition("\n")[0]
 
     assert re.fullmatch(r"[A-Z].*\.", first)
     assert len(first) < 120
 
 
-def test_the_codes_that_clients_rely_on_stay() -> None:
-    assert {kind.code for kind in EVERY} >= RELIED_UPON
+def test_published_codes_still_exist() -> None:
+    assert {kind.code for kind in EVERY} >= PUBLISHED_CODES
 
 
-def test_the_drawing_in_errors_shows_what_is_there() -> None:
-    assert drawn(errors.__doc__) == defined_in(errors)
+def test_tree_in_errors_shows_every_error() -> None:
+    assert names_in_tree(errors.__doc__) == defined_in(errors)
 
 
-def test_the_drawing_in_storage_errors_shows_every_storage_error() -> None:
-    assert drawn(storage_errors.__doc__) == {kind.__name__ for kind in family(errors.StorageError)}
+def test_tree_in_storage_errors_shows_every_storage_error() -> None:
+    assert names_in_tree(storage_errors.__doc__) == {kind.__name__ for kind in family(errors.StorageError)}
 
 
-def test_without_words_of_its_own_an_error_says_its_docstring() -> None:
+def test_default_message_is_the_docstring() -> None:
     assert str(ConfigurationError()) == "Cistern cannot start with this configuration."
     assert JobEnded(status="failed").message == "The job has already ended."
 
 
-def test_details_travel_with_the_error() -> None:
+def test_details_are_stored_with_the_error() -> None:
     assert JobEnded(status="failed").details == {"status": "failed"}
     assert Invalid("No.", field="size").details == {"field": "size"}
 
 
-def test_not_found_names_what_was_looked_for() -> None:
-    wanted = UUID(int=7)
+def test_not_found_names_the_missing_id() -> None:
+    volume_id = UUID(int=7)
 
-    assert VolumeNotFound(wanted).message == f"There is no volume with this id. ({wanted})"
+    assert VolumeNotFound(volume_id).message == f"There is no volume with this id. ({volume_id})"
 
 
-def test_not_found_is_refused_and_not_a_failure_of_ours() -> None:
+def test_not_found_is_refused_and_unavailable_is_not() -> None:
     assert issubclass(NotFound, errors.Refused)
     assert not issubclass(errors.Unavailable, errors.Refused)

@@ -1,4 +1,4 @@
-"""The doorbell: the same ring twice is one message, and nobody relies on any of them."""
+"""The message queue: sending a message twice stores it once, and failures of Redis are tolerated."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ async def messages(queue: JobQueue) -> set[str]:
     return {message.decode() for message in await queue.redis.zrange(QUEUE_NAME, 0, -1)}
 
 
-async def test_a_message_is_json_and_carries_the_id_and_the_ring_and_nothing_else() -> None:
+async def test_message_is_json_with_only_the_job_id_and_the_epoch() -> None:
     queue, dispatch = a_queue(), Dispatch(UUID(int=7), 3)
     await queue.dispatch([dispatch])
     raw = await queue.redis.get(job_key_prefix + message_id(dispatch))
@@ -43,7 +43,7 @@ async def test_a_message_is_json_and_carries_the_id_and_the_ring_and_nothing_els
     assert message == {"t": None, "f": "run_job", "a": [str(UUID(int=7)), 3], "k": {}}
 
 
-async def test_ringing_twice_is_ringing_once() -> None:
+async def test_sending_the_same_message_twice_stores_it_once() -> None:
     queue, dispatch = a_queue(), Dispatch(uuid4(), 1)
     await queue.dispatch([dispatch])
     await queue.dispatch([dispatch])
@@ -51,21 +51,21 @@ async def test_ringing_twice_is_ringing_once() -> None:
     assert await messages(queue) == {message_id(dispatch)}
 
 
-async def test_another_ring_of_the_same_job_is_another_message() -> None:
+async def test_each_epoch_of_a_job_is_a_separate_message() -> None:
     queue, job_id = a_queue(), uuid4()
     await queue.dispatch([Dispatch(job_id, 1), Dispatch(job_id, 2)])
 
     assert await messages(queue) == {f"{job_id}:1", f"{job_id}:2"}
 
 
-async def test_what_has_no_message_is_missing() -> None:
+async def test_dispatches_without_a_message_are_missing() -> None:
     queue, many = a_queue(), dispatches(5)
     await queue.dispatch(many[:2])
 
     assert await queue.missing(many) == many[2:]
 
 
-async def test_after_everything_was_flushed_everything_is_missing() -> None:
+async def test_all_messages_are_missing_after_flushall() -> None:
     queue, many = a_queue(), dispatches(5)
     await queue.dispatch(many)
     await queue.redis.flushall()
@@ -73,7 +73,7 @@ async def test_after_everything_was_flushed_everything_is_missing() -> None:
     assert await queue.missing(many) == many
 
 
-async def test_an_acknowledged_ring_leaves_nothing_behind() -> None:
+async def test_acknowledging_deletes_every_key_of_the_message() -> None:
     queue, (mine, other) = a_queue(), dispatches(2)
     await queue.dispatch([mine, other])
     for prefix in (retry_key_prefix, in_progress_key_prefix):
@@ -84,7 +84,7 @@ async def test_an_acknowledged_ring_leaves_nothing_behind() -> None:
     assert not await queue.redis.keys(f"*{mine.job_id}*")
 
 
-async def test_a_ring_that_was_acknowledged_can_be_rung_again() -> None:
+async def test_acknowledged_message_can_be_sent_again() -> None:
     queue, (dispatch,) = a_queue(), dispatches(1)
     await queue.dispatch([dispatch])
     await queue.acknowledge(dispatch)
@@ -93,37 +93,37 @@ async def test_a_ring_that_was_acknowledged_can_be_rung_again() -> None:
     assert await messages(queue) == {message_id(dispatch)}
 
 
-async def test_what_is_announced_is_heard() -> None:
+async def test_announcement_reaches_a_subscriber() -> None:
     server, job_id = FakeServer(), uuid4()
     announcements = a_queue(server).announcements()
-    hearing = asyncio.ensure_future(anext(announcements))
+    received = asyncio.ensure_future(anext(announcements))
     await until(lambda: any(server.subscribers.values()))
     await a_queue(server).announce(job_id)
 
-    assert await hearing == job_id
+    assert await received == job_id
     await announcements.aclose()  # type: ignore[attr-defined]
 
 
 class TestWithoutRedis:
-    async def test_ringing_and_announcing_and_acknowledging_are_only_lost(self) -> None:
+    async def test_dispatch_announce_and_acknowledge_do_not_raise(self) -> None:
         queue = a_queue(unreachable())
         await queue.dispatch(dispatches(3))
         await queue.announce(uuid4())
         await queue.acknowledge(*dispatches(1))
 
-    async def test_nobody_knows_what_is_missing(self) -> None:
+    async def test_missing_raises(self) -> None:
         with pytest.raises(QueueUnavailable):
             await a_queue(unreachable()).missing(dispatches(1))
 
-    async def test_it_shows_no_sign_of_life(self) -> None:
+    async def test_ping_raises(self) -> None:
         with pytest.raises(QueueUnavailable):
             await a_queue(unreachable()).ping()
 
-    async def test_nothing_is_heard(self) -> None:
+    async def test_announcements_raise(self) -> None:
         with pytest.raises(QueueUnavailable):
             await anext(a_queue(unreachable()).announcements())
 
-    async def test_an_address_where_nothing_listens_is_no_different(self) -> None:
+    async def test_unused_port_behaves_like_an_unreachable_server(self) -> None:
         queue = JobQueue.open("redis://127.0.0.1:1")
         async with asyncio.timeout(2):
             await queue.dispatch(dispatches(500))
@@ -132,5 +132,5 @@ class TestWithoutRedis:
         await queue.close()
 
 
-async def test_a_redis_that_is_there_shows_a_sign_of_life() -> None:
+async def test_ping_succeeds_if_redis_is_up() -> None:
     await a_queue().ping()

@@ -1,4 +1,4 @@
-"""The table of a job's moves, walked pair by pair."""
+"""The transition table of jobs, checked pair by pair."""
 
 import re
 
@@ -22,11 +22,11 @@ ALLOWED = {
 
 @pytest.mark.parametrize("after", JobStatus)
 @pytest.mark.parametrize("before", JobStatus)
-def test_a_job_moves_only_as_the_design_says(before: JobStatus, after: JobStatus) -> None:
+def test_only_the_designed_transitions_are_allowed(before: JobStatus, after: JobStatus) -> None:
     assert (after in MOVES[before]) == ((before, after) in ALLOWED)
 
 
-def test_every_status_has_its_row_in_the_table() -> None:
+def test_every_status_has_a_row_in_the_table() -> None:
     assert set(MOVES) == set(JobStatus)
 
 
@@ -35,11 +35,11 @@ def test_a_job_is_either_live_or_ended() -> None:
     assert {SUCCEEDED, PARTIAL, FAILED, CANCELLED} == ENDED
 
 
-def test_what_ended_short_of_success_can_be_retried() -> None:
+def test_every_final_status_except_succeeded_can_be_retried() -> None:
     assert ENDED - {SUCCEEDED} == RETRYABLE
 
 
-def test_every_status_can_be_reached_from_queued() -> None:
+def test_every_status_is_reachable_from_queued() -> None:
     reached = {QUEUED}
     while more := {after for before in reached for after in MOVES[before]} - reached:
         reached |= more
@@ -47,5 +47,5 @@ def test_every_status_can_be_reached_from_queued() -> None:
     assert reached == set(JobStatus)
 
 
-def test_the_drawing_names_every_status() -> None:
+def test_diagram_names_every_status() -> None:
     assert set(JobStatus) <= set(re.findall(r"[a-z]+", domain.jobs.__doc__ or ""))

@@ -73,8 +73,8 @@ def handlers(
         "snapshot.restore": Handler(s.retry_restore, s.restore, s.record_restore, s.seal_volume, s.abandon_restore),
         "snapshot.delete": Handler(s.retry_delete, s.delete, s.record_delete, s.seal_snapshot, s.abandon_delete),
         "snapshot.clone": Handler(s.retry_clone, s.clone, s.record_clone, s.seal_volume, s.abandon_clone),
-        EXPAND: Handler(e.retry_expand, b.plan, b.hand_over, _nothing_to_seal, b.abandon),
-        SNAPSHOT: Handler(bs.retry_snapshots, b.plan, b.hand_over, _nothing_to_seal, b.abandon),
+        EXPAND: Handler(e.retry_expand, b.plan, b.delegate, _nothing_to_seal, b.abandon),
+        SNAPSHOT: Handler(bs.retry_snapshots, b.plan, b.delegate, _nothing_to_seal, b.abandon),
         LANE: Handler(b.retry_lane, _in_worker_only, b.record_lane, _nothing_to_seal, b.abandon_lane),
     }
 

@@ -65,21 +65,21 @@ class Lanes:
     async def _slice(self, lane: Lane, grant: Grant) -> Outcome:
         ends = time.monotonic() + _SLICE_SECONDS
         limit = self._limits.pop(lane.lane_id, lane.slots * _FIRST_CHUNK_PER_SLOT)
-        taken = await self._chunks.resume(lane)
+        chunk = await self._chunks.resume(lane)
         async with self._cancellation(lane) as cancelled:
             while True:
                 if cancelled.is_set():
                     await self._chunks.cancel_rest(lane)
-                if not taken.items:
-                    taken = await self._chunks.claim_next(lane, limit)
-                if not taken.items:
+                if not chunk.item_count:
+                    chunk = await self._chunks.claim_next(lane, limit)
+                if not chunk.item_count:
                     return await self._finish_or_wait(lane)
-                seconds = await self._process_chunk(lane, taken, grant, cancelled)
-                limit = _next_limit(taken.items, seconds, lane.slots)
+                seconds = await self._process_chunk(lane, chunk, grant, cancelled)
+                limit = _next_limit(chunk.item_count, seconds, lane.slots)
                 if time.monotonic() >= ends:
                     self._remember_limit(lane.lane_id, limit)
                     return Yielded()
-                taken = ClaimedChunk(0)
+                chunk = ClaimedChunk(0)
 
     def _remember_limit(self, lane_id: UUID, limit: int) -> None:
         """Lanes whose next slice is another worker's never come for theirs: the oldest are forgotten."""
@@ -87,17 +87,17 @@ class Lanes:
         if len(self._limits) > _MAX_REMEMBERED:
             del self._limits[next(iter(self._limits))]
 
-    async def _process_chunk(self, lane: Lane, taken: ClaimedChunk, grant: Grant, cancelled: asyncio.Event) -> float:
+    async def _process_chunk(self, lane: Lane, chunk: ClaimedChunk, grant: Grant, cancelled: asyncio.Event) -> float:
         """Work on a chunk and record it. Returns how many seconds the work took, by which the next one is sized.
 
         Not the whole: where statements are slow, smaller chunks would only mean more of them.
         """
         started = time.monotonic()
-        results = await self._work_on(lane, taken.tasks, grant, cancelled)
+        results = await self._work_on(lane, chunk.work, grant, cancelled)
         seconds = time.monotonic() - started
         await self._chunks.record(lane, results)
         grant.check()
-        log.info("bulk.chunk", volumes=taken.items, max_concurrent=lane.slots, seconds=round(seconds, 3))
+        log.info("bulk.chunk", volumes=chunk.item_count, max_concurrent=lane.slots, seconds=round(seconds, 3))
         return seconds
 
     async def _work_on(
@@ -156,8 +156,8 @@ class Lanes:
 
     async def _abandon(self, lane: Lane, grant: Grant) -> Outcome:
         """Be the last lane: let every volume go as it is found to be, and fail what waits."""
-        items = await self._chunks.claim_leftovers(lane)
-        tasks = await self._chunks.acquire(lane, items, {})
+        items = await self._chunks.reclaim_items(lane)
+        tasks = await self._chunks.acquire_volumes(lane, items, {})
         results = [await self._chunks.fail(lane, task, grant) for task in tasks]
         await self._chunks.record(lane, [result for result in results if result is not None])
         grant.check()

@@ -1,16 +1,16 @@
-"""Bulk jobs: one job over many volumes, with a ledger that says what became of each.
+"""Bulk jobs: one parent job over many volumes, with a ledger that has one item for each of them.
 
-    bulk.expand    queued ──claim──▶ running ──plan──▶ handed over to its lanes ──last item──▶ succeeded | partial | ...
+    bulk.expand    queued ──claim──▶ running ──plan──▶ delegated to its lanes ──last item──▶ succeeded | partial | ...
     bulk.snapshot  likewise
-    bulk.lane      claims a chunk of items, takes their volumes, does its work on them, records the chunk; then again,
-                   and after a second or so rings for itself anew, so that lanes spread over free workers.
-                   Claiming and taking are one step, unless the volumes must be measured in between
+    bulk.lane      a child job: claims a chunk of items, acquires their volumes, does the work, records the chunk, and
+                   repeats. After about a second it yields and is dispatched again, so that lanes spread over free
+                   workers. Claiming and acquiring are one transaction unless the volumes are measured in between
 
     item           pending ──claim──▶ claimed ──record──▶ succeeded | skipped | failed
                       ▲                  │
-                      └─ volume busy ────┘        (again later, for as long as CISTERN_BUSY_SECONDS)
+                      └─ volume busy ────┘        (retried later, for up to CISTERN_BUSY_SECONDS)
 
-What is done to the volumes is an `Operation`: `domain.bulk.expand.operation`, `domain.bulk.snapshot.operation`.
+The work itself is a `BulkOperation`: `domain.bulk.expand.operation`, `domain.bulk.snapshot.operation`.
 
 Lock order everywhere: the lane's row, items, volumes by id, snapshots by id, the parent's row last.
 """

@@ -1,7 +1,21 @@
-"""What a lane does with a chunk of items: claim it, take its volumes, do the work, record it.
+"""The steps by which a lane processes one chunk of ledger items; `worker.lanes` calls them in this order.
 
-Each step but the work is one short transaction that first makes sure, on the lane's own row, that this attempt
-still has the lane. A step that comes too late changes nothing and raises `Stopped`.
+    1. claim      mark due items as claimed by this lane                  `LaneItems`
+    2. measure    read the usage of their volumes from the backends       `BulkOperation.measure`, only if it decides
+    3. acquire    lock the volumes, decide what becomes of each item,     `_decide_chunk`
+                  acquire those to work on, write all decisions down
+    4. perform    do the storage work on one volume                       `item_work`
+    5. record     store the results, release the volumes, count           `BulkOperation.record`
+
+Each step except measure and perform is one short transaction. It first locks the lane's own row and checks that this
+attempt still holds the lane; a step that comes too late changes nothing and raises `Stopped`. If nothing is measured,
+steps 1 and 3 are one transaction (`claim_next`): the items are then only locked, and written once instead of twice.
+
+Decisions are made on three levels, each of which only knows its own:
+
+    `_decide_chunk`                   every item: by `decide_by_state`, else by the operation
+    `BulkOperation.decide_available`  items whose volumes are available, for one kind of bulk job
+    `GrowthPolicy.new_size`           one volume's size, as arithmetic
 """
 
 import enum
@@ -15,7 +29,7 @@ from uuid import UUID
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.bulk import item_work as effort
+from domain.bulk import item_work
 from domain.bulk.kinds import EXPAND
 from domain.bulk.lane_items import LaneItems
 from domain.bulk.ledger import CLOSE_BATCH, ItemRef, ItemUpdate, Lane, Ledger
@@ -31,175 +45,189 @@ log = structlog.get_logger(__name__)
 
 
 class ClaimedChunk(NamedTuple):
-    """A chunk in the lane's hands: the number of items, and the tasks of those on which there is work to do."""
+    """A chunk claimed by a lane: the number of its items, and the work on those that were not finished at once."""
 
-    items: int
-    tasks: Sequence[ItemWork] = ()
+    item_count: int
+    work: Sequence[ItemWork] = ()
 
 
 class CountChange(enum.Enum):
-    """What finished items have come to in the counters of the whole."""
+    """How finished items changed the counters of the parent job."""
 
-    NOTHING = enum.auto()
-    SOME = enum.auto()
-    LAST = enum.auto()
+    UNCHANGED = enum.auto()
+    CHANGED = enum.auto()
+    COMPLETED = enum.auto()
 
 
 class Chunks:
-    """The steps of a lane."""
+    """The steps of lanes, for all kinds of bulk jobs."""
 
     def __init__(
         self, database: Database, queue: JobQueue, operations: Mapping[str, BulkOperation], *, busy_seconds: float
     ) -> None:
-        """``operations`` by the kind of the whole; ``patience``: for how many seconds busy volumes are tried again."""
+        """Create the steps.
+
+        Args:
+            database: where ledger, volumes and jobs are.
+            queue: announces changes of the parent job.
+            operations: by the kind of the parent job.
+            busy_seconds: how long a busy volume is retried before its item is skipped.
+        """
         self._database = database
         self._queue = queue
         self._operations = operations
         self._busy_seconds = busy_seconds
 
-    # --- claim and take ----------------------------------------------------------------------------------
+    # --- claim and acquire -------------------------------------------------------------------------------
 
     async def resume(self, lane: Lane) -> ClaimedChunk:
-        """Take again what an earlier attempt of this lane has left behind."""
-        return await self._acquired_chunk(lane, await self.claim_leftovers(lane))
+        """Claim and acquire again what earlier attempts at this lane left unfinished."""
+        return await self._measured_chunk(lane, await self.reclaim_items(lane))
 
     async def claim_next(self, lane: Lane, limit: int) -> ClaimedChunk:
-        """Claim up to ``limit`` items that wait, and take their volumes; at once, if nothing must be measured first."""
+        """Claim up to ``limit`` due items and acquire their volumes; in one transaction if nothing is measured."""
         if self._operation(lane).measures(lane.params):
-            return await self._acquired_chunk(lane, await self.claim(lane, limit))
+            return await self._measured_chunk(lane, await self.claim_items(lane, limit))
         async with self._holding_lane(lane) as session:
-            items = await LaneItems(session, lane).lock(limit)
-            tasks, counted = await self._acquire(session, lane, items, {}) if items else ([], CountChange.NOTHING)
-        await self._announce(lane, counted)
-        return ClaimedChunk(len(items), tasks)
+            items = await LaneItems(session, lane).lock_due(limit)
+            work, change = await self._acquire(session, lane, items, {}) if items else ([], CountChange.UNCHANGED)
+        await self._announce(lane, change)
+        return ClaimedChunk(len(items), work)
 
-    async def _acquired_chunk(self, lane: Lane, items: Sequence[ItemRef]) -> ClaimedChunk:
-        return ClaimedChunk(
-            len(items), await self.acquire(lane, items, await self.measure(lane, items)) if items else []
-        )
+    async def _measured_chunk(self, lane: Lane, items: Sequence[ItemRef]) -> ClaimedChunk:
+        work = await self.acquire_volumes(lane, items, await self.measure(lane, items)) if items else []
+        return ClaimedChunk(len(items), work)
 
-    async def claim_leftovers(self, lane: Lane) -> Sequence[ItemRef]:
-        """Claim again what an earlier attempt of this lane has left behind."""
+    async def reclaim_items(self, lane: Lane) -> Sequence[ItemRef]:
+        """Claim the items that earlier attempts at this lane had claimed, without touching their volumes."""
         async with self._holding_lane(lane) as session:
-            return await LaneItems(session, lane).claim_leftovers()
+            return await LaneItems(session, lane).reclaim()
 
-    async def claim(self, lane: Lane, limit: int) -> Sequence[ItemRef]:
-        """Claim up to ``limit`` items that wait."""
+    async def claim_items(self, lane: Lane, limit: int) -> Sequence[ItemRef]:
+        """Claim up to ``limit`` due items, without touching their volumes."""
         async with self._holding_lane(lane) as session:
-            return await LaneItems(session, lane).claim(limit)
+            return await LaneItems(session, lane).claim_due(limit)
 
     async def measure(self, lane: Lane, items: Sequence[ItemRef]) -> dict[UUID, int]:
-        """Measure what is to be known about these volumes; what cannot be measured is left out."""
+        """Return the allocated bytes of the items' volumes, if decisions depend on them, and as far as measurable."""
         operation = self._operation(lane)
         return await operation.measure(items) if operation.measures(lane.params) else {}
 
-    async def acquire(self, lane: Lane, items: Sequence[ItemRef], used: Mapping[UUID, int]) -> list[ItemWork]:
-        """Take the volumes that are to be worked on, and write down what is to be done, under their locks."""
+    async def acquire_volumes(self, lane: Lane, items: Sequence[ItemRef], used: Mapping[UUID, int]) -> list[ItemWork]:
+        """Decide about claimed items, and acquire the volumes to work on; return that work. ``used`` is in bytes."""
         async with self._holding_lane(lane) as session:
-            tasks, counted = await self._acquire(session, lane, items, used)
-        await self._announce(lane, counted)
-        return tasks
+            work, change = await self._acquire(session, lane, items, used)
+        await self._announce(lane, change)
+        return work
 
     async def _acquire(
         self, session: AsyncSession, lane: Lane, items: Sequence[ItemRef], used: Mapping[UUID, int]
     ) -> tuple[list[ItemWork], CountChange]:
-        """As `take` does, for items that are all claimed, or all only locked; and count those that are finished."""
-        operation, volumes, claims = self._operation(lane), VolumeRepository(session), LaneItems(session, lane)
-        locked = {volume.id: volume for volume in await volumes.lock_many([item.volume_id for item in items])}
-        found = [(item, locked.get(item.volume_id)) for item in items]
-        entries = await _decide_all(session, operation, lane, found, used)
-        taken = [(entry, locked[entry.volume_id]) for entry in _with_status(entries, ItemStatus.CLAIMED)]
-        newly_taken = [volume for _, volume in taken if volume.job_id != lane.job_id]
-        versions = await volumes.acquire_many(newly_taken, operation.state, lane.job_id)
-        tasks = await operation.begin(session, lane, taken, versions)
-        finished = [entry for entry in entries if entry.status in FINISHED]
-        was = items[0].status if items else ItemStatus.CLAIMED
-        await claims.write([*finished, *(task.entry for task in tasks)], was=was)
-        busy = [entry.volume_id for entry in _with_status(entries, ItemStatus.PENDING)]
-        gave_up_waiting = await claims.postpone(busy, was=was, patience=self._busy_seconds)
-        return tasks, await self._count_finished(session, lane, finished, gave_up_waiting)
+        """Decide about items and acquire volumes, for items that are all claimed, or all only locked (pending).
 
-    # --- look --------------------------------------------------------------------------------------------
+        The volumes' rows stay locked from the decision until the commit, so that a decision is never out of date.
+        """
+        operation, volumes, lane_items = self._operation(lane), VolumeRepository(session), LaneItems(session, lane)
+        locked = {volume.id: volume for volume in await volumes.lock_many([item.volume_id for item in items])}
+        pairs = [(item, locked.get(item.volume_id)) for item in items]
+        updates = await _decide_chunk(session, operation, lane, pairs, used)
+        to_work_on = [(update, locked[update.volume_id]) for update in _with_status(updates, ItemStatus.CLAIMED)]
+        to_acquire = [volume for _, volume in to_work_on if volume.job_id != lane.job_id]
+        versions = await volumes.acquire_many(to_acquire, operation.state, lane.job_id)
+        work = await operation.prepare(session, lane, to_work_on, versions)
+        finished = [update for update in updates if update.status in FINISHED]
+        previous = items[0].status if items else ItemStatus.CLAIMED
+        await lane_items.write([*finished, *(one.update for one in work)], previous=previous)
+        busy = [update.volume_id for update in _with_status(updates, ItemStatus.PENDING)]
+        gave_up_waiting = await lane_items.postpone(busy, previous=previous, busy_seconds=self._busy_seconds)
+        return work, await self._count(session, lane, finished, gave_up_waiting)
+
+    # --- read --------------------------------------------------------------------------------------------
 
     async def next_due(self, lane: Lane) -> float | None:
-        """In how many seconds there is something to claim again; None when nothing waits any more."""
+        """Return the seconds until the next pending item is due; None if no item is pending."""
         async with self._database.transaction() as session:
             return await Ledger(session).next_due(lane.job_id)
 
     async def holds_any(self, lane: Lane) -> bool:
-        """Tell whether the lane still has volumes in its hands."""
+        """Return whether the lane still has claimed items."""
         async with self._database.transaction() as session:
             return await Ledger(session).has_claimed(lane)
 
     async def is_cancelled(self, lane: Lane) -> bool:
-        """Tell whether the end of the whole job was asked for."""
+        """Return whether cancellation of the parent job was requested."""
         async with self._database.transaction() as session:
             return await ParentRepository(session).is_cancelled(lane.job_id)
 
-    # --- work --------------------------------------------------------------------------------------------
+    # --- perform -----------------------------------------------------------------------------------------
 
-    async def perform(self, lane: Lane, task: ItemWork, grant: Grant) -> Result | None:
-        """Do the work on one volume.
+    async def perform(self, lane: Lane, work: ItemWork, grant: Grant) -> Result | None:
+        """Do the storage work on one volume.
 
-        None: it is left as it is, in the lane's hands, because the attempt is to end, or because somebody holds the
-        lock and may still publish. The lane's next slice tries again.
+        Return None if the volume must stay with the lane: the attempt is being stopped, or another process holds the
+        storage lock and may still publish. The lane's next slice tries again.
         """
-        return await effort.perform(self._operation(lane), task, grant)
+        return await item_work.perform(self._operation(lane), work, grant)
 
-    async def fail(self, lane: Lane, task: ItemWork, grant: Grant) -> Result | None:
-        """Find out what other lanes have left of a volume, without trying again."""
-        return await effort.fail(self._operation(lane), task, grant)
+    async def fail(self, lane: Lane, work: ItemWork, grant: Grant) -> Result | None:
+        """Fail the item of one volume: seal it and report what other lanes left, without doing the work."""
+        return await item_work.fail(self._operation(lane), work, grant)
 
-    def skip(self, task: ItemWork) -> Result:
-        """Let a volume be on which nobody has begun to work, because the job was cancelled."""
-        return effort.skip(task)
+    def skip(self, work: ItemWork) -> Result:
+        """Skip the item of one volume on which no attempt has started, because the job was cancelled."""
+        return item_work.skip(work)
 
     # --- record ------------------------------------------------------------------------------------------
 
     async def record(self, lane: Lane, results: Sequence[Result]) -> None:
-        """Record what became of a chunk: volumes, items and counters, at once, as far as the lane still has them."""
+        """Store the results of items that the lane still holds: volumes, items and counters, in one transaction."""
         operation = self._operation(lane)
-        sizes = {result.entry.volume_id: result.size for result in results}
+        sizes = {result.update.volume_id: result.size for result in results}
         async with self._holding_lane(lane) as session:
-            written = await LaneItems(session, lane).finish([result.entry for result in results])
+            written = await LaneItems(session, lane).finish([result.update for result in results])
             await operation.record(session, lane, written, sizes)
-            counted = await self._count_finished(session, lane, written)
-        await self._announce(lane, counted)
-        if log.is_enabled_for(logging.DEBUG):  # asked once, and not for each of a million volumes
+            change = await self._count(session, lane, written)
+        await self._announce(lane, change)
+        if log.is_enabled_for(logging.DEBUG):  # checked once, not for each of a million volumes
             _log_successes(operation, written, sizes)
 
     async def cancel_rest(self, lane: Lane) -> None:
-        """Skip everything that still waits, since the job was cancelled."""
+        """Skip all pending items, since the job was cancelled."""
         await self._close_rest(lane, ItemStatus.SKIPPED, ItemCode.CANCELLED)
 
     async def fail_rest(self, lane: Lane) -> None:
-        """Fail everything that still waits, since no lane has come through."""
+        """Fail all pending items, since every lane failed."""
         await self._close_rest(lane, ItemStatus.FAILED, ItemCode.LANES_LOST)
 
     async def _close_rest(self, lane: Lane, status: ItemStatus, code: ItemCode) -> None:
         closed = CLOSE_BATCH
         while closed == CLOSE_BATCH:
             async with self._holding_lane(lane) as session:
-                items = await Ledger(session).close(lane.job_id, was=ItemStatus.PENDING, status=status, code=code)
+                items = await Ledger(session).close(lane.job_id, previous=ItemStatus.PENDING, status=status, code=code)
                 closed = len(items)
-                counted = await self._count_finished(session, lane, items)
-            await self._announce(lane, counted)
+                change = await self._count(session, lane, items)
+            await self._announce(lane, change)
 
-    # --- what the steps share ----------------------------------------------------------------------------
+    # --- shared by the steps -----------------------------------------------------------------------------
 
     @asynccontextmanager
     async def _holding_lane(self, lane: Lane) -> AsyncIterator[AsyncSession]:
+        """Open a transaction that holds the lane's row locked.
+
+        Raises:
+            Stopped: this attempt no longer holds the lane.
+        """
         async with self._database.transaction() as session:
             if not await ParentRepository(session).lock_held(lane.lane_id, epoch=lane.epoch, worker_id=lane.worker_id):
                 raise Stopped(StopReason.LEASE_LOST)
             yield session
 
-    async def _count_finished(
+    async def _count(
         self, session: AsyncSession, lane: Lane, finished: Sequence[ItemUpdate | ItemRef], gave_up_waiting: int = 0
     ) -> CountChange:
-        """Count what is finished, and so end the whole with its last item."""
+        """Add finished items to the parent's counters; the last item ends the parent."""
         if not finished and not gave_up_waiting:
-            return CountChange.NOTHING  # the row of the whole is everybody's: nobody touches it for nothing
+            return CountChange.UNCHANGED  # the parent's row is contended: update it only when a counter changes
         counts = Counter([item.status for item in finished])
         has_ended = await ParentRepository(session).add_counts(
             lane.job_id,
@@ -207,40 +235,40 @@ class Chunks:
             failed=counts[ItemStatus.FAILED],
             skipped=counts[ItemStatus.SKIPPED] + gave_up_waiting,
         )
-        return CountChange.LAST if has_ended else CountChange.SOME
+        return CountChange.COMPLETED if has_ended else CountChange.CHANGED
 
-    async def _announce(self, lane: Lane, counted: CountChange) -> None:
-        """Say that the whole has changed, if it has."""
-        if counted is CountChange.NOTHING:
+    async def _announce(self, lane: Lane, change: CountChange) -> None:
+        """Announce a change of the parent job, after the commit."""
+        if change is CountChange.UNCHANGED:
             return
         await self._queue.announce(lane.job_id)
-        if counted is CountChange.LAST:
+        if change is CountChange.COMPLETED:
             log.info("bulk.ended", job_id=str(lane.job_id))
 
     def _operation(self, lane: Lane) -> BulkOperation:
-        """What this lane's job is for; one from before there were others does not say so."""
+        """Return the operation of the lane's parent; lanes of early versions have no ``of`` and are expansions."""
         return self._operations[lane.params.get("of", EXPAND)]
 
 
-async def _decide_all(
+async def _decide_chunk(
     session: AsyncSession,
     operation: BulkOperation,
     lane: Lane,
-    found: Sequence[tuple[ItemRef, LockedVolume | None]],
+    pairs: Sequence[tuple[ItemRef, LockedVolume | None]],
     used: Mapping[UUID, int],
 ) -> list[ItemUpdate]:
-    """Decide about each volume: by its state, or else as the operation does."""
-    by_state = [entry for item, volume in found if (entry := decide_by_state(item, volume, lane)) is not None]
-    decided = {entry.volume_id for entry in by_state}
-    available = [(item, volume) for item, volume in found if volume is not None and volume.id not in decided]
-    return by_state + await operation.decide(session, lane, available, used)
+    """Decide about every item of a chunk: by its volume's state if that settles it, else by the operation."""
+    by_state = [update for item, volume in pairs if (update := decide_by_state(item, volume, lane)) is not None]
+    decided = {update.volume_id for update in by_state}
+    available = [(item, volume) for item, volume in pairs if volume is not None and volume.id not in decided]
+    return by_state + await operation.decide_available(session, lane, available, used)
 
 
-def _log_successes(operation: BulkOperation, entries: Sequence[ItemUpdate], sizes: Mapping[UUID, int | None]) -> None:
+def _log_successes(operation: BulkOperation, updates: Sequence[ItemUpdate], sizes: Mapping[UUID, int | None]) -> None:
     event = f"volume.{operation.success_code}"
-    for entry in _with_status(entries, ItemStatus.SUCCEEDED):
-        log.debug(event, volume_id=str(entry.volume_id), size=sizes[entry.volume_id])
+    for update in _with_status(updates, ItemStatus.SUCCEEDED):
+        log.debug(event, volume_id=str(update.volume_id), size=sizes[update.volume_id])
 
 
-def _with_status(entries: Sequence[ItemUpdate], status: ItemStatus) -> list[ItemUpdate]:
-    return [entry for entry in entries if entry.status is status]
+def _with_status(updates: Sequence[ItemUpdate], status: ItemStatus) -> list[ItemUpdate]:
+    return [update for update in updates if update.status is status]

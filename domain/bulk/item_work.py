@@ -1,4 +1,4 @@
-"""The work on one volume of a bulk job: whatever goes wrong is a value, so that it stops no other."""
+"""The work on one item of a bulk job. Every failure is returned as a value, so that it cannot affect other items."""
 
 import asyncio
 from typing import Final
@@ -23,57 +23,65 @@ class LanesLost(CisternError):
     code = ItemCode.LANES_LOST
 
 
-async def perform(operation: BulkOperation, task: ItemWork, grant: Grant) -> Result | None:
-    """Do the work. None: it is left as it is, because the attempt is to end, or because somebody holds the lock."""
-    part = _grant_for(task, grant)
+async def perform(operation: BulkOperation, work: ItemWork, grant: Grant) -> Result | None:
+    """Do the storage work and return its result.
+
+    Return None if the item must stay claimed: the attempt is being stopped, or another process holds the storage lock.
+    """
+    item_grant = _grant_for(work, grant)
     try:
-        size = await _with_retries(operation, task, part)
+        size = await _with_retries(operation, work, item_grant)
     except (Stopped, StorageBusy):
         return None
-    except FenceRefused as error:  # we have the lane, or nothing of this is recorded: so the disk is ahead of us
-        return Result(task.ended(ItemStatus.FAILED, error.code, error.message))
+    except FenceRefused as error:
+        # Either this attempt has lost the lane, and `record` will drop this result; or it holds the lane, and the
+        # fence stored on the backend is ahead of the rows, which no retry can fix.
+        return Result(work.ended(ItemStatus.FAILED, error.code, error.message))
     except CisternError as error:
-        return await _failed(operation, task, part, error)
+        return await _failed(operation, work, item_grant, error)
     except Exception:
-        log.exception("volume.handler_error", volume_id=str(task.volume_id))
-        return await _failed(operation, task, part, CisternError())
-    return Result(task.ended(ItemStatus.SUCCEEDED, operation.success_code), size)
+        log.exception("volume.handler_error", volume_id=str(work.volume_id))
+        return await _failed(operation, work, item_grant, CisternError())
+    return Result(work.ended(ItemStatus.SUCCEEDED, operation.success_code), size)
 
 
-async def fail(operation: BulkOperation, task: ItemWork, grant: Grant) -> Result | None:
-    """Find out what other lanes have left of a volume, without trying again."""
-    return await _failed(operation, task, _grant_for(task, grant), LanesLost())
+async def fail(operation: BulkOperation, work: ItemWork, grant: Grant) -> Result | None:
+    """Fail the item: seal its volume and report what other lanes left, without doing the work."""
+    return await _failed(operation, work, _grant_for(work, grant), LanesLost())
 
 
-def skip(task: ItemWork) -> Result:
-    """Let a volume be on which nobody has begun to work, because the job was cancelled."""
-    return Result(task.ended(ItemStatus.SKIPPED, ItemCode.CANCELLED)._replace(snapshot_id=None))
+def skip(work: ItemWork) -> Result:
+    """Skip the item of a cancelled job. No attempt has started on it, so there is nothing to seal."""
+    return Result(work.ended(ItemStatus.SKIPPED, ItemCode.CANCELLED)._replace(snapshot_id=None))
 
 
-def _grant_for(task: ItemWork, grant: Grant) -> Grant:
-    return grant.for_item(Fence(task.version, grant.fence.epoch))
+def _grant_for(work: ItemWork, grant: Grant) -> Grant:
+    return grant.for_item(Fence(work.version, grant.fence.epoch))
 
 
-async def _with_retries(operation: BulkOperation, task: ItemWork, grant: Grant) -> int | None:
-    """Do the storage work; a failure that may pass gets a second and a third chance on the spot."""
+async def _with_retries(operation: BulkOperation, work: ItemWork, grant: Grant) -> int | None:
+    """Do the storage work, with up to three tries if the errors are transient."""
     for attempt in range(1, _MAX_TRIES):
         try:
-            return await operation.perform(task, grant)
+            return await operation.perform(work, grant)
         except StorageBusy:
             raise
         except TransientStorageError:
             await asyncio.sleep(_PAUSE_SECONDS * attempt)
-    return await operation.perform(task, grant)
+    return await operation.perform(work, grant)
 
 
-async def _failed(operation: BulkOperation, task: ItemWork, grant: Grant, error: CisternError) -> Result | None:
-    """Shut earlier attempts out, see what is on the storage, and let the volume go with that."""
-    log.debug("volume.failed", volume_id=str(task.volume_id), code=error.code)
-    entry = task.ended(ItemStatus.FAILED, error.code, error.message)
+async def _failed(operation: BulkOperation, work: ItemWork, grant: Grant, error: CisternError) -> Result | None:
+    """Bar earlier attempts from publishing, and end the item with what is then found on the backend.
+
+    Return None if another process holds the storage lock: the volume cannot be sealed yet and must stay with the lane.
+    """
+    log.debug("volume.failed", volume_id=str(work.volume_id), code=error.code)
+    update = work.ended(ItemStatus.FAILED, error.code, error.message)
     try:
-        return await operation.seal(task, entry, grant)
+        return await operation.seal(work, update, grant)
     except StorageBusy:
         return None
-    except CisternError as unknown:  # of the storage, or a backend that is configured no more
-        log.warning("storage.state_unknown", volume_id=str(task.volume_id), error=unknown.message)
-        return Result(entry)
+    except CisternError as seal_error:  # from the backend, or because it is no longer configured
+        log.warning("storage.state_unknown", volume_id=str(work.volume_id), error=seal_error.message)
+        return Result(update)

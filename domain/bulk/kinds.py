@@ -1,10 +1,10 @@
-"""The kinds of bulk jobs, and of their parts."""
+"""The kinds of bulk jobs and of their child jobs, the lanes."""
 
 from typing import Final
 
 EXPAND: Final = "bulk.expand"
 SNAPSHOT: Final = "bulk.snapshot"
-#: Kinds of jobs that have a ledger.
+#: The kinds of jobs that have a ledger.
 BULK_KINDS: Final = frozenset({EXPAND, SNAPSHOT})
-#: A part of any of them.
+#: The child jobs of all of them.
 LANE: Final = "bulk.lane"

@@ -1,7 +1,7 @@
-"""What lanes ask of the ledger, for a chunk at a time. Takes a session, never commits.
+"""Queries of lanes on the ledger, one chunk at a time. Takes a session, never commits.
 
-The statements are SQL, once and for all, and take arrays: a million rows pass through here, and as JSON, or through
-expressions that are put together anew, they would cost more than all the rest.
+`ledger` has the queries on behalf of the parent job. The statements here are constant SQL with array parameters: a bulk
+job may pass a million rows through them, and building expressions or JSON would cost more than everything else.
 """
 
 from collections.abc import Collection, Sequence
@@ -16,33 +16,34 @@ from domain.bulk.ledger import ItemRef, ItemUpdate, Lane
 from domain.bulk.states import ItemStatus
 from domain.db.sql import as_arrays, unnested
 
-#: What a lane has in its hands, at its ring.
+#: Items claimed by this attempt at the lane.
 _HELD: Final = "items.status = 'claimed' AND items.lane_id = :lane_id AND items.epoch = :epoch"
-#: What it has only locked, in the transaction that goes on; none of it must be let go without being written.
-_LOCKED: Final = "items.status IS NOT DISTINCT FROM 'pending'"  # hides it from an index, as in `leases`; see `_write`
+#: Items that are still pending and only locked, by the current transaction, which must write every one of them. IS NOT
+#: DISTINCT FROM keeps the planner from using the index of pending items, as in `leases`; see `_write_statement`.
+_LOCKED: Final = "items.status IS NOT DISTINCT FROM 'pending'"
 
 _DUE: Final = """
     SELECT volume_id, to_size, snapshot_id FROM job_items
     WHERE job_id = :job_id AND status = 'pending' AND due_at <= now()
-    ORDER BY due_at, volume_id LIMIT :most FOR UPDATE SKIP LOCKED
+    ORDER BY due_at, volume_id LIMIT :limit FOR UPDATE SKIP LOCKED
 """
-_LOCK: Final = text(_DUE)
-#: What is materialized runs once, whatever the plan; as a subquery it may run for each row, and finds others each time.
-_CLAIM: Final = text(f"""
+_LOCK_DUE: Final = text(_DUE)
+#: MATERIALIZED makes the subquery run once. Otherwise the planner may run it once per row, and because of SKIP LOCKED
+#: it would return other rows each time.
+_CLAIM_DUE: Final = text(f"""
     WITH due AS MATERIALIZED ({_DUE})
     UPDATE job_items AS items SET status = 'claimed', lane_id = :lane_id, epoch = :epoch
     FROM due WHERE items.job_id = :job_id AND items.volume_id = due.volume_id
     RETURNING items.volume_id, items.to_size, items.snapshot_id
-""")  # noqa: S608 (words of our own)
-_INHERIT: Final = text("""
+""")  # noqa: S608 (built from constants)
+_RECLAIM: Final = text("""
     UPDATE job_items SET epoch = :epoch
     WHERE job_id = :job_id AND lane_id = :lane_id AND status = 'claimed' AND epoch < :epoch
     RETURNING volume_id, to_size, snapshot_id
 """)
 
-
-_ENTRIES: Final = unnested(
-    "entry",
+_UPDATES: Final = unnested(
+    "updates",
     volume_id="uuid",
     status="text",
     code="text",
@@ -54,104 +55,105 @@ _ENTRIES: Final = unnested(
 )
 
 
-def _write(whose: str) -> TextClause:
-    """SQL that finds each item by its key, and then by its place.
+def _write_statement(condition: str) -> TextClause:
+    """Build the SQL that writes decisions; it looks up each item's ctid by its key, and updates by ctid.
 
-    PostgreSQL knows nothing yet of a ledger that has just been planned. Joined by the key, it would read all that is
-    pending for each chunk, in the belief that this is one row.
+    A ledger that has just been planned has no statistics yet. With a join by key, the planner expects a single pending
+    row and reads all pending rows for each chunk.
     """
     return text(f"""
-        WITH given AS MATERIALIZED (
-            SELECT *, (SELECT ctid FROM job_items WHERE job_id = :job_id AND volume_id = entry.volume_id) AS place
-            FROM {_ENTRIES}
+        WITH located AS MATERIALIZED (
+            SELECT *, (SELECT ctid FROM job_items WHERE job_id = :job_id AND volume_id = updates.volume_id) AS row_ctid
+            FROM {_UPDATES}
         )
         UPDATE job_items AS items
-        SET status = given.status, lane_id = :lane_id, epoch = :epoch, code = given.code, detail = given.detail,
-            from_size = coalesce(given.from_size, items.from_size), to_size = given.to_size,
-            used = coalesce(given.used, items.used), snapshot_id = given.snapshot_id
-        FROM given
-        WHERE items.ctid = ANY(ARRAY(SELECT place FROM given)) AND items.ctid = given.place AND {whose}
-    """)  # noqa: S608 (words of our own)
+        SET status = located.status, lane_id = :lane_id, epoch = :epoch, code = located.code, detail = located.detail,
+            from_size = coalesce(located.from_size, items.from_size), to_size = located.to_size,
+            used = coalesce(located.used, items.used), snapshot_id = located.snapshot_id
+        FROM located
+        WHERE items.ctid = ANY(ARRAY(SELECT row_ctid FROM located)) AND items.ctid = located.row_ctid AND {condition}
+    """)  # noqa: S608 (built from constants)
 
 
 _FINISH: Final = text(f"""
     UPDATE job_items AS items
-    SET status = entry.status, code = entry.code, detail = entry.detail, snapshot_id = entry.snapshot_id
-    FROM {_ENTRIES}
-    WHERE items.job_id = :job_id AND items.volume_id = entry.volume_id AND {_HELD}
+    SET status = updates.status, code = updates.code, detail = updates.detail, snapshot_id = updates.snapshot_id
+    FROM {_UPDATES}
+    WHERE items.job_id = :job_id AND items.volume_id = updates.volume_id AND {_HELD}
     RETURNING items.volume_id
-""")  # noqa: S608 (words of our own)
+""")  # noqa: S608 (built from constants)
 
 
-def _postpone(whose: str) -> TextClause:
+def _postpone_statement(condition: str) -> TextClause:
+    """Build the SQL that reschedules busy items, or skips those that have been busy for too long."""
     return text(f"""
         UPDATE job_items AS items
-        SET status = CASE WHEN tired THEN 'skipped' ELSE 'pending' END,
+        SET status = CASE WHEN gave_up THEN 'skipped' ELSE 'pending' END,
             code = 'volume-busy',
-            detail = CASE WHEN tired THEN 'Other operations had the volume all the time.' END,
+            detail = CASE WHEN gave_up THEN 'The volume was busy with other operations.' END,
             busy_since = since,
-            due_at = now() + least(greatest(now() - since, :shortest), :longest)
+            due_at = now() + least(greatest(now() - since, :min_pause), :max_pause)
         FROM (
             SELECT volume_id, coalesce(busy_since, now()) AS since,
-                coalesce(busy_since, now()) <= now() - :patience AS tired
+                coalesce(busy_since, now()) <= now() - :max_busy AS gave_up
             FROM job_items WHERE job_id = :job_id AND volume_id = ANY(CAST(:volume_ids AS uuid[]))
         ) AS busy
-        WHERE items.job_id = :job_id AND items.volume_id = busy.volume_id AND {whose}
+        WHERE items.job_id = :job_id AND items.volume_id = busy.volume_id AND {condition}
         RETURNING items.status
-    """).bindparams(  # noqa: S608 (words of our own)
-        *(bindparam(name, type_=Interval()) for name in ("shortest", "longest", "patience"))
+    """).bindparams(  # noqa: S608 (built from constants)
+        *(bindparam(name, type_=Interval()) for name in ("min_pause", "max_pause", "max_busy"))
     )
 
 
-_WRITE: Final = {ItemStatus.PENDING: _write(_LOCKED), ItemStatus.CLAIMED: _write(_HELD)}
-_POSTPONE: Final = {ItemStatus.PENDING: _postpone(_LOCKED), ItemStatus.CLAIMED: _postpone(_HELD)}
-#: How long a busy volume is left alone before it is tried again: at first, and at most.
-_PAUSES: Final = {"shortest": timedelta(seconds=1), "longest": timedelta(seconds=10)}
+_WRITE: Final = {ItemStatus.PENDING: _write_statement(_LOCKED), ItemStatus.CLAIMED: _write_statement(_HELD)}
+_POSTPONE: Final = {ItemStatus.PENDING: _postpone_statement(_LOCKED), ItemStatus.CLAIMED: _postpone_statement(_HELD)}
+#: The pause before a busy volume is retried equals the time it has been busy, between these limits.
+_PAUSES: Final = {"min_pause": timedelta(seconds=1), "max_pause": timedelta(seconds=10)}
 
 
 class LaneItems:
-    """The ledger as lanes see it, from one transaction."""
+    """The items of one attempt at a lane, within one transaction."""
 
     def __init__(self, session: AsyncSession, lane: Lane) -> None:
         self._session = session
-        self._names = {"job_id": lane.job_id, "lane_id": lane.lane_id, "epoch": lane.epoch}
+        self._lane_ids = {"job_id": lane.job_id, "lane_id": lane.lane_id, "epoch": lane.epoch}
 
-    async def claim_leftovers(self) -> Sequence[ItemRef]:
-        """Claim what the lane had claimed at an earlier ring: its predecessor was killed or interrupted."""
-        return await self._refs(_INHERIT, ItemStatus.CLAIMED)
+    async def reclaim(self) -> Sequence[ItemRef]:
+        """Claim the items that an earlier attempt at this lane had claimed before it was killed or interrupted."""
+        return await self._refs(_RECLAIM, ItemStatus.CLAIMED)
 
-    async def claim(self, limit: int) -> Sequence[ItemRef]:
-        """Claim pending items whose time has come; those that others are claiming at the moment are passed over."""
-        return await self._refs(_CLAIM, ItemStatus.CLAIMED, most=limit)
+    async def claim_due(self, limit: int) -> Sequence[ItemRef]:
+        """Mark up to ``limit`` due items as claimed; skip items locked by other lanes."""
+        return await self._refs(_CLAIM_DUE, ItemStatus.CLAIMED, limit=limit)
 
-    async def lock(self, limit: int) -> Sequence[ItemRef]:
-        """Lock what `claim` would claim: for a transaction that goes on to write what becomes of each."""
-        return await self._refs(_LOCK, ItemStatus.PENDING, most=limit)
+    async def lock_due(self, limit: int) -> Sequence[ItemRef]:
+        """Lock the items that `claim_due` would claim, for a transaction that writes a decision for each of them."""
+        return await self._refs(_LOCK_DUE, ItemStatus.PENDING, limit=limit)
 
-    async def write(self, entries: Sequence[ItemUpdate], *, was: ItemStatus) -> None:
-        """Write entries down, for items that the lane has locked (``was`` PENDING) or still holds (CLAIMED)."""
-        if not entries:
+    async def write(self, updates: Sequence[ItemUpdate], *, previous: ItemStatus) -> None:
+        """Write decisions. ``previous``: PENDING if the items are locked by `lock_due`, CLAIMED if they are claimed."""
+        if not updates:
             return
-        await self._session.execute(_WRITE[was], {**self._names, **as_arrays(entries)})
+        await self._session.execute(_WRITE[previous], {**self._lane_ids, **as_arrays(updates)})
 
-    async def finish(self, entries: Sequence[ItemUpdate]) -> Sequence[ItemUpdate]:
-        """Write down what became of items that the lane still holds; returns the entries of these."""
-        if not entries:
+    async def finish(self, updates: Sequence[ItemUpdate]) -> Sequence[ItemUpdate]:
+        """Write the results of items that this attempt still holds; return the updates that were written."""
+        if not updates:
             return []
-        written = set((await self._session.scalars(_FINISH, {**self._names, **as_arrays(entries)})).all())
-        return entries if len(written) == len(entries) else [entry for entry in entries if entry.volume_id in written]
+        written = set((await self._session.scalars(_FINISH, {**self._lane_ids, **as_arrays(updates)})).all())
+        return updates if len(written) == len(updates) else [one for one in updates if one.volume_id in written]
 
-    async def postpone(self, volume_ids: Collection[UUID], *, was: ItemStatus, patience: float) -> int:
-        """Let busy volumes wait, or skip those that have been busy for ``patience`` seconds. Returns how many skipped.
+    async def postpone(self, volume_ids: Collection[UUID], *, previous: ItemStatus, busy_seconds: float) -> int:
+        """Reschedule the items of busy volumes, or skip those busy for ``busy_seconds``; return how many were skipped.
 
-        The pause grows with the time that a volume has been busy. ``was`` as for `write`.
+        ``previous`` as for `write`.
         """
         if not volume_ids:
             return 0
-        given = {"volume_ids": list(volume_ids), "patience": timedelta(seconds=patience), **_PAUSES}
-        statuses = (await self._session.scalars(_POSTPONE[was], {**self._names, **given})).all()
+        values = {"volume_ids": list(volume_ids), "max_busy": timedelta(seconds=busy_seconds), **_PAUSES}
+        statuses = (await self._session.scalars(_POSTPONE[previous], {**self._lane_ids, **values})).all()
         return statuses.count(ItemStatus.SKIPPED)
 
-    async def _refs(self, statement: TextClause, status: ItemStatus, **more: int) -> Sequence[ItemRef]:
-        rows = await self._session.execute(statement, {**self._names, **more})
+    async def _refs(self, statement: TextClause, status: ItemStatus, **values: int) -> Sequence[ItemRef]:
+        rows = await self._session.execute(statement, {**self._lane_ids, **values})
         return [ItemRef(volume_id, status, to_size, snapshot_id) for volume_id, to_size, snapshot_id in rows]

@@ -1,4 +1,4 @@
-"""The ledger: what a bulk job meant to do with each volume, and what became of it."""
+"""The ledger: what a bulk job decided for each volume, and the result."""
 
 from datetime import datetime
 from uuid import UUID
@@ -13,7 +13,7 @@ _STATUSES = ", ".join(f"'{status}'" for status in ItemStatus)
 
 
 class Item(Base):
-    """One volume in one bulk job. Sizes are in bytes; the row outlives its volume."""
+    """One volume in one bulk job. Sizes are in bytes. The row outlives the volume."""
 
     __tablename__ = "job_items"
     __table_args__ = (
@@ -29,14 +29,14 @@ class Item(Base):
     job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     volume_id: Mapped[UUID] = mapped_column(primary_key=True)
     status: Mapped[ItemStatus] = mapped_column(enum_text(ItemStatus))
-    #: Who has claimed it: the lane, and the lane's ring. A lane records only what still carries both.
+    #: The lane that claimed the item and the lane's epoch then. A lane records only items that still carry both.
     lane_id: Mapped[UUID | None]
     epoch: Mapped[int | None]
     from_size: Mapped[int | None]
-    #: Written down under the volume's lock before any storage work, so that doing it twice is doing it once.
+    #: Stored under the volume's lock before any storage work, which makes the work idempotent.
     to_size: Mapped[int | None]
     used: Mapped[int | None]
-    #: The snapshot that is being taken, or was; it may be gone since.
+    #: The snapshot of this item; its row may have been deleted since.
     snapshot_id: Mapped[UUID | None]
     code: Mapped[str | None]
     detail: Mapped[str | None]

@@ -1,6 +1,7 @@
-"""What lanes do with volumes: the part of a bulk job that is not the same for each kind.
+"""The interface between lanes and the kinds of bulk jobs.
 
-`Chunks` has the lanes' steps, their locks and their transactions; an operation is what happens inside of them.
+`Chunks` has the steps of a lane, with its locks and transactions, and is the same for every kind. A `BulkOperation` is
+what one kind of bulk job does inside those steps.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,32 +18,32 @@ from domain.volumes.states import BUSY, VolumeState
 
 
 class ItemWork(NamedTuple):
-    """One volume in the lane's hands, and what was written down about it.
+    """The work on one volume that a lane has acquired.
 
-    ``version`` is that of what is published. ``begun`` if an earlier attempt may have done it already, so that it
-    must be brought to an end.
+    ``update`` is the item as written to the ledger; ``version`` that of the volume or snapshot to publish. ``resumed``
+    is set if an earlier attempt may have done the work already, so that it must be completed even after cancellation.
     """
 
-    entry: ItemUpdate
+    update: ItemUpdate
     backend: str
     version: int
     resumed: bool
 
     @property
     def volume_id(self) -> UUID:
-        """Name the volume."""
-        return self.entry.volume_id
+        """The volume's id."""
+        return self.update.volume_id
 
     def ended(self, status: ItemStatus, code: str, detail: str | None = None) -> ItemUpdate:
-        """Make the entry that ends it."""
-        volume_id, _, _, _, from_size, to_size, used, snapshot_id = self.entry
+        """Return the update that ends the item."""
+        volume_id, _, _, _, from_size, to_size, used, snapshot_id = self.update
         return ItemUpdate(volume_id, status, code, detail, from_size, to_size, used, snapshot_id)
 
 
 class Result(NamedTuple):
-    """What became of one volume: the ledger's entry, and the size in bytes of what was made; None: as before."""
+    """The outcome of the work on one item; ``size`` of its volume or snapshot in bytes, None if it is unchanged."""
 
-    entry: ItemUpdate
+    update: ItemUpdate
     size: int | None = None
 
 
@@ -51,65 +52,69 @@ class BulkOperation(Protocol):
 
     @property
     def state(self) -> VolumeState:
-        """The state of a volume meanwhile."""
+        """The state of a volume while a lane works on it."""
 
     @property
     def success_code(self) -> ItemCode:
-        """The code of an item with which it went well."""
+        """The code of a succeeded item."""
 
     def lane_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Say what lanes must know of the params of the whole."""
+        """Return the part of the parent's params that its lanes need."""
 
     def measures(self, params: Mapping[str, Any]) -> bool:
-        """Tell whether lanes with these params decide by what is in use, and so must `measure` it."""
+        """Return whether `decide_available` depends on the usage of volumes, so that `measure` must be called."""
 
     async def measure(self, items: Sequence[ItemRef]) -> dict[UUID, int]:
-        """Measure what `decide` wants to know, in bytes; what cannot be measured is left out."""
+        """Return the allocated bytes of volumes by id; volumes that cannot be measured are left out."""
 
-    async def decide(
+    async def decide_available(
         self,
         session: AsyncSession,
         lane: Lane,
         volumes: Sequence[tuple[ItemRef, LockedVolume]],
         used: Mapping[UUID, int],
     ) -> list[ItemUpdate]:
-        """Decide about volumes that are available, and locked: CLAIMED, or why not."""
+        """Decide about items whose volumes are available and locked: CLAIMED to work on them, else why not."""
 
-    async def begin(
+    async def prepare(
         self,
         session: AsyncSession,
         lane: Lane,
         volumes: Sequence[tuple[ItemUpdate, LockedVolume]],
-        newly_taken: Mapping[UUID, int],
+        newly_acquired: Mapping[UUID, int],
     ) -> list[ItemWork]:
-        """Write down what is to be done with the lane's volumes; ``fresh``: versions of those that are new to it."""
+        """Write down what the work needs and return the work.
 
-    async def perform(self, task: ItemWork, grant: Grant) -> int | None:
-        """Do the storage work; returns the size in bytes of what was made."""
+        ``newly_acquired`` has the new versions of the volumes acquired in this transaction; the lane's job already held
+        the others.
+        """
 
-    async def seal(self, task: ItemWork, entry: ItemUpdate, grant: Grant) -> Result:
-        """Shut earlier attempts out of a task that ends as ``entry``, and tell what they have left."""
+    async def perform(self, work: ItemWork, grant: Grant) -> int | None:
+        """Do the storage work; return the size in bytes of what was made."""
+
+    async def seal(self, work: ItemWork, update: ItemUpdate, grant: Grant) -> Result:
+        """Bar earlier attempts from publishing; return ``update`` corrected by what they left on the backend."""
 
     async def record(
         self, session: AsyncSession, lane: Lane, items: Sequence[ItemUpdate], sizes: Mapping[UUID, int | None]
     ) -> None:
-        """Let go of what belongs to finished items, with the sizes in bytes that were reported for their volumes."""
+        """Release the volumes and snapshots of finished items; ``sizes`` in bytes as reported, by volume id."""
 
     async def raise_fences(self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef]) -> None:
-        """Raise versions: the fences of a new lane must be above those that dead ones have left on the disk."""
+        """Increment versions, so that the fences of a new lane are above those that dead lanes left on the backend."""
 
     async def give_up(self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef]) -> None:
-        """Let go of what belongs to items that no lane could bring to an end."""
+        """Release the volumes and snapshots of items that no lane could finish."""
 
 
 def decide_by_state(item: ItemRef, volume: LockedVolume | None, lane: Lane) -> ItemUpdate | None:
-    """Tell what follows from the state of a volume, whose row is locked; None if it is available.
+    """Decide about an item by the state of its volume, whose row is locked; None if the volume is available.
 
-    CLAIMED means that it is in the lane's hands already, PENDING that it is busy.
+    CLAIMED: the parent job holds the volume already. PENDING: the volume is busy with another job.
     """
     if volume is None:
         return ItemUpdate(item.volume_id, ItemStatus.SKIPPED, ItemCode.VOLUME_GONE)
-    if volume.job_id == lane.job_id:  # an earlier attempt of this lane took it; its word stands
+    if volume.job_id == lane.job_id:  # acquired by an earlier attempt, whose decision in the ledger is binding
         return ItemUpdate(item.volume_id, ItemStatus.CLAIMED, to_size=item.to_size, snapshot_id=item.snapshot_id)
     if volume.state in BUSY:
         return ItemUpdate(item.volume_id, ItemStatus.PENDING)

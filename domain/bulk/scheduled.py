@@ -1,4 +1,4 @@
-"""A bulk job as something that a schedule asks for, in the words in which a client asks for one."""
+"""Bulk jobs as actions of schedules; their parameters have the same form as a client's request."""
 
 from collections.abc import Callable, Container
 from datetime import datetime
@@ -27,33 +27,33 @@ class _Service(Protocol[_Request_contra]):
 
 
 class ScheduledBulk(Generic[Request]):
-    """An action of schedules: one kind of bulk job."""
+    """An `Action` that requests one kind of bulk job."""
 
     def __init__(
-        self, service: _Service[Request], read: Callable[[dict[str, Any]], Request], backends: Container[str]
+        self, service: _Service[Request], from_request: Callable[[dict[str, Any]], Request], backends: Container[str]
     ) -> None:
-        """``read`` makes a request of parameters as they are on the wire."""
+        """Create the action; ``from_request`` converts the schedule's parameters."""
         self._service = service
-        self._read = read
+        self._from_request = from_request
         self._backends = backends
 
     def check(self, params: dict[str, Any]) -> None:
-        """Refuse parameters of which no such job can be made.
+        """Reject parameters from which no job can be made.
 
         Raises:
-            Invalid: naming the parameter.
+            Invalid: names the parameter.
         """
-        request = self._read(params)
+        request = self._from_request(params)
         request.selection.require_backend(self._backends)
         self._service.check(request)
 
     async def request(
         self, session: AsyncSession, params: dict[str, Any], *, schedule_id: UUID, scheduled_for: datetime
     ) -> Job:
-        """Ask for the job, in the given transaction.
+        """Insert the job in the given transaction.
 
         Raises:
-            Invalid: it cannot be asked for any more.
+            Invalid: the parameters are no longer valid.
         """
-        request = self._read(params)
+        request = self._from_request(params)
         return await self._service.add(session, request, schedule_id=schedule_id, scheduled_for=scheduled_for)

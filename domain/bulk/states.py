@@ -1,11 +1,11 @@
-"""The states of an item of a bulk job and the moves between them, and the codes that say why."""
+"""The statuses of an item of a bulk job, the table of moves between them, and the codes that give the reason."""
 
 import enum
 from typing import Final
 
 
 class ItemStatus(enum.StrEnum):
-    """What has become of one volume in one bulk job."""
+    """The status of one volume in one bulk job."""
 
     PENDING = "pending"
     CLAIMED = "claimed"
@@ -26,7 +26,7 @@ FINISHED: Final = frozenset(status for status, moves in MOVES.items() if not mov
 
 
 class ItemCode(enum.StrEnum):
-    """Why an item ended as it did; a failed one may also carry the code of a storage error."""
+    """The reason for an item's status; a failed item may also have the code of a storage error."""
 
     EXPANDED = "expanded"
     SNAPSHOTTED = "snapshotted"
@@ -44,6 +44,6 @@ class ItemCode(enum.StrEnum):
     LANES_LOST = "lanes-lost"
 
 
-def ending_of(code: ItemCode) -> ItemStatus:
-    """How an item ends whose volume stays as it is; what somebody has to mend is a failure."""
+def unchanged_status(code: ItemCode) -> ItemStatus:
+    """Return the status of an item whose volume stays unchanged: FAILED if a user must fix something, else SKIPPED."""
     return ItemStatus.FAILED if code is ItemCode.POLICY_UNUSABLE else ItemStatus.SKIPPED

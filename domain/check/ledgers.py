@@ -1,4 +1,4 @@
-"""Ledgers of bulk jobs: do their counters say what their items say, and is an ended one really finished?"""
+"""Checks bulk jobs against their ledgers: counters must match the items, and an ended job has no unfinished items."""
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Final, NamedTuple
@@ -19,12 +19,12 @@ from domain.jobs.model import Job
 from domain.jobs.states import ENDED, JobStatus
 from domain.jobs.store.jobs import JobRepository
 
-#: Counting a million items takes some seconds.
+#: Statement timeout for reading a ledger; counting a million items takes some seconds.
 _COUNT_SECONDS: Final = 50
 
 
 class LedgerState(NamedTuple):
-    """A bulk job's own counters, and what its ledger says; None before they are first counted."""
+    """A bulk job's counters (None before they are first set), and the counts of its ledger."""
 
     status: JobStatus
     counters: tuple[int | None, ...]
@@ -33,50 +33,53 @@ class LedgerState(NamedTuple):
 
     @property
     def agrees(self) -> bool:
-        """Whether they are the same; a ledger that was pruned says nothing any more."""
+        """Whether counters and ledger are equal; a pruned ledger agrees with any counters."""
         pruned = self.status in ENDED and self.ledger[0] == 0
         return pruned or self.counters == self.ledger
 
     @property
-    def due(self) -> bool:
-        """Whether they should be the same: a plan that is being made is not counted yet."""
+    def comparable(self) -> bool:
+        """Whether they must be equal: the counters are unset while the job is being planned."""
         return self.status in ENDED or self.counters[0] is not None
 
 
 class Ledgers:
-    """Looks through the ledgers of all bulk jobs."""
+    """Checks the ledgers of all bulk jobs."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def findings(self, report: Report, *, repair: bool) -> AsyncIterator[Finding]:
-        """Tell which of them do not agree with their jobs, mended if ``repair`` is asked for."""
+        """Yield bulk jobs that disagree with their ledgers, repaired if ``repair``."""
         after: UUID | None = None
         while page := await self._page(after):
             after = page[-1]
             for job_id in page:
-                report.looked_at["ledgers"] += 1
+                report.checked["ledgers"] += 1
                 for finding in _compare(job_id, await self._ledger_state(job_id)):
                     if repair:
                         await self._recount(job_id)
                     yield finding.as_repaired() if repair else finding
 
     async def _recount(self, job_id: UUID) -> None:
-        """Finish what nobody will work on any more, then count afresh."""
+        """Fail the unfinished items of an ended job, then recount."""
         async with self._database.transaction() as session:
             found = await JobRepository(session).get(job_id)
         if found is not None and found.ended:
-            for was in (ItemStatus.PENDING, ItemStatus.CLAIMED):
-                while await self._close_some(job_id, was):
+            for status in (ItemStatus.PENDING, ItemStatus.CLAIMED):
+                while await self._fail_items(job_id, status):
                     pass
         async with self._database.transaction() as session:
-            # Under the parent's lock, which whoever finishes an item takes last: what is counted here has been tallied.
+            # Finishing an item locks the parent last and adds to its counters. Under that lock, every finished item
+            # that is counted here has been added already.
             if await JobRepository(session).get_for_update(job_id) is not None:
                 await recount(session, job_id)
 
-    async def _close_some(self, job_id: UUID, was: ItemStatus) -> int:
+    async def _fail_items(self, job_id: UUID, status: ItemStatus) -> int:
         async with self._database.transaction() as session:
-            closed = await Ledger(session).close(job_id, was=was, status=ItemStatus.FAILED, code=ItemCode.LANES_LOST)
+            closed = await Ledger(session).close(
+                job_id, previous=status, status=ItemStatus.FAILED, code=ItemCode.LANES_LOST
+            )
         return len(closed)
 
     async def _page(self, after: UUID | None) -> Sequence[UUID]:
@@ -89,18 +92,18 @@ class Ledgers:
 
 
 class LedgerStateRepository:
-    """Bulk jobs beside their ledgers, seen from one transaction, each by one statement: so all of one moment."""
+    """Reads bulk jobs with their ledgers; each by one statement, so that both are of the same moment."""
 
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
     async def page(self, after: UUID | None, limit: int) -> Sequence[UUID]:
-        """List jobs that have a ledger, upwards by id; one that is being forgotten has none of it to agree with."""
+        """Return the ids of bulk jobs in ascending order. A job that is being pruned has no ledger to compare."""
         query = select(Job.id).where(Job.kind.in_(BULK_KINDS), Job.pruned_at.is_(None)).order_by(Job.id).limit(limit)
         return (await self._session.scalars(query if after is None else query.where(Job.id > after))).all()
 
     async def read(self, job_id: UUID) -> LedgerState | None:
-        """Read a bulk job's counters together with its ledger's; None if it has just been pruned."""
+        """Read a bulk job's counters together with the counts of its ledger; None if it has just been pruned."""
         await self._session.execute(text(f"SET LOCAL statement_timeout = '{_COUNT_SECONDS}s'"))
         ledger = (func.count(Item.volume_id), *map(_count, (ItemStatus.SUCCEEDED, ItemStatus.FAILED)))
         ledger += (_count(ItemStatus.SKIPPED), _count(ItemStatus.PENDING, ItemStatus.CLAIMED))
@@ -114,12 +117,12 @@ def _count(*statuses: ItemStatus) -> ColumnElement[int]:
     return func.count(Item.volume_id).filter(Item.status.in_(statuses))
 
 
-def _compare(job_id: UUID, account: LedgerState | None) -> Iterator[Finding]:
-    if account is None or not account.due:
+def _compare(job_id: UUID, state: LedgerState | None) -> Iterator[Finding]:
+    if state is None or not state.comparable:
         return
-    if account.status is not JobStatus.RUNNING and account.unfinished:
-        problem = f"is {account.status}, but {account.unfinished} of its items are not finished"
+    if state.status is not JobStatus.RUNNING and state.unfinished:
+        problem = f"is {state.status}, but {state.unfinished} of its items are not finished"
         yield Finding(CheckCode.ITEMS_UNFINISHED, job(job_id), problem)
-    if not account.agrees:
-        problem = f"counts {account.counters}, its ledger {account.ledger} (all, succeeded, failed, skipped)"
+    if not state.agrees:
+        problem = f"has the counters {state.counters}, its ledger {state.ledger} (total, succeeded, failed, skipped)"
         yield Finding(CheckCode.MISCOUNTED, job(job_id), problem)

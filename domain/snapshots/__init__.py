@@ -1,11 +1,11 @@
-"""Snapshots: a volume's bytes as they were at one moment.
+"""Snapshots: a volume's data at one point in time.
 
     taking ──▶ ready ──▶ restoring | cloning ──▶ ready
        │         │
-       │         └──▶ deleting ──▶ (gone)
+       │         └──▶ deleting ──▶ (row removed)
        ▼                 ▼
      error ◀─────────────┘          error ──▶ taking (retry) | deleting
 
-A snapshot in a state that ends in -ing belongs to the job in ``job_id``; only clones share it: any number of them may
-be made at once, ``job_id`` is one of theirs, and the snapshot is ready again when the last one has ended.
+A snapshot in a state that ends in -ing is held by the job in ``job_id``. Only clones share a snapshot: any number may
+run at once, ``job_id`` names one of their jobs, and the snapshot is ready again when the last one has ended.
 """

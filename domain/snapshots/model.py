@@ -14,7 +14,7 @@ _STATES = ", ".join(f"'{state}'" for state in SnapshotState)
 
 
 class Snapshot(Entity):
-    """One snapshot. It keeps its volume from being deleted."""
+    """One snapshot. Its volume cannot be deleted while it exists."""
 
     __tablename__ = "snapshots"
     __table_args__ = (
@@ -30,11 +30,11 @@ class Snapshot(Entity):
     state: Mapped[SnapshotState] = mapped_column(enum_text(SnapshotState))
     #: The volume's size in bytes when the snapshot was taken.
     size: Mapped[int]
-    #: Raised by every accepted operation and every end of one; the upper half of the fence.
+    #: Incremented when an operation is accepted and when it ends; the upper half of the fence.
     version: Mapped[int]
-    #: A job that has the snapshot at the moment; of several clones, one.
+    #: The job that holds the snapshot, one of them if several clone it; None while it is idle.
     job_id: Mapped[UUID | None]
-    #: The schedule that it was made by, and that may delete it again.
+    #: The schedule that took the snapshot, and whose retention rule may delete it.
     schedule_id: Mapped[UUID | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())

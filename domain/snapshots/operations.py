@@ -1,108 +1,96 @@
-"""How the use cases of snapshots write their jobs, and what they read out of them when these have been at work.
+"""Helpers shared by the snapshot operations: build their jobs, and read what finished jobs report.
 
-A job's ``volume_id`` is the volume that it has in its hands. One that deletes has none, because whatever else goes on
-with the volume does not matter to it; one that clones has the new one. ``params`` then tell whose the snapshot is.
+A job's ``volume_id`` names the volume that the job holds: that of the snapshot for take and restore, the new volume for
+a clone. A delete job holds no volume, so that it neither waits for nor blocks other operations on it. Clone and delete
+jobs therefore carry the snapshot's volume in ``params["of_volume"]``; `source_of` reads either.
 """
 
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from domain.db.database import Database
+from uuid_utils.compat import uuid7
+
+from domain.errors import Invalid
 from domain.jobs.claimed import ClaimedJob
 from domain.jobs.kinds import FailedJobs, SucceededJobs
 from domain.jobs.model import Job, new_job
 from domain.jobs.outcomes import Payload
-from domain.jobs.transport.job_queue import JobQueue
 from domain.snapshots.model import Snapshot
 from domain.snapshots.repository import SnapshotRelease
-from domain.storage.backends import Backends
-from domain.storage.context import Grant
-from domain.storage.driver import StorageDriver
+from domain.snapshots.states import SnapshotState
+from domain.volumes.model import Volume
+from domain.volumes.operations import volume_of
 from domain.volumes.repository import Release, require_held
+from domain.volumes.service import NewVolume
 
 
-class SnapshotJobs:
-    """What all use cases of snapshots stand on."""
-
-    def __init__(self, database: Database, queue: JobQueue, backends: Backends, *, max_attempts: int) -> None:
-        self._database = database
-        self._queue = queue
-        self._backends = backends
-        self._max_attempts = max_attempts
-
-    async def seal_snapshot(self, job: ClaimedJob, grant: Grant) -> Payload:
-        """Shut earlier attempts to take or delete a snapshot out for good, and report what they left there."""
-        driver, volume_id, snapshot_id = self._storage(job)
-        return _found(job, await driver.seal_snapshot(volume_id, snapshot_id, grant))
-
-    async def seal_volume(self, job: ClaimedJob, grant: Grant) -> Payload:
-        """Shut earlier attempts to restore or make a volume out for good, and report what they left there."""
-        driver, _, _ = self._storage(job)
-        return _found(job, await driver.seal(volume_of(job), grant))
-
-    def _job(self, kind: str, snapshot: Snapshot, params: Payload, *, fence: int, **columns: Any) -> Job:
-        """Make a job; ``fence`` is the version of what it is going to publish."""
-        return new_job(
-            kind,
-            {**params, "fence": fence},
-            max_attempts=self._max_attempts,
-            snapshot_id=snapshot.id,
-            **columns,
-        )
-
-    async def _dispatch(self, job: Job) -> Job:
-        await self._queue.dispatch([job.dispatch])
-        return job
-
-    def _storage(self, job: ClaimedJob) -> tuple[StorageDriver, UUID, UUID]:
-        """Reach the backend, and say which snapshot of which volume the job is about."""
-        return self._backends.get(job.backend or ""), source_of(job), snapshot_of(job)
+def job_for(snapshot: Snapshot, kind: str, params: Payload, *, fence: int, max_attempts: int, **columns: Any) -> Job:
+    """Build a job for a snapshot; ``fence`` is the version of the volume or snapshot that the job publishes."""
+    return new_job(kind, {**params, "fence": fence}, max_attempts=max_attempts, snapshot_id=snapshot.id, **columns)
 
 
-def volume_of(job: Job | ClaimedJob) -> UUID:
-    """Name the volume that the job has in its hands."""
-    if job.volume_id is None:
-        raise RuntimeError(f"{job.kind} {job.id} names no volume")
-    return job.volume_id
+def new_snapshot(volume: Volume, name: str, job_id: UUID) -> Snapshot:
+    """Build the row of a new snapshot, held by the job that takes it."""
+    return Snapshot(
+        id=uuid7(),
+        volume_id=volume.id,
+        name=name,
+        state=SnapshotState.TAKING,
+        size=volume.size,
+        version=1,
+        job_id=job_id,
+    )
+
+
+def clone_size(new: NewVolume, snapshot: Snapshot) -> int:
+    """Return the size of a clone in bytes: the requested one, or that of the snapshot.
+
+    Raises:
+        Invalid: the requested size is smaller than the snapshot, whose data would be cut off.
+    """
+    if new.size is not None and new.size < snapshot.size:
+        raise Invalid(f"A clone cannot be smaller than its snapshot, {snapshot.size} bytes.", field="size")
+    return new.size or snapshot.size
 
 
 def snapshot_of(job: Job | ClaimedJob) -> UUID:
-    """Name the snapshot that the job is about."""
+    """Return the id of the snapshot that a job works on."""
     if job.snapshot_id is None:
         raise RuntimeError(f"{job.kind} {job.id} names no snapshot")
     return job.snapshot_id
 
 
 def source_of(job: Job | ClaimedJob) -> UUID:
-    """Name the volume that the snapshot is one of."""
+    """Return the id of the volume that the snapshot was taken of."""
     return UUID(job.params["of_volume"]) if "of_volume" in job.params else volume_of(job)
 
 
-def result(job: ClaimedJob, size: int | None) -> Payload:
-    """Tell what was made; a backend that knows no sizes (None) has made what the job asked for."""
-    return _found(job, job.params.get("size") if size is None else size)
+def result_of(job: ClaimedJob, size: int | None) -> Payload:
+    """Build the result of a job; if the backend reports no size (None), it is the size that the job asked for."""
+    return sealed_result_of(job, job.params.get("size") if size is None else size)
 
 
-def _found(job: ClaimedJob, size: int | None) -> Payload:
-    names = {"snapshot_id": str(snapshot_of(job)), "volume_id": str(job.volume_id or source_of(job))}
-    return names | ({} if size is None else {"size": size})
+def sealed_result_of(job: ClaimedJob, size: int | None) -> Payload:
+    """Build the result of a sealed job, with the size found on the backend; None: nothing was found."""
+    ids = {"snapshot_id": str(snapshot_of(job)), "volume_id": str(job.volume_id or source_of(job))}
+    return ids | ({} if size is None else {"size": size})
 
 
-def volumes(jobs: SucceededJobs | FailedJobs, *, resized: bool) -> list[Release]:
-    """List the volumes that these jobs let go of, with the sizes they now have if jobs of this kind change them."""
+def volume_releases(jobs: SucceededJobs | FailedJobs, *, resized: bool) -> list[Release]:
+    """List the volumes that these jobs release; with the sizes they report, if this kind of job changes them."""
     return [Release(volume_of(job), job.id, _size(payload) if resized else None) for job, payload in jobs]
 
 
-def snapshots(jobs: SucceededJobs | FailedJobs, *, resized: bool) -> list[SnapshotRelease]:
-    """List the snapshots that these jobs let go of, as `volumes` does."""
+def snapshot_releases(jobs: SucceededJobs | FailedJobs, *, resized: bool) -> list[SnapshotRelease]:
+    """List the snapshots that these jobs release; with the sizes they report, if this kind of job changes them."""
     return [SnapshotRelease(snapshot_of(job), job.id, _size(payload) if resized else None) for job, payload in jobs]
 
 
-def require_both(done: SucceededJobs, touched_volumes: Sequence[UUID], touched_snapshots: Sequence[UUID]) -> None:
-    """Make sure that each of these jobs had its volume and its snapshot."""
-    require_held((volume_of(job) for job, _ in done), touched_volumes)
-    require_held((snapshot_of(job) for job, _ in done), touched_snapshots)
+def require_both_held(succeeded: SucceededJobs, volumes: Sequence[UUID], snapshots: Sequence[UUID]) -> None:
+    """Require that every succeeded job still held its volume and its snapshot, given those that were updated."""
+    require_held((volume_of(job) for job, _ in succeeded), volumes)
+    require_held((snapshot_of(job) for job, _ in succeeded), snapshots)
 
 
 def _size(payload: Payload | None) -> int | None:

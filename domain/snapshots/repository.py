@@ -1,4 +1,4 @@
-"""Every question that is asked of the table of snapshots, by name. Takes a session, never commits."""
+"""Queries on the table of snapshots. Takes a session, never commits."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.db.sql import given_rows
+from domain.db.sql import json_rows
 from domain.errors import NameTaken, SnapshotBusy, SnapshotNotFound, SnapshotUnusable, VolumeHasSnapshots
 from domain.jobs.model import Job
 from domain.jobs.states import LIVE
@@ -31,15 +31,15 @@ from domain.snapshots.model import Snapshot
 from domain.snapshots.retention import RetentionRule
 from domain.snapshots.states import BUSY, MOVES, SnapshotState
 
-#: States of a snapshot that can be used, if not at this very moment.
-_RESTORABLE: Final = (SnapshotState.READY, SnapshotState.RESTORING, SnapshotState.CLONING)
-#: So many a schedule may want to delete at once: for a hundred times as many no transaction would be short enough.
-_EXPIRED: Final = 5000
+#: States of a snapshot whose data is intact; it counts for retention even while it is in use.
+_INTACT: Final = (SnapshotState.READY, SnapshotState.RESTORING, SnapshotState.CLONING)
+#: Maximum number of expired snapshots locked at once: the transaction that deletes them must stay short.
+_MAX_EXPIRED: Final = 5000
 
 
 @dataclass(frozen=True)
 class SnapshotFilter:
-    """Which snapshots a list shows; None means any."""
+    """Filters of a list of snapshots; None matches any."""
 
     volume_id: UUID | None = None
     state: SnapshotState | None = None
@@ -47,7 +47,7 @@ class SnapshotFilter:
 
 
 class SnapshotRelease(NamedTuple):
-    """A snapshot that its job lets go of, with the size in bytes that it now has; None: as before."""
+    """A snapshot that its job releases, with its new size in bytes; None leaves the size unchanged."""
 
     snapshot_id: UUID
     job_id: UUID
@@ -55,16 +55,16 @@ class SnapshotRelease(NamedTuple):
 
 
 class SnapshotRepository:
-    """The table of snapshots, seen from one transaction."""
+    """The table of snapshots, within one transaction."""
 
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
     async def add(self, snapshot: Snapshot) -> Snapshot:
-        """Write a new snapshot.
+        """Insert a new snapshot.
 
         Raises:
-            NameTaken: another snapshot of its volume has its name.
+            NameTaken: another snapshot of the volume has the name.
         """
         self._session.add(snapshot)
         name = snapshot.name
@@ -80,7 +80,7 @@ class SnapshotRepository:
         """Read one snapshot.
 
         Raises:
-            SnapshotNotFound: there is none.
+            SnapshotNotFound: no such snapshot.
         """
         snapshot = await self._session.get(Snapshot, snapshot_id)
         if snapshot is None:
@@ -88,11 +88,11 @@ class SnapshotRepository:
         return snapshot
 
     async def acquire(self, snapshot_id: UUID, state: SnapshotState, job_id: UUID) -> Snapshot:
-        """Give a snapshot into the hands of a job; the row stays locked.
+        """Acquire a snapshot for a job. The row stays locked.
 
         Raises:
-            SnapshotNotFound: there is none.
-            SnapshotBusy, SnapshotUnusable: it cannot go over to ``state`` now.
+            SnapshotNotFound: no such snapshot.
+            SnapshotBusy, SnapshotUnusable: it cannot move to ``state`` now.
         """
         snapshot = await self._session.get(Snapshot, snapshot_id, with_for_update=True, populate_existing=True)
         if snapshot is None:
@@ -106,7 +106,7 @@ class SnapshotRepository:
         return snapshot
 
     async def page(self, filters: SnapshotFilter, *, before: UUID | None, limit: int) -> Sequence[Snapshot]:
-        """Read ``limit`` snapshots and one more, newest first."""
+        """Read up to ``limit`` + 1 snapshots, newest first; the extra one shows that there is a next page."""
         query = select(Snapshot).order_by(Snapshot.id.desc()).limit(limit + 1)
         if filters.volume_id is not None:
             query = query.where(Snapshot.volume_id == filters.volume_id)
@@ -118,18 +118,18 @@ class SnapshotRepository:
             query = query.where(Snapshot.id < before)
         return (await self._session.scalars(query)).all()
 
-    async def release(self, endings: Sequence[SnapshotRelease], state: SnapshotState) -> Sequence[UUID]:
-        """Bring snapshots to rest in ``state`` at the end of the jobs that had them; returns which ones there were."""
-        given = _given(endings)
-        await self._lock_in_order([ending.snapshot_id for ending in endings])
+    async def release(self, releases: Sequence[SnapshotRelease], state: SnapshotState) -> Sequence[UUID]:
+        """Move snapshots to the idle ``state`` and clear their job; return the ids of those that it still held."""
+        rows = _release_rows(releases)
+        await self._lock_in_order([release.snapshot_id for release in releases])
         query = (
             update(Snapshot)
-            .where(Snapshot.id == given.c.snapshot_id, Snapshot.job_id == given.c.job_id)
+            .where(Snapshot.id == rows.c.snapshot_id, Snapshot.job_id == rows.c.job_id)
             .values(
                 state=state,
                 job_id=None,
                 version=Snapshot.version + 1,
-                size=func.coalesce(given.c.size, Snapshot.size),
+                size=func.coalesce(rows.c.size, Snapshot.size),
                 updated_at=func.now(),
             )
             .returning(Snapshot.id)
@@ -138,13 +138,14 @@ class SnapshotRepository:
         return (await self._session.scalars(query)).all()
 
     async def release_after_clones(self, snapshot_ids: Collection[UUID], *, ended: Collection[UUID]) -> Sequence[UUID]:
-        """Bring snapshots to rest if the clone jobs ``ended`` were their last; returns which ones were being cloned.
+        """Release snapshots of which ``ended`` were the last clone jobs; return the ids of those in state ``cloning``.
 
-        Locked by a statement of its own: only what begins after that sees the clones that others have just begun or
-        ended under the same lock. An UPDATE that had to wait would look at its row afresh, but not at other tables.
+        The rows are locked by a separate statement, because only a statement that starts after the lock is granted sees
+        the clone jobs that another transaction committed while it held the lock. An UPDATE that waits for a lock
+        re-reads its own row only, not the table of jobs.
         """
         await self._lock_in_order(snapshot_ids)
-        live = _a_live_clone(ended)
+        live = _live_clone_job(ended)
         query = (
             update(Snapshot)
             .where(Snapshot.id.in_(snapshot_ids), Snapshot.state == SnapshotState.CLONING)
@@ -159,103 +160,106 @@ class SnapshotRepository:
         )
         return (await self._session.scalars(query)).all()
 
-    async def remove(self, endings: Sequence[SnapshotRelease]) -> Sequence[UUID]:
-        """Strike off snapshots that their jobs have deleted; returns which ones there were."""
-        given = _given(endings)
-        await self._lock_in_order([ending.snapshot_id for ending in endings])
+    async def remove(self, releases: Sequence[SnapshotRelease]) -> Sequence[UUID]:
+        """Delete the rows of deleted snapshots; return the ids of those that their job still held."""
+        rows = _release_rows(releases)
+        await self._lock_in_order([release.snapshot_id for release in releases])
         query = (
             delete(Snapshot)
-            .where(Snapshot.id == given.c.snapshot_id, Snapshot.job_id == given.c.job_id)
+            .where(Snapshot.id == rows.c.snapshot_id, Snapshot.job_id == rows.c.job_id)
             .returning(Snapshot.id)
             .execution_options(synchronize_session=False)
         )
         return (await self._session.scalars(query)).all()
 
     async def _lock_in_order(self, snapshot_ids: Collection[UUID]) -> None:
-        """Lock by id: an UPDATE locks as it finds them, and two that find them differently wait for each other."""
+        """Lock by id: an UPDATE locks rows in the order in which it finds them, so two of them could deadlock."""
         query = select(Snapshot.id).where(Snapshot.id.in_(snapshot_ids)).order_by(Snapshot.id)
         await self._session.execute(query.with_for_update())
 
 
 class BulkSnapshotRepository:
-    """What bulk jobs ask of the table of snapshots, seen from one transaction; each question takes a whole chunk.
+    """Queries of bulk jobs on the table of snapshots, within one transaction; each covers a whole chunk of items.
 
-    Of each volume that a bulk job has in its hands it has at most one snapshot, so the volume says which.
+    A bulk job holds at most one snapshot of each volume that it holds, so the volume's id identifies the snapshot.
     """
 
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
-    async def named(self, volume_ids: Collection[UUID], name: str) -> set[UUID]:
-        """Tell which of these volumes have a snapshot of that name; with their rows locked, it stays true."""
+    async def volumes_with(self, name: str, volume_ids: Collection[UUID]) -> set[UUID]:
+        """Return which of these volumes have a snapshot of that name; stable while the volumes' rows are locked."""
         query = select(Snapshot.volume_id).where(Snapshot.volume_id.in_(volume_ids), Snapshot.name == name)
         return set((await self._session.scalars(query)).all())
 
     async def add(self, snapshots: Sequence[Snapshot]) -> None:
-        """Write new snapshots; their names must be free."""
+        """Insert new snapshots; their names must be free."""
         if snapshots:
             names = ("id", "volume_id", "name", "state", "size", "version", "job_id", "schedule_id")
             rows = [{name: getattr(snapshot, name) for name in names} for snapshot in snapshots]
             await self._session.execute(insert(Snapshot), rows)
 
-    async def acquired_by(self, volume_ids: Collection[UUID], job_id: UUID) -> dict[UUID, tuple[UUID, int]]:
-        """Tell which snapshots of these volumes a bulk job has, by volume: their ids and versions."""
-        query = select(Snapshot.volume_id, Snapshot.id, Snapshot.version).where(_of(volume_ids, job_id))
+    async def held_by(self, job_id: UUID, volume_ids: Collection[UUID]) -> dict[UUID, tuple[UUID, int]]:
+        """Return the ids and versions of the snapshots of these volumes that a job holds, by volume id."""
+        query = select(Snapshot.volume_id, Snapshot.id, Snapshot.version).where(_is_held_by(job_id, volume_ids))
         return {row.volume_id: (row.id, row.version) for row in await self._session.execute(query)}
 
     async def raise_versions(self, volume_ids: Collection[UUID], job_id: UUID) -> None:
-        """Raise the versions of snapshots that a bulk job has, as is done with those of volumes."""
-        query = update(Snapshot).where(_of(volume_ids, job_id)).values(version=Snapshot.version + 1)
+        """Increment the versions of snapshots that a job holds, so that its new fences supersede its old ones."""
+        query = update(Snapshot).where(_is_held_by(job_id, volume_ids)).values(version=Snapshot.version + 1)
         await self._session.execute(query.execution_options(synchronize_session=False))
 
     async def discard(self, volume_ids: Collection[UUID], job_id: UUID) -> None:
-        """Strike off snapshots that a bulk job has meant to take, and of which nothing is there."""
-        query = delete(Snapshot).where(_of(volume_ids, job_id))
+        """Delete the rows of snapshots that a job holds and of which nothing exists on the backend."""
+        query = delete(Snapshot).where(_is_held_by(job_id, volume_ids))
         await self._session.execute(query.execution_options(synchronize_session=False))
 
-    async def expired(self, volume_ids: Collection[UUID], schedule_id: UUID, keep: RetentionRule) -> Sequence[Snapshot]:
-        """Lock a schedule's own snapshots that it does not keep; those that are in use wait for the next time.
+    async def lock_expired(
+        self, volume_ids: Collection[UUID], schedule_id: UUID, keep: RetentionRule
+    ) -> Sequence[Snapshot]:
+        """Lock a schedule's own snapshots that its retention rule does not keep, oldest first.
 
-        So do the newer ones where there are very many: it may have begun to delete after it had kept all for years.
+        Left for the next run: (1) snapshots in use or locked, and (2) all beyond the oldest 5000, which exist if the
+        schedule got its retention rule only after years of keeping everything.
         """
         newest = (Snapshot.created_at.desc(), Snapshot.id.desc())
         own = (
             select(Snapshot.id, func.row_number().over(partition_by=Snapshot.volume_id, order_by=newest).label("rank"))
-            .where(
-                Snapshot.volume_id.in_(volume_ids), Snapshot.schedule_id == schedule_id, Snapshot.state.in_(_RESTORABLE)
-            )
+            .where(Snapshot.volume_id.in_(volume_ids), Snapshot.schedule_id == schedule_id, Snapshot.state.in_(_INTACT))
             .subquery()
         )
         beyond = select(own.c.id).where(own.c.rank > max(keep.last or 0, 1))
-        query = select(Snapshot).where(Snapshot.id.in_(beyond), Snapshot.state == SnapshotState.READY, _expired(keep))
-        oldest = query.order_by(Snapshot.id).limit(_EXPIRED)
+        query = select(Snapshot).where(
+            Snapshot.id.in_(beyond), Snapshot.state == SnapshotState.READY, _is_old_enough(keep)
+        )
+        oldest = query.order_by(Snapshot.id).limit(_MAX_EXPIRED)
         return (await self._session.scalars(oldest.with_for_update(skip_locked=True))).all()
 
-    async def acquire(self, job_ids: Mapping[UUID, UUID], state: SnapshotState) -> None:
-        """Give locked snapshots into the hands of a job each."""
-        rows = ({"snapshot_id": snapshot_id, "job_id": job_id} for snapshot_id, job_id in job_ids.items())
-        given = given_rows(rows, snapshot_id=Uuid(), job_id=Uuid())
+    async def acquire_each(self, job_ids: Mapping[UUID, UUID], state: SnapshotState) -> None:
+        """Acquire locked snapshots, each for its own job; ``job_ids`` maps snapshot ids to job ids."""
+        pairs = ({"snapshot_id": snapshot_id, "job_id": job_id} for snapshot_id, job_id in job_ids.items())
+        rows = json_rows(pairs, snapshot_id=Uuid(), job_id=Uuid())
         query = (
             update(Snapshot)
-            .where(Snapshot.id == given.c.snapshot_id)
-            .values(state=state, job_id=given.c.job_id, version=Snapshot.version + 1, updated_at=func.now())
+            .where(Snapshot.id == rows.c.snapshot_id)
+            .values(state=state, job_id=rows.c.job_id, version=Snapshot.version + 1, updated_at=func.now())
         )
         await self._session.execute(query.execution_options(synchronize_session=False))
 
 
 async def refuse_if_it_has_snapshots(session: AsyncSession, volume_id: UUID) -> None:
-    """Keep a volume from being deleted as long as it has snapshots.
+    """Refuse the deletion of a volume that has snapshots.
 
     Raises:
-        VolumeHasSnapshots: it has.
+        VolumeHasSnapshots: it has at least one.
     """
-    any_of_them = select(literal(1)).where(Snapshot.volume_id == volume_id).limit(1)
-    if await session.scalar(any_of_them) is not None:
+    any_snapshot = select(literal(1)).where(Snapshot.volume_id == volume_id).limit(1)
+    if await session.scalar(any_snapshot) is not None:
         raise VolumeHasSnapshots
 
 
-def _a_live_clone(ended: Collection[UUID]) -> ColumnElement[UUID]:
-    """Find a job that still makes a clone of the snapshot in question; null if there is none."""
+def _live_clone_job(ended: Collection[UUID]) -> ColumnElement[UUID]:
+    """Select a live job that clones the snapshot of the outer query, other than ``ended``; null if there is none."""
     return (
         select(Job.id)
         .where(Job.snapshot_id == Snapshot.id, Job.kind == "snapshot.clone", Job.status.in_(LIVE))
@@ -267,16 +271,16 @@ def _a_live_clone(ended: Collection[UUID]) -> ColumnElement[UUID]:
     )
 
 
-def _given(endings: Sequence[SnapshotRelease]) -> TableValuedAlias:
-    rows = (ending._asdict() for ending in endings)
-    return given_rows(rows, snapshot_id=Uuid(), job_id=Uuid(), size=Snapshot.size.type)
+def _release_rows(releases: Sequence[SnapshotRelease]) -> TableValuedAlias:
+    rows = (release._asdict() for release in releases)
+    return json_rows(rows, snapshot_id=Uuid(), job_id=Uuid(), size=Snapshot.size.type)
 
 
-def _of(volume_ids: Collection[UUID], job_id: UUID) -> ColumnElement[bool]:
+def _is_held_by(job_id: UUID, volume_ids: Collection[UUID]) -> ColumnElement[bool]:
     return and_(Snapshot.volume_id.in_(volume_ids), Snapshot.job_id == job_id)
 
 
-def _expired(keep: RetentionRule) -> ColumnElement[bool]:
+def _is_old_enough(keep: RetentionRule) -> ColumnElement[bool]:
     if keep.days is None:
         return true()
     return Snapshot.created_at < func.now() - literal(timedelta(days=keep.days))

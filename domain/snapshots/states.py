@@ -1,11 +1,11 @@
-"""The states of a snapshot and the moves between them, as a table."""
+"""The states of a snapshot and the table of moves between them."""
 
 import enum
 from typing import Final
 
 
 class SnapshotState(enum.StrEnum):
-    """What is going on with a snapshot."""
+    """The operation in progress on a snapshot, or the state in which the last one left it."""
 
     TAKING = "taking"
     READY = "ready"
@@ -19,12 +19,12 @@ MOVES: Final[dict[SnapshotState, frozenset[SnapshotState]]] = {
     SnapshotState.TAKING: frozenset({SnapshotState.READY, SnapshotState.ERROR}),
     SnapshotState.READY: frozenset({SnapshotState.RESTORING, SnapshotState.CLONING, SnapshotState.DELETING}),
     SnapshotState.RESTORING: frozenset({SnapshotState.READY}),
-    # Any number of clones may be made at once; the last one brings it back to rest.
+    # Clones may run concurrently; the last one to end moves the snapshot back to ready.
     SnapshotState.CLONING: frozenset({SnapshotState.CLONING, SnapshotState.READY}),
     SnapshotState.DELETING: frozenset({SnapshotState.ERROR}),
     SnapshotState.ERROR: frozenset({SnapshotState.TAKING, SnapshotState.DELETING}),
 }
 
-#: At rest: no job has the snapshot.
+#: No job holds the snapshot.
 IDLE: Final = frozenset({SnapshotState.READY, SnapshotState.ERROR})
 BUSY: Final = frozenset(MOVES) - IDLE

@@ -34,7 +34,7 @@ ARROWS: dict[str, tuple[type, str, str]] = {
     "before the claim": (Runner, "claim", "before"),
     "after the claim": (JobEngine, "claim", "after"),
     "before publishing": (FenceRecord, "write", "before"),
-    "after publishing": (Grant, "published", "before"),
+    "after publishing": (Grant, "on_published", "before"),
     "before the commit": (JobEngine, "_conclude", "after"),
     "after the commit": (JobQueue, "announce", "before"),
 }
@@ -42,10 +42,10 @@ ARROWS: dict[str, tuple[type, str, str]] = {
 #: The same for a bulk job. "if so": after the method, when it has answered yes.
 BULK_ARROWS: dict[str, tuple[type, str, str]] = {
     "planned": (BulkService, "plan", "after"),
-    "handing over, before the commit": (BulkService, "hand_over", "after"),
+    "handing over, before the commit": (BulkService, "delegate", "after"),
     "taking, before the commit": (VolumeRepository, "take_many", "after"),
     "volumes taken": (Chunks, "take_more", "after"),
-    "in the middle of the storage work": (Grant, "published", "before"),
+    "in the middle of the storage work": (Grant, "on_published", "before"),
     "storage work done": (Chunks, "record", "before"),
     "recording, before the commit": (VolumeRepository, "let_go", "after"),
     "chunk recorded": (Chunks, "record", "after"),
@@ -74,7 +74,7 @@ def arm(arrow: str, blow: Callable[[], None]) -> None:
     owner, name, moment = (ARROWS | BULK_ARROWS | MEASURING_ARROWS)[arrow]
     original = getattr(owner, name)
 
-    if name in ("write", "published"):
+    if name in ("write", "on_published"):
 
         @wraps(original)
         def struck(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Bulk jobs in memory, as strict as the real ones."""
+"""Fake services of bulk jobs: in memory, with the errors of the real ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from tests.unit.fake_volumes import FakeJobs, FakeVolumes, job_row
 
 @dataclass
 class FakeBulk:
-    """Ledgers that a test writes itself."""
+    """Serves ledgers that the test has filled."""
 
     jobs: FakeJobs
     ledger: dict[UUID, list[Item]] = field(default_factory=dict)
@@ -25,52 +25,52 @@ class FakeBulk:
     async def items(self, job_id: UUID, status: ItemStatus | None, *, after: UUID | None, limit: int) -> Sequence[Item]:
         await self.jobs.get(job_id)
         items = sorted(self.ledger.get(job_id, ()), key=lambda item: item.volume_id)
-        wanted = [item for item in items if status in (None, item.status)]
-        return [item for item in wanted if after is None or item.volume_id > after][: limit + 1]
+        filtered = [item for item in items if status in (None, item.status)]
+        return [item for item in filtered if after is None or item.volume_id > after][: limit + 1]
 
 
 @dataclass
 class FakeBulkSnapshots:
-    """Bulk snapshots that are accepted."""
+    """Accepts and records bulk snapshots."""
 
     jobs: FakeJobs
-    asked: list[BulkSnapshotRequest] = field(default_factory=list)
+    requests: list[BulkSnapshotRequest] = field(default_factory=list)
 
-    async def request_snapshots(self, wanted: BulkSnapshotRequest, *, origin: RequestOrigin = ANONYMOUS) -> Job:
-        return await self.jobs.accept(origin, self._take(wanted))
+    async def request_snapshots(self, request: BulkSnapshotRequest, *, origin: RequestOrigin = ANONYMOUS) -> Job:
+        return await self.jobs.accept(origin, self._snapshot(request))
 
-    async def _take(self, wanted: BulkSnapshotRequest) -> Job:
-        require_within(wanted.max_concurrent, 100)
-        self.asked.append(wanted)
-        return self.jobs.add(job_row("bulk.snapshot", params={**wanted.to_json(), "fence": 0}))
+    async def _snapshot(self, request: BulkSnapshotRequest) -> Job:
+        require_within(request.max_concurrent, 100)
+        self.requests.append(request)
+        return self.jobs.add(job_row("bulk.snapshot", params={**request.to_json(), "fence": 0}))
 
 
 @dataclass
 class FakeExpansion:
-    """Bulk expansions that are accepted and planned."""
+    """Accepts, records and plans bulk expansions."""
 
     jobs: FakeJobs
     volumes: FakeVolumes
-    asked: list[BulkExpandRequest] = field(default_factory=list)
+    requests: list[BulkExpandRequest] = field(default_factory=list)
 
-    async def request_expand(self, wanted: BulkExpandRequest, *, origin: RequestOrigin = ANONYMOUS) -> Job:
-        return await self.jobs.accept(origin, self._expand(wanted))
+    async def request_expand(self, request: BulkExpandRequest, *, origin: RequestOrigin = ANONYMOUS) -> Job:
+        return await self.jobs.accept(origin, self._expand(request))
 
-    async def _expand(self, wanted: BulkExpandRequest) -> Job:
-        self._check(wanted)
-        self.asked.append(wanted)
-        return self.jobs.add(job_row("bulk.expand", params={**wanted.to_json(), "fence": 0}))
+    async def _expand(self, request: BulkExpandRequest) -> Job:
+        self._validate(request)
+        self.requests.append(request)
+        return self.jobs.add(job_row("bulk.expand", params={**request.to_json(), "fence": 0}))
 
-    async def preview(self, wanted: BulkExpandRequest) -> Plan:
-        self._check(wanted)
+    async def preview(self, request: BulkExpandRequest) -> Plan:
+        self._validate(request)
         plan = Plan(0, 0, 0, None, [])
         for volume in self.volumes.rows.values():
-            decision = wanted.policy.decide(volume.size, volume.used, volume.autogrow)
+            decision = request.policy.new_size(volume.size, volume.used, volume.autogrow)
             code, to_size = (decision, None) if isinstance(decision, ItemCode) else (None, decision)
             plan.items.append(Preview(volume.id, volume.name, volume.size, to_size, code, volume.used, volume.used_at))
         growing = [item for item in plan.items if item.to_size is not None]
         growth = sum((item.to_size or 0) - item.from_size for item in growing)
         return Plan(len(plan.items), len(growing), growth, None, plan.items[:1000])
 
-    def _check(self, wanted: BulkExpandRequest) -> None:
-        require_within(wanted.max_concurrent, 100)
+    def _validate(self, request: BulkExpandRequest) -> None:
+        require_within(request.max_concurrent, 100)

@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 from uuid_utils.compat import uuid7
 
-from domain.bulk import item_work as effort
+from domain.bulk import item_work
 from domain.bulk.chunks import Chunks
 from domain.bulk.kinds import EXPAND, SNAPSHOT
 from domain.bulk.ledger import ItemUpdate, Lane
@@ -17,7 +17,7 @@ from domain.bulk.snapshot.operation import SnapshotOperation
 from domain.bulk.states import ItemCode, ItemStatus
 from domain.db.database import Database
 from domain.jobs.transport.job_queue import JobQueue
-from domain.snapshots.expiry import Expiry
+from domain.snapshots.service import SnapshotService
 from domain.storage.backends import Backends
 from domain.storage.context import Fence, Grant, Stopped, StopReason
 from domain.storage.driver import StorageDriver
@@ -57,7 +57,7 @@ def a_task(*, resumed: bool = False) -> ItemWork:
 
 def on(storage: Shaky) -> Chunks:
     backends = Backends({"shaky": cast("StorageDriver", storage)}, {"shaky": "memory"})
-    operations: dict[str, BulkOperation] = {SNAPSHOT: SnapshotOperation(backends, cast("Expiry", None))}
+    operations: dict[str, BulkOperation] = {SNAPSHOT: SnapshotOperation(backends, cast("SnapshotService", None))}
     return Chunks(cast("Database", None), cast("JobQueue", None), operations, busy_seconds=1)
 
 
@@ -67,14 +67,14 @@ async def done(storage: Shaky, task: ItemWork) -> Result | None:
 
 @pytest.fixture
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(effort, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(item_work, "_PAUSE_SECONDS", 0.0)
 
 
 async def test_what_goes_well_succeeds_under_the_snapshots_own_fence() -> None:
     task, storage = a_task(), Shaky()
 
     assert await done(storage, task) == Result(task.ended(ItemStatus.SUCCEEDED, "snapshotted"), 7)
-    assert storage.calls == [("take", task.volume_id, task.entry.snapshot_id, Fence(3, 4))]
+    assert storage.calls == [("take", task.volume_id, task.update.snapshot_id, Fence(3, 4))]
 
 
 @pytest.mark.usefixtures("_no_pause")
@@ -83,7 +83,7 @@ async def test_a_failure_that_may_pass_gets_a_second_and_a_third_chance() -> Non
     result = await done(storage, a_task())
 
     assert result is not None
-    assert result.entry.status == "succeeded"
+    assert result.update.status == "succeeded"
     assert [call[0] for call in storage.calls] == ["take"] * 3
 
 
@@ -106,7 +106,7 @@ async def test_what_fails_is_sealed_and_leaves_nothing_if_nothing_is_there(error
     result = await done(storage, a_task())
 
     assert result is not None
-    assert (result.entry.status, result.entry.code, result.entry.snapshot_id) == ("failed", code, None)
+    assert (result.update.status, result.update.code, result.update.snapshot_id) == ("failed", code, None)
     assert storage.calls[-1][0] == "seal"
 
 
@@ -120,7 +120,7 @@ async def test_what_fails_and_may_have_left_something_keeps_its_snapshot(storage
     result = await done(storage, task)
 
     assert result is not None
-    assert (result.entry.status, result.entry.snapshot_id) == ("failed", task.entry.snapshot_id)
+    assert (result.update.status, result.update.snapshot_id) == ("failed", task.update.snapshot_id)
 
 
 async def test_what_cannot_be_sealed_now_is_tried_again() -> None:
@@ -131,7 +131,7 @@ async def test_what_nobody_has_begun_is_let_be_with_nothing_left() -> None:
     task = a_task()
 
     assert on(Shaky()).skip(task) == Result(
-        task.entry._replace(status=ItemStatus.SKIPPED, code=ItemCode.CANCELLED, snapshot_id=None)
+        task.update._replace(status=ItemStatus.SKIPPED, code=ItemCode.CANCELLED, snapshot_id=None)
     )
 
 
@@ -140,7 +140,7 @@ async def test_the_last_lane_only_looks() -> None:
     result = await on(storage).fail(a_lane(), a_task(), Grant(uuid7(), Fence(0, 4), math.inf))
 
     assert result is not None
-    assert (result.entry.code, result.entry.snapshot_id) == ("lanes-lost", None)
+    assert (result.update.code, result.update.snapshot_id) == ("lanes-lost", None)
     assert [call[0] for call in storage.calls] == ["seal"]
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy, Policy, VolumePolicies
-from domain.bulk.selection import Selection, shares
+from domain.bulk.selection import Selection, slots_per_lane
 from domain.bulk.states import ItemCode
 from domain.errors import Invalid
 from domain.volumes.model import MAX_SIZE
@@ -18,9 +18,9 @@ SIZES = st.integers(min_value=1, max_value=MAX_SIZE)
 
 
 def test_growth_is_rounded_up_to_whole_steps() -> None:
-    assert GrowthPolicy(by=1, step=MIB).decide(10 * MIB, None) == 11 * MIB
-    assert GrowthPolicy(percent=10, step=MIB).decide(10 * MIB, None) == 11 * MIB
-    assert GrowthPolicy(by=3, step=2).decide(10, None) == 14
+    assert GrowthPolicy(by=1, step=MIB).new_size(10 * MIB, None) == 11 * MIB
+    assert GrowthPolicy(percent=10, step=MIB).new_size(10 * MIB, None) == 11 * MIB
+    assert GrowthPolicy(by=3, step=2).new_size(10, None) == 14
 
 
 def test_only_a_threshold_has_volumes_measured() -> None:
@@ -30,7 +30,7 @@ def test_only_a_threshold_has_volumes_measured() -> None:
 
 
 def test_the_cap_wins_over_the_step() -> None:
-    assert GrowthPolicy(by=MIB, up_to=10 * MIB + 5).decide(10 * MIB, None) == 10 * MIB + 5
+    assert GrowthPolicy(by=MIB, up_to=10 * MIB + 5).new_size(10 * MIB, None) == 10 * MIB + 5
 
 
 @pytest.mark.parametrize(
@@ -48,16 +48,16 @@ def test_the_cap_wins_over_the_step() -> None:
 def test_a_volume_that_stays_as_it_is_has_a_reason(
     policy: GrowthPolicy, size: int, used: int | None, code: ItemCode
 ) -> None:
-    assert policy.decide(size, used) == code
+    assert policy.new_size(size, used) == code
 
 
 def test_a_volume_above_the_threshold_grows() -> None:
-    assert GrowthPolicy(by=1, step=1, usage_above=80).decide(100, 81) == 101
+    assert GrowthPolicy(by=1, step=1, usage_above=80).new_size(100, 81) == 101
 
 
 @given(SIZES, st.integers(1, MAX_SIZE), st.integers(1, 2**40), st.none() | SIZES)
 def test_growth_never_shrinks_and_never_exceeds_its_cap(size: int, by: int, step: int, up_to: int | None) -> None:
-    decision = GrowthPolicy(by=by, step=step, up_to=up_to).decide(size, None)
+    decision = GrowthPolicy(by=by, step=step, up_to=up_to).new_size(size, None)
 
     if not isinstance(decision, ItemCode):
         assert size < decision <= min(up_to or MAX_SIZE, MAX_SIZE)
@@ -83,7 +83,7 @@ def test_a_policy_that_makes_no_sense_is_refused_by_field(wish: dict[str, int], 
 
 @given(st.integers(1, 1000))
 def test_lanes_share_all_slots_and_no_more(max_concurrent: int) -> None:
-    slots = shares(max_concurrent)
+    slots = slots_per_lane(max_concurrent)
 
     assert sum(slots) == max_concurrent
     assert max(slots) - min(slots) <= 1
@@ -126,14 +126,14 @@ OWN = {"usage_above": 80, "percent": 20.0, "up_to": 13 * MIB}
 def test_a_volume_grows_as_its_own_policy_says(
     own: dict[str, Any] | None, size: int, used: int | None, decision: int | ItemCode
 ) -> None:
-    assert VolumePolicies().decide(size, used, own) == decision
+    assert VolumePolicies().new_size(size, used, own) == decision
 
 
 @given(SIZES, SIZES, st.integers(1, MAX_SIZE), st.integers(1, MAX_SIZE), st.floats(0, 100))
 def test_no_volume_grows_beyond_what_its_own_policy_allows(
     size: int, used: int, by: int, up_to: int, usage_above: float
 ) -> None:
-    decision = VolumePolicies().decide(size, used, {"usage_above": usage_above, "by": by, "up_to": up_to})
+    decision = VolumePolicies().new_size(size, used, {"usage_above": usage_above, "by": by, "up_to": up_to})
 
     if not isinstance(decision, ItemCode):
         assert size < decision <= up_to
@@ -164,4 +164,4 @@ def test_no_volume_grows_beyond_what_its_own_policy_allows(
     ids=repr,
 )
 def test_a_stored_policy_that_makes_no_sense_grows_nothing(own: Any) -> None:
-    assert VolumePolicies().decide(10, 10, own) is ItemCode.POLICY_UNUSABLE
+    assert VolumePolicies().new_size(10, 10, own) is ItemCode.POLICY_UNUSABLE

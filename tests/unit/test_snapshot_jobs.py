@@ -8,10 +8,11 @@ import pytest
 from domain.jobs.claimed import ClaimedJob
 from domain.jobs.model import new_job
 from domain.jobs.outcomes import Succeeded
-from domain.snapshots.operations import result, snapshot_of, snapshots, source_of, volume_of, volumes
+from domain.snapshots.operations import result_of, snapshot_of, snapshot_releases, source_of, volume_releases
 from domain.storage.context import Fence, Grant
 from domain.storage.errors import SnapshotMissing
 from domain.storage.memory import MemoryDriver
+from domain.volumes.operations import volume_of
 from domain.volumes.service import NewVolume
 from tests.unit.worker_fakes import MIB, table_on
 
@@ -38,22 +39,22 @@ def test_every_job_knows_whose_the_snapshot_is(job: ClaimedJob) -> None:
 
 @pytest.mark.parametrize("job", [TAKE, RESTORE, DELETE, CLONING], ids=lambda job: job.kind)
 def test_the_result_names_what_was_made(job: ClaimedJob) -> None:
-    made = result(job, 3 * MIB)
+    made = result_of(job, 3 * MIB)
 
     assert made == {"snapshot_id": str(SNAPSHOT), "volume_id": str(job.volume_id or VOLUME), "size": 3 * MIB}
 
 
 def test_where_no_size_is_known_it_is_the_one_that_was_asked_for() -> None:
-    assert result(TAKE, None)["size"] == MIB
-    assert "size" not in result(DELETE, None)
+    assert result_of(TAKE, None)["size"] == MIB
+    assert "size" not in result_of(DELETE, None)
 
 
 def test_only_what_a_kind_of_job_changes_gets_another_size() -> None:
     done = [(TAKE, {"size": 5})]
 
-    assert [ending.size for ending in volumes(done, resized=False)] == [None]
-    assert [ending.size for ending in snapshots(done, resized=True)] == [5]
-    assert [ending.size for ending in volumes([(RESTORE, None)], resized=True)] == [None]
+    assert [ending.size for ending in volume_releases(done, resized=False)] == [None]
+    assert [ending.size for ending in snapshot_releases(done, resized=True)] == [5]
+    assert [ending.size for ending in volume_releases([(RESTORE, None)], resized=True)] == [None]
 
 
 def test_a_job_without_its_volume_is_a_mistake_of_ours() -> None:

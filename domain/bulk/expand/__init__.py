@@ -1,1 +1,1 @@
-"""Bulk expansion: one job grows many volumes, each as the growth policy says."""
+"""Bulk expansion: one job expands many volumes by a growth policy."""

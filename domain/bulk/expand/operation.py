@@ -1,4 +1,4 @@
-"""What lanes of a bulk expansion do with their volumes: measure them, decide, grow them."""
+"""The `BulkOperation` of bulk expansion: measure volumes, decide by a policy, expand them."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from domain.bulk.expand.policy import Policy, policy_from_json
 from domain.bulk.ledger import ItemRef, ItemUpdate, Lane
 from domain.bulk.operation import ItemWork, Result
-from domain.bulk.states import ItemCode, ItemStatus, ending_of
+from domain.bulk.states import ItemCode, ItemStatus, unchanged_status
 from domain.db.database import Database
 from domain.errors import CisternError
 from domain.storage.backends import Backends
@@ -21,7 +21,7 @@ from domain.volumes.states import VolumeState
 
 
 class ExpandOperation:
-    """An `Operation`: each volume grows to the size that was written down for it."""
+    """Expands each volume to the size stored in its item."""
 
     state: Final = VolumeState.EXPANDING
     success_code: Final = ItemCode.EXPANDED
@@ -31,93 +31,95 @@ class ExpandOperation:
         self._backends = backends
 
     def lane_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Lanes decide by the policy."""
+        """Return the policy, by which lanes decide."""
         return {"policy": params["policy"]}
 
     def measures(self, params: Mapping[str, Any]) -> bool:
-        """A threshold is about what is in use; without one nobody asks."""
+        """Return whether the policy has a usage threshold."""
         return policy_from_json(params["policy"]).measures
 
     async def measure(self, items: Sequence[ItemRef]) -> dict[UUID, int]:
-        """Measure how many bytes of each volume are allocated; what cannot be measured is left out."""
+        """Return the allocated bytes of volumes by id; volumes that cannot be measured are left out."""
         async with self._database.transaction() as session:
-            places = await VolumeRepository(session).backends_of([item.volume_id for item in items])
-        measured = await asyncio.gather(*(self._measured(backend, places) for backend in set(places.values())))
-        return {volume_id: usage.used for found in measured for volume_id, usage in found.items()}
+            backends = await VolumeRepository(session).backends_of([item.volume_id for item in items])
+        usages = await asyncio.gather(*(self._measure_on(backend, backends) for backend in set(backends.values())))
+        return {volume_id: usage.used for by_volume in usages for volume_id, usage in by_volume.items()}
 
-    async def decide(
+    async def decide_available(
         self,
         session: AsyncSession,
         lane: Lane,
         volumes: Sequence[tuple[ItemRef, LockedVolume]],
         used: Mapping[UUID, int],
     ) -> list[ItemUpdate]:
-        """Decide which volumes shall grow, and to which size."""
+        """Store the measured usage; decide by the policy which volumes to expand, and to which size."""
         policy = policy_from_json(lane.params["policy"])
         await VolumeRepository(session).record_usage(used)
-        return [_decide_item(item, volume, policy, used.get(item.volume_id)) for item, volume in volumes]
+        return [_decide_one(item, volume, policy, used.get(item.volume_id)) for item, volume in volumes]
 
-    async def begin(
+    async def prepare(
         self,
         _: AsyncSession,
         __: Lane,
         volumes: Sequence[tuple[ItemUpdate, LockedVolume]],
-        newly_taken: Mapping[UUID, int],
+        newly_acquired: Mapping[UUID, int],
     ) -> list[ItemWork]:
-        """Write nothing down but the sizes, which the entries have."""
+        """Return the work; there is nothing to write down, since the updates already have the sizes."""
         return [
             ItemWork(
-                entry, volume.backend, newly_taken.get(volume.id, volume.version), resumed=volume.id not in newly_taken
+                update,
+                volume.backend,
+                newly_acquired.get(volume.id, volume.version),
+                resumed=volume.id not in newly_acquired,
             )
-            for entry, volume in volumes
+            for update, volume in volumes
         ]
 
-    async def perform(self, task: ItemWork, grant: Grant) -> int:
-        """Grow a volume on its backend."""
-        if task.entry.to_size is None:
-            raise RuntimeError(f"volume {task.volume_id} was taken without a size to grow to")
-        return await self._backends.get(task.backend).expand(task.volume_id, task.entry.to_size, grant)
+    async def perform(self, work: ItemWork, grant: Grant) -> int:
+        """Expand the volume on its backend."""
+        if work.update.to_size is None:
+            raise RuntimeError(f"volume {work.volume_id} was acquired without a target size")
+        return await self._backends.get(work.backend).expand(work.volume_id, work.update.to_size, grant)
 
-    async def seal(self, task: ItemWork, entry: ItemUpdate, grant: Grant) -> Result:
-        """See how large the volume is, now that nobody can grow it any more."""
-        return Result(entry, await self._backends.get(task.backend).seal(task.volume_id, grant))
+    async def seal(self, work: ItemWork, update: ItemUpdate, grant: Grant) -> Result:
+        """Seal the volume and return the size found on the backend."""
+        return Result(update, await self._backends.get(work.backend).seal(work.volume_id, grant))
 
     async def record(
         self, session: AsyncSession, lane: Lane, items: Sequence[ItemUpdate], sizes: Mapping[UUID, int | None]
     ) -> None:
-        """The volumes have the sizes that their backends report."""
-        endings = [Release(item.volume_id, lane.job_id, sizes[item.volume_id]) for item in items]
-        await VolumeRepository(session).release(endings, VolumeState.AVAILABLE)
+        """Store the sizes reported by the backend and release the volumes."""
+        releases = [Release(item.volume_id, lane.job_id, sizes[item.volume_id]) for item in items]
+        await VolumeRepository(session).release(releases, VolumeState.AVAILABLE)
 
     async def raise_fences(self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef]) -> None:
-        """It is the volumes that are published."""
+        """Increment the versions of the volumes, which are what an expansion publishes."""
         await VolumeRepository(session).raise_versions([item.volume_id for item in items], job_id)
 
     async def give_up(self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef]) -> None:
-        """The volumes have the sizes that they had."""
-        endings = [Release(item.volume_id, job_id, None) for item in items]
-        await VolumeRepository(session).release(endings, VolumeState.AVAILABLE)
+        """Release the volumes with their sizes unchanged."""
+        releases = [Release(item.volume_id, job_id, None) for item in items]
+        await VolumeRepository(session).release(releases, VolumeState.AVAILABLE)
 
-    async def _measured(self, backend: str, places: Mapping[UUID, str]) -> Mapping[UUID, Usage]:
-        """Measure all that are on one backend, by one call."""
+    async def _measure_on(self, backend: str, backends: Mapping[UUID, str]) -> Mapping[UUID, Usage]:
+        """Measure all volumes that are on one backend, in one call."""
         try:
-            here = [volume_id for volume_id, place in places.items() if place == backend]
-            return await self._backends.get(backend).measure(here)
+            return await self._backends.get(backend).measure([id_ for id_, name in backends.items() if name == backend])
         except CisternError:
-            return {}  # if it matters, growing the volumes will say why
+            return {}  # the items end as usage-unknown, or fail with the reason when their volumes are expanded
 
 
-def _decide_item(item: ItemRef, volume: LockedVolume, policy: Policy, used: int | None) -> ItemUpdate:
-    """Decide about one volume, whose row is locked."""
+def _decide_one(item: ItemRef, volume: LockedVolume, policy: Policy, used: int | None) -> ItemUpdate:
+    """Decide about one item: by the size stored in it, if this is a retry, else by the policy."""
     if item.to_size is None:
-        wanted = policy.decide(volume.size, used, volume.autogrow)
+        decision = policy.new_size(volume.size, used, volume.autogrow)
     else:
-        wanted = _binding(item.to_size, volume.size)
-    if isinstance(wanted, ItemCode):
-        return ItemUpdate(item.volume_id, ending_of(wanted), wanted, from_size=volume.size, used=used)
-    return ItemUpdate(item.volume_id, ItemStatus.CLAIMED, from_size=volume.size, to_size=wanted, used=used)
+        decision = _stored_size(item.to_size, volume.size)
+    if isinstance(decision, ItemCode):
+        return ItemUpdate(item.volume_id, unchanged_status(decision), decision, from_size=volume.size, used=used)
+    return ItemUpdate(item.volume_id, ItemStatus.CLAIMED, from_size=volume.size, to_size=decision, used=used)
 
 
-def _binding(to_size: int, size: int) -> int | ItemCode:
-    """A size that was written down before, by a job of which this one is the retry."""
+def _stored_size(to_size: int, size: int) -> int | ItemCode:
+    """Return the size that the retried job stored in the item, unless the volume has reached it."""
     return to_size if to_size > size else ItemCode.ALREADY_THERE

@@ -1,4 +1,4 @@
-"""Which volumes a bulk expansion is for, and how much larger each of them gets."""
+"""The request for a bulk expansion, and the growth policies that decide the new size of each volume."""
 
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
@@ -11,10 +11,10 @@ from domain.volumes.growth import Growth
 from domain.volumes.model import MAX_SIZE
 
 DEFAULT_STEP: Final = 2**20
-#: How jobs and clients name `OwnPolicies`.
+#: The name of `VolumePolicies` in requests and jobs.
 AUTOGROW: Final = "autogrow"
-#: What a volume's own policy may say, and as what.
-_VOLUME_POLICIES: Final[dict[str, tuple[type, ...]]] = {
+#: The members of a volume's ``autogrow`` policy, and their types.
+_AUTOGROW_TYPES: Final[dict[str, tuple[type, ...]]] = {
     "usage_above": (int, float),
     "by": (int,),
     "percent": (int, float),
@@ -22,13 +22,13 @@ _VOLUME_POLICIES: Final[dict[str, tuple[type, ...]]] = {
 }
 
 
-#: Checked once, and not for each of a million volumes.
+#: Cached, so that a growth is validated once and not for each of a million volumes.
 _growth: Final = lru_cache(maxsize=64, typed=True)(Growth)
 
 
 @dataclass(frozen=True)
 class GrowthPolicy:
-    """How much, in whole steps, up to where, and from which usage on.
+    """A growth, rounded up to whole steps, with an optional size limit and an optional usage threshold.
 
     ``to``, ``by``, ``step`` and ``up_to`` are in bytes; ``usage_above`` is in percent of the volume's size.
     """
@@ -41,22 +41,22 @@ class GrowthPolicy:
     usage_above: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense, naming the field."""
+        """Reject values out of bounds, naming the field."""
         Growth(self.to, self.by, self.percent)
         for name in ("step", "up_to"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= MAX_SIZE:
-                raise Invalid(f"`{name}` must be more than nothing and at most {MAX_SIZE} bytes.", field=name)
+                raise Invalid(f"`{name}` must be between 1 and {MAX_SIZE} bytes.", field=name)
         if self.usage_above is not None and not 0 <= self.usage_above <= 100:  # noqa: PLR2004 (percent)
             raise Invalid("`usage_above` must be between 0 and 100 percent.", field="usage_above")
 
     @property
     def measures(self) -> bool:
-        """Whether it depends on what is in use."""
+        """Whether the new size depends on the volume's usage."""
         return self.usage_above is not None
 
-    def decide(self, size: int, used: int | None, _: Any = None) -> int | ItemCode:
-        """The new size of a volume with ``size`` bytes of which ``used`` are allocated, or why it stays as it is."""
+    def new_size(self, size: int, used: int | None, _: Any = None) -> int | ItemCode:
+        """Return the new size of a volume with ``size`` bytes, ``used`` of them allocated; or why it is unchanged."""
         if self.usage_above is not None:
             if used is None:
                 return ItemCode.USAGE_UNKNOWN
@@ -67,90 +67,90 @@ class GrowthPolicy:
         limit = min(self.up_to or MAX_SIZE, MAX_SIZE)
         if size >= limit:
             return ItemCode.AT_LIMIT
-        return min(self._whole_steps(size), limit)
+        return min(self._in_whole_steps(size), limit)
 
-    def _whole_steps(self, size: int) -> int:
+    def _in_whole_steps(self, size: int) -> int:
         target = _growth(self.to, self.by, self.percent).requested_size(size)
         return -(-target // self.step) * self.step
 
     def to_json(self) -> dict[str, Any]:
-        """Say it as JSON, for the job."""
+        """Convert to the JSON stored in a job."""
         return vars(self)
 
 
-#: What a `GrowthPolicy` says: either a request does, or each volume's own policy.
-GROWTH: Final = tuple(field.name for field in fields(GrowthPolicy))
+#: The members of a request that make up its `GrowthPolicy`.
+POLICY_FIELDS: Final = tuple(field.name for field in fields(GrowthPolicy))
 
 
 @dataclass(frozen=True)
 class VolumePolicies:
-    """Each volume as its own ``autogrow`` says; one that has none stays as it is."""
+    """The policy that expands each volume by its own ``autogrow``; a volume without one is unchanged."""
 
     @property
     def measures(self) -> bool:
-        """Whether it depends on what is in use; a policy of a volume always does."""
+        """Whether the new size depends on the volume's usage: always, since every ``autogrow`` has a threshold."""
         return True
 
-    def decide(self, size: int, used: int | None, own: Any = None) -> int | ItemCode:
-        """The new size of a volume whose ``autogrow`` is ``own``, or why it stays as it is."""
-        if own is None:
+    def new_size(self, size: int, used: int | None, autogrow: Any = None) -> int | ItemCode:
+        """Return the new size of a volume by its ``autogrow``, or why it is unchanged."""
+        if autogrow is None:
             return ItemCode.NO_POLICY
-        policy = _own_policy(own)
-        return ItemCode.POLICY_UNUSABLE if policy is None else policy.decide(size, used)
+        policy = _volume_policy(autogrow)
+        return ItemCode.POLICY_UNUSABLE if policy is None else policy.new_size(size, used)
 
     def to_json(self) -> str:
-        """Say it as JSON, for the job. A worker of a version that knew no such policies cannot read it, and fails."""
+        """Convert to the JSON stored in a job. Workers of versions without such policies cannot read it, and fail."""
         return AUTOGROW
 
 
 Policy = GrowthPolicy | VolumePolicies
 
 
-def policy_from_json(stored: Any) -> Policy:
-    """Read from a job by what its volumes grow."""
-    return VolumePolicies() if stored == AUTOGROW else GrowthPolicy(**stored)
+def policy_from_json(policy: Any) -> Policy:
+    """Build the policy from the JSON stored in a job."""
+    return VolumePolicies() if policy == AUTOGROW else GrowthPolicy(**policy)
 
 
-def _own_policy(own: Any) -> GrowthPolicy | None:
-    """Read what was stored with a volume, perhaps long ago; None if it makes no sense (any more).
+def _volume_policy(autogrow: Any) -> GrowthPolicy | None:
+    """Build the policy from a volume's ``autogrow``; None if it is invalid, since an older version may have stored it.
 
-    Without a threshold and a limit it would grow without end.
+    A threshold and a limit are required: without them the volume would grow at every run, without end.
     """
-    sound = isinstance(own, dict) and {"usage_above", "up_to"} <= own.keys() <= _VOLUME_POLICIES.keys()
-    if not sound or not all(type(value) in _VOLUME_POLICIES[name] for name, value in own.items()):
+    valid = isinstance(autogrow, dict) and {"usage_above", "up_to"} <= autogrow.keys() <= _AUTOGROW_TYPES.keys()
+    if not valid or not all(type(value) in _AUTOGROW_TYPES[name] for name, value in autogrow.items()):
         return None
     try:
-        return GrowthPolicy(**own)
+        return GrowthPolicy(**autogrow)
     except Invalid:
         return None
 
 
 @dataclass(frozen=True)
 class BulkExpandRequest:
-    """One request to grow many volumes, ``max_concurrent`` of them at once over the whole fleet."""
+    """A request to expand many volumes, ``max_concurrent`` of them at once over all workers."""
 
     policy: Policy
     selection: Selection = field(default_factory=Selection)
     max_concurrent: int = DEFAULT_CONCURRENT
 
     def to_json(self) -> dict[str, Any]:
-        """Say it as JSON, for the job."""
+        """Convert to the params of the job."""
         selection = self.selection.to_json()
         return {"policy": self.policy.to_json(), "selection": selection, "max_concurrent": self.max_concurrent}
 
     @classmethod
     def from_json(cls, params: dict[str, Any]) -> Self:
-        """Read it from a job."""
+        """Build from the params of a job."""
         selection = Selection.from_json(params["selection"])
         return cls(policy_from_json(params["policy"]), selection, params["max_concurrent"])
 
     @classmethod
-    def from_request(cls, wish: dict[str, Any]) -> Self:
-        """Read it in the words in which a client asks for it.
+    def from_request(cls, request: dict[str, Any]) -> Self:
+        """Build from a request in the form of the HTTP API.
 
         Raises:
-            Invalid: naming the member that makes no sense.
+            Invalid: a member is unknown or out of bounds; names it.
         """
-        said = from_request(wish, own={*GROWTH, "policy"})
-        growth = {name: said[name] for name in GROWTH if name in said}
-        return cls.from_json({"policy": growth} | said)
+        params = from_request(request, own={*POLICY_FIELDS, "policy"})
+        policy = {name: params[name] for name in POLICY_FIELDS if name in params}
+        return cls.from_json({"policy": policy} | params)

@@ -1,4 +1,4 @@
-"""The use cases of bulk expansion: ask for one, or look at what it would do. `BulkService` has the rest."""
+"""Requests, retries and previews of bulk expansions; `BulkService` has the rest of their life cycle."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,7 +23,7 @@ _PREVIEW_LIMIT: Final = 1000
 
 @dataclass(frozen=True)
 class Preview:
-    """What a bulk expansion would do to one volume, as far as can be said without measuring it now."""
+    """What a bulk expansion would do to one volume, by its last measured usage."""
 
     volume_id: UUID
     name: str
@@ -36,7 +36,10 @@ class Preview:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a bulk expansion would do. ``grows`` counts volumes, ``bytes`` what they would grow by."""
+    """What a bulk expansion would do: expand ``grows`` of ``total`` volumes, by ``bytes`` in all.
+
+    ``measured_at`` is the time of the oldest measurement used; ``items`` has the first 1000 volumes.
+    """
 
     total: int
     grows: int
@@ -46,16 +49,14 @@ class Plan:
 
 
 class BulkExpandService:
-    """Bulk expansions, for HTTP and for the workers."""
+    """Requests for bulk expansions, for the API and for schedules."""
 
     def __init__(self, database: Database, queue: JobQueue, *, max_attempts: int, max_concurrent: int) -> None:
-        """``max_concurrent``: the most that a request may ask for."""
+        """Create the service; ``max_concurrent`` is the maximum that a request may have."""
         self._database = database
         self._queue = queue
         self._max_attempts = max_attempts
         self._max_concurrent = max_concurrent
-
-    # --- asking ------------------------------------------------------------------------------------------
 
     async def request_expand(self, request: BulkExpandRequest, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Accept a bulk expansion.
@@ -64,13 +65,13 @@ class BulkExpandService:
             Invalid: ``max_concurrent`` is out of bounds.
         """
         self.check(request)
-        async with idempotent_transaction(self._database, origin) as acceptance:
-            job = acceptance.job = await self.add(acceptance.session, request, created_by=origin.caller)
+        async with idempotent_transaction(self._database, origin) as accepted:
+            job = accepted.job = await self.add(accepted.session, request, created_by=origin.caller)
         await self._queue.dispatch([job.dispatch])
         return job
 
     async def add(self, session: AsyncSession, request: BulkExpandRequest, **columns: Any) -> Job:
-        """Add the job of a bulk expansion in a transaction of somebody else's, who rings after the commit.
+        """Insert the job in the caller's transaction. The caller dispatches it after the commit.
 
         Raises:
             Invalid: ``max_concurrent`` is out of bounds.
@@ -79,7 +80,7 @@ class BulkExpandService:
         return await JobRepository(session).add(self._job(request.to_json(), **columns))
 
     def check(self, request: BulkExpandRequest) -> None:
-        """Refuse what cannot be asked for here.
+        """Check a request against the configured limit.
 
         Raises:
             Invalid: ``max_concurrent`` is out of bounds.
@@ -87,11 +88,11 @@ class BulkExpandService:
         require_within(request.max_concurrent, self._max_concurrent)
 
     async def retry_expand(self, session: AsyncSession, ended: Job) -> Job:
-        """Grow those that have not grown; a size that was written down for one stays binding."""
+        """Retry the volumes that were not expanded; the sizes stored for them stay binding."""
         return await JobRepository(session).add(self._job(retry_params(ended), **retry_columns(ended)))
 
     async def preview(self, request: BulkExpandRequest) -> Plan:
-        """Say what a bulk expansion would do, from the last measurements. Touches nothing.
+        """Return what a bulk expansion would do, by the last measured usage. Changes nothing.
 
         Raises:
             Invalid: ``max_concurrent`` is out of bounds.
@@ -102,7 +103,7 @@ class BulkExpandService:
         items: list[Preview] = []
         async with self._database.transaction() as session:
             async for volume in await session.stream_scalars(selected_volumes(request.selection)):
-                decision = request.policy.decide(volume.size, volume.used, volume.autogrow)
+                decision = request.policy.new_size(volume.size, volume.used, volume.autogrow)
                 code, to_size = (decision, None) if isinstance(decision, ItemCode) else (None, decision)
                 total += 1
                 grows += to_size is not None

@@ -1,1 +1,1 @@
-"""Bulk snapshots: one job takes a snapshot of many volumes."""
+"""Bulk snapshots: one job takes a snapshot of each of many volumes."""

@@ -1,4 +1,4 @@
-"""The use cases of bulk snapshots: a user asks for one, or a schedule. `BulkService` has the rest."""
+"""Requests and retries of bulk snapshots; `BulkService` has the rest of their life cycle."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -17,10 +17,10 @@ from domain.jobs.transport.job_queue import JobQueue
 
 
 class BulkSnapshotService:
-    """Snapshots of many volumes by one job, for HTTP and for schedules."""
+    """Requests for bulk snapshots, for the API and for schedules."""
 
     def __init__(self, database: Database, queue: JobQueue, *, max_attempts: int, max_concurrent: int) -> None:
-        """``max_concurrent``: the most that a request may ask for."""
+        """Create the service; ``max_concurrent`` is the maximum that a request may have."""
         self._database = database
         self._queue = queue
         self._max_attempts = max_attempts
@@ -30,40 +30,40 @@ class BulkSnapshotService:
         """Accept a bulk snapshot.
 
         Raises:
-            Invalid: ``max_concurrent`` is out of bounds, or something is to be kept, which only a schedule can.
+            Invalid: ``max_concurrent`` is out of bounds, or there is a retention rule, which only schedules may have.
         """
-        if request.keep.named is not None:
-            raise Invalid(f"`{request.keep.named}` is for schedules: they delete their own.", field=request.keep.named)
-        async with idempotent_transaction(self._database, origin) as acceptance:
-            acceptance.job = job = await self.add(acceptance.session, request, created_by=origin.caller)
+        if (keep := request.keep.first_field) is not None:
+            raise Invalid(f"`{keep}` is for schedules: they delete only their own snapshots.", field=keep)
+        async with idempotent_transaction(self._database, origin) as accepted:
+            accepted.job = job = await self.add(accepted.session, request, created_by=origin.caller)
         await self._queue.dispatch([job.dispatch])
         return job
 
     async def add(self, session: AsyncSession, request: BulkSnapshotRequest, **columns: Any) -> Job:
-        """Write the job down, with these columns; a schedule's has ``schedule_id`` and ``scheduled_for``.
+        """Insert the job in the caller's transaction; a schedule passes ``schedule_id`` and ``scheduled_for``.
 
         Raises:
             Invalid: ``max_concurrent`` is out of bounds.
         """
         self.check(request)
         schedule_id = columns.get("schedule_id")
-        moment = columns.get("scheduled_for") or datetime.now(UTC)
-        # In the params too, because a retry is for the same schedule, and yet no run of it.
+        time = columns.get("scheduled_for") or datetime.now(UTC)
+        # Also in the params: a retry takes snapshots for the same schedule, but its job is not a run of the schedule.
         params = request.to_json() | {"schedule_id": None if schedule_id is None else str(schedule_id)}
-        return await self._add(session, params, moment, **columns)
+        return await self._add(session, params, time, **columns)
 
     async def retry_snapshots(self, session: AsyncSession, ended: Job) -> Job:
-        """Take those that were not taken, as snapshots of now with a name of now."""
+        """Retry the snapshots that were not taken; they show the volumes as of now, and have a new time stamp."""
         return await self._add(session, retry_params(ended), datetime.now(UTC), **retry_columns(ended))
 
     def check(self, request: BulkSnapshotRequest) -> None:
-        """Refuse what cannot be asked for here.
+        """Check a request against the configured limit.
 
         Raises:
             Invalid: ``max_concurrent`` is out of bounds.
         """
         require_within(request.max_concurrent, self._max_concurrent)
 
-    async def _add(self, session: AsyncSession, params: dict[str, Any], moment: datetime, **columns: Any) -> Job:
-        params |= {"snapshot_name": stamped(params["name"], moment.astimezone(UTC)), "fence": 0}
+    async def _add(self, session: AsyncSession, params: dict[str, Any], time: datetime, **columns: Any) -> Job:
+        params |= {"snapshot_name": stamped(params["name"], time.astimezone(UTC)), "fence": 0}
         return await JobRepository(session).add(new_job(SNAPSHOT, params, max_attempts=self._max_attempts, **columns))

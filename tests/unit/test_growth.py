@@ -1,4 +1,4 @@
-"""How much larger: one wish, which never makes a volume smaller and never larger than Cistern allows."""
+"""A growth has exactly one form, and its target is never smaller than the volume or above the size limit."""
 
 import math
 from fractions import Fraction
@@ -12,15 +12,15 @@ from domain.volumes.growth import Growth
 from domain.volumes.model import MAX_SIZE
 
 sizes = st.integers(min_value=1, max_value=MAX_SIZE)
-wishes = st.one_of(
+growths = st.one_of(
     st.builds(Growth, to=st.integers(min_value=1)),
     st.builds(Growth, by=st.integers(min_value=1)),
     st.builds(Growth, percent=st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False)),
 )
 
 
-@given(growth=wishes, size=sizes)
-def test_whatever_is_wished_a_volume_never_shrinks_nor_bursts(growth: Growth, size: int) -> None:
+@given(growth=growths, size=sizes)
+def test_target_never_shrinks_volume_or_exceeds_limit(growth: Growth, size: int) -> None:
     try:
         target = growth.target(size)
     except (ShrinkRefused, SizeLimitExceeded):
@@ -40,54 +40,54 @@ def test_to_is_the_new_size(size: int, to: int) -> None:
 
 
 @given(size=st.integers(1, MAX_SIZE // 2), by=st.integers(1, MAX_SIZE // 2))
-def test_by_is_added(size: int, by: int) -> None:
+def test_by_is_added_to_current_size(size: int, by: int) -> None:
     assert Growth(by=by).target(size) == size + by
 
 
 @given(size=st.integers(1, 2**40), percent=st.integers(1, 1000))
-def test_percent_of_the_present_size_is_added_rounded_up(size: int, percent: int) -> None:
+def test_percent_of_current_size_is_added_and_rounded_up(size: int, percent: int) -> None:
     assert Growth(percent=percent).target(size) == size + math.ceil(Fraction(size * percent, 100))
 
 
 @pytest.mark.parametrize(("percent", "target"), [(0.5, 1005), (0.1, 1001), (0.01, 1001), (110.0, 2100), (1e-300, 1001)])
-def test_a_percentage_means_what_is_written(percent: float, target: int) -> None:
+def test_percentage_is_computed_from_its_decimal_text(percent: float, target: int) -> None:
     assert Growth(percent=percent).target(1000) == target
 
 
 @pytest.mark.parametrize("growth", [Growth(to=MAX_SIZE + 1), Growth(by=MAX_SIZE), Growth(percent=1e300)])
-def test_beyond_the_limit_is_refused_with_the_limit(growth: Growth) -> None:
+def test_target_above_limit_is_refused_with_the_limit(growth: Growth) -> None:
     with pytest.raises(SizeLimitExceeded) as refused:
         growth.target(2**46)
 
     assert refused.value.details["limit"] == MAX_SIZE
 
 
-def test_the_limit_itself_is_allowed() -> None:
+def test_target_at_limit_is_allowed() -> None:
     assert Growth(to=MAX_SIZE).target(1) == MAX_SIZE
     assert Growth(by=1).target(MAX_SIZE - 1) == MAX_SIZE
 
 
-def test_growing_to_the_present_size_is_growing_to_nothing_new() -> None:
+def test_growth_to_current_size_is_allowed() -> None:
     assert Growth(to=1024).target(1024) == 1024
 
 
-@pytest.mark.parametrize("wish", [{}, {"to": 1, "by": 1}, {"to": 1, "percent": 1}, {"to": 1, "by": 1, "percent": 1}])
-def test_exactly_one_wish_is_needed(wish: dict[str, int]) -> None:
+@pytest.mark.parametrize("members", [{}, {"to": 1, "by": 1}, {"to": 1, "percent": 1}, {"to": 1, "by": 1, "percent": 1}])
+def test_exactly_one_member_is_required(members: dict[str, int]) -> None:
     with pytest.raises(Invalid, match="exactly one of"):
-        Growth(**wish)
+        Growth(**members)
 
 
 @pytest.mark.parametrize("value", [0, -1, -(2**63)])
 @pytest.mark.parametrize("name", ["to", "by", "percent"])
-def test_nothing_and_less_than_nothing_are_refused(name: str, value: int) -> None:
-    with pytest.raises(Invalid, match="more than nothing") as refused:
+def test_zero_and_negative_values_are_refused(name: str, value: int) -> None:
+    with pytest.raises(Invalid, match="must be a positive number") as refused:
         Growth(**{name: value})
 
     assert refused.value.details == {"field": name}
 
 
 @pytest.mark.parametrize("percent", [math.nan, math.inf, -math.inf])
-def test_a_percentage_that_is_no_number_is_refused(percent: float) -> None:
+def test_percentage_that_is_not_finite_is_refused(percent: float) -> None:
     with pytest.raises(Invalid) as refused:
         Growth(percent=percent)
 

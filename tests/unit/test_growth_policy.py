@@ -1,4 +1,4 @@
-"""How much a bulk expansion grows a volume, and why it does not."""
+"""Growth policies: the new size of a volume, or the reason why it is unchanged."""
 
 import json
 from typing import Any
@@ -23,13 +23,13 @@ def test_growth_is_rounded_up_to_whole_steps() -> None:
     assert GrowthPolicy(by=3, step=2).new_size(10, None) == 14
 
 
-def test_only_a_threshold_has_volumes_measured() -> None:
+def test_volumes_are_measured_only_for_a_threshold() -> None:
     assert not GrowthPolicy(by=1, up_to=MIB).measures
     assert GrowthPolicy(by=1, usage_above=0).measures
     assert VolumePolicies().measures
 
 
-def test_the_cap_wins_over_the_step() -> None:
+def test_size_limit_takes_precedence_over_step() -> None:
     assert GrowthPolicy(by=MIB, up_to=10 * MIB + 5).new_size(10 * MIB, None) == 10 * MIB + 5
 
 
@@ -45,18 +45,16 @@ def test_the_cap_wins_over_the_step() -> None:
         (GrowthPolicy(by=1, usage_above=80), 100, None, ItemCode.USAGE_UNKNOWN),
     ],
 )
-def test_a_volume_that_stays_as_it_is_has_a_reason(
-    policy: GrowthPolicy, size: int, used: int | None, code: ItemCode
-) -> None:
+def test_unchanged_volume_has_a_reason(policy: GrowthPolicy, size: int, used: int | None, code: ItemCode) -> None:
     assert policy.new_size(size, used) == code
 
 
-def test_a_volume_above_the_threshold_grows() -> None:
+def test_volume_above_threshold_grows() -> None:
     assert GrowthPolicy(by=1, step=1, usage_above=80).new_size(100, 81) == 101
 
 
 @given(SIZES, st.integers(1, MAX_SIZE), st.integers(1, 2**40), st.none() | SIZES)
-def test_growth_never_shrinks_and_never_exceeds_its_cap(size: int, by: int, step: int, up_to: int | None) -> None:
+def test_new_size_is_larger_and_within_the_limit(size: int, by: int, step: int, up_to: int | None) -> None:
     decision = GrowthPolicy(by=by, step=step, up_to=up_to).new_size(size, None)
 
     if not isinstance(decision, ItemCode):
@@ -64,7 +62,7 @@ def test_growth_never_shrinks_and_never_exceeds_its_cap(size: int, by: int, step
 
 
 @pytest.mark.parametrize(
-    ("wish", "field"),
+    ("members", "field"),
     [
         ({}, "to"),
         ({"by": 1, "percent": 1}, "to"),
@@ -74,15 +72,15 @@ def test_growth_never_shrinks_and_never_exceeds_its_cap(size: int, by: int, step
         ({"by": 1, "usage_above": 101}, "usage_above"),
     ],
 )
-def test_a_policy_that_makes_no_sense_is_refused_by_field(wish: dict[str, int], field: str) -> None:
+def test_invalid_policy_is_refused_with_its_field(members: dict[str, int], field: str) -> None:
     with pytest.raises(Invalid) as refusal:
-        GrowthPolicy(**wish)
+        GrowthPolicy(**members)
 
     assert refusal.value.details["field"] == field
 
 
 @given(st.integers(1, 1000))
-def test_lanes_share_all_slots_and_no_more(max_concurrent: int) -> None:
+def test_slots_of_lanes_add_up_to_max_concurrent(max_concurrent: int) -> None:
     slots = slots_per_lane(max_concurrent)
 
     assert sum(slots) == max_concurrent
@@ -91,46 +89,46 @@ def test_lanes_share_all_slots_and_no_more(max_concurrent: int) -> None:
 
 
 @pytest.mark.parametrize("policy", [GrowthPolicy(percent=12.5, up_to=MIB), VolumePolicies()])
-def test_a_request_survives_being_written_into_a_job(policy: Policy) -> None:
-    wanted = BulkExpandRequest(policy, Selection(labels={"a": "b"}, backend="local"), 7)
+def test_request_round_trips_through_job_params(policy: Policy) -> None:
+    request = BulkExpandRequest(policy, Selection(labels={"a": "b"}, backend="local"), 7)
 
-    assert BulkExpandRequest.from_json(json.loads(json.dumps(wanted.to_json()))) == wanted
+    assert BulkExpandRequest.from_json(json.loads(json.dumps(request.to_json()))) == request
 
 
-def test_a_job_that_was_written_by_an_earlier_version_is_read() -> None:
+def test_job_params_of_an_earlier_version_are_read() -> None:
     policy = {"to": None, "by": None, "percent": 20.0, "step": MIB, "up_to": None, "usage_above": 80.0}
-    written = {"policy": policy, "selection": {"ids": None, "labels": {}, "backend": None}, "max_concurrent": 3}
+    params = {"policy": policy, "selection": {"ids": None, "labels": {}, "backend": None}, "max_concurrent": 3}
 
-    assert BulkExpandRequest.from_json(written) == BulkExpandRequest(
+    assert BulkExpandRequest.from_json(params) == BulkExpandRequest(
         GrowthPolicy(percent=20, usage_above=80), max_concurrent=3
     )
 
 
-OWN = {"usage_above": 80, "percent": 20.0, "up_to": 13 * MIB}
+AUTOGROW = {"usage_above": 80, "percent": 20.0, "up_to": 13 * MIB}
 
 
 @pytest.mark.parametrize(
-    ("own", "size", "used", "decision"),
+    ("autogrow", "size", "used", "decision"),
     [
-        (OWN, 10 * MIB, 9 * MIB, 12 * MIB),
-        (OWN, 12 * MIB, 10 * MIB, 13 * MIB),
-        (OWN, 13 * MIB, 13 * MIB, ItemCode.AT_LIMIT),
-        (OWN, 14 * MIB, 14 * MIB, ItemCode.AT_LIMIT),
-        (OWN, 10 * MIB, 8 * MIB, ItemCode.BELOW_THRESHOLD),
-        (OWN, 10 * MIB, None, ItemCode.USAGE_UNKNOWN),
+        (AUTOGROW, 10 * MIB, 9 * MIB, 12 * MIB),
+        (AUTOGROW, 12 * MIB, 10 * MIB, 13 * MIB),
+        (AUTOGROW, 13 * MIB, 13 * MIB, ItemCode.AT_LIMIT),
+        (AUTOGROW, 14 * MIB, 14 * MIB, ItemCode.AT_LIMIT),
+        (AUTOGROW, 10 * MIB, 8 * MIB, ItemCode.BELOW_THRESHOLD),
+        (AUTOGROW, 10 * MIB, None, ItemCode.USAGE_UNKNOWN),
         ({"usage_above": 0, "by": 1, "up_to": MIB * 20}, 10 * MIB, 1, 11 * MIB),
         (None, 10 * MIB, 10 * MIB, ItemCode.NO_POLICY),
         (None, 10 * MIB, None, ItemCode.NO_POLICY),
     ],
 )
-def test_a_volume_grows_as_its_own_policy_says(
-    own: dict[str, Any] | None, size: int, used: int | None, decision: int | ItemCode
+def test_volume_grows_by_its_own_policy(
+    autogrow: dict[str, Any] | None, size: int, used: int | None, decision: int | ItemCode
 ) -> None:
-    assert VolumePolicies().new_size(size, used, own) == decision
+    assert VolumePolicies().new_size(size, used, autogrow) == decision
 
 
 @given(SIZES, SIZES, st.integers(1, MAX_SIZE), st.integers(1, MAX_SIZE), st.floats(0, 100))
-def test_no_volume_grows_beyond_what_its_own_policy_allows(
+def test_volume_never_grows_beyond_the_limit_of_its_own_policy(
     size: int, used: int, by: int, up_to: int, usage_above: float
 ) -> None:
     decision = VolumePolicies().new_size(size, used, {"usage_above": usage_above, "by": by, "up_to": up_to})
@@ -140,7 +138,7 @@ def test_no_volume_grows_beyond_what_its_own_policy_allows(
 
 
 @pytest.mark.parametrize(
-    "own",
+    "autogrow",
     [
         {},
         [],
@@ -163,5 +161,5 @@ def test_no_volume_grows_beyond_what_its_own_policy_allows(
     ],
     ids=repr,
 )
-def test_a_stored_policy_that_makes_no_sense_grows_nothing(own: Any) -> None:
-    assert VolumePolicies().new_size(10, 10, own) is ItemCode.POLICY_UNUSABLE
+def test_invalid_stored_policy_grows_nothing(autogrow: Any) -> None:
+    assert VolumePolicies().new_size(10, 10, autogrow) is ItemCode.POLICY_UNUSABLE

@@ -1,4 +1,4 @@
-"""When a schedule is due, with the instants written out: also in the nights in which the clocks change."""
+"""The times of cron expressions, as explicit instants, including the nights of daylight saving changes."""
 
 from datetime import UTC, datetime, timedelta
 from itertools import islice, pairwise, takewhile
@@ -13,7 +13,7 @@ from domain.schedules.cron import CronSchedule
 
 BERLIN = "Europe/Berlin"
 LORD_HOWE = "Australia/Lord_Howe"
-#: Clocks that change by an hour, at midnight, by half an hour, or never.
+#: Zones whose clocks change by an hour, at midnight, by half an hour, or never.
 ZONES = (BERLIN, "America/New_York", "America/Havana", "Asia/Beirut", "America/Santiago", "Asia/Kathmandu", LORD_HOWE)
 MINUTE = timedelta(minutes=1)
 
@@ -23,9 +23,9 @@ def at(text: str) -> datetime:
 
 
 def due(cron: str, zone: str, after: str, until: str) -> list[str]:
-    """All times after one moment, until and with another."""
-    moments = takewhile(lambda moment: moment <= at(until), CronSchedule(cron, zone).times(at(after)))
-    return [moment.strftime("%dT%H:%MZ") for moment in moments]
+    """List the times after ``after``, up to and including ``until``."""
+    times = takewhile(lambda time: time <= at(until), CronSchedule(cron, zone).times(at(after)))
+    return [time.strftime("%dT%H:%MZ") for time in times]
 
 
 @pytest.mark.parametrize(
@@ -34,42 +34,42 @@ def due(cron: str, zone: str, after: str, until: str) -> list[str]:
         pytest.param(
             *("30 2 * * *", BERLIN, "2026-03-27T12:00", "2026-03-31T00:00"),
             ["28T01:30Z", "29T01:00Z", "30T00:30Z"],
-            id="leapt over: at the end of the leap",
+            id="skipped time: at the end of the gap",
         ),
         pytest.param(
             *("30 2 * * *", BERLIN, "2026-10-23T12:00", "2026-10-26T12:00"),
             ["24T00:30Z", "25T00:30Z", "26T01:30Z"],
-            id="comes twice: the first time",
+            id="repeated time: the first time",
         ),
         pytest.param(
             *("0,15,30 2 * * *", BERLIN, "2026-03-29T00:00", "2026-03-29T23:00"),
             ["29T01:00Z"],
-            id="leapt over together: once",
+            id="several times skipped together: once",
         ),
         pytest.param(
             *("0 2,3 * * *", BERLIN, "2026-03-29T00:00", "2026-03-29T12:00"),
             ["29T01:00Z"],
-            id="leapt over, and due at the end of the leap: once",
+            id="skipped, and due at the end of the gap: once",
         ),
         pytest.param(
             *("*/20 2 * * *", BERLIN, "2026-03-28T12:00", "2026-03-30T00:10"),
             ["29T01:00Z", "30T00:00Z"],
-            id="minutes that begin with a star are leapt over too",
+            id="minutes with a star, skipped",
         ),
         pytest.param(
             *("*/20 2 * * *", BERLIN, "2026-10-24T12:00", "2026-10-25T12:00"),
             ["25T00:00Z", "25T00:20Z", "25T00:40Z"],
-            id="minutes that begin with a star come twice too",
+            id="minutes with a star, repeated",
         ),
         pytest.param(
             *("0 */2 * * *", BERLIN, "2026-03-28T22:30", "2026-03-29T04:30"),
             ["28T23:00Z", "29T01:00Z", "29T02:00Z", "29T04:00Z"],
-            id="steps of hours, one of them leapt over",
+            id="steps of hours, one of them skipped",
         ),
         pytest.param(
             *("0 */2 * * *", BERLIN, "2026-10-24T21:30", "2026-10-25T05:30"),
             ["24T22:00Z", "25T00:00Z", "25T03:00Z", "25T05:00Z"],
-            id="steps of hours, one of them twice",
+            id="steps of hours, one of them repeated",
         ),
         pytest.param(
             *("0 1-23/6 * * *", BERLIN, "2026-03-29T00:00", "2026-03-30T00:00"),
@@ -89,47 +89,47 @@ def due(cron: str, zone: str, after: str, until: str) -> list[str]:
         pytest.param(
             *("15 2 * * *", LORD_HOWE, "2026-10-02T00:00", "2026-10-05T00:00"),
             ["02T15:45Z", "03T15:30Z", "04T15:15Z"],
-            id="half an hour is leapt over",
+            id="half an hour is skipped",
         ),
         pytest.param(
             *("45 1 * * *", LORD_HOWE, "2026-04-03T00:00", "2026-04-06T00:00"),
             ["03T14:45Z", "04T14:45Z", "05T15:15Z"],
-            id="half an hour comes twice",
+            id="half an hour is repeated",
         ),
         pytest.param(
             *("*/15 * * * *", LORD_HOWE, "2026-10-03T15:00", "2026-10-03T16:00"),
             ["03T15:15Z", "03T15:30Z", "03T15:45Z", "03T16:00Z"],
-            id="every quarter while half an hour is leapt over",
+            id="every quarter while half an hour is skipped",
         ),
         pytest.param(
             *("*/15 * * * *", LORD_HOWE, "2026-04-04T14:30", "2026-04-04T15:30"),
             ["04T14:45Z", "04T15:00Z", "04T15:15Z", "04T15:30Z"],
-            id="every quarter while half an hour comes twice",
+            id="every quarter while half an hour is repeated",
         ),
         pytest.param(
             *("30 * * * *", LORD_HOWE, "2026-04-04T14:00", "2026-04-04T17:00"),
             ["04T14:30Z", "04T15:00Z", "04T16:00Z", "04T17:00Z"],
-            id="every hour, whenever the clocks show it: half past one is shown twice",
+            id="every hour: half past one is shown twice",
         ),
         pytest.param(
             *("0 * * * *", LORD_HOWE, "2026-10-03T14:00", "2026-10-03T17:00"),
             ["03T14:30Z", "03T16:00Z", "03T17:00Z"],
-            id="every hour, whenever the clocks show it: two o'clock is not shown",
+            id="every hour: two o'clock is not shown",
         ),
         pytest.param(
             *("0 0 * * *", "America/Santiago", "2026-09-05T12:00", "2026-09-07T12:00"),
             ["06T04:00Z", "07T03:00Z"],
-            id="midnight is leapt over",
+            id="midnight is skipped",
         ),
         pytest.param(
             *("30 0 * * *", "America/Havana", "2026-10-31T12:00", "2026-11-02T12:00"),
             ["01T04:30Z", "02T05:30Z"],
-            id="midnight comes twice",
+            id="midnight is repeated",
         ),
         pytest.param(
             *("0 12 30 12 *", "Pacific/Apia", "2011-12-01T00:00", "2012-12-31T00:00"),
             ["30T10:00Z", "29T22:00Z"],
-            id="a whole day is leapt over",
+            id="a whole day is skipped",
         ),
         pytest.param(
             *("0 2 * * *", "UTC", "2026-03-28T02:00", "2026-03-30T02:00"),
@@ -143,12 +143,12 @@ def due(cron: str, zone: str, after: str, until: str) -> list[str]:
         ),
     ],
 )
-def test_the_times_are(cron: str, zone: str, after: str, until: str, expected: list[str]) -> None:
+def test_times_of_cron_expression(cron: str, zone: str, after: str, until: str, expected: list[str]) -> None:
     assert due(cron, zone, after, until) == expected
 
 
 @pytest.mark.parametrize(("day", "hours"), [("2026-03-28T12:00", 26), ("2026-10-24T12:00", 26)])
-def test_every_ten_minutes_are_every_ten_minutes_through_both_changes(day: str, hours: int) -> None:
+def test_every_ten_minutes_is_regular_through_both_clock_changes(day: str, hours: int) -> None:
     moments = list(islice(CronSchedule("*/10 * * * *", BERLIN).times(at(day)), hours * 6))
 
     assert moments == [at(day) + timedelta(minutes=10 * number) for number in range(1, hours * 6 + 1)]
@@ -157,9 +157,9 @@ def test_every_ten_minutes_are_every_ten_minutes_through_both_changes(day: str, 
 @pytest.mark.parametrize(
     ("after", "expected"),
     [
-        ("2026-10-25T00:29:59", "2026-10-25T00:30"),  # 02:29 is shown for the first time
+        ("2026-10-25T00:29:59", "2026-10-25T00:30"),  # local time 02:29, first occurrence
         ("2026-10-25T00:30", "2026-10-26T01:30"),
-        ("2026-10-25T01:15", "2026-10-26T01:30"),  # 02:15 is shown for the second time
+        ("2026-10-25T01:15", "2026-10-26T01:30"),  # local time 02:15, second occurrence
         ("2026-10-25T01:30", "2026-10-26T01:30"),
         ("2026-03-29T00:59:59", "2026-03-29T01:00"),
         ("2026-03-29T01:00", "2026-03-30T00:30"),
@@ -167,26 +167,26 @@ def test_every_ten_minutes_are_every_ten_minutes_through_both_changes(day: str, 
         ("2026-03-28T01:29:59.5", "2026-03-28T01:30"),
     ],
 )
-def test_whoever_begins_in_the_middle_of_a_change_gets_the_same_times(after: str, expected: str) -> None:
+def test_start_amid_a_clock_change_gives_the_same_times(after: str, expected: str) -> None:
     assert CronSchedule("30 2 * * *", BERLIN).next(at(after)) == at(expected)
 
 
 @pytest.mark.parametrize(("after", "expected"), [("00:30", "01:30"), ("01:30", "02:30"), ("00:59:59.9", "01:30")])
-def test_every_hour_begins_in_the_middle_too(after: str, expected: str) -> None:
+def test_hourly_schedule_starts_amid_a_clock_change(after: str, expected: str) -> None:
     assert CronSchedule("30 * * * *", BERLIN).next(at(f"2026-10-25T{after}")) == at(f"2026-10-25T{expected}")
 
 
-def by_hand(minutes: set[int], hours: set[int], zone: ZoneInfo, begin: datetime, count: int) -> list[datetime]:
-    """Look at the clocks every minute, as the rule says; slowly."""
+def minute_by_minute(minutes: set[int], hours: set[int], zone: ZoneInfo, begin: datetime, count: int) -> list[datetime]:
+    """Apply the rule minute by minute: a slow reference implementation."""
     found: list[datetime] = []
     seen: set[datetime] = set()
-    before = (begin - 1500 * MINUTE).astimezone(zone).replace(tzinfo=None)
+    previous = (begin - 1500 * MINUTE).astimezone(zone).replace(tzinfo=None)
     for number in range(-1499, count):
-        shown = (begin + number * MINUTE).astimezone(zone).replace(tzinfo=None)
-        leapt = {before + step * MINUTE for step in range(1, int((shown - before) / MINUTE))}
-        times = {shown} if len(hours) == 24 else ({shown} | leapt) - seen
-        seen |= {shown} | leapt
-        before = shown
+        local = (begin + number * MINUTE).astimezone(zone).replace(tzinfo=None)
+        skipped = {previous + step * MINUTE for step in range(1, int((local - previous) / MINUTE))}
+        times = {local} if len(hours) == 24 else ({local} | skipped) - seen
+        seen |= {local} | skipped
+        previous = local
         if number > 0 and any(time.minute in minutes and time.hour in hours for time in times):
             found.append(begin + number * MINUTE)
     return found
@@ -194,7 +194,7 @@ def by_hand(minutes: set[int], hours: set[int], zone: ZoneInfo, begin: datetime,
 
 @st.composite
 def nights(draw: st.DrawFn) -> tuple[str, datetime]:
-    """A moment within two days of a change of the clocks, or anywhere if they never change."""
+    """Generate a time within two days of a clock change, or any time in zones without changes."""
     name, year = draw(st.sampled_from(ZONES)), draw(st.integers(2000, 2037))
     zone, first = ZoneInfo(name), datetime(year, 1, 1, tzinfo=UTC)
     days = [first + timedelta(days=day) for day in range(366)]
@@ -211,16 +211,16 @@ def nights(draw: st.DrawFn) -> tuple[str, datetime]:
     st.sets(st.integers(0, 59), min_size=1, max_size=4),
     st.one_of(st.just(set(range(24))), st.sets(st.integers(0, 4), min_size=1), st.just(set(range(0, 24, 2)))),
 )
-def test_the_times_are_those_that_the_clocks_show(
+def test_times_are_those_that_local_clocks_show(
     night: tuple[str, datetime], minutes: set[int], hours: set[int]
 ) -> None:
     name, begin = night
     cron = f"{','.join(map(str, minutes))} {','.join(map(str, hours))} * * *"
-    calendar, end = CronSchedule(cron, name), begin + timedelta(days=3)
-    moments = list(takewhile(lambda moment: moment < end, calendar.times(begin)))
+    schedule, end = CronSchedule(cron, name), begin + timedelta(days=3)
+    moments = list(takewhile(lambda moment: moment < end, schedule.times(begin)))
 
-    assert moments == by_hand(minutes, hours, ZoneInfo(name), begin, 3 * 1440)
-    assert all(calendar.next(earlier) == later for earlier, later in pairwise(moments))
+    assert moments == minute_by_minute(minutes, hours, ZoneInfo(name), begin, 3 * 1440)
+    assert all(schedule.next(earlier) == later for earlier, later in pairwise(moments))
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_the_times_are_those_that_the_clocks_show(
         "0" * 101 + " * * * *",
     ],
 )
-def test_an_expression_that_makes_no_sense_is_refused_by_name(cron: str) -> None:
+def test_invalid_expression_is_refused_with_its_field(cron: str) -> None:
     with pytest.raises(Invalid) as refused:
         CronSchedule(cron, "UTC").next(at("2026-01-01T00:00"))
 
@@ -251,7 +251,7 @@ def test_an_expression_that_makes_no_sense_is_refused_by_name(cron: str) -> None
 @pytest.mark.parametrize(
     "zone", ["", "Mars/Olympus", "localtime", "America", "../../etc/passwd", "Europe/Berlin\0", "+02:00"]
 )
-def test_a_time_zone_that_does_not_exist_is_refused_by_name(zone: str) -> None:
+def test_unknown_time_zone_is_refused_with_its_field(zone: str) -> None:
     with pytest.raises(Invalid) as refused:
         CronSchedule("* * * * *", zone)
 

@@ -1,4 +1,4 @@
-"""What becomes of the times that are due: the latest is started while its window is open, the others are missed."""
+"""Planning of due times: the latest is started while its catch-up window is open, the others are missed."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -15,7 +15,7 @@ def at(text: str) -> datetime:
 
 
 @pytest.mark.parametrize(
-    ("now", "window", "turn"),
+    ("now", "window", "plan"),
     [
         pytest.param("02:00", 0, PlannedRun(None, at("02:00"), at("03:00")), id="on time"),
         pytest.param("02:01", 0, PlannedRun(None, at("02:00"), at("03:00")), id="within a minute is on time"),
@@ -23,7 +23,7 @@ def at(text: str) -> datetime:
         pytest.param("02:30", 1800, PlannedRun(None, at("02:00"), at("03:00")), id="at the end of the window"),
         pytest.param(
             *("04:10", 3600, PlannedRun(Span(at("02:00"), at("03:00"), 2), at("04:00"), at("05:00"))),
-            id="the latest is made up for",
+            id="the latest is caught up",
         ),
         pytest.param(
             *("04:10", 60, PlannedRun(Span(at("02:00"), at("04:00"), 3), None, at("05:00"))),
@@ -35,5 +35,5 @@ def at(text: str) -> datetime:
         ),
     ],
 )
-def test_the_turn_is(now: str, window: int, turn: PlannedRun) -> None:
-    assert plan_run(HOURLY, at("02:00"), now=at(now), window=timedelta(seconds=window)) == turn
+def test_due_times_are_planned(now: str, window: int, plan: PlannedRun) -> None:
+    assert plan_run(HOURLY, at("02:00"), now=at(now), window=timedelta(seconds=window)) == plan

@@ -1,4 +1,4 @@
-"""The table of a snapshot's moves, walked pair by pair."""
+"""The table of a snapshot's state moves, checked for every pair of states."""
 
 import re
 
@@ -26,21 +26,21 @@ ALLOWED = {
 
 @pytest.mark.parametrize("after", SnapshotState)
 @pytest.mark.parametrize("before", SnapshotState)
-def test_a_snapshot_moves_only_as_the_design_says(before: SnapshotState, after: SnapshotState) -> None:
+def test_snapshot_makes_exactly_the_allowed_moves(before: SnapshotState, after: SnapshotState) -> None:
     assert (after in MOVES[before]) == ((before, after) in ALLOWED)
 
 
-def test_every_state_has_its_row_in_the_table() -> None:
+def test_table_has_a_row_for_every_state() -> None:
     assert set(MOVES) == set(SnapshotState)
 
 
-def test_a_snapshot_is_either_at_rest_or_somebodys() -> None:
+def test_every_state_is_either_idle_or_busy() -> None:
     assert {READY, ERROR} == IDLE
     assert {TAKING, RESTORING, CLONING, DELETING} == BUSY
 
 
 @pytest.mark.parametrize("state", sorted(BUSY))
-def test_an_operation_always_ends_at_rest(state: SnapshotState) -> None:
+def test_busy_state_leads_to_idle_states(state: SnapshotState) -> None:
     assert MOVES[state] - {state} <= IDLE
     assert MOVES[state] & IDLE
 
@@ -50,13 +50,13 @@ def test_only_clones_share_a_snapshot() -> None:
 
 
 @pytest.mark.parametrize("state", SnapshotState)
-def test_busy_states_end_in_ing(state: SnapshotState) -> None:
+def test_exactly_the_busy_states_end_in_ing(state: SnapshotState) -> None:
     assert (state in BUSY) == state.endswith("ing")
 
 
-def test_a_snapshot_at_rest_can_always_be_deleted() -> None:
+def test_idle_snapshot_can_be_deleted() -> None:
     assert DELETING in MOVES[READY] & MOVES[ERROR]
 
 
-def test_the_drawing_names_every_state() -> None:
+def test_package_docstring_names_every_state() -> None:
     assert set(SnapshotState) <= set(re.findall(r"[a-z]+", domain.snapshots.__doc__ or ""))

@@ -1,19 +1,22 @@
-"""Inspection: do rows, ledger and disk agree? Says what does not, and mends what is safe to mend.
+"""Consistency check: compares rows, ledgers and storage, reports differences, and repairs what is safe to repair.
 
-Four looks, in the order of `service`: `live_jobs` and `ledgers` (rows among themselves), `shelves` (rows against their
-backends, by `judgement`), `strays` (backends against rows). `mending` is the hand that changes volumes and snapshots.
+Four checks run in the order of `service`: `live_jobs` and `ledgers` compare rows with rows, `rows_vs_storage` compares
+rows with their backends, by the rules of `compare`, and `unknown_data` finds data without rows. `repair` changes the
+rows of volumes and snapshots.
 
-    data-missing       a volume at rest, or a snapshot, has no data    ▶ `error`, if the disk knows that it was deleted
-    size-differs       row and disk tell different sizes               ▶ what is on the disk
-    fence-behind       the disk has seen later attempts than the row   ▶ version (and the job's fence) above the disk's
-    no-row             data that no row knows                          ▶ a row named `recovered-ID`; never deleted
-    leftover           a draft or trash that no job can publish        ▶ swept
-    stranded           in a state that ends in -ing, but no job has it ▶ where the job's way out leads
-    not-held        a live job that does not have what it is about  ▶ failed, by its own way out
-    no-worker          the lease ended long ago                        ▶ back into the queue
-    items-unfinished   an ended bulk job with items that wait          ▶ failed, `lanes-lost`
-    miscounted         a bulk job's counters are not its ledger's      ▶ counted afresh
+    code               finding                                               repair
+    data-missing       an idle volume or snapshot has no data                `error`, if its fence proves a later delete
+    size-differs       row and backend have different sizes                  the row takes the stored size
+    fence-behind       a later attempt than the row's has published          version and the job's fence raised above it
+    no-row             data without a row                                    a row named `recovered-ID`; never deleted
+    leftover           a draft or trash that no job will publish or remove   swept
+    no-job             in a state that ends in -ing, but held by no job      the state that a failed job would leave
+    not-held           a live job does not hold its volume or snapshot       failed; the job's kind releases the rest
+    no-worker          a job whose lease ended long ago                      requeued
+    items-unfinished   an ended bulk job with unfinished items               items failed with `lanes-lost`
+    miscounted         a bulk job's counters differ from its ledger          recounted
 
-`no-lanes`, `no-backend` and `unreadable` are only told. What is in motion is looked at twice: it counts if its row has
-not moved meanwhile. Mending is conditional on that too, so any number of these may run beside any number of workers.
+`no-lanes`, `no-backend` and `unreadable` are only reported. Rows that differ from their storage are read a second time,
+and reported only if they have not changed in between: otherwise a job is at work. Repairs are conditional on the same,
+so any number of checks may run beside any number of workers.
 """

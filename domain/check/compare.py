@@ -1,4 +1,4 @@
-"""Compares a row with what its backend has: no SQL, no storage, only what follows from both."""
+"""Compares a row with its stored state: pure functions, without SQL or storage."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -13,78 +13,81 @@ from domain.storage.driver import StoredObject
 from domain.volumes.model import MAX_SIZE
 from domain.volumes.states import IDLE, MOVES, VolumeState
 
-_LEASED: Final = "a worker is at it: check again when its job has ended"
-_RESTORE_FILE: Final = "is the backend mounted? else put the file back, or delete it here too"
-_NO_SIZE: Final = f"a size must be between 1 and {MAX_SIZE}: look into the file"
+_LEASED: Final = "a worker may be working on it: check again when its job has ended"
+_RESTORE_FILE: Final = "is the backend mounted? otherwise restore the file, or delete it here too"
+_INVALID_SIZE: Final = f"a size must be between 1 and {MAX_SIZE}: inspect the file"
 
 
-def compare(seen: RowState, stored: StoredObject | None) -> list[Finding]:
-    """Say what does not agree about one row; ``stored`` None where the backend knows nothing."""
-    if not seen.rests and seen.hold is None:
-        return [_without_job(seen, stored)]
-    return [] if stored is None else [*_data(seen, stored), *_fence(seen, stored.fence)]
+def compare(row: RowState, stored: StoredObject | None) -> list[Finding]:
+    """Return the differences between a row and its stored state; ``stored`` None if the backend stores nothing."""
+    if not row.at_rest and row.holder is None:
+        return [_without_job(row, stored)]
+    return [] if stored is None else [*_data(row, stored), *_fence(row, stored.fence)]
 
 
-def resting_state(seen: RowState, size: int | None, *, knows_sizes: bool) -> VolumeState | SnapshotState:
-    """Where a stranded row comes to rest, given the size found; without data it is never usable."""
-    error = VolumeState.ERROR if seen.is_volume else SnapshotState.ERROR
-    if seen.state in IDLE or seen.state in SNAPSHOT_IDLE:
-        return error if knows_sizes and size is None else seen.state
-    # Where an operation may end in `error`, nobody knows how far it came; else it has left its volume usable.
-    may_fail = error in (
-        MOVES[VolumeState(seen.state)] if seen.is_volume else SNAPSHOT_MOVES[SnapshotState(seen.state)]
-    )
-    usable = VolumeState.AVAILABLE if seen.is_volume else SnapshotState.READY
-    return error if may_fail or (knows_sizes and size is None) else usable
+def resting_state(row: RowState, size: int | None, *, stores_sizes: bool) -> VolumeState | SnapshotState:
+    """Return the state for a row without a job, given the stored size; without data it is never usable."""
+    error = VolumeState.ERROR if row.is_volume else SnapshotState.ERROR
+    if row.state in IDLE or row.state in SNAPSHOT_IDLE:
+        return error if stores_sizes and size is None else row.state
+    # An operation that may end in `error` may have stopped halfway; any other leaves its subject usable at every step.
+    may_fail = error in (MOVES[VolumeState(row.state)] if row.is_volume else SNAPSHOT_MOVES[SnapshotState(row.state)])
+    usable = VolumeState.AVAILABLE if row.is_volume else SnapshotState.READY
+    return error if may_fail or (stores_sizes and size is None) else usable
 
 
-def fits(size: int | None) -> bool:
-    """Tell whether a row can have this size."""
+def is_valid_size(size: int | None) -> bool:
+    """Return whether a row can have this size."""
     return size is not None and 0 < size <= MAX_SIZE
 
 
-def subject(seen: RowState) -> str:
-    """Name what the row is about."""
-    return volume(seen.id) if seen.is_volume else snapshot(seen.id)
+def subject(row: RowState) -> str:
+    """Return the subject of a finding about a row."""
+    return volume(row.id) if row.is_volume else snapshot(row.id)
 
 
-def _without_job(seen: RowState, stored: StoredObject | None) -> Finding:
-    problem = f"is {seen.state}, but no live job has it"
-    # A disk that knows nothing at all may be another one.
-    strange = stored is not None and stored.size is None and stored.fence is None
-    in_the_making = seen.state in (VolumeState.CREATING, SnapshotState.TAKING)
-    return Finding(
-        CheckCode.NO_JOB, subject(seen), problem, _RESTORE_FILE if strange and not in_the_making else REPAIR_COMMAND
-    )
+def _without_job(row: RowState, stored: StoredObject | None) -> Finding:
+    problem = f"is {row.state}, but no live job holds it"
+    # A backend with neither data nor a fence of the subject may be the wrong disk, unless the subject was just being
+    # created.
+    unknown_to_backend = stored is not None and stored.size is None and stored.fence is None
+    being_created = row.state in (VolumeState.CREATING, SnapshotState.TAKING)
+    remedy = _RESTORE_FILE if unknown_to_backend and not being_created else REPAIR_COMMAND
+    return Finding(CheckCode.NO_JOB, subject(row), problem, remedy)
 
 
-def _data(seen: RowState, stored: StoredObject) -> Iterator[Finding]:
-    if not seen.whole:
+def _data(row: RowState, stored: StoredObject) -> Iterator[Finding]:
+    if not row.must_have_data:
         return
     if stored.size is None:
-        deleted = stored.fence is not None and stored.fence.version >= seen.version
+        deleted = stored.fence is not None and stored.fence.version >= row.version
         yield Finding(
             CheckCode.DATA_MISSING,
-            subject(seen),
-            f"is {seen.state}, but its data {'has been deleted since' if deleted else 'is not there'}",
+            subject(row),
+            f"is {row.state}, but its data {'was deleted later' if deleted else 'is missing'}",
             REPAIR_COMMAND if deleted else _RESTORE_FILE,
         )
-    elif stored.size != seen.size:
-        problem = f"has {stored.size} bytes on its backend, {seen.size} in its row"
-        yield Finding(CheckCode.SIZE_DIFFERS, subject(seen), problem, REPAIR_COMMAND if fits(stored.size) else _NO_SIZE)
+    elif stored.size != row.size:
+        problem = f"has {stored.size} bytes on its backend, {row.size} in its row"
+        remedy = REPAIR_COMMAND if is_valid_size(stored.size) else _INVALID_SIZE
+        yield Finding(CheckCode.SIZE_DIFFERS, subject(row), problem, remedy)
 
 
-def _fence(seen: RowState, fence: Fence | None) -> Iterator[Finding]:
-    if fence is None or not _behind(seen, fence):
+def _fence(row: RowState, fence: Fence | None) -> Iterator[Finding]:
+    if fence is None or not _is_behind(row, fence):
         return
-    leased = seen.hold is not None and seen.hold.leased and seen.hold.named
-    own = seen.hold.fence if seen.hold is not None and seen.hold.fence is not None else (seen.version,)
-    problem = f"the backend has seen attempt {tuple(fence)}, which is not before the row's {tuple(own)}"
-    yield Finding(CheckCode.FENCE_BEHIND, subject(seen), problem, _LEASED if leased else REPAIR_COMMAND)
+    leased = row.holder is not None and row.holder.leased and row.holder.fence_in_params
+    own = row.holder.fence if row.holder is not None and row.holder.fence is not None else (row.version,)
+    problem = f"its backend has the fence {tuple(fence)}, which is not below the row's {tuple(own)}"
+    yield Finding(CheckCode.FENCE_BEHIND, subject(row), problem, _LEASED if leased else REPAIR_COMMAND)
 
 
-def _behind(seen: RowState, fence: Fence) -> bool:
-    """At rest, a row is above all that was published; in a job's hands, its present attempt may have published."""
-    if seen.hold is not None and seen.hold.fence is not None:
-        return seen.hold.fence < fence
-    return seen.version <= fence.version
+def _is_behind(row: RowState, fence: Fence) -> bool:
+    """Return whether the next attempt would be refused.
+
+    The version of an idle row is above every published fence. The fence of a job that holds the row may be equal: its
+    current attempt may have published.
+    """
+    if row.holder is not None and row.holder.fence is not None:
+        return row.holder.fence < fence
+    return row.version <= fence.version

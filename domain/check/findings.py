@@ -1,4 +1,4 @@
-"""What can be wrong, and how it is told."""
+"""What the check can find, and how findings are shown."""
 
 import enum
 from collections import Counter
@@ -10,7 +10,7 @@ REPAIR_COMMAND: Final = "run `cistern check --repair`"
 
 
 class CheckCode(enum.StrEnum):
-    """What is wrong; stable, for scripts."""
+    """The kind of a finding; stable, for scripts."""
 
     DATA_MISSING = "data-missing"
     SIZE_DIFFERS = "size-differs"
@@ -29,7 +29,7 @@ class CheckCode(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that does not agree. ``remedy`` is what to do about it; ``mendable`` if `repair` can do it."""
+    """One inconsistency. ``remedy`` tells the user what to do about it."""
 
     code: CheckCode
     subject: str
@@ -39,15 +39,15 @@ class Finding:
 
     @property
     def repairable(self) -> bool:
-        """Whether a repair takes care of it."""
+        """Whether ``--repair`` can repair it."""
         return self.remedy == REPAIR_COMMAND
 
     def as_repaired(self) -> Self:
-        """Tell that it has been taken care of."""
+        """Return the finding marked as repaired."""
         return replace(self, repaired=True)
 
-    def left(self, remedy: str) -> Self:
-        """Tell why it was not taken care of."""
+    def with_remedy(self, remedy: str) -> Self:
+        """Return the finding with another remedy, because it could not be repaired."""
         return replace(self, remedy=remedy)
 
     def __str__(self) -> str:
@@ -56,27 +56,22 @@ class Finding:
 
 @dataclass
 class Report:
-    """All that an inspection found, and how much it looked at, by name."""
+    """All findings of a check, and the number of things checked, by name."""
 
     findings: list[Finding] = field(default_factory=list)
-    looked_at: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def left(self) -> list[Finding]:
-        """What has not been repaired; nothing, if all agree."""
-        return [finding for finding in self.findings if not finding.repaired]
+    checked: Counter[str] = field(default_factory=Counter)
 
 
 def volume(volume_id: UUID) -> str:
-    """Name a volume."""
+    """Return the subject of a finding about a volume."""
     return f"volume {volume_id}"
 
 
 def snapshot(snapshot_id: UUID) -> str:
-    """Name a snapshot."""
+    """Return the subject of a finding about a snapshot."""
     return f"snapshot {snapshot_id}"
 
 
 def job(job_id: UUID) -> str:
-    """Name a job."""
+    """Return the subject of a finding about a job."""
     return f"job {job_id}"

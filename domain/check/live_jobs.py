@@ -1,4 +1,4 @@
-"""Live jobs: does each have what it is about in its hands, and does anybody still work on it?"""
+"""Checks live jobs: each must hold its volume or snapshot, and have a worker or lanes if it is running."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final, NamedTuple
@@ -23,102 +23,104 @@ from domain.snapshots.model import Snapshot
 from domain.snapshots.states import SnapshotState
 from domain.volumes.model import Volume
 
-#: So many leases without a sign of life are more than a crash.
-SILENT_LEASES: Final = 10
-_START: Final = "start a worker"
-_LEASED: Final = "a worker is at it: check again when it has ended"
+#: A job is reported when its lease ended this many leases ago; workers rescue the jobs of a crashed worker earlier.
+OVERDUE_LEASES: Final = 10
+_START_WORKER: Final = "start a worker"
+_LEASED: Final = "a worker may be working on it: check again when it has ended"
 NOT_HELD: Final = {
     "code": "not-held",
-    "detail": "The job did not have what it was about; an inspection ended it.",
+    "detail": "The job did not hold its volume or snapshot; `cistern check --repair` ended it.",
 }
 
 
 class JobState(NamedTuple):
-    """What is wrong with one live job, if anything; ``silent``: for how many seconds its lease has been over."""
+    """A live job and what may be wrong with it; ``expired_seconds``: how long ago its lease ended."""
 
     id: UUID
     kind: str
     status: JobStatus
     version: int
     leased: bool
-    in_hand: bool
-    silent: float
-    forsaken: bool
+    holds_subject: bool
+    expired_seconds: float
+    without_lanes: bool
 
 
 class LiveJobs:
-    """Looks through all jobs that have not ended."""
+    """Checks all jobs that have not ended."""
 
     def __init__(self, database: Database, kinds: Kinds, *, lease: float) -> None:
         """``lease`` in seconds."""
         self._database = database
         self._kinds = kinds
-        self._patience = SILENT_LEASES * lease
+        self._overdue_seconds = OVERDUE_LEASES * lease
 
     async def findings(self, report: Report, *, repair: bool) -> AsyncIterator[Finding]:
-        """Tell what is wrong with them, mended if it can be and ``repair`` is asked for."""
+        """Yield the findings about live jobs, repaired where possible if ``repair``."""
         after: UUID | None = None
         while page := await self._page(after):
             after = page[-1].id
-            report.looked_at["live jobs"] += len(page)
+            report.checked["live jobs"] += len(page)
             for state in page:
-                finding = self._judge(state)
+                finding = self._finding(state)
                 if finding is not None and repair and finding.repairable:
-                    finding = finding.as_repaired() if await self._mend(state, finding.code) else None
+                    finding = finding.as_repaired() if await self._repair(state, finding.code) else None
                 if finding is not None:
                     yield finding
 
-    def _judge(self, state: JobState) -> Finding | None:
-        name = job(state.id)
-        if not state.in_hand:
+    def _finding(self, state: JobState) -> Finding | None:
+        subject = job(state.id)
+        if not state.holds_subject:
             known = state.kind in self._kinds
             remedy = _LEASED if state.leased else REPAIR_COMMAND if known else "start a worker that knows this kind"
-            return Finding(CheckCode.NOT_HELD, name, f"{state.kind} is {state.status} without what it is about", remedy)
-        if state.silent > self._patience:
-            return Finding(CheckCode.NO_WORKER, name, f"{state.kind} lost its worker {state.silent:.0f} s ago")
-        if state.forsaken:
+            problem = f"{state.kind} is {state.status}, but does not hold its volume or snapshot"
+            return Finding(CheckCode.NOT_HELD, subject, problem, remedy)
+        if state.expired_seconds > self._overdue_seconds:
+            problem = f"{state.kind} lost its worker {state.expired_seconds:.0f} s ago"
+            return Finding(CheckCode.NO_WORKER, subject, problem)
+        if state.without_lanes:
             problem = f"{state.kind} has no lane left, and no worker has given it a new one"
-            return Finding(CheckCode.NO_LANES, name, problem, _START)
+            return Finding(CheckCode.NO_LANES, subject, problem, _START_WORKER)
         return None
 
-    async def _mend(self, state: JobState, code: CheckCode) -> bool:
-        """Do as housekeeping does with an orphan, or end the job; False if it has moved since it was looked at."""
+    async def _repair(self, state: JobState, code: CheckCode) -> bool:
+        """Requeue the job as maintenance does with an orphan, or fail it; False if it has changed since it was read."""
         async with self._database.transaction() as session:
-            found = await JobRepository(session).get_for_update(state.id)
-            if found is None or found.version != state.version:
+            locked = await JobRepository(session).get_for_update(state.id)
+            if locked is None or locked.version != state.version:
                 return False
             if code is CheckCode.NO_WORKER:
-                await OrphanRepository(session).requeue(found.id)
+                await OrphanRepository(session).requeue(locked.id)
             else:
-                await self._end(session, found)
+                await self._fail(session, locked)
         return True
 
-    async def _end(self, session: AsyncSession, found: Job) -> None:
-        found.version, found.lease_expires_at = found.version + 1, None
-        found.status, found.error, found.finished_at = JobStatus.FAILED, NOT_HELD, func.now()
+    async def _fail(self, session: AsyncSession, locked: Job) -> None:
+        locked.version, locked.lease_expires_at = locked.version + 1, None
+        locked.status, locked.error, locked.finished_at = JobStatus.FAILED, NOT_HELD, func.now()
         await session.flush()
-        await self._kinds[found.kind].abandon(session, [(ClaimedJob.from_row(found), None)])
+        await self._kinds[locked.kind].abandon(session, [(ClaimedJob.from_row(locked), None)])
 
     async def _page(self, after: UUID | None) -> Sequence[JobState]:
         async with self._database.transaction() as session:
-            return await LiveJobRepository(session).page(after, PAGE, patience=self._patience)
+            return await LiveJobRepository(session).page(after, PAGE, overdue_seconds=self._overdue_seconds)
 
 
 class LiveJobRepository:
-    """Live jobs and what they are about, seen from one transaction, by one statement: so all of one moment."""
+    """Reads live jobs and their subjects by one statement, so that all are of the same moment."""
 
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
-    async def page(self, after: UUID | None, limit: int, *, patience: float) -> Sequence[JobState]:
-        """Read ``limit`` of them, upwards by id. ``patience`` in seconds: how long a whole may be without lanes."""
+    async def page(self, after: UUID | None, limit: int, *, overdue_seconds: float) -> Sequence[JobState]:
+        """Read ``limit`` jobs in ascending order of id; a parent may be without lanes for ``overdue_seconds``."""
         query = (
             select(
                 *(Job.id, Job.kind, Job.status, Job.version),
                 func.coalesce(Job.lease_expires_at > func.now(), literal(value=False)),
                 and_(_has_volume(), _has_snapshot()),
                 func.coalesce(func.extract("epoch", func.now() - Job.lease_expires_at), 0.0),
-                _forsaken(patience),
+                _long_without_lanes(overdue_seconds),
             )
             .outerjoin(Volume, Volume.id == Job.volume_id)
             .outerjoin(Snapshot, Snapshot.id == Job.snapshot_id)
@@ -135,15 +137,15 @@ def _has_volume() -> ColumnElement[bool]:
 
 
 def _has_snapshot() -> ColumnElement[bool]:
-    """Whether a job has its snapshot; those that clone share it."""
+    """Return the condition that a job holds its snapshot; clone jobs share one."""
     shared: Any = and_(Job.kind == CLONE, Snapshot.state == SnapshotState.CLONING)
     own = func.coalesce(or_(Snapshot.job_id == Job.id, shared), literal(value=False))
     return or_(Job.snapshot_id.is_(None), own)
 
 
-def _forsaken(patience: float) -> ColumnElement[bool]:
-    """Whether a job is forsaken, and nobody has given it new lanes for so long."""
+def _long_without_lanes(seconds: float) -> ColumnElement[bool]:
+    """Return the condition that a parent has been without lanes for more than ``seconds``."""
     lane = aliased(Job)
     lanes = select(func.max(lane.finished_at)).where(lane.parent_id == Job.id).correlate(Job).scalar_subquery()
     since = func.coalesce(lanes, Job.started_at)
-    return and_(is_without_lanes(), since < from_now(-patience))
+    return and_(is_without_lanes(), since < from_now(-seconds))

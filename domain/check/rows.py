@@ -1,4 +1,4 @@
-"""Reads volumes and snapshots together with the jobs that have them, by pages. Takes a session, never commits."""
+"""Reads volumes and snapshots together with the jobs that hold them, page by page. Takes a session, never commits."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,30 +22,30 @@ from domain.volumes.model import Volume
 from domain.volumes.states import IDLE as VOLUME_IDLE
 from domain.volumes.states import VolumeState
 
-#: So many volumes or jobs are looked at together.
+#: Number of volumes or jobs read at once.
 PAGE: Final = 1000
 CLONE: Final = "snapshot.clone"
-#: Kinds that publish the snapshot; all others publish the volume that they have.
-OF_THE_SNAPSHOT: Final = frozenset({"snapshot.take", "snapshot.delete"})
+#: Kinds of jobs that publish the snapshot; all others publish the volume that they hold.
+SNAPSHOT_PUBLISHERS: Final = frozenset({"snapshot.take", "snapshot.delete"})
 
 
 class Holder(NamedTuple):
-    """The live job that has a volume or snapshot in its hands.
+    """The live job that holds a volume or snapshot.
 
-    ``fence``: under which it publishes just this, None if it only keeps it from others; ``named`` if that fence is
-    written down in the job. ``leased`` while a worker may be at it.
+    ``fence`` is the one under which it publishes this subject, None if it only excludes other jobs.
+    ``fence_in_params`` if that fence is stored in the job's parameters. ``leased`` while a worker may be working on it.
     """
 
     job_id: UUID
     version: int
     fence: Fence | None
-    named: bool
+    fence_in_params: bool
     leased: bool
 
 
 @dataclass(frozen=True)
 class RowState:
-    """A volume's or snapshot's row at some moment; equal to another of the same if nothing has moved in between."""
+    """The row of a volume or snapshot as it was read; two reads are equal if nothing has changed in between."""
 
     id: UUID
     volume_id: UUID
@@ -53,27 +53,27 @@ class RowState:
     version: int
     size: int
     job_id: UUID | None
-    hold: Holder | None
+    holder: Holder | None
 
     @property
     def is_volume(self) -> bool:
-        """Whether it is a volume; else it is a snapshot of one."""
+        """Whether this is a volume; otherwise it is a snapshot of one."""
         return self.id == self.volume_id
 
     @property
-    def rests(self) -> bool:
-        """Whether it is in a state without a job, and has none."""
+    def at_rest(self) -> bool:
+        """Whether it is in an idle state and names no job."""
         return self.state in (VOLUME_IDLE | SNAPSHOT_IDLE) and self.job_id is None
 
     @property
-    def whole(self) -> bool:
-        """Whether its data has to be there and as large as the row says."""
-        return self.rests and self.state in (VolumeState.AVAILABLE, SnapshotState.READY)
+    def must_have_data(self) -> bool:
+        """Whether its data must exist and have the size of the row."""
+        return self.at_rest and self.state in (VolumeState.AVAILABLE, SnapshotState.READY)
 
 
 @dataclass(frozen=True)
 class VolumeRows:
-    """A volume and its snapshots."""
+    """The rows of a volume and its snapshots."""
 
     volume: RowState
     backend: str
@@ -92,45 +92,44 @@ class _HolderJob(NamedTuple):
 
 
 class CheckRepository:
-    """Rows as an inspection needs them, seen from one transaction."""
+    """Rows as the check needs them, read in one transaction."""
 
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
     async def page(self, after: UUID | None, limit: int) -> list[VolumeRows]:
-        """Read ``limit`` volumes, upwards by id."""
+        """Read ``limit`` volumes in ascending order of id."""
         query = select(Volume).order_by(Volume.id).limit(limit)
-        return await self._shelves(query if after is None else query.where(Volume.id > after))
+        return await self._read(query if after is None else query.where(Volume.id > after))
 
-    async def among(self, volume_ids: Collection[UUID]) -> dict[UUID, VolumeRows]:
-        """Read these volumes, as far as they exist."""
-        shelves = await self._shelves(select(Volume).where(Volume.id.in_(volume_ids)))
-        return {shelf.volume.id: shelf for shelf in shelves}
+    async def get_many(self, volume_ids: Collection[UUID]) -> dict[UUID, VolumeRows]:
+        """Read those of the volumes that exist."""
+        found = await self._read(select(Volume).where(Volume.id.in_(volume_ids)))
+        return {rows.volume.id: rows for rows in found}
 
     async def known(self, backend: str, volume_ids: Collection[UUID]) -> set[UUID]:
-        """Tell which of these are volumes of the backend, or what a live job is about."""
+        """Return those of the ids that are volumes of the backend, or that a live job refers to."""
         rows = select(Volume.id).where(Volume.id.in_(volume_ids), Volume.backend == backend)
         jobs = select(Job.volume_id).where(Job.volume_id.in_(volume_ids), Job.status.in_(LIVE))
         return set((await self._session.scalars(rows.union(jobs))).all())
 
-    async def _shelves(self, query: Any) -> list[VolumeRows]:
+    async def _read(self, query: Any) -> list[VolumeRows]:
         volumes: Sequence[Volume] = (await self._session.scalars(query)).all()
-        query = select(Snapshot).where(Snapshot.volume_id.in_([one.id for one in volumes]))
+        query = select(Snapshot).where(Snapshot.volume_id.in_([volume.id for volume in volumes]))
         snapshots: Sequence[Snapshot] = (await self._session.scalars(query)).all()
-        holders = await self._holders({one.job_id for one in volumes} | {one.job_id for one in snapshots})
-        epochs = await self._lane_epochs(volumes, holders)
-        cloning = await self._cloning(snapshots)
-        by_volume: dict[UUID, dict[UUID, RowState]] = {one.id: {} for one in volumes}
-        for one in snapshots:
-            by_volume[one.volume_id][one.id] = _seen(
-                one, one.volume_id, _hold_of_snapshot(one, holders, epochs, cloning)
-            )
+        jobs = await self._holder_jobs({row.job_id for row in volumes} | {row.job_id for row in snapshots})
+        epochs = await self._lane_epochs(volumes, jobs)
+        cloned = await self._snapshots_being_cloned(snapshots)
+        by_volume: dict[UUID, dict[UUID, RowState]] = {volume.id: {} for volume in volumes}
+        for row in snapshots:
+            holder = _holder_of_snapshot(row, jobs, epochs, cloned)
+            by_volume[row.volume_id][row.id] = _row_state(row, row.volume_id, holder)
         return [
-            VolumeRows(_seen(one, one.id, _hold_of_volume(one, holders, epochs)), one.backend, by_volume[one.id])
-            for one in volumes
+            VolumeRows(_row_state(row, row.id, _holder_of_volume(row, jobs, epochs)), row.backend, by_volume[row.id])
+            for row in volumes
         ]
 
-    async def _holders(self, job_ids: Collection[UUID | None]) -> dict[UUID | None, _HolderJob]:
+    async def _holder_jobs(self, job_ids: Collection[UUID | None]) -> dict[UUID | None, _HolderJob]:
         leased = func.coalesce(Job.lease_expires_at > func.now(), False)
         columns = (Job.id, Job.kind, Job.version, Job.params["fence"].as_integer(), Job.epoch)
         query = select(*columns, Job.volume_id, Job.snapshot_id, leased).where(Job.status.in_(LIVE))
@@ -138,12 +137,10 @@ class CheckRepository:
         return {row[0]: _HolderJob(*row) for row in rows}
 
     async def _lane_epochs(
-        self, volumes: Sequence[Volume], holders: Mapping[UUID | None, _HolderJob]
+        self, volumes: Sequence[Volume], jobs: Mapping[UUID | None, _HolderJob]
     ) -> dict[tuple[UUID, UUID], int]:
-        """Find the unfinished items of volumes that bulk jobs have, and at which ring their lanes are."""
-        held = [
-            (one.job_id, one.id) for one in volumes if one.job_id in holders and holders[one.job_id].kind in BULK_KINDS
-        ]
+        """Return the epoch of the lane for each unfinished item of a volume that a bulk job holds."""
+        held = [(row.job_id, row.id) for row in volumes if row.job_id in jobs and jobs[row.job_id].kind in BULK_KINDS]
         lane = aliased(Job)
         query = (
             select(Item.job_id, Item.volume_id, func.coalesce(lane.epoch, 0))
@@ -152,42 +149,44 @@ class CheckRepository:
         )
         return {(row[0], row[1]): row[2] for row in await self._session.execute(query)} if held else {}
 
-    async def _cloning(self, snapshots: Sequence[Snapshot]) -> set[UUID | None]:
-        """Tell of which snapshots clones are being made."""
-        ids = [one.id for one in snapshots if one.state is SnapshotState.CLONING]
+    async def _snapshots_being_cloned(self, snapshots: Sequence[Snapshot]) -> set[UUID | None]:
+        """Return the ids of the snapshots that live jobs are cloning."""
+        ids = [row.id for row in snapshots if row.state is SnapshotState.CLONING]
         query = select(Job.snapshot_id).where(Job.snapshot_id.in_(ids), Job.kind == CLONE, Job.status.in_(LIVE))
         return set((await self._session.scalars(query)).all())
 
 
-def _seen(row: Volume | Snapshot, volume_id: UUID, hold: Holder | None) -> RowState:
-    return RowState(row.id, volume_id, row.state, row.version, row.size, row.job_id, hold)
+def _row_state(row: Volume | Snapshot, volume_id: UUID, holder: Holder | None) -> RowState:
+    return RowState(row.id, volume_id, row.state, row.version, row.size, row.job_id, holder)
 
 
-def _hold_of_volume(
-    row: Volume, holders: Mapping[UUID | None, _HolderJob], epochs: Mapping[tuple[UUID, UUID], int]
+def _holder_of_volume(
+    row: Volume, jobs: Mapping[UUID | None, _HolderJob], epochs: Mapping[tuple[UUID, UUID], int]
 ) -> Holder | None:
-    job = holders.get(row.job_id)
+    job = jobs.get(row.job_id)
     if job is not None and (job.id, row.id) in epochs:
         fence = Fence(row.version, epochs[job.id, row.id]) if job.kind == EXPAND else None
-        return Holder(job.id, 0, fence, named=False, leased=False)
+        return Holder(job.id, 0, fence, fence_in_params=False, leased=False)
     if job is None or job.volume_id != row.id:
         return None
-    fence = None if job.kind in OF_THE_SNAPSHOT else Fence(job.fence, job.epoch)
-    return Holder(job.id, job.version, fence, named=fence is not None, leased=job.leased)
+    fence = None if job.kind in SNAPSHOT_PUBLISHERS else Fence(job.fence, job.epoch)
+    return Holder(job.id, job.version, fence, fence_in_params=fence is not None, leased=job.leased)
 
 
-def _hold_of_snapshot(
+def _holder_of_snapshot(
     row: Snapshot,
-    holders: Mapping[UUID | None, _HolderJob],
+    jobs: Mapping[UUID | None, _HolderJob],
     epochs: Mapping[tuple[UUID, UUID], int],
-    cloning: Collection[UUID | None],
+    cloned: Collection[UUID | None],
 ) -> Holder | None:
     if row.state is SnapshotState.CLONING:
-        return Holder(row.job_id or row.id, 0, None, named=False, leased=False) if row.id in cloning else None
-    job = holders.get(row.job_id)
+        shared = Holder(row.job_id or row.id, 0, None, fence_in_params=False, leased=False)
+        return shared if row.id in cloned else None
+    job = jobs.get(row.job_id)
     if job is not None and (job.id, row.volume_id) in epochs:
-        return Holder(job.id, 0, Fence(row.version, epochs[job.id, row.volume_id]), named=False, leased=False)
+        fence = Fence(row.version, epochs[job.id, row.volume_id])
+        return Holder(job.id, 0, fence, fence_in_params=False, leased=False)
     if job is None or job.snapshot_id != row.id:
         return None
-    fence = Fence(job.fence, job.epoch) if job.kind in OF_THE_SNAPSHOT else None
-    return Holder(job.id, job.version, fence, named=fence is not None, leased=job.leased)
+    published = Fence(job.fence, job.epoch) if job.kind in SNAPSHOT_PUBLISHERS else None
+    return Holder(job.id, job.version, published, fence_in_params=published is not None, leased=job.leased)

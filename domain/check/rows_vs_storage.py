@@ -1,4 +1,4 @@
-"""Rows against their backends: each volume with its snapshots, page by page, and again whatever looks wrong."""
+"""Compares rows with their backends: every volume with its snapshots, page by page, and every difference twice."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
-from domain.check.compare import compare, fits
+from domain.check.compare import compare, is_valid_size
 from domain.check.findings import REPAIR_COMMAND, CheckCode, Finding, Report, snapshot, volume
 from domain.check.repair import Repair
 from domain.check.rows import PAGE, CheckRepository, RowState, VolumeRows
@@ -16,142 +16,152 @@ from domain.storage.backends import Backends
 from domain.storage.driver import Leftover, StoredObject, StoredVolume
 from domain.volumes.states import VolumeState
 
-AT_ONCE: Final = 8
-_LATER: Final = "check again when its volume is at rest"
-_LAST_BYTES: Final = "may be the last of a volume whose row is still there: look into it before it is swept"
+MAX_CONCURRENT_STATS: Final = 8
+_CHECK_LATER: Final = "check again when its volume is idle"
+_ONLY_COPY: Final = "may be the only copy of a volume that still has a row: inspect it before it is swept"
 
 
 @dataclass(frozen=True)
 class Suspicion:
-    """What looks wrong about one thing on a shelf; ``seen`` None where no row knows it."""
+    """A difference that a second read of the rows must confirm; ``row`` None if the subject has no row."""
 
     id: UUID
-    seen: RowState | None
+    row: RowState | None
     findings: Sequence[Finding]
     stored: StoredObject | None = None
     leftovers: Sequence[Leftover] = ()
 
 
 class RowsVsStorage:
-    """Looks through all volumes that have a row."""
+    """Checks all volumes that have a row."""
 
-    def __init__(self, database: Database, backends: Backends, mending: Repair) -> None:
+    def __init__(self, database: Database, backends: Backends, repair: Repair) -> None:
         self._database = database
         self._backends = backends
-        self._mending = mending
-        self._slots = asyncio.Semaphore(AT_ONCE)
-        self._unreachable: set[str] = set()
+        self._repair = repair
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT_STATS)
+        self._reported_backends: set[str] = set()
 
     async def findings(self, report: Report, *, repair: bool) -> AsyncIterator[Finding]:
-        """Tell what does not agree, mended if it can be and ``repair`` is asked for."""
+        """Yield the differences, repaired where possible if ``repair``."""
         after: UUID | None = None
-        while shelves := await self._page(after):
-            after = shelves[-1].volume.id
-            report.looked_at["volumes"] += len(shelves)
-            report.looked_at["snapshots"] += sum(len(shelf.snapshots) for shelf in shelves)
-            for finding in self._without_backend(shelves):
+        while page := await self._page(after):
+            after = page[-1].volume.id
+            report.checked["volumes"] += len(page)
+            report.checked["snapshots"] += sum(len(rows.snapshots) for rows in page)
+            for finding in self._missing_backends(page):
                 yield finding
-            async for finding in self._check_page(shelves, repair=repair):
+            async for finding in self._check_page(page, repair=repair):
                 yield finding
 
-    async def _check_page(self, shelves: Sequence[VolumeRows], *, repair: bool) -> AsyncIterator[Finding]:
-        found = await asyncio.gather(*(self._suspicions(shelf) for shelf in shelves))
-        suspicious = {shelf.volume.id: (shelf, suspects) for shelf, suspects in zip(shelves, found, strict=True)}
-        again = await self._among([volume_id for volume_id, (_, suspects) in suspicious.items() if suspects])
-        for volume_id, now in again.items():
-            before, suspects = suspicious[volume_id]
-            for suspect in suspects:
-                if _unchanged(suspect, before, now):
-                    for finding in await self._mended(before, suspect) if repair else suspect.findings:
+    async def _check_page(self, page: Sequence[VolumeRows], *, repair: bool) -> AsyncIterator[Finding]:
+        found = await asyncio.gather(*(self._suspicions(rows) for rows in page))
+        suspicious = {
+            rows.volume.id: (rows, suspicions) for rows, suspicions in zip(page, found, strict=True) if suspicions
+        }
+        for volume_id, now in (await self._get_many(list(suspicious))).items():
+            before, suspicions = suspicious[volume_id]
+            for suspicion in suspicions:
+                if _unchanged(suspicion, before, now):
+                    for finding in await self._repaired(before, suspicion) if repair else suspicion.findings:
                         yield finding
 
-    async def _suspicions(self, shelf: VolumeRows) -> list[Suspicion]:
-        if shelf.backend not in self._backends:
-            return list(_rows(shelf, None))
+    async def _suspicions(self, rows: VolumeRows) -> list[Suspicion]:
+        if rows.backend not in self._backends:
+            return list(_differences(rows, None))
         try:
             async with self._slots:
-                sighting = await self._backends.get(shelf.backend).stat(shelf.volume.id, shelf.snapshots.keys())
+                stored = await self._backends.get(rows.backend).stat(rows.volume.id, rows.snapshots.keys())
         except CisternError as error:
-            finding = Finding(CheckCode.UNREADABLE, volume(shelf.volume.id), error.message, "see to the backend")
-            return [Suspicion(shelf.volume.id, shelf.volume, [finding])]
-        # Rows last: mending one moves it, and what has no row of its own is judged by its volume's.
-        return [*_unknown_snapshots(shelf, sighting), *_rows(shelf, sighting)]
+            finding = Finding(CheckCode.UNREADABLE, volume(rows.volume.id), error.message, "repair the backend")
+            return [Suspicion(rows.volume.id, rows.volume, [finding])]
+        # Rows come last: a repair changes the row, and whatever has no row of its own is confirmed by its volume's.
+        return [*_without_row(rows, stored), *_differences(rows, stored)]
 
-    async def _mended(self, shelf: VolumeRows, suspect: Suspicion) -> Sequence[Finding]:
-        """Mend what can be mended; what moved at the last moment was somebody else's to mend, and is not told."""
-        repairable = [finding for finding in suspect.findings if finding.repairable]
-        rest = [finding for finding in suspect.findings if not finding.repairable]
-        if repairable and shelf.backend not in self._backends:
-            return [*rest, *(finding.left(f"configure the backend {shelf.backend!r}") for finding in repairable)]
+    async def _repaired(self, rows: VolumeRows, suspicion: Suspicion) -> Sequence[Finding]:
+        """Repair what can be repaired and return the findings.
+
+        If the row has changed in the meantime, the repairable findings are dropped: a job or another check has dealt
+        with them.
+        """
+        repairable = [finding for finding in suspicion.findings if finding.repairable]
+        others = [finding for finding in suspicion.findings if not finding.repairable]
+        if repairable and rows.backend not in self._backends:
+            remedy = f"configure the backend {rows.backend!r}"
+            return [*others, *(finding.with_remedy(remedy) for finding in repairable)]
         try:
-            done = not repairable or await self._mend(shelf, suspect, {finding.code for finding in repairable})
+            codes = {finding.code for finding in repairable}
+            repaired = not repairable or await self._repair_suspicion(rows, suspicion, codes)
         except CisternError as error:
-            return [*rest, *(finding.left(f"{error.message} Check again.") for finding in repairable)]
-        return [*rest, *(finding.as_repaired() for finding in repairable if done)]
+            return [*others, *(finding.with_remedy(f"{error.message} Check again.") for finding in repairable)]
+        return [*others, *(finding.as_repaired() for finding in repairable if repaired)]
 
-    async def _mend(self, shelf: VolumeRows, suspect: Suspicion, codes: set[CheckCode]) -> bool:
-        if suspect.leftovers:
-            await self._backends.get(shelf.backend).sweep(shelf.volume.id, suspect.leftovers)
+    async def _repair_suspicion(self, rows: VolumeRows, suspicion: Suspicion, codes: set[CheckCode]) -> bool:
+        if suspicion.leftovers:
+            await self._backends.get(rows.backend).sweep(rows.volume.id, suspicion.leftovers)
             return True
-        if suspect.seen is None and suspect.stored is not None:
-            return await self._mending.adopt_snapshot(shelf.volume, suspect.id, suspect.stored)
-        return suspect.seen is None or await self._mending.repair(suspect.seen, shelf.backend, suspect.stored, codes)
+        if suspicion.row is not None:
+            return await self._repair.repair_row(suspicion.row, rows.backend, suspicion.stored, codes)
+        return suspicion.stored is None or await self._repair.adopt_snapshot(
+            rows.volume, suspicion.id, suspicion.stored
+        )
 
-    def _without_backend(self, shelves: Sequence[VolumeRows]) -> Iterator[Finding]:
-        for name in sorted({shelf.backend for shelf in shelves} - self._unreachable):
+    def _missing_backends(self, page: Sequence[VolumeRows]) -> Iterator[Finding]:
+        for name in sorted({rows.backend for rows in page} - self._reported_backends):
             if name not in self._backends:
-                self._unreachable.add(name)
-                problem = "has volumes, but is not configured, so they cannot be looked at"
-                yield Finding(CheckCode.NO_BACKEND, f"backend {name!r}", problem, "name it in CISTERN_BACKENDS")
+                self._reported_backends.add(name)
+                problem = "has volumes, but is not configured, so they cannot be checked"
+                yield Finding(CheckCode.NO_BACKEND, f"backend {name!r}", problem, "add it to CISTERN_BACKENDS")
 
     async def _page(self, after: UUID | None) -> list[VolumeRows]:
         async with self._database.transaction() as session:
             return await CheckRepository(session).page(after, PAGE)
 
-    async def _among(self, volume_ids: Sequence[UUID]) -> dict[UUID, VolumeRows]:
+    async def _get_many(self, volume_ids: Sequence[UUID]) -> dict[UUID, VolumeRows]:
         async with self._database.transaction() as session:
-            return await CheckRepository(session).among(volume_ids)
+            return await CheckRepository(session).get_many(volume_ids)
 
 
-def _rows(shelf: VolumeRows, sighting: StoredVolume | None) -> Iterator[Suspicion]:
-    """Judge the volume and its snapshots."""
-    stored = {shelf.volume.id: sighting.volume, **sighting.snapshots} if sighting else {}
-    for seen in (shelf.volume, *shelf.snapshots.values()):
-        if findings := compare(seen, stored.get(seen.id)):
-            yield Suspicion(seen.id, seen, findings, stored.get(seen.id))
+def _differences(rows: VolumeRows, stored_volume: StoredVolume | None) -> Iterator[Suspicion]:
+    """Compare the rows of the volume and its snapshots with what is stored."""
+    stored = {rows.volume.id: stored_volume.volume, **stored_volume.snapshots} if stored_volume else {}
+    for row in (rows.volume, *rows.snapshots.values()):
+        if findings := compare(row, stored.get(row.id)):
+            yield Suspicion(row.id, row, findings, stored.get(row.id))
 
 
-def _unknown_snapshots(shelf: VolumeRows, sighting: StoredVolume | None) -> Iterator[Suspicion]:
-    """Find snapshots without a row, and what attempts have left that no job will clear away."""
-    if sighting is None:
+def _without_row(rows: VolumeRows, stored_volume: StoredVolume | None) -> Iterator[Suspicion]:
+    """Find snapshots without a row, and leftovers of attempts that no job will remove."""
+    if stored_volume is None:
         return
-    for snapshot_id, stored in sighting.snapshots.items():
-        if snapshot_id not in shelf.snapshots and stored.size is not None:
-            problem = f"is kept of volume {shelf.volume.id} ({stored.size} bytes), but has no row"
-            remedy = REPAIR_COMMAND if shelf.volume.state is not VolumeState.DELETING and fits(stored.size) else _LATER
-            yield Suspicion(
-                snapshot_id, None, [Finding(CheckCode.NO_ROW, snapshot(snapshot_id), problem, remedy)], stored
-            )
-    for leftover in sighting.leftovers:
-        seen = _row_of(shelf, leftover)
-        if (seen or shelf.volume).rests:
-            yield Suspicion(leftover.subject_id, seen, [_leftover(shelf, sighting, leftover)], None, [leftover])
+    for snapshot_id, stored in stored_volume.snapshots.items():
+        if snapshot_id not in rows.snapshots and stored.size is not None:
+            problem = f"is stored for volume {rows.volume.id} ({stored.size} bytes), but has no row"
+            adoptable = rows.volume.state is not VolumeState.DELETING and is_valid_size(stored.size)
+            remedy = REPAIR_COMMAND if adoptable else _CHECK_LATER
+            finding = Finding(CheckCode.NO_ROW, snapshot(snapshot_id), problem, remedy)
+            yield Suspicion(snapshot_id, None, [finding], stored)
+    for leftover in stored_volume.leftovers:
+        row = _row_of(rows, leftover)
+        if (row or rows.volume).at_rest:
+            yield Suspicion(leftover.subject_id, row, [_leftover(rows, stored_volume, leftover)], None, [leftover])
 
 
-def _row_of(shelf: VolumeRows, leftover: Leftover) -> RowState | None:
-    return shelf.volume if leftover.subject_id == shelf.volume.id else shelf.snapshots.get(leftover.subject_id)
+def _row_of(rows: VolumeRows, leftover: Leftover) -> RowState | None:
+    return rows.volume if leftover.subject_id == rows.volume.id else rows.snapshots.get(leftover.subject_id)
 
 
-def _leftover(shelf: VolumeRows, sighting: StoredVolume, leftover: Leftover) -> Finding:
-    name = volume if leftover.subject_id == shelf.volume.id else snapshot
-    last = leftover.trash and shelf.volume.state is VolumeState.AVAILABLE and sighting.volume.size is None
-    problem = f"nobody will publish or clear away {leftover.path}"
-    return Finding(CheckCode.LEFTOVER, name(leftover.subject_id), problem, _LAST_BYTES if last else REPAIR_COMMAND)
+def _leftover(rows: VolumeRows, stored: StoredVolume, leftover: Leftover) -> Finding:
+    name = volume if leftover.subject_id == rows.volume.id else snapshot
+    only_copy = leftover.trash and rows.volume.state is VolumeState.AVAILABLE and stored.volume.size is None
+    problem = f"no job will publish or remove {leftover.path}"
+    remedy = _ONLY_COPY if only_copy else REPAIR_COMMAND
+    return Finding(CheckCode.LEFTOVER, name(leftover.subject_id), problem, remedy)
 
 
-def _unchanged(suspect: Suspicion, before: VolumeRows, now: VolumeRows) -> bool:
-    """Tell whether nobody has touched the row since; for what has no row, its volume's."""
+def _unchanged(suspicion: Suspicion, before: VolumeRows, now: VolumeRows) -> bool:
+    """Return whether the row has not changed between the two reads; without a row, that of its volume."""
     rows = {now.volume.id: now.volume, **now.snapshots}
-    if suspect.seen is None:
-        return now.volume == before.volume and suspect.id not in rows
-    return rows.get(suspect.id) == suspect.seen
+    if suspicion.row is None:
+        return now.volume == before.volume and suspicion.id not in rows
+    return rows.get(suspicion.id) == suspicion.row

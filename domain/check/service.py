@@ -1,4 +1,4 @@
-"""The use case: look at everything once, in an order in which each mending helps the next look."""
+"""The use case: run all checks once, in an order in which each repair helps the next check."""
 
 from collections.abc import AsyncIterator
 
@@ -14,20 +14,20 @@ from domain.storage.backends import Backends
 
 
 class Check:
-    """Rows, ledger and disk, compared. Needs PostgreSQL and the backends; Redis and workers may be there or not."""
+    """Compares rows, ledgers and storage. Requires PostgreSQL and the backends; Redis and workers may be down."""
 
     def __init__(self, database: Database, backends: Backends, kinds: Kinds, *, lease: float) -> None:
-        """``lease`` in seconds: how long a silent worker keeps its jobs."""
+        """``lease`` in seconds: how long a worker that does not renew keeps its jobs."""
         self._database = database
         self._backends = backends
         self._kinds = kinds
         self._lease = lease
 
     async def report(self, *, repair: bool = False) -> Report:
-        """Look at everything, and mend what is safe to mend if ``repair`` is asked for.
+        """Check everything, and repair what is safe to repair if ``repair``.
 
         Raises:
-            DatabaseUnavailable: PostgreSQL does not answer.
+            DatabaseUnavailable: PostgreSQL does not respond.
         """
         report = Report()
         async for finding in self.findings(report, repair=repair):
@@ -35,18 +35,18 @@ class Check:
         return report
 
     async def findings(self, report: Report, *, repair: bool = False) -> AsyncIterator[Finding]:
-        """Tell each finding as it is made; ``report`` counts what was looked at, and collects nothing else."""
-        for look in self._passes():
-            async for finding in look.findings(report, repair=repair):
+        """Yield each finding as it is made. ``report`` only receives the number of things checked."""
+        for check in self._checks():
+            async for finding in check.findings(report, repair=repair):
                 yield finding
 
-    def _passes(self) -> tuple[LiveJobs, Ledgers, RowsVsStorage, UnknownData]:
-        """What there is to look through, in this order."""
+    def _checks(self) -> tuple[LiveJobs, Ledgers, RowsVsStorage, UnknownData]:
+        """Return all checks in the order in which they run."""
         database, backends = self._database, self._backends
-        mending = Repair(database, backends)
+        repair = Repair(database, backends)
         return (
             LiveJobs(database, self._kinds, lease=self._lease),
             Ledgers(database),
-            RowsVsStorage(database, backends, mending),
-            UnknownData(database, backends, mending),
+            RowsVsStorage(database, backends, repair),
+            UnknownData(database, backends, repair),
         )

@@ -1,4 +1,4 @@
-"""What tests of inspections share: services on a disk, and short ways to inspect."""
+"""Shared by the tests of `domain.check`: services with a file backend, and short calls of the check."""
 
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -11,29 +11,29 @@ from tests.integration.snapshot_builders import path
 
 
 def on_disk(settings: Settings, folder: Path) -> Settings:
-    """Settings with a disk instead of memory."""
+    """Return settings with a file backend, ``disk``, instead of the memory backend."""
     return settings.model_copy(update={"backends": {"disk": f"file:{folder}/disk"}})
 
 
-def leave(version: int, epoch: int = 0) -> Grant:
-    """Leave for an attempt that some other history has seen."""
+def grant_at(version: int, epoch: int = 0) -> Grant:
+    """Return a grant for an attempt that the database does not know."""
     return Grant(uuid4(), Fence(version, epoch), float("inf"))
 
 
-async def inspect(services: Services, *, repair: bool = False) -> list[Finding]:
+async def run_check(services: Services, *, repair: bool = False) -> list[Finding]:
     return (await services.check().report(repair=repair)).findings
 
 
-async def told(services: Services) -> list[tuple[str, str, bool]]:
-    """What an inspection finds: code, subject, and whether it says that it can mend it."""
-    return [(finding.code.value, finding.subject, finding.repairable) for finding in await inspect(services)]
+async def findings(services: Services) -> list[tuple[str, str, bool]]:
+    """Run a check; return code, subject and repairability of each finding."""
+    return [(finding.code.value, finding.subject, finding.repairable) for finding in await run_check(services)]
 
 
-async def as_repaired(services: Services) -> list[str]:
-    """Mend everything; returns the codes. Nothing may be left, and a second look finds nothing."""
-    found = await inspect(services, repair=True)
+async def repair_all(services: Services) -> list[str]:
+    """Repair everything and return the codes. All findings must be repaired, and a second check must find nothing."""
+    found = await run_check(services, repair=True)
     assert [str(finding) for finding in found if not finding.repaired] == []
-    assert [str(finding) for finding in await inspect(services)] == []
+    assert [str(finding) for finding in await run_check(services)] == []
     return [finding.code.value for finding in found]
 
 

@@ -1,4 +1,4 @@
-"""Rows at rest against the disk: every damage is found, and mended where that is safe."""
+"""Idle rows against the disk: every difference is found, and repaired where that is safe."""
 
 import shutil
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ from domain.settings import Settings
 from domain.snapshots.model import Snapshot
 from domain.volumes.growth import Growth
 from domain.volumes.model import Volume
-from tests.integration.check_builders import as_repaired, folder, inspect, leave, on_disk, told
+from tests.integration.check_builders import findings, folder, grant_at, on_disk, repair_all, run_check
 from tests.integration.job_builders import MIB, a_volume, sql, volume_row
 from tests.integration.snapshot_builders import a_snapshot, a_stored_volume, all_rows, carried_out, read, snapshot_row
 
@@ -34,7 +34,7 @@ async def snapshot(services: Services, volume: Volume) -> Snapshot:
     return await a_snapshot(services, volume)
 
 
-async def test_all_agree_after_ordinary_work(services: Services, volume: Volume, snapshot: Snapshot) -> None:
+async def test_check_finds_nothing_after_ordinary_work(services: Services, volume: Volume, snapshot: Snapshot) -> None:
     driver = services.backends.get("disk")
     await carried_out(services, await services.volumes.request_expand(volume.id, Growth(to=2 * MIB)))
     await carried_out(services, await services.snapshots.request_restore(snapshot.id))
@@ -44,42 +44,42 @@ async def test_all_agree_after_ordinary_work(services: Services, volume: Volume,
     report = await services.check().report()
 
     assert report.findings == []
-    assert report.looked_at == {"volumes": 1, "snapshots": 1, "volumes on backends": 1}
+    assert report.checked == {"volumes": 1, "snapshots": 1, "volumes on backends": 1}
     assert await driver.inventory(None, 10) == [volume.id]
 
 
-async def test_data_that_is_not_there_is_told_and_nothing_is_done_about_it(
+async def test_missing_data_is_reported_and_not_repaired(
     services: Services, volume: Volume, snapshot: Snapshot
 ) -> None:
     shutil.rmtree(folder(services, volume.id))
     before = await all_rows(services)
 
-    assert await told(services) == [
+    assert await findings(services) == [
         ("data-missing", f"volume {volume.id}", False),
         ("data-missing", f"snapshot {snapshot.id}", False),
     ]
-    assert not any(finding.repaired for finding in await inspect(services, repair=True))
+    assert not any(finding.repaired for finding in await run_check(services, repair=True))
     assert await all_rows(services) == before
 
 
-async def test_rows_of_a_disk_that_is_not_mounted_are_left_alone(services: Services, tmp_path: Path) -> None:
+async def test_rows_of_an_unmounted_disk_are_not_changed(services: Services, tmp_path: Path) -> None:
     volume = await a_volume(services, backend="disk")
     for path in (tmp_path / "disk").iterdir():
         path.rmdir()
     (tmp_path / "disk").rmdir()
 
-    assert [finding.repaired for finding in await inspect(services, repair=True)] == [False]
+    assert [finding.repaired for finding in await run_check(services, repair=True)] == [False]
     assert (await volume_row(services, volume.id))["state"] == "available"
 
 
-async def test_what_was_deleted_by_a_later_history_can_be_deleted_here_too(
+async def test_data_deleted_by_a_later_attempt_can_be_deleted_from_the_database(
     services: Services, volume: Volume, snapshot: Snapshot
 ) -> None:
     driver = services.backends.get("disk")
-    await driver.delete_snapshot(volume.id, snapshot.id, leave(5))
-    await driver.delete(volume.id, leave(7, 3))
+    await driver.delete_snapshot(volume.id, snapshot.id, grant_at(5))
+    await driver.delete(volume.id, grant_at(7, 3))
 
-    assert sorted(await as_repaired(services)) == ["data-missing", "data-missing", "fence-behind", "fence-behind"]
+    assert sorted(await repair_all(services)) == ["data-missing", "data-missing", "fence-behind", "fence-behind"]
     gone, kept = await volume_row(services, volume.id), await snapshot_row(services, snapshot.id)
     assert (gone["state"], gone["version"]) == ("error", 8)
     assert (kept["state"], kept["version"]) == ("error", 6)
@@ -87,34 +87,34 @@ async def test_what_was_deleted_by_a_later_history_can_be_deleted_here_too(
     assert (await carried_out(services, await services.volumes.request_delete(volume.id))).status == "succeeded"
 
 
-async def test_a_row_takes_the_size_that_is_on_the_disk(services: Services, volume: Volume, snapshot: Snapshot) -> None:
+async def test_repair_sets_the_row_to_the_size_on_disk(services: Services, volume: Volume, snapshot: Snapshot) -> None:
     with (folder(services, volume.id) / "data").open("r+b") as file:
         file.truncate(3 * MIB)
     with (folder(services, volume.id) / "snapshots" / str(snapshot.id)).open("r+b") as file:
         file.truncate(2 * MIB)
 
-    assert await as_repaired(services) == ["size-differs", "size-differs"]
+    assert await repair_all(services) == ["size-differs", "size-differs"]
     assert (await volume_row(services, volume.id))["size"] == 3 * MIB
     assert (await snapshot_row(services, snapshot.id))["size"] == 2 * MIB
 
 
-async def test_an_empty_file_is_told_and_not_taken_for_a_size(services: Services, volume: Volume) -> None:
+async def test_empty_file_is_reported_and_not_used_as_a_size(services: Services, volume: Volume) -> None:
     with (folder(services, volume.id) / "data").open("r+b") as file:
         file.truncate(0)
 
-    assert await told(services) == [("size-differs", f"volume {volume.id}", False)]
-    await inspect(services, repair=True)
+    assert await findings(services) == [("size-differs", f"volume {volume.id}", False)]
+    await run_check(services, repair=True)
     assert (await volume_row(services, volume.id))["size"] == MIB
 
 
-async def test_a_fence_that_is_ahead_would_refuse_every_job_and_is_caught_up_with(
+async def test_repair_raises_a_row_above_a_higher_stored_fence(
     services: Services, volume: Volume, snapshot: Snapshot
 ) -> None:
     driver = services.backends.get("disk")
-    await driver.expand(volume.id, MIB, leave(40, 2))
-    await driver.seal_snapshot(volume.id, snapshot.id, leave(50))
+    await driver.expand(volume.id, MIB, grant_at(40, 2))
+    await driver.seal_snapshot(volume.id, snapshot.id, grant_at(50))
 
-    assert await as_repaired(services) == ["fence-behind", "fence-behind"]
+    assert await repair_all(services) == ["fence-behind", "fence-behind"]
     for job in (
         await services.volumes.request_expand(volume.id, Growth(to=2 * MIB)),
         await services.snapshots.request_delete(snapshot.id),
@@ -122,16 +122,16 @@ async def test_a_fence_that_is_ahead_would_refuse_every_job_and_is_caught_up_wit
         assert (await carried_out(services, job)).status == "succeeded"
 
 
-async def test_data_without_a_row_is_given_one_and_keeps_its_bytes(services: Services, volume: Volume) -> None:
+async def test_repair_adds_a_row_for_unknown_data_and_keeps_its_bytes(services: Services, volume: Volume) -> None:
     snapshot = await a_snapshot(services, volume)
-    await services.backends.get("disk").expand(volume.id, MIB, leave(4))
+    await services.backends.get("disk").expand(volume.id, MIB, grant_at(4))
     await sql(services, "DELETE FROM snapshots")
     await sql(services, "DELETE FROM volumes")
-    (finding,) = await inspect(services)
+    (finding,) = await run_check(services)
 
     assert str(folder(services, volume.id)) in finding.problem
     assert finding.repairable
-    assert await as_repaired(services) == ["no-row"]
+    assert await repair_all(services) == ["no-row"]
     row = await volume_row(services, volume.id)
     assert (row["name"], row["state"], row["size"], row["version"]) == (f"recovered-{volume.id}", "available", MIB, 5)
     assert read(services, volume.id)[:5] == b"bytes"
@@ -141,102 +141,106 @@ async def test_data_without_a_row_is_given_one_and_keeps_its_bytes(services: Ser
     assert await sql(services, "SELECT DISTINCT status FROM jobs") == [("succeeded",)]
 
 
-async def test_a_snapshot_without_a_row_is_given_one(services: Services, volume: Volume, snapshot: Snapshot) -> None:
+async def test_repair_adds_a_row_for_an_unknown_snapshot(
+    services: Services, volume: Volume, snapshot: Snapshot
+) -> None:
     await sql(services, "DELETE FROM snapshots")
 
-    assert await told(services) == [("no-row", f"snapshot {snapshot.id}", True)]
-    assert await as_repaired(services) == ["no-row"]
+    assert await findings(services) == [("no-row", f"snapshot {snapshot.id}", True)]
+    assert await repair_all(services) == ["no-row"]
     row = await snapshot_row(services, snapshot.id)
     assert (row["name"], row["state"], row["volume_id"]) == (f"recovered-{snapshot.id}", "ready", volume.id)
 
 
-async def test_snapshots_whose_volume_is_nowhere_are_told_and_left_alone(
+async def test_snapshots_without_volume_data_are_reported_and_not_changed(
     services: Services, volume: Volume, snapshot: Snapshot
 ) -> None:
     (folder(services, volume.id) / "data").unlink()
     await sql(services, "DELETE FROM snapshots")
     await sql(services, "DELETE FROM volumes")
 
-    assert await told(services) == [("no-row", f"volume {volume.id}", False)]
-    assert [finding.repaired for finding in await inspect(services, repair=True)] == [False]
+    assert await findings(services) == [("no-row", f"volume {volume.id}", False)]
+    assert [finding.repaired for finding in await run_check(services, repair=True)] == [False]
     assert (folder(services, volume.id) / "snapshots" / str(snapshot.id)).exists()
 
 
-async def test_drafts_and_trash_at_rest_are_swept(services: Services, volume: Volume, snapshot: Snapshot) -> None:
-    stranger, place = uuid7(), folder(services, volume.id)
-    made = [
-        place / "data.3-0.tmp",
-        place / "snapshots" / f"{snapshot.id}.9-0.tmp",
-        place / "snapshots" / f"{uuid4()}.1-0.tmp",
-        place.parent / str(stranger) / "data.1-0.tmp",
+async def test_repair_sweeps_drafts_and_trash_of_idle_volumes(
+    services: Services, volume: Volume, snapshot: Snapshot
+) -> None:
+    unknown_id, own_folder = uuid7(), folder(services, volume.id)
+    drafts = [
+        own_folder / "data.3-0.tmp",
+        own_folder / "snapshots" / f"{snapshot.id}.9-0.tmp",
+        own_folder / "snapshots" / f"{uuid4()}.1-0.tmp",
+        own_folder.parent / str(unknown_id) / "data.1-0.tmp",
     ]
-    made[3].parent.mkdir()
-    for path in made:
+    drafts[3].parent.mkdir()
+    for path in drafts:
         path.touch()
-    trash = place.parent / ".trash" / f"{stranger}.1-0"
+    trash = own_folder.parent / ".trash" / f"{unknown_id}.1-0"
     trash.mkdir()
 
-    assert [code for code, _, repairable in await told(services) if repairable] == ["leftover"] * 5
-    assert set(await as_repaired(services)) == {"leftover"}
-    assert not any(path.exists() for path in (*made, made[3].parent, trash))
+    assert [code for code, _, repairable in await findings(services) if repairable] == ["leftover"] * 5
+    assert set(await repair_all(services)) == {"leftover"}
+    assert not any(path.exists() for path in (*drafts, drafts[3].parent, trash))
     assert read(services, volume.id)[:5] == b"bytes"
 
 
-async def test_trash_that_may_be_the_last_of_a_volume_is_not_swept_at_once(services: Services, volume: Volume) -> None:
+async def test_trash_that_may_be_the_only_copy_of_a_volume_is_not_swept(services: Services, volume: Volume) -> None:
     trash = folder(services, volume.id).parent / ".trash" / f"{volume.id}.5-0"
     folder(services, volume.id).rename(trash)
 
-    assert ("leftover", f"volume {volume.id}", False) in await told(services)
-    await inspect(services, repair=True)
+    assert ("leftover", f"volume {volume.id}", False) in await findings(services)
+    await run_check(services, repair=True)
     assert (trash / "data").exists()
 
 
-async def test_what_a_volume_in_error_has_or_lacks_is_no_finding(services: Services, volume: Volume) -> None:
+async def test_data_of_a_volume_in_error_is_not_checked(services: Services, volume: Volume) -> None:
     await sql(services, "UPDATE volumes SET state = 'error'")
-    lacking = await a_volume(services, backend="disk")
+    without_data = await a_volume(services, backend="disk")
     await sql(services, "UPDATE volumes SET state = 'error', size = 77")
 
-    assert await told(services) == []
-    assert lacking.id != volume.id
+    assert await findings(services) == []
+    assert without_data.id != volume.id
 
 
-async def test_volumes_of_a_backend_that_is_not_configured_are_told_once(services: Services) -> None:
+async def test_unconfigured_backend_is_reported_once(services: Services) -> None:
     for _ in range(3):
         await a_volume(services, backend="elsewhere")
 
-    assert await told(services) == [("no-backend", "backend 'elsewhere'", False)]
+    assert await findings(services) == [("no-backend", "backend 'elsewhere'", False)]
 
 
-async def test_data_of_a_row_on_another_backend_is_told_and_left_alone(services: Services, volume: Volume) -> None:
+async def test_data_whose_row_names_another_backend_is_reported_and_kept(services: Services, volume: Volume) -> None:
     await sql(services, "UPDATE volumes SET backend = 'elsewhere'")
 
-    found = await inspect(services, repair=True)
+    found = await run_check(services, repair=True)
     assert [(one.code.value, one.repaired) for one in found] == [("no-backend", False), ("no-row", False)]
     assert read(services, volume.id)[:5] == b"bytes"
 
 
-async def test_what_cannot_be_read_is_told_and_the_others_are_looked_at(services: Services, volume: Volume) -> None:
+async def test_unreadable_volume_is_reported_and_the_others_are_checked(services: Services, volume: Volume) -> None:
     other = await a_stored_volume(services, backend="disk")
     (folder(services, volume.id).parent / ".fences" / str(volume.id)).write_text("?")
     (folder(services, other.id) / "data").unlink()
 
-    assert await told(services) == [
+    assert await findings(services) == [
         ("unreadable", f"volume {volume.id}", False),
         ("data-missing", f"volume {other.id}", False),
     ]
 
 
 @pytest.mark.parametrize("backend", ["null:", "memory:"])
-async def test_a_backend_that_keeps_no_bytes_gives_nothing_to_complain_of(settings: Settings, backend: str) -> None:
+async def test_backend_without_files_has_no_findings(settings: Settings, backend: str) -> None:
     async with open_services(settings.model_copy(update={"backends": {"memory": backend}})) as services:
         volume = await a_stored_volume(services)
         await a_snapshot(services, volume)
 
-        assert await told(services) == []
+        assert await findings(services) == []
 
 
-async def test_many_pages_are_walked_to_the_end(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("shelves", "strays", "live_jobs", "ledgers"):
+async def test_check_reads_all_pages(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("rows_vs_storage", "unknown_data", "live_jobs", "ledgers"):
         monkeypatch.setattr(f"domain.check.{module}.PAGE", 2)
     volumes = [await a_stored_volume(services, backend="disk") for _ in range(5)]
     for volume in volumes:
@@ -244,9 +248,9 @@ async def test_many_pages_are_walked_to_the_end(services: Services, monkeypatch:
         (folder(services, volume.id) / "data.1-0.tmp").touch()
     unknown = [uuid7() for _ in range(5)]
     for volume_id in unknown:
-        await services.backends.get("disk").create(volume_id, MIB, leave(1))
+        await services.backends.get("disk").create(volume_id, MIB, grant_at(1))
     report = await services.check().report()
 
-    assert report.looked_at == {"volumes": 5, "snapshots": 0, "volumes on backends": 10}
+    assert report.checked == {"volumes": 5, "snapshots": 0, "volumes on backends": 10}
     assert sum(finding.code == "data-missing" for finding in report.findings) == 5
     assert sum(finding.code == "no-row" for finding in report.findings) == 5

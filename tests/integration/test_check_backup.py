@@ -1,4 +1,4 @@
-"""An old database over a newer disk: after `cistern check --repair` every volume can be used again."""
+"""An old database with a newer disk: after `cistern check --repair` every volume can be used again."""
 
 import asyncio
 from collections.abc import Iterator
@@ -13,25 +13,25 @@ from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
-from tests.integration.check_builders import as_repaired, folder, on_disk, told
+from tests.integration.check_builders import findings, folder, on_disk, repair_all
 from tests.integration.conftest import RunningWorker
 from tests.integration.job_builders import MIB, sql
 from tests.integration.snapshot_builders import claimed, done, read, write
 from tests.support.databases import run
 
-AGES = ["untouched", "grown", "restored", "snapshotted", "unsnapshotted", "deleted"]
+FATES = ["untouched", "grown", "restored", "snapshotted", "unsnapshotted", "deleted"]
 
 
 @pytest.fixture
 def backup(servers: EmbeddedServers) -> Iterator[str]:
-    """The name of a database to keep a copy in."""
+    """The name of a database for a copy, dropped at the end."""
     name = f"backup_{uuid4().hex}"
     yield name
     run(servers.database_url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
-def copy(servers: EmbeddedServers, source: str, target: str) -> None:
-    """Replace one database by a copy of another, as a dump and its restoring would."""
+def copy_database(servers: EmbeddedServers, source: str, target: str) -> None:
+    """Replace one database by a copy of another, as restoring a dump would."""
     run(servers.database_url, f"DROP DATABASE IF EXISTS {target} WITH (FORCE)")
     run(
         servers.database_url,
@@ -40,10 +40,10 @@ def copy(servers: EmbeddedServers, source: str, target: str) -> None:
     )
 
 
-async def first_life(services: Services) -> dict[str, tuple[UUID, UUID]]:
-    """Volumes by what will become of them, each with its bytes and a snapshot."""
+async def work_before_backup(services: Services) -> dict[str, tuple[UUID, UUID]]:
+    """Create volumes with bytes and a snapshot, named after what happens to them after the backup."""
     volumes = {}
-    for name in AGES:
+    for name in FATES:
         created = await done(services, await services.volumes.request_create(NewVolume(name, MIB)))
         assert created.volume_id is not None
         write(services, created.volume_id, name.encode())
@@ -53,8 +53,8 @@ async def first_life(services: Services) -> dict[str, tuple[UUID, UUID]]:
     return volumes
 
 
-async def second_life(services: Services, volumes: dict[str, tuple[UUID, UUID]]) -> UUID:
-    """What the backup will know nothing of; returns a volume that is new."""
+async def work_after_backup(services: Services, volumes: dict[str, tuple[UUID, UUID]]) -> UUID:
+    """Make changes that the backup does not contain; return the id of a new volume."""
     for size in (2 * MIB, 3 * MIB):
         await done(services, await services.volumes.request_expand(volumes["grown"][0], Growth(to=size)))
     for _ in range(3):
@@ -71,7 +71,7 @@ async def second_life(services: Services, volumes: dict[str, tuple[UUID, UUID]])
 
 
 async def use_everything(services: Services) -> None:
-    """Expand, snapshot and delete what is available; delete what is not."""
+    """Expand, snapshot and delete available volumes; delete the others."""
     for volume in await sql(services, "SELECT id, state, size FROM volumes"):
         if volume.state == "available":
             await done(services, await services.volumes.request_expand(volume.id, Growth(to=volume.size + MIB)))
@@ -82,7 +82,7 @@ async def use_everything(services: Services) -> None:
 
 
 async def carry_on(services: Services, untouched: UUID, waiting: Job, at_work: Job) -> None:
-    """What becomes after the backup of the jobs that were live in it, and of their volumes."""
+    """Finish the jobs that were live at the time of the backup, and go on using their volumes."""
     assert (await done(services, waiting)).status == "succeeded"
     await done(services, await services.volumes.request_expand(untouched, Growth(to=6 * MIB)))
     await done(services, at_work)
@@ -90,9 +90,9 @@ async def carry_on(services: Services, untouched: UUID, waiting: Job, at_work: J
     await done(services, await services.volumes.request_expand(at_work.volume_id, Growth(to=2 * MIB)))
 
 
-async def assert_the_disk_has_won(services: Services, volumes: dict[str, tuple[UUID, UUID]], new: UUID) -> None:
+async def assert_rows_match_the_disk(services: Services, volumes: dict[str, tuple[UUID, UUID]], new: UUID) -> None:
     rows = await sql(services, "SELECT id, name, state, size FROM volumes")
-    by_name = {found.name: (found.id, found.state, found.size) for found in rows}
+    by_name = {row.name: (row.id, row.state, row.size) for row in rows}
     assert by_name[f"recovered-{new}"] == (new, "available", MIB)
     assert read(services, new)[:3] == b"new"
     assert by_name["grown"][1:] == ("available", 3 * MIB)
@@ -100,36 +100,36 @@ async def assert_the_disk_has_won(services: Services, volumes: dict[str, tuple[U
     assert read(services, volumes["restored"][0])[:8] == b"restored"
 
 
-async def test_after_an_old_database_was_put_back_a_repair_makes_everything_usable_again(
+async def test_repair_after_restoring_an_old_database_makes_every_volume_usable(
     settings: Settings, servers: EmbeddedServers, backup: str, running_worker: RunningWorker, tmp_path: Path
 ) -> None:
     disk = on_disk(settings, tmp_path)
     live = disk.database_url.partition("?")[0].rpartition("/")[2]
     async with open_services(disk) as services:
         async with running_worker(disk):
-            volumes = await first_life(services)
-        # One job waits and one is at work at the moment of the backup.
+            volumes = await work_before_backup(services)
+        # One job is queued and one is running at the time of the backup.
         waiting = await services.volumes.request_expand(volumes["untouched"][0], Growth(to=5 * MIB))
         at_work = await services.volumes.request_create(NewVolume("at work", MIB))
         await claimed(services, at_work)
-    await asyncio.to_thread(copy, servers, live, backup)
+    await asyncio.to_thread(copy_database, servers, live, backup)
     async with open_services(disk) as services:
         async with running_worker(disk):
-            new = await second_life(services, volumes)
+            new = await work_after_backup(services, volumes)
             await carry_on(services, volumes["untouched"][0], waiting, at_work)
-        assert await told(services) == []
-    await asyncio.to_thread(copy, servers, backup, live)
+        assert await findings(services) == []
+    await asyncio.to_thread(copy_database, servers, backup, live)
     async with open_services(disk) as services:
         await sql(services, "UPDATE jobs SET lease_expires_at = now() - interval '1 hour' WHERE status = 'running'")
-        found = {code for code, _, _ in await told(services)}
+        found = {code for code, _, _ in await findings(services)}
         assert found == {"no-worker", "fence-behind", "size-differs", "data-missing", "no-row"}
-        await as_repaired(services)
-        await assert_the_disk_has_won(services, volumes, new)
+        await repair_all(services)
+        await assert_rows_match_the_disk(services, volumes, new)
         async with running_worker(disk):
             for job in (waiting, at_work):
                 await done(services, job)
-            assert await told(services) == []
+            assert await findings(services) == []
             await use_everything(services)
-        assert await told(services) == []
+        assert await findings(services) == []
         assert await sql(services, "SELECT count(*) FROM volumes") == [(0,)]
         assert not folder(services, new).exists()

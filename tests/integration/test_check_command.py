@@ -1,4 +1,4 @@
-"""`cistern check`: its lines and its exit codes, with no Redis and no API anywhere."""
+"""`cistern check`: its output and its exit codes, without Redis and without the API."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from uuid_utils.compat import uuid7
 from api.cli.app import main
 from domain.settings import Settings
 from domain.storage.backends import open_driver
-from tests.integration.check_builders import leave
+from tests.integration.check_builders import grant_at
 from tests.integration.job_builders import MIB
 
 Check = Callable[..., tuple[int, list[str], str]]
@@ -24,7 +24,7 @@ Check = Callable[..., tuple[int, list[str], str]]
 def check(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Check:
-    """Run the command on a disk: its exit code, the lines it printed, and what it complained of."""
+    """Run the command with a file backend; it returns the exit code, the lines of stdout, and stderr."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CISTERN_REDIS_URL", raising=False)
     monkeypatch.setenv("CISTERN_DATABASE_URL", database_url)
@@ -40,12 +40,12 @@ def check(
     return run
 
 
-def a_stray(tmp_path: Path) -> UUID:
-    """Have data on the disk that no row knows."""
+def add_unknown_volume(tmp_path: Path) -> UUID:
+    """Create data on the disk that has no row."""
 
     async def create() -> None:
         driver = open_driver(f"file:{tmp_path}/disk", 1)
-        await driver.create(volume_id, MIB, leave(1))
+        await driver.create(volume_id, MIB, grant_at(1))
         await driver.close()
 
     volume_id = uuid7()
@@ -53,17 +53,17 @@ def a_stray(tmp_path: Path) -> UUID:
     return volume_id
 
 
-def test_where_all_agree_it_says_how_much_it_looked_at(check: Check) -> None:
+def test_check_without_findings_prints_what_was_checked(check: Check) -> None:
     assert check() == (0, ["nothing there; all agree"], "")
 
 
-def test_what_is_found_is_a_line_each_and_a_repair_ends_well(check: Check, tmp_path: Path) -> None:
-    volume_id = a_stray(tmp_path)
+def test_each_finding_is_one_line_and_a_full_repair_exits_with_zero(check: Check, tmp_path: Path) -> None:
+    volume_id = add_unknown_volume(tmp_path)
     code, (finding, total), _ = check()
 
     assert code == 1
     assert re.fullmatch(
-        rf"no-row  volume {volume_id}  no row knows {tmp_path}/disk/{volume_id}/data \(.+\)  \[run `.+ --repair`\]",
+        rf"no-row  volume {volume_id}  no row for {tmp_path}/disk/{volume_id}/data \(.+\)  \[run `.+ --repair`\]",
         finding,
     )
     assert total == "volumes on backends: 1; found 1, repaired 0, left 1"
@@ -73,16 +73,16 @@ def test_what_is_found_is_a_line_each_and_a_repair_ends_well(check: Check, tmp_p
     assert check() == (0, ["volumes: 1, snapshots: 0, volumes on backends: 1; all agree"], "")
 
 
-def test_what_a_repair_leaves_is_said_by_the_exit_code(check: Check, tmp_path: Path) -> None:
-    with (tmp_path / "disk" / str(a_stray(tmp_path)) / "data").open("r+b") as file:
+def test_incomplete_repair_exits_with_one(check: Check, tmp_path: Path) -> None:
+    with (tmp_path / "disk" / str(add_unknown_volume(tmp_path)) / "data").open("r+b") as file:
         file.truncate(0)
 
     assert check("--repair")[0] == 1
 
 
-def test_as_json_each_finding_is_a_line_and_the_total_is_not_among_them(check: Check, tmp_path: Path) -> None:
-    volume_id = a_stray(tmp_path)
-    code, lines, said = check("--json")
+def test_json_output_has_one_line_per_finding_and_no_total(check: Check, tmp_path: Path) -> None:
+    volume_id = add_unknown_volume(tmp_path)
+    code, lines, errors = check("--json")
     (finding,) = map(json.loads, lines)
 
     assert (code, finding["code"], finding["subject"], finding["repaired"]) == (
@@ -91,29 +91,27 @@ def test_as_json_each_finding_is_a_line_and_the_total_is_not_among_them(check: C
         f"volume {volume_id}",
         False,
     )
-    assert "left 1" in said
+    assert "left 1" in errors
 
 
-def test_it_cannot_tell_anything_of_a_database_that_is_not_migrated(
+def test_check_refuses_a_database_that_is_not_migrated(
     check: Check, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere = re.sub(r"/test_\w+", "/cistern", settings.database_url)
     monkeypatch.setenv("CISTERN_DATABASE_URL", elsewhere)
 
-    code, lines, said = check()
+    code, lines, errors = check()
     assert (code, lines) == (2, [])
-    assert "run `cistern migrate`" in said
+    assert "run `cistern migrate`" in errors
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [("CISTERN_DATABASE_URL", "mysql://"), ("CISTERN_BACKENDS", '{"disk": "tape:"}'), ("CISTERN_MAX_JOBS", "many")],
 )
-def test_a_setting_that_cannot_be_used_is_named(
-    check: Check, monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
+def test_unusable_setting_is_named(check: Check, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
 
-    code, lines, said = check()
+    code, lines, errors = check()
     assert (code, lines) == (2, [])
-    assert re.fullmatch(rf"cistern: {name}.+\n", said)
+    assert re.fullmatch(rf"cistern: {name}.+\n", errors)

@@ -1,4 +1,4 @@
-"""Inspections beside one another and beside workers: what is in motion is no damage, and nothing is mended twice."""
+"""Concurrent checks, beside workers: work in progress is not reported, and nothing is repaired twice."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,7 +16,7 @@ from domain.settings import Settings
 from domain.storage.file.driver import FileDriver
 from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
-from tests.integration.check_builders import as_repaired, folder, inspect, leave, on_disk, told
+from tests.integration.check_builders import findings, folder, grant_at, on_disk, repair_all, run_check
 from tests.integration.conftest import RunningWorker
 from tests.integration.job_builders import MIB, row, sql, volume_row
 from tests.integration.snapshot_builders import a_snapshot, a_stored_volume, carried_out, claimed, done
@@ -33,149 +33,149 @@ async def services(disk: Settings) -> AsyncIterator[Services]:
         yield services
 
 
-def before(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, happening: Callable[[], Awaitable[Any]]) -> None:
-    """Have something happen once, right before a method is called."""
-    original, happenings = getattr(owner, method), [happening]
+def before(monkeypatch: pytest.MonkeyPatch, owner: type, method: str, action: Callable[[], Awaitable[Any]]) -> None:
+    """Run an action once, right before the first call of a method."""
+    original, pending = getattr(owner, method), [action]
 
     async def call(*args: Any, **kwargs: Any) -> Any:
-        if happenings:
-            await happenings.pop()()
+        if pending:
+            await pending.pop()()
         return await original(*args, **kwargs)
 
     monkeypatch.setattr(owner, method, call)
 
 
-async def test_what_a_job_ends_between_two_looks_is_no_finding(
+async def test_difference_that_a_job_settles_between_two_reads_is_not_reported(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volume = await a_stored_volume(services, backend="disk")
     job = await services.volumes.request_expand(volume.id, Growth(to=2 * MIB))
     _, own = await claimed(services, job)
-    await services.backends.get("disk").expand(volume.id, 2 * MIB, leave(*own.fence))
+    await services.backends.get("disk").expand(volume.id, 2 * MIB, grant_at(*own.fence))
     await sql(services, "UPDATE volumes SET state = 'available', job_id = NULL")
     await sql(services, "UPDATE jobs SET status = 'succeeded', finished_at = now(), lease_expires_at = NULL")
 
     async def record() -> None:
         await sql(services, "UPDATE volumes SET size = :size, version = version + 1", size=2 * MIB)
 
-    assert {code for code, _, _ in await told(services)} == {"size-differs", "fence-behind"}
-    before(monkeypatch, CheckRepository, "among", record)
-    assert await told(services) == []
+    assert {code for code, _, _ in await findings(services)} == {"size-differs", "fence-behind"}
+    before(monkeypatch, CheckRepository, "get_many", record)
+    assert await findings(services) == []
 
 
-async def test_a_row_that_moves_right_before_it_is_mended_is_left_alone(
+async def test_row_that_changes_right_before_its_repair_is_not_changed(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volume = await a_stored_volume(services, backend="disk")
     with (folder(services, volume.id) / "data").open("r+b") as file:
         file.truncate(3 * MIB)
-    before(monkeypatch, Repair, "repair", lambda: services.volumes.request_expand(volume.id, Growth(to=4 * MIB)))
+    before(monkeypatch, Repair, "repair_row", lambda: services.volumes.request_expand(volume.id, Growth(to=4 * MIB)))
 
-    assert await inspect(services, repair=True) == []
+    assert await run_check(services, repair=True) == []
     found = await volume_row(services, volume.id)
     assert (found["state"], found["size"]) == ("expanding", MIB)
 
 
-async def test_a_job_that_is_claimed_right_before_its_fence_is_renewed_keeps_it(
+async def test_job_claimed_right_before_its_fence_is_raised_keeps_it(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volume = await a_stored_volume(services, backend="disk")
     job = await services.volumes.request_expand(volume.id, Growth(to=2 * MIB))
-    await services.backends.get("disk").seal(volume.id, leave(70))
-    before(monkeypatch, Repair, "repair", lambda: claimed(services, job))
+    await services.backends.get("disk").seal(volume.id, grant_at(70))
+    before(monkeypatch, Repair, "repair_row", lambda: claimed(services, job))
 
-    assert await inspect(services, repair=True) == []
+    assert await run_check(services, repair=True) == []
     assert (await row(services, job.id)).params["fence"] == job.params["fence"]
     assert (await volume_row(services, volume.id))["version"] == job.params["fence"]
 
 
-async def test_a_job_that_is_claimed_right_before_it_would_be_ended_goes_on(
+async def test_job_claimed_right_before_it_would_be_failed_continues(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volume = await a_stored_volume(services, backend="disk")
     job = await services.volumes.request_expand(volume.id, Growth(to=2 * MIB))
     await sql(services, "UPDATE volumes SET state = 'available', job_id = NULL")
-    before(monkeypatch, LiveJobs, "_mend", lambda: claimed(services, job))
+    before(monkeypatch, LiveJobs, "_repair", lambda: claimed(services, job))
 
-    assert await inspect(services, repair=True) == []
+    assert await run_check(services, repair=True) == []
     assert (await row(services, job.id)).status == "running"
 
 
-async def test_data_that_somebody_else_adopts_between_two_looks_is_no_finding(
+async def test_data_adopted_by_another_check_between_two_reads_is_not_reported(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await services.backends.get("disk").create(uuid7(), MIB, leave(1))
-    before(monkeypatch, FileDriver, "stat", lambda: inspect(services, repair=True))
+    await services.backends.get("disk").create(uuid7(), MIB, grant_at(1))
+    before(monkeypatch, FileDriver, "stat", lambda: run_check(services, repair=True))
 
-    assert await inspect(services) == []
+    assert await run_check(services) == []
 
 
 async def damage(services: Services) -> None:
-    """One of each that can be mended."""
+    """Create one of each repairable inconsistency, four times."""
     driver = services.backends.get("disk")
     for _ in range(4):
         volume = await a_stored_volume(services, backend="disk")
         snapshot = await a_snapshot(services, volume)
-        await driver.seal_snapshot(volume.id, snapshot.id, leave(30))
-        await driver.expand(volume.id, 2 * MIB, leave(20))
+        await driver.seal_snapshot(volume.id, snapshot.id, grant_at(30))
+        await driver.expand(volume.id, 2 * MIB, grant_at(20))
         (folder(services, volume.id) / "data.1-0.tmp").touch()
-        stranded = await a_stored_volume(services, backend="disk")
+        without_job = await a_stored_volume(services, backend="disk")
         await sql(
             services,
             "UPDATE volumes SET state = 'expanding', job_id = :job WHERE id = :id",
             job=uuid7(),
-            id=stranded.id,
+            id=without_job.id,
         )
-        await driver.create(uuid7(), MIB, leave(3))
+        await driver.create(uuid7(), MIB, grant_at(3))
         waiting = await a_stored_volume(services, backend="disk")
         await services.volumes.request_expand(waiting.id, Growth(to=2 * MIB))
-        await driver.seal(waiting.id, leave(40))
+        await driver.seal(waiting.id, grant_at(40))
         lost = await services.volumes.request_expand((await a_stored_volume(services, backend="disk")).id, Growth(by=1))
         await sql(services, "UPDATE volumes SET state = 'available', job_id = NULL WHERE id = :id", id=lost.volume_id)
 
 
-async def test_two_inspections_at_once_mend_everything_once(services: Services) -> None:
+async def test_concurrent_repairs_repair_every_row_once(services: Services) -> None:
     await damage(services)
-    subjects = {(code, subject) for code, subject, _ in await told(services)}
-    found = await asyncio.gather(*(inspect(services, repair=True) for _ in range(3)))
-    mends = [(finding.code.value, finding.subject) for findings in found for finding in findings if finding.repaired]
+    subjects = {(code, subject) for code, subject, _ in await findings(services)}
+    found = await asyncio.gather(*(run_check(services, repair=True) for _ in range(3)))
+    repairs = [(finding.code.value, finding.subject) for report in found for finding in report if finding.repaired]
 
-    # A leftover may be swept by two; a row is mended by one.
-    rows = [mend for mend in mends if mend[0] != "leftover"]
+    # Two checks may sweep the same leftover; a row is repaired by one.
+    rows = [repair for repair in repairs if repair[0] != "leftover"]
     assert len(rows) == len(set(rows))
-    assert set(mends) == subjects
-    assert [str(one) for findings in found for one in findings if not one.repaired] == []
-    assert await told(services) == []
+    assert set(repairs) == subjects
+    assert [str(finding) for report in found for finding in report if not finding.repaired] == []
+    assert await findings(services) == []
 
 
 class Killed(BaseException):
-    """What no step can catch."""
+    """Ends a check at any step: no step catches a BaseException."""
 
 
-async def test_an_inspection_that_dies_after_any_mending_is_taken_up_by_the_next(
+async def test_next_repair_completes_one_that_was_killed_after_any_step(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await damage(services)
     kills = 0
-    for method in ("mend", "adopt_volume"):
+    for method in ("repair_row", "adopt_volume"):
         original = getattr(Repair, method)
 
-        async def mend_and_die(*args: Any, original: Any = original) -> Any:
+        async def repair_and_die(*args: Any, original: Any = original) -> Any:
             await original(*args)
             raise Killed
 
-        monkeypatch.setattr(Repair, method, mend_and_die)
-    for _ in await told(services):
+        monkeypatch.setattr(Repair, method, repair_and_die)
+    for _ in await findings(services):
         try:
-            await inspect(services, repair=True)
+            await run_check(services, repair=True)
         except Killed:
             kills += 1
 
     assert kills > 8
-    assert await told(services) == []
+    assert await findings(services) == []
 
 
-async def test_an_inspection_that_dies_between_disk_and_row_is_taken_up_by_the_next(
+async def test_next_repair_completes_one_that_was_killed_between_disk_and_row(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volume = await a_stored_volume(services, backend="disk")
@@ -187,14 +187,14 @@ async def test_an_inspection_that_dies_between_disk_and_row_is_taken_up_by_the_n
     with monkeypatch.context() as patch:
         patch.setattr("domain.check.repair._lock", die)
         with pytest.raises(Killed):
-            await inspect(services, repair=True)
+            await run_check(services, repair=True)
 
-    assert await as_repaired(services) == ["no-job"]
+    assert await repair_all(services) == ["no-job"]
     job = await services.volumes.request_expand(volume.id, Growth(to=2 * MIB))
     assert (await carried_out(services, job)).status == "succeeded"
 
 
-async def test_inspections_beside_busy_workers_find_nothing(
+async def test_checks_beside_busy_workers_find_nothing(
     services: Services, disk: Settings, running_worker: RunningWorker
 ) -> None:
     finished = asyncio.Event()
@@ -217,11 +217,11 @@ async def test_inspections_beside_busy_workers_find_nothing(
         await done(services, await services.volumes.request_delete(created.volume_id))
 
     async def watch() -> tuple[int, list[str]]:
-        looks, found = 0, []
+        checks, found = 0, []
         while not finished.is_set():
-            found += [str(finding) for finding in await inspect(services, repair=looks % 2 == 1)]
-            looks += 1
-        return looks, found
+            found += [str(finding) for finding in await run_check(services, repair=checks % 2 == 1)]
+            checks += 1
+        return checks, found
 
     async with running_worker(disk), running_worker(disk):
         watching = asyncio.create_task(watch())
@@ -229,30 +229,30 @@ async def test_inspections_beside_busy_workers_find_nothing(
             await asyncio.gather(*(life(number) for number in range(6)))
         finally:
             finished.set()
-            looks, found = await watching
+            checks, found = await watching
 
     assert found == []
-    assert looks > 3
+    assert checks > 3
     assert await sql(services, "SELECT DISTINCT status FROM jobs") == [("succeeded",)]
 
 
-async def test_what_is_held_by_somebody_is_told_and_not_mended(
+async def test_row_whose_storage_refuses_the_seal_is_reported_and_not_repaired(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volume = await a_stored_volume(services, backend="disk")
     await sql(services, "UPDATE volumes SET state = 'expanding', job_id = :job", job=uuid7())
-    await services.backends.get("disk").seal(volume.id, leave(5))
+    await services.backends.get("disk").seal(volume.id, grant_at(5))
 
     async def overtake() -> None:
-        await services.backends.get("disk").seal(volume.id, leave(90))
+        await services.backends.get("disk").seal(volume.id, grant_at(90))
 
-    before(monkeypatch, Repair, "repair", overtake)
-    (finding,) = await inspect(services, repair=True)
+    before(monkeypatch, Repair, "repair_row", overtake)
+    (finding,) = await run_check(services, repair=True)
 
     assert not finding.repaired
-    assert "too late" in finding.remedy
+    assert "is stale" in finding.remedy
     assert (await volume_row(services, volume.id))["state"] == "expanding"
-    again = await inspect(services, repair=True)
+    again = await run_check(services, repair=True)
     assert [one.repaired for one in again] == [True]
     job = await services.volumes.request_expand(volume.id, Growth(to=2 * MIB))
     assert (await carried_out(services, job)).status == "succeeded"

@@ -33,6 +33,8 @@ class Forked:
     """``python -m COMMAND``, without a new interpreter."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], stderr: Path | None) -> None:
+        if stderr is not None:
+            stderr.touch()  # so that a reader need not wait for the fork
         self._process = _FORKING.Process(target=_become, args=(tuple(command), dict(environment), stderr))
         with _LOCK:
             self._process.start()

@@ -1,9 +1,9 @@
-"""Schedules: jobs that are asked for by the calendar. Housekeeping of every worker looks what is due; none leads.
+"""Schedules: jobs requested at times given by a cron expression. Maintenance of any worker starts them, without leader.
 
-    due   ┬─ found within its window ──┬─▶ started    run and job, in the transaction that moves `next_run_at` on
-          │                            └─▶ skipped    the job of the run before is still going
-          └─ found too late, or not the latest ─▶ missed     one row for a whole span of them
+    due   ┬─ found within its catch-up window ──┬─▶ started    run and job, in the transaction that sets `next_run_at`
+          │                                     └─▶ skipped    the job of the previous run is still active
+          └─ found too late, or not the latest ───▶ missed     one row for a whole span of times
 
-`calendar` knows times, `turns` what becomes of those that are due; both are pure. `starter` starts runs, `service` is
-what users ask, `actions` what a schedule may ask for.
+`cron` computes times and `occurrences` plans what to do with those that are due; both are pure. `runner` starts runs,
+`service` has the operations of users, `actions` is the interface of what a schedule can request.
 """

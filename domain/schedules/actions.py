@@ -1,4 +1,4 @@
-"""What a schedule may ask for; `domain.services` holds the one table of actions."""
+"""The interface of the actions that a schedule can request; `domain.services` has the table of actions."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -13,22 +13,22 @@ Params = dict[str, Any]
 
 
 class Action(Protocol):
-    """Something that can be asked for again and again, as its parameters say."""
+    """A kind of job that can be requested repeatedly with the same parameters."""
 
     def check(self, params: Params) -> None:
-        """Refuse parameters that cannot be used.
+        """Reject unusable parameters.
 
         Raises:
-            Invalid: naming the parameter.
+            Invalid: names the parameter.
         """
 
     async def request(
         self, session: AsyncSession, params: Params, *, schedule_id: UUID, scheduled_for: datetime
     ) -> Job:
-        """Ask for it: the job is added in the given transaction; whoever commits rings.
+        """Insert the job in the caller's transaction. The caller dispatches it after the commit.
 
         Raises:
-            Refused: it cannot be asked for any more.
+            Refused: the action is no longer possible with these parameters.
         """
 
 

@@ -1,4 +1,4 @@
-"""By whose clock schedules are due: PostgreSQL's, so that all replicas agree; in tests another one."""
+"""The clock of schedules: that of PostgreSQL, so that all replicas agree; tests pass another one."""
 
 from collections.abc import Awaitable, Callable
 from datetime import datetime
@@ -10,6 +10,6 @@ Clock = Callable[[AsyncSession], Awaitable[datetime]]
 
 
 async def postgresql_clock(session: AsyncSession) -> datetime:
-    """Tell the time. The moment itself and not the transaction's: it may have waited for a lock."""
+    """Return the current time. Not the transaction's start time, because the transaction may have waited for a lock."""
     now: datetime = (await session.scalars(select(func.clock_timestamp()))).one()
     return now

@@ -1,9 +1,10 @@
-"""When a cron expression is due in a time zone, exactly: also when the clocks change there.
+"""The times of a cron expression in a time zone, exact across changes to and from daylight saving time.
 
-An expression that names hours is due once for each time of day that it names: a time that the clocks leap over at the
-end of the leap, one that comes twice the first time. (cronsim does so too, except where the minutes begin with a star.)
-One that is for every hour is about moments instead: it is due whenever the clocks show what it says, so that every ten
-minutes are every ten minutes, in a night of 23 hours as in one of 25.
+1. An expression that names hours is due once per named time of day. A local time skipped by a clock change is due at
+   the end of the gap; a local time that occurs twice is due the first time. (cronsim does the same, except where the
+   minutes begin with a star.)
+2. An expression for every hour is due whenever the local clock shows a matching time. Every ten minutes therefore stays
+   every ten minutes, on days of 23 and of 25 hours.
 """
 
 import functools
@@ -20,79 +21,80 @@ _SECOND: Final = timedelta(seconds=1)
 _DAY: Final = timedelta(days=1)
 _HOURS: Final = 24
 _FIELDS: Final = 5
-_MAX_GAP: Final = 100
+#: Maximum length of a cron expression, and of a time zone quoted in an error message.
+_MAX_LENGTH: Final = 100
 
 
 class CronSchedule:
     """The times of one cron expression (minute, hour, day of month, month, day of week) in one time zone."""
 
     def __init__(self, cron: str, time_zone: str) -> None:
-        """Read them.
+        """Parse the expression.
 
         Raises:
-            Invalid: the expression cannot be read or is never due, or there is no such time zone.
+            Invalid: the expression is malformed or never due, or the time zone is unknown.
         """
         if time_zone not in _time_zones():
-            raise Invalid(f"There is no time zone named {time_zone[:_MAX_GAP]!r}.", field="time_zone")
+            raise Invalid(f"There is no time zone named {time_zone[:_MAX_LENGTH]!r}.", field="time_zone")
         self._zone = ZoneInfo(time_zone)
         self._cron = cron
-        self._every_hour = len(_parsed(cron).hours) == _HOURS
+        self._every_hour = len(_parse(cron).hours) == _HOURS
 
     def times(self, after: datetime) -> Iterator[datetime]:
-        """All times after a moment, in UTC and in order."""
-        return self._moments(after) if self._every_hour else self._times_of_day(after)
+        """Yield all times after ``after``, in UTC and in order."""
+        return self._times_every_hour(after) if self._every_hour else self._times_of_day(after)
 
     def next(self, after: datetime) -> datetime:
-        """The first time after a moment.
+        """Return the first time after ``after``.
 
         Raises:
-            Invalid: there is none, not within fifty years.
+            Invalid: there is none within fifty years.
         """
-        for moment in self.times(after):
-            return moment
+        for time in self.times(after):
+            return time
         raise Invalid("`cron` is never due.", field="cron")
 
     def _times_of_day(self, after: datetime) -> Iterator[datetime]:
-        shown = after.astimezone(self._zone).replace(tzinfo=None)
-        for time in CronSim(self._cron, shown):
-            moment = self._first_shown(time)
-            if moment > after:  # else it came twice, or was leapt over together with the one before
-                yield moment
-                after = moment
+        """Case 1: convert each local time of the expression to UTC, and drop duplicates."""
+        for local in CronSim(self._cron, after.astimezone(self._zone).replace(tzinfo=None)):
+            time = self._first_occurrence(local)
+            if time > after:  # else it is the second occurrence, or was skipped by the same gap as the previous one
+                yield time
+                after = time
 
-    def _first_shown(self, time: datetime) -> datetime:
-        """When the clocks show a time for the first time; the end of the leap if they leap over it."""
-        moment = time.replace(tzinfo=self._zone).astimezone(UTC)
-        if moment.astimezone(self._zone).replace(tzinfo=None) == time:
-            return moment
-        before = time.replace(tzinfo=self._zone, fold=1).astimezone(UTC)
-        return self._change(before, moment) or moment
+    def _first_occurrence(self, local: datetime) -> datetime:
+        """Return the first time at which clocks show ``local``; the end of the gap if they skip it."""
+        time = local.replace(tzinfo=self._zone).astimezone(UTC)
+        if time.astimezone(self._zone).replace(tzinfo=None) == local:
+            return time
+        before = local.replace(tzinfo=self._zone, fold=1).astimezone(UTC)
+        return self._offset_change(before, time) or time
 
-    def _moments(self, after: datetime) -> Iterator[datetime]:
-        """Go from one change of the clocks to the next: in between a time of day and a moment are the same."""
+    def _times_every_hour(self, after: datetime) -> Iterator[datetime]:
+        """Case 2: proceed from one clock change to the next; in between, local time has a constant offset."""
         begin = after.astimezone(UTC).replace(microsecond=0) + _SECOND
         change: datetime | None = begin
         while change is not None:
             begin, change = change, None
             offset = self._offset(begin)
-            for time in CronSim(self._cron, (begin + offset - _SECOND).replace(tzinfo=None)):
-                moment = time.replace(tzinfo=UTC) - offset
-                change = self._change(begin, moment)
+            for local in CronSim(self._cron, (begin + offset - _SECOND).replace(tzinfo=None)):
+                time = local.replace(tzinfo=UTC) - offset
+                change = self._offset_change(begin, time)
                 if change is not None:
                     break
-                yield moment
-                begin = moment
+                yield time
+                begin = time
 
-    def _change(self, begin: datetime, end: datetime) -> datetime | None:
-        """Find the first moment after ``begin``, and not after ``end``, from which on the clocks are set otherwise."""
+    def _offset_change(self, begin: datetime, end: datetime) -> datetime | None:
+        """Return the first time after ``begin``, and up to ``end``, with another UTC offset; None if there is none."""
         while begin < end:
             later = min(begin + _DAY, end)
             if self._offset(later) != self._offset(begin):
-                return self._narrowed(begin, later)
+                return self._bisect_change(begin, later)
             begin = later
         return None
 
-    def _narrowed(self, before: datetime, after: datetime) -> datetime:
+    def _bisect_change(self, before: datetime, after: datetime) -> datetime:
         while after - before > _SECOND:
             middle = (before + (after - before) / 2).replace(microsecond=0)
             if self._offset(middle) == self._offset(before):
@@ -101,20 +103,20 @@ class CronSchedule:
                 after = middle
         return after
 
-    def _offset(self, moment: datetime) -> timedelta:
-        return moment.astimezone(self._zone).utcoffset() or timedelta()
+    def _offset(self, time: datetime) -> timedelta:
+        return time.astimezone(self._zone).utcoffset() or timedelta()
 
 
-def _parsed(cron: str) -> CronSim:
-    if len(cron) > _MAX_GAP or not cron.isascii() or len(cron.split()) != _FIELDS:
-        raise Invalid("`cron` has five fields: minute, hour, day of month, month, day of week.", field="cron")
+def _parse(cron: str) -> CronSim:
+    if len(cron) > _MAX_LENGTH or not cron.isascii() or len(cron.split()) != _FIELDS:
+        raise Invalid("`cron` must have five fields: minute, hour, day of month, month, day of week.", field="cron")
     try:
-        return CronSim(cron, datetime(2000, 1, 1))  # noqa: DTZ001 (it reads the expression; no time is asked for)
+        return CronSim(cron, datetime(2000, 1, 1))  # noqa: DTZ001 (only parses the expression; the time is not used)
     except CronSimError as error:
-        raise Invalid(f"`cron` cannot be read, or is never due: {error}.", field="cron") from error
+        raise Invalid(f"`cron` is malformed or never due: {error}.", field="cron") from error
 
 
 @functools.cache
 def _time_zones() -> frozenset[str]:
-    """Names that mean the same on every machine; reading the list takes a while."""
+    """Return the names that mean the same on every machine. Cached, since reading the list is slow."""
     return frozenset(available_timezones()) - {"localtime"}

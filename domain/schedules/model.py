@@ -1,4 +1,4 @@
-"""The tables of schedules and of what became of their times."""
+"""The tables of schedules and of their runs."""
 
 from datetime import datetime
 from typing import Any, Final
@@ -13,14 +13,14 @@ from domain.jobs.states import JobStatus
 from domain.schedules.states import RunOutcome
 from domain.volumes.model import MAX_NAME
 
-#: For how long a run that was missed is still worth starting (seconds), unless a schedule says otherwise.
+#: Default catch-up window of a schedule, in seconds: how late a due time may still be started.
 CATCH_UP_SECONDS: Final = 6 * 3600
 
 _OUTCOMES = ", ".join(f"'{outcome}'" for outcome in RunOutcome)
 
 
 class Schedule(Entity):
-    """One action, asked for whenever a cron expression is due in a time zone."""
+    """An action, requested at every time of a cron expression in a time zone."""
 
     __tablename__ = "schedules"
     __table_args__ = (
@@ -34,20 +34,20 @@ class Schedule(Entity):
     cron: Mapped[str]
     time_zone: Mapped[str]
     action: Mapped[str]
-    #: As the action's own request has them on the wire.
+    #: In the form of the action's request in the HTTP API.
     params: Mapped[dict[str, Any]]
     enabled: Mapped[bool]
     catch_up_seconds: Mapped[int]
-    #: The first time that nobody has looked after yet; None while the schedule is paused.
+    #: The first time that has no run yet; None while the schedule is paused.
     next_run_at: Mapped[datetime | None]
-    #: The job of the last run; the next one is not started before it has ended.
+    #: The job of the last run; the next run is started only after it has ended.
     last_job_id: Mapped[UUID | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class Run(Entity):
-    """What became of one time of a schedule, or of a span of times that were all missed."""
+    """The outcome of one due time of a schedule, or of a span of missed ones."""
 
     __tablename__ = "schedule_runs"
     __table_args__ = (
@@ -62,16 +62,16 @@ class Run(Entity):
 
     schedule_id: Mapped[UUID] = mapped_column(ForeignKey("schedules.id", ondelete="CASCADE"))
     scheduled_for: Mapped[datetime]
-    #: The last of a span of times; otherwise the same.
+    #: The last time of the span; the same as ``scheduled_for`` for a single time.
     last_scheduled_for: Mapped[datetime]
     count: Mapped[int]
     outcome: Mapped[RunOutcome] = mapped_column(enum_text(RunOutcome))
-    #: Why it was skipped.
+    #: The reason why it was skipped.
     detail: Mapped[str | None]
-    #: No foreign key: the run is remembered although its job was pruned.
+    #: Not a foreign key: the run outlives its job, which may be pruned earlier.
     job_id: Mapped[UUID | None] = mapped_column()
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    #: How its job fares; None when it has none, or none any more.
+    #: The status of its job; None if there is no job, or if it was pruned.
     job_status: Mapped[JobStatus | None] = column_property(
         select(Job.status).where(Job.id == job_id, Job.pruned_at.is_(None)).correlate_except(Job).scalar_subquery()
     )

@@ -1,4 +1,4 @@
-"""What becomes of the times at which a schedule is due: one is started at most, and the others are accounted for."""
+"""Planning of a schedule's due times: at most one run is started, and the other times are recorded as missed."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -7,13 +7,14 @@ from typing import Final
 from domain.errors import Invalid
 from domain.schedules.cron import CronSchedule
 
-#: Found so late, a time is still on time: the rounds of the workers take some seconds, and cron knows no shorter time.
-PUNCTUAL: Final = timedelta(minutes=1)
+#: A time found at most this late is on time, whatever the catch-up window: maintenance runs every few seconds, and cron
+#: has no shorter interval.
+ON_TIME: Final = timedelta(minutes=1)
 
 
 @dataclass(frozen=True)
 class Span:
-    """``count`` times of a schedule, from ``first`` to ``last``."""
+    """``count`` consecutive times of a schedule, from ``first`` to ``last``."""
 
     first: datetime
     last: datetime
@@ -22,21 +23,21 @@ class Span:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """What is due: what was missed, what is to be started; ``following`` is due next."""
+    """The plan for all due times: those ``missed``, the one to ``start``, and the ``following`` one, due next."""
 
     missed: Span | None
     start: datetime | None
     following: datetime
 
 
-def plan_run(calendar: CronSchedule, first: datetime, *, now: datetime, window: timedelta) -> PlannedRun:
-    """Look at all that is due from ``first`` to ``now``: the latest is started if its window is still open."""
-    before = latest = first
+def plan_run(cron: CronSchedule, first: datetime, *, now: datetime, window: timedelta) -> PlannedRun:
+    """Plan all times due from ``first`` to ``now``: start the latest one if its catch-up window is still open."""
+    previous = latest = first
     count = 1
-    for moment in calendar.times(first):
-        if moment > now:
-            if now - latest > max(window, PUNCTUAL):
-                return PlannedRun(Span(first, latest, count), None, moment)
-            return PlannedRun(Span(first, before, count - 1) if count > 1 else None, latest, moment)
-        before, latest, count = latest, moment, count + 1
+    for time in cron.times(first):
+        if time > now:
+            if now - latest > max(window, ON_TIME):
+                return PlannedRun(Span(first, latest, count), None, time)
+            return PlannedRun(Span(first, previous, count - 1) if count > 1 else None, latest, time)
+        previous, latest, count = latest, time, count + 1
     raise Invalid("`cron` is never due again.", field="cron")

@@ -1,8 +1,8 @@
-"""Starts runs: those that are due, exactly once over any number of workers, and those that somebody asks for now.
+"""Starts runs: those that are due, exactly once over any number of workers, and those requested by users.
 
-A run and its job are written in the transaction that locks the schedule and moves it on; whoever finds it locked, or
-moved on, leaves it alone. A process that dies before that has done nothing; one that dies after it, before it has
-rung, leaves a queued job without a message, which housekeeping finds.
+A run and its job are inserted in the transaction that locks the schedule and sets `next_run_at`. A worker that finds the
+schedule locked, or already advanced, skips it. A process that dies before the commit has done nothing; one that dies
+after the commit, before the message is sent, leaves an undispatched job, which maintenance dispatches.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 
 
 class ScheduleRunner:
-    """Starts what schedules ask for."""
+    """Starts the runs of schedules."""
 
     def __init__(
         self, database: Database, queue: JobQueue, actions: Actions, *, clock: Clock = postgresql_clock
@@ -43,33 +43,34 @@ class ScheduleRunner:
         self._clock = clock
 
     async def run_now(self, schedule_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
-        """Accept a run beside those of the calendar, also of a schedule that is paused.
+        """Accept a run outside of the schedule's times; the schedule may be paused.
 
         Raises:
-            ScheduleNotFound: there is none.
-            ScheduleBusy: the job of the run before is still going.
-            Refused: what it asks for cannot be asked for any more.
+            ScheduleNotFound: no such schedule.
+            ScheduleBusy: the job of the previous run is still active.
+            Refused: the action is no longer possible with its parameters.
         """
-        async with idempotent_transaction(self._database, origin) as acceptance:
-            session = acceptance.session
+        async with idempotent_transaction(self._database, origin) as accepted:
+            session = accepted.session
             schedule = await ScheduleRepository(session).lock(schedule_id)
             now = await self._clock(session)
-            # Times of the calendar are whole minutes: this is none of them, so there can be one for each of both.
+            # Due times are whole minutes. A time with microseconds differs from all of them, so that this run and one
+            # that is due now can both exist (`scheduled_for` is unique per schedule).
             now = now.replace(microsecond=now.microsecond or 1)
-            job = acceptance.job = await self._start(session, schedule, now)
+            job = accepted.job = await self._start(session, schedule, now)
             job.created_by = origin.caller
         await self._queue.dispatch([job.dispatch])
         return job
 
     async def start_due(self) -> int:
-        """Start what is due, and account for what was missed. Returns how many runs were started."""
+        """Start the due runs and record missed ones. Return the number of runs started."""
         async with self._database.transaction() as session:
             now = await self._clock(session)
             due = await ScheduleRepository(session).due(now, tuple(self._actions))
         started = 0
         for schedule in due:
             try:
-                job = await self._run_if_due(schedule, now)
+                job = await self._start_if_unchanged(schedule, now)
             except DatabaseUnavailable:
                 raise
             except Exception:
@@ -78,63 +79,63 @@ class ScheduleRunner:
                 started += job is not None
         return started
 
-    async def _run_if_due(self, seen: Schedule, now: datetime) -> Job | None:
-        # In a thread and in no transaction, for after a long outage there may be a million times to count.
-        turn = await asyncio.to_thread(_plan, seen, now)
+    async def _start_if_unchanged(self, due: Schedule, now: datetime) -> Job | None:
+        # In a thread and outside of any transaction: after a long outage there may be a million times to count.
+        plan = await asyncio.to_thread(_plan, due, now)
         async with self._database.transaction() as session:
-            schedule = await ScheduleRepository(session).lock_if_unchanged(seen)
+            schedule = await ScheduleRepository(session).lock_if_unchanged(due)
             if schedule is None:
                 return None
-            outcome = await self._record_run(session, schedule, turn)
-            schedule.next_run_at = turn.following
-        _log_run(schedule, turn, outcome)
-        if not isinstance(outcome, Job):
+            result = await self._carry_out(session, schedule, plan)
+            schedule.next_run_at = plan.following
+        _log_run(schedule, plan, result)
+        if not isinstance(result, Job):
             return None
-        await self._queue.dispatch([outcome.dispatch])
-        return outcome
+        await self._queue.dispatch([result.dispatch])
+        return result
 
-    async def _record_run(self, session: AsyncSession, schedule: Schedule, turn: PlannedRun) -> Job | Refused | None:
-        """Write down what becomes of all that is due. Returns the job that was started, or why none was."""
-        if turn.missed is not None:
-            session.add(_run(schedule, turn.missed, RunOutcome.MISSED))
-        if turn.start is None:
+    async def _carry_out(self, session: AsyncSession, schedule: Schedule, plan: PlannedRun) -> Job | Refused | None:
+        """Insert the runs of a plan. Return the started job, or the error if it was refused; None if all were missed."""
+        if plan.missed is not None:
+            session.add(_run(schedule, plan.missed, RunOutcome.MISSED))
+        if plan.start is None:
             return None
         try:
-            return await self._start(session, schedule, turn.start)
+            return await self._start(session, schedule, plan.start)
         except Refused as refused:
-            session.add(_run(schedule, _once(turn.start), RunOutcome.SKIPPED, detail=refused.message))
+            session.add(_run(schedule, _single(plan.start), RunOutcome.SKIPPED, detail=refused.message))
             return refused
 
-    async def _start(self, session: AsyncSession, schedule: Schedule, moment: datetime) -> Job:
+    async def _start(self, session: AsyncSession, schedule: Schedule, scheduled_for: datetime) -> Job:
         last = schedule.last_job_id
         if last is not None and not await JobRepository(session).ended_among([last]):
-            raise ScheduleBusy(f"The job of the run before is still going ({last}).", job_id=last)
+            raise ScheduleBusy(f"The job of the previous run is still active ({last}).", job_id=last)
         action = self._actions[schedule.action]
-        job = await action.request(session, schedule.params, schedule_id=schedule.id, scheduled_for=moment)
-        session.add(_run(schedule, _once(moment), RunOutcome.STARTED, job_id=job.id))
+        job = await action.request(session, schedule.params, schedule_id=schedule.id, scheduled_for=scheduled_for)
+        session.add(_run(schedule, _single(scheduled_for), RunOutcome.STARTED, job_id=job.id))
         schedule.last_job_id = job.id
         return job
 
 
 def _plan(schedule: Schedule, now: datetime) -> PlannedRun:
-    calendar = CronSchedule(schedule.cron, schedule.time_zone)
+    cron = CronSchedule(schedule.cron, schedule.time_zone)
     first = schedule.next_run_at or now
-    return plan_run(calendar, first, now=now, window=timedelta(seconds=schedule.catch_up_seconds))
+    return plan_run(cron, first, now=now, window=timedelta(seconds=schedule.catch_up_seconds))
 
 
-def _log_run(schedule: Schedule, turn: PlannedRun, outcome: Job | Refused | None) -> None:
-    told = log.bind(schedule=schedule.name)
-    if (missed := turn.missed) is not None:
-        told.warning("schedule.missed", first=str(missed.first), last=str(missed.last), count=missed.count)
-    match outcome:
+def _log_run(schedule: Schedule, plan: PlannedRun, result: Job | Refused | None) -> None:
+    bound = log.bind(schedule=schedule.name)
+    if (missed := plan.missed) is not None:
+        bound.warning("schedule.missed", first=str(missed.first), last=str(missed.last), count=missed.count)
+    match result:
         case Job():
-            told.info("schedule.started", scheduled_for=str(turn.start), job_id=str(outcome.id))
+            bound.info("schedule.started", scheduled_for=str(plan.start), job_id=str(result.id))
         case Refused():
-            told.warning("schedule.skipped", scheduled_for=str(turn.start), reason=outcome.message)
+            bound.warning("schedule.skipped", scheduled_for=str(plan.start), reason=result.message)
 
 
-def _once(moment: datetime) -> Span:
-    return Span(moment, moment, 1)
+def _single(time: datetime) -> Span:
+    return Span(time, time, 1)
 
 
 def _run(schedule: Schedule, span: Span, outcome: RunOutcome, **columns: Any) -> Run:

@@ -1,4 +1,4 @@
-"""What users do with schedules, beside running them: make, look, change, pause, delete."""
+"""The operations of users on schedules: create, read, change, pause and delete; `runner` has "run now"."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ LastRuns = Mapping[UUID, Sequence[Run]]
 
 @dataclass(frozen=True)
 class NewSchedule:
-    """What a user asks for."""
+    """A request for a new schedule."""
 
     name: str
     cron: str
@@ -39,44 +39,44 @@ class NewSchedule:
 
 
 class ScheduleService:
-    """Schedules as their users see them."""
+    """The operations on schedules, for the API."""
 
     def __init__(self, database: Database, actions: Actions, *, clock: Clock = postgresql_clock) -> None:
         self._database = database
         self._actions = actions
         self._clock = clock
 
-    async def create(self, wanted: NewSchedule, *, origin: RequestOrigin = ANONYMOUS) -> Schedule:
-        """Make a schedule.
+    async def create(self, new: NewSchedule, *, origin: RequestOrigin = ANONYMOUS) -> Schedule:
+        """Create a schedule.
 
         Raises:
-            Invalid: its times, its action or what it asks for make no sense.
+            Invalid: its cron expression, time zone, action or parameters are invalid.
             NameTaken: another schedule has the name.
         """
-        schedule = Schedule(id=uuid7(), **vars(wanted))
+        schedule = Schedule(id=uuid7(), **vars(new))
         self._check_params(schedule)
-        async with idempotent_transaction(self._database, origin) as acceptance:
-            next_run_at = _calendar(schedule).next(await self._clock(acceptance.session))
+        async with idempotent_transaction(self._database, origin) as accepted:
+            next_run_at = _cron(schedule).next(await self._clock(accepted.session))
             schedule.next_run_at = next_run_at if schedule.enabled else None
-            await ScheduleRepository(acceptance.session).save(schedule)
-            acceptance.made = schedule
+            await ScheduleRepository(accepted.session).save(schedule)
+            accepted.entity = schedule
         return schedule
 
     async def get(self, schedule_id: UUID) -> tuple[Schedule, Sequence[Run]]:
-        """Read one schedule, with its last runs.
+        """Read one schedule and its last runs.
 
         Raises:
-            ScheduleNotFound: there is none.
+            ScheduleNotFound: no such schedule.
         """
         async with self._database.transaction() as session:
             schedule = await ScheduleRepository(session).get(schedule_id)
             return schedule, await _last_runs(session, schedule)
 
     async def list_schedules(self, name: str | None, request: PageRequest) -> tuple[Page[Schedule], LastRuns]:
-        """List schedules, newest first, and the last runs of each.
+        """List schedules, newest first, with the last runs of each.
 
         Raises:
-            BadCursor: the cursor is not from this list.
+            BadCursor: the cursor belongs to another list.
         """
         before = request.before
         async with self._database.transaction() as session:
@@ -87,8 +87,8 @@ class ScheduleService:
         """List a schedule's runs, newest first.
 
         Raises:
-            ScheduleNotFound: there is no such schedule.
-            BadCursor: the cursor is not from this list.
+            ScheduleNotFound: no such schedule.
+            BadCursor: the cursor belongs to another list.
         """
         before = request.before
         async with self._database.transaction() as session:
@@ -96,13 +96,14 @@ class ScheduleService:
             return request.page(await RunRepository(session).page(schedule_id, before=before, limit=request.limit))
 
     async def change(self, schedule_id: UUID, changes: Mapping[str, Any]) -> tuple[Schedule, Sequence[Run]]:
-        """Change what ``changes`` names, and look at nothing else: a schedule that cannot run any more can be paused.
+        """Change the members named in ``changes``, and check only those.
 
-        What it was due for by its old times, and nobody has started yet, it is not due for any more.
+        A schedule whose parameters have become invalid can therefore still be paused. If the timing changes, due times
+        of the old timing that have not been started are dropped.
 
         Raises:
-            ScheduleNotFound: there is none.
-            Invalid: its times or what it asks for would make no sense.
+            ScheduleNotFound: no such schedule.
+            Invalid: the new cron expression, time zone or parameters are invalid.
             NameTaken: another schedule has the new name.
         """
         async with self._database.transaction() as session:
@@ -115,18 +116,18 @@ class ScheduleService:
             if "params" in changes:
                 self._check_params(schedule)
             if changes.keys() & {"cron", "time_zone"}:
-                _calendar(schedule).next(after)  # the times of a paused schedule must make sense too
+                _cron(schedule).next(after)  # checked for a paused schedule too
             if _timing(schedule) != timing:
-                schedule.next_run_at = _calendar(schedule).next(after) if schedule.enabled else None
+                schedule.next_run_at = _cron(schedule).next(after) if schedule.enabled else None
             schedule.updated_at = func.now()
             await schedules.save(schedule)
             return schedule, await _last_runs(session, schedule)
 
     async def delete(self, schedule_id: UUID) -> None:
-        """Strike a schedule off, with the list of its runs; a job that it has started goes on.
+        """Delete a schedule and its runs; its jobs continue.
 
         Raises:
-            ScheduleNotFound: there is none.
+            ScheduleNotFound: no such schedule.
         """
         async with self._database.transaction() as session:
             schedules = ScheduleRepository(session)
@@ -143,21 +144,22 @@ class ScheduleService:
             raise
 
     async def _reference_time(self, session: AsyncSession, schedule_id: UUID) -> datetime:
-        """From now on: what a schedule would have been due for while it was paused is not missed.
+        """Return the time after which a schedule with new timing is due next.
 
-        But no time has its turn twice, not even when PostgreSQL's clock has stepped back since.
+        (1) Now: times while the schedule was paused are not missed. (2) But not before the latest time that has a run:
+        no time is run twice, even if PostgreSQL's clock has stepped back since.
         """
         now = await self._clock(session)
         latest = await RunRepository(session).latest(schedule_id)
         return max(now, latest or now)
 
 
-def _calendar(schedule: Schedule) -> CronSchedule:
+def _cron(schedule: Schedule) -> CronSchedule:
     return CronSchedule(schedule.cron, schedule.time_zone)
 
 
 def _timing(schedule: Schedule) -> tuple[str, str, bool]:
-    """What decides when it is due next."""
+    """Return the members that determine when the schedule is due next."""
     return schedule.cron, schedule.time_zone, schedule.enabled
 
 

@@ -1,10 +1,10 @@
-"""What becomes of a time at which a schedule was due. There is no way from one to another: a run is written once."""
+"""The outcomes of a due time. There are no moves between them: the row of a run is written once."""
 
 import enum
 
 
 class RunOutcome(enum.StrEnum):
-    """What became of it."""
+    """What was done at a due time."""
 
     STARTED = "started"
     MISSED = "missed"

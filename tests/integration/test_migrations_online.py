@@ -1,4 +1,8 @@
-"""Each migration is safe while the version before it still runs, or says that it is not; none makes others wait."""
+"""Each migration is safe while the previous version runs, or documented as unsafe; none blocks others for long.
+
+The revisions in ``revisions/`` follow those of the product, so that each kind of change is tested whatever the
+product's own revisions are.
+"""
 
 import asyncio
 import subprocess
@@ -14,25 +18,38 @@ from uuid import UUID
 
 import pytest
 from alembic import command
+from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Row, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from domain.db.database import _known_revisions
-from domain.db.migrations import MIGRATION_LOCK, alembic_config, migrate
+from domain.db.database import known_revisions
+from domain.db.migrations import MIGRATION_LOCK, alembic_config, migrate, upgrade_to_head
 from domain.errors import MigrationFailed
 from tests.support.databases import COLUMNS, run, tables
 
-HOUSE = Path(__file__).parents[2]
-REVISIONS = _known_revisions()
-#: Tables that others refer to come first.
+ROOT = Path(__file__).parents[2]
+
+
+def config_of(url: str) -> Config:
+    """Return Alembic's configuration with the revisions of the product, followed by those of this test."""
+    config = alembic_config(url)
+    config.set_main_option("version_locations", "domain.db:migrations/versions tests.integration:revisions")
+    config.set_main_option("path_separator", "space")
+    return config
+
+
+#: The last revision of the product, and all revisions in order.
+PRODUCT_HEAD = known_revisions()[-1]
+REVISIONS = [script.revision for script in ScriptDirectory.from_config(config_of("unused")).walk_revisions()][::-1]
+#: Referenced tables come before the tables that refer to them.
 TABLES = (
     *("jobs", "volumes", "snapshots", "workers", "idempotency_keys", "job_items", "counters"),
-    *("schedules", "schedule_runs"),
+    *("schedules", "schedule_runs", "test_notes"),
 )
 
-#: What a row may hold, by its column; ``%s`` is a different id for each row. A new column needs a word here.
+#: A valid value for each column; ``%s`` is a different id for each row. A new column needs an entry here.
 VALUES: Mapping[str, Mapping[str, str]] = {
     "jobs": {
         "id": "'%s'",
@@ -66,6 +83,7 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "started_at": "now()",
         "finished_at": "NULL",
         "pruned_at": "NULL",
+        "test_hidden_at": "now()",
     },
     "volumes": {
         "id": "'%s'",
@@ -102,6 +120,8 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "heartbeat_at": "now()",
         "uninterrupted_since": "now()",
         "max_renewal_delay": "10",
+        "test_since": "now()",
+        "test_delay": "0",
     },
     "idempotency_keys": {
         "caller": "'c'",
@@ -153,48 +173,51 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "job_id": "NULL",
         "created_at": "now()",
     },
+    "test_notes": {"id": "'%s'", "job_id": "'%s'", "note": "'%s'"},
 }
 
 Schema = Mapping[str, list[str]]
 
 
 def upgrade(url: str, revision: str) -> None:
-    command.upgrade(alembic_config(url), revision)
+    command.upgrade(config_of(url), revision)
 
 
 def schema_of(url: str) -> Schema:
-    """Each table and its columns, as code of this revision knows them."""
-    known: defaultdict[str, list[str]] = defaultdict(list)
+    """Return each table with its columns, as the code of the current revision knows them."""
+    columns: defaultdict[str, list[str]] = defaultdict(list)
     for row in run(url, COLUMNS):
-        known[row._mapping["table_name"]].append(row._mapping["column_name"])
-    return known
+        columns[row._mapping["table_name"]].append(row._mapping["column_name"])
+    return columns
 
 
 def insert(schema: Schema, number: int) -> Iterator[str]:
-    """Insert a row into each table, naming the columns that are known and no others."""
+    """Insert a row into each table of the schema, naming exactly the columns of the schema."""
     for table in (table for table in TABLES if table in schema):
         values = [VALUES[table][column].replace("%s", str(UUID(int=number))) for column in schema[table]]
         yield f"INSERT INTO {table} ({', '.join(schema[table])}) VALUES ({', '.join(values)})"
 
 
 def use(schema: Schema) -> Iterator[str]:
-    """Read, update and delete every row, naming the columns that are known."""
+    """Read, update and delete every row, naming the columns of the schema."""
     for table, columns in schema.items():
         yield f"SELECT {', '.join(columns)} FROM {table}"
         yield f"UPDATE {table} SET {', '.join(f'{column} = {column}' for column in columns)}"
     yield from (f"DELETE FROM {table}" for table in reversed(TABLES) if table in schema)
 
 
-def work_as_before(url: str, schema: Schema) -> None:
-    """Do what code of the revision before does, to rows from before and from after the migration."""
+def run_previous_code(url: str, schema: Schema) -> None:
+    """Do what the code of the previous revision does, with rows from before and after the migration."""
     run(url, *insert(schema, 2), *use(schema))
 
 
 @pytest.mark.parametrize(("before", "after"), list(pairwise(REVISIONS)))
-def test_code_of_the_revision_before_goes_on_working(empty_url: str, before: str, after: str) -> None:
-    script = ScriptDirectory.from_config(alembic_config("unused")).get_revision(after)
+def test_code_of_the_previous_revision_keeps_working(empty_url: str, before: str, after: str) -> None:
+    script = ScriptDirectory.from_config(config_of("unused")).get_revision(after)
     if not getattr(script.module, "SAFE_WHILE_RUNNING", True):
-        assert f"Migration {after}" in (HOUSE / "CHANGELOG.md").read_text(), "say there that workers must be stopped"
+        assert f"Migration {after}" in (ROOT / "CHANGELOG.md").read_text(), (
+            "document there that workers must be stopped"
+        )
         return
     upgrade(empty_url, before)
     schema = schema_of(empty_url)
@@ -202,7 +225,7 @@ def test_code_of_the_revision_before_goes_on_working(empty_url: str, before: str
     run(empty_url, *insert(schema, 1))
     upgrade(empty_url, after)
 
-    work_as_before(empty_url, schema)
+    run_previous_code(empty_url, schema)
 
 
 @pytest.mark.parametrize(
@@ -210,28 +233,28 @@ def test_code_of_the_revision_before_goes_on_working(empty_url: str, before: str
     [
         "ALTER TABLE workers ADD COLUMN new bigint NOT NULL",
         "ALTER TABLE volumes DROP COLUMN used",
-        "ALTER TABLE jobs RENAME COLUMN rings TO bells",
+        "ALTER TABLE jobs RENAME COLUMN epoch TO generation",
         "ALTER TABLE jobs ADD CHECK (created_by IS NOT NULL)",
         "ALTER TABLE jobs ALTER COLUMN created_by SET NOT NULL",
         "ALTER TABLE job_items ADD CHECK (epoch > 0)",
         "DROP TABLE idempotency_keys",
     ],
 )
-def test_a_change_that_code_of_the_revision_before_cannot_bear_is_found(empty_url: str, change: str) -> None:
+def test_incompatible_change_is_detected(empty_url: str, change: str) -> None:
     migrate(empty_url)
     schema = schema_of(empty_url)
     run(empty_url, change)
 
     with pytest.raises(DBAPIError):
-        work_as_before(empty_url, schema)
+        run_previous_code(empty_url, schema)
 
 
 @contextmanager
 def an_open_transaction(url: str, statement: str) -> Iterator[None]:
-    """Somebody has done this and neither committed nor rolled back."""
+    """Execute a statement in another transaction, which stays open while the block runs."""
     engine = create_async_engine(url)
     with asyncio.Runner() as runner:
-        connection = runner.run(_opened(engine.connect()))
+        connection = runner.run(_open(engine.connect()))
         runner.run(connection.execute(text(statement)))
         try:
             yield
@@ -241,66 +264,80 @@ def an_open_transaction(url: str, statement: str) -> Iterator[None]:
             runner.run(engine.dispose())
 
 
-async def _opened(connecting: Any) -> Any:
+async def _open(connecting: Any) -> Any:
     return await connecting
 
 
 def until(url: str, query: str) -> list[Row[tuple[object, ...]]]:
-    """Ask until there is an answer."""
+    """Repeat a query until it returns rows."""
     for _ in range(400):
         if rows := run(url, query):
             return rows
     raise AssertionError(query)
 
 
-def test_a_migration_that_meets_a_lock_gives_up_soon_and_changes_nothing(empty_url: str) -> None:
-    """While it waits, everybody who comes after it waits too."""
-    upgrade(empty_url, "0002")
+def test_migration_that_meets_a_lock_fails_soon_and_changes_nothing(empty_url: str) -> None:
+    """While it waits for the lock, every later statement on the table waits behind it."""
+    upgrade(empty_url, PRODUCT_HEAD)
     before = run(empty_url, COLUMNS)
     with (
         an_open_transaction(empty_url, "SELECT * FROM workers"),
         pytest.raises(MigrationFailed, match=r"^a table was locked for too long, .* run `cistern migrate` again"),
     ):
-        migrate(empty_url)
+        upgrade_to_head(config_of(empty_url))
     after = run(empty_url, COLUMNS)
-    migrate(empty_url)
+    upgrade_to_head(config_of(empty_url))
 
     assert after == before
-    assert "counters" in tables(empty_url)
+    assert "test_notes" in tables(empty_url)
 
 
-def test_an_index_on_a_large_table_is_built_while_others_write(empty_url: str) -> None:
-    upgrade(empty_url, "0003")
+def test_index_is_built_while_others_write(empty_url: str) -> None:
+    upgrade(empty_url, "t1")
     insert_job, *_ = insert(schema_of(empty_url), 1)
     write = insert_job.replace(str(UUID(int=1)), str(UUID(int=2)))
     with ThreadPoolExecutor(1) as pool:
         with an_open_transaction(empty_url, insert_job):
-            migrating = pool.submit(upgrade, empty_url, "0004")
+            migrating = pool.submit(upgrade, empty_url, "t2")
             until(empty_url, "SELECT 1 FROM pg_stat_progress_create_index WHERE phase LIKE 'waiting%'")
             run(empty_url, "SET lock_timeout = '1s'", write)
             assert not migrating.done()
         migrating.result(timeout=20)
 
-    assert run(empty_url, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'jobs_ended'::regclass") == [(True,)]
+    assert run(empty_url, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'test_jobs_hidden'::regclass") == [
+        (True,)
+    ]
 
 
-def test_an_index_that_was_left_half_built_is_built_anew(empty_url: str) -> None:
-    upgrade(empty_url, "0003")
-    run(empty_url, "CREATE INDEX jobs_ended ON jobs (id)")
-    migrate(empty_url)
+def test_index_of_an_interrupted_build_is_rebuilt(empty_url: str) -> None:
+    upgrade(empty_url, "t1")
+    run(empty_url, "CREATE INDEX test_jobs_hidden ON jobs (id)")
+    upgrade_to_head(config_of(empty_url))
 
-    ((definition,),) = run(empty_url, "SELECT indexdef FROM pg_indexes WHERE indexname = 'jobs_ended'")
-    assert "(finished_at) WHERE (finished_at IS NOT NULL)" in str(definition)
+    ((definition,),) = run(empty_url, "SELECT indexdef FROM pg_indexes WHERE indexname = 'test_jobs_hidden'")
+    assert "(test_hidden_at) WHERE (test_hidden_at IS NOT NULL)" in str(definition)
 
 
-def test_who_migrates_second_says_that_it_waits_and_then_goes_on(empty_url: str) -> None:
+def test_online_indexes_can_be_dropped_and_rebuilt(empty_url: str) -> None:
+    query = "SELECT indexname FROM pg_indexes WHERE indexname LIKE 'test_jobs_%' ORDER BY 1"
+    upgrade(empty_url, "head")
+    built = run(empty_url, query)
+    command.downgrade(config_of(empty_url), PRODUCT_HEAD)
+    dropped = run(empty_url, query)
+    upgrade(empty_url, "head")
+
+    assert ([tuple(row) for row in built], dropped) == ([("test_jobs_failed",), ("test_jobs_hidden",)], [])
+    assert run(empty_url, query) == built
+
+
+def test_second_migration_logs_that_it_waits_and_then_continues(empty_url: str) -> None:
     code = f"from domain.db.migrations import migrate; migrate({empty_url!r})"
     with an_open_transaction(empty_url, f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"):
-        second = subprocess.Popen([sys.executable, "-uc", code], stdout=subprocess.PIPE, text=True, cwd=HOUSE)
+        second = subprocess.Popen([sys.executable, "-uc", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
         assert second.stdout is not None
-        said = second.stdout.readline()
+        line = second.stdout.readline()
         assert (second.poll(), tables(empty_url)) == (None, set())
     second.communicate(timeout=30)
 
-    assert "another migration is running" in said
+    assert "another migration is running" in line
     assert (second.returncode, "jobs" in tables(empty_url)) == (0, True)

@@ -1,4 +1,4 @@
-"""`cistern migrate --wait`: PostgreSQL may still be on its way up when the schema is to be brought up to date."""
+"""`cistern migrate --wait`: PostgreSQL may still be starting when the schema is migrated."""
 
 import asyncio
 import tempfile
@@ -12,52 +12,51 @@ from domain.db.migrations import migrate, wait_for_postgresql
 from domain.embedded import EmbeddedServers
 from domain.errors import DatabaseUnavailable, MigrationFailed
 
-PATIENCE = 60
+TIMEOUT_SECONDS = 60
 SOCKET = ".s.PGSQL.5432"
 
 
 @pytest.fixture
-def place() -> Iterator[Path]:
-    """A folder with a path that is short enough for a socket."""
+def socket_dir() -> Iterator[Path]:
+    """A directory whose path is short enough for a socket."""
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
 
 
-async def test_it_waits_until_postgresql_answers(servers: EmbeddedServers, place: Path) -> None:
-    knocked = asyncio.Event()
+async def test_wait_ends_when_postgresql_answers(servers: EmbeddedServers, socket_dir: Path) -> None:
+    connected = asyncio.Event()
 
-    async def not_yet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def close_connection(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
-        knocked.set()
+        connected.set()
 
-    async with await asyncio.start_unix_server(not_yet, place / SOCKET):
-        waiting = asyncio.create_task(wait_for_postgresql(url_of(servers, at=place), PATIENCE))
-        await asyncio.wait_for(knocked.wait(), PATIENCE)
+    async with await asyncio.start_unix_server(close_connection, socket_dir / SOCKET):
+        waiting = asyncio.create_task(wait_for_postgresql(url_with(servers, socket_dir), TIMEOUT_SECONDS))
+        await asyncio.wait_for(connected.wait(), TIMEOUT_SECONDS)
         assert not waiting.done()
-        (place / SOCKET).unlink()
-        (place / SOCKET).symlink_to(home(servers) / SOCKET)
+        (socket_dir / SOCKET).unlink()
+        (socket_dir / SOCKET).symlink_to(real_socket_dir(servers) / SOCKET)
 
-        await asyncio.wait_for(waiting, PATIENCE)
+        await asyncio.wait_for(waiting, TIMEOUT_SECONDS)
 
 
-async def test_it_does_not_wait_for_ever(servers: EmbeddedServers, place: Path) -> None:
+async def test_wait_times_out(servers: EmbeddedServers, socket_dir: Path) -> None:
     with pytest.raises(DatabaseUnavailable):
-        await wait_for_postgresql(url_of(servers, at=place), 0.01)
+        await wait_for_postgresql(url_with(servers, socket_dir), 0.01)
 
 
-async def test_a_refusal_is_an_answer_and_the_migration_says_what_is_wrong(servers: EmbeddedServers) -> None:
+async def test_error_response_ends_the_wait_and_the_migration_reports_it(servers: EmbeddedServers) -> None:
     url = servers.database_url.replace("/cistern?", "/missing?")
-    await asyncio.wait_for(wait_for_postgresql(url, 10 * PATIENCE), PATIENCE)
+    await asyncio.wait_for(wait_for_postgresql(url, 10 * TIMEOUT_SECONDS), TIMEOUT_SECONDS)
 
     with pytest.raises(MigrationFailed, match='"missing" does not exist'):
         await asyncio.to_thread(migrate, url)
 
 
-def home(servers: EmbeddedServers) -> Path:
-    """The folder of the real socket."""
+def real_socket_dir(servers: EmbeddedServers) -> Path:
     return Path(str(make_url(servers.database_url).query["host"]))
 
 
-def url_of(servers: EmbeddedServers, *, at: Path) -> str:
-    """The server's address, if its socket were there."""
-    return servers.database_url.replace(str(home(servers)), str(at))
+def url_with(servers: EmbeddedServers, socket_dir: Path) -> str:
+    """Return the URL of the server with its socket in another directory."""
+    return servers.database_url.replace(str(real_socket_dir(servers)), str(socket_dir))

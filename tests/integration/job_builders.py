@@ -1,4 +1,4 @@
-"""Rows for tests, made by plain functions; and short ways to look at them."""
+"""Builders of rows for tests, and short ways to read and change them."""
 
 import asyncio
 import os
@@ -17,12 +17,12 @@ from domain.volumes.model import Volume
 from domain.volumes.states import VolumeState
 
 MIB = 2**20
-#: A place where nothing listens.
+#: An address where no server listens.
 NO_REDIS = "redis://127.0.0.1:1"
 
 
 async def a_volume(services: Services, *, size: int = MIB, name: str = "", backend: str = "memory") -> Volume:
-    """Write an available volume down, without any storage work."""
+    """Insert an available volume, without any storage work."""
     volume = Volume(
         id=uuid7(),
         name=name or uuid4().hex,
@@ -38,13 +38,13 @@ async def a_volume(services: Services, *, size: int = MIB, name: str = "", backe
 
 
 async def a_queued_expand(services: Services, *, by: int = MIB) -> Job:
-    """Have a queued job, on a volume of its own."""
+    """Request an expansion of a new volume."""
     volume = await a_volume(services)
     return await services.volumes.request_expand(volume.id, Growth(by=by))
 
 
 async def queued_jobs(services: Services, count: int) -> None:
-    """Write many jobs down that wait, rung a minute ago, with no volume and no message."""
+    """Insert queued jobs that were dispatched a minute ago, without volumes or messages."""
     await sql(
         services,
         "INSERT INTO jobs (id, kind, status, version, params, attempt, max_attempts, epoch, dispatched_at)"
@@ -54,7 +54,7 @@ async def queued_jobs(services: Services, count: int) -> None:
 
 
 def an_engine(services: Services) -> JobEngine:
-    """Be another worker process, one that rescues at once."""
+    """Return the engine of a new worker that rescues without a grace period."""
     return JobEngine(
         services.database,
         services.queue,
@@ -72,12 +72,12 @@ async def sql(services: Services, statement: str, **values: Any) -> list[Row[Any
 
 
 async def set_job(services: Services, job_id: UUID, assignment: str) -> None:
-    """Do to a job's row what a test cannot wait for."""
+    """Change a job's row directly, as for what a test cannot wait for."""
     await sql(services, f"UPDATE jobs SET {assignment} WHERE id = :id", id=job_id)
 
 
 async def run_out(services: Services, *job_ids: UUID) -> None:
-    """Let the leases of these jobs be over."""
+    """Expire the leases of these jobs."""
     for job_id in job_ids:
         await set_job(services, job_id, "lease_expires_at = now() - interval '1 second'")
 
@@ -92,7 +92,7 @@ async def volume_row(services: Services, volume_id: UUID | None) -> dict[str, An
 
 
 async def everything(services: Services) -> list[Row[Any]]:
-    """All jobs and volumes as they stand, to see that nothing has changed."""
+    """Return all jobs and volumes, to check that nothing has changed."""
     return [
         *await sql(services, "SELECT * FROM jobs ORDER BY id"),
         *await sql(services, "SELECT * FROM volumes ORDER BY id"),
@@ -100,7 +100,7 @@ async def everything(services: Services) -> list[Row[Any]]:
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Ask until it is so; twenty seconds are too long."""
+    """Poll until the condition holds, for at most 20 s."""
     async with asyncio.timeout(20):
         while not await condition():
             await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Jobs that are claimed or settled together: what befalls one of them is that one's alone."""
+"""Jobs that are claimed or settled in one batch: a failure of one does not affect the others."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -28,13 +28,13 @@ async def claimed(engine: JobEngine, jobs: list[Job]) -> list[Claim]:
     return [claim for claim in claims if claim is not None]
 
 
-def done(job: ClaimedJob) -> Succeeded:
+def expanded(job: ClaimedJob) -> Succeeded:
     return Succeeded({"volume_id": str(job.volume_id), "size": 2 * MIB})
 
 
 @asynccontextmanager
 async def locked(services: Services, table: str, row_id: UUID | None) -> AsyncIterator[None]:
-    """Have somebody hold a row as long as the block lasts."""
+    """Hold the lock of a row in another transaction while the block runs."""
     async with services.database.transaction() as session:
         await session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         await session.execute(text(f"SELECT id FROM {table} WHERE id = :id FOR UPDATE"), {"id": row_id})
@@ -45,7 +45,7 @@ async def statuses(services: Services, jobs: list[Job]) -> list[str]:
     return [(await row(services, job.id)).status for job in jobs]
 
 
-async def test_what_is_claimed_together_is_one_transaction(services: Services) -> None:
+async def test_concurrent_claims_are_one_transaction(services: Services) -> None:
     jobs = await some_jobs(services)
     claims = await claimed(an_engine(services), jobs)
     writers = await sql(services, "SELECT DISTINCT xmin FROM jobs")
@@ -54,7 +54,7 @@ async def test_what_is_claimed_together_is_one_transaction(services: Services) -
     assert len(writers) == 1
 
 
-async def test_a_row_that_somebody_has_locked_holds_up_only_its_own_claim(services: Services) -> None:
+async def test_locked_row_delays_only_its_own_claim(services: Services) -> None:
     jobs, engine = await some_jobs(services), an_engine(services)
     async with locked(services, "jobs", jobs[2].id):
         claims = [asyncio.create_task(engine.claim(job.dispatch)) for job in jobs]
@@ -66,65 +66,62 @@ async def test_a_row_that_somebody_has_locked_holds_up_only_its_own_claim(servic
     assert (await row(services, jobs[2].id)).status == "queued"
 
 
-async def test_a_row_that_is_locked_for_a_moment_is_claimed_in_the_next(
-    services: Services, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("domain.jobs.engine._PATIENCE", 20.0)
+async def test_briefly_locked_row_is_claimed_once_unlocked(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("domain.jobs.engine._LOCK_TIMEOUT", 20.0)
     (job,), engine = await some_jobs(services, 1), an_engine(services)
     async with locked(services, "jobs", job.id):
         claim = asyncio.create_task(engine.claim(job.dispatch))
-        await until(lambda: somebody_waits(services))
+        await until(lambda: any_waits_for_a_lock(services))
 
     assert await claim is not None
 
 
-async def somebody_waits(services: Services) -> bool:
-    """Whether anybody waits for what somebody has locked."""
+async def any_waits_for_a_lock(services: Services) -> bool:
     return bool(await sql(services, "SELECT 1 FROM pg_locks WHERE NOT granted"))
 
 
-async def test_a_ring_that_comes_twice_at_the_same_moment_is_answered_once(services: Services) -> None:
+async def test_message_delivered_twice_at_once_gets_one_claim(services: Services) -> None:
     (job,) = await some_jobs(services, 1)
     engine = an_engine(services)
-    answers = await asyncio.gather(engine.claim(job.dispatch), engine.claim(job.dispatch))
+    claims = await asyncio.gather(engine.claim(job.dispatch), engine.claim(job.dispatch))
 
-    assert [answer is None for answer in answers] == [False, True]
+    assert [claim is None for claim in claims] == [False, True]
 
 
-async def test_one_that_cannot_be_settled_costs_no_other(services: Services) -> None:
+async def test_attempt_that_cannot_be_settled_does_not_affect_the_others(services: Services) -> None:
     jobs, engine = await some_jobs(services), an_engine(services)
     claims = await claimed(engine, jobs)
     await sql(services, "UPDATE volumes SET job_id = NULL, state = 'available' WHERE id = :id", id=jobs[3].volume_id)
-    settling = (engine.settle(claim.job, done(claim.job)) for claim in claims)
-    answers = await asyncio.gather(*settling, return_exceptions=True)
+    settling = (engine.settle(claim.job, expanded(claim.job)) for claim in claims)
+    results = await asyncio.gather(*settling, return_exceptions=True)
 
-    assert isinstance(answers[3], RuntimeError)
+    assert isinstance(results[3], RuntimeError)
     assert await statuses(services, jobs) == ["running" if number == 3 else "succeeded" for number in range(6)]
 
 
-async def test_a_volume_that_somebody_has_locked_holds_up_only_its_own_job(services: Services) -> None:
+async def test_locked_volume_delays_only_its_own_job(services: Services) -> None:
     jobs, engine = await some_jobs(services), an_engine(services)
     claims = await claimed(engine, jobs)
     async with locked(services, "volumes", jobs[0].volume_id):
-        first, *others = [asyncio.create_task(engine.settle(claim.job, done(claim.job))) for claim in claims]
+        first, *others = [asyncio.create_task(engine.settle(claim.job, expanded(claim.job))) for claim in claims]
         assert await asyncio.gather(*others) == [True] * 5
         assert await statuses(services, jobs) == ["running"] + ["succeeded"] * 5
     await asyncio.gather(first, return_exceptions=True)
 
 
-async def test_one_whose_effect_takes_too_long_costs_no_other(
+async def test_effect_that_times_out_does_not_affect_the_others(
     services: Services, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(_SERVER_SETTINGS, "statement_timeout", "1000")
-    async with open_services(settings) as hasty:
-        jobs, engine = await some_jobs(services), an_engine(hasty)
+    async with open_services(settings) as short_timeout:
+        jobs, engine = await some_jobs(services), an_engine(short_timeout)
         claims = await claimed(engine, jobs)
         await sql(services, SLOW.format(volume_id=jobs[3].volume_id))
         await sql(services, "CREATE TRIGGER slow BEFORE UPDATE ON volumes FOR EACH ROW EXECUTE FUNCTION slow()")
-        settling = (engine.settle(claim.job, done(claim.job)) for claim in claims)
-        answers = await asyncio.gather(*settling, return_exceptions=True)
+        settling = (engine.settle(claim.job, expanded(claim.job)) for claim in claims)
+        results = await asyncio.gather(*settling, return_exceptions=True)
 
-    assert isinstance(answers[3], DatabaseUnavailable)
+    assert isinstance(results[3], DatabaseUnavailable)
     assert await statuses(services, jobs) == ["running" if number == 3 else "succeeded" for number in range(6)]
 
 
@@ -137,45 +134,45 @@ SLOW = """
 """
 
 
-async def test_whoever_is_alone_with_a_locked_row_keeps_nobody_waiting_behind_him_either(
+async def test_single_settlement_of_a_locked_row_times_out_too(
     services: Services, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for limit in ("lock_timeout", "statement_timeout"):
         monkeypatch.setitem(_SERVER_SETTINGS, limit, "3600000")
-    async with asyncio.timeout(30), open_services(settings) as patient:
-        (job,), engine = await some_jobs(services, 1), an_engine(patient)
+    async with asyncio.timeout(30), open_services(settings) as long_timeout:
+        (job,), engine = await some_jobs(services, 1), an_engine(long_timeout)
         (claim,) = await claimed(engine, [job])
         async with locked(services, "volumes", job.volume_id):
             with pytest.raises(DatabaseUnavailable):
-                await engine.settle(claim.job, done(claim.job))
+                await engine.settle(claim.job, expanded(claim.job))
 
-        assert await engine.settle(claim.job, done(claim.job))
+        assert await engine.settle(claim.job, expanded(claim.job))
 
 
-async def test_polls_of_a_table_that_is_locked_fail_together_instead_of_one_after_the_other(
+async def test_reads_of_a_locked_table_fail_as_one_batch(
     services: Services, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(_SERVER_SETTINGS, "lock_timeout", "200")
     jobs = await some_jobs(services)
-    async with open_services(settings) as hasty, services.database.transaction() as session:
-        asked: list[int] = []
-        read_all = hasty.jobs._read_batch
+    async with open_services(settings) as short_timeout, services.database.transaction() as session:
+        batches: list[int] = []
+        read_batch = short_timeout.jobs._read_batch
 
         async def counted(job_ids: Sequence[UUID]) -> Sequence[Job | None]:
-            asked.append(len(job_ids))
-            return await read_all(job_ids)
+            batches.append(len(job_ids))
+            return await read_batch(job_ids)
 
-        monkeypatch.setattr(hasty.jobs._reads, "_send", counted)
+        monkeypatch.setattr(short_timeout.jobs._reads, "_send", counted)
         await session.execute(text("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE"))
-        answers = await asyncio.gather(*(hasty.jobs.get(job.id) for job in jobs), return_exceptions=True)
+        results = await asyncio.gather(*(short_timeout.jobs.get(job.id) for job in jobs), return_exceptions=True)
 
-    assert [type(answer) for answer in answers] == [DatabaseUnavailable] * 6
-    assert asked == [6]
+    assert [type(result) for result in results] == [DatabaseUnavailable] * 6
+    assert batches == [6]
 
 
-async def test_claims_of_many_lock_in_the_order_of_ids_so_that_nobody_waits_for_each_other(services: Services) -> None:
+async def test_concurrent_batches_of_claims_do_not_deadlock(services: Services) -> None:
     await queued_jobs(services, 400)
-    await sql(services, "ANALYZE jobs")  # many of a small table: PostgreSQL would read it from end to end
+    await sql(services, "ANALYZE jobs")  # most rows of a small table: PostgreSQL would prefer a sequential scan
     ids = sorted(found.id for found in await sql(services, "SELECT id FROM jobs"))
     engines = [an_engine(services) for _ in range(4)]
     deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
@@ -186,7 +183,7 @@ async def test_claims_of_many_lock_in_the_order_of_ids_so_that_nobody_waits_for_
     assert await sql(services, deadlocks) == before
 
 
-async def test_a_column_that_a_newer_version_adds_disturbs_no_worker_of_this_one(services: Services) -> None:
+async def test_column_added_by_a_newer_version_does_not_break_claims(services: Services) -> None:
     engine = an_engine(services)
     for job in await some_jobs(services, 3):
         assert await engine.claim(job.dispatch) is not None

@@ -1,4 +1,4 @@
-"""A user asks for a job's end: at once if it never started, otherwise its worker is told."""
+"""Cancelling jobs: at once if they never started, otherwise by their worker."""
 
 import asyncio
 from uuid import uuid4
@@ -23,7 +23,7 @@ from tests.integration.job_builders import (
 )
 
 
-async def test_a_job_that_never_started_ends_at_once_and_lets_its_volume_go(services: Services) -> None:
+async def test_cancelling_an_unstarted_job_ends_it_and_releases_its_volume(services: Services) -> None:
     job = await a_queued_expand(services)
     cancelled = await services.jobs.cancel(job.id)
     volume = await volume_row(services, job.volume_id)
@@ -33,22 +33,26 @@ async def test_a_job_that_never_started_ends_at_once_and_lets_its_volume_go(serv
     assert (volume["state"], volume["job_id"]) == ("available", None)
 
 
-async def test_what_is_answered_is_what_stands_in_the_row(services: Services) -> None:
+async def test_cancel_returns_the_stored_row(services: Services) -> None:
     job = await a_queued_expand(services)
-    answered = await services.jobs.cancel(job.id)
-    found = await row(services, job.id)
+    returned = await services.jobs.cancel(job.id)
+    stored = await row(services, job.id)
 
-    assert (answered.version, answered.status, answered.finished_at) == (found.version, found.status, found.finished_at)
+    assert (returned.version, returned.status, returned.finished_at) == (
+        stored.version,
+        stored.status,
+        stored.finished_at,
+    )
 
 
-async def test_a_cancelled_job_is_claimed_by_nobody(services: Services) -> None:
+async def test_cancelled_job_cannot_be_claimed(services: Services) -> None:
     job = await a_queued_expand(services)
     await services.jobs.cancel(job.id)
 
     assert await an_engine(services).claim(job.dispatch) is None
 
 
-async def test_after_a_cancellation_the_next_operation_may_come(services: Services) -> None:
+async def test_next_operation_is_accepted_after_a_cancellation(services: Services) -> None:
     job = await a_queued_expand(services)
     await services.jobs.cancel(job.id)
     assert job.volume_id is not None
@@ -56,7 +60,7 @@ async def test_after_a_cancellation_the_next_operation_may_come(services: Servic
     assert (await services.volumes.request_expand(job.volume_id, Growth(percent=1))).status == "queued"
 
 
-async def test_a_job_at_work_goes_on_until_its_worker_hears_of_it(services: Services) -> None:
+async def test_running_job_continues_until_its_worker_reads_the_cancellation(services: Services) -> None:
     job, engine = await a_queued_expand(services), an_engine(services)
     await engine.claim(job.dispatch)
     assert (await services.jobs.cancel(job.id)).status == "running"
@@ -66,21 +70,21 @@ async def test_a_job_at_work_goes_on_until_its_worker_hears_of_it(services: Serv
     assert (await volume_row(services, job.volume_id))["state"] == "expanding"
 
 
-async def test_a_job_that_waits_for_its_next_try_is_rung_at_once_for_its_end(services: Services) -> None:
+async def test_cancelling_a_job_that_awaits_its_retry_dispatches_it_at_once(services: Services) -> None:
     job, engine = await a_queued_expand(services), an_engine(services)
     claim = await engine.claim(job.dispatch)
     assert claim is not None
     await engine.settle(claim.job, RetryIn(1000, {}))
     waiting = await services.jobs.cancel(job.id)
-    again = await engine.claim(waiting.dispatch)
+    second = await engine.claim(waiting.dispatch)
 
     assert (waiting.status, waiting.epoch) == ("queued", 1)
     assert await services.queue.missing([waiting.dispatch]) == []
-    assert again is not None
-    assert again.job.cancel_requested_at is not None
+    assert second is not None
+    assert second.job.cancel_requested_at is not None
 
 
-async def test_if_that_ring_is_lost_it_is_found_before_the_next_try_would_come(services: Services) -> None:
+async def test_lost_message_of_a_cancellation_is_resent_before_the_retry_is_due(services: Services) -> None:
     job, engine = await a_queued_expand(services), an_engine(services)
     claim = await engine.claim(job.dispatch)
     assert claim is not None
@@ -92,7 +96,7 @@ async def test_if_that_ring_is_lost_it_is_found_before_the_next_try_would_come(s
     assert await engine.redispatch_lost() == 1
 
 
-async def test_a_job_that_was_rescued_may_have_left_traces_so_a_worker_ends_it(services: Services) -> None:
+async def test_cancelled_job_that_was_rescued_is_ended_by_a_worker(services: Services) -> None:
     job = await a_queued_expand(services)
     await an_engine(services).claim(job.dispatch)
     await run_out(services, job.id)
@@ -102,7 +106,7 @@ async def test_a_job_that_was_rescued_may_have_left_traces_so_a_worker_ends_it(s
     assert (await volume_row(services, job.volume_id))["state"] == "expanding"
 
 
-async def test_asking_twice_for_the_end_of_a_job_at_work_is_allowed(services: Services) -> None:
+async def test_running_job_can_be_cancelled_twice(services: Services) -> None:
     job = await a_queued_expand(services)
     await an_engine(services).claim(job.dispatch)
     await services.jobs.cancel(job.id)
@@ -110,7 +114,7 @@ async def test_asking_twice_for_the_end_of_a_job_at_work_is_allowed(services: Se
     assert (await services.jobs.cancel(job.id)).status == "running"
 
 
-async def test_what_has_ended_cannot_be_cancelled(services: Services) -> None:
+async def test_ended_job_cannot_be_cancelled(services: Services) -> None:
     job = await a_queued_expand(services)
     for status in sorted(ENDED):
         await set_job(services, job.id, f"status = '{status}', finished_at = now()")
@@ -122,36 +126,36 @@ async def test_what_has_ended_cannot_be_cancelled(services: Services) -> None:
         assert await everything(services) == before
 
 
-async def test_a_job_that_nobody_knows_cannot_be_cancelled(services: Services) -> None:
+async def test_unknown_job_cannot_be_cancelled(services: Services) -> None:
     with pytest.raises(JobNotFound):
         await services.jobs.cancel(uuid4())
 
 
-async def test_whoever_is_first_of_cancel_and_claim_the_end_is_a_legal_one(services: Services) -> None:
+async def test_race_of_cancel_and_claim_leaves_a_legal_state(services: Services) -> None:
     engine = an_engine(services)
     jobs = [await a_queued_expand(services) for _ in range(30)]
-    together = [part for job in jobs for part in (engine.claim(job.dispatch), services.jobs.cancel(job.id))]
-    await asyncio.gather(*together)
-    ends = await sql(
+    calls = [call for job in jobs for call in (engine.claim(job.dispatch), services.jobs.cancel(job.id))]
+    await asyncio.gather(*calls)
+    states = await sql(
         services,
         "SELECT DISTINCT j.status, v.state, j.worker_id IS NULL, j.finished_at IS NULL, j.cancel_requested_at IS NULL"
         " FROM jobs j JOIN volumes v ON v.id = j.volume_id",
     )
 
-    assert set(ends) <= {("cancelled", "available", True, False, False), ("running", "expanding", False, True, False)}
+    assert set(states) <= {("cancelled", "available", True, False, False), ("running", "expanding", False, True, False)}
 
 
-async def test_of_many_who_cancel_a_waiting_job_one_does_and_the_others_hear_that_it_has_ended(
+async def test_one_of_many_concurrent_cancels_succeeds_and_the_others_get_job_ended(
     services: Services,
 ) -> None:
     job = await a_queued_expand(services)
-    ends = await asyncio.gather(*(services.jobs.cancel(job.id) for _ in range(20)), return_exceptions=True)
+    results = await asyncio.gather(*(services.jobs.cancel(job.id) for _ in range(20)), return_exceptions=True)
 
-    assert sorted(type(end).__name__ for end in ends) == ["Job"] + ["JobEnded"] * 19
+    assert sorted(type(result).__name__ for result in results) == ["Job"] + ["JobEnded"] * 19
     assert (await volume_row(services, job.volume_id))["version"] == 3
 
 
-async def test_a_cancelled_delete_leaves_a_volume_that_can_be_deleted_again(services: Services) -> None:
+async def test_volume_can_be_deleted_after_a_cancelled_delete(services: Services) -> None:
     volume = await a_volume(services)
     job = await services.volumes.request_delete(volume.id)
     await services.jobs.cancel(job.id)

@@ -1,4 +1,4 @@
-"""A job is claimed by one worker at a time, and only by the ring that is the present one."""
+"""A job is claimed by one worker at a time, and only by a message of its current epoch."""
 
 import asyncio
 from uuid import uuid4
@@ -21,27 +21,27 @@ async def claimed(engine: JobEngine, job: Job) -> ClaimedJob:
     return claim.job
 
 
-async def test_of_fifty_claims_at_once_one_succeeds(services: Services) -> None:
+async def test_one_of_fifty_concurrent_claims_succeeds(services: Services) -> None:
     job = await a_queued_expand(services)
-    foremen = [an_engine(services) for _ in range(50)]
-    claims = await asyncio.gather(*(engine.claim(job.dispatch) for engine in foremen))
+    engines = [an_engine(services) for _ in range(50)]
+    claims = await asyncio.gather(*(engine.claim(job.dispatch) for engine in engines))
     found = await row(services, job.id)
 
     assert len([claim for claim in claims if claim is not None]) == 1
     assert (found.status, found.attempt) == ("running", 1)
 
 
-async def test_a_claim_writes_down_who_and_until_when(services: Services) -> None:
+async def test_claim_stores_the_worker_and_the_lease(services: Services) -> None:
     engine = an_engine(services)
     job = await claimed(engine, await a_queued_expand(services))
-    ((left,),) = await sql(services, "SELECT extract(epoch FROM lease_expires_at - now()) FROM jobs")
+    ((remaining,),) = await sql(services, "SELECT extract(epoch FROM lease_expires_at - now()) FROM jobs")
 
     assert job.worker_id == engine._worker.id
-    assert 0 < left <= services.settings.lease_seconds
+    assert 0 < remaining <= services.settings.lease_seconds
     assert (await row(services, job.id)).started_at is not None
 
 
-async def test_the_row_that_is_claimed_is_the_row_as_it_now_stands(services: Services) -> None:
+async def test_claim_returns_the_updated_row(services: Services) -> None:
     job = await claimed(an_engine(services), await a_queued_expand(services))
     found = await row(services, job.id)
 
@@ -49,19 +49,19 @@ async def test_the_row_that_is_claimed_is_the_row_as_it_now_stands(services: Ser
     assert (found.status, found.attempt, found.version, job.fence) == ("running", 1, 2, (2, 0))
 
 
-async def test_another_ring_than_the_present_one_claims_nothing(services: Services) -> None:
+async def test_message_of_another_epoch_claims_nothing(services: Services) -> None:
     job, engine = await a_queued_expand(services), an_engine(services)
     await set_job(services, job.id, "epoch = 1")
 
-    assert [await engine.claim(Dispatch(job.id, dispatch)) for dispatch in (0, 2)] == [None, None]
+    assert [await engine.claim(Dispatch(job.id, epoch)) for epoch in (0, 2)] == [None, None]
     assert (await row(services, job.id)).status == "queued"
 
 
-async def test_a_job_that_nobody_knows_is_claimed_by_nobody(services: Services) -> None:
+async def test_unknown_job_cannot_be_claimed(services: Services) -> None:
     assert await an_engine(services).claim(Dispatch(uuid4(), 0)) is None
 
 
-async def test_what_has_ended_is_not_claimed(services: Services) -> None:
+async def test_ended_job_cannot_be_claimed(services: Services) -> None:
     job, engine = await a_queued_expand(services), an_engine(services)
     for status in sorted(ENDED):
         await set_job(services, job.id, f"status = '{status}', finished_at = now()")
@@ -69,7 +69,7 @@ async def test_what_has_ended_is_not_claimed(services: Services) -> None:
         assert await engine.claim(job.dispatch) is None
 
 
-async def test_a_kind_from_a_newer_version_is_left_for_a_newer_worker(services: Services) -> None:
+async def test_job_of_an_unknown_kind_is_left_to_newer_workers(services: Services) -> None:
     job = await a_queued_expand(services)
     await set_job(services, job.id, "kind = 'volume.paint'")
 
@@ -77,7 +77,7 @@ async def test_a_kind_from_a_newer_version_is_left_for_a_newer_worker(services: 
     assert (await row(services, job.id)).status == "queued"
 
 
-async def test_the_second_claim_counts_on_and_keeps_the_first_start(services: Services) -> None:
+async def test_second_claim_counts_the_attempt_and_keeps_the_first_start(services: Services) -> None:
     job = await a_queued_expand(services)
     first = await claimed(an_engine(services), job)
     started_at = (await row(services, job.id)).started_at
@@ -91,13 +91,13 @@ async def test_the_second_claim_counts_on_and_keeps_the_first_start(services: Se
     assert first.worker_id != second.worker_id
 
 
-async def test_each_claim_has_a_higher_fence_than_the_one_before(services: Services) -> None:
+async def test_each_claim_has_a_higher_fence_than_the_previous_one(services: Services) -> None:
     job, engine = await a_queued_expand(services), an_engine(services)
     fences = []
     for outcome in (RetryIn(0, {}), RetryIn(0, {}, free=True), Released()):
-        at_work = await claimed(engine, await row(services, job.id))
-        fences.append(at_work.fence)
-        await engine.settle(at_work, outcome)
+        running = await claimed(engine, await row(services, job.id))
+        fences.append(running.fence)
+        await engine.settle(running, outcome)
     fences.append(ClaimedJob.from_row(await row(services, job.id)).fence)
 
     assert fences == sorted(set(fences))
@@ -108,15 +108,15 @@ async def test_many_jobs_are_claimed_in_one_statement(services: Services) -> Non
     await set_job(services, jobs[0].id, "epoch = 5")
     await set_job(services, jobs[1].id, "kind = 'volume.paint'")
     async with services.database.transaction() as session:
-        got = await LeaseRepository(session).claim(
+        claims = await LeaseRepository(session).claim(
             [job.dispatch for job in jobs] + [Dispatch(uuid4(), 0)], worker_id=uuid4(), kinds=KINDS, lease=3
         )
 
-    assert {job.id for job in got} == {job.id for job in jobs[2:]}
+    assert {job.id for job in claims} == {job.id for job in jobs[2:]}
     assert await sql(services, "SELECT count(*) FROM jobs WHERE status = 'running'") == [(18,)]
 
 
-async def test_a_message_that_is_delivered_twice_is_claimed_once(services: Services) -> None:
+async def test_message_delivered_again_claims_nothing(services: Services) -> None:
     job, engine = await a_queued_expand(services), an_engine(services)
     await claimed(engine, job)
 

@@ -1,4 +1,4 @@
-"""What must never be is refused by PostgreSQL itself, whatever the code does."""
+"""Invalid rows are refused by PostgreSQL itself, whatever the code does."""
 
 import itertools
 import re
@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from domain.services import Services
 from tests.integration.job_builders import a_volume, sql
 
-#: A row that nothing is wrong with.
+#: A valid row.
 JOB = {
     "id": "gen_random_uuid()",
     "kind": "'volume.create'",
@@ -68,8 +68,8 @@ async def insert(services: Services, table: str, row: dict[str, str]) -> None:
     await sql(services, f"INSERT INTO {table} ({', '.join(row)}) VALUES ({', '.join(row.values())})")
 
 
-async def broken_rules(services: Services, table: str, row: dict[str, str]) -> list[str]:
-    """Name the constraints that keep this row out; none if it was let in."""
+async def violations(services: Services, table: str, row: dict[str, str]) -> list[str]:
+    """Return the constraints that refuse this row; an empty list if it was inserted."""
     try:
         await insert(services, table, row)
     except IntegrityError as error:
@@ -77,49 +77,49 @@ async def broken_rules(services: Services, table: str, row: dict[str, str]) -> l
     return []
 
 
-async def test_jobs_as_they_should_be_are_accepted(services: Services) -> None:
+async def test_valid_jobs_are_accepted(services: Services) -> None:
     for good in ({}, RUNNING, FINISHED, RUNNING | {"lease_expires_at": "NULL"}):
         await insert(services, "jobs", JOB | good)
 
 
-async def test_jobs_that_must_not_be_are_refused(services: Services) -> None:
-    refused = [(*await broken_rules(services, "jobs", JOB | bad), bad) for _, bad in BAD_JOBS]
+async def test_invalid_jobs_are_refused(services: Services) -> None:
+    refused = [(*await violations(services, "jobs", JOB | bad), bad) for _, bad in BAD_JOBS]
 
     assert refused == BAD_JOBS
 
 
-async def test_volumes_as_they_should_be_are_accepted(services: Services) -> None:
+async def test_valid_volumes_are_accepted(services: Services) -> None:
     for number, good in enumerate(({}, BUSY, {"state": "'error'"}, {"used": "0"}, {"size": str(2**46)})):
         await insert(services, "volumes", VOLUME | good | {"name": f"'{number}'"})
 
 
-async def test_volumes_that_must_not_be_are_refused(services: Services) -> None:
-    refused = [(*await broken_rules(services, "volumes", VOLUME | bad), bad) for _, bad in BAD_VOLUMES]
+async def test_invalid_volumes_are_refused(services: Services) -> None:
+    refused = [(*await violations(services, "volumes", VOLUME | bad), bad) for _, bad in BAD_VOLUMES]
 
     assert refused == BAD_VOLUMES
 
 
-async def test_two_volumes_never_have_one_name(services: Services) -> None:
+async def test_volume_names_are_unique(services: Services) -> None:
     await insert(services, "volumes", VOLUME)
     with pytest.raises(IntegrityError, match="volumes_name_key"):
         await insert(services, "volumes", VOLUME)
 
 
-async def test_two_live_jobs_never_have_one_volume(services: Services) -> None:
+async def test_volume_has_at_most_one_live_job(services: Services) -> None:
     for first, second in itertools.product(({}, RUNNING), ({}, RUNNING)):
-        of_the_volume = JOB | {"volume_id": f"'{uuid4()}'"}
-        await insert(services, "jobs", of_the_volume | first)
+        job_of_volume = JOB | {"volume_id": f"'{uuid4()}'"}
+        await insert(services, "jobs", job_of_volume | first)
 
-        assert await broken_rules(services, "jobs", of_the_volume | second) == ["jobs_one_live_per_volume"]
+        assert await violations(services, "jobs", job_of_volume | second) == ["jobs_one_live_per_volume"]
 
 
-async def test_a_volume_may_have_any_number_of_jobs_that_have_ended(services: Services) -> None:
-    of_the_volume = JOB | {"volume_id": f"'{uuid4()}'"}
+async def test_volume_may_have_any_number_of_ended_jobs(services: Services) -> None:
+    job_of_volume = JOB | {"volume_id": f"'{uuid4()}'"}
     for row in (FINISHED, FINISHED, {}):
-        await insert(services, "jobs", of_the_volume | row)
+        await insert(services, "jobs", job_of_volume | row)
 
 
-async def test_a_job_is_never_retried_twice(services: Services) -> None:
+async def test_job_has_at_most_one_retry(services: Services) -> None:
     first = str(uuid4())
     await insert(services, "jobs", JOB | FINISHED | {"id": f"'{first}'"})
     await insert(services, "jobs", JOB | {"retry_of": f"'{first}'"})
@@ -127,24 +127,24 @@ async def test_a_job_is_never_retried_twice(services: Services) -> None:
         await insert(services, "jobs", JOB | {"retry_of": f"'{first}'"})
 
 
-async def test_a_schedule_starts_each_of_its_runs_once(services: Services) -> None:
+async def test_schedule_has_one_job_per_run(services: Services) -> None:
     run = {"schedule_id": f"'{UUID(int=1)}'", "scheduled_for": "'2026-01-01T00:00:00Z'"}
     await insert(services, "jobs", JOB | run)
     with pytest.raises(IntegrityError, match="jobs_scheduled"):
         await insert(services, "jobs", JOB | run)
 
 
-async def test_a_retry_outlives_the_job_it_repeats_and_a_part_does_not_outlive_the_whole(services: Services) -> None:
-    whole = str(uuid4())
-    await insert(services, "jobs", JOB | FINISHED | {"id": f"'{whole}'"})
-    await insert(services, "jobs", JOB | {"retry_of": f"'{whole}'", "kind": "'retry'"})
-    await insert(services, "jobs", JOB | {"parent_id": f"'{whole}'", "kind": "'part'"})
-    await sql(services, "DELETE FROM jobs WHERE id = :id", id=UUID(whole))
+async def test_deleting_a_job_keeps_its_retry_and_deletes_its_children(services: Services) -> None:
+    parent = str(uuid4())
+    await insert(services, "jobs", JOB | FINISHED | {"id": f"'{parent}'"})
+    await insert(services, "jobs", JOB | {"retry_of": f"'{parent}'", "kind": "'retry'"})
+    await insert(services, "jobs", JOB | {"parent_id": f"'{parent}'", "kind": "'child'"})
+    await sql(services, "DELETE FROM jobs WHERE id = :id", id=UUID(parent))
 
     assert await sql(services, "SELECT kind, retry_of FROM jobs") == [("retry", None)]
 
 
-async def test_a_volume_with_snapshots_cannot_be_struck_off(services: Services) -> None:
+async def test_volume_with_snapshots_cannot_be_deleted(services: Services) -> None:
     volume = await a_volume(services)
     snapshot = {
         "id": "gen_random_uuid()",

@@ -1,4 +1,4 @@
-"""The doorbell may lose anything: whoever waits in PostgreSQL is rung, once, and again when it was lost."""
+"""Redis may lose any message: due jobs are dispatched once, and again if their message was lost."""
 
 import asyncio
 import time
@@ -25,100 +25,98 @@ from tests.integration.job_builders import (
     sql,
 )
 
-RUNG_LONG_AGO = "dispatched_at = now() - interval '1 minute'"
+DISPATCHED_LONG_AGO = "dispatched_at = now() - interval '1 minute'"
 
 
 @pytest.fixture
-def bell(redis_url: str) -> Iterator[redis.Redis]:
-    """A look into the Redis itself."""
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    """A direct connection to Redis."""
     client = redis.Redis.from_url(redis_url)
     yield client
     client.close()
 
 
-def messages(bell: redis.Redis) -> set[str]:
-    found = bell.zrange(QUEUE_NAME, 0, -1)
+def messages(client: redis.Redis) -> set[str]:
+    found = client.zrange(QUEUE_NAME, 0, -1)
     assert isinstance(found, list)
     return {message.decode() for message in found}
 
 
-async def test_a_request_rings(services: Services, bell: redis.Redis) -> None:
+async def test_request_sends_a_message(services: Services, client: redis.Redis) -> None:
     job = await a_queued_expand(services)
 
-    assert messages(bell) == {f"{job.id}:0"}
+    assert messages(client) == {f"{job.id}:0"}
 
 
-async def test_a_message_that_was_lost_is_rung_again_under_the_same_id(services: Services, bell: redis.Redis) -> None:
+async def test_lost_message_is_sent_again_with_the_same_id(services: Services, client: redis.Redis) -> None:
     job = await a_queued_expand(services)
-    before = messages(bell)
-    bell.flushall()
-    await set_job(services, job.id, RUNG_LONG_AGO)
+    before = messages(client)
+    client.flushall()
+    await set_job(services, job.id, DISPATCHED_LONG_AGO)
 
     assert await an_engine(services).redispatch_lost() == 1
-    assert messages(bell) == before
+    assert messages(client) == before
     assert (await row(services, job.id)).epoch == 0
 
 
-async def test_what_is_left_of_a_message_outside_of_the_queue_does_not_keep_it_from_being_rung(
-    services: Services, bell: redis.Redis
-) -> None:
+async def test_remains_of_a_message_do_not_block_its_redispatch(services: Services, client: redis.Redis) -> None:
     job = await a_queued_expand(services)
-    before = messages(bell)
-    bell.delete(QUEUE_NAME)
-    await set_job(services, job.id, RUNG_LONG_AGO)
+    before = messages(client)
+    client.delete(QUEUE_NAME)
+    await set_job(services, job.id, DISPATCHED_LONG_AGO)
 
     assert await an_engine(services).redispatch_lost() == 1
-    assert messages(bell) == before
+    assert messages(client) == before
 
 
-async def test_a_message_that_may_still_be_on_its_way_is_not_looked_for(services: Services, bell: redis.Redis) -> None:
+async def test_recent_message_is_not_checked(services: Services, client: redis.Redis) -> None:
     await a_queued_expand(services)
-    bell.flushall()
+    client.flushall()
 
     assert await an_engine(services).redispatch_lost() == 0
 
 
-async def test_a_message_that_is_there_is_not_rung_again(services: Services, bell: redis.Redis) -> None:
+async def test_existing_message_is_not_sent_again(services: Services, client: redis.Redis) -> None:
     job = await a_queued_expand(services)
-    await set_job(services, job.id, RUNG_LONG_AGO)
+    await set_job(services, job.id, DISPATCHED_LONG_AGO)
 
     assert await an_engine(services).redispatch_lost() == 0
-    assert messages(bell) == {f"{job.id}:0"}
+    assert messages(client) == {f"{job.id}:0"}
 
 
-async def test_sweeps_at_the_same_time_do_not_double_a_message(services: Services, bell: redis.Redis) -> None:
+async def test_concurrent_sweeps_do_not_duplicate_messages(services: Services, client: redis.Redis) -> None:
     await queued_jobs(services, 50)
     await asyncio.gather(*(an_engine(services).redispatch_lost() for _ in range(4)))
 
-    assert len(messages(bell)) == 50
+    assert len(messages(client)) == 50
 
 
-async def test_when_redis_has_lost_everything_one_round_finds_it_all(services: Services, bell: redis.Redis) -> None:
+async def test_one_sweep_redispatches_everything_after_redis_lost_all(services: Services, client: redis.Redis) -> None:
     await queued_jobs(services, 1200)
 
     assert await an_engine(services).redispatch_lost() == 1200
-    assert len(messages(bell)) == 1200
+    assert len(messages(client)) == 1200
 
 
-async def test_what_waits_for_its_time_is_neither_due_nor_lost(services: Services, bell: redis.Redis) -> None:
+async def test_job_before_its_run_at_is_neither_due_nor_lost(services: Services, client: redis.Redis) -> None:
     job, engine = await a_queued_expand(services), an_engine(services)
-    bell.flushall()
-    await set_job(services, job.id, f"run_at = now() + interval '1 minute', {RUNG_LONG_AGO}")
+    client.flushall()
+    await set_job(services, job.id, f"run_at = now() + interval '1 minute', {DISPATCHED_LONG_AGO}")
     assert await engine.redispatch_lost() == 0
     await set_job(services, job.id, "dispatched_at = NULL")
 
     assert await engine.dispatch_due() == 0
 
 
-async def test_what_is_due_is_rung_once_by_many_who_look(services: Services, bell: redis.Redis) -> None:
+async def test_concurrent_sweeps_dispatch_a_due_job_once(services: Services, client: redis.Redis) -> None:
     await queued_jobs(services, 50)
     await sql(services, "UPDATE jobs SET dispatched_at = NULL")
     dispatched = await asyncio.gather(*(an_engine(services).dispatch_due() for _ in range(4)))
 
-    assert sum(dispatched) == len(messages(bell)) == 50
+    assert sum(dispatched) == len(messages(client)) == 50
 
 
-async def test_what_somebody_else_is_ringing_is_passed_over_without_waiting(services: Services) -> None:
+async def test_locked_rows_are_skipped_without_waiting(services: Services) -> None:
     await queued_jobs(services, 50)
     async with services.database.transaction() as session:
         await session.execute(text("SELECT id FROM jobs LIMIT 10 FOR UPDATE"))
@@ -128,9 +126,7 @@ async def test_what_somebody_else_is_ringing_is_passed_over_without_waiting(serv
     assert lost == 40
 
 
-async def test_kinds_that_this_version_does_not_know_are_left_to_those_who_do(
-    services: Services, bell: redis.Redis
-) -> None:
+async def test_jobs_of_unknown_kinds_are_not_dispatched(services: Services, client: redis.Redis) -> None:
     await queued_jobs(services, 20)
     await sql(
         services,
@@ -140,45 +136,46 @@ async def test_kinds_that_this_version_does_not_know_are_left_to_those_who_do(
 
     assert (await engine.dispatch_due(), await engine.redispatch_lost()) == (0, 0)
     assert not any(needed for _, needed in await services.maintenance_tasks(engine).due())
-    assert messages(bell) == set()
+    assert messages(client) == set()
 
 
-async def test_running_and_ended_jobs_are_not_rung(services: Services, bell: redis.Redis) -> None:
+async def test_running_and_ended_jobs_are_not_dispatched(services: Services, client: redis.Redis) -> None:
     running, ended = await a_queued_expand(services), await a_queued_expand(services)
     engine = an_engine(services)
     assert await engine.claim(running.dispatch) is not None
-    await set_job(services, running.id, RUNG_LONG_AGO)
-    await set_job(services, ended.id, f"status = 'failed', finished_at = now(), {RUNG_LONG_AGO}")
-    bell.flushall()
+    await set_job(services, running.id, DISPATCHED_LONG_AGO)
+    await set_job(services, ended.id, f"status = 'failed', finished_at = now(), {DISPATCHED_LONG_AGO}")
+    client.flushall()
 
     assert (await engine.dispatch_due(), await engine.redispatch_lost()) == (0, 0)
-    assert messages(bell) == set()
+    assert messages(client) == set()
 
 
-async def test_without_redis_a_request_is_accepted_within_a_second_and_rung_later(
-    services: Services, bell: redis.Redis
+async def test_request_without_redis_is_accepted_within_a_second_and_dispatched_later(
+    services: Services, client: redis.Redis
 ) -> None:
-    async with open_services(services.settings.model_copy(update={"redis_url": NO_REDIS})) as deaf:
+    async with open_services(services.settings.model_copy(update={"redis_url": NO_REDIS})) as without_redis:
         began = time.monotonic()
-        job = await deaf.volumes.request_create(NewVolume("unheard", MIB))
-        took = time.monotonic() - began
-    assert messages(bell) == set()
-    await set_job(services, job.id, RUNG_LONG_AGO)
+        job = await without_redis.volumes.request_create(NewVolume("not-dispatched", MIB))
+        duration = time.monotonic() - began
+    assert messages(client) == set()
+    await set_job(services, job.id, DISPATCHED_LONG_AGO)
     await an_engine(services).redispatch_lost()
 
-    assert messages(bell) == {message_id(job.dispatch)}
-    assert took < 1
+    assert messages(client) == {message_id(job.dispatch)}
+    assert duration < 1
 
 
-async def test_without_redis_whatever_users_do_is_done(services: Services) -> None:
-    async with open_services(services.settings.model_copy(update={"redis_url": NO_REDIS})) as deaf:
-        volume = await a_volume(deaf)
-        cancelled = await deaf.jobs.cancel((await deaf.volumes.request_expand(volume.id, Growth(by=MIB))).id)
-        retried = await deaf.jobs.retry(cancelled.id)
-        engine = an_engine(deaf)
+async def test_every_user_request_works_without_redis(services: Services) -> None:
+    async with open_services(services.settings.model_copy(update={"redis_url": NO_REDIS})) as without_redis:
+        volume = await a_volume(without_redis)
+        expand = await without_redis.volumes.request_expand(volume.id, Growth(by=MIB))
+        cancelled = await without_redis.jobs.cancel(expand.id)
+        retried = await without_redis.jobs.retry(cancelled.id)
+        engine = an_engine(without_redis)
 
         assert (cancelled.status, retried.status) == ("cancelled", "queued")
         assert await engine.claim(retried.dispatch) is not None
-        await set_job(deaf, retried.id, f"status = 'queued', lease_expires_at = NULL, {RUNG_LONG_AGO}")
+        await set_job(without_redis, retried.id, f"status = 'queued', lease_expires_at = NULL, {DISPATCHED_LONG_AGO}")
         with pytest.raises(QueueUnavailable):
             await engine.redispatch_lost()

@@ -1,4 +1,4 @@
-"""One job that nobody can deal with keeps none of the others from being rescued, buried or given new lanes."""
+"""A job that cannot be processed does not keep others from being rescued, failed or given new lanes."""
 
 from uuid import UUID
 
@@ -19,35 +19,35 @@ from domain.services import Services
 from domain.storage.context import Fence, Grant
 from domain.volumes.service import VolumeService
 from tests.integration.job_builders import an_engine, row, run_out, set_job, sql, volume_row
-from tests.integration.test_rescue import at_work
+from tests.integration.test_rescue import a_running_expand
 from tests.support.bulk import MIB, add_volumes
 
-HOPELESS = f"attempt = max_attempts + {EXTRA_CLAIMS}"
+EXHAUSTED = f"attempt = max_attempts + {EXTRA_CLAIMS}"
 
 
-async def orphans(services: Services, count: int) -> list[ClaimedJob]:
-    """Orphans without hope, longest orphaned first."""
-    jobs = [await at_work(services, an_engine(services)) for _ in range(count)]
+async def exhausted_orphans(services: Services, count: int) -> list[ClaimedJob]:
+    """Return orphans without claims left, in the order of their expiry."""
+    jobs = [await a_running_expand(services, an_engine(services)) for _ in range(count)]
     for number, job in enumerate(jobs):
-        await set_job(services, job.id, HOPELESS)
+        await set_job(services, job.id, EXHAUSTED)
         await set_job(services, job.id, f"lease_expires_at = now() - interval '{count - number} seconds'")
     return jobs
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, volume_id: UUID | None, error: Exception) -> None:
-    """Let the way out of the expansion of one volume raise, after it has done half of its work."""
+    """Make abandoning the expansion of one volume raise, after it has written its changes."""
     abandon = VolumeService.abandon_expand
 
-    async def poisoned(self: VolumeService, session: AsyncSession, given_up: FailedJobs) -> None:
-        await abandon(self, session, given_up)
-        if given_up[0][0].volume_id == volume_id:
+    async def poisoned(self: VolumeService, session: AsyncSession, failed: FailedJobs) -> None:
+        await abandon(self, session, failed)
+        if failed[0][0].volume_id == volume_id:
             raise error
 
     monkeypatch.setattr(VolumeService, "abandon_expand", poisoned)
 
 
-async def foreman_among(services: Services) -> engine_module.JobEngine:
-    """A foreman whose table of kinds is made anew, after the patch."""
+async def patched_engine(services: Services) -> engine_module.JobEngine:
+    """Return an engine whose table of kinds contains the patched method."""
     engine = an_engine(services)
     handler = services.handlers["volume.expand"]
     engine._kinds = services.handlers | {
@@ -59,35 +59,37 @@ async def foreman_among(services: Services) -> engine_module.JobEngine:
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), DatabaseUnavailable("its volume is locked")])
-async def test_an_orphan_that_cannot_be_buried_keeps_none_of_the_others(
+async def test_orphan_that_cannot_be_failed_does_not_block_the_others(
     services: Services, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    first, poisoned, last = await orphans(services, 3)
-    hopeful = await at_work(services, an_engine(services))
-    await run_out(services, hopeful.id)
+    first, poisoned, last = await exhausted_orphans(services, 3)
+    orphan = await a_running_expand(services, an_engine(services))
+    await run_out(services, orphan.id)
     poison(monkeypatch, poisoned.volume_id, error)
 
-    assert await (await foreman_among(services)).rescue() == 3
-    assert [(await row(services, job.id)).status for job in (first, last, hopeful)] == ["failed", "failed", "queued"]
+    assert await (await patched_engine(services)).rescue() == 3
+    assert [(await row(services, job.id)).status for job in (first, last, orphan)] == ["failed", "failed", "queued"]
 
 
-async def test_what_was_half_done_for_it_is_taken_back(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    (poisoned,) = await orphans(services, 1)
+async def test_partial_effects_of_a_failed_abandon_are_rolled_back(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (poisoned,) = await exhausted_orphans(services, 1)
     poison(monkeypatch, poisoned.volume_id, ValueError("a bug"))
-    await (await foreman_among(services)).rescue()
+    await (await patched_engine(services)).rescue()
 
     volume = await volume_row(services, poisoned.volume_id)
     assert ((await row(services, poisoned.id)).status, volume["state"]) == ("running", "expanding")
 
 
-async def test_many_that_cannot_be_buried_are_passed_over_and_tried_again_later(
+async def test_orphan_that_cannot_be_failed_is_deferred_and_tried_again(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_module, "_PAGE_SIZE", 1)
-    poisoned, good = await orphans(services, 2)
+    poisoned, good = await exhausted_orphans(services, 2)
     with monkeypatch.context() as broken:
         poison(broken, poisoned.volume_id, ValueError("a bug"))
-        engine = await foreman_among(services)
+        engine = await patched_engine(services)
 
         assert [await engine.rescue() for _ in range(3)] == [0, 1, 0]
     await run_out(services, poisoned.id)  # a minute later
@@ -96,24 +98,22 @@ async def test_many_that_cannot_be_buried_are_passed_over_and_tried_again_later(
     assert {(await row(services, job.id)).status for job in (poisoned, good)} == {"failed"}
 
 
-async def test_without_postgresql_nobody_goes_through_the_whole_list(
-    services: Services, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    jobs = await orphans(services, 2)
+async def test_rescue_stops_when_postgresql_is_down(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = await exhausted_orphans(services, 2)
     poison(monkeypatch, jobs[0].volume_id, DatabaseUnavailable())
 
-    async def away() -> None:
+    async def unavailable() -> None:
         raise DatabaseUnavailable
 
-    monkeypatch.setattr(services.database, "ping", away)
+    monkeypatch.setattr(services.database, "ping", unavailable)
     with pytest.raises(DatabaseUnavailable):
-        await (await foreman_among(services)).rescue()
+        await (await patched_engine(services)).rescue()
 
     assert [(await row(services, job.id)).status for job in jobs] == ["running", "running"]
 
 
-async def forsaken(services: Services) -> Job:
-    """A bulk job whose lanes have all died."""
+async def a_bulk_job_without_lanes(services: Services) -> Job:
+    """Return a bulk job whose lanes have all failed."""
     engine = an_engine(services)
     job = await services.expansion.request_expand(BulkExpandRequest(GrowthPolicy(by=MIB), max_concurrent=1))
     claim = await engine.claim(job.dispatch)
@@ -124,17 +124,17 @@ async def forsaken(services: Services) -> Job:
     return job
 
 
-async def test_a_bulk_job_that_cannot_be_given_lanes_keeps_none_of_the_others(
+async def test_bulk_job_that_cannot_get_lanes_does_not_block_the_others(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await add_volumes(services, 2, backend="memory")
-    poisoned, good = await forsaken(services), await forsaken(services)
-    bequeath = Ledger.reassign
+    poisoned, good = await a_bulk_job_without_lanes(services), await a_bulk_job_without_lanes(services)
+    reassign = Ledger.reassign
 
     async def poisoning(self: Ledger, job_id: UUID, lane_id: UUID) -> object:
         if job_id == poisoned.id:
             raise ValueError("a bug")
-        return await bequeath(self, job_id, lane_id)
+        return await reassign(self, job_id, lane_id)
 
     with monkeypatch.context() as broken:
         broken.setattr(Ledger, "reassign", poisoning)

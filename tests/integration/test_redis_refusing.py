@@ -1,4 +1,4 @@
-"""A Redis that answers but refuses writes: requests are accepted, it is said once, and afterwards all goes on."""
+"""A Redis that answers but refuses writes: requests are accepted, it is logged once, and work continues afterwards."""
 
 import asyncio
 import logging
@@ -23,11 +23,12 @@ from worker.consumer import ArqConsumer
 from worker.main import arq_settings, open_worker
 from worker.supervisor import Supervisor
 
-Refusing = tuple[str, Callable[[redis.Redis], object], Callable[[redis.Redis], object]]
+#: The condition in Redis' error message, and how to cause and clear it.
+Refusal = tuple[str, Callable[[redis.Redis], object], Callable[[redis.Redis], object]]
 
 
-def cannot_save(client: Any) -> None:
-    """Put a folder where the file has to go that Redis saves to."""
+def break_saving(client: Any) -> None:
+    """Create a folder with the name of the file that Redis saves to."""
     (Path(client.config_get("dir")["dir"]) / "dump.rdb").mkdir()
     client.config_set("save", "3600 1")
     client.bgsave()
@@ -35,22 +36,22 @@ def cannot_save(client: Any) -> None:
         pass
 
 
-def can_save(client: Any) -> None:
+def repair_saving(client: Any) -> None:
     (Path(client.config_get("dir")["dir"]) / "dump.rdb").rmdir()
     client.config_set("save", "")
 
 
-WAYS: list[Refusing] = [
+REFUSALS: list[Refusal] = [
     ("OOM", lambda client: client.config_set("maxmemory", 1), lambda client: client.config_set("maxmemory", 0)),
     ("READONLY", lambda client: client.replicaof("127.0.0.1", 1), lambda client: client.replicaof("NO", "ONE")),
-    ("MISCONF", cannot_save, can_save),
+    ("MISCONF", break_saving, repair_saving),
 ]
-every_way = pytest.mark.parametrize("way", WAYS, ids=lambda way: way[0])
+every_refusal = pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal[0])
 
 
 @pytest.fixture(scope="module")
 def own_redis() -> Iterator[str]:
-    """The address of a Redis that no other test uses."""
+    """The URL of a Redis that no other test uses."""
     with temporary_data_dir() as folder, EmbeddedServers(folder, postgres=False, durable=False) as own:
         yield own.redis_url
 
@@ -70,7 +71,7 @@ async def services(settings: Settings, own_redis: str) -> AsyncIterator[Services
 
 @asynccontextmanager
 async def supervised(settings: Settings) -> AsyncIterator[None]:
-    """Have a whole worker at work, which starts afresh what Redis has ended."""
+    """Run a whole worker, whose supervisor restarts the consumer after an error of Redis."""
     async with open_worker(settings) as runner:
         supervisor = Supervisor(runner, arq_settings(settings), drain=5)
         life = asyncio.create_task(supervisor.run())
@@ -79,81 +80,83 @@ async def supervised(settings: Settings) -> AsyncIterator[None]:
         await life
 
 
-def said(caplog: pytest.LogCaptureFixture, event: str) -> list[str]:
+def logged(caplog: pytest.LogCaptureFixture, event: str) -> list[str]:
     return [record.getMessage() for record in caplog.records if event in record.getMessage()]
 
 
-@every_way
-async def test_requests_are_accepted_and_it_is_said_once(
-    services: Services, client: redis.Redis, caplog: pytest.LogCaptureFixture, way: Refusing
+@every_refusal
+async def test_requests_are_accepted_and_the_refusal_is_logged_once(
+    services: Services, client: redis.Redis, caplog: pytest.LogCaptureFixture, refusal: Refusal
 ) -> None:
-    condition, refuse, relent = way
+    condition, refuse, allow = refusal
     refuse(client)
     try:
-        jobs = [await services.volumes.request_create(NewVolume(f"unheard-{number}", MIB)) for number in range(5)]
+        jobs = [
+            await services.volumes.request_create(NewVolume(f"not-dispatched-{number}", MIB)) for number in range(5)
+        ]
         for _ in range(5):
             with pytest.raises(QueueRefusesWrites):
                 await services.queue.ping()
     finally:
-        relent(client)
+        allow(client)
     await services.queue.ping()
     await services.queue.ping()
 
     assert [job.status for job in jobs] == ["queued"] * 5
-    (shout,) = said(caplog, "redis.refuses_writes")
-    assert condition in shout
-    assert "remedy" in shout
-    assert len(said(caplog, "redis.writable_again")) == 1
+    (line,) = logged(caplog, "redis.refuses_writes")
+    assert condition in line
+    assert "remedy" in line
+    assert len(logged(caplog, "redis.writable_again")) == 1
 
 
-@every_way
-async def test_a_worker_says_it_instead_of_standing_idle_and_goes_on_by_itself(
-    services: Services, client: redis.Redis, caplog: pytest.LogCaptureFixture, way: Refusing
+@every_refusal
+async def test_worker_logs_the_refusal_and_continues_by_itself(
+    services: Services, client: redis.Redis, caplog: pytest.LogCaptureFixture, refusal: Refusal
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    condition, refuse, relent = way
-    job = await services.volumes.request_create(NewVolume("heard-later", MIB))
+    condition, refuse, allow = refusal
+    job = await services.volumes.request_create(NewVolume("dispatched-later", MIB))
     assert client.zcard(QUEUE_NAME) == 1
     refuse(client)
     async with supervised(services.settings):
         try:
-            await until(lambda: bool(said(caplog, "redis.refuses_writes")))
+            await until(lambda: bool(logged(caplog, "redis.refuses_writes")))
             assert (await services.jobs.get(job.id)).status == "queued"
         finally:
-            relent(client)
-        done = await ended(services, job.id)
+            allow(client)
+        ended_job = await ended(services, job.id)
 
-    assert (done.status, done.attempt) == ("succeeded", 1)
-    (shout,) = said(caplog, "redis.refuses_writes")
-    assert condition in shout
+    assert (ended_job.status, ended_job.attempt) == ("succeeded", 1)
+    (line,) = logged(caplog, "redis.refuses_writes")
+    assert condition in line
 
 
-@every_way
-async def test_a_claim_that_redis_refuses_is_not_taken_for_somebody_elses(
-    services: Services, client: redis.Redis, way: Refusing
+@every_refusal
+async def test_refused_fetch_is_not_mistaken_for_another_workers_claim(
+    services: Services, client: redis.Redis, refusal: Refusal
 ) -> None:
-    _, refuse, relent = way
-    job = await services.volumes.request_create(NewVolume("rung", MIB))
+    _, refuse, allow = refusal
+    job = await services.volumes.request_create(NewVolume("dispatched", MIB))
     async with open_worker(services.settings) as runner:
-        delivery = ArqConsumer(runner, arq_settings(services.settings))
-        delivery._pool = services.queue.redis
+        consumer = ArqConsumer(runner, arq_settings(services.settings))
+        consumer._pool = services.queue.redis
         refuse(client)
         try:
             with pytest.raises(redis.ResponseError):
-                await delivery._fetch(1)
+                await consumer._fetch(1)
         finally:
-            relent(client)
-        ((taken, _),) = await delivery._fetch(1)
+            allow(client)
+        ((fetched, _),) = await consumer._fetch(1)
 
-    assert taken.decode() == message_id(job.dispatch)
+    assert fetched.decode() == message_id(job.dispatch)
 
 
-async def test_a_claim_of_somebody_else_is_no_reason_to_worry(services: Services, client: redis.Redis) -> None:
-    job = await services.volumes.request_create(NewVolume("rung", MIB))
+async def test_message_claimed_by_another_worker_is_skipped(services: Services, client: redis.Redis) -> None:
+    job = await services.volumes.request_create(NewVolume("dispatched", MIB))
     client.set(in_progress_key_prefix + message_id(job.dispatch), 1)
     async with open_worker(services.settings) as runner:
-        delivery = ArqConsumer(runner, arq_settings(services.settings))
-        delivery._pool = services.queue.redis
-        taken = await delivery._fetch(10)
+        consumer = ArqConsumer(runner, arq_settings(services.settings))
+        consumer._pool = services.queue.redis
+        fetched = await consumer._fetch(10)
 
-    assert taken == []
+    assert fetched == []

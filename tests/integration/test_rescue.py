@@ -1,4 +1,4 @@
-"""Orphans are put back into the queue; those that cost every worker are buried, and their volumes let go."""
+"""Orphans are requeued; those that have used up their claims fail, and their volumes are released."""
 
 import asyncio
 
@@ -23,14 +23,15 @@ from tests.integration.job_builders import (
 )
 
 
-async def at_work(services: Services, engine: JobEngine) -> ClaimedJob:
+async def a_running_expand(services: Services, engine: JobEngine) -> ClaimedJob:
+    """Request an expansion and claim it."""
     claim = await engine.claim((await a_queued_expand(services)).dispatch)
     assert claim is not None
     return claim.job
 
 
-async def test_an_orphan_goes_back_into_the_queue_with_its_attempt_spent(services: Services) -> None:
-    job = await at_work(services, an_engine(services))
+async def test_orphan_is_requeued_with_its_attempt_spent(services: Services) -> None:
+    job = await a_running_expand(services, an_engine(services))
     await run_out(services, job.id)
 
     assert await an_engine(services).rescue() == 1
@@ -40,8 +41,8 @@ async def test_an_orphan_goes_back_into_the_queue_with_its_attempt_spent(service
     assert (await volume_row(services, job.volume_id))["state"] == "expanding"
 
 
-async def test_a_rescued_job_is_rung_and_can_be_claimed(services: Services) -> None:
-    job, engine = await at_work(services, an_engine(services)), an_engine(services)
+async def test_rescued_job_is_dispatched_and_can_be_claimed(services: Services) -> None:
+    job, engine = await a_running_expand(services, an_engine(services)), an_engine(services)
     await run_out(services, job.id)
     await engine.rescue()
 
@@ -49,23 +50,23 @@ async def test_a_rescued_job_is_rung_and_can_be_claimed(services: Services) -> N
     assert await engine.claim((await row(services, job.id)).dispatch) is not None
 
 
-async def test_a_job_whose_lease_lasts_is_left_alone(services: Services) -> None:
-    await at_work(services, an_engine(services))
+async def test_job_with_a_valid_lease_is_not_rescued(services: Services) -> None:
+    await a_running_expand(services, an_engine(services))
     before = await everything(services)
 
     assert await an_engine(services).rescue() == 0
     assert await everything(services) == before
 
 
-async def test_a_queued_job_is_no_orphan(services: Services) -> None:
+async def test_queued_job_is_not_rescued(services: Services) -> None:
     await a_queued_expand(services)
 
     assert await an_engine(services).rescue() == 0
 
 
-async def test_a_renewed_lease_is_no_orphan(services: Services) -> None:
+async def test_renewed_lease_is_not_rescued(services: Services) -> None:
     engine = an_engine(services)
-    job = await at_work(services, engine)
+    job = await a_running_expand(services, engine)
     await run_out(services, job.id)
     renewed = await engine.renew([job.id])
 
@@ -73,9 +74,9 @@ async def test_a_renewed_lease_is_no_orphan(services: Services) -> None:
     assert await an_engine(services).rescue() == 0
 
 
-async def test_a_rescued_job_cannot_be_renewed_by_whoever_lost_it(services: Services) -> None:
+async def test_worker_cannot_renew_a_job_that_was_rescued(services: Services) -> None:
     engine = an_engine(services)
-    job = await at_work(services, engine)
+    job = await a_running_expand(services, engine)
     await run_out(services, job.id)
     await an_engine(services).rescue()
 
@@ -84,19 +85,19 @@ async def test_a_rescued_job_cannot_be_renewed_by_whoever_lost_it(services: Serv
     assert (list(renewed.renewals), renewed.lost) == ([], frozenset({job.id}))
 
 
-async def test_a_row_that_somebody_has_locked_costs_no_other_its_lease_and_is_not_lost(services: Services) -> None:
+async def test_locked_row_is_not_lost_and_does_not_block_other_renewals(services: Services) -> None:
     engine = an_engine(services)
-    held, free = await at_work(services, engine), await at_work(services, engine)
+    locked, unlocked = await a_running_expand(services, engine), await a_running_expand(services, engine)
     async with services.database.transaction() as session:
-        await JobRepository(session).get_for_update(held.id)
-        renewed = await asyncio.create_task(engine.renew([held.id, free.id]))
+        await JobRepository(session).get_for_update(locked.id)
+        renewed = await asyncio.create_task(engine.renew([locked.id, unlocked.id]))
 
-    assert ([renewal.job_id for renewal in renewed.renewals], renewed.lost) == ([free.id], frozenset())
+    assert ([renewal.job_id for renewal in renewed.renewals], renewed.lost) == ([unlocked.id], frozenset())
 
 
-async def test_many_who_rescue_at_once_rescue_each_job_once(services: Services) -> None:
+async def test_concurrent_rescues_requeue_each_job_once(services: Services) -> None:
     engine = an_engine(services)
-    jobs = [await at_work(services, engine) for _ in range(20)]
+    jobs = [await a_running_expand(services, engine) for _ in range(20)]
     await run_out(services, *(job.id for job in jobs))
     rescued = await asyncio.gather(*(an_engine(services).rescue() for _ in range(8)))
 
@@ -104,9 +105,9 @@ async def test_many_who_rescue_at_once_rescue_each_job_once(services: Services) 
     assert await sql(services, "SELECT DISTINCT status, epoch, attempt FROM jobs") == [("queued", 1, 1)]
 
 
-async def test_an_orphan_that_somebody_else_deals_with_is_passed_over_without_waiting(services: Services) -> None:
+async def test_locked_orphan_is_skipped_without_waiting(services: Services) -> None:
     engine = an_engine(services)
-    jobs = [await at_work(services, engine) for _ in range(2)]
+    jobs = [await a_running_expand(services, engine) for _ in range(2)]
     await run_out(services, *(job.id for job in jobs))
     async with services.database.transaction() as session:
         await session.execute(text("SELECT id FROM jobs WHERE id = :id FOR UPDATE"), {"id": jobs[0].id})
@@ -117,8 +118,8 @@ async def test_an_orphan_that_somebody_else_deals_with_is_passed_over_without_wa
     assert (await row(services, jobs[0].id)).status == "running"
 
 
-async def test_after_its_attempts_an_orphan_gets_some_last_chances(services: Services) -> None:
-    job = await at_work(services, an_engine(services))
+async def test_orphan_gets_extra_claims_beyond_its_attempts(services: Services) -> None:
+    job = await a_running_expand(services, an_engine(services))
     last = job.max_attempts + EXTRA_CLAIMS - 1
     await set_job(services, job.id, f"attempt = {last}")
     await run_out(services, job.id)
@@ -127,8 +128,8 @@ async def test_after_its_attempts_an_orphan_gets_some_last_chances(services: Ser
     assert (await row(services, job.id)).status == "queued"
 
 
-async def test_an_orphan_without_hope_is_buried_and_its_volume_let_go(services: Services) -> None:
-    job = await at_work(services, an_engine(services))
+async def test_exhausted_orphan_fails_and_releases_its_volume(services: Services) -> None:
+    job = await a_running_expand(services, an_engine(services))
     await set_job(services, job.id, f"attempt = {job.max_attempts + EXTRA_CLAIMS}")
     await run_out(services, job.id)
 
@@ -138,17 +139,17 @@ async def test_an_orphan_without_hope_is_buried_and_its_volume_let_go(services: 
     assert (volume["state"], volume["size"], volume["job_id"]) == ("available", MIB, None)
 
 
-async def test_many_who_bury_at_once_bury_once(services: Services) -> None:
-    job = await at_work(services, an_engine(services))
+async def test_concurrent_rescues_fail_an_exhausted_orphan_once(services: Services) -> None:
+    job = await a_running_expand(services, an_engine(services))
     await set_job(services, job.id, f"attempt = {job.max_attempts + EXTRA_CLAIMS}")
     await run_out(services, job.id)
-    buried = await asyncio.gather(*(an_engine(services).rescue() for _ in range(8)))
+    counts = await asyncio.gather(*(an_engine(services).rescue() for _ in range(8)))
 
-    assert sum(buried) == 1
+    assert sum(counts) == 1
     assert (await volume_row(services, job.volume_id))["version"] == 3
 
 
-async def test_a_job_that_kills_every_worker_ends(services: Services) -> None:
+async def test_job_that_kills_every_worker_fails_in_the_end(services: Services) -> None:
     job = await a_queued_expand(services)
     claims = 0
     while not (await row(services, job.id)).ended:
@@ -161,18 +162,18 @@ async def test_a_job_that_kills_every_worker_ends(services: Services) -> None:
     assert (await row(services, job.id)).error == WORKER_LOST
 
 
-async def test_an_orphan_of_a_kind_from_a_newer_version_is_not_buried_by_an_older_worker(services: Services) -> None:
-    foreign, own = [await at_work(services, an_engine(services)) for _ in range(2)]
-    hopeless = f"attempt = {own.max_attempts + EXTRA_CLAIMS}"
-    await set_job(services, foreign.id, f"kind = 'volume.paint', {hopeless}")
-    await set_job(services, own.id, hopeless)
-    await run_out(services, foreign.id, own.id)
+async def test_exhausted_orphan_of_an_unknown_kind_is_left_to_newer_workers(services: Services) -> None:
+    unknown, known = [await a_running_expand(services, an_engine(services)) for _ in range(2)]
+    exhausted = f"attempt = {known.max_attempts + EXTRA_CLAIMS}"
+    await set_job(services, unknown.id, f"kind = 'volume.paint', {exhausted}")
+    await set_job(services, known.id, exhausted)
+    await run_out(services, unknown.id, known.id)
 
     assert await an_engine(services).rescue() == 1
-    assert (await row(services, foreign.id)).status == "running"
+    assert (await row(services, unknown.id)).status == "running"
 
 
-async def test_a_worker_is_on_the_list_from_its_first_beat_to_its_goodbye(services: Services) -> None:
+async def test_worker_is_registered_from_its_first_heartbeat_to_its_shutdown(services: Services) -> None:
     engine = an_engine(services)
     await engine.renew([])
     await engine.renew([])
@@ -182,13 +183,13 @@ async def test_a_worker_is_on_the_list_from_its_first_beat_to_its_goodbye(servic
     assert await sql(services, "SELECT id FROM workers") == []
 
 
-async def test_a_worker_that_went_silent_is_struck_off_by_the_others(services: Services) -> None:
-    silent, lively = an_engine(services), an_engine(services)
+async def test_silent_worker_is_removed_by_the_others(services: Services) -> None:
+    silent, live = an_engine(services), an_engine(services)
     await silent.renew([])
-    await lively.renew([])
+    await live.renew([])
     await sql(
         services, "UPDATE workers SET heartbeat_at = now() - interval '2 hours' WHERE id = :id", id=silent._worker.id
     )
-    await lively.rescue()
+    await live.rescue()
 
-    assert await sql(services, "SELECT id FROM workers") == [(lively._worker.id,)]
+    assert await sql(services, "SELECT id FROM workers") == [(live._worker.id,)]

@@ -1,4 +1,4 @@
-"""How an attempt ends: its end and its effect are one transaction, and twice is once."""
+"""Settling an attempt: its outcome and its effect are recorded in one transaction, and only once."""
 
 from dataclasses import replace
 from uuid import uuid4
@@ -28,21 +28,21 @@ from tests.integration.job_builders import (
 ERROR = {"code": "storage-full", "detail": "Full."}
 
 
-async def an_expand_at_work(services: Services) -> tuple[JobEngine, ClaimedJob]:
-    """Have an expansion from 1 to 2 MiB at work in a worker."""
+async def a_running_expand(services: Services) -> tuple[JobEngine, ClaimedJob]:
+    """Request an expansion from 1 to 2 MiB and claim it."""
     engine = an_engine(services)
     claim = await engine.claim((await a_queued_expand(services)).dispatch)
     assert claim is not None
     return engine, claim.job
 
 
-def grown(job: ClaimedJob) -> Succeeded:
+def expanded(job: ClaimedJob) -> Succeeded:
     return Succeeded({"volume_id": str(job.volume_id), "size": 2 * MIB})
 
 
-async def test_success_ends_the_job_and_lets_the_volume_go_with_its_new_size(services: Services) -> None:
-    engine, job = await an_expand_at_work(services)
-    assert await engine.settle(job, grown(job))
+async def test_success_ends_the_job_and_releases_the_volume__new_size(services: Services) -> None:
+    engine, job = await a_running_expand(services)
+    assert await engine.settle(job, expanded(job))
     found, volume = await row(services, job.id), await volume_row(services, job.volume_id)
 
     assert (found.status, found.result) == ("succeeded", {"volume_id": str(job.volume_id), "size": 2 * MIB})
@@ -50,38 +50,38 @@ async def test_success_ends_the_job_and_lets_the_volume_go_with_its_new_size(ser
     assert (volume["state"], volume["size"], volume["job_id"]) == ("available", 2 * MIB, None)
 
 
-async def test_settling_twice_is_settling_once(services: Services) -> None:
-    """The answer to a COMMIT was lost: whoever did not hear it asks again."""
-    engine, job = await an_expand_at_work(services)
-    await engine.settle(job, grown(job))
-    after_one = await everything(services)
-    await engine.settle(job, grown(job))
+async def test_settling_is_idempotent(services: Services) -> None:
+    """If the reply to the COMMIT is lost, the worker settles again."""
+    engine, job = await a_running_expand(services)
+    await engine.settle(job, expanded(job))
+    settled_once = await everything(services)
+    await engine.settle(job, expanded(job))
 
-    assert await everything(services) == after_one
+    assert await everything(services) == settled_once
     assert (await volume_row(services, job.volume_id))["version"] == 3
 
 
-async def test_an_effect_that_cannot_be_recorded_leaves_the_job_as_it_was(services: Services) -> None:
-    engine, job = await an_expand_at_work(services)
+async def test_job_is_unchanged_if_its_effect_cannot_be_recorded(services: Services) -> None:
+    engine, job = await a_running_expand(services)
     before = await everything(services)
 
-    async def record(session: AsyncSession, done: object) -> None:
+    async def record(session: AsyncSession, succeeded: object) -> None:
         await services.handlers["volume.expand"].record(session, [(job, {"size": 2 * MIB})])
         raise ValueError("on purpose")
 
     engine._kinds = {"volume.expand": replace(services.handlers["volume.expand"], record=record)}
     with pytest.raises(ValueError, match="on purpose"):
-        await engine.settle(job, grown(job))
+        await engine.settle(job, expanded(job))
 
     assert await everything(services) == before
 
 
-async def test_a_volume_that_is_not_the_jobs_own_is_never_changed(services: Services) -> None:
-    engine, job = await an_expand_at_work(services)
+async def test_volume_held_by_another_job_is_never_changed(services: Services) -> None:
+    engine, job = await a_running_expand(services)
     await sql(services, "UPDATE volumes SET job_id = :other", other=uuid4())
     before = await everything(services)
     with pytest.raises(RuntimeError, match="not held by the jobs that end"):
-        await engine.settle(job, grown(job))
+        await engine.settle(job, expanded(job))
 
     assert await everything(services) == before
 
@@ -91,45 +91,45 @@ async def test_a_volume_that_is_not_the_jobs_own_is_never_changed(services: Serv
     [Succeeded({"size": 2 * MIB}), RetryIn(0, ERROR), Failed(ERROR), Released(), Cancelled(), Superseded()],
     ids=lambda outcome: type(outcome).__name__,
 )
-async def test_whoever_has_lost_the_job_changes_nothing(services: Services, outcome: Outcome) -> None:
-    engine, job = await an_expand_at_work(services)
-    stranger = an_engine(services)
+async def test_worker_that_lost_the_job_changes_nothing(services: Services, outcome: Outcome) -> None:
+    engine, job = await a_running_expand(services)
+    other = an_engine(services)
     as_claimed = await everything(services)
-    assert not await stranger.settle(job, outcome)
+    assert not await other.settle(job, outcome)
     assert await everything(services) == as_claimed
     await run_out(services, job.id)
-    await stranger.rescue()
+    await other.rescue()
     rescued = await everything(services)
 
     assert not await engine.settle(job, outcome)
     assert await everything(services) == rescued
 
 
-async def test_an_old_ring_settles_nothing_even_in_the_same_worker(services: Services) -> None:
-    engine, old = await an_expand_at_work(services)
+async def test_stale_epoch_settles_nothing_even_in_the_same_worker(services: Services) -> None:
+    engine, old = await a_running_expand(services)
     await run_out(services, old.id)
     await engine.rescue()
     assert await engine.claim((await row(services, old.id)).dispatch) is not None
     before = await everything(services)
 
-    assert not await engine.settle(old, grown(old))
+    assert not await engine.settle(old, expanded(old))
     assert await everything(services) == before
 
 
-async def test_another_try_is_rung_anew_at_its_time(services: Services) -> None:
-    engine, job = await an_expand_at_work(services)
+async def test_retry_gets_a_new_epoch_and_waits_for_its_delay(services: Services) -> None:
+    engine, job = await a_running_expand(services)
     assert await engine.settle(job, RetryIn(100, ERROR))
     found = await row(services, job.id)
-    ((wait,),) = await sql(services, "SELECT extract(epoch FROM run_at - now()) FROM jobs")
+    ((delay,),) = await sql(services, "SELECT extract(epoch FROM run_at - now()) FROM jobs")
 
     assert (found.status, found.attempt, found.epoch, found.error) == ("queued", 1, 1, ERROR)
     assert (found.dispatched_at, found.lease_expires_at, found.finished_at) == (None, None, None)
-    assert 90 < wait <= 100
+    assert 90 < delay <= 100
     assert (await volume_row(services, job.volume_id))["state"] == "expanding"
 
 
-async def test_another_try_before_its_time_is_not_rung(services: Services) -> None:
-    engine, job = await an_expand_at_work(services)
+async def test_retry_is_dispatched_once_its_delay_is_over(services: Services) -> None:
+    engine, job = await a_running_expand(services)
     await engine.settle(job, RetryIn(100, ERROR))
     assert await engine.dispatch_due() == 0
     await set_job(services, job.id, "run_at = now()")
@@ -137,24 +137,24 @@ async def test_another_try_before_its_time_is_not_rung(services: Services) -> No
     assert (await engine.dispatch_due(), await engine.dispatch_due()) == (1, 0)
 
 
-async def test_a_try_that_was_free_gives_its_attempt_back(services: Services) -> None:
-    engine, job = await an_expand_at_work(services)
+async def test_free_retry_gives_the_attempt_back(services: Services) -> None:
+    engine, job = await a_running_expand(services)
     await engine.settle(job, RetryIn(0, ERROR, free=True))
     found = await row(services, job.id)
 
     assert (found.status, found.attempt, found.epoch) == ("queued", 0, 1)
 
 
-async def test_whoever_asked_for_an_end_does_not_wait_for_the_next_try(services: Services) -> None:
-    engine, job = await an_expand_at_work(services)
+async def test_cancelled_job_skips_its_retry_delay(services: Services) -> None:
+    engine, job = await a_running_expand(services)
     await services.jobs.cancel(job.id)
     await engine.settle(job, RetryIn(100, ERROR))
 
     assert await engine.dispatch_due() == 1
 
 
-async def test_an_interrupted_job_gets_its_attempt_back_and_is_rung_at_once(services: Services) -> None:
-    engine, job = await an_expand_at_work(services)
+async def test_released_job_gets_its_attempt_back_and_is_dispatched_at_once(services: Services) -> None:
+    engine, job = await a_running_expand(services)
     await set_job(services, job.id, """error = '{"code": "earlier"}'""")
     await engine.settle(job, Released())
     found = await row(services, job.id)
@@ -163,8 +163,8 @@ async def test_an_interrupted_job_gets_its_attempt_back_and_is_rung_at_once(serv
     assert await services.queue.missing([Dispatch(job.id, 1)]) == []
 
 
-async def test_a_job_that_is_given_up_says_why_and_lets_the_volume_go(services: Services) -> None:
-    engine, job = await an_expand_at_work(services)
+async def test_failed_job_stores_its_error_and_releases_the_volume(services: Services) -> None:
+    engine, job = await a_running_expand(services)
     assert await engine.settle(job, Failed(ERROR, {"size": 3 * MIB}))
     found, volume = await row(services, job.id), await volume_row(services, job.volume_id)
 
@@ -172,15 +172,15 @@ async def test_a_job_that_is_given_up_says_why_and_lets_the_volume_go(services: 
     assert (volume["state"], volume["size"], volume["job_id"]) == ("available", 3 * MIB, None)
 
 
-async def test_if_nothing_is_known_of_the_storage_the_size_stays(services: Services) -> None:
-    engine, job = await an_expand_at_work(services)
+async def test_size_is_unchanged_if_the_storage_state_is_unknown(services: Services) -> None:
+    engine, job = await a_running_expand(services)
     await engine.settle(job, Failed(ERROR))
 
     assert (await volume_row(services, job.volume_id))["size"] == MIB
 
 
-async def test_a_cancelled_job_ends_as_cancelled(services: Services) -> None:
-    engine, job = await an_expand_at_work(services)
+async def test_cancelled_outcome_ends_the_job_as_cancelled(services: Services) -> None:
+    engine, job = await a_running_expand(services)
     assert await engine.settle(job, Cancelled({"size": MIB}))
     volume = await volume_row(services, job.volume_id)
 
@@ -188,20 +188,20 @@ async def test_a_cancelled_job_ends_as_cancelled(services: Services) -> None:
     assert (volume["state"], volume["job_id"]) == ("available", None)
 
 
-async def test_whoever_is_cancelled_is_tried_at_once_but_not_again_and_again_if_it_costs_no_attempt(
+async def test_cancelled_job_keeps_the_delay_of_a_free_retry(
     services: Services,
 ) -> None:
-    waits = {}
+    delayed = {}
     for free in (False, True):
-        engine, job = await an_expand_at_work(services)
+        engine, job = await a_running_expand(services)
         await services.jobs.cancel(job.id)
         await engine.settle(job, RetryIn(100, ERROR, free=free))
-        ((waits[free],),) = await sql(services, "SELECT run_at > now() FROM jobs WHERE id = :id", id=job.id)
+        ((delayed[free],),) = await sql(services, "SELECT run_at > now() FROM jobs WHERE id = :id", id=job.id)
 
-    assert waits == {False: False, True: True}
+    assert delayed == {False: False, True: True}
 
 
-async def test_many_attempts_end_in_one_statement(services: Services) -> None:
+async def test_many_attempts_are_settled_in_one_statement(services: Services) -> None:
     worker_id = uuid4()
     jobs = [await a_queued_expand(services) for _ in range(20)]
     async with services.database.transaction() as session:
@@ -223,15 +223,15 @@ async def test_many_attempts_end_in_one_statement(services: Services) -> None:
     assert [(await row(services, job.id)).result for job in jobs[2:4]] == [{"n": 0}, {"n": 1}]
 
 
-async def test_each_change_of_a_job_raises_its_version(services: Services) -> None:
-    engine, job = await an_expand_at_work(services)
+async def test_each_change_of_a_job_increments_its_version(services: Services) -> None:
+    engine, job = await a_running_expand(services)
     versions = [(await row(services, job.id)).version]
     await engine.settle(job, RetryIn(0, ERROR))
     versions.append((await row(services, job.id)).version)
     claim = await engine.claim((await row(services, job.id)).dispatch)
     assert claim is not None
     versions.append((await row(services, job.id)).version)
-    await engine.settle(claim.job, grown(job))
+    await engine.settle(claim.job, expanded(job))
     versions.append((await row(services, job.id)).version)
 
     assert versions == [2, 3, 4, 5]

@@ -326,7 +326,8 @@ def test_online_indexes_can_be_dropped_and_rebuilt(empty_url: str) -> None:
     dropped = run(empty_url, query)
     upgrade(empty_url, "head")
 
-    assert ([tuple(row) for row in built], dropped) == ([("test_jobs_failed",), ("test_jobs_hidden",)], [])
+    assert [str(name) for (name,) in built] == ["test_jobs_failed", "test_jobs_hidden"]
+    assert dropped == []
     assert run(empty_url, query) == built
 
 

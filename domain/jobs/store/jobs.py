@@ -26,7 +26,7 @@ _ADD: Final = (
             (id uuid, kind text, params jsonb, status text, version bigint, attempt bigint, epoch bigint,
              max_attempts bigint, volume_id uuid, snapshot_id uuid, backend text, created_by text)
         RETURNING created_at
-    """)  # noqa: S608 (words of our own)
+    """)  # noqa: S608 (only constants)
     .bindparams(bindparam("jobs", type_=JSONB()))
     .columns(created_at=DateTime(timezone=True))
 )

@@ -105,7 +105,7 @@ def _claiming(*, extra_from: str, locked: str) -> TextualSelect:
                 started_at = coalesce(started_at, now())
             FROM held WHERE jobs.id = held.id
             RETURNING {", ".join(f"jobs.{name}" for name in ClaimedJob._fields)}
-        """)  # noqa: S608 (words of our own)
+        """)  # noqa: S608 (only constants)
         .bindparams(bindparam("worker_id", type_=Uuid()), bindparam("lease", type_=Interval()))
         .columns(*(getattr(Job, name) for name in ClaimedJob._fields))
     )
@@ -127,7 +127,8 @@ _ENDS: Final = unnested(
     give_back="bigint",
     copied="bigint",
 )
-#: 1. A cancelled job skips its retry delay, except after a free retry, which could otherwise loop without a pause.
+#: 1. A cancelled job skips its retry delay, except if the attempt is given back: a free retry (storage busy) could
+#:    otherwise loop without a pause.
 #: 2. The counters of a copying job are bytes, and none of them can fail or be skipped. A successful job has copied all
 #:    of its bytes, even if it was an earlier attempt that copied them.
 _SETTLE: Final = (
@@ -159,7 +160,7 @@ _SETTLE: Final = (
             skipped = coalesce(skipped, CASE WHEN coalesce(ends.copied, total) IS NOT NULL THEN 0 END)
         FROM ends WHERE jobs.id = ends.job_id
         RETURNING jobs.id
-    """)  # noqa: S608 (words of our own)
+    """)  # noqa: S608 (only constants)
     .bindparams(bindparam("worker_id", type_=Uuid()), bindparam("lock_timeout", type_=Text()))
     .columns(id=Uuid())
 )

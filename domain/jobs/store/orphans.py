@@ -78,9 +78,8 @@ def rescue_is_safe(worker_id: UUID, *, lease: float) -> ColumnElement[bool]:
 
     A lease also expires while PostgreSQL is down or the host is suspended. So ``worker_id`` may rescue only if
 
-    1. its last heartbeat is younger than half a lease. Others may have renewed up to one heartbeat before it: a rescue
-       that was sent while PostgreSQL stood still, and runs as soon as it goes on, must not precede their next
-       heartbeats;
+    1. its last heartbeat is younger than half a lease. Others may have renewed up to one heartbeat earlier: a rescue
+       sent while PostgreSQL was paused, which runs as soon as it resumes, must not overtake their next heartbeats;
     2. it has been beating without a gap for the longest renewal delay of any worker; and
     3. PostgreSQL did not start within the last lease. A start in the future means that its clock has stepped back
        since; more than a lease ahead, the heartbeats have shown that as a gap (case 2).

@@ -52,7 +52,7 @@ _ADD_COUNTS: Final = text(f"""
         finished_at = CASE WHEN {_DONE} THEN now() END
     WHERE id = :parent_id AND status = 'running'
     RETURNING status
-""")  # noqa: S608 (words of our own)
+""")  # noqa: S608 (only constants)
 
 
 class ParentRepository:

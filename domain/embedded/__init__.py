@@ -1,7 +1,7 @@
-"""A private PostgreSQL and Redis for `cistern up` and the tests: production's engines with nothing to install.
+"""A private PostgreSQL and Redis for `cistern up` and the tests: the engines of production, from Python wheels.
 
 data directory
-├── lock  run/              who uses it; the sockets of both servers
+├── lock  run/              the owner's lock; the sockets of both servers
 ├── postgres/  .pid  .log
 └── redis/     .pid  .log
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from domain.embedded.directory import DataDirectory, refuse_closed, temporary_data_dir
+from domain.embedded.directory import DataDirectory, refuse_impassable, temporary_data_dir
 from domain.embedded.postgres_server import PostgreSQL
 from domain.embedded.redis_server import Redis
 
@@ -23,19 +23,19 @@ class EmbeddedServers:
     """A PostgreSQL and a Redis under one directory, between ``start`` and ``stop`` (or in a ``with`` block).
 
     Args:
-        data_dir: made if it is missing; what it holds survives restarts.
+        data_dir: created if it is missing; its data survives restarts.
         postgres: whether to run PostgreSQL.
         redis: whether to run Redis.
-        durable: False for servers that are thrown away: their data need not survive a crash of the machine.
+        durable: False for disposable servers, whose data need not survive a crash of the machine.
     """
 
     def __init__(self, data_dir: Path, *, postgres: bool = True, redis: bool = True, durable: bool = True) -> None:
         self._directory = DataDirectory(data_dir)
         self._postgres = PostgreSQL(self._directory, durable=durable)
         self._redis = Redis(self._directory)
-        self._wants_postgres = postgres
-        self._wants_redis = redis
-        self._owner = 0
+        self._runs_postgres = postgres
+        self._runs_redis = redis
+        self._owner_pid = 0
 
     @property
     def data_dir(self) -> Path:
@@ -44,30 +44,30 @@ class EmbeddedServers:
 
     @property
     def database_url(self) -> str:
-        """PostgreSQL's address in SQLAlchemy's form, once it is started."""
+        """PostgreSQL's URL for SQLAlchemy, valid once it is started."""
         return self._postgres.url
 
     @property
     def redis_url(self) -> str:
-        """Redis' address, once it is started."""
+        """Redis' URL, valid once it is started."""
         return self._redis.url
 
     @property
     def pids(self) -> dict[str, int]:
-        """The main processes that live: name -> process id."""
-        found = {part.process.name: part.process.pid for part in (self._postgres, self._redis)}
-        return {name: pid for name, pid in found.items() if pid is not None}
+        """The process ids of the running main processes, by name."""
+        pids = {server.process.name: server.process.pid for server in (self._postgres, self._redis)}
+        return {name: pid for name, pid in pids.items() if pid is not None}
 
     def start(self) -> None:
-        """Claim the directory, stop what a killed owner left running there, and start the servers.
+        """Claim the directory, stop servers that a killed owner left running there, and start the servers.
 
         Raises:
-            ConfigurationError: one line that says why it cannot be.
+            ConfigurationError: the directory or a server cannot be used; the message is one line.
         """
-        if self._wants_postgres and os.geteuid() == 0:
-            refuse_closed(self._directory.path)
+        if self._runs_postgres and os.geteuid() == 0:
+            refuse_impassable(self._directory.path)
         self._directory.claim()
-        self._owner = os.getpid()
+        self._owner_pid = os.getpid()
         atexit.register(self.stop)
         try:
             self._stop_servers()
@@ -78,10 +78,10 @@ class EmbeddedServers:
             raise
 
     def stop(self) -> None:
-        """Stop both servers, wait until their last process is gone, and let the directory go."""
-        if self._owner != os.getpid():  # not started, stopped before, or a fork of the owner
+        """Stop both servers, wait until their last process has ended, and release the directory."""
+        if self._owner_pid != os.getpid():  # never started, already stopped, or in a fork of the owner
             return
-        self._owner = 0
+        self._owner_pid = 0
         atexit.unregister(self.stop)
         try:
             self._stop_servers()
@@ -89,30 +89,30 @@ class EmbeddedServers:
             self._directory.release()
 
     def start_redis(self) -> None:
-        """Start Redis again, at the same address."""
+        """Start Redis again at the same URL."""
         self._redis.start()
 
     def kill_redis(self) -> None:
-        """Kill Redis without a warning, as the out-of-memory killer does."""
+        """Kill Redis with SIGKILL, as the out-of-memory killer does."""
         self._redis.kill()
 
     def restart_redis(self, *, empty: bool = False) -> None:
-        """Kill Redis and start it again at the same address; ``empty`` also takes its data away."""
+        """Kill Redis and start it again at the same URL; ``empty`` deletes its data in between."""
         self._redis.kill()
         if empty:
-            self._redis.empty()
+            self._redis.delete_data()
         self._redis.start()
 
     def stop_postgres(self, mode: Literal["fast", "immediate"] = "immediate") -> None:
-        """Stop PostgreSQL; ``immediate`` is what a crash looks like."""
+        """Stop PostgreSQL; ``immediate`` is like a crash."""
         self._postgres.stop(mode)
 
     def start_postgres(self) -> None:
-        """Start PostgreSQL again, at the same address."""
+        """Start PostgreSQL again at the same URL."""
         self._postgres.start()
 
     def restart_postgres(self, mode: Literal["fast", "immediate"] = "immediate") -> None:
-        """Stop PostgreSQL and start it again at the same address."""
+        """Stop PostgreSQL and start it again at the same URL."""
         self._postgres.stop(mode)
         self._postgres.start()
 
@@ -126,9 +126,9 @@ class EmbeddedServers:
         self.stop()
 
     def _start_servers(self) -> None:
-        if self._wants_postgres:
+        if self._runs_postgres:
             self._postgres.start()
-        if self._wants_redis:
+        if self._runs_redis:
             self._redis.start()
 
     def _stop_servers(self) -> None:

@@ -1,7 +1,7 @@
-"""The data directory: who may use it, and where its sockets are.
+"""The data directory: its owner and the location of its sockets.
 
-One process at a time owns it. Sockets live in ``run/``, unless its path is too long for a unix socket (some hundred
-bytes): then ``run`` is a link to a private directory under the system's temporary one.
+One process at a time owns the directory. Sockets are in ``run/``. If that path is too long for a unix socket (about 100
+bytes) or needs quoting in a URL, ``run`` is a link to a private directory in the system's temporary directory.
 """
 
 import fcntl
@@ -16,13 +16,13 @@ from pathlib import Path
 
 from domain.errors import ConfigurationError
 
-LONGEST_SOCKET_DIRECTORY = 80  # bytes; macOS allows 103 for the whole path, Linux 107
-PLAIN = re.compile(r"[A-Za-z0-9/._-]+")  # what needs no quoting in any URL
-TEMPORARY = "cistern-"
+MAX_SOCKET_DIRECTORY_BYTES = 80  # macOS allows 103 bytes for the whole socket path, Linux 107
+URL_SAFE = re.compile(r"[A-Za-z0-9/._-]+")
+TEMPORARY_PREFIX = "cistern-"
 
 
 class DataDirectory:
-    """A directory that is this process's own between ``claim`` and ``release``."""
+    """A directory that this process owns exclusively between ``claim`` and ``release``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.expanduser().resolve()
@@ -30,42 +30,42 @@ class DataDirectory:
         self._lock: int | None = None
 
     def claim(self) -> None:
-        """Make the directory if it is missing and take it.
+        """Create the directory if it is missing, and lock it.
 
         Raises:
-            ConfigurationError: it cannot be used, or another process uses it.
+            ConfigurationError: the directory cannot be used, or another process owns it.
         """
         try:
-            self._make()
-            self._lock = self._locked()
+            self._create()
+            self._lock = self._acquire_lock()
         except OSError as error:
             raise ConfigurationError(f"data directory {self.path}: {_reason(error)}") from error
 
     def make_run(self) -> None:
-        """Make an empty directory for sockets and set ``run`` to its real place."""
+        """Create an empty directory for sockets and set ``run`` to its real path."""
         self._remove_run()
         link = self.path / "run"
-        if _fits(link):
+        if _usable_for_sockets(link):
             link.mkdir(mode=0o700)
             self.run = link
         else:
-            self.run = Path(tempfile.mkdtemp(prefix=TEMPORARY))
+            self.run = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX))
             link.symlink_to(self.run)
 
     def release(self) -> None:
-        """Remove the sockets and let others have the directory."""
+        """Remove the sockets and unlock the directory."""
         if self._lock is not None:
             self._remove_run()
             os.close(self._lock)
             self._lock = None
 
-    def _make(self) -> None:
+    def _create(self) -> None:
         missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
-        for folder in missing:  # root's servers run as another user, who must be able to pass
+        for folder in missing:  # under root, PostgreSQL runs as another user, who needs to traverse these folders
             folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
 
-    def _locked(self) -> int:
+    def _acquire_lock(self) -> int:
         lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -84,29 +84,29 @@ class DataDirectory:
         if not link.is_symlink():
             shutil.rmtree(link, ignore_errors=True)
             return
-        if link.readlink().name.startswith(TEMPORARY):
+        if link.readlink().name.startswith(TEMPORARY_PREFIX):
             shutil.rmtree(link.readlink(), ignore_errors=True)
         link.unlink()
 
 
-def refuse_closed(path: Path) -> None:
-    """Refuse a place that only root can reach; opening somebody's folders is not for us to do.
+def refuse_impassable(path: Path) -> None:
+    """Refuse a path that only root can reach. Cistern never changes the mode of a folder that it did not create.
 
     Raises:
-        ConfigurationError: naming the folder.
+        ConfigurationError: a folder on the path cannot be traversed by other users; the message names it.
     """
     for folder in reversed((path, *path.parents)):
         if folder.is_dir() and not folder.stat().st_mode & stat.S_IXOTH:
             raise ConfigurationError(
-                f"data directory {path}: PostgreSQL does not run as root, and its user cannot pass {folder} "
-                f"(mode {stat.S_IMODE(folder.stat().st_mode):04o}); choose another place with --data-dir"
+                f"data directory {path}: PostgreSQL does not run as root, and its user cannot traverse {folder} "
+                f"(mode {stat.S_IMODE(folder.stat().st_mode):04o}); choose another directory with --data-dir"
             )
 
 
 @contextmanager
 def temporary_data_dir() -> Iterator[Path]:
-    """A fresh data directory that the servers' user can reach; removed at the end."""
-    path = Path(tempfile.mkdtemp(prefix=TEMPORARY))
+    """Create an empty data directory that the servers' user can reach; remove it at the end."""
+    path = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX))
     try:
         path.chmod(0o711 if os.geteuid() == 0 else 0o700)
         yield path
@@ -114,8 +114,8 @@ def temporary_data_dir() -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _fits(path: Path) -> bool:
-    return len(os.fsencode(path)) <= LONGEST_SOCKET_DIRECTORY and bool(PLAIN.fullmatch(str(path)))
+def _usable_for_sockets(path: Path) -> bool:
+    return len(os.fsencode(path)) <= MAX_SOCKET_DIRECTORY_BYTES and bool(URL_SAFE.fullmatch(str(path)))
 
 
 def _reason(error: OSError) -> str:

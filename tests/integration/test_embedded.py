@@ -1,4 +1,4 @@
-"""The private servers, started for real: what they keep, what they survive, and that they go."""
+"""The embedded servers, started for real: the data they keep, the failures they survive, and that they end."""
 
 import asyncio
 import json
@@ -43,16 +43,18 @@ def own_servers() -> Iterator[EmbeddedServers]:
         yield running
 
 
-def ask(servers: EmbeddedServers, *statements: str) -> object:
-    async def answer() -> object:
+def query(servers: EmbeddedServers, *statements: str) -> object:
+    """Run the statements; return the scalar result of the last."""
+
+    async def run() -> object:
         engine = create_async_engine(servers.database_url)
         async with engine.begin() as connection:
             results = [await connection.execute(sa.text(statement)) for statement in statements]
-            found = results[-1].scalar() if results[-1].returns_rows else None
+            scalar = results[-1].scalar() if results[-1].returns_rows else None
         await engine.dispose()
-        return found
+        return scalar
 
-    return asyncio.run(answer())
+    return asyncio.run(run())
 
 
 @contextmanager
@@ -62,14 +64,14 @@ def redis_of(servers: EmbeddedServers) -> Iterator[redis.Redis]:
         yield client
 
 
-def family(servers: EmbeddedServers) -> list[psutil.Process]:
+def processes_of(servers: EmbeddedServers) -> list[psutil.Process]:
     parents = [psutil.Process(pid) for pid in servers.pids.values()]
     return [*parents, *(child for parent in parents for child in parent.children(recursive=True))]
 
 
 @contextmanager
 def killed_owner(data_dir: Path) -> Iterator[list[int]]:
-    """The servers' pids, after the process that started them was killed without a warning."""
+    """Start servers in another process and kill it; yield the servers' pids."""
     command = [sys.executable, "-c", OWNER, str(data_dir)]
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as owner,
@@ -79,89 +81,87 @@ def killed_owner(data_dir: Path) -> Iterator[list[int]]:
         assert owner.stdout is not None
         pids = list(json.loads(owner.stdout.readline()).values())
         for pid in pids:
-            stack.callback(_end, pid)
+            stack.callback(_kill, pid)
         owner.kill()
         owner.wait()
         yield pids
 
 
-def lives(pid: int) -> bool:
-    """Whether it runs; an orphan that nobody has buried yet does not."""
+def is_running(pid: int) -> bool:
+    """Return whether the process is running; a zombie is not."""
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-def _end(pid: int) -> None:
-    if lives(pid):
+def _kill(pid: int) -> None:
+    if is_running(pid):
         os.kill(pid, signal.SIGKILL)
 
 
-def test_data_survive_a_restart_and_stopping_leaves_no_process(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PGPORT", "1")  # the user's own settings for psql are none of the server's business
+def test_data_survives_a_restart_and_stop_leaves_no_process(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPORT", "1")  # the user's settings for psql must not affect the server
     with EmbeddedServers(data_dir, durable=False) as first, redis_of(first) as client:
-        ask(first, "CREATE TABLE kept (it text)", "INSERT INTO kept VALUES ('yes')")
+        query(first, "CREATE TABLE kept (it text)", "INSERT INTO kept VALUES ('yes')")
         client.set("kept", "yes")
-        processes = family(first)
+        processes = processes_of(first)
     gone, alive = psutil.wait_procs(processes, timeout=0)
 
     with EmbeddedServers(data_dir, durable=False) as second, redis_of(second) as client:
-        kept = (ask(second, "SELECT it FROM kept"), client.get("kept"))
+        kept = (query(second, "SELECT it FROM kept"), client.get("kept"))
 
     assert (len(gone), alive) == (len(processes), [])
     assert len(processes) > 5
     assert kept == ("yes", "yes")
 
 
-def test_a_second_start_on_one_directory_says_so_and_disturbs_nothing(own_servers: EmbeddedServers) -> None:
+def test_second_start_on_the_same_directory_is_refused(own_servers: EmbeddedServers) -> None:
     with pytest.raises(ConfigurationError, match=rf"another cistern up \(pid {os.getpid()}\) uses this data directory"):
         EmbeddedServers(own_servers.data_dir).start()
 
-    assert ask(own_servers, "SELECT 1") == 1
+    assert query(own_servers, "SELECT 1") == 1
 
 
-def test_after_kill_9_of_the_owner_a_new_one_starts_and_leaves_nothing(data_dir: Path) -> None:
+def test_new_owner_replaces_the_servers_of_a_killed_one(data_dir: Path) -> None:
     with killed_owner(data_dir) as orphans:
-        were_alive = all(lives(pid) for pid in orphans)
+        were_running = all(is_running(pid) for pid in orphans)
 
-        with EmbeddedServers(data_dir, durable=False) as heir:
-            pids = [*orphans, *heir.pids.values()]
-            answer = ask(heir, "SELECT 1")
+        with EmbeddedServers(data_dir, durable=False) as successor:
+            pids = [*orphans, *successor.pids.values()]
+            result = query(successor, "SELECT 1")
 
-        assert were_alive
-        assert answer == 1
-        assert [pid for pid in pids if lives(pid)] == []
+        assert were_running
+        assert result == 1
+        assert [pid for pid in pids if is_running(pid)] == []
 
 
-def test_an_interrupted_first_start_does_not_spoil_the_second(data_dir: Path) -> None:
+def test_interrupted_first_start_does_not_break_the_second(data_dir: Path) -> None:
     (data_dir / "postgres.new").mkdir()
     (data_dir / "postgres.new" / "PG_VERSION").touch()
 
     with EmbeddedServers(data_dir, redis=False, durable=False) as servers:
-        assert ask(servers, "SELECT 1") == 1
+        assert query(servers, "SELECT 1") == 1
 
 
-def test_a_path_too_long_for_a_socket_works(data_dir: Path) -> None:
+def test_data_directory_path_may_be_too_long_for_a_socket(data_dir: Path) -> None:
     with EmbeddedServers(data_dir / ("long" * 30) / "and, odd", durable=False) as servers, redis_of(servers) as client:
-        answers = (ask(servers, "SELECT 1"), client.ping())
+        results = (query(servers, "SELECT 1"), client.ping())
         sockets = Path(servers.redis_url.removeprefix("unix://")).parent
 
-    assert answers == (1, True)
+    assert results == (1, True)
     assert not sockets.exists()
 
 
-def test_root_is_refused_a_place_that_only_root_can_reach(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_cannot_use_a_directory_that_only_root_can_reach(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     home = data_dir / "home"
     home.mkdir(mode=0o700)
 
-    with pytest.raises(ConfigurationError, match=rf"cannot pass {home} \(mode 0700\)"):
+    with pytest.raises(ConfigurationError, match=rf"cannot traverse {home} \(mode 0700\)"):
         EmbeddedServers(home / "cistern").start()
 
     assert (home.stat().st_mode & 0o777, list(home.iterdir())) == (0o700, [])
 
 
-def test_programs_that_the_servers_user_cannot_reach_are_copied(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_programs_that_the_server_user_cannot_reach_are_copied(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PostgreSQL, "_usable", lambda self, programs: False)
 
     with EmbeddedServers(data_dir, redis=False, durable=False) as servers:
@@ -170,31 +170,31 @@ def test_programs_that_the_servers_user_cannot_reach_are_copied(
     assert program.startswith(str(servers.data_dir))
 
 
-def test_only_what_is_wanted_is_started(data_dir: Path) -> None:
+def test_only_the_requested_servers_are_started(data_dir: Path) -> None:
     with EmbeddedServers(data_dir, postgres=False) as servers:
         assert list(servers.pids) == ["redis"]
 
 
 def test_throwaway_servers_still_commit_synchronously(own_servers: EmbeddedServers) -> None:
-    settings = [ask(own_servers, f"SHOW {name}") for name in ("fsync", "synchronous_commit", "max_connections")]
+    settings = [query(own_servers, f"SHOW {name}") for name in ("fsync", "synchronous_commit", "max_connections")]
 
     assert settings == ["off", "on", "200"]
 
 
-def test_a_killed_redis_comes_back_at_its_address_with_its_data(own_servers: EmbeddedServers) -> None:
+def test_killed_redis_restarts_at_its_address_with_its_data(own_servers: EmbeddedServers) -> None:
     with redis_of(own_servers) as client:
         client.set("kept", "yes")
-        address = own_servers.redis_url
+        url = own_servers.redis_url
 
         own_servers.kill_redis()
         with pytest.raises(redis.ConnectionError):
             client.ping()
         own_servers.start_redis()
 
-        assert (own_servers.redis_url, client.get("kept")) == (address, "yes")
+        assert (own_servers.redis_url, client.get("kept")) == (url, "yes")
 
 
-def test_redis_can_come_back_empty(own_servers: EmbeddedServers) -> None:
+def test_redis_can_be_restarted_empty(own_servers: EmbeddedServers) -> None:
     with redis_of(own_servers) as client:
         client.set("kept", "yes")
 
@@ -204,15 +204,15 @@ def test_redis_can_come_back_empty(own_servers: EmbeddedServers) -> None:
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-def test_a_restarted_postgresql_keeps_what_was_committed(own_servers: EmbeddedServers, mode: str) -> None:
-    ask(own_servers, "CREATE TABLE IF NOT EXISTS kept (it text)", f"INSERT INTO kept VALUES ('{mode}')")
+def test_restarted_postgresql_keeps_committed_data(own_servers: EmbeddedServers, mode: str) -> None:
+    query(own_servers, "CREATE TABLE IF NOT EXISTS kept (it text)", f"INSERT INTO kept VALUES ('{mode}')")
 
     own_servers.restart_postgres(mode)  # type: ignore[arg-type]
 
-    assert ask(own_servers, f"SELECT count(*) FROM kept WHERE it = '{mode}'") == 1
+    assert query(own_servers, f"SELECT count(*) FROM kept WHERE it = '{mode}'") == 1
 
 
-def test_a_server_that_cannot_start_says_why_in_one_line_and_leaves_nothing(data_dir: Path) -> None:
+def test_failed_server_start_is_explained_in_one_line_and_leaves_no_process(data_dir: Path) -> None:
     with EmbeddedServers(data_dir, durable=False):
         pass
     (data_dir / "redis" / "appendonly.aof").write_text("nonsense")

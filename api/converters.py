@@ -1,7 +1,7 @@
-"""What may stand in the place of an id in an address; not what is an address of its own, for every method.
+"""The path parameter of a volume's id. It matches any segment except those that are routes of their own.
 
-Such are ``/volumes/expand`` and ``/volumes/snapshots``. An id that is none is still a request about a thing, and
-refused as such.
+``/volumes/expand`` and ``/volumes/snapshots`` are such routes, for every method. Any other malformed id reaches the
+route and is rejected with 422.
 """
 
 from typing import Final

@@ -1,4 +1,4 @@
-"""What routes are handed: services and the client's wishes, as annotated aliases. Never a session."""
+"""Dependencies of the routes as annotated aliases: services, request headers, checks. No route gets a session."""
 
 import re
 from typing import Annotated, Final, cast
@@ -6,9 +6,9 @@ from typing import Annotated, Final, cast
 from fastapi import Depends, Header, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 
-from api.idempotency import KeyHeader, key_of
+from api.idempotency import KeyHeader, idempotent_request
 from api.prefer import preferred_wait
-from api.schemas.omittable import HEADER_TEXT
+from api.schemas.base import HEADER_TEXT
 from domain.bulk.expand.service import BulkExpandService
 from domain.bulk.service import BulkService
 from domain.bulk.snapshot.service import BulkSnapshotService
@@ -23,7 +23,7 @@ _CALLER: Final = re.compile(r"[\x20-\x7e]{1,128}")
 _JSON: Final = re.compile(r"application/(json|[a-z0-9.-]+\+json)\s*(;.*)?", re.IGNORECASE | re.ASCII)
 
 
-# They are coroutines, although they wait for nothing, because FastAPI would run plain functions in a thread.
+# All dependencies are coroutines, although they await nothing: FastAPI would run plain functions in a thread.
 async def _services(request: Request) -> Services:
     return cast("Services", request.app.state.services)
 
@@ -59,8 +59,8 @@ async def _schedules(services: ServicesDep) -> ScheduleService:
     return services.schedules
 
 
-def caller_of(name: str | None) -> str | None:
-    """Believe what the client says of itself; a name that cannot be kept is as good as none."""
+def valid_caller(name: str | None) -> str | None:
+    """Return the name that a client claims for itself, unverified; None if it cannot be stored."""
     return name if name and _CALLER.fullmatch(name) else None
 
 
@@ -68,39 +68,39 @@ async def _origin(
     request: Request,
     x_cistern_caller: Annotated[
         str | None,
-        Header(description="Who asks, in up to 128 ASCII characters; kept as `created_by`."),
+        Header(description="Name of the caller, up to 128 ASCII characters; stored as `created_by`."),
         HEADER_TEXT,
     ] = None,
     idempotency_key: KeyHeader = None,
 ) -> RequestOrigin:
-    return RequestOrigin(caller_of(x_cistern_caller), await key_of(request, idempotency_key))
+    return RequestOrigin(valid_caller(x_cistern_caller), await idempotent_request(request, idempotency_key))
 
 
 async def _wait(
     prefer: Annotated[
         list[str] | None,
-        Header(description="`wait=N` holds the answer until the job has ended, for up to N seconds (30 at most)."),
+        Header(description="`wait=N` delays the response until the job has ended, for at most N seconds (max. 30)."),
         HEADER_TEXT,
     ] = None,
 ) -> int | None:
     return preferred_wait(prefer or [])
 
 
-async def json_body(request: Request) -> None:
-    """Refuse a body that does not claim to be JSON; FastAPI would call it a wrong value."""
+async def require_json(request: Request) -> None:
+    """Reject a body that is not declared as JSON with 415; FastAPI would report a wrong value."""
     if await request.body() and not _JSON.fullmatch(request.headers.get("Content-Type", "").strip()):
         raise HTTPException(415)
 
 
-async def no_query(request: Request) -> None:
-    """Refuse parameters where there are none: a filter that is ignored does harm unnoticed."""
+async def reject_query(request: Request) -> None:
+    """Reject all query parameters: a filter that is silently ignored does harm."""
     if request.query_params:
         message = {"type": "extra_forbidden", "msg": "this route has no such parameter"}
         raise RequestValidationError([{**message, "loc": ("query", name)} for name in request.query_params])
 
 
-JsonBody = Depends(json_body)
-NoQuery = Depends(no_query)
+JsonBody = Depends(require_json)
+NoQuery = Depends(reject_query)
 
 VolumesDep = Annotated[VolumeService, Depends(_volumes)]
 SnapshotsDep = Annotated[SnapshotService, Depends(_snapshots)]

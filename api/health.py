@@ -1,4 +1,4 @@
-"""Is the process alive, and can it do its work? For whoever starts, watches and balances it."""
+"""Liveness and readiness probes, for process supervisors, monitoring and load balancers."""
 
 import asyncio
 from typing import Annotated, Final, Literal
@@ -21,8 +21,8 @@ RedisState = Literal["ok", "unavailable", "refuses-writes"]
 router = APIRouter(tags=["health"], dependencies=[NoQuery])
 
 
-class Alive(BaseModel):
-    """The process answers."""
+class LivenessOut(BaseModel):
+    """The process responds."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"status": "alive"}]})
 
@@ -30,29 +30,27 @@ class Alive(BaseModel):
 
 
 class StatsOut(BaseModel):
-    """How the whole installation fares: what waits now, and what had to be mended since it began."""
+    """Statistics of the whole installation: the present queue, and counters since its creation."""
 
-    queue_depth: Annotated[
-        int, Field(ge=0, description=f"Queued jobs that are due; {MAX_COUNTED} means at least that.")
-    ]
+    queue_depth: Annotated[int, Field(ge=0, description=f"Number of due queued jobs, counted up to {MAX_COUNTED}.")]
     oldest_due_seconds: Annotated[
-        float | None, Field(ge=0, description="How long the oldest of them has been due; null when none is.")
+        float | None, Field(ge=0, description="Seconds since the oldest of them became due; null if there is none.")
     ]
-    rescued: Annotated[int, Field(ge=0, description="Jobs whose worker died or lost touch.")]
-    retried: Annotated[int, Field(ge=0, description="Attempts that failed and were followed by another one.")]
-    lost_messages: Annotated[int, Field(ge=0, description="Messages that Redis had lost, and that were sent again.")]
+    rescued: Annotated[int, Field(ge=0, description="Jobs taken from workers that died or lost their lease.")]
+    retried: Annotated[int, Field(ge=0, description="Failed attempts that were followed by another attempt.")]
+    lost_messages: Annotated[int, Field(ge=0, description="Messages that Redis lost and that were sent again.")]
 
 
 _EXAMPLE: Final[JsonDict] = {
     "status": "ready",
     "postgresql": "ok",
     "redis": "ok",
-    "signals": {"queue_depth": 3, "oldest_due_seconds": 0.4, "rescued": 1, "retried": 7, "lost_messages": 0},
+    "stats": {"queue_depth": 3, "oldest_due_seconds": 0.4, "rescued": 1, "retried": 7, "lost_messages": 0},
 }
 
 
-class Ready(BaseModel):
-    """What the process stands on. Without a Redis to write to it is degraded: it accepts jobs, and they start later."""
+class ReadinessOut(BaseModel):
+    """State of the servers. `degraded`: Redis takes no writes; jobs are accepted, but start later."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
@@ -61,33 +59,28 @@ class Ready(BaseModel):
     redis: RedisState
     stats: Annotated[
         StatsOut | None,
-        Field(description="At most a second old; null when they cannot be had quickly. Counters lag by some seconds."),
+        Field(description="At most one second old; null if not available in time. Counters lag by some seconds."),
     ]
 
 
-@router.get("/healthz", operation_id="check_alive", summary="Is the process alive?", responses=errors())
-async def check_alive() -> Alive:
-    """Answer; nothing else is looked at."""
-    return Alive()
+@router.get("/healthz", operation_id="check_alive", summary="Check liveness", responses=errors())
+async def check_alive() -> LivenessOut:
+    """Respond, without checking anything else."""
+    return LivenessOut()
 
 
-@router.get(
-    "/readyz",
-    operation_id="check_ready",
-    summary="Can the process do its work?",
-    responses=errors(DatabaseUnavailable),
-)
-async def check_ready(services: ServicesDep) -> Ready:
-    """Ask PostgreSQL and Redis for a sign of life."""
-    redis, _, signals = await asyncio.gather(
+@router.get("/readyz", operation_id="check_ready", summary="Check readiness", responses=errors(DatabaseUnavailable))
+async def check_ready(services: ServicesDep) -> ReadinessOut:
+    """Ping PostgreSQL and Redis. Without PostgreSQL the response is 503; without Redis it is 200 and `degraded`."""
+    redis, _, stats = await asyncio.gather(
         _redis_state(services), _require_postgresql(services), services.stats.latest()
     )
     status: Literal["ready", "degraded"] = "ready" if redis == "ok" else "degraded"
-    return Ready(status=status, redis=redis, stats=None if signals is None else _render(signals))
+    return ReadinessOut(status=status, redis=redis, stats=None if stats is None else _render(stats))
 
 
-def _render(signals: Stats) -> StatsOut:
-    return StatsOut.model_validate({**vars(signals), **signals.counters})
+def _render(stats: Stats) -> StatsOut:
+    return StatsOut.model_validate({**vars(stats), **stats.counters})
 
 
 async def _require_postgresql(services: Services) -> None:

@@ -1,4 +1,4 @@
-"""The HTTP process: ``uvicorn api.main:app``. Nothing happens at import; the lifespan opens and closes everything."""
+"""The ASGI application, ``api.main:app``. Importing it does no work; the lifespan opens and closes the services."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -7,12 +7,10 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from api import error_handlers as refusals
-from api import health
-from api import problem_types as catalogue
+from api import error_handlers, health, problem_types
 from api.middleware import BodyLimit, QuietStartup, RequestContext
 from api.openapi import document
-from api.shutdown import on_stop
+from api.shutdown import on_stop_signal
 from api.v0.routes import install as install_v0
 from api.v0.routes import router as v0_router
 from api.v1.fast_path import FastPath
@@ -22,36 +20,36 @@ from domain.services import Services, open_services
 from domain.settings import load_log_settings, load_settings
 from domain.tasks import tune_gc
 
-Opening = Callable[[], AbstractAsyncContextManager[Services]]
+ServicesFactory = Callable[[], AbstractAsyncContextManager[Services]]
 
 _DESCRIPTION = """
-Volumes on storage backends. Every change is a **job**: it is accepted with 202, never lost, and its effect happens
-exactly once. Poll the job at `Location`, or say `Prefer: wait=30`. Refusals are `application/problem+json`
-(RFC 9457) with a stable `code`.
+Volumes on storage backends. Every change is a **job**: it is accepted with 202, never lost, and takes effect exactly
+once. Poll the job at `Location`, or send `Prefer: wait=30`. Errors are `application/problem+json` (RFC 9457) with a
+stable `code`.
 """
 
 
 @asynccontextmanager
-async def from_environment() -> AsyncIterator[Services]:
-    """Open the services that the environment describes.
+async def services_from_environment() -> AsyncIterator[Services]:
+    """Open the services that the environment configures.
 
     Raises:
-        ConfigurationError: it describes none that can be opened.
-        DatabaseUnavailable: PostgreSQL does not answer.
+        ConfigurationError: a setting is missing or invalid.
+        DatabaseUnavailable: PostgreSQL does not respond.
     """
     async with open_services(load_settings()) as services:
         tune_gc()
         yield services
 
 
-def create_app(opening: Opening = from_environment) -> FastAPI:
-    """Build the application; the services are opened when it starts."""
+def create_app(services_factory: ServicesFactory = services_from_environment) -> FastAPI:
+    """Build the application; its lifespan opens the services."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with opening() as services, services.watcher.watching():
+        async with services_factory() as services, services.watcher.watching():
             app.state.services = services
-            with on_stop(services.watcher.release):  # whoever waits for a job gets it as it is
+            with on_stop_signal(services.watcher.release):  # requests that wait for a job return its present state
                 yield
 
     app = FastAPI(
@@ -61,19 +59,19 @@ def create_app(opening: Opening = from_environment) -> FastAPI:
         version="1",
         lifespan=lifespan,
         middleware=[Middleware(QuietStartup), Middleware(RequestContext), Middleware(FastPath), Middleware(BodyLimit)],
-        redirect_slashes=False,  # an address with a slash too many is no address, as the document says
+        redirect_slashes=False,  # a path with a trailing slash is not in the OpenAPI document, so it is a 404
         redoc_url=None,
     )
-    refusals.install(app)
+    error_handlers.install(app)
     install_v0(app)
-    for router in (v1_router, v0_router, health.router, catalogue.router):
+    for router in (v1_router, v0_router, health.router, problem_types.router):
         app.include_router(router)
     document(app)
     return app
 
 
 def __getattr__(name: str) -> Any:
-    """Make ``app`` when a server asks for it, not at import: before it says anything in a form of its own."""
+    """Create ``app`` when a server asks for it, not at import; logging is configured before the first line."""
     if name == "app":
         configure_logging(load_log_settings())
         return create_app()

@@ -1,4 +1,4 @@
-"""What surrounds every request and the start of the process; plain ASGI, because it must see what FastAPI hides."""
+"""ASGI middleware around every request and around start-up. Plain ASGI, because FastAPI hides both."""
 
 import re
 from typing import Final
@@ -16,71 +16,71 @@ from domain.logs import speaking_of
 
 REQUEST_ID: Final = "X-Request-ID"
 MAX_BODY_BYTES: Final = 2**20
-_SANE_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+_VALID_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 log = structlog.get_logger(__name__)
 
 
 class QuietStartup:
-    """Says in one line why the process cannot start, where Starlette would show a traceback."""
+    """Reports an expected start-up failure in one line; Starlette would report a traceback."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass everything on, except the traceback of a failed start."""
+        """Pass every message on, except the traceback of an expected start-up failure."""
         if scope["type"] != "lifespan":
             await self.app(scope, receive, send)
             return
-        held: Message | None = None
+        failure: Message | None = None
 
         async def hold_failure(message: Message) -> None:
-            nonlocal held
+            nonlocal failure
             if message["type"] == "lifespan.startup.failed":
-                held = message
+                failure = message
             else:
                 await send(message)
 
         try:
             await self.app(scope, receive, hold_failure)
         except BaseException as error:
-            if held is None:
+            if failure is None:
                 raise
             if not isinstance(error, ConfigurationError | Unavailable):
-                await send(held)
+                await send(failure)
                 raise
-            # Swallowed: the server has its line, and exits with a status that is not 0.
-            await send({**held, "message": f"Cistern cannot start: {error}"})
+            # Not raised again: the server logs the message and exits with a non-zero status.
+            await send({**failure, "message": f"Cistern cannot start: {error}"})
 
 
 class RequestContext:
-    """Gives every request an id that its answer, its log lines and its problems carry; and has the last word."""
+    """Gives every request an id for its response, log lines and problems, and turns unhandled errors into a 500."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer under the request's id, even when something breaks."""
+        """Run the request with its id bound to all log lines."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         request_id = _request_id(Headers(scope=scope).get(REQUEST_ID, ""))
         scope.setdefault("state", {})["request_id"] = request_id
         with speaking_of(request_id=request_id):
-            await self._answer(scope, receive, _ResponseStarted(send, request_id))
+            await self._respond(scope, receive, _ResponseSender(send, request_id))
 
-    async def _answer(self, scope: Scope, receive: Receive, answer: "_ResponseStarted") -> None:
+    async def _respond(self, scope: Scope, receive: Receive, send: "_ResponseSender") -> None:
         try:
-            await self.app(scope, receive, answer)
+            await self.app(scope, receive, send)
         except Exception:
             log.exception("request.failed", method=scope["method"], path=scope["path"])
-            if answer.started:
+            if send.started:
                 raise
-            await internal_error(Request(scope))(scope, receive, answer)
+            await internal_error(Request(scope))(scope, receive, send)
 
 
-class _ResponseStarted:
-    """The way out, which signs what leaves and remembers that something has left."""
+class _ResponseSender:
+    """Wraps `send`: adds the request id header and records that the response has started."""
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
@@ -95,27 +95,27 @@ class _ResponseStarted:
 
 
 class BodyLimit:
-    """Refuses a body of more than a mebibyte as soon as somebody starts to read it."""
+    """Rejects a body of more than 1 MiB with 413, when the application reads it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, with a limit on what can be read of it."""
+        """Pass the request on with a limited `receive`."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         declared = Headers(scope=scope).get("Content-Length", "")
-        expected = int(declared) if declared.isdecimal() else 0
-        seen = 0
+        declared_bytes = int(declared) if declared.isdecimal() else 0
+        received_bytes = 0
 
         async def limited() -> Message:
-            nonlocal seen
-            if expected > MAX_BODY_BYTES:
+            nonlocal received_bytes
+            if declared_bytes > MAX_BODY_BYTES:
                 raise HTTPException(413)
             message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > MAX_BODY_BYTES:
+            received_bytes += len(message.get("body", b""))
+            if received_bytes > MAX_BODY_BYTES:
                 raise HTTPException(413)
             return message
 
@@ -123,4 +123,4 @@ class BodyLimit:
 
 
 def _request_id(offered: str) -> str:
-    return offered if _SANE_ID.fullmatch(offered) else str(uuid7())
+    return offered if _VALID_ID.fullmatch(offered) else str(uuid7())

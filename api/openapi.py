@@ -1,4 +1,4 @@
-"""What the routes say of themselves: every refusal declared as the problem that it is."""
+"""Declarations for the OpenAPI document: response headers, links, and every error as a problem."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -14,12 +14,12 @@ from domain.errors import CisternError, DatabaseUnavailable, IdempotencyKeyReuse
 Responses = dict[int | str, dict[str, Any]]
 
 _REF: Final = "#/components/schemas/{model}"
-_EVERYWHERE: Final = (type_of(Invalid), INTERNAL, type_of(DatabaseUnavailable))
+_COMMON_ERRORS: Final = (type_of(Invalid), INTERNAL, type_of(DatabaseUnavailable))
 
 
-def _links(names: Iterable[str], **parameters: str) -> dict[str, Any]:
-    found = {name: f"$response.body#/{place}" for name, place in parameters.items()}
-    return {name: {"operationId": name, "parameters": found} for name in names}
+def _links(operations: Iterable[str], **parameters: str) -> dict[str, Any]:
+    expressions = {name: f"$response.body#/{member}" for name, member in parameters.items()}
+    return {operation: {"operationId": operation, "parameters": expressions} for operation in operations}
 
 
 _OF_JOB: Final = ("get_job", "follow_job", "cancel_job", "retry_job", "list_job_items")
@@ -27,7 +27,7 @@ _OF_VOLUME: Final = ("get_volume", "expand_volume", "delete_volume", "take_snaps
 _OF_SCHEDULE: Final = ("get_schedule", "update_schedule", "delete_schedule", "list_schedule_runs", "run_schedule")
 _OF_SNAPSHOT: Final = ("get_snapshot", "restore_snapshot", "delete_snapshot")
 
-#: What a route that reads a body may refuse in addition.
+#: Additional errors of a route that reads a body.
 BODY: Final = (http_type(400), http_type(413), http_type(415))
 
 
@@ -35,15 +35,15 @@ def _header(description: str, **schema: Any) -> dict[str, Any]:
     return {"description": description, "schema": {"type": "string"} | schema}
 
 
-_RETRY_AFTER: Final = _header("Ask again after this many seconds.", type="integer")
-_REPLAYED: Final = _header("`true` if this is the first answer again.")
-_APPLIED: Final = _header("The wish that was honoured, such as `wait=10`.")
+_RETRY_AFTER: Final = _header("Poll again after this many seconds.", type="integer")
+_REPLAYED: Final = _header("`true` if this is the stored response of an earlier request.")
+_APPLIED: Final = _header("The preference that was applied, such as `wait=10`.")
 
 ACCEPTED: Final[Responses] = {
     202: {
-        "description": "Accepted: a job has been made, and will not be lost.",
+        "description": "Accepted: the job is stored and will not be lost.",
         "headers": {
-            "Location": _header("The job."),
+            "Location": _header("URL of the job."),
             "Retry-After": _RETRY_AFTER,
             "Preference-Applied": _APPLIED,
             "Idempotency-Replayed": _REPLAYED,
@@ -55,51 +55,51 @@ ACCEPTED: Final[Responses] = {
 }
 CREATED: Final[Responses] = {
     201: {
-        "description": "The schedule has been made.",
-        "headers": {"Location": _header("The schedule."), "Idempotency-Replayed": _REPLAYED},
+        "description": "The schedule has been created.",
+        "headers": {"Location": _header("URL of the schedule."), "Idempotency-Replayed": _REPLAYED},
         "links": _links(_OF_SCHEDULE, schedule_id="id"),
     }
 }
 POLLED: Final = {
-    "Retry-After": _RETRY_AFTER | {"description": "On a job that has not ended: ask again then, in seconds."},
+    "Retry-After": _RETRY_AFTER | {"description": "If the job has not ended: poll again after this many seconds."},
     "Preference-Applied": _APPLIED,
 }
 
 
 def documented_get(thing: str, **headers: Any) -> Responses:
-    """Declare how a thing is shown that a client may have seen before."""
-    tag = {"ETag": _header(f"Changes whenever the {thing} does.")}
+    """Declare the responses of a conditional GET."""
+    tag = {"ETag": _header(f"Changes whenever the {thing} changes.")}
     return {
-        200: {"description": f"The {thing} as it is now.", "headers": tag | headers},
+        200: {"description": f"The present state of the {thing}.", "headers": tag | headers},
         304: {"description": f"The {thing} has not changed."},
     }
 
 
 def accepts(*reasons: type[CisternError] | ProblemType) -> Responses:
-    """Declare that a route accepts jobs, and why it may refuse."""
+    """Declare the responses of a route that accepts a job."""
     return ACCEPTED | errors(*reasons, IdempotencyKeyReused)
 
 
-def makes_schedule(*reasons: type[CisternError] | ProblemType) -> Responses:
-    """Declare that a route makes a schedule, and why it may refuse."""
+def creates_schedule(*reasons: type[CisternError] | ProblemType) -> Responses:
+    """Declare the responses of a route that creates a schedule."""
     return CREATED | errors(*reasons, IdempotencyKeyReused)
 
 
 def errors(*reasons: type[CisternError] | ProblemType) -> Responses:
-    """Declare why a route may refuse, beyond the reasons that every route has."""
+    """Declare the errors of a route, and those that every route has."""
     by_status = defaultdict[int, list[ProblemType]](list)
-    for reason in (*reasons, *_EVERYWHERE):
+    for reason in (*reasons, *_COMMON_ERRORS):
         problem = reason if isinstance(reason, ProblemType) else type_of(reason)
         by_status[problem.status].append(problem)
-    return {status: _declared(problems) for status, problems in sorted(by_status.items())}
+    return {status: _problem_schema(problems) for status, problems in sorted(by_status.items())}
 
 
 def document(app: FastAPI) -> None:
-    """Make the app describe itself with the shape of a problem among its schemas."""
+    """Add the schema of a problem to the OpenAPI document of ``app``."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _with_problem(
+            app.openapi_schema = _with_problem_schema(
                 get_openapi(
                     title=app.title,
                     version=app.version,
@@ -111,11 +111,11 @@ def document(app: FastAPI) -> None:
             )
         return app.openapi_schema
 
-    # FastAPI's documented way to extend the document is to replace the method.
+    # Replacing the method is FastAPI's documented way to extend the document.
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _declared(problems: Iterable[ProblemType]) -> dict[str, Any]:
+def _problem_schema(problems: Iterable[ProblemType]) -> dict[str, Any]:
     listed = list(problems)
     return {
         "description": ", or: ".join(problem.title for problem in listed),
@@ -140,7 +140,7 @@ def _example(problem: ProblemType) -> dict[str, Any]:
     }
 
 
-def _with_problem(schema: dict[str, Any]) -> dict[str, Any]:
+def _with_problem_schema(schema: dict[str, Any]) -> dict[str, Any]:
     _, definitions = models_json_schema([(Problem, "serialization")], ref_template=_REF)
     schemas: dict[str, Any] = schema.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(definitions["$defs"])

@@ -1,4 +1,4 @@
-"""``Prefer: wait=N`` (RFC 7240): how long a client would like the answer to be held until its job has ended."""
+"""``Prefer: wait=N`` (RFC 7240): how long the response may be delayed until the job has ended."""
 
 import re
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ _WAIT: Final = re.compile(r'wait\s*=\s*("?)([0-9]{1,9})\1', re.IGNORECASE | re.A
 
 
 def preferred_wait(prefer: Sequence[str]) -> int | None:
-    """Find the seconds to wait in all `Prefer` headers of a request; what makes no sense is ignored.
+    """Return the seconds to wait from all `Prefer` headers of a request, at most MAX_WAIT_SECONDS.
 
-    The first of several wishes counts, as RFC 7240 has it, and nobody gets more than half a minute.
+    As RFC 7240 demands, the first of several `wait` preferences counts, and an invalid one is ignored.
     """
     for preference in ",".join(prefer).split(","):
-        if found := _WAIT.fullmatch(preference.partition(";")[0].strip()):
-            return min(int(found[2]), MAX_WAIT_SECONDS)
+        if match := _WAIT.fullmatch(preference.partition(";")[0].strip()):
+            return min(int(match[2]), MAX_WAIT_SECONDS)
     return None

@@ -1,4 +1,4 @@
-"""Where the ``type`` of a problem leads: what it means, for people who have met one."""
+"""The routes behind the ``type`` of a problem: they explain each problem type."""
 
 from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel, ConfigDict
@@ -11,7 +11,7 @@ router = APIRouter(prefix="/problems", tags=["problems"], dependencies=[NoQuery]
 
 
 class ProblemTypeOut(BaseModel):
-    """A reason for which requests are refused."""
+    """One problem type."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -28,20 +28,20 @@ class ProblemTypeOut(BaseModel):
 
 
 class ProblemTypesOut(BaseModel):
-    """All of them, by code."""
+    """All problem types, sorted by code."""
 
     items: list[ProblemTypeOut]
 
 
 @router.get("", operation_id="list_problems", summary="List the problem types", responses=errors())
 async def list_problems() -> ProblemTypesOut:
-    """List every reason for which a request may be refused."""
+    """List every problem type that the API returns."""
     return ProblemTypesOut(items=[_render(problem) for problem in PROBLEM_TYPES.values()])
 
 
-@router.get("/{code}", operation_id="get_problem", summary="Explain a problem type", responses=errors(http_type(404)))
+@router.get("/{code}", operation_id="get_problem", summary="Get a problem type", responses=errors(http_type(404)))
 async def get_problem(code: str) -> ProblemTypeOut:
-    """Explain one."""
+    """Return one problem type."""
     if code not in PROBLEM_TYPES:
         raise HTTPException(404)
     return _render(PROBLEM_TYPES[code])

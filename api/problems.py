@@ -1,6 +1,6 @@
-"""The one table of what is refused, and how it is said: RFC 9457, ``application/problem+json``.
+"""The table of problem types and the problem response: RFC 9457, ``application/problem+json``.
 
-Domain errors know no HTTP; here each gets its status and title. What HTTP itself refuses stands beside them.
+Domain errors know no HTTP: this table gives each its status and title. Errors of HTTP itself are listed beside them.
 """
 
 import json
@@ -17,11 +17,11 @@ from domain import errors
 
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_SECONDS: Final = 1
-_TYPES_AT: Final = "/problems"
+_TYPES_PATH: Final = "/problems"
 
 
 class ProblemType(NamedTuple):
-    """What is the same every time something is refused for this reason."""
+    """The constant part of a problem."""
 
     status: int
     code: str
@@ -29,8 +29,8 @@ class ProblemType(NamedTuple):
 
     @property
     def uri(self) -> str:
-        """Where the problem is explained, relative to the API's root."""
-        return f"{_TYPES_AT}/{self.code}"
+        """Reference to the explanation, relative to the root of the API."""
+        return f"{_TYPES_PATH}/{self.code}"
 
 
 _STATUSES: Final[dict[type[errors.CisternError], tuple[int, str]]] = {
@@ -39,22 +39,22 @@ _STATUSES: Final[dict[type[errors.CisternError], tuple[int, str]]] = {
     errors.SnapshotNotFound: (404, "Snapshot not found"),
     errors.JobNotFound: (404, "Job not found"),
     errors.ScheduleNotFound: (404, "Schedule not found"),
-    errors.Conflict: (409, "Not possible at the moment"),
+    errors.Conflict: (409, "Conflict"),
     errors.VolumeBusy: (409, "Volume is busy"),
     errors.VolumeUnusable: (409, "Volume is unusable"),
     errors.NameTaken: (409, "Name is taken"),
     errors.JobEnded: (409, "Job has ended"),
     errors.JobNotRetryable: (409, "Job cannot be retried"),
-    errors.JobIsChild: (409, "Job is part of another"),
+    errors.JobIsChild: (409, "Job is a child of a bulk job"),
     errors.VolumeHasSnapshots: (409, "Volume has snapshots"),
     errors.SnapshotBusy: (409, "Snapshot is busy"),
     errors.SnapshotUnusable: (409, "Snapshot is unusable"),
     errors.ScheduleBusy: (409, "Schedule is busy"),
     errors.Invalid: (422, "Request is invalid"),
-    errors.ShrinkRefused: (422, "Volumes never shrink"),
+    errors.ShrinkRefused: (422, "Volumes cannot shrink"),
     errors.SizeLimitExceeded: (422, "Size limit exceeded"),
     errors.UnknownBackend: (422, "Unknown backend"),
-    errors.BadCursor: (422, "Bad cursor"),
+    errors.BadCursor: (422, "Invalid cursor"),
     errors.IdempotencyKeyReused: (422, "Idempotency-Key was used before"),
     errors.Unavailable: (503, "Unavailable"),
     errors.DatabaseUnavailable: (503, "Database unavailable"),
@@ -65,7 +65,7 @@ INTERNAL: Final = ProblemType(500, "internal", "Internal error")
 JOB_FAILED: Final = ProblemType(424, "job-failed", "Job failed")
 GROWTH_REQUIRED: Final = ProblemType(422, "growth-required", "Growth is required")
 
-#: What is refused before any use case is asked.
+#: Errors that are raised before a service is called.
 _HTTP: Final[dict[int, ProblemType]] = {
     400: ProblemType(400, "malformed-json", "Body is not JSON"),
     404: ProblemType(404, "not-found", "Not found"),
@@ -76,7 +76,7 @@ _HTTP: Final[dict[int, ProblemType]] = {
     500: INTERNAL,
 }
 
-_PROPER: Final = {
+_BY_CODE: Final = {
     problem.code: problem
     for problem in (
         *_HTTP.values(),
@@ -85,44 +85,44 @@ _PROPER: Final = {
         *(ProblemType(status, error.code, title) for error, (status, title) in _STATUSES.items()),
     )
 }
-PROBLEM_TYPES: Final[Mapping[str, ProblemType]] = dict(sorted(_PROPER.items()))
+PROBLEM_TYPES: Final[Mapping[str, ProblemType]] = dict(sorted(_BY_CODE.items()))
 
 
 class FieldProblem(BaseModel):
-    """One value that cannot be used."""
+    """One invalid value."""
 
-    field: str = Field(description="The field or parameter; parts of nested ones are joined by dots.")
+    field: str = Field(description="The field, parameter or header; nested names are joined by dots.")
     detail: str
-    code: str = Field(description="What is wrong with it, for programs.")
+    code: str = Field(description="Machine-readable reason.")
 
 
 class Problem(BaseModel):
-    """Why a request was refused, as of RFC 9457. Further members depend on the code, such as ``job_id``."""
+    """An error as of RFC 9457. Further members depend on the code, such as ``job_id``."""
 
     model_config = ConfigDict(extra="allow")
 
-    type: str = Field(description="Reference to the explanation of the problem's type.")
+    type: str = Field(description="Reference to the explanation of the problem type.")
     title: str
     status: int
     detail: str
-    instance: str = Field(description="The path that was asked for.")
-    code: str = Field(description="Stable name of the problem, for programs.")
-    request_id: str = Field(description="Names the request in the logs; also in the header `X-Request-ID`.")
+    instance: str = Field(description="The path of the request.")
+    code: str = Field(description="Stable, machine-readable name of the problem type.")
+    request_id: str = Field(description="Id of the request in the logs; also in the header `X-Request-ID`.")
     errors: list[FieldProblem] | None = None
 
 
 class ProblemResponse(JSONResponse):
-    """A problem on the wire."""
+    """A response with the media type of problems."""
 
     media_type = MEDIA_TYPE
 
     def render(self, content: Any) -> bytes:
-        """Encode, although what a client sent and reads again here may hold half a surrogate pair."""
+        """Encode as JSON; a lone surrogate that the client sent and the detail repeats becomes a question mark."""
         return json.dumps(content, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
 
 
 def type_of(error: type[errors.CisternError]) -> ProblemType:
-    """Look an error up in the table; one without a row of its own is like the nearest one above it."""
+    """Return the problem type of an error class; a class that is not in the table is like its nearest base class."""
     for kind in error.__mro__:
         if kind in _STATUSES:
             status, title = _STATUSES[kind]
@@ -131,8 +131,8 @@ def type_of(error: type[errors.CisternError]) -> ProblemType:
 
 
 def http_type(status: int) -> ProblemType:
-    """Look a status of HTTP's own up; one that nobody foresaw gets a code that says its number."""
-    return _HTTP.get(status) or ProblemType(status, f"http-{status}", "Request refused")
+    """Return the problem type of an HTTP status; an unlisted status gets the code `http-<status>`."""
+    return _HTTP.get(status) or ProblemType(status, f"http-{status}", "Request rejected")
 
 
 def problem_response(
@@ -143,7 +143,7 @@ def problem_response(
     headers: Mapping[str, str] | None = None,
     extensions: Mapping[str, Any] | None = None,
 ) -> ProblemResponse:
-    """Say no. ``extensions`` never replace a standard member."""
+    """Build a problem response; ``extensions`` never replace a standard member."""
     content = {
         **(extensions or {}),
         "type": problem.uri,
@@ -154,5 +154,5 @@ def problem_response(
         "code": problem.code,
         "request_id": request.state.request_id,
     }
-    retry = {"Retry-After": str(RETRY_SECONDS)} if problem.status == 503 else {}  # noqa: PLR2004 (the table's)
+    retry = {"Retry-After": str(RETRY_SECONDS)} if problem.status == 503 else {}  # noqa: PLR2004 (as in the table)
     return ProblemResponse(jsonable_encoder(content), problem.status, {**retry, **(headers or {})})

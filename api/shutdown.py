@@ -1,7 +1,7 @@
-"""What the server does not tell the application in time: that it is to stop, while clients still wait for jobs.
+"""Signal handling beside the server's own: requests that wait for a job must return before a graceful shutdown.
 
-uvicorn waits for open requests before it ends the lifespan, and a request may wait for half a minute. So we listen to
-its signals beside it.
+uvicorn ends the lifespan only after the open requests, and a request may wait for 30 seconds. The lifespan therefore
+comes too late to release them, and the signal itself is handled here.
 """
 
 import asyncio
@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-Handler = Callable[[int, FrameType | None], Any]
+SignalHandler = Callable[[int, FrameType | None], Any]
 
 
 @contextmanager
-def on_stop(react: Callable[[], None]) -> Iterator[None]:
-    """Call ``react`` in the event loop at SIGTERM or SIGINT, before the server's own handler.
+def on_stop_signal(callback: Callable[[], None]) -> Iterator[None]:
+    """Call ``callback`` in the event loop on SIGTERM or SIGINT, before the server's own handler.
 
-    Where no server handles them (tests, a thread), nothing is changed.
+    Does nothing where no server handles the signals: in tests, and outside the main thread.
     """
     loop = asyncio.get_running_loop()
     replaced: dict[signal.Signals, Any] = {}
@@ -27,7 +27,7 @@ def on_stop(react: Callable[[], None]) -> Iterator[None]:
         handler = signal.getsignal(number)
         if callable(handler):
             replaced[number] = handler
-            signal.signal(number, _both(lambda: loop.call_soon_threadsafe(react), handler))
+            signal.signal(number, _chained(lambda: loop.call_soon_threadsafe(callback), handler))
     try:
         yield
     finally:
@@ -35,7 +35,7 @@ def on_stop(react: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _both(first: Callable[[], object], then: Handler) -> Handler:
+def _chained(first: Callable[[], object], then: SignalHandler) -> SignalHandler:
     def handle(number: int, frame: FrameType | None) -> None:
         first()
         then(number, frame)

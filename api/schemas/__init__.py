@@ -1,1 +1,1 @@
-"""Request and response bodies, as Pydantic models. They import the domain and nothing else of `api`."""
+"""Request and response bodies as Pydantic models, one module per subject. They import the domain and `api.problems`."""

@@ -1,17 +1,55 @@
-"""What the bodies of all requests have in common."""
+"""What all bodies share: the base class of request bodies, members that may be absent, and example values."""
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler
+from typing import Annotated, Final, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler, WithJsonSchema
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from api.schemas.omittable import without_null_defaults
+Value = TypeVar("Value")
+
+#: Schema of a header that may be sent several times or once with commas: a client sends a string.
+HEADER_TEXT: Final = WithJsonSchema({"type": "string"})
+
+EXAMPLE_VOLUME_ID: Final = "01a0b1c2-0000-7000-8000-000000000001"
+EXAMPLE_JOB_ID: Final = "01a0b1c2-0000-7000-8000-000000000002"
+EXAMPLE_SNAPSHOT_ID: Final = "01a0b1c2-0000-7000-8000-000000000003"
+EXAMPLE_SCHEDULE_ID: Final = "01a0b1c2-0000-7000-8000-000000000004"
+EXAMPLE_RUN_ID: Final = "01a0b1c2-0000-7000-8000-000000000005"
+EXAMPLE_TIME: Final = "2026-01-31T23:59:59.123456Z"
 
 
-class Body(BaseModel):
-    """A body. A member that is not described is refused, so that a misspelt one never goes unnoticed."""
+class _WithoutNull:
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        described = handler(schema)
+        choices = [choice for choice in described.pop("anyOf", ()) if choice != {"type": "null"}]
+        return described | (choices[0] if len(choices) == 1 else {"anyOf": choices})
+
+
+def _reject_null(value: Value | None) -> Value:
+    if value is None:
+        raise ValueError("cannot be null; it can be left out")
+    return value
+
+
+#: A member, parameter or header that may be absent: `None` in Python, never `null` in JSON or in the OpenAPI schema.
+#: A client that sends `null` is rejected, because its meaning would be a guess. The default is not validated.
+Omittable = Annotated[Value | None, _WithoutNull(), AfterValidator(_reject_null)]
+
+
+class RequestBody(BaseModel):
+    """Base of request bodies. Unknown members are rejected, so that a misspelt one does not go unnoticed."""
 
     model_config = ConfigDict(extra="forbid")
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return without_null_defaults(handler.resolve_ref_schema(handler(core_schema)))
+        return _without_null_defaults(handler.resolve_ref_schema(handler(core_schema)))
+
+
+def _without_null_defaults(schema: JsonSchemaValue) -> JsonSchemaValue:
+    """Remove every ``default: null`` from the schema of a model."""
+    for member in schema.get("properties", {}).values():
+        if member.get("default", ...) is None:
+            del member["default"]
+    return schema

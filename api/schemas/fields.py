@@ -1,6 +1,6 @@
-"""The kinds of values that requests and answers are made of. What is refused here reaches no service.
+"""Types of single values in requests and responses. A value that is rejected here reaches no service.
 
-Patterns are written so that Rust (Pydantic), ECMAScript (OpenAPI) and Python read them alike.
+Patterns are written so that Rust (Pydantic), ECMAScript (OpenAPI) and Python interpret them alike.
 """
 
 import re
@@ -16,23 +16,23 @@ from domain.volumes.model import MAX_NAME, MAX_SIZE
 NAME_PATTERN: Final = rf"^[A-Za-z0-9][A-Za-z0-9_-]{{0,{MAX_NAME - 1}}}$"
 LABEL_KEY: Final = r"[A-Za-z0-9._/-]{1,63}"
 LABEL_VALUE: Final = r"[^\x00-\x1f\x7f-\x9f]{0,256}"
-#: Whole bytes, or a number with a unit of which there may be fractions.
+#: A whole number of bytes, or a number with a unit and up to three decimals.
 SIZE_PATTERN: Final = r"^([0-9]{1,15} ?[Bb]?|[0-9]{1,9}([.][0-9]{1,3})? ?[KMGTkmgt][Ii]?[Bb])$"
-#: A hundred times as large, a hundred times over: beyond any real wish, and far from what a float cannot hold.
+#: Ten thousand times the present size: more than anyone needs, and far below the limits of a float.
 MAX_PERCENT: Final = 1_000_000
-#: For many at once, a slip of the hand should not go that far.
+#: Lower for bulk expansions, where a typing error would hit every selected volume.
 MAX_BULK_PERCENT: Final = 10_000
 MAX_IDS: Final = 10_000
 MAX_CONCURRENT: Final = 10_000
 MAX_LABELS: Final = 64
 
 
-def _exact(value: Any) -> Any:
-    """Refuse what ByteSize would make something of: true, 0.5, "10GiB or so"."""
+def _require_exact_size(value: Any) -> Any:
+    """Reject values that ByteSize would convert all the same: true, 0.5, "10GiB or so"."""
     if isinstance(value, str) and re.fullmatch(SIZE_PATTERN, value):
         return value
     if isinstance(value, float) and value.is_integer():
-        return int(value)  # to JSON, 1.0 is an integer
+        return int(value)  # in JSON Schema, 1.0 is an integer
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     raise ValueError("must be a whole number of bytes, or text such as 10GiB")
@@ -41,7 +41,7 @@ def _exact(value: Any) -> Any:
 Size = Annotated[
     ByteSize,
     Field(gt=0, le=MAX_SIZE),
-    BeforeValidator(_exact),
+    BeforeValidator(_require_exact_size),
     AfterValidator(int),
     WithJsonSchema(
         {
@@ -62,14 +62,14 @@ BulkPercent = Annotated[Percent, Field(le=MAX_BULK_PERCENT)]
 UsageAbove = Annotated[float, Field(ge=0, le=100, strict=True, allow_inf_nan=False)]
 
 
-def _distinct(ids: list[UUID]) -> list[UUID]:
+def _require_distinct(ids: list[UUID]) -> list[UUID]:
     if len(set(ids)) < len(ids):
-        raise ValueError("each id can be named once")
+        raise ValueError("contains an id more than once")
     return ids
 
 
 VolumeIds = Annotated[
-    list[UUID], Field(max_length=MAX_IDS, json_schema_extra={"uniqueItems": True}), AfterValidator(_distinct)
+    list[UUID], Field(max_length=MAX_IDS, json_schema_extra={"uniqueItems": True}), AfterValidator(_require_distinct)
 ]
 
 Name = Annotated[
@@ -98,16 +98,16 @@ LabelTerm = Annotated[str, StringConstraints(pattern=f"^{LABEL_KEY}:{LABEL_VALUE
 
 JobKind = Annotated[str, StringConstraints(pattern=r"^[a-z]{1,32}[.][a-z]{1,32}$"), Field(examples=["volume.expand"])]
 
-Moment = Annotated[datetime, AfterValidator(lambda moment: moment.astimezone(UTC))]
+UtcDatetime = Annotated[datetime, AfterValidator(lambda moment: moment.astimezone(UTC))]
 
 
-def labels_of(terms: Sequence[str]) -> dict[str, str]:
-    """Read ``key:value`` terms; the key ends at the first colon.
+def parse_label_terms(terms: Sequence[str]) -> dict[str, str]:
+    """Parse ``key:value`` terms; the key ends at the first colon.
 
     Raises:
-        ValueError: a key is there twice, and no volume has two values for it.
+        ValueError: a key occurs twice. No volume has two values for one key, so nothing could match.
     """
     labels = dict(term.split(":", 1) for term in terms)
     if len(labels) < len(terms):
-        raise ValueError("each label can be asked for once")
+        raise ValueError("contains a label more than once")
     return labels

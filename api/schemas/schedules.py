@@ -1,4 +1,4 @@
-"""What clients send about schedules, and what schedules and their runs look like on the wire."""
+"""Schedules: bodies that create and change one, the list filter, and the responses for schedules and their runs."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Self
@@ -7,11 +7,9 @@ from uuid import UUID
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from api.schemas.base import Body
-from api.schemas.bulk_snapshots import ScheduledSnapshotIn
-from api.schemas.fields import JobKind, Moment, Name
-from api.schemas.growth import BulkExpandFields
-from api.schemas.omittable import Given, Omittable
+from api.schemas.base import EXAMPLE_JOB_ID, EXAMPLE_RUN_ID, EXAMPLE_SCHEDULE_ID, Omittable, RequestBody
+from api.schemas.bulk import BulkExpandFields, ScheduledSnapshotIn
+from api.schemas.fields import JobKind, Name, UtcDatetime
 from api.schemas.pagination import PageQuery
 from domain.bulk.kinds import EXPAND, SNAPSHOT
 from domain.jobs.states import JobStatus
@@ -19,45 +17,40 @@ from domain.schedules.model import CATCH_UP_SECONDS, Run, Schedule
 from domain.schedules.service import NewSchedule
 from domain.schedules.states import RunOutcome
 
-_SCHEDULE_ID = "01a0b1c2-0000-7000-8000-000000000004"
-_RUN_ID = "01a0b1c2-0000-7000-8000-000000000005"
-_JOB_ID = "01a0b1c2-0000-7000-8000-000000000002"
-_TIME = "2026-01-31T02:00:00.000000Z"
-#: A window of a year is one that never closes.
+#: 366 days: a run is never too late then.
 _MAX_CATCH_UP: Final = 366 * 86_400
+_EXAMPLE_TIME: Final = "2026-01-31T02:00:00.000000Z"
 
-SCHEDULE_IN_EXAMPLE: dict[str, Any] = {
+SCHEDULE_IN_EXAMPLE: Final[dict[str, Any]] = {
     "name": "grow-search",
     "cron": "30 2 * * *",
     "time_zone": "Europe/Berlin",
     "action": "bulk.expand",
     "params": {"percent": 20, "usage_above": 80, "labels": {"team": "search"}},
 }
-RUN_EXAMPLE: dict[str, Any] = {
-    "id": _RUN_ID,
-    "scheduled_for": _TIME,
-    "last_scheduled_for": _TIME,
+RUN_EXAMPLE: Final[dict[str, Any]] = {
+    "id": EXAMPLE_RUN_ID,
+    "scheduled_for": _EXAMPLE_TIME,
+    "last_scheduled_for": _EXAMPLE_TIME,
     "count": 1,
     "outcome": "started",
     "detail": None,
-    "job_id": _JOB_ID,
+    "job_id": EXAMPLE_JOB_ID,
     "job_status": "succeeded",
-    "created_at": _TIME,
+    "created_at": _EXAMPLE_TIME,
 }
-SCHEDULE_EXAMPLE: dict[str, Any] = {
+SCHEDULE_EXAMPLE: Final[dict[str, Any]] = {
     **SCHEDULE_IN_EXAMPLE,
-    "id": _SCHEDULE_ID,
+    "id": EXAMPLE_SCHEDULE_ID,
     "enabled": True,
     "catch_up_seconds": CATCH_UP_SECONDS,
-    "next_run_at": _TIME,
+    "next_run_at": _EXAMPLE_TIME,
     "last_runs": [RUN_EXAMPLE],
-    "created_at": _TIME,
-    "updated_at": _TIME,
+    "created_at": _EXAMPLE_TIME,
+    "updated_at": _EXAMPLE_TIME,
 }
-
-
-#: The shape of what each action asks for.
-PARAMS: Final[dict[str, type[Body]]] = {EXPAND: BulkExpandFields, SNAPSHOT: ScheduledSnapshotIn}
+#: The schema of the params of each action.
+PARAMS: Final[dict[str, type[RequestBody]]] = {EXPAND: BulkExpandFields, SNAPSHOT: ScheduledSnapshotIn}
 
 Cron = Annotated[
     str,
@@ -67,7 +60,7 @@ Cron = Annotated[
 TimeZone = Annotated[
     str,
     StringConstraints(max_length=100),
-    Field(description="IANA name of the time zone in which `cron` is meant.", examples=["Europe/Berlin"]),
+    Field(description="IANA name of the time zone of `cron`.", examples=["Europe/Berlin"]),
 ]
 CatchUp = Annotated[
     int,
@@ -75,20 +68,20 @@ CatchUp = Annotated[
         ge=0,
         le=_MAX_CATCH_UP,
         strict=True,
-        description="A run that was missed because everything was down is still started within so many seconds;"
-        " 0 means a minute.",
+        description="A run missed during an outage is still started if it is at most this many seconds late;"
+        " 0 means one minute.",
     ),
 ]
 
 
 def validated_params(action: str, params: dict[str, Any]) -> dict[str, Any]:
-    """Read what an action asks for as its own request would, and keep of it what was said.
+    """Validate params with the schema of the action, and return the members that the client sent.
 
     Raises:
-        RequestValidationError: naming the members within ``params``.
+        RequestValidationError: with the path of each member within ``params``.
     """
     if action not in PARAMS:
-        return params  # the domain refuses the action
+        return params  # the domain rejects the action
     try:
         return PARAMS[action].model_validate(params).model_dump(mode="json", exclude_unset=True)
     except ValidationError as error:
@@ -97,8 +90,8 @@ def validated_params(action: str, params: dict[str, Any]) -> dict[str, Any]:
         ) from error
 
 
-class ScheduleIn(Body):
-    """A schedule to be."""
+class ScheduleIn(RequestBody):
+    """A schedule to create."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [SCHEDULE_IN_EXAMPLE]})
 
@@ -109,42 +102,41 @@ class ScheduleIn(Body):
     params: Annotated[
         dict[str, Any],
         Field(
-            description="As the body of the action's own request: `POST /volumes/expand`, without `dry_run`, or"
-            " `POST /volumes/snapshots`. To snapshots it may add what the schedule keeps of its own, volume by volume:"
-            " the last `keep_last`, and those of the last `keep_days` days; without either, all."
+            description="The body of the action's own request: `POST /volumes/expand` without `dry_run`, or"
+            " `POST /volumes/snapshots`. For snapshots, retention rules can be added, which apply per volume to the"
+            " snapshots of the schedule: keep the last `keep_last`, and those of the last `keep_days` days; with"
+            " neither, all."
         ),
     ]
     enabled: Annotated[bool, Field(strict=True)] = True
     catch_up_seconds: CatchUp = CATCH_UP_SECONDS
 
     def new_schedule(self) -> NewSchedule:
-        """Say it to the domain.
+        """Convert to the domain request.
 
         Raises:
-            RequestValidationError: ``params`` is not what the action asks for.
+            RequestValidationError: ``params`` do not match the action.
         """
         return NewSchedule(**self.model_dump(exclude={"params"}), params=validated_params(self.action, self.params))
 
 
-class SchedulePatch(Body):
-    """What to change of a schedule; what is absent stays."""
+class SchedulePatch(RequestBody):
+    """Changes to a schedule; an absent member is left as it is."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"enabled": False}]})
 
-    name: Given[Name] = None
-    cron: Given[Cron] = None
-    time_zone: Given[TimeZone] = None
-    params: Annotated[
-        Given[dict[str, Any]], Field(description="All of them; what is not among them is not asked for any more.")
-    ] = None
-    enabled: Annotated[Given[Annotated[bool, Field(strict=True)]], Field(description="False pauses it.")] = None
-    catch_up_seconds: Given[CatchUp] = None
+    name: Omittable[Name] = None
+    cron: Omittable[Cron] = None
+    time_zone: Omittable[TimeZone] = None
+    params: Annotated[Omittable[dict[str, Any]], Field(description="Replaces all params; they are not merged.")] = None
+    enabled: Annotated[Omittable[Annotated[bool, Field(strict=True)]], Field(description="False pauses it.")] = None
+    catch_up_seconds: Omittable[CatchUp] = None
 
     def changes(self, action: str) -> dict[str, Any]:
-        """Say it to the domain.
+        """Convert to the domain request.
 
         Raises:
-            RequestValidationError: ``params`` is not what the action asks for.
+            RequestValidationError: ``params`` do not match the action.
         """
         changes = self.model_dump(exclude_unset=True)
         if self.params is not None:
@@ -153,25 +145,25 @@ class SchedulePatch(Body):
 
 
 class ScheduleQuery(PageQuery):
-    """Which schedules to list."""
+    """Filters of a list of schedules."""
 
     name: Omittable[Name] = None
 
 
 class RunOut(BaseModel):
-    """What became of one time of a schedule; times that were missed one after the other are told together."""
+    """The outcome of one scheduled time; consecutive missed times are combined into one run."""
 
     model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [RUN_EXAMPLE]})
 
     id: UUID
-    scheduled_for: Moment = Field(description="When it was due; of several times, the first.")
-    last_scheduled_for: Moment = Field(description="Of several times, the last.")
-    count: int = Field(description="How many times these are; more than one only if they were missed.")
+    scheduled_for: UtcDatetime = Field(description="Scheduled time; of combined times, the first.")
+    last_scheduled_for: UtcDatetime = Field(description="Of combined times, the last.")
+    count: int = Field(description="Number of combined times; above 1 only for missed ones.")
     outcome: RunOutcome
     detail: str | None = Field(description="Why it was skipped.")
     job_id: UUID | None
-    job_status: JobStatus | None = Field(description="Null when there is no job, or none any more.")
-    created_at: Moment
+    job_status: JobStatus | None = Field(description="Null if there is no job, or if it has been pruned.")
+    created_at: UtcDatetime
 
 
 class ScheduleOut(BaseModel):
@@ -187,13 +179,13 @@ class ScheduleOut(BaseModel):
     params: dict[str, Any]
     enabled: bool
     catch_up_seconds: int
-    next_run_at: Moment | None = Field(description="Null while it is paused.")
-    last_runs: list[RunOut] = Field(default_factory=list, description="The last five, newest first.")
-    created_at: Moment
-    updated_at: Moment
+    next_run_at: UtcDatetime | None = Field(description="Null while it is paused.")
+    last_runs: list[RunOut] = Field(default_factory=list, description="The last five runs, newest first.")
+    created_at: UtcDatetime
+    updated_at: UtcDatetime
 
     @classmethod
     def from_row(cls, schedule: Schedule, runs: Sequence[Run] = ()) -> Self:
-        """Show a row, with its last runs."""
-        shown = [RunOut.model_validate(run) for run in runs]
-        return cls.model_validate(schedule).model_copy(update={"last_runs": shown})
+        """Render a row with its last runs."""
+        last_runs = [RunOut.model_validate(run) for run in runs]
+        return cls.model_validate(schedule).model_copy(update={"last_runs": last_runs})

@@ -1,1 +1,1 @@
-"""Version 0: the synchronous dialect. The same services and jobs; each request is held until its job has ended."""
+"""Version 0: the synchronous dialect over the same services; each response is delayed until the job has ended."""

@@ -1,4 +1,4 @@
-"""The routes of version 0."""
+"""The router of version 0."""
 
 from fastapi import APIRouter, FastAPI
 
@@ -12,6 +12,6 @@ router.include_router(snapshots_router)
 
 
 def install(app: FastAPI) -> None:
-    """Say how jobs are answered that have not ended well, or not yet."""
+    """Register the handlers for jobs that have failed or not ended in time."""
     app.add_exception_handler(JobFailed, render_failed)
     app.add_exception_handler(JobStillRunning, render_still_running)

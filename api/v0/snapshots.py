@@ -8,9 +8,9 @@ from fastapi import APIRouter, Query
 from api.dependencies import JsonBody, NoQuery, OriginDep, SnapshotsDep, VolumesDep
 from api.openapi import BODY, errors
 from api.schemas.pagination import Paginated, paginated_response
-from api.schemas.requests import SnapshotIn, SnapshotQuery
-from api.schemas.responses import SnapshotOut, VolumeOut
-from api.v0.wait import FinishedDep, waits
+from api.schemas.snapshots import SnapshotIn, SnapshotOut, SnapshotQuery
+from api.schemas.volumes import VolumeOut
+from api.v0.wait import WaitForJobDep, waits
 from domain.errors import (
     BadCursor,
     NameTaken,
@@ -34,10 +34,10 @@ router = APIRouter(tags=["v0"])
     dependencies=[NoQuery, JsonBody],
 )
 async def take_snapshot(
-    volume_id: UUID, body: SnapshotIn, snapshots: SnapshotsDep, origin: OriginDep, finished: FinishedDep
+    volume_id: UUID, body: SnapshotIn, snapshots: SnapshotsDep, origin: OriginDep, wait_for_job: WaitForJobDep
 ) -> SnapshotOut:
-    """Take a snapshot of a volume's bytes. The answer is the snapshot when it is there."""
-    job = await finished(snapshots.request_take(volume_id, body.name, origin=origin))
+    """Take a snapshot of a volume, and return it when it is ready."""
+    job = await wait_for_job(snapshots.request_take(volume_id, body.name, origin=origin))
     return SnapshotOut.model_validate(await snapshots.get(UUID(str(job.snapshot_id))))
 
 
@@ -51,12 +51,12 @@ async def list_snapshots(query: Annotated[SnapshotQuery, Query()], snapshots: Sn
 @router.get(
     "/snapshots/{snapshot_id}",
     operation_id="get_snapshot_v0",
-    summary="Look at a snapshot",
+    summary="Get a snapshot",
     responses=errors(SnapshotNotFound),
     dependencies=[NoQuery],
 )
 async def get_snapshot(snapshot_id: UUID, snapshots: SnapshotsDep) -> SnapshotOut:
-    """Show a snapshot."""
+    """Return a snapshot."""
     return SnapshotOut.model_validate(await snapshots.get(snapshot_id))
 
 
@@ -68,10 +68,10 @@ async def get_snapshot(snapshot_id: UUID, snapshots: SnapshotsDep) -> SnapshotOu
     dependencies=[NoQuery],
 )
 async def restore_snapshot(
-    snapshot_id: UUID, snapshots: SnapshotsDep, volumes: VolumesDep, origin: OriginDep, finished: FinishedDep
+    snapshot_id: UUID, snapshots: SnapshotsDep, volumes: VolumesDep, origin: OriginDep, wait_for_job: WaitForJobDep
 ) -> VolumeOut:
-    """Give a volume the snapshot's bytes back. The answer is the volume when it has them."""
-    job = await finished(snapshots.request_restore(snapshot_id, origin=origin))
+    """Restore the volume's data from a snapshot, and return the volume when that is done."""
+    job = await wait_for_job(snapshots.request_restore(snapshot_id, origin=origin))
     volume = await volumes.get(UUID(str(job.volume_id)))
     return VolumeOut.from_row(volume, volumes.path(volume))
 
@@ -84,6 +84,8 @@ async def restore_snapshot(
     responses=waits(SnapshotNotFound, SnapshotBusy),
     dependencies=[NoQuery],
 )
-async def delete_snapshot(snapshot_id: UUID, snapshots: SnapshotsDep, origin: OriginDep, finished: FinishedDep) -> None:
-    """Delete a snapshot. The answer comes when it is gone."""
-    await finished(snapshots.request_delete(snapshot_id, origin=origin))
+async def delete_snapshot(
+    snapshot_id: UUID, snapshots: SnapshotsDep, origin: OriginDep, wait_for_job: WaitForJobDep
+) -> None:
+    """Delete a snapshot, and respond when it is gone."""
+    await wait_for_job(snapshots.request_delete(snapshot_id, origin=origin))

@@ -1,4 +1,4 @@
-"""Volumes in the synchronous dialect: the answer is the volume as it has become."""
+"""Volumes in the synchronous dialect: the response is the volume after the operation."""
 
 from typing import Annotated, Final
 from uuid import UUID
@@ -10,13 +10,12 @@ from api.converters import VOLUME
 from api.dependencies import BulkExpandDep, JsonBody, NoQuery, OriginDep, SnapshotsDep, VolumesDep
 from api.openapi import BODY, errors
 from api.problems import GROWTH_REQUIRED
-from api.schemas.growth import GrowthIn
+from api.schemas.jobs import JobOut
 from api.schemas.pagination import Paginated, paginated_response
-from api.schemas.requests import VolumeIn, VolumeQuery
-from api.schemas.responses import JobOut, VolumeOut
-from api.v0.wait import FinishedDep, waits
+from api.schemas.volumes import GrowthIn, VolumeIn, VolumeOut, VolumeQuery
+from api.v0.wait import WaitForJobDep, waits
 from api.v1.bulk import request_bulk
-from api.v1.volumes import NEW_VOLUME_REFUSALS, request_volume
+from api.v1.volumes import NEW_VOLUME_ERRORS, request_volume
 from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy
 from domain.errors import (
     BadCursor,
@@ -30,14 +29,14 @@ from domain.errors import (
 from domain.jobs.model import Job
 from domain.volumes.service import VolumeService
 
-#: By how many percent the whole fleet grows when nothing is said.
-DEFAULT_GROWTH: Final = 10
+#: Growth of all volumes in percent; the route has no parameters.
+DEFAULT_PERCENT: Final = 10
 
 router = APIRouter(prefix="/volumes", tags=["v0"])
 
 
 async def _no_body(request: Request) -> None:
-    """Refuse a body where none is read: whoever sends one believes that it says how much."""
+    """Reject a body: it is not read, and a client that sends one expects it to have an effect."""
     if (await request.body()).strip() not in (b"", b"{}"):
         message = "this route takes no body; /api/v1/volumes/expand does"
         raise RequestValidationError([{"type": "extra_forbidden", "loc": ("body",), "msg": message}])
@@ -48,14 +47,14 @@ async def _no_body(request: Request) -> None:
     status_code=201,
     operation_id="create_volume_v0",
     summary="Create a volume, and wait for it",
-    responses=waits(*BODY, *NEW_VOLUME_REFUSALS, VolumeNotFound),
+    responses=waits(*BODY, *NEW_VOLUME_ERRORS, VolumeNotFound),
     dependencies=[NoQuery, JsonBody],
 )
 async def create_volume(
-    body: VolumeIn, volumes: VolumesDep, snapshots: SnapshotsDep, origin: OriginDep, finished: FinishedDep
+    body: VolumeIn, volumes: VolumesDep, snapshots: SnapshotsDep, origin: OriginDep, wait_for_job: WaitForJobDep
 ) -> VolumeOut:
-    """Create a volume, empty or from a snapshot. The answer is the volume when it is there."""
-    return await _render(volumes, await finished(request_volume(body, volumes, snapshots, origin)))
+    """Create a volume, empty or from a snapshot, and return it when it is available."""
+    return await _render(volumes, await wait_for_job(request_volume(body, volumes, snapshots, origin)))
 
 
 @router.get("", operation_id="list_volumes_v0", summary="List volumes", responses=errors(BadCursor))
@@ -68,12 +67,12 @@ async def list_volumes(query: Annotated[VolumeQuery, Query()], volumes: VolumesD
 @router.get(
     VOLUME,
     operation_id="get_volume_v0",
-    summary="Look at a volume",
+    summary="Get a volume",
     responses=errors(VolumeNotFound),
     dependencies=[NoQuery],
 )
 async def get_volume(volume_id: UUID, volumes: VolumesDep) -> VolumeOut:
-    """Show a volume."""
+    """Return a volume."""
     volume = await volumes.get(volume_id)
     return VolumeOut.from_row(volume, volumes.path(volume))
 
@@ -81,30 +80,30 @@ async def get_volume(volume_id: UUID, volumes: VolumesDep) -> VolumeOut:
 @router.post(
     "/expand",
     operation_id="expand_volumes_v0",
-    summary="Grow every volume, and wait for it",
+    summary="Expand every volume, and wait for it",
     responses=waits(),
     dependencies=[NoQuery, Depends(_no_body)],
 )
-async def expand_volumes(expansion: BulkExpandDep, origin: OriginDep, finished: FinishedDep) -> JobOut:
-    """Grow every volume by 10 percent. Takes no body; the answer is the job when all volumes have been visited."""
-    wanted = BulkExpandRequest(GrowthPolicy(percent=DEFAULT_GROWTH))
-    return JobOut.from_row(await finished(request_bulk(wanted, expansion, origin)))
+async def expand_volumes(expansion: BulkExpandDep, origin: OriginDep, wait_for_job: WaitForJobDep) -> JobOut:
+    """Expand every volume by 10 percent, and return the job when it has ended. The route takes no body."""
+    request = BulkExpandRequest(GrowthPolicy(percent=DEFAULT_PERCENT))
+    return JobOut.from_row(await wait_for_job(request_bulk(request, expansion, origin)))
 
 
 @router.post(
     f"{VOLUME}/expand",
     operation_id="expand_volume_v0",
-    summary="Grow a volume, and wait for it",
+    summary="Expand a volume, and wait for it",
     responses=waits(
         *BODY, VolumeNotFound, VolumeBusy, VolumeUnusable, GROWTH_REQUIRED, ShrinkRefused, SizeLimitExceeded
     ),
     dependencies=[NoQuery, JsonBody],
 )
 async def expand_volume(
-    volume_id: UUID, body: GrowthIn, volumes: VolumesDep, origin: OriginDep, finished: FinishedDep
+    volume_id: UUID, body: GrowthIn, volumes: VolumesDep, origin: OriginDep, wait_for_job: WaitForJobDep
 ) -> VolumeOut:
-    """Grow a volume. The answer is the volume when it has grown."""
-    return await _render(volumes, await finished(volumes.request_expand(volume_id, body.growth(), origin=origin)))
+    """Expand a volume, and return it when that is done."""
+    return await _render(volumes, await wait_for_job(volumes.request_expand(volume_id, body.growth(), origin=origin)))
 
 
 @router.delete(
@@ -115,9 +114,9 @@ async def expand_volume(
     responses=waits(VolumeNotFound, VolumeBusy, VolumeHasSnapshots),
     dependencies=[NoQuery],
 )
-async def delete_volume(volume_id: UUID, volumes: VolumesDep, origin: OriginDep, finished: FinishedDep) -> None:
-    """Delete a volume and everything on it. The answer comes when it is gone."""
-    await finished(volumes.request_delete(volume_id, origin=origin))
+async def delete_volume(volume_id: UUID, volumes: VolumesDep, origin: OriginDep, wait_for_job: WaitForJobDep) -> None:
+    """Delete a volume and its data, and respond when it is gone."""
+    await wait_for_job(volumes.request_delete(volume_id, origin=origin))
 
 
 async def _render(volumes: VolumeService, job: Job) -> VolumeOut:

@@ -1,4 +1,4 @@
-"""Submit, wait, and go on when the job has ended; a job that takes longer than the client is held is answered as v1."""
+"""Wait for the job of a request. If it has not ended after MAX_WAIT_SECONDS, the response is the 202 of version 1."""
 
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
@@ -13,18 +13,18 @@ from api.idempotency import REPLAYED, job_location
 from api.openapi import ACCEPTED, Responses, errors
 from api.prefer import MAX_WAIT_SECONDS
 from api.problems import JOB_FAILED, ProblemType, problem_response
-from api.schemas.responses import JobOut
+from api.schemas.jobs import JobOut
 from domain.errors import CisternError, IdempotencyKeyReused, JobNotFound, NotFound, Unavailable
 from domain.jobs.idempotency import IdempotentReplay
 from domain.jobs.model import Job
 from domain.jobs.states import JobStatus
 from domain.services import Services
 
-_DONE: Final = frozenset({JobStatus.SUCCEEDED, JobStatus.PARTIAL})
+_SUCCESSFUL: Final = frozenset({JobStatus.SUCCEEDED, JobStatus.PARTIAL})
 
 
-class _Unfinished(Exception):
-    """What a route would have answered with is not there."""
+class _NoResult(Exception):
+    """The job has not produced what the route would return."""
 
     def __init__(self, job: Job, headers: Mapping[str, str]) -> None:
         super().__init__(str(job.id))
@@ -32,63 +32,66 @@ class _Unfinished(Exception):
         self.headers = headers
 
 
-class JobStillRunning(_Unfinished):
-    """The job takes longer than the client is held."""
+class JobStillRunning(_NoResult):
+    """The job has not ended in time."""
 
 
-class JobFailed(_Unfinished):
-    """The job has ended, but did not do what it was for."""
+class JobFailed(_NoResult):
+    """The job has failed or was cancelled."""
 
 
 class WaitForJob:
-    """Waits for the end of jobs on behalf of one request."""
+    """Waits for the job of one request."""
 
     def __init__(self, services: Services, response: Response) -> None:
         self._services = services
         self._headers = response.headers
 
-    async def __call__(self, idempotent_transaction: Awaitable[Job]) -> Job:
-        """Have a job accepted, and bring it back when it has done what it was for.
+    async def __call__(self, request: Awaitable[Job]) -> Job:
+        """Await the request, and return its job when it has succeeded.
 
         Raises:
-            StillAtWork: it takes longer than that.
-            Failed: it has failed, or was cancelled.
+            JobStillRunning: the job has not ended after MAX_WAIT_SECONDS.
+            JobFailed: the job has failed or was cancelled.
         """
-        job = await self._accepted(idempotent_transaction)
-        # The job is accepted: whatever happens to the waiting, the client must learn its id.
+        job = await self._accepted(request)
+        # The job is already accepted: if the wait fails, the client must still learn its id.
         with suppress(Unavailable, NotFound):
             await self._services.watcher.ended(job.id, MAX_WAIT_SECONDS)
             job = await self._services.jobs.get(job.id)
         if not job.ended:
             raise JobStillRunning(job, self._headers)
-        if job.status not in _DONE:
+        if job.status not in _SUCCESSFUL:
             raise JobFailed(job, self._headers)
         return job
 
-    async def _accepted(self, idempotent_transaction: Awaitable[Job]) -> Job:
-        """A request that was accepted before waits for the end of the job that it became then."""
+    async def _accepted(self, request: Awaitable[Job]) -> Job:
+        """Return the job of the request; for a repeated request, the job of the first one."""
         try:
-            return await idempotent_transaction
-        except IdempotentReplay as before:
+            return await request
+        except IdempotentReplay as replay:
             self._headers[REPLAYED] = "true"
-            return await self._services.jobs.get(UUID(before.body["id"]))
+            return await self._services.jobs.get(UUID(replay.body["id"]))
 
 
 async def _wait_for_job(services: ServicesDep, response: Response) -> WaitForJob:
     return WaitForJob(services, response)
 
 
-FinishedDep = Annotated[WaitForJob, Depends(_wait_for_job)]
+WaitForJobDep = Annotated[WaitForJob, Depends(_wait_for_job)]
 
 
 def waits(*reasons: type[CisternError] | ProblemType) -> Responses:
-    """Declare that a route waits for its job, which may fail or take longer, and why it may refuse."""
-    accepted: dict[str, Any] = ACCEPTED[202] | {"model": JobOut, "description": "It takes longer: this is the job."}
+    """Declare the responses of a route that waits for its job."""
+    accepted: dict[str, Any] = ACCEPTED[202] | {
+        "model": JobOut,
+        "description": "The job has not ended in time: poll it.",
+    }
     return {202: accepted} | errors(*reasons, JobNotFound, IdempotencyKeyReused, JOB_FAILED)
 
 
 async def render_still_running(_: Request, error: Exception) -> Response:
-    """Answer as version 1 does: here is the job, ask again."""
+    """Return the 202 of version 1, with the job to poll."""
     if not isinstance(error, JobStillRunning):
         raise error
     headers = {**job_location(str(error.job.id)), **error.headers}
@@ -96,7 +99,7 @@ async def render_still_running(_: Request, error: Exception) -> Response:
 
 
 async def render_failed(request: Request, error: Exception) -> Response:
-    """Say which job failed, and why."""
+    """Return a problem with the job's id and error."""
     if not isinstance(error, JobFailed):
         raise error
     job = error.job

@@ -1,1 +1,1 @@
-"""Version 1: every change is a job, answered with 202 and the way to it."""
+"""Version 1: every change is a job, and the response is a 202 with the URL of the job."""

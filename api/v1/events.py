@@ -1,4 +1,4 @@
-"""A job's progress as it happens: Server-Sent Events, from whichever API process, whichever worker does the work."""
+"""The progress of a job as Server-Sent Events; any API process can follow a job of any worker."""
 
 import asyncio
 import re
@@ -11,41 +11,41 @@ from fastapi import APIRouter, Depends, Header
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from api.dependencies import JobsDep, NoQuery, ServicesDep
-from api.error_handlers import NoResponsePossible
+from api.error_handlers import StreamEnded
 from api.openapi import errors
-from api.schemas.omittable import HEADER_TEXT
-from api.schemas.responses import JobOut
+from api.schemas.base import HEADER_TEXT
+from api.schemas.jobs import JobOut
 from domain.errors import JobNotFound
 from domain.jobs.model import Job
 
-#: At most five events a second: more than that nobody can read, and what is left out the next one says too.
+#: Pause between two events. Changes in between are not lost: every event has the whole job.
 _PAUSE_SECONDS: Final = 0.2
-#: No more digits than a version can have: of thousands Python makes no number.
+#: Limited to the digits of a version: Python raises ValueError for integers with thousands of digits.
 _VERSION: Final = re.compile(r"[0-9]{1,19}")
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 
-async def _last_seen(
+async def _last_version(
     job_id: UUID,
     jobs: JobsDep,
     last_event_id: Annotated[
         str | None,
-        Header(description="The `id` of the last event that was seen; only what is newer is sent."),
+        Header(description="The `id` of the last event received; only newer ones are sent."),
         HEADER_TEXT,
     ] = None,
 ) -> int | None:
-    """Find out which version of the job the client has seen; one that never was is as good as none.
+    """Return the version of the job that the client has received; None if `Last-Event-ID` is absent or malformed.
 
     Raises:
         JobNotFound: there is no such job.
-        NothingFollows: what it has seen was the end.
+        StreamEnded: the client has received the last version.
     """
     job = await jobs.get(job_id)
-    seen = int(last_event_id) if last_event_id and _VERSION.fullmatch(last_event_id) else None
-    if job.ended and seen == job.version:
-        raise NoResponsePossible
-    return seen
+    version = int(last_event_id) if last_event_id and _VERSION.fullmatch(last_event_id) else None
+    if job.ended and version == job.version:
+        raise StreamEnded
+    return version
 
 
 @router.get(
@@ -53,23 +53,23 @@ async def _last_seen(
     operation_id="follow_job",
     summary="Follow a job until it ends",
     response_class=EventSourceResponse,
-    responses=errors(JobNotFound) | {204: {"description": "The end was seen before: nothing follows."}},
+    responses=errors(JobNotFound) | {204: {"description": "The last event was received before."}},
     dependencies=[NoQuery],
 )
 async def follow_job(
-    job_id: UUID, services: ServicesDep, last_seen: Annotated[int | None, Depends(_last_seen)]
+    job_id: UUID, services: ServicesDep, last_version: Annotated[int | None, Depends(_last_version)]
 ) -> AsyncIterator[ServerSentEvent]:
-    """Send the job whenever it has changed, at most five times a second, the last time when it has `ended`.
+    """Send an event whenever the job changes, at most five per second; the last event has the type `ended`.
 
-    Each event holds the whole job but its params, so one that was missed is made good by the next.
+    Each event has the whole job without its params, so a client that misses one needs only the next.
     """
-    async with aclosing(services.watcher.follow(job_id, last_seen)) as states:
+    async with aclosing(services.watcher.follow(job_id, last_version)) as states:
         async for job in states:
             yield _event(job)
             await asyncio.sleep(_PAUSE_SECONDS)
 
 
 def _event(job: Job) -> ServerSentEvent:
-    # What was asked for does not change, and may be ten thousand ids.
+    # The params never change, and may have ten thousand ids.
     data = JobOut.from_row(job).model_dump_json(exclude={"params"})
     return ServerSentEvent(event="ended" if job.ended else "progress", id=str(job.version), raw_data=data)

@@ -1,9 +1,9 @@
-"""A short way for what is asked thousands of times a second: polls of a job, new volumes, larger volumes.
+"""A fast path for the three most frequent requests: poll a job, create a volume, expand a volume.
 
-To find a route and to solve what it depends on takes FastAPI longer than everything else that such a request costs. So
-what comes in the one plain form in which nearly all of them come is answered before. Whatever is unusual in any way (a
-query, a wish, a key, another spelling, a value that may be wrong) goes the ordinary way, which is the one that the
-document describes. Both answer alike, to the byte; a test compares them.
+FastAPI spends more time on routing and dependencies than the rest of such a request takes. This middleware therefore
+answers these requests itself if they have their usual, plain form. Everything else (a query, a preference, an
+idempotency key, another spelling, a body that may be invalid) is passed on to the route, which is also what the OpenAPI
+document describes. Both send the same bytes; a test compares them.
 """
 
 import json
@@ -16,13 +16,12 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.dependencies import caller_of
+from api.dependencies import valid_caller
 from api.error_handlers import render_error
 from api.etag import matches
-from api.idempotency import JOBS_AT, job_location
-from api.schemas.growth import GrowthIn
-from api.schemas.requests import VolumeIn
-from api.schemas.responses import JobOut
+from api.idempotency import JOBS_PATH, job_location
+from api.schemas.jobs import JobOut
+from api.schemas.volumes import GrowthIn, VolumeIn
 from api.v1.job_cache import EndedJobCache, render
 from api.v1.routes import PREFIX
 from api.v1.volumes import request_volume
@@ -35,102 +34,102 @@ Parsed = TypeVar("Parsed", bound=BaseModel)
 Headers = list[tuple[bytes, bytes]]
 
 _ID: Final = "([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
-_VOLUMES: Final = f"{PREFIX}/volumes"
-_POLL: Final = re.compile(f"{JOBS_AT}/{_ID}")
-_EXPAND: Final = re.compile(f"{_VOLUMES}/{_ID}/expand")
-#: Headers that make a request another one.
+_VOLUMES_PATH: Final = f"{PREFIX}/volumes"
+_JOB: Final = re.compile(f"{JOBS_PATH}/{_ID}")
+_EXPAND: Final = re.compile(f"{_VOLUMES_PATH}/{_ID}/expand")
+#: Headers that change the meaning of a request.
 _SLOW_PATH_HEADERS: Final = frozenset({b"prefer", b"idempotency-key"})
 _MAX_BODY_BYTES: Final = 2**16
 
 
 class FastPath:
-    """Answers what is asked in the plain form, and passes everything else on."""
+    """Answers plain requests and passes all others on."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self._ended = EndedJobCache()
+        self._cache = EndedJobCache()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer or pass on."""
+        """Answer the request or pass it on."""
         headers = _plain_headers(scope)
-        if headers is not None and scope["method"] == "GET" and (poll := _POLL.fullmatch(scope["path"])):
-            await _respond(self._poll(scope, poll[1], headers.get(b"if-none-match")), scope, receive, send)
+        if headers is not None and scope["method"] == "GET" and (job := _JOB.fullmatch(scope["path"])):
+            await _respond(self._get_job(scope, job[1], headers.get(b"if-none-match")), scope, receive, send)
         elif headers is not None and scope["method"] == "POST" and headers.get(b"content-type") == b"application/json":
             await self._post(scope, receive, send, headers)
         else:
             await self.app(scope, receive, send)
 
-    async def _poll(self, scope: Scope, job_id: str, tags: bytes | None) -> "_Response":
-        job = self._ended.recall(job_id)
+    async def _get_job(self, scope: Scope, job_id: str, tags: bytes | None) -> "_Response":
+        job = self._cache.get(job_id)
         if job is None:
             job = render(await _services(scope).jobs.get(UUID(job_id)))
-            self._ended.keep(job_id, job)
+            self._cache.put(job_id, job)
         if tags is not None and matches([tags.decode("latin-1")], job.tag):
             return _Response(304, job.headers)
         return _Response(200, job.headers, job.body)
 
     async def _post(self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes]) -> None:
         expand = _EXPAND.fullmatch(scope["path"])
-        if not expand and scope["path"] != _VOLUMES:
+        if not expand and scope["path"] != _VOLUMES_PATH:
             await self.app(scope, receive, send)
             return
         messages = await _receive_body(receive)
-        services, origin = (
-            _services(scope),
-            RequestOrigin(caller_of(headers.get(b"x-cistern-caller", b"").decode("latin-1"))),
-        )
-        if expand and (wish := _parsed(GrowthIn, messages)):
-            idempotent_transaction = _expand(services, UUID(expand[1]), wish, origin)
-        elif not expand and (wanted := _parsed(VolumeIn, messages)):
-            idempotent_transaction = request_volume(wanted, services.volumes, services.snapshots, origin)
+        services = _services(scope)
+        origin = RequestOrigin(valid_caller(headers.get(b"x-cistern-caller", b"").decode("latin-1")))
+        if expand and (growth := _parsed(GrowthIn, messages)):
+            job = _expand(services, UUID(expand[1]), growth, origin)
+        elif not expand and (volume := _parsed(VolumeIn, messages)):
+            job = request_volume(volume, services.volumes, services.snapshots, origin)
         else:
             await self.app(scope, _replayed(messages, receive), send)
             return
-        await _respond(_accepted(idempotent_transaction), scope, receive, send)
+        await _respond(_accepted(job), scope, receive, send)
 
 
 class _Response:
-    """What is sent."""
+    """The ASGI messages of a response."""
 
     def __init__(self, status: int, headers: Headers, body: bytes | None = None) -> None:
-        """No ``body``: the status has none."""
-        said = [] if body is None else [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
-        self.start: Message = {"type": "http.response.start", "status": status, "headers": [*said, *headers]}
+        """Build the messages; a ``body`` of None means that the status has no body."""
+        entity = (
+            [] if body is None else [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
+        )
+        self.start: Message = {"type": "http.response.start", "status": status, "headers": [*entity, *headers]}
         self.body: Message = {"type": "http.response.body", "body": body or b""}
 
 
-async def _respond(answer: Awaitable[_Response], scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer, or say why not, as the ordinary way would."""
+async def _respond(response: Awaitable[_Response], scope: Scope, receive: Receive, send: Send) -> None:
+    """Send the response, or the problem that the route would send."""
     try:
-        found = await answer
+        messages = await response
     except CisternError as error:
-        refusal = await render_error(Request(scope), error)
-        await refusal(scope, receive, send)
+        problem = await render_error(Request(scope), error)
+        await problem(scope, receive, send)
     else:
-        await send(found.start)
-        await send(found.body)
+        await send(messages.start)
+        await send(messages.body)
 
 
-async def _accepted(idempotent_transaction: Awaitable[Job]) -> _Response:
-    job = await idempotent_transaction
+async def _accepted(request: Awaitable[Job]) -> _Response:
+    job = await request
     headers = [(name.lower().encode(), value.encode()) for name, value in job_location(str(job.id)).items()]
     return _Response(202, headers, JobOut.from_row(job).model_dump_json().encode())
 
 
+async def _expand(services: Services, volume_id: UUID, growth: GrowthIn, origin: RequestOrigin) -> Job:
+    return await services.volumes.request_expand(volume_id, growth.growth(), origin=origin)
+
+
 def _plain_headers(scope: Scope) -> dict[bytes, bytes] | None:
-    """Take the headers of a request, if there is nothing unusual about it; two of one name are."""
+    """Return the headers of a plain request; None if it has a query, a repeated header or one for the slow path."""
     if scope["type"] != "http" or scope["query_string"] or scope.get("root_path"):
         return None
     headers = dict(scope["headers"])
     return None if len(headers) < len(scope["headers"]) or headers.keys() & _SLOW_PATH_HEADERS else headers
 
 
-async def _expand(services: Services, volume_id: UUID, body: GrowthIn, origin: RequestOrigin) -> Job:
-    return await services.volumes.request_expand(volume_id, body.growth(), origin=origin)
-
-
 async def _receive_body(receive: Receive) -> list[Message]:
-    """Take what is sent: a whole body, unless it is unusually large."""
+    """Receive the messages of a body, up to the first beyond _MAX_BODY_BYTES."""
     messages = [await receive()]
     while messages[-1].get("more_body") and len(_body(messages)) <= _MAX_BODY_BYTES:
         messages.append(await receive())
@@ -138,26 +137,26 @@ async def _receive_body(receive: Receive) -> list[Message]:
 
 
 def _replayed(messages: Sequence[Message], receive: Receive) -> Receive:
-    """Have what was taken received once more, and then the rest."""
-    taken = iter(messages)
+    """Return a `receive` that yields the messages received so far, and then the rest."""
+    received = iter(messages)
 
-    async def again() -> Message:
-        return next(taken, None) or await receive()
+    async def replay() -> Message:
+        return next(received, None) or await receive()
 
-    return again
+    return replay
 
 
 def _body(messages: Sequence[Message]) -> bytes:
     return b"".join(message.get("body", b"") for message in messages)
 
 
-def _parsed(shape: type[Parsed], messages: Sequence[Message]) -> Parsed | None:
-    """Read a body; None if there is anything to say about it, or it is not there as a whole."""
+def _parsed(schema: type[Parsed], messages: Sequence[Message]) -> Parsed | None:
+    """Parse a complete and valid body; None leaves everything else to the route, which reports the errors."""
     body, last = _body(messages), messages[-1]
     if last["type"] != "http.request" or last.get("more_body") or len(body) > _MAX_BODY_BYTES:
         return None
     try:
-        return shape.model_validate(json.loads(body))
+        return schema.model_validate(json.loads(body))
     except (ValueError, RecursionError):
         return None
 

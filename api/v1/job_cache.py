@@ -1,4 +1,4 @@
-"""What pollers of a job are sent; that of ended jobs is remembered for a while, for they never change."""
+"""Rendered jobs for polling clients. Ended jobs never change, so their responses are cached for a while."""
 
 import time
 from dataclasses import dataclass
@@ -6,17 +6,18 @@ from typing import Final, NamedTuple
 
 from api.etag import job_tag
 from api.problems import RETRY_SECONDS
-from api.schemas.responses import JobOut
+from api.schemas.jobs import JobOut
 from domain.jobs.model import Job
 
-#: Not for long, because retention forgets jobs; and not much, because a job may be large.
+#: Short, because retention deletes jobs.
 _CACHE_SECONDS: Final = 30.0
+#: Both limit the memory of the cache: a job may be large.
 _MAX_JOBS: Final = 4096
 _MAX_BODY_BYTES: Final = 4096
 
 
 class RenderedJob(NamedTuple):
-    """A job as it is shown."""
+    """A job as a response."""
 
     tag: str
     headers: list[tuple[bytes, bytes]]
@@ -25,36 +26,35 @@ class RenderedJob(NamedTuple):
 
 
 def render(job: Job) -> RenderedJob:
-    """Show a job as it is now; one that has not ended says when to ask again."""
+    """Render a job; the response for one that has not ended has a `Retry-After` header."""
     tag = job_tag(job)
-    again = [] if job.ended else [(b"retry-after", b"%d" % RETRY_SECONDS)]
-    return RenderedJob(
-        tag, [*again, (b"etag", tag.encode())], JobOut.from_row(job).model_dump_json().encode(), job.ended
-    )
+    retry_after = [] if job.ended else [(b"retry-after", b"%d" % RETRY_SECONDS)]
+    headers = [*retry_after, (b"etag", tag.encode())]
+    return RenderedJob(tag, headers, JobOut.from_row(job).model_dump_json().encode(), job.ended)
 
 
 @dataclass(frozen=True)
-class _CachedJob:
-    shown: RenderedJob
-    until: float
+class _Entry:
+    job: RenderedJob
+    expires: float
 
 
 class EndedJobCache:
-    """The ended jobs that were asked for last."""
+    """The responses of the ended jobs that were requested last."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, _CachedJob] = {}
+        self._entries: dict[str, _Entry] = {}
 
-    def recall(self, job_id: str) -> RenderedJob | None:
-        """Show a job that was shown a moment ago, if it had ended then."""
-        kept = self._kept.get(job_id)
-        return kept.shown if kept is not None and time.monotonic() < kept.until else None
+    def get(self, job_id: str) -> RenderedJob | None:
+        """Return the cached response of a job; None if there is none or it has expired."""
+        entry = self._entries.get(job_id)
+        return entry.job if entry is not None and time.monotonic() < entry.expires else None
 
-    def keep(self, job_id: str, job: RenderedJob) -> None:
-        """Remember how a job was shown, if that will never change."""
+    def put(self, job_id: str, job: RenderedJob) -> None:
+        """Store the response of a job if the job has ended and the body is small; evict the oldest entry if full."""
         if not job.ended or len(job.body) > _MAX_BODY_BYTES:
             return
-        self._kept.pop(job_id, None)  # so that the first is always the oldest
-        self._kept[job_id] = _CachedJob(job, time.monotonic() + _CACHE_SECONDS)
-        if len(self._kept) > _MAX_JOBS:
-            del self._kept[next(iter(self._kept))]
+        self._entries.pop(job_id, None)  # keeps the dict in order of age
+        self._entries[job_id] = _Entry(job, time.monotonic() + _CACHE_SECONDS)
+        if len(self._entries) > _MAX_JOBS:
+            del self._entries[next(iter(self._entries))]

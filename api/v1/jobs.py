@@ -1,4 +1,4 @@
-"""Jobs over HTTP: look, wait, cancel, retry."""
+"""Routes of jobs: list, get, wait, cancel, retry."""
 
 from typing import Annotated
 from uuid import UUID
@@ -10,9 +10,8 @@ from api.dependencies import JobsDep, NoQuery, OriginDep
 from api.etag import IfNoneMatchDep, job_tag
 from api.openapi import POLLED, accepts, documented_get, errors
 from api.problems import RETRY_SECONDS
+from api.schemas.jobs import JobOut, JobQuery
 from api.schemas.pagination import Paginated, paginated_response
-from api.schemas.requests import JobQuery
-from api.schemas.responses import JobOut
 from domain.errors import (
     BadCursor,
     JobEnded,
@@ -35,14 +34,14 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 @router.get("", operation_id="list_jobs", summary="List jobs", responses=errors(BadCursor))
 async def list_jobs(query: Annotated[JobQuery, Query()], jobs: JobsDep) -> Paginated[JobOut]:
-    """List jobs, newest first; the parts of a bulk job only when it is named."""
+    """List jobs, newest first; the children of a bulk job only with `parent_id`."""
     return paginated_response(await jobs.list_jobs(query.filters(), query.page_of("jobs")), JobOut.from_row)
 
 
 @router.get(
     "/{job_id}",
     operation_id="get_job",
-    summary="Look at a job, or wait for its end",
+    summary="Get a job, or wait for its end",
     response_model=JobOut,
     responses=documented_get("job", **POLLED) | errors(JobNotFound),
     dependencies=[NoQuery],
@@ -50,15 +49,15 @@ async def list_jobs(query: Annotated[JobQuery, Query()], jobs: JobsDep) -> Pagin
 async def get_job(
     job_id: UUID,
     jobs: JobsDep,
-    answer: AcceptedDep,
+    accepted: AcceptedDep,
     response: Response,
-    seen: IfNoneMatchDep,
+    if_none_match: IfNoneMatchDep,
 ) -> JobOut | Response:
-    """Show a job. Poll with `If-None-Match`, or say `Prefer: wait=30` and be answered when it has ended."""
-    job = await answer.after_waiting(await jobs.get(job_id))
+    """Return a job. Poll with `If-None-Match`, or send `Prefer: wait=30` to get the response when it has ended."""
+    job = await accepted.wait(await jobs.get(job_id))
     if not job.ended:
         response.headers["Retry-After"] = str(RETRY_SECONDS)
-    return seen.unchanged(job_tag(job)) or JobOut.from_row(job)
+    return if_none_match.not_modified(job_tag(job)) or JobOut.from_row(job)
 
 
 @router.post(
@@ -69,9 +68,9 @@ async def get_job(
     responses=accepts(JobNotFound, JobEnded, JobIsChild),
     dependencies=[NoQuery],
 )
-async def cancel_job(job_id: UUID, jobs: JobsDep, origin: OriginDep, answer: AcceptedDep) -> JobOut:
-    """Ask for a job's end. One that never began ends at once; one at work may still succeed."""
-    return await answer(await jobs.cancel(job_id, origin=origin))
+async def cancel_job(job_id: UUID, jobs: JobsDep, origin: OriginDep, accepted: AcceptedDep) -> JobOut:
+    """Request the cancellation of a job. A queued job ends at once; a running one may still succeed."""
+    return await accepted(await jobs.cancel(job_id, origin=origin))
 
 
 @router.post(
@@ -86,6 +85,6 @@ async def cancel_job(job_id: UUID, jobs: JobsDep, origin: OriginDep, answer: Acc
     ),
     dependencies=[NoQuery],
 )
-async def retry_job(job_id: UUID, jobs: JobsDep, origin: OriginDep, answer: AcceptedDep) -> JobOut:
-    """Ask once more for what an ended job did not achieve; the answer is a new job, linked by `retry_of`."""
-    return await answer(await jobs.retry(job_id, origin=origin))
+async def retry_job(job_id: UUID, jobs: JobsDep, origin: OriginDep, accepted: AcceptedDep) -> JobOut:
+    """Create a job that repeats what an ended job did not achieve; `retry_of` has the id of the ended one."""
+    return await accepted(await jobs.retry(job_id, origin=origin))

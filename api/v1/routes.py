@@ -1,4 +1,4 @@
-"""The routes of version 1. Not in `__init__`, because wire shapes are imported by what routes stand on."""
+"""The router of version 1."""
 
 from fastapi import APIRouter
 

@@ -1,4 +1,4 @@
-"""Schedules over HTTP: make, look, change, pause, run now."""
+"""Routes of schedules: create, get, update, pause, delete, run now."""
 
 from typing import Annotated
 from uuid import UUID
@@ -7,11 +7,11 @@ from fastapi import APIRouter, Query, Response
 
 from api.accepted import AcceptedDep
 from api.dependencies import JsonBody, NoQuery, OriginDep, SchedulesDep, ServicesDep
-from api.idempotency import SCHEDULES_AT
-from api.openapi import BODY, accepts, errors, makes_schedule
+from api.idempotency import SCHEDULES_PATH
+from api.openapi import BODY, accepts, creates_schedule, errors
 from api.problems import GROWTH_REQUIRED
+from api.schemas.jobs import JobOut
 from api.schemas.pagination import PageQuery, Paginated, paginated_response
-from api.schemas.responses import JobOut
 from api.schemas.schedules import RunOut, ScheduleIn, ScheduleOut, SchedulePatch, ScheduleQuery
 from domain.errors import BadCursor, NameTaken, ScheduleBusy, ScheduleNotFound, UnknownBackend
 
@@ -22,16 +22,16 @@ router = APIRouter(prefix="/schedules", tags=["schedules"])
     "",
     status_code=201,
     operation_id="create_schedule",
-    summary="Make a schedule",
-    responses=makes_schedule(*BODY, NameTaken, UnknownBackend, GROWTH_REQUIRED),
+    summary="Create a schedule",
+    responses=creates_schedule(*BODY, NameTaken, UnknownBackend, GROWTH_REQUIRED),
     dependencies=[NoQuery, JsonBody],
 )
 async def create_schedule(
     body: ScheduleIn, schedules: SchedulesDep, origin: OriginDep, response: Response
 ) -> ScheduleOut:
-    """Make a schedule: a job is asked for whenever it is due, and only if that of the run before has ended."""
+    """Create a schedule. When it is due, it creates a job, unless the job of its previous run has not ended."""
     schedule = await schedules.create(body.new_schedule(), origin=origin)
-    response.headers["Location"] = f"{SCHEDULES_AT}/{schedule.id}"
+    response.headers["Location"] = f"{SCHEDULES_PATH}/{schedule.id}"
     return ScheduleOut.from_row(schedule)
 
 
@@ -45,12 +45,12 @@ async def list_schedules(query: Annotated[ScheduleQuery, Query()], schedules: Sc
 @router.get(
     "/{schedule_id}",
     operation_id="get_schedule",
-    summary="Look at a schedule",
+    summary="Get a schedule",
     responses=errors(ScheduleNotFound),
     dependencies=[NoQuery],
 )
 async def get_schedule(schedule_id: UUID, schedules: SchedulesDep) -> ScheduleOut:
-    """Show a schedule, when it is due next, and its last runs."""
+    """Return a schedule with its next time and its last runs."""
     return ScheduleOut.from_row(*await schedules.get(schedule_id))
 
 
@@ -62,7 +62,7 @@ async def get_schedule(schedule_id: UUID, schedules: SchedulesDep) -> ScheduleOu
     dependencies=[NoQuery, JsonBody],
 )
 async def update_schedule(schedule_id: UUID, patch: SchedulePatch, schedules: SchedulesDep) -> ScheduleOut:
-    """Change a schedule. What it would have been due for while it was paused is not made up for."""
+    """Change a schedule. Times that passed while it was paused are not caught up."""
     schedule, _ = await schedules.get(schedule_id)
     return ScheduleOut.from_row(*await schedules.change(schedule_id, patch.changes(schedule.action)))
 
@@ -76,7 +76,7 @@ async def update_schedule(schedule_id: UUID, patch: SchedulePatch, schedules: Sc
     dependencies=[NoQuery],
 )
 async def delete_schedule(schedule_id: UUID, schedules: SchedulesDep) -> None:
-    """Delete a schedule, with the list of its runs; a job that it has started goes on."""
+    """Delete a schedule and the list of its runs. Jobs that it has created continue."""
     await schedules.delete(schedule_id)
 
 
@@ -89,7 +89,7 @@ async def delete_schedule(schedule_id: UUID, schedules: SchedulesDep) -> None:
 async def list_schedule_runs(
     schedule_id: UUID, query: Annotated[PageQuery, Query()], schedules: SchedulesDep
 ) -> Paginated[RunOut]:
-    """List what became of a schedule's times, newest first."""
+    """List the outcomes of a schedule's times, newest first."""
     page = await schedules.runs(schedule_id, query.page_of(f"runs of {schedule_id}"))
     return paginated_response(page, RunOut.model_validate)
 
@@ -102,6 +102,6 @@ async def list_schedule_runs(
     responses=accepts(ScheduleNotFound, ScheduleBusy),
     dependencies=[NoQuery],
 )
-async def run_schedule(schedule_id: UUID, services: ServicesDep, origin: OriginDep, answer: AcceptedDep) -> JobOut:
-    """Accept a run beside those that are due, also of a schedule that is paused; refused while one is going."""
-    return await answer(await services.schedule_runner.run_now(schedule_id, origin=origin))
+async def run_schedule(schedule_id: UUID, services: ServicesDep, origin: OriginDep, accepted: AcceptedDep) -> JobOut:
+    """Run a schedule now, in addition to its times, even if it is paused. Fails while a run of it is active."""
+    return await accepted(await services.schedule_runner.run_now(schedule_id, origin=origin))

@@ -1,4 +1,4 @@
-"""Snapshots over HTTP."""
+"""Routes of snapshots."""
 
 from typing import Annotated
 from uuid import UUID
@@ -9,9 +9,9 @@ from api.accepted import AcceptedDep
 from api.dependencies import JsonBody, NoQuery, OriginDep, SnapshotsDep, VolumesDep
 from api.etag import IfNoneMatchDep, row_tag
 from api.openapi import BODY, accepts, documented_get, errors
+from api.schemas.jobs import JobOut
 from api.schemas.pagination import Paginated, paginated_response
-from api.schemas.requests import SnapshotIn, SnapshotQuery, SnapshotsOfVolumeQuery
-from api.schemas.responses import JobOut, SnapshotOut
+from api.schemas.snapshots import SnapshotIn, SnapshotOut, SnapshotQuery, SnapshotsOfVolumeQuery
 from domain.errors import (
     BadCursor,
     NameTaken,
@@ -35,10 +35,10 @@ router = APIRouter(tags=["snapshots"])
     dependencies=[NoQuery, JsonBody],
 )
 async def take_snapshot(
-    volume_id: UUID, body: SnapshotIn, snapshots: SnapshotsDep, origin: OriginDep, answer: AcceptedDep
+    volume_id: UUID, body: SnapshotIn, snapshots: SnapshotsDep, origin: OriginDep, accepted: AcceptedDep
 ) -> JobOut:
-    """Accept a snapshot of a volume's bytes. It is listed at once, and usable when the job has succeeded."""
-    return await answer(await snapshots.request_take(volume_id, body.name, origin=origin))
+    """Take a snapshot of a volume. It is listed at once, and usable when the job has succeeded."""
+    return await accepted(await snapshots.request_take(volume_id, body.name, origin=origin))
 
 
 @router.get(
@@ -66,15 +66,17 @@ async def list_snapshots(query: Annotated[SnapshotQuery, Query()], snapshots: Sn
 @router.get(
     "/snapshots/{snapshot_id}",
     operation_id="get_snapshot",
-    summary="Look at a snapshot",
+    summary="Get a snapshot",
     response_model=SnapshotOut,
     responses=documented_get("snapshot") | errors(SnapshotNotFound),
     dependencies=[NoQuery],
 )
-async def get_snapshot(snapshot_id: UUID, snapshots: SnapshotsDep, seen: IfNoneMatchDep) -> SnapshotOut | Response:
-    """Show a snapshot."""
+async def get_snapshot(
+    snapshot_id: UUID, snapshots: SnapshotsDep, if_none_match: IfNoneMatchDep
+) -> SnapshotOut | Response:
+    """Return a snapshot."""
     snapshot = await snapshots.get(snapshot_id)
-    return seen.unchanged(row_tag(snapshot)) or SnapshotOut.model_validate(snapshot)
+    return if_none_match.not_modified(row_tag(snapshot)) or SnapshotOut.model_validate(snapshot)
 
 
 @router.post(
@@ -86,10 +88,10 @@ async def get_snapshot(snapshot_id: UUID, snapshots: SnapshotsDep, seen: IfNoneM
     dependencies=[NoQuery],
 )
 async def restore_snapshot(
-    snapshot_id: UUID, snapshots: SnapshotsDep, origin: OriginDep, answer: AcceptedDep
+    snapshot_id: UUID, snapshots: SnapshotsDep, origin: OriginDep, accepted: AcceptedDep
 ) -> JobOut:
-    """Accept that the volume gets the snapshot's bytes back. It keeps its present size; the rest of it is zeros."""
-    return await answer(await snapshots.request_restore(snapshot_id, origin=origin))
+    """Restore the volume's data from a snapshot. It keeps its present size; bytes past the snapshot are zeros."""
+    return await accepted(await snapshots.request_restore(snapshot_id, origin=origin))
 
 
 @router.delete(
@@ -100,6 +102,8 @@ async def restore_snapshot(
     responses=accepts(SnapshotNotFound, SnapshotBusy),
     dependencies=[NoQuery],
 )
-async def delete_snapshot(snapshot_id: UUID, snapshots: SnapshotsDep, origin: OriginDep, answer: AcceptedDep) -> JobOut:
-    """Accept the end of a snapshot; volumes that were made from it stay as they are."""
-    return await answer(await snapshots.request_delete(snapshot_id, origin=origin))
+async def delete_snapshot(
+    snapshot_id: UUID, snapshots: SnapshotsDep, origin: OriginDep, accepted: AcceptedDep
+) -> JobOut:
+    """Delete a snapshot. Volumes that were created from it are not affected."""
+    return await accepted(await snapshots.request_delete(snapshot_id, origin=origin))

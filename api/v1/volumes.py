@@ -1,4 +1,4 @@
-"""Volumes over HTTP."""
+"""Routes of volumes."""
 
 from typing import Annotated
 from uuid import UUID
@@ -11,10 +11,9 @@ from api.dependencies import JsonBody, NoQuery, OriginDep, SnapshotsDep, Volumes
 from api.etag import IfNoneMatchDep, row_tag
 from api.openapi import BODY, accepts, documented_get, errors
 from api.problems import GROWTH_REQUIRED
-from api.schemas.growth import GrowthIn
+from api.schemas.jobs import JobOut
 from api.schemas.pagination import Paginated, paginated_response
-from api.schemas.requests import VolumeIn, VolumePatch, VolumeQuery
-from api.schemas.responses import JobOut, VolumeOut
+from api.schemas.volumes import GrowthIn, VolumeIn, VolumeOut, VolumePatch, VolumeQuery
 from domain.errors import (
     BadCursor,
     NameTaken,
@@ -34,8 +33,8 @@ from domain.jobs.model import Job
 from domain.snapshots.service import SnapshotService
 from domain.volumes.service import VolumeService
 
-#: Why a new volume may be refused.
-NEW_VOLUME_REFUSALS = (NameTaken, UnknownBackend, SnapshotNotFound, SnapshotBusy, SnapshotUnusable)
+#: Errors of a request for a new volume.
+NEW_VOLUME_ERRORS = (NameTaken, UnknownBackend, SnapshotNotFound, SnapshotBusy, SnapshotUnusable)
 
 router = APIRouter(prefix="/volumes", tags=["volumes"])
 
@@ -45,14 +44,14 @@ router = APIRouter(prefix="/volumes", tags=["volumes"])
     status_code=202,
     operation_id="create_volume",
     summary="Create a volume",
-    responses=accepts(*BODY, *NEW_VOLUME_REFUSALS),
+    responses=accepts(*BODY, *NEW_VOLUME_ERRORS),
     dependencies=[NoQuery, JsonBody],
 )
 async def create_volume(
-    body: VolumeIn, volumes: VolumesDep, snapshots: SnapshotsDep, origin: OriginDep, answer: AcceptedDep
+    body: VolumeIn, volumes: VolumesDep, snapshots: SnapshotsDep, origin: OriginDep, accepted: AcceptedDep
 ) -> JobOut:
-    """Accept a new volume, empty or from a snapshot. It is listed at once, and usable when the job has succeeded."""
-    return await answer(await request_volume(body, volumes, snapshots, origin))
+    """Create a volume, empty or from a snapshot. It is listed at once, and usable when the job has succeeded."""
+    return await accepted(await request_volume(body, volumes, snapshots, origin))
 
 
 @router.get("", operation_id="list_volumes", summary="List volumes", responses=errors(BadCursor))
@@ -65,26 +64,26 @@ async def list_volumes(query: Annotated[VolumeQuery, Query()], volumes: VolumesD
 @router.get(
     VOLUME,
     operation_id="get_volume",
-    summary="Look at a volume",
+    summary="Get a volume",
     response_model=VolumeOut,
     responses=documented_get("volume") | errors(VolumeNotFound),
     dependencies=[NoQuery],
 )
-async def get_volume(volume_id: UUID, volumes: VolumesDep, seen: IfNoneMatchDep) -> VolumeOut | Response:
-    """Show a volume."""
+async def get_volume(volume_id: UUID, volumes: VolumesDep, if_none_match: IfNoneMatchDep) -> VolumeOut | Response:
+    """Return a volume."""
     volume = await volumes.get(volume_id)
-    return seen.unchanged(row_tag(volume)) or VolumeOut.from_row(volume, volumes.path(volume))
+    return if_none_match.not_modified(row_tag(volume)) or VolumeOut.from_row(volume, volumes.path(volume))
 
 
 @router.patch(
     VOLUME,
     operation_id="update_volume",
-    summary="Rename or relabel a volume",
+    summary="Update a volume",
     responses=errors(*BODY, VolumeNotFound, NameTaken),
     dependencies=[NoQuery, JsonBody],
 )
 async def update_volume(volume_id: UUID, patch: VolumePatch, volumes: VolumesDep) -> VolumeOut:
-    """Change what needs no storage work: name, labels, autogrow. Possible while a job has the volume."""
+    """Change the name, labels or autogrow policy. Needs no job, and is possible while a job holds the volume."""
     volume = await volumes.change(volume_id, patch.change())
     return VolumeOut.from_row(volume, volumes.path(volume))
 
@@ -93,17 +92,17 @@ async def update_volume(volume_id: UUID, patch: VolumePatch, volumes: VolumesDep
     f"{VOLUME}/expand",
     status_code=202,
     operation_id="expand_volume",
-    summary="Grow a volume",
+    summary="Expand a volume",
     responses=accepts(
         *BODY, VolumeNotFound, VolumeBusy, VolumeUnusable, GROWTH_REQUIRED, ShrinkRefused, SizeLimitExceeded
     ),
     dependencies=[NoQuery, JsonBody],
 )
 async def expand_volume(
-    volume_id: UUID, body: GrowthIn, volumes: VolumesDep, origin: OriginDep, answer: AcceptedDep
+    volume_id: UUID, body: GrowthIn, volumes: VolumesDep, origin: OriginDep, accepted: AcceptedDep
 ) -> JobOut:
-    """Accept a larger size. One operation at a time: a busy volume is refused, with the id of its job."""
-    return await answer(await volumes.request_expand(volume_id, body.growth(), origin=origin))
+    """Expand a volume. A volume has one operation at a time: if it is busy, the error has the id of its job."""
+    return await accepted(await volumes.request_expand(volume_id, body.growth(), origin=origin))
 
 
 @router.delete(
@@ -114,15 +113,15 @@ async def expand_volume(
     responses=accepts(VolumeNotFound, VolumeBusy, VolumeHasSnapshots),
     dependencies=[NoQuery],
 )
-async def delete_volume(volume_id: UUID, volumes: VolumesDep, origin: OriginDep, answer: AcceptedDep) -> JobOut:
-    """Accept the end of a volume and of everything on it."""
-    return await answer(await volumes.request_delete(volume_id, origin=origin))
+async def delete_volume(volume_id: UUID, volumes: VolumesDep, origin: OriginDep, accepted: AcceptedDep) -> JobOut:
+    """Delete a volume and its data."""
+    return await accepted(await volumes.request_delete(volume_id, origin=origin))
 
 
 async def request_volume(
     body: VolumeIn, volumes: VolumeService, snapshots: SnapshotService, origin: RequestOrigin
 ) -> Job:
-    """Ask for a new volume, which begins empty or with a snapshot's bytes."""
+    """Request a new volume, either empty or from a snapshot."""
     if body.from_snapshot is not None:
         return await snapshots.request_clone(body.from_snapshot, body.new_volume(), origin=origin)
     return await volumes.request_create(body.new_volume(), origin=origin)

@@ -1,4 +1,4 @@
-"""The API inside the test's own process, asked over HTTP without a socket."""
+"""An HTTP client of an application in the same process, without a socket."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 @asynccontextmanager
 async def client_of(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    """Start the app, and talk to it."""
+    """Run the lifespan of the app, and yield a client."""
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://cistern", timeout=60) as client:

@@ -1,4 +1,4 @@
-"""What tests of the routes share, and what the contract tests of all storage drivers do."""
+"""Fixtures of route tests, and of the contract tests of the storage drivers."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,20 +15,20 @@ from tests.unit.storage_builders import STORING_DRIVERS, open_in
 
 @pytest.fixture
 def fake() -> FakeServices:
-    """What the routes stand on."""
+    """Fake services of the routes."""
     return FakeServices()
 
 
 @pytest.fixture
 async def client(fake: FakeServices) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the routes."""
-    async with client_of(create_app(fake.opening())) as client:
+    """A client of the routes over the fake services."""
+    async with client_of(create_app(fake.factory())) as client:
         yield client
 
 
 @pytest.fixture(params=STORING_DRIVERS)
 async def driver(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[StorageDriver]:
-    """Each driver that keeps bytes, in turn."""
+    """Each storage driver that stores bytes."""
     driver = open_in(tmp_path, request.param)
     yield driver
     await driver.close()

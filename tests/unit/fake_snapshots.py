@@ -1,4 +1,4 @@
-"""Snapshots in memory, as strict as the real ones."""
+"""Fake service of snapshots: in memory, with the errors of the real one."""
 
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -20,12 +20,12 @@ from domain.snapshots.states import SnapshotState
 from domain.volumes.model import Volume
 from domain.volumes.service import NewVolume
 from domain.volumes.states import VolumeState
-from tests.unit.fake_volumes import FakeJobs, FakeVolumes, job_row, page_of, snapshot_row, volume_row
+from tests.unit.fake_volumes import FakeJobs, FakeVolumes, job_row, newest_first, snapshot_row, volume_row
 
 
 @dataclass
 class FakeSnapshots:
-    """Snapshots that change their state, and stay there."""
+    """Snapshots that keep the state in which a request puts them: no worker runs."""
 
     jobs: FakeJobs
     volumes: FakeVolumes
@@ -33,7 +33,7 @@ class FakeSnapshots:
 
     def add(self, snapshot: Snapshot) -> Snapshot:
         self.rows[snapshot.id] = snapshot
-        self.volumes.with_snapshots.add(snapshot.volume_id)
+        self.volumes.have_snapshots.add(snapshot.volume_id)
         return snapshot
 
     async def get(self, snapshot_id: UUID) -> Snapshot:
@@ -42,9 +42,9 @@ class FakeSnapshots:
         return self.rows[snapshot_id]
 
     async def list_snapshots(self, filters: SnapshotFilter, request: PageRequest) -> Page[Snapshot]:
-        named = {name: value for name, value in vars(filters).items() if value is not None}
-        return page_of(
-            self.rows, lambda one: all(getattr(one, name) == value for name, value in named.items()), request
+        given = {name: value for name, value in vars(filters).items() if value is not None}
+        return newest_first(
+            self.rows, lambda row: all(getattr(row, name) == value for name, value in given.items()), request
         )
 
     async def request_take(self, volume_id: UUID, name: str, *, origin: RequestOrigin = ANONYMOUS) -> Job:
@@ -54,7 +54,7 @@ class FakeSnapshots:
         volume = await self.volumes.get(volume_id)
         if any((one.volume_id, one.name) == (volume_id, name) for one in self.rows.values()):
             raise NameTaken
-        self.volumes.take(volume, VolumeState.SNAPSHOTTING)
+        self.volumes.acquire(volume, VolumeState.SNAPSHOTTING)
         return self._job("snapshot.take", self.add(snapshot_row(volume, name, state=SnapshotState.TAKING)), volume)
 
     async def request_restore(self, snapshot_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
@@ -63,8 +63,8 @@ class FakeSnapshots:
     async def _restore(self, snapshot_id: UUID) -> Job:
         snapshot = await self.get(snapshot_id)
         volume = await self.volumes.get(snapshot.volume_id)
-        self._move(snapshot, SnapshotState.RESTORING)
-        self.volumes.take(volume, VolumeState.RESTORING)
+        self._acquire(snapshot, SnapshotState.RESTORING)
+        self.volumes.acquire(volume, VolumeState.RESTORING)
         return self._job("snapshot.restore", snapshot, volume)
 
     async def request_delete(self, snapshot_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
@@ -72,23 +72,23 @@ class FakeSnapshots:
 
     async def _delete(self, snapshot_id: UUID) -> Job:
         snapshot = await self.get(snapshot_id)
-        self._move(snapshot, SnapshotState.DELETING)
+        self._acquire(snapshot, SnapshotState.DELETING)
         return self._job("snapshot.delete", snapshot, None)
 
-    async def request_clone(self, snapshot_id: UUID, wanted: NewVolume, *, origin: RequestOrigin = ANONYMOUS) -> Job:
-        return await self.jobs.accept(origin, self._clone(snapshot_id, wanted))
+    async def request_clone(self, snapshot_id: UUID, request: NewVolume, *, origin: RequestOrigin = ANONYMOUS) -> Job:
+        return await self.jobs.accept(origin, self._clone(snapshot_id, request))
 
-    async def _clone(self, snapshot_id: UUID, wanted: NewVolume) -> Job:
+    async def _clone(self, snapshot_id: UUID, request: NewVolume) -> Job:
         snapshot = await self.get(snapshot_id)
-        if wanted.size is not None and wanted.size < snapshot.size:
+        if request.size is not None and request.size < snapshot.size:
             raise Invalid(field="size")
-        self.volumes.require_free(wanted.name)
-        self._move(snapshot, SnapshotState.CLONING)
-        size = wanted.size or snapshot.size
-        clone = self.volumes.add(volume_row(wanted.name, size=size, state=VolumeState.CREATING))
+        self.volumes.require_free(request.name)
+        self._acquire(snapshot, SnapshotState.CLONING)
+        size = request.size or snapshot.size
+        clone = self.volumes.add(volume_row(request.name, size=size, state=VolumeState.CREATING))
         return self._job("snapshot.clone", snapshot, clone)
 
-    def _move(self, snapshot: Snapshot, state: SnapshotState) -> None:
+    def _acquire(self, snapshot: Snapshot, state: SnapshotState) -> None:
         if state not in snapshot_states.MOVES[snapshot.state]:
             if snapshot.state in snapshot_states.BUSY:
                 raise SnapshotBusy(job_id=snapshot.job_id, state=snapshot.state)

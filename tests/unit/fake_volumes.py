@@ -1,4 +1,4 @@
-"""Jobs and volumes in memory, as strict as the real ones: what is asked of them happens, and nobody works."""
+"""Fake services of jobs and volumes, with the errors of the real ones, and builders of rows. No worker runs."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -40,7 +40,7 @@ NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 
 def job_row(kind: str = "volume.create", **columns: Any) -> Job:
-    """Make a job as PostgreSQL would hand it back."""
+    """Return a job as PostgreSQL would return it."""
     times: dict[str, Any] = {"run_at": NOON, "created_at": NOON}
     status = columns.pop("status", JobStatus.QUEUED)
     job = new_job(kind, columns.pop("params", {"fence": 1}), max_attempts=8, **times, **columns)
@@ -49,8 +49,8 @@ def job_row(kind: str = "volume.create", **columns: Any) -> Job:
 
 
 def volume_row(name: str = "one", **columns: Any) -> Volume:
-    """Make an available volume as PostgreSQL would hand it back."""
-    plain: dict[str, Any] = {
+    """Return an available volume as PostgreSQL would return it."""
+    defaults: dict[str, Any] = {
         "backend": "memory",
         "state": VolumeState.AVAILABLE,
         "size": 1024,
@@ -59,22 +59,22 @@ def volume_row(name: str = "one", **columns: Any) -> Volume:
         "created_at": NOON,
         "updated_at": NOON,
     }
-    return Volume(id=uuid7(), name=name, **{**plain, **columns})
+    return Volume(id=uuid7(), name=name, **{**defaults, **columns})
 
 
 def snapshot_row(volume: Volume, name: str = "one", **columns: Any) -> Snapshot:
-    """Make a snapshot that is ready as PostgreSQL would hand it back."""
-    plain: dict[str, Any] = {
+    """Return a ready snapshot as PostgreSQL would return it."""
+    defaults: dict[str, Any] = {
         "state": SnapshotState.READY,
         "size": volume.size,
         "version": 1,
         "created_at": NOON,
         "updated_at": NOON,
     }
-    return Snapshot(id=uuid7(), volume_id=volume.id, name=name, **{**plain, **columns})
+    return Snapshot(id=uuid7(), volume_id=volume.id, name=name, **{**defaults, **columns})
 
 
-def page_of(rows: dict[UUID, Any], matches: Callable[[Any], bool], request: PageRequest) -> Page[Any]:
+def newest_first(rows: dict[UUID, Any], matches: Callable[[Any], bool], request: PageRequest) -> Page[Any]:
     before = request.before
     newest = sorted((row for row in rows.values() if matches(row)), key=lambda row: row.id, reverse=True)
     return request.page([row for row in newest if before is None or row.id < before][: request.limit + 1])
@@ -82,24 +82,24 @@ def page_of(rows: dict[UUID, Any], matches: Callable[[Any], bool], request: Page
 
 @dataclass
 class FakeJobs:
-    """A job book without workers."""
+    """Jobs that no worker claims."""
 
     rows: dict[UUID, Job] = field(default_factory=dict)
-    kept: dict[tuple[str | None, str], tuple[IdempotentRequest, tuple[int, Any]]] = field(default_factory=dict)
+    replays: dict[tuple[str | None, str], tuple[IdempotentRequest, tuple[int, Any]]] = field(default_factory=dict)
 
-    async def accept(self, origin: RequestOrigin, idempotent_transaction: Awaitable[Job]) -> Job:
-        """Accept a request once under its key, if it has one."""
+    async def accept(self, origin: RequestOrigin, accepting: Awaitable[Job]) -> Job:
+        """Accept a request; one with a key only once."""
         if origin.key is None:
-            return await idempotent_transaction
+            return await accepting
         name = (origin.caller, origin.key.key)
-        if name in self.kept:
-            _ = asyncio.ensure_future(idempotent_transaction).cancel()
-            first, answer = self.kept[name]
+        if name in self.replays:
+            _ = asyncio.ensure_future(accepting).cancel()
+            first, replay = self.replays[name]
             if (first.route, first.fingerprint) != (origin.key.route, origin.key.fingerprint):
                 raise IdempotencyKeyReused
-            raise IdempotentReplay(*answer)
-        job = await idempotent_transaction
-        self.kept[name] = origin.key, origin.key.render(job)
+            raise IdempotentReplay(*replay)
+        job = await accepting
+        self.replays[name] = origin.key, origin.key.render(job)
         return job
 
     def add(self, job: Job) -> Job:
@@ -112,9 +112,9 @@ class FakeJobs:
         return self.rows[job_id]
 
     async def list_jobs(self, filters: JobFilter, request: PageRequest) -> Page[Job]:
-        named = {name: value for name, value in vars(filters).items() if value is not None or name == "parent_id"}
-        return page_of(
-            self.rows, lambda job: all(getattr(job, name) == value for name, value in named.items()), request
+        given = {name: value for name, value in vars(filters).items() if value is not None or name == "parent_id"}
+        return newest_first(
+            self.rows, lambda job: all(getattr(job, name) == value for name, value in given.items()), request
         )
 
     async def cancel(self, job_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
@@ -141,12 +141,12 @@ class FakeJobs:
 
 @dataclass
 class FakeVolumes:
-    """Volumes that change their state, and stay there, because nobody works."""
+    """Volumes that keep the state in which a request puts them."""
 
     jobs: FakeJobs
     backends: Backends
     rows: dict[UUID, Volume] = field(default_factory=dict)
-    with_snapshots: set[UUID] = field(default_factory=set)
+    have_snapshots: set[UUID] = field(default_factory=set)
 
     def add(self, volume: Volume) -> Volume:
         self.rows[volume.id] = volume
@@ -168,7 +168,7 @@ class FakeVolumes:
                 and filters.labels.items() <= volume.labels.items()
             )
 
-        return page_of(self.rows, matches, request)
+        return newest_first(self.rows, matches, request)
 
     async def change(self, volume_id: UUID, change: VolumeChange) -> Volume:
         volume = await self.get(volume_id)
@@ -178,20 +178,20 @@ class FakeVolumes:
             setattr(volume, name, getattr(change, name))
         return volume
 
-    async def request_create(self, wanted: NewVolume, *, origin: RequestOrigin = ANONYMOUS) -> Job:
-        return await self.jobs.accept(origin, self._create(wanted, origin))
+    async def request_create(self, request: NewVolume, *, origin: RequestOrigin = ANONYMOUS) -> Job:
+        return await self.jobs.accept(origin, self._create(request, origin))
 
-    async def _create(self, wanted: NewVolume, origin: RequestOrigin) -> Job:
-        backend = wanted.backend or self.backends.names()[0]
+    async def _create(self, request: NewVolume, origin: RequestOrigin) -> Job:
+        backend = request.backend or self.backends.names()[0]
         if backend not in self.backends:
-            raise UnknownBackend(f"There is no backend named {backend!r}.", field="backend")
-        self.require_free(wanted.name)
+            raise UnknownBackend(f"There is no backend given {backend!r}.", field="backend")
+        self.require_free(request.name)
         volume = self.add(
             volume_row(
-                wanted.name,
-                size=wanted.size,
-                labels=wanted.labels,
-                autogrow=wanted.autogrow,
+                request.name,
+                size=request.size,
+                labels=request.labels,
+                autogrow=request.autogrow,
                 state=VolumeState.CREATING,
             )
         )
@@ -203,7 +203,7 @@ class FakeVolumes:
     async def _expand(self, volume_id: UUID, growth: Growth, origin: RequestOrigin) -> Job:
         volume = await self.get(volume_id)
         to_size = growth.target(volume.size)
-        self.take(volume, VolumeState.EXPANDING)
+        self.acquire(volume, VolumeState.EXPANDING)
         return self._job("volume.expand", volume, origin.caller, to_size=to_size)
 
     async def request_delete(self, volume_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
@@ -211,16 +211,16 @@ class FakeVolumes:
 
     async def _delete(self, volume_id: UUID, origin: RequestOrigin) -> Job:
         volume = await self.get(volume_id)
-        if volume_id in self.with_snapshots:
+        if volume_id in self.have_snapshots:
             raise VolumeHasSnapshots
-        self.take(volume, VolumeState.DELETING)
+        self.acquire(volume, VolumeState.DELETING)
         return self._job("volume.delete", volume, origin.caller)
 
     def require_free(self, name: str) -> None:
         if any(volume.name == name for volume in self.rows.values()):
             raise NameTaken
 
-    def take(self, volume: Volume, state: VolumeState) -> None:
+    def acquire(self, volume: Volume, state: VolumeState) -> None:
         if volume.state in BUSY:
             raise VolumeBusy(job_id=volume.job_id, state=volume.state)
         if state not in MOVES[volume.state]:

@@ -1,4 +1,4 @@
-"""The services of the front of the house in memory, so that HTTP is tested without a server."""
+"""Fakes of all services that the API uses, in memory, so that routes are tested without servers."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import cast
 from uuid import UUID
 
-from api.main import Opening
+from api.main import ServicesFactory
 from domain.errors import DatabaseUnavailable
 from domain.jobs.model import Job
 from domain.jobs.states import JobStatus
@@ -23,23 +23,23 @@ __all__ = ["NOON", "FakeServices", "job_row", "snapshot_row", "volume_row"]
 
 @dataclass
 class FakeWatcher:
-    """Sees every job end as soon as somebody waits for it, unless told otherwise."""
+    """Ends a job as soon as a request waits for it, and records the waits."""
 
     jobs: FakeJobs
-    ends: bool = True
-    how: JobStatus = JobStatus.SUCCEEDED
+    jobs_end: bool = True
+    final_status: JobStatus = JobStatus.SUCCEEDED
     database_is_up: bool = True
-    waited: list[float] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
         yield
 
     def release(self) -> None:
-        """Nobody is ever kept waiting."""
+        """Do nothing: no request ever waits."""
 
     async def follow(self, job_id: UUID, version: int | None) -> AsyncGenerator[Job, None]:
-        """Show the job as it is, if that is new, and then its end."""
+        """Yield the job if its version is new, and then the ended job."""
         job = self.jobs.rows[job_id]
         if job.version != version:
             yield job
@@ -48,17 +48,17 @@ class FakeWatcher:
             yield job
 
     async def ended(self, job_id: UUID, seconds: float) -> None:
-        self.waited.append(seconds)
+        self.waits.append(seconds)
         if not self.database_is_up:
             raise DatabaseUnavailable
-        if self.ends:
+        if self.jobs_end:
             job = self.jobs.rows[job_id]
-            job.status, job.finished_at, job.version = self.how, NOON, job.version + 1
+            job.status, job.finished_at, job.version = self.final_status, NOON, job.version + 1
 
 
 @dataclass
 class FakeServer:
-    """PostgreSQL or Redis, up or down."""
+    """PostgreSQL or Redis: `ping` fails while it is down."""
 
     error: type[Exception]
     up: bool = True
@@ -69,19 +69,19 @@ class FakeServer:
 
 
 @dataclass
-class FakeSignals:
-    """What waits and what was mended; None when nobody can tell."""
+class FakeStats:
+    """Statistics; None means that they are unavailable."""
 
-    seen: Stats | None = field(
+    stats: Stats | None = field(
         default_factory=lambda: Stats(2, 1.5, {"rescued": 1, "retried": 3, "lost_messages": 4}),
     )
 
     async def latest(self) -> Stats | None:
-        return self.seen
+        return self.stats
 
 
 class FakeServices:
-    """What the front of the house holds, in memory."""
+    """All services of the API."""
 
     def __init__(self) -> None:
         self.backends = Backends.open({"memory": "memory:?capacity=10GiB", "null": "null:"}, threads=1)
@@ -92,11 +92,11 @@ class FakeServices:
         self.bulk_snapshots = FakeBulkSnapshots(self.jobs)
         self.expansion = FakeExpansion(self.jobs, self.volumes)
         self.watcher = FakeWatcher(self.jobs)
-        self.signals = FakeSignals()
+        self.stats = FakeStats()
         self.database = FakeServer(DatabaseUnavailable)
         self.queue = FakeServer(QueueUnavailable)
 
-    def opening(self) -> Opening:
-        """Open these instead of the real ones."""
+    def factory(self) -> ServicesFactory:
+        """Return a factory of these services for `create_app`."""
 
         return lambda: nullcontext(cast("Services", self))

@@ -1,4 +1,4 @@
-"""The policy by which a volume may grow by itself: how it is set, shown and removed, and what is no policy."""
+"""The autogrow policy of a volume: created, returned, removed; invalid ones are rejected."""
 
 from typing import Any
 
@@ -10,22 +10,22 @@ from tests.unit.fakes import FakeServices, volume_row
 VOLUMES = "/api/v1/volumes"
 
 
-def refused(answer: httpx.Response) -> list[str]:
-    assert (answer.status_code, answer.json()["code"]) == (422, "invalid"), answer.text
-    return [error["field"] for error in answer.json()["errors"]]
+def invalid_fields(response: httpx.Response) -> list[str]:
+    assert (response.status_code, response.json()["code"]) == (422, "invalid"), response.text
+    return [error["field"] for error in response.json()["errors"]]
 
 
 @pytest.mark.parametrize("usage_above", [0, 0.5, 80, 100])
-async def test_a_policy_is_set_with_the_volume_shown_and_removed(client: httpx.AsyncClient, usage_above: float) -> None:
+async def test_autogrow_policy_is_created_returned_and_removed(client: httpx.AsyncClient, usage_above: float) -> None:
     policy = {"usage_above": usage_above, "by": "1GiB", "up_to": "1TiB"}
-    answer = await client.post(VOLUMES, json={"name": "a", "size": 1, "autogrow": policy})
-    assert answer.status_code == 202, answer.text
+    response = await client.post(VOLUMES, json={"name": "a", "size": 1, "autogrow": policy})
+    assert response.status_code == 202, response.text
 
-    address = f"{VOLUMES}/{answer.json()['volume_id']}"
-    shown = (await client.get(address)).json()["autogrow"]
-    assert shown == {"usage_above": usage_above, "by": 2**30, "up_to": 2**40}
-    assert (await client.patch(address, json={"autogrow": None})).json()["autogrow"] is None
-    assert (await client.get(address)).json()["autogrow"] is None
+    path = f"{VOLUMES}/{response.json()['volume_id']}"
+    autogrow = (await client.get(path)).json()["autogrow"]
+    assert autogrow == {"usage_above": usage_above, "by": 2**30, "up_to": 2**40}
+    assert (await client.patch(path, json={"autogrow": None})).json()["autogrow"] is None
+    assert (await client.get(path)).json()["autogrow"] is None
 
 
 BAD_AUTOGROWS: list[tuple[dict[str, Any], str]] = [
@@ -44,17 +44,17 @@ BAD_AUTOGROWS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("said", "field"), BAD_AUTOGROWS, ids=lambda value: repr(value)[:40])
+@pytest.mark.parametrize(("members", "field"), BAD_AUTOGROWS, ids=lambda value: repr(value)[:40])
 @pytest.mark.parametrize("method", ["POST", "PATCH"])
-async def test_a_bad_policy_is_refused_by_name(
-    fake: FakeServices, client: httpx.AsyncClient, method: str, said: dict[str, Any], field: str
+async def test_invalid_autogrow_member_is_rejected_with_its_path(
+    fake: FakeServices, client: httpx.AsyncClient, method: str, members: dict[str, Any], field: str
 ) -> None:
     volume = fake.volumes.add(volume_row())
-    address, plain = (VOLUMES, {"name": "b", "size": 1}) if method == "POST" else (f"{VOLUMES}/{volume.id}", {})
-    policy = {"usage_above": 80, "by": 1, "up_to": "1TiB"} | said
-    answer = await client.request(method, address, json=plain | {"autogrow": policy})
+    path, body = (VOLUMES, {"name": "b", "size": 1}) if method == "POST" else (f"{VOLUMES}/{volume.id}", {})
+    policy = {"usage_above": 80, "by": 1, "up_to": "1TiB"} | members
+    response = await client.request(method, path, json=body | {"autogrow": policy})
 
-    assert refused(answer) == [field]
+    assert invalid_fields(response) == [field]
     assert (volume.autogrow, len(fake.volumes.rows)) == (None, 1)
 
 
@@ -68,10 +68,10 @@ async def test_a_bad_policy_is_refused_by_name(
         ({"usage_above": 80, "percent": 1e308, "up_to": 1}, "autogrow.percent"),
     ],
 )
-async def test_a_policy_that_leaves_something_open_is_refused(
+async def test_incomplete_autogrow_policy_is_rejected(
     fake: FakeServices, client: httpx.AsyncClient, policy: dict[str, Any], field: str
 ) -> None:
-    answer = await client.post(VOLUMES, json={"name": "b", "size": 1, "autogrow": policy})
+    response = await client.post(VOLUMES, json={"name": "b", "size": 1, "autogrow": policy})
 
-    assert refused(answer) == [field]
+    assert invalid_fields(response) == [field]
     assert not fake.volumes.rows

@@ -1,4 +1,4 @@
-"""Bulk expansion over HTTP: how it is asked for, its plan without doing it, and its ledger."""
+"""Routes of bulk expansions: the request, the plan of a dry run, and the ledger."""
 
 import json
 from typing import Any
@@ -17,11 +17,11 @@ EXPAND = "/api/v1/volumes/expand"
 MIB = 2**20
 
 
-def fields(answer: httpx.Response) -> list[str]:
-    return [error["field"] for error in answer.json()["errors"]]
+def fields(response: httpx.Response) -> list[str]:
+    return [error["field"] for error in response.json()["errors"]]
 
 
-async def test_every_wish_reaches_the_domain(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_every_member_reaches_the_domain_request(fake: FakeServices, client: httpx.AsyncClient) -> None:
     one, two = uuid4(), uuid4()
     body = {
         "percent": 20,
@@ -33,60 +33,66 @@ async def test_every_wish_reaches_the_domain(fake: FakeServices, client: httpx.A
         "usage_above": 80,
         "max_concurrent": 7,
     }
-    answer = await client.post(EXPAND, json=body)
+    response = await client.post(EXPAND, json=body)
 
-    assert (answer.status_code, answer.json()["kind"]) == (202, "bulk.expand"), answer.text
-    assert answer.headers["location"] == f"/api/v1/jobs/{answer.json()['id']}"
+    assert (response.status_code, response.json()["kind"]) == (202, "bulk.expand"), response.text
+    assert response.headers["location"] == f"/api/v1/jobs/{response.json()['id']}"
     policy = GrowthPolicy(percent=20, step=2**30, up_to=2**40, usage_above=80)
-    assert fake.expansion.asked == [BulkExpandRequest(policy, Selection((one, two), {"team": "search"}, "memory"), 7)]
+    assert fake.expansion.requests == [
+        BulkExpandRequest(policy, Selection((one, two), {"team": "search"}, "memory"), 7)
+    ]
 
 
-async def test_what_is_not_said_is_the_whole_fleet_ten_at_once(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_defaults_select_all_volumes_ten_at_once(fake: FakeServices, client: httpx.AsyncClient) -> None:
     assert (await client.post(EXPAND, json={"by": "1GiB"})).status_code == 202
 
-    assert fake.expansion.asked == [BulkExpandRequest(GrowthPolicy(by=2**30), Selection(), 10)]
+    assert fake.expansion.requests == [BulkExpandRequest(GrowthPolicy(by=2**30), Selection(), 10)]
 
 
-async def test_the_volumes_own_policies_are_asked_for_by_name(fake: FakeServices, client: httpx.AsyncClient) -> None:
-    answer = await client.post(EXPAND, json={"policy": "autogrow", "labels": {"a": "b"}, "max_concurrent": 3})
+async def test_policy_autogrow_requests_the_policies_of_the_volumes(
+    fake: FakeServices, client: httpx.AsyncClient
+) -> None:
+    response = await client.post(EXPAND, json={"policy": "autogrow", "labels": {"a": "b"}, "max_concurrent": 3})
 
-    assert (answer.status_code, answer.json()["params"]["policy"]) == (202, "autogrow"), answer.text
-    assert fake.expansion.asked == [BulkExpandRequest(VolumePolicies(), Selection(labels={"a": "b"}), 3)]
+    assert (response.status_code, response.json()["params"]["policy"]) == (202, "autogrow"), response.text
+    assert fake.expansion.requests == [BulkExpandRequest(VolumePolicies(), Selection(labels={"a": "b"}), 3)]
 
 
 @pytest.mark.parametrize(
-    "said", [{"to": 2}, {"by": 1}, {"percent": 1}, {"step": MIB}, {"up_to": "1GiB"}, {"usage_above": 80}], ids=repr
+    "member", [{"to": 2}, {"by": 1}, {"percent": 1}, {"step": MIB}, {"up_to": "1GiB"}, {"usage_above": 80}], ids=repr
 )
-async def test_a_policy_cannot_be_combined_with_what_it_says_itself(
-    fake: FakeServices, client: httpx.AsyncClient, said: dict[str, Any]
+async def test_policy_cannot_be_combined_with_members_that_it_replaces(
+    fake: FakeServices, client: httpx.AsyncClient, member: dict[str, Any]
 ) -> None:
-    answer = await client.post(EXPAND, json=said | {"policy": "autogrow"})
+    response = await client.post(EXPAND, json=member | {"policy": "autogrow"})
 
-    (name,) = said
-    assert (answer.status_code, answer.json()["code"], fields(answer)) == (422, "invalid", [name])
-    assert "`policy`" in answer.json()["errors"][0]["detail"]
-    assert fake.expansion.asked == []
+    (name,) = member
+    assert (response.status_code, response.json()["code"], fields(response)) == (422, "invalid", [name])
+    assert "`policy`" in response.json()["errors"][0]["detail"]
+    assert fake.expansion.requests == []
 
 
-async def test_a_dry_run_asks_each_volumes_own_policy(fake: FakeServices, client: httpx.AsyncClient) -> None:
-    own = {"usage_above": 80, "by": MIB, "up_to": 10 * MIB}
-    grows = fake.volumes.add(volume_row("a", size=MIB, used=MIB, autogrow=own))
+async def test_dry_run_applies_the_policy_of_each_volume(fake: FakeServices, client: httpx.AsyncClient) -> None:
+    policy = {"usage_above": 80, "by": MIB, "up_to": 10 * MIB}
+    grows = fake.volumes.add(volume_row("a", size=MIB, used=MIB, autogrow=policy))
     stays = fake.volumes.add(volume_row("b", size=MIB, used=MIB))
     plan = (await client.post(EXPAND, json={"policy": "autogrow", "dry_run": True})).json()
 
-    shown = {item["volume_id"]: (item["to_size"], item["code"]) for item in plan["items"]}
-    assert shown == {str(grows.id): (2 * MIB, None), str(stays.id): (None, "no-policy")}
-    assert fake.expansion.asked == []
+    planned = {item["volume_id"]: (item["to_size"], item["code"]) for item in plan["items"]}
+    assert planned == {str(grows.id): (2 * MIB, None), str(stays.id): (None, "no-policy")}
+    assert fake.expansion.requests == []
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"labels": {"team": "search"}, "dry_run": true}'])
-async def test_no_growth_is_told_its_choices(fake: FakeServices, client: httpx.AsyncClient, content: bytes) -> None:
+async def test_missing_growth_error_lists_the_choices(
+    fake: FakeServices, client: httpx.AsyncClient, content: bytes
+) -> None:
     headers = {"Content-Type": "application/json"} if content else {}
-    answer = await client.post(EXPAND, content=content, headers=headers)
+    response = await client.post(EXPAND, content=content, headers=headers)
 
-    assert (answer.status_code, answer.json()["code"]) == (422, "growth-required")
-    assert all(choice in answer.json()["detail"] for choice in ("`to`", "`by`", "`percent`", "`policy`"))
-    assert fake.expansion.asked == []
+    assert (response.status_code, response.json()["code"]) == (422, "growth-required")
+    assert all(choice in response.json()["detail"] for choice in ("`to`", "`by`", "`percent`", "`policy`"))
+    assert fake.expansion.requests == []
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -125,56 +131,54 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("body", "field"), BAD, ids=lambda value: repr(value)[:40])
-async def test_a_bad_wish_is_refused_by_name(
+async def test_invalid_member_is_rejected_with_its_path(
     fake: FakeServices, client: httpx.AsyncClient, body: dict[str, Any], field: str
 ) -> None:
-    answer = await client.post(EXPAND, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    response = await client.post(EXPAND, content=json.dumps(body), headers={"Content-Type": "application/json"})
 
-    assert (answer.status_code, answer.json()["code"]) == (422, "invalid"), answer.text
-    assert fields(answer) == [field]
-    assert fake.expansion.asked == []
+    assert (response.status_code, response.json()["code"]) == (422, "invalid"), response.text
+    assert fields(response) == [field]
+    assert fake.expansion.requests == []
 
 
 @pytest.mark.parametrize("dry_run", [False, True])
-async def test_an_unknown_backend_is_refused(client: httpx.AsyncClient, *, dry_run: bool) -> None:
-    answer = await client.post(EXPAND, json={"by": 1, "backend": "tape", "dry_run": dry_run})
+async def test_unknown_backend_is_rejected(client: httpx.AsyncClient, *, dry_run: bool) -> None:
+    response = await client.post(EXPAND, json={"by": 1, "backend": "tape", "dry_run": dry_run})
 
-    assert (answer.status_code, answer.json()["code"], fields(answer)) == (422, "unknown-backend", ["backend"])
+    assert (response.status_code, response.json()["code"], fields(response)) == (422, "unknown-backend", ["backend"])
 
 
-async def test_ten_thousand_ids_may_be_named(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_ten_thousand_ids_are_accepted(fake: FakeServices, client: httpx.AsyncClient) -> None:
     ids = [UUID(int=number) for number in range(10_000)]
-    answer = await client.post(EXPAND, json={"by": 1, "ids": [str(one) for one in ids]})
+    response = await client.post(EXPAND, json={"by": 1, "ids": [str(one) for one in ids]})
 
-    assert answer.status_code == 202
-    assert fake.expansion.asked[0].selection.ids == tuple(ids)
+    assert response.status_code == 202
+    assert fake.expansion.requests[0].selection.ids == tuple(ids)
 
 
-async def test_no_id_is_no_volume(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_empty_id_list_selects_no_volume(fake: FakeServices, client: httpx.AsyncClient) -> None:
     assert (await client.post(EXPAND, json={"by": 1, "ids": []})).status_code == 202
-    assert fake.expansion.asked[0].selection.ids == ()
+    assert fake.expansion.requests[0].selection.ids == ()
 
 
-async def test_a_dry_run_is_answered_with_the_plan_and_nothing_is_asked_for(
-    fake: FakeServices, client: httpx.AsyncClient
-) -> None:
+async def test_dry_run_returns_the_plan_and_creates_no_job(fake: FakeServices, client: httpx.AsyncClient) -> None:
     grows, stays = fake.volumes.add(volume_row("a", size=MIB)), fake.volumes.add(volume_row("b", size=2 * MIB))
-    answer = await client.post(EXPAND, json={"to": 2 * MIB, "dry_run": True})
+    response = await client.post(EXPAND, json={"to": 2 * MIB, "dry_run": True})
 
-    plan = answer.json()
-    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+    plan = response.json()
+    assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
     assert (plan["total"], plan["grows"], plan["bytes"], plan["measured_at"], plan["truncated"]) == (
         *(2, 1, MIB),
         None,
         False,
     )
-    shown = {item["volume_id"]: (item["from_size"], item["to_size"], item["code"]) for item in plan["items"]}
-    assert shown == {str(grows.id): (MIB, 2 * MIB, None), str(stays.id): (2 * MIB, None, "already-there")}
-    assert fake.expansion.asked == []
+    planned = {item["volume_id"]: (item["from_size"], item["to_size"], item["code"]) for item in plan["items"]}
+    assert planned == {str(grows.id): (MIB, 2 * MIB, None), str(stays.id): (2 * MIB, None, "already-there")}
+    assert fake.expansion.requests == []
     assert not fake.jobs.rows
 
 
-async def test_a_long_plan_is_cut_and_says_so(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_long_plan_is_truncated_and_marked(fake: FakeServices, client: httpx.AsyncClient) -> None:
     for number in range(1001):
         fake.volumes.add(volume_row(f"v{number}"))
     plan = (await client.post(EXPAND, json={"by": 1, "dry_run": True})).json()
@@ -186,54 +190,58 @@ def item(number: int, status: ItemStatus, **columns: Any) -> Item:
     return Item(volume_id=UUID(int=number), status=status, **columns)
 
 
-async def test_the_ledger_is_walked_upwards(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_ledger_pages_ascend_by_volume_id(fake: FakeServices, client: httpx.AsyncClient) -> None:
     job, other = fake.jobs.add(job_row("bulk.expand")), fake.jobs.add(job_row("bulk.expand"))
     fake.bulk.ledger[job.id] = [item(number, ItemStatus.SUCCEEDED, code="expanded") for number in (3, 1, 4, 2, 5)]
 
-    seen: list[list[int]] = []
+    pages: list[list[int]] = []
     cursor: str | None = ""
     first: str | None = None
     while cursor is not None:
         page = (await client.get(f"/api/v1/jobs/{job.id}/items?limit=2{cursor and '&cursor='}{cursor}")).json()
-        seen.append([UUID(one["volume_id"]).int for one in page["items"]])
+        pages.append([UUID(one["volume_id"]).int for one in page["items"]])
         cursor = page["next_cursor"]
         first = first or cursor
 
-    assert seen == [[1, 2], [3, 4], [5]]
-    answer = await client.get(f"/api/v1/jobs/{other.id}/items?cursor={first}")
-    assert (answer.status_code, answer.json()["code"]) == (422, "bad-cursor")
-    answer = await client.get(f"/api/v1/jobs/{job.id}/items?status=failed&cursor={first}")
-    assert answer.json()["code"] == "bad-cursor"
+    assert pages == [[1, 2], [3, 4], [5]]
+    response = await client.get(f"/api/v1/jobs/{other.id}/items?cursor={first}")
+    assert (response.status_code, response.json()["code"]) == (422, "bad-cursor")
+    response = await client.get(f"/api/v1/jobs/{job.id}/items?status=failed&cursor={first}")
+    assert response.json()["code"] == "bad-cursor"
 
 
-async def test_an_item_says_what_became_of_its_volume(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_item_has_status_code_and_sizes(fake: FakeServices, client: httpx.AsyncClient) -> None:
     job = fake.jobs.add(job_row("bulk.expand"))
-    bad = item(2, ItemStatus.FAILED, code="storage-full", detail="Full.", from_size=1, to_size=2, used=1)
-    fake.bulk.ledger[job.id] = [item(1, ItemStatus.SUCCEEDED), bad]
+    failed = item(2, ItemStatus.FAILED, code="storage-full", detail="Full.", from_size=1, to_size=2, used=1)
+    fake.bulk.ledger[job.id] = [item(1, ItemStatus.SUCCEEDED), failed]
     page = (await client.get(f"/api/v1/jobs/{job.id}/items?status=failed")).json()
 
-    told = {"code": "storage-full", "detail": "Full.", "from_size": 1, "to_size": 2, "used": 1, "snapshot_id": None}
-    assert page == {"items": [{"volume_id": str(UUID(int=2)), "status": "failed"} | told], "next_cursor": None}
+    members = {"code": "storage-full", "detail": "Full.", "from_size": 1, "to_size": 2, "used": 1, "snapshot_id": None}
+    assert page == {"items": [{"volume_id": str(UUID(int=2)), "status": "failed"} | members], "next_cursor": None}
 
 
 @pytest.mark.parametrize(
     ("query", "status", "code"), [("status=done", 422, "invalid"), ("colour=blue", 422, "invalid"), ("", 404, "")]
 )
-async def test_a_ledger_that_cannot_be_shown(client: httpx.AsyncClient, query: str, status: int, code: str) -> None:
-    answer = await client.get(f"/api/v1/jobs/{UUID(int=7)}/items?{query}")
+async def test_ledger_request_is_rejected(client: httpx.AsyncClient, query: str, status: int, code: str) -> None:
+    response = await client.get(f"/api/v1/jobs/{UUID(int=7)}/items?{query}")
 
-    assert (answer.status_code, answer.json()["code"]) == (status, code or "job-not-found")
+    assert (response.status_code, response.json()["code"]) == (status, code or "job-not-found")
 
 
-async def test_a_part_of_a_bulk_job_cannot_be_cancelled_alone(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_lane_of_a_bulk_job_cannot_be_cancelled(fake: FakeServices, client: httpx.AsyncClient) -> None:
     bulk = fake.jobs.add(job_row("bulk.expand"))
     lane = fake.jobs.add(job_row("bulk.lane", parent_id=bulk.id))
-    answer = await client.post(f"/api/v1/jobs/{lane.id}/cancel")
+    response = await client.post(f"/api/v1/jobs/{lane.id}/cancel")
 
-    assert (answer.status_code, answer.json()["code"], answer.json()["job_id"]) == (409, "child-job", str(bulk.id))
+    assert (response.status_code, response.json()["code"], response.json()["job_id"]) == (
+        409,
+        "child-job",
+        str(bulk.id),
+    )
 
 
-async def test_a_copying_job_shows_its_progress_in_bytes(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_snapshot_job_reports_progress_in_bytes(fake: FakeServices, client: httpx.AsyncClient) -> None:
     job = fake.jobs.add(job_row("snapshot.take", total=MIB, succeeded=1024))
 
     progress = (await client.get(f"/api/v1/jobs/{job.id}")).json()["progress"]
@@ -242,7 +250,7 @@ async def test_a_copying_job_shows_its_progress_in_bytes(fake: FakeServices, cli
 
 @pytest.mark.parametrize("version", ["v0", "v1"])
 @pytest.mark.parametrize("method", ["GET", "PATCH", "PUT", "DELETE"])
-async def test_expand_is_no_volume(client: httpx.AsyncClient, version: str, method: str) -> None:
-    answer = await client.request(method, f"/api/{version}/volumes/expand", json={})
+async def test_expand_is_not_a_volume_id(client: httpx.AsyncClient, version: str, method: str) -> None:
+    response = await client.request(method, f"/api/{version}/volumes/expand", json={})
 
-    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")

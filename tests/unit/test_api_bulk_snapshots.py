@@ -1,4 +1,4 @@
-"""Bulk snapshots over HTTP: how they are asked for, and what their ledger shows."""
+"""Routes of bulk snapshots: the request and the ledger."""
 
 from typing import Any
 from uuid import UUID, uuid4
@@ -7,7 +7,7 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from api.schemas.bulk_snapshots import ScheduledSnapshotIn
+from api.schemas.bulk import ScheduledSnapshotIn
 from api.schemas.schedules import validated_params
 from domain.bulk.model import Item
 from domain.bulk.selection import Selection
@@ -19,20 +19,22 @@ from tests.unit.fakes import FakeServices, job_row
 SNAPSHOTS = "/api/v1/volumes/snapshots"
 
 
-async def test_every_wish_reaches_the_domain(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_every_member_reaches_the_domain_request(fake: FakeServices, client: httpx.AsyncClient) -> None:
     one = uuid4()
     body = {"name": "n", "ids": [str(one)], "labels": {"team": "search"}, "backend": "memory", "max_concurrent": 7}
-    answer = await client.post(SNAPSHOTS, json=body)
+    response = await client.post(SNAPSHOTS, json=body)
 
-    assert (answer.status_code, answer.json()["kind"]) == (202, "bulk.snapshot"), answer.text
-    assert answer.headers["location"] == f"/api/v1/jobs/{answer.json()['id']}"
-    assert fake.bulk_snapshots.asked == [BulkSnapshotRequest("n", Selection((one,), {"team": "search"}, "memory"), 7)]
+    assert (response.status_code, response.json()["kind"]) == (202, "bulk.snapshot"), response.text
+    assert response.headers["location"] == f"/api/v1/jobs/{response.json()['id']}"
+    assert fake.bulk_snapshots.requests == [
+        BulkSnapshotRequest("n", Selection((one,), {"team": "search"}, "memory"), 7)
+    ]
 
 
-async def test_what_is_not_said_is_the_whole_fleet_ten_at_once(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_defaults_select_all_volumes_ten_at_once(fake: FakeServices, client: httpx.AsyncClient) -> None:
     assert (await client.post(SNAPSHOTS, json={"name": "n"})).status_code == 202
 
-    assert fake.bulk_snapshots.asked == [BulkSnapshotRequest("n", Selection(), 10)]
+    assert fake.bulk_snapshots.requests == [BulkSnapshotRequest("n", Selection(), 10)]
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -54,60 +56,60 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("body", "field"), BAD, ids=lambda value: repr(value)[:40])
-async def test_a_bad_wish_is_refused_by_name(
+async def test_invalid_member_is_rejected_with_its_path(
     fake: FakeServices, client: httpx.AsyncClient, body: dict[str, Any], field: str
 ) -> None:
-    answer = await client.post(SNAPSHOTS, json=body)
+    response = await client.post(SNAPSHOTS, json=body)
 
-    assert (answer.status_code, answer.json()["code"]) == (422, "invalid"), answer.text
-    assert [error["field"] for error in answer.json()["errors"]] == [field]
-    assert fake.bulk_snapshots.asked == []
-
-
-async def test_an_unknown_backend_is_refused(fake: FakeServices, client: httpx.AsyncClient) -> None:
-    answer = await client.post(SNAPSHOTS, json={"name": "n", "backend": "tape"})
-
-    assert (answer.status_code, answer.json()["code"]) == (422, "unknown-backend")
-    assert fake.bulk_snapshots.asked == []
+    assert (response.status_code, response.json()["code"]) == (422, "invalid"), response.text
+    assert [error["field"] for error in response.json()["errors"]] == [field]
+    assert fake.bulk_snapshots.requests == []
 
 
-async def test_the_same_key_is_the_same_job(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_unknown_backend_is_rejected(fake: FakeServices, client: httpx.AsyncClient) -> None:
+    response = await client.post(SNAPSHOTS, json={"name": "n", "backend": "tape"})
+
+    assert (response.status_code, response.json()["code"]) == (422, "unknown-backend")
+    assert fake.bulk_snapshots.requests == []
+
+
+async def test_repeated_idempotency_key_returns_the_same_job(fake: FakeServices, client: httpx.AsyncClient) -> None:
     key = {"Idempotency-Key": "tonight"}
-    answers = [await client.post(SNAPSHOTS, json={"name": "n"}, headers=key) for _ in range(2)]
+    responses = [await client.post(SNAPSHOTS, json={"name": "n"}, headers=key) for _ in range(2)]
 
-    assert [answer.status_code for answer in answers] == [202, 202]
-    assert answers[0].json()["id"] == answers[1].json()["id"]
-    assert len(fake.bulk_snapshots.asked) == 1
+    assert [response.status_code for response in responses] == [202, 202]
+    assert responses[0].json()["id"] == responses[1].json()["id"]
+    assert len(fake.bulk_snapshots.requests) == 1
 
 
-async def test_an_item_names_its_snapshot(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_item_has_the_id_of_its_snapshot(fake: FakeServices, client: httpx.AsyncClient) -> None:
     job, snapshot_id = fake.jobs.add(job_row("bulk.snapshot")), uuid4()
-    done = Item(volume_id=uuid4(), status=ItemStatus.SUCCEEDED, code="snapshotted", snapshot_id=snapshot_id)
-    fake.bulk.ledger[job.id] = [done]
-    (shown,) = (await client.get(f"/api/v1/jobs/{job.id}/items")).json()["items"]
+    row = Item(volume_id=uuid4(), status=ItemStatus.SUCCEEDED, code="snapshotted", snapshot_id=snapshot_id)
+    fake.bulk.ledger[job.id] = [row]
+    (item,) = (await client.get(f"/api/v1/jobs/{job.id}/items")).json()["items"]
 
-    assert (shown["code"], shown["snapshot_id"]) == ("snapshotted", str(snapshot_id))
+    assert (item["code"], item["snapshot_id"]) == ("snapshotted", str(snapshot_id))
 
 
 @pytest.mark.parametrize("method", ["GET", "PATCH", "PUT", "DELETE"])
-async def test_snapshots_is_no_volume(client: httpx.AsyncClient, method: str) -> None:
-    answer = await client.request(method, SNAPSHOTS, json={})
+async def test_snapshots_is_not_a_volume_id(client: httpx.AsyncClient, method: str) -> None:
+    response = await client.request(method, SNAPSHOTS, json={})
 
-    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
 
 
-def test_a_schedule_may_say_what_it_keeps() -> None:
-    said = {"name": "nightly", "keep_last": 3, "keep_days": 7, "labels": {"team": "search"}}
+def test_schedule_params_accept_retention_rules() -> None:
+    params = {"name": "nightly", "keep_last": 3, "keep_days": 7, "labels": {"team": "search"}}
 
-    assert BulkSnapshotRequest.from_request(validated_params("bulk.snapshot", said)) == BulkSnapshotRequest(
+    assert BulkSnapshotRequest.from_request(validated_params("bulk.snapshot", params)) == BulkSnapshotRequest(
         "nightly", Selection(labels={"team": "search"}), keep=RetentionRule(3, 7)
     )
 
 
 @pytest.mark.parametrize("rule", ["keep_last", "keep_days"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, "3", True, None, 36_501])
-def test_a_rule_that_makes_no_sense_is_refused_by_name(rule: str, value: object) -> None:
-    with pytest.raises(ValidationError) as refused:
+def test_invalid_retention_rule_is_rejected_with_its_name(rule: str, value: object) -> None:
+    with pytest.raises(ValidationError) as raised:
         ScheduledSnapshotIn.model_validate({"name": "nightly", rule: value})
 
-    assert [error["loc"] for error in refused.value.errors()] == [(rule,)]
+    assert [error["loc"] for error in raised.value.errors()] == [(rule,)]

@@ -1,4 +1,4 @@
-"""Bad input gets problem+json with a stable code and changes nothing."""
+"""Invalid input is rejected as problem+json with a stable code, and changes nothing."""
 
 import json
 from collections.abc import AsyncIterator
@@ -15,18 +15,20 @@ from tests.unit.fakes import FakeServices, job_row, volume_row
 VOLUMES = "/api/v1/volumes"
 
 
-def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
-    told: dict[str, Any] = answer.json()
-    assert (told["code"], told["status"], told["type"]) == (code, status, f"/problems/{code}")
-    assert told["title"]
-    assert told["detail"]
-    assert told["request_id"] == answer.headers["x-request-id"]
-    return told
+def problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    assert (response.status_code, response.headers["content-type"]) == (status, "application/problem+json"), (
+        response.text
+    )
+    body: dict[str, Any] = response.json()
+    assert (body["code"], body["status"], body["type"]) == (code, status, f"/problems/{code}")
+    assert body["title"]
+    assert body["detail"]
+    assert body["request_id"] == response.headers["x-request-id"]
+    return body
 
 
-def fields(told: dict[str, Any]) -> list[str]:
-    return [error["field"] for error in told["errors"]]
+def fields(body: dict[str, Any]) -> list[str]:
+    return [one["field"] for one in body["errors"]]
 
 
 BAD_NAMES: list[Any] = [
@@ -54,11 +56,11 @@ BAD_NAMES: list[Any] = [
 
 
 @pytest.mark.parametrize("name", BAD_NAMES, ids=ascii)
-async def test_a_bad_name_is_refused(fake: FakeServices, client: httpx.AsyncClient, name: object) -> None:
-    body = json.dumps({"name": name, "size": 1})  # with \\u escapes, as httpx would refuse half a surrogate pair
-    answer = await client.post(VOLUMES, content=body, headers={"Content-Type": "application/json"})
+async def test_invalid_name_is_rejected(fake: FakeServices, client: httpx.AsyncClient, name: object) -> None:
+    body = json.dumps({"name": name, "size": 1})  # with \\u escapes: httpx rejects a lone surrogate
+    response = await client.post(VOLUMES, content=body, headers={"Content-Type": "application/json"})
 
-    assert fields(problem(answer, 422, "invalid")) == ["name"]
+    assert fields(problem(response, 422, "invalid")) == ["name"]
     assert not fake.volumes.rows
     assert not fake.jobs.rows
 
@@ -93,11 +95,11 @@ BAD_SIZES: list[Any] = [
 
 
 @pytest.mark.parametrize("size", BAD_SIZES, ids=lambda size: repr(size)[:20])
-async def test_a_bad_size_is_refused(fake: FakeServices, client: httpx.AsyncClient, size: object) -> None:
+async def test_invalid_size_is_rejected(fake: FakeServices, client: httpx.AsyncClient, size: object) -> None:
     body = json.dumps({"name": "a", "size": size})
-    answer = await client.post(VOLUMES, content=body, headers={"Content-Type": "application/json"})
+    response = await client.post(VOLUMES, content=body, headers={"Content-Type": "application/json"})
 
-    assert fields(problem(answer, 422, "invalid")) == ["size"]
+    assert fields(problem(response, 422, "invalid")) == ["size"]
     assert not fake.volumes.rows
 
 
@@ -122,17 +124,17 @@ BAD_MEMBERS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("member", BAD_MEMBERS, ids=lambda member: ascii(member)[:50])
 @pytest.mark.parametrize("method", ["POST", "PATCH"])
-async def test_a_bad_member_is_refused_by_name(
+async def test_invalid_volume_member_is_rejected_with_its_path(
     fake: FakeServices, client: httpx.AsyncClient, method: str, member: dict[str, Any]
 ) -> None:
     volume = fake.volumes.add(volume_row())
-    address, plain = (VOLUMES, {"name": "b", "size": 1}) if method == "POST" else (f"{VOLUMES}/{volume.id}", {})
-    answer = await client.request(
-        method, address, content=json.dumps(plain | member), headers={"Content-Type": "application/json"}
+    path, valid = (VOLUMES, {"name": "b", "size": 1}) if method == "POST" else (f"{VOLUMES}/{volume.id}", {})
+    response = await client.request(
+        method, path, content=json.dumps(valid | member), headers={"Content-Type": "application/json"}
     )
 
     (name,) = member
-    assert fields(problem(answer, 422, "invalid"))[0].startswith(name)
+    assert fields(problem(response, 422, "invalid"))[0].startswith(name)
     assert (volume.labels, volume.autogrow) == ({}, None)
     assert len(fake.volumes.rows) == 1
 
@@ -157,56 +159,60 @@ async def test_a_bad_member_is_refused_by_name(
     ],
     ids=repr,
 )
-async def test_a_bad_growth_is_refused(fake: FakeServices, client: httpx.AsyncClient, growth: dict[str, Any]) -> None:
+async def test_invalid_growth_is_rejected(
+    fake: FakeServices, client: httpx.AsyncClient, growth: dict[str, Any]
+) -> None:
     volume = fake.volumes.add(volume_row())
-    answer = await client.post(
+    response = await client.post(
         f"{VOLUMES}/{volume.id}/expand", content=json.dumps(growth), headers={"Content-Type": "application/json"}
     )
 
-    problem(answer, 422, "invalid")
+    problem(response, 422, "invalid")
     assert volume.state is VolumeState.AVAILABLE
 
 
-async def test_an_empty_growth_is_told_its_choices(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_empty_growth_error_lists_the_choices(fake: FakeServices, client: httpx.AsyncClient) -> None:
     volume = fake.volumes.add(volume_row())
-    told = problem(await client.post(f"{VOLUMES}/{volume.id}/expand", json={}), 422, "growth-required")
+    error = problem(await client.post(f"{VOLUMES}/{volume.id}/expand", json={}), 422, "growth-required")
 
-    assert all(choice in told["detail"] for choice in ("`to`", "`by`", "`percent`"))
+    assert all(choice in error["detail"] for choice in ("`to`", "`by`", "`percent`"))
 
 
-async def test_shrinking_is_refused_with_the_present_size(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_shrink_error_has_the_present_size(fake: FakeServices, client: httpx.AsyncClient) -> None:
     volume = fake.volumes.add(volume_row(size=1024))
-    told = problem(await client.post(f"{VOLUMES}/{volume.id}/expand", json={"to": 1023}), 422, "shrink-refused")
+    error = problem(await client.post(f"{VOLUMES}/{volume.id}/expand", json={"to": 1023}), 422, "shrink-refused")
 
-    assert (told["size"], fields(told)) == (1024, ["to"])
+    assert (error["size"], fields(error)) == (1024, ["to"])
     assert volume.state is VolumeState.AVAILABLE
 
 
-async def test_growing_past_the_limit_is_refused(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_size_limit_error_has_the_limit(fake: FakeServices, client: httpx.AsyncClient) -> None:
     volume = fake.volumes.add(volume_row(size=1024))
-    told = problem(await client.post(f"{VOLUMES}/{volume.id}/expand", json={"by": "64TiB"}), 422, "size-limit-exceeded")
+    error = problem(
+        await client.post(f"{VOLUMES}/{volume.id}/expand", json={"by": "64TiB"}), 422, "size-limit-exceeded"
+    )
 
-    assert told["limit"] == MAX_SIZE
+    assert error["limit"] == MAX_SIZE
 
 
-async def test_a_busy_volume_names_the_job_that_has_it(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_busy_volume_error_has_the_id_of_its_job(fake: FakeServices, client: httpx.AsyncClient) -> None:
     job_id = uuid4()
     volume = fake.volumes.add(volume_row(state=VolumeState.EXPANDING, job_id=job_id))
 
-    for answer in (
+    for response in (
         await client.post(f"{VOLUMES}/{volume.id}/expand", json={"by": 1}),
         await client.delete(f"{VOLUMES}/{volume.id}"),
     ):
-        assert problem(answer, 409, "volume-busy")["job_id"] == str(job_id)
+        assert problem(response, 409, "volume-busy")["job_id"] == str(job_id)
 
 
-async def test_a_volume_in_error_cannot_grow(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_volume_in_error_cannot_be_expanded(fake: FakeServices, client: httpx.AsyncClient) -> None:
     volume = fake.volumes.add(volume_row(state=VolumeState.ERROR))
 
     problem(await client.post(f"{VOLUMES}/{volume.id}/expand", json={"by": 1}), 409, "volume-unusable")
 
 
-async def test_a_name_is_taken_once(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_volume_names_are_unique(fake: FakeServices, client: httpx.AsyncClient) -> None:
     fake.volumes.add(volume_row("one"))
     other = fake.volumes.add(volume_row("two"))
 
@@ -215,10 +221,10 @@ async def test_a_name_is_taken_once(fake: FakeServices, client: httpx.AsyncClien
     assert (len(fake.volumes.rows), other.name) == (2, "two")
 
 
-async def test_an_unknown_backend_is_refused_by_name(fake: FakeServices, client: httpx.AsyncClient) -> None:
-    answer = await client.post(VOLUMES, json={"name": "a", "size": 1, "backend": "tape"})
+async def test_unknown_backend_of_a_volume_is_rejected(fake: FakeServices, client: httpx.AsyncClient) -> None:
+    response = await client.post(VOLUMES, json={"name": "a", "size": 1, "backend": "tape"})
 
-    assert fields(problem(answer, 422, "unknown-backend")) == ["backend"]
+    assert fields(problem(response, 422, "unknown-backend")) == ["backend"]
     assert not fake.volumes.rows
 
 
@@ -226,7 +232,7 @@ UNKNOWN = UUID("00000000-0000-7000-8000-000000000000")
 
 
 @pytest.mark.parametrize(
-    ("method", "address", "code"),
+    ("method", "path", "code"),
     [
         ("GET", f"{VOLUMES}/{UNKNOWN}", "volume-not-found"),
         ("PATCH", f"{VOLUMES}/{UNKNOWN}", "volume-not-found"),
@@ -241,77 +247,77 @@ UNKNOWN = UUID("00000000-0000-7000-8000-000000000000")
         ("GET", "/", "not-found"),
     ],
 )
-async def test_what_is_not_there_is_not_found(client: httpx.AsyncClient, method: str, address: str, code: str) -> None:
-    body = {"by": 1} if address.endswith("expand") else {}
-    told = problem(await client.request(method, address, json=body), 404, code)
+async def test_unknown_id_or_path_is_404(client: httpx.AsyncClient, method: str, path: str, code: str) -> None:
+    body = {"by": 1} if path.endswith("expand") else {}
+    error = problem(await client.request(method, path, json=body), 404, code)
 
-    assert told["instance"] == address
+    assert error["instance"] == path
 
 
 @pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
-async def test_an_id_that_is_none_is_refused_by_name(client: httpx.AsyncClient, method: str) -> None:
-    answer = await client.request(method, f"{VOLUMES}/not-an-id", json={})
+async def test_malformed_volume_id_is_422(client: httpx.AsyncClient, method: str) -> None:
+    response = await client.request(method, f"{VOLUMES}/not-an-id", json={})
 
-    assert fields(problem(answer, 422, "invalid")) == ["volume_id"]
+    assert fields(problem(response, 422, "invalid")) == ["volume_id"]
 
 
-async def test_a_wrong_method_is_told_the_right_ones(client: httpx.AsyncClient) -> None:
-    answer = await client.put(VOLUMES, json={})
-    problem(answer, 405, "method-not-allowed")
-    assert answer.headers["allow"] == "GET, POST"
+async def test_405_lists_the_allowed_methods(client: httpx.AsyncClient) -> None:
+    response = await client.put(VOLUMES, json={})
+    problem(response, 405, "method-not-allowed")
+    assert response.headers["allow"] == "GET, POST"
 
-    answer = await client.post(f"{VOLUMES}/{UNKNOWN}", json={})
-    assert answer.headers["allow"] == "DELETE, GET, PATCH"
+    response = await client.post(f"{VOLUMES}/{UNKNOWN}", json={})
+    assert response.headers["allow"] == "DELETE, GET, PATCH"
 
 
 @pytest.mark.parametrize(
     "body", [b"{", b"{'name': 1}", b"\xff", b'{"name": "\xff"}', b"[" * 100_000, b'{"size": ' + b"9" * 5000 + b"}"]
 )
-async def test_broken_json_is_called_so(fake: FakeServices, client: httpx.AsyncClient, body: bytes) -> None:
-    answer = await client.post(VOLUMES, content=body, headers={"Content-Type": "application/json"})
+async def test_malformed_json_is_400(fake: FakeServices, client: httpx.AsyncClient, body: bytes) -> None:
+    response = await client.post(VOLUMES, content=body, headers={"Content-Type": "application/json"})
 
-    problem(answer, 400, "malformed-json")
+    problem(response, 400, "malformed-json")
     assert not fake.volumes.rows
 
 
 @pytest.mark.parametrize("body", [b"", b"null", b"[]", b"5", b'"name"'])
-async def test_a_body_that_is_no_object_is_refused(client: httpx.AsyncClient, body: bytes) -> None:
-    answer = await client.post(VOLUMES, content=body, headers={"Content-Type": "application/json"})
+async def test_body_that_is_not_an_object_is_rejected(client: httpx.AsyncClient, body: bytes) -> None:
+    response = await client.post(VOLUMES, content=body, headers={"Content-Type": "application/json"})
 
-    assert fields(problem(answer, 422, "invalid")) == ["body"]
+    assert fields(problem(response, 422, "invalid")) == ["body"]
 
 
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonx", "json"])
 @pytest.mark.parametrize("method", ["POST", "PATCH"])
-async def test_a_body_that_does_not_claim_to_be_json_is_refused(
+async def test_body_not_declared_as_json_is_415(
     fake: FakeServices, client: httpx.AsyncClient, method: str, kind: str | None
 ) -> None:
-    address = VOLUMES if method == "POST" else f"{VOLUMES}/{fake.volumes.add(volume_row()).id}"
+    path = VOLUMES if method == "POST" else f"{VOLUMES}/{fake.volumes.add(volume_row()).id}"
     headers = {"Content-Type": kind} if kind else {}
-    answer = await client.request(method, address, content=b'{"name": "a", "size": 1}', headers=headers)
+    response = await client.request(method, path, content=b'{"name": "a", "size": 1}', headers=headers)
 
-    problem(answer, 415, "unsupported-media-type")
+    problem(response, 415, "unsupported-media-type")
     assert not fake.jobs.rows
 
 
 @pytest.mark.parametrize(
     "kind", ["application/json", "Application/JSON; charset=utf-8", "application/merge-patch+json"]
 )
-async def test_json_may_be_called_by_any_of_its_names(client: httpx.AsyncClient, kind: str) -> None:
-    answer = await client.post(VOLUMES, content=b'{"name": "a", "size": 1}', headers={"Content-Type": kind})
+async def test_json_media_types_are_accepted(client: httpx.AsyncClient, kind: str) -> None:
+    response = await client.post(VOLUMES, content=b'{"name": "a", "size": 1}', headers={"Content-Type": kind})
 
-    assert answer.status_code == 202
+    assert response.status_code == 202
 
 
-async def test_a_body_of_more_than_a_mebibyte_is_refused(fake: FakeServices, client: httpx.AsyncClient) -> None:
-    async def unannounced() -> AsyncIterator[bytes]:
+async def test_body_over_one_mebibyte_is_413(fake: FakeServices, client: httpx.AsyncClient) -> None:
+    async def undeclared() -> AsyncIterator[bytes]:
         for _ in range(2**8 + 1):
             yield b" " * 2**12
 
     headers = {"Content-Type": "application/json"}
 
     problem(await client.post(VOLUMES, content=b" " * (2**20 + 1), headers=headers), 413, "content-too-large")
-    problem(await client.post(VOLUMES, content=unannounced(), headers=headers), 413, "content-too-large")
+    problem(await client.post(VOLUMES, content=undeclared(), headers=headers), 413, "content-too-large")
     assert not fake.volumes.rows
 
 
@@ -337,35 +343,35 @@ async def test_a_body_of_more_than_a_mebibyte_is_refused(fake: FakeServices, cli
     ],
     ids=lambda query: query[:30],
 )
-async def test_a_filter_that_means_nothing_is_refused_by_name(client: httpx.AsyncClient, query: str) -> None:
-    answer = await client.get(f"{VOLUMES}?{query}")
+async def test_invalid_volume_filter_is_rejected_with_its_name(client: httpx.AsyncClient, query: str) -> None:
+    response = await client.get(f"{VOLUMES}?{query}")
 
-    assert fields(problem(answer, 422, "invalid"))[0].startswith(query.partition("=")[0])
+    assert fields(problem(response, 422, "invalid"))[0].startswith(query.partition("=")[0])
 
 
 @pytest.mark.parametrize(
     "query", ["status=done", "kind=%00", "kind=Volume", "volume_id=5", "parent_id=", "state=error"]
 )
-async def test_a_job_filter_that_means_nothing_is_refused_by_name(client: httpx.AsyncClient, query: str) -> None:
-    answer = await client.get(f"/api/v1/jobs?{query}")
+async def test_invalid_job_filter_is_rejected_with_its_name(client: httpx.AsyncClient, query: str) -> None:
+    response = await client.get(f"/api/v1/jobs?{query}")
 
-    assert fields(problem(answer, 422, "invalid")) == [query.partition("=")[0]]
+    assert fields(problem(response, 422, "invalid")) == [query.partition("=")[0]]
 
 
 @pytest.mark.parametrize(
-    "address",
+    "path",
     [f"{VOLUMES}/{UNKNOWN}", f"/api/v1/jobs/{UNKNOWN}", "/api/v1/backends", "/healthz", "/readyz", "/problems"],
 )
-async def test_a_route_without_parameters_takes_none(client: httpx.AsyncClient, address: str) -> None:
-    assert fields(problem(await client.get(f"{address}?verbose=1"), 422, "invalid")) == ["verbose"]
+async def test_route_without_parameters_rejects_a_query(client: httpx.AsyncClient, path: str) -> None:
+    assert fields(problem(await client.get(f"{path}?verbose=1"), 422, "invalid")) == ["verbose"]
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "ä", "%00", "AAAA", "A" * 5000, "A" * 32])
-async def test_a_cursor_that_nobody_gave_out_is_refused(client: httpx.AsyncClient, cursor: str) -> None:
+async def test_forged_cursor_is_rejected(client: httpx.AsyncClient, cursor: str) -> None:
     assert fields(problem(await client.get(f"{VOLUMES}?cursor={cursor}"), 422, "bad-cursor")) == ["cursor"]
 
 
-async def test_a_cursor_fits_only_its_own_list_and_filters(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_cursor_is_bound_to_its_list_and_filters(fake: FakeServices, client: httpx.AsyncClient) -> None:
     for name in "abc":
         fake.volumes.add(volume_row(name, labels={"team": "search"}))
         fake.jobs.add(job_row())
@@ -377,15 +383,15 @@ async def test_a_cursor_fits_only_its_own_list_and_filters(fake: FakeServices, c
     problem(await client.get(f"{VOLUMES}?cursor={cursor}&label=team:search"), 422, "bad-cursor")
 
 
-async def test_many_faults_are_told_together(client: httpx.AsyncClient) -> None:
-    told = problem(await client.post(VOLUMES, json={"size": 0, "colour": "blue"}), 422, "invalid")
+async def test_all_invalid_members_are_reported_at_once(client: httpx.AsyncClient) -> None:
+    error = problem(await client.post(VOLUMES, json={"size": 0, "colour": "blue"}), 422, "invalid")
 
-    assert sorted(fields(told)) == ["colour", "name", "size"]
-    assert {error["code"] for error in told["errors"]} == {"missing", "extra-forbidden", "greater-than"}
+    assert sorted(fields(error)) == ["colour", "name", "size"]
+    assert {one["code"] for one in error["errors"]} == {"missing", "extra-forbidden", "greater-than"}
 
 
-async def test_a_client_does_not_hear_its_own_noise_again(client: httpx.AsyncClient) -> None:
-    told = problem(await client.post(VOLUMES, json={f"{n}" * 10_000: "x" for n in range(50)}), 422, "invalid")
+async def test_error_response_truncates_repeated_input(client: httpx.AsyncClient) -> None:
+    error = problem(await client.post(VOLUMES, json={f"{n}" * 10_000: "x" for n in range(50)}), 422, "invalid")
 
-    assert len(told["errors"]) <= 20
-    assert len(json.dumps(told)) < 10_000
+    assert len(error["errors"]) <= 20
+    assert len(json.dumps(error)) < 10_000

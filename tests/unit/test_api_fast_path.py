@@ -1,4 +1,4 @@
-"""The short way answers as the ordinary way does, to the byte; whatever is unusual goes the ordinary way."""
+"""The fast path sends the same bytes as the routes, and passes unusual requests on to them."""
 
 import json
 import time
@@ -19,40 +19,40 @@ from tests.unit.fakes import NOON, FakeServices, job_row, volume_row
 
 JOBS = "/api/v1/jobs"
 VOLUMES = "/api/v1/volumes"
-SOME = "01a0b1c2-0000-7000-8000-00000000000a"
-NAMED = {"X-Request-ID": "one-and-the-same"}
-#: A wish that nobody understands changes nothing, but is unusual.
-ORDINARY = {"Prefer": "to-be-left-alone"}
-ALONE = {"name": "new", "size": "10GiB", "labels": {"stadt": "Köln 🌊"}}
+SOME_ID = "01a0b1c2-0000-7000-8000-00000000000a"
+REQUEST_ID = {"X-Request-ID": "one-and-the-same"}
+#: An unknown preference changes nothing, but sends the request to the route.
+SLOW_PATH = {"Prefer": "to-be-left-alone"}
+VOLUME = {"name": "new", "size": "10GiB", "labels": {"stadt": "Köln 🌊"}}
 
 
 @pytest.fixture
 def passed_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The requests that went the ordinary way."""
-    noted: list[str] = []
-    go_on = BodyLimit.__call__
+    """The paths of the requests that the fast path has passed on."""
+    paths: list[str] = []
+    original = BodyLimit.__call__
 
-    async def note(self: BodyLimit, scope: Any, receive: Any, send: Any) -> None:
+    async def record(self: BodyLimit, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
-            noted.append(scope["path"])
-        await go_on(self, scope, receive, send)
+            paths.append(scope["path"])
+        await original(self, scope, receive, send)
 
-    monkeypatch.setattr(BodyLimit, "__call__", note)
-    return noted
+    monkeypatch.setattr(BodyLimit, "__call__", record)
+    return paths
 
 
-def whole(answer: httpx.Response, *ids: object) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """All that is sent, in its order; ids that differ from one request to the next are left out."""
-    content, headers = answer.content, answer.headers.raw
-    for known in ids:
-        mark = str(known).encode()
-        content = content.replace(mark, b"ID")
-        headers = [(name, value.replace(mark, b"ID")) for name, value in headers]
-    return answer.status_code, headers, content
+def sent(response: httpx.Response, *ids: object) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Return status, headers in their order and body, with a placeholder for ``ids``."""
+    content, headers = response.content, response.headers.raw
+    for one in ids:
+        text = str(one).encode()
+        content = content.replace(text, b"ID")
+        headers = [(name, value.replace(text, b"ID")) for name, value in headers]
+    return response.status_code, headers, content
 
 
 ENDED = {"status": JobStatus.SUCCEEDED, "started_at": NOON, "finished_at": NOON}
-SHOWN: list[dict[str, Any]] = [
+JOBS_WITH: list[dict[str, Any]] = [
     {},
     {"status": JobStatus.RUNNING, "started_at": NOON, "created_by": "ich", "worker_id": UUID(int=7)},
     {"kind": "bulk.expand", "total": 9, "succeeded": 4, "failed": 1, "skipped": 2},
@@ -62,109 +62,108 @@ SHOWN: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("columns", SHOWN)
-@pytest.mark.parametrize("seen", ["", "{tag}", 'W/{tag}, "other"', "*", '"other"'])
-async def test_a_job_is_shown_as_the_ordinary_way_shows_it(
-    fake: FakeServices, client: httpx.AsyncClient, passed_on: list[str], columns: dict[str, Any], seen: str
+@pytest.mark.parametrize("columns", JOBS_WITH)
+@pytest.mark.parametrize("if_none_match", ["", "{tag}", 'W/{tag}, "other"', "*", '"other"'])
+async def test_fast_path_and_route_return_identical_jobs(
+    fake: FakeServices, client: httpx.AsyncClient, passed_on: list[str], columns: dict[str, Any], if_none_match: str
 ) -> None:
     job = fake.jobs.add(job_row(**columns))
-    headers = NAMED | ({"If-None-Match": seen.format(tag=f'"{job.id}-{job.version}"')} if seen else {})
-    ordinary = await client.get(f"{JOBS}/{job.id}", headers=headers | ORDINARY)
+    tag = if_none_match.format(tag=f'"{job.id}-{job.version}"')
+    headers = REQUEST_ID | ({"If-None-Match": tag} if tag else {})
+    slow = await client.get(f"{JOBS}/{job.id}", headers=headers | SLOW_PATH)
     assert len(passed_on) == 1
 
     for _ in range(2):
-        assert whole(await client.get(f"{JOBS}/{job.id}", headers=headers)) == whole(ordinary)
+        assert sent(await client.get(f"{JOBS}/{job.id}", headers=headers)) == sent(slow)
     assert len(passed_on) == 1
-    assert ordinary.status_code == (200 if seen in ("", '"other"') else 304)
+    assert slow.status_code == (200 if if_none_match in ("", '"other"') else 304)
 
 
-async def test_a_job_that_nobody_knows_is_refused_as_the_ordinary_way_refuses_it(
-    client: httpx.AsyncClient, passed_on: list[str]
-) -> None:
+async def test_fast_path_and_route_return_identical_404s(client: httpx.AsyncClient, passed_on: list[str]) -> None:
     path = f"{JOBS}/{uuid4()}"
-    short = await client.get(path, headers=NAMED)
+    fast = await client.get(path, headers=REQUEST_ID)
     assert passed_on == []
 
-    assert whole(short) == whole(await client.get(path, headers=NAMED | ORDINARY))
-    assert short.json()["code"] == "job-not-found"
+    assert sent(fast) == sent(await client.get(path, headers=REQUEST_ID | SLOW_PATH))
+    assert fast.json()["code"] == "job-not-found"
 
 
 @pytest.mark.parametrize("caller", [None, "nightly", "x" * 129, "not ascii: ä"])
-async def test_what_is_accepted_is_answered_as_by_the_ordinary_way(
+async def test_fast_path_and_route_return_identical_accepted_jobs(
     fake: FakeServices, client: httpx.AsyncClient, passed_on: list[str], caller: str | None
 ) -> None:
     volume = fake.volumes.add(volume_row())
-    headers = NAMED | ({} if caller is None else {"X-Cistern-Caller": caller})
-    said = {name.encode(): value.encode() for name, value in headers.items()}
-    for path, body in [(VOLUMES, ALONE), (f"{VOLUMES}/{volume.id}/expand", {"percent": 12.5})]:
-        answers = []
-        more: dict[bytes, bytes]
-        for more in ({}, {b"Prefer": b"to-be-left-alone"}):
-            answer = await client.post(path, json=body, headers=said | more)
-            job = fake.jobs.rows[UUID(answer.json()["id"])]
-            answers.append(whole(answer, job.id, job.volume_id))
+    named = REQUEST_ID | ({} if caller is None else {"X-Cistern-Caller": caller})
+    headers = {name.encode(): value.encode() for name, value in named.items()}
+    for path, body in [(VOLUMES, VOLUME), (f"{VOLUMES}/{volume.id}/expand", {"percent": 12.5})]:
+        responses = []
+        extra: dict[bytes, bytes]
+        for extra in ({}, {b"Prefer": b"to-be-left-alone"}):
+            response = await client.post(path, json=body, headers=headers | extra)
+            job = fake.jobs.rows[UUID(response.json()["id"])]
+            responses.append(sent(response, job.id, job.volume_id))
             fake.volumes.rows = {volume.id: volume}
             volume.state = VolumeState.AVAILABLE
 
-        assert answers[0] == answers[1]
-        assert answers[0][0] == 202
+        assert responses[0] == responses[1]
+        assert responses[0][0] == 202
         assert len(passed_on) == 1
         passed_on.clear()
 
 
-async def test_what_is_refused_is_refused_as_by_the_ordinary_way(
+async def test_fast_path_and_route_return_identical_errors(
     fake: FakeServices, client: httpx.AsyncClient, passed_on: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = fake.volumes.add(volume_row("there"))
+    existing = fake.volumes.add(volume_row("existing"))
     busy = fake.volumes.add(volume_row("busy", state=VolumeState.EXPANDING, job_id=uuid4()))
     broken = fake.volumes.add(volume_row("broken", state=VolumeState.ERROR))
     cases: list[tuple[str, Any, str]] = [
-        (VOLUMES, {"name": "there", "size": 1}, "name-taken"),
+        (VOLUMES, {"name": "existing", "size": 1}, "name-taken"),
         (VOLUMES, {"name": "new", "size": 1, "backend": "tape"}, "unknown-backend"),
         (VOLUMES, {"name": "new", "from_snapshot": str(uuid4())}, "snapshot-not-found"),
         (f"{VOLUMES}/{uuid4()}/expand", {"by": 1}, "volume-not-found"),
         (f"{VOLUMES}/{busy.id}/expand", {"by": 1}, "volume-busy"),
         (f"{VOLUMES}/{broken.id}/expand", {"by": 1}, "volume-unusable"),
-        (f"{VOLUMES}/{there.id}/expand", {"to": 1}, "shrink-refused"),
+        (f"{VOLUMES}/{existing.id}/expand", {"to": 1}, "shrink-refused"),
     ]
     for path, body, code in cases:
         passed_on.clear()
-        short = await client.post(path, json=body, headers=NAMED)
+        fast = await client.post(path, json=body, headers=REQUEST_ID)
         assert passed_on == []
 
-        assert whole(short) == whole(await client.post(path, json=body, headers=NAMED | ORDINARY))
-        assert short.json()["code"] == code
+        assert sent(fast) == sent(await client.post(path, json=body, headers=REQUEST_ID | SLOW_PATH))
+        assert fast.json()["code"] == code
 
     async def unavailable(*_: object, **__: object) -> Job:
         raise DatabaseUnavailable
 
     monkeypatch.setattr(fake.volumes, "request_create", unavailable)
-    short = await client.post(VOLUMES, json=ALONE, headers=NAMED)
-    assert whole(short) == whole(await client.post(VOLUMES, json=ALONE, headers=NAMED | ORDINARY))
-    assert (short.status_code, short.headers["retry-after"]) == (503, "1")
+    fast = await client.post(VOLUMES, json=VOLUME, headers=REQUEST_ID)
+    assert sent(fast) == sent(await client.post(VOLUMES, json=VOLUME, headers=REQUEST_ID | SLOW_PATH))
+    assert (fast.status_code, fast.headers["retry-after"]) == (503, "1")
 
 
 JSON = {"Content-Type": "application/json"}
-GOOD = json.dumps(ALONE).encode()
+VALID = json.dumps(VOLUME).encode()
 
 
-async def in_parts() -> AsyncIterator[bytes]:
-    yield GOOD[:10]
-    yield GOOD[10:]
+async def chunks() -> AsyncIterator[bytes]:
+    yield VALID[:10]
+    yield VALID[10:]
 
 
 @pytest.mark.parametrize(
-    ("request_", "status"),
+    ("request_arguments", "status"),
     [
-        ({"headers": JSON, "content": GOOD, "params": {"dry": "run"}}, 422),
-        ({"headers": JSON | {"Idempotency-Key": "once"}, "content": GOOD}, 202),
-        ({"headers": JSON | {"Prefer": "wait=1"}, "content": GOOD}, 202),
-        ({"headers": {"Content-Type": "application/json; charset=utf-8"}, "content": GOOD}, 202),
-        ({"headers": {"Content-Type": "text/plain"}, "content": GOOD}, 415),
-        ({"content": GOOD}, 415),
-        ({"headers": [*JSON.items(), ("X-Cistern-Caller", "a"), ("X-Cistern-Caller", "b")], "content": GOOD}, 202),
-        ({"headers": JSON, "content": b" " * 2**17 + GOOD}, 202),
-        ({"headers": JSON, "content": b" " * 2**21 + GOOD}, 413),
+        ({"headers": JSON, "content": VALID, "params": {"dry": "run"}}, 422),
+        ({"headers": JSON | {"Idempotency-Key": "once"}, "content": VALID}, 202),
+        ({"headers": JSON | {"Prefer": "wait=1"}, "content": VALID}, 202),
+        ({"headers": {"Content-Type": "application/json; charset=utf-8"}, "content": VALID}, 202),
+        ({"headers": {"Content-Type": "text/plain"}, "content": VALID}, 415),
+        ({"content": VALID}, 415),
+        ({"headers": [*JSON.items(), ("X-Cistern-Caller", "a"), ("X-Cistern-Caller", "b")], "content": VALID}, 202),
+        ({"headers": JSON, "content": b" " * 2**17 + VALID}, 202),
+        ({"headers": JSON, "content": b" " * 2**21 + VALID}, 413),
         ({"headers": JSON, "content": b""}, 422),
         ({"headers": JSON, "content": b"{"}, 400),
         ({"headers": JSON, "content": b"\xff"}, 400),
@@ -174,35 +173,35 @@ async def in_parts() -> AsyncIterator[bytes]:
         ({"headers": JSON, "content": b'{"name": "a", "size": 1, "more": 1}'}, 422),
     ],
 )
-async def test_whatever_is_unusual_goes_the_ordinary_way_with_all_that_was_said(
-    client: httpx.AsyncClient, passed_on: list[str], request_: dict[str, Any], status: int
+async def test_unusual_post_reaches_the_route_with_its_whole_body(
+    client: httpx.AsyncClient, passed_on: list[str], request_arguments: dict[str, Any], status: int
 ) -> None:
-    answer = await client.post(VOLUMES, **request_)
+    response = await client.post(VOLUMES, **request_arguments)
 
-    assert (answer.status_code, passed_on) == (status, [VOLUMES]), answer.text
+    assert (response.status_code, passed_on) == (status, [VOLUMES]), response.text
 
 
-async def test_a_body_may_come_in_parts(client: httpx.AsyncClient, passed_on: list[str]) -> None:
-    answer = await client.post(VOLUMES, headers=JSON, content=in_parts())
+async def test_fast_path_accepts_a_chunked_body(client: httpx.AsyncClient, passed_on: list[str]) -> None:
+    response = await client.post(VOLUMES, headers=JSON, content=chunks())
 
-    assert (answer.status_code, passed_on) == (202, [])
+    assert (response.status_code, passed_on) == (202, [])
 
 
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("GET", f"{JOBS}/{SOME}?x=y"),
-        ("GET", f"{JOBS}/{SOME.upper()}"),
-        ("GET", f"{JOBS}/{SOME}/"),
-        ("GET", f"{JOBS}/{SOME}%0a"),
-        ("HEAD", f"{JOBS}/{SOME}"),
-        ("POST", f"{JOBS}/{SOME}"),
-        ("GET", f"{VOLUMES}/{SOME}/expand"),
+        ("GET", f"{JOBS}/{SOME_ID}?x=y"),
+        ("GET", f"{JOBS}/{SOME_ID.upper()}"),
+        ("GET", f"{JOBS}/{SOME_ID}/"),
+        ("GET", f"{JOBS}/{SOME_ID}%0a"),
+        ("HEAD", f"{JOBS}/{SOME_ID}"),
+        ("POST", f"{JOBS}/{SOME_ID}"),
+        ("GET", f"{VOLUMES}/{SOME_ID}/expand"),
         ("POST", f"{VOLUMES}/"),
         ("POST", f"{VOLUMES}/expand"),
     ],
 )
-async def test_every_other_address_is_left_to_the_ordinary_way(
+async def test_other_methods_and_paths_reach_the_route(
     client: httpx.AsyncClient, passed_on: list[str], method: str, path: str
 ) -> None:
     await client.request(method, path)
@@ -210,36 +209,36 @@ async def test_every_other_address_is_left_to_the_ordinary_way(
     assert len(passed_on) == 1
 
 
-async def test_an_ended_job_is_remembered_for_half_a_minute(
+async def test_ended_job_is_cached_for_30_seconds(
     fake: FakeServices, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = fake.jobs.add(job_row(status=JobStatus.FAILED, finished_at=NOON))
-    first = await client.get(f"{JOBS}/{job.id}", headers=NAMED)
+    first = await client.get(f"{JOBS}/{job.id}", headers=REQUEST_ID)
     del fake.jobs.rows[job.id]
 
-    assert whole(await client.get(f"{JOBS}/{job.id}", headers=NAMED)) == whole(first)
+    assert sent(await client.get(f"{JOBS}/{job.id}", headers=REQUEST_ID)) == sent(first)
     later = time.monotonic() + 31
     monkeypatch.setattr("api.v1.job_cache.time.monotonic", lambda: later)
     assert (await client.get(f"{JOBS}/{job.id}")).status_code == 404
 
 
-async def test_a_live_job_is_looked_at_every_time(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_active_job_is_never_cached(fake: FakeServices, client: httpx.AsyncClient) -> None:
     job = fake.jobs.add(job_row())
-    tags = []
+    etags = []
     for version in (1, 2, 3):
         job.version = version
-        tags.append((await client.get(f"{JOBS}/{job.id}")).headers["etag"])
+        etags.append((await client.get(f"{JOBS}/{job.id}")).headers["etag"])
 
-    assert tags == [f'"{job.id}-{version}"' for version in (1, 2, 3)]
+    assert etags == [f'"{job.id}-{version}"' for version in (1, 2, 3)]
 
 
-async def test_only_so_much_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.v1.job_cache._MOST", 3)
-    ended = api.v1.job_cache.EndedJobCache()
+async def test_cache_evicts_the_oldest_job_and_skips_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.v1.job_cache._MAX_JOBS", 3)
+    cache = api.v1.job_cache.EndedJobCache()
     small = [api.v1.job_cache.render(job_row(status=JobStatus.FAILED, finished_at=NOON)) for _ in range(4)]
     large = api.v1.job_cache.render(job_row(status=JobStatus.FAILED, finished_at=NOON, params={"ids": ["x" * 5000]}))
     for name, job in zip("abcd", small, strict=True):
-        ended.keep(name, job)
-    ended.keep("large", large)
+        cache.put(name, job)
+    cache.put("large", large)
 
-    assert [ended.recall(name) for name in ("a", "b", "c", "d", "large")] == [None, *small[1:], None]
+    assert [cache.get(name) for name in ("a", "b", "c", "d", "large")] == [None, *small[1:], None]

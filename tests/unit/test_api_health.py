@@ -1,4 +1,4 @@
-"""Health and backends: the truth about what the process stands on."""
+"""Liveness, readiness and the list of backends."""
 
 import asyncio
 
@@ -12,66 +12,62 @@ from domain.storage.errors import AccessDenied
 from tests.unit.fakes import FakeServices
 
 
-async def test_a_process_is_alive_whatever_else_is_down(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_liveness_does_not_depend_on_servers(fake: FakeServices, client: httpx.AsyncClient) -> None:
     fake.database.up = fake.queue.up = False
-    answer = await client.get("/healthz")
+    response = await client.get("/healthz")
 
-    assert (answer.status_code, answer.json()) == (200, {"status": "alive"})
-
-
-SIGNALS = {"queue_depth": 2, "oldest_due_seconds": 1.5, "rescued": 1, "retried": 3, "lost_messages": 4}
+    assert (response.status_code, response.json()) == (200, {"status": "alive"})
 
 
-async def test_a_process_is_ready_when_both_servers_answer(client: httpx.AsyncClient) -> None:
-    answer = await client.get("/readyz")
-
-    assert answer.status_code == 200
-    assert answer.json() == {"status": "ready", "postgresql": "ok", "redis": "ok", "signals": SIGNALS}
+STATS = {"queue_depth": 2, "oldest_due_seconds": 1.5, "rescued": 1, "retried": 3, "lost_messages": 4}
 
 
-async def test_a_process_whose_signals_cannot_be_had_is_ready_all_the_same(
-    fake: FakeServices, client: httpx.AsyncClient
-) -> None:
-    fake.signals.seen = None
-    answer = await client.get("/readyz")
+async def test_process_is_ready_if_both_servers_respond(client: httpx.AsyncClient) -> None:
+    response = await client.get("/readyz")
 
-    assert (answer.status_code, answer.json()["status"], answer.json()["signals"]) == (200, "ready", None)
+    assert response.status_code == 200
+    assert response.json() == {"status": "ready", "postgresql": "ok", "redis": "ok", "stats": STATS}
 
 
-async def test_without_redis_it_is_degraded_but_goes_on_accepting(
-    fake: FakeServices, client: httpx.AsyncClient
-) -> None:
+async def test_process_is_ready_without_stats(fake: FakeServices, client: httpx.AsyncClient) -> None:
+    fake.stats.stats = None
+    response = await client.get("/readyz")
+
+    assert (response.status_code, response.json()["status"], response.json()["stats"]) == (200, "ready", None)
+
+
+async def test_process_is_degraded_without_redis(fake: FakeServices, client: httpx.AsyncClient) -> None:
     fake.queue.up = False
-    answer = await client.get("/readyz")
+    response = await client.get("/readyz")
 
-    assert answer.status_code == 200
-    assert answer.json() == {"status": "degraded", "postgresql": "ok", "redis": "unavailable", "signals": SIGNALS}
+    assert response.status_code == 200
+    assert response.json() == {"status": "degraded", "postgresql": "ok", "redis": "unavailable", "stats": STATS}
 
 
-async def test_with_a_redis_that_refuses_writes_it_is_degraded(
+async def test_process_is_degraded_if_redis_refuses_writes(
     fake: FakeServices, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def refuse() -> None:
+    async def fail() -> None:
         raise QueueRefusesWrites
 
-    monkeypatch.setattr(fake.queue, "ping", refuse)
-    answer = await client.get("/readyz")
+    monkeypatch.setattr(fake.queue, "ping", fail)
+    response = await client.get("/readyz")
 
-    assert (answer.json()["status"], answer.json()["redis"]) == ("degraded", "refuses-writes")
+    assert (response.json()["status"], response.json()["redis"]) == ("degraded", "refuses-writes")
 
 
-async def test_without_postgresql_it_is_not_ready(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_process_is_not_ready_without_postgresql(fake: FakeServices, client: httpx.AsyncClient) -> None:
     fake.database.up = False
-    answer = await client.get("/readyz")
+    response = await client.get("/readyz")
 
-    assert (answer.status_code, answer.json()["code"]) == (503, "database-unavailable")
+    assert (response.status_code, response.json()["code"]) == (503, "database-unavailable")
 
 
 async def hang() -> None:
     await asyncio.sleep(60)
 
 
-async def test_a_postgresql_that_hangs_is_as_good_as_none(
+async def test_process_is_not_ready_if_postgresql_hangs(
     fake: FakeServices, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(health, "_TIMEOUT_SECONDS", 0.01)
@@ -80,7 +76,7 @@ async def test_a_postgresql_that_hangs_is_as_good_as_none(
     assert (await client.get("/readyz")).status_code == 503
 
 
-async def test_backends_show_their_drivers_and_how_full_they_are(client: httpx.AsyncClient) -> None:
+async def test_backends_have_drivers_and_capacity(client: httpx.AsyncClient) -> None:
     assert (await client.get("/api/v1/backends")).json() == {
         "items": [
             {"name": "memory", "driver": "memory", "total": 10 * 2**30, "used": 0, "error": None},
@@ -89,26 +85,26 @@ async def test_backends_show_their_drivers_and_how_full_they_are(client: httpx.A
     }
 
 
-async def test_a_backend_that_fails_does_not_hide_the_others(
+async def test_failing_backend_does_not_hide_the_others(
     fake: FakeServices, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def refuse() -> None:
+    async def fail() -> None:
         raise AccessDenied
 
-    monkeypatch.setattr(fake.backends.get("memory"), "capacity", refuse)
-    answer = await client.get("/api/v1/backends")
+    monkeypatch.setattr(fake.backends.get("memory"), "capacity", fail)
+    response = await client.get("/api/v1/backends")
 
-    broken, whole = answer.json()["items"]
-    assert answer.status_code == 200
+    broken, intact = response.json()["items"]
+    assert response.status_code == 200
     assert (broken["used"], broken["error"]["code"]) == (None, "storage-denied")
-    assert (whole["used"], whole["error"]) == (0, None)
+    assert (intact["used"], intact["error"]) == (0, None)
 
 
-async def test_a_backend_that_hangs_does_not_hold_the_others(
+async def test_hanging_backend_does_not_delay_the_others(
     fake: FakeServices, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backends, "_TIMEOUT_SECONDS", 0.01)
     monkeypatch.setattr(fake.backends.get("memory"), "capacity", hang)
 
-    broken, whole = (await client.get("/api/v1/backends")).json()["items"]
-    assert (broken["error"]["code"], whole["error"]) == ("storage-unavailable", None)
+    broken, intact = (await client.get("/api/v1/backends")).json()["items"]
+    assert (broken["error"]["code"], intact["error"]) == ("storage-unavailable", None)

@@ -1,6 +1,5 @@
-"""The Idempotency-Key: the same request is answered as it was, another one is refused."""
+"""`Idempotency-Key`: a repeated request gets the first response; another request with the key is rejected."""
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
@@ -13,10 +12,10 @@ VOLUMES = "/api/v1/volumes"
 KEY = {"Idempotency-Key": "nightly-2026-01-31"}
 
 
-async def test_the_first_answer_is_given_again(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_repeated_request_gets_the_first_response(fake: FakeServices, client: httpx.AsyncClient) -> None:
     body = {"name": "a", "size": 1}
     first = await client.post(VOLUMES, json=body, headers=KEY)
-    fake.jobs.rows.popitem()[1].status = JobStatus.FAILED  # whatever has become of it
+    fake.jobs.rows.popitem()[1].status = JobStatus.FAILED  # the replay does not depend on the present state
     again = await client.post(VOLUMES, json=body, headers=KEY | {"Prefer": "wait=30"})
 
     assert (first.status_code, again.status_code) == (202, 202)
@@ -26,15 +25,12 @@ async def test_the_first_answer_is_given_again(fake: FakeServices, client: httpx
     assert "idempotency-replayed" not in first.headers
     assert again.headers["idempotency-replayed"] == "true"
     assert again.headers["x-request-id"] != first.headers["x-request-id"]
-    assert fake.watcher.waited == []
+    assert fake.watcher.waits == []
     assert len(fake.volumes.rows) == 1
 
 
-Ask = Callable[[httpx.AsyncClient, dict[str, str]], Awaitable[httpx.Response]]
-
-
-def scene(fake: FakeServices) -> dict[str, tuple[str, str, Any]]:
-    """Every route that makes a job: method, address, body."""
+def requests(fake: FakeServices) -> dict[str, tuple[str, str, Any]]:
+    """Return a request for every route that creates a job: method, path, body."""
     available, ready = fake.volumes.add(volume_row("one")), fake.volumes.add(volume_row("two"))
     gone = fake.volumes.add(volume_row("three"))
     kept, other = fake.snapshots.add(snapshot_row(ready)), fake.snapshots.add(snapshot_row(ready))
@@ -57,18 +53,18 @@ ROUTES = ["create", "clone", "expand", "bulk", "take", "delete", "restore", "del
 
 
 @pytest.mark.parametrize("route", ROUTES)
-async def test_every_route_that_makes_a_job_knows_the_key(
+async def test_every_route_that_creates_a_job_supports_the_key(
     fake: FakeServices, client: httpx.AsyncClient, route: str
 ) -> None:
-    method, address, body = scene(fake)[route]
-    first, again = [await client.request(method, address, json=body, headers=KEY) for _ in range(2)]
+    method, path, body = requests(fake)[route]
+    first, again = [await client.request(method, path, json=body, headers=KEY) for _ in range(2)]
 
     assert (first.status_code, again.status_code) == (202, 202), first.text
     assert again.json() == first.json()
     assert again.headers["idempotency-replayed"] == "true"
 
 
-async def test_the_body_is_compared_by_its_meaning(client: httpx.AsyncClient) -> None:
+async def test_bodies_with_equal_meaning_are_the_same_request(client: httpx.AsyncClient) -> None:
     headers = KEY | {"Content-Type": "application/json"}
     first = await client.post(VOLUMES, content=b'{"name": "a", "size": 1}', headers=headers)
     again = await client.post(VOLUMES, content=b'{ "size":1,\n"name":"a" }', headers=headers)
@@ -76,54 +72,52 @@ async def test_the_body_is_compared_by_its_meaning(client: httpx.AsyncClient) ->
     assert again.json() == first.json()
 
 
-async def test_another_request_under_the_same_key_is_refused(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_other_request_with_the_same_key_is_rejected(fake: FakeServices, client: httpx.AsyncClient) -> None:
     one, two = fake.volumes.add(volume_row("one")), fake.volumes.add(volume_row("two"))
     assert (await client.post(f"{VOLUMES}/{one.id}/expand", json={"by": 1}, headers=KEY)).status_code == 202
 
-    for address, body in (
+    for path, body in (
         (f"{VOLUMES}/{one.id}/expand", {"by": 2}),
         (f"{VOLUMES}/{two.id}/expand", {"by": 1}),
         (VOLUMES, {"name": "a", "size": 1}),
         (f"/api/v0/volumes/{one.id}/expand", {"by": 1}),
     ):
-        answer = await client.post(address, json=body, headers=KEY)
-        assert (answer.status_code, answer.json()["code"]) == (422, "idempotency-key-reused")
-        assert answer.json()["errors"][0]["field"] == "Idempotency-Key"
+        response = await client.post(path, json=body, headers=KEY)
+        assert (response.status_code, response.json()["code"]) == (422, "idempotency-key-reused")
+        assert response.json()["errors"][0]["field"] == "Idempotency-Key"
 
 
-async def test_each_caller_has_keys_of_its_own(client: httpx.AsyncClient) -> None:
-    answers = [
+async def test_keys_are_scoped_by_caller(client: httpx.AsyncClient) -> None:
+    responses = [
         await client.post(VOLUMES, json={"name": name, "size": 1}, headers=KEY | {"X-Cistern-Caller": name})
         for name in ("a", "b")
     ]
 
-    assert [answer.status_code for answer in answers] == [202, 202]
+    assert [response.status_code for response in responses] == [202, 202]
 
 
-async def test_what_was_refused_can_be_put_right_under_the_same_key(
-    fake: FakeServices, client: httpx.AsyncClient
-) -> None:
+async def test_rejected_request_does_not_consume_its_key(fake: FakeServices, client: httpx.AsyncClient) -> None:
     fake.volumes.add(volume_row("a"))
     assert (await client.post(VOLUMES, json={"name": "a", "size": 1}, headers=KEY)).status_code == 409
 
-    answer = await client.post(VOLUMES, json={"name": "b", "size": 1}, headers=KEY)
-    assert (answer.status_code, "idempotency-replayed" in answer.headers) == (202, False)
+    response = await client.post(VOLUMES, json={"name": "b", "size": 1}, headers=KEY)
+    assert (response.status_code, "idempotency-replayed" in response.headers) == (202, False)
 
 
 @pytest.mark.parametrize("key", ["a", "~", "a b", "a" * 255, '"quoted"'])
-async def test_a_key_is_any_printable_text(client: httpx.AsyncClient, key: str) -> None:
-    answer = await client.post(VOLUMES, json={"name": "a", "size": 1}, headers={"Idempotency-Key": key})
+async def test_printable_key_is_accepted(client: httpx.AsyncClient, key: str) -> None:
+    response = await client.post(VOLUMES, json={"name": "a", "size": 1}, headers={"Idempotency-Key": key})
 
-    assert answer.status_code == 202
+    assert response.status_code == 202
 
 
 @pytest.mark.parametrize("key", ["", " ", "a" * 256, "a\tb", "é"])
-async def test_a_key_that_cannot_be_kept_is_refused_by_name(
+async def test_malformed_key_is_rejected_with_its_header_name(
     fake: FakeServices, client: httpx.AsyncClient, key: str
 ) -> None:
     headers = httpx.Headers([(b"Idempotency-Key", key.encode())])
-    answer = await client.post(VOLUMES, json={"name": "a", "size": 1}, headers=headers)
+    response = await client.post(VOLUMES, json={"name": "a", "size": 1}, headers=headers)
 
-    assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
-    assert [error["field"] for error in answer.json()["errors"]] == ["Idempotency-Key"]
+    assert (response.status_code, response.json()["code"]) == (422, "invalid")
+    assert [error["field"] for error in response.json()["errors"]] == ["Idempotency-Key"]
     assert not fake.volumes.rows

@@ -1,4 +1,4 @@
-"""What surrounds every request: its id, and the last word when something breaks; and the start of the process."""
+"""Middleware: request ids, unexpected exceptions, and errors at startup."""
 
 import json
 import logging
@@ -13,90 +13,94 @@ import httpx
 import pytest
 import structlog
 
-from api.main import Opening, create_app
+from api.main import ServicesFactory, create_app
 from domain.errors import CisternError, DatabaseUnavailable
 from domain.logs import name_the_subject
 from domain.services import Services
 from tests.unit.fakes import FakeServices, volume_row
 
 
-@pytest.mark.parametrize("sane", ["a", "0f8fad5b-d9cb-469f-a165-70867728950e", "a" * 128])
-async def test_a_sane_request_id_is_kept(client: httpx.AsyncClient, sane: str) -> None:
-    answer = await client.get("/nowhere", headers={"X-Request-ID": sane})
+@pytest.mark.parametrize("valid", ["a", "0f8fad5b-d9cb-469f-a165-70867728950e", "a" * 128])
+async def test_valid_request_id_is_kept(client: httpx.AsyncClient, valid: str) -> None:
+    response = await client.get("/nowhere", headers={"X-Request-ID": valid})
 
-    assert (answer.headers["x-request-id"], answer.json()["request_id"]) == (sane, sane)
-
-
-@pytest.mark.parametrize("odd", ["", "a b", "a" * 129, "a;b", '"', "<script>"])
-async def test_an_odd_request_id_is_replaced(client: httpx.AsyncClient, odd: str) -> None:
-    answer = await client.get("/nowhere", headers={"X-Request-ID": odd})
-
-    assert answer.headers["x-request-id"] != odd
-    assert answer.headers["x-request-id"] == answer.json()["request_id"]
+    assert (response.headers["x-request-id"], response.json()["request_id"]) == (valid, valid)
 
 
-async def test_every_request_has_an_id_of_its_own(client: httpx.AsyncClient) -> None:
+@pytest.mark.parametrize("invalid", ["", "a b", "a" * 129, "a;b", '"', "<script>"])
+async def test_invalid_request_id_is_replaced(client: httpx.AsyncClient, invalid: str) -> None:
+    response = await client.get("/nowhere", headers={"X-Request-ID": invalid})
+
+    assert response.headers["x-request-id"] != invalid
+    assert response.headers["x-request-id"] == response.json()["request_id"]
+
+
+async def test_request_ids_are_unique(client: httpx.AsyncClient) -> None:
     ids = {(await client.get("/healthz")).headers["x-request-id"] for _ in range(3)}
 
     assert len(ids) == 3
 
 
-async def break_down(*_: object) -> None:
+async def raise_secret(*_: object) -> None:
     raise RuntimeError("the password is hunter2")
 
 
-async def test_a_bug_is_a_500_that_tells_nothing_but_is_logged_under_its_id(
+async def test_unexpected_exception_is_a_500_without_details_and_is_logged(
     fake: FakeServices, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fake.volumes, "get", break_down)
+    monkeypatch.setattr(fake.volumes, "get", raise_secret)
     with structlog.testing.capture_logs(processors=[name_the_subject]) as logs:
-        answer = await client.get(f"/api/v1/volumes/{volume_row().id}", headers={"X-Request-ID": "find-me"})
+        response = await client.get(f"/api/v1/volumes/{volume_row().id}", headers={"X-Request-ID": "find-me"})
 
-    told = answer.json()
-    assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
-    assert (told["code"], told["request_id"], answer.headers["x-request-id"]) == ("internal", "find-me", "find-me")
-    assert "hunter2" not in answer.text
+    problem = response.json()
+    assert (response.status_code, response.headers["content-type"]) == (500, "application/problem+json")
+    assert (problem["code"], problem["request_id"], response.headers["x-request-id"]) == (
+        "internal",
+        "find-me",
+        "find-me",
+    )
+    assert "hunter2" not in response.text
     assert [(log["event"], log["request_id"]) for log in logs] == [("request.failed", "find-me")]
 
 
-async def test_an_error_without_a_row_in_the_table_is_our_fault(
+async def test_domain_error_without_a_problem_type_is_a_500(
     fake: FakeServices, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def surprise(*_: object) -> None:
+    async def fail(*_: object) -> None:
         raise CisternError("the password is hunter2")
 
-    monkeypatch.setattr(fake.volumes, "get", surprise)
-    answer = await client.get(f"/api/v1/volumes/{volume_row().id}")
+    monkeypatch.setattr(fake.volumes, "get", fail)
+    response = await client.get(f"/api/v1/volumes/{volume_row().id}")
 
-    assert (answer.status_code, answer.json()["code"]) == (500, "internal")
-    assert "hunter2" not in answer.text
+    assert (response.status_code, response.json()["code"]) == (500, "internal")
+    assert "hunter2" not in response.text
 
 
-async def test_a_missing_database_is_a_503_that_says_when_to_come_back(
+async def test_unavailable_database_is_a_503_with_retry_after(
     fake: FakeServices, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def unavailable(*_: object, **__: object) -> None:
         raise DatabaseUnavailable
 
     monkeypatch.setattr(fake.volumes, "request_create", unavailable)
-    answer = await client.post("/api/v1/volumes", json={"name": "a", "size": 1})
+    response = await client.post("/api/v1/volumes", json={"name": "a", "size": 1})
 
-    assert (answer.status_code, answer.json()["code"]) == (503, "database-unavailable")
-    assert answer.headers["retry-after"] == "1"
+    assert (response.status_code, response.json()["code"]) == (503, "database-unavailable")
+    assert response.headers["retry-after"] == "1"
 
 
-async def start(opening: Opening) -> list[dict[str, Any]]:
-    """Start an app as a server does; returns what it says."""
-    said: list[dict[str, Any]] = []
+async def start(services_factory: ServicesFactory) -> list[dict[str, Any]]:
+    """Start an app as a server does, and return the messages that it sends."""
+    sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
         return {"type": "lifespan.startup"}
 
     async def send(message: Any) -> None:
-        said.append(message)
+        sent.append(message)
 
-    await create_app(opening)({"type": "lifespan", "state": {}}, receive, send)
-    return said
+    await create_app(services_factory)({"type": "lifespan", "state": {}}, receive, send)
+    return sent
 
 
 class Failing(AbstractAsyncContextManager[Services]):
@@ -112,22 +116,22 @@ class Failing(AbstractAsyncContextManager[Services]):
         raise AssertionError("never opened")
 
 
-async def test_a_missing_database_at_the_start_is_one_line() -> None:
+async def test_unavailable_database_at_startup_is_reported_in_one_line() -> None:
     assert await start(lambda: Failing(DatabaseUnavailable())) == [
         {
             "type": "lifespan.startup.failed",
-            "message": "Cistern cannot start: PostgreSQL does not answer at the moment.",
+            "message": "Cistern cannot start: PostgreSQL is not responding.",
         }
     ]
 
 
-async def test_a_bug_at_the_start_keeps_its_traceback() -> None:
+async def test_unexpected_exception_at_startup_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         await start(lambda: Failing(ZeroDivisionError()))
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "variable"),
     [
         ({}, "CISTERN_DATABASE_URL"),
         ({"CISTERN_MAX_JOBS": "many"}, "CISTERN_MAX_JOBS"),
@@ -136,7 +140,7 @@ async def test_a_bug_at_the_start_keeps_its_traceback() -> None:
     ],
     ids=str,
 )
-def test_a_bad_setting_ends_the_server_with_one_line(tmp_path: Path, setting: dict[str, str], said: str) -> None:
+def test_invalid_setting_ends_the_server_with_one_line(tmp_path: Path, setting: dict[str, str], variable: str) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("CISTERN_")}
     root = str(Path(__file__).parents[2])
     ended = subprocess.run(
@@ -152,23 +156,23 @@ def test_a_bad_setting_ends_the_server_with_one_line(tmp_path: Path, setting: di
     reason, *rest = ended.stderr.splitlines()
     assert ended.returncode not in (0, None)
     assert reason.startswith("ERROR:    Cistern cannot start: ")
-    assert said in reason
-    assert rest == ["ERROR:    Application startup failed. Exiting."]  # uvicorn's own word
+    assert variable in reason
+    assert rest == ["ERROR:    Application startup failed. Exiting."]  # logged by uvicorn
 
 
-def test_importing_the_app_does_no_work(tmp_path: Path) -> None:
+def test_importing_the_app_has_no_side_effects(tmp_path: Path) -> None:
     code = "import api.main, logging, json; print(json.dumps([len(logging.root.handlers), api.main.app.state._state]))"
     root = str(Path(__file__).parents[2])
-    said = subprocess.run(
+    imported = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": root}, capture_output=True, text=True, check=True
     )
 
-    assert json.loads(said.stdout) == [0, {}]
+    assert json.loads(imported.stdout) == [0, {}]
     assert not list(tmp_path.iterdir())
 
 
-def test_logging_is_left_alone_by_a_test_that_brings_its_own_services(fake: FakeServices) -> None:
+def test_create_app_does_not_configure_logging(fake: FakeServices) -> None:
     before = list(logging.root.handlers)
-    create_app(fake.opening())
+    create_app(fake.factory())
 
     assert logging.root.handlers == before

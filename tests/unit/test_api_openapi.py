@@ -1,4 +1,4 @@
-"""The document: every operation named once, every refusal declared, examples that hold what they promise."""
+"""The OpenAPI document: unique operation ids, declared errors, valid examples."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,16 +9,14 @@ from pydantic import TypeAdapter
 
 from api.main import create_app
 from api.problems import INTERNAL, PROBLEM_TYPES, Problem, type_of
-from api.schemas import growth, ledger, requests
-from api.schemas import responses as schemas
-from api.schemas import schedules as schedule_shapes
+from api.schemas import backends, bulk, jobs, schedules, snapshots, volumes
 from domain.errors import CisternError, ConfigurationError, Refused, Unavailable
 from tests.unit.fakes import FakeServices
 
 
 @pytest.fixture
 def document() -> dict[str, Any]:
-    return create_app(FakeServices().opening()).openapi()
+    return create_app(FakeServices().factory()).openapi()
 
 
 def operations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -35,13 +33,13 @@ def references(node: Any) -> Iterator[str]:
             yield from references(part)
 
 
-def family(error: type[CisternError]) -> Iterator[type[CisternError]]:
+def with_subclasses(error: type[CisternError]) -> Iterator[type[CisternError]]:
     yield error
     for child in error.__subclasses__():
-        yield from family(child)
+        yield from with_subclasses(child)
 
 
-def test_operations_have_the_names_that_clients_are_generated_from(document: dict[str, Any]) -> None:
+def test_operation_ids_are_unique_and_stable(document: dict[str, Any]) -> None:
     names = [operation["operationId"] for operation in operations(document)]
 
     assert sorted(names) == sorted(set(names))
@@ -75,54 +73,54 @@ def test_operations_have_the_names_that_clients_are_generated_from(document: dic
     } <= set(names)
 
 
-def test_every_operation_has_a_summary_a_description_and_a_tag(document: dict[str, Any]) -> None:
+def test_every_operation_has_a_summary_a_description_and_one_tag(document: dict[str, Any]) -> None:
     for operation in operations(document):
         assert operation["summary"]
         assert operation["description"]
         assert len(operation["tags"]) == 1
 
 
-def test_every_operation_declares_its_refusals_as_problems(document: dict[str, Any]) -> None:
+def test_every_operation_declares_its_errors_as_problems(document: dict[str, Any]) -> None:
     for operation in operations(document):
-        refused = {status: answer for status, answer in operation["responses"].items() if status >= "400"}
+        errors = {status: response for status, response in operation["responses"].items() if status >= "400"}
         expected = {"422", "500", "503"} | ({"400", "413", "415"} if "requestBody" in operation else set())
-        assert expected <= refused.keys(), operation["operationId"]
-        for status, answer in refused.items():
-            (kind,) = answer["content"]
+        assert expected <= errors.keys(), operation["operationId"]
+        for status, response in errors.items():
+            (kind,) = response["content"]
             assert kind == "application/problem+json"
-            assert answer["content"][kind]["schema"] == {"$ref": "#/components/schemas/Problem"}
-            for code, example in answer["content"][kind]["examples"].items():
+            assert response["content"][kind]["schema"] == {"$ref": "#/components/schemas/Problem"}
+            for code, example in response["content"][kind]["examples"].items():
                 problem = Problem.model_validate(example["value"])
                 assert (problem.code, str(problem.status)) == (code, status)
 
 
-def test_an_operation_that_names_a_thing_declares_that_it_may_be_missing(document: dict[str, Any]) -> None:
+def test_every_path_with_an_id_declares_404(document: dict[str, Any]) -> None:
     for path, methods in document["paths"].items():
         if "{" in path:
             assert all("404" in operation["responses"] for operation in methods.values()), path
 
 
-def test_every_accepting_operation_declares_where_to_look_next(document: dict[str, Any]) -> None:
-    idempotent_transaction = [operation for operation in operations(document) if "202" in operation["responses"]]
+def test_every_accepting_operation_declares_its_headers(document: dict[str, Any]) -> None:
+    accepting = [operation for operation in operations(document) if "202" in operation["responses"]]
 
-    assert len(idempotent_transaction) == 11 + 7, "v1 and v0"
-    for operation in idempotent_transaction:
+    assert len(accepting) == 11 + 7, "v1 and v0"
+    for operation in accepting:
         assert {"Location", "Retry-After", "Preference-Applied"} <= operation["responses"]["202"]["headers"].keys()
 
 
-def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+def test_every_reference_resolves(document: dict[str, Any]) -> None:
     for reference in set(references(document)):
         assert reference.removeprefix("#/components/schemas/") in document["components"]["schemas"]
 
 
-def test_every_shape_that_clients_send_or_read_has_an_example(document: dict[str, Any]) -> None:
-    shapes = document["components"]["schemas"]
+def test_every_body_schema_has_examples(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
 
     for name in (
         "VolumeIn",
         "VolumePatch",
         "GrowthIn",
-        "BulkIn",
+        "BulkExpandIn",
         "SnapshotIn",
         "VolumeOut",
         "SnapshotOut",
@@ -134,52 +132,54 @@ def test_every_shape_that_clients_send_or_read_has_an_example(document: dict[str
         "SchedulePatch",
         "ScheduleOut",
         "RunOut",
-        "Ready",
+        "ReadinessOut",
     ):
-        assert shapes[name]["examples"], name
+        assert schemas[name]["examples"], name
 
 
 @pytest.mark.parametrize(
-    "shape",
+    "schema",
     [
-        requests.VolumeIn,
-        requests.VolumePatch,
-        requests.SnapshotIn,
-        growth.GrowthIn,
-        growth.BulkExpandIn,
-        schemas.VolumeOut,
-        schemas.SnapshotOut,
-        schemas.JobOut,
-        ledger.PlanOut,
-        ledger.ItemOut,
-        schemas.BackendOut,
-        schedule_shapes.ScheduleIn,
-        schedule_shapes.SchedulePatch,
-        schedule_shapes.ScheduleOut,
-        schedule_shapes.RunOut,
+        volumes.VolumeIn,
+        volumes.VolumePatch,
+        snapshots.SnapshotIn,
+        volumes.GrowthIn,
+        bulk.BulkExpandIn,
+        volumes.VolumeOut,
+        snapshots.SnapshotOut,
+        jobs.JobOut,
+        bulk.PlanOut,
+        bulk.ItemOut,
+        backends.BackendOut,
+        schedules.ScheduleIn,
+        schedules.SchedulePatch,
+        schedules.ScheduleOut,
+        schedules.RunOut,
     ],
 )
-def test_every_example_is_of_its_own_shape(shape: Any) -> None:
-    adapter = TypeAdapter(shape)
+def test_every_example_is_valid(schema: Any) -> None:
+    adapter = TypeAdapter(schema)
     for example in adapter.json_schema()["examples"]:
         adapter.validate_python(example)
 
 
-def test_no_member_that_must_not_be_null_is_said_to_be(document: dict[str, Any]) -> None:
-    for name in ("GrowthIn", "VolumePatch", "VolumeIn", "Autogrow", "ScheduleIn", "SchedulePatch"):
+def test_only_nullable_members_allow_null(document: dict[str, Any]) -> None:
+    for name in ("GrowthIn", "VolumePatch", "VolumeIn", "AutogrowIn", "ScheduleIn", "SchedulePatch"):
         for member, schema in document["components"]["schemas"][name]["properties"].items():
             nullable = {"type": "null"} in schema.get("anyOf", [])
             assert nullable == (member in ("autogrow", "backend", "size")), (name, member)
             assert schema.get("default", ...) is not None
 
 
-async def test_the_document_and_its_page_are_served(client: httpx.AsyncClient) -> None:
+async def test_document_and_its_page_are_served(client: httpx.AsyncClient) -> None:
     assert (await client.get("/openapi.json")).json()["info"]["title"] == "Cistern"
     assert (await client.get("/docs")).status_code == 200
 
 
-@pytest.mark.parametrize("error", [error for error in (*family(Refused), *family(Unavailable)) if error is not Refused])
-def test_every_refusal_of_the_domain_has_a_status_that_is_not_our_fault(error: type[CisternError]) -> None:
+@pytest.mark.parametrize(
+    "error", [error for error in (*with_subclasses(Refused), *with_subclasses(Unavailable)) if error is not Refused]
+)
+def test_every_domain_error_has_a_problem_type(error: type[CisternError]) -> None:
     problem = type_of(error)
 
     assert (problem.code, problem.status in (404, 409, 422, 503)) == (error.code, True)
@@ -187,11 +187,11 @@ def test_every_refusal_of_the_domain_has_a_status_that_is_not_our_fault(error: t
         assert problem.code in PROBLEM_TYPES
 
 
-def test_what_is_no_refusal_is_our_fault() -> None:
+def test_configuration_error_is_internal() -> None:
     assert type_of(ConfigurationError) is INTERNAL
 
 
-async def test_the_type_of_a_problem_leads_to_its_explanation(client: httpx.AsyncClient) -> None:
+async def test_problem_type_uri_resolves_to_its_explanation(client: httpx.AsyncClient) -> None:
     listed = (await client.get("/problems")).json()["items"]
 
     assert [one["code"] for one in listed] == list(PROBLEM_TYPES)

@@ -1,4 +1,4 @@
-"""``Prefer`` as RFC 7240 has it, in every spelling."""
+"""The `wait` preference of RFC 7240, in every spelling."""
 
 import pytest
 
@@ -20,7 +20,7 @@ from api.prefer import preferred_wait
         (["wait=999999999"], 30),
     ],
 )
-def test_a_wish_is_understood(prefer: list[str], seconds: int) -> None:
+def test_wait_preference_is_parsed(prefer: list[str], seconds: int) -> None:
     assert preferred_wait(prefer) == seconds
 
 
@@ -34,5 +34,5 @@ def test_a_wish_is_understood(prefer: list[str], seconds: int) -> None:
     ],
     ids=lambda prefer: ascii(prefer)[:30],
 )
-def test_what_makes_no_sense_is_ignored(prefer: str) -> None:
+def test_invalid_preference_is_ignored(prefer: str) -> None:
     assert preferred_wait([prefer]) is None

@@ -1,4 +1,4 @@
-"""Snapshots over HTTP: take, list, restore, delete, and volumes that begin with one."""
+"""Routes of snapshots: take, get, list, restore, delete, and create a volume from one."""
 
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,46 +15,48 @@ SNAPSHOTS = "/api/v1/snapshots"
 UNKNOWN = UUID(int=7)
 
 
-def accepted(answer: httpx.Response, kind: str) -> dict[str, Any]:
-    job: dict[str, Any] = answer.json()
-    assert (answer.status_code, job["kind"]) == (202, kind), answer.text
-    assert answer.headers["location"] == f"/api/v1/jobs/{job['id']}"
+def accepted(response: httpx.Response, kind: str) -> dict[str, Any]:
+    job: dict[str, Any] = response.json()
+    assert (response.status_code, job["kind"]) == (202, kind), response.text
+    assert response.headers["location"] == f"/api/v1/jobs/{job['id']}"
     return job
 
 
-def refused(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    told: dict[str, Any] = answer.json()
-    assert (answer.status_code, told["code"]) == (status, code), answer.text
-    return told
+def rejected(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    problem: dict[str, Any] = response.json()
+    assert (response.status_code, problem["code"]) == (status, code), response.text
+    return problem
 
 
-async def test_a_snapshot_is_taken_shown_restored_and_deleted(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_snapshot_is_taken_returned_restored_and_deleted(fake: FakeServices, client: httpx.AsyncClient) -> None:
     volume = fake.volumes.add(volume_row())
     job = accepted(await client.post(f"{VOLUMES}/{volume.id}/snapshots", json={"name": "before"}), "snapshot.take")
-    address = f"{SNAPSHOTS}/{job['snapshot_id']}"
+    path = f"{SNAPSHOTS}/{job['snapshot_id']}"
 
-    shown = (await client.get(address)).json()
-    assert (shown["name"], shown["state"], shown["size"]) == ("before", "taking", 1024)
-    assert (shown["volume_id"], shown["job_id"]) == (str(volume.id), job["id"])
+    body = (await client.get(path)).json()
+    assert (body["name"], body["state"], body["size"]) == ("before", "taking", 1024)
+    assert (body["volume_id"], body["job_id"]) == (str(volume.id), job["id"])
     assert volume.state is VolumeState.SNAPSHOTTING
 
     snapshot = fake.snapshots.rows[UUID(job["snapshot_id"])]
     volume.state, snapshot.state = VolumeState.AVAILABLE, SnapshotState.READY
-    accepted(await client.post(f"{address}/restore"), "snapshot.restore")
+    accepted(await client.post(f"{path}/restore"), "snapshot.restore")
     assert volume.state is VolumeState.RESTORING
 
     snapshot.state = SnapshotState.READY
-    accepted(await client.delete(address), "snapshot.delete")
+    accepted(await client.delete(path), "snapshot.delete")
     assert snapshot.state is SnapshotState.DELETING
 
 
-async def test_snapshots_are_listed_by_volume_state_and_name(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_snapshot_list_is_filtered_by_volume_state_and_name(
+    fake: FakeServices, client: httpx.AsyncClient
+) -> None:
     one, two = fake.volumes.add(volume_row("one")), fake.volumes.add(volume_row("two"))
     for volume, name, state in ((one, "a", "ready"), (one, "b", "error"), (two, "a", "ready")):
         fake.snapshots.add(snapshot_row(volume, name, state=SnapshotState(state)))
 
-    async def listed(address: str) -> list[tuple[str, str]]:
-        items = (await client.get(address)).json()["items"]
+    async def listed(path: str) -> list[tuple[str, str]]:
+        items = (await client.get(path)).json()["items"]
         return [("one" if item["volume_id"] == str(one.id) else "two", item["name"]) for item in items]
 
     assert await listed(SNAPSHOTS) == [("two", "a"), ("one", "b"), ("one", "a")]
@@ -65,82 +67,80 @@ async def test_snapshots_are_listed_by_volume_state_and_name(fake: FakeServices,
 
     page = (await client.get(f"{SNAPSHOTS}?limit=2")).json()
     assert await listed(f"{SNAPSHOTS}?limit=2&cursor={page['next_cursor']}") == [("one", "a")]
-    refused(await client.get(f"{VOLUMES}/{one.id}/snapshots?cursor={page['next_cursor']}"), 422, "bad-cursor")
-    refused(await client.get(f"{VOLUMES}/{UNKNOWN}/snapshots"), 404, "volume-not-found")
-    refused(await client.get(f"{VOLUMES}/{one.id}/snapshots?volume_id={two.id}"), 422, "invalid")
+    rejected(await client.get(f"{VOLUMES}/{one.id}/snapshots?cursor={page['next_cursor']}"), 422, "bad-cursor")
+    rejected(await client.get(f"{VOLUMES}/{UNKNOWN}/snapshots"), 404, "volume-not-found")
+    rejected(await client.get(f"{VOLUMES}/{one.id}/snapshots?volume_id={two.id}"), 422, "invalid")
 
 
-async def test_what_is_busy_unusable_or_missing_is_refused_by_name(
-    fake: FakeServices, client: httpx.AsyncClient
-) -> None:
+async def test_busy_unusable_or_unknown_snapshot_is_rejected(fake: FakeServices, client: httpx.AsyncClient) -> None:
     volume = fake.volumes.add(volume_row())
     busy = fake.snapshots.add(snapshot_row(volume, "a", state=SnapshotState.CLONING, job_id=uuid4()))
     bad = fake.snapshots.add(snapshot_row(volume, "b", state=SnapshotState.ERROR))
     ready = fake.snapshots.add(snapshot_row(volume, "c"))
 
-    told = refused(await client.delete(f"{SNAPSHOTS}/{busy.id}"), 409, "snapshot-busy")
-    assert told["job_id"] == str(busy.job_id)
-    refused(await client.post(f"{SNAPSHOTS}/{busy.id}/restore"), 409, "snapshot-busy")
-    refused(await client.post(f"{SNAPSHOTS}/{bad.id}/restore"), 409, "snapshot-unusable")
-    refused(await client.delete(f"{VOLUMES}/{volume.id}"), 409, "volume-has-snapshots")
-    refused(await client.post(f"{VOLUMES}/{volume.id}/snapshots", json={"name": "c"}), 409, "name-taken")
+    problem = rejected(await client.delete(f"{SNAPSHOTS}/{busy.id}"), 409, "snapshot-busy")
+    assert problem["job_id"] == str(busy.job_id)
+    rejected(await client.post(f"{SNAPSHOTS}/{busy.id}/restore"), 409, "snapshot-busy")
+    rejected(await client.post(f"{SNAPSHOTS}/{bad.id}/restore"), 409, "snapshot-unusable")
+    rejected(await client.delete(f"{VOLUMES}/{volume.id}"), 409, "volume-has-snapshots")
+    rejected(await client.post(f"{VOLUMES}/{volume.id}/snapshots", json={"name": "c"}), 409, "name-taken")
     volume.state = VolumeState.EXPANDING
-    refused(await client.post(f"{SNAPSHOTS}/{ready.id}/restore"), 409, "volume-busy")
-    for method, address in (("GET", ""), ("DELETE", ""), ("POST", "/restore")):
-        refused(await client.request(method, f"{SNAPSHOTS}/{UNKNOWN}{address}"), 404, "snapshot-not-found")
-    refused(await client.post(f"{VOLUMES}/{UNKNOWN}/snapshots", json={"name": "c"}), 404, "volume-not-found")
+    rejected(await client.post(f"{SNAPSHOTS}/{ready.id}/restore"), 409, "volume-busy")
+    for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/restore")):
+        rejected(await client.request(method, f"{SNAPSHOTS}/{UNKNOWN}{path}"), 404, "snapshot-not-found")
+    rejected(await client.post(f"{VOLUMES}/{UNKNOWN}/snapshots", json={"name": "c"}), 404, "volume-not-found")
 
 
 @pytest.mark.parametrize(
     "body", [{}, {"name": ""}, {"name": "a/b"}, {"name": None}, {"name": "a", "size": 1}], ids=repr
 )
-async def test_a_bad_snapshot_is_refused(fake: FakeServices, client: httpx.AsyncClient, body: dict[str, Any]) -> None:
+async def test_invalid_snapshot_body_is_rejected(
+    fake: FakeServices, client: httpx.AsyncClient, body: dict[str, Any]
+) -> None:
     volume = fake.volumes.add(volume_row())
-    refused(await client.post(f"{VOLUMES}/{volume.id}/snapshots", json=body), 422, "invalid")
+    rejected(await client.post(f"{VOLUMES}/{volume.id}/snapshots", json=body), 422, "invalid")
 
     assert not fake.snapshots.rows
 
 
-async def test_a_volume_may_begin_with_a_snapshot(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_volume_can_be_created_from_a_snapshot(fake: FakeServices, client: httpx.AsyncClient) -> None:
     snapshot = fake.snapshots.add(snapshot_row(fake.volumes.add(volume_row("one", size=1024))))
-    wish = {"from_snapshot": str(snapshot.id)}
+    source = {"from_snapshot": str(snapshot.id)}
 
-    same = accepted(await client.post(VOLUMES, json={"name": "two"} | wish), "snapshot.clone")
-    larger = accepted(await client.post(VOLUMES, json={"name": "three", "size": "4KiB"} | wish), "snapshot.clone")
+    same = accepted(await client.post(VOLUMES, json={"name": "two"} | source), "snapshot.clone")
+    larger = accepted(await client.post(VOLUMES, json={"name": "three", "size": "4KiB"} | source), "snapshot.clone")
 
     sizes = [fake.volumes.rows[UUID(job["volume_id"])].size for job in (same, larger)]
     assert sizes == [1024, 4096]
-    small = await client.post(VOLUMES, json={"name": "four", "size": 1} | wish)
-    assert [error["field"] for error in refused(small, 422, "invalid")["errors"]] == ["size"]
+    small = await client.post(VOLUMES, json={"name": "four", "size": 1} | source)
+    assert [error["field"] for error in rejected(small, 422, "invalid")["errors"]] == ["size"]
     missing = await client.post(VOLUMES, json={"name": "four", "from_snapshot": str(UNKNOWN)})
-    refused(missing, 404, "snapshot-not-found")
+    rejected(missing, 404, "snapshot-not-found")
 
 
 @pytest.mark.parametrize("member", [{"from_snapshot": None}, {"from_snapshot": "a"}, {}, {"size": None}], ids=repr)
-async def test_a_volume_from_nothing_needs_a_size(client: httpx.AsyncClient, member: dict[str, Any]) -> None:
-    told = refused(await client.post(VOLUMES, json={"name": "a"} | member), 422, "invalid")
+async def test_empty_volume_requires_a_size(client: httpx.AsyncClient, member: dict[str, Any]) -> None:
+    problem = rejected(await client.post(VOLUMES, json={"name": "a"} | member), 422, "invalid")
 
-    assert "size" in [error["field"] for error in told["errors"]]
+    assert "size" in [error["field"] for error in problem["errors"]]
 
 
 @pytest.mark.parametrize("kind", ["volumes", "snapshots"])
-async def test_a_thing_that_has_not_changed_is_not_sent_again(
-    fake: FakeServices, client: httpx.AsyncClient, kind: str
-) -> None:
+async def test_unchanged_volume_or_snapshot_is_304(fake: FakeServices, client: httpx.AsyncClient, kind: str) -> None:
     volume = fake.volumes.add(volume_row())
     snapshot = fake.snapshots.add(snapshot_row(volume))
     row = volume if kind == "volumes" else snapshot
-    address = f"/api/v1/{kind}/{row.id}"
-    etag = (await client.get(address)).headers["etag"]
+    path = f"/api/v1/{kind}/{row.id}"
+    etag = (await client.get(path)).headers["etag"]
 
-    answer = await client.get(address, headers={"If-None-Match": etag})
-    assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", etag)
+    response = await client.get(path, headers={"If-None-Match": etag})
+    assert (response.status_code, response.content, response.headers["etag"]) == (304, b"", etag)
 
     row.version += 1
-    assert (await client.get(address, headers={"If-None-Match": etag})).status_code == 200
+    assert (await client.get(path, headers={"If-None-Match": etag})).status_code == 200
 
 
-async def test_a_relabelled_volume_has_changed(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_relabelled_volume_has_a_new_etag(fake: FakeServices, client: httpx.AsyncClient) -> None:
     volume = fake.volumes.add(volume_row())
     etag = (await client.get(f"{VOLUMES}/{volume.id}")).headers["etag"]
     volume.updated_at = volume.updated_at.replace(microsecond=1)

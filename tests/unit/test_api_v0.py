@@ -1,4 +1,4 @@
-"""Version 0, the synchronous dialect: the answer is the thing as it has become."""
+"""Routes of version 0: the response is the resource after the job has ended."""
 
 from uuid import UUID
 
@@ -13,16 +13,16 @@ V0 = "/api/v0"
 BODY = {"name": "a", "size": 1}
 
 
-async def test_a_request_is_held_until_its_job_has_ended(fake: FakeServices, client: httpx.AsyncClient) -> None:
-    answer = await client.post(f"{V0}/volumes", json=BODY)
+async def test_response_is_delayed_until_the_job_has_ended(fake: FakeServices, client: httpx.AsyncClient) -> None:
+    response = await client.post(f"{V0}/volumes", json=BODY)
 
-    assert (answer.status_code, answer.json()["name"], answer.json()["size"]) == (201, "a", 1)
-    assert fake.watcher.waited == [30]
-    assert (await client.get(f"{V0}/volumes/{answer.json()['id']}")).json() == answer.json()
-    assert (await client.get(f"{V0}/volumes")).json() == {"items": [answer.json()], "next_cursor": None}
+    assert (response.status_code, response.json()["name"], response.json()["size"]) == (201, "a", 1)
+    assert fake.watcher.waits == [30]
+    assert (await client.get(f"{V0}/volumes/{response.json()['id']}")).json() == response.json()
+    assert (await client.get(f"{V0}/volumes")).json() == {"items": [response.json()], "next_cursor": None}
 
 
-async def test_each_operation_answers_with_what_it_was_about(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_each_operation_returns_its_resource(fake: FakeServices, client: httpx.AsyncClient) -> None:
     one, two, three = (fake.volumes.add(volume_row(name)) for name in ("one", "two", "three"))
     snapshot, other = (fake.snapshots.add(snapshot_row(three, name)) for name in ("a", "b"))
 
@@ -45,61 +45,59 @@ async def test_each_operation_answers_with_what_it_was_about(fake: FakeServices,
     assert (await client.delete(f"{V0}/volumes/{gone.id}")).status_code == 204
 
 
-async def test_the_whole_fleet_grows_by_default_without_a_body(fake: FakeServices, client: httpx.AsyncClient) -> None:
-    answer = await client.post(f"{V0}/volumes/expand")
+async def test_expand_all_grows_by_ten_percent_without_a_body(fake: FakeServices, client: httpx.AsyncClient) -> None:
+    response = await client.post(f"{V0}/volumes/expand")
 
-    assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")
-    assert fake.expansion.asked == [BulkExpandRequest(GrowthPolicy(percent=10))]
-
-
-async def test_a_body_that_nobody_would_read_is_refused(fake: FakeServices, client: httpx.AsyncClient) -> None:
-    answer = await client.post(f"{V0}/volumes/expand", json={"percent": 1})
-
-    assert (answer.status_code, answer.json()["code"]) == (422, "invalid")
-    assert fake.expansion.asked == []
+    assert (response.status_code, response.json()["status"]) == (200, "succeeded")
+    assert fake.expansion.requests == [BulkExpandRequest(GrowthPolicy(percent=10))]
 
 
-async def test_a_job_that_takes_longer_is_answered_with_itself(fake: FakeServices, client: httpx.AsyncClient) -> None:
-    fake.watcher.ends = False
-    answer = await client.post(f"{V0}/volumes", json=BODY)
+async def test_expand_all_rejects_a_body(fake: FakeServices, client: httpx.AsyncClient) -> None:
+    response = await client.post(f"{V0}/volumes/expand", json={"percent": 1})
 
-    assert (answer.status_code, answer.json()["status"]) == (202, "queued")
-    assert answer.headers["location"] == f"/api/v1/jobs/{answer.json()['id']}"
-    assert answer.headers["retry-after"] == "1"
+    assert (response.status_code, response.json()["code"]) == (422, "invalid")
+    assert fake.expansion.requests == []
 
 
-async def test_a_client_learns_its_job_although_the_waiting_fails(
-    fake: FakeServices, client: httpx.AsyncClient
-) -> None:
+async def test_job_that_has_not_ended_in_time_is_202(fake: FakeServices, client: httpx.AsyncClient) -> None:
+    fake.watcher.jobs_end = False
+    response = await client.post(f"{V0}/volumes", json=BODY)
+
+    assert (response.status_code, response.json()["status"]) == (202, "queued")
+    assert response.headers["location"] == f"/api/v1/jobs/{response.json()['id']}"
+    assert response.headers["retry-after"] == "1"
+
+
+async def test_response_has_the_job_even_if_the_wait_fails(fake: FakeServices, client: httpx.AsyncClient) -> None:
     fake.watcher.database_is_up = False
-    answer = await client.post(f"{V0}/volumes", json=BODY)
+    response = await client.post(f"{V0}/volumes", json=BODY)
 
-    assert (answer.status_code, answer.json()["status"]) == (202, "queued")
+    assert (response.status_code, response.json()["status"]) == (202, "queued")
 
 
-@pytest.mark.parametrize("how", [JobStatus.FAILED, JobStatus.CANCELLED])
-async def test_a_job_that_failed_is_a_problem_that_names_it(
-    fake: FakeServices, client: httpx.AsyncClient, how: JobStatus
+@pytest.mark.parametrize("status", [JobStatus.FAILED, JobStatus.CANCELLED])
+async def test_failed_job_is_a_424_with_its_id(
+    fake: FakeServices, client: httpx.AsyncClient, status: JobStatus
 ) -> None:
-    fake.watcher.how = how
-    answer = await client.post(f"{V0}/volumes", json=BODY)
+    fake.watcher.final_status = status
+    response = await client.post(f"{V0}/volumes", json=BODY)
 
-    told = answer.json()
-    assert (answer.status_code, answer.headers["content-type"]) == (424, "application/problem+json")
-    assert (told["code"], told["job_status"], told["error"]) == ("job-failed", how, None)
-    assert UUID(told["job_id"]) in fake.jobs.rows
+    problem = response.json()
+    assert (response.status_code, response.headers["content-type"]) == (424, "application/problem+json")
+    assert (problem["code"], problem["job_status"], problem["error"]) == ("job-failed", status, None)
+    assert UUID(problem["job_id"]) in fake.jobs.rows
 
 
-async def test_a_bulk_of_which_some_failed_is_an_answer(fake: FakeServices, client: httpx.AsyncClient) -> None:
-    fake.watcher.how = JobStatus.PARTIAL
+async def test_partial_bulk_job_is_a_success(fake: FakeServices, client: httpx.AsyncClient) -> None:
+    fake.watcher.final_status = JobStatus.PARTIAL
 
     assert (await client.post(f"{V0}/volumes/expand")).json()["status"] == "partial"
 
 
-async def test_what_is_refused_is_refused_as_in_version_1(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_errors_are_those_of_version_1(fake: FakeServices, client: httpx.AsyncClient) -> None:
     volume = fake.volumes.add(volume_row())
 
-    for answer, code in (
+    for response, code in (
         (await client.post(f"{V0}/volumes", json={"name": "one", "size": 1}), "name-taken"),
         (await client.post(f"{V0}/volumes", json={"name": "two"}), "invalid"),
         (await client.post(f"{V0}/volumes/{volume.id}/expand", json={}), "growth-required"),
@@ -108,14 +106,14 @@ async def test_what_is_refused_is_refused_as_in_version_1(fake: FakeServices, cl
         (await client.get(f"{V0}/snapshots/{UUID(int=7)}"), "snapshot-not-found"),
         (await client.get(f"{V0}/volumes?colour=blue"), "invalid"),
     ):
-        assert answer.json()["code"] == code
+        assert response.json()["code"] == code
 
 
-async def test_the_same_key_waits_for_the_same_job(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_repeated_key_waits_for_the_first_job(fake: FakeServices, client: httpx.AsyncClient) -> None:
     key = {"Idempotency-Key": "once"}
-    fake.watcher.ends = False
+    fake.watcher.jobs_end = False
     slow = await client.post(f"{V0}/volumes", json=BODY, headers=key)
-    fake.watcher.ends = True
+    fake.watcher.jobs_end = True
     again = await client.post(f"{V0}/volumes", json=BODY, headers=key)
 
     assert (slow.status_code, again.status_code) == (202, 201)
@@ -124,9 +122,9 @@ async def test_the_same_key_waits_for_the_same_job(fake: FakeServices, client: h
     assert len(fake.volumes.rows) == 1
 
 
-async def test_a_repeated_request_whose_job_failed_says_so_again(fake: FakeServices, client: httpx.AsyncClient) -> None:
-    fake.watcher.how = JobStatus.FAILED
-    answers = [await client.post(f"{V0}/volumes", json=BODY, headers={"Idempotency-Key": "once"}) for _ in range(2)]
+async def test_repeated_key_of_a_failed_job_is_424_again(fake: FakeServices, client: httpx.AsyncClient) -> None:
+    fake.watcher.final_status = JobStatus.FAILED
+    responses = [await client.post(f"{V0}/volumes", json=BODY, headers={"Idempotency-Key": "once"}) for _ in range(2)]
 
-    assert [answer.status_code for answer in answers] == [424, 424]
-    assert answers[1].headers["idempotency-replayed"] == "true"
+    assert [response.status_code for response in responses] == [424, 424]
+    assert responses[1].headers["idempotency-replayed"] == "true"

@@ -1,0 +1,136 @@
+"""Jobs: list filters and the response."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Final, Literal, Self
+from uuid import UUID
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from api.schemas.base import EXAMPLE_JOB_ID, EXAMPLE_TIME, EXAMPLE_VOLUME_ID, Omittable
+from api.schemas.fields import JobKind, UtcDatetime
+from api.schemas.pagination import PageQuery
+from domain.jobs.model import Job
+from domain.jobs.states import JobStatus
+from domain.jobs.store.jobs import JobFilter
+
+JOB_EXAMPLE: Final[dict[str, Any]] = {
+    "id": EXAMPLE_JOB_ID,
+    "kind": "volume.expand",
+    "status": "queued",
+    "volume_id": EXAMPLE_VOLUME_ID,
+    "snapshot_id": None,
+    "backend": "local",
+    "parent_id": None,
+    "retry_of": None,
+    "created_by": "nightly",
+    "schedule_id": None,
+    "scheduled_for": None,
+    "attempt": 0,
+    "max_attempts": 8,
+    "worker_id": None,
+    "params": {"to_size": 21474836480},
+    "result": None,
+    "error": None,
+    "cancel_requested_at": None,
+    "progress": None,
+    "run_at": EXAMPLE_TIME,
+    "created_at": EXAMPLE_TIME,
+    "started_at": None,
+    "finished_at": None,
+}
+
+
+class JobQuery(PageQuery):
+    """Filters of a list of jobs."""
+
+    status: Omittable[JobStatus] = None
+    kind: Omittable[JobKind] = None
+    volume_id: Omittable[UUID] = None
+    parent_id: Omittable[UUID] = Field(
+        None, description="List the child jobs of this bulk job; without it, child jobs are left out."
+    )
+
+    def filters(self) -> JobFilter:
+        """Convert to the domain filter."""
+        return JobFilter(self.status, self.kind, self.volume_id, self.parent_id)
+
+
+class FailureOut(BaseModel):
+    """An error; on a queued job, the reason of its retry."""
+
+    model_config = ConfigDict(extra="allow")
+
+    code: str
+    detail: str
+
+
+class ProgressOut(BaseModel):
+    """Progress of a job: in volumes for a bulk job, in bytes for a job that copies a snapshot."""
+
+    unit: Literal["volumes", "bytes"]
+    total: int
+    succeeded: int
+    failed: int
+    skipped: int
+    per_second: float | None = Field(description="Average rate since the start; null until something is done.")
+    estimated_end: UtcDatetime | None = Field(description="Estimated from the rate; null when the job has ended.")
+
+    @classmethod
+    def from_job(cls, job: Job) -> Self | None:
+        """Return the progress of a job; None if its total is unknown."""
+        if job.total is None:
+            return None
+        unit: Literal["volumes", "bytes"] = "volumes" if job.kind.startswith("bulk.") else "bytes"
+        counts = {name: getattr(job, name) or 0 for name in ("succeeded", "failed", "skipped")}
+        now = job.finished_at or datetime.now(UTC)
+        rate = _rate(job, sum(counts.values()), now)
+        left = None if rate is None or job.ended else (job.total - sum(counts.values())) / rate
+        end = None if left is None else now + timedelta(seconds=left)
+        return cls(unit=unit, total=job.total, **counts, per_second=rate, estimated_end=end)
+
+
+def _rate(job: Job, completed: int, now: datetime) -> float | None:
+    """Return units per second. The clocks of PostgreSQL and this host may differ: the duration is at least 1 ms."""
+    if job.started_at is None or not completed:
+        return None
+    return round(completed / max((now - job.started_at).total_seconds(), 0.001), 3)
+
+
+def _without_fence(params: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what only workers need."""
+    return {name: value for name, value in params.items() if name != "fence"}
+
+
+class JobOut(BaseModel):
+    """One job."""
+
+    model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [JOB_EXAMPLE]})
+
+    id: UUID
+    kind: str
+    status: JobStatus
+    volume_id: UUID | None
+    snapshot_id: UUID | None
+    backend: str | None
+    parent_id: UUID | None
+    retry_of: UUID | None = Field(description="The job that this one retries.")
+    created_by: str | None
+    schedule_id: UUID | None = Field(None, description="The schedule that created it.")
+    scheduled_for: UtcDatetime | None = Field(None, description="The time of the schedule that it was created for.")
+    attempt: int
+    max_attempts: int
+    worker_id: UUID | None
+    params: Annotated[dict[str, Any], BeforeValidator(_without_fence)]
+    result: dict[str, Any] | None
+    error: FailureOut | None
+    cancel_requested_at: UtcDatetime | None
+    progress: ProgressOut | None = None
+    run_at: UtcDatetime = Field(description="Earliest time of the next attempt.")
+    created_at: UtcDatetime
+    started_at: UtcDatetime | None
+    finished_at: UtcDatetime | None
+
+    @classmethod
+    def from_row(cls, job: Job) -> Self:
+        """Render a row."""
+        return cls.model_validate(job).model_copy(update={"progress": ProgressOut.from_job(job)})

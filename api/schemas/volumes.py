@@ -1,0 +1,233 @@
+"""Volumes: bodies that create, change and expand one, list filters, and the response."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, Self
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from api.problems import GROWTH_REQUIRED
+from api.schemas.base import EXAMPLE_TIME, EXAMPLE_VOLUME_ID, Omittable, RequestBody
+from api.schemas.fields import (
+    BackendName,
+    Labels,
+    LabelTerm,
+    Name,
+    Percent,
+    Size,
+    UsageAbove,
+    UtcDatetime,
+    parse_label_terms,
+)
+from api.schemas.pagination import PageQuery
+from domain.volumes.growth import Growth
+from domain.volumes.model import Volume
+from domain.volumes.repository import VolumeFilter
+from domain.volumes.service import NewVolume, VolumeChange
+from domain.volumes.states import VolumeState
+
+GROWTH_CHOICES: Final = "give one of `to` (a size), `by` (an amount) and `percent` (of the present size)"
+EXACTLY_ONE_GROWTH: Final[dict[str, Any]] = {
+    "oneOf": [{"required": ["to"]}, {"required": ["by"]}, {"required": ["percent"]}]
+}
+AUTOGROW_EXAMPLE: Final[dict[str, Any]] = {"usage_above": 80, "percent": 20, "up_to": "1TiB"}
+VOLUME_EXAMPLE: Final[dict[str, Any]] = {
+    "id": EXAMPLE_VOLUME_ID,
+    "name": "postgres-1",
+    "backend": "local",
+    "state": "available",
+    "size": 10737418240,
+    "used": 4096,
+    "used_at": EXAMPLE_TIME,
+    "version": 2,
+    "job_id": None,
+    "labels": {"team": "search"},
+    "autogrow": {"usage_above": 80, "percent": 20.0, "up_to": 1099511627776},
+    "path": f"/srv/volumes/{EXAMPLE_VOLUME_ID}/data",
+    "created_at": EXAMPLE_TIME,
+    "updated_at": EXAMPLE_TIME,
+}
+
+
+class AutogrowIn(RequestBody):
+    """Autogrow policy: when a bulk expansion may grow a volume, by how much, and up to which size."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [{"required": ["by"]}, {"required": ["percent"]}],
+            "examples": [AUTOGROW_EXAMPLE, {"usage_above": 90, "by": "10GiB", "up_to": "500GiB"}],
+        }
+    )
+
+    usage_above: Annotated[UsageAbove, Field(description="Grow only if more than this percentage of the size is used.")]
+    by: Annotated[Omittable[Size], Field(description="Rounded up to a whole MiB, like the result of `percent`.")] = None
+    percent: Omittable[Percent] = None
+    up_to: Annotated[Size, Field(description="Upper limit of the size.")]
+
+    @field_validator("percent")
+    @classmethod
+    def _exactly_one(cls, percent: float, info: ValidationInfo) -> float:
+        if info.data.get("by") is not None:
+            raise ValueError("cannot be combined with `by`: give exactly one of them")
+        return percent
+
+    @model_validator(mode="after")
+    def _at_least_one(self) -> Self:
+        if self.by is None and self.percent is None:
+            raise ValueError("give one of `by` (an amount) and `percent` (of the present size)")
+        return self
+
+
+class VolumeIn(RequestBody):
+    """A volume to create."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"name": "postgres-1", "size": "10GiB", "labels": {"team": "search"}},
+                {"name": "postgres-2", "size": "10GiB", "autogrow": AUTOGROW_EXAMPLE},
+            ],
+            "anyOf": [
+                {"required": ["size"], "properties": {"size": {"not": {"type": "null"}}}},
+                {"required": ["from_snapshot"]},
+            ],
+        }
+    )
+
+    name: Name
+    from_snapshot: Annotated[Omittable[UUID], Field(description="Start with the bytes of this snapshot.")] = None
+    size: Size | None = Field(
+        None,
+        validate_default=True,
+        description="In bytes. May be null or absent with `from_snapshot`: then the size of the snapshot.",
+    )
+    backend: BackendName | None = Field(
+        None, description="Null means the default backend; with `from_snapshot`, the backend of the snapshot."
+    )
+    labels: Labels = Field(default_factory=dict)
+    autogrow: AutogrowIn | None = Field(None, description="Used by bulk expansions with the policy `autogrow`.")
+
+    @field_validator("size")
+    @classmethod
+    def _size_or_snapshot(cls, size: int | None, info: ValidationInfo) -> int | None:
+        if size is None and info.data.get("from_snapshot") is None:
+            raise PydanticCustomError("missing", "Field required")
+        return size
+
+    def new_volume(self) -> NewVolume:
+        """Convert to the domain request."""
+        return NewVolume(self.name, self.size, self.backend, self.labels, _autogrow_json(self.autogrow))
+
+
+class VolumePatch(RequestBody):
+    """Changes to a volume; an absent member is left as it is."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"labels": {"team": "search", "tier": "gold"}},
+                {"autogrow": AUTOGROW_EXAMPLE},
+                {"autogrow": None},
+            ]
+        }
+    )
+
+    name: Omittable[Name] = None
+    labels: Omittable[Labels] = None
+    autogrow: AutogrowIn | None = Field(None, description="Null removes the policy.")
+
+    def change(self) -> VolumeChange:
+        """Convert to the domain request."""
+        changed = frozenset(self.model_fields_set)
+        return VolumeChange(changed, self.name or "", self.labels or {}, _autogrow_json(self.autogrow))
+
+
+def _autogrow_json(autogrow: AutogrowIn | None) -> dict[str, Any] | None:
+    return None if autogrow is None else autogrow.model_dump(exclude_none=True)
+
+
+class GrowthFields(RequestBody):
+    """Exactly one of `to`, `by` and `percent`; shared by expansions of one and of many volumes."""
+
+    to: Omittable[Size] = None
+    by: Omittable[Size] = None
+    percent: Omittable[Percent] = None
+
+    @field_validator("by", "percent")
+    @classmethod
+    def _exactly_one(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if others := [name for name in ("to", "by") if info.data.get(name) is not None]:
+            raise ValueError(f"cannot be combined with `{others[0]}`: give exactly one of `to`, `by` and `percent`")
+        return value
+
+    @model_validator(mode="after")
+    def _at_least_one(self) -> Self:
+        return self.require_growth(GROWTH_CHOICES)
+
+    def require_growth(self, choices: str) -> Self:
+        """Return self if a growth is given; otherwise fail with ``choices`` as the message."""
+        if self.to is None and self.by is None and self.percent is None:
+            raise PydanticCustomError(GROWTH_REQUIRED.code, choices)
+        return self
+
+
+class GrowthIn(GrowthFields):
+    """The growth of one volume: exactly one of `to`, `by` and `percent`."""
+
+    model_config = ConfigDict(
+        json_schema_extra=EXACTLY_ONE_GROWTH | {"examples": [{"to": "20GiB"}, {"by": "10GiB"}, {"percent": 25}]}
+    )
+
+    def growth(self) -> Growth:
+        """Convert to the domain request."""
+        return Growth(to=self.to, by=self.by, percent=self.percent)
+
+
+class VolumeQuery(PageQuery):
+    """Filters of a list of volumes."""
+
+    state: Omittable[VolumeState] = None
+    name: Omittable[Name] = None
+    label: Annotated[
+        list[LabelTerm],
+        Field(description="`key:value`; a volume must have all of them.", examples=[["team:search"]]),
+    ] = Field(default_factory=list)
+
+    @field_validator("label")
+    @classmethod
+    def _distinct_and_sorted(cls, terms: Sequence[str]) -> list[str]:
+        parse_label_terms(terms)
+        return sorted(terms)  # a cursor is bound to the filters, not to their order
+
+    def filters(self) -> VolumeFilter:
+        """Convert to the domain filter."""
+        return VolumeFilter(self.state, self.name, parse_label_terms(self.label))
+
+
+class VolumeOut(BaseModel):
+    """One volume. Sizes are in bytes."""
+
+    model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [VOLUME_EXAMPLE]})
+
+    id: UUID
+    name: str
+    backend: str
+    state: VolumeState
+    size: int
+    used: int | None = Field(description="Allocated bytes, measured at `used_at`.")
+    used_at: UtcDatetime | None
+    version: int = Field(description="Incremented when an operation is accepted and when it ends.")
+    job_id: UUID | None = Field(description="The job that holds the volume at the moment.")
+    labels: Labels
+    autogrow: dict[str, Any] | None = Field(
+        description="When a bulk expansion with the policy `autogrow` grows it, by how much, and up to which size."
+    )
+    path: str | None = Field(None, description="Path of its bytes, for backends that have paths.")
+    created_at: UtcDatetime
+    updated_at: UtcDatetime
+
+    @classmethod
+    def from_row(cls, volume: Volume, path: str | None) -> Self:
+        """Render a row."""
+        return cls.model_validate(volume).model_copy(update={"path": path})

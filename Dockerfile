@@ -1,9 +1,9 @@
-# What is installed in one stage is copied to the next: the image has no pip in its venv, no compiler, no cache and no
-# embedded servers, and runs as nobody in particular. Needs neither BuildKit nor a secret.
+# The first stage installs, the second copies the result: the image has no pip in its venv, no compiler, no cache and no
+# embedded servers. It runs as an unprivileged user. The build needs neither BuildKit nor secrets.
 FROM python:3.13-slim AS build
 WORKDIR /src
 COPY requirements.lock ./
-# Everything above the lock's second heading is needed to run; what follows is for `cistern up` and for developers.
+# Up to its second heading the lock has the runtime dependencies; the rest is for `cistern up` and for developers.
 RUN sed '/^# The private PostgreSQL and Redis/,$d' requirements.lock > run.lock \
     && python -m venv --without-pip /opt/cistern \
     && pip --python /opt/cistern/bin/python install --no-cache-dir --requirement run.lock
@@ -22,7 +22,7 @@ ENV PATH=/opt/cistern/bin:$PATH \
     CISTERN_DATA_DIR=/var/lib/cistern
 USER cistern
 WORKDIR /var/lib/cistern
-# An empty named volume that is mounted here takes over the owner: so it can be written to.
+# An empty named volume that is mounted here takes over the owner of the directory, so the user can write to it.
 VOLUME /var/lib/cistern
 EXPOSE 8000
-CMD ["uvicorn", "api.main:app", "--host", "0.0.0.0", "--port", "8000", "--no-access-log", "--timeout-graceful-shutdown", "5"]
+CMD ["cistern", "serve", "--host", "0.0.0.0"]

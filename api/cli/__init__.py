@@ -1,1 +1,1 @@
-"""The command line, `cistern ...`: a client of the HTTP API, and the commands that run Cistern."""
+"""The command line ``cistern``: commands that run Cistern, and a client of the HTTP API."""

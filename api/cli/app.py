@@ -1,79 +1,115 @@
-"""`cistern ...`: the command line."""
+"""The command ``cistern``.
 
-import asyncio
+Each command imports its code when it runs: `serve` and `work` are long-lived processes that start quickly and must not
+keep the HTTP client, the tables of the client commands or each other's code in memory.
+"""
+
+import importlib
 import importlib.metadata
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup
 
-from api.cli.check import CANNOT
-from api.cli.check import check as run_check
-from api.cli.client import ApiCallFailed
-from api.cli.demo import demo as run_demo
-from api.cli.jobs import jobs
-from api.cli.schedules import schedules
-from api.cli.stack import stack_from_options
-from api.cli.stack import up as run_up
-from domain.db.migrations import migrate as run_migrations
-from domain.db.migrations import wait_for_postgresql
 from domain.errors import CisternError
-from domain.logs import configure_logging
-from domain.settings import load_settings, require_database
+
+#: Groups of commands that are clients of the HTTP API, by name.
+_CLIENT_GROUPS: Final = {"jobs": "api.cli.jobs", "schedules": "api.cli.schedules"}
+
+
+class _LazyGroup(TyperGroup):
+    """Imports the groups in `_CLIENT_GROUPS` on first use."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), *_CLIENT_GROUPS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in _CLIENT_GROUPS:
+            return super().get_command(ctx, cmd_name)
+        command = typer.main.get_command(importlib.import_module(_CLIENT_GROUPS[cmd_name]).app)
+        command.name = cmd_name
+        return command
+
 
 app = typer.Typer(
-    help="Cistern keeps volumes, and every change to one is a job that is never lost.",
+    cls=_LazyGroup,
+    help="Cistern manages volumes and snapshots; every change is a job that is never lost.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.add_typer(jobs, name="jobs")
-app.add_typer(schedules, name="schedules")
 
 
 @app.command()
 def up(
     *,
-    port: Annotated[int, typer.Option(min=1, max=65_535, help="Where the API listens.")] = 8000,
-    host: Annotated[str, typer.Option(help="On which address it listens.")] = "127.0.0.1",
-    workers: Annotated[int, typer.Option(min=0, max=64, help="How many workers to run.")] = 2,
-    data_dir: Annotated[Path | None, typer.Option(help="Where everything is kept.", show_default=".cistern")] = None,
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Port of the API.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address of the API.")] = "127.0.0.1",
+    workers: Annotated[int, typer.Option(min=0, max=64, help="Number of workers.")] = 2,
+    data_dir: Annotated[Path | None, typer.Option(help="Directory of all data.", show_default=".cistern")] = None,
 ) -> None:
-    """Run the API and its workers until Ctrl-C, with a private PostgreSQL and Redis if the settings name none."""
+    """Run the API and its workers until Ctrl-C, with a private PostgreSQL and Redis unless the settings name them."""
+    from api.cli.stack import stack_from_options  # noqa: PLC0415
+    from api.cli.stack import up as run_up  # noqa: PLC0415
+
     run_up(stack_from_options(host=host, port=port, workers=workers, data_dir=data_dir))
+
+
+@app.command()
+def serve(
+    *,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 means a free one.")] = 8000,
+    access_log: Annotated[bool, typer.Option(help="Log every request.")] = False,
+) -> None:
+    """Run one API process until a signal ends it; needs CISTERN_DATABASE_URL and CISTERN_REDIS_URL."""
+    from api.cli.serve import serve as run_api  # noqa: PLC0415
+
+    run_api(host=host, port=port, access_log=access_log)
+
+
+@app.command()
+def work() -> None:
+    """Run one worker process until a signal ends it; needs CISTERN_DATABASE_URL and CISTERN_REDIS_URL."""
+    from api.cli.serve import work as run_worker  # noqa: PLC0415
+
+    run_worker()
 
 
 @app.command()
 def demo(
     *,
-    volumes: Annotated[int, typer.Option(min=1, max=10_000, help="How many volumes to create and expand.")] = 100,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="How many workers share the jobs.")] = 2,
+    volumes: Annotated[int, typer.Option(min=1, max=10_000, help="Number of volumes to create and expand.")] = 100,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Number of workers.")] = 2,
 ) -> None:
-    """Create and expand volumes for real, on a fresh stack that is gone afterwards, and measure the files."""
+    """Create, snapshot, expand and restore volumes on a temporary stack, and compare the files with the API."""
+    from api.cli.demo import demo as run_demo  # noqa: PLC0415
+
     run_demo(volumes=volumes, workers=workers)
 
 
 @app.command()
 def migrate(
     *,
-    wait: Annotated[int, typer.Option(min=0, help="For how many seconds to wait for PostgreSQL to answer.")] = 0,
+    wait: Annotated[int, typer.Option(min=0, help="Seconds to wait for PostgreSQL to respond.")] = 0,
 ) -> None:
-    """Bring the schema of the database at CISTERN_DATABASE_URL up to date."""
-    settings = require_database(load_settings())
-    configure_logging(settings)
-    if wait:
-        asyncio.run(wait_for_postgresql(settings.database_url, wait))
-    run_migrations(settings.database_url)
+    """Migrate the database at CISTERN_DATABASE_URL to the current schema."""
+    from api.cli.migrate import migrate as run_migrations  # noqa: PLC0415
+
+    run_migrations(wait_seconds=wait)
 
 
 @app.command()
 def check(
     *,
-    repair: Annotated[bool, typer.Option("--repair", help="Mend what is safe to mend.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Repair what can be repaired safely.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print each finding as a line of JSON.")] = False,
 ) -> None:
-    """Compare rows, ledger and disk: exit code 0 if all agree or was mended, 1 if something is left, 2 if it cannot."""
+    """Compare database, ledger and storage. Exit status: 0 consistent or repaired, 1 findings left, 2 check failed."""
+    from api.cli.check import check as run_check  # noqa: PLC0415
+
     sys.exit(run_check(repair=repair, as_json=as_json))
 
 
@@ -84,12 +120,9 @@ def version() -> None:
 
 
 def main() -> None:
-    """Run the command line; whatever Cistern raises on purpose ends as one line and exit code 1.
-
-    It is 2 if the API could not be asked: a job that it was about may have succeeded.
-    """
+    """Run the command line. A CisternError is printed in one line; the exit status is 1, or what the error defines."""
     try:
         app()
     except CisternError as error:
         typer.echo(f"cistern: {' '.join(str(error).split())}", err=True)
-        sys.exit(CANNOT if isinstance(error, ApiCallFailed) else 1)
+        sys.exit(getattr(error, "exit_status", 1))

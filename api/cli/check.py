@@ -1,4 +1,4 @@
-"""What `cistern check` prints: a line for each finding, and one that says how much was looked at."""
+"""The command ``cistern check``: print a line per finding, and a summary."""
 
 import asyncio
 import json
@@ -12,37 +12,37 @@ from domain.errors import CisternError
 from domain.services import open_check
 from domain.settings import load_settings
 
-AGREES: Final = 0
-LEFT: Final = 1
-#: Not 1: nobody knows whether something is wrong.
-CANNOT: Final = 2
+CONSISTENT: Final = 0
+FINDINGS_LEFT: Final = 1
+#: The check could not be completed: the state is unknown.
+CHECK_FAILED: Final = 2
 
 
 def check(*, repair: bool, as_json: bool = False) -> int:
-    """Look at everything, and mend what can be mended if ``repair``; returns the exit code."""
+    """Check everything, repair what is safe to repair if ``repair``, and return the exit status."""
     try:
         return asyncio.run(_check(repair=repair, as_json=as_json))
     except CisternError as error:
         typer.echo(f"cistern: {' '.join(str(error).split())}", err=True)
-        return CANNOT
+        return CHECK_FAILED
 
 
 async def _check(*, repair: bool, as_json: bool) -> int:
     report, found, left = Report(), 0, 0
-    async with open_check(load_settings()) as inspection:
-        async for finding in inspection.findings(report, repair=repair):
+    async with open_check(load_settings()) as run:
+        async for finding in run.findings(report, repair=repair):
             typer.echo(_line(finding, as_json=as_json))
             found += 1
             left += not finding.repaired
-    typer.echo(_total(report, found=found, left=left), err=as_json)
-    return LEFT if left else AGREES
+    typer.echo(_summary(report, found=found, left=left), err=as_json)
+    return FINDINGS_LEFT if left else CONSISTENT
 
 
 def _line(finding: Finding, *, as_json: bool) -> str:
     return json.dumps(asdict(finding)) if as_json else str(finding)
 
 
-def _total(report: Report, *, found: int, left: int) -> str:
-    looked_at = ", ".join(f"{name}: {number}" for name, number in report.looked_at.items()) or "nothing there"
-    verdict = f"found {found}, repaired {found - left}, left {left}" if found else "all agree"
-    return f"{looked_at}; {verdict}"
+def _summary(report: Report, *, found: int, left: int) -> str:
+    checked = ", ".join(f"{name}: {number}" for name, number in report.checked.items()) or "nothing there"
+    result = f"found {found}, repaired {found - left}, left {left}" if found else "all agree"
+    return f"{checked}; {result}"

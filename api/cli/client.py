@@ -1,10 +1,10 @@
-"""How the command line asks the HTTP API, and how it says that it asked in vain."""
+"""The HTTP client of the command line, and its errors."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, ClassVar, Final
 
 import httpx
 import typer
@@ -13,91 +13,94 @@ from domain.errors import CisternError
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
 _CALLER: Final = {"X-Cistern-Caller": "cistern"}
-_PAGE: Final = 200
+_PAGE_SIZE: Final = 200
 _TIMEOUT_SECONDS: Final = 15.0
+#: Seconds that a poll asks the server to wait (`Prefer: wait=N`), and that the client waits while the API is away.
 _POLL_SECONDS: Final = 1
-#: At least so long between two looks: a server that knows no `Prefer` answers at once.
+#: Minimum pause between two polls, for servers that ignore `Prefer`.
 _PAUSE_SECONDS: Final = 0.2
-#: How often an API that was there is asked again when it is away, a second each: a deploy takes no longer.
-_PATIENCE: Final = 30
+#: Retries of a watch, one per second, while the API is away: enough for a deploy.
+_MAX_RETRIES: Final = 30
 
-Thing = dict[str, Any]
-Url = Annotated[str, typer.Option(envvar="CISTERN_URL", help="Where the API answers.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print lines of JSON, as the API has it.")]
+JsonObject = dict[str, Any]
+Url = Annotated[str, typer.Option(envvar="CISTERN_URL", help="URL of the API.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per line, as the API returns it.")]
 
 
 class ApiCallFailed(CisternError):
-    """The API refused, or answered as no Cistern does."""
+    """The API rejected the request, or the response is not one of Cistern."""
 
     code = "call-failed"
+    #: Not 1: the job that the command is about may have succeeded.
+    exit_status: ClassVar[int] = 2
 
 
 class ApiUnreachable(ApiCallFailed):
-    """The API does not answer."""
+    """The API does not respond."""
 
-    code = "api-away"
+    code = "api-unreachable"
 
 
-class ApiObject(Thing):
-    """An object as the API says it; what every Cistern says, and this one does not, is missed in one line."""
+class ApiObject(JsonObject):
+    """An object in a response. A missing member raises ApiCallFailed: the server is not Cistern."""
 
     def __missing__(self, name: str) -> Any:
-        raise ApiCallFailed(f"what answers is not Cistern's API: it says nothing of `{name}`")
+        raise ApiCallFailed(f"the server is not Cistern's API: its response has no member `{name}`")
 
 
 class ApiClient:
-    """The HTTP API, as the command line uses it."""
+    """The operations of the HTTP API that the command line needs."""
 
     def __init__(self, client: httpx.Client, *, pause: Callable[[float], None] = time.sleep) -> None:
         self._client = client
         self._pause = pause
 
-    def get(self, path: str, **params: Any) -> Thing:
-        """Look at something."""
-        return self._read(self._send("GET", path, params=params))
+    def get(self, path: str, **params: Any) -> JsonObject:
+        """Get one object."""
+        return self._parse(self._send("GET", path, params=params))
 
-    def post(self, path: str) -> Thing:
-        """Have something done that needs no words."""
-        return self._read(self._send("POST", path))
+    def post(self, path: str) -> JsonObject:
+        """Post a request without a body."""
+        return self._parse(self._send("POST", path))
 
-    def patch(self, path: str, changes: Thing) -> Thing:
-        """Change something."""
-        return self._read(self._send("PATCH", path, json=changes))
+    def patch(self, path: str, changes: JsonObject) -> JsonObject:
+        """Update one object."""
+        return self._parse(self._send("PATCH", path, json=changes))
 
-    def listed(self, path: str, limit: int, **params: Any) -> Iterator[Thing]:
-        """List up to ``limit`` things, page by page."""
-        return islice(self._pages(path, params | {"limit": min(limit, _PAGE)}), limit)
+    def list_all(self, path: str, limit: int, **params: Any) -> Iterator[JsonObject]:
+        """Yield up to ``limit`` objects of a list, page by page."""
+        return islice(self._pages(path, params | {"limit": min(limit, _PAGE_SIZE)}), limit)
 
-    def changes(self, path: str) -> Iterator[Thing]:
-        """Look at something now, and again whenever it has changed; an API that goes away meanwhile is waited for."""
-        answer = self._send("GET", path)
+    def changes(self, path: str) -> Iterator[JsonObject]:
+        """Yield an object now and whenever it changes; an API that is away in between is polled until it is back."""
+        response = self._send("GET", path)
         while True:
-            yield self._read(answer)
-            answer = self._next(path, answer.headers.get("ETag", ""))
+            yield self._parse(response)
+            response = self._next_change(path, response.headers.get("ETag", ""))
 
-    def _next(self, path: str, tag: str) -> httpx.Response:
+    def _next_change(self, path: str, tag: str) -> httpx.Response:
         headers = {"Prefer": f"wait={_POLL_SECONDS}", "If-None-Match": tag}
-        away = 0
+        retries = 0
         while True:
             self._pause(_PAUSE_SECONDS)
             try:
-                answer = self._send("GET", path, headers=headers)
+                response = self._send("GET", path, headers=headers)
             except ApiUnreachable:
-                away += 1
-                if away > _PATIENCE:
+                retries += 1
+                if retries > _MAX_RETRIES:
                     raise
                 self._pause(_POLL_SECONDS)
             else:
-                away = 0
-                if answer.status_code != httpx.codes.NOT_MODIFIED:
-                    return answer
+                retries = 0
+                if response.status_code != httpx.codes.NOT_MODIFIED:
+                    return response
 
-    def _pages(self, path: str, params: Thing) -> Iterator[Thing]:
-        cursor: Thing = {}
+    def _pages(self, path: str, params: JsonObject) -> Iterator[JsonObject]:
+        cursor: JsonObject = {}
         while True:
             page = self.get(path, **params, **cursor)
             if not isinstance(page["items"], list) or not all(isinstance(one, ApiObject) for one in page["items"]):
-                raise ApiCallFailed(f"what answers at {self._client.base_url} lists things as no Cistern does")
+                raise ApiCallFailed(f"the server at {self._client.base_url} is not Cistern's API: malformed list")
             yield from page["items"]
             if page["next_cursor"] is None:
                 return
@@ -105,48 +108,50 @@ class ApiClient:
 
     def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
         try:
-            answer = self._client.request(method, f"/api/v1{path}", **request)
+            response = self._client.request(method, f"/api/v1{path}", **request)
         except httpx.HTTPError as error:
             raise ApiUnreachable(
-                f"no API answers at {self._client.base_url}: {str(error) or type(error).__name__}"
+                f"no API responds at {self._client.base_url}: {str(error) or type(error).__name__}"
             ) from error
-        if answer.is_success or answer.status_code == httpx.codes.NOT_MODIFIED:
-            return answer
-        raise (ApiUnreachable if answer.status_code in (502, 503, 504) else ApiCallFailed)(_problem(answer))
+        if response.is_success or response.status_code == httpx.codes.NOT_MODIFIED:
+            return response
+        raise (ApiUnreachable if response.status_code in (502, 503, 504) else ApiCallFailed)(_error_line(response))
 
-    def _read(self, answer: httpx.Response) -> Thing:
+    def _parse(self, response: httpx.Response) -> JsonObject:
         with suppress(ValueError):
-            found = answer.json(object_hook=ApiObject)
-            if isinstance(found, ApiObject):
-                return found
-        raise ApiCallFailed(f"what answers at {self._client.base_url} is not Cistern's API")
+            body = response.json(object_hook=ApiObject)
+            if isinstance(body, ApiObject):
+                return body
+        raise ApiCallFailed(f"the server at {self._client.base_url} is not Cistern's API")
 
 
 @contextmanager
 def api_client(url: str) -> Iterator[ApiClient]:
-    """Have the API at ``url`` at hand.
+    """Open a client of the API at ``url``.
 
     Raises:
-        CallFailed: ``url`` is none.
+        ApiCallFailed: ``url`` is malformed.
     """
     try:
         client = connect(url)
     except httpx.InvalidURL as error:
-        raise ApiCallFailed(f"{url!r} is no URL: {error}") from error
+        raise ApiCallFailed(f"invalid URL {url!r}: {error}") from error
     with client:
         yield ApiClient(client)
 
 
 def connect(url: str) -> httpx.Client:
-    """Open a client, which connects when it is used."""
+    """Create an HTTP client; it connects with its first request."""
     return httpx.Client(base_url=url, headers=_CALLER, timeout=_TIMEOUT_SECONDS, trust_env=False)
 
 
-def _problem(answer: httpx.Response) -> str:
-    """Say in one line why the API refused: its own words, with the fields that they are about."""
+def _error_line(response: httpx.Response) -> str:
+    """Render a problem in one line: the invalid fields or the detail, the code and the request id."""
     try:
-        problem = answer.json()
+        problem = response.json()
         fields = "; ".join(f"{one['field']}: {one['detail']}" for one in problem.get("errors") or ())
         return f"{fields or problem['detail']} ({problem['code']}, request {problem['request_id']})"
     except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{answer.request.method} {answer.url} was answered with {answer.status_code}, and not by Cistern's API"
+        return (
+            f"{response.request.method} {response.url} returned status {response.status_code}, not from Cistern's API"
+        )

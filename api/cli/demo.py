@@ -1,68 +1,246 @@
-"""`cistern demo`: the main job for real, on a stack of its own that is gone afterwards."""
+"""The command ``cistern demo``: create, snapshot, expand and restore volumes on a temporary stack, over HTTP.
 
+What the API reports is compared with the files on disk.
+"""
+
+import asyncio
+import hashlib
 import socket
+import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
 
 import httpx
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from api.cli.demo_steps import AFTER, LONGEST_SECONDS, MIB, Demo, DemoFailed, DemoStep
 from api.cli.stack import Stack, run
 from domain.embedded import temporary_data_dir
 from domain.errors import CisternError
+from domain.jobs.states import ENDED
 from domain.settings import load_settings
+
+_MIB: Final = 2**20
+_INITIAL_SIZE: Final = 10 * _MIB
+_EXPANDED_SIZE: Final = 25 * _MIB
+_WRITTEN_BYTES: Final = _MIB
+_MAX_REQUESTS: Final = 32
+_TIMEOUT_SECONDS: Final = 120.0
+_POLL_SECONDS: Final = 0.1
+_MAX_LOG_LINES: Final = 15
+
+Job = dict[str, Any]
+
+
+class DemoFailed(CisternError):
+    """The demo found a job or a file that is not as expected."""
+
+    code = "demo-failed"
+
+
+@dataclass
+class Step:
+    """One operation on all volumes: its jobs and its duration."""
+
+    title: str
+    jobs: list[Job] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 def demo(*, volumes: int, workers: int) -> None:
-    """Show it on a fresh stack; leaves nothing behind.
+    """Run the demo on a new stack, and remove everything afterwards.
 
     Raises:
-        DemoFailed: saying what was not as it should be.
+        DemoFailed: a job or a file is not as expected, or a signal ended the demo.
     """
     console = Console()
-    lines: deque[str] = deque(maxlen=15)
+    log: deque[str] = deque(maxlen=_MAX_LOG_LINES)
     console.print(f"Starting PostgreSQL, Redis, the API and {workers} workers ...")
     with temporary_data_dir() as data_dir:
         settings = load_settings(data_dir=data_dir, database_url="", redis_url="", backends={})
         stack = Stack(settings=settings, port=free_port(), workers=workers)
-        show = Demo(stack.url, volumes=volumes, console=console)
+        scenario = Scenario(stack.url, volumes=volumes, console=console)
         try:
-            whole = run(stack, show.run, output=lambda name, line: lines.append(f"{name} | {line}"))
+            completed = run(stack, scenario.run, output=lambda name, line: log.append(f"{name} | {line}"))
         except (CisternError, httpx.HTTPError, OSError, KeyError) as error:
-            for line in lines:
+            for line in log:
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
-            raise _in_one_line(error) from error
-    if not whole:
+            raise _one_line_error(error) from error
+    if not completed:
         raise DemoFailed("the demo was stopped before its end")
-    report(console, show.acts, volumes=volumes)
+    print_report(console, scenario.steps, volumes=volumes)
 
 
-def report(console: Console, acts: Sequence[DemoStep], *, volumes: int) -> None:
-    """Print what was done, how fast, and by whom."""
+def print_report(console: Console, steps: Sequence[Step], *, volumes: int) -> None:
+    """Print duration, rate and number of jobs per worker of each step."""
     table = Table("", "seconds", "volumes/s", "jobs by worker")
-    for act in acts:
-        shares = Counter(str(job.get("worker_id") or "?")[-6:] for job in act.jobs)
+    for step in steps:
+        shares = Counter(str(job.get("worker_id") or "?")[-6:] for job in step.jobs)
         by_worker = ", ".join(f"{worker}: {count}" for worker, count in sorted(shares.items()))
-        table.add_row(act.title, f"{act.seconds:.2f}", f"{volumes / act.seconds:,.0f}", by_worker)
+        table.add_row(step.title, f"{step.seconds:.2f}", f"{volumes / step.seconds:,.0f}", by_worker)
     console.print(table)
     console.print(
-        f"{volumes} volumes, {volumes * AFTER // MIB:,} MiB: every size was measured, every byte that was "
-        "written is back after its restore."
+        f"{volumes} volumes, {volumes * _EXPANDED_SIZE // _MIB:,} MiB: every file has its size, and every byte that "
+        "was written is back after the restore."
     )
 
 
-def _in_one_line(error: Exception) -> CisternError:
+class Scenario:
+    """Creates volumes, writes, snapshots, overwrites, expands them all at once, restores, and compares the bytes."""
+
+    def __init__(self, url: str, *, volumes: int, console: Console) -> None:
+        self._url = url
+        self._names = [f"demo-{number:03}" for number in range(1, volumes + 1)]
+        self._console = console
+        self._slots = asyncio.Semaphore(_MAX_REQUESTS)
+        self.steps: list[Step] = []
+
+    async def run(self) -> None:
+        """Run all steps.
+
+        Raises:
+            DemoFailed: a job or a file is not as expected.
+        """
+        columns = (TextColumn("{task.description:<12}"), BarColumn(40), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self._console) as self._bars:
+            async with asyncio.timeout(_TIMEOUT_SECONDS), self._client() as self._http:
+                await self._run_steps()
+
+    async def _run_steps(self) -> None:
+        posts = [("/volumes", {"name": name, "size": _INITIAL_SIZE}) for name in self._names]
+        volumes = [job["volume_id"] for job in await self._run_jobs("created", posts)]
+        paths = {volume_id: await self._checked_path(volume_id, _INITIAL_SIZE) for volume_id in volumes}
+        await self._write("written", paths, "first")
+        posts = [(f"/volumes/{volume_id}/snapshots", {"name": "first"}) for volume_id in volumes]
+        snapshots = [job["snapshot_id"] for job in await self._run_jobs("snapshots", posts)]
+        await self._write("overwritten", paths, "second")
+        await self._expand_all()
+        await self._compare(paths, "second")
+        await self._run_jobs("restored", [(f"/snapshots/{snapshot_id}/restore", None) for snapshot_id in snapshots])
+        await self._compare(paths, "first")
+
+    async def _run_jobs(self, title: str, posts: Iterable[tuple[str, Any]]) -> list[Job]:
+        """Post all requests, at most _MAX_REQUESTS at once, and wait for their jobs."""
+
+        async def run_job(path: str, body: Any) -> Job:
+            async with self._slots:
+                job = await self._wait_for(await _object(self._http.post(path, json=body), 202))
+            advance()
+            return job
+
+        with self._step(title) as (step, advance):
+            step.jobs = await asyncio.gather(*(run_job(path, body) for path, body in posts))
+        return step.jobs
+
+    async def _expand_all(self) -> None:
+        """Expand every volume by one bulk job, and follow its progress."""
+        body = {"to": _EXPANDED_SIZE, "max_concurrent": 16}
+        with self._step("expanded") as (step, advance):
+            job = await _object(self._http.post("/volumes/expand", json=body, headers={"Prefer": "wait=0"}), 202)
+            expanded = 0
+            while job["status"] not in ENDED or expanded < len(self._names):
+                await asyncio.sleep(_POLL_SECONDS)
+                job = await _object(self._http.get(f"/jobs/{job['id']}", headers={"Prefer": "wait=0"}), 200)
+                succeeded = (job["progress"] or {}).get("succeeded", 0)
+                advance(succeeded - expanded)
+                expanded = succeeded
+                _require_success(job)
+            lanes = await _object(self._http.get("/jobs", params={"parent_id": job["id"]}), 200)
+            step.jobs = [job, *lanes["items"]]
+
+    async def _write(self, title: str, paths: dict[str, Path], seed: str) -> None:
+        with self._step(title) as (_, advance):
+            for volume_id, path in paths.items():
+                await asyncio.to_thread(_overwrite, path, _content(seed + volume_id))
+                advance()
+
+    async def _compare(self, paths: dict[str, Path], seed: str) -> None:
+        with self._step("compared") as (_, advance):
+            for volume_id, path in paths.items():
+                if await self._checked_path(volume_id, _EXPANDED_SIZE) != path:
+                    raise DemoFailed(f"volume {volume_id} has moved to another file")
+                if await asyncio.to_thread(_read, path) != _content(seed + volume_id):
+                    raise DemoFailed(f"volume {volume_id} does not have the bytes that were written {seed}")
+                advance()
+
+    async def _checked_path(self, volume_id: str, size: int) -> Path:
+        """Check state and size of a volume in the API and on disk, and return the path of its file."""
+        volume = await _object(self._http.get(f"/volumes/{volume_id}"), 200)
+        path = Path(volume["path"])
+        file_size = (await asyncio.to_thread(path.stat)).st_size
+        if (volume["state"], volume["size"], file_size) != ("available", size, size):
+            raise DemoFailed(
+                f"{volume['name']} is {volume['state']} with {file_size} bytes on disk, not available with {size}"
+            )
+        return path
+
+    async def _wait_for(self, job: Job) -> Job:
+        while job["status"] not in ENDED:
+            job = await _object(self._http.get(f"/jobs/{job['id']}"), 200)
+        _require_success(job)
+        return job
+
+    @contextmanager
+    def _step(self, title: str) -> Iterator[tuple[Step, Callable[..., None]]]:
+        step = Step(title)
+        self.steps.append(step)
+        bar = self._bars.add_task(title, total=len(self._names))
+        started = time.monotonic()
+        yield step, lambda count=1: self._bars.advance(bar, count)
+        step.seconds = time.monotonic() - started
+
+    @asynccontextmanager
+    async def _client(self) -> AsyncIterator[httpx.AsyncClient]:
+        headers = {"Prefer": "wait=10"}
+        url = f"{self._url}/api/v1"
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30, trust_env=False) as client:
+            yield client
+
+
+def _require_success(job: Job) -> None:
+    if job["status"] in ENDED and job["status"] != "succeeded":
+        raise DemoFailed(f"job {job['id']} ({job.get('kind')}) {job['status']}: {job.get('error')}")
+
+
+async def _object(request: Awaitable[httpx.Response], status: int) -> Job:
+    """Return the object in the response, which must have ``status``."""
+    response = await request
+    if response.status_code != status:
+        raise DemoFailed(f"{response.request.method} {response.url.path}: {response.status_code} {response.text[:300]}")
+    body: Job = response.json()
+    return body
+
+
+def _one_line_error(error: Exception) -> CisternError:
     if isinstance(error, CisternError):
         return error
     if isinstance(error, TimeoutError):
-        return DemoFailed(f"the jobs did not end within {LONGEST_SECONDS:g} s")
+        return DemoFailed(f"the jobs did not end within {_TIMEOUT_SECONDS:g} s")
     return DemoFailed(f"{type(error).__name__}: {error}")
 
 
+def _content(seed: str) -> bytes:
+    """Return _WRITTEN_BYTES pseudo-random bytes."""
+    return hashlib.shake_128(seed.encode()).digest(_WRITTEN_BYTES)
+
+
+def _overwrite(path: Path, content: bytes) -> None:
+    with path.open("r+b") as file:
+        file.write(content)
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_WRITTEN_BYTES)
+
+
 def free_port() -> int:
-    """Find a TCP port that nobody listens on at this moment."""
+    """Return a TCP port that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

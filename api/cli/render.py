@@ -1,4 +1,4 @@
-"""What the command line shows of jobs and schedules: tables for people."""
+"""Tables and texts of the client commands."""
 
 import json
 import sys
@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from api.cli.client import Thing
+from api.cli.client import JsonObject
 
-#: Where nobody says how wide a line may be, ids must not be cut off.
-_WIDE: Final = 200
+#: Width of output that is not a terminal: ids must not be truncated.
+_WIDTH: Final = 200
 _STYLES: Final = {
     "succeeded": "green",
     "started": "green",
@@ -27,99 +27,104 @@ _STYLES: Final = {
 }
 
 
-def a_console() -> Console:
-    """Open standard output for what comes from the API, in which nothing is markup."""
+def open_console() -> Console:
+    """Open standard output for text from the API: no markup, no highlighting, no emoji codes."""
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a letter that cannot be shown must not end a watch
+        sys.stdout.reconfigure(errors="replace")  # a character that cannot be encoded must not end a watch
     console = Console(markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
-        console.width = _WIDE
+        console.width = _WIDTH
     return console
 
 
-def show(things: Sequence[Thing], table: Callable[[Sequence[Thing]], Table], *, as_json: bool) -> None:
-    """Print things as a table, or each as a line of JSON."""
+def print_objects(
+    objects: Sequence[JsonObject], table: Callable[[Sequence[JsonObject]], Table], *, as_json: bool
+) -> None:
+    """Print objects as a table, or as one line of JSON each."""
     if as_json:
-        for thing in things:
-            typer.echo(json.dumps(thing))
+        for one in objects:
+            typer.echo(json.dumps(one))
     else:
-        a_console().print(table(things))
+        open_console().print(table(objects))
 
 
-def jobs_table(jobs: Sequence[Thing]) -> Table:
-    """Show one job per row."""
+def jobs_table(jobs: Sequence[JsonObject]) -> Table:
+    """Return a table with one row per job."""
     table = _table("id", "kind", "status", "progress", "attempt", "created (UTC)", "finished (UTC)")
     for job in jobs:
-        times = (when(job["created_at"]), when(job["finished_at"]))
-        table.add_row(job["id"], job["kind"], status(job["status"]), counts(job), str(job["attempt"]), *times)
+        times = (time_text(job["created_at"]), time_text(job["finished_at"]))
+        status = styled_status(job["status"])
+        table.add_row(job["id"], job["kind"], status, progress_text(job), str(job["attempt"]), *times)
     return table
 
 
-def schedules_table(schedules: Sequence[Thing]) -> Table:
-    """Show one schedule per row."""
-    table = _table("name", "cron", "time zone", "action", "next run (UTC)", "last run (UTC)", "became of it")
+def schedules_table(schedules: Sequence[JsonObject]) -> Table:
+    """Return a table with one row per schedule."""
+    table = _table("name", "cron", "time zone", "action", "next run (UTC)", "last run (UTC)", "outcome")
     for schedule in schedules:
-        due = when(schedule["next_run_at"]) if schedule["enabled"] else "paused"
-        last = next(iter(schedule["last_runs"]), None)
-        ran = ("", "") if last is None else (when(last["scheduled_for"]), _outcome(last))
-        table.add_row(schedule["name"], schedule["cron"], schedule["time_zone"], schedule["action"], due, *ran)
+        next_run = time_text(schedule["next_run_at"]) if schedule["enabled"] else "paused"
+        run = next(iter(schedule["last_runs"]), None)
+        last_run = ("", "") if run is None else (time_text(run["scheduled_for"]), _run_outcome(run))
+        table.add_row(
+            schedule["name"], schedule["cron"], schedule["time_zone"], schedule["action"], next_run, *last_run
+        )
     return table
 
 
-def facts_table(job: Thing) -> Table:
-    """Show one job, a fact per row; what there is none of is left out."""
+def job_table(job: JsonObject) -> Table:
+    """Return a table with one row per member of a job; empty members are left out."""
     table = Table(show_header=False, box=None)
-    facts = job | {"progress": counts(job), "error": failure(job)}
-    for name, value in facts.items():
+    members = job | {"progress": progress_text(job), "error": error_text(job)}
+    for name, value in members.items():
         if value not in (None, "", {}):
-            table.add_row(name, status(value) if name == "status" else _plain(value))
+            table.add_row(name, styled_status(value) if name == "status" else _plain(value))
     return table
 
 
-def items_table(items: Sequence[Thing]) -> Table:
-    """Show what became of volumes in a bulk job, one per row."""
+def items_table(items: Sequence[JsonObject]) -> Table:
+    """Return a table with one row per item of a bulk job."""
     table = _table("volume", "status", "code", "detail")
     for item in items:
-        table.add_row(item["volume_id"], status(item["status"]), item["code"], item["detail"])
+        table.add_row(item["volume_id"], styled_status(item["status"]), item["code"], item["detail"])
     return table
 
 
-def counts(job: Thing) -> str:
-    """Say how far a job has come, as far as that is known."""
+def progress_text(job: JsonObject) -> str:
+    """Return the progress of a job; empty if it is unknown."""
     progress = job["progress"]
     if progress is None:
         return ""
     if progress["unit"] == "bytes":
         return f"{progress['succeeded']:,} of {progress['total']:,} bytes"
-    ended = f"{done(job)} of {progress['total']} volumes"
+    ended = f"{completed_count(job)} of {progress['total']} volumes"
     rest = ", ".join(f"{progress[name]} {name}" for name in ("failed", "skipped") if progress[name])
     return f"{ended} ({rest})" if rest else ended
 
 
-def done(job: Thing) -> int:
-    """Count what a job is through with."""
+def completed_count(job: JsonObject) -> int:
+    """Return how many volumes or bytes of a job are completed."""
     progress = job["progress"] or {}
     return sum(progress.get(name, 0) for name in ("succeeded", "failed", "skipped"))
 
 
-def failure(job: Thing) -> str:
-    """Say why a job failed, or why it is tried again."""
+def error_text(job: JsonObject) -> str:
+    """Return the error of a job; empty if there is none."""
     error = job["error"]
     return "" if error is None else f"{error['code']}: {error['detail']}"
 
 
-def status(word: str) -> Text:
-    """Give a status its colour."""
-    return Text(word, _STYLES.get(word, ""))
+def styled_status(status: str) -> Text:
+    """Return a status in its colour."""
+    return Text(status, _STYLES.get(status, ""))
 
 
-def when(moment: str | None) -> str:
-    """Shorten a time to the second."""
-    return "" if moment is None else moment[:19].replace("T", " ")
+def time_text(timestamp: str | None) -> str:
+    """Return a timestamp without fractions of a second; empty if there is none."""
+    return "" if timestamp is None else timestamp[:19].replace("T", " ")
 
 
-def _outcome(run: Thing) -> Text:
-    return status(run["job_status"] or run["outcome"])
+def _run_outcome(run: JsonObject) -> Text:
+    return styled_status(run["job_status"] or run["outcome"])
 
 
 def _plain(value: Any) -> str:

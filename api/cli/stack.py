@@ -1,4 +1,4 @@
-"""`cistern up`: private servers, a migrated database, the API and its workers, as one thing that starts and stops."""
+"""The command ``cistern up``: private servers, a migrated database, the API and its workers, as one unit."""
 
 import asyncio
 import json
@@ -14,20 +14,23 @@ from pathlib import Path
 import httpx
 import typer
 
-from api.cli.processes import Child, Output, StopSignals, either
+from api.cli.processes import Child, Output, StopSignals, first_completed
+from api.cli.serve import GRACEFUL_SECONDS
 from domain.db.migrations import migrate
 from domain.embedded import EmbeddedServers
 from domain.errors import ConfigurationError
 from domain.settings import PREFIX, Settings, load_settings, require_servers
 
 COLOURS = ("cyan", "green", "magenta", "yellow", "blue")
-WEB_STOP_SECONDS = 10.0  # seconds; open requests get half of it
-MARGIN = 10.0  # seconds a worker has beyond its own drain time; after five it leaves what hangs by itself
+#: Seconds until a stopping API is killed; it needs up to GRACEFUL_SECONDS by itself.
+WEB_STOP_SECONDS = GRACEFUL_SECONDS + 5.0
+#: Seconds after its drain time until a stopping worker is killed; after five it abandons hanging jobs by itself.
+WORKER_STOP_MARGIN = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """What shall run, and where."""
+    """The options of a stack."""
 
     settings: Settings
     host: str = "127.0.0.1"
@@ -36,54 +39,54 @@ class Stack:
 
     @property
     def url(self) -> str:
-        """Where the API answers, seen from this machine."""
-        everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (compared, not bound)
-        host = everywhere.get(self.host, self.host)
+        """URL of the API for clients on this machine."""
+        wildcards = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 (compared, not bound)
+        host = wildcards.get(self.host, self.host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
 def up(stack: Stack) -> None:
-    """Run everything until SIGINT or SIGTERM.
+    """Run the stack until SIGINT or SIGTERM.
 
     Raises:
-        ConfigurationError: it cannot start as it is set up.
-        ProcessFailed: a process ended while it was starting.
+        ConfigurationError: a setting is invalid, or the port is in use.
+        ProcessFailed: a process ended during start-up.
     """
 
-    async def announce_and_stay() -> None:
+    async def announce_and_wait() -> None:
         typer.echo(f"Cistern is up at {stack.url}, its documentation at {stack.url}/docs. Ctrl-C stops it.")
         await asyncio.Event().wait()
 
-    run(stack, announce_and_stay, output=coloured_output(stack))
+    run(stack, announce_and_wait, output=coloured_output(stack))
 
 
 def run(stack: Stack, work: Callable[[], Awaitable[None]], *, output: Output) -> bool:
-    """Start everything, do ``work`` once the API is ready, stop everything. False when a signal came before the end."""
+    """Start the stack, run ``work`` once the API is ready, and stop it. Return False if a signal ended it."""
     require_free_port(stack.host, stack.port)
     with StopSignals() as signals, servers(stack.settings) as settings:
         if not signals.count:
             migrate(settings.database_url)
         with environment_file(settings) as environment:
-            asyncio.run(_serve(stack, environment, work, signals=signals, output=output))
+            asyncio.run(_run_processes(stack, environment, work, signals=signals, output=output))
         return signals.count == 0
 
 
 @contextmanager
 def servers(settings: Settings) -> Iterator[Settings]:
-    """Run a private server for each one that the settings do not name; yields settings that name both."""
-    private = EmbeddedServers(settings.data_dir, postgres=not settings.database_url, redis=not settings.redis_url)
-    with private:
-        found = {
-            "data_dir": private.data_dir,
-            "database_url": settings.database_url or private.database_url,
-            "redis_url": settings.redis_url or private.redis_url,
+    """Start a private server for each one that the settings do not name, and yield settings that name both."""
+    embedded = EmbeddedServers(settings.data_dir, postgres=not settings.database_url, redis=not settings.redis_url)
+    with embedded:
+        urls = {
+            "data_dir": embedded.data_dir,
+            "database_url": settings.database_url or embedded.database_url,
+            "redis_url": settings.redis_url or embedded.redis_url,
         }
-        yield require_servers(settings.model_copy(update=found))
+        yield require_servers(settings.model_copy(update=urls))
 
 
 @contextmanager
 def environment_file(settings: Settings) -> Iterator[Mapping[str, str]]:
-    """Write down what a further worker needs, in DATA_DIR/env, for as long as it is true."""
+    """Write the variables that a further worker needs to DATA_DIR/env, and remove the file at the end."""
     variables = {
         f"{PREFIX}DATABASE_URL": settings.database_url,
         f"{PREFIX}REDIS_URL": settings.redis_url,
@@ -92,7 +95,7 @@ def environment_file(settings: Settings) -> Iterator[Mapping[str, str]]:
     }
     path = settings.data_dir / "env"
     path.unlink(missing_ok=True)
-    path.touch(mode=0o600)  # an address may hold a password
+    path.touch(mode=0o600)  # a URL may contain a password
     path.write_text("".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items()))
     try:
         yield {**os.environ, **variables, "PYTHONUNBUFFERED": "1"}
@@ -100,7 +103,7 @@ def environment_file(settings: Settings) -> Iterator[Mapping[str, str]]:
         path.unlink(missing_ok=True)
 
 
-async def _serve(
+async def _run_processes(
     stack: Stack,
     environment: Mapping[str, str],
     work: Callable[[], Awaitable[None]],
@@ -109,35 +112,34 @@ async def _serve(
     output: Output,
 ) -> None:
     web, workers = _children(stack, environment, output)
-    lives = [asyncio.create_task(child.keep_alive()) for child in (web, *workers)]
+    keepers = [asyncio.create_task(child.keep_alive()) for child in (web, *workers)]
 
     async def work_when_ready() -> None:
-        await ready(stack.url)
+        await wait_until_ready(stack.url)
         await work()
 
-    async def hurry() -> None:
-        await signals.reach(2)
+    async def second_signal() -> None:
+        await signals.wait_for(2)
 
     try:
-        await either(*(asyncio.shield(life) for life in lives), work_when_ready(), signals.reach(1))
+        await first_completed(*(asyncio.shield(task) for task in keepers), work_when_ready(), signals.wait_for(1))
     finally:
-        await web.stop(WEB_STOP_SECONDS, hurry)  # first: requests that wait for a job still need the workers
-        patience = stack.settings.drain_seconds + MARGIN
-        await asyncio.gather(*(worker.stop(patience, hurry) for worker in workers))
-        await asyncio.gather(*lives, return_exceptions=True)
+        await web.stop(WEB_STOP_SECONDS, second_signal)  # first: requests that wait for a job need the workers
+        worker_seconds = stack.settings.drain_seconds + WORKER_STOP_MARGIN
+        await asyncio.gather(*(worker.stop(worker_seconds, second_signal) for worker in workers))
+        await asyncio.gather(*keepers, return_exceptions=True)
 
 
 def _children(stack: Stack, environment: Mapping[str, str], output: Output) -> tuple[Child, list[Child]]:
-    uvicorn = [sys.executable, "-m", "uvicorn", "api.main:app", "--host", stack.host, "--port", str(stack.port)]
-    graceful = ["--no-access-log", "--timeout-graceful-shutdown", str(int(WEB_STOP_SECONDS / 2))]
-    web = Child("web", [*uvicorn, *graceful], environment=environment, output=output)
-    worker = [sys.executable, "-m", "worker"]
+    cistern = [sys.executable, "-m", "api.cli"]
+    serve = [*cistern, "serve", "--host", stack.host, "--port", str(stack.port)]
+    web = Child("web", serve, environment=environment, output=output)
     names = [f"worker.{number}" for number in range(1, stack.workers + 1)]
-    return web, [Child(name, worker, environment=environment, output=output) for name in names]
+    return web, [Child(name, [*cistern, "work"], environment=environment, output=output) for name in names]
 
 
-async def ready(url: str) -> None:
-    """Wait until the API says that it can work."""
+async def wait_until_ready(url: str) -> None:
+    """Poll the readiness probe of the API until it succeeds."""
     async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=5) as client:
         while True:
             with suppress(httpx.TransportError):
@@ -147,10 +149,10 @@ async def ready(url: str) -> None:
 
 
 def require_free_port(host: str, port: int) -> None:
-    """Look whether the port can be had, before anything is started.
+    """Check that the port is free, before anything is started.
 
     Raises:
-        ConfigurationError: it cannot.
+        ConfigurationError: it is not.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -163,7 +165,7 @@ def require_free_port(host: str, port: int) -> None:
 
 
 def coloured_output(stack: Stack) -> Output:
-    """Print each process's lines behind its name, in a colour of its own where there are colours."""
+    """Return an output that prefixes each line with the name of its process, in a colour per process."""
     names = ["web", *(f"worker.{number}" for number in range(1, stack.workers + 1))]
     width = max(map(len, names))
     prefixes = {
@@ -171,13 +173,13 @@ def coloured_output(stack: Stack) -> Output:
     }
 
     def output(name: str, line: str) -> None:
-        with suppress(OSError):  # the terminal may be gone before the processes are
+        with suppress(OSError):  # the terminal may close before the processes end
             typer.echo(f"{prefixes[name]} {line}")
 
     return output
 
 
 def stack_from_options(*, host: str, port: int, workers: int, data_dir: Path | None) -> Stack:
-    """Read the settings, with what the command line says."""
+    """Read the settings, and apply the options of the command line."""
     settings = load_settings() if data_dir is None else load_settings(data_dir=data_dir)
     return Stack(settings=settings, host=host, port=port, workers=workers)

@@ -1,8 +1,9 @@
-"""The command line: what it refuses, and that it does so in one line."""
+"""The command line: errors are reported in one line."""
 
 import importlib.metadata
 import re
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ Cistern = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def empty_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory, and no settings."""
     monkeypatch.chdir(tmp_path)
     for name in ("DATABASE_URL", "REDIS_URL", "DATA_DIR", "BACKENDS"):
@@ -26,8 +27,8 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def cistern(elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cistern:
-    """Run a command there: its exit code, and what it said on stdout and stderr."""
+def cistern(empty_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cistern:
+    """Run a command in an empty directory; returns its exit status, and its output on stdout and stderr."""
 
     def run(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["cistern", *arguments])
@@ -38,85 +39,110 @@ def cistern(elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     return run
 
 
-def test_the_version_is_the_packages(cistern: Cistern, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_version_is_that_of_the_package(cistern: Cistern, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.2.3" if name == "cistern" else "")
 
     assert cistern("version") == (0, "1.2.3\n")
 
 
+def test_serve_runs_uvicorn_with_a_limited_graceful_shutdown(cistern: Cistern, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, dict[str, object]]] = []
+    monkeypatch.setattr("uvicorn.run", lambda app, **options: calls.append((app, options)))
+
+    assert cistern("serve", "--host", "0.0.0.0", "--port", "80") == (0, "")
+    options = {"host": "0.0.0.0", "port": 80, "access_log": False, "timeout_graceful_shutdown": 5}
+    assert calls == [("api.main:app", options)]
+
+
+def test_work_runs_the_worker(cistern: Cistern, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr("worker.main.main", lambda: calls.append("worker"))
+
+    assert cistern("work") == (0, "")
+    assert calls == ["worker"]
+
+
+def test_server_commands_do_not_import_the_client_commands() -> None:
+    modules = "{'httpx', 'rich', 'uvicorn', 'arq'}"
+    code = f"import sys, api.cli.app, api.cli.serve; print(sorted({modules} & sys.modules.keys()))"
+    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert imported.stdout == "[]\n"
+
+
 def test_migrate_without_a_database_names_the_variable(cistern: Cistern) -> None:
-    code, said = cistern("migrate")
+    code, output = cistern("migrate")
 
-    assert (code, said) == (1, "cistern: CISTERN_DATABASE_URL must be postgresql+asyncpg://...\n")
+    assert (code, output) == (1, "cistern: CISTERN_DATABASE_URL must be postgresql+asyncpg://...\n")
 
 
-def test_migrate_says_when_the_database_does_not_answer(
-    cistern: Cistern, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+def test_migrate_fails_if_the_database_is_unreachable(
+    cistern: Cistern, empty_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CISTERN_DATABASE_URL", f"postgresql+asyncpg://postgres@/cistern?host={elsewhere}")
+    monkeypatch.setenv("CISTERN_DATABASE_URL", f"postgresql+asyncpg://postgres@/cistern?host={empty_dir}")
 
-    code, said = cistern("migrate")
+    code, output = cistern("migrate")
 
-    assert (code, said) == (1, "cistern: PostgreSQL does not answer at the moment.\n")
+    assert (code, output) == (1, "cistern: PostgreSQL is not responding.\n")
 
 
-def test_migrate_that_was_to_wait_says_so_when_the_time_is_over(
-    cistern: Cistern, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+def test_migrate_fails_when_its_wait_times_out(
+    cistern: Cistern, empty_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CISTERN_DATABASE_URL", f"postgresql+asyncpg://postgres@/cistern?host={elsewhere}")
+    monkeypatch.setenv("CISTERN_DATABASE_URL", f"postgresql+asyncpg://postgres@/cistern?host={empty_dir}")
     waited = []
 
     async def wait_for_postgresql(url: str, seconds: float) -> None:
         waited.append(seconds)
         raise DatabaseUnavailable
 
-    monkeypatch.setattr("api.cli.app.wait_for_postgresql", wait_for_postgresql)
+    monkeypatch.setattr("domain.db.migrations.wait_for_postgresql", wait_for_postgresql)
 
-    code, said = cistern("migrate", "--wait", "30")
+    code, output = cistern("migrate", "--wait", "30")
 
-    assert (code, said, waited) == (1, "cistern: PostgreSQL does not answer at the moment.\n", [30])
+    assert (code, output, waited) == (1, "cistern: PostgreSQL is not responding.\n", [30])
 
 
-def test_migrate_cannot_wait_for_less_than_nothing(cistern: Cistern) -> None:
-    code, said = cistern("migrate", "--wait", "-1")
+def test_migrate_rejects_a_negative_wait(cistern: Cistern) -> None:
+    code, output = cistern("migrate", "--wait", "-1")
 
     assert code == 2
-    assert "--wait" in said
+    assert "--wait" in output
 
 
-def test_a_bad_setting_is_named_in_one_line(cistern: Cistern, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_setting_is_named_in_one_line(cistern: Cistern, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CISTERN_MAX_JOBS", "many")
 
-    code, said = cistern("up")
+    code, output = cistern("up")
 
     assert code == 1
-    assert re.fullmatch(r"cistern: CISTERN_MAX_JOBS: .+\n", said)
+    assert re.fullmatch(r"cistern: CISTERN_MAX_JOBS: .+\n", output)
 
 
-def test_a_port_in_use_is_found_before_anything_is_started(cistern: Cistern, elsewhere: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+def test_port_in_use_is_detected_before_anything_is_started(cistern: Cistern, empty_dir: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
 
-        code, said = cistern("up", "--port", str(port))
-
-    assert code == 1
-    assert said == f"cistern: cannot listen on port {port} of 127.0.0.1: address already in use; choose with --port\n"
-    assert list(elsewhere.iterdir()) == []
-
-
-def test_an_address_that_is_not_this_machines_is_refused(cistern: Cistern) -> None:
-    code, said = cistern("up", "--host", "192.0.2.1")
+        code, output = cistern("up", "--port", str(port))
 
     assert code == 1
-    assert re.fullmatch(r"cistern: cannot listen on port 8000 of 192\.0\.2\.1: .+\n", said)
+    assert output == f"cistern: cannot listen on port {port} of 127.0.0.1: address already in use; choose with --port\n"
+    assert list(empty_dir.iterdir()) == []
 
 
-def test_a_file_in_place_of_the_data_directory_is_named_in_one_line(
-    cistern: Cistern, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+def test_up_rejects_a_foreign_address(cistern: Cistern) -> None:
+    code, output = cistern("up", "--host", "192.0.2.1")
+
+    assert code == 1
+    assert re.fullmatch(r"cistern: cannot listen on port 8000 of 192\.0\.2\.1: .+\n", output)
+
+
+def test_file_in_place_of_the_data_directory_is_reported(
+    cistern: Cistern, empty_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (elsewhere / "file").touch()
-    monkeypatch.setattr("os.geteuid", lambda: 1000)  # whether parents are closed is another test's question
+    (empty_dir / "file").touch()
+    monkeypatch.setattr("os.geteuid", lambda: 1000)  # another test covers the permissions of parent directories
 
-    code, said = cistern("up", "--data-dir", str(elsewhere / "file"), "--port", str(free_port()))
+    code, output = cistern("up", "--data-dir", str(empty_dir / "file"), "--port", str(free_port()))
 
-    assert (code, said) == (1, f"cistern: data directory {elsewhere / 'file'}: not a directory\n")
+    assert (code, output) == (1, f"cistern: data directory {empty_dir / 'file'}: not a directory\n")

@@ -1,4 +1,4 @@
-"""`cistern jobs ...`, over the real routes: what it shows, and how it ends."""
+"""The commands `cistern jobs ...` over the real routes: output and exit status."""
 
 import json
 import sys
@@ -11,10 +11,10 @@ import pytest
 from domain.bulk.model import Item
 from domain.bulk.states import ItemStatus
 from domain.jobs.states import JobStatus
-from tests.unit.cli_scene import Terminal, the_api
+from tests.unit.cli_terminal import Terminal, api_over
 from tests.unit.fakes import FakeServices, job_row
 
-ANONYMOUS = UUID(int=7)
+UNKNOWN_ID = UUID(int=7)
 
 
 @pytest.fixture
@@ -26,11 +26,11 @@ def fake() -> FakeServices:
 def cistern(fake: FakeServices, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Terminal:
     monkeypatch.delenv("CISTERN_URL", raising=False)
     terminal = Terminal(monkeypatch, capsys)
-    terminal.answer(the_api(fake))
+    terminal.handle_requests(api_over(fake))
     return terminal
 
 
-def test_jobs_are_listed_newest_first_each_in_a_line(fake: FakeServices, cistern: Terminal) -> None:
+def test_list_prints_one_line_per_job_newest_first(fake: FakeServices, cistern: Terminal) -> None:
     first = fake.jobs.add(job_row(status=JobStatus.SUCCEEDED))
     second = fake.jobs.add(job_row("bulk.expand", total=40, succeeded=10, failed=1, skipped=2))
     code, out, _ = cistern("jobs", "list")
@@ -45,16 +45,16 @@ def test_jobs_are_listed_newest_first_each_in_a_line(fake: FakeServices, cistern
     assert "2026-01-31 12:00:00" in lines[0]
 
 
-def test_a_list_shows_what_was_asked_for_and_as_much_as_was_asked_for(fake: FakeServices, cistern: Terminal) -> None:
-    made = [fake.jobs.add(job_row("bulk.expand" if n % 2 else "volume.create")) for n in range(450)]
-    asked = ("--kind", "bulk.expand", "--status", "queued", "--limit", "210", "--json")
-    code, out, _ = cistern("jobs", "list", *asked)
+def test_list_applies_filters_and_limit(fake: FakeServices, cistern: Terminal) -> None:
+    jobs = [fake.jobs.add(job_row("bulk.expand" if n % 2 else "volume.create")) for n in range(450)]
+    options = ("--kind", "bulk.expand", "--status", "queued", "--limit", "210", "--json")
+    code, out, _ = cistern("jobs", "list", *options)
 
-    found = [json.loads(line) for line in out.splitlines()]
-    assert (code, [job["id"] for job in found]) == (0, [str(job.id) for job in reversed(made[1::2])][:210])
+    listed = [json.loads(line) for line in out.splitlines()]
+    assert (code, [job["id"] for job in listed]) == (0, [str(job.id) for job in reversed(jobs[1::2])][:210])
 
 
-def test_a_job_is_shown_with_what_failed(fake: FakeServices, cistern: Terminal) -> None:
+def test_show_prints_a_job_and_its_failed_items(fake: FakeServices, cistern: Terminal) -> None:
     error = {"code": "items-failed", "detail": "1 of 2 failed; [bold]see[/bold] its items."}
     job = fake.jobs.add(
         job_row("bulk.expand", status=JobStatus.PARTIAL, error=error, total=2, succeeded=1, failed=1, skipped=0)
@@ -67,39 +67,41 @@ def test_a_job_is_shown_with_what_failed(fake: FakeServices, cistern: Terminal) 
 
     assert code == 0
     assert all(fact in out for fact in (str(job.id), "partial", "2 of 2 volumes (1 failed)", "storage-full  No room."))
-    assert "items-failed: 1 of 2 failed; [bold]see[/bold] its items." in out, "nothing of it is markup"
+    assert "items-failed: 1 of 2 failed; [bold]see[/bold] its items." in out, "the text is not parsed as markup"
     assert str(UUID(int=2)) not in out
     code, out, _ = cistern("jobs", "show", str(job.id), "--json")
     assert json.loads(out)["error"] == error
 
 
-def test_where_a_letter_cannot_be_shown_a_question_mark_is(
+def test_character_that_cannot_be_encoded_is_replaced(
     fake: FakeServices, cistern: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paper = BytesIO()
-    monkeypatch.setattr(sys, "stdout", TextIOWrapper(paper, "ascii", write_through=True))
+    output = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(output, "ascii", write_through=True))
     job = fake.jobs.add(job_row(created_by="Jörg"))
 
     assert cistern("jobs", "show", str(job.id)).code == 0
-    assert b"J?rg" in paper.getvalue()
+    assert b"J?rg" in output.getvalue()
 
 
-@pytest.mark.parametrize(("how", "code"), [("succeeded", 0), ("partial", 1), ("failed", 1), ("cancelled", 1)])
+@pytest.mark.parametrize(("status", "code"), [("succeeded", 0), ("partial", 1), ("failed", 1), ("cancelled", 1)])
 @pytest.mark.parametrize("options", [(), ("--json",)], ids=["lines", "json"])
-def test_a_watch_ends_as_the_job_does(
-    fake: FakeServices, cistern: Terminal, how: str, code: int, options: tuple[str, ...]
+def test_watch_exit_status_follows_the_job(
+    fake: FakeServices, cistern: Terminal, status: str, code: int, options: tuple[str, ...]
 ) -> None:
-    fake.watcher.how = JobStatus(how)
+    fake.watcher.final_status = JobStatus(status)
     job = fake.jobs.add(job_row())
-    said = cistern("jobs", "watch", str(job.id), *options)
+    result = cistern("jobs", "watch", str(job.id), *options)
 
-    assert said.code == code
-    shown = [json.loads(line)["status"] if options else line.split()[2] for line in said.out.splitlines()]
-    assert shown == ["queued", how]
-    assert set(fake.watcher.waited) == {1}
+    assert result.code == code
+    printed = [json.loads(line)["status"] if options else line.split()[2] for line in result.out.splitlines()]
+    assert printed == ["queued", status]
+    assert set(fake.watcher.waits) == {1}
 
 
-def test_at_a_terminal_a_watch_is_a_bar(fake: FakeServices, cistern: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watch_shows_a_bar_on_a_terminal(
+    fake: FakeServices, cistern: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
     job = fake.jobs.add(job_row("bulk.expand", total=40, succeeded=30, failed=0, skipped=10))
@@ -111,16 +113,16 @@ def test_at_a_terminal_a_watch_is_a_bar(fake: FakeServices, cistern: Terminal, m
     assert "━" * 40 in out
 
 
-def test_a_watch_of_a_job_that_failed_says_why(fake: FakeServices, cistern: Terminal) -> None:
+def test_watch_prints_the_error_of_a_failed_job(fake: FakeServices, cistern: Terminal) -> None:
     error = {"code": "storage-full", "detail": "There is no room."}
     job = fake.jobs.add(job_row(status=JobStatus.FAILED, error=error, finished_at=None))
     code, out, _ = cistern("jobs", "watch", str(job.id))
 
     assert (code, out.splitlines()[-1]) == (1, "storage-full: There is no room.")
-    assert fake.watcher.waited == []
+    assert fake.watcher.waits == []
 
 
-def test_a_job_is_cancelled(fake: FakeServices, cistern: Terminal) -> None:
+def test_cancel_cancels_a_job(fake: FakeServices, cistern: Terminal) -> None:
     job = fake.jobs.add(job_row())
     code, out, _ = cistern("jobs", "cancel", str(job.id))
 
@@ -131,29 +133,27 @@ def test_a_job_is_cancelled(fake: FakeServices, cistern: Terminal) -> None:
 
 
 @pytest.mark.parametrize("command", ["show", "watch", "cancel"])
-def test_a_job_that_is_not_there_is_said_in_one_line(cistern: Terminal, command: str) -> None:
-    code, out, err = cistern("jobs", command, str(ANONYMOUS))
+def test_unknown_job_is_reported_in_one_line(cistern: Terminal, command: str) -> None:
+    code, out, err = cistern("jobs", command, str(UNKNOWN_ID))
 
     assert (code, out) == (2, "")
-    assert err.startswith(f"cistern: There is no job with this id. ({ANONYMOUS}) (job-not-found, request ")
+    assert err.startswith(f"cistern: There is no job with this id. ({UNKNOWN_ID}) (job-not-found, request ")
     assert err.count("\n") == 1
 
 
-def test_a_bad_filter_is_named_as_the_api_names_it(cistern: Terminal) -> None:
+def test_error_of_an_invalid_filter_is_that_of_the_api(cistern: Terminal) -> None:
     code, _, err = cistern("jobs", "list", "--kind", "everything")
 
     assert (code, "kind: " in err, "(invalid, request " in err) == (2, True, True)
 
 
 @pytest.mark.parametrize("arguments", [("list", "--status", "done"), ("show", "first"), ("list", "--limit", "0")])
-def test_what_makes_no_sense_is_not_asked(cistern: Terminal, arguments: tuple[str, ...]) -> None:
+def test_invalid_arguments_send_no_request(cistern: Terminal, arguments: tuple[str, ...]) -> None:
     assert cistern("jobs", *arguments).code == 2
     assert cistern.urls == []
 
 
-def test_the_api_is_where_the_option_the_environment_or_habit_says(
-    cistern: Terminal, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_url_is_taken_from_option_environment_or_default(cistern: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     cistern("jobs", "list")
     monkeypatch.setenv("CISTERN_URL", "http://there")
     cistern("jobs", "list")
@@ -163,38 +163,38 @@ def test_the_api_is_where_the_option_the_environment_or_habit_says(
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("response", "message"),
     [
-        (httpx.Response(502, text="<h1>Bad gateway</h1>"), "was answered with 502"),
-        (httpx.Response(302, headers={"Location": "/login"}), "was answered with 302"),
-        (httpx.Response(404, json=["nothing"]), "was answered with 404"),
+        (httpx.Response(502, text="<h1>Bad gateway</h1>"), "returned status 502"),
+        (httpx.Response(302, headers={"Location": "/login"}), "returned status 302"),
+        (httpx.Response(404, json=["nothing"]), "returned status 404"),
         (httpx.Response(200, text="<h1>It works</h1>"), "is not Cistern's API"),
         (httpx.Response(200, json=[]), "is not Cistern's API"),
-        (httpx.Response(200, json={"status": "ok"}), "says nothing of `items`"),
-        (httpx.Response(200, json={"items": None}), "lists things as no Cistern does"),
-        (httpx.Response(200, json={"items": ["one"]}), "lists things as no Cistern does"),
-        (httpx.Response(200, json={"items": [{"id": "1"}], "next_cursor": None}), "says nothing of `created_at`"),
+        (httpx.Response(200, json={"status": "ok"}), "has no member `items`"),
+        (httpx.Response(200, json={"items": None}), "malformed list"),
+        (httpx.Response(200, json={"items": ["one"]}), "malformed list"),
+        (httpx.Response(200, json={"items": [{"id": "1"}], "next_cursor": None}), "has no member `created_at`"),
     ],
     ids=str,
 )
-def test_whoever_else_answers_is_told_from_the_api(cistern: Terminal, answer: httpx.Response, told: str) -> None:
-    cistern.answer(lambda _: answer)
+def test_response_of_another_server_is_an_error(cistern: Terminal, response: httpx.Response, message: str) -> None:
+    cistern.handle_requests(lambda _: response)
     code, out, err = cistern("jobs", "list")
 
-    assert (code, out, told in err, err.count("\n")) == (2, "", True, 1), err
+    assert (code, out, message in err, err.count("\n")) == (2, "", True, 1), err
 
 
 @pytest.mark.parametrize("command", ["show", "watch", "cancel"])
-def test_a_job_of_another_api_is_none(cistern: Terminal, command: str) -> None:
-    cistern.answer(lambda _: httpx.Response(200, json={"status": "succeeded"}))
-    code, out, err = cistern("jobs", command, str(ANONYMOUS))
+def test_object_of_another_api_is_an_error(cistern: Terminal, command: str) -> None:
+    cistern.handle_requests(lambda _: httpx.Response(200, json={"status": "succeeded"}))
+    code, out, err = cistern("jobs", command, str(UNKNOWN_ID))
 
     assert (code, out, err.count("\n")) == (2, "", 1), err
-    assert err.startswith("cistern: what answers is not Cistern's API: it says nothing of ")
+    assert err.startswith("cistern: the server is not Cistern's API: its response has no member ")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "ftp://here", "here", "http://here:there"])
-def test_no_api_is_said_in_one_line_that_names_the_address(
+def test_unreachable_api_is_reported_in_one_line_with_its_url(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str
 ) -> None:
     code, out, err = Terminal(monkeypatch, capsys)("jobs", "list", "--url", url)

@@ -1,4 +1,4 @@
-"""How `cistern up` keeps a process alive and ends it, shown with small stand-ins."""
+"""Process supervision of `cistern up`: restart, stop, signals; with small programs as children."""
 
 import asyncio
 import os
@@ -11,27 +11,27 @@ import pytest
 
 from api.cli.processes import Child, ProcessFailed, StopSignals
 
-STUBBORN = (
-    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
+IGNORES_SIGTERM = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
 )
 
 
 class Lines(list[str]):
-    """What a child said, and a way to wait for it."""
+    """The output of a child, and a way to wait for a line."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._grown = asyncio.Event()
+        self._changed = asyncio.Event()
 
     def __call__(self, name: str, line: str) -> None:
         self.append(f"{name} {line}")
-        self._grown.set()
+        self._changed.set()
 
     async def until(self, condition: Callable[["Lines"], bool]) -> None:
         async with asyncio.timeout(30):
             while not condition(self):
-                await self._grown.wait()
-                self._grown.clear()
+                await self._changed.wait()
+                self._changed.clear()
 
 
 def child(program: str, lines: Lines) -> Child:
@@ -42,62 +42,62 @@ async def never() -> None:
     await asyncio.Event().wait()
 
 
-async def test_an_error_at_the_first_start_is_final_and_told_with_its_last_line() -> None:
-    failing = child("import sys; sys.exit('tape: no such driver')", Lines())
+async def test_failed_first_start_is_final_and_reports_the_last_line() -> None:
+    process = child("import sys; sys.exit('tape: no such driver')", Lines())
 
-    with pytest.raises(ProcessFailed, match=r"^one ended while starting: tape: no such driver$"):
-        await failing.keep_alive()
+    with pytest.raises(ProcessFailed, match=r"^one ended during start-up: tape: no such driver$"):
+        await process.keep_alive()
 
 
-async def test_a_killed_process_is_started_again() -> None:
+async def test_killed_process_is_restarted() -> None:
     lines = Lines()
-    living = child("import time; print('here', flush=True); time.sleep(600)", lines)
-    life = asyncio.create_task(living.keep_alive())
-    await lines.until(lambda said: said.count("one here") == 1)
-    assert living.pid is not None
+    process = child("import time; print('here', flush=True); time.sleep(600)", lines)
+    keeper = asyncio.create_task(process.keep_alive())
+    await lines.until(lambda output: output.count("one here") == 1)
+    assert process.pid is not None
 
-    os.kill(living.pid, signal.SIGKILL)
-    await lines.until(lambda said: said.count("one here") == 2)
-    await living.stop(30, never)
-    await life
+    os.kill(process.pid, signal.SIGKILL)
+    await lines.until(lambda output: output.count("one here") == 2)
+    await process.stop(30, never)
+    await keeper
 
-    assert lines == ["one here", "one ended (SIGKILL), starts again in 0.5 s", "one here"]
+    assert lines == ["one here", "one ended (SIGKILL), restarting in 0.5 s", "one here"]
 
 
-async def test_a_process_that_does_not_listen_is_killed_when_patience_ends() -> None:
+async def test_process_that_ignores_sigterm_is_killed_after_the_timeout() -> None:
     lines = Lines()
-    stubborn = child(STUBBORN, lines)
-    life = asyncio.create_task(stubborn.keep_alive())
-    await lines.until(lambda said: "one deaf" in said)
+    process = child(IGNORES_SIGTERM, lines)
+    keeper = asyncio.create_task(process.keep_alive())
+    await lines.until(lambda output: "one ready" in output)
 
-    await stubborn.stop(0.1, never)
-    await life
+    await process.stop(0.1, never)
+    await keeper
 
-    assert stubborn.pid is None
+    assert process.pid is None
 
 
-async def test_a_second_signal_hurries() -> None:
+async def test_second_signal_forces_the_stop() -> None:
     lines = Lines()
-    stubborn = child(STUBBORN, lines)
-    life = asyncio.create_task(stubborn.keep_alive())
-    await lines.until(lambda said: "one deaf" in said)
-    began = time.monotonic()
+    process = child(IGNORES_SIGTERM, lines)
+    keeper = asyncio.create_task(process.keep_alive())
+    await lines.until(lambda output: "one ready" in output)
+    started = time.monotonic()
 
     with StopSignals() as signals:
         os.kill(os.getpid(), signal.SIGTERM)
-        await signals.reach(1)
+        await signals.wait_for(1)
         os.kill(os.getpid(), signal.SIGINT)
-        await stubborn.stop(600, lambda: signals.reach(2))
-    await life
+        await process.stop(600, lambda: signals.wait_for(2))
+    await keeper
 
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - started < 60
 
 
-async def test_a_process_that_is_stopped_before_its_start_never_starts() -> None:
+async def test_process_stopped_before_its_start_never_starts() -> None:
     lines = Lines()
-    late = child("print('here')", lines)
+    process = child("print('here')", lines)
 
-    await late.stop(0, never)
-    await late.keep_alive()
+    await process.stop(0, never)
+    await process.keep_alive()
 
     assert lines == []

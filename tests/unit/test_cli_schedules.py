@@ -1,4 +1,4 @@
-"""`cistern schedules ...`: what it asks of the API, and what it shows of the answers."""
+"""The commands `cistern schedules ...`: requests and output."""
 
 import json
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 import httpx
 import pytest
 
-from api.schemas.responses import JOB_EXAMPLE
+from api.schemas.jobs import JOB_EXAMPLE
 from api.schemas.schedules import RUN_EXAMPLE, SCHEDULE_EXAMPLE
-from tests.unit.cli_scene import Terminal
+from tests.unit.cli_terminal import Terminal
 
 ID = SCHEDULE_EXAMPLE["id"]
 RUN = RUN_EXAMPLE | {"job_status": "partial"}
@@ -22,14 +22,14 @@ MISSED = NIGHTLY | {"name": "missed", "last_runs": [RUN | {"outcome": "missed", 
 
 
 class Api:
-    """Answers as the API does, and remembers what it was asked."""
+    """Responds like the API, and records the requests."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, str, Any]] = []
+        self.requests: list[tuple[str, str, Any]] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         path = request.url.raw_path.decode().removeprefix("/api/v1")
-        self.asked.append((request.method, path, json.loads(request.content) if request.content else None))
+        self.requests.append((request.method, path, json.loads(request.content) if request.content else None))
         match request.method, path:
             case "GET", "/schedules?name=nightly-expand":
                 return page(NIGHTLY)
@@ -59,18 +59,18 @@ def api() -> Api:
 @pytest.fixture
 def cistern(api: Api, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Terminal:
     terminal = Terminal(monkeypatch, capsys)
-    terminal.answer(api)
+    terminal.handle_requests(api)
     return terminal
 
 
-def test_schedules_are_listed_with_their_next_and_their_last_run(cistern: Terminal) -> None:
+def test_list_prints_next_and_last_run(cistern: Terminal) -> None:
     code, out, _ = cistern("schedules", "list")
 
     nightly, new, missed = out.splitlines()[1:]
     assert code == 0
     assert nightly.split("  ")[0] == "nightly-expand"
     assert all(fact in nightly for fact in ("0 2 * * *", "Europe/Berlin", "bulk.expand", "2026-01-31 02:00:00"))
-    assert nightly.split()[-1] == "partial", "the newest of its runs, by the job"
+    assert nightly.split()[-1] == "partial", "the status of the job of its latest run"
     assert new.split()[-1] == "paused"
     assert missed.split()[-1] == "missed"
     code, out, _ = cistern("schedules", "list", "--json")
@@ -79,45 +79,43 @@ def test_schedules_are_listed_with_their_next_and_their_last_run(cistern: Termin
 
 @pytest.mark.parametrize("name", ["nightly-expand", ID])
 @pytest.mark.parametrize(("command", "enabled"), [("pause", False), ("resume", True)])
-def test_a_schedule_is_paused_and_resumed(
-    api: Api, cistern: Terminal, name: str, command: str, *, enabled: bool
-) -> None:
+def test_schedule_is_paused_and_resumed(api: Api, cistern: Terminal, name: str, command: str, *, enabled: bool) -> None:
     code, out, _ = cistern("schedules", command, name)
 
     assert (code, "paused" in out) == (0, not enabled)
-    looked = ("GET", "/schedules?name=nightly-expand" if name != ID else f"/schedules/{ID}", None)
-    assert api.asked == [looked, ("PATCH", f"/schedules/{ID}", {"enabled": enabled})]
+    lookup = ("GET", "/schedules?name=nightly-expand" if name != ID else f"/schedules/{ID}", None)
+    assert api.requests == [lookup, ("PATCH", f"/schedules/{ID}", {"enabled": enabled})]
 
 
-def test_a_schedule_is_run_now_and_its_job_is_shown(api: Api, cistern: Terminal) -> None:
+def test_run_prints_the_job(api: Api, cistern: Terminal) -> None:
     code, out, _ = cistern("schedules", "run", "nightly-expand")
 
     assert (code, JOB_EXAMPLE["id"] in out) == (0, True)
-    assert api.asked[-1] == ("POST", f"/schedules/{ID}/run", None)
+    assert api.requests[-1] == ("POST", f"/schedules/{ID}/run", None)
 
 
-def test_a_run_can_be_watched_and_ends_as_its_job_does(api: Api, cistern: Terminal) -> None:
+def test_run_with_watch_exits_like_the_job(api: Api, cistern: Terminal) -> None:
     code, out, _ = cistern("schedules", "run", "nightly-expand", "--watch")
 
     assert (code, "partial" in out) == (1, True)
-    assert api.asked[-1] == ("GET", f"/jobs/{JOB_EXAMPLE['id']}", None)
+    assert api.requests[-1] == ("GET", f"/jobs/{JOB_EXAMPLE['id']}", None)
 
 
 @pytest.mark.parametrize("command", ["run", "pause", "resume"])
-def test_a_schedule_that_is_not_there_is_said_and_nothing_is_done(api: Api, cistern: Terminal, command: str) -> None:
+def test_unknown_schedule_is_reported_and_nothing_is_changed(api: Api, cistern: Terminal, command: str) -> None:
     code, out, err = cistern("schedules", command, "weekly")
 
     assert (code, out, err) == (2, "", "cistern: there is no schedule named 'weekly'\n")
-    assert [method for method, _, _ in api.asked] == ["GET"]
+    assert [method for method, _, _ in api.requests] == ["GET"]
 
 
-def test_a_run_that_is_refused_says_why(cistern: Terminal) -> None:
+def test_rejected_run_prints_the_reason(cistern: Terminal) -> None:
     busy = {"code": "schedule-busy", "detail": "A run of it is going on.", "request_id": "find-me"}
 
-    def answering(request: httpx.Request) -> httpx.Response:
+    def handle(request: httpx.Request) -> httpx.Response:
         return page(NIGHTLY) if request.method == "GET" else httpx.Response(409, json=busy)
 
-    cistern.answer(answering)
+    cistern.handle_requests(handle)
     code, _, err = cistern("schedules", "run", "nightly-expand")
 
     assert (code, err) == (2, "cistern: A run of it is going on. (schedule-busy, request find-me)\n")

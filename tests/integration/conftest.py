@@ -1,4 +1,4 @@
-"""What integration tests may ask for beside the servers."""
+"""Fixtures of the integration tests, besides the servers."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -20,13 +20,13 @@ RunningWorker = Callable[[Settings], AbstractAsyncContextManager[Runner]]
 
 @pytest.fixture
 def running_worker() -> RunningWorker:
-    """A context manager in which a worker works, with the settings given."""
+    """A context manager that runs a worker with the given settings."""
     return _running_worker
 
 
 @pytest.fixture
 def bulk_settings(settings: Settings, tmp_path: Path) -> Settings:
-    """A backend without bytes and one with files, both with a journal, faults and a gate."""
+    """Settings with a null backend and a file backend, both with a journal, injected faults and a gate."""
     options = f"journal={tmp_path / 'journal'}&fail=@{tmp_path / 'faults'}&gate={tmp_path / 'gate'}"
     backends = {"null": f"faulty+null:?delay_ms=20&{options}", "files": f"faulty+file:{tmp_path}/volumes?{options}"}
     return settings.model_copy(update={"backends": backends, "max_jobs": 20, "busy_seconds": 30})
@@ -34,12 +34,12 @@ def bulk_settings(settings: Settings, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def app(services: Services) -> FastAPI:
-    """The API, on the services of the test."""
+    """The API application, with the services of the test."""
     return create_app(lambda: nullcontext(services))
 
 
 @pytest.fixture
 async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the API."""
+    """An HTTP client of the API application."""
     async with client_of(app) as client:
         yield client

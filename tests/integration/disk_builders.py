@@ -1,4 +1,4 @@
-"""Volumes of 10 MiB on the disk, of which some is written, and policies by which they grow."""
+"""Builders of partly written 10 MiB volumes on disk, and growth policies for them."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ BY_THREE = {"usage_above": 80, "by": 3 * MIB, "up_to": 20 * MIB}
 
 
 async def a_volume(services: Services, name: str, autogrow: dict[str, Any] | None = None, *, used: int = 0) -> UUID:
-    """One of which ``used`` MiB are written; a worker must be there to make it."""
+    """Create a volume with ``used`` MiB written; requires a running worker."""
     job = await ended(services, await services.volumes.request_create(NewVolume(name, 10 * MIB, autogrow=autogrow)))
     assert job.volume_id is not None
     _write(Path(str(services.volumes.path(await services.volumes.get(job.volume_id)))), used)
@@ -27,7 +27,7 @@ def _write(path: Path, mebibytes: int) -> None:
 
 
 async def size(services: Services, volume_id: UUID) -> int:
-    """A volume's size in MiB, by its row, which its file agrees with."""
+    """The size of a volume's row in MiB, after checking that its file has the same size."""
     volume = await services.volumes.get(volume_id)
     assert Path(str(services.volumes.path(volume))).stat().st_size == volume.size
     return volume.size // MIB

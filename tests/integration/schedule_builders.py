@@ -1,4 +1,4 @@
-"""Schedules for tests, asked for over HTTP or not, and replicas that keep their time by a clock which the test sets."""
+"""Builders and readers of schedules, over HTTP or by the service, with replicas whose clock the test sets."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -29,7 +29,7 @@ NIGHTLY: dict[str, Any] = {
 
 
 class Clock:
-    """What time it is, for everybody who has been given it."""
+    """A settable clock, shared by several replicas."""
 
     def __init__(self, now: datetime = MIDNIGHT) -> None:
         self.now = now
@@ -38,8 +38,8 @@ class Clock:
         return self.now
 
 
-def a_starter(services: Services, clock: Clock) -> ScheduleRunner:
-    """Be one more replica's, on its own connections when it comes to it."""
+def a_schedule_runner(services: Services, clock: Clock) -> ScheduleRunner:
+    """The runner of one more replica."""
     return ScheduleRunner(services.database, services.queue, services.actions, clock=clock)
 
 
@@ -48,8 +48,8 @@ def a_service(services: Services, clock: Clock) -> ScheduleService:
 
 
 async def a_schedule(services: Services, clock: Clock, cron: str = "* * * * *", **members: Any) -> Schedule:
-    wanted = NewSchedule(**({"name": "often", "cron": cron, "action": "bulk.expand", "params": GROW} | members))
-    return await a_service(services, clock).create(wanted)
+    new = NewSchedule(**({"name": "often", "cron": cron, "action": "bulk.expand", "params": GROW} | members))
+    return await a_service(services, clock).create(new)
 
 
 async def made(client: httpx.AsyncClient, **members: Any) -> dict[str, Any]:
@@ -60,7 +60,7 @@ async def made(client: httpx.AsyncClient, **members: Any) -> dict[str, Any]:
 
 
 async def end_jobs(services: Services) -> None:
-    """Let all jobs have succeeded."""
+    """Mark all jobs as succeeded."""
     await sql(
         services,
         "UPDATE jobs SET status = 'succeeded', started_at = now(), finished_at = now(), dispatched_at = NULL"
@@ -69,7 +69,7 @@ async def end_jobs(services: Services) -> None:
 
 
 async def jobs_of(services: Services, schedule_id: UUID) -> list[datetime]:
-    """For which times this schedule has jobs."""
+    """The times for which this schedule has jobs."""
     rows = await sql(
         services, "SELECT scheduled_for FROM jobs WHERE schedule_id = :id ORDER BY scheduled_for", id=schedule_id
     )
@@ -77,7 +77,7 @@ async def jobs_of(services: Services, schedule_id: UUID) -> list[datetime]:
 
 
 async def runs_of(services: Services, schedule_id: UUID) -> list[tuple[Any, ...]]:
-    """What became of this schedule's times, oldest first: outcome, first and last time, how many."""
+    """The runs of a schedule, oldest first: outcome, first and last time, count."""
     rows = await sql(
         services,
         "SELECT outcome, scheduled_for, last_scheduled_for, count FROM schedule_runs WHERE schedule_id = :id"
@@ -88,5 +88,5 @@ async def runs_of(services: Services, schedule_id: UUID) -> list[tuple[Any, ...]
 
 
 async def schedules_and_jobs(services: Services) -> list[Row[Any]]:
-    """All of them as they stand, to see that nothing has changed."""
+    """All rows of schedules and jobs, to compare before and after."""
     return [*await sql(services, "SELECT * FROM schedules"), *await sql(services, "SELECT * FROM jobs")]

@@ -1,4 +1,4 @@
-"""Volumes with bytes in them and snapshots of those, made by plain functions; and short ways to look at them."""
+"""Builders and readers of volumes with data, and of their snapshots and jobs."""
 
 import asyncio
 import math
@@ -24,7 +24,7 @@ from domain.volumes.model import Volume
 from domain.volumes.service import NewVolume
 from tests.integration.job_builders import MIB, a_volume, an_engine, ended, row, sql
 
-#: Kinds of jobs, and what their storage work is called.
+#: The driver's method by kind of job.
 OPERATIONS = {
     "snapshot.take": "take_snapshot",
     "snapshot.restore": "restore_snapshot",
@@ -36,7 +36,7 @@ OPERATIONS = {
 async def a_stored_volume(
     services: Services, *, content: bytes = b"", size: int = MIB, backend: str = "memory"
 ) -> Volume:
-    """Have an available volume, in the row and on its backend, without any job."""
+    """Create an available volume, as a row and on its backend, without any job."""
     volume = await a_volume(services, size=size, backend=backend)
     await services.backends.get(backend).create(volume.id, size, _past())
     if content:
@@ -45,7 +45,7 @@ async def a_stored_volume(
 
 
 async def a_snapshot(services: Services, volume: Volume, name: str = "kept") -> Snapshot:
-    """Have a snapshot that is ready, in the row and on its volume's backend, without any job."""
+    """Create a ready snapshot, as a row and on its volume's backend, without any job."""
     snapshot = Snapshot(
         id=uuid7(), volume_id=volume.id, name=name, state=SnapshotState.READY, size=volume.size, version=1
     )
@@ -56,7 +56,7 @@ async def a_snapshot(services: Services, volume: Volume, name: str = "kept") -> 
 
 
 async def requested(services: Services, kind: str, volume: Volume, snapshot: Snapshot | None = None) -> Job:
-    """Ask for an operation on a snapshot of the volume, which is made first unless it is to be taken or is given."""
+    """Request an operation on a snapshot; unless it is passed or to be taken, it is created first."""
     if kind == "snapshot.take":
         return await services.snapshots.request_take(volume.id, "taken")
     snapshot = snapshot or await a_snapshot(services, volume)
@@ -68,26 +68,26 @@ async def requested(services: Services, kind: str, volume: Volume, snapshot: Sna
 
 
 async def carried_out(services: Services, job: Job) -> Job:
-    """Do a queued job here and now, as a worker does."""
+    """Claim, perform and settle a queued job, as a worker does."""
     engine, own = await claimed(services, job)
     await settled(engine, own, await attempted(services, own))
     return await row(services, job.id)
 
 
 async def attempted(services: Services, own: ClaimedJob) -> Outcome:
-    """Do the storage work of a job, and nothing more."""
+    """Perform the storage work of a job without settling it."""
     return await services.handlers[own.kind].perform(own, Grant(own.id, Fence(*own.fence), math.inf))
 
 
 async def given_up(services: Services, job: Job, found: Payload | None = None) -> Job:
-    """Have a queued job come to nothing."""
+    """Claim a queued job and settle it as failed."""
     engine, own = await claimed(services, job)
     await settled(engine, own, Failed({"code": "storage-full", "detail": ""}, found))
     return await row(services, job.id)
 
 
 async def settled(engine: JobEngine, own: ClaimedJob, outcome: Outcome) -> bool:
-    """Settle as a runner does, who comes back as long as somebody has a row locked."""
+    """Settle as the runner does, which tries again while a row is locked."""
     async with asyncio.timeout(60):
         while True:
             with suppress(DatabaseUnavailable):
@@ -95,7 +95,7 @@ async def settled(engine: JobEngine, own: ClaimedJob, outcome: Outcome) -> bool:
 
 
 async def claimed(services: Services, job: Job) -> tuple[JobEngine, ClaimedJob]:
-    """Have another worker claim a job."""
+    """Claim a job as a new worker."""
     engine = an_engine(services)
     claim = await engine.claim((await row(services, job.id)).dispatch)
     assert claim is not None
@@ -103,14 +103,14 @@ async def claimed(services: Services, job: Job) -> tuple[JobEngine, ClaimedJob]:
 
 
 async def done(services: Services, job: Job) -> Job:
-    """The job, once it has succeeded."""
+    """Wait until the job has ended, require that it succeeded, and return it."""
     job = await ended(services, job.id)
     assert job.status == "succeeded", job.error
     return job
 
 
 def copied(own: ClaimedJob, size: int | None) -> Succeeded:
-    """What an attempt reports that has copied ``size`` bytes."""
+    """The outcome of an attempt that copied ``size`` bytes."""
     return Succeeded({"snapshot_id": str(own.snapshot_id), "volume_id": str(own.volume_id)}, copied=size)
 
 
@@ -120,7 +120,7 @@ def path(services: Services, volume_id: UUID | None, backend: str = "disk") -> P
 
 
 def write(services: Services, volume_id: UUID | None, content: bytes, *, backend: str = "disk") -> None:
-    """Do as a user does: write into the volume from its beginning."""
+    """Write to the beginning of the volume's file, as a user does."""
     with path(services, volume_id, backend).open("r+b") as file:
         file.write(content)
 
@@ -135,7 +135,7 @@ async def snapshot_row(services: Services, snapshot_id: UUID | None) -> dict[str
 
 
 async def states(services: Services, job: Job) -> tuple[str | None, str | None]:
-    """How the volume and the snapshot of a job stand; None for what is not there."""
+    """The states of a job's volume and snapshot; None for a row that does not exist."""
     volume = await sql(services, "SELECT state, job_id FROM volumes WHERE id = :id", id=job.volume_id)
     snapshot = await sql(services, "SELECT state, job_id FROM snapshots WHERE id = :id", id=job.snapshot_id)
     for found in volume + snapshot:
@@ -143,17 +143,17 @@ async def states(services: Services, job: Job) -> tuple[str | None, str | None]:
     return (volume[0].state if volume else None, snapshot[0].state if snapshot else None)
 
 
-async def names(services: Services, **wanted: Any) -> list[str]:
-    page = await services.snapshots.list_snapshots(SnapshotFilter(**wanted), PageRequest("snapshots"))
+async def names(services: Services, **filters: Any) -> list[str]:
+    page = await services.snapshots.list_snapshots(SnapshotFilter(**filters), PageRequest("snapshots"))
     return [snapshot.name for snapshot in page.items]
 
 
 async def all_rows(services: Services) -> list[Any]:
-    """All jobs, volumes and snapshots as they stand, to see that nothing has changed."""
+    """All rows of jobs, volumes and snapshots, to compare before and after."""
     tables = ("jobs", "volumes", "snapshots")
     return [await sql(services, f"SELECT * FROM {table} ORDER BY id") for table in tables]
 
 
 def _past() -> Grant:
-    """Leave that any real job's goes before."""
+    """A grant with the lowest fence, which that of any real job supersedes."""
     return Grant(uuid4(), Fence(0, 0), math.inf)

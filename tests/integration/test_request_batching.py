@@ -1,4 +1,4 @@
-"""Requests that come at the same moment are accepted by one transaction, and each gets the answer to its own."""
+"""Concurrent requests are accepted in one transaction, and each gets its own answer."""
 
 import asyncio
 from collections import Counter
@@ -32,27 +32,27 @@ from tests.integration.job_builders import MIB, a_volume, everything, row, sql, 
 from tests.support.bulk import add_volumes
 
 MANY = 200
-#: Nobody who has to wait for a lock is done by then, and everybody else is.
-SOON = 4
+#: Seconds in which every request ends that need not wait for a lock; one that waits takes longer.
+NO_LOCK_WAIT = 4
 
 
 @pytest.fixture
-def begun(services: Services, monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """The transactions that were begun."""
-    noted: list[object] = []
+def transactions(services: Services, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The transactions that have been opened, each as the task that opened it."""
+    opened: list[object] = []
     transaction = services.database.transaction
 
     @asynccontextmanager
-    async def note() -> AsyncIterator[AsyncSession]:
-        noted.append(asyncio.current_task())
+    async def recorded() -> AsyncIterator[AsyncSession]:
+        opened.append(asyncio.current_task())
         async with transaction() as session:
             yield session
 
-    monkeypatch.setattr(services.database, "transaction", note)
-    return noted
+    monkeypatch.setattr(services.database, "transaction", recorded)
+    return opened
 
 
-async def all_of(*requests: Coroutine[Any, Any, Job]) -> list[Any]:
+async def results_of(*requests: Coroutine[Any, Any, Job]) -> list[Any]:
     return list(await asyncio.gather(*requests, return_exceptions=True))
 
 
@@ -65,15 +65,17 @@ def create(services: Services, name: str) -> Coroutine[Any, Any, Job]:
 
 
 class TestExpansions:
-    async def test_all_are_accepted_by_one_transaction_as_they_would_be_alone(
-        self, services: Services, resumed: list[object]
+    async def test_batch_is_accepted_in_one_transaction_with_the_same_rows(
+        self, services: Services, transactions: list[object]
     ) -> None:
         volumes = await add_volumes(services, 20, backend="memory")
-        del resumed[:]
+        del transactions[:]
         origin = RequestOrigin(caller="me")
-        jobs = await all_of(*(services.volumes.request_expand(v, Growth(percent=100), origin=origin) for v in volumes))
+        jobs = await results_of(
+            *(services.volumes.request_expand(v, Growth(percent=100), origin=origin) for v in volumes)
+        )
 
-        assert len(resumed) == 1
+        assert len(transactions) == 1
         for job, volume_id in zip(jobs, volumes, strict=True):
             found, volume = await row(services, job.id), await volume_row(services, volume_id)
             assert (volume["state"], volume["job_id"], volume["version"]) == ("expanding", job.id, 2)
@@ -84,11 +86,11 @@ class TestExpansions:
                 for column in Job.__table__.columns.keys()  # noqa: SIM118
             }
 
-    async def test_each_refusal_is_that_of_its_own_request_alone(self, services: Services) -> None:
+    async def test_each_request_of_a_batch_gets_its_own_error(self, services: Services) -> None:
         good, busy, broken, small, large = [await a_volume(services, size=2 * MIB) for _ in range(5)]
-        at_it = await expand(services, busy.id)
+        active = await expand(services, busy.id)
         await sql(services, "UPDATE volumes SET state = 'error' WHERE id = :id", id=broken.id)
-        ends = await all_of(
+        results = await results_of(
             expand(services, busy.id),
             expand(services, broken.id),
             expand(services, uuid4()),
@@ -97,113 +99,113 @@ class TestExpansions:
             expand(services, large.id, Growth(by=MAX_SIZE)),
         )
 
-        assert [type(end) for end in ends] == [
+        assert [type(result) for result in results] == [
             *(VolumeBusy, VolumeUnusable, VolumeNotFound),
             *(Job, ShrinkRefused, SizeLimitExceeded),
         ]
-        assert ends[0].details == {"job_id": at_it.id, "state": "expanding"}
-        assert ends[4].details == {"field": "to", "size": 2 * MIB}
-        assert {job_id for (job_id,) in await sql(services, "SELECT id FROM jobs")} == {at_it.id, ends[3].id}
+        assert results[0].details == {"job_id": active.id, "state": "expanding"}
+        assert results[4].details == {"field": "to", "size": 2 * MIB}
+        assert {job_id for (job_id,) in await sql(services, "SELECT id FROM jobs")} == {active.id, results[3].id}
         for volume in (broken, small, large):
             assert (await volume_row(services, volume.id))["version"] == 1
 
-    async def test_of_two_for_one_volume_the_first_gets_it_and_the_second_learns_its_job(
-        self, services: Services, resumed: list[object]
+    async def test_second_request_for_a_volume_is_refused_with_the_job_of_the_first(
+        self, services: Services, transactions: list[object]
     ) -> None:
         volume = await a_volume(services)
-        del resumed[:]
-        first, second = await all_of(expand(services, volume.id), expand(services, volume.id))
+        del transactions[:]
+        first, second = await results_of(expand(services, volume.id), expand(services, volume.id))
 
-        assert len(resumed) == 1
+        assert len(transactions) == 1
         assert isinstance(second, VolumeBusy)
         assert second.details == {"job_id": first.id, "state": "expanding"}
 
-    async def test_one_that_is_refused_leaves_the_volume_to_the_next(self, services: Services) -> None:
+    async def test_refused_request_leaves_the_volume_to_the_next(self, services: Services) -> None:
         volume = await a_volume(services)
-        refused, accepted = await all_of(expand(services, volume.id, Growth(to=1)), expand(services, volume.id))
+        refused, accepted = await results_of(expand(services, volume.id, Growth(to=1)), expand(services, volume.id))
 
         assert (type(refused), type(accepted)) == (ShrinkRefused, Job)
 
-    async def test_what_fails_for_one_fails_for_nobody_else(self, services: Services) -> None:
+    async def test_failure_of_one_request_affects_no_other(self, services: Services) -> None:
         volumes = await add_volumes(services, 5, backend="memory")
-        callers = ["one", "two", "nobody can \x00 be kept so", "four", "five"]
-        ends = await all_of(
+        callers = ["one", "two", "with \x00, which PostgreSQL rejects", "four", "five"]
+        results = await results_of(
             *(
                 services.volumes.request_expand(volume_id, Growth(by=MIB), origin=RequestOrigin(caller=caller))
                 for volume_id, caller in zip(volumes, callers, strict=True)
             )
         )
 
-        assert [isinstance(end, Job) for end in ends] == [True, True, False, True, True]
+        assert [isinstance(result, Job) for result in results] == [True, True, False, True, True]
         assert (await volume_row(services, volumes[2]))["state"] == "available"
         assert await sql(services, "SELECT count(*) FROM jobs") == [(4,)]
 
 
 class TestCreations:
-    async def test_all_are_accepted_by_one_transaction_as_they_would_be_alone(
-        self, services: Services, resumed: list[object]
+    async def test_batch_is_accepted_in_one_transaction_with_the_same_rows(
+        self, services: Services, transactions: list[object]
     ) -> None:
         policy = {"usage_above": 80, "percent": 12.5, "up_to": 100 * MIB}
-        wanted = [NewVolume(f"new-{n}", MIB + n, labels={"n": str(n)}, autogrow=policy) for n in range(20)]
-        jobs = await all_of(
-            *(services.volumes.request_create(one, origin=RequestOrigin(caller="me")) for one in wanted)
+        requests = [NewVolume(f"new-{n}", MIB + n, labels={"n": str(n)}, autogrow=policy) for n in range(20)]
+        jobs = await results_of(
+            *(services.volumes.request_create(request, origin=RequestOrigin(caller="me")) for request in requests)
         )
-        assert len(resumed) == 1
+        assert len(transactions) == 1
 
-        for job, one in zip(jobs, wanted, strict=True):
+        for job, request in zip(jobs, requests, strict=True):
             found, volume = await row(services, job.id), await volume_row(services, job.volume_id)
-            assert (volume["name"], volume["size"], volume["labels"]) == (one.name, one.size, one.labels)
+            assert (volume["name"], volume["size"], volume["labels"]) == (request.name, request.size, request.labels)
             assert (volume["state"], volume["job_id"], volume["version"]) == ("creating", job.id, 1)
             assert (volume["backend"], volume["autogrow"]) == ("memory", policy)
             assert (found.kind, found.status, found.created_by) == ("volume.create", "queued", "me")
-            assert found.params == {"size": one.size, "fence": 1}
+            assert found.params == {"size": request.size, "fence": 1}
             assert (job.created_at, job.run_at, job.dispatched_at) == (
                 found.created_at,
                 found.run_at,
                 found.dispatched_at,
             )
 
-    async def test_a_name_that_is_taken_is_refused_and_the_others_are_not(
-        self, services: Services, resumed: list[object]
+    async def test_taken_names_are_refused_and_others_accepted(
+        self, services: Services, transactions: list[object]
     ) -> None:
         await a_volume(services, name="theirs")
-        del resumed[:]
-        ends = await all_of(*(create(services, name) for name in ("theirs", "mine", "mine", "yours")))
+        del transactions[:]
+        results = await results_of(*(create(services, name) for name in ("theirs", "mine", "mine", "yours")))
 
-        assert len(resumed) == 1
-        assert [type(end) for end in ends] == [NameTaken, Job, NameTaken, Job]
-        assert (str(ends[2]), ends[2].details) == ("There is already a volume named 'mine'.", {"field": "name"})
-        names = await sql(services, "SELECT name, id = :mine FROM volumes ORDER BY name", mine=ends[1].volume_id)
+        assert len(transactions) == 1
+        assert [type(result) for result in results] == [NameTaken, Job, NameTaken, Job]
+        assert (str(results[2]), results[2].details) == ("There is already a volume named 'mine'.", {"field": "name"})
+        names = await sql(services, "SELECT name, id = :mine FROM volumes ORDER BY name", mine=results[1].volume_id)
         assert names == [("mine", True), ("theirs", False), ("yours", False)]
         assert await sql(services, "SELECT count(*) FROM jobs") == [(2,)]
 
-    @pytest.mark.parametrize(("end", "becomes"), [("taken", NameTaken), ("given up", Job)])
-    async def test_whoever_wants_a_name_that_is_just_being_taken_holds_up_nobody_else(
-        self, services: Services, end: str, becomes: type
+    @pytest.mark.parametrize(("end", "expected"), [("commit", NameTaken), ("rollback", Job)])
+    async def test_request_for_an_uncommitted_name_delays_no_other(
+        self, services: Services, end: str, expected: type
     ) -> None:
-        take = text(
+        insert = text(
             "INSERT INTO volumes (id, name, backend, state, size, version, labels)"
             " VALUES (:id, 'wanted', 'memory', 'available', 1, 1, '{}')"
         )
         async with services.database.transaction() as session:
-            await session.execute(take, {"id": uuid4()})
+            await session.execute(insert, {"id": uuid4()})
             waiting = asyncio.create_task(create(services, "wanted"))
-            async with asyncio.timeout(SOON):
+            async with asyncio.timeout(NO_LOCK_WAIT):
                 await asyncio.gather(*(create(services, f"other-{n}") for n in range(4)))
                 await create(services, "later")
             assert not waiting.done()
-            if end == "given up":
+            if end == "rollback":
                 await session.rollback()
 
-        assert [type(found) for found in await asyncio.gather(waiting, return_exceptions=True)] == [becomes]
+        assert [type(found) for found in await asyncio.gather(waiting, return_exceptions=True)] == [expected]
 
 
-async def test_whoever_asks_for_a_volume_that_is_locked_holds_up_nobody_else(services: Services) -> None:
+async def test_request_for_a_locked_volume_delays_no_other(services: Services) -> None:
     locked, *others = await add_volumes(services, 5, backend="memory")
     async with services.database.transaction() as session:
         await session.execute(text("SELECT 1 FROM volumes WHERE id = :id FOR UPDATE"), {"id": locked})
         waiting = asyncio.create_task(expand(services, locked))
-        async with asyncio.timeout(SOON):
+        async with asyncio.timeout(NO_LOCK_WAIT):
             jobs = await asyncio.gather(*(expand(services, volume_id) for volume_id in others))
             later = await asyncio.gather(*(create(services, f"later-{n}") for n in range(3)))
         assert not waiting.done()
@@ -212,31 +214,31 @@ async def test_whoever_asks_for_a_volume_that_is_locked_holds_up_nobody_else(ser
     assert (await waiting).volume_id == locked
 
 
-async def test_when_nobody_knows_whether_it_was_committed_nobody_is_told_that_somebody_else_was_first(
+async def test_unknown_commit_result_is_not_reported_as_a_conflict(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever asked again in the same name would be refused for the sake of his own job."""
+    """A batch whose COMMIT had no answer must not be retried singly: each request would conflict with its own job."""
     volumes = await add_volumes(services, 3, backend="memory")
-    transaction, to_lose = services.database.transaction, [DatabaseUnavailable(), DatabaseUnavailable()]
+    transaction, lost = services.database.transaction, [DatabaseUnavailable(), DatabaseUnavailable()]
 
     @asynccontextmanager
     async def lose_the_answer() -> AsyncIterator[AsyncSession]:
         async with transaction() as session:
             yield session
-        if to_lose:
-            raise to_lose.pop()
+        if lost:
+            raise lost.pop()
 
     monkeypatch.setattr(services.database, "transaction", lose_the_answer)
-    ends = await all_of(
+    results = await results_of(
         *(expand(services, volume_id) for volume_id in volumes), *(create(services, f"new-{n}") for n in range(3))
     )
     monkeypatch.undo()
 
-    assert [type(end) for end in ends] == [DatabaseUnavailable] * 6
+    assert [type(result) for result in results] == [DatabaseUnavailable] * 6
     assert await sql(services, "SELECT count(*), count(DISTINCT volume_id) FROM jobs") == [(6, 6)]
 
 
-async def test_a_request_under_a_key_goes_alone(services: Services, client: httpx.AsyncClient) -> None:
+async def test_request_with_a_key_is_not_batched(services: Services, client: httpx.AsyncClient) -> None:
     body, key = {"name": "keyed", "size": MIB}, {"Idempotency-Key": "mine"}
     answers = await asyncio.gather(*(client.post("/api/v1/volumes", json=body, headers=key) for _ in range(5)))
 
@@ -245,8 +247,8 @@ async def test_a_request_under_a_key_goes_alone(services: Services, client: http
     assert len(await everything(services)) == 2
 
 
-async def test_many_at_once_over_http_are_all_accepted_by_few_transactions(
-    services: Services, client: httpx.AsyncClient, resumed: list[object], caplog: pytest.LogCaptureFixture
+async def test_concurrent_http_requests_are_accepted_in_few_transactions(
+    services: Services, client: httpx.AsyncClient, transactions: list[object], caplog: pytest.LogCaptureFixture
 ) -> None:
     created = await asyncio.gather(
         *(
@@ -255,11 +257,11 @@ async def test_many_at_once_over_http_are_all_accepted_by_few_transactions(
         )
     )
     assert Counter(answer.status_code for answer in created) == {202: MANY}
-    assert len(resumed) <= MANY / 5
+    assert len(transactions) <= MANY / 5
     await sql(services, "UPDATE jobs SET status = 'succeeded', finished_at = now()")
     await sql(services, "UPDATE volumes SET state = 'available', job_id = NULL")
 
-    del resumed[:]
+    del transactions[:]
     grown = await asyncio.gather(
         *(
             client.post(f"/api/v1/volumes/{answer.json()['volume_id']}/expand", json={"by": MIB})
@@ -267,7 +269,7 @@ async def test_many_at_once_over_http_are_all_accepted_by_few_transactions(
             for _ in range(2)
         )
     )
-    assert len(resumed) <= MANY / 5
+    assert len(transactions) <= MANY / 5
     assert Counter(answer.status_code for answer in grown) == {202: MANY, 409: MANY}
     assert await sql(services, "SELECT kind, count(*), count(DISTINCT volume_id) FROM jobs GROUP BY 1 ORDER BY 1") == [
         ("volume.create", MANY, MANY),
@@ -275,26 +277,24 @@ async def test_many_at_once_over_http_are_all_accepted_by_few_transactions(
     ]
     assert await services.queue.redis.zcard("cistern:queue") == 2 * MANY
     lines: list[Any] = [record.msg for record in caplog.records]
-    said = {line["job_id"]: line for line in lines if isinstance(line, dict) and line["event"] == "job.accepted"}
-    assert len(said) == 2 * MANY
+    accepted = {line["job_id"]: line for line in lines if isinstance(line, dict) and line["event"] == "job.accepted"}
+    assert len(accepted) == 2 * MANY
     for number, answer in enumerate(created):
-        assert said[answer.json()["id"]]["request_id"] == f"r{number}", "each is said by whoever asked for it"
+        assert accepted[answer.json()["id"]]["request_id"] == f"r{number}", "logged with the request's own id"
 
 
-async def test_jobs_that_are_looked_at_at_once_are_read_by_one_statement(
-    services: Services, resumed: list[object]
-) -> None:
+async def test_concurrent_reads_of_jobs_are_one_statement(services: Services, transactions: list[object]) -> None:
     jobs = await asyncio.gather(*(create(services, f"v{n}") for n in range(20)))
-    nobody = uuid4()
-    del resumed[:]
-    asked = [*(job.id for job in jobs), nobody, jobs[0].id]
-    found = await asyncio.gather(*map(services.jobs.get, asked), return_exceptions=True)
+    unknown = uuid4()
+    del transactions[:]
+    job_ids = [*(job.id for job in jobs), unknown, jobs[0].id]
+    found = await asyncio.gather(*map(services.jobs.get, job_ids), return_exceptions=True)
 
-    assert len(resumed) == 1
+    assert len(transactions) == 1
     assert [getattr(job, "id", type(job)) for job in found] == [*(job.id for job in jobs), JobNotFound, jobs[0].id]
 
 
-async def test_whoever_looks_after_a_change_sees_it(services: Services) -> None:
+async def test_read_after_a_change_returns_it(services: Services) -> None:
     job = await create(services, "changing")
     early = asyncio.create_task(services.jobs.get(job.id))
     for version in range(2, 20):

@@ -1,4 +1,4 @@
-"""What tests of bulk jobs share: many volumes at once, and what the journal says of them."""
+"""Shared by the tests of bulk jobs: many volumes at once, and evaluation of the operation journal."""
 
 from collections.abc import Sequence
 from uuid import UUID
@@ -17,7 +17,7 @@ MIB = 1 << 20
 async def add_volumes(
     services: Services, count: int, *, backend: str, size: int = MIB, **columns: object
 ) -> list[UUID]:
-    """Write available volumes straight into the table, for backends that keep nothing of them."""
+    """Insert available volumes directly into the table, for backends that store nothing."""
     volumes = [
         Volume(
             id=uuid7(),
@@ -36,7 +36,7 @@ async def add_volumes(
 
 
 async def ended(services: Services, job: Job, seconds: float = 180) -> Job:
-    """The job, once it has ended."""
+    """Wait until the job has ended, and return it."""
     await services.watcher.ended(job.id, seconds)
     job = await services.jobs.get(job.id)
     assert job.ended, f"{job.kind} is still {job.status} after {seconds} s: {job.succeeded} of {job.total}"
@@ -48,7 +48,7 @@ def adds_up(job: Job) -> bool:
 
 
 def most_at_once(entries: Sequence[Entry], operation: str = "expand") -> int:
-    """The most operations that were between their beginning and their end at one moment."""
+    """Return the maximum number of operations that were in progress at the same time."""
     level = highest = 0
     for entry in sorted(entries, key=lambda entry: entry.at):
         if entry.operation == operation:

@@ -1,4 +1,4 @@
-"""What a job on a snapshot says of itself, and how it is carried out without any server."""
+"""Snapshot jobs: what their rows and results contain, and their work on the memory driver."""
 
 import math
 from uuid import UUID, uuid4
@@ -29,80 +29,80 @@ def a_job(kind: str, *, volume_id: UUID | None = VOLUME, **params: object) -> Cl
 TAKE = a_job("snapshot.take", size=MIB)
 RESTORE = a_job("snapshot.restore", size=2 * MIB)
 DELETE = a_job("snapshot.delete", volume_id=None, of_volume=str(VOLUME))
-CLONING = a_job("snapshot.clone", volume_id=CLONE, of_volume=str(VOLUME), size=2 * MIB)
+CLONE_JOB = a_job("snapshot.clone", volume_id=CLONE, of_volume=str(VOLUME), size=2 * MIB)
 
 
-@pytest.mark.parametrize("job", [TAKE, RESTORE, DELETE, CLONING], ids=lambda job: job.kind)
-def test_every_job_knows_whose_the_snapshot_is(job: ClaimedJob) -> None:
+@pytest.mark.parametrize("job", [TAKE, RESTORE, DELETE, CLONE_JOB], ids=lambda job: job.kind)
+def test_every_job_names_the_volume_of_its_snapshot(job: ClaimedJob) -> None:
     assert (source_of(job), snapshot_of(job)) == (VOLUME, SNAPSHOT)
 
 
-@pytest.mark.parametrize("job", [TAKE, RESTORE, DELETE, CLONING], ids=lambda job: job.kind)
-def test_the_result_names_what_was_made(job: ClaimedJob) -> None:
-    made = result_of(job, 3 * MIB)
+@pytest.mark.parametrize("job", [TAKE, RESTORE, DELETE, CLONE_JOB], ids=lambda job: job.kind)
+def test_result_names_snapshot_volume_and_size(job: ClaimedJob) -> None:
+    payload = result_of(job, 3 * MIB)
 
-    assert made == {"snapshot_id": str(SNAPSHOT), "volume_id": str(job.volume_id or VOLUME), "size": 3 * MIB}
+    assert payload == {"snapshot_id": str(SNAPSHOT), "volume_id": str(job.volume_id or VOLUME), "size": 3 * MIB}
 
 
-def test_where_no_size_is_known_it_is_the_one_that_was_asked_for() -> None:
+def test_result_without_reported_size_has_the_requested_one() -> None:
     assert result_of(TAKE, None)["size"] == MIB
     assert "size" not in result_of(DELETE, None)
 
 
-def test_only_what_a_kind_of_job_changes_gets_another_size() -> None:
-    done = [(TAKE, {"size": 5})]
+def test_releases_change_sizes_only_if_resized() -> None:
+    succeeded = [(TAKE, {"size": 5})]
 
-    assert [ending.size for ending in volume_releases(done, resized=False)] == [None]
-    assert [ending.size for ending in snapshot_releases(done, resized=True)] == [5]
-    assert [ending.size for ending in volume_releases([(RESTORE, None)], resized=True)] == [None]
+    assert [release.size for release in volume_releases(succeeded, resized=False)] == [None]
+    assert [release.size for release in snapshot_releases(succeeded, resized=True)] == [5]
+    assert [release.size for release in volume_releases([(RESTORE, None)], resized=True)] == [None]
 
 
-def test_a_job_without_its_volume_is_a_mistake_of_ours() -> None:
+def test_job_without_its_volume_is_an_internal_error() -> None:
     with pytest.raises(RuntimeError, match="names no volume"):
         volume_of(DELETE)
     with pytest.raises(RuntimeError, match="names no snapshot"):
         snapshot_of(new_job("snapshot.take", {}, max_attempts=1))
 
 
-def test_a_wanted_volume_is_in_the_hands_of_its_job() -> None:
+def test_new_volume_is_held_by_its_job() -> None:
     job_id = uuid4()
     row = NewVolume("new", labels={"a": "b"}).to_row(backend="local", size=MIB, job_id=job_id)
 
     assert (row.state, row.version, row.size, row.job_id, row.labels) == ("creating", 1, MIB, job_id, {"a": "b"})
 
 
-async def carried_out(driver: MemoryDriver, job: ClaimedJob, *, version: int = 1) -> object:
+async def perform(driver: MemoryDriver, job: ClaimedJob, *, version: int = 1) -> object:
     return await table_on(driver)[job.kind].perform(job, Grant(job.id, Fence(version, 0), math.inf))
 
 
-async def test_one_after_the_other_they_do_what_they_are_called() -> None:
+async def test_operations_in_sequence_have_their_effects() -> None:
     driver = MemoryDriver()
     await driver.create(VOLUME, 2 * MIB, Grant(uuid4(), Fence(1, 0), math.inf))
-    outcomes = [await carried_out(driver, job, version=2) for job in (TAKE, RESTORE, CLONING, DELETE)]
+    outcomes = [await perform(driver, job, version=2) for job in (TAKE, RESTORE, CLONE_JOB, DELETE)]
 
     assert [outcome.result.get("size") for outcome in outcomes if isinstance(outcome, Succeeded)] == [2 * MIB] * 3 + [
         None
     ]
     with pytest.raises(SnapshotMissing):
-        await carried_out(driver, RESTORE, version=3)
+        await perform(driver, RESTORE, version=3)
 
 
-async def test_only_a_retry_clears_away_what_an_earlier_take_has_left() -> None:
+async def test_only_a_retry_deletes_the_leftovers_of_an_earlier_take() -> None:
     driver = MemoryDriver()
     await driver.create(VOLUME, MIB, Grant(uuid4(), Fence(1, 0), math.inf))
-    await carried_out(driver, TAKE)
+    await perform(driver, TAKE)
     await driver.expand(VOLUME, 2 * MIB, Grant(uuid4(), Fence(2, 0), math.inf))
-    rescued = await carried_out(driver, TAKE, version=2)
+    rescued = await perform(driver, TAKE, version=2)
     retry = a_job("snapshot.take", size=2 * MIB)._replace(retry_of=TAKE.id)
-    retried = await carried_out(driver, retry, version=3)
+    retried = await perform(driver, retry, version=3)
 
     assert isinstance(rescued, Succeeded)
     assert isinstance(retried, Succeeded)
     assert (rescued.result["size"], retried.result["size"]) == (MIB, 2 * MIB)
 
 
-@pytest.mark.parametrize("job", [TAKE, RESTORE, DELETE, CLONING], ids=lambda job: job.kind)
-async def test_the_seal_shuts_out_what_the_attempt_would_have_published(job: ClaimedJob) -> None:
+@pytest.mark.parametrize("job", [TAKE, RESTORE, DELETE, CLONE_JOB], ids=lambda job: job.kind)
+async def test_seal_stores_the_fence_of_what_the_job_publishes(job: ClaimedJob) -> None:
     driver = MemoryDriver()
     handler = table_on(driver)[job.kind]
     await handler.seal(job, Grant(job.id, Fence(5, 0), math.inf))

@@ -1,7 +1,8 @@
-"""Requests, crashes, late settles, doubled and missing messages, in any order: hypothesis looks for one that breaks.
+"""Deterministic simulation: requests, crashes, late settlements, duplicate and lost messages in any order.
 
-``CISTERN_LONG=1`` has it look ten times as long, each time elsewhere; ``CISTERN_SEED`` says where to begin.
-``CISTERN_HASTY=1`` does not look for a smaller find than the first: for `tests.mutation.__main__`.
+Hypothesis searches for an order that breaks an invariant (`tests.simulation.invariants`). ``CISTERN_SEED`` sets the
+seed, 0 by default. ``CISTERN_LONG=1`` runs five times as many steps, from a random seed. ``CISTERN_HASTY=1`` does not
+shrink a failing example; `python -m tests.mutation` sets it.
 """
 
 import logging
@@ -21,10 +22,10 @@ import worker.lanes
 import worker.runner
 from domain.jobs.model import Dispatch
 from domain.settings import Settings
+from tests.simulation.cluster import LEASE_SECONDS, WORKERS, SimulatedWorker
 from tests.simulation.harness import Harness
-from tests.simulation.requests import ANY, COMMITS, Asking, if_any
-from tests.simulation.scene import LEASE_SECONDS, WORKERS, SimulatedWorker
-from tests.simulation.stepping import Accident, SteppedTask
+from tests.simulation.requests import ANY, COMMIT_FAULTS, UserRequests, if_any
+from tests.simulation.scheduler import Fault, SteppedTask
 from tests.simulation.world import choose
 from tests.simulation.world_state import Row
 
@@ -38,156 +39,158 @@ PROFILE = profile(
     deadline=None,
     database=None,
     phases=[Phase.generate] if HASTY else [Phase.generate, Phase.shrink],
-    # An example is dozens of steps on a real PostgreSQL: slow, and no sign of a bad strategy.
+    # An example is dozens of steps on a real PostgreSQL: it is slow although the strategy is fine.
     suppress_health_check=[HealthCheck.too_slow],
 )
 WORKER = st.integers(0, WORKERS - 1)
-FEW_OR_ALL = st.sampled_from([1, 2, 3, 5, 10])
+STEP_COUNT = st.sampled_from([1, 2, 3, 5, 10])
 
 
-class AnyOrder(Asking):
-    """What else may happen: to messages, to workers, and by the passing of time."""
+class Simulation(UserRequests):
+    """Adds the events of messages, workers, time and maintenance to the requests of users."""
 
     # --- messages ----------------------------------------------------------------------------------------
 
     def messages(self) -> list[Dispatch]:
-        return sorted(self.world.bell.messages)
+        return sorted(self.world.queue.messages)
 
     @if_any(messages)
-    @rule(which=ANY, worker=WORKER, accident=COMMITS)
-    def deliver(self, which: int, worker: int, accident: Accident | None) -> None:
+    @rule(which=ANY, worker=WORKER, fault=COMMIT_FAULTS)
+    def deliver(self, which: int, worker: int, fault: Fault | None) -> None:
         dispatch = choose(self.messages(), which)
-        self.do(self.world.deliver(dispatch, self.world.workshops[worker], accident))
+        self.do(self.world.deliver(dispatch, self.world.workers[worker], fault))
 
     @if_any(messages)
-    @rule(which=ANY, worker=WORKER, steps=st.sampled_from([1, 2, 3, 5, 10]))
-    def deliver_and_go_on(self, which: int, worker: int, steps: int) -> None:
-        open_worker = self.world.workshops[worker]
-        self.do(self.world.deliver(choose(self.messages(), which), open_worker))
-        self.go_on_with(open_worker.stepped_tasks[-1], steps)
+    @rule(which=ANY, worker=WORKER, steps=STEP_COUNT)
+    def deliver_and_advance(self, which: int, worker: int, steps: int) -> None:
+        receiver = self.world.workers[worker]
+        self.do(self.world.deliver(choose(self.messages(), which), receiver))
+        self.advance_task(receiver.stepped_tasks[-1], steps)
 
     @if_any(messages)
     @rule(which=ANY, workers=st.tuples(WORKER, WORKER))
     def deliver_twice(self, which: int, workers: tuple[int, int]) -> None:
         dispatch = choose(self.messages(), which)
         for number in workers:
-            self.do(self.world.deliver(dispatch, self.world.workshops[number]))
+            self.do(self.world.deliver(dispatch, self.world.workers[number]))
 
-    def heard(self) -> list[Dispatch]:
-        return sorted(self.world.bell.rung - self.world.bell.messages)
+    def old_messages(self) -> list[Dispatch]:
+        return sorted(self.world.queue.sent - self.world.queue.messages)
 
-    @if_any(heard)
+    @if_any(old_messages)
     @rule(which=ANY, worker=WORKER)
-    def deliver_an_old_one(self, which: int, worker: int) -> None:
-        self.do(self.world.deliver(choose(self.heard(), which), self.world.workshops[worker]))
+    def deliver_old_message(self, which: int, worker: int) -> None:
+        self.do(self.world.deliver(choose(self.old_messages(), which), self.world.workers[worker]))
 
     @if_any(messages)
     @rule()
     def lose_all_messages(self) -> None:
-        self.world.bell.messages.clear()
+        self.world.queue.messages.clear()
 
     # --- workers -----------------------------------------------------------------------------------------
 
     def stepped_tasks(self) -> list[SteppedTask]:
-        everybody = [stepped for open_worker in self.world.workshops for stepped in open_worker.at_work()]
-        return everybody + [stepped for stepped in self.world.asleep if not stepped.ended]
+        active = [stepped for worker in self.world.workers for stepped in worker.active_tasks()]
+        return active + [stepped for stepped in self.world.suspended if not stepped.ended]
 
     @if_any(stepped_tasks)
-    @rule(which=ANY, steps=st.sampled_from([1, 2, 3, 5, 10]), gate=st.integers(0, 2))
-    def go_on(self, which: int, steps: int, gate: int) -> None:
-        self.go_on_with(choose(self.stepped_tasks(), which), steps, gate)
+    @rule(which=ANY, steps=STEP_COUNT, gate=st.integers(0, 2))
+    def advance(self, which: int, steps: int, gate: int) -> None:
+        self.advance_task(choose(self.stepped_tasks(), which), steps, gate)
 
-    def go_on_with(self, stepped: SteppedTask, steps: int, gate: int = 0) -> None:
+    def advance_task(self, stepped: SteppedTask, steps: int, gate: int = 0) -> None:
         for _ in range(steps):
             if not stepped.ended:
-                self.do(self.world.go_on(stepped, gate=gate))
+                self.do(self.world.advance(stepped, gate=gate))
 
     @if_any(stepped_tasks)
-    @rule(which=ANY, accident=st.sampled_from(Accident), gate=st.integers(0, 2))
-    def go_wrong(self, which: int, accident: Accident, gate: int) -> None:
-        self.do(self.world.go_on(choose(self.stepped_tasks(), which), accident, gate=gate))
+    @rule(which=ANY, fault=st.sampled_from(Fault), gate=st.integers(0, 2))
+    def fail_step(self, which: int, fault: Fault, gate: int) -> None:
+        self.do(self.world.advance(choose(self.stepped_tasks(), which), fault, gate=gate))
 
-    def busy(self) -> list[SimulatedWorker]:
-        return [open_worker for open_worker in self.world.workshops if open_worker.at_work()]
+    def busy_workers(self) -> list[SimulatedWorker]:
+        return [worker for worker in self.world.workers if worker.active_tasks()]
 
-    @if_any(busy)
+    @if_any(busy_workers)
     @rule(which=ANY, rescued=st.booleans())
-    def die_or_fall_asleep(self, which: int, *, rescued: bool) -> None:
-        open_worker = choose(self.busy(), which)
-        held = [str(job_id) for job_id in open_worker.runner.running]
-        self.world.fall_asleep(open_worker)
+    def kill_or_suspend(self, which: int, *, rescued: bool) -> None:
+        worker = choose(self.busy_workers(), which)
+        held = [str(job_id) for job_id in worker.runner.running]
+        self.world.suspend(worker)
         for job in [job for job in self.leased() if rescued and job["id"] in held]:
             self.do(self.world.end_lease(job, noticed=False))
         if rescued:
             self.rescue()
 
-    @if_any(busy)
+    @if_any(busy_workers)
     @rule(which=ANY)
     def shut_down(self, which: int) -> None:
-        self.do(self.world.shut_down(choose(self.busy(), which)))
+        self.do(self.world.shut_down(choose(self.busy_workers(), which)))
 
-    @rule(worker=WORKER, accident=COMMITS)
-    def beat(self, worker: int, accident: Accident | None) -> None:
-        self.do(self.world.beat(self.world.workshops[worker], accident))
+    @rule(worker=WORKER, fault=COMMIT_FAULTS)
+    def beat(self, worker: int, fault: Fault | None) -> None:
+        self.do(self.world.beat(self.world.workers[worker], fault))
 
-    # --- time and housekeeping ---------------------------------------------------------------------------
+    # --- time and maintenance ----------------------------------------------------------------------------
 
     def leased(self) -> list[Row]:
         return [job for job in self.jobs() if job["lease_expires_at"] is not None]
 
     @if_any(leased)
     @rule(which=ANY, noticed=st.booleans(), rescued=st.booleans(), steps=st.sampled_from([0, 0, 1, 2, 10]))
-    def end_a_lease(self, which: int, *, noticed: bool, rescued: bool, steps: int) -> None:
+    def end_lease(self, which: int, *, noticed: bool, rescued: bool, steps: int) -> None:
         job = choose(self.leased(), which)
         self.do(self.world.end_lease(job, noticed=noticed))
         if rescued:
             self.rescue()
-        for late in [
-            stepped for stepped in self.stepped_tasks() if stepped.name == str(Dispatch(UUID(job["id"]), job["epoch"]))
-        ]:
-            self.go_on_with(late, steps)
+        message = str(Dispatch(UUID(job["id"]), job["epoch"]))
+        for stepped in [stepped for stepped in self.stepped_tasks() if stepped.name == message]:
+            self.advance_task(stepped, steps)
 
     def rescue(self) -> None:
-        for step in ("rescue", "ring_due"):
-            self.do(self.world.keep_house(step))
+        for task in ("rescue", "dispatch_due"):
+            self.do(self.world.maintain(task))
 
-    @rule(step=st.sampled_from(["rescue", "tend", "ring_due", "ring_lost"]), accident=COMMITS)
-    def keep_house(self, step: str, accident: Accident | None) -> None:
-        self.do(self.world.keep_house(step, accident))
+    @rule(
+        task=st.sampled_from(["rescue", "assign_lanes", "dispatch_due", "redispatch_lost"]),
+        fault=COMMIT_FAULTS,
+    )
+    def maintain(self, task: str, fault: Fault | None) -> None:
+        self.do(self.world.maintain(task, fault))
 
     @rule()
-    def ring_everything(self) -> None:
-        self.do(self.world.ring_everything())
+    def dispatch_everything(self) -> None:
+        self.do(self.world.dispatch_everything())
 
     def teardown(self) -> None:
-        if not self.world.broken and self.world.workshops:
+        if not self.world.failed and self.world.workers:
             self.do(self.world.drain())
-            self.do(self.world.wake_all())
-        self.harness.run(self.world.strike_the_set())
+            self.do(self.world.resume_all())
+        self.harness.run(self.world.cancel_all())
 
 
 @pytest.fixture
 def harness(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Harness]:
-    """The servers, and no part of the product that looks at a clock: examples must go the same way twice."""
+    """The servers, with all waits of the product disabled: an example must be reproducible."""
     monkeypatch.setattr(worker.lanes, "_SLICE_SECONDS", 0.0)
     monkeypatch.setattr(worker.lanes, "_CHUNK_SECONDS", 0.0)
     monkeypatch.setattr(worker.lanes, "_CANCEL_POLL_SECONDS", LEASE_SECONDS)
     monkeypatch.setattr(worker.runner, "_SETTLE_RETRY_SECONDS", 0.0)
     monkeypatch.setattr(domain.bulk.item_work, "_PAUSE_SECONDS", 0.0)
-    logging.disable(logging.CRITICAL)  # thousands of lines, of which nobody could say to which step they belong
+    logging.disable(logging.CRITICAL)  # thousands of lines that cannot be assigned to a step
     harness = Harness(settings)
     yield harness
     harness.close()
     logging.disable(logging.NOTSET)
 
 
-def test_in_any_order_nothing_is_lost_and_nothing_happens_twice(harness: Harness) -> None:
-    AnyOrder.harness = harness
+def test_jobs_are_never_lost_and_take_effect_once_in_any_order_of_events(harness: Harness) -> None:
+    Simulation.harness = harness
     number = SEED
     while harness.steps < STEPS:
         try:
-            run_state_machine_as_test(seed(number)(AnyOrder), settings=PROFILE)
+            run_state_machine_as_test(seed(number)(Simulation), settings=PROFILE)
         except BaseException as error:
-            error.add_note(f"CISTERN_SEED={number} goes the same way again.")
+            error.add_note(f"Reproduce with CISTERN_SEED={number}.")
             raise
         number += 1

@@ -1,4 +1,4 @@
-"""What the puppets stand on: the real services, with a database and a storage at which each step can be held up."""
+"""The real services on a database, a storage and a queue whose steps the scheduler controls."""
 
 import asyncio
 from collections import defaultdict
@@ -12,7 +12,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from domain.batching import Answer, Batcher, Item
+from domain.batching import Batcher, Item, Result
 from domain.db.database import Database
 from domain.errors import DatabaseUnavailable
 from domain.jobs.claimed import ClaimedJob
@@ -25,7 +25,7 @@ from domain.storage.context import Fence, Grant
 from domain.storage.driver import StorageDriver
 from domain.storage.errors import StorageBusy, StorageFull, TransientStorageError
 from domain.storage.memory import MemoryDriver
-from tests.simulation.stepping import Accident, pause, present
+from tests.simulation.scheduler import Fault, current_stepped_task, step
 
 SEALS = ("seal", "seal_snapshot")
 OPERATIONS = (
@@ -35,10 +35,10 @@ OPERATIONS = (
 
 
 class FaultyDatabase(Database):
-    """A database whose transactions wait to be told to begin, and may come to grief at their commit."""
+    """A database whose transactions are steps of the scheduler, and may fail at their commit."""
 
-    #: What befalls the next transaction of somebody who is no puppet.
-    next_accident: Accident | None = None
+    #: The fault of the next transaction outside of stepped tasks.
+    next_fault: Fault | None = None
 
     @asynccontextmanager
     async def autocommit(self) -> AsyncIterator[AsyncConnection]:
@@ -47,47 +47,47 @@ class FaultyDatabase(Database):
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncSession]:
-        accident = await pause("transaction") or self.next_accident
-        stepped, self.next_accident = present(), None
+        fault = await step("transaction") or self.next_fault
+        stepped, self.next_fault = current_stepped_task(), None
         if stepped is not None:
-            stepped.busy += 1
+            stepped.open_transactions += 1
         try:
             async with super().transaction() as session:
                 yield session
-                if accident is Accident.COMMIT_LOST:
+                if fault is Fault.COMMIT_LOST:
                     raise DatabaseUnavailable
         finally:
             if stepped is not None:
-                stepped.busy -= 1
-        if accident is Accident.ANSWER_LOST:
+                stepped.open_transactions -= 1
+        if fault is Fault.ANSWER_LOST:
             raise DatabaseUnavailable
 
 
 @dataclass(frozen=True)
 class Publication:
-    """Something that has happened to a volume or snapshot on the storage."""
+    """One effect on a volume or snapshot in the storage."""
 
     operation: str
     subject_id: UUID
     job_id: UUID
     fence: Fence
-    in_time: bool
+    within_lease: bool
 
 
 class JournalingMemoryDriver(MemoryDriver):
-    """The driver in memory, and who published what on it."""
+    """The memory driver with a journal of publications."""
 
     def __init__(self) -> None:
         super().__init__()
         self.publications: list[Publication] = []
 
     def sizes(self) -> tuple[dict[str, int], dict[str, int]]:
-        """The sizes of the volumes and of the snapshots that there are."""
+        """Return the sizes of all volumes and of all snapshots, by id."""
         volumes = {str(volume_id): size for volume_id, size in self._sizes.items()}
         return volumes, {str(key[1]): size for key, size in self._snapshots.items()}
 
     def put(self, volume_id: UUID, size: int, snapshot_id: UUID | None = None) -> None:
-        """Have a volume, or a snapshot of it, without any job."""
+        """Add a volume, or a snapshot of it, without a job."""
         if snapshot_id is None:
             self._sizes[volume_id] = size
         else:
@@ -97,62 +97,62 @@ class JournalingMemoryDriver(MemoryDriver):
     def _publishing(self, operation: str, subject_id: UUID, grant: Grant) -> Iterator[None]:
         with super()._publishing(operation, subject_id, grant):
             yield
-            self._note(operation, subject_id, grant)
+            self._record(operation, subject_id, grant)
 
     def _seal(self, operation: str, subject_id: UUID, grant: Grant) -> None:
         super()._seal(operation, subject_id, grant)
-        self._note(operation, subject_id, grant)
+        self._record(operation, subject_id, grant)
 
-    def _note(self, operation: str, subject_id: UUID, grant: Grant) -> None:
-        in_time = operation in SEALS or monotonic() < grant.lease.deadline
-        self.publications.append(Publication(operation, subject_id, grant.job_id, grant.fence, in_time))
+    def _record(self, operation: str, subject_id: UUID, grant: Grant) -> None:
+        within_lease = operation in SEALS or monotonic() < grant.lease.deadline
+        self.publications.append(Publication(operation, subject_id, grant.job_id, grant.fence, within_lease))
 
 
-class Staged:
-    """Storage that waits to be told before and after each operation, and may fail on either side."""
+class SteppedStorage:
+    """Storage whose operations are preceded and followed by a step, either of which may fail."""
 
     def __init__(self, inner: StorageDriver) -> None:
         self._inner = inner
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._inner, name)
-        return _staged(name, method) if name in OPERATIONS else method
+        return _stepped(name, method) if name in OPERATIONS else method
 
     @classmethod
-    def on(cls, inner: StorageDriver) -> StorageDriver:
+    def around(cls, inner: StorageDriver) -> StorageDriver:
         return cast("StorageDriver", cls(inner))
 
 
-def _staged(name: str, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    async def staged(*args: Any) -> Any:
-        _strike(name, await pause(name))
+def _stepped(name: str, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    async def stepped(*args: Any) -> Any:
+        _raise_fault(name, await step(name))
         result = await method(*args)
-        _strike(name, await pause(f"{name} done"))
+        _raise_fault(name, await step(f"{name} done"))
         return result
 
-    return staged
+    return stepped
 
 
-def _strike(name: str, accident: Accident | None) -> None:
-    if accident is Accident.TRANSIENT:
+def _raise_fault(operation: str, fault: Fault | None) -> None:
+    if fault is Fault.TRANSIENT:
         raise TransientStorageError
-    if accident is Accident.BUSY:
+    if fault is Fault.BUSY:
         raise StorageBusy
-    if accident is Accident.PERMANENT and name not in SEALS:
+    if fault is Fault.PERMANENT and operation not in SEALS:
         raise StorageFull
 
 
 class SimulatedQueue(JobQueue):
-    """The messages, in memory: what Redis has at the moment, and what was ever rung."""
+    """The messages in memory: those that Redis has at the moment, and all that were ever sent."""
 
     def __init__(self) -> None:
         self.messages: set[Dispatch] = set()
-        self.rung: set[Dispatch] = set()
+        self.sent: set[Dispatch] = set()
 
     async def dispatch(self, dispatches: Iterable[Dispatch]) -> None:
         for dispatch in dispatches:
             self.messages.add(dispatch)
-            self.rung.add(dispatch)
+            self.sent.add(dispatch)
 
     async def missing(self, dispatches: Sequence[Dispatch]) -> list[Dispatch]:
         return [dispatch for dispatch in dispatches if dispatch not in self.messages]
@@ -164,43 +164,43 @@ class SimulatedQueue(JobQueue):
         return acknowledged
 
     async def announce(self, *job_ids: UUID) -> None:
-        """Nobody listens."""
+        """Do nothing: there are no subscribers."""
 
 
-class SingleBatcher(Batcher[Item, Answer]):
-    """Sends each item by itself: a puppet that is never told to go on must hold up no other of its worker."""
+class SingleBatcher(Batcher[Item, Result]):
+    """Sends each item on its own: a stepped task that never continues must not block others in its batch."""
 
-    def submit(self, item: Item) -> asyncio.Future[Answer]:
-        return asyncio.ensure_future(self._by_itself(item))
+    def submit(self, item: Item) -> asyncio.Future[Result]:
+        return asyncio.ensure_future(self._send_one(item))
 
-    async def _by_itself(self, item: Item) -> Answer:
-        (answer,) = await self._send([item])
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+    async def _send_one(self, item: Item) -> Result:
+        (result,) = await self._send([item])
+        if isinstance(result, Exception):
+            raise result
+        return result
 
 
-def each_in_own_transaction(services: Services) -> Services:
-    """Have users ask each for himself."""
-    intake = services.volumes._requests
-    intake._creates = SingleBatcher(intake._create_batch, max_batch=1)
-    intake._expands = SingleBatcher(intake._expand_batch, max_batch=1)
+def without_request_batching(services: Services) -> Services:
+    """Make the services accept and read each request on its own."""
+    requests = services.volumes._requests
+    requests._creates = SingleBatcher(requests._create_batch, max_batch=1)
+    requests._expands = SingleBatcher(requests._expand_batch, max_batch=1)
     services.jobs._reads = SingleBatcher(services.jobs._read_batch, max_batch=1)
     return services
 
 
-def count_calls(engine: JobEngine) -> JobEngine:
-    """Have a puppet remember how it last meant its attempt to end."""
+def recording_outcomes(engine: JobEngine) -> JobEngine:
+    """Make the engine claim and settle each job on its own, and record each outcome in its stepped task."""
     engine._claims = SingleBatcher(engine._claim_batch, max_batch=1)
     engine._claims_of_locked_rows = SingleBatcher(partial(engine._claim_batch, lock_timeout=1), max_batch=1)
     engine._settlements = defaultdict(lambda: SingleBatcher(engine._settle_batch, max_batch=1))
     settle = engine.settle
 
-    async def overheard(job: ClaimedJob, outcome: Outcome) -> bool:
-        stepped = present()
+    async def record_and_settle(job: ClaimedJob, outcome: Outcome) -> bool:
+        stepped = current_stepped_task()
         if stepped is not None:
             stepped.outcome = outcome
         return await settle(job, outcome)
 
-    engine.settle = overheard  # type: ignore[method-assign]
+    engine.settle = record_and_settle  # type: ignore[method-assign]
     return engine

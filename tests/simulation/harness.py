@@ -1,4 +1,4 @@
-"""What all examples share; each has a world of its own in it, one after the other."""
+"""What all examples share; each example runs in a world of its own, one after the other."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -7,12 +7,12 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from domain.settings import Settings
+from tests.simulation.cluster import LEASE_SECONDS
 from tests.simulation.doubles import FaultyDatabase
-from tests.simulation.scene import LEASE_SECONDS
 
 
 class Harness:
-    """One loop, one database, and a count of the steps that were taken on it."""
+    """One event loop, one database, and a count of the steps taken."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings.model_copy(
@@ -21,7 +21,7 @@ class Harness:
         self.loop = asyncio.Runner()
         self.database = FaultyDatabase(settings.database_url)
         self._engine = create_async_engine(settings.database_url, isolation_level="AUTOCOMMIT")
-        self.eyes = self.loop.run(self._open_eyes())
+        self.observer = self.loop.run(self._connect())
         self.steps = 0
 
     def run(self, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -31,10 +31,10 @@ class Harness:
         self.run(self._close())
         self.loop.close()
 
-    async def _open_eyes(self) -> AsyncConnection:
+    async def _connect(self) -> AsyncConnection:
         return await self._engine.connect()
 
     async def _close(self) -> None:
-        await self.eyes.close()
+        await self.observer.close()
         await self._engine.dispose()
         await self.database.close()

@@ -1,4 +1,4 @@
-"""Everything there is at one moment: the rows, and what is on the storage."""
+"""The state of the world at one moment: all rows, and what is on the storage."""
 
 import json
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from tests.simulation.doubles import JournalingMemoryDriver
 Row = dict[str, Any]
 Rows = dict[str, Row]
 
-_LOOK: Final = text(
+_READ_ALL: Final = text(
     "SELECT json_build_object("
     "'jobs', (SELECT json_agg(t ORDER BY id) FROM jobs t),"
     "'volumes', (SELECT json_agg(t ORDER BY id) FROM volumes t),"
     "'snapshots', (SELECT json_agg(t ORDER BY id) FROM snapshots t),"
     "'items', (SELECT json_agg(t ORDER BY job_id, volume_id) FROM job_items t))::text"
 )
-#: What a job of this kind makes of the volume that it has in its hands.
+#: The state of a volume while a job of this kind holds it.
 STATE_OF: Final = {
     "volume.create": "creating",
     "snapshot.clone": "creating",
@@ -29,7 +29,7 @@ STATE_OF: Final = {
     "snapshot.take": "snapshotting",
     "snapshot.restore": "restoring",
 }
-#: The same for a snapshot.
+#: The state of a snapshot while a job of this kind holds it.
 SNAPSHOT_STATE_OF: Final = {
     "snapshot.take": "taking",
     "snapshot.restore": "restoring",
@@ -40,24 +40,24 @@ SNAPSHOT_STATE_OF: Final = {
 
 @dataclass(frozen=True)
 class WorldState:
-    """Rows by id, ledger items by job and volume; sizes on the storage by id; how much was ever published."""
+    """Rows by id, items by job and volume, sizes on the storage by id, and the number of publications so far."""
 
     jobs: Rows
     volumes: Rows
     snapshots: Rows
     items: dict[tuple[str, str], Row]
-    disk: dict[str, int]
-    kept: dict[str, int]
+    stored_volumes: dict[str, int]
+    stored_snapshots: dict[str, int]
     publications: int
 
     @classmethod
-    async def of(cls, eyes: AsyncConnection, driver: JournalingMemoryDriver) -> Self:
-        """``eyes``: a connection that commits by itself, as this is done after each step."""
-        found = json.loads(str(await eyes.scalar(_LOOK)))
-        jobs, volumes, snapshots = (_by_id(found[name]) for name in ("jobs", "volumes", "snapshots"))
-        items = {(row["job_id"], row["volume_id"]): row for row in found["items"] or ()}
-        disk, kept = driver.sizes()
-        return cls(jobs, volumes, snapshots, items, disk, kept, len(driver.publications))
+    async def read(cls, observer: AsyncConnection, driver: JournalingMemoryDriver) -> Self:
+        """Read everything; ``observer`` is an autocommit connection, because this runs after every step."""
+        tables = json.loads(str(await observer.scalar(_READ_ALL)))
+        jobs, volumes, snapshots = (_by_id(tables[name]) for name in ("jobs", "volumes", "snapshots"))
+        items = {(row["job_id"], row["volume_id"]): row for row in tables["items"] or ()}
+        stored_volumes, stored_snapshots = driver.sizes()
+        return cls(jobs, volumes, snapshots, items, stored_volumes, stored_snapshots, len(driver.publications))
 
     def ended(self, job_id: str) -> bool:
         return self.jobs[job_id]["status"] in ENDED
@@ -68,14 +68,14 @@ class WorldState:
     def items_of(self, job_id: str) -> list[Row]:
         return [item for (owner, _), item in self.items.items() if owner == job_id]
 
-    def target(self, volume_id: str) -> int | None:
-        """The size that whoever has the volume in hand wants it to have; None if no size is wanted."""
+    def target_size(self, volume_id: str) -> int | None:
+        """Return the size that the holder of the volume is to give it, None if it does not set a size."""
         job_id = self.volumes[volume_id]["job_id"] if volume_id in self.volumes else None
         if job_id is None:
             return None
         if (job_id, volume_id) in self.items:
-            wanted: int | None = self.items[job_id, volume_id]["to_size"]
-            return wanted
+            to_size: int | None = self.items[job_id, volume_id]["to_size"]
+            return to_size
         params = self.jobs[job_id]["params"]
         return {
             "volume.create": params.get("size"),

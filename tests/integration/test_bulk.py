@@ -1,4 +1,4 @@
-"""Bulk expansion on one worker: the ledger says what became of each volume, and it adds up."""
+"""Bulk expansion on one worker: every volume has a result in the ledger, and the counters add up."""
 
 import asyncio
 from collections import Counter
@@ -39,7 +39,7 @@ async def sizes(services: Services) -> Counter[tuple[str, int]]:
         return Counter((state, size) for state, size in rows)
 
 
-async def as_many_at_once(number: int, path: Path) -> bool:
+async def reached_concurrency(number: int, path: Path) -> bool:
     return most_at_once(journal.read(path)) >= number
 
 
@@ -49,7 +49,7 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_a_thousand_volumes_seven_at_once_of_which_three_fail_and_are_retried_alone(
+async def test_failed_items_of_a_thousand_are_retried_alone_and_concurrency_is_limited(
     services: Services, bulk_settings: Settings, running_worker: RunningWorker, tmp_path: Path
 ) -> None:
     volumes = await add_volumes(services, 1000, backend="null")
@@ -58,7 +58,7 @@ async def test_a_thousand_volumes_seven_at_once_of_which_three_fail_and_are_retr
     (tmp_path / "gate").touch()
     async with running_worker(bulk_settings):
         job = await services.expansion.request_expand(BulkExpandRequest(BY_ONE, max_concurrent=7))
-        await until(partial(as_many_at_once, 7, tmp_path / "journal"))
+        await until(partial(reached_concurrency, 7, tmp_path / "journal"))
         (tmp_path / "gate").unlink()
         job = await ended(services, job)
 
@@ -78,20 +78,22 @@ async def test_a_thousand_volumes_seven_at_once_of_which_three_fail_and_are_retr
         assert await sizes(services) == {("available", 2 * MIB): 1000}
 
 
-async def test_two_bulks_over_the_same_volumes_at_once_are_neither_lost_nor_doubled(
+async def test_concurrent_bulk_jobs_each_expand_every_volume_once(
     services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     await add_volumes(services, 300, backend="null")
     async with running_worker(bulk_settings):
-        both = [await services.expansion.request_expand(BulkExpandRequest(BY_ONE, max_concurrent=9)) for _ in range(2)]
+        requests = [
+            await services.expansion.request_expand(BulkExpandRequest(BY_ONE, max_concurrent=9)) for _ in range(2)
+        ]
 
-        jobs = [await ended(services, job) for job in both]
+        jobs = [await ended(services, job) for job in requests]
 
     assert [(job.status, job.succeeded) for job in jobs] == [("succeeded", 300)] * 2
     assert await sizes(services) == {("available", 3 * MIB): 300}
 
 
-async def test_an_empty_plan_settles_at_once(
+async def test_job_without_items_ends_at_once(
     services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     async with running_worker(bulk_settings):
@@ -100,7 +102,7 @@ async def test_an_empty_plan_settles_at_once(
     assert (job.status, job.total, job.succeeded, job.failed, job.skipped) == ("succeeded", 0, 0, 0, 0)
 
 
-async def test_every_volume_that_does_not_grow_has_its_reason_in_the_ledger(
+async def test_ledger_has_the_reason_for_every_unchanged_volume(
     services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     (small,) = await add_volumes(services, 1, backend="null")
@@ -113,13 +115,13 @@ async def test_every_volume_that_does_not_grow_has_its_reason_in_the_ledger(
         assert codes == {small: "expanded", gone: "volume-gone"}
         assert (job.status, job.succeeded, job.skipped) == ("succeeded", 1, 1)
 
-        again = await ended(services, await services.expansion.request_expand(BulkExpandRequest(policy, selection)))
+        repeated = await ended(services, await services.expansion.request_expand(BulkExpandRequest(policy, selection)))
 
-    codes = {volume_id: item.code for volume_id, item in (await items(services, again)).items()}
+    codes = {volume_id: item.code for volume_id, item in (await items(services, repeated)).items()}
     assert codes == {small: "already-there", gone: "volume-gone"}
 
 
-async def test_usage_is_measured_by_the_lane_and_decides(
+async def test_lane_measures_usage_and_decides_by_it(
     services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     async with running_worker(bulk_settings):
@@ -140,7 +142,7 @@ async def test_usage_is_measured_by_the_lane_and_decides(
     assert volume.used_at is not None
 
 
-async def test_volumes_deleted_grown_or_busy_since_the_plan_are_gone_grown_from_there_or_waited_for(
+async def test_changes_since_the_plan_are_respected(
     services: Services, bulk_settings: Settings, running_worker: RunningWorker, tmp_path: Path
 ) -> None:
     async with running_worker(bulk_settings):
@@ -150,7 +152,7 @@ async def test_volumes_deleted_grown_or_busy_since_the_plan_are_gone_grown_from_
     assert grown is not None
     assert busy is not None
     job = await services.expansion.request_expand(BulkExpandRequest(BY_ONE))
-    async with services.database.transaction() as session:  # the plan, as its first attempt would have made it
+    async with services.database.transaction() as session:  # the plan, as the first attempt would insert it
         await session.execute(
             text("INSERT INTO job_items (job_id, volume_id, status) SELECT :job, id, 'pending' FROM volumes"),
             {"job": job.id},
@@ -158,17 +160,17 @@ async def test_volumes_deleted_grown_or_busy_since_the_plan_are_gone_grown_from_
         await session.execute(text("DELETE FROM volumes WHERE id = :id"), {"id": deleted})
         await session.execute(text("UPDATE volumes SET size = 5 * 1048576 WHERE id = :id"), {"id": grown})
     operation = await services.volumes.request_expand(busy, Growth(to=7 * MIB))
-    async with services.database.transaction() as session:  # no worker shall take it for now
+    async with services.database.transaction() as session:  # no worker claims it for now
         await session.execute(
             text("UPDATE jobs SET run_at = 'infinity', dispatched_at = NULL, epoch = 1 WHERE id = :id"),
             {"id": operation.id},
         )
     async with running_worker(bulk_settings):
 
-        async def waits() -> bool:
+        async def is_postponed() -> bool:
             return (await items(services, job)).get(busy, Item()).code == "volume-busy"
 
-        await until(waits)
+        await until(is_postponed)
         async with services.database.transaction() as session:
             await session.execute(text("UPDATE jobs SET run_at = now() WHERE id = :id"), {"id": operation.id})
         ended_job = await ended(services, job)
@@ -178,7 +180,7 @@ async def test_volumes_deleted_grown_or_busy_since_the_plan_are_gone_grown_from_
     assert adds_up(ended_job)
 
 
-async def test_a_volume_that_is_busy_for_too_long_is_skipped(
+async def test_volume_busy_for_too_long_is_skipped(
     services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     (volume_id,) = await add_volumes(services, 1, backend="null")
@@ -195,17 +197,17 @@ async def test_a_volume_that_is_busy_for_too_long_is_skipped(
     assert (await items(services, job))[volume_id].code == "volume-busy"
 
 
-async def test_cancelling_stops_what_has_not_begun_and_keeps_what_was_done(
+async def test_cancel_skips_unstarted_items_and_keeps_finished_ones(
     services: Services, bulk_settings: Settings, running_worker: RunningWorker, tmp_path: Path
 ) -> None:
     await add_volumes(services, 400, backend="null")
     async with running_worker(bulk_settings):
         job = await services.expansion.request_expand(BulkExpandRequest(BY_ONE, max_concurrent=2))
 
-        async def some_are_done() -> bool:
+        async def some_succeeded() -> bool:
             return bool((await services.jobs.get(job.id)).succeeded)
 
-        await until(some_are_done)
+        await until(some_succeeded)
         await services.jobs.cancel(job.id)
         job = await ended(services, job)
 
@@ -220,7 +222,7 @@ async def test_cancelling_stops_what_has_not_begun_and_keeps_what_was_done(
     assert await sizes(services) == {("available", 2 * MIB): 400}
 
 
-async def test_a_bulk_that_waits_is_cancelled_without_touching_anything(services: Services) -> None:
+async def test_cancel_of_a_queued_bulk_job_touches_no_volume(services: Services) -> None:
     await add_volumes(services, 3, backend="null")
     job = await services.expansion.request_expand(BulkExpandRequest(BY_ONE))
 
@@ -230,7 +232,7 @@ async def test_a_bulk_that_waits_is_cancelled_without_touching_anything(services
     assert await sizes(services) == {("available", MIB): 3}
 
 
-async def test_the_retry_of_a_bulk_that_never_had_a_plan_is_the_whole_bulk(
+async def test_retry_of_an_unplanned_bulk_job_covers_all_volumes(
     services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     await add_volumes(services, 3, backend="null")
@@ -242,11 +244,11 @@ async def test_the_retry_of_a_bulk_that_never_had_a_plan_is_the_whole_bulk(
     assert (retry.status, retry.succeeded, retry.total) == ("succeeded", 3, 3)
 
 
-async def test_when_all_lanes_fail_the_job_ends_and_no_volume_is_stuck(
+async def test_job_ends_and_volumes_are_released_if_all_lanes_fail(
     services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     await add_volumes(services, 10, backend="null")
-    async with services.database.transaction() as session:  # whatever a lane does, it fails
+    async with services.database.transaction() as session:  # makes every lane fail when it records a success
         await session.execute(text("ALTER TABLE job_items ADD CONSTRAINT broken CHECK (status <> 'succeeded')"))
     async with running_worker(bulk_settings.model_copy(update={"max_attempts": 2, "retry_seconds": 0.01})):
         job = await services.expansion.request_expand(BulkExpandRequest(BY_ONE, max_concurrent=3))
@@ -259,11 +261,11 @@ async def test_when_all_lanes_fail_the_job_ends_and_no_volume_is_stuck(
     assert {state for state, _ in await sizes(services)} == {"available"}
 
 
-async def test_a_dry_run_says_what_would_happen_and_touches_nothing(services: Services) -> None:
+async def test_preview_returns_the_plan_and_changes_nothing(services: Services) -> None:
     await add_volumes(services, 3, backend="null", labels={"tier": "gold"})
-    wanted = BulkExpandRequest(GrowthPolicy(percent=50, up_to=MIB + 7), Selection(labels={"tier": "gold"}))
+    request = BulkExpandRequest(GrowthPolicy(percent=50, up_to=MIB + 7), Selection(labels={"tier": "gold"}))
 
-    plan = await services.expansion.preview(wanted)
+    plan = await services.expansion.preview(request)
 
     assert (plan.total, plan.grows, plan.bytes, plan.measured_at) == (3, 3, 21, None)
     assert {(item.from_size, item.to_size) for item in plan.items} == {(MIB, MIB + 7)}
@@ -272,6 +274,6 @@ async def test_a_dry_run_says_what_would_happen_and_touches_nothing(services: Se
         assert await session.scalar(text("SELECT count(*) FROM jobs")) == 0
 
 
-async def test_more_at_once_than_is_configured_is_refused(services: Services) -> None:
+async def test_concurrency_above_the_configured_limit_is_refused(services: Services) -> None:
     with pytest.raises(Invalid, match="max_concurrent"):
         await services.expansion.request_expand(BulkExpandRequest(BY_ONE, max_concurrent=101))

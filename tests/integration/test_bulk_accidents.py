@@ -1,4 +1,4 @@
-"""What a bulk job lives through: settled twice, lanes that die, a lock that somebody holds, counters that were lost."""
+"""Bulk expansion under faults: double settlement, dead lanes, held storage locks, lost counters."""
 
 import asyncio
 import fcntl
@@ -18,10 +18,10 @@ from domain.settings import Settings
 from domain.storage.context import Fence, Grant, Stopped
 from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
-from tests.integration.bulk_builders import BY_ONE, an_engine, kill_lanes, lanes_of, planned, with_its_lane
+from tests.integration.bulk_builders import BY_ONE, a_claimed_lane, an_engine, kill_lanes, lanes_of, planned
 from tests.integration.bulk_builders import items as items_of
 from tests.integration.conftest import RunningWorker
-from tests.integration.job_builders import an_engine as one_who_rescues_at_once
+from tests.integration.job_builders import an_engine as an_engine_that_rescues_at_once
 from tests.integration.job_builders import everything, run_out, sql
 from tests.support.bulk import MIB, add_volumes, ended
 
@@ -43,18 +43,18 @@ async def on_disk(services: Services, settings: Settings, running_worker: Runnin
         return [(await ended(services, job)).volume_id or UUID(int=0) for job in jobs]
 
 
-async def test_a_job_that_is_handed_over_twice_has_its_lanes_once(services: Services) -> None:
+async def test_job_delegated_twice_gets_its_lanes_once(services: Services) -> None:
     await add_volumes(services, 3, backend="null")
     engine = an_engine(services)
     job = await planned(services, engine, BulkExpandRequest(BY_ONE, max_concurrent=3))
 
-    handed = [await engine.settle(job, Delegated({})) for _ in range(2)]
+    settled = [await engine.settle(job, Delegated({})) for _ in range(2)]
 
-    assert handed == [True, False]
+    assert settled == [True, False]
     assert len(await lanes_of(services, job)) == 3
 
 
-async def test_a_job_that_was_handed_over_gets_no_lease_of_its_own_again(services: Services) -> None:
+async def test_delegated_job_gets_no_lease_by_renewal(services: Services) -> None:
     await add_volumes(services, 3, backend="null")
     engine = an_engine(services)
     job = await planned(services, engine, BulkExpandRequest(BY_ONE))
@@ -65,13 +65,13 @@ async def test_a_job_that_was_handed_over_gets_no_lease_of_its_own_again(service
     assert (list(renewed.renewals), (await services.jobs.get(job.id)).lease_expires_at) == ([], None)
 
 
-async def test_counters_that_were_lost_are_counted_afresh_from_the_ledger(
+async def test_lost_counters_are_restored_from_the_ledger(
     services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     await add_volumes(services, 3, backend="null")
     async with running_worker(bulk_settings):
         job = await ended(services, await services.expansion.request_expand(BulkExpandRequest(BY_ONE)))
-    await kill_lanes(services, job)  # those that had nothing left to do but had not said so
+    await kill_lanes(services, job)  # lanes without items left that have not been settled
     async with services.database.transaction() as session:
         await session.execute(
             text("UPDATE jobs SET status = 'running', finished_at = NULL, succeeded = 1 WHERE id = :id"), {"id": job.id}
@@ -83,16 +83,16 @@ async def test_counters_that_were_lost_are_counted_afresh_from_the_ledger(
     assert (job.status, job.succeeded, job.total) == ("succeeded", 3, 3)
 
 
-async def test_volumes_that_a_dead_lane_had_grown_are_brought_to_an_end_by_the_next(
+async def test_volumes_expanded_by_a_dead_lane_are_completed_by_the_next(
     services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     (volume_id,) = await on_disk(services, bulk_settings, running_worker)
-    job, claim = await with_its_lane(services, an_engine(services), epoch=9)
+    job, claim = await a_claimed_lane(services, an_engine(services), epoch=9)
     lane = Lane.from_job(claim.job)
     chunks, grant = services.chunks, Grant(claim.job.id, Fence(0, 9), claim.deadline)
-    items = await chunks.claim(lane, 10)
-    for task in await chunks.acquire(lane, items, {}):
-        assert await chunks.perform(lane, task, grant) is not None  # on the disk, with ring 9, and then it dies
+    items = await chunks.claim_items(lane, 10)
+    for work in await chunks.acquire_volumes(lane, items, {}):
+        assert await chunks.perform(lane, work, grant) is not None  # published with epoch 9; then the lane dies
     await kill_lanes(services, job)
 
     async with running_worker(bulk_settings):
@@ -103,15 +103,15 @@ async def test_volumes_that_a_dead_lane_had_grown_are_brought_to_an_end_by_the_n
     assert (volume.state, volume.size) == ("available", 2 * MIB)
 
 
-async def test_the_last_lane_lets_volumes_go_with_the_sizes_that_it_finds(
+async def test_last_lane_releases_volumes_with_the_sizes_found(
     services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     grown, untouched = await on_disk(services, bulk_settings, running_worker, count=2)
-    job, claim = await with_its_lane(services, an_engine(services))
+    job, claim = await a_claimed_lane(services, an_engine(services))
     lane = Lane.from_job(claim.job)
     chunks, grant = services.chunks, Grant(claim.job.id, Fence(0, 0), claim.deadline)
-    tasks = await chunks.acquire(lane, await chunks.claim(lane, 10), {})
-    await chunks.perform(lane, next(task for task in tasks if task.volume_id == grown), grant)
+    all_work = await chunks.acquire_volumes(lane, await chunks.claim_items(lane, 10), {})
+    await chunks.perform(lane, next(work for work in all_work if work.volume_id == grown), grant)
     await kill_lanes(services, job)
     async with services.database.transaction() as session:
         await session.execute(text("UPDATE jobs SET attempt = max_attempts WHERE id = :id"), {"id": job.id})
@@ -125,7 +125,7 @@ async def test_the_last_lane_lets_volumes_go_with_the_sizes_that_it_finds(
     assert [(volume.state, volume.size) for volume in found] == [("available", 2 * MIB), ("available", MIB)]
 
 
-async def test_a_volume_whose_lock_somebody_holds_stays_in_the_lanes_hands_until_it_is_free(
+async def test_volume_with_a_held_storage_lock_stays_claimed_until_unlocked(
     services: Services, bulk_settings: Settings, running_worker: RunningWorker, tmp_path: Path
 ) -> None:
     (volume_id,) = await on_disk(services, bulk_settings, running_worker)
@@ -144,7 +144,7 @@ async def test_a_volume_whose_lock_somebody_holds_stays_in_the_lanes_hands_until
     assert (await services.volumes.get(volume_id)).size == 2 * MIB
 
 
-async def test_a_volume_that_crashes_the_driver_fails_alone(
+async def test_volume_that_crashes_the_driver_fails_alone(
     services: Services, bulk_settings: Settings, running_worker: RunningWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volumes = await add_volumes(services, 20, backend="null")
@@ -166,14 +166,14 @@ async def test_a_volume_that_crashes_the_driver_fails_alone(
     assert [(item.volume_id, item.code) for item in items] == [(volumes[7], "internal")]
 
 
-async def test_a_lane_that_is_given_up_leaves_its_items_to_the_next(
+async def test_items_of_a_failed_lane_are_left_to_the_next(
     services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     await add_volumes(services, 5, backend="null")
     engine = an_engine(services)
-    job, claim = await with_its_lane(services, engine)
+    job, claim = await a_claimed_lane(services, engine)
     lane = Lane.from_job(claim.job)
-    await services.chunks.claim(lane, 3)
+    await services.chunks.claim_items(lane, 3)
     await engine.settle(claim.job, Failed({"code": "internal", "detail": "a bug"}))
 
     async with running_worker(bulk_settings):
@@ -182,20 +182,20 @@ async def test_a_lane_that_is_given_up_leaves_its_items_to_the_next(
     assert (job.status, job.succeeded) == ("succeeded", 5)
 
 
-async def test_a_lane_that_was_rescued_changes_nothing_any_more(services: Services) -> None:
+async def test_rescued_lane_changes_nothing(services: Services) -> None:
     await add_volumes(services, 3, backend="null")
-    _, claim = await with_its_lane(services, an_engine(services))
+    _, claim = await a_claimed_lane(services, an_engine(services))
     lane, chunks = Lane.from_job(claim.job), services.chunks
-    items = await chunks.claim(lane, 2)
+    items = await chunks.claim_items(lane, 2)
     await run_out(services, lane.lane_id)
-    assert await one_who_rescues_at_once(services).rescue() == 1
+    assert await an_engine_that_rescues_at_once(services).rescue() == 1
     before = await ledger(services)
 
     for late in (
         *(
-            chunks.claim_leftovers(lane),
-            chunks.claim(lane, 1),
-            chunks.acquire(lane, items, {}),
+            chunks.reclaim_items(lane),
+            chunks.claim_items(lane, 1),
+            chunks.acquire_volumes(lane, items, {}),
             chunks.cancel_rest(lane),
         ),
         *(chunks.resume(lane), chunks.claim_next(lane, 1)),
@@ -212,27 +212,27 @@ async def ledger(services: Services) -> list[object]:
     return [*await everything(services), *await sql(services, "SELECT * FROM job_items ORDER BY volume_id")]
 
 
-async def test_a_lane_claims_no_more_than_it_asks_for_whatever_the_plan(services: Services) -> None:
+async def test_lane_never_claims_more_than_its_limit(services: Services) -> None:
     await add_volumes(services, 60, backend="null")
-    _, claim = await with_its_lane(services, an_engine(services))
+    _, claim = await a_claimed_lane(services, an_engine(services))
     lane = Lane.from_job(claim.job)
 
-    assert len(await services.chunks.claim(lane, 4)) == 4
-    assert (await services.chunks.claim_next(lane, 4)).items == 4
+    assert len(await services.chunks.claim_items(lane, 4)) == 4
+    assert (await services.chunks.claim_next(lane, 4)).item_count == 4
 
 
-async def test_what_is_taken_without_being_measured_is_the_lanes_own_and_its_size_is_written_down(
+async def test_claim_without_measuring_acquires_volumes_and_stores_sizes(
     services: Services,
 ) -> None:
     await add_volumes(services, 5, backend="null")
-    job, claim = await with_its_lane(services, an_engine(services), epoch=3)
+    job, claim = await a_claimed_lane(services, an_engine(services), epoch=3)
     lane = Lane.from_job(claim.job)
 
-    taken = await services.chunks.claim_next(lane, 4)
+    chunk = await services.chunks.claim_next(lane, 4)
 
     held = await items_of(services, job, ItemStatus.CLAIMED)
-    assert (taken.items, len(held)) == (4, 4)
-    assert {task.volume_id for task in taken.tasks} == set(held)
+    assert (chunk.item_count, len(held)) == (4, 4)
+    assert {work.volume_id for work in chunk.work} == set(held)
     assert {(item.lane_id, item.epoch, item.from_size, item.to_size) for item in held.values()} == {
         (claim.job.id, 3, MIB, 2 * MIB)
     }
@@ -240,17 +240,15 @@ async def test_what_is_taken_without_being_measured_is_the_lanes_own_and_its_siz
 
 
 @pytest.mark.parametrize("policy", [BY_ONE, GrowthPolicy(by=MIB, usage_above=80)], ids=["locked", "claimed"])
-async def test_a_busy_volume_goes_back_into_the_ledger_be_it_measured_or_not(
-    services: Services, policy: GrowthPolicy
-) -> None:
+async def test_item_of_a_busy_volume_becomes_pending_again(services: Services, policy: GrowthPolicy) -> None:
     (volume_id,) = await add_volumes(services, 1, backend="null")
-    job, claim = await with_its_lane(services, an_engine(services), policy)
+    job, claim = await a_claimed_lane(services, an_engine(services), policy)
     lane = Lane.from_job(claim.job)
     await services.volumes.request_expand(volume_id, Growth(to=7 * MIB))
 
-    taken = await services.chunks.claim_next(lane, 4)
+    chunk = await services.chunks.claim_next(lane, 4)
 
     (item,) = (await items_of(services, job)).values()
-    assert (taken.items, taken.tasks) == (1, [])
+    assert (chunk.item_count, chunk.work) == (1, [])
     assert (item.status, item.code, item.busy_since is None) == ("pending", "volume-busy", False)
-    assert (await services.chunks.claim_next(lane, 4)).items == 0, "it is not due yet"
+    assert (await services.chunks.claim_next(lane, 4)).item_count == 0, "it is not due yet"

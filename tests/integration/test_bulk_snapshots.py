@@ -1,4 +1,4 @@
-"""Bulk snapshots on one worker: one snapshot of each volume, and a ledger that says what became of it."""
+"""Bulk snapshots on one worker: one snapshot of each volume, and a result for each in the ledger."""
 
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
 from tests.acceptance import journal
 from tests.integration.bulk_builders import fail_for, items
-from tests.integration.check_builders import told
+from tests.integration.check_builders import findings
 from tests.integration.conftest import RunningWorker
 from tests.integration.job_builders import set_job, sql, until
 from tests.support.bulk import MIB, add_volumes, adds_up, ended, most_at_once
@@ -52,7 +52,7 @@ async def snapshot(services: Services, item: Item) -> Snapshot:
 
 
 async def on_disk(services: Services, count: int) -> list[UUID]:
-    """Volumes with a few bytes of their own; a worker must be there."""
+    """Create volumes that each have their own data; requires a running worker."""
     made = [await services.volumes.request_create(NewVolume(f"v{number}", MIB, "files")) for number in range(count)]
     volumes = [(await ended(services, job)).volume_id or UUID(int=0) for job in made]
     for volume_id in volumes:
@@ -64,7 +64,7 @@ async def data(services: Services, volume_id: UUID) -> Path:
     return Path(str(services.volumes.path(await services.volumes.get(volume_id))))
 
 
-async def test_every_volume_has_one_snapshot_with_its_bytes_and_is_as_before(
+async def test_every_volume_gets_one_snapshot_with_its_data(
     services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     async with running_worker(bulk_settings):
@@ -84,10 +84,10 @@ async def test_every_volume_has_one_snapshot_with_its_bytes_and_is_as_before(
         kept = (await data(services, volume_id)).parent / "snapshots" / str(taken.id)
         assert kept.read_bytes() == volume_id.bytes * (MIB // 16)
     assert await states(services) == {"available": 12}
-    assert await told(services) == []
+    assert await findings(services) == []
 
 
-async def test_hundreds_of_volumes_so_many_at_once_of_which_three_fail_leave_nothing_and_are_retried_alone(
+async def test_failed_items_leave_no_snapshot_and_are_retried_alone(
     services: Services, bulk_settings: Settings, running_worker: RunningWorker, tmp_path: Path
 ) -> None:
     volumes = await add_volumes(services, 300, backend="null")
@@ -97,10 +97,10 @@ async def test_hundreds_of_volumes_so_many_at_once_of_which_three_fail_leave_not
     async with running_worker(bulk_settings):
         job = await services.bulk_snapshots.request_snapshots(BulkSnapshotRequest("n", max_concurrent=7))
 
-        async def as_many_at_once() -> bool:
+        async def reached_concurrency() -> bool:
             return most_at_once(journal.read(tmp_path / "journal"), "take_snapshot") >= 7
 
-        await until(as_many_at_once)
+        await until(reached_concurrency)
         (tmp_path / "gate").unlink()
         job = await ended(services, job)
 
@@ -123,7 +123,7 @@ async def test_hundreds_of_volumes_so_many_at_once_of_which_three_fail_leave_not
     assert await states(services) == {"available": 300}
 
 
-async def test_a_failure_that_may_have_left_something_leaves_an_error_that_can_be_deleted(
+async def test_failure_with_unknown_leftovers_leaves_a_deletable_error(
     services: Services, bulk_settings: Settings, running_worker: RunningWorker, tmp_path: Path
 ) -> None:
     async with running_worker(bulk_settings):
@@ -137,22 +137,22 @@ async def test_a_failure_that_may_have_left_something_leaves_an_error_that_can_b
         assert await states(services) == {"available": 1}
 
         (tmp_path / "faults").write_text("")
-        taken_again = await ended(services, await services.jobs.retry(job.id))
-        assert taken_again.status == "succeeded"
+        retry = await ended(services, await services.jobs.retry(job.id))
+        assert retry.status == "succeeded"
         assert (await ended(services, await services.snapshots.request_delete(item.snapshot_id or volume_id))).ended
 
     assert [[state for _, state in named] for named in (await snapshots_of(services)).values()] == [["ready"]]
-    assert await told(services) == []
+    assert await findings(services) == []
 
 
-async def test_two_bulk_snapshots_over_the_same_volumes_at_once_are_neither_lost_nor_doubled(
+async def test_concurrent_bulk_snapshots_each_take_every_snapshot_once(
     services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     await add_volumes(services, 200, backend="null")
-    wanted = [BulkSnapshotRequest(name, max_concurrent=9) for name in ("one", "two")]
+    requests = [BulkSnapshotRequest(name, max_concurrent=9) for name in ("one", "two")]
     async with running_worker(bulk_settings):
-        both = [await services.bulk_snapshots.request_snapshots(each) for each in wanted]
-        jobs = [await ended(services, job) for job in both]
+        accepted = [await services.bulk_snapshots.request_snapshots(request) for request in requests]
+        jobs = [await ended(services, job) for job in accepted]
 
     assert [(job.status, job.succeeded) for job in jobs] == [("succeeded", 200)] * 2
     names = sorted(str(job.params["snapshot_name"]) for job in jobs)
@@ -161,7 +161,7 @@ async def test_two_bulk_snapshots_over_the_same_volumes_at_once_are_neither_lost
     assert len(found) == 200
 
 
-async def test_every_volume_of_which_no_snapshot_is_taken_has_its_reason_in_the_ledger(
+async def test_ledger_has_the_reason_for_every_volume_without_snapshot(
     services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     fine, named, broken = await add_volumes(services, 3, backend="null")
@@ -190,21 +190,21 @@ async def test_every_volume_of_which_no_snapshot_is_taken_has_its_reason_in_the_
     assert await states(services) == {"available": 2, "error": 1}
 
 
-async def test_busy_volumes_are_tried_again_or_skipped_when_it_takes_too_long(
+async def test_busy_volume_is_retried_then_skipped(
     services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     (volume_id,) = await add_volumes(services, 1, backend="null")
     operation = await services.volumes.request_expand(volume_id, Growth(to=7 * MIB))
     await set_job(
         services, operation.id, "run_at = 'infinity', dispatched_at = NULL, epoch = 1"
-    )  # no worker takes it yet
+    )  # no worker claims it yet
     async with running_worker(bulk_settings):
         job = await services.bulk_snapshots.request_snapshots(NIGHTLY)
 
-        async def waits() -> bool:
+        async def is_postponed() -> bool:
             return (await items(services, job)).get(volume_id, Item()).code == "volume-busy"
 
-        await until(waits)
+        await until(is_postponed)
         await set_job(services, operation.id, "run_at = now()")
         job = await ended(services, job)
         (item,) = (await items(services, job)).values()
@@ -217,17 +217,17 @@ async def test_busy_volumes_are_tried_again_or_skipped_when_it_takes_too_long(
     assert (job.status, job.skipped, job.total) == ("succeeded", 1, 1)
 
 
-async def test_cancelling_stops_what_has_not_begun_and_keeps_what_was_done(
+async def test_cancel_skips_unstarted_items_and_keeps_finished_ones(
     services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     await add_volumes(services, 300, backend="null")
     async with running_worker(bulk_settings):
         job = await services.bulk_snapshots.request_snapshots(BulkSnapshotRequest("n", max_concurrent=2))
 
-        async def some_are_done() -> bool:
+        async def some_succeeded() -> bool:
             return bool((await services.jobs.get(job.id)).succeeded)
 
-        await until(some_are_done)
+        await until(some_succeeded)
         await services.jobs.cancel(job.id)
         job = await ended(services, job)
         taken = set(await items(services, job, ItemStatus.SUCCEEDED))
@@ -235,7 +235,7 @@ async def test_cancelling_stops_what_has_not_begun_and_keeps_what_was_done(
 
         assert (job.status, adds_up(job), len(taken), len(skipped)) == ("cancelled", True, job.succeeded, job.skipped)
         assert {(item.code, item.snapshot_id) for item in skipped.values()} == {("cancelled", None)}
-        assert set(await snapshots_of(services)) == taken, "what was not begun leaves nothing"
+        assert set(await snapshots_of(services)) == taken, "unstarted items leave no snapshot"
         assert await states(services) == {"available": 300}
         retry = await ended(services, await services.jobs.retry(job.id))
 
@@ -243,28 +243,28 @@ async def test_cancelling_stops_what_has_not_begun_and_keeps_what_was_done(
     assert Counter(map(len, (await snapshots_of(services)).values())) == {1: 300}
 
 
-async def test_what_is_out_of_bounds_or_only_for_schedules_is_refused_by_name(services: Services) -> None:
-    for wanted, field in (
+async def test_invalid_request_is_refused_with_its_field(services: Services) -> None:
+    for request, field in (
         (BulkSnapshotRequest("n", max_concurrent=101), "max_concurrent"),
         (BulkSnapshotRequest("n", max_concurrent=0), "max_concurrent"),
         (BulkSnapshotRequest("n", keep=RetentionRule(last=3)), "keep_last"),
         (BulkSnapshotRequest("n", keep=RetentionRule(days=3)), "keep_days"),
     ):
         with pytest.raises(Invalid) as refused:
-            await services.bulk_snapshots.request_snapshots(wanted)
+            await services.bulk_snapshots.request_snapshots(request)
         assert refused.value.details["field"] == field
 
     assert await sql(services, "SELECT id FROM jobs") == []
 
 
-async def test_volumes_are_chosen_by_labels_and_backend(
+async def test_volumes_are_selected_by_labels_and_backend(
     services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     await add_volumes(services, 3, backend="null", labels={"tier": "gold"})
     await sql(services, "UPDATE volumes SET name = 'gold-' || name")
     await add_volumes(services, 2, backend="null")
-    wanted = BulkSnapshotRequest("n", Selection(labels={"tier": "gold"}, backend="null"))
+    request = BulkSnapshotRequest("n", Selection(labels={"tier": "gold"}, backend="null"))
     async with running_worker(bulk_settings):
-        job = await ended(services, await services.bulk_snapshots.request_snapshots(wanted))
+        job = await ended(services, await services.bulk_snapshots.request_snapshots(request))
 
     assert (job.status, job.total) == ("succeeded", 3)

@@ -1,4 +1,4 @@
-"""Schedules that delete what they have made: only their own, only after the new one, and only what no rule keeps."""
+"""Retention of scheduled snapshots: a schedule deletes only its own, only after a new one, and only expired ones."""
 
 import math
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ from domain.settings import Settings
 from domain.snapshots import repository
 from domain.snapshots.retention import RetentionRule
 from domain.storage.context import Fence, Grant
-from tests.integration.check_builders import leave, told
+from tests.integration.check_builders import findings, grant_at
 from tests.integration.conftest import RunningWorker
 from tests.integration.job_builders import sql, until
 from tests.integration.snapshot_builders import carried_out, claimed
@@ -39,25 +39,25 @@ async def services(settings: Settings, tmp_path: Path) -> AsyncIterator[Services
 async def stored_volumes(services: Services, count: int) -> list[UUID]:
     volumes = await add_volumes(services, count, backend="files")
     for volume_id in volumes:
-        await services.backends.get("files").create(volume_id, MIB, leave(0))
+        await services.backends.get("files").create(volume_id, MIB, grant_at(0))
     return volumes
 
 
 async def a_run(services: Services, night: int, keep: RetentionRule, schedule_id: UUID = NIGHTLY) -> Job:
-    """What a schedule asks for."""
+    """Insert the job of a scheduled run."""
     columns = {"schedule_id": schedule_id, "scheduled_for": FIRST_NIGHT + timedelta(days=night)}
     async with services.database.transaction() as session:
         return await services.bulk_snapshots.add(session, BulkSnapshotRequest("nightly", keep=keep), **columns)
 
 
-async def nothing_is_going_on(services: Services) -> bool:
+async def no_live_jobs(services: Services) -> bool:
     return await sql(services, "SELECT id FROM jobs WHERE status IN ('queued', 'running')") == []
 
 
 async def run(services: Services, night: int, keep: RetentionRule, schedule_id: UUID = NIGHTLY) -> Job:
-    """A run, and the end of everything that it brings about."""
+    """Insert the job of a scheduled run, and wait until it and the delete jobs that it creates have ended."""
     job = await ended(services, await a_run(services, night, keep, schedule_id))
-    await until(partial(nothing_is_going_on, services))
+    await until(partial(no_live_jobs, services))
     return job
 
 
@@ -70,7 +70,7 @@ async def grow_old(services: Services, days: int) -> None:
     await sql(services, f"UPDATE snapshots SET created_at = created_at - interval '{days} days'")
 
 
-async def test_of_five_runs_that_keep_three_the_last_three_are_left_and_what_was_made_by_hand(
+async def test_last_three_of_five_runs_and_manual_snapshots_are_kept(
     services: Services, running_worker: RunningWorker
 ) -> None:
     volumes = await stored_volumes(services, 6)
@@ -87,12 +87,10 @@ async def test_of_five_runs_that_keep_three_the_last_three_are_left_and_what_was
     assert len(await sql(services, "SELECT id FROM snapshots")) == 6 * 4
     deleted = await sql(services, "SELECT status, created_by FROM jobs WHERE kind = 'snapshot.delete'")
     assert [(row.status, row.created_by) for row in deleted] == [("succeeded", None)] * 6 * 2
-    assert await told(services) == []
+    assert await findings(services) == []
 
 
-async def test_another_schedules_snapshots_and_those_of_plain_requests_are_let_be(
-    services: Services, running_worker: RunningWorker
-) -> None:
+async def test_snapshots_of_other_origins_are_not_deleted(services: Services, running_worker: RunningWorker) -> None:
     (volume_id,) = await stored_volumes(services, 1)
     async with running_worker(services.settings):
         await run(services, 0, RetentionRule(last=1), WEEKLY)
@@ -105,7 +103,7 @@ async def test_another_schedules_snapshots_and_those_of_plain_requests_are_let_b
     assert plain.startswith("plain-")
 
 
-async def test_without_a_rule_all_are_kept(services: Services, running_worker: RunningWorker) -> None:
+async def test_all_snapshots_are_kept_without_a_rule(services: Services, running_worker: RunningWorker) -> None:
     (volume_id,) = await stored_volumes(services, 1)
     async with running_worker(services.settings):
         for night in range(3):
@@ -114,7 +112,7 @@ async def test_without_a_rule_all_are_kept(services: Services, running_worker: R
     assert len(await names(services, volume_id)) == 3
 
 
-async def test_what_is_too_old_goes_but_what_any_rule_keeps_stays_and_the_newest_always(
+async def test_old_snapshots_expire_except_those_kept_by_a_limit_and_the_newest(
     services: Services, running_worker: RunningWorker
 ) -> None:
     (volume_id,) = await stored_volumes(services, 1)
@@ -122,7 +120,7 @@ async def test_what_is_too_old_goes_but_what_any_rule_keeps_stays_and_the_newest
         for night in range(3):
             await run(services, night, RetentionRule(days=5))
             await grow_old(services, 3)
-        assert len(await names(services, volume_id)) == 2, "of nine days ago there is none"
+        assert len(await names(services, volume_id)) == 2, "the one of nine days ago has expired"
 
         await grow_old(services, 10)
         await run(services, 3, RetentionRule(last=2, days=5))
@@ -133,25 +131,23 @@ async def test_what_is_too_old_goes_but_what_any_rule_keeps_stays_and_the_newest
     assert await names(services, volume_id) == ["nightly-20260105T020000000Z"]
 
 
-async def test_of_very_many_the_oldest_go_and_the_others_after_the_next_runs(
+async def test_expiry_is_limited_per_run_and_starts_with_the_oldest(
     services: Services, running_worker: RunningWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repository, "_EXPIRED", 2)
+    monkeypatch.setattr(repository, "_MAX_EXPIRED", 2)
     (volume_id,) = await stored_volumes(services, 1)
     async with running_worker(services.settings):
         for night in range(4):
             await run(services, night, RetentionRule())
-        left = []
+        remaining = []
         for night in range(4, 7):
             await run(services, night, RetentionRule(last=1))
-            left.append([name[14:16] for name in await names(services, volume_id)])
+            remaining.append([name[14:16] for name in await names(services, volume_id)])
 
-    assert left == [["03", "04", "05"], ["05", "06"], ["07"]]
+    assert remaining == [["03", "04", "05"], ["05", "06"], ["07"]]
 
 
-async def test_a_snapshot_in_use_is_let_be_until_the_next_run(
-    services: Services, running_worker: RunningWorker
-) -> None:
+async def test_snapshot_in_use_is_kept_until_a_later_run(services: Services, running_worker: RunningWorker) -> None:
     (volume_id,) = await stored_volumes(services, 1)
     async with running_worker(services.settings):
         await run(services, 0, RetentionRule(last=1))
@@ -164,7 +160,7 @@ async def test_a_snapshot_in_use_is_let_be_until_the_next_run(
     assert await names(services, volume_id) == ["nightly-20260103T020000000Z"]
 
 
-async def test_a_volume_whose_new_snapshot_failed_keeps_its_old_ones(
+async def test_volume_without_a_new_snapshot_keeps_its_old_ones(
     services: Services, running_worker: RunningWorker
 ) -> None:
     good, bad = await stored_volumes(services, 2)
@@ -179,7 +175,7 @@ async def test_a_volume_whose_new_snapshot_failed_keeps_its_old_ones(
     assert await names(services, bad) == ["nightly-20260101T020000000Z", "nightly-20260102T020000000Z"]
 
 
-async def test_what_a_retry_makes_is_the_schedules_own(services: Services, running_worker: RunningWorker) -> None:
+async def test_snapshots_of_a_retry_belong_to_the_schedule(services: Services, running_worker: RunningWorker) -> None:
     (volume_id,) = await stored_volumes(services, 1)
     async with running_worker(services.settings):
         await run(services, 0, RetentionRule(last=1))
@@ -192,20 +188,20 @@ async def test_what_a_retry_makes_is_the_schedules_own(services: Services, runni
     assert await names(services, volume_id) == ["nightly-20260103T020000000Z"]
 
 
-async def done_but_not_recorded(services: Services, job: Job) -> tuple[Lane, list[Result]]:
-    """A lane that has taken all snapshots of a job, and what it has to record."""
+async def performed_but_not_recorded(services: Services, job: Job) -> tuple[Lane, list[Result]]:
+    """Claim the lane of a job and take all snapshots; return the lane and the results that it has not recorded."""
     job, chunks = await carried_out(services, job), services.chunks
     lane_id = (await sql(services, "SELECT id FROM jobs WHERE parent_id = :id LIMIT 1", id=job.id))[0].id
-    _, order = await claimed(services, await services.jobs.get(lane_id))
-    lane = Lane.from_job(order)
-    tasks = await chunks.acquire(lane, await chunks.claim(lane, 10), {})
+    _, lane_job = await claimed(services, await services.jobs.get(lane_id))
+    lane = Lane.from_job(lane_job)
+    all_work = await chunks.acquire_volumes(lane, await chunks.claim_items(lane, 10), {})
     grant = Grant(lane.lane_id, Fence(0, lane.epoch), math.inf)
-    return lane, [result for task in tasks if (result := await chunks.perform(lane, task, grant)) is not None]
+    return lane, [result for work in all_work if (result := await chunks.perform(lane, work, grant)) is not None]
 
 
-async def test_the_newest_is_kept_however_long_it_took(services: Services) -> None:
+async def test_newest_snapshot_is_kept_whatever_its_age(services: Services) -> None:
     (volume_id,) = await stored_volumes(services, 1)
-    lane, results = await done_but_not_recorded(services, await a_run(services, 0, RetentionRule(days=1)))
+    lane, results = await performed_but_not_recorded(services, await a_run(services, 0, RetentionRule(days=1)))
     await grow_old(services, 2)
 
     await services.chunks.record(lane, results)
@@ -213,18 +209,20 @@ async def test_the_newest_is_kept_however_long_it_took(services: Services) -> No
     assert len(await names(services, volume_id)) == 1
 
 
-async def test_recorded_twice_is_deleted_once(services: Services, running_worker: RunningWorker) -> None:
+async def test_recording_twice_deletes_expired_snapshots_once(
+    services: Services, running_worker: RunningWorker
+) -> None:
     volumes = await stored_volumes(services, 3)
     async with running_worker(services.settings):
         await run(services, 0, RetentionRule(last=1))
-    lane, results = await done_but_not_recorded(services, await a_run(services, 1, RetentionRule(last=1)))
+    lane, results = await performed_but_not_recorded(services, await a_run(services, 1, RetentionRule(last=1)))
 
     for _ in range(2):
         await services.chunks.record(lane, results)
 
     deletes = await sql(services, "SELECT snapshot_id, dispatched_at FROM jobs WHERE kind = 'snapshot.delete'")
     assert len({row.snapshot_id for row in deletes}) == len(deletes) == len(volumes)
-    assert {row.rung_at for row in deletes} == {None}
+    assert {row.dispatched_at for row in deletes} == {None}
     async with running_worker(services.settings):
-        await until(partial(nothing_is_going_on, services))
+        await until(partial(no_live_jobs, services))
     assert [await names(services, volume_id) for volume_id in volumes] == [["nightly-20260102T020000000Z"]] * 3

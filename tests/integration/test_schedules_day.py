@@ -1,4 +1,4 @@
-"""A day of three replicas with a schedule that is due every minute: each time is accounted for, and started once."""
+"""Three replicas run a minutely schedule for a simulated day: every time has a run, and none is started twice."""
 
 import asyncio
 from collections import Counter
@@ -13,7 +13,7 @@ from tests.integration.schedule_builders import (
     MINUTE,
     Clock,
     a_schedule,
-    a_starter,
+    a_schedule_runner,
     end_jobs,
     jobs_of,
     runs_of,
@@ -22,13 +22,16 @@ from tests.integration.schedule_builders import (
 MINUTES = 1440
 
 
-async def live_through_a_day(
+async def simulate_day(
     services: Services, *, down: Callable[[datetime], bool] = lambda _: False, jobs_last: int = 0
 ) -> Counter[str]:
-    """Tick through a day, three replicas at once; jobs end after so many more ticks. Returns outcomes, by times."""
+    """Simulate a day with three concurrent replicas; return the number of times by outcome.
+
+    ``down`` is true while all replicas are down; jobs end after ``jobs_last`` more minutes.
+    """
     clock = Clock()
     schedule = await a_schedule(services, clock)
-    replicas = [a_starter(services, clock) for _ in range(3)]
+    replicas = [a_schedule_runner(services, clock) for _ in range(3)]
     for minute in range(1, MINUTES + 1):
         clock.now = MIDNIGHT + minute * MINUTE
         if not down(clock.now):
@@ -37,12 +40,12 @@ async def live_through_a_day(
         if minute % (jobs_last + 1) == 0:
             await end_jobs(services)
     runs = await runs_of(services, schedule.id)
-    started = [moment for outcome, moment, *_ in runs if outcome == "started"]
+    started = [time for outcome, time, *_ in runs if outcome == "started"]
     assert await jobs_of(services, schedule.id) == started
-    counted = Counter[str]()
+    counts = Counter[str]()
     for outcome, _, __, count in runs:
-        counted[outcome] += count
-    return counted
+        counts[outcome] += count
+    return counts
 
 
 async def require_one_at_a_time(services: Services) -> None:
@@ -51,15 +54,15 @@ async def require_one_at_a_time(services: Services) -> None:
 
 
 async def test_every_minute_of_a_day_is_started_once(services: Services) -> None:
-    assert await live_through_a_day(services) == {"started": 1440}
+    assert await simulate_day(services) == {"started": 1440}
 
 
-async def test_three_hours_in_which_everything_is_down_cost_all_but_the_last_time(services: Services) -> None:
+async def test_three_hours_of_downtime_miss_all_times_but_the_latest(services: Services) -> None:
     def down(now: datetime) -> bool:
         return MIDNIGHT + 6 * HOUR < now < MIDNIGHT + 9 * HOUR
 
-    assert await live_through_a_day(services, down=down) == {"started": 1261, "missed": 179}
+    assert await simulate_day(services, down=down) == {"started": 1261, "missed": 179}
 
 
-async def test_jobs_that_outlast_a_minute_are_never_two_at_once(services: Services) -> None:
-    assert await live_through_a_day(services, jobs_last=2) == {"started": 480, "skipped": 960}
+async def test_runs_longer_than_the_interval_never_overlap(services: Services) -> None:
+    assert await simulate_day(services, jobs_last=2) == {"started": 480, "skipped": 960}

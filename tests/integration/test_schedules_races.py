@@ -1,4 +1,4 @@
-"""Whoever starts, changes, deletes or dies at the same time: no job twice, none lost, nothing stuck."""
+"""Concurrent starts, changes, deletes and deaths of workers: no job twice, none lost, no schedule stuck."""
 
 import asyncio
 import os
@@ -25,8 +25,8 @@ from tests.integration.schedule_builders import (
     MINUTE,
     Clock,
     a_schedule,
+    a_schedule_runner,
     a_service,
-    a_starter,
     end_jobs,
     jobs_of,
     runs_of,
@@ -35,17 +35,17 @@ from tests.integration.schedule_builders import (
 ROUNDS = 15
 
 
-def as_seen(schedule: Schedule) -> Schedule:
-    """What a worker has read that then is slow."""
+def as_read(schedule: Schedule) -> Schedule:
+    """Copy a schedule as a slow worker has read it."""
     columns = ("id", "name", "cron", "time_zone", "catch_up_seconds", "next_run_at")
     return Schedule(**{name: getattr(schedule, name) for name in columns})
 
 
 class Dying:
-    """An action that asks for its job, and then dies."""
+    """An action that is killed right after it has inserted its job."""
 
     def check(self, params: dict[str, Any]) -> None:
-        """All are good."""
+        """Accept all parameters."""
 
     def __init__(self, services: Services) -> None:
         self._action = services.actions["bulk.expand"]
@@ -57,7 +57,7 @@ class Dying:
         raise asyncio.CancelledError
 
 
-async def test_who_dies_before_the_commit_has_done_nothing(services: Services) -> None:
+async def test_death_before_the_commit_has_no_effect(services: Services) -> None:
     clock = Clock()
     schedule = await a_schedule(services, clock)
     clock.now += MINUTE
@@ -66,10 +66,10 @@ async def test_who_dies_before_the_commit_has_done_nothing(services: Services) -
         await dying.start_due()
 
     assert (await jobs_of(services, schedule.id), await runs_of(services, schedule.id)) == ([], [])
-    assert await a_starter(services, clock).start_due() == 1
+    assert await a_schedule_runner(services, clock).start_due() == 1
 
 
-#: A worker that is killed as soon as the run is written, before anybody has heard of it.
+#: A worker that is killed after the commit of the run, before its message is sent.
 KILLED = """
 import asyncio, os, signal
 from domain.services import open_services
@@ -79,14 +79,14 @@ async def start() -> None:
     async with open_services(load_settings()) as services:
         async def die(_) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
-        services.queue.epoch = die
-        await services.starter.start_due()
+        services.queue.dispatch = die
+        await services.schedule_runner.start_due()
 
 asyncio.run(start())
 """
 
 
-async def test_the_job_of_one_who_dies_between_commit_and_ring_is_found(services: Services, settings: Settings) -> None:
+async def test_job_is_found_if_its_worker_dies_before_the_dispatch(services: Services, settings: Settings) -> None:
     schedule = await a_schedule(services, Clock())
     await sql(services, "UPDATE schedules SET next_run_at = date_trunc('minute', now())")
     environment = os.environ | {
@@ -98,9 +98,8 @@ async def test_the_job_of_one_who_dies_between_commit_and_ring_is_found(services
         subprocess.run, [sys.executable, "-c", KILLED], env=environment, capture_output=True, check=False, timeout=60
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert (
-        await services.schedule_runner.start_due() == 0
-    )  # unless a minute has begun just now, and then the run is skipped
+    # If a new minute has just begun, its run is skipped, because the job of the killed worker is still active.
+    assert await services.schedule_runner.start_due() == 0
     ((job_id,),) = await sql(services, "SELECT id FROM jobs WHERE schedule_id = :id", id=schedule.id)
     await sql(services, "UPDATE jobs SET dispatched_at = now() - interval '1 minute'")
 
@@ -108,65 +107,63 @@ async def test_the_job_of_one_who_dies_between_commit_and_ring_is_found(services
     assert await an_engine(services).claim((await row(services, job_id)).dispatch) is not None
 
 
-async def test_a_schedule_that_somebody_has_locked_is_passed_over(services: Services) -> None:
+async def test_locked_schedule_is_skipped(services: Services) -> None:
     clock = Clock()
-    held = await a_schedule(services, clock, name="held")
-    free = await a_schedule(services, clock, name="free")
+    locked = await a_schedule(services, clock, name="locked")
+    unlocked = await a_schedule(services, clock, name="unlocked")
     clock.now += MINUTE
     async with services.database.transaction() as session:
-        await session.execute(text("SELECT id FROM schedules WHERE id = :id FOR UPDATE"), {"id": held.id})
+        await session.execute(text("SELECT id FROM schedules WHERE id = :id FOR UPDATE"), {"id": locked.id})
         async with asyncio.timeout(4):
-            assert await asyncio.create_task(a_starter(services, clock).start_due()) == 1
+            assert await asyncio.create_task(a_schedule_runner(services, clock).start_due()) == 1
 
-    assert (await jobs_of(services, held.id), await jobs_of(services, free.id)) == ([], [clock.now])
-    assert await a_starter(services, clock).start_due() == 1
+    assert (await jobs_of(services, locked.id), await jobs_of(services, unlocked.id)) == ([], [clock.now])
+    assert await a_schedule_runner(services, clock).start_due() == 1
 
 
-async def test_who_has_looked_before_somebody_else_has_started_it_leaves_it_alone(services: Services) -> None:
+async def test_run_started_since_the_read_is_not_started_again(services: Services) -> None:
     clock = Clock()
     schedule = await a_schedule(services, clock)
     clock.now += MINUTE
-    seen = as_seen(schedule)
-    assert await a_starter(services, clock).start_due() == 1
+    due = as_read(schedule)
+    assert await a_schedule_runner(services, clock).start_due() == 1
     await end_jobs(services)
 
-    assert await a_starter(services, clock)._run_if_due(seen, clock.now) is None
+    assert await a_schedule_runner(services, clock)._start_if_unchanged(due, clock.now) is None
     assert await jobs_of(services, schedule.id) == [clock.now]
 
 
 @pytest.mark.parametrize("changes", [{"cron": "*/2 * * * *"}, {"time_zone": "Europe/Berlin"}, {"catch_up_seconds": 0}])
-async def test_who_has_looked_before_the_schedule_was_changed_does_not_start_it(
-    services: Services, changes: dict[str, Any]
-) -> None:
+async def test_schedule_changed_since_the_read_is_not_started(services: Services, changes: dict[str, Any]) -> None:
     clock = Clock()
     schedule = await a_schedule(services, clock)
     clock.now += MINUTE
-    seen = as_seen(schedule)
+    due = as_read(schedule)
     await a_service(services, clock).change(schedule.id, changes)
     await sql(services, "UPDATE schedules SET next_run_at = :due", due=schedule.next_run_at)
 
-    assert await a_starter(services, clock)._run_if_due(seen, clock.now) is None
+    assert await a_schedule_runner(services, clock)._start_if_unchanged(due, clock.now) is None
     assert await jobs_of(services, schedule.id) == []
 
 
-async def test_many_who_ask_for_a_run_and_many_who_start_it_get_one_job(services: Services) -> None:
+async def test_concurrent_requests_and_starts_create_one_job(services: Services) -> None:
     clock = Clock()
     schedule = await a_schedule(services, clock)
     for number in range(1, ROUNDS + 1):
         clock.now += MINUTE
-        starters = [a_starter(services, clock) for _ in range(3)]
-        asked = [schedule_runner.run_now(schedule.id) for schedule_runner in starters]
-        due = [schedule_runner.start_due() for schedule_runner in starters]
-        outcomes = await asyncio.gather(*asked, *due, return_exceptions=True)
+        runners = [a_schedule_runner(services, clock) for _ in range(3)]
+        requested = [runner.run_now(schedule.id) for runner in runners]
+        due = [runner.start_due() for runner in runners]
+        outcomes = await asyncio.gather(*requested, *due, return_exceptions=True)
         assert {type(one) for one in outcomes if isinstance(one, BaseException)} <= {ScheduleBusy}
-        await starters[0].start_due()  # one that was passed over, because a run was being asked for
+        await runners[0].start_due()  # the schedule was skipped if a request had it locked
         assert len(await jobs_of(services, schedule.id)) == number
         await end_jobs(services)
     runs = [run for run in await runs_of(services, schedule.id) if run[1].microsecond == 0]
-    assert [moment for _, moment, *_ in runs] == [MIDNIGHT + number * MINUTE for number in range(1, ROUNDS + 1)]
+    assert [time for _, time, *_ in runs] == [MIDNIGHT + number * MINUTE for number in range(1, ROUNDS + 1)]
 
 
-async def test_a_change_at_the_moment_of_a_start_starts_nothing_twice(services: Services) -> None:
+async def test_concurrent_change_and_start_start_nothing_twice(services: Services) -> None:
     clock = Clock()
     schedule = await a_schedule(services, clock)
     for number in range(ROUNDS):
@@ -174,46 +171,47 @@ async def test_a_change_at_the_moment_of_a_start_starts_nothing_twice(services: 
         before = len(await jobs_of(services, schedule.id))
         cron = ("*/1 * * * *", "* * * * *")[number % 2]
         await asyncio.gather(
-            a_starter(services, clock).start_due(),
+            a_schedule_runner(services, clock).start_due(),
             a_service(services, clock).change(schedule.id, {"cron": cron}),
-            a_starter(services, clock).start_due(),
+            a_schedule_runner(services, clock).start_due(),
         )
         assert len(await jobs_of(services, schedule.id)) - before in (0, 1)
-        assert await a_starter(services, clock).start_due() == 0
+        assert await a_schedule_runner(services, clock).start_due() == 0
         await end_jobs(services)
     times = await jobs_of(services, schedule.id)
     assert len(times) == len(set(times))
 
 
-async def test_a_pause_at_the_moment_of_a_start_is_before_it_or_after_it(services: Services) -> None:
+async def test_concurrent_pause_takes_effect_before_or_after_the_start(services: Services) -> None:
     clock = Clock()
     schedule = await a_schedule(services, clock)
     for _ in range(ROUNDS):
         clock.now += MINUTE
         before = len(await jobs_of(services, schedule.id))
         started, _ = await asyncio.gather(
-            a_starter(services, clock).start_due(), a_service(services, clock).change(schedule.id, {"enabled": False})
+            a_schedule_runner(services, clock).start_due(),
+            a_service(services, clock).change(schedule.id, {"enabled": False}),
         )
         assert len(await jobs_of(services, schedule.id)) == before + started
-        assert await a_starter(services, clock).start_due() == 0
+        assert await a_schedule_runner(services, clock).start_due() == 0
         await a_service(services, clock).change(schedule.id, {"enabled": True})
         await end_jobs(services)
 
 
-async def test_a_schedule_that_is_deleted_while_it_is_started_leaves_a_whole_job_or_none(services: Services) -> None:
+async def test_concurrent_delete_leaves_a_complete_job_or_none(services: Services) -> None:
     clock = Clock()
     for _ in range(ROUNDS):
         schedule = await a_schedule(services, clock)
         clock.now += MINUTE
-        started, asked, _ = await asyncio.gather(
-            a_starter(services, clock).start_due(),
-            a_starter(services, clock).run_now(schedule.id),
+        started, requested, _ = await asyncio.gather(
+            a_schedule_runner(services, clock).start_due(),
+            a_schedule_runner(services, clock).run_now(schedule.id),
             a_service(services, clock).delete(schedule.id),
             return_exceptions=True,
         )
         assert started in (0, 1)
-        assert isinstance(asked, Job | ScheduleBusy | ScheduleNotFound)
-        assert len(await jobs_of(services, schedule.id)) == (started == 1) + isinstance(asked, Job)
+        assert isinstance(requested, Job | ScheduleBusy | ScheduleNotFound)
+        assert len(await jobs_of(services, schedule.id)) == (started == 1) + isinstance(requested, Job)
         assert await runs_of(services, schedule.id) == []
         await end_jobs(services)
     assert await sql(services, "SELECT * FROM schedules") == []

@@ -8,7 +8,7 @@ READY := .venv/.ready
 COMPOSE ?= docker compose
 ENGINE ?= docker
 
-.PHONY: help demo up test test-changed test-long bench bench-bulk compose-test check
+.PHONY: help demo up test test-changed test-long bench bench-bulk compose-test check docs coverage
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -45,6 +45,18 @@ check: $(READY) ## Check style, types and import order
 	$(BIN)/mypy
 	MYPYPATH=benchmarks:tests/support/drivers $(BIN)/mypy benchmarks
 	$(BIN)/lint-imports
+
+docs: $(READY) ## Build the documentation into build/site, strictly and offline
+	@$(BIN)/python docs/build.py
+
+COVERED ?= tests/unit tests/integration
+
+coverage: $(READY) ## Run unit and integration tests (COVERED=...) and report what they do not reach, in build/coverage
+	@mkdir -p build/coverage && rm -f build/coverage/data*
+	$(BIN)/coverage run -m pytest --numprocesses 2 --dist worksteal $(COVERED)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage html --quiet
+	$(BIN)/coverage report
 
 # The lock names every version, build tools included: pip resolves nothing, and installs the project without isolation.
 $(READY): requirements.lock pyproject.toml

@@ -1,0 +1,79 @@
+"""A job kind as an example: ``volume.measure`` asks a backend how much of a volume is allocated, and records it."""
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from domain.db.database import Database
+from domain.jobs.claimed import ClaimedJob
+from domain.jobs.idempotency import ANONYMOUS, RequestOrigin, idempotent_transaction
+from domain.jobs.kinds import FailedJobs, SucceededJobs
+from domain.jobs.model import Job, new_job, retry_columns
+from domain.jobs.outcomes import Succeeded
+from domain.jobs.store.jobs import JobRepository
+from domain.jobs.transport.job_queue import JobQueue
+from domain.services import Handler
+from domain.storage.backends import Backends
+from domain.storage.context import Grant
+from domain.storage.errors import VolumeMissing
+from domain.volumes.model import Volume
+from domain.volumes.repository import VolumeRepository
+
+KIND = "volume.measure"
+
+
+class MeasureService:
+    """The use case, as adjacent methods."""
+
+    def __init__(self, database: Database, queue: JobQueue, backends: Backends, *, max_attempts: int) -> None:
+        self._database = database
+        self._queue = queue
+        self._backends = backends
+        self._max_attempts = max_attempts
+
+    async def request_measure(self, volume_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
+        """Accept a measurement.
+
+        Raises:
+            VolumeNotFound: there is no such volume.
+        """
+        async with idempotent_transaction(self._database, origin) as acceptance:
+            volume = await VolumeRepository(acceptance.session).get(volume_id)
+            job = acceptance.job = await self._add(acceptance.session, volume, created_by=origin.caller)
+        await self._queue.dispatch([job.dispatch])
+        return job
+
+    async def retry_measure(self, session: AsyncSession, ended: Job) -> Job:
+        """Request the measurement of an ended job once more."""
+        volume = await VolumeRepository(session).get(UUID(ended.params["volume_id"]))
+        return await self._add(session, volume, **retry_columns(ended))
+
+    async def measure(self, job: ClaimedJob, grant: Grant) -> Succeeded:
+        """Measure the volume; touches no database."""
+        grant.check()
+        volume_id = UUID(job.params["volume_id"])
+        usage = (await self._backends.get(job.backend or "").measure([volume_id])).get(volume_id)
+        if usage is None:
+            raise VolumeMissing
+        return Succeeded({"volume_id": str(volume_id), "used": usage.used})
+
+    async def record_measure(self, session: AsyncSession, succeeded: SucceededJobs) -> None:
+        """Record what was measured, in the transaction that settles the jobs."""
+        used = {UUID(result["volume_id"]): result["used"] for _, result in succeeded}
+        await VolumeRepository(session).record_usage(used)
+
+    async def seal_nothing(self, job: ClaimedJob, grant: Grant) -> None:
+        """Do nothing: a measurement leaves nothing on the storage."""
+
+    async def abandon_measure(self, session: AsyncSession, failed: FailedJobs) -> None:
+        """Do nothing: a failed measurement has acquired no volume."""
+
+    def handler(self) -> Handler:
+        """Return the row for the table in `domain.services`."""
+        return Handler(self.retry_measure, self.measure, self.record_measure, self.seal_nothing, self.abandon_measure)
+
+    async def _add(self, session: AsyncSession, volume: Volume, **columns: Any) -> Job:
+        params = {"volume_id": str(volume.id), "fence": volume.version}
+        job = new_job(KIND, params, max_attempts=self._max_attempts, backend=volume.backend, **columns)
+        return await JobRepository(session).add(job)

@@ -1,0 +1,243 @@
+"""The documentation, compared with the code: its tables, its links, and the code that it quotes."""
+
+import ast
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from api.problems import PROBLEM_TYPES
+from domain.bulk.states import ItemCode
+from domain.check.findings import CheckCode
+from domain.jobs.outcomes import Outcome
+from domain.jobs.states import JobStatus
+from domain.settings import PREFIX, Settings
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+README = ROOT / "README.md"
+PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+SOURCES = sorted(file for package in ("api", "worker", "domain") for file in (ROOT / package).rglob("*.py"))
+LINK = re.compile(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]*))?\)")
+LEVELS = ("debug", "info", "warning", "error", "exception", "critical")
+#: Ends of words that look like log events and are names of columns, files and modules.
+NO_EVENT = re.compile(r".*\.(id|log|pid|main|lock|sock)")
+#: The private words that the code keeps; each has to be explained.
+KEPT_WORDS = set(
+    re.findall(
+        r"\S+",
+        "abandon attempt backend catch-up chunk claim draft drain epoch fence grant lane lease ledger maintenance"
+        " orphan outcome rescue seal settle stall superseded supervisor sweep watcher",
+    )
+)
+
+
+def prose(page: Path) -> str:
+    """Return a page without its fenced code."""
+    return re.sub(r"^( *)(```|~~~~).*?^\1\2 *$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def table(page: str, heading: str) -> list[list[str]]:
+    """Return the cells of the first table below a heading, without its head."""
+    _, found, rest = (DOCS / page).read_text().partition(f"\n{heading}\n")
+    assert found, f"{page} has no heading {heading!r}"
+    lines = re.search(r"^\|.*?(?=^[^|])", f"{rest}\n.", re.MULTILINE | re.DOTALL)
+    assert lines is not None
+    return [[cell.strip() for cell in f"{line} ".split("|")[1:-1]] for line in lines[0].splitlines()[2:]]
+
+
+def name(cell: str) -> str:
+    return cell.strip("`* |")
+
+
+def slug(heading: str) -> str:
+    """Return the anchor that a code host gives to a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower()).strip().replace(" ", "-")
+
+
+def definitions(file: Path) -> set[str]:
+    """Return the functions, classes and methods that a file defines, methods with their class."""
+    found = set[str]()
+
+    def visit(node: ast.AST, prefix: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                found.add(prefix + child.name)
+                if isinstance(child, ast.ClassDef):
+                    visit(child, f"{prefix}{child.name}.")
+
+    visit(ast.parse(file.read_text()), "")
+    return found
+
+
+def texts(node: ast.AST) -> Iterator[str]:
+    """Return all text constants in a syntax tree."""
+    for one in ast.walk(node):
+        if isinstance(one, ast.Constant) and isinstance(one.value, str):
+            yield one.value
+
+
+def kinds() -> set[str]:
+    """Return the names of job kinds, which look like log events."""
+    (found,) = re.findall(r"return \{\n(.*?)\n    \}", (ROOT / "domain/services.py").read_text(), re.DOTALL)[:1]
+    return set(re.findall(r'"(\w+\.\w+)"', found)) | {"bulk.expand", "bulk.snapshot", "bulk.lane"}
+
+
+def logged_events() -> set[str]:
+    """Return every log event of the source.
+
+    A constant is one if (1) it is the first argument of a call such as ``log.info``, or (2) it has the subject of one
+    that is: some events reach the log through a variable.
+    """
+    trees = [ast.parse(file.read_text()) for file in SOURCES]
+    calls = [
+        node
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in LEVELS
+        and node.args
+    ]
+    event = re.compile(r"[a-z_]+\.[a-z_]+")
+    logged = {text for call in calls for text in texts(call.args[0]) if event.fullmatch(text)}
+    subjects = {text.partition(".")[0] for text in logged} | {"jobs", "messages", "rows", "schedules"}
+    named = {text for tree in trees for text in texts(tree) if event.fullmatch(text)}
+    indirect = {text for text in named - kinds() if text.partition(".")[0] in subjects and not NO_EVENT.fullmatch(text)}
+    dynamic = {f"volume.{code}" for code in (ItemCode.EXPANDED, ItemCode.SNAPSHOTTED)}  # domain/bulk/chunks.py
+    return logged | indirect | dynamic
+
+
+def test_readme_has_at_most_120_lines() -> None:
+    assert len(README.read_text().splitlines()) <= 120
+
+
+def test_readme_and_security_page_state_that_the_api_has_no_authentication() -> None:
+    sentence = "The API has no authentication yet: keep it on loopback."
+
+    assert sentence in " ".join(README.read_text().split()).partition("## ")[0]
+    assert sentence in (ROOT / "SECURITY.md").read_text()
+
+
+def test_settings_table_has_the_names_and_defaults_of_the_code() -> None:
+    def written(default: Any) -> str:
+        return "" if default in (None, "") else f"{default:g}" if isinstance(default, float) else str(default)
+
+    found = {name(row[0]): name(row[1]) for row in table("operations.md", "## Settings")}
+    expected = {
+        f"{PREFIX}{field.upper()}": written(info.get_default()) for field, info in Settings.model_fields.items()
+    } | {f"{PREFIX}BACKENDS": '{"local": "file:DATA_DIR/volumes"}'}
+
+    assert found == expected
+
+
+def test_problem_table_has_the_codes_statuses_and_titles_of_the_code() -> None:
+    found = [(name(code), int(status), title) for code, status, title in table("http-api.md", "## Problems")]
+
+    assert found == [(problem.code, problem.status, problem.title) for problem in PROBLEM_TYPES.values()]
+
+
+def test_check_table_has_the_codes_of_the_code() -> None:
+    assert [name(row[0]) for row in table("operations.md", "### Check codes")] == list(CheckCode)
+
+
+def test_log_table_has_the_events_of_the_code() -> None:
+    documented = [name(row[0]) for row in table("operations.md", "### Log events")]
+
+    assert documented == sorted(documented)
+    assert set(documented) == logged_events()
+
+
+def test_status_table_has_the_statuses_of_the_code() -> None:
+    assert {name(row[0]) for row in table("job-lifecycle.md", "## States")} == set(JobStatus)
+
+
+def test_outcome_table_has_the_outcomes_of_the_code() -> None:
+    documented = {name(row[0]) for row in table("job-lifecycle.md", "### How an attempt ends")}
+
+    assert documented == {outcome.__name__ for outcome in get_args(Outcome)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_a_page_lead_to_files_and_headings_that_exist(page: Path) -> None:
+    for target, anchor in LINK.findall(prose(page)):
+        file = (page.parent / target).resolve() if target else page
+
+        assert file.is_file(), f"{target} is not a file"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", prose(file), re.MULTILINE)
+            assert anchor in map(slug, headings), f"{target} has no heading #{anchor}"
+
+
+@pytest.mark.parametrize("page", ["job-lifecycle.md", "failure-modes.md"])
+def test_functions_of_a_walk_through_the_code_are_defined_in_the_files_beside_them(page: str) -> None:
+    rows = re.findall(r"^\| \[[\w/.]+\]\(\.\./([\w/.]+)\) \| `([\w.]+)` \|", (DOCS / page).read_text(), re.MULTILINE)
+    missing = [f"{file}: {function}" for file, function in rows if function not in definitions(ROOT / file)]
+
+    assert rows
+    assert missing == []
+
+
+def test_every_file_that_a_page_names_exists() -> None:
+    named = {
+        (page, path)
+        for page in [*DOCS.rglob("*.md"), *ROOT.glob("*.md")]
+        if page.name != "CHANGELOG.md"
+        for path in re.findall(r"`((?:api|worker|domain|tests|docs|benchmarks)/[\w/.*-]+)`", page.read_text())
+    }
+    missing = [f"{page.name}: {path}" for page, path in named if not list(ROOT.glob(path.rstrip("/")))]
+
+    assert missing == []
+
+
+def test_quoted_code_is_that_of_the_examples() -> None:
+    examples = "\n".join(file.read_text() for file in sorted((DOCS / "examples").rglob("*.*")) if file.is_file())
+    quoted = re.findall(
+        r"^( *)```(?:python|toml)\n(.*?)^\1```$", (DOCS / "extending.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    plain = [re.sub(f"^{indent}", "", code, flags=re.MULTILINE) for indent, code in quoted]
+
+    assert len(plain) > 5
+    assert [code for code in plain if code not in examples and _indented(code) not in examples] == []
+
+
+def _indented(code: str) -> str:
+    return re.sub(r"^(?=.)", "    ", code, flags=re.MULTILINE)
+
+
+def test_glossary_defines_every_kept_word_once_and_in_order() -> None:
+    words = re.findall(r"^\| \*\*(.+?)\*\* \|", (DOCS / "glossary.md").read_text(), re.MULTILINE)
+
+    assert words == sorted(words)
+    assert max(Counter(words).values()) == 1
+    assert set(words) >= KEPT_WORDS
+
+
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    def pages(entries: list[Any]) -> Iterator[str]:
+        for entry in entries:
+            for value in entry.values() if isinstance(entry, dict) else [entry]:
+                yield from pages(value) if isinstance(value, list) else [value]
+
+    listed = list(pages(tomllib.loads((DOCS / "zensical.toml").read_text())["project"]["nav"]))
+
+    assert sorted(listed) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+
+
+def test_every_decision_is_listed_and_has_its_three_parts() -> None:
+    index = (DOCS / "decisions/index.md").read_text()
+    for page in sorted((DOCS / "decisions").glob("0*.md")):
+        headings = re.findall(r"^## (.+)$", page.read_text(), re.MULTILINE)
+
+        assert f"]({page.name})" in index
+        assert headings == ["Context", "Decision", "Consequences"]
+
+
+def test_revisions_that_blame_ignores_are_whole_hashes() -> None:
+    lines = (ROOT / ".git-blame-ignore-revs").read_text().splitlines()
+
+    assert [line for line in lines if not re.fullmatch(r"#.*|[0-9a-f]{40}", line)] == []

@@ -71,6 +71,7 @@ async def test_a_failed_job_of_the_new_kind_can_be_retried(
     jobs = JobService(services.database, services.queue, services.handlers | {example.KIND: measuring.handler()})
     retry = await jobs.retry(job.id)
 
+    assert failed.error is not None
     assert (failed.status, failed.error["code"]) == ("failed", "volume-missing")
     assert (retry.kind, retry.status, retry.retry_of) == (example.KIND, "queued", job.id)
 

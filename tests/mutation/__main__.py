@@ -1,9 +1,16 @@
-"""Takes one guard at a time out of a copy of the project, and sees whether the tests named beside it notice.
+"""Mutation tests: remove one guard at a time from a copy of the project; the tests listed for it must fail.
 
-``python -m tests.mutation [NAME ...]`` prints a table, and ends with 1 if a mutation lives on, or cannot be made.
-Each of the tests named must pass on an untouched copy, and fail by an assertion or an error of its own on the mutated.
+The listed tests must pass on an unchanged copy, and each of them must fail, by an assertion or an error of its own, on
+the mutated one. Prints a table; the exit status is 1 if a mutation is not noticed or does not apply.
+
+    python -m tests.mutation                     run all mutations
+    python -m tests.mutation NAME ...            run these
+    python -m tests.mutation --changed [BASE]    run those whose file differs from BASE in the working tree
+
+BASE is a revision. Default: origin/main; HEAD~1 if that does not exist or is HEAD; all mutations if there is neither.
 """
 
+import argparse
 import os
 import re
 import subprocess
@@ -19,62 +26,105 @@ from typing import Final
 
 from tests.mutation.mutations import MUTATIONS, Mutation
 
-ROOT: Final = Path(__file__).parents[1]
-#: pytest's own word for "tests were run, and some failed".
-_SOME_FAILED: Final = 1
-_AT_ONCE: Final = 2
+ROOT: Final = Path(__file__).parents[2]
+#: pytest's exit status for "tests were run, and some failed".
+_TESTS_FAILED: Final = 1
+_MAX_CONCURRENT: Final = 2
+_DEFAULT_BASES: Final = ("origin/main", "HEAD~1")
 
 
-def main(names: Sequence[str]) -> int:
-    chosen = list(MUTATIONS.values()) if not names else [MUTATIONS[name] for name in names]
-    with copied() as copy:
-        status, output = run(copy, dict.fromkeys(test for mutation in chosen for test in mutation.tests))
+def main(arguments: Sequence[str]) -> int:
+    chosen = choose(arguments)
+    if not chosen:
+        report("No mutated file differs from the base.")
+        return 0
+    with project_copy() as copy:
+        status, output = run_tests(copy, dict.fromkeys(test for mutation in chosen for test in mutation.tests))
     if status != 0:
-        say(f"{output}\nThe tests fail on the project as it is.")
+        report(f"{output}\nThe tests fail on the unchanged project.")
         return 1
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        verdicts = list(pool.map(tried, chosen))
+    with ThreadPoolExecutor(_MAX_CONCURRENT) as pool:
+        verdicts = list(pool.map(try_mutation, chosen))
     survivors = sum(verdict != "noticed" for verdict in verdicts)
-    say(f"{len(chosen)} mutations, {survivors} not noticed")
+    report(f"{len(chosen)} mutations, {survivors} not noticed")
     return min(survivors, 1)
 
 
-def tried(mutation: Mutation) -> str:
-    """Make a mutation and say what the tests make of it."""
-    began = time.monotonic()
-    with copied() as copy:
-        verdict = judged(mutation, copy)
-    say(f"{mutation.name:32} {verdict.partition(chr(10))[0]:12} {time.monotonic() - began:4.0f} s   {mutation.why}")
+def choose(arguments: Sequence[str]) -> list[Mutation]:
+    """Return the mutations that the command line selects."""
+    parser = argparse.ArgumentParser(
+        usage="python -m tests.mutation [NAME ... | --changed [BASE]]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="names of mutations")
+    parser.add_argument("--changed", nargs="?", const="", metavar="BASE", help="select by changed files instead")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.names) - MUTATIONS.keys():
+        parser.error(f"no mutation is named {', '.join(sorted(unknown))}")
+    if options.changed is None:
+        return [MUTATIONS[name] for name in options.names or MUTATIONS]
+    if options.names:
+        parser.error("--changed takes no names of mutations")
+    changed = changed_files(ROOT, options.changed or default_base(ROOT))
+    return [mutation for mutation in MUTATIONS.values() if changed is None or mutation.file in changed]
+
+
+def changed_files(root: Path, base: str | None) -> set[str] | None:
+    """Return the files that differ from a revision in the working tree; None, which means all, without a revision."""
+    return None if base is None else set(git(root, "diff", "--name-only", base).splitlines())
+
+
+def default_base(root: Path) -> str | None:
+    """Return the revision to compare with, None if HEAD is the only reachable commit."""
+    head = git(root, "rev-parse", "HEAD")
+    commits = {base: git(root, "rev-parse", "--verify", "--quiet", base, check=False) for base in _DEFAULT_BASES}
+    return next((base for base, commit in commits.items() if commit not in ("", head)), None)
+
+
+def git(root: Path, *arguments: str, check: bool = True) -> str:
+    completed = subprocess.run(["git", *arguments], cwd=root, stdout=subprocess.PIPE, text=True, check=check)
+    return completed.stdout.strip()
+
+
+def try_mutation(mutation: Mutation) -> str:
+    """Apply a mutation to a copy of the project, run its tests, and return the verdict."""
+    started = time.monotonic()
+    with project_copy() as copy:
+        verdict = judge(mutation, copy)
+    seconds = time.monotonic() - started
+    report(f"{mutation.name:32} {verdict.partition(chr(10))[0]:14} {seconds:4.0f} s   {mutation.why}")
     if "\n" in verdict:
-        say(verdict)
+        report(verdict)
     return verdict
 
 
-def judged(mutation: Mutation, copy: Path) -> str:
+def judge(mutation: Mutation, copy: Path) -> str:
     if not mutation.applies_to(copy):
-        return "out of date"
-    mutation.make(copy)
-    status, output = run(copy, mutation.tests)
+        return "does not apply"
+    mutation.apply(copy)
+    status, output = run_tests(copy, mutation.tests)
     failed = re.findall(r"^FAILED (\S+)", output, re.MULTILINE)
-    blind = [test for test in mutation.tests if not any(name.startswith(test) for name in failed)]
-    if status == _SOME_FAILED and not blind:
+    passed = [test for test in mutation.tests if not any(name.startswith(test) for name in failed)]
+    if status == _TESTS_FAILED and not passed:
         return "noticed"
-    return f"SURVIVED\npytest ended with {status}; not noticed by {blind}\n{output[-2000:]}"
+    return f"SURVIVED\npytest ended with {status}; not noticed by {passed}\n{output[-2000:]}"
 
 
-def run(copy: Path, tests: Iterable[str]) -> tuple[int, str]:
-    """Run tests in a copy; returns pytest's exit code and what it said."""
+def run_tests(copy: Path, tests: Iterable[str]) -> tuple[int, str]:
+    """Run tests in a copy; return pytest's exit status and output."""
     command = [sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider", "--tb=line", *tests]
     environment = os.environ | {"PYTHONPATH": str(copy), "CISTERN_HASTY": "1", "COLUMNS": "1000"}
-    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout
+    completed = subprocess.run(
+        command, cwd=copy, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    return completed.returncode, completed.stdout
 
 
 @contextmanager
-def copied() -> Iterator[Path]:
-    """A copy of the project, without anything that git does not know of or would not want to."""
-    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+def project_copy() -> Iterator[Path]:
+    """Copy the project without the files that git ignores; remove the copy at the end."""
+    names = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
     with tempfile.TemporaryDirectory(prefix="cistern-mutation-") as folder:
         for name in names:
             if (ROOT / name).is_file():
@@ -83,7 +133,7 @@ def copied() -> Iterator[Path]:
         yield Path(folder)
 
 
-def say(line: str) -> None:
+def report(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 

@@ -1,25 +1,26 @@
-"""The guards of the promise, each as the mutation that takes it out, and the tests that must notice."""
+"""The guards of the promise: for each, a mutation that removes it and the tests that must fail."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-ANY_ORDER: Final = "tests/integration/test_simulation.py::test_in_any_order_nothing_is_lost_and_nothing_happens_twice"
+SIMULATION: Final = (
+    "tests/integration/test_simulation.py::test_jobs_are_never_lost_and_take_effect_once_in_any_order_of_events"
+)
 SETTLING: Final = "tests/integration/test_settling.py::"
 RESCUE: Final = "tests/integration/test_rescue.py::"
 SCHEDULES: Final = "tests/integration/test_schedules_races.py::"
 FENCES: Final = "tests/unit/test_storage_contract_fences.py::"
 BULK: Final = "tests/integration/test_bulk_accidents.py::"
 BULK_SNAPSHOTS: Final = "tests/integration/test_bulk_snapshots_accidents.py::"
-KEPT: Final = "tests/integration/test_bulk_snapshots_retention.py::"
-INTAKE: Final = "tests/integration/test_request_batching.py::"
+RETENTION: Final = "tests/integration/test_bulk_snapshots_retention.py::"
+BATCHING: Final = "tests/integration/test_request_batching.py::"
 KEYS: Final = "tests/acceptance/test_api_keys.py::"
-SLEEPER: Final = "tests/acceptance/test_sleeper.py::"
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """A change that must not go unnoticed: in ``file`` the one ``text`` becomes ``instead``."""
+    """A change that the tests must notice: in ``file``, replace the single occurrence of ``text`` by ``instead``."""
 
     name: str
     why: str
@@ -29,182 +30,178 @@ class Mutation:
     tests: tuple[str, ...]
 
     def applies_to(self, root: Path) -> bool:
-        """Whether the text is there, once."""
+        """Return whether the text occurs exactly once."""
         return (root / self.file).read_text().count(self.text) == 1
 
-    def make(self, root: Path) -> None:
+    def apply(self, root: Path) -> None:
         path = root / self.file
         path.write_text(path.read_text().replace(self.text, self.instead))
 
 
 _LIST: Final = (
     Mutation(
-        "fence-out",
-        "a sleeper that wakes up would undo what others have done since",
-        "domain/storage/file/fence.py",
+        "fence-not-checked",
+        "a worker resumed after a pause would undo what later attempts have done",
+        "domain/storage/context.py",
         "if last is not None and fence < last:",
         "if last is not None and fence < last and False:",
-        (f"{FENCES}test_a_lower_fence_is_refused_and_changes_nothing", ANY_ORDER),
+        (f"{FENCES}test_lower_fence_is_refused_and_changes_nothing", SIMULATION),
     ),
     Mutation(
-        "ring-out-of-the-claim",
-        "an old message would start an attempt that nobody has asked for",
+        "claim-ignores-epoch",
+        "an old message would start an attempt of a later epoch",
         "domain/jobs/store/leases.py",
-        "ON jobs.id = dispatched.job_id AND epoch = dispatched.epoch\n",
+        "ON jobs.id = dispatched.job_id AND jobs.epoch = dispatched.epoch\n",
         "ON jobs.id = dispatched.job_id\n",
-        ("tests/integration/test_claims.py::test_another_ring_than_the_present_one_claims_nothing", ANY_ORDER),
+        ("tests/integration/test_claims.py::test_message_of_another_epoch_claims_nothing", SIMULATION),
     ),
     Mutation(
-        "recorded-before-settling",
+        "effect-recorded-before-settling",
         "an attempt that has lost its job would still record its effect",
         "domain/jobs/engine.py",
         """\
             if settled:
-                await self._conclude(session, settled)
-        await self._follow_up(settled)
+                await self._record_effects(session, settled)
 """,
         """\
-            await self._conclude(session, ended)
-        await self._follow_up(settled)
+            await self._record_effects(session, ended)
 """,
-        (f"{SETTLING}test_whoever_has_lost_the_job_changes_nothing", ANY_ORDER),
+        (f"{SETTLING}test_worker_that_lost_the_job_changes_nothing", SIMULATION),
     ),
     Mutation(
-        "recorded-after-settling",
-        "a worker killed in between would leave a job that is done and a volume that is stuck",
+        "effect-recorded-after-settling",
+        "a worker killed in between would leave a succeeded job whose volume is never released",
         "domain/jobs/engine.py",
         """\
             if settled:
-                await self._conclude(session, settled)
-        await self._follow_up(settled)
+                await self._record_effects(session, settled)
 """,
         """\
         if settled:
             async with self._database.transaction() as session:
-                await self._conclude(session, settled)
-        await self._follow_up(settled)
+                await self._record_effects(session, settled)
 """,
-        (f"{SETTLING}test_an_effect_that_cannot_be_recorded_leaves_the_job_as_it_was", ANY_ORDER),
+        (f"{SETTLING}test_job_is_unchanged_if_its_effect_cannot_be_recorded", SIMULATION),
     ),
     Mutation(
-        "clock-out",
-        "a worker whose lease is over would publish although another may be at it",
-        "domain/storage/driver.py",
+        "deadline-not-checked",
+        "a worker whose lease has ended would publish while another runs the same job",
+        "domain/storage/context.py",
         "if now >= self.lease.deadline:",
         "if now >= self.lease.deadline and False:",
-        (f"{FENCES}test_an_attempt_past_its_lease_publishes_nothing", ANY_ORDER),
+        (f"{FENCES}test_attempt_past_its_lease_publishes_nothing", SIMULATION),
     ),
     Mutation(
-        "rescue-without-a-ring",
-        "the old attempt and the new one could not be told apart",
+        "rescue-keeps-epoch",
+        "the old attempt and the new one would have the same fence",
         "domain/jobs/store/orphans.py",
         "epoch=Job.epoch + 1,",
         "epoch=Job.epoch,",
-        (f"{RESCUE}test_an_orphan_goes_back_into_the_queue_with_its_attempt_spent", ANY_ORDER),
+        (f"{RESCUE}test_orphan_is_requeued_with_its_attempt_spent", SIMULATION),
     ),
     Mutation(
-        "rescue-without-calm",
-        "after an outage of PostgreSQL, live workers would lose their jobs to whoever comes back first",
+        "rescue-without-grace-period",
+        "after an outage of PostgreSQL, the first worker to reconnect would take the jobs of live workers",
         "domain/jobs/engine.py",
-        "self._sure = is_calm(worker.id, lease=lease) if waits_for_calm else true()",
-        "self._sure = true()",
-        ("tests/integration/test_rescue_is_safe.py::test_a_worker_that_has_just_started_rescues_nobody",),
+        "self._rescue_is_safe = rescue_is_safe(worker.id, lease=lease) if respect_grace_period else true()",
+        "self._rescue_is_safe = true()",
+        ("tests/integration/test_rescue_is_safe.py::test_newly_started_worker_does_not_rescue",),
     ),
     Mutation(
-        "lost-rings-not-looked-for",
-        "what Redis loses would wait for ever",
+        "redispatch-never-due",
+        "jobs whose message Redis lost would never run",
         "domain/services.py",
-        ", any_rung_before(foreman.ring_patience, self.handlers))",
-        ", any_unrung(self.handlers))",
-        ("tests/integration/test_maintenance_tasks.py::test_a_job_that_was_rung_long_ago_is_seen",),
+        "any_dispatched_before(engine.redispatch_after, self.handlers),",
+        "any_undispatched(self.handlers),",
+        ("tests/integration/test_maintenance_tasks.py::test_redispatch_is_due_for_a_job_dispatched_long_ago",),
     ),
     Mutation(
-        "lost-rings-not-missed",
-        "housekeeping would look for lost messages and find none",
+        "lost-messages-not-detected",
+        "maintenance would check for lost messages, but never find one",
         "domain/jobs/engine.py",
         "missing = await self._queue.missing(waiting) if waiting else []",
-        "missing: list[Ring] = []",
+        "missing: list[Dispatch] = []",
         (
-            "tests/integration/test_dispatch.py::test_a_message_that_was_lost_is_rung_again_under_the_same_id",
-            ANY_ORDER,
+            "tests/integration/test_dispatch.py::test_lost_message_is_sent_again_with_the_same_id",
+            SIMULATION,
         ),
     ),
     Mutation(
-        "worker-out-of-settling",
-        "a worker could end what another one is doing",
+        "settlement-ignores-worker",
+        "a worker could settle a job that another worker holds",
         "domain/jobs/store/leases.py",
         "WHERE worker_id = :worker_id\n",
         "WHERE :worker_id IS NOT NULL\n",
-        (f"{SETTLING}test_whoever_has_lost_the_job_changes_nothing",),
+        (f"{SETTLING}test_worker_that_lost_the_job_changes_nothing",),
     ),
     Mutation(
-        "held-not-required",
-        "a job would succeed whose volume was in other hands",
+        "effect-without-holding-volume",
+        "a job would succeed although another job holds its volume",
         "domain/volumes/repository.py",
         "    if missing:\n",
         "    if missing and False:\n",
-        (f"{SETTLING}test_a_volume_that_is_not_the_jobs_own_is_never_changed",),
+        (f"{SETTLING}test_volume_held_by_another_job_is_never_changed",),
     ),
     Mutation(
-        "chunk-recorded-by-anybody",
-        "a lane that has lost its lease would go on claiming, taking and recording",
+        "lane-lease-not-checked",
+        "a lane that has lost its lease would go on claiming items and recording their results",
         "domain/jobs/store/parents.py",
         "WHERE id = :id AND epoch = :epoch AND worker_id = :worker_id AND status = 'running'",
         "WHERE id = :id",
-        (f"{BULK}test_a_lane_that_was_rescued_changes_nothing_any_more",),
+        (f"{BULK}test_rescued_lane_changes_nothing",),
     ),
     Mutation(
-        "heir-below-the-dead",
-        "a new lane would be refused by the fences that dead ones have left",
+        "new-lane-keeps-fences",
+        "the fences of dead lanes would refuse a new lane",
         "domain/bulk/service.py",
-        "        await self._operations[job.kind].renew(session, job.id, items)\n",
+        "        await self._operations[job.kind].raise_fences(session, job.id, items)\n",
         "",
         (
-            f"{BULK}test_volumes_that_a_dead_lane_had_grown_are_brought_to_an_end_by_the_next",
-            f"{BULK_SNAPSHOTS}test_what_dead_lanes_had_in_their_hands_is_brought_to_an_end_by_the_next",
+            f"{BULK}test_volumes_expanded_by_a_dead_lane_are_completed_by_the_next",
+            f"{BULK_SNAPSHOTS}test_items_of_a_dead_lane_are_completed_by_the_next",
         ),
     ),
     Mutation(
-        "kept-by-somebody-else",
-        "a schedule would delete what was made by hand, or by another one",
+        "retention-ignores-schedule",
+        "a schedule would delete snapshots that users or other schedules have taken",
         "domain/snapshots/repository.py",
         "Snapshot.volume_id.in_(volume_ids), Snapshot.schedule_id == schedule_id, ",
         "Snapshot.volume_id.in_(volume_ids), ",
         (
-            f"{KEPT}test_of_five_runs_that_keep_three_the_last_three_are_left_and_what_was_made_by_hand",
-            f"{KEPT}test_another_schedules_snapshots_and_those_of_plain_requests_are_let_be",
+            f"{RETENTION}test_last_three_of_five_runs_and_manual_snapshots_are_kept",
+            f"{RETENTION}test_snapshots_of_other_origins_are_not_deleted",
         ),
     ),
     Mutation(
-        "lane-takes-all",
-        "one lane would have the whole ledger, and the others nothing to do",
+        "lane-claims-everything",
+        "one lane would claim the whole ledger and leave nothing for the others",
         "domain/bulk/lane_items.py",
-        "LIMIT :most FOR UPDATE",
+        "LIMIT :limit FOR UPDATE",
         "FOR UPDATE",
-        (f"{BULK}test_a_lane_claims_no_more_than_it_asks_for_whatever_the_plan",),
+        (f"{BULK}test_lane_never_claims_more_than_its_limit",),
     ),
     Mutation(
-        "lease-never-extended",
-        "long work would be taken away from a worker that is alive",
+        "lease-not-extended",
+        "a live worker would lose a job that runs longer than one lease",
         "domain/jobs/store/leases.py",
         """\
                 lease_expires_at=from_now(lease),
                 version=""",
         """\
                 version=""",
-        (f"{RESCUE}test_a_renewed_lease_is_no_orphan",),
+        (f"{RESCUE}test_renewed_lease_is_not_rescued",),
     ),
     Mutation(
-        "grant-never-extended",
-        "long work would stop at the end of its first lease",
+        "grant-not-extended",
+        "work would stop at the end of its first lease",
         "worker/heartbeat.py",
         "            grant.extend(renewed.deadline)\n",
         "",
         ("tests/unit/test_heartbeat.py::test_a_beat_extends_every_grant_that_is_still_ours",),
     ),
     Mutation(
-        "seal-without-fence",
-        "an attempt that was given up could still publish on a volume that was let go",
+        "seal-keeps-fence",
+        "an abandoned attempt could still publish on a volume that was released",
         "domain/storage/file/tree.py",
         """\
             refuse_stale(record.read(), grant.fence)
@@ -213,87 +210,87 @@ _LIST: Final = (
         """\
             refuse_stale(record.read(), grant.fence)
             yield""",
-        (f"{FENCES}test_a_lower_fence_is_refused_and_changes_nothing",),
+        (f"{FENCES}test_lower_fence_is_refused_and_changes_nothing",),
     ),
     Mutation(
-        "own-policy-without-a-limit",
-        "a volume whose stored policy has lost its limit would grow every night",
+        "stored-policy-without-limit",
+        "a volume whose stored policy has no limit would grow every night",
         "domain/bulk/expand/policy.py",
-        '{"usage_above", "up_to"} <= own.keys() <= _OWN.keys()',
-        "own.keys() <= _OWN.keys()",
-        ("tests/unit/test_growth_policy.py::test_a_stored_policy_that_makes_no_sense_grows_nothing",),
+        '{"usage_above", "up_to"} <= autogrow.keys() <= _AUTOGROW_TYPES.keys()',
+        "autogrow.keys() <= _AUTOGROW_TYPES.keys()",
+        ("tests/unit/test_growth_policy.py::test_invalid_stored_policy_grows_nothing",),
     ),
     Mutation(
-        "retry-by-the-policy-of-today",
-        "a retry would grow by what a volume's policy says now, on top of what was written down",
+        "retry-uses-current-policy",
+        "a retry would apply the current policy on top of the size that was already stored",
         "domain/bulk/expand/operation.py",
-        "        wanted = _binding(item.to_size, volume.size)\n",
-        "        wanted = policy.decide(volume.size, used, volume.autogrow)\n",
-        ("tests/integration/test_autogrow.py::test_a_retry_grows_to_the_size_that_was_written_down",),
+        "        decision = _stored_size(item.to_size, volume.size)\n",
+        "        decision = policy.new_size(volume.size, used, volume.autogrow)\n",
+        ("tests/integration/test_autogrow.py::test_retry_grows_to_the_stored_size",),
     ),
     Mutation(
-        "given-up-without-seal",
-        "a volume would be let go while an earlier attempt may still publish",
+        "failed-without-seal",
+        "a volume would be released while an earlier attempt may still publish",
         "worker/attempts.py",
         "            return await self._seal(job, grant, outcome)\n",
         "            return outcome\n",
-        ("tests/integration/test_ways_out.py::test_an_expansion_that_failed_after_it_was_published_is_adopted",),
+        ("tests/integration/test_ways_out.py::test_size_of_an_expansion_that_failed_after_publishing_is_stored",),
     ),
     Mutation(
-        "interruption-spends-an-attempt",
-        "a few deploys would fail a long job",
+        "release-spends-attempt",
+        "a long job would fail after a few deployments",
         "domain/jobs/engine.py",
         "error=job.error, give_back=1)",
         "error=job.error, give_back=0)",
-        (f"{SETTLING}test_an_interrupted_job_gets_its_attempt_back_and_is_rung_at_once", ANY_ORDER),
+        (f"{SETTLING}test_released_job_gets_its_attempt_back_and_is_dispatched_at_once", SIMULATION),
     ),
     Mutation(
-        "key-overlooked",
-        "a request that is sent again under its key would be carried out again",
+        "fast-path-ignores-key",
+        "a repeated request with the same key would be executed again",
         "api/v1/fast_path.py",
         'frozenset({b"prefer", b"idempotency-key"})',
         'frozenset({b"prefer"})',
-        (f"{KEYS}test_one_key_sent_twenty_times_at_once_is_one_job_and_one_answer",),
+        (f"{KEYS}test_twenty_concurrent_requests_with_one_key_create_one_job",),
     ),
     Mutation(
-        "keys-taken-in-together",
-        "requests under one key that come at the same moment would each be carried out",
+        "keyed-requests-batched",
+        "concurrent requests with one key would all be executed",
         "domain/volumes/service.py",
-        "if origin.key is None and await self._intake.create(",
-        "if await self._intake.create(",
-        (f"{INTAKE}test_a_request_under_a_key_goes_alone",),
+        "if origin.key is None and await self._requests.create(",
+        "if await self._requests.create(",
+        (f"{BATCHING}test_request_with_a_key_is_not_batched",),
     ),
     Mutation(
-        "asked-again-in-vain",
-        "whoever cannot know whether he was accepted would be told that somebody else was faster, who is himself",
+        "unavailable-batch-sent-singly",
+        "if the result of a commit is unknown, the request would be sent again and refused as a conflict with itself",
         "domain/volumes/request_batching.py",
-        "self._expansions = Grouped(self._expand_all, most=_MOST, is_common=is_outage)",
-        "self._expansions = Grouped(self._expand_all, most=_MOST)",
-        (f"{INTAKE}test_when_nobody_knows_whether_it_was_committed_nobody_is_told_that_somebody_else_was_first",),
+        "self._expands = Batcher(self._expand_batch, max_batch=MAX_BATCH, fails_all=is_unavailable)",
+        "self._expands = Batcher(self._expand_batch, max_batch=MAX_BATCH)",
+        (f"{BATCHING}test_unknown_commit_result_is_not_reported_as_a_conflict",),
     ),
     Mutation(
-        "locked-waited-for",
-        "a request that must wait for a lock would have all others wait",
+        "batch-waits-for-locks",
+        "a request for a locked volume would delay all others in its batch",
         "domain/volumes/repository.py",
         "FOR NO KEY UPDATE SKIP LOCKED",
         "FOR NO KEY UPDATE",
-        (f"{INTAKE}test_whoever_asks_for_a_volume_that_is_locked_holds_up_nobody_else",),
+        (f"{BATCHING}test_request_for_a_locked_volume_delays_no_other",),
     ),
     Mutation(
-        "due-as-it-was-seen",
-        "two workers that have seen the same time due would both start it, or one that was changed meanwhile",
+        "due-run-started-twice",
+        "two workers that read the same due time would both start a run, or one of a schedule changed since",
         "domain/schedules/repository.py",
-        "            Schedule.next_run_at == seen.next_run_at,\n",
+        "            Schedule.next_run_at == due.next_run_at,\n",
         "",
-        (f"{SCHEDULES}test_who_has_looked_before_somebody_else_has_started_it_leaves_it_alone",),
+        (f"{SCHEDULES}test_run_started_since_the_read_is_not_started_again",),
     ),
     Mutation(
-        "run-beside-its-predecessor",
-        "a run that outlasts the time to the next one would go on beside it",
+        "overlapping-runs",
+        "a run that takes longer than the interval would overlap with the next one",
         "domain/schedules/runner.py",
         "if last is not None and not await",
         "if last is not None and False and not await",
-        (f"{SCHEDULES}test_many_who_ask_for_a_run_and_many_who_start_it_get_one_job",),
+        (f"{SCHEDULES}test_concurrent_requests_and_starts_create_one_job",),
     ),
 )
 

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.db.base import enum_text
-from domain.db.sql import as_arrays, given_rows, json_value, unnested
+from domain.db.sql import as_arrays, json_rows, json_value, unnested
 from domain.errors import NameTaken, VolumeBusy, VolumeNotFound, VolumeUnusable
 from domain.volumes.model import Volume
 from domain.volumes.states import BUSY, MOVES, VolumeState
@@ -219,7 +219,7 @@ class VolumeRepository:
         if not used:
             return
         rows = ({"id": volume_id, "used": allocated} for volume_id, allocated in used.items())
-        usage = given_rows(rows, id=Uuid(), used=BigInteger())
+        usage = json_rows(rows, id=Uuid(), used=BigInteger())
         query = update(Volume).where(Volume.id == usage.c.id).values(used=usage.c.used, used_at=func.now())
         await self._session.execute(query.execution_options(synchronize_session=False))
 

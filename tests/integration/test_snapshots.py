@@ -1,4 +1,4 @@
-"""What users may ask of snapshots, and what stands in the rows before, during and after."""
+"""Requests for snapshot operations, and the rows before, during and after them."""
 
 from uuid import uuid4
 
@@ -44,7 +44,7 @@ from tests.integration.snapshot_builders import (
 
 
 class TestTake:
-    async def test_volume_snapshot_and_job_come_together(self, services: Services) -> None:
+    async def test_request_creates_snapshot_and_job_and_acquires_the_volume(self, services: Services) -> None:
         volume = await a_volume(services, size=3 * MIB)
         job = await services.snapshots.request_take(volume.id, "first", origin=RequestOrigin(caller="me"))
         snapshot, found = await snapshot_row(services, job.snapshot_id), await volume_row(services, volume.id)
@@ -55,7 +55,7 @@ class TestTake:
         assert (job.kind, job.volume_id, job.backend, job.created_by) == ("snapshot.take", volume.id, "memory", "me")
         assert job.params == {"name": "first", "size": 3 * MIB, "fence": 1}
 
-    async def test_when_it_is_done_the_volume_is_as_before_and_the_snapshot_ready(self, services: Services) -> None:
+    async def test_success_makes_the_snapshot_ready_and_the_volume_available(self, services: Services) -> None:
         volume = await a_stored_volume(services, size=2 * MIB)
         job = await carried_out(services, await services.snapshots.request_take(volume.id, "first"))
         snapshot, found = await snapshot_row(services, job.snapshot_id), await volume_row(services, volume.id)
@@ -64,9 +64,7 @@ class TestTake:
         assert (found["state"], found["size"], found["version"], found["job_id"]) == ("available", 2 * MIB, 3, None)
         assert job.result == {"snapshot_id": str(job.snapshot_id), "volume_id": str(volume.id), "size": 2 * MIB}
 
-    async def test_a_backend_that_knows_no_sizes_takes_snapshots_of_the_size_in_the_row(
-        self, settings: Settings
-    ) -> None:
+    async def test_backend_without_sizes_takes_snapshots_of_the_rows_size(self, settings: Settings) -> None:
         async with open_services(settings.model_copy(update={"backends": {"null": "null:"}})) as services:
             volume = await a_volume(services, size=5 * MIB, backend="null")
             job = await carried_out(services, await services.snapshots.request_take(volume.id, "first"))
@@ -75,7 +73,7 @@ class TestTake:
             assert job.result is not None
             assert job.result["size"] == 5 * MIB
 
-    async def test_a_name_is_taken_once_for_each_volume(self, services: Services) -> None:
+    async def test_name_is_unique_per_volume(self, services: Services) -> None:
         one, other = await a_stored_volume(services), await a_stored_volume(services)
         await carried_out(services, await services.snapshots.request_take(one.id, "same"))
         await services.snapshots.request_take(other.id, "same")
@@ -86,7 +84,7 @@ class TestTake:
         assert refused.value.details == {"field": "name"}
         assert await all_rows(services) == before
 
-    async def test_a_volume_that_is_busy_or_broken_or_gone_is_refused(self, services: Services) -> None:
+    async def test_busy_failed_or_missing_volume_is_refused(self, services: Services) -> None:
         volume = await a_volume(services)
         job = await services.volumes.request_expand(volume.id, Growth(by=1))
         with pytest.raises(VolumeBusy) as refused:
@@ -98,34 +96,34 @@ class TestTake:
         with pytest.raises(VolumeNotFound):
             await services.snapshots.request_take(uuid4(), "nowhere")
 
-    async def test_a_retry_takes_the_volume_as_it_is_now_and_not_what_was_left_behind(self, services: Services) -> None:
+    async def test_retry_takes_the_current_volume_not_the_leftovers(self, services: Services) -> None:
         volume = await a_stored_volume(services)
         job = await services.snapshots.request_take(volume.id, "first")
         engine, own = await claimed(services, job)
         await attempted(services, own)
         await engine.settle(own, Cancelled({"size": MIB}))
         await carried_out(services, await services.volumes.request_expand(volume.id, Growth(to=4 * MIB)))
-        again = await carried_out(services, await services.jobs.retry(job.id))
+        retried = await carried_out(services, await services.jobs.retry(job.id))
 
-        assert again.result is not None
-        assert again.result["size"] == 4 * MIB
+        assert retried.result is not None
+        assert retried.result["size"] == 4 * MIB
         assert (await snapshot_row(services, job.snapshot_id))["size"] == 4 * MIB
 
-    async def test_the_same_key_is_the_same_snapshot(self, services: Services) -> None:
+    async def test_same_key_creates_one_snapshot(self, services: Services) -> None:
         volume = await a_volume(services)
         origin = RequestOrigin(
             "me", IdempotentRequest("k", "route", "fingerprint", lambda job: (202, {"id": str(job.id)}))
         )
         job = await services.snapshots.request_take(volume.id, "first", origin=origin)
-        with pytest.raises(IdempotentReplay) as again:
+        with pytest.raises(IdempotentReplay) as replay:
             await services.snapshots.request_take(volume.id, "first", origin=origin)
 
-        assert again.value.body == {"id": str(job.id)}
+        assert replay.value.body == {"id": str(job.id)}
         assert await sql(services, "SELECT count(*) FROM snapshots") == [(1,)]
 
 
 class TestRestore:
-    async def test_volume_and_snapshot_are_both_taken_and_the_fence_is_the_volumes(self, services: Services) -> None:
+    async def test_volume_and_snapshot_are_acquired_and_the_fence_is_the_volumes(self, services: Services) -> None:
         volume = await a_stored_volume(services)
         await sql(services, "UPDATE volumes SET version = 7")
         snapshot = await a_snapshot(services, volume)
@@ -134,7 +132,7 @@ class TestRestore:
         assert await states(services, job) == ("restoring", "restoring")
         assert (job.volume_id, job.snapshot_id, job.params["fence"]) == (volume.id, snapshot.id, 8)
 
-    async def test_the_volume_keeps_its_present_size(self, services: Services) -> None:
+    async def test_volume_keeps_its_current_size(self, services: Services) -> None:
         volume = await a_stored_volume(services)
         snapshot = await a_snapshot(services, volume)
         await carried_out(services, await services.volumes.request_expand(volume.id, Growth(to=4 * MIB)))
@@ -144,7 +142,7 @@ class TestRestore:
         assert (await volume_row(services, volume.id))["size"] == 4 * MIB
         assert job.result == {"snapshot_id": str(snapshot.id), "volume_id": str(volume.id), "size": 4 * MIB}
 
-    async def test_while_it_runs_nothing_else_gets_at_either(self, services: Services) -> None:
+    async def test_other_operations_are_refused_meanwhile(self, services: Services) -> None:
         volume = await a_stored_volume(services)
         snapshot = await a_snapshot(services, volume)
         job = await services.snapshots.request_restore(snapshot.id)
@@ -161,7 +159,7 @@ class TestRestore:
 
 
 class TestDelete:
-    async def test_the_volume_is_not_touched_so_it_may_be_expanded_meanwhile(self, services: Services) -> None:
+    async def test_volume_is_not_acquired_and_can_be_expanded_meanwhile(self, services: Services) -> None:
         volume = await a_stored_volume(services)
         snapshot = await a_snapshot(services, volume)
         before = await volume_row(services, volume.id)
@@ -177,7 +175,7 @@ class TestDelete:
         with pytest.raises(SnapshotNotFound):
             await services.snapshots.get(snapshot.id)
 
-    async def test_after_its_last_snapshot_a_volume_can_be_deleted(self, services: Services) -> None:
+    async def test_volume_can_be_deleted_after_its_last_snapshot(self, services: Services) -> None:
         volume = await a_stored_volume(services)
         snapshot = await a_snapshot(services, volume)
         with pytest.raises(VolumeHasSnapshots):
@@ -189,7 +187,7 @@ class TestDelete:
 
         assert (await carried_out(services, await services.volumes.request_delete(volume.id))).status == "succeeded"
 
-    async def test_its_name_can_be_used_again(self, services: Services) -> None:
+    async def test_name_of_a_deleted_snapshot_can_be_reused(self, services: Services) -> None:
         volume = await a_stored_volume(services)
         snapshot = await a_snapshot(services, volume, "same")
         await carried_out(services, await services.snapshots.request_delete(snapshot.id))
@@ -198,11 +196,11 @@ class TestDelete:
 
 
 class TestClone:
-    async def test_a_new_volume_is_made_and_the_snapshot_is_not_to_go(self, services: Services) -> None:
+    async def test_clone_creates_a_volume_and_blocks_deletion_of_the_snapshot(self, services: Services) -> None:
         volume = await a_stored_volume(services)
         snapshot = await a_snapshot(services, volume)
-        wanted = NewVolume("clone", 2 * MIB, labels={"a": "b"})
-        job = await services.snapshots.request_clone(snapshot.id, wanted, origin=RequestOrigin(caller="me"))
+        new = NewVolume("clone", 2 * MIB, labels={"a": "b"})
+        job = await services.snapshots.request_clone(snapshot.id, new, origin=RequestOrigin(caller="me"))
         clone = await volume_row(services, job.volume_id)
 
         assert await states(services, job) == ("creating", "cloning")
@@ -217,35 +215,35 @@ class TestClone:
         assert await states(services, job) == ("available", "ready")
         assert job.result == {"snapshot_id": str(snapshot.id), "volume_id": str(job.volume_id), "size": 2 * MIB}
 
-    async def test_without_a_size_it_is_as_large_as_the_snapshot(self, services: Services) -> None:
+    async def test_clone_without_size_is_as_large_as_the_snapshot(self, services: Services) -> None:
         snapshot = await a_snapshot(services, await a_stored_volume(services, size=3 * MIB))
         job = await carried_out(services, await services.snapshots.request_clone(snapshot.id, NewVolume("clone")))
 
         assert (await volume_row(services, job.volume_id))["size"] == 3 * MIB
 
     @pytest.mark.parametrize(
-        ("wanted", "refusal", "field"),
+        ("new", "refusal", "field"),
         [
             (NewVolume("clone", MIB - 1), Invalid, "size"),
             (NewVolume("clone", backend="tape"), UnknownBackend, "backend"),
             (NewVolume("clone", backend="other"), Invalid, "backend"),
         ],
     )
-    async def test_what_cannot_be_is_refused_with_the_field_that_says_so(
-        self, settings: Settings, wanted: NewVolume, refusal: type[Invalid], field: str
+    async def test_impossible_clone_is_refused_with_its_field(
+        self, settings: Settings, new: NewVolume, refusal: type[Invalid], field: str
     ) -> None:
         backends = {"memory": "memory:", "other": "memory:"}
         async with open_services(settings.model_copy(update={"backends": backends})) as services:
             snapshot = await a_snapshot(services, await a_stored_volume(services))
             before = await all_rows(services)
             with pytest.raises(refusal) as refused:
-                await services.snapshots.request_clone(snapshot.id, wanted)
+                await services.snapshots.request_clone(snapshot.id, new)
 
             assert type(refused.value) is refusal
             assert refused.value.details["field"] == field
             assert await all_rows(services) == before
 
-    async def test_a_name_that_is_taken_leaves_the_snapshot_alone(self, services: Services) -> None:
+    async def test_taken_name_leaves_the_snapshot_unchanged(self, services: Services) -> None:
         snapshot = await a_snapshot(services, await a_stored_volume(services))
         await a_volume(services, name="mine")
         before = await all_rows(services)
@@ -254,31 +252,29 @@ class TestClone:
 
         assert await all_rows(services) == before
 
-    async def test_the_snapshot_is_at_rest_only_after_the_last_of_several(self, services: Services) -> None:
+    async def test_snapshot_is_released_after_the_last_of_several_clones(self, services: Services) -> None:
         snapshot = await a_snapshot(services, await a_stored_volume(services))
         requests = [await services.snapshots.request_clone(snapshot.id, NewVolume(f"c{n}")) for n in range(3)]
-        seen = []
+        observed = []
         for job in requests[2], requests[0], requests[1]:
             await carried_out(services, job)
             found = await snapshot_row(services, snapshot.id)
-            seen.append((found["state"], found["job_id"]))
+            observed.append((found["state"], found["job_id"]))
 
-        assert seen == [("cloning", requests[0].id), ("cloning", requests[1].id), ("ready", None)]
+        assert observed == [("cloning", requests[0].id), ("cloning", requests[1].id), ("ready", None)]
         assert (await snapshot_row(services, snapshot.id))["version"] == 1 + 3 + 3
 
-    async def test_a_clone_that_is_given_up_does_not_take_the_snapshot_from_the_others(
-        self, services: Services
-    ) -> None:
+    async def test_failed_clone_does_not_release_the_snapshot_of_others(self, services: Services) -> None:
         snapshot = await a_snapshot(services, await a_stored_volume(services))
-        lost, kept = [await services.snapshots.request_clone(snapshot.id, NewVolume(name)) for name in ("a", "b")]
+        lost, remaining = [await services.snapshots.request_clone(snapshot.id, NewVolume(name)) for name in ("a", "b")]
         assert await states(services, await given_up(services, lost)) == ("error", "cloning")
         with pytest.raises(SnapshotBusy) as refused:
             await services.snapshots.request_delete(snapshot.id)
 
-        assert refused.value.details["job_id"] == kept.id
-        assert await states(services, await services.jobs.cancel(kept.id)) == ("error", "ready")
+        assert refused.value.details["job_id"] == remaining.id
+        assert await states(services, await services.jobs.cancel(remaining.id)) == ("error", "ready")
 
-    async def test_a_clone_outlives_its_snapshot(self, services: Services) -> None:
+    async def test_clone_outlives_its_snapshot(self, services: Services) -> None:
         volume = await a_stored_volume(services)
         snapshot = await a_snapshot(services, volume)
         job = await carried_out(services, await services.snapshots.request_clone(snapshot.id, NewVolume("clone")))
@@ -289,7 +285,7 @@ class TestClone:
         expand = await services.volumes.request_expand(job.volume_id, Growth(by=MIB))
         assert (await carried_out(services, expand)).status == "succeeded"
 
-    async def test_a_volume_that_is_no_clone_needs_a_size(self, services: Services) -> None:
+    async def test_volume_other_than_a_clone_needs_a_size(self, services: Services) -> None:
         with pytest.raises(Invalid) as refused:
             await services.volumes.request_create(NewVolume("sizeless"))
 
@@ -297,7 +293,7 @@ class TestClone:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in OPERATIONS if kind != "snapshot.take"])
-async def test_a_snapshot_that_is_gone_or_not_yet_there_is_refused(services: Services, kind: str) -> None:
+async def test_missing_or_unfinished_snapshot_is_refused(services: Services, kind: str) -> None:
     volume = await a_stored_volume(services)
     snapshot = await a_snapshot(services, volume)
     await sql(services, "UPDATE snapshots SET state = 'taking', job_id = id")
@@ -313,7 +309,7 @@ async def test_a_snapshot_that_is_gone_or_not_yet_there_is_refused(services: Ser
 
 
 @pytest.mark.parametrize("kind", ["snapshot.restore", "snapshot.clone"])
-async def test_a_snapshot_in_error_can_only_be_deleted(services: Services, kind: str) -> None:
+async def test_snapshot_in_error_can_only_be_deleted(services: Services, kind: str) -> None:
     volume = await a_stored_volume(services)
     snapshot = await a_snapshot(services, volume)
     await sql(services, "UPDATE snapshots SET state = 'error'")
@@ -324,7 +320,7 @@ async def test_a_snapshot_in_error_can_only_be_deleted(services: Services, kind:
 
 
 @pytest.mark.parametrize("kind", OPERATIONS)
-async def test_a_retry_has_a_higher_fence_and_the_same_aim(services: Services, kind: str) -> None:
+async def test_retry_has_a_higher_fence_and_the_same_params(services: Services, kind: str) -> None:
     volume = await a_stored_volume(services)
     old = await given_up(services, await requested(services, kind, volume))
     new = await services.jobs.retry(old.id)
@@ -335,7 +331,7 @@ async def test_a_retry_has_a_higher_fence_and_the_same_aim(services: Services, k
     assert (await carried_out(services, new)).status == "succeeded"
 
 
-async def test_a_job_whose_snapshot_is_in_other_hands_cannot_be_recorded(services: Services) -> None:
+async def test_job_that_lost_its_snapshot_cannot_be_recorded(services: Services) -> None:
     job = await requested(services, "snapshot.restore", await a_stored_volume(services))
     await sql(services, "UPDATE snapshots SET job_id = :other", other=uuid4())
     with pytest.raises(RuntimeError, match="not held by the jobs that end"):
@@ -344,7 +340,7 @@ async def test_a_job_whose_snapshot_is_in_other_hands_cannot_be_recorded(service
     assert (await volume_row(services, job.volume_id))["state"] == "restoring"
 
 
-async def test_a_job_that_killed_every_worker_is_buried_and_leaves_nothing_stuck(services: Services) -> None:
+async def test_job_that_killed_every_worker_fails_and_releases_its_rows(services: Services) -> None:
     jobs = [await requested(services, kind, await a_stored_volume(services)) for kind in OPERATIONS]
     for job in jobs:
         await set_job(
@@ -363,7 +359,7 @@ async def test_a_job_that_killed_every_worker_is_buried_and_leaves_nothing_stuck
 
 
 class TestLists:
-    async def test_they_are_filtered_and_paged_newest_first(self, services: Services) -> None:
+    async def test_snapshots_are_filtered_and_paged_newest_first(self, services: Services) -> None:
         one, other = await a_stored_volume(services), await a_stored_volume(services)
         for name in "abc":
             await a_snapshot(services, one, name)
@@ -379,6 +375,6 @@ class TestLists:
         last = await services.snapshots.list_snapshots(SnapshotFilter(), rest)
         assert ([snapshot.name for snapshot in last.items], last.next_cursor) == (["a"], None)
 
-    async def test_what_nobody_knows_is_not_found(self, services: Services) -> None:
+    async def test_unknown_snapshot_is_not_found(self, services: Services) -> None:
         with pytest.raises(SnapshotNotFound):
             await services.snapshots.get(uuid4())

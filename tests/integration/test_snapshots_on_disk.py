@@ -1,4 +1,4 @@
-"""Snapshots of real files, by real workers: the old bytes come back, and a clone goes its own way."""
+"""Snapshots of real files by real workers: a restore brings back the old data, and a clone is independent."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -28,7 +28,7 @@ OLD, NEW = b"old" * (MIB // 3) + b"!", b"new" * (MIB // 3) + b"?"
 
 @pytest.fixture
 def on_disk(settings: Settings, tmp_path: Path) -> Settings:
-    """Settings with a disk instead of memory."""
+    """Settings with a file backend instead of memory."""
     return settings.model_copy(update={"backends": {"disk": f"file:{tmp_path}/disk"}})
 
 
@@ -38,7 +38,7 @@ async def services(on_disk: Settings) -> AsyncIterator[Services]:
         yield services
 
 
-async def test_take_overwrite_expand_restore_gives_the_old_bytes_and_the_new_size(
+async def test_restore_after_overwrite_and_expand_has_old_data_and_new_size(
     services: Services, on_disk: Settings, running_worker: RunningWorker
 ) -> None:
     async with running_worker(on_disk):
@@ -61,15 +61,15 @@ async def test_take_overwrite_expand_restore_gives_the_old_bytes_and_the_new_siz
     assert restored.result["size"] == 3 * MIB
 
 
-async def test_a_clone_has_the_snapshots_bytes_and_is_independent(
+async def test_clone_has_the_snapshots_data_and_is_independent(
     services: Services, on_disk: Settings, running_worker: RunningWorker
 ) -> None:
     volume = await a_stored_volume(services, content=OLD, backend="disk")
     snapshot = await a_snapshot(services, volume)
     write(services, volume.id, NEW)
     async with running_worker(on_disk):
-        wanted = NewVolume("clone", 2 * MIB)
-        clone = await done(services, await services.snapshots.request_clone(snapshot.id, wanted))
+        new = NewVolume("clone", 2 * MIB)
+        clone = await done(services, await services.snapshots.request_clone(snapshot.id, new))
         assert read(services, clone.volume_id) == OLD + bytes(MIB)
         write(services, clone.volume_id, b"mine")
         await done(services, await services.snapshots.request_restore(snapshot.id))
@@ -82,7 +82,7 @@ async def test_a_clone_has_the_snapshots_bytes_and_is_independent(
     assert not path(services, volume.id).parent.exists()
 
 
-async def test_a_snapshot_can_be_restored_again_and_again(
+async def test_snapshot_can_be_restored_repeatedly(
     services: Services, on_disk: Settings, running_worker: RunningWorker
 ) -> None:
     volume = await a_stored_volume(services, content=OLD, backend="disk")
@@ -95,7 +95,7 @@ async def test_a_snapshot_can_be_restored_again_and_again(
             assert read(services, volume.id) == OLD
 
 
-async def test_five_clones_by_two_workers_at_once_are_all_the_same(
+async def test_concurrent_clones_by_two_workers_are_identical(
     services: Services, on_disk: Settings, running_worker: RunningWorker
 ) -> None:
     volume = await a_stored_volume(services, content=OLD, backend="disk")
@@ -111,7 +111,7 @@ async def test_five_clones_by_two_workers_at_once_are_all_the_same(
     assert await sql(services, "SELECT max(attempt) FROM jobs") == [(1,)]
 
 
-async def test_a_snapshot_that_is_deleted_leaves_nothing_on_the_disk(
+async def test_deleted_snapshot_leaves_nothing_on_disk(
     services: Services, on_disk: Settings, running_worker: RunningWorker
 ) -> None:
     volume = await a_stored_volume(services, content=OLD, backend="disk")

@@ -1,4 +1,4 @@
-"""How far a copy is stands in the job's row: written down with the lease, and at the end all of it."""
+"""The progress of a copy in the job's row: stored when the lease is renewed, and complete in the end."""
 
 from uuid import uuid4
 
@@ -15,8 +15,8 @@ from tests.integration.snapshot_builders import claimed, copied
 
 
 @pytest.fixture
-async def at_work(services: Services) -> tuple[JobEngine, ClaimedJob]:
-    """A snapshot that is being taken, by a worker that can be asked to say so."""
+async def running(services: Services) -> tuple[JobEngine, ClaimedJob]:
+    """A claimed job that takes a snapshot, and the engine of its worker."""
     volume = await a_volume(services)
     return await claimed(services, await services.snapshots.request_take(volume.id, "first"))
 
@@ -25,8 +25,8 @@ def progress(job: Job) -> tuple[int | None, ...]:
     return (job.total, job.succeeded, job.failed, job.skipped)
 
 
-async def test_at_first_nobody_knows(services: Services, at_work: tuple[JobEngine, ClaimedJob]) -> None:
-    engine, job = at_work
+async def test_progress_is_unknown_at_first(services: Services, running: tuple[JobEngine, ClaimedJob]) -> None:
+    engine, job = running
     before = await row(services, job.id)
     await engine.renew([job.id])
     found = await row(services, job.id)
@@ -35,8 +35,8 @@ async def test_at_first_nobody_knows(services: Services, at_work: tuple[JobEngin
     assert found.version == before.version
 
 
-async def test_a_renewal_writes_down_how_far_it_is(services: Services, at_work: tuple[JobEngine, ClaimedJob]) -> None:
-    engine, job = at_work
+async def test_renewal_stores_progress(services: Services, running: tuple[JobEngine, ClaimedJob]) -> None:
+    engine, job = running
     before = await row(services, job.id)
     await engine.renew([job.id], {job.id: Progress(3, 10)})
     found = await row(services, job.id)
@@ -45,8 +45,10 @@ async def test_a_renewal_writes_down_how_far_it_is(services: Services, at_work: 
     assert found.version == before.version + 1, "the ETag has moved"
 
 
-async def test_only_a_change_is_a_new_version(services: Services, at_work: tuple[JobEngine, ClaimedJob]) -> None:
-    engine, job = at_work
+async def test_only_changed_progress_increments_the_version(
+    services: Services, running: tuple[JobEngine, ClaimedJob]
+) -> None:
+    engine, job = running
     before = await row(services, job.id)
     for done in (3, 3, 3, 7):
         await engine.renew([job.id], {job.id: Progress(done, 10)})
@@ -57,10 +59,10 @@ async def test_only_a_change_is_a_new_version(services: Services, at_work: tuple
     assert found.version == before.version + 2
 
 
-async def test_what_copies_nothing_is_renewed_beside_it(
-    services: Services, at_work: tuple[JobEngine, ClaimedJob]
+async def test_job_without_progress_is_renewed_in_the_same_batch(
+    services: Services, running: tuple[JobEngine, ClaimedJob]
 ) -> None:
-    engine, job = at_work
+    engine, job = running
     claim = await engine.claim((await a_queued_expand(services)).dispatch)
     assert claim is not None
     before = await row(services, claim.job.id)
@@ -71,10 +73,10 @@ async def test_what_copies_nothing_is_renewed_beside_it(
     assert (progress(found), found.version) == ((None,) * 4, before.version)
 
 
-async def test_whoever_lost_the_job_writes_nothing_down(
-    services: Services, at_work: tuple[JobEngine, ClaimedJob]
+async def test_worker_without_the_job_stores_no_progress(
+    services: Services, running: tuple[JobEngine, ClaimedJob]
 ) -> None:
-    _, job = at_work
+    _, job = running
     renewed = await an_engine(services).renew([job.id, uuid4()], {job.id: Progress(9, 10)})
 
     assert list(renewed.renewals) == []
@@ -82,7 +84,7 @@ async def test_whoever_lost_the_job_writes_nothing_down(
 
 
 @pytest.mark.parametrize(
-    ("seen", "copied_in_the_end", "expected"),
+    ("reported", "copied_bytes", "expected"),
     [
         (None, 10, (10, 10, 0, 0)),
         (Progress(3, 10), 10, (10, 10, 0, 0)),
@@ -90,33 +92,33 @@ async def test_whoever_lost_the_job_writes_nothing_down(
         (Progress(3, 10), 12, (12, 12, 0, 0)),
         (None, None, (None,) * 4),
     ],
-    ids=["too short to be seen", "seen", "copied by an earlier attempt", "grown meanwhile", "nothing to copy"],
+    ids=["too short to be reported", "reported", "copied by an earlier attempt", "grown meanwhile", "nothing to copy"],
 )
-async def test_in_the_end_it_is_all_of_it(
+async def test_settled_job_has_full_progress(
     services: Services,
-    at_work: tuple[JobEngine, ClaimedJob],
-    seen: Progress | None,
-    copied_in_the_end: int | None,
+    running: tuple[JobEngine, ClaimedJob],
+    reported: Progress | None,
+    copied_bytes: int | None,
     expected: tuple[int | None, ...],
 ) -> None:
-    engine, job = at_work
-    await engine.renew([job.id], {job.id: seen} if seen else {})
-    await engine.settle(job, copied(job, copied_in_the_end))
+    engine, job = running
+    await engine.renew([job.id], {job.id: reported} if reported else {})
+    await engine.settle(job, copied(job, copied_bytes))
 
     assert progress(await row(services, job.id)) == expected
 
 
-async def test_an_attempt_that_failed_leaves_what_was_seen_of_it(
-    services: Services, at_work: tuple[JobEngine, ClaimedJob]
+async def test_failed_attempt_leaves_its_last_progress(
+    services: Services, running: tuple[JobEngine, ClaimedJob]
 ) -> None:
-    engine, job = at_work
+    engine, job = running
     await engine.renew([job.id], {job.id: Progress(3, 10)})
     await engine.settle(job, RetryIn(0, {}))
 
     assert progress(await row(services, job.id)) == (10, 3, 0, 0)
 
 
-async def test_other_jobs_have_no_progress_of_this_kind(services: Services) -> None:
+async def test_jobs_that_copy_nothing_have_no_progress(services: Services) -> None:
     engine, job = await claimed(services, await a_queued_expand(services))
     await engine.settle(job, Succeeded({"volume_id": str(job.volume_id)}))
 

@@ -1,4 +1,4 @@
-"""However a job on a snapshot ends, volume and snapshot are left as the design's table says, and never stuck."""
+"""However a snapshot job ends, volume and snapshot are left in the expected states, and are never stuck."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -22,12 +22,12 @@ from tests.integration.snapshot_builders import (
     states,
     write,
 )
-from tests.integration.test_ways_out import ATTEMPTS, Place, at_work, waits_for_a_retry
+from tests.integration.test_ways_out import ATTEMPTS, Place, wait_until_retry_scheduled, wait_until_running
 
 OLD, NEW = b"old!" * (MIB // 4), b"new?" * (MIB // 4)
 
-#: What the design's table says of a job that came to nothing: the state of its volume (a clone's is the new one,
-#: a delete has none) and of its snapshot.
+#: Expected states of the volume and the snapshot of a failed or cancelled job. The volume of a clone job is the new
+#: one; a delete job has no volume.
 LEFT = {
     "snapshot.take": ("available", "error"),
     "snapshot.restore": ("available", "ready"),
@@ -46,7 +46,7 @@ Way = Callable[[Place, RunningWorker, str], Awaitable[Job]]
 
 @pytest.fixture
 async def place(settings: Settings, tmp_path: Path) -> AsyncIterator[Place]:
-    """Services over a disk that can be made to fail."""
+    """Services with a file backend that can be made to fail."""
     options = f"fail=@{tmp_path}/fail&fail_after=@{tmp_path}/fail_after&gate={tmp_path}/gate"
     backends = {"disk": f"faulty+file:{tmp_path}/disk?{options}"}
     faulty = settings.model_copy(update={"backends": backends, "max_attempts": ATTEMPTS})
@@ -54,8 +54,8 @@ async def place(settings: Settings, tmp_path: Path) -> AsyncIterator[Place]:
         yield Place(services, faulty, tmp_path)
 
 
-async def asked(place: Place, kind: str) -> Job:
-    """Ask for an operation on a volume with new bytes, whose snapshot (unless it is to be taken) has the old ones."""
+async def requested_job(place: Place, kind: str) -> Job:
+    """Request an operation on a volume with new data, whose snapshot (unless it is to be taken) has the old data."""
     volume = await a_stored_volume(place.services, content=OLD, backend="disk")
     snapshot = None if kind == "snapshot.take" else await a_snapshot(place.services, volume)
     write(place.services, volume.id, NEW)
@@ -63,7 +63,7 @@ async def asked(place: Place, kind: str) -> Job:
 
 
 def source(job: Job) -> UUID:
-    """The volume that the snapshot is of."""
+    """The volume that the snapshot was taken of."""
     return UUID(job.params["of_volume"]) if "of_volume" in job.params else job.volume_id or UUID(int=0)
 
 
@@ -71,8 +71,8 @@ def failing(kind: str, code: str) -> str:
     return f"{OPERATIONS[kind]}:{code}"
 
 
-async def given_up_for_good(place: Place, running_worker: RunningWorker, kind: str) -> Job:
-    job = await asked(place, kind)
+async def failed_permanently(place: Place, running_worker: RunningWorker, kind: str) -> Job:
+    job = await requested_job(place, kind)
     place.fail(failing(kind, "storage-full"))
     async with running_worker(place.settings):
         job = await ended(place.services, job.id)
@@ -80,8 +80,8 @@ async def given_up_for_good(place: Place, running_worker: RunningWorker, kind: s
     return job
 
 
-async def given_up_after_all_attempts(place: Place, running_worker: RunningWorker, kind: str) -> Job:
-    job = await asked(place, kind)
+async def failed_after_all_attempts(place: Place, running_worker: RunningWorker, kind: str) -> Job:
+    job = await requested_job(place, kind)
     place.fail(failing(kind, "storage-unavailable"))
     async with running_worker(place.settings):
         job = await ended(place.services, job.id)
@@ -90,16 +90,16 @@ async def given_up_after_all_attempts(place: Place, running_worker: RunningWorke
 
 
 async def cancelled_before_the_work(place: Place, _: RunningWorker, kind: str) -> Job:
-    job = await place.services.jobs.cancel((await asked(place, kind)).id)
+    job = await place.services.jobs.cancel((await requested_job(place, kind)).id)
     assert (job.status, job.attempt) == ("cancelled", 0)
     return job
 
 
 async def cancelled_during_the_work(place: Place, running_worker: RunningWorker, kind: str) -> Job:
-    job = await asked(place, kind)
+    job = await requested_job(place, kind)
     place.gate.touch()
     async with running_worker(place.settings):
-        await at_work(place, job)
+        await wait_until_running(place, job)
         await place.services.jobs.cancel(job.id)
         job = await ended(place.services, job.id)
     place.gate.unlink()
@@ -108,10 +108,10 @@ async def cancelled_during_the_work(place: Place, running_worker: RunningWorker,
 
 
 async def cancelled_between_two_tries(place: Place, running_worker: RunningWorker, kind: str) -> Job:
-    job = await asked(place, kind)
+    job = await requested_job(place, kind)
     place.fail(failing(kind, "storage-unavailable"))
     async with running_worker(place.settings.model_copy(update={"retry_seconds": 3600.0})):
-        await waits_for_a_retry(place, job)
+        await wait_until_retry_scheduled(place, job)
         await place.services.jobs.cancel(job.id)
         job = await ended(place.services, job.id)
     assert job.status == "cancelled"
@@ -119,8 +119,8 @@ async def cancelled_between_two_tries(place: Place, running_worker: RunningWorke
 
 
 WAYS = (
-    given_up_for_good,
-    given_up_after_all_attempts,
+    failed_permanently,
+    failed_after_all_attempts,
     cancelled_before_the_work,
     cancelled_during_the_work,
     cancelled_between_two_tries,
@@ -129,7 +129,7 @@ WAYS = (
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.parametrize("kind", OPERATIONS)
-async def test_a_job_that_comes_to_nothing_leaves_all_as_the_design_says_and_can_be_retried(
+async def test_failed_or_cancelled_job_leaves_the_expected_states_and_can_be_retried(
     place: Place, running_worker: RunningWorker, kind: str, way: Way
 ) -> None:
     job = await way(place, running_worker, kind)
@@ -137,7 +137,7 @@ async def test_a_job_that_comes_to_nothing_leaves_all_as_the_design_says_and_can
     volume = await volume_row(place.services, source(job))
     assert (volume["state"], volume["size"]) == ("available", MIB)
     assert read(place.services, source(job)) == NEW, "nothing was published"
-    assert unpublished(place, source(job)) == []
+    assert drafts(place, source(job)) == []
 
     place.heal()
     retry = await place.services.jobs.retry(job.id)
@@ -150,10 +150,10 @@ async def test_a_job_that_comes_to_nothing_leaves_all_as_the_design_says_and_can
 
 
 @pytest.mark.parametrize("kind", OPERATIONS)
-async def test_what_came_to_nothing_can_be_deleted_and_then_all_the_rest(
+async def test_snapshot_and_volumes_of_a_failed_job_can_be_deleted(
     place: Place, running_worker: RunningWorker, kind: str
 ) -> None:
-    job = await given_up_for_good(place, running_worker, kind)
+    job = await failed_permanently(place, running_worker, kind)
     place.heal()
     assert job.snapshot_id is not None
     async with running_worker(place.settings):
@@ -165,10 +165,10 @@ async def test_what_came_to_nothing_can_be_deleted_and_then_all_the_rest(
     assert left == {".fences", ".trash"}
 
 
-async def test_a_snapshot_taken_but_then_failed_is_an_error_and_its_retry_has_the_bytes_of_then(
+async def test_retry_of_a_take_that_failed_after_publishing_has_current_data(
     place: Place, running_worker: RunningWorker
 ) -> None:
-    job = await asked(place, "snapshot.take")
+    job = await requested_job(place, "snapshot.take")
     place.fail(failing(job.kind, "storage-denied"), after=True)
     async with running_worker(place.settings):
         job = await ended(place.services, job.id)
@@ -177,14 +177,12 @@ async def test_a_snapshot_taken_but_then_failed_is_an_error_and_its_retry_has_th
         write(place.services, job.volume_id, OLD)
         await done(place.services, await place.services.jobs.retry(job.id))
 
-    kept = path(place.services, job.volume_id).parent / "snapshots" / str(job.snapshot_id)
-    assert kept.read_bytes() == OLD
+    stored = path(place.services, job.volume_id).parent / "snapshots" / str(job.snapshot_id)
+    assert stored.read_bytes() == OLD
 
 
-async def test_a_restore_that_failed_after_it_was_published_is_whole(
-    place: Place, running_worker: RunningWorker
-) -> None:
-    job = await asked(place, "snapshot.restore")
+async def test_restore_that_failed_after_publishing_is_complete(place: Place, running_worker: RunningWorker) -> None:
+    job = await requested_job(place, "snapshot.restore")
     place.fail(failing(job.kind, "storage-denied"), after=True)
     async with running_worker(place.settings):
         job = await ended(place.services, job.id)
@@ -194,10 +192,10 @@ async def test_a_restore_that_failed_after_it_was_published_is_whole(
     assert read(place.services, job.volume_id) == OLD
 
 
-async def test_a_clone_that_failed_after_it_was_published_is_an_error_with_its_size(
+async def test_clone_that_failed_after_publishing_is_an_error_with_its_size(
     place: Place, running_worker: RunningWorker
 ) -> None:
-    job = await asked(place, "snapshot.clone")
+    job = await requested_job(place, "snapshot.clone")
     place.fail(failing(job.kind, "storage-denied"), after=True)
     async with running_worker(place.settings):
         job = await ended(place.services, job.id)
@@ -208,8 +206,8 @@ async def test_a_clone_that_failed_after_it_was_published_is_an_error_with_its_s
         await done(place.services, await place.services.volumes.request_delete(job.volume_id))
 
 
-async def test_where_even_the_seal_fails_nothing_is_stuck(place: Place, running_worker: RunningWorker) -> None:
-    jobs = [await asked(place, kind) for kind in OPERATIONS]
+async def test_rows_are_released_even_if_sealing_fails(place: Place, running_worker: RunningWorker) -> None:
+    jobs = [await requested_job(place, kind) for kind in OPERATIONS]
     place.fail("*:storage-denied")
     async with running_worker(place.settings):
         jobs = [await ended(place.services, job.id) for job in jobs]
@@ -219,10 +217,8 @@ async def test_where_even_the_seal_fails_nothing_is_stuck(place: Place, running_
 
 
 @pytest.mark.parametrize("kind", OPERATIONS)
-async def test_a_failure_that_passes_costs_attempts_and_nothing_else(
-    place: Place, running_worker: RunningWorker, kind: str
-) -> None:
-    job = await asked(place, kind)
+async def test_transient_failure_costs_only_attempts(place: Place, running_worker: RunningWorker, kind: str) -> None:
+    job = await requested_job(place, kind)
     place.fail(f"{failing(kind, 'storage-unavailable')}*{ATTEMPTS - 1}")
     async with running_worker(place.settings):
         job = await done(place.services, job)
@@ -231,6 +227,6 @@ async def test_a_failure_that_passes_costs_attempts_and_nothing_else(
     assert await states(place.services, job) == SUCCEEDED[kind]
 
 
-def unpublished(place: Place, volume_id: UUID) -> list[Path]:
-    """Drafts that nobody swept."""
+def drafts(place: Place, volume_id: UUID) -> list[Path]:
+    """Drafts that have not been swept."""
     return [*(place.folder / "disk" / str(volume_id)).rglob("*.tmp")]

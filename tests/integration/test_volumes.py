@@ -1,4 +1,4 @@
-"""What users may ask of volumes, and what happens when many ask at once."""
+"""Requests for volume operations, one at a time and concurrently."""
 
 import asyncio
 from typing import Any
@@ -28,16 +28,16 @@ from domain.volumes.service import NewVolume, VolumeChange
 from domain.volumes.states import VolumeState
 from tests.integration.job_builders import MIB, a_volume, everything, row, set_job, sql, volume_row
 
-ANONYMOUS = uuid4()
+UNKNOWN_ID = uuid4()
 
 
-async def names(services: Services, **wanted: Any) -> list[str]:
-    page = await services.volumes.list_volumes(VolumeFilter(**wanted), PageRequest("volumes"))
+async def names(services: Services, **filters: Any) -> list[str]:
+    page = await services.volumes.list_volumes(VolumeFilter(**filters), PageRequest("volumes"))
     return [volume.name for volume in page.items]
 
 
 class TestCreate:
-    async def test_the_row_and_the_job_come_together(self, services: Services) -> None:
+    async def test_request_creates_volume_and_job(self, services: Services) -> None:
         job = await services.volumes.request_create(
             NewVolume("new", MIB, labels={"a": "b"}), origin=RequestOrigin(caller="me")
         )
@@ -50,19 +50,19 @@ class TestCreate:
         assert (found.params, found.backend) == ({"size": MIB, "fence": 1}, "memory")
         assert found.max_attempts == services.settings.max_attempts
 
-    async def test_of_twenty_at_once_with_one_name_one_is_accepted(self, services: Services) -> None:
+    async def test_one_of_twenty_concurrent_requests_with_one_name_is_accepted(self, services: Services) -> None:
         requests = (services.volumes.request_create(NewVolume("same", MIB)) for _ in range(20))
-        ends = await asyncio.gather(*requests, return_exceptions=True)
+        results = await asyncio.gather(*requests, return_exceptions=True)
 
-        assert sorted(type(end).__name__ for end in ends) == ["Job"] + ["NameTaken"] * 19
+        assert sorted(type(result).__name__ for result in results) == ["Job"] + ["NameTaken"] * 19
         assert await sql(services, "SELECT count(*) FROM volumes UNION ALL SELECT count(*) FROM jobs") == [(1,), (1,)]
 
-    async def test_a_name_that_is_taken_is_named(self, services: Services) -> None:
+    async def test_error_names_the_taken_name(self, services: Services) -> None:
         await a_volume(services, name="mine")
         with pytest.raises(NameTaken, match="'mine'"):
             await services.volumes.request_create(NewVolume("mine", MIB))
 
-    async def test_a_backend_that_is_not_there_is_refused_before_anything_is_written(self, services: Services) -> None:
+    async def test_unknown_backend_is_refused_without_any_rows(self, services: Services) -> None:
         with pytest.raises(UnknownBackend):
             await services.volumes.request_create(NewVolume("a", MIB, backend="tape"))
 
@@ -70,7 +70,7 @@ class TestCreate:
 
 
 class TestExpand:
-    async def test_the_job_names_the_size_and_not_the_step(self, services: Services) -> None:
+    async def test_job_stores_the_target_size_not_the_step(self, services: Services) -> None:
         volume = await a_volume(services, size=10 * MIB)
         job = await services.volumes.request_expand(volume.id, Growth(percent=50))
         found = await volume_row(services, volume.id)
@@ -79,18 +79,20 @@ class TestExpand:
         assert (found["state"], found["size"], found["version"]) == ("expanding", 10 * MIB, 2)
         assert found["job_id"] == job.id
 
-    async def test_of_fifty_at_once_one_is_accepted_and_the_others_hear_whose_it_is(self, services: Services) -> None:
+    async def test_one_of_fifty_concurrent_requests_is_accepted_and_others_get_its_job(
+        self, services: Services
+    ) -> None:
         volume = await a_volume(services)
         requests = (services.volumes.request_expand(volume.id, Growth(by=MIB)) for _ in range(50))
-        ends = await asyncio.gather(*requests, return_exceptions=True)
-        refused = [end for end in ends if isinstance(end, VolumeBusy)]
+        results = await asyncio.gather(*requests, return_exceptions=True)
+        refused = [result for result in results if isinstance(result, VolumeBusy)]
         ((job_id,),) = await sql(services, "SELECT id FROM jobs")
 
         assert len(refused) == 49
-        assert {end.details["job_id"] for end in refused} == {job_id}
+        assert {result.details["job_id"] for result in refused} == {job_id}
         assert (await volume_row(services, volume.id))["version"] == 2
 
-    async def test_a_volume_never_shrinks(self, services: Services) -> None:
+    async def test_volume_never_shrinks(self, services: Services) -> None:
         volume = await a_volume(services, size=2 * MIB)
         before = await everything(services)
         with pytest.raises(ShrinkRefused):
@@ -98,7 +100,7 @@ class TestExpand:
 
         assert await everything(services) == before
 
-    async def test_a_volume_never_grows_beyond_the_limit(self, services: Services) -> None:
+    async def test_volume_never_grows_beyond_the_limit(self, services: Services) -> None:
         volume = await a_volume(services)
         before = await everything(services)
         with pytest.raises(SizeLimitExceeded):
@@ -106,19 +108,19 @@ class TestExpand:
 
         assert await everything(services) == before
 
-    async def test_a_volume_in_error_is_not_expanded(self, services: Services) -> None:
+    async def test_volume_in_error_is_not_expanded(self, services: Services) -> None:
         volume = await a_volume(services)
         await sql(services, "UPDATE volumes SET state = 'error'")
         with pytest.raises(VolumeUnusable):
             await services.volumes.request_expand(volume.id, Growth(by=1))
 
-    async def test_a_volume_that_nobody_knows_is_not_expanded(self, services: Services) -> None:
+    async def test_unknown_volume_is_not_expanded(self, services: Services) -> None:
         with pytest.raises(VolumeNotFound):
-            await services.volumes.request_expand(ANONYMOUS, Growth(by=1))
+            await services.volumes.request_expand(UNKNOWN_ID, Growth(by=1))
 
 
 class TestDelete:
-    async def test_a_volume_at_rest_is_taken_for_its_end(self, services: Services) -> None:
+    async def test_idle_volume_is_acquired_for_deletion(self, services: Services) -> None:
         for state in ("available", "error"):
             volume = await a_volume(services)
             await sql(services, "UPDATE volumes SET state = :state WHERE id = :id", state=state, id=volume.id)
@@ -127,7 +129,7 @@ class TestDelete:
 
             assert (found["state"], found["job_id"]) == ("deleting", job.id)
 
-    async def test_a_busy_volume_is_not_deleted(self, services: Services) -> None:
+    async def test_busy_volume_is_not_deleted(self, services: Services) -> None:
         volume = await a_volume(services)
         job = await services.volumes.request_expand(volume.id, Growth(by=1))
         with pytest.raises(VolumeBusy) as refused:
@@ -135,39 +137,39 @@ class TestDelete:
 
         assert refused.value.details == {"job_id": job.id, "state": VolumeState.EXPANDING}
 
-    async def test_of_expand_and_delete_at_once_one_is_accepted(self, services: Services) -> None:
+    async def test_one_of_concurrent_expand_and_delete_is_accepted(self, services: Services) -> None:
         volume = await a_volume(services)
-        ends = await asyncio.gather(
+        results = await asyncio.gather(
             services.volumes.request_delete(volume.id),
             services.volumes.request_expand(volume.id, Growth(by=1)),
             return_exceptions=True,
         )
 
-        assert sorted(type(end).__name__ for end in ends) == ["Job", "VolumeBusy"]
+        assert sorted(type(result).__name__ for result in results) == ["Job", "VolumeBusy"]
 
-    async def test_a_volume_that_nobody_knows_is_not_deleted(self, services: Services) -> None:
+    async def test_unknown_volume_is_not_deleted(self, services: Services) -> None:
         with pytest.raises(VolumeNotFound):
-            await services.volumes.request_delete(ANONYMOUS)
+            await services.volumes.request_delete(UNKNOWN_ID)
 
 
 class TestChange:
-    async def test_what_is_not_given_stays(self, services: Services) -> None:
+    async def test_members_that_are_not_named_stay(self, services: Services) -> None:
         volume = await a_volume(services, name="old")
         await services.volumes.change(volume.id, VolumeChange(frozenset({"labels"}), labels={"a": "b"}))
         changed = await services.volumes.change(volume.id, VolumeChange(frozenset({"name"}), name="new"))
 
         assert (changed.name, changed.labels, changed.autogrow) == ("new", {"a": "b"}, None)
 
-    async def test_a_policy_is_set_and_taken_away(self, services: Services) -> None:
+    async def test_policy_is_set_and_removed(self, services: Services) -> None:
         volume, policy = await a_volume(services), {"usage_above": 80, "percent": 10, "up_to": 100}
-        given = frozenset({"autogrow"})
-        with_policy = await services.volumes.change(volume.id, VolumeChange(given, autogrow=policy))
+        changed = frozenset({"autogrow"})
+        with_policy = await services.volumes.change(volume.id, VolumeChange(changed, autogrow=policy))
         assert with_policy.autogrow == policy
-        await services.volumes.change(volume.id, VolumeChange(given, autogrow=None))
+        await services.volumes.change(volume.id, VolumeChange(changed, autogrow=None))
 
         assert (await volume_row(services, volume.id))["autogrow"] is None
 
-    async def test_a_busy_volume_is_changed_without_disturbing_its_job(self, services: Services) -> None:
+    async def test_change_of_a_busy_volume_does_not_affect_its_job(self, services: Services) -> None:
         volume = await a_volume(services)
         job = await services.volumes.request_expand(volume.id, Growth(by=1))
         await services.volumes.change(volume.id, VolumeChange(frozenset({"name"}), name="busy"))
@@ -175,7 +177,7 @@ class TestChange:
 
         assert (found["name"], found["state"], found["job_id"], found["version"]) == ("busy", "expanding", job.id, 2)
 
-    async def test_a_name_that_is_taken_stays_with_whoever_has_it(self, services: Services) -> None:
+    async def test_taken_name_is_refused_and_nothing_changes(self, services: Services) -> None:
         await a_volume(services, name="theirs")
         volume = await a_volume(services, name="mine")
         change = VolumeChange(frozenset({"name", "labels"}), name="theirs", labels={"a": "b"})
@@ -185,12 +187,12 @@ class TestChange:
 
         assert (found["name"], found["labels"]) == ("mine", {})
 
-    async def test_keeping_its_own_name_is_no_conflict(self, services: Services) -> None:
+    async def test_volume_may_keep_its_own_name(self, services: Services) -> None:
         volume = await a_volume(services, name="mine")
 
         assert (await services.volumes.change(volume.id, VolumeChange(frozenset({"name"}), name="mine"))).name == "mine"
 
-    async def test_a_change_is_noted_with_its_time(self, services: Services) -> None:
+    async def test_change_updates_the_time_stamp(self, services: Services) -> None:
         volume = await a_volume(services)
         changed = await services.volumes.change(volume.id, VolumeChange(frozenset({"labels"}), labels={"a": "b"}))
 
@@ -198,19 +200,19 @@ class TestChange:
 
 
 class TestLists:
-    async def test_volumes_are_listed_newest_first_page_by_page(self, services: Services) -> None:
-        made = [(await a_volume(services)).name for _ in range(5)]
-        seen, cursor = [], None
+    async def test_volumes_are_paged_newest_first(self, services: Services) -> None:
+        created = [(await a_volume(services)).name for _ in range(5)]
+        pages, cursor = [], None
         while True:
             page = await services.volumes.list_volumes(VolumeFilter(), PageRequest("volumes", 2, cursor))
-            seen.append([volume.name for volume in page.items])
+            pages.append([volume.name for volume in page.items])
             if (cursor := page.next_cursor) is None:
                 break
 
-        newest_first = made[::-1]
-        assert seen == [newest_first[:2], newest_first[2:4], newest_first[4:]]
+        newest_first = created[::-1]
+        assert pages == [newest_first[:2], newest_first[2:4], newest_first[4:]]
 
-    async def test_a_list_shows_what_was_asked_for(self, services: Services) -> None:
+    async def test_list_is_filtered(self, services: Services) -> None:
         for name, labels in (("a", {"x": "1", "y": "2"}), ("b", {"x": "1"}), ("c", {})):
             volume = await a_volume(services, name=name)
             await services.volumes.change(volume.id, VolumeChange(frozenset({"labels"}), labels=labels))
@@ -223,45 +225,45 @@ class TestLists:
         assert await names(services, labels={"x": "1", "y": "2"}) == ["a"]
         assert await names(services, labels={"x": "1"}, name="c") == []
 
-    async def test_jobs_are_listed_by_what_they_are_and_parts_only_with_their_whole(self, services: Services) -> None:
-        whole = await services.volumes.request_create(NewVolume("whole", MIB))
-        part = await services.volumes.request_create(NewVolume("part", MIB))
-        gone = await services.jobs.cancel((await services.volumes.request_create(NewVolume("gone", MIB))).id)
-        await set_job(services, part.id, f"parent_id = '{whole.id}'")
+    async def test_jobs_are_filtered_and_children_are_listed_only_by_parent(self, services: Services) -> None:
+        parent = await services.volumes.request_create(NewVolume("parent", MIB))
+        child = await services.volumes.request_create(NewVolume("child", MIB))
+        cancelled = await services.jobs.cancel((await services.volumes.request_create(NewVolume("cancelled", MIB))).id)
+        await set_job(services, child.id, f"parent_id = '{parent.id}'")
 
-        async def listed(**wanted: Any) -> list[Any]:
-            page = await services.jobs.list_jobs(JobFilter(**wanted), PageRequest("jobs"))
+        async def listed(**filters: Any) -> list[Any]:
+            page = await services.jobs.list_jobs(JobFilter(**filters), PageRequest("jobs"))
             return [job.id for job in page.items]
 
-        assert await listed() == [gone.id, whole.id]
-        assert await listed(parent_id=whole.id) == [part.id]
-        assert await listed(status=gone.status) == [gone.id]
-        assert await listed(volume_id=whole.volume_id) == [whole.id]
+        assert await listed() == [cancelled.id, parent.id]
+        assert await listed(parent_id=parent.id) == [child.id]
+        assert await listed(status=cancelled.status) == [cancelled.id]
+        assert await listed(volume_id=parent.volume_id) == [parent.id]
         assert await listed(kind="volume.delete") == []
 
 
-async def test_a_lock_that_somebody_keeps_is_no_hang(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_held_lock_ends_in_a_timeout(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(_SERVER_SETTINGS, "statement_timeout", "100")
     volume = await a_volume(services)
-    async with open_services(services.settings) as hasty, services.database.transaction() as session:
+    async with open_services(services.settings) as impatient, services.database.transaction() as session:
         await session.get(Volume, volume.id, with_for_update=True)
         with pytest.raises(DatabaseUnavailable):
-            await asyncio.create_task(hasty.volumes.request_expand(volume.id, Growth(by=1)))
+            await asyncio.create_task(impatient.volumes.request_expand(volume.id, Growth(by=1)))
 
 
-async def test_a_process_that_stops_inside_a_transaction_loses_its_locks(
+async def test_process_idle_in_a_transaction_loses_its_locks(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(_SERVER_SETTINGS, "idle_in_transaction_session_timeout", "100")
     volume = await a_volume(services)
-    async with open_services(services.settings) as stopping:
+    async with open_services(services.settings) as idle:
 
-        async def stop_while_another_wants_the_volume() -> None:
-            async with stopping.database.transaction() as session:
+        async def idle_while_another_requests_the_volume() -> None:
+            async with idle.database.transaction() as session:
                 await session.get(Volume, volume.id, with_for_update=True)
                 await services.volumes.request_expand(volume.id, Growth(by=1))
 
         with pytest.raises(DatabaseUnavailable):
-            await stop_while_another_wants_the_volume()
+            await idle_while_another_requests_the_volume()
 
     assert (await volume_row(services, volume.id))["state"] == "expanding"

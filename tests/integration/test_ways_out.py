@@ -1,4 +1,4 @@
-"""However a job ends, its volume is left as the design's table says, in the row and on the disk, and never stuck."""
+"""However a volume job ends, its volume is left in the expected state, as a row and on disk, and is never stuck."""
 
 import asyncio
 import math
@@ -24,13 +24,13 @@ from tests.integration.job_builders import MIB, a_volume, ended, row, sql, until
 ATTEMPTS = 2
 KINDS = ("create", "expand", "delete")
 
-#: What the design's table says of a job that came to nothing: the volume's state, and the size on the disk.
+#: Expected state of the volume of a failed or cancelled job, and its size on disk.
 LEFT = {"create": ("error", None), "expand": ("available", MIB), "delete": ("error", MIB)}
 
 
 @dataclass(frozen=True)
 class Place:
-    """A storage that fails and waits as the files in ``folder`` say, and the services over it."""
+    """Services with a backend whose failures and pauses are controlled by files in ``folder``."""
 
     services: Services
     settings: Settings
@@ -61,7 +61,7 @@ class Place:
 
 @pytest.fixture
 async def place(settings: Settings, tmp_path: Path) -> AsyncIterator[Place]:
-    """Services over a disk that can be made to fail."""
+    """Services with a file backend that can be made to fail."""
     options = f"fail=@{tmp_path}/fail&fail_after=@{tmp_path}/fail_after&gate={tmp_path}/gate"
     backends = {"disk": f"faulty+file:{tmp_path}/disk?{options}"}
     faulty = settings.model_copy(update={"backends": backends, "max_attempts": ATTEMPTS})
@@ -70,7 +70,7 @@ async def place(settings: Settings, tmp_path: Path) -> AsyncIterator[Place]:
 
 
 async def requested(place: Place, kind: str) -> Job:
-    """Ask for an operation on a volume of 1 MiB, which is there unless it is to be created."""
+    """Request an operation on a volume of 1 MiB, which exists unless it is to be created."""
     volumes = place.services.volumes
     if kind == "create":
         return await volumes.request_create(NewVolume("new", MIB))
@@ -81,7 +81,7 @@ async def requested(place: Place, kind: str) -> Job:
 
 
 async def a_volume_on_disk(place: Place) -> Volume:
-    """Have an available volume, in the row and on the disk, without any job."""
+    """Create an available volume, as a row and on disk, without any job."""
     volume = await a_volume(place.services, backend="disk")
     past = Grant(uuid4(), Fence(0, 0), deadline=math.inf)
     await place.services.backends.get("disk").create(volume.id, MIB, past)
@@ -89,7 +89,7 @@ async def a_volume_on_disk(place: Place) -> Volume:
 
 
 async def left(place: Place, job: Job) -> tuple[str, int | None]:
-    """How the volume was left: its state, and the size on the disk."""
+    """The volume's state, and its size on disk."""
     volume = await volume_row(place.services, job.volume_id)
     assert volume["job_id"] is None
     on_disk = place.size_on_disk(job.volume_id)
@@ -98,8 +98,8 @@ async def left(place: Place, job: Job) -> tuple[str, int | None]:
     return volume["state"], on_disk
 
 
-async def can_be_deleted(place: Place, job: Job) -> None:
-    """No volume is ever stuck."""
+async def require_deletable(place: Place, job: Job) -> None:
+    """Require that the volume can be deleted: it is not stuck."""
     assert job.volume_id is not None
     deleted = await ended(place.services, (await place.services.volumes.request_delete(job.volume_id)).id)
 
@@ -108,8 +108,8 @@ async def can_be_deleted(place: Place, job: Job) -> None:
     assert place.size_on_disk(job.volume_id) is None
 
 
-async def can_be_retried(place: Place, job: Job) -> None:
-    """After the fault is gone, the same thing succeeds."""
+async def require_retryable(place: Place, job: Job) -> None:
+    """Require that a retry succeeds, now that the fault is gone."""
     retried = await ended(place.services, (await place.services.jobs.retry(job.id)).id)
 
     assert retried.status == "succeeded"
@@ -117,14 +117,14 @@ async def can_be_retried(place: Place, job: Job) -> None:
     assert place.size_on_disk(job.volume_id) == expected[job.kind]
 
 
-async def at_work(place: Place, job: Job) -> None:
+async def wait_until_running(place: Place, job: Job) -> None:
     async def is_running() -> bool:
         return (await row(place.services, job.id)).status == "running"
 
     await until(is_running)
 
 
-async def waits_for_a_retry(place: Place, job: Job) -> None:
+async def wait_until_retry_scheduled(place: Place, job: Job) -> None:
     async def is_waiting() -> bool:
         found = await row(place.services, job.id)
         return found.status == "queued" and found.attempt > 0
@@ -133,7 +133,7 @@ async def waits_for_a_retry(place: Place, job: Job) -> None:
 
 
 @asynccontextmanager
-async def given_up_for_good(place: Place, running_worker: RunningWorker, kind: str) -> AsyncIterator[Job]:
+async def failed_permanently(place: Place, running_worker: RunningWorker, kind: str) -> AsyncIterator[Job]:
     async with running_worker(place.settings):
         place.fail(f"{kind}:storage-full")
         job = await ended(place.services, (await requested(place, kind)).id)
@@ -144,7 +144,7 @@ async def given_up_for_good(place: Place, running_worker: RunningWorker, kind: s
 
 
 @asynccontextmanager
-async def given_up_after_all_attempts(place: Place, running_worker: RunningWorker, kind: str) -> AsyncIterator[Job]:
+async def failed_after_all_attempts(place: Place, running_worker: RunningWorker, kind: str) -> AsyncIterator[Job]:
     async with running_worker(place.settings):
         place.fail(f"{kind}:storage-unavailable")
         job = await ended(place.services, (await requested(place, kind)).id)
@@ -167,7 +167,7 @@ async def cancelled_during_the_work(place: Place, running_worker: RunningWorker,
     requested_job = await requested(place, kind)
     place.gate.touch()
     async with running_worker(place.settings):
-        await at_work(place, requested_job)
+        await wait_until_running(place, requested_job)
         await place.services.jobs.cancel(requested_job.id)
         job = await ended(place.services, requested_job.id)
         place.gate.unlink()
@@ -177,11 +177,11 @@ async def cancelled_during_the_work(place: Place, running_worker: RunningWorker,
 
 @asynccontextmanager
 async def cancelled_between_two_tries(place: Place, running_worker: RunningWorker, kind: str) -> AsyncIterator[Job]:
-    patient = place.settings.model_copy(update={"retry_seconds": 3600.0})
+    slow_retries = place.settings.model_copy(update={"retry_seconds": 3600.0})
     requested_job = await requested(place, kind)
     place.fail(f"{kind}:storage-unavailable")
-    async with running_worker(patient):
-        await waits_for_a_retry(place, requested_job)
+    async with running_worker(slow_retries):
+        await wait_until_retry_scheduled(place, requested_job)
         await place.services.jobs.cancel(requested_job.id)
         job = await ended(place.services, requested_job.id)
         assert (job.status, job.result) == ("cancelled", None)
@@ -189,8 +189,8 @@ async def cancelled_between_two_tries(place: Place, running_worker: RunningWorke
 
 
 WAYS = (
-    given_up_for_good,
-    given_up_after_all_attempts,
+    failed_permanently,
+    failed_after_all_attempts,
     cancelled_before_the_work,
     cancelled_during_the_work,
     cancelled_between_two_tries,
@@ -199,32 +199,30 @@ WAYS = (
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_job_that_comes_to_nothing_leaves_its_volume_as_the_design_says(
+async def test_failed_or_cancelled_job_leaves_the_expected_state(
     place: Place, running_worker: RunningWorker, kind: str, way: Any
 ) -> None:
     async with way(place, running_worker, kind) as job:
         assert await left(place, job) == LEFT[kind]
         place.heal()
-        await can_be_retried(place, job)
+        await require_retryable(place, job)
         if kind != "delete":
-            await can_be_deleted(place, job)
+            await require_deletable(place, job)
 
 
 @pytest.mark.parametrize("kind", ["create", "expand"])
-async def test_what_came_to_nothing_can_be_deleted_instead(
-    place: Place, running_worker: RunningWorker, kind: str
-) -> None:
-    async with given_up_for_good(place, running_worker, kind) as job:
-        await can_be_deleted(place, job)
+async def test_volume_of_a_failed_job_can_be_deleted(place: Place, running_worker: RunningWorker, kind: str) -> None:
+    async with failed_permanently(place, running_worker, kind) as job:
+        await require_deletable(place, job)
 
 
-async def test_a_delete_that_failed_can_be_asked_for_again(place: Place, running_worker: RunningWorker) -> None:
-    async with given_up_for_good(place, running_worker, "delete") as job:
+async def test_failed_delete_can_be_requested_again(place: Place, running_worker: RunningWorker) -> None:
+    async with failed_permanently(place, running_worker, "delete") as job:
         place.heal()
-        await can_be_deleted(place, job)
+        await require_deletable(place, job)
 
 
-async def test_an_expansion_that_failed_after_it_was_published_is_adopted(
+async def test_size_of_an_expansion_that_failed_after_publishing_is_stored(
     place: Place, running_worker: RunningWorker
 ) -> None:
     place.fail("expand:storage-denied", after=True)
@@ -235,7 +233,7 @@ async def test_an_expansion_that_failed_after_it_was_published_is_adopted(
         assert await left(place, job) == ("available", 2 * MIB)
 
 
-async def test_a_create_that_failed_after_it_was_published_is_an_error_with_its_file(
+async def test_create_that_failed_after_publishing_is_an_error_with_its_file(
     place: Place, running_worker: RunningWorker
 ) -> None:
     place.fail("create:storage-denied", after=True)
@@ -245,10 +243,10 @@ async def test_a_create_that_failed_after_it_was_published_is_an_error_with_its_
         assert job.status == "failed"
         assert await left(place, job) == ("error", MIB)
         place.heal()
-        await can_be_deleted(place, job)
+        await require_deletable(place, job)
 
 
-async def test_a_delete_that_failed_after_it_was_published_can_be_ended(
+async def test_delete_that_failed_after_publishing_can_be_completed(
     place: Place, running_worker: RunningWorker
 ) -> None:
     place.fail("delete:storage-denied", after=True)
@@ -257,13 +255,11 @@ async def test_a_delete_that_failed_after_it_was_published_can_be_ended(
 
         assert await left(place, job) == ("error", None)
         place.heal()
-        await can_be_deleted(place, job)
+        await require_deletable(place, job)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_failure_that_passes_costs_attempts_and_nothing_else(
-    place: Place, running_worker: RunningWorker, kind: str
-) -> None:
+async def test_transient_failure_costs_only_attempts(place: Place, running_worker: RunningWorker, kind: str) -> None:
     place.fail(f"{kind}:storage-unavailable*{ATTEMPTS - 1}")
     async with running_worker(place.settings):
         job = await ended(place.services, (await requested(place, kind)).id)
@@ -271,7 +267,7 @@ async def test_a_failure_that_passes_costs_attempts_and_nothing_else(
     assert (job.status, job.attempt, job.epoch) == ("succeeded", ATTEMPTS, ATTEMPTS - 1)
 
 
-async def test_a_lock_in_the_way_costs_no_attempt(place: Place, running_worker: RunningWorker) -> None:
+async def test_busy_storage_costs_no_attempt(place: Place, running_worker: RunningWorker) -> None:
     place.fail(f"expand:storage-busy*{ATTEMPTS + 1}")
     async with running_worker(place.settings):
         job = await ended(place.services, (await requested(place, "expand")).id)
@@ -279,22 +275,22 @@ async def test_a_lock_in_the_way_costs_no_attempt(place: Place, running_worker: 
     assert (job.status, job.attempt, job.epoch) == ("succeeded", 1, ATTEMPTS + 1)
 
 
-async def test_a_worker_that_closes_hands_its_job_to_the_next_one(place: Place, running_worker: RunningWorker) -> None:
+async def test_job_of_a_stopping_worker_is_continued_by_another(place: Place, running_worker: RunningWorker) -> None:
     job = await requested(place, "expand")
     place.gate.touch()
     async with running_worker(place.settings):
-        await at_work(place, job)
-    handed_back = await row(place.services, job.id)
+        await wait_until_running(place, job)
+    released = await row(place.services, job.id)
     place.gate.unlink()
     async with running_worker(place.settings):
         done = await ended(place.services, job.id)
 
-    assert (handed_back.status, handed_back.attempt, handed_back.epoch) == ("queued", 0, 1)
+    assert (released.status, released.attempt, released.epoch) == ("queued", 0, 1)
     assert (done.status, done.attempt) == ("succeeded", 1)
     assert await left(place, job) == ("available", 2 * MIB)
 
 
-async def test_many_volumes_come_and_grow_and_go(place: Place, running_worker: RunningWorker) -> None:
+async def test_concurrent_create_expand_and_delete_of_many_volumes(place: Place, running_worker: RunningWorker) -> None:
     volumes, services = place.services.volumes, place.services
 
     async def live(number: int) -> None:

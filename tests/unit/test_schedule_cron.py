@@ -149,9 +149,9 @@ def test_times_of_cron_expression(cron: str, zone: str, after: str, until: str, 
 
 @pytest.mark.parametrize(("day", "hours"), [("2026-03-28T12:00", 26), ("2026-10-24T12:00", 26)])
 def test_every_ten_minutes_is_regular_through_both_clock_changes(day: str, hours: int) -> None:
-    moments = list(islice(CronSchedule("*/10 * * * *", BERLIN).times(at(day)), hours * 6))
+    times = list(islice(CronSchedule("*/10 * * * *", BERLIN).times(at(day)), hours * 6))
 
-    assert moments == [at(day) + timedelta(minutes=10 * number) for number in range(1, hours * 6 + 1)]
+    assert times == [at(day) + timedelta(minutes=10 * number) for number in range(1, hours * 6 + 1)]
 
 
 @pytest.mark.parametrize(
@@ -217,10 +217,10 @@ def test_times_are_those_that_local_clocks_show(
     name, begin = night
     cron = f"{','.join(map(str, minutes))} {','.join(map(str, hours))} * * *"
     schedule, end = CronSchedule(cron, name), begin + timedelta(days=3)
-    moments = list(takewhile(lambda moment: moment < end, schedule.times(begin)))
+    times = list(takewhile(lambda time: time < end, schedule.times(begin)))
 
-    assert moments == minute_by_minute(minutes, hours, ZoneInfo(name), begin, 3 * 1440)
-    assert all(schedule.next(earlier) == later for earlier, later in pairwise(moments))
+    assert times == minute_by_minute(minutes, hours, ZoneInfo(name), begin, 3 * 1440)
+    assert all(schedule.next(earlier) == later for earlier, later in pairwise(times))
 
 
 @pytest.mark.parametrize(

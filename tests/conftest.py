@@ -1,4 +1,4 @@
-"""The servers that tests may ask for: started once, gone at the end, and an empty database for each test."""
+"""Fixtures: servers started once per session, and an empty database for each test."""
 
 import logging
 import os
@@ -19,36 +19,36 @@ from domain.services import Services, open_services
 from domain.settings import Settings
 from tests.support.databases import SharedDatabase, named, run
 
-# As in production; structlog's own default paints tracebacks so slowly that leases run out over them.
+# As in production; structlog's default renders tracebacks so slowly that leases expire meanwhile.
 configure_logging(Settings(_env_file=None))
 
-#: Where the storage drivers of the tests are; processes that a test starts find them too.
+#: The tests' storage drivers; PYTHONPATH lets the processes started by a test import them too.
 DRIVERS = Path(__file__).parent / "support" / "drivers"
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(DRIVERS), os.environ.get("PYTHONPATH"))))
 
 TEMPLATE = "cistern_template"
 
-#: Has a module say also what is not said at the level of these tests.
+#: Sets the log level of one module to debug.
 LogAtDebug = Callable[[ModuleType], None]
 
 
 @pytest.fixture
 def log_at_debug(monkeypatch: pytest.MonkeyPatch) -> LogAtDebug:
-    def made_so(module: ModuleType) -> None:
+    def set_debug(module: ModuleType) -> None:
         at_debug = structlog.make_filtering_bound_logger("debug")
         log = structlog.wrap_logger(logging.getLogger(module.__name__), wrapper_class=at_debug)
         monkeypatch.setattr(module, "log", log)
 
-    return made_so
+    return set_debug
 
 
 @pytest.fixture(scope="session")
 def servers() -> Iterator[EmbeddedServers]:
-    """PostgreSQL with a migrated template, and Redis."""
+    """Start PostgreSQL, with a migrated template database, and Redis."""
     with temporary_data_dir() as data_dir, EmbeddedServers(data_dir, durable=False) as servers:
         run(servers.database_url, f"CREATE DATABASE {TEMPLATE}")
         migrate(named(servers.database_url, TEMPLATE))
-        # A test that goes on over two o'clock must not find a run in its job book.
+        # The seeded schedule must not start a job in a test that is running at 02:00.
         run(named(servers.database_url, TEMPLATE), "DELETE FROM schedules")
         yield servers
 
@@ -61,14 +61,14 @@ def shared_database(servers: EmbeddedServers) -> Iterator[SharedDatabase]:
 
 @pytest.fixture
 def database_url(shared_database: SharedDatabase) -> str:
-    """A migrated, empty database, whose schema a test may change."""
+    """A migrated, empty database; tests may change its schema."""
     shared_database.renew()
     return shared_database.url
 
 
 @pytest.fixture
 def empty_url(servers: EmbeddedServers) -> Iterator[str]:
-    """A database in which nothing was made yet."""
+    """A database without any migrations."""
     name = f"test_{uuid4().hex}"
     run(servers.database_url, f"CREATE DATABASE {name} TEMPLATE template0")
     yield named(servers.database_url, name)
@@ -77,7 +77,7 @@ def empty_url(servers: EmbeddedServers) -> Iterator[str]:
 
 @pytest.fixture
 def redis_url(servers: EmbeddedServers) -> str:
-    """The Redis, emptied."""
+    """The URL of the session's Redis, which is flushed first."""
     client = redis.Redis.from_url(servers.redis_url)
     client.flushall()
     client.close()
@@ -86,7 +86,7 @@ def redis_url(servers: EmbeddedServers) -> str:
 
 @pytest.fixture
 def settings(database_url: str, redis_url: str, tmp_path: Path) -> Settings:
-    """Settings for the servers, with storage in memory."""
+    """Settings for these servers, with storage in memory."""
     return Settings(
         database_url=database_url,
         redis_url=redis_url,
@@ -101,6 +101,6 @@ def settings(database_url: str, redis_url: str, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 async def services(settings: Settings) -> AsyncIterator[Services]:
-    """The real services on fresh servers."""
+    """The real services, on an empty database and Redis."""
     async with open_services(settings) as services:
         yield services

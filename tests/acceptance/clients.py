@@ -1,6 +1,6 @@
-"""Customers: each has a volume of its own, asks for one thing after another, and looks at its bytes.
+"""Clients: each owns a volume, sends one request after another, and checks the bytes of its volume.
 
-What they ask for is drawn from a seed; when it happens is up to the storm.
+The requests are drawn from a seed; their timing depends on the storm.
 """
 
 import asyncio
@@ -22,29 +22,29 @@ _PATIENCE_SECONDS = 180
 
 @dataclass
 class Expectations:
-    """What was accepted, and how the front of the house behaved."""
+    """The accepted requests with their expected effects, the API's status codes, and the faults so far."""
 
     jobs: int
-    strikes_wanted: int = 0
+    min_faults: int = 0
     accepted: dict[str, str] = field(default_factory=dict)
     growths: dict[str, int] = field(default_factory=dict)
-    answers: Counter[int] = field(default_factory=Counter)
-    strikes: Counter[str] = field(default_factory=Counter)
+    status_codes: Counter[int] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
 
-    def goes_on(self) -> bool:
-        """Whether more is to be asked for: enough jobs, and enough of a storm over them."""
-        return len(self.accepted) < self.jobs or self.strikes.total() < self.strikes_wanted
+    def needs_more(self) -> bool:
+        """Return whether the load must continue: too few jobs or too few faults so far."""
+        return len(self.accepted) < self.jobs or self.faults.total() < self.min_faults
 
     def kinds(self) -> Counter[str]:
         return Counter(self.accepted.values())
 
 
-class Caller:
-    """Somebody who asks until they are answered, always under the same key."""
+class RetryingCaller:
+    """Repeats each request under the same idempotency key until it is answered."""
 
     def __init__(self, http: httpx.AsyncClient, expected: Expectations, name: str) -> None:
         self._http = http
-        self._book = expected
+        self._expected = expected
         self._keys: Iterator[str] = (f"{name}-{number}" for number in count())
 
     async def post(self, address: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -57,12 +57,12 @@ class Caller:
         return dict((await self._answered("GET", address, 200)).json())
 
     async def _accepted(self, method: str, address: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        """Have a request accepted, and wait for the end of its job."""
+        """Send a request until it is accepted, and wait for the end of its job."""
         headers = {"Idempotency-Key": next(self._keys)}
         job = (await self._answered(method, address, 202, json=body, headers=headers)).json()
-        self._book.accepted[job["id"]] = job["kind"]
+        self._expected.accepted[job["id"]] = job["kind"]
         if body and "by" in body:
-            self._book.growths[job["id"]] = body["by"]
+            self._expected.growths[job["id"]] = body["by"]
         async with asyncio.timeout(_PATIENCE_SECONDS):
             while job["status"] not in ENDED:
                 wait = {"Prefer": "wait=5"}
@@ -71,23 +71,23 @@ class Caller:
         return dict(job)
 
     async def _answered(self, method: str, address: str, status: int, **request: Any) -> httpx.Response:
-        """Ask again for as long as the volume is busy, or the front of the house says that it cannot."""
+        """Repeat the request while the volume or snapshot is busy (409) or the API is unavailable (503)."""
         async with asyncio.timeout(_PATIENCE_SECONDS):
             while True:
-                answer = await self._http.request(method, address, **request)
-                self._book.answers[answer.status_code] += 1
-                if answer.status_code == status:
-                    return answer
-                assert answer.status_code in (409, 503), answer.text
-                assert answer.status_code == 503 or answer.json()["code"] in ("volume-busy", "snapshot-busy")
-                assert answer.status_code == 409 or answer.headers["Retry-After"]
+                response = await self._http.request(method, address, **request)
+                self._expected.status_codes[response.status_code] += 1
+                if response.status_code == status:
+                    return response
+                assert response.status_code in (409, 503), response.text
+                assert response.status_code == 503 or response.json()["code"] in ("volume-busy", "snapshot-busy")
+                assert response.status_code == 409 or response.headers["Retry-After"]
                 await asyncio.sleep(0.05)
 
 
-class Customer:
-    """One volume's life, step by step; its owner is never surprised by its bytes."""
+class Client:
+    """Takes one volume through random operations, and asserts that its bytes are the expected ones."""
 
-    def __init__(self, caller: Caller, random: Random, name: str) -> None:
+    def __init__(self, caller: RetryingCaller, random: Random, name: str) -> None:
         self._caller = caller
         self._random = random
         self._name = name
@@ -95,35 +95,35 @@ class Customer:
         self._snapshots: dict[str, bytes] = {}
         self._volume: dict[str, Any] = {}
 
-    async def live(self, goes_on: Callable[[], bool]) -> None:
+    async def run(self, needs_more: Callable[[], bool]) -> None:
         await self._create()
-        while goes_on():
+        while needs_more():
             await self._random.choice(self._steps())()
         while self._snapshots:
-            await self._forget()
+            await self._delete_snapshot()
         await self._caller.delete(f"/volumes/{self._volume['id']}")
         assert not Path(self._volume["path"]).exists()
 
     def _steps(self) -> list[Callable[[], Awaitable[None]]]:
-        steps: list[Callable[[], Awaitable[None]]] = [self._grow, self._grow, self._take]
+        steps: list[Callable[[], Awaitable[None]]] = [self._grow, self._grow, self._take_snapshot]
         if self._snapshots:
-            steps += [self._restore, self._clone, self._forget]
+            steps += [self._restore, self._clone, self._delete_snapshot]
         return steps
 
     async def _create(self) -> None:
-        wish = {"name": self._name, "size": 2 * MIB, "labels": {"customer": self._name[-1]}}
-        job = await self._caller.post("/volumes", wish)
+        body = {"name": self._name, "size": 2 * MIB, "labels": {"client": self._name[-1]}}
+        job = await self._caller.post("/volumes", body)
         self._volume = await self._caller.get(f"/volumes/{job['volume_id']}")
         self._write()
 
     async def _grow(self) -> None:
-        present = self._read()
-        wish = {"by": self._random.randint(1, 4) * MIB}
-        job = await self._caller.post(f"/volumes/{self._volume['id']}/expand", wish)
+        before = self._read()
+        body = {"by": self._random.randint(1, 4) * MIB}
+        job = await self._caller.post(f"/volumes/{self._volume['id']}/expand", body)
         assert Path(self._volume["path"]).stat().st_size >= job["params"]["to_size"]
-        assert self._read() == present
+        assert self._read() == before
 
-    async def _take(self) -> None:
+    async def _take_snapshot(self) -> None:
         self._write()
         body = {"name": f"snapshot-{next(self._numbers)}"}
         job = await self._caller.post(f"/volumes/{self._volume['id']}/snapshots", body)
@@ -133,17 +133,17 @@ class Customer:
     async def _restore(self) -> None:
         snapshot = self._random.choice(list(self._snapshots))
         await self._caller.post(f"/snapshots/{snapshot}/restore")
-        assert self._read() == self._snapshots[snapshot], "restored"
+        assert self._read() == self._snapshots[snapshot], "the restored bytes differ"
 
     async def _clone(self) -> None:
         snapshot = self._random.choice(list(self._snapshots))
         body = {"name": f"{self._name}-clone-{next(self._numbers)}", "from_snapshot": snapshot}
         job = await self._caller.post("/volumes", body)
         clone = await self._caller.get(f"/volumes/{job['volume_id']}")
-        assert _mark(clone["path"]) == self._snapshots[snapshot], "cloned"
+        assert _mark(clone["path"]) == self._snapshots[snapshot], "the cloned bytes differ"
         await self._caller.delete(f"/volumes/{clone['id']}")
 
-    async def _forget(self) -> None:
+    async def _delete_snapshot(self) -> None:
         snapshot = self._random.choice(list(self._snapshots))
         await self._caller.delete(f"/snapshots/{snapshot}")
         del self._snapshots[snapshot]
@@ -156,25 +156,25 @@ class Customer:
         return _mark(self._volume["path"])
 
 
-async def grow_all(caller: Caller, random: Random, goes_on: Callable[[], bool]) -> None:
-    """Grow the volumes of some customers together, again and again."""
-    while goes_on():
-        body = {"by": MIB, "max_concurrent": 6, "labels": {"customer": str(random.randrange(10))}}
+async def grow_all(caller: RetryingCaller, random: Random, needs_more: Callable[[], bool]) -> None:
+    """Expand the volumes of some clients in one bulk job, again and again."""
+    while needs_more():
+        body = {"by": MIB, "max_concurrent": 6, "labels": {"client": str(random.randrange(10))}}
         job = await caller.post("/volumes/expand", body)
         progress = job["progress"]
         assert progress["failed"] == 0, progress
 
 
-async def live(http: httpx.AsyncClient, expected: Expectations, *, customers: int, seed: int) -> None:
-    """Have customers live at the same time until there were enough jobs, and a bulk or two run across them."""
+async def run_clients(http: httpx.AsyncClient, expected: Expectations, *, clients: int, seed: int) -> None:
+    """Run clients, and two loops of bulk jobs across their volumes, until there were enough jobs and faults."""
     async with asyncio.TaskGroup() as group:
-        for number in range(customers):
-            name = f"customer-{number}"
-            customer = Customer(Caller(http, expected, name), Random(f"{seed} {name}"), name)
-            group.create_task(customer.live(expected.goes_on))
+        for number in range(clients):
+            name = f"client-{number}"
+            client = Client(RetryingCaller(http, expected, name), Random(f"{seed} {name}"), name)
+            group.create_task(client.run(expected.needs_more))
         for number in range(2):
-            caller = Caller(http, expected, f"bulk-{number}")
-            group.create_task(grow_all(caller, Random(f"{seed} bulk {number}"), expected.goes_on))
+            caller = RetryingCaller(http, expected, f"bulk-{number}")
+            group.create_task(grow_all(caller, Random(f"{seed} bulk {number}"), expected.needs_more))
 
 
 def _mark(path: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Where the processes of a test stand: real ones, all of them gone when it is cleared."""
+"""Starts the worker and API processes of a test, and kills all of them when the test ends."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ SMALL, LARGE = 1 << 20, 3 << 20
 
 @dataclass
 class Cluster:
-    """Where a test starts its workers: one database, one Redis, one directory of volumes with a journal."""
+    """The processes of one test, sharing a database, a Redis, and a directory of volumes with a journal."""
 
     settings: Settings
     folder: Path
@@ -39,19 +39,19 @@ class Cluster:
         return self.folder / "volumes"
 
     def gate(self, name: str = "gate") -> Path:
-        """A file that holds storage work up for as long as it exists."""
+        """Return the path of a file; storage operations block while it exists."""
         return self.folder / name
 
     def url(self, **options: object) -> str:
-        given = "&".join(f"{name}={value}" for name, value in ({"journal": self.journal} | options).items())
-        return f"faulty+file:{self.volumes}?{given}"
+        query = "&".join(f"{name}={value}" for name, value in ({"journal": self.journal} | options).items())
+        return f"faulty+file:{self.volumes}?{query}"
 
     def start_worker(self, *command: str, url: str | None = None, log: Path | None = None, **extra: str) -> Process:
-        """Start a worker process; ``url`` is its own idea of the backend ``local``, ``log`` where its words go."""
+        """Start a worker process, whose backend ``local`` is at ``url`` and whose stderr goes to ``log``."""
         return self.start(command or ["worker"], url or self.url(), log, **extra)
 
     def start_api(self, *, log: Path | None = None, options: Sequence[str] = ("--no-access-log",)) -> str:
-        """Start the API on a free port; returns its address once it is ready."""
+        """Start the API on a free port, and return its address once it is ready."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
@@ -67,16 +67,16 @@ class Cluster:
         raise AssertionError("the API did not become ready")
 
     def start(self, command: Sequence[str], url: str, log: Path | None = None, **extra: str) -> Process:
-        """Start ``python -m COMMAND``; forked, unless there is time for long tests."""
+        """Run ``python -m COMMAND``, forked unless the long tests run, which use a new interpreter."""
         environment = os.environ | self.environment() | {"CISTERN_BACKENDS": f'{{"local": "{url}"}}'} | extra
-        process = (_started if LONG else Forked)(command, environment, log)
+        process = (_spawn if LONG else Forked)(command, environment, log)
         self.processes.append(process)
         return process
 
     def environment(self) -> dict[str, str]:
         names = {"database_url", "redis_url", "lease_seconds", "heartbeat_timeout_seconds", "retry_seconds"}
-        given = self.settings.model_dump(include=names)
-        return {f"CISTERN_{name.upper()}": str(value) for name, value in given.items()}
+        values = self.settings.model_dump(include=names)
+        return {f"CISTERN_{name.upper()}": str(value) for name, value in values.items()}
 
     def clear(self) -> None:
         for process in self.processes:
@@ -86,6 +86,6 @@ class Cluster:
             process.wait()
 
 
-def _started(command: Sequence[str], environment: Mapping[str, str], stderr: Path | None) -> Process:
+def _spawn(command: Sequence[str], environment: Mapping[str, str], stderr: Path | None) -> Process:
     with stderr.open("ab") if stderr is not None else contextlib.nullcontext() as log:
         return subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=environment, stderr=log)

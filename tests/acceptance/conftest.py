@@ -1,4 +1,4 @@
-"""Real processes, each gone at the end of its test."""
+"""Fixtures for tests with real processes, which are killed at the end of each test."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,5 +23,5 @@ def cluster(settings: Settings, tmp_path: Path) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def report() -> Report:
-    """A page that the long fault tests leave behind."""
+    """The report that the long storms write to build/faults.md."""
     return Report(ROOT / "build" / "faults.md" if LONG else None)

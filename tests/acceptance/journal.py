@@ -1,4 +1,4 @@
-"""Reads the journal of the ``faulty`` driver, and judges by it."""
+"""Reads the journal of the ``faulty`` driver, and checks the order of its entries."""
 
 import json
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from uuid import UUID
 
 from domain.jobs.model import Job
 
-OF_THE_SNAPSHOT = {"take_snapshot", "delete_snapshot", "seal_snapshot"}
+SNAPSHOT_OPERATIONS = {"take_snapshot", "delete_snapshot", "seal_snapshot"}
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Entry:
 
     @property
     def subject(self) -> UUID:
-        """What is published, and whose the fence is."""
-        return self.snapshot_id if self.snapshot_id and self.operation in OF_THE_SNAPSHOT else self.volume_id
+        """The id of the published volume or snapshot, which the fence belongs to."""
+        return self.snapshot_id if self.snapshot_id and self.operation in SNAPSHOT_OPERATIONS else self.volume_id
 
     @classmethod
     def parse(cls, line: str) -> Self:
@@ -54,7 +54,7 @@ def published(path: Path, subject: UUID) -> list[Entry]:
 
 
 def assert_orderly(path: Path, job: Job) -> None:
-    """Fences never went back, the attempt that was recorded published, and nothing was published after it."""
+    """Assert that fences never decreased, that the recorded attempt published, and that nothing was published later."""
     subject = job.snapshot_id if job.kind in ("snapshot.take", "snapshot.delete") else job.volume_id
     assert subject is not None
     assert job.finished_at is not None
@@ -62,6 +62,6 @@ def assert_orderly(path: Path, job: Job) -> None:
     fences = [entry.fence for entry in entries]
     assert fences == sorted(fences)
     own = [entry for entry in entries if entry.job_id == job.id]
-    assert own, "a job that succeeded has published"
+    assert own, "the job succeeded without publishing"
     assert own[-1].fence[1] <= job.epoch
     assert all(entry.at <= job.finished_at for entry in own)

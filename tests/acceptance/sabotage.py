@@ -1,8 +1,12 @@
-"""A worker that strikes itself down, or Redis, at one arrow of a job's life; or without its guards; or an old one.
+"""A worker with a fault at one transition of a job, without some of its guards, or of an older version.
 
-``python -m tests.acceptance.sabotage`` reads ``SABOTAGE_ARROW`` (where), ``SABOTAGE_BLOW`` (``kill`` or ``flush``),
-``SABOTAGE_WITHOUT`` (which guards to take out: ``clock``, ``fence``, both with a comma) and ``SABOTAGE_KIND`` (a kind
-of job that this worker is too old to know; it says UNANSWERED whenever a ring comes to nothing).
+``python -m tests.acceptance.sabotage`` reads these variables from the environment:
+
+- ``SABOTAGE_TRANSITION``: where the fault occurs, a key of one of the tables below.
+- ``SABOTAGE_FAULT``: ``kill`` (SIGKILL this worker) or ``flush`` (FLUSHALL Redis).
+- ``SABOTAGE_WITHOUT``: the guards to remove, ``clock``, ``fence``, or both with a comma.
+- ``SABOTAGE_KIND``: a kind of job that this worker is too old to know. It writes UNCLAIMED to stderr whenever it
+  receives a message without claiming a job.
 """
 
 import os
@@ -29,34 +33,34 @@ from domain.volumes.repository import VolumeRepository
 from worker.main import main
 from worker.runner import Runner
 
-#: Where it strikes: (class, method, whether before the method or after it).
-ARROWS: dict[str, tuple[type, str, str]] = {
+#: Where the fault occurs: (class, method, before or after the call).
+TRANSITIONS: dict[str, tuple[type, str, str]] = {
     "before the claim": (Runner, "claim", "before"),
     "after the claim": (JobEngine, "claim", "after"),
     "before publishing": (FenceRecord, "write", "before"),
     "after publishing": (Grant, "on_published", "before"),
-    "before the commit": (JobEngine, "_conclude", "after"),
+    "before the commit": (JobEngine, "_record_effects", "after"),
     "after the commit": (JobQueue, "announce", "before"),
 }
 
-#: The same for a bulk job. "if so": after the method, when it has answered yes.
-BULK_ARROWS: dict[str, tuple[type, str, str]] = {
+#: Transitions of a bulk job. "if true": after the call, if it returned True.
+BULK_TRANSITIONS: dict[str, tuple[type, str, str]] = {
     "planned": (BulkService, "plan", "after"),
-    "handing over, before the commit": (BulkService, "delegate", "after"),
-    "taking, before the commit": (VolumeRepository, "take_many", "after"),
-    "volumes taken": (Chunks, "take_more", "after"),
+    "delegating, before the commit": (BulkService, "delegate", "after"),
+    "acquiring, before the commit": (VolumeRepository, "acquire_many", "after"),
+    "volumes acquired": (Chunks, "claim_next", "after"),
     "in the middle of the storage work": (Grant, "on_published", "before"),
     "storage work done": (Chunks, "record", "before"),
-    "recording, before the commit": (VolumeRepository, "let_go", "after"),
+    "recording, before the commit": (VolumeRepository, "release", "after"),
     "chunk recorded": (Chunks, "record", "after"),
-    "the parent's end, before the commit": (ParentRepository, "tally", "if so"),
+    "the parent's end, before the commit": (ParentRepository, "add_counts", "if true"),
 }
 
-#: And for one that measures its volumes, in between claiming and taking.
-MEASURING_ARROWS: dict[str, tuple[type, str, str]] = {
-    "chunk claimed": (Chunks, "claim", "after"),
+#: Transitions of a bulk job that measures its volumes between claiming and acquiring them.
+MEASURING_TRANSITIONS: dict[str, tuple[type, str, str]] = {
+    "chunk claimed": (Chunks, "claim_items", "after"),
     "measured": (Chunks, "measure", "after"),
-    "measured volumes taken": (Chunks, "take", "after"),
+    "measured volumes acquired": (Chunks, "acquire_volumes", "after"),
 }
 
 
@@ -70,63 +74,66 @@ def flush() -> None:
     client.close()
 
 
-def arm(arrow: str, blow: Callable[[], None]) -> None:
-    owner, name, moment = (ARROWS | BULK_ARROWS | MEASURING_ARROWS)[arrow]
+def arm(transition: str, fault: Callable[[], None]) -> None:
+    """Wrap the method of the transition so that the fault occurs there."""
+    owner, name, moment = (TRANSITIONS | BULK_TRANSITIONS | MEASURING_TRANSITIONS)[transition]
     original = getattr(owner, name)
 
     if name in ("write", "on_published"):
 
         @wraps(original)
-        def struck(*args: Any, **kwargs: Any) -> Any:
-            blow()
+        def with_fault(*args: Any, **kwargs: Any) -> Any:
+            fault()
             return original(*args, **kwargs)
 
-        setattr(owner, name, struck)
+        setattr(owner, name, with_fault)
         return
 
     @wraps(original)
-    async def struck_async(*args: Any, **kwargs: Any) -> Any:
+    async def with_fault_async(*args: Any, **kwargs: Any) -> Any:
         if moment == "before":
-            blow()
+            fault()
         result = await original(*args, **kwargs)
-        if moment == "after" or (moment == "if so" and result):
-            blow()
+        if moment == "after" or (moment == "if true" and result):
+            fault()
         return result
 
-    setattr(owner, name, struck_async)
+    setattr(owner, name, with_fault_async)
 
 
 def disarm(guard: str) -> None:
+    """Disable a guard: the deadline of grants, or the fence on storage."""
     if guard == "clock":
         setattr(Grant, "check", lambda _: None)  # noqa: B010
     if guard == "fence":
         setattr(domain.storage.file.tree, "refuse_stale", lambda *_: None)  # noqa: B010
 
 
-def grow_old(kind: str) -> None:
+def forget_kind(kind: str) -> None:
+    """Remove the handler of a kind, as in a worker of an older version."""
     handlers, claim = domain.services.handlers, Runner.claim
 
-    def known(*rooms: Any) -> dict[str, Handler]:
-        table = handlers(*rooms)
+    def older_handlers(*packages: Any) -> dict[str, Handler]:
+        table = handlers(*packages)
         del table[kind]
         return table
 
-    async def told(self: Runner, dispatch: Dispatch) -> Claim | None:
+    async def claim_or_report(self: Runner, dispatch: Dispatch) -> Claim | None:
         claimed = await claim(self, dispatch)
         if claimed is None:
-            sys.stderr.write("UNANSWERED\n")
+            sys.stderr.write("UNCLAIMED\n")
             sys.stderr.flush()
         return claimed
 
-    setattr(domain.services, "handlers", known)  # noqa: B010
-    setattr(Runner, "claim", told)  # noqa: B010
+    setattr(domain.services, "handlers", older_handlers)  # noqa: B010
+    setattr(Runner, "claim", claim_or_report)  # noqa: B010
 
 
 if __name__ == "__main__":
     if "SABOTAGE_KIND" in os.environ:
-        grow_old(os.environ["SABOTAGE_KIND"])
-    if "SABOTAGE_ARROW" in os.environ:
-        arm(os.environ["SABOTAGE_ARROW"], {"kill": kill, "flush": flush}[os.environ["SABOTAGE_BLOW"]])
+        forget_kind(os.environ["SABOTAGE_KIND"])
+    if "SABOTAGE_TRANSITION" in os.environ:
+        arm(os.environ["SABOTAGE_TRANSITION"], {"kill": kill, "flush": flush}[os.environ["SABOTAGE_FAULT"]])
     for guard in filter(None, os.environ.get("SABOTAGE_WITHOUT", "").split(",")):
         disarm(guard)
     main()

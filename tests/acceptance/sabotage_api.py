@@ -1,4 +1,4 @@
-"""An API that strikes itself down between the COMMIT of a request and the ring for its job: ``... PORT``."""
+"""An API process that kills itself after the COMMIT of a request, before it dispatches the job: ``... PORT``."""
 
 import os
 import signal
@@ -16,5 +16,5 @@ async def die(*_: Any) -> NoReturn:
 
 
 if __name__ == "__main__":
-    setattr(JobQueue, "epoch", die)  # noqa: B010
+    setattr(JobQueue, "dispatch", die)  # noqa: B010
     uvicorn.run("api.main:app", port=int(sys.argv[1]), access_log=False, log_level="warning")

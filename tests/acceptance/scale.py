@@ -1,4 +1,4 @@
-"""How long storms are: short ones in `make test`, long ones with ``CISTERN_LONG=1``."""
+"""The scale of the storms: short in `make test`, long with ``CISTERN_LONG=1`` (`make test-long`)."""
 
 import os
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is asked for, by how many customers, and how much it must stand."""
+    """The client load of a storm, and the number of faults."""
 
     jobs: int
-    customers: int
-    #: At least so many.
-    strikes: int
-    #: How long each storage operation takes at least, so that strikes hit it.
+    clients: int
+    #: Minimum number of faults.
+    faults: int
+    #: Minimum duration of each storage operation, so that faults hit jobs at work.
     delay_ms: int
     seed: int
 

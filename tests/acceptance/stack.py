@@ -1,4 +1,4 @@
-"""The whole of Cistern in processes of its own, with servers of its own that a test may strike down."""
+"""A whole Cistern in processes of its own, with private servers that a test may crash."""
 
 import asyncio
 import json
@@ -21,17 +21,17 @@ from domain.db.migrations import migrate
 from domain.embedded import EmbeddedServers, temporary_data_dir
 from domain.settings import Settings
 from tests.acceptance.cluster import ROOT, Cluster
-from tests.acceptance.judge import watch_closely
+from tests.acceptance.judge import record_changes
 from tests.acceptance.waiting import exit_code
 from tests.support.forked import Process
 
 WORKERS = 3
-_LAST_WORDS = 200
+_LOG_LINES = 200
 
 
 @dataclass
 class Stack:
-    """PostgreSQL, Redis, an API, and a fleet of workers."""
+    """PostgreSQL, Redis, an API, and several workers."""
 
     cluster: Cluster
     servers: EmbeddedServers
@@ -39,57 +39,57 @@ class Stack:
     storage: str
     log: Path
     address: str = ""
-    fleet: list[Process] = field(default_factory=list)
+    workers: list[Process] = field(default_factory=list)
 
     def add_worker(self, **extra: str) -> Process:
         worker = self.cluster.start_worker(url=self.storage, log=self.log, **extra)
-        self.fleet.append(worker)
+        self.workers.append(worker)
         return worker
 
     def kill(self, worker: Process) -> None:
-        """End a worker as the out-of-memory killer does, and let another take its place."""
-        self.fleet.remove(worker)
+        """Kill a worker as the out-of-memory killer does, and start another one in its place."""
+        self.workers.remove(worker)
         worker.kill()
         worker.wait()
         self.add_worker()
 
     def client(self) -> httpx.AsyncClient:
-        # Let go of idle connections before the server does, or a request may cross its goodbye.
+        # Drop idle connections before the server does, or a request may meet the server's close.
         limits = httpx.Limits(max_connections=None, keepalive_expiry=1)
         return httpx.AsyncClient(base_url=f"{self.address}/api/v1", timeout=60, limits=limits)
 
-    async def ready(self) -> None:
-        """Wait until every worker of the fleet is at work: one that still starts knows no good manners."""
+    async def wait_until_registered(self) -> None:
+        """Wait until every worker has registered: one that is still starting does not handle SIGTERM yet."""
         async with asyncio.timeout(60):
-            while not {worker.pid for worker in self.fleet} <= await self._at_work():
+            while not {worker.pid for worker in self.workers} <= await self._registered_pids():
                 await asyncio.sleep(0.05)
 
     async def replace(self, worker: Process, **extra: str) -> int:
-        """Let another worker take the place of one that is told to go, as a deploy does; returns its last word."""
+        """Start a worker, then stop another one with SIGTERM, as a deploy does; return its exit status."""
         self.add_worker(**extra)
-        await self.ready()
-        self.fleet.remove(worker)
+        await self.wait_until_registered()
+        self.workers.remove(worker)
         worker.send_signal(signal.SIGTERM)
         return await exit_code(worker)
 
-    async def inspect(self) -> list[dict[str, Any]]:
-        """What `cistern check --repair` finds; it must be able to repair all of it."""
+    async def check_and_repair(self) -> list[dict[str, Any]]:
+        """Return the findings of `cistern check --repair`, and assert that it repaired all of them."""
         command = [sys.executable, "-c", "from api.cli.app import main; main()", "check", "--repair", "--json"]
         environment = (
             os.environ | self.cluster.environment() | {"CISTERN_BACKENDS": f'{{"local": "{self.cluster.url()}"}}'}
         )
-        done = await asyncio.to_thread(subprocess.run, command, cwd=ROOT, env=environment, capture_output=True)
-        assert done.returncode == 0, done
-        return [json.loads(line) for line in done.stdout.splitlines()]
+        completed = await asyncio.to_thread(subprocess.run, command, cwd=ROOT, env=environment, capture_output=True)
+        assert completed.returncode == 0, completed
+        return [json.loads(line) for line in completed.stdout.splitlines()]
 
-    async def send_home(self) -> list[int]:
-        """End every worker in good order; returns what they said in the end."""
-        await self.ready()
-        for worker in self.fleet:
+    async def stop_workers(self) -> list[int]:
+        """Stop every worker with SIGTERM, and return their exit statuses."""
+        await self.wait_until_registered()
+        for worker in self.workers:
             worker.send_signal(signal.SIGTERM)
-        return [await exit_code(worker) for worker in self.fleet]
+        return [await exit_code(worker) for worker in self.workers]
 
-    async def _at_work(self) -> set[int]:
+    async def _registered_pids(self) -> set[int]:
         async with self.database.transaction() as session:
             return set(await session.scalars(text("SELECT pid FROM workers")))
 
@@ -98,21 +98,21 @@ class Stack:
 
 
 @asynccontextmanager
-async def standing(*, workers: int = WORKERS, delay_ms: int = 20, **settings: Any) -> AsyncIterator[Stack]:
-    """Have a whole stack stand as long as the block lasts."""
+async def running_stack(*, workers: int = WORKERS, delay_ms: int = 20, **settings: Any) -> AsyncIterator[Stack]:
+    """Run a whole stack for the duration of the block."""
     with temporary_data_dir() as data_dir, EmbeddedServers(data_dir, durable=False) as servers:
         folder = Path(mkdtemp(prefix="storage-", dir=data_dir))
         await asyncio.to_thread(migrate, servers.database_url)
-        chosen = Settings(
+        stack_settings = Settings(
             database_url=servers.database_url,
             redis_url=servers.redis_url,
             _env_file=None,
             **({"lease_seconds": 3, "heartbeat_timeout_seconds": 0.5, "retry_seconds": 0.1} | settings),
         )
-        cluster = Cluster(chosen, folder)
+        cluster = Cluster(stack_settings, folder)
         database = Database(servers.database_url)
         try:
-            await watch_closely(database)
+            await record_changes(database)
             stack = Stack(cluster, servers, database, cluster.url(delay_ms=delay_ms), folder / "log")
             for _ in range(workers):
                 stack.add_worker()
@@ -120,7 +120,7 @@ async def standing(*, workers: int = WORKERS, delay_ms: int = 20, **settings: An
             yield stack
         except BaseException:
             lines = (folder / "log").read_text(errors="replace").splitlines()
-            sys.stderr.write("\n".join(["The last words of the stack:", *lines[-_LAST_WORDS:], ""]))
+            sys.stderr.write("\n".join(["The last lines of the stack's log:", *lines[-_LOG_LINES:], ""]))
             raise
         finally:
             await database.close()

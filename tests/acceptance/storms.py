@@ -1,4 +1,4 @@
-"""What can go wrong with a stack while it is at work, again and again."""
+"""Storms: schedules of faults against a stack under client load."""
 
 import asyncio
 import signal
@@ -11,7 +11,7 @@ import redis.asyncio
 from tests.acceptance.clients import Expectations
 from tests.acceptance.stack import Stack
 
-Strike = Callable[[Stack, Random], Awaitable[None]]
+Fault = Callable[[Stack, Random], Awaitable[None]]
 
 
 async def kill_a_worker(stack: Stack, random: Random) -> None:
@@ -25,7 +25,7 @@ async def flush_redis(stack: Stack, _: Random) -> None:
 
 
 async def empty_redis(stack: Stack, random: Random) -> None:
-    """Kill Redis, have it away for a while, and start it with nothing in it."""
+    """Kill Redis, leave it down for up to 2 s, and start it without its data."""
     await asyncio.to_thread(stack.servers.kill_redis)
     await asyncio.sleep(random.uniform(0, 2))
     await asyncio.to_thread(stack.servers.restart_redis, empty=True)
@@ -37,8 +37,8 @@ async def crash_postgresql(stack: Stack, random: Random) -> None:
     await asyncio.to_thread(stack.servers.start_postgres)
 
 
-async def put_a_worker_to_sleep(stack: Stack, random: Random) -> None:
-    """Stop a worker for so long that others must take over, then let it go on as if nothing had been."""
+async def pause_a_worker(stack: Stack, random: Random) -> None:
+    """Pause a worker (SIGSTOP) for longer than its leases, so that others take over, then resume it."""
     worker = random.choice(stack.fleet)
     worker.send_signal(signal.SIGSTOP)
     try:
@@ -47,48 +47,48 @@ async def put_a_worker_to_sleep(stack: Stack, random: Random) -> None:
         worker.send_signal(signal.SIGCONT)
 
 
-EACH = (kill_a_worker, flush_redis, empty_redis, crash_postgresql, put_a_worker_to_sleep)
+ALL_FAULTS = (kill_a_worker, flush_redis, empty_redis, crash_postgresql, pause_a_worker)
 
-#: What strikes, and every how many seconds.
-STORMS: dict[str, tuple[Sequence[Strike], float]] = {
+#: Faults, and the interval between two of them in seconds.
+STORMS: dict[str, tuple[Sequence[Fault], float]] = {
     "workers killed": ([kill_a_worker], 3),
     "redis flushed": ([flush_redis], 5),
     "redis killed and emptied": ([empty_redis], 10),
     "postgresql crashed": ([crash_postgresql], 10),
-    "workers asleep": ([put_a_worker_to_sleep], 5),
-    "all at random": (EACH, 3),
+    "workers paused": ([pause_a_worker], 5),
+    "all at random": (ALL_FAULTS, 3),
 }
-SHORT_STORMS: dict[str, tuple[Sequence[Strike], float]] = {"one of each": (EACH, 1)}
+SHORT_STORMS: dict[str, tuple[Sequence[Fault], float]] = {"one of each": (ALL_FAULTS, 1)}
 
 
 @asynccontextmanager
-async def raging(name: str, stack: Stack, expected: Expectations, *, seed: int) -> AsyncIterator[None]:
-    """Have a storm rage as long as the block lasts, and come to rest when it ends."""
-    strikes, every = (STORMS | SHORT_STORMS)[name]
-    calm = asyncio.Event()
+async def run_storm(name: str, stack: Stack, expected: Expectations, *, seed: int) -> AsyncIterator[None]:
+    """Inject the faults of a storm for the duration of the block."""
+    faults, interval = (STORMS | SHORT_STORMS)[name]
+    over = asyncio.Event()
 
-    async def rage() -> None:
-        for strike in drawn(strikes, random := Random(f"{seed} {name}")):
-            if await _true_within(calm, every):
+    async def inject() -> None:
+        for fault in shuffled_forever(faults, random := Random(f"{seed} {name}")):
+            if await _is_set_within(over, interval):
                 return
-            await strike(stack, random)
-            expected.strikes[strike.__name__] += 1
+            await fault(stack, random)
+            expected.faults[fault.__name__] += 1
 
     async with asyncio.TaskGroup() as group:
-        group.create_task(rage())
+        group.create_task(inject())
         try:
             yield
         finally:
-            calm.set()
+            over.set()
 
 
-async def _true_within(event: asyncio.Event, seconds: float) -> bool:
+async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
     with suppress(TimeoutError):
         await asyncio.wait_for(event.wait(), seconds)
     return event.is_set()
 
 
-def drawn(strikes: Sequence[Strike], random: Random) -> Iterator[Strike]:
-    """All of them in some order, then in another one, for ever."""
+def shuffled_forever(faults: Sequence[Fault], random: Random) -> Iterator[Fault]:
+    """Yield all faults in a random order, again and again, each time in a new order."""
     while True:
-        yield from random.sample(strikes, len(strikes))
+        yield from random.sample(faults, len(faults))

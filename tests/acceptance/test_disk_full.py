@@ -1,4 +1,4 @@
-"""A disk runs full in the middle of the work: it is said, nothing is left half done, and with room it succeeds."""
+"""A disk fills up during the work: jobs fail with storage-full, leave nothing behind, and succeed on a retry."""
 
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -30,29 +30,29 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 async def services(disk: Path, cluster: Cluster) -> AsyncIterator[Services]:
-    """Services and a worker process on that disk, where volumes take all their room at once."""
+    """Services and a worker process on that disk, whose volumes are fully allocated."""
     url = f"faulty+file:{disk}/volumes?allocate=full&journal={cluster.journal}"
     settings = cluster.settings.model_copy(update={"backends": {"local": url}})
     async with open_services(settings) as services, services.watcher.watching():
         cluster.start_worker(url=url)
         yield services
-        cluster.clear()  # the disk can be unmounted when nobody has files open on it
+        cluster.clear()  # a disk with open files cannot be unmounted
 
 
 def fill(disk: Path, leaving: int = 0) -> None:
-    """Take all room but so many bytes."""
+    """Fill the disk, leaving this many bytes free."""
     with (disk / "filler").open("wb") as filler:
         length = free(disk) - leaving
         while length > 0 and free(disk) > leaving:
             try:
                 os.posix_fallocate(filler.fileno(), os.fstat(filler.fileno()).st_size, length)
-            except OSError:  # the file system needs some of it to keep account of the rest
+            except OSError:  # the file system needs some blocks for its own metadata
                 length //= 2
 
 
 def free(disk: Path) -> int:
-    found = os.statvfs(disk)
-    return found.f_bavail * found.f_frsize
+    status = os.statvfs(disk)
+    return status.f_bavail * status.f_frsize
 
 
 def make_room(disk: Path) -> None:
@@ -64,8 +64,8 @@ async def create(services: Services, count: int) -> list[UUID]:
     return [(await ended(services, job)).volume_id or UUID(int=0) for job in jobs]
 
 
-async def volume_is(services: Services, volume_id: UUID) -> tuple[str, int, int]:
-    """A volume's state, its size, and the size of its file."""
+async def volume_on_disk(services: Services, volume_id: UUID) -> tuple[str, int, int]:
+    """Return a volume's state, its size, and the size of its file."""
     volume = await services.volumes.get(volume_id)
     return volume.state, volume.size, Path(str(services.volumes.path(volume))).stat().st_size
 
@@ -76,7 +76,7 @@ async def items_of(services: Services, job: Job) -> dict[UUID, tuple[str, str | 
 
 
 def files(disk: Path) -> set[str]:
-    """All files of volumes and snapshots, with what is left of them."""
+    """Return the names of all files of volumes and snapshots, leftovers included."""
     return {path.name for path in (disk / "volumes").glob("[!.]*/**/*") if path.is_file()}
 
 
@@ -84,13 +84,11 @@ def code_of(job: Job) -> tuple[str, str | None]:
     return job.status.value, (job.error or {}).get("code")
 
 
-async def test_a_bulk_on_a_disk_that_runs_full_grows_what_fits_and_leaves_the_rest_as_it_was(
-    services: Services, disk: Path
-) -> None:
+async def test_bulk_expands_what_fits_and_leaves_the_other_volumes_unchanged(services: Services, disk: Path) -> None:
     volumes = await create(services, VOLUMES)
     fill(disk, leaving=30 * MIB)
-    wanted = BulkExpandRequest(GrowthPolicy(to=LARGE), max_concurrent=3)
-    job = await ended(services, await services.expansion.request_expand(wanted))
+    request = BulkExpandRequest(GrowthPolicy(to=LARGE), max_concurrent=3)
+    job = await ended(services, await services.expansion.request_expand(request))
 
     assert (job.status, job.total) == ("partial", VOLUMES)
     assert (job.succeeded or 0) >= 3
@@ -99,19 +97,17 @@ async def test_a_bulk_on_a_disk_that_runs_full_grows_what_fits_and_leaves_the_re
     assert set(ledger.values()) == {("succeeded", "expanded"), ("failed", "storage-full")}
     for volume_id in volumes:
         size = LARGE if ledger[volume_id][0] == "succeeded" else MIB
-        assert await volume_is(services, volume_id) == ("available", size, size)
+        assert await volume_on_disk(services, volume_id) == ("available", size, size)
     assert files(disk) == {"data"}
 
     make_room(disk)
     retried = await ended(services, await services.jobs.retry(job.id))
 
     assert (retried.status, retried.succeeded) == ("succeeded", job.failed)
-    assert {await volume_is(services, volume_id) for volume_id in volumes} == {("available", LARGE, LARGE)}
+    assert {await volume_on_disk(services, volume_id) for volume_id in volumes} == {("available", LARGE, LARGE)}
 
 
-async def test_a_snapshot_that_finds_no_room_leaves_nothing_and_succeeds_with_room(
-    services: Services, disk: Path
-) -> None:
+async def test_snapshot_on_a_full_disk_leaves_no_file_and_succeeds_on_retry(services: Services, disk: Path) -> None:
     (volume_id,) = await create(services, 1)
     data = Path(str(services.volumes.path(await services.volumes.get(volume_id))))
     data.write_bytes(os.urandom(MIB))
@@ -119,7 +115,7 @@ async def test_a_snapshot_that_finds_no_room_leaves_nothing_and_succeeds_with_ro
     job = await ended(services, await services.snapshots.request_take(volume_id, "before"))
 
     assert code_of(job) == ("failed", "storage-full")
-    assert await volume_is(services, volume_id) == ("available", MIB, MIB)
+    assert await volume_on_disk(services, volume_id) == ("available", MIB, MIB)
     assert job.snapshot_id is not None
     assert (await services.snapshots.get(job.snapshot_id)).state == "error"
     assert files(disk) == {"data"}
@@ -131,23 +127,23 @@ async def test_a_snapshot_that_finds_no_room_leaves_nothing_and_succeeds_with_ro
     assert (data.parent / "snapshots" / str(retried.snapshot_id)).read_bytes() == data.read_bytes()
 
 
-async def test_on_a_full_disk_nothing_can_be_created_and_everything_deleted(services: Services, disk: Path) -> None:
-    volume_id, another, other = await create(services, 3)
-    snapshot = await ended(services, await services.snapshots.request_take(other, "small"))
+async def test_full_disk_refuses_creation_and_allows_every_deletion(services: Services, disk: Path) -> None:
+    volume_id, deleted_id, kept_id = await create(services, 3)
+    snapshot = await ended(services, await services.snapshots.request_take(kept_id, "small"))
     fill(disk)
     assert free(disk) == 0
     failed = await ended(services, await services.volumes.request_create(NewVolume("late", MIB)))
 
     assert code_of(failed) == ("failed", "storage-full")
-    assert {path.name for path in (disk / "volumes").glob("[!.]*")} == {str(volume_id), str(another), str(other)}
+    assert {path.name for path in (disk / "volumes").glob("[!.]*")} == {str(volume_id), str(deleted_id), str(kept_id)}
     assert snapshot.snapshot_id is not None
     for deletion in (
         await services.snapshots.request_delete(snapshot.snapshot_id),
         await services.volumes.request_delete(volume_id),
-        await services.volumes.request_delete(another),
+        await services.volumes.request_delete(deleted_id),
     ):
         assert code_of(await ended(services, deletion)) == ("succeeded", None)
     assert not (disk / "volumes" / str(volume_id)).exists()
 
     retried = await ended(services, await services.jobs.retry(failed.id))
-    assert code_of(retried) == ("succeeded", None), "the room of what was deleted is enough"
+    assert code_of(retried) == ("succeeded", None), "the deletions freed too little"

@@ -1,4 +1,4 @@
-"""A bulk job, followed over HTTP as it happens: real API, real workers, storage that takes its time."""
+"""Follow a bulk job by its event stream: a real API, a real worker, slow storage."""
 
 import asyncio
 import json
@@ -12,24 +12,24 @@ from domain.services import Services
 from tests.acceptance.cluster import Cluster
 from tests.support.bulk import add_volumes
 
-#: Eight at a time, a tenth of a second each: at least five seconds.
-VOLUMES, AT_ONCE, DELAY_MS = 400, 8, 100
+#: 400 volumes, 8 at once, 100 ms each: at least 5 s.
+VOLUMES, MAX_CONCURRENT, DELAY_MS = 400, 8, 100
 
 Event = dict[str, Any]
 
 
 @asynccontextmanager
-async def followed(
-    http: httpx.AsyncClient, job_id: str, last_seen: str | None = None
+async def follow(
+    http: httpx.AsyncClient, job_id: str, last_event_id: str | None = None
 ) -> AsyncIterator[AsyncIterator[Event]]:
-    """Follow a job; what is yielded are its events, as they come."""
-    headers = {} if last_seen is None else {"Last-Event-ID": last_seen}
-    async with http.stream("GET", f"/jobs/{job_id}/events", headers=headers) as answer:
-        assert answer.status_code == 200
-        yield _events(answer.aiter_lines())
+    """Follow a job for the duration of the block; yield its events as they arrive."""
+    headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
+    async with http.stream("GET", f"/jobs/{job_id}/events", headers=headers) as response:
+        assert response.status_code == 200
+        yield _parse_events(response.aiter_lines())
 
 
-async def _events(lines: AsyncIterator[str]) -> AsyncIterator[Event]:
+async def _parse_events(lines: AsyncIterator[str]) -> AsyncIterator[Event]:
     event: Event = {}
     async for line in lines:
         name, _, value = line.partition(": ")
@@ -40,32 +40,30 @@ async def _events(lines: AsyncIterator[str]) -> AsyncIterator[Event]:
             event = {}
 
 
-def done(event: Event) -> int:
-    """How many volumes an event says are done."""
+def succeeded(event: Event) -> int:
+    """Return the number of volumes that have succeeded according to an event."""
     progress = event["data"]["progress"] or {"succeeded": 0}
     return int(progress["succeeded"])
 
 
-async def test_a_bulk_job_of_five_seconds_shows_its_progress_and_a_client_that_was_cut_off_goes_on_from_there(
-    cluster: Cluster, services: Services
-) -> None:
+async def test_event_stream_shows_progress_and_resumes_after_a_disconnect(cluster: Cluster, services: Services) -> None:
     await add_volumes(services, VOLUMES, backend="local")
     cluster.start_worker(url=f"faulty+null:?delay_ms={DELAY_MS}")
     address = await asyncio.to_thread(cluster.start_api)
     async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60) as http:
-        job = (await http.post("/volumes/expand", json={"by": "1MiB", "max_concurrent": AT_ONCE})).json()
-        seen: list[Event] = []
-        async with followed(http, job["id"]) as events:
+        job = (await http.post("/volumes/expand", json={"by": "1MiB", "max_concurrent": MAX_CONCURRENT})).json()
+        first: list[Event] = []
+        async with follow(http, job["id"]) as events:
             async for event in events:
-                seen.append(event)
-                if done(event) > 0 and len(seen) >= 5:
+                first.append(event)
+                if succeeded(event) > 0 and len(first) >= 5:
                     break
-        async with followed(http, job["id"], seen[-1]["id"]) as events:
+        async with follow(http, job["id"], first[-1]["id"]) as events:
             later = [event async for event in events]
         again = await http.get(f"/jobs/{job['id']}/events", headers={"Last-Event-ID": later[-1]["id"]})
 
-    versions = [int(event["id"]) for event in [*seen, *later]]
-    counts = [done(event) for event in [*seen, *later]]
+    versions = [int(event["id"]) for event in [*first, *later]]
+    counts = [succeeded(event) for event in [*first, *later]]
     assert len(versions) >= 10
     assert versions == sorted(set(versions))
     assert counts == sorted(counts)

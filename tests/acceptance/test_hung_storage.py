@@ -1,4 +1,4 @@
-"""Storage that does not answer: the job goes elsewhere, and the thread that wakes up too late publishes nothing."""
+"""Storage that hangs: another worker runs the job, and the thread that resumes too late publishes nothing."""
 
 import asyncio
 import os
@@ -15,14 +15,14 @@ from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
 from tests.acceptance import journal
 from tests.acceptance.cluster import LARGE, SMALL, Cluster
-from tests.acceptance.waiting import ENDINGS, ended, exit_code, said, seen
+from tests.acceptance.waiting import ENDINGS, ended, exit_code, wait_for_entry, wait_for_log
 from tests.support.forked import Process
 from tests.support.worker import running_worker
 
 
 @pytest.fixture
 def hang(cluster: Cluster) -> Path:
-    """A file that, as long as it exists, makes the storage of those workers hang that know of it."""
+    """A file; while it exists, the storage of workers configured with it hangs."""
     return cluster.folder / "hang"
 
 
@@ -30,15 +30,9 @@ def events(cluster: Cluster, pid: int, *names: str) -> list[journal.Entry]:
     return [entry for entry in journal.read(cluster.journal) if entry.pid == pid and entry.event in names]
 
 
-async def count_of(cluster: Cluster, pid: int, event: str, count: int) -> None:
-    async with asyncio.timeout(60):
-        while len(events(cluster, pid, event)) < count:
-            await asyncio.sleep(0.02)
-
-
-def start_stuck(cluster: Cluster, hang: Path, log: Path | None = None, **more: str) -> Process:
-    """A worker whose storage hangs; its leases are so long that only a stall ends them, however busy the machine."""
-    return cluster.start_worker(url=cluster.url(hang=hang), log=log, CISTERN_LEASE_SECONDS="6", **more)
+def start_stuck(cluster: Cluster, hang: Path, log: Path | None = None, **extra: str) -> Process:
+    """Start a worker whose storage hangs, with leases long enough to end only by a stall, even on a busy machine."""
+    return cluster.start_worker(url=cluster.url(hang=hang), log=log, CISTERN_LEASE_SECONDS="6", **extra)
 
 
 async def create(services: Services, *names: str) -> list[UUID]:
@@ -47,7 +41,7 @@ async def create(services: Services, *names: str) -> list[UUID]:
 
 
 @pytest.mark.parametrize("without", ["", "clock"])
-async def test_a_hung_expansion_goes_elsewhere_and_the_thread_that_wakes_up_publishes_nothing(
+async def test_hung_expansion_runs_elsewhere_and_the_resumed_thread_publishes_nothing(
     cluster: Cluster, hang: Path, without: str
 ) -> None:
     async with open_services(cluster.settings) as services, services.watcher.watching():
@@ -61,75 +55,69 @@ async def test_a_hung_expansion_goes_elsewhere_and_the_thread_that_wakes_up_publ
             CISTERN_STALL_SECONDS="1",
         )
         job = await services.volumes.request_expand(volume_id, Growth(to=LARGE))
-        await seen(cluster.journal, {"hanging"}, stuck.pid)
+        await wait_for_entry(cluster.journal, {"hanging"}, stuck.pid)
 
         async with running_worker(cluster.settings):
-            done = await ended(services, job.id)
-        assert done.status == "succeeded"
-        assert done.attempt > 1
+            ended_job = await ended(services, job.id)
+        assert ended_job.status == "succeeded"
+        assert ended_job.attempt > 1
         hang.unlink()
-        await seen(cluster.journal, ENDINGS, stuck.pid)
+        await wait_for_entry(cluster.journal, ENDINGS, stuck.pid)
 
         assert events(cluster, stuck.pid, "published") == []
         assert events(cluster, stuck.pid, "refused" if without else "stopped")
-        journal.assert_orderly(cluster.journal, done)
+        journal.assert_orderly(cluster.journal, ended_job)
         await create(services, "another")
-        assert events(cluster, stuck.pid, "published"), "it goes on with other jobs"
+        assert events(cluster, stuck.pid, "published"), "the worker runs no other jobs"
 
 
 async def bulk_of_six(services: Services, cluster: Cluster, max_concurrent: int) -> tuple[list[UUID], Job]:
-    """Six volumes that shall grow, once there is a worker."""
+    """Create six volumes, and request their expansion while no worker is running."""
     async with running_worker(cluster.settings):
         volumes = sorted(await create(services, *(f"v{number}" for number in range(6))))
-    wanted = BulkExpandRequest(GrowthPolicy(to=LARGE), max_concurrent=max_concurrent)
-    return volumes, await services.expansion.request_expand(wanted)
+    request = BulkExpandRequest(GrowthPolicy(to=LARGE), max_concurrent=max_concurrent)
+    return volumes, await services.expansion.request_expand(request)
 
 
-async def five_succeeded(services: Services, bulk: Job) -> None:
+async def wait_until_five_succeeded(services: Services, bulk: Job) -> None:
     async with asyncio.timeout(60):
         while (await services.jobs.get(bulk.id)).succeeded != 5:
             await asyncio.sleep(0.05)
 
 
-async def test_one_hung_volume_of_a_chunk_holds_up_no_other_and_is_grown_elsewhere(
-    cluster: Cluster, hang: Path
-) -> None:
+async def test_hung_volume_of_a_chunk_blocks_no_other_and_is_expanded_elsewhere(cluster: Cluster, hang: Path) -> None:
     async with open_services(cluster.settings) as services, services.watcher.watching():
         volumes, bulk = await bulk_of_six(services, cluster, max_concurrent=16)
         hang.write_text(str(volumes[2]))
         stuck = start_stuck(cluster, hang, CISTERN_STALL_SECONDS="3")
-        await five_succeeded(services, bulk)
+        await wait_until_five_succeeded(services, bulk)
         assert (await services.volumes.get(volumes[2])).state == "expanding"
 
         async with running_worker(cluster.settings):
-            done = await ended(services, bulk.id)
+            ended_job = await ended(services, bulk.id)
         hang.unlink()
-        await seen(cluster.journal, {"stopped"}, stuck.pid)
+        await wait_for_entry(cluster.journal, {"stopped"}, stuck.pid)
 
-        assert (done.status, done.succeeded, done.total) == ("succeeded", 6, 6)
+        assert (ended_job.status, ended_job.succeeded, ended_job.total) == ("succeeded", 6, 6)
         grown = [entry for entry in journal.published(cluster.journal, volumes[2]) if entry.operation == "expand"]
         assert [entry.pid for entry in grown] == [os.getpid()]
         await create(services, "another")
         assert any(entry.operation == "create" for entry in events(cluster, stuck.pid, "published"))
 
 
-async def test_where_it_hangs_in_every_worker_the_others_of_a_narrow_lane_come_past_it(
-    cluster: Cluster, hang: Path
-) -> None:
+async def test_volume_that_hangs_in_every_worker_does_not_block_a_narrow_lane(cluster: Cluster, hang: Path) -> None:
     async with open_services(cluster.settings) as services, services.watcher.watching():
         volumes, bulk = await bulk_of_six(services, cluster, max_concurrent=2)
         hang.write_text(str(volumes[2]))
         for _ in range(2):
             start_stuck(cluster, hang, CISTERN_STALL_SECONDS="2")
-        await five_succeeded(services, bulk)
+        await wait_until_five_succeeded(services, bulk)
         hang.unlink()
 
         assert (await ended(services, bulk.id)).status == "succeeded"
 
 
-async def test_a_worker_whose_slots_all_hang_says_so_keeps_house_and_goes_on_when_storage_answers(
-    cluster: Cluster, hang: Path
-) -> None:
+async def test_worker_with_all_slots_hung_logs_it_runs_maintenance_and_recovers(cluster: Cluster, hang: Path) -> None:
     log = cluster.folder / "log"
     async with open_services(cluster.settings) as services, services.watcher.watching():
         hang.touch()
@@ -137,36 +125,36 @@ async def test_a_worker_whose_slots_all_hang_says_so_keeps_house_and_goes_on_whe
             url=cluster.url(hang=hang), log=log, CISTERN_MAX_JOBS="2", CISTERN_STALL_SECONDS="1"
         )
         jobs = [await services.volumes.request_create(NewVolume(f"v{number}", SMALL)) for number in range(3)]
-        await said(log, "worker.stuck")
-        async with asyncio.timeout(60):  # housekeeping puts back what the heartbeat lets go
+        await wait_for_log(log, "worker.stuck")
+        async with asyncio.timeout(60):  # maintenance requeues the jobs whose leases the heartbeat stopped renewing
             while sum([(await services.jobs.get(job.id)).epoch > 0 for job in jobs]) < 2:
                 await asyncio.sleep(0.05)
         assert stuck.poll() is None
         assert len(events(cluster, stuck.pid, "hanging")) == 2
         hang.unlink()
-        done = [await ended(services, job.id) for job in jobs]
+        ended_jobs = [await ended(services, job.id) for job in jobs]
 
-        assert {job.status for job in done} == {"succeeded"}
+        assert {job.status for job in ended_jobs} == {"succeeded"}
         assert log.read_text().count("job.stalled") == 2
         assert log.read_text().count("worker.stuck") == 1
         assert all(str(event.job_id) in log.read_text() for event in events(cluster, stuck.pid, "hanging"))
 
 
-async def test_a_hung_job_does_not_take_one_slot_after_the_other(cluster: Cluster, hang: Path) -> None:
+async def test_hung_job_does_not_occupy_a_second_slot(cluster: Cluster, hang: Path) -> None:
     log = cluster.folder / "log"
     async with open_services(cluster.settings) as services, services.watcher.watching():
         hang.touch()
         stuck = start_stuck(cluster, hang, log, CISTERN_STALL_SECONDS="1", CISTERN_LOG_LEVEL="debug")
         job = await services.volumes.request_create(NewVolume("held", SMALL))
-        await said(log, "job.stalled_here")
+        await wait_for_log(log, "job.stalled_here")
         assert len(events(cluster, stuck.pid, "hanging")) == 1
         hang.unlink()
-        done = await ended(services, job.id)
+        ended_job = await ended(services, job.id)
 
-        assert (done.status, done.attempt) == ("succeeded", 2)
+        assert (ended_job.status, ended_job.attempt) == ("succeeded", 2)
 
 
-async def test_a_worker_with_a_hung_thread_ends_at_sigterm_and_says_what_it_leaves(
+async def test_worker_with_a_hung_thread_exits_on_sigterm_and_logs_its_abandoned_jobs(
     cluster: Cluster, hang: Path
 ) -> None:
     log = cluster.folder / "log"
@@ -174,14 +162,14 @@ async def test_a_worker_with_a_hung_thread_ends_at_sigterm_and_says_what_it_leav
         hang.touch()
         stuck = cluster.start_worker(url=cluster.url(hang=hang), log=log, CISTERN_DRAIN_SECONDS="0")
         job = await services.volumes.request_create(NewVolume("held", SMALL))
-        await seen(cluster.journal, {"hanging"}, stuck.pid)
+        await wait_for_entry(cluster.journal, {"hanging"}, stuck.pid)
         stuck.send_signal(signal.SIGTERM)
         assert await exit_code(stuck) == os.EX_TEMPFAIL
 
-        (left,) = [line for line in log.read_text().splitlines() if "worker.forced_exit" in line]
-        assert str(job.id) in left
+        (forced_exit,) = [line for line in log.read_text().splitlines() if "worker.forced_exit" in line]
+        assert str(job.id) in forced_exit
         async with running_worker(cluster.settings):
-            done = await ended(services, job.id)
-        assert done.status == "succeeded"
-        assert done.attempt > 1, "what is left costs an attempt"
-        journal.assert_orderly(cluster.journal, done)
+            ended_job = await ended(services, job.id)
+        assert ended_job.status == "succeeded"
+        assert ended_job.attempt > 1, "an abandoned job must cost an attempt"
+        journal.assert_orderly(cluster.journal, ended_job)

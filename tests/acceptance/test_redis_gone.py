@@ -1,4 +1,4 @@
-"""Redis is disposable: the API accepts without it, and workers find every job when there is one again."""
+"""Redis is disposable: the API accepts jobs without it, and workers find every job once Redis is back."""
 
 import asyncio
 import os
@@ -19,18 +19,18 @@ from tests.acceptance.waiting import ended
 
 
 @pytest.fixture
-def own(cluster: Cluster) -> Iterator[EmbeddedServers]:
-    """A Redis that no other test uses, for the yard."""
-    with temporary_data_dir() as folder, EmbeddedServers(folder, postgres=False, durable=False) as own:
-        cluster.settings = cluster.settings.model_copy(update={"redis_url": own.redis_url})
-        yield own
+def private_redis(cluster: Cluster) -> Iterator[EmbeddedServers]:
+    """A Redis for this cluster alone."""
+    with temporary_data_dir() as folder, EmbeddedServers(folder, postgres=False, durable=False) as private_redis:
+        cluster.settings = cluster.settings.model_copy(update={"redis_url": private_redis.redis_url})
+        yield private_redis
         cluster.clear()
 
 
 def post(api: httpx.Client, *names: str) -> None:
-    """Have volumes accepted, each within the client's patience."""
-    answers = [api.post("/api/v1/volumes", json={"name": name, "size": SMALL}) for name in names]
-    assert [answer.status_code for answer in answers] == [202] * len(names)
+    """Request volumes, and assert that each is accepted within the client's timeout."""
+    responses = [api.post("/api/v1/volumes", json={"name": name, "size": SMALL}) for name in names]
+    assert [response.status_code for response in responses] == [202] * len(names)
 
 
 def client(url: str) -> httpx.Client:
@@ -38,6 +38,7 @@ def client(url: str) -> httpx.Client:
 
 
 async def all_ended(services: Services) -> list[Job]:
+    """Wait until every job has ended, and return all of them."""
     jobs = (await services.jobs.list_jobs(JobFilter(), PageRequest("all"))).items
     return [await ended(services, job.id) for job in jobs]
 
@@ -47,18 +48,20 @@ async def assert_each_once(services: Services, cluster: Cluster, jobs: list[Job]
     for job in jobs:
         journal.assert_orderly(cluster.journal, job)
         assert job.volume_id is not None
-        assert (await services.volumes.get(job.volume_id)).version == job.params["fence"] + 1, "recorded once"
+        assert (await services.volumes.get(job.volume_id)).version == job.params["fence"] + 1, (
+            "not recorded once"
+        )
 
 
-async def test_a_redis_that_is_killed_and_comes_back_empty_loses_no_job(cluster: Cluster, own: EmbeddedServers) -> None:
+async def test_redis_killed_and_restarted_empty_loses_no_job(cluster: Cluster, private_redis: EmbeddedServers) -> None:
     async with open_services(cluster.settings) as services, services.watcher.watching():
         with client(cluster.start_api()) as api:
             worker = cluster.start_worker(url=cluster.url(delay_ms=100))
-            for life in range(3):
-                post(api, *(f"before-{life}-{number}" for number in range(8)))
-                await asyncio.to_thread(own.kill_redis)
-                post(api, *(f"without-{life}-{number}" for number in range(4)))
-                await asyncio.to_thread(own.restart_redis, empty=True)
+            for restart in range(3):
+                post(api, *(f"before-{restart}-{number}" for number in range(8)))
+                await asyncio.to_thread(private_redis.kill_redis)
+                post(api, *(f"without-{restart}-{number}" for number in range(4)))
+                await asyncio.to_thread(private_redis.restart_redis, empty=True)
         jobs = await all_ended(services)
 
         assert len(jobs) == 36
@@ -66,16 +69,16 @@ async def test_a_redis_that_is_killed_and_comes_back_empty_loses_no_job(cluster:
         assert worker.poll() is None
 
 
-async def test_without_redis_from_the_start_all_is_accepted_and_later_done(
-    cluster: Cluster, own: EmbeddedServers
+async def test_jobs_accepted_without_redis_from_the_start_run_later(
+    cluster: Cluster, private_redis: EmbeddedServers
 ) -> None:
-    own.kill_redis()
+    private_redis.kill_redis()
     async with open_services(cluster.settings) as services, services.watcher.watching():
         worker = cluster.start_worker()
         with client(cluster.start_api()) as api:
             assert api.get("/readyz").json()["redis"] == "unavailable"
             post(api, *(f"v{number}" for number in range(10)))
-            await asyncio.to_thread(own.start_redis)
+            await asyncio.to_thread(private_redis.start_redis)
             jobs = await all_ended(services)
             assert api.get("/readyz").json()["redis"] == "ok"
 
@@ -84,17 +87,19 @@ async def test_without_redis_from_the_start_all_is_accepted_and_later_done(
         assert worker.poll() is None
 
 
-async def test_a_redis_that_hangs_is_no_worse_than_none(cluster: Cluster, own: EmbeddedServers) -> None:
+async def test_hanging_redis_loses_no_job_and_delays_no_request(
+    cluster: Cluster, private_redis: EmbeddedServers
+) -> None:
     async with open_services(cluster.settings) as services, services.watcher.watching():
         worker = cluster.start_worker()
         with client(cluster.start_api()) as api:
             post(api, "before")
-            os.kill(own.pids["redis"], signal.SIGSTOP)
+            os.kill(private_redis.pids["redis"], signal.SIGSTOP)
             try:
                 post(api, *(f"v{number}" for number in range(3)))
                 assert api.get("/readyz").json()["redis"] == "unavailable"
             finally:
-                os.kill(own.pids["redis"], signal.SIGCONT)
+                os.kill(private_redis.pids["redis"], signal.SIGCONT)
         jobs = await all_ended(services)
 
         assert len(jobs) == 4

@@ -1,4 +1,4 @@
-"""A worker that was stopped in the middle of its work, and wakes up when others have long finished it."""
+"""A sleeper: a worker paused by SIGSTOP in the middle of a job, and resumed after another one has finished it."""
 
 import signal
 from dataclasses import dataclass
@@ -12,30 +12,30 @@ from domain.services import Services, open_services
 from domain.volumes.repository import VolumeFilter
 from tests.acceptance import journal
 from tests.acceptance.cluster import Cluster
-from tests.acceptance.test_every_arrow import prepare, request
-from tests.acceptance.waiting import ENDINGS, ended, exit_code, seen
+from tests.acceptance.test_job_transitions import prepare, request
+from tests.acceptance.waiting import ENDINGS, ended, exit_code, wait_for_entry
 from tests.support.forked import Process
 from tests.support.worker import running_worker
 
 
-async def fall_asleep(services: Services, cluster: Cluster, kind: str, without: str) -> tuple[Process, Job]:
-    """Have a worker begin a job and stop it before it publishes."""
+async def start_sleeper(services: Services, cluster: Cluster, kind: str, without: str) -> tuple[Process, Job]:
+    """Let a worker begin a job, and pause the worker before it publishes."""
     volume_id = await prepare(services, cluster, kind)
     cluster.gate().touch()
     sleeper = cluster.start_worker(
         "tests.acceptance.sabotage", url=cluster.url(gate=cluster.gate()), SABOTAGE_WITHOUT=without
     )
     job = await request(services, kind, volume_id)
-    await seen(cluster.journal, {"begun"}, sleeper.pid)
+    await wait_for_entry(cluster.journal, {"begun"}, sleeper.pid)
     sleeper.send_signal(signal.SIGSTOP)
     return sleeper, job
 
 
 async def wake_up(cluster: Cluster, sleeper: Process) -> None:
-    """Let it go on, and wait until it has tried."""
+    """Resume the worker, and wait until it has tried to publish."""
     cluster.gate().unlink()
     sleeper.send_signal(signal.SIGCONT)
-    await seen(cluster.journal, ENDINGS, sleeper.pid)
+    await wait_for_entry(cluster.journal, ENDINGS, sleeper.pid)
     sleeper.send_signal(signal.SIGTERM)
     assert await exit_code(sleeper) == 0
 
@@ -52,16 +52,16 @@ async def rows(services: Services, job_id: UUID) -> list[object]:
 
 @dataclass(frozen=True)
 class Aftermath:
-    """What a sleeper has done after it woke up."""
+    """The effects of a sleeper after it woke up."""
 
     changed: bool
     published: int
 
 
 async def sleep_through(cluster: Cluster, kind: str, *, without: str, then_delete: bool = False) -> Aftermath:
-    """Have another worker finish the sleeper's job, wake the sleeper up, and see."""
+    """Let another worker finish the sleeper's job, wake the sleeper up, and return its effects."""
     async with open_services(cluster.settings) as services, services.watcher.watching():
-        sleeper, job = await fall_asleep(services, cluster, kind, without)
+        sleeper, job = await start_sleeper(services, cluster, kind, without)
         async with running_worker(cluster.settings):
             finished = await ended(services, job.id)
             assert (finished.status, finished.epoch) == ("succeeded", 1)
@@ -81,19 +81,17 @@ async def sleep_through(cluster: Cluster, kind: str, *, without: str, then_delet
     ("kind", "without"),
     [("volume.create", "clock"), ("volume.expand", "clock"), ("volume.delete", "clock"), ("volume.expand", "")],
 )
-async def test_a_sleeper_that_wakes_up_changes_neither_rows_nor_files(
-    cluster: Cluster, kind: str, without: str
-) -> None:
+async def test_sleeper_that_wakes_up_changes_neither_rows_nor_files(cluster: Cluster, kind: str, without: str) -> None:
     assert await sleep_through(cluster, kind, without=without) == Aftermath(changed=False, published=0)
 
 
-async def test_a_sleeper_cannot_bring_a_deleted_volume_back(cluster: Cluster) -> None:
+async def test_sleeper_cannot_bring_a_deleted_volume_back(cluster: Cluster) -> None:
     aftermath = await sleep_through(cluster, "volume.create", without="clock", then_delete=True)
 
     assert aftermath == Aftermath(changed=False, published=0)
 
 
-async def test_with_clock_and_fence_taken_out_the_sleeper_does_bring_it_back(cluster: Cluster) -> None:
+async def test_sleeper_without_clock_and_fence_brings_a_deleted_volume_back(cluster: Cluster) -> None:
     aftermath = await sleep_through(cluster, "volume.create", without="clock,fence", then_delete=True)
 
     assert aftermath == Aftermath(changed=True, published=1)

@@ -1,6 +1,6 @@
-"""Whole stacks in storms: whatever was accepted ends, is recorded once, and nobody's bytes are lost.
+"""Whole stacks under faults and load: every accepted job ends, is recorded once, and no bytes are lost.
 
-``make test`` has short storms. ``CISTERN_LONG=1`` (`make test-faults`) has long ones, and writes a report.
+``make test`` runs a short storm. ``CISTERN_LONG=1`` (`make test-long`) runs long ones, and writes a report.
 """
 
 import asyncio
@@ -9,51 +9,51 @@ from itertools import count
 
 import pytest
 
-from tests.acceptance.clients import Expectations, live
-from tests.acceptance.judge import compare
+from tests.acceptance.clients import Expectations, run_clients
+from tests.acceptance.judge import check_storm
 from tests.acceptance.report import Report
 from tests.acceptance.scale import LONG, SCALE
-from tests.acceptance.stack import WORKERS, Stack, standing
-from tests.acceptance.storms import SHORT_STORMS, STORMS, raging
+from tests.acceptance.stack import WORKERS, Stack, running_stack
+from tests.acceptance.storms import SHORT_STORMS, STORMS, run_storm
 
 
 @pytest.mark.parametrize("storm", STORMS if LONG else SHORT_STORMS)
-async def test_a_storm_loses_nothing_and_doubles_nothing(storm: str, report: Report) -> None:
-    expected = Expectations(SCALE.jobs, strikes_wanted=SCALE.strikes)
-    async with standing(delay_ms=SCALE.delay_ms) as stack:
+async def test_storm_loses_nothing_and_doubles_nothing(storm: str, report: Report) -> None:
+    expected = Expectations(SCALE.jobs, min_faults=SCALE.faults)
+    async with running_stack(delay_ms=SCALE.delay_ms) as stack:
         began = time.monotonic()
-        async with raging(storm, stack, expected, seed=SCALE.seed), stack.client() as http:
-            await live(http, expected, customers=SCALE.customers, seed=SCALE.seed)
-        verdict = await compare(stack.database, stack.cluster.journal, expected)
-        report.note(storm, time.monotonic() - began, expected, verdict)
+        async with run_storm(storm, stack, expected, seed=SCALE.seed), stack.client() as http:
+            await run_clients(http, expected, clients=SCALE.clients, seed=SCALE.seed)
+        result = await check_storm(stack.database, stack.cluster.journal, expected)
+        report.add(storm, time.monotonic() - began, expected, result)
 
-        assert expected.strikes["crash_postgresql"] or not expected.answers[503]
-        assert storm != "workers killed" or set(verdict.attempts) > {1}, "the blows have hit jobs at work"
-        assert set(await stack.send_home()) == {0}
-        # A worker that is killed when it has just woken up may leave a draft behind that nobody can publish any more.
-        assert {finding["code"] for finding in await stack.inspect()} <= {"leftover"}
+        assert expected.faults["crash_postgresql"] or not expected.status_codes[503]
+        assert storm != "workers killed" or set(result.attempts) > {1}, "no fault hit a job at work"
+        assert set(await stack.stop_workers()) == {0}
+        # A worker that is killed right after a pause may leave a draft behind that can no longer be published.
+        assert {finding["code"] for finding in await stack.check_and_repair()} <= {"leftover"}
 
 
-async def test_a_rolling_restart_spends_no_attempt_fails_no_job_and_refuses_no_request(report: Report) -> None:
-    expected = Expectations(SCALE.jobs, strikes_wanted=WORKERS)
+async def test_rolling_restart_costs_no_attempt_fails_no_job_and_rejects_no_request(report: Report) -> None:
+    expected = Expectations(SCALE.jobs, min_faults=WORKERS)
 
     async def deploy(stack: Stack) -> None:
-        """Replace every worker, again and again; every second one gets no time to drain."""
+        """Replace worker after worker; every second one starts with a drain time of 0 s."""
         for number in count():
-            if not expected.goes_on():
+            if not expected.needs_more():
                 return
             drain = {"CISTERN_DRAIN_SECONDS": str(number % 2)}
-            assert await stack.replace(stack.fleet[0], **drain) == 0
-            expected.strikes["replaced"] += 1
+            assert await stack.replace(stack.workers[0], **drain) == 0
+            expected.faults["replaced"] += 1
 
-    async with standing(delay_ms=SCALE.delay_ms) as stack, stack.client() as http:
+    async with running_stack(delay_ms=SCALE.delay_ms) as stack, stack.client() as http:
         began = time.monotonic()
         async with asyncio.TaskGroup() as group:
             group.create_task(deploy(stack))
-            group.create_task(live(http, expected, customers=SCALE.customers, seed=SCALE.seed))
-        verdict = await compare(stack.database, stack.cluster.journal, expected)
-        report.note("rolling restart", time.monotonic() - began, expected, verdict)
+            group.create_task(run_clients(http, expected, clients=SCALE.clients, seed=SCALE.seed))
+        result = await check_storm(stack.database, stack.cluster.journal, expected)
+        report.add("rolling restart", time.monotonic() - began, expected, result)
 
-        assert set(verdict.attempts) == {1}
-        assert not expected.answers[503]
-        assert await stack.inspect() == []
+        assert set(result.attempts) == {1}
+        assert not expected.status_codes[503]
+        assert await stack.check_and_repair() == []

@@ -1,4 +1,4 @@
-"""What tests wait for: the ends of jobs, entries in the journal, words in a log, the ends of processes."""
+"""Waits for the ends of jobs and processes, for entries in the journal and for texts in a log."""
 
 import asyncio
 from pathlib import Path
@@ -10,32 +10,32 @@ from domain.services import Services
 from tests.acceptance import journal
 from tests.support.forked import Process
 
-PATIENCE: Final = 60
+TIMEOUT_SECONDS: Final = 60
 ENDINGS: Final = {"published", "refused", "stopped", "failed"}
 
 
 async def ended(services: Services, job_id: UUID) -> Job:
-    """The job, once it has ended."""
-    await services.watcher.ended(job_id, PATIENCE)
+    """Wait until the job has ended, and return it."""
+    await services.watcher.ended(job_id, TIMEOUT_SECONDS)
     job = await services.jobs.get(job_id)
-    assert job.ended, f"{job.kind} is still {job.status} after {PATIENCE} s"
+    assert job.ended, f"{job.kind} is still {job.status} after {TIMEOUT_SECONDS} s"
     return job
 
 
-async def seen(path: Path, events: set[str], pid: int) -> None:
-    """Wait until the process has written one of these into the journal."""
-    async with asyncio.timeout(PATIENCE):
+async def wait_for_entry(path: Path, events: set[str], pid: int) -> None:
+    """Wait until the process has written one of these events into the journal."""
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while not any(entry.event in events and entry.pid == pid for entry in journal.read(path)):
             await asyncio.sleep(0.02)
 
 
-async def said(log: Path, word: str, times: int = 1) -> None:
-    """Wait until a log has a word in it, so many times."""
-    async with asyncio.timeout(PATIENCE):
-        while log.read_text().count(word) < times:
+async def wait_for_log(log: Path, expected: str, times: int = 1) -> None:
+    """Wait until the log contains the text, at least ``times`` times."""
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        while log.read_text().count(expected) < times:
             await asyncio.sleep(0.02)
 
 
 async def exit_code(process: Process) -> int:
-    """The process's last word, once it has ended."""
-    return await asyncio.to_thread(process.wait, PATIENCE)
+    """Wait until the process has ended, and return its exit status."""
+    return await asyncio.to_thread(process.wait, TIMEOUT_SECONDS)

@@ -1,6 +1,6 @@
-"""``make compose-test``: docker-compose.yaml in real containers, with four workers, one of them killed, one stopped.
+"""``make compose-test``: run docker-compose.yaml in real containers, with four workers, of which one is killed.
 
-Ends with 69 where there is nothing that could run containers. Everything is gone in the end, also after a failure.
+Exits with 69 if no container engine is available. Removes everything at the end, also after a failure.
 """
 
 import os
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from tests.acceptance.judge import TRIGGERS
-from tests.compose.customer import MIB, Customer
+from tests.compose.client import MIB, ApiClient
 from tests.compose.image import check_image
 from tests.compose.stack import Stack, until
 
@@ -23,107 +23,110 @@ VOLUMES: Final = 240
 def main(compose: str, engine: str) -> int:
     stack = Stack(compose, engine)
     if obstacle := stack.obstacle():
-        say(f"cannot run here: {obstacle}")
-        say('needs an engine for containers: make compose-test COMPOSE="docker compose" ENGINE=docker')
+        log(f"cannot run here: {obstacle}")
+        log('a container engine is required: make compose-test COMPOSE="docker compose" ENGINE=docker')
         return os.EX_UNAVAILABLE
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     try:
-        with Customer(stack.port) as customer:
-            story(stack, customer)
+        with ApiClient(stack.port) as client:
+            run_steps(stack, client)
     except BaseException:
-        stack.say_last_words()
+        stack.print_logs()
         raise
     finally:
-        stack.clear_away()
-    say("all well")
+        stack.remove()
+    log("all passed")
     return 0
 
 
-def story(stack: Stack, customer: Customer) -> None:
+def run_steps(stack: Stack, client: ApiClient) -> None:
     for step in STEPS:
         began = time.monotonic()
-        found = step(stack, customer)
-        say(f"{step.__name__.replace('_', ' ')}: {found} ({time.monotonic() - began:.0f} s)")
+        summary = step(stack, client)
+        log(f"{step.__name__.replace('_', ' ')}: {summary} ({time.monotonic() - began:.0f} s)")
 
 
-def start(stack: Stack, customer: Customer) -> str:
+def start(stack: Stack, client: ApiClient) -> str:
     stack.up(workers=WORKERS)
-    customer.wait_until_ready()
+    client.wait_until_ready()
     workers = stack.containers("worker")
     assert len(workers) == WORKERS
-    until(lambda: all(stack.is_healthy(one) for one in (*workers, stack.container("api"))), "everybody is healthy")
+    until(
+        lambda: all(stack.is_healthy(container) for container in (*workers, stack.container("api"))),
+        "all containers are healthy",
+    )
     return f"the API and {WORKERS} workers are healthy"
 
 
-def look_at_the_image(stack: Stack, _: Customer) -> str:
+def check_the_image(stack: Stack, _: ApiClient) -> str:
     return check_image(stack)
 
 
-def look_at_the_ports(stack: Stack, _: Customer) -> str:
-    """Only the API can be reached from outside, and that only from this machine."""
+def check_the_ports(stack: Stack, _: ApiClient) -> str:
+    """Assert that only the API has a published port, bound to loopback."""
     for service in ("postgres", "redis", "worker"):
         for container in stack.containers(service):
-            assert not any(stack.look("container", container)["NetworkSettings"]["Ports"].values()), service
-    published = stack.look("container", stack.container("api"))["NetworkSettings"]["Ports"]
+            assert not any(stack.inspect("container", container)["NetworkSettings"]["Ports"].values()), service
+    published = stack.inspect("container", stack.container("api"))["NetworkSettings"]["Ports"]
     assert published == {"8000/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(stack.port)}]}
-    return "the API's, on loopback, and no other"
+    return "only the API's is published, on loopback"
 
 
-def create_volumes(stack: Stack, customer: Customer) -> str:
-    wishes = [{"name": f"volume-{number}", "size": MIB} for number in range(VOLUMES)]
-    jobs = [customer.post("/volumes", wish).json()["id"] for wish in wishes]
-    done = Counter(customer.ended(job)["worker_id"] for job in jobs)
-    assert len(done) == WORKERS, done
+def create_volumes(stack: Stack, client: ApiClient) -> str:
+    bodies = [{"name": f"volume-{number}", "size": MIB} for number in range(VOLUMES)]
+    jobs = [client.post("/volumes", body).json()["id"] for body in bodies]
+    job_counts = Counter(client.ended(job)["worker_id"] for job in jobs)
+    assert len(job_counts) == WORKERS, job_counts
     for statement in TRIGGERS:
         stack.query(statement)
-    return f"{VOLUMES}, by {WORKERS} workers: {sorted(done.values())}"
+    return f"{VOLUMES}, by {WORKERS} workers: {sorted(job_counts.values())}"
 
 
-def expand_them_while_workers_go(stack: Stack, customer: Customer) -> str:
-    """One bulk job, shared by all; in the middle of it one worker is killed with -9, and another one told to stop."""
-    bulk = customer.post("/volumes/expand", {"by": MIB, "max_concurrent": 8}).json()["id"]
-    until(lambda: all(_said(stack, "bulk.chunk")), "every worker has grown some volumes")
-    killed = _kill_at_a_lane(stack)
+def expand_volumes_while_workers_die(stack: Stack, client: ApiClient) -> str:
+    """Run one bulk job on all workers; in the middle of it, send SIGKILL to one worker and stop another one."""
+    bulk = client.post("/volumes/expand", {"by": MIB, "max_concurrent": 8}).json()["id"]
+    until(lambda: all(_count_events(stack, "bulk.chunk")), "every worker has expanded some volumes")
+    killed = _kill_a_worker_with_a_lane(stack)
     stopped = next(worker for worker in stack.containers("worker") if worker != killed)
-    stack.ask("stop", stopped)
-    assert 0 < _grown(customer, bulk) < VOLUMES, "struck too early or too late to be of interest"
-    assert stack.look("container", stopped)["State"]["ExitCode"] == os.EX_OK
-    progress = customer.ended(bulk)["progress"]
+    stack.engine_run("stop", stopped)
+    assert 0 < _succeeded(client, bulk) < VOLUMES, "the faults did not hit the bulk job at work"
+    assert stack.inspect("container", stopped)["State"]["ExitCode"] == os.EX_OK
+    progress = client.ended(bulk)["progress"]
     assert progress["succeeded"] == progress["total"] == VOLUMES
-    until(lambda: any(_said(stack, "jobs.rescued")), "the lanes of the killed one were rescued")
-    return f"{VOLUMES}, in {_said(stack, 'bulk.chunk')} chunks, and the lanes of the killed one were rescued"
+    until(lambda: any(_count_events(stack, "jobs.rescued")), "the lanes of the killed worker were rescued")
+    return f"{VOLUMES}, in {_count_events(stack, 'bulk.chunk')} chunks, and the killed worker's lanes were rescued"
 
 
-def _said(stack: Stack, event: str) -> list[int]:
-    """How often each worker has said something."""
+def _count_events(stack: Stack, event: str) -> list[int]:
+    """Return, for each worker, the number of log lines with this event."""
     return [stack.logs(worker).count(f'"event": "{event}"') for worker in stack.containers("worker")]
 
 
-def _grown(customer: Customer, bulk: str) -> int:
-    progress = customer.job(bulk)["progress"]
+def _succeeded(client: ApiClient, bulk: str) -> int:
+    progress = client.job(bulk)["progress"]
     return progress["succeeded"] if progress else 0
 
 
-def _kill_at_a_lane(stack: Stack) -> str:
-    """Kill a worker with a lane in its hands. Lanes change hands each second, so it is held still to make sure."""
-    caught: list[str] = []
+def _kill_a_worker_with_a_lane(stack: Stack) -> str:
+    """Kill a worker while it holds a lane. Lanes move each second, so pause it first and check again."""
+    paused: list[str] = []
 
-    def catch() -> bool:
-        for worker in _at_lanes(stack)[:1]:
-            stack.ask("kill", "--signal=STOP", worker)
-            if worker in _at_lanes(stack):
-                caught.append(worker)
+    def pause_one() -> bool:
+        for worker in _workers_with_lanes(stack)[:1]:
+            stack.engine_run("kill", "--signal=STOP", worker)
+            if worker in _workers_with_lanes(stack):
+                paused.append(worker)
             else:
-                stack.ask("kill", "--signal=CONT", worker)
-        return bool(caught)
+                stack.engine_run("kill", "--signal=CONT", worker)
+        return bool(paused)
 
-    until(catch, "a worker was caught with a lane in its hands")
-    stack.ask("kill", *caught)
-    return caught[0]
+    until(pause_one, "a worker was paused while it held a lane")
+    stack.engine_run("kill", *paused)
+    return paused[0]
 
 
-def _at_lanes(stack: Stack) -> list[str]:
-    """Containers of workers that have lanes in their hands."""
+def _workers_with_lanes(stack: Stack) -> list[str]:
+    """Return the containers of the workers that hold lanes."""
     query = (
         "SELECT DISTINCT host FROM workers JOIN jobs ON worker_id = workers.id"
         " WHERE kind = 'bulk.lane' AND status = 'running'"
@@ -132,68 +135,68 @@ def _at_lanes(stack: Stack) -> list[str]:
     return [container for container in stack.containers("worker") if container.startswith(hosts)]
 
 
-def look_at_the_volumes(stack: Stack, customer: Customer) -> str:
-    """Each has grown once, by its row, by what PostgreSQL saw of it, and by the disk."""
-    assert set(customer.sizes().values()) == {2 * MIB}
-    grown = stack.query("SELECT count(*), count(DISTINCT volume_id), min(was), max(became) FROM seen_sizes")
+def check_the_volumes(stack: Stack, client: ApiClient) -> str:
+    """Assert that each volume grew once: by its row, by the trigger's record, and on the disk."""
+    assert set(client.sizes().values()) == {2 * MIB}
+    grown = stack.query("SELECT count(*), count(DISTINCT volume_id), min(previous), max(current) FROM size_changes")
     assert grown == [[str(VOLUMES), str(VOLUMES), str(MIB), str(2 * MIB)]]
-    checked = stack.within(stack.container("api"), "cistern", "check")
+    checked = stack.exec(stack.container("api"), "cistern", "check")
     assert checked.returncode == 0, checked.stdout
     return "each grew once; rows, ledger and disk agree"
 
 
-def run_a_schedule(_: Stack, customer: Customer) -> str:
-    """One that is due at night is run now, and grows every volume."""
-    wish = {
+def run_a_schedule(_: Stack, client: ApiClient) -> str:
+    """Run a nightly schedule now, and assert that it expands every volume."""
+    body = {
         "name": "grow-all",
         "cron": "0 3 * * *",
         "time_zone": "Europe/Berlin",
         "action": "bulk.expand",
         "params": {"by": MIB, "max_concurrent": 40},
     }
-    schedule = customer.post("/schedules", wish).json()["id"]
-    job = customer.ended(customer.post(f"/schedules/{schedule}/run").json()["id"])
+    schedule = client.post("/schedules", body).json()["id"]
+    job = client.ended(client.post(f"/schedules/{schedule}/run").json()["id"])
     assert job["progress"]["succeeded"] == VOLUMES
-    assert set(customer.sizes().values()) == {3 * MIB}
+    assert set(client.sizes().values()) == {3 * MIB}
     return f"{VOLUMES} volumes grew once more"
 
 
-def put_a_worker_to_sleep(stack: Stack, _: Customer) -> str:
-    """Its container goes on running; only its health check can tell."""
-    awake = [one for one in stack.containers("worker") if stack.look("container", one)["State"]["Running"]]
-    sleeper = awake[0]
-    stack.ask("kill", "--signal=STOP", sleeper)
-    until(lambda: not stack.is_healthy(sleeper), "the sleeper is found out")
-    assert all(stack.is_healthy(worker) for worker in awake[1:])
-    stack.ask("kill", "--signal=CONT", sleeper)
-    until(lambda: stack.is_healthy(sleeper), "it is well again")
-    return "it was found unhealthy, and healthy when it was awake again"
+def pause_a_worker(stack: Stack, _: ApiClient) -> str:
+    """Pause a worker; its container keeps running, so only the health check can detect it."""
+    running = [one for one in stack.containers("worker") if stack.inspect("container", one)["State"]["Running"]]
+    sleeper = running[0]
+    stack.engine_run("kill", "--signal=STOP", sleeper)
+    until(lambda: not stack.is_healthy(sleeper), "the paused worker is unhealthy")
+    assert all(stack.is_healthy(worker) for worker in running[1:])
+    stack.engine_run("kill", "--signal=CONT", sleeper)
+    until(lambda: stack.is_healthy(sleeper), "the resumed worker is healthy")
+    return "unhealthy while paused, healthy after it was resumed"
 
 
-def take_it_down_and_up(stack: Stack, customer: Customer) -> str:
-    before = customer.sizes()
+def restart_the_stack(stack: Stack, client: ApiClient) -> str:
+    before = client.sizes()
     stack.down()
     stack.up(workers=WORKERS)
-    customer.wait_until_ready()
-    assert customer.sizes() == before
-    customer.ended(customer.post(f"/volumes/{next(iter(before))}/expand", {"to": 4 * MIB}).json()["id"])
-    return f"{len(before)} volumes are still there, and can grow"
+    client.wait_until_ready()
+    assert client.sizes() == before
+    client.ended(client.post(f"/volumes/{next(iter(before))}/expand", {"to": 4 * MIB}).json()["id"])
+    return f"{len(before)} volumes survived, and can grow"
 
 
-STEPS: Final[tuple[Callable[[Stack, Customer], str], ...]] = (
+STEPS: Final[tuple[Callable[[Stack, ApiClient], str], ...]] = (
     start,
-    look_at_the_image,
-    look_at_the_ports,
+    check_the_image,
+    check_the_ports,
     create_volumes,
-    expand_them_while_workers_go,
-    look_at_the_volumes,
+    expand_volumes_while_workers_die,
+    check_the_volumes,
     run_a_schedule,
-    put_a_worker_to_sleep,
-    take_it_down_and_up,
+    pause_a_worker,
+    restart_the_stack,
 )
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     sys.stdout.write(f"compose-test: {line}\n")
     sys.stdout.flush()
 

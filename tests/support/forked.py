@@ -1,4 +1,4 @@
-"""Processes forked from one that has imported everything already: that saves each of them a second of CPU time."""
+"""Processes forked from a server that has already imported Cistern, which saves 1 s of CPU time for each."""
 
 import multiprocessing
 import os
@@ -14,12 +14,12 @@ from typing import Final, Protocol
 
 _FORKING: Final = multiprocessing.get_context("forkserver")
 _FORKING.set_forkserver_preload(["api.main", "uvicorn.main", "worker.main"])
-#: multiprocessing looks at all its processes whenever it starts one; a last word can be read only once.
+#: multiprocessing polls all its processes whenever it starts one, and an exit status can be read only once.
 _LOCK: Final = threading.Lock()
 
 
 class Process(Protocol):
-    """As much of `subprocess.Popen` as tests need."""
+    """The part of `subprocess.Popen` that tests use."""
 
     @property
     def pid(self) -> int: ...
@@ -30,12 +30,12 @@ class Process(Protocol):
 
 
 class Forked:
-    """``python -m COMMAND``, without a new interpreter."""
+    """``python -m COMMAND`` in a forked process, without starting a new interpreter."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], stderr: Path | None) -> None:
         if stderr is not None:
-            stderr.touch()  # so that a reader need not wait for the fork
-        self._process = _FORKING.Process(target=_become, args=(tuple(command), dict(environment), stderr))
+            stderr.touch()  # a reader may open the file before the fork
+        self._process = _FORKING.Process(target=_run_command, args=(tuple(command), dict(environment), stderr))
         with _LOCK:
             self._process.start()
         self.pid = self._process.pid or 0
@@ -59,7 +59,7 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def _become(command: Sequence[str], environment: Mapping[str, str], stderr: Path | None) -> None:
+def _run_command(command: Sequence[str], environment: Mapping[str, str], stderr: Path | None) -> None:
     os.environ.clear()
     os.environ.update(environment)
     if stderr is not None:

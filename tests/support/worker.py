@@ -1,4 +1,4 @@
-"""A worker inside the test's own process, for what needs no kill."""
+"""A worker in the test's own process, for tests that need not kill it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,14 +13,14 @@ from worker.runner import Runner
 
 @asynccontextmanager
 async def running_worker(settings: Settings) -> AsyncIterator[Runner]:
-    """Have a worker work as long as the block lasts."""
+    """Run a worker for the duration of the block."""
     async with open_worker(settings) as runner:
-        arq = ArqConsumer(runner, arq_settings(settings))
-        delivery = asyncio.create_task(arq.main())
+        consumer = ArqConsumer(runner, arq_settings(settings))
+        main = asyncio.create_task(consumer.main())
         try:
             yield runner
         finally:
-            await cancel_and_wait([delivery])
+            await cancel_and_wait([main])
             await runner.close()
-            await asyncio.gather(*arq.tasks.values(), return_exceptions=True)
-            await arq.pool.aclose(close_connection_pool=True)
+            await asyncio.gather(*consumer.tasks.values(), return_exceptions=True)
+            await consumer.pool.aclose(close_connection_pool=True)

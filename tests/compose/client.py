@@ -1,20 +1,20 @@
-"""Somebody who knows nothing of containers, only the published port of the API."""
+"""An API client that uses only the API's published port."""
 
 from typing import Any, Self
 
 import httpx
 
 from domain.jobs.states import ENDED
-from tests.compose.stack import PATIENCE, until
+from tests.compose.stack import TIMEOUT_SECONDS, until
 
 MIB = 1 << 20
 
 
-class Customer:
-    """Asks, and waits for the ends of its jobs."""
+class ApiClient:
+    """Sends requests, and waits for their jobs."""
 
     def __init__(self, port: int) -> None:
-        self._http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, trust_env=False)
+        self._http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=TIMEOUT_SECONDS, trust_env=False)
 
     def __enter__(self) -> Self:
         return self
@@ -32,22 +32,22 @@ class Customer:
             return False
 
     def post(self, address: str, body: dict[str, Any] | None = None) -> httpx.Response:
-        answer = self._http.post(f"/api/v1{address}", json=body)
-        assert answer.is_success, answer.text
-        return answer
+        response = self._http.post(f"/api/v1{address}", json=body)
+        assert response.is_success, response.text
+        return response
 
     def job(self, job_id: str) -> dict[str, Any]:
         return dict(self._get(f"/jobs/{job_id}"))
 
     def ended(self, job_id: str) -> dict[str, Any]:
-        """The job, once it has ended well."""
-        until(lambda: self.job(job_id)["status"] in ENDED, f"the end of job {job_id}")
+        """Wait until the job has ended, assert that it succeeded, and return it."""
+        until(lambda: self.job(job_id)["status"] in ENDED, f"job {job_id} has ended")
         job = self.job(job_id)
         assert job["status"] == "succeeded", job
         return job
 
     def all(self, address: str) -> list[dict[str, Any]]:
-        """A whole list, page by page."""
+        """Return all items of a list, fetched page by page."""
         items: list[dict[str, Any]] = []
         cursor: str | None = ""
         while cursor is not None:
@@ -60,6 +60,6 @@ class Customer:
         return {volume["id"]: volume["size"] for volume in self.all("/volumes")}
 
     def _get(self, address: str, **query: Any) -> Any:
-        answer = self._http.get(f"/api/v1{address}", params=query)
-        assert answer.is_success, answer.text
-        return answer.json()
+        response = self._http.get(f"/api/v1{address}", params=query)
+        assert response.is_success, response.text
+        return response.json()

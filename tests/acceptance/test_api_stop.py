@@ -1,4 +1,4 @@
-"""An API that is told to stop keeps nobody waiting for a job that others will end."""
+"""Graceful shutdown of the API: waiting requests return the present state of their job at once."""
 
 import asyncio
 import signal
@@ -15,29 +15,29 @@ from tests.acceptance.cluster import SMALL, Cluster
 from tests.acceptance.waiting import exit_code
 
 
-async def accepted(services: Services) -> None:
+async def wait_until_accepted(services: Services) -> None:
     async with asyncio.timeout(60):
         while not (await services.jobs.list_jobs(JobFilter(), PageRequest("all"))).items:
             await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize(("route", "prefer"), [("/api/v1/volumes", "wait=30"), ("/api/v0/volumes", "")])
-async def test_whoever_waits_gets_the_job_as_it_is(cluster: Cluster, route: str, prefer: str) -> None:
+async def test_stopping_api_returns_the_job_to_waiting_clients(cluster: Cluster, route: str, prefer: str) -> None:
     address = cluster.start_api()
     (api,) = cluster.processes
-    # Less patience than the half minute that the server would have.
+    # The client's timeout is shorter than the 30 seconds that the request would wait.
     async with open_services(cluster.settings) as services, httpx.AsyncClient(base_url=address, timeout=20) as client:
-        body = {"name": "nobody-works", "size": SMALL}
+        body = {"name": "without-workers", "size": SMALL}
         waiting = asyncio.create_task(client.post(route, json=body, headers={"Prefer": prefer}))
-        await accepted(services)
+        await wait_until_accepted(services)
         api.send_signal(signal.SIGTERM)
-        answer = await waiting
+        response = await waiting
 
-    assert (answer.status_code, answer.json()["status"]) == (202, "queued")
+    assert (response.status_code, response.json()["status"]) == (202, "queued")
     assert await exit_code(api) in (0, -signal.SIGTERM)
 
 
-async def test_who_reads_no_more_is_not_waited_for(cluster: Cluster) -> None:
+async def test_stopping_api_does_not_wait_for_a_client_that_stops_reading(cluster: Cluster) -> None:
     address = await asyncio.to_thread(
         cluster.start_api, options=("--no-access-log", "--timeout-graceful-shutdown", "1")
     )
@@ -47,7 +47,7 @@ async def test_who_reads_no_more_is_not_waited_for(cluster: Cluster) -> None:
             await http.post("/volumes/expand", json={"by": SMALL, "ids": [str(uuid4()) for _ in range(10_000)]})
     url = httpx.URL(address)
     with socket.create_connection((url.host, url.port)) as client:
-        # Eight megabytes: more than all buffers between here and there hold.
+        # The response has eight megabytes: more than the buffers of both sockets hold.
         client.sendall(f"GET /api/v1/jobs HTTP/1.1\r\nHost: {url.host}\r\n\r\n".encode())
         await asyncio.to_thread(client.recv, 1)
         api.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""`cistern jobs ...` and `cistern schedules ...` as processes of their own, on a real API with a real worker."""
+"""`cistern jobs ...` and `cistern schedules ...` as processes, on a real API with a real worker."""
 
 import asyncio
 import json
@@ -13,11 +13,11 @@ from tests.acceptance.cluster import ROOT, Cluster
 
 WAIT = {"Prefer": "wait=30"}
 NIGHTLY = {"name": "nightly-expand", "cron": "0 2 * * *", "action": "bulk.expand", "params": {"policy": "autogrow"}}
-CISTERN = (sys.executable, "-c", "from api.cli.app import main; main()")
+CISTERN = (sys.executable, "-m", "api.cli")
 
 
-async def cistern(address: str, *arguments: str) -> Process:
-    environment = os.environ | {"CISTERN_URL": address, "PYTHONUNBUFFERED": "1"}
+async def cistern(url: str, *arguments: str) -> Process:
+    environment = os.environ | {"CISTERN_URL": url, "PYTHONUNBUFFERED": "1"}
     return await asyncio.create_subprocess_exec(*CISTERN, *arguments, cwd=ROOT, env=environment, stdout=PIPE)
 
 
@@ -27,45 +27,45 @@ async def line(process: Process) -> str:
         return (await process.stdout.readline()).decode()
 
 
-async def test_a_bulk_job_is_watched_to_its_end_and_listed_with_it(cluster: Cluster) -> None:
+async def test_bulk_job_is_watched_to_its_end_and_listed(cluster: Cluster) -> None:
     cluster.start_worker(url=cluster.url(gate=cluster.gate()))
-    address = await asyncio.to_thread(cluster.start_api)
-    async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60) as http:
+    url = await asyncio.to_thread(cluster.start_api)
+    async with httpx.AsyncClient(base_url=f"{url}/api/v1", timeout=60) as http:
         for number in range(3):
             await http.post("/volumes", json={"name": f"v{number}", "size": "1MiB"}, headers=WAIT)
         cluster.gate().touch()
         job = (await http.post("/volumes/expand", json={"to": "3MiB"})).json()
 
-    watching = await cistern(address, "jobs", "watch", job["id"])
-    while "0 of 3 volumes" not in (seen := await line(watching)):
-        assert seen, "it is watched until it has ended"
+    watching = await cistern(url, "jobs", "watch", job["id"])
+    while "0 of 3 volumes" not in (printed := await line(watching)):
+        assert printed, "the watch ended before the job"
     cluster.gate().unlink()
     rest, _ = await watching.communicate()
 
     assert watching.returncode == 0
     assert rest.decode().splitlines()[-1].split() == [job["id"], "bulk.expand", "succeeded", "3", "of", "3", "volumes"]
-    listing = await cistern(address, "jobs", "list", "--kind", "bulk.expand", "--json")
+    listing = await cistern(url, "jobs", "list", "--kind", "bulk.expand", "--json")
     listed = json.loads(await line(listing))
     assert (await listing.wait(), listed["id"], listed["status"]) == (0, job["id"], "succeeded")
 
 
-async def test_a_schedule_is_listed_paused_resumed_and_run(cluster: Cluster) -> None:
+async def test_schedule_is_listed_paused_resumed_and_run(cluster: Cluster) -> None:
     cluster.start_worker()
-    address = await asyncio.to_thread(cluster.start_api)
+    url = await asyncio.to_thread(cluster.start_api)
 
-    async def asked(*arguments: str) -> list[dict[str, Any]]:
-        process = await cistern(address, "schedules", *arguments, "--json")
+    async def schedules(*arguments: str) -> list[dict[str, Any]]:
+        process = await cistern(url, "schedules", *arguments, "--json")
         out, _ = await process.communicate()
         assert process.returncode == 0
         return [json.loads(line) for line in out.splitlines()]
 
-    async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60) as http:
+    async with httpx.AsyncClient(base_url=f"{url}/api/v1", timeout=60) as http:
         assert (await http.post("/schedules", json=NIGHTLY)).status_code == 201
-    (nightly,) = await asked("list")
+    (nightly,) = await schedules("list")
     assert (nightly["name"], nightly["enabled"]) == ("nightly-expand", True)
-    assert [one["enabled"] for one in await asked("pause", "nightly-expand")] == [False]
-    assert [one["enabled"] for one in await asked("resume", nightly["id"])] == [True]
-    seen = await asked("run", "nightly-expand", "--watch")
-    assert (seen[-1]["kind"], seen[-1]["status"]) == ("bulk.expand", "succeeded")
-    (nightly,) = await asked("list")
-    assert [run["job_id"] for run in nightly["last_runs"]] == [seen[-1]["id"]]
+    assert [one["enabled"] for one in await schedules("pause", "nightly-expand")] == [False]
+    assert [one["enabled"] for one in await schedules("resume", nightly["id"])] == [True]
+    jobs = await schedules("run", "nightly-expand", "--watch")
+    assert (jobs[-1]["kind"], jobs[-1]["status"]) == ("bulk.expand", "succeeded")
+    (nightly,) = await schedules("list")
+    assert [run["job_id"] for run in nightly["last_runs"]] == [jobs[-1]["id"]]

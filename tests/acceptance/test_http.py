@@ -1,4 +1,4 @@
-"""What a client sees: real API, real workers, real storage."""
+"""Volumes over HTTP, through a real API, real workers and real storage."""
 
 import asyncio
 import os
@@ -20,8 +20,8 @@ MIB = 1 << 20
 
 @asynccontextmanager
 async def client(cluster: Cluster) -> AsyncIterator[httpx.AsyncClient]:
-    address = await asyncio.to_thread(cluster.start_api)
-    async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60) as http:
+    url = await asyncio.to_thread(cluster.start_api)
+    async with httpx.AsyncClient(base_url=f"{url}/api/v1", timeout=60) as http:
         yield http
 
 
@@ -34,18 +34,18 @@ async def poll(http: httpx.AsyncClient, job: dict[str, Any], *until: str) -> dic
 
 
 async def created(http: httpx.AsyncClient, name: str, size: int = MIB) -> dict[str, Any]:
-    answer = await http.post("/volumes", json={"name": name, "size": size}, headers={"Prefer": "wait=30"})
-    assert answer.json()["status"] == "succeeded", answer.text
-    return dict((await http.get(f"/volumes/{answer.json()['volume_id']}")).json())
+    response = await http.post("/volumes", json={"name": name, "size": size}, headers={"Prefer": "wait=30"})
+    assert response.json()["status"] == "succeeded", response.text
+    return dict((await http.get(f"/volumes/{response.json()['volume_id']}")).json())
 
 
-async def test_a_job_is_accepted_queued_running_and_then_names_what_it_made(cluster: Cluster) -> None:
+async def test_job_runs_and_its_result_names_the_volume(cluster: Cluster) -> None:
     async with client(cluster) as http:
-        answer = await http.post("/volumes", json={"name": "first", "size": "1MiB"})
-        job = answer.json()
-        assert answer.status_code == 202
-        assert answer.headers["Location"] == f"/api/v1/jobs/{job['id']}"
-        assert int(answer.headers["Retry-After"]) >= 1
+        response = await http.post("/volumes", json={"name": "first", "size": "1MiB"})
+        job = response.json()
+        assert response.status_code == 202
+        assert response.headers["Location"] == f"/api/v1/jobs/{job['id']}"
+        assert int(response.headers["Retry-After"]) >= 1
         assert job["status"] == "queued"
 
         cluster.gate().touch()
@@ -59,49 +59,48 @@ async def test_a_job_is_accepted_queued_running_and_then_names_what_it_made(clus
         assert (volume["name"], volume["state"], Path(volume["path"]).stat().st_size) == ("first", "available", MIB)
 
 
-async def test_storage_tells_the_truth_of_sizes_and_bytes(cluster: Cluster) -> None:
+async def test_files_have_the_reported_sizes_and_keep_their_bytes(cluster: Cluster) -> None:
     cluster.start_worker()
     async with client(cluster) as http:
-        volume = await created(http, "true", 5 * MIB + 1)
+        volume = await created(http, "sparse", 5 * MIB + 1)
         data = Path(volume["path"])
         assert (data.stat().st_size, data.stat().st_blocks) == (5 * MIB + 1, 0)
         data.write_bytes(os.urandom(MIB) + bytes(4 * MIB + 1))
         before = data.read_bytes()
 
-        wish = {"to": 9 * MIB}
-        await http.post(f"/volumes/{volume['id']}/expand", json=wish, headers={"Prefer": "wait=30"})
+        await http.post(f"/volumes/{volume['id']}/expand", json={"to": 9 * MIB}, headers={"Prefer": "wait=30"})
 
         assert data.read_bytes() == before + bytes(9 * MIB - len(before))
-        answer = await http.delete(f"/volumes/{volume['id']}", headers={"Prefer": "wait=30"})
-        assert answer.json()["status"] == "succeeded"
+        response = await http.delete(f"/volumes/{volume['id']}", headers={"Prefer": "wait=30"})
+        assert response.json()["status"] == "succeeded"
         assert not data.parent.exists()
         assert (await http.get(f"/volumes/{volume['id']}")).status_code == 404
 
 
-async def test_of_fifty_simultaneous_expands_one_is_accepted_and_the_others_learn_its_job(cluster: Cluster) -> None:
+async def test_one_of_fifty_concurrent_expansions_wins_and_the_others_get_its_job(cluster: Cluster) -> None:
     cluster.start_worker(url=cluster.url(gate=cluster.gate()))
     async with client(cluster) as http:
-        volume = await created(http, "wanted")
+        volume = await created(http, "contended")
         cluster.gate().touch()
 
-        answers = await asyncio.gather(
+        responses = await asyncio.gather(
             *(http.post(f"/volumes/{volume['id']}/expand", json={"to": (2 + n) * MIB}) for n in range(50))
         )
 
-        accepted = [answer.json() for answer in answers if answer.status_code == 202]
-        refused = [answer.json() for answer in answers if answer.status_code == 409]
-        assert (len(accepted), len(refused)) == (1, 49)
-        assert {(problem["code"], problem["job_id"]) for problem in refused} == {("volume-busy", accepted[0]["id"])}
+        accepted = [response.json() for response in responses if response.status_code == 202]
+        rejected = [response.json() for response in responses if response.status_code == 409]
+        assert (len(accepted), len(rejected)) == (1, 49)
+        assert {(problem["code"], problem["job_id"]) for problem in rejected} == {("volume-busy", accepted[0]["id"])}
         cluster.gate().unlink()
         job = await poll(http, accepted[0], "succeeded")
         assert Path(volume["path"]).stat().st_size == job["result"]["size"] == job["params"]["to_size"]
 
 
-async def test_a_worker_told_to_stop_finishes_what_it_is_at_and_takes_nothing_new(cluster: Cluster) -> None:
+async def test_stopping_worker_finishes_its_job_and_claims_no_other(cluster: Cluster) -> None:
     cluster.gate().touch()
     worker = cluster.start_worker(url=cluster.url(gate=cluster.gate()))
     async with client(cluster) as http:
-        first = (await http.post("/volumes", json={"name": "at-work", "size": MIB})).json()
+        first = (await http.post("/volumes", json={"name": "running", "size": MIB})).json()
         await poll(http, first, "running")
 
         worker.send_signal(signal.SIGTERM)
@@ -113,11 +112,11 @@ async def test_a_worker_told_to_stop_finishes_what_it_is_at_and_takes_nothing_ne
         assert second["status"] == "queued"
 
 
-async def test_a_worker_out_of_patience_hands_its_job_back_without_spending_the_attempt(cluster: Cluster) -> None:
+async def test_worker_releases_its_job_after_the_drain_time_without_an_attempt(cluster: Cluster) -> None:
     cluster.gate().touch()
     worker = cluster.start_worker(url=cluster.url(gate=cluster.gate()), CISTERN_DRAIN_SECONDS="0")
     async with client(cluster) as http:
-        job = (await http.post("/volumes", json={"name": "handed-back", "size": MIB})).json()
+        job = (await http.post("/volumes", json={"name": "released", "size": MIB})).json()
         await poll(http, job, "running")
 
         worker.send_signal(signal.SIGTERM)
@@ -129,10 +128,10 @@ async def test_a_worker_out_of_patience_hands_its_job_back_without_spending_the_
         job = await poll(http, job, "succeeded")
         assert job["attempt"] == 1
         fences = {entry.fence for entry in journal.read(cluster.journal) if entry.event == "published"}
-        assert fences == {(1, 1)}, "the second ring did it"
+        assert fences == {(1, 1)}, "the bytes were published under the second epoch"
 
 
-async def test_workers_come_back_by_themselves_when_redis_was_away(cluster: Cluster, servers: EmbeddedServers) -> None:
+async def test_workers_recover_after_a_redis_outage(cluster: Cluster, servers: EmbeddedServers) -> None:
     worker = cluster.start_worker()
     async with client(cluster) as http:
         await created(http, "before")
@@ -140,7 +139,7 @@ async def test_workers_come_back_by_themselves_when_redis_was_away(cluster: Clus
         await asyncio.to_thread(servers.kill_redis)
         try:
             job = (await http.post("/volumes", json={"name": "meanwhile", "size": MIB})).json()
-            assert job["status"] == "queued", "accepted although nobody can be told"
+            assert job["status"] == "queued", "accepted although no message can be sent"
         finally:
             await asyncio.to_thread(servers.start_redis)
 
@@ -149,15 +148,15 @@ async def test_workers_come_back_by_themselves_when_redis_was_away(cluster: Clus
         assert worker.poll() is None
 
 
-def test_a_worker_that_cannot_start_says_why_in_one_line(cluster: Cluster, servers: EmbeddedServers) -> None:
-    bad: list[tuple[dict[str, str], str]] = [
+def test_worker_that_cannot_start_logs_the_reason_in_one_line(cluster: Cluster, servers: EmbeddedServers) -> None:
+    invalid: list[tuple[dict[str, str], str]] = [
         ({"CISTERN_DATABASE_URL": ""}, "CISTERN_DATABASE_URL"),
         ({"CISTERN_MAX_JOBS": "many"}, "CISTERN_MAX_JOBS"),
         ({"CISTERN_BACKENDS": '{"local": "tape:/dev/st0"}'}, "CISTERN_BACKENDS"),
         ({"CISTERN_DATABASE_URL": servers.database_url}, "migrate"),
     ]
-    for environment, named in bad:
-        log = cluster.folder / f"log-{named}"
+    for environment, variable in invalid:
+        log = cluster.folder / f"log-{variable}"
         assert cluster.start_worker(log=log, **environment).wait(60) == 1
         assert log.read_text().count("\n") == 1, log.read_text()
-        assert named in log.read_text()
+        assert variable in log.read_text()

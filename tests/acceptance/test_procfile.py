@@ -1,4 +1,4 @@
-"""The Procfile under Honcho: the schema first, then the API and two workers, until a signal ends them."""
+"""The Procfile under Honcho: the release command, then the API and two workers until a signal stops them."""
 
 import os
 import signal
@@ -17,12 +17,12 @@ from api.cli.demo import free_port
 from domain.embedded import EmbeddedServers, temporary_data_dir
 
 PROJECT = Path(__file__).parents[2]
-PATIENCE = 60.0
+TIMEOUT_SECONDS = 60.0
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """An empty database, a Redis, and the commands of this Python."""
+    """An empty database, a Redis, and the commands of this Python on the PATH."""
     with temporary_data_dir() as data_dir, EmbeddedServers(data_dir, durable=False) as servers:
         yield os.environ | {
             "CISTERN_DATABASE_URL": servers.database_url,
@@ -32,25 +32,25 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
         }
 
 
-def test_everything_in_the_procfile_runs_and_ends_in_good_order(environment: dict[str, str], tmp_path: Path) -> None:
+def test_procfile_processes_run_and_stop_cleanly(environment: dict[str, str], tmp_path: Path) -> None:
     port = free_port()
     with honcho(environment, tmp_path / "release", "start", "release") as release:
-        assert release.wait(PATIENCE) == 0
+        assert release.wait(TIMEOUT_SECONDS) == 0
     with honcho(environment, tmp_path / "log", "start", "-p", str(port), "-c", "worker=2", "web", "worker") as running:
         until(lambda: (tmp_path / "log").read_text().count("worker.ready") == 2)
-        until(lambda: answers(port))
-        family = psutil.Process(running.pid).children(recursive=True)
-        answer = httpx.post(
+        until(lambda: is_ready(port))
+        processes = psutil.Process(running.pid).children(recursive=True)
+        response = httpx.post(
             f"http://127.0.0.1:{port}/api/v1/volumes",
             json={"name": "one", "size": "1MiB"},
             headers={"Prefer": "wait=30"},
-            timeout=PATIENCE,
+            timeout=TIMEOUT_SECONDS,
         )
         running.send_signal(signal.SIGTERM)
-        running.wait(PATIENCE)
+        running.wait(TIMEOUT_SECONDS)
 
-    assert answer.json()["status"] == "succeeded"
-    assert psutil.wait_procs(family, PATIENCE)[1] == []
+    assert response.json()["status"] == "succeeded"
+    assert psutil.wait_procs(processes, TIMEOUT_SECONDS)[1] == []
     assert (tmp_path / "log").read_text().count("worker.stopped") == 2
 
 
@@ -66,10 +66,10 @@ def honcho(environment: dict[str, str], log: Path, *arguments: str) -> Iterator[
         raise
     finally:
         process.terminate()
-        process.wait(PATIENCE)
+        process.wait(TIMEOUT_SECONDS)
 
 
-def answers(port: int) -> bool:
+def is_ready(port: int) -> bool:
     try:
         return httpx.get(f"http://127.0.0.1:{port}/readyz").is_success
     except httpx.TransportError:
@@ -77,7 +77,7 @@ def answers(port: int) -> bool:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    ends = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not condition():
-        assert time.monotonic() < ends
+        assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""`cistern up` as its user sees it: real processes, one line when it cannot be, and nothing left afterwards."""
+"""`cistern up` with real processes: start, restart, stop, errors in one line, and nothing left afterwards."""
 
 import os
 import re
@@ -20,8 +20,8 @@ from api.cli.demo import free_port
 from domain.embedded import temporary_data_dir
 
 PROJECT = Path(__file__).parents[2]
-CISTERN = [sys.executable, "-c", "from api.cli.app import main; main()"]
-PATIENCE = 60.0
+CISTERN = [sys.executable, "-m", "api.cli"]
+TIMEOUT_SECONDS = 60.0
 
 
 @dataclass
@@ -33,19 +33,19 @@ class Up:
     data_dir: Path
     log: Path
 
-    def family(self) -> list[psutil.Process]:
+    def processes(self) -> list[psutil.Process]:
         return [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
 
     def worker(self) -> psutil.Process | None:
-        found = [child for child in self.family() if command_of(child)[1:] == ["-m", "worker"]]
-        return found[0] if found else None
+        workers = [child for child in self.processes() if command_of(child)[1:] == ["-m", "api.cli", "work"]]
+        return workers[0] if workers else None
 
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text()
 
-    def end(self, number: signal.Signals) -> int:
+    def stop(self, number: signal.Signals) -> int:
         self.process.send_signal(number)
-        return self.process.wait(PATIENCE)
+        return self.process.wait(TIMEOUT_SECONDS)
 
     def create_volume(self, name: str) -> str:
         client = httpx.Client(base_url=f"{self.url}/api/v1", headers={"Prefer": "wait=10"}, timeout=30)
@@ -62,25 +62,25 @@ def data_dir() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def standing() -> Iterator[Up]:
-    """One without workers, for tests that leave it as it is."""
+def idle_stack() -> Iterator[Up]:
+    """A `cistern up` without workers, for tests that do not change it."""
     with temporary_data_dir() as path, running(path, "--workers", "0") as up:
         yield up
 
 
 def until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.02)
 
 
 def environment(**settings: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("CISTERN_")}
-    return {**kept, "PYTHONPATH": str(PROJECT), **settings}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("CISTERN_")}
+    return {**inherited, "PYTHONPATH": str(PROJECT), **settings}
 
 
-def answers(url: str) -> bool:
+def is_ready(url: str) -> bool:
     try:
         return httpx.get(f"{url}/readyz").status_code == httpx.codes.OK
     except httpx.TransportError:
@@ -88,21 +88,21 @@ def answers(url: str) -> bool:
 
 
 def command_of(process: psutil.Process) -> list[str]:
-    """What a process was started as; one that has ended meanwhile is nothing."""
+    """Return the command line of a process; empty if it has ended."""
     try:
         return process.cmdline()
     except psutil.NoSuchProcess:
         return []
 
 
-def left(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that still run; an orphan that nobody has buried yet does not."""
+def running_among(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Return the processes that still run; zombies do not."""
     return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 
 
 @contextmanager
 def running(data_dir: Path, *arguments: str) -> Iterator[Up]:
-    """`cistern up`, ready; at the end nothing of it is left, whatever the test did."""
+    """Run `cistern up` until it is ready, and end all of its processes afterwards."""
     port = free_port()
     command = [*CISTERN, "up", "--port", str(port), "--data-dir", str(data_dir), *arguments]
     log = data_dir / "up.log"
@@ -111,46 +111,46 @@ def running(data_dir: Path, *arguments: str) -> Iterator[Up]:
         subprocess.Popen(command, stdout=output, stderr=output, cwd=data_dir, env=environment(), text=True) as process,
     ):
         up = Up(process, f"http://127.0.0.1:{port}", data_dir, log)
-        family: list[psutil.Process] = []
+        processes: list[psutil.Process] = []
         try:
-            until(lambda: "Cistern is up" in up.said() or process.poll() is not None)
-            assert process.poll() is None, up.said()
-            family = up.family()
+            until(lambda: "Cistern is up" in up.output() or process.poll() is not None)
+            assert process.poll() is None, up.output()
+            processes = up.processes()
             yield up
         finally:
             process.terminate()
-            process.wait(PATIENCE)
-            for one in left(family):
+            process.wait(TIMEOUT_SECONDS)
+            for one in running_among(processes):
                 one.kill()
 
 
-def refusal(data_dir: Path, *arguments: str, **settings: str) -> str:
-    """Run a `cistern` that must refuse: what it says on stderr."""
-    done = subprocess.run(
+def error_output(data_dir: Path, *arguments: str, **settings: str) -> str:
+    """Run a `cistern` command that must fail, and return its output on stderr."""
+    completed = subprocess.run(
         [*CISTERN, *arguments], cwd=data_dir, env=environment(**settings), capture_output=True, text=True, check=False
     )
-    assert done.returncode == 1, done
-    return done.stderr
+    assert completed.returncode == 1, completed
+    return completed.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_everything_in_order(data_dir: Path, number: signal.Signals) -> None:
+def test_signal_stops_all_processes_in_order(data_dir: Path, number: signal.Signals) -> None:
     with running(data_dir) as up:
         up.create_volume("one")
-        family = up.family()
+        processes = up.processes()
 
-        code = up.end(number)
+        code = up.stop(number)
 
-        assert code == 0, up.said()
-        assert len(family) > 8  # itself, the API, two workers, Redis, PostgreSQL and its processes
-        assert left(family) == []
+        assert code == 0, up.output()
+        assert len(processes) > 8  # itself, the API, two workers, Redis, PostgreSQL and its processes
+        assert running_among(processes) == []
         assert not (data_dir / "env").exists()
 
 
-def test_volumes_are_still_there_the_next_day(data_dir: Path) -> None:
+def test_volumes_persist_across_restarts(data_dir: Path) -> None:
     with running(data_dir, "--workers", "1") as first:
         volume = first.create_volume("kept")
-        first.end(signal.SIGTERM)
+        first.stop(signal.SIGTERM)
 
     with running(data_dir, "--workers", "1") as second:
         found = httpx.get(f"{second.url}/api/v1/volumes/{volume}").json()
@@ -158,20 +158,20 @@ def test_volumes_are_still_there_the_next_day(data_dir: Path) -> None:
     assert (found["name"], found["state"], Path(found["path"]).stat().st_size) == ("kept", "available", 2**20)
 
 
-def test_the_environment_file_lets_a_further_worker_join(standing: Up) -> None:
-    lines = (standing.data_dir / "env").read_text().splitlines()
+def test_environment_file_lets_another_worker_join(idle_stack: Up) -> None:
+    lines = (idle_stack.data_dir / "env").read_text().splitlines()
     settings = dict(shlex.split(line)[0].split("=", 1) for line in lines)
     command = [sys.executable, "-m", "worker"]
-    with subprocess.Popen(command, cwd=standing.data_dir, env=environment(**settings)) as worker:
+    with subprocess.Popen(command, cwd=idle_stack.data_dir, env=environment(**settings)) as worker:
         try:
-            standing.create_volume("by-a-guest")
+            idle_stack.create_volume("by-another-worker")
         finally:
             worker.terminate()
 
     assert set(settings) == {f"CISTERN_{name}" for name in ("DATABASE_URL", "REDIS_URL", "DATA_DIR", "BACKENDS")}
 
 
-def test_a_worker_that_dies_is_started_again(data_dir: Path) -> None:
+def test_killed_worker_is_restarted(data_dir: Path) -> None:
     with running(data_dir, "--workers", "1") as up:
         until(up.worker)
         first = up.worker()
@@ -180,46 +180,47 @@ def test_a_worker_that_dies_is_started_again(data_dir: Path) -> None:
         first.kill()
         until(lambda: up.worker() not in {None, first})
 
-        up.create_volume("after-the-fall")
-        assert "worker.1 | ended (SIGKILL), starts again in 0.5 s" in up.said()
+        up.create_volume("after-the-kill")
+        assert "worker.1 | ended (SIGKILL), restarting in 0.5 s" in up.output()
 
 
-def test_after_kill_9_the_children_go_and_the_next_up_works(data_dir: Path) -> None:
+def test_children_end_after_kill_9_and_the_next_up_works(data_dir: Path) -> None:
     with running(data_dir, "--workers", "1") as up:
-        own = [child for child in up.family() if command_of(child)[1:2] == ["-m"]]
-        servers = [child for child in up.family() if child not in own]
+        children = [child for child in up.processes()[1:] if command_of(child)[1:3] == ["-m", "api.cli"]]
+        servers = [process for process in up.processes() if process not in children]
 
-        up.end(signal.SIGKILL)
-        until(lambda: left(own) == [])
+        up.stop(signal.SIGKILL)
+        until(lambda: running_among(children) == [])
 
-        with running(data_dir, "--workers", "1") as heir:
-            heir.create_volume("after-the-fall")
-        assert len(own) == 2
-        assert left(servers) == []
+        with running(data_dir, "--workers", "1") as second:
+            second.create_volume("after-the-kill")
+        assert len(children) == 2
+        assert running_among(servers) == []
 
 
-def test_a_second_up_on_one_data_directory_says_so_and_the_first_stays(standing: Up) -> None:
-    said = refusal(standing.data_dir, "up", "--data-dir", str(standing.data_dir), "--port", str(free_port()))
+def test_second_up_on_one_data_directory_is_rejected(idle_stack: Up) -> None:
+    stderr = error_output(idle_stack.data_dir, "up", "--data-dir", str(idle_stack.data_dir), "--port", str(free_port()))
 
-    owner = standing.process.pid
+    owner = idle_stack.process.pid
     assert (
-        said == f"cistern: another cistern up (pid {owner}) uses this data directory: {standing.data_dir.resolve()}\n"
+        stderr
+        == f"cistern: another cistern up (pid {owner}) uses this data directory: {idle_stack.data_dir.resolve()}\n"
     )
-    assert answers(standing.url)
+    assert is_ready(idle_stack.url)
 
 
-def test_a_port_in_use_is_one_line(standing: Up, tmp_path: Path) -> None:
-    port = standing.url.rpartition(":")[2]
+def test_port_in_use_is_reported_in_one_line(idle_stack: Up, tmp_path: Path) -> None:
+    port = idle_stack.url.rpartition(":")[2]
 
-    said = refusal(tmp_path, "up", "--port", port, "--data-dir", str(tmp_path / "another"))
+    stderr = error_output(tmp_path, "up", "--port", port, "--data-dir", str(tmp_path / "another"))
 
-    assert said == f"cistern: cannot listen on port {port} of 127.0.0.1: address already in use; choose with --port\n"
+    assert stderr == f"cistern: cannot listen on port {port} of 127.0.0.1: address already in use; choose with --port\n"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_setting_that_a_process_refuses_ends_everything_with_its_words(data_dir: Path) -> None:
+def test_setting_rejected_by_a_process_stops_everything(data_dir: Path) -> None:
     settings = {"CISTERN_BACKENDS": '{"local": "tape:/dev/nst0"}'}
 
-    said = refusal(data_dir, "up", "--port", str(free_port()), "--data-dir", str(data_dir), **settings)
+    stderr = error_output(data_dir, "up", "--port", str(free_port()), "--data-dir", str(data_dir), **settings)
 
-    assert re.fullmatch(r"cistern: [^\n]*tape[^\n]*\n", said)
+    assert re.fullmatch(r"cistern: [^\n]*tape[^\n]*\n", stderr)

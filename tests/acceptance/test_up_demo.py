@@ -1,4 +1,4 @@
-"""`cistern demo` shows the main job for real and cleans up after itself, also when it is stopped half-way."""
+"""`cistern demo` runs all of its steps and removes everything afterwards, also when it is interrupted."""
 
 import signal
 import subprocess
@@ -13,62 +13,69 @@ import pytest
 from domain.embedded import temporary_data_dir
 
 PROJECT = Path(__file__).parents[2]
-DEMO = [sys.executable, "-c", "from api.cli.app import main; main()", "demo"]
-PATIENCE = 120.0
+DEMO = [sys.executable, "-m", "api.cli", "demo"]
+TIMEOUT_SECONDS = 120.0
 
 
 @pytest.fixture
-def place() -> Iterator[Path]:
-    """Where the demo finds room for its data; whatever still runs with it at the end is ended."""
+def temp_dir() -> Iterator[Path]:
+    """The directory for temporary files of the demo; processes that still use it at the end are killed."""
     with temporary_data_dir() as path:
         yield path
-        for process in running_in(path):
+        for process in processes_using(path):
             process.kill()
 
 
-def environment(place: Path) -> dict[str, str]:
-    return {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(PROJECT), "TMPDIR": str(place)}
+def environment(temp_dir: Path) -> dict[str, str]:
+    return {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(PROJECT), "TMPDIR": str(temp_dir)}
 
 
-def running_in(place: Path) -> list[psutil.Process]:
-    found = psutil.process_iter(["environ", "status"])
+def processes_using(temp_dir: Path) -> list[psutil.Process]:
     return [
         process
-        for process in found
-        if (process.info["environ"] or {}).get("TMPDIR") == str(place)
+        for process in psutil.process_iter(["environ", "status"])
+        if (process.info["environ"] or {}).get("TMPDIR") == str(temp_dir)
         and process.info["status"] != psutil.STATUS_ZOMBIE
     ]
 
 
-def test_the_demo_creates_snapshots_expands_restores_compares_and_leaves_nothing(place: Path) -> None:
+def test_demo_runs_all_steps_and_leaves_nothing(temp_dir: Path) -> None:
     command = [*DEMO, "--volumes", "20"]
 
-    done = subprocess.run(
-        command, cwd=place, env=environment(place), capture_output=True, text=True, check=False, timeout=PATIENCE
+    completed = subprocess.run(
+        command,
+        cwd=temp_dir,
+        env=environment(temp_dir),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT_SECONDS,
     )
 
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("20/20") == 8
-    assert "20 volumes, 500 MiB: every size was measured" in done.stdout
-    assert running_in(place) == []
-    assert list(place.iterdir()) == []
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    assert completed.stdout.count("20/20") == 8
+    assert "20 volumes, 500 MiB: every file has its size" in completed.stdout
+    assert processes_using(temp_dir) == []
+    assert list(temp_dir.iterdir()) == []
 
 
-def test_a_demo_that_is_stopped_leaves_nothing_and_does_not_claim_success(place: Path) -> None:
+def test_stopped_demo_fails_and_leaves_nothing(temp_dir: Path) -> None:
     command = [*DEMO, "--volumes", "2000"]
-    with subprocess.Popen(command, cwd=place, env=environment(place), stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=temp_dir, env=environment(temp_dir), stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
-            end = time.monotonic() + PATIENCE
-            while not list(place.glob("*/volumes/*")):
+            deadline = time.monotonic() + TIMEOUT_SECONDS
+            while not list(temp_dir.glob("*/volumes/*")):
                 assert process.poll() is None
-                assert time.monotonic() < end, "no volume came"
+                assert time.monotonic() < deadline, "no volume was created"
                 time.sleep(0.02)
 
             process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=PATIENCE)
+            _, stderr = process.communicate(timeout=TIMEOUT_SECONDS)
         finally:
             process.kill()
 
-    assert (process.returncode, said) == (1, "cistern: the demo was stopped before its end\n")
-    assert running_in(place) == []
-    assert list(place.iterdir()) == []
+    assert (process.returncode, stderr) == (1, "cistern: the demo was stopped before its end\n")
+    assert processes_using(temp_dir) == []
+    assert list(temp_dir.iterdir()) == []

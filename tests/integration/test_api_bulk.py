@@ -1,4 +1,4 @@
-"""Bulk expansion over HTTP: asked for, watched, read in its ledger, retried; in version 0 all at once."""
+"""Bulk expansions over HTTP, on real servers: progress, ledger, retry, dry run; and the route of version 0."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -30,14 +30,14 @@ async def ledger(client: httpx.AsyncClient, job: dict[str, Any], query: str = ""
     items: list[dict[str, Any]] = []
     cursor: str | None = ""
     while cursor is not None:
-        address = f"/api/v1/jobs/{job['id']}/items?limit=40{query}"
-        page = (await client.get(f"{address}{cursor and '&cursor='}{cursor}")).json()
+        path = f"/api/v1/jobs/{job['id']}/items?limit=40{query}"
+        page = (await client.get(f"{path}{cursor and '&cursor='}{cursor}")).json()
         items += page["items"]
         cursor = page["next_cursor"]
     return items
 
 
-async def test_the_ledger_says_which_failed_and_why_and_a_retry_is_for_these_alone(
+async def test_ledger_has_the_failures_and_a_retry_covers_only_them(
     client: httpx.AsyncClient,
     services: Services,
     bulk_settings: Settings,
@@ -45,19 +45,19 @@ async def test_the_ledger_says_which_failed_and_why_and_a_retry_is_for_these_alo
     tmp_path: Path,
 ) -> None:
     volumes = sorted(await add_volumes(services, 150, backend="null"))
-    bad = [volumes[3], volumes[70], volumes[149]]
-    fail_for(tmp_path, "expand", bad)
+    failing = [volumes[3], volumes[70], volumes[149]]
+    fail_for(tmp_path, "expand", failing)
     async with running_worker(bulk_settings):
-        answer = await client.post(EXPAND, json={"by": "1MiB", "max_concurrent": 7}, headers=WAIT)
+        response = await client.post(EXPAND, json={"by": "1MiB", "max_concurrent": 7}, headers=WAIT)
 
-        job = answer.json()
-        assert (answer.status_code, job["status"], job["error"]["code"]) == (202, "partial", "items-failed")
+        job = response.json()
+        assert (response.status_code, job["status"], job["error"]["code"]) == (202, "partial", "items-failed")
         counts = {"unit": "volumes", "total": 150, "succeeded": 147, "failed": 3, "skipped": 0}
         assert job["progress"].items() >= counts.items()
         items = await ledger(client, job)
         assert [item["volume_id"] for item in items] == [str(volume_id) for volume_id in volumes]
         failed = await ledger(client, job, "&status=failed")
-        assert [item["volume_id"] for item in failed] == [str(volume_id) for volume_id in bad]
+        assert [item["volume_id"] for item in failed] == [str(volume_id) for volume_id in failing]
         assert {(item["code"], item["from_size"], item["to_size"]) for item in failed} == {
             ("storage-full", MIB, 2 * MIB)
         }
@@ -65,8 +65,8 @@ async def test_the_ledger_says_which_failed_and_why_and_a_retry_is_for_these_alo
 
         lanes = (await client.get(f"/api/v1/jobs?parent_id={job['id']}")).json()["items"]
         assert {(lane["kind"], lane["params"]["slots"]) for lane in lanes} == {("bulk.lane", 1)}
-        refused = await client.post(f"/api/v1/jobs/{lanes[0]['id']}/retry")
-        assert (refused.status_code, refused.json()["code"]) == (409, "job-not-retryable")
+        rejected = await client.post(f"/api/v1/jobs/{lanes[0]['id']}/retry")
+        assert (rejected.status_code, rejected.json()["code"]) == (409, "job-not-retryable")
 
         fail_for(tmp_path, "expand", [])
         retry = (await client.post(f"/api/v1/jobs/{job['id']}/retry", headers=WAIT)).json()
@@ -75,7 +75,7 @@ async def test_the_ledger_says_which_failed_and_why_and_a_retry_is_for_these_alo
     assert [item["code"] for item in await ledger(client, retry)] == ["expanded"] * 3
 
 
-async def test_progress_is_seen_while_it_goes_on_and_a_part_cannot_be_cancelled_alone(
+async def test_progress_is_reported_live_and_a_lane_cannot_be_cancelled(
     client: httpx.AsyncClient,
     services: Services,
     bulk_settings: Settings,
@@ -86,53 +86,53 @@ async def test_progress_is_seen_while_it_goes_on_and_a_part_cannot_be_cancelled_
     (tmp_path / "gate").touch()
     async with running_worker(bulk_settings):
         job = (await client.post(EXPAND, json={"percent": 100, "max_concurrent": 3})).json()
-        address = f"/api/v1/jobs/{job['id']}"
+        path = f"/api/v1/jobs/{job['id']}"
         async with asyncio.timeout(30):
-            while (await client.get(address)).json()["progress"] is None:
+            while (await client.get(path)).json()["progress"] is None:
                 await asyncio.sleep(0.02)
-        planned = await client.get(address)
+        planned = await client.get(path)
         counts = {"unit": "volumes", "total": 30, "succeeded": 0, "failed": 0, "skipped": 0}
         assert planned.json()["progress"].items() >= counts.items()
         lane = (await client.get(f"/api/v1/jobs?parent_id={job['id']}")).json()["items"][0]
-        refused = await client.post(f"/api/v1/jobs/{lane['id']}/cancel")
-        assert (refused.status_code, refused.json()["code"]) == (409, "child-job")
-        assert refused.json()["job_id"] == job["id"]
+        rejected = await client.post(f"/api/v1/jobs/{lane['id']}/cancel")
+        assert (rejected.status_code, rejected.json()["code"]) == (409, "child-job")
+        assert rejected.json()["job_id"] == job["id"]
 
         (tmp_path / "gate").unlink()
-        ended = await client.get(address, headers=WAIT | {"If-None-Match": planned.headers["etag"]})
+        ended = await client.get(path, headers=WAIT | {"If-None-Match": planned.headers["etag"]})
 
     assert (ended.status_code, ended.json()["status"], ended.json()["progress"]["succeeded"]) == (200, "succeeded", 30)
 
 
-async def test_a_volume_that_is_gone_is_in_the_ledger_and_no_ids_are_no_volumes(
+async def test_unknown_id_is_in_the_ledger_and_an_empty_list_selects_nothing(
     client: httpx.AsyncClient, services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     (volume_id,) = await add_volumes(services, 1, backend="null")
     async with running_worker(bulk_settings):
-        gone = str(UUID(int=7))
-        named = await client.post(EXPAND, json={"by": 1, "ids": [gone, str(volume_id)]}, headers=WAIT)
-        none = await client.post(EXPAND, json={"by": 1, "ids": []}, headers=WAIT)
+        unknown_id = str(UUID(int=7))
+        listed = await client.post(EXPAND, json={"by": 1, "ids": [unknown_id, str(volume_id)]}, headers=WAIT)
+        empty = await client.post(EXPAND, json={"by": 1, "ids": []}, headers=WAIT)
 
-    codes = {item["volume_id"]: item["code"] for item in await ledger(client, named.json())}
-    assert codes == {gone: "volume-gone", str(volume_id): "expanded"}
-    assert (none.json()["status"], none.json()["progress"]["total"]) == ("succeeded", 0)
+    codes = {item["volume_id"]: item["code"] for item in await ledger(client, listed.json())}
+    assert codes == {unknown_id: "volume-gone", str(volume_id): "expanded"}
+    assert (empty.json()["status"], empty.json()["progress"]["total"]) == ("succeeded", 0)
 
 
-async def test_a_dry_run_plans_from_the_last_measurements_and_leaves_no_trace(
+async def test_dry_run_plans_from_measurements_and_stores_nothing(
     client: httpx.AsyncClient, services: Services
 ) -> None:
     await add_volumes(services, 1200, backend="null", labels={"tier": "gold"}, used=MIB)
     body = {"percent": 50, "labels": {"tier": "gold"}, "usage_above": 80, "step": 1, "dry_run": True}
-    plan = (await client.post(EXPAND, json=body, headers={"Idempotency-Key": "not kept"})).json()
+    plan = (await client.post(EXPAND, json=body, headers={"Idempotency-Key": "not stored"})).json()
 
     assert (plan["total"], plan["grows"], plan["bytes"]) == (1200, 1200, 600 * MIB)
     assert (len(plan["items"]), plan["truncated"]) == (1000, True)
     assert (await client.get("/api/v1/jobs")).json()["items"] == []
-    kept = await client.post(EXPAND, json=body | {"dry_run": False}, headers={"Idempotency-Key": "not kept"})
-    assert kept.status_code == 202
+    accepted = await client.post(EXPAND, json=body | {"dry_run": False}, headers={"Idempotency-Key": "not stored"})
+    assert accepted.status_code == 202
 
 
-async def test_version_0_grows_the_fleet_by_a_tenth_and_answers_when_it_is_done(
+async def test_version_0_expands_all_volumes_by_ten_percent_and_waits(
     client: httpx.AsyncClient,
     services: Services,
     bulk_settings: Settings,
@@ -142,14 +142,18 @@ async def test_version_0_grows_the_fleet_by_a_tenth_and_answers_when_it_is_done(
     volumes = await add_volumes(services, 20, backend="null", size=100 * MIB)
     fail_for(tmp_path, "expand", volumes[:1])
     async with running_worker(bulk_settings):
-        answer = await client.post("/api/v0/volumes/expand")
+        response = await client.post("/api/v0/volumes/expand")
 
-    assert (answer.status_code, answer.json()["status"], answer.json()["progress"]["succeeded"]) == (200, "partial", 19)
+    assert (response.status_code, response.json()["status"], response.json()["progress"]["succeeded"]) == (
+        200,
+        "partial",
+        19,
+    )
     sizes = [item["size"] for item in (await client.get("/api/v0/volumes")).json()["items"]]
     assert sorted(sizes) == [100 * MIB, *[110 * MIB] * 19]
 
 
-async def test_a_version_0_request_whose_job_fails_is_a_problem_with_its_error(
+async def test_version_0_request_whose_job_fails_is_a_424_with_the_error(
     client: httpx.AsyncClient,
     services: Services,
     bulk_settings: Settings,
@@ -159,9 +163,9 @@ async def test_a_version_0_request_whose_job_fails_is_a_problem_with_its_error(
     (volume_id,) = await add_volumes(services, 1, backend="null")
     fail_for(tmp_path, "expand", [volume_id])
     async with running_worker(bulk_settings):
-        answer = await client.post(f"/api/v0/volumes/{volume_id}/expand", json={"by": 1})
+        response = await client.post(f"/api/v0/volumes/{volume_id}/expand", json={"by": 1})
 
-    told = answer.json()
-    assert (answer.status_code, told["code"], told["job_status"]) == (424, "job-failed", "failed")
-    assert told["error"]["code"] == "storage-full"
-    assert (await client.get(f"/api/v1/jobs/{told['job_id']}")).json()["status"] == "failed"
+    problem = response.json()
+    assert (response.status_code, problem["code"], problem["job_status"]) == (424, "job-failed", "failed")
+    assert problem["error"]["code"] == "storage-full"
+    assert (await client.get(f"/api/v1/jobs/{problem['job_id']}")).json()["status"] == "failed"

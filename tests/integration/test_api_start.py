@@ -1,4 +1,4 @@
-"""The server process on real PostgreSQL and Redis: what keeps it from starting, and what does not."""
+"""Start of the server process on real servers: which errors end it, and which do not."""
 
 import os
 import socket
@@ -28,7 +28,7 @@ def free_port() -> int:
 
 @contextmanager
 def server(tmp_path: Path, port: int, **settings: str) -> Iterator[subprocess.Popen[str]]:
-    """Run `uvicorn api.main:app` as a process of its own."""
+    """Run `uvicorn api.main:app` in its own process."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("CISTERN_")}
     own = {f"CISTERN_{name}": value for name, value in settings.items()}
     process = subprocess.Popen(
@@ -46,39 +46,39 @@ def server(tmp_path: Path, port: int, **settings: str) -> Iterator[subprocess.Po
             process.terminate()
 
 
-def reason_to_end(tmp_path: Path, **settings: str) -> str:
-    """Run a server that cannot start; returns why, having seen that it says so in one line."""
+def startup_error(tmp_path: Path, **settings: str) -> str:
+    """Run a server that cannot start, check that it logs the reason in one line, and return that line."""
     with server(tmp_path, 0, **settings) as process:
-        _, said = process.communicate(timeout=30)
-    reason, *rest = said.splitlines()
+        _, stderr = process.communicate(timeout=30)
+    reason, *rest = stderr.splitlines()
 
     assert process.returncode not in (0, None)
-    assert rest == ["ERROR:    Application startup failed. Exiting."]  # uvicorn's own word
+    assert rest == ["ERROR:    Application startup failed. Exiting."]  # logged by uvicorn
     assert reason.startswith("ERROR:    Cistern cannot start: ")
     return reason
 
 
-def test_a_database_that_is_not_migrated_ends_it(servers: EmbeddedServers, tmp_path: Path) -> None:
+def test_unmigrated_database_ends_the_server(servers: EmbeddedServers, tmp_path: Path) -> None:
     url = servers.database_url.replace("/cistern?", "/postgres?")
-    reason = reason_to_end(tmp_path, DATABASE_URL=url, REDIS_URL=servers.redis_url)
+    reason = startup_error(tmp_path, DATABASE_URL=url, REDIS_URL=servers.redis_url)
 
     assert "cistern migrate" in reason
 
 
-def test_a_postgresql_that_is_down_ends_it(tmp_path: Path) -> None:
-    reason = reason_to_end(tmp_path, DATABASE_URL=NO_POSTGRESQL, REDIS_URL=NO_REDIS)
+def test_unreachable_postgresql_ends_the_server(tmp_path: Path) -> None:
+    reason = startup_error(tmp_path, DATABASE_URL=NO_POSTGRESQL, REDIS_URL=NO_REDIS)
 
     assert "PostgreSQL" in reason
 
 
 @pytest.mark.parametrize("wrong", ["/no_such_database?", "/cistern?user=nobody_here&"])
-def test_a_database_that_does_not_let_it_in_ends_it(servers: EmbeddedServers, tmp_path: Path, wrong: str) -> None:
+def test_rejected_database_login_ends_the_server(servers: EmbeddedServers, tmp_path: Path, wrong: str) -> None:
     url = servers.database_url.replace("/cistern?", wrong)
 
-    assert "does not exist" in reason_to_end(tmp_path, DATABASE_URL=url, REDIS_URL=NO_REDIS)
+    assert "does not exist" in startup_error(tmp_path, DATABASE_URL=url, REDIS_URL=NO_REDIS)
 
 
-def test_without_redis_it_starts_and_accepts(database_url: str, tmp_path: Path) -> None:
+def test_api_starts_and_accepts_without_redis(database_url: str, tmp_path: Path) -> None:
     port = free_port()
     with server(tmp_path, port, DATABASE_URL=database_url, REDIS_URL=NO_REDIS) as process:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
@@ -96,7 +96,7 @@ def test_without_redis_it_starts_and_accepts(database_url: str, tmp_path: Path) 
         process.terminate()
         process.communicate(timeout=20)
 
-    seen = ready.json()
-    assert (seen["status"], seen["postgresql"], seen["redis"]) == ("degraded", "ok", "unavailable")
+    readiness = ready.json()
+    assert (readiness["status"], readiness["postgresql"], readiness["redis"]) == ("degraded", "ok", "unavailable")
     assert (accepted.status_code, accepted.json()["status"]) == (202, "queued")
     assert (too_large.status_code, too_large.json()["code"]) == (413, "content-too-large")

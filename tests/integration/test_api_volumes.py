@@ -1,4 +1,4 @@
-"""The HTTP front on real PostgreSQL and Redis: what it accepts is there, what it refuses left no trace."""
+"""Volumes over HTTP, on real servers: an accepted request is stored, a rejected one changes nothing."""
 
 import asyncio
 import json
@@ -22,15 +22,15 @@ JOBS = "/api/v1/jobs"
 
 
 async def create(client: httpx.AsyncClient, name: str, **members: Any) -> dict[str, Any]:
-    """Ask for a volume; returns its job."""
-    answer = await client.post(VOLUMES, json={"name": name, "size": 1024, **members})
-    assert answer.status_code == 202, answer.text
-    job: dict[str, Any] = answer.json()
+    """Request a volume, and return its job."""
+    response = await client.post(VOLUMES, json={"name": name, "size": 1024, **members})
+    assert response.status_code == 202, response.text
+    job: dict[str, Any] = response.json()
     return job
 
 
 async def make_available(services: Services) -> None:
-    """Pretend that every volume was made, so that operations on them can be asked for."""
+    """Mark every volume as available and every job as succeeded, as if a worker had run."""
     async with services.database.transaction() as session:
         await session.execute(update(Volume).values(state=VolumeState.AVAILABLE, job_id=None))
         await session.execute(update(Job).values(status="succeeded", finished_at=func.now()))
@@ -43,14 +43,14 @@ async def count(services: Services) -> tuple[int, int]:
     return volumes or 0, jobs or 0
 
 
-async def test_an_accepted_volume_is_a_row_a_job_and_a_message(
+async def test_accepted_volume_is_a_row_a_job_and_a_message(
     services: Services, client: httpx.AsyncClient, redis_url: str
 ) -> None:
-    answer = await client.post(VOLUMES, json={"name": "one", "size": "1MiB", "labels": {"stadt": "Köln 🌊"}})
+    response = await client.post(VOLUMES, json={"name": "one", "size": "1MiB", "labels": {"stadt": "Köln 🌊"}})
 
-    job = answer.json()
-    assert answer.headers["location"] == f"{JOBS}/{job['id']}"
-    assert (await client.get(answer.headers["location"])).json() == job
+    job = response.json()
+    assert response.headers["location"] == f"{JOBS}/{job['id']}"
+    assert (await client.get(response.headers["location"])).json() == job
     volume = (await client.get(f"{VOLUMES}/{job['volume_id']}")).json()
     assert (volume["state"], volume["job_id"], volume["size"]) == ("creating", job["id"], 2**20)
     assert volume["labels"] == {"stadt": "Köln 🌊"}
@@ -58,132 +58,132 @@ async def test_an_accepted_volume_is_a_row_a_job_and_a_message(
     assert await services.queue.redis.zcard("cistern:queue") == 1
 
 
-async def test_of_fifty_that_want_to_expand_one_volume_one_gets_it(
-    services: Services, client: httpx.AsyncClient
-) -> None:
+async def test_one_of_fifty_concurrent_expansions_is_accepted(services: Services, client: httpx.AsyncClient) -> None:
     volume_id = (await create(client, "one"))["volume_id"]
     await make_available(services)
 
-    answers = await asyncio.gather(
+    responses = await asyncio.gather(
         *(client.post(f"{VOLUMES}/{volume_id}/expand", json={"by": number + 1}) for number in range(50))
     )
 
-    assert Counter(answer.status_code for answer in answers) == {202: 1, 409: 49}
-    (winner,) = [answer.json()["id"] for answer in answers if answer.status_code == 202]
-    losers = [answer.json() for answer in answers if answer.status_code == 409]
-    assert {(told["code"], told["job_id"]) for told in losers} == {("volume-busy", winner)}
+    assert Counter(response.status_code for response in responses) == {202: 1, 409: 49}
+    (winner,) = [response.json()["id"] for response in responses if response.status_code == 202]
+    losers = [response.json() for response in responses if response.status_code == 409]
+    assert {(problem["code"], problem["job_id"]) for problem in losers} == {("volume-busy", winner)}
     assert await count(services) == (1, 2)
 
 
-async def test_of_fifty_that_want_one_name_one_gets_it(services: Services, client: httpx.AsyncClient) -> None:
-    answers = await asyncio.gather(*(client.post(VOLUMES, json={"name": "one", "size": 1}) for _ in range(50)))
+async def test_one_of_fifty_concurrent_creations_gets_the_name(services: Services, client: httpx.AsyncClient) -> None:
+    responses = await asyncio.gather(*(client.post(VOLUMES, json={"name": "one", "size": 1}) for _ in range(50)))
 
-    assert Counter(answer.status_code for answer in answers) == {202: 1, 409: 49}
-    assert {answer.json()["code"] for answer in answers if answer.status_code == 409} == {"name-taken"}
+    assert Counter(response.status_code for response in responses) == {202: 1, 409: 49}
+    assert {response.json()["code"] for response in responses if response.status_code == 409} == {"name-taken"}
     assert await count(services) == (1, 1)
 
 
-async def test_a_walk_sees_every_volume_once_although_others_come_and_go(client: httpx.AsyncClient) -> None:
+async def test_pages_list_every_volume_once_despite_new_ones(client: httpx.AsyncClient) -> None:
     for number in range(9):
         await create(client, f"v{number}")
 
-    seen: list[str] = []
+    listed: list[str] = []
     cursor: str | None = ""
     while cursor is not None:
         page = (await client.get(f"{VOLUMES}?limit=4{cursor and '&cursor='}{cursor}")).json()
-        seen += [volume["name"] for volume in page["items"]]
+        listed += [volume["name"] for volume in page["items"]]
         cursor = page["next_cursor"]
-        await create(client, f"new{len(seen)}")
+        await create(client, f"new{len(listed)}")
 
-    assert seen == [f"v{number}" for number in reversed(range(9))]
+    assert listed == [f"v{number}" for number in reversed(range(9))]
 
 
-async def test_filters_are_carried_out_by_the_database(services: Services, client: httpx.AsyncClient) -> None:
+async def test_filters_are_applied_by_the_database(services: Services, client: httpx.AsyncClient) -> None:
     await create(client, "a", labels={"team": "search", "tier": "gold"})
     await create(client, "b", labels={"team": "search"})
     await make_available(services)
     job = await create(client, "c", labels={"team": "search", "odd": "'\\\"%_; DROP TABLE volumes"})
 
-    async def listed(address: str) -> list[str]:
-        return [item.get("name") or item["id"] for item in (await client.get(address)).json()["items"]]
+    async def listed(path: str) -> list[str]:
+        return [item.get("name") or item["id"] for item in (await client.get(path)).json()["items"]]
 
     assert await listed(f"{VOLUMES}?label=team:search") == ["c", "b", "a"]
     assert await listed(f"{VOLUMES}?label=team:search&label=tier:gold") == ["a"]
     assert await listed(f"{VOLUMES}?state=creating") == ["c"]
     assert await listed(f"{VOLUMES}?name=b") == ["b"]
-    answer = await client.get(VOLUMES, params={"label": "odd:'\\\"%_; DROP TABLE volumes"})
-    assert [volume["name"] for volume in answer.json()["items"]] == ["c"]
+    response = await client.get(VOLUMES, params={"label": "odd:'\\\"%_; DROP TABLE volumes"})
+    assert [volume["name"] for volume in response.json()["items"]] == ["c"]
     assert await listed(f"{JOBS}?status=queued") == [job["id"]]
     assert await listed(f"{JOBS}?volume_id={job['volume_id']}&kind=volume.create") == [job["id"]]
     assert await listed(f"{JOBS}?kind=volume.delete") == []
     assert await listed(f"{JOBS}?parent_id={job['id']}") == []
 
 
-async def test_a_patch_is_kept_and_allowed_while_a_job_has_the_volume(client: httpx.AsyncClient) -> None:
-    address = f"{VOLUMES}/{(await create(client, 'one', labels={'a': 'b'}))['volume_id']}"
+async def test_patch_is_stored_and_allowed_while_a_job_holds_the_volume(client: httpx.AsyncClient) -> None:
+    path = f"{VOLUMES}/{(await create(client, 'one', labels={'a': 'b'}))['volume_id']}"
     await create(client, "two")
     autogrow = {"usage_above": 80, "percent": 12.5, "up_to": 2**40}
 
-    changed = await client.patch(address, json={"name": "uno", "autogrow": autogrow})
+    changed = await client.patch(path, json={"name": "uno", "autogrow": autogrow})
     assert changed.status_code == 200, changed.text
-    assert (await client.get(address)).json() == changed.json()
+    assert (await client.get(path)).json() == changed.json()
     assert (changed.json()["name"], changed.json()["labels"]) == ("uno", {"a": "b"})
     assert changed.json()["autogrow"] == autogrow
     assert changed.json()["state"] == "creating"
 
-    assert (await client.patch(address, json={"name": "two"})).json()["code"] == "name-taken"
-    assert (await client.patch(address, json={"autogrow": None})).json()["autogrow"] is None
+    assert (await client.patch(path, json={"name": "two"})).json()["code"] == "name-taken"
+    assert (await client.patch(path, json={"autogrow": None})).json()["autogrow"] is None
 
 
-POISON = ["a\x00b", "\x00", "a\ud800", "\udfff", "a\x01", "\u202ea", "a\u0000"]
+UNSTORABLE = ["a\x00b", "\x00", "a\ud800", "\udfff", "a\x01", "\u202ea", "a\u0000"]
 
 
-@pytest.mark.parametrize("poison", POISON, ids=ascii)
-async def test_no_character_that_postgresql_cannot_hold_reaches_it(
-    services: Services, client: httpx.AsyncClient, poison: str
+@pytest.mark.parametrize("unstorable", UNSTORABLE, ids=ascii)
+async def test_characters_that_postgresql_cannot_store_are_rejected_in_bodies(
+    services: Services, client: httpx.AsyncClient, unstorable: str
 ) -> None:
     volume_id = (await create(client, "one"))["volume_id"]
     headers = {"Content-Type": "application/json"}
     bodies: list[dict[str, Any]] = [
-        {"name": poison, "size": 1},
-        {"name": "a", "size": 1, "labels": {poison: "a"}},
-        {"name": "a", "size": poison},
-        {"name": "a", "size": 1, poison: 1},
-        {"name": "a", "size": 1, "backend": poison},
-        {"name": "a", "size": 1, "autogrow": {poison: 1}},
+        {"name": unstorable, "size": 1},
+        {"name": "a", "size": 1, "labels": {unstorable: "a"}},
+        {"name": "a", "size": unstorable},
+        {"name": "a", "size": 1, unstorable: 1},
+        {"name": "a", "size": 1, "backend": unstorable},
+        {"name": "a", "size": 1, "autogrow": {unstorable: 1}},
     ]
-    if poison != "\u202ea":  # a label may say what it likes, if it can be kept
-        bodies.append({"name": "a", "size": 1, "labels": {"a": poison}})
+    if unstorable != "\u202ea":  # a label may have any value that can be stored
+        bodies.append({"name": "a", "size": 1, "labels": {"a": unstorable}})
 
     for body in bodies:
-        for method, address in (("POST", VOLUMES), ("PATCH", f"{VOLUMES}/{volume_id}")):
-            answer = await client.request(method, address, content=json.dumps(body), headers=headers)
-            assert answer.status_code == 422, (body, answer.text)
-            assert answer.json()["request_id"]
+        for method, path in (("POST", VOLUMES), ("PATCH", f"{VOLUMES}/{volume_id}")):
+            response = await client.request(method, path, content=json.dumps(body), headers=headers)
+            assert response.status_code == 422, (body, response.text)
+            assert response.json()["request_id"]
     assert await count(services) == (1, 1)
 
 
 @pytest.mark.parametrize(
     "query", ["name=%00", "label=a:%00", "label=%00:a", "cursor=%00", "kind=%00", "state=%00", "%00=1", "name=%ff"]
 )
-async def test_no_poison_reaches_postgresql_by_the_query(client: httpx.AsyncClient, query: str) -> None:
-    for address in (VOLUMES, JOBS):
-        assert (await client.get(f"{address}?{query}")).status_code == 422
+async def test_characters_that_postgresql_cannot_store_are_rejected_in_queries(
+    client: httpx.AsyncClient, query: str
+) -> None:
+    for path in (VOLUMES, JOBS):
+        assert (await client.get(f"{path}?{query}")).status_code == 422
 
 
-async def test_a_caller_in_another_script_is_nobody(client: httpx.AsyncClient) -> None:
+async def test_non_ascii_caller_is_ignored(client: httpx.AsyncClient) -> None:
     headers = [("X-Cistern-Caller", "\xe9\x00".encode("latin-1")), ("Content-Type", b"application/json")]
-    answer = await client.post(VOLUMES, content=b'{"name": "a", "size": 1}', headers=httpx.Headers(headers))  # type: ignore[arg-type]
+    response = await client.post(VOLUMES, content=b'{"name": "a", "size": 1}', headers=httpx.Headers(headers))  # type: ignore[arg-type]
 
-    assert (answer.status_code, answer.json()["created_by"]) == (202, None)
+    assert (response.status_code, response.json()["created_by"]) == (202, None)
 
 
-async def test_what_is_refused_leaves_no_trace(services: Services, client: httpx.AsyncClient) -> None:
+async def test_rejected_request_changes_nothing(services: Services, client: httpx.AsyncClient) -> None:
     volume_id = (await create(client, "one"))["volume_id"]
     await make_available(services)
     before = (await client.get(f"{VOLUMES}/{volume_id}")).json()
 
-    refused = [
+    rejected = [
         await client.post(VOLUMES, json={"name": "one", "size": 1}),
         await client.post(VOLUMES, json={"name": "two", "size": 1, "backend": "tape"}),
         await client.post(f"{VOLUMES}/{volume_id}/expand", json={"to": 1}),
@@ -195,7 +195,7 @@ async def test_what_is_refused_leaves_no_trace(services: Services, client: httpx
         await client.post(f"{JOBS}/{UUID(int=0)}/retry"),
     ]
 
-    assert [answer.json()["code"] for answer in refused] == [
+    assert [response.json()["code"] for response in rejected] == [
         "name-taken",
         "unknown-backend",
         "shrink-refused",
@@ -210,7 +210,7 @@ async def test_what_is_refused_leaves_no_trace(services: Services, client: httpx
     assert await count(services) == (1, 1)
 
 
-async def test_a_job_is_polled_to_its_end(
+async def test_job_is_polled_until_its_end(
     settings: Settings, services: Services, client: httpx.AsyncClient, running_worker: RunningWorker
 ) -> None:
     job = await create(client, "one")
@@ -229,30 +229,30 @@ async def test_a_job_is_polled_to_its_end(
     assert done.headers["etag"] != first.headers["etag"]
 
 
-async def test_a_post_that_prefers_to_wait_is_answered_when_it_is_done(
+async def test_post_with_prefer_wait_returns_the_succeeded_job(
     settings: Settings, client: httpx.AsyncClient, running_worker: RunningWorker
 ) -> None:
     async with running_worker(settings):
-        answer = await client.post(VOLUMES, json={"name": "a", "size": 1024}, headers={"Prefer": "wait=20"})
-        assert (answer.status_code, answer.json()["status"]) == (202, "succeeded")
-        address = f"{VOLUMES}/{answer.json()['volume_id']}"
+        response = await client.post(VOLUMES, json={"name": "a", "size": 1024}, headers={"Prefer": "wait=20"})
+        assert (response.status_code, response.json()["status"]) == (202, "succeeded")
+        path = f"{VOLUMES}/{response.json()['volume_id']}"
 
-        answer = await client.post(f"{address}/expand", json={"percent": 50}, headers={"Prefer": "wait=20"})
-        assert (answer.json()["status"], answer.json()["result"]["size"]) == ("succeeded", 1536)
+        response = await client.post(f"{path}/expand", json={"percent": 50}, headers={"Prefer": "wait=20"})
+        assert (response.json()["status"], response.json()["result"]["size"]) == ("succeeded", 1536)
 
-        answer = await client.delete(address, headers={"Prefer": "wait=20"})
-        assert answer.json()["status"] == "succeeded"
-        assert (await client.get(address)).json()["code"] == "volume-not-found"
-
-
-async def test_a_wait_ends_with_the_patience(client: httpx.AsyncClient) -> None:
-    answer = await client.post(VOLUMES, json={"name": "a", "size": 1}, headers={"Prefer": "wait=1"})
-
-    assert (answer.status_code, answer.json()["status"]) == (202, "queued")
-    assert answer.headers["preference-applied"] == "wait=1"
+        response = await client.delete(path, headers={"Prefer": "wait=20"})
+        assert response.json()["status"] == "succeeded"
+        assert (await client.get(path)).json()["code"] == "volume-not-found"
 
 
-async def test_a_wait_sees_a_cancellation_from_elsewhere(client: httpx.AsyncClient) -> None:
+async def test_wait_ends_after_the_preferred_time(client: httpx.AsyncClient) -> None:
+    response = await client.post(VOLUMES, json={"name": "a", "size": 1}, headers={"Prefer": "wait=1"})
+
+    assert (response.status_code, response.json()["status"]) == (202, "queued")
+    assert response.headers["preference-applied"] == "wait=1"
+
+
+async def test_wait_returns_when_another_client_cancels(client: httpx.AsyncClient) -> None:
     job = await create(client, "one")
     waiting = asyncio.create_task(client.get(f"{JOBS}/{job['id']}", headers={"Prefer": "wait=20"}))
     await asyncio.sleep(0.2)
@@ -262,7 +262,7 @@ async def test_a_wait_sees_a_cancellation_from_elsewhere(client: httpx.AsyncClie
     assert (await waiting).json() == cancelled.json()
 
 
-async def test_a_cancelled_creation_can_be_retried_once(client: httpx.AsyncClient) -> None:
+async def test_cancelled_creation_can_be_retried_once(client: httpx.AsyncClient) -> None:
     job = await create(client, "one")
     await client.post(f"{JOBS}/{job['id']}/cancel")
     assert (await client.get(f"{VOLUMES}/{job['volume_id']}")).json()["state"] == "error"
@@ -278,8 +278,8 @@ async def test_a_cancelled_creation_can_be_retried_once(client: httpx.AsyncClien
     assert again.json()["job_id"] == retry.json()["id"]
 
 
-async def test_it_is_ready_on_real_servers(client: httpx.AsyncClient) -> None:
-    answer = (await client.get("/readyz")).json()
+async def test_api_is_ready_on_real_servers(client: httpx.AsyncClient) -> None:
+    response = (await client.get("/readyz")).json()
 
-    assert (answer["status"], answer["postgresql"], answer["redis"]) == ("ready", "ok", "ok")
-    assert answer["signals"]["queue_depth"] == 0
+    assert (response["status"], response["postgresql"], response["redis"]) == ("ready", "ok", "ok")
+    assert response["stats"]["queue_depth"] == 0

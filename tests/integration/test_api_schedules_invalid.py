@@ -1,4 +1,4 @@
-"""Schedules that are refused over HTTP, by the field's name, and nothing has changed."""
+"""Invalid schedules over HTTP: rejected with the name of the field, and nothing is changed."""
 
 import asyncio
 from typing import Any
@@ -36,49 +36,53 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("members", "field"), [*BAD, ({"action": "volume.delete"}, "action")])
-async def test_what_makes_no_sense_is_refused_by_name(
+async def test_invalid_schedule_is_rejected_with_the_field(
     services: Services, client: httpx.AsyncClient, members: dict[str, Any], field: str
 ) -> None:
-    answer = await client.post(SCHEDULES, json=NIGHTLY | members)
+    response = await client.post(SCHEDULES, json=NIGHTLY | members)
 
-    assert (answer.status_code, [error["field"] for error in answer.json()["errors"]]) == (422, [field]), answer.text
+    assert (response.status_code, [error["field"] for error in response.json()["errors"]]) == (422, [field]), (
+        response.text
+    )
     assert await schedules_and_jobs(services) == []
 
 
 @pytest.mark.parametrize("missing", ["name", "cron", "action", "params"])
-async def test_what_is_missing_is_named(client: httpx.AsyncClient, missing: str) -> None:
+async def test_missing_member_is_named(client: httpx.AsyncClient, missing: str) -> None:
     body = {name: value for name, value in NIGHTLY.items() if name != missing}
-    answer = await client.post(SCHEDULES, json=body)
+    response = await client.post(SCHEDULES, json=body)
 
-    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, missing)
+    assert (response.status_code, response.json()["errors"][0]["field"]) == (422, missing)
 
 
 @pytest.mark.parametrize(("members", "field"), [*BAD, ({"action": "bulk.expand"}, "action")])
-async def test_a_change_that_makes_no_sense_is_refused_by_name(
+async def test_invalid_change_is_rejected_with_the_field(
     services: Services, client: httpx.AsyncClient, members: dict[str, Any], field: str
 ) -> None:
     schedule = await made(client)
     before = await schedules_and_jobs(services)
-    answer = await client.patch(f"{SCHEDULES}/{schedule['id']}", json={"enabled": False} | members)
+    response = await client.patch(f"{SCHEDULES}/{schedule['id']}", json={"enabled": False} | members)
 
-    assert (answer.status_code, [error["field"] for error in answer.json()["errors"]]) == (422, [field]), answer.text
+    assert (response.status_code, [error["field"] for error in response.json()["errors"]]) == (422, [field]), (
+        response.text
+    )
     assert await schedules_and_jobs(services) == before
 
 
-async def test_a_name_can_be_taken_once(client: httpx.AsyncClient) -> None:
-    answers = await asyncio.gather(*(client.post(SCHEDULES, json=NIGHTLY) for _ in range(4)))
+async def test_schedule_names_are_unique(client: httpx.AsyncClient) -> None:
+    responses = await asyncio.gather(*(client.post(SCHEDULES, json=NIGHTLY) for _ in range(4)))
     other = await made(client, name="other")
     renamed = await client.patch(f"{SCHEDULES}/{other['id']}", json={"name": "nightly", "cron": "0 3 * * *"})
 
-    assert sorted(answer.status_code for answer in answers) == [201, 409, 409, 409]
+    assert sorted(response.status_code for response in responses) == [201, 409, 409, 409]
     assert (renamed.status_code, renamed.json()["code"]) == (409, "name-taken")
     assert "nightly" in renamed.json()["detail"]
 
 
 @pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE", "GET runs", "POST run"])
-async def test_what_is_not_there_is_not_found(client: httpx.AsyncClient, method: str) -> None:
+async def test_unknown_id_or_path_is_404(client: httpx.AsyncClient, method: str) -> None:
     verb, _, below = method.partition(" ")
     body: dict[str, Any] | None = {} if verb == "PATCH" else None
-    answer = await client.request(verb, f"{SCHEDULES}/{uuid4()}/{below}".rstrip("/"), json=body)
+    response = await client.request(verb, f"{SCHEDULES}/{uuid4()}/{below}".rstrip("/"), json=body)
 
-    assert (answer.status_code, answer.json()["code"]) == (404, "schedule-not-found")
+    assert (response.status_code, response.json()["code"]) == (404, "schedule-not-found")

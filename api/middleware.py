@@ -8,11 +8,11 @@ from fastapi import HTTPException
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bound_contextvars
 from uuid_utils.compat import uuid7
 
 from api.error_handlers import internal_error
 from domain.errors import ConfigurationError, Unavailable
-from domain.logs import speaking_of
 
 REQUEST_ID: Final = "X-Request-ID"
 MAX_BODY_BYTES: Final = 2**20
@@ -66,7 +66,7 @@ class RequestContext:
             return
         request_id = _request_id(Headers(scope=scope).get(REQUEST_ID, ""))
         scope.setdefault("state", {})["request_id"] = request_id
-        with speaking_of(request_id=request_id):
+        with bound_contextvars(request_id=request_id):
             await self._respond(scope, receive, _ResponseSender(send, request_id))
 
     async def _respond(self, scope: Scope, receive: Receive, send: "_ResponseSender") -> None:

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar
 
-from domain.logs import speak_of_nothing
+from structlog.contextvars import clear_contextvars
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -72,7 +72,7 @@ class Batcher(Generic[Item, Result]):
         return await self.submit(item)
 
     async def _send_all(self) -> None:
-        speak_of_nothing()  # this task inherits the log context of the first caller, but serves all of them
+        clear_contextvars()  # this task inherits the log context of the first caller, but serves all of them
         try:
             while batch := self._next_batch():
                 await self._deliver(batch)

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import structlog
 
-from domain.logs import about
+from domain.logs import log_fields
 from worker.runner import Running
 
 _CHECK_SECONDS: Final = 1.0
@@ -49,5 +49,5 @@ class Stalls:
 
     def _log_stalled(self, run: Running) -> None:
         job = run.job
-        names = about(job_id=job.id, volume_id=job.volume_id, snapshot_id=job.snapshot_id, backend=job.backend)
+        names = log_fields(job_id=job.id, volume_id=job.volume_id, snapshot_id=job.snapshot_id, backend=job.backend)
         log.error("job.stalled", kind=job.kind, seconds=self._stall, **names)

@@ -3,8 +3,8 @@
 from typing import Annotated
 from uuid import UUID
 
-import structlog
 from fastapi import APIRouter, Query, Response
+from structlog.contextvars import bound_contextvars
 
 from api.accepted import AcceptedDep
 from api.dependencies import BulkDep, BulkExpandDep, BulkSnapshotsDep, JsonBody, NoQuery, OriginDep, ServicesDep
@@ -18,8 +18,6 @@ from domain.bulk.expand.service import BulkExpandService
 from domain.errors import BadCursor, JobNotFound, UnknownBackend
 from domain.jobs.idempotency import RequestOrigin
 from domain.jobs.model import Job
-
-log = structlog.get_logger(__name__)
 
 router = APIRouter()
 
@@ -60,8 +58,8 @@ async def take_snapshots(
 ) -> JobOut:
     """Create a job that takes a snapshot of every selected volume; its items have the results."""
     body.selection().require_backend(services.backends)
-    job = await snapshots.request_snapshots(body.snapshots(), origin=origin)
-    _log_accepted(job, body.max_concurrent)
+    with bound_contextvars(max_concurrent=body.max_concurrent):
+        job = await snapshots.request_snapshots(body.snapshots(), origin=origin)
     return await accepted(job)
 
 
@@ -80,11 +78,6 @@ async def list_job_items(job_id: UUID, query: Annotated[ItemQuery, Query()], bul
 
 
 async def request_bulk(request: BulkExpandRequest, expansion: BulkExpandService, origin: RequestOrigin) -> Job:
-    """Request a bulk expansion and log its `max_concurrent`."""
-    job = await expansion.request_expand(request, origin=origin)
-    _log_accepted(job, request.max_concurrent)
-    return job
-
-
-def _log_accepted(job: Job, max_concurrent: int) -> None:
-    log.info("bulk.accepted", job_id=str(job.id), kind=job.kind, max_concurrent=max_concurrent)
+    """Request a bulk expansion; the log line of its acceptance has its `max_concurrent` too."""
+    with bound_contextvars(max_concurrent=request.max_concurrent):
+        return await expansion.request_expand(request, origin=origin)

@@ -1,7 +1,7 @@
 """A claimed job, as passed to the code that performs it."""
 
 from datetime import datetime
-from typing import Any, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 from uuid import UUID
 
 from domain.jobs.model import Dispatch, Job
@@ -28,11 +28,13 @@ class ClaimedJob(NamedTuple):
     worker_id: UUID | None
     cancel_requested_at: datetime | None
     error: dict[str, Any] | None
+    #: Milliseconds from `run_at` to the claim, by PostgreSQL's clock. No column: 0 unless the job was really claimed.
+    queue_ms: int = 0
 
     @classmethod
     def from_row(cls, job: Job) -> Self:
         """Convert a loaded row."""
-        return cls(*(getattr(job, name) for name in cls._fields))
+        return cls(*(getattr(job, name) for name in CLAIMED_COLUMNS))
 
     @property
     def dispatch(self) -> Dispatch:
@@ -43,3 +45,7 @@ class ClaimedJob(NamedTuple):
     def fence(self) -> tuple[int, int]:
         """The fence (version, epoch), which orders this attempt among all attempts at the same volume or snapshot."""
         return self.params["fence"], self.epoch
+
+
+#: The fields of `ClaimedJob` that are columns of the job.
+CLAIMED_COLUMNS: Final = ClaimedJob._fields[:-1]

@@ -31,7 +31,6 @@ from domain.jobs.outcomes import (
     Superseded,
     Yielded,
 )
-from domain.jobs.states import JobStatus
 from domain.jobs.stats import CounterBuffer, CounterName, StatsRepository
 from domain.jobs.store.dispatch import DispatchRepository
 from domain.jobs.store.leases import MIN_HEARTBEAT_TIMEOUT, LeaseRepository, Progress, Renewal, Settlement
@@ -290,18 +289,18 @@ async def _defer(session: AsyncSession, job_id: UUID) -> None:
 def _settlement(job: ClaimedJob, outcome: Outcome) -> Settlement | None:
     match outcome:
         case Succeeded(result, copied):
-            return Settlement(job.id, job.epoch, JobStatus.SUCCEEDED, result=result, copied=copied)
+            return Settlement(job.id, job.epoch, outcome.status, result=result, copied=copied)
         case Delegated():
-            return Settlement(job.id, job.epoch, JobStatus.RUNNING)
+            return Settlement(job.id, job.epoch, outcome.status)
         case Yielded(delay):
-            return Settlement(job.id, job.epoch, JobStatus.QUEUED, delay=delay, give_back=job.attempt)
+            return Settlement(job.id, job.epoch, outcome.status, delay=delay, give_back=job.attempt)
         case RetryIn(delay, error, free):
-            return Settlement(job.id, job.epoch, JobStatus.QUEUED, error=error, delay=delay, give_back=int(free))
+            return Settlement(job.id, job.epoch, outcome.status, error=error, delay=delay, give_back=int(free))
         case Failed(error):
-            return Settlement(job.id, job.epoch, JobStatus.FAILED, error=error)
+            return Settlement(job.id, job.epoch, outcome.status, error=error)
         case Released():
-            return Settlement(job.id, job.epoch, JobStatus.QUEUED, error=job.error, give_back=1)
+            return Settlement(job.id, job.epoch, outcome.status, error=job.error, give_back=1)
         case Cancelled():
-            return Settlement(job.id, job.epoch, JobStatus.CANCELLED, error=job.error)
+            return Settlement(job.id, job.epoch, outcome.status, error=job.error)
         case Superseded():
             return None

@@ -21,7 +21,7 @@ from domain.db.database import Database
 from domain.errors import CisternError, IdempotencyKeyReused
 from domain.jobs.model import Job
 from domain.jobs.outcomes import Payload
-from domain.logs import about
+from domain.logs import log_fields
 
 KEY_LIFETIME: Final = timedelta(hours=24)
 
@@ -109,8 +109,8 @@ async def idempotent_transaction(database: Database, origin: RequestOrigin) -> A
 
 def log_accepted(job: Job) -> None:
     """Log that a job, or its cancellation, was accepted; the log context adds the request id."""
-    names = about(job_id=job.id, volume_id=job.volume_id, snapshot_id=job.snapshot_id, retry_of=job.retry_of)
-    log.info("job.accepted" if job.cancel_requested_at is None else "job.cancel_accepted", kind=job.kind, **names)
+    ids = log_fields(job_id=job.id, volume_id=job.volume_id, snapshot_id=job.snapshot_id, retry_of=job.retry_of)
+    log.info("job.accepted" if job.cancel_requested_at is None else "job.cancel_accepted", kind=job.kind, **ids)
 
 
 async def _reserve(session: AsyncSession, caller: str, key: IdempotentRequest) -> None:

@@ -3,6 +3,8 @@
 import asyncio
 from uuid import uuid4
 
+import pytest
+
 from domain.jobs.claimed import ClaimedJob
 from domain.jobs.engine import JobEngine
 from domain.jobs.model import Dispatch, Job
@@ -45,8 +47,18 @@ async def test_claim_returns_the_updated_row(services: Services) -> None:
     job = await claimed(an_engine(services), await a_queued_expand(services))
     found = await row(services, job.id)
 
-    assert job == ClaimedJob.from_row(found)
+    assert job._replace(queue_ms=0) == ClaimedJob.from_row(found)
     assert (found.status, found.attempt, found.version, job.fence) == ("running", 1, 2, (2, 0))
+
+
+@pytest.mark.parametrize(
+    ("run_at", "expected_ms"), [("now() - interval '90 s'", 90_000), ("now() + interval '90 s'", 0)]
+)
+async def test_claim_returns_the_time_in_the_queue(services: Services, run_at: str, expected_ms: int) -> None:
+    job = await a_queued_expand(services)
+    await set_job(services, job.id, f"run_at = {run_at}")
+
+    assert expected_ms <= (await claimed(an_engine(services), job)).queue_ms < expected_ms + 5_000
 
 
 async def test_message_of_another_epoch_claims_nothing(services: Services) -> None:

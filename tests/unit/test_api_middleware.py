@@ -15,7 +15,6 @@ import structlog
 
 from api.main import ServicesFactory, create_app
 from domain.errors import CisternError, DatabaseUnavailable
-from domain.logs import name_the_subject
 from domain.services import Services
 from tests.unit.fakes import FakeServices, volume_row
 
@@ -49,7 +48,7 @@ async def test_unexpected_exception_is_a_500_without_details_and_is_logged(
     fake: FakeServices, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fake.volumes, "get", raise_secret)
-    with structlog.testing.capture_logs(processors=[name_the_subject]) as logs:
+    with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
         response = await client.get(f"/api/v1/volumes/{volume_row().id}", headers={"X-Request-ID": "find-me"})
 
     problem = response.json()

@@ -7,7 +7,6 @@ import pytest
 import structlog
 
 from domain.batching import Batcher
-from domain.logs import speaking_of
 
 
 class Counter:
@@ -143,7 +142,7 @@ async def test_log_lines_of_a_batch_lack_the_context_of_its_first_caller(caplog:
         structlog.get_logger("verbose").warning("sent")
         return items
 
-    with speaking_of(job_id="mine"):
+    with structlog.contextvars.bound_contextvars(job_id="mine"):
         await Batcher(log_and_return, max_batch=10)(1)
         structlog.get_logger("verbose").warning("received")
 

@@ -12,7 +12,7 @@ import pytest
 import structlog
 
 from domain.jobs.outcomes import Yielded
-from domain.logs import about, name_the_subject
+from domain.logs import log_fields
 from domain.settings import load_log_settings
 from domain.storage.memory import MemoryDriver
 from tests.conftest import LogAtDebug
@@ -85,7 +85,7 @@ def test_how_to_log_is_known_even_when_it_is_not_said_properly(
 
 
 def test_what_there_is_none_of_is_not_called_none() -> None:
-    assert about(job_id=UUID(int=1), volume_id=None) == {"job_id": str(UUID(int=1))}
+    assert log_fields(job_id=UUID(int=1), volume_id=None) == {"job_id": str(UUID(int=1))}
 
 
 async def logged(**columns: Any) -> list[Any]:
@@ -93,7 +93,7 @@ async def logged(**columns: Any) -> list[Any]:
     job = a_job()
     for name, value in columns.items():
         setattr(job, name, value)
-    with structlog.testing.capture_logs(processors=[name_the_subject]) as logs:
+    with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
         await a_runner(FakeJobEngine(job), MemoryDriver()).handle(job.dispatch)
     assert {(line["job_id"], line["kind"], line["attempt"]) for line in logs} == {(str(job.id), job.kind, job.attempt)}
     assert {line["volume_id"] for line in logs} == {str(job.volume_id)}

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Interval,
     Text,
@@ -17,6 +18,7 @@ from sqlalchemy import (
     Uuid,
     bindparam,
     case,
+    column,
     delete,
     func,
     literal,
@@ -28,7 +30,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from domain.db.sql import as_arrays, as_json, from_now, json_rows, unnested
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.claimed import CLAIMED_COLUMNS, ClaimedJob
 from domain.jobs.model import Dispatch, Job, Worker
 from domain.jobs.outcomes import Payload
 from domain.jobs.states import JobStatus
@@ -104,10 +106,11 @@ def _claiming(*, extra_from: str, locked: str) -> TextualSelect:
                 lease_expires_at = now() + :lease,
                 started_at = coalesce(started_at, now())
             FROM held WHERE jobs.id = held.id
-            RETURNING {", ".join(f"jobs.{name}" for name in ClaimedJob._fields)}
+            RETURNING {", ".join(f"jobs.{name}" for name in CLAIMED_COLUMNS)},
+                CAST(greatest(1000 * date_part('epoch', now() - run_at), 0) AS bigint) AS queue_ms
         """)  # noqa: S608 (only constants)
         .bindparams(bindparam("worker_id", type_=Uuid()), bindparam("lease", type_=Interval()))
-        .columns(*(getattr(Job, name) for name in ClaimedJob._fields))
+        .columns(*(getattr(Job, name) for name in CLAIMED_COLUMNS), column("queue_ms", BigInteger()))
     )
 
 

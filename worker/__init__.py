@@ -1,1 +1,1 @@
-"""The workshop: takes jobs from the queue and has the domain carry them out. No business rule, no SQL."""
+"""The worker process: receives messages, claims jobs and has the domain perform them. No business rules, no SQL."""

@@ -1,4 +1,4 @@
-"""``python -m worker``: one worker process, under supervision."""
+"""``python -m worker``: one worker process, under a supervisor."""
 
 from worker.main import main
 

@@ -1,4 +1,4 @@
-"""One attempt at a job that is ours: do the work, and make an outcome of whatever happens."""
+"""One attempt at a claimed job: do the work, and turn whatever happens into an outcome."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -14,7 +14,7 @@ from domain.services import Handler
 from domain.storage.context import Grant, Stopped, StopReason
 from domain.storage.errors import FenceRefused, PermanentStorageError, StorageBusy, TransientStorageError
 
-_STOPPED: Final[dict[StopReason, Outcome]] = {
+_OUTCOME_BY_STOP_REASON: Final[dict[StopReason, Outcome]] = {
     StopReason.CANCELLED: Cancelled(),
     StopReason.SHUTDOWN: Released(),
     StopReason.LEASE_LOST: Superseded(),
@@ -24,15 +24,15 @@ log = structlog.get_logger(__name__)
 
 
 class Attempts:
-    """Has jobs done by whoever handles their kind."""
+    """Performs jobs with the handlers of their kinds."""
 
     def __init__(self, handlers: Mapping[str, Handler], retry_policy: RetryPolicy) -> None:
-        """``handlers`` by kind; the policy decides about failures that may pass."""
+        """Take ``handlers`` by job kind; ``retry_policy`` decides on transient failures."""
         self._handlers = handlers
         self._retry_policy = retry_policy
 
     async def perform(self, job: ClaimedJob, grant: Grant) -> Outcome:
-        """Do the work, and find out what is to be found out if it comes to nothing."""
+        """Do the work. If the job fails or is cancelled, seal its volume and find out what is on the storage."""
         outcome = await self._attempt(job, grant)
         if isinstance(outcome, Failed | Cancelled):
             return await self._seal(job, grant, outcome)
@@ -41,7 +41,7 @@ class Attempts:
     async def _attempt(self, job: ClaimedJob, grant: Grant) -> Outcome:
         if job.cancel_requested_at is not None:
             return Cancelled()
-        if job.attempt > job.max_attempts:  # its last one died with its worker; all that is left is to end it
+        if job.attempt > job.max_attempts:  # its last attempt died with its worker; what remains is to seal and fail
             return Failed(job.error or WORKER_LOST)
         try:
             return await self._handlers[job.kind].perform(job, grant)
@@ -52,10 +52,10 @@ class Attempts:
             return self._decide(job, CisternError())
 
     def _decide(self, job: ClaimedJob, error: CisternError) -> Outcome:
-        """Turn a failure into a decision."""
+        """Return the outcome of a failed attempt."""
         match error:
             case Stopped(reason=reason):
-                return _STOPPED[reason]
+                return _OUTCOME_BY_STOP_REASON[reason]
             case FenceRefused():
                 return Superseded()
             case StorageBusy():
@@ -66,7 +66,7 @@ class Attempts:
                 return self._retry_policy.decide(error, attempt=job.attempt, max_attempts=job.max_attempts)
 
     async def _seal(self, job: ClaimedJob, grant: Grant, outcome: Failed | Cancelled) -> Outcome:
-        """Shut earlier attempts out and see what is on the storage, before the volume is let go."""
+        """Shut earlier attempts out and find the state of the storage, before the volume is released."""
         try:
             found: Payload | None = await self._handlers[job.kind].seal(job, grant)
         except StorageBusy as error:
@@ -77,7 +77,7 @@ class Attempts:
             if self._may_claim_again(job):
                 return self._retry(job, error)
             found = None
-        except CisternError as error:  # of the storage, or a backend that is configured no more
+        except CisternError as error:  # a permanent storage error, or the backend is no longer configured
             log.warning("storage.state_unknown", error=error.message)
             found = None
         except Exception:
@@ -88,7 +88,10 @@ class Attempts:
         return Cancelled(found) if isinstance(outcome, Cancelled) else Failed(outcome.error, found)
 
     def _may_claim_again(self, job: ClaimedJob) -> bool:
-        """Tell whether to try again: a volume must not be let go before earlier attempts are shut out, but some day."""
+        """Return whether sealing may be retried.
+
+        A volume must not be released before earlier attempts are shut out; but no job may be retried forever.
+        """
         return job.attempt < job.max_attempts + EXTRA_CLAIMS
 
     def _retry(self, job: ClaimedJob, error: CisternError) -> Outcome:

@@ -1,6 +1,6 @@
-"""Keeps the lanes of a bulk job spread over the workers: who has a fair share of them passes the next one on.
+"""Spreads the lanes of a bulk job over the workers: a worker that runs its share of them yields further ones.
 
-A worker that polls just after many lanes have rung would take them all, while others have nothing to do.
+Otherwise the worker that polls right after many lanes were dispatched would claim all of them, and others stay idle.
 """
 
 import math
@@ -13,38 +13,38 @@ from uuid import UUID
 
 from domain.bulk.ledger import Lane
 
-#: Of so many lanes a worker remembers that it has passed them on; most never come back.
+#: Maximum number of yielded lanes that a worker remembers; most of them never return to it.
 _MAX_REMEMBERED: Final = 100
 _UNLIMITED: Final = sys.maxsize
 
 
 class FairShare:
-    """What one worker knows of lanes that it works on, and of those that it has passed on."""
+    """The lanes that one worker runs, and those that it has yielded."""
 
-    def __init__(self, workers: Callable[[], int]) -> None:
-        """``workers`` tells how many there are."""
-        self._workers = workers
-        self._here: Counter[UUID] = Counter()
-        self._yielded: dict[UUID, int] = {}
+    def __init__(self, count_workers: Callable[[], int]) -> None:
+        """``count_workers`` returns the number of live workers."""
+        self._count_workers = count_workers
+        self._running: Counter[UUID] = Counter()
+        self._yielded_epochs: dict[UUID, int] = {}
 
     @contextmanager
     def admit(self, lane: Lane) -> Iterator[bool]:
-        """Count a lane among those at work here as long as the block lasts, and tell whether it should be."""
-        self._here[lane.job_id] += 1
+        """Count a lane as running here while the block runs; yield whether this worker should work on it."""
+        self._running[lane.job_id] += 1
         try:
-            yield self._here[lane.job_id] <= self._share(lane) or self._was_not_taken(lane)
+            yield self._running[lane.job_id] <= self._share(lane) or self._was_not_claimed_elsewhere(lane)
         finally:
-            self._here[lane.job_id] -= 1
-            self._here += Counter()  # forgets the wholes of which nothing is left here
+            self._running[lane.job_id] -= 1
+            self._running += Counter()  # drops parent jobs with no lanes left here
 
     def _share(self, lane: Lane) -> int:
-        return _UNLIMITED if lane.lanes is None else math.ceil(lane.lanes / max(self._workers(), 1))
+        return _UNLIMITED if lane.lanes is None else math.ceil(lane.lanes / max(self._count_workers(), 1))
 
-    def _was_not_taken(self, lane: Lane) -> bool:
-        """Tell whether the lane was passed on before, and nobody else has taken it; if not, remember that it is now."""
-        if self._yielded.pop(lane.lane_id, None) == lane.epoch - 1:
+    def _was_not_claimed_elsewhere(self, lane: Lane) -> bool:
+        """Return whether this worker yielded the lane last time too; if not, remember that it yields it now."""
+        if self._yielded_epochs.pop(lane.lane_id, None) == lane.epoch - 1:
             return True
-        self._yielded[lane.lane_id] = lane.epoch
-        if len(self._yielded) > _MAX_REMEMBERED:
-            del self._yielded[next(iter(self._yielded))]
+        self._yielded_epochs[lane.lane_id] = lane.epoch
+        if len(self._yielded_epochs) > _MAX_REMEMBERED:
+            del self._yielded_epochs[next(iter(self._yielded_epochs))]
         return False

@@ -1,23 +1,66 @@
-"""Says that this worker is alive and at its jobs, and hears which of them are to end."""
+"""The heartbeat of a worker: renews the leases of its jobs, and shows that it is alive and whether its storage hangs.
+
+`Heartbeat`      renews all leases in PostgreSQL, and stops jobs that were cancelled or lost
+`LivenessFile`   is touched after each heartbeat, for health checks from outside
+`StallDetector`  finds jobs whose storage hangs; the heartbeat no longer renews their leases
+"""
 
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Self
 from uuid import UUID
 
 import structlog
 
-from domain.errors import DatabaseUnavailable
+from domain.errors import ConfigurationError, DatabaseUnavailable
+from domain.jobs.claimed import ClaimedJob
 from domain.jobs.engine import JobEngine
 from domain.jobs.store.leases import BEATS_PER_LEASE, MIN_HEARTBEAT_TIMEOUT, Progress, heartbeat_timeout
+from domain.logs import log_fields
 from domain.storage.context import StopReason
-from worker.liveness import NO_LIVENESS_FILE, LivenessFile
 from worker.runner import Running
+
+_STALL_CHECK_SECONDS: Final = 1.0
 
 log = structlog.get_logger(__name__)
 
 
+class LivenessFile:
+    """A file whose modification time is that of the last heartbeat which reached PostgreSQL; or no file at all."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+
+    @classmethod
+    def open(cls, path: Path | None) -> Self:
+        """Create the file, or touch the one of an earlier worker.
+
+        Raises:
+            ConfigurationError: the file cannot be written.
+        """
+        try:
+            if path is not None:
+                path.open("a").close()  # fails for a directory, which `touch` accepts
+                path.touch()
+        except OSError as error:
+            raise ConfigurationError(f"CISTERN_HEARTBEAT_FILE: {error.strerror}: {str(path)!r}") from error
+        return cls(path)
+
+    def touch(self) -> None:
+        """Touch the file. A failure is only logged: jobs are not affected, although the worker looks dead."""
+        try:
+            if self._path is not None:
+                self._path.touch()
+        except OSError as error:
+            log.warning("liveness.write_failed", error=str(error))
+
+
+NO_LIVENESS_FILE: Final = LivenessFile(None)
+
+
 class Heartbeat:
-    """Extends the leases of all jobs at work in one statement, again and again."""
+    """Periodically renews the leases of all running jobs, in one statement."""
 
     def __init__(
         self,
@@ -27,67 +70,114 @@ class Heartbeat:
         lease: float,
         stall: float,
         min_timeout: float = MIN_HEARTBEAT_TIMEOUT,
-        pulse: LivenessFile = NO_LIVENESS_FILE,
+        liveness_file: LivenessFile = NO_LIVENESS_FILE,
     ) -> None:
-        """``lease`` in seconds; a job without progress for ``stall`` seconds is let go."""
+        """Prepare a heartbeat.
+
+        Args:
+            engine: Renews the leases.
+            running: The jobs of this worker.
+            lease: Duration of a lease in seconds.
+            stall: Seconds without progress after which a job's lease is no longer renewed.
+            min_timeout: Minimum timeout of one heartbeat in seconds.
+            liveness_file: Is touched after each heartbeat.
+        """
         self._engine = engine
-        self._liveness = pulse
+        self._liveness_file = liveness_file
         self._running = running
         self._interval = lease / BEATS_PER_LEASE
         self._stall = stall
-        self._patience = heartbeat_timeout(lease, min_timeout)
+        self._timeout = heartbeat_timeout(lease, min_timeout)
         self._is_beating = False
         self._outage_noted = False
         self._is_complete = True
 
     async def run_forever(self) -> None:
-        """Beat at regular intervals; sooner again while PostgreSQL is away or has rows locked."""
+        """Beat at regular intervals, and more often while PostgreSQL is unavailable or rows are locked."""
         while True:
             try:
-                async with asyncio.timeout(self._patience):  # a connection may be dead without anybody knowing
+                async with asyncio.timeout(self._timeout):  # a dead connection may never report an error
                     await self.beat()
             except (DatabaseUnavailable, TimeoutError):
                 log.warning("heartbeat.missed", jobs=len(self._running))
                 self.note_outage()
             except Exception:
-                log.exception("heartbeat.failed")  # a heart that stops for good would lose every job
+                log.exception("heartbeat.failed")  # this task must never exit: every lease would expire
                 self.note_outage()
-            well = self.is_beating and self._is_complete
-            await asyncio.sleep(self._interval if well else min(self._interval / 5, 1.0))
+            all_renewed = self.is_beating and self._is_complete
+            await asyncio.sleep(self._interval if all_renewed else min(self._interval / 5, 1.0))
 
     @property
     def is_beating(self) -> bool:
-        """Whether nobody has found PostgreSQL away since the last beat."""
+        """Whether the last heartbeat succeeded and no outage of PostgreSQL was noted since."""
         return self._is_beating
 
     def note_outage(self) -> None:
-        """Note that PostgreSQL was away: nobody is rescued before every live worker could renew its leases."""
+        """Note that PostgreSQL was unavailable: no orphan is rescued until every live worker could renew its leases."""
         self._outage_noted = True
         self._is_beating = False
         self._engine.note_outage()
 
     async def beat(self) -> None:
-        """Extend what is still ours, stop what is not, pass on what users want stopped; tell how far copies are.
+        """Renew the leases of all jobs that are not stalled, store the progress of copies, stop what has to end.
 
         Raises:
-            DatabaseUnavailable: nothing was extended; the grants run out by themselves.
+            DatabaseUnavailable: no lease was renewed; the grants expire by themselves.
         """
-        asked = {job_id: run for job_id, run in self._running.items() if not run.grant.lease.is_stalled(self._stall)}
+        to_renew = {job_id: run for job_id, run in self._running.items() if not run.grant.lease.is_stalled(self._stall)}
         self._outage_noted = False
-        renewed = await self._engine.renew(asked, _progress(asked))
-        self._is_beating = not self._outage_noted  # housekeeping may have found PostgreSQL away meanwhile
+        renewed = await self._engine.renew(to_renew, _progress(to_renew))
+        self._is_beating = not self._outage_noted  # maintenance may have noted an outage during the statement
         for renewal in renewed.renewals:
-            grant = asked[renewal.job_id].grant
+            grant = to_renew[renewal.job_id].grant
             grant.extend(renewed.deadline)
             if renewal.cancel_requested:
                 grant.stop(StopReason.CANCELLED)
-        for job_id in renewed.lost:  # somebody else's by now, or settled while we asked
-            asked[job_id].grant.stop(StopReason.LEASE_LOST)
-        self._is_complete = len(renewed.renewals) + len(renewed.lost) == len(asked)
-        self._liveness.touch()
+        for job_id in renewed.lost:  # claimed by another worker, or settled here during the statement
+            to_renew[job_id].grant.stop(StopReason.LEASE_LOST)
+        self._is_complete = len(renewed.renewals) + len(renewed.lost) == len(to_renew)
+        self._liveness_file.touch()
 
 
 def _progress(running: Mapping[UUID, Running]) -> dict[UUID, Progress]:
-    """How far those are that copy something; their threads report it as they go."""
-    grants = ((job_id, run.grant) for job_id, run in running.items())
-    return {job_id: Progress(*grant.lease.copied) for job_id, grant in grants if grant.lease.copied is not None}
+    """Return the progress of jobs that copy data, as last reported by their storage threads."""
+    leases = ((job_id, run.grant.lease) for job_id, run in running.items())
+    return {job_id: Progress(*lease.copied) for job_id, lease in leases if lease.copied is not None}
+
+
+class StallDetector:
+    """Marks and logs the jobs of this worker whose storage hangs, and logs when they fill all of its slots.
+
+    A hung thread cannot be ended. It keeps its slot, and another worker gets its job once the lease has expired.
+    """
+
+    def __init__(self, running: Mapping[UUID, Running], *, stall: float, slots: int) -> None:
+        """``stall`` is the number of seconds without progress after which a job counts as stalled."""
+        self._running = running
+        self._stall = stall
+        self._slots = slots
+        self._stalled: dict[UUID, Running] = {}
+
+    async def run_forever(self) -> None:
+        """Check periodically."""
+        while True:
+            self.check()
+            await asyncio.sleep(min(_STALL_CHECK_SECONDS, self._stall / 3))
+
+    def check(self) -> None:
+        """Mark stalled jobs, and log what changed since the last check."""
+        for run in self._running.values():
+            run.grant.lease.stalled = run.grant.lease.is_stalled(self._stall)
+        stalled = {job_id: run for job_id, run in self._running.items() if run.grant.lease.stalled}
+        previous, self._stalled = self._stalled, stalled
+        for job_id in stalled.keys() - previous.keys():
+            self._log_stalled(stalled[job_id].job)
+        for job_id in previous.keys() - stalled.keys():
+            log.info("job.recovered", job_id=str(job_id))
+        if len(stalled) >= self._slots > len(previous):
+            remedy = "storage hangs in every slot: repair the storage, or kill -9 this worker"
+            log.error("worker.stuck", jobs=len(stalled), remedy=remedy)
+
+    def _log_stalled(self, job: ClaimedJob) -> None:
+        ids = log_fields(job_id=job.id, volume_id=job.volume_id, snapshot_id=job.snapshot_id, backend=job.backend)
+        log.error("job.stalled", kind=job.kind, seconds=self._stall, **ids)

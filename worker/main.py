@@ -1,7 +1,7 @@
-"""One worker process: arq delivers the messages, the runner answers them, three tasks keep the house.
+"""One worker process: arq receives the messages, the runner handles them, three tasks run in the background.
 
-``python -m worker`` runs it under supervision. The stock ``arq worker.main.WorkerSettings`` works too, and leaves it
-to whoever started it to start it again when Redis was away.
+``python -m worker`` runs it under a supervisor. The stock command ``arq worker.main.WorkerSettings`` works too, but
+exits when Redis is unavailable, so that it needs an external service manager.
 """
 
 import asyncio
@@ -29,83 +29,85 @@ from domain.settings import Settings, load_log_settings, load_settings, require_
 from domain.tasks import in_background, tune_gc
 from worker.attempts import Attempts
 from worker.fair_share import FairShare
-from worker.heartbeat import Heartbeat
+from worker.heartbeat import Heartbeat, LivenessFile, StallDetector
 from worker.lanes import Lanes
-from worker.liveness import LivenessFile
 from worker.maintenance import Maintenance
 from worker.runner import Runner
-from worker.stalls import Stalls
 from worker.supervisor import Supervisor
 
 _POLL_SECONDS: Final = 0.1
 _HEALTH_SECONDS: Final = 10
-#: arq counts how often a message was delivered; what counts attempts is the row.
-_MAX_DELIVERIES: Final = 1_000_000
-
+#: arq's limit on the deliveries of one message; in effect none, because the row counts the attempts.
+_MAX_TRIES: Final = 1_000_000
 
 log = structlog.get_logger(__name__)
 
 
 async def run_job(ctx: dict[str, Any], job_id: str, epoch: int) -> None:
-    """Answer one message."""
-    await ctx["runner"].answer(dispatch_from(job_id, epoch))
+    """Handle one message."""
+    await ctx["runner"].handle(dispatch_from(job_id, epoch))
 
 
 async def start_up(ctx: dict[str, Any]) -> None:
-    """Open the workshop, when the stock arq starts; its command has set up logging in its own way meanwhile."""
+    """Open the worker when stock arq starts. Its command has changed the logging setup, which is restored first."""
     configure_logging(ctx["settings"])
     ctx["closing"] = AsyncExitStack()
     ctx["runner"] = await ctx["closing"].enter_async_context(open_worker(ctx["settings"]))
 
 
 async def shut_down(ctx: dict[str, Any]) -> None:
-    """Close the workshop, when the stock arq stops."""
+    """Close the worker when stock arq stops."""
     await ctx["closing"].aclose()
 
 
-def handlers(services: Services, workers: Callable[[], int]) -> dict[str, Handler]:
-    """The domain's table, with what is the worker's own work in it; ``workers`` tells how many there are."""
-    lane = replace(services.handlers["bulk.lane"], perform=Lanes(services.chunks, FairShare(workers)).work)
+def handlers(services: Services, count_workers: Callable[[], int]) -> dict[str, Handler]:
+    """Return the domain's handlers, with lanes performed by the worker itself.
+
+    ``count_workers`` returns the number of live workers.
+    """
+    lane = replace(services.handlers["bulk.lane"], perform=Lanes(services.chunks, FairShare(count_workers)).work)
     return services.handlers | {"bulk.lane": lane}
 
 
 @asynccontextmanager
 async def open_worker(settings: Settings) -> AsyncIterator[Runner]:
-    """Have a runner, a heartbeat and housekeeping at work as long as the block lasts."""
+    """Run heartbeat, maintenance and stall detection while the block runs; yield the runner."""
     async with open_services(settings) as services:
         engine = services.engine(Worker(id=uuid7(), host=socket.gethostname(), pid=os.getpid()))
         attempts = Attempts(handlers(services, lambda: engine.workers), services.retry_policy)
         runner = Runner(engine, services.queue, attempts, slots=settings.max_jobs)
-        pulse = LivenessFile.open(settings.heartbeat_file)
+        liveness_file = LivenessFile.open(settings.heartbeat_file)
         heartbeat = Heartbeat(
             engine,
             runner.running,
             lease=settings.lease_seconds,
             stall=settings.stall_seconds,
             min_timeout=settings.heartbeat_timeout_seconds,
-            pulse=pulse,
+            liveness_file=liveness_file,
         )
         maintenance = Maintenance(
             services.maintenance_tasks(engine).due, heartbeat, services.retention.prune, interval=settings.sweep_seconds
         )
-        stalls = Stalls(runner.running, stall=settings.stall_seconds, slots=settings.max_jobs)
-        async with in_background(heartbeat.run_forever(), maintenance.run_forever(), stalls.run_forever()):
+        detector = StallDetector(runner.running, stall=settings.stall_seconds, slots=settings.max_jobs)
+        async with in_background(heartbeat.run_forever(), maintenance.run_forever(), detector.run_forever()):
             yield runner
             await runner.close()
-        with suppress(DatabaseUnavailable, TimeoutError):  # then we are struck off after an hour of silence
+        with suppress(
+            DatabaseUnavailable, TimeoutError
+        ):  # other workers delete the row after an hour without heartbeats
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await engine.deregister()
 
 
 def arq_settings(settings: Settings) -> dict[str, Any]:
-    """What both ways to start a worker tell arq.
+    """Return arq's settings, for both ways to start a worker.
 
-    Without a timeout of its own arq lets long jobs be, and its lock on a message that was delivered to a worker which
-    then died lasts ten seconds (three, under supervision). It keeps no results and serializes JSON: Redis holds nothing
-    that is worth anything.
+    1. No job timeout: arq does not end long jobs, and reserves a message for ten seconds only (three, under the
+       supervisor), so that the message of a worker that died before its claim is soon received by another.
+    2. No results are kept and messages are JSON: Redis holds nothing of value, and reading a message runs no code.
     """
     return {
-        "functions": [func(run_job, name=FUNCTION_NAME, max_tries=_MAX_DELIVERIES)],
+        "functions": [func(run_job, name=FUNCTION_NAME, max_tries=_MAX_TRIES)],
         "queue_name": QUEUE_NAME,
         "redis_pool": JobQueue.open(settings.redis_url).redis,
         "max_jobs": settings.max_jobs,
@@ -122,32 +124,32 @@ def arq_settings(settings: Settings) -> dict[str, Any]:
 
 
 def stock_settings() -> dict[str, Any]:
-    """What ``arq worker.main.WorkerSettings`` finds."""
+    """Return the settings for ``arq worker.main.WorkerSettings``."""
     settings = require_servers(load_settings())
     configure_logging(settings)
     return arq_settings(settings) | {"on_startup": start_up, "on_shutdown": shut_down, "ctx": {"settings": settings}}
 
 
 async def work(settings: Settings) -> None:
-    """Run one worker until a signal ends it."""
+    """Run one worker until it is stopped by a signal."""
     async with open_worker(settings) as runner:
         tune_gc()
         await Supervisor(runner, arq_settings(settings), drain=settings.drain_seconds).run()
 
 
 def main() -> None:
-    """Be ``python -m worker``; what keeps it from starting is one line and exit code 1."""
+    """Entry point of ``python -m worker``. Start-up errors are logged in one line; exit status 1."""
     configure_logging(load_log_settings())
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(work(require_servers(load_settings())))
     except CisternError as error:
-        log.error("worker.failed", reason=error.message)  # noqa: TRY400 (one line)
+        log.error("worker.failed", reason=error.message)  # noqa: TRY400 (without a traceback)
         sys.exit(1)
 
 
 def __getattr__(name: str) -> Any:
-    """Read the environment only when the stock arq asks for its settings, not at import."""
+    """Read the environment only when stock arq requests its settings, not at import."""
     if name == "WorkerSettings":
         return stock_settings()
     raise AttributeError(name)

@@ -1,6 +1,7 @@
-"""Starts and rings what is due, rescues orphans, finds lost messages, forgets what is old. All workers do; none leads.
+"""Runs the maintenance tasks periodically: dispatch due jobs, re-dispatch lost messages, rescue, schedules, pruning.
 
-Conditional updates and SKIP LOCKED make each round safe to run anywhere, any number of times.
+Every worker runs them and there is no leader: each task is a conditional update with SKIP LOCKED, and is safe to run
+anywhere, any number of times, concurrently.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 
 class Maintenance:
-    """Makes its rounds every ``interval`` seconds."""
+    """Runs the due maintenance tasks every ``interval`` seconds."""
 
     def __init__(
         self,
@@ -32,7 +33,14 @@ class Maintenance:
         *,
         interval: float,
     ) -> None:
-        """``look`` tells which errands may be needed; ``prune`` forgets a little of what is old."""
+        """Prepare the loop.
+
+        Args:
+            due: Returns each task and whether it may have work.
+            heartbeat: Shows and records whether PostgreSQL is available.
+            prune: Deletes one batch of expired rows.
+            interval: Seconds between two runs.
+        """
         self._due = due
         self._prune = prune
         self._prune_at = time.monotonic()
@@ -40,34 +48,35 @@ class Maintenance:
         self._interval = interval
 
     async def run_forever(self) -> None:
-        """Make rounds; what fails is tried again in the next one."""
+        """Run the tasks periodically; one that fails is retried in the next run."""
         while True:
             await self.run_once()
             await asyncio.sleep(self._interval)
 
     async def run_once(self) -> None:
-        """Make one round; an errand that fails keeps none of the others."""
-        done = 0
-        for task, needed in await self._due():  # and what one has done may leave something to the next
-            if (needed or done) and (self._heartbeat.is_beating or not task.requires_heartbeat):
-                done += await self._step(task.event, task.run)
+        """Run the due tasks once; the failure of one does not affect the others."""
+        processed = 0
+        for task, needed in await self._due():
+            # A task that processed rows may have made work for the later ones.
+            if (needed or processed) and (self._heartbeat.is_beating or not task.requires_heartbeat):
+                processed += await self._run_step(task.event, task.run)
         if time.monotonic() >= self._prune_at:
-            await self._step("rows.pruned", self._prune_some)
+            await self._run_step("rows.pruned", self._prune_batch)
 
-    async def _prune_some(self) -> int:
-        """Forget what is old: once a minute, and in every round as long as there is more."""
+    async def _prune_batch(self) -> int:
+        """Delete expired rows: once a minute, and in every run as long as there are more."""
         self._prune_at = time.monotonic() + _PRUNE_SECONDS
         pruned = await self._prune()
         if pruned.more:
             self._prune_at = time.monotonic()
         return pruned.rows
 
-    async def _step(self, event: str, step: Callable[[], Awaitable[int]]) -> int:
+    async def _run_step(self, event: str, step: Callable[[], Awaitable[int]]) -> int:
         count = 0
         try:
             count = await step()
         except QueueRefusesWrites:
-            log.debug("maintenance.redis_refuses_writes", step=event)  # the queue has said so, once and loudly
+            log.debug("maintenance.redis_refuses_writes", step=event)  # the queue has logged it once, as an error
         except QueueUnavailable:
             log.warning("maintenance.redis_unavailable", step=event)
         except DatabaseUnavailable:

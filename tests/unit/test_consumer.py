@@ -1,4 +1,4 @@
-"""Messages are taken in batches, as soon as they are rung, past what others have; whatever is arq's is left to arq."""
+"""The consumer fetches messages in batches, at once, and skips reserved ones; other messages are left to arq."""
 
 import asyncio
 from collections.abc import Callable
@@ -26,197 +26,201 @@ def dispatches(count: int) -> list[Dispatch]:
     return [a_job().dispatch for _ in range(count)]
 
 
-def a_delivery(server: FakeServer, *jobs: Any, slots: int = 10, **settings: Any) -> ArqConsumer:
+def a_consumer(server: FakeServer, *jobs: Any, slots: int = 10, **settings: Any) -> ArqConsumer:
     runner = a_runner(FakeJobEngine(*jobs), MemoryDriver(), queue=JobQueue(fake_redis(server)), slots=slots)
     pool = JobQueue(fake_redis(server)).redis
-    plain = {"queue_name": QUEUE_NAME, "redis_pool": pool, "job_serializer": serialize, "job_deserializer": deserialize}
-    delivery = ArqConsumer(runner, {"functions": [func(nothing, name="nothing")]} | plain | settings)
-    delivery._pool = pool
-    return delivery
+    common = {
+        "queue_name": QUEUE_NAME,
+        "redis_pool": pool,
+        "job_serializer": serialize,
+        "job_deserializer": deserialize,
+    }
+    consumer = ArqConsumer(runner, {"functions": [func(do_nothing, name="do_nothing")]} | common | settings)
+    consumer._pool = pool
+    return consumer
 
 
-async def bell(queue: JobQueue) -> int:
-    """For how many idle workers it still rings."""
+async def pending_wakeups(queue: JobQueue) -> int:
     return len(await queue.redis.lrange(WAKEUPS, 0, -1))  # type: ignore[misc]
 
 
-async def nothing(ctx: dict[str, Any]) -> None:
+async def do_nothing(ctx: dict[str, Any]) -> None:
     """Do nothing."""
 
 
-async def rounds(delivery: ArqConsumer, until_then: Callable[[], bool]) -> None:
-    """Have messages delivered until it is so."""
+async def consume_until(condition: Callable[[], bool], consumer: ArqConsumer) -> None:
+    """Consume messages until the condition is true."""
 
-    async def turn() -> None:
+    async def poll() -> None:
         while True:
-            await delivery._poll_iteration()
+            await consumer._poll_iteration()
 
-    turning = asyncio.create_task(turn())
-    await until(until_then)
-    turning.cancel()
-    await asyncio.gather(turning, return_exceptions=True)
+    polling = asyncio.create_task(poll())
+    await until(condition)
+    polling.cancel()
+    await asyncio.gather(polling, return_exceptions=True)
 
 
-async def test_as_many_messages_as_there_is_room_for_are_taken_at_once() -> None:
+async def test_fetch_returns_up_to_the_limit_and_reserves_what_it_returns() -> None:
     server = FakeServer()
-    delivery, queue = a_delivery(server, slots=7), JobQueue(fake_redis(server))
+    consumer, queue = a_consumer(server, slots=7), JobQueue(fake_redis(server))
     await queue.dispatch(dispatches(10))
 
-    assert (len(await delivery._fetch(7)), len(await delivery._fetch(7))) == (7, 3)
-    assert await delivery._fetch(7) == []
+    assert (len(await consumer._fetch(7)), len(await consumer._fetch(7))) == (7, 3)
+    assert await consumer._fetch(7) == []
 
 
-async def test_what_others_have_is_passed_over_however_much_it_is() -> None:
-    server, many = FakeServer(), dispatches(150)
-    delivery, queue = a_delivery(server), JobQueue(fake_redis(server))
-    await queue.dispatch(many[:-1])
-    for dispatch in many[:-1]:
+async def test_fetch_skips_any_number_of_messages_reserved_by_other_workers() -> None:
+    server, dispatched = FakeServer(), dispatches(150)
+    consumer, queue = a_consumer(server), JobQueue(fake_redis(server))
+    await queue.dispatch(dispatched[:-1])
+    for dispatch in dispatched[:-1]:
         await queue.redis.set(in_progress_key_prefix + message_id(dispatch), 1)
-    await queue.dispatch(many[-1:])
+    await queue.dispatch(dispatched[-1:])
 
-    assert [taken for taken, _ in await delivery._fetch(3)] == [message_id(many[-1]).encode()]
+    assert [fetched_id for fetched_id, _ in await consumer._fetch(3)] == [message_id(dispatched[-1]).encode()]
 
 
-async def test_what_is_due_later_is_left_for_later() -> None:
+async def test_message_that_is_not_due_is_not_fetched() -> None:
     server, (dispatch,) = FakeServer(), dispatches(1)
-    delivery, queue = a_delivery(server), JobQueue(fake_redis(server))
+    consumer, queue = a_consumer(server), JobQueue(fake_redis(server))
     await queue.dispatch([dispatch])
     await queue.redis.zadd(QUEUE_NAME, {message_id(dispatch): timestamp_ms() + 60_000})
 
-    assert await delivery._fetch(3) == []
+    assert await consumer._fetch(3) == []
 
 
-async def test_a_clock_that_is_half_an_hour_behind_delays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_worker_whose_clock_is_half_an_hour_behind_fetches_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     server, (dispatch,) = FakeServer(), dispatches(1)
-    delivery, queue = a_delivery(server), JobQueue(fake_redis(server))
+    consumer, queue = a_consumer(server), JobQueue(fake_redis(server))
     await queue.dispatch([dispatch])
     monkeypatch.setattr(worker.consumer, "timestamp_ms", lambda: timestamp_ms() - 1_800_000)
 
-    assert len(await delivery._fetch(3)) == 1
+    assert len(await consumer._fetch(3)) == 1
 
 
-async def test_whoever_is_idle_is_woken_by_the_bell_and_not_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_idle_worker_is_woken_by_a_dispatch_and_not_by_polling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker.consumer, "_POLL_SECONDS", 3600)
     server, job = FakeServer(), a_job()
-    delivery, queue = a_delivery(server, job), JobQueue(fake_redis(server))
-    turning = asyncio.create_task(rounds(delivery, lambda: delivery.jobs_complete == 1))
+    consumer, queue = a_consumer(server, job), JobQueue(fake_redis(server))
+    consuming = asyncio.create_task(consume_until(lambda: consumer.jobs_complete == 1, consumer))
     await asyncio.sleep(0.01)
     await queue.dispatch([job.dispatch])
-    await turning
+    await consuming
 
     assert job.status == "succeeded"
 
 
-async def test_whoever_finds_no_more_messages_silences_the_bell_and_whoever_leaves_some_does_not() -> None:
+async def test_wakeups_are_cleared_only_by_a_fetch_that_leaves_no_messages() -> None:
     server = FakeServer()
-    delivery, queue = a_delivery(server), JobQueue(fake_redis(server))
+    consumer, queue = a_consumer(server), JobQueue(fake_redis(server))
     await queue.dispatch(dispatches(3))
-    await delivery._fetch(2)
-    assert await bell(queue) == 3
-    await delivery._fetch(2)
-    assert await bell(queue) == 0
+    await consumer._fetch(2)
+    assert await pending_wakeups(queue) == 3
+    await consumer._fetch(2)
+    assert await pending_wakeups(queue) == 0
 
 
-async def test_the_bell_is_not_rung_more_often_than_anybody_can_listen() -> None:
+async def test_number_of_pending_wakeups_is_limited() -> None:
     queue = JobQueue(fake_redis())
     await queue.dispatch(dispatches(500))
     await queue.dispatch(dispatches(500))
 
-    assert await bell(queue) == 32
+    assert await pending_wakeups(queue) == 32
 
 
-async def test_whoever_has_no_room_takes_nothing_until_there_is_some() -> None:
+async def test_worker_without_free_capacity_fetches_nothing() -> None:
     server, jobs = FakeServer(), [a_job() for _ in range(20)]
-    delivery, queue = a_delivery(server, *jobs, slots=2), JobQueue(fake_redis(server))
-    at_once, start = [], delivery._runner.start
+    consumer, queue = a_consumer(server, *jobs, slots=2), JobQueue(fake_redis(server))
+    not_settling, start = [], consumer._runner.start
 
-    def watched(dispatch: Dispatch) -> asyncio.Task[None]:
-        work = start(dispatch)
-        at_once.append(len(delivery._runner._not_settling))
-        return work
+    def counting_start(dispatch: Dispatch) -> asyncio.Task[None]:
+        task = start(dispatch)
+        not_settling.append(len(consumer._runner._not_settling))
+        return task
 
-    delivery._runner.start = watched  # type: ignore[method-assign]
+    consumer._runner.start = counting_start  # type: ignore[method-assign]
     await queue.dispatch([job.dispatch for job in jobs])
-    await rounds(delivery, lambda: all(job.status == "succeeded" for job in jobs))
+    await consume_until(lambda: all(job.status == "succeeded" for job in jobs), consumer)
 
-    assert max(at_once) == 2
+    assert max(not_settling) == 2
 
 
-async def test_whoever_is_to_end_takes_nothing() -> None:
+async def test_draining_worker_has_no_capacity() -> None:
     server = FakeServer()
-    delivery, queue = a_delivery(server), JobQueue(fake_redis(server))
+    consumer, queue = a_consumer(server), JobQueue(fake_redis(server))
     await queue.dispatch(dispatches(1))
-    delivery.allow_pick_jobs = False
+    consumer.allow_pick_jobs = False
 
-    assert delivery._free_capacity() == 0
+    assert consumer._free_capacity() == 0
 
 
-async def test_a_function_of_somebody_elses_is_called_by_arq_itself() -> None:
+async def test_functions_of_other_producers_are_called_by_arq_itself() -> None:
     server, called = FakeServer(), []
 
-    async def theirs(ctx: dict[str, Any], word: str) -> None:
-        called.append((word, ctx["job_try"]))
+    async def foreign(ctx: dict[str, Any], argument: str) -> None:
+        called.append((argument, ctx["job_try"]))
 
-    delivery = a_delivery(server, functions=[func(theirs, name="theirs")])
-    await a_producer(server).enqueue_job("theirs", "hello")
-    await rounds(delivery, lambda: delivery.jobs_complete == 1)
+    consumer = a_consumer(server, functions=[func(foreign, name="foreign")])
+    await a_producer(server).enqueue_job("foreign", "hello")
+    await consume_until(lambda: consumer.jobs_complete == 1, consumer)
 
     assert called == [("hello", 1)]
 
 
-async def test_a_burst_ends_when_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def says_nothing(*_: object) -> None:  # arq asks for INFO, which fakeredis does not have
+async def test_burst_mode_ends_when_the_queue_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def skip_info(*_: object) -> None:  # fakeredis has no INFO command
         pass
 
-    monkeypatch.setattr("arq.worker.log_redis_info", says_nothing)
+    monkeypatch.setattr("arq.worker.log_redis_info", skip_info)
     server, jobs = FakeServer(), [a_job() for _ in range(5)]
-    delivery = a_delivery(server, *jobs, burst=True, poll_delay=0.001)
+    consumer = a_consumer(server, *jobs, burst=True, poll_delay=0.001)
     await JobQueue(fake_redis(server)).dispatch([job.dispatch for job in jobs])
-    await delivery.main()
+    await consumer.main()
 
     assert {job.status for job in jobs} == {"succeeded"}
 
 
-async def test_a_failure_of_our_own_is_told_and_ends_nothing_else() -> None:
+async def test_exception_in_the_runner_is_logged_and_frees_its_capacity() -> None:
     server, job = FakeServer(), a_job()
-    delivery = a_delivery(server, job)
+    consumer = a_consumer(server, job)
 
     async def broken(dispatch: Dispatch) -> None:
         raise RuntimeError("broken")
 
-    delivery._runner.run = broken  # type: ignore[method-assign]
+    consumer._runner.run = broken  # type: ignore[method-assign]
     await JobQueue(fake_redis(server)).dispatch([job.dispatch])
     with structlog.testing.capture_logs() as logs:
-        await rounds(delivery, lambda: delivery.jobs_failed == 1)
+        await consume_until(lambda: consumer.jobs_failed == 1, consumer)
 
     assert [line["event"] for line in logs] == ["job.task_failed"]
-    assert (delivery.tasks, delivery._runner.capacity) == ({}, 10)
+    assert (consumer.tasks, consumer._runner.capacity) == ({}, 10)
 
 
-async def test_a_worker_whose_clock_is_behind_takes_what_was_rung_just_now(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_worker_whose_clock_is_behind_fetches_a_new_message(monkeypatch: pytest.MonkeyPatch) -> None:
     server, (dispatch,) = FakeServer(), dispatches(1)
-    delivery, queue = a_delivery(server), JobQueue(fake_redis(server))
+    consumer, queue = a_consumer(server), JobQueue(fake_redis(server))
     await queue.dispatch([dispatch])
     monkeypatch.setattr(worker.consumer, "timestamp_ms", lambda: timestamp_ms() - 5000)
 
-    assert len(await delivery._fetch(1)) == 1
+    assert len(await consumer._fetch(1)) == 1
 
 
 @pytest.mark.parametrize("epoch", [2**70, -(2**70), float("inf"), 1.5, "1", None])
-async def test_a_ring_that_there_cannot_be_is_given_up(dispatch: object) -> None:
+async def test_message_with_an_invalid_epoch_is_discarded(epoch: object) -> None:
     server = FakeServer()
-    delivery = a_delivery(server, functions=[func(run_job, name=FUNCTION_NAME)])
-    await a_producer(server).enqueue_job(FUNCTION_NAME, str(a_job().id), dispatch, _job_id="poison")
-    await rounds(delivery, lambda: delivery.jobs_failed == 1)
+    consumer = a_consumer(server, functions=[func(run_job, name=FUNCTION_NAME)])
+    await a_producer(server).enqueue_job(FUNCTION_NAME, str(a_job().id), epoch, _job_id="poison")
+    await consume_until(lambda: consumer.jobs_failed == 1, consumer)
 
     assert await a_producer(server).zcard(QUEUE_NAME) == 0
 
 
-async def test_a_ring_under_an_id_of_the_producers_own_is_answered_and_given_up() -> None:
+async def test_dispatch_under_a_custom_message_id_is_handled_and_removed() -> None:
     server, job = FakeServer(), a_job()
-    delivery = a_delivery(server, job, functions=[func(run_job, name=FUNCTION_NAME)])
+    consumer = a_consumer(server, job, functions=[func(run_job, name=FUNCTION_NAME)])
     await a_producer(server).enqueue_job(FUNCTION_NAME, str(job.id), job.epoch, _job_id="mine")
-    await rounds(delivery, lambda: delivery.jobs_complete == 1)
+    await consume_until(lambda: consumer.jobs_complete == 1, consumer)
 
     assert job.status == "succeeded"
     assert await a_producer(server).zcard(QUEUE_NAME) == 0

@@ -1,4 +1,4 @@
-"""A worker that has its share of a bulk job's lanes passes the next one on, but takes it when nobody else has."""
+"""A worker with its share of a bulk job's lanes yields the next one, unless no other worker claims it."""
 
 from uuid import UUID
 
@@ -10,29 +10,29 @@ from tests.unit.worker_fakes import a_job
 from worker import fair_share as fair_share_module
 from worker.fair_share import FairShare
 
-WHOLE = uuid7()
+PARENT_ID = uuid7()
 
 
-def a_lane(whole: UUID = WHOLE, **params: object) -> Lane:
+def a_lane(parent_id: UUID = PARENT_ID, **params: object) -> Lane:
     return Lane.from_job(
-        ClaimedJob.from_row(a_job("bulk.lane", parent_id=whole, params={"lanes": 8, "fence": 0} | params))
+        ClaimedJob.from_row(a_job("bulk.lane", parent_id=parent_id, params={"lanes": 8, "fence": 0} | params))
     )
 
 
-def test_of_eight_lanes_one_of_four_workers_keeps_two() -> None:
+def test_one_of_four_workers_runs_two_of_eight_lanes() -> None:
     fair_share = FairShare(lambda: 4)
     with fair_share.admit(a_lane()) as first, fair_share.admit(a_lane()) as second, fair_share.admit(a_lane()) as third:
         assert (first, second, third) == (True, True, False)
 
 
-def test_what_does_not_divide_evenly_is_more_for_everybody_rather_than_nobodys() -> None:
+def test_uneven_share_is_rounded_up() -> None:
     fair_share = FairShare(lambda: 3)
     lanes = [fair_share.admit(a_lane()) for _ in range(4)]
 
     assert [lane.__enter__() for lane in lanes] == [True, True, True, False]
 
 
-def test_a_lane_that_comes_straight_back_is_kept() -> None:
+def test_yielded_lane_that_no_other_worker_claimed_is_kept() -> None:
     fair_share, lane = FairShare(lambda: 8), a_lane()
     with fair_share.admit(a_lane()):
         with fair_share.admit(lane) as kept:
@@ -42,7 +42,7 @@ def test_a_lane_that_comes_straight_back_is_kept() -> None:
             assert kept
 
 
-def test_a_lane_that_somebody_else_has_had_meanwhile_is_passed_on_again() -> None:
+def test_yielded_lane_that_another_worker_claimed_is_yielded_again() -> None:
     fair_share, lane = FairShare(lambda: 8), a_lane()
     with fair_share.admit(a_lane()):
         for _ in range(3):
@@ -51,28 +51,28 @@ def test_a_lane_that_somebody_else_has_had_meanwhile_is_passed_on_again() -> Non
             lane = lane._replace(epoch=lane.epoch + 2)
 
 
-def test_a_lane_that_has_ended_makes_room_and_each_bulk_job_counts_for_itself() -> None:
+def test_ended_lanes_and_lanes_of_other_jobs_do_not_count() -> None:
     fair_share = FairShare(lambda: 8)
-    with fair_share.admit(a_lane()), fair_share.admit(a_lane(uuid7())) as of_another:
-        assert of_another
-    with fair_share.admit(a_lane()) as next_one:
-        assert next_one
-    assert not fair_share._here
+    with fair_share.admit(a_lane()), fair_share.admit(a_lane(uuid7())) as of_other_job:
+        assert of_other_job
+    with fair_share.admit(a_lane()) as next_lane:
+        assert next_lane
+    assert not fair_share._running
 
 
-def test_who_is_alone_or_meets_a_lane_of_an_older_version_keeps_all() -> None:
-    alone, among_many = FairShare(lambda: 1), FairShare(lambda: 100)
-    old = [a_lane()._replace(params={"fence": 0}) for _ in range(8)]
+def test_single_worker_and_lanes_without_a_lane_count_are_not_limited() -> None:
+    single, one_of_many = FairShare(lambda: 1), FairShare(lambda: 100)
+    uncounted = [a_lane()._replace(params={"fence": 0}) for _ in range(8)]
 
-    assert all(alone.admit(a_lane()).__enter__() for _ in range(8))
-    assert all(among_many.admit(lane).__enter__() for lane in old)
+    assert all(single.admit(a_lane()).__enter__() for _ in range(8))
+    assert all(one_of_many.admit(lane).__enter__() for lane in uncounted)
 
 
-def test_lanes_that_never_come_back_are_not_remembered_for_ever() -> None:
+def test_number_of_remembered_lanes_is_limited() -> None:
     fair_share = FairShare(lambda: 8)
     with fair_share.admit(a_lane()):
         for _ in range(10 * fair_share_module._MAX_REMEMBERED):
             with fair_share.admit(a_lane()) as kept:
                 assert not kept
 
-    assert len(fair_share._yielded) == fair_share_module._MAX_REMEMBERED
+    assert len(fair_share._yielded_epochs) == fair_share_module._MAX_REMEMBERED

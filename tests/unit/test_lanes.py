@@ -1,4 +1,4 @@
-"""What a worker keeps doing for a lane while it works, and what it keeps of it in between."""
+"""What a worker does in the background while it works on a lane, and what it remembers between slices."""
 
 import asyncio
 from typing import cast
@@ -15,11 +15,11 @@ from worker import lanes as lanes_module
 from worker.fair_share import FairShare
 from worker.lanes import Lanes
 
-ALONE = FairShare(lambda: 1)
+UNLIMITED_SHARE = FairShare(lambda: 1)
 
 
-class Chunky:
-    """Its first looks fail, each with the next error; then the job is found cancelled."""
+class FailingChunks:
+    """The first checks for cancellation fail, each with the next error; then the job is cancelled."""
 
     def __init__(self, *errors: Exception) -> None:
         self._errors = [*errors]
@@ -31,21 +31,21 @@ class Chunky:
 
 
 @pytest.mark.parametrize("error", [DatabaseUnavailable(), ValueError("a bug")])
-async def test_a_look_that_fails_is_followed_by_the_next(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+async def test_failed_check_for_cancellation_is_repeated(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(lanes_module, "_CANCEL_POLL_SECONDS", 0)
     lane, cancelled = Lane.from_job(ClaimedJob.from_row(a_job("bulk.lane", parent_id=uuid7()))), asyncio.Event()
     async with asyncio.timeout(5):
-        await Lanes(cast("Chunks", Chunky(error)), ALONE)._poll_cancellation(lane, cancelled)
+        await Lanes(cast("Chunks", FailingChunks(error)), UNLIMITED_SHARE)._poll_cancellation(lane, cancelled)
 
     assert cancelled.is_set()
 
 
-def test_a_lane_that_never_comes_back_is_not_remembered_for_ever() -> None:
-    lanes, here = Lanes(cast("Chunks", Chunky()), ALONE), uuid7()
+def test_number_of_remembered_chunk_sizes_is_limited() -> None:
+    lanes, active = Lanes(cast("Chunks", FailingChunks()), UNLIMITED_SHARE), uuid7()
     for _ in range(10 * lanes_module._MAX_REMEMBERED):
-        lanes._limits.pop(here, None)  # as its next slice does
-        lanes._remember_limit(here, 7)
+        lanes._limits.pop(active, None)  # as its next slice does
+        lanes._remember_limit(active, 7)
         lanes._remember_limit(uuid7(), 7)
 
     assert len(lanes._limits) == lanes_module._MAX_REMEMBERED
-    assert here in lanes._limits
+    assert active in lanes._limits

@@ -1,4 +1,4 @@
-"""The rounds: rescue only when it is sure, ring what is due, find what is lost, and never give up."""
+"""Maintenance runs the due tasks periodically, rescues only while the heartbeat works, and survives failures."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -21,52 +21,52 @@ def a_heartbeat(*, beating: bool) -> Heartbeat:
     return heartbeat
 
 
-def a_house(
+def a_maintenance(
     engine: FakeJobEngine,
     heartbeat: Heartbeat,
     prune: Callable[[], Awaitable[Pruned]] | None = None,
     *,
-    seen: Sequence[bool] = (True, True, True),
+    needed: Sequence[bool] = (True, True, True),
     interval: float = 1,
 ) -> Maintenance:
-    """One with three errands, of which so many are ``seen`` to be needed."""
-    errands = (
+    """Create the maintenance of three tasks; ``needed`` are the conditions of the tasks."""
+    tasks = (
         MaintenanceTask("rescued", engine.rescue, true(), requires_heartbeat=True),
         MaintenanceTask("due", engine.dispatch_due, true()),
         MaintenanceTask("lost", engine.redispatch_lost, true()),
     )
 
-    async def look() -> Sequence[tuple[MaintenanceTask, bool]]:
-        return list(zip(errands, seen, strict=True))
+    async def due() -> Sequence[tuple[MaintenanceTask, bool]]:
+        return list(zip(tasks, needed, strict=True))
 
-    return Maintenance(look, heartbeat, prune or nothing_old, interval=interval)
+    return Maintenance(due, heartbeat, prune or prune_nothing, interval=interval)
 
 
-async def nothing_old() -> Pruned:
+async def prune_nothing() -> Pruned:
     return Pruned(0, more=False)
 
 
-class Old:
-    """So much is old that it takes several rounds; counts them."""
+class ExpiredRows:
+    """Expired rows for several batches; counts the batches."""
 
-    def __init__(self, rounds: int) -> None:
-        self.rounds = 0
-        self._needed = rounds
+    def __init__(self, batches: int) -> None:
+        self.pruned_batches = 0
+        self._batches = batches
 
     async def prune(self) -> Pruned:
-        self.rounds += 1
-        return Pruned(10, more=self.rounds < self._needed)
+        self.pruned_batches += 1
+        return Pruned(10, more=self.pruned_batches < self._batches)
 
 
-class Rescuing(FakeJobEngine):
-    """One that finds somebody to rescue."""
+class RescuingEngine(FakeJobEngine):
+    """An engine that rescues one job."""
 
     async def rescue(self) -> int:
         return 1 + await super().rescue()
 
 
-class Failing(FakeJobEngine):
-    """Its first rounds fail, each with the next error."""
+class FailingEngine(FakeJobEngine):
+    """The first calls of its last task fail, each with the next error."""
 
     def __init__(self, *errors: Exception) -> None:
         super().__init__()
@@ -78,90 +78,90 @@ class Failing(FakeJobEngine):
         return await super().redispatch_lost()
 
 
-async def test_a_round_rescues_and_rings() -> None:
+async def test_run_calls_the_tasks_in_order() -> None:
     engine = FakeJobEngine()
-    await a_house(engine, a_heartbeat(beating=True)).run_once()
+    await a_maintenance(engine, a_heartbeat(beating=True)).run_once()
 
-    assert engine.rounds == ["rescue", "ring_due", "ring_lost"]
+    assert engine.maintenance_calls == ["rescue", "dispatch_due", "redispatch_lost"]
 
 
-async def test_nobody_is_rescued_by_a_worker_that_does_not_beat() -> None:
+async def test_worker_without_a_heartbeat_does_not_rescue() -> None:
     engine = FakeJobEngine()
-    await a_house(engine, a_heartbeat(beating=False)).run_once()
+    await a_maintenance(engine, a_heartbeat(beating=False)).run_once()
 
-    assert engine.rounds == ["ring_due", "ring_lost"]
+    assert engine.maintenance_calls == ["dispatch_due", "redispatch_lost"]
 
 
-async def test_nothing_is_done_that_is_not_seen_to_be_needed() -> None:
+async def test_run_skips_tasks_that_are_not_needed() -> None:
     engine = FakeJobEngine()
-    await a_house(engine, a_heartbeat(beating=True), seen=(False, True, False)).run_once()
+    await a_maintenance(engine, a_heartbeat(beating=True), needed=(False, True, False)).run_once()
 
-    assert engine.rounds == ["ring_due"]
+    assert engine.maintenance_calls == ["dispatch_due"]
 
 
-async def test_what_an_errand_may_have_made_needful_is_done_in_the_same_round() -> None:
-    engine = Rescuing()
-    await a_house(engine, a_heartbeat(beating=True), seen=(True, False, False)).run_once()
+async def test_task_that_processed_rows_is_followed_by_all_later_ones() -> None:
+    engine = RescuingEngine()
+    await a_maintenance(engine, a_heartbeat(beating=True), needed=(True, False, False)).run_once()
 
-    assert engine.rounds == ["rescue", "ring_due", "ring_lost"]
+    assert engine.maintenance_calls == ["rescue", "dispatch_due", "redispatch_lost"]
 
 
 @pytest.mark.parametrize("error", [QueueUnavailable(), DatabaseUnavailable(), ValueError("a bug")])
-async def test_a_round_that_fails_is_followed_by_the_next(error: Exception) -> None:
-    engine = Failing(error)
-    rounds = asyncio.create_task(a_house(engine, a_heartbeat(beating=False), interval=0).run_forever())
-    await until(lambda: "ring_lost" in engine.rounds)
-    rounds.cancel()
+async def test_failed_run_is_followed_by_the_next(error: Exception) -> None:
+    engine = FailingEngine(error)
+    loop = asyncio.create_task(a_maintenance(engine, a_heartbeat(beating=False), interval=0).run_forever())
+    await until(lambda: "redispatch_lost" in engine.maintenance_calls)
+    loop.cancel()
 
-    assert engine.rounds[:3] == ["ring_due", "ring_due", "ring_lost"]
+    assert engine.maintenance_calls[:3] == ["dispatch_due", "dispatch_due", "redispatch_lost"]
 
 
-async def test_after_an_outage_of_postgresql_nobody_is_rescued_until_the_heart_beats_again() -> None:
-    engine, heartbeat = Failing(DatabaseUnavailable()), a_heartbeat(beating=True)
-    rounds = asyncio.create_task(a_house(engine, heartbeat, interval=0).run_forever())
-    await until(lambda: engine.rounds.count("ring_lost") >= 3)
-    rounds.cancel()
+async def test_nothing_is_rescued_after_an_outage_until_the_next_heartbeat() -> None:
+    engine, heartbeat = FailingEngine(DatabaseUnavailable()), a_heartbeat(beating=True)
+    loop = asyncio.create_task(a_maintenance(engine, heartbeat, interval=0).run_forever())
+    await until(lambda: engine.maintenance_calls.count("redispatch_lost") >= 3)
+    loop.cancel()
 
-    assert engine.rounds.count("rescue") == 1
+    assert engine.maintenance_calls.count("rescue") == 1
     assert not heartbeat.is_beating
 
 
-async def test_an_outage_of_redis_does_not_keep_anybody_from_being_rescued() -> None:
-    engine, heartbeat = Failing(QueueUnavailable(), QueueUnavailable()), a_heartbeat(beating=True)
-    rounds = asyncio.create_task(a_house(engine, heartbeat, interval=0).run_forever())
-    await until(lambda: "ring_lost" in engine.rounds)
-    rounds.cancel()
+async def test_jobs_are_rescued_during_an_outage_of_redis() -> None:
+    engine, heartbeat = FailingEngine(QueueUnavailable(), QueueUnavailable()), a_heartbeat(beating=True)
+    loop = asyncio.create_task(a_maintenance(engine, heartbeat, interval=0).run_forever())
+    await until(lambda: "redispatch_lost" in engine.maintenance_calls)
+    loop.cancel()
 
-    assert engine.rounds[:6] == ["rescue", "ring_due"] * 3
+    assert engine.maintenance_calls[:6] == ["rescue", "dispatch_due"] * 3
 
 
-async def test_between_rounds_it_rests() -> None:
+async def test_maintenance_sleeps_between_runs() -> None:
     engine = FakeJobEngine()
-    rounds = asyncio.create_task(a_house(engine, a_heartbeat(beating=True), interval=3600).run_forever())
-    await until(lambda: "ring_lost" in engine.rounds)
+    loop = asyncio.create_task(a_maintenance(engine, a_heartbeat(beating=True), interval=3600).run_forever())
+    await until(lambda: "redispatch_lost" in engine.maintenance_calls)
     for _ in range(10):
         await asyncio.sleep(0)
-    rounds.cancel()
+    loop.cancel()
 
-    assert engine.rounds == ["rescue", "ring_due", "ring_lost"]
+    assert engine.maintenance_calls == ["rescue", "dispatch_due", "redispatch_lost"]
 
 
-async def test_what_is_old_is_pruned_in_every_round_until_there_is_no_more_and_then_rarely(
+async def test_expired_rows_are_pruned_in_every_run_while_there_are_more_then_once_a_minute(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    old, clock = Old(rounds=3), Clock(monkeypatch)
-    maintenance = a_house(FakeJobEngine(), a_heartbeat(beating=True), old.prune)
-    seen = []
+    expired, clock = ExpiredRows(batches=3), Clock(monkeypatch)
+    maintenance = a_maintenance(FakeJobEngine(), a_heartbeat(beating=True), expired.prune)
+    counts = []
     for seconds in (0, 2, 2, 2, 2, 50, 10, 2):
         clock.now += seconds
         await maintenance.run_once()
-        seen.append(old.rounds)
+        counts.append(expired.pruned_batches)
 
-    assert seen == [1, 2, 3, 3, 3, 3, 4, 4]
+    assert counts == [1, 2, 3, 3, 3, 3, 4, 4]
 
 
 class Clock:
-    """A monotonic clock that stands still until it is moved."""
+    """A monotonic clock that only the test advances."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0

@@ -1,4 +1,4 @@
-"""How many jobs are fetched ahead: as many as will find a slot in about no time."""
+"""As many jobs are fetched ahead as will find a slot within the duration of a claim."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from worker.slots import Slots
 
 
 class Clock:
-    """A clock that goes on by what it is told."""
+    """A clock that only the test advances."""
 
     now = 0.0
 
@@ -14,45 +14,45 @@ class Clock:
         return self.now
 
 
-async def after(slots: int, *intervals: float) -> Slots:
-    """Slots of which one came free after each of these times, in seconds."""
+async def released_at_intervals(number: int, *intervals: float) -> Slots:
+    """Return slots of which one was released after each of these intervals, in seconds."""
     clock = Clock()
-    had = Slots(slots, clock=clock)
+    slots = Slots(number, clock=clock)
     for interval in intervals:
-        await had.acquire()
+        await slots.acquire()
         clock.now += interval
-        had.release()
-    return had
+        slots.release()
+    return slots
 
 
 @pytest.mark.parametrize("slots", [1, 10, 100, 1000])
-def test_as_long_as_nothing_is_known_none_is_fetched_ahead(slots: int) -> None:
+def test_nothing_is_fetched_ahead_at_first(slots: int) -> None:
     assert Slots(slots).ahead == 0
 
 
-async def test_work_that_takes_no_time_has_as_many_ahead_as_there_are_slots() -> None:
-    assert (await after(10, *[0.0] * 200)).ahead == 10
+async def test_number_fetched_ahead_is_at_most_the_number_of_slots() -> None:
+    assert (await released_at_intervals(10, *[0.0] * 200)).ahead == 10
 
 
 @pytest.mark.parametrize(("interval", "ahead"), [(0.0001, 100), (0.0004, 50), (0.002, 10), (0.019, 1), (0.1, 0)])
-async def test_the_more_rarely_a_slot_comes_free_the_fewer_are_fetched_ahead(interval: float, ahead: int) -> None:
-    assert (await after(100, *[interval] * 500)).ahead == pytest.approx(ahead, abs=1)
+async def test_longer_intervals_between_releases_mean_fewer_jobs_ahead(interval: float, ahead: int) -> None:
+    assert (await released_at_intervals(100, *[interval] * 500)).ahead == pytest.approx(ahead, abs=1)
 
 
-async def test_one_slow_job_is_enough_to_fetch_hardly_any_ahead() -> None:
-    assert (await after(100, *[0.0001] * 200, 10.0)).ahead == 0
+async def test_one_slow_job_is_enough_to_fetch_nothing_ahead() -> None:
+    assert (await released_at_intervals(100, *[0.0001] * 200, 10.0)).ahead == 0
 
 
 @pytest.mark.parametrize("slots", [1, 10, 100, 1000])
-async def test_a_slot_that_does_not_come_free_is_not_waited_for_for_long_and_none_is_fetched_ahead_then(
+async def test_waiting_for_a_slot_times_out_and_then_nothing_is_fetched_ahead(
     slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.slots._LONGEST_WAIT_SECONDS", 0.01)
-    quick = await after(slots, *[0.0] * 200)
-    before = quick.ahead
-    all_taken = [await quick.acquire() for _ in range(slots)]
-    in_vain = await quick.acquire()
+    monkeypatch.setattr("worker.slots._MAX_WAIT_SECONDS", 0.01)
+    fast = await released_at_intervals(slots, *[0.0] * 200)
+    before = fast.ahead
+    acquired = [await fast.acquire() for _ in range(slots)]
+    acquired_one_more = await fast.acquire()
 
-    assert (before, all(all_taken), in_vain, quick.ahead) == (slots, True, False, 0)
-    quick.release()
-    assert await quick.acquire()
+    assert (before, all(acquired), acquired_one_more, fast.ahead) == (slots, True, False, 0)
+    fast.release()
+    assert await fast.acquire()

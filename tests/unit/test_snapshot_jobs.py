@@ -14,7 +14,7 @@ from domain.storage.errors import SnapshotMissing
 from domain.storage.memory import MemoryDriver
 from domain.volumes.operations import volume_of
 from domain.volumes.service import NewVolume
-from tests.unit.worker_fakes import MIB, table_on
+from tests.unit.worker_fakes import MIB, handlers_on
 
 VOLUME, SNAPSHOT, CLONE = uuid4(), uuid4(), uuid4()
 
@@ -72,7 +72,7 @@ def test_new_volume_is_held_by_its_job() -> None:
 
 
 async def perform(driver: MemoryDriver, job: ClaimedJob, *, version: int = 1) -> object:
-    return await table_on(driver)[job.kind].perform(job, Grant(job.id, Fence(version, 0), math.inf))
+    return await handlers_on(driver)[job.kind].perform(job, Grant(job.id, Fence(version, 0), math.inf))
 
 
 async def test_operations_in_sequence_have_their_effects() -> None:
@@ -104,7 +104,7 @@ async def test_only_a_retry_deletes_the_leftovers_of_an_earlier_take() -> None:
 @pytest.mark.parametrize("job", [TAKE, RESTORE, DELETE, CLONE_JOB], ids=lambda job: job.kind)
 async def test_seal_stores_the_fence_of_what_the_job_publishes(job: ClaimedJob) -> None:
     driver = MemoryDriver()
-    handler = table_on(driver)[job.kind]
+    handler = handlers_on(driver)[job.kind]
     await handler.seal(job, Grant(job.id, Fence(5, 0), math.inf))
     subject = SNAPSHOT if job in (TAKE, DELETE) else job.volume_id
 

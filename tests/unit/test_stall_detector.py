@@ -1,4 +1,4 @@
-"""What stands still is said once, is not taken on a second time here, and is news again when it moves."""
+"""A stalled job is marked and logged once, is not claimed here again, and its recovery is logged."""
 
 import asyncio
 import time
@@ -9,24 +9,22 @@ import pytest
 
 from domain.errors import DatabaseUnavailable
 from domain.jobs.claimed import ClaimedJob
-from domain.jobs.engine import NOTHING_COPIED, Renewed
+from domain.jobs.engine import NO_PROGRESS, Renewed
 from domain.jobs.outcomes import Outcome, Succeeded
 from domain.jobs.store.leases import Progress
 from domain.storage.context import Fence, Grant
 from domain.storage.memory import MemoryDriver
 from tests.unit.worker_fakes import LEASE, FakeJobEngine, a_job, a_runner, until
-from worker.heartbeat import Heartbeat
+from worker.heartbeat import Heartbeat, StallDetector
 from worker.runner import Running
-from worker.stalls import Stalls
 
 
-def at_work(count: int, *, progressed: float) -> dict[UUID, Running]:
-    """Jobs that moved on ``progressed`` seconds ago."""
+def running_jobs(count: int, *, seconds_since_progress: float) -> dict[UUID, Running]:
     running = {}
     for _ in range(count):
         job = a_job()
         running[job.id] = Running(ClaimedJob.from_row(job), Grant(job.id, Fence(1, 0), time.monotonic() + 60))
-        running[job.id].grant.lease.progressed_at -= progressed
+        running[job.id].grant.lease.progressed_at -= seconds_since_progress
     return running
 
 
@@ -34,53 +32,53 @@ def count_of(caplog: pytest.LogCaptureFixture, event: str) -> int:
     return sum(f"'{event}'" in record.getMessage() for record in caplog.records)
 
 
-def test_what_stands_still_is_marked_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    still, moving = at_work(2, progressed=61), at_work(3, progressed=59)
-    stalls = Stalls(still | moving, stall=60, slots=10)
-    stalls.check()
-    stalls.check()
+def test_stalled_jobs_are_marked_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    stalled, active = running_jobs(2, seconds_since_progress=61), running_jobs(3, seconds_since_progress=59)
+    detector = StallDetector(stalled | active, stall=60, slots=10)
+    detector.check()
+    detector.check()
 
-    assert all(run.grant.lease.stalled for run in still.values())
-    assert not any(run.grant.lease.stalled for run in moving.values())
+    assert all(run.grant.lease.stalled for run in stalled.values())
+    assert not any(run.grant.lease.stalled for run in active.values())
     assert (count_of(caplog, "job.stalled"), count_of(caplog, "worker.stuck")) == (2, 0)
-    assert all(str(run.job.volume_id) in caplog.text for run in still.values())
+    assert all(str(run.job.volume_id) in caplog.text for run in stalled.values())
 
 
-def test_what_moves_again_is_said_and_no_longer_marked(caplog: pytest.LogCaptureFixture) -> None:
-    running = at_work(1, progressed=61)
-    stalls = Stalls(running, stall=60, slots=10)
-    stalls.check()
+def test_recovered_job_is_logged_and_no_longer_marked(caplog: pytest.LogCaptureFixture) -> None:
+    running = running_jobs(1, seconds_since_progress=61)
+    detector = StallDetector(running, stall=60, slots=10)
+    detector.check()
     (run,) = running.values()
     run.grant.check()
-    stalls.check()
+    detector.check()
 
     assert not run.grant.lease.stalled
     assert count_of(caplog, "job.recovered") == 1
 
 
-def test_a_worker_in_whose_every_slot_storage_hangs_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
-    stalls = Stalls(at_work(3, progressed=61), stall=60, slots=3)
-    stalls.check()
-    stalls.check()
+def test_worker_with_a_stalled_job_in_every_slot_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    detector = StallDetector(running_jobs(3, seconds_since_progress=61), stall=60, slots=3)
+    detector.check()
+    detector.check()
 
     assert count_of(caplog, "worker.stuck") == 1
 
 
-async def test_a_job_that_is_done_and_waits_for_postgresql_does_not_stand_still(
+async def test_job_that_waits_to_be_settled_is_not_stalled(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     job = a_job()
-    engine = Closed(job)
+    engine = UnavailableEngine(job)
     runner = a_runner(engine, MemoryDriver(), slots=1)
-    answer = asyncio.create_task(runner.run(job.dispatch))
-    await until(lambda: engine.asked > 0)
+    handling = asyncio.create_task(runner.run(job.dispatch))
+    await until(lambda: engine.settle_calls > 0)
     lease = runner.running[job.id].grant.lease
     lease.progressed_at -= 1000
-    Stalls(runner.running, stall=60, slots=1).check()
+    StallDetector(runner.running, stall=60, slots=1).check()
     await Heartbeat(engine, runner.running, lease=LEASE, stall=60).beat()
     renewed = engine.renewed
-    engine.open = True
-    await answer
+    engine.available = True
+    await handling
 
     assert not lease.stalled
     assert renewed == [job.id]
@@ -88,31 +86,31 @@ async def test_a_job_that_is_done_and_waits_for_postgresql_does_not_stand_still(
     assert isinstance(engine.settled[0], Succeeded)
 
 
-class Closed(FakeJobEngine):
-    """A job book that takes no outcome before it is opened."""
+class UnavailableEngine(FakeJobEngine):
+    """An engine that settles nothing before it is made available."""
 
-    open = False
-    asked = 0
+    available = False
+    settle_calls = 0
     renewed: list[UUID] | None = None
 
     async def settle(self, job: ClaimedJob, outcome: Outcome) -> bool:
-        self.asked += 1
-        if not self.open:
+        self.settle_calls += 1
+        if not self.available:
             raise DatabaseUnavailable
         return await super().settle(job, outcome)
 
-    async def renew(self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress] = NOTHING_COPIED) -> Renewed:
+    async def renew(self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress] = NO_PROGRESS) -> Renewed:
         self.renewed = [*job_ids]
         return await super().renew(job_ids, progress)
 
 
-async def test_a_job_that_hangs_here_is_left_to_others_until_it_moves() -> None:
+async def test_job_that_is_stalled_here_is_not_claimed_here() -> None:
     job = a_job()
     engine = FakeJobEngine(job)
     runner = a_runner(engine, MemoryDriver())
-    hung = Running(ClaimedJob.from_row(job), Grant(job.id, Fence(1, 0), time.monotonic() + 60))
-    hung.grant.lease.stalled = True
-    runner.running[job.id] = hung
+    stalled = Running(ClaimedJob.from_row(job), Grant(job.id, Fence(1, 0), time.monotonic() + 60))
+    stalled.grant.lease.stalled = True
+    runner.running[job.id] = stalled
     await runner.run(job.dispatch)
     assert engine.claims == []
     del runner.running[job.id]

@@ -1,4 +1,4 @@
-"""What a worker needs around it when there is no server: a job book in memory, a Redis in memory, a waiting room."""
+"""Stand-ins for a worker's servers: a job engine, a Redis and storage, all in memory."""
 
 import asyncio
 import time
@@ -13,9 +13,9 @@ from redis.asyncio.connection import ConnectionPool
 from domain.db.database import Database
 from domain.errors import DatabaseUnavailable
 from domain.jobs.claimed import ClaimedJob
-from domain.jobs.engine import NOTHING_COPIED, Claim, JobEngine, Renewed
+from domain.jobs.engine import NO_PROGRESS, Claim, JobEngine, Renewed
 from domain.jobs.model import Dispatch, Job, new_job
-from domain.jobs.outcomes import Cancelled, Failed, Outcome, Succeeded, Superseded
+from domain.jobs.outcomes import Outcome, Superseded
 from domain.jobs.retry import RetryPolicy
 from domain.jobs.states import JobStatus
 from domain.jobs.store.leases import Progress, Renewal
@@ -34,88 +34,79 @@ LEASE = 60.0
 
 
 class FakeJobEngine(JobEngine):
-    """The job book as a dict: obeys rings and claims as the real one does, and remembers what it was told."""
+    """A job engine on a dict: claims and settles by the rules of the real one, and records its calls."""
 
     def __init__(self, *jobs: Job) -> None:
-        self.expected = {job.id: job for job in jobs}
+        self.jobs = {job.id: job for job in jobs}
         self.settled: list[Outcome] = []
         self.claims: list[Dispatch] = []
         self.cancelled: set[UUID] = set()
-        self.away = 0  # how many of the next calls find no PostgreSQL
-        self.rounds: list[str] = []
-        self.falters = 0
+        self.failing_calls = 0  # how many of the next calls find PostgreSQL unavailable
+        self.maintenance_calls: list[str] = []
+        self.outages_noted = 0
         self.lease = LEASE
+        self.queue_ms = 0
         self.progress: dict[UUID, Progress] = {}
 
     async def claim(self, dispatch: Dispatch) -> Claim | None:
-        self._reach()
+        self._connect()
         self.claims.append(dispatch)
-        job = self.expected.get(dispatch.job_id)
+        job = self.jobs.get(dispatch.job_id)
         if job is None or job.epoch != dispatch.epoch or job.status is not JobStatus.QUEUED:
             return None
         job.status = JobStatus.RUNNING
         job.attempt += 1
-        return Claim(ClaimedJob.from_row(job), time.monotonic() + self.lease)
+        claimed = ClaimedJob.from_row(job)._replace(queue_ms=self.queue_ms)
+        return Claim(claimed, time.monotonic() + self.lease)
 
     async def settle(self, job: ClaimedJob, outcome: Outcome) -> bool:
-        self._reach()
-        row = self.expected[job.id]
+        self._connect()
+        row = self.jobs[job.id]
         if isinstance(outcome, Superseded) or row.epoch != job.epoch or row.status is not JobStatus.RUNNING:
             return False
         self.settled.append(outcome)
-        row.status = _status_after(outcome)
+        row.status = outcome.status
         if row.status is JobStatus.QUEUED:
             row.epoch += 1
         return True
 
-    async def renew(self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress] = NOTHING_COPIED) -> Renewed:
-        self._reach()
+    async def renew(self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress] = NO_PROGRESS) -> Renewed:
+        self._connect()
         self.progress = dict(progress)
-        ours = [job_id for job_id in job_ids if job_id in self.expected]
-        renewals = [Renewal(job_id, job_id in self.cancelled) for job_id in ours]
-        return Renewed(renewals, frozenset(job_ids) - frozenset(ours), time.monotonic() + self.lease)
+        held = [job_id for job_id in job_ids if job_id in self.jobs]
+        renewals = [Renewal(job_id, job_id in self.cancelled) for job_id in held]
+        return Renewed(renewals, frozenset(job_ids) - frozenset(held), time.monotonic() + self.lease)
 
     def note_outage(self) -> None:
-        self.falters += 1
+        self.outages_noted += 1
 
     async def rescue(self) -> int:
-        self.rounds.append("rescue")
+        self.maintenance_calls.append("rescue")
         return 0
 
     async def dispatch_due(self) -> int:
-        self.rounds.append("ring_due")
+        self.maintenance_calls.append("dispatch_due")
         return 0
 
     async def redispatch_lost(self) -> int:
-        self.rounds.append("ring_lost")
+        self.maintenance_calls.append("redispatch_lost")
         return 0
 
     def requeue(self, job_id: UUID) -> Dispatch:
         """Do what a rescue by another worker does."""
-        row = self.expected[job_id]
+        row = self.jobs[job_id]
         row.status = JobStatus.QUEUED
         row.epoch += 1
         return row.dispatch
 
-    def _reach(self) -> None:
-        if self.away:
-            self.away -= 1
+    def _connect(self) -> None:
+        if self.failing_calls:
+            self.failing_calls -= 1
             raise DatabaseUnavailable
 
 
-def _status_after(outcome: Outcome) -> JobStatus:
-    match outcome:
-        case Succeeded():
-            return JobStatus.SUCCEEDED
-        case Failed():
-            return JobStatus.FAILED
-        case Cancelled():
-            return JobStatus.CANCELLED
-    return JobStatus.QUEUED
-
-
 def a_job(kind: str = "volume.create", *, size: int = MIB, max_attempts: int = 3, **columns: object) -> Job:
-    """Make a queued job on a volume of its own, in the backend ``memory``."""
+    """Create a queued job on a new volume, in the backend ``memory``."""
     columns = {"volume_id": uuid4(), "backend": "memory"} | columns
     params = {"size": size, "to_size": size, "fence": 1}
     job = new_job(kind, params, max_attempts=max_attempts)
@@ -129,28 +120,28 @@ def fake_redis(server: FakeServer | None = None) -> ArqRedis:
     return ArqRedis(pool)
 
 
-def table_on(driver: StorageDriver) -> dict[str, Handler]:
-    """The real table of kinds, on this driver; its database is never asked for anything."""
+def handlers_on(driver: StorageDriver) -> dict[str, Handler]:
+    """Return the real handlers of all kinds, on this driver; their database is never queried."""
     settings = Settings(max_attempts=3, _env_file=None)
-    nowhere = Database("postgresql+asyncpg://nobody@127.0.0.1:1/nothing")
+    unreachable = Database("postgresql+asyncpg://nobody@127.0.0.1:1/nothing")
     backends = Backends({"memory": driver}, {"memory": "memory"})
-    return compose(settings, nowhere, JobQueue(fake_redis()), backends).handlers
+    return compose(settings, unreachable, JobQueue(fake_redis()), backends).handlers
 
 
 def a_runner(engine: JobEngine, driver: StorageDriver, *, slots: int = 10, queue: JobQueue | None = None) -> Runner:
-    attempts = Attempts(table_on(driver), RetryPolicy(1.0))
+    attempts = Attempts(handlers_on(driver), RetryPolicy(1.0))
     return Runner(engine, queue or JobQueue(fake_redis()), attempts, slots=slots)
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Let the other tasks run until it is so; ten seconds are too long."""
+    """Let other tasks run until the condition is true; fail after ten seconds."""
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0.001)
 
 
 def closed_gate(tmp_path: Path) -> Path:
-    """A file which holds storage work up for as long as it exists."""
+    """Create a file that blocks the work of a faulty driver for as long as it exists."""
     gate = tmp_path / "gate"
     gate.touch()
     return gate
@@ -160,15 +151,15 @@ def faulty(options: str) -> StorageDriver:
     return open_driver(f"faulty+memory:?{options}", threads=1)
 
 
-class Untouchable(MemoryDriver):
-    """A storage that nobody may work on; it may be sealed."""
+class UntouchableDriver(MemoryDriver):
+    """Storage on which no volume may be created; it may be sealed."""
 
     async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
         raise AssertionError("the storage was touched")
 
 
-class Crashing(MemoryDriver):
-    """A storage with a bug in it."""
+class BuggyDriver(MemoryDriver):
+    """Storage with a bug in it."""
 
     async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
         raise ValueError("a bug")

@@ -1,12 +1,12 @@
-"""How many pages the hot statements touch, in a small job book and in one of a million jobs.
+"""Count the pages that the hot statements touch, in a small jobs table and in one with a million rows.
 
-    python benchmarks/buffers.py        some minutes, most of them to write a million jobs
+    python benchmarks/buffers.py        takes some minutes, most of them to insert a million jobs
 
-What is counted are the pages in `EXPLAIN (ANALYZE, BUFFERS)` of the very statements that workers and the API send,
-which is the same on every machine. Each step is run in a transaction that is taken back.
+The counts are those of `EXPLAIN (ANALYZE, BUFFERS)` for the very statements that workers and the API send, so they
+hardly depend on the machine. Each step runs in a transaction that is rolled back.
 """
 
-# ruff: noqa: INP001, T201, SLF001 - no package, it is there to print, and it listens to what the repositories send
+# ruff: noqa: INP001, T201, SLF001 - not a package, its output is printed, and it records the statements of the repositories
 
 import asyncio
 import json
@@ -15,9 +15,9 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 from uuid import UUID, uuid4
 
+from servers import private_settings, vacuum
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncSession
-from stage import private_settings, vacuum
 
 from domain.db.database import Database
 from domain.jobs.model import Dispatch
@@ -29,7 +29,7 @@ from domain.settings import Settings
 from domain.volumes.repository import Release, VolumeRepository
 from domain.volumes.states import VolumeState
 
-#: So many jobs are claimed and settled at once.
+#: Number of jobs claimed and settled at once.
 BATCH: Final = 100
 FINISHED: Final = 1_000_000
 QUEUED: Final = 100_000
@@ -40,36 +40,36 @@ Step = Callable[[AsyncSession], Awaitable[object]]
 
 
 def main() -> None:
-    """Count, and print a table."""
+    """Count pages, and print a table."""
     with private_settings() as settings:
         asyncio.run(count(settings))
 
 
 async def count(settings: Settings) -> None:
-    """Look at the same steps in an empty book, one where many jobs wait, and one with a long past besides."""
+    """Run the same steps with only one batch of jobs, with many queued ones, and with many finished ones as well."""
     database = Database(settings.database_url)
-    books = []
+    columns = []
     for finished, queued in ((0, BATCH), (0, QUEUED), (FINISHED, QUEUED)):
-        batch = await write_book(database, finished, queued)
-        books.append({name: await pages(database, step) for name, step in steps(batch).items()})
+        batch = await insert_jobs(database, finished, queued)
+        columns.append({name: await pages(database, step) for name, step in steps(batch).items()})
     await database.close()
-    print(f"\n| step | only these {BATCH} | of {QUEUED:,} queued | beside {FINISHED:,} finished", end="")
-    print(f" | finished / these {BATCH} | finished / queued |")
+    print(f"\n| step | {BATCH} queued | {QUEUED:,} queued | and {FINISHED:,} finished", end="")
+    print(f" | finished / {BATCH} queued | finished / {QUEUED:,} queued |")
     print("|---|---|---|---|---|---|")
-    for name, few in books[0].items():
-        many, all_ = books[1][name], books[2][name]
+    for name, few in columns[0].items():
+        many, all_ = columns[1][name], columns[2][name]
         print(f"| {name} | {few} | {many} | {all_} | {all_ / few:.2f} | {all_ / many:.2f} |")
 
 
-async def write_book(database: Database, finished: int, queued: int) -> Sequence[tuple[UUID, UUID]]:
-    """Have so many jobs, each of a volume of its own; returns the jobs and volumes of a batch of queued ones."""
+async def insert_jobs(database: Database, finished: int, queued: int) -> Sequence[tuple[UUID, UUID]]:
+    """Replace all data by these jobs, each with its own volume; return the jobs and volumes of one queued batch."""
     async with database.transaction() as session:
         await session.execute(text("SET LOCAL statement_timeout = 0"))
         await session.execute(text("TRUNCATE jobs, job_items, volumes, snapshots CASCADE"))
         await session.execute(_VOLUMES, {"volumes": queued})
         await session.execute(_FINISHED, {"jobs": finished})
         await session.execute(_QUEUED)
-        rows = (await session.execute(_SOME, {"batch": BATCH})).all()
+        rows = (await session.execute(_ONE_BATCH, {"batch": BATCH})).all()
     await vacuum(database)
     return [(row[0], row[1]) for row in rows]
 
@@ -79,7 +79,7 @@ _VOLUMES: Final = text("""
     SELECT uuidv7(), 'volume-' || n, 'local', 'expanding', 1048576, 2, '{}', uuidv7()
     FROM generate_series(1, :volumes) AS n
 """)
-#: Of a hundred that have ended one has failed; ids grow with time, as those that are made in Python do.
+#: One in a hundred jobs has failed; ids increase with time, like those created in Python.
 _FINISHED: Final = text("""
     INSERT INTO jobs (id, kind, status, version, params, attempt, max_attempts, epoch, volume_id, backend, result,
                       dispatched_at, run_at, started_at, finished_at, created_at, worker_id)
@@ -93,11 +93,11 @@ _QUEUED: Final = text("""
     SELECT job_id, 'volume.expand', 'queued', 1, '{"to_size": 2097152, "fence": 2}', 0, 8, 0, id, 'local'
     FROM volumes
 """)
-_SOME: Final = text("SELECT id, volume_id FROM jobs WHERE status = 'queued' ORDER BY id LIMIT :batch")
+_ONE_BATCH: Final = text("SELECT id, volume_id FROM jobs WHERE status = 'queued' ORDER BY id LIMIT :batch")
 
 
 def steps(batch: Sequence[tuple[UUID, UUID]]) -> dict[str, Step]:
-    """What workers, housekeeping and the API do all the time."""
+    """Return the frequent steps of workers, maintenance and the API."""
     dispatches = [Dispatch(job_id, 0) for job_id, _ in batch]
     cursor = max(job_id for job_id, _ in batch)
 
@@ -105,17 +105,17 @@ def steps(batch: Sequence[tuple[UUID, UUID]]) -> dict[str, Step]:
         return await LeaseRepository(session).claim(dispatches, worker_id=WORKER, kinds=KINDS, lease=15)
 
     async def settle(session: AsyncSession) -> None:
-        ends = [Settlement(job_id, 0, JobStatus.SUCCEEDED, result={"size": 2097152}) for job_id, _ in batch]
-        await LeaseRepository(session).settle(ends, worker_id=WORKER, lock_timeout=1)
-        endings = [Release(volume_id, job_id, 2097152) for job_id, volume_id in batch]
-        await VolumeRepository(session).release(endings, VolumeState.AVAILABLE)
+        settlements = [Settlement(job_id, 0, JobStatus.SUCCEEDED, result={"size": 2097152}) for job_id, _ in batch]
+        await LeaseRepository(session).settle(settlements, worker_id=WORKER, lock_timeout=1)
+        releases = [Release(volume_id, job_id, 2097152) for job_id, volume_id in batch]
+        await VolumeRepository(session).release(releases, VolumeState.AVAILABLE)
 
     async def claim_and_settle(session: AsyncSession) -> None:
         await claim(session)
         await settle(session)
 
-    def listing(before: UUID | None = None, **wanted: Any) -> Step:
-        return lambda session: JobRepository(session).page(JobFilter(**wanted), before=before, limit=50)
+    def listing(before: UUID | None = None, **filters: Any) -> Step:
+        return lambda session: JobRepository(session).page(JobFilter(**filters), before=before, limit=50)
 
     return {
         f"claim {BATCH}": claim,
@@ -132,13 +132,13 @@ def steps(batch: Sequence[tuple[UUID, UUID]]) -> dict[str, Step]:
 
 
 async def pages(database: Database, step: Step) -> int:
-    """Count the pages that a step's statements touch, in memory or on disk."""
+    """Return the number of pages that a step's statements touch, in memory or on disk."""
     sent: list[tuple[str, Any]] = []
-    async with _taken_back(database) as session:
-        with _overheard(database, sent):
+    async with _rolled_back(database) as session:
+        with _recorded(database, sent):
             await step(session)
     touched = 0
-    async with _taken_back(database) as session:
+    async with _rolled_back(database) as session:
         connection = await session.connection()
         for statement, parameters in sent:
             explained = await connection.exec_driver_sql(
@@ -154,7 +154,7 @@ def _touched(explained: Any) -> int:
 
 
 @asynccontextmanager
-async def _taken_back(database: Database) -> AsyncIterator[AsyncSession]:
+async def _rolled_back(database: Database) -> AsyncIterator[AsyncSession]:
     async with database._sessions() as session:
         await session.execute(text("SET LOCAL statement_timeout = 0"))
         yield session
@@ -162,18 +162,18 @@ async def _taken_back(database: Database) -> AsyncIterator[AsyncSession]:
 
 
 @contextmanager
-def _overheard(database: Database, sent: list[tuple[str, Any]]) -> Iterator[None]:
-    """Remember what is sent as long as the block lasts."""
+def _recorded(database: Database, sent: list[tuple[str, Any]]) -> Iterator[None]:
+    """Append the statements that are sent during the block to ``sent``."""
 
-    def hear(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
+    def record(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> None:
         sent.append((statement, parameters))
 
     engine = database._engine.sync_engine
-    event.listen(engine, "before_cursor_execute", hear)
+    event.listen(engine, "before_cursor_execute", record)
     try:
         yield
     finally:
-        event.remove(engine, "before_cursor_execute", hear)
+        event.remove(engine, "before_cursor_execute", record)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Who runs in a race: Cistern and its peers, as far as a race has to tell them apart."""
+"""The contestants of a race: Cistern and its peers behind one interface."""
 
-# ruff: noqa: INP001 - benchmarks are no package
+# ruff: noqa: INP001 - benchmarks are not a package
 
 import asyncio
 import json
@@ -14,27 +14,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from arena import HERE, MAX_JOBS, Arena
-from stage import MIB, fill, told
+from arena import MAX_JOBS, Arena
+from servers import HERE, MIB, environment_for, insert_volumes
 
 from domain.jobs.model import Dispatch
 
-#: How long a round may go on without a single job being done.
-PATIENCE: Final = 30.0
-#: So many jobs are rung at once that are there before the race.
+#: A round is stuck after this many seconds without a finished job.
+STALL_SECONDS: Final = 30.0
+#: Number of messages dispatched at once before the race.
 PAGE: Final = 500
-#: How often it is asked how many are done: seldom, for every look reads the whole table.
-LOOK_SECONDS: Final = 0.4
+#: Interval between counts of finished jobs; long, because each count reads the whole table.
+POLL_SECONDS: Final = 0.4
 VENVS: Final = {name: HERE.parent / f".venv-{name}" for name in ("peers", "peers-redis5")}
-#: Which Python has it: arq and SAQ cannot do with the version of redis-py that taskiq must have.
+#: The virtual environment of each peer: arq and SAQ do not work with the redis-py version that taskiq requires.
 MODULES: Final = {
     **dict.fromkeys(("arq", "saq"), "peers-redis5"),
     **dict.fromkeys(("taskiq", "dramatiq", "huey", "celery", "streaq", "procrastinate"), "peers"),
 }
-#: Who uses functions, which Redis has had since its version 7.
-NEW_REDIS: Final = {"streaq"}
+#: Peers that use Redis functions, which exist since Redis 7.
+NEEDS_NEWER_REDIS: Final = {"streaq"}
 
-# From the tenth of all jobs on, so that a start counts for nobody.
+# Counted from the end of the first tenth of the jobs, so that start-up time is not measured.
 _RATE: Final = """
     SELECT count(*) FILTER (WHERE {at} > began) / extract(epoch FROM max({at}) - began)
     FROM {table}, (SELECT percentile_disc(0.1) WITHIN GROUP (ORDER BY {at}) AS began FROM {table}) AS start
@@ -42,23 +42,23 @@ _RATE: Final = """
 
 
 class Stuck(Exception):
-    """No job was done for half a minute."""
+    """No job was finished for ``STALL_SECONDS``."""
 
 
-class Unanswered(Exception):
-    """A peer's file failed."""
+class PeerFailed(Exception):
+    """A command of a peer's module failed."""
 
 
 class Contestant(Protocol):
-    """One system in one of the ways in which it can be run."""
+    """One system in one configuration."""
 
     @property
     def name(self) -> str:
-        """How tables call it."""
+        """Its name in the tables."""
 
     @property
     def settings(self) -> str:
-        """How its worker is set."""
+        """The settings of its worker."""
 
     @property
     def keeps(self) -> str:
@@ -66,44 +66,48 @@ class Contestant(Protocol):
 
     @property
     def loses(self) -> str:
-        """What it does not."""
+        """What may be lost."""
 
     @property
-    def pace(self) -> int:
-        """About how many jobs it does in a second: what its first round is planned by."""
+    def expected_rate(self) -> int:
+        """Approximate jobs per second, which determine the size of the first round."""
 
     async def prepare(self, jobs: int) -> None:
-        """Have so many jobs in the queue, of one row each, and nothing else."""
+        """Fill the queue with ``jobs`` jobs, one row each, and remove everything else."""
 
     def worker(self) -> AbstractContextManager[subprocess.Popen[bytes]]:
-        """Have a worker process as long as the block lasts."""
+        """Run a worker process for the duration of the block."""
 
     async def done(self) -> int:
-        """How many jobs are done."""
+        """Return the number of finished jobs."""
 
     async def rate(self) -> float:
-        """How many jobs were done in a second; raises if any was not done as it should have been."""
+        """Return the jobs per second.
+
+        Raises:
+            RuntimeError: a job has a wrong result.
+        """
 
 
 async def until_done(contestant: Contestant, jobs: int) -> None:
-    """Wait until so many jobs are done.
+    """Wait until ``jobs`` jobs are finished.
 
     Raises:
-        Stuck: there is no progress.
+        Stuck: no job was finished for ``STALL_SECONDS``.
     """
-    done, seen = 0, time.monotonic()
+    done, progressed_at = 0, time.monotonic()
     while done < jobs:
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(POLL_SECONDS)
         now = await contestant.done()
         if now > done:
-            done, seen = now, time.monotonic()
-        if time.monotonic() - seen > PATIENCE:
-            raise Stuck(f"{contestant.name}: {done} of {jobs} jobs are done")
+            done, progressed_at = now, time.monotonic()
+        if time.monotonic() - progressed_at > STALL_SECONDS:
+            raise Stuck(f"{contestant.name}: {done} of {jobs} jobs are finished")
 
 
 @dataclass(frozen=True)
 class PeerInRace:
-    """A peer, whose file in ``peers/`` is asked for everything that is its own."""
+    """A peer, driven through the commands of its module in ``peers/``."""
 
     arena: Arena
     module: str
@@ -112,16 +116,16 @@ class PeerInRace:
     settings: str
     keeps: str
     loses: str
-    pace: int
+    expected_rate: int
 
     async def prepare(self, jobs: int) -> None:
-        """Have fresh rows, and a message for each."""
+        """Insert new rows, and enqueue a job for each."""
         self.arena.flush_redis()
-        await self.rows(jobs)
-        await self.ask("enqueue", self.name, str(jobs))
+        await self.insert_rows(jobs)
+        await self.run("enqueue", self.name, str(jobs))
 
-    async def rows(self, count: int) -> None:
-        """Have rows that nobody has touched."""
+    async def insert_rows(self, count: int) -> None:
+        """Replace all rows by new ones."""
         await self.arena.peers.execute("TRUNCATE work")
         await self.arena.peers.execute("INSERT INTO work (id) SELECT generate_series(1, $1::integer)", count)
         await self.arena.vacuum(self.arena.peers, "work")
@@ -131,16 +135,16 @@ class PeerInRace:
         return self.arena.process([self._python, *self.worker_command], self._environment)
 
     async def done(self) -> int:
-        """Count the rows that were updated."""
+        """Return the number of updated rows."""
         return int(await self.arena.peers.fetchval("SELECT count(done_at) FROM work"))
 
     async def rate(self) -> float:
-        """Go by the rows' own times."""
+        """Compute the rate from the times in the rows."""
         return float(await self.arena.peers.fetchval(_RATE.format(at="done_at", table="work")))
 
-    async def ask(self, *question: str) -> bytes:
-        """Have the peer's file answer a question."""
-        return await asked(self._python, self.module, *question, environment=self._environment)
+    async def run(self, *command: str) -> bytes:
+        """Run a command of the peer's module, and return its output."""
+        return await run_peer(self._python, self.module, *command, environment=self._environment)
 
     @property
     def _python(self) -> Path:
@@ -148,34 +152,34 @@ class PeerInRace:
 
     @property
     def _environment(self) -> dict[str, str]:
-        redis_url = self.arena.newer_redis_url if self.module in NEW_REDIS else self.arena.redis_url
+        redis_url = self.arena.newer_redis_url if self.module in NEEDS_NEWER_REDIS else self.arena.redis_url
         return {"PEERS_DATABASE_URL": self.arena.peers_url, "PEERS_REDIS_URL": redis_url or ""}
 
 
-async def asked(python: Path, module: str, *question: str, environment: dict[str, str]) -> bytes:
-    """Ask a peer's file in its own Python; what it printed."""
+async def run_peer(python: Path, module: str, *command: str, environment: dict[str, str]) -> bytes:
+    """Run a command of a peer's module in the peer's Python, and return its output."""
     process = await asyncio.create_subprocess_exec(
         python,
-        *("-m", "peers", module, *question),
+        *("-m", "peers", module, *command),
         env=os.environ | {"PYTHONPATH": str(HERE)} | environment,
         stdout=subprocess.PIPE,
     )
-    answer, _ = await process.communicate()
+    output, _ = await process.communicate()
     if process.returncode != 0:
-        raise Unanswered(f"peers/{module}.py does not answer {' '.join(question)}")
-    return answer
+        raise PeerFailed(f"peers/{module}.py failed: {' '.join(command)}")
+    return output
 
 
 async def peers_of(arena: Arena) -> list[PeerInRace]:
-    """All peers that can run here, in all of their ways."""
+    """Return all peers that can run here, in all configurations."""
     found = []
     for module, venv in MODULES.items():
-        if module in NEW_REDIS and arena.newer_redis_url is None:
+        if module in NEEDS_NEWER_REDIS and arena.newer_redis_url is None:
             continue
         python = VENVS[venv] / "bin" / "python"
-        # A peer wants to be told where Redis is before it says anything.
-        answer = await asked(python, module, "about", environment={"PEERS_REDIS_URL": arena.redis_url})
-        for about in json.loads(answer):
+        # Importing a peer's module requires the URL of Redis.
+        output = await run_peer(python, module, "about", environment={"PEERS_REDIS_URL": arena.redis_url})
+        for about in json.loads(output):
             command = about.pop("worker")
             found.append(PeerInRace(arena=arena, module=module, worker_command=command, **about))
     return found
@@ -183,26 +187,26 @@ async def peers_of(arena: Arena) -> list[PeerInRace]:
 
 @dataclass(frozen=True)
 class Cistern:
-    """Cistern itself: expansions of volumes on null storage, as `POST /volumes/ID/expand` leaves them."""
+    """Cistern: expansions of volumes on null storage, in the state after `POST /volumes/ID/expand`."""
 
     arena: Arena
     backend: str = "null:"
     max_jobs: int = MAX_JOBS
     name: str = "Cistern"
     keeps: str = (
-        "A job that was accepted is never lost, through the death of workers, of Redis and of PostgreSQL; its effect "
-        "happens exactly once (a fence on the storage, a lease of 15 s)."
+        "An accepted job survives crashes of workers, Redis and PostgreSQL; it takes effect exactly once (a fence on "
+        "the storage, a lease of 15 s)."
     )
-    loses: str = "Nothing that was accepted."
-    pace: int = 4000
+    loses: str = "No accepted job."
+    expected_rate: int = 4000
 
     @property
     def settings(self) -> str:
-        """How its worker is set."""
-        return f"CISTERN_MAX_JOBS={self.max_jobs}, CISTERN_LOG_LEVEL=error, all else by default"
+        """The settings of its worker."""
+        return f"CISTERN_MAX_JOBS={self.max_jobs}, CISTERN_LOG_LEVEL=error, all else at its default"
 
     async def prepare(self, jobs: int) -> None:
-        """Have volumes that are expanding, each in the hands of a queued job, and a message for each."""
+        """Insert expanding volumes, each acquired by a queued job, and dispatch a message for each."""
         self.arena.flush_redis()
         rows = self.arena.cistern
         await rows.execute("TRUNCATE jobs, job_items, volumes, snapshots, workers CASCADE")
@@ -213,11 +217,11 @@ class Cistern:
         for first in range(0, jobs, PAGE):
             await queue.dispatch(dispatches[first : first + PAGE])
         if await queue.missing(dispatches):
-            raise RuntimeError("Redis took too long over some of the messages")
+            raise RuntimeError("some messages did not reach Redis in time")
 
     async def volumes(self, count: int) -> list[str]:
-        """Have so many volumes that are available, and no jobs; their ids."""
-        await fill(self.arena.services.database, count)
+        """Insert ``count`` available volumes and no jobs; return their ids."""
+        await insert_volumes(self.arena.services.database, count)
         return [str(row["id"]) for row in await self.arena.cistern.fetch("SELECT id FROM volumes ORDER BY id")]
 
     def worker(self) -> AbstractContextManager[subprocess.Popen[bytes]]:
@@ -226,18 +230,18 @@ class Cistern:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What its processes are told."""
-        return told(self.arena.services.settings, self.backend, max_jobs=self.max_jobs)
+        """The environment variables of its processes."""
+        return environment_for(self.arena.services.settings, self.backend, max_jobs=self.max_jobs)
 
     async def done(self) -> int:
-        """Count the jobs that have ended."""
+        """Return the number of ended jobs."""
         return int(await self.arena.cistern.fetchval("SELECT count(finished_at) FROM jobs"))
 
     async def rate(self) -> float:
-        """Go by the jobs' own times, if all have succeeded and all volumes are what was wanted."""
-        wrong = await self.arena.cistern.fetchval(_NOT_GROWN, MIB)
-        if wrong:
-            raise RuntimeError(f"{wrong} volumes are not as they were to become")
+        """Compute the rate from the times of the jobs, after checking that every job and volume is as expected."""
+        mismatches = await self.arena.cistern.fetchval(_NOT_GROWN, MIB)
+        if mismatches:
+            raise RuntimeError(f"{mismatches} volumes or jobs do not have the expected result")
         return float(await self.arena.cistern.fetchval(_RATE.format(at="finished_at", table="jobs")))
 
 

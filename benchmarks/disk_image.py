@@ -1,6 +1,6 @@
-"""A file system of one's own in a file, mounted through a loop device: XFS, which shares blocks, or a small ext4."""
+"""A private file system in a file, mounted through a loop device: XFS, which shares blocks, or a small ext4."""
 
-# ruff: noqa: INP001, S603, S607 - no package, and no user's input in these commands
+# ruff: noqa: INP001, S603, S607 - not a package, and no user's input in these commands
 
 import os
 import shutil
@@ -17,17 +17,17 @@ _PACKAGES: dict[Kind, str] = {"xfs": "xfsprogs", "ext4": "e2fsprogs"}
 
 
 class NoImage(Exception):
-    """There can be no such image here; says why in one sentence."""
+    """The image cannot be created; the message is one sentence with the reason."""
 
 
 @contextmanager
 def disk_image(folder: Path, size: int, kind: Kind = "xfs") -> Iterator[Path]:
-    """Mount a fresh file system of ``size`` bytes below ``folder``, and be rid of it in the end, whatever happens.
+    """Mount a new file system of ``size`` bytes below ``folder`` for the duration of the block.
 
     Raises:
-        NoImage: if its mkfs is missing or this process may not mount.
+        NoImage: mkfs is missing, or this process may not mount.
     """
-    _require_means(kind)
+    _require_tools(kind)
     image, mounted = folder / f"{kind}.image", folder / kind
     mounted.mkdir()
     with image.open("wb") as file:
@@ -43,7 +43,7 @@ def disk_image(folder: Path, size: int, kind: Kind = "xfs") -> Iterator[Path]:
         mounted.rmdir()
 
 
-def _require_means(kind: Kind) -> None:
+def _require_tools(kind: Kind) -> None:
     program, package = _MKFS[kind][0], _PACKAGES[kind]
     if shutil.which(program) is None:
         raise NoImage(f"{program} is not installed (Debian: apt-get install {package}).")
@@ -52,11 +52,11 @@ def _require_means(kind: Kind) -> None:
 
 
 def _mount(image: Path, mounted: Path, kind: Kind) -> None:
-    # The loop device is made by mount, so the kernel detaches it with the unmounting, even a lazy one.
+    # mount creates the loop device, so the kernel detaches it on unmount, even on a lazy one.
     for command in ([*_MKFS[kind], str(image)], ["mount", "-t", kind, "-o", "loop", str(image), str(mounted)]):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise NoImage(f"{command[0]} failed: {' '.join(done.stderr.split())}")
+        completed = subprocess.run(command, capture_output=True, text=True, check=False)
+        if completed.returncode != 0:
+            raise NoImage(f"{command[0]} failed: {' '.join(completed.stderr.split())}")
 
 
 def _unmount(mounted: Path) -> None:

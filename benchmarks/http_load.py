@@ -1,6 +1,6 @@
-"""Asking an API much at once: the requests, the load generator, and what came of it."""
+"""Builds requests, runs the load generator, and returns its results."""
 
-# ruff: noqa: INP001 - benchmarks are no package
+# ruff: noqa: INP001 - benchmarks are not a package
 
 import asyncio
 import json
@@ -10,60 +10,64 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from arena import HERE, cpu_seconds
-from stage import Server
+from arena import cpu_seconds
+from servers import HERE, Server
 
 CONNECTIONS: Final = 32
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a load came to."""
+class LoadResult:
+    """The result of one load."""
 
-    #: Answers in a second.
+    #: Responses per second.
     rate: float
     p50: float
     p99: float
-    #: When the first request was sent, in seconds of the clock on the wall.
+    #: Wall-clock time of the first request, in seconds.
     began: float
-    #: Shares of one core.
+    #: CPU time as shares of one core.
     server: float
     generator: float
 
 
-async def ask(server: Server, requests: Sequence[str], status: int, seconds: float, *, again: bool) -> Answers:
-    """Have requests sent for so long, over and over if ``again``; all must be answered by ``status``."""
-    plan = {"port": server.port, "connections": CONNECTIONS, "requests": requests, "seconds": seconds, "cycle": again}
+async def run_load(server: Server, requests: Sequence[str], status: int, seconds: float, *, cycle: bool) -> LoadResult:
+    """Send the requests for this many seconds, repeatedly if ``cycle``.
+
+    Raises:
+        RuntimeError: a response has another status than ``status``.
+    """
+    plan = {"port": server.port, "connections": CONNECTIONS, "requests": requests, "seconds": seconds, "cycle": cycle}
     used = cpu_seconds(server.process)
     generator = await asyncio.create_subprocess_exec(
         sys.executable, HERE / "load.py", stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
-    told, _ = await generator.communicate(json.dumps(plan).encode())
+    output, _ = await generator.communicate(json.dumps(plan).encode())
     used = cpu_seconds(server.process) - used
-    answer: dict[str, Any] = json.loads(told)
-    if set(answer["answers"]) != {str(status)}:
-        raise RuntimeError(f"answered by {answer['answers']}, not by {status}")
-    lasted = answer["requests"] / answer["rate"]
-    return Answers(
-        rate=answer["rate"],
-        p50=answer["p50"],
-        p99=answer["p99"],
-        began=answer["began"],
-        server=used / lasted,
-        generator=answer["cpu"] / lasted,
+    result: dict[str, Any] = json.loads(output)
+    if set(result["statuses"]) != {str(status)}:
+        raise RuntimeError(f"responses with status {result['statuses']}, not {status}")
+    duration = result["requests"] / result["rate"]
+    return LoadResult(
+        rate=result["rate"],
+        p50=result["p50"],
+        p99=result["p99"],
+        began=result["began"],
+        server=used / duration,
+        generator=result["cpu"] / duration,
     )
 
 
 def get(path: str, headers: Mapping[str, str] | None = None) -> str:
-    """Write a GET."""
+    """Return a GET request as text."""
     return "\r\n".join([f"GET {path} HTTP/1.1", "Host: localhost", *_lines(headers or {}), "", ""])
 
 
 def post(path: str, body: Mapping[str, object]) -> str:
-    """Write a POST of JSON."""
-    said = json.dumps(body)
-    headers = {"Content-Type": "application/json", "Content-Length": str(len(said))}
-    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: localhost", *_lines(headers), "", said])
+    """Return a POST request with a JSON body as text."""
+    content = json.dumps(body)
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(content))}
+    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: localhost", *_lines(headers), "", content])
 
 
 def _lines(headers: Mapping[str, str]) -> list[str]:

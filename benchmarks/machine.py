@@ -1,6 +1,6 @@
-"""On what it was measured, without saying where."""
+"""A description of the machine and the software versions, without host names."""
 
-# ruff: noqa: INP001 - benchmarks are no package
+# ruff: noqa: INP001 - benchmarks are not a package
 
 import importlib.metadata
 import os
@@ -14,14 +14,14 @@ import redis
 from arena import Arena
 from contestants import VENVS
 
-SHOWN = {
+LISTED = {
     "peers-redis5": ("arq", "saq"),
     "peers": ("taskiq", "taskiq-redis", "dramatiq", "huey", "celery", "streaq", "procrastinate"),
 }
 
 
 async def machine(arena: Arena) -> list[str]:
-    """Lines of Markdown."""
+    """Return the description as lines of Markdown."""
     postgres = await arena.cistern.fetchval("SHOW server_version")
     memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
     newer = f" ({_version(arena.newer_redis_url)} for streaQ, which needs 7)" if arena.newer_redis_url else ""
@@ -35,17 +35,19 @@ async def machine(arena: Arena) -> list[str]:
 
 def _version(url: str) -> str:
     with redis.Redis.from_url(url) as client:
-        told: Any = client.info("server")
-    return str(told["redis_version"])
+        info: Any = client.info("server")
+    return str(info["redis_version"])
 
 
 def _packages() -> list[str]:
-    found = []
-    for venv, names in SHOWN.items():
-        places = [str(place) for place in VENVS[venv].glob("lib/python*/site-packages")]
+    packages = []
+    for venv, names in LISTED.items():
+        paths = [str(path) for path in VENVS[venv].glob("lib/python*/site-packages")]
         for name in names:
-            found += [f"{name} {one.version}" for one in importlib.metadata.distributions(name=name, path=places)]
-    return found
+            packages += [
+                f"{name} {package.version}" for package in importlib.metadata.distributions(name=name, path=paths)
+            ]
+    return packages
 
 
 def _processor() -> str:

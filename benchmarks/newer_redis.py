@@ -1,6 +1,6 @@
-"""A Redis of version 7, for the peer that needs its functions: the one on the PATH, if there is one."""
+"""A Redis 7 or Valkey from the PATH, if there is one, for the peer that needs Redis functions."""
 
-# ruff: noqa: INP001, S603 - no package, and the command is our own
+# ruff: noqa: INP001, S603 - not a package, and the command is our own
 
 import re
 import shutil
@@ -13,27 +13,27 @@ from typing import Final
 
 import redis
 
-NEEDED: Final = 7
+MIN_VERSION: Final = 7
 
 
 def find() -> str | None:
-    """Find a server that is new enough."""
+    """Return the path of a server that is new enough, or None."""
     for name in ("redis-server", "valkey-server"):
         program = shutil.which(name)
-        if program is not None and _version(program) >= NEEDED:
+        if program is not None and _version(program) >= MIN_VERSION:
             return program
     return None
 
 
 def _version(program: str) -> int:
-    told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"v=(\d+)", told)
-    return int(found[1]) if found else 0
+    output = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+    version = re.search(r"v=(\d+)", output)
+    return int(version[1]) if version else 0
 
 
 @contextmanager
 def newer_redis(folder: Path) -> Iterator[str | None]:
-    """Have it as long as the block lasts, set as the private Redis of Cistern is; its address, or None."""
+    """Run it for the duration of the block, with the settings of Cistern's private Redis; yield its URL, or None."""
     program = find()
     if program is None:
         yield None
@@ -42,18 +42,18 @@ def newer_redis(folder: Path) -> Iterator[str | None]:
     options = ["--port", "0", "--unixsocket", str(socket), "--dir", str(folder), "--appendonly", "yes", "--save", ""]
     process = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL, start_new_session=True)
     try:
-        _await(f"unix://{socket}")
+        _wait_until_ready(f"unix://{socket}")
         yield f"unix://{socket}"
     finally:
         process.kill()
         process.wait()
 
 
-def _await(url: str) -> None:
-    ends = time.monotonic() + 10
-    while time.monotonic() < ends:
+def _wait_until_ready(url: str) -> None:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
         with suppress(redis.RedisError), redis.Redis.from_url(url) as client:
             client.ping()
             return
         time.sleep(0.02)
-    raise RuntimeError("the newer Redis does not answer")
+    raise RuntimeError("the newer Redis does not respond")

@@ -1,6 +1,6 @@
-"""How long everything takes: a whole run, or a quick look whether all works."""
+"""The duration of the benchmarks: a full run, or a quick one that checks that everything works."""
 
-# ruff: noqa: INP001 - benchmarks are no package
+# ruff: noqa: INP001 - benchmarks are not a package
 
 from dataclasses import dataclass
 
@@ -10,17 +10,17 @@ class Pacing:
     """The length of a run."""
 
     rounds: int
-    #: How long each round of anything takes, about.
+    #: Approximate duration of each round.
     seconds: float
-    #: Of the latency of an idle worker.
+    #: Number of requests in the measurement of an idle worker's latency.
     samples: int
     idle_seconds: float
     end_to_end: int
 
     def jobs(self, rate: float) -> int:
-        """How many jobs make a round, for a system that does so many of them in a second."""
+        """Return the number of jobs in a round, for a system that processes ``rate`` jobs per second."""
         return max(100, int(rate * self.seconds))
 
 
-WHOLE = Pacing(rounds=3, seconds=5, samples=300, idle_seconds=10, end_to_end=20_000)
+FULL = Pacing(rounds=3, seconds=5, samples=300, idle_seconds=10, end_to_end=20_000)
 QUICK = Pacing(rounds=1, seconds=1, samples=30, idle_seconds=2, end_to_end=500)

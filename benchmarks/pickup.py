@@ -1,6 +1,6 @@
-"""How soon an idle worker begins a job, and what it costs to wait for one."""
+"""Pick-up latency of an idle worker, and the CPU time that it uses while idle."""
 
-# ruff: noqa: INP001, T201, S311 - no package, it is there to print, and irregular intervals need not be secret
+# ruff: noqa: INP001, T201, S311 - not a package, its output is printed, and the random intervals are not cryptographic
 
 import asyncio
 import json
@@ -16,19 +16,19 @@ from typing import Final
 
 import httpx
 from arena import Arena, cpu_seconds
-from contestants import Cistern, PeerInRace, Stuck, Unanswered, until_done
+from contestants import Cistern, PeerFailed, PeerInRace, Stuck, until_done
 from pacing import Pacing
 from peers.peer import PAUSES
-from stage import MIB, serving
+from servers import MIB, serving
 
 WARM: Final = 20
-#: Nanoseconds: when a request was sent, when it was answered, and when its work was begun.
+#: Times in ns: the request was sent, the response arrived, and the work began.
 Moments = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Pickup:
-    """Milliseconds to the beginning of the work, since the answer and since the request; the share of a core."""
+    """Milliseconds from the response, and from the request, to the start of the work; the CPU share when idle."""
 
     p50: float
     p99: float
@@ -37,49 +37,49 @@ class Pickup:
 
 
 async def pickup(arena: Arena, peers: Sequence[PeerInRace], pacing: Pacing) -> dict[str, Pickup]:
-    """Let everybody wait, and then do now and then a job."""
-    found = {}
+    """Measure each contestant while it is idle, and then with single jobs at irregular intervals."""
+    results = {}
     for name, measure in {
         "Cistern": partial(_of_cistern, arena),
         **{p.name: partial(_of_peer, p) for p in peers},
     }.items():
         try:
-            found[name] = one = await measure(pacing)
-        except (Stuck, Unanswered) as error:
+            results[name] = result = await measure(pacing)
+        except (Stuck, PeerFailed) as error:
             print(f"  {name:24}   did not finish: {error}", flush=True)
             continue
-        print(f"  {name:24}{one.p50:8.1f} ms{one.p99:8.1f} ms{one.idle:8.1%}", flush=True)
-    return found
+        print(f"  {name:24}{result.p50:8.1f} ms{result.p99:8.1f} ms{result.idle:8.1%}", flush=True)
+    return results
 
 
 async def _of_peer(peer: PeerInRace, pacing: Pacing) -> Pickup:
     await peer.prepare(WARM)
     with peer.worker() as process:
         await until_done(peer, WARM)
-        await peer.rows(pacing.samples)
+        await peer.insert_rows(pacing.samples)
         idle = await idle_share(process, pacing.idle_seconds)
-        times = json.loads(await peer.ask("trickle", peer.name, str(pacing.samples)))
+        times = json.loads(await peer.run("trickle", peer.name, str(pacing.samples)))
         await until_done(peer, pacing.samples)
     begun = await peer.arena.peers.fetch("SELECT begun_ns FROM work ORDER BY id")
-    return _judged([(*time, row["begun_ns"]) for time, row in zip(times, begun, strict=True)], idle)
+    return _summary([(*time, row["begun_ns"]) for time, row in zip(times, begun, strict=True)], idle)
 
 
 async def idle_share(process: subprocess.Popen[bytes], seconds: float) -> float:
-    """Which share of one core a worker takes, with all that it forked, while nothing is to be done."""
-    await asyncio.sleep(1)  # what is left of the jobs before
+    """Return the share of one core that an idle worker and its descendants use."""
+    await asyncio.sleep(1)  # the previous jobs may still be settling
     began, used = time.monotonic(), cpu_seconds(process)
     await asyncio.sleep(seconds)
     return (cpu_seconds(process) - used) / (time.monotonic() - began)
 
 
-def _judged(moments: Sequence[Moments], idle: float) -> Pickup:
+def _summary(moments: Sequence[Moments], idle: float) -> Pickup:
     since_answer = quantiles(((begun - answered) / 1e6 for _, answered, begun in moments), n=100)
     since_sent = quantiles(((begun - sent) / 1e6 for sent, _, begun in moments), n=100)
     return Pickup(since_answer[49], since_answer[98], since_sent[49], idle)
 
 
 async def _of_cistern(arena: Arena, pacing: Pacing) -> Pickup:
-    """Its requests come over HTTP; when the work was begun is written into a journal by the (null) storage."""
+    """Measure Cistern over HTTP; the storage driver's journal records when the work began."""
     journal = arena.folder / "journal"
     cistern = Cistern(arena, f"faulty+null:?journal={journal}")
     await cistern.prepare(WARM)
@@ -90,8 +90,8 @@ async def _of_cistern(arena: Arena, pacing: Pacing) -> Pickup:
         async with httpx.AsyncClient(base_url=server.address) as http:
             times = await _trickle(http, volumes)
         await until_done(cistern, pacing.samples)
-    begun = _begun(journal)
-    return _judged([(*time, begun[volume]) for volume, time in times.items()], idle)
+    begun = _begun_times(journal)
+    return _summary([(*time, begun[volume]) for volume, time in times.items()], idle)
 
 
 async def _trickle(http: httpx.AsyncClient, volumes: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -99,12 +99,12 @@ async def _trickle(http: httpx.AsyncClient, volumes: Sequence[str]) -> dict[str,
     for volume in volumes:
         await asyncio.sleep(random.uniform(*PAUSES))
         sent = time.time_ns()
-        answer = await http.post(f"/api/v1/volumes/{volume}/expand", json={"by": MIB})
+        response = await http.post(f"/api/v1/volumes/{volume}/expand", json={"by": MIB})
         times[volume] = (sent, time.time_ns())
-        answer.raise_for_status()
+        response.raise_for_status()
     return times
 
 
-def _begun(journal: Path) -> dict[str, int]:
+def _begun_times(journal: Path) -> dict[str, int]:
     lines = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
     return {line["volume_id"]: line["at"] for line in lines if line["event"] == "begun"}

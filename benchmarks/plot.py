@@ -1,6 +1,6 @@
-"""The picture of a race. Reads what `race.py` says on standard input; the argument is the file to write."""
+"""Plot the results of a race: reads the charts of `race.py` from standard input, and writes the file in argv[1]."""
 
-# ruff: noqa: INP001 - benchmarks are no package
+# ruff: noqa: INP001 - benchmarks are not a package
 
 import json
 import sys
@@ -15,7 +15,7 @@ OURS, OTHERS = "#0b6e99", "#b8c4cc"
 
 
 def bars(axes: Any, title: str, values: dict[str, float], unit: str, *, log: bool = False) -> None:
-    """Draw one bar for each, the longest on top."""
+    """Draw one bar per system, the longest on top."""
     order = sorted(values, key=lambda name: values[name])
     drawn = axes.barh(order, [values[name] for name in order], color=[colour(name) for name in order])
     axes.bar_label(drawn, fmt=lambda value: f"{value:,.0f}" if value >= 10 else f"{value:.2g}", padding=3, fontsize=8)  # noqa: PLR2004
@@ -30,19 +30,19 @@ def bars(axes: Any, title: str, values: dict[str, float], unit: str, *, log: boo
 
 
 def colour(name: str) -> str:
-    """Tell Cistern from all others."""
+    """Return the colour of a system's bar: Cistern's own, or that of all others."""
     return OURS if name.startswith("Cistern") else OTHERS
 
 
 def main() -> None:
-    """Draw what there is."""
+    """Draw all charts into one image."""
     charts = json.load(sys.stdin)
     if not charts:
         return
     heights = [1.2 + 0.28 * len(chart["values"]) for chart in charts]
     figure, axes = plt.subplots(len(charts), 1, figsize=(9, sum(heights)), height_ratios=heights)
-    for place, chart in zip(axes if len(charts) > 1 else [axes], charts, strict=True):
-        bars(place, chart["title"], chart["values"], chart["unit"], log=chart["log"])
+    for axis, chart in zip(axes if len(charts) > 1 else [axes], charts, strict=True):
+        bars(axis, chart["title"], chart["values"], chart["unit"], log=chart["log"])
     figure.tight_layout()
     figure.savefig(sys.argv[1], dpi=130)
 

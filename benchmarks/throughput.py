@@ -1,27 +1,27 @@
-"""How many jobs one worker process does in a second, when there are always more."""
+"""Throughput of one worker process with a queue that is never empty."""
 
-# ruff: noqa: INP001, T201 - no package, and it is there to print
+# ruff: noqa: INP001, T201 - not a package, and its output is printed
 
 from collections.abc import Sequence
 from contextlib import ExitStack
 from statistics import median
 
-from contestants import Contestant, Stuck, Unanswered, until_done
+from contestants import Contestant, PeerFailed, Stuck, until_done
 from pacing import Pacing
 
 
 async def throughput(contestants: Sequence[Contestant], pacing: Pacing) -> dict[str, list[float]]:
-    """Let everybody run in turn, round after round, each for about as long as any other; jobs per second.
+    """Run all contestants in turn, round after round, for about the same time each; return jobs per second.
 
-    Who does not finish a round has none: machines hiccup, and a race of half an hour must not be lost by that.
+    A contestant that does not finish a round has no result for it: one hiccup must not abort a race of 30 minutes.
     """
     rates: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
     for _ in range(pacing.rounds):
         for contestant in contestants:
-            known = rates[contestant.name] or [contestant.pace]
+            previous = rates[contestant.name] or [contestant.expected_rate]
             try:
-                rate = await one_round(contestant, pacing.jobs(median(known)))
-            except (Stuck, Unanswered) as error:
+                rate = await one_round(contestant, pacing.jobs(median(previous)))
+            except (Stuck, PeerFailed) as error:
                 print(f"  {contestant.name:24}   did not finish: {error}", flush=True)
             else:
                 rates[contestant.name].append(rate)
@@ -30,10 +30,10 @@ async def throughput(contestants: Sequence[Contestant], pacing: Pacing) -> dict[
 
 
 async def one_round(contestant: Contestant, jobs: int, workers: int = 1) -> float:
-    """Fill the queue, start a worker or more, and see how fast they are."""
+    """Fill the queue, run the workers, and return their jobs per second."""
     await contestant.prepare(jobs)
-    with ExitStack() as fleet:
+    with ExitStack() as stack:
         for _ in range(workers):
-            fleet.enter_context(contestant.worker())
+            stack.enter_context(contestant.worker())
         await until_done(contestant, jobs)
     return await contestant.rate()

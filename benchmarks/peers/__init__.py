@@ -1,1 +1,1 @@
-"""The peers, a file for each; every one is run by a Python that has the peer, `python -m peers NAME QUESTION...`."""
+"""The peers, one module each, run by the peer's own Python as `python -m peers NAME COMMAND...`."""

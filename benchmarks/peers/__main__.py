@@ -1,9 +1,9 @@
-"""`python -m peers NAME QUESTION...`, by a Python that has the peer."""
+"""Entry point of `python -m peers NAME COMMAND...`, run by the peer's own Python."""
 
 import sys
 from importlib import import_module
 
-from peers.peer import answer
+from peers.peer import run_command
 
-# Not as a program of its own: workers find tasks by the name of the module in which they were made.
-answer(import_module(f"peers.{sys.argv[1]}"), sys.argv[2:])
+# Import the module instead of running it as __main__: workers find tasks by the name of the defining module.
+run_command(import_module(f"peers.{sys.argv[1]}"), sys.argv[2:])

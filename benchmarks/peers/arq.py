@@ -1,4 +1,4 @@
-"""arq as it comes, tuned, and with a session of SQLAlchemy for each job, as textbooks have it."""
+"""arq with its defaults, tuned, and as in a textbook: tuned, with a SQLAlchemy session per job."""
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -25,7 +25,7 @@ async def update(_: dict[str, Any], row: int) -> None:
 
 
 async def update_in_session(_: dict[str, Any], row: int) -> None:
-    """Do the work as textbooks have it."""
+    """Do the work in a session of SQLAlchemy."""
     await sessions.do(row)
 
 
@@ -36,33 +36,33 @@ TEXTBOOK: dict[str, Any] = TUNED | {"functions": [func(update_in_session, name="
 
 @asynccontextmanager
 async def connected() -> AsyncIterator[None]:
-    """Have a pool to enqueue by."""
+    """Open the pool that enqueues."""
     queue["pool"] = await create_pool(SERVER)
     yield
     await queue["pool"].aclose()
 
 
-def one(row: int) -> Any:
+def enqueue(row: int) -> Any:
     """Enqueue one job."""
     return queue["pool"].enqueue_job("update", row)
 
 
-def many(rows: Iterable[int]) -> Any:
-    """Enqueue jobs, many at once."""
-    return at_once(one(row) for row in rows)
+def enqueue_many(rows: Iterable[int]) -> Any:
+    """Enqueue jobs concurrently."""
+    return at_once(enqueue(row) for row in rows)
 
 
-def peer(name: str, settings: str, pace: int) -> Peer:
-    """Make a peer of one of the settings."""
+def peer(name: str, settings: str, expected_rate: int) -> Peer:
+    """Return the peer with one of the settings."""
     return Peer(
         name=f"arq ({name})",
         worker=("-m", "peers", "arq", "work", name),
         settings=settings,
-        keeps="A job of a worker that died is run again when its lock is over, after five minutes. Failures are final.",
+        keeps="A job of a dead worker runs again when its lock expires, after five minutes. Failures are final.",
         loses="A job whose enqueueing fails after the commit that it belongs to; all jobs that Redis loses. No fence.",
-        pace=pace,
-        one=one,
-        many=many,
+        expected_rate=expected_rate,
+        enqueue=enqueue,
+        enqueue_many=enqueue_many,
         connected=connected,
     )
 
@@ -75,8 +75,8 @@ PEERS = (
 )
 
 
-def work_as(name: str) -> None:
-    """Be a worker."""
+def run_worker(name: str) -> None:
+    """Run the worker."""
     if name != "defaults":
         uvloop.install()
     Worker(**{"defaults": DEFAULTS, "tuned": TUNED, "textbook": TEXTBOOK}[name]).run()

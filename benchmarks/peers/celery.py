@@ -1,4 +1,4 @@
-"""Celery on Redis, with its pools of threads and of processes."""
+"""Celery on Redis, with a pool of threads or of processes."""
 
 from collections.abc import Iterable
 
@@ -25,30 +25,30 @@ def update(row: int) -> None:
     work.do(row)
 
 
-async def one(row: int) -> None:
+async def enqueue(row: int) -> None:
     """Enqueue one job."""
     update.delay(row)
 
 
-async def many(rows: Iterable[int]) -> None:
+async def enqueue_many(rows: Iterable[int]) -> None:
     """Enqueue jobs one after the other, through one producer."""
     with app.producer_pool.acquire(block=True) as producer:
         for row in rows:
             update.apply_async((row,), producer=producer)
 
 
-def peer(name: str, pool: str, concurrency: int, pace: int) -> Peer:
-    """Make a peer of one of the pools."""
+def peer(name: str, pool: str, concurrency: int, expected_rate: int) -> Peer:
+    """Return the peer with one of the pools."""
     quiet = ("--loglevel", "ERROR", "--without-gossip", "--without-mingle", "--without-heartbeat")
     return Peer(
         name=name,
         worker=("-m", "celery", "-A", "peers.celery", "worker", "-P", pool, "-c", str(concurrency), *quiet),
         settings=f"{pool} {concurrency}, prefetch 100 each, early acknowledgement, no results, events or gossip",
-        keeps="Nothing, as set: a message is acknowledged when it is begun. With acks_late: again after an hour.",
-        loses="Every job that a dying worker had begun; all jobs that Redis loses.",
-        pace=pace,
-        one=one,
-        many=many,
+        keeps="Nothing with these settings: messages are acknowledged early. With acks_late: redelivery after an hour.",
+        loses="Every job that a dead worker had begun; all jobs that Redis loses.",
+        expected_rate=expected_rate,
+        enqueue=enqueue,
+        enqueue_many=enqueue_many,
     )
 
 

@@ -1,4 +1,4 @@
-"""Dramatiq: threads, Redis with a heartbeat of the workers."""
+"""Dramatiq: threads, Redis, worker heartbeats."""
 
 from collections.abc import Iterable
 
@@ -19,13 +19,13 @@ def update(row: int) -> None:
     work.do(row)
 
 
-async def one(row: int) -> None:
+async def enqueue(row: int) -> None:
     """Enqueue one job."""
     update.send(row)
 
 
-async def many(rows: Iterable[int]) -> None:
-    """Enqueue jobs one after the other, as there is no other way."""
+async def enqueue_many(rows: Iterable[int]) -> None:
+    """Enqueue jobs one after the other, as Dramatiq has no bulk call."""
     for row in rows:
         update.send(row)
 
@@ -36,10 +36,10 @@ PEERS = (
         name="Dramatiq",
         worker=("-m", "dramatiq", "--processes", "1", "--threads", THREADS, "peers.dramatiq"),
         settings=f"1 worker process, {THREADS} threads (16 and 100 were no faster), no results kept",
-        keeps="Messages of a worker whose heartbeat is a minute old go back to the queue; failures are retried.",
+        keeps="Messages of a worker whose heartbeat is a minute old are requeued; failures are retried.",
         loses="A job whose enqueueing fails after the commit that it belongs to; all jobs that Redis loses. No fence.",
-        pace=1450,
-        one=one,
-        many=many,
+        expected_rate=1450,
+        enqueue=enqueue,
+        enqueue_many=enqueue_many,
     ),
 )

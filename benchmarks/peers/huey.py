@@ -19,12 +19,12 @@ def update(row: int) -> None:
     work.do(row)
 
 
-async def one(row: int) -> None:
+async def enqueue(row: int) -> None:
     """Enqueue one job."""
     update(row)
 
 
-async def many(rows: Iterable[int]) -> None:
+async def enqueue_many(rows: Iterable[int]) -> None:
     """Enqueue jobs one after the other."""
     for row in rows:
         update(row)
@@ -36,10 +36,10 @@ PEERS = (
         name="Huey",
         worker=("-m", "huey.bin.huey_consumer", "-w", THREADS, "-k", "thread", "-q", "peers.huey.queue"),
         settings=f"{THREADS} threads (16 and 100 were no faster), no results kept",
-        keeps="Nothing: a task is gone from Redis when a worker has taken it; failures are retried only if asked for.",
-        loses="Every job that a dying worker had taken; all jobs that Redis loses.",
-        pace=1600,
-        one=one,
-        many=many,
+        keeps="Nothing: a worker removes a task from Redis when it starts it; failures are retried only if configured.",
+        loses="Every job that a dead worker had started; all jobs that Redis loses.",
+        expected_rate=1600,
+        enqueue=enqueue,
+        enqueue_many=enqueue_many,
     ),
 )

@@ -1,6 +1,6 @@
-"""What the race asks of a peer: what it is, jobs at once, jobs now and then, and with some also to be the worker."""
+"""The commands of a peer: describe it, enqueue jobs at once or one by one, and for some peers run the worker."""
 
-# ruff: noqa: T201, S311 - what is printed is the answer, and irregular intervals need not be secret
+# ruff: noqa: T201, S311 - the output is the result, and the random intervals are not cryptographic
 
 import asyncio
 import json
@@ -13,46 +13,46 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-#: Between two enqueues of a trickle, in seconds: irregular, so that no polling worker falls into step.
+#: Minimum and maximum interval between two jobs of a trickle, in seconds; random, so that no polling is in phase.
 PAUSES = (0.02, 0.12)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Peer:
-    """One peer, in one of the ways in which it can be run."""
+    """One peer in one configuration."""
 
     name: str
-    #: How its worker is started, after `python`.
+    #: Arguments of `python` that start its worker.
     worker: tuple[str, ...]
     settings: str
     keeps: str
     loses: str
-    #: About how many jobs it does in a second (in RESULTS.md): what its first round is planned by.
-    pace: int
-    one: Callable[[int], Awaitable[object]]
-    many: Callable[[Iterable[int]], Awaitable[None]]
+    #: Approximate jobs per second (see RESULTS.md), which determine the size of the first round.
+    expected_rate: int
+    enqueue: Callable[[int], Awaitable[object]]
+    enqueue_many: Callable[[Iterable[int]], Awaitable[None]]
     connected: Callable[[], AbstractAsyncContextManager[object]] = nullcontext
 
     def about(self) -> dict[str, object]:
-        """What a table says of it, and how to start it."""
-        told = ("name", "worker", "settings", "keeps", "loses", "pace")
-        return {name: getattr(self, name) for name in told}
+        """Return its description for the tables, and the command of its worker."""
+        fields = ("name", "worker", "settings", "keeps", "loses", "expected_rate")
+        return {name: getattr(self, name) for name in fields}
 
 
-def answer(module: Any, question: Sequence[str]) -> None:
-    """Answer one question of the race to a peer's file."""
+def run_command(module: Any, command: Sequence[str]) -> None:
+    """Run one command of a peer's module."""
     logging.basicConfig(level=logging.ERROR)
-    match question:
+    match command:
         case ["about"]:
             print(json.dumps([peer.about() for peer in module.PEERS]))
         case ["work", name]:
-            module.work_as(name)
+            module.run_worker(name)
         case ["enqueue", name, count]:
             asyncio.run(_enqueue(_named(module.PEERS, name), int(count)))
         case ["trickle", name, count]:
             print(json.dumps(asyncio.run(_trickle(_named(module.PEERS, name), int(count)))))
         case _:
-            sys.exit(f"not a question: {' '.join(question)}")
+            sys.exit(f"unknown command: {' '.join(command)}")
 
 
 def _named(peers: Iterable[Peer], name: str) -> Peer:
@@ -61,16 +61,16 @@ def _named(peers: Iterable[Peer], name: str) -> Peer:
 
 async def _enqueue(peer: Peer, count: int) -> None:
     async with peer.connected():
-        await peer.many(range(1, count + 1))
+        await peer.enqueue_many(range(1, count + 1))
 
 
 async def _trickle(peer: Peer, count: int) -> list[tuple[int, int]]:
-    """When each job was sent, and when that was answered (nanoseconds of the clock on the wall)."""
+    """Enqueue jobs one by one; return when each was sent and when that returned, in wall-clock ns."""
     times = []
     async with peer.connected():
         for row in range(1, count + 1):
             await asyncio.sleep(random.uniform(*PAUSES))
             sent = time.time_ns()
-            await peer.one(row)
+            await peer.enqueue(row)
             times.append((sent, time.time_ns()))
     return times

@@ -21,13 +21,13 @@ async def update(row: int) -> None:
     await work.do(row)
 
 
-async def one(row: int) -> None:
+async def enqueue(row: int) -> None:
     """Enqueue one job."""
     await update.defer_async(row=row)
 
 
-async def many(rows: Iterable[int]) -> None:
-    """Enqueue jobs in pages, into tables that are made when they are missing and empty when they are not."""
+async def enqueue_many(rows: Iterable[int]) -> None:
+    """Create the tables or empty them, then enqueue jobs in pages."""
     if await app.check_connection_async():
         await app.connector.execute_query_async("TRUNCATE procrastinate_jobs CASCADE")
     else:
@@ -38,8 +38,8 @@ async def many(rows: Iterable[int]) -> None:
     await app.connector.execute_query_async("ANALYZE procrastinate_jobs")
 
 
-def work_as(_: str) -> None:
-    """Be a worker."""
+def run_worker(_: str) -> None:
+    """Run the worker."""
 
     async def run() -> None:
         await work.open()
@@ -53,13 +53,13 @@ PEERS = (
     Peer(
         name="Procrastinate",
         worker=("-m", "peers", "procrastinate", "work", "Procrastinate"),
-        settings=f"concurrency 100, {CONNECTIONS} connections, LISTEN/NOTIFY, jobs deleted when they have succeeded",
-        keeps="Jobs are rows, in the transaction of what they belong to. Those of a worker that died stay `doing` "
-        "until a task of your own finds and retries them.",
-        loses="Nothing that was committed; but no fence, and no lease that runs out by itself.",
-        pace=340,
-        one=one,
-        many=many,
+        settings=f"concurrency 100, {CONNECTIONS} connections, LISTEN/NOTIFY, succeeded jobs deleted",
+        keeps="Jobs are rows, inserted in the caller's transaction. Those of a dead worker stay `doing` until a "
+        "task that you write finds and retries them.",
+        loses="No committed job; but there is no fence, and no lease that expires.",
+        expected_rate=340,
+        enqueue=enqueue,
+        enqueue_many=enqueue_many,
         connected=app.open_async,
     ),
 )

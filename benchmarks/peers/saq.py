@@ -11,7 +11,7 @@ from peers.peer import Peer
 from peers.work import REDIS_URL, Pooled, at_once
 
 work = Pooled()
-# Not by its own from_url, which knows no sockets in the file system.
+# Not with its own from_url, which does not support Unix sockets.
 queue = RedisQueue(Redis.from_url(REDIS_URL))
 
 
@@ -32,17 +32,17 @@ PEERS = (
     Peer(
         name="SAQ",
         worker=("-m", "peers", "saq", "work", "SAQ"),
-        settings="concurrency 100, uvloop, results kept for ten minutes, as they are by default",
-        keeps="Jobs of a worker that died are found by a sweep, once a minute, and retried only if retries were set.",
+        settings="concurrency 100, uvloop, results kept for ten minutes (the default)",
+        keeps="A sweep finds the jobs of a dead worker once a minute; they are retried only if retries were set.",
         loses="A job whose enqueueing fails after the commit that it belongs to; all jobs that Redis loses. No fence.",
-        pace=850,
-        one=enqueue,
-        many=lambda rows: at_once(map(enqueue, rows)),
+        expected_rate=850,
+        enqueue=enqueue,
+        enqueue_many=lambda rows: at_once(map(enqueue, rows)),
     ),
 )
 
 
-def work_as(_: str) -> None:
-    """Be a worker, as its own command is one, on uvloop."""
+def run_worker(_: str) -> None:
+    """Run the worker as SAQ's own command does, on uvloop."""
     uvloop.install()
     run("peers.saq.settings")

@@ -30,14 +30,14 @@ async def update(row: int) -> None:
     await work.do(row)
 
 
-async def many(rows: Iterable[int]) -> None:
+async def enqueue_many(rows: Iterable[int]) -> None:
     """Enqueue jobs in pages."""
     tasks = [update.enqueue(row) for row in rows]
     for first in range(0, len(tasks), PAGE):
         await worker.enqueue_many(tasks[first : first + PAGE])
 
 
-async def one(row: int) -> None:
+async def enqueue(row: int) -> None:
     """Enqueue one job."""
     await update.enqueue(row)
 
@@ -45,20 +45,20 @@ async def one(row: int) -> None:
 PEERS = (
     Peer(
         name="streaQ",
-        # Not by its own command, which would log every job.
+        # Not with its own command, which logs every job.
         worker=("-m", "peers", "streaq", "work", "streaQ"),
         settings="concurrency 100, uvloop, no results kept",
-        keeps="Messages of a worker that died go to another one after a minute; a running one renews its claim.",
+        keeps="Messages of a dead worker go to another one after a minute; a live worker renews its claims.",
         loses="A job whose enqueueing fails after the commit that it belongs to; all jobs that Redis loses. No fence.",
-        pace=450,
-        one=one,
-        many=many,
+        expected_rate=450,
+        enqueue=enqueue,
+        enqueue_many=enqueue_many,
         connected=lambda: worker,
     ),
 )
 
 
-def work_as(_: str) -> None:
-    """Be a worker."""
+def run_worker(_: str) -> None:
+    """Run the worker."""
     logging.getLogger("streaq").setLevel(logging.ERROR)
     worker.run_sync()

@@ -11,9 +11,9 @@ from peers.peer import Peer
 from peers.work import REDIS_URL, Pooled, at_once
 
 work = Pooled()
-# Without a timeout: by default redis-py breaks off after five seconds of waiting, and messages are late after that.
+# Without a timeout: redis-py's default aborts a blocking read after 5 s, and messages are delayed after that.
 on_list = ListQueueBroker(REDIS_URL, socket_timeout=None)
-# From the stream's beginning: the jobs are there before the worker is.
+# From the start of the stream: the jobs are enqueued before the worker starts.
 on_stream = RedisStreamBroker(REDIS_URL, consumer_id="0", socket_timeout=None)
 
 
@@ -27,8 +27,8 @@ for _broker in (on_list, on_stream):
     _broker.add_event_handler(TaskiqEvents.WORKER_STARTUP, work.open)
 
 
-def peer(name: str, variable: str, **words: Any) -> Peer:
-    """Make a peer of one of the brokers."""
+def peer(name: str, variable: str, **fields: Any) -> Peer:
+    """Return the peer with one of the brokers."""
     broker = globals()[variable]
     task = broker.find_task("update")
 
@@ -38,7 +38,7 @@ def peer(name: str, variable: str, **words: Any) -> Peer:
         yield
         await broker.shutdown()
 
-    def many(rows: Iterable[int]) -> Any:
+    def enqueue_many(rows: Iterable[int]) -> Any:
         return at_once(task.kiq(row) for row in rows)
 
     options = ("--workers", "1", "--max-async-tasks", "100", "--log-level", "ERROR")
@@ -46,10 +46,10 @@ def peer(name: str, variable: str, **words: Any) -> Peer:
         name=name,
         worker=("-m", "taskiq", "worker", *options, f"peers.taskiq:{variable}"),
         settings="1 worker process, 100 tasks at once, uvloop, no socket timeout, no results kept",
-        one=task.kiq,
-        many=many,
+        enqueue=task.kiq,
+        enqueue_many=enqueue_many,
         connected=connected,
-        **words,
+        **fields,
     )
 
 
@@ -57,15 +57,15 @@ PEERS = (
     peer(
         "taskiq (list)",
         "on_list",
-        pace=1200,
-        keeps="Nothing: a message is gone from Redis when a worker has taken it.",
-        loses="Every job that a dying worker had taken; all jobs that Redis loses.",
+        expected_rate=1200,
+        keeps="Nothing: a worker removes a message from Redis when it starts it.",
+        loses="Every job that a dead worker had started; all jobs that Redis loses.",
     ),
     peer(
         "taskiq (stream)",
         "on_stream",
-        pace=1200,
-        keeps="Unacknowledged messages of a worker that died go to another one after ten minutes.",
-        loses="All jobs that Redis loses. Jobs longer than ten minutes run twice, with no fence.",
+        expected_rate=1200,
+        keeps="Unacknowledged messages of a dead worker go to another one after ten minutes.",
+        loses="All jobs that Redis loses. Jobs longer than ten minutes run twice, without a fence.",
     ),
 )

@@ -1,4 +1,4 @@
-"""What textbooks write: a table as a class, a session for each job and for each request, a commit, then the enqueue."""
+"""The textbook: what tutorials show. A mapped class, a session per job and per request, a commit, then the enqueue."""
 
 import os
 import time
@@ -8,12 +8,12 @@ from sqlalchemy import BigInteger, DateTime, func
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-#: All of them stay open: the default would open and close some in between.
+#: All connections stay open; SQLAlchemy's default would open and close some of them all the time.
 CONNECTIONS = 32
 
 
 class Base(DeclarativeBase):
-    """All tables."""
+    """The base of all tables."""
 
 
 class Work(Base):
@@ -41,7 +41,7 @@ class Sessions:
         self._session: Any = None
 
     async def open(self, *_: object) -> None:
-        """Connect; takes what arq's start-up hook is given."""
+        """Connect; accepts the arguments of arq's start-up hook."""
         self._session = open_sessions()
 
     async def do(self, row: int) -> None:

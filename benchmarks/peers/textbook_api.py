@@ -1,4 +1,4 @@
-"""An endpoint as textbooks have it, and one that does nothing at all; served by the Python that Cistern's API has."""
+"""The textbook's endpoint, and an empty one; both run in the same Python as Cistern's API."""
 
 import os
 from collections.abc import AsyncIterator
@@ -13,14 +13,14 @@ from peers.textbook import Work, open_sessions
 
 
 class WorkIn(BaseModel):
-    """What is asked for."""
+    """The request body."""
 
     name: str
     size: int
 
 
 class WorkOut(WorkIn):
-    """What is answered."""
+    """The response body."""
 
     id: int
 
@@ -43,11 +43,11 @@ async def nothing() -> dict[str, str]:
 
 
 @app.post("/work", status_code=202)
-async def add(wanted: WorkIn) -> WorkOut:
-    """Insert a row, commit, and then enqueue the job: who dies in between has lost it."""
+async def add(body: WorkIn) -> WorkOut:
+    """Insert a row, commit, then enqueue the job, which is lost if the process dies in between."""
     async with app.state.sessions() as session:
-        work = Work(name=wanted.name, size=wanted.size)
+        work = Work(name=body.name, size=body.size)
         session.add(work)
         await session.commit()
     await app.state.queue.enqueue_job("update", work.id)
-    return WorkOut(id=work.id, name=wanted.name, size=wanted.size)
+    return WorkOut(id=work.id, name=body.name, size=body.size)

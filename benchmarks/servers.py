@@ -1,6 +1,6 @@
-"""What every benchmark stands on: servers of its own, worker processes, volumes that are only rows."""
+"""Private servers, API and worker processes, and volumes that are only rows, for all benchmarks."""
 
-# ruff: noqa: INP001 - benchmarks are no package, and what they wait for are other processes
+# ruff: noqa: INP001 - benchmarks are not a package
 
 import asyncio
 import os
@@ -11,6 +11,7 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import httpx
@@ -22,51 +23,56 @@ from domain.embedded import EmbeddedServers, temporary_data_dir
 from domain.settings import Settings
 
 MIB: Final = 1 << 20
+HERE: Final = Path(__file__).parent
+#: The drivers with delays and journals, made importable in this process and in those that it starts.
+DRIVERS: Final = HERE.parent / "tests" / "support" / "drivers"
+sys.path.append(str(DRIVERS))
+os.environ["PYTHONPATH"] = os.pathsep.join((str(HERE), str(DRIVERS)))
 
 
 @contextmanager
-def private_settings(**chosen: Any) -> Iterator[Settings]:
-    """Start PostgreSQL and Redis as a user would have them, fsync and all, for as long as the block lasts."""
+def private_settings(**overrides: Any) -> Iterator[Settings]:
+    """Run PostgreSQL and Redis for the duration of the block, with the same durability settings as in production."""
     with temporary_data_dir() as data_dir, EmbeddedServers(data_dir) as servers:
         migrate(servers.database_url)
         yield Settings(
             database_url=servers.database_url,
             redis_url=servers.redis_url,
             _env_file=None,
-            **({"backends": {"local": "null:"}} | chosen),
+            **({"backends": {"local": "null:"}} | overrides),
         )
 
 
 @contextmanager
-def worker(settings: Settings, backend: str, **chosen: object) -> Iterator[subprocess.Popen[bytes]]:
-    """Have a worker process as long as the block lasts."""
-    with _process([sys.executable, "-m", "worker"], told(settings, backend, **chosen)) as process:
+def worker(settings: Settings, backend: str, **overrides: object) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a worker process for the duration of the block."""
+    with _process([sys.executable, "-m", "worker"], environment_for(settings, backend, **overrides)) as process:
         yield process
 
 
 @contextmanager
-def api(settings: Settings, backend: str, **chosen: object) -> Iterator[str]:
-    """Have an API process as long as the block lasts; its address, as soon as it answers."""
-    with serving("api.main:app", told(settings, backend, **chosen), "/readyz") as server:
+def api(settings: Settings, backend: str, **overrides: object) -> Iterator[str]:
+    """Run an API process for the duration of the block, and yield its address once it is ready."""
+    with serving("api.main:app", environment_for(settings, backend, **overrides), "/readyz") as server:
         yield server.address
 
 
 @dataclass(frozen=True)
 class Server:
-    """One process of uvicorn."""
+    """One uvicorn process."""
 
     port: int
     process: subprocess.Popen[bytes]
 
     @property
     def address(self) -> str:
-        """Where it listens."""
+        """The base URL."""
         return f"http://127.0.0.1:{self.port}"
 
 
 @contextmanager
 def serving(app: str, environment: dict[str, str], path: str) -> Iterator[Server]:
-    """Have an application served as long as the block lasts, which begins when ``path`` is answered."""
+    """Run an application in uvicorn for the duration of the block, which starts once ``path`` responds."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -82,15 +88,15 @@ def serving(app: str, environment: dict[str, str], path: str) -> Iterator[Server
         yield server
 
 
-def told(settings: Settings, backend: str, **chosen: object) -> dict[str, str]:
-    """What a process of Cistern is told by its environment."""
-    given = {
+def environment_for(settings: Settings, backend: str, **overrides: object) -> dict[str, str]:
+    """Return the environment variables of a Cistern process."""
+    environment = {
         "CISTERN_DATABASE_URL": settings.database_url,
         "CISTERN_REDIS_URL": settings.redis_url,
         "CISTERN_BACKENDS": f'{{"local": "{backend}"}}',
         "CISTERN_LOG_LEVEL": "error",
     }
-    return given | {f"CISTERN_{name.upper()}": str(value) for name, value in chosen.items()}
+    return environment | {f"CISTERN_{name.upper()}": str(value) for name, value in overrides.items()}
 
 
 @contextmanager
@@ -103,20 +109,20 @@ def _process(command: list[str], environment: dict[str, str]) -> Iterator[subpro
         process.wait()
 
 
-async def at_work(database: Database, processes: Collection[subprocess.Popen[bytes]]) -> None:
-    """Wait until these workers beat, and each has done so since the last of them came: then they know of each other."""
+async def wait_for_workers(database: Database, processes: Collection[subprocess.Popen[bytes]]) -> None:
+    """Wait until each of these workers has sent a heartbeat after the last one registered, and so knows the others."""
     pids = {process.pid for process in processes}
     while True:
         async with database.transaction() as session:
-            known = text("SELECT pid FROM workers WHERE heartbeat_at > (SELECT max(started_at) FROM workers)")
-            alone = text("SELECT pid FROM workers")
-            if pids <= set(await session.scalars(known if len(pids) > 1 else alone)):
+            all_known = text("SELECT pid FROM workers WHERE heartbeat_at > (SELECT max(started_at) FROM workers)")
+            registered = text("SELECT pid FROM workers")
+            if pids <= set(await session.scalars(all_known if len(pids) > 1 else registered)):
                 return
         await asyncio.sleep(0.05)
 
 
-async def fill(database: Database, volumes: int) -> None:
-    """Have just so many available volumes of one mebibyte, no jobs, and tables as after a vacuum."""
+async def insert_volumes(database: Database, volumes: int) -> None:
+    """Replace all data by this number of available volumes of 1 MiB, and vacuum the tables."""
     async with database.transaction() as session:
         await session.execute(text("TRUNCATE jobs, job_items, volumes, snapshots, workers CASCADE"))
         await session.execute(text("SET LOCAL statement_timeout = 0"))
@@ -132,8 +138,8 @@ async def fill(database: Database, volumes: int) -> None:
 
 
 async def vacuum(database: Database) -> None:
-    """Vacuum everything, so that no run pays for the one before it."""
-    async with database._engine.connect() as connection:  # noqa: SLF001 (no transaction may be open)
+    """Vacuum all tables, so that no run pays for the previous one."""
+    async with database._engine.connect() as connection:  # noqa: SLF001 (VACUUM runs outside transactions)
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         await connection.execute(text("SET statement_timeout = 0"))
         await connection.execute(text("VACUUM ANALYZE"))

@@ -1,4 +1,4 @@
-"""The stock ``arq worker.main.WorkerSettings``, as a process of its own, does a job and ends cleanly."""
+"""The stock command ``arq worker.main.WorkerSettings``, as a process of its own, runs jobs and stops cleanly."""
 
 import asyncio
 import functools
@@ -20,12 +20,12 @@ from domain.volumes.service import NewVolume
 from tests.integration.job_builders import MIB, ended, row, sql, until
 from tests.support.worker import running_worker
 
-HOUSE = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]
 
 
 def environment(settings: Settings, backend: str) -> dict[str, str]:
-    own = {name: value for name, value in os.environ.items() if not name.startswith("CISTERN_")}
-    return own | {
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("CISTERN_")}
+    return inherited | {
         "CISTERN_DATABASE_URL": settings.database_url,
         "CISTERN_REDIS_URL": settings.redis_url,
         "CISTERN_BACKENDS": f'{{"memory": "{backend}"}}',
@@ -38,7 +38,7 @@ def environment(settings: Settings, backend: str) -> dict[str, str]:
 async def stock_arq(settings: Settings, *, backend: str = "memory:") -> AsyncIterator[asyncio.subprocess.Process]:
     command = (sys.executable, "-m", "arq", "worker.main.WorkerSettings")
     process = await asyncio.create_subprocess_exec(
-        *command, cwd=HOUSE, env=environment(settings, backend), stderr=asyncio.subprocess.PIPE
+        *command, cwd=ROOT, env=environment(settings, backend), stderr=asyncio.subprocess.PIPE
     )
     try:
         yield process
@@ -48,34 +48,34 @@ async def stock_arq(settings: Settings, *, backend: str = "memory:") -> AsyncIte
         await process.wait()
 
 
-async def ended_by(process: asyncio.subprocess.Process, number: signal.Signals) -> str:
-    """Send a signal, and return what the process said in its life."""
+async def stop(process: asyncio.subprocess.Process, number: signal.Signals) -> str:
+    """Send a signal, wait until the process ends, and return what it wrote to standard error."""
     process.send_signal(number)
     async with asyncio.timeout(20):
-        _, said = await process.communicate()
-    return said.decode()
+        _, output = await process.communicate()
+    return output.decode()
 
 
-async def test_it_does_a_job_and_ends_cleanly(services: Services) -> None:
+async def test_stock_arq_runs_a_job_and_stops_cleanly(services: Services) -> None:
     job = await services.volumes.request_create(NewVolume("by-stock-arq", MIB))
     async with stock_arq(services.settings) as process:
         done = await ended(services, job.id)
-        said = await ended_by(process, signal.SIGTERM)
+        output = await stop(process, signal.SIGTERM)
 
-    assert (done.status, process.returncode) == ("succeeded", 0), said
-    assert "Traceback" not in said
+    assert (done.status, process.returncode) == ("succeeded", 0), output
+    assert "Traceback" not in output
     assert await sql(services, "SELECT id FROM workers") == []
 
 
-async def test_it_works_beside_our_own_on_one_queue_to_which_a_stock_producer_sends(
+async def test_stock_arq_and_our_worker_share_a_queue_with_a_stock_producer(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def enqueue(dispatches: Iterable[Dispatch]) -> None:
         for dispatch in dispatches:
-            said = str(dispatch.job_id), dispatch.epoch
-            await services.queue.redis.enqueue_job(FUNCTION_NAME, *said, _job_id=message_id(dispatch))
+            arguments = str(dispatch.job_id), dispatch.epoch
+            await services.queue.redis.enqueue_job(FUNCTION_NAME, *arguments, _job_id=message_id(dispatch))
 
-    monkeypatch.setattr(services.queue, "epoch", enqueue)
+    monkeypatch.setattr(services.queue, "dispatch", enqueue)
     slow = "faulty+memory:?delay_ms=200"
     settings = services.settings.model_copy(update={"backends": {"memory": slow}, "max_jobs": 2})
     async with stock_arq(settings, backend=slow), running_worker(settings):
@@ -92,32 +92,34 @@ async def _there_are_workers(services: Services, count: int) -> bool:
     return len(await sql(services, "SELECT id FROM workers")) == count
 
 
-async def test_it_hands_back_what_is_at_work(services: Services, tmp_path: Path) -> None:
+async def test_stock_arq_releases_running_jobs_when_it_stops(services: Services, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     gate.touch()
-    job = await services.volumes.request_create(NewVolume("held-up", MIB))
+    job = await services.volumes.request_create(NewVolume("blocked", MIB))
 
     async def is_running() -> bool:
         return (await row(services, job.id)).status == "running"
 
     async with stock_arq(services.settings, backend=f"faulty+memory:?gate={gate}") as process:
         await until(is_running)
-        said = await ended_by(process, signal.SIGTERM)
+        output = await stop(process, signal.SIGTERM)
     found = await row(services, job.id)
 
-    assert (found.status, found.attempt, found.epoch) == ("queued", 0, 1), said
-    assert "Traceback" not in said
+    assert (found.status, found.attempt, found.epoch) == ("queued", 0, 1), output
+    assert "Traceback" not in output
 
 
-async def test_without_its_settings_it_says_in_one_line_what_is_missing(tmp_path: Path) -> None:
-    bare = {name: value for name, value in os.environ.items() if not name.startswith("CISTERN_")}
+async def test_stock_arq_reports_missing_settings_in_one_line(tmp_path: Path) -> None:
+    environment_without_settings = {
+        name: value for name, value in os.environ.items() if not name.startswith("CISTERN_")
+    }
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "arq", "worker.main.WorkerSettings"),
-        cwd=HOUSE,
-        env=bare,
+        cwd=ROOT,
+        env=environment_without_settings,
         stderr=asyncio.subprocess.PIPE,
     )
-    _, said = await process.communicate()
+    _, output = await process.communicate()
 
     assert process.returncode != 0
-    assert "CISTERN_DATABASE_URL must be" in said.decode()
+    assert "CISTERN_DATABASE_URL must be" in output.decode()

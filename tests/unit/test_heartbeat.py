@@ -32,7 +32,7 @@ def a_heartbeat(engine: FakeJobEngine, running: dict[UUID, Running], *, lease: f
     return Heartbeat(engine, running, lease=lease, stall=60)
 
 
-async def test_a_beat_extends_every_grant_that_is_still_ours() -> None:
+async def test_beat_extends_every_grant_that_is_still_held() -> None:
     jobs = [a_job() for _ in range(3)]
     running = running_jobs(*jobs)
     await a_heartbeat(FakeJobEngine(*jobs), running).beat()

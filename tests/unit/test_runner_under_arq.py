@@ -1,4 +1,4 @@
-"""A real arq worker on a Redis in memory delivers the messages that the queue rings."""
+"""Real arq workers, on a Redis in memory, receive the messages that the queue sends."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -28,86 +28,86 @@ from worker.runner import Runner
 
 
 def settings_for_arq(pool: ArqRedis, **more: Any) -> dict[str, Any]:
-    """What a real worker tells arq, with a Redis in memory that is asked more often."""
+    """Return the settings of a real worker, with a Redis in memory and a short poll delay."""
     settings = Settings(redis_url="redis://nowhere", _env_file=None, **more)
     return arq_settings(settings) | {"redis_pool": pool, "poll_delay": 0.001}
 
 
-Delivering = Callable[[FakeJobEngine, StorageDriver, FakeServer], AbstractAsyncContextManager[Worker]]
+RunWorker = Callable[[FakeJobEngine, StorageDriver, FakeServer], AbstractAsyncContextManager[Worker]]
 
 
 def stock(runner: Runner, settings: dict[str, Any]) -> Worker:
     return create_worker(settings, handle_signals=False, ctx={"runner": runner})
 
 
-@pytest.fixture(params=[stock, ArqConsumer], ids=["arq's own worker", "ours"])
-def delivering(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Delivering:
-    """Have messages delivered as long as the block lasts."""
+@pytest.fixture(params=[stock, ArqConsumer], ids=["stock", "consumer"])
+def arq_worker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> RunWorker:
+    """Run a worker while the block runs: stock arq, or our consumer."""
 
-    async def says_nothing(*_: object) -> None:  # arq asks for INFO, which fakeredis does not have
+    async def skip_info(*_: object) -> None:  # fakeredis has no INFO command
         pass
 
-    monkeypatch.setattr("arq.worker.log_redis_info", says_nothing)
+    monkeypatch.setattr("arq.worker.log_redis_info", skip_info)
 
     @asynccontextmanager
-    async def delivering(engine: FakeJobEngine, driver: StorageDriver, server: FakeServer) -> AsyncIterator[Worker]:
+    async def run_worker(engine: FakeJobEngine, driver: StorageDriver, server: FakeServer) -> AsyncIterator[Worker]:
         runner = a_runner(engine, driver, queue=JobQueue(fake_redis(server)))
         arq = request.param(runner, settings_for_arq(fake_redis(server)))
-        delivery = asyncio.create_task(arq.main())
+        running = asyncio.create_task(arq.main())
         try:
             yield arq
         finally:
-            delivery.cancel()
+            running.cancel()
             with suppress(asyncio.CancelledError):
-                await delivery
+                await running
             await runner.close()
             await asyncio.gather(*arq.tasks.values(), return_exceptions=True)
 
-    return delivering
+    return run_worker
 
 
-async def rung(server: FakeServer, jobs: Sequence[Job]) -> JobQueue:
+async def dispatched(server: FakeServer, jobs: Sequence[Job]) -> JobQueue:
     queue = JobQueue(fake_redis(server))
     await queue.dispatch([job.dispatch for job in jobs])
     return queue
 
 
-async def keys(queue: JobQueue) -> set[bytes]:
-    """What Redis holds of any message."""
+async def message_keys(queue: JobQueue) -> set[bytes]:
+    """Return all keys of messages in Redis."""
     return {key for key in await queue.redis.keys("*") if b"health" not in key and key != WAKEUPS.encode()}
 
 
-async def test_a_ring_becomes_a_job_that_is_done(delivering: Delivering) -> None:
+async def test_dispatched_jobs_are_run(arq_worker: RunWorker) -> None:
     jobs, server = [a_job() for _ in range(25)], FakeServer()
     engine = FakeJobEngine(*jobs)
-    queue = await rung(server, jobs)
-    async with delivering(engine, MemoryDriver(), server):
+    queue = await dispatched(server, jobs)
+    async with arq_worker(engine, MemoryDriver(), server):
         await until(lambda: len(engine.settled) == 25)
 
     assert {job.status for job in jobs} == {"succeeded"}
-    assert await keys(queue) == set()
+    assert await message_keys(queue) == set()
 
 
-async def test_after_the_claim_redis_holds_nothing_of_the_job(delivering: Delivering, tmp_path: Path) -> None:
+async def test_redis_has_no_key_of_a_job_after_its_claim(arq_worker: RunWorker, tmp_path: Path) -> None:
     gate, job, server = closed_gate(tmp_path), a_job(), FakeServer()
     engine = FakeJobEngine(job)
-    queue = await rung(server, [job])
-    async with delivering(engine, open_driver(f"faulty+memory:?gate={gate}", 1), server):
+    queue = await dispatched(server, [job])
+    async with arq_worker(engine, open_driver(f"faulty+memory:?gate={gate}", 1), server):
         async with asyncio.timeout(10):
-            while await keys(queue):
+            while await message_keys(queue):
                 await asyncio.sleep(0.001)
         assert (job.status, engine.settled) == ("running", [])
         gate.unlink()
         await until(lambda: len(engine.settled) == 1)
 
-    assert await keys(queue) == set()
+    assert await message_keys(queue) == set()
 
 
-async def test_a_flushed_redis_does_not_disturb_what_is_at_work(delivering: Delivering, tmp_path: Path) -> None:
+async def test_running_jobs_are_not_affected_by_a_flush_of_redis(arq_worker: RunWorker, tmp_path: Path) -> None:
     gate, job, server = closed_gate(tmp_path), a_job(), FakeServer()
     engine = FakeJobEngine(job)
-    queue = await rung(server, [job])
-    async with delivering(engine, open_driver(f"faulty+memory:?gate={gate}", 1), server):
+    queue = await dispatched(server, [job])
+    async with arq_worker(engine, open_driver(f"faulty+memory:?gate={gate}", 1), server):
         await until(lambda: job.status == "running")
         await queue.redis.flushall()
         gate.unlink()
@@ -116,36 +116,36 @@ async def test_a_flushed_redis_does_not_disturb_what_is_at_work(delivering: Deli
     assert isinstance(engine.settled[0], Succeeded)
 
 
-async def test_a_ring_that_comes_late_claims_nothing(delivering: Delivering) -> None:
+async def test_message_of_an_old_epoch_claims_nothing(arq_worker: RunWorker) -> None:
     job, server = a_job(), FakeServer()
-    old = job.dispatch
+    outdated = job.dispatch
     job.epoch = 1
     engine, queue = FakeJobEngine(job), JobQueue(fake_redis(server))
-    await queue.dispatch([old])
-    async with delivering(engine, MemoryDriver(), server):
-        await until(lambda: engine.claims == [old])
+    await queue.dispatch([outdated])
+    async with arq_worker(engine, MemoryDriver(), server):
+        await until(lambda: engine.claims == [outdated])
 
     assert (engine.settled, job.status) == ([], "queued")
-    assert await keys(queue) == set()
+    assert await message_keys(queue) == set()
 
 
-async def test_a_job_that_is_to_be_tried_again_leaves_no_message_of_arqs_own(delivering: Delivering) -> None:
+async def test_retried_job_leaves_no_message_of_arq(arq_worker: RunWorker) -> None:
     job, server = a_job(), FakeServer()
     engine = FakeJobEngine(job)
-    queue = await rung(server, [job])
-    async with delivering(engine, open_driver("faulty+memory:?fail=*:storage-unavailable", 1), server):
+    queue = await dispatched(server, [job])
+    async with arq_worker(engine, open_driver("faulty+memory:?fail=*:storage-unavailable", 1), server):
         await until(lambda: len(engine.settled) == 1)
 
     assert isinstance(engine.settled[0], RetryIn)
-    assert await keys(queue) == set()
+    assert await message_keys(queue) == set()
 
 
-@pytest.mark.parametrize("delivering", [stock], indirect=True)
-async def test_arq_cancelling_its_task_hands_the_job_back(delivering: Delivering, tmp_path: Path) -> None:
+@pytest.mark.parametrize("arq_worker", [stock], indirect=True)
+async def test_job_is_released_when_arq_cancels_its_task(arq_worker: RunWorker, tmp_path: Path) -> None:
     gate, job, server = closed_gate(tmp_path), a_job(), FakeServer()
     engine = FakeJobEngine(job)
-    await rung(server, [job])
-    async with delivering(engine, open_driver(f"faulty+memory:?gate={gate}", 1), server) as arq:
+    await dispatched(server, [job])
+    async with arq_worker(engine, open_driver(f"faulty+memory:?gate={gate}", 1), server) as arq:
         await until(lambda: job.status == "running")
         for task in arq.tasks.values():
             task.cancel()
@@ -157,20 +157,20 @@ async def test_arq_cancelling_its_task_hands_the_job_back(delivering: Delivering
 @pytest.mark.parametrize(
     "message", [b"\x80\x04N.", b"not json", b'{"f": "other", "a": [], "k": {}, "t": null, "et": 1}']
 )
-async def test_a_message_of_somebody_else_is_thrown_away(delivering: Delivering, message: bytes) -> None:
+async def test_invalid_or_foreign_message_is_discarded(arq_worker: RunWorker, message: bytes) -> None:
     job, server = a_job(), FakeServer()
     engine, queue = FakeJobEngine(job), JobQueue(fake_redis(server))
     await queue.redis.set(job_key_prefix + "foreign", message)
     await queue.redis.zadd(QUEUE_NAME, {"foreign": 1})
     await queue.dispatch([job.dispatch])
-    async with delivering(engine, MemoryDriver(), server):
+    async with arq_worker(engine, MemoryDriver(), server):
         await until(lambda: len(engine.settled) == 1)
         async with asyncio.timeout(10):
-            while await keys(queue):
+            while await message_keys(queue):
                 await asyncio.sleep(0.001)
 
 
-def test_arq_is_told_to_keep_nothing_and_to_time_nothing_out() -> None:
+def test_arq_keeps_no_results_and_has_no_job_timeout() -> None:
     settings = settings_for_arq(fake_redis(), max_jobs=3)
 
     assert (settings["keep_result"], settings["job_timeout"], settings["max_jobs"]) == (0, None, 3)
@@ -178,20 +178,20 @@ def test_arq_is_told_to_keep_nothing_and_to_time_nothing_out() -> None:
     assert settings["job_serializer"]({"a": 1}) == b'{"a": 1}'
 
 
-def test_the_worker_reads_no_setting_when_it_is_imported() -> None:
+def test_importing_the_worker_reads_no_settings() -> None:
     assert "WorkerSettings" not in vars(worker.main)
     with pytest.raises(AttributeError):
-        _ = worker.main.nothing_of_that_name
+        _ = worker.main.no_such_name
 
 
-async def test_a_ring_is_answered_as_it_was_sent() -> None:
-    heard: list[Dispatch] = []
+async def test_run_job_passes_the_dispatch_on() -> None:
+    handled: list[Dispatch] = []
 
-    class Ear:
-        async def answer(self, dispatch: Dispatch) -> None:
-            heard.append(dispatch)
+    class RecordingRunner:
+        async def handle(self, dispatch: Dispatch) -> None:
+            handled.append(dispatch)
 
     job = a_job()
-    await run_job({"runner": Ear()}, str(job.id), 4)
+    await run_job({"runner": RecordingRunner()}, str(job.id), 4)
 
-    assert heard == [Dispatch(job.id, 4)]
+    assert handled == [Dispatch(job.id, 4)]

@@ -20,6 +20,8 @@ demo: $(READY) ## Create, snapshot, expand and restore 100 volumes with two work
 up: $(READY) ## Run the API and workers on private servers until Ctrl-C
 	@$(BIN)/cistern up
 
+# The tests start many interpreters: keep their bytecode.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(READY) ## Run all tests, with short storms
 	$(BIN)/python -m pytest --numprocesses 4 --dist worksteal
 

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import text
 
 from domain.services import Services
-from tests.integration.bulk_builders import kill_lanes, with_its_lane
+from tests.integration.bulk_builders import a_claimed_lane, kill_lanes
 from tests.integration.job_builders import a_queued_expand, a_volume, an_engine, run_out, set_job, sql
 from tests.integration.schedule_builders import Clock, a_schedule
 
@@ -20,7 +20,7 @@ async def test_no_task_is_due_for_live_jobs_in_order(services: Services) -> None
     await a_queued_expand(services)
     running = await a_queued_expand(services)
     await engine.claim(running.dispatch)
-    await with_its_lane(services, engine)
+    await a_claimed_lane(services, engine)
     await a_schedule(services, Clock(datetime.now(UTC)), "0 0 1 1 *")
 
     assert await due(services) == set()
@@ -43,7 +43,7 @@ async def test_rescue_is_due_for_a_long_silent_worker(services: Services) -> Non
 
 async def test_lane_assignment_is_due_for_a_bulk_job_without_lanes(services: Services) -> None:
     await a_volume(services)
-    job, _ = await with_its_lane(services, an_engine(services))
+    job, _ = await a_claimed_lane(services, an_engine(services))
     await kill_lanes(services, job)
 
     assert await due(services) == {"bulk.lanes_assigned"}
@@ -52,7 +52,7 @@ async def test_lane_assignment_is_due_for_a_bulk_job_without_lanes(services: Ser
 async def test_dispatch_is_due_for_undispatched_lanes(services: Services) -> None:
     await a_volume(services)
     engine = an_engine(services)
-    job, _ = await with_its_lane(services, engine)
+    job, _ = await a_claimed_lane(services, engine)
     await sql(
         services,
         "UPDATE jobs SET status = 'queued', dispatched_at = NULL, lease_expires_at = NULL WHERE parent_id = :id",

@@ -15,7 +15,7 @@ Fault = Callable[[Stack, Random], Awaitable[None]]
 
 
 async def kill_a_worker(stack: Stack, random: Random) -> None:
-    await asyncio.to_thread(stack.kill, random.choice(stack.fleet))
+    await asyncio.to_thread(stack.kill, random.choice(stack.workers))
 
 
 async def flush_redis(stack: Stack, _: Random) -> None:
@@ -39,7 +39,7 @@ async def crash_postgresql(stack: Stack, random: Random) -> None:
 
 async def pause_a_worker(stack: Stack, random: Random) -> None:
     """Pause a worker (SIGSTOP) for longer than its leases, so that others take over, then resume it."""
-    worker = random.choice(stack.fleet)
+    worker = random.choice(stack.workers)
     worker.send_signal(signal.SIGSTOP)
     try:
         await asyncio.sleep(stack.cluster.settings.lease_seconds * random.uniform(1.2, 2))

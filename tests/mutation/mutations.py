@@ -197,7 +197,7 @@ _LIST: Final = (
         "worker/heartbeat.py",
         "            grant.extend(renewed.deadline)\n",
         "",
-        ("tests/unit/test_heartbeat.py::test_a_beat_extends_every_grant_that_is_still_ours",),
+        ("tests/unit/test_heartbeat.py::test_beat_extends_every_grant_that_is_still_held",),
     ),
     Mutation(
         "seal-keeps-fence",

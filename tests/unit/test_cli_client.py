@@ -21,8 +21,12 @@ class TestChanges:
         return ApiClient(client, pause=pauses.append), pauses
 
     def test_changes_continue_after_an_outage(self) -> None:
-        outage = [httpx.ConnectError("refused"), httpx.Response(503), httpx.ReadTimeout("")]
-        responses = [
+        outage: list[httpx.Response | Exception] = [
+            httpx.ConnectError("refused"),
+            httpx.Response(503),
+            httpx.ReadTimeout(""),
+        ]
+        responses: list[httpx.Response | Exception] = [
             httpx.Response(200, json={"n": 1}),
             httpx.Response(304),
             *outage * 10,

@@ -1,1 +1,1 @@
-"""What the front of the house and the workshop share: volumes, snapshots, jobs and storage."""
+"""Everything that the API and the worker share: volumes, snapshots, jobs and storage."""

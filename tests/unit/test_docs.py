@@ -195,7 +195,8 @@ def test_every_file_that_a_page_names_exists() -> None:
 
 
 def test_quoted_code_is_that_of_the_examples() -> None:
-    examples = "\n".join(file.read_text() for file in sorted((DOCS / "examples").rglob("*.*")) if file.is_file())
+    files = sorted(file for pattern in ("*.py", "*.toml") for file in (DOCS / "examples").rglob(pattern))
+    examples = "\n".join(file.read_text() for file in files)
     quoted = re.findall(
         r"^( *)```(?:python|toml)\n(.*?)^\1```$", (DOCS / "extending.md").read_text(), re.DOTALL | re.MULTILINE
     )

@@ -135,6 +135,7 @@ class Stack:
             "CISTERN_IMAGE": self.image,
             "PORT": str(self.port),
             "POSTGRES_PASSWORD": self.password,
+            "CISTERN_TEST_DRIVERS": str(ROOT / "tests" / "support" / "drivers"),
         }
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 

@@ -84,7 +84,8 @@ class Job(Entity):
     max_attempts: Mapped[int]
     #: The epoch that a message must carry to claim the row, and the lower half of the fence.
     epoch: Mapped[int]
-    #: When a message of this epoch was sent or last found in Redis; None if none was sent yet.
+    #: When a message of this epoch was last sent, about to be sent, or found in Redis; it may not have arrived.
+    #: None: maintenance sends one.
     dispatched_at: Mapped[datetime | None] = mapped_column(server_default=func.now())
     run_at: Mapped[datetime] = mapped_column(server_default=func.now())
     worker_id: Mapped[UUID | None]

@@ -49,7 +49,7 @@ class Settings(LogSettings):
     max_jobs: int = Field(default=10, ge=1, le=1000)
     lease_seconds: Seconds = 15.0
     #: Minimum time that a heartbeat waits for PostgreSQL before it is tried again on another connection.
-    heartbeat_timeout_seconds: Annotated[float, Field(gt=0, le=60)] = 2.0
+    heartbeat_timeout_seconds: Annotated[float, Field(gt=0, le=5)] = 2.0
     drain_seconds: int = Field(default=25, ge=0, le=86_400)
     stall_seconds: Seconds = 120.0
     retry_seconds: Seconds = 1.0

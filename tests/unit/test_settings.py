@@ -71,6 +71,8 @@ def test_environment_overrides_dotenv(empty_environment: Path, monkeypatch: pyte
         ("CISTERN_LEASE_SECONDS", "-1"),
         ("CISTERN_LEASE_SECONDS", "nan"),
         ("CISTERN_LEASE_SECONDS", "inf"),
+        ("CISTERN_HEARTBEAT_TIMEOUT_SECONDS", "0"),
+        ("CISTERN_HEARTBEAT_TIMEOUT_SECONDS", "6"),
         ("CISTERN_DRAIN_SECONDS", "-1"),
         ("CISTERN_DRAIN_SECONDS", "1.5"),
         ("CISTERN_STALL_SECONDS", "0"),

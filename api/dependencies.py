@@ -12,7 +12,7 @@ from api.schemas.base import HEADER_TEXT
 from domain.bulk.expand.service import BulkExpandService
 from domain.bulk.service import BulkService
 from domain.bulk.snapshot.service import BulkSnapshotService
-from domain.jobs.idempotency import RequestOrigin
+from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.service import JobService
 from domain.schedules.service import ScheduleService
 from domain.services import Services

@@ -14,7 +14,7 @@ from starlette.routing import Match
 from api.idempotency import render_replay
 from api.problems import INTERNAL, PROBLEM_TYPES, http_type, problem_response, type_of
 from domain.errors import CisternError
-from domain.jobs.idempotency import IdempotentReplay
+from domain.jobs.acceptance import IdempotentReplay
 
 _MAX_ERRORS: Final = 20
 _MAX_FIELD_LENGTH: Final = 100

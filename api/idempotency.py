@@ -14,7 +14,7 @@ from api.schemas.base import Omittable
 from api.schemas.jobs import JobOut
 from api.schemas.schedules import ScheduleOut
 from domain.db.base import Entity
-from domain.jobs.idempotency import IdempotentReplay, IdempotentRequest
+from domain.jobs.acceptance import IdempotentReplay, IdempotentRequest
 from domain.jobs.model import Job
 from domain.jobs.outcomes import Payload
 from domain.schedules.model import Schedule

@@ -20,7 +20,7 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.db.database import Database
-from domain.jobs.model import Dispatch
+from domain.jobs.model import JobMessage
 from domain.jobs.states import JobStatus
 from domain.jobs.store.dispatch import DispatchRepository
 from domain.jobs.store.jobs import JobFilter, JobRepository
@@ -84,13 +84,13 @@ _FINISHED: Final = text("""
     INSERT INTO jobs (id, kind, status, version, params, attempt, max_attempts, epoch, volume_id, backend, result,
                       dispatched_at, run_at, started_at, finished_at, created_at, worker_id)
     SELECT uuidv7(age), 'volume.expand', CASE WHEN n % 100 = 0 THEN 'failed' ELSE 'succeeded' END, 3,
-           '{"to_size": 2097152, "fence": 2}', 1, 8, 0, gen_random_uuid(), 'local', '{"size": 2097152}', now() + age,
-           now() + age, now() + age, now() + age, now() + age, gen_random_uuid()
+           '{"to_size": 2097152, "fence_version": 2}', 1, 8, 0, gen_random_uuid(), 'local', '{"size": 2097152}',
+           now() + age, now() + age, now() + age, now() + age, now() + age, gen_random_uuid()
     FROM (SELECT n, (n - :jobs - 1) * interval '1 second' AS age FROM generate_series(1, :jobs) AS n) AS past
 """)
 _QUEUED: Final = text("""
     INSERT INTO jobs (id, kind, status, version, params, attempt, max_attempts, epoch, volume_id, backend)
-    SELECT job_id, 'volume.expand', 'queued', 1, '{"to_size": 2097152, "fence": 2}', 0, 8, 0, id, 'local'
+    SELECT job_id, 'volume.expand', 'queued', 1, '{"to_size": 2097152, "fence_version": 2}', 0, 8, 0, id, 'local'
     FROM volumes
 """)
 _ONE_BATCH: Final = text("SELECT id, volume_id FROM jobs WHERE status = 'queued' ORDER BY id LIMIT :batch")
@@ -98,11 +98,11 @@ _ONE_BATCH: Final = text("SELECT id, volume_id FROM jobs WHERE status = 'queued'
 
 def steps(batch: Sequence[tuple[UUID, UUID]]) -> dict[str, Step]:
     """Return the frequent steps of workers, maintenance and the API."""
-    dispatches = [Dispatch(job_id, 0) for job_id, _ in batch]
+    messages = [JobMessage(job_id, 0) for job_id, _ in batch]
     cursor = max(job_id for job_id, _ in batch)
 
     async def claim(session: AsyncSession) -> object:
-        return await LeaseRepository(session).claim(dispatches, worker_id=WORKER, kinds=KINDS, lease=15)
+        return await LeaseRepository(session).claim(messages, worker_id=WORKER, kinds=KINDS, lease=15)
 
     async def settle(session: AsyncSession) -> None:
         settlements = [Settlement(job_id, 0, JobStatus.SUCCEEDED, result={"size": 2097152}) for job_id, _ in batch]

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from arena import MAX_JOBS, Arena
 from servers import HERE, MIB, environment_for, insert_volumes
 
-from domain.jobs.model import Dispatch
+from domain.jobs.model import JobMessage
 
 #: A round is stuck after this many seconds without a finished job.
 STALL_SECONDS: Final = 30.0
@@ -212,11 +212,11 @@ class Cistern:
         await rows.execute("TRUNCATE jobs, job_items, volumes, snapshots, workers CASCADE")
         await rows.execute(_EXPANDING, jobs, MIB)
         await self.arena.vacuum(rows, "volumes", "jobs", "workers")
-        dispatches = [Dispatch(row["id"], 0) for row in await rows.fetch("SELECT id FROM jobs ORDER BY id")]
+        messages = [JobMessage(row["id"], 0) for row in await rows.fetch("SELECT id FROM jobs ORDER BY id")]
         queue = self.arena.services.queue
         for first in range(0, jobs, PAGE):
-            await queue.dispatch(dispatches[first : first + PAGE])
-        if await queue.missing(dispatches):
+            await queue.dispatch(messages[first : first + PAGE])
+        if await queue.missing(messages):
             raise RuntimeError("some messages did not reach Redis in time")
 
     async def volumes(self, count: int) -> list[str]:
@@ -253,8 +253,8 @@ _EXPANDING: Final = """
         RETURNING id, job_id, version, size
     )
     INSERT INTO jobs (id, kind, status, version, params, volume_id, backend, attempt, max_attempts, epoch)
-    SELECT job_id, 'volume.expand', 'queued', 1, jsonb_build_object('to_size', 2 * size, 'fence', version), id, 'local',
-        0, 8, 0
+    SELECT job_id, 'volume.expand', 'queued', 1, jsonb_build_object('to_size', 2 * size, 'fence_version', version), id,
+        'local', 0, 8, 0
     FROM made"""
 _NOT_GROWN: Final = """
     SELECT count(*) FROM volumes LEFT JOIN jobs ON jobs.volume_id = volumes.id AND jobs.status = 'succeeded'

@@ -23,7 +23,7 @@ _OUTCOME_BY_STOP_REASON: Final[dict[StopReason, Outcome]] = {
 log = structlog.get_logger(__name__)
 
 
-class Attempts:
+class AttemptPerformer:
     """Performs jobs with the handlers of their kinds."""
 
     def __init__(self, handlers: Mapping[str, Handler], retry_policy: RetryPolicy) -> None:

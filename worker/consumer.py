@@ -13,7 +13,7 @@ from typing import Any, Final
 import structlog
 from arq.constants import in_progress_key_prefix, job_key_prefix
 from arq.utils import timestamp_ms
-from arq.worker import Worker
+from arq.worker import Worker as ArqWorker
 
 from domain.jobs.transport.job_queue import WAKEUPS
 from domain.jobs.transport.messages import read_message
@@ -49,7 +49,7 @@ log = structlog.get_logger(__name__)
 Message = tuple[bytes, bytes | None]
 
 
-class ArqConsumer(Worker):
+class ArqConsumer(ArqWorker):
     """Passes messages to a runner, until Redis fails or refuses a command."""
 
     def __init__(self, runner: Runner, settings: dict[str, Any]) -> None:
@@ -91,14 +91,14 @@ class ArqConsumer(Worker):
         return list(zip(reply[::2], reply[1::2], strict=True))
 
     def _handle(self, message_id: bytes, message: bytes | None) -> None:
-        """Let the runner handle a dispatch, and arq any other message."""
-        dispatch, name = read_message(message_id, message), message_id.decode()
-        task = self._runner.start(dispatch) if dispatch else self.loop.create_task(self._run_by_arq(name))
-        task.add_done_callback(partial(self._on_handled if dispatch else self._forget, name))
+        """Let the runner handle a message of ours, and arq any other message."""
+        job_message, name = read_message(message_id, message), message_id.decode()
+        task = self._runner.start(job_message) if job_message else self.loop.create_task(self._run_by_arq(name))
+        task.add_done_callback(partial(self._on_handled if job_message else self._forget, name))
         self.tasks[name] = task
 
     async def _run_by_arq(self, message_id: str) -> None:
-        """Let arq run the message, as with a dispatch that a producer sent under a message id of its own."""
+        """Let arq run the message, as with a message that a stock producer sent under a message id of its own."""
         score = await self.pool.zscore(self.queue_name, message_id)
         await self.run_job(message_id, int(score or timestamp_ms()))
 

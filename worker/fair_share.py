@@ -30,21 +30,21 @@ class FairShare:
     @contextmanager
     def admit(self, lane: Lane) -> Iterator[bool]:
         """Count a lane as running here while the block runs; yield whether this worker should work on it."""
-        self._running[lane.job_id] += 1
+        self._running[lane.parent_id] += 1
         try:
-            yield self._running[lane.job_id] <= self._share(lane) or self._was_not_claimed_elsewhere(lane)
+            yield self._running[lane.parent_id] <= self._share(lane) or self._returned_at_once(lane)
         finally:
-            self._running[lane.job_id] -= 1
+            self._running[lane.parent_id] -= 1
             self._running += Counter()  # drops parent jobs with no lanes left here
 
     def _share(self, lane: Lane) -> int:
         return _UNLIMITED if lane.lanes is None else math.ceil(lane.lanes / max(self._count_workers(), 1))
 
-    def _was_not_claimed_elsewhere(self, lane: Lane) -> bool:
-        """Return whether this worker yielded the lane last time too; if not, remember that it yields it now."""
-        if self._yielded_epochs.pop(lane.lane_id, None) == lane.epoch - 1:
+    def _returned_at_once(self, lane: Lane) -> bool:
+        """Return whether the lane came back at once: no other worker wants it. Otherwise record that it is yielded."""
+        if self._yielded_epochs.pop(lane.job_id, None) == lane.epoch - 1:
             return True
-        self._yielded_epochs[lane.lane_id] = lane.epoch
+        self._yielded_epochs[lane.job_id] = lane.epoch
         if len(self._yielded_epochs) > _MAX_REMEMBERED:
             del self._yielded_epochs[next(iter(self._yielded_epochs))]
         return False

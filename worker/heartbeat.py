@@ -19,7 +19,7 @@ from domain.jobs.engine import JobEngine
 from domain.jobs.store.leases import BEATS_PER_LEASE, MIN_HEARTBEAT_TIMEOUT, Progress, heartbeat_timeout
 from domain.logs import log_fields
 from domain.storage.context import StopReason
-from worker.runner import Running
+from worker.runner import Execution
 
 _STALL_CHECK_SECONDS: Final = 1.0
 
@@ -65,7 +65,7 @@ class Heartbeat:
     def __init__(
         self,
         engine: JobEngine,
-        running: Mapping[UUID, Running],
+        running: Mapping[UUID, Execution],
         *,
         lease: float,
         stall: float,
@@ -124,7 +124,7 @@ class Heartbeat:
         Raises:
             DatabaseUnavailable: no lease was renewed; the grants expire by themselves.
         """
-        to_renew = {job_id: run for job_id, run in self._running.items() if not run.grant.lease.is_stalled(self._stall)}
+        to_renew = {job_id: run for job_id, run in self._running.items() if not run.grant.state.is_stalled(self._stall)}
         self._outage_noted = False
         renewed = await self._engine.renew(to_renew, _progress(to_renew))
         self._is_beating = not self._outage_noted  # maintenance may have noted an outage during the statement
@@ -139,9 +139,9 @@ class Heartbeat:
         self._liveness_file.touch()
 
 
-def _progress(running: Mapping[UUID, Running]) -> dict[UUID, Progress]:
+def _progress(running: Mapping[UUID, Execution]) -> dict[UUID, Progress]:
     """Return the progress of jobs that copy data, as last reported by their storage threads."""
-    leases = ((job_id, run.grant.lease) for job_id, run in running.items())
+    leases = ((job_id, run.grant.state) for job_id, run in running.items())
     return {job_id: Progress(*lease.copied) for job_id, lease in leases if lease.copied is not None}
 
 
@@ -151,12 +151,12 @@ class StallDetector:
     A hung thread cannot be ended. It keeps its slot, and another worker gets its job once the lease has expired.
     """
 
-    def __init__(self, running: Mapping[UUID, Running], *, stall: float, slots: int) -> None:
+    def __init__(self, running: Mapping[UUID, Execution], *, stall: float, slots: int) -> None:
         """``stall`` is the number of seconds without progress after which a job counts as stalled."""
         self._running = running
         self._stall = stall
         self._slots = slots
-        self._stalled: dict[UUID, Running] = {}
+        self._stalled: dict[UUID, Execution] = {}
 
     async def run_forever(self) -> None:
         """Check periodically."""
@@ -167,8 +167,8 @@ class StallDetector:
     def check(self) -> None:
         """Mark stalled jobs, and log what changed since the last check."""
         for run in self._running.values():
-            run.grant.lease.stalled = run.grant.lease.is_stalled(self._stall)
-        stalled = {job_id: run for job_id, run in self._running.items() if run.grant.lease.stalled}
+            run.grant.state.stalled_at_last_check = run.grant.state.is_stalled(self._stall)
+        stalled = {job_id: run for job_id, run in self._running.items() if run.grant.state.stalled_at_last_check}
         previous, self._stalled = self._stalled, stalled
         for job_id in stalled.keys() - previous.keys():
             self._log_stalled(stalled[job_id].job)

@@ -64,7 +64,7 @@ class Lanes:
 
     async def _work_slice(self, lane: Lane, grant: Grant) -> Outcome:
         ends_at = time.monotonic() + _SLICE_SECONDS
-        limit = self._limits.pop(lane.lane_id, lane.slots * _FIRST_CHUNK_PER_SLOT)
+        limit = self._limits.pop(lane.job_id, lane.slots * _FIRST_CHUNK_PER_SLOT)
         chunk = await self._chunks.resume(lane)
         async with self._cancellation(lane) as cancelled:
             while True:
@@ -77,7 +77,7 @@ class Lanes:
                 seconds = await self._process_chunk(lane, chunk, grant, cancelled)
                 limit = _next_limit(chunk.item_count, seconds, lane.slots)
                 if time.monotonic() >= ends_at:
-                    self._remember_limit(lane.lane_id, limit)
+                    self._remember_limit(lane.job_id, limit)
                     return Yielded()
                 chunk = ClaimedChunk(0)
 
@@ -182,7 +182,7 @@ class Lanes:
             except DatabaseUnavailable:
                 log.debug("lane.cancel_check_unavailable")  # the statements of the chunk raise it too
             except Exception:  # keep polling: the lane must stay cancellable after an unexpected error
-                log.exception("lane.cancel_check_failed", job_id=str(lane.lane_id))
+                log.exception("lane.cancel_check_failed", job_id=str(lane.job_id))
 
 
 def _in_alternating_order(lane: Lane, items: Sequence[ItemWork]) -> Sequence[ItemWork]:

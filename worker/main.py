@@ -22,12 +22,12 @@ from domain.db.database import CLOSE_TIMEOUT
 from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.model import Worker
 from domain.jobs.transport.job_queue import QUEUE_NAME, JobQueue
-from domain.jobs.transport.messages import FUNCTION_NAME, deserialize, dispatch_from, serialize
+from domain.jobs.transport.messages import FUNCTION_NAME, deserialize, message_from, serialize
 from domain.logs import configure_logging
 from domain.services import Handler, Services, open_services
 from domain.settings import Settings, load_log_settings, load_settings, require_servers
 from domain.tasks import in_background, tune_gc
-from worker.attempts import Attempts
+from worker.attempts import AttemptPerformer
 from worker.fair_share import FairShare
 from worker.heartbeat import Heartbeat, LivenessFile, StallDetector
 from worker.lanes import Lanes
@@ -45,7 +45,7 @@ log = structlog.get_logger(__name__)
 
 async def run_job(ctx: dict[str, Any], job_id: str, epoch: int) -> None:
     """Handle one message."""
-    await ctx["runner"].handle(dispatch_from(job_id, epoch))
+    await ctx["runner"].handle(message_from(job_id, epoch))
 
 
 async def start_up(ctx: dict[str, Any]) -> None:
@@ -74,7 +74,7 @@ async def open_worker(settings: Settings) -> AsyncIterator[Runner]:
     """Run heartbeat, maintenance and stall detection while the block runs; yield the runner."""
     async with open_services(settings) as services:
         engine = services.engine(Worker(id=uuid7(), host=socket.gethostname(), pid=os.getpid()))
-        attempts = Attempts(handlers(services, lambda: engine.workers), services.retry_policy)
+        attempts = AttemptPerformer(handlers(services, lambda: engine.workers), services.retry_policy)
         runner = Runner(engine, services.queue, attempts, slots=settings.max_jobs)
         liveness_file = LivenessFile.open(settings.heartbeat_file)
         heartbeat = Heartbeat(

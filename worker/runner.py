@@ -17,7 +17,7 @@ from domain.db.database import is_unreachable
 from domain.errors import DatabaseUnavailable
 from domain.jobs.claimed import ClaimedJob
 from domain.jobs.engine import Claim, JobEngine
-from domain.jobs.model import Dispatch
+from domain.jobs.model import JobMessage
 from domain.jobs.outcomes import (
     Cancelled,
     Delegated,
@@ -33,7 +33,7 @@ from domain.jobs.outcomes import (
 from domain.jobs.transport.job_queue import JobQueue
 from domain.logs import log_fields
 from domain.storage.context import Fence, Grant, StopReason
-from worker.attempts import Attempts
+from worker.attempts import AttemptPerformer
 from worker.slots import Slots
 
 _SETTLE_RETRY_SECONDS: Final = 0.5
@@ -54,7 +54,7 @@ _OUTCOME_NAMES: Final[Mapping[type[Outcome], str]] = {
 log = structlog.get_logger(__name__)
 
 
-class Running(NamedTuple):
+class Execution(NamedTuple):
     """A job that this process has claimed and not settled yet, and the grant that it works under."""
 
     job: ClaimedJob
@@ -64,25 +64,26 @@ class Running(NamedTuple):
 class Runner:
     """Runs jobs in slots, and keeps track of those that run."""
 
-    def __init__(self, engine: JobEngine, queue: JobQueue, attempts: Attempts, *, slots: int) -> None:
+    def __init__(self, engine: JobEngine, queue: JobQueue, attempts: AttemptPerformer, *, slots: int) -> None:
         """Prepare a runner of at most ``slots`` jobs at once."""
         self._engine = engine
         self.queue = queue
         self._attempts = attempts
         self._slots = Slots(slots)
         self._closing = False
-        #: All tasks that handle a dispatch.
+        #: All tasks that handle a message.
         self._handling: set[asyncio.Task[None]] = set()
-        #: Those that have a slot or may still need one: all but those that settle an outcome.
-        self._not_settling: set[asyncio.Task[Any] | None] = set()
+        #: Those that have a slot or may still need one: all but those that settle an outcome or had nothing to claim.
+        self._needing_slot: set[asyncio.Task[Any] | None] = set()
         self.capacity_freed = asyncio.Event()
-        self.running: dict[UUID, Running] = {}
+        #: The jobs that are claimed and not settled yet.
+        self.running: dict[UUID, Execution] = {}
 
-    def start(self, dispatch: Dispatch) -> "asyncio.Task[None]":
-        """Handle a dispatch in a task of its own, which must not be cancelled."""
-        task = asyncio.create_task(self.run(dispatch))
+    def start(self, message: JobMessage) -> "asyncio.Task[None]":
+        """Handle a message in a task of its own, which must not be cancelled."""
+        task = asyncio.create_task(self.process(message))
         self._handling.add(task)
-        self._not_settling.add(task)
+        self._needing_slot.add(task)
         task.add_done_callback(self._on_done)
         return task
 
@@ -91,12 +92,12 @@ class Runner:
         self._free_capacity(task)
 
     def _free_capacity(self, task: "asyncio.Task[None] | None") -> None:
-        self._not_settling.discard(task)
+        self._needing_slot.discard(task)
         self.capacity_freed.set()
 
-    async def handle(self, dispatch: Dispatch) -> None:
-        """Handle a dispatch. Cancelling this call means that the worker shuts down: all jobs are released first."""
-        task = self.start(dispatch)
+    async def handle(self, message: JobMessage) -> None:
+        """Handle a message. Cancelling this call means that the worker shuts down: all jobs are released first."""
+        task = self.start(message)
         while not task.done():
             try:
                 await asyncio.shield(task)
@@ -104,12 +105,12 @@ class Runner:
                 if not task.cancelled():
                     self.release_all()
 
-    async def run(self, dispatch: Dispatch) -> None:
+    async def process(self, message: JobMessage) -> None:
         """Claim, perform, settle."""
         try:
-            claim = await self.claim(dispatch)
+            claim = await self.claim(message)
         finally:
-            acknowledged = self.queue.acknowledge(dispatch)  # sent while the job runs
+            acknowledged = self.queue.acknowledge(message)  # sent while the job runs
         if claim is None:
             self._free_capacity(asyncio.current_task())
         else:
@@ -119,66 +120,66 @@ class Runner:
     async def _execute(self, claim: Claim) -> None:
         """Perform and settle. The slot is only held for the work: the next job uses it while this one is settled."""
         claimed_at = time.monotonic()
-        run = self._start_execution(claim)
+        execution = self._register(claim)
         try:
-            outcome = await self._perform_in_slot(run)
+            outcome = await self._perform_in_slot(execution)
             self._free_capacity(asyncio.current_task())
-            await self.settle(run.job, outcome, duration=time.monotonic() - claimed_at)
+            await self.settle(execution.job, outcome, duration=time.monotonic() - claimed_at)
         finally:
-            self._end_execution(run)
+            self._unregister(execution)
 
-    async def _perform_in_slot(self, run: Running) -> Outcome:
+    async def _perform_in_slot(self, execution: Execution) -> Outcome:
         """Perform a job once a slot is free. If none becomes free, or the worker is closing, release the job."""
-        job, grant = run
+        job, grant = execution
         has_slot = await self._slots.acquire()
         try:
-            if not has_slot or grant.lease.stop_reason is StopReason.SHUTDOWN:
+            if not has_slot or grant.state.stop_reason is StopReason.SHUTDOWN:
                 return Released()
-            grant.lease.progressed_at = time.monotonic()
+            grant.state.progressed_at = time.monotonic()
             write = log.debug if _is_continued_lane(job) else log.info
             write("job.started", epoch=job.epoch)
             return await self._attempts.perform(job, grant)
         finally:
-            grant.lease.over = True
+            grant.state.work_ended = True
             if has_slot:
                 self._slots.release()
 
     @property
     def capacity(self) -> int:
-        """How many more dispatches may be handled now: one per slot, and some ahead for slots that will soon be free.
+        """How many more messages may be handled now: one per slot, and some ahead for slots that will soon be free.
 
         As many again may be waiting to be settled. When settlements pile up beyond that, the capacity is 0.
         """
         maximum = self._slots.number + self._slots.ahead
-        return max(min(maximum - len(self._not_settling), 2 * maximum - len(self._handling)), 0)
+        return max(min(maximum - len(self._needing_slot), 2 * maximum - len(self._handling)), 0)
 
     async def drained(self) -> None:
-        """Wait until no dispatch is being handled."""
+        """Wait until no message is being handled."""
         while self._handling:
             await asyncio.wait(self._handling)
 
     def release_all(self) -> None:
         """Claim nothing more, and release each job as soon as its storage work can be stopped."""
         self._closing = True
-        for run in self.running.values():
-            run.grant.stop(StopReason.SHUTDOWN)
+        for execution in self.running.values():
+            execution.grant.stop(StopReason.SHUTDOWN)
 
     async def close(self) -> None:
         """Release all jobs and wait until they are settled."""
         self.release_all()
         await self.drained()
 
-    async def claim(self, dispatch: Dispatch) -> Claim | None:
-        """Claim the job if its epoch is that of the dispatch, and no earlier attempt at it hangs in this process."""
+    async def claim(self, message: JobMessage) -> Claim | None:
+        """Claim the job if its epoch is that of the message, and no earlier attempt at it hangs in this process."""
         if self._closing:
             return None
-        if self._is_stalled_here(dispatch.job_id):
-            log.debug("job.stalled_here", job_id=str(dispatch.job_id))
+        if self._is_stalled_here(message.job_id):
+            log.debug("job.stalled_here", job_id=str(message.job_id))
             return None
         try:
-            return await self._engine.claim(dispatch)
+            return await self._engine.claim(message)
         except DatabaseUnavailable:
-            log.warning("claim.postponed", job_id=str(dispatch.job_id))  # still queued; maintenance dispatches it again
+            log.warning("claim.postponed", job_id=str(message.job_id))  # still queued; maintenance dispatches it again
             return None
 
     def _is_stalled_here(self, job_id: UUID) -> bool:
@@ -186,8 +187,8 @@ class Runner:
 
         The message then counts as lost and is dispatched again: elsewhere, or here once storage responds.
         """
-        run = self.running.get(job_id)
-        return run is not None and run.grant.lease.stalled
+        execution = self.running.get(job_id)
+        return execution is not None and execution.grant.state.stalled_at_last_check
 
     async def settle(self, job: ClaimedJob, outcome: Outcome, *, duration: float) -> None:
         """Settle an outcome, retrying for as long as PostgreSQL is unavailable; settling twice has the effect of once.
@@ -195,17 +196,17 @@ class Runner:
         A worker that closes gives up sooner: the lease expires, and the next attempt finds the work done. ``duration``
         is the time from the claim to the outcome in seconds, for the log.
         """
-        refused_event, tries = "job.superseded", 0
+        not_settled, tries = "job.superseded", 0
         while True:
             try:
                 settled = await self._engine.settle(job, outcome)
             except DatabaseUnavailable as error:
                 tries += 1
                 if self._closing and (is_unreachable(error) or tries > _MAX_CLOSING_TRIES):
-                    log.warning("job.settle_abandoned", outcome=_OUTCOME_NAMES[type(outcome)])
+                    log.warning("job.left_to_lease", outcome=_OUTCOME_NAMES[type(outcome)])
                     return
                 if is_unreachable(error):
-                    refused_event = "job.settled_or_superseded"  # it may be settled, and only the reply was lost
+                    not_settled = "job.settled_or_superseded"  # it may be settled, and only the reply was lost
                 else:
                     log.info("settlement.postponed", tries=tries)  # the row was locked, or the statement timed out
                 await asyncio.sleep(_SETTLE_RETRY_SECONDS)
@@ -214,24 +215,24 @@ class Runner:
         if settled:
             _log_settled(job, outcome, duration)
         else:
-            log.info(refused_event, outcome=_OUTCOME_NAMES[type(outcome)], **_error_code(outcome))
+            log.info(not_settled, outcome=_OUTCOME_NAMES[type(outcome)], **_error_code(outcome))
 
-    def _start_execution(self, claim: Claim) -> Running:
+    def _register(self, claim: Claim) -> Execution:
         """Register a claimed job, and bind its ids to all log lines of this task."""
         job = claim.job
-        run = Running(job, Grant(job.id, Fence(*job.fence), claim.deadline))
+        execution = Execution(job, Grant(job.id, Fence(*job.fence), claim.deadline))
         if self._closing:  # closing began during the claim
-            run.grant.stop(StopReason.SHUTDOWN)
+            execution.grant.stop(StopReason.SHUTDOWN)
         if earlier := self.running.get(job.id):  # its lease was lost, which the heartbeat has not noticed yet
             earlier.grant.stop(StopReason.LEASE_LOST)
-        self.running[job.id] = run
+        self.running[job.id] = execution
         ids = log_fields(job_id=job.id, parent_id=job.parent_id, volume_id=job.volume_id, snapshot_id=job.snapshot_id)
         bind_contextvars(kind=job.kind, attempt=job.attempt, **ids)
-        return run
+        return execution
 
-    def _end_execution(self, run: Running) -> None:
-        if self.running.get(run.job.id) is run:  # otherwise the job was lost, and claimed here again
-            del self.running[run.job.id]
+    def _unregister(self, execution: Execution) -> None:
+        if self.running.get(execution.job.id) is execution:  # otherwise the job was lost, and claimed here again
+            del self.running[execution.job.id]
 
 
 def _is_continued_lane(job: ClaimedJob) -> bool:

@@ -31,7 +31,7 @@ class Supervisor:
         self._drain = drain
         self._stop = asyncio.Event()
         self._force = asyncio.Event()
-        self._arq: ArqConsumer | None = None
+        self._consumer: ArqConsumer | None = None
 
     async def run(self) -> None:
         """Consume messages until SIGTERM or SIGINT, then drain; a second signal ends the drain.
@@ -61,17 +61,17 @@ class Supervisor:
         """Run a consumer for as long as Redis is available, and another one when it is back."""
         while True:
             # A new consumer each time: if Redis fails during a fetch, arq never frees the slot that it had counted.
-            self._arq = ArqConsumer(self._runner, self._arq_settings)
-            self._arq.allow_pick_jobs = not self._stop.is_set()  # Redis may come back only during the drain
+            self._consumer = ArqConsumer(self._runner, self._arq_settings)
+            self._consumer.allow_pick_jobs = not self._stop.is_set()  # Redis may come back only during the drain
             try:
-                await self._arq.main()
+                await self._consumer.main()
             except ResponseError as error:
                 await self._wait_until_writable(error)
             except (RedisError, OSError) as error:
                 log.warning("redis.lost", error=str(error))
             except Exception:
                 log.exception("consumer.failed")
-            detach(self._arq.tasks.values())  # their jobs go on; they only cannot reach this connection any more
+            detach(self._consumer.tasks.values())  # their jobs go on; they only cannot reach this connection any more
             await asyncio.sleep(_RECONNECT_SECONDS)
 
     async def _wait_until_writable(self, error: ResponseError) -> None:
@@ -86,14 +86,14 @@ class Supervisor:
     async def _drain_and_stop(self, consuming: asyncio.Task[None]) -> None:
         """Fetch nothing more, give running jobs time to end, then release the rest."""
         log.info("worker.draining", jobs=len(self._runner.running), seconds=self._drain)
-        if self._arq is not None:
-            self._arq.allow_pick_jobs = False
+        if self._consumer is not None:
+            self._consumer.allow_pick_jobs = False
         ends = [asyncio.create_task(self._runner.drained()), asyncio.create_task(self._force.wait())]
         await asyncio.wait(ends, timeout=self._drain, return_when=asyncio.FIRST_COMPLETED)
         await self._release_jobs()
         await cancel_and_wait((*ends, consuming))
-        if self._arq is not None:
-            await self._close_arq(self._arq)
+        if self._consumer is not None:
+            await self._close_arq(self._consumer)
 
     async def _release_jobs(self) -> None:
         """Release all jobs, or exit if storage hangs.

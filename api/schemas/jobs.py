@@ -98,7 +98,7 @@ def _rate(job: Job, completed: int, now: datetime) -> float | None:
 
 def _without_fence(params: dict[str, Any]) -> dict[str, Any]:
     """Leave out what only workers need."""
-    return {name: value for name, value in params.items() if name != "fence"}
+    return {name: value for name, value in params.items() if name != "fence_version"}
 
 
 class JobOut(BaseModel):

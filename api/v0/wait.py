@@ -15,7 +15,7 @@ from api.prefer import MAX_WAIT_SECONDS
 from api.problems import JOB_FAILED, ProblemType, problem_response
 from api.schemas.jobs import JobOut
 from domain.errors import CisternError, IdempotencyKeyReused, JobNotFound, NotFound, Unavailable
-from domain.jobs.idempotency import IdempotentReplay
+from domain.jobs.acceptance import IdempotentReplay
 from domain.jobs.model import Job
 from domain.jobs.states import JobStatus
 from domain.services import Services

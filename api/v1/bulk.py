@@ -16,7 +16,7 @@ from api.schemas.pagination import Paginated, paginated_response
 from domain.bulk.expand.policy import BulkExpandRequest
 from domain.bulk.expand.service import BulkExpandService
 from domain.errors import BadCursor, JobNotFound, UnknownBackend
-from domain.jobs.idempotency import RequestOrigin
+from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.model import Job
 
 router = APIRouter()

@@ -26,7 +26,7 @@ from api.v1.job_cache import EndedJobCache, render
 from api.v1.routes import PREFIX
 from api.v1.volumes import request_volume
 from domain.errors import CisternError
-from domain.jobs.idempotency import RequestOrigin
+from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.model import Job
 from domain.services import Services
 

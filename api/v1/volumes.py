@@ -28,7 +28,7 @@ from domain.errors import (
     VolumeNotFound,
     VolumeUnusable,
 )
-from domain.jobs.idempotency import RequestOrigin
+from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.model import Job
 from domain.snapshots.service import SnapshotService
 from domain.volumes.service import VolumeService

@@ -6,8 +6,8 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.db.database import Database
+from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting
 from domain.jobs.claimed import ClaimedJob
-from domain.jobs.idempotency import ANONYMOUS, RequestOrigin, idempotent_transaction
 from domain.jobs.kinds import FailedJobs, SucceededJobs
 from domain.jobs.model import Job, new_job, retry_columns
 from domain.jobs.outcomes import Succeeded
@@ -38,7 +38,7 @@ class MeasureService:
         Raises:
             VolumeNotFound: there is no such volume.
         """
-        async with idempotent_transaction(self._database, origin) as acceptance:
+        async with accepting(self._database, origin) as acceptance:
             volume = await VolumeRepository(acceptance.session).get(volume_id)
             job = acceptance.job = await self._add(acceptance.session, volume, created_by=origin.caller)
         await self._queue.dispatch([job.dispatch])
@@ -74,6 +74,6 @@ class MeasureService:
         return Handler(self.retry_measure, self.measure, self.record_measure, self.seal_nothing, self.abandon_measure)
 
     async def _add(self, session: AsyncSession, volume: Volume, **columns: Any) -> Job:
-        params = {"volume_id": str(volume.id), "fence": volume.version}
+        params = {"volume_id": str(volume.id), "fence_version": volume.version}
         job = new_job(KIND, params, max_attempts=self._max_attempts, backend=volume.backend, **columns)
         return await JobRepository(session).add(job)

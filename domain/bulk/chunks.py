@@ -132,8 +132,8 @@ class Chunks:
         pairs = [(item, locked.get(item.volume_id)) for item in items]
         updates = await _decide_chunk(session, operation, lane, pairs, used)
         to_work_on = [(update, locked[update.volume_id]) for update in _with_status(updates, ItemStatus.CLAIMED)]
-        to_acquire = [volume for _, volume in to_work_on if volume.job_id != lane.job_id]
-        versions = await volumes.acquire_many(to_acquire, operation.state, lane.job_id)
+        to_acquire = [volume for _, volume in to_work_on if volume.job_id != lane.parent_id]
+        versions = await volumes.acquire_many(to_acquire, operation.state, lane.parent_id)
         work = await operation.prepare(session, lane, to_work_on, versions)
         finished = [update for update in updates if update.status in FINISHED]
         previous = items[0].status if items else ItemStatus.CLAIMED
@@ -147,7 +147,7 @@ class Chunks:
     async def next_due(self, lane: Lane) -> float | None:
         """Return the seconds until the next pending item is due; None if no item is pending."""
         async with self._database.transaction() as session:
-            return await Ledger(session).next_due(lane.job_id)
+            return await Ledger(session).next_due(lane.parent_id)
 
     async def holds_any(self, lane: Lane) -> bool:
         """Return whether the lane still has claimed items."""
@@ -157,7 +157,7 @@ class Chunks:
     async def is_cancelled(self, lane: Lane) -> bool:
         """Return whether cancellation of the parent job was requested."""
         async with self._database.transaction() as session:
-            return await ParentRepository(session).is_cancelled(lane.job_id)
+            return await ParentRepository(session).is_cancelled(lane.parent_id)
 
     # --- perform -----------------------------------------------------------------------------------------
 
@@ -203,7 +203,9 @@ class Chunks:
         closed = CLOSE_BATCH
         while closed == CLOSE_BATCH:
             async with self._holding_lane(lane) as session:
-                items = await Ledger(session).close(lane.job_id, previous=ItemStatus.PENDING, status=status, code=code)
+                items = await Ledger(session).close(
+                    lane.parent_id, previous=ItemStatus.PENDING, status=status, code=code
+                )
                 closed = len(items)
                 change = await self._count(session, lane, items)
             await self._announce(lane, change)
@@ -218,7 +220,7 @@ class Chunks:
             Stopped: this attempt no longer holds the lane.
         """
         async with self._database.transaction() as session:
-            if not await ParentRepository(session).lock_held(lane.lane_id, epoch=lane.epoch, worker_id=lane.worker_id):
+            if not await ParentRepository(session).lock_held(lane.job_id, epoch=lane.epoch, worker_id=lane.worker_id):
                 raise Stopped(StopReason.LEASE_LOST)
             yield session
 
@@ -230,7 +232,7 @@ class Chunks:
             return CountChange.UNCHANGED  # the parent's row is contended: update it only when a counter changes
         counts = Counter([item.status for item in finished])
         has_ended = await ParentRepository(session).add_counts(
-            lane.job_id,
+            lane.parent_id,
             succeeded=counts[ItemStatus.SUCCEEDED],
             failed=counts[ItemStatus.FAILED],
             skipped=counts[ItemStatus.SKIPPED] + gave_up_waiting,
@@ -241,9 +243,9 @@ class Chunks:
         """Announce a change of the parent job, after the commit."""
         if change is CountChange.UNCHANGED:
             return
-        await self._queue.announce(lane.job_id)
+        await self._queue.announce(lane.parent_id)
         if change is CountChange.COMPLETED:
-            log.info("bulk.ended", job_id=str(lane.job_id))
+            log.info("bulk.ended", job_id=str(lane.parent_id))
 
     def _operation(self, lane: Lane) -> BulkOperation:
         """Return the operation of the lane's parent; lanes of early versions have no ``of`` and are expansions."""

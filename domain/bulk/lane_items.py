@@ -124,7 +124,7 @@ class LaneItems:
 
     def __init__(self, session: AsyncSession, lane: Lane) -> None:
         self._session = session
-        self._lane_ids = {"job_id": lane.job_id, "lane_id": lane.lane_id, "epoch": lane.epoch}
+        self._lane_ids = {"job_id": lane.parent_id, "lane_id": lane.job_id, "epoch": lane.epoch}
 
     async def reclaim(self) -> Sequence[ItemRef]:
         """Claim the items that an earlier attempt at this lane had claimed before it was killed or interrupted."""

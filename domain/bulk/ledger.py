@@ -39,8 +39,8 @@ CLOSE_BATCH: Final = 5000
 class Lane(NamedTuple):
     """One attempt at a lane. ``job_id`` is the parent; ``params`` has what the lane needs of the parent's params."""
 
+    parent_id: UUID
     job_id: UUID
-    lane_id: UUID
     epoch: int
     worker_id: UUID | None
     params: Mapping[str, Any]
@@ -150,7 +150,7 @@ class Ledger:
 
     async def has_claimed(self, lane: Lane) -> bool:
         """Return whether the lane still has claimed items."""
-        held = select(literal(1)).where(Item.job_id == lane.job_id, Item.lane_id == lane.lane_id)
+        held = select(literal(1)).where(Item.job_id == lane.parent_id, Item.lane_id == lane.job_id)
         return await self._session.scalar(held.where(Item.status == ItemStatus.CLAIMED).limit(1)) is not None
 
     async def reassign(self, job_id: UUID, lane_id: UUID) -> Sequence[ItemRef]:

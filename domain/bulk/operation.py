@@ -114,7 +114,7 @@ def decide_by_state(item: ItemRef, volume: LockedVolume | None, lane: Lane) -> I
     """
     if volume is None:
         return ItemUpdate(item.volume_id, ItemStatus.SKIPPED, ItemCode.VOLUME_GONE)
-    if volume.job_id == lane.job_id:  # acquired by an earlier attempt, whose decision in the ledger is binding
+    if volume.job_id == lane.parent_id:  # acquired by an earlier attempt, whose decision in the ledger is binding
         return ItemUpdate(item.volume_id, ItemStatus.CLAIMED, to_size=item.to_size, snapshot_id=item.snapshot_id)
     if volume.state in BUSY:
         return ItemUpdate(item.volume_id, ItemStatus.PENDING)

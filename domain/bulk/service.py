@@ -151,7 +151,14 @@ class BulkService:
         lanes = [
             new_job(
                 LANE,
-                {"of": job.kind, "slots": slots, "lanes": len(slot_counts), "last": last, "fence": 0, **lane_params},
+                {
+                    "of": job.kind,
+                    "slots": slots,
+                    "lanes": len(slot_counts),
+                    "last": last,
+                    "fence_version": 0,
+                    **lane_params,
+                },
                 max_attempts=_LANE_ATTEMPTS,
                 parent_id=job.id,
                 created_by=job.created_by,

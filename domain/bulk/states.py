@@ -38,7 +38,7 @@ class ItemCode(enum.StrEnum):
     AT_LIMIT = "at-limit"
     NO_POLICY = "no-policy"
     POLICY_UNUSABLE = "policy-unusable"
-    ALREADY_THERE = "already-there"
+    ALREADY_LARGE_ENOUGH = "already-large-enough"
     NAME_TAKEN = "name-taken"
     CANCELLED = "cancelled"
     LANES_LOST = "lanes-lost"

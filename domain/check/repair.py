@@ -50,7 +50,7 @@ class Repair:
             if locked is None or (job is None and _has_fence_in_params(row)):
                 return False
             if job is not None:
-                job.params, job.version = job.params | {"fence": version}, job.version + 1
+                job.params, job.version = job.params | {"fence_version": version}, job.version + 1
             _raise_version(locked, version)
             if CheckCode.DATA_MISSING in codes:
                 locked.state = _error_state(locked)

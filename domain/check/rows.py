@@ -131,7 +131,7 @@ class CheckRepository:
 
     async def _holder_jobs(self, job_ids: Collection[UUID | None]) -> dict[UUID | None, _HolderJob]:
         leased = func.coalesce(Job.lease_expires_at > func.now(), False)
-        columns = (Job.id, Job.kind, Job.version, Job.params["fence"].as_integer(), Job.epoch)
+        columns = (Job.id, Job.kind, Job.version, Job.params["fence_version"].as_integer(), Job.epoch)
         query = select(*columns, Job.volume_id, Job.snapshot_id, leased).where(Job.status.in_(LIVE))
         rows = await self._session.execute(query.where(Job.id.in_(filter(None, job_ids))))
         return {row[0]: _HolderJob(*row) for row in rows}

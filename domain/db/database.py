@@ -179,7 +179,7 @@ def is_transient(error: Exception) -> bool:
     return error.connection_invalidated or _sqlstate(error).startswith(_TRANSIENT)
 
 
-def is_unavailable(error: Exception) -> bool:
+def failed_transiently(error: Exception) -> bool:
     """Return whether a statement failed transiently, whatever the cause."""
     return isinstance(error, DatabaseUnavailable)
 

@@ -9,7 +9,7 @@ The row is the source of truth and the outbox; a message through arq only wakes 
 epoch, and nothing else.
 
     table         `model`, `states`; `kinds` is what each job kind must provide
-    requests      `service`, `idempotency`, `store.jobs`; `watcher` waits for changes
+    requests      `service`, `acceptance`, `store.jobs`; `watcher` waits for changes
     workers       `engine` on `store.leases` (claim, renew, settle), with `claimed`, `outcomes` and `retry`
     maintenance   `engine` on `store.dispatch` (due, lost) and `store.orphans` (dead workers), one by one in `isolation`
     bulk jobs     `store.parents`: parents and their lanes

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple, Self
 from uuid import UUID
 
-from domain.jobs.model import Dispatch, Job
+from domain.jobs.model import Job, JobMessage
 
 
 class ClaimedJob(NamedTuple):
@@ -37,14 +37,14 @@ class ClaimedJob(NamedTuple):
         return cls(*(getattr(job, name) for name in CLAIMED_COLUMNS))
 
     @property
-    def dispatch(self) -> Dispatch:
+    def message(self) -> JobMessage:
         """The message that it was claimed with."""
-        return Dispatch(self.id, self.epoch)
+        return JobMessage(self.id, self.epoch)
 
     @property
     def fence(self) -> tuple[int, int]:
         """The fence (version, epoch), which orders this attempt among all attempts at the same volume or snapshot."""
-        return self.params["fence"], self.epoch
+        return self.params["fence_version"], self.epoch
 
 
 #: The fields of `ClaimedJob` that are columns of the job.

@@ -19,7 +19,7 @@ from domain.errors import DatabaseUnavailable
 from domain.jobs.claimed import ClaimedJob
 from domain.jobs.isolation import each_in_own_transaction
 from domain.jobs.kinds import Kinds
-from domain.jobs.model import Dispatch, Job, Worker
+from domain.jobs.model import Job, JobMessage, Worker
 from domain.jobs.outcomes import (
     Cancelled,
     Delegated,
@@ -124,24 +124,24 @@ class JobEngine:
         #: Number of live workers at the last heartbeat, including this one.
         self.workers = 1
 
-    async def claim(self, dispatch: Dispatch) -> Claim | None:
+    async def claim(self, message: JobMessage) -> Claim | None:
         """Claim the job of this message; return None if it is already claimed or the message is stale."""
-        return await self._claims(dispatch) or await self._claims_of_locked_rows(dispatch)
+        return await self._claims(message) or await self._claims_of_locked_rows(message)
 
     async def _claim_batch(
-        self, dispatches: Sequence[Dispatch], lock_timeout: float | None = None
+        self, messages: Sequence[JobMessage], lock_timeout: float | None = None
     ) -> Sequence[Claim | None]:
         deadline = self._deadline()
         async with self._database.autocommit() as connection:
             jobs = await LeaseRepository(connection).claim(
-                dispatches,
+                messages,
                 worker_id=self._worker.id,
                 kinds=tuple(self._kinds),
                 lease=self._lease,
                 lock_timeout=lock_timeout,
             )
-        claims = {job.dispatch: Claim(job, deadline) for job in jobs}
-        return [claims.pop(dispatch, None) for dispatch in dispatches]  # a message delivered twice gets one claim
+        claims = {job.message: Claim(job, deadline) for job in jobs}
+        return [claims.pop(message, None) for message in messages]  # a message delivered twice gets one claim
 
     async def settle(self, job: ClaimedJob, outcome: Outcome) -> bool:
         """Record the outcome of an attempt and its effect in one transaction. Returns whether this call recorded it.

@@ -16,7 +16,7 @@ _ENDED = ", ".join(f"'{status}'" for status in sorted(ENDED))
 _LIVE = ", ".join(f"'{status}'" for status in sorted(LIVE))
 
 
-class Dispatch(NamedTuple):
+class JobMessage(NamedTuple):
     """The content of a message: a job and its epoch, counted from 0.
 
     A message can claim the job only while the row has the same epoch; messages of earlier epochs are stale.
@@ -107,9 +107,9 @@ class Job(Entity):
     pruned_at: Mapped[datetime | None]
 
     @property
-    def dispatch(self) -> Dispatch:
+    def message(self) -> JobMessage:
         """The message that can claim it at its current epoch."""
-        return Dispatch(self.id, self.epoch)
+        return JobMessage(self.id, self.epoch)
 
     @property
     def ended(self) -> bool:

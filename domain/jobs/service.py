@@ -7,11 +7,11 @@ from uuid import UUID
 from sqlalchemy import func
 
 from domain.batching import Batcher
-from domain.db.database import Database, is_unavailable
+from domain.db.database import Database, failed_transiently
 from domain.db.pagination import Page, PageRequest
 from domain.errors import JobEnded, JobIsChild, JobNotFound, JobNotRetryable
+from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting
 from domain.jobs.claimed import ClaimedJob
-from domain.jobs.idempotency import ANONYMOUS, RequestOrigin, idempotent_transaction
 from domain.jobs.kinds import Kinds
 from domain.jobs.model import Job
 from domain.jobs.states import RETRYABLE, JobStatus
@@ -30,7 +30,7 @@ class JobService:
         self._database = database
         self._queue = queue
         self._kinds = kinds
-        self._reads = Batcher(self._read_batch, max_batch=_MAX_BATCH, fails_all=is_unavailable)
+        self._reads = Batcher(self._read_batch, max_batch=_MAX_BATCH, fails_all=failed_transiently)
 
     async def get(self, job_id: UUID) -> Job:
         """Read one job.
@@ -63,7 +63,7 @@ class JobService:
             JobEnded: it has already ended.
             JobIsChild: it is a lane of another job.
         """
-        async with idempotent_transaction(self._database, origin) as request:
+        async with accepting(self._database, origin) as request:
             session = request.session
             job = _require(await JobRepository(session).get_for_update(job_id), job_id)
             if job.ended:
@@ -94,7 +94,7 @@ class JobService:
             JobNotRetryable: it has not ended, it succeeded, or it was already retried.
             Refused: its request is no longer possible.
         """
-        async with idempotent_transaction(self._database, origin) as request:
+        async with accepting(self._database, origin) as request:
             session = request.session
             jobs = JobRepository(session)
             job = _require(await jobs.get_for_update(job_id), job_id)
@@ -108,7 +108,7 @@ class JobService:
 
     async def _dispatch(self, job: Job) -> None:
         if job.status is JobStatus.QUEUED:
-            await self._queue.dispatch([job.dispatch])
+            await self._queue.dispatch([job.message])
         await self._queue.announce(job.id)
 
 

@@ -23,10 +23,10 @@ class Span:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """The plan for all due times: those ``missed``, the one to ``start``, and the ``following`` one, due next."""
+    """The plan for all due times: those ``missed``, the one to ``run_at`` now, and the ``following`` one, due next."""
 
     missed: Span | None
-    start: datetime | None
+    run_at: datetime | None
     following: datetime
 
 

@@ -16,7 +16,7 @@ from uuid_utils.compat import uuid7
 
 from domain.db.database import Database
 from domain.errors import DatabaseUnavailable, Refused, ScheduleBusy
-from domain.jobs.idempotency import ANONYMOUS, RequestOrigin, idempotent_transaction
+from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting
 from domain.jobs.model import Job
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.transport.job_queue import JobQueue
@@ -50,7 +50,7 @@ class ScheduleRunner:
             ScheduleBusy: the job of the previous run is still active.
             Refused: the action is no longer possible with its parameters.
         """
-        async with idempotent_transaction(self._database, origin) as accepted:
+        async with accepting(self._database, origin) as accepted:
             session = accepted.session
             schedule = await ScheduleRepository(session).lock(schedule_id)
             now = await self._clock(session)
@@ -59,7 +59,7 @@ class ScheduleRunner:
             now = now.replace(microsecond=now.microsecond or 1)
             job = accepted.job = await self._start(session, schedule, now)
             job.created_by = origin.caller
-        await self._queue.dispatch([job.dispatch])
+        await self._queue.dispatch([job.message])
         return job
 
     async def start_due(self) -> int:
@@ -91,19 +91,19 @@ class ScheduleRunner:
         _log_run(schedule, plan, result)
         if not isinstance(result, Job):
             return None
-        await self._queue.dispatch([result.dispatch])
+        await self._queue.dispatch([result.message])
         return result
 
     async def _carry_out(self, session: AsyncSession, schedule: Schedule, plan: PlannedRun) -> Job | Refused | None:
         """Insert the runs of a plan. Return the started job, the error if it was refused, None if all were missed."""
         if plan.missed is not None:
             session.add(_run(schedule, plan.missed, RunOutcome.MISSED))
-        if plan.start is None:
+        if plan.run_at is None:
             return None
         try:
-            return await self._start(session, schedule, plan.start)
+            return await self._start(session, schedule, plan.run_at)
         except Refused as refused:
-            session.add(_run(schedule, _single(plan.start), RunOutcome.SKIPPED, detail=refused.message))
+            session.add(_run(schedule, _single(plan.run_at), RunOutcome.SKIPPED, detail=refused.message))
             return refused
 
     async def _start(self, session: AsyncSession, schedule: Schedule, scheduled_for: datetime) -> Job:
@@ -129,9 +129,9 @@ def _log_run(schedule: Schedule, plan: PlannedRun, result: Job | Refused | None)
         bound.warning("schedule.missed", first=str(missed.first), last=str(missed.last), count=missed.count)
     match result:
         case Job():
-            bound.info("schedule.started", scheduled_for=str(plan.start), job_id=str(result.id))
+            bound.info("schedule.run_started", scheduled_for=str(plan.run_at), job_id=str(result.id))
         case Refused():
-            bound.warning("schedule.skipped", scheduled_for=str(plan.start), reason=result.message)
+            bound.warning("schedule.skipped", scheduled_for=str(plan.run_at), reason=result.message)
 
 
 def _single(time: datetime) -> Span:

@@ -13,7 +13,7 @@ from uuid_utils.compat import uuid7
 from domain.db.database import Database
 from domain.db.pagination import Page, PageRequest
 from domain.errors import Invalid
-from domain.jobs.idempotency import ANONYMOUS, RequestOrigin, idempotent_transaction
+from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting
 from domain.schedules.actions import Actions, Params
 from domain.schedules.clock import Clock, postgresql_clock
 from domain.schedules.cron import CronSchedule
@@ -55,7 +55,7 @@ class ScheduleService:
         """
         schedule = Schedule(id=uuid7(), **vars(new))
         self._check_params(schedule)
-        async with idempotent_transaction(self._database, origin) as accepted:
+        async with accepting(self._database, origin) as accepted:
             next_run_at = _cron(schedule).next(await self._clock(accepted.session))
             schedule.next_run_at = next_run_at if schedule.enabled else None
             await ScheduleRepository(accepted.session).save(schedule)

@@ -27,7 +27,9 @@ from domain.volumes.service import NewVolume
 
 def job_for(snapshot: Snapshot, kind: str, params: Payload, *, fence: int, max_attempts: int, **columns: Any) -> Job:
     """Build a job for a snapshot; ``fence`` is the version of the volume or snapshot that the job publishes."""
-    return new_job(kind, {**params, "fence": fence}, max_attempts=max_attempts, snapshot_id=snapshot.id, **columns)
+    return new_job(
+        kind, {**params, "fence_version": fence}, max_attempts=max_attempts, snapshot_id=snapshot.id, **columns
+    )
 
 
 def new_snapshot(volume: Volume, name: str, job_id: UUID) -> Snapshot:

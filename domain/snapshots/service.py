@@ -13,8 +13,8 @@ from uuid_utils.compat import uuid7
 from domain.db.database import Database
 from domain.db.pagination import Page, PageRequest
 from domain.errors import Invalid, UnknownBackend
+from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting
 from domain.jobs.claimed import ClaimedJob
-from domain.jobs.idempotency import ANONYMOUS, RequestOrigin, idempotent_transaction
 from domain.jobs.kinds import FailedJobs, SucceededJobs
 from domain.jobs.model import Job, retry_columns
 from domain.jobs.outcomes import Payload, Succeeded
@@ -76,7 +76,7 @@ class SnapshotService:
             VolumeBusy, VolumeUnusable: the volume is not available.
             NameTaken: another snapshot of the volume has the name.
         """
-        async with idempotent_transaction(self._database, origin) as accepted:
+        async with accepting(self._database, origin) as accepted:
             session, job_id = accepted.session, uuid7()
             volume = await VolumeRepository(session).acquire(volume_id, VolumeState.SNAPSHOTTING, job_id)
             snapshot = await SnapshotRepository(session).add(ops.new_snapshot(volume, name, job_id))
@@ -125,7 +125,7 @@ class SnapshotService:
             VolumeBusy, VolumeUnusable: its volume is not available.
             SnapshotBusy, SnapshotUnusable: the snapshot is not ready.
         """
-        async with idempotent_transaction(self._database, origin) as accepted:
+        async with accepting(self._database, origin) as accepted:
             accepted.job = await self._acquire_restore(accepted.session, snapshot_id, created_by=origin.caller)
         return await self._dispatch(accepted.job)
 
@@ -168,7 +168,7 @@ class SnapshotService:
             SnapshotNotFound: no such snapshot.
             SnapshotBusy: it is being taken, restored, cloned or deleted.
         """
-        async with idempotent_transaction(self._database, origin) as accepted:
+        async with accepting(self._database, origin) as accepted:
             accepted.job = await self._acquire_delete(accepted.session, snapshot_id, created_by=origin.caller)
         return await self._dispatch(accepted.job)
 
@@ -248,7 +248,7 @@ class SnapshotService:
             Invalid, UnknownBackend: the size is smaller than the snapshot's, or the backend is another one.
             NameTaken: another volume has the name.
         """
-        async with idempotent_transaction(self._database, origin) as accepted:
+        async with accepting(self._database, origin) as accepted:
             session, job_id = accepted.session, uuid7()
             clone = await self._add_clone(session, snapshot_id, new, job_id)
             accepted.job = await self._acquire_clone(session, snapshot_id, clone, job_id, created_by=origin.caller)
@@ -335,7 +335,7 @@ class SnapshotService:
         return ops.job_for(snapshot, kind, params, fence=fence, max_attempts=self._max_attempts, **columns)
 
     async def _dispatch(self, job: Job) -> Job:
-        await self._queue.dispatch([job.dispatch])
+        await self._queue.dispatch([job.message])
         return job
 
     def _storage(self, job: ClaimedJob) -> tuple[StorageDriver, UUID, UUID]:

@@ -49,8 +49,8 @@ def refuse_stale(last: Fence | None, fence: Fence) -> None:
         raise FenceRefused(f"Attempt {tuple(fence)} is stale: {tuple(last)} has already published.")
 
 
-class Lease:
-    """The deadline and progress of one attempt, shared by all its items.
+class AttemptState:
+    """The deadline, stop reason and progress of one attempt, shared by all its items.
 
     The event loop extends and stops it while storage threads read it, so every access is a single read or write of a
     plain attribute.
@@ -62,15 +62,15 @@ class Lease:
         self.stop_reason: StopReason | None = None
         self.progressed_at = clock()
         #: True once the storage work has ended. From then on the attempt cannot stall, however long it is kept.
-        self.over = False
-        #: True once the work has made no progress for so long that the worker stops renewing the lease.
-        self.stalled = False
+        self.work_ended = False
+        #: What `is_stalled` returned when the stall detector last asked; while it is True, the lease is not renewed.
+        self.stalled_at_last_check = False
         #: Bytes copied so far, and in total; None for work that copies nothing.
         self.copied: tuple[int, int] | None = None
 
     def is_stalled(self, seconds: float) -> bool:
         """Return whether unfinished work has made no progress for more than ``seconds``."""
-        return not self.over and self.clock() - self.progressed_at > seconds
+        return not self.work_ended and self.clock() - self.progressed_at > seconds
 
 
 class Grant:
@@ -82,14 +82,14 @@ class Grant:
         """Make a grant whose lease ends at ``deadline``, in seconds of ``clock``."""
         self.job_id = job_id
         self.fence = fence
-        self.lease = Lease(deadline, clock)
+        self.state = AttemptState(deadline, clock)
         #: True for one item of an attempt that works on several items at the same time.
         self.is_item = False
 
     @property
     def copied(self) -> int | None:
         """The total number of bytes that the work copies; None if it copies nothing."""
-        return None if self.lease.copied is None else self.lease.copied[1]
+        return None if self.state.copied is None else self.state.copied[1]
 
     def for_item(self, fence: Fence) -> Self:
         """Return a grant for one item of this attempt: the same lease and deadline, another fence."""
@@ -101,11 +101,11 @@ class Grant:
 
     def extend(self, deadline: float) -> None:
         """Move the end of the lease; ``deadline`` in seconds of the grant's clock."""
-        self.lease.deadline = deadline
+        self.state.deadline = deadline
 
     def stop(self, reason: StopReason) -> None:
         """Ask the work to end at its next check. The first reason stays."""
-        self.lease.stop_reason = self.lease.stop_reason or reason
+        self.state.stop_reason = self.state.stop_reason or reason
 
     def check(self) -> None:
         """Record progress, or raise `Stopped` if the attempt must end.
@@ -113,12 +113,12 @@ class Grant:
         Drivers call this between slices of long work, and again under the lock right before they publish: once the
         lease has ended by this process's own clock, another worker may already have taken over.
         """
-        if self.lease.stop_reason is not None:
-            raise Stopped(self.lease.stop_reason)
-        now = self.lease.clock()
-        if now >= self.lease.deadline:
+        if self.state.stop_reason is not None:
+            raise Stopped(self.state.stop_reason)
+        now = self.state.clock()
+        if now >= self.state.deadline:
             raise Stopped(StopReason.LEASE_LOST)
-        self.lease.progressed_at = now
+        self.state.progressed_at = now
 
     def report(self, done: int, total: int) -> None:
         """Record that ``done`` of ``total`` bytes are copied; counts as progress, as `check` does.
@@ -126,8 +126,8 @@ class Grant:
         The byte counts of a single item are not recorded: they say nothing about the whole attempt.
         """
         if not self.is_item:
-            self.lease.copied = (done, total)
-        self.lease.progressed_at = self.lease.clock()
+            self.state.copied = (done, total)
+        self.state.progressed_at = self.state.clock()
 
     def on_published(self, operation: str, subject_id: UUID) -> None:
-        """Do nothing. Drivers call this hook right after the effect, while they still hold the subject's lock."""
+        """Do nothing; a hook for tests. Drivers call it right after the effect, while they hold the subject's lock."""

@@ -5,7 +5,7 @@ StorageError
 │   └── StorageBusy             another process holds the lock of the volume or snapshot; costs no attempt
 ├── PermanentStorageError       trying again will not help: StorageFull, SizeUnsupported, AccessDenied,
 │                               VolumeMissing, SnapshotMissing
-├── FenceRefused                a later attempt has already published; this one is superseded
+├── FenceRefused                a later attempt has already published or sealed; this one is superseded
 └── Stopped                     the worker stopped the attempt, or its lease has ended
 """
 
@@ -61,6 +61,6 @@ class SnapshotMissing(PermanentStorageError):
 
 
 class FenceRefused(StorageError):
-    """A later attempt has already published on this volume or snapshot."""
+    """A later attempt has already published on this volume or snapshot, or sealed it."""
 
     code = "fence-refused"

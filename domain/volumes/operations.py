@@ -19,7 +19,7 @@ def job_for(volume: Volume | LockedVolume, kind: str, params: Payload, *, max_at
     """Build the job that has acquired a volume; its id is the volume's ``job_id``."""
     return new_job(
         kind,
-        {**params, "fence": volume.version},
+        {**params, "fence_version": volume.version},
         max_attempts=max_attempts,
         job_id=volume.job_id,
         volume_id=volume.id,

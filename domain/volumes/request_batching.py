@@ -12,7 +12,7 @@ from uuid import UUID
 from uuid_utils.compat import uuid7
 
 from domain.batching import Batcher
-from domain.db.database import Database, is_unavailable, was_lock_timeout
+from domain.db.database import Database, failed_transiently, was_lock_timeout
 from domain.errors import DatabaseUnavailable, Refused
 from domain.jobs.model import Job
 from domain.jobs.store.jobs import JobRepository
@@ -47,8 +47,8 @@ class RequestBatcher:
     def __init__(self, database: Database, *, max_attempts: int) -> None:
         self._database = database
         self._max_attempts = max_attempts
-        self._creates = Batcher(self._create_batch, max_batch=MAX_BATCH, fails_all=is_unavailable)
-        self._expands = Batcher(self._expand_batch, max_batch=MAX_BATCH, fails_all=is_unavailable)
+        self._creates = Batcher(self._create_batch, max_batch=MAX_BATCH, fails_all=failed_transiently)
+        self._expands = Batcher(self._expand_batch, max_batch=MAX_BATCH, fails_all=failed_transiently)
 
     async def create(self, volume: Volume, job: Job) -> bool:
         """Insert a volume and its job. Return False if the caller must do so in its own transaction.
@@ -84,14 +84,14 @@ class RequestBatcher:
             volumes = VolumeRepository(session)
             rows = await volumes.lock_without_waiting({request.volume_id for request in requests})
             locked = {volume.id: volume for volume in rows}
-            results = [self._acquire(locked, request) for request in requests]
+            results = [self._decide(locked, request) for request in requests]
             jobs = [result for result in results if isinstance(result, Job)]
             if jobs:
                 await volumes.acquire_each({volume_of(job): job.id for job in jobs}, VolumeState.EXPANDING)
                 await JobRepository(session).add_many(jobs)
         return results
 
-    def _acquire(self, locked: dict[UUID, LockedVolume], request: _ExpandRequest) -> Job | Refused | None:
+    def _decide(self, locked: dict[UUID, LockedVolume], request: _ExpandRequest) -> Job | Refused | None:
         """Decide on one request. Update ``locked``, so that later requests of the batch find the volume busy."""
         volume = locked.get(request.volume_id)
         if volume is None:  # locked by another transaction, or does not exist

@@ -18,8 +18,8 @@ from uuid_utils.compat import uuid7
 from domain.db.database import Database
 from domain.db.pagination import Page, PageRequest
 from domain.errors import Invalid, UnknownBackend
+from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting, log_accepted
 from domain.jobs.claimed import ClaimedJob
-from domain.jobs.idempotency import ANONYMOUS, RequestOrigin, idempotent_transaction, log_accepted
 from domain.jobs.kinds import FailedJobs, SucceededJobs
 from domain.jobs.model import Job, retry_columns
 from domain.jobs.outcomes import Payload, Succeeded
@@ -148,9 +148,9 @@ class VolumeService:
         """
         volume = self._new_volume(new)
         job = self._job("volume.create", volume, {"size": volume.size}, created_by=origin.caller)
-        if origin.key is None and await self._requests.create(volume, job):
+        if origin.idempotency is None and await self._requests.create(volume, job):
             return await self._log_and_dispatch(job)
-        async with idempotent_transaction(self._database, origin) as accepted:
+        async with accepting(self._database, origin) as accepted:
             await VolumeRepository(accepted.session).add(volume)
             accepted.job = await JobRepository(accepted.session).add(job)
         return await self._dispatch(job)
@@ -184,9 +184,9 @@ class VolumeService:
             VolumeBusy, VolumeUnusable: the volume is not available.
             ShrinkRefused, SizeLimitExceeded: the volume cannot have the new size.
         """
-        if origin.key is None and (batched := await self._requests.expand(volume_id, growth, origin.caller)):
+        if origin.idempotency is None and (batched := await self._requests.expand(volume_id, growth, origin.caller)):
             return await self._log_and_dispatch(batched)
-        async with idempotent_transaction(self._database, origin) as accepted:
+        async with accepting(self._database, origin) as accepted:
             volume = await VolumeRepository(accepted.session).acquire(volume_id, VolumeState.EXPANDING, uuid7())
             job = self._job("volume.expand", volume, {"to_size": growth.target(volume.size)}, created_by=origin.caller)
             accepted.job = await JobRepository(accepted.session).add(job)
@@ -222,7 +222,7 @@ class VolumeService:
             VolumeBusy: a job holds it.
             VolumeHasSnapshots: its snapshots depend on it.
         """
-        async with idempotent_transaction(self._database, origin) as accepted:
+        async with accepting(self._database, origin) as accepted:
             volume = await VolumeRepository(accepted.session).acquire(volume_id, VolumeState.DELETING, uuid7())
             await self._refuse_delete(accepted.session, volume_id)
             job = self._job("volume.delete", volume, {}, created_by=origin.caller)
@@ -277,7 +277,7 @@ class VolumeService:
         return await self._dispatch(job)
 
     async def _dispatch(self, job: Job) -> Job:
-        await self._queue.dispatch([job.dispatch])
+        await self._queue.dispatch([job.message])
         return job
 
     def _storage(self, job: ClaimedJob) -> tuple[StorageDriver, UUID]:

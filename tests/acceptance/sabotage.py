@@ -23,7 +23,7 @@ import domain.storage.file.tree
 from domain.bulk.chunks import Chunks
 from domain.bulk.service import BulkService
 from domain.jobs.engine import Claim, JobEngine
-from domain.jobs.model import Dispatch
+from domain.jobs.model import JobMessage
 from domain.jobs.store.parents import ParentRepository
 from domain.jobs.transport.job_queue import JobQueue
 from domain.services import Handler
@@ -118,8 +118,8 @@ def forget_kind(kind: str) -> None:
         del table[kind]
         return table
 
-    async def claim_or_report(self: Runner, dispatch: Dispatch) -> Claim | None:
-        claimed = await claim(self, dispatch)
+    async def claim_or_report(self: Runner, message: JobMessage) -> Claim | None:
+        claimed = await claim(self, message)
         if claimed is None:
             sys.stderr.write("UNCLAIMED\n")
             sys.stderr.flush()

@@ -49,7 +49,7 @@ async def assert_effect_once(services: Services, cluster: Cluster, kind: str, jo
     volume = await services.volumes.get(job.volume_id)
     size = SMALL if kind == "volume.create" else LARGE
     assert (volume.state, volume.size, data.stat().st_size) == ("available", size, size)
-    assert volume.version == job.params["fence"] + 1, "not recorded exactly once"
+    assert volume.version == job.params["fence_version"] + 1, "not recorded exactly once"
     assert [path.name for path in data.parent.iterdir()] == ["data"]
 
 

@@ -48,7 +48,9 @@ async def assert_each_once(services: Services, cluster: Cluster, jobs: list[Job]
     for job in jobs:
         journal.assert_orderly(cluster.journal, job)
         assert job.volume_id is not None
-        assert (await services.volumes.get(job.volume_id)).version == job.params["fence"] + 1, "not recorded once"
+        assert (await services.volumes.get(job.volume_id)).version == job.params["fence_version"] + 1, (
+            "not recorded once"
+        )
 
 
 async def test_redis_killed_and_restarted_empty_loses_no_job(cluster: Cluster, private_redis: EmbeddedServers) -> None:

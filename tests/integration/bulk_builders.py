@@ -29,7 +29,7 @@ def an_engine(services: Services) -> JobEngine:
 async def planned(services: Services, engine: JobEngine, request: BulkExpandRequest) -> ClaimedJob:
     """A bulk job that is claimed and planned, but not yet delegated to lanes."""
     job = await services.expansion.request_expand(request)
-    claim = await engine.claim(job.dispatch)
+    claim = await engine.claim(job.message)
     assert claim is not None
     await services.bulk.plan(claim.job, Grant(job.id, Fence(0, 0), claim.deadline))
     return claim.job
@@ -49,7 +49,7 @@ async def a_claimed_lane(
     await engine.settle(parent, Delegated({}))
     (lane_id,) = await lanes_of(services, parent)
     await sql(services, "UPDATE jobs SET epoch = :epoch WHERE id = :id", epoch=epoch, id=lane_id)
-    claim = await engine.claim((await services.jobs.get(lane_id)).dispatch)
+    claim = await engine.claim((await services.jobs.get(lane_id)).message)
     assert claim is not None
     return await services.jobs.get(parent.id), claim
 

@@ -97,7 +97,7 @@ async def settled(engine: JobEngine, own: ClaimedJob, outcome: Outcome) -> bool:
 async def claimed(services: Services, job: Job) -> tuple[JobEngine, ClaimedJob]:
     """Claim a job as a new worker."""
     engine = an_engine(services)
-    claim = await engine.claim((await row(services, job.id)).dispatch)
+    claim = await engine.claim((await row(services, job.id)).message)
     assert claim is not None
     return engine, claim.job
 

@@ -12,7 +12,7 @@ from domain.db.database import _SERVER_SETTINGS
 from domain.errors import DatabaseUnavailable
 from domain.jobs.claimed import ClaimedJob
 from domain.jobs.engine import Claim, JobEngine
-from domain.jobs.model import Dispatch, Job
+from domain.jobs.model import Job, JobMessage
 from domain.jobs.outcomes import Succeeded
 from domain.services import Services, open_services
 from domain.settings import Settings
@@ -24,7 +24,7 @@ async def some_jobs(services: Services, count: int = 6) -> list[Job]:
 
 
 async def claimed(engine: JobEngine, jobs: list[Job]) -> list[Claim]:
-    claims = await asyncio.gather(*(engine.claim(job.dispatch) for job in jobs))
+    claims = await asyncio.gather(*(engine.claim(job.message) for job in jobs))
     return [claim for claim in claims if claim is not None]
 
 
@@ -57,7 +57,7 @@ async def test_concurrent_claims_are_one_transaction(services: Services) -> None
 async def test_locked_row_delays_only_its_own_claim(services: Services) -> None:
     jobs, engine = await some_jobs(services), an_engine(services)
     async with locked(services, "jobs", jobs[2].id):
-        claims = [asyncio.create_task(engine.claim(job.dispatch)) for job in jobs]
+        claims = [asyncio.create_task(engine.claim(job.message)) for job in jobs]
         others = await asyncio.gather(*claims[:2], *claims[3:])
         late = (await asyncio.gather(claims[2], return_exceptions=True))[0]
 
@@ -70,7 +70,7 @@ async def test_briefly_locked_row_is_claimed_once_unlocked(services: Services, m
     monkeypatch.setattr("domain.jobs.engine._LOCK_TIMEOUT", 20.0)
     (job,), engine = await some_jobs(services, 1), an_engine(services)
     async with locked(services, "jobs", job.id):
-        claim = asyncio.create_task(engine.claim(job.dispatch))
+        claim = asyncio.create_task(engine.claim(job.message))
         await until(lambda: any_waits_for_a_lock(services))
 
     assert await claim is not None
@@ -83,7 +83,7 @@ async def any_waits_for_a_lock(services: Services) -> bool:
 async def test_message_delivered_twice_at_once_gets_one_claim(services: Services) -> None:
     (job,) = await some_jobs(services, 1)
     engine = an_engine(services)
-    claims = await asyncio.gather(engine.claim(job.dispatch), engine.claim(job.dispatch))
+    claims = await asyncio.gather(engine.claim(job.message), engine.claim(job.message))
 
     assert [claim is None for claim in claims] == [False, True]
 
@@ -177,7 +177,7 @@ async def test_concurrent_batches_of_claims_do_not_deadlock(services: Services) 
     engines = [an_engine(services) for _ in range(4)]
     deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     before = await sql(services, deadlocks)
-    claims = await asyncio.gather(*(engine.claim(Dispatch(job_id, 0)) for engine in engines for job_id in ids))
+    claims = await asyncio.gather(*(engine.claim(JobMessage(job_id, 0)) for engine in engines for job_id in ids))
 
     assert sum(claim is not None for claim in claims) == 400
     assert await sql(services, deadlocks) == before
@@ -186,8 +186,8 @@ async def test_concurrent_batches_of_claims_do_not_deadlock(services: Services) 
 async def test_column_added_by_a_newer_version_does_not_break_claims(services: Services) -> None:
     engine = an_engine(services)
     for job in await some_jobs(services, 3):
-        assert await engine.claim(job.dispatch) is not None
+        assert await engine.claim(job.message) is not None
     await sql(services, "ALTER TABLE jobs ADD COLUMN newer text")
     (job,) = await some_jobs(services, 1)
 
-    assert await engine.claim(job.dispatch) is not None
+    assert await engine.claim(job.message) is not None

@@ -118,7 +118,7 @@ async def test_ledger_has_the_reason_for_every_unchanged_volume(
         repeated = await ended(services, await services.expansion.request_expand(BulkExpandRequest(policy, selection)))
 
     codes = {volume_id: item.code for volume_id, item in (await items(services, repeated)).items()}
-    assert codes == {small: "already-there", gone: "volume-gone"}
+    assert codes == {small: "already-large-enough", gone: "volume-gone"}
 
 
 async def test_lane_measures_usage_and_decides_by_it(

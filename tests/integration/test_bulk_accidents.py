@@ -187,7 +187,7 @@ async def test_rescued_lane_changes_nothing(services: Services) -> None:
     _, claim = await a_claimed_lane(services, an_engine(services))
     lane, chunks = Lane.from_job(claim.job), services.chunks
     items = await chunks.claim_items(lane, 2)
-    await run_out(services, lane.lane_id)
+    await run_out(services, lane.job_id)
     assert await an_engine_that_rescues_at_once(services).rescue() == 1
     before = await ledger(services)
 

@@ -60,7 +60,7 @@ async def acquire_all(services: Services, lane: Lane) -> list[ItemWork]:
 async def perform(services: Services, lane: Lane, all_work: Sequence[ItemWork]) -> None:
     """Do the storage work without recording it, as a lane that dies then."""
     for work in all_work:
-        grant = Grant(lane.lane_id, Fence(0, lane.epoch), math.inf)
+        grant = Grant(lane.job_id, Fence(0, lane.epoch), math.inf)
         assert await services.chunks.perform(lane, work, grant) is not None
 
 
@@ -113,7 +113,7 @@ async def test_rescued_lane_completes_the_snapshots_it_has_inserted(
     lane = await claim_lane(services, job)
     all_work = await acquire_all(services, lane)
     await perform(services, lane, all_work[:1])
-    await run_out(services, lane.lane_id)
+    await run_out(services, lane.job_id)
     assert await an_engine(services).rescue() == 1
 
     async with running_worker(services.settings):
@@ -179,7 +179,7 @@ async def test_snapshot_with_a_held_storage_lock_stays_claimed_until_unlocked(
 ) -> None:
     lane = await claim_lane(services, job)
     held = (await acquire_all(services, lane))[0].update.snapshot_id
-    await run_out(services, lane.lane_id)
+    await run_out(services, lane.job_id)
     assert await an_engine(services).rescue() == 1
     fence = tmp_path / "volumes" / ".fences" / str(held)
     fence.touch()
@@ -187,7 +187,7 @@ async def test_snapshot_with_a_held_storage_lock_stays_claimed_until_unlocked(
         fcntl.flock(lock, fcntl.LOCK_EX)
         async with running_worker(services.settings):
             async with asyncio.timeout(60):
-                while (await services.jobs.get(lane.lane_id)).epoch < 3:
+                while (await services.jobs.get(lane.job_id)).epoch < 3:
                     await asyncio.sleep(0.05)
             assert ("snapshotting", job.id) in await volume_states(services)
             fcntl.flock(lock, fcntl.LOCK_UN)
@@ -201,7 +201,7 @@ async def test_rescued_lane_changes_nothing(services: Services, job: Job) -> Non
     lane, chunks = await claim_lane(services, job), services.chunks
     items = await chunks.claim_items(lane, 2)
     all_work = await chunks.acquire_volumes(lane, items[:1], {})
-    await run_out(services, lane.lane_id)
+    await run_out(services, lane.job_id)
     assert await an_engine(services).rescue() == 1
     before = [await everything(services), await snapshots(services)]
 
@@ -218,7 +218,7 @@ async def test_rescued_lane_changes_nothing(services: Services, job: Job) -> Non
 async def test_recording_a_chunk_is_idempotent(services: Services, job: Job) -> None:
     lane = await claim_lane(services, job)
     all_work = await acquire_all(services, lane)
-    grant = Grant(lane.lane_id, Fence(0, lane.epoch), math.inf)
+    grant = Grant(lane.job_id, Fence(0, lane.epoch), math.inf)
     results = [result for work in all_work if (result := await services.chunks.perform(lane, work, grant)) is not None]
     await services.chunks.record(lane, results)
     job = await services.jobs.get(job.id)
@@ -260,7 +260,7 @@ async def test_snapshot_version_behind_the_stored_fence_is_repaired(
     await services.backends.get("files").take_snapshot(work.volume_id, work.update.snapshot_id, grant_at(7, 7))
 
     assert await repair_all(services) == ["fence-behind"]
-    await run_out(services, lane.lane_id)
+    await run_out(services, lane.job_id)
     assert await an_engine(services).rescue() == 1
     async with running_worker(services.settings):
         job = await ended(services, job)
@@ -280,7 +280,7 @@ async def test_fence_of_a_volume_is_checked_against_the_volumes_own_version(serv
 
 async def test_progress_of_one_item_is_not_that_of_the_lane(services: Services, job: Job) -> None:
     lane = await claim_lane(services, job)
-    grant = Grant(lane.lane_id, Fence(0, lane.epoch), math.inf)
+    grant = Grant(lane.job_id, Fence(0, lane.epoch), math.inf)
     for work in await acquire_all(services, lane):
         assert await services.chunks.perform(lane, work, grant) is not None
 

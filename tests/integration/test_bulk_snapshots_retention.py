@@ -195,7 +195,7 @@ async def performed_but_not_recorded(services: Services, job: Job) -> tuple[Lane
     _, lane_job = await claimed(services, await services.jobs.get(lane_id))
     lane = Lane.from_job(lane_job)
     all_work = await chunks.acquire_volumes(lane, await chunks.claim_items(lane, 10), {})
-    grant = Grant(lane.lane_id, Fence(0, lane.epoch), math.inf)
+    grant = Grant(lane.job_id, Fence(0, lane.epoch), math.inf)
     return lane, [result for work in all_work if (result := await chunks.perform(lane, work, grant)) is not None]
 
 

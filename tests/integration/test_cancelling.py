@@ -49,7 +49,7 @@ async def test_cancelled_job_cannot_be_claimed(services: Services) -> None:
     job = await a_queued_expand(services)
     await services.jobs.cancel(job.id)
 
-    assert await an_engine(services).claim(job.dispatch) is None
+    assert await an_engine(services).claim(job.message) is None
 
 
 async def test_next_operation_is_accepted_after_a_cancellation(services: Services) -> None:
@@ -62,7 +62,7 @@ async def test_next_operation_is_accepted_after_a_cancellation(services: Service
 
 async def test_running_job_continues_until_its_worker_reads_the_cancellation(services: Services) -> None:
     job, engine = await a_queued_expand(services), an_engine(services)
-    await engine.claim(job.dispatch)
+    await engine.claim(job.message)
     assert (await services.jobs.cancel(job.id)).status == "running"
     renewed = await engine.renew([job.id])
 
@@ -72,21 +72,21 @@ async def test_running_job_continues_until_its_worker_reads_the_cancellation(ser
 
 async def test_cancelling_a_job_that_awaits_its_retry_dispatches_it_at_once(services: Services) -> None:
     job, engine = await a_queued_expand(services), an_engine(services)
-    claim = await engine.claim(job.dispatch)
+    claim = await engine.claim(job.message)
     assert claim is not None
     await engine.settle(claim.job, RetryIn(1000, {}))
     waiting = await services.jobs.cancel(job.id)
-    second = await engine.claim(waiting.dispatch)
+    second = await engine.claim(waiting.message)
 
     assert (waiting.status, waiting.epoch) == ("queued", 1)
-    assert await services.queue.missing([waiting.dispatch]) == []
+    assert await services.queue.missing([waiting.message]) == []
     assert second is not None
     assert second.job.cancel_requested_at is not None
 
 
 async def test_lost_message_of_a_cancellation_is_resent_before_the_retry_is_due(services: Services) -> None:
     job, engine = await a_queued_expand(services), an_engine(services)
-    claim = await engine.claim(job.dispatch)
+    claim = await engine.claim(job.message)
     assert claim is not None
     await engine.settle(claim.job, RetryIn(1000, {}))
     await services.jobs.cancel(job.id)
@@ -98,7 +98,7 @@ async def test_lost_message_of_a_cancellation_is_resent_before_the_retry_is_due(
 
 async def test_cancelled_job_that_was_rescued_is_ended_by_a_worker(services: Services) -> None:
     job = await a_queued_expand(services)
-    await an_engine(services).claim(job.dispatch)
+    await an_engine(services).claim(job.message)
     await run_out(services, job.id)
     await an_engine(services).rescue()
 
@@ -108,7 +108,7 @@ async def test_cancelled_job_that_was_rescued_is_ended_by_a_worker(services: Ser
 
 async def test_running_job_can_be_cancelled_twice(services: Services) -> None:
     job = await a_queued_expand(services)
-    await an_engine(services).claim(job.dispatch)
+    await an_engine(services).claim(job.message)
     await services.jobs.cancel(job.id)
 
     assert (await services.jobs.cancel(job.id)).status == "running"
@@ -134,7 +134,7 @@ async def test_unknown_job_cannot_be_cancelled(services: Services) -> None:
 async def test_race_of_cancel_and_claim_leaves_a_legal_state(services: Services) -> None:
     engine = an_engine(services)
     jobs = [await a_queued_expand(services) for _ in range(30)]
-    calls = [call for job in jobs for call in (engine.claim(job.dispatch), services.jobs.cancel(job.id))]
+    calls = [call for job in jobs for call in (engine.claim(job.message), services.jobs.cancel(job.id))]
     await asyncio.gather(*calls)
     states = await sql(
         services,

@@ -67,7 +67,7 @@ async def test_unfinished_items_of_an_ended_bulk_job_are_failed_and_their_volume
 ) -> None:
     lane, volumes = await taken(services)
     await sql(services, "UPDATE job_items SET status = 'pending' WHERE volume_id = :id", id=volumes[0])
-    await end(services, lane.lane_id, bulk.id)
+    await end(services, lane.job_id, bulk.id)
 
     assert ("items-unfinished", f"job {bulk.id}", True) in await findings(services)
     assert sorted(set(await repair_all(services))) == ["items-unfinished", "no-job"]

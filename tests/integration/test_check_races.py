@@ -85,8 +85,8 @@ async def test_job_claimed_right_before_its_fence_is_raised_keeps_it(
     before(monkeypatch, Repair, "repair_row", lambda: claimed(services, job))
 
     assert await run_check(services, repair=True) == []
-    assert (await row(services, job.id)).params["fence"] == job.params["fence"]
-    assert (await volume_row(services, volume.id))["version"] == job.params["fence"]
+    assert (await row(services, job.id)).params["fence_version"] == job.params["fence_version"]
+    assert (await volume_row(services, volume.id))["version"] == job.params["fence_version"]
 
 
 async def test_job_claimed_right_before_it_would_be_failed_continues(

@@ -7,7 +7,7 @@ import pytest
 
 from domain.jobs.claimed import ClaimedJob
 from domain.jobs.engine import JobEngine
-from domain.jobs.model import Dispatch, Job
+from domain.jobs.model import Job, JobMessage
 from domain.jobs.outcomes import Released, RetryIn
 from domain.jobs.states import ENDED
 from domain.jobs.store.leases import LeaseRepository
@@ -18,7 +18,7 @@ KINDS = ("volume.create", "volume.expand", "volume.delete")
 
 
 async def claimed(engine: JobEngine, job: Job) -> ClaimedJob:
-    claim = await engine.claim(job.dispatch)
+    claim = await engine.claim(job.message)
     assert claim is not None
     return claim.job
 
@@ -26,7 +26,7 @@ async def claimed(engine: JobEngine, job: Job) -> ClaimedJob:
 async def test_one_of_fifty_concurrent_claims_succeeds(services: Services) -> None:
     job = await a_queued_expand(services)
     engines = [an_engine(services) for _ in range(50)]
-    claims = await asyncio.gather(*(engine.claim(job.dispatch) for engine in engines))
+    claims = await asyncio.gather(*(engine.claim(job.message) for engine in engines))
     found = await row(services, job.id)
 
     assert len([claim for claim in claims if claim is not None]) == 1
@@ -65,12 +65,12 @@ async def test_message_of_another_epoch_claims_nothing(services: Services) -> No
     job, engine = await a_queued_expand(services), an_engine(services)
     await set_job(services, job.id, "epoch = 1")
 
-    assert [await engine.claim(Dispatch(job.id, epoch)) for epoch in (0, 2)] == [None, None]
+    assert [await engine.claim(JobMessage(job.id, epoch)) for epoch in (0, 2)] == [None, None]
     assert (await row(services, job.id)).status == "queued"
 
 
 async def test_unknown_job_cannot_be_claimed(services: Services) -> None:
-    assert await an_engine(services).claim(Dispatch(uuid4(), 0)) is None
+    assert await an_engine(services).claim(JobMessage(uuid4(), 0)) is None
 
 
 async def test_ended_job_cannot_be_claimed(services: Services) -> None:
@@ -78,14 +78,14 @@ async def test_ended_job_cannot_be_claimed(services: Services) -> None:
     for status in sorted(ENDED):
         await set_job(services, job.id, f"status = '{status}', finished_at = now()")
 
-        assert await engine.claim(job.dispatch) is None
+        assert await engine.claim(job.message) is None
 
 
 async def test_job_of_an_unknown_kind_is_left_to_newer_workers(services: Services) -> None:
     job = await a_queued_expand(services)
     await set_job(services, job.id, "kind = 'volume.paint'")
 
-    assert await an_engine(services).claim(job.dispatch) is None
+    assert await an_engine(services).claim(job.message) is None
     assert (await row(services, job.id)).status == "queued"
 
 
@@ -121,7 +121,7 @@ async def test_many_jobs_are_claimed_in_one_statement(services: Services) -> Non
     await set_job(services, jobs[1].id, "kind = 'volume.paint'")
     async with services.database.transaction() as session:
         claims = await LeaseRepository(session).claim(
-            [job.dispatch for job in jobs] + [Dispatch(uuid4(), 0)], worker_id=uuid4(), kinds=KINDS, lease=3
+            [job.message for job in jobs] + [JobMessage(uuid4(), 0)], worker_id=uuid4(), kinds=KINDS, lease=3
         )
 
     assert {job.id for job in claims} == {job.id for job in jobs[2:]}
@@ -132,4 +132,4 @@ async def test_message_delivered_again_claims_nothing(services: Services) -> Non
     job, engine = await a_queued_expand(services), an_engine(services)
     await claimed(engine, job)
 
-    assert await engine.claim(job.dispatch) is None
+    assert await engine.claim(job.message) is None

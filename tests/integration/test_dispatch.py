@@ -142,7 +142,7 @@ async def test_jobs_of_unknown_kinds_are_not_dispatched(services: Services, clie
 async def test_running_and_ended_jobs_are_not_dispatched(services: Services, client: redis.Redis) -> None:
     running, ended = await a_queued_expand(services), await a_queued_expand(services)
     engine = an_engine(services)
-    assert await engine.claim(running.dispatch) is not None
+    assert await engine.claim(running.message) is not None
     await set_job(services, running.id, DISPATCHED_LONG_AGO)
     await set_job(services, ended.id, f"status = 'failed', finished_at = now(), {DISPATCHED_LONG_AGO}")
     client.flushall()
@@ -162,7 +162,7 @@ async def test_request_without_redis_is_accepted_within_a_second_and_dispatched_
     await set_job(services, job.id, DISPATCHED_LONG_AGO)
     await an_engine(services).redispatch_lost()
 
-    assert messages(client) == {message_id(job.dispatch)}
+    assert messages(client) == {message_id(job.message)}
     assert duration < 1
 
 
@@ -175,7 +175,7 @@ async def test_every_user_request_works_without_redis(services: Services) -> Non
         engine = an_engine(without_redis)
 
         assert (cancelled.status, retried.status) == ("cancelled", "queued")
-        assert await engine.claim(retried.dispatch) is not None
+        assert await engine.claim(retried.message) is not None
         await set_job(without_redis, retried.id, f"status = 'queued', lease_expires_at = NULL, {DISPATCHED_LONG_AGO}")
         with pytest.raises(QueueUnavailable):
             await engine.redispatch_lost()

@@ -16,7 +16,7 @@ from domain.jobs.service import JobService
 from domain.services import Services
 from domain.storage.context import Fence, Grant
 from tests.integration.job_builders import MIB, a_volume, row, volume_row
-from worker.attempts import Attempts
+from worker.attempts import AttemptPerformer
 from worker.runner import Runner
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "job_kind.py"
@@ -43,7 +43,7 @@ async def runner(example: Any, measuring: Any, services: Services) -> AsyncItera
     table = services.handlers | {example.KIND: measuring.handler()}
     worker = Worker(id=uuid4(), host="test", pid=os.getpid())
     engine = JobEngine(services.database, services.queue, table, worker=worker, lease=services.settings.lease_seconds)
-    runner = Runner(engine, services.queue, Attempts(table, services.retry_policy), slots=1)
+    runner = Runner(engine, services.queue, AttemptPerformer(table, services.retry_policy), slots=1)
     yield runner
     await runner.close()
 
@@ -54,7 +54,7 @@ async def test_a_job_of_the_new_kind_is_carried_out_and_its_effect_is_recorded(
     volume = await a_volume(services)
     await services.backends.get("memory").create(volume.id, MIB, Grant(uuid4(), Fence(1, 0), float("inf")))
     job = await measuring.request_measure(volume.id)
-    await runner.run(job.dispatch)
+    await runner.process(job.message)
     settled = await row(services, job.id)
 
     assert (settled.status, settled.result) == ("succeeded", {"volume_id": str(volume.id), "used": 0})
@@ -66,7 +66,7 @@ async def test_a_failed_job_of_the_new_kind_can_be_retried(
 ) -> None:
     volume = await a_volume(services)  # a row without data
     job = await measuring.request_measure(volume.id)
-    await runner.run(job.dispatch)
+    await runner.process(job.message)
     failed = await row(services, job.id)
     jobs = JobService(services.database, services.queue, services.handlers | {example.KIND: measuring.handler()})
     retry = await jobs.retry(job.id)
@@ -82,5 +82,5 @@ async def test_a_worker_that_does_not_know_the_kind_leaves_the_job_in_the_queue(
     job = await measuring.request_measure((await a_volume(services)).id)
     engine = services.engine(Worker(id=uuid4(), host="test", pid=os.getpid()))
 
-    assert await engine.claim(job.dispatch) is None
+    assert await engine.claim(job.message) is None
     assert (await row(services, job.id)).status == "queued"

@@ -42,7 +42,7 @@ async def item_rows(services: Services, lane: Lane, refs: Sequence[ItemRef]) -> 
     return await sql(
         services,
         "SELECT status, code, due_at > now() FROM job_items WHERE job_id = :job_id AND volume_id = ANY(:volume_ids)",
-        job_id=lane.job_id,
+        job_id=lane.parent_id,
         volume_ids=ids_of(refs),
     )
 

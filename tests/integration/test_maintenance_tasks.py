@@ -19,7 +19,7 @@ async def test_no_task_is_due_for_live_jobs_in_order(services: Services) -> None
     engine = an_engine(services)
     await a_queued_expand(services)
     running = await a_queued_expand(services)
-    await engine.claim(running.dispatch)
+    await engine.claim(running.message)
     await a_claimed_lane(services, engine)
     await a_schedule(services, Clock(datetime.now(UTC)), "0 0 1 1 *")
 
@@ -28,7 +28,7 @@ async def test_no_task_is_due_for_live_jobs_in_order(services: Services) -> None
 
 async def test_rescue_is_due_for_an_expired_lease(services: Services) -> None:
     job = await a_queued_expand(services)
-    await an_engine(services).claim(job.dispatch)
+    await an_engine(services).claim(job.message)
     await run_out(services, job.id)
 
     assert await due(services) == {"jobs.rescued"}

@@ -116,7 +116,7 @@ async def a_bulk_job_without_lanes(services: Services) -> Job:
     """Return a bulk job whose lanes have all failed."""
     engine = an_engine(services)
     job = await services.expansion.request_expand(BulkExpandRequest(GrowthPolicy(by=MIB), max_concurrent=1))
-    claim = await engine.claim(job.dispatch)
+    claim = await engine.claim(job.message)
     assert claim is not None
     await services.bulk.plan(claim.job, Grant(job.id, Fence(0, 0), claim.deadline))
     await engine.settle(claim.job, Delegated({}))

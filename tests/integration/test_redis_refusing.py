@@ -148,12 +148,12 @@ async def test_refused_fetch_is_not_mistaken_for_another_workers_claim(
             allow(client)
         ((fetched, _),) = await consumer._fetch(1)
 
-    assert fetched.decode() == message_id(job.dispatch)
+    assert fetched.decode() == message_id(job.message)
 
 
 async def test_message_claimed_by_another_worker_is_skipped(services: Services, client: redis.Redis) -> None:
     job = await services.volumes.request_create(NewVolume("dispatched", MIB))
-    client.set(in_progress_key_prefix + message_id(job.dispatch), 1)
+    client.set(in_progress_key_prefix + message_id(job.message), 1)
     async with open_worker(services.settings) as runner:
         consumer = ArqConsumer(runner, arq_settings(services.settings))
         consumer._pool = services.queue.redis

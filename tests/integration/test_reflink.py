@@ -78,7 +78,7 @@ async def test_snapshot_of_a_gibibyte_allocates_no_new_blocks(xfs: Path, driver:
     assert await driver.take_snapshot(VOLUME, SNAPSHOT, grant) == 2 * GIB
 
     assert abs(before - free(xfs)) < SLACK
-    assert grant.lease.copied == (2 * GIB, 2 * GIB)
+    assert grant.state.copied == (2 * GIB, 2 * GIB)
     snapshot = data.parent / "snapshots" / str(SNAPSHOT)
     assert all(one == other for one, other in zip_longest(pieces(data), pieces(snapshot)))
 

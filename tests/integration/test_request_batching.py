@@ -22,7 +22,7 @@ from domain.errors import (
     VolumeNotFound,
     VolumeUnusable,
 )
-from domain.jobs.idempotency import RequestOrigin
+from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.model import Job
 from domain.services import Services
 from domain.volumes.growth import Growth
@@ -80,7 +80,7 @@ class TestExpansions:
             found, volume = await row(services, job.id), await volume_row(services, volume_id)
             assert (volume["state"], volume["job_id"], volume["version"]) == ("expanding", job.id, 2)
             assert volume["updated_at"] == found.created_at > volume["created_at"]
-            assert found.params == {"to_size": 2 * MIB, "fence": 2}
+            assert found.params == {"to_size": 2 * MIB, "fence_version": 2}
             assert {column: getattr(job, column) for column in Job.__table__.columns.keys()} == {  # noqa: SIM118
                 column: getattr(found, column)
                 for column in Job.__table__.columns.keys()  # noqa: SIM118
@@ -158,7 +158,7 @@ class TestCreations:
             assert (volume["state"], volume["job_id"], volume["version"]) == ("creating", job.id, 1)
             assert (volume["backend"], volume["autogrow"]) == ("memory", policy)
             assert (found.kind, found.status, found.created_by) == ("volume.create", "queued", "me")
-            assert found.params == {"size": request.size, "fence": 1}
+            assert found.params == {"size": request.size, "fence_version": 1}
             assert (job.created_at, job.run_at, job.dispatched_at) == (
                 found.created_at,
                 found.run_at,

@@ -25,7 +25,7 @@ from tests.integration.job_builders import (
 
 async def a_running_expand(services: Services, engine: JobEngine) -> ClaimedJob:
     """Request an expansion and claim it."""
-    claim = await engine.claim((await a_queued_expand(services)).dispatch)
+    claim = await engine.claim((await a_queued_expand(services)).message)
     assert claim is not None
     return claim.job
 
@@ -47,7 +47,7 @@ async def test_rescued_job_is_dispatched_and_can_be_claimed(services: Services) 
     await engine.rescue()
 
     assert await engine.dispatch_due() == 1
-    assert await engine.claim((await row(services, job.id)).dispatch) is not None
+    assert await engine.claim((await row(services, job.id)).message) is not None
 
 
 async def test_job_with_a_valid_lease_is_not_rescued(services: Services) -> None:
@@ -153,7 +153,7 @@ async def test_job_that_kills_every_worker_fails_in_the_end(services: Services) 
     job = await a_queued_expand(services)
     claims = 0
     while not (await row(services, job.id)).ended:
-        assert await an_engine(services).claim((await row(services, job.id)).dispatch) is not None
+        assert await an_engine(services).claim((await row(services, job.id)).message) is not None
         claims += 1
         await run_out(services, job.id)
         await an_engine(services).rescue()

@@ -20,7 +20,7 @@ ERROR = {"code": "storage-full", "detail": "Full."}
 async def failed(services: Services, job: Job) -> Job:
     """Claim this job and let it fail."""
     engine = an_engine(services)
-    claim = await engine.claim(job.dispatch)
+    claim = await engine.claim(job.message)
     assert claim is not None
     assert await engine.settle(claim.job, Failed(ERROR))
     return await row(services, job.id)
@@ -28,7 +28,7 @@ async def failed(services: Services, job: Job) -> Job:
 
 async def succeeded(services: Services, job: Job) -> None:
     engine = an_engine(services)
-    claim = await engine.claim(job.dispatch)
+    claim = await engine.claim(job.message)
     assert claim is not None
     assert await engine.settle(claim.job, Succeeded({"size": claim.job.params["to_size"]}))
 
@@ -48,7 +48,7 @@ async def test_retry_is_a_new_job_with_the_same_target(services: Services) -> No
 async def test_retry_is_dispatched(services: Services) -> None:
     new = await services.jobs.retry((await failed(services, await a_queued_expand(services))).id)
 
-    assert await services.queue.missing([new.dispatch]) == []
+    assert await services.queue.missing([new.message]) == []
 
 
 async def test_retry_has_a_higher_fence_than_the_failed_job(services: Services) -> None:

@@ -104,7 +104,7 @@ async def test_job_is_found_if_its_worker_dies_before_the_dispatch(services: Ser
     await sql(services, "UPDATE jobs SET dispatched_at = now() - interval '1 minute'")
 
     assert await an_engine(services).redispatch_lost() == 1
-    assert await an_engine(services).claim((await row(services, job_id)).dispatch) is not None
+    assert await an_engine(services).claim((await row(services, job_id)).message) is not None
 
 
 async def test_locked_schedule_is_skipped(services: Services) -> None:

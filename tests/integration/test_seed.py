@@ -25,7 +25,7 @@ from domain.bulk import chunks as chunks_module
 from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy
 from domain.db.database import Database
 from domain.db.pagination import PageRequest
-from domain.jobs.idempotency import ANONYMOUS
+from domain.jobs.acceptance import ANONYMOUS
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.jobs.claimed import ClaimedJob
 from domain.jobs.engine import JobEngine
-from domain.jobs.model import Dispatch
+from domain.jobs.model import JobMessage
 from domain.jobs.outcomes import Cancelled, Failed, Outcome, Released, RetryIn, Succeeded, Superseded
 from domain.jobs.states import JobStatus
 from domain.jobs.store.leases import LeaseRepository, Settlement
@@ -31,7 +31,7 @@ ERROR = {"code": "storage-full", "detail": "Full."}
 async def a_running_expand(services: Services) -> tuple[JobEngine, ClaimedJob]:
     """Request an expansion from 1 to 2 MiB and claim it."""
     engine = an_engine(services)
-    claim = await engine.claim((await a_queued_expand(services)).dispatch)
+    claim = await engine.claim((await a_queued_expand(services)).message)
     assert claim is not None
     return engine, claim.job
 
@@ -109,7 +109,7 @@ async def test_stale_epoch_settles_nothing_even_in_the_same_worker(services: Ser
     engine, old = await a_running_expand(services)
     await run_out(services, old.id)
     await engine.rescue()
-    assert await engine.claim((await row(services, old.id)).dispatch) is not None
+    assert await engine.claim((await row(services, old.id)).message) is not None
     before = await everything(services)
 
     assert not await engine.settle(old, expanded(old))
@@ -160,7 +160,7 @@ async def test_released_job_gets_its_attempt_back_and_is_dispatched_at_once(serv
     found = await row(services, job.id)
 
     assert (found.status, found.attempt, found.epoch) == ("queued", 0, 1)
-    assert await services.queue.missing([Dispatch(job.id, 1)]) == []
+    assert await services.queue.missing([JobMessage(job.id, 1)]) == []
 
 
 async def test_failed_job_stores_its_error_and_releases_the_volume(services: Services) -> None:
@@ -206,7 +206,7 @@ async def test_many_attempts_are_settled_in_one_statement(services: Services) ->
     jobs = [await a_queued_expand(services) for _ in range(20)]
     async with services.database.transaction() as session:
         leases = LeaseRepository(session)
-        await leases.claim([job.dispatch for job in jobs], worker_id=worker_id, kinds=("volume.expand",), lease=3)
+        await leases.claim([job.message for job in jobs], worker_id=worker_id, kinds=("volume.expand",), lease=3)
         settlements = [
             Settlement(jobs[0].id, 0, JobStatus.QUEUED, error=ERROR, delay=5),
             Settlement(jobs[1].id, 7, JobStatus.FAILED, error=ERROR),
@@ -228,7 +228,7 @@ async def test_each_change_of_a_job_increments_its_version(services: Services) -
     versions = [(await row(services, job.id)).version]
     await engine.settle(job, RetryIn(0, ERROR))
     versions.append((await row(services, job.id)).version)
-    claim = await engine.claim((await row(services, job.id)).dispatch)
+    claim = await engine.claim((await row(services, job.id)).message)
     assert claim is not None
     versions.append((await row(services, job.id)).version)
     await engine.settle(claim.job, expanded(job))

@@ -20,7 +20,7 @@ from hypothesis.stateful import rule, run_state_machine_as_test
 import domain.bulk.item_work
 import worker.lanes
 import worker.runner
-from domain.jobs.model import Dispatch
+from domain.jobs.model import JobMessage
 from domain.settings import Settings
 from tests.simulation.cluster import LEASE_SECONDS, WORKERS, SimulatedWorker
 from tests.simulation.harness import Harness
@@ -51,14 +51,14 @@ class Simulation(UserRequests):
 
     # --- messages ----------------------------------------------------------------------------------------
 
-    def messages(self) -> list[Dispatch]:
+    def messages(self) -> list[JobMessage]:
         return sorted(self.world.queue.messages)
 
     @if_any(messages)
     @rule(which=ANY, worker=WORKER, fault=COMMIT_FAULTS)
     def deliver(self, which: int, worker: int, fault: Fault | None) -> None:
-        dispatch = choose(self.messages(), which)
-        self.do(self.world.deliver(dispatch, self.world.workers[worker], fault))
+        message = choose(self.messages(), which)
+        self.do(self.world.deliver(message, self.world.workers[worker], fault))
 
     @if_any(messages)
     @rule(which=ANY, worker=WORKER, steps=STEP_COUNT)
@@ -70,11 +70,11 @@ class Simulation(UserRequests):
     @if_any(messages)
     @rule(which=ANY, workers=st.tuples(WORKER, WORKER))
     def deliver_twice(self, which: int, workers: tuple[int, int]) -> None:
-        dispatch = choose(self.messages(), which)
+        message = choose(self.messages(), which)
         for number in workers:
-            self.do(self.world.deliver(dispatch, self.world.workers[number]))
+            self.do(self.world.deliver(message, self.world.workers[number]))
 
-    def old_messages(self) -> list[Dispatch]:
+    def old_messages(self) -> list[JobMessage]:
         return sorted(self.world.queue.sent - self.world.queue.messages)
 
     @if_any(old_messages)
@@ -143,7 +143,7 @@ class Simulation(UserRequests):
         self.do(self.world.end_lease(job, noticed=noticed))
         if rescued:
             self.rescue()
-        message = str(Dispatch(UUID(job["id"]), job["epoch"]))
+        message = str(JobMessage(UUID(job["id"]), job["epoch"]))
         for stepped in [stepped for stepped in self.stepped_tasks() if stepped.name == message]:
             self.advance_task(stepped, steps)
 

@@ -17,8 +17,8 @@ from domain.errors import (
     VolumeNotFound,
     VolumeUnusable,
 )
+from domain.jobs.acceptance import IdempotentReplay, IdempotentRequest, RequestOrigin
 from domain.jobs.claimed import ClaimedJob
-from domain.jobs.idempotency import IdempotentReplay, IdempotentRequest, RequestOrigin
 from domain.jobs.outcomes import Cancelled
 from domain.services import Services, open_services
 from domain.settings import Settings
@@ -53,7 +53,7 @@ class TestTake:
         assert (found["state"], found["version"]) == ("snapshotting", 2)
         assert {snapshot["job_id"], found["job_id"]} == {job.id}
         assert (job.kind, job.volume_id, job.backend, job.created_by) == ("snapshot.take", volume.id, "memory", "me")
-        assert job.params == {"name": "first", "size": 3 * MIB, "fence": 1}
+        assert job.params == {"name": "first", "size": 3 * MIB, "fence_version": 1}
 
     async def test_success_makes_the_snapshot_ready_and_the_volume_available(self, services: Services) -> None:
         volume = await a_stored_volume(services, size=2 * MIB)
@@ -130,7 +130,7 @@ class TestRestore:
         job = await services.snapshots.request_restore(snapshot.id)
 
         assert await states(services, job) == ("restoring", "restoring")
-        assert (job.volume_id, job.snapshot_id, job.params["fence"]) == (volume.id, snapshot.id, 8)
+        assert (job.volume_id, job.snapshot_id, job.params["fence_version"]) == (volume.id, snapshot.id, 8)
 
     async def test_volume_keeps_its_current_size(self, services: Services) -> None:
         volume = await a_stored_volume(services)
@@ -168,7 +168,7 @@ class TestDelete:
         expand = await services.volumes.request_expand(volume.id, Growth(by=MIB))
 
         assert (job.volume_id, job.snapshot_id, job.backend) == (None, snapshot.id, "memory")
-        assert job.params == {"of_volume": str(volume.id), "fence": 2}
+        assert job.params == {"of_volume": str(volume.id), "fence_version": 2}
         assert (await carried_out(services, expand)).status == "succeeded"
         job = await carried_out(services, job)
         assert job.result == {"snapshot_id": str(snapshot.id), "volume_id": str(volume.id)}
@@ -206,7 +206,7 @@ class TestClone:
         assert await states(services, job) == ("creating", "cloning")
         assert (clone["name"], clone["backend"], clone["labels"]) == ("clone", "memory", {"a": "b"})
         assert (job.snapshot_id, job.backend, job.created_by) == (snapshot.id, "memory", "me")
-        assert job.params == {"of_volume": str(volume.id), "size": 2 * MIB, "fence": 1}
+        assert job.params == {"of_volume": str(volume.id), "size": 2 * MIB, "fence_version": 1}
         with pytest.raises(SnapshotBusy) as refused:
             await services.snapshots.request_delete(snapshot.id)
         assert refused.value.details["job_id"] == job.id
@@ -326,8 +326,8 @@ async def test_retry_has_a_higher_fence_and_the_same_params(services: Services, 
     new = await services.jobs.retry(old.id)
 
     assert (new.kind, new.retry_of, new.volume_id, new.snapshot_id) == (kind, old.id, old.volume_id, old.snapshot_id)
-    assert ClaimedJob.from_row(new).fence > (old.params["fence"] + 1, 0)
-    assert {**new.params, "fence": 0} == {**old.params, "fence": 0}
+    assert ClaimedJob.from_row(new).fence > (old.params["fence_version"] + 1, 0)
+    assert {**new.params, "fence_version": 0} == {**old.params, "fence_version": 0}
     assert (await carried_out(services, new)).status == "succeeded"
 
 

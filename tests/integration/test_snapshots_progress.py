@@ -63,7 +63,7 @@ async def test_job_without_progress_is_renewed_in_the_same_batch(
     services: Services, running: tuple[JobEngine, ClaimedJob]
 ) -> None:
     engine, job = running
-    claim = await engine.claim((await a_queued_expand(services)).dispatch)
+    claim = await engine.claim((await a_queued_expand(services)).message)
     assert claim is not None
     before = await row(services, claim.job.id)
     renewed = await engine.renew([job.id, claim.job.id], {job.id: Progress(1, 2)})

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from domain.jobs.model import Dispatch
+from domain.jobs.model import JobMessage
 from domain.jobs.transport.job_queue import QUEUE_NAME
 from domain.jobs.transport.messages import FUNCTION_NAME, message_id
 from domain.services import Services
@@ -70,10 +70,10 @@ async def test_stock_arq_runs_a_job_and_stops_cleanly(services: Services) -> Non
 async def test_stock_arq_and_our_worker_share_a_queue_with_a_stock_producer(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def enqueue(dispatches: Iterable[Dispatch]) -> None:
-        for dispatch in dispatches:
-            arguments = str(dispatch.job_id), dispatch.epoch
-            await services.queue.redis.enqueue_job(FUNCTION_NAME, *arguments, _job_id=message_id(dispatch))
+    async def enqueue(messages: Iterable[JobMessage]) -> None:
+        for message in messages:
+            arguments = str(message.job_id), message.epoch
+            await services.queue.redis.enqueue_job(FUNCTION_NAME, *arguments, _job_id=message_id(message))
 
     monkeypatch.setattr(services.queue, "dispatch", enqueue)
     slow = "faulty+memory:?delay_ms=200"

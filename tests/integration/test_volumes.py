@@ -18,7 +18,7 @@ from domain.errors import (
     VolumeNotFound,
     VolumeUnusable,
 )
-from domain.jobs.idempotency import RequestOrigin
+from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.store.jobs import JobFilter
 from domain.services import Services, open_services
 from domain.volumes.growth import Growth
@@ -47,7 +47,7 @@ class TestCreate:
         assert (volume["state"], volume["size"], volume["job_id"]) == ("creating", MIB, job.id)
         assert (volume["backend"], volume["labels"], volume["version"]) == ("memory", {"a": "b"}, 1)
         assert (found.status, found.kind, found.created_by) == ("queued", "volume.create", "me")
-        assert (found.params, found.backend) == ({"size": MIB, "fence": 1}, "memory")
+        assert (found.params, found.backend) == ({"size": MIB, "fence_version": 1}, "memory")
         assert found.max_attempts == services.settings.max_attempts
 
     async def test_one_of_twenty_concurrent_requests_with_one_name_is_accepted(self, services: Services) -> None:
@@ -75,7 +75,7 @@ class TestExpand:
         job = await services.volumes.request_expand(volume.id, Growth(percent=50))
         found = await volume_row(services, volume.id)
 
-        assert job.params == {"to_size": 15 * MIB, "fence": 2}
+        assert job.params == {"to_size": 15 * MIB, "fence_version": 2}
         assert (found["state"], found["size"], found["version"]) == ("expanding", 10 * MIB, 2)
         assert found["job_id"] == job.id
 

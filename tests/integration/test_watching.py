@@ -16,7 +16,7 @@ from tests.integration.job_builders import MIB, NO_REDIS, a_queued_expand, an_en
 async def end(services: Services, job: Job) -> None:
     """Claim the job and settle it."""
     engine = an_engine(services)
-    claim = await engine.claim(job.dispatch)
+    claim = await engine.claim(job.message)
     assert claim is not None
     await engine.settle(claim.job, Succeeded({"size": 2 * MIB}))
 

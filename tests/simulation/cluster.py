@@ -33,7 +33,7 @@ from tests.simulation.doubles import (
 )
 from tests.simulation.scheduler import SteppedTask
 from tests.simulation.world_state import WorldState
-from worker.attempts import Attempts
+from worker.attempts import AttemptPerformer
 from worker.heartbeat import Heartbeat
 from worker.main import handlers
 from worker.runner import Runner
@@ -132,7 +132,7 @@ class Cluster:
     def _new_worker(self) -> SimulatedWorker:
         services = self.services
         engine = recording_outcomes(an_engine(services))
-        attempts = Attempts(handlers(services, lambda: 1), RetryPolicy(RETRY_SECONDS))
+        attempts = AttemptPerformer(handlers(services, lambda: 1), RetryPolicy(RETRY_SECONDS))
         runner = Runner(engine, self.queue, attempts, slots=100)
         heartbeat = Heartbeat(engine, runner.running, lease=LEASE_SECONDS, stall=LEASE_SECONDS)
         return SimulatedWorker(engine, runner, heartbeat)

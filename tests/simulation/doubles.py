@@ -17,7 +17,7 @@ from domain.db.database import Database
 from domain.errors import DatabaseUnavailable
 from domain.jobs.claimed import ClaimedJob
 from domain.jobs.engine import JobEngine
-from domain.jobs.model import Dispatch
+from domain.jobs.model import JobMessage
 from domain.jobs.outcomes import Outcome
 from domain.jobs.transport.job_queue import JobQueue
 from domain.services import Services
@@ -104,7 +104,7 @@ class JournalingMemoryDriver(MemoryDriver):
         self._record(operation, subject_id, grant)
 
     def _record(self, operation: str, subject_id: UUID, grant: Grant) -> None:
-        within_lease = operation in SEALS or monotonic() < grant.lease.deadline
+        within_lease = operation in SEALS or monotonic() < grant.state.deadline
         self.publications.append(Publication(operation, subject_id, grant.job_id, grant.fence, within_lease))
 
 
@@ -146,19 +146,19 @@ class SimulatedQueue(JobQueue):
     """The messages in memory: those that Redis has at the moment, and all that were ever sent."""
 
     def __init__(self) -> None:
-        self.messages: set[Dispatch] = set()
-        self.sent: set[Dispatch] = set()
+        self.messages: set[JobMessage] = set()
+        self.sent: set[JobMessage] = set()
 
-    async def dispatch(self, dispatches: Iterable[Dispatch]) -> None:
-        for dispatch in dispatches:
-            self.messages.add(dispatch)
-            self.sent.add(dispatch)
+    async def dispatch(self, messages: Iterable[JobMessage]) -> None:
+        for message in messages:
+            self.messages.add(message)
+            self.sent.add(message)
 
-    async def missing(self, dispatches: Sequence[Dispatch]) -> list[Dispatch]:
-        return [dispatch for dispatch in dispatches if dispatch not in self.messages]
+    async def missing(self, messages: Sequence[JobMessage]) -> list[JobMessage]:
+        return [message for message in messages if message not in self.messages]
 
-    def acknowledge(self, dispatch: Dispatch) -> asyncio.Future[None]:
-        self.messages.discard(dispatch)
+    def acknowledge(self, message: JobMessage) -> asyncio.Future[None]:
+        self.messages.discard(message)
         acknowledged = asyncio.get_running_loop().create_future()
         acknowledged.set_result(None)
         return acknowledged

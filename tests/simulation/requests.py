@@ -135,7 +135,7 @@ class UserRequests(RuleBasedStateMachine):
         run = {"schedule_id": SCHEDULE, "scheduled_for": datetime.now(UTC)}
         async with self.world.database.transaction() as session:
             job = await self.services.bulk_snapshots.add(session, request, **run)
-        await self.world.queue.dispatch([job.dispatch])
+        await self.world.queue.dispatch([job.message])
         return job
 
     @if_any(jobs)

@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from domain.bulk.kinds import BULK_KINDS
 from domain.errors import CisternError
-from domain.jobs.model import Dispatch, Job
+from domain.jobs.model import Job, JobMessage
 from tests.simulation.cluster import Cluster, SimulatedWorker
 from tests.simulation.scheduler import Fault, SteppedTask
 from tests.simulation.world_state import Row, WorldState
@@ -43,23 +43,23 @@ class World(Cluster):
         if fault is None and acceptable is not None:
             assert (accepted is not None) == acceptable, f"accepted: {accepted and vars(accepted)}"
         if accepted is not None and accepted.status == "queued":
-            assert accepted.dispatch in self.queue.messages
+            assert accepted.message in self.queue.messages
         if accepted is None and fault is not Fault.ANSWER_LOST:
             unchanged = replace(self.now, publications=0) == replace(before, publications=0)
             assert unchanged, "a refused request has changed something"
 
     # --- workers -----------------------------------------------------------------------------------------
 
-    async def deliver(self, dispatch: Dispatch, worker: SimulatedWorker, fault: Fault | None = None) -> None:
+    async def deliver(self, message: JobMessage, worker: SimulatedWorker, fault: Fault | None = None) -> None:
         """Deliver a message to a worker, which tries to claim the job."""
-        before, stepped = self.now, SteppedTask(worker.runner.run(dispatch), f"{dispatch}")
+        before, stepped = self.now, SteppedTask(worker.runner.process(message), f"{message}")
         worker.stepped_tasks.append(stepped)
         await stepped.advance()
         await self.advance(stepped, fault)
-        job = before.jobs[str(dispatch.job_id)]
-        if job["epoch"] != dispatch.epoch or job["status"] != "queued":
+        job = before.jobs[str(message.job_id)]
+        if job["epoch"] != message.epoch or job["status"] != "queued":
             await self.finish(stepped)  # a second claim follows, because the row might only have been locked
-            assert self.now == before, f"a stale message has changed something: {dispatch}"
+            assert self.now == before, f"a stale message has changed something: {message}"
 
     async def advance(self, stepped: SteppedTask, fault: Fault | None = None, *, gate: int = 0) -> None:
         name = await stepped.advance(fault, gate=gate)
@@ -122,7 +122,7 @@ class World(Cluster):
         await self.pass_time()
         await self.maintain("dispatch_due")
         await self.maintain("redispatch_lost")
-        queued = {Dispatch(UUID(job["id"]), job["epoch"]) for job in self.now.live() if job["status"] == "queued"}
+        queued = {JobMessage(UUID(job["id"]), job["epoch"]) for job in self.now.live() if job["status"] == "queued"}
         assert queued <= self.queue.messages, "a queued job has no message"
 
     # --- the end -----------------------------------------------------------------------------------------
@@ -147,9 +147,9 @@ class World(Cluster):
     async def _handle_all_messages(self) -> None:
         """Handle all messages, and those that are sent meanwhile."""
         for _ in range(_MAX_ROUNDS):
-            for dispatch in sorted(self.queue.messages):
-                self.queue.messages.discard(dispatch)
-                await self.deliver(dispatch, self.workers[0])
+            for message in sorted(self.queue.messages):
+                self.queue.messages.discard(message)
+                await self.deliver(message, self.workers[0])
                 for stepped in self.workers[0].active_tasks():
                     await self.finish(stepped)
 

@@ -10,7 +10,7 @@ from domain.bulk.model import Item
 from domain.bulk.selection import require_within
 from domain.bulk.snapshot.request import BulkSnapshotRequest
 from domain.bulk.states import ItemCode, ItemStatus
-from domain.jobs.idempotency import ANONYMOUS, RequestOrigin
+from domain.jobs.acceptance import ANONYMOUS, RequestOrigin
 from domain.jobs.model import Job
 from tests.unit.fake_volumes import FakeJobs, FakeVolumes, job_row
 
@@ -42,7 +42,7 @@ class FakeBulkSnapshots:
     async def _snapshot(self, request: BulkSnapshotRequest) -> Job:
         require_within(request.max_concurrent, 100)
         self.requests.append(request)
-        return self.jobs.add(job_row("bulk.snapshot", params={**request.to_json(), "fence": 0}))
+        return self.jobs.add(job_row("bulk.snapshot", params={**request.to_json(), "fence_version": 0}))
 
 
 @dataclass
@@ -59,7 +59,7 @@ class FakeExpansion:
     async def _expand(self, request: BulkExpandRequest) -> Job:
         self._validate(request)
         self.requests.append(request)
-        return self.jobs.add(job_row("bulk.expand", params={**request.to_json(), "fence": 0}))
+        return self.jobs.add(job_row("bulk.expand", params={**request.to_json(), "fence_version": 0}))
 
     async def preview(self, request: BulkExpandRequest) -> Plan:
         self._validate(request)

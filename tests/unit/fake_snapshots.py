@@ -11,7 +11,7 @@ from domain.errors import (
     SnapshotNotFound,
     SnapshotUnusable,
 )
-from domain.jobs.idempotency import ANONYMOUS, RequestOrigin
+from domain.jobs.acceptance import ANONYMOUS, RequestOrigin
 from domain.jobs.model import Job
 from domain.snapshots import states as snapshot_states
 from domain.snapshots.model import Snapshot

@@ -23,7 +23,7 @@ from domain.errors import (
     VolumeNotFound,
     VolumeUnusable,
 )
-from domain.jobs.idempotency import ANONYMOUS, IdempotentReplay, IdempotentRequest, RequestOrigin
+from domain.jobs.acceptance import ANONYMOUS, IdempotentReplay, IdempotentRequest, RequestOrigin
 from domain.jobs.model import Job, new_job
 from domain.jobs.states import RETRYABLE, JobStatus
 from domain.jobs.store.jobs import JobFilter
@@ -43,7 +43,7 @@ def job_row(kind: str = "volume.create", **columns: Any) -> Job:
     """Return a job as PostgreSQL would return it."""
     times: dict[str, Any] = {"run_at": NOON, "created_at": NOON}
     status = columns.pop("status", JobStatus.QUEUED)
-    job = new_job(kind, columns.pop("params", {"fence": 1}), max_attempts=8, **times, **columns)
+    job = new_job(kind, columns.pop("params", {"fence_version": 1}), max_attempts=8, **times, **columns)
     job.status = status
     return job
 
@@ -89,17 +89,17 @@ class FakeJobs:
 
     async def accept(self, origin: RequestOrigin, accepting: Awaitable[Job]) -> Job:
         """Accept a request; one with a key only once."""
-        if origin.key is None:
+        if origin.idempotency is None:
             return await accepting
-        name = (origin.caller, origin.key.key)
+        name = (origin.caller, origin.idempotency.key)
         if name in self.replays:
             _ = asyncio.ensure_future(accepting).cancel()
             first, replay = self.replays[name]
-            if (first.route, first.fingerprint) != (origin.key.route, origin.key.fingerprint):
+            if (first.route, first.fingerprint) != (origin.idempotency.route, origin.idempotency.fingerprint):
                 raise IdempotencyKeyReused
             raise IdempotentReplay(*replay)
         job = await accepting
-        self.replays[name] = origin.key, origin.key.render(job)
+        self.replays[name] = origin.idempotency, origin.idempotency.render(job)
         return job
 
     def add(self, job: Job) -> Job:
@@ -229,7 +229,7 @@ class FakeVolumes:
 
     def _job(self, kind: str, volume: Volume, caller: str | None, **params: Any) -> Job:
         job = job_row(
-            kind, params={**params, "fence": 1}, volume_id=volume.id, backend=volume.backend, created_by=caller
+            kind, params={**params, "fence_version": 1}, volume_id=volume.id, backend=volume.backend, created_by=caller
         )
         volume.job_id = job.id
         return self.jobs.add(job)

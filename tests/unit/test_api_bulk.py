@@ -173,7 +173,7 @@ async def test_dry_run_returns_the_plan_and_creates_no_job(fake: FakeServices, c
         False,
     )
     planned = {item["volume_id"]: (item["from_size"], item["to_size"], item["code"]) for item in plan["items"]}
-    assert planned == {str(grows.id): (MIB, 2 * MIB, None), str(stays.id): (2 * MIB, None, "already-there")}
+    assert planned == {str(grows.id): (MIB, 2 * MIB, None), str(stays.id): (2 * MIB, None, "already-large-enough")}
     assert fake.expansion.requests == []
     assert not fake.jobs.rows
 

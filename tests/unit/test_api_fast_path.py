@@ -56,7 +56,10 @@ JOBS_WITH: list[dict[str, Any]] = [
     {},
     {"status": JobStatus.RUNNING, "started_at": NOON, "created_by": "ich", "worker_id": UUID(int=7)},
     {"kind": "bulk.expand", "total": 9, "succeeded": 4, "failed": 1, "skipped": 2},
-    {"params": {"to_size": 2**40, "fence": 7}, "error": {"code": "storage-busy", "detail": "Besetzt: „ü“.", "more": 1}},
+    {
+        "params": {"to_size": 2**40, "fence_version": 7},
+        "error": {"code": "storage-busy", "detail": "Besetzt: „ü“.", "more": 1},
+    },
     {**ENDED, "result": {"volume_id": str(UUID(int=3)), "size": 5}, "volume_id": UUID(int=3)},
     {**ENDED, "kind": "bulk.expand", "total": 10, "succeeded": 10},
 ]

@@ -12,13 +12,15 @@ JOBS = "/api/v1/jobs"
 
 
 async def test_job_response_hides_internal_columns(fake: FakeServices, client: httpx.AsyncClient) -> None:
-    job = fake.jobs.add(job_row(params={"size": 5, "fence": 7}, error={"code": "storage-busy", "detail": "Busy."}))
+    job = fake.jobs.add(
+        job_row(params={"size": 5, "fence_version": 7}, error={"code": "storage-busy", "detail": "Busy."})
+    )
     body = (await client.get(f"{JOBS}/{job.id}")).json()
 
     assert body["params"] == {"size": 5}
     assert body["error"] == {"code": "storage-busy", "detail": "Busy."}
     assert body["progress"] is None
-    assert not {"fence", "epoch", "dispatched_at", "lease_expires_at", "version"} & body.keys()
+    assert not {"fence_version", "epoch", "dispatched_at", "lease_expires_at", "version"} & body.keys()
 
 
 async def test_bulk_job_reports_progress(fake: FakeServices, client: httpx.AsyncClient) -> None:

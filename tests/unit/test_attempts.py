@@ -31,7 +31,7 @@ from tests.unit.worker_fakes import (
 async def run_once(job: Job, driver: StorageDriver) -> FakeJobEngine:
     """Handle the job's message once, and return the engine that was called."""
     engine = FakeJobEngine(job)
-    await a_runner(engine, driver).handle(job.dispatch)
+    await a_runner(engine, driver).handle(job.message)
     return engine
 
 
@@ -58,7 +58,7 @@ class TestOutcomes:
         engine = FakeJobEngine(job)
         runner = a_runner(engine, faulty("fail=create:storage-unavailable"))
         for _ in range(3):
-            await runner.handle(job.dispatch)
+            await runner.handle(job.message)
         delays = [outcome.delay for outcome in engine.settled if isinstance(outcome, RetryIn) and not outcome.free]
 
         assert [0.5 * 2**n <= delay <= 1.5 * 2**n for n, delay in enumerate(delays)] == [True] * 3
@@ -176,7 +176,7 @@ class TestCancellation:
         job, driver = a_job(), faulty(f"gate={closed_gate(tmp_path)}")
         engine = FakeJobEngine(job)
         runner = a_runner(engine, driver)
-        handling = asyncio.create_task(runner.handle(job.dispatch))
+        handling = asyncio.create_task(runner.handle(job.message))
         await until(lambda: job.id in runner.running)
         runner.running[job.id].grant.stop(StopReason.CANCELLED)
         await handling

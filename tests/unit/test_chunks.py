@@ -47,7 +47,7 @@ class ScriptedDriver:
 
 
 def a_lane(**params: Any) -> Lane:
-    return Lane(uuid7(), uuid7(), 0, None, {"of": SNAPSHOT, "slots": 1, "last": False, "fence": 0} | params)
+    return Lane(uuid7(), uuid7(), 0, None, {"of": SNAPSHOT, "slots": 1, "last": False, "fence_version": 0} | params)
 
 
 def some_work(*, resumed: bool = False) -> ItemWork:

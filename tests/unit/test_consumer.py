@@ -13,7 +13,7 @@ from arq.worker import func
 from fakeredis import FakeServer
 
 import worker.consumer
-from domain.jobs.model import Dispatch
+from domain.jobs.model import JobMessage
 from domain.jobs.transport.job_queue import QUEUE_NAME, WAKEUPS, JobQueue
 from domain.jobs.transport.messages import FUNCTION_NAME, deserialize, message_id, serialize
 from domain.storage.memory import MemoryDriver
@@ -22,8 +22,8 @@ from worker.consumer import ArqConsumer
 from worker.main import run_job
 
 
-def dispatches(count: int) -> list[Dispatch]:
-    return [a_job().dispatch for _ in range(count)]
+def messages(count: int) -> list[JobMessage]:
+    return [a_job().message for _ in range(count)]
 
 
 def a_consumer(server: FakeServer, *jobs: Any, slots: int = 10, **settings: Any) -> ArqConsumer:
@@ -64,36 +64,36 @@ async def consume_until(condition: Callable[[], bool], consumer: ArqConsumer) ->
 async def test_fetch_returns_up_to_the_limit_and_reserves_what_it_returns() -> None:
     server = FakeServer()
     consumer, queue = a_consumer(server, slots=7), JobQueue(fake_redis(server))
-    await queue.dispatch(dispatches(10))
+    await queue.dispatch(messages(10))
 
     assert (len(await consumer._fetch(7)), len(await consumer._fetch(7))) == (7, 3)
     assert await consumer._fetch(7) == []
 
 
 async def test_fetch_skips_any_number_of_messages_reserved_by_other_workers() -> None:
-    server, dispatched = FakeServer(), dispatches(150)
+    server, dispatched = FakeServer(), messages(150)
     consumer, queue = a_consumer(server), JobQueue(fake_redis(server))
     await queue.dispatch(dispatched[:-1])
-    for dispatch in dispatched[:-1]:
-        await queue.redis.set(in_progress_key_prefix + message_id(dispatch), 1)
+    for message in dispatched[:-1]:
+        await queue.redis.set(in_progress_key_prefix + message_id(message), 1)
     await queue.dispatch(dispatched[-1:])
 
     assert [fetched_id for fetched_id, _ in await consumer._fetch(3)] == [message_id(dispatched[-1]).encode()]
 
 
 async def test_message_that_is_not_due_is_not_fetched() -> None:
-    server, (dispatch,) = FakeServer(), dispatches(1)
+    server, (message,) = FakeServer(), messages(1)
     consumer, queue = a_consumer(server), JobQueue(fake_redis(server))
-    await queue.dispatch([dispatch])
-    await queue.redis.zadd(QUEUE_NAME, {message_id(dispatch): timestamp_ms() + 60_000})
+    await queue.dispatch([message])
+    await queue.redis.zadd(QUEUE_NAME, {message_id(message): timestamp_ms() + 60_000})
 
     assert await consumer._fetch(3) == []
 
 
 async def test_worker_whose_clock_is_half_an_hour_behind_fetches_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    server, (dispatch,) = FakeServer(), dispatches(1)
+    server, (message,) = FakeServer(), messages(1)
     consumer, queue = a_consumer(server), JobQueue(fake_redis(server))
-    await queue.dispatch([dispatch])
+    await queue.dispatch([message])
     monkeypatch.setattr(worker.consumer, "timestamp_ms", lambda: timestamp_ms() - 1_800_000)
 
     assert len(await consumer._fetch(3)) == 1
@@ -105,7 +105,7 @@ async def test_idle_worker_is_woken_by_a_dispatch_and_not_by_polling(monkeypatch
     consumer, queue = a_consumer(server, job), JobQueue(fake_redis(server))
     consuming = asyncio.create_task(consume_until(lambda: consumer.jobs_complete == 1, consumer))
     await asyncio.sleep(0.01)
-    await queue.dispatch([job.dispatch])
+    await queue.dispatch([job.message])
     await consuming
 
     assert job.status == "succeeded"
@@ -114,7 +114,7 @@ async def test_idle_worker_is_woken_by_a_dispatch_and_not_by_polling(monkeypatch
 async def test_wakeups_are_cleared_only_by_a_fetch_that_leaves_no_messages() -> None:
     server = FakeServer()
     consumer, queue = a_consumer(server), JobQueue(fake_redis(server))
-    await queue.dispatch(dispatches(3))
+    await queue.dispatch(messages(3))
     await consumer._fetch(2)
     assert await pending_wakeups(queue) == 3
     await consumer._fetch(2)
@@ -123,8 +123,8 @@ async def test_wakeups_are_cleared_only_by_a_fetch_that_leaves_no_messages() -> 
 
 async def test_number_of_pending_wakeups_is_limited() -> None:
     queue = JobQueue(fake_redis())
-    await queue.dispatch(dispatches(500))
-    await queue.dispatch(dispatches(500))
+    await queue.dispatch(messages(500))
+    await queue.dispatch(messages(500))
 
     assert await pending_wakeups(queue) == 32
 
@@ -134,13 +134,13 @@ async def test_worker_without_free_capacity_fetches_nothing() -> None:
     consumer, queue = a_consumer(server, *jobs, slots=2), JobQueue(fake_redis(server))
     not_settling, start = [], consumer._runner.start
 
-    def counting_start(dispatch: Dispatch) -> asyncio.Task[None]:
-        task = start(dispatch)
-        not_settling.append(len(consumer._runner._not_settling))
+    def counting_start(message: JobMessage) -> asyncio.Task[None]:
+        task = start(message)
+        not_settling.append(len(consumer._runner._needing_slot))
         return task
 
     consumer._runner.start = counting_start  # type: ignore[method-assign]
-    await queue.dispatch([job.dispatch for job in jobs])
+    await queue.dispatch([job.message for job in jobs])
     await consume_until(lambda: all(job.status == "succeeded" for job in jobs), consumer)
 
     assert max(not_settling) == 2
@@ -149,7 +149,7 @@ async def test_worker_without_free_capacity_fetches_nothing() -> None:
 async def test_draining_worker_has_no_capacity() -> None:
     server = FakeServer()
     consumer, queue = a_consumer(server), JobQueue(fake_redis(server))
-    await queue.dispatch(dispatches(1))
+    await queue.dispatch(messages(1))
     consumer.allow_pick_jobs = False
 
     assert consumer._free_capacity() == 0
@@ -175,7 +175,7 @@ async def test_burst_mode_ends_when_the_queue_is_empty(monkeypatch: pytest.Monke
     monkeypatch.setattr("arq.worker.log_redis_info", skip_info)
     server, jobs = FakeServer(), [a_job() for _ in range(5)]
     consumer = a_consumer(server, *jobs, burst=True, poll_delay=0.001)
-    await JobQueue(fake_redis(server)).dispatch([job.dispatch for job in jobs])
+    await JobQueue(fake_redis(server)).dispatch([job.message for job in jobs])
     await consumer.main()
 
     assert {job.status for job in jobs} == {"succeeded"}
@@ -185,11 +185,11 @@ async def test_exception_in_the_runner_is_logged_and_frees_its_capacity() -> Non
     server, job = FakeServer(), a_job()
     consumer = a_consumer(server, job)
 
-    async def broken(dispatch: Dispatch) -> None:
+    async def broken(message: JobMessage) -> None:
         raise RuntimeError("broken")
 
-    consumer._runner.run = broken  # type: ignore[method-assign]
-    await JobQueue(fake_redis(server)).dispatch([job.dispatch])
+    consumer._runner.process = broken  # type: ignore[method-assign]
+    await JobQueue(fake_redis(server)).dispatch([job.message])
     with structlog.testing.capture_logs() as logs:
         await consume_until(lambda: consumer.jobs_failed == 1, consumer)
 
@@ -198,9 +198,9 @@ async def test_exception_in_the_runner_is_logged_and_frees_its_capacity() -> Non
 
 
 async def test_worker_whose_clock_is_behind_fetches_a_new_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    server, (dispatch,) = FakeServer(), dispatches(1)
+    server, (message,) = FakeServer(), messages(1)
     consumer, queue = a_consumer(server), JobQueue(fake_redis(server))
-    await queue.dispatch([dispatch])
+    await queue.dispatch([message])
     monkeypatch.setattr(worker.consumer, "timestamp_ms", lambda: timestamp_ms() - 5000)
 
     assert len(await consumer._fetch(1)) == 1

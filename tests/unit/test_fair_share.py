@@ -15,7 +15,7 @@ PARENT_ID = uuid7()
 
 def a_lane(parent_id: UUID = PARENT_ID, **params: object) -> Lane:
     return Lane.from_job(
-        ClaimedJob.from_row(a_job("bulk.lane", parent_id=parent_id, params={"lanes": 8, "fence": 0} | params))
+        ClaimedJob.from_row(a_job("bulk.lane", parent_id=parent_id, params={"lanes": 8, "fence_version": 0} | params))
     )
 
 
@@ -62,7 +62,7 @@ def test_ended_lanes_and_lanes_of_other_jobs_do_not_count() -> None:
 
 def test_single_worker_and_lanes_without_a_lane_count_are_not_limited() -> None:
     single, one_of_many = FairShare(lambda: 1), FairShare(lambda: 100)
-    uncounted = [a_lane()._replace(params={"fence": 0}) for _ in range(8)]
+    uncounted = [a_lane()._replace(params={"fence_version": 0}) for _ in range(8)]
 
     assert all(single.admit(a_lane()).__enter__() for _ in range(8))
     assert all(one_of_many.admit(lane).__enter__() for lane in uncounted)

@@ -237,14 +237,14 @@ class TestWaiting:
         hang.write_text(str(VOLUME))
         moments = iter(range(100))
         grant = Grant(uuid4(), Fence(1, 0), 1000.0, clock=lambda: float(next(moments)))
-        progressed = grant.lease.progressed_at
+        progressed = grant.state.progressed_at
         creating = asyncio.create_task(driver.create(VOLUME, MIB, grant))
         async with asyncio.timeout(10):
             while ("hanging", "create") not in events(journal):
                 await asyncio.sleep(0.001)
         assert await driver.create(uuid4(), MIB, attempt()) == MIB, "an operation on another volume hangs"
         grant.stop(StopReason.LEASE_LOST)
-        assert (creating.done(), grant.lease.progressed_at) == (False, progressed)
+        assert (creating.done(), grant.state.progressed_at) == (False, progressed)
         hang.unlink()
 
         with pytest.raises(Stopped):

@@ -19,16 +19,16 @@ from domain.jobs.store.leases import Progress
 from domain.storage.context import Fence, Grant, StopReason
 from tests.unit.worker_fakes import LEASE, FakeJobEngine, a_job, until
 from worker.heartbeat import Heartbeat, LivenessFile
-from worker.runner import Running
+from worker.runner import Execution
 
-NOTHING_RUNNING: Mapping[UUID, Running] = MappingProxyType({})
-
-
-def running_jobs(*jobs: Job, deadline: float = 0.0) -> dict[UUID, Running]:
-    return {job.id: Running(ClaimedJob.from_row(job), Grant(job.id, Fence(1, 0), deadline)) for job in jobs}
+NOTHING_RUNNING: Mapping[UUID, Execution] = MappingProxyType({})
 
 
-def a_heartbeat(engine: FakeJobEngine, running: dict[UUID, Running], *, lease: float = LEASE) -> Heartbeat:
+def running_jobs(*jobs: Job, deadline: float = 0.0) -> dict[UUID, Execution]:
+    return {job.id: Execution(ClaimedJob.from_row(job), Grant(job.id, Fence(1, 0), deadline)) for job in jobs}
+
+
+def a_heartbeat(engine: FakeJobEngine, running: dict[UUID, Execution], *, lease: float = LEASE) -> Heartbeat:
     return Heartbeat(engine, running, lease=lease, stall=60)
 
 
@@ -37,8 +37,8 @@ async def test_beat_extends_every_grant_that_is_still_held() -> None:
     running = running_jobs(*jobs)
     await a_heartbeat(FakeJobEngine(*jobs), running).beat()
 
-    assert all(run.grant.lease.deadline > time.monotonic() + LEASE / 2 for run in running.values())
-    assert all(run.grant.lease.stop_reason is None for run in running.values())
+    assert all(run.grant.state.deadline > time.monotonic() + LEASE / 2 for run in running.values())
+    assert all(run.grant.state.stop_reason is None for run in running.values())
 
 
 async def test_beat_stops_a_lost_job_and_does_not_extend_its_grant() -> None:
@@ -46,8 +46,8 @@ async def test_beat_stops_a_lost_job_and_does_not_extend_its_grant() -> None:
     running = running_jobs(job)
     await a_heartbeat(FakeJobEngine(), running).beat()
 
-    assert running[job.id].grant.lease.stop_reason is StopReason.LEASE_LOST
-    assert running[job.id].grant.lease.deadline == 0.0
+    assert running[job.id].grant.state.stop_reason is StopReason.LEASE_LOST
+    assert running[job.id].grant.state.deadline == 0.0
 
 
 async def test_beat_stops_only_the_cancelled_job() -> None:
@@ -56,8 +56,8 @@ async def test_beat_stops_only_the_cancelled_job() -> None:
     engine.cancelled = {cancelled.id}
     await a_heartbeat(engine, running).beat()
 
-    assert running[cancelled.id].grant.lease.stop_reason is StopReason.CANCELLED
-    assert running[other.id].grant.lease.stop_reason is None
+    assert running[cancelled.id].grant.state.stop_reason is StopReason.CANCELLED
+    assert running[other.id].grant.state.stop_reason is None
 
 
 async def test_cancelled_job_keeps_its_lease_until_it_ends() -> None:
@@ -66,17 +66,17 @@ async def test_cancelled_job_keeps_its_lease_until_it_ends() -> None:
     engine.cancelled = {job.id}
     await a_heartbeat(engine, running).beat()
 
-    assert running[job.id].grant.lease.deadline > time.monotonic()
+    assert running[job.id].grant.state.deadline > time.monotonic()
 
 
 async def test_stalled_job_is_not_renewed() -> None:
     stalled, active = a_job(), a_job()
     running = running_jobs(stalled, active)
-    running[stalled.id].grant.lease.progressed_at = -1000.0
+    running[stalled.id].grant.state.progressed_at = -1000.0
     await a_heartbeat(FakeJobEngine(stalled, active), running).beat()
 
-    assert running[stalled.id].grant.lease.deadline == 0.0
-    assert running[active.id].grant.lease.deadline > 0.0
+    assert running[stalled.id].grant.state.deadline == 0.0
+    assert running[active.id].grant.state.deadline > 0.0
 
 
 async def test_beat_stores_the_progress_of_copying_jobs() -> None:
@@ -104,7 +104,7 @@ async def test_nothing_is_extended_without_postgresql() -> None:
     with pytest.raises(DatabaseUnavailable):
         await a_heartbeat(engine, running).beat()
 
-    assert (running[job.id].grant.lease.deadline, running[job.id].grant.lease.stop_reason) == (0.0, None)
+    assert (running[job.id].grant.state.deadline, running[job.id].grant.state.stop_reason) == (0.0, None)
 
 
 async def test_is_beating_from_the_first_beat_until_an_outage() -> None:
@@ -186,11 +186,11 @@ async def test_heartbeat_goes_on_if_the_liveness_file_cannot_be_written(tmp_path
     await heartbeat.beat()
 
     assert heartbeat.is_beating
-    assert running[job.id].grant.lease.deadline > time.monotonic()
+    assert running[job.id].grant.state.deadline > time.monotonic()
 
 
 def a_heartbeat_with_file(
-    folder: Path, engine: FakeJobEngine, running: Mapping[UUID, Running] = NOTHING_RUNNING
+    folder: Path, engine: FakeJobEngine, running: Mapping[UUID, Execution] = NOTHING_RUNNING
 ) -> tuple[Heartbeat, Path]:
     folder.mkdir(exist_ok=True)
     file = folder / "beat"
@@ -229,7 +229,7 @@ class UnresponsiveEngine(FakeJobEngine):
 class SettlingEngine(FakeJobEngine):
     """All jobs are settled while it renews leases."""
 
-    running: dict[UUID, Running]
+    running: dict[UUID, Execution]
 
     async def renew(self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress] = NO_PROGRESS) -> Renewed:
         renewed = await super().renew(list(job_ids), progress)

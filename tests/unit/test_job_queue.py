@@ -8,7 +8,7 @@ import pytest
 from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
 from fakeredis import FakeServer
 
-from domain.jobs.model import Dispatch
+from domain.jobs.model import JobMessage
 from domain.jobs.transport.job_queue import QUEUE_NAME, JobQueue, QueueUnavailable
 from domain.jobs.transport.messages import message_id
 from tests.unit.worker_fakes import fake_redis, until
@@ -18,8 +18,8 @@ def a_queue(server: FakeServer | None = None) -> JobQueue:
     return JobQueue(fake_redis(server))
 
 
-def dispatches(count: int) -> list[Dispatch]:
-    return [Dispatch(uuid4(), number) for number in range(count)]
+def new_messages(count: int) -> list[JobMessage]:
+    return [JobMessage(uuid4(), number) for number in range(count)]
 
 
 def unreachable() -> FakeServer:
@@ -28,14 +28,14 @@ def unreachable() -> FakeServer:
     return server
 
 
-async def messages(queue: JobQueue) -> set[str]:
+async def message_ids(queue: JobQueue) -> set[str]:
     return {message.decode() for message in await queue.redis.zrange(QUEUE_NAME, 0, -1)}
 
 
 async def test_message_is_json_with_only_the_job_id_and_the_epoch() -> None:
-    queue, dispatch = a_queue(), Dispatch(UUID(int=7), 3)
-    await queue.dispatch([dispatch])
-    raw = await queue.redis.get(job_key_prefix + message_id(dispatch))
+    queue, message = a_queue(), JobMessage(UUID(int=7), 3)
+    await queue.dispatch([message])
+    raw = await queue.redis.get(job_key_prefix + message_id(message))
 
     assert raw is not None
     message = json.loads(raw)
@@ -44,29 +44,29 @@ async def test_message_is_json_with_only_the_job_id_and_the_epoch() -> None:
 
 
 async def test_sending_the_same_message_twice_stores_it_once() -> None:
-    queue, dispatch = a_queue(), Dispatch(uuid4(), 1)
-    await queue.dispatch([dispatch])
-    await queue.dispatch([dispatch])
+    queue, message = a_queue(), JobMessage(uuid4(), 1)
+    await queue.dispatch([message])
+    await queue.dispatch([message])
 
-    assert await messages(queue) == {message_id(dispatch)}
+    assert await message_ids(queue) == {message_id(message)}
 
 
 async def test_each_epoch_of_a_job_is_a_separate_message() -> None:
     queue, job_id = a_queue(), uuid4()
-    await queue.dispatch([Dispatch(job_id, 1), Dispatch(job_id, 2)])
+    await queue.dispatch([JobMessage(job_id, 1), JobMessage(job_id, 2)])
 
-    assert await messages(queue) == {f"{job_id}:1", f"{job_id}:2"}
+    assert await message_ids(queue) == {f"{job_id}:1", f"{job_id}:2"}
 
 
 async def test_dispatches_without_a_message_are_missing() -> None:
-    queue, many = a_queue(), dispatches(5)
+    queue, many = a_queue(), new_messages(5)
     await queue.dispatch(many[:2])
 
     assert await queue.missing(many) == many[2:]
 
 
 async def test_all_messages_are_missing_after_flushall() -> None:
-    queue, many = a_queue(), dispatches(5)
+    queue, many = a_queue(), new_messages(5)
     await queue.dispatch(many)
     await queue.redis.flushall()
 
@@ -74,23 +74,23 @@ async def test_all_messages_are_missing_after_flushall() -> None:
 
 
 async def test_acknowledging_deletes_every_key_of_the_message() -> None:
-    queue, (mine, other) = a_queue(), dispatches(2)
+    queue, (mine, other) = a_queue(), new_messages(2)
     await queue.dispatch([mine, other])
     for prefix in (retry_key_prefix, in_progress_key_prefix):
         await queue.redis.set(prefix + message_id(mine), 1)
     await queue.acknowledge(mine)
 
-    assert await messages(queue) == {message_id(other)}
+    assert await message_ids(queue) == {message_id(other)}
     assert not await queue.redis.keys(f"*{mine.job_id}*")
 
 
 async def test_acknowledged_message_can_be_sent_again() -> None:
-    queue, (dispatch,) = a_queue(), dispatches(1)
-    await queue.dispatch([dispatch])
-    await queue.acknowledge(dispatch)
-    await queue.dispatch([dispatch])
+    queue, (message,) = a_queue(), new_messages(1)
+    await queue.dispatch([message])
+    await queue.acknowledge(message)
+    await queue.dispatch([message])
 
-    assert await messages(queue) == {message_id(dispatch)}
+    assert await message_ids(queue) == {message_id(message)}
 
 
 async def test_announcement_reaches_a_subscriber() -> None:
@@ -107,13 +107,13 @@ async def test_announcement_reaches_a_subscriber() -> None:
 class TestWithoutRedis:
     async def test_dispatch_announce_and_acknowledge_do_not_raise(self) -> None:
         queue = a_queue(unreachable())
-        await queue.dispatch(dispatches(3))
+        await queue.dispatch(new_messages(3))
         await queue.announce(uuid4())
-        await queue.acknowledge(*dispatches(1))
+        await queue.acknowledge(*new_messages(1))
 
     async def test_missing_raises(self) -> None:
         with pytest.raises(QueueUnavailable):
-            await a_queue(unreachable()).missing(dispatches(1))
+            await a_queue(unreachable()).missing(new_messages(1))
 
     async def test_ping_raises(self) -> None:
         with pytest.raises(QueueUnavailable):
@@ -126,9 +126,9 @@ class TestWithoutRedis:
     async def test_unused_port_behaves_like_an_unreachable_server(self) -> None:
         queue = JobQueue.open("redis://127.0.0.1:1")
         async with asyncio.timeout(2):
-            await queue.dispatch(dispatches(500))
+            await queue.dispatch(new_messages(500))
             with pytest.raises(QueueUnavailable):
-                await queue.missing(dispatches(1))
+                await queue.missing(new_messages(1))
         await queue.close()
 
 

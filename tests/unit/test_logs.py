@@ -97,7 +97,7 @@ async def lines_of(job: Job, driver: StorageDriver | None = None, *, queue_ms: i
     engine = FakeJobEngine(job)
     engine.queue_ms = queue_ms
     with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as logs:
-        await a_runner(engine, driver or MemoryDriver()).handle(job.dispatch)
+        await a_runner(engine, driver or MemoryDriver()).handle(job.message)
     return logs
 
 
@@ -128,7 +128,7 @@ async def test_yielded_lane_is_settled_at_debug(log_at_debug: LogAtDebug) -> Non
     log_at_debug(runner_module)
     job = a_job()
     engine = FakeJobEngine(job)
-    claim = await engine.claim(job.dispatch)
+    claim = await engine.claim(job.message)
     assert claim is not None
     with structlog.testing.capture_logs() as logs:
         await a_runner(engine, MemoryDriver()).settle(claim.job, Yielded(), duration=0.5)

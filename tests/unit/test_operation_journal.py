@@ -25,7 +25,7 @@ def test_stopping_the_original_stops_the_proxy() -> None:
 
     with pytest.raises(Stopped):
         proxy.check()
-    assert proxy.lease.stop_reason is StopReason.CANCELLED
+    assert proxy.state.stop_reason is StopReason.CANCELLED
 
 
 def test_stopping_the_proxy_stops_the_original() -> None:
@@ -47,7 +47,7 @@ def test_proxy_and_original_share_one_lease() -> None:
     proxy.check()
     proxy.extend(20.0)
 
-    assert original.lease.deadline == 20.0
+    assert original.state.deadline == 20.0
 
 
 def test_check_on_the_proxy_records_progress_on_the_original() -> None:
@@ -56,7 +56,7 @@ def test_check_on_the_proxy_records_progress_on_the_original() -> None:
     now[0] = 3.0
     proxy_for(original).check()
 
-    assert original.lease.progressed_at == 3.0
+    assert original.state.progressed_at == 3.0
 
 
 def test_report_on_the_proxy_is_recorded_on_both() -> None:
@@ -67,5 +67,5 @@ def test_report_on_the_proxy_is_recorded_on_both() -> None:
 
     proxy.report(7, 9)
 
-    assert (original.lease.copied, original.lease.progressed_at) == ((7, 9), 3.0)
-    assert (proxy.lease.copied, proxy.lease.progressed_at) == ((7, 9), 3.0)
+    assert (original.state.copied, original.state.progressed_at) == ((7, 9), 3.0)
+    assert (proxy.state.copied, proxy.state.progressed_at) == ((7, 9), 3.0)

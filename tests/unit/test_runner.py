@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from domain.errors import DatabaseUnavailable
 from domain.jobs.claimed import ClaimedJob
 from domain.jobs.engine import Claim
-from domain.jobs.model import Dispatch, Job
+from domain.jobs.model import Job, JobMessage
 from domain.jobs.outcomes import Outcome, Released, Succeeded
 from domain.jobs.states import JobStatus
 from domain.jobs.transport.job_queue import JobQueue
@@ -37,7 +37,7 @@ from worker import runner as runner_module
 class TestClaim:
     async def test_message_of_an_old_epoch_does_nothing(self) -> None:
         job = a_job()
-        outdated = job.dispatch
+        outdated = job.message
         job.epoch = 1
         engine = FakeJobEngine(job)
         await a_runner(engine, UntouchableDriver()).handle(outdated)
@@ -48,7 +48,7 @@ class TestClaim:
         job = a_job()
         engine = FakeJobEngine(job)
         engine.failing_calls = 1
-        await a_runner(engine, UntouchableDriver()).handle(job.dispatch)
+        await a_runner(engine, UntouchableDriver()).handle(job.message)
 
         assert (engine.claims, engine.settled, job.status) == ([], [], "queued")
 
@@ -57,7 +57,7 @@ class TestClaim:
         engine = FakeJobEngine(job)
         runner = a_runner(engine, UntouchableDriver())
         await runner.close()
-        await runner.handle(job.dispatch)
+        await runner.handle(job.message)
 
         assert (engine.claims, job.status) == ([], "queued")
 
@@ -65,7 +65,7 @@ class TestClaim:
         first, second = a_job(), a_job()
         engine = FakeJobEngine(first, second)
         runner = a_runner(engine, faulty(f"gate={closed_gate(tmp_path)}"), slots=1)
-        tasks = [asyncio.create_task(runner.handle(job.dispatch)) for job in (first, second)]
+        tasks = [asyncio.create_task(runner.handle(job.message)) for job in (first, second)]
         await until(lambda: second.id in runner.running)
         await runner.close()
         await asyncio.gather(*tasks)
@@ -79,9 +79,9 @@ class TestClaim:
         first, second = a_job(), a_job()
         engine = FakeJobEngine(first, second)
         runner = a_runner(engine, faulty(f"gate={gate}"), slots=1)
-        handling_first = asyncio.create_task(runner.handle(first.dispatch))
+        handling_first = asyncio.create_task(runner.handle(first.message))
         await until(lambda: first.id in runner.running)
-        await runner.handle(second.dispatch)
+        await runner.handle(second.message)
 
         assert engine.settled == [Released()]
         assert (second.status, second.epoch) == ("queued", 1)
@@ -99,8 +99,8 @@ class TestClaim:
         job, redis = a_job(), fake_redis()
         queue = JobQueue(redis)
         runner = a_runner(FakeJobEngine(job), faulty(f"gate={closed_gate(tmp_path)}"), queue=queue)
-        await queue.dispatch([job.dispatch])
-        handling = asyncio.create_task(runner.handle(job.dispatch))
+        await queue.dispatch([job.message])
+        handling = asyncio.create_task(runner.handle(job.message))
         async with asyncio.timeout(10):
             while await redis.keys(f"*{job.id}*"):
                 await asyncio.sleep(0)
@@ -113,7 +113,7 @@ class TestClaim:
         jobs = [a_job() for _ in range(10)]
         engine, driver = FakeJobEngine(*jobs), ConcurrencyCounter()
         runner = a_runner(engine, driver, slots=3)
-        await asyncio.gather(*(runner.handle(job.dispatch) for job in jobs))
+        await asyncio.gather(*(runner.handle(job.message) for job in jobs))
 
         assert driver.maximum == 3
         assert len(engine.settled) == 10
@@ -138,7 +138,7 @@ class TestShutdown:
         job, driver = a_job(), faulty(f"gate={closed_gate(tmp_path)}")
         engine = FakeJobEngine(job)
         runner = a_runner(engine, driver)
-        handling = asyncio.create_task(runner.handle(job.dispatch))
+        handling = asyncio.create_task(runner.handle(job.message))
         await until(lambda: job.id in runner.running)
         await runner.close()
         await handling
@@ -150,7 +150,7 @@ class TestShutdown:
         job, driver = a_job(), WaitingDriver()
         engine = FakeJobEngine(job)
         runner = a_runner(engine, driver)
-        handling = asyncio.create_task(runner.handle(job.dispatch))
+        handling = asyncio.create_task(runner.handle(job.message))
         await until(lambda: len(driver.waiting) == 1)
         for _ in range(3):  # arq cancels once, its event loop may cancel again
             handling.cancel()
@@ -167,7 +167,7 @@ class TestShutdown:
         engine = SlowClaimEngine(job)
         driver = MemoryDriver()
         runner = a_runner(engine, driver)
-        handling = asyncio.create_task(runner.handle(job.dispatch))
+        handling = asyncio.create_task(runner.handle(job.message))
         await engine.claimed.wait()
         runner.release_all()
         engine.may_return.set()
@@ -180,7 +180,7 @@ class TestShutdown:
         job, driver = a_job(), WaitingDriver(checks_grant=False)
         engine = FakeJobEngine(job)
         runner = a_runner(engine, driver)
-        handling = asyncio.create_task(runner.handle(job.dispatch))
+        handling = asyncio.create_task(runner.handle(job.message))
         await until(lambda: len(driver.waiting) == 1)
         runner.release_all()
         driver.waiting[0].set()
@@ -192,7 +192,7 @@ class TestShutdown:
         gate, job = closed_gate(tmp_path), a_job()
         engine = FakeJobEngine(job)
         runner = a_runner(engine, faulty(f"gate={gate}"))
-        handling = asyncio.create_task(runner.handle(job.dispatch))
+        handling = asyncio.create_task(runner.handle(job.message))
         await until(lambda: job.id in runner.running)
         drained = asyncio.create_task(runner.drained())
         await asyncio.sleep(0)
@@ -210,7 +210,7 @@ class TestSettling:
         job = a_job()
         engine = FakeJobEngine(job)
         runner = a_runner(engine, OutageDriver(engine))
-        await runner.handle(job.dispatch)
+        await runner.handle(job.message)
 
         assert (engine.failing_calls, len(engine.settled), job.status) == (0, 1, "succeeded")
 
@@ -221,7 +221,7 @@ class TestSettling:
         job = a_job()
         engine = LostReplyEngine(job)
         with structlog.testing.capture_logs() as logs:
-            await a_runner(engine, MemoryDriver()).handle(job.dispatch)
+            await a_runner(engine, MemoryDriver()).handle(job.message)
 
         assert job.status is JobStatus.SUCCEEDED
         assert [line["event"] for line in logs] == ["job.started", "job.settled_or_superseded"]
@@ -231,7 +231,7 @@ class TestSettling:
         job = a_job()
         engine = FakeJobEngine(job)
         runner = a_runner(engine, OutageDriver(engine, calls=10**9))
-        handling = asyncio.create_task(runner.handle(job.dispatch))
+        handling = asyncio.create_task(runner.handle(job.message))
         await until(lambda: 0 < engine.failing_calls < 10**9)
         assert job.id in runner.running  # so its lease is renewed
         engine.failing_calls = 0
@@ -243,7 +243,7 @@ class TestSettling:
         job = a_job()
         engine = FakeJobEngine(job)
         runner = a_runner(engine, OutageDriver(engine, calls=10**9))
-        handling = asyncio.create_task(runner.handle(job.dispatch))
+        handling = asyncio.create_task(runner.handle(job.message))
         await until(lambda: 0 < engine.failing_calls < 10**9)
         async with asyncio.timeout(5):
             await runner.close()
@@ -261,7 +261,7 @@ class TestSettling:
         job = a_job()
         engine = LockedRowEngine(job)
         runner = a_runner(engine, MemoryDriver())
-        handling = asyncio.create_task(runner.handle(job.dispatch))
+        handling = asyncio.create_task(runner.handle(job.message))
         await until(lambda: engine.tries > 20)
         await runner.close()
         await handling
@@ -270,7 +270,7 @@ class TestSettling:
         driver = ClosingDriver()
         runner = a_runner(engine, driver)
         driver.close_runner = runner.release_all
-        await runner.handle(other.dispatch)
+        await runner.handle(other.message)
 
         assert (job.status, other.status, engine.tries) == ("running", "succeeded", 5)
 
@@ -278,12 +278,12 @@ class TestSettling:
         job, driver = a_job(), WaitingDriver()
         engine = FakeJobEngine(job)
         runner = a_runner(engine, driver)
-        handling_lost = asyncio.create_task(runner.handle(job.dispatch))
+        handling_lost = asyncio.create_task(runner.handle(job.message))
         await until(lambda: len(driver.waiting) == 1)
         earlier = runner.running[job.id].grant
         handling_again = asyncio.create_task(runner.handle(engine.requeue(job.id)))
         await until(lambda: len(driver.waiting) == 2)
-        assert earlier.lease.stop_reason is StopReason.LEASE_LOST
+        assert earlier.state.stop_reason is StopReason.LEASE_LOST
         driver.waiting[0].set()
         await handling_lost
 
@@ -297,7 +297,7 @@ class TestSettling:
         for driver in (MemoryDriver(), BuggyDriver(), faulty("fail=*:storage-full"), faulty("fail=*:fence-refused")):
             job = a_job()
             runner = a_runner(FakeJobEngine(job), driver)
-            await runner.handle(job.dispatch)
+            await runner.handle(job.message)
 
             assert runner.running == {}
 
@@ -380,8 +380,8 @@ class SlowClaimEngine(FakeJobEngine):
         self.claimed = asyncio.Event()
         self.may_return = asyncio.Event()
 
-    async def claim(self, dispatch: Dispatch) -> Claim | None:
-        claim = await super().claim(dispatch)
+    async def claim(self, message: JobMessage) -> Claim | None:
+        claim = await super().claim(message)
         self.claimed.set()
         await self.may_return.wait()
         return claim

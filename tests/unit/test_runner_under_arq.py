@@ -13,7 +13,7 @@ from arq.worker import Worker, create_worker
 from fakeredis import FakeServer
 
 import worker.main
-from domain.jobs.model import Dispatch, Job
+from domain.jobs.model import Job, JobMessage
 from domain.jobs.outcomes import Released, RetryIn, Succeeded
 from domain.jobs.transport.job_queue import QUEUE_NAME, WAKEUPS, JobQueue
 from domain.jobs.transport.messages import FUNCTION_NAME
@@ -68,7 +68,7 @@ def arq_worker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 async def dispatched(server: FakeServer, jobs: Sequence[Job]) -> JobQueue:
     queue = JobQueue(fake_redis(server))
-    await queue.dispatch([job.dispatch for job in jobs])
+    await queue.dispatch([job.message for job in jobs])
     return queue
 
 
@@ -118,7 +118,7 @@ async def test_running_jobs_are_not_affected_by_a_flush_of_redis(arq_worker: Run
 
 async def test_message_of_an_old_epoch_claims_nothing(arq_worker: RunWorker) -> None:
     job, server = a_job(), FakeServer()
-    outdated = job.dispatch
+    outdated = job.message
     job.epoch = 1
     engine, queue = FakeJobEngine(job), JobQueue(fake_redis(server))
     await queue.dispatch([outdated])
@@ -162,7 +162,7 @@ async def test_invalid_or_foreign_message_is_discarded(arq_worker: RunWorker, me
     engine, queue = FakeJobEngine(job), JobQueue(fake_redis(server))
     await queue.redis.set(job_key_prefix + "foreign", message)
     await queue.redis.zadd(QUEUE_NAME, {"foreign": 1})
-    await queue.dispatch([job.dispatch])
+    await queue.dispatch([job.message])
     async with arq_worker(engine, MemoryDriver(), server):
         await until(lambda: len(engine.settled) == 1)
         async with asyncio.timeout(10):
@@ -185,13 +185,13 @@ def test_importing_the_worker_reads_no_settings() -> None:
 
 
 async def test_run_job_passes_the_dispatch_on() -> None:
-    handled: list[Dispatch] = []
+    handled: list[JobMessage] = []
 
     class RecordingRunner:
-        async def handle(self, dispatch: Dispatch) -> None:
-            handled.append(dispatch)
+        async def handle(self, message: JobMessage) -> None:
+            handled.append(message)
 
     job = a_job()
     await run_job({"runner": RecordingRunner()}, str(job.id), 4)
 
-    assert handled == [Dispatch(job.id, 4)]
+    assert handled == [JobMessage(job.id, 4)]

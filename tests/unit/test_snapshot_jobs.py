@@ -21,7 +21,12 @@ VOLUME, SNAPSHOT, CLONE = uuid4(), uuid4(), uuid4()
 
 def a_job(kind: str, *, volume_id: UUID | None = VOLUME, **params: object) -> ClaimedJob:
     job = new_job(
-        kind, {"fence": 1, **params}, max_attempts=3, volume_id=volume_id, snapshot_id=SNAPSHOT, backend="memory"
+        kind,
+        {"fence_version": 1, **params},
+        max_attempts=3,
+        volume_id=volume_id,
+        snapshot_id=SNAPSHOT,
+        backend="memory",
     )
     return ClaimedJob.from_row(job)
 

@@ -16,15 +16,15 @@ from domain.storage.context import Fence, Grant
 from domain.storage.memory import MemoryDriver
 from tests.unit.worker_fakes import LEASE, FakeJobEngine, a_job, a_runner, until
 from worker.heartbeat import Heartbeat, StallDetector
-from worker.runner import Running
+from worker.runner import Execution
 
 
-def running_jobs(count: int, *, seconds_since_progress: float) -> dict[UUID, Running]:
+def running_jobs(count: int, *, seconds_since_progress: float) -> dict[UUID, Execution]:
     running = {}
     for _ in range(count):
         job = a_job()
-        running[job.id] = Running(ClaimedJob.from_row(job), Grant(job.id, Fence(1, 0), time.monotonic() + 60))
-        running[job.id].grant.lease.progressed_at -= seconds_since_progress
+        running[job.id] = Execution(ClaimedJob.from_row(job), Grant(job.id, Fence(1, 0), time.monotonic() + 60))
+        running[job.id].grant.state.progressed_at -= seconds_since_progress
     return running
 
 
@@ -38,8 +38,8 @@ def test_stalled_jobs_are_marked_and_logged_once(caplog: pytest.LogCaptureFixtur
     detector.check()
     detector.check()
 
-    assert all(run.grant.lease.stalled for run in stalled.values())
-    assert not any(run.grant.lease.stalled for run in active.values())
+    assert all(run.grant.state.stalled_at_last_check for run in stalled.values())
+    assert not any(run.grant.state.stalled_at_last_check for run in active.values())
     assert (count_of(caplog, "job.stalled"), count_of(caplog, "worker.stuck")) == (2, 0)
     assert all(str(run.job.volume_id) in caplog.text for run in stalled.values())
 
@@ -52,7 +52,7 @@ def test_recovered_job_is_logged_and_no_longer_marked(caplog: pytest.LogCaptureF
     run.grant.check()
     detector.check()
 
-    assert not run.grant.lease.stalled
+    assert not run.grant.state.stalled_at_last_check
     assert count_of(caplog, "job.recovered") == 1
 
 
@@ -70,9 +70,9 @@ async def test_job_that_waits_to_be_settled_is_not_stalled(
     job = a_job()
     engine = UnavailableEngine(job)
     runner = a_runner(engine, MemoryDriver(), slots=1)
-    handling = asyncio.create_task(runner.run(job.dispatch))
+    handling = asyncio.create_task(runner.process(job.message))
     await until(lambda: engine.settle_calls > 0)
-    lease = runner.running[job.id].grant.lease
+    lease = runner.running[job.id].grant.state
     lease.progressed_at -= 1000
     StallDetector(runner.running, stall=60, slots=1).check()
     await Heartbeat(engine, runner.running, lease=LEASE, stall=60).beat()
@@ -80,7 +80,7 @@ async def test_job_that_waits_to_be_settled_is_not_stalled(
     engine.available = True
     await handling
 
-    assert not lease.stalled
+    assert not lease.stalled_at_last_check
     assert renewed == [job.id]
     assert (count_of(caplog, "job.stalled"), count_of(caplog, "worker.stuck")) == (0, 0)
     assert isinstance(engine.settled[0], Succeeded)
@@ -108,12 +108,12 @@ async def test_job_that_is_stalled_here_is_not_claimed_here() -> None:
     job = a_job()
     engine = FakeJobEngine(job)
     runner = a_runner(engine, MemoryDriver())
-    stalled = Running(ClaimedJob.from_row(job), Grant(job.id, Fence(1, 0), time.monotonic() + 60))
-    stalled.grant.lease.stalled = True
+    stalled = Execution(ClaimedJob.from_row(job), Grant(job.id, Fence(1, 0), time.monotonic() + 60))
+    stalled.grant.state.stalled_at_last_check = True
     runner.running[job.id] = stalled
-    await runner.run(job.dispatch)
+    await runner.process(job.message)
     assert engine.claims == []
     del runner.running[job.id]
-    await runner.run(job.dispatch)
+    await runner.process(job.message)
 
     assert isinstance(engine.settled[0], Succeeded)

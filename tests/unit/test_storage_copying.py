@@ -212,10 +212,10 @@ class TestSlices:
 def test_report_sets_the_byte_counts_and_counts_as_progress() -> None:
     now = [0.0]
     grant = Grant(uuid4(), Fence(1, 1), deadline=5.0, clock=lambda: now[0])
-    before = grant.lease.copied
+    before = grant.state.copied
     now[0] = 3.0
 
     grant.report(7, 9)
 
     assert before is None
-    assert (grant.lease.copied, grant.lease.progressed_at) == ((7, 9), 3.0)
+    assert (grant.state.copied, grant.state.progressed_at) == ((7, 9), 3.0)

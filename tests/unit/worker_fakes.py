@@ -14,7 +14,7 @@ from domain.db.database import Database
 from domain.errors import DatabaseUnavailable
 from domain.jobs.claimed import ClaimedJob
 from domain.jobs.engine import NO_PROGRESS, Claim, JobEngine, Renewed
-from domain.jobs.model import Dispatch, Job, new_job
+from domain.jobs.model import Job, JobMessage, new_job
 from domain.jobs.outcomes import Outcome, Superseded
 from domain.jobs.retry import RetryPolicy
 from domain.jobs.states import JobStatus
@@ -26,7 +26,7 @@ from domain.storage.backends import Backends, open_driver
 from domain.storage.context import Grant
 from domain.storage.driver import StorageDriver
 from domain.storage.memory import MemoryDriver
-from worker.attempts import Attempts
+from worker.attempts import AttemptPerformer
 from worker.runner import Runner
 
 MIB = 2**20
@@ -39,7 +39,7 @@ class FakeJobEngine(JobEngine):
     def __init__(self, *jobs: Job) -> None:
         self.jobs = {job.id: job for job in jobs}
         self.settled: list[Outcome] = []
-        self.claims: list[Dispatch] = []
+        self.claims: list[JobMessage] = []
         self.cancelled: set[UUID] = set()
         self.failing_calls = 0  # how many of the next calls find PostgreSQL unavailable
         self.maintenance_calls: list[str] = []
@@ -48,11 +48,11 @@ class FakeJobEngine(JobEngine):
         self.queue_ms = 0
         self.progress: dict[UUID, Progress] = {}
 
-    async def claim(self, dispatch: Dispatch) -> Claim | None:
+    async def claim(self, message: JobMessage) -> Claim | None:
         self._connect()
-        self.claims.append(dispatch)
-        job = self.jobs.get(dispatch.job_id)
-        if job is None or job.epoch != dispatch.epoch or job.status is not JobStatus.QUEUED:
+        self.claims.append(message)
+        job = self.jobs.get(message.job_id)
+        if job is None or job.epoch != message.epoch or job.status is not JobStatus.QUEUED:
             return None
         job.status = JobStatus.RUNNING
         job.attempt += 1
@@ -92,12 +92,12 @@ class FakeJobEngine(JobEngine):
         self.maintenance_calls.append("redispatch_lost")
         return 0
 
-    def requeue(self, job_id: UUID) -> Dispatch:
+    def requeue(self, job_id: UUID) -> JobMessage:
         """Do what a rescue by another worker does."""
         row = self.jobs[job_id]
         row.status = JobStatus.QUEUED
         row.epoch += 1
-        return row.dispatch
+        return row.message
 
     def _connect(self) -> None:
         if self.failing_calls:
@@ -108,7 +108,7 @@ class FakeJobEngine(JobEngine):
 def a_job(kind: str = "volume.create", *, size: int = MIB, max_attempts: int = 3, **columns: object) -> Job:
     """Create a queued job on a new volume, in the backend ``memory``."""
     columns = {"volume_id": uuid4(), "backend": "memory"} | columns
-    params = {"size": size, "to_size": size, "fence": 1}
+    params = {"size": size, "to_size": size, "fence_version": 1}
     job = new_job(kind, params, max_attempts=max_attempts)
     for name, value in columns.items():
         setattr(job, name, value)
@@ -129,7 +129,7 @@ def handlers_on(driver: StorageDriver) -> dict[str, Handler]:
 
 
 def a_runner(engine: JobEngine, driver: StorageDriver, *, slots: int = 10, queue: JobQueue | None = None) -> Runner:
-    attempts = Attempts(handlers_on(driver), RetryPolicy(1.0))
+    attempts = AttemptPerformer(handlers_on(driver), RetryPolicy(1.0))
     return Runner(engine, queue or JobQueue(fake_redis()), attempts, slots=slots)
 
 

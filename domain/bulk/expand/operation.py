@@ -89,7 +89,7 @@ class ExpandOperation:
         self, session: AsyncSession, lane: Lane, items: Sequence[ItemUpdate], sizes: Mapping[UUID, int | None]
     ) -> None:
         """Store the sizes reported by the backend and release the volumes."""
-        releases = [Release(item.volume_id, lane.job_id, sizes[item.volume_id]) for item in items]
+        releases = [Release(item.volume_id, lane.parent_id, sizes[item.volume_id]) for item in items]
         await VolumeRepository(session).release(releases, VolumeState.AVAILABLE)
 
     async def raise_fences(self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef]) -> None:
@@ -122,4 +122,4 @@ def _decide_one(item: ItemRef, volume: LockedVolume, policy: Policy, used: int |
 
 def _stored_size(to_size: int, size: int) -> int | ItemCode:
     """Return the size that the retried job stored in the item, unless the volume has reached it."""
-    return to_size if to_size > size else ItemCode.ALREADY_THERE
+    return to_size if to_size > size else ItemCode.ALREADY_LARGE_ENOUGH

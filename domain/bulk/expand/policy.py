@@ -63,7 +63,7 @@ class GrowthPolicy:
             if used * 100 <= self.usage_above * size:
                 return ItemCode.BELOW_THRESHOLD
         if self.to is not None and self.to <= size:
-            return ItemCode.ALREADY_THERE
+            return ItemCode.ALREADY_LARGE_ENOUGH
         limit = min(self.up_to or MAX_SIZE, MAX_SIZE)
         if size >= limit:
             return ItemCode.AT_LIMIT

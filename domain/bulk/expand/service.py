@@ -13,7 +13,7 @@ from domain.bulk.ledger import selected_volumes
 from domain.bulk.selection import require_within, retry_params
 from domain.bulk.states import ItemCode
 from domain.db.database import Database
-from domain.jobs.idempotency import ANONYMOUS, RequestOrigin, idempotent_transaction
+from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting
 from domain.jobs.model import Job, new_job, retry_columns
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.transport.job_queue import JobQueue
@@ -65,9 +65,9 @@ class BulkExpandService:
             Invalid: ``max_concurrent`` is out of bounds.
         """
         self.check(request)
-        async with idempotent_transaction(self._database, origin) as accepted:
+        async with accepting(self._database, origin) as accepted:
             job = accepted.job = await self.add(accepted.session, request, created_by=origin.caller)
-        await self._queue.dispatch([job.dispatch])
+        await self._queue.dispatch([job.message])
         return job
 
     async def add(self, session: AsyncSession, request: BulkExpandRequest, **columns: Any) -> Job:
@@ -116,4 +116,4 @@ class BulkExpandService:
         return Plan(total, grows, growth, oldest, items)
 
     def _job(self, params: dict[str, Any], **columns: Any) -> Job:
-        return new_job(EXPAND, {**params, "fence": 0}, max_attempts=self._max_attempts, **columns)
+        return new_job(EXPAND, {**params, "fence_version": 0}, max_attempts=self._max_attempts, **columns)

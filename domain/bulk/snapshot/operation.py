@@ -68,7 +68,7 @@ class SnapshotOperation:
         """Insert the snapshots of newly acquired volumes; those of the others were inserted by earlier attempts."""
         snapshots = BulkSnapshotRepository(session)
         await snapshots.add([_new_snapshot(volume, lane) for _, volume in volumes if volume.id in newly_acquired])
-        held = await snapshots.held_by(lane.job_id, [volume.id for _, volume in volumes])
+        held = await snapshots.held_by(lane.parent_id, [volume.id for _, volume in volumes])
         return [
             _work(update, volume, held[volume.id], resumed=volume.id not in newly_acquired)
             for update, volume in volumes
@@ -89,14 +89,14 @@ class SnapshotOperation:
         self, session: AsyncSession, lane: Lane, items: Sequence[ItemUpdate], sizes: Mapping[UUID, int | None]
     ) -> None:
         """Release the volumes; store the sizes of new snapshots, mark possible leftovers ``error``, delete the rest."""
-        await _release_volumes(session, lane.job_id, items)
+        await _release_volumes(session, lane.parent_id, items)
         succeeded = [item for item in items if item.status is ItemStatus.SUCCEEDED]
         others = [item for item in items if item.status is not ItemStatus.SUCCEEDED]
         snapshots = SnapshotRepository(session)
-        await snapshots.release(_releases(lane.job_id, succeeded, sizes), SnapshotState.READY)
-        await snapshots.release(_releases(lane.job_id, others, {}), SnapshotState.ERROR)
+        await snapshots.release(_releases(lane.parent_id, succeeded, sizes), SnapshotState.READY)
+        await snapshots.release(_releases(lane.parent_id, others, {}), SnapshotState.ERROR)
         without_snapshot = [item.volume_id for item in others if item.snapshot_id is None]
-        await BulkSnapshotRepository(session).discard(without_snapshot, lane.job_id)
+        await BulkSnapshotRepository(session).discard(without_snapshot, lane.parent_id)
         await self._delete_expired(session, lane, [item.volume_id for item in succeeded])
 
     async def raise_fences(self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef]) -> None:
@@ -147,7 +147,7 @@ def _new_snapshot(volume: LockedVolume, lane: Lane) -> Snapshot:
         state=SnapshotState.TAKING,
         size=volume.size,
         version=1,
-        job_id=lane.job_id,
+        job_id=lane.parent_id,
         schedule_id=_schedule_id(lane),
     )
 

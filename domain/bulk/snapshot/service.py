@@ -10,7 +10,7 @@ from domain.bulk.selection import require_within, retry_params
 from domain.bulk.snapshot.request import BulkSnapshotRequest, stamped
 from domain.db.database import Database
 from domain.errors import Invalid
-from domain.jobs.idempotency import ANONYMOUS, RequestOrigin, idempotent_transaction
+from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting
 from domain.jobs.model import Job, new_job, retry_columns
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.transport.job_queue import JobQueue
@@ -34,9 +34,9 @@ class BulkSnapshotService:
         """
         if (keep := request.keep.first_field) is not None:
             raise Invalid(f"`{keep}` is for schedules: they delete only their own snapshots.", field=keep)
-        async with idempotent_transaction(self._database, origin) as accepted:
+        async with accepting(self._database, origin) as accepted:
             accepted.job = job = await self.add(accepted.session, request, created_by=origin.caller)
-        await self._queue.dispatch([job.dispatch])
+        await self._queue.dispatch([job.message])
         return job
 
     async def add(self, session: AsyncSession, request: BulkSnapshotRequest, **columns: Any) -> Job:
@@ -65,5 +65,5 @@ class BulkSnapshotService:
         require_within(request.max_concurrent, self._max_concurrent)
 
     async def _add(self, session: AsyncSession, params: dict[str, Any], time: datetime, **columns: Any) -> Job:
-        params |= {"snapshot_name": stamped(params["name"], time.astimezone(UTC)), "fence": 0}
+        params |= {"snapshot_name": stamped(params["name"], time.astimezone(UTC)), "fence_version": 0}
         return await JobRepository(session).add(new_job(SNAPSHOT, params, max_attempts=self._max_attempts, **columns))

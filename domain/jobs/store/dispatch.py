@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Select, UpdateBase, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.db.sql import from_now
-from domain.jobs.model import Dispatch, Job
+from domain.jobs.model import Job, JobMessage
 from domain.jobs.states import JobStatus
 
 _UNDISPATCHED: Final = Job.dispatched_at.is_(None)
@@ -28,19 +28,19 @@ class DispatchRepository:
         self._session = session
         self._kinds = tuple(kinds)
 
-    async def mark_due(self, limit: int) -> Sequence[Dispatch]:
+    async def mark_due(self, limit: int) -> Sequence[JobMessage]:
         """Mark due jobs that are not dispatched yet as dispatched now. Returns the messages to send."""
         return await self._mark(_due(limit, self._kinds))
 
-    async def mark_dispatched_before(self, age: float, limit: int) -> Sequence[Dispatch]:
+    async def mark_dispatched_before(self, age: float, limit: int) -> Sequence[JobMessage]:
         """Mark jobs dispatched more than ``age`` seconds ago, oldest first, as dispatched now. Returns their messages.
 
         The caller must send those that Redis has lost again.
         """
         return await self._mark(_dispatched_before(age, limit, self._kinds))
 
-    async def _mark(self, query: UpdateBase) -> Sequence[Dispatch]:
-        return [Dispatch(*row) for row in await self._session.execute(query)]
+    async def _mark(self, query: UpdateBase) -> Sequence[JobMessage]:
+        return [JobMessage(*row) for row in await self._session.execute(query)]
 
 
 def any_undispatched(kinds: Collection[str]) -> ColumnElement[bool]:

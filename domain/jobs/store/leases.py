@@ -31,7 +31,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from domain.db.sql import as_arrays, as_json, from_now, json_rows, unnested
 from domain.jobs.claimed import CLAIMED_COLUMNS, ClaimedJob
-from domain.jobs.model import Dispatch, Job, Worker
+from domain.jobs.model import Job, JobMessage, Worker
 from domain.jobs.outcomes import Payload
 from domain.jobs.states import JobStatus
 
@@ -86,7 +86,7 @@ class Settlement(NamedTuple):
 _WITH_LOCK_TIMEOUT: Final = "set_config('lock_timeout', :lock_timeout, true)"
 
 
-def _claiming(*, extra_from: str, locked: str) -> TextualSelect:
+def _claim_statement(*, extra_from: str, locking: str) -> TextualSelect:
     """Return the SQL of claims. Columns are listed by name, because a newer version may have added some."""
     dispatched = unnested("dispatched", job_id="uuid", epoch="bigint")
     return (
@@ -96,7 +96,7 @@ def _claiming(*, extra_from: str, locked: str) -> TextualSelect:
                 FROM {extra_from} jobs JOIN {dispatched}
                     ON jobs.id = dispatched.job_id AND jobs.epoch = dispatched.epoch
                 WHERE status IS NOT DISTINCT FROM 'queued' AND kind = ANY(CAST(:kinds AS text[]))
-                ORDER BY jobs.id FOR NO KEY UPDATE OF jobs {locked}
+                ORDER BY jobs.id FOR NO KEY UPDATE OF jobs {locking}
             )
             UPDATE jobs
             SET status = 'running',
@@ -114,8 +114,8 @@ def _claiming(*, extra_from: str, locked: str) -> TextualSelect:
     )
 
 
-_CLAIM_UNLOCKED: Final = _claiming(extra_from="", locked="SKIP LOCKED")
-_CLAIM: Final = _claiming(extra_from=f"{_WITH_LOCK_TIMEOUT},", locked="").bindparams(
+_CLAIM_SKIPPING_LOCKED: Final = _claim_statement(extra_from="", locking="SKIP LOCKED")
+_CLAIM_WAITING: Final = _claim_statement(extra_from=f"{_WITH_LOCK_TIMEOUT},", locking="").bindparams(
     bindparam("lock_timeout", type_=Text())
 )
 
@@ -177,7 +177,7 @@ class LeaseRepository:
 
     async def claim(
         self,
-        dispatches: Sequence[Dispatch],
+        messages: Sequence[JobMessage],
         *,
         worker_id: UUID,
         kinds: Collection[str],
@@ -190,15 +190,15 @@ class LeaseRepository:
         for if there is a ``lock_timeout`` (seconds).
         """
         params = {
-            **as_arrays(dispatches),
+            **as_arrays(messages),
             "kinds": list(kinds),
             "worker_id": worker_id,
             "lease": timedelta(seconds=lease),
         }
         if lock_timeout is None:
-            rows = await self._session.execute(_CLAIM_UNLOCKED, params)
+            rows = await self._session.execute(_CLAIM_SKIPPING_LOCKED, params)
         else:
-            rows = await self._session.execute(_CLAIM, {**params, "lock_timeout": _milliseconds(lock_timeout)})
+            rows = await self._session.execute(_CLAIM_WAITING, {**params, "lock_timeout": _milliseconds(lock_timeout)})
         return [ClaimedJob(*row) for row in rows]
 
     async def settle(self, settlements: Sequence[Settlement], *, worker_id: UUID, lock_timeout: float) -> set[UUID]:

@@ -81,8 +81,8 @@ def rescue_is_safe(worker_id: UUID, *, lease: float) -> ColumnElement[bool]:
     1. its last heartbeat is younger than half a lease. Others may have renewed up to one heartbeat earlier: a rescue
        sent while PostgreSQL was paused, which runs as soon as it resumes, must not overtake their next heartbeats;
     2. it has been beating without a gap for the longest renewal delay of any worker; and
-    3. PostgreSQL did not start within the last lease. A start in the future means that its clock has stepped back
-       since; more than a lease ahead, the heartbeats have shown that as a gap (case 2).
+    3. PostgreSQL did not start within the last lease, nor up to a lease in the future: that happens if its clock was
+       set back. (A larger step back interrupts the heartbeats, case 2.)
 
     Evaluated inside the UPDATE of the rescue, so that a worker paused between check and rescue cannot act on a stale
     answer.

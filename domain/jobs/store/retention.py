@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from domain.db.database import Database
-from domain.jobs.idempotency import IdempotencyKey
+from domain.jobs.acceptance import IdempotencyKey
 from domain.jobs.model import Job
 from domain.jobs.store.parents import has_live_lane
 

@@ -22,20 +22,20 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from domain.batching import Batcher
 from domain.errors import Unavailable
-from domain.jobs.model import Dispatch
+from domain.jobs.model import JobMessage
 from domain.jobs.transport.messages import deserialize, message_id, serialize, write_message
 from domain.jobs.transport.write_errors import WriteErrors
 
 QUEUE_NAME: Final = "cistern:queue"
 _CHANNEL: Final = "cistern:job-changed"
-#: A list that idle workers block on. It gets one element per message sent, up to a sensible number of idle workers; a
-#: worker that finds no more messages empties it.
+#: A list that idle workers block on. Each message sent adds an element, up to `_MAX_WAKEUPS`. A worker that finds no
+#: more messages empties it.
 WAKEUPS: Final = "cistern:wakeups"
 _MAX_WAKEUPS: Final = 32
-#: Expiry of a message, as in arq; by then it was found lost and sent again, or its row is gone.
+#: Expiry of a message, as in arq. A job that still waits then gets a new message from maintenance.
 _MESSAGE_LIFETIME_MS: Final = 24 * 3600 * 1000
-#: The due time of a message is set back by this much, as a worker's clock may be behind ours or be set back. Not by
-#: more: messages of stock arq producers, which are due when they are sent, come after ours.
+#: arq compares the due time of a message with the worker's clock. Messages are made due one hour early, so that a
+#: worker whose clock is behind still fetches them at once.
 _MAX_CLOCK_SKEW_MS: Final = 3600 * 1000
 #: Maximum number of messages per round trip.
 _MAX_BATCH: Final = 500
@@ -79,7 +79,7 @@ class JobQueue:
         self.redis = redis
         self.write_errors = WriteErrors()
         self._acknowledge = redis.register_script(_ACKNOWLEDGE)
-        self._dispatches = Batcher(self._dispatch_all, max_batch=_MAX_BATCH, drop_cancelled=True)
+        self._sends = Batcher(self._send_all, max_batch=_MAX_BATCH, drop_cancelled=True)
         self._acknowledgements = Batcher(self._acknowledge_all, max_batch=_MAX_BATCH)
 
     @classmethod
@@ -95,30 +95,28 @@ class JobQueue:
         )
         return cls(redis)
 
-    async def dispatch(self, dispatches: Iterable[Dispatch]) -> None:
+    async def dispatch(self, messages: Iterable[JobMessage]) -> None:
         """Send messages. Idempotent; failures are only logged, as a maintenance task sends lost messages again."""
         try:
             async with asyncio.timeout(_TIMEOUT_SECONDS):  # a message may have to wait for the batch before it
-                await asyncio.gather(*map(self._dispatches.submit, dispatches))
+                await asyncio.gather(*map(self._sends.submit, messages))
         except TimeoutError:
             log.warning("dispatch.failed", error="Redis did not respond in time")
 
-    async def _dispatch_all(self, dispatches: Sequence[Dispatch]) -> Sequence[None]:
+    async def _send_all(self, messages: Sequence[JobMessage]) -> Sequence[None]:
         """Write messages in the format of arq's `enqueue_job`, which needs three round trips per message."""
         now = timestamp_ms()
         try:
             async with asyncio.timeout(_TIMEOUT_SECONDS), self.redis.pipeline(transaction=True) as pipe:
-                for dispatch in dispatches:
+                for message in messages:
                     pipe.set(
-                        job_key_prefix + message_id(dispatch),
-                        write_message(dispatch, sent_ms=now),
+                        job_key_prefix + message_id(message),
+                        write_message(message, sent_ms=now),
                         px=_MESSAGE_LIFETIME_MS,
                         nx=True,
                     )
-                pipe.zadd(
-                    QUEUE_NAME, {message_id(dispatch): now - _MAX_CLOCK_SKEW_MS for dispatch in dispatches}, nx=True
-                )
-                pipe.lpush(WAKEUPS, *[b""] * min(len(dispatches), _MAX_WAKEUPS))
+                pipe.zadd(QUEUE_NAME, {message_id(message): now - _MAX_CLOCK_SKEW_MS for message in messages}, nx=True)
+                pipe.lpush(WAKEUPS, *[b""] * min(len(messages), _MAX_WAKEUPS))
                 pipe.ltrim(WAKEUPS, 0, _MAX_WAKEUPS - 1)
                 await pipe.execute()
             self.write_errors.clear()
@@ -126,9 +124,9 @@ class JobQueue:
             self.write_errors.note(error)
         except (RedisError, OSError) as error:
             log.warning("dispatch.failed", error=str(error))
-        return [None] * len(dispatches)
+        return [None] * len(messages)
 
-    async def missing(self, dispatches: Sequence[Dispatch]) -> list[Dispatch]:
+    async def missing(self, messages: Sequence[JobMessage]) -> list[JobMessage]:
         """Return those without a message in the queue, and delete the remains of their messages.
 
         Raises:
@@ -136,12 +134,12 @@ class JobQueue:
         """
         try:
             async with self.redis.pipeline(transaction=False) as pipe:
-                for dispatch in dispatches:
-                    pipe.zscore(QUEUE_NAME, message_id(dispatch))
+                for message in messages:
+                    pipe.zscore(QUEUE_NAME, message_id(message))
                 scores = await pipe.execute()
-            missing = [dispatch for dispatch, score in zip(dispatches, scores, strict=True) if score is None]
+            missing = [message for message, score in zip(messages, scores, strict=True) if score is None]
             if missing:  # a job key that remained without its queue entry would keep the message from being sent again
-                await self.redis.delete(*(job_key_prefix + message_id(dispatch) for dispatch in missing))
+                await self.redis.delete(*(job_key_prefix + message_id(message) for message in missing))
         except ResponseError as error:
             self.write_errors.note(error)
             raise QueueRefusesWrites from error
@@ -149,22 +147,22 @@ class JobQueue:
             raise QueueUnavailable from error
         return missing
 
-    def acknowledge(self, dispatch: Dispatch) -> "asyncio.Future[None]":
+    def acknowledge(self, message: JobMessage) -> "asyncio.Future[None]":
         """Delete the message of a claimed job. Returns a future, which is done when Redis has replied.
 
         If that fails, the message is delivered again and claims nothing.
         """
-        return self._acknowledgements.submit(dispatch)
+        return self._acknowledgements.submit(message)
 
-    async def _acknowledge_all(self, dispatches: Sequence[Dispatch]) -> Sequence[None]:
+    async def _acknowledge_all(self, messages: Sequence[JobMessage]) -> Sequence[None]:
         try:
             async with asyncio.timeout(_TIMEOUT_SECONDS):
-                await self._acknowledge(keys=[QUEUE_NAME], args=[message_id(dispatch) for dispatch in dispatches])
+                await self._acknowledge(keys=[QUEUE_NAME], args=[message_id(message) for message in messages])
         except ResponseError as error:
             self.write_errors.note(error)
         except (RedisError, OSError) as error:
             log.warning("acknowledge.failed", error=str(error))
-        return [None] * len(dispatches)
+        return [None] * len(messages)
 
     async def announce(self, *job_ids: UUID) -> None:
         """Publish that jobs have changed. Best effort: watchers also poll."""

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from arq.jobs import serialize_job
 
-from domain.jobs.model import Dispatch
+from domain.jobs.model import JobMessage
 
 #: The only function registered with arq. The name must never change: messages of other versions carry it.
 FUNCTION_NAME: Final = "run_job"
@@ -25,26 +25,26 @@ serialize: Callable[[dict[str, Any]], bytes] = lambda message: json.dumps(messag
 deserialize: Callable[[bytes], dict[str, Any]] = json.loads
 
 
-def message_id(dispatch: Dispatch) -> str:
+def message_id(message: JobMessage) -> str:
     """Return the arq job id of a message; unique per job and epoch, so that a message sent twice is stored once."""
-    return f"{dispatch.job_id}:{dispatch.epoch}"
+    return f"{message.job_id}:{message.epoch}"
 
 
-def write_message(dispatch: Dispatch, *, sent_ms: int) -> bytes:
+def write_message(message: JobMessage, *, sent_ms: int) -> bytes:
     """Serialize a message as arq's own producer does; ``sent_ms`` is the time in milliseconds."""
-    return serialize_job(FUNCTION_NAME, (str(dispatch.job_id), dispatch.epoch), {}, None, sent_ms, serializer=serialize)
+    return serialize_job(FUNCTION_NAME, (str(message.job_id), message.epoch), {}, None, sent_ms, serializer=serialize)
 
 
-def read_message(identity: bytes, message: bytes | None) -> Dispatch | None:
+def read_message(identity: bytes, data: bytes | None) -> JobMessage | None:
     """Parse a message written by `write_message` under its own id; return None for any other, or for no message."""
-    match = _MESSAGE.fullmatch(message or b"")
+    match = _MESSAGE.fullmatch(data or b"")
     if match is None or b"%b:%b" % match.groups() != identity:
         return None
     epoch = int(match[2])
-    return Dispatch(UUID(match[1].decode()), epoch) if epoch <= _MAX_EPOCH else None
+    return JobMessage(UUID(match[1].decode()), epoch) if epoch <= _MAX_EPOCH else None
 
 
-def dispatch_from(job_id: str, epoch: int) -> Dispatch:
+def message_from(job_id: str, epoch: int) -> JobMessage:
     """Convert the arguments of a message that arq has parsed.
 
     Raises:
@@ -52,4 +52,4 @@ def dispatch_from(job_id: str, epoch: int) -> Dispatch:
     """
     if type(epoch) is not int or not 0 <= epoch <= _MAX_EPOCH:
         raise ValueError(f"invalid epoch: {epoch}")
-    return Dispatch(UUID(job_id), epoch)
+    return JobMessage(UUID(job_id), epoch)

@@ -1,6 +1,6 @@
-"""Idempotent acceptance: a request repeated with the same Idempotency-Key is accepted once.
+"""The transaction in which a request is accepted, once per Idempotency-Key.
 
-The transaction that accepts a request inserts the key's row first and stores the response in it last. A concurrent
+If the request has a key, the transaction inserts the key's row first and stores the response in it last. A concurrent
 duplicate waits on the primary key; if the first request is refused, its row is rolled back and the duplicate proceeds.
 """
 
@@ -56,10 +56,10 @@ class IdempotentRequest:
 
 @dataclass(frozen=True)
 class RequestOrigin:
-    """The origin of a request. ``caller`` is the name that the client gives itself, None if it gives none."""
+    """The name that a client gives itself and the Idempotency-Key of its request; None if it gives none."""
 
     caller: str | None = None
-    key: IdempotentRequest | None = None
+    idempotency: IdempotentRequest | None = None
 
 
 ANONYMOUS: Final = RequestOrigin()
@@ -88,7 +88,7 @@ class AcceptedRequest:
 
 
 @asynccontextmanager
-async def idempotent_transaction(database: Database, origin: RequestOrigin) -> AsyncIterator[AcceptedRequest]:
+async def accepting(database: Database, origin: RequestOrigin) -> AsyncIterator[AcceptedRequest]:
     """Open the transaction that accepts a request. The block must set ``job`` or ``entity``.
 
     Raises:
@@ -96,13 +96,13 @@ async def idempotent_transaction(database: Database, origin: RequestOrigin) -> A
         IdempotencyKeyReused: a different request was accepted under this key.
     """
     async with database.transaction() as session:
-        if origin.key is not None:
-            await _reserve(session, origin.caller or "", origin.key)
+        if origin.idempotency is not None:
+            await _reserve(session, origin.caller or "", origin.idempotency)
         request = AcceptedRequest(session)
         yield request
         created = request.job or request.entity
-        if origin.key is not None and created is not None:
-            await _store_response(session, origin.caller or "", origin.key, created)
+        if origin.idempotency is not None and created is not None:
+            await _store_response(session, origin.caller or "", origin.idempotency, created)
     if request.job is not None:
         log_accepted(request.job)
 

@@ -41,7 +41,7 @@ class MeasureService:
         async with accepting(self._database, origin) as acceptance:
             volume = await VolumeRepository(acceptance.session).get(volume_id)
             job = acceptance.job = await self._add(acceptance.session, volume, created_by=origin.caller)
-        await self._queue.dispatch([job.dispatch])
+        await self._queue.dispatch([job.message])
         return job
 
     async def retry_measure(self, session: AsyncSession, ended: Job) -> Job:

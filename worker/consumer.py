@@ -64,6 +64,7 @@ class ArqConsumer(ArqWorker):
         messages = await self._fetch(capacity) if capacity else []
         for message_id, message in messages:
             self._handle(message_id, message)
+        # The next two are arq's: aborts concern only messages that arq runs, and `heart_beat` writes a health key.
         if self.allow_abort_jobs:
             await self._cancel_aborted_jobs()
         await self.heart_beat()

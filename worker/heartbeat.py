@@ -141,8 +141,8 @@ class Heartbeat:
 
 def _progress(running: Mapping[UUID, Execution]) -> dict[UUID, Progress]:
     """Return the progress of jobs that copy data, as last reported by their storage threads."""
-    leases = ((job_id, run.grant.state) for job_id, run in running.items())
-    return {job_id: Progress(*lease.copied) for job_id, lease in leases if lease.copied is not None}
+    states = ((job_id, run.grant.state) for job_id, run in running.items())
+    return {job_id: Progress(*state.copied) for job_id, state in states if state.copied is not None}
 
 
 class StallDetector:

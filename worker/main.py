@@ -44,7 +44,7 @@ log = structlog.get_logger(__name__)
 
 
 async def run_job(ctx: dict[str, Any], job_id: str, epoch: int) -> None:
-    """Handle one message."""
+    """Handle a message that arq itself runs: all messages under stock arq, or one that another producer has sent."""
     await ctx["runner"].handle(message_from(job_id, epoch))
 
 

@@ -89,14 +89,14 @@ class Runner:
 
     def _on_done(self, task: "asyncio.Task[None]") -> None:
         self._handling.discard(task)
-        self._free_capacity(task)
+        self._no_longer_needs_slot(task)
 
-    def _free_capacity(self, task: "asyncio.Task[None] | None") -> None:
+    def _no_longer_needs_slot(self, task: "asyncio.Task[None] | None") -> None:
         self._needing_slot.discard(task)
         self.capacity_freed.set()
 
     async def handle(self, message: JobMessage) -> None:
-        """Handle a message. Cancelling this call means that the worker shuts down: all jobs are released first."""
+        """Handle a message for arq, which cancels this call when the worker shuts down: all jobs are released first."""
         task = self.start(message)
         while not task.done():
             try:
@@ -112,7 +112,7 @@ class Runner:
         finally:
             acknowledged = self.queue.acknowledge(message)  # sent while the job runs
         if claim is None:
-            self._free_capacity(asyncio.current_task())
+            self._no_longer_needs_slot(asyncio.current_task())
         else:
             await self._execute(claim)
         await acknowledged
@@ -123,7 +123,7 @@ class Runner:
         execution = self._register(claim)
         try:
             outcome = await self._perform_in_slot(execution)
-            self._free_capacity(asyncio.current_task())
+            self._no_longer_needs_slot(asyncio.current_task())
             await self.settle(execution.job, outcome, duration=time.monotonic() - claimed_at)
         finally:
             self._unregister(execution)

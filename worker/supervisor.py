@@ -60,7 +60,7 @@ class Supervisor:
     async def _consume(self) -> None:
         """Run a consumer for as long as Redis is available, and another one when it is back."""
         while True:
-            # A new consumer each time: if Redis fails during a fetch, arq never frees the slot that it had counted.
+            # A new consumer each time: the connection and the counters of the last one are in an unknown state.
             self._consumer = ArqConsumer(self._runner, self._arq_settings)
             self._consumer.allow_pick_jobs = not self._stop.is_set()  # Redis may come back only during the drain
             try:

@@ -77,13 +77,13 @@ class FastPath:
         services = _services(scope)
         origin = RequestOrigin(valid_caller(headers.get(b"x-cistern-caller", b"").decode("latin-1")))
         if expand and (growth := _parsed(GrowthIn, messages)):
-            job = _expand(services, UUID(expand[1]), growth, origin)
+            accepting = _expand(services, UUID(expand[1]), growth, origin)
         elif not expand and (volume := _parsed(VolumeIn, messages)):
-            job = request_volume(volume, services.volumes, services.snapshots, origin)
+            accepting = request_volume(volume, services.volumes, services.snapshots, origin)
         else:
             await self.app(scope, _replayed(messages, receive), send)
             return
-        await _respond(_accepted(job), scope, receive, send)
+        await _respond(_accepted(accepting), scope, receive, send)  # awaits it there, and renders its errors
 
 
 class _Response:

@@ -8,7 +8,7 @@ from domain.jobs.model import Job, JobMessage
 
 
 class ClaimedJob(NamedTuple):
-    """The columns of a job that its handler needs, as of its claim.
+    """The columns of a job that its handler needs, as its claim left them: ``attempt`` counts this one.
 
     A plain tuple: a worker gets thousands of them per second, and SQLAlchemy would track each mapped object.
     """

@@ -41,8 +41,9 @@ from domain.jobs.transport.job_queue import JobQueue
 _PAGE_SIZE: Final = 500
 #: Maximum number of jobs claimed or settled in one statement.
 _MAX_BATCH: Final = 200
-#: Lock timeout of claims and settlements, in seconds. When it expires in a batch, each item is retried on its own; a
-#: single item that times out is returned to the caller, which retries it, so that it does not occupy a batch slot.
+#: Lock timeout of claims and settlements, in seconds. When it expires in a batch, each item is retried on its own. A
+#: single item that times out raises `DatabaseUnavailable`, so that it does not occupy a batch slot: a settlement is
+#: tried again by its caller, a claim is left until maintenance sends its message again.
 _LOCK_TIMEOUT: Final = 0.2
 #: Maximum number of pages per run of a maintenance task, as the other tasks wait meanwhile.
 _MAX_PAGES: Final = 20
@@ -95,7 +96,7 @@ class JobEngine:
         Args:
             database: Where the jobs are.
             queue: Transports the messages.
-            kinds: The job kinds that this worker knows; jobs of other kinds are left to other workers.
+            kinds: The handlers by job kind; jobs of other kinds are left to other workers.
             worker: This process's row in the list of workers.
             lease: Length of a lease in seconds.
             min_heartbeat_timeout: Minimum number of seconds that a heartbeat waits for PostgreSQL.
@@ -167,7 +168,7 @@ class JobEngine:
             if settled:
                 await self._record_effects(session, settled)
         await self._after_settling(settled)
-        await self._queue.announce(*(end.job.id for end in ended))
+        await self._queue.announce(*(end.job.id for end in ended))  # the others may be settled: a reply was lost before
         return [end.job.id in ours for end in ended]
 
     async def _record_effects(self, session: AsyncSession, settled: Sequence[_EndedAttempt]) -> None:

@@ -104,7 +104,7 @@ class Watcher:
     def _watch(self, job_id: UUID, version: int | None) -> Iterator[_Watch]:
         watch = _Watch(version)
         self._watched[job_id].add(watch)
-        self._poll_soon(job_id)  # it may have changed since the client last read it
+        self._check_soon(job_id)  # it may have changed since the client last read it
         try:
             yield watch
         finally:
@@ -112,7 +112,7 @@ class Watcher:
             if not self._watched[job_id]:
                 del self._watched[job_id]
 
-    def _poll_soon(self, *job_ids: UUID) -> None:
+    def _check_soon(self, *job_ids: UUID) -> None:
         self._due.update(job_id for job_id in job_ids if job_id in self._watched)
         if self._due:
             self._is_due.set()
@@ -121,7 +121,7 @@ class Watcher:
         while True:
             with suppress(QueueUnavailable):
                 async for job_id in self._queue.announcements():
-                    self._poll_soon(job_id)
+                    self._check_soon(job_id)
             await asyncio.sleep(_POLL_SECONDS)
 
     async def _poll(self) -> None:
@@ -130,7 +130,7 @@ class Watcher:
             await asyncio.sleep(_POLL_SECONDS)
             if self._watched:
                 with self._errors_logged():
-                    self._poll_soon(*self._changed(await self._versions()))
+                    self._check_soon(*self._changed(await self._versions()))
 
     async def _check_when_due(self) -> None:
         """Read the jobs that are due; those announced during a query are part of the next one."""

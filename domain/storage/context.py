@@ -32,7 +32,7 @@ class Fence(NamedTuple):
     """The order in which attempts may publish one volume or snapshot; compares like a tuple.
 
     ``version`` is the version of the volume or snapshot, raised by every accepted operation; ``epoch`` is the job's,
-    raised by every retry, rescue and interruption.
+    raised whenever the job goes back to the queue.
     """
 
     version: int
@@ -40,13 +40,13 @@ class Fence(NamedTuple):
 
 
 def refuse_stale(last: Fence | None, fence: Fence) -> None:
-    """Refuse a fence lower than the last published one; the same attempt, with an equal fence, may publish again.
+    """Refuse a fence lower than the highest one recorded; the same attempt, with an equal fence, may publish again.
 
     Raises:
-        FenceRefused: an attempt with a higher fence has already published.
+        FenceRefused: an attempt with a higher fence has begun to publish, or has sealed.
     """
     if last is not None and fence < last:
-        raise FenceRefused(f"Attempt {tuple(fence)} is stale: {tuple(last)} has already published.")
+        raise FenceRefused(f"Attempt {tuple(fence)} is stale: {tuple(last)} is already recorded.")
 
 
 class AttemptState:
@@ -63,7 +63,8 @@ class AttemptState:
         self.progressed_at = clock()
         #: True once the storage work has ended. From then on the attempt cannot stall, however long it is kept.
         self.work_ended = False
-        #: What `is_stalled` returned when the stall detector last asked; while it is True, the lease is not renewed.
+        #: What `is_stalled` returned when the stall detector last asked. While True, this worker does not claim the job
+        #: again. (Whether to renew the lease, the heartbeat asks `is_stalled` itself.)
         self.stalled_at_last_check = False
         #: Bytes copied so far, and in total; None for work that copies nothing.
         self.copied: tuple[int, int] | None = None

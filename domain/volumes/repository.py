@@ -35,7 +35,7 @@ class Release(NamedTuple):
 
 
 class LockedVolume(NamedTuple):
-    """The columns of a locked row that bulk jobs need. A plain tuple: a bulk job may read a million of them."""
+    """The columns of a locked row that batches need. A plain tuple: a bulk job may read a million of them."""
 
     id: UUID
     backend: str
@@ -46,7 +46,7 @@ class LockedVolume(NamedTuple):
     autogrow: dict[str, Any] | None
 
     def acquired_by(self, state: VolumeState, job_id: UUID) -> "LockedVolume":
-        """Return a copy acquired by ``job_id``."""
+        """Return the row as it will be when ``job_id`` has acquired it; its version goes up by one."""
         return self._replace(state=state, job_id=job_id, version=self.version + 1)
 
 

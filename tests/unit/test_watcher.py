@@ -319,7 +319,7 @@ async def test_one_query_serves_a_thousand_followers_of_a_thousand_jobs(
         monkeypatch.setattr(watcher_module, "_POLL_SECONDS", 0.05)
         for job in jobs:
             table.end(job)
-        watcher._poll_soon(*(job.id for job in jobs))
+        watcher._check_soon(*(job.id for job in jobs))
         async with asyncio.timeout(5):
             await asyncio.gather(*following)
 

@@ -91,7 +91,7 @@ def _claim_statement(*, extra_from: str, locking: str) -> TextualSelect:
     dispatched = unnested("dispatched", job_id="uuid", epoch="bigint")
     return (
         text(f"""
-            WITH held AS MATERIALIZED (
+            WITH claimable AS MATERIALIZED (
                 SELECT jobs.id
                 FROM {extra_from} jobs JOIN {dispatched}
                     ON jobs.id = dispatched.job_id AND jobs.epoch = dispatched.epoch
@@ -105,7 +105,7 @@ def _claim_statement(*, extra_from: str, locking: str) -> TextualSelect:
                 worker_id = :worker_id,
                 lease_expires_at = now() + :lease,
                 started_at = coalesce(started_at, now())
-            FROM held WHERE jobs.id = held.id
+            FROM claimable WHERE jobs.id = claimable.id
             RETURNING {", ".join(f"jobs.{name}" for name in CLAIMED_COLUMNS)},
                 CAST(greatest(1000 * date_part('epoch', now() - run_at), 0) AS bigint) AS queue_ms
         """)  # noqa: S608 (only constants)
@@ -119,7 +119,8 @@ _CLAIM_WAITING: Final = _claim_statement(extra_from=f"{_WITH_LOCK_TIMEOUT},", lo
     bindparam("lock_timeout", type_=Text())
 )
 
-_ENDS: Final = unnested(
+#: The fields of `Settlement`, as array parameters.
+_SETTLEMENTS: Final = unnested(
     "ends",
     job_id="uuid",
     epoch="bigint",
@@ -130,8 +131,8 @@ _ENDS: Final = unnested(
     give_back="bigint",
     copied="bigint",
 )
-#: 1. A cancelled job skips its retry delay, except if the attempt is given back: a free retry (storage busy) could
-#:    otherwise loop without a pause.
+#: 1. A job that is to be cancelled skips its retry delay, except if the attempt is given back: a free retry (storage
+#:    busy) could otherwise loop without a pause.
 #: 2. The counters of a copying job are bytes, and none of them can fail or be skipped. A successful job has copied all
 #:    of its bytes, even if it was an earlier attempt that copied them.
 _SETTLE: Final = (
@@ -139,7 +140,7 @@ _SETTLE: Final = (
         WITH ends AS MATERIALIZED (
             SELECT ends.*
             FROM {_WITH_LOCK_TIMEOUT},
-                jobs JOIN {_ENDS} ON jobs.id = ends.job_id AND jobs.epoch = ends.epoch
+                jobs JOIN {_SETTLEMENTS} ON jobs.id = ends.job_id AND jobs.epoch = ends.epoch
             WHERE worker_id = :worker_id
                 AND jobs.status IS NOT DISTINCT FROM 'running' AND num_nulls(lease_expires_at) = 0
             ORDER BY jobs.id FOR NO KEY UPDATE OF jobs

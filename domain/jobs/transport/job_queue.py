@@ -121,7 +121,7 @@ class JobQueue:
                 await pipe.execute()
             self.write_errors.clear()
         except ResponseError as error:
-            self.write_errors.note(error)
+            self.write_errors.note(error)  # logs it, once per outage
         except (RedisError, OSError) as error:
             log.warning("dispatch.failed", error=str(error))
         return [None] * len(messages)
@@ -148,9 +148,9 @@ class JobQueue:
         return missing
 
     def acknowledge(self, message: JobMessage) -> "asyncio.Future[None]":
-        """Delete the message of a claimed job. Returns a future, which is done when Redis has replied.
+        """Delete a message after its claim was tried, with or without success. Returns a future of Redis's reply.
 
-        If that fails, the message is delivered again and claims nothing.
+        If the deletion fails, the message is delivered again. It then claims nothing, unless the job is still queued.
         """
         return self._acknowledgements.submit(message)
 

@@ -32,10 +32,17 @@ class Process(Protocol):
 class Forked:
     """``python -m COMMAND`` in a forked process, without starting a new interpreter."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], stderr: Path | None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        stderr: Path | None,
+        folder: Path | None = None,
+    ) -> None:
+        """Start it, in ``folder`` if that is given."""
         if stderr is not None:
             stderr.touch()  # a reader may open the file before the fork
-        self._process = _FORKING.Process(target=_run_command, args=(tuple(command), dict(environment), stderr))
+        self._process = _FORKING.Process(target=_run_command, args=(tuple(command), dict(environment), stderr, folder))
         with _LOCK:
             self._process.start()
         self.pid = self._process.pid or 0
@@ -59,7 +66,11 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def _run_command(command: Sequence[str], environment: Mapping[str, str], stderr: Path | None) -> None:
+def _run_command(
+    command: Sequence[str], environment: Mapping[str, str], stderr: Path | None, folder: Path | None
+) -> None:
+    if folder is not None:
+        os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     if stderr is not None:

@@ -16,6 +16,7 @@ import structlog
 from api.main import ServicesFactory, create_app
 from domain.errors import CisternError, DatabaseUnavailable
 from domain.services import Services
+from tests.support.forked import Forked
 from tests.unit.fakes import FakeServices, volume_row
 
 
@@ -141,19 +142,16 @@ async def test_unexpected_exception_at_startup_keeps_its_traceback() -> None:
 )
 def test_invalid_setting_ends_the_server_with_one_line(tmp_path: Path, setting: dict[str, str], variable: str) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("CISTERN_")}
-    root = str(Path(__file__).parents[2])
-    ended = subprocess.run(
-        [sys.executable, "-m", "uvicorn", "--log-level", "warning", "--port", "0", "api.main:app"],
-        cwd=tmp_path,
-        env=clean | {"PYTHONPATH": root} | setting,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    log = tmp_path / "log"
+    command = ["uvicorn", "--log-level", "warning", "--port", "0", "api.main:app"]
+    ended = Forked(command, clean | setting, log, tmp_path)
+    try:
+        returncode = ended.wait(30)
+    finally:
+        ended.kill()
 
-    reason, *rest = ended.stderr.splitlines()
-    assert ended.returncode not in (0, None)
+    reason, *rest = log.read_text().splitlines()
+    assert returncode not in (0, None)
     assert reason.startswith("ERROR:    Cistern cannot start: ")
     assert variable in reason
     assert rest == ["ERROR:    Application startup failed. Exiting."]  # logged by uvicorn

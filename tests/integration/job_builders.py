@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import CursorResult, Row, text
+from sqlalchemy import Row, text
 from uuid_utils.compat import uuid7
 
 from domain.jobs.engine import JobEngine
@@ -66,9 +66,9 @@ def an_engine(services: Services) -> JobEngine:
 
 
 async def sql(services: Services, statement: str, **values: Any) -> list[Row[Any]]:
-    async with services.database.transaction() as session:
-        result = await session.execute(text(statement), values)
-        return list(result) if isinstance(result, CursorResult) and result.returns_rows else []
+    async with services.database.autocommit() as connection:
+        result = await connection.execute(text(statement), values)
+        return list(result) if result.returns_rows else []
 
 
 async def set_job(services: Services, job_id: UUID, assignment: str) -> None:

@@ -59,13 +59,14 @@ async def made(client: httpx.AsyncClient, **members: Any) -> dict[str, Any]:
     return schedule
 
 
-async def end_jobs(services: Services) -> None:
-    """Mark all jobs as succeeded."""
-    await sql(
+async def end_jobs(services: Services) -> int:
+    """Mark all live jobs as succeeded, and return their number."""
+    ended = await sql(
         services,
         "UPDATE jobs SET status = 'succeeded', started_at = now(), finished_at = now(), dispatched_at = NULL"
-        " WHERE finished_at IS NULL",
+        " WHERE finished_at IS NULL RETURNING id",
     )
+    return len(ended)
 
 
 async def jobs_of(services: Services, schedule_id: UUID) -> list[datetime]:

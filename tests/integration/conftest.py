@@ -1,11 +1,13 @@
 """Fixtures of the integration tests, besides the servers."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 
 import httpx
 import pytest
+import uvloop
 from fastapi import FastAPI
 
 from api.main import create_app
@@ -43,3 +45,8 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     """An HTTP client of the API application."""
     async with client_of(app) as client:
         yield client
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run the tests on the event loop of production."""
+    return {"uvloop": uvloop.new_event_loop}

@@ -9,9 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from api.idempotency import KeyHeader, idempotent_request
 from api.prefer import preferred_wait
 from api.schemas.base import HEADER_TEXT
-from domain.bulk.expand.service import BulkExpandService
 from domain.bulk.service import BulkService
-from domain.bulk.snapshot.service import BulkSnapshotService
 from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.service import JobService
 from domain.schedules.service import ScheduleService
@@ -41,14 +39,6 @@ async def _snapshots(services: ServicesDep) -> SnapshotService:
 
 async def _bulk(services: ServicesDep) -> BulkService:
     return services.bulk
-
-
-async def _bulk_snapshots(services: ServicesDep) -> BulkSnapshotService:
-    return services.bulk_snapshots
-
-
-async def _expansion(services: ServicesDep) -> BulkExpandService:
-    return services.expansion
 
 
 async def _jobs(services: ServicesDep) -> JobService:
@@ -105,8 +95,6 @@ NoQuery = Depends(reject_query)
 VolumesDep = Annotated[VolumeService, Depends(_volumes)]
 SnapshotsDep = Annotated[SnapshotService, Depends(_snapshots)]
 BulkDep = Annotated[BulkService, Depends(_bulk)]
-BulkSnapshotsDep = Annotated[BulkSnapshotService, Depends(_bulk_snapshots)]
-BulkExpandDep = Annotated[BulkExpandService, Depends(_expansion)]
 JobsDep = Annotated[JobService, Depends(_jobs)]
 SchedulesDep = Annotated[ScheduleService, Depends(_schedules)]
 OriginDep = Annotated[RequestOrigin, Depends(_origin)]

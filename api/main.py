@@ -13,7 +13,8 @@ from api.openapi import document
 from api.shutdown import on_stop_signal
 from api.v0.routes import install as install_v0
 from api.v0.routes import router as v0_router
-from api.v1.fast_path import FastPath
+from api.v1.hot_routes import install as install_hot_routes
+from api.v1.job_cache import EndedJobCache
 from api.v1.routes import router as v1_router
 from domain.logs import configure_logging
 from domain.services import Services, open_services
@@ -48,7 +49,7 @@ def create_app(services_factory: ServicesFactory = services_from_environment) ->
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with services_factory() as services, services.watcher.watching():
-            app.state.services = services
+            app.state.services, app.state.ended_jobs = services, EndedJobCache()
             with on_stop_signal(services.watcher.release):  # requests that wait for a job return its present state
                 yield
 
@@ -58,7 +59,7 @@ def create_app(services_factory: ServicesFactory = services_from_environment) ->
         description=_DESCRIPTION,
         version="1",
         lifespan=lifespan,
-        middleware=[Middleware(QuietStartup), Middleware(RequestContext), Middleware(FastPath), Middleware(BodyLimit)],
+        middleware=[Middleware(QuietStartup), Middleware(RequestContext), Middleware(BodyLimit)],
         redirect_slashes=False,  # a path with a trailing slash is not in the OpenAPI document, so it is a 404
         redoc_url=None,
     )
@@ -66,6 +67,7 @@ def create_app(services_factory: ServicesFactory = services_from_environment) ->
     install_v0(app)
     for router in (v1_router, v0_router, health.router, problem_types.router):
         app.include_router(router)
+    install_hot_routes(app)
     document(app)
     return app
 

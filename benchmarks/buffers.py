@@ -25,9 +25,9 @@ from domain.jobs.states import JobStatus
 from domain.jobs.store.dispatch import DispatchRepository
 from domain.jobs.store.jobs import JobFilter, JobRepository
 from domain.jobs.store.leases import LeaseRepository, Settlement
+from domain.operations import VolumeState
 from domain.settings import Settings
 from domain.volumes.repository import Release, VolumeRepository
-from domain.volumes.states import VolumeState
 
 #: Number of jobs claimed and settled at once.
 BATCH: Final = 100

@@ -112,7 +112,7 @@ async def _cistern(services: Services, volumes: int) -> Measured:
 async def _bulk(services: Services, max_concurrent: int) -> float:
     """Return the seconds from the request for a bulk job over all volumes to its end."""
     began = time.monotonic()
-    job = await services.expansion.request_expand(BulkExpandRequest(GROWTH, max_concurrent=max_concurrent))
+    job = await services.bulk.request(BulkExpandRequest(GROWTH, max_concurrent=max_concurrent))
     await services.watcher.ended(job.id, 3600)
     seconds = time.monotonic() - began
     job = await services.jobs.get(job.id)
@@ -197,7 +197,7 @@ async def fairness(settings: Settings, _: int) -> None:
         with worker(settings, slow) as process, api(settings, slow) as address:
             await wait_for_workers(services.database, [process])
             others = Selection(labels={"of": "bulk"})
-            bulk = await services.expansion.request_expand(BulkExpandRequest(GROWTH, others, MAX_CONCURRENT))
+            bulk = await services.bulk.request(BulkExpandRequest(GROWTH, others, MAX_CONCURRENT))
             seconds = await _singles(services, address, singles, bulk)
     print(f"\n{len(seconds)} single expansions during the bulk job, POST to succeeded: ", end="")
     print(f"median {median(seconds):.3f} s, p99 {quantiles(seconds, n=100)[98]:.3f} s")
@@ -239,7 +239,7 @@ async def cancelling(settings: Settings, _: int) -> None:
             await insert_volumes(services.database, 20_000)
             with worker(settings, "faulty+null:?delay_ms=20") as process:
                 await wait_for_workers(services.database, [process])
-                bulk = await services.expansion.request_expand(BulkExpandRequest(GROWTH, max_concurrent=MAX_CONCURRENT))
+                bulk = await services.bulk.request(BulkExpandRequest(GROWTH, max_concurrent=MAX_CONCURRENT))
                 async with aclosing(services.watcher.follow(bulk.id, None)) as states:
                     async for job in states:
                         if job.succeeded:

@@ -1,28 +1,22 @@
 """The composition root: builds the services, the table of job kinds and the table of scheduled actions."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from domain.bulk.chunks import Chunks
 from domain.bulk.expand.operation import ExpandOperation
-from domain.bulk.expand.policy import BulkExpandRequest
-from domain.bulk.expand.service import BulkExpandService
-from domain.bulk.kinds import EXPAND, LANE, SNAPSHOT
+from domain.bulk.handler import BulkHandler
 from domain.bulk.ledger import clear_ledgers
 from domain.bulk.operation import BulkOperation
 from domain.bulk.scheduled import ScheduledBulk
 from domain.bulk.service import BulkService
 from domain.bulk.snapshot.operation import SnapshotOperation
-from domain.bulk.snapshot.request import BulkSnapshotRequest
-from domain.bulk.snapshot.service import BulkSnapshotService
 from domain.check.service import Check
 from domain.db.database import Database
-from domain.jobs.claimed import ClaimedJob
 from domain.jobs.engine import JobEngine
-from domain.jobs.kinds import Abandon, Record, Retry
+from domain.jobs.kinds import JobHandler, JobHandlers, JobKind
 from domain.jobs.model import Worker
-from domain.jobs.outcomes import Outcome, Payload
 from domain.jobs.retry import RetryPolicy
 from domain.jobs.service import JobService
 from domain.jobs.stats import StatsCache
@@ -33,7 +27,9 @@ from domain.jobs.store.retention import Retention
 from domain.jobs.transport.job_queue import JobQueue
 from domain.jobs.watcher import Watcher
 from domain.maintenance_tasks import MaintenanceTask, MaintenanceTasks
-from domain.schedules.actions import Action
+from domain.operation_handler import OperationHandler
+from domain.operations import OPERATIONS
+from domain.schedules.actions import Actions
 from domain.schedules.repository import any_due, prune_runs
 from domain.schedules.runner import ScheduleRunner
 from domain.schedules.service import ScheduleService
@@ -41,58 +37,17 @@ from domain.settings import Settings, require_database, require_servers
 from domain.snapshots.repository import refuse_if_it_has_snapshots
 from domain.snapshots.service import SnapshotService
 from domain.storage.backends import Backends
-from domain.storage.context import Grant
 from domain.volumes.service import VolumeService
 
 
-@dataclass(frozen=True)
-class Handler:
-    """The functions of one job kind: request a retry, do the work, record its effect, seal and abandon."""
-
-    retry: Retry
-    perform: Callable[[ClaimedJob, Grant], Awaitable[Outcome]]
-    record: Record
-    seal: Callable[[ClaimedJob, Grant], Awaitable[Payload | None]]
-    abandon: Abandon
-
-
-def handlers(
-    volumes: VolumeService,
-    snapshots: SnapshotService,
-    bulk: BulkService,
-    expansion: BulkExpandService,
-    bulk_snapshots: BulkSnapshotService,
-) -> dict[str, Handler]:
-    """Return the handler of each job kind. The worker replaces ``perform`` of the lane, which it does itself."""
-    v, s, b, e, bs = volumes, snapshots, bulk, expansion, bulk_snapshots
+def handlers(database: Database, backends: Backends, bulk: BulkService, *, max_attempts: int) -> dict[str, JobHandler]:
+    """Return the handler of each job kind. A worker adds that of lanes, which it performs itself."""
+    bulk_handler = BulkHandler(database, bulk)
     return {
-        "volume.create": Handler(v.retry_create, v.create, v.record_create, v.seal, v.abandon_create),
-        "volume.expand": Handler(v.retry_expand, v.expand, v.record_expand, v.seal, v.abandon_expand),
-        "volume.delete": Handler(v.retry_delete, v.delete, v.record_delete, v.seal, v.abandon_delete),
-        "snapshot.take": Handler(s.retry_take, s.take, s.record_take, s.seal_snapshot, s.abandon_take),
-        "snapshot.restore": Handler(s.retry_restore, s.restore, s.record_restore, s.seal_volume, s.abandon_restore),
-        "snapshot.delete": Handler(s.retry_delete, s.delete, s.record_delete, s.seal_snapshot, s.abandon_delete),
-        "snapshot.clone": Handler(s.retry_clone, s.clone, s.record_clone, s.seal_volume, s.abandon_clone),
-        EXPAND: Handler(e.retry_expand, b.plan, b.delegate, _nothing_to_seal, b.abandon),
-        SNAPSHOT: Handler(bs.retry_snapshots, b.plan, b.delegate, _nothing_to_seal, b.abandon),
-        LANE: Handler(b.retry_lane, _in_worker_only, b.record_lane, _nothing_to_seal, b.abandon_lane),
+        **{kind: OperationHandler(one, backends, max_attempts=max_attempts) for kind, one in OPERATIONS.items()},
+        JobKind.BULK_EXPAND: bulk_handler,
+        JobKind.BULK_SNAPSHOT: bulk_handler,
     }
-
-
-def actions(expansion: BulkExpandService, snapshots: BulkSnapshotService, backends: Backends) -> dict[str, Action]:
-    """Return the actions that a schedule may start."""
-    return {
-        EXPAND: ScheduledBulk(expansion, BulkExpandRequest.from_request, backends),
-        SNAPSHOT: ScheduledBulk(snapshots, BulkSnapshotRequest.from_request, backends),
-    }
-
-
-async def _nothing_to_seal(_: ClaimedJob, __: Grant) -> None:
-    """Do nothing: an earlier attempt at a bulk job itself cannot change anything on the storage."""
-
-
-async def _in_worker_only(job: ClaimedJob, _: Grant) -> Outcome:
-    raise NotImplementedError(f"{job.kind} is performed by the worker itself (worker/lanes.py)")
 
 
 @dataclass(frozen=True)
@@ -106,25 +61,23 @@ class Services:
     volumes: VolumeService
     snapshots: SnapshotService
     bulk: BulkService
-    expansion: BulkExpandService
-    bulk_snapshots: BulkSnapshotService
     chunks: Chunks
-    actions: dict[str, Action]
+    actions: Actions
     schedules: ScheduleService
     schedule_runner: ScheduleRunner
     jobs: JobService
-    handlers: dict[str, Handler]
+    handlers: JobHandlers
     retry_policy: RetryPolicy
     watcher: Watcher
     stats: StatsCache
     retention: Retention
 
-    def engine(self, worker: Worker) -> JobEngine:
-        """Return the job engine of one worker process."""
+    def engine(self, worker: Worker, job_handlers: JobHandlers) -> JobEngine:
+        """Return the job engine of one worker process, which claims the jobs that it has handlers for."""
         return JobEngine(
             self.database,
             self.queue,
-            self.handlers,
+            job_handlers,
             worker=worker,
             lease=self.settings.lease_seconds,
             min_heartbeat_timeout=self.settings.heartbeat_timeout_seconds,
@@ -132,20 +85,17 @@ class Services:
 
     def maintenance_tasks(self, engine: JobEngine) -> MaintenanceTasks:
         """Return the maintenance tasks. Those that dispatch come last: the others leave jobs to be dispatched."""
+        jobs, kinds = engine.maintenance, engine.kinds
+        orphans, without_lanes = any_orphans_or_dead_workers(), any_without_lanes()
+        old = any_dispatched_before(jobs.redispatch_after, kinds)
         return MaintenanceTasks(
             self.database,
             (
-                MaintenanceTask("jobs.rescued", engine.rescue, any_orphans_or_dead_workers(), requires_heartbeat=True),
-                MaintenanceTask(
-                    "bulk.lanes_assigned", self.bulk.assign_lanes, any_without_lanes(), requires_heartbeat=True
-                ),
+                MaintenanceTask("jobs.rescued", jobs.rescue, orphans, requires_heartbeat=True),
+                MaintenanceTask("bulk.lanes_assigned", self.bulk.assign_lanes, without_lanes, requires_heartbeat=True),
                 MaintenanceTask("schedules.started", self.schedule_runner.start_due, any_due(self.actions)),
-                MaintenanceTask("messages.dispatched", engine.dispatch_due, any_undispatched(self.handlers)),
-                MaintenanceTask(
-                    "messages.redispatched",
-                    engine.redispatch_lost,
-                    any_dispatched_before(engine.redispatch_after, self.handlers),
-                ),
+                MaintenanceTask("messages.dispatched", jobs.dispatch_due, any_undispatched(kinds)),
+                MaintenanceTask("messages.redispatched", jobs.redispatch_lost, old),
             ),
         )
 
@@ -198,19 +148,14 @@ def compose(settings: Settings, database: Database, queue: JobQueue, backends: B
         database, queue, backends, max_attempts=settings.max_attempts, refuse_delete=refuse_if_it_has_snapshots
     )
     snapshots = SnapshotService(database, queue, backends, max_attempts=settings.max_attempts)
-    expansion = BulkExpandService(
-        database, queue, max_attempts=settings.max_attempts, max_concurrent=settings.max_concurrent
-    )
-    bulk_snapshots = BulkSnapshotService(
-        database, queue, max_attempts=settings.max_attempts, max_concurrent=settings.max_concurrent
-    )
-    operations: dict[str, BulkOperation] = {
-        EXPAND: ExpandOperation(database, backends),
-        SNAPSHOT: SnapshotOperation(backends, snapshots),
+    operations: Mapping[str, BulkOperation] = {
+        JobKind.BULK_EXPAND: ExpandOperation(database, backends),
+        JobKind.BULK_SNAPSHOT: SnapshotOperation(backends, snapshots),
     }
-    bulk = BulkService(database, queue, operations)
-    job_handlers = handlers(volumes, snapshots, bulk, expansion, bulk_snapshots)
-    scheduled_actions = actions(expansion, bulk_snapshots, backends)
+    limits = {"max_attempts": settings.max_attempts, "max_concurrent": settings.max_concurrent}
+    bulk = BulkService(database, queue, operations, **limits)
+    job_handlers = handlers(database, backends, bulk, max_attempts=settings.max_attempts)
+    actions: Actions = {kind: ScheduledBulk(bulk, one.request_type, backends) for kind, one in operations.items()}
     return Services(
         settings=settings,
         database=database,
@@ -219,12 +164,10 @@ def compose(settings: Settings, database: Database, queue: JobQueue, backends: B
         volumes=volumes,
         snapshots=snapshots,
         bulk=bulk,
-        expansion=expansion,
-        bulk_snapshots=bulk_snapshots,
         chunks=Chunks(database, queue, operations, busy_seconds=settings.busy_seconds),
-        actions=scheduled_actions,
-        schedules=ScheduleService(database, scheduled_actions),
-        schedule_runner=ScheduleRunner(database, queue, scheduled_actions),
+        actions=actions,
+        schedules=ScheduleService(database, actions),
+        schedule_runner=ScheduleRunner(database, queue, actions),
         jobs=JobService(database, queue, job_handlers),
         handlers=job_handlers,
         retry_policy=RetryPolicy(settings.retry_seconds),

@@ -1,16 +1,15 @@
 """One attempt at a claimed job: do the work, and turn whatever happens into an outcome."""
 
-from collections.abc import Mapping
 from typing import Final
 
 import structlog
 
 from domain.errors import CisternError
 from domain.jobs.claimed import ClaimedJob
+from domain.jobs.kinds import JobHandlers
 from domain.jobs.outcomes import Cancelled, Failed, Outcome, Payload, Released, RetryIn, Superseded
 from domain.jobs.retry import WORKER_LOST, RetryPolicy, describe
 from domain.jobs.store.orphans import EXTRA_CLAIMS
-from domain.services import Handler
 from domain.storage.context import Grant, Stopped, StopReason
 from domain.storage.errors import FenceRefused, PermanentStorageError, StorageBusy, TransientStorageError
 
@@ -26,7 +25,7 @@ log = structlog.get_logger(__name__)
 class AttemptPerformer:
     """Performs jobs with the handlers of their kinds."""
 
-    def __init__(self, handlers: Mapping[str, Handler], retry_policy: RetryPolicy) -> None:
+    def __init__(self, handlers: JobHandlers, retry_policy: RetryPolicy) -> None:
         """Take ``handlers`` by job kind; ``retry_policy`` decides on transient failures."""
         self._handlers = handlers
         self._retry_policy = retry_policy

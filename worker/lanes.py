@@ -13,11 +13,12 @@ from uuid import UUID
 
 import structlog
 
-from domain.bulk.chunks import Chunks, ClaimedChunk
+from domain.bulk.chunks import Chunks, ClaimedChunk, LaneChunks
 from domain.bulk.ledger import Lane
 from domain.bulk.operation import ItemWork, Result
 from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.claimed import ClaimedJob
+from domain.jobs.kinds import JobHandler
 from domain.jobs.outcomes import Outcome, Succeeded, Yielded
 from domain.storage.context import Grant
 from domain.tasks import in_background
@@ -41,8 +42,12 @@ _MAX_REMEMBERED: Final = 100
 log = structlog.get_logger(__name__)
 
 
-class Lanes:
-    """Performs lanes in one worker."""
+class Lanes(JobHandler):
+    """The handler of lanes.
+
+    It records and seals nothing of its own: every chunk is recorded when its work ends, and the items of a failed lane
+    are reassigned by `BulkService.assign_lanes`.
+    """
 
     def __init__(self, chunks: Chunks, fair_share: FairShare) -> None:
         self._chunks = chunks
@@ -50,95 +55,109 @@ class Lanes:
         #: The chunk size that each lane had reached here: a slice is too short to reach it again from the start.
         self._limits: dict[UUID, int] = {}
 
-    async def work(self, job: ClaimedJob, grant: Grant) -> Outcome:
+    async def perform(self, job: ClaimedJob, grant: Grant) -> Outcome:
         """Work on one slice of a lane, first on items that an earlier attempt may have left unfinished.
 
         Raises:
             Stopped: the worker is shutting down or has lost the lane; the next attempt does what is not recorded.
         """
         lane = Lane.from_job(job)
+        run = LaneRun(lane, self._chunks.of(lane), grant, self._limits)
         if lane.is_last:
-            return await self._give_up(lane, grant)
+            return await run.give_up()
         with self._fair_share.admit(lane) as admitted:
-            return await self._work_slice(lane, grant) if admitted else Yielded()
+            return await run.work_slice() if admitted else Yielded()
 
-    async def _work_slice(self, lane: Lane, grant: Grant) -> Outcome:
+
+class LaneRun:
+    """One attempt at a lane, for one slice of time."""
+
+    def __init__(self, lane: Lane, chunks: LaneChunks, grant: Grant, limits: dict[UUID, int]) -> None:
+        """Prepare the run; ``limits`` has the chunk sizes of lanes that continue."""
+        self._lane = lane
+        self._chunks = chunks
+        self._grant = grant
+        self._limits = limits
+        #: Set once cancellation of the bulk job was requested.
+        self._cancelled = asyncio.Event()
+
+    async def work_slice(self) -> Outcome:
+        """Work on chunk after chunk until the slice is over or no item is left."""
         ends_at = time.monotonic() + _SLICE_SECONDS
-        limit = self._limits.pop(lane.job_id, lane.slots * _FIRST_CHUNK_PER_SLOT)
-        chunk = await self._chunks.resume(lane)
-        async with self._cancellation(lane) as cancelled:
+        limit = self._limits.pop(self._lane.job_id, self._lane.slots * _FIRST_CHUNK_PER_SLOT)
+        chunk = await self._chunks.resume()
+        async with self._polling_cancellation():
             while True:
-                if cancelled.is_set():
-                    await self._chunks.cancel_rest(lane)
+                if self._cancelled.is_set():
+                    await self._chunks.cancel_rest()
                 if not chunk.item_count:
-                    chunk = await self._chunks.claim_next(lane, limit)
+                    chunk = await self._chunks.claim_next(limit)
                 if not chunk.item_count:
-                    return await self._finish_or_wait(lane)
-                seconds = await self._process_chunk(lane, chunk, grant, cancelled)
-                limit = _next_limit(chunk.item_count, seconds, lane.slots)
+                    return await self._finish_or_wait()
+                seconds = await self._process_chunk(chunk)
+                limit = _next_limit(chunk.item_count, seconds, self._lane.slots)
                 if time.monotonic() >= ends_at:
-                    self._remember_limit(lane.job_id, limit)
+                    self._remember_limit(limit)
                     return Yielded()
                 chunk = ClaimedChunk(0)
 
-    def _remember_limit(self, lane_id: UUID, limit: int) -> None:
-        """Store the chunk size of a lane; drop the oldest, as a lane that continues elsewhere never fetches its own."""
-        self._limits[lane_id] = limit
+    def _remember_limit(self, limit: int) -> None:
+        """Store the chunk size; drop the oldest, as a lane that continues elsewhere never fetches its own."""
+        self._limits[self._lane.job_id] = limit
         if len(self._limits) > _MAX_REMEMBERED:
             del self._limits[next(iter(self._limits))]
 
-    async def _process_chunk(self, lane: Lane, chunk: ClaimedChunk, grant: Grant, cancelled: asyncio.Event) -> float:
+    async def _process_chunk(self, chunk: ClaimedChunk) -> float:
         """Work on a chunk and record it. Returns the seconds of storage work, which determine the next chunk's size.
 
         The statements are not counted: where they are slow, smaller chunks would only mean more of them.
         """
         started_at = time.monotonic()
-        results = await self._perform_items(lane, chunk.work, grant, cancelled)
+        results = await self._perform_items(chunk.work)
         seconds = time.monotonic() - started_at
-        await self._chunks.record(lane, results)
-        grant.check()
-        log.info("bulk.chunk", volumes=chunk.item_count, max_concurrent=lane.slots, seconds=round(seconds, 3))
+        await self._chunks.record(results)
+        self._grant.check()
+        slots = self._lane.slots
+        log.info("bulk.chunk", volumes=chunk.item_count, max_concurrent=slots, seconds=round(seconds, 3))
         return seconds
 
-    async def _perform_items(
-        self, lane: Lane, items: Sequence[ItemWork], grant: Grant, cancelled: asyncio.Event
-    ) -> Sequence[Result]:
+    async def _perform_items(self, items: Sequence[ItemWork]) -> Sequence[Result]:
         """Work on the items of a chunk; the failure of one does not stop another. Returns results not yet recorded.
 
         The semaphore limits how many are worked on at once. There are no more consumers than slots: one task per volume
         would cost ten times as much, and starting a thousand of them at once would block the event loop.
         """
-        slots = asyncio.Semaphore(lane.slots)
-        remaining = iter(_in_alternating_order(lane, items))
+        slots = asyncio.Semaphore(self._lane.slots)
+        remaining = iter(_in_alternating_order(self._lane, items))
         results: list[Result] = []
 
         async def consume() -> None:
             for item in remaining:
                 async with slots:
-                    if cancelled.is_set() and not item.resumed:
+                    if self._cancelled.is_set() and not item.resumed:
                         result: Result | None = self._chunks.skip(item)
                     else:
-                        result = await self._chunks.perform(lane, item, grant)
+                        result = await self._chunks.perform(item, self._grant)
                 if result is not None:
                     results.append(result)
 
         async with asyncio.TaskGroup() as group:
-            consumers = {group.create_task(consume()) for _ in range(min(lane.slots, len(items)))}
+            consumers = {group.create_task(consume()) for _ in range(min(self._lane.slots, len(items)))}
             while consumers:
                 _, consumers = await asyncio.wait(consumers, timeout=_PARTIAL_RECORD_SECONDS)
                 count = len(results)
-                if consumers and count and await self._record_partial(lane, results[:count]):
+                if consumers and count and await self._record_partial(results[:count]):
                     del results[:count]
         return results
 
-    async def _record_partial(self, lane: Lane, results: Sequence[Result]) -> bool:
+    async def _record_partial(self, results: Sequence[Result]) -> bool:
         """Record the finished items of a chunk, so that they do not wait for a volume whose storage hangs.
 
         Nothing is raised, because that would cancel the work on the other items. A lasting error is raised when the
         whole chunk is recorded, and recording an item twice has the effect of once.
         """
         try:
-            await self._chunks.record(lane, results)
+            await self._chunks.record(results)
         except CisternError as error:
             log.debug("lane.partial_record_failed", error=error.message)
             return False
@@ -147,42 +166,41 @@ class Lanes:
             return False
         return True
 
-    async def _finish_or_wait(self, lane: Lane) -> Outcome:
+    async def _finish_or_wait(self) -> Outcome:
         """Finish the lane if it has no items left; otherwise yield until the next item is due, or hung storage is."""
-        delay = await self._chunks.next_due(lane)
-        if await self._chunks.holds_any(lane):
+        delay = await self._chunks.next_due()
+        if await self._chunks.holds_any():
             delay = min(_HUNG_RETRY_SECONDS, _HUNG_RETRY_SECONDS if delay is None else delay)
         return Succeeded({}) if delay is None else Yielded(delay)
 
-    async def _give_up(self, lane: Lane, grant: Grant) -> Outcome:
+    async def give_up(self) -> Outcome:
         """Work as the last lane: seal and release every volume that earlier lanes left, and fail all pending items."""
-        items = await self._chunks.reclaim_items(lane)
-        work = await self._chunks.acquire_volumes(lane, items, {})
-        results = [await self._chunks.fail(lane, item, grant) for item in work]
-        await self._chunks.record(lane, [result for result in results if result is not None])
-        grant.check()
-        await self._chunks.fail_rest(lane)
-        return Yielded(_HUNG_RETRY_SECONDS) if await self._chunks.holds_any(lane) else Succeeded({})
+        work = await self._chunks.acquire_volumes(await self._chunks.reclaim_items(), {})
+        results = [await self._chunks.fail(item, self._grant) for item in work]
+        await self._chunks.record([result for result in results if result is not None])
+        self._grant.check()
+        await self._chunks.fail_rest()
+        return Yielded(_HUNG_RETRY_SECONDS) if await self._chunks.holds_any() else Succeeded({})
 
     @asynccontextmanager
-    async def _cancellation(self, lane: Lane) -> AsyncIterator[asyncio.Event]:
-        """Provide an event that is set once cancellation of the parent job was requested."""
-        cancelled = asyncio.Event()
-        if await self._chunks.is_cancelled(lane):
-            cancelled.set()
-        async with in_background(self._poll_cancellation(lane, cancelled)):
-            yield cancelled
+    async def _polling_cancellation(self) -> AsyncIterator[None]:
+        """Learn of a requested cancellation at once and during the block."""
+        if await self._chunks.is_cancelled():
+            self._cancelled.set()
+        async with in_background(self.poll_cancellation()):
+            yield
 
-    async def _poll_cancellation(self, lane: Lane, cancelled: asyncio.Event) -> None:
-        while not cancelled.is_set():
+    async def poll_cancellation(self) -> None:
+        """Poll until cancellation was requested."""
+        while not self._cancelled.is_set():
             await asyncio.sleep(_CANCEL_POLL_SECONDS)
             try:
-                if await self._chunks.is_cancelled(lane):
-                    cancelled.set()
+                if await self._chunks.is_cancelled():
+                    self._cancelled.set()
             except DatabaseUnavailable:
                 log.debug("lane.cancel_check_unavailable")  # the statements of the chunk raise it too
             except Exception:  # keep polling: the lane must stay cancellable after an unexpected error
-                log.exception("lane.cancel_check_failed", job_id=str(lane.job_id))
+                log.exception("lane.cancel_check_failed", job_id=str(self._lane.job_id))
 
 
 def _in_alternating_order(lane: Lane, items: Sequence[ItemWork]) -> Sequence[ItemWork]:

@@ -10,7 +10,6 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import replace
 from typing import Any, Final
 
 import structlog
@@ -20,11 +19,12 @@ from uuid_utils.compat import uuid7
 
 from domain.db.database import CLOSE_TIMEOUT
 from domain.errors import CisternError, DatabaseUnavailable
+from domain.jobs.kinds import JobHandlers, JobKind
 from domain.jobs.model import Worker
 from domain.jobs.transport.job_queue import QUEUE_NAME, JobQueue
 from domain.jobs.transport.messages import FUNCTION_NAME, deserialize, message_from, serialize
 from domain.logs import configure_logging
-from domain.services import Handler, Services, open_services
+from domain.services import Services, open_services
 from domain.settings import Settings, load_log_settings, load_settings, require_servers
 from domain.tasks import in_background, tune_gc
 from worker.attempts import AttemptPerformer
@@ -60,21 +60,21 @@ async def shut_down(ctx: dict[str, Any]) -> None:
     await ctx["closing"].aclose()
 
 
-def handlers(services: Services, count_workers: Callable[[], int]) -> dict[str, Handler]:
-    """Return the domain's handlers, with lanes performed by the worker itself.
+def worker_handlers(services: Services, count_workers: Callable[[], int]) -> JobHandlers:
+    """Return the handlers of a worker: those of the domain, and that of lanes.
 
     ``count_workers`` returns the number of live workers.
     """
-    lane = replace(services.handlers["bulk.lane"], perform=Lanes(services.chunks, FairShare(count_workers)).work)
-    return services.handlers | {"bulk.lane": lane}
+    return {**services.handlers, JobKind.BULK_LANE: Lanes(services.chunks, FairShare(count_workers))}
 
 
 @asynccontextmanager
 async def open_worker(settings: Settings) -> AsyncIterator[Runner]:
     """Run heartbeat, maintenance and stall detection while the block runs; yield the runner."""
     async with open_services(settings) as services:
-        engine = services.engine(Worker(id=uuid7(), host=socket.gethostname(), pid=os.getpid()))
-        attempts = AttemptPerformer(handlers(services, lambda: engine.workers), services.retry_policy)
+        handlers = worker_handlers(services, lambda: engine.workers)
+        engine = services.engine(Worker(id=uuid7(), host=socket.gethostname(), pid=os.getpid()), handlers)
+        attempts = AttemptPerformer(handlers, services.retry_policy)
         runner = Runner(engine, services.queue, attempts, slots=settings.max_jobs)
         liveness_file = LivenessFile.open(settings.heartbeat_file)
         heartbeat = Heartbeat(

@@ -1,8 +1,9 @@
 """What all bodies share: the base class of request bodies, members that may be absent, and example values."""
 
-from typing import Annotated, Final, TypeVar
+from collections.abc import Collection
+from typing import Annotated, Any, Final, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationInfo, WithJsonSchema
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -37,10 +38,43 @@ def _reject_null(value: Value | None) -> Value:
 Omittable = Annotated[Value | None, _WithoutNull(), AfterValidator(_reject_null)]
 
 
+def constraint(schema: JsonSchemaValue) -> JsonSchemaValue:
+    """Return a condition on the members of a body, for its JSON Schema.
+
+    It is negated twice, because client generators take a plain ``oneOf`` or ``anyOf`` for a union of untyped bodies.
+    """
+    return {"not": {"not": schema}}
+
+
+def exactly_one(*names: str) -> JsonSchemaValue:
+    """Return the condition that exactly one of several members is given."""
+    return {"oneOf": [{"required": [name]} for name in names]}
+
+
+def refuse_second(info: ValidationInfo, *names: str) -> None:
+    """Refuse the member that is being validated if one of ``names`` was given before it.
+
+    Raises:
+        ValueError: names the first of them.
+    """
+    position = names.index(info.field_name) if info.field_name in names else len(names)
+    if given := [name for name in names[:position] if info.data.get(name) is not None]:
+        choices = ", ".join(f"`{name}`" for name in names)
+        raise ValueError(f"cannot be combined with `{given[0]}`: give exactly one of {choices}")
+
+
 class RequestBody(BaseModel):
     """Base of request bodies. Unknown members are rejected, so that a misspelt one does not go unnoticed."""
 
     model_config = ConfigDict(extra="forbid")
+
+    def columns(self, names: Collection[str]) -> dict[str, Any]:
+        """Return members as values of the columns of the same names; a policy without its absent members."""
+        members = {name: getattr(self, name) for name in names}
+        return {
+            name: value.model_dump(exclude_none=True) if isinstance(value, BaseModel) else value
+            for name, value in members.items()
+        }
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:

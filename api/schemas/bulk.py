@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from api.problems import GROWTH_REQUIRED
-from api.schemas.base import EXAMPLE_TIME, EXAMPLE_VOLUME_ID, Omittable, RequestBody
+from api.schemas.base import EXAMPLE_TIME, EXAMPLE_VOLUME_ID, Omittable, RequestBody, constraint, exactly_one
 from api.schemas.fields import (
     MAX_CONCURRENT,
     NAME_PATTERN,
@@ -30,7 +30,7 @@ from api.schemas.fields import (
     VolumeIds,
 )
 from api.schemas.pagination import PageQuery
-from api.schemas.volumes import EXACTLY_ONE_GROWTH, GROWTH_CHOICES, GrowthFields
+from api.schemas.volumes import GROWTH_CHOICES, GrowthFields
 from domain.bulk.expand.policy import (
     AUTOGROW,
     DEFAULT_STEP,
@@ -40,11 +40,12 @@ from domain.bulk.expand.policy import (
     Policy,
     VolumePolicies,
 )
-from domain.bulk.expand.service import Plan
+from domain.bulk.expand.preview import Plan
 from domain.bulk.selection import DEFAULT_CONCURRENT, Selection
 from domain.bulk.snapshot.request import MAX_PREFIX, BulkSnapshotRequest
 from domain.bulk.states import ItemStatus
 from domain.snapshots.retention import MAX_KEPT
+from domain.volumes.growth import GROWTH_MEMBERS
 
 PREVIEW_EXAMPLE: Final[dict[str, Any]] = {
     "volume_id": EXAMPLE_VOLUME_ID,
@@ -105,7 +106,7 @@ class BulkExpandFields(GrowthFields, SelectionIn, _PolicyField):
 
     model_config = ConfigDict(
         json_schema_extra={
-            "oneOf": [*EXACTLY_ONE_GROWTH["oneOf"], _POLICY_ONLY],
+            **constraint({"oneOf": [*exactly_one(*GROWTH_MEMBERS)["oneOf"], _POLICY_ONLY]}),
             "examples": [
                 {"percent": 20, "usage_above": 80, "up_to": "1TiB", "max_concurrent": 10},
                 {"policy": AUTOGROW, "labels": {"team": "search"}},

@@ -11,7 +11,7 @@ from api.schemas.base import EXAMPLE_JOB_ID, EXAMPLE_RUN_ID, EXAMPLE_SCHEDULE_ID
 from api.schemas.bulk import BulkExpandFields, ScheduledSnapshotIn
 from api.schemas.fields import JobKind, Name, UtcDatetime
 from api.schemas.pagination import PageQuery
-from domain.bulk.kinds import EXPAND, SNAPSHOT
+from domain.jobs.kinds import JobKind as Kind
 from domain.jobs.states import JobStatus
 from domain.schedules.model import CATCH_UP_SECONDS, Run, Schedule
 from domain.schedules.service import NewSchedule
@@ -50,7 +50,10 @@ SCHEDULE_EXAMPLE: Final[dict[str, Any]] = {
     "updated_at": _EXAMPLE_TIME,
 }
 #: The schema of the params of each action.
-PARAMS: Final[dict[str, type[RequestBody]]] = {EXPAND: BulkExpandFields, SNAPSHOT: ScheduledSnapshotIn}
+PARAMS: Final[dict[str, type[RequestBody]]] = {
+    Kind.BULK_EXPAND: BulkExpandFields,
+    Kind.BULK_SNAPSHOT: ScheduledSnapshotIn,
+}
 
 Cron = Annotated[
     str,
@@ -98,7 +101,7 @@ class ScheduleIn(RequestBody):
     name: Name
     cron: Cron
     time_zone: TimeZone = "UTC"
-    action: Annotated[JobKind, Field(json_schema_extra={"enum": sorted(PARAMS)}, examples=[EXPAND])]
+    action: Annotated[JobKind, Field(json_schema_extra={"enum": sorted(PARAMS)}, examples=[Kind.BULK_EXPAND.value])]
     params: Annotated[
         dict[str, Any],
         Field(

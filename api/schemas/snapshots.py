@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.schemas.base import EXAMPLE_SNAPSHOT_ID, EXAMPLE_TIME, EXAMPLE_VOLUME_ID, Omittable, RequestBody
 from api.schemas.fields import Name, UtcDatetime
 from api.schemas.pagination import PageQuery
+from domain.operations import SnapshotState
 from domain.snapshots.repository import SnapshotFilter
-from domain.snapshots.states import SnapshotState
 
 SNAPSHOT_EXAMPLE: Final[dict[str, Any]] = {
     "id": EXAMPLE_SNAPSHOT_ID,

@@ -8,7 +8,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pydantic_core import PydanticCustomError
 
 from api.problems import GROWTH_REQUIRED
-from api.schemas.base import EXAMPLE_TIME, EXAMPLE_VOLUME_ID, Omittable, RequestBody
+from api.schemas.base import (
+    EXAMPLE_TIME,
+    EXAMPLE_VOLUME_ID,
+    Omittable,
+    RequestBody,
+    constraint,
+    exactly_one,
+    refuse_second,
+)
 from api.schemas.fields import (
     BackendName,
     Labels,
@@ -21,16 +29,15 @@ from api.schemas.fields import (
     parse_label_terms,
 )
 from api.schemas.pagination import PageQuery
-from domain.volumes.growth import Growth
+from domain.operations import VolumeState
+from domain.volumes.growth import GROWTH_MEMBERS, Growth
 from domain.volumes.model import Volume
 from domain.volumes.repository import VolumeFilter
-from domain.volumes.service import NewVolume, VolumeChange
-from domain.volumes.states import VolumeState
+from domain.volumes.service import NewVolume
 
 GROWTH_CHOICES: Final = "give one of `to` (a size), `by` (an amount) and `percent` (of the present size)"
-EXACTLY_ONE_GROWTH: Final[dict[str, Any]] = {
-    "oneOf": [{"required": ["to"]}, {"required": ["by"]}, {"required": ["percent"]}]
-}
+#: A policy grows by an amount or a percentage, never to a size.
+AUTOGROW_MEMBERS: Final = GROWTH_MEMBERS[1:]
 AUTOGROW_EXAMPLE: Final[dict[str, Any]] = {"usage_above": 80, "percent": 20, "up_to": "1TiB"}
 VOLUME_EXAMPLE: Final[dict[str, Any]] = {
     "id": EXAMPLE_VOLUME_ID,
@@ -55,7 +62,7 @@ class AutogrowIn(RequestBody):
 
     model_config = ConfigDict(
         json_schema_extra={
-            "oneOf": [{"required": ["by"]}, {"required": ["percent"]}],
+            **constraint(exactly_one(*AUTOGROW_MEMBERS)),
             "examples": [AUTOGROW_EXAMPLE, {"usage_above": 90, "by": "10GiB", "up_to": "500GiB"}],
         }
     )
@@ -65,12 +72,11 @@ class AutogrowIn(RequestBody):
     percent: Omittable[Percent] = None
     up_to: Annotated[Size, Field(description="Upper limit of the size.")]
 
-    @field_validator("percent")
+    @field_validator(*AUTOGROW_MEMBERS)
     @classmethod
-    def _exactly_one(cls, percent: float, info: ValidationInfo) -> float:
-        if info.data.get("by") is not None:
-            raise ValueError("cannot be combined with `by`: give exactly one of them")
-        return percent
+    def _exactly_one(cls, value: float, info: ValidationInfo) -> float:
+        refuse_second(info, *AUTOGROW_MEMBERS)
+        return value
 
     @model_validator(mode="after")
     def _at_least_one(self) -> Self:
@@ -88,10 +94,14 @@ class VolumeIn(RequestBody):
                 {"name": "postgres-1", "size": "10GiB", "labels": {"team": "search"}},
                 {"name": "postgres-2", "size": "10GiB", "autogrow": AUTOGROW_EXAMPLE},
             ],
-            "anyOf": [
-                {"required": ["size"], "properties": {"size": {"not": {"type": "null"}}}},
-                {"required": ["from_snapshot"]},
-            ],
+            **constraint(
+                {
+                    "anyOf": [
+                        {"required": ["size"], "properties": {"size": {"not": {"type": "null"}}}},
+                        {"required": ["from_snapshot"]},
+                    ]
+                }
+            ),
         }
     )
 
@@ -117,7 +127,8 @@ class VolumeIn(RequestBody):
 
     def new_volume(self) -> NewVolume:
         """Convert to the domain request."""
-        return NewVolume(self.name, self.size, self.backend, self.labels, _autogrow_json(self.autogrow))
+        chosen = type(self).model_fields.keys() - {"name", "from_snapshot", "size", "backend"}
+        return NewVolume(self.name, self.size, self.backend, self.columns(chosen))
 
 
 class VolumePatch(RequestBody):
@@ -137,28 +148,22 @@ class VolumePatch(RequestBody):
     labels: Omittable[Labels] = None
     autogrow: AutogrowIn | None = Field(None, description="Null removes the policy.")
 
-    def change(self) -> VolumeChange:
-        """Convert to the domain request."""
-        changed = frozenset(self.model_fields_set)
-        return VolumeChange(changed, self.name or "", self.labels or {}, _autogrow_json(self.autogrow))
-
-
-def _autogrow_json(autogrow: AutogrowIn | None) -> dict[str, Any] | None:
-    return None if autogrow is None else autogrow.model_dump(exclude_none=True)
+    def changes(self) -> dict[str, Any]:
+        """Return the columns that the client changes."""
+        return self.columns(self.model_fields_set)
 
 
 class GrowthFields(RequestBody):
-    """Exactly one of `to`, `by` and `percent`; shared by expansions of one and of many volumes."""
+    """How much to grow; shared by expansions of one and of many volumes."""
 
     to: Omittable[Size] = None
     by: Omittable[Size] = None
     percent: Omittable[Percent] = None
 
-    @field_validator("by", "percent")
+    @field_validator(*GROWTH_MEMBERS)
     @classmethod
     def _exactly_one(cls, value: float | None, info: ValidationInfo) -> float | None:
-        if others := [name for name in ("to", "by") if info.data.get(name) is not None]:
-            raise ValueError(f"cannot be combined with `{others[0]}`: give exactly one of `to`, `by` and `percent`")
+        refuse_second(info, *GROWTH_MEMBERS)
         return value
 
     @model_validator(mode="after")
@@ -167,7 +172,7 @@ class GrowthFields(RequestBody):
 
     def require_growth(self, choices: str) -> Self:
         """Return self if a growth is given; otherwise fail with ``choices`` as the message."""
-        if self.to is None and self.by is None and self.percent is None:
+        if all(getattr(self, name) is None for name in GROWTH_MEMBERS):
             raise PydanticCustomError(GROWTH_REQUIRED.code, choices)
         return self
 
@@ -176,7 +181,10 @@ class GrowthIn(GrowthFields):
     """The growth of one volume: exactly one of `to`, `by` and `percent`."""
 
     model_config = ConfigDict(
-        json_schema_extra=EXACTLY_ONE_GROWTH | {"examples": [{"to": "20GiB"}, {"by": "10GiB"}, {"percent": 25}]}
+        json_schema_extra={
+            **constraint(exactly_one(*GROWTH_MEMBERS)),
+            "examples": [{"to": "20GiB"}, {"by": "10GiB"}, {"percent": 25}],
+        }
     )
 
     def growth(self) -> Growth:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.exceptions import RequestValidationError
 
 from api.converters import VOLUME
-from api.dependencies import BulkExpandDep, JsonBody, NoQuery, OriginDep, SnapshotsDep, VolumesDep
+from api.dependencies import BulkDep, JsonBody, NoQuery, OriginDep, SnapshotsDep, VolumesDep
 from api.openapi import BODY, errors
 from api.problems import GROWTH_REQUIRED
 from api.schemas.jobs import JobOut
@@ -84,10 +84,10 @@ async def get_volume(volume_id: UUID, volumes: VolumesDep) -> VolumeOut:
     responses=waits(),
     dependencies=[NoQuery, Depends(_no_body)],
 )
-async def expand_volumes(expansion: BulkExpandDep, origin: OriginDep, wait_for_job: WaitForJobDep) -> JobOut:
+async def expand_volumes(bulk: BulkDep, origin: OriginDep, wait_for_job: WaitForJobDep) -> JobOut:
     """Expand every volume by 10 percent, and return the job when it has ended. The route takes no body."""
     request = BulkExpandRequest(GrowthPolicy(percent=DEFAULT_PERCENT))
-    return JobOut.from_row(await wait_for_job(request_bulk(request, expansion, origin)))
+    return JobOut.from_row(await wait_for_job(request_bulk(request, bulk, origin)))
 
 
 @router.post(

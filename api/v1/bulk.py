@@ -7,14 +7,14 @@ from fastapi import APIRouter, Query, Response
 from structlog.contextvars import bound_contextvars
 
 from api.accepted import AcceptedDep
-from api.dependencies import BulkDep, BulkExpandDep, BulkSnapshotsDep, JsonBody, NoQuery, OriginDep, ServicesDep
+from api.dependencies import BulkDep, JsonBody, NoQuery, OriginDep, ServicesDep
 from api.openapi import BODY, accepts, errors
 from api.problems import GROWTH_REQUIRED
 from api.schemas.bulk import BulkExpandIn, BulkSnapshotIn, GrowthBody, ItemOut, ItemQuery, PlanOut
 from api.schemas.jobs import JobOut
 from api.schemas.pagination import Paginated, paginated_response
-from domain.bulk.expand.policy import BulkExpandRequest
-from domain.bulk.expand.service import BulkExpandService
+from domain.bulk.requests import BulkRequest
+from domain.bulk.service import BulkService
 from domain.errors import BadCursor, JobNotFound, UnknownBackend
 from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.model import Job
@@ -34,14 +34,14 @@ router = APIRouter()
     dependencies=[NoQuery, JsonBody, GrowthBody],
 )
 async def expand_volumes(
-    body: BulkExpandIn, services: ServicesDep, expansion: BulkExpandDep, origin: OriginDep, accepted: AcceptedDep
+    body: BulkExpandIn, services: ServicesDep, bulk: BulkDep, origin: OriginDep, accepted: AcceptedDep
 ) -> JobOut | Response:
     """Create a job that expands every selected volume, `max_concurrent` at once; its items have the results."""
     body.selection().require_backend(services.backends)
     if body.dry_run:
-        plan = PlanOut.from_plan(await expansion.preview(body.expansion()))
+        plan = PlanOut.from_plan(await bulk.preview(body.expansion()))
         return Response(plan.model_dump_json(), media_type="application/json")
-    return await accepted(await request_bulk(body.expansion(), expansion, origin))
+    return await accepted(await request_bulk(body.expansion(), bulk, origin))
 
 
 @router.post(
@@ -54,13 +54,11 @@ async def expand_volumes(
     dependencies=[NoQuery, JsonBody],
 )
 async def take_snapshots(
-    body: BulkSnapshotIn, services: ServicesDep, snapshots: BulkSnapshotsDep, origin: OriginDep, accepted: AcceptedDep
+    body: BulkSnapshotIn, services: ServicesDep, bulk: BulkDep, origin: OriginDep, accepted: AcceptedDep
 ) -> JobOut:
     """Create a job that takes a snapshot of every selected volume; its items have the results."""
     body.selection().require_backend(services.backends)
-    with bound_contextvars(max_concurrent=body.max_concurrent):
-        job = await snapshots.request_snapshots(body.snapshots(), origin=origin)
-    return await accepted(job)
+    return await accepted(await request_bulk(body.snapshots(), bulk, origin))
 
 
 @router.get(
@@ -77,7 +75,7 @@ async def list_job_items(job_id: UUID, query: Annotated[ItemQuery, Query()], bul
     return paginated_response(page.page(items, by=lambda item: item.volume_id), ItemOut.model_validate)
 
 
-async def request_bulk(request: BulkExpandRequest, expansion: BulkExpandService, origin: RequestOrigin) -> Job:
-    """Request a bulk expansion; the log line of its acceptance has its `max_concurrent` too."""
+async def request_bulk(request: BulkRequest, bulk: BulkService, origin: RequestOrigin) -> Job:
+    """Request a bulk job; the log line of its acceptance has its `max_concurrent` too."""
     with bound_contextvars(max_concurrent=request.max_concurrent):
-        return await expansion.request_expand(request, origin=origin)
+        return await bulk.request(request, origin=origin)

@@ -84,7 +84,7 @@ async def get_volume(volume_id: UUID, volumes: VolumesDep, if_none_match: IfNone
 )
 async def update_volume(volume_id: UUID, patch: VolumePatch, volumes: VolumesDep) -> VolumeOut:
     """Change the name, labels or autogrow policy. Needs no job, and is possible while a job holds the volume."""
-    volume = await volumes.change(volume_id, patch.change())
+    volume = await volumes.change(volume_id, patch.changes())
     return VolumeOut.from_row(volume, volumes.path(volume))
 
 

@@ -8,12 +8,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from domain.db.database import Database
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting
 from domain.jobs.claimed import ClaimedJob
-from domain.jobs.kinds import FailedJobs, SucceededJobs
+from domain.jobs.kinds import JobHandler, SucceededJobs
 from domain.jobs.model import Job, new_job, retry_columns
 from domain.jobs.outcomes import Succeeded
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.transport.job_queue import JobQueue
-from domain.services import Handler
 from domain.storage.backends import Backends
 from domain.storage.context import Grant
 from domain.storage.errors import VolumeMissing
@@ -23,8 +22,8 @@ from domain.volumes.repository import VolumeRepository
 KIND = "volume.measure"
 
 
-class MeasureService:
-    """The use case, as adjacent methods."""
+class MeasureHandler(JobHandler):
+    """The request, and the handler of its jobs. A measurement acquires no volume and leaves nothing on the storage."""
 
     def __init__(self, database: Database, queue: JobQueue, backends: Backends, *, max_attempts: int) -> None:
         self._database = database
@@ -44,12 +43,7 @@ class MeasureService:
         await self._queue.dispatch([job.message])
         return job
 
-    async def retry_measure(self, session: AsyncSession, ended: Job) -> Job:
-        """Request the measurement of an ended job once more."""
-        volume = await VolumeRepository(session).get(UUID(ended.params["volume_id"]))
-        return await self._add(session, volume, **retry_columns(ended))
-
-    async def measure(self, job: ClaimedJob, grant: Grant) -> Succeeded:
+    async def perform(self, job: ClaimedJob, grant: Grant) -> Succeeded:
         """Measure the volume; touches no database."""
         grant.check()
         volume_id = UUID(job.params["volume_id"])
@@ -58,20 +52,15 @@ class MeasureService:
             raise VolumeMissing
         return Succeeded({"volume_id": str(volume_id), "used": usage.used})
 
-    async def record_measure(self, session: AsyncSession, succeeded: SucceededJobs) -> None:
+    async def record(self, session: AsyncSession, succeeded: SucceededJobs) -> None:
         """Record what was measured, in the transaction that settles the jobs."""
         used = {UUID(result["volume_id"]): result["used"] for _, result in succeeded}
         await VolumeRepository(session).record_usage(used)
 
-    async def seal_nothing(self, job: ClaimedJob, grant: Grant) -> None:
-        """Do nothing: a measurement leaves nothing on the storage."""
-
-    async def abandon_measure(self, session: AsyncSession, failed: FailedJobs) -> None:
-        """Do nothing: a failed measurement has acquired no volume."""
-
-    def handler(self) -> Handler:
-        """Return the row for the table in `domain.services`."""
-        return Handler(self.retry_measure, self.measure, self.record_measure, self.seal_nothing, self.abandon_measure)
+    async def retry(self, session: AsyncSession, ended: Job) -> Job:
+        """Request the measurement of an ended job once more."""
+        volume = await VolumeRepository(session).get(UUID(ended.params["volume_id"]))
+        return await self._add(session, volume, **retry_columns(ended))
 
     async def _add(self, session: AsyncSession, volume: Volume, **columns: Any) -> Job:
         params = {"volume_id": str(volume.id), "fence_version": volume.version}

@@ -15,7 +15,6 @@ from sqlalchemy import (
     null,
     or_,
     select,
-    text,
     true,
     tuple_,
     update,
@@ -26,7 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from domain.bulk.model import Item
 from domain.bulk.selection import Selection
 from domain.bulk.states import FINISHED, ItemCode, ItemStatus
-from domain.db.sql import json_rows
+from domain.db.sql import array_rows, statement_timeout
 from domain.jobs.claimed import ClaimedJob
 from domain.volumes.model import Volume
 
@@ -37,7 +36,7 @@ CLOSE_BATCH: Final = 5000
 
 
 class Lane(NamedTuple):
-    """One attempt at a lane. ``job_id`` is the parent; ``params`` has what the lane needs of the parent's params."""
+    """One attempt at a lane, the job ``job_id`` of the bulk job ``parent_id``; ``params`` has what it needs of that."""
 
     parent_id: UUID
     job_id: UUID
@@ -145,7 +144,7 @@ class Ledger:
 
     async def delete_plan(self, job_id: UUID) -> None:
         """Delete the pending items of a job that never got lanes."""
-        await self._session.execute(text(f"SET LOCAL statement_timeout = '{_PLAN_TIMEOUT_SECONDS}s'"))
+        await self._session.execute(statement_timeout(_PLAN_TIMEOUT_SECONDS))
         await self._session.execute(delete(Item).where(Item.job_id == job_id, Item.status == ItemStatus.PENDING))
 
     async def has_claimed(self, lane: Lane) -> bool:
@@ -165,7 +164,7 @@ class Ledger:
         return await self._session.scalar(unfinished.limit(1)) is not None
 
     async def _insert(self, rows: Any) -> None:
-        await self._session.execute(text(f"SET LOCAL statement_timeout = '{_PLAN_TIMEOUT_SECONDS}s'"))
+        await self._session.execute(statement_timeout(_PLAN_TIMEOUT_SECONDS))
         columns = ["job_id", "volume_id", "status", "from_size", "used", "to_size"]
         statement = insert(Item).from_select(columns, rows, include_defaults=False)
         await self._session.execute(statement.on_conflict_do_nothing())
@@ -205,7 +204,7 @@ def _volumes(job_id: UUID, selection: Selection) -> Any:
 
 def _named_volumes(job_id: UUID, selection: Selection) -> Any:
     """Select volumes by id. An id without a volume gets an item too, which is then skipped as ``volume-gone``."""
-    named = json_rows(({"id": volume_id} for volume_id in selection.ids or ()), id=Uuid())
+    named = array_rows(({"id": volume_id} for volume_id in selection.ids or ()), id=Uuid())
     rows = select(literal(job_id), named.c.id, _pending(), Volume.size, Volume.used, null())
     return rows.select_from(named.outerjoin(Volume, Volume.id == named.c.id)).where(
         or_(Volume.id.is_(None), and_(true(), *_selected(selection)))

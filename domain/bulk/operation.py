@@ -11,10 +11,11 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.bulk.ledger import ItemRef, ItemUpdate, Lane
+from domain.bulk.requests import BulkRequest
 from domain.bulk.states import ItemCode, ItemStatus
+from domain.operations import BUSY, VolumeState
 from domain.storage.context import Grant
-from domain.volumes.repository import LockedVolume
-from domain.volumes.states import BUSY, VolumeState
+from domain.volumes.model import LockedVolume
 
 
 class ItemWork(NamedTuple):
@@ -49,6 +50,10 @@ class Result(NamedTuple):
 
 class BulkOperation(Protocol):
     """What one kind of bulk job does with each of its volumes."""
+
+    @property
+    def request_type(self) -> type[BulkRequest]:
+        """The requests for this kind of bulk job."""
 
     @property
     def state(self) -> VolumeState:

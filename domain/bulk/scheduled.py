@@ -1,40 +1,23 @@
 """Bulk jobs as actions of schedules; their parameters have the same form as a client's request."""
 
-from collections.abc import Callable, Container
+from collections.abc import Container
 from datetime import datetime
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.bulk.selection import Selection
+from domain.bulk.requests import BulkRequest
+from domain.bulk.service import BulkService
 from domain.jobs.model import Job
 
 
-class _BulkRequest(Protocol):
-    @property
-    def selection(self) -> Selection: ...
-
-
-Request = TypeVar("Request", bound=_BulkRequest)
-_Request_contra = TypeVar("_Request_contra", contravariant=True)
-
-
-class _Service(Protocol[_Request_contra]):
-    def check(self, request: _Request_contra) -> None: ...
-
-    async def add(self, session: AsyncSession, request: _Request_contra, **columns: Any) -> Job: ...
-
-
-class ScheduledBulk(Generic[Request]):
+class ScheduledBulk:
     """An `Action` that requests one kind of bulk job."""
 
-    def __init__(
-        self, service: _Service[Request], from_request: Callable[[dict[str, Any]], Request], backends: Container[str]
-    ) -> None:
-        """Create the action; ``from_request`` converts the schedule's parameters."""
-        self._service = service
-        self._from_request = from_request
+    def __init__(self, bulk: BulkService, request_type: type[BulkRequest], backends: Container[str]) -> None:
+        self._bulk = bulk
+        self._request_type = request_type
         self._backends = backends
 
     def check(self, params: dict[str, Any]) -> None:
@@ -43,9 +26,9 @@ class ScheduledBulk(Generic[Request]):
         Raises:
             Invalid: names the parameter.
         """
-        request = self._from_request(params)
+        request = self._request_type.from_request(params)
         request.selection.require_backend(self._backends)
-        self._service.check(request)
+        self._bulk.check(request)
 
     async def request(
         self, session: AsyncSession, params: dict[str, Any], *, schedule_id: UUID, scheduled_for: datetime
@@ -55,5 +38,5 @@ class ScheduledBulk(Generic[Request]):
         Raises:
             Invalid: the parameters are no longer valid.
         """
-        request = self._from_request(params)
-        return await self._service.add(session, request, schedule_id=schedule_id, scheduled_for=scheduled_for)
+        request = self._request_type.from_request(params)
+        return await self._bulk.add(session, request, schedule_id=schedule_id, scheduled_for=scheduled_for)

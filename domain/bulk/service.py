@@ -1,29 +1,31 @@
-"""The life cycle of bulk jobs of every kind: planning, delegation to lanes, recovery of lost lanes, and the ledger."""
+"""Bulk jobs of every kind: requests, the ledger, and lanes; `BulkHandler` plans the ledger."""
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from datetime import UTC, datetime
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import null
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.bulk.kinds import LANE
+from domain.bulk.expand.policy import BulkExpandRequest
+from domain.bulk.expand.preview import Plan, preview
 from domain.bulk.ledger import ItemRef, Ledger
 from domain.bulk.model import Item
 from domain.bulk.operation import BulkOperation
-from domain.bulk.selection import Selection, slots_per_lane
+from domain.bulk.requests import BulkRequest
+from domain.bulk.selection import require_within, retry_params, slots_per_lane
 from domain.bulk.states import ItemCode, ItemStatus
 from domain.db.database import Database
-from domain.errors import JobNotFound, JobNotRetryable
+from domain.errors import JobNotFound
+from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting
 from domain.jobs.claimed import ClaimedJob
 from domain.jobs.isolation import each_in_own_transaction
-from domain.jobs.kinds import FailedJobs, SucceededJobs
-from domain.jobs.model import Job, new_job
-from domain.jobs.outcomes import Delegated
+from domain.jobs.kinds import JobKind
+from domain.jobs.model import Job, new_job, retry_columns
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.store.parents import ParentRepository
 from domain.jobs.transport.job_queue import JobQueue
-from domain.storage.context import Grant, Stopped, StopReason
 
 _LANE_ATTEMPTS: Final = 3
 #: Maximum number of jobs that `BulkService.assign_lanes` handles in one run.
@@ -31,13 +33,31 @@ _MAX_ASSIGNED: Final = 20
 
 
 class BulkService:
-    """Bulk jobs of any kind, for the API and the workers."""
+    """Bulk jobs of any kind, for the API, schedules and workers."""
 
-    def __init__(self, database: Database, queue: JobQueue, operations: Mapping[str, BulkOperation]) -> None:
-        """Create the service; ``operations`` by the kind of the parent job."""
+    def __init__(
+        self,
+        database: Database,
+        queue: JobQueue,
+        operations: Mapping[str, BulkOperation],
+        *,
+        max_attempts: int,
+        max_concurrent: int,
+    ) -> None:
+        """Create the service.
+
+        Args:
+            database: Where the jobs and their ledgers are.
+            queue: Transports the messages.
+            operations: By the kind of the bulk job.
+            max_attempts: Of each job; a lane has fewer.
+            max_concurrent: The maximum that a request may have.
+        """
         self._database = database
         self._queue = queue
         self._operations = operations
+        self._max_attempts = max_attempts
+        self._max_concurrent = max_concurrent
 
     async def items(self, job_id: UUID, status: ItemStatus | None, *, after: UUID | None, limit: int) -> Sequence[Item]:
         """Read up to ``limit`` + 1 items of a job's ledger, by volume id.
@@ -50,52 +70,60 @@ class BulkService:
                 raise JobNotFound(job_id)
             return await Ledger(session).page(job_id, status, after=after, limit=limit)
 
-    # --- plan and delegate -------------------------------------------------------------------------------
+    # --- request -----------------------------------------------------------------------------------------
 
-    async def plan(self, job: ClaimedJob, grant: Grant) -> Delegated:
-        """Insert the job's volumes into the ledger.
+    async def request(self, request: BulkRequest, *, origin: RequestOrigin = ANONYMOUS) -> Job:
+        """Accept a bulk job.
 
         Raises:
-            Stopped: this attempt lost the job meanwhile; the plan is rolled back.
+            Invalid: ``max_concurrent`` is out of bounds, or a member is for schedules only.
         """
-        grant.check()
-        async with self._database.transaction() as session:
-            ledger = Ledger(session)
-            if "missed_by" in job.params:
-                await ledger.plan_retry(job.id, UUID(job.params["missed_by"]))
-            else:
-                await ledger.plan(job.id, Selection.from_json(job.params["selection"]))
-            # Checked last, so that the job's row is locked only for the moment of the commit.
-            if not await ParentRepository(session).lock_held(job.id, epoch=job.epoch, worker_id=job.worker_id):
-                raise Stopped(StopReason.LEASE_LOST)
-        return Delegated({})
+        request.require_unscheduled()
+        async with accepting(self._database, origin) as accepted:
+            job = accepted.job = await self.add(accepted.session, request, created_by=origin.caller)
+        await self._queue.dispatch([job.message])
+        return job
 
-    async def delegate(self, session: AsyncSession, planned: SucceededJobs) -> None:
-        """Add lanes to planned jobs, or end those that have no items."""
-        for job, _ in planned:
-            if not await recount(session, job.id):
-                await self._add_lanes(session, job)
+    async def add(self, session: AsyncSession, request: BulkRequest, **columns: Any) -> Job:
+        """Insert the job in the caller's transaction; a schedule passes ``schedule_id`` and ``scheduled_for``.
 
-    async def abandon(self, session: AsyncSession, failed: FailedJobs) -> None:
-        """Delete the plans of jobs that failed before they got lanes; no volume has been acquired yet."""
-        for job, _ in failed:
-            await Ledger(session).delete_plan(job.id)
+        The caller dispatches it after the commit.
+
+        Raises:
+            Invalid: ``max_concurrent`` is out of bounds.
+        """
+        self.check(request)
+        time = columns.get("scheduled_for") or datetime.now(UTC)
+        params = request.job_params(time=time, schedule_id=columns.get("schedule_id"))
+        return await self._add(session, request.kind, params, **columns)
+
+    async def add_retry(self, session: AsyncSession, ended: Job) -> Job:
+        """Insert a job for the items of an ended one that failed or were not started."""
+        params = self._operations[ended.kind].request_type.retry_params(retry_params(ended), time=datetime.now(UTC))
+        return await self._add(session, ended.kind, params, **retry_columns(ended))
+
+    def check(self, request: BulkRequest) -> None:
+        """Check a request against the configured limit.
+
+        Raises:
+            Invalid: ``max_concurrent`` is out of bounds.
+        """
+        require_within(request.max_concurrent, self._max_concurrent)
+
+    async def preview(self, request: BulkExpandRequest) -> Plan:
+        """Return what a bulk expansion would do, by the last measured usage. Changes nothing.
+
+        Raises:
+            Invalid: ``max_concurrent`` is out of bounds.
+        """
+        self.check(request)
+        return await preview(self._database, request)
+
+    async def _add(self, session: AsyncSession, kind: str, params: dict[str, Any], **columns: Any) -> Job:
+        job = new_job(kind, {**params, "fence_version": 0}, max_attempts=self._max_attempts, **columns)
+        return await JobRepository(session).add(job)
 
     # --- lanes -------------------------------------------------------------------------------------------
-
-    async def retry_lane(self, _: AsyncSession, ended: Job) -> Job:
-        """Refuse to retry a lane.
-
-        Raises:
-            JobNotRetryable: always, naming the parent job, which can be retried.
-        """
-        raise JobNotRetryable("A lane is a child of a bulk job; retry the bulk job.", job_id=ended.parent_id)
-
-    async def record_lane(self, session: AsyncSession, succeeded: SucceededJobs) -> None:
-        """Do nothing: every chunk was recorded when its work ended."""
-
-    async def abandon_lane(self, session: AsyncSession, failed: FailedJobs) -> None:
-        """Do nothing: `assign_lanes` reassigns the items of failed lanes."""
 
     async def assign_lanes(self) -> int:
         """Add lanes to jobs that have no live lane left, or fail those that had too many. Return the number of jobs."""
@@ -115,7 +143,7 @@ class BulkService:
         elif job.attempt <= job.max_attempts:
             job.attempt += 1  # of a parent, this counts how often it was given lanes
             job.version += 1
-            lanes = await self._add_lanes(session, ClaimedJob.from_row(job), last=job.attempt > job.max_attempts)
+            lanes = await self.add_lanes(session, ClaimedJob.from_row(job), last=job.attempt > job.max_attempts)
             await self._reassign_items(session, job, lanes[0])
         else:
             await self._give_up(session, job)
@@ -141,7 +169,7 @@ class BulkService:
         failed, code = ItemStatus.FAILED, ItemCode.LANES_LOST
         return await Ledger(session).close(job.id, previous=previous, status=failed, code=code)
 
-    async def _add_lanes(self, session: AsyncSession, job: ClaimedJob, *, last: bool = False) -> list[Job]:
+    async def add_lanes(self, session: AsyncSession, job: ClaimedJob, *, last: bool = False) -> list[Job]:
         """Add undispatched lanes; their slots add up to ``max_concurrent`` over all workers.
 
         After too many lanes have failed, add a single ``last`` one, which only seals and fails what the others left.
@@ -150,7 +178,7 @@ class BulkService:
         slot_counts = [1] if last else slots_per_lane(job.params["max_concurrent"])
         lanes = [
             new_job(
-                LANE,
+                JobKind.BULK_LANE,
                 {
                     "of": job.kind,
                     "slots": slots,

@@ -5,13 +5,10 @@ from typing import Final
 
 from domain.check.findings import REPAIR_COMMAND, CheckCode, Finding, snapshot, volume
 from domain.check.rows import RowState
-from domain.snapshots.states import IDLE as SNAPSHOT_IDLE
-from domain.snapshots.states import MOVES as SNAPSHOT_MOVES
-from domain.snapshots.states import SnapshotState
+from domain.operations import BUSY, SNAPSHOT_MOVES, VOLUME_MOVES, SnapshotState, VolumeState
 from domain.storage.context import Fence
 from domain.storage.driver import StoredObject
 from domain.volumes.model import MAX_SIZE
-from domain.volumes.states import IDLE, MOVES, VolumeState
 
 _LEASED: Final = "a worker may be working on it: check again when its job has ended"
 _RESTORE_FILE: Final = "is the backend mounted? otherwise restore the file, or delete it here too"
@@ -28,12 +25,12 @@ def compare(row: RowState, stored: StoredObject | None) -> list[Finding]:
 def resting_state(row: RowState, size: int | None, *, stores_sizes: bool) -> VolumeState | SnapshotState:
     """Return the state for a row without a job, given the stored size; without data it is never usable."""
     error = VolumeState.ERROR if row.is_volume else SnapshotState.ERROR
-    if row.state in IDLE or row.state in SNAPSHOT_IDLE:
+    if row.state not in BUSY:
         return error if stores_sizes and size is None else row.state
     # An operation that may end in `error` may have stopped halfway; any other leaves its subject usable at every step.
-    may_fail = error in (MOVES[VolumeState(row.state)] if row.is_volume else SNAPSHOT_MOVES[SnapshotState(row.state)])
+    moves = VOLUME_MOVES[VolumeState(row.state)] if row.is_volume else SNAPSHOT_MOVES[SnapshotState(row.state)]
     usable = VolumeState.AVAILABLE if row.is_volume else SnapshotState.READY
-    return error if may_fail or (stores_sizes and size is None) else usable
+    return error if error in moves or (stores_sizes and size is None) else usable
 
 
 def is_valid_size(size: int | None) -> bool:

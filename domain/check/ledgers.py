@@ -4,10 +4,9 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, func, select, text
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.bulk.kinds import BULK_KINDS
 from domain.bulk.ledger import Ledger
 from domain.bulk.model import Item
 from domain.bulk.service import recount
@@ -15,6 +14,8 @@ from domain.bulk.states import ItemCode, ItemStatus
 from domain.check.findings import CheckCode, Finding, Report, job
 from domain.check.rows import PAGE
 from domain.db.database import Database
+from domain.db.sql import statement_timeout
+from domain.jobs.kinds import BULK_KINDS
 from domain.jobs.model import Job
 from domain.jobs.states import ENDED, JobStatus
 from domain.jobs.store.jobs import JobRepository
@@ -104,7 +105,7 @@ class LedgerStateRepository:
 
     async def read(self, job_id: UUID) -> LedgerState | None:
         """Read a bulk job's counters together with the counts of its ledger; None if it has just been pruned."""
-        await self._session.execute(text(f"SET LOCAL statement_timeout = '{_COUNT_SECONDS}s'"))
+        await self._session.execute(statement_timeout(_COUNT_SECONDS))
         ledger = (func.count(Item.volume_id), *map(_count, (ItemStatus.SUCCEEDED, ItemStatus.FAILED)))
         ledger += (_count(ItemStatus.SKIPPED), _count(ItemStatus.PENDING, ItemStatus.CLAIMED))
         counters = (Job.total, Job.succeeded, Job.failed, Job.skipped)

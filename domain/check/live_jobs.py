@@ -9,18 +9,18 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from domain.check.findings import REPAIR_COMMAND, CheckCode, Finding, Report, job
-from domain.check.rows import CLONE, PAGE
+from domain.check.rows import PAGE
 from domain.db.database import Database
 from domain.db.sql import from_now
 from domain.jobs.claimed import ClaimedJob
-from domain.jobs.kinds import Kinds
+from domain.jobs.kinds import JobHandlers, JobKind
 from domain.jobs.model import Job
 from domain.jobs.states import LIVE, JobStatus
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.store.orphans import OrphanRepository
 from domain.jobs.store.parents import is_without_lanes
+from domain.operations import SnapshotState
 from domain.snapshots.model import Snapshot
-from domain.snapshots.states import SnapshotState
 from domain.volumes.model import Volume
 
 #: A job is reported when its lease ended this many leases ago; workers rescue the jobs of a crashed worker earlier.
@@ -49,10 +49,10 @@ class JobState(NamedTuple):
 class LiveJobs:
     """Checks all jobs that have not ended."""
 
-    def __init__(self, database: Database, kinds: Kinds, *, lease: float) -> None:
+    def __init__(self, database: Database, handlers: JobHandlers, *, lease: float) -> None:
         """``lease`` in seconds."""
         self._database = database
-        self._kinds = kinds
+        self._handlers = handlers
         self._overdue_seconds = OVERDUE_LEASES * lease
 
     async def findings(self, report: Report, *, repair: bool) -> AsyncIterator[Finding]:
@@ -71,7 +71,7 @@ class LiveJobs:
     def _finding(self, state: JobState) -> Finding | None:
         subject = job(state.id)
         if not state.holds_subject:
-            known = state.kind in self._kinds
+            known = state.kind in self._handlers
             remedy = _LEASED if state.leased else REPAIR_COMMAND if known else "start a worker that knows this kind"
             problem = f"{state.kind} is {state.status}, but does not hold its volume or snapshot"
             return Finding(CheckCode.NOT_HELD, subject, problem, remedy)
@@ -99,7 +99,7 @@ class LiveJobs:
         locked.version, locked.lease_expires_at = locked.version + 1, None
         locked.status, locked.error, locked.finished_at = JobStatus.FAILED, NOT_HELD, func.now()
         await session.flush()
-        await self._kinds[locked.kind].abandon(session, [(ClaimedJob.from_row(locked), None)])
+        await self._handlers[locked.kind].abandon(session, [(ClaimedJob.from_row(locked), None)])
 
     async def _page(self, after: UUID | None) -> Sequence[JobState]:
         async with self._database.transaction() as session:
@@ -138,7 +138,7 @@ def _has_volume() -> ColumnElement[bool]:
 
 def _has_snapshot() -> ColumnElement[bool]:
     """Return the condition that a job holds its snapshot; clone jobs share one."""
-    shared: Any = and_(Job.kind == CLONE, Snapshot.state == SnapshotState.CLONING)
+    shared: Any = and_(Job.kind == JobKind.SNAPSHOT_CLONE, Snapshot.state == SnapshotState.CLONING)
     own = func.coalesce(or_(Snapshot.job_id == Job.id, shared), literal(value=False))
     return or_(Job.snapshot_id.is_(None), own)
 

@@ -16,13 +16,12 @@ from domain.check.rows import Holder, RowState
 from domain.db.database import Database
 from domain.jobs.model import Job
 from domain.jobs.store.jobs import JobRepository
+from domain.operations import SnapshotState, VolumeState
 from domain.snapshots.model import Snapshot
-from domain.snapshots.states import SnapshotState
 from domain.storage.backends import Backends
 from domain.storage.context import Fence, Grant
 from domain.storage.driver import StoredObject, StoredVolume
 from domain.volumes.model import Volume
-from domain.volumes.states import VolumeState
 
 _RECOVERED_NAME: Final = "recovered-{}"
 

@@ -9,24 +9,18 @@ from sqlalchemy import func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
-from domain.bulk.kinds import BULK_KINDS, EXPAND
 from domain.bulk.model import Item
 from domain.bulk.states import FINISHED
+from domain.jobs.kinds import BULK_KINDS, JobKind
 from domain.jobs.model import Job
 from domain.jobs.states import LIVE
+from domain.operations import BUSY, OPERATIONS, Published, SnapshotState, VolumeState
 from domain.snapshots.model import Snapshot
-from domain.snapshots.states import IDLE as SNAPSHOT_IDLE
-from domain.snapshots.states import SnapshotState
 from domain.storage.context import Fence
 from domain.volumes.model import Volume
-from domain.volumes.states import IDLE as VOLUME_IDLE
-from domain.volumes.states import VolumeState
 
 #: Number of volumes or jobs read at once.
 PAGE: Final = 1000
-CLONE: Final = "snapshot.clone"
-#: Kinds of jobs that publish the snapshot; all others publish the volume that they hold.
-SNAPSHOT_PUBLISHERS: Final = frozenset({"snapshot.take", "snapshot.delete"})
 
 
 class Holder(NamedTuple):
@@ -63,7 +57,7 @@ class RowState:
     @property
     def at_rest(self) -> bool:
         """Whether it is in an idle state and names no job."""
-        return self.state in (VOLUME_IDLE | SNAPSHOT_IDLE) and self.job_id is None
+        return self.state not in BUSY and self.job_id is None
 
     @property
     def must_have_data(self) -> bool:
@@ -152,8 +146,8 @@ class CheckRepository:
     async def _snapshots_being_cloned(self, snapshots: Sequence[Snapshot]) -> set[UUID | None]:
         """Return the ids of the snapshots that live jobs are cloning."""
         ids = [row.id for row in snapshots if row.state is SnapshotState.CLONING]
-        query = select(Job.snapshot_id).where(Job.snapshot_id.in_(ids), Job.kind == CLONE, Job.status.in_(LIVE))
-        return set((await self._session.scalars(query)).all())
+        clones = select(Job.snapshot_id).where(Job.kind == JobKind.SNAPSHOT_CLONE, Job.status.in_(LIVE))
+        return set((await self._session.scalars(clones.where(Job.snapshot_id.in_(ids)))).all())
 
 
 def _row_state(row: Volume | Snapshot, volume_id: UUID, holder: Holder | None) -> RowState:
@@ -165,11 +159,11 @@ def _holder_of_volume(
 ) -> Holder | None:
     job = jobs.get(row.job_id)
     if job is not None and (job.id, row.id) in epochs:
-        fence = Fence(row.version, epochs[job.id, row.id]) if job.kind == EXPAND else None
+        fence = Fence(row.version, epochs[job.id, row.id]) if job.kind == JobKind.BULK_EXPAND else None
         return Holder(job.id, 0, fence, fence_in_params=False, leased=False)
     if job is None or job.volume_id != row.id:
         return None
-    fence = None if job.kind in SNAPSHOT_PUBLISHERS else Fence(job.fence, job.epoch)
+    fence = None if _publishes_snapshot(job) else Fence(job.fence, job.epoch)
     return Holder(job.id, job.version, fence, fence_in_params=fence is not None, leased=job.leased)
 
 
@@ -188,5 +182,10 @@ def _holder_of_snapshot(
         return Holder(job.id, 0, fence, fence_in_params=False, leased=False)
     if job is None or job.snapshot_id != row.id:
         return None
-    published = Fence(job.fence, job.epoch) if job.kind in SNAPSHOT_PUBLISHERS else None
+    published = Fence(job.fence, job.epoch) if _publishes_snapshot(job) else None
     return Holder(job.id, job.version, published, fence_in_params=published is not None, leased=job.leased)
+
+
+def _publishes_snapshot(job: _HolderJob) -> bool:
+    """Return whether a job publishes its snapshot; all others publish the volume that they hold."""
+    return job.kind in OPERATIONS and OPERATIONS[job.kind].publishes is Published.SNAPSHOT

@@ -12,9 +12,9 @@ from domain.check.repair import Repair
 from domain.check.rows import PAGE, CheckRepository, RowState, VolumeRows
 from domain.db.database import Database
 from domain.errors import CisternError
+from domain.operations import VolumeState
 from domain.storage.backends import Backends
 from domain.storage.driver import Leftover, StoredObject, StoredVolume
-from domain.volumes.states import VolumeState
 
 MAX_CONCURRENT_STATS: Final = 8
 _CHECK_LATER: Final = "check again when its volume is idle"

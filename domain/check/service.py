@@ -9,18 +9,18 @@ from domain.check.repair import Repair
 from domain.check.rows_vs_storage import RowsVsStorage
 from domain.check.unknown_data import UnknownData
 from domain.db.database import Database
-from domain.jobs.kinds import Kinds
+from domain.jobs.kinds import JobHandlers
 from domain.storage.backends import Backends
 
 
 class Check:
     """Compares rows, ledgers and storage. Requires PostgreSQL and the backends; Redis and workers may be down."""
 
-    def __init__(self, database: Database, backends: Backends, kinds: Kinds, *, lease: float) -> None:
+    def __init__(self, database: Database, backends: Backends, handlers: JobHandlers, *, lease: float) -> None:
         """``lease`` in seconds: how long a worker that does not renew keeps its jobs."""
         self._database = database
         self._backends = backends
-        self._kinds = kinds
+        self._handlers = handlers
         self._lease = lease
 
     async def report(self, *, repair: bool = False) -> Report:
@@ -45,7 +45,7 @@ class Check:
         database, backends = self._database, self._backends
         repair = Repair(database, backends)
         return (
-            LiveJobs(database, self._kinds, lease=self._lease),
+            LiveJobs(database, self._handlers, lease=self._lease),
             Ledgers(database),
             RowsVsStorage(database, backends, repair),
             UnknownData(database, backends, repair),

@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from pydantic_core import from_json
-from sqlalchemy import (
-    event,
-    text,
-)
+from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
+from domain.db import statements
 from domain.db.sql import as_json
 from domain.errors import ConfigurationError, DatabaseUnavailable
 
@@ -105,7 +103,7 @@ class Database:
             DatabaseUnavailable: it does not.
         """
         async with self.transaction() as session:
-            await session.execute(text("SELECT 1"))
+            await session.execute(statements.PING)
 
     async def require_migrated(self) -> None:
         """Check that the schema is at the revision of this code, or a newer one.
@@ -123,9 +121,9 @@ class Database:
     async def _revision(self) -> str | None:
         try:
             async with self.transaction() as session:
-                if await session.scalar(text("SELECT to_regclass('alembic_version')")) is None:
+                if not await session.scalar(statements.IS_MIGRATED):
                     return None
-                revision: str | None = await session.scalar(text("SELECT version_num FROM alembic_version"))
+                revision: str | None = await session.scalar(statements.REVISION)
                 return revision
         except DBAPIError as error:  # not transient: no such database, no such role, a wrong password
             raise ConfigurationError(f"PostgreSQL refused the connection: {error.orig}") from error

@@ -1,43 +1,38 @@
-"""SQL helpers: many rows as one parameter, JSON, and times by PostgreSQL's clock."""
+"""SQL helpers: many rows as array parameters, one per column; JSON; times by PostgreSQL's clock.
+
+Arrays are the only way to pass many rows: the statement's text, and so its plan, is the same for any number of them.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
 from pydantic_core import to_json
-from sqlalchemy import (
-    ColumnElement,
-    TableValuedAlias,
-    cast,
-    column,
-    func,
-    literal,
-)
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import ColumnElement, Select, TableValuedAlias, cast, column, func, literal, select, true
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.types import TypeEngine
 
+from domain.db.base import Base
 
-def json_rows(rows: Iterable[Mapping[str, Any]], **columns: TypeEngine[Any]) -> TableValuedAlias:
-    """Return a table of these rows, passed as one JSON parameter: the statement's text and plan do not change.
+
+def array_rows(rows: Iterable[Mapping[str, Any]], /, **columns: TypeEngine[Any]) -> TableValuedAlias:
+    """Return a table of these rows, for a statement of SQLAlchemy.
 
     Args:
-        rows: Any number of rows.
+        rows: Any number of rows; a column that a row does not have is null.
         columns: The type of each column.
     """
-    payload = [{name: json_value(value) for name, value in row.items()} for row in rows]
-    return (
-        func.jsonb_to_recordset(cast(literal(payload, JSONB), JSONB))
-        .table_valued(*(column(name, type_) for name, type_ in columns.items()))
-        .render_derived(name="json_rows", with_types=True)
-    )
+    given = list(rows)
+    arrays = [
+        cast(literal([row.get(name) for row in given], ARRAY(type_)), ARRAY(type_)) for name, type_ in columns.items()
+    ]
+    named = [column(name, type_) for name, type_ in columns.items()]
+    return func.unnest(*arrays).table_valued(*named).render_derived(name="array_rows")
 
 
-def unnested(name: str, **types: str) -> str:
-    """Return SQL for a FROM item of any number of rows: each column is an array parameter with the column's name.
-
-    For a thousand rows this is faster than JSON, and PostgreSQL plans the statement once for any number of rows.
-    """
+def unnested(name: str, /, **types: str) -> str:
+    """Return the same as text: a FROM item, whose columns are array parameters with the names of the columns."""
     arrays = ", ".join(f"CAST(:{column} AS {type_}[])" for column, type_ in types.items())
     return f"unnest({arrays}) AS {name} ({', '.join(types)})"
 
@@ -47,14 +42,48 @@ def as_arrays(rows: Sequence[Any]) -> dict[str, list[Any]]:
     return dict(zip(rows[0]._fields, map(list, zip(*rows, strict=True)), strict=True))
 
 
+def insertion(entity: type[Base], *, extra_from: str = "", nulls: Sequence[str] = ()) -> str:
+    """Return SQL that inserts any number of rows of a mapped table: all columns that PostgreSQL does not fill in.
+
+    The parameters are those of `as_columns`. ``extra_from`` goes before them in the FROM clause, and ends in a comma;
+    ``nulls`` are columns that are set to null instead of their default.
+    """
+    types = _given_columns(entity)
+    values = ", ".join(f"CAST(given.{name} AS jsonb)" if is_json else f"given.{name}" for name, _, is_json in types)
+    arrays = unnested("given", **{name: type_ for name, type_, _ in types})
+    names = ", ".join([*(name for name, _, _ in types), *nulls])
+    values += ", NULL" * len(nulls)
+    return f"INSERT INTO {entity.__tablename__} ({names}) SELECT {values} FROM {extra_from} {arrays}"  # noqa: S608
+
+
+def as_columns(entity: type[Base], rows: Sequence[Base]) -> dict[str, list[Any]]:
+    """Convert mapped objects to the array parameters of `insertion`."""
+    arrays: dict[str, list[Any]] = {}
+    for name, _, is_json in _given_columns(entity):
+        values = [getattr(row, name) for row in rows]
+        arrays[name] = [None if value is None else as_json(value) for value in values] if is_json else values
+    return arrays
+
+
+def _given_columns(entity: type[Base]) -> list[tuple[str, str, bool]]:
+    """Return name, array element type, and whether it is JSON, of the columns without a default of PostgreSQL's."""
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    found = []
+    for one in entity.__table__.columns:
+        if one.server_default is None:
+            is_json = isinstance(one.type, JSONB)
+            found.append((one.name, "text" if is_json else one.type.compile(dialect), is_json))
+    return found
+
+
+def statement_timeout(seconds: float) -> Select[str]:
+    """Return the statement that sets the timeout of the following statements of its transaction."""
+    return select(func.set_config("statement_timeout", f"{seconds * 1000:.0f}ms", true()))
+
+
 def as_json(value: Any) -> str:
     """Serialize a value to JSON, ten times as fast as the standard library."""
     return to_json(value).decode()
-
-
-def json_value(value: Any) -> Any:
-    """Convert a value to one that JSON can represent."""
-    return str(value) if isinstance(value, UUID) else value
 
 
 def from_now(seconds: float) -> ColumnElement[Any]:

@@ -1,4 +1,4 @@
-"""The job engine of a worker: claim, renew and settle jobs, and the maintenance of all jobs (rescue, dispatch)."""
+"""The job engine of a worker: claim, renew and settle its jobs."""
 
 import time
 from collections import defaultdict
@@ -17,9 +17,9 @@ from domain.batching import Batcher
 from domain.db.database import Database, is_unreachable
 from domain.errors import DatabaseUnavailable
 from domain.jobs.claimed import ClaimedJob
-from domain.jobs.isolation import each_in_own_transaction
-from domain.jobs.kinds import Kinds
-from domain.jobs.model import Job, JobMessage, Worker
+from domain.jobs.kinds import JobHandlers
+from domain.jobs.maintenance import JobMaintenance
+from domain.jobs.model import JobMessage, Worker
 from domain.jobs.outcomes import (
     Cancelled,
     Delegated,
@@ -32,21 +32,16 @@ from domain.jobs.outcomes import (
     Yielded,
 )
 from domain.jobs.stats import CounterBuffer, CounterName, StatsRepository
-from domain.jobs.store.dispatch import DispatchRepository
 from domain.jobs.store.leases import MIN_HEARTBEAT_TIMEOUT, LeaseRepository, Progress, Renewal, Settlement
-from domain.jobs.store.orphans import OrphanRepository, rescue_is_safe
+from domain.jobs.store.orphans import rescue_is_safe
 from domain.jobs.transport.job_queue import JobQueue
 
-#: Maximum number of jobs handled in one transaction of a maintenance task.
-_PAGE_SIZE: Final = 500
 #: Maximum number of jobs claimed or settled in one statement.
 _MAX_BATCH: Final = 200
 #: Lock timeout of claims and settlements, in seconds. When it expires in a batch, each item is retried on its own. A
 #: single item that times out raises `DatabaseUnavailable`, so that it does not occupy a batch slot: a settlement is
 #: tried again by its caller, a claim is left until maintenance sends its message again.
 _LOCK_TIMEOUT: Final = 0.2
-#: Maximum number of pages per run of a maintenance task, as the other tasks wait meanwhile.
-_MAX_PAGES: Final = 20
 NO_PROGRESS: Final[Mapping[UUID, Progress]] = MappingProxyType({})
 
 
@@ -84,7 +79,7 @@ class JobEngine:
         self,
         database: Database,
         queue: JobQueue,
-        kinds: Kinds,
+        handlers: JobHandlers,
         *,
         worker: Worker,
         lease: float,
@@ -96,7 +91,7 @@ class JobEngine:
         Args:
             database: Where the jobs are.
             queue: Transports the messages.
-            kinds: The handlers by job kind; jobs of other kinds are left to other workers.
+            handlers: By job kind; jobs of other kinds are left to other workers.
             worker: This process's row in the list of workers.
             lease: Length of a lease in seconds.
             min_heartbeat_timeout: Minimum number of seconds that a heartbeat waits for PostgreSQL.
@@ -104,15 +99,22 @@ class JobEngine:
         """
         self._database = database
         self._queue = queue
-        self._kinds = kinds
+        self._handlers = handlers
+        #: The kinds of the jobs that this worker claims.
+        self.kinds = tuple(handlers)
         self._worker = worker
         self._lease = lease
         self._min_heartbeat_timeout = min_heartbeat_timeout
-        #: Age in seconds from which a message is checked: Redis may have lost it.
-        self.redispatch_after = lease / 3
-        self._rescue_is_safe = rescue_is_safe(worker.id, lease=lease) if respect_grace_period else true()
         self._outage_noted = True
         self._counters = CounterBuffer()
+        self.maintenance = JobMaintenance(
+            database,
+            queue,
+            handlers,
+            self._counters,
+            lease=lease,
+            rescue_is_safe=rescue_is_safe(worker.id, lease=lease) if respect_grace_period else true(),
+        )
         self._claims = Batcher(self._claim_batch, max_batch=_MAX_BATCH, fails_all=is_unreachable)
         #: Second try of claims that found nothing: most are stale messages, but a row may have been locked just then.
         self._claims_of_locked_rows = Batcher(
@@ -137,7 +139,7 @@ class JobEngine:
             jobs = await LeaseRepository(connection).claim(
                 messages,
                 worker_id=self._worker.id,
-                kinds=tuple(self._kinds),
+                kinds=self.kinds,
                 lease=self._lease,
                 lock_timeout=lock_timeout,
             )
@@ -173,11 +175,11 @@ class JobEngine:
 
     async def _record_effects(self, session: AsyncSession, settled: Sequence[_EndedAttempt]) -> None:
         """Record the effects of successful attempts, and abandon failed and cancelled jobs."""
-        kind = self._kinds[settled[0].job.kind]
+        handler = self._handlers[settled[0].job.kind]
         if succeeded := [(job, out.result) for job, out, _ in settled if isinstance(out, Succeeded | Delegated)]:
-            await kind.record(session, succeeded)
+            await handler.record(session, succeeded)
         if failed := [(job, out.found) for job, out, _ in settled if isinstance(out, Failed | Cancelled)]:
-            await kind.abandon(session, failed)
+            await handler.abandon(session, failed)
 
     async def _after_settling(self, settled: Sequence[_EndedAttempt]) -> None:
         outcomes = [end.outcome for end in settled]
@@ -185,7 +187,9 @@ class JobEngine:
         self._counters.add(CounterName.RETRIED, len(retried))
         if any(isinstance(outcome, Released | Yielded | Delegated) for outcome in outcomes):
             with suppress(DatabaseUnavailable):  # the jobs are settled; maintenance dispatches what this call could not
-                await self.dispatch_due()  # so that a worker continues these jobs, or starts their lanes, at once
+                await (
+                    self.maintenance.dispatch_due()
+                )  # so that a worker continues these jobs, or starts their lanes, at once
 
     async def renew(self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress] = NO_PROGRESS) -> Renewed:
         """Record a heartbeat, extend the leases of these jobs, and store the progress of those that copy data."""
@@ -229,62 +233,12 @@ class JobEngine:
                 await StatsRepository(session).lock()
                 await StatsRepository(session).add(counts)
 
-    async def rescue(self) -> int:
-        """Requeue the jobs of dead workers, or fail those whose attempts are exhausted. Returns their number."""
-        async with self._database.transaction() as session:
-            orphans = OrphanRepository(session)
-            rescued = await orphans.rescue(_PAGE_SIZE, safe=self._rescue_is_safe)
-            exhausted = await orphans.exhausted(_PAGE_SIZE, kinds=tuple(self._kinds), safe=self._rescue_is_safe)
-            await orphans.delete_silent_workers()
-        failed = await each_in_own_transaction(self._database, exhausted, self._fail_orphan, on_error=_defer)
-        self._counters.add(CounterName.RESCUED, len(rescued) + len(failed))
-        for job in failed:
-            await self._queue.announce(job.id)
-        return len(rescued) + len(failed)
-
-    async def _fail_orphan(self, session: AsyncSession, job_id: UUID) -> Job | None:
-        job = await OrphanRepository(session).fail(job_id)
-        if job is not None:
-            await self._kinds[job.kind].abandon(session, [(ClaimedJob.from_row(job), None)])
-        return job
-
-    async def dispatch_due(self) -> int:
-        """Dispatch the jobs that are due. Returns their number."""
-        async with self._database.transaction() as session:
-            due = await DispatchRepository(session, self._kinds).mark_due(_PAGE_SIZE)
-        await self._queue.dispatch(due)
-        return len(due)
-
-    async def redispatch_lost(self) -> int:
-        """Dispatch again the jobs whose message Redis has lost. Returns their number.
-
-        Raises:
-            QueueUnavailable: Redis does not answer, so lost messages cannot be determined.
-        """
-        lost = 0
-        for _ in range(_MAX_PAGES):
-            async with self._database.transaction() as session:
-                dispatches = DispatchRepository(session, self._kinds)
-                waiting = await dispatches.mark_dispatched_before(self.redispatch_after, _PAGE_SIZE)
-            missing = await self._queue.missing(waiting) if waiting else []
-            await self._queue.dispatch(missing)
-            lost += len(missing)
-            self._counters.add(CounterName.LOST_MESSAGES, len(missing))
-            if len(missing) < _PAGE_SIZE:
-                break
-            # Every message of a full page was lost, so Redis has probably lost all: check the next page at once.
-        return lost
-
     def _deadline(self) -> float:
         """Return the end of a lease by this process's clock.
 
         Taken before the statement that sets the lease in PostgreSQL, so it is never later than the end stored there.
         """
         return time.monotonic() + self._lease
-
-
-async def _defer(session: AsyncSession, job_id: UUID) -> None:
-    await OrphanRepository(session).defer(job_id)
 
 
 def _settlement(job: ClaimedJob, outcome: Outcome) -> Settlement | None:

@@ -1,38 +1,71 @@
-"""What a job kind provides to the job engine. `domain.services` builds the table of all kinds."""
+"""The job kinds, and what each of them provides: a handler. `domain.services` builds the table of handlers."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Protocol
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from domain.errors import JobNotRetryable
 from domain.jobs.claimed import ClaimedJob
 from domain.jobs.model import Job
-from domain.jobs.outcomes import Payload
+from domain.jobs.outcomes import Outcome, Payload
+from domain.storage.context import Grant
 
 #: Jobs that succeeded or were delegated, each with its result.
 SucceededJobs = Sequence[tuple[ClaimedJob, Payload]]
 #: Jobs that failed or were cancelled, each with the state found on the storage; None if that is unknown.
 FailedJobs = Sequence[tuple[ClaimedJob, Payload | None]]
 
-Retry = Callable[[AsyncSession, Job], Awaitable[Job]]
-Record = Callable[[AsyncSession, SucceededJobs], Awaitable[None]]
-Abandon = Callable[[AsyncSession, FailedJobs], Awaitable[None]]
+
+class JobKind(enum.StrEnum):
+    """The kinds of this version. A row may have another kind: a newer version, or another package, has added it."""
+
+    VOLUME_CREATE = "volume.create"
+    VOLUME_EXPAND = "volume.expand"
+    VOLUME_DELETE = "volume.delete"
+    SNAPSHOT_TAKE = "snapshot.take"
+    SNAPSHOT_RESTORE = "snapshot.restore"
+    SNAPSHOT_CLONE = "snapshot.clone"
+    SNAPSHOT_DELETE = "snapshot.delete"
+    BULK_EXPAND = "bulk.expand"
+    BULK_SNAPSHOT = "bulk.snapshot"
+    #: The child of a bulk job that works on a part of its ledger.
+    BULK_LANE = "bulk.lane"
 
 
-class Kind(Protocol):
-    """The database operations of a job kind."""
+#: The kinds of jobs that have a ledger.
+BULK_KINDS: Final = frozenset({JobKind.BULK_EXPAND, JobKind.BULK_SNAPSHOT})
 
-    @property
-    def retry(self) -> Retry:
-        """Request an ended job again, as a new job that refers to it."""
 
-    @property
-    def record(self) -> Record:
+class JobHandler(ABC):
+    """The code of one job kind. Only `perform` is required."""
+
+    @abstractmethod
+    async def perform(self, job: ClaimedJob, grant: Grant) -> Outcome:
+        """Do the work, without an open transaction. May be repeated, and may be overtaken by a later attempt.
+
+        Raises:
+            StorageError: a `PermanentStorageError` fails the job; after any other error it is retried.
+        """
+
+    async def record(self, session: AsyncSession, succeeded: SucceededJobs) -> None:  # noqa: B027 (optional)
         """Record the effects of successful jobs, in the transaction that settles them."""
 
-    @property
-    def abandon(self) -> Abandon:
-        """Put the volumes or snapshots of failed jobs into a usable state, given what was found on the storage."""
+    async def seal(self, job: ClaimedJob, grant: Grant) -> Payload | None:  # noqa: B027 (optional)
+        """Bar earlier attempts of a failed or cancelled job from publishing; return what they left on the storage."""
+
+    async def abandon(self, session: AsyncSession, failed: FailedJobs) -> None:  # noqa: B027 (optional)
+        """Release the volumes and snapshots of failed jobs, in the transaction that settles them."""
+
+    async def retry(self, session: AsyncSession, ended: Job) -> Job:  # noqa: ARG002 (of the signature)
+        """Insert a job that requests again what an ended one did not achieve.
+
+        Raises:
+            JobNotRetryable: jobs of this kind cannot be retried.
+        """
+        raise JobNotRetryable(job_status=ended.status)
 
 
-Kinds = Mapping[str, Kind]
+JobHandlers = Mapping[str, JobHandler]

@@ -12,7 +12,7 @@ from domain.db.pagination import Page, PageRequest
 from domain.errors import JobEnded, JobIsChild, JobNotFound, JobNotRetryable
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting
 from domain.jobs.claimed import ClaimedJob
-from domain.jobs.kinds import Kinds
+from domain.jobs.kinds import JobHandlers
 from domain.jobs.model import Job
 from domain.jobs.states import RETRYABLE, JobStatus
 from domain.jobs.store.jobs import JobFilter, JobRepository
@@ -26,10 +26,10 @@ _MAX_BATCH: Final = 100
 class JobService:
     """The use cases of jobs, for the API and the command line."""
 
-    def __init__(self, database: Database, queue: JobQueue, kinds: Kinds) -> None:
+    def __init__(self, database: Database, queue: JobQueue, handlers: JobHandlers) -> None:
         self._database = database
         self._queue = queue
-        self._kinds = kinds
+        self._handlers = handlers
         self._reads = Batcher(self._read_batch, max_batch=_MAX_BATCH, fails_all=failed_transiently)
 
     async def get(self, job_id: UUID) -> Job:
@@ -72,10 +72,10 @@ class JobService:
                 raise JobIsChild(job_id=job.parent_id)
             job.version += 1
             job.cancel_requested_at = func.now()
-            if job.status is JobStatus.QUEUED and job.started_at is None and job.kind in self._kinds:
+            if job.status is JobStatus.QUEUED and job.started_at is None and job.kind in self._handlers:
                 job.status = JobStatus.CANCELLED
                 job.finished_at = func.now()
-                await self._kinds[job.kind].abandon(session, [(ClaimedJob.from_row(job), None)])
+                await self._handlers[job.kind].abandon(session, [(ClaimedJob.from_row(job), None)])
             elif job.status is JobStatus.QUEUED:
                 # An earlier attempt may have left data on the storage: have a worker check now instead of at run_at.
                 job.run_at = job.dispatched_at = func.now()
@@ -91,18 +91,20 @@ class JobService:
 
         Raises:
             JobNotFound: no such job.
-            JobNotRetryable: it has not ended, it succeeded, or it was already retried.
+            JobNotRetryable: it has not ended, it succeeded, it was already retried, or it is a lane of another job.
             Refused: its request is no longer possible.
         """
         async with accepting(self._database, origin) as request:
             session = request.session
             jobs = JobRepository(session)
             job = _require(await jobs.get_for_update(job_id), job_id)
-            if job.status not in RETRYABLE or job.kind not in self._kinds:
+            if job.parent_id is not None:
+                raise JobNotRetryable("A lane is a child of a bulk job; retry the bulk job.", job_id=job.parent_id)
+            if job.status not in RETRYABLE or job.kind not in self._handlers:
                 raise JobNotRetryable(job_status=job.status)
             if (successor := await jobs.retried_by(job_id)) is not None:
                 raise JobNotRetryable("This job was already retried.", job_id=successor)
-            retry = request.job = await self._kinds[job.kind].retry(session, job)
+            retry = request.job = await self._handlers[job.kind].retry(session, job)
         await self._dispatch(retry)
         return retry
 

@@ -14,14 +14,14 @@ from datetime import datetime
 from typing import Any, Final
 
 import structlog
-from sqlalchemy import BigInteger, ColumnElement, Select, Text, func, literal, select, text, union_all
+from sqlalchemy import BigInteger, ColumnElement, Select, Text, func, literal, select, union_all
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.db.base import Base
 from domain.db.database import Database
-from domain.db.sql import json_rows
+from domain.db.sql import array_rows, statement_timeout
 from domain.errors import DatabaseUnavailable
 from domain.jobs.model import Job
 from domain.jobs.states import JobStatus
@@ -101,7 +101,7 @@ class StatsRepository:
         """
         if not counts:
             return False
-        rows = json_rows(
+        rows = array_rows(
             ({"name": name, "value": value} for name, value in counts.items()), name=Text(), value=BigInteger()
         )
         locked = select(func.pg_try_advisory_xact_lock(_COUNTERS_LOCK)).scalar_subquery()  # evaluated once, not per row
@@ -111,7 +111,7 @@ class StatsRepository:
 
     async def read(self) -> Stats:
         """Read all statistics; each statement has a timeout of half a second."""
-        await self._session.execute(text(f"SET LOCAL statement_timeout = '{_TIMEOUT_SECONDS * 1000:.0f}ms'"))
+        await self._session.execute(statement_timeout(_TIMEOUT_SECONDS))
         depth, age = (await self._session.execute(_waiting())).one()
         counters = {row[0]: row[1] for row in await self._session.execute(select(Counter.name, Counter.value))}
         return Stats(

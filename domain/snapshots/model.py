@@ -7,7 +7,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, UniqueConstraint, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.db.base import Entity, enum_text
-from domain.snapshots.states import SnapshotState
+from domain.operations import SnapshotState
 from domain.volumes.model import MAX_NAME
 
 _STATES = ", ".join(f"'{state}'" for state in SnapshotState)

@@ -23,13 +23,14 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.db.sql import json_rows
+from domain.db.sql import array_rows
 from domain.errors import NameTaken, SnapshotBusy, SnapshotNotFound, SnapshotUnusable, VolumeHasSnapshots
+from domain.jobs.kinds import JobKind
 from domain.jobs.model import Job
 from domain.jobs.states import LIVE
+from domain.operations import BUSY, SNAPSHOT_MOVES, SnapshotState
 from domain.snapshots.model import Snapshot
 from domain.snapshots.retention import RetentionRule
-from domain.snapshots.states import BUSY, MOVES, SnapshotState
 
 #: States of a snapshot whose data is intact; it counts for retention even while it is in use.
 _INTACT: Final = (SnapshotState.READY, SnapshotState.RESTORING, SnapshotState.CLONING)
@@ -97,7 +98,7 @@ class SnapshotRepository:
         snapshot = await self._session.get(Snapshot, snapshot_id, with_for_update=True, populate_existing=True)
         if snapshot is None:
             raise SnapshotNotFound(snapshot_id)
-        if state not in MOVES[snapshot.state]:
+        if state not in SNAPSHOT_MOVES[snapshot.state]:
             if snapshot.state in BUSY:
                 raise SnapshotBusy(job_id=snapshot.job_id, state=snapshot.state)
             raise SnapshotUnusable(state=snapshot.state)
@@ -235,16 +236,18 @@ class BulkSnapshotRepository:
         oldest = query.order_by(Snapshot.id).limit(_MAX_EXPIRED)
         return (await self._session.scalars(oldest.with_for_update(skip_locked=True))).all()
 
-    async def acquire_each(self, job_ids: Mapping[UUID, UUID], state: SnapshotState) -> None:
-        """Acquire locked snapshots, each for its own job; ``job_ids`` maps snapshot ids to job ids."""
+    async def acquire_each(self, job_ids: Mapping[UUID, UUID], state: SnapshotState) -> Sequence[Snapshot]:
+        """Acquire locked snapshots, each for its own job, and return them; ``job_ids`` maps snapshot to job ids."""
         pairs = ({"snapshot_id": snapshot_id, "job_id": job_id} for snapshot_id, job_id in job_ids.items())
-        rows = json_rows(pairs, snapshot_id=Uuid(), job_id=Uuid())
+        rows = array_rows(pairs, snapshot_id=Uuid(), job_id=Uuid())
         query = (
             update(Snapshot)
             .where(Snapshot.id == rows.c.snapshot_id)
             .values(state=state, job_id=rows.c.job_id, version=Snapshot.version + 1, updated_at=func.now())
+            .returning(Snapshot)
+            .execution_options(synchronize_session=False, populate_existing=True)
         )
-        await self._session.execute(query.execution_options(synchronize_session=False))
+        return (await self._session.scalars(query)).all()
 
 
 async def refuse_if_it_has_snapshots(session: AsyncSession, volume_id: UUID) -> None:
@@ -262,7 +265,7 @@ def _live_clone_job(ended: Collection[UUID]) -> ColumnElement[UUID]:
     """Select a live job that clones the snapshot of the outer query, other than ``ended``; null if there is none."""
     return (
         select(Job.id)
-        .where(Job.snapshot_id == Snapshot.id, Job.kind == "snapshot.clone", Job.status.in_(LIVE))
+        .where(Job.snapshot_id == Snapshot.id, Job.kind == JobKind.SNAPSHOT_CLONE, Job.status.in_(LIVE))
         .where(Job.id.not_in(ended))
         .order_by(Job.id)
         .limit(1)
@@ -273,7 +276,7 @@ def _live_clone_job(ended: Collection[UUID]) -> ColumnElement[UUID]:
 
 def _release_rows(releases: Sequence[SnapshotRelease]) -> TableValuedAlias:
     rows = (release._asdict() for release in releases)
-    return json_rows(rows, snapshot_id=Uuid(), job_id=Uuid(), size=Snapshot.size.type)
+    return array_rows(rows, snapshot_id=Uuid(), job_id=Uuid(), size=Snapshot.size.type)
 
 
 def _is_held_by(job_id: UUID, volume_ids: Collection[UUID]) -> ColumnElement[bool]:

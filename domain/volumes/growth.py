@@ -3,9 +3,13 @@
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Final
 
 from domain.errors import Invalid, ShrinkRefused, SizeLimitExceeded
 from domain.volumes.model import MAX_SIZE
+
+#: The members of a growth, of which exactly one is given.
+GROWTH_MEMBERS: Final = ("to", "by", "percent")
 
 
 @dataclass(frozen=True)
@@ -18,9 +22,9 @@ class Growth:
 
     def __post_init__(self) -> None:
         """Require exactly one member, with a positive finite value."""
-        members = {name: value for name, value in vars(self).items() if value is not None}
+        members = {name: getattr(self, name) for name in GROWTH_MEMBERS if getattr(self, name) is not None}
         if len(members) != 1:
-            raise Invalid("Set exactly one of `to`, `by` and `percent`.", field="to")
+            raise Invalid(f"Set exactly one of {', '.join(f'`{name}`' for name in GROWTH_MEMBERS)}.", field="to")
         ((name, value),) = members.items()
         if not 0 < value < math.inf:
             raise Invalid("Growth must be a positive number.", field=name)

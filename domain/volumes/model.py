@@ -1,20 +1,20 @@
 """The table of volumes."""
 
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import CheckConstraint, Index, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.db.base import Entity, enum_text
-from domain.volumes.states import IDLE, VolumeState
+from domain.operations import BUSY, VolumeState
 
 MAX_SIZE: Final = 64 * 2**40
 MAX_NAME: Final = 128
 
 _STATES = ", ".join(f"'{state}'" for state in VolumeState)
-_IDLE = ", ".join(f"'{state}'" for state in sorted(IDLE))
+_IDLE = ", ".join(f"'{state}'" for state in sorted(set(VolumeState) - BUSY))
 
 
 class Volume(Entity):
@@ -46,3 +46,19 @@ class Volume(Entity):
     used_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
+
+
+class LockedVolume(NamedTuple):
+    """The columns of a locked row that batches need. A plain tuple: a bulk job may read a million of them."""
+
+    id: UUID
+    backend: str
+    state: VolumeState
+    size: int
+    version: int
+    job_id: UUID | None
+    autogrow: dict[str, Any] | None
+
+    def acquired_by(self, state: VolumeState, job_id: UUID) -> "LockedVolume":
+        """Return the row as it will be when ``job_id`` has acquired it; its version goes up by one."""
+        return self._replace(state=state, job_id=job_id, version=self.version + 1)

@@ -14,13 +14,13 @@ from uuid_utils.compat import uuid7
 from domain.batching import Batcher
 from domain.db.database import Database, failed_transiently, was_lock_timeout
 from domain.errors import DatabaseUnavailable, Refused
+from domain.jobs.kinds import JobKind
 from domain.jobs.model import Job
 from domain.jobs.store.jobs import JobRepository
+from domain.operations import VolumeState, job_for, volume_of
 from domain.volumes.growth import Growth
-from domain.volumes.model import Volume
-from domain.volumes.operations import job_for, volume_of
-from domain.volumes.repository import LockedVolume, VolumeRepository, name_taken, require_move
-from domain.volumes.states import VolumeState
+from domain.volumes.model import LockedVolume, Volume
+from domain.volumes.repository import VolumeRepository, name_taken, require_move
 
 #: Maximum number of requests accepted in one transaction.
 MAX_BATCH: Final = 100
@@ -102,10 +102,5 @@ class RequestBatcher:
         except Refused as refusal:
             return refusal
         acquired = locked[volume.id] = volume.acquired_by(VolumeState.EXPANDING, uuid7())
-        return job_for(
-            acquired,
-            "volume.expand",
-            {"to_size": to_size},
-            max_attempts=self._max_attempts,
-            created_by=request.caller,
-        )
+        params, most = {"to_size": to_size}, self._max_attempts
+        return job_for(JobKind.VOLUME_EXPAND, params, acquired, max_attempts=most, created_by=request.caller)

@@ -20,13 +20,13 @@ import redis
 
 import domain.services
 import domain.storage.file.tree
-from domain.bulk.chunks import Chunks
-from domain.bulk.service import BulkService
+from domain.bulk.chunks import LaneChunks
+from domain.bulk.handler import BulkHandler
 from domain.jobs.engine import Claim, JobEngine
+from domain.jobs.kinds import JobHandler
 from domain.jobs.model import JobMessage
 from domain.jobs.store.parents import ParentRepository
 from domain.jobs.transport.job_queue import JobQueue
-from domain.services import Handler
 from domain.storage.context import Grant
 from domain.storage.file.fence import FenceRecord
 from domain.volumes.repository import VolumeRepository
@@ -45,22 +45,22 @@ TRANSITIONS: dict[str, tuple[type, str, str]] = {
 
 #: Transitions of a bulk job. "if true": after the call, if it returned True.
 BULK_TRANSITIONS: dict[str, tuple[type, str, str]] = {
-    "planned": (BulkService, "plan", "after"),
-    "delegating, before the commit": (BulkService, "delegate", "after"),
+    "planned": (BulkHandler, "perform", "after"),
+    "delegating, before the commit": (BulkHandler, "record", "after"),
     "acquiring, before the commit": (VolumeRepository, "acquire_many", "after"),
-    "volumes acquired": (Chunks, "claim_next", "after"),
+    "volumes acquired": (LaneChunks, "claim_next", "after"),
     "in the middle of the storage work": (Grant, "on_published", "before"),
-    "storage work done": (Chunks, "record", "before"),
+    "storage work done": (LaneChunks, "record", "before"),
     "recording, before the commit": (VolumeRepository, "release", "after"),
-    "chunk recorded": (Chunks, "record", "after"),
+    "chunk recorded": (LaneChunks, "record", "after"),
     "the parent's end, before the commit": (ParentRepository, "add_counts", "if true"),
 }
 
 #: Transitions of a bulk job that measures its volumes between claiming and acquiring them.
 MEASURING_TRANSITIONS: dict[str, tuple[type, str, str]] = {
-    "chunk claimed": (Chunks, "claim_items", "after"),
-    "measured": (Chunks, "measure", "after"),
-    "measured volumes acquired": (Chunks, "acquire_volumes", "after"),
+    "chunk claimed": (LaneChunks, "claim_items", "after"),
+    "measured": (LaneChunks, "measure", "after"),
+    "measured volumes acquired": (LaneChunks, "acquire_volumes", "after"),
 }
 
 
@@ -113,8 +113,8 @@ def forget_kind(kind: str) -> None:
     """Remove the handler of a kind, as in a worker of an older version."""
     handlers, claim = domain.services.handlers, Runner.claim
 
-    def older_handlers(*packages: Any) -> dict[str, Handler]:
-        table = handlers(*packages)
+    def older_handlers(*packages: Any, **settings: Any) -> dict[str, JobHandler]:
+        table = handlers(*packages, **settings)
         del table[kind]
         return table
 

@@ -45,7 +45,7 @@ async def sizes(services: Services) -> dict[tuple[str, int], int]:
 
 
 async def request_bulk(services: Services, max_concurrent: int) -> Job:
-    return await services.expansion.request_expand(BulkExpandRequest(BY_ONE, max_concurrent=max_concurrent))
+    return await services.bulk.request(BulkExpandRequest(BY_ONE, max_concurrent=max_concurrent))
 
 
 async def test_concurrency_limit_holds_over_all_workers(cluster: Cluster, services: Services) -> None:

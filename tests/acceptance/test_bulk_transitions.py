@@ -53,7 +53,7 @@ async def assert_survives(cluster: Cluster, transition: str, policy: GrowthPolic
         victim = cluster.start_worker(
             "tests.acceptance.sabotage", SABOTAGE_TRANSITION=transition, SABOTAGE_FAULT="kill"
         )
-        job = await services.expansion.request_expand(BulkExpandRequest(policy, max_concurrent=3))
+        job = await services.bulk.request(BulkExpandRequest(policy, max_concurrent=3))
         assert await exit_code(victim) == -signal.SIGKILL
 
         async with running_worker(cluster.settings):
@@ -75,7 +75,7 @@ async def test_bulk_snapshot_survives_a_worker_killed_at_any_transition(cluster:
         victim = cluster.start_worker(
             "tests.acceptance.sabotage", SABOTAGE_TRANSITION=transition, SABOTAGE_FAULT="kill"
         )
-        job = await services.bulk_snapshots.request_snapshots(BulkSnapshotRequest("nightly", max_concurrent=3))
+        job = await services.bulk.request(BulkSnapshotRequest("nightly", max_concurrent=3))
         assert await exit_code(victim) == -signal.SIGKILL
 
         async with running_worker(cluster.settings):

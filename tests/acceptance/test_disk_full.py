@@ -88,7 +88,7 @@ async def test_bulk_expands_what_fits_and_leaves_the_other_volumes_unchanged(ser
     volumes = await create(services, VOLUMES)
     fill(disk, leaving=30 * MIB)
     request = BulkExpandRequest(GrowthPolicy(to=LARGE), max_concurrent=3)
-    job = await ended(services, await services.expansion.request_expand(request))
+    job = await ended(services, await services.bulk.request(request))
 
     assert (job.status, job.total) == ("partial", VOLUMES)
     assert (job.succeeded or 0) >= 3

@@ -76,7 +76,7 @@ async def bulk_of_six(services: Services, cluster: Cluster, max_concurrent: int)
     async with running_worker(cluster.settings):
         volumes = sorted(await create(services, *(f"v{number}" for number in range(6))))
     request = BulkExpandRequest(GrowthPolicy(to=LARGE), max_concurrent=max_concurrent)
-    return volumes, await services.expansion.request_expand(request)
+    return volumes, await services.bulk.request(request)
 
 
 async def wait_until_five_succeeded(services: Services, bulk: Job) -> None:

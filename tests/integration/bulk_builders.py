@@ -18,20 +18,21 @@ from domain.services import Services
 from domain.storage.context import Fence, Grant
 from tests.integration.job_builders import sql
 from tests.support.bulk import MIB
+from worker.main import worker_handlers
 
 BY_ONE = GrowthPolicy(by=MIB)
 
 
 def an_engine(services: Services) -> JobEngine:
-    return services.engine(Worker(id=uuid7(), host="here", pid=1))
+    return services.engine(Worker(id=uuid7(), host="here", pid=1), worker_handlers(services, lambda: 1))
 
 
 async def planned(services: Services, engine: JobEngine, request: BulkExpandRequest) -> ClaimedJob:
     """A bulk job that is claimed and planned, but not yet delegated to lanes."""
-    job = await services.expansion.request_expand(request)
+    job = await services.bulk.request(request)
     claim = await engine.claim(job.message)
     assert claim is not None
-    await services.bulk.plan(claim.job, Grant(job.id, Fence(0, 0), claim.deadline))
+    await services.handlers[job.kind].perform(claim.job, Grant(job.id, Fence(0, 0), claim.deadline))
     return claim.job
 
 

@@ -15,7 +15,9 @@ BY_THREE = {"usage_above": 80, "by": 3 * MIB, "up_to": 20 * MIB}
 
 async def a_volume(services: Services, name: str, autogrow: dict[str, Any] | None = None, *, used: int = 0) -> UUID:
     """Create a volume with ``used`` MiB written; requires a running worker."""
-    job = await ended(services, await services.volumes.request_create(NewVolume(name, 10 * MIB, autogrow=autogrow)))
+    job = await ended(
+        services, await services.volumes.request_create(NewVolume(name, 10 * MIB, columns={"autogrow": autogrow}))
+    )
     assert job.volume_id is not None
     _write(Path(str(services.volumes.path(await services.volumes.get(job.volume_id)))), used)
     return job.volume_id

@@ -11,10 +11,11 @@ from uuid_utils.compat import uuid7
 
 from domain.jobs.engine import JobEngine
 from domain.jobs.model import Job, Worker
+from domain.operations import VolumeState
 from domain.services import Services
 from domain.volumes.growth import Growth
 from domain.volumes.model import Volume
-from domain.volumes.states import VolumeState
+from worker.main import worker_handlers
 
 MIB = 2**20
 #: An address where no server listens.
@@ -58,7 +59,7 @@ def an_engine(services: Services) -> JobEngine:
     return JobEngine(
         services.database,
         services.queue,
-        services.handlers,
+        worker_handlers(services, lambda: 1),
         worker=Worker(id=uuid7(), host="test", pid=os.getpid()),
         lease=services.settings.lease_seconds,
         respect_grace_period=False,

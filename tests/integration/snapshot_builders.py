@@ -15,10 +15,10 @@ from domain.jobs.claimed import ClaimedJob
 from domain.jobs.engine import JobEngine
 from domain.jobs.model import Job
 from domain.jobs.outcomes import Failed, Outcome, Payload, Succeeded
+from domain.operations import SnapshotState
 from domain.services import Services
 from domain.snapshots.model import Snapshot
 from domain.snapshots.repository import SnapshotFilter
-from domain.snapshots.states import SnapshotState
 from domain.storage.context import Fence, Grant
 from domain.volumes.model import Volume
 from domain.volumes.service import NewVolume

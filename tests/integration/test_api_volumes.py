@@ -11,10 +11,10 @@ import pytest
 from sqlalchemy import func, select, update
 
 from domain.jobs.model import Job
+from domain.operations import VolumeState
 from domain.services import Services
 from domain.settings import Settings
 from domain.volumes.model import Volume
-from domain.volumes.states import VolumeState
 from tests.integration.conftest import RunningWorker
 
 VOLUMES = "/api/v1/volumes"

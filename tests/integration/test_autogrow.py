@@ -14,7 +14,6 @@ from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.storage.context import Fence, Grant
-from domain.volumes.service import VolumeChange
 from tests.acceptance import journal
 from tests.integration.bulk_builders import a_claimed_lane, an_engine, kill_lanes
 from tests.integration.conftest import RunningWorker
@@ -39,7 +38,7 @@ async def services(own_settings: Settings) -> AsyncIterator[Services]:
 
 
 async def set_policy(services: Services, volume_id: UUID, autogrow: Any) -> None:
-    await services.volumes.change(volume_id, VolumeChange(frozenset({"autogrow"}), autogrow=autogrow))
+    await services.volumes.change(volume_id, {"autogrow": autogrow})
 
 
 async def ledger(services: Services, job_id: UUID | str) -> dict[UUID, tuple[str, str | None, int | None, int]]:
@@ -114,7 +113,7 @@ async def test_concurrent_bulk_jobs_grow_each_volume_once(
 ) -> None:
     async with running_worker(own_settings):
         filling = [await a_volume(services, f"filling-{n}", FIFTH, used=9) for n in range(5)]
-        accepted = [await services.expansion.request_expand(BulkExpandRequest(VolumePolicies())) for _ in range(2)]
+        accepted = [await services.bulk.request(BulkExpandRequest(VolumePolicies())) for _ in range(2)]
         jobs = [await ended(services, job) for job in accepted]
 
     assert [job.status for job in jobs] == ["succeeded"] * 2
@@ -126,10 +125,10 @@ async def acquired_by_a_dead_lane(services: Services, *, grows: bool) -> Job:
     """A bulk job whose lane stored the sizes, expanded the volumes if ``grows``, and died before recording."""
     job, claim = await a_claimed_lane(services, an_engine(services), VolumePolicies())
     lane = Lane.from_job(claim.job)
-    items = await services.chunks.claim_items(lane, 10)
-    all_work = await services.chunks.acquire_volumes(lane, items, await services.chunks.measure(lane, items))
+    items = await services.chunks.of(lane).claim_items(10)
+    all_work = await services.chunks.of(lane).acquire_volumes(items, await services.chunks.of(lane).measure(items))
     grant = Grant(claim.job.id, Fence(0, 0), claim.deadline)
-    assert [await services.chunks.perform(lane, work, grant) is not None for work in all_work if grows] == [
+    assert [await services.chunks.of(lane).perform(work, grant) is not None for work in all_work if grows] == [
         True
     ] * grows
     await kill_lanes(services, job)
@@ -167,7 +166,7 @@ async def test_retry_grows_to_the_stored_size(
     async with running_worker(own_settings):
         volume_id = await a_volume(services, "filling", FIFTH, used=9)
         (tmp_path / "faults").write_text("expand:storage-full\n")
-        job = await ended(services, await services.expansion.request_expand(BulkExpandRequest(VolumePolicies())))
+        job = await ended(services, await services.bulk.request(BulkExpandRequest(VolumePolicies())))
         assert await ledger(services, job.id) == {volume_id: ("failed", "storage-full", 12, 9)}
         (tmp_path / "faults").write_text("")
         await set_policy(services, volume_id, None)

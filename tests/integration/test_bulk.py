@@ -57,7 +57,7 @@ async def test_failed_items_of_a_thousand_are_retried_alone_and_concurrency_is_l
     fail_for(tmp_path, "expand", bad)
     (tmp_path / "gate").touch()
     async with running_worker(bulk_settings):
-        job = await services.expansion.request_expand(BulkExpandRequest(BY_ONE, max_concurrent=7))
+        job = await services.bulk.request(BulkExpandRequest(BY_ONE, max_concurrent=7))
         await until(partial(reached_concurrency, 7, tmp_path / "journal"))
         (tmp_path / "gate").unlink()
         job = await ended(services, job)
@@ -83,9 +83,7 @@ async def test_concurrent_bulk_jobs_each_expand_every_volume_once(
 ) -> None:
     await add_volumes(services, 300, backend="null")
     async with running_worker(bulk_settings):
-        requests = [
-            await services.expansion.request_expand(BulkExpandRequest(BY_ONE, max_concurrent=9)) for _ in range(2)
-        ]
+        requests = [await services.bulk.request(BulkExpandRequest(BY_ONE, max_concurrent=9)) for _ in range(2)]
 
         jobs = [await ended(services, job) for job in requests]
 
@@ -97,7 +95,7 @@ async def test_job_without_items_ends_at_once(
     services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     async with running_worker(bulk_settings):
-        job = await ended(services, await services.expansion.request_expand(BulkExpandRequest(BY_ONE)))
+        job = await ended(services, await services.bulk.request(BulkExpandRequest(BY_ONE)))
 
     assert (job.status, job.total, job.succeeded, job.failed, job.skipped) == ("succeeded", 0, 0, 0, 0)
 
@@ -110,12 +108,12 @@ async def test_ledger_has_the_reason_for_every_unchanged_volume(
     policy = GrowthPolicy(to=2 * MIB, up_to=4 * MIB)
     async with running_worker(bulk_settings):
         selection = Selection(ids=(small, gone))
-        job = await ended(services, await services.expansion.request_expand(BulkExpandRequest(policy, selection)))
+        job = await ended(services, await services.bulk.request(BulkExpandRequest(policy, selection)))
         codes = {volume_id: item.code for volume_id, item in (await items(services, job)).items()}
         assert codes == {small: "expanded", gone: "volume-gone"}
         assert (job.status, job.succeeded, job.skipped) == ("succeeded", 1, 1)
 
-        repeated = await ended(services, await services.expansion.request_expand(BulkExpandRequest(policy, selection)))
+        repeated = await ended(services, await services.bulk.request(BulkExpandRequest(policy, selection)))
 
     codes = {volume_id: item.code for volume_id, item in (await items(services, repeated)).items()}
     assert codes == {small: "already-large-enough", gone: "volume-gone"}
@@ -132,7 +130,7 @@ async def test_lane_measures_usage_and_decides_by_it(
         Path(str(services.volumes.path(await services.volumes.get(full)))).write_bytes(b"x" * MIB)
 
         policy = GrowthPolicy(percent=100, usage_above=80)
-        job = await ended(services, await services.expansion.request_expand(BulkExpandRequest(policy)))
+        job = await ended(services, await services.bulk.request(BulkExpandRequest(policy)))
 
     ledger = await items(services, job)
     assert {volume_id: item.code for volume_id, item in ledger.items()} == {full: "expanded", empty: "below-threshold"}
@@ -151,7 +149,7 @@ async def test_changes_since_the_plan_are_respected(
     assert deleted is not None
     assert grown is not None
     assert busy is not None
-    job = await services.expansion.request_expand(BulkExpandRequest(BY_ONE))
+    job = await services.bulk.request(BulkExpandRequest(BY_ONE))
     async with services.database.transaction() as session:  # the plan, as the first attempt would insert it
         await session.execute(
             text("INSERT INTO job_items (job_id, volume_id, status) SELECT :job, id, 'pending' FROM volumes"),
@@ -191,7 +189,7 @@ async def test_volume_busy_for_too_long_is_skipped(
             {"id": operation.id},
         )
     async with running_worker(bulk_settings.model_copy(update={"busy_seconds": 0.5})):
-        job = await ended(services, await services.expansion.request_expand(BulkExpandRequest(BY_ONE)))
+        job = await ended(services, await services.bulk.request(BulkExpandRequest(BY_ONE)))
 
     assert (job.status, job.skipped, job.total) == ("succeeded", 1, 1)
     assert (await items(services, job))[volume_id].code == "volume-busy"
@@ -202,7 +200,7 @@ async def test_cancel_skips_unstarted_items_and_keeps_finished_ones(
 ) -> None:
     await add_volumes(services, 400, backend="null")
     async with running_worker(bulk_settings):
-        job = await services.expansion.request_expand(BulkExpandRequest(BY_ONE, max_concurrent=2))
+        job = await services.bulk.request(BulkExpandRequest(BY_ONE, max_concurrent=2))
 
         async def some_succeeded() -> bool:
             return bool((await services.jobs.get(job.id)).succeeded)
@@ -224,7 +222,7 @@ async def test_cancel_skips_unstarted_items_and_keeps_finished_ones(
 
 async def test_cancel_of_a_queued_bulk_job_touches_no_volume(services: Services) -> None:
     await add_volumes(services, 3, backend="null")
-    job = await services.expansion.request_expand(BulkExpandRequest(BY_ONE))
+    job = await services.bulk.request(BulkExpandRequest(BY_ONE))
 
     job = await services.jobs.cancel(job.id)
 
@@ -236,7 +234,7 @@ async def test_retry_of_an_unplanned_bulk_job_covers_all_volumes(
     services: Services, bulk_settings: Settings, running_worker: RunningWorker
 ) -> None:
     await add_volumes(services, 3, backend="null")
-    job = await services.jobs.cancel((await services.expansion.request_expand(BulkExpandRequest(BY_ONE))).id)
+    job = await services.jobs.cancel((await services.bulk.request(BulkExpandRequest(BY_ONE))).id)
 
     async with running_worker(bulk_settings):
         retry = await ended(services, await services.jobs.retry(job.id))
@@ -251,7 +249,7 @@ async def test_job_ends_and_volumes_are_released_if_all_lanes_fail(
     async with services.database.transaction() as session:  # makes every lane fail when it records a success
         await session.execute(text("ALTER TABLE job_items ADD CONSTRAINT broken CHECK (status <> 'succeeded')"))
     async with running_worker(bulk_settings.model_copy(update={"max_attempts": 2, "retry_seconds": 0.01})):
-        job = await services.expansion.request_expand(BulkExpandRequest(BY_ONE, max_concurrent=3))
+        job = await services.bulk.request(BulkExpandRequest(BY_ONE, max_concurrent=3))
         async with services.database.transaction() as session:
             await session.execute(text("UPDATE jobs SET max_attempts = 2 WHERE id = :id"), {"id": job.id})
         job = await ended(services, job)
@@ -265,7 +263,7 @@ async def test_preview_returns_the_plan_and_changes_nothing(services: Services) 
     await add_volumes(services, 3, backend="null", labels={"tier": "gold"})
     request = BulkExpandRequest(GrowthPolicy(percent=50, up_to=MIB + 7), Selection(labels={"tier": "gold"}))
 
-    plan = await services.expansion.preview(request)
+    plan = await services.bulk.preview(request)
 
     assert (plan.total, plan.grows, plan.bytes, plan.measured_at) == (3, 3, 21, None)
     assert {(item.from_size, item.to_size) for item in plan.items} == {(MIB, MIB + 7)}
@@ -276,4 +274,4 @@ async def test_preview_returns_the_plan_and_changes_nothing(services: Services) 
 
 async def test_concurrency_above_the_configured_limit_is_refused(services: Services) -> None:
     with pytest.raises(Invalid, match="max_concurrent"):
-        await services.expansion.request_expand(BulkExpandRequest(BY_ONE, max_concurrent=101))
+        await services.bulk.request(BulkExpandRequest(BY_ONE, max_concurrent=101))

@@ -70,7 +70,7 @@ async def test_lost_counters_are_restored_from_the_ledger(
 ) -> None:
     await add_volumes(services, 3, backend="null")
     async with running_worker(bulk_settings):
-        job = await ended(services, await services.expansion.request_expand(BulkExpandRequest(BY_ONE)))
+        job = await ended(services, await services.bulk.request(BulkExpandRequest(BY_ONE)))
     await kill_lanes(services, job)  # lanes without items left that have not been settled
     async with services.database.transaction() as session:
         await session.execute(
@@ -90,9 +90,9 @@ async def test_volumes_expanded_by_a_dead_lane_are_completed_by_the_next(
     job, claim = await a_claimed_lane(services, an_engine(services), epoch=9)
     lane = Lane.from_job(claim.job)
     chunks, grant = services.chunks, Grant(claim.job.id, Fence(0, 9), claim.deadline)
-    items = await chunks.claim_items(lane, 10)
-    for work in await chunks.acquire_volumes(lane, items, {}):
-        assert await chunks.perform(lane, work, grant) is not None  # published with epoch 9; then the lane dies
+    items = await chunks.of(lane).claim_items(10)
+    for work in await chunks.of(lane).acquire_volumes(items, {}):
+        assert await chunks.of(lane).perform(work, grant) is not None  # published with epoch 9; then the lane dies
     await kill_lanes(services, job)
 
     async with running_worker(bulk_settings):
@@ -110,8 +110,8 @@ async def test_last_lane_releases_volumes_with_the_sizes_found(
     job, claim = await a_claimed_lane(services, an_engine(services))
     lane = Lane.from_job(claim.job)
     chunks, grant = services.chunks, Grant(claim.job.id, Fence(0, 0), claim.deadline)
-    all_work = await chunks.acquire_volumes(lane, await chunks.claim_items(lane, 10), {})
-    await chunks.perform(lane, next(work for work in all_work if work.volume_id == grown), grant)
+    all_work = await chunks.of(lane).acquire_volumes(await chunks.of(lane).claim_items(10), {})
+    await chunks.of(lane).perform(next(work for work in all_work if work.volume_id == grown), grant)
     await kill_lanes(services, job)
     async with services.database.transaction() as session:
         await session.execute(text("UPDATE jobs SET attempt = max_attempts WHERE id = :id"), {"id": job.id})
@@ -132,7 +132,7 @@ async def test_volume_with_a_held_storage_lock_stays_claimed_until_unlocked(
     with (tmp_path / "volumes" / ".fences" / str(volume_id)).open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         async with running_worker(bulk_settings):
-            job = await services.expansion.request_expand(BulkExpandRequest(BY_ONE, max_concurrent=1))
+            job = await services.bulk.request(BulkExpandRequest(BY_ONE, max_concurrent=1))
             async with asyncio.timeout(60):
                 while max([(await services.jobs.get(lane)).epoch for lane in await lanes_of(services, job)] or [0]) < 2:
                     await asyncio.sleep(0.05)
@@ -157,9 +157,7 @@ async def test_volume_that_crashes_the_driver_fails_alone(
 
     monkeypatch.setattr(type(services.backends.get("null")), "expand", crash_for_one)
     async with running_worker(bulk_settings):
-        job = await ended(
-            services, await services.expansion.request_expand(BulkExpandRequest(BY_ONE, max_concurrent=5))
-        )
+        job = await ended(services, await services.bulk.request(BulkExpandRequest(BY_ONE, max_concurrent=5)))
 
     items = await services.bulk.items(job.id, ItemStatus.FAILED, after=None, limit=10)
     assert (job.status, job.succeeded) == ("partial", 19)
@@ -173,7 +171,7 @@ async def test_items_of_a_failed_lane_are_left_to_the_next(
     engine = an_engine(services)
     job, claim = await a_claimed_lane(services, engine)
     lane = Lane.from_job(claim.job)
-    await services.chunks.claim_items(lane, 3)
+    await services.chunks.of(lane).claim_items(3)
     await engine.settle(claim.job, Failed({"code": "internal", "detail": "a bug"}))
 
     async with running_worker(bulk_settings):
@@ -186,24 +184,24 @@ async def test_rescued_lane_changes_nothing(services: Services) -> None:
     await add_volumes(services, 3, backend="null")
     _, claim = await a_claimed_lane(services, an_engine(services))
     lane, chunks = Lane.from_job(claim.job), services.chunks
-    items = await chunks.claim_items(lane, 2)
+    items = await chunks.of(lane).claim_items(2)
     await run_out(services, lane.job_id)
-    assert await an_engine_that_rescues_at_once(services).rescue() == 1
+    assert await an_engine_that_rescues_at_once(services).maintenance.rescue() == 1
     before = await ledger(services)
 
     for late in (
         *(
-            chunks.reclaim_items(lane),
-            chunks.claim_items(lane, 1),
-            chunks.acquire_volumes(lane, items, {}),
-            chunks.cancel_rest(lane),
+            chunks.of(lane).reclaim_items(),
+            chunks.of(lane).claim_items(1),
+            chunks.of(lane).acquire_volumes(items, {}),
+            chunks.of(lane).cancel_rest(),
         ),
-        *(chunks.resume(lane), chunks.claim_next(lane, 1)),
+        *(chunks.of(lane).resume(), chunks.of(lane).claim_next(1)),
     ):
         with pytest.raises(Stopped):
             await late
     with pytest.raises(Stopped):
-        await chunks.record(lane, [])
+        await chunks.of(lane).record([])
 
     assert await ledger(services) == before
 
@@ -217,8 +215,8 @@ async def test_lane_never_claims_more_than_its_limit(services: Services) -> None
     _, claim = await a_claimed_lane(services, an_engine(services))
     lane = Lane.from_job(claim.job)
 
-    assert len(await services.chunks.claim_items(lane, 4)) == 4
-    assert (await services.chunks.claim_next(lane, 4)).item_count == 4
+    assert len(await services.chunks.of(lane).claim_items(4)) == 4
+    assert (await services.chunks.of(lane).claim_next(4)).item_count == 4
 
 
 async def test_claim_without_measuring_acquires_volumes_and_stores_sizes(
@@ -228,7 +226,7 @@ async def test_claim_without_measuring_acquires_volumes_and_stores_sizes(
     job, claim = await a_claimed_lane(services, an_engine(services), epoch=3)
     lane = Lane.from_job(claim.job)
 
-    chunk = await services.chunks.claim_next(lane, 4)
+    chunk = await services.chunks.of(lane).claim_next(4)
 
     held = await items_of(services, job, ItemStatus.CLAIMED)
     assert (chunk.item_count, len(held)) == (4, 4)
@@ -246,9 +244,9 @@ async def test_item_of_a_busy_volume_becomes_pending_again(services: Services, p
     lane = Lane.from_job(claim.job)
     await services.volumes.request_expand(volume_id, Growth(to=7 * MIB))
 
-    chunk = await services.chunks.claim_next(lane, 4)
+    chunk = await services.chunks.of(lane).claim_next(4)
 
     (item,) = (await items_of(services, job)).values()
     assert (chunk.item_count, chunk.work) == (1, [])
     assert (item.status, item.code, item.busy_since is None) == ("pending", "volume-busy", False)
-    assert (await services.chunks.claim_next(lane, 4)).item_count == 0, "it is not due yet"
+    assert (await services.chunks.of(lane).claim_next(4)).item_count == 0, "it is not due yet"

@@ -69,7 +69,7 @@ async def test_every_volume_gets_one_snapshot_with_its_data(
 ) -> None:
     async with running_worker(bulk_settings):
         volumes = await on_disk(services, 12)
-        job = await ended(services, await services.bulk_snapshots.request_snapshots(NIGHTLY))
+        job = await ended(services, await services.bulk.request(NIGHTLY))
         ledger = await items(services, job)
 
     assert (job.status, job.succeeded, job.total) == ("succeeded", 12, 12)
@@ -95,7 +95,7 @@ async def test_failed_items_leave_no_snapshot_and_are_retried_alone(
     fail_for(tmp_path, "take_snapshot", bad)
     (tmp_path / "gate").touch()
     async with running_worker(bulk_settings):
-        job = await services.bulk_snapshots.request_snapshots(BulkSnapshotRequest("n", max_concurrent=7))
+        job = await services.bulk.request(BulkSnapshotRequest("n", max_concurrent=7))
 
         async def reached_concurrency() -> bool:
             return most_at_once(journal.read(tmp_path / "journal"), "take_snapshot") >= 7
@@ -129,7 +129,7 @@ async def test_failure_with_unknown_leftovers_leaves_a_deletable_error(
     async with running_worker(bulk_settings):
         (volume_id,) = await on_disk(services, 1)
         (tmp_path / "faults").write_text(f"take_snapshot:storage-full {volume_id}\nseal_snapshot:storage-full\n")
-        job = await ended(services, await services.bulk_snapshots.request_snapshots(NIGHTLY))
+        job = await ended(services, await services.bulk.request(NIGHTLY))
         (item,) = (await items(services, job)).values()
 
         assert (job.status, item.status, item.code) == ("failed", "failed", "storage-full")
@@ -151,7 +151,7 @@ async def test_concurrent_bulk_snapshots_each_take_every_snapshot_once(
     await add_volumes(services, 200, backend="null")
     requests = [BulkSnapshotRequest(name, max_concurrent=9) for name in ("one", "two")]
     async with running_worker(bulk_settings):
-        accepted = [await services.bulk_snapshots.request_snapshots(request) for request in requests]
+        accepted = [await services.bulk.request(request) for request in requests]
         jobs = [await ended(services, job) for job in accepted]
 
     assert [(job.status, job.succeeded) for job in jobs] == [("succeeded", 200)] * 2
@@ -168,7 +168,7 @@ async def test_ledger_has_the_reason_for_every_volume_without_snapshot(
     gone = uuid4()
     await sql(services, "UPDATE volumes SET state = 'error' WHERE id = :id", id=broken)
     selection = Selection(ids=(fine, named, broken, gone))
-    job = await services.bulk_snapshots.request_snapshots(BulkSnapshotRequest("n", selection))
+    job = await services.bulk.request(BulkSnapshotRequest("n", selection))
     await sql(
         services,
         "INSERT INTO snapshots (id, volume_id, name, state, size, version) VALUES (:id, :volume, :name, 'ready', 1, 1)",
@@ -199,7 +199,7 @@ async def test_busy_volume_is_retried_then_skipped(
         services, operation.id, "run_at = 'infinity', dispatched_at = NULL, epoch = 1"
     )  # no worker claims it yet
     async with running_worker(bulk_settings):
-        job = await services.bulk_snapshots.request_snapshots(NIGHTLY)
+        job = await services.bulk.request(NIGHTLY)
 
         async def is_postponed() -> bool:
             return (await items(services, job)).get(volume_id, Item()).code == "volume-busy"
@@ -213,7 +213,7 @@ async def test_busy_volume_is_retried_then_skipped(
     operation = await services.volumes.request_expand(volume_id, Growth(to=8 * MIB))
     await set_job(services, operation.id, "run_at = 'infinity', dispatched_at = NULL, epoch = 1")
     async with running_worker(bulk_settings.model_copy(update={"busy_seconds": 0.5})):
-        job = await ended(services, await services.bulk_snapshots.request_snapshots(NIGHTLY))
+        job = await ended(services, await services.bulk.request(NIGHTLY))
     assert (job.status, job.skipped, job.total) == ("succeeded", 1, 1)
 
 
@@ -222,7 +222,7 @@ async def test_cancel_skips_unstarted_items_and_keeps_finished_ones(
 ) -> None:
     await add_volumes(services, 300, backend="null")
     async with running_worker(bulk_settings):
-        job = await services.bulk_snapshots.request_snapshots(BulkSnapshotRequest("n", max_concurrent=2))
+        job = await services.bulk.request(BulkSnapshotRequest("n", max_concurrent=2))
 
         async def some_succeeded() -> bool:
             return bool((await services.jobs.get(job.id)).succeeded)
@@ -251,7 +251,7 @@ async def test_invalid_request_is_refused_with_its_field(services: Services) -> 
         (BulkSnapshotRequest("n", keep=RetentionRule(days=3)), "keep_days"),
     ):
         with pytest.raises(Invalid) as refused:
-            await services.bulk_snapshots.request_snapshots(request)
+            await services.bulk.request(request)
         assert refused.value.details["field"] == field
 
     assert await sql(services, "SELECT id FROM jobs") == []
@@ -265,6 +265,6 @@ async def test_volumes_are_selected_by_labels_and_backend(
     await add_volumes(services, 2, backend="null")
     request = BulkSnapshotRequest("n", Selection(labels={"tier": "gold"}, backend="null"))
     async with running_worker(bulk_settings):
-        job = await ended(services, await services.bulk_snapshots.request_snapshots(request))
+        job = await ended(services, await services.bulk.request(request))
 
     assert (job.status, job.total) == ("succeeded", 3)

@@ -41,7 +41,7 @@ async def job(services: Services) -> Job:
     """A bulk snapshot of three volumes, delegated to one lane."""
     for volume_id in await add_volumes(services, COUNT, backend="files"):
         await services.backends.get("files").create(volume_id, MIB, grant_at(0))
-    return await carried_out(services, await services.bulk_snapshots.request_snapshots(REQUEST))
+    return await carried_out(services, await services.bulk.request(REQUEST))
 
 
 async def claim_lane(services: Services, job: Job, *, epoch: int = 0) -> Lane:
@@ -54,14 +54,14 @@ async def claim_lane(services: Services, job: Job, *, epoch: int = 0) -> Lane:
 
 
 async def acquire_all(services: Services, lane: Lane) -> list[ItemWork]:
-    return await services.chunks.acquire_volumes(lane, await services.chunks.claim_items(lane, 10), {})
+    return await services.chunks.of(lane).acquire_volumes(await services.chunks.of(lane).claim_items(10), {})
 
 
 async def perform(services: Services, lane: Lane, all_work: Sequence[ItemWork]) -> None:
     """Do the storage work without recording it, as a lane that dies then."""
     for work in all_work:
         grant = Grant(lane.job_id, Fence(0, lane.epoch), math.inf)
-        assert await services.chunks.perform(lane, work, grant) is not None
+        assert await services.chunks.of(lane).perform(work, grant) is not None
 
 
 async def snapshots(services: Services) -> Sequence[Row[Any]]:
@@ -114,7 +114,7 @@ async def test_rescued_lane_completes_the_snapshots_it_has_inserted(
     all_work = await acquire_all(services, lane)
     await perform(services, lane, all_work[:1])
     await run_out(services, lane.job_id)
-    assert await an_engine(services).rescue() == 1
+    assert await an_engine(services).maintenance.rescue() == 1
 
     async with running_worker(services.settings):
         job = await ended(services, job)
@@ -168,7 +168,7 @@ async def test_new_lanes_have_fences_above_those_of_dead_ones(services: Services
     await services.bulk.assign_lanes()
 
     lane = await claim_lane(services, job)
-    all_work = await services.chunks.acquire_volumes(lane, await services.chunks.reclaim_items(lane), {})
+    all_work = await services.chunks.of(lane).acquire_volumes(await services.chunks.of(lane).reclaim_items(), {})
 
     assert {work.volume_id: work.version for work in all_work} == {one: version + 1 for one, version in before.items()}
     assert {work.resumed for work in all_work} == {True}
@@ -180,7 +180,7 @@ async def test_snapshot_with_a_held_storage_lock_stays_claimed_until_unlocked(
     lane = await claim_lane(services, job)
     held = (await acquire_all(services, lane))[0].update.snapshot_id
     await run_out(services, lane.job_id)
-    assert await an_engine(services).rescue() == 1
+    assert await an_engine(services).maintenance.rescue() == 1
     fence = tmp_path / "volumes" / ".fences" / str(held)
     fence.touch()
     with fence.open("rb") as lock:
@@ -199,15 +199,15 @@ async def test_snapshot_with_a_held_storage_lock_stays_claimed_until_unlocked(
 
 async def test_rescued_lane_changes_nothing(services: Services, job: Job) -> None:
     lane, chunks = await claim_lane(services, job), services.chunks
-    items = await chunks.claim_items(lane, 2)
-    all_work = await chunks.acquire_volumes(lane, items[:1], {})
+    items = await chunks.of(lane).claim_items(2)
+    all_work = await chunks.of(lane).acquire_volumes(items[:1], {})
     await run_out(services, lane.job_id)
-    assert await an_engine(services).rescue() == 1
+    assert await an_engine(services).maintenance.rescue() == 1
     before = [await everything(services), await snapshots(services)]
 
     for late in (
-        chunks.acquire_volumes(lane, items, {}),
-        chunks.record(lane, [chunks.skip(work) for work in all_work]),
+        chunks.of(lane).acquire_volumes(items, {}),
+        chunks.of(lane).record([chunks.of(lane).skip(work) for work in all_work]),
     ):
         with pytest.raises(Stopped):
             await late
@@ -219,12 +219,14 @@ async def test_recording_a_chunk_is_idempotent(services: Services, job: Job) -> 
     lane = await claim_lane(services, job)
     all_work = await acquire_all(services, lane)
     grant = Grant(lane.job_id, Fence(0, lane.epoch), math.inf)
-    results = [result for work in all_work if (result := await services.chunks.perform(lane, work, grant)) is not None]
-    await services.chunks.record(lane, results)
+    results = [
+        result for work in all_work if (result := await services.chunks.of(lane).perform(work, grant)) is not None
+    ]
+    await services.chunks.of(lane).record(results)
     job = await services.jobs.get(job.id)
     before = [await snapshots(services), job.succeeded]
 
-    await services.chunks.record(lane, results)
+    await services.chunks.of(lane).record(results)
 
     assert [await snapshots(services), (await services.jobs.get(job.id)).succeeded] == before
     assert job.status == "succeeded"
@@ -261,7 +263,7 @@ async def test_snapshot_version_behind_the_stored_fence_is_repaired(
 
     assert await repair_all(services) == ["fence-behind"]
     await run_out(services, lane.job_id)
-    assert await an_engine(services).rescue() == 1
+    assert await an_engine(services).maintenance.rescue() == 1
     async with running_worker(services.settings):
         job = await ended(services, job)
     assert (job.status, job.succeeded) == ("succeeded", COUNT)
@@ -282,6 +284,6 @@ async def test_progress_of_one_item_is_not_that_of_the_lane(services: Services, 
     lane = await claim_lane(services, job)
     grant = Grant(lane.job_id, Fence(0, lane.epoch), math.inf)
     for work in await acquire_all(services, lane):
-        assert await services.chunks.perform(lane, work, grant) is not None
+        assert await services.chunks.of(lane).perform(work, grant) is not None
 
     assert grant.copied is None

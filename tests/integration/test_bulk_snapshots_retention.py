@@ -47,7 +47,7 @@ async def a_run(services: Services, night: int, keep: RetentionRule, schedule_id
     """Insert the job of a scheduled run."""
     columns = {"schedule_id": schedule_id, "scheduled_for": FIRST_NIGHT + timedelta(days=night)}
     async with services.database.transaction() as session:
-        return await services.bulk_snapshots.add(session, BulkSnapshotRequest("nightly", keep=keep), **columns)
+        return await services.bulk.add(session, BulkSnapshotRequest("nightly", keep=keep), **columns)
 
 
 async def no_live_jobs(services: Services) -> bool:
@@ -94,7 +94,7 @@ async def test_snapshots_of_other_origins_are_not_deleted(services: Services, ru
     (volume_id,) = await stored_volumes(services, 1)
     async with running_worker(services.settings):
         await run(services, 0, RetentionRule(last=1), WEEKLY)
-        await ended(services, await services.bulk_snapshots.request_snapshots(BulkSnapshotRequest("plain")))
+        await ended(services, await services.bulk.request(BulkSnapshotRequest("plain")))
         await run(services, 1, RetentionRule(last=1))
         await run(services, 2, RetentionRule(last=1))
 
@@ -194,9 +194,9 @@ async def performed_but_not_recorded(services: Services, job: Job) -> tuple[Lane
     lane_id = (await sql(services, "SELECT id FROM jobs WHERE parent_id = :id LIMIT 1", id=job.id))[0].id
     _, lane_job = await claimed(services, await services.jobs.get(lane_id))
     lane = Lane.from_job(lane_job)
-    all_work = await chunks.acquire_volumes(lane, await chunks.claim_items(lane, 10), {})
+    all_work = await chunks.of(lane).acquire_volumes(await chunks.of(lane).claim_items(10), {})
     grant = Grant(lane.job_id, Fence(0, lane.epoch), math.inf)
-    return lane, [result for work in all_work if (result := await chunks.perform(lane, work, grant)) is not None]
+    return lane, [result for work in all_work if (result := await chunks.of(lane).perform(work, grant)) is not None]
 
 
 async def test_newest_snapshot_is_kept_whatever_its_age(services: Services) -> None:
@@ -204,7 +204,7 @@ async def test_newest_snapshot_is_kept_whatever_its_age(services: Services) -> N
     lane, results = await performed_but_not_recorded(services, await a_run(services, 0, RetentionRule(days=1)))
     await grow_old(services, 2)
 
-    await services.chunks.record(lane, results)
+    await services.chunks.of(lane).record(results)
 
     assert len(await names(services, volume_id)) == 1
 
@@ -218,7 +218,7 @@ async def test_recording_twice_deletes_expired_snapshots_once(
     lane, results = await performed_but_not_recorded(services, await a_run(services, 1, RetentionRule(last=1)))
 
     for _ in range(2):
-        await services.chunks.record(lane, results)
+        await services.chunks.of(lane).record(results)
 
     deletes = await sql(services, "SELECT snapshot_id, dispatched_at FROM jobs WHERE kind = 'snapshot.delete'")
     assert len({row.snapshot_id for row in deletes}) == len(deletes) == len(volumes)

@@ -93,14 +93,14 @@ async def test_lost_message_of_a_cancellation_is_resent_before_the_retry_is_due(
     await services.queue.redis.flushall()
     await set_job(services, job.id, "dispatched_at = now() - interval '1 minute'")
 
-    assert await engine.redispatch_lost() == 1
+    assert await engine.maintenance.redispatch_lost() == 1
 
 
 async def test_cancelled_job_that_was_rescued_is_ended_by_a_worker(services: Services) -> None:
     job = await a_queued_expand(services)
     await an_engine(services).claim(job.message)
     await run_out(services, job.id)
-    await an_engine(services).rescue()
+    await an_engine(services).maintenance.rescue()
 
     assert (await services.jobs.cancel(job.id)).status == "queued"
     assert (await volume_row(services, job.volume_id))["state"] == "expanding"

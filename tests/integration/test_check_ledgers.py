@@ -31,7 +31,7 @@ async def bulk(services: Services) -> Job:
     for volume_id in await add_volumes(services, PLANNED, backend="memory"):
         await services.backends.get("memory").create(volume_id, MIB, grant_at(0))
     wanted = BulkExpandRequest(policy=GrowthPolicy(by=MIB), max_concurrent=1)
-    return await carried_out(services, await services.expansion.request_expand(wanted))
+    return await carried_out(services, await services.bulk.request(wanted))
 
 
 async def a_lane(services: Services) -> Job:
@@ -43,8 +43,8 @@ async def taken(services: Services) -> tuple[Lane, list[UUID]]:
     """Let the lane claim all items and acquire their volumes; return it and the volumes."""
     _, order = await claimed(services, await a_lane(services))
     lane = Lane.from_job(order)
-    items = await services.chunks.claim_items(lane, 10)
-    return lane, [task.volume_id for task in await services.chunks.acquire_volumes(lane, items, {})]
+    items = await services.chunks.of(lane).claim_items(10)
+    return lane, [task.volume_id for task in await services.chunks.of(lane).acquire_volumes(items, {})]
 
 
 async def end(services: Services, *job_ids: UUID) -> None:
@@ -56,7 +56,7 @@ async def test_running_bulk_job_is_not_reported(services: Services, bulk: Job) -
     assert await findings(services) == []
     lane, _ = await taken(services)
     assert await findings(services) == []
-    items = await services.chunks.reclaim_items(lane)
+    items = await services.chunks.of(lane).reclaim_items()
     assert items == []
     assert (await services.check().report()).checked["ledgers"] == 1
     assert (await row(services, bulk.id)).total == PLANNED
@@ -105,8 +105,8 @@ async def test_ended_job_with_a_pruned_ledger_is_not_reported(services: Services
 async def test_unfinished_plan_is_not_reported(services: Services) -> None:
     await add_volumes(services, 1, backend="null")
     wanted = BulkExpandRequest(policy=GrowthPolicy(by=MIB), max_concurrent=1)
-    _, own = await claimed(services, await services.expansion.request_expand(wanted))
-    await services.bulk.plan(own, grant_at(*own.fence))
+    _, own = await claimed(services, await services.bulk.request(wanted))
+    await services.handlers[own.kind].perform(own, grant_at(*own.fence))
     await sql(services, "DELETE FROM volumes")
 
     assert await findings(services) == []

@@ -94,7 +94,7 @@ async def test_second_claim_counts_the_attempt_and_keeps_the_first_start(service
     first = await claimed(an_engine(services), job)
     started_at = (await row(services, job.id)).started_at
     await run_out(services, job.id)
-    await an_engine(services).rescue()
+    await an_engine(services).maintenance.rescue()
     second = await claimed(an_engine(services), await row(services, job.id))
 
     assert (first.attempt, second.attempt) == (1, 2)

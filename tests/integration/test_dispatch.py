@@ -54,7 +54,7 @@ async def test_lost_message_is_sent_again_with_the_same_id(services: Services, c
     client.flushall()
     await set_job(services, job.id, DISPATCHED_LONG_AGO)
 
-    assert await an_engine(services).redispatch_lost() == 1
+    assert await an_engine(services).maintenance.redispatch_lost() == 1
     assert messages(client) == before
     assert (await row(services, job.id)).epoch == 0
 
@@ -65,7 +65,7 @@ async def test_remains_of_a_message_do_not_block_its_redispatch(services: Servic
     client.delete(QUEUE_NAME)
     await set_job(services, job.id, DISPATCHED_LONG_AGO)
 
-    assert await an_engine(services).redispatch_lost() == 1
+    assert await an_engine(services).maintenance.redispatch_lost() == 1
     assert messages(client) == before
 
 
@@ -73,20 +73,20 @@ async def test_recent_message_is_not_checked(services: Services, client: redis.R
     await a_queued_expand(services)
     client.flushall()
 
-    assert await an_engine(services).redispatch_lost() == 0
+    assert await an_engine(services).maintenance.redispatch_lost() == 0
 
 
 async def test_existing_message_is_not_sent_again(services: Services, client: redis.Redis) -> None:
     job = await a_queued_expand(services)
     await set_job(services, job.id, DISPATCHED_LONG_AGO)
 
-    assert await an_engine(services).redispatch_lost() == 0
+    assert await an_engine(services).maintenance.redispatch_lost() == 0
     assert messages(client) == {f"{job.id}:0"}
 
 
 async def test_concurrent_sweeps_do_not_duplicate_messages(services: Services, client: redis.Redis) -> None:
     await queued_jobs(services, 50)
-    await asyncio.gather(*(an_engine(services).redispatch_lost() for _ in range(4)))
+    await asyncio.gather(*(an_engine(services).maintenance.redispatch_lost() for _ in range(4)))
 
     assert len(messages(client)) == 50
 
@@ -94,7 +94,7 @@ async def test_concurrent_sweeps_do_not_duplicate_messages(services: Services, c
 async def test_one_sweep_redispatches_everything_after_redis_lost_all(services: Services, client: redis.Redis) -> None:
     await queued_jobs(services, 1200)
 
-    assert await an_engine(services).redispatch_lost() == 1200
+    assert await an_engine(services).maintenance.redispatch_lost() == 1200
     assert len(messages(client)) == 1200
 
 
@@ -102,16 +102,16 @@ async def test_job_before_its_run_at_is_neither_due_nor_lost(services: Services,
     job, engine = await a_queued_expand(services), an_engine(services)
     client.flushall()
     await set_job(services, job.id, f"run_at = now() + interval '1 minute', {DISPATCHED_LONG_AGO}")
-    assert await engine.redispatch_lost() == 0
+    assert await engine.maintenance.redispatch_lost() == 0
     await set_job(services, job.id, "dispatched_at = NULL")
 
-    assert await engine.dispatch_due() == 0
+    assert await engine.maintenance.dispatch_due() == 0
 
 
 async def test_concurrent_sweeps_dispatch_a_due_job_once(services: Services, client: redis.Redis) -> None:
     await queued_jobs(services, 50)
     await sql(services, "UPDATE jobs SET dispatched_at = NULL")
-    dispatched = await asyncio.gather(*(an_engine(services).dispatch_due() for _ in range(4)))
+    dispatched = await asyncio.gather(*(an_engine(services).maintenance.dispatch_due() for _ in range(4)))
 
     assert sum(dispatched) == len(messages(client)) == 50
 
@@ -121,7 +121,7 @@ async def test_locked_rows_are_skipped_without_waiting(services: Services) -> No
     async with services.database.transaction() as session:
         await session.execute(text("SELECT id FROM jobs LIMIT 10 FOR UPDATE"))
         async with asyncio.timeout(4):
-            lost = await asyncio.create_task(an_engine(services).redispatch_lost())
+            lost = await asyncio.create_task(an_engine(services).maintenance.redispatch_lost())
 
     assert lost == 40
 
@@ -134,7 +134,7 @@ async def test_jobs_of_unknown_kinds_are_not_dispatched(services: Services, clie
     )
     engine = an_engine(services)
 
-    assert (await engine.dispatch_due(), await engine.redispatch_lost()) == (0, 0)
+    assert (await engine.maintenance.dispatch_due(), await engine.maintenance.redispatch_lost()) == (0, 0)
     assert not any(needed for _, needed in await services.maintenance_tasks(engine).due())
     assert messages(client) == set()
 
@@ -147,7 +147,7 @@ async def test_running_and_ended_jobs_are_not_dispatched(services: Services, cli
     await set_job(services, ended.id, f"status = 'failed', finished_at = now(), {DISPATCHED_LONG_AGO}")
     client.flushall()
 
-    assert (await engine.dispatch_due(), await engine.redispatch_lost()) == (0, 0)
+    assert (await engine.maintenance.dispatch_due(), await engine.maintenance.redispatch_lost()) == (0, 0)
     assert messages(client) == set()
 
 
@@ -160,7 +160,7 @@ async def test_request_without_redis_is_accepted_within_a_second_and_dispatched_
         duration = time.monotonic() - began
     assert messages(client) == set()
     await set_job(services, job.id, DISPATCHED_LONG_AGO)
-    await an_engine(services).redispatch_lost()
+    await an_engine(services).maintenance.redispatch_lost()
 
     assert messages(client) == {message_id(job.message)}
     assert duration < 1
@@ -178,4 +178,4 @@ async def test_every_user_request_works_without_redis(services: Services) -> Non
         assert await engine.claim(retried.message) is not None
         await set_job(without_redis, retried.id, f"status = 'queued', lease_expires_at = NULL, {DISPATCHED_LONG_AGO}")
         with pytest.raises(QueueUnavailable):
-            await engine.redispatch_lost()
+            await engine.maintenance.redispatch_lost()

@@ -34,13 +34,13 @@ def example() -> Any:
 
 @pytest.fixture
 def measuring(example: Any, services: Services) -> Any:
-    return example.MeasureService(services.database, services.queue, services.backends, max_attempts=2)
+    return example.MeasureHandler(services.database, services.queue, services.backends, max_attempts=2)
 
 
 @pytest.fixture
 async def runner(example: Any, measuring: Any, services: Services) -> AsyncIterator[Runner]:
     """A worker that knows the new kind."""
-    table = services.handlers | {example.KIND: measuring.handler()}
+    table = {**services.handlers, example.KIND: measuring}
     worker = Worker(id=uuid4(), host="test", pid=os.getpid())
     engine = JobEngine(services.database, services.queue, table, worker=worker, lease=services.settings.lease_seconds)
     runner = Runner(engine, services.queue, AttemptPerformer(table, services.retry_policy), slots=1)
@@ -68,7 +68,7 @@ async def test_a_failed_job_of_the_new_kind_can_be_retried(
     job = await measuring.request_measure(volume.id)
     await runner.process(job.message)
     failed = await row(services, job.id)
-    jobs = JobService(services.database, services.queue, services.handlers | {example.KIND: measuring.handler()})
+    jobs = JobService(services.database, services.queue, {**services.handlers, example.KIND: measuring})
     retry = await jobs.retry(job.id)
 
     assert failed.error is not None
@@ -80,7 +80,7 @@ async def test_a_worker_that_does_not_know_the_kind_leaves_the_job_in_the_queue(
     services: Services, measuring: Any
 ) -> None:
     job = await measuring.request_measure((await a_volume(services)).id)
-    engine = services.engine(Worker(id=uuid4(), host="test", pid=os.getpid()))
+    engine = services.engine(Worker(id=uuid4(), host="test", pid=os.getpid()), services.handlers)
 
     assert await engine.claim(job.message) is None
     assert (await row(services, job.id)).status == "queued"

@@ -9,15 +9,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy
 from domain.bulk.ledger import Ledger
 from domain.errors import DatabaseUnavailable
-from domain.jobs import engine as engine_module
+from domain.jobs import maintenance as maintenance_module
 from domain.jobs.claimed import ClaimedJob
 from domain.jobs.kinds import FailedJobs
 from domain.jobs.model import Job
 from domain.jobs.outcomes import Delegated
 from domain.jobs.store.orphans import EXTRA_CLAIMS
+from domain.operation_handler import OperationHandler
 from domain.services import Services
 from domain.storage.context import Fence, Grant
-from domain.volumes.service import VolumeService
 from tests.integration.job_builders import an_engine, row, run_out, set_job, sql, volume_row
 from tests.integration.test_rescue import a_running_expand
 from tests.support.bulk import MIB, add_volumes
@@ -36,26 +36,14 @@ async def exhausted_orphans(services: Services, count: int) -> list[ClaimedJob]:
 
 def poison(monkeypatch: pytest.MonkeyPatch, volume_id: UUID | None, error: Exception) -> None:
     """Make abandoning the expansion of one volume raise, after it has written its changes."""
-    abandon = VolumeService.abandon_expand
+    abandon = OperationHandler.abandon
 
-    async def poisoned(self: VolumeService, session: AsyncSession, failed: FailedJobs) -> None:
+    async def poisoned(self: OperationHandler, session: AsyncSession, failed: FailedJobs) -> None:
         await abandon(self, session, failed)
         if failed[0][0].volume_id == volume_id:
             raise error
 
-    monkeypatch.setattr(VolumeService, "abandon_expand", poisoned)
-
-
-async def patched_engine(services: Services) -> engine_module.JobEngine:
-    """Return an engine whose table of kinds contains the patched method."""
-    engine = an_engine(services)
-    handler = services.handlers["volume.expand"]
-    engine._kinds = services.handlers | {
-        "volume.expand": type(handler)(
-            handler.retry, handler.perform, handler.record, handler.seal, services.volumes.abandon_expand
-        )
-    }
-    return engine
+    monkeypatch.setattr(OperationHandler, "abandon", poisoned)
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), DatabaseUnavailable("its volume is locked")])
@@ -67,7 +55,7 @@ async def test_orphan_that_cannot_be_failed_does_not_block_the_others(
     await run_out(services, orphan.id)
     poison(monkeypatch, poisoned.volume_id, error)
 
-    assert await (await patched_engine(services)).rescue() == 3
+    assert await an_engine(services).maintenance.rescue() == 3
     assert [(await row(services, job.id)).status for job in (first, last, orphan)] == ["failed", "failed", "queued"]
 
 
@@ -76,7 +64,7 @@ async def test_partial_effects_of_a_failed_abandon_are_rolled_back(
 ) -> None:
     (poisoned,) = await exhausted_orphans(services, 1)
     poison(monkeypatch, poisoned.volume_id, ValueError("a bug"))
-    await (await patched_engine(services)).rescue()
+    await an_engine(services).maintenance.rescue()
 
     volume = await volume_row(services, poisoned.volume_id)
     assert ((await row(services, poisoned.id)).status, volume["state"]) == ("running", "expanding")
@@ -85,16 +73,16 @@ async def test_partial_effects_of_a_failed_abandon_are_rolled_back(
 async def test_orphan_that_cannot_be_failed_is_deferred_and_tried_again(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "_PAGE_SIZE", 1)
+    monkeypatch.setattr(maintenance_module, "_PAGE_SIZE", 1)
     poisoned, good = await exhausted_orphans(services, 2)
     with monkeypatch.context() as broken:
         poison(broken, poisoned.volume_id, ValueError("a bug"))
-        engine = await patched_engine(services)
+        engine = an_engine(services)
 
-        assert [await engine.rescue() for _ in range(3)] == [0, 1, 0]
+        assert [await engine.maintenance.rescue() for _ in range(3)] == [0, 1, 0]
     await run_out(services, poisoned.id)  # a minute later
 
-    assert await an_engine(services).rescue() == 1
+    assert await an_engine(services).maintenance.rescue() == 1
     assert {(await row(services, job.id)).status for job in (poisoned, good)} == {"failed"}
 
 
@@ -107,7 +95,7 @@ async def test_rescue_stops_when_postgresql_is_down(services: Services, monkeypa
 
     monkeypatch.setattr(services.database, "ping", unavailable)
     with pytest.raises(DatabaseUnavailable):
-        await (await patched_engine(services)).rescue()
+        await an_engine(services).maintenance.rescue()
 
     assert [(await row(services, job.id)).status for job in jobs] == ["running", "running"]
 
@@ -115,10 +103,10 @@ async def test_rescue_stops_when_postgresql_is_down(services: Services, monkeypa
 async def a_bulk_job_without_lanes(services: Services) -> Job:
     """Return a bulk job whose lanes have all failed."""
     engine = an_engine(services)
-    job = await services.expansion.request_expand(BulkExpandRequest(GrowthPolicy(by=MIB), max_concurrent=1))
+    job = await services.bulk.request(BulkExpandRequest(GrowthPolicy(by=MIB), max_concurrent=1))
     claim = await engine.claim(job.message)
     assert claim is not None
-    await services.bulk.plan(claim.job, Grant(job.id, Fence(0, 0), claim.deadline))
+    await services.handlers[job.kind].perform(claim.job, Grant(job.id, Fence(0, 0), claim.deadline))
     await engine.settle(claim.job, Delegated({}))
     await sql(services, "UPDATE jobs SET status = 'failed', finished_at = now() WHERE parent_id = :id", id=job.id)
     return job

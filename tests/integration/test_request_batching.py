@@ -146,7 +146,9 @@ class TestCreations:
         self, services: Services, transactions: list[object]
     ) -> None:
         policy = {"usage_above": 80, "percent": 12.5, "up_to": 100 * MIB}
-        requests = [NewVolume(f"new-{n}", MIB + n, labels={"n": str(n)}, autogrow=policy) for n in range(20)]
+        requests = [
+            NewVolume(f"new-{n}", MIB + n, columns={"labels": {"n": str(n)}, "autogrow": policy}) for n in range(20)
+        ]
         jobs = await results_of(
             *(services.volumes.request_create(request, origin=RequestOrigin(caller="me")) for request in requests)
         )
@@ -154,7 +156,11 @@ class TestCreations:
 
         for job, request in zip(jobs, requests, strict=True):
             found, volume = await row(services, job.id), await volume_row(services, job.volume_id)
-            assert (volume["name"], volume["size"], volume["labels"]) == (request.name, request.size, request.labels)
+            assert (volume["name"], volume["size"], volume["labels"]) == (
+                request.name,
+                request.size,
+                request.columns["labels"],
+            )
             assert (volume["state"], volume["job_id"], volume["version"]) == ("creating", job.id, 1)
             assert (volume["backend"], volume["autogrow"]) == ("memory", policy)
             assert (found.kind, found.status, found.created_by) == ("volume.create", "queued", "me")

@@ -34,7 +34,7 @@ async def test_orphan_is_requeued_with_its_attempt_spent(services: Services) -> 
     job = await a_running_expand(services, an_engine(services))
     await run_out(services, job.id)
 
-    assert await an_engine(services).rescue() == 1
+    assert await an_engine(services).maintenance.rescue() == 1
     found = await row(services, job.id)
     assert (found.status, found.epoch, found.attempt, found.error) == ("queued", 1, 1, WORKER_LOST)
     assert (found.dispatched_at, found.lease_expires_at) == (None, None)
@@ -44,9 +44,9 @@ async def test_orphan_is_requeued_with_its_attempt_spent(services: Services) -> 
 async def test_rescued_job_is_dispatched_and_can_be_claimed(services: Services) -> None:
     job, engine = await a_running_expand(services, an_engine(services)), an_engine(services)
     await run_out(services, job.id)
-    await engine.rescue()
+    await engine.maintenance.rescue()
 
-    assert await engine.dispatch_due() == 1
+    assert await engine.maintenance.dispatch_due() == 1
     assert await engine.claim((await row(services, job.id)).message) is not None
 
 
@@ -54,14 +54,14 @@ async def test_job_with_a_valid_lease_is_not_rescued(services: Services) -> None
     await a_running_expand(services, an_engine(services))
     before = await everything(services)
 
-    assert await an_engine(services).rescue() == 0
+    assert await an_engine(services).maintenance.rescue() == 0
     assert await everything(services) == before
 
 
 async def test_queued_job_is_not_rescued(services: Services) -> None:
     await a_queued_expand(services)
 
-    assert await an_engine(services).rescue() == 0
+    assert await an_engine(services).maintenance.rescue() == 0
 
 
 async def test_renewed_lease_is_not_rescued(services: Services) -> None:
@@ -71,14 +71,14 @@ async def test_renewed_lease_is_not_rescued(services: Services) -> None:
     renewed = await engine.renew([job.id])
 
     assert [renewal.job_id for renewal in renewed.renewals] == [job.id]
-    assert await an_engine(services).rescue() == 0
+    assert await an_engine(services).maintenance.rescue() == 0
 
 
 async def test_worker_cannot_renew_a_job_that_was_rescued(services: Services) -> None:
     engine = an_engine(services)
     job = await a_running_expand(services, engine)
     await run_out(services, job.id)
-    await an_engine(services).rescue()
+    await an_engine(services).maintenance.rescue()
 
     renewed = await engine.renew([job.id])
 
@@ -99,7 +99,7 @@ async def test_concurrent_rescues_requeue_each_job_once(services: Services) -> N
     engine = an_engine(services)
     jobs = [await a_running_expand(services, engine) for _ in range(20)]
     await run_out(services, *(job.id for job in jobs))
-    rescued = await asyncio.gather(*(an_engine(services).rescue() for _ in range(8)))
+    rescued = await asyncio.gather(*(an_engine(services).maintenance.rescue() for _ in range(8)))
 
     assert sum(rescued) == 20
     assert await sql(services, "SELECT DISTINCT status, epoch, attempt FROM jobs") == [("queued", 1, 1)]
@@ -112,7 +112,7 @@ async def test_locked_orphan_is_skipped_without_waiting(services: Services) -> N
     async with services.database.transaction() as session:
         await session.execute(text("SELECT id FROM jobs WHERE id = :id FOR UPDATE"), {"id": jobs[0].id})
         async with asyncio.timeout(4):
-            rescued = await asyncio.create_task(an_engine(services).rescue())
+            rescued = await asyncio.create_task(an_engine(services).maintenance.rescue())
 
     assert rescued == 1
     assert (await row(services, jobs[0].id)).status == "running"
@@ -124,7 +124,7 @@ async def test_orphan_gets_extra_claims_beyond_its_attempts(services: Services) 
     await set_job(services, job.id, f"attempt = {last}")
     await run_out(services, job.id)
 
-    assert await an_engine(services).rescue() == 1
+    assert await an_engine(services).maintenance.rescue() == 1
     assert (await row(services, job.id)).status == "queued"
 
 
@@ -133,7 +133,7 @@ async def test_exhausted_orphan_fails_and_releases_its_volume(services: Services
     await set_job(services, job.id, f"attempt = {job.max_attempts + EXTRA_CLAIMS}")
     await run_out(services, job.id)
 
-    assert await an_engine(services).rescue() == 1
+    assert await an_engine(services).maintenance.rescue() == 1
     found, volume = await row(services, job.id), await volume_row(services, job.volume_id)
     assert (found.status, found.error, found.finished_at is not None) == ("failed", WORKER_LOST, True)
     assert (volume["state"], volume["size"], volume["job_id"]) == ("available", MIB, None)
@@ -143,7 +143,7 @@ async def test_concurrent_rescues_fail_an_exhausted_orphan_once(services: Servic
     job = await a_running_expand(services, an_engine(services))
     await set_job(services, job.id, f"attempt = {job.max_attempts + EXTRA_CLAIMS}")
     await run_out(services, job.id)
-    counts = await asyncio.gather(*(an_engine(services).rescue() for _ in range(8)))
+    counts = await asyncio.gather(*(an_engine(services).maintenance.rescue() for _ in range(8)))
 
     assert sum(counts) == 1
     assert (await volume_row(services, job.volume_id))["version"] == 3
@@ -156,7 +156,7 @@ async def test_job_that_kills_every_worker_fails_in_the_end(services: Services) 
         assert await an_engine(services).claim((await row(services, job.id)).message) is not None
         claims += 1
         await run_out(services, job.id)
-        await an_engine(services).rescue()
+        await an_engine(services).maintenance.rescue()
 
     assert claims == job.max_attempts + EXTRA_CLAIMS
     assert (await row(services, job.id)).error == WORKER_LOST
@@ -169,7 +169,7 @@ async def test_exhausted_orphan_of_an_unknown_kind_is_left_to_newer_workers(serv
     await set_job(services, known.id, exhausted)
     await run_out(services, unknown.id, known.id)
 
-    assert await an_engine(services).rescue() == 1
+    assert await an_engine(services).maintenance.rescue() == 1
     assert (await row(services, unknown.id)).status == "running"
 
 
@@ -190,6 +190,6 @@ async def test_silent_worker_is_removed_by_the_others(services: Services) -> Non
     await sql(
         services, "UPDATE workers SET heartbeat_at = now() - interval '2 hours' WHERE id = :id", id=silent._worker.id
     )
-    await live.rescue()
+    await live.maintenance.rescue()
 
     assert await sql(services, "SELECT id FROM workers") == [(live._worker.id,)]

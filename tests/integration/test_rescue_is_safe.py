@@ -61,16 +61,16 @@ async def test_worker_with_long_uninterrupted_heartbeats_rescues(services: Servi
     await uninterrupted_for(services, engine, max_renewal_delay(LEASE) + 1)
     await engine.renew([])
 
-    assert await engine.rescue() == 1
+    assert await engine.maintenance.rescue() == 1
 
 
 async def test_newly_started_worker_does_not_rescue(services: Services) -> None:
     await an_orphan(services)
     engine = a_worker(services)
-    before_first_heartbeat = await engine.rescue()
+    before_first_heartbeat = await engine.maintenance.rescue()
     await engine.renew([])
 
-    assert (before_first_heartbeat, await engine.rescue()) == (0, 0)
+    assert (before_first_heartbeat, await engine.maintenance.rescue()) == (0, 0)
 
 
 async def test_worker_that_noticed_an_outage_must_wait_again(services: Services) -> None:
@@ -81,7 +81,7 @@ async def test_worker_that_noticed_an_outage_must_wait_again(services: Services)
     engine.note_outage()
     await engine.renew([])
 
-    assert await engine.rescue() == 0
+    assert await engine.maintenance.rescue() == 0
 
 
 async def test_failed_heartbeat_is_a_gap(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ async def test_failed_heartbeat_is_a_gap(services: Services, monkeypatch: pytest
             await engine.renew([])
     await engine.renew([])
 
-    assert await engine.rescue() == 0
+    assert await engine.maintenance.rescue() == 0
 
 
 async def test_worker_suspended_during_an_outage_must_wait_again(services: Services) -> None:
@@ -109,10 +109,10 @@ async def test_worker_suspended_during_an_outage_must_wait_again(services: Servi
     await engine.renew([])
     await uninterrupted_for(services, engine, 3600)
     await sql(services, "UPDATE workers SET heartbeat_at = now() - interval '5 minutes' WHERE host = 'test'")
-    on_resume = await engine.rescue()
+    on_resume = await engine.maintenance.rescue()
     await engine.renew([])
 
-    assert (on_resume, await engine.rescue()) == (0, 0)
+    assert (on_resume, await engine.maintenance.rescue()) == (0, 0)
 
 
 async def test_rescue_delayed_by_a_paused_postgresql_does_nothing(services: Services) -> None:
@@ -122,10 +122,10 @@ async def test_rescue_delayed_by_a_paused_postgresql_does_nothing(services: Serv
     await uninterrupted_for(services, engine, 3600)
     await an_orphan(services)
     await sql(services, f"UPDATE workers SET heartbeat_at = now() - interval '{LEASE * 0.7} seconds'")
-    on_resume = await engine.rescue()
+    on_resume = await engine.maintenance.rescue()
     await engine.renew([])
 
-    assert (on_resume, await engine.rescue()) == (0, 1)
+    assert (on_resume, await engine.maintenance.rescue()) == (0, 1)
 
 
 async def test_rescue_waits_for_the_longest_renewal_delay(services: Services) -> None:
@@ -135,10 +135,10 @@ async def test_rescue_waits_for_the_longest_renewal_delay(services: Services) ->
     await slow.renew([])
     await engine.renew([])
     await uninterrupted_for(services, engine, max_renewal_delay(LEASE) + 1)
-    too_soon = await engine.rescue()
+    too_soon = await engine.maintenance.rescue()
     await uninterrupted_for(services, engine, max_renewal_delay(60) + 1)
 
-    assert (too_soon, await engine.rescue()) == (0, 1)
+    assert (too_soon, await engine.maintenance.rescue()) == (0, 1)
 
 
 async def test_no_rescue_within_a_lease_of_postgresqls_start(services: Services) -> None:
@@ -147,10 +147,10 @@ async def test_no_rescue_within_a_lease_of_postgresqls_start(services: Services)
     await engine.renew([])
     await uninterrupted_for(services, engine, 3600)
     await postgresql_started(services, "1 second")
-    too_soon = await engine.rescue()
+    too_soon = await engine.maintenance.rescue()
     await postgresql_started(services, "4 seconds")
 
-    assert (too_soon, await engine.rescue()) == (0, 1)
+    assert (too_soon, await engine.maintenance.rescue()) == (0, 1)
 
 
 async def test_live_worker_keeps_a_job_whose_lease_expired_during_an_outage(services: Services) -> None:
@@ -162,11 +162,11 @@ async def test_live_worker_keeps_a_job_whose_lease_expired_during_an_outage(serv
     await run_out(services, job.id)
     other.note_outage()  # both noticed the outage; the other one reconnects first
     await other.renew([])
-    assert await other.rescue() == 0
+    assert await other.maintenance.rescue() == 0
     renewed = await alive.renew([job.id])
     await uninterrupted_for(services, other, 3600)
 
-    assert ([renewal.job_id for renewal in renewed.renewals], await other.rescue()) == ([job.id], 0)
+    assert ([renewal.job_id for renewal in renewed.renewals], await other.maintenance.rescue()) == ([job.id], 0)
 
 
 async def clock_steps_back(services: Services) -> None:
@@ -187,7 +187,7 @@ async def test_orphan_is_rescued_soon_after_the_clock_stepped_back(services: Ser
     await engine.renew([])
     await uninterrupted_for(services, engine, max_renewal_delay(LEASE) + 1)
 
-    assert await engine.rescue() == 1
+    assert await engine.maintenance.rescue() == 1
 
 
 async def test_no_rescue_right_after_the_clock_stepped_back(services: Services) -> None:
@@ -196,10 +196,10 @@ async def test_no_rescue_right_after_the_clock_stepped_back(services: Services) 
     await uninterrupted_for(services, engine, 7200)
     await clock_steps_back(services)
     await an_orphan(services)
-    before_next_heartbeat = await engine.rescue()
+    before_next_heartbeat = await engine.maintenance.rescue()
     await engine.renew([])
 
-    assert (before_next_heartbeat, await engine.rescue()) == (0, 0)
+    assert (before_next_heartbeat, await engine.maintenance.rescue()) == (0, 0)
 
 
 async def test_worker_row_of_an_older_version_counts_as_uninterrupted(services: Services) -> None:

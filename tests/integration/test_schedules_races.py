@@ -103,7 +103,7 @@ async def test_job_is_found_if_its_worker_dies_before_the_dispatch(services: Ser
     ((job_id,),) = await sql(services, "SELECT id FROM jobs WHERE schedule_id = :id", id=schedule.id)
     await sql(services, "UPDATE jobs SET dispatched_at = now() - interval '1 minute'")
 
-    assert await an_engine(services).redispatch_lost() == 1
+    assert await an_engine(services).maintenance.redispatch_lost() == 1
     assert await an_engine(services).claim((await row(services, job_id)).message) is not None
 
 

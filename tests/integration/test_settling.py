@@ -1,6 +1,5 @@
 """Settling an attempt: its outcome and its effect are recorded in one transaction, and only once."""
 
-from dataclasses import replace
 from uuid import uuid4
 
 import pytest
@@ -8,10 +7,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.jobs.claimed import ClaimedJob
 from domain.jobs.engine import JobEngine
+from domain.jobs.kinds import SucceededJobs
 from domain.jobs.model import JobMessage
 from domain.jobs.outcomes import Cancelled, Failed, Outcome, Released, RetryIn, Succeeded, Superseded
 from domain.jobs.states import JobStatus
 from domain.jobs.store.leases import LeaseRepository, Settlement
+from domain.operation_handler import OperationHandler
 from domain.services import Services
 from tests.integration.job_builders import (
     MIB,
@@ -61,15 +62,19 @@ async def test_settling_is_idempotent(services: Services) -> None:
     assert (await volume_row(services, job.volume_id))["version"] == 3
 
 
-async def test_job_is_unchanged_if_its_effect_cannot_be_recorded(services: Services) -> None:
+async def test_job_is_unchanged_if_its_effect_cannot_be_recorded(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine, job = await a_running_expand(services)
     before = await everything(services)
 
-    async def record(session: AsyncSession, succeeded: object) -> None:
-        await services.handlers["volume.expand"].record(session, [(job, {"size": 2 * MIB})])
+    record = OperationHandler.record
+
+    async def fail_after_recording(self: OperationHandler, session: AsyncSession, succeeded: SucceededJobs) -> None:
+        await record(self, session, succeeded)
         raise ValueError("on purpose")
 
-    engine._kinds = {"volume.expand": replace(services.handlers["volume.expand"], record=record)}
+    monkeypatch.setattr(OperationHandler, "record", fail_after_recording)
     with pytest.raises(ValueError, match="on purpose"):
         await engine.settle(job, expanded(job))
 
@@ -98,7 +103,7 @@ async def test_worker_that_lost_the_job_changes_nothing(services: Services, outc
     assert not await other.settle(job, outcome)
     assert await everything(services) == as_claimed
     await run_out(services, job.id)
-    await other.rescue()
+    await other.maintenance.rescue()
     rescued = await everything(services)
 
     assert not await engine.settle(job, outcome)
@@ -108,7 +113,7 @@ async def test_worker_that_lost_the_job_changes_nothing(services: Services, outc
 async def test_stale_epoch_settles_nothing_even_in_the_same_worker(services: Services) -> None:
     engine, old = await a_running_expand(services)
     await run_out(services, old.id)
-    await engine.rescue()
+    await engine.maintenance.rescue()
     assert await engine.claim((await row(services, old.id)).message) is not None
     before = await everything(services)
 
@@ -131,10 +136,10 @@ async def test_retry_gets_a_new_epoch_and_waits_for_its_delay(services: Services
 async def test_retry_is_dispatched_once_its_delay_is_over(services: Services) -> None:
     engine, job = await a_running_expand(services)
     await engine.settle(job, RetryIn(100, ERROR))
-    assert await engine.dispatch_due() == 0
+    assert await engine.maintenance.dispatch_due() == 0
     await set_job(services, job.id, "run_at = now()")
 
-    assert (await engine.dispatch_due(), await engine.dispatch_due()) == (1, 0)
+    assert (await engine.maintenance.dispatch_due(), await engine.maintenance.dispatch_due()) == (1, 0)
 
 
 async def test_free_retry_gives_the_attempt_back(services: Services) -> None:
@@ -150,7 +155,7 @@ async def test_cancelled_job_skips_its_retry_delay(services: Services) -> None:
     await services.jobs.cancel(job.id)
     await engine.settle(job, RetryIn(100, ERROR))
 
-    assert await engine.dispatch_due() == 1
+    assert await engine.maintenance.dispatch_due() == 1
 
 
 async def test_released_job_gets_its_attempt_back_and_is_dispatched_at_once(services: Services) -> None:

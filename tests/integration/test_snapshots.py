@@ -20,10 +20,10 @@ from domain.errors import (
 from domain.jobs.acceptance import IdempotentReplay, IdempotentRequest, RequestOrigin
 from domain.jobs.claimed import ClaimedJob
 from domain.jobs.outcomes import Cancelled
+from domain.operations import SnapshotState
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.snapshots.repository import SnapshotFilter
-from domain.snapshots.states import SnapshotState
 from domain.volumes.growth import Growth
 from domain.volumes.service import NewVolume
 from tests.integration.job_builders import MIB, a_volume, an_engine, set_job, sql, volume_row
@@ -53,7 +53,7 @@ class TestTake:
         assert (found["state"], found["version"]) == ("snapshotting", 2)
         assert {snapshot["job_id"], found["job_id"]} == {job.id}
         assert (job.kind, job.volume_id, job.backend, job.created_by) == ("snapshot.take", volume.id, "memory", "me")
-        assert job.params == {"name": "first", "size": 3 * MIB, "fence_version": 1}
+        assert job.params == {"name": "first", "size": 3 * MIB, "of_volume": str(volume.id), "fence_version": 1}
 
     async def test_success_makes_the_snapshot_ready_and_the_volume_available(self, services: Services) -> None:
         volume = await a_stored_volume(services, size=2 * MIB)
@@ -199,7 +199,7 @@ class TestClone:
     async def test_clone_creates_a_volume_and_blocks_deletion_of_the_snapshot(self, services: Services) -> None:
         volume = await a_stored_volume(services)
         snapshot = await a_snapshot(services, volume)
-        new = NewVolume("clone", 2 * MIB, labels={"a": "b"})
+        new = NewVolume("clone", 2 * MIB, columns={"labels": {"a": "b"}})
         job = await services.snapshots.request_clone(snapshot.id, new, origin=RequestOrigin(caller="me"))
         clone = await volume_row(services, job.volume_id)
 
@@ -348,7 +348,7 @@ async def test_job_that_killed_every_worker_fails_and_releases_its_rows(services
             job.id,
             "status = 'running', attempt = 100, started_at = now(), lease_expires_at = now() - interval '1 second'",
         )
-    await an_engine(services).rescue()
+    await an_engine(services).maintenance.rescue()
 
     assert [await states(services, job) for job in jobs] == [
         ("available", "error"),

@@ -100,10 +100,10 @@ async def test_rescues_retries_and_lost_messages_are_stored_by_the_next_heartbea
     await set_job(
         services, lost.id, "status = 'queued', lease_expires_at = NULL, dispatched_at = now() - interval '1 minute'"
     )
-    await engine.rescue()
+    await engine.maintenance.rescue()
     await engine.settle(failing, RetryIn(60, ERROR))
     await services.queue.redis.flushall()
-    await engine.redispatch_lost()
+    await engine.maintenance.redispatch_lost()
     before = (await read_stats(services)).counters
     await engine.renew([])
 

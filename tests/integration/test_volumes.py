@@ -20,12 +20,12 @@ from domain.errors import (
 )
 from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.store.jobs import JobFilter
+from domain.operations import VolumeState
 from domain.services import Services, open_services
 from domain.volumes.growth import Growth
 from domain.volumes.model import MAX_SIZE, Volume
 from domain.volumes.repository import VolumeFilter
-from domain.volumes.service import NewVolume, VolumeChange
-from domain.volumes.states import VolumeState
+from domain.volumes.service import NewVolume
 from tests.integration.job_builders import MIB, a_volume, everything, row, set_job, sql, volume_row
 
 UNKNOWN_ID = uuid4()
@@ -39,7 +39,7 @@ async def names(services: Services, **filters: Any) -> list[str]:
 class TestCreate:
     async def test_request_creates_volume_and_job(self, services: Services) -> None:
         job = await services.volumes.request_create(
-            NewVolume("new", MIB, labels={"a": "b"}), origin=RequestOrigin(caller="me")
+            NewVolume("new", MIB, columns={"labels": {"a": "b"}}), origin=RequestOrigin(caller="me")
         )
         volume = await volume_row(services, job.volume_id)
         found = await row(services, job.id)
@@ -155,24 +155,23 @@ class TestDelete:
 class TestChange:
     async def test_members_that_are_not_named_stay(self, services: Services) -> None:
         volume = await a_volume(services, name="old")
-        await services.volumes.change(volume.id, VolumeChange(frozenset({"labels"}), labels={"a": "b"}))
-        changed = await services.volumes.change(volume.id, VolumeChange(frozenset({"name"}), name="new"))
+        await services.volumes.change(volume.id, {"labels": {"a": "b"}})
+        changed = await services.volumes.change(volume.id, {"name": "new"})
 
         assert (changed.name, changed.labels, changed.autogrow) == ("new", {"a": "b"}, None)
 
     async def test_policy_is_set_and_removed(self, services: Services) -> None:
         volume, policy = await a_volume(services), {"usage_above": 80, "percent": 10, "up_to": 100}
-        changed = frozenset({"autogrow"})
-        with_policy = await services.volumes.change(volume.id, VolumeChange(changed, autogrow=policy))
+        with_policy = await services.volumes.change(volume.id, {"autogrow": policy})
         assert with_policy.autogrow == policy
-        await services.volumes.change(volume.id, VolumeChange(changed, autogrow=None))
+        await services.volumes.change(volume.id, {"autogrow": None})
 
         assert (await volume_row(services, volume.id))["autogrow"] is None
 
     async def test_change_of_a_busy_volume_does_not_affect_its_job(self, services: Services) -> None:
         volume = await a_volume(services)
         job = await services.volumes.request_expand(volume.id, Growth(by=1))
-        await services.volumes.change(volume.id, VolumeChange(frozenset({"name"}), name="busy"))
+        await services.volumes.change(volume.id, {"name": "busy"})
         found = await volume_row(services, volume.id)
 
         assert (found["name"], found["state"], found["job_id"], found["version"]) == ("busy", "expanding", job.id, 2)
@@ -180,7 +179,7 @@ class TestChange:
     async def test_taken_name_is_refused_and_nothing_changes(self, services: Services) -> None:
         await a_volume(services, name="theirs")
         volume = await a_volume(services, name="mine")
-        change = VolumeChange(frozenset({"name", "labels"}), name="theirs", labels={"a": "b"})
+        change = {"name": "theirs", "labels": {"a": "b"}}
         with pytest.raises(NameTaken):
             await services.volumes.change(volume.id, change)
         found = await volume_row(services, volume.id)
@@ -190,11 +189,11 @@ class TestChange:
     async def test_volume_may_keep_its_own_name(self, services: Services) -> None:
         volume = await a_volume(services, name="mine")
 
-        assert (await services.volumes.change(volume.id, VolumeChange(frozenset({"name"}), name="mine"))).name == "mine"
+        assert (await services.volumes.change(volume.id, {"name": "mine"})).name == "mine"
 
     async def test_change_updates_the_time_stamp(self, services: Services) -> None:
         volume = await a_volume(services)
-        changed = await services.volumes.change(volume.id, VolumeChange(frozenset({"labels"}), labels={"a": "b"}))
+        changed = await services.volumes.change(volume.id, {"labels": {"a": "b"}})
 
         assert changed.updated_at > changed.created_at
 
@@ -215,7 +214,7 @@ class TestLists:
     async def test_list_is_filtered(self, services: Services) -> None:
         for name, labels in (("a", {"x": "1", "y": "2"}), ("b", {"x": "1"}), ("c", {})):
             volume = await a_volume(services, name=name)
-            await services.volumes.change(volume.id, VolumeChange(frozenset({"labels"}), labels=labels))
+            await services.volumes.change(volume.id, {"labels": labels})
         await sql(services, "UPDATE volumes SET state = 'error' WHERE name = 'c'")
 
         assert await names(services) == ["c", "b", "a"]

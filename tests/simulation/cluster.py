@@ -13,13 +13,12 @@ from uuid_utils.compat import uuid7
 from domain.jobs.engine import JobEngine
 from domain.jobs.outcomes import Cancelled, Failed, Outcome, Succeeded
 from domain.jobs.retry import RetryPolicy
+from domain.operations import SnapshotState, VolumeState
 from domain.services import Services, compose
 from domain.settings import Settings
 from domain.snapshots.model import Snapshot
-from domain.snapshots.states import SnapshotState
 from domain.storage.backends import Backends
 from domain.volumes.model import Volume
-from domain.volumes.states import VolumeState
 from tests.integration.job_builders import an_engine
 from tests.simulation import invariants
 from tests.simulation.doubles import (
@@ -35,7 +34,7 @@ from tests.simulation.scheduler import SteppedTask
 from tests.simulation.world_state import WorldState
 from worker.attempts import AttemptPerformer
 from worker.heartbeat import Heartbeat
-from worker.main import handlers
+from worker.main import worker_handlers
 from worker.runner import Runner
 
 MIB: Final = 2**20
@@ -132,7 +131,7 @@ class Cluster:
     def _new_worker(self) -> SimulatedWorker:
         services = self.services
         engine = recording_outcomes(an_engine(services))
-        attempts = AttemptPerformer(handlers(services, lambda: 1), RetryPolicy(RETRY_SECONDS))
+        attempts = AttemptPerformer(worker_handlers(services, lambda: 1), RetryPolicy(RETRY_SECONDS))
         runner = Runner(engine, self.queue, attempts, slots=100)
         heartbeat = Heartbeat(engine, runner.running, lease=LEASE_SECONDS, stall=LEASE_SECONDS)
         return SimulatedWorker(engine, runner, heartbeat)

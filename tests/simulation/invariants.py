@@ -7,9 +7,9 @@ stale attempts may still publish on them.
 from collections.abc import Iterable
 from itertools import chain
 
-from domain.bulk.kinds import BULK_KINDS, SNAPSHOT
 from domain.bulk.states import FINISHED
 from domain.bulk.states import MOVES as ITEM_MOVES
+from domain.jobs.kinds import BULK_KINDS, JobKind
 from domain.jobs.outcomes import Cancelled, Failed, Outcome, Released, RetryIn, Yielded
 from domain.jobs.states import ENDED, MOVES
 from domain.jobs.store.orphans import EXTRA_CLAIMS
@@ -156,7 +156,7 @@ def _check_snapshot(snapshot_id: str, before: WorldState, now: WorldState, cause
     snapshot, after = before.snapshots[snapshot_id], now.snapshots[snapshot_id]
     raised_by = after["version"] - snapshot["version"]
     events = len([job for job in _events(before, now) if job["snapshot_id"] == snapshot_id])
-    if snapshot["job_id"] is not None and before.jobs[snapshot["job_id"]]["kind"] == SNAPSHOT:
+    if snapshot["job_id"] is not None and before.jobs[snapshot["job_id"]]["kind"] == JobKind.BULK_SNAPSHOT:
         released = snapshot["job_id"] != after["job_id"]
         reassigned = cause == "assign_lanes" and raised_by == 1
         assert raised_by == int(released) or reassigned, f"{cause}: {snapshot} {after}"

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy
-from domain.bulk.kinds import BULK_KINDS
 from domain.bulk.snapshot.request import BulkSnapshotRequest
+from domain.jobs.kinds import BULK_KINDS
 from domain.jobs.model import Job
 from domain.jobs.states import RETRYABLE
 from domain.snapshots.retention import RetentionRule
@@ -120,7 +120,7 @@ class UserRequests(RuleBasedStateMachine):
     @rule(mib=st.integers(1, 2), lanes=st.integers(1, 2), fault=COMMIT_FAULTS)
     def expand_all(self, mib: int, lanes: int, fault: Fault | None) -> None:
         request = BulkExpandRequest(GrowthPolicy(by=mib * MIB), max_concurrent=lanes)
-        send = partial(self.services.expansion.request_expand, request)
+        send = partial(self.services.bulk.request, request)
         self.do(self.world.request(send, fault, acceptable=True))
 
     @precondition(may_start_bulk_job)
@@ -128,13 +128,13 @@ class UserRequests(RuleBasedStateMachine):
     def snapshot_all(self, lanes: int, scheduled: bool, fault: Fault | None) -> None:  # noqa: FBT001
         keep = RetentionRule(last=1) if scheduled else RetentionRule()
         request = BulkSnapshotRequest(self.new().name, max_concurrent=lanes, keep=keep)
-        send = partial(self.run_schedule if scheduled else self.services.bulk_snapshots.request_snapshots, request)
+        send = partial(self.run_schedule if scheduled else self.services.bulk.request, request)
         self.do(self.world.request(send, fault, acceptable=True))
 
     async def run_schedule(self, request: BulkSnapshotRequest) -> Job:
         run = {"schedule_id": SCHEDULE, "scheduled_for": datetime.now(UTC)}
         async with self.world.database.transaction() as session:
-            job = await self.services.bulk_snapshots.add(session, request, **run)
+            job = await self.services.bulk.add(session, request, **run)
         await self.world.queue.dispatch([job.message])
         return job
 

@@ -8,8 +8,8 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from domain.bulk.kinds import BULK_KINDS
 from domain.errors import CisternError
+from domain.jobs.kinds import BULK_KINDS
 from domain.jobs.model import Job, JobMessage
 from tests.simulation.cluster import Cluster, SimulatedWorker
 from tests.simulation.scheduler import Fault, SteppedTask
@@ -105,10 +105,10 @@ class World(Cluster):
         """Run one maintenance task."""
         engine = self.workers[0].engine
         tasks: dict[str, Callable[[], Awaitable[int]]] = {
-            "rescue": engine.rescue,
+            "rescue": engine.maintenance.rescue,
             "assign_lanes": self.services.bulk.assign_lanes,
-            "dispatch_due": engine.dispatch_due,
-            "redispatch_lost": engine.redispatch_lost,
+            "dispatch_due": engine.maintenance.dispatch_due,
+            "redispatch_lost": engine.maintenance.redispatch_lost,
         }
         run = tasks[task]
         self.database.next_fault = fault

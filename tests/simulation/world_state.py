@@ -8,6 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.jobs.states import ENDED
+from domain.operations import OPERATIONS
 from tests.simulation.doubles import JournalingMemoryDriver
 
 Row = dict[str, Any]
@@ -21,21 +22,9 @@ _READ_ALL: Final = text(
     "'items', (SELECT json_agg(t ORDER BY job_id, volume_id) FROM job_items t))::text"
 )
 #: The state of a volume while a job of this kind holds it.
-STATE_OF: Final = {
-    "volume.create": "creating",
-    "snapshot.clone": "creating",
-    "volume.expand": "expanding",
-    "volume.delete": "deleting",
-    "snapshot.take": "snapshotting",
-    "snapshot.restore": "restoring",
-}
+STATE_OF: Final = {kind: one.volume.busy for kind, one in OPERATIONS.items() if one.volume}
 #: The state of a snapshot while a job of this kind holds it.
-SNAPSHOT_STATE_OF: Final = {
-    "snapshot.take": "taking",
-    "snapshot.restore": "restoring",
-    "snapshot.clone": "cloning",
-    "snapshot.delete": "deleting",
-}
+SNAPSHOT_STATE_OF: Final = {kind: one.snapshot.busy for kind, one in OPERATIONS.items() if one.snapshot}
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from uuid import UUID
 from uuid_utils.compat import uuid7
 
 from domain.jobs.model import Job
+from domain.operations import VolumeState
 from domain.services import Services
 from domain.volumes.model import Volume
-from domain.volumes.states import VolumeState
 from tests.acceptance.journal import Entry
 
 MIB = 1 << 20

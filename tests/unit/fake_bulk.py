@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from uuid import UUID
 
 from domain.bulk.expand.policy import BulkExpandRequest
-from domain.bulk.expand.service import Plan, Preview
+from domain.bulk.expand.preview import Plan, Preview
 from domain.bulk.model import Item
+from domain.bulk.requests import BulkRequest
 from domain.bulk.selection import require_within
-from domain.bulk.snapshot.request import BulkSnapshotRequest
 from domain.bulk.states import ItemCode, ItemStatus
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin
 from domain.jobs.model import Job
@@ -17,9 +18,11 @@ from tests.unit.fake_volumes import FakeJobs, FakeVolumes, job_row
 
 @dataclass
 class FakeBulk:
-    """Serves ledgers that the test has filled."""
+    """Accepts, records and plans bulk jobs; serves ledgers that the test has filled."""
 
     jobs: FakeJobs
+    volumes: FakeVolumes
+    requests: list[BulkRequest] = field(default_factory=list)
     ledger: dict[UUID, list[Item]] = field(default_factory=dict)
 
     async def items(self, job_id: UUID, status: ItemStatus | None, *, after: UUID | None, limit: int) -> Sequence[Item]:
@@ -28,41 +31,17 @@ class FakeBulk:
         filtered = [item for item in items if status in (None, item.status)]
         return [item for item in filtered if after is None or item.volume_id > after][: limit + 1]
 
+    async def request(self, request: BulkRequest, *, origin: RequestOrigin = ANONYMOUS) -> Job:
+        return await self.jobs.accept(origin, self._accept(request))
 
-@dataclass
-class FakeBulkSnapshots:
-    """Accepts and records bulk snapshots."""
-
-    jobs: FakeJobs
-    requests: list[BulkSnapshotRequest] = field(default_factory=list)
-
-    async def request_snapshots(self, request: BulkSnapshotRequest, *, origin: RequestOrigin = ANONYMOUS) -> Job:
-        return await self.jobs.accept(origin, self._snapshot(request))
-
-    async def _snapshot(self, request: BulkSnapshotRequest) -> Job:
+    async def _accept(self, request: BulkRequest) -> Job:
         require_within(request.max_concurrent, 100)
         self.requests.append(request)
-        return self.jobs.add(job_row("bulk.snapshot", params={**request.to_json(), "fence_version": 0}))
-
-
-@dataclass
-class FakeExpansion:
-    """Accepts, records and plans bulk expansions."""
-
-    jobs: FakeJobs
-    volumes: FakeVolumes
-    requests: list[BulkExpandRequest] = field(default_factory=list)
-
-    async def request_expand(self, request: BulkExpandRequest, *, origin: RequestOrigin = ANONYMOUS) -> Job:
-        return await self.jobs.accept(origin, self._expand(request))
-
-    async def _expand(self, request: BulkExpandRequest) -> Job:
-        self._validate(request)
-        self.requests.append(request)
-        return self.jobs.add(job_row("bulk.expand", params={**request.to_json(), "fence_version": 0}))
+        params = request.job_params(time=datetime.now(UTC), schedule_id=None)
+        return self.jobs.add(job_row(request.kind, params={**params, "fence_version": 0}))
 
     async def preview(self, request: BulkExpandRequest) -> Plan:
-        self._validate(request)
+        require_within(request.max_concurrent, 100)
         plan = Plan(0, 0, 0, None, [])
         for volume in self.volumes.rows.values():
             decision = request.policy.new_size(volume.size, volume.used, volume.autogrow)
@@ -71,6 +50,3 @@ class FakeExpansion:
         growing = [item for item in plan.items if item.to_size is not None]
         growth = sum((item.to_size or 0) - item.from_size for item in growing)
         return Plan(len(plan.items), len(growing), growth, None, plan.items[:1000])
-
-    def _validate(self, request: BulkExpandRequest) -> None:
-        require_within(request.max_concurrent, 100)

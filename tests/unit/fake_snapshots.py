@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from domain import operations
 from domain.db.pagination import Page, PageRequest
 from domain.errors import (
     Invalid,
@@ -13,13 +14,11 @@ from domain.errors import (
 )
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin
 from domain.jobs.model import Job
-from domain.snapshots import states as snapshot_states
+from domain.operations import SnapshotState, VolumeState
 from domain.snapshots.model import Snapshot
 from domain.snapshots.repository import SnapshotFilter
-from domain.snapshots.states import SnapshotState
 from domain.volumes.model import Volume
 from domain.volumes.service import NewVolume
-from domain.volumes.states import VolumeState
 from tests.unit.fake_volumes import FakeJobs, FakeVolumes, job_row, newest_first, snapshot_row, volume_row
 
 
@@ -89,8 +88,8 @@ class FakeSnapshots:
         return self._job("snapshot.clone", snapshot, clone)
 
     def _acquire(self, snapshot: Snapshot, state: SnapshotState) -> None:
-        if state not in snapshot_states.MOVES[snapshot.state]:
-            if snapshot.state in snapshot_states.BUSY:
+        if state not in operations.SNAPSHOT_MOVES[snapshot.state]:
+            if snapshot.state in operations.BUSY:
                 raise SnapshotBusy(job_id=snapshot.job_id, state=snapshot.state)
             raise SnapshotUnusable(state=snapshot.state)
         snapshot.state = state

@@ -1,7 +1,7 @@
 """Fake services of jobs and volumes, with the errors of the real ones, and builders of rows. No worker runs."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -27,14 +27,13 @@ from domain.jobs.acceptance import ANONYMOUS, IdempotentReplay, IdempotentReques
 from domain.jobs.model import Job, new_job
 from domain.jobs.states import RETRYABLE, JobStatus
 from domain.jobs.store.jobs import JobFilter
+from domain.operations import BUSY, VOLUME_MOVES, SnapshotState, VolumeState
 from domain.snapshots.model import Snapshot
-from domain.snapshots.states import SnapshotState
 from domain.storage.backends import Backends
 from domain.volumes.growth import Growth
 from domain.volumes.model import Volume
 from domain.volumes.repository import VolumeFilter
-from domain.volumes.service import NewVolume, VolumeChange
-from domain.volumes.states import BUSY, MOVES, VolumeState
+from domain.volumes.service import NewVolume
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
@@ -170,12 +169,12 @@ class FakeVolumes:
 
         return newest_first(self.rows, matches, request)
 
-    async def change(self, volume_id: UUID, change: VolumeChange) -> Volume:
+    async def change(self, volume_id: UUID, changes: Mapping[str, Any]) -> Volume:
         volume = await self.get(volume_id)
-        for name in change.changed:
-            if name == "name":
-                self.require_free(change.name)
-            setattr(volume, name, getattr(change, name))
+        if "name" in changes:
+            self.require_free(changes["name"])
+        for name, value in changes.items():
+            setattr(volume, name, value)
         return volume
 
     async def request_create(self, request: NewVolume, *, origin: RequestOrigin = ANONYMOUS) -> Job:
@@ -190,8 +189,7 @@ class FakeVolumes:
             volume_row(
                 request.name,
                 size=request.size,
-                labels=request.labels,
-                autogrow=request.autogrow,
+                **request.columns,
                 state=VolumeState.CREATING,
             )
         )
@@ -223,7 +221,7 @@ class FakeVolumes:
     def acquire(self, volume: Volume, state: VolumeState) -> None:
         if volume.state in BUSY:
             raise VolumeBusy(job_id=volume.job_id, state=volume.state)
-        if state not in MOVES[volume.state]:
+        if state not in VOLUME_MOVES[volume.state]:
             raise VolumeUnusable(state=volume.state)
         volume.state = state
 

@@ -14,7 +14,7 @@ from domain.jobs.stats import Stats
 from domain.jobs.transport.job_queue import QueueUnavailable
 from domain.services import Services
 from domain.storage.backends import Backends
-from tests.unit.fake_bulk import FakeBulk, FakeBulkSnapshots, FakeExpansion
+from tests.unit.fake_bulk import FakeBulk
 from tests.unit.fake_snapshots import FakeSnapshots
 from tests.unit.fake_volumes import NOON, FakeJobs, FakeVolumes, job_row, snapshot_row, volume_row
 
@@ -88,9 +88,7 @@ class FakeServices:
         self.jobs = FakeJobs()
         self.volumes = FakeVolumes(self.jobs, self.backends)
         self.snapshots = FakeSnapshots(self.jobs, self.volumes)
-        self.bulk = FakeBulk(self.jobs)
-        self.bulk_snapshots = FakeBulkSnapshots(self.jobs)
-        self.expansion = FakeExpansion(self.jobs, self.volumes)
+        self.bulk = FakeBulk(self.jobs, self.volumes)
         self.watcher = FakeWatcher(self.jobs)
         self.stats = FakeStats()
         self.database = FakeServer(DatabaseUnavailable)

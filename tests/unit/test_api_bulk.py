@@ -38,15 +38,13 @@ async def test_every_member_reaches_the_domain_request(fake: FakeServices, clien
     assert (response.status_code, response.json()["kind"]) == (202, "bulk.expand"), response.text
     assert response.headers["location"] == f"/api/v1/jobs/{response.json()['id']}"
     policy = GrowthPolicy(percent=20, step=2**30, up_to=2**40, usage_above=80)
-    assert fake.expansion.requests == [
-        BulkExpandRequest(policy, Selection((one, two), {"team": "search"}, "memory"), 7)
-    ]
+    assert fake.bulk.requests == [BulkExpandRequest(policy, Selection((one, two), {"team": "search"}, "memory"), 7)]
 
 
 async def test_defaults_select_all_volumes_ten_at_once(fake: FakeServices, client: httpx.AsyncClient) -> None:
     assert (await client.post(EXPAND, json={"by": "1GiB"})).status_code == 202
 
-    assert fake.expansion.requests == [BulkExpandRequest(GrowthPolicy(by=2**30), Selection(), 10)]
+    assert fake.bulk.requests == [BulkExpandRequest(GrowthPolicy(by=2**30), Selection(), 10)]
 
 
 async def test_policy_autogrow_requests_the_policies_of_the_volumes(
@@ -55,7 +53,7 @@ async def test_policy_autogrow_requests_the_policies_of_the_volumes(
     response = await client.post(EXPAND, json={"policy": "autogrow", "labels": {"a": "b"}, "max_concurrent": 3})
 
     assert (response.status_code, response.json()["params"]["policy"]) == (202, "autogrow"), response.text
-    assert fake.expansion.requests == [BulkExpandRequest(VolumePolicies(), Selection(labels={"a": "b"}), 3)]
+    assert fake.bulk.requests == [BulkExpandRequest(VolumePolicies(), Selection(labels={"a": "b"}), 3)]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +67,7 @@ async def test_policy_cannot_be_combined_with_members_that_it_replaces(
     (name,) = member
     assert (response.status_code, response.json()["code"], fields(response)) == (422, "invalid", [name])
     assert "`policy`" in response.json()["errors"][0]["detail"]
-    assert fake.expansion.requests == []
+    assert fake.bulk.requests == []
 
 
 async def test_dry_run_applies_the_policy_of_each_volume(fake: FakeServices, client: httpx.AsyncClient) -> None:
@@ -80,7 +78,7 @@ async def test_dry_run_applies_the_policy_of_each_volume(fake: FakeServices, cli
 
     planned = {item["volume_id"]: (item["to_size"], item["code"]) for item in plan["items"]}
     assert planned == {str(grows.id): (2 * MIB, None), str(stays.id): (None, "no-policy")}
-    assert fake.expansion.requests == []
+    assert fake.bulk.requests == []
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"labels": {"team": "search"}, "dry_run": true}'])
@@ -92,7 +90,7 @@ async def test_missing_growth_error_lists_the_choices(
 
     assert (response.status_code, response.json()["code"]) == (422, "growth-required")
     assert all(choice in response.json()["detail"] for choice in ("`to`", "`by`", "`percent`", "`policy`"))
-    assert fake.expansion.requests == []
+    assert fake.bulk.requests == []
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -138,7 +136,7 @@ async def test_invalid_member_is_rejected_with_its_path(
 
     assert (response.status_code, response.json()["code"]) == (422, "invalid"), response.text
     assert fields(response) == [field]
-    assert fake.expansion.requests == []
+    assert fake.bulk.requests == []
 
 
 @pytest.mark.parametrize("dry_run", [False, True])
@@ -153,12 +151,12 @@ async def test_ten_thousand_ids_are_accepted(fake: FakeServices, client: httpx.A
     response = await client.post(EXPAND, json={"by": 1, "ids": [str(one) for one in ids]})
 
     assert response.status_code == 202
-    assert fake.expansion.requests[0].selection.ids == tuple(ids)
+    assert fake.bulk.requests[0].selection.ids == tuple(ids)
 
 
 async def test_empty_id_list_selects_no_volume(fake: FakeServices, client: httpx.AsyncClient) -> None:
     assert (await client.post(EXPAND, json={"by": 1, "ids": []})).status_code == 202
-    assert fake.expansion.requests[0].selection.ids == ()
+    assert fake.bulk.requests[0].selection.ids == ()
 
 
 async def test_dry_run_returns_the_plan_and_creates_no_job(fake: FakeServices, client: httpx.AsyncClient) -> None:
@@ -174,7 +172,7 @@ async def test_dry_run_returns_the_plan_and_creates_no_job(fake: FakeServices, c
     )
     planned = {item["volume_id"]: (item["from_size"], item["to_size"], item["code"]) for item in plan["items"]}
     assert planned == {str(grows.id): (MIB, 2 * MIB, None), str(stays.id): (2 * MIB, None, "already-large-enough")}
-    assert fake.expansion.requests == []
+    assert fake.bulk.requests == []
     assert not fake.jobs.rows
 
 

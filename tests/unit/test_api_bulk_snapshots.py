@@ -26,15 +26,13 @@ async def test_every_member_reaches_the_domain_request(fake: FakeServices, clien
 
     assert (response.status_code, response.json()["kind"]) == (202, "bulk.snapshot"), response.text
     assert response.headers["location"] == f"/api/v1/jobs/{response.json()['id']}"
-    assert fake.bulk_snapshots.requests == [
-        BulkSnapshotRequest("n", Selection((one,), {"team": "search"}, "memory"), 7)
-    ]
+    assert fake.bulk.requests == [BulkSnapshotRequest("n", Selection((one,), {"team": "search"}, "memory"), 7)]
 
 
 async def test_defaults_select_all_volumes_ten_at_once(fake: FakeServices, client: httpx.AsyncClient) -> None:
     assert (await client.post(SNAPSHOTS, json={"name": "n"})).status_code == 202
 
-    assert fake.bulk_snapshots.requests == [BulkSnapshotRequest("n", Selection(), 10)]
+    assert fake.bulk.requests == [BulkSnapshotRequest("n", Selection(), 10)]
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -63,14 +61,14 @@ async def test_invalid_member_is_rejected_with_its_path(
 
     assert (response.status_code, response.json()["code"]) == (422, "invalid"), response.text
     assert [error["field"] for error in response.json()["errors"]] == [field]
-    assert fake.bulk_snapshots.requests == []
+    assert fake.bulk.requests == []
 
 
 async def test_unknown_backend_is_rejected(fake: FakeServices, client: httpx.AsyncClient) -> None:
     response = await client.post(SNAPSHOTS, json={"name": "n", "backend": "tape"})
 
     assert (response.status_code, response.json()["code"]) == (422, "unknown-backend")
-    assert fake.bulk_snapshots.requests == []
+    assert fake.bulk.requests == []
 
 
 async def test_repeated_idempotency_key_returns_the_same_job(fake: FakeServices, client: httpx.AsyncClient) -> None:
@@ -79,7 +77,7 @@ async def test_repeated_idempotency_key_returns_the_same_job(fake: FakeServices,
 
     assert [response.status_code for response in responses] == [202, 202]
     assert responses[0].json()["id"] == responses[1].json()["id"]
-    assert len(fake.bulk_snapshots.requests) == 1
+    assert len(fake.bulk.requests) == 1
 
 
 async def test_item_has_the_id_of_its_snapshot(fake: FakeServices, client: httpx.AsyncClient) -> None:

@@ -8,8 +8,8 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
+from domain.operations import VolumeState
 from domain.volumes.model import MAX_SIZE
-from domain.volumes.states import VolumeState
 from tests.unit.fakes import FakeServices, job_row, volume_row
 
 VOLUMES = "/api/v1/volumes"

@@ -6,8 +6,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from domain.snapshots.states import SnapshotState
-from domain.volumes.states import VolumeState
+from domain.operations import SnapshotState, VolumeState
 from tests.unit.fakes import FakeServices, snapshot_row, volume_row
 
 VOLUMES = "/api/v1/volumes"

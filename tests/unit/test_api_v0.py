@@ -49,14 +49,14 @@ async def test_expand_all_grows_by_ten_percent_without_a_body(fake: FakeServices
     response = await client.post(f"{V0}/volumes/expand")
 
     assert (response.status_code, response.json()["status"]) == (200, "succeeded")
-    assert fake.expansion.requests == [BulkExpandRequest(GrowthPolicy(percent=10))]
+    assert fake.bulk.requests == [BulkExpandRequest(GrowthPolicy(percent=10))]
 
 
 async def test_expand_all_rejects_a_body(fake: FakeServices, client: httpx.AsyncClient) -> None:
     response = await client.post(f"{V0}/volumes/expand", json={"percent": 1})
 
     assert (response.status_code, response.json()["code"]) == (422, "invalid")
-    assert fake.expansion.requests == []
+    assert fake.bulk.requests == []
 
 
 async def test_job_that_has_not_ended_in_time_is_202(fake: FakeServices, client: httpx.AsyncClient) -> None:

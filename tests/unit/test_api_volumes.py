@@ -6,7 +6,7 @@ from uuid import UUID
 import httpx
 import pytest
 
-from domain.volumes.states import VolumeState
+from domain.operations import VolumeState
 from tests.unit.fakes import FakeServices, volume_row
 
 VOLUMES = "/api/v1/volumes"

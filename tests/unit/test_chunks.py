@@ -9,13 +9,13 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from domain.bulk import item_work
-from domain.bulk.chunks import Chunks
-from domain.bulk.kinds import EXPAND, SNAPSHOT
+from domain.bulk.chunks import Chunks, LaneChunks
 from domain.bulk.ledger import ItemUpdate, Lane
 from domain.bulk.operation import BulkOperation, ItemWork, Result
 from domain.bulk.snapshot.operation import SnapshotOperation
 from domain.bulk.states import ItemCode, ItemStatus
 from domain.db.database import Database
+from domain.jobs.kinds import JobKind
 from domain.jobs.transport.job_queue import JobQueue
 from domain.snapshots.service import SnapshotService
 from domain.storage.backends import Backends
@@ -47,7 +47,9 @@ class ScriptedDriver:
 
 
 def a_lane(**params: Any) -> Lane:
-    return Lane(uuid7(), uuid7(), 0, None, {"of": SNAPSHOT, "slots": 1, "last": False, "fence_version": 0} | params)
+    return Lane(
+        uuid7(), uuid7(), 0, None, {"of": JobKind.BULK_SNAPSHOT, "slots": 1, "last": False, "fence_version": 0} | params
+    )
 
 
 def some_work(*, resumed: bool = False) -> ItemWork:
@@ -55,14 +57,17 @@ def some_work(*, resumed: bool = False) -> ItemWork:
     return ItemWork(update, "scripted", version=3, resumed=resumed)
 
 
-def chunks_on(driver: ScriptedDriver) -> Chunks:
+def chunks_on(driver: ScriptedDriver) -> LaneChunks:
     backends = Backends({"scripted": cast("StorageDriver", driver)}, {"scripted": "memory"})
-    operations: dict[str, BulkOperation] = {SNAPSHOT: SnapshotOperation(backends, cast("SnapshotService", None))}
-    return Chunks(cast("Database", None), cast("JobQueue", None), operations, busy_seconds=1)
+    operations: dict[str, BulkOperation] = {
+        JobKind.BULK_SNAPSHOT: SnapshotOperation(backends, cast("SnapshotService", None))
+    }
+    chunks = Chunks(cast("Database", None), cast("JobQueue", None), operations, busy_seconds=1)
+    return chunks.of(a_lane())
 
 
 async def perform(driver: ScriptedDriver, work: ItemWork) -> Result | None:
-    return await chunks_on(driver).perform(a_lane(), work, Grant(uuid7(), Fence(0, 4), math.inf))
+    return await chunks_on(driver).perform(work, Grant(uuid7(), Fence(0, 4), math.inf))
 
 
 @pytest.fixture
@@ -143,16 +148,8 @@ async def test_skipped_work_leaves_no_snapshot() -> None:
 
 async def test_last_lane_only_seals() -> None:
     driver = ScriptedDriver()
-    result = await chunks_on(driver).fail(a_lane(), some_work(), Grant(uuid7(), Fence(0, 4), math.inf))
+    result = await chunks_on(driver).fail(some_work(), Grant(uuid7(), Fence(0, 4), math.inf))
 
     assert result is not None
     assert (result.update.code, result.update.snapshot_id) == ("lanes-lost", None)
     assert [call[0] for call in driver.calls] == ["seal"]
-
-
-def test_lane_of_an_early_version_belongs_to_an_expansion() -> None:
-    operation = cast("BulkOperation", object())
-    chunks = Chunks(cast("Database", None), cast("JobQueue", None), {EXPAND: operation}, busy_seconds=1)
-    lane = a_lane()._replace(params={"policy": {}, "slots": 1, "last": False})
-
-    assert chunks._operation(lane) is operation

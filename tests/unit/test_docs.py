@@ -13,8 +13,10 @@ import pytest
 from api.problems import PROBLEM_TYPES
 from domain.bulk.states import ItemCode
 from domain.check.findings import CheckCode
+from domain.jobs.kinds import JobKind
 from domain.jobs.outcomes import Outcome
 from domain.jobs.states import JobStatus
+from domain.operations import OPERATIONS
 from domain.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -81,12 +83,6 @@ def texts(node: ast.AST) -> Iterator[str]:
             yield one.value
 
 
-def kinds() -> set[str]:
-    """Return the names of job kinds, which look like log events."""
-    (found,) = re.findall(r"return \{\n(.*?)\n    \}", (ROOT / "domain/services.py").read_text(), re.DOTALL)[:1]
-    return set(re.findall(r'"(\w+\.\w+)"', found)) | {"bulk.expand", "bulk.snapshot", "bulk.lane"}
-
-
 def logged_events() -> set[str]:
     """Return every log event of the source.
 
@@ -107,7 +103,9 @@ def logged_events() -> set[str]:
     logged = {text for call in calls for text in texts(call.args[0]) if event.fullmatch(text)}
     subjects = {text.partition(".")[0] for text in logged} | {"jobs", "messages", "rows", "schedules"}
     named = {text for tree in trees for text in texts(tree) if event.fullmatch(text)}
-    indirect = {text for text in named - kinds() if text.partition(".")[0] in subjects and not NO_EVENT.fullmatch(text)}
+    indirect = {
+        text for text in named - set(JobKind) if text.partition(".")[0] in subjects and not NO_EVENT.fullmatch(text)
+    }
     dynamic = {f"volume.{code}" for code in (ItemCode.EXPANDED, ItemCode.SNAPSHOTTED)}  # domain/bulk/chunks.py
     return logged | indirect | dynamic
 
@@ -150,6 +148,22 @@ def test_log_table_has_the_events_of_the_code() -> None:
 
     assert documented == sorted(documented)
     assert set(documented) == logged_events()
+
+
+def test_operation_table_has_the_states_of_the_code() -> None:
+    def written(states: dict[str, str | None]) -> str:
+        return ", ".join(f"{what} `{state}`" if state else f"{what} deleted" for what, state in states.items())
+
+    expected = []
+    for operation in OPERATIONS.values():
+        moved = {"volume": operation.volume, "snapshot": operation.snapshot}
+        present = {what: transition for what, transition in moved.items() if transition is not None}
+        states = [
+            {what: getattr(one, name) for what, one in present.items()} for name in ("busy", "success", "failure")
+        ]
+        expected.append([f"`{operation.kind}`", *map(written, states)])
+
+    assert [list(row) for row in table("concepts.md", "### Operations")] == expected
 
 
 def test_status_table_has_the_statuses_of_the_code() -> None:

@@ -2,20 +2,19 @@
 
 import asyncio
 from typing import cast
+from uuid import UUID
 
 import pytest
 from uuid_utils.compat import uuid7
 
-from domain.bulk.chunks import Chunks
+from domain.bulk.chunks import LaneChunks
 from domain.bulk.ledger import Lane
 from domain.errors import DatabaseUnavailable
 from domain.jobs.claimed import ClaimedJob
+from domain.storage.context import Grant
 from tests.unit.worker_fakes import a_job
 from worker import lanes as lanes_module
-from worker.fair_share import FairShare
-from worker.lanes import Lanes
-
-UNLIMITED_SHARE = FairShare(lambda: 1)
+from worker.lanes import LaneRun
 
 
 class FailingChunks:
@@ -24,28 +23,35 @@ class FailingChunks:
     def __init__(self, *errors: Exception) -> None:
         self._errors = [*errors]
 
-    async def is_cancelled(self, lane: Lane) -> bool:
+    async def is_cancelled(self) -> bool:
         if self._errors:
             raise self._errors.pop(0)
         return True
 
 
+def a_run(*errors: Exception, limits: dict[UUID, int] | None = None, job_id: UUID | None = None) -> LaneRun:
+    lane = Lane.from_job(ClaimedJob.from_row(a_job("bulk.lane", parent_id=uuid7())))._replace(job_id=job_id or uuid7())
+    chunks = cast("LaneChunks", FailingChunks(*errors))
+    return LaneRun(lane, chunks, cast("Grant", None), {} if limits is None else limits)
+
+
 @pytest.mark.parametrize("error", [DatabaseUnavailable(), ValueError("a bug")])
 async def test_failed_check_for_cancellation_is_repeated(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(lanes_module, "_CANCEL_POLL_SECONDS", 0)
-    lane, cancelled = Lane.from_job(ClaimedJob.from_row(a_job("bulk.lane", parent_id=uuid7()))), asyncio.Event()
+    run = a_run(error)
     async with asyncio.timeout(5):
-        await Lanes(cast("Chunks", FailingChunks(error)), UNLIMITED_SHARE)._poll_cancellation(lane, cancelled)
+        await run.poll_cancellation()
 
-    assert cancelled.is_set()
+    assert run._cancelled.is_set()
 
 
 def test_number_of_remembered_chunk_sizes_is_limited() -> None:
-    lanes, active = Lanes(cast("Chunks", FailingChunks()), UNLIMITED_SHARE), uuid7()
+    limits: dict[UUID, int] = {}
+    active = uuid7()
     for _ in range(10 * lanes_module._MAX_REMEMBERED):
-        lanes._limits.pop(active, None)  # as its next slice does
-        lanes._remember_limit(active, 7)
-        lanes._remember_limit(uuid7(), 7)
+        limits.pop(active, None)  # as its next slice does
+        a_run(limits=limits, job_id=active)._remember_limit(7)
+        a_run(limits=limits)._remember_limit(7)
 
-    assert len(lanes._limits) == lanes_module._MAX_REMEMBERED
-    assert active in lanes._limits
+    assert len(limits) == lanes_module._MAX_REMEMBERED
+    assert active in limits

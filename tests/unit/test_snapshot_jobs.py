@@ -8,11 +8,11 @@ import pytest
 from domain.jobs.claimed import ClaimedJob
 from domain.jobs.model import new_job
 from domain.jobs.outcomes import Succeeded
-from domain.snapshots.operations import result_of, snapshot_of, snapshot_releases, source_of, volume_releases
+from domain.operations import snapshot_of, source_of, volume_of
 from domain.storage.context import Fence, Grant
 from domain.storage.errors import SnapshotMissing
 from domain.storage.memory import MemoryDriver
-from domain.volumes.operations import volume_of
+from domain.storage.null import NullDriver
 from domain.volumes.service import NewVolume
 from tests.unit.worker_fakes import MIB, handlers_on
 
@@ -31,8 +31,8 @@ def a_job(kind: str, *, volume_id: UUID | None = VOLUME, **params: object) -> Cl
     return ClaimedJob.from_row(job)
 
 
-TAKE = a_job("snapshot.take", size=MIB)
-RESTORE = a_job("snapshot.restore", size=2 * MIB)
+TAKE = a_job("snapshot.take", of_volume=str(VOLUME), size=MIB)
+RESTORE = a_job("snapshot.restore", of_volume=str(VOLUME), size=2 * MIB)
 DELETE = a_job("snapshot.delete", volume_id=None, of_volume=str(VOLUME))
 CLONE_JOB = a_job("snapshot.clone", volume_id=CLONE, of_volume=str(VOLUME), size=2 * MIB)
 
@@ -40,26 +40,6 @@ CLONE_JOB = a_job("snapshot.clone", volume_id=CLONE, of_volume=str(VOLUME), size
 @pytest.mark.parametrize("job", [TAKE, RESTORE, DELETE, CLONE_JOB], ids=lambda job: job.kind)
 def test_every_job_names_the_volume_of_its_snapshot(job: ClaimedJob) -> None:
     assert (source_of(job), snapshot_of(job)) == (VOLUME, SNAPSHOT)
-
-
-@pytest.mark.parametrize("job", [TAKE, RESTORE, DELETE, CLONE_JOB], ids=lambda job: job.kind)
-def test_result_names_snapshot_volume_and_size(job: ClaimedJob) -> None:
-    payload = result_of(job, 3 * MIB)
-
-    assert payload == {"snapshot_id": str(SNAPSHOT), "volume_id": str(job.volume_id or VOLUME), "size": 3 * MIB}
-
-
-def test_result_without_reported_size_has_the_requested_one() -> None:
-    assert result_of(TAKE, None)["size"] == MIB
-    assert "size" not in result_of(DELETE, None)
-
-
-def test_releases_change_sizes_only_if_resized() -> None:
-    succeeded = [(TAKE, {"size": 5})]
-
-    assert [release.size for release in volume_releases(succeeded, resized=False)] == [None]
-    assert [release.size for release in snapshot_releases(succeeded, resized=True)] == [5]
-    assert [release.size for release in volume_releases([(RESTORE, None)], resized=True)] == [None]
 
 
 def test_job_without_its_volume_is_an_internal_error() -> None:
@@ -71,7 +51,7 @@ def test_job_without_its_volume_is_an_internal_error() -> None:
 
 def test_new_volume_is_held_by_its_job() -> None:
     job_id = uuid4()
-    row = NewVolume("new", labels={"a": "b"}).to_row(backend="local", size=MIB, job_id=job_id)
+    row = NewVolume("new", columns={"labels": {"a": "b"}}).to_row(backend="local", size=MIB, job_id=job_id)
 
     assert (row.state, row.version, row.size, row.job_id, row.labels) == ("creating", 1, MIB, job_id, {"a": "b"})
 
@@ -85,8 +65,12 @@ async def test_operations_in_sequence_have_their_effects() -> None:
     await driver.create(VOLUME, 2 * MIB, Grant(uuid4(), Fence(1, 0), math.inf))
     outcomes = [await perform(driver, job, version=2) for job in (TAKE, RESTORE, CLONE_JOB, DELETE)]
 
-    assert [outcome.result.get("size") for outcome in outcomes if isinstance(outcome, Succeeded)] == [2 * MIB] * 3 + [
-        None
+    snapshot, volume, clone = str(SNAPSHOT), str(VOLUME), str(CLONE)
+    assert [outcome.result for outcome in outcomes if isinstance(outcome, Succeeded)] == [
+        {"snapshot_id": snapshot, "volume_id": volume, "size": 2 * MIB},
+        {"snapshot_id": snapshot, "volume_id": volume, "size": 2 * MIB},
+        {"snapshot_id": snapshot, "volume_id": clone, "size": 2 * MIB},
+        {"snapshot_id": snapshot, "volume_id": volume},
     ]
     with pytest.raises(SnapshotMissing):
         await perform(driver, RESTORE, version=3)
@@ -98,12 +82,19 @@ async def test_only_a_retry_deletes_the_leftovers_of_an_earlier_take() -> None:
     await perform(driver, TAKE)
     await driver.expand(VOLUME, 2 * MIB, Grant(uuid4(), Fence(2, 0), math.inf))
     rescued = await perform(driver, TAKE, version=2)
-    retry = a_job("snapshot.take", size=2 * MIB)._replace(retry_of=TAKE.id)
+    retry = a_job("snapshot.take", of_volume=str(VOLUME), size=2 * MIB)._replace(retry_of=TAKE.id)
     retried = await perform(driver, retry, version=3)
 
     assert isinstance(rescued, Succeeded)
     assert isinstance(retried, Succeeded)
     assert (rescued.result["size"], retried.result["size"]) == (MIB, 2 * MIB)
+
+
+async def test_result_has_the_requested_size_if_the_backend_stores_none() -> None:
+    taken = await handlers_on(NullDriver())["snapshot.take"].perform(TAKE, Grant(TAKE.id, Fence(1, 0), math.inf))
+
+    assert isinstance(taken, Succeeded)
+    assert taken.result["size"] == MIB
 
 
 @pytest.mark.parametrize("job", [TAKE, RESTORE, DELETE, CLONE_JOB], ids=lambda job: job.kind)

@@ -14,13 +14,14 @@ from domain.db.database import Database
 from domain.errors import DatabaseUnavailable
 from domain.jobs.claimed import ClaimedJob
 from domain.jobs.engine import NO_PROGRESS, Claim, JobEngine, Renewed
+from domain.jobs.kinds import JobHandlers
 from domain.jobs.model import Job, JobMessage, new_job
 from domain.jobs.outcomes import Outcome, Superseded
 from domain.jobs.retry import RetryPolicy
 from domain.jobs.states import JobStatus
 from domain.jobs.store.leases import Progress, Renewal
 from domain.jobs.transport.job_queue import JobQueue
-from domain.services import Handler, compose
+from domain.services import compose
 from domain.settings import Settings
 from domain.storage.backends import Backends, open_driver
 from domain.storage.context import Grant
@@ -120,7 +121,7 @@ def fake_redis(server: FakeServer | None = None) -> ArqRedis:
     return ArqRedis(pool)
 
 
-def handlers_on(driver: StorageDriver) -> dict[str, Handler]:
+def handlers_on(driver: StorageDriver) -> JobHandlers:
     """Return the real handlers of all kinds, on this driver; their database is never queried."""
     settings = Settings(max_attempts=3, _env_file=None)
     unreachable = Database("postgresql+asyncpg://nobody@127.0.0.1:1/nothing")

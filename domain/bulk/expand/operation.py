@@ -7,22 +7,24 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.bulk.expand.policy import Policy, policy_from_json
+from domain.bulk.expand.policy import BulkExpandRequest, Policy, policy_from_json
 from domain.bulk.ledger import ItemRef, ItemUpdate, Lane
 from domain.bulk.operation import ItemWork, Result
 from domain.bulk.states import ItemCode, ItemStatus, unchanged_status
 from domain.db.database import Database
 from domain.errors import CisternError
+from domain.operations import VolumeState
 from domain.storage.backends import Backends
 from domain.storage.context import Grant
 from domain.storage.driver import Usage
-from domain.volumes.repository import LockedVolume, Release, VolumeRepository
-from domain.volumes.states import VolumeState
+from domain.volumes.model import LockedVolume
+from domain.volumes.repository import Release, VolumeRepository
 
 
 class ExpandOperation:
     """Expands each volume to the size stored in its item."""
 
+    request_type: Final = BulkExpandRequest
     state: Final = VolumeState.EXPANDING
     success_code: Final = ItemCode.EXPANDED
 

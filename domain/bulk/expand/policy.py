@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 from domain.bulk.selection import DEFAULT_CONCURRENT, Selection, from_request
 from domain.bulk.states import ItemCode
 from domain.errors import Invalid
+from domain.jobs.kinds import JobKind
 from domain.volumes.growth import Growth
 from domain.volumes.model import MAX_SIZE
 
@@ -129,6 +130,8 @@ def _volume_policy(autogrow: Any) -> GrowthPolicy | None:
 class BulkExpandRequest:
     """A request to expand many volumes, ``max_concurrent`` of them at once over all workers."""
 
+    kind: ClassVar = JobKind.BULK_EXPAND
+
     policy: Policy
     selection: Selection = field(default_factory=Selection)
     max_concurrent: int = DEFAULT_CONCURRENT
@@ -154,3 +157,15 @@ class BulkExpandRequest:
         params = from_request(request, own={*POLICY_FIELDS, "policy"})
         policy = {name: params[name] for name in POLICY_FIELDS if name in params}
         return cls.from_json({"policy": policy} | params)
+
+    def require_unscheduled(self) -> None:
+        """Do nothing: clients and schedules may have the same members."""
+
+    def job_params(self, **_: Any) -> dict[str, Any]:
+        """Return the params of the job."""
+        return self.to_json()
+
+    @classmethod
+    def retry_params(cls, params: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """Keep the params; the sizes stored in the ledger stay binding."""
+        return params

@@ -13,16 +13,17 @@ from uuid_utils.compat import uuid7
 
 from domain.bulk.ledger import ItemRef, ItemUpdate, Lane
 from domain.bulk.operation import ItemWork, Result
+from domain.bulk.snapshot.request import BulkSnapshotRequest
 from domain.bulk.states import ItemCode, ItemStatus
+from domain.operations import SnapshotState, VolumeState
 from domain.snapshots.model import Snapshot
 from domain.snapshots.repository import BulkSnapshotRepository, SnapshotRelease, SnapshotRepository
 from domain.snapshots.retention import RetentionRule
 from domain.snapshots.service import SnapshotService
-from domain.snapshots.states import SnapshotState
 from domain.storage.backends import Backends
 from domain.storage.context import Grant
-from domain.volumes.repository import LockedVolume, Release, VolumeRepository
-from domain.volumes.states import VolumeState
+from domain.volumes.model import LockedVolume
+from domain.volumes.repository import Release, VolumeRepository
 
 #: The params of the parent that its lanes need.
 _LANE_PARAMS: Final = ("snapshot_name", "schedule_id", "keep_last", "keep_days")
@@ -31,6 +32,7 @@ _LANE_PARAMS: Final = ("snapshot_name", "schedule_id", "keep_last", "keep_days")
 class SnapshotOperation:
     """Takes a snapshot of each volume; the volume itself is unchanged."""
 
+    request_type: Final = BulkSnapshotRequest
     state: Final = VolumeState.SNAPSHOTTING
     success_code: Final = ItemCode.SNAPSHOTTED
 

@@ -1,11 +1,13 @@
 """The request for bulk snapshots: the volumes, the snapshots' name, and the retention rule of a schedule."""
 
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, Final, Self
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Final, Self
+from uuid import UUID
 
 from domain.bulk.selection import DEFAULT_CONCURRENT, Selection, from_request
 from domain.errors import Invalid
+from domain.jobs.kinds import JobKind
 from domain.snapshots.retention import RetentionRule
 from domain.volumes.model import MAX_NAME
 
@@ -22,6 +24,8 @@ class BulkSnapshotRequest:
 
     The snapshots' name is ``name`` followed by a time stamp.
     """
+
+    kind: ClassVar = JobKind.BULK_SNAPSHOT
 
     name: str
     selection: Selection = field(default_factory=Selection)
@@ -53,6 +57,28 @@ class BulkSnapshotRequest:
             Invalid: a member is unknown or out of bounds; names it.
         """
         return cls.from_json(_DEFAULTS | from_request(request, own=_DEFAULTS))
+
+    def require_unscheduled(self) -> None:
+        """Refuse a retention rule.
+
+        Raises:
+            Invalid: names its member.
+        """
+        if (keep := self.keep.first_field) is not None:
+            raise Invalid(f"`{keep}` is for schedules: they delete only their own snapshots.", field=keep)
+
+    def job_params(self, *, time: datetime, schedule_id: UUID | None) -> dict[str, Any]:
+        """Return the params of the job.
+
+        They include ``schedule_id``, because a retry takes snapshots for the same schedule, but is not a run of it.
+        """
+        params = self.to_json() | {"schedule_id": None if schedule_id is None else str(schedule_id)}
+        return self.retry_params(params, time=time)
+
+    @classmethod
+    def retry_params(cls, params: dict[str, Any], *, time: datetime) -> dict[str, Any]:
+        """Give the snapshots a new name: they show the volumes as of ``time``."""
+        return params | {"snapshot_name": stamped(params["name"], time.astimezone(UTC))}
 
 
 def stamped(name: str, time: datetime) -> str:

@@ -5,31 +5,15 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, DateTime, Uuid, bindparam, func, insert, null, select, text
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy import ColumnElement, Uuid, bindparam, func, select
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.db.sql import json_value
+from domain.db.sql import as_columns
 from domain.jobs.model import Job
 from domain.jobs.states import ENDED, JobStatus
+from domain.jobs.store import statements
 
-#: The columns set by the process that inserts a job; PostgreSQL fills in the others.
-_WRITTEN_COLUMNS: Final = (
-    *("id", "kind", "params", "status", "version", "attempt", "epoch", "max_attempts"),
-    *("volume_id", "snapshot_id", "backend", "created_by"),
-)
-
-_ADD: Final = (
-    text(f"""
-        INSERT INTO jobs ({", ".join(_WRITTEN_COLUMNS)})
-        SELECT {", ".join(_WRITTEN_COLUMNS)} FROM jsonb_to_recordset(:jobs) AS new
-            (id uuid, kind text, params jsonb, status text, version bigint, attempt bigint, epoch bigint,
-             max_attempts bigint, volume_id uuid, snapshot_id uuid, backend text, created_by text)
-        RETURNING created_at
-    """)  # noqa: S608 (only constants)
-    .bindparams(bindparam("jobs", type_=JSONB()))
-    .columns(created_at=DateTime(timezone=True))
-)
 #: By ``ids``, without jobs that are being pruned.
 _GET_MANY: Final = select(Job).where(Job.id == func.any(bindparam("ids", type_=ARRAY(Uuid()))), Job.pruned_at.is_(None))
 
@@ -58,15 +42,14 @@ class JobRepository:
 
     async def add_many(self, jobs: Sequence[Job]) -> None:
         """Insert new jobs; the caller must dispatch them after the commit."""
-        rows = [{name: json_value(getattr(job, name)) for name in _WRITTEN_COLUMNS} for job in jobs]
-        now = (await self._session.scalars(_ADD, {"jobs": rows})).all()[0]  # now() is constant within a transaction
+        rows = await self._session.scalars(statements.ADD, as_columns(Job, jobs))
+        now = rows.all()[0]  # now() is constant within a transaction
         for job in jobs:
             job.created_at = job.run_at = job.dispatched_at = now
 
     async def add_undispatched(self, jobs: Sequence[Job]) -> None:
         """Insert new jobs and leave their dispatch to a maintenance task."""
-        rows = [{name: getattr(job, name) for name in _WRITTEN_COLUMNS} for job in jobs]
-        await self._session.execute(insert(Job).values(dispatched_at=null()), rows)
+        await self._session.execute(statements.ADD_UNDISPATCHED, as_columns(Job, jobs))
 
     async def get(self, job_id: UUID) -> Job | None:
         """Read one job."""

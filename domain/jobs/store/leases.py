@@ -10,30 +10,24 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
-    BigInteger,
     ColumnElement,
-    Interval,
-    Text,
-    TextualSelect,
     Uuid,
-    bindparam,
     case,
-    column,
     delete,
     func,
     literal,
     select,
-    text,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from domain.db.sql import as_arrays, as_json, from_now, json_rows, unnested
-from domain.jobs.claimed import CLAIMED_COLUMNS, ClaimedJob
+from domain.db.sql import array_rows, as_arrays, as_json, from_now
+from domain.jobs.claimed import ClaimedJob
 from domain.jobs.model import Job, JobMessage, Worker
 from domain.jobs.outcomes import Payload
 from domain.jobs.states import JobStatus
+from domain.jobs.store import statements
 
 #: Number of heartbeats per lease; two may be missed before the lease expires.
 BEATS_PER_LEASE: Final = 3
@@ -72,104 +66,6 @@ class Settlement(NamedTuple):
     copied: int | None = None
 
 
-# Claims and settlements, which every job needs, are literal SQL: SQLAlchemy takes longer to build such a statement than
-# PostgreSQL takes to execute it.
-#
-# 1. Both lock the rows in the order of their ids before the UPDATE. An UPDATE locks rows in the order in which it finds
-#    them, so two that find them in different orders would deadlock.
-# 2. Both must find the rows by the primary key. If PostgreSQL estimates that few jobs are queued or running, it prefers
-#    the partial index of those, which is full of dead entries under load. It uses a partial index only if the WHERE
-#    clause implies the condition of the index, and it cannot prove that for IS NOT DISTINCT FROM and num_nulls().
-
-#: FROM item that sets the lock timeout of this statement and of the rest of its transaction. It runs before any row is
-#: locked: the sort is a barrier.
-_WITH_LOCK_TIMEOUT: Final = "set_config('lock_timeout', :lock_timeout, true)"
-
-
-def _claim_statement(*, extra_from: str, locking: str) -> TextualSelect:
-    """Return the SQL of claims. Columns are listed by name, because a newer version may have added some."""
-    dispatched = unnested("dispatched", job_id="uuid", epoch="bigint")
-    return (
-        text(f"""
-            WITH claimable AS MATERIALIZED (
-                SELECT jobs.id
-                FROM {extra_from} jobs JOIN {dispatched}
-                    ON jobs.id = dispatched.job_id AND jobs.epoch = dispatched.epoch
-                WHERE status IS NOT DISTINCT FROM 'queued' AND kind = ANY(CAST(:kinds AS text[]))
-                ORDER BY jobs.id FOR NO KEY UPDATE OF jobs {locking}
-            )
-            UPDATE jobs
-            SET status = 'running',
-                version = version + 1,
-                attempt = attempt + 1,
-                worker_id = :worker_id,
-                lease_expires_at = now() + :lease,
-                started_at = coalesce(started_at, now())
-            FROM claimable WHERE jobs.id = claimable.id
-            RETURNING {", ".join(f"jobs.{name}" for name in CLAIMED_COLUMNS)},
-                CAST(greatest(1000 * date_part('epoch', now() - run_at), 0) AS bigint) AS queue_ms
-        """)  # noqa: S608 (only constants)
-        .bindparams(bindparam("worker_id", type_=Uuid()), bindparam("lease", type_=Interval()))
-        .columns(*(getattr(Job, name) for name in CLAIMED_COLUMNS), column("queue_ms", BigInteger()))
-    )
-
-
-_CLAIM_SKIPPING_LOCKED: Final = _claim_statement(extra_from="", locking="SKIP LOCKED")
-_CLAIM_WAITING: Final = _claim_statement(extra_from=f"{_WITH_LOCK_TIMEOUT},", locking="").bindparams(
-    bindparam("lock_timeout", type_=Text())
-)
-
-#: The fields of `Settlement`, as array parameters.
-_SETTLEMENTS: Final = unnested(
-    "ends",
-    job_id="uuid",
-    epoch="bigint",
-    status="text",
-    result="text",
-    error="text",
-    delay="float",
-    give_back="bigint",
-    copied="bigint",
-)
-#: 1. A job that is to be cancelled skips its retry delay, except if the attempt is given back: a free retry (storage
-#:    busy) could otherwise loop without a pause.
-#: 2. The counters of a copying job are bytes, and none of them can fail or be skipped. A successful job has copied all
-#:    of its bytes, even if it was an earlier attempt that copied them.
-_SETTLE: Final = (
-    text(f"""
-        WITH ends AS MATERIALIZED (
-            SELECT ends.*
-            FROM {_WITH_LOCK_TIMEOUT},
-                jobs JOIN {_SETTLEMENTS} ON jobs.id = ends.job_id AND jobs.epoch = ends.epoch
-            WHERE worker_id = :worker_id
-                AND jobs.status IS NOT DISTINCT FROM 'running' AND num_nulls(lease_expires_at) = 0
-            ORDER BY jobs.id FOR NO KEY UPDATE OF jobs
-        )
-        UPDATE jobs
-        SET status = ends.status,
-            version = version + 1,
-            result = CAST(ends.result AS jsonb),
-            error = CAST(ends.error AS jsonb),
-            attempt = attempt - ends.give_back,
-            epoch = jobs.epoch + CASE WHEN ends.status = 'queued' THEN 1 ELSE 0 END,
-            run_at = now() + interval '1 s' *
-                CASE WHEN cancel_requested_at IS NULL OR ends.give_back > 0 THEN ends.delay ELSE 0 END,
-            dispatched_at = CASE WHEN ends.status <> 'queued' THEN dispatched_at END,
-            lease_expires_at = NULL,
-            finished_at = CASE WHEN ends.status NOT IN ('queued', 'running') THEN now() END,
-            total = coalesce(ends.copied, total),
-            succeeded = CASE WHEN ends.status = 'succeeded' THEN coalesce(ends.copied, total, succeeded)
-                             ELSE succeeded END,
-            failed = coalesce(failed, CASE WHEN coalesce(ends.copied, total) IS NOT NULL THEN 0 END),
-            skipped = coalesce(skipped, CASE WHEN coalesce(ends.copied, total) IS NOT NULL THEN 0 END)
-        FROM ends WHERE jobs.id = ends.job_id
-        RETURNING jobs.id
-    """)  # noqa: S608 (only constants)
-    .bindparams(bindparam("worker_id", type_=Uuid()), bindparam("lock_timeout", type_=Text()))
-    .columns(id=Uuid())
-)
-
-
 class LeaseRepository:
     """Claims, leases, settlements and heartbeats, within one transaction."""
 
@@ -197,9 +93,11 @@ class LeaseRepository:
             "lease": timedelta(seconds=lease),
         }
         if lock_timeout is None:
-            rows = await self._session.execute(_CLAIM_SKIPPING_LOCKED, params)
+            rows = await self._session.execute(statements.CLAIM, params)
         else:
-            rows = await self._session.execute(_CLAIM_WAITING, {**params, "lock_timeout": _milliseconds(lock_timeout)})
+            rows = await self._session.execute(
+                statements.CLAIM_WAITING, {**params, "lock_timeout": _milliseconds(lock_timeout)}
+            )
         return [ClaimedJob(*row) for row in rows]
 
     async def settle(self, settlements: Sequence[Settlement], *, worker_id: UUID, lock_timeout: float) -> set[UUID]:
@@ -212,7 +110,7 @@ class LeaseRepository:
         for name in ("result", "error"):
             params[name] = [None if payload is None else as_json(payload) for payload in params[name]]
         params |= {"worker_id": worker_id, "lock_timeout": _milliseconds(lock_timeout)}
-        return set((await self._session.scalars(_SETTLE, params)).all())
+        return set((await self._session.scalars(statements.SETTLE, params)).all())
 
     async def renew(
         self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress], *, worker_id: UUID, lease: float
@@ -223,7 +121,7 @@ class LeaseRepository:
         Locked rows are skipped: waiting for one must not cost the other jobs their leases.
         """
         rows = ({"id": job_id} | (progress[job_id]._asdict() if job_id in progress else {}) for job_id in job_ids)
-        new = json_rows(rows, id=Uuid(), done=Job.total.type, total=Job.total.type)
+        new = array_rows(rows, id=Uuid(), done=Job.total.type, total=Job.total.type)
         done, total = func.coalesce(new.c.done, Job.succeeded), func.coalesce(new.c.total, Job.total)
         progressed = Job.succeeded.is_distinct_from(done) | Job.total.is_distinct_from(total)
         unlocked = select(Job.id).where(Job.id.in_(job_ids)).with_for_update(skip_locked=True, key_share=True)

@@ -8,51 +8,17 @@ from functools import lru_cache
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, and_, exists, func, select, text, update
+from sqlalchemy import ColumnElement, Select, and_, exists, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from domain.db.sql import from_now
 from domain.jobs.model import Job
 from domain.jobs.states import LIVE, JobStatus
+from domain.jobs.store import statements
 
 #: Seconds until the next try of a parent that could not be given new lanes; others are processed meanwhile.
 _DEFER_SECONDS: Final = 60.0
-
-# The frequent statements of lanes are literal SQL, as in `leases`.
-
-_LOCK_HELD: Final = text("""
-    SELECT 1 FROM jobs
-    WHERE id = :id AND epoch = :epoch AND worker_id = :worker_id AND status = 'running'
-    FOR NO KEY UPDATE
-""")
-_IS_CANCELLED: Final = text("SELECT cancel_requested_at IS NOT NULL FROM jobs WHERE id = :parent_id")
-_SUCCEEDED, _FAILED, _SKIPPED = "succeeded + :succeeded", "failed + :failed", "skipped + :skipped"
-_DONE: Final = f"{_SUCCEEDED} + {_FAILED} + {_SKIPPED} >= total"
-_ADD_COUNTS: Final = text(f"""
-    UPDATE jobs
-    SET succeeded = {_SUCCEEDED},
-        failed = {_FAILED},
-        skipped = {_SKIPPED},
-        version = version + 1,
-        status = CASE
-            WHEN NOT {_DONE} THEN status
-            WHEN cancel_requested_at IS NOT NULL THEN 'cancelled'
-            WHEN {_FAILED} = 0 THEN 'succeeded'
-            WHEN {_SUCCEEDED} = 0 THEN 'failed'
-            ELSE 'partial'
-        END,
-        error = CASE
-            WHEN NOT {_DONE} THEN error
-            WHEN {_FAILED} > 0 THEN jsonb_build_object(
-                'code', 'items-failed',
-                'detail', concat({_FAILED}, ' of ', total, ' failed; the job''s items say which and why.')
-            )
-        END,
-        finished_at = CASE WHEN {_DONE} THEN now() END
-    WHERE id = :parent_id AND status = 'running'
-    RETURNING status
-""")  # noqa: S608 (only constants)
 
 
 class ParentRepository:
@@ -64,7 +30,7 @@ class ParentRepository:
     async def lock_held(self, job_id: UUID, *, epoch: int, worker_id: UUID | None) -> bool:
         """Lock the job's row if this attempt still holds it, so that no other attempt records anything meanwhile."""
         params = {"id": job_id, "epoch": epoch, "worker_id": worker_id}
-        return await self._session.scalar(_LOCK_HELD, params) is not None
+        return await self._session.scalar(statements.LOCK_HELD, params) is not None
 
     async def set_counts(self, parent_id: UUID, *, total: int, succeeded: int, failed: int, skipped: int) -> None:
         """Set the number of items of a parent, and the numbers of those that are finished."""
@@ -74,11 +40,11 @@ class ParentRepository:
     async def add_counts(self, parent_id: UUID, *, succeeded: int = 0, failed: int = 0, skipped: int = 0) -> bool:
         """Count finished items; the last one ends the job. Returns whether it did."""
         params = {"parent_id": parent_id, "succeeded": succeeded, "failed": failed, "skipped": skipped}
-        return await self._session.scalar(_ADD_COUNTS, params) not in (None, JobStatus.RUNNING)
+        return await self._session.scalar(statements.ADD_COUNTS, params) not in (None, JobStatus.RUNNING)
 
     async def is_cancelled(self, parent_id: UUID) -> bool:
         """Return whether the cancellation of a parent was requested."""
-        return bool(await self._session.scalar(_IS_CANCELLED, {"parent_id": parent_id}))
+        return bool(await self._session.scalar(statements.IS_CANCELLED, {"parent_id": parent_id}))
 
     async def wake_lanes(self, parent_id: UUID) -> None:
         """Make queued lanes due at once, so that they find that their parent was cancelled."""

@@ -1,0 +1,159 @@
+"""The routes of the three most frequent requests in their plain form: poll a job, create a volume, expand a volume.
+
+FastAPI needs ten times as long for such a request as the request itself. So the route table begins with these routes,
+which read a request by hand. They are routes like any other, behind the same middleware. A request in any other form (a
+query, a preference, an idempotency key, a body that may be invalid) goes on to the route of FastAPI, which is also what
+the OpenAPI document describes. Both send the same bytes; a test compares them.
+
+``benchmarks/race.py api`` shows what they are worth: two to five times as many requests.
+"""
+
+import json
+import re
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from pydantic import BaseModel
+from starlette.routing import Match, Route
+from starlette.types import Message, Receive, Scope, Send
+
+from api.dependencies import valid_caller
+from api.etag import matches
+from api.idempotency import JOBS_PATH, job_location
+from api.schemas.jobs import JobOut
+from api.schemas.volumes import GrowthIn, VolumeIn
+from api.v1.job_cache import EndedJobCache, render
+from api.v1.routes import PREFIX
+from api.v1.volumes import request_volume
+from domain.jobs.acceptance import RequestOrigin
+from domain.jobs.model import Job
+from domain.services import Services
+
+Body = TypeVar("Body", bound=BaseModel)
+#: Answers a plain request; None passes it on, to have its errors reported.
+PlainEndpoint = Callable[[Request], Awaitable[Response | None]]
+
+#: Headers that change the meaning of a request.
+_UNUSUAL_HEADERS: Final = frozenset({b"prefer", b"idempotency-key"})
+#: Set in the scope of a request that a hot route has passed on.
+_PASSED_ON: Final = "cistern.passed_on"
+
+
+class HotRoute(Route):
+    """A route for plain requests, in front of the route for all of them."""
+
+    def __init__(self, method: str, path: str, answer: PlainEndpoint) -> None:
+        super().__init__(path, answer, methods=[method], include_in_schema=False)
+        self.path_regex = re.compile(
+            self.path_regex.pattern.removesuffix("$") + r"\Z"
+        )  # `$` would allow a final newline
+        self._method = method
+        self._answer = answer
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Match the path of a plain request that was not passed on before."""
+        if scope["type"] != "http" or scope["method"] != self._method or not _is_plain(scope):
+            return Match.NONE, {}
+        return super().matches(scope)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the request, or pass it on with its whole body."""
+        request = Request(scope, receive)
+        response = await self._answer(request)
+        if response is None:
+            scope[_PASSED_ON] = True
+            await scope["router"](scope, _replayed(await request.body(), receive), send)
+        else:
+            await response(scope, receive, send)
+
+
+def install(app: FastAPI) -> None:
+    """Put the hot routes in front of the route table."""
+    app.router.routes[:0] = [
+        HotRoute("GET", f"{JOBS_PATH}/{{job_id:uuid}}", _get_job),
+        HotRoute("POST", f"{PREFIX}/volumes", _create_volume),
+        HotRoute("POST", f"{PREFIX}/volumes/{{volume_id:uuid}}/expand", _expand_volume),
+    ]
+
+
+async def _get_job(request: Request) -> Response | None:
+    """Return a job; one that has ended comes from the cache."""
+    job_id, cache = request.path_params["job_id"], _cache(request)
+    job = cache.get(job_id)
+    if job is None:
+        job = render(await _services(request).jobs.get(job_id))
+        cache.put(job_id, job)
+    tags = request.headers.get("if-none-match")
+    if tags is not None and matches([tags], job.tag):
+        return _response(304, None, job.headers)
+    return _response(200, job.body, job.headers)
+
+
+async def _create_volume(request: Request) -> Response | None:
+    """Accept a new volume."""
+    body, services = await _valid_body(request, VolumeIn), _services(request)
+    if body is None:
+        return None
+    return _accepted(await request_volume(body, services.volumes, services.snapshots, _origin(request)))
+
+
+async def _expand_volume(request: Request) -> Response | None:
+    """Accept a larger size for a volume."""
+    body, volume_id = await _valid_body(request, GrowthIn), request.path_params["volume_id"]
+    if body is None:
+        return None
+    volumes = _services(request).volumes
+    return _accepted(await volumes.request_expand(volume_id, body.growth(), origin=_origin(request)))
+
+
+def _is_plain(scope: Scope) -> bool:
+    """Return whether a request has no query, no repeated header and none that changes its meaning."""
+    names = {name for name, _ in scope["headers"]}
+    plain = len(names) == len(scope["headers"]) and names.isdisjoint(_UNUSUAL_HEADERS)
+    return plain and not scope["query_string"] and _PASSED_ON not in scope
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that yields a body that was already read, and then what follows it."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replay
+
+
+async def _valid_body(request: Request, schema: type[Body]) -> Body | None:
+    """Parse a valid JSON body; None if it is anything else."""
+    if request.headers.get("content-type") != "application/json":
+        return None
+    try:
+        return schema.model_validate(json.loads(await request.body()))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _accepted(job: Job) -> Response:
+    headers = [(name.lower().encode(), value.encode()) for name, value in job_location(str(job.id)).items()]
+    return _response(202, JobOut.from_row(job).model_dump_json().encode(), headers)
+
+
+def _response(status: int, body: bytes | None, headers: list[tuple[bytes, bytes]]) -> Response:
+    response = Response(body, status, media_type=None if body is None else "application/json")
+    response.raw_headers.extend(headers)
+    return response
+
+
+def _origin(request: Request) -> RequestOrigin:
+    return RequestOrigin(valid_caller(request.headers.get("x-cistern-caller")))
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+def _cache(request: Request) -> EndedJobCache:
+    cache: EndedJobCache = request.app.state.ended_jobs
+    return cache

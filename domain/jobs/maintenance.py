@@ -1,0 +1,101 @@
+"""The maintenance of all jobs: rescue those of dead workers, dispatch those that are due, replace lost messages.
+
+Any worker may do it, and there is no leader: every task is a conditional update with SKIP LOCKED, and is safe to run
+concurrently.
+"""
+
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import ColumnElement
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from domain.db.database import Database
+from domain.jobs.claimed import ClaimedJob
+from domain.jobs.isolation import each_in_own_transaction
+from domain.jobs.kinds import JobHandlers
+from domain.jobs.model import Job
+from domain.jobs.stats import CounterBuffer, CounterName
+from domain.jobs.store.dispatch import DispatchRepository
+from domain.jobs.store.orphans import OrphanRepository
+from domain.jobs.transport.job_queue import JobQueue
+
+#: Maximum number of jobs handled in one transaction.
+_PAGE_SIZE: Final = 500
+#: Maximum number of pages per run, as the other tasks wait meanwhile.
+_MAX_PAGES: Final = 20
+
+
+class JobMaintenance:
+    """The maintenance that one worker does."""
+
+    def __init__(
+        self,
+        database: Database,
+        queue: JobQueue,
+        handlers: JobHandlers,
+        counters: CounterBuffer,
+        *,
+        lease: float,
+        rescue_is_safe: ColumnElement[bool],
+    ) -> None:
+        """Prepare the maintenance of the jobs that have a handler; ``lease`` in seconds."""
+        self._database = database
+        self._queue = queue
+        self._handlers = handlers
+        self._counters = counters
+        self._rescue_is_safe = rescue_is_safe
+        #: The kinds of the jobs that this worker can claim.
+        self.kinds = tuple(handlers)
+        #: Age in seconds from which a message is checked: Redis may have lost it.
+        self.redispatch_after = lease / 3
+
+    async def rescue(self) -> int:
+        """Requeue the jobs of dead workers, or fail those whose attempts are exhausted. Returns their number."""
+        async with self._database.transaction() as session:
+            orphans = OrphanRepository(session)
+            rescued = await orphans.rescue(_PAGE_SIZE, safe=self._rescue_is_safe)
+            exhausted = await orphans.exhausted(_PAGE_SIZE, kinds=self.kinds, safe=self._rescue_is_safe)
+            await orphans.delete_silent_workers()
+        failed = await each_in_own_transaction(self._database, exhausted, self._fail_orphan, on_error=_defer)
+        self._counters.add(CounterName.RESCUED, len(rescued) + len(failed))
+        for job in failed:
+            await self._queue.announce(job.id)
+        return len(rescued) + len(failed)
+
+    async def _fail_orphan(self, session: AsyncSession, job_id: UUID) -> Job | None:
+        job = await OrphanRepository(session).fail(job_id)
+        if job is not None:
+            await self._handlers[job.kind].abandon(session, [(ClaimedJob.from_row(job), None)])
+        return job
+
+    async def dispatch_due(self) -> int:
+        """Dispatch the jobs that are due. Returns their number."""
+        async with self._database.transaction() as session:
+            due = await DispatchRepository(session, self.kinds).mark_due(_PAGE_SIZE)
+        await self._queue.dispatch(due)
+        return len(due)
+
+    async def redispatch_lost(self) -> int:
+        """Dispatch again the jobs whose message Redis has lost. Returns their number.
+
+        Raises:
+            QueueUnavailable: Redis does not answer, so lost messages cannot be determined.
+        """
+        lost = 0
+        for _ in range(_MAX_PAGES):
+            async with self._database.transaction() as session:
+                dispatches = DispatchRepository(session, self.kinds)
+                waiting = await dispatches.mark_dispatched_before(self.redispatch_after, _PAGE_SIZE)
+            missing = await self._queue.missing(waiting) if waiting else []
+            await self._queue.dispatch(missing)
+            lost += len(missing)
+            self._counters.add(CounterName.LOST_MESSAGES, len(missing))
+            if len(missing) < _PAGE_SIZE:
+                break
+            # Every message of a full page was lost, so Redis has probably lost all: check the next page at once.
+        return lost
+
+
+async def _defer(session: AsyncSession, job_id: UUID) -> None:
+    await OrphanRepository(session).defer(job_id)

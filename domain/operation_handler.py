@@ -1,0 +1,141 @@
+"""Performs and records the jobs of every operation on volumes and snapshots, as the table of operations says.
+
+A job holds its volume and snapshot from the transaction that accepts it to the transaction that settles it. Rows are
+locked in one order everywhere: job, volume, snapshot.
+"""
+
+from collections.abc import Iterable, Sequence
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from uuid_utils.compat import uuid7
+
+from domain.jobs.claimed import ClaimedJob
+from domain.jobs.kinds import FailedJobs, JobHandler, SucceededJobs
+from domain.jobs.model import Job, retry_columns
+from domain.jobs.outcomes import Payload, Succeeded
+from domain.jobs.store.jobs import JobRepository
+from domain.operations import (
+    Operation,
+    Published,
+    SnapshotState,
+    VolumeState,
+    job_for,
+    snapshot_of,
+    source_of,
+    volume_of,
+)
+from domain.snapshots.repository import SnapshotRelease, SnapshotRepository, refuse_if_it_has_snapshots
+from domain.storage.backends import Backends
+from domain.storage.context import Grant
+from domain.storage.driver import StorageDriver
+from domain.volumes.repository import Release, VolumeRepository
+
+
+class OperationHandler(JobHandler):
+    """The handler of one operation."""
+
+    def __init__(self, operation: Operation, backends: Backends, *, max_attempts: int) -> None:
+        self._operation = operation
+        self._backends = backends
+        self._max_attempts = max_attempts
+
+    async def perform(self, job: ClaimedJob, grant: Grant) -> Succeeded:
+        """Do the storage work."""
+        size = await self._operation.perform(self._driver(job), job, grant)
+        return Succeeded(_result(job, job.params.get("size") if size is None else size), copied=grant.copied)
+
+    async def seal(self, job: ClaimedJob, grant: Grant) -> Payload:
+        """Raise the fence of what the operation publishes, and return its size; no size: nothing is there."""
+        driver = self._driver(job)
+        if self._operation.publishes is Published.VOLUME:
+            return _result(job, await driver.seal(volume_of(job), grant))
+        return _result(job, await driver.seal_snapshot(source_of(job), snapshot_of(job), grant))
+
+    async def record(self, session: AsyncSession, succeeded: SucceededJobs) -> None:
+        """Release volumes and snapshots, with the size of what was published, or delete their rows.
+
+        Raises:
+            RuntimeError: a job no longer held its volume or snapshot.
+        """
+        volume, snapshot = self._operation.volume, self._operation.snapshot
+        if volume is not None:
+            changed = await self._end_volumes(session, succeeded, volume.success)
+            _require_held((volume_of(job) for job, _ in succeeded), changed)
+        if snapshot is not None:
+            changed = await self._end_snapshots(session, succeeded, snapshot.success)
+            _require_held((snapshot_of(job) for job, _ in succeeded), changed)
+
+    async def abandon(self, session: AsyncSession, failed: FailedJobs) -> None:
+        """Release volumes and snapshots, with the size that `seal` has found.
+
+        A row that another job holds is left alone: that job releases it.
+        """
+        if self._operation.volume is not None:
+            await self._end_volumes(session, failed, self._operation.volume.failure)
+        if self._operation.snapshot is not None:
+            await self._end_snapshots(session, failed, self._operation.snapshot.failure)
+
+    async def retry(self, session: AsyncSession, ended: Job) -> Job:
+        """Acquire the volume and snapshot of an ended job again, for a new job."""
+        operation, job_id = self._operation, uuid7()
+        volume = snapshot = None
+        if operation.volume is not None:
+            volume = await VolumeRepository(session).acquire(volume_of(ended), operation.volume.busy, job_id)
+            if operation.volume.success is None:
+                await refuse_if_it_has_snapshots(session, volume.id)
+        params = operation.retry_params(ended.params, None if volume is None else volume.size)
+        if operation.snapshot is not None:
+            snapshot = await SnapshotRepository(session).acquire(snapshot_of(ended), operation.snapshot.busy, job_id)
+            if operation.publishes is Published.SNAPSHOT:
+                snapshot.size = params.get("size", snapshot.size)
+        columns = {"backend": ended.backend, **retry_columns(ended)}
+        job = job_for(operation.kind, params, volume, snapshot, max_attempts=self._max_attempts, **columns)
+        return await JobRepository(session).add(job)
+
+    async def _end_volumes(
+        self, session: AsyncSession, ended: SucceededJobs | FailedJobs, state: VolumeState | None
+    ) -> Sequence[UUID]:
+        published = self._operation.publishes is Published.VOLUME
+        releases = [Release(volume_of(job), job.id, _size(found) if published else None) for job, found in ended]
+        volumes = VolumeRepository(session)
+        return await (volumes.remove(releases) if state is None else volumes.release(releases, state))
+
+    async def _end_snapshots(
+        self, session: AsyncSession, ended: SucceededJobs | FailedJobs, state: SnapshotState | None
+    ) -> Sequence[UUID]:
+        published = self._operation.publishes is Published.SNAPSHOT
+        releases = [
+            SnapshotRelease(snapshot_of(job), job.id, _size(found) if published else None) for job, found in ended
+        ]
+        snapshots = SnapshotRepository(session)
+        if self._operation.snapshot is not None and self._operation.snapshot.shared:
+            return await snapshots.release_after_clones(
+                {release.snapshot_id for release in releases}, ended=[release.job_id for release in releases]
+            )
+        return await (snapshots.remove(releases) if state is None else snapshots.release(releases, state))
+
+    def _driver(self, job: ClaimedJob) -> StorageDriver:
+        return self._backends.get(job.backend or "")
+
+
+def _result(job: ClaimedJob, size: int | None) -> Payload:
+    """Build the result that a job shows, and from which its effect is recorded; ``size`` in bytes."""
+    result: Payload = {"volume_id": str(job.volume_id or source_of(job))}
+    if job.snapshot_id is not None:
+        result["snapshot_id"] = str(job.snapshot_id)
+    return result if size is None else result | {"size": size}
+
+
+def _size(found: Payload | None) -> int | None:
+    return (found or {}).get("size")
+
+
+def _require_held(expected: Iterable[UUID], changed: Iterable[UUID]) -> None:
+    """Require that every row expected to be held by its job was changed; otherwise the transaction must roll back.
+
+    Raises:
+        RuntimeError: a row is held by another job, or by none.
+    """
+    if missing := set(expected) - set(changed):
+        raise RuntimeError(f"not held by the jobs that end: {sorted(map(str, missing))}")

@@ -1,0 +1,297 @@
+"""The operations on volumes and snapshots, as data: one row per job kind.
+
+All that must know what an operation does reads this table: the moves between states, the handler that performs and
+records the jobs (`domain.operation_handler`), `cistern check`, the simulation and the documentation.
+"""
+
+import enum
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Protocol, TypeVar
+from uuid import UUID
+
+from domain.errors import ShrinkRefused
+from domain.jobs.claimed import ClaimedJob
+from domain.jobs.kinds import JobKind
+from domain.jobs.model import Job, new_job
+from domain.jobs.outcomes import Payload
+from domain.storage.context import Grant
+from domain.storage.driver import StorageDriver
+
+
+class VolumeState(enum.StrEnum):
+    """The operation in progress on a volume, or the state in which the last one left it."""
+
+    CREATING = "creating"
+    AVAILABLE = "available"
+    EXPANDING = "expanding"
+    SNAPSHOTTING = "snapshotting"
+    RESTORING = "restoring"
+    DELETING = "deleting"
+    ERROR = "error"
+
+
+class SnapshotState(enum.StrEnum):
+    """The operation in progress on a snapshot, or the state in which the last one left it."""
+
+    TAKING = "taking"
+    READY = "ready"
+    RESTORING = "restoring"
+    CLONING = "cloning"
+    DELETING = "deleting"
+    ERROR = "error"
+
+
+State = TypeVar("State", VolumeState, SnapshotState)
+
+
+class Published(enum.Enum):
+    """What an operation publishes on the storage. The fence is made from the version of its row."""
+
+    VOLUME = "volume"
+    SNAPSHOT = "snapshot"
+
+
+@dataclass(frozen=True)
+class Transition(Generic[State]):
+    """How an operation moves a row: from an ``idle`` state to ``busy``, and to the next idle one when its job ends.
+
+    If ``success`` is None, a successful job deletes the row. If it is ``shared``, several jobs may hold the row at the
+    same time, and the last one to end moves it on.
+    """
+
+    idle: tuple[State, ...]
+    busy: State
+    success: State | None
+    failure: State
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What jobs of one kind do to a volume, a snapshot, or both."""
+
+    kind: JobKind
+    publishes: Published
+    #: The storage work. Returns the size in bytes of what it has published; None if it has removed it, or if the
+    #: backend stores no sizes.
+    perform: Callable[[StorageDriver, ClaimedJob, Grant], Awaitable[int | None]]
+    volume: Transition[VolumeState] | None
+    snapshot: Transition[SnapshotState] | None = None
+    #: Returns the parameters of a retry, from those of the ended job and the size of the volume that it acquires.
+    retry_params: Callable[[Payload, int | None], Payload] = lambda params, _: params
+
+
+class AcquiredRow(Protocol):
+    """The row of a volume or snapshot that a job has acquired, which has raised its version."""
+
+    @property
+    def id(self) -> UUID:
+        """Its id."""
+
+    @property
+    def version(self) -> int:
+        """Its version, from which the fence is made."""
+
+    @property
+    def job_id(self) -> UUID | None:
+        """The job."""
+
+
+class AcquiredVolume(AcquiredRow, Protocol):
+    """The row of a volume that a job has acquired."""
+
+    @property
+    def backend(self) -> str:
+        """The backend that stores it."""
+
+
+class AcquiredSnapshot(AcquiredRow, Protocol):
+    """The row of a snapshot that a job has acquired."""
+
+    @property
+    def volume_id(self) -> UUID:
+        """The volume that it was taken of."""
+
+
+def job_for(
+    kind: JobKind,
+    params: Payload,
+    volume: AcquiredVolume | None = None,
+    snapshot: AcquiredSnapshot | None = None,
+    *,
+    max_attempts: int,
+    **columns: Any,
+) -> Job:
+    """Build the job that has acquired a volume, a snapshot, or both.
+
+    ``volume_id`` of the job is the volume that it holds. A deletion of a snapshot holds none, so that it neither waits
+    for nor blocks other operations on the volume; its ``backend`` is passed in. ``params["of_volume"]`` is the volume
+    that the snapshot was taken of.
+    """
+    published = volume if OPERATIONS[kind].publishes is Published.VOLUME else snapshot
+    if published is None:
+        raise RuntimeError(f"{kind} needs the row of what it publishes")
+    if volume is not None:
+        columns |= {"volume_id": volume.id, "backend": volume.backend}
+    if snapshot is not None:
+        params = {**params, "of_volume": str(snapshot.volume_id)}
+        columns |= {"snapshot_id": snapshot.id}
+    params = {**params, "fence_version": published.version}
+    return new_job(kind, params, max_attempts=max_attempts, job_id=published.job_id, **columns)
+
+
+def volume_of(job: Job | ClaimedJob) -> UUID:
+    """Return the id of the volume that a job holds."""
+    if job.volume_id is None:
+        raise RuntimeError(f"{job.kind} {job.id} names no volume")
+    return job.volume_id
+
+
+def snapshot_of(job: Job | ClaimedJob) -> UUID:
+    """Return the id of the snapshot that a job works on."""
+    if job.snapshot_id is None:
+        raise RuntimeError(f"{job.kind} {job.id} names no snapshot")
+    return job.snapshot_id
+
+
+def source_of(job: Job | ClaimedJob) -> UUID:
+    """Return the id of the volume that a job's snapshot was taken of."""
+    return UUID(job.params["of_volume"])
+
+
+# --- the storage work --------------------------------------------------------------------------------------
+
+
+async def _create(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> int:
+    return await driver.create(volume_of(job), job.params["size"], grant)
+
+
+async def _expand(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> int:
+    return await driver.expand(volume_of(job), job.params["to_size"], grant)
+
+
+async def _delete(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> None:
+    await driver.delete(volume_of(job), grant)
+
+
+async def _take(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> int | None:
+    if job.retry_of is not None:
+        # The job retried here may have left a snapshot behind, of the volume's data at that time.
+        await driver.delete_snapshot(source_of(job), snapshot_of(job), grant)
+    return await driver.take_snapshot(source_of(job), snapshot_of(job), grant)
+
+
+async def _restore(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> int | None:
+    return await driver.restore_snapshot(volume_of(job), snapshot_of(job), grant)
+
+
+async def _clone(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> int:
+    return await driver.clone_snapshot(source_of(job), snapshot_of(job), volume_of(job), job.params["size"], grant)
+
+
+async def _delete_snapshot(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> None:
+    await driver.delete_snapshot(source_of(job), snapshot_of(job), grant)
+
+
+# --- the parameters of a retry -------------------------------------------------------------------------------
+
+
+def _still_growing(params: Payload, size: int | None) -> Payload:
+    """Keep the size that the first request asked for, unless the volume has become larger.
+
+    Raises:
+        ShrinkRefused: it has.
+    """
+    if size is not None and params["to_size"] < size:
+        raise ShrinkRefused(field="to", size=size)
+    return params
+
+
+def _of_current_size(params: Payload, size: int | None) -> Payload:
+    """Work on the volume as it is now."""
+    return {**params, "size": size}
+
+
+# --- the table -----------------------------------------------------------------------------------------------
+
+_V, _S = VolumeState, SnapshotState
+
+#: Where an operation that can be repeated after a failure leaves its subject as it was before or after, the subject is
+#: usable again. Where it can leave less than that (created, taken or deleted halfway), the subject ends in ``error``:
+#: retry the job, or delete the subject.
+OPERATIONS: Final[Mapping[str, Operation]] = {
+    operation.kind: operation
+    for operation in (
+        Operation(
+            JobKind.VOLUME_CREATE,
+            Published.VOLUME,
+            _create,
+            Transition((_V.ERROR,), _V.CREATING, _V.AVAILABLE, _V.ERROR),
+        ),
+        Operation(
+            JobKind.VOLUME_EXPAND,
+            Published.VOLUME,
+            _expand,
+            Transition((_V.AVAILABLE,), _V.EXPANDING, _V.AVAILABLE, _V.AVAILABLE),
+            retry_params=_still_growing,
+        ),
+        Operation(
+            JobKind.VOLUME_DELETE,
+            Published.VOLUME,
+            _delete,
+            Transition((_V.AVAILABLE, _V.ERROR), _V.DELETING, None, _V.ERROR),
+        ),
+        Operation(
+            JobKind.SNAPSHOT_TAKE,
+            Published.SNAPSHOT,
+            _take,
+            Transition((_V.AVAILABLE,), _V.SNAPSHOTTING, _V.AVAILABLE, _V.AVAILABLE),
+            Transition((_S.ERROR,), _S.TAKING, _S.READY, _S.ERROR),
+            retry_params=_of_current_size,
+        ),
+        Operation(
+            JobKind.SNAPSHOT_RESTORE,
+            Published.VOLUME,
+            _restore,
+            Transition((_V.AVAILABLE,), _V.RESTORING, _V.AVAILABLE, _V.AVAILABLE),
+            Transition((_S.READY,), _S.RESTORING, _S.READY, _S.READY),
+            retry_params=_of_current_size,
+        ),
+        Operation(
+            JobKind.SNAPSHOT_CLONE,
+            Published.VOLUME,
+            _clone,
+            Transition((_V.ERROR,), _V.CREATING, _V.AVAILABLE, _V.ERROR),
+            Transition((_S.READY, _S.CLONING), _S.CLONING, _S.READY, _S.READY, shared=True),
+        ),
+        Operation(
+            JobKind.SNAPSHOT_DELETE,
+            Published.SNAPSHOT,
+            _delete_snapshot,
+            None,
+            Transition((_S.READY, _S.ERROR), _S.DELETING, None, _S.ERROR),
+        ),
+    )
+}
+
+
+def _moves(states: type[State], transitions: Iterable[Transition[State] | None]) -> dict[State, frozenset[State]]:
+    moves: dict[State, set[State]] = {state: set() for state in states}
+    for transition in filter(None, transitions):
+        for state in transition.idle:
+            moves[state].add(transition.busy)
+        moves[transition.busy] |= {transition.success, transition.failure} - {None}  # type: ignore[arg-type]
+    return {state: frozenset(targets) for state, targets in moves.items()}
+
+
+#: The states to which a volume or snapshot may move from each state.
+VOLUME_MOVES: Final = _moves(VolumeState, (operation.volume for operation in OPERATIONS.values()))
+SNAPSHOT_MOVES: Final = _moves(SnapshotState, (operation.snapshot for operation in OPERATIONS.values()))
+#: The states in which jobs hold the volume or snapshot. In the others, the next job may acquire it.
+BUSY: Final = frozenset(
+    transition.busy
+    for operation in OPERATIONS.values()
+    for transition in (operation.volume, operation.snapshot)
+    if transition is not None
+)

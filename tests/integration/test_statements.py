@@ -1,0 +1,132 @@
+"""Every statement that is written as text is valid on the migrated schema, and inserts every column."""
+
+import ast
+import importlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from sqlalchemy import BigInteger, ClauseElement, DateTime, Text, TextClause, TextualSelect, Uuid
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import asyncpg as dialect
+
+from domain.db.base import Entity
+from domain.db.sql import as_columns
+from domain.jobs.model import Job
+from domain.jobs.states import JobStatus
+from domain.jobs.store import statements as job_statements
+from domain.operations import VolumeState
+from domain.services import Services
+from domain.volumes import statements as volume_statements
+from domain.volumes.model import Volume
+from tests.integration.job_builders import a_queued_expand
+
+ROOT = Path(__file__).parents[2]
+#: The packages with a module of statements.
+MODULES = (
+    "domain.bulk.statements",
+    "domain.db.statements",
+    "domain.jobs.store.statements",
+    "domain.volumes.statements",
+)
+
+
+def statements() -> Iterator[tuple[str, ClauseElement]]:
+    for module in MODULES:
+        for name, value in vars(importlib.import_module(module)).items():
+            members = value.items() if isinstance(value, dict) else [("", value)]
+            for key, one in members:
+                if isinstance(one, TextClause | TextualSelect):
+                    yield f"{module}.{name}{key and f'[{key}]'}", one
+
+
+STATEMENTS = dict(statements())
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+async def test_statement_can_be_prepared(name: str, database_url: str) -> None:
+    sql = str(STATEMENTS[name].compile(dialect=dialect.dialect()))  # type: ignore[no-untyped-call]
+    connection = await asyncpg.connect(database_url.replace("+asyncpg", ""))
+    try:
+        await connection.prepare(sql)
+    finally:
+        await connection.close()
+
+
+def test_text_is_only_written_in_the_modules_of_statements() -> None:
+    """Index conditions and defaults of mapped tables are text too; the migration tests compare them."""
+    allowed = {Path(*module.split(".")).with_suffix(".py") for module in MODULES}
+    files = [file for package in ("api", "worker", "domain") for file in (ROOT / package).rglob("*.py")]
+    calls = {
+        file.relative_to(ROOT)
+        for file in files
+        if file.name != "model.py" and "migrations" not in file.parts
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "text"
+    }
+
+    assert len(STATEMENTS) > 15
+    assert calls == allowed
+
+
+#: A value for each type of column, and for the columns that a constraint limits.
+VALUES: dict[type[Any], Any] = {
+    Text: "some text",
+    BigInteger: 7,
+    JSONB: {"some": "json"},
+    DateTime: datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC),
+    Uuid: uuid4(),
+}
+LIMITED: dict[type[Entity], dict[str, Any]] = {
+    Volume: {"state": VolumeState.EXPANDING},
+    Job: {"status": JobStatus.RUNNING, "finished_at": None},
+}
+
+
+def filled(entity: type[Entity], **values: Any) -> Entity:
+    """Build a row with a value in every column that PostgreSQL does not fill in; new columns are included."""
+    given = [column for column in entity.__table__.columns if column.server_default is None]
+    by_type = {column.name: VALUES.get(type(column.type)) for column in given}
+    return entity(**by_type | LIMITED[entity] | {"id": uuid4(), **values})
+
+
+async def added(services: Services, row: Entity, statement: ClauseElement | None = None) -> dict[str, Any]:
+    """Insert a row as a single one, or by the statement of a batch; return what was stored, and delete it again."""
+    entity = type(row)
+    async with services.database.transaction() as session:
+        if statement is None:
+            session.add(row)
+            await session.flush()
+        else:
+            await session.execute(statement, as_columns(entity, [row]))  # type: ignore[call-overload]
+    async with services.database.transaction() as session:
+        stored = await session.get_one(entity, row.id)
+        await session.delete(stored)
+        return {column.name: getattr(stored, column.name) for column in entity.__table__.columns}
+
+
+@pytest.mark.parametrize(
+    ("entity", "statement"),
+    [
+        (Volume, volume_statements.ADD_WITH_FREE_NAMES),
+        (Job, job_statements.ADD),
+        (Job, job_statements.ADD_UNDISPATCHED),
+    ],
+)
+async def test_batch_writes_every_column_that_a_single_insert_writes(
+    entity: type[Entity], statement: ClauseElement, services: Services
+) -> None:
+    other = (await a_queued_expand(services)).id
+    values = {"id": uuid4()} | ({"parent_id": other, "retry_of": other} if entity is Job else {})
+    single = await added(services, filled(entity, **values))
+    batched = await added(services, filled(entity, **values), statement)
+
+    given = [column.name for column in entity.__table__.columns if column.server_default is None]
+    assert [name for name in given if single[name] is None] == [
+        name for name, one in LIMITED[entity].items() if not one
+    ]
+    assert {name: batched[name] for name in given} == {name: single[name] for name in given}

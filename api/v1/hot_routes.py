@@ -1,7 +1,7 @@
 """The routes of the three most frequent requests in their plain form: poll a job, create a volume, expand a volume.
 
-FastAPI needs ten times as long for such a request as the request itself. So the route table begins with these routes,
-which read a request by hand. They are routes like any other, behind the same middleware. A request in any other form (a
+Most of the API's time for such a request would be FastAPI's own. So the route table begins with these routes, which
+read a request by hand. They are routes like any other, behind the same middleware. A request in any other form (a
 query, a preference, an idempotency key, a body that may be invalid) goes on to the route of FastAPI, which is also what
 the OpenAPI document describes. Both send the same bytes; a test compares them.
 

@@ -46,7 +46,8 @@ _TIMEOUT_SECONDS: Final = 0.8
 
 _MESSAGE_KEYS: Final = (job_key_prefix, retry_key_prefix, in_progress_key_prefix)
 
-#: Removes messages from the queue, and all keys that arq has for them. Each id is sent only once.
+#: Removes messages from the queue, and all keys that arq has for them. If maintenance sends the same id again, nothing
+#: of the earlier message is in its way.
 _ACKNOWLEDGE: Final = f"""
 for _, id in ipairs(ARGV) do
     redis.call('ZREM', KEYS[1], id)

@@ -1,7 +1,8 @@
-"""The directory layout of the file driver, and the single protocol by which anything in it changes.
+"""The directory layout of the file driver, and the protocol by which a volume or snapshot in it changes.
 
-Every change goes through `publishing`: under the lock of its subject, fenced, and synced to disk before it is reported.
-A crash therefore leaves the old state or the new one, and at most a draft that the next change removes.
+Every effect goes through `publishing`: under the lock of its subject, fenced, and synced to disk before it is reported.
+A crash therefore leaves the old state or the new one, and at most a draft that the next change removes. Outside of it,
+only fences are raised (`sealing`), and drafts and trash are written or removed.
 """
 
 import os

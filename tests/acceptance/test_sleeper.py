@@ -64,7 +64,8 @@ async def sleep_through(cluster: Cluster, kind: str, *, without: str, then_delet
         sleeper, job = await start_sleeper(services, cluster, kind, without)
         async with running_worker(cluster.settings):
             finished = await ended(services, job.id)
-            assert (finished.status, finished.epoch) == ("succeeded", 1)
+            assert finished.status == "succeeded"
+            assert finished.epoch >= 1  # more, if the other worker was held up for longer than a lease
             if then_delete:
                 assert finished.volume_id is not None
                 await ended(services, (await services.volumes.request_delete(finished.volume_id)).id)

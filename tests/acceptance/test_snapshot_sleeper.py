@@ -47,7 +47,8 @@ async def sleep_through(cluster: Cluster, kind: str, *, without: str) -> Afterma
         sleeper, job = await start_sleeper(scenario, kind, without)
         async with running_worker(cluster.settings):
             finished = await ended(services, job.id)
-            assert (finished.status, finished.epoch) == ("succeeded", 1)
+            assert finished.status == "succeeded"
+            assert finished.epoch >= 1  # more, if the other worker was held up for longer than a lease
             await act_as_user(scenario, finished)
             before = (contents(scenario), await rows(scenario, job))
 

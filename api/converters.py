@@ -1,10 +1,11 @@
-"""The path parameter of a volume's id. It matches any segment except those that are routes of their own.
+"""The path parameters of ids. That of a volume matches any segment except those that are routes of their own.
 
 ``/volumes/expand`` and ``/volumes/snapshots`` are such routes, for every method. Any other malformed id reaches the
 route and is rejected with 422.
 """
 
 from typing import Final
+from uuid import UUID
 
 from starlette.convertors import Convertor, register_url_convertor
 
@@ -19,6 +20,19 @@ class _Id(Convertor[str]):
         return value
 
 
+class _Hyphenated(Convertor[UUID]):
+    """A UUID in its usual form. Starlette's own convertor lets hyphens be left out where Pydantic refuses it."""
+
+    regex = "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+
+    def convert(self, value: str) -> UUID:
+        return UUID(value)
+
+    def to_string(self, value: UUID) -> str:
+        return str(value)
+
+
 register_url_convertor("id", _Id())
+register_url_convertor("hyphenated", _Hyphenated())
 
 VOLUME: Final = "/{volume_id:id}"

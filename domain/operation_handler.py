@@ -67,19 +67,22 @@ class OperationHandler(JobHandler):
             _require_held((snapshot_of(job) for job, _ in succeeded), changed)
 
     async def abandon(self, session: AsyncSession, failed: FailedJobs) -> None:
-        """Release volumes and snapshots, with the size that `seal` has found.
+        """Release volumes, with the size that `seal` has found if the operation publishes them, and snapshots.
 
         A row that another job holds is left alone: that job releases it.
         """
         if self._operation.volume is not None:
             await self._end_volumes(session, failed, self._operation.volume.failure)
         if self._operation.snapshot is not None:
-            await self._end_snapshots(session, failed, self._operation.snapshot.failure)
+            unsized = [(job, None) for job, _ in failed]  # a snapshot that is unusable keeps its size
+            await self._end_snapshots(session, unsized, self._operation.snapshot.failure)
 
     async def retry(self, session: AsyncSession, ended: Job) -> Job:
         """Acquire the volume and snapshot of an ended job again, for a new job."""
         operation, job_id = self._operation, uuid7()
         volume = snapshot = None
+        if operation.snapshot is not None:
+            await SnapshotRepository(session).get(snapshot_of(ended))  # if it is gone, no later retry will succeed
         if operation.volume is not None:
             volume = await VolumeRepository(session).acquire(volume_of(ended), operation.volume.busy, job_id)
             if operation.volume.success is None:

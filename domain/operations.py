@@ -264,6 +264,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
             _clone,
             Transition((_V.ERROR,), _V.CREATING, _V.AVAILABLE, _V.ERROR),
             Transition((_S.READY, _S.CLONING), _S.CLONING, _S.READY, _S.READY, shared=True),
+            retry_params=_of_current_size,
         ),
         Operation(
             JobKind.SNAPSHOT_DELETE,

@@ -10,11 +10,12 @@ the OpenAPI document describes. Both send the same bytes; a test compares them.
 
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Route
 from starlette.types import Message, Receive, Scope, Send
 
@@ -58,12 +59,20 @@ class HotRoute(Route):
         return super().matches(scope)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer the request, or pass it on with its whole body."""
-        request = Request(scope, receive)
-        response = await self._answer(request)
+        """Answer the request, or pass it on with all that was received of its body."""
+        received: list[Message] = []
+
+        async def receive_and_keep() -> Message:
+            received.append(await receive())
+            return received[-1]
+
+        try:
+            response = await self._answer(Request(scope, receive_and_keep))
+        except ClientDisconnect:
+            response = None
         if response is None:
             scope[_PASSED_ON] = True
-            await scope["router"](scope, _replayed(await request.body(), receive), send)
+            await scope["app"].router(scope, _replayed(received, receive), send)
         else:
             await response(scope, receive, send)
 
@@ -71,9 +80,9 @@ class HotRoute(Route):
 def install(app: FastAPI) -> None:
     """Put the hot routes in front of the route table."""
     app.router.routes[:0] = [
-        HotRoute("GET", f"{JOBS_PATH}/{{job_id:uuid}}", _get_job),
+        HotRoute("GET", f"{JOBS_PATH}/{{job_id:hyphenated}}", _get_job),
         HotRoute("POST", f"{PREFIX}/volumes", _create_volume),
-        HotRoute("POST", f"{PREFIX}/volumes/{{volume_id:uuid}}/expand", _expand_volume),
+        HotRoute("POST", f"{PREFIX}/volumes/{{volume_id:hyphenated}}/expand", _expand_volume),
     ]
 
 
@@ -114,12 +123,12 @@ def _is_plain(scope: Scope) -> bool:
     return plain and not scope["query_string"] and _PASSED_ON not in scope
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that yields a body that was already read, and then what follows it."""
-    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+def _replayed(messages: Sequence[Message], receive: Receive) -> Receive:
+    """Return a `receive` that yields messages that were already received, and then what follows them."""
+    received = iter(messages)
 
     async def replay() -> Message:
-        return messages.pop() if messages else await receive()
+        return next(received, None) or await receive()
 
     return replay
 

@@ -79,6 +79,7 @@ class BulkService:
             Invalid: ``max_concurrent`` is out of bounds, or a member is for schedules only.
         """
         request.require_unscheduled()
+        self.check(request)
         async with accepting(self._database, origin) as accepted:
             job = accepted.job = await self.add(accepted.session, request, created_by=origin.caller)
         await self._queue.dispatch([job.message])

@@ -3,6 +3,7 @@
 Arrays are the only way to pass many rows: the statement's text, and so its plan, is the same for any number of them.
 """
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -65,6 +66,7 @@ def as_columns(entity: type[Base], rows: Sequence[Base]) -> dict[str, list[Any]]
     return arrays
 
 
+@functools.cache
 def _given_columns(entity: type[Base]) -> list[tuple[str, str, bool]]:
     """Return name, array element type, and whether it is JSON, of the columns without a default of PostgreSQL's."""
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]

@@ -1,6 +1,6 @@
 """Requests for snapshot operations, and the rows before, during and after them."""
 
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -378,3 +378,21 @@ class TestLists:
     async def test_unknown_snapshot_is_not_found(self, services: Services) -> None:
         with pytest.raises(SnapshotNotFound):
             await services.snapshots.get(uuid4())
+
+
+@pytest.mark.parametrize("kind", ["snapshot.take", "snapshot.delete"])
+async def test_failure_leaves_the_size_of_a_snapshot_as_it_was(services: Services, kind: str) -> None:
+    job = await given_up(services, await requested(services, kind, await a_stored_volume(services)), {"size": 5 * MIB})
+    snapshot = await snapshot_row(services, job.snapshot_id)
+
+    assert (job.status, snapshot["state"], snapshot["size"]) == ("failed", "error", MIB)
+
+
+async def test_retry_of_a_restore_whose_snapshot_is_gone_is_refused_for_good(services: Services) -> None:
+    volume = await a_stored_volume(services)
+    failed = await given_up(services, await requested(services, "snapshot.restore", volume))
+    await carried_out(services, await services.snapshots.request_delete(failed.snapshot_id or UUID(int=0)))
+    await services.volumes.request_expand(volume.id, Growth(by=MIB))  # busy: this would pass
+
+    with pytest.raises(SnapshotNotFound):
+        await services.jobs.retry(failed.id)

@@ -209,9 +209,9 @@ async def test_hot_route_accepts_a_chunked_body(client: httpx.AsyncClient, passe
     ("method", "path"),
     [
         ("GET", f"{JOBS}/{SOME_ID}?x=y"),
+        ("GET", f"{JOBS}/{SOME_ID[:8]}-{SOME_ID.replace('-', '')[8:]}"),
         ("GET", f"{JOBS}/{SOME_ID}/"),
         ("GET", f"{JOBS}/{SOME_ID}%0a"),
-        ("HEAD", f"{JOBS}/{SOME_ID}"),
         ("POST", f"{JOBS}/{SOME_ID}"),
         ("GET", f"{VOLUMES}/{SOME_ID}/expand"),
         ("POST", f"{VOLUMES}/"),
@@ -259,3 +259,25 @@ async def test_cache_evicts_the_oldest_job_and_skips_large_ones(monkeypatch: pyt
         cache.put(job_id, job)
 
     assert [cache.get(job_id) for job_id in ids] == [None, *small[1:], None]
+
+
+@pytest.mark.parametrize("content_type", [b"application/json", b"text/plain"])
+async def test_client_that_disconnects_while_it_sends_its_body_is_not_an_error_of_the_server(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture, content_type: bytes
+) -> None:
+    app: Any = client._transport.app  # type: ignore[attr-defined]
+    messages = iter([{"type": "http.request", "body": b'{"na', "more_body": True}, {"type": "http.disconnect"}])
+    statuses: list[int] = []
+
+    async def receive() -> Any:
+        return next(messages, {"type": "http.disconnect"})
+
+    async def send(message: Any) -> None:
+        statuses.extend([message["status"]] if "status" in message else [])
+
+    headers = [(b"host", b"x"), (b"content-type", content_type)]
+    scope = {"type": "http", "method": "POST", "path": VOLUMES, "raw_path": VOLUMES.encode(), "query_string": b""}
+    await app({**scope, "headers": headers, "http_version": "1.1", "scheme": "http"}, receive, send)
+
+    assert all(status < 500 for status in statuses)
+    assert "request.failed" not in caplog.text

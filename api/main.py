@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from api import error_handlers, health, problem_types
-from api.middleware import BodyLimit, QuietStartup, RequestContext
+from api.middleware import BodyLimit, HeadAsGet, QuietStartup, RequestContext
 from api.openapi import document
 from api.shutdown import on_stop_signal
 from api.v0.routes import install as install_v0
@@ -59,7 +59,7 @@ def create_app(services_factory: ServicesFactory = services_from_environment) ->
         description=_DESCRIPTION,
         version="1",
         lifespan=lifespan,
-        middleware=[Middleware(QuietStartup), Middleware(RequestContext), Middleware(BodyLimit)],
+        middleware=[Middleware(QuietStartup), Middleware(RequestContext), Middleware(HeadAsGet), Middleware(BodyLimit)],
         redirect_slashes=False,  # a path with a trailing slash is not in the OpenAPI document, so it is a 404
         redoc_url=None,
     )

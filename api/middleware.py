@@ -1,5 +1,6 @@
 """ASGI middleware around every request and around start-up. Plain ASGI, because FastAPI hides both."""
 
+import asyncio
 import re
 from typing import Final
 
@@ -13,6 +14,7 @@ from uuid_utils.compat import uuid7
 
 from api.error_handlers import internal_error
 from domain.errors import ConfigurationError, Unavailable
+from domain.tasks import cancel_and_wait
 
 REQUEST_ID: Final = "X-Request-ID"
 MAX_BODY_BYTES: Final = 2**20
@@ -92,6 +94,41 @@ class _ResponseSender:
             self.started = True
             MutableHeaders(scope=message)[REQUEST_ID] = self._request_id
         await self._send(message)
+
+
+class HeadAsGet:
+    """Answers HEAD as GET, without the body, on every route."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a HEAD request on as a GET; end the response with its headers, also that of a stream."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+        answered = asyncio.Event()
+
+        async def receive_until_answered() -> Message:
+            if answered.is_set():
+                return {"type": "http.disconnect"}
+            receiving = asyncio.ensure_future(receive())
+            answering = asyncio.ensure_future(answered.wait())
+            try:
+                await asyncio.wait((receiving, answering), return_when=asyncio.FIRST_COMPLETED)
+                return receiving.result() if receiving.done() else {"type": "http.disconnect"}
+            finally:
+                await cancel_and_wait((receiving, answering))
+
+        async def send_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await send(message)
+                await send({"type": "http.response.body", "body": b""})
+                answered.set()
+            elif message.get("more_body"):
+                raise OSError("a response to HEAD has no body")  # Starlette ends a stream whose client has gone
+
+        await self.app({**scope, "method": "GET"}, receive_until_answered, send_headers)
 
 
 class BodyLimit:

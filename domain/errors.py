@@ -13,6 +13,7 @@ CisternError
 """
 
 import inspect
+from collections.abc import Iterable
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -108,6 +109,10 @@ class UnknownBackend(Invalid):
     """There is no backend with this name."""
 
     code = "unknown-backend"
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        names = ", ".join(map(repr, known))
+        super().__init__(f"There is no backend named {name!r}. Configured are: {names}.", field="backend")
 
 
 class BadCursor(Invalid):

@@ -132,12 +132,12 @@ async def open_check(settings: Settings) -> AsyncIterator[Check]:
 @asynccontextmanager
 async def _open(settings: Settings) -> AsyncIterator[Services]:
     async with AsyncExitStack() as stack:
-        backends = Backends.open(settings.backends, threads=settings.max_jobs + settings.max_concurrent)
-        stack.push_async_callback(backends.close)
         database = Database(settings.database_url, pool_size=settings.max_jobs + 5)
         stack.push_async_callback(database.close)
         queue = JobQueue.open(settings.redis_url)
         stack.push_async_callback(queue.close)
+        backends = Backends.open(settings.backends, threads=settings.max_jobs + settings.max_concurrent)
+        stack.push_async_callback(backends.close)
         await database.require_migrated()
         yield compose(settings, database, queue, backends)
 

@@ -1,18 +1,24 @@
 """Settings from the environment, read once when a process starts and passed on as plain values."""
 
+import difflib
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
+from dotenv import dotenv_values
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from domain.errors import ConfigurationError
+from domain.postgres_url import parse_url
 
 PREFIX = "CISTERN_"
-_POSTGRESQL = "postgresql+asyncpg://"
+#: Variables that are no settings of a process: for the command line, for Compose and, by their prefix, for the tests.
+_OTHER_VARIABLES = frozenset({f"{PREFIX}URL", f"{PREFIX}IMAGE"})
+_TEST_PREFIX = f"{PREFIX}TEST_"
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
@@ -27,6 +33,15 @@ def _with_valid_port(url: str) -> str:
     return url
 
 
+def _postgres_url(url: str) -> str:
+    try:
+        _ = url and parse_url(url)
+    except ValueError as error:
+        raise PydanticCustomError("url", "{reason}", {"reason": str(error)}) from error
+    return url
+
+
+DatabaseUrl = Annotated[str, AfterValidator(_postgres_url)]
 ServerUrl = Annotated[str, AfterValidator(_with_valid_port)]
 
 
@@ -43,7 +58,7 @@ class Settings(LogSettings):
     """The environment's ``CISTERN_*`` variables; ``.env`` is read too. Times are in seconds."""
 
     data_dir: Path = Path(".cistern")
-    database_url: ServerUrl = ""
+    database_url: DatabaseUrl = ""
     redis_url: ServerUrl = ""
     backends: dict[str, str] = Field(default_factory=dict)
     max_jobs: int = Field(default=10, ge=1, le=1000)
@@ -84,8 +99,9 @@ def load_settings(**overrides: object) -> Settings:
     """Read the settings.
 
     Raises:
-        ConfigurationError: names each invalid variable and the reason.
+        ConfigurationError: names each variable that is invalid or does not exist, and the reason.
     """
+    _refuse_unknown_variables()
     try:
         return Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
@@ -99,14 +115,24 @@ def load_settings(**overrides: object) -> Settings:
         raise ConfigurationError(f"{PREFIX}{'_'.join(field).upper()}: not JSON") from error
 
 
+def _refuse_unknown_variables() -> None:
+    """Refuse a misspelt variable, which would be ignored otherwise."""
+    known = {f"{PREFIX}{field.upper()}" for field in Settings.model_fields} | _OTHER_VARIABLES
+    given = {name for name in (*os.environ, *dotenv_values(".env")) if name.upper().startswith(PREFIX)}
+    for name in sorted(given):
+        if name.upper() not in known and not name.upper().startswith(_TEST_PREFIX):
+            (nearest,) = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0)
+            raise ConfigurationError(f"{name}: there is no such variable; the nearest one is {nearest}")
+
+
 def require_database(settings: Settings) -> Settings:
     """Return the settings if they contain a PostgreSQL URL.
 
     Raises:
         ConfigurationError: names the variable.
     """
-    if not settings.database_url.startswith(_POSTGRESQL):
-        raise ConfigurationError(f"{PREFIX}DATABASE_URL must be {_POSTGRESQL}...")
+    if not settings.database_url:
+        raise ConfigurationError(f"{PREFIX}DATABASE_URL must be postgresql://...")
     return settings
 
 
@@ -117,8 +143,8 @@ def require_servers(settings: Settings) -> Settings:
         ConfigurationError: names the variable that is missing or malformed.
     """
     hint = "`cistern up` starts private servers and needs neither"
-    if not settings.database_url.startswith(_POSTGRESQL):
-        raise ConfigurationError(f"{PREFIX}DATABASE_URL must be {_POSTGRESQL}...; {hint}")
+    if not settings.database_url:
+        raise ConfigurationError(f"{PREFIX}DATABASE_URL must be postgresql://...; {hint}")
     if not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
         raise ConfigurationError(f"{PREFIX}REDIS_URL must be redis://..., rediss://... or unix://...; {hint}")
     return settings

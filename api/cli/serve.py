@@ -9,11 +9,23 @@ from typing import Final
 GRACEFUL_SECONDS: Final = 5
 
 
+#: How long an idle connection is kept, in seconds: longer than clients wait between two polls, and than load balancers
+#: (60 s) keep theirs, so that it is not the server that closes a connection on which a request is under way.
+KEEP_ALIVE_SECONDS: Final = 75
+
+
 def serve(*, host: str, port: int, access_log: bool) -> None:
     """Run the API; uvicorn handles the signals and the exit status."""
     import uvicorn  # noqa: PLC0415 (`work` does not need it)
 
-    uvicorn.run("api.main:app", host=host, port=port, access_log=access_log, timeout_graceful_shutdown=GRACEFUL_SECONDS)
+    uvicorn.run(
+        "api.main:app",
+        host=host,
+        port=port,
+        access_log=access_log,
+        timeout_graceful_shutdown=GRACEFUL_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+    )
 
 
 def work() -> None:

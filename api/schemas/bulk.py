@@ -7,7 +7,6 @@ from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import (
     BaseModel,
-    ByteSize,
     ConfigDict,
     Field,
     StringConstraints,
@@ -83,6 +82,7 @@ class SelectionIn(RequestBody):
     ] = None
     labels: Annotated[Labels, Field(description="Only volumes with all of these labels.")] = Field(default_factory=dict)
     backend: Annotated[Omittable[BackendName], Field(description="Only volumes on this backend.")] = None
+    require_any: Annotated[bool, Field(strict=True, description="Fail if no volume is selected.")] = False
     max_concurrent: Annotated[
         int,
         Field(ge=1, le=MAX_CONCURRENT, strict=True, description="Maximum number of volumes at once, over all workers."),
@@ -90,7 +90,8 @@ class SelectionIn(RequestBody):
 
     def selection(self) -> Selection:
         """Convert to the domain selection."""
-        return Selection(None if self.ids is None else tuple(self.ids), self.labels, self.backend)
+        ids = None if self.ids is None else tuple(self.ids)
+        return Selection(ids, self.labels, self.backend, self.require_any)
 
 
 class _PolicyField(RequestBody):
@@ -115,7 +116,7 @@ class BulkExpandFields(GrowthFields, SelectionIn, _PolicyField):
     )
 
     percent: Omittable[BulkPercent] = None
-    step: Size = Field(ByteSize(DEFAULT_STEP), description="New sizes are rounded up to a multiple of it.")
+    step: Size = Field(DEFAULT_STEP, description="New sizes are rounded up to a multiple of it.")
     up_to: Annotated[Omittable[Size], Field(description="Upper limit of the new sizes.")] = None
     usage_above: Annotated[
         Omittable[UsageAbove], Field(description="Only volumes of which more than this percentage is used.")

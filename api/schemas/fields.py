@@ -3,17 +3,19 @@
 Patterns are written so that Rust (Pydantic), ECMAScript (OpenAPI) and Python interpret them alike.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Annotated, Any, Final
 from uuid import UUID
 
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, StringConstraints, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
 
 from domain.volumes.model import MAX_NAME, MAX_SIZE
 
-NAME_PATTERN: Final = rf"^[A-Za-z0-9][A-Za-z0-9_-]{{0,{MAX_NAME - 1}}}$"
+NAME_PATTERN: Final = rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}$"
 LABEL_KEY: Final = r"[A-Za-z0-9._/-]{1,63}"
 LABEL_VALUE: Final = r"[^\x00-\x1f\x7f-\x9f]{0,256}"
 #: A whole number of bytes, or a number with a unit and up to three decimals.
@@ -27,10 +29,18 @@ MAX_CONCURRENT: Final = 10_000
 MAX_LABELS: Final = 64
 
 
+def _bytes(text: str) -> int:
+    """Convert a size with a unit, by decimal arithmetic; a fraction of a byte counts as a whole one."""
+    number, unit = re.fullmatch(r"([0-9.]+) ?([A-Za-z]*)", text).groups()  # type: ignore[union-attr]
+    base = 1024 if "i" in unit.lower() else 1000
+    power = "bkmgt".index(unit[:1].lower() or "b")
+    return math.ceil(Decimal(number) * Decimal(base) ** power)
+
+
 def _require_exact_size(value: Any) -> Any:
-    """Reject values that ByteSize would convert all the same: true, 0.5, "10GiB or so"."""
+    """Convert text, and reject what an int would be made of all the same: true, 0.5."""
     if isinstance(value, str) and re.fullmatch(SIZE_PATTERN, value):
-        return value
+        return _bytes(value)
     if isinstance(value, float) and value.is_integer():
         return int(value)  # in JSON Schema, 1.0 is an integer
     if isinstance(value, int) and not isinstance(value, bool):
@@ -39,10 +49,9 @@ def _require_exact_size(value: Any) -> Any:
 
 
 Size = Annotated[
-    ByteSize,
+    int,
     Field(gt=0, le=MAX_SIZE),
     BeforeValidator(_require_exact_size),
-    AfterValidator(int),
     WithJsonSchema(
         {
             "anyOf": [
@@ -76,7 +85,8 @@ Name = Annotated[
     str,
     StringConstraints(pattern=NAME_PATTERN, max_length=MAX_NAME),
     Field(
-        description="Unique. Letters, digits, `_` and `-`, beginning with a letter or a digit.", examples=["postgres-1"]
+        description="Unique. Letters, digits, `.`, `_` and `-`, beginning with a letter or a digit.",
+        examples=["postgres-1"],
     ),
 ]
 

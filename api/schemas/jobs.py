@@ -64,6 +64,10 @@ class FailureOut(BaseModel):
     detail: str
 
 
+#: An estimate beyond it says nothing, and may not even be a date.
+_MAX_ESTIMATED_SECONDS: Final = 365 * 86_400
+
+
 class ProgressOut(BaseModel):
     """Progress of a job: in volumes for a bulk job, in bytes for a job that copies a snapshot."""
 
@@ -73,7 +77,9 @@ class ProgressOut(BaseModel):
     failed: int
     skipped: int
     per_second: float | None = Field(description="Average rate since the start; null until something is done.")
-    estimated_end: UtcDatetime | None = Field(description="Estimated from the rate; null when the job has ended.")
+    estimated_end: UtcDatetime | None = Field(
+        description="Estimated from the rate; null when the job has ended, or is expected to take more than a year."
+    )
 
     @classmethod
     def from_job(cls, job: Job) -> Self | None:
@@ -82,18 +88,24 @@ class ProgressOut(BaseModel):
             return None
         unit: Literal["volumes", "bytes"] = "volumes" if job.kind.startswith("bulk.") else "bytes"
         counts = {name: getattr(job, name) or 0 for name in ("succeeded", "failed", "skipped")}
+        completed = sum(counts.values())
         now = job.finished_at or datetime.now(UTC)
-        rate = _rate(job, sum(counts.values()), now)
-        left = None if rate is None or job.ended else (job.total - sum(counts.values())) / rate
-        end = None if left is None else now + timedelta(seconds=left)
-        return cls(unit=unit, total=job.total, **counts, per_second=rate, estimated_end=end)
+        seconds = _seconds(job, now)
+        if seconds is None or not completed:
+            return cls(unit=unit, total=job.total, **counts, per_second=None, estimated_end=None)
+        left = max(job.total - completed, 0) * seconds / completed
+        end = None if job.ended or left > _MAX_ESTIMATED_SECONDS else now + timedelta(seconds=left)
+        return cls(unit=unit, total=job.total, **counts, per_second=_rounded(completed / seconds), estimated_end=end)
 
 
-def _rate(job: Job, completed: int, now: datetime) -> float | None:
-    """Return units per second. The clocks of PostgreSQL and this host may differ: the duration is at least 1 ms."""
-    if job.started_at is None or not completed:
-        return None
-    return round(completed / max((now - job.started_at).total_seconds(), 0.001), 3)
+def _seconds(job: Job, now: datetime) -> float | None:
+    """Return how long a job has been running. PostgreSQL's clock may be ahead of this host's: at least 1 ms."""
+    return None if job.started_at is None else max((now - job.started_at).total_seconds(), 0.001)
+
+
+def _rounded(rate: float) -> float:
+    """Round to four significant digits: a rate may be one volume per hour, or many gigabytes per second."""
+    return float(f"{rate:.4g}")
 
 
 def _without_fence(params: dict[str, Any]) -> dict[str, Any]:

@@ -1,26 +1,26 @@
 """Volumes in the synchronous dialect: the response is the volume after the operation."""
 
-from typing import Annotated, Final
+from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import APIRouter, Query
 
 from api.converters import VOLUME
-from api.dependencies import BulkDep, JsonBody, NoQuery, OriginDep, SnapshotsDep, VolumesDep
+from api.dependencies import BulkDep, JsonBody, NoQuery, OriginDep, ServicesDep, SnapshotsDep, VolumesDep
 from api.openapi import BODY, errors
 from api.problems import GROWTH_REQUIRED
+from api.schemas.bulk import BulkExpandFields, GrowthBody
 from api.schemas.jobs import JobOut
 from api.schemas.pagination import Paginated, paginated_response
 from api.schemas.volumes import GrowthIn, VolumeIn, VolumeOut, VolumeQuery
 from api.v0.wait import WaitForJobDep, waits
 from api.v1.bulk import request_bulk
 from api.v1.volumes import NEW_VOLUME_ERRORS, request_volume
-from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy
 from domain.errors import (
     BadCursor,
     ShrinkRefused,
     SizeLimitExceeded,
+    UnknownBackend,
     VolumeBusy,
     VolumeHasSnapshots,
     VolumeNotFound,
@@ -29,17 +29,7 @@ from domain.errors import (
 from domain.jobs.model import Job
 from domain.volumes.service import VolumeService
 
-#: Growth of all volumes in percent; the route has no parameters.
-DEFAULT_PERCENT: Final = 10
-
 router = APIRouter(prefix="/volumes", tags=["v0"])
-
-
-async def _no_body(request: Request) -> None:
-    """Reject a body: it is not read, and a client that sends one expects it to have an effect."""
-    if (await request.body()).strip() not in (b"", b"{}"):
-        message = "this route takes no body; /api/v1/volumes/expand does"
-        raise RequestValidationError([{"type": "extra_forbidden", "loc": ("body",), "msg": message}])
 
 
 @router.post(
@@ -80,14 +70,16 @@ async def get_volume(volume_id: UUID, volumes: VolumesDep) -> VolumeOut:
 @router.post(
     "/expand",
     operation_id="expand_volumes_v0",
-    summary="Expand every volume, and wait for it",
-    responses=waits(),
-    dependencies=[NoQuery, Depends(_no_body)],
+    summary="Expand many volumes, and wait for it",
+    responses=waits(*BODY, GROWTH_REQUIRED, UnknownBackend),
+    dependencies=[NoQuery, JsonBody, GrowthBody],
 )
-async def expand_volumes(bulk: BulkDep, origin: OriginDep, wait_for_job: WaitForJobDep) -> JobOut:
-    """Expand every volume by 10 percent, and return the job when it has ended. The route takes no body."""
-    request = BulkExpandRequest(GrowthPolicy(percent=DEFAULT_PERCENT))
-    return JobOut.from_row(await wait_for_job(request_bulk(request, bulk, origin)))
+async def expand_volumes(
+    body: BulkExpandFields, services: ServicesDep, bulk: BulkDep, origin: OriginDep, wait_for_job: WaitForJobDep
+) -> JobOut:
+    """Expand every selected volume, and return the job when it has ended."""
+    body.selection().require_backend(services.backends)
+    return JobOut.from_row(await wait_for_job(request_bulk(body.expansion(), bulk, origin)))
 
 
 @router.post(

@@ -1,5 +1,6 @@
 """The handler of bulk jobs of every kind: plan the ledger, then delegate its items to lanes."""
 
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -11,9 +12,11 @@ from domain.db.database import Database
 from domain.jobs.claimed import ClaimedJob
 from domain.jobs.kinds import FailedJobs, JobHandler, SucceededJobs
 from domain.jobs.model import Job
-from domain.jobs.outcomes import Delegated
+from domain.jobs.outcomes import Delegated, Failed, Outcome, Payload, Succeeded
 from domain.jobs.store.parents import ParentRepository
 from domain.storage.context import Grant, Stopped, StopReason
+
+_NOTHING_SELECTED: Final[Payload] = {"code": "nothing-selected", "detail": "No volume matches the selection."}
 
 
 class BulkHandler(JobHandler):
@@ -23,28 +26,32 @@ class BulkHandler(JobHandler):
         self._database = database
         self._bulk = bulk
 
-    async def perform(self, job: ClaimedJob, grant: Grant) -> Delegated:
-        """Insert the job's volumes into the ledger.
+    async def perform(self, job: ClaimedJob, grant: Grant) -> Outcome:
+        """Insert the job's volumes into the ledger. A job that has none is told so, or fails if it requires any.
 
         Raises:
             Stopped: this attempt lost the job meanwhile; the plan is rolled back.
         """
         grant.check()
+        required = Selection.from_json(job.params["selection"]).require_any
         async with self._database.transaction() as session:
             ledger = Ledger(session)
             if "missed_by" in job.params:
                 await ledger.plan_retry(job.id, UUID(job.params["missed_by"]))
             else:
                 await ledger.plan(job.id, Selection.from_json(job.params["selection"]))
+            planned = await ledger.has_unfinished(job.id)
             # Checked last, so that the job's row is locked only for the moment of the commit.
             if not await ParentRepository(session).lock_held(job.id, epoch=job.epoch, worker_id=job.worker_id):
                 raise Stopped(StopReason.LEASE_LOST)
-        return Delegated({})
+        if planned:
+            return Delegated({})
+        return Failed(_NOTHING_SELECTED) if required else Succeeded(_NOTHING_SELECTED)
 
     async def record(self, session: AsyncSession, succeeded: SucceededJobs) -> None:
-        """Add lanes to planned jobs, or end those that have no items."""
-        for job, _ in succeeded:
-            if not await recount(session, job.id):
+        """Add lanes to planned jobs; those without items have ended."""
+        for job, result in succeeded:
+            if not await recount(session, job.id) and result != _NOTHING_SELECTED:
                 await self._bulk.add_lanes(session, job)
 
     async def abandon(self, session: AsyncSession, failed: FailedJobs) -> None:

@@ -1,6 +1,6 @@
 """Bulk jobs as actions of schedules; their parameters have the same form as a client's request."""
 
-from collections.abc import Container
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -15,7 +15,7 @@ from domain.jobs.model import Job
 class ScheduledBulk:
     """An `Action` that requests one kind of bulk job."""
 
-    def __init__(self, bulk: BulkService, request_type: type[BulkRequest], backends: Container[str]) -> None:
+    def __init__(self, bulk: BulkService, request_type: type[BulkRequest], backends: Iterable[str]) -> None:
         self._bulk = bulk
         self._request_type = request_type
         self._backends = backends

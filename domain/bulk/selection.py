@@ -1,6 +1,6 @@
 """The selection of volumes for a bulk job, and the number of volumes worked on at once."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Self
 from uuid import UUID
@@ -14,31 +14,35 @@ DEFAULT_CONCURRENT: Final = 10
 
 @dataclass(frozen=True)
 class Selection:
-    """Filters for volumes; a filter that is None or empty matches all."""
+    """Filters for volumes; a filter that is None or empty matches all.
+
+    With ``require_any``, a job that selects no volume fails.
+    """
 
     ids: tuple[UUID, ...] | None = None
     labels: dict[str, str] = field(default_factory=dict)
     backend: str | None = None
+    require_any: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Convert to the JSON stored in a job."""
         ids = None if self.ids is None else [str(volume_id) for volume_id in self.ids]
-        return {"ids": ids, "labels": self.labels, "backend": self.backend}
+        return {"ids": ids, "labels": self.labels, "backend": self.backend, "require_any": self.require_any}
 
     @classmethod
     def from_json(cls, params: dict[str, Any]) -> Self:
         """Build from the JSON stored in a job."""
         ids = None if params["ids"] is None else tuple(UUID(volume_id) for volume_id in params["ids"])
-        return cls(ids, params["labels"], params["backend"])
+        return cls(ids, params["labels"], params["backend"], params.get("require_any", False))
 
-    def require_backend(self, backends: Container[str]) -> None:
+    def require_backend(self, backends: Iterable[str]) -> None:
         """Require that the backend, if one is given, is among ``backends``.
 
         Raises:
             UnknownBackend: it is not.
         """
-        if self.backend is not None and self.backend not in backends:
-            raise UnknownBackend(f"There is no backend named {self.backend!r}.", field="backend")
+        if self.backend is not None and self.backend not in (known := list(backends)):
+            raise UnknownBackend(self.backend, known)
 
 
 def from_request(request: Mapping[str, Any], own: Container[str]) -> dict[str, Any]:

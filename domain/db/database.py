@@ -7,12 +7,14 @@ Transactions are short: no storage work, HTTP or Redis call happens while one is
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import asyncpg
 from pydantic_core import from_json
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, InvalidatePoolError
@@ -22,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 from domain.db import statements
 from domain.db.sql import as_json
 from domain.errors import ConfigurationError, DatabaseUnavailable
+from domain.postgres_url import parse_url
 
 _open: ContextVar[bool] = ContextVar("open_transaction", default=False)
 
@@ -29,6 +32,7 @@ _open: ContextVar[bool] = ContextVar("open_transaction", default=False)
 #: error; a lock timeout; and a read-only server, such as a standby that is being promoted.
 _TRANSIENT: Final = ("08", "40", "53", "57", "58", "25006", "25P03", "55P03")
 _LOCK_NOT_AVAILABLE: Final = "55P03"
+_READ_ONLY: Final = "25006"
 #: The transient failures caused by the statement itself: its rows were locked, it was in a deadlock, or it timed out.
 _CONTENDED: Final = ("40", "57014", _LOCK_NOT_AVAILABLE)
 
@@ -38,6 +42,8 @@ _SERVER_SETTINGS: Final = {
     "idle_in_transaction_session_timeout": "5000",
     "statement_timeout": "10000",
     "lock_timeout": "5000",
+    # At a higher level, which a database may have as its default, concurrent claims would fail to serialize.
+    "default_transaction_isolation": "read committed",
 }
 
 #: A connection idle for longer than this is checked before use, in seconds: it may have died unnoticed.
@@ -59,17 +65,18 @@ class Database:
     """A connection pool of one PostgreSQL server."""
 
     def __init__(self, url: str, *, pool_size: int = 10) -> None:
-        self._engine = create_async_engine(
+        self._engine = create_engine(
             url,
+            server_settings=_SERVER_SETTINGS,
             pool_size=pool_size,
             max_overflow=pool_size,
             pool_timeout=5,
             json_serializer=as_json,
             json_deserializer=from_json,
             hide_parameters=True,  # an error of a chunk would quote a thousand rows, and names do not belong in logs
-            connect_args={"server_settings": dict(_SERVER_SETTINGS), "timeout": 5, "command_timeout": 60},
         )
         _check_idle_connections(self._engine)
+        _discard_read_only_sessions(self._engine)
         self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
         self._single = self._engine.execution_options(isolation_level="AUTOCOMMIT")
 
@@ -147,6 +154,30 @@ def _transaction_errors() -> Iterator[None]:
         raise
     finally:
         _open.reset(token)
+
+
+def create_engine(url: str, *, server_settings: Mapping[str, str] | None = None, **options: Any) -> AsyncEngine:
+    """Create an engine for a PostgreSQL URL; connections are opened on first use.
+
+    The URL's own parameters of a session come before ``server_settings``; ``options`` are those of SQLAlchemy.
+    """
+    arguments = parse_url(url)
+    arguments["server_settings"] = {**(server_settings or {}), **arguments["server_settings"]}
+    connect = partial(asyncpg.connect, command_timeout=60, **arguments)
+    return create_async_engine("postgresql+asyncpg://", async_creator=connect, **options)
+
+
+def _discard_read_only_sessions(engine: AsyncEngine) -> None:
+    """Discard connections whose sessions are read-only, although each of them still answers.
+
+    Either the primary has become a standby, and the same address leads to another server now; or the database was
+    read-only when the sessions began.
+    """
+
+    @event.listens_for(engine.sync_engine, "handle_error")
+    def discard(context: Any) -> None:
+        if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
+            context.is_disconnect = True
 
 
 def _check_idle_connections(engine: AsyncEngine) -> None:

@@ -20,7 +20,9 @@ from domain.errors import Invalid
 _SECOND: Final = timedelta(seconds=1)
 _DAY: Final = timedelta(days=1)
 _HOURS: Final = 24
-_FIELDS: Final = 5
+#: The fields of an expression, and how many values each has.
+_RANGES: Final = {"minute": 60, "hour": 24, "day": 31, "month": 12, "weekday": 7}
+_NEXT_LARGER: Final = {"minute": "hour", "hour": "day", "day": "month", "month": "year", "weekday": "week"}
 #: Maximum length of a cron expression, and of a time zone quoted in an error message.
 _MAX_LENGTH: Final = 100
 
@@ -108,12 +110,31 @@ class CronSchedule:
 
 
 def _parse(cron: str) -> CronSim:
-    if len(cron) > _MAX_LENGTH or not cron.isascii() or len(cron.split()) != _FIELDS:
+    if len(cron) > _MAX_LENGTH or not cron.isascii() or len(cron.split()) != len(_RANGES):
         raise Invalid("`cron` must have five fields: minute, hour, day of month, month, day of week.", field="cron")
+    _require_possible_steps(cron)
     try:
         return CronSim(cron, datetime(2000, 1, 1))  # noqa: DTZ001 (only parses the expression; the time is not used)
     except CronSimError as error:
         raise Invalid(f"`cron` is malformed or never due: {error}.", field="cron") from error
+
+
+def _require_possible_steps(cron: str) -> None:
+    """Refuse a step that is as long as the range of its field or longer, such as ``*/90`` for the minutes.
+
+    It would be due once per range only: every hour, at minute 0.
+
+    Raises:
+        Invalid: says what to write instead.
+    """
+    for text, (name, values) in zip(cron.split(), _RANGES.items(), strict=True):
+        for _, _, step in (part.partition("/") for part in text.split(",")):
+            if step.isdecimal() and int(step) >= values:
+                raise Invalid(
+                    f"`cron` has a step of {step} {name}s, but only {values} of them: a step starts again with each"
+                    f" {_NEXT_LARGER[name]}. Write down the times, or use several schedules.",
+                    field="cron",
+                )
 
 
 @functools.cache

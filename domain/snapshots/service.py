@@ -156,7 +156,7 @@ class SnapshotService:
         if new.backend in (None, backend):
             return
         if new.backend not in self._backends:
-            raise UnknownBackend(f"There is no backend named {new.backend!r}.", field="backend")
+            raise UnknownBackend(new.backend or "", self._backends)
         raise Invalid(f"A clone is made on its snapshot's backend, {backend!r}.", field="backend")
 
     def _job(self, kind: JobKind, params: Payload, volume: Volume, snapshot: Snapshot, caller: str | None) -> Job:

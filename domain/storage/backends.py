@@ -6,7 +6,7 @@ URLs. The factory is called with a `DriverUrl` and the number of threads that ma
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Final, Self
 
@@ -40,6 +40,9 @@ class Backends:
     def __contains__(self, name: object) -> bool:
         return name in self._drivers
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._drivers)
+
     def names(self) -> list[str]:
         """Return the names of the backends in the order of the configuration."""
         return list(self._drivers)
@@ -71,7 +74,7 @@ class Backends:
 
     def _require(self, name: str) -> None:
         if name not in self._drivers:
-            raise UnknownBackend(f"There is no backend named {name!r}.", field="backend")
+            raise UnknownBackend(name, self)
 
 
 def open_driver(url: str | DriverUrl, threads: int) -> StorageDriver:

@@ -164,7 +164,7 @@ class VolumeService:
     def _new_volume(self, new: NewVolume) -> Volume:
         backend = new.backend or self._backends.names()[0]
         if backend not in self._backends:
-            raise UnknownBackend(f"There is no backend named {backend!r}.", field="backend")
+            raise UnknownBackend(backend, self._backends)
         if new.size is None:
             raise Invalid("A volume needs a size.", field="size")
         return new.to_row(backend=backend, size=new.size, job_id=uuid7())

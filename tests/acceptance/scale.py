@@ -1,4 +1,4 @@
-"""The scale of the storms: short in `make test`, long with ``CISTERN_LONG=1`` (`make test-long`)."""
+"""The scale of the storms: short in `make test`, long with ``CISTERN_TEST_LONG=1`` (`make test-long`)."""
 
 import os
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Scale:
     seed: int
 
 
-LONG = bool(os.environ.get("CISTERN_LONG"))
-_SEED = int(os.environ.get("CISTERN_SEED", "1"))
+LONG = bool(os.environ.get("CISTERN_TEST_LONG"))
+_SEED = int(os.environ.get("CISTERN_TEST_SEED", "1"))
 
 SCALE = Scale(3000, 40, 6, 100, _SEED) if LONG else Scale(60, 16, 5, 150, _SEED)

@@ -1,6 +1,7 @@
 """Schemathesis tests the running API against its own OpenAPI document, with valid and invalid requests.
 
-``CISTERN_LONG=1`` follows ten times as many chains of requests, from a random seed; ``CISTERN_SEED`` sets the seed.
+``CISTERN_TEST_LONG=1`` follows ten times as many chains of requests, from a random seed; ``CISTERN_TEST_SEED`` sets the
+seed.
 """
 
 import json
@@ -16,7 +17,7 @@ import pytest
 from tests.acceptance.cluster import ROOT, Cluster
 from tests.acceptance.scale import LONG
 
-SEED = int(os.environ.get("CISTERN_SEED") or (secrets.randbelow(2**32) if LONG else 1))
+SEED = int(os.environ.get("CISTERN_TEST_SEED") or (secrets.randbelow(2**32) if LONG else 1))
 
 #: A request that is valid by the document can be refused: the name is taken, the size would shrink the volume, the
 #: id does not exist. OpenAPI cannot express that, so this check would report correct responses.
@@ -67,7 +68,7 @@ def responses(folder: Path) -> Counter[int]:
     "part", ["--exclude-path-regex=^/api/v0", "--include-path-regex=^/api/v0"], ids=["version 1", "version 0"]
 )
 def test_the_running_api_conforms_to_its_document(cluster: Cluster, tmp_path: Path, part: str) -> None:
-    sys.stdout.write(f"CISTERN_SEED={SEED} repeats this run.\n")
+    sys.stdout.write(f"CISTERN_TEST_SEED={SEED} repeats this run.\n")
     cluster.start_worker(CISTERN_BUSY_SECONDS="1", CISTERN_LOG_LEVEL="error")
     run = fuzz(cluster.start_api(), tmp_path, part)
 

@@ -1,6 +1,6 @@
 """Whole stacks under faults and load: every accepted job ends, is recorded once, and no bytes are lost.
 
-``make test`` runs a short storm. ``CISTERN_LONG=1`` (`make test-long`) runs long ones, and writes a report.
+``make test`` runs a short storm. ``CISTERN_TEST_LONG=1`` (`make test-long`) runs long ones, and writes a report.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """Deterministic simulation: requests, crashes, late settlements, duplicate and lost messages in any order.
 
-Hypothesis searches for an order that breaks an invariant (`tests.simulation.invariants`). ``CISTERN_SEED`` sets the
-seed, 0 by default. ``CISTERN_LONG=1`` runs five times as many steps, from a random seed. ``CISTERN_HASTY=1`` does not
-shrink a failing example; `python -m tests.mutation` sets it.
+Hypothesis searches for an order that breaks an invariant (`tests.simulation.invariants`). ``CISTERN_TEST_SEED`` sets
+the seed, 0 by default. ``CISTERN_TEST_LONG=1`` runs five times as many steps, from a random seed.
+``CISTERN_TEST_HASTY=1`` does not shrink a failing example; `python -m tests.mutation` sets it.
 """
 
 import logging
@@ -29,10 +29,10 @@ from tests.simulation.scheduler import Fault, SteppedTask
 from tests.simulation.world import choose
 from tests.simulation.world_state import Row
 
-LONG = bool(os.environ.get("CISTERN_LONG"))
-HASTY = bool(os.environ.get("CISTERN_HASTY"))
+LONG = bool(os.environ.get("CISTERN_TEST_LONG"))
+HASTY = bool(os.environ.get("CISTERN_TEST_HASTY"))
 STEPS = 10_000 if LONG else 2_000
-SEED = int(os.environ.get("CISTERN_SEED") or (secrets.randbelow(2**32) if LONG else 0))
+SEED = int(os.environ.get("CISTERN_TEST_SEED") or (secrets.randbelow(2**32) if LONG else 0))
 PROFILE = profile(
     max_examples=10,
     stateful_step_count=60,
@@ -191,6 +191,6 @@ def test_jobs_are_never_lost_and_take_effect_once_in_any_order_of_events(harness
         try:
             run_state_machine_as_test(seed(number)(Simulation), settings=PROFILE)
         except BaseException as error:
-            error.add_note(f"Reproduce with CISTERN_SEED={number}.")
+            error.add_note(f"Reproduce with CISTERN_TEST_SEED={number}.")
             raise
         number += 1

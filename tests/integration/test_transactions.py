@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 from sqlalchemy import text
@@ -252,3 +254,49 @@ async def test_close_does_not_wait_for_a_paused_postgresql(settings: Settings, m
             await database.close()
     finally:
         os.kill(backend, signal.SIGCONT)
+
+
+@asynccontextmanager
+async def altered(database_url: str, change: str, back: str) -> AsyncIterator[None]:
+    """Change the database, or a table of it, for all sessions that begin in the block."""
+    administrator = Database(database_url)
+
+    async def run(statement: str) -> None:
+        async with administrator.autocommit() as connection:
+            await connection.execute(text("SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE"))
+            name = await connection.scalar(text("SELECT current_database()"))
+            await connection.execute(text(statement.format(database=name)))
+
+    await run(change)
+    try:
+        yield
+    finally:
+        await run(back)
+        await administrator.close()
+
+
+async def test_level_of_isolation_is_that_of_cistern(database_url: str) -> None:
+    serializable = "ALTER DATABASE {database} SET default_transaction_isolation = 'serializable'"
+    back = "ALTER DATABASE {database} RESET default_transaction_isolation"
+    async with altered(database_url, serializable, back):
+        database = Database(database_url)
+        async with database.transaction() as session, database.autocommit() as connection:
+            levels = [await one.scalar(text("SHOW transaction_isolation")) for one in (session, connection)]
+        await database.close()
+
+    assert levels == ["read committed"] * 2
+
+
+async def test_sessions_that_began_read_only_are_replaced_once_the_server_is_writable(database_url: str) -> None:
+    database = Database(database_url)
+    read_only = "ALTER DATABASE {database} SET default_transaction_read_only = on"
+    async with altered(database_url, read_only, "ALTER DATABASE {database} RESET default_transaction_read_only"):
+        for _ in range(2):
+            with pytest.raises(DatabaseUnavailable):
+                async with database.transaction() as session:
+                    await insert_named(session, "refused")
+
+    async with database.transaction() as session:
+        await insert_named(session, "accepted")
+        await session.rollback()
+    await database.close()

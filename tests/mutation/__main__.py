@@ -114,7 +114,7 @@ def judge(mutation: Mutation, copy: Path) -> str:
 def run_tests(copy: Path, tests: Iterable[str]) -> tuple[int, str]:
     """Run tests in a copy; return pytest's exit status and output."""
     command = [sys.executable, "-m", "pytest", "-q", "-rf", "-p", "no:cacheprovider", "--tb=line", *tests]
-    environment = os.environ | {"PYTHONPATH": str(copy), "CISTERN_HASTY": "1", "COLUMNS": "1000"}
+    environment = os.environ | {"PYTHONPATH": str(copy), "CISTERN_TEST_HASTY": "1", "COLUMNS": "1000"}
     completed = subprocess.run(
         command, cwd=copy, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )

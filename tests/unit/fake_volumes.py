@@ -183,7 +183,7 @@ class FakeVolumes:
     async def _create(self, request: NewVolume, origin: RequestOrigin) -> Job:
         backend = request.backend or self.backends.names()[0]
         if backend not in self.backends:
-            raise UnknownBackend(f"There is no backend given {backend!r}.", field="backend")
+            raise UnknownBackend(backend, self.backends)
         self.require_free(request.name)
         volume = self.add(
             volume_row(

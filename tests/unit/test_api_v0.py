@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy
+from domain.bulk.selection import Selection
 from domain.jobs.states import JobStatus
 from tests.unit.fakes import FakeServices, snapshot_row, volume_row
 
@@ -45,17 +46,19 @@ async def test_each_operation_returns_its_resource(fake: FakeServices, client: h
     assert (await client.delete(f"{V0}/volumes/{gone.id}")).status_code == 204
 
 
-async def test_expand_all_grows_by_ten_percent_without_a_body(fake: FakeServices, client: httpx.AsyncClient) -> None:
-    response = await client.post(f"{V0}/volumes/expand")
+async def test_many_volumes_are_expanded_as_the_body_says(fake: FakeServices, client: httpx.AsyncClient) -> None:
+    response = await client.post(f"{V0}/volumes/expand", json={"percent": 10, "labels": {"a": "b"}})
 
     assert (response.status_code, response.json()["status"]) == (200, "succeeded")
-    assert fake.bulk.requests == [BulkExpandRequest(GrowthPolicy(percent=10))]
+    assert fake.bulk.requests == [BulkExpandRequest(GrowthPolicy(percent=10), Selection(labels={"a": "b"}))]
 
 
-async def test_expand_all_rejects_a_body(fake: FakeServices, client: httpx.AsyncClient) -> None:
-    response = await client.post(f"{V0}/volumes/expand", json={"percent": 1})
+async def test_many_volumes_are_not_expanded_without_a_body(fake: FakeServices, client: httpx.AsyncClient) -> None:
+    bodies: tuple[dict[str, object] | None, ...] = (None, {})
+    for body in bodies:
+        response = await client.post(f"{V0}/volumes/expand", json=body)
 
-    assert (response.status_code, response.json()["code"]) == (422, "invalid")
+        assert (response.status_code, response.json()["code"]) == (422, "growth-required")
     assert fake.bulk.requests == []
 
 
@@ -91,7 +94,7 @@ async def test_failed_job_is_a_424_with_its_id(
 async def test_partial_bulk_job_is_a_success(fake: FakeServices, client: httpx.AsyncClient) -> None:
     fake.watcher.final_status = JobStatus.PARTIAL
 
-    assert (await client.post(f"{V0}/volumes/expand")).json()["status"] == "partial"
+    assert (await client.post(f"{V0}/volumes/expand", json={"percent": 10})).json()["status"] == "partial"
 
 
 async def test_errors_are_those_of_version_1(fake: FakeServices, client: httpx.AsyncClient) -> None:

@@ -13,17 +13,17 @@ from domain.volumes.model import MAX_NAME
 
 
 def test_name_gets_a_time_stamp_in_milliseconds() -> None:
-    assert stamped("nightly", datetime(2026, 1, 31, 2, 3, 4, 56_789, tzinfo=UTC)) == "nightly-20260131T020304056Z"
+    assert stamped("nightly", datetime(2026, 1, 31, 2, 3, 4, 56_789, tzinfo=UTC), None) == "nightly-20260131T020304056Z"
 
 
 def test_names_sort_by_time() -> None:
     times = [datetime(2026, 1, 31, 2, 0, 0, 9_000, tzinfo=UTC), datetime(2026, 1, 31, 2, 0, 0, 10_000, tzinfo=UTC)]
 
-    assert sorted(stamped("n", time) for time in times) == [stamped("n", time) for time in times]
+    assert sorted(stamped("n", time, None) for time in times) == [stamped("n", time, None) for time in times]
 
 
 def test_longest_name_fits_with_its_time_stamp() -> None:
-    assert len(stamped(BulkSnapshotRequest("n" * MAX_PREFIX).name, datetime.now(UTC))) == MAX_NAME
+    assert len(stamped(BulkSnapshotRequest("n" * MAX_PREFIX).name, datetime.now(UTC), str(uuid4()))) == MAX_NAME
 
 
 @pytest.mark.parametrize("name", ["", "n" * (MAX_PREFIX + 1)])
@@ -49,3 +49,12 @@ def test_request_round_trips_through_job_params() -> None:
 
     assert BulkSnapshotRequest.from_json(request.to_json()) == request
     assert BulkSnapshotRequest.from_json(BulkSnapshotRequest("n").to_json()) == BulkSnapshotRequest("n")
+
+
+def test_runs_of_two_schedules_at_the_same_time_have_different_names() -> None:
+    time, schedules = datetime.now(UTC), (uuid4(), uuid4())
+    request = BulkSnapshotRequest("nightly")
+    names = [request.job_params(time=time, schedule_id=one)["snapshot_name"] for one in (*schedules, None)]
+
+    assert len(set(names)) == 3
+    assert all(name.startswith("nightly-") for name in names)

@@ -50,8 +50,9 @@ def test_serve_runs_uvicorn_with_a_limited_graceful_shutdown(cistern: Cistern, m
     monkeypatch.setattr("uvicorn.run", lambda app, **options: calls.append((app, options)))
 
     assert cistern("serve", "--host", "0.0.0.0", "--port", "80") == (0, "")
-    options = {"host": "0.0.0.0", "port": 80, "access_log": False, "timeout_graceful_shutdown": 5}
-    assert calls == [("api.main:app", options)]
+    options = {"host": "0.0.0.0", "port": 80, "access_log": False}
+    timeouts = {"timeout_graceful_shutdown": 5, "timeout_keep_alive": 75}
+    assert calls == [("api.main:app", options | timeouts)]
 
 
 def test_work_runs_the_worker(cistern: Cistern, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +74,7 @@ def test_server_commands_do_not_import_the_client_commands() -> None:
 def test_migrate_without_a_database_names_the_variable(cistern: Cistern) -> None:
     code, output = cistern("migrate")
 
-    assert (code, output) == (1, "cistern: CISTERN_DATABASE_URL must be postgresql+asyncpg://...\n")
+    assert (code, output) == (1, "cistern: CISTERN_DATABASE_URL must be postgresql://...\n")
 
 
 def test_migrate_fails_if_the_database_is_unreachable(

@@ -239,6 +239,13 @@ def test_times_are_those_that_local_clocks_show(
         "every day at noon",
         "0 0 * * \u2460",
         "0" * 101 + " * * * *",
+        "*/90 * * * *",
+        "*/60 * * * *",
+        "0 */36 * * *",
+        "0,5-50/61 * * * *",
+        "0 0 */31 * *",
+        "0 0 1 */12 *",
+        "0 0 * * */7",
     ],
 )
 def test_invalid_expression_is_refused_with_its_field(cron: str) -> None:
@@ -246,6 +253,16 @@ def test_invalid_expression_is_refused_with_its_field(cron: str) -> None:
         CronSchedule(cron, "UTC").next(at("2026-01-01T00:00"))
 
     assert refused.value.details["field"] == "cron"
+
+
+def test_step_that_is_never_reached_is_refused_with_what_it_would_do() -> None:
+    with pytest.raises(Invalid, match="a step of 90 minutes, but only 60 of them: a step starts again with each hour"):
+        CronSchedule("*/90 * * * *", "UTC")
+
+
+@pytest.mark.parametrize("cron", ["*/59 * * * *", "0 */23 * * *", "0 0 */30 * *", "0 0 1 */11 *", "0 0 * * */6"])
+def test_step_within_its_range_is_accepted(cron: str) -> None:
+    assert CronSchedule(cron, "UTC").next(at("2026-01-01T00:00")) > at("2026-01-01T00:00")
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """Settings are read from the environment and from .env; an invalid one is reported in one line that names it."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from domain.errors import ConfigurationError
+from domain.jobs.transport.job_queue import JobQueue
+from domain.postgres_url import parse_url
 from domain.settings import Settings, load_settings, require_servers
 
 URLS = {"database_url": "postgresql+asyncpg://u@h/d", "redis_url": "redis://h"}
@@ -135,10 +138,51 @@ def test_valid_server_urls_are_accepted(empty_environment: Path, scheme: str) ->
     assert require_servers(settings) is settings
 
 
-@pytest.mark.parametrize("url", ["", "postgresql://u@h/d", "sqlite://", "postgres://h/d"])
-def test_invalid_database_url_is_reported(empty_environment: Path, url: str) -> None:
+def test_missing_database_url_is_reported(empty_environment: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"^CISTERN_DATABASE_URL must be"):
-        require_servers(load_settings(**URLS | {"database_url": url}))
+        require_servers(load_settings(**URLS | {"database_url": ""}))
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("sqlite://", "must begin with postgresql://"),
+        ("postgresql://h/d?foo=1", "there is no option foo"),
+        ("postgresql://h/d?sslmode=on", "sslmode must be one of disable"),
+        ("postgresql://h/d?sslrootcert=/no/such/file", "sslrootcert: there is no file /no/such/file"),
+        ("postgresql://h/d?connect_timeout=soon", "connect_timeout must be"),
+        ("postgresql://h1:1,h2:x/d", "'x' is no port"),
+    ],
+)
+def test_invalid_database_url_is_reported_with_the_reason(empty_environment: Path, url: str, reason: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^CISTERN_DATABASE_URL: {re.escape(reason)}"):
+        load_settings(**URLS | {"database_url": url})
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("postgres://h/d", {"host": ["h"], "port": [5432], "database": "d"}),
+        ("postgresql://u:p%40@h:1/d", {"user": "u", "password": "p@", "port": [1]}),
+        ("postgresql://u@h1,h2:2/d?target_session_attrs=read-write", {"host": ["h1", "h2"], "port": [5432, 2]}),
+        ("postgresql://u@/d?host=h1:1&host=h2:2", {"host": ["h1", "h2"], "port": [1, 2]}),
+        ("postgresql://u@h/d?sslmode=require&channel_binding=require", {"dsn": "postgresql:///?sslmode=require"}),
+        ("postgresql://u@h/d?connect_timeout=3&application_name=me", {"timeout": 3.0}),
+        ("postgresql://u@h/d?application_name=me", {"server_settings": {"application_name": "me"}}),
+        ("postgresql+asyncpg://u@/d?host=/run/x", {"host": ["/run/x"], "user": "u"}),
+    ],
+)
+def test_database_url_of_a_hosted_service_is_understood(url: str, expected: dict[str, object]) -> None:
+    assert parse_url(url).items() >= expected.items()
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [("redis://h/0?foo=1", "unexpected keyword argument 'foo'"), ("redis://h/0?socket_timeout=soon", "Invalid value")],
+)
+def test_unknown_option_of_the_redis_url_is_reported(url: str, reason: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"^CISTERN_REDIS_URL: {reason}"):
+        JobQueue.open(url)
 
 
 @pytest.mark.parametrize("url", ["", "localhost:6379", "http://h"])
@@ -155,3 +199,36 @@ def test_sweep_interval_shrinks_with_short_leases(empty_environment: Path, lease
 def test_settings_are_immutable(empty_environment: Path) -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_settings().max_jobs = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "nearest"),
+    [
+        ("CISTERN_MAXJOBS", "CISTERN_MAX_JOBS"),
+        ("cistern_lease_second", "CISTERN_LEASE_SECONDS"),
+        ("CISTERN_X", "CISTERN_"),
+    ],
+)
+def test_unknown_variable_is_refused_with_the_nearest_name(
+    empty_environment: Path, monkeypatch: pytest.MonkeyPatch, misspelt: str, nearest: str
+) -> None:
+    monkeypatch.setenv(misspelt, "5")
+    with pytest.raises(
+        ConfigurationError, match=f"^{misspelt}: there is no such variable; the nearest one is {nearest}"
+    ):
+        load_settings()
+
+
+def test_unknown_variable_in_dotenv_is_refused(empty_environment: Path) -> None:
+    (empty_environment / ".env").write_text("CISTERN_BACKEND={}\n")
+    with pytest.raises(ConfigurationError, match="the nearest one is CISTERN_BACKENDS"):
+        load_settings()
+
+
+def test_variables_of_the_command_line_compose_and_the_tests_are_allowed(
+    empty_environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CISTERN_URL", "CISTERN_IMAGE", "CISTERN_TEST_LONG"):
+        monkeypatch.setenv(name, "x")
+
+    assert load_settings().max_jobs == 10

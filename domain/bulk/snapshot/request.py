@@ -11,8 +11,9 @@ from domain.jobs.kinds import JobKind
 from domain.snapshots.retention import RetentionRule
 from domain.volumes.model import MAX_NAME
 
-#: Length of the time stamp added to the name, which tells the snapshots of different runs apart.
-_STAMP_LENGTH: Final = len("-20260131T235959123Z")
+#: Length of what is added to the name: the time, and the end of the schedule's id. It tells the snapshots of different
+#: runs apart, also of two schedules with the same name that are due at the same time.
+_STAMP_LENGTH: Final = len("-20260131T235959123Z-0123456789ab")
 MAX_PREFIX: Final = MAX_NAME - _STAMP_LENGTH
 #: Defaults of the request's own members. The empty name is rejected; without retention rule all snapshots are kept.
 _DEFAULTS: Final[dict[str, Any]] = {"name": "", "keep_last": None, "keep_days": None}
@@ -22,7 +23,7 @@ _DEFAULTS: Final[dict[str, Any]] = {"name": "", "keep_last": None, "keep_days": 
 class BulkSnapshotRequest:
     """A request to take snapshots of many volumes, of ``max_concurrent`` at once over all workers.
 
-    The snapshots' name is ``name`` followed by a time stamp.
+    The snapshots' name is ``name`` followed by the time, and by the end of the schedule's id if a schedule takes them.
     """
 
     kind: ClassVar = JobKind.BULK_SNAPSHOT
@@ -78,9 +79,10 @@ class BulkSnapshotRequest:
     @classmethod
     def retry_params(cls, params: dict[str, Any], *, time: datetime) -> dict[str, Any]:
         """Give the snapshots a new name: they show the volumes as of ``time``."""
-        return params | {"snapshot_name": stamped(params["name"], time.astimezone(UTC))}
+        return params | {"snapshot_name": stamped(params["name"], time.astimezone(UTC), params.get("schedule_id"))}
 
 
-def stamped(name: str, time: datetime) -> str:
-    """Return the name of the snapshots of one run: ``name`` and ``time``, which is in UTC, to the millisecond."""
-    return f"{name}-{time:%Y%m%dT%H%M%S}{time.microsecond // 1000:03}Z"
+def stamped(name: str, time: datetime, schedule_id: str | None) -> str:
+    """Return the name of the snapshots of one run; ``time`` is in UTC, and is written to the millisecond."""
+    stamp = f"{name}-{time:%Y%m%dT%H%M%S}{time.microsecond // 1000:03}Z"
+    return stamp if schedule_id is None else f"{stamp}-{schedule_id[-12:]}"

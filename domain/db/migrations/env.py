@@ -6,10 +6,11 @@ from typing import Final
 import structlog
 from alembic import context
 from sqlalchemy import Connection, pool, text
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.bulk import model as bulk_model
 from domain.db.base import Base
+from domain.db.database import create_engine
 from domain.db.migrations import MIGRATION_LOCK
 from domain.jobs import acceptance, stats
 from domain.jobs import model as jobs_model
@@ -63,7 +64,7 @@ async def acquire_migration_lock(connection: AsyncConnection) -> None:
 
 async def connect_and_run() -> None:
     """Migrate over a single connection, which holds the migration lock until it is closed."""
-    engine = create_async_engine(context.config.attributes["url"], poolclass=pool.NullPool)
+    engine = create_engine(context.config.attributes["url"], poolclass=pool.NullPool)
     try:
         async with engine.connect() as connection:
             await acquire_migration_lock(connection)

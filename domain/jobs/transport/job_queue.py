@@ -21,7 +21,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from domain.batching import Batcher
-from domain.errors import Unavailable
+from domain.errors import ConfigurationError, Unavailable
 from domain.jobs.model import JobMessage
 from domain.jobs.transport.messages import deserialize, message_id, serialize, write_message
 from domain.jobs.transport.write_errors import WriteErrors
@@ -85,15 +85,24 @@ class JobQueue:
 
     @classmethod
     def open(cls, url: str) -> Self:
-        """Prepare connections to the Redis at ``url``; the first is opened on first use."""
-        redis = ArqRedis.from_url(
-            url,
-            socket_connect_timeout=_TIMEOUT_SECONDS,
-            socket_timeout=5,
-            # Retry once, at once, in case a pooled connection died unnoticed. OSError is raised by a failed connect.
-            retry=Retry(NoBackoff(), 1),
-            retry_on_error=[RedisConnectionError, RedisTimeoutError, OSError],
-        )
+        """Prepare connections to the Redis at ``url``; the first is opened on first use.
+
+        Raises:
+            ConfigurationError: the URL is malformed, or has an option that redis-py does not know.
+        """
+        try:
+            redis = ArqRedis.from_url(
+                url,
+                socket_connect_timeout=_TIMEOUT_SECONDS,
+                socket_timeout=5,
+                # Retry once, at once, in case a pooled connection died unnoticed. OSError: a failed connect.
+                retry=Retry(NoBackoff(), 1),
+                retry_on_error=[RedisConnectionError, RedisTimeoutError, OSError],
+            )
+            redis.connection_pool.make_connection()  # opens nothing; rejects unknown options
+        except (TypeError, ValueError, OSError) as error:
+            reason = str(error).rpartition("__init__() got an ")[2]
+            raise ConfigurationError(f"CISTERN_REDIS_URL: {reason}") from error
         return cls(redis)
 
     async def dispatch(self, messages: Iterable[JobMessage]) -> None:

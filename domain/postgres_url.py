@@ -1,0 +1,95 @@
+"""PostgreSQL URLs, in the forms that hosted services hand out, as arguments of asyncpg.
+
+``postgresql://``, ``postgres://`` and ``postgresql+asyncpg://``, one host or several, with the options of libpq:
+https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
+"""
+
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import parse_qsl, unquote, urlencode
+
+SCHEMES: Final = ("postgresql", "postgres", "postgresql+asyncpg")
+_PORT: Final = 5432
+_SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+_FILES: Final = frozenset({"sslrootcert", "sslcert", "sslkey", "sslcrl"})
+#: Options that asyncpg reads from its own URL.
+_OF_ASYNCPG: Final = _FILES | {
+    *("ssl", "sslmode", "sslnegotiation", "target_session_attrs", "passfile", "krbsrvname", "gsslib")
+}
+#: SQLAlchemy's name of an option.
+_SQLALCHEMY_NAMES: Final = {"ssl": "sslmode"}
+_OF_ACCOUNT: Final = frozenset({"user", "password", "dbname"})
+#: Options that PostgreSQL itself gets when a session begins.
+_OF_SERVER: Final = frozenset({"application_name", "options"})
+#: Options of libpq without an equal in asyncpg, which changes nothing but how a connection is kept or negotiated.
+_WITHOUT_EQUAL: Final = frozenset(
+    {
+        *("channel_binding", "gssencmode", "sslcompression", "fallback_application_name", "client_encoding"),
+        *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"),
+    }
+)
+
+
+def parse_url(url: str) -> dict[str, Any]:
+    """Convert a URL to arguments of `asyncpg.connect`.
+
+    Raises:
+        ValueError: the URL is malformed, has an option that is unknown, or names a file that does not exist.
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme not in SCHEMES:
+        raise ValueError(f"must begin with {', '.join(f'{name}://' for name in SCHEMES)}")
+    account, _, place = rest.rpartition("@")  # a password may contain any character
+    place, _, query = place.partition("?")
+    hosts, _, database = place.partition("/")
+    user, has_password, password = account.partition(":")
+    given = parse_qsl(query, keep_blank_values=True)
+    addresses = [one for name, value in given if name == "host" for one in value.split(",")] or hosts.split(",")
+    ports = [one for name, value in given if name == "port" for one in value.split(",")]
+    pairs = [_address(one) for one in addresses if one]
+    options = {name: value for name, value in given if name not in ("host", "port")}
+    arguments = _options(options)
+    if pairs:
+        arguments["host"] = [host for host, _ in pairs]
+        arguments["port"] = [_port(port) for port in ports] if ports else [port for _, port in pairs]
+    names = {"user": user or options.get("user", ""), "database": database or options.get("dbname", "")}
+    arguments |= {name: unquote(value) for name, value in names.items() if value}
+    if has_password or "password" in options:
+        arguments["password"] = unquote(password) if has_password else options["password"]
+    return arguments
+
+
+def _options(options: dict[str, str]) -> dict[str, Any]:
+    if unknown := options.keys() - _OF_ACCOUNT - _OF_ASYNCPG - _OF_SERVER - _WITHOUT_EQUAL - {"connect_timeout"}:
+        raise ValueError(f"there is no option {min(unknown)}")
+    for_asyncpg = {_SQLALCHEMY_NAMES.get(name, name): value for name, value in options.items() if name in _OF_ASYNCPG}
+    if for_asyncpg.get("sslmode", "prefer") not in _SSL_MODES:
+        raise ValueError(f"sslmode must be one of {', '.join(_SSL_MODES)}")
+    for name in _FILES & for_asyncpg.keys():
+        if not Path(for_asyncpg[name]).is_file():
+            raise ValueError(f"{name}: there is no file {for_asyncpg[name]}")
+    return {
+        "timeout": _seconds(options.get("connect_timeout", "5")),
+        "server_settings": {name: value for name, value in options.items() if name in _OF_SERVER},
+        **({"dsn": f"postgresql:///?{urlencode(for_asyncpg)}"} if for_asyncpg else {}),
+    }
+
+
+def _address(text: str) -> tuple[str, int]:
+    if text.startswith("/"):  # the directory of a socket
+        return text, _PORT
+    host, bracket, rest = text.partition("]") if text.startswith("[") else (text.partition(":")[0], "", "")
+    port = rest.removeprefix(":") if bracket else text.partition(":")[2]
+    return unquote(host.removeprefix("[")), _port(port) if port else _PORT
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 2**16:
+        raise ValueError(f"{text!r} is no port")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError("connect_timeout must be a whole number of seconds")
+    return float(text)

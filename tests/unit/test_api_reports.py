@@ -1,0 +1,80 @@
+"""What users of other systems have reported, tried here: numbers for display, sizes, names, HEAD."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.unit.fakes import FakeServices, job_row, volume_row
+
+JOBS, VOLUMES = "/api/v1/jobs", "/api/v1/volumes"
+PROGRESS: dict[str, Any] = {"kind": "bulk.expand", "status": "running", "succeeded": 1, "failed": 0, "skipped": 0}
+
+
+@pytest.mark.parametrize(
+    ("total", "age", "per_second"),
+    [
+        (400, timedelta(minutes=35), 0.0004762),
+        (2**46, timedelta(days=30), 3.858e-07),
+        (400, timedelta(seconds=-5), 1000.0),
+        (1, timedelta(hours=1), 0.0002778),
+    ],
+    ids=["slow", "hopelessly slow", "started in the future", "as good as done"],
+)
+async def test_job_of_any_speed_can_be_read_listed_and_cancelled(
+    fake: FakeServices, client: httpx.AsyncClient, total: int, age: timedelta, per_second: float
+) -> None:
+    job = fake.jobs.add(job_row(**PROGRESS, total=total, started_at=datetime.now(UTC) - age))
+    responses = [
+        await client.get(f"{JOBS}/{job.id}"),
+        await client.get(JOBS),
+        await client.post(f"{JOBS}/{job.id}/cancel", headers={"Idempotency-Key": "once"}),
+    ]
+
+    assert [response.status_code for response in responses] == [200, 200, 202]
+    progress: dict[str, Any] = responses[0].json()["progress"]
+    assert progress["per_second"] == pytest.approx(per_second, rel=0.01)
+    assert (progress["estimated_end"] is None) == (total == 2**46)
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [("4.1GB", 4_100_000_000), ("0.001KB", 1), ("0.001KiB", 2), ("1.1GiB", 1_181_116_007), ("7 b", 7), ("12B", 12)],
+)
+async def test_size_is_converted_by_decimal_arithmetic(
+    fake: FakeServices, client: httpx.AsyncClient, written: str, size: int
+) -> None:
+    await client.post(VOLUMES, json={"name": "new", "size": written})
+
+    assert [volume.size for volume in fake.volumes.rows.values()] == [size]
+
+
+async def test_name_may_contain_dots(client: httpx.AsyncClient) -> None:
+    responses = [await client.post(VOLUMES, json={"name": name, "size": 1}) for name in ("db.example.org", ".hidden")]
+
+    assert [response.status_code for response in responses] == [202, 422]
+
+
+async def test_unknown_backend_is_refused_with_the_names_of_all(client: httpx.AsyncClient) -> None:
+    refused = [
+        await client.post(VOLUMES, json={"name": "new", "size": 1, "backend": "tape"}),
+        await client.post(f"{VOLUMES}/expand", json={"by": 1, "backend": "tape"}),
+        await client.post(f"{VOLUMES}/snapshots", json={"name": "new", "backend": "tape"}),
+    ]
+
+    for response in refused:
+        assert (response.status_code, response.json()["code"]) == (422, "unknown-backend")
+        assert "'memory', 'null'" in response.json()["detail"]
+
+
+async def test_head_is_answered_as_get_without_a_body(fake: FakeServices, client: httpx.AsyncClient) -> None:
+    volume, job = fake.volumes.add(volume_row()), fake.jobs.add(job_row())
+    paths = ["/healthz", "/readyz", VOLUMES, f"{VOLUMES}/{volume.id}", f"{JOBS}/{job.id}", JOBS, "/openapi.json"]
+    for path in paths:
+        head, get = await client.head(path), await client.get(path)
+
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == get.headers["content-length"]
+    missing = await client.head(f"{JOBS}/{volume.id}")
+    assert (missing.status_code, missing.content) == (404, b"")

@@ -42,15 +42,19 @@ class OperationHandler(JobHandler):
 
     async def perform(self, job: ClaimedJob, grant: Grant) -> Succeeded:
         """Do the storage work."""
-        size = await self._operation.perform(self._driver(job), job, grant)
-        return Succeeded(_result(job, job.params.get("size") if size is None else size), copied=grant.copied)
+        found = await self._operation.perform(self._driver(job), job, grant)
+        if found.get("size", ...) is None:
+            found = {**found, "size": job.params["size"]}
+        return Succeeded(_result(job, found), copied=grant.copied)
 
     async def seal(self, job: ClaimedJob, grant: Grant) -> Payload:
         """Raise the fence of what the operation publishes, and return its size; no size: nothing is there."""
         driver = self._driver(job)
         if self._operation.publishes is Published.VOLUME:
-            return _result(job, await driver.seal(volume_of(job), grant))
-        return _result(job, await driver.seal_snapshot(source_of(job), snapshot_of(job), grant))
+            size = await driver.seal(volume_of(job), grant)
+        else:
+            size = await driver.seal_snapshot(source_of(job), snapshot_of(job), grant)
+        return _result(job, {} if size is None else {"size": size})
 
     async def record(self, session: AsyncSession, succeeded: SucceededJobs) -> None:
         """Release volumes and snapshots, with the size of what was published, or delete their rows.
@@ -122,12 +126,12 @@ class OperationHandler(JobHandler):
         return self._backends.get(job.backend or "")
 
 
-def _result(job: ClaimedJob, size: int | None) -> Payload:
-    """Build the result that a job shows, and from which its effect is recorded; ``size`` in bytes."""
-    result: Payload = {"volume_id": str(job.volume_id or source_of(job))}
+def _result(job: ClaimedJob, found: Payload) -> Payload:
+    """Build the result that a job shows, and from which its effect is recorded."""
+    ids = {"volume_id": str(job.volume_id or source_of(job))}
     if job.snapshot_id is not None:
-        result["snapshot_id"] = str(job.snapshot_id)
-    return result if size is None else result | {"size": size}
+        ids["snapshot_id"] = str(job.snapshot_id)
+    return ids | found
 
 
 def _size(found: Payload | None) -> int | None:

@@ -73,9 +73,9 @@ class Operation:
 
     kind: JobKind
     publishes: Published
-    #: The storage work. Returns the size in bytes of what it has published; None if it has removed it, or if the
-    #: backend stores no sizes.
-    perform: Callable[[StorageDriver, ClaimedJob, Grant], Awaitable[int | None]]
+    #: The storage work. Returns what the job reports besides its ids: ``size`` of what it has published, in bytes (None
+    #: if the backend stores no sizes), and whatever else the operation finds out.
+    perform: Callable[[StorageDriver, ClaimedJob, Grant], Awaitable[Payload]]
     volume: Transition[VolumeState] | None
     snapshot: Transition[SnapshotState] | None = None
     #: Returns the parameters of a retry, from those of the ended job and the size of the volume that it acquires.
@@ -163,35 +163,39 @@ def source_of(job: Job | ClaimedJob) -> UUID:
 # --- the storage work --------------------------------------------------------------------------------------
 
 
-async def _create(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> int:
-    return await driver.create(volume_of(job), job.params["size"], grant)
+async def _create(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
+    return {"size": await driver.create(volume_of(job), job.params["size"], grant)}
 
 
-async def _expand(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> int:
-    return await driver.expand(volume_of(job), job.params["to_size"], grant)
+async def _expand(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
+    return {"size": await driver.expand(volume_of(job), job.params["to_size"], grant)}
 
 
-async def _delete(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> None:
+async def _delete(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
     await driver.delete(volume_of(job), grant)
+    return {}
 
 
-async def _take(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> int | None:
+async def _take(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
     if job.retry_of is not None:
         # The job retried here may have left a snapshot behind, of the volume's data at that time.
         await driver.delete_snapshot(source_of(job), snapshot_of(job), grant)
-    return await driver.take_snapshot(source_of(job), snapshot_of(job), grant)
+    return {"size": await driver.take_snapshot(source_of(job), snapshot_of(job), grant)}
 
 
-async def _restore(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> int | None:
-    return await driver.restore_snapshot(volume_of(job), snapshot_of(job), grant)
+async def _restore(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
+    return {"size": await driver.restore_snapshot(volume_of(job), snapshot_of(job), grant)}
 
 
-async def _clone(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> int:
-    return await driver.clone_snapshot(source_of(job), snapshot_of(job), volume_of(job), job.params["size"], grant)
+async def _clone(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
+    return {
+        "size": await driver.clone_snapshot(source_of(job), snapshot_of(job), volume_of(job), job.params["size"], grant)
+    }
 
 
-async def _delete_snapshot(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> None:
+async def _delete_snapshot(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
     await driver.delete_snapshot(source_of(job), snapshot_of(job), grant)
+    return {}
 
 
 # --- the parameters of a retry -------------------------------------------------------------------------------

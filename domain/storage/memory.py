@@ -8,12 +8,12 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from domain.errors import ConfigurationError
 from domain.storage.context import Fence, Grant, refuse_stale
-from domain.storage.driver import Capacity, Leftover, StoredObject, StoredVolume, Usage
+from domain.storage.driver import Capacity, Leftover, StorageDriver, StoredObject, StoredVolume, Usage
 from domain.storage.errors import SnapshotMissing, StorageFull, VolumeMissing
 from domain.storage.urls import DriverUrl, require_no_path
 
 
-class MemoryDriver:
+class MemoryDriver(StorageDriver):
     """Stores sizes, no bytes. No method awaits anything, so the event loop serves as its lock."""
 
     def __init__(self, capacity: int | None = None) -> None:

@@ -4,11 +4,11 @@ from collections.abc import Collection, Mapping
 from uuid import UUID
 
 from domain.storage.context import Grant
-from domain.storage.driver import Capacity, Leftover, Usage
+from domain.storage.driver import Capacity, Leftover, StorageDriver, Usage
 from domain.storage.urls import DriverUrl, require_no_path
 
 
-class NullDriver:
+class NullDriver(StorageDriver):
     """Succeeds without doing anything. It stores no sizes and no fences, so it cannot refuse a stale attempt.
 
     The protocol requires the unused arguments (ARG002).

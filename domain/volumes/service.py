@@ -17,7 +17,7 @@ from domain.jobs.model import Job
 from domain.jobs.outcomes import Payload
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.transport.job_queue import JobQueue
-from domain.operations import VolumeState, job_for
+from domain.operations import OPERATIONS, VolumeState, job_for
 from domain.storage.backends import Backends
 from domain.volumes.growth import Growth
 from domain.volumes.model import Volume
@@ -154,10 +154,24 @@ class VolumeService:
             VolumeBusy: a job holds it.
             VolumeHasSnapshots: its snapshots depend on it.
         """
+        return await self.request(JobKind.VOLUME_DELETE, volume_id, origin=origin)
+
+    async def request(self, kind: JobKind, volume_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
+        """Accept an operation on a volume that has no parameters.
+
+        Raises:
+            VolumeNotFound: no such volume.
+            VolumeBusy, VolumeUnusable: the operation is not possible in its state.
+            VolumeHasSnapshots: it would delete a volume that has snapshots.
+        """
+        transition = OPERATIONS[kind].volume
+        if transition is None:
+            raise RuntimeError(f"{kind} acquires no volume")
         async with accepting(self._database, origin) as accepted:
-            volume = await VolumeRepository(accepted.session).acquire(volume_id, VolumeState.DELETING, uuid7())
-            await self._refuse_delete(accepted.session, volume_id)
-            job = self._job(JobKind.VOLUME_DELETE, volume, {}, created_by=origin.caller)
+            volume = await VolumeRepository(accepted.session).acquire(volume_id, transition.busy, uuid7())
+            if transition.success is None:
+                await self._refuse_delete(accepted.session, volume_id)
+            job = self._job(kind, volume, {}, created_by=origin.caller)
             accepted.job = await JobRepository(accepted.session).add(job)
         return await self._dispatch(job)
 

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from domain.errors import ConfigurationError
 from domain.storage.context import Grant
-from domain.storage.driver import Capacity, Leftover, StoredVolume, Usage
+from domain.storage.driver import Capacity, Leftover, StorageDriver, StoredVolume, Usage
 from domain.storage.file.disk import domain_errors
 from domain.storage.file.inventory import FileInventory
 from domain.storage.file.reserve import require_reserving
@@ -27,7 +27,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class FileDriver:
+class FileDriver(StorageDriver):
     """Stores one directory per volume below one root."""
 
     def __init__(self, root: Path, threads: int, *, reserve: bool = False) -> None:

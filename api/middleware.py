@@ -1,4 +1,7 @@
-"""ASGI middleware around every request and around start-up. Plain ASGI, because FastAPI hides both."""
+"""ASGI middleware around every request and around start-up.
+
+Plain ASGI, because FastAPI's own middleware sees neither the start-up nor the raw `receive` and `send` of a request.
+"""
 
 import asyncio
 import re

@@ -221,9 +221,8 @@ def _of_current_size(params: Payload, size: int | None) -> Payload:
 
 _V, _S = VolumeState, SnapshotState
 
-#: Where an operation that can be repeated after a failure leaves its subject as it was before or after, the subject is
-#: usable again. Where it can leave less than that (created, taken or deleted halfway), the subject ends in ``error``:
-#: retry the job, or delete the subject.
+#: A volume or snapshot that a failed operation may have left halfway (created, taken or deleted) ends in ``error``:
+#: retry the job, or delete it. Any other operation can fail at every step without harm.
 OPERATIONS: Final[Mapping[str, Operation]] = {
     operation.kind: operation
     for operation in (

@@ -128,7 +128,7 @@ class JobEngine:
         self.workers = 1
 
     async def claim(self, message: JobMessage) -> Claim | None:
-        """Claim the job of this message; return None if it is already claimed or the message is stale."""
+        """Claim the job of this message; return None if it is already claimed, or the message is stale."""
         return await self._claims(message) or await self._claims_of_locked_rows(message)
 
     async def _claim_batch(

@@ -47,7 +47,8 @@ class JobHandler(ABC):
         """Do the work, without an open transaction. May be repeated, and may be overtaken by a later attempt.
 
         Raises:
-            StorageError: a `PermanentStorageError` fails the job; after any other error it is retried.
+            StorageError: a `PermanentStorageError` fails the job. `Stopped` and `FenceRefused` end only this attempt.
+                After any other error the job is retried, as long as attempts are left.
         """
 
     async def record(self, session: AsyncSession, succeeded: SucceededJobs) -> None:  # noqa: B027 (optional)

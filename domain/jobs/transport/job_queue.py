@@ -71,7 +71,7 @@ class QueueRefusesWrites(QueueUnavailable):
 
 
 class JobQueue:
-    """Redis: one sorted set of messages, one pub/sub channel."""
+    """Redis: a sorted set of message ids, a key per message, a list that wakes idle workers, and a pub/sub channel."""
 
     def __init__(self, redis: ArqRedis) -> None:
         redis.job_serializer = serialize

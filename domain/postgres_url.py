@@ -52,10 +52,10 @@ def parse_url(url: str) -> dict[str, Any]:
     if pairs:
         arguments["host"] = [host for host, _ in pairs]
         arguments["port"] = [_port(port) for port in ports] if ports else [port for _, port in pairs]
-    names = {"user": user or options.get("user", ""), "database": database or options.get("dbname", "")}
+    names = {"user": options.get("user", user), "database": options.get("dbname", database)}
     arguments |= {name: unquote(value) for name, value in names.items() if value}
     if has_password or "password" in options:
-        arguments["password"] = unquote(password) if has_password else options["password"]
+        arguments["password"] = options.get("password", unquote(password))
     return arguments
 
 

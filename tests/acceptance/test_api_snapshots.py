@@ -75,7 +75,7 @@ async def test_version_0_supports_every_operation_without_polling(cluster: Clust
 
         grown = await http.post(f"{path}/expand", json={"to": "2MiB"})
         assert (grown.status_code, grown.json()["size"], data.stat().st_size) == (200, 2 * MIB, 2 * MIB)
-        expansion = await http.post(f"{v0}volumes/expand")
+        expansion = await http.post(f"{v0}volumes/expand", json={"percent": 10})
         assert (expansion.status_code, expansion.json()["status"], expansion.json()["progress"]["succeeded"]) == (
             200,
             "succeeded",

@@ -132,7 +132,7 @@ async def test_dry_run_plans_from_measurements_and_stores_nothing(
     assert accepted.status_code == 202
 
 
-async def test_version_0_expands_all_volumes_by_ten_percent_and_waits(
+async def test_version_0_expands_all_volumes_and_waits(
     client: httpx.AsyncClient,
     services: Services,
     bulk_settings: Settings,
@@ -142,7 +142,7 @@ async def test_version_0_expands_all_volumes_by_ten_percent_and_waits(
     volumes = await add_volumes(services, 20, backend="null", size=100 * MIB)
     fail_for(tmp_path, "expand", volumes[:1])
     async with running_worker(bulk_settings):
-        response = await client.post("/api/v0/volumes/expand")
+        response = await client.post("/api/v0/volumes/expand", json={"percent": 10})
 
     assert (response.status_code, response.json()["status"], response.json()["progress"]["succeeded"]) == (
         200,

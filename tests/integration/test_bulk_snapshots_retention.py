@@ -1,6 +1,7 @@
 """Retention of scheduled snapshots: a schedule deletes only its own, only after a new one, and only expired ones."""
 
 import math
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -62,8 +63,9 @@ async def run(services: Services, night: int, keep: RetentionRule, schedule_id: 
 
 
 async def names(services: Services, volume_id: UUID) -> list[str]:
+    """Return the names of the ready snapshots of a volume, without the ends of their schedules' ids."""
     query = "SELECT name FROM snapshots WHERE volume_id = :id AND state = 'ready' ORDER BY created_at"
-    return [row.name for row in await sql(services, query, id=volume_id)]
+    return [re.sub("-[0-9a-f]{12}$", "", row.name) for row in await sql(services, query, id=volume_id)]
 
 
 async def grow_old(services: Services, days: int) -> None:

@@ -3,6 +3,7 @@
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from domain.bulk.selection import Selection
 from domain.db.migrations import migrate
 from domain.jobs.store.retention import Pruned
 from domain.services import Services
@@ -54,7 +55,7 @@ async def test_job_has_the_parameters_of_the_schedule(services: Services) -> Non
 
     assert (job.kind, job.schedule_id, job.scheduled_for) == ("bulk.expand", schedule.id, clock.now)
     assert (job.params["policy"]["percent"], job.params["policy"]["usage_above"]) == (20, 80)
-    assert job.params["selection"] == {"ids": None, "labels": {"team": "search"}, "backend": None}
+    assert job.params["selection"] == Selection(labels={"team": "search"}).to_json()
     assert job.params["max_concurrent"] == 3
 
 

@@ -1,8 +1,8 @@
 """Accepts concurrent requests in one transaction, so that each costs little more than its rows.
 
 A batch must not wait long for locks: one locked row would delay all of its requests. Expansions never wait: a request
-for a locked volume is handed back to the caller, which accepts it in a transaction of its own. Creations wait at most
-100 ms for a name that an open transaction has just inserted; then the whole batch is handed back in the same way.
+for a locked volume is returned to the caller, which accepts it in a transaction of its own. Creations wait at most
+100 ms for a name that an open transaction has just inserted; then the whole batch is returned in the same way.
 
 Requests with an Idempotency-Key are never batched, since they may have to wait for the first answer to their key.
 """

@@ -73,8 +73,9 @@ class Operation:
 
     kind: JobKind
     publishes: Published
-    #: The storage work. Returns what the job reports besides its ids: ``size`` of what it has published, in bytes (None
-    #: if the backend stores no sizes), and whatever else the operation finds out.
+    #: The storage work. Returns what the job reports besides its ids: ``size`` of what it has published, in bytes, and
+    #: whatever else the operation finds out. The size is None if a snapshot is taken or restored on a backend that
+    #: stores no sizes.
     perform: Callable[[StorageDriver, ClaimedJob, Grant], Awaitable[Payload]]
     volume: Transition[VolumeState] | None
     snapshot: Transition[SnapshotState] | None = None

@@ -76,7 +76,7 @@ class Runner:
         #: Those that have a slot or may still need one: all but those that settle an outcome or had nothing to claim.
         self._needing_slot: set[asyncio.Task[Any] | None] = set()
         self.capacity_freed = asyncio.Event()
-        #: The jobs that are claimed and not settled yet.
+        #: The jobs that are claimed, until their settlement has returned.
         self.running: dict[UUID, Execution] = {}
 
     def start(self, message: JobMessage) -> "asyncio.Task[None]":
@@ -179,7 +179,9 @@ class Runner:
         try:
             return await self._engine.claim(message)
         except DatabaseUnavailable:
-            log.warning("claim.postponed", job_id=str(message.job_id))  # still queued; maintenance dispatches it again
+            # The job is still queued, and maintenance sends the message again. Or it was claimed and only the reply was
+            # lost: it is rescued when its lease expires.
+            log.warning("claim.postponed", job_id=str(message.job_id))
             return None
 
     def _is_stalled_here(self, job_id: UUID) -> bool:
@@ -223,7 +225,7 @@ class Runner:
         execution = Execution(job, Grant(job.id, Fence(*job.fence), claim.deadline))
         if self._closing:  # closing began during the claim
             execution.grant.stop(StopReason.SHUTDOWN)
-        if earlier := self.running.get(job.id):  # its lease was lost, which the heartbeat has not noticed yet
+        if earlier := self.running.get(job.id):  # it lost its lease unnoticed, or was just settled
             earlier.grant.stop(StopReason.LEASE_LOST)
         self.running[job.id] = execution
         ids = log_fields(job_id=job.id, parent_id=job.parent_id, volume_id=job.volume_id, snapshot_id=job.snapshot_id)
@@ -231,7 +233,7 @@ class Runner:
         return execution
 
     def _unregister(self, execution: Execution) -> None:
-        if self.running.get(execution.job.id) is execution:  # otherwise the job was lost, and claimed here again
+        if self.running.get(execution.job.id) is execution:  # otherwise the job was claimed here again
             del self.running[execution.job.id]
 
 

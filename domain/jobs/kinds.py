@@ -47,8 +47,9 @@ class JobHandler(ABC):
         """Do the work, without an open transaction. May be repeated, and may be overtaken by a later attempt.
 
         Raises:
-            StorageError: a `PermanentStorageError` fails the job. `Stopped` and `FenceRefused` end only this attempt.
-                After any other error the job is retried, as long as attempts are left.
+            StorageError: a `PermanentStorageError` fails the job. `FenceRefused` ends only this attempt; so does
+                `Stopped`, unless the user has cancelled the job. After any other error the job is retried, as long as
+                attempts are left (`StorageBusy` costs none).
         """
 
     async def record(self, session: AsyncSession, succeeded: SucceededJobs) -> None:  # noqa: B027 (optional)

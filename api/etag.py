@@ -1,4 +1,4 @@
-"""Entity tags and ``If-None-Match``: a representation that the client already has is not sent again."""
+"""Entity tags: ``If-None-Match``, so that nothing is sent twice, and ``If-Match``, so that nothing is overwritten."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Header, Response
 
 from api.schemas.base import HEADER_TEXT
+from domain.errors import PreconditionFailed
 from domain.jobs.model import Job
 from domain.snapshots.model import Snapshot
 from domain.volumes.model import Volume
@@ -24,6 +25,35 @@ def row_tag(row: Volume | Snapshot) -> str:
 def matches(tags: Sequence[str], tag: str) -> bool:
     """Check ``tag`` against all `If-None-Match` headers of a request, by the weak comparison of RFC 9110."""
     return not {tag, "*"}.isdisjoint(one.strip().removeprefix("W/") for one in ",".join(tags).split(","))
+
+
+class ConditionalChange:
+    """The `If-Match` headers of a request that changes something."""
+
+    def __init__(self, tags: list[str]) -> None:
+        self._tags = ",".join(tags).split(",") if tags else None
+
+    def require(self, row: Volume | Snapshot) -> None:
+        """Compare with the tag of the locked row, by the strong comparison of RFC 9110.
+
+        Raises:
+            PreconditionFailed: the client has read another version.
+        """
+        if self._tags is not None and {row_tag(row), "*"}.isdisjoint(tag.strip() for tag in self._tags):
+            raise PreconditionFailed
+
+
+async def _conditional_change(
+    if_match: Annotated[
+        list[str] | None,
+        Header(description="`ETag` of the version to be changed; if it has changed since, the answer is 412."),
+        HEADER_TEXT,
+    ] = None,
+) -> ConditionalChange:
+    return ConditionalChange(if_match or [])
+
+
+IfMatchDep = Annotated[ConditionalChange, Depends(_conditional_change)]
 
 
 class ConditionalGet:

@@ -142,7 +142,7 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with a limited `receive`."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["method"] == "GET":  # no route reads the body of a GET
             await self.app(scope, receive, send)
             return
         declared = Headers(scope=scope).get("Content-Length", "")

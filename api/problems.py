@@ -50,6 +50,7 @@ _STATUSES: Final[dict[type[errors.CisternError], tuple[int, str]]] = {
     errors.SnapshotBusy: (409, "Snapshot is busy"),
     errors.SnapshotUnusable: (409, "Snapshot is unusable"),
     errors.ScheduleBusy: (409, "Schedule is busy"),
+    errors.PreconditionFailed: (412, "Precondition failed"),
     errors.Invalid: (422, "Request is invalid"),
     errors.ShrinkRefused: (422, "Volumes cannot shrink"),
     errors.SizeLimitExceeded: (422, "Size limit exceeded"),

@@ -3,7 +3,7 @@
 CisternError
 ├── ConfigurationError          the process cannot start with these settings
 ├── MigrationFailed             the schema is unchanged
-├── Refused                     the request cannot be carried out
+├── Refused                     the request cannot be carried out; PreconditionFailed
 │   ├── NotFound                VolumeNotFound, SnapshotNotFound, JobNotFound, ScheduleNotFound
 │   ├── Invalid                 ShrinkRefused, SizeLimitExceeded, UnknownBackend, BadCursor, IdempotencyKeyReused
 │   └── Conflict                VolumeBusy, VolumeUnusable, NameTaken, JobEnded, JobNotRetryable, JobIsChild,
@@ -113,6 +113,12 @@ class UnknownBackend(Invalid):
     def __init__(self, name: str, known: Iterable[str]) -> None:
         names = ", ".join(map(repr, known))
         super().__init__(f"There is no backend named {name!r}. Configured are: {names}.", field="backend")
+
+
+class PreconditionFailed(Refused):
+    """The resource has changed since the client read it."""
+
+    code = "precondition-failed"
 
 
 class BadCursor(Invalid):

@@ -12,12 +12,13 @@ import json
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
+from uuid import UUID
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Route
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.dependencies import valid_caller
 from api.etag import matches
@@ -33,7 +34,7 @@ from domain.services import Services
 
 Body = TypeVar("Body", bound=BaseModel)
 #: Answers a plain request; None passes it on, to have its errors reported.
-PlainEndpoint = Callable[[Request], Awaitable[Response | None]]
+PlainEndpoint = Callable[[Request], Awaitable[ASGIApp | None]]
 
 #: Headers that change the meaning of a request.
 _UNUSUAL_HEADERS: Final = frozenset({b"prefer", b"idempotency-key"})
@@ -60,6 +61,7 @@ class HotRoute(Route):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request, or pass it on with all that was received of its body."""
+        response: ASGIApp | None
         received: list[Message] = []
 
         async def receive_and_keep() -> Message:
@@ -86,20 +88,20 @@ def install(app: FastAPI) -> None:
     ]
 
 
-async def _get_job(request: Request) -> Response | None:
+async def _get_job(request: Request) -> ASGIApp | None:
     """Return a job; one that has ended comes from the cache."""
     job_id, cache = request.path_params["job_id"], _cache(request)
     job = cache.get(job_id)
     if job is None:
-        job = render(await _services(request).jobs.get(job_id))
+        job = render(await _services(request).jobs.get(UUID(job_id)))
         cache.put(job_id, job)
     tags = request.headers.get("if-none-match")
     if tags is not None and matches([tags], job.tag):
-        return _response(304, None, job.headers)
-    return _response(200, job.body, job.headers)
+        return _Response(304, None, job.headers)
+    return _Response(200, job.body, job.headers)
 
 
-async def _create_volume(request: Request) -> Response | None:
+async def _create_volume(request: Request) -> ASGIApp | None:
     """Accept a new volume."""
     body, services = await _valid_body(request, VolumeIn), _services(request)
     if body is None:
@@ -107,9 +109,9 @@ async def _create_volume(request: Request) -> Response | None:
     return _accepted(await request_volume(body, services.volumes, services.snapshots, _origin(request)))
 
 
-async def _expand_volume(request: Request) -> Response | None:
+async def _expand_volume(request: Request) -> ASGIApp | None:
     """Accept a larger size for a volume."""
-    body, volume_id = await _valid_body(request, GrowthIn), request.path_params["volume_id"]
+    body, volume_id = await _valid_body(request, GrowthIn), UUID(request.path_params["volume_id"])
     if body is None:
         return None
     volumes = _services(request).volumes
@@ -143,15 +145,23 @@ async def _valid_body(request: Request, schema: type[Body]) -> Body | None:
         return None
 
 
-def _accepted(job: Job) -> Response:
+def _accepted(job: Job) -> ASGIApp:
     headers = [(name.lower().encode(), value.encode()) for name, value in job_location(str(job.id)).items()]
-    return _response(202, JobOut.from_row(job).model_dump_json().encode(), headers)
+    return _Response(202, JobOut.from_row(job).model_dump_json().encode(), headers)
 
 
-def _response(status: int, body: bytes | None, headers: list[tuple[bytes, bytes]]) -> Response:
-    response = Response(body, status, media_type=None if body is None else "application/json")
-    response.raw_headers.extend(headers)
-    return response
+class _Response:
+    """The messages of a response with a body of JSON, or without any; half the work of Starlette's `Response`."""
+
+    def __init__(self, status: int, body: bytes | None, headers: list[tuple[bytes, bytes]]) -> None:
+        if body is not None:
+            headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json"), *headers]
+        self._start: Message = {"type": "http.response.start", "status": status, "headers": [*headers]}
+        self._body: Message = {"type": "http.response.body", "body": body or b""}
+
+    async def __call__(self, _: Scope, __: Receive, send: Send) -> None:
+        await send(self._start)
+        await send(self._body)
 
 
 def _origin(request: Request) -> RequestOrigin:

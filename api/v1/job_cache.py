@@ -3,7 +3,6 @@
 import time
 from dataclasses import dataclass
 from typing import Final, NamedTuple
-from uuid import UUID
 
 from api.etag import job_tag
 from api.problems import RETRY_SECONDS
@@ -44,14 +43,14 @@ class EndedJobCache:
     """The responses of the ended jobs that were requested last."""
 
     def __init__(self) -> None:
-        self._entries: dict[UUID, _Entry] = {}
+        self._entries: dict[str, _Entry] = {}
 
-    def get(self, job_id: UUID) -> RenderedJob | None:
+    def get(self, job_id: str) -> RenderedJob | None:
         """Return the cached response of a job; None if there is none or it has expired."""
         entry = self._entries.get(job_id)
         return entry.job if entry is not None and time.monotonic() < entry.expires else None
 
-    def put(self, job_id: UUID, job: RenderedJob) -> None:
+    def put(self, job_id: str, job: RenderedJob) -> None:
         """Store the response of a job if the job has ended and the body is small; evict the oldest entry if full."""
         if not job.ended or len(job.body) > _MAX_BODY_BYTES:
             return

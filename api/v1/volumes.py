@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Response
 from api.accepted import AcceptedDep
 from api.converters import VOLUME
 from api.dependencies import JsonBody, NoQuery, OriginDep, SnapshotsDep, VolumesDep
-from api.etag import IfNoneMatchDep, row_tag
+from api.etag import IfMatchDep, IfNoneMatchDep, row_tag
 from api.openapi import BODY, accepts, documented_get, errors
 from api.problems import GROWTH_REQUIRED
 from api.schemas.jobs import JobOut
@@ -17,6 +17,7 @@ from api.schemas.volumes import GrowthIn, VolumeIn, VolumeOut, VolumePatch, Volu
 from domain.errors import (
     BadCursor,
     NameTaken,
+    PreconditionFailed,
     ShrinkRefused,
     SizeLimitExceeded,
     SnapshotBusy,
@@ -79,12 +80,12 @@ async def get_volume(volume_id: UUID, volumes: VolumesDep, if_none_match: IfNone
     VOLUME,
     operation_id="update_volume",
     summary="Update a volume",
-    responses=errors(*BODY, VolumeNotFound, NameTaken),
+    responses=errors(*BODY, VolumeNotFound, NameTaken, PreconditionFailed),
     dependencies=[NoQuery, JsonBody],
 )
-async def update_volume(volume_id: UUID, patch: VolumePatch, volumes: VolumesDep) -> VolumeOut:
+async def update_volume(volume_id: UUID, patch: VolumePatch, volumes: VolumesDep, if_match: IfMatchDep) -> VolumeOut:
     """Change the name, labels or autogrow policy. Needs no job, and is possible while a job holds the volume."""
-    volume = await volumes.change(volume_id, patch.changes())
+    volume = await volumes.change(volume_id, patch.changes(), check=if_match.require)
     return VolumeOut.from_row(volume, volumes.path(volume))
 
 

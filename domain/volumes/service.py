@@ -90,8 +90,12 @@ class VolumeService:
         async with self._database.transaction() as session:
             return request.page(await VolumeRepository(session).page(filters, before=before, limit=request.limit))
 
-    async def change(self, volume_id: UUID, changes: Mapping[str, Any]) -> Volume:
+    async def change(
+        self, volume_id: UUID, changes: Mapping[str, Any], *, check: Callable[[Volume], None] = lambda _: None
+    ) -> Volume:
         """Change columns that need no storage work: name, labels, autogrow. Allowed while a job holds the volume.
+
+        ``check`` may refuse the locked row by an error, which is raised here; nothing is changed then.
 
         Raises:
             VolumeNotFound: no such volume.
@@ -100,6 +104,7 @@ class VolumeService:
         async with self._database.transaction() as session:
             volumes = VolumeRepository(session)
             volume = await volumes.lock(volume_id)
+            check(volume)
             for name, value in changes.items():
                 setattr(volume, name, value)
             await volumes.flush(volume)

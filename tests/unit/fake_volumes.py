@@ -169,8 +169,11 @@ class FakeVolumes:
 
         return newest_first(self.rows, matches, request)
 
-    async def change(self, volume_id: UUID, changes: Mapping[str, Any]) -> Volume:
+    async def change(
+        self, volume_id: UUID, changes: Mapping[str, Any], *, check: Callable[[Volume], None] = lambda _: None
+    ) -> Volume:
         volume = await self.get(volume_id)
+        check(volume)
         if "name" in changes:
             self.require_free(changes["name"])
         for name, value in changes.items():

@@ -254,7 +254,7 @@ async def test_cache_evicts_the_oldest_job_and_skips_large_ones(monkeypatch: pyt
     cache = api.v1.job_cache.EndedJobCache()
     small = [api.v1.job_cache.render(job_row(status=JobStatus.FAILED, finished_at=NOON)) for _ in range(4)]
     large = api.v1.job_cache.render(job_row(status=JobStatus.FAILED, finished_at=NOON, params={"ids": ["x" * 5000]}))
-    ids = [uuid4() for _ in range(5)]
+    ids = [str(uuid4()) for _ in range(5)]
     for job_id, job in zip(ids, [*small, large], strict=True):
         cache.put(job_id, job)
 

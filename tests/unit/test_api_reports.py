@@ -78,3 +78,19 @@ async def test_head_is_answered_as_get_without_a_body(fake: FakeServices, client
         assert head.headers["content-length"] == get.headers["content-length"]
     missing = await client.head(f"{JOBS}/{volume.id}")
     assert (missing.status_code, missing.content) == (404, b"")
+
+
+@pytest.mark.parametrize(
+    ("if_match", "status"),
+    [(None, 200), ("{tag}", 200), ('"other", {tag}', 200), ("*", 200), ('"other"', 412), ("W/{tag}", 412)],
+)
+async def test_change_of_another_version_is_refused(
+    fake: FakeServices, client: httpx.AsyncClient, if_match: str | None, status: int
+) -> None:
+    volume = fake.volumes.add(volume_row("old"))
+    tag = (await client.get(f"{VOLUMES}/{volume.id}")).headers["etag"]
+    headers = {} if if_match is None else {"If-Match": if_match.format(tag=tag)}
+    response = await client.patch(f"{VOLUMES}/{volume.id}", json={"name": "new"}, headers=headers)
+
+    assert (response.status_code, volume.name) == (status, "new" if status == 200 else "old")
+    assert status == 200 or response.json()["code"] == "precondition-failed"

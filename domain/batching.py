@@ -53,7 +53,7 @@ class Batcher(Generic[Item, Result]):
         self._waiting: list[_Submitted[Item, Result]] = []
         self._sending: asyncio.Task[None] | None = None
         self._single_sends: set[asyncio.Task[None]] = set()
-        self._single_slots = asyncio.Semaphore(_MAX_SINGLE_SENDS)
+        self._single_sends_limit = asyncio.Semaphore(_MAX_SINGLE_SENDS)
 
     def submit(self, item: Item) -> "asyncio.Future[Result]":
         """Queue an item and return the future of its result.
@@ -106,7 +106,7 @@ class Batcher(Generic[Item, Result]):
             task.add_done_callback(self._single_sends.discard)
 
     async def _deliver_one(self, submitted: "_Submitted[Item, Result]") -> None:
-        async with self._single_slots:
+        async with self._single_sends_limit:
             await self._deliver([submitted])
 
 

@@ -39,7 +39,7 @@ from domain.jobs.transport.job_queue import JobQueue
 #: Maximum number of jobs claimed or settled in one statement.
 _MAX_BATCH: Final = 200
 #: Lock timeout of claims and settlements, in seconds. When it expires in a batch, each item is retried on its own. A
-#: single item that times out raises `DatabaseUnavailable`, so that it does not occupy a batch slot: a settlement is
+#: single item that times out raises `DatabaseUnavailable`, so that it does not hold up the batcher: a settlement is
 #: tried again by its caller, a claim is left until maintenance sends its message again.
 _LOCK_TIMEOUT: Final = 0.2
 NO_PROGRESS: Final[Mapping[UUID, Progress]] = MappingProxyType({})

@@ -1,0 +1,30 @@
+"""A list of jobs is of a moderate size, whatever the jobs' parameters are."""
+
+from uuid import uuid4
+
+import httpx
+
+from domain.bulk.expand.policy import BulkExpandRequest
+from domain.bulk.selection import Selection
+from domain.services import Services
+from tests.integration.bulk_builders import BY_ONE
+from tests.integration.job_builders import a_queued_expand
+
+JOBS = "/api/v1/jobs"
+
+
+async def test_long_parameters_are_in_the_job_and_not_in_the_list(
+    services: Services, client: httpx.AsyncClient
+) -> None:
+    ids = tuple(uuid4() for _ in range(10_000))
+    short = await a_queued_expand(services)
+    long = [await services.bulk.request(BulkExpandRequest(BY_ONE, Selection(one))) for one in (ids, ids[:60])]
+    listed = await client.get(JOBS, params={"limit": 200})
+    params = {item["id"]: item["params"] for item in listed.json()["items"]}
+
+    assert len(listed.content) < 5_000
+    assert params[str(short.id)] == {"to_size": short.params["to_size"]}
+    for job in long:
+        assert params[str(job.id)].keys() == {"omitted"}
+        whole = (await client.get(f"{JOBS}/{job.id}")).json()["params"]
+        assert len(whole["selection"]["ids"]) == len(job.params["selection"]["ids"])

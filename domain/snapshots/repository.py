@@ -16,6 +16,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    or_,
     select,
     true,
     update,
@@ -220,6 +221,8 @@ class BulkSnapshotRepository:
     ) -> Sequence[Snapshot]:
         """Lock a schedule's own snapshots that its retention rule does not keep, oldest first.
 
+        Of these volumes, which have a new snapshot, it keeps none that failed: each would block their deletion.
+
         Left for the next run: (1) snapshots in use or locked, and (2) all beyond the oldest 5000, which exist if the
         schedule got its retention rule only after years of keeping everything.
         """
@@ -230,10 +233,13 @@ class BulkSnapshotRepository:
             .subquery()
         )
         beyond = select(own.c.id).where(own.c.rank > max(keep.last or 0, 1))
-        query = select(Snapshot).where(
-            Snapshot.id.in_(beyond), Snapshot.state == SnapshotState.READY, _is_old_enough(keep)
+        expired = and_(Snapshot.id.in_(beyond), Snapshot.state == SnapshotState.READY, _is_old_enough(keep))
+        failed = and_(
+            Snapshot.volume_id.in_(volume_ids),
+            Snapshot.schedule_id == schedule_id,
+            Snapshot.state == SnapshotState.ERROR,
         )
-        oldest = query.order_by(Snapshot.id).limit(_MAX_EXPIRED)
+        oldest = select(Snapshot).where(or_(expired, failed)).order_by(Snapshot.id).limit(_MAX_EXPIRED)
         return (await self._session.scalars(oldest.with_for_update(skip_locked=True))).all()
 
     async def acquire_each(self, job_ids: Mapping[UUID, UUID], state: SnapshotState) -> Sequence[Snapshot]:

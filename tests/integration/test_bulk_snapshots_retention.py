@@ -177,6 +177,19 @@ async def test_volume_without_a_new_snapshot_keeps_its_old_ones(
     assert await names(services, bad) == ["nightly-20260101T020000000Z", "nightly-20260102T020000000Z"]
 
 
+async def test_newer_snapshot_takes_away_those_that_failed(services: Services, running_worker: RunningWorker) -> None:
+    recovered, failing = await stored_volumes(services, 2)
+    async with running_worker(services.settings):
+        for night in range(2):
+            await run(services, night, RetentionRule(last=1))
+        await sql(services, "UPDATE snapshots SET state = 'error'")  # as if something had been left behind each time
+        Path(str(services.volumes.path(await services.volumes.get(failing)))).unlink()
+        await run(services, 2, RetentionRule(last=1))
+
+    left = await sql(services, "SELECT volume_id, state FROM snapshots ORDER BY state")
+    assert [(row.volume_id, row.state) for row in left] == [(failing, "error"), (recovered, "ready")]
+
+
 async def test_snapshots_of_a_retry_belong_to_the_schedule(services: Services, running_worker: RunningWorker) -> None:
     (volume_id,) = await stored_volumes(services, 1)
     async with running_worker(services.settings):

@@ -1,7 +1,9 @@
-"""Background tasks of a process: starting, cancelling and detaching them, and tuning the garbage collector."""
+"""What a process does besides its work: background tasks, an early end, and tuning the garbage collector."""
 
 import asyncio
 import gc
+import signal
+import sys
 from collections.abc import AsyncIterator, Collection, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -10,6 +12,14 @@ _CANCEL_AGAIN_SECONDS: Final = 0.5
 #: Python's default thresholds suit small programs; with the number of objects here, the collector would run thousands
 #: of times a minute and find nothing.
 _GC_THRESHOLDS: Final = (20_000, 20, 50)
+
+
+def end_on_sigterm() -> None:
+    """End the process on SIGTERM, until something else handles the signal.
+
+    Call it before anything that takes long. The first process of a container would ignore the signal otherwise.
+    """
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def tune_gc() -> None:

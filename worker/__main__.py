@@ -1,5 +1,9 @@
 """``python -m worker``: one worker process, under a supervisor."""
 
-from worker.main import main
+from domain.tasks import end_on_sigterm
+
+end_on_sigterm()
+
+from worker.main import main  # noqa: E402 (takes half a second)
 
 main()

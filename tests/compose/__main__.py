@@ -161,14 +161,25 @@ def run_a_schedule(_: Stack, client: ApiClient) -> str:
     return f"{VOLUMES} volumes grew once more"
 
 
+def signal_worker(stack: Stack, container: str, name: str) -> None:
+    """Send a signal to the worker in a container. The container's first process is an init, which cannot forward it."""
+    program = (
+        "import os, signal, pathlib\n"
+        "for one in pathlib.Path('/proc').glob('[0-9]*'):\n"
+        "    if int(one.name) not in (1, os.getpid()) and b'cistern' in (one / 'cmdline').read_bytes():\n"
+        f"        os.kill(int(one.name), signal.{name})\n"
+    )
+    stack.engine_run("exec", container, "python", "-c", program)
+
+
 def pause_a_worker(stack: Stack, _: ApiClient) -> str:
     """Pause a worker; its container keeps running, so only the health check can detect it."""
     running = [one for one in stack.containers("worker") if stack.inspect("container", one)["State"]["Running"]]
     sleeper = running[0]
-    stack.engine_run("kill", "--signal=STOP", sleeper)
+    signal_worker(stack, sleeper, "SIGSTOP")
     until(lambda: not stack.is_healthy(sleeper), "the paused worker is unhealthy")
     assert all(stack.is_healthy(worker) for worker in running[1:])
-    stack.engine_run("kill", "--signal=CONT", sleeper)
+    signal_worker(stack, sleeper, "SIGCONT")
     until(lambda: stack.is_healthy(sleeper), "the resumed worker is healthy")
     return "unhealthy while paused, healthy after it was resumed"
 

@@ -8,12 +8,12 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from api import error_handlers, health, problem_types
-from api.middleware import BodyLimit, HeadAsGet, QuietStartup, RequestContext
+from api.middleware import Gate
 from api.openapi import document
 from api.shutdown import on_stop_signal
 from api.v0.routes import install as install_v0
 from api.v0.routes import router as v0_router
-from api.v1.hot_routes import install as install_hot_routes
+from api.v1.hot_routes import HotRoutes
 from api.v1.job_cache import EndedJobCache
 from api.v1.routes import router as v1_router
 from domain.logs import configure_logging
@@ -59,7 +59,7 @@ def create_app(services_factory: ServicesFactory = services_from_environment) ->
         description=_DESCRIPTION,
         version="1",
         lifespan=lifespan,
-        middleware=[Middleware(QuietStartup), Middleware(RequestContext), Middleware(HeadAsGet), Middleware(BodyLimit)],
+        middleware=[Middleware(Gate), Middleware(HotRoutes)],
         redirect_slashes=False,  # a path with a trailing slash is not in the OpenAPI document, so it is a 404
         redoc_url=None,
     )
@@ -67,7 +67,6 @@ def create_app(services_factory: ServicesFactory = services_from_environment) ->
     install_v0(app)
     for router in (v1_router, v0_router, health.router, problem_types.router):
         app.include_router(router)
-    install_hot_routes(app)
     document(app)
     return app
 

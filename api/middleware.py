@@ -1,4 +1,4 @@
-"""ASGI middleware around every request and around start-up.
+"""The gate: the one ASGI layer that every request passes before any route is looked up.
 
 Plain ASGI, because FastAPI's own middleware sees neither the start-up nor the raw `receive` and `send` of a request.
 """
@@ -9,10 +9,9 @@ from typing import Final
 
 import structlog
 from fastapi import HTTPException
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from structlog.contextvars import bound_contextvars
+from structlog.contextvars import bind_contextvars, reset_contextvars
 from uuid_utils.compat import uuid7
 
 from api.error_handlers import internal_error
@@ -21,22 +20,56 @@ from domain.tasks import cancel_and_wait
 
 REQUEST_ID: Final = "X-Request-ID"
 MAX_BODY_BYTES: Final = 2**20
-_VALID_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+_REQUEST_ID_HEADER: Final = REQUEST_ID.lower().encode()
+_VALID_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
 log = structlog.get_logger(__name__)
 
 
-class QuietStartup:
-    """Reports an expected start-up failure in one line; Starlette would report a traceback."""
+class Gate:
+    """Stands before the whole route table: no route can be added that is reached without passing it.
+
+    1. Every request gets an id, for its response, log lines and problems.
+    2. An unhandled error becomes a 500 and a log line.
+    3. HEAD is answered as GET, without the body.
+    4. A body of more than 1 MiB is rejected with 413, when the application reads it.
+    5. An expected start-up failure is reported in one line.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass every message on, except the traceback of an expected start-up failure."""
-        if scope["type"] != "lifespan":
+        """Pass a request or the lifespan on to the application."""
+        if scope["type"] == "http":
+            await self._request(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
+        else:
             await self.app(scope, receive, send)
-            return
+
+    async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        response = _Response(send, request_id)
+        bound = bind_contextvars(request_id=request_id)
+        try:
+            if scope["method"] == "GET":  # no route reads the body of a GET
+                await self.app(scope, receive, response.send)
+            elif scope["method"] == "HEAD":
+                await _head_as_get(self.app, scope, receive, response.send)
+            else:
+                await self.app(scope, _limited(scope, receive), response.send)
+        except Exception:
+            log.exception("request.failed", method=scope["method"], path=scope["path"])
+            if response.started:
+                raise
+            await internal_error(Request(scope))(scope, receive, response.send)
+        finally:
+            reset_contextvars(**bound)
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass every message on, except the traceback of an expected start-up failure."""
         failure: Message | None = None
 
         async def hold_failure(message: Message) -> None:
@@ -58,33 +91,7 @@ class QuietStartup:
             await send({**failure, "message": f"Cistern cannot start: {error}"})
 
 
-class RequestContext:
-    """Gives every request an id for its response, log lines and problems, and turns unhandled errors into a 500."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the request with its id bound to all log lines."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        request_id = _request_id(Headers(scope=scope).get(REQUEST_ID, ""))
-        scope.setdefault("state", {})["request_id"] = request_id
-        with bound_contextvars(request_id=request_id):
-            await self._respond(scope, receive, _ResponseSender(send, request_id))
-
-    async def _respond(self, scope: Scope, receive: Receive, send: "_ResponseSender") -> None:
-        try:
-            await self.app(scope, receive, send)
-        except Exception:
-            log.exception("request.failed", method=scope["method"], path=scope["path"])
-            if send.started:
-                raise
-            await internal_error(Request(scope))(scope, receive, send)
-
-
-class _ResponseSender:
+class _Response:
     """Wraps `send`: adds the request id header and records that the response has started."""
 
     def __init__(self, send: Send, request_id: str) -> None:
@@ -92,75 +99,64 @@ class _ResponseSender:
         self._request_id = request_id
         self.started = False
 
-    async def __call__(self, message: Message) -> None:
+    async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
-            MutableHeaders(scope=message)[REQUEST_ID] = self._request_id
+            message["headers"] = [*message["headers"], (_REQUEST_ID_HEADER, self._request_id.encode())]
         await self._send(message)
 
 
-class HeadAsGet:
-    """Answers HEAD as GET, without the body, on every route."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a HEAD request on as a GET; end the response with its headers, also that of a stream."""
-        if scope["type"] != "http" or scope["method"] != "HEAD":
-            await self.app(scope, receive, send)
-            return
-        answered = asyncio.Event()
-
-        async def receive_until_answered() -> Message:
-            if answered.is_set():
-                return {"type": "http.disconnect"}
-            receiving = asyncio.ensure_future(receive())
-            answering = asyncio.ensure_future(answered.wait())
-            try:
-                await asyncio.wait((receiving, answering), return_when=asyncio.FIRST_COMPLETED)
-                return receiving.result() if receiving.done() else {"type": "http.disconnect"}
-            finally:
-                await cancel_and_wait((receiving, answering))
-
-        async def send_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                await send(message)
-                await send({"type": "http.response.body", "body": b""})
-                answered.set()
-            elif message.get("more_body"):
-                raise OSError("a response to HEAD has no body")  # Starlette ends a stream whose client has gone
-
-        await self.app({**scope, "method": "GET"}, receive_until_answered, send_headers)
+def _request_id(scope: Scope) -> str:
+    """Return the id that the client has given to the request, if it is valid; else a new one."""
+    for name, value in scope["headers"]:
+        if name == _REQUEST_ID_HEADER:
+            if _VALID_ID.fullmatch(value):
+                return str(value, "ascii")
+            break
+    return str(uuid7())
 
 
-class BodyLimit:
-    """Rejects a body of more than 1 MiB with 413, when the application reads it."""
+async def _head_as_get(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Pass a HEAD request on as a GET; end the response with its headers, also that of a stream."""
+    answered = asyncio.Event()
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    async def receive_until_answered() -> Message:
+        if answered.is_set():
+            return {"type": "http.disconnect"}
+        receiving = asyncio.ensure_future(receive())
+        answering = asyncio.ensure_future(answered.wait())
+        try:
+            await asyncio.wait((receiving, answering), return_when=asyncio.FIRST_COMPLETED)
+            return receiving.result() if receiving.done() else {"type": "http.disconnect"}
+        finally:
+            await cancel_and_wait((receiving, answering))
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on with a limited `receive`."""
-        if scope["type"] != "http" or scope["method"] == "GET":  # no route reads the body of a GET
-            await self.app(scope, receive, send)
-            return
-        declared = Headers(scope=scope).get("Content-Length", "")
-        declared_bytes = int(declared) if declared.isdecimal() else 0
-        received_bytes = 0
+    async def send_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await send(message)
+            await send({"type": "http.response.body", "body": b""})
+            answered.set()
+        elif message.get("more_body"):
+            raise OSError("a response to HEAD has no body")  # Starlette ends a stream whose client has gone
 
-        async def limited() -> Message:
-            nonlocal received_bytes
-            if declared_bytes > MAX_BODY_BYTES:
-                raise HTTPException(413)
-            message = await receive()
-            received_bytes += len(message.get("body", b""))
-            if received_bytes > MAX_BODY_BYTES:
-                raise HTTPException(413)
-            return message
-
-        await self.app(scope, limited, send)
+    await app({**scope, "method": "GET"}, receive_until_answered, send_headers)
 
 
-def _request_id(offered: str) -> str:
-    return offered if _VALID_ID.fullmatch(offered) else str(uuid7())
+def _limited(scope: Scope, receive: Receive) -> Receive:
+    """Return a `receive` that raises 413 once the body is, or is declared to be, too large."""
+    declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+    body_bytes = int(declared) if declared.isdigit() else 0
+    if body_bytes <= MAX_BODY_BYTES:
+        body_bytes = 0  # count what really comes
+
+    async def receive_limited() -> Message:
+        nonlocal body_bytes
+        if body_bytes > MAX_BODY_BYTES:
+            raise HTTPException(413)
+        message = await receive()
+        body_bytes += len(message.get("body", b""))
+        if body_bytes > MAX_BODY_BYTES:
+            raise HTTPException(413)
+        return message
+
+    return receive_limited

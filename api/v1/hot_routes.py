@@ -1,26 +1,27 @@
 """The routes of the three most frequent requests in their plain form: poll a job, create a volume, expand a volume.
 
-Most of the API's time for such a request would be FastAPI's own. So the route table begins with these routes, which
-read a request by hand. They are routes like any other, behind the same middleware. A request in any other form (a
-query, a preference, an idempotency key, a body that may be invalid) goes on to the route of FastAPI, which is also what
-the OpenAPI document describes. Both send the same bytes; a test compares them.
+Most of the API's time for such a request would be FastAPI's own. So the routes of this table are looked up first, and
+read a request by hand. Like FastAPI's they stand behind the gate. A request in any other form (a query, a preference,
+an idempotency key, a body that may be invalid) goes on to FastAPI's route, which is also what the OpenAPI document
+describes. Both send the same bytes; a test compares them.
 
 ``benchmarks/race.py api`` shows what they are worth: two to five times as many requests.
 """
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final, NamedTuple, TypeVar
 from uuid import UUID
 
-from fastapi import FastAPI, Request
+from fastapi import HTTPException
 from pydantic import BaseModel
-from starlette.requests import ClientDisconnect
-from starlette.routing import Match, Route
+from starlette.datastructures import State
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.dependencies import valid_caller
+from api.error_handlers import render_error
 from api.etag import matches
 from api.idempotency import JOBS_PATH, job_location
 from api.schemas.jobs import JobOut
@@ -28,151 +29,156 @@ from api.schemas.volumes import GrowthIn, VolumeIn
 from api.v1.job_cache import EndedJobCache, render
 from api.v1.routes import PREFIX
 from api.v1.volumes import request_volume
+from domain.errors import CisternError
 from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.model import Job
 from domain.services import Services
 
 Body = TypeVar("Body", bound=BaseModel)
-#: Answers a plain request; None passes it on, to have its errors reported.
-PlainEndpoint = Callable[[Request], Awaitable[ASGIApp | None]]
 
 #: Headers that change the meaning of a request.
 _UNUSUAL_HEADERS: Final = frozenset({b"prefer", b"idempotency-key"})
-#: Set in the scope of a request that a hot route has passed on.
-_PASSED_ON: Final = "cistern.passed_on"
+_ID: Final = "([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})"
 
 
-class HotRoute(Route):
-    """A route for plain requests, in front of the route for all of them."""
+class PlainRequest(NamedTuple):
+    """A request without a query, a repeated header, or a header that changes its meaning."""
 
-    def __init__(self, method: str, path: str, answer: PlainEndpoint) -> None:
-        super().__init__(path, answer, methods=[method], include_in_schema=False)
-        self.path_regex = re.compile(
-            self.path_regex.pattern.removesuffix("$") + r"\Z"
-        )  # `$` would allow a final newline
-        self._method = method
-        self._answer = answer
+    headers: Mapping[bytes, bytes]
+    receive: Receive
+    state: State
 
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Match the path of a plain request that was not passed on before."""
-        if scope["type"] != "http" or scope["method"] != self._method or not _is_plain(scope):
-            return Match.NONE, {}
-        return super().matches(scope)
+    @property
+    def services(self) -> Services:
+        """The services of the application."""
+        services: Services = self.state.services
+        return services
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+    @property
+    def origin(self) -> RequestOrigin:
+        """Who sent it, as they say themselves."""
+        caller = self.headers.get(b"x-cistern-caller")
+        return RequestOrigin(valid_caller(caller.decode("latin-1") if caller is not None else None))
+
+    async def valid_body(self, schema: type[Body]) -> Body | None:
+        """Parse a valid JSON body; None if it is anything else."""
+        if self.headers.get(b"content-type") != b"application/json":
+            return None
+        body, more = b"", True
+        while more:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        try:
+            return schema.model_validate(json.loads(body))
+        except (ValueError, RecursionError):
+            return None
+
+
+class PlainResponse(NamedTuple):
+    """A response with a body of JSON, or without any."""
+
+    status: int
+    body: bytes | None
+    headers: list[tuple[bytes, bytes]]
+
+    async def send(self, send: Send) -> None:
+        """Send it; half the work of Starlette's `Response`."""
+        headers = self.headers
+        if self.body is not None:
+            length = b"%d" % len(self.body)
+            headers = [(b"content-length", length), (b"content-type", b"application/json"), *headers]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body or b""})
+
+
+class HotRoutes:
+    """The table of hot routes, in front of FastAPI's; a request that none of them answers goes on."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request, or pass it on with all that was received of its body."""
-        response: ASGIApp | None
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
         received: list[Message] = []
 
         async def receive_and_keep() -> Message:
             received.append(await receive())
             return received[-1]
 
+        async def receive_again() -> Message:
+            return received.pop(0) if received else await receive()
+
         try:
-            response = await self._answer(Request(scope, receive_and_keep))
-        except ClientDisconnect:
+            response = await _answer(scope, receive_and_keep)
+        except CisternError as error:
+            await (await render_error(Request(scope), error))(scope, receive, send)
+            return
+        except (ClientDisconnect, HTTPException):  # raised again where FastAPI reads the body
             response = None
         if response is None:
-            scope[_PASSED_ON] = True
-            await scope["app"].router(scope, _replayed(received, receive), send)
+            await self.app(scope, receive_again, send)
         else:
-            await response(scope, receive, send)
+            await response.send(send)
 
 
-def install(app: FastAPI) -> None:
-    """Put the hot routes in front of the route table."""
-    app.router.routes[:0] = [
-        HotRoute("GET", f"{JOBS_PATH}/{{job_id:hyphenated}}", _get_job),
-        HotRoute("POST", f"{PREFIX}/volumes", _create_volume),
-        HotRoute("POST", f"{PREFIX}/volumes/{{volume_id:hyphenated}}/expand", _expand_volume),
-    ]
+async def _answer(scope: Scope, receive: Receive) -> PlainResponse | None:
+    """Answer a plain request for a hot route; None if it is another, or has errors to be reported."""
+    for method, path, endpoint in HOT_ROUTES:
+        if scope["method"] == method and (found := path.fullmatch(scope["path"])):
+            headers = dict(scope["headers"])
+            if (
+                scope["query_string"]
+                or len(headers) != len(scope["headers"])
+                or not _UNUSUAL_HEADERS.isdisjoint(headers)
+            ):
+                return None
+            return await endpoint(PlainRequest(headers, receive, scope["app"].state), *found.groups())
+    return None
 
 
-async def _get_job(request: Request) -> ASGIApp | None:
+async def _get_job(request: PlainRequest, job_id: str) -> PlainResponse | None:
     """Return a job; one that has ended comes from the cache."""
-    job_id, cache = request.path_params["job_id"], _cache(request)
+    cache: EndedJobCache = request.state.ended_jobs
     job = cache.get(job_id)
     if job is None:
-        job = render(await _services(request).jobs.get(UUID(job_id)))
+        job = render(await request.services.jobs.get(UUID(job_id)))
         cache.put(job_id, job)
-    tags = request.headers.get("if-none-match")
-    if tags is not None and matches([tags], job.tag):
-        return _Response(304, None, job.headers)
-    return _Response(200, job.body, job.headers)
+    tags = request.headers.get(b"if-none-match")
+    if tags is not None and matches([tags.decode("latin-1")], job.tag):
+        return PlainResponse(304, None, job.headers)
+    return PlainResponse(200, job.body, job.headers)
 
 
-async def _create_volume(request: Request) -> ASGIApp | None:
+async def _create_volume(request: PlainRequest) -> PlainResponse | None:
     """Accept a new volume."""
-    body, services = await _valid_body(request, VolumeIn), _services(request)
+    body, services = await request.valid_body(VolumeIn), request.services
     if body is None:
         return None
-    return _accepted(await request_volume(body, services.volumes, services.snapshots, _origin(request)))
+    return _accepted(await request_volume(body, services.volumes, services.snapshots, request.origin))
 
 
-async def _expand_volume(request: Request) -> ASGIApp | None:
+async def _expand_volume(request: PlainRequest, volume_id: str) -> PlainResponse | None:
     """Accept a larger size for a volume."""
-    body, volume_id = await _valid_body(request, GrowthIn), UUID(request.path_params["volume_id"])
+    body, volumes = await request.valid_body(GrowthIn), request.services.volumes
     if body is None:
         return None
-    volumes = _services(request).volumes
-    return _accepted(await volumes.request_expand(volume_id, body.growth(), origin=_origin(request)))
+    return _accepted(await volumes.request_expand(UUID(volume_id), body.growth(), origin=request.origin))
 
 
-def _is_plain(scope: Scope) -> bool:
-    """Return whether a request has no query, no repeated header and none that changes its meaning."""
-    names = {name for name, _ in scope["headers"]}
-    plain = len(names) == len(scope["headers"]) and names.isdisjoint(_UNUSUAL_HEADERS)
-    return plain and not scope["query_string"] and _PASSED_ON not in scope
-
-
-def _replayed(messages: Sequence[Message], receive: Receive) -> Receive:
-    """Return a `receive` that yields messages that were already received, and then what follows them."""
-    received = iter(messages)
-
-    async def replay() -> Message:
-        return next(received, None) or await receive()
-
-    return replay
-
-
-async def _valid_body(request: Request, schema: type[Body]) -> Body | None:
-    """Parse a valid JSON body; None if it is anything else."""
-    if request.headers.get("content-type") != "application/json":
-        return None
-    try:
-        return schema.model_validate(json.loads(await request.body()))
-    except (ValueError, RecursionError):
-        return None
-
-
-def _accepted(job: Job) -> ASGIApp:
+def _accepted(job: Job) -> PlainResponse:
     headers = [(name.lower().encode(), value.encode()) for name, value in job_location(str(job.id)).items()]
-    return _Response(202, JobOut.from_row(job).model_dump_json().encode(), headers)
+    return PlainResponse(202, JobOut.from_row(job).model_dump_json().encode(), headers)
 
 
-class _Response:
-    """The messages of a response with a body of JSON, or without any; half the work of Starlette's `Response`."""
-
-    def __init__(self, status: int, body: bytes | None, headers: list[tuple[bytes, bytes]]) -> None:
-        if body is not None:
-            headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json"), *headers]
-        self._start: Message = {"type": "http.response.start", "status": status, "headers": [*headers]}
-        self._body: Message = {"type": "http.response.body", "body": body or b""}
-
-    async def __call__(self, _: Scope, __: Receive, send: Send) -> None:
-        await send(self._start)
-        await send(self._body)
-
-
-def _origin(request: Request) -> RequestOrigin:
-    return RequestOrigin(valid_caller(request.headers.get("x-cistern-caller")))
-
-
-def _services(request: Request) -> Services:
-    services: Services = request.app.state.services
-    return services
-
-
-def _cache(request: Request) -> EndedJobCache:
-    cache: EndedJobCache = request.app.state.ended_jobs
-    return cache
+#: Method, path, and what answers. An endpoint gets the request and the groups of the path.
+HOT_ROUTES: Final[Sequence[tuple[str, re.Pattern[str], Callable[..., Awaitable[PlainResponse | None]]]]] = (
+    ("GET", re.compile(f"{JOBS_PATH}/{_ID}"), _get_job),
+    ("POST", re.compile(f"{PREFIX}/volumes"), _create_volume),
+    ("POST", re.compile(f"{PREFIX}/volumes/{_ID}/expand"), _expand_volume),
+)

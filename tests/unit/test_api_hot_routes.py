@@ -9,10 +9,9 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
+import api.v1.hot_routes
 import api.v1.job_cache
-from api.middleware import RequestContext
-from api.v1.hot_routes import _PASSED_ON, HotRoute
-from domain.errors import DatabaseUnavailable
+from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.model import Job
 from domain.jobs.states import JobStatus
 from domain.operations import VolumeState
@@ -31,22 +30,20 @@ VOLUME = {"name": "new", "size": "10GiB", "labels": {"stadt": "Köln 🌊"}}
 def passed_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths of the requests that no hot route has answered."""
     paths: list[str] = []
-    request, handle = RequestContext.__call__, HotRoute.handle
+    answer = api.v1.hot_routes._answer
 
-    async def record(self: RequestContext, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            paths.append(scope["path"])
-        await request(self, scope, receive, send)
-
-    async def remove_answered(self: HotRoute, scope: Any, receive: Any, send: Any) -> None:
+    async def record(scope: Any, receive: Any) -> Any:
+        paths.append(scope["path"])
         try:
-            await handle(self, scope, receive, send)
-        finally:
-            if _PASSED_ON not in scope:
-                paths.remove(scope["path"])
+            response = await answer(scope, receive)
+        except CisternError:  # answered with a problem
+            paths.remove(scope["path"])
+            raise
+        if response is not None:
+            paths.remove(scope["path"])
+        return response
 
-    monkeypatch.setattr(RequestContext, "__call__", record)
-    monkeypatch.setattr(HotRoute, "handle", remove_answered)
+    monkeypatch.setattr(api.v1.hot_routes, "_answer", record)
     return paths
 
 

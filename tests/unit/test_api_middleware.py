@@ -8,12 +8,16 @@ import sys
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, NoReturn
+from uuid import uuid4
 
 import httpx
 import pytest
 import structlog
+from starlette.responses import Response
 
 from api.main import ServicesFactory, create_app
+from api.middleware import Gate
+from api.v1 import hot_routes
 from domain.errors import CisternError, DatabaseUnavailable
 from domain.services import Services
 from tests.support.forked import Forked
@@ -39,6 +43,28 @@ async def test_request_ids_are_unique(client: httpx.AsyncClient) -> None:
     ids = {(await client.get("/healthz")).headers["x-request-id"] for _ in range(3)}
 
     assert len(ids) == 3
+
+
+async def test_no_route_is_reached_without_passing_the_gate(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate refuses every path here, as a key that is missing will: hot routes, FastAPI's, and what is no route."""
+
+    async def refuse(self: Gate, scope: Any, receive: Any, send: Any) -> None:
+        await Response(status_code=418)(scope, receive, send)
+
+    monkeypatch.setattr(Gate, "_request", refuse)
+    app: Any = client._transport.app  # type: ignore[attr-defined]
+    routes = [("GET", path) for path in ("/nowhere", "/docs", "/openapi.json")]
+    routes += [(method, path) for path, methods in app.openapi()["paths"].items() for method in methods]
+    routes += [
+        (method, path.pattern.replace(hot_routes._ID, str(uuid4()))) for method, path, _ in hot_routes.HOT_ROUTES
+    ]
+
+    statuses = {(await client.request(method, path)).status_code for method, path in routes}
+
+    assert len(routes) > 45
+    assert statuses == {418}
 
 
 async def raise_secret(*_: object) -> None:

@@ -1,28 +1,40 @@
-"""Requests about volumes: read and change them, and accept jobs that create, expand or delete one."""
+"""Requests about volumes: read and change them, and accept jobs that create, expand or delete one.
 
-from collections.abc import Awaitable, Callable, Mapping
+Concurrent requests to create or expand a volume are accepted in one transaction, so that each costs little more than
+its rows. A batch must not wait long for locks: one locked row would delay all of its requests.
+
+1. Expansions never wait: a request for a locked volume is accepted in a transaction of its own.
+2. Creations wait at most 100 ms for a name that an open transaction has just inserted; then each of them
+   is accepted in a transaction of its own.
+3. Requests with an Idempotency-Key are never batched, since they may have to wait for the first answer to their key.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
-from domain.db.database import Database
+from domain.batching import Batcher
+from domain.db.database import Database, failed_transiently, was_lock_timeout
 from domain.db.pagination import Page, PageRequest
-from domain.errors import Invalid, UnknownBackend
+from domain.errors import DatabaseUnavailable, Invalid, Refused, UnknownBackend
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting, log_accepted
 from domain.jobs.kinds import JobKind
 from domain.jobs.model import Job
 from domain.jobs.outcomes import Payload
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.transport.job_queue import JobQueue
-from domain.operations import OPERATIONS, VolumeState, job_for
+from domain.operations import OPERATIONS, VolumeState, job_for, volume_of
 from domain.storage.backends import Backends
 from domain.volumes.growth import Growth
-from domain.volumes.model import Volume
-from domain.volumes.repository import VolumeFilter, VolumeRepository
-from domain.volumes.request_batching import RequestBatcher
+from domain.volumes.model import LockedVolume, Volume
+from domain.volumes.repository import VolumeFilter, VolumeRepository, name_taken, require_move
+
+#: Maximum number of requests accepted in one transaction.
+MAX_BATCH: Final = 100
 
 RefuseDelete = Callable[[AsyncSession, UUID], Awaitable[None]]
 
@@ -55,6 +67,21 @@ class NewVolume:
         )
 
 
+class _CreateRequest(NamedTuple):
+    """A volume to create, and the job that creates it."""
+
+    volume: Volume
+    job: Job
+
+
+class _ExpandRequest(NamedTuple):
+    """A volume to expand, by how much, and for which caller."""
+
+    volume_id: UUID
+    growth: Growth
+    caller: str | None
+
+
 class VolumeService:
     """The volumes, for the API."""
 
@@ -67,7 +94,8 @@ class VolumeService:
         self._queue = queue
         self._backends = backends
         self._max_attempts = max_attempts
-        self._requests = RequestBatcher(database, max_attempts=max_attempts)
+        self._creates = Batcher(self._create_batch, max_batch=MAX_BATCH, fails_all=failed_transiently)
+        self._expands = Batcher(self._expand_batch, max_batch=MAX_BATCH, fails_all=failed_transiently)
 
     # --- read and change ---------------------------------------------------------------------------------
 
@@ -127,7 +155,7 @@ class VolumeService:
         """
         volume = self._new_volume(new)
         job = self._job(JobKind.VOLUME_CREATE, volume, {"size": volume.size}, created_by=origin.caller)
-        if origin.idempotency is None and await self._requests.create(volume, job):
+        if origin.idempotency is None and await self._creates(_CreateRequest(volume, job)):
             return await self._log_and_dispatch(job)
         async with accepting(self._database, origin) as accepted:
             await VolumeRepository(accepted.session).add(volume)
@@ -142,7 +170,8 @@ class VolumeService:
             VolumeBusy, VolumeUnusable: the volume is not available.
             ShrinkRefused, SizeLimitExceeded: the volume cannot have the new size.
         """
-        if origin.idempotency is None and (batched := await self._requests.expand(volume_id, growth, origin.caller)):
+        request = _ExpandRequest(volume_id, growth, origin.caller)
+        if origin.idempotency is None and (batched := await self._expands(request)):
             return await self._log_and_dispatch(batched)
         async with accepting(self._database, origin) as accepted:
             volume = await VolumeRepository(accepted.session).acquire(volume_id, VolumeState.EXPANDING, uuid7())
@@ -150,6 +179,45 @@ class VolumeService:
             job = self._job(JobKind.VOLUME_EXPAND, volume, params, created_by=origin.caller)
             accepted.job = await JobRepository(accepted.session).add(job)
         return await self._dispatch(job)
+
+    async def _create_batch(self, requests: Sequence[_CreateRequest]) -> Sequence[bool | Exception]:
+        """Insert volumes and their jobs. A result is False if the request must be accepted on its own."""
+        try:
+            async with self._database.transaction() as session:
+                added = await VolumeRepository(session).add_with_free_names([request.volume for request in requests])
+                if added:
+                    await JobRepository(session).add_many([job for volume, job in requests if volume.id in added])
+        except DatabaseUnavailable as error:
+            if not was_lock_timeout(error):
+                raise
+            return [False] * len(requests)
+        return [volume.id in added or name_taken(volume.name) for volume, _ in requests]
+
+    async def _expand_batch(self, requests: Sequence[_ExpandRequest]) -> Sequence[Job | Exception | None]:
+        """Acquire volumes and insert their jobs. A result is None if the request must be accepted on its own."""
+        async with self._database.transaction() as session:
+            volumes = VolumeRepository(session)
+            rows = await volumes.lock_without_waiting({request.volume_id for request in requests})
+            locked = {volume.id: volume for volume in rows}
+            results = [self._decide(locked, request) for request in requests]
+            jobs = [result for result in results if isinstance(result, Job)]
+            if jobs:
+                await volumes.acquire_each({volume_of(job): job.id for job in jobs}, VolumeState.EXPANDING)
+                await JobRepository(session).add_many(jobs)
+        return results
+
+    def _decide(self, locked: dict[UUID, LockedVolume], request: _ExpandRequest) -> Job | Refused | None:
+        """Decide on one request. Update ``locked``, so that later requests of the batch find the volume busy."""
+        volume = locked.get(request.volume_id)
+        if volume is None:  # locked by another transaction, or does not exist
+            return None
+        try:
+            require_move(volume, VolumeState.EXPANDING)
+            params = {"to_size": request.growth.target(volume.size)}
+        except Refused as refusal:
+            return refusal
+        acquired = locked[volume.id] = volume.acquired_by(VolumeState.EXPANDING, uuid7())
+        return self._job(JobKind.VOLUME_EXPAND, acquired, params, created_by=request.caller)
 
     async def request_delete(self, volume_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Accept the deletion of a volume, which may be in the state ``error``.
@@ -188,7 +256,7 @@ class VolumeService:
             raise Invalid("A volume needs a size.", field="size")
         return new.to_row(backend=backend, size=new.size, job_id=uuid7())
 
-    def _job(self, kind: JobKind, volume: Volume, params: Payload, **columns: Any) -> Job:
+    def _job(self, kind: JobKind, volume: Volume | LockedVolume, params: Payload, **columns: Any) -> Job:
         return job_for(kind, params, volume, max_attempts=self._max_attempts, **columns)
 
     async def _log_and_dispatch(self, job: Job) -> Job:

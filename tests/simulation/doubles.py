@@ -182,9 +182,9 @@ class SingleBatcher(Batcher[Item, Result]):
 
 def without_request_batching(services: Services) -> Services:
     """Make the services accept and read each request on its own."""
-    requests = services.volumes._requests
-    requests._creates = SingleBatcher(requests._create_batch, max_batch=1)
-    requests._expands = SingleBatcher(requests._expand_batch, max_batch=1)
+    volumes = services.volumes
+    volumes._creates = SingleBatcher(volumes._create_batch, max_batch=1)
+    volumes._expands = SingleBatcher(volumes._expand_batch, max_batch=1)
     services.jobs._reads = SingleBatcher(services.jobs._read_batch, max_batch=1)
     return services
 

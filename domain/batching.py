@@ -1,7 +1,8 @@
 """Group commit: concurrent calls are sent as one batch, and each caller gets the result of its own item.
 
 A single item is sent at once. Items that arrive while a batch is in flight form the next batch, so the cost per item
-falls as the load grows.
+falls as the load grows. A batch that hangs holds up the others for `_SLOW_SECONDS` only: the next one is then sent
+beside it.
 """
 
 import asyncio
@@ -15,6 +16,9 @@ Result = TypeVar("Result")
 
 #: Maximum number of items sent singly at the same time: they share the connection pool with everything else.
 _MAX_SINGLE_SENDS: Final = 4
+
+#: Time in seconds after which the next batch no longer waits for the one in flight.
+_SLOW_SECONDS: Final = 2.0
 
 _Submitted = tuple[Item, "asyncio.Future[Result]"]
 Send = Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]]
@@ -52,6 +56,8 @@ class Batcher(Generic[Item, Result]):
         self._drop_cancelled = drop_cancelled
         self._waiting: list[_Submitted[Item, Result]] = []
         self._sending: asyncio.Task[None] | None = None
+        #: Tasks that send a batch which was left behind.
+        self._slow: set[asyncio.Task[None]] = set()
         self._single_sends: set[asyncio.Task[None]] = set()
         self._single_sends_limit = asyncio.Semaphore(_MAX_SINGLE_SENDS)
 
@@ -64,20 +70,38 @@ class Batcher(Generic[Item, Result]):
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if self._sending is None:
-            self._sending = asyncio.create_task(self._send_all())
+            self._start()
         return future
 
     async def __call__(self, item: Item) -> Result:
         """Send an item and return its result."""
         return await self.submit(item)
 
+    def _start(self) -> None:
+        self._sending = asyncio.create_task(self._send_all())
+
     async def _send_all(self) -> None:
         clear_contextvars()  # this task inherits the log context of the first caller, but serves all of them
+        loop, this = asyncio.get_running_loop(), asyncio.current_task()
         try:
-            while batch := self._next_batch():
-                await self._deliver(batch)
+            while self._sending is this and (batch := self._next_batch()):
+                timer = loop.call_later(_SLOW_SECONDS, self._leave_behind)
+                try:
+                    await self._deliver(batch)
+                finally:
+                    timer.cancel()
         finally:
-            self._sending = None
+            if self._sending is this:
+                self._sending = None
+
+    def _leave_behind(self) -> None:
+        """Let the batch in flight take its time, and send those behind it."""
+        if self._sending is not None:
+            self._slow.add(self._sending)
+            self._sending.add_done_callback(self._slow.discard)
+        self._sending = None
+        if self._waiting:
+            self._start()
 
     def _next_batch(self) -> "Sequence[_Submitted[Item, Result]]":
         if self._drop_cancelled:

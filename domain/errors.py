@@ -221,9 +221,19 @@ class Unavailable(CisternError):
 
 
 class DatabaseUnavailable(Unavailable):
-    """PostgreSQL is not responding."""
+    """PostgreSQL is not responding.
+
+    ``reason`` has the words of the server or the library. They may name hosts: logs show them, HTTP does not.
+    """
 
     code = "database-unavailable"
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__()
+        self.reason = " ".join(reason.split())
+
+    def __str__(self) -> str:
+        return f"{self.message.removesuffix('.')}: {self.reason}" if self.reason else self.message
 
 
 class StorageError(CisternError):

@@ -11,13 +11,14 @@ from urllib.parse import parse_qsl, unquote, urlencode
 SCHEMES: Final = ("postgresql", "postgres", "postgresql+asyncpg")
 _PORT: Final = 5432
 _SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+_SESSION_ATTRIBUTES: Final = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
 _FILES: Final = frozenset({"sslrootcert", "sslcert", "sslkey", "sslcrl"})
 #: Options that asyncpg reads from its own URL.
-_OF_ASYNCPG: Final = _FILES | {
-    *("ssl", "sslmode", "sslnegotiation", "target_session_attrs", "passfile", "krbsrvname", "gsslib")
-}
+_OF_ASYNCPG: Final = _FILES | {*("ssl", "sslmode", "sslnegotiation", "passfile", "krbsrvname", "gsslib")}
 #: SQLAlchemy's name of an option.
 _SQLALCHEMY_NAMES: Final = {"ssl": "sslmode"}
+#: Options that are read here.
+_OF_CISTERN: Final = frozenset({"connect_timeout", "target_session_attrs"})
 _OF_ACCOUNT: Final = frozenset({"user", "password", "dbname"})
 #: Options that PostgreSQL itself gets when a session begins.
 _OF_SERVER: Final = frozenset({"application_name", "options"})
@@ -31,7 +32,7 @@ _WITHOUT_EQUAL: Final = frozenset(
 
 
 def parse_url(url: str) -> dict[str, Any]:
-    """Convert a URL to arguments of `asyncpg.connect`.
+    """Convert a URL to arguments of `asyncpg.connect`, but for ``hosts``, which are pairs of a host and a port.
 
     Raises:
         ValueError: the URL is malformed, has an option that is unknown, or names a file that does not exist.
@@ -41,17 +42,21 @@ def parse_url(url: str) -> dict[str, Any]:
         raise ValueError(f"must begin with {', '.join(f'{name}://' for name in SCHEMES)}")
     account, _, place = rest.rpartition("@")  # a password may contain any character
     place, _, query = place.partition("?")
-    hosts, _, database = place.partition("/")
+    netloc, _, database = place.partition("/")
     user, has_password, password = account.partition(":")
     given = parse_qsl(query, keep_blank_values=True)
-    addresses = [one for name, value in given if name == "host" for one in value.split(",")] or hosts.split(",")
+    addresses = [one for name, value in given if name == "host" for one in value.split(",")] or netloc.split(",")
     ports = [one for name, value in given if name == "port" for one in value.split(",")]
     pairs = [_address(one) for one in addresses if one]
     options = {name: value for name, value in given if name not in ("host", "port")}
     arguments = _options(options)
-    if pairs:
-        arguments["host"] = [host for host, _ in pairs]
-        arguments["port"] = [_port(port) for port in ports] if ports else [port for _, port in pairs]
+    if len(ports) == 1:
+        ports *= len(pairs)  # as in libpq
+    if ports and len(ports) != len(pairs):
+        raise ValueError(f"there are {len(pairs)} hosts and {len(ports)} ports")
+    arguments["hosts"] = [(host, _port(ports[i]) if ports else port) for i, (host, port) in enumerate(pairs)] or [
+        (None, _PORT)
+    ]
     names = {"user": options.get("user", user), "database": options.get("dbname", database)}
     arguments |= {name: unquote(value) for name, value in names.items() if value}
     if has_password or "password" in options:
@@ -60,15 +65,19 @@ def parse_url(url: str) -> dict[str, Any]:
 
 
 def _options(options: dict[str, str]) -> dict[str, Any]:
-    if unknown := options.keys() - _OF_ACCOUNT - _OF_ASYNCPG - _OF_SERVER - _WITHOUT_EQUAL - {"connect_timeout"}:
+    if unknown := options.keys() - _OF_ACCOUNT - _OF_ASYNCPG - _OF_SERVER - _WITHOUT_EQUAL - _OF_CISTERN:
         raise ValueError(f"there is no option {min(unknown)}")
     for_asyncpg = {_SQLALCHEMY_NAMES.get(name, name): value for name, value in options.items() if name in _OF_ASYNCPG}
     if for_asyncpg.get("sslmode", "prefer") not in _SSL_MODES:
         raise ValueError(f"sslmode must be one of {', '.join(_SSL_MODES)}")
+    attributes = options.get("target_session_attrs", "any")
+    if attributes not in _SESSION_ATTRIBUTES:
+        raise ValueError(f"target_session_attrs must be one of {', '.join(_SESSION_ATTRIBUTES)}")
     for name in _FILES & for_asyncpg.keys():
         if not Path(for_asyncpg[name]).is_file():
             raise ValueError(f"{name}: there is no file {for_asyncpg[name]}")
     return {
+        "target_session_attrs": attributes,
         "timeout": _seconds(options.get("connect_timeout", "5")),
         "server_settings": {name: value for name, value in options.items() if name in _OF_SERVER},
         **({"dsn": f"postgresql:///?{urlencode(for_asyncpg)}"} if for_asyncpg else {}),

@@ -132,7 +132,8 @@ async def open_check(settings: Settings) -> AsyncIterator[Check]:
 @asynccontextmanager
 async def _open(settings: Settings) -> AsyncIterator[Services]:
     async with AsyncExitStack() as stack:
-        database = Database(settings.database_url, pool_size=settings.max_jobs + 5)
+        pool_size, timeout = settings.max_jobs + 5, settings.database_timeout_seconds
+        database = Database(settings.database_url, pool_size=pool_size, timeout=timeout)
         stack.push_async_callback(database.close)
         queue = JobQueue.open(settings.redis_url)
         stack.push_async_callback(queue.close)

@@ -59,6 +59,8 @@ class Settings(LogSettings):
 
     data_dir: Path = Path(".cistern")
     database_url: DatabaseUrl = ""
+    #: Maximum duration of a transaction, with its commit.
+    database_timeout_seconds: Annotated[float, Field(ge=1, le=300)] = 15.0
     redis_url: ServerUrl = ""
     backends: dict[str, str] = Field(default_factory=dict)
     max_jobs: int = Field(default=10, ge=1, le=1000)

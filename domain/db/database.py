@@ -5,36 +5,39 @@ Transactions are short: no storage work, HTTP or Redis call happens while one is
 """
 
 import asyncio
-import math
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
-from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import asyncpg
+import structlog
 from pydantic_core import from_json
-from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError, InvalidatePoolError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker
 
 from domain.db import statements
-from domain.db.sql import as_json
+from domain.db.connections import (
+    LOCK_NOT_AVAILABLE,
+    ConnectionRefused,
+    check_idle_connections,
+    create_engine,
+    discard_read_only_sessions,
+    is_transient,
+    limit_use,
+    reason_of,
+    sqlstate,
+    time_limit,
+)
+from domain.db.sql import as_json, statement_timeout
 from domain.errors import ConfigurationError, DatabaseUnavailable
-from domain.postgres_url import parse_url
 
 _open: ContextVar[bool] = ContextVar("open_transaction", default=False)
 
-#: SQLSTATE prefixes of transient failures: connection, rollback (deadlock), resources, operator intervention, system
-#: error; a lock timeout; and a read-only server, such as a standby that is being promoted.
-_TRANSIENT: Final = ("08", "40", "53", "57", "58", "25006", "25P03", "55P03")
-_LOCK_NOT_AVAILABLE: Final = "55P03"
-_READ_ONLY: Final = "25006"
 #: The transient failures caused by the statement itself: its rows were locked, it was in a deadlock, or it timed out.
-_CONTENDED: Final = ("40", "57014", _LOCK_NOT_AVAILABLE)
+_CONTENDED: Final = ("40", "57014", LOCK_NOT_AVAILABLE)
 
 #: Timeouts in milliseconds. They release the locks of a process that was stopped, so that it does not block the others.
 _SERVER_SETTINGS: Final = {
@@ -46,14 +49,13 @@ _SERVER_SETTINGS: Final = {
     "default_transaction_isolation": "read committed",
 }
 
-#: A connection idle for longer than this is checked before use, in seconds: it may have died unnoticed.
-_IDLE_SECONDS: Final = 1.0
-#: Timeout of that check, in seconds. When it expires, the pool discards every connection made before that moment. It is
-#: shorter than the timeout of a heartbeat.
-_PING_TIMEOUT: Final = 1.5
-
+#: Seconds without a failure after which an outage is over.
+_CALM_SECONDS: Final = 2.0
 #: Maximum number of seconds that a process waits at shutdown for a PostgreSQL that accepts data but does not answer.
 CLOSE_TIMEOUT: Final = 3.0
+
+
+log = structlog.get_logger(__name__)
 
 
 def in_transaction() -> bool:
@@ -64,7 +66,8 @@ def in_transaction() -> bool:
 class Database:
     """A connection pool of one PostgreSQL server."""
 
-    def __init__(self, url: str, *, pool_size: int = 10) -> None:
+    def __init__(self, url: str, *, pool_size: int = 10, timeout: float = 15.0) -> None:
+        """Prepare a pool; ``timeout`` is the maximum duration of a transaction in seconds, with its commit."""
         self._engine = create_engine(
             url,
             server_settings=_SERVER_SETTINGS,
@@ -75,10 +78,13 @@ class Database:
             json_deserializer=from_json,
             hide_parameters=True,  # an error of a chunk would quote a thousand rows, and names do not belong in logs
         )
-        _check_idle_connections(self._engine)
-        _discard_read_only_sessions(self._engine)
+        check_idle_connections(self._engine)
+        discard_read_only_sessions(self._engine)
+        limit_use(self._engine, timeout)
+        self._timeout = timeout
         self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
         self._single = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._outage = _Outage()
 
     @asynccontextmanager
     async def autocommit(self) -> AsyncIterator[AsyncConnection]:
@@ -87,30 +93,64 @@ class Database:
         Raises:
             DatabaseUnavailable: as `transaction`.
         """
-        with _transaction_errors():
+        with self._transaction():
             async with self._single.connect() as connection:
                 yield connection
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncSession]:
+    async def transaction(self, *, statement_seconds: float | None = None) -> AsyncIterator[AsyncSession]:
         """Open a session; commit on a clean exit, roll back on an exception.
+
+        A transaction with a statement that takes long by its nature allows it ``statement_seconds``.
 
         Raises:
             DatabaseUnavailable: no connection was available, it was lost, or the statement failed transiently. If a
                 COMMIT was in flight, its result is unknown; a caller that needs it must query again.
         """
-        with _transaction_errors():
-            async with self._sessions() as session, session.begin():
-                yield session
+        with self._transaction():
+            if statement_seconds is None:
+                async with self._sessions() as session, session.begin():
+                    yield session
+                return
+            limit = time_limit.set(statement_seconds + self._timeout)
+            try:
+                async with self._sessions() as session, session.begin():
+                    await session.execute(statement_timeout(statement_seconds))
+                    yield session
+            finally:
+                time_limit.reset(limit)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Mark a transaction as open, and convert transient failures to `DatabaseUnavailable`."""
+        token = _open.set(True)
+        try:
+            yield
+        except (OSError, PoolTimeout, DBAPIError) as error:
+            if not is_transient(error):
+                raise
+            unavailable = DatabaseUnavailable(reason_of(error))
+            if not sqlstate(error).startswith(_CONTENDED):
+                self._outage.note_failure(unavailable.reason)
+            raise unavailable from error
+        else:
+            self._outage.note_success()
+        finally:
+            _open.reset(token)
 
     async def ping(self) -> None:
-        """Check that PostgreSQL answers a query.
+        """Check that PostgreSQL answers a query and takes writes.
 
         Raises:
-            DatabaseUnavailable: it does not.
+            DatabaseUnavailable: it does not, or commits wait for a synchronous standby.
         """
         async with self.transaction() as session:
-            await session.execute(statements.PING)
+            state = (await session.execute(statements.PING)).one()
+            if state.is_read_only:
+                await (await session.connection()).invalidate()
+                raise DatabaseUnavailable("the session is read-only")
+            if state.waits_for_standby:
+                raise DatabaseUnavailable("commits wait for a synchronous standby")
 
     async def require_migrated(self) -> None:
         """Check that the schema is at the revision of this code, or a newer one.
@@ -132,8 +172,10 @@ class Database:
                     return None
                 revision: str | None = await session.scalar(statements.REVISION)
                 return revision
-        except DBAPIError as error:  # not transient: no such database, no such role, a wrong password
-            raise ConfigurationError(f"PostgreSQL refused the connection: {error.orig}") from error
+        except DatabaseUnavailable as error:
+            if isinstance(error.__cause__, ConnectionRefused):
+                raise ConfigurationError(f"PostgreSQL refused the connection: {error.reason}") from error
+            raise
 
     async def close(self) -> None:
         """Close every connection, after `CLOSE_TIMEOUT` without waiting for PostgreSQL's reply."""
@@ -142,70 +184,32 @@ class Database:
                 await self._engine.dispose()
 
 
-@contextmanager
-def _transaction_errors() -> Iterator[None]:
-    """Mark a transaction as open, and convert transient failures to `DatabaseUnavailable`."""
-    token = _open.set(True)
-    try:
-        yield
-    except (OSError, PoolTimeout, DBAPIError) as error:
-        if is_transient(error):
-            raise DatabaseUnavailable from error
-        raise
-    finally:
-        _open.reset(token)
+class _Outage:
+    """Logs an outage of PostgreSQL once when it begins and once when it ends, whatever the number of failures.
 
-
-def create_engine(url: str, *, server_settings: Mapping[str, str] | None = None, **options: Any) -> AsyncEngine:
-    """Create an engine for a PostgreSQL URL; connections are opened on first use.
-
-    The URL's own parameters of a session come before ``server_settings``; ``options`` are those of SQLAlchemy.
-    """
-    arguments = parse_url(url)
-    arguments["server_settings"] = {**(server_settings or {}), **arguments["server_settings"]}
-    connect = partial(asyncpg.connect, command_timeout=60, **arguments)
-    return create_async_engine("postgresql+asyncpg://", async_creator=connect, **options)
-
-
-def _discard_read_only_sessions(engine: AsyncEngine) -> None:
-    """Discard connections whose sessions are read-only, although each of them still answers.
-
-    Either the primary has become a standby, and the same address leads to another server now; or the database was
-    read-only when the sessions began.
+    Before the first success there is no outage: a process that cannot start reports why.
     """
 
-    @event.listens_for(engine.sync_engine, "handle_error")
-    def discard(context: Any) -> None:
-        if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
-            context.is_disconnect = True
+    def __init__(self) -> None:
+        self._was_available = False
+        self._failures = 0
+        self._failed_at = 0.0
 
+    def note_failure(self, reason: str) -> None:
+        """Record a transaction that failed because PostgreSQL was unavailable."""
+        if not self._was_available:
+            return
+        if not self._failures:
+            log.warning("postgresql.unavailable", reason=reason)
+        self._failures += 1
+        self._failed_at = time.monotonic()
 
-def _check_idle_connections(engine: AsyncEngine) -> None:
-    """Ping a connection before use if it has been idle for `_IDLE_SECONDS`: PostgreSQL may have restarted since.
-
-    `pool_pre_ping` pings on every checkout, which costs a round trip in each transaction.
-    """
-
-    @event.listens_for(engine.sync_engine, "checkin")
-    def record_checkin(_: Any, record: Any) -> None:
-        record.info["idle_since"] = time.monotonic()
-
-    @event.listens_for(engine.sync_engine, "checkout")
-    def ping_if_idle(connection: Any, record: Any, _: Any) -> None:
-        if time.monotonic() - record.info.get("idle_since", math.inf) > _IDLE_SECONDS:
-            try:
-                # SQLAlchemy's own ping has the timeout of any other statement.
-                connection.run_async(lambda raw: raw.fetchrow(";", timeout=_PING_TIMEOUT))
-            except Exception as error:
-                connection.driver_connection.terminate()  # a clean close could take longer than a heartbeat's timeout
-                raise InvalidatePoolError from error  # the pool then opens a new connection
-
-
-def is_transient(error: Exception) -> bool:
-    """Return whether a failure of PostgreSQL is temporary, so that retrying may succeed."""
-    if not isinstance(error, DBAPIError):
-        return True
-    return error.connection_invalidated or _sqlstate(error).startswith(_TRANSIENT)
+    def note_success(self) -> None:
+        """Record a transaction that succeeded."""
+        self._was_available = True
+        if self._failures and time.monotonic() - self._failed_at > _CALM_SECONDS:
+            log.info("postgresql.available_again", failures=self._failures)
+            self._failures = 0
 
 
 def failed_transiently(error: Exception) -> bool:
@@ -215,16 +219,12 @@ def failed_transiently(error: Exception) -> bool:
 
 def is_unreachable(error: Exception) -> bool:
     """Return whether PostgreSQL itself was unavailable, so that any other statement would have failed too."""
-    return isinstance(error, DatabaseUnavailable) and not _sqlstate(error.__cause__).startswith(_CONTENDED)
+    return isinstance(error, DatabaseUnavailable) and not sqlstate(error.__cause__).startswith(_CONTENDED)
 
 
 def was_lock_timeout(error: DatabaseUnavailable) -> bool:
     """Return whether PostgreSQL was available and only a lock held by another transaction was not."""
-    return _sqlstate(error.__cause__) == _LOCK_NOT_AVAILABLE
-
-
-def _sqlstate(error: BaseException | None) -> str:
-    return (getattr(error.orig, "sqlstate", None) or "") if isinstance(error, DBAPIError) else ""
+    return sqlstate(error.__cause__) == LOCK_NOT_AVAILABLE
 
 
 def known_revisions() -> list[str]:

@@ -4,8 +4,14 @@ from typing import Final
 
 from sqlalchemy import text
 
-#: Check that PostgreSQL answers.
-PING: Final = text("SELECT 1")
+#: Read whether the session takes writes, and whether a commit of this role has waited for a standby for 2 s.
+PING: Final = text("""
+    SELECT current_setting('transaction_read_only') = 'on' AS is_read_only,
+        EXISTS (
+            SELECT 1 FROM pg_stat_activity
+            WHERE usename = current_user AND wait_event = 'SyncRep' AND query_start < now() - interval '2 s'
+        ) AS waits_for_standby
+""")
 #: Read whether the database was ever migrated, and to which revision.
 IS_MIGRATED: Final = text("SELECT to_regclass('alembic_version') IS NOT NULL")
 REVISION: Final = text("SELECT version_num FROM alembic_version")

@@ -145,7 +145,7 @@ async def test_lost_connection_is_an_outage_and_is_replaced(services: Services) 
 
 
 async def test_idle_connection_that_is_alive_is_reused(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("domain.db.database._IDLE_SECONDS", 0.0)
+    monkeypatch.setattr("domain.db.connections._IDLE_SECONDS", 0.0)
     database, pids = Database(database_url), set()
     for _ in range(3):
         async with database.transaction() as session:
@@ -160,8 +160,8 @@ async def test_idle_connection_that_is_alive_is_reused(database_url: str, monkey
 async def test_connections_that_died_silently_are_replaced_together_and_soon(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("domain.db.database._IDLE_SECONDS", 0.0)
-    monkeypatch.setattr("domain.db.database._PING_TIMEOUT", 0.2)
+    monkeypatch.setattr("domain.db.connections._IDLE_SECONDS", 0.0)
+    monkeypatch.setattr("domain.db.connections._PING_TIMEOUT", 0.2)
     database, all_connected = Database(database_url, pool_size=5), asyncio.Barrier(5)
 
     async def backend_pid() -> int:

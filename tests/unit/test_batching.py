@@ -56,6 +56,24 @@ async def test_batch_is_never_larger_than_max_batch() -> None:
     assert counter.calls == [[0, 1], [2, 3], [4]]
 
 
+async def test_batch_that_hangs_holds_up_no_later_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("domain.batching._SLOW_SECONDS", 0.05)
+    counter = Counter()
+    counter.gate.clear()
+    double = Batcher(counter.double, max_batch=10)
+    hanging = asyncio.create_task(double(0))
+    while not counter.calls:
+        await asyncio.sleep(0)
+    counter.gate = asyncio.Event()  # the next batch waits for another gate than the one that hangs
+    counter.gate.set()
+
+    assert list(await asyncio.gather(double(1), double(2))) == [2, 4]
+    assert await double(3) == 6
+    assert counter.calls == [[0], [1, 2], [3]]
+    assert not hanging.done()
+    hanging.cancel()
+
+
 async def test_failed_batch_is_retried_singly_and_only_the_bad_item_fails() -> None:
     counter = Counter()
     double = Batcher(counter.double, max_batch=10)

@@ -84,7 +84,8 @@ def test_migrate_fails_if_the_database_is_unreachable(
 
     code, output = cistern("migrate")
 
-    assert (code, output) == (1, "cistern: PostgreSQL is not responding.\n")
+    reason = f"{empty_dir}:5432: No such file or directory"
+    assert (code, output) == (1, f"cistern: PostgreSQL is not responding: {reason}\n")
 
 
 def test_migrate_fails_when_its_wait_times_out(

@@ -162,14 +162,17 @@ def test_invalid_database_url_is_reported_with_the_reason(empty_environment: Pat
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("postgres://h/d", {"host": ["h"], "port": [5432], "database": "d"}),
-        ("postgresql://u:p%40@h:1/d", {"user": "u", "password": "p@", "port": [1]}),
-        ("postgresql://u@h1,h2:2/d?target_session_attrs=read-write", {"host": ["h1", "h2"], "port": [5432, 2]}),
-        ("postgresql://u@/d?host=h1:1&host=h2:2", {"host": ["h1", "h2"], "port": [1, 2]}),
+        ("postgres://h/d", {"hosts": [("h", 5432)], "database": "d"}),
+        ("postgresql://u:p%40@h:1/d", {"user": "u", "password": "p@", "hosts": [("h", 1)]}),
+        (
+            "postgresql://u@h1,h2:2/d?target_session_attrs=read-write",
+            {"hosts": [("h1", 5432), ("h2", 2)], "target_session_attrs": "read-write"},
+        ),
+        ("postgresql://u@/d?host=h1:1&host=h2:2", {"hosts": [("h1", 1), ("h2", 2)]}),
         ("postgresql://u@h/d?sslmode=require&channel_binding=require", {"dsn": "postgresql:///?sslmode=require"}),
         ("postgresql://u@h/d?connect_timeout=3&application_name=me", {"timeout": 3.0}),
         ("postgresql://u@h/d?application_name=me", {"server_settings": {"application_name": "me"}}),
-        ("postgresql+asyncpg://u@/d?host=/run/x", {"host": ["/run/x"], "user": "u"}),
+        ("postgresql+asyncpg://u@/d?host=/run/x", {"hosts": [("/run/x", 5432)], "user": "u"}),
     ],
 )
 def test_database_url_of_a_hosted_service_is_understood(url: str, expected: dict[str, object]) -> None:

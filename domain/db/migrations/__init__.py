@@ -9,12 +9,12 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy.exc import DBAPIError
 
-from domain.db.database import Database, is_transient
+from domain.db.connections import LOCK_NOT_AVAILABLE, ConnectionRefused, is_transient, reason_of, sqlstate
+from domain.db.database import Database
 from domain.errors import CisternError, DatabaseUnavailable, MigrationFailed
 
 #: Key of the advisory lock held during a migration; arbitrary, but used for nothing else in this database.
 MIGRATION_LOCK: Final = 0x0C157E59
-_LOCK_NOT_AVAILABLE: Final = "55P03"
 _POLL_SECONDS: Final = 0.5
 
 
@@ -39,8 +39,10 @@ def upgrade_to_head(config: Config) -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         command.upgrade(config, "head")
+    except ConnectionRefused as error:
+        raise MigrationFailed(f"PostgreSQL refused the connection: {error}") from error
     except OSError as error:
-        raise DatabaseUnavailable from error
+        raise DatabaseUnavailable(reason_of(error)) from error
     except DBAPIError as error:
         raise _to_cistern_error(error) from error
 
@@ -54,33 +56,28 @@ async def wait_for_postgresql(url: str, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     database = Database(url, pool_size=1)
     try:
-        while not await _answers(database):
-            if time.monotonic() >= deadline:
-                raise DatabaseUnavailable
+        while True:
+            try:
+                return await database.ping()
+            except DatabaseUnavailable as error:
+                if isinstance(error.__cause__, ConnectionRefused):
+                    return None
+                if time.monotonic() >= deadline:
+                    raise
             await asyncio.sleep(_POLL_SECONDS)
     finally:
         await database.close()
 
 
-async def _answers(database: Database) -> bool:
-    try:
-        await database.ping()
-    except DatabaseUnavailable:
-        return False
-    except DBAPIError:
-        return True
-    return True
-
-
 def _to_cistern_error(error: DBAPIError) -> CisternError:
-    if getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
+    if sqlstate(error) == LOCK_NOT_AVAILABLE:
         return MigrationFailed(
             "a table was locked for too long, the schema is unchanged:"
             " run `cistern migrate` again when no long transaction is open"
         )
     if is_transient(error):
-        return DatabaseUnavailable()
-    reason = " ".join(str(getattr(error.orig, "__cause__", None) or error.orig).split())
+        return DatabaseUnavailable(reason_of(error))
+    reason = " ".join(reason_of(error).split())
     return MigrationFailed(f"the schema is unchanged: {reason}; fix that, then run `cistern migrate` again")
 
 

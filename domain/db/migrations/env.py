@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.bulk import model as bulk_model
 from domain.db.base import Base
-from domain.db.database import create_engine
+from domain.db.connections import create_engine
 from domain.db.migrations import MIGRATION_LOCK
 from domain.jobs import acceptance, stats
 from domain.jobs import model as jobs_model

@@ -1,0 +1,173 @@
+"""Connections to PostgreSQL: how they are opened, and which of them are discarded.
+
+PostgreSQL may fail over behind one address, or to another host of the URL. A connection must therefore never outlive
+its use: one that hangs, that leads to a server without writes, or that died while it was idle is thrown away.
+"""
+
+import asyncio
+import itertools
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, Final
+
+import asyncpg
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from domain.postgres_url import parse_url
+
+#: Maximum number of seconds that a statement waits for a reply, whatever else limits it.
+_COMMAND_TIMEOUT: Final = 60
+#: A connection idle for longer than this is checked before use, in seconds: it may have died unnoticed.
+_IDLE_SECONDS: Final = 1.0
+#: Timeout of that check, in seconds. When it expires, the pool discards every connection made before that moment. It is
+#: shorter than the timeout of a heartbeat.
+_PING_TIMEOUT: Final = 1.5
+
+#: SQLSTATE prefixes of transient failures: connection, rollback (deadlock), resources, operator intervention, system
+#: error; a lock timeout; and a read-only server, such as a standby that is being promoted.
+_TRANSIENT: Final = ("08", "40", "53", "57", "58", "25006", "25P03", "55P03")
+#: SQLSTATE prefixes of a refused connection that a retry with the same settings does not change.
+_PERMANENT: Final = ("08P01", "28", "3D", "42")
+LOCK_NOT_AVAILABLE: Final = "55P03"
+_READ_ONLY: Final = "25006"
+
+#: The time limit in seconds of the transaction that the current task opens; None for that of the engine.
+time_limit: Final[ContextVar[float | None]] = ContextVar("time_limit", default=None)
+
+
+class ConnectionRefused(OSError):
+    """PostgreSQL answered and refuses these settings: role, password, database, or a parameter of the session."""
+
+
+def create_engine(url: str, *, server_settings: Mapping[str, str] | None = None, **options: Any) -> AsyncEngine:
+    """Create an engine for a PostgreSQL URL; connections are opened on first use.
+
+    The URL's own parameters of a session come before ``server_settings``; ``options`` are those of SQLAlchemy.
+    """
+    arguments = parse_url(url)
+    arguments["server_settings"] = {**(server_settings or {}), **arguments["server_settings"]}
+    return create_async_engine("postgresql+asyncpg://", async_creator=partial(_connect, **arguments), **options)
+
+
+async def _connect(
+    *,
+    hosts: Sequence[tuple[str | None, int]],
+    timeout: float,  # noqa: ASYNC109 (asyncpg's own)
+    target_session_attrs: str,
+    **arguments: Any,
+) -> "asyncpg.Connection[Any]":
+    """Connect to the first host of the URL that answers and is wanted; each has ``timeout`` seconds.
+
+    asyncpg has one timeout for all hosts together, and a host that is frozen would use it up.
+
+    Raises:
+        OSError: no host answered, or none of those that did is wanted or has a connection left.
+        ConnectionRefused: the last host refuses these settings.
+    """
+    wanted = ("standby", "any") if target_session_attrs == "prefer-standby" else (target_session_attrs,)
+    errors: list[Exception] = []
+    for attribute, (host, port) in itertools.product(wanted, hosts):
+        try:
+            return await asyncpg.connect(
+                host=host,
+                port=port,
+                target_session_attrs=attribute,
+                timeout=timeout,
+                command_timeout=_COMMAND_TIMEOUT,
+                **arguments,
+            )
+        except TimeoutError:
+            errors.append(TimeoutError(f"{host}:{port} did not answer within {timeout:g} s"))
+        except asyncpg.TargetServerAttributeNotMatched:
+            errors.append(OSError(f"{host}:{port} is not {attribute}"))
+        except OSError as error:
+            errors.append(OSError(f"{host}:{port}: {error.strerror or error}"))
+        except asyncpg.PostgresError as error:
+            refused = ConnectionRefused if str(error.sqlstate).startswith(_PERMANENT) else OSError
+            errors.append(refused(f"{host}:{port}: {error}"))
+    raise errors[-1]
+
+
+def limit_use(engine: AsyncEngine, seconds: float) -> None:
+    """Terminate a connection that is used for longer than ``seconds``, or than its `time_limit`.
+
+    The server may be frozen, or a commit may wait for a synchronous standby that is away. PostgreSQL's own timeouts end
+    neither. The user gets an error at once, as from a lost connection.
+    """
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def start(connection: Any, record: Any, _: Any) -> None:
+        loop, driver = asyncio.get_running_loop(), connection.driver_connection
+        record.info["time_limit"] = loop.call_later(time_limit.get() or seconds, driver.terminate)
+
+    @event.listens_for(engine.sync_engine, "checkin")
+    def stop(_: Any, record: Any) -> None:
+        if (timer := record.info.pop("time_limit", None)) is not None:
+            timer.cancel()
+
+
+def discard_read_only_sessions(engine: AsyncEngine) -> None:
+    """Discard connections whose sessions are read-only, although each of them still answers.
+
+    Either the primary has become a standby, and the same address leads to another server now; or the database was
+    read-only when the sessions began.
+    """
+
+    @event.listens_for(engine.sync_engine, "handle_error")
+    def discard(context: Any) -> None:
+        if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY:
+            context.is_disconnect = True
+
+
+def check_idle_connections(engine: AsyncEngine) -> None:
+    """Ping a connection before use if it has been idle for `_IDLE_SECONDS`: PostgreSQL may have restarted since.
+
+    `pool_pre_ping` pings on every checkout, which costs a round trip in each transaction.
+    """
+
+    @event.listens_for(engine.sync_engine, "checkin")
+    def record_checkin(_: Any, record: Any) -> None:
+        record.info["idle_since"] = time.monotonic()
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def ping_if_idle(connection: Any, record: Any, _: Any) -> None:
+        if time.monotonic() - record.info.get("idle_since", math.inf) > _IDLE_SECONDS:
+            try:
+                # SQLAlchemy's own ping has the timeout of any other statement.
+                connection.run_async(lambda raw: raw.fetchrow(";", timeout=_PING_TIMEOUT))
+            except Exception as error:
+                connection.driver_connection.terminate()  # a clean close could take longer than a heartbeat's timeout
+                raise InvalidatePoolError from error  # the pool then opens a new connection
+
+
+def is_transient(error: Exception) -> bool:
+    """Return whether a failure of PostgreSQL is temporary, so that retrying may succeed."""
+    if not isinstance(error, DBAPIError):
+        return True
+    # A cached plan is of no use after a column has changed its type. SQLAlchemy has discarded it by now.
+    is_stale_plan = isinstance(_cause(error), asyncpg.InvalidCachedStatementError)
+    return error.connection_invalidated or is_stale_plan or sqlstate(error).startswith(_TRANSIENT)
+
+
+def reason_of(error: Exception) -> str:
+    """Return the words of the server or the library for a failure; they may name hosts, but no values of rows."""
+    if isinstance(error, PoolTimeout):
+        return "all connections of this process are in use"
+    return str(_cause(error)) or type(error).__name__
+
+
+def sqlstate(error: BaseException | None) -> str:
+    """Return the SQLSTATE of an error; "" if it has none."""
+    return (getattr(error.orig, "sqlstate", None) or "") if isinstance(error, DBAPIError) else ""
+
+
+def _cause(error: Exception) -> BaseException:
+    """Return the error of the driver that SQLAlchemy has wrapped."""
+    original = getattr(error, "orig", None) or error
+    return original.__cause__ or original

@@ -1,0 +1,157 @@
+"""Connections to PostgreSQL when its hosts, its sessions or its tables change."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+import structlog
+from sqlalchemy import text
+
+from domain.db.database import Database
+from domain.errors import DatabaseUnavailable
+from domain.services import Services
+from tests.integration.job_builders import sql
+
+
+@contextmanager
+def frozen_host() -> Iterator[str]:
+    """A host that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def behind(database_url: str, *hosts: str, options: str = "") -> str:
+    """Return the URL of a database with other hosts in front of its own."""
+    parts = urlsplit(database_url)
+    own = dict(parse_qsl(parts.query)).get("host") or parts.netloc.rpartition("@")[2]
+    account = parts.netloc.rpartition("@")[0]
+    named = "&".join(f"host={host}" for host in (*hosts, own))
+    return f"{parts.scheme}://{account}@{parts.path}?{named}{options}"
+
+
+@pytest.fixture
+async def opened(database_url: str) -> AsyncIterator[list[Database]]:
+    databases: list[Database] = []
+    yield databases
+    for database in databases:
+        await database.close()
+
+
+async def test_frozen_host_costs_its_own_timeout_and_the_next_one_is_used(
+    database_url: str, opened: list[Database]
+) -> None:
+    with frozen_host() as frozen:
+        opened.append(Database(behind(database_url, frozen, options="&connect_timeout=1")))
+        await opened[0].ping()
+
+
+async def test_host_without_writes_is_an_outage_and_named(
+    database_url: str, opened: list[Database], services: Services
+) -> None:
+    opened.append(Database(f"{database_url}&target_session_attrs=standby"))
+
+    with pytest.raises(DatabaseUnavailable) as error:
+        await opened[0].ping()
+
+    assert error.value.reason.endswith("is not standby")
+
+
+@pytest.mark.parametrize(
+    ("server_says", "sqlstate"),
+    [("sorry, too many clients already", "53300"), ("the database system is starting up", "57P03")],
+)
+async def test_refusal_of_a_server_is_reported_in_its_own_words(
+    opened: list[Database], server_says: str, sqlstate: str
+) -> None:
+    async def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        fields = b"SFATAL\0C%b\0M%b\0\0" % (sqlstate.encode(), server_says.encode())
+        writer.write(b"E" + (len(fields) + 4).to_bytes(4, "big") + fields)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        opened.append(Database(f"postgresql://u:p@127.0.0.1:{port}/d?sslmode=disable"))
+        with pytest.raises(DatabaseUnavailable) as error:
+            await opened[0].ping()
+
+    assert error.value.reason == f"127.0.0.1:{port}: {server_says}"
+    assert str(error.value) == f"PostgreSQL is not responding: 127.0.0.1:{port}: {server_says}"
+    assert error.value.message == "PostgreSQL is not responding."  # what HTTP shows
+
+
+async def test_transaction_that_hangs_ends_at_its_time_limit(database_url: str, opened: list[Database]) -> None:
+    opened.append(Database(database_url, timeout=0.2))
+
+    async def sleep(seconds: float, *, allowed: float | None = None) -> None:
+        async with opened[0].transaction(statement_seconds=allowed) as session:
+            await session.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": seconds})
+
+    with pytest.raises(DatabaseUnavailable):
+        async with asyncio.timeout(8):
+            await sleep(9)
+    await sleep(0.5, allowed=9)
+    with pytest.raises(DatabaseUnavailable, match="statement timeout"):
+        await sleep(9, allowed=0.1)
+    await opened[0].ping()
+
+
+async def test_read_only_session_is_replaced_by_a_ping(services: Services) -> None:
+    name = "current_setting('transaction_read_only')"
+    await sql(services, "ALTER DATABASE test_shared SET default_transaction_read_only = on")
+    database = Database(services.settings.database_url)
+    try:
+        with pytest.raises(DatabaseUnavailable, match="read-only"):
+            await database.ping()
+        async with database.transaction() as session:  # one more session that is read-only
+            assert await session.scalar(text(f"SELECT {name}")) == "on"
+    finally:
+        async with services.database.autocommit() as connection:
+            await connection.execute(text("SET default_transaction_read_only = off"))
+            await connection.execute(text("ALTER DATABASE test_shared RESET default_transaction_read_only"))
+    with pytest.raises(DatabaseUnavailable):
+        await database.ping()
+
+    await database.ping()
+    await database.close()
+
+
+async def test_column_that_changes_its_type_is_no_error_of_the_server(services: Services) -> None:
+    async def read() -> None:
+        async with services.database.transaction() as session:
+            await session.execute(text("SELECT backend FROM volumes"))
+
+    await read()
+    await sql(services, "ALTER TABLE volumes ALTER COLUMN backend TYPE varchar(300)")
+    try:
+        with pytest.raises(DatabaseUnavailable):  # 503: try again
+            await read()
+        await read()
+    finally:
+        await sql(services, "ALTER TABLE volumes ALTER COLUMN backend TYPE text")
+
+
+async def test_outage_is_logged_once_when_it_begins_and_once_when_it_ends(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("domain.db.database._CALM_SECONDS", 0.0)
+
+    async def lose_connection() -> None:
+        async with services.database.transaction() as session:
+            await session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+    await services.database.ping()
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(3):
+            with pytest.raises(DatabaseUnavailable):
+                await lose_connection()
+        await services.database.ping()
+        await services.database.ping()
+
+    lines = [line for line in logs if line["event"].startswith("postgresql.")]
+    assert [line["event"] for line in lines] == ["postgresql.unavailable", "postgresql.available_again"]
+    assert "terminating connection due to administrator command" in lines[0]["reason"]
+    assert lines[1]["failures"] == 3

@@ -3,9 +3,9 @@
 from collections.abc import Collection, Mapping
 from uuid import UUID
 
+from domain.storage.backends import DriverUrl
 from domain.storage.context import Grant
 from domain.storage.driver import Capacity, Leftover, StorageDriver, Usage
-from domain.storage.urls import DriverUrl, require_no_path
 
 
 class NullDriver(StorageDriver):
@@ -19,20 +19,17 @@ class NullDriver(StorageDriver):
 
     async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
         """Report a volume of ``size`` bytes as created."""
-        grant.check()
-        grant.on_published("create", volume_id)
+        _publish("create", volume_id, grant)
         return size
 
     async def expand(self, volume_id: UUID, size: int, grant: Grant) -> int:
         """Report the volume as grown to ``size`` bytes."""
-        grant.check()
-        grant.on_published("expand", volume_id)
+        _publish("expand", volume_id, grant)
         return size
 
     async def delete(self, volume_id: UUID, grant: Grant) -> None:
         """Report the volume as deleted."""
-        grant.check()
-        grant.on_published("delete", volume_id)
+        _publish("delete", volume_id, grant)
 
     async def seal(self, volume_id: UUID, grant: Grant) -> None:
         """Report the fence as raised; the size is unknown."""
@@ -40,13 +37,11 @@ class NullDriver(StorageDriver):
 
     async def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:  # noqa: ARG002
         """Report the snapshot as taken; its size is unknown."""
-        grant.check()
-        grant.on_published("take_snapshot", snapshot_id)
+        _publish("take_snapshot", snapshot_id, grant)
 
     async def restore_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:  # noqa: ARG002
         """Report the volume as restored; its size is unknown."""
-        grant.check()
-        grant.on_published("restore_snapshot", volume_id)
+        _publish("restore_snapshot", volume_id, grant)
 
     async def clone_snapshot(
         self,
@@ -57,14 +52,12 @@ class NullDriver(StorageDriver):
         grant: Grant,
     ) -> int:
         """Report a volume of ``size`` bytes as cloned."""
-        grant.check()
-        grant.on_published("clone_snapshot", clone_id)
+        _publish("clone_snapshot", clone_id, grant)
         return size
 
     async def delete_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:  # noqa: ARG002
         """Report the snapshot as deleted."""
-        grant.check()
-        grant.on_published("delete_snapshot", snapshot_id)
+        _publish("delete_snapshot", snapshot_id, grant)
 
     async def seal_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:  # noqa: ARG002
         """Report the snapshot's fence as raised; its size is unknown."""
@@ -91,11 +84,16 @@ class NullDriver(StorageDriver):
         """Do nothing: there are no threads or handles."""
 
 
+def _publish(operation: str, subject_id: UUID, grant: Grant) -> None:
+    grant.check()
+    grant.on_published(operation, subject_id)
+
+
 def open_driver(url: DriverUrl, _: int) -> NullDriver:
     """Open ``null:``.
 
     Raises:
         ConfigurationError: the URL has a path.
     """
-    require_no_path(url)
+    url.require_no_path()
     return NullDriver()

@@ -15,12 +15,12 @@ from cistern_test_drivers.faults import Faults
 from cistern_test_drivers.hang_switch import HangSwitch
 from cistern_test_drivers.journal import JournalGrant, OperationJournal
 from domain.errors import ConfigurationError
+from domain.storage.backends import DriverUrl
 from domain.storage.backends import open_driver as open_inner
 from domain.storage.context import Grant, Stopped
 from domain.storage.driver import Capacity, Leftover, StorageDriver, StoredVolume, Usage
 from domain.storage.errors import FenceRefused
 from domain.storage.file.driver import FileDriver
-from domain.storage.urls import DriverUrl
 
 DELAY_SLICE_SECONDS = 0.05
 GATE_POLL_SECONDS = 0.01

@@ -9,10 +9,7 @@ from domain.storage.driver import Capacity, Leftover, StorageDriver, Usage
 
 
 class NullDriver(StorageDriver):
-    """Succeeds without doing anything. It stores no sizes and no fences, so it cannot refuse a stale attempt.
-
-    The protocol requires the unused arguments (ARG002).
-    """
+    """Succeeds without doing anything. It stores no sizes and no fences, so it cannot refuse a stale attempt."""
 
     def path(self, volume_id: UUID) -> None:
         """Return None: there are no bytes."""
@@ -35,35 +32,28 @@ class NullDriver(StorageDriver):
         """Report the fence as raised; the size is unknown."""
         grant.on_published("seal", volume_id)
 
-    async def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:  # noqa: ARG002
+    async def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:
         """Report the snapshot as taken; its size is unknown."""
         _publish("take_snapshot", snapshot_id, grant)
 
-    async def restore_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:  # noqa: ARG002
+    async def restore_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:
         """Report the volume as restored; its size is unknown."""
         _publish("restore_snapshot", volume_id, grant)
 
-    async def clone_snapshot(
-        self,
-        volume_id: UUID,  # noqa: ARG002
-        snapshot_id: UUID,  # noqa: ARG002
-        clone_id: UUID,
-        size: int,
-        grant: Grant,
-    ) -> int:
+    async def clone_snapshot(self, volume_id: UUID, snapshot_id: UUID, clone_id: UUID, size: int, grant: Grant) -> int:
         """Report a volume of ``size`` bytes as cloned."""
         _publish("clone_snapshot", clone_id, grant)
         return size
 
-    async def delete_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:  # noqa: ARG002
+    async def delete_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:
         """Report the snapshot as deleted."""
         _publish("delete_snapshot", snapshot_id, grant)
 
-    async def seal_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:  # noqa: ARG002
+    async def seal_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:
         """Report the snapshot's fence as raised; its size is unknown."""
         grant.on_published("seal_snapshot", snapshot_id)
 
-    async def measure(self, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:  # noqa: ARG002
+    async def measure(self, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:
         """Return nothing: no volume can be measured."""
         return {}
 

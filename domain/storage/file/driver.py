@@ -7,6 +7,7 @@ taken, so a long copy blocks no other operation; publishing it is one link or on
 import asyncio
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -229,9 +230,8 @@ class FileDriver(StorageDriver):
     @_in_thread
     def capacity(self) -> Capacity:
         """Return the capacity of the file system that contains the root."""
-        status = os.statvfs(self.root)
-        used = status.f_blocks - status.f_bfree
-        return Capacity(status.f_blocks * status.f_frsize, used * status.f_frsize)
+        usage = shutil.disk_usage(self.root)
+        return Capacity(usage.total, usage.used)
 
     async def close(self) -> None:
         """Wait for running work and end the threads, without blocking the event loop."""

@@ -41,34 +41,29 @@ class Suspicion:
 
 
 class RowsVsStorage:
-    """Checks all volumes that have a row, with their snapshots; a difference must be there at two reads of the rows."""
+    """Checks all volumes that have a row, with their snapshots; a second read of the rows confirms a difference."""
 
     def __init__(self, rows: RowReader, backends: Backends, repair: Repair) -> None:
         self._rows = rows
         self._backends = backends
         self._repair = repair
         self._slots = asyncio.Semaphore(_MAX_CONCURRENT_STATS)
-        self._reported_backends: set[str] = set()
 
     async def findings(self, checked: Counter[str], *, repair: bool) -> AsyncIterator[Finding]:
         """Yield the differences, repaired where possible if ``repair``."""
-        after = FIRST
+        after, reported_backends = FIRST, set[str]()
         while page := await self._rows.page(after):
             after = page[-1].volume.id
             checked["volumes"] += len(page)
             checked["snapshots"] += sum(len(rows.snapshots) for rows in page)
-            for finding in self._missing_backends(page):
-                yield finding
+            missing = {rows.backend for rows in page if rows.backend not in self._backends} - reported_backends
+            for backend in sorted(missing):
+                problem = "has volumes, but is not configured, so they cannot be checked"
+                yield Finding(CheckCode.NO_BACKEND, f"backend {backend!r}", problem, "add it to CISTERN_BACKENDS")
+            reported_backends |= missing
             async for before, suspicion in self._confirmed(page):
                 for finding in await self._repaired(before, suspicion) if repair else suspicion.findings:
                     yield finding
-
-    def _missing_backends(self, page: Sequence[VolumeRows]) -> Iterator[Finding]:
-        for name in sorted({rows.backend for rows in page} - self._reported_backends):
-            if name not in self._backends:
-                self._reported_backends.add(name)
-                problem = "has volumes, but is not configured, so they cannot be checked"
-                yield Finding(CheckCode.NO_BACKEND, f"backend {name!r}", problem, "add it to CISTERN_BACKENDS")
 
     async def _confirmed(self, page: Sequence[VolumeRows]) -> AsyncIterator[tuple[VolumeRows, Suspicion]]:
         """Compare the volumes with their backends, and yield the differences whose rows have not changed meanwhile."""

@@ -18,10 +18,13 @@ class Check:
 
     def __init__(self, database: Database, backends: Backends, handlers: JobHandlers, *, lease: float) -> None:
         """``lease`` in seconds: how long a worker that does not renew keeps its jobs."""
-        self._database = database
-        self._backends = backends
-        self._handlers = handlers
-        self._lease = lease
+        rows, repair = RowReader(database), Repair(database, backends)
+        self._checks = (
+            LiveJobs(database, handlers, lease=lease),
+            Ledgers(database),
+            RowsVsStorage(rows, backends, repair),
+            UnknownData(rows, backends, repair),
+        )
 
     async def findings(self, checked: Counter[str], *, repair: bool = False) -> AsyncIterator[Finding]:
         """Check everything and yield each finding as it is made, repaired if ``repair`` and if that is safe.
@@ -31,12 +34,6 @@ class Check:
         Raises:
             DatabaseUnavailable: PostgreSQL does not respond.
         """
-        rows, repairs = RowReader(self._database), Repair(self._database, self._backends)
-        for check in (
-            LiveJobs(self._database, self._handlers, lease=self._lease),
-            Ledgers(self._database),
-            RowsVsStorage(rows, self._backends, repairs),
-            UnknownData(rows, self._backends, repairs),
-        ):
+        for check in self._checks:
             async for finding in check.findings(checked, repair=repair):
                 yield finding

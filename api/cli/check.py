@@ -2,12 +2,13 @@
 
 import asyncio
 import json
+from collections import Counter
 from dataclasses import asdict
 from typing import Final
 
 import typer
 
-from domain.check.findings import Finding, Report
+from domain.check.findings import Finding
 from domain.errors import CisternError
 from domain.services import open_check
 from domain.settings import load_settings
@@ -28,13 +29,13 @@ def check(*, repair: bool, as_json: bool = False) -> int:
 
 
 async def _check(*, repair: bool, as_json: bool) -> int:
-    report, found, left = Report(), 0, 0
+    checked, found, left = Counter[str](), 0, 0
     async with open_check(load_settings()) as run:
-        async for finding in run.findings(report, repair=repair):
+        async for finding in run.findings(checked, repair=repair):
             typer.echo(_line(finding, as_json=as_json))
             found += 1
             left += not finding.repaired
-    typer.echo(_summary(report, found=found, left=left), err=as_json)
+    typer.echo(_summary(checked, found=found, left=left), err=as_json)
     return FINDINGS_LEFT if left else CONSISTENT
 
 
@@ -42,7 +43,7 @@ def _line(finding: Finding, *, as_json: bool) -> str:
     return json.dumps(asdict(finding)) if as_json else str(finding)
 
 
-def _summary(report: Report, *, found: int, left: int) -> str:
-    checked = ", ".join(f"{name}: {number}" for name, number in report.checked.items()) or "nothing there"
+def _summary(checked: Counter[str], *, found: int, left: int) -> str:
+    numbers = ", ".join(f"{name}: {number}" for name, number in checked.items()) or "nothing there"
     result = f"found {found}, repaired {found - left}, left {left}" if found else "all agree"
-    return f"{checked}; {result}"
+    return f"{numbers}; {result}"

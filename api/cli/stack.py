@@ -9,17 +9,16 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import httpx
 import typer
 
+from api.cli.app import GRACEFUL_SECONDS
 from api.cli.processes import Child, Output, StopSignals, first_completed
-from api.cli.serve import GRACEFUL_SECONDS
 from domain.db.migrations import migrate
 from domain.embedded import EmbeddedServers
 from domain.errors import ConfigurationError
-from domain.settings import PREFIX, Settings, load_settings, require_servers
+from domain.settings import PREFIX, Settings, require_servers
 
 COLOURS = ("cyan", "green", "magenta", "yellow", "blue")
 #: Seconds until a stopping API is killed; it needs up to GRACEFUL_SECONDS by itself.
@@ -177,9 +176,3 @@ def coloured_output(stack: Stack) -> Output:
             typer.echo(f"{prefixes[name]} {line}")
 
     return output
-
-
-def stack_from_options(*, host: str, port: int, workers: int, data_dir: Path | None) -> Stack:
-    """Read the settings, and apply the options of the command line."""
-    settings = load_settings() if data_dir is None else load_settings(data_dir=data_dir)
-    return Stack(settings=settings, host=host, port=port, workers=workers)

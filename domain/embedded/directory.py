@@ -4,7 +4,6 @@ One process at a time owns the directory. Sockets are in ``run/``. If that path 
 bytes) or needs quoting in a URL, ``run`` is a link to a private directory in the system's temporary directory.
 """
 
-import fcntl
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from domain.embedded.process import PidFile
 from domain.errors import ConfigurationError
 
 MAX_SOCKET_DIRECTORY_BYTES = 80  # macOS allows 103 bytes for the whole socket path, Linux 107
@@ -66,17 +66,15 @@ class DataDirectory:
             folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
 
     def _acquire_lock(self) -> int:
-        lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        pid_file = PidFile(self.path / "lock")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = pid_file.lock()
         except BlockingIOError as error:
-            owner = os.read(lock, 20).decode().strip() or "unknown"
-            os.close(lock)
+            owner = pid_file.read() or "unknown"
             raise ConfigurationError(
                 f"another cistern up (pid {owner}) uses this data directory: {self.path}"
             ) from error
-        os.ftruncate(lock, 0)
-        os.write(lock, f"{os.getpid()}\n".encode())
+        pid_file.write(lock, os.getpid())
         return lock
 
     def _remove_run(self) -> None:

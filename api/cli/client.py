@@ -66,26 +66,23 @@ class ApiClient:
     def changes(self, path: str) -> Iterator[JsonObject]:
         """Yield an object now and whenever it changes; an API that is away in between is polled until it is back."""
         response = self._send("GET", path)
-        while True:
-            yield self._parse(response)
-            response = self._next_change(path, response.headers.get("ETag", ""))
-
-    def _next_change(self, path: str, tag: str) -> httpx.Response:
-        headers = {"Prefer": f"wait={_POLL_SECONDS}", "If-None-Match": tag}
+        yield self._parse(response)
         retries = 0
         while True:
             self._pause(_PAUSE_SECONDS)
+            headers = {"Prefer": f"wait={_POLL_SECONDS}", "If-None-Match": response.headers.get("ETag", "")}
             try:
-                response = self._send("GET", path, headers=headers)
+                latest = self._send("GET", path, headers=headers)
             except ApiUnreachable:
                 retries += 1
                 if retries > _MAX_RETRIES:
                     raise
                 self._pause(_POLL_SECONDS)
-            else:
-                retries = 0
-                if response.status_code != httpx.codes.NOT_MODIFIED:
-                    return response
+                continue
+            retries = 0
+            if latest.status_code != httpx.codes.NOT_MODIFIED:
+                response = latest
+                yield self._parse(response)
 
     def _pages(self, path: str, params: JsonObject) -> Iterator[JsonObject]:
         cursor: JsonObject = {}

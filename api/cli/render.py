@@ -50,16 +50,11 @@ def schedules_table(schedules: Sequence[JsonObject]) -> Table:
     """Return a table with one row per schedule."""
     table = _table("name", "cron", "time zone", "action", "next run (UTC)", "last run (UTC)", "outcome")
     for schedule in schedules:
-        next_run = _time_text(schedule["next_run_at"]) if schedule["enabled"] else "paused"
-        run = next(iter(schedule["last_runs"]), None)
-        last_run = (
-            ("", "")
-            if run is None
-            else (_time_text(run["scheduled_for"]), _styled_status(run["job_status"] or run["outcome"]))
-        )
-        table.add_row(
-            schedule["name"], schedule["cron"], schedule["time_zone"], schedule["action"], next_run, *last_run
-        )
+        row = [schedule[member] for member in ("name", "cron", "time_zone", "action")]
+        row.append(_time_text(schedule["next_run_at"]) if schedule["enabled"] else "paused")
+        for run in schedule["last_runs"][:1]:
+            row += [_time_text(run["scheduled_for"]), _styled_status(run["job_status"] or run["outcome"])]
+        table.add_row(*row)
     return table
 
 

@@ -23,8 +23,8 @@ from domain.settings import PREFIX, Settings, require_servers
 from domain.tasks import cancel_and_wait
 
 COLOURS = ("cyan", "green", "magenta", "yellow", "blue")
-#: Seconds between two looks at the processes and the signals.
-WATCH_SECONDS = 0.05
+#: Seconds after which a signal or the end of a process is noticed.
+WATCH_SECONDS = 0.1
 #: Seconds until a stopping API is killed; it needs up to GRACEFUL_SECONDS by itself.
 WEB_STOP_SECONDS = GRACEFUL_SECONDS + 5.0
 #: Seconds after its drain time until a stopping worker is killed; after five it abandons hanging jobs by itself.
@@ -41,9 +41,9 @@ class Stack:
     workers: int = 2
 
     @property
-    def process_names(self) -> list[str]:
-        """Names of the API's process and of the workers'."""
-        return ["web", *(f"worker.{number}" for number in range(1, self.workers + 1))]
+    def worker_names(self) -> list[str]:
+        """Names of the workers' processes."""
+        return [f"worker.{number}" for number in range(1, self.workers + 1)]
 
     @property
     def url(self) -> str:
@@ -119,18 +119,16 @@ async def _run_processes(
     signals: Sequence[int],
     output: Output,
 ) -> None:
-    cistern = [sys.executable, "-m", "api.cli"]
-    serve = [*cistern, "serve", "--host", stack.host, "--port", str(stack.port)]
-    commands = [serve, *[[*cistern, "work"]] * stack.workers]
-    children = [
-        Child(name, command, environment=environment, output=output)
-        for name, command in zip(stack.process_names, commands, strict=True)
-    ]
+    def child(name: str, *arguments: str) -> Child:
+        return Child(name, [sys.executable, "-m", "api.cli", *arguments], environment=environment, output=output)
+
+    web = child("web", "serve", "--host", stack.host, "--port", str(stack.port))
+    workers = [child(name, "work") for name in stack.worker_names]
 
     async def keep_alive_until_a_signal() -> None:
         while not signals:
-            for child in children:
-                child.keep_alive()
+            for process in (web, *workers):
+                process.keep_alive()
             await asyncio.sleep(WATCH_SECONDS)
 
     async def work_when_ready() -> None:
@@ -144,8 +142,8 @@ async def _run_processes(
             task.result()
     finally:
         await cancel_and_wait(tasks)
-        stop_children(children[:1], WEB_STOP_SECONDS, signals)  # first: requests that wait for a job need the workers
-        stop_children(children[1:], stack.settings.drain_seconds + WORKER_STOP_MARGIN, signals)
+        stop_children([web], WEB_STOP_SECONDS, signals)  # first: requests that wait for a job need the workers
+        stop_children(workers, stack.settings.drain_seconds + WORKER_STOP_MARGIN, signals)
 
 
 async def wait_until_ready(url: str) -> None:
@@ -176,10 +174,10 @@ def require_free_port(host: str, port: int) -> None:
 
 def coloured_output(stack: Stack) -> Output:
     """Return an output that prefixes each line with the name of its process, in a colour per process."""
-    width = max(map(len, stack.process_names))
+    names = ["web", *stack.worker_names]
+    width = max(map(len, names))
     prefixes = {
-        name: typer.style(f"{name:<{width}} |", fg=colour)
-        for name, colour in zip(stack.process_names, cycle(COLOURS), strict=False)
+        name: typer.style(f"{name:<{width}} |", fg=colour) for name, colour in zip(names, cycle(COLOURS), strict=False)
     }
 
     def output(name: str, line: str) -> None:

@@ -31,16 +31,12 @@ class EmbeddedServers:
 
     def __init__(self, data_dir: Path, *, postgres: bool = True, redis: bool = True, durable: bool = True) -> None:
         self._directory = DataDirectory(data_dir)
+        self.data_dir = self._directory.path  # the real path
         self.postgres = PostgreSQL(self._directory, durable=durable)
         self.redis = Redis(self._directory)
         self._runs_postgres = postgres
         self._runs_redis = redis
         self._owner_pid = 0
-
-    @property
-    def data_dir(self) -> Path:
-        """The data directory's real path."""
-        return self._directory.path
 
     @property
     def database_url(self) -> str:
@@ -65,7 +61,7 @@ class EmbeddedServers:
             ConfigurationError: the directory or a server cannot be used; the message is one line.
         """
         if self._runs_postgres and os.geteuid() == 0:
-            refuse_impassable(self._directory.path)
+            refuse_impassable(self.data_dir)
         self._directory.claim()
         self._owner_pid = os.getpid()
         atexit.register(self.stop)

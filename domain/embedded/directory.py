@@ -27,6 +27,7 @@ class DataDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path.expanduser().resolve()
         self.run = self.path / "run"
+        self._pid_file = PidFile(self.path / "lock")
         self._lock: int | None = None
 
     def claim(self) -> None:
@@ -37,7 +38,13 @@ class DataDirectory:
         """
         try:
             self._create()
-            self._lock = self._acquire_lock()
+            self._lock = self._pid_file.lock()
+            self._pid_file.write(self._lock, os.getpid())
+        except BlockingIOError as error:
+            owner = self._pid_file.read() or "unknown"
+            raise ConfigurationError(
+                f"another cistern up (pid {owner}) uses this data directory: {self.path}"
+            ) from error
         except OSError as error:
             raise ConfigurationError(f"data directory {self.path}: {_reason(error)}") from error
 
@@ -64,18 +71,6 @@ class DataDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         for folder in missing:  # under root, PostgreSQL runs as another user, who needs to traverse these folders
             folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
-
-    def _acquire_lock(self) -> int:
-        pid_file = PidFile(self.path / "lock")
-        try:
-            lock = pid_file.lock()
-        except BlockingIOError as error:
-            owner = pid_file.read() or "unknown"
-            raise ConfigurationError(
-                f"another cistern up (pid {owner}) uses this data directory: {self.path}"
-            ) from error
-        pid_file.write(lock, os.getpid())
-        return lock
 
     def _remove_run(self) -> None:
         link = self.path / "run"

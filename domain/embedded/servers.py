@@ -68,15 +68,10 @@ class PostgreSQL(ServerProcess):
         unfinished.mkdir(mode=0o700)
         if os.geteuid() == 0:
             os.chown(unfinished, *self._owner())
-        options = [
-            "--auth=trust",
-            "--encoding=UTF8",
-            "--locale=C",
-            "--locale-provider=builtin",
-            "--builtin-locale=C.UTF-8",
-        ]
+        options: list[str | Path] = ["-D", unfinished, "-U", SUPERUSER, "--auth=trust", "--encoding=UTF8"]
+        locale = ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         sync = [] if self._durable else ["--no-sync"]
-        self._output_of(self._programs / "initdb", "-D", unfinished, "-U", SUPERUSER, *options, *sync)
+        self._output_of(self._programs / "initdb", *options, *locale, *sync)
         unfinished.rename(self._data)
 
     def _is_ready(self, pid: int) -> bool:

@@ -60,12 +60,11 @@ def up(
     data_dir: Annotated[Path | None, typer.Option(help="Directory of all data.", show_default=".cistern")] = None,
 ) -> None:
     """Run the API and its workers until Ctrl-C, with a private PostgreSQL and Redis unless the settings name them."""
-    from api.cli.stack import Stack  # noqa: PLC0415
-    from api.cli.stack import up as run_up  # noqa: PLC0415
-    from domain.settings import load_settings  # noqa: PLC0415
+    from api.cli import stack
+    from domain.settings import load_settings
 
-    settings = load_settings(**({} if data_dir is None else {"data_dir": data_dir}))
-    run_up(Stack(settings=settings, host=host, port=port, workers=workers))
+    settings = load_settings() if data_dir is None else load_settings(data_dir=data_dir)
+    stack.up(stack.Stack(settings=settings, host=host, port=port, workers=workers))
 
 
 @app.command()
@@ -76,7 +75,7 @@ def serve(
     access_log: Annotated[bool, typer.Option(help="Log every request.")] = False,
 ) -> None:
     """Run one API process until a signal ends it; needs CISTERN_DATABASE_URL and CISTERN_REDIS_URL."""
-    import uvicorn  # noqa: PLC0415
+    import uvicorn
 
     uvicorn.run(  # it handles the signals and the exit status
         "api.main:app",
@@ -91,7 +90,7 @@ def serve(
 @app.command()
 def work() -> None:
     """Run one worker process until a signal ends it; needs CISTERN_DATABASE_URL and CISTERN_REDIS_URL."""
-    from worker.main import main as run_worker  # noqa: PLC0415 (as `python -m worker` does)
+    from worker.main import main as run_worker  # as `python -m worker` does
 
     run_worker()
 
@@ -103,7 +102,7 @@ def demo(
     workers: Annotated[int, typer.Option(min=1, max=64, help="Number of workers.")] = 2,
 ) -> None:
     """Create, snapshot, expand and restore volumes on a temporary stack, and compare the files with the API."""
-    from api.cli.demo import demo as run_demo  # noqa: PLC0415
+    from api.cli.demo import demo as run_demo
 
     run_demo(volumes=volumes, workers=workers)
 
@@ -114,9 +113,9 @@ def migrate(
     wait: Annotated[int, typer.Option(min=0, help="Seconds to wait for PostgreSQL to respond.")] = 0,
 ) -> None:
     """Migrate the database at CISTERN_DATABASE_URL to the current schema."""
-    from domain.db import migrations  # noqa: PLC0415
-    from domain.logs import configure_logging  # noqa: PLC0415
-    from domain.settings import load_settings, require_database  # noqa: PLC0415
+    from domain.db import migrations
+    from domain.logs import configure_logging
+    from domain.settings import load_settings, require_database
 
     settings = require_database(load_settings())
     configure_logging(settings)
@@ -141,9 +140,9 @@ def check(
 
 async def _check(*, repair: bool, as_json: bool) -> int:
     """Print a line per finding and a summary, and return the number of findings that are left."""
-    from domain.check.findings import Report  # noqa: PLC0415
-    from domain.services import open_check  # noqa: PLC0415
-    from domain.settings import load_settings  # noqa: PLC0415
+    from domain.check.findings import Report
+    from domain.services import open_check
+    from domain.settings import load_settings
 
     report, found, left = Report(), 0, 0
     async with open_check(load_settings()) as run:

@@ -12,7 +12,7 @@ import pytest
 import redis
 from uuid_utils.compat import uuid7
 
-from domain.embedded.redis_server import find_redis_server
+from domain.embedded.servers import find_redis_server
 from domain.errors import ConfigurationError
 from domain.jobs.model import JobMessage
 from domain.jobs.transport.job_queue import JobQueue, QueueUnavailable

@@ -13,7 +13,7 @@ from starlette.routing import Match
 
 from api.idempotency import render_replay
 from api.problems import INTERNAL, PROBLEM_TYPES, http_type, problem_response, type_of
-from domain.errors import CisternError
+from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.acceptance import IdempotentReplay
 
 _MAX_ERRORS: Final = 20
@@ -60,7 +60,16 @@ async def render_error(request: Request, error: Exception) -> Response:
     extensions = {name: value for name, value in error.details.items() if name != "field"}
     if "field" in error.details:
         extensions["errors"] = [{"field": error.details["field"], "detail": error.message, "code": error.code}]
-    return problem_response(request, problem, error.message, extensions=extensions)
+    unknown = _unknown_result(request) if isinstance(error, DatabaseUnavailable) else ""
+    return problem_response(request, problem, error.message + unknown, extensions=extensions)
+
+
+def _unknown_result(request: Request) -> str:
+    """Warn a client whose change may have been committed although PostgreSQL did not confirm it."""
+    if request.method == "GET":  # also a HEAD, which the gate passes on as GET
+        return ""
+    how = ": repeat it with the same Idempotency-Key." if "Idempotency-Key" in request.headers else "."
+    return f" The request may have been accepted{how}"
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:

@@ -28,7 +28,7 @@ class ProblemType(NamedTuple):
     title: str
 
     @property
-    def uri(self) -> str:
+    def type(self) -> str:
         """Reference to the explanation, relative to the root of the API."""
         return f"{_TYPES_PATH}/{self.code}"
 
@@ -147,7 +147,7 @@ def problem_response(
     """Build a problem response; ``extensions`` never replace a standard member."""
     content = {
         **(extensions or {}),
-        "type": problem.uri,
+        "type": problem.type,
         "title": problem.title,
         "status": problem.status,
         "detail": detail,

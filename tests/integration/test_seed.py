@@ -339,7 +339,8 @@ def test_types_are_checked_strictly() -> None:
 
 
 def test_every_route_is_async() -> None:
-    assert all(inspect.iscoroutinefunction(handler) for handler in handlers())
+    kinds = (inspect.iscoroutinefunction, inspect.isasyncgenfunction)  # the latter streams events
+    assert all(any(is_kind(handler) for is_kind in kinds) for handler in handlers())
 
 
 # --- planned in the sample: error handling and logging, caching, pagination, migrations, tests, OpenAPI -------

@@ -68,12 +68,12 @@ def _unknown_result(request: Request) -> str:
 
 
 async def _validation_error(request: Request, error: RequestValidationError) -> Response:
-    errors: Sequence[Mapping[str, Any]] = error.errors()
-    if errors[0]["type"] == "json_invalid":
-        return problem_response(request, http_type(400), f"{_DETAILS[400]} ({errors[0]['ctx']['error']})")
-    listed = [_field_error(one) for one in errors[:_MAX_ERRORS]]
+    found: Sequence[Mapping[str, Any]] = error.errors()
+    if found[0]["type"] == "json_invalid":
+        return problem_response(request, http_type(400), f"{_DETAILS[400]} ({found[0]['ctx']['error']})")
+    listed = [_field_error(one) for one in found[:_MAX_ERRORS]]
     # If the only error has a problem type of its own, the response has that type.
-    problem = PROBLEM_TYPES.get(listed[0]["code"]) if len(errors) == 1 else None
+    problem = PROBLEM_TYPES.get(listed[0]["code"]) if len(found) == 1 else None
     detail = "; ".join(f"{one['field']}: {one['detail']}" for one in listed)
     return problem_response(request, problem or http_type(422), detail, extensions={"errors": listed})
 
@@ -118,7 +118,6 @@ HANDLERS: Final[dict[int | type[Exception], Callable[[Request, Any], Coroutine[A
     RequestValidationError: _validation_error,
     HTTPException: _http_error,
 }
-
 
 router = APIRouter(prefix="/problems", tags=["problems"])
 

@@ -50,24 +50,18 @@ async def _if_match(
 IfMatchDep = Annotated[Callable[[Volume | Snapshot], None], Depends(_if_match)]
 
 
-class ConditionalGet:
-    """The `If-None-Match` headers of a request."""
-
-    def __init__(self, tags: list[str], response: Response) -> None:
-        self._tags = tags
-        self._headers = response.headers
-
-    def not_modified(self, tag: str) -> Response | None:
-        """Set the `ETag` header; return a 304 response if the client already has ``tag``."""
-        self._headers["ETag"] = tag
-        return Response(status_code=304, headers=dict(self._headers)) if matches(self._tags, tag) else None
-
-
-async def _conditional_get(
+async def _not_modified(
     response: Response,
     if_none_match: Annotated[TextHeader[list[str]], Header(description="`ETag` of an earlier response.")] = None,
-) -> ConditionalGet:
-    return ConditionalGet(if_none_match or [], response)
+) -> Callable[[str], Response | None]:
+    def not_modified(tag: str) -> Response | None:
+        """Set the `ETag` header; return a 304 response if the client already has ``tag``."""
+        response.headers["ETag"] = tag
+        known = if_none_match is not None and matches(if_none_match, tag)
+        return Response(status_code=304, headers=dict(response.headers)) if known else None
+
+    return not_modified
 
 
-IfNoneMatchDep = Annotated[ConditionalGet, Depends(_conditional_get)]
+#: Compares the `If-None-Match` headers of a request with the tag of what it reads.
+NotModifiedDep = Annotated[Callable[[str], Response | None], Depends(_not_modified)]

@@ -10,7 +10,7 @@ from pydantic.config import JsonDict
 from api.dependencies import ServicesDep
 from api.openapi import errors
 from domain.errors import DatabaseUnavailable, Unavailable
-from domain.jobs.stats import MAX_COUNTED, Stats
+from domain.jobs.stats import MAX_COUNTED
 from domain.jobs.transport.job_queue import QueueRefusesWrites
 from domain.services import Services
 
@@ -76,11 +76,8 @@ async def check_ready(services: ServicesDep) -> ReadinessOut:
         _redis_state(services), _require_postgresql(services), services.stats.latest()
     )
     status: Literal["ready", "degraded"] = "ready" if redis == "ok" else "degraded"
-    return ReadinessOut(status=status, redis=redis, stats=None if stats is None else _render(stats))
-
-
-def _render(stats: Stats) -> StatsOut:
-    return StatsOut.model_validate({**vars(stats), **stats.counters})
+    rendered = None if stats is None else StatsOut.model_validate({**vars(stats), **stats.counters})
+    return ReadinessOut(status=status, redis=redis, stats=rendered)
 
 
 async def _require_postgresql(services: Services) -> None:

@@ -105,14 +105,13 @@ def document(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _problem_schema(problems: Iterable[ProblemType]) -> dict[str, Any]:
-    listed = list(problems)
+def _problem_schema(problems: list[ProblemType]) -> dict[str, Any]:
     return {
-        "description": ", or: ".join(problem.title for problem in listed),
+        "description": ", or: ".join(problem.title for problem in problems),
         "content": {
             MEDIA_TYPE: {
                 "schema": {"$ref": _REF.format(model=Problem.__name__)},
-                "examples": {problem.code: {"value": _example(problem)} for problem in listed},
+                "examples": {problem.code: {"value": _example(problem)} for problem in problems},
             }
         },
     }

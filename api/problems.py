@@ -77,14 +77,18 @@ _HTTP: Final[dict[int, ProblemType]] = {
     500: INTERNAL,
 }
 
+
+def type_of(error: type[errors.CisternError]) -> ProblemType:
+    """Return the problem type of an error class; a class that is not in the table is like its nearest base class."""
+    for kind in error.__mro__:
+        if kind in _STATUSES:
+            status, title = _STATUSES[kind]
+            return ProblemType(status, error.code, title)
+    return INTERNAL
+
+
 _BY_CODE: Final = {
-    problem.code: problem
-    for problem in (
-        *_HTTP.values(),
-        GROWTH_REQUIRED,
-        JOB_FAILED,
-        *(ProblemType(status, error.code, title) for error, (status, title) in _STATUSES.items()),
-    )
+    problem.code: problem for problem in (*_HTTP.values(), GROWTH_REQUIRED, JOB_FAILED, *map(type_of, _STATUSES))
 }
 PROBLEM_TYPES: Final[Mapping[str, ProblemType]] = dict(sorted(_BY_CODE.items()))
 
@@ -120,15 +124,6 @@ class ProblemResponse(JSONResponse):
     def render(self, content: Any) -> bytes:
         """Encode as JSON; a lone surrogate that the client sent and the detail repeats becomes a question mark."""
         return json.dumps(content, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
-
-
-def type_of(error: type[errors.CisternError]) -> ProblemType:
-    """Return the problem type of an error class; a class that is not in the table is like its nearest base class."""
-    for kind in error.__mro__:
-        if kind in _STATUSES:
-            status, title = _STATUSES[kind]
-            return ProblemType(status, error.code, title)
-    return INTERNAL
 
 
 def http_type(status: int) -> ProblemType:

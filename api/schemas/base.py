@@ -78,12 +78,9 @@ class RequestBody(BaseModel):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return _without_null_defaults(handler.resolve_ref_schema(handler(core_schema)))
-
-
-def _without_null_defaults(schema: JsonSchemaValue) -> JsonSchemaValue:
-    """Remove every ``default: null`` from the schema of a model."""
-    for member in schema.get("properties", {}).values():
-        if member.get("default", ...) is None:
-            del member["default"]
-    return schema
+        """Remove every ``default: null`` from the schema."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        for member in schema.get("properties", {}).values():
+            if member.get("default", ...) is None:
+                del member["default"]
+        return schema

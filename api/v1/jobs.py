@@ -13,7 +13,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from api.acceptance import AcceptedDep, OriginDep
 from api.dependencies import ServicesDep
 from api.error_handlers import EarlyResponse
-from api.etag import IfNoneMatchDep, job_tag
+from api.etag import NotModifiedDep, job_tag
 from api.openapi import POLLED, accepts, documented_get, errors
 from api.problems import RETRY_SECONDS
 from api.schemas.base import TextHeader
@@ -58,17 +58,13 @@ async def list_jobs(query: Annotated[JobQuery, Query()], services: ServicesDep) 
     responses=documented_get("job", **POLLED) | errors(JobNotFound),
 )
 async def get_job(
-    job_id: UUID,
-    services: ServicesDep,
-    accepted: AcceptedDep,
-    response: Response,
-    if_none_match: IfNoneMatchDep,
+    job_id: UUID, services: ServicesDep, accepted: AcceptedDep, response: Response, not_modified: NotModifiedDep
 ) -> JobOut | Response:
     """Return a job. Poll with `If-None-Match`, or send `Prefer: wait=30` to get the response when it has ended."""
     job = await accepted.wait(await services.jobs.get(job_id))
     if not job.ended:
         response.headers["Retry-After"] = str(RETRY_SECONDS)
-    return if_none_match.not_modified(job_tag(job)) or JobOut.from_row(job)
+    return not_modified(job_tag(job)) or JobOut.from_row(job)
 
 
 @router.post(

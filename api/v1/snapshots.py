@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Response
 
 from api.acceptance import AcceptedDep, OriginDep
 from api.dependencies import ServicesDep
-from api.etag import IfNoneMatchDep, row_tag
+from api.etag import NotModifiedDep, row_tag
 from api.openapi import BODY, accepts, documented_get, errors
 from api.schemas.jobs import JobOut
 from api.schemas.pagination import Paginated, paginated_response
@@ -70,11 +70,11 @@ async def list_snapshots(query: Annotated[SnapshotQuery, Query()], services: Ser
     responses=documented_get("snapshot") | errors(SnapshotNotFound),
 )
 async def get_snapshot(
-    snapshot_id: UUID, services: ServicesDep, if_none_match: IfNoneMatchDep
+    snapshot_id: UUID, services: ServicesDep, not_modified: NotModifiedDep
 ) -> SnapshotOut | Response:
     """Return a snapshot."""
     snapshot = await services.snapshots.get(snapshot_id)
-    return if_none_match.not_modified(row_tag(snapshot)) or SnapshotOut.model_validate(snapshot)
+    return not_modified(row_tag(snapshot)) or SnapshotOut.model_validate(snapshot)
 
 
 @router.post(

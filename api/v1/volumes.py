@@ -9,7 +9,7 @@ from starlette.convertors import StringConvertor, register_url_convertor
 
 from api.acceptance import AcceptedDep, OriginDep
 from api.dependencies import ServicesDep
-from api.etag import IfMatchDep, IfNoneMatchDep, row_tag
+from api.etag import IfMatchDep, NotModifiedDep, row_tag
 from api.openapi import BODY, accepts, documented_get, errors
 from api.problems import GROWTH_REQUIRED
 from api.schemas.jobs import JobOut
@@ -78,10 +78,10 @@ async def list_volumes(query: Annotated[VolumeQuery, Query()], services: Service
     response_model=VolumeOut,
     responses=documented_get("volume") | errors(VolumeNotFound),
 )
-async def get_volume(volume_id: UUID, services: ServicesDep, if_none_match: IfNoneMatchDep) -> VolumeOut | Response:
+async def get_volume(volume_id: UUID, services: ServicesDep, not_modified: NotModifiedDep) -> VolumeOut | Response:
     """Return a volume."""
     volume = await services.volumes.get(volume_id)
-    return if_none_match.not_modified(row_tag(volume)) or render_volume(services, volume)
+    return not_modified(row_tag(volume)) or render_volume(services, volume)
 
 
 @router.patch(VOLUME, summary="Update a volume", responses=errors(*BODY, VolumeNotFound, NameTaken, PreconditionFailed))

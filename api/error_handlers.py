@@ -1,19 +1,21 @@
-"""Exception handlers: every error that a route or FastAPI raises becomes a problem response."""
+"""Every error that a route or FastAPI raises becomes a problem response; routes explain each problem type."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
 import structlog
-from fastapi import FastAPI
+from fastapi import APIRouter
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 
-from api.idempotency import render_replay
+from api.acceptance import render_replay
+from api.openapi import errors
 from api.problems import INTERNAL, PROBLEM_TYPES, http_type, problem_response, type_of
-from domain.errors import CisternError
+from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.acceptance import IdempotentReplay
 
 _MAX_ERRORS: Final = 20
@@ -31,17 +33,12 @@ _DETAILS: Final = {
 log = structlog.get_logger(__name__)
 
 
-class StreamEnded(Exception):
-    """The client has received the last event of a stream. The response is 204: an `EventSource` does not reconnect."""
+class EarlyResponse(Exception):
+    """A dependency of a route has the response: the route itself is not called, or does not return."""
 
-
-def install(app: FastAPI) -> None:
-    """Register all handlers."""
-    app.add_exception_handler(CisternError, render_error)
-    app.add_exception_handler(IdempotentReplay, render_replay)
-    app.add_exception_handler(StreamEnded, _stream_ended)
-    app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(HTTPException, _http_error)
+    def __init__(self, response: Response) -> None:
+        super().__init__(response.status_code)
+        self.response = response
 
 
 def internal_error(request: Request) -> Response:
@@ -49,10 +46,8 @@ def internal_error(request: Request) -> Response:
     return problem_response(request, INTERNAL, "An internal error occurred; the server log has the details.")
 
 
-async def render_error(request: Request, error: Exception) -> Response:
+async def render_error(request: Request, error: CisternError) -> Response:
     """Render a domain error; an internal one is logged, and its message stays private."""
-    if not isinstance(error, CisternError):
-        raise error
     problem = type_of(type(error))
     if problem is INTERNAL:
         log.error("request.failed", exc_info=error)
@@ -60,18 +55,25 @@ async def render_error(request: Request, error: Exception) -> Response:
     extensions = {name: value for name, value in error.details.items() if name != "field"}
     if "field" in error.details:
         extensions["errors"] = [{"field": error.details["field"], "detail": error.message, "code": error.code}]
-    return problem_response(request, problem, error.message, extensions=extensions)
+    unknown = _unknown_result(request) if isinstance(error, DatabaseUnavailable) else ""
+    return problem_response(request, problem, error.message + unknown, extensions=extensions)
 
 
-async def _validation_error(request: Request, error: Exception) -> Response:
-    if not isinstance(error, RequestValidationError):
-        raise error
-    errors: Sequence[Mapping[str, Any]] = error.errors()
-    if errors[0]["type"] == "json_invalid":
-        return problem_response(request, http_type(400), f"{_DETAILS[400]} ({errors[0]['ctx']['error']})")
-    listed = [_field_error(one) for one in errors[:_MAX_ERRORS]]
+def _unknown_result(request: Request) -> str:
+    """Warn a client whose change may have been committed although PostgreSQL did not confirm it."""
+    if request.method == "GET":  # also a HEAD, which the gate passes on as GET
+        return ""
+    how = ": repeat it with the same Idempotency-Key." if "Idempotency-Key" in request.headers else "."
+    return f" The request may have been accepted{how}"
+
+
+async def _validation_error(request: Request, error: RequestValidationError) -> Response:
+    found: Sequence[Mapping[str, Any]] = error.errors()
+    if found[0]["type"] == "json_invalid":
+        return problem_response(request, http_type(400), f"{_DETAILS[400]} ({found[0]['ctx']['error']})")
+    listed = [_field_error(one) for one in found[:_MAX_ERRORS]]
     # If the only error has a problem type of its own, the response has that type.
-    problem = PROBLEM_TYPES.get(listed[0]["code"]) if len(errors) == 1 else None
+    problem = PROBLEM_TYPES.get(listed[0]["code"]) if len(found) == 1 else None
     detail = "; ".join(f"{one['field']}: {one['detail']}" for one in listed)
     return problem_response(request, problem or http_type(422), detail, extensions={"errors": listed})
 
@@ -87,13 +89,11 @@ def _field_error(error: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-async def _stream_ended(_: Request, __: Exception) -> Response:
-    return Response(status_code=204)
+async def _early_response(_: Request, error: EarlyResponse) -> Response:
+    return error.response
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
-    if not isinstance(error, HTTPException):
-        raise error
+async def _http_error(request: Request, error: HTTPException) -> Response:
     problem = http_type(error.status_code)
     headers = dict(error.headers or {})
     if "Allow" in headers:
@@ -109,3 +109,52 @@ def _allowed_methods(request: Request) -> list[str]:
         for scope in scopes
         if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
     ]
+
+
+HANDLERS: Final[dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]]] = {
+    CisternError: render_error,
+    IdempotentReplay: render_replay,
+    EarlyResponse: _early_response,
+    RequestValidationError: _validation_error,
+    HTTPException: _http_error,
+}
+
+router = APIRouter(prefix="/problems", tags=["problems"])
+
+
+class ProblemTypeOut(BaseModel):
+    """One problem type."""
+
+    model_config = ConfigDict(
+        from_attributes=True,
+        json_schema_extra={
+            "examples": [
+                {"type": "/problems/volume-busy", "code": "volume-busy", "status": 409, "title": "Volume is busy"}
+            ]
+        },
+    )
+
+    type: str
+    code: str
+    status: int
+    title: str
+
+
+class ProblemTypesOut(BaseModel):
+    """All problem types, sorted by code."""
+
+    items: list[ProblemTypeOut]
+
+
+@router.get("", summary="List the problem types", responses=errors())
+async def list_problems() -> ProblemTypesOut:
+    """List every problem type that the API returns."""
+    return ProblemTypesOut(items=[ProblemTypeOut.model_validate(one) for one in PROBLEM_TYPES.values()])
+
+
+@router.get("/{code}", summary="Get a problem type", responses=errors(http_type(404)))
+async def get_problem(code: str) -> ProblemTypeOut:
+    """Return one problem type."""
+    if code not in PROBLEM_TYPES:
+        raise HTTPException(404)
+    return ProblemTypeOut.model_validate(PROBLEM_TYPES[code])

@@ -1,11 +1,11 @@
 """Entity tags: ``If-None-Match``, so that nothing is sent twice, and ``If-Match``, so that nothing is overwritten."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 from fastapi import Depends, Header, Response
 
-from api.schemas.base import HEADER_TEXT
+from api.schemas.base import TextHeader
 from domain.errors import PreconditionFailed
 from domain.jobs.model import Job
 from domain.snapshots.model import Snapshot
@@ -27,55 +27,41 @@ def matches(tags: Sequence[str], tag: str) -> bool:
     return not {tag, "*"}.isdisjoint(one.strip().removeprefix("W/") for one in ",".join(tags).split(","))
 
 
-class ConditionalChange:
-    """The `If-Match` headers of a request that changes something."""
-
-    def __init__(self, tags: list[str]) -> None:
-        self._tags = ",".join(tags).split(",") if tags else None
-
-    def require(self, row: Volume | Snapshot) -> None:
+async def _if_match(
+    if_match: Annotated[
+        TextHeader[list[str]],
+        Header(description="`ETag` of the version to be changed; if it has changed since, the answer is 412."),
+    ] = None,
+) -> Callable[[Volume | Snapshot], None]:
+    def check(row: Volume | Snapshot) -> None:
         """Compare with the tag of the locked row, by the strong comparison of RFC 9110.
 
         Raises:
             PreconditionFailed: the client has read another version.
         """
-        if self._tags is not None and {row_tag(row), "*"}.isdisjoint(tag.strip() for tag in self._tags):
+        tags = ",".join(if_match or ["*"]).split(",")
+        if {row_tag(row), "*"}.isdisjoint(tag.strip() for tag in tags):
             raise PreconditionFailed
 
-
-async def _conditional_change(
-    if_match: Annotated[
-        list[str] | None,
-        Header(description="`ETag` of the version to be changed; if it has changed since, the answer is 412."),
-        HEADER_TEXT,
-    ] = None,
-) -> ConditionalChange:
-    return ConditionalChange(if_match or [])
+    return check
 
 
-IfMatchDep = Annotated[ConditionalChange, Depends(_conditional_change)]
+#: Checks the `If-Match` headers of a request that changes something.
+IfMatchDep = Annotated[Callable[[Volume | Snapshot], None], Depends(_if_match)]
 
 
-class ConditionalGet:
-    """The `If-None-Match` headers of a request."""
-
-    def __init__(self, tags: list[str], response: Response) -> None:
-        self._tags = tags
-        self._headers = response.headers
-
-    def not_modified(self, tag: str) -> Response | None:
-        """Set the `ETag` header; return a 304 response if the client already has ``tag``."""
-        self._headers["ETag"] = tag
-        return Response(status_code=304, headers=dict(self._headers)) if matches(self._tags, tag) else None
-
-
-async def _conditional_get(
+async def _not_modified(
     response: Response,
-    if_none_match: Annotated[
-        list[str] | None, Header(description="`ETag` of an earlier response."), HEADER_TEXT
-    ] = None,
-) -> ConditionalGet:
-    return ConditionalGet(if_none_match or [], response)
+    if_none_match: Annotated[TextHeader[list[str]], Header(description="`ETag` of an earlier response.")] = None,
+) -> Callable[[str], Response | None]:
+    def not_modified(tag: str) -> Response | None:
+        """Set the `ETag` header; return a 304 response if the client already has ``tag``."""
+        response.headers["ETag"] = tag
+        known = if_none_match is not None and matches(if_none_match, tag)
+        return Response(status_code=304, headers=dict(response.headers)) if known else None
+
+    return not_modified
 
 
-IfNoneMatchDep = Annotated[ConditionalGet, Depends(_conditional_get)]
+#: Compares the `If-None-Match` headers of a request with the tag of what it reads.
+NotModifiedDep = Annotated[Callable[[str], Response | None], Depends(_not_modified)]

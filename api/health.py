@@ -7,10 +7,10 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
-from api.dependencies import NoQuery, ServicesDep
+from api.dependencies import ServicesDep
 from api.openapi import errors
 from domain.errors import DatabaseUnavailable, Unavailable
-from domain.jobs.stats import MAX_COUNTED, Stats
+from domain.jobs.stats import MAX_COUNTED
 from domain.jobs.transport.job_queue import QueueRefusesWrites
 from domain.services import Services
 
@@ -18,7 +18,7 @@ _TIMEOUT_SECONDS: Final = 3.0
 
 RedisState = Literal["ok", "unavailable", "refuses-writes"]
 
-router = APIRouter(tags=["health"], dependencies=[NoQuery])
+router = APIRouter(tags=["health"])
 
 
 class LivenessOut(BaseModel):
@@ -63,24 +63,21 @@ class ReadinessOut(BaseModel):
     ]
 
 
-@router.get("/healthz", operation_id="check_alive", summary="Check liveness", responses=errors())
+@router.get("/healthz", summary="Check liveness", responses=errors())
 async def check_alive() -> LivenessOut:
     """Respond, without checking anything else."""
     return LivenessOut()
 
 
-@router.get("/readyz", operation_id="check_ready", summary="Check readiness", responses=errors(DatabaseUnavailable))
+@router.get("/readyz", summary="Check readiness", responses=errors(DatabaseUnavailable))
 async def check_ready(services: ServicesDep) -> ReadinessOut:
     """Ping PostgreSQL and Redis. Without PostgreSQL the response is 503; without Redis it is 200 and `degraded`."""
     redis, _, stats = await asyncio.gather(
         _redis_state(services), _require_postgresql(services), services.stats.latest()
     )
     status: Literal["ready", "degraded"] = "ready" if redis == "ok" else "degraded"
-    return ReadinessOut(status=status, redis=redis, stats=None if stats is None else _render(stats))
-
-
-def _render(stats: Stats) -> StatsOut:
-    return StatsOut.model_validate({**vars(stats), **stats.counters})
+    rendered = None if stats is None else StatsOut.model_validate({**vars(stats), **stats.counters})
+    return ReadinessOut(status=status, redis=redis, stats=rendered)
 
 
 async def _require_postgresql(services: Services) -> None:

@@ -1,21 +1,27 @@
 """The ASGI application, ``api.main:app``. Importing it does no work; the lifespan opens and closes the services."""
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import asyncio
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from types import FrameType
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 
-from api import error_handlers, health, problem_types
+from api import error_handlers, health
+from api.acceptance import V1_PATH
+from api.dependencies import check_form
 from api.middleware import Gate
 from api.openapi import document
-from api.shutdown import on_stop_signal
-from api.v0.routes import install as install_v0
-from api.v0.routes import router as v0_router
+from api.v0 import snapshots as v0_snapshots
+from api.v0 import volumes as v0_volumes
+from api.v1 import backends, bulk, jobs, schedules, snapshots, volumes
 from api.v1.hot_routes import HotRoutes
 from api.v1.job_cache import EndedJobCache
-from api.v1.routes import router as v1_router
 from domain.logs import configure_logging
 from domain.services import Services, open_services
 from domain.settings import load_log_settings, load_settings
@@ -50,7 +56,7 @@ def create_app(services_factory: ServicesFactory = services_from_environment) ->
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with services_factory() as services, services.watcher.watching():
             app.state.services, app.state.ended_jobs = services, EndedJobCache()
-            with on_stop_signal(services.watcher.release):  # requests that wait for a job return its present state
+            with _on_stop_signal(services.watcher.release):  # requests that wait for a job return its present state
                 yield
 
     app = FastAPI(
@@ -60,15 +66,55 @@ def create_app(services_factory: ServicesFactory = services_from_environment) ->
         version="1",
         lifespan=lifespan,
         middleware=[Middleware(Gate), Middleware(HotRoutes)],
+        dependencies=[Depends(check_form)],
+        exception_handlers=error_handlers.HANDLERS,
+        generate_unique_id_function=_operation_id,
         redirect_slashes=False,  # a path with a trailing slash is not in the OpenAPI document, so it is a 404
         redoc_url=None,
     )
-    error_handlers.install(app)
-    install_v0(app)
-    for router in (v1_router, v0_router, health.router, problem_types.router):
-        app.include_router(router)
+    for v1 in (bulk, volumes, snapshots, jobs, schedules, backends):
+        app.include_router(v1.router, prefix=V1_PATH)
+    for v0 in (v0_volumes, v0_snapshots):
+        app.include_router(v0.router, prefix="/api/v0")
+    for unversioned in (health, error_handlers):
+        app.include_router(unversioned.router)
     document(app)
     return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    """Return the name of the route's function: it is public, as client generators name their functions by it."""
+    return f"{route.name}_v0" if "v0" in route.tags else route.name
+
+
+@contextmanager
+def _on_stop_signal(callback: Callable[[], None]) -> Iterator[None]:
+    """Call ``callback`` in the event loop on SIGTERM or SIGINT, before the server's own handler.
+
+    Requests that wait for a job must return before a graceful shutdown. uvicorn ends the lifespan only after the open
+    requests, and a request may wait for 30 seconds. The lifespan therefore comes too late to release them, and the
+    signal itself is handled here.
+
+    Does nothing where no server handles the signals: in tests, and outside the main thread.
+    """
+    loop = asyncio.get_running_loop()
+    replaced: dict[int, Callable[[int, FrameType | None], Any]] = {}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(callback)
+        replaced[number](number, frame)
+
+    if threading.current_thread() is threading.main_thread():
+        for stop in (signal.SIGTERM, signal.SIGINT):
+            handler = signal.getsignal(stop)
+            if callable(handler):
+                replaced[stop] = handler
+                signal.signal(stop, handle)
+    try:
+        yield
+    finally:
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
 
 
 def __getattr__(name: str) -> Any:

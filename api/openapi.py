@@ -5,13 +5,14 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from api.problems import INTERNAL, MEDIA_TYPE, Problem, ProblemType, http_type, type_of
 from domain.errors import CisternError, DatabaseUnavailable, IdempotencyKeyReused, Invalid
 
 Responses = dict[int | str, dict[str, Any]]
+#: Why a request is rejected.
+Reason = type[CisternError] | ProblemType
 
 _REF: Final = "#/components/schemas/{model}"
 _COMMON_ERRORS: Final = (type_of(Invalid), INTERNAL, type_of(DatabaseUnavailable))
@@ -75,17 +76,12 @@ def documented_get(thing: str, **headers: Any) -> Responses:
     }
 
 
-def accepts(*reasons: type[CisternError] | ProblemType) -> Responses:
+def accepts(*reasons: Reason) -> Responses:
     """Declare the responses of a route that accepts a job."""
     return ACCEPTED | errors(*reasons, IdempotencyKeyReused)
 
 
-def creates_schedule(*reasons: type[CisternError] | ProblemType) -> Responses:
-    """Declare the responses of a route that creates a schedule."""
-    return CREATED | errors(*reasons, IdempotencyKeyReused)
-
-
-def errors(*reasons: type[CisternError] | ProblemType) -> Responses:
+def errors(*reasons: Reason) -> Responses:
     """Declare the errors of a route, and those that every route has."""
     by_status = defaultdict[int, list[ProblemType]](list)
     for reason in (*reasons, *_COMMON_ERRORS):
@@ -96,33 +92,26 @@ def errors(*reasons: type[CisternError] | ProblemType) -> Responses:
 
 def document(app: FastAPI) -> None:
     """Add the schema of a problem to the OpenAPI document of ``app``."""
+    generate = app.openapi
 
     def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            app.openapi_schema = _with_problem_schema(
-                get_openapi(
-                    title=app.title,
-                    version=app.version,
-                    summary=app.summary,
-                    description=app.description,
-                    routes=app.routes,
-                    tags=app.openapi_tags,
-                )
-            )
-        return app.openapi_schema
+        schema = generate()  # FastAPI generates it once
+        if Problem.__name__ not in schema["components"]["schemas"]:
+            _, definitions = models_json_schema([(Problem, "serialization")], ref_template=_REF)
+            schema["components"]["schemas"] |= definitions["$defs"]
+        return schema
 
     # Replacing the method is FastAPI's documented way to extend the document.
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _problem_schema(problems: Iterable[ProblemType]) -> dict[str, Any]:
-    listed = list(problems)
+def _problem_schema(problems: list[ProblemType]) -> dict[str, Any]:
     return {
-        "description": ", or: ".join(problem.title for problem in listed),
+        "description": ", or: ".join(problem.title for problem in problems),
         "content": {
             MEDIA_TYPE: {
                 "schema": {"$ref": _REF.format(model=Problem.__name__)},
-                "examples": {problem.code: {"value": _example(problem)} for problem in listed},
+                "examples": {problem.code: {"value": _example(problem)} for problem in problems},
             }
         },
     }
@@ -130,7 +119,7 @@ def _problem_schema(problems: Iterable[ProblemType]) -> dict[str, Any]:
 
 def _example(problem: ProblemType) -> dict[str, Any]:
     return {
-        "type": problem.uri,
+        "type": problem.type,
         "title": problem.title,
         "status": problem.status,
         "detail": f"{problem.title}.",
@@ -138,10 +127,3 @@ def _example(problem: ProblemType) -> dict[str, Any]:
         "code": problem.code,
         "request_id": "01a0b1c2-0000-7000-8000-000000000003",
     }
-
-
-def _with_problem_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    _, definitions = models_json_schema([(Problem, "serialization")], ref_template=_REF)
-    schemas: dict[str, Any] = schema.setdefault("components", {}).setdefault("schemas", {})
-    schemas.update(definitions["$defs"])
-    return schema

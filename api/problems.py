@@ -28,7 +28,7 @@ class ProblemType(NamedTuple):
     title: str
 
     @property
-    def uri(self) -> str:
+    def type(self) -> str:
         """Reference to the explanation, relative to the root of the API."""
         return f"{_TYPES_PATH}/{self.code}"
 
@@ -77,14 +77,18 @@ _HTTP: Final[dict[int, ProblemType]] = {
     500: INTERNAL,
 }
 
+
+def type_of(error: type[errors.CisternError]) -> ProblemType:
+    """Return the problem type of an error class; a class that is not in the table is like its nearest base class."""
+    for kind in error.__mro__:
+        if kind in _STATUSES:
+            status, title = _STATUSES[kind]
+            return ProblemType(status, error.code, title)
+    return INTERNAL
+
+
 _BY_CODE: Final = {
-    problem.code: problem
-    for problem in (
-        *_HTTP.values(),
-        GROWTH_REQUIRED,
-        JOB_FAILED,
-        *(ProblemType(status, error.code, title) for error, (status, title) in _STATUSES.items()),
-    )
+    problem.code: problem for problem in (*_HTTP.values(), GROWTH_REQUIRED, JOB_FAILED, *map(type_of, _STATUSES))
 }
 PROBLEM_TYPES: Final[Mapping[str, ProblemType]] = dict(sorted(_BY_CODE.items()))
 
@@ -122,15 +126,6 @@ class ProblemResponse(JSONResponse):
         return json.dumps(content, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
 
 
-def type_of(error: type[errors.CisternError]) -> ProblemType:
-    """Return the problem type of an error class; a class that is not in the table is like its nearest base class."""
-    for kind in error.__mro__:
-        if kind in _STATUSES:
-            status, title = _STATUSES[kind]
-            return ProblemType(status, error.code, title)
-    return INTERNAL
-
-
 def http_type(status: int) -> ProblemType:
     """Return the problem type of an HTTP status; an unlisted status gets the code `http-<status>`."""
     return _HTTP.get(status) or ProblemType(status, f"http-{status}", "Request rejected")
@@ -147,7 +142,7 @@ def problem_response(
     """Build a problem response; ``extensions`` never replace a standard member."""
     content = {
         **(extensions or {}),
-        "type": problem.uri,
+        "type": problem.type,
         "title": problem.title,
         "status": problem.status,
         "detail": detail,

@@ -9,8 +9,8 @@ from pydantic_core import CoreSchema
 
 Value = TypeVar("Value")
 
-#: Schema of a header that may be sent several times or once with commas: a client sends a string.
-HEADER_TEXT: Final = WithJsonSchema({"type": "string"})
+#: A header that may be absent, or sent several times (a list) or once with commas: in the document it is a string.
+TextHeader = Annotated[Value | None, WithJsonSchema({"type": "string"})]
 
 EXAMPLE_VOLUME_ID: Final = "01a0b1c2-0000-7000-8000-000000000001"
 EXAMPLE_JOB_ID: Final = "01a0b1c2-0000-7000-8000-000000000002"
@@ -78,12 +78,9 @@ class RequestBody(BaseModel):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return _without_null_defaults(handler.resolve_ref_schema(handler(core_schema)))
-
-
-def _without_null_defaults(schema: JsonSchemaValue) -> JsonSchemaValue:
-    """Remove every ``default: null`` from the schema of a model."""
-    for member in schema.get("properties", {}).values():
-        if member.get("default", ...) is None:
-            del member["default"]
-    return schema
+        """Remove every ``default: null`` from the schema."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        for member in schema.get("properties", {}).values():
+            if member.get("default", ...) is None:
+                del member["default"]
+        return schema

@@ -89,23 +89,16 @@ class ProgressOut(BaseModel):
         unit: Literal["volumes", "bytes"] = "volumes" if job.kind.startswith("bulk.") else "bytes"
         counts = {name: getattr(job, name) or 0 for name in ("succeeded", "failed", "skipped")}
         completed = sum(counts.values())
-        now = job.finished_at or datetime.now(UTC)
-        seconds = _seconds(job, now)
-        if seconds is None or not completed:
+        if job.started_at is None or not completed:
             return cls(unit=unit, total=job.total, **counts, per_second=None, estimated_end=None)
+        now = job.finished_at or datetime.now(UTC)
+        # At least 1 ms: PostgreSQL's clock may be ahead of this host's.
+        seconds = max((now - job.started_at).total_seconds(), 0.001)
+        # Four significant digits: it may be one volume per hour, or many gigabytes per second.
+        rate = float(f"{completed / seconds:.4g}")
         left = max(job.total - completed, 0) * seconds / completed
         end = None if job.ended or left > _MAX_ESTIMATED_SECONDS else now + timedelta(seconds=left)
-        return cls(unit=unit, total=job.total, **counts, per_second=_rounded(completed / seconds), estimated_end=end)
-
-
-def _seconds(job: Job, now: datetime) -> float | None:
-    """Return how long a job has been running. PostgreSQL's clock may be ahead of this host's: at least 1 ms."""
-    return None if job.started_at is None else max((now - job.started_at).total_seconds(), 0.001)
-
-
-def _rounded(rate: float) -> float:
-    """Round to four significant digits: a rate may be one volume per hour, or many gigabytes per second."""
-    return float(f"{rate:.4g}")
+        return cls(unit=unit, total=job.total, **counts, per_second=rate, estimated_end=end)
 
 
 def _without_fence(params: dict[str, Any]) -> dict[str, Any]:

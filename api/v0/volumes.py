@@ -1,12 +1,13 @@
 """Volumes in the synchronous dialect: the response is the volume after the operation."""
 
+from functools import partial
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query
 
-from api.converters import VOLUME
-from api.dependencies import BulkDep, JsonBody, NoQuery, OriginDep, ServicesDep, SnapshotsDep, VolumesDep
+from api.acceptance import OriginDep
+from api.dependencies import ServicesDep
 from api.openapi import BODY, errors
 from api.problems import GROWTH_REQUIRED
 from api.schemas.bulk import BulkExpandFields, GrowthBody
@@ -15,102 +16,66 @@ from api.schemas.pagination import Paginated, paginated_response
 from api.schemas.volumes import GrowthIn, VolumeIn, VolumeOut, VolumeQuery
 from api.v0.wait import WaitForJobDep, waits
 from api.v1.bulk import request_bulk
-from api.v1.volumes import NEW_VOLUME_ERRORS, request_volume
-from domain.errors import (
-    BadCursor,
-    ShrinkRefused,
-    SizeLimitExceeded,
-    UnknownBackend,
-    VolumeBusy,
-    VolumeHasSnapshots,
-    VolumeNotFound,
-    VolumeUnusable,
-)
+from api.v1.volumes import CREATE_ERRORS, DELETE_ERRORS, EXPAND_ERRORS, VOLUME, render_volume, request_volume
+from domain.errors import BadCursor, UnknownBackend, VolumeNotFound
 from domain.jobs.model import Job
-from domain.volumes.service import VolumeService
+from domain.services import Services
 
 router = APIRouter(prefix="/volumes", tags=["v0"])
 
 
 @router.post(
-    "",
-    status_code=201,
-    operation_id="create_volume_v0",
-    summary="Create a volume, and wait for it",
-    responses=waits(*BODY, *NEW_VOLUME_ERRORS, VolumeNotFound),
-    dependencies=[NoQuery, JsonBody],
+    "", status_code=201, summary="Create a volume, and wait for it", responses=waits(*CREATE_ERRORS, VolumeNotFound)
 )
 async def create_volume(
-    body: VolumeIn, volumes: VolumesDep, snapshots: SnapshotsDep, origin: OriginDep, wait_for_job: WaitForJobDep
+    body: VolumeIn, services: ServicesDep, origin: OriginDep, wait_for_job: WaitForJobDep
 ) -> VolumeOut:
     """Create a volume, empty or from a snapshot, and return it when it is available."""
-    return await _render(volumes, await wait_for_job(request_volume(body, volumes, snapshots, origin)))
+    return await volume_of(services, await wait_for_job(request_volume(services, body, origin)))
 
 
-@router.get("", operation_id="list_volumes_v0", summary="List volumes", responses=errors(BadCursor))
-async def list_volumes(query: Annotated[VolumeQuery, Query()], volumes: VolumesDep) -> Paginated[VolumeOut]:
+@router.get("", summary="List volumes", responses=errors(BadCursor))
+async def list_volumes(query: Annotated[VolumeQuery, Query()], services: ServicesDep) -> Paginated[VolumeOut]:
     """List volumes, newest first."""
-    page = await volumes.list_volumes(query.filters(), query.page_of("volumes"))
-    return paginated_response(page, lambda volume: VolumeOut.from_row(volume, volumes.path(volume)))
+    page = await services.volumes.list_volumes(query.filters(), query.page_of("volumes"))
+    return paginated_response(page, partial(render_volume, services))
 
 
-@router.get(
-    VOLUME,
-    operation_id="get_volume_v0",
-    summary="Get a volume",
-    responses=errors(VolumeNotFound),
-    dependencies=[NoQuery],
-)
-async def get_volume(volume_id: UUID, volumes: VolumesDep) -> VolumeOut:
+@router.get(VOLUME, summary="Get a volume", responses=errors(VolumeNotFound))
+async def get_volume(volume_id: UUID, services: ServicesDep) -> VolumeOut:
     """Return a volume."""
-    volume = await volumes.get(volume_id)
-    return VolumeOut.from_row(volume, volumes.path(volume))
+    return render_volume(services, await services.volumes.get(volume_id))
 
 
 @router.post(
     "/expand",
-    operation_id="expand_volumes_v0",
     summary="Expand many volumes, and wait for it",
     responses=waits(*BODY, GROWTH_REQUIRED, UnknownBackend),
-    dependencies=[NoQuery, JsonBody, GrowthBody],
+    dependencies=[GrowthBody],
 )
 async def expand_volumes(
-    body: BulkExpandFields, services: ServicesDep, bulk: BulkDep, origin: OriginDep, wait_for_job: WaitForJobDep
+    body: BulkExpandFields, services: ServicesDep, origin: OriginDep, wait_for_job: WaitForJobDep
 ) -> JobOut:
     """Expand every selected volume, and return the job when it has ended."""
     body.selection().require_backend(services.backends)
-    return JobOut.from_row(await wait_for_job(request_bulk(body.expansion(), bulk, origin)))
+    return JobOut.from_row(await wait_for_job(request_bulk(services, body.expansion(), origin)))
 
 
-@router.post(
-    f"{VOLUME}/expand",
-    operation_id="expand_volume_v0",
-    summary="Expand a volume, and wait for it",
-    responses=waits(
-        *BODY, VolumeNotFound, VolumeBusy, VolumeUnusable, GROWTH_REQUIRED, ShrinkRefused, SizeLimitExceeded
-    ),
-    dependencies=[NoQuery, JsonBody],
-)
+@router.post(f"{VOLUME}/expand", summary="Expand a volume, and wait for it", responses=waits(*EXPAND_ERRORS))
 async def expand_volume(
-    volume_id: UUID, body: GrowthIn, volumes: VolumesDep, origin: OriginDep, wait_for_job: WaitForJobDep
+    volume_id: UUID, body: GrowthIn, services: ServicesDep, origin: OriginDep, wait_for_job: WaitForJobDep
 ) -> VolumeOut:
     """Expand a volume, and return it when that is done."""
-    return await _render(volumes, await wait_for_job(volumes.request_expand(volume_id, body.growth(), origin=origin)))
+    job = await wait_for_job(services.volumes.request_expand(volume_id, body.growth(), origin=origin))
+    return await volume_of(services, job)
 
 
-@router.delete(
-    VOLUME,
-    status_code=204,
-    operation_id="delete_volume_v0",
-    summary="Delete a volume, and wait for it",
-    responses=waits(VolumeNotFound, VolumeBusy, VolumeHasSnapshots),
-    dependencies=[NoQuery],
-)
-async def delete_volume(volume_id: UUID, volumes: VolumesDep, origin: OriginDep, wait_for_job: WaitForJobDep) -> None:
+@router.delete(VOLUME, status_code=204, summary="Delete a volume, and wait for it", responses=waits(*DELETE_ERRORS))
+async def delete_volume(volume_id: UUID, services: ServicesDep, origin: OriginDep, wait_for_job: WaitForJobDep) -> None:
     """Delete a volume and its data, and respond when it is gone."""
-    await wait_for_job(volumes.request_delete(volume_id, origin=origin))
+    await wait_for_job(services.volumes.request_delete(volume_id, origin=origin))
 
 
-async def _render(volumes: VolumeService, job: Job) -> VolumeOut:
-    volume = await volumes.get(UUID(str(job.volume_id)))
-    return VolumeOut.from_row(volume, volumes.path(volume))
+async def volume_of(services: Services, job: Job) -> VolumeOut:
+    """Return the volume of a job that has succeeded."""
+    return render_volume(services, await services.volumes.get(UUID(str(job.volume_id))))

@@ -1,13 +1,13 @@
 """Storage backends over HTTP."""
 
 import asyncio
-from typing import Final
+from typing import Any, Final
 
 from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
 
-from api.dependencies import NoQuery, ServicesDep
+from api.dependencies import ServicesDep
 from api.openapi import errors
-from api.schemas.backends import BackendOut, BackendsOut
 from api.schemas.jobs import FailureOut
 from domain.errors import StorageError
 from domain.storage.backends import Backends
@@ -18,9 +18,34 @@ _TIMEOUT_SECONDS: Final = 5.0
 router = APIRouter(prefix="/backends", tags=["backends"])
 
 
-@router.get(
-    "", operation_id="list_backends", summary="List storage backends", responses=errors(), dependencies=[NoQuery]
-)
+BACKEND_EXAMPLE: Final[dict[str, Any]] = {
+    "name": "local",
+    "driver": "file",
+    "total": 1099511627776,
+    "used": 10737418240,
+    "error": None,
+}
+
+
+class BackendOut(BaseModel):
+    """One storage backend and its capacity. Sizes are in bytes."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [BACKEND_EXAMPLE]})
+
+    name: str
+    driver: str
+    total: int | None = Field(None, description="Null if there is no limit, or if the capacity is unknown.")
+    used: int | None = None
+    error: FailureOut | None = Field(None, description="Why the capacity is unknown.")
+
+
+class BackendsOut(BaseModel):
+    """All backends, the default first."""
+
+    items: list[BackendOut]
+
+
+@router.get("", summary="List storage backends", responses=errors())
 async def list_backends(services: ServicesDep) -> BackendsOut:
     """List the configured backends and their capacity; the first is the default."""
     backends = services.backends

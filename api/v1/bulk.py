@@ -6,18 +6,18 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Response
 from structlog.contextvars import bound_contextvars
 
-from api.accepted import AcceptedDep
-from api.dependencies import BulkDep, JsonBody, NoQuery, OriginDep, ServicesDep
+from api.acceptance import AcceptedDep, OriginDep
+from api.dependencies import ServicesDep
 from api.openapi import BODY, accepts, errors
 from api.problems import GROWTH_REQUIRED
 from api.schemas.bulk import BulkExpandIn, BulkSnapshotIn, GrowthBody, ItemOut, ItemQuery, PlanOut
 from api.schemas.jobs import JobOut
 from api.schemas.pagination import Paginated, paginated_response
 from domain.bulk.requests import BulkRequest
-from domain.bulk.service import BulkService
 from domain.errors import BadCursor, JobNotFound, UnknownBackend
 from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.model import Job
+from domain.services import Services
 
 router = APIRouter()
 
@@ -25,57 +25,55 @@ router = APIRouter()
 @router.post(
     "/volumes/expand",
     status_code=202,
-    operation_id="expand_volumes",
     summary="Expand many volumes",
     tags=["volumes"],
     response_model=JobOut,
     responses=accepts(*BODY, GROWTH_REQUIRED, UnknownBackend)
     | {200: {"model": PlanOut, "description": "The plan, for `dry_run`."}},
-    dependencies=[NoQuery, JsonBody, GrowthBody],
+    dependencies=[GrowthBody],
 )
 async def expand_volumes(
-    body: BulkExpandIn, services: ServicesDep, bulk: BulkDep, origin: OriginDep, accepted: AcceptedDep
+    body: BulkExpandIn, services: ServicesDep, origin: OriginDep, accepted: AcceptedDep
 ) -> JobOut | Response:
     """Create a job that expands every selected volume, `max_concurrent` at once; its items have the results."""
     body.selection().require_backend(services.backends)
     if body.dry_run:
-        plan = PlanOut.from_plan(await bulk.preview(body.expansion()))
+        plan = PlanOut.from_plan(await services.bulk.preview(body.expansion()))
         return Response(plan.model_dump_json(), media_type="application/json")
-    return await accepted(await request_bulk(body.expansion(), bulk, origin))
+    return await accepted(await request_bulk(services, body.expansion(), origin))
 
 
 @router.post(
     "/volumes/snapshots",
     status_code=202,
-    operation_id="take_snapshots",
     summary="Take snapshots of many volumes",
     tags=["snapshots"],
     responses=accepts(*BODY, UnknownBackend),
-    dependencies=[NoQuery, JsonBody],
 )
 async def take_snapshots(
-    body: BulkSnapshotIn, services: ServicesDep, bulk: BulkDep, origin: OriginDep, accepted: AcceptedDep
+    body: BulkSnapshotIn, services: ServicesDep, origin: OriginDep, accepted: AcceptedDep
 ) -> JobOut:
     """Create a job that takes a snapshot of every selected volume; its items have the results."""
     body.selection().require_backend(services.backends)
-    return await accepted(await request_bulk(body.snapshots(), bulk, origin))
+    return await accepted(await request_bulk(services, body.snapshots(), origin))
 
 
 @router.get(
     "/jobs/{job_id}/items",
-    operation_id="list_job_items",
     summary="List the items of a bulk job",
     tags=["jobs"],
     responses=errors(JobNotFound, BadCursor),
 )
-async def list_job_items(job_id: UUID, query: Annotated[ItemQuery, Query()], bulk: BulkDep) -> Paginated[ItemOut]:
+async def list_job_items(
+    job_id: UUID, query: Annotated[ItemQuery, Query()], services: ServicesDep
+) -> Paginated[ItemOut]:
     """List the result of each volume, in ascending order of volume ids. Only bulk jobs have items."""
     page = query.page_of(f"items of {job_id}")
-    items = await bulk.items(job_id, query.status, after=page.after, limit=page.limit)
+    items = await services.bulk.items(job_id, query.status, after=page.after, limit=page.limit)
     return paginated_response(page.page(items, by=lambda item: item.volume_id), ItemOut.model_validate)
 
 
-async def request_bulk(request: BulkRequest, bulk: BulkService, origin: RequestOrigin) -> Job:
+async def request_bulk(services: Services, request: BulkRequest, origin: RequestOrigin) -> Job:
     """Request a bulk job; the log line of its acceptance has its `max_concurrent` too."""
     with bound_contextvars(max_concurrent=request.max_concurrent):
-        return await bulk.request(request, origin=origin)
+        return await services.bulk.request(request, origin=origin)

@@ -20,14 +20,12 @@ from starlette.datastructures import State
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.dependencies import valid_caller
+from api.acceptance import JOBS_PATH, V1_PATH, job_location, valid_caller
 from api.error_handlers import render_error
 from api.etag import matches
-from api.idempotency import JOBS_PATH, job_location
 from api.schemas.jobs import JobOut
 from api.schemas.volumes import GrowthIn, VolumeIn
 from api.v1.job_cache import EndedJobCache, render
-from api.v1.routes import PREFIX
 from api.v1.volumes import request_volume
 from domain.errors import CisternError
 from domain.jobs.acceptance import RequestOrigin
@@ -160,7 +158,7 @@ async def _create_volume(request: PlainRequest) -> PlainResponse | None:
     body, services = await request.valid_body(VolumeIn), request.services
     if body is None:
         return None
-    return _accepted(await request_volume(body, services.volumes, services.snapshots, request.origin))
+    return _accepted(await request_volume(services, body, request.origin))
 
 
 async def _expand_volume(request: PlainRequest, volume_id: str) -> PlainResponse | None:
@@ -179,6 +177,6 @@ def _accepted(job: Job) -> PlainResponse:
 #: Method, path, and what answers. An endpoint gets the request and the groups of the path.
 HOT_ROUTES: Final[Sequence[tuple[str, re.Pattern[str], Callable[..., Awaitable[PlainResponse | None]]]]] = (
     ("GET", re.compile(f"{JOBS_PATH}/{_ID}"), _get_job),
-    ("POST", re.compile(f"{PREFIX}/volumes"), _create_volume),
-    ("POST", re.compile(f"{PREFIX}/volumes/{_ID}/expand"), _expand_volume),
+    ("POST", re.compile(f"{V1_PATH}/volumes"), _create_volume),
+    ("POST", re.compile(f"{V1_PATH}/volumes/{_ID}/expand"), _expand_volume),
 )

@@ -1,15 +1,22 @@
-"""Routes of jobs: list, get, wait, cancel, retry."""
+"""Routes of jobs: list, get, wait, cancel, retry, and follow: any API process can follow a job of any worker."""
 
-from typing import Annotated
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Annotated, Final
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from api.accepted import AcceptedDep
-from api.dependencies import JobsDep, NoQuery, OriginDep
-from api.etag import IfNoneMatchDep, job_tag
+from api.acceptance import AcceptedDep, OriginDep
+from api.dependencies import ServicesDep
+from api.error_handlers import EarlyResponse
+from api.etag import NotModifiedDep, job_tag
 from api.openapi import POLLED, accepts, documented_get, errors
 from api.problems import RETRY_SECONDS
+from api.schemas.base import TextHeader
 from api.schemas.jobs import JobOut, JobQuery
 from api.schemas.pagination import Paginated, paginated_response
 from domain.errors import (
@@ -28,63 +35,101 @@ from domain.errors import (
     VolumeNotFound,
     VolumeUnusable,
 )
+from domain.jobs.model import Job
+
+#: Pause between two events. Changes in between are not lost: every event has the whole job.
+_PAUSE_SECONDS: Final = 0.2
+#: Limited to the digits of a version: Python raises ValueError for integers with thousands of digits.
+_VERSION: Final = re.compile(r"[0-9]{1,19}")
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 
-@router.get("", operation_id="list_jobs", summary="List jobs", responses=errors(BadCursor))
-async def list_jobs(query: Annotated[JobQuery, Query()], jobs: JobsDep) -> Paginated[JobOut]:
+@router.get("", summary="List jobs", responses=errors(BadCursor))
+async def list_jobs(query: Annotated[JobQuery, Query()], services: ServicesDep) -> Paginated[JobOut]:
     """List jobs, newest first; the children of a bulk job only with `parent_id`."""
-    return paginated_response(await jobs.list_jobs(query.filters(), query.page_of("jobs")), JobOut.from_row)
+    return paginated_response(await services.jobs.list_jobs(query.filters(), query.page_of("jobs")), JobOut.from_row)
 
 
 @router.get(
     "/{job_id}",
-    operation_id="get_job",
     summary="Get a job, or wait for its end",
     response_model=JobOut,
     responses=documented_get("job", **POLLED) | errors(JobNotFound),
-    dependencies=[NoQuery],
 )
 async def get_job(
-    job_id: UUID,
-    jobs: JobsDep,
-    accepted: AcceptedDep,
-    response: Response,
-    if_none_match: IfNoneMatchDep,
+    job_id: UUID, services: ServicesDep, accepted: AcceptedDep, response: Response, not_modified: NotModifiedDep
 ) -> JobOut | Response:
     """Return a job. Poll with `If-None-Match`, or send `Prefer: wait=30` to get the response when it has ended."""
-    job = await accepted.wait(await jobs.get(job_id))
+    job = await accepted.wait(await services.jobs.get(job_id))
     if not job.ended:
         response.headers["Retry-After"] = str(RETRY_SECONDS)
-    return if_none_match.not_modified(job_tag(job)) or JobOut.from_row(job)
+    return not_modified(job_tag(job)) or JobOut.from_row(job)
 
 
 @router.post(
-    "/{job_id}/cancel",
-    status_code=202,
-    operation_id="cancel_job",
-    summary="Cancel a job",
-    responses=accepts(JobNotFound, JobEnded, JobIsChild),
-    dependencies=[NoQuery],
+    "/{job_id}/cancel", status_code=202, summary="Cancel a job", responses=accepts(JobNotFound, JobEnded, JobIsChild)
 )
-async def cancel_job(job_id: UUID, jobs: JobsDep, origin: OriginDep, accepted: AcceptedDep) -> JobOut:
+async def cancel_job(job_id: UUID, services: ServicesDep, origin: OriginDep, accepted: AcceptedDep) -> JobOut:
     """Request the cancellation of a job. A queued job ends at once; a running one may still succeed."""
-    return await accepted(await jobs.cancel(job_id, origin=origin))
+    return await accepted(await services.jobs.cancel(job_id, origin=origin))
 
 
 @router.post(
     "/{job_id}/retry",
     status_code=202,
-    operation_id="retry_job",
     summary="Retry a job",
     responses=accepts(
         *(JobNotFound, JobNotRetryable, JobIsChild, NameTaken, ShrinkRefused),
         *(VolumeNotFound, VolumeBusy, VolumeUnusable, VolumeHasSnapshots),
         *(SnapshotNotFound, SnapshotBusy, SnapshotUnusable),
     ),
-    dependencies=[NoQuery],
 )
-async def retry_job(job_id: UUID, jobs: JobsDep, origin: OriginDep, accepted: AcceptedDep) -> JobOut:
+async def retry_job(job_id: UUID, services: ServicesDep, origin: OriginDep, accepted: AcceptedDep) -> JobOut:
     """Create a job that repeats what an ended job did not achieve; `retry_of` has the id of the ended one."""
-    return await accepted(await jobs.retry(job_id, origin=origin))
+    return await accepted(await services.jobs.retry(job_id, origin=origin))
+
+
+async def _last_version(
+    job_id: UUID,
+    services: ServicesDep,
+    last_event_id: Annotated[
+        TextHeader[str], Header(description="The `id` of the last event received; only newer ones are sent.")
+    ] = None,
+) -> int | None:
+    """Return the version of the job that the client has received; None if `Last-Event-ID` is absent or malformed.
+
+    Raises:
+        JobNotFound: there is no such job.
+        EarlyResponse: the client has received the last version; 204 keeps an `EventSource` from reconnecting.
+    """
+    job = await services.jobs.get(job_id)
+    version = int(last_event_id) if last_event_id and _VERSION.fullmatch(last_event_id) else None
+    if job.ended and version == job.version:
+        raise EarlyResponse(Response(status_code=204))
+    return version
+
+
+@router.get(
+    "/{job_id}/events",
+    summary="Follow a job until it ends",
+    response_class=EventSourceResponse,
+    responses=errors(JobNotFound) | {204: {"description": "The last event was received before."}},
+)
+async def follow_job(
+    job_id: UUID, services: ServicesDep, last_version: Annotated[int | None, Depends(_last_version)]
+) -> AsyncIterator[ServerSentEvent]:
+    """Send an event whenever the job changes, at most five per second; the last event has the type `ended`.
+
+    Each event has the whole job without its params, so a client that misses one needs only the next.
+    """
+    async with aclosing(services.watcher.follow(job_id, last_version)) as states:
+        async for job in states:
+            yield _event(job)
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+
+def _event(job: Job) -> ServerSentEvent:
+    # The params never change, and may have ten thousand ids.
+    data = JobOut.from_row(job).model_dump_json(exclude={"params"})
+    return ServerSentEvent(event="ended" if job.ended else "progress", id=str(job.version), raw_data=data)

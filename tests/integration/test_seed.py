@@ -20,7 +20,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 import api.schemas.pagination
-from api.dependencies import _volumes
+from api.dependencies import _services
 from domain.bulk import chunks as chunks_module
 from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy
 from domain.db.database import Database
@@ -298,7 +298,7 @@ async def test_both_versions_list_volumes_and_snapshots_in_pages(
 async def test_depends_injects_services_and_can_be_overridden(app: FastAPI) -> None:
     fake = FakeServices()
     fake.volumes.add(volume_row("from-the-fake"))
-    app.dependency_overrides[_volumes] = lambda: fake.volumes
+    app.dependency_overrides[_services] = lambda: fake
     async with client_of(app) as client:
         items = (await client.get("/api/v1/volumes")).json()["items"]
 
@@ -339,7 +339,8 @@ def test_types_are_checked_strictly() -> None:
 
 
 def test_every_route_is_async() -> None:
-    assert all(inspect.iscoroutinefunction(handler) for handler in handlers())
+    kinds = (inspect.iscoroutinefunction, inspect.isasyncgenfunction)  # the latter streams events
+    assert all(any(is_kind(handler) for is_kind in kinds) for handler in handlers())
 
 
 # --- planned in the sample: error handling and logging, caching, pagination, migrations, tests, OpenAPI -------

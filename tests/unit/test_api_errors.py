@@ -1,6 +1,7 @@
 """Invalid input is rejected as problem+json with a stable code, and changes nothing."""
 
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID, uuid4
@@ -298,6 +299,18 @@ async def test_body_not_declared_as_json_is_415(
 
     problem(response, 415, "unsupported-media-type")
     assert not fake.jobs.rows
+
+
+async def test_every_route_rejects_undeclared_query_parameters_and_media_types(client: httpx.AsyncClient) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    operations = [(method, path, one) for path, methods in paths.items() for method, one in methods.items()]
+    for method, template, operation in operations:
+        path = re.sub(r"{\w+}", str(UNKNOWN), template)
+        assert fields(problem(await client.request(method, f"{path}?misspelt=1"), 422, "invalid")) == ["misspelt"]
+        if "requestBody" in operation:
+            problem(await client.request(method, path, content=b"{}"), 415, "unsupported-media-type")
+
+    assert len(operations) > 40
 
 
 @pytest.mark.parametrize(

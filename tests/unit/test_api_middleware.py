@@ -21,6 +21,7 @@ from api.v1 import hot_routes
 from domain.errors import CisternError, DatabaseUnavailable
 from domain.services import Services
 from tests.support.forked import Forked
+from tests.unit.fake_volumes import FakeVolumes
 from tests.unit.fakes import FakeServices, volume_row
 
 
@@ -113,6 +114,42 @@ async def test_unavailable_database_is_a_503_with_retry_after(
 
     assert (response.status_code, response.json()["code"]) == (503, "database-unavailable")
     assert response.headers["retry-after"] == "1"
+
+
+MAYBE = "PostgreSQL is not responding. The request may have been accepted"
+AGAIN = f"{MAYBE}: repeat it with the same Idempotency-Key."
+
+
+@pytest.mark.parametrize(
+    ("request_line", "headers", "detail"),
+    [
+        ("GET", {}, "PostgreSQL is not responding."),
+        ("GET", {"Idempotency-Key": "one"}, "PostgreSQL is not responding."),
+        ("POST /expand", {}, f"{MAYBE}."),
+        ("POST /expand", {"Prefer": "wait=1"}, f"{MAYBE}."),  # not by the hot route
+        ("POST /expand", {"Idempotency-Key": "one"}, AGAIN),
+        ("DELETE", {}, f"{MAYBE}."),
+        ("DELETE", {"Idempotency-Key": "one"}, AGAIN),
+        ("PATCH", {}, f"{MAYBE}."),
+    ],
+)
+async def test_unavailable_database_leaves_open_whether_a_change_was_accepted(
+    client: httpx.AsyncClient,
+    monkeypatch: pytest.MonkeyPatch,
+    request_line: str,
+    headers: dict[str, str],
+    detail: str,
+) -> None:
+    async def unavailable(*_: object, **__: object) -> None:
+        raise DatabaseUnavailable
+
+    for name in ("get", "request_expand", "request_delete", "change"):
+        monkeypatch.setattr(FakeVolumes, name, unavailable)
+    method, _, path = request_line.partition(" ")
+    body = {"POST": {"by": 1}, "PATCH": {"name": "a"}}.get(method)
+    response = await client.request(method, f"/api/v1/volumes/{uuid4()}{path}", json=body, headers=headers)
+
+    assert (response.status_code, response.json()["detail"]) == (503, detail)
 
 
 async def start(services_factory: ServicesFactory) -> list[dict[str, Any]]:

@@ -9,7 +9,8 @@ from pydantic import TypeAdapter
 
 from api.main import create_app
 from api.problems import INTERNAL, PROBLEM_TYPES, Problem, type_of
-from api.schemas import backends, bulk, jobs, schedules, snapshots, volumes
+from api.schemas import bulk, jobs, schedules, snapshots, volumes
+from api.v1 import backends
 from domain.errors import CisternError, ConfigurationError, Refused, Unavailable
 from tests.unit.fakes import FakeServices
 

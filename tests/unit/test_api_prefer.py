@@ -2,7 +2,7 @@
 
 import pytest
 
-from api.prefer import preferred_wait
+from api.acceptance import preferred_wait
 
 
 @pytest.mark.parametrize(

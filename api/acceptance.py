@@ -1,0 +1,154 @@
+"""How a request that creates something is accepted: its caller, its `Idempotency-Key`, its response and `Prefer: wait`.
+
+A request is carried out once per key; a repeated request gets the stored response.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Annotated, Final
+
+from fastapi import Depends, Header, Request, Response
+from pydantic import StringConstraints
+from starlette.responses import JSONResponse
+
+from api.dependencies import ServicesDep
+from api.problems import RETRY_SECONDS
+from api.schemas.base import Omittable, TextHeader
+from api.schemas.jobs import JobOut
+from api.schemas.schedules import ScheduleOut
+from domain.db.base import Entity
+from domain.errors import NotFound, Unavailable
+from domain.jobs.acceptance import IdempotentReplay, IdempotentRequest, RequestOrigin
+from domain.jobs.model import Job
+from domain.jobs.outcomes import Payload
+from domain.schedules.model import Schedule
+from domain.services import Services
+
+V1_PATH: Final = "/api/v1"
+JOBS_PATH: Final = f"{V1_PATH}/jobs"
+SCHEDULES_PATH: Final = f"{V1_PATH}/schedules"
+REPLAYED: Final = "Idempotency-Replayed"
+MAX_WAIT_SECONDS: Final = 30
+
+_CREATED: Final = 201
+_ACCEPTED: Final = 202
+
+_CALLER: Final = re.compile(r"[\x20-\x7e]{1,128}")
+#: Printable ASCII without surrounding spaces, which HTTP does not count as part of a header's value.
+_KEY: Final = r"^[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?$"
+_WAIT: Final = re.compile(r'wait\s*=\s*("?)([0-9]{1,9})\1', re.IGNORECASE | re.ASCII)
+
+
+def valid_caller(name: str | None) -> str | None:
+    """Return the name that a client claims for itself, unverified; None if it cannot be stored."""
+    return name if name and _CALLER.fullmatch(name) else None
+
+
+async def _origin(
+    request: Request,
+    x_cistern_caller: Annotated[
+        TextHeader[str],
+        Header(description="Name of the caller, up to 128 ASCII characters; stored as `created_by`."),
+    ] = None,
+    idempotency_key: Annotated[
+        Omittable[Annotated[str, StringConstraints(pattern=_KEY)]],
+        Header(
+            alias="Idempotency-Key",
+            description="Up to 255 ASCII characters that identify this request. If the same caller sends the same "
+            "request with the same key within 24 hours, it is not carried out again: the first response is returned.",
+        ),
+    ] = None,
+) -> RequestOrigin:
+    caller = valid_caller(x_cistern_caller)
+    if idempotency_key is None:
+        return RequestOrigin(caller)
+    # The route is the concrete path: one key never acts on two resources.
+    route = f"{request.method} {request.url.path}"
+    fingerprint = _fingerprint(await request.body())
+    return RequestOrigin(caller, IdempotentRequest(idempotency_key, route, fingerprint, _render_response))
+
+
+OriginDep = Annotated[RequestOrigin, Depends(_origin)]
+
+
+def _fingerprint(body: bytes) -> str:
+    """Hash the meaning of a body: white space and the order of members make no difference."""
+    with suppress(ValueError, RecursionError):  # a body that is not JSON is hashed as it is: some routes read none
+        body = json.dumps(json.loads(body), sort_keys=True, separators=(",", ":")).encode()
+    return hashlib.sha256(body).hexdigest()
+
+
+def _render_response(created: Entity) -> tuple[int, Payload]:
+    match created:
+        case Job():
+            return _ACCEPTED, JobOut.from_row(created).model_dump(mode="json")
+        case Schedule():
+            return _CREATED, ScheduleOut.from_row(created).model_dump(mode="json")
+    raise TypeError(f"no response is defined for a {type(created).__name__}")
+
+
+async def render_replay(_: Request, replay: IdempotentReplay) -> Response:
+    """Return the stored response of the first request."""
+    created_id = str(replay.body["id"])
+    location = {"Location": f"{SCHEDULES_PATH}/{created_id}"} if replay.status == _CREATED else job_location(created_id)
+    return JSONResponse(replay.body, replay.status, {**location, REPLAYED: "true"})
+
+
+def job_location(job_id: str) -> dict[str, str]:
+    """Return the headers with the URL of an accepted job and the delay before the first poll."""
+    return {"Location": f"{JOBS_PATH}/{job_id}", "Retry-After": str(RETRY_SECONDS)}
+
+
+def preferred_wait(prefer: Sequence[str]) -> int | None:
+    """Return how many seconds the response may be delayed until the job has ended, at most MAX_WAIT_SECONDS.
+
+    The argument has all `Prefer` headers of a request. As RFC 7240 demands, the first of several `wait` preferences
+    counts, and an invalid one is ignored.
+    """
+    for preference in ",".join(prefer).split(","):
+        if match := _WAIT.fullmatch(preference.partition(";")[0].strip()):
+            return min(int(match[2]), MAX_WAIT_SECONDS)
+    return None
+
+
+class AcceptedResponse:
+    """The 202 response of an accepted job; with `Prefer: wait=N`, it has the job's state after a wait."""
+
+    def __init__(self, services: Services, wait_seconds: int | None, response: Response) -> None:
+        self._services = services
+        self._wait_seconds = wait_seconds
+        self._headers = response.headers
+
+    async def __call__(self, job: Job) -> JobOut:
+        """Set the headers of an accepted job and render it, after the wait that the client prefers."""
+        self._headers.update(job_location(str(job.id)))
+        # The job is already accepted: if the wait fails, the client must still learn its id.
+        with suppress(Unavailable, NotFound):
+            job = await self.wait(job)
+        return JobOut.from_row(job)
+
+    async def wait(self, job: Job) -> Job:
+        """Wait until a job has ended or the preferred time is over, and return its present state."""
+        if self._wait_seconds is None:
+            return job
+        await self._services.watcher.ended(job.id, self._wait_seconds)
+        job = await self._services.jobs.get(job.id)
+        self._headers["Preference-Applied"] = f"wait={self._wait_seconds}"
+        return job
+
+
+async def _accepted_response(
+    services: ServicesDep,
+    response: Response,
+    prefer: Annotated[
+        TextHeader[list[str]],
+        Header(description="`wait=N` delays the response until the job has ended, for at most N seconds (max. 30)."),
+    ] = None,
+) -> AcceptedResponse:
+    return AcceptedResponse(services, preferred_wait(prefer or []), response)
+
+
+AcceptedDep = Annotated[AcceptedResponse, Depends(_accepted_response)]

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.bulk.ledger import Ledger
+from domain.bulk.ledger import PLAN_SECONDS, Ledger
 from domain.bulk.selection import Selection
 from domain.bulk.service import BulkService, recount
 from domain.db.database import Database
@@ -34,7 +34,7 @@ class BulkHandler(JobHandler):
         """
         grant.check()
         required = Selection.from_json(job.params["selection"]).require_any
-        async with self._database.transaction() as session:
+        async with self._database.transaction(statement_seconds=PLAN_SECONDS) as session:
             ledger = Ledger(session)
             if "missed_by" in job.params:
                 await ledger.plan_retry(job.id, UUID(job.params["missed_by"]))

@@ -25,12 +25,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from domain.bulk.model import Item
 from domain.bulk.selection import Selection
 from domain.bulk.states import FINISHED, ItemCode, ItemStatus
-from domain.db.sql import array_rows, statement_timeout
+from domain.db.sql import array_rows
 from domain.jobs.claimed import ClaimedJob
 from domain.volumes.model import Volume
 
 #: Timeout of the statement that plans a job: for a million volumes it takes some ten seconds.
-_PLAN_TIMEOUT_SECONDS: Final = 50
+PLAN_SECONDS: Final = 50
 #: Maximum number of items that `Ledger.close` finishes in one statement.
 CLOSE_BATCH: Final = 5000
 
@@ -98,7 +98,7 @@ class Ledger:
         self._session = session
 
     async def plan(self, job_id: UUID, selection: Selection) -> None:
-        """Insert an item for every selected volume, in one statement; idempotent."""
+        """Insert an item for every selected volume, in one statement of up to `PLAN_SECONDS`; idempotent."""
         await self._insert(_volumes(job_id, selection) if selection.ids is None else _named_volumes(job_id, selection))
 
     async def plan_retry(self, job_id: UUID, earlier_id: UUID) -> None:
@@ -144,7 +144,6 @@ class Ledger:
 
     async def delete_plan(self, job_id: UUID) -> None:
         """Delete the pending items of a job that never got lanes."""
-        await self._session.execute(statement_timeout(_PLAN_TIMEOUT_SECONDS))
         await self._session.execute(delete(Item).where(Item.job_id == job_id, Item.status == ItemStatus.PENDING))
 
     async def has_claimed(self, lane: Lane) -> bool:
@@ -164,7 +163,6 @@ class Ledger:
         return await self._session.scalar(unfinished.limit(1)) is not None
 
     async def _insert(self, rows: Any) -> None:
-        await self._session.execute(statement_timeout(_PLAN_TIMEOUT_SECONDS))
         columns = ["job_id", "volume_id", "status", "from_size", "used", "to_size"]
         statement = insert(Item).from_select(columns, rows, include_defaults=False)
         await self._session.execute(statement.on_conflict_do_nothing())

@@ -12,8 +12,9 @@ from sqlalchemy import text
 from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy
 from domain.bulk.ledger import Lane
 from domain.bulk.states import ItemStatus
+from domain.db.database import Database
 from domain.jobs.outcomes import Delegated, Failed
-from domain.services import Services, open_services
+from domain.services import Services, compose, open_services
 from domain.settings import Settings
 from domain.storage.context import Fence, Grant, Stopped
 from domain.volumes.growth import Growth
@@ -52,6 +53,25 @@ async def test_job_delegated_twice_gets_its_lanes_once(services: Services) -> No
 
     assert settled == [True, False]
     assert len(await lanes_of(services, job)) == 3
+
+
+async def test_planning_may_take_longer_than_other_transactions(services: Services) -> None:
+    (volume_id,) = await add_volumes(services, 1, backend="null")
+    job = await services.bulk.request(BulkExpandRequest(BY_ONE))
+    claim = await an_engine(services).claim(job.message)
+    assert claim is not None
+    database = Database(services.settings.database_url, timeout=0.5)
+    handler = compose(services.settings, database, services.queue, services.backends).handlers[job.kind]
+    try:
+        async with services.database.transaction() as session:
+            await session.execute(text("LOCK TABLE job_items IN SHARE MODE"))
+            planning = asyncio.create_task(handler.perform(claim.job, Grant(job.id, Fence(0, 0), claim.deadline)))
+            await asyncio.sleep(1)
+
+        assert await planning == Delegated({})
+    finally:
+        await database.close()
+    assert [*await items_of(services, job)] == [volume_id]
 
 
 async def test_delegated_job_gets_no_lease_by_renewal(services: Services) -> None:

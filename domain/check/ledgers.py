@@ -7,10 +7,9 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.bulk.ledger import Ledger
-from domain.bulk.model import Item
+from domain.bulk.ledger import AS_LANES_LOST, Ledger
+from domain.bulk.model import Item, ItemStatus
 from domain.bulk.service import recount
-from domain.bulk.states import ItemCode, ItemStatus
 from domain.check.findings import CheckCode, Finding, Report, job
 from domain.check.rows import PAGE
 from domain.db.database import Database
@@ -78,10 +77,7 @@ class Ledgers:
 
     async def _fail_items(self, job_id: UUID, status: ItemStatus) -> int:
         async with self._database.transaction() as session:
-            closed = await Ledger(session).close(
-                job_id, previous=status, status=ItemStatus.FAILED, code=ItemCode.LANES_LOST
-            )
-        return len(closed)
+            return len(await Ledger(session).close(job_id, status, AS_LANES_LOST))
 
     async def _page(self, after: UUID | None) -> Sequence[UUID]:
         async with self._database.transaction() as session:

@@ -56,7 +56,7 @@ class JobTable(Database):
         self.change(job, JobStatus.SUCCEEDED)
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncSession]:
+    async def transaction(self, *, statement_seconds: float | None = None) -> AsyncIterator[AsyncSession]:
         if not self.is_up:
             self.queries += 1
             raise DatabaseUnavailable

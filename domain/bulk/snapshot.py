@@ -1,20 +1,23 @@
-"""The `BulkOperation` of bulk snapshots: insert a snapshot's row for each volume, and take the snapshot.
+"""Bulk snapshots: insert a snapshot's row for each volume, and take the snapshot.
 
 If a snapshot fails and nothing of it exists on the backend, its row is deleted: no client has seen its id yet. If
 something may exist, the row stays in the state ``error``, so that the snapshot can be deleted.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final, Self
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
-from domain.bulk.ledger import ItemRef, ItemUpdate, Lane
-from domain.bulk.operation import ItemWork, Result
-from domain.bulk.snapshot.request import BulkSnapshotRequest
-from domain.bulk.states import ItemCode, ItemStatus
+from domain.bulk.model import ItemCode, ItemRef, ItemStatus, ItemUpdate, Lane
+from domain.bulk.operation import BulkOperation, ItemWork, Result, release_volumes
+from domain.bulk.requests import BulkRequest, Selection, params_from_request
+from domain.errors import Invalid
+from domain.jobs.kinds import JobKind
 from domain.operations import SnapshotState, VolumeState
 from domain.snapshots.model import Snapshot
 from domain.snapshots.repository import BulkSnapshotRepository, SnapshotRelease, SnapshotRepository
@@ -22,19 +25,85 @@ from domain.snapshots.retention import RetentionRule
 from domain.snapshots.service import SnapshotService
 from domain.storage.backends import Backends
 from domain.storage.context import Grant
-from domain.volumes.model import LockedVolume
-from domain.volumes.repository import Release, VolumeRepository
+from domain.volumes.model import MAX_NAME, LockedVolume
 
+#: Length of what is added to the name: the time, and the end of the schedule's id. It tells the snapshots of different
+#: runs apart, also of two schedules with the same name that are due at the same time.
+_STAMP_LENGTH: Final = len("-20260131T235959123Z-0123456789ab")
+MAX_PREFIX: Final = MAX_NAME - _STAMP_LENGTH
+#: Defaults of the request's own members. The empty name is rejected; without retention rule all snapshots are kept.
+_DEFAULTS: Final[dict[str, Any]] = {"name": "", "keep_last": None, "keep_days": None}
 #: The params of the parent that its lanes need.
 _LANE_PARAMS: Final = ("snapshot_name", "schedule_id", "keep_last", "keep_days")
 
 
-class SnapshotOperation:
+@dataclass(frozen=True)
+class BulkSnapshotRequest(BulkRequest):
+    """A request to take snapshots of many volumes, of ``max_concurrent`` at once over all workers.
+
+    The snapshots' name is ``name`` followed by the time, and by the end of the schedule's id if a schedule takes them.
+    """
+
+    kind = JobKind.BULK_SNAPSHOT
+
+    name: str
+    keep: RetentionRule = field(default_factory=RetentionRule, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Reject a name that is empty or too long."""
+        if not 1 <= len(self.name) <= MAX_PREFIX:
+            raise Invalid(f"`name` must have 1 to {MAX_PREFIX} characters; the time is added to it.", field="name")
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to the params of the job."""
+        return super().to_json() | {"name": self.name, **self.keep.to_json()}
+
+    @classmethod
+    def from_json(cls, params: dict[str, Any]) -> Self:
+        """Build from the params of a job."""
+        return cls(
+            params["name"],
+            selection=Selection.from_json(params["selection"]),
+            max_concurrent=params["max_concurrent"],
+            keep=RetentionRule(params["keep_last"], params["keep_days"]),
+        )
+
+    @classmethod
+    def from_request(cls, request: dict[str, Any]) -> Self:
+        """Build from a request in the form of the HTTP API."""
+        return cls.from_json(_DEFAULTS | params_from_request(request, own=_DEFAULTS))
+
+    def require_unscheduled(self) -> None:
+        """Refuse a retention rule."""
+        if (keep := self.keep.first_field) is not None:
+            raise Invalid(f"`{keep}` is for schedules: they delete only their own snapshots.", field=keep)
+
+    def job_params(self, *, time: datetime, schedule_id: UUID | None) -> dict[str, Any]:
+        """Return the params of the job.
+
+        They include ``schedule_id``, because a retry takes snapshots for the same schedule, but is not a run of it.
+        """
+        params = self.to_json() | {"schedule_id": None if schedule_id is None else str(schedule_id)}
+        return self.retry_params(params, time=time)
+
+    @classmethod
+    def retry_params(cls, params: dict[str, Any], *, time: datetime) -> dict[str, Any]:
+        """Give the snapshots a new name: they show the volumes as of ``time``."""
+        return params | {"snapshot_name": stamped(params["name"], time.astimezone(UTC), params.get("schedule_id"))}
+
+
+def stamped(name: str, time: datetime, schedule_id: str | None) -> str:
+    """Return the name of the snapshots of one run; ``time`` is in UTC, and is written to the millisecond."""
+    stamp = f"{name}-{time:%Y%m%dT%H%M%S}{time.microsecond // 1000:03}Z"
+    return stamp if schedule_id is None else f"{stamp}-{schedule_id[-12:]}"
+
+
+class SnapshotOperation(BulkOperation):
     """Takes a snapshot of each volume; the volume itself is unchanged."""
 
-    request_type: Final = BulkSnapshotRequest
-    state: Final = VolumeState.SNAPSHOTTING
-    success_code: Final = ItemCode.SNAPSHOTTED
+    request_type = BulkSnapshotRequest
+    state = VolumeState.SNAPSHOTTING
+    success_code = ItemCode.SNAPSHOTTED
 
     def __init__(self, backends: Backends, snapshots: SnapshotService) -> None:
         self._backends = backends
@@ -43,14 +112,6 @@ class SnapshotOperation:
     def lane_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Return the snapshots' name, and the schedule with its retention rule."""
         return {name: params[name] for name in _LANE_PARAMS}
-
-    def measures(self, _: Mapping[str, Any]) -> bool:
-        """Return False: snapshots do not depend on usage."""
-        return False
-
-    async def measure(self, _: Sequence[ItemRef]) -> dict[UUID, int]:
-        """Return nothing: snapshots do not depend on usage."""
-        return {}
 
     async def decide_available(
         self, session: AsyncSession, lane: Lane, volumes: Sequence[tuple[ItemRef, LockedVolume]], _: Mapping[UUID, int]
@@ -91,7 +152,7 @@ class SnapshotOperation:
         self, session: AsyncSession, lane: Lane, items: Sequence[ItemUpdate], sizes: Mapping[UUID, int | None]
     ) -> None:
         """Release the volumes; store the sizes of new snapshots, mark possible leftovers ``error``, delete the rest."""
-        await _release_volumes(session, lane.parent_id, items)
+        await release_volumes(session, lane.parent_id, items, {})
         succeeded = [item for item in items if item.status is ItemStatus.SUCCEEDED]
         others = [item for item in items if item.status is not ItemStatus.SUCCEEDED]
         snapshots = SnapshotRepository(session)
@@ -107,7 +168,7 @@ class SnapshotOperation:
 
     async def give_up(self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef]) -> None:
         """Release the volumes unchanged, and the snapshots in ``error``, since they may exist on the backend."""
-        await _release_volumes(session, job_id, items)
+        await super().give_up(session, job_id, items)
         await SnapshotRepository(session).release(_releases(job_id, items, {}), SnapshotState.ERROR)
 
     async def _delete_expired(self, session: AsyncSession, lane: Lane, volume_ids: Sequence[UUID]) -> None:
@@ -115,11 +176,6 @@ class SnapshotOperation:
         keep, schedule_id = RetentionRule(lane.params["keep_last"], lane.params["keep_days"]), _schedule_id(lane)
         if schedule_id is not None and keep.first_field is not None:
             await self._snapshots.delete_expired(session, volume_ids, schedule_id, keep, caller=lane.created_by)
-
-
-async def _release_volumes(session: AsyncSession, job_id: UUID, items: Sequence[ItemUpdate | ItemRef]) -> None:
-    releases = [Release(item.volume_id, job_id, None) for item in items]
-    await VolumeRepository(session).release(releases, VolumeState.AVAILABLE)
 
 
 def _releases(

@@ -1,16 +1,18 @@
-"""The `BulkOperation` of bulk expansion: measure volumes, decide by a policy, expand them."""
+"""Bulk expansion: measure volumes, decide by a policy, expand them; and the preview, which only decides."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.bulk.expand.policy import BulkExpandRequest, Policy, policy_from_json
-from domain.bulk.ledger import ItemRef, ItemUpdate, Lane
-from domain.bulk.operation import ItemWork, Result
-from domain.bulk.states import ItemCode, ItemStatus, unchanged_status
+from domain.bulk.ledger import PLAN_SECONDS, selected_volumes
+from domain.bulk.model import ItemCode, ItemRef, ItemStatus, ItemUpdate, Lane
+from domain.bulk.operation import BulkOperation, ItemWork, Result, release_volumes
+from domain.bulk.policy import BulkExpandRequest, Policy, policy_from_json
 from domain.db.database import Database
 from domain.errors import CisternError
 from domain.operations import VolumeState
@@ -18,15 +20,18 @@ from domain.storage.backends import Backends
 from domain.storage.context import Grant
 from domain.storage.driver import Usage
 from domain.volumes.model import LockedVolume
-from domain.volumes.repository import Release, VolumeRepository
+from domain.volumes.repository import VolumeRepository
+
+#: Maximum number of volumes that a preview lists.
+_PREVIEW_LIMIT: Final = 1000
 
 
-class ExpandOperation:
+class ExpandOperation(BulkOperation):
     """Expands each volume to the size stored in its item."""
 
-    request_type: Final = BulkExpandRequest
-    state: Final = VolumeState.EXPANDING
-    success_code: Final = ItemCode.EXPANDED
+    request_type = BulkExpandRequest
+    state = VolumeState.EXPANDING
+    success_code = ItemCode.EXPANDED
 
     def __init__(self, database: Database, backends: Backends) -> None:
         self._database = database
@@ -91,17 +96,11 @@ class ExpandOperation:
         self, session: AsyncSession, lane: Lane, items: Sequence[ItemUpdate], sizes: Mapping[UUID, int | None]
     ) -> None:
         """Store the sizes reported by the backend and release the volumes."""
-        releases = [Release(item.volume_id, lane.parent_id, sizes[item.volume_id]) for item in items]
-        await VolumeRepository(session).release(releases, VolumeState.AVAILABLE)
+        await release_volumes(session, lane.parent_id, items, sizes)
 
     async def raise_fences(self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef]) -> None:
         """Increment the versions of the volumes, which are what an expansion publishes."""
         await VolumeRepository(session).raise_versions([item.volume_id for item in items], job_id)
-
-    async def give_up(self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef]) -> None:
-        """Release the volumes with their sizes unchanged."""
-        releases = [Release(item.volume_id, job_id, None) for item in items]
-        await VolumeRepository(session).release(releases, VolumeState.AVAILABLE)
 
     async def _measure_on(self, backend: str, backends: Mapping[UUID, str]) -> Mapping[UUID, Usage]:
         """Measure all volumes that are on one backend, in one call."""
@@ -113,15 +112,58 @@ class ExpandOperation:
 
 def _decide_one(item: ItemRef, volume: LockedVolume, policy: Policy, used: int | None) -> ItemUpdate:
     """Decide about one item: by the size stored in it, if this is a retry, else by the policy."""
+    decision: int | ItemCode
     if item.to_size is None:
         decision = policy.new_size(volume.size, used, volume.autogrow)
     else:
-        decision = _stored_size(item.to_size, volume.size)
+        decision = item.to_size if item.to_size > volume.size else ItemCode.ALREADY_LARGE_ENOUGH
     if isinstance(decision, ItemCode):
-        return ItemUpdate(item.volume_id, unchanged_status(decision), decision, from_size=volume.size, used=used)
+        # An item has failed if a user must fix something.
+        status = ItemStatus.FAILED if decision is ItemCode.POLICY_UNUSABLE else ItemStatus.SKIPPED
+        return ItemUpdate(item.volume_id, status, decision, from_size=volume.size, used=used)
     return ItemUpdate(item.volume_id, ItemStatus.CLAIMED, from_size=volume.size, to_size=decision, used=used)
 
 
-def _stored_size(to_size: int, size: int) -> int | ItemCode:
-    """Return the size that the retried job stored in the item, unless the volume has reached it."""
-    return to_size if to_size > size else ItemCode.ALREADY_LARGE_ENOUGH
+@dataclass(frozen=True)
+class Preview:
+    """What a bulk expansion would do to one volume, by its last measured usage."""
+
+    volume_id: UUID
+    name: str
+    from_size: int
+    to_size: int | None
+    code: ItemCode | None
+    used: int | None
+    used_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a bulk expansion would do: expand ``grows`` of ``total`` volumes, by ``bytes`` in all.
+
+    ``measured_at`` is the time of the oldest measurement used; ``items`` has the first 1000 volumes.
+    """
+
+    total: int
+    grows: int
+    bytes: int
+    measured_at: datetime | None
+    items: list[Preview]
+
+
+async def preview(database: Database, request: BulkExpandRequest) -> Plan:
+    """Return what a bulk expansion would do, by the last measured usage."""
+    total = grows = growth = 0
+    oldest: datetime | None = None
+    items: list[Preview] = []
+    async with database.transaction(statement_seconds=PLAN_SECONDS) as session:
+        async for volume in await session.stream_scalars(selected_volumes(request.selection)):
+            decision = request.policy.new_size(volume.size, volume.used, volume.autogrow)
+            code, to_size = (decision, None) if isinstance(decision, ItemCode) else (None, decision)
+            total += 1
+            grows += to_size is not None
+            growth += 0 if to_size is None else to_size - volume.size
+            oldest = min(filter(None, (oldest, volume.used_at)), default=None)
+            if len(items) < _PREVIEW_LIMIT:
+                items.append(Preview(volume.id, volume.name, volume.size, to_size, code, volume.used, volume.used_at))
+    return Plan(total, grows, growth, oldest, items)

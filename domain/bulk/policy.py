@@ -1,11 +1,11 @@
 """The request for a bulk expansion, and the growth policies that decide the new size of each volume."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any, ClassVar, Final, Self
+from typing import Any, Final, Self
 
-from domain.bulk.selection import DEFAULT_CONCURRENT, Selection, from_request
-from domain.bulk.states import ItemCode
+from domain.bulk.model import ItemCode
+from domain.bulk.requests import BulkRequest, Selection, params_from_request
 from domain.errors import Invalid
 from domain.jobs.kinds import JobKind
 from domain.volumes.growth import Growth
@@ -127,45 +127,26 @@ def _volume_policy(autogrow: Any) -> GrowthPolicy | None:
 
 
 @dataclass(frozen=True)
-class BulkExpandRequest:
-    """A request to expand many volumes, ``max_concurrent`` of them at once over all workers."""
+class BulkExpandRequest(BulkRequest):
+    """A request to expand many volumes by a policy. On a retry, the sizes stored in the ledger stay binding."""
 
-    kind: ClassVar = JobKind.BULK_EXPAND
+    kind = JobKind.BULK_EXPAND
 
     policy: Policy
-    selection: Selection = field(default_factory=Selection)
-    max_concurrent: int = DEFAULT_CONCURRENT
 
     def to_json(self) -> dict[str, Any]:
         """Convert to the params of the job."""
-        selection = self.selection.to_json()
-        return {"policy": self.policy.to_json(), "selection": selection, "max_concurrent": self.max_concurrent}
+        return super().to_json() | {"policy": self.policy.to_json()}
 
     @classmethod
     def from_json(cls, params: dict[str, Any]) -> Self:
         """Build from the params of a job."""
-        selection = Selection.from_json(params["selection"])
-        return cls(policy_from_json(params["policy"]), selection, params["max_concurrent"])
+        policy, selection = policy_from_json(params["policy"]), Selection.from_json(params["selection"])
+        return cls(policy, selection=selection, max_concurrent=params["max_concurrent"])
 
     @classmethod
     def from_request(cls, request: dict[str, Any]) -> Self:
-        """Build from a request in the form of the HTTP API.
-
-        Raises:
-            Invalid: a member is unknown or out of bounds; names it.
-        """
-        params = from_request(request, own={*POLICY_FIELDS, "policy"})
+        """Build from a request in the form of the HTTP API."""
+        params = params_from_request(request, own={*POLICY_FIELDS, "policy"})
         policy = {name: params[name] for name in POLICY_FIELDS if name in params}
         return cls.from_json({"policy": policy} | params)
-
-    def require_unscheduled(self) -> None:
-        """Do nothing: clients and schedules may have the same members."""
-
-    def job_params(self, **_: Any) -> dict[str, Any]:
-        """Return the params of the job."""
-        return self.to_json()
-
-    @classmethod
-    def retry_params(cls, params: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """Keep the params; the sizes stored in the ledger stay binding."""
-        return params

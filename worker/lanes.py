@@ -37,8 +37,6 @@ _MAX_CHUNK: Final = 500
 _CANCEL_POLL_SECONDS: Final = 0.5
 #: Interval at which finished items of a chunk are recorded while others of it are still being worked on.
 _PARTIAL_RECORD_SECONDS: Final = 1.0
-#: Delay until a lane retries volumes whose storage hangs.
-_HUNG_RETRY_SECONDS: Final = 1.0
 #: Maximum number of lanes that a worker remembers for each purpose; most of them never return to it.
 _MAX_REMEMBERED: Final = 100
 
@@ -98,7 +96,7 @@ class Lanes(JobHandler):
             Stopped: the worker is shutting down or has lost the lane; the next attempt does what is not recorded.
         """
         lane = Lane.from_job(job)
-        run = LaneRun(lane, self._bulk.chunks(lane), grant, self._limits)
+        run = LaneRun(self._bulk.chunks(lane), grant, self._limits)
         if lane.is_last:
             return await run.give_up()
         with self._fair_share.admit(lane) as admitted:
@@ -108,10 +106,10 @@ class Lanes(JobHandler):
 class LaneRun:
     """One attempt at a lane, for one slice of time."""
 
-    def __init__(self, lane: Lane, chunks: LaneChunks, grant: Grant, limits: dict[UUID, int]) -> None:
+    def __init__(self, chunks: LaneChunks, grant: Grant, limits: dict[UUID, int]) -> None:
         """Prepare the run; ``limits`` has the chunk sizes of lanes that continue."""
-        self._lane = lane
         self._chunks = chunks
+        self._lane = chunks.lane
         self._grant = grant
         self._limits = limits
         #: Set once cancellation of the bulk job was requested.
@@ -199,8 +197,6 @@ class LaneRun:
     async def _finish_or_wait(self) -> Outcome:
         """Finish the lane if it has no items left; otherwise yield until the next item is due, or hung storage is."""
         delay = await self._chunks.next_due()
-        if await self._chunks.holds_any():
-            delay = min(_HUNG_RETRY_SECONDS, _HUNG_RETRY_SECONDS if delay is None else delay)
         return Succeeded({}) if delay is None else Yielded(delay)
 
     async def give_up(self) -> Outcome:
@@ -210,7 +206,7 @@ class LaneRun:
         await self._chunks.record([result for result in results if result is not None])
         self._grant.check()
         await self._chunks.close_pending(AS_LANES_LOST)
-        return Yielded(_HUNG_RETRY_SECONDS) if await self._chunks.holds_any() else Succeeded({})
+        return await self._finish_or_wait()
 
     @asynccontextmanager
     async def _polling_cancellation(self) -> AsyncIterator[None]:

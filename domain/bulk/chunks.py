@@ -22,7 +22,8 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 from uuid import UUID
 
 import structlog
@@ -38,6 +39,9 @@ from domain.operations import BUSY, VolumeState
 from domain.storage.context import Stopped, StopReason
 from domain.volumes.model import LockedVolume
 from domain.volumes.repository import VolumeRepository
+
+#: Delay until a lane retries volumes whose storage hangs.
+_HUNG_RETRY_SECONDS: Final = 1.0
 
 log = structlog.get_logger(__name__)
 
@@ -73,18 +77,17 @@ class _Step:
         )
 
 
+@dataclass(frozen=True)
 class LaneChunks:
     """The steps of one attempt at a lane."""
 
-    def __init__(
-        self, database: Database, queue: JobQueue, operation: BulkOperation, lane: Lane, *, busy_seconds: float
-    ) -> None:
-        """Create the steps; ``queue`` announces changes of the parent job, ``busy_seconds`` is as in `BulkService`."""
-        self.operation = operation
-        self._database = database
-        self._queue = queue
-        self._lane = lane
-        self._busy_seconds = busy_seconds
+    lane: Lane
+    operation: BulkOperation
+    database: Database
+    #: Announces changes of the parent job.
+    queue: JobQueue
+    #: How long a busy volume is retried before its item is skipped.
+    busy_seconds: float
 
     # --- claim and acquire -------------------------------------------------------------------------------
 
@@ -94,7 +97,7 @@ class LaneChunks:
 
     async def claim_next(self, limit: int) -> ClaimedChunk:
         """Claim up to ``limit`` due items and acquire their volumes; in one transaction if nothing is measured."""
-        if self.operation.measures(self._lane.params):
+        if self.operation.measures(self.lane.params):
             return await self._measure_and_acquire(await self.claim_items(limit))
         async with self._step() as step:
             items = await step.items.lock_due(limit)
@@ -104,7 +107,7 @@ class LaneChunks:
     async def _measure_and_acquire(self, items: Sequence[ItemRef]) -> ClaimedChunk:
         if not items:
             return ClaimedChunk(0)
-        used = await self.operation.measure(items) if self.operation.measures(self._lane.params) else {}
+        used = await self.operation.measure(items) if self.operation.measures(self.lane.params) else {}
         return ClaimedChunk(len(items), await self.acquire_volumes(items, used))
 
     async def reclaim_items(self) -> Sequence[ItemRef]:
@@ -127,7 +130,7 @@ class LaneChunks:
 
         The volumes' rows stay locked from the decision until the commit, so that a decision is never out of date.
         """
-        operation, lane, volumes = self.operation, self._lane, VolumeRepository(step.session)
+        operation, lane, volumes = self.operation, self.lane, VolumeRepository(step.session)
         locked = {volume.id: volume for volume in await volumes.lock_many([item.volume_id for item in items])}
         pairs = [(item, locked.get(item.volume_id)) for item in items]
         updates = await _decide_chunk(step.session, operation, lane, pairs, used)
@@ -139,26 +142,28 @@ class LaneChunks:
         previous = items[0].status if items else ItemStatus.CLAIMED
         await step.items.write([*finished, *(one.update for one in work)], previous=previous)
         busy = [update.volume_id for update in _with_status(updates, ItemStatus.PENDING)]
-        gave_up_waiting = await step.items.postpone(busy, previous=previous, busy_seconds=self._busy_seconds)
+        gave_up_waiting = await step.items.postpone(busy, previous=previous, busy_seconds=self.busy_seconds)
         await step.count(finished, gave_up_waiting)
         return work
 
     # --- read --------------------------------------------------------------------------------------------
 
     async def next_due(self) -> float | None:
-        """Return the seconds until the next pending item is due; None if no item is pending."""
-        async with self._database.transaction() as session:
-            return await Ledger(session).next_due(self._lane.parent_id)
+        """Return the seconds until the lane has work again; None if it has no items left.
 
-    async def holds_any(self) -> bool:
-        """Return whether the lane still has claimed items."""
-        async with self._database.transaction() as session:
-            return await Ledger(session).has_claimed(self._lane)
+        An item that is still claimed by the lane is due soon: its storage hangs.
+        """
+        async with self.database.transaction() as session:
+            ledger = Ledger(session)
+            delay = await ledger.next_due(self.lane.parent_id)
+            if await ledger.has_claimed(self.lane):
+                return min(_HUNG_RETRY_SECONDS, _HUNG_RETRY_SECONDS if delay is None else delay)
+            return delay
 
     async def is_cancelled(self) -> bool:
         """Return whether cancellation of the parent job was requested."""
-        async with self._database.transaction() as session:
-            return await ParentRepository(session).is_cancelled(self._lane.parent_id)
+        async with self.database.transaction() as session:
+            return await ParentRepository(session).is_cancelled(self.lane.parent_id)
 
     # --- record ------------------------------------------------------------------------------------------
 
@@ -167,7 +172,7 @@ class LaneChunks:
         sizes = {result.update.volume_id: result.size for result in results}
         async with self._step() as step:
             written = await step.items.finish([result.update for result in results])
-            await self.operation.record(step.session, self._lane, written, sizes)
+            await self.operation.record(step.session, self.lane, written, sizes)
             await step.count(written)
         if log.is_enabled_for(logging.DEBUG):  # checked once, not for each of a million volumes
             event = f"volume.{self.operation.success_code}"
@@ -179,7 +184,7 @@ class LaneChunks:
         closed = CLOSE_BATCH
         while closed == CLOSE_BATCH:
             async with self._step() as step:
-                items = await Ledger(step.session).close(self._lane.parent_id, ItemStatus.PENDING, ending)
+                items = await Ledger(step.session).close(self.lane.parent_id, ItemStatus.PENDING, ending)
                 await step.count(items)
             closed = len(items)
 
@@ -192,14 +197,14 @@ class LaneChunks:
         Raises:
             Stopped: this attempt no longer holds the lane.
         """
-        lane = self._lane
-        async with self._database.transaction() as session:
+        lane = self.lane
+        async with self.database.transaction() as session:
             if not await ParentRepository(session).lock_held(lane.job_id, epoch=lane.epoch, worker_id=lane.worker_id):
                 raise Stopped(StopReason.LEASE_LOST)
             step = _Step(session, lane)
             yield step
         if step.has_counted:
-            await self._queue.announce(lane.parent_id)
+            await self.queue.announce(lane.parent_id)
         if step.has_ended:
             log.info("bulk.ended", job_id=str(lane.parent_id))
 

@@ -5,21 +5,7 @@ from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import (
-    ColumnElement,
-    TextClause,
-    Uuid,
-    and_,
-    delete,
-    func,
-    literal,
-    null,
-    or_,
-    select,
-    true,
-    tuple_,
-    update,
-)
+from sqlalchemy import ColumnElement, TextClause, Uuid, and_, delete, func, literal, null, or_, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -200,7 +186,7 @@ def _named_volumes(job_id: UUID, selection: Selection) -> Any:
     named = array_rows(({"id": volume_id} for volume_id in selection.ids or ()), id=Uuid())
     rows = select(literal(job_id), named.c.id, _pending(), Volume.size, Volume.used, null())
     return rows.select_from(named.outerjoin(Volume, Volume.id == named.c.id)).where(
-        or_(Volume.id.is_(None), and_(true(), *_selected(selection)))
+        or_(Volume.id.is_(None), and_(*_selected(selection)))
     )
 
 

@@ -1,7 +1,7 @@
 """Requests for bulk jobs, of clients and of schedules: the volumes, and how many are worked on at once."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, ClassVar, Final, Self
@@ -94,7 +94,7 @@ class BulkRequest(ABC):
         return params
 
 
-def params_from_request(request: Mapping[str, Any], own: Container[str]) -> dict[str, Any]:
+def params_from_request(request: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
     """Convert a client's flat request to the params of a bulk job: fill in defaults, move filters to ``selection``.
 
     ``own`` are the members of the particular kind of bulk job; they are passed through unchecked.
@@ -103,7 +103,7 @@ def params_from_request(request: Mapping[str, Any], own: Container[str]) -> dict
         Invalid: a member is unknown; names it.
     """
     filters = {field.name for field in fields(Selection)}
-    if unknown := [name for name in request if name not in own and name not in {*filters, "max_concurrent"}]:
+    if unknown := request.keys() - {*own, *filters, "max_concurrent"}:
         raise Invalid("There is no such member.", field=min(unknown))
     selection = {name: value for name, value in request.items() if name in filters}
     rest = {name: value for name, value in request.items() if name not in filters}

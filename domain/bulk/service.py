@@ -178,7 +178,7 @@ class BulkService(JobHandler):
     def chunks(self, lane: Lane) -> LaneChunks:
         """Return the steps of one attempt at a lane."""
         operation = self._operations[lane.params["of"]]
-        return LaneChunks(self._database, self._queue, operation, lane, busy_seconds=self._busy_seconds)
+        return LaneChunks(lane, operation, self._database, self._queue, self._busy_seconds)
 
     async def assign_lanes(self) -> int:
         """Add lanes to jobs that have no live lane left, or fail those that had too many. Return the number of jobs."""

@@ -119,7 +119,14 @@ class SnapshotOperation(BulkOperation):
         """Decide to take a snapshot of every volume that has none of this name."""
         name = lane.params["snapshot_name"]
         conflicts = await BulkSnapshotRepository(session).volumes_with(name, [volume.id for _, volume in volumes])
-        return [_name_taken(volume, name) if volume.id in conflicts else _to_take(volume) for _, volume in volumes]
+        failed, code = ItemStatus.FAILED, ItemCode.NAME_TAKEN
+        detail = f"The volume already has a snapshot named {name!r}."
+        return [
+            ItemUpdate(volume.id, failed, code, detail, from_size=volume.size)
+            if volume.id in conflicts
+            else ItemUpdate(volume.id, ItemStatus.CLAIMED, from_size=volume.size)
+            for _, volume in volumes
+        ]
 
     async def prepare(
         self,
@@ -132,10 +139,12 @@ class SnapshotOperation(BulkOperation):
         snapshots = BulkSnapshotRepository(session)
         await snapshots.add([_new_snapshot(volume, lane) for _, volume in volumes if volume.id in newly_acquired])
         held = await snapshots.held_by(lane.parent_id, [volume.id for _, volume in volumes])
-        return [
-            _work(update, volume, held[volume.id], resumed=volume.id not in newly_acquired)
-            for update, volume in volumes
-        ]
+        work = []
+        for update, volume in volumes:
+            snapshot_id, version = held[volume.id]
+            taken_up = update._replace(snapshot_id=snapshot_id)
+            work.append(ItemWork(taken_up, volume.backend, version, resumed=volume.id not in newly_acquired))
+        return work
 
     async def perform(self, work: ItemWork, grant: Grant) -> int | None:
         """Take the snapshot on the volume's backend."""
@@ -151,7 +160,10 @@ class SnapshotOperation(BulkOperation):
     async def record(
         self, session: AsyncSession, lane: Lane, items: Sequence[ItemUpdate], sizes: Mapping[UUID, int | None]
     ) -> None:
-        """Release the volumes; store the sizes of new snapshots, mark possible leftovers ``error``, delete the rest."""
+        """Release the volumes; store the sizes of new snapshots, mark possible leftovers ``error``, delete the rest.
+
+        The retention rule of a schedule applies to the volumes that have a new snapshot.
+        """
         await release_volumes(session, lane.parent_id, items, {})
         succeeded = [item for item in items if item.status is ItemStatus.SUCCEEDED]
         others = [item for item in items if item.status is not ItemStatus.SUCCEEDED]
@@ -160,7 +172,10 @@ class SnapshotOperation(BulkOperation):
         await snapshots.release(_releases(lane.parent_id, others, {}), SnapshotState.ERROR)
         without_snapshot = [item.volume_id for item in others if item.snapshot_id is None]
         await BulkSnapshotRepository(session).discard(without_snapshot, lane.parent_id)
-        await self._delete_expired(session, lane, [item.volume_id for item in succeeded])
+        keep, schedule_id = RetentionRule(lane.params["keep_last"], lane.params["keep_days"]), _schedule_id(lane)
+        if schedule_id is not None and keep.first_field is not None:
+            renewed = [item.volume_id for item in succeeded]
+            await self._snapshots.delete_expired(session, renewed, schedule_id, keep, caller=lane.created_by)
 
     async def raise_fences(self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef]) -> None:
         """Increment the versions of the snapshots, which are what this operation publishes."""
@@ -171,12 +186,6 @@ class SnapshotOperation(BulkOperation):
         await super().give_up(session, job_id, items)
         await SnapshotRepository(session).release(_releases(job_id, items, {}), SnapshotState.ERROR)
 
-    async def _delete_expired(self, session: AsyncSession, lane: Lane, volume_ids: Sequence[UUID]) -> None:
-        """Apply the schedule's retention rule, if there is one, to volumes that have a new snapshot."""
-        keep, schedule_id = RetentionRule(lane.params["keep_last"], lane.params["keep_days"]), _schedule_id(lane)
-        if schedule_id is not None and keep.first_field is not None:
-            await self._snapshots.delete_expired(session, volume_ids, schedule_id, keep, caller=lane.created_by)
-
 
 def _releases(
     job_id: UUID, items: Sequence[ItemUpdate | ItemRef], sizes: Mapping[UUID, int | None]
@@ -186,15 +195,6 @@ def _releases(
         for item in items
         if item.snapshot_id is not None
     ]
-
-
-def _to_take(volume: LockedVolume) -> ItemUpdate:
-    return ItemUpdate(volume.id, ItemStatus.CLAIMED, from_size=volume.size)
-
-
-def _name_taken(volume: LockedVolume, name: str) -> ItemUpdate:
-    detail = f"The volume already has a snapshot named {name!r}."
-    return ItemUpdate(volume.id, ItemStatus.FAILED, ItemCode.NAME_TAKEN, detail, from_size=volume.size)
 
 
 def _new_snapshot(volume: LockedVolume, lane: Lane) -> Snapshot:
@@ -208,11 +208,6 @@ def _new_snapshot(volume: LockedVolume, lane: Lane) -> Snapshot:
         job_id=lane.parent_id,
         schedule_id=_schedule_id(lane),
     )
-
-
-def _work(update: ItemUpdate, volume: LockedVolume, snapshot: tuple[UUID, int], *, resumed: bool) -> ItemWork:
-    snapshot_id, version = snapshot
-    return ItemWork(update._replace(snapshot_id=snapshot_id), volume.backend, version, resumed)
 
 
 def _snapshot_id(work: ItemWork) -> UUID:

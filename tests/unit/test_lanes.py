@@ -21,6 +21,7 @@ class FailingChunks:
     """The first checks for cancellation fail, each with the next error; then the job is cancelled."""
 
     def __init__(self, *errors: Exception) -> None:
+        self.lane = a_lane()
         self._errors = [*errors]
 
     async def is_cancelled(self) -> bool:
@@ -34,7 +35,7 @@ def a_lane() -> Lane:
 
 
 def a_run(*errors: Exception) -> LaneRun:
-    return LaneRun(a_lane(), cast("LaneChunks", FailingChunks(*errors)), cast("Grant", None), {})
+    return LaneRun(cast("LaneChunks", FailingChunks(*errors)), cast("Grant", None), {})
 
 
 @pytest.mark.parametrize("error", [DatabaseUnavailable(), ValueError("a bug")])

@@ -24,7 +24,7 @@ from servers import MIB, api, insert_volumes, private_settings, wait_for_workers
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
-from domain.bulk.policy import BulkExpandRequest, GrowthPolicy
+from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
 from domain.bulk.requests import Selection
 from domain.jobs.model import Job
 from domain.services import Services, open_services

@@ -30,17 +30,17 @@ from api.schemas.fields import (
 )
 from api.schemas.pagination import PageQuery
 from api.schemas.volumes import GROWTH_CHOICES, GrowthFields
-from domain.bulk.expand import Plan
-from domain.bulk.model import ItemStatus
-from domain.bulk.policy import (
+from domain.bulk.expand import (
     AUTOGROW,
     DEFAULT_STEP,
     POLICY_FIELDS,
     BulkExpandRequest,
     GrowthPolicy,
+    Plan,
     Policy,
     VolumePolicies,
 )
+from domain.bulk.model import ItemStatus
 from domain.bulk.requests import DEFAULT_CONCURRENT, Selection
 from domain.bulk.snapshot import MAX_PREFIX, BulkSnapshotRequest
 from domain.snapshots.retention import MAX_KEPT

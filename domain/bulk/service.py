@@ -9,11 +9,10 @@ from sqlalchemy import null
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.bulk.chunks import LaneChunks
-from domain.bulk.expand import Plan, preview
+from domain.bulk.expand import BulkExpandRequest, Plan, preview
 from domain.bulk.ledger import AS_LANES_LOST, PLAN_SECONDS, Ledger
 from domain.bulk.model import Item, ItemStatus, Lane
 from domain.bulk.operation import BulkOperation
-from domain.bulk.policy import BulkExpandRequest
 from domain.bulk.requests import BulkRequest, Selection
 from domain.db.database import Database
 from domain.errors import JobNotFound

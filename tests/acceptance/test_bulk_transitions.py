@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from domain.bulk.policy import BulkExpandRequest, GrowthPolicy
+from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
 from domain.bulk.snapshot import BulkSnapshotRequest
 from domain.db.pagination import PageRequest
 from domain.services import Services, open_services

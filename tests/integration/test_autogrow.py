@@ -8,8 +8,8 @@ from uuid import UUID
 import httpx
 import pytest
 
+from domain.bulk.expand import BulkExpandRequest, VolumePolicies
 from domain.bulk.model import Lane
-from domain.bulk.policy import BulkExpandRequest, VolumePolicies
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings

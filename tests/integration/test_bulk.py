@@ -10,8 +10,8 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
+from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
 from domain.bulk.model import Item, ItemStatus
-from domain.bulk.policy import BulkExpandRequest, GrowthPolicy
 from domain.bulk.requests import Selection
 from domain.errors import Invalid
 from domain.services import Services, open_services

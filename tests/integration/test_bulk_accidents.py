@@ -9,9 +9,9 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
+from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
 from domain.bulk.ledger import AS_CANCELLED
 from domain.bulk.model import ItemStatus, Lane
-from domain.bulk.policy import BulkExpandRequest, GrowthPolicy
 from domain.db.database import Database
 from domain.jobs.outcomes import Delegated, Failed
 from domain.services import Services, compose, open_services

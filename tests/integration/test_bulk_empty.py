@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from domain.bulk.policy import BulkExpandRequest
+from domain.bulk.expand import BulkExpandRequest
 from domain.bulk.requests import BulkRequest, Selection
 from domain.bulk.snapshot import BulkSnapshotRequest
 from domain.services import Services

@@ -5,8 +5,8 @@ from uuid import UUID
 
 import pytest
 
+from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
 from domain.bulk.model import Lane
-from domain.bulk.policy import BulkExpandRequest, GrowthPolicy
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings

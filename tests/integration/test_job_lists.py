@@ -4,7 +4,7 @@ from uuid import uuid4
 
 import httpx
 
-from domain.bulk.policy import BulkExpandRequest
+from domain.bulk.expand import BulkExpandRequest
 from domain.bulk.requests import Selection
 from domain.services import Services
 from tests.integration.bulk_builders import BY_ONE

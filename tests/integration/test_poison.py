@@ -6,8 +6,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
 from domain.bulk.ledger import Ledger
-from domain.bulk.policy import BulkExpandRequest, GrowthPolicy
 from domain.errors import DatabaseUnavailable
 from domain.jobs import maintenance as maintenance_module
 from domain.jobs.claimed import ClaimedJob

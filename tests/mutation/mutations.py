@@ -215,7 +215,7 @@ _LIST: Final = (
     Mutation(
         "stored-policy-without-limit",
         "a volume whose stored policy has no limit would grow every night",
-        "domain/bulk/policy.py",
+        "domain/bulk/expand.py",
         '{"usage_above", "up_to"} <= autogrow.keys() <= _AUTOGROW_TYPES.keys()',
         "autogrow.keys() <= _AUTOGROW_TYPES.keys()",
         ("tests/unit/test_growth_policy.py::test_invalid_stored_policy_grows_nothing",),

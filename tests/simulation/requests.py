@@ -9,7 +9,7 @@ from uuid import uuid4
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from domain.bulk.policy import BulkExpandRequest, GrowthPolicy
+from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
 from domain.bulk.snapshot import BulkSnapshotRequest
 from domain.jobs.kinds import BULK_KINDS
 from domain.jobs.model import Job

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import UUID
 
-from domain.bulk.expand import Plan, Preview
+from domain.bulk.expand import BulkExpandRequest, Plan, Preview
 from domain.bulk.model import Item, ItemCode, ItemStatus
-from domain.bulk.policy import BulkExpandRequest
 from domain.bulk.requests import BulkRequest
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin
 from domain.jobs.model import Job

@@ -7,8 +7,8 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
+from domain.bulk.expand import BulkExpandRequest, GrowthPolicy, VolumePolicies
 from domain.bulk.model import Item, ItemStatus
-from domain.bulk.policy import BulkExpandRequest, GrowthPolicy, VolumePolicies
 from domain.bulk.requests import Selection
 from tests.unit.fakes import FakeServices, job_row, volume_row
 

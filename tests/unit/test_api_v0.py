@@ -5,7 +5,7 @@ from uuid import UUID
 import httpx
 import pytest
 
-from domain.bulk.policy import BulkExpandRequest, GrowthPolicy
+from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
 from domain.bulk.requests import Selection
 from domain.jobs.states import JobStatus
 from tests.unit.fakes import FakeServices, snapshot_row, volume_row

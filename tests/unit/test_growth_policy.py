@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from domain.bulk.expand import BulkExpandRequest, GrowthPolicy, Policy, VolumePolicies
 from domain.bulk.model import ItemCode
-from domain.bulk.policy import BulkExpandRequest, GrowthPolicy, Policy, VolumePolicies
 from domain.bulk.requests import Selection
 from domain.bulk.service import slots_per_lane
 from domain.errors import Invalid

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -99,10 +99,8 @@ POLICY_FIELDS: Final = tuple(field.name for field in fields(GrowthPolicy))
 class VolumePolicies:
     """The policy that expands each volume by its own ``autogrow``; a volume without one is unchanged."""
 
-    @property
-    def measures(self) -> bool:
-        """Whether the new size depends on the volume's usage: always, since every ``autogrow`` has a threshold."""
-        return True
+    #: The new size always depends on the volume's usage, since every ``autogrow`` has a threshold.
+    measures: ClassVar = True
 
     def new_size(self, size: int, used: int | None, autogrow: Any = None) -> int | ItemCode:
         """Return the new size of a volume by its ``autogrow``, or why it is unchanged."""
@@ -170,14 +168,11 @@ class ExpandOperation(BulkOperation):
     request_type = BulkExpandRequest
     state = VolumeState.EXPANDING
     success_code = ItemCode.EXPANDED
+    lane_params = ("policy",)
 
     def __init__(self, database: Database, backends: Backends) -> None:
         self._database = database
         self._backends = backends
-
-    def lane_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the policy, by which lanes decide."""
-        return {"policy": params["policy"]}
 
     def measures(self, params: Mapping[str, Any]) -> bool:
         """Return whether the policy has a usage threshold."""

@@ -71,6 +71,8 @@ class BulkOperation(ABC):
     state: ClassVar[VolumeState]
     #: The code of a succeeded item.
     success_code: ClassVar[ItemCode]
+    #: The names of the parent's params that its lanes need.
+    lane_params: ClassVar[tuple[str, ...]]
 
     # --- the work on one item: every failure is returned as a value, so that it cannot affect other items ------
 
@@ -131,10 +133,6 @@ class BulkOperation(ABC):
             return Result(update)
 
     # --- what each kind does ----------------------------------------------------------------------------------
-
-    @abstractmethod
-    def lane_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the part of the parent's params that its lanes need."""
 
     def measures(self, params: Mapping[str, Any]) -> bool:  # noqa: ARG002 (for others)
         """Return whether `decide_available` depends on the usage of volumes, so that `measure` must be called."""

@@ -222,8 +222,8 @@ class BulkService(JobHandler):
         After too many lanes have failed, add a single ``last`` one, which only seals and fails what the others left.
         """
         slot_counts = [1] if last else slots_per_lane(job.params["max_concurrent"])
-        params = self._operations[job.kind].lane_params(job.params) | {"of": job.kind, "fence_version": 0}
-        params |= {"lanes": len(slot_counts), "last": last}
+        params = {"of": job.kind, "lanes": len(slot_counts), "last": last, "fence_version": 0}
+        params |= {name: job.params[name] for name in self._operations[job.kind].lane_params}
         lanes = [
             new_job(
                 JobKind.BULK_LANE,

@@ -33,8 +33,6 @@ _STAMP_LENGTH: Final = len("-20260131T235959123Z-0123456789ab")
 MAX_PREFIX: Final = MAX_NAME - _STAMP_LENGTH
 #: Defaults of the request's own members. The empty name is rejected; without retention rule all snapshots are kept.
 _DEFAULTS: Final[dict[str, Any]] = {"name": "", "keep_last": None, "keep_days": None}
-#: The params of the parent that its lanes need.
-_LANE_PARAMS: Final = ("snapshot_name", "schedule_id", "keep_last", "keep_days")
 
 
 @dataclass(frozen=True)
@@ -104,14 +102,11 @@ class SnapshotOperation(BulkOperation):
     request_type = BulkSnapshotRequest
     state = VolumeState.SNAPSHOTTING
     success_code = ItemCode.SNAPSHOTTED
+    lane_params = ("snapshot_name", "schedule_id", "keep_last", "keep_days")
 
     def __init__(self, backends: Backends, snapshots: SnapshotService) -> None:
         self._backends = backends
         self._snapshots = snapshots
-
-    def lane_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the snapshots' name, and the schedule with its retention rule."""
-        return {name: params[name] for name in _LANE_PARAMS}
 
     async def decide_available(
         self, session: AsyncSession, lane: Lane, volumes: Sequence[tuple[ItemRef, LockedVolume]], _: Mapping[UUID, int]

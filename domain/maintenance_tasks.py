@@ -39,15 +39,11 @@ class MaintenanceTasks:
         If the check itself fails, every task counts as due: one failing condition must not disable the others.
         """
         try:
-            needed = await self._needed()
-        except Exception as error:
-            if not isinstance(
-                error, DatabaseUnavailable
-            ):  # the tasks themselves will raise that, and it is logged there
-                log.exception("maintenance.check_failed")
-            needed = [True] * len(self._tasks)
-        return list(zip(self._tasks, needed, strict=True))
-
-    async def _needed(self) -> Sequence[bool]:
-        async with self._database.autocommit() as connection:
-            return (await connection.execute(self._query)).one()
+            async with self._database.autocommit() as connection:
+                needed = (await connection.execute(self._query)).one()
+            return list(zip(self._tasks, needed, strict=True))
+        except DatabaseUnavailable:
+            pass  # the tasks themselves will raise that, and it is logged there
+        except Exception:
+            log.exception("maintenance.check_failed")
+        return [(task, True) for task in self._tasks]

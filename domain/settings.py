@@ -16,6 +16,7 @@ from domain.errors import ConfigurationError
 from domain.postgres_url import parse_url
 
 PREFIX = "CISTERN_"
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://")
 #: Variables that are no settings of a process: for the command line, for Compose and, by their prefix, for the tests.
 _OTHER_VARIABLES = frozenset({f"{PREFIX}URL", f"{PREFIX}IMAGE"})
 _TEST_PREFIX = f"{PREFIX}TEST_"
@@ -26,8 +27,9 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 def _with_valid_port(url: str) -> str:
     """Check a URL's port here: the error of the library that uses it later would not name the variable."""
     try:
-        # Skip everything up to the last @: a password may contain any character.
-        _ = urlsplit("//" + url.partition("://")[2].rpartition("@")[2]).port
+        # Skip everything up to the last @: a password may contain any character. Sentinels are several hosts.
+        for place in url.partition("://")[2].rpartition("@")[2].split(","):
+            _ = urlsplit(f"//{place}").port
     except ValueError as error:
         raise PydanticCustomError("port", "{reason}", {"reason": str(error)}) from error
     return url
@@ -147,6 +149,6 @@ def require_servers(settings: Settings) -> Settings:
     hint = "`cistern up` starts private servers and needs neither"
     if not settings.database_url:
         raise ConfigurationError(f"{PREFIX}DATABASE_URL must be postgresql://...; {hint}")
-    if not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
-        raise ConfigurationError(f"{PREFIX}REDIS_URL must be redis://..., rediss://... or unix://...; {hint}")
+    if not settings.redis_url.startswith(REDIS_SCHEMES):
+        raise ConfigurationError(f"{PREFIX}REDIS_URL must be one of {', '.join(REDIS_SCHEMES)}; {hint}")
     return settings

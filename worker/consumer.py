@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
+import arq.worker
 import structlog
 from arq.constants import in_progress_key_prefix, job_key_prefix
 from arq.utils import timestamp_ms
@@ -47,6 +48,13 @@ return fetched
 log = structlog.get_logger(__name__)
 
 Message = tuple[bytes, bytes | None]
+
+
+async def _log_no_info(*_: object) -> None:
+    """Replace arq's first step, which logs the reply to INFO: a restricted user of Redis may not send this command."""
+
+
+arq.worker.log_redis_info = _log_no_info  # type: ignore[attr-defined, assignment]
 
 
 class ArqConsumer(ArqWorker):

@@ -4,14 +4,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
-from typing import Annotated, Any, ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import httpx
-import typer
 
 from domain.errors import CisternError
 
-DEFAULT_URL: Final = "http://127.0.0.1:8000"
 _CALLER: Final = {"X-Cistern-Caller": "cistern"}
 _PAGE_SIZE: Final = 200
 _TIMEOUT_SECONDS: Final = 15.0
@@ -23,8 +21,6 @@ _PAUSE_SECONDS: Final = 0.2
 _MAX_RETRIES: Final = 30
 
 JsonObject = dict[str, Any]
-Url = Annotated[str, typer.Option(envvar="CISTERN_URL", help="URL of the API.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per line, as the API returns it.")]
 
 
 class ApiCallFailed(CisternError):
@@ -57,15 +53,11 @@ class ApiClient:
 
     def get(self, path: str, **params: Any) -> JsonObject:
         """Get one object."""
-        return self._parse(self._send("GET", path, params=params))
+        return self.call("GET", path, params=params)
 
-    def post(self, path: str) -> JsonObject:
-        """Post a request without a body."""
-        return self._parse(self._send("POST", path))
-
-    def patch(self, path: str, changes: JsonObject) -> JsonObject:
-        """Update one object."""
-        return self._parse(self._send("PATCH", path, json=changes))
+    def call(self, method: str, path: str, **request: Any) -> JsonObject:
+        """Send a request, whose response is one object."""
+        return self._parse(self._send(method, path, **request))
 
     def list_all(self, path: str, limit: int, **params: Any) -> Iterator[JsonObject]:
         """Yield up to ``limit`` objects of a list, page by page."""
@@ -74,26 +66,23 @@ class ApiClient:
     def changes(self, path: str) -> Iterator[JsonObject]:
         """Yield an object now and whenever it changes; an API that is away in between is polled until it is back."""
         response = self._send("GET", path)
-        while True:
-            yield self._parse(response)
-            response = self._next_change(path, response.headers.get("ETag", ""))
-
-    def _next_change(self, path: str, tag: str) -> httpx.Response:
-        headers = {"Prefer": f"wait={_POLL_SECONDS}", "If-None-Match": tag}
+        yield self._parse(response)
         retries = 0
         while True:
             self._pause(_PAUSE_SECONDS)
+            headers = {"Prefer": f"wait={_POLL_SECONDS}", "If-None-Match": response.headers.get("ETag", "")}
             try:
-                response = self._send("GET", path, headers=headers)
+                latest = self._send("GET", path, headers=headers)
             except ApiUnreachable:
                 retries += 1
                 if retries > _MAX_RETRIES:
                     raise
                 self._pause(_POLL_SECONDS)
-            else:
-                retries = 0
-                if response.status_code != httpx.codes.NOT_MODIFIED:
-                    return response
+                continue
+            retries = 0
+            if latest.status_code != httpx.codes.NOT_MODIFIED:
+                response = latest
+                yield self._parse(response)
 
     def _pages(self, path: str, params: JsonObject) -> Iterator[JsonObject]:
         cursor: JsonObject = {}

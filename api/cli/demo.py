@@ -8,8 +8,8 @@ import hashlib
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -70,7 +70,12 @@ def demo(*, volumes: int, workers: int) -> None:
         except (CisternError, httpx.HTTPError, OSError, KeyError) as error:
             for line in log:
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
-            raise _one_line_error(error) from error
+            if isinstance(error, CisternError):
+                raise
+            reason = f"{type(error).__name__}: {error}"
+            if isinstance(error, TimeoutError):
+                reason = f"the jobs did not end within {_TIMEOUT_SECONDS:g} s"
+            raise DemoFailed(reason) from error
     if not completed:
         raise DemoFailed("the demo was stopped before its end")
     print_report(console, scenario.steps, volumes=volumes)
@@ -107,8 +112,11 @@ class Scenario:
             DemoFailed: a job or a file is not as expected.
         """
         columns = (TextColumn("{task.description:<12}"), BarColumn(40), MofNCompleteColumn(), TimeElapsedColumn())
+        self._http = httpx.AsyncClient(
+            base_url=f"{self._url}/api/v1", headers={"Prefer": "wait=10"}, timeout=30, trust_env=False
+        )
         with Progress(*columns, console=self._console) as self._bars:
-            async with asyncio.timeout(_TIMEOUT_SECONDS), self._client() as self._http:
+            async with asyncio.timeout(_TIMEOUT_SECONDS), self._http:
                 await self._run_steps()
 
     async def _run_steps(self) -> None:
@@ -129,7 +137,10 @@ class Scenario:
 
         async def run_job(path: str, body: Any) -> Job:
             async with self._slots:
-                job = await self._wait_for(await _object(self._http.post(path, json=body), 202))
+                job = await _object(self._http.post(path, json=body), 202)
+                while job["status"] not in ENDED:
+                    job = await _object(self._http.get(f"/jobs/{job['id']}"), 200)
+            _require_success(job)
             advance()
             return job
 
@@ -179,12 +190,6 @@ class Scenario:
             )
         return path
 
-    async def _wait_for(self, job: Job) -> Job:
-        while job["status"] not in ENDED:
-            job = await _object(self._http.get(f"/jobs/{job['id']}"), 200)
-        _require_success(job)
-        return job
-
     @contextmanager
     def _step(self, title: str) -> Iterator[tuple[Step, Callable[..., None]]]:
         step = Step(title)
@@ -193,13 +198,6 @@ class Scenario:
         started = time.monotonic()
         yield step, lambda count=1: self._bars.advance(bar, count)
         step.seconds = time.monotonic() - started
-
-    @asynccontextmanager
-    async def _client(self) -> AsyncIterator[httpx.AsyncClient]:
-        headers = {"Prefer": "wait=10"}
-        url = f"{self._url}/api/v1"
-        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=30, trust_env=False) as client:
-            yield client
 
 
 def _require_success(job: Job) -> None:
@@ -214,14 +212,6 @@ async def _object(request: Awaitable[httpx.Response], status: int) -> Job:
         raise DemoFailed(f"{response.request.method} {response.url.path}: {response.status_code} {response.text[:300]}")
     body: Job = response.json()
     return body
-
-
-def _one_line_error(error: Exception) -> CisternError:
-    if isinstance(error, CisternError):
-        return error
-    if isinstance(error, TimeoutError):
-        return DemoFailed(f"the jobs did not end within {_TIMEOUT_SECONDS:g} s")
-    return DemoFailed(f"{type(error).__name__}: {error}")
 
 
 def _content(seed: str) -> bytes:

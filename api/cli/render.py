@@ -2,11 +2,10 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from io import TextIOWrapper
-from typing import Any, Final
+from typing import Final
 
-import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -37,23 +36,12 @@ def open_console() -> Console:
     return console
 
 
-def print_objects(
-    objects: Sequence[JsonObject], table: Callable[[Sequence[JsonObject]], Table], *, as_json: bool
-) -> None:
-    """Print objects as a table, or as one line of JSON each."""
-    if as_json:
-        for one in objects:
-            typer.echo(json.dumps(one))
-    else:
-        open_console().print(table(objects))
-
-
 def jobs_table(jobs: Sequence[JsonObject]) -> Table:
     """Return a table with one row per job."""
     table = _table("id", "kind", "status", "progress", "attempt", "created (UTC)", "finished (UTC)")
     for job in jobs:
-        times = (time_text(job["created_at"]), time_text(job["finished_at"]))
-        status = styled_status(job["status"])
+        times = (_time_text(job["created_at"]), _time_text(job["finished_at"]))
+        status = _styled_status(job["status"])
         table.add_row(job["id"], job["kind"], status, progress_text(job), str(job["attempt"]), *times)
     return table
 
@@ -62,22 +50,23 @@ def schedules_table(schedules: Sequence[JsonObject]) -> Table:
     """Return a table with one row per schedule."""
     table = _table("name", "cron", "time zone", "action", "next run (UTC)", "last run (UTC)", "outcome")
     for schedule in schedules:
-        next_run = time_text(schedule["next_run_at"]) if schedule["enabled"] else "paused"
-        run = next(iter(schedule["last_runs"]), None)
-        last_run = ("", "") if run is None else (time_text(run["scheduled_for"]), _run_outcome(run))
-        table.add_row(
-            schedule["name"], schedule["cron"], schedule["time_zone"], schedule["action"], next_run, *last_run
-        )
+        row = [schedule[member] for member in ("name", "cron", "time_zone", "action")]
+        row.append(_time_text(schedule["next_run_at"]) if schedule["enabled"] else "paused")
+        for run in schedule["last_runs"][:1]:
+            row += [_time_text(run["scheduled_for"]), _styled_status(run["job_status"] or run["outcome"])]
+        table.add_row(*row)
     return table
 
 
-def job_table(job: JsonObject) -> Table:
-    """Return a table with one row per member of a job; empty members are left out."""
+def job_table(jobs: Sequence[JsonObject]) -> Table:
+    """Return a table with one row per member of a single job; empty members are left out."""
+    (job,) = jobs
     table = Table(show_header=False, box=None)
     members = job | {"progress": progress_text(job), "error": error_text(job)}
     for name, value in members.items():
         if value not in (None, "", {}):
-            table.add_row(name, styled_status(value) if name == "status" else _plain(value))
+            text = value if isinstance(value, str) else json.dumps(value)
+            table.add_row(name, _styled_status(text) if name == "status" else text)
     return table
 
 
@@ -85,7 +74,7 @@ def items_table(items: Sequence[JsonObject]) -> Table:
     """Return a table with one row per item of a bulk job."""
     table = _table("volume", "status", "code", "detail")
     for item in items:
-        table.add_row(item["volume_id"], styled_status(item["status"]), item["code"], item["detail"])
+        table.add_row(item["volume_id"], _styled_status(item["status"]), item["code"], item["detail"])
     return table
 
 
@@ -113,22 +102,14 @@ def error_text(job: JsonObject) -> str:
     return "" if error is None else f"{error['code']}: {error['detail']}"
 
 
-def styled_status(status: str) -> Text:
+def _styled_status(status: str) -> Text:
     """Return a status in its colour."""
     return Text(status, _STYLES.get(status, ""))
 
 
-def time_text(timestamp: str | None) -> str:
+def _time_text(timestamp: str | None) -> str:
     """Return a timestamp without fractions of a second; empty if there is none."""
     return "" if timestamp is None else timestamp[:19].replace("T", " ")
-
-
-def _run_outcome(run: JsonObject) -> Text:
-    return styled_status(run["job_status"] or run["outcome"])
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _table(*titles: str) -> Table:

@@ -6,22 +6,25 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import cycle
 
 import httpx
 import typer
 
-from api.cli.processes import Child, Output, StopSignals, first_completed
-from api.cli.serve import GRACEFUL_SECONDS
+from api.cli.app import GRACEFUL_SECONDS
+from api.cli.processes import Child, Output, collected_stop_signals, stop_children
 from domain.db.migrations import migrate
 from domain.embedded import EmbeddedServers
 from domain.errors import ConfigurationError
-from domain.settings import PREFIX, Settings, load_settings, require_servers
+from domain.settings import PREFIX, Settings, require_servers
+from domain.tasks import cancel_and_wait
 
 COLOURS = ("cyan", "green", "magenta", "yellow", "blue")
+#: Seconds after which a signal or the end of a process is noticed.
+WATCH_SECONDS = 0.1
 #: Seconds until a stopping API is killed; it needs up to GRACEFUL_SECONDS by itself.
 WEB_STOP_SECONDS = GRACEFUL_SECONDS + 5.0
 #: Seconds after its drain time until a stopping worker is killed; after five it abandons hanging jobs by itself.
@@ -36,6 +39,11 @@ class Stack:
     host: str = "127.0.0.1"
     port: int = 8000
     workers: int = 2
+
+    @property
+    def worker_names(self) -> list[str]:
+        """Names of the workers' processes."""
+        return [f"worker.{number}" for number in range(1, self.workers + 1)]
 
     @property
     def url(self) -> str:
@@ -63,12 +71,12 @@ def up(stack: Stack) -> None:
 def run(stack: Stack, work: Callable[[], Awaitable[None]], *, output: Output) -> bool:
     """Start the stack, run ``work`` once the API is ready, and stop it. Return False if a signal ended it."""
     require_free_port(stack.host, stack.port)
-    with StopSignals() as signals, servers(stack.settings) as settings:
-        if not signals.count:
+    with collected_stop_signals() as signals, servers(stack.settings) as settings:
+        if not signals:
             migrate(settings.database_url)
         with environment_file(settings) as environment:
             asyncio.run(_run_processes(stack, environment, work, signals=signals, output=output))
-        return signals.count == 0
+        return not signals
 
 
 @contextmanager
@@ -108,34 +116,34 @@ async def _run_processes(
     environment: Mapping[str, str],
     work: Callable[[], Awaitable[None]],
     *,
-    signals: StopSignals,
+    signals: Sequence[int],
     output: Output,
 ) -> None:
-    web, workers = _children(stack, environment, output)
-    keepers = [asyncio.create_task(child.keep_alive()) for child in (web, *workers)]
+    def child(name: str, *arguments: str) -> Child:
+        return Child(name, [sys.executable, "-m", "api.cli", *arguments], environment=environment, output=output)
+
+    web = child("web", "serve", "--host", stack.host, "--port", str(stack.port))
+    workers = [child(name, "work") for name in stack.worker_names]
+
+    async def keep_alive_until_a_signal() -> None:
+        while not signals:
+            for process in (web, *workers):
+                process.keep_alive()
+            await asyncio.sleep(WATCH_SECONDS)
 
     async def work_when_ready() -> None:
         await wait_until_ready(stack.url)
         await work()
 
-    async def second_signal() -> None:
-        await signals.wait_for(2)
-
+    tasks = [asyncio.create_task(keep_alive_until_a_signal()), asyncio.create_task(work_when_ready())]
     try:
-        await first_completed(*(asyncio.shield(task) for task in keepers), work_when_ready(), signals.wait_for(1))
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
     finally:
-        await web.stop(WEB_STOP_SECONDS, second_signal)  # first: requests that wait for a job need the workers
-        worker_seconds = stack.settings.drain_seconds + WORKER_STOP_MARGIN
-        await asyncio.gather(*(worker.stop(worker_seconds, second_signal) for worker in workers))
-        await asyncio.gather(*keepers, return_exceptions=True)
-
-
-def _children(stack: Stack, environment: Mapping[str, str], output: Output) -> tuple[Child, list[Child]]:
-    cistern = [sys.executable, "-m", "api.cli"]
-    serve = [*cistern, "serve", "--host", stack.host, "--port", str(stack.port)]
-    web = Child("web", serve, environment=environment, output=output)
-    names = [f"worker.{number}" for number in range(1, stack.workers + 1)]
-    return web, [Child(name, [*cistern, "work"], environment=environment, output=output) for name in names]
+        await cancel_and_wait(tasks)
+        stop_children([web], WEB_STOP_SECONDS, signals)  # first: requests that wait for a job need the workers
+        stop_children(workers, stack.settings.drain_seconds + WORKER_STOP_MARGIN, signals)
 
 
 async def wait_until_ready(url: str) -> None:
@@ -166,10 +174,10 @@ def require_free_port(host: str, port: int) -> None:
 
 def coloured_output(stack: Stack) -> Output:
     """Return an output that prefixes each line with the name of its process, in a colour per process."""
-    names = ["web", *(f"worker.{number}" for number in range(1, stack.workers + 1))]
+    names = ["web", *stack.worker_names]
     width = max(map(len, names))
     prefixes = {
-        name: typer.style(f"{name:<{width}} |", fg=COLOURS[index % len(COLOURS)]) for index, name in enumerate(names)
+        name: typer.style(f"{name:<{width}} |", fg=colour) for name, colour in zip(names, cycle(COLOURS), strict=False)
     }
 
     def output(name: str, line: str) -> None:
@@ -177,9 +185,3 @@ def coloured_output(stack: Stack) -> Output:
             typer.echo(f"{prefixes[name]} {line}")
 
     return output
-
-
-def stack_from_options(*, host: str, port: int, workers: int, data_dir: Path | None) -> Stack:
-    """Read the settings, and apply the options of the command line."""
-    settings = load_settings() if data_dir is None else load_settings(data_dir=data_dir)
-    return Stack(settings=settings, host=host, port=port, workers=workers)

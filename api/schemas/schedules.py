@@ -13,9 +13,8 @@ from api.schemas.fields import JobKind, Name, UtcDatetime
 from api.schemas.pagination import PageQuery
 from domain.jobs.kinds import JobKind as Kind
 from domain.jobs.states import JobStatus
-from domain.schedules.model import CATCH_UP_SECONDS, Run, Schedule
+from domain.schedules.model import CATCH_UP_SECONDS, Run, RunOutcome, Schedule
 from domain.schedules.service import NewSchedule
-from domain.schedules.states import RunOutcome
 
 #: 366 days: a run is never too late then.
 _MAX_CATCH_UP: Final = 366 * 86_400

@@ -1,8 +1,7 @@
 """Consistency check: compares rows, ledgers and storage, reports differences, and repairs what is safe to repair.
 
-Four checks run in the order of `service`: `live_jobs` and `ledgers` compare rows with rows, `rows_vs_storage` compares
-rows with their backends, by the rules of `compare`, and `unknown_data` finds data without rows. `repair` changes the
-rows of volumes and snapshots.
+Four checks run in the order of `service`: two of `jobs` compare rows with rows, and two of `rows_vs_storage` compare
+rows with their backends and find data without rows. `repair` changes the rows of volumes and snapshots.
 
     code               finding                                               repair
     data-missing       an idle volume or snapshot has no data                `error`, if its fence proves a later delete

@@ -1,10 +1,8 @@
-"""What the check can find, and how findings are shown."""
+"""What the check can find, and how a finding is shown."""
 
 import enum
-from collections import Counter
-from dataclasses import dataclass, field, replace
-from typing import Final, Self
-from uuid import UUID
+from dataclasses import dataclass
+from typing import Final
 
 REPAIR_COMMAND: Final = "run `cistern check --repair`"
 
@@ -42,36 +40,5 @@ class Finding:
         """Whether ``--repair`` can repair it."""
         return self.remedy == REPAIR_COMMAND
 
-    def as_repaired(self) -> Self:
-        """Return the finding marked as repaired."""
-        return replace(self, repaired=True)
-
-    def with_remedy(self, remedy: str) -> Self:
-        """Return the finding with another remedy, because it could not be repaired."""
-        return replace(self, remedy=remedy)
-
     def __str__(self) -> str:
         return f"{self.code}  {self.subject}  {self.problem}  [{'repaired' if self.repaired else self.remedy}]"
-
-
-@dataclass
-class Report:
-    """All findings of a check, and the number of things checked, by name."""
-
-    findings: list[Finding] = field(default_factory=list)
-    checked: Counter[str] = field(default_factory=Counter)
-
-
-def volume(volume_id: UUID) -> str:
-    """Return the subject of a finding about a volume."""
-    return f"volume {volume_id}"
-
-
-def snapshot(snapshot_id: UUID) -> str:
-    """Return the subject of a finding about a snapshot."""
-    return f"snapshot {snapshot_id}"
-
-
-def job(job_id: UUID) -> str:
-    """Return the subject of a finding about a job."""
-    return f"job {job_id}"

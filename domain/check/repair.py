@@ -2,28 +2,29 @@
 
 import math
 from collections.abc import Collection
-from typing import Final
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
-from domain.check.compare import is_valid_size, resting_state
 from domain.check.findings import CheckCode
-from domain.check.rows import Holder, RowState
+from domain.check.rows import RowState
 from domain.db.database import Database
-from domain.jobs.model import Job
 from domain.jobs.store.jobs import JobRepository
-from domain.operations import SnapshotState, VolumeState
+from domain.operations import BUSY, SNAPSHOT_MOVES, VOLUME_MOVES, SnapshotState, VolumeState
 from domain.snapshots.model import Snapshot
 from domain.storage.backends import Backends
 from domain.storage.context import Fence, Grant
-from domain.storage.driver import StoredObject, StoredVolume
-from domain.volumes.model import Volume
+from domain.storage.driver import Leftover, StoredObject, StoredVolume
+from domain.volumes.model import MAX_SIZE, Volume
 
-_RECOVERED_NAME: Final = "recovered-{}"
+
+def is_valid_size(size: int | None) -> bool:
+    """Return whether a row can have this size, in bytes."""
+    return size is not None and 0 < size <= MAX_SIZE
 
 
 class Repair:
@@ -43,16 +44,20 @@ class Repair:
         """
         if CheckCode.NO_JOB in codes:
             return await self._bring_to_rest(row, backend, stored)
-        version = _version_above(row, stored)
+        version, holder, job = _version_above(row, stored), row.holder, None
         async with self._database.transaction() as session:
-            job, locked = await _lock_unleased_holder(session, row.holder), await _lock(session, row)
-            if locked is None or (job is None and _has_fence_in_params(row)):
+            if holder is not None and holder.fence_in_params:
+                job = await JobRepository(session).get_for_update(holder.job_id)
+                if job is None or job.version != holder.version:
+                    return False
+            locked = await _lock(session, row)
+            if locked is None:
                 return False
             if job is not None:
                 job.params, job.version = job.params | {"fence_version": version}, job.version + 1
-            _raise_version(locked, version)
+            locked.version = version
             if CheckCode.DATA_MISSING in codes:
-                locked.state = _error_state(locked)
+                locked.state = type(row.state).ERROR
             if CheckCode.SIZE_DIFFERS in codes and stored is not None and stored.size is not None:
                 locked.size = stored.size
         return True
@@ -60,25 +65,24 @@ class Repair:
     async def adopt_volume(self, volume_id: UUID, backend: str, stored: StoredVolume) -> bool:
         """Add a row for data that has none, so that it can be used again; also for its snapshots."""
         async with self._database.transaction() as session:
-            columns = {
-                "name": _RECOVERED_NAME.format(volume_id),
-                "backend": backend,
-                "labels": {},
-                "state": VolumeState.AVAILABLE,
-            }
-            adopting = insert(Volume).values(id=volume_id, **columns, **_size_and_version(stored.volume))
-            adopted = await session.scalar(adopting.on_conflict_do_nothing().returning(Volume.id))
-            if adopted is not None:
+            columns = {"backend": backend, "labels": {}, "state": VolumeState.AVAILABLE}
+            adopted = await _insert(session, Volume, volume_id, stored.volume, **columns)
+            if adopted:
                 for snapshot_id, stored_snapshot in stored.snapshots.items():
-                    await _add_snapshot(session, volume_id, snapshot_id, stored_snapshot)
-        return adopted is not None
+                    await _insert_snapshot(session, volume_id, snapshot_id, stored_snapshot)
+        return adopted
 
     async def adopt_snapshot(self, volume: RowState, snapshot_id: UUID, stored: StoredObject) -> bool:
         """Add a row for a snapshot that has none, if its volume's row is unchanged."""
         async with self._database.transaction() as session:
             if await _lock(session, volume) is None:
                 return False
-            return await _add_snapshot(session, volume.id, snapshot_id, stored)
+            return await _insert_snapshot(session, volume.id, snapshot_id, stored)
+
+    async def sweep(self, volume_id: UUID, backend: str, leftovers: Collection[Leftover]) -> bool:
+        """Remove leftovers from the storage; no row is concerned."""
+        await self._backends.get(backend).sweep(volume_id, leftovers)
+        return True
 
     async def _bring_to_rest(self, row: RowState, backend: str, stored: StoredObject | None) -> bool:
         """Fence off any earlier attempts, then set the state that follows from the data they have left."""
@@ -88,16 +92,14 @@ class Repair:
             locked = await _lock(session, row)
             if locked is None:
                 return False
-            _raise_version(locked, version + 1)
-            locked.state = resting_state(row, size, stores_sizes=stored is not None)
+            locked.version = version + 1
+            locked.state = _resting_state(row, size, stores_sizes=stored is not None)
             locked.job_id = None
             if size is not None and is_valid_size(size):
                 locked.size = size
         return True
 
     async def _seal(self, row: RowState, backend: str, version: int) -> int | None:
-        if backend not in self._backends:
-            return None
         driver, grant = self._backends.get(backend), Grant(uuid7(), Fence(version, 0), math.inf)
         if row.is_volume:
             return await driver.seal(row.id, grant)
@@ -118,34 +120,28 @@ async def _lock(session: AsyncSession, row: RowState) -> Volume | Snapshot | Non
     return locked if locked is not None and (locked.state, locked.job_id) == (row.state, row.job_id) else None
 
 
-async def _lock_unleased_holder(session: AsyncSession, holder: Holder | None) -> Job | None:
-    """Lock the job whose parameters contain the fence; return None if there is none, or a worker has claimed it."""
-    if holder is None or not holder.fence_in_params or holder.leased:
-        return None
-    job = await JobRepository(session).get_for_update(holder.job_id)
-    return job if job is not None and job.version == holder.version else None
+def _resting_state(row: RowState, size: int | None, *, stores_sizes: bool) -> VolumeState | SnapshotState:
+    """Return the state for a row without a job, given the stored size; without data it is never usable."""
+    error = type(row.state).ERROR
+    if stores_sizes and size is None:
+        return error
+    if row.state not in BUSY:
+        return row.state
+    # An operation that may end in `error` may have stopped halfway; any other leaves its subject usable at every step.
+    if isinstance(row.state, VolumeState):
+        return error if error in VOLUME_MOVES[row.state] else VolumeState.AVAILABLE
+    return error if error in SNAPSHOT_MOVES[row.state] else SnapshotState.READY
 
 
-def _has_fence_in_params(row: RowState) -> bool:
-    return row.holder is not None and row.holder.fence_in_params
+async def _insert_snapshot(session: AsyncSession, volume_id: UUID, snapshot_id: UUID, stored: StoredObject) -> bool:
+    columns = {"volume_id": volume_id, "state": SnapshotState.READY}
+    return is_valid_size(stored.size) and await _insert(session, Snapshot, snapshot_id, stored, **columns)
 
 
-async def _add_snapshot(session: AsyncSession, volume_id: UUID, snapshot_id: UUID, stored: StoredObject) -> bool:
-    if not is_valid_size(stored.size):
-        return False
-    columns = {"volume_id": volume_id, "name": _RECOVERED_NAME.format(snapshot_id), "state": SnapshotState.READY}
-    adding = insert(Snapshot).values(id=snapshot_id, **columns, **_size_and_version(stored))
-    return await session.scalar(adding.on_conflict_do_nothing().returning(Snapshot.id)) is not None
-
-
-def _size_and_version(stored: StoredObject) -> dict[str, int | None]:
-    return {"size": stored.size, "version": stored.fence.version + 1 if stored.fence else 1}
-
-
-def _raise_version(row: Volume | Snapshot, version: int) -> None:
-    row.version = version
-    row.updated_at = func.now()
-
-
-def _error_state(row: Volume | Snapshot) -> VolumeState | SnapshotState:
-    return VolumeState.ERROR if isinstance(row, Volume) else SnapshotState.ERROR
+async def _insert(
+    session: AsyncSession, model: type[Volume | Snapshot], id_: UUID, stored: StoredObject, **columns: Any
+) -> bool:
+    version = stored.fence.version + 1 if stored.fence else 1
+    name = f"recovered-{id_}"
+    inserting = insert(model).values(id=id_, name=name, size=stored.size, version=version, **columns)
+    return await session.scalar(inserting.on_conflict_do_nothing().returning(model.id)) is not None

@@ -1,15 +1,16 @@
-"""Reads volumes and snapshots together with the jobs that hold them, page by page. Takes a session, never commits."""
+"""Reads volumes and snapshots together with the jobs that hold them, page by page."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import func, select, tuple_
+from sqlalchemy import Row, Select, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from domain.bulk.model import FINISHED, Item
+from domain.db.database import Database
 from domain.jobs.kinds import BULK_KINDS, JobKind
 from domain.jobs.model import Job
 from domain.jobs.states import LIVE
@@ -20,6 +21,8 @@ from domain.volumes.model import Volume
 
 #: Number of volumes or jobs read at once.
 PAGE: Final = 1000
+#: Below every id: where the first page starts.
+FIRST: Final = UUID(int=0)
 
 
 class Holder(NamedTuple):
@@ -31,9 +34,9 @@ class Holder(NamedTuple):
 
     job_id: UUID
     version: int
-    fence: Fence | None
-    fence_in_params: bool
-    leased: bool
+    fence: Fence | None = None
+    fence_in_params: bool = False
+    leased: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,118 +76,100 @@ class VolumeRows:
     snapshots: Mapping[UUID, RowState]
 
 
-class _HolderJob(NamedTuple):
-    id: UUID
-    kind: str
-    version: int
-    fence: int
-    epoch: int
-    volume_id: UUID | None
-    snapshot_id: UUID | None
-    leased: bool
+class RowReader:
+    """Reads rows as the check needs them, each time in a transaction of its own."""
 
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-class CheckRepository:
-    """Rows as the check needs them, read in one transaction."""
+    async def page(self, after: UUID) -> list[VolumeRows]:
+        """Read the next volumes in ascending order of id."""
+        return await self._read(select(Volume).where(Volume.id > after).order_by(Volume.id).limit(PAGE))
 
-    def __init__(self, session: AsyncSession) -> None:
-        self._session = session
-
-    async def page(self, after: UUID | None, limit: int) -> list[VolumeRows]:
-        """Read ``limit`` volumes in ascending order of id."""
-        query = select(Volume).order_by(Volume.id).limit(limit)
-        return await self._read(query if after is None else query.where(Volume.id > after))
-
-    async def get_many(self, volume_ids: Collection[UUID]) -> dict[UUID, VolumeRows]:
+    async def get_many(self, volume_ids: Collection[UUID]) -> list[VolumeRows]:
         """Read those of the volumes that exist."""
-        found = await self._read(select(Volume).where(Volume.id.in_(volume_ids)))
-        return {rows.volume.id: rows for rows in found}
+        return await self._read(select(Volume).where(Volume.id.in_(volume_ids)))
 
-    async def known(self, backend: str, volume_ids: Collection[UUID]) -> set[UUID]:
-        """Return those of the ids that are volumes of the backend, or that a live job refers to."""
+    async def unknown(self, backend: str, volume_ids: Collection[UUID]) -> list[UUID]:
+        """Return those of the ids that are neither volumes of the backend nor named by a live job."""
         rows = select(Volume.id).where(Volume.id.in_(volume_ids), Volume.backend == backend)
         jobs = select(Job.volume_id).where(Job.volume_id.in_(volume_ids), Job.status.in_(LIVE))
-        return set((await self._session.scalars(rows.union(jobs))).all())
+        async with self._database.transaction() as session:
+            known = set((await session.scalars(rows.union(jobs))).all())
+        return [volume_id for volume_id in volume_ids if volume_id not in known]
 
-    async def _read(self, query: Any) -> list[VolumeRows]:
-        volumes: Sequence[Volume] = (await self._session.scalars(query)).all()
-        query = select(Snapshot).where(Snapshot.volume_id.in_([volume.id for volume in volumes]))
-        snapshots: Sequence[Snapshot] = (await self._session.scalars(query)).all()
-        jobs = await self._holder_jobs({row.job_id for row in volumes} | {row.job_id for row in snapshots})
-        epochs = await self._lane_epochs(volumes, jobs)
-        cloned = await self._snapshots_being_cloned(snapshots)
+    async def _read(self, query: Select[Volume]) -> list[VolumeRows]:
+        async with self._database.transaction() as session:
+            volumes = (await session.scalars(query)).all()
+            of_volumes = Snapshot.volume_id.in_([volume.id for volume in volumes])
+            snapshots = (await session.scalars(select(Snapshot).where(of_volumes))).all()
+            holders = await _read_holders(session, volumes, snapshots)
         by_volume: dict[UUID, dict[UUID, RowState]] = {volume.id: {} for volume in volumes}
         for row in snapshots:
-            holder = _holder_of_snapshot(row, jobs, epochs, cloned)
-            by_volume[row.volume_id][row.id] = _row_state(row, row.volume_id, holder)
-        return [
-            VolumeRows(_row_state(row, row.id, _holder_of_volume(row, jobs, epochs)), row.backend, by_volume[row.id])
-            for row in volumes
-        ]
-
-    async def _holder_jobs(self, job_ids: Collection[UUID | None]) -> dict[UUID | None, _HolderJob]:
-        leased = func.coalesce(Job.lease_expires_at > func.now(), False)
-        columns = (Job.id, Job.kind, Job.version, Job.params["fence_version"].as_integer(), Job.epoch)
-        query = select(*columns, Job.volume_id, Job.snapshot_id, leased).where(Job.status.in_(LIVE))
-        rows = await self._session.execute(query.where(Job.id.in_(filter(None, job_ids))))
-        return {row[0]: _HolderJob(*row) for row in rows}
-
-    async def _lane_epochs(
-        self, volumes: Sequence[Volume], jobs: Mapping[UUID | None, _HolderJob]
-    ) -> dict[tuple[UUID, UUID], int]:
-        """Return the epoch of the lane for each unfinished item of a volume that a bulk job holds."""
-        held = [(row.job_id, row.id) for row in volumes if row.job_id in jobs and jobs[row.job_id].kind in BULK_KINDS]
-        lane = aliased(Job)
-        query = (
-            select(Item.job_id, Item.volume_id, func.coalesce(lane.epoch, 0))
-            .outerjoin(lane, lane.id == Item.lane_id)
-            .where(tuple_(Item.job_id, Item.volume_id).in_(held), Item.status.not_in(FINISHED))
-        )
-        return {(row[0], row[1]): row[2] for row in await self._session.execute(query)} if held else {}
-
-    async def _snapshots_being_cloned(self, snapshots: Sequence[Snapshot]) -> set[UUID | None]:
-        """Return the ids of the snapshots that live jobs are cloning."""
-        ids = [row.id for row in snapshots if row.state is SnapshotState.CLONING]
-        clones = select(Job.snapshot_id).where(Job.kind == JobKind.SNAPSHOT_CLONE, Job.status.in_(LIVE))
-        return set((await self._session.scalars(clones.where(Job.snapshot_id.in_(ids)))).all())
+            by_volume[row.volume_id][row.id] = _row_state(row, row.volume_id, holders)
+        return [VolumeRows(_row_state(row, row.id, holders), row.backend, by_volume[row.id]) for row in volumes]
 
 
-def _row_state(row: Volume | Snapshot, volume_id: UUID, holder: Holder | None) -> RowState:
+class _Holders(NamedTuple):
+    """The live jobs that hold some volumes and snapshots."""
+
+    #: By id.
+    jobs: Mapping[UUID | None, Row[Any]]
+    #: The epoch of the lane of each unfinished item, by bulk job and volume.
+    lane_epochs: Mapping[tuple[UUID, UUID], int]
+    #: The snapshots that live jobs are cloning.
+    cloned: Collection[UUID | None]
+
+    def of(self, row: Volume | Snapshot, volume_id: UUID) -> Holder | None:
+        """Return the holder of a row; None if no live job holds it."""
+        if row.state is SnapshotState.CLONING:
+            return Holder(row.job_id or row.id, 0) if row.id in self.cloned else None
+        job = self.jobs.get(row.job_id)
+        if job is None:
+            return None
+        is_volume = row.id == volume_id
+        publishes = _published(job.kind) is (Published.VOLUME if is_volume else Published.SNAPSHOT)
+        if (job.id, volume_id) in self.lane_epochs:
+            return Holder(job.id, 0, Fence(row.version, self.lane_epochs[job.id, volume_id]) if publishes else None)
+        if row.id != (job.volume_id if is_volume else job.snapshot_id):
+            return None
+        fence = Fence(job.fence_version, job.epoch) if publishes else None
+        return Holder(job.id, job.version, fence, fence_in_params=publishes, leased=job.leased)
+
+
+def _row_state(row: Volume | Snapshot, volume_id: UUID, holders: _Holders) -> RowState:
+    holder = holders.of(row, volume_id)
     return RowState(row.id, volume_id, row.state, row.version, row.size, row.job_id, holder)
 
 
-def _holder_of_volume(
-    row: Volume, jobs: Mapping[UUID | None, _HolderJob], epochs: Mapping[tuple[UUID, UUID], int]
-) -> Holder | None:
-    job = jobs.get(row.job_id)
-    if job is not None and (job.id, row.id) in epochs:
-        fence = Fence(row.version, epochs[job.id, row.id]) if job.kind == JobKind.BULK_EXPAND else None
-        return Holder(job.id, 0, fence, fence_in_params=False, leased=False)
-    if job is None or job.volume_id != row.id:
-        return None
-    fence = None if _publishes_snapshot(job) else Fence(job.fence, job.epoch)
-    return Holder(job.id, job.version, fence, fence_in_params=fence is not None, leased=job.leased)
+async def _read_holders(session: AsyncSession, volumes: Sequence[Volume], snapshots: Sequence[Snapshot]) -> _Holders:
+    job_ids = ({row.job_id for row in volumes} | {row.job_id for row in snapshots}) - {None}
+    columns = (Job.id, Job.kind, Job.version, Job.epoch, Job.volume_id, Job.snapshot_id)
+    fence_version = Job.params["fence_version"].as_integer().label("fence_version")
+    leased = func.coalesce(Job.lease_expires_at > func.now(), False).label("leased")
+    query = select(*columns, fence_version, leased).where(Job.status.in_(LIVE), Job.id.in_(job_ids))
+    jobs = {row.id: row for row in await session.execute(query)}
+
+    cloning = [row.id for row in snapshots if row.state is SnapshotState.CLONING]
+    clones = select(Job.snapshot_id).where(Job.kind == JobKind.SNAPSHOT_CLONE, Job.status.in_(LIVE))
+    cloned = set((await session.scalars(clones.where(Job.snapshot_id.in_(cloning)))).all())
+
+    held = [(row.job_id, row.id) for row in volumes if row.job_id in jobs and jobs[row.job_id].kind in BULK_KINDS]
+    return _Holders(jobs, await _read_lane_epochs(session, held) if held else {}, cloned)
 
 
-def _holder_of_snapshot(
-    row: Snapshot,
-    jobs: Mapping[UUID | None, _HolderJob],
-    epochs: Mapping[tuple[UUID, UUID], int],
-    cloned: Collection[UUID | None],
-) -> Holder | None:
-    if row.state is SnapshotState.CLONING:
-        shared = Holder(row.job_id or row.id, 0, None, fence_in_params=False, leased=False)
-        return shared if row.id in cloned else None
-    job = jobs.get(row.job_id)
-    if job is not None and (job.id, row.volume_id) in epochs:
-        fence = Fence(row.version, epochs[job.id, row.volume_id])
-        return Holder(job.id, 0, fence, fence_in_params=False, leased=False)
-    if job is None or job.snapshot_id != row.id:
-        return None
-    published = Fence(job.fence, job.epoch) if _publishes_snapshot(job) else None
-    return Holder(job.id, job.version, published, fence_in_params=published is not None, leased=job.leased)
+async def _read_lane_epochs(session: AsyncSession, held: Sequence[tuple[UUID | None, UUID]]) -> dict[Any, int]:
+    lane = aliased(Job)
+    query = (
+        select(Item.job_id, Item.volume_id, func.coalesce(lane.epoch, 0))
+        .outerjoin(lane, lane.id == Item.lane_id)
+        .where(tuple_(Item.job_id, Item.volume_id).in_(held), Item.status.not_in(FINISHED))
+    )
+    return {(row[0], row[1]): row[2] for row in await session.execute(query)}
 
 
-def _publishes_snapshot(job: _HolderJob) -> bool:
-    """Return whether a job publishes its snapshot; all others publish the volume that they hold."""
-    return job.kind in OPERATIONS and OPERATIONS[job.kind].publishes is Published.SNAPSHOT
+def _published(kind: str) -> Published:
+    """Return what a job of this kind publishes; unless it is known to be a snapshot, the volume that it holds."""
+    if kind in OPERATIONS:
+        return OPERATIONS[kind].publishes
+    return Published.SNAPSHOT if kind == JobKind.BULK_SNAPSHOT else Published.VOLUME

@@ -1,82 +1,131 @@
-"""Compares rows with their backends: every volume with its snapshots, page by page, and every difference twice."""
+"""Compares rows with their backends: every row with its data, and all data with the rows, page by page."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 from uuid import UUID
 
-from domain.check.compare import compare, is_valid_size
-from domain.check.findings import REPAIR_COMMAND, CheckCode, Finding, Report, snapshot, volume
-from domain.check.repair import Repair
-from domain.check.rows import PAGE, CheckRepository, RowState, VolumeRows
-from domain.db.database import Database
+from domain.check.findings import REPAIR_COMMAND, CheckCode, Finding
+from domain.check.repair import Repair, is_valid_size
+from domain.check.rows import FIRST, PAGE, RowReader, RowState, VolumeRows
 from domain.errors import CisternError
-from domain.operations import VolumeState
+from domain.operations import SnapshotState, VolumeState
 from domain.storage.backends import Backends
-from domain.storage.driver import Leftover, StoredObject, StoredVolume
+from domain.storage.context import Fence
+from domain.storage.driver import StoredObject, StoredVolume
+from domain.volumes.model import MAX_SIZE
 
-MAX_CONCURRENT_STATS: Final = 8
+_MAX_CONCURRENT_STATS: Final = 8
 _CHECK_LATER: Final = "check again when its volume is idle"
 _ONLY_COPY: Final = "may be the only copy of a volume that still has a row: inspect it before it is swept"
+_INSPECT_MANUALLY: Final = "inspect it; a repair does not change it"
+_LEASED: Final = "a worker may be working on it: check again when its job has ended"
+_RESTORE_FILE: Final = "is the backend mounted? otherwise restore the file, or delete it here too"
+_INVALID_SIZE: Final = f"a size must be between 1 and {MAX_SIZE}: inspect the file"
 
 
 @dataclass(frozen=True)
 class Suspicion:
-    """A difference that a second read of the rows must confirm; ``row`` None if the subject has no row."""
+    """A difference that a second read of the rows must confirm; ``row`` None if the subject has no row.
+
+    ``repair`` repairs all repairable findings at once, or returns False if the row has changed since it was read.
+    """
 
     id: UUID
     row: RowState | None
     findings: Sequence[Finding]
-    stored: StoredObject | None = None
-    leftovers: Sequence[Leftover] = ()
+    repair: Callable[[], Awaitable[bool]] | None = None
 
 
 class RowsVsStorage:
-    """Checks all volumes that have a row."""
+    """Checks all volumes that have a row, with their snapshots; a second read of the rows confirms a difference."""
 
-    def __init__(self, database: Database, backends: Backends, repair: Repair) -> None:
-        self._database = database
+    def __init__(self, rows: RowReader, backends: Backends, repair: Repair) -> None:
+        self._rows = rows
         self._backends = backends
         self._repair = repair
-        self._slots = asyncio.Semaphore(MAX_CONCURRENT_STATS)
-        self._reported_backends: set[str] = set()
+        self._slots = asyncio.Semaphore(_MAX_CONCURRENT_STATS)
 
-    async def findings(self, report: Report, *, repair: bool) -> AsyncIterator[Finding]:
+    async def findings(self, checked: Counter[str], *, repair: bool) -> AsyncIterator[Finding]:
         """Yield the differences, repaired where possible if ``repair``."""
-        after: UUID | None = None
-        while page := await self._page(after):
+        after, reported_backends = FIRST, set[str]()
+        while page := await self._rows.page(after):
             after = page[-1].volume.id
-            report.checked["volumes"] += len(page)
-            report.checked["snapshots"] += sum(len(rows.snapshots) for rows in page)
-            for finding in self._missing_backends(page):
-                yield finding
-            async for finding in self._check_page(page, repair=repair):
-                yield finding
+            checked["volumes"] += len(page)
+            checked["snapshots"] += sum(len(rows.snapshots) for rows in page)
+            missing = {rows.backend for rows in page if rows.backend not in self._backends} - reported_backends
+            for backend in sorted(missing):
+                problem = "has volumes, but is not configured, so they cannot be checked"
+                yield Finding(CheckCode.NO_BACKEND, f"backend {backend!r}", problem, "add it to CISTERN_BACKENDS")
+            reported_backends |= missing
+            async for before, suspicion in self._confirmed(page):
+                for finding in await self._repaired(before, suspicion) if repair else suspicion.findings:
+                    yield finding
 
-    async def _check_page(self, page: Sequence[VolumeRows], *, repair: bool) -> AsyncIterator[Finding]:
+    async def _confirmed(self, page: Sequence[VolumeRows]) -> AsyncIterator[tuple[VolumeRows, Suspicion]]:
+        """Compare the volumes with their backends, and yield the differences whose rows have not changed meanwhile."""
         found = await asyncio.gather(*(self._suspicions(rows) for rows in page))
-        suspicious = {
-            rows.volume.id: (rows, suspicions) for rows, suspicions in zip(page, found, strict=True) if suspicions
-        }
-        for volume_id, now in (await self._get_many(list(suspicious))).items():
-            before, suspicions = suspicious[volume_id]
+        suspicious = {rows.volume.id: (rows, some) for rows, some in zip(page, found, strict=True) if some}
+        for now in await self._rows.get_many(suspicious):
+            before, suspicions = suspicious[now.volume.id]
             for suspicion in suspicions:
-                if _unchanged(suspicion, before, now):
-                    for finding in await self._repaired(before, suspicion) if repair else suspicion.findings:
-                        yield finding
+                if _is_unchanged(suspicion, before, now):
+                    yield before, suspicion
 
     async def _suspicions(self, rows: VolumeRows) -> list[Suspicion]:
         if rows.backend not in self._backends:
-            return list(_differences(rows, None))
+            return list(self._differences(rows, None))
         try:
             async with self._slots:
                 stored = await self._backends.get(rows.backend).stat(rows.volume.id, rows.snapshots.keys())
         except CisternError as error:
-            finding = Finding(CheckCode.UNREADABLE, volume(rows.volume.id), error.message, "repair the backend")
+            finding = Finding(CheckCode.UNREADABLE, _subject(rows.volume), error.message, "repair the backend")
             return [Suspicion(rows.volume.id, rows.volume, [finding])]
+        if stored is None:
+            return list(self._differences(rows, None))
         # Rows come last: a repair changes the row, and whatever has no row of its own is confirmed by its volume's.
-        return [*_without_row(rows, stored), *_differences(rows, stored)]
+        return [*self._without_row(rows, stored), *self._leftovers(rows, stored), *self._differences(rows, stored)]
+
+    def _without_row(self, rows: VolumeRows, stored_volume: StoredVolume) -> Iterator[Suspicion]:
+        """Find snapshots without a row."""
+        for snapshot_id, stored in stored_volume.snapshots.items():
+            if snapshot_id not in rows.snapshots and stored.size is not None:
+                problem = f"is stored for volume {rows.volume.id} ({stored.size} bytes), but has no row"
+                adoptable = rows.volume.state is not VolumeState.DELETING and is_valid_size(stored.size)
+                remedy = REPAIR_COMMAND if adoptable else _CHECK_LATER
+                finding = Finding(CheckCode.NO_ROW, f"snapshot {snapshot_id}", problem, remedy)
+                repair = partial(self._repair.adopt_snapshot, rows.volume, snapshot_id, stored)
+                yield Suspicion(snapshot_id, None, [finding], repair)
+
+    def _leftovers(self, rows: VolumeRows, stored: StoredVolume) -> Iterator[Suspicion]:
+        """Find leftovers of attempts that no job will remove."""
+        for leftover in stored.leftovers:
+            of_volume = leftover.subject_id == rows.volume.id
+            row = rows.volume if of_volume else rows.snapshots.get(leftover.subject_id)
+            if (row or rows.volume).at_rest:
+                only_copy = leftover.trash and rows.volume.state is VolumeState.AVAILABLE and stored.volume.size is None
+                finding = Finding(
+                    CheckCode.LEFTOVER,
+                    f"{'volume' if of_volume else 'snapshot'} {leftover.subject_id}",
+                    f"no job will publish or remove {leftover.path}",
+                    _ONLY_COPY if only_copy else REPAIR_COMMAND,
+                )
+                repair = partial(self._repair.sweep, rows.volume.id, rows.backend, [leftover])
+                yield Suspicion(leftover.subject_id, row, [finding], repair)
+
+    def _differences(self, rows: VolumeRows, stored_volume: StoredVolume | None) -> Iterator[Suspicion]:
+        """Compare the rows of the volume and its snapshots with what is stored; None if the backend stores nothing."""
+        all_stored = {rows.volume.id: stored_volume.volume, **stored_volume.snapshots} if stored_volume else {}
+        for row in (rows.volume, *rows.snapshots.values()):
+            stored = all_stored.get(row.id)
+            if findings := list(_compare(row, stored)):
+                codes = {finding.code for finding in findings if finding.repairable}
+                yield Suspicion(
+                    row.id, row, findings, partial(self._repair.repair_row, row, rows.backend, stored, codes)
+                )
 
     async def _repaired(self, rows: VolumeRows, suspicion: Suspicion) -> Sequence[Finding]:
         """Repair what can be repaired and return the findings.
@@ -84,84 +133,129 @@ class RowsVsStorage:
         If the row has changed in the meantime, the repairable findings are dropped: a job or another check has dealt
         with them.
         """
-        repairable = [finding for finding in suspicion.findings if finding.repairable]
-        others = [finding for finding in suspicion.findings if not finding.repairable]
-        if repairable and rows.backend not in self._backends:
-            remedy = f"configure the backend {rows.backend!r}"
-            return [*others, *(finding.with_remedy(remedy) for finding in repairable)]
+        findings = suspicion.findings
+        if suspicion.repair is None or not any(finding.repairable for finding in findings):
+            return findings
+        if rows.backend not in self._backends:
+            return _with_remedy(findings, f"configure the backend {rows.backend!r}")
         try:
-            codes = {finding.code for finding in repairable}
-            repaired = not repairable or await self._repair_suspicion(rows, suspicion, codes)
+            repaired = await suspicion.repair()
         except CisternError as error:
-            return [*others, *(finding.with_remedy(f"{error.message} Check again.") for finding in repairable)]
-        return [*others, *(finding.as_repaired() for finding in repairable if repaired)]
-
-    async def _repair_suspicion(self, rows: VolumeRows, suspicion: Suspicion, codes: set[CheckCode]) -> bool:
-        if suspicion.leftovers:
-            await self._backends.get(rows.backend).sweep(rows.volume.id, suspicion.leftovers)
-            return True
-        if suspicion.row is not None:
-            return await self._repair.repair_row(suspicion.row, rows.backend, suspicion.stored, codes)
-        return suspicion.stored is None or await self._repair.adopt_snapshot(
-            rows.volume, suspicion.id, suspicion.stored
-        )
-
-    def _missing_backends(self, page: Sequence[VolumeRows]) -> Iterator[Finding]:
-        for name in sorted({rows.backend for rows in page} - self._reported_backends):
-            if name not in self._backends:
-                self._reported_backends.add(name)
-                problem = "has volumes, but is not configured, so they cannot be checked"
-                yield Finding(CheckCode.NO_BACKEND, f"backend {name!r}", problem, "add it to CISTERN_BACKENDS")
-
-    async def _page(self, after: UUID | None) -> list[VolumeRows]:
-        async with self._database.transaction() as session:
-            return await CheckRepository(session).page(after, PAGE)
-
-    async def _get_many(self, volume_ids: Sequence[UUID]) -> dict[UUID, VolumeRows]:
-        async with self._database.transaction() as session:
-            return await CheckRepository(session).get_many(volume_ids)
+            return _with_remedy(findings, f"{error.message} Check again.")
+        return [replace(one, repaired=one.repairable) for one in findings if repaired or not one.repairable]
 
 
-def _differences(rows: VolumeRows, stored_volume: StoredVolume | None) -> Iterator[Suspicion]:
-    """Compare the rows of the volume and its snapshots with what is stored."""
-    stored = {rows.volume.id: stored_volume.volume, **stored_volume.snapshots} if stored_volume else {}
-    for row in (rows.volume, *rows.snapshots.values()):
-        if findings := compare(row, stored.get(row.id)):
-            yield Suspicion(row.id, row, findings, stored.get(row.id))
+def _with_remedy(findings: Sequence[Finding], remedy: str) -> list[Finding]:
+    """Return the findings, of which the repairable ones could not be repaired."""
+    return [replace(finding, remedy=remedy) if finding.repairable else finding for finding in findings]
 
 
-def _without_row(rows: VolumeRows, stored_volume: StoredVolume | None) -> Iterator[Suspicion]:
-    """Find snapshots without a row, and leftovers of attempts that no job will remove."""
-    if stored_volume is None:
-        return
-    for snapshot_id, stored in stored_volume.snapshots.items():
-        if snapshot_id not in rows.snapshots and stored.size is not None:
-            problem = f"is stored for volume {rows.volume.id} ({stored.size} bytes), but has no row"
-            adoptable = rows.volume.state is not VolumeState.DELETING and is_valid_size(stored.size)
-            remedy = REPAIR_COMMAND if adoptable else _CHECK_LATER
-            finding = Finding(CheckCode.NO_ROW, snapshot(snapshot_id), problem, remedy)
-            yield Suspicion(snapshot_id, None, [finding], stored)
-    for leftover in stored_volume.leftovers:
-        row = _row_of(rows, leftover)
-        if (row or rows.volume).at_rest:
-            yield Suspicion(leftover.subject_id, row, [_leftover(rows, stored_volume, leftover)], None, [leftover])
-
-
-def _row_of(rows: VolumeRows, leftover: Leftover) -> RowState | None:
-    return rows.volume if leftover.subject_id == rows.volume.id else rows.snapshots.get(leftover.subject_id)
-
-
-def _leftover(rows: VolumeRows, stored: StoredVolume, leftover: Leftover) -> Finding:
-    name = volume if leftover.subject_id == rows.volume.id else snapshot
-    only_copy = leftover.trash and rows.volume.state is VolumeState.AVAILABLE and stored.volume.size is None
-    problem = f"no job will publish or remove {leftover.path}"
-    remedy = _ONLY_COPY if only_copy else REPAIR_COMMAND
-    return Finding(CheckCode.LEFTOVER, name(leftover.subject_id), problem, remedy)
-
-
-def _unchanged(suspicion: Suspicion, before: VolumeRows, now: VolumeRows) -> bool:
+def _is_unchanged(suspicion: Suspicion, before: VolumeRows, now: VolumeRows) -> bool:
     """Return whether the row has not changed between the two reads; without a row, that of its volume."""
     rows = {now.volume.id: now.volume, **now.snapshots}
     if suspicion.row is None:
         return now.volume == before.volume and suspicion.id not in rows
     return rows.get(suspicion.id) == suspicion.row
+
+
+class UnknownData:
+    """Checks all configured backends for volumes that have no row. Their data gets a new row, and is never deleted."""
+
+    def __init__(self, rows: RowReader, backends: Backends, repair: Repair) -> None:
+        self._rows = rows
+        self._backends = backends
+        self._repair = repair
+
+    async def findings(self, checked: Counter[str], *, repair: bool) -> AsyncIterator[Finding]:
+        """Yield data without a row, and adopt it if ``repair``."""
+        for backend in self._backends.names():
+            try:
+                async for finding in self._on_backend(backend, checked, repair=repair):
+                    yield finding
+            except CisternError as error:
+                yield Finding(CheckCode.UNREADABLE, f"backend {backend!r}", error.message, "repair the backend")
+
+    async def _on_backend(self, backend: str, checked: Counter[str], *, repair: bool) -> AsyncIterator[Finding]:
+        after: UUID | None = None
+        while ids := await self._backends.get(backend).inventory(after, PAGE):
+            after = ids[-1]
+            checked["volumes on backends"] += len(ids)
+            for volume_id in await self._rows.unknown(backend, ids):
+                async for finding in self._of_volume(backend, volume_id, repair=repair):
+                    yield finding
+
+    async def _of_volume(self, backend: str, volume_id: UUID, *, repair: bool) -> AsyncIterator[Finding]:
+        """Check the data of one volume that has no row. Ids are never reused, so only an adoption can add one."""
+        stored = await self._backends.get(backend).stat(volume_id, ())
+        if stored is None or not await self._rows.unknown(backend, [volume_id]):
+            return
+        subject = f"volume {volume_id}"
+        if stored.volume.size is not None or stored.snapshots:
+            path = self._backends.get(backend).path(volume_id) or f"backend {backend!r}"
+            problem = f"no row for {path} ({stored.volume.size} bytes, {len(stored.snapshots)} snapshots)"
+            remedy = REPAIR_COMMAND if is_valid_size(stored.volume.size) else _INSPECT_MANUALLY
+            finding = Finding(CheckCode.NO_ROW, subject, problem, remedy)
+            if not (repair and finding.repairable):
+                yield finding
+            elif await self._repair.adopt_volume(volume_id, backend, stored):
+                yield replace(finding, repaired=True)
+            elif await self._rows.unknown(backend, [volume_id]):  # otherwise another check has just adopted it
+                yield replace(finding, remedy=_INSPECT_MANUALLY)
+        if repair and stored.leftovers:
+            await self._repair.sweep(volume_id, backend, stored.leftovers)
+        for leftover in stored.leftovers:
+            problem = f"no job will publish or remove {leftover.path}"
+            yield Finding(CheckCode.LEFTOVER, subject, problem, repaired=repair)
+
+
+# --- the comparison of a row with its stored state, without SQL or storage -------------------------------------------
+
+
+def _subject(row: RowState) -> str:
+    return f"{'volume' if row.is_volume else 'snapshot'} {row.id}"
+
+
+def _compare(row: RowState, stored: StoredObject | None) -> Iterator[Finding]:
+    if not row.at_rest and row.holder is None:
+        yield _without_job(row, stored)
+    elif stored is not None:
+        yield from _data(row, stored)
+        yield from _fence(row, stored.fence)
+
+
+def _without_job(row: RowState, stored: StoredObject | None) -> Finding:
+    problem = f"is {row.state}, but no live job holds it"
+    # A backend with neither data nor a fence of the subject may be the wrong disk, unless the subject was just being
+    # created.
+    unknown_to_backend = stored is not None and stored.size is None and stored.fence is None
+    being_created = row.state in (VolumeState.CREATING, SnapshotState.TAKING)
+    remedy = _RESTORE_FILE if unknown_to_backend and not being_created else REPAIR_COMMAND
+    return Finding(CheckCode.NO_JOB, _subject(row), problem, remedy)
+
+
+def _data(row: RowState, stored: StoredObject) -> Iterator[Finding]:
+    if not row.must_have_data:
+        return
+    if stored.size is None:
+        deleted = stored.fence is not None and stored.fence.version >= row.version
+        problem = f"is {row.state}, but its data {'was deleted later' if deleted else 'is missing'}"
+        yield Finding(CheckCode.DATA_MISSING, _subject(row), problem, REPAIR_COMMAND if deleted else _RESTORE_FILE)
+    elif stored.size != row.size:
+        problem = f"has {stored.size} bytes on its backend, {row.size} in its row"
+        remedy = REPAIR_COMMAND if is_valid_size(stored.size) else _INVALID_SIZE
+        yield Finding(CheckCode.SIZE_DIFFERS, _subject(row), problem, remedy)
+
+
+def _fence(row: RowState, fence: Fence | None) -> Iterator[Finding]:
+    """Find a fence at which the next attempt would be refused.
+
+    The version of an idle row is above every published fence. The fence of a job that holds the row may be equal: its
+    current attempt may have published.
+    """
+    holder = row.holder
+    own = holder.fence if holder is not None and holder.fence is not None else None
+    if fence is None or not (own < fence if own is not None else row.version <= fence.version):
+        return
+    leased = holder is not None and holder.leased and holder.fence_in_params
+    problem = f"its backend has the fence {tuple(fence)}, which is not below the row's {tuple(own or (row.version,))}"
+    yield Finding(CheckCode.FENCE_BEHIND, _subject(row), problem, _LEASED if leased else REPAIR_COMMAND)

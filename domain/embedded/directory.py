@@ -4,7 +4,6 @@ One process at a time owns the directory. Sockets are in ``run/``. If that path 
 bytes) or needs quoting in a URL, ``run`` is a link to a private directory in the system's temporary directory.
 """
 
-import fcntl
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from domain.embedded.process import PidFile
 from domain.errors import ConfigurationError
 
 MAX_SOCKET_DIRECTORY_BYTES = 80  # macOS allows 103 bytes for the whole socket path, Linux 107
@@ -27,6 +27,7 @@ class DataDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path.expanduser().resolve()
         self.run = self.path / "run"
+        self._pid_file = PidFile(self.path / "lock")
         self._lock: int | None = None
 
     def claim(self) -> None:
@@ -37,7 +38,13 @@ class DataDirectory:
         """
         try:
             self._create()
-            self._lock = self._acquire_lock()
+            self._lock = self._pid_file.lock()
+            self._pid_file.write(self._lock, os.getpid())
+        except BlockingIOError as error:
+            owner = self._pid_file.read() or "unknown"
+            raise ConfigurationError(
+                f"another cistern up (pid {owner}) uses this data directory: {self.path}"
+            ) from error
         except OSError as error:
             raise ConfigurationError(f"data directory {self.path}: {_reason(error)}") from error
 
@@ -64,20 +71,6 @@ class DataDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         for folder in missing:  # under root, PostgreSQL runs as another user, who needs to traverse these folders
             folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
-
-    def _acquire_lock(self) -> int:
-        lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            owner = os.read(lock, 20).decode().strip() or "unknown"
-            os.close(lock)
-            raise ConfigurationError(
-                f"another cistern up (pid {owner}) uses this data directory: {self.path}"
-            ) from error
-        os.ftruncate(lock, 0)
-        os.write(lock, f"{os.getpid()}\n".encode())
-        return lock
 
     def _remove_run(self) -> None:
         link = self.path / "run"

@@ -4,6 +4,6 @@
           │                                     └─▶ skipped    the job of the previous run is still active
           └─ found too late, or not the latest ───▶ missed     one row for a whole span of times
 
-`cron` computes times and `occurrences` plans what to do with those that are due; both are pure. `runner` starts runs,
-`service` has the operations of users, `actions` is the interface of what a schedule can request.
+`cron` computes the times and plans what to do with those that are due: pure functions. `runner` starts runs, `service`
+has the operations of users, `actions` is the interface of what a schedule can request.
 """

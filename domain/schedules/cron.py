@@ -5,10 +5,13 @@
    minutes begin with a star.)
 2. An expression for every hour is due whenever the local clock shows a matching time. Every ten minutes therefore stays
    every ten minutes, on days of 23 and of 25 hours.
+
+Of the times that are due, at most one is started, and the others are recorded as missed.
 """
 
 import functools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 from zoneinfo import ZoneInfo, available_timezones
@@ -25,6 +28,9 @@ _RANGES: Final = {"minute": 60, "hour": 24, "day": 31, "month": 12, "weekday": 7
 _NEXT_LARGER: Final = {"minute": "hour", "hour": "day", "day": "month", "month": "year", "weekday": "week"}
 #: Maximum length of a cron expression, and of a time zone quoted in an error message.
 _MAX_LENGTH: Final = 100
+#: A time found at most this late is on time, whatever the catch-up window: maintenance runs every few seconds, and cron
+#: has no shorter interval.
+_ON_TIME: Final = timedelta(minutes=1)
 
 
 class CronSchedule:
@@ -135,6 +141,37 @@ def _require_possible_steps(cron: str) -> None:
                     f" {_NEXT_LARGER[name]}. Write down the times, or use several schedules.",
                     field="cron",
                 )
+
+
+@dataclass(frozen=True)
+class Span:
+    """``count`` consecutive times of a schedule, from ``first`` to ``last``."""
+
+    first: datetime
+    last: datetime
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """The plan for all due times: those ``missed``, the one to ``run_at`` now, and the ``following`` one, due next."""
+
+    missed: Span | None
+    run_at: datetime | None
+    following: datetime
+
+
+def plan_run(cron: CronSchedule, first: datetime, *, now: datetime, window: timedelta) -> PlannedRun:
+    """Plan all times due from ``first`` to ``now``: start the latest one if its catch-up window is still open."""
+    previous = latest = first
+    count = 1
+    for time in cron.times(first):
+        if time > now:
+            if now - latest > max(window, _ON_TIME):
+                return PlannedRun(Span(first, latest, count), None, time)
+            return PlannedRun(Span(first, previous, count - 1) if count > 1 else None, latest, time)
+        previous, latest, count = latest, time, count + 1
+    raise Invalid("`cron` is never due again.", field="cron")
 
 
 @functools.cache

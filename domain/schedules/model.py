@@ -1,5 +1,6 @@
 """The tables of schedules and of their runs."""
 
+import enum
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -10,11 +11,20 @@ from sqlalchemy.orm import Mapped, column_property, mapped_column
 from domain.db.base import Entity, enum_text
 from domain.jobs.model import Job
 from domain.jobs.states import JobStatus
-from domain.schedules.states import RunOutcome
+from domain.schedules.cron import CronSchedule
 from domain.volumes.model import MAX_NAME
 
 #: Default catch-up window of a schedule, in seconds: how late a due time may still be started.
 CATCH_UP_SECONDS: Final = 6 * 3600
+
+
+class RunOutcome(enum.StrEnum):
+    """What was done at a due time. There are no moves between outcomes: the row of a run is written once."""
+
+    STARTED = "started"
+    MISSED = "missed"
+    SKIPPED = "skipped"
+
 
 _OUTCOMES = ", ".join(f"'{outcome}'" for outcome in RunOutcome)
 
@@ -44,6 +54,15 @@ class Schedule(Entity):
     last_job_id: Mapped[UUID | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    @property
+    def calendar(self) -> CronSchedule:
+        """The times at which it is due.
+
+        Raises:
+            Invalid: as `CronSchedule`.
+        """
+        return CronSchedule(self.cron, self.time_zone)
 
 
 class Run(Entity):

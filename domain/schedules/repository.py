@@ -1,7 +1,7 @@
-"""Queries on the tables of schedules and runs. Takes a session, never commits."""
+"""Queries on the tables of schedules and runs, and the clock of schedules. Takes a session, never commits."""
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -16,6 +16,15 @@ from domain.schedules.model import Run, Schedule
 
 #: Maximum number of runs pruned in one transaction.
 _PRUNE_BATCH: Final = 1000
+
+#: That of PostgreSQL, so that all replicas agree; tests pass another one.
+Clock = Callable[[AsyncSession], Awaitable[datetime]]
+
+
+async def postgresql_clock(session: AsyncSession) -> datetime:
+    """Return the current time. Not the transaction's start time, because the transaction may have waited for a lock."""
+    now: datetime = (await session.scalars(select(func.clock_timestamp()))).one()
+    return now
 
 
 class ScheduleRepository:
@@ -40,22 +49,16 @@ class ScheduleRepository:
             raise
         await self._session.refresh(schedule)
 
-    async def get(self, schedule_id: UUID) -> Schedule:
-        """Read one schedule.
+    async def get(self, schedule_id: UUID, *, for_update: bool = False) -> Schedule:
+        """Read one schedule; ``for_update`` locks its row, so that it is neither changed nor started meanwhile.
 
         Raises:
             ScheduleNotFound: no such schedule.
         """
-        return _found(await self._session.get(Schedule, schedule_id), schedule_id)
-
-    async def lock(self, schedule_id: UUID) -> Schedule:
-        """Read one schedule and lock its row, so that it is neither changed nor started meanwhile.
-
-        Raises:
-            ScheduleNotFound: no such schedule.
-        """
-        locked = await self._session.get(Schedule, schedule_id, with_for_update=True, populate_existing=True)
-        return _found(locked, schedule_id)
+        schedule = await self._session.get(Schedule, schedule_id, with_for_update=for_update)
+        if schedule is None:
+            raise ScheduleNotFound(schedule_id)
+        return schedule
 
     async def page(self, name: str | None, *, before: UUID | None, limit: int) -> Sequence[Schedule]:
         """Read up to ``limit`` + 1 schedules, newest first; the extra one shows that there is a next page."""
@@ -81,11 +84,6 @@ class ScheduleRepository:
             Schedule.catch_up_seconds == due.catch_up_seconds,
         )
         return (await self._session.scalars(query.with_for_update(skip_locked=True))).one_or_none()
-
-    async def remove(self, schedule: Schedule) -> None:
-        """Delete a schedule and its runs; its jobs stay."""
-        await self._session.delete(schedule)
-        await self._session.flush()
 
 
 def any_due(actions: Collection[str]) -> ColumnElement[bool]:
@@ -134,9 +132,3 @@ async def prune_runs(session: AsyncSession, *, age: timedelta) -> Pruned:
     query = delete(Run).where(Run.id.in_(expired)).returning(Run.id).execution_options(synchronize_session=False)
     rows = len((await session.scalars(query)).all())
     return Pruned(rows, more=rows == _PRUNE_BATCH)
-
-
-def _found(schedule: Schedule | None, schedule_id: UUID) -> Schedule:
-    if schedule is None:
-        raise ScheduleNotFound(schedule_id)
-    return schedule

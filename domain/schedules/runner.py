@@ -21,12 +21,9 @@ from domain.jobs.model import Job
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.transport.job_queue import JobQueue
 from domain.schedules.actions import Actions
-from domain.schedules.clock import Clock, postgresql_clock
-from domain.schedules.cron import CronSchedule
-from domain.schedules.model import Run, Schedule
-from domain.schedules.occurrences import PlannedRun, Span, plan_run
-from domain.schedules.repository import ScheduleRepository
-from domain.schedules.states import RunOutcome
+from domain.schedules.cron import PlannedRun, Span, plan_run
+from domain.schedules.model import Run, RunOutcome, Schedule
+from domain.schedules.repository import Clock, ScheduleRepository, postgresql_clock
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +49,7 @@ class ScheduleRunner:
         """
         async with accepting(self._database, origin) as accepted:
             session = accepted.session
-            schedule = await ScheduleRepository(session).lock(schedule_id)
+            schedule = await ScheduleRepository(session).get(schedule_id, for_update=True)
             now = await self._clock(session)
             # Due times are whole minutes. A time with microseconds differs from all of them, so that this run and one
             # that is due now can both exist (`scheduled_for` is unique per schedule).
@@ -81,7 +78,8 @@ class ScheduleRunner:
 
     async def _start_if_unchanged(self, due: Schedule, now: datetime) -> Job | None:
         # In a thread and outside of any transaction: after a long outage there may be a million times to count.
-        plan = await asyncio.to_thread(_plan, due, now)
+        window = timedelta(seconds=due.catch_up_seconds)
+        plan = await asyncio.to_thread(plan_run, due.calendar, due.next_run_at or now, now=now, window=window)
         async with self._database.transaction() as session:
             schedule = await ScheduleRepository(session).lock_if_unchanged(due)
             if schedule is None:
@@ -103,7 +101,7 @@ class ScheduleRunner:
         try:
             return await self._start(session, schedule, plan.run_at)
         except Refused as refused:
-            session.add(_run(schedule, _single(plan.run_at), RunOutcome.SKIPPED, detail=refused.message))
+            session.add(_run(schedule, Span(plan.run_at, plan.run_at), RunOutcome.SKIPPED, detail=refused.message))
             return refused
 
     async def _start(self, session: AsyncSession, schedule: Schedule, scheduled_for: datetime) -> Job:
@@ -112,15 +110,9 @@ class ScheduleRunner:
             raise ScheduleBusy(f"The job of the previous run is still active ({last}).", job_id=last)
         action = self._actions[schedule.action]
         job = await action.request(session, schedule.params, schedule_id=schedule.id, scheduled_for=scheduled_for)
-        session.add(_run(schedule, _single(scheduled_for), RunOutcome.STARTED, job_id=job.id))
+        session.add(_run(schedule, Span(scheduled_for, scheduled_for), RunOutcome.STARTED, job_id=job.id))
         schedule.last_job_id = job.id
         return job
-
-
-def _plan(schedule: Schedule, now: datetime) -> PlannedRun:
-    cron = CronSchedule(schedule.cron, schedule.time_zone)
-    first = schedule.next_run_at or now
-    return plan_run(cron, first, now=now, window=timedelta(seconds=schedule.catch_up_seconds))
 
 
 def _log_run(schedule: Schedule, plan: PlannedRun, result: Job | Refused | None) -> None:
@@ -132,10 +124,6 @@ def _log_run(schedule: Schedule, plan: PlannedRun, result: Job | Refused | None)
             bound.info("schedule.run_started", scheduled_for=str(plan.run_at), job_id=str(result.id))
         case Refused():
             bound.warning("schedule.skipped", scheduled_for=str(plan.run_at), reason=result.message)
-
-
-def _single(time: datetime) -> Span:
-    return Span(time, time, 1)
 
 
 def _run(schedule: Schedule, span: Span, outcome: RunOutcome, **columns: Any) -> Run:

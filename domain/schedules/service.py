@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -15,10 +14,8 @@ from domain.db.pagination import Page, PageRequest
 from domain.errors import Invalid
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting
 from domain.schedules.actions import Actions, Params
-from domain.schedules.clock import Clock, postgresql_clock
-from domain.schedules.cron import CronSchedule
 from domain.schedules.model import CATCH_UP_SECONDS, Run, Schedule
-from domain.schedules.repository import RunRepository, ScheduleRepository
+from domain.schedules.repository import Clock, RunRepository, ScheduleRepository, postgresql_clock
 
 _RECENT_RUNS: Final = 5
 
@@ -56,7 +53,7 @@ class ScheduleService:
         schedule = Schedule(id=uuid7(), **vars(new))
         self._check_params(schedule)
         async with accepting(self._database, origin) as accepted:
-            next_run_at = _cron(schedule).next(await self._clock(accepted.session))
+            next_run_at = schedule.calendar.next(await self._clock(accepted.session))
             schedule.next_run_at = next_run_at if schedule.enabled else None
             await ScheduleRepository(accepted.session).save(schedule)
             accepted.entity = schedule
@@ -108,17 +105,20 @@ class ScheduleService:
         """
         async with self._database.transaction() as session:
             schedules = ScheduleRepository(session)
-            schedule = await schedules.lock(schedule_id)
-            after = await self._reference_time(session, schedule_id)
+            schedule = await schedules.get(schedule_id, for_update=True)
+            # A schedule with new timing is due next after now: times while it was paused are not missed. But not before
+            # the latest time that has a run: no time is run twice, even if PostgreSQL's clock has stepped back since.
+            now = await self._clock(session)
+            after = max(now, await RunRepository(session).latest(schedule_id) or now)
             timing = _timing(schedule)
             for name, value in changes.items():
                 setattr(schedule, name, value)
             if "params" in changes:
                 self._check_params(schedule)
             if changes.keys() & {"cron", "time_zone"}:
-                _cron(schedule).next(after)  # checked for a paused schedule too
+                schedule.calendar.next(after)  # checked for a paused schedule too
             if _timing(schedule) != timing:
-                schedule.next_run_at = _cron(schedule).next(after) if schedule.enabled else None
+                schedule.next_run_at = schedule.calendar.next(after) if schedule.enabled else None
             schedule.updated_at = func.now()
             await schedules.save(schedule)
             return schedule, await _last_runs(session, schedule)
@@ -130,8 +130,7 @@ class ScheduleService:
             ScheduleNotFound: no such schedule.
         """
         async with self._database.transaction() as session:
-            schedules = ScheduleRepository(session)
-            await schedules.remove(await schedules.lock(schedule_id))
+            await session.delete(await ScheduleRepository(session).get(schedule_id, for_update=True))
 
     def _check_params(self, schedule: Schedule) -> None:
         if schedule.action not in self._actions:
@@ -142,20 +141,6 @@ class ScheduleService:
         except Invalid as error:
             error.details["field"] = f"params.{error.details['field']}"
             raise
-
-    async def _reference_time(self, session: AsyncSession, schedule_id: UUID) -> datetime:
-        """Return the time after which a schedule with new timing is due next.
-
-        (1) Now: times while the schedule was paused are not missed. (2) But not before the latest time that has a run:
-        no time is run twice, even if PostgreSQL's clock has stepped back since.
-        """
-        now = await self._clock(session)
-        latest = await RunRepository(session).latest(schedule_id)
-        return max(now, latest or now)
-
-
-def _cron(schedule: Schedule) -> CronSchedule:
-    return CronSchedule(schedule.cron, schedule.time_zone)
 
 
 def _timing(schedule: Schedule) -> tuple[str, str, bool]:

@@ -7,15 +7,56 @@ URLs. The factory is called with a `DriverUrl` and the number of threads that ma
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Final, Self
 
 from domain.db.database import in_transaction
 from domain.errors import ConfigurationError, UnknownBackend
 from domain.storage.driver import StorageDriver
-from domain.storage.urls import DriverUrl
 
 ENTRY_POINT_GROUP: Final = "cistern.storage"
+
+
+@dataclass
+class DriverUrl:
+    """A backend's URL in parts: ``scheme:path?option=value&...``.
+
+    URLs are taken literally, without percent-decoding: a path may contain % and #.
+    A driver removes the options it knows from ``options``; all others are refused.
+    """
+
+    scheme: str
+    path: str
+    options: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """Split a URL into its parts."""
+        scheme, _, rest = url.partition(":")
+        path, _, query = rest.partition("?")
+        options = (option.partition("=") for option in query.split("&") if option)
+        return cls(scheme, path, {name: value for name, _, value in options})
+
+    @property
+    def driver(self) -> str:
+        """The name of the driver that opens this URL: the scheme up to its first ``+``."""
+        return self.scheme.partition("+")[0]
+
+    @property
+    def inner(self) -> Self:
+        """The URL for the driver inside a wrapper: ``wrapper+scheme:`` without ``wrapper+``, sharing the options."""
+        return type(self)(self.scheme.partition("+")[2], self.path, self.options)
+
+    def require_no_path(self) -> None:
+        """Refuse a path in the URL of a driver that has none.
+
+        Raises:
+            ConfigurationError: the URL has a path.
+        """
+        if self.path:
+            raise ConfigurationError(f"{self.scheme}: takes no path, but has {self.path!r}")
+
 
 DriverFactory = Callable[[DriverUrl, int], StorageDriver]
 
@@ -34,8 +75,13 @@ class Backends:
         Raises:
             ConfigurationError: a backend cannot be used; the message names it and the reason.
         """
-        drivers = {name: _open_named(name, url, threads) for name, url in urls.items()}
-        return cls(drivers, {name: url.partition(":")[0] for name, url in urls.items()})
+        drivers = {}
+        for name, url in urls.items():
+            try:
+                drivers[name] = open_driver(url, threads)
+            except ConfigurationError as error:
+                raise ConfigurationError(f"CISTERN_BACKENDS: backend {name!r}: {error}") from error
+        return cls(drivers, {name: DriverUrl.parse(url).scheme for name, url in urls.items()})
 
     def __contains__(self, name: object) -> bool:
         return name in self._drivers
@@ -84,28 +130,21 @@ def open_driver(url: str | DriverUrl, threads: int) -> StorageDriver:
         ConfigurationError: the scheme or an option is unknown, the driver cannot be imported, or the path is unusable.
     """
     parsed = DriverUrl.parse(url) if isinstance(url, str) else url
-    driver = _load_factory(parsed)(parsed, threads)
+    driver = _load_factory(parsed.driver)(parsed, threads)
     if parsed.options:
         raise ConfigurationError(f"unknown option {', '.join(parsed.options)}")
     return driver
 
 
-def _open_named(name: str, url: str, threads: int) -> StorageDriver:
-    try:
-        return open_driver(url, threads)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"CISTERN_BACKENDS: backend {name!r}: {error}") from error
-
-
-def _load_factory(url: DriverUrl) -> DriverFactory:
+def _load_factory(name: str) -> DriverFactory:
     registered = entry_points(group=ENTRY_POINT_GROUP)
-    if url.driver not in registered.names:
+    if name not in registered.names:
         known = ", ".join(sorted(registered.names))
-        raise ConfigurationError(f"unknown driver {url.driver!r}; choose from {known}")
-    entry_point = registered[url.driver]
+        raise ConfigurationError(f"unknown driver {name!r}; choose from {known}")
+    entry_point = registered[name]
     try:
         factory: DriverFactory = entry_point.load()
     except Exception as error:  # importing code of another distribution may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigurationError(f"cannot load driver {url.driver!r} from {entry_point.value}: {reason}") from error
+        raise ConfigurationError(f"cannot load driver {name!r} from {entry_point.value}: {reason}") from error
     return factory

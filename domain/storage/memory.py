@@ -7,10 +7,10 @@ from uuid import UUID
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from domain.errors import ConfigurationError
+from domain.storage.backends import DriverUrl
 from domain.storage.context import Fence, Grant, refuse_stale
 from domain.storage.driver import Capacity, Leftover, StorageDriver, StoredObject, StoredVolume, Usage
 from domain.storage.errors import SnapshotMissing, StorageFull, VolumeMissing
-from domain.storage.urls import DriverUrl, require_no_path
 
 
 class MemoryDriver(StorageDriver):
@@ -48,8 +48,8 @@ class MemoryDriver(StorageDriver):
 
     async def seal(self, volume_id: UUID, grant: Grant) -> int | None:
         """Raise the fence, even if the attempt was stopped; return the volume's size."""
-        self._seal("seal", volume_id, grant)
-        return self._sizes.get(volume_id)
+        with self._publishing("seal", volume_id, grant, seal=True):
+            return self._sizes.get(volume_id)
 
     async def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int:
         """Store the volume's size as the snapshot's; never replace a snapshot."""
@@ -85,8 +85,8 @@ class MemoryDriver(StorageDriver):
 
     async def seal_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
         """Raise the snapshot's fence, even if the attempt was stopped; return the snapshot's size."""
-        self._seal("seal_snapshot", snapshot_id, grant)
-        return self._snapshots.get((volume_id, snapshot_id))
+        with self._publishing("seal_snapshot", snapshot_id, grant, seal=True):
+            return self._snapshots.get((volume_id, snapshot_id))
 
     async def measure(self, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:
         """Return the sizes; no bytes are ever written, so none are allocated."""
@@ -121,15 +121,12 @@ class MemoryDriver(StorageDriver):
         refuse_stale(self._fences.get(subject_id), grant.fence)
 
     @contextmanager
-    def _publishing(self, operation: str, subject_id: UUID, grant: Grant) -> Iterator[None]:
-        self._refuse_if_stale(subject_id, grant)
-        self._fences[subject_id] = grant.fence
-        yield
-        grant.on_published(operation, subject_id)
-
-    def _seal(self, operation: str, subject_id: UUID, grant: Grant) -> None:
+    def _publishing(self, operation: str, subject_id: UUID, grant: Grant, *, seal: bool = False) -> Iterator[None]:
+        if not seal:
+            grant.check()
         refuse_stale(self._fences.get(subject_id), grant.fence)
         self._fences[subject_id] = grant.fence
+        yield
         grant.on_published(operation, subject_id)
 
     def _snapshot(self, volume_id: UUID, snapshot_id: UUID) -> int:
@@ -150,14 +147,9 @@ def open_driver(url: DriverUrl, _: int) -> MemoryDriver:
     Raises:
         ConfigurationError: the URL has a path, or the capacity is not a size.
     """
-    require_no_path(url)
-    return MemoryDriver(_capacity(url.options.pop("capacity", None)))
-
-
-def _capacity(text: str | None) -> int | None:
-    if text is None:
-        return None
+    url.require_no_path()
+    capacity = url.options.pop("capacity", None)
     try:
-        return TypeAdapter(ByteSize).validate_python(text)
+        return MemoryDriver(TypeAdapter[ByteSize | None](ByteSize | None).validate_python(capacity))
     except ValidationError as error:
-        raise ConfigurationError(f"capacity={text!r} is not a size such as 10MiB") from error
+        raise ConfigurationError(f"capacity={capacity!r} is not a size such as 10MiB") from error

@@ -19,7 +19,7 @@ from typing import Any
 import redis
 
 import domain.services
-import domain.storage.file.tree
+import domain.storage.file.fence
 from domain.bulk.chunks import LaneChunks
 from domain.bulk.expand import ExpandOperation
 from domain.bulk.service import BulkService
@@ -107,7 +107,7 @@ def disarm(guard: str) -> None:
     if guard == "clock":
         setattr(Grant, "check", lambda _: None)  # noqa: B010
     if guard == "fence":
-        setattr(domain.storage.file.tree, "refuse_stale", lambda *_: None)  # noqa: B010
+        setattr(domain.storage.file.fence, "refuse_stale", lambda *_: None)  # noqa: B010
 
 
 def forget_kind(kind: str) -> None:

@@ -10,6 +10,7 @@ import redis.asyncio
 
 from tests.acceptance.clients import Expectations
 from tests.acceptance.stack import Stack
+from tests.support.embedded import restart_redis_empty
 
 Fault = Callable[[Stack, Random], Awaitable[None]]
 
@@ -26,15 +27,15 @@ async def flush_redis(stack: Stack, _: Random) -> None:
 
 async def empty_redis(stack: Stack, random: Random) -> None:
     """Kill Redis, leave it down for up to 2 s, and start it without its data."""
-    await asyncio.to_thread(stack.servers.kill_redis)
+    await asyncio.to_thread(stack.servers.redis.stop, signal.SIGKILL)
     await asyncio.sleep(random.uniform(0, 2))
-    await asyncio.to_thread(stack.servers.restart_redis, empty=True)
+    await asyncio.to_thread(restart_redis_empty, stack.servers)
 
 
 async def crash_postgresql(stack: Stack, random: Random) -> None:
-    await asyncio.to_thread(stack.servers.stop_postgres, "immediate")
+    await asyncio.to_thread(stack.servers.postgres.stop, signal.SIGQUIT)
     await asyncio.sleep(random.uniform(0, 1))
-    await asyncio.to_thread(stack.servers.start_postgres)
+    await asyncio.to_thread(stack.servers.postgres.start)
 
 
 async def pause_a_worker(stack: Stack, random: Random) -> None:

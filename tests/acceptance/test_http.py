@@ -136,12 +136,12 @@ async def test_workers_recover_after_a_redis_outage(cluster: Cluster, servers: E
     async with client(cluster) as http:
         await created(http, "before")
 
-        await asyncio.to_thread(servers.kill_redis)
+        await asyncio.to_thread(servers.redis.stop, signal.SIGKILL)
         try:
             job = (await http.post("/volumes", json={"name": "meanwhile", "size": MIB})).json()
             assert job["status"] == "queued", "accepted although no message can be sent"
         finally:
-            await asyncio.to_thread(servers.start_redis)
+            await asyncio.to_thread(servers.redis.start)
 
         await poll(http, job, "succeeded")
         await created(http, "after")

@@ -16,6 +16,7 @@ from domain.services import Services, open_services
 from tests.acceptance import journal
 from tests.acceptance.cluster import SMALL, Cluster
 from tests.acceptance.waiting import ended
+from tests.support.embedded import restart_redis_empty
 
 
 @pytest.fixture
@@ -59,9 +60,9 @@ async def test_redis_killed_and_restarted_empty_loses_no_job(cluster: Cluster, p
             worker = cluster.start_worker(url=cluster.url(delay_ms=100))
             for restart in range(3):
                 post(api, *(f"before-{restart}-{number}" for number in range(8)))
-                await asyncio.to_thread(private_redis.kill_redis)
+                await asyncio.to_thread(private_redis.redis.stop, signal.SIGKILL)
                 post(api, *(f"without-{restart}-{number}" for number in range(4)))
-                await asyncio.to_thread(private_redis.restart_redis, empty=True)
+                await asyncio.to_thread(restart_redis_empty, private_redis)
         jobs = await all_ended(services)
 
         assert len(jobs) == 36
@@ -72,13 +73,13 @@ async def test_redis_killed_and_restarted_empty_loses_no_job(cluster: Cluster, p
 async def test_jobs_accepted_without_redis_from_the_start_run_later(
     cluster: Cluster, private_redis: EmbeddedServers
 ) -> None:
-    private_redis.kill_redis()
+    private_redis.redis.stop(signal.SIGKILL)
     async with open_services(cluster.settings) as services, services.watcher.watching():
         worker = cluster.start_worker()
         with client(cluster.start_api()) as api:
             assert api.get("/readyz").json()["redis"] == "unavailable"
             post(api, *(f"v{number}" for number in range(10)))
-            await asyncio.to_thread(private_redis.start_redis)
+            await asyncio.to_thread(private_redis.redis.start)
             jobs = await all_ended(services)
             assert api.get("/readyz").json()["redis"] == "ok"
 

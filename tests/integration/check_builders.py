@@ -1,5 +1,6 @@
 """Shared by the tests of `domain.check`: services with a file backend, and short calls of the check."""
 
+from collections import Counter
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -21,7 +22,13 @@ def grant_at(version: int, epoch: int = 0) -> Grant:
 
 
 async def run_check(services: Services, *, repair: bool = False) -> list[Finding]:
-    return (await services.check().report(repair=repair)).findings
+    return (await report(services, repair=repair))[0]
+
+
+async def report(services: Services, *, repair: bool = False) -> tuple[list[Finding], Counter[str]]:
+    """Run a check; return the findings and the number of things checked, by name."""
+    checked = Counter[str]()
+    return [finding async for finding in services.check().findings(checked, repair=repair)], checked
 
 
 async def findings(services: Services) -> list[tuple[str, str, bool]]:

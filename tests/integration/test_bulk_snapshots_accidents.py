@@ -19,7 +19,7 @@ from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.storage.context import Fence, Grant, Stopped
 from tests.integration.bulk_builders import kill_lanes
-from tests.integration.check_builders import findings, grant_at, repair_all
+from tests.integration.check_builders import findings, grant_at, repair_all, report
 from tests.integration.conftest import RunningWorker
 from tests.integration.job_builders import an_engine, everything, run_out, set_job, sql
 from tests.integration.snapshot_builders import carried_out, claimed
@@ -238,7 +238,7 @@ async def test_running_bulk_snapshot_has_no_findings(services: Services, job: Jo
     assert await findings(services) == []
     await perform(services, lane, all_work[:2])
     assert await findings(services) == []
-    assert (await services.check().report()).checked["ledgers"] == 1
+    assert (await report(services))[1]["ledgers"] == 1
 
 
 async def test_rows_held_by_an_ended_bulk_snapshot_are_found_and_released(services: Services, job: Job) -> None:

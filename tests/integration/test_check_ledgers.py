@@ -1,17 +1,21 @@
 """Bulk jobs against their ledgers: counters match the items, and an ended job has no unfinished item."""
 
+import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from uuid import UUID
 
 import pytest
+from sqlalchemy import text
 
 from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
 from domain.bulk.model import Lane
+from domain.check.jobs import Ledgers
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.storage.context import Fence
-from tests.integration.check_builders import findings, grant_at, repair_all, run_check
+from tests.integration.check_builders import findings, grant_at, repair_all, report, run_check
 from tests.integration.job_builders import MIB, row, set_job, sql, volume_row
 from tests.integration.snapshot_builders import carried_out, claimed
 from tests.support.bulk import add_volumes
@@ -58,7 +62,7 @@ async def test_running_bulk_job_is_not_reported(services: Services, bulk: Job) -
     assert await findings(services) == []
     items = await services.bulk.chunks(lane).reclaim_items()
     assert items == []
-    assert (await services.check().report()).checked["ledgers"] == 1
+    assert (await report(services))[1]["ledgers"] == 1
     assert (await row(services, bulk.id)).total == PLANNED
 
 
@@ -100,6 +104,27 @@ async def test_ended_job_with_a_pruned_ledger_is_not_reported(services: Services
     await sql(services, "DELETE FROM job_items")
 
     assert await findings(services) == []
+
+
+async def test_reading_a_ledger_may_take_longer_than_any_other_transaction(
+    settings: Settings, services: Services, bulk: Job
+) -> None:
+    locked = asyncio.Event()
+
+    async def lock_items() -> None:
+        async with services.database.transaction() as session:
+            await session.execute(text("LOCK TABLE job_items"))
+            locked.set()
+            await asyncio.sleep(1.5)
+
+    async with open_services(settings.model_copy(update={"database_timeout_seconds": 0.5})) as impatient:
+        locking = asyncio.create_task(lock_items())
+        await locked.wait()
+        checked = Counter[str]()
+        assert [one async for one in Ledgers(impatient.database).findings(checked, repair=False)] == []
+        await locking
+
+    assert checked == {"ledgers": 1}
 
 
 async def test_unfinished_plan_is_not_reported(services: Services) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from uuid_utils.compat import uuid7
 
-from domain.check.live_jobs import LiveJobs
+from domain.check.jobs import LiveJobs
 from domain.check.repair import Repair
-from domain.check.rows import CheckRepository
+from domain.check.rows import RowReader
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.storage.file.driver import FileDriver
@@ -59,7 +59,7 @@ async def test_difference_that_a_job_settles_between_two_reads_is_not_reported(
         await sql(services, "UPDATE volumes SET size = :size, version = version + 1", size=2 * MIB)
 
     assert {code for code, _, _ in await findings(services)} == {"size-differs", "fence-behind"}
-    before(monkeypatch, CheckRepository, "get_many", record)
+    before(monkeypatch, RowReader, "get_many", record)
     assert await findings(services) == []
 
 

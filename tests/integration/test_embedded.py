@@ -17,8 +17,9 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from domain.embedded import EmbeddedServers, temporary_data_dir
-from domain.embedded.postgres_server import PostgreSQL
+from domain.embedded.servers import PostgreSQL
 from domain.errors import ConfigurationError
+from tests.support.embedded import restart_redis_empty
 
 OWNER = """
 import json, sys, time
@@ -186,10 +187,10 @@ def test_killed_redis_restarts_at_its_address_with_its_data(own_servers: Embedde
         client.set("kept", "yes")
         url = own_servers.redis_url
 
-        own_servers.kill_redis()
+        own_servers.redis.stop(signal.SIGKILL)
         with pytest.raises(redis.ConnectionError):
             client.ping()
-        own_servers.start_redis()
+        own_servers.redis.start()
 
         assert (own_servers.redis_url, client.get("kept")) == (url, "yes")
 
@@ -198,18 +199,19 @@ def test_redis_can_be_restarted_empty(own_servers: EmbeddedServers) -> None:
     with redis_of(own_servers) as client:
         client.set("kept", "yes")
 
-        own_servers.restart_redis(empty=True)
+        restart_redis_empty(own_servers)
 
         assert client.dbsize() == 0
 
 
-@pytest.mark.parametrize("mode", ["fast", "immediate"])
-def test_restarted_postgresql_keeps_committed_data(own_servers: EmbeddedServers, mode: str) -> None:
-    query(own_servers, "CREATE TABLE IF NOT EXISTS kept (it text)", f"INSERT INTO kept VALUES ('{mode}')")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_restarted_postgresql_keeps_committed_data(own_servers: EmbeddedServers, number: signal.Signals) -> None:
+    query(own_servers, "CREATE TABLE IF NOT EXISTS kept (it text)", f"INSERT INTO kept VALUES ('{number.name}')")
 
-    own_servers.restart_postgres(mode)  # type: ignore[arg-type]
+    own_servers.postgres.stop(number)
+    own_servers.postgres.start()
 
-    assert query(own_servers, f"SELECT count(*) FROM kept WHERE it = '{mode}'") == 1
+    assert query(own_servers, f"SELECT count(*) FROM kept WHERE it = '{number.name}'") == 1
 
 
 def test_failed_server_start_is_explained_in_one_line_and_leaves_no_process(data_dir: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -41,10 +42,19 @@ def repair_saving(client: Any) -> None:
     client.config_set("save", "")
 
 
+def forbid_scripts(client: Any) -> None:
+    client.execute_command("ACL SETUSER", "default", "-@scripting")
+
+
+def allow_scripts(client: Any) -> None:
+    client.execute_command("ACL SETUSER", "default", "+@scripting")
+
+
 REFUSALS: list[Refusal] = [
     ("OOM", lambda client: client.config_set("maxmemory", 1), lambda client: client.config_set("maxmemory", 0)),
     ("READONLY", lambda client: client.replicaof("127.0.0.1", 1), lambda client: client.replicaof("NO", "ONE")),
     ("MISCONF", break_saving, repair_saving),
+    ("NOPERM", forbid_scripts, allow_scripts),
 ]
 every_refusal = pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal[0])
 
@@ -149,6 +159,30 @@ async def test_refused_fetch_is_not_mistaken_for_another_workers_claim(
         ((fetched, _),) = await consumer._fetch(1)
 
     assert fetched.decode() == message_id(job.message)
+
+
+def documented_rules() -> list[str]:
+    """The rules of ACL SETUSER that docs/operations.md gives for a user of Redis."""
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    (rules,) = re.findall(r"`ACL SETUSER (.+?)`", " ".join(text.split()))
+    return str(rules).split()
+
+
+@pytest.mark.parametrize("rules", [["app", "on", ">pw", "~*", "&*", "+@all", "-@dangerous"], documented_rules()])
+async def test_restricted_user_is_enough(
+    settings: Settings, own_redis: str, client: Any, caplog: pytest.LogCaptureFixture, rules: list[str]
+) -> None:
+    client.acl_deluser("app")
+    client.execute_command("ACL SETUSER", *rules)
+    url = own_redis.replace("unix://", "unix://app:pw@")
+    async with open_services(settings.model_copy(update={"redis_url": url})) as services, supervised(services.settings):
+        await services.queue.ping()
+        for number in range(20):
+            job = await services.volumes.request_create(NewVolume(f"by-a-restricted-user-{number}", MIB))
+            await services.queue.missing([job.message])
+            assert (await ended(services, job.id)).status == "succeeded"
+
+    assert not logged(caplog, "redis.")
 
 
 async def test_message_claimed_by_another_worker_is_skipped(services: Services, client: redis.Redis) -> None:

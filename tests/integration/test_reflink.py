@@ -101,7 +101,7 @@ async def test_copy_that_runs_out_of_space_leaves_no_files(
     xfs: Path, driver: FileDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = free(xfs)
-    monkeypatch.setattr("domain.storage.file.copying._share", lambda *_: False)
+    monkeypatch.setattr("domain.storage.file.disk._share", lambda *_: False)
     # XFS also shares blocks in copy_file_range.
     monkeypatch.setattr(os, "copy_file_range", lambda *_: 0)
 

@@ -202,14 +202,9 @@ _LIST: Final = (
     Mutation(
         "seal-keeps-fence",
         "an abandoned attempt could still publish on a volume that was released",
-        "domain/storage/file/tree.py",
-        """\
-            refuse_stale(record.read(), grant.fence)
-            record.write(grant.fence)
-            yield""",
-        """\
-            refuse_stale(record.read(), grant.fence)
-            yield""",
+        "domain/storage/file/fence.py",
+        "            record.write(grant.fence)\n",
+        "            if not seal:\n                record.write(grant.fence)\n",
         (f"{FENCES}test_lower_fence_is_refused_and_changes_nothing",),
     ),
     Mutation(

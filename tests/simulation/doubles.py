@@ -94,18 +94,11 @@ class JournalingMemoryDriver(MemoryDriver):
             self._snapshots[volume_id, snapshot_id] = size
 
     @contextmanager
-    def _publishing(self, operation: str, subject_id: UUID, grant: Grant) -> Iterator[None]:
-        with super()._publishing(operation, subject_id, grant):
+    def _publishing(self, operation: str, subject_id: UUID, grant: Grant, *, seal: bool = False) -> Iterator[None]:
+        with super()._publishing(operation, subject_id, grant, seal=seal):
             yield
-            self._record(operation, subject_id, grant)
-
-    def _seal(self, operation: str, subject_id: UUID, grant: Grant) -> None:
-        super()._seal(operation, subject_id, grant)
-        self._record(operation, subject_id, grant)
-
-    def _record(self, operation: str, subject_id: UUID, grant: Grant) -> None:
-        within_lease = operation in SEALS or monotonic() < grant.state.deadline
-        self.publications.append(Publication(operation, subject_id, grant.job_id, grant.fence, within_lease))
+            within_lease = seal or monotonic() < grant.state.deadline
+            self.publications.append(Publication(operation, subject_id, grant.job_id, grant.fence, within_lease))
 
 
 class SteppedStorage:

@@ -9,7 +9,9 @@ from collections.abc import Callable
 
 import pytest
 
-from api.cli.processes import Child, ProcessFailed, StopSignals
+from api.cli.processes import Child, ProcessFailed, collected_stop_signals, stop_children
+from api.cli.stack import Stack, _run_processes
+from domain.settings import load_settings
 
 IGNORES_SIGTERM = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
@@ -17,87 +19,81 @@ IGNORES_SIGTERM = (
 
 
 class Lines(list[str]):
-    """The output of a child, and a way to wait for a line."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._changed = asyncio.Event()
+    """The output of a child."""
 
     def __call__(self, name: str, line: str) -> None:
         self.append(f"{name} {line}")
-        self._changed.set()
-
-    async def until(self, condition: Callable[["Lines"], bool]) -> None:
-        async with asyncio.timeout(30):
-            while not condition(self):
-                await self._changed.wait()
-                self._changed.clear()
 
 
 def child(program: str, lines: Lines) -> Child:
     return Child("one", [sys.executable, "-c", program], environment=os.environ, output=lines)
 
 
-async def never() -> None:
-    await asyncio.Event().wait()
+def keep_alive_until(process: Child, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        process.keep_alive()
+        time.sleep(0.01)
 
 
-async def test_failed_first_start_is_final_and_reports_the_last_line() -> None:
+def test_failed_first_start_is_final_and_reports_the_last_line() -> None:
     process = child("import sys; sys.exit('tape: no such driver')", Lines())
 
     with pytest.raises(ProcessFailed, match=r"^one ended during start-up: tape: no such driver$"):
-        await process.keep_alive()
+        keep_alive_until(process, lambda: False)
 
 
-async def test_killed_process_is_restarted() -> None:
+def test_killed_process_is_restarted() -> None:
     lines = Lines()
-    process = child("import time; print('here', flush=True); time.sleep(600)", lines)
-    keeper = asyncio.create_task(process.keep_alive())
-    await lines.until(lambda output: output.count("one here") == 1)
-    assert process.pid is not None
+    process = child("import os, time; print('here', os.getpid(), flush=True); time.sleep(600)", lines)
+    keep_alive_until(process, lambda: len(lines) == 1)
+    first = int(lines[0].split()[-1])
 
-    os.kill(process.pid, signal.SIGKILL)
-    await lines.until(lambda output: output.count("one here") == 2)
-    await process.stop(30, never)
-    await keeper
+    os.kill(first, signal.SIGKILL)
+    keep_alive_until(process, lambda: len(lines) == 3)
+    stop_children([process], 30, [])
 
-    assert lines == ["one here", "one ended (SIGKILL), restarting in 0.5 s", "one here"]
-
-
-async def test_process_that_ignores_sigterm_is_killed_after_the_timeout() -> None:
-    lines = Lines()
-    process = child(IGNORES_SIGTERM, lines)
-    keeper = asyncio.create_task(process.keep_alive())
-    await lines.until(lambda output: "one ready" in output)
-
-    await process.stop(0.1, never)
-    await keeper
-
-    assert process.pid is None
+    second = int(lines[2].split()[-1])
+    assert lines == [f"one here {first}", "one ended (SIGKILL), restarting in 0.5 s", f"one here {second}"]
+    assert second != first
 
 
-async def test_second_signal_forces_the_stop() -> None:
+def test_process_that_ignores_sigterm_is_killed_after_the_timeout() -> None:
     lines = Lines()
     process = child(IGNORES_SIGTERM, lines)
-    keeper = asyncio.create_task(process.keep_alive())
-    await lines.until(lambda output: "one ready" in output)
+    keep_alive_until(process, lambda: "one ready" in lines)
+
+    stop_children([process], 0.1, [])
+
+    assert not process.alive()
+
+
+def test_second_signal_forces_the_stop() -> None:
+    lines = Lines()
+    process = child(IGNORES_SIGTERM, lines)
+    keep_alive_until(process, lambda: "one ready" in lines)
     started = time.monotonic()
 
-    with StopSignals() as signals:
+    with collected_stop_signals() as signals:
         os.kill(os.getpid(), signal.SIGTERM)
-        await signals.wait_for(1)
         os.kill(os.getpid(), signal.SIGINT)
-        await process.stop(600, lambda: signals.wait_for(2))
-    await keeper
+        stop_children([process], 600, signals)
 
+    assert signals == [signal.SIGTERM, signal.SIGINT]
+    assert not process.alive()
     assert time.monotonic() - started < 60
 
 
-async def test_process_stopped_before_its_start_never_starts() -> None:
-    lines = Lines()
-    process = child("print('here')", lines)
+async def test_after_a_signal_no_process_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Child] = []
+    monkeypatch.setattr(Child, "_start", started.append)
+    stack = Stack(settings=load_settings(), workers=2)
 
-    await process.stop(0, never)
-    await process.keep_alive()
+    async def work() -> None:
+        raise AssertionError
 
-    assert lines == []
+    async with asyncio.timeout(30):
+        await _run_processes(stack, os.environ, work, signals=[signal.SIGTERM], output=Lines())
+
+    assert started == []

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from domain.embedded.directory import MAX_SOCKET_DIRECTORY_BYTES, DataDirectory, refuse_impassable
-from domain.embedded.postgres_server import find_programs
-from domain.embedded.redis_server import find_redis_server
+from domain.embedded.servers import find_programs, find_redis_server
 from domain.errors import ConfigurationError
 
 

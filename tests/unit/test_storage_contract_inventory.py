@@ -9,7 +9,7 @@ import pytest
 from domain.storage.context import Fence
 from domain.storage.driver import StorageDriver, StoredObject
 from domain.storage.errors import PermanentStorageError
-from domain.storage.file.inventory import _lowest
+from domain.storage.file.tree import _lowest
 from tests.unit.storage_builders import MIB, RecordingGrant, Scenario, open_in
 
 

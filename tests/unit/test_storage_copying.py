@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from domain.storage.context import Fence, Grant, Stopped, StopReason
 from domain.storage.errors import TransientStorageError
-from domain.storage.file import copying
-from domain.storage.file.copying import copy
+from domain.storage.file import disk
+from domain.storage.file.disk import copy
 
 KIB, MIB = 1024, 1024 * 1024
 Report = tuple[int, int]
@@ -108,7 +108,7 @@ class TestHoles:
     @settings(max_examples=25, deadline=None)
     def test_every_pattern_of_data_and_holes_is_preserved(self, pattern: list[tuple[bool, int]]) -> None:
         with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(copying, "SLICE_BYTES", 5000)
+            patch.setattr(disk, "COPY_SLICE_BYTES", 5000)
             size, pieces = 0, []
             for filled, length in pattern:
                 pieces += [(size, os.urandom(length))] if filled else []
@@ -184,7 +184,7 @@ class TestFallbacks:
 class TestSlices:
     @pytest.fixture(autouse=True)
     def small(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(copying, "SLICE_BYTES", 64 * KIB)
+        monkeypatch.setattr(disk, "COPY_SLICE_BYTES", 64 * KIB)
 
     def test_progress_is_reported_after_each_slice(self, tmp_path: Path) -> None:
         grant = RecordingGrant()
@@ -201,7 +201,7 @@ class TestSlices:
 
     def test_long_copy_is_synced_at_intervals(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         synced: list[int] = []
-        monkeypatch.setattr(copying, "SYNC_BYTES", 128 * KIB)
+        monkeypatch.setattr(disk, "SYNC_BYTES", 128 * KIB)
         monkeypatch.setattr(os, "fdatasync", synced.append)
 
         copied(written(tmp_path, 640 * KIB, (0, os.urandom(640 * KIB))))

@@ -13,7 +13,7 @@ from domain.storage.backends import open_driver
 from domain.storage.context import Fence, Grant, Stopped, StopReason
 from domain.storage.driver import StorageDriver
 from domain.storage.errors import StorageFull
-from domain.storage.file import reserve as reserving
+from domain.storage.file import disk
 from tests.unit.storage_builders import RecordingGrant
 
 KIB, MIB = 1024, 1024 * 1024
@@ -23,7 +23,7 @@ VOLUME = UUID("01890000-0000-7000-8000-000000000001")
 @pytest.fixture
 async def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StorageDriver]:
     """A backend with ``allocate=full`` that reserves 1 MiB at a time."""
-    monkeypatch.setattr(reserving, "_SLICE_BYTES", MIB)
+    monkeypatch.setattr(disk, "RESERVE_SLICE_BYTES", MIB)
     driver = open_driver(f"file:{tmp_path}/volumes?allocate=full", 2)
     yield driver
     await driver.close()
@@ -37,14 +37,14 @@ def on_disk(driver: StorageDriver) -> tuple[int, int]:
 
 
 def full_after(monkeypatch: pytest.MonkeyPatch, slices: int) -> None:
-    reserve, remaining = reserving.reserve, iter(range(slices))
+    reserve, remaining = disk.reserve, iter(range(slices))
 
     def reserve_or_refuse(handle: int, start: int, length: int) -> None:
         if next(remaining, None) is None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         reserve(handle, start, length)
 
-    monkeypatch.setattr(reserving, "reserve", reserve_or_refuse)
+    monkeypatch.setattr(disk, "reserve", reserve_or_refuse)
 
 
 async def test_created_and_grown_volumes_have_all_blocks_allocated(driver: StorageDriver) -> None:
@@ -85,13 +85,13 @@ async def test_create_on_a_full_disk_leaves_no_files(
 async def test_stopped_reservation_is_released(driver: StorageDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     await driver.create(VOLUME, MIB, RecordingGrant(1))
     grant = Grant(uuid4(), Fence(2, 0), 10.0, clock=lambda: 0.0)
-    reserve = reserving.reserve
+    reserve = disk.reserve
 
     def reserve_and_stop(handle: int, start: int, length: int) -> None:
         reserve(handle, start, length)
         grant.stop(StopReason.CANCELLED)
 
-    monkeypatch.setattr(reserving, "reserve", reserve_and_stop)
+    monkeypatch.setattr(disk, "reserve", reserve_and_stop)
     with pytest.raises(Stopped):
         await driver.expand(VOLUME, 9 * MIB, grant)
 
@@ -103,7 +103,7 @@ async def test_seal_releases_blocks_that_a_killed_attempt_reserved(
 ) -> None:
     await driver.create(VOLUME, MIB, RecordingGrant(1))
     handle = os.open(str(driver.path(VOLUME)), os.O_RDWR)
-    reserving.reserve(handle, MIB, 4 * MIB)
+    disk.reserve(handle, MIB, 4 * MIB)
     os.close(handle)
     assert on_disk(driver) == (MIB, 5 * MIB)
 
@@ -122,7 +122,7 @@ def test_file_system_that_cannot_reserve_blocks_is_a_configuration_error(
     def refuse(*_: int) -> None:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
-    monkeypatch.setattr(reserving, "reserve", refuse)
+    monkeypatch.setattr(disk, "reserve", refuse)
     with pytest.raises(ConfigurationError, match=r"cannot reserve blocks \(allocate=full\)"):
         open_driver(f"file:{tmp_path}/volumes?allocate=full", 1)
 

@@ -9,8 +9,8 @@ import pytest
 
 from domain.storage.context import Grant, Stopped, StopReason
 from domain.storage.errors import FenceRefused, StorageFull
-from domain.storage.file import copying
-from domain.storage.file import snapshots as file_snapshots
+from domain.storage.file import disk
+from domain.storage.file import driver as file_driver
 from domain.storage.file.driver import FileDriver
 from tests.unit.file_builders import NEW, OLD, SNAPSHOT, VOLUME, attempt, data, failing, files, snapshot_driver
 
@@ -50,7 +50,7 @@ class TestUnfinished:
     ) -> None:
         before, grant, slices = files(driver), attempt(3), list[int]()
         monkeypatch.setattr(fcntl, "ioctl", failing(errno.EOPNOTSUPP))
-        monkeypatch.setattr(copying, "SLICE_BYTES", 4096)
+        monkeypatch.setattr(disk, "COPY_SLICE_BYTES", 4096)
 
         def stop_at_the_second(done: int, _: int) -> None:
             slices.append(done)
@@ -74,9 +74,9 @@ class TestUnfinished:
         def overtaken(source: int, target: int, grant: Grant) -> int:
             for subject in (VOLUME, new):
                 (driver.root / ".fences" / str(subject)).write_text(f"{9:020d} {1:020d}\n")
-            return copying.copy(source, target, grant)
+            return disk.copy(source, target, grant)
 
-        monkeypatch.setattr(file_snapshots, "copy", overtaken)
+        monkeypatch.setattr(file_driver, "copy", overtaken)
         with pytest.raises(FenceRefused):
             await perform(driver, operation, attempt(8), new)
 
@@ -89,7 +89,7 @@ class TestUnfinished:
         new = uuid4()
         await driver.seal(VOLUME, attempt(9))
         await driver.seal(new, attempt(9))
-        monkeypatch.setattr(file_snapshots, "copy", lambda *_: pytest.fail("copied despite a stale fence"))
+        monkeypatch.setattr(file_driver, "copy", lambda *_: pytest.fail("copied despite a stale fence"))
 
         with pytest.raises(FenceRefused):
             await perform(driver, operation, attempt(8), new)

@@ -13,10 +13,10 @@ from typing import TypeVar
 from uuid import UUID
 
 from domain.errors import ConfigurationError
+from domain.storage.backends import DriverUrl
 from domain.storage.context import Fence, Grant, refuse_stale
 from domain.storage.driver import Capacity, Leftover, StoredObject, StoredVolume, Usage
 from domain.storage.errors import SnapshotMissing, StorageBusy, TransientStorageError, VolumeMissing
-from domain.storage.urls import DriverUrl
 
 T = TypeVar("T")
 

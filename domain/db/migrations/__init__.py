@@ -39,11 +39,7 @@ def upgrade_to_head(config: Config) -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         command.upgrade(config, "head")
-    except ConnectionRefused as error:
-        raise MigrationFailed(f"PostgreSQL refused the connection: {error}") from error
-    except OSError as error:
-        raise DatabaseUnavailable(reason_of(error)) from error
-    except DBAPIError as error:
+    except (OSError, DBAPIError) as error:
         raise _to_cistern_error(error) from error
 
 
@@ -69,7 +65,9 @@ async def wait_for_postgresql(url: str, seconds: float) -> None:
         await database.close()
 
 
-def _to_cistern_error(error: DBAPIError) -> CisternError:
+def _to_cistern_error(error: OSError | DBAPIError) -> CisternError:
+    if isinstance(error, ConnectionRefused):
+        return MigrationFailed(f"PostgreSQL refused the connection: {error}")
     if sqlstate(error) == LOCK_NOT_AVAILABLE:
         return MigrationFailed(
             "a table was locked for too long, the schema is unchanged:"

@@ -6,7 +6,7 @@ at most make a worker query PostgreSQL. Losing every message loses no job.
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Final, Self
 from uuid import UUID
 
@@ -14,16 +14,13 @@ import structlog
 from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
 from arq.utils import timestamp_ms
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from domain.batching import Batcher
-from domain.errors import ConfigurationError, Unavailable
+from domain.errors import Unavailable
 from domain.jobs.model import JobMessage
 from domain.jobs.transport.messages import deserialize, message_id, serialize, write_message
+from domain.jobs.transport.redis_client import TIMEOUT_SECONDS, open_redis
 from domain.jobs.transport.write_errors import WriteErrors
 
 QUEUE_NAME: Final = "cistern:queue"
@@ -41,9 +38,6 @@ _MAX_CLOCK_SKEW_MS: Final = 3600 * 1000
 _MAX_BATCH: Final = 500
 #: A key that is written only to test whether Redis accepts writes.
 PING_KEY: Final = "cistern:written"
-#: Timeout of each operation: a request must be answered within a second even if Redis is down.
-_TIMEOUT_SECONDS: Final = 0.8
-
 _MESSAGE_KEYS: Final = (job_key_prefix, retry_key_prefix, in_progress_key_prefix)
 
 #: Removes messages from the queue, and all keys that arq has for them. If maintenance sends the same id again, nothing
@@ -85,30 +79,33 @@ class JobQueue:
 
     @classmethod
     def open(cls, url: str) -> Self:
-        """Prepare connections to the Redis at ``url``; the first is opened on first use.
+        """Prepare connections to the Redis at ``url``, as `open_redis` does; the first is opened on first use."""
+        return cls(open_redis(url))
+
+    @asynccontextmanager
+    async def _calling(self) -> AsyncIterator[None]:
+        """Convert the errors of a short exchange with Redis, and note whether it refuses writes.
 
         Raises:
-            ConfigurationError: the URL is malformed, or has an option that redis-py does not know.
+            QueueRefusesWrites: Redis refuses a command.
+            QueueUnavailable: it does not answer in time.
         """
         try:
-            redis = ArqRedis.from_url(
-                url,
-                socket_connect_timeout=_TIMEOUT_SECONDS,
-                socket_timeout=5,
-                # Retry once, at once, in case a pooled connection died unnoticed. OSError: a failed connect.
-                retry=Retry(NoBackoff(), 1),
-                retry_on_error=[RedisConnectionError, RedisTimeoutError, OSError],
-            )
-            redis.connection_pool.make_connection()  # opens nothing; rejects unknown options
-        except (TypeError, ValueError, OSError) as error:
-            reason = str(error).rpartition("__init__() got an ")[2]
-            raise ConfigurationError(f"CISTERN_REDIS_URL: {reason}") from error
-        return cls(redis)
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                yield
+        except ResponseError as error:
+            self.write_errors.note(error)
+            if isinstance(error, ReadOnlyError):  # the same address may lead to the new primary by now
+                await self.redis.connection_pool.disconnect(inuse_connections=False)
+            raise QueueRefusesWrites(str(error)) from error
+        # RuntimeError: what the event loop raises for a connection that was closed while it was being opened.
+        except (RedisError, OSError, RuntimeError) as error:
+            raise QueueUnavailable(str(error)) from error
 
     async def dispatch(self, messages: Iterable[JobMessage]) -> None:
         """Send messages. Idempotent; failures are only logged, as a maintenance task sends lost messages again."""
         try:
-            async with asyncio.timeout(_TIMEOUT_SECONDS):  # a message may have to wait for the batch before it
+            async with asyncio.timeout(TIMEOUT_SECONDS):  # a message may have to wait for the batch before it
                 await asyncio.gather(*map(self._sends.submit, messages))
         except TimeoutError:
             log.warning("dispatch.failed", error="Redis did not respond in time")
@@ -117,7 +114,7 @@ class JobQueue:
         """Write messages in the format of arq's `enqueue_job`, which needs three round trips per message."""
         now = timestamp_ms()
         try:
-            async with asyncio.timeout(_TIMEOUT_SECONDS), self.redis.pipeline(transaction=True) as pipe:
+            async with self._calling(), self.redis.pipeline(transaction=True) as pipe:
                 for message in messages:
                     pipe.set(
                         job_key_prefix + message_id(message),
@@ -130,10 +127,10 @@ class JobQueue:
                 pipe.ltrim(WAKEUPS, 0, _MAX_WAKEUPS - 1)
                 await pipe.execute()
             self.write_errors.clear()
-        except ResponseError as error:
-            self.write_errors.note(error)  # logs it, once per outage
-        except (RedisError, OSError) as error:
-            log.warning("dispatch.failed", error=str(error))
+        except QueueRefusesWrites:
+            pass  # logged once per outage
+        except QueueUnavailable as error:
+            log.warning("dispatch.failed", error=error.message)
         return [None] * len(messages)
 
     async def missing(self, messages: Sequence[JobMessage]) -> list[JobMessage]:
@@ -142,19 +139,13 @@ class JobQueue:
         Raises:
             QueueUnavailable: Redis does not answer, or refuses writes.
         """
-        try:
-            async with self.redis.pipeline(transaction=False) as pipe:
-                for message in messages:
-                    pipe.zscore(QUEUE_NAME, message_id(message))
-                scores = await pipe.execute()
+        async with self._calling(), self.redis.pipeline(transaction=False) as pipe:
+            for message in messages:
+                pipe.zscore(QUEUE_NAME, message_id(message))
+            scores = await pipe.execute()
             missing = [message for message, score in zip(messages, scores, strict=True) if score is None]
             if missing:  # a job key that remained without its queue entry would keep the message from being sent again
                 await self.redis.delete(*(job_key_prefix + message_id(message) for message in missing))
-        except ResponseError as error:
-            self.write_errors.note(error)
-            raise QueueRefusesWrites from error
-        except (RedisError, OSError) as error:
-            raise QueueUnavailable from error
         return missing
 
     def acknowledge(self, message: JobMessage) -> "asyncio.Future[None]":
@@ -166,21 +157,21 @@ class JobQueue:
 
     async def _acknowledge_all(self, messages: Sequence[JobMessage]) -> Sequence[None]:
         try:
-            async with asyncio.timeout(_TIMEOUT_SECONDS):
+            async with self._calling():
                 await self._acknowledge(keys=[QUEUE_NAME], args=[message_id(message) for message in messages])
-        except ResponseError as error:
-            self.write_errors.note(error)
-        except (RedisError, OSError) as error:
-            log.warning("acknowledge.failed", error=str(error))
+        except QueueRefusesWrites:
+            pass
+        except QueueUnavailable as error:
+            log.warning("acknowledge.failed", error=error.message)
         return [None] * len(messages)
 
     async def announce(self, *job_ids: UUID) -> None:
         """Publish that jobs have changed. Best effort: watchers also poll."""
         try:
-            async with asyncio.timeout(_TIMEOUT_SECONDS):
+            async with self._calling():
                 await self.redis.publish(_CHANNEL, " ".join(map(str, job_ids)))
-        except (RedisError, OSError) as error:
-            log.debug("announce.failed", error=str(error))
+        except QueueUnavailable as error:
+            log.debug("announce.failed", error=error.message)
 
     async def announcements(self) -> AsyncIterator[UUID]:
         """Subscribe, and yield the id of each job that is announced as changed.
@@ -197,24 +188,23 @@ class JobQueue:
                         for word in message["data"].split():
                             with suppress(ValueError):  # any client may publish anything on the channel
                                 yield UUID(word.decode())
-        except (RedisError, OSError) as error:
-            raise QueueUnavailable from error
+        except (RedisError, OSError, RuntimeError) as error:
+            raise QueueUnavailable(str(error)) from error
 
     async def ping(self) -> None:
-        """Check that Redis accepts a small write: a read-only Redis is of no use.
+        """Try the commands that workers and the API need, without an effect.
 
         Raises:
-            QueueRefusesWrites: it refuses the write.
+            QueueRefusesWrites: Redis refuses one: a replica, a full server, or a user with too few permissions.
             QueueUnavailable: it does not answer.
         """
-        try:
-            async with asyncio.timeout(_TIMEOUT_SECONDS):
-                await self.redis.set(PING_KEY, b"", px=1000)
-        except ResponseError as error:
-            self.write_errors.note(error)
-            raise QueueRefusesWrites from error
-        except (RedisError, OSError) as error:
-            raise QueueUnavailable from error
+        async with self._calling(), self.redis.pipeline(transaction=True) as pipe:
+            pipe.set(PING_KEY, b"", px=1000)
+            pipe.zscore(QUEUE_NAME, "")
+            pipe.ltrim(WAKEUPS, 0, _MAX_WAKEUPS - 1)
+            pipe.zcard(QUEUE_NAME)
+            await pipe.execute()
+            await self._acknowledge(keys=[QUEUE_NAME], args=[])
         self.write_errors.clear()
 
     async def close(self) -> None:

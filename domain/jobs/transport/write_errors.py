@@ -1,4 +1,4 @@
-"""A Redis that answers but refuses writes: no job is lost, but none is dispatched until an operator fixes it.
+"""A Redis that answers but refuses writes or commands: no job is lost, but none is dispatched until that is fixed.
 
 arq mistakes the error for a job claimed by another worker and logs it at DEBUG. This module logs it as an error, once
 and with a remedy, and logs when Redis accepts writes again.
@@ -7,17 +7,32 @@ and with a remedy, and logs when Redis accepts writes again.
 from typing import Final
 
 import structlog
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.exceptions import (
+    ClusterCrossSlotError,
+    MovedError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+)
 
 #: The prefix of Redis' error message, and the remedy.
 _REMEDIES: Final = {
     "READONLY": "it is a replica: set CISTERN_REDIS_URL to the primary, or promote it (REPLICAOF NO ONE)",
     "OOM": "it is out of memory: raise maxmemory, or find out what else is stored in it",
     "MISCONF": "it cannot save to its disk: free space or repair the disk; see the log of Redis",
+    "NOPERM": "allow this command to the user of CISTERN_REDIS_URL; docs/operations.md lists those that Cistern needs",
+    "CLUSTER": "it is a cluster, which Cistern does not use: set CISTERN_REDIS_URL to a server without cluster mode",
     "NOREPLICAS": "it has too few replicas: restore them, or lower min-replicas-to-write",
 }
 #: Errors whose prefix redis-py removes from the message.
-_PREFIX_BY_ERROR: Final[dict[type[Exception], str]] = {ReadOnlyError: "READONLY", OutOfMemoryError: "OOM"}
+_PREFIX_BY_ERROR: Final[dict[type[Exception], str]] = {
+    ReadOnlyError: "READONLY",
+    OutOfMemoryError: "OOM",
+    NoPermissionError: "NOPERM",
+    ClusterCrossSlotError: "CLUSTER",
+    MovedError: "CLUSTER",
+}
 _UNKNOWN_REMEDY: Final = "see the log of Redis"
 
 log = structlog.get_logger(__name__)

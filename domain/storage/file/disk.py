@@ -1,14 +1,20 @@
-"""System calls of the file driver, and the translation of their errors to storage errors."""
+"""System calls of the file driver: open, resize, sync, copy, reserve; and their errors as storage errors."""
 
+import ctypes
 import errno
+import fcntl
 import inspect
 import os
+import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 from domain.errors import StorageError
-from domain.storage.errors import AccessDenied, SizeUnsupported, StorageFull, TransientStorageError, VolumeMissing
+from domain.storage.context import Grant
+from domain.storage.errors import AccessDenied, SizeUnsupported, StorageFull, TransientStorageError
 
 ERRORS_BY_ERRNO: dict[int | None, type[StorageError]] = {
     errno.ENOSPC: StorageFull,
@@ -18,6 +24,18 @@ ERRORS_BY_ERRNO: dict[int | None, type[StorageError]] = {
     errno.EPERM: AccessDenied,
     errno.EROFS: AccessDenied,
 }
+# Errors that would stop any method of copying. File systems report "not supported" by many different errnos, so every
+# other error falls back to a simpler method, which fails itself if the problem is real. Coreutils' cp does the same.
+FATAL_ERRNOS = {errno.EIO, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT}
+
+FICLONE: Final = 0x40049409
+FALLOC_FL_KEEP_SIZE: Final = 1
+COPY_SLICE_BYTES = 8 * 1024 * 1024
+SYNC_BYTES = 16 * COPY_SLICE_BYTES
+#: Bytes reserved by one system call; between two of them the attempt can be stopped and records progress.
+RESERVE_SLICE_BYTES = 1 << 30
+
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 @contextmanager
@@ -26,12 +44,12 @@ def domain_errors() -> Iterator[None]:
     try:
         yield
     except OverflowError as error:
-        raise as_storage_error(SizeUnsupported, error) from error
+        raise _as_storage_error(SizeUnsupported, error) from error
     except OSError as error:
-        raise as_storage_error(ERRORS_BY_ERRNO.get(error.errno, TransientStorageError), error) from error
+        raise _as_storage_error(ERRORS_BY_ERRNO.get(error.errno, TransientStorageError), error) from error
 
 
-def as_storage_error(kind: type[StorageError], error: Exception) -> StorageError:
+def _as_storage_error(kind: type[StorageError], error: Exception) -> StorageError:
     """Return the storage error, with the system's message appended to its own."""
     return kind(f"{inspect.getdoc(kind)} ({error})")
 
@@ -46,17 +64,18 @@ def opened(path: Path, flags: int) -> Iterator[int]:
         os.close(handle)
 
 
-@contextmanager
-def opened_data(path: Path) -> Iterator[int]:
-    """Open a volume's data.
+def size_of(path: Path) -> int | None:
+    """Return a file's length in bytes, None if there is no such file."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
 
-    Raises:
-        VolumeMissing: the file does not exist.
-    """
-    if not path.exists():
-        raise VolumeMissing
-    with opened(path, os.O_RDWR) as handle:
-        yield handle
+
+def sync_folder(path: Path) -> None:
+    """Sync a directory, so that the names in it survive a power failure."""
+    with opened(path, os.O_RDONLY | os.O_DIRECTORY) as handle:
+        os.fsync(handle)
 
 
 def resize(handle: int, size: int) -> None:
@@ -66,10 +85,145 @@ def resize(handle: int, size: int) -> None:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        raise as_storage_error(SizeUnsupported, error) from error
+        raise _as_storage_error(SizeUnsupported, error) from error
 
 
-def sync_folder(path: Path) -> None:
-    """Sync a directory, so that the names in it survive a power failure."""
-    with opened(path, os.O_RDONLY | os.O_DIRECTORY) as handle:
+def match_replaced_file(draft: Path, data: Path) -> int:
+    """Make the draft at least as long as the file it replaces, with the same owner and mode; return its size."""
+    replaced = data.stat()
+    with opened(draft, os.O_RDWR) as handle:
+        if os.fstat(handle).st_size < replaced.st_size:
+            resize(handle, replaced.st_size)
+        with suppress(PermissionError):  # an unprivileged process cannot give files to another owner
+            os.fchown(handle, replaced.st_uid, replaced.st_gid)
+        os.fchmod(handle, replaced.st_mode & 0o7777)
         os.fsync(handle)
+        return os.fstat(handle).st_size
+
+
+def copy(source: int, target: int, grant: Grant) -> int:
+    """Copy a file into an empty one; return the size in bytes.
+
+    Shares the file's blocks if the file system can, else copies its data and keeps its holes, in slices: so a copy can
+    be stopped and reports its progress. If the source is being written to, sharing its blocks is atomic; copying them
+    is not.
+    """
+    if not _share(source, target):
+        _copy_data(source, target, grant)
+    size = os.fstat(target).st_size
+    grant.report(size, size)
+    return size
+
+
+def _share(source: int, target: int) -> bool:
+    """Share all blocks, copy on write, and return True; False if the file system cannot (XFS and Btrfs can)."""
+    try:
+        fcntl.ioctl(target, FICLONE, source)
+    except OSError as error:
+        _raise_if_fatal(error)
+        return False
+    return True
+
+
+def _copy_data(source: int, target: int, grant: Grant) -> None:
+    size = os.fstat(source).st_size
+    resize(target, size)
+    unsynced = 0
+    for start, end in _slices(source, size):
+        grant.check()
+        offset = start
+        while offset < end:
+            offset += _copy_some(source, target, offset, end - offset)
+        grant.report(end, size)
+        unsynced += end - start
+        if unsynced >= SYNC_BYTES:  # a single sync at the end would take long and look like a stall
+            os.fdatasync(target)
+            unsynced = 0
+
+
+def _slices(handle: int, size: int) -> Iterator[tuple[int, int]]:
+    for start, end in _extents(handle, size):
+        for offset in range(start, end, COPY_SLICE_BYTES):
+            yield offset, min(offset + COPY_SLICE_BYTES, end)
+
+
+def _extents(handle: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield the extents that hold data, in order; the whole file if the file system cannot find holes."""
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(handle, end, os.SEEK_DATA)
+            stop = os.lseek(handle, start, os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # no more data
+                return
+            _raise_if_fatal(error)
+            start, stop = end, size
+        end = min(stop, size)
+        if start < end:
+            yield start, end
+
+
+def _copy_some(source: int, target: int, offset: int, count: int) -> int:
+    """Copy between 1 and ``count`` bytes, in the kernel if it can; return how many."""
+    try:
+        if copied := os.copy_file_range(source, target, count, offset, offset):
+            return copied  # some kernels return 0, which means end of file, when they cannot copy
+    except OSError as error:
+        _raise_if_fatal(error)
+    content = os.pread(source, count, offset)
+    if not content:
+        raise TransientStorageError("The file became shorter while it was copied.")
+    return os.pwrite(target, content, offset)
+
+
+def _raise_if_fatal(error: OSError) -> None:
+    if error.errno in FATAL_ERRNOS:
+        raise error
+
+
+def grow_reserved(handle: int, size: int, grant: Grant) -> None:
+    """Grow a file to ``size`` bytes with all new blocks reserved (``allocate=full``), or leave it as it was.
+
+    Blocks are reserved beyond the end of the file first; then the file gets its new length in one step. So it always
+    has the old length or the new one, and blocks reserved by a killed attempt are used by the next one or released.
+    """
+    current = os.fstat(handle).st_size
+    try:
+        for start in range(current, size, RESERVE_SLICE_BYTES):
+            grant.check()
+            reserve(handle, start, min(RESERVE_SLICE_BYTES, size - start))
+        resize(handle, size)
+    except BaseException:
+        release_blocks(handle)
+        raise
+
+
+def release_blocks(handle: int) -> None:
+    """Release the blocks that are reserved beyond the end of a file."""
+    resize(handle, os.fstat(handle).st_size)
+
+
+def reserve(handle: int, start: int, length: int) -> None:
+    """Reserve the blocks of a range, which may lie beyond the end of the file.
+
+    Does not use `os.posix_fallocate`: on a file system without this feature, it writes to every single block.
+
+    Raises:
+        OSError: the file system cannot reserve blocks, or is full.
+    """
+    if _libc is None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+    if _libc.fallocate(handle, FALLOC_FL_KEEP_SIZE, ctypes.c_int64(start), ctypes.c_int64(length)) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def require_reserving(folder: Path) -> None:
+    """Raise the OSError if the file system cannot reserve blocks; a full file system passes."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            reserve(file.fileno(), 0, 1)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise

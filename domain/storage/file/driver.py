@@ -1,42 +1,79 @@
 """The file driver: volumes and snapshots as files on a file system shared by all workers.
 
-This is the asynchronous interface; `FileVolumes`, `FileSnapshots` and `FileInventory` do the work in threads.
+A snapshot is a file that is never written to again. A new file is made as a draft beside its target before the lock is
+taken, so a long copy blocks no other operation; publishing it is one link or one rename.
 """
 
 import asyncio
 import errno
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import wraps
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from uuid import UUID
 
-from domain.errors import ConfigurationError
+from domain.errors import ConfigurationError, StorageError
+from domain.storage.backends import DriverUrl
 from domain.storage.context import Grant
-from domain.storage.driver import Capacity, Leftover, StorageDriver, StoredVolume, Usage
-from domain.storage.file.disk import domain_errors
-from domain.storage.file.inventory import FileInventory
-from domain.storage.file.reserve import require_reserving
-from domain.storage.file.snapshots import FileSnapshots
+from domain.storage.driver import Capacity, Leftover, StorageDriver, StoredObject, StoredVolume, Usage
+from domain.storage.errors import SnapshotMissing, VolumeMissing
+from domain.storage.file.disk import (
+    copy,
+    domain_errors,
+    grow_reserved,
+    match_replaced_file,
+    opened,
+    release_blocks,
+    require_reserving,
+    resize,
+    size_of,
+    sync_folder,
+)
+from domain.storage.file.fence import Fences
 from domain.storage.file.tree import FileTree
-from domain.storage.file.volumes import FileVolumes
-from domain.storage.urls import DriverUrl
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+ST_BLOCKS_UNIT = 512  # bytes; independent of the file system's own block size
+
+
+def _in_thread(
+    work: Callable[Concatenate["FileDriver", P], T],
+) -> Callable[Concatenate["FileDriver", P], Coroutine[Any, Any, T]]:
+    """Run a method of the driver in its threads, and translate the errors of the system."""
+
+    @wraps(work)
+    async def in_thread(self: "FileDriver", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        def step() -> T:
+            with domain_errors():
+                # Only once: if the root disappears later, the disk is unmounted, and a new empty root would be wrong.
+                if not self._prepared:
+                    self.prepare()
+                return work(self, *args, **kwargs)
+
+        # A thread cannot be cancelled: if the awaiting task were cancelled, the thread would go on unobserved.
+        # Therefore the caller never cancels; it stops the grant and waits until the thread notices.
+        return await asyncio.get_running_loop().run_in_executor(self._threads, step)
+
+    return in_thread
+
 
 class FileDriver(StorageDriver):
-    """Stores one directory per volume below one root."""
+    """Stores one directory per volume below one root.
+
+    Files are sparse, or have all their blocks reserved when they are created or grown (``reserve``).
+    """
 
     def __init__(self, root: Path, threads: int, *, reserve: bool = False) -> None:
-        """``reserve``: whether all blocks of a volume are allocated when it is created or grown."""
         self._tree = FileTree(root)
+        self._fences = Fences(self._tree.fences)
         self._reserve = reserve
-        self._volumes = FileVolumes(self._tree, reserve=reserve)
-        self._snapshots = FileSnapshots(self._tree)
-        self._inventory = FileInventory(self._tree)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="storage")
         self._prepared = False
 
@@ -51,7 +88,11 @@ class FileDriver(StorageDriver):
         Raises:
             OSError: a directory cannot be created or written to, or blocks cannot be reserved.
         """
-        self._tree.prepare()
+        for folder in (self.root, self._tree.fences, self._tree.trash):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        sync_folder(self.root)
         if self._reserve:
             require_reserving(self.root)
         self._prepared = True
@@ -60,84 +101,179 @@ class FileDriver(StorageDriver):
         """Return the path of the volume's bytes; the file may not exist yet."""
         return str(self._tree.data(volume_id))
 
-    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
+    @_in_thread
+    def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
         """Create an empty file; never replace one."""
-        return await self._run(self._volumes.create, volume_id, size, grant)
+        self._fences.refuse_if_stale(volume_id, grant)
+        data = self._tree.data(volume_id)
+        with self._tree.draft(data, grant.fence) as draft:
+            with opened(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL) as handle:
+                self._grow(handle, size, grant)
+                os.fsync(handle)
+            with self._fences.publishing("create", volume_id, grant):
+                return self._tree.publish(draft, data, grant.fence)
 
-    async def expand(self, volume_id: UUID, size: int, grant: Grant) -> int:
+    @_in_thread
+    def expand(self, volume_id: UUID, size: int, grant: Grant) -> int:
         """Grow the file in place; never shrink it."""
-        return await self._run(self._volumes.expand, volume_id, size, grant)
+        grant.check()
+        data = self._tree.data(volume_id)
+        with self._fences.publishing("expand", volume_id, grant):
+            if not data.exists():
+                raise VolumeMissing
+            with opened(data, os.O_RDWR) as handle:
+                if os.fstat(handle).st_size < size:
+                    self._grow(handle, size, grant)
+                os.fsync(handle)  # even if it has the size: an earlier attempt may have died right before its fsync
+                return os.fstat(handle).st_size
 
-    async def delete(self, volume_id: UUID, grant: Grant) -> None:
+    @_in_thread
+    def delete(self, volume_id: UUID, grant: Grant) -> None:
         """Move the volume's directory to the trash in one step, then remove it from there."""
-        await self._run(self._volumes.delete, volume_id, grant)
+        grant.check()
+        self._tree.empty_trash(volume_id)
+        with self._fences.publishing("delete", volume_id, grant):
+            self._tree.move_to_trash(volume_id, grant.fence)
+        self._tree.empty_trash(volume_id)
 
-    async def seal(self, volume_id: UUID, grant: Grant) -> int | None:
-        """Raise the fence, even if the attempt was stopped; return the volume's size."""
-        return await self._run(self._volumes.seal, volume_id, grant)
+    @_in_thread
+    def seal(self, volume_id: UUID, grant: Grant) -> int | None:
+        """Raise the fence and remove drafts that can no longer be published; return the volume's size."""
+        data = self._tree.data(volume_id)
+        with self._fences.publishing("seal", volume_id, grant, seal=True):
+            self._tree.sweep_drafts(data, grant.fence)
+            size = size_of(data)
+            if size is not None and self._reserve:
+                with opened(data, os.O_RDWR) as handle:
+                    release_blocks(handle)
+            return size
 
-    async def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int:
-        """Share the blocks of the volume's file if the file system can, else copy it with its holes."""
-        return await self._run(self._snapshots.take, volume_id, snapshot_id, grant)
+    @_in_thread
+    def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int:
+        """Copy the volume's file as it is now, by sharing its blocks if possible; never replace a snapshot."""
+        data, snapshot = self._tree.data(volume_id), self._tree.snapshot(volume_id, snapshot_id)
+        return self._copy_once("take_snapshot", snapshot_id, data, snapshot, grant, missing=VolumeMissing)
 
-    async def restore_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int:
+    @_in_thread
+    def restore_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int:
         """Replace the volume's file by a copy with the same owner and mode; open handles keep the old file."""
-        return await self._run(self._snapshots.restore, volume_id, snapshot_id, grant)
+        self._fences.refuse_if_stale(volume_id, grant)
+        data, snapshot = self._tree.data(volume_id), self._tree.snapshot(volume_id, snapshot_id)
+        if not snapshot.exists():
+            raise SnapshotMissing
+        with self._tree.draft(data, grant.fence) as draft:
+            _copy(snapshot, draft, 0, grant)
+            with self._fences.publishing("restore_snapshot", volume_id, grant):
+                if not data.exists():
+                    raise VolumeMissing
+                size = match_replaced_file(draft, data)
+                draft.replace(data)
+                self._tree.sweep_drafts(data, grant.fence)
+                sync_folder(data.parent)
+                return size
 
-    async def clone_snapshot(self, volume_id: UUID, snapshot_id: UUID, clone_id: UUID, size: int, grant: Grant) -> int:
+    @_in_thread
+    def clone_snapshot(self, volume_id: UUID, snapshot_id: UUID, clone_id: UUID, size: int, grant: Grant) -> int:
         """Create a new volume's file the way `take_snapshot` creates a snapshot's; never replace one."""
-        return await self._run(self._snapshots.clone, volume_id, snapshot_id, clone_id, size, grant)
+        snapshot, clone = self._tree.snapshot(volume_id, snapshot_id), self._tree.data(clone_id)
+        return self._copy_once("clone_snapshot", clone_id, snapshot, clone, grant, missing=SnapshotMissing, size=size)
 
-    async def delete_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:
-        """Remove the snapshot's file; volumes cloned from it do not depend on it."""
-        await self._run(self._snapshots.delete, volume_id, snapshot_id, grant)
+    @_in_thread
+    def delete_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:
+        """Remove the snapshot's file and its drafts; volumes cloned from it do not depend on it."""
+        grant.check()
+        snapshot = self._tree.snapshot(volume_id, snapshot_id)
+        with self._fences.publishing("delete_snapshot", snapshot_id, grant):
+            snapshot.unlink(missing_ok=True)
+            self._tree.sweep_drafts(snapshot, grant.fence)
+            if snapshot.parent.is_dir():
+                sync_folder(snapshot.parent)
 
-    async def seal_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
-        """Raise the snapshot's fence, even if the attempt was stopped; return the snapshot's size."""
-        return await self._run(self._snapshots.seal, volume_id, snapshot_id, grant)
+    @_in_thread
+    def seal_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
+        """Raise the fence and remove drafts that can no longer be published; return the snapshot's size."""
+        snapshot = self._tree.snapshot(volume_id, snapshot_id)
+        with self._fences.publishing("seal_snapshot", snapshot_id, grant, seal=True):
+            self._tree.sweep_drafts(snapshot, grant.fence)
+            return size_of(snapshot)
 
-    async def measure(self, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:
+    @_in_thread
+    def measure(self, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:
         """Return sizes and allocated bytes as the file system reports them."""
-        return await self._run(self._volumes.measure, volume_ids)
+        usages: dict[UUID, Usage] = {}
+        for volume_id in volume_ids:
+            with suppress(OSError):
+                status = self._tree.data(volume_id).stat()
+                usages[volume_id] = Usage(status.st_size, status.st_blocks * ST_BLOCKS_UNIT)
+        return usages
 
-    async def inventory(self, after: UUID | None, limit: int) -> Sequence[UUID]:
+    @_in_thread
+    def inventory(self, after: UUID | None, limit: int) -> Sequence[UUID]:
         """List the volumes that have a directory or trash."""
-        return await self._run(self._inventory.page, after, limit)
+        return self._tree.volume_ids(after, limit)
 
-    async def stat(self, volume_id: UUID, snapshot_ids: Collection[UUID]) -> StoredVolume:
+    @_in_thread
+    def stat(self, volume_id: UUID, snapshot_ids: Collection[UUID]) -> StoredVolume:
         """Return the contents of a volume's directory, its trash, and the fences."""
-        return await self._run(self._inventory.stat, volume_id, snapshot_ids)
+        ids = {*snapshot_ids, *self._tree.snapshot_ids(volume_id)}
+        return StoredVolume(
+            self._stored(volume_id, self._tree.data(volume_id)),
+            {id_: self._stored(id_, self._tree.snapshot(volume_id, id_)) for id_ in ids},
+            list(self._tree.leftovers(volume_id)),
+        )
 
-    async def sweep(self, volume_id: UUID, leftovers: Collection[Leftover]) -> None:
+    @_in_thread
+    def sweep(self, volume_id: UUID, leftovers: Collection[Leftover]) -> None:
         """Remove drafts and trash, and the volume's directory if it is empty afterwards."""
-        await self._run(self._inventory.sweep, volume_id, leftovers)
+        self._tree.remove(volume_id, leftovers)
 
-    async def capacity(self) -> Capacity:
+    @_in_thread
+    def capacity(self) -> Capacity:
         """Return the capacity of the file system that contains the root."""
-        return await self._run(self._capacity)
+        usage = shutil.disk_usage(self.root)
+        return Capacity(usage.total, usage.used)
 
     async def close(self) -> None:
         """Wait for running work and end the threads, without blocking the event loop."""
         await asyncio.to_thread(self._threads.shutdown)
 
-    async def _run(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        # A thread cannot be cancelled: if the awaiting task were cancelled, the thread would go on unobserved.
-        # Therefore the caller never cancels; it stops the grant and waits until the thread notices.
-        return await asyncio.get_running_loop().run_in_executor(
-            self._threads, lambda: self._step(step, *args, **kwargs)
-        )
+    def _grow(self, handle: int, size: int, grant: Grant) -> None:
+        if self._reserve:
+            grow_reserved(handle, size, grant)
+        else:
+            resize(handle, size)
 
-    def _step(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        with domain_errors():
-            # Only once: if the root disappears later, the disk is unmounted, and a new empty root would be wrong.
-            if not self._prepared:
-                self.prepare()
-            return step(*args, **kwargs)
+    def _copy_once(
+        self,
+        operation: str,
+        subject_id: UUID,
+        source: Path,
+        target: Path,
+        grant: Grant,
+        *,
+        missing: type[StorageError],
+        size: int = 0,
+    ) -> int:
+        """Publish a copy of at least ``size`` bytes unless the target exists; return the target's size in bytes."""
+        self._fences.refuse_if_stale(subject_id, grant)
+        if not target.exists() and not source.exists():
+            raise missing
+        with self._tree.draft(target, grant.fence) as draft:
+            if not target.exists():
+                _copy(source, draft, size, grant)
+            with self._fences.publishing(operation, subject_id, grant):
+                return self._tree.publish(draft, target, grant.fence)
 
-    def _capacity(self) -> Capacity:
-        status = os.statvfs(self.root)
-        used = status.f_blocks - status.f_bfree
-        return Capacity(status.f_blocks * status.f_frsize, used * status.f_frsize)
+    def _stored(self, subject_id: UUID, path: Path) -> StoredObject:
+        return StoredObject(size_of(path), self._fences.last(subject_id))
+
+
+def _copy(source: Path, draft: Path, min_size: int, grant: Grant) -> None:
+    """Copy into a new file, extend it to ``min_size`` bytes if it is shorter, and sync it."""
+    with opened(source, os.O_RDONLY) as source_handle, opened(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL) as handle:
+        if copy(source_handle, handle, grant) < min_size:
+            resize(handle, min_size)
+        os.fsync(handle)
 
 
 def open_driver(url: DriverUrl, threads: int) -> FileDriver:

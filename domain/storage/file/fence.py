@@ -1,7 +1,11 @@
-"""The file that holds the lock and the fence record of one volume or snapshot.
+"""The locks and fence records of all volumes and snapshots, and the protocol by which each of them changes.
 
-Lock and record are one file that is never removed. So the fence of a deleted volume is kept, and two processes can
-never hold locks on two different files for the same volume.
+The lock and the fence record of a subject are one file that is never removed. So the fence of a deleted volume is kept,
+and two processes can never hold locks on two different files for the same volume.
+
+Every effect goes through `Fences.publishing`: under the lock of its subject, fenced, and synced to disk before it is
+reported. A crash therefore leaves the old state or the new one, and at most a draft that the next change removes.
+Outside of it, only drafts and trash are written or removed.
 """
 
 import fcntl
@@ -10,14 +14,71 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import UUID
 
-from domain.storage.context import Fence
+from domain.storage.context import Fence, Grant, refuse_stale
 from domain.storage.errors import PermanentStorageError, StorageBusy
 from domain.storage.file.disk import opened, sync_folder
+from domain.storage.file.tree import name
 
 LOCK_TIMEOUT = 1.0
 LOCK_POLL_SECONDS = 0.005
 RECORD_BYTES = 64
+
+
+class Fences:
+    """The directory of the lock files, one for each volume or snapshot."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def last(self, subject_id: UUID) -> Fence | None:
+        """Read the highest fence without the lock; it may have risen by the time this returns."""
+        path = self._folder / name(subject_id)
+        try:
+            with opened(path, os.O_RDONLY) as handle:
+                return FenceRecord(handle, path).read()
+        except FileNotFoundError:
+            return None
+
+    def refuse_if_stale(self, subject_id: UUID, grant: Grant) -> None:
+        """Refuse a stopped or stale attempt before it does any work that it could not publish."""
+        grant.check()
+        with self._locked(subject_id) as record:
+            refuse_stale(record.read(), grant.fence)
+
+    @contextmanager
+    def publishing(self, operation: str, subject_id: UUID, grant: Grant, *, seal: bool = False) -> Iterator[None]:
+        """Run the body as the single effect of this attempt, under the lock and behind the fence.
+
+        The fence is written to disk before the effect. After a crash between the two, the next attempt has a higher
+        fence and repeats the effect; an effect without its fence could be overwritten by an earlier attempt.
+
+        ``seal``: do not check the grant, for sealing is how a stopped attempt is brought to an end. The body sees a
+        state that no earlier attempt can change.
+        """
+        with self._locked(subject_id) as record:
+            refuse_stale(record.read(), grant.fence)
+            if not seal:
+                grant.check()
+            record.write(grant.fence)
+            yield
+            grant.on_published(operation, subject_id)
+
+    @contextmanager
+    def _locked(self, subject_id: UUID) -> Iterator["FenceRecord"]:
+        """Hold the exclusive lock of a volume or snapshot.
+
+        flock belongs to the open file description. The file is opened anew for every lock, so the lock excludes other
+        threads as well as other processes, and the kernel releases it when its process is killed.
+
+        Raises:
+            StorageBusy: another holder kept the lock for `LOCK_TIMEOUT` seconds.
+        """
+        path = self._folder / name(subject_id)
+        with opened(path, os.O_RDWR | os.O_CREAT) as handle:
+            _lock(handle)
+            yield FenceRecord(handle, path)
 
 
 class FenceRecord:
@@ -49,30 +110,6 @@ class FenceRecord:
         os.fsync(self._handle)
         if first:
             sync_folder(self._path.parent)
-
-
-def last_fence(path: Path) -> Fence | None:
-    """Read the highest fence without the lock; it may have risen by the time this returns."""
-    try:
-        with opened(path, os.O_RDONLY) as handle:
-            return FenceRecord(handle, path).read()
-    except FileNotFoundError:
-        return None
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[FenceRecord]:
-    """Hold the exclusive lock of a volume or snapshot.
-
-    flock belongs to the open file description. The file is opened anew for every lock, so the lock excludes other
-    threads as well as other processes, and the kernel releases it when its process is killed.
-
-    Raises:
-        StorageBusy: another holder kept the lock for `LOCK_TIMEOUT` seconds.
-    """
-    with opened(path, os.O_RDWR | os.O_CREAT) as handle:
-        _lock(handle)
-        yield FenceRecord(handle, path)
 
 
 def _lock(handle: int) -> None:

@@ -1,21 +1,22 @@
-"""The directory layout of the file driver, and the protocol by which a volume or snapshot in it changes.
+"""The directory layout of the file driver: the names of files, drafts and trash in it, and what is found there.
 
-Every effect goes through `publishing`: under the lock of its subject, fenced, and synced to disk before it is reported.
-A crash therefore leaves the old state or the new one, and at most a draft that the next change removes. Outside of it,
-only fences are raised (`sealing`), and drafts and trash are written or removed.
+It is read without locks: a result was true at some moment and may be out of date.
 """
 
 import os
 import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from uuid import UUID
 
-from domain.storage.context import Fence, Grant, refuse_stale
+from domain.storage.context import Fence
+from domain.storage.driver import Leftover
 from domain.storage.file.disk import sync_folder
-from domain.storage.file.fence import FenceRecord, last_fence, locked
+
+_DRAFT = re.compile(r"(?P<target>.+)\.(?P<version>\d+)-(?P<epoch>\d+)\.tmp")
 
 
 class FileTree:
@@ -27,19 +28,7 @@ class FileTree:
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
         self.trash = self.root / ".trash"
-        self._fences = self.root / ".fences"
-
-    def prepare(self) -> None:
-        """Create the directories and check that they are writable.
-
-        Raises:
-            OSError: a directory cannot be created or written to.
-        """
-        for folder in (self.root, self._fences, self.trash):
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        sync_folder(self.root)
+        self.fences = self.root / ".fences"
 
     def folder(self, volume_id: UUID) -> Path:
         """Return the directory of a volume."""
@@ -53,41 +42,37 @@ class FileTree:
         """Return the path of a snapshot's bytes."""
         return self.folder(volume_id) / "snapshots" / name(snapshot_id)
 
-    def fence(self, subject_id: UUID) -> Fence | None:
-        """Return the highest fence so far, read without the lock."""
-        return last_fence(self._fences / name(subject_id))
+    def volume_ids(self, after: UUID | None, limit: int) -> Sequence[UUID]:
+        """List the volumes that have a directory or trash, whatever created them, in ascending order of id."""
+        names = (path.name.partition(".")[0] for path in chain(_entries(self.root), _entries(self.trash)))
+        ids = filter(None, map(_parse_id, names))
+        return _lowest((id_ for id_ in ids if after is None or id_ > after), limit)
 
-    def refuse_if_stale(self, subject_id: UUID, grant: Grant) -> None:
-        """Refuse a stopped or stale attempt before it does any work that it could not publish."""
-        grant.check()
-        with self._lock(subject_id) as record:
-            refuse_stale(record.read(), grant.fence)
+    def snapshot_ids(self, volume_id: UUID) -> Iterator[UUID]:
+        """Yield the snapshots of a volume."""
+        return filter(None, (_parse_id(path.name) for path in _entries(self.folder(volume_id) / "snapshots")))
 
-    @contextmanager
-    def publishing(self, operation: str, subject_id: UUID, grant: Grant) -> Iterator[None]:
-        """Run the body as the single effect of this attempt, under the lock and behind the fence.
+    def leftovers(self, volume_id: UUID) -> Iterator[Leftover]:
+        """Yield the drafts of a volume and its snapshots, then its trash."""
+        folder = self.folder(volume_id)
+        for path in chain(_entries(folder), _entries(folder / "snapshots")):
+            if match := _DRAFT.fullmatch(path.name):
+                subject_id = volume_id if match["target"] == "data" else _parse_id(match["target"])
+                if subject_id is not None:
+                    yield Leftover(subject_id, str(path), trash=False)
+        for path in self._trash_of(volume_id):
+            yield Leftover(volume_id, str(path), trash=True)
 
-        The fence is written to disk before the effect. After a crash between the two, the next attempt has a higher
-        fence and repeats the effect; an effect without its fence could be overwritten by an earlier attempt.
-        """
-        with self._lock(subject_id) as record:
-            refuse_stale(record.read(), grant.fence)
-            grant.check()
-            record.write(grant.fence)
-            yield
-            grant.on_published(operation, subject_id)
-
-    @contextmanager
-    def sealing(self, operation: str, subject_id: UUID, grant: Grant) -> Iterator[None]:
-        """Raise the fence, then run the body, which sees a state that no earlier attempt can change.
-
-        Does not check the grant: sealing is how a stopped attempt is brought to an end.
-        """
-        with self._lock(subject_id) as record:
-            refuse_stale(record.read(), grant.fence)
-            record.write(grant.fence)
-            yield
-            grant.on_published(operation, subject_id)
+    def remove(self, volume_id: UUID, leftovers: Collection[Leftover]) -> None:
+        """Remove leftovers, and directories that are empty afterwards; other processes may remove the same ones."""
+        for leftover in leftovers:
+            with suppress(FileNotFoundError):
+                shutil.rmtree(leftover.path) if leftover.trash else Path(leftover.path).unlink()
+        folder = self.folder(volume_id)
+        if not self.data(volume_id).exists():
+            for directory in (folder / "snapshots", folder):
+                with suppress(OSError):  # not empty, or already removed
+                    directory.rmdir()
 
     @contextmanager
     def draft(self, target: Path, fence: Fence) -> Iterator[Path]:
@@ -107,26 +92,65 @@ class FileTree:
                 target.parent.rmdir()
 
     def publish(self, draft: Path, target: Path, fence: Fence) -> int:
-        """Link the draft to the target's name, unless the target exists; return the target's size."""
+        """Link the draft to the target's name, unless the target exists; return the target's size in bytes."""
         if not target.exists():
             os.link(draft, target)  # unlike a rename, a link never replaces
-        self.sweep(target, fence)
+        self.sweep_drafts(target, fence)
         sync_folder(target.parent)
         sync_folder(target.parent.parent)  # the folder itself may be new
         return target.stat().st_size
 
-    def sweep(self, target: Path, fence: Fence) -> None:
+    def sweep_drafts(self, target: Path, fence: Fence) -> None:
         """Remove the drafts that can no longer be published: those of this attempt and of earlier ones."""
-        pattern = re.compile(re.escape(target.name) + r"\.(\d+)-(\d+)\.tmp")
-        for entry in list(target.parent.iterdir()) if target.parent.is_dir() else ():
-            match = pattern.fullmatch(entry.name)
-            if match and Fence(int(match[1]), int(match[2])) <= fence:
+        for entry in list(_entries(target.parent)):
+            match = _DRAFT.fullmatch(entry.name)
+            if match and match["target"] == target.name and Fence(int(match["version"]), int(match["epoch"])) <= fence:
                 entry.unlink(missing_ok=True)
 
-    def _lock(self, subject_id: UUID) -> AbstractContextManager[FenceRecord]:
-        return locked(self._fences / name(subject_id))
+    def move_to_trash(self, volume_id: UUID, fence: Fence) -> None:
+        """Move the volume's directory, if there is one, to the trash in one step."""
+        folder = self.folder(volume_id)
+        if folder.is_dir():
+            folder.rename(self.trash / f"{folder.name}.{fence.version}-{fence.epoch}")
+        sync_folder(self.trash)
+        sync_folder(self.root)
+
+    def empty_trash(self, volume_id: UUID) -> None:
+        """Remove the volume's trash. The delete is published before that, so the grant is no longer checked."""
+        for path in self._trash_of(volume_id):
+            with suppress(FileNotFoundError):  # another attempt is removing the same
+                shutil.rmtree(path)
+
+    def _trash_of(self, volume_id: UUID) -> Iterator[Path]:
+        return self.trash.glob(f"{name(volume_id)}.*")
 
 
 def name(subject_id: UUID) -> str:
     """Return the file name for an id. It is built from the number, so that a str passed by mistake cannot be a path."""
     return str(UUID(int=subject_id.int))
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    try:
+        with os.scandir(folder) as entries:  # streams; `iterdir` would load all names of a large directory at once
+            yield from map(Path, entries)
+    except FileNotFoundError:
+        return
+
+
+def _parse_id(text: str) -> UUID | None:
+    """Return the id in a name, None unless this driver would give that name: it uses one spelling of an id."""
+    with suppress(ValueError):
+        if str(parsed := UUID(text)) == text:
+            return parsed
+    return None
+
+
+def _lowest(ids: Iterable[UUID], limit: int) -> Sequence[UUID]:
+    """Return the ``limit`` lowest ids without duplicates; hold at most twice as many in memory."""
+    lowest: set[UUID] = set()
+    for id_ in ids:
+        lowest.add(id_)
+        if len(lowest) > 2 * limit:
+            lowest = set(sorted(lowest)[:limit])
+    return sorted(lowest)[:limit]

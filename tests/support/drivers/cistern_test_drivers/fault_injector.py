@@ -4,27 +4,28 @@ Fault tests are judged by the journal: one line for each operation begun, publis
 """
 
 import asyncio
+import inspect
 import os
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
-from uuid import UUID
+from typing import Any, cast
 
-from cistern_test_drivers.faults import Faults
-from cistern_test_drivers.hang_switch import HangSwitch
+from cistern_test_drivers.faults import OPERATIONS, Faults, HangSwitch
 from cistern_test_drivers.journal import JournalGrant, OperationJournal
 from domain.errors import ConfigurationError
+from domain.storage.backends import DriverUrl
 from domain.storage.backends import open_driver as open_inner
 from domain.storage.context import Grant, Stopped
-from domain.storage.driver import Capacity, Leftover, StorageDriver, StoredVolume, Usage
+from domain.storage.driver import StorageDriver
 from domain.storage.errors import FenceRefused
 from domain.storage.file.driver import FileDriver
-from domain.storage.urls import DriverUrl
 
 DELAY_SLICE_SECONDS = 0.05
 GATE_POLL_SECONDS = 0.01
 SEALS = ("seal", "seal_snapshot")
+SIGNATURES = {name: inspect.signature(getattr(StorageDriver, name)) for name in OPERATIONS}
 
 
 class FaultInjector:
@@ -43,74 +44,10 @@ class FaultInjector:
         self._fail_after = Faults(options.get("fail_after", ""))
         self._journal = _open_journal(options["journal"]) if "journal" in options else None
 
-    def path(self, volume_id: UUID) -> str | None:
-        """Return the inner driver's path."""
-        return self._inner.path(volume_id)
-
-    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
-        """Create, with faults."""
-        async with self._with_faults("create", volume_id, grant, size) as journaled:
-            return await self._inner.create(volume_id, size, journaled)
-
-    async def expand(self, volume_id: UUID, size: int, grant: Grant) -> int:
-        """Expand, with faults."""
-        async with self._with_faults("expand", volume_id, grant, size) as journaled:
-            return await self._inner.expand(volume_id, size, journaled)
-
-    async def delete(self, volume_id: UUID, grant: Grant) -> None:
-        """Delete, with faults."""
-        async with self._with_faults("delete", volume_id, grant) as journaled:
-            await self._inner.delete(volume_id, journaled)
-
-    async def seal(self, volume_id: UUID, grant: Grant) -> int | None:
-        """Seal; may fail, but is never delayed or blocked, because it brings delayed work to an end."""
-        async with self._with_faults("seal", volume_id, grant) as journaled:
-            return await self._inner.seal(volume_id, journaled)
-
-    async def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
-        """Take a snapshot, with faults."""
-        async with self._with_faults("take_snapshot", volume_id, grant, snapshot_id=snapshot_id) as journaled:
-            return await self._inner.take_snapshot(volume_id, snapshot_id, journaled)
-
-    async def restore_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
-        """Restore, with faults."""
-        async with self._with_faults("restore_snapshot", volume_id, grant, snapshot_id=snapshot_id) as journaled:
-            return await self._inner.restore_snapshot(volume_id, snapshot_id, journaled)
-
-    async def clone_snapshot(self, volume_id: UUID, snapshot_id: UUID, clone_id: UUID, size: int, grant: Grant) -> int:
-        """Clone, with faults; the volume in the journal is the new one."""
-        async with self._with_faults("clone_snapshot", clone_id, grant, size, snapshot_id) as journaled:
-            return await self._inner.clone_snapshot(volume_id, snapshot_id, clone_id, size, journaled)
-
-    async def delete_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:
-        """Delete the snapshot, with faults."""
-        async with self._with_faults("delete_snapshot", volume_id, grant, snapshot_id=snapshot_id) as journaled:
-            await self._inner.delete_snapshot(volume_id, snapshot_id, journaled)
-
-    async def seal_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
-        """Seal the snapshot; may fail, but is never delayed or blocked."""
-        async with self._with_faults("seal_snapshot", volume_id, grant, snapshot_id=snapshot_id) as journaled:
-            return await self._inner.seal_snapshot(volume_id, snapshot_id, journaled)
-
-    async def measure(self, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:
-        """Measure, without faults."""
-        return await self._inner.measure(volume_ids)
-
-    async def inventory(self, after: UUID | None, limit: int) -> Sequence[UUID] | None:
-        """List the inner driver's volumes, without faults."""
-        return await self._inner.inventory(after, limit)
-
-    async def stat(self, volume_id: UUID, snapshot_ids: Collection[UUID]) -> StoredVolume | None:
-        """Return the inner driver's view of a volume, without faults."""
-        return await self._inner.stat(volume_id, snapshot_ids)
-
-    async def sweep(self, volume_id: UUID, leftovers: Collection[Leftover]) -> None:
-        """Sweep, without faults."""
-        await self._inner.sweep(volume_id, leftovers)
-
-    async def capacity(self) -> Capacity:
-        """Return the inner driver's capacity."""
-        return await self._inner.capacity()
+    def __getattr__(self, name: str) -> Any:
+        """Return the inner driver's method, with faults if it is an operation."""
+        method = getattr(self._inner, name)
+        return partial(self._perform, name, method) if name in OPERATIONS else method
 
     async def close(self) -> None:
         """Close the inner driver, then the journal, to which the inner driver's work may write until then."""
@@ -119,22 +56,25 @@ class FaultInjector:
             os.close(self._journal)
             self._journal = None
 
-    @asynccontextmanager
-    async def _with_faults(
-        self, operation: str, volume_id: UUID, grant: Grant, size: int | None = None, snapshot_id: UUID | None = None
-    ) -> AsyncIterator[Grant]:
-        journal = OperationJournal(self._journal, operation, volume_id, grant, size, snapshot_id)
+    async def _perform(self, operation: str, method: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        named = SIGNATURES[operation].bind(self, *args).arguments
+        # The volume in the journal of a clone is the new one.
+        volume_id, snapshot_id = named.get("clone_id", named["volume_id"]), named.get("snapshot_id")
+        grant: Grant = named["grant"]
+        journal = OperationJournal(self._journal, operation, volume_id, grant, named.get("size"), snapshot_id)
         subjects = (volume_id, snapshot_id) if snapshot_id else (volume_id,)
         journal.write("begun")
         try:
-            if operation not in SEALS:
+            if operation not in SEALS:  # they bring delayed work to an end
                 await self._delay_and_wait_at_gate(grant)
             self._fail.inject(operation, *subjects)
-            yield JournalGrant(grant, journal, HangSwitch(self._hang, subjects) if self._hang else None)
+            hang_switch = HangSwitch(self._hang, subjects) if self._hang else None
+            result = await method(*args[:-1], JournalGrant(grant, journal, hang_switch))
             self._fail_after.inject(operation, *subjects)
         except Exception as error:
             journal.write(_event_of(error), code=getattr(error, "code", type(error).__name__))
             raise
+        return result
 
     async def _delay_and_wait_at_gate(self, grant: Grant) -> None:
         deadline = time.monotonic() + self._delay
@@ -172,4 +112,4 @@ def open_driver(url: DriverUrl, threads: int) -> StorageDriver:
     """Open ``faulty+SCHEME:...``: the driver of SCHEME with faults, or that driver itself if no fault option is set."""
     options = {name: url.options.pop(name) for name in FaultInjector.OPTIONS if name in url.options}
     inner = open_inner(url.inner, threads)
-    return FaultInjector(inner, options) if options else inner
+    return cast("StorageDriver", FaultInjector(inner, options)) if options else inner

@@ -5,7 +5,9 @@ operation, so a test can turn faults on and off. Replace the file by a rename, o
 """
 
 import re
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -14,6 +16,7 @@ from domain.errors import ConfigurationError, StorageError
 from domain.storage import errors
 
 EVERY = "*"
+POLL_SECONDS = 0.01
 OPERATIONS = (
     *("create", "expand", "delete", "seal"),
     *("take_snapshot", "restore_snapshot", "clone_snapshot", "delete_snapshot", "seal_snapshot"),
@@ -76,6 +79,31 @@ class Faults:
         except FileNotFoundError:
             return []
         return [_parse(line.strip()) for line in lines if line.strip()]
+
+
+class HangSwitch:
+    """Simulates hung storage: blocks the thread of one operation, which then cannot be stopped.
+
+    It blocks while a file exists that is empty or contains the id of a subject.
+    """
+
+    def __init__(self, file: Path, subjects: tuple[UUID, ...]) -> None:
+        self._file = file
+        self._subjects = set(map(str, subjects))
+
+    def hang(self, write_event: Callable[[str], None]) -> None:
+        """Block while the switch is on; call ``write_event`` once before."""
+        if self._is_on():
+            write_event("hanging")
+            while self._is_on():
+                time.sleep(POLL_SECONDS)
+
+    def _is_on(self) -> bool:
+        try:
+            ids = self._file.read_text().split()
+        except FileNotFoundError:
+            return False
+        return not ids or bool(self._subjects.intersection(ids))
 
 
 def _parse(text: str) -> Fault:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from cistern_test_drivers.hang_switch import HangSwitch
+from cistern_test_drivers.faults import HangSwitch
 from domain.storage.context import Grant, StopReason
 
 

@@ -4,8 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from domain.schedules.cron import CronSchedule
-from domain.schedules.occurrences import PlannedRun, Span, plan_run
+from domain.schedules.cron import CronSchedule, PlannedRun, Span, plan_run
 
 HOURLY = CronSchedule("0 * * * *", "UTC")
 

@@ -1,0 +1,85 @@
+"""Opens Redis: one server, or the primary that Redis Sentinel names."""
+
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from arq.connections import ArqRedis
+from redis.asyncio.connection import parse_url
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from domain.errors import ConfigurationError
+
+#: Timeout of each operation: a request must be answered within a second even if Redis is down.
+TIMEOUT_SECONDS: Final = 0.8
+_SENTINEL: Final = "+sentinel"
+_SENTINEL_PORT: Final = 26379
+_OPTIONS: Final[dict[str, Any]] = {
+    "socket_connect_timeout": TIMEOUT_SECONDS,
+    "socket_timeout": 5,
+    # Retry once, at once, in case a pooled connection died unnoticed. OSError: a failed connect.
+    "retry": Retry(NoBackoff(), 1),
+    "retry_on_error": [RedisConnectionError, RedisTimeoutError, OSError],
+}
+
+
+def open_redis(url: str) -> ArqRedis:
+    """Prepare connections to the Redis at ``url``; the first is opened on first use.
+
+    ``redis+sentinel://[USER:PASSWORD@]HOST[:PORT],.../NAME[/DB]`` asks Sentinels for the primary called NAME;
+    ``rediss+sentinel://`` uses TLS. The options ``sentinel_username`` and ``sentinel_password`` are for the Sentinels.
+
+    Raises:
+        ConfigurationError: the URL is malformed, or has an option that redis-py does not know.
+    """
+    try:
+        scheme, _, rest = url.partition("://")
+        if scheme.endswith(_SENTINEL):
+            redis = _open_by_sentinel(scheme.removesuffix(_SENTINEL), rest)
+        else:
+            redis = ArqRedis.from_url(url, **_OPTIONS)
+        redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # opens nothing; rejects unknown options
+    except (TypeError, ValueError, OSError) as error:
+        reason = str(error).rpartition("__init__() got an ")[2]
+        raise ConfigurationError(f"CISTERN_REDIS_URL: {reason}") from error
+    return redis
+
+
+def _open_by_sentinel(scheme: str, rest: str) -> ArqRedis:
+    parts = urlsplit(f"//{rest}")
+    account, _, places = parts.netloc.rpartition("@")
+    name, _, database = parts.path.strip("/").partition("/")
+    if not name:
+        raise ValueError("the path must be the name of the primary: redis+sentinel://HOST:PORT/NAME")
+    hosts = [_address(place) for place in places.split(",")]
+    # redis-py converts the options of a URL, so let it read one without the Sentinels.
+    options: dict[str, Any] = {**parse_url(f"{scheme}://{account}@/{database}?{parts.query}")}
+    tls: dict[str, Any] = {"ssl": True} if options.pop("connection_class", None) else {}
+    for_sentinels = {
+        key.removeprefix("sentinel_"): options.pop(key) for key in [*options] if key.startswith("sentinel_")
+    }
+    timeouts = {key: value for key, value in _OPTIONS.items() if key.startswith("socket_")}
+    sentinel = Sentinel(hosts, sentinel_kwargs={**timeouts, **tls, **for_sentinels})  # type: ignore[no-untyped-call]
+    redis: ArqRedis = sentinel.master_for(
+        name, redis_class=ArqRedis, connection_pool_class=_Pool, **_OPTIONS, **tls, **options
+    )
+    return redis
+
+
+class _Pool(SentinelConnectionPool):
+    """Closes the connections to the Sentinels as well, which redis-py leaves open."""
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT001, FBT002 (redis-py's signature)
+        await super().disconnect(inuse_connections)
+        for sentinel in self.sentinel_manager.sentinels:
+            await sentinel.connection_pool.disconnect(inuse_connections)
+
+
+def _address(place: str) -> tuple[str, int]:
+    parts = urlsplit(f"//{place}")
+    if not parts.hostname:
+        raise ValueError(f"{place!r} is no host")
+    return parts.hostname, parts.port or _SENTINEL_PORT

@@ -24,8 +24,8 @@ from servers import MIB, api, insert_volumes, private_settings, wait_for_workers
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
-from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy
-from domain.bulk.selection import Selection
+from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
+from domain.bulk.requests import Selection
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
@@ -197,7 +197,9 @@ async def fairness(settings: Settings, _: int) -> None:
         with worker(settings, slow) as process, api(settings, slow) as address:
             await wait_for_workers(services.database, [process])
             others = Selection(labels={"of": "bulk"})
-            bulk = await services.bulk.request(BulkExpandRequest(GROWTH, others, MAX_CONCURRENT))
+            bulk = await services.bulk.request(
+                BulkExpandRequest(GROWTH, selection=others, max_concurrent=MAX_CONCURRENT)
+            )
             seconds = await _singles(services, address, singles, bulk)
     print(f"\n{len(seconds)} single expansions during the bulk job, POST to succeeded: ", end="")
     print(f"median {median(seconds):.3f} s, p99 {quantiles(seconds, n=100)[98]:.3f} s")

@@ -4,14 +4,11 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from domain.bulk.chunks import Chunks
-from domain.bulk.expand.operation import ExpandOperation
-from domain.bulk.handler import BulkHandler
+from domain.bulk.expand import ExpandOperation
 from domain.bulk.ledger import clear_ledgers
 from domain.bulk.operation import BulkOperation
-from domain.bulk.scheduled import ScheduledBulk
-from domain.bulk.service import BulkService
-from domain.bulk.snapshot.operation import SnapshotOperation
+from domain.bulk.service import BulkService, ScheduledBulk
+from domain.bulk.snapshot import SnapshotOperation
 from domain.check.service import Check
 from domain.db.database import Database
 from domain.jobs.engine import JobEngine
@@ -40,13 +37,12 @@ from domain.storage.backends import Backends
 from domain.volumes.service import VolumeService
 
 
-def handlers(database: Database, backends: Backends, bulk: BulkService, *, max_attempts: int) -> dict[str, JobHandler]:
+def handlers(backends: Backends, bulk: BulkService, *, max_attempts: int) -> dict[str, JobHandler]:
     """Return the handler of each job kind. A worker adds that of lanes, which it performs itself."""
-    bulk_handler = BulkHandler(database, bulk)
     return {
         **{kind: OperationHandler(one, backends, max_attempts=max_attempts) for kind, one in OPERATIONS.items()},
-        JobKind.BULK_EXPAND: bulk_handler,
-        JobKind.BULK_SNAPSHOT: bulk_handler,
+        JobKind.BULK_EXPAND: bulk,
+        JobKind.BULK_SNAPSHOT: bulk,
     }
 
 
@@ -61,7 +57,6 @@ class Services:
     volumes: VolumeService
     snapshots: SnapshotService
     bulk: BulkService
-    chunks: Chunks
     actions: Actions
     schedules: ScheduleService
     schedule_runner: ScheduleRunner
@@ -153,9 +148,15 @@ def compose(settings: Settings, database: Database, queue: JobQueue, backends: B
         JobKind.BULK_EXPAND: ExpandOperation(database, backends),
         JobKind.BULK_SNAPSHOT: SnapshotOperation(backends, snapshots),
     }
-    limits = {"max_attempts": settings.max_attempts, "max_concurrent": settings.max_concurrent}
-    bulk = BulkService(database, queue, operations, **limits)
-    job_handlers = handlers(database, backends, bulk, max_attempts=settings.max_attempts)
+    bulk = BulkService(
+        database,
+        queue,
+        operations,
+        max_attempts=settings.max_attempts,
+        max_concurrent=settings.max_concurrent,
+        busy_seconds=settings.busy_seconds,
+    )
+    job_handlers = handlers(backends, bulk, max_attempts=settings.max_attempts)
     actions: Actions = {kind: ScheduledBulk(bulk, one.request_type, backends) for kind, one in operations.items()}
     return Services(
         settings=settings,
@@ -165,7 +166,6 @@ def compose(settings: Settings, database: Database, queue: JobQueue, backends: B
         volumes=volumes,
         snapshots=snapshots,
         bulk=bulk,
-        chunks=Chunks(database, queue, operations, busy_seconds=settings.busy_seconds),
         actions=actions,
         schedules=ScheduleService(database, actions),
         schedule_runner=ScheduleRunner(database, queue, actions),

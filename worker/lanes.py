@@ -5,24 +5,27 @@ not held up, and a killed worker costs at most one slice.
 """
 
 import asyncio
+import math
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 from uuid import UUID
 
 import structlog
 
-from domain.bulk.chunks import Chunks, ClaimedChunk, LaneChunks
-from domain.bulk.ledger import Lane
+from domain.bulk.chunks import ClaimedChunk, LaneChunks
+from domain.bulk.ledger import AS_CANCELLED, AS_LANES_LOST
+from domain.bulk.model import Lane
 from domain.bulk.operation import ItemWork, Result
+from domain.bulk.service import BulkService
 from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.claimed import ClaimedJob
 from domain.jobs.kinds import JobHandler
 from domain.jobs.outcomes import Outcome, Succeeded, Yielded
 from domain.storage.context import Grant
 from domain.tasks import in_background
-from worker.fair_share import FairShare
 
 _SLICE_SECONDS: Final = 1.0
 #: Target duration of the storage work on one chunk: shorter chunks need more statements, longer ones lose more work
@@ -34,12 +37,43 @@ _MAX_CHUNK: Final = 500
 _CANCEL_POLL_SECONDS: Final = 0.5
 #: Interval at which finished items of a chunk are recorded while others of it are still being worked on.
 _PARTIAL_RECORD_SECONDS: Final = 1.0
-#: Delay until a lane retries volumes whose storage hangs.
-_HUNG_RETRY_SECONDS: Final = 1.0
-#: Maximum number of lanes whose chunk size a worker remembers.
+#: Maximum number of lanes that a worker remembers for each purpose; most of them never return to it.
 _MAX_REMEMBERED: Final = 100
 
 log = structlog.get_logger(__name__)
+
+
+class FairShare:
+    """Spreads the lanes of a bulk job over the workers: a worker that runs its share of them yields further ones.
+
+    Otherwise the worker that polls right after many lanes were dispatched would claim all of them, and others be idle.
+    """
+
+    def __init__(self, count_workers: Callable[[], int]) -> None:
+        """``count_workers`` returns the number of live workers."""
+        self._count_workers = count_workers
+        self._running: Counter[UUID] = Counter()
+        self._yielded_epochs: dict[UUID, int] = {}
+
+    @contextmanager
+    def admit(self, lane: Lane) -> Iterator[bool]:
+        """Count a lane as running here while the block runs; yield whether this worker should work on it."""
+        self._running[lane.parent_id] += 1
+        try:
+            yield self._running[lane.parent_id] <= self._share(lane) or self._returned_at_once(lane)
+        finally:
+            self._running[lane.parent_id] -= 1
+            self._running += Counter()  # drops parent jobs with no lanes left here
+
+    def _share(self, lane: Lane) -> float:
+        return math.inf if lane.lanes is None else math.ceil(lane.lanes / max(self._count_workers(), 1))
+
+    def _returned_at_once(self, lane: Lane) -> bool:
+        """Return whether the lane came back at once: no other worker wants it. Otherwise record that it is yielded."""
+        if self._yielded_epochs.pop(lane.job_id, None) == lane.epoch - 1:
+            return True
+        _remember(self._yielded_epochs, lane, lane.epoch)
+        return False
 
 
 class Lanes(JobHandler):
@@ -49,8 +83,8 @@ class Lanes(JobHandler):
     are reassigned by `BulkService.assign_lanes`.
     """
 
-    def __init__(self, chunks: Chunks, fair_share: FairShare) -> None:
-        self._chunks = chunks
+    def __init__(self, bulk: BulkService, fair_share: FairShare) -> None:
+        self._bulk = bulk
         self._fair_share = fair_share
         #: The chunk size that each lane had reached here: a slice is too short to reach it again from the start.
         self._limits: dict[UUID, int] = {}
@@ -62,7 +96,7 @@ class Lanes(JobHandler):
             Stopped: the worker is shutting down or has lost the lane; the next attempt does what is not recorded.
         """
         lane = Lane.from_job(job)
-        run = LaneRun(lane, self._chunks.of(lane), grant, self._limits)
+        run = LaneRun(self._bulk.chunks(lane), grant, self._limits)
         if lane.is_last:
             return await run.give_up()
         with self._fair_share.admit(lane) as admitted:
@@ -72,10 +106,10 @@ class Lanes(JobHandler):
 class LaneRun:
     """One attempt at a lane, for one slice of time."""
 
-    def __init__(self, lane: Lane, chunks: LaneChunks, grant: Grant, limits: dict[UUID, int]) -> None:
+    def __init__(self, chunks: LaneChunks, grant: Grant, limits: dict[UUID, int]) -> None:
         """Prepare the run; ``limits`` has the chunk sizes of lanes that continue."""
-        self._lane = lane
         self._chunks = chunks
+        self._lane = chunks.lane
         self._grant = grant
         self._limits = limits
         #: Set once cancellation of the bulk job was requested.
@@ -89,7 +123,7 @@ class LaneRun:
         async with self._polling_cancellation():
             while True:
                 if self._cancelled.is_set():
-                    await self._chunks.cancel_rest()
+                    await self._chunks.close_pending(AS_CANCELLED)
                 if not chunk.item_count:
                     chunk = await self._chunks.claim_next(limit)
                 if not chunk.item_count:
@@ -97,15 +131,9 @@ class LaneRun:
                 seconds = await self._process_chunk(chunk)
                 limit = _next_limit(chunk.item_count, seconds, self._lane.slots)
                 if time.monotonic() >= ends_at:
-                    self._remember_limit(limit)
+                    _remember(self._limits, self._lane, limit)
                     return Yielded()
                 chunk = ClaimedChunk(0)
-
-    def _remember_limit(self, limit: int) -> None:
-        """Store the chunk size; drop the oldest, as a lane that continues elsewhere never fetches its own."""
-        self._limits[self._lane.job_id] = limit
-        if len(self._limits) > _MAX_REMEMBERED:
-            del self._limits[next(iter(self._limits))]
 
     async def _process_chunk(self, chunk: ClaimedChunk) -> float:
         """Work on a chunk and record it. Returns the seconds of storage work, which determine the next chunk's size.
@@ -127,7 +155,7 @@ class LaneRun:
         The semaphore limits how many are worked on at once. There are no more consumers than slots: one task per volume
         would cost ten times as much, and starting a thousand of them at once would block the event loop.
         """
-        slots = asyncio.Semaphore(self._lane.slots)
+        slots, operation = asyncio.Semaphore(self._lane.slots), self._chunks.operation
         remaining = iter(_in_alternating_order(self._lane, items))
         results: list[Result] = []
 
@@ -135,9 +163,9 @@ class LaneRun:
             for item in remaining:
                 async with slots:
                     if self._cancelled.is_set() and not item.resumed:
-                        result: Result | None = self._chunks.skip(item)
+                        result: Result | None = operation.skip(item)
                     else:
-                        result = await self._chunks.perform(item, self._grant)
+                        result = await operation.attempt(item, self._grant)
                 if result is not None:
                     results.append(result)
 
@@ -169,18 +197,16 @@ class LaneRun:
     async def _finish_or_wait(self) -> Outcome:
         """Finish the lane if it has no items left; otherwise yield until the next item is due, or hung storage is."""
         delay = await self._chunks.next_due()
-        if await self._chunks.holds_any():
-            delay = min(_HUNG_RETRY_SECONDS, _HUNG_RETRY_SECONDS if delay is None else delay)
         return Succeeded({}) if delay is None else Yielded(delay)
 
     async def give_up(self) -> Outcome:
         """Work as the last lane: seal and release every volume that earlier lanes left, and fail all pending items."""
         work = await self._chunks.acquire_volumes(await self._chunks.reclaim_items(), {})
-        results = [await self._chunks.fail(item, self._grant) for item in work]
+        results = [await self._chunks.operation.fail(item, self._grant) for item in work]
         await self._chunks.record([result for result in results if result is not None])
         self._grant.check()
-        await self._chunks.fail_rest()
-        return Yielded(_HUNG_RETRY_SECONDS) if await self._chunks.holds_any() else Succeeded({})
+        await self._chunks.close_pending(AS_LANES_LOST)
+        return await self._finish_or_wait()
 
     @asynccontextmanager
     async def _polling_cancellation(self) -> AsyncIterator[None]:
@@ -201,6 +227,13 @@ class LaneRun:
                 log.debug("lane.cancel_check_unavailable")  # the statements of the chunk raise it too
             except Exception:  # keep polling: the lane must stay cancellable after an unexpected error
                 log.exception("lane.cancel_check_failed", job_id=str(self._lane.job_id))
+
+
+def _remember(values: dict[UUID, int], lane: Lane, value: int) -> None:
+    """Store a value of a lane; drop the oldest, as a lane that continues elsewhere never fetches its own."""
+    values[lane.job_id] = value
+    if len(values) > _MAX_REMEMBERED:
+        del values[next(iter(values))]
 
 
 def _in_alternating_order(lane: Lane, items: Sequence[ItemWork]) -> Sequence[ItemWork]:

@@ -28,9 +28,8 @@ from domain.services import Services, open_services
 from domain.settings import Settings, load_log_settings, load_settings, require_servers
 from domain.tasks import in_background, tune_gc
 from worker.attempts import AttemptPerformer
-from worker.fair_share import FairShare
 from worker.heartbeat import Heartbeat, LivenessFile, StallDetector
-from worker.lanes import Lanes
+from worker.lanes import FairShare, Lanes
 from worker.maintenance import Maintenance
 from worker.runner import Runner
 from worker.supervisor import Supervisor
@@ -65,7 +64,7 @@ def worker_handlers(services: Services, count_workers: Callable[[], int]) -> Job
 
     ``count_workers`` returns the number of live workers.
     """
-    return {**services.handlers, JobKind.BULK_LANE: Lanes(services.chunks, FairShare(count_workers))}
+    return {**services.handlers, JobKind.BULK_LANE: Lanes(services.bulk, FairShare(count_workers))}
 
 
 @asynccontextmanager

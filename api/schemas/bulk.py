@@ -30,19 +30,19 @@ from api.schemas.fields import (
 )
 from api.schemas.pagination import PageQuery
 from api.schemas.volumes import GROWTH_CHOICES, GrowthFields
-from domain.bulk.expand.policy import (
+from domain.bulk.expand import (
     AUTOGROW,
     DEFAULT_STEP,
     POLICY_FIELDS,
     BulkExpandRequest,
     GrowthPolicy,
+    Plan,
     Policy,
     VolumePolicies,
 )
-from domain.bulk.expand.preview import Plan
-from domain.bulk.selection import DEFAULT_CONCURRENT, Selection
-from domain.bulk.snapshot.request import MAX_PREFIX, BulkSnapshotRequest
-from domain.bulk.states import ItemStatus
+from domain.bulk.model import ItemStatus
+from domain.bulk.requests import DEFAULT_CONCURRENT, Selection
+from domain.bulk.snapshot import MAX_PREFIX, BulkSnapshotRequest
 from domain.snapshots.retention import MAX_KEPT
 from domain.volumes.growth import GROWTH_MEMBERS
 
@@ -135,7 +135,7 @@ class BulkExpandFields(GrowthFields, SelectionIn, _PolicyField):
 
     def expansion(self) -> BulkExpandRequest:
         """Convert to the domain request."""
-        return BulkExpandRequest(self._policy(), self.selection(), self.max_concurrent)
+        return BulkExpandRequest(self._policy(), selection=self.selection(), max_concurrent=self.max_concurrent)
 
     def _policy(self) -> Policy:
         if self.policy is not None:
@@ -183,7 +183,7 @@ class BulkSnapshotIn(SelectionIn):
 
     def snapshots(self) -> BulkSnapshotRequest:
         """Convert to the domain request."""
-        return BulkSnapshotRequest(self.name, self.selection(), self.max_concurrent)
+        return BulkSnapshotRequest(self.name, selection=self.selection(), max_concurrent=self.max_concurrent)
 
 
 class ScheduledSnapshotIn(BulkSnapshotIn):

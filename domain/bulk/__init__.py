@@ -10,7 +10,7 @@
                       ▲                  │
                       └─ volume busy ────┘        (retried later, for up to CISTERN_BUSY_SECONDS)
 
-The work itself is a `BulkOperation`: `domain.bulk.expand.operation`, `domain.bulk.snapshot.operation`.
+The work itself is a `BulkOperation`: `ExpandOperation` or `SnapshotOperation`.
 
 Lock order everywhere: the lane's row, items, volumes by id, snapshots by id, the parent's row last.
 """

@@ -1,94 +1,29 @@
-"""Queries of parent jobs on the ledger; `lane_items` has those of lanes. Takes a session, never commits."""
+"""Queries on the ledger: of bulk jobs (`Ledger`) and of lanes (`LaneItems`). Takes a session, never commits."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import (
-    ColumnElement,
-    Uuid,
-    and_,
-    delete,
-    func,
-    literal,
-    null,
-    or_,
-    select,
-    true,
-    tuple_,
-    update,
-)
+from sqlalchemy import ColumnElement, TextClause, Uuid, and_, delete, func, literal, null, or_, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.bulk.model import Item
-from domain.bulk.selection import Selection
-from domain.bulk.states import FINISHED, ItemCode, ItemStatus
-from domain.db.sql import array_rows, statement_timeout
-from domain.jobs.claimed import ClaimedJob
+from domain.bulk import statements
+from domain.bulk.model import FINISHED, Item, ItemCode, ItemRef, ItemStatus, ItemUpdate, Lane
+from domain.bulk.requests import Selection
+from domain.db.sql import array_rows, as_arrays
 from domain.volumes.model import Volume
 
-#: Timeout of the statement that plans a job: for a million volumes it takes some ten seconds.
-_PLAN_TIMEOUT_SECONDS: Final = 50
+#: Timeout in seconds of the statement that plans a job: for a million volumes it takes some ten seconds.
+PLAN_SECONDS: Final = 50
 #: Maximum number of items that `Ledger.close` finishes in one statement.
 CLOSE_BATCH: Final = 5000
-
-
-class Lane(NamedTuple):
-    """One attempt at a lane, the job ``job_id`` of the bulk job ``parent_id``; ``params`` has what it needs of that."""
-
-    parent_id: UUID
-    job_id: UUID
-    epoch: int
-    worker_id: UUID | None
-    params: Mapping[str, Any]
-    created_by: str | None = None
-
-    @classmethod
-    def from_job(cls, job: ClaimedJob) -> Self:
-        """Build the lane from its claimed job."""
-        if job.parent_id is None:
-            raise RuntimeError(f"{job.kind} {job.id} has no parent")
-        return cls(job.parent_id, job.id, job.epoch, job.worker_id, job.params, job.created_by)
-
-    @property
-    def slots(self) -> int:
-        """Maximum number of volumes that the lane works on at once."""
-        slots: int = self.params["slots"]
-        return slots
-
-    @property
-    def lanes(self) -> int | None:
-        """Number of lanes added together with this one; None if an early version, which did not store it, added it."""
-        return self.params.get("lanes")
-
-    @property
-    def is_last(self) -> bool:
-        """Whether too many lanes failed before this one, so that it only seals and fails what they left."""
-        return bool(self.params["last"])
-
-
-class ItemRef(NamedTuple):
-    """The columns of an item that lanes need. A plain tuple: a bulk job may have a million items."""
-
-    volume_id: UUID
-    status: ItemStatus
-    to_size: int | None = None
-    snapshot_id: UUID | None = None
-
-
-class ItemUpdate(NamedTuple):
-    """A decision about an item, or its result. CLAIMED: to be worked on; PENDING: busy, to be retried later."""
-
-    volume_id: UUID
-    status: ItemStatus
-    code: str | None = None
-    detail: str | None = None
-    from_size: int | None = None
-    to_size: int | None = None
-    used: int | None = None
-    snapshot_id: UUID | None = None
+#: How `Ledger.close` ends the items of a cancelled job, and those whose lanes all failed.
+AS_CANCELLED: Final = {"status": ItemStatus.SKIPPED, "code": ItemCode.CANCELLED}
+AS_LANES_LOST: Final = {"status": ItemStatus.FAILED, "code": ItemCode.LANES_LOST}
+#: The pause before a busy volume is retried equals the time it has been busy, between these limits.
+_PAUSES: Final = {"min_pause": timedelta(seconds=1), "max_pause": timedelta(seconds=10)}
 
 
 class Ledger:
@@ -98,7 +33,7 @@ class Ledger:
         self._session = session
 
     async def plan(self, job_id: UUID, selection: Selection) -> None:
-        """Insert an item for every selected volume, in one statement; idempotent."""
+        """Insert an item for every selected volume, in one statement of up to `PLAN_SECONDS`; idempotent."""
         await self._insert(_volumes(job_id, selection) if selection.ids is None else _named_volumes(job_id, selection))
 
     async def plan_retry(self, job_id: UUID, earlier_id: UUID) -> None:
@@ -133,18 +68,15 @@ class Ledger:
         waiting: timedelta | None = await self._session.scalar(query)
         return None if waiting is None else max(0.0, waiting.total_seconds())
 
-    async def close(
-        self, job_id: UUID, *, previous: ItemStatus, status: ItemStatus, code: ItemCode
-    ) -> Sequence[ItemRef]:
+    async def close(self, job_id: UUID, previous: ItemStatus, ending: Mapping[str, str]) -> Sequence[ItemRef]:
         """Finish up to `CLOSE_BATCH` items that have the status ``previous``, without any work; return them."""
         batch = select(Item.volume_id).where(Item.job_id == job_id, Item.status == previous)
         batch = batch.limit(CLOSE_BATCH).with_for_update(skip_locked=True)
         query = update(Item).where(Item.job_id == job_id, Item.volume_id.in_(_run_once(batch)))
-        return await self._returned(query.values(status=status, code=code))
+        return await self._returned(query.values(ending))
 
     async def delete_plan(self, job_id: UUID) -> None:
         """Delete the pending items of a job that never got lanes."""
-        await self._session.execute(statement_timeout(_PLAN_TIMEOUT_SECONDS))
         await self._session.execute(delete(Item).where(Item.job_id == job_id, Item.status == ItemStatus.PENDING))
 
     async def has_claimed(self, lane: Lane) -> bool:
@@ -164,7 +96,6 @@ class Ledger:
         return await self._session.scalar(unfinished.limit(1)) is not None
 
     async def _insert(self, rows: Any) -> None:
-        await self._session.execute(statement_timeout(_PLAN_TIMEOUT_SECONDS))
         columns = ["job_id", "volume_id", "status", "from_size", "used", "to_size"]
         statement = insert(Item).from_select(columns, rows, include_defaults=False)
         await self._session.execute(statement.on_conflict_do_nothing())
@@ -173,6 +104,54 @@ class Ledger:
         columns = query.returning(Item.volume_id, Item.status, Item.to_size, Item.snapshot_id)
         rows = await self._session.execute(columns.execution_options(synchronize_session=False))
         return [ItemRef(*row) for row in rows]
+
+
+class LaneItems:
+    """The items of one attempt at a lane, within one transaction."""
+
+    def __init__(self, session: AsyncSession, lane: Lane) -> None:
+        self._session = session
+        self._lane_ids = {"job_id": lane.parent_id, "lane_id": lane.job_id, "epoch": lane.epoch}
+
+    async def reclaim(self) -> Sequence[ItemRef]:
+        """Claim the items that an earlier attempt at this lane had claimed before it was killed or interrupted."""
+        return await self._refs(statements.RECLAIM, ItemStatus.CLAIMED)
+
+    async def claim_due(self, limit: int) -> Sequence[ItemRef]:
+        """Mark up to ``limit`` due items as claimed; skip items locked by other lanes."""
+        return await self._refs(statements.CLAIM_DUE, ItemStatus.CLAIMED, limit=limit)
+
+    async def lock_due(self, limit: int) -> Sequence[ItemRef]:
+        """Lock the items that `claim_due` would claim, for a transaction that writes a decision for each of them."""
+        return await self._refs(statements.LOCK_DUE, ItemStatus.PENDING, limit=limit)
+
+    async def write(self, updates: Sequence[ItemUpdate], *, previous: ItemStatus) -> None:
+        """Write decisions. ``previous``: PENDING if the items are locked by `lock_due`, CLAIMED if they are claimed."""
+        if not updates:
+            return
+        await self._session.execute(statements.WRITE[previous], {**self._lane_ids, **as_arrays(updates)})
+
+    async def finish(self, updates: Sequence[ItemUpdate]) -> Sequence[ItemUpdate]:
+        """Write the results of items that this attempt still holds; return the updates that were written."""
+        if not updates:
+            return []
+        written = set((await self._session.scalars(statements.FINISH, {**self._lane_ids, **as_arrays(updates)})).all())
+        return updates if len(written) == len(updates) else [one for one in updates if one.volume_id in written]
+
+    async def postpone(self, volume_ids: Collection[UUID], *, previous: ItemStatus, busy_seconds: float) -> int:
+        """Reschedule the items of busy volumes, or skip those busy for ``busy_seconds``; return how many were skipped.
+
+        ``previous`` as for `write`.
+        """
+        if not volume_ids:
+            return 0
+        values = {"volume_ids": list(volume_ids), "max_busy": timedelta(seconds=busy_seconds), **_PAUSES}
+        statuses = (await self._session.scalars(statements.POSTPONE[previous], {**self._lane_ids, **values})).all()
+        return statuses.count(ItemStatus.SKIPPED)
+
+    async def _refs(self, statement: TextClause, status: ItemStatus, **values: int) -> Sequence[ItemRef]:
+        rows = await self._session.execute(statement, {**self._lane_ids, **values})
+        return [ItemRef(volume_id, status, to_size, snapshot_id) for volume_id, to_size, snapshot_id in rows]
 
 
 async def clear_ledgers(session: AsyncSession, job_ids: Collection[UUID], limit: int) -> int:
@@ -207,7 +186,7 @@ def _named_volumes(job_id: UUID, selection: Selection) -> Any:
     named = array_rows(({"id": volume_id} for volume_id in selection.ids or ()), id=Uuid())
     rows = select(literal(job_id), named.c.id, _pending(), Volume.size, Volume.used, null())
     return rows.select_from(named.outerjoin(Volume, Volume.id == named.c.id)).where(
-        or_(Volume.id.is_(None), and_(true(), *_selected(selection)))
+        or_(Volume.id.is_(None), and_(*_selected(selection)))
     )
 
 

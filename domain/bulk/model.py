@@ -1,13 +1,57 @@
-"""The ledger: what a bulk job decided for each volume, and the result."""
+"""The ledger: what a bulk job decided for each volume, and the result; statuses, codes, and the row as plain tuples."""
 
+import enum
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any, Final, NamedTuple, Self
 from uuid import UUID
 
 from sqlalchemy import CheckConstraint, ForeignKey, Index, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.bulk.states import ItemStatus
 from domain.db.base import Base, enum_text
+from domain.jobs.claimed import ClaimedJob
+
+
+class ItemStatus(enum.StrEnum):
+    """The status of one volume in one bulk job."""
+
+    PENDING = "pending"
+    CLAIMED = "claimed"
+    SUCCEEDED = "succeeded"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+
+
+MOVES: Final[dict[ItemStatus, frozenset[ItemStatus]]] = {
+    ItemStatus.PENDING: frozenset({ItemStatus.CLAIMED, ItemStatus.SKIPPED, ItemStatus.FAILED}),
+    ItemStatus.CLAIMED: frozenset({ItemStatus.PENDING, ItemStatus.SUCCEEDED, ItemStatus.SKIPPED, ItemStatus.FAILED}),
+    ItemStatus.SUCCEEDED: frozenset(),
+    ItemStatus.SKIPPED: frozenset(),
+    ItemStatus.FAILED: frozenset(),
+}
+
+FINISHED: Final = frozenset(status for status, moves in MOVES.items() if not moves)
+
+
+class ItemCode(enum.StrEnum):
+    """The reason for an item's status; a failed item may also have the code of a storage error."""
+
+    EXPANDED = "expanded"
+    SNAPSHOTTED = "snapshotted"
+    VOLUME_BUSY = "volume-busy"
+    VOLUME_GONE = "volume-gone"
+    VOLUME_UNUSABLE = "volume-unusable"
+    BELOW_THRESHOLD = "below-threshold"
+    USAGE_UNKNOWN = "usage-unknown"
+    AT_LIMIT = "at-limit"
+    NO_POLICY = "no-policy"
+    POLICY_UNUSABLE = "policy-unusable"
+    ALREADY_LARGE_ENOUGH = "already-large-enough"
+    NAME_TAKEN = "name-taken"
+    CANCELLED = "cancelled"
+    LANES_LOST = "lanes-lost"
+
 
 _STATUSES = ", ".join(f"'{status}'" for status in ItemStatus)
 
@@ -42,3 +86,59 @@ class Item(Base):
     detail: Mapped[str | None]
     busy_since: Mapped[datetime | None]
     due_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class ItemRef(NamedTuple):
+    """The columns of an item that lanes need. A plain tuple: a bulk job may have a million items."""
+
+    volume_id: UUID
+    status: ItemStatus
+    to_size: int | None = None
+    snapshot_id: UUID | None = None
+
+
+class ItemUpdate(NamedTuple):
+    """A decision about an item, or its result. CLAIMED: to be worked on; PENDING: busy, to be retried later."""
+
+    volume_id: UUID
+    status: ItemStatus
+    code: str | None = None
+    detail: str | None = None
+    from_size: int | None = None
+    to_size: int | None = None
+    used: int | None = None
+    snapshot_id: UUID | None = None
+
+
+class Lane(NamedTuple):
+    """One attempt at a lane, the job ``job_id`` of the bulk job ``parent_id``; ``params`` has what it needs of that."""
+
+    parent_id: UUID
+    job_id: UUID
+    epoch: int
+    worker_id: UUID | None
+    params: Mapping[str, Any]
+    created_by: str | None = None
+
+    @classmethod
+    def from_job(cls, job: ClaimedJob) -> Self:
+        """Build the lane from its claimed job."""
+        if job.parent_id is None:
+            raise RuntimeError(f"{job.kind} {job.id} has no parent")
+        return cls(job.parent_id, job.id, job.epoch, job.worker_id, job.params, job.created_by)
+
+    @property
+    def slots(self) -> int:
+        """Maximum number of volumes that the lane works on at once."""
+        slots: int = self.params["slots"]
+        return slots
+
+    @property
+    def lanes(self) -> int | None:
+        """Number of lanes added together with this one; None if an early version, which did not store it, added it."""
+        return self.params.get("lanes")
+
+    @property
+    def is_last(self) -> bool:
+        """Whether too many lanes failed before this one, so that it only seals and fails what they left."""
+        return bool(self.params["last"])

@@ -1,21 +1,36 @@
-"""The interface between lanes and the kinds of bulk jobs.
+"""What one kind of bulk job does with each of its volumes, inside the steps of a lane.
 
-`Chunks` has the steps of a lane, with its locks and transactions, and is the same for every kind. A `BulkOperation` is
-what one kind of bulk job does inside those steps.
+`domain.bulk.chunks` has these steps, with their locks and transactions, and is the same for every kind.
 """
 
+import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, Final, NamedTuple
 from uuid import UUID
 
+import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.bulk.ledger import ItemRef, ItemUpdate, Lane
+from domain.bulk.model import ItemCode, ItemRef, ItemStatus, ItemUpdate, Lane
 from domain.bulk.requests import BulkRequest
-from domain.bulk.states import ItemCode, ItemStatus
-from domain.operations import BUSY, VolumeState
-from domain.storage.context import Grant
+from domain.errors import CisternError
+from domain.operations import VolumeState
+from domain.storage.context import Fence, Grant, Stopped
+from domain.storage.errors import FenceRefused, StorageBusy, TransientStorageError
 from domain.volumes.model import LockedVolume
+from domain.volumes.repository import Release, VolumeRepository
+
+_MAX_TRIES: Final = 3
+_PAUSE_SECONDS: Final = 0.2
+
+log = structlog.get_logger(__name__)
+
+
+class LanesLost(CisternError):
+    """Every lane that worked on this volume died or failed."""
+
+    code = ItemCode.LANES_LOST
 
 
 class ItemWork(NamedTuple):
@@ -48,30 +63,86 @@ class Result(NamedTuple):
     size: int | None = None
 
 
-class BulkOperation(Protocol):
-    """What one kind of bulk job does with each of its volumes."""
+class BulkOperation(ABC):
+    """One kind of bulk job."""
 
-    @property
-    def request_type(self) -> type[BulkRequest]:
-        """The requests for this kind of bulk job."""
+    request_type: ClassVar[type[BulkRequest]]
+    #: The state of a volume while a lane works on it.
+    state: ClassVar[VolumeState]
+    #: The code of a succeeded item.
+    success_code: ClassVar[ItemCode]
+    #: The names of the parent's params that its lanes need.
+    lane_params: ClassVar[tuple[str, ...]]
 
-    @property
-    def state(self) -> VolumeState:
-        """The state of a volume while a lane works on it."""
+    # --- the work on one item: every failure is returned as a value, so that it cannot affect other items ------
 
-    @property
-    def success_code(self) -> ItemCode:
-        """The code of a succeeded item."""
+    async def attempt(self, work: ItemWork, grant: Grant) -> Result | None:
+        """Do the storage work and return its result.
 
-    def lane_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the part of the parent's params that its lanes need."""
+        Return None if the item must stay claimed: the attempt is being stopped, or another process holds the storage
+        lock and may still publish. The lane's next slice tries again.
+        """
+        item_grant = _grant_for(work, grant)
+        try:
+            size = await self._with_retries(work, item_grant)
+        except (Stopped, StorageBusy):
+            return None
+        except FenceRefused as error:
+            # Either this attempt has lost the lane, and `LaneChunks.record` will drop this result; or it holds the
+            # lane, and the fence stored on the backend is ahead of the rows, which no retry can fix.
+            return Result(work.ended(ItemStatus.FAILED, error.code, error.message))
+        except CisternError as error:
+            return await self._failed(work, item_grant, error)
+        except Exception:
+            log.exception("volume.handler_error", volume_id=str(work.volume_id))
+            return await self._failed(work, item_grant, CisternError())
+        return Result(work.ended(ItemStatus.SUCCEEDED, self.success_code), size)
 
-    def measures(self, params: Mapping[str, Any]) -> bool:
+    async def fail(self, work: ItemWork, grant: Grant) -> Result | None:
+        """Fail the item: seal its volume and report what other lanes left, without doing the work."""
+        return await self._failed(work, _grant_for(work, grant), LanesLost())
+
+    def skip(self, work: ItemWork) -> Result:
+        """Skip the item of a cancelled job. No attempt has started on it, so there is nothing to seal."""
+        return Result(work.ended(ItemStatus.SKIPPED, ItemCode.CANCELLED)._replace(snapshot_id=None))
+
+    async def _with_retries(self, work: ItemWork, grant: Grant) -> int | None:
+        """Do the storage work, with up to three tries if the errors are transient."""
+        for attempt in range(1, _MAX_TRIES):
+            try:
+                return await self.perform(work, grant)
+            except StorageBusy:
+                raise
+            except TransientStorageError:
+                await asyncio.sleep(_PAUSE_SECONDS * attempt)
+        return await self.perform(work, grant)
+
+    async def _failed(self, work: ItemWork, grant: Grant, error: CisternError) -> Result | None:
+        """Bar earlier attempts from publishing, and end the item with what is then found on the backend.
+
+        Return None if another process holds the storage lock: the volume cannot be sealed yet and stays with the lane.
+        """
+        log.debug("volume.failed", volume_id=str(work.volume_id), code=error.code)
+        update = work.ended(ItemStatus.FAILED, error.code, error.message)
+        try:
+            return await self.seal(work, update, grant)
+        except StorageBusy:
+            return None
+        except CisternError as seal_error:  # from the backend, or because it is no longer configured
+            log.warning("storage.state_unknown", volume_id=str(work.volume_id), error=seal_error.message)
+            return Result(update)
+
+    # --- what each kind does ----------------------------------------------------------------------------------
+
+    def measures(self, params: Mapping[str, Any]) -> bool:  # noqa: ARG002 (for others)
         """Return whether `decide_available` depends on the usage of volumes, so that `measure` must be called."""
+        return False
 
-    async def measure(self, items: Sequence[ItemRef]) -> dict[UUID, int]:
+    async def measure(self, items: Sequence[ItemRef]) -> dict[UUID, int]:  # noqa: ARG002 (for others)
         """Return the allocated bytes of volumes by id; volumes that cannot be measured are left out."""
+        return {}
 
+    @abstractmethod
     async def decide_available(
         self,
         session: AsyncSession,
@@ -81,6 +152,7 @@ class BulkOperation(Protocol):
     ) -> list[ItemUpdate]:
         """Decide about items whose volumes are available and locked: CLAIMED to work on them, else why not."""
 
+    @abstractmethod
     async def prepare(
         self,
         session: AsyncSession,
@@ -94,35 +166,36 @@ class BulkOperation(Protocol):
         the others.
         """
 
+    @abstractmethod
     async def perform(self, work: ItemWork, grant: Grant) -> int | None:
         """Do the storage work; return the size in bytes of what was made."""
 
+    @abstractmethod
     async def seal(self, work: ItemWork, update: ItemUpdate, grant: Grant) -> Result:
         """Bar earlier attempts from publishing; return ``update`` corrected by what they left on the backend."""
 
+    @abstractmethod
     async def record(
         self, session: AsyncSession, lane: Lane, items: Sequence[ItemUpdate], sizes: Mapping[UUID, int | None]
     ) -> None:
         """Release the volumes and snapshots of finished items; ``sizes`` in bytes as reported, by volume id."""
 
+    @abstractmethod
     async def raise_fences(self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef]) -> None:
         """Increment versions, so that the fences of a new lane are above those that dead lanes left on the backend."""
 
     async def give_up(self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef]) -> None:
-        """Release the volumes and snapshots of items that no lane could finish."""
+        """Release the volumes, with their sizes unchanged, and snapshots of items that no lane could finish."""
+        await release_volumes(session, job_id, items, {})
 
 
-def decide_by_state(item: ItemRef, volume: LockedVolume | None, lane: Lane) -> ItemUpdate | None:
-    """Decide about an item by the state of its volume, whose row is locked; None if the volume is available.
+async def release_volumes(
+    session: AsyncSession, job_id: UUID, items: Sequence[ItemUpdate | ItemRef], sizes: Mapping[UUID, int | None]
+) -> None:
+    """Release the volumes of items with their new sizes in bytes; a volume without one keeps its size."""
+    releases = [Release(item.volume_id, job_id, sizes.get(item.volume_id)) for item in items]
+    await VolumeRepository(session).release(releases, VolumeState.AVAILABLE)
 
-    CLAIMED: the parent job holds the volume already. PENDING: the volume is busy with another job.
-    """
-    if volume is None:
-        return ItemUpdate(item.volume_id, ItemStatus.SKIPPED, ItemCode.VOLUME_GONE)
-    if volume.job_id == lane.parent_id:  # acquired by an earlier attempt, whose decision in the ledger is binding
-        return ItemUpdate(item.volume_id, ItemStatus.CLAIMED, to_size=item.to_size, snapshot_id=item.snapshot_id)
-    if volume.state in BUSY:
-        return ItemUpdate(item.volume_id, ItemStatus.PENDING)
-    if volume.state is VolumeState.ERROR:
-        return ItemUpdate(item.volume_id, ItemStatus.SKIPPED, ItemCode.VOLUME_UNUSABLE, from_size=volume.size)
-    return None
+
+def _grant_for(work: ItemWork, grant: Grant) -> Grant:
+    return grant.for_item(Fence(work.version, grant.fence.epoch))

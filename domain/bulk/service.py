@@ -1,6 +1,6 @@
-"""Bulk jobs of every kind: requests, the ledger, and lanes; `BulkHandler` plans the ledger."""
+"""Bulk jobs of every kind: request them, plan their ledgers, and delegate the items to lanes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
@@ -8,32 +8,37 @@ from uuid import UUID
 from sqlalchemy import null
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.bulk.expand.policy import BulkExpandRequest
-from domain.bulk.expand.preview import Plan, preview
-from domain.bulk.ledger import ItemRef, Ledger
-from domain.bulk.model import Item
+from domain.bulk.chunks import LaneChunks
+from domain.bulk.expand import BulkExpandRequest, Plan, preview
+from domain.bulk.ledger import AS_LANES_LOST, PLAN_SECONDS, Ledger
+from domain.bulk.model import Item, ItemStatus, Lane
 from domain.bulk.operation import BulkOperation
-from domain.bulk.requests import BulkRequest
-from domain.bulk.selection import require_within, retry_params, slots_per_lane
-from domain.bulk.states import ItemCode, ItemStatus
+from domain.bulk.requests import BulkRequest, Selection
 from domain.db.database import Database
 from domain.errors import JobNotFound
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting
 from domain.jobs.claimed import ClaimedJob
 from domain.jobs.isolation import each_in_own_transaction
-from domain.jobs.kinds import JobKind
+from domain.jobs.kinds import FailedJobs, JobHandler, JobKind, SucceededJobs
 from domain.jobs.model import Job, new_job, retry_columns
+from domain.jobs.outcomes import Delegated, Failed, Outcome, Payload, Succeeded
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.store.parents import ParentRepository
 from domain.jobs.transport.job_queue import JobQueue
+from domain.storage.context import Grant, Stopped, StopReason
 
+_MAX_LANES: Final = 8
 _LANE_ATTEMPTS: Final = 3
 #: Maximum number of jobs that `BulkService.assign_lanes` handles in one run.
 _MAX_ASSIGNED: Final = 20
+_NOTHING_SELECTED: Final[Payload] = {"code": "nothing-selected", "detail": "No volume matches the selection."}
 
 
-class BulkService:
-    """Bulk jobs of any kind, for the API, schedules and workers."""
+class BulkService(JobHandler):
+    """Bulk jobs of any kind, for the API and schedules; and for workers, their handler.
+
+    Planning changes nothing on the storage, so there is nothing to seal.
+    """
 
     def __init__(
         self,
@@ -43,6 +48,7 @@ class BulkService:
         *,
         max_attempts: int,
         max_concurrent: int,
+        busy_seconds: float,
     ) -> None:
         """Create the service.
 
@@ -52,12 +58,14 @@ class BulkService:
             operations: By the kind of the bulk job.
             max_attempts: Of each job; a lane has fewer.
             max_concurrent: The maximum that a request may have.
+            busy_seconds: How long a busy volume is retried before its item is skipped.
         """
         self._database = database
         self._queue = queue
         self._operations = operations
         self._max_attempts = max_attempts
         self._max_concurrent = max_concurrent
+        self._busy_seconds = busy_seconds
 
     async def items(self, job_id: UUID, status: ItemStatus | None, *, after: UUID | None, limit: int) -> Sequence[Item]:
         """Read up to ``limit`` + 1 items of a job's ledger, by volume id.
@@ -98,9 +106,14 @@ class BulkService:
         params = request.job_params(time=time, schedule_id=columns.get("schedule_id"))
         return await self._add(session, request.kind, params, **columns)
 
-    async def add_retry(self, session: AsyncSession, ended: Job) -> Job:
-        """Insert a job for the items of an ended one that failed or were not started."""
-        params = self._operations[ended.kind].request_type.retry_params(retry_params(ended), time=datetime.now(UTC))
+    async def retry(self, session: AsyncSession, ended: Job) -> Job:
+        """Insert a job for the items of an ended one that failed or were not started.
+
+        A job that ended before it was planned has no items; its retry selects volumes anew.
+        """
+        missed = {} if ended.total is None else {"missed_by": str(ended.id)}
+        request_type = self._operations[ended.kind].request_type
+        params = request_type.retry_params(ended.params | missed, time=datetime.now(UTC))
         return await self._add(session, ended.kind, params, **retry_columns(ended))
 
     def check(self, request: BulkRequest) -> None:
@@ -109,7 +122,7 @@ class BulkService:
         Raises:
             Invalid: ``max_concurrent`` is out of bounds.
         """
-        require_within(request.max_concurrent, self._max_concurrent)
+        request.require_within(self._max_concurrent)
 
     async def preview(self, request: BulkExpandRequest) -> Plan:
         """Return what a bulk expansion would do, by the last measured usage. Changes nothing.
@@ -124,70 +137,97 @@ class BulkService:
         job = new_job(kind, {**params, "fence_version": 0}, max_attempts=self._max_attempts, **columns)
         return await JobRepository(session).add(job)
 
+    # --- plan --------------------------------------------------------------------------------------------
+
+    async def perform(self, job: ClaimedJob, grant: Grant) -> Outcome:
+        """Insert the job's volumes into the ledger. A job that has none is told so, or fails if it requires any.
+
+        Raises:
+            Stopped: this attempt lost the job meanwhile; the plan is rolled back.
+        """
+        grant.check()
+        selection = Selection.from_json(job.params["selection"])
+        async with self._database.transaction(statement_seconds=PLAN_SECONDS) as session:
+            ledger = Ledger(session)
+            if "missed_by" in job.params:
+                await ledger.plan_retry(job.id, UUID(job.params["missed_by"]))
+            else:
+                await ledger.plan(job.id, selection)
+            planned = await ledger.has_unfinished(job.id)
+            # Checked last, so that the job's row is locked only for the moment of the commit.
+            if not await ParentRepository(session).lock_held(job.id, epoch=job.epoch, worker_id=job.worker_id):
+                raise Stopped(StopReason.LEASE_LOST)
+        if planned:
+            return Delegated({})
+        return Failed(_NOTHING_SELECTED) if selection.require_any else Succeeded(_NOTHING_SELECTED)
+
+    async def record(self, session: AsyncSession, succeeded: SucceededJobs) -> None:
+        """Add lanes to planned jobs; those without items have ended."""
+        for job, result in succeeded:
+            if not await recount(session, job.id) and result != _NOTHING_SELECTED:
+                await self._add_lanes(session, job)
+
+    async def abandon(self, session: AsyncSession, failed: FailedJobs) -> None:
+        """Delete the plans of jobs that failed before they got lanes; no volume has been acquired yet."""
+        for job, _ in failed:
+            await Ledger(session).delete_plan(job.id)
+
     # --- lanes -------------------------------------------------------------------------------------------
+
+    def chunks(self, lane: Lane) -> LaneChunks:
+        """Return the steps of one attempt at a lane."""
+        operation = self._operations[lane.params["of"]]
+        return LaneChunks(lane, operation, self._database, self._queue, self._busy_seconds)
 
     async def assign_lanes(self) -> int:
         """Add lanes to jobs that have no live lane left, or fail those that had too many. Return the number of jobs."""
         async with self._database.transaction() as session:
             without_lanes = await ParentRepository(session).without_lanes(limit=_MAX_ASSIGNED)
-        handled = await each_in_own_transaction(self._database, without_lanes, self._assign_lanes, on_error=_defer)
+        handled = await each_in_own_transaction(
+            self._database,
+            without_lanes,
+            self._assign_lanes,
+            on_error=lambda session, job_id: ParentRepository(session).defer(job_id),
+        )
         for job in handled:
             await self._queue.announce(job.id)
         return len(handled)
 
     async def _assign_lanes(self, session: AsyncSession, job_id: UUID) -> Job | None:
-        job = await ParentRepository(session).lock_without_lanes(job_id)
+        parents, ledger = ParentRepository(session), Ledger(session)
+        job = await parents.lock_without_lanes(job_id)
         if job is None:
             return None
-        if not await Ledger(session).has_unfinished(job.id):
+        if not await ledger.has_unfinished(job.id):
             await recount(session, job.id)
         elif job.attempt <= job.max_attempts:
             job.attempt += 1  # of a parent, this counts how often it was given lanes
             job.version += 1
-            lanes = await self.add_lanes(session, ClaimedJob.from_row(job), last=job.attempt > job.max_attempts)
-            await self._reassign_items(session, job, lanes[0])
+            lanes = await self._add_lanes(session, ClaimedJob.from_row(job), last=job.attempt > job.max_attempts)
+            # The epoch of a new lane starts at 0 again. Versions are incremented, so that its fences are nevertheless
+            # above those that the dead lanes left on the backend.
+            items = await ledger.reassign(job.id, lanes[0].id)
+            await self._operations[job.kind].raise_fences(session, job.id, items)
         else:
-            await self._give_up(session, job)
+            # The last lane could not finish these items either.
+            claimed = await ledger.close(job.id, ItemStatus.CLAIMED, AS_LANES_LOST)
+            pending = await ledger.close(job.id, ItemStatus.PENDING, AS_LANES_LOST)
+            await self._operations[job.kind].give_up(session, job.id, claimed)
+            await parents.add_counts(job.id, failed=len(claimed) + len(pending))
         return job
 
-    async def _reassign_items(self, session: AsyncSession, job: Job, new_lane: Job) -> None:
-        """Reassign the items claimed by dead lanes to a new one.
-
-        The epoch of the new lane starts at 0 again. Versions are incremented, so that its fences are nevertheless above
-        those that the dead lanes left on the backend.
-        """
-        items = await Ledger(session).reassign(job.id, new_lane.id)
-        await self._operations[job.kind].raise_fences(session, job.id, items)
-
-    async def _give_up(self, session: AsyncSession, job: Job) -> None:
-        """Fail the items that the last lane could not finish either, and release their volumes."""
-        claimed = await self._fail_items(session, job, ItemStatus.CLAIMED)
-        pending = await self._fail_items(session, job, ItemStatus.PENDING)
-        await self._operations[job.kind].give_up(session, job.id, claimed)
-        await ParentRepository(session).add_counts(job.id, failed=len(claimed) + len(pending))
-
-    async def _fail_items(self, session: AsyncSession, job: Job, previous: ItemStatus) -> Sequence[ItemRef]:
-        failed, code = ItemStatus.FAILED, ItemCode.LANES_LOST
-        return await Ledger(session).close(job.id, previous=previous, status=failed, code=code)
-
-    async def add_lanes(self, session: AsyncSession, job: ClaimedJob, *, last: bool = False) -> list[Job]:
+    async def _add_lanes(self, session: AsyncSession, job: ClaimedJob, *, last: bool = False) -> list[Job]:
         """Add undispatched lanes; their slots add up to ``max_concurrent`` over all workers.
 
         After too many lanes have failed, add a single ``last`` one, which only seals and fails what the others left.
         """
-        jobs, lane_params = JobRepository(session), self._operations[job.kind].lane_params(job.params)
         slot_counts = [1] if last else slots_per_lane(job.params["max_concurrent"])
+        params = {"of": job.kind, "lanes": len(slot_counts), "last": last, "fence_version": 0}
+        params |= {name: job.params[name] for name in self._operations[job.kind].lane_params}
         lanes = [
             new_job(
                 JobKind.BULK_LANE,
-                {
-                    "of": job.kind,
-                    "slots": slots,
-                    "lanes": len(slot_counts),
-                    "last": last,
-                    "fence_version": 0,
-                    **lane_params,
-                },
+                params | {"slots": slots},
                 max_attempts=_LANE_ATTEMPTS,
                 parent_id=job.id,
                 created_by=job.created_by,
@@ -195,11 +235,7 @@ class BulkService:
             )
             for slots in slot_counts
         ]
-        return [await jobs.add(lane) for lane in lanes]
-
-
-async def _defer(session: AsyncSession, job_id: UUID) -> None:
-    await ParentRepository(session).defer(job_id)
+        return [await JobRepository(session).add(lane) for lane in lanes]
 
 
 async def recount(session: AsyncSession, job_id: UUID) -> bool:
@@ -207,3 +243,40 @@ async def recount(session: AsyncSession, job_id: UUID) -> bool:
     parents = ParentRepository(session)
     await parents.set_counts(job_id, **await Ledger(session).counts(job_id))
     return await parents.add_counts(job_id)
+
+
+def slots_per_lane(max_concurrent: int) -> list[int]:
+    """Divide ``max_concurrent`` slots as evenly as possible among up to 8 lanes."""
+    lanes = min(max_concurrent, _MAX_LANES)
+    slots, remainder = divmod(max_concurrent, lanes)
+    return [slots + (number < remainder) for number in range(lanes)]
+
+
+class ScheduledBulk:
+    """The `Action` of schedules for one kind of bulk job; its parameters have the same form as a client's request."""
+
+    def __init__(self, bulk: BulkService, request_type: type[BulkRequest], backends: Iterable[str]) -> None:
+        self._bulk = bulk
+        self._request_type = request_type
+        self._backends = backends
+
+    def check(self, params: dict[str, Any]) -> None:
+        """Reject parameters from which no job can be made.
+
+        Raises:
+            Invalid: names the parameter.
+        """
+        request = self._request_type.from_request(params)
+        request.selection.require_backend(self._backends)
+        self._bulk.check(request)
+
+    async def request(
+        self, session: AsyncSession, params: dict[str, Any], *, schedule_id: UUID, scheduled_for: datetime
+    ) -> Job:
+        """Insert the job in the given transaction.
+
+        Raises:
+            Invalid: the parameters are no longer valid.
+        """
+        request = self._request_type.from_request(params)
+        return await self._bulk.add(session, request, schedule_id=schedule_id, scheduled_for=scheduled_for)

@@ -8,7 +8,7 @@ from typing import Final
 
 from sqlalchemy import Interval, TextClause, bindparam, text
 
-from domain.bulk.states import ItemStatus
+from domain.bulk.model import ItemStatus
 from domain.db.sql import unnested
 
 #: Items claimed by this attempt at the lane.

@@ -9,10 +9,9 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, and_, func, literal, or_, select
 from sqlalchemy.orm import aliased
 
-from domain.bulk.ledger import Ledger
-from domain.bulk.model import Item
+from domain.bulk.ledger import AS_LANES_LOST, Ledger
+from domain.bulk.model import Item, ItemStatus
 from domain.bulk.service import recount
-from domain.bulk.states import ItemCode, ItemStatus
 from domain.check.findings import REPAIR_COMMAND, CheckCode, Finding
 from domain.check.rows import FIRST, PAGE
 from domain.db.database import Database
@@ -188,8 +187,7 @@ class Ledgers:
     async def _fail_items(self, job_id: UUID, status: ItemStatus) -> bool:
         """Fail a batch of the items with this status; return whether there were any."""
         async with self._database.transaction() as session:
-            ledger, code = Ledger(session), ItemCode.LANES_LOST
-            return bool(await ledger.close(job_id, previous=status, status=ItemStatus.FAILED, code=code))
+            return bool(await Ledger(session).close(job_id, status, AS_LANES_LOST))
 
     async def _page(self, after: UUID) -> Sequence[UUID]:
         """Read the ids of bulk jobs in ascending order. A job that is being pruned has no ledger to compare."""

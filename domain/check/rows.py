@@ -9,8 +9,7 @@ from sqlalchemy import Row, Select, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
-from domain.bulk.model import Item
-from domain.bulk.states import FINISHED
+from domain.bulk.model import FINISHED, Item
 from domain.db.database import Database
 from domain.jobs.kinds import BULK_KINDS, JobKind
 from domain.jobs.model import Job

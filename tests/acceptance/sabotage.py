@@ -21,7 +21,8 @@ import redis
 import domain.services
 import domain.storage.file.fence
 from domain.bulk.chunks import LaneChunks
-from domain.bulk.handler import BulkHandler
+from domain.bulk.expand import ExpandOperation
+from domain.bulk.service import BulkService
 from domain.jobs.engine import Claim, JobEngine
 from domain.jobs.kinds import JobHandler
 from domain.jobs.model import JobMessage
@@ -45,8 +46,8 @@ TRANSITIONS: dict[str, tuple[type, str, str]] = {
 
 #: Transitions of a bulk job. "if true": after the call, if it returned True.
 BULK_TRANSITIONS: dict[str, tuple[type, str, str]] = {
-    "planned": (BulkHandler, "perform", "after"),
-    "delegating, before the commit": (BulkHandler, "record", "after"),
+    "planned": (BulkService, "perform", "after"),
+    "delegating, before the commit": (BulkService, "record", "after"),
     "acquiring, before the commit": (VolumeRepository, "acquire_many", "after"),
     "volumes acquired": (LaneChunks, "claim_next", "after"),
     "in the middle of the storage work": (Grant, "on_published", "before"),
@@ -59,7 +60,7 @@ BULK_TRANSITIONS: dict[str, tuple[type, str, str]] = {
 #: Transitions of a bulk job that measures its volumes between claiming and acquiring them.
 MEASURING_TRANSITIONS: dict[str, tuple[type, str, str]] = {
     "chunk claimed": (LaneChunks, "claim_items", "after"),
-    "measured": (LaneChunks, "measure", "after"),
+    "measured": (ExpandOperation, "measure", "after"),
     "measured volumes acquired": (LaneChunks, "acquire_volumes", "after"),
 }
 

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy
+from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
 from domain.jobs.model import Job
 from domain.services import Services
 from tests.acceptance import journal

@@ -6,8 +6,8 @@ from uuid import UUID
 
 import pytest
 
-from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy
-from domain.bulk.snapshot.request import BulkSnapshotRequest
+from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
+from domain.bulk.snapshot import BulkSnapshotRequest
 from domain.db.pagination import PageRequest
 from domain.services import Services, open_services
 from domain.snapshots.repository import SnapshotFilter

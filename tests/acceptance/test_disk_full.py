@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from benchmarks.disk_image import NoImage, disk_image
-from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy
+from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.volumes.service import NewVolume

@@ -7,9 +7,8 @@ from uuid import UUID
 from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
-from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy, Policy
-from domain.bulk.model import Item
-from domain.bulk.states import ItemStatus
+from domain.bulk.expand import BulkExpandRequest, GrowthPolicy, Policy
+from domain.bulk.model import Item, ItemStatus
 from domain.jobs.claimed import ClaimedJob
 from domain.jobs.engine import Claim, JobEngine
 from domain.jobs.model import Job, Worker

@@ -8,8 +8,8 @@ from uuid import UUID
 import httpx
 import pytest
 
-from domain.bulk.expand.policy import BulkExpandRequest, VolumePolicies
-from domain.bulk.ledger import Lane
+from domain.bulk.expand import BulkExpandRequest, VolumePolicies
+from domain.bulk.model import Lane
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
@@ -124,13 +124,10 @@ async def test_concurrent_bulk_jobs_grow_each_volume_once(
 async def acquired_by_a_dead_lane(services: Services, *, grows: bool) -> Job:
     """A bulk job whose lane stored the sizes, expanded the volumes if ``grows``, and died before recording."""
     job, claim = await a_claimed_lane(services, an_engine(services), VolumePolicies())
-    lane = Lane.from_job(claim.job)
-    items = await services.chunks.of(lane).claim_items(10)
-    all_work = await services.chunks.of(lane).acquire_volumes(items, await services.chunks.of(lane).measure(items))
+    chunks = services.bulk.chunks(Lane.from_job(claim.job))
+    all_work = (await chunks.claim_next(10)).work
     grant = Grant(claim.job.id, Fence(0, 0), claim.deadline)
-    assert [await services.chunks.of(lane).perform(work, grant) is not None for work in all_work if grows] == [
-        True
-    ] * grows
+    assert [await chunks.operation.attempt(work, grant) is not None for work in all_work if grows] == [True] * grows
     await kill_lanes(services, job)
     return job
 

@@ -10,10 +10,9 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
-from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy
-from domain.bulk.model import Item
-from domain.bulk.selection import Selection
-from domain.bulk.states import ItemStatus
+from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
+from domain.bulk.model import Item, ItemStatus
+from domain.bulk.requests import Selection
 from domain.errors import Invalid
 from domain.services import Services, open_services
 from domain.settings import Settings
@@ -108,12 +107,12 @@ async def test_ledger_has_the_reason_for_every_unchanged_volume(
     policy = GrowthPolicy(to=2 * MIB, up_to=4 * MIB)
     async with running_worker(bulk_settings):
         selection = Selection(ids=(small, gone))
-        job = await ended(services, await services.bulk.request(BulkExpandRequest(policy, selection)))
+        job = await ended(services, await services.bulk.request(BulkExpandRequest(policy, selection=selection)))
         codes = {volume_id: item.code for volume_id, item in (await items(services, job)).items()}
         assert codes == {small: "expanded", gone: "volume-gone"}
         assert (job.status, job.succeeded, job.skipped) == ("succeeded", 1, 1)
 
-        repeated = await ended(services, await services.bulk.request(BulkExpandRequest(policy, selection)))
+        repeated = await ended(services, await services.bulk.request(BulkExpandRequest(policy, selection=selection)))
 
     codes = {volume_id: item.code for volume_id, item in (await items(services, repeated)).items()}
     assert codes == {small: "already-large-enough", gone: "volume-gone"}
@@ -261,7 +260,7 @@ async def test_job_ends_and_volumes_are_released_if_all_lanes_fail(
 
 async def test_preview_returns_the_plan_and_changes_nothing(services: Services) -> None:
     await add_volumes(services, 3, backend="null", labels={"tier": "gold"})
-    request = BulkExpandRequest(GrowthPolicy(percent=50, up_to=MIB + 7), Selection(labels={"tier": "gold"}))
+    request = BulkExpandRequest(GrowthPolicy(percent=50, up_to=MIB + 7), selection=Selection(labels={"tier": "gold"}))
 
     plan = await services.bulk.preview(request)
 

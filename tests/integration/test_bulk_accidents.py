@@ -9,11 +9,12 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy
-from domain.bulk.ledger import Lane
-from domain.bulk.states import ItemStatus
+from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
+from domain.bulk.ledger import AS_CANCELLED
+from domain.bulk.model import ItemStatus, Lane
+from domain.db.database import Database
 from domain.jobs.outcomes import Delegated, Failed
-from domain.services import Services, open_services
+from domain.services import Services, compose, open_services
 from domain.settings import Settings
 from domain.storage.context import Fence, Grant, Stopped
 from domain.volumes.growth import Growth
@@ -54,6 +55,25 @@ async def test_job_delegated_twice_gets_its_lanes_once(services: Services) -> No
     assert len(await lanes_of(services, job)) == 3
 
 
+async def test_planning_may_take_longer_than_other_transactions(services: Services) -> None:
+    (volume_id,) = await add_volumes(services, 1, backend="null")
+    job = await services.bulk.request(BulkExpandRequest(BY_ONE))
+    claim = await an_engine(services).claim(job.message)
+    assert claim is not None
+    database = Database(services.settings.database_url, timeout=0.5)
+    handler = compose(services.settings, database, services.queue, services.backends).handlers[job.kind]
+    try:
+        async with services.database.transaction() as session:
+            await session.execute(text("LOCK TABLE job_items IN SHARE MODE"))
+            planning = asyncio.create_task(handler.perform(claim.job, Grant(job.id, Fence(0, 0), claim.deadline)))
+            await asyncio.sleep(1)
+
+        assert await planning == Delegated({})
+    finally:
+        await database.close()
+    assert [*await items_of(services, job)] == [volume_id]
+
+
 async def test_delegated_job_gets_no_lease_by_renewal(services: Services) -> None:
     await add_volumes(services, 3, backend="null")
     engine = an_engine(services)
@@ -89,10 +109,10 @@ async def test_volumes_expanded_by_a_dead_lane_are_completed_by_the_next(
     (volume_id,) = await on_disk(services, bulk_settings, running_worker)
     job, claim = await a_claimed_lane(services, an_engine(services), epoch=9)
     lane = Lane.from_job(claim.job)
-    chunks, grant = services.chunks, Grant(claim.job.id, Fence(0, 9), claim.deadline)
-    items = await chunks.of(lane).claim_items(10)
-    for work in await chunks.of(lane).acquire_volumes(items, {}):
-        assert await chunks.of(lane).perform(work, grant) is not None  # published with epoch 9; then the lane dies
+    chunks, grant = services.bulk.chunks(lane), Grant(claim.job.id, Fence(0, 9), claim.deadline)
+    items = await chunks.claim_items(10)
+    for work in await chunks.acquire_volumes(items, {}):
+        assert await chunks.operation.attempt(work, grant) is not None  # published with epoch 9; then the lane dies
     await kill_lanes(services, job)
 
     async with running_worker(bulk_settings):
@@ -109,9 +129,9 @@ async def test_last_lane_releases_volumes_with_the_sizes_found(
     grown, untouched = await on_disk(services, bulk_settings, running_worker, count=2)
     job, claim = await a_claimed_lane(services, an_engine(services))
     lane = Lane.from_job(claim.job)
-    chunks, grant = services.chunks, Grant(claim.job.id, Fence(0, 0), claim.deadline)
-    all_work = await chunks.of(lane).acquire_volumes(await chunks.of(lane).claim_items(10), {})
-    await chunks.of(lane).perform(next(work for work in all_work if work.volume_id == grown), grant)
+    chunks, grant = services.bulk.chunks(lane), Grant(claim.job.id, Fence(0, 0), claim.deadline)
+    all_work = await chunks.acquire_volumes(await chunks.claim_items(10), {})
+    await chunks.operation.attempt(next(work for work in all_work if work.volume_id == grown), grant)
     await kill_lanes(services, job)
     async with services.database.transaction() as session:
         await session.execute(text("UPDATE jobs SET attempt = max_attempts WHERE id = :id"), {"id": job.id})
@@ -171,7 +191,7 @@ async def test_items_of_a_failed_lane_are_left_to_the_next(
     engine = an_engine(services)
     job, claim = await a_claimed_lane(services, engine)
     lane = Lane.from_job(claim.job)
-    await services.chunks.of(lane).claim_items(3)
+    await services.bulk.chunks(lane).claim_items(3)
     await engine.settle(claim.job, Failed({"code": "internal", "detail": "a bug"}))
 
     async with running_worker(bulk_settings):
@@ -183,25 +203,26 @@ async def test_items_of_a_failed_lane_are_left_to_the_next(
 async def test_rescued_lane_changes_nothing(services: Services) -> None:
     await add_volumes(services, 3, backend="null")
     _, claim = await a_claimed_lane(services, an_engine(services))
-    lane, chunks = Lane.from_job(claim.job), services.chunks
-    items = await chunks.of(lane).claim_items(2)
+    lane = Lane.from_job(claim.job)
+    chunks = services.bulk.chunks(lane)
+    items = await chunks.claim_items(2)
     await run_out(services, lane.job_id)
     assert await an_engine_that_rescues_at_once(services).maintenance.rescue() == 1
     before = await ledger(services)
 
     for late in (
         *(
-            chunks.of(lane).reclaim_items(),
-            chunks.of(lane).claim_items(1),
-            chunks.of(lane).acquire_volumes(items, {}),
-            chunks.of(lane).cancel_rest(),
+            chunks.reclaim_items(),
+            chunks.claim_items(1),
+            chunks.acquire_volumes(items, {}),
+            chunks.close_pending(AS_CANCELLED),
         ),
-        *(chunks.of(lane).resume(), chunks.of(lane).claim_next(1)),
+        *(chunks.resume(), chunks.claim_next(1)),
     ):
         with pytest.raises(Stopped):
             await late
     with pytest.raises(Stopped):
-        await chunks.of(lane).record([])
+        await chunks.record([])
 
     assert await ledger(services) == before
 
@@ -215,8 +236,8 @@ async def test_lane_never_claims_more_than_its_limit(services: Services) -> None
     _, claim = await a_claimed_lane(services, an_engine(services))
     lane = Lane.from_job(claim.job)
 
-    assert len(await services.chunks.of(lane).claim_items(4)) == 4
-    assert (await services.chunks.of(lane).claim_next(4)).item_count == 4
+    assert len(await services.bulk.chunks(lane).claim_items(4)) == 4
+    assert (await services.bulk.chunks(lane).claim_next(4)).item_count == 4
 
 
 async def test_claim_without_measuring_acquires_volumes_and_stores_sizes(
@@ -226,7 +247,7 @@ async def test_claim_without_measuring_acquires_volumes_and_stores_sizes(
     job, claim = await a_claimed_lane(services, an_engine(services), epoch=3)
     lane = Lane.from_job(claim.job)
 
-    chunk = await services.chunks.of(lane).claim_next(4)
+    chunk = await services.bulk.chunks(lane).claim_next(4)
 
     held = await items_of(services, job, ItemStatus.CLAIMED)
     assert (chunk.item_count, len(held)) == (4, 4)
@@ -244,9 +265,9 @@ async def test_item_of_a_busy_volume_becomes_pending_again(services: Services, p
     lane = Lane.from_job(claim.job)
     await services.volumes.request_expand(volume_id, Growth(to=7 * MIB))
 
-    chunk = await services.chunks.of(lane).claim_next(4)
+    chunk = await services.bulk.chunks(lane).claim_next(4)
 
     (item,) = (await items_of(services, job)).values()
     assert (chunk.item_count, chunk.work) == (1, [])
     assert (item.status, item.code, item.busy_since is None) == ("pending", "volume-busy", False)
-    assert (await services.chunks.of(lane).claim_next(4)).item_count == 0, "it is not due yet"
+    assert (await services.bulk.chunks(lane).claim_next(4)).item_count == 0, "it is not due yet"

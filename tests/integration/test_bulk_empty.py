@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 
-from domain.bulk.expand.policy import BulkExpandRequest
-from domain.bulk.requests import BulkRequest
-from domain.bulk.selection import Selection
-from domain.bulk.snapshot.request import BulkSnapshotRequest
+from domain.bulk.expand import BulkExpandRequest
+from domain.bulk.requests import BulkRequest, Selection
+from domain.bulk.snapshot import BulkSnapshotRequest
 from domain.services import Services
 from tests.integration.bulk_builders import BY_ONE
 from tests.integration.job_builders import a_volume
@@ -22,9 +21,9 @@ NOTHING_SELECTED = {"code": "nothing-selected", "detail": "No volume matches the
 async def test_job_without_volumes_says_so(services: Services, kind: str, *, required: bool) -> None:
     await a_volume(services)
     selection = Selection(**NOBODY_HAS_IT, require_any=required)
-    request: BulkRequest = BulkExpandRequest(BY_ONE, selection)
+    request: BulkRequest = BulkExpandRequest(BY_ONE, selection=selection)
     if kind == "snapshot":
-        request = BulkSnapshotRequest("nightly", selection)
+        request = BulkSnapshotRequest("nightly", selection=selection)
     job = await carried_out(services, await services.bulk.request(request))
 
     assert (job.status, job.result, job.error) == (
@@ -34,7 +33,7 @@ async def test_job_without_volumes_says_so(services: Services, kind: str, *, req
 
 
 async def test_retry_of_a_job_that_selected_nothing_selects_anew(services: Services) -> None:
-    request = BulkExpandRequest(BY_ONE, Selection(require_any=True))
+    request = BulkExpandRequest(BY_ONE, selection=Selection(require_any=True))
     failed = await carried_out(services, await services.bulk.request(request))
     await a_volume(services)
     retry = await carried_out(services, await services.jobs.retry(failed.id))

@@ -7,10 +7,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from domain.bulk.model import Item
-from domain.bulk.selection import Selection
-from domain.bulk.snapshot.request import BulkSnapshotRequest
-from domain.bulk.states import ItemStatus
+from domain.bulk.model import Item, ItemStatus
+from domain.bulk.requests import Selection
+from domain.bulk.snapshot import BulkSnapshotRequest
 from domain.errors import Invalid
 from domain.services import Services, open_services
 from domain.settings import Settings
@@ -168,7 +167,7 @@ async def test_ledger_has_the_reason_for_every_volume_without_snapshot(
     gone = uuid4()
     await sql(services, "UPDATE volumes SET state = 'error' WHERE id = :id", id=broken)
     selection = Selection(ids=(fine, named, broken, gone))
-    job = await services.bulk.request(BulkSnapshotRequest("n", selection))
+    job = await services.bulk.request(BulkSnapshotRequest("n", selection=selection))
     await sql(
         services,
         "INSERT INTO snapshots (id, volume_id, name, state, size, version) VALUES (:id, :volume, :name, 'ready', 1, 1)",
@@ -263,7 +262,7 @@ async def test_volumes_are_selected_by_labels_and_backend(
     await add_volumes(services, 3, backend="null", labels={"tier": "gold"})
     await sql(services, "UPDATE volumes SET name = 'gold-' || name")
     await add_volumes(services, 2, backend="null")
-    request = BulkSnapshotRequest("n", Selection(labels={"tier": "gold"}, backend="null"))
+    request = BulkSnapshotRequest("n", selection=Selection(labels={"tier": "gold"}, backend="null"))
     async with running_worker(bulk_settings):
         job = await ended(services, await services.bulk.request(request))
 

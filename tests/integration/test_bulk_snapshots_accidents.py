@@ -11,9 +11,9 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Row
 
-from domain.bulk.ledger import Lane
+from domain.bulk.model import Lane
 from domain.bulk.operation import ItemWork
-from domain.bulk.snapshot.request import BulkSnapshotRequest
+from domain.bulk.snapshot import BulkSnapshotRequest
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
@@ -54,14 +54,14 @@ async def claim_lane(services: Services, job: Job, *, epoch: int = 0) -> Lane:
 
 
 async def acquire_all(services: Services, lane: Lane) -> list[ItemWork]:
-    return await services.chunks.of(lane).acquire_volumes(await services.chunks.of(lane).claim_items(10), {})
+    return await services.bulk.chunks(lane).acquire_volumes(await services.bulk.chunks(lane).claim_items(10), {})
 
 
 async def perform(services: Services, lane: Lane, all_work: Sequence[ItemWork]) -> None:
     """Do the storage work without recording it, as a lane that dies then."""
     for work in all_work:
         grant = Grant(lane.job_id, Fence(0, lane.epoch), math.inf)
-        assert await services.chunks.of(lane).perform(work, grant) is not None
+        assert await services.bulk.chunks(lane).operation.attempt(work, grant) is not None
 
 
 async def snapshots(services: Services) -> Sequence[Row[Any]]:
@@ -168,7 +168,7 @@ async def test_new_lanes_have_fences_above_those_of_dead_ones(services: Services
     await services.bulk.assign_lanes()
 
     lane = await claim_lane(services, job)
-    all_work = await services.chunks.of(lane).acquire_volumes(await services.chunks.of(lane).reclaim_items(), {})
+    all_work = await services.bulk.chunks(lane).acquire_volumes(await services.bulk.chunks(lane).reclaim_items(), {})
 
     assert {work.volume_id: work.version for work in all_work} == {one: version + 1 for one, version in before.items()}
     assert {work.resumed for work in all_work} == {True}
@@ -198,16 +198,17 @@ async def test_snapshot_with_a_held_storage_lock_stays_claimed_until_unlocked(
 
 
 async def test_rescued_lane_changes_nothing(services: Services, job: Job) -> None:
-    lane, chunks = await claim_lane(services, job), services.chunks
-    items = await chunks.of(lane).claim_items(2)
-    all_work = await chunks.of(lane).acquire_volumes(items[:1], {})
+    lane = await claim_lane(services, job)
+    chunks = services.bulk.chunks(lane)
+    items = await chunks.claim_items(2)
+    all_work = await chunks.acquire_volumes(items[:1], {})
     await run_out(services, lane.job_id)
     assert await an_engine(services).maintenance.rescue() == 1
     before = [await everything(services), await snapshots(services)]
 
     for late in (
-        chunks.of(lane).acquire_volumes(items, {}),
-        chunks.of(lane).record([chunks.of(lane).skip(work) for work in all_work]),
+        chunks.acquire_volumes(items, {}),
+        chunks.record([chunks.operation.skip(work) for work in all_work]),
     ):
         with pytest.raises(Stopped):
             await late
@@ -218,15 +219,13 @@ async def test_rescued_lane_changes_nothing(services: Services, job: Job) -> Non
 async def test_recording_a_chunk_is_idempotent(services: Services, job: Job) -> None:
     lane = await claim_lane(services, job)
     all_work = await acquire_all(services, lane)
-    grant = Grant(lane.job_id, Fence(0, lane.epoch), math.inf)
-    results = [
-        result for work in all_work if (result := await services.chunks.of(lane).perform(work, grant)) is not None
-    ]
-    await services.chunks.of(lane).record(results)
+    chunks, grant = services.bulk.chunks(lane), Grant(lane.job_id, Fence(0, lane.epoch), math.inf)
+    results = [result for work in all_work if (result := await chunks.operation.attempt(work, grant)) is not None]
+    await chunks.record(results)
     job = await services.jobs.get(job.id)
     before = [await snapshots(services), job.succeeded]
 
-    await services.chunks.of(lane).record(results)
+    await chunks.record(results)
 
     assert [await snapshots(services), (await services.jobs.get(job.id)).succeeded] == before
     assert job.status == "succeeded"
@@ -284,6 +283,6 @@ async def test_progress_of_one_item_is_not_that_of_the_lane(services: Services, 
     lane = await claim_lane(services, job)
     grant = Grant(lane.job_id, Fence(0, lane.epoch), math.inf)
     for work in await acquire_all(services, lane):
-        assert await services.chunks.of(lane).perform(work, grant) is not None
+        assert await services.bulk.chunks(lane).operation.attempt(work, grant) is not None
 
     assert grant.copied is None

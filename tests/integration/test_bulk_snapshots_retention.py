@@ -10,9 +10,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from domain.bulk.ledger import Lane
+from domain.bulk.model import Lane
 from domain.bulk.operation import Result
-from domain.bulk.snapshot.request import BulkSnapshotRequest
+from domain.bulk.snapshot import BulkSnapshotRequest
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
@@ -205,13 +205,14 @@ async def test_snapshots_of_a_retry_belong_to_the_schedule(services: Services, r
 
 async def performed_but_not_recorded(services: Services, job: Job) -> tuple[Lane, list[Result]]:
     """Claim the lane of a job and take all snapshots; return the lane and the results that it has not recorded."""
-    job, chunks = await carried_out(services, job), services.chunks
+    job = await carried_out(services, job)
     lane_id = (await sql(services, "SELECT id FROM jobs WHERE parent_id = :id LIMIT 1", id=job.id))[0].id
     _, lane_job = await claimed(services, await services.jobs.get(lane_id))
     lane = Lane.from_job(lane_job)
-    all_work = await chunks.of(lane).acquire_volumes(await chunks.of(lane).claim_items(10), {})
+    chunks = services.bulk.chunks(lane)
+    all_work = await chunks.acquire_volumes(await chunks.claim_items(10), {})
     grant = Grant(lane.job_id, Fence(0, lane.epoch), math.inf)
-    return lane, [result for work in all_work if (result := await chunks.of(lane).perform(work, grant)) is not None]
+    return lane, [result for work in all_work if (result := await chunks.operation.attempt(work, grant)) is not None]
 
 
 async def test_newest_snapshot_is_kept_whatever_its_age(services: Services) -> None:
@@ -219,7 +220,7 @@ async def test_newest_snapshot_is_kept_whatever_its_age(services: Services) -> N
     lane, results = await performed_but_not_recorded(services, await a_run(services, 0, RetentionRule(days=1)))
     await grow_old(services, 2)
 
-    await services.chunks.of(lane).record(results)
+    await services.bulk.chunks(lane).record(results)
 
     assert len(await names(services, volume_id)) == 1
 
@@ -233,7 +234,7 @@ async def test_recording_twice_deletes_expired_snapshots_once(
     lane, results = await performed_but_not_recorded(services, await a_run(services, 1, RetentionRule(last=1)))
 
     for _ in range(2):
-        await services.chunks.of(lane).record(results)
+        await services.bulk.chunks(lane).record(results)
 
     deletes = await sql(services, "SELECT snapshot_id, dispatched_at FROM jobs WHERE kind = 'snapshot.delete'")
     assert len({row.snapshot_id for row in deletes}) == len(deletes) == len(volumes)

@@ -4,8 +4,8 @@ from uuid import uuid4
 
 import httpx
 
-from domain.bulk.expand.policy import BulkExpandRequest
-from domain.bulk.selection import Selection
+from domain.bulk.expand import BulkExpandRequest
+from domain.bulk.requests import Selection
 from domain.services import Services
 from tests.integration.bulk_builders import BY_ONE
 from tests.integration.job_builders import a_queued_expand
@@ -18,7 +18,7 @@ async def test_long_parameters_are_in_the_job_and_not_in_the_list(
 ) -> None:
     ids = tuple(uuid4() for _ in range(10_000))
     short = await a_queued_expand(services)
-    long = [await services.bulk.request(BulkExpandRequest(BY_ONE, Selection(one))) for one in (ids, ids[:60])]
+    long = [await services.bulk.request(BulkExpandRequest(BY_ONE, selection=Selection(one))) for one in (ids, ids[:60])]
     listed = await client.get(JOBS, params={"limit": 200})
     params = {item["id"]: item["params"] for item in listed.json()["items"]}
 

@@ -8,9 +8,8 @@ import pytest
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.bulk.lane_items import LaneItems
-from domain.bulk.ledger import ItemRef, ItemUpdate, Lane
-from domain.bulk.states import ItemStatus
+from domain.bulk.ledger import LaneItems
+from domain.bulk.model import ItemRef, ItemStatus, ItemUpdate, Lane
 from domain.services import Services
 from tests.integration.job_builders import a_queued_expand, sql
 

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy
+from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
 from domain.bulk.ledger import Ledger
 from domain.errors import DatabaseUnavailable
 from domain.jobs import maintenance as maintenance_module

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import select, text
 
 from domain.bulk.ledger import clear_ledgers
-from domain.bulk.states import ItemStatus
+from domain.bulk.model import ItemStatus
 from domain.db.pagination import PageRequest
 from domain.errors import JobNotFound
 from domain.jobs.model import Job

@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from domain.bulk.selection import Selection
+from domain.bulk.requests import Selection
 from domain.db.migrations import migrate
 from domain.jobs.store.retention import Pruned
 from domain.services import Services

@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 import api.schemas.pagination
 from api.dependencies import _services
 from domain.bulk import chunks as chunks_module
-from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy
+from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
 from domain.db.database import Database
 from domain.db.pagination import PageRequest
 from domain.jobs.acceptance import ANONYMOUS

@@ -17,7 +17,7 @@ from hypothesis import settings as profile
 from hypothesis import strategies as st
 from hypothesis.stateful import rule, run_state_machine_as_test
 
-import domain.bulk.item_work
+import domain.bulk.operation
 import worker.lanes
 import worker.runner
 from domain.jobs.model import JobMessage
@@ -176,7 +176,7 @@ def harness(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Har
     monkeypatch.setattr(worker.lanes, "_CHUNK_SECONDS", 0.0)
     monkeypatch.setattr(worker.lanes, "_CANCEL_POLL_SECONDS", LEASE_SECONDS)
     monkeypatch.setattr(worker.runner, "_SETTLE_RETRY_SECONDS", 0.0)
-    monkeypatch.setattr(domain.bulk.item_work, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(domain.bulk.operation, "_PAUSE_SECONDS", 0.0)
     logging.disable(logging.CRITICAL)  # thousands of lines that cannot be assigned to a step
     harness = Harness(settings)
     yield harness

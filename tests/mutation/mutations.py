@@ -154,7 +154,7 @@ _LIST: Final = (
         "new-lane-keeps-fences",
         "the fences of dead lanes would refuse a new lane",
         "domain/bulk/service.py",
-        "        await self._operations[job.kind].raise_fences(session, job.id, items)\n",
+        "            await self._operations[job.kind].raise_fences(session, job.id, items)\n",
         "",
         (
             f"{BULK}test_volumes_expanded_by_a_dead_lane_are_completed_by_the_next",
@@ -210,7 +210,7 @@ _LIST: Final = (
     Mutation(
         "stored-policy-without-limit",
         "a volume whose stored policy has no limit would grow every night",
-        "domain/bulk/expand/policy.py",
+        "domain/bulk/expand.py",
         '{"usage_above", "up_to"} <= autogrow.keys() <= _AUTOGROW_TYPES.keys()',
         "autogrow.keys() <= _AUTOGROW_TYPES.keys()",
         ("tests/unit/test_growth_policy.py::test_invalid_stored_policy_grows_nothing",),
@@ -218,8 +218,8 @@ _LIST: Final = (
     Mutation(
         "retry-uses-current-policy",
         "a retry would apply the current policy on top of the size that was already stored",
-        "domain/bulk/expand/operation.py",
-        "        decision = _stored_size(item.to_size, volume.size)\n",
+        "domain/bulk/expand.py",
+        "        decision = item.to_size if item.to_size > volume.size else ItemCode.ALREADY_LARGE_ENOUGH\n",
         "        decision = policy.new_size(volume.size, used, volume.autogrow)\n",
         ("tests/integration/test_autogrow.py::test_retry_grows_to_the_stored_size",),
     ),

@@ -7,8 +7,8 @@ stale attempts may still publish on them.
 from collections.abc import Iterable
 from itertools import chain
 
-from domain.bulk.states import FINISHED
-from domain.bulk.states import MOVES as ITEM_MOVES
+from domain.bulk.model import FINISHED
+from domain.bulk.model import MOVES as ITEM_MOVES
 from domain.jobs.kinds import BULK_KINDS, JobKind
 from domain.jobs.outcomes import Cancelled, Failed, Outcome, Released, RetryIn, Yielded
 from domain.jobs.states import ENDED, MOVES

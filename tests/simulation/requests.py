@@ -9,8 +9,8 @@ from uuid import uuid4
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy
-from domain.bulk.snapshot.request import BulkSnapshotRequest
+from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
+from domain.bulk.snapshot import BulkSnapshotRequest
 from domain.jobs.kinds import BULK_KINDS
 from domain.jobs.model import Job
 from domain.jobs.states import RETRYABLE

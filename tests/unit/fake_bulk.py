@@ -5,12 +5,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import UUID
 
-from domain.bulk.expand.policy import BulkExpandRequest
-from domain.bulk.expand.preview import Plan, Preview
-from domain.bulk.model import Item
+from domain.bulk.expand import BulkExpandRequest, Plan, Preview
+from domain.bulk.model import Item, ItemCode, ItemStatus
 from domain.bulk.requests import BulkRequest
-from domain.bulk.selection import require_within
-from domain.bulk.states import ItemCode, ItemStatus
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin
 from domain.jobs.model import Job
 from tests.unit.fake_volumes import FakeJobs, FakeVolumes, job_row
@@ -35,13 +32,13 @@ class FakeBulk:
         return await self.jobs.accept(origin, self._accept(request))
 
     async def _accept(self, request: BulkRequest) -> Job:
-        require_within(request.max_concurrent, 100)
+        request.require_within(100)
         self.requests.append(request)
         params = request.job_params(time=datetime.now(UTC), schedule_id=None)
         return self.jobs.add(job_row(request.kind, params={**params, "fence_version": 0}))
 
     async def preview(self, request: BulkExpandRequest) -> Plan:
-        require_within(request.max_concurrent, 100)
+        request.require_within(100)
         plan = Plan(0, 0, 0, None, [])
         for volume in self.volumes.rows.values():
             decision = request.policy.new_size(volume.size, volume.used, volume.autogrow)

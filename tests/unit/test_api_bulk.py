@@ -7,10 +7,9 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy, VolumePolicies
-from domain.bulk.model import Item
-from domain.bulk.selection import Selection
-from domain.bulk.states import ItemStatus
+from domain.bulk.expand import BulkExpandRequest, GrowthPolicy, VolumePolicies
+from domain.bulk.model import Item, ItemStatus
+from domain.bulk.requests import Selection
 from tests.unit.fakes import FakeServices, job_row, volume_row
 
 EXPAND = "/api/v1/volumes/expand"
@@ -38,13 +37,14 @@ async def test_every_member_reaches_the_domain_request(fake: FakeServices, clien
     assert (response.status_code, response.json()["kind"]) == (202, "bulk.expand"), response.text
     assert response.headers["location"] == f"/api/v1/jobs/{response.json()['id']}"
     policy = GrowthPolicy(percent=20, step=2**30, up_to=2**40, usage_above=80)
-    assert fake.bulk.requests == [BulkExpandRequest(policy, Selection((one, two), {"team": "search"}, "memory"), 7)]
+    selection = Selection((one, two), {"team": "search"}, "memory")
+    assert fake.bulk.requests == [BulkExpandRequest(policy, selection=selection, max_concurrent=7)]
 
 
 async def test_defaults_select_all_volumes_ten_at_once(fake: FakeServices, client: httpx.AsyncClient) -> None:
     assert (await client.post(EXPAND, json={"by": "1GiB"})).status_code == 202
 
-    assert fake.bulk.requests == [BulkExpandRequest(GrowthPolicy(by=2**30), Selection(), 10)]
+    assert fake.bulk.requests == [BulkExpandRequest(GrowthPolicy(by=2**30), selection=Selection(), max_concurrent=10)]
 
 
 async def test_policy_autogrow_requests_the_policies_of_the_volumes(
@@ -53,7 +53,8 @@ async def test_policy_autogrow_requests_the_policies_of_the_volumes(
     response = await client.post(EXPAND, json={"policy": "autogrow", "labels": {"a": "b"}, "max_concurrent": 3})
 
     assert (response.status_code, response.json()["params"]["policy"]) == (202, "autogrow"), response.text
-    assert fake.bulk.requests == [BulkExpandRequest(VolumePolicies(), Selection(labels={"a": "b"}), 3)]
+    selection = Selection(labels={"a": "b"})
+    assert fake.bulk.requests == [BulkExpandRequest(VolumePolicies(), selection=selection, max_concurrent=3)]
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,9 @@ from pydantic import ValidationError
 
 from api.schemas.bulk import ScheduledSnapshotIn
 from api.schemas.schedules import validated_params
-from domain.bulk.model import Item
-from domain.bulk.selection import Selection
-from domain.bulk.snapshot.request import BulkSnapshotRequest
-from domain.bulk.states import ItemStatus
+from domain.bulk.model import Item, ItemStatus
+from domain.bulk.requests import Selection
+from domain.bulk.snapshot import BulkSnapshotRequest
 from domain.snapshots.retention import RetentionRule
 from tests.unit.fakes import FakeServices, job_row
 
@@ -26,13 +25,14 @@ async def test_every_member_reaches_the_domain_request(fake: FakeServices, clien
 
     assert (response.status_code, response.json()["kind"]) == (202, "bulk.snapshot"), response.text
     assert response.headers["location"] == f"/api/v1/jobs/{response.json()['id']}"
-    assert fake.bulk.requests == [BulkSnapshotRequest("n", Selection((one,), {"team": "search"}, "memory"), 7)]
+    selection = Selection((one,), {"team": "search"}, "memory")
+    assert fake.bulk.requests == [BulkSnapshotRequest("n", selection=selection, max_concurrent=7)]
 
 
 async def test_defaults_select_all_volumes_ten_at_once(fake: FakeServices, client: httpx.AsyncClient) -> None:
     assert (await client.post(SNAPSHOTS, json={"name": "n"})).status_code == 202
 
-    assert fake.bulk.requests == [BulkSnapshotRequest("n", Selection(), 10)]
+    assert fake.bulk.requests == [BulkSnapshotRequest("n", selection=Selection(), max_concurrent=10)]
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
@@ -100,7 +100,7 @@ def test_schedule_params_accept_retention_rules() -> None:
     params = {"name": "nightly", "keep_last": 3, "keep_days": 7, "labels": {"team": "search"}}
 
     assert BulkSnapshotRequest.from_request(validated_params("bulk.snapshot", params)) == BulkSnapshotRequest(
-        "nightly", Selection(labels={"team": "search"}), keep=RetentionRule(3, 7)
+        "nightly", selection=Selection(labels={"team": "search"}), keep=RetentionRule(3, 7)
     )
 
 

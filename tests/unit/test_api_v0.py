@@ -5,8 +5,8 @@ from uuid import UUID
 import httpx
 import pytest
 
-from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy
-from domain.bulk.selection import Selection
+from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
+from domain.bulk.requests import Selection
 from domain.jobs.states import JobStatus
 from tests.unit.fakes import FakeServices, snapshot_row, volume_row
 
@@ -50,7 +50,7 @@ async def test_many_volumes_are_expanded_as_the_body_says(fake: FakeServices, cl
     response = await client.post(f"{V0}/volumes/expand", json={"percent": 10, "labels": {"a": "b"}})
 
     assert (response.status_code, response.json()["status"]) == (200, "succeeded")
-    assert fake.bulk.requests == [BulkExpandRequest(GrowthPolicy(percent=10), Selection(labels={"a": "b"}))]
+    assert fake.bulk.requests == [BulkExpandRequest(GrowthPolicy(percent=10), selection=Selection(labels={"a": "b"}))]
 
 
 async def test_many_volumes_are_not_expanded_without_a_body(fake: FakeServices, client: httpx.AsyncClient) -> None:

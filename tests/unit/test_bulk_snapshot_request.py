@@ -5,8 +5,8 @@ from uuid import uuid4
 
 import pytest
 
-from domain.bulk.selection import Selection
-from domain.bulk.snapshot.request import MAX_PREFIX, BulkSnapshotRequest, stamped
+from domain.bulk.requests import Selection
+from domain.bulk.snapshot import MAX_PREFIX, BulkSnapshotRequest, stamped
 from domain.errors import Invalid
 from domain.snapshots.retention import RetentionRule
 from domain.volumes.model import MAX_NAME
@@ -44,7 +44,10 @@ def test_retention_rule_out_of_bounds_is_refused(value: int) -> None:
 
 def test_request_round_trips_through_job_params() -> None:
     request = BulkSnapshotRequest(
-        "n", Selection((uuid4(),), {"team": "search"}, "local"), 7, RetentionRule(last=3, days=7)
+        "n",
+        selection=Selection((uuid4(),), {"team": "search"}, "local"),
+        max_concurrent=7,
+        keep=RetentionRule(last=3, days=7),
     )
 
     assert BulkSnapshotRequest.from_json(request.to_json()) == request

@@ -8,8 +8,7 @@ from uuid import UUID
 import httpx
 import pytest
 
-from domain.bulk.model import Item
-from domain.bulk.states import ItemStatus
+from domain.bulk.model import Item, ItemStatus
 from domain.jobs.states import JobStatus
 from tests.unit.cli_terminal import Terminal, api_over
 from tests.unit.fakes import FakeServices, job_row

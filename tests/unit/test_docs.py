@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 
 from api.problems import PROBLEM_TYPES
-from domain.bulk.states import ItemCode
+from domain.bulk.model import ItemCode
 from domain.check.findings import CheckCode
 from domain.jobs.kinds import JobKind
 from domain.jobs.outcomes import Outcome

@@ -4,11 +4,11 @@ from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
-from domain.bulk.ledger import Lane
+from domain.bulk.model import Lane
 from domain.jobs.claimed import ClaimedJob
 from tests.unit.worker_fakes import a_job
-from worker import fair_share as fair_share_module
-from worker.fair_share import FairShare
+from worker import lanes as lanes_module
+from worker.lanes import FairShare
 
 PARENT_ID = uuid7()
 
@@ -71,8 +71,8 @@ def test_single_worker_and_lanes_without_a_lane_count_are_not_limited() -> None:
 def test_number_of_remembered_lanes_is_limited() -> None:
     fair_share = FairShare(lambda: 8)
     with fair_share.admit(a_lane()):
-        for _ in range(10 * fair_share_module._MAX_REMEMBERED):
+        for _ in range(10 * lanes_module._MAX_REMEMBERED):
             with fair_share.admit(a_lane()) as kept:
                 assert not kept
 
-    assert len(fair_share._yielded_epochs) == fair_share_module._MAX_REMEMBERED
+    assert len(fair_share._yielded_epochs) == lanes_module._MAX_REMEMBERED

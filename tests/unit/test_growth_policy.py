@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.bulk.expand.policy import BulkExpandRequest, GrowthPolicy, Policy, VolumePolicies
-from domain.bulk.selection import Selection, slots_per_lane
-from domain.bulk.states import ItemCode
+from domain.bulk.expand import BulkExpandRequest, GrowthPolicy, Policy, VolumePolicies
+from domain.bulk.model import ItemCode
+from domain.bulk.requests import Selection
+from domain.bulk.service import slots_per_lane
 from domain.errors import Invalid
 from domain.volumes.model import MAX_SIZE
 
@@ -90,7 +91,7 @@ def test_slots_of_lanes_add_up_to_max_concurrent(max_concurrent: int) -> None:
 
 @pytest.mark.parametrize("policy", [GrowthPolicy(percent=12.5, up_to=MIB), VolumePolicies()])
 def test_request_round_trips_through_job_params(policy: Policy) -> None:
-    request = BulkExpandRequest(policy, Selection(labels={"a": "b"}, backend="local"), 7)
+    request = BulkExpandRequest(policy, selection=Selection(labels={"a": "b"}, backend="local"), max_concurrent=7)
 
     assert BulkExpandRequest.from_json(json.loads(json.dumps(request.to_json()))) == request
 

@@ -8,7 +8,7 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from domain.bulk.chunks import LaneChunks
-from domain.bulk.ledger import Lane
+from domain.bulk.model import Lane
 from domain.errors import DatabaseUnavailable
 from domain.jobs.claimed import ClaimedJob
 from domain.storage.context import Grant
@@ -21,6 +21,7 @@ class FailingChunks:
     """The first checks for cancellation fail, each with the next error; then the job is cancelled."""
 
     def __init__(self, *errors: Exception) -> None:
+        self.lane = a_lane()
         self._errors = [*errors]
 
     async def is_cancelled(self) -> bool:
@@ -29,10 +30,12 @@ class FailingChunks:
         return True
 
 
-def a_run(*errors: Exception, limits: dict[UUID, int] | None = None, job_id: UUID | None = None) -> LaneRun:
-    lane = Lane.from_job(ClaimedJob.from_row(a_job("bulk.lane", parent_id=uuid7())))._replace(job_id=job_id or uuid7())
-    chunks = cast("LaneChunks", FailingChunks(*errors))
-    return LaneRun(lane, chunks, cast("Grant", None), {} if limits is None else limits)
+def a_lane() -> Lane:
+    return Lane.from_job(ClaimedJob.from_row(a_job("bulk.lane", parent_id=uuid7())))
+
+
+def a_run(*errors: Exception) -> LaneRun:
+    return LaneRun(cast("LaneChunks", FailingChunks(*errors)), cast("Grant", None), {})
 
 
 @pytest.mark.parametrize("error", [DatabaseUnavailable(), ValueError("a bug")])
@@ -50,8 +53,8 @@ def test_number_of_remembered_chunk_sizes_is_limited() -> None:
     active = uuid7()
     for _ in range(10 * lanes_module._MAX_REMEMBERED):
         limits.pop(active, None)  # as its next slice does
-        a_run(limits=limits, job_id=active)._remember_limit(7)
-        a_run(limits=limits)._remember_limit(7)
+        lanes_module._remember(limits, a_lane()._replace(job_id=active), 7)
+        lanes_module._remember(limits, a_lane(), 7)
 
     assert len(limits) == lanes_module._MAX_REMEMBERED
     assert active in limits

@@ -2,21 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 from uuid import UUID
 
 import pytest
 from uuid_utils.compat import uuid7
 
-from domain.bulk import item_work
-from domain.bulk.chunks import Chunks, LaneChunks
-from domain.bulk.ledger import ItemUpdate, Lane
-from domain.bulk.operation import BulkOperation, ItemWork, Result
-from domain.bulk.snapshot.operation import SnapshotOperation
-from domain.bulk.states import ItemCode, ItemStatus
-from domain.db.database import Database
-from domain.jobs.kinds import JobKind
-from domain.jobs.transport.job_queue import JobQueue
+from domain.bulk import operation as operation_module
+from domain.bulk.model import ItemCode, ItemStatus, ItemUpdate
+from domain.bulk.operation import ItemWork, Result
+from domain.bulk.snapshot import SnapshotOperation
 from domain.snapshots.service import SnapshotService
 from domain.storage.backends import Backends
 from domain.storage.context import Fence, Grant, Stopped, StopReason
@@ -46,33 +41,23 @@ class ScriptedDriver:
         return self._left
 
 
-def a_lane(**params: Any) -> Lane:
-    return Lane(
-        uuid7(), uuid7(), 0, None, {"of": JobKind.BULK_SNAPSHOT, "slots": 1, "last": False, "fence_version": 0} | params
-    )
-
-
 def some_work(*, resumed: bool = False) -> ItemWork:
     update = ItemUpdate(uuid7(), ItemStatus.CLAIMED, from_size=5, snapshot_id=uuid7())
     return ItemWork(update, "scripted", version=3, resumed=resumed)
 
 
-def chunks_on(driver: ScriptedDriver) -> LaneChunks:
+def operation_on(driver: ScriptedDriver) -> SnapshotOperation:
     backends = Backends({"scripted": cast("StorageDriver", driver)}, {"scripted": "memory"})
-    operations: dict[str, BulkOperation] = {
-        JobKind.BULK_SNAPSHOT: SnapshotOperation(backends, cast("SnapshotService", None))
-    }
-    chunks = Chunks(cast("Database", None), cast("JobQueue", None), operations, busy_seconds=1)
-    return chunks.of(a_lane())
+    return SnapshotOperation(backends, cast("SnapshotService", None))
 
 
 async def perform(driver: ScriptedDriver, work: ItemWork) -> Result | None:
-    return await chunks_on(driver).perform(work, Grant(uuid7(), Fence(0, 4), math.inf))
+    return await operation_on(driver).attempt(work, Grant(uuid7(), Fence(0, 4), math.inf))
 
 
 @pytest.fixture
 def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(item_work, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(operation_module, "_PAUSE_SECONDS", 0.0)
 
 
 async def test_work_succeeds_under_the_fence_of_its_own_snapshot() -> None:
@@ -141,14 +126,14 @@ async def test_failed_work_that_cannot_be_sealed_yet_has_no_result() -> None:
 async def test_skipped_work_leaves_no_snapshot() -> None:
     work = some_work()
 
-    assert chunks_on(ScriptedDriver()).skip(work) == Result(
+    assert operation_on(ScriptedDriver()).skip(work) == Result(
         work.update._replace(status=ItemStatus.SKIPPED, code=ItemCode.CANCELLED, snapshot_id=None)
     )
 
 
 async def test_last_lane_only_seals() -> None:
     driver = ScriptedDriver()
-    result = await chunks_on(driver).fail(some_work(), Grant(uuid7(), Fence(0, 4), math.inf))
+    result = await operation_on(driver).fail(some_work(), Grant(uuid7(), Fence(0, 4), math.inf))
 
     assert result is not None
     assert (result.update.code, result.update.snapshot_id) == ("lanes-lost", None)

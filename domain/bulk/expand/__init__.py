@@ -1,1 +1,0 @@
-"""Bulk expansion: one job expands many volumes by a growth policy."""

@@ -1,1 +1,0 @@
-"""Bulk snapshots: one job takes a snapshot of each of many volumes."""

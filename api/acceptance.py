@@ -22,8 +22,8 @@ from api.schemas.schedules import ScheduleOut
 from domain.db.base import Entity
 from domain.errors import NotFound, Unavailable
 from domain.jobs.acceptance import IdempotentReplay, IdempotentRequest, RequestOrigin
+from domain.jobs.attempt import Payload
 from domain.jobs.model import Job
-from domain.jobs.outcomes import Payload
 from domain.schedules.model import Schedule
 from domain.services import Services
 

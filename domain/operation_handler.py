@@ -10,10 +10,9 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import ClaimedJob, Payload, Succeeded
 from domain.jobs.kinds import FailedJobs, JobHandler, SucceededJobs
 from domain.jobs.model import Job, retry_columns
-from domain.jobs.outcomes import Payload, Succeeded
 from domain.jobs.store.jobs import JobRepository
 from domain.operations import (
     Operation,

@@ -11,10 +11,9 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 from uuid import UUID
 
 from domain.errors import ShrinkRefused
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import ClaimedJob, Payload
 from domain.jobs.kinds import JobKind
 from domain.jobs.model import Job, new_job
-from domain.jobs.outcomes import Payload
 from domain.storage.context import Grant
 from domain.storage.driver import StorageDriver
 

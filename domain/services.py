@@ -11,10 +11,10 @@ from domain.bulk.service import BulkService, ScheduledBulk
 from domain.bulk.snapshot import SnapshotOperation
 from domain.check.service import Check
 from domain.db.database import Database
+from domain.jobs.attempt import RetryPolicy
 from domain.jobs.engine import JobEngine
 from domain.jobs.kinds import JobHandler, JobHandlers, JobKind
 from domain.jobs.model import Worker
-from domain.jobs.retry import RetryPolicy
 from domain.jobs.service import JobService
 from domain.jobs.stats import StatsCache
 from domain.jobs.store.dispatch import any_dispatched_before, any_undispatched

@@ -5,10 +5,20 @@ from typing import Final
 import structlog
 
 from domain.errors import CisternError
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import (
+    WORKER_LOST,
+    Cancelled,
+    ClaimedJob,
+    Failed,
+    Outcome,
+    Payload,
+    Released,
+    RetryIn,
+    RetryPolicy,
+    Superseded,
+    describe,
+)
 from domain.jobs.kinds import JobHandlers
-from domain.jobs.outcomes import Cancelled, Failed, Outcome, Payload, Released, RetryIn, Superseded
-from domain.jobs.retry import WORKER_LOST, RetryPolicy, describe
 from domain.jobs.store.orphans import EXTRA_CLAIMS
 from domain.storage.context import Grant, Stopped, StopReason
 from domain.storage.errors import FenceRefused, PermanentStorageError, StorageBusy, TransientStorageError

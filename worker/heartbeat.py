@@ -14,7 +14,7 @@ from uuid import UUID
 import structlog
 
 from domain.errors import ConfigurationError, DatabaseUnavailable
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import ClaimedJob
 from domain.jobs.engine import JobEngine
 from domain.jobs.store.leases import BEATS_PER_LEASE, MIN_HEARTBEAT_TIMEOUT, Progress, heartbeat_timeout
 from domain.logs import log_fields

@@ -21,9 +21,8 @@ from domain.bulk.model import Lane
 from domain.bulk.operation import ItemWork, Result
 from domain.bulk.service import BulkService
 from domain.errors import CisternError, DatabaseUnavailable
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import ClaimedJob, Outcome, Succeeded, Yielded
 from domain.jobs.kinds import JobHandler
-from domain.jobs.outcomes import Outcome, Succeeded, Yielded
 from domain.storage.context import Grant
 from domain.tasks import in_background
 

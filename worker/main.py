@@ -21,18 +21,17 @@ from domain.db.database import CLOSE_TIMEOUT
 from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.kinds import JobHandlers, JobKind
 from domain.jobs.model import Worker
-from domain.jobs.transport.job_queue import QUEUE_NAME, JobQueue
-from domain.jobs.transport.messages import FUNCTION_NAME, deserialize, message_from, serialize
+from domain.jobs.transport.job_queue import FUNCTION_NAME, QUEUE_NAME, JobQueue, deserialize, message_from, serialize
 from domain.logs import configure_logging
 from domain.services import Services, open_services
 from domain.settings import Settings, load_log_settings, load_settings, require_servers
 from domain.tasks import in_background, tune_gc
 from worker.attempts import AttemptPerformer
+from worker.consumer import Supervisor
 from worker.heartbeat import Heartbeat, LivenessFile, StallDetector
 from worker.lanes import FairShare, Lanes
 from worker.maintenance import Maintenance
 from worker.runner import Runner
-from worker.supervisor import Supervisor
 
 _POLL_SECONDS: Final = 0.1
 _HEALTH_SECONDS: Final = 10

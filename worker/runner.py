@@ -6,7 +6,7 @@ awaited; so a job is released only after its storage thread has really stopped.
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -15,41 +15,35 @@ from structlog.contextvars import bind_contextvars
 
 from domain.db.database import is_unreachable
 from domain.errors import DatabaseUnavailable
-from domain.jobs.claimed import ClaimedJob
-from domain.jobs.engine import Claim, JobEngine
-from domain.jobs.model import JobMessage
-from domain.jobs.outcomes import (
-    Cancelled,
-    Delegated,
+from domain.jobs.attempt import (
+    ClaimedJob,
     Failed,
     Outcome,
     Payload,
     Released,
     RetryIn,
-    Succeeded,
-    Superseded,
     Yielded,
 )
+from domain.jobs.engine import Claim, JobEngine
+from domain.jobs.model import JobMessage
 from domain.jobs.transport.job_queue import JobQueue
 from domain.logs import log_fields
 from domain.storage.context import Fence, Grant, StopReason
 from worker.attempts import AttemptPerformer
-from worker.slots import Slots
 
 _SETTLE_RETRY_SECONDS: Final = 0.5
 #: Maximum number of tries to settle a job whose row is locked once the worker is closing; then its lease expires.
 _MAX_CLOSING_TRIES: Final = 10
-#: Outcomes as the log names them.
-_OUTCOME_NAMES: Final[Mapping[type[Outcome], str]] = {
-    Succeeded: "succeeded",
-    Delegated: "delegated",
-    Yielded: "yielded",
-    RetryIn: "retry",
-    Failed: "failed",
-    Released: "released",
-    Cancelled: "cancelled",
-    Superseded: "superseded",
-}
+#: Fetch ahead as many jobs as will probably find a slot within this time, which is about the duration of a claim.
+_LOOKAHEAD_SECONDS: Final = 0.02
+#: Maximum time that a job which was fetched ahead waits for a slot, before it is released to other workers.
+_MAX_WAIT_SECONDS: Final = 1.0
+#: Maximum interval that is counted, so that one pause does not outweigh a hundred quick jobs; also the initial mean.
+_MAX_INTERVAL: Final = 1.0
+#: Minimum mean interval, as a divisor.
+_MIN_INTERVAL: Final = 1e-6
+#: Weight of the latest interval in the moving average.
+_SMOOTHING: Final = 1 / 16
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +53,45 @@ class Execution(NamedTuple):
 
     job: ClaimedJob
     grant: Grant
+
+
+class Slots:
+    """Limits how many jobs run at once.
+
+    The number of jobs to fetch ahead follows from the recent mean interval between releases: as many as slots will
+    become free during a claim, but at most the number of slots.
+    """
+
+    def __init__(self, number: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.number = number
+        self._free = asyncio.Semaphore(number)
+        self._clock = clock
+        self._released_at = clock()
+        self._mean_interval = _MAX_INTERVAL
+
+    @property
+    def ahead(self) -> int:
+        """How many jobs to fetch beyond the number of slots; 0 while slots are released slowly, or not at all."""
+        return min(int(_LOOKAHEAD_SECONDS / max(self._mean_interval, _MIN_INTERVAL)), self.number)
+
+    async def acquire(self) -> bool:
+        """Wait for a slot. False: none became free; then nothing is fetched ahead until releases are quick again."""
+        if not self._free.locked():  # the common case: a timeout would cost more than the slot itself
+            return await self._free.acquire()
+        try:
+            async with asyncio.timeout(_MAX_WAIT_SECONDS):
+                return await self._free.acquire()
+        except TimeoutError:
+            self._mean_interval = _MAX_INTERVAL
+            return False
+
+    def release(self) -> None:
+        """Free a slot for the next job."""
+        now = self._clock()
+        interval = min(now - self._released_at, _MAX_INTERVAL)
+        self._mean_interval += (interval - self._mean_interval) * _SMOOTHING
+        self._released_at = now
+        self._free.release()
 
 
 class Runner:
@@ -205,7 +238,7 @@ class Runner:
             except DatabaseUnavailable as error:
                 tries += 1
                 if self._closing and (is_unreachable(error) or tries > _MAX_CLOSING_TRIES):
-                    log.warning("job.left_to_lease", outcome=_OUTCOME_NAMES[type(outcome)])
+                    log.warning("job.left_to_lease", outcome=outcome.name)
                     return
                 if is_unreachable(error):
                     not_settled = "job.settled_or_superseded"  # it may be settled, and only the reply was lost
@@ -217,7 +250,7 @@ class Runner:
         if settled:
             _log_settled(job, outcome, duration)
         else:
-            log.info(not_settled, outcome=_OUTCOME_NAMES[type(outcome)], **_error_code(outcome))
+            log.info(not_settled, outcome=outcome.name, **_error_code(outcome))
 
     def _register(self, claim: Claim) -> Execution:
         """Register a claimed job, and bind its ids to all log lines of this task."""
@@ -251,7 +284,7 @@ def _log_settled(job: ClaimedJob, outcome: Outcome, duration: float) -> None:
     write(
         "job.settled",
         status=outcome.status,
-        outcome=_OUTCOME_NAMES[type(outcome)],
+        outcome=outcome.name,
         queue_ms=job.queue_ms,
         duration_ms=round(1000 * duration),
         **_error_code(outcome),

@@ -44,7 +44,7 @@ from domain.bulk.model import ItemStatus
 from domain.bulk.requests import DEFAULT_CONCURRENT, Selection
 from domain.bulk.snapshot import MAX_PREFIX, BulkSnapshotRequest
 from domain.snapshots.retention import MAX_KEPT
-from domain.volumes.growth import GROWTH_MEMBERS
+from domain.volumes.model import GROWTH_MEMBERS
 
 PREVIEW_EXAMPLE: Final[dict[str, Any]] = {
     "volume_id": EXAMPLE_VOLUME_ID,

@@ -30,8 +30,7 @@ from api.schemas.fields import (
 )
 from api.schemas.pagination import PageQuery
 from domain.operations import VolumeState
-from domain.volumes.growth import GROWTH_MEMBERS, Growth
-from domain.volumes.model import Volume
+from domain.volumes.model import GROWTH_MEMBERS, Growth, Volume
 from domain.volumes.repository import VolumeFilter
 from domain.volumes.service import NewVolume
 

@@ -7,10 +7,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.db.database import Database
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import ClaimedJob, Succeeded
 from domain.jobs.kinds import JobHandler, SucceededJobs
 from domain.jobs.model import Job, new_job, retry_columns
-from domain.jobs.outcomes import Succeeded
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.transport.job_queue import JobQueue
 from domain.storage.backends import Backends

@@ -21,8 +21,7 @@ from domain.operations import VolumeState
 from domain.storage.backends import Backends
 from domain.storage.context import Grant
 from domain.storage.driver import Usage
-from domain.volumes.growth import Growth
-from domain.volumes.model import MAX_SIZE, LockedVolume
+from domain.volumes.model import MAX_SIZE, Growth, LockedVolume
 from domain.volumes.repository import VolumeRepository
 
 DEFAULT_STEP: Final = 2**20

@@ -10,7 +10,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, Index, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.db.base import Base, enum_text
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import ClaimedJob
 
 
 class ItemStatus(enum.StrEnum):

@@ -17,11 +17,10 @@ from domain.bulk.requests import BulkRequest, Selection
 from domain.db.database import Database
 from domain.errors import JobNotFound
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import ClaimedJob, Delegated, Failed, Outcome, Payload, Succeeded
 from domain.jobs.isolation import each_in_own_transaction
 from domain.jobs.kinds import FailedJobs, JobHandler, JobKind, SucceededJobs
 from domain.jobs.model import Job, new_job, retry_columns
-from domain.jobs.outcomes import Delegated, Failed, Outcome, Payload, Succeeded
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.store.parents import ParentRepository
 from domain.jobs.transport.job_queue import JobQueue

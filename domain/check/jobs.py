@@ -16,7 +16,7 @@ from domain.check.findings import REPAIR_COMMAND, CheckCode, Finding
 from domain.check.rows import FIRST, PAGE
 from domain.db.database import Database
 from domain.db.sql import from_now
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import ClaimedJob
 from domain.jobs.kinds import BULK_KINDS, JobHandlers, JobKind
 from domain.jobs.model import Job
 from domain.jobs.states import ENDED, LIVE, JobStatus

@@ -19,8 +19,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 from domain.db.base import Base, Entity
 from domain.db.database import Database
 from domain.errors import CisternError, IdempotencyKeyReused
+from domain.jobs.attempt import Payload
 from domain.jobs.model import Job
-from domain.jobs.outcomes import Payload
 from domain.logs import log_fields
 
 KEY_LIFETIME: Final = timedelta(hours=24)

@@ -16,12 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from domain.batching import Batcher
 from domain.db.database import Database, is_unreachable
 from domain.errors import DatabaseUnavailable
-from domain.jobs.claimed import ClaimedJob
-from domain.jobs.kinds import JobHandlers
-from domain.jobs.maintenance import JobMaintenance
-from domain.jobs.model import JobMessage, Worker
-from domain.jobs.outcomes import (
+from domain.jobs.attempt import (
     Cancelled,
+    ClaimedJob,
     Delegated,
     Failed,
     Outcome,
@@ -31,6 +28,9 @@ from domain.jobs.outcomes import (
     Superseded,
     Yielded,
 )
+from domain.jobs.kinds import JobHandlers
+from domain.jobs.maintenance import JobMaintenance
+from domain.jobs.model import JobMessage, Worker
 from domain.jobs.stats import CounterBuffer, CounterName, StatsRepository
 from domain.jobs.store.leases import MIN_HEARTBEAT_TIMEOUT, LeaseRepository, Progress, Renewal, Settlement
 from domain.jobs.store.orphans import rescue_is_safe

@@ -8,9 +8,8 @@ from typing import Final
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.errors import JobNotRetryable
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import ClaimedJob, Outcome, Payload
 from domain.jobs.model import Job
-from domain.jobs.outcomes import Outcome, Payload
 from domain.storage.context import Grant
 
 #: Jobs that succeeded or were delegated, each with its result.

@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.db.database import Database
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import ClaimedJob
 from domain.jobs.isolation import each_in_own_transaction
 from domain.jobs.kinds import JobHandlers
 from domain.jobs.model import Job

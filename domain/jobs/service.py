@@ -11,7 +11,7 @@ from domain.db.database import Database, failed_transiently
 from domain.db.pagination import Page, PageRequest
 from domain.errors import JobEnded, JobIsChild, JobNotFound, JobNotRetryable
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import ClaimedJob
 from domain.jobs.kinds import JobHandlers
 from domain.jobs.model import Job
 from domain.jobs.states import RETRYABLE, JobStatus

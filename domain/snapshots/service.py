@@ -10,9 +10,9 @@ from domain.db.database import Database
 from domain.db.pagination import Page, PageRequest
 from domain.errors import Invalid, UnknownBackend
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting
+from domain.jobs.attempt import Payload
 from domain.jobs.kinds import JobKind
 from domain.jobs.model import Job
-from domain.jobs.outcomes import Payload
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.transport.job_queue import JobQueue
 from domain.operations import SnapshotState, VolumeState, job_for

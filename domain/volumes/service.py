@@ -22,15 +22,14 @@ from domain.db.database import Database, failed_transiently, was_lock_timeout
 from domain.db.pagination import Page, PageRequest
 from domain.errors import DatabaseUnavailable, Invalid, Refused, UnknownBackend
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting, log_accepted
+from domain.jobs.attempt import Payload
 from domain.jobs.kinds import JobKind
 from domain.jobs.model import Job
-from domain.jobs.outcomes import Payload
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.transport.job_queue import JobQueue
 from domain.operations import OPERATIONS, VolumeState, job_for, volume_of
 from domain.storage.backends import Backends
-from domain.volumes.growth import Growth
-from domain.volumes.model import LockedVolume, Volume
+from domain.volumes.model import Growth, LockedVolume, Volume
 from domain.volumes.repository import VolumeFilter, VolumeRepository, name_taken, require_move
 
 #: Maximum number of requests accepted in one transaction.

@@ -8,7 +8,7 @@ import pytest
 from domain.errors import VolumeNotFound
 from domain.jobs.model import Job
 from domain.services import Services, open_services
-from domain.volumes.growth import Growth
+from domain.volumes.model import Growth
 from domain.volumes.service import NewVolume
 from tests.acceptance import journal
 from tests.acceptance.cluster import LARGE, SMALL, Cluster

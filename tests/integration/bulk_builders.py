@@ -9,10 +9,9 @@ from uuid_utils.compat import uuid7
 
 from domain.bulk.expand import BulkExpandRequest, GrowthPolicy, Policy
 from domain.bulk.model import Item, ItemStatus
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import ClaimedJob, Delegated
 from domain.jobs.engine import Claim, JobEngine
 from domain.jobs.model import Job, Worker
-from domain.jobs.outcomes import Delegated
 from domain.services import Services
 from domain.storage.context import Fence, Grant
 from tests.integration.job_builders import sql

@@ -13,8 +13,7 @@ from domain.jobs.engine import JobEngine
 from domain.jobs.model import Job, Worker
 from domain.operations import VolumeState
 from domain.services import Services
-from domain.volumes.growth import Growth
-from domain.volumes.model import Volume
+from domain.volumes.model import Growth, Volume
 from worker.main import worker_handlers
 
 MIB = 2**20

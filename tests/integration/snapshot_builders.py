@@ -11,10 +11,9 @@ from uuid_utils.compat import uuid7
 
 from domain.db.pagination import PageRequest
 from domain.errors import DatabaseUnavailable
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import ClaimedJob, Failed, Outcome, Payload, Succeeded
 from domain.jobs.engine import JobEngine
 from domain.jobs.model import Job
-from domain.jobs.outcomes import Failed, Outcome, Payload, Succeeded
 from domain.operations import SnapshotState
 from domain.services import Services
 from domain.snapshots.model import Snapshot

@@ -10,10 +10,9 @@ from sqlalchemy import text
 
 from domain.db.database import _SERVER_SETTINGS
 from domain.errors import DatabaseUnavailable
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import ClaimedJob, Succeeded
 from domain.jobs.engine import Claim, JobEngine
 from domain.jobs.model import Job, JobMessage
-from domain.jobs.outcomes import Succeeded
 from domain.services import Services, open_services
 from domain.settings import Settings
 from tests.integration.job_builders import MIB, a_queued_expand, an_engine, queued_jobs, row, sql, until

@@ -16,7 +16,7 @@ from domain.bulk.requests import Selection
 from domain.errors import Invalid
 from domain.services import Services, open_services
 from domain.settings import Settings
-from domain.volumes.growth import Growth
+from domain.volumes.model import Growth
 from domain.volumes.service import NewVolume
 from tests.acceptance import journal
 from tests.integration.bulk_builders import fail_for, items

@@ -13,11 +13,11 @@ from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
 from domain.bulk.ledger import AS_CANCELLED
 from domain.bulk.model import ItemStatus, Lane
 from domain.db.database import Database
-from domain.jobs.outcomes import Delegated, Failed
+from domain.jobs.attempt import Delegated, Failed
 from domain.services import Services, compose, open_services
 from domain.settings import Settings
 from domain.storage.context import Fence, Grant, Stopped
-from domain.volumes.growth import Growth
+from domain.volumes.model import Growth
 from domain.volumes.service import NewVolume
 from tests.integration.bulk_builders import BY_ONE, a_claimed_lane, an_engine, kill_lanes, lanes_of, planned
 from tests.integration.bulk_builders import items as items_of

@@ -15,7 +15,7 @@ from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.snapshots.model import Snapshot
 from domain.snapshots.retention import RetentionRule
-from domain.volumes.growth import Growth
+from domain.volumes.model import Growth
 from domain.volumes.service import NewVolume
 from tests.acceptance import journal
 from tests.integration.bulk_builders import fail_for, items

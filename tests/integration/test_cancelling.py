@@ -6,10 +6,10 @@ from uuid import uuid4
 import pytest
 
 from domain.errors import JobEnded, JobNotFound
-from domain.jobs.outcomes import RetryIn
+from domain.jobs.attempt import RetryIn
 from domain.jobs.states import ENDED
 from domain.services import Services
-from domain.volumes.growth import Growth
+from domain.volumes.model import Growth
 from tests.integration.job_builders import (
     a_queued_expand,
     a_volume,

@@ -11,8 +11,7 @@ from uuid_utils.compat import uuid7
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.snapshots.model import Snapshot
-from domain.volumes.growth import Growth
-from domain.volumes.model import Volume
+from domain.volumes.model import Growth, Volume
 from tests.integration.check_builders import findings, folder, grant_at, on_disk, repair_all, report, run_check
 from tests.integration.job_builders import MIB, a_volume, sql, volume_row
 from tests.integration.snapshot_builders import a_snapshot, a_stored_volume, all_rows, carried_out, read, snapshot_row

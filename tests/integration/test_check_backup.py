@@ -11,7 +11,7 @@ from domain.embedded import EmbeddedServers
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
-from domain.volumes.growth import Growth
+from domain.volumes.model import Growth
 from domain.volumes.service import NewVolume
 from tests.integration.check_builders import findings, folder, on_disk, repair_all
 from tests.integration.conftest import RunningWorker

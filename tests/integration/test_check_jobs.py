@@ -9,7 +9,7 @@ from uuid_utils.compat import uuid7
 
 from domain.services import Services, open_services
 from domain.settings import Settings
-from domain.volumes.growth import Growth
+from domain.volumes.model import Growth
 from domain.volumes.service import NewVolume
 from tests.integration.check_builders import findings, grant_at, on_disk, repair_all, run_check
 from tests.integration.job_builders import MIB, a_queued_expand, row, set_job, sql, volume_row

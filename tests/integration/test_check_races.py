@@ -14,7 +14,7 @@ from domain.check.rows import RowReader
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.storage.file.driver import FileDriver
-from domain.volumes.growth import Growth
+from domain.volumes.model import Growth
 from domain.volumes.service import NewVolume
 from tests.integration.check_builders import findings, folder, grant_at, on_disk, repair_all, run_check
 from tests.integration.conftest import RunningWorker

@@ -5,10 +5,9 @@ from uuid import uuid4
 
 import pytest
 
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import ClaimedJob, Released, RetryIn
 from domain.jobs.engine import JobEngine
 from domain.jobs.model import Job, JobMessage
-from domain.jobs.outcomes import Released, RetryIn
 from domain.jobs.states import ENDED
 from domain.jobs.store.leases import LeaseRepository
 from domain.services import Services

@@ -8,10 +8,9 @@ import pytest
 import redis
 from sqlalchemy import text
 
-from domain.jobs.transport.job_queue import QUEUE_NAME, QueueUnavailable
-from domain.jobs.transport.messages import message_id
+from domain.jobs.transport.job_queue import QUEUE_NAME, QueueUnavailable, message_id
 from domain.services import Services, open_services
-from domain.volumes.growth import Growth
+from domain.volumes.model import Growth
 from domain.volumes.service import NewVolume
 from tests.integration.job_builders import (
     MIB,

@@ -10,10 +10,9 @@ from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
 from domain.bulk.ledger import Ledger
 from domain.errors import DatabaseUnavailable
 from domain.jobs import maintenance as maintenance_module
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import ClaimedJob, Delegated
 from domain.jobs.kinds import FailedJobs
 from domain.jobs.model import Job
-from domain.jobs.outcomes import Delegated
 from domain.jobs.store.orphans import EXTRA_CLAIMS
 from domain.operation_handler import OperationHandler
 from domain.services import Services

@@ -13,16 +13,14 @@ import redis
 from arq.constants import in_progress_key_prefix
 
 from domain.embedded import EmbeddedServers, temporary_data_dir
-from domain.jobs.transport.job_queue import QUEUE_NAME, QueueRefusesWrites
-from domain.jobs.transport.messages import message_id
+from domain.jobs.transport.job_queue import QUEUE_NAME, QueueRefusesWrites, message_id
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.volumes.service import NewVolume
 from tests.integration.job_builders import MIB, ended
 from tests.unit.worker_fakes import until
-from worker.consumer import ArqConsumer
+from worker.consumer import ArqConsumer, Supervisor
 from worker.main import arq_settings, open_worker
-from worker.supervisor import Supervisor
 
 #: The condition in Redis' error message, and how to cause and clear it.
 Refusal = tuple[str, Callable[[redis.Redis], object], Callable[[redis.Redis], object]]

@@ -25,8 +25,7 @@ from domain.errors import (
 from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.model import Job
 from domain.services import Services
-from domain.volumes.growth import Growth
-from domain.volumes.model import MAX_SIZE
+from domain.volumes.model import MAX_SIZE, Growth
 from domain.volumes.service import NewVolume
 from tests.integration.job_builders import MIB, a_volume, everything, row, sql, volume_row
 from tests.support.bulk import add_volumes

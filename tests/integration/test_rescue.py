@@ -4,9 +4,8 @@ import asyncio
 
 from sqlalchemy import text
 
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import WORKER_LOST, ClaimedJob
 from domain.jobs.engine import JobEngine
-from domain.jobs.retry import WORKER_LOST
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.store.orphans import EXTRA_CLAIMS
 from domain.services import Services

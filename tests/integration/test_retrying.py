@@ -6,11 +6,10 @@ from uuid import uuid4
 import pytest
 
 from domain.errors import JobNotFound, JobNotRetryable, ShrinkRefused, VolumeBusy, VolumeNotFound, VolumeUnusable
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import ClaimedJob, Failed, Succeeded
 from domain.jobs.model import Job
-from domain.jobs.outcomes import Failed, Succeeded
 from domain.services import Services
-from domain.volumes.growth import Growth
+from domain.volumes.model import Growth
 from domain.volumes.service import NewVolume
 from tests.integration.job_builders import MIB, a_queued_expand, an_engine, everything, row, set_job, sql, volume_row
 

@@ -29,7 +29,7 @@ from domain.jobs.acceptance import ANONYMOUS
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
-from domain.volumes.growth import Growth
+from domain.volumes.model import Growth
 from domain.volumes.repository import VolumeFilter, VolumeRepository
 from domain.volumes.service import NewVolume, VolumeService
 from tests.acceptance import journal

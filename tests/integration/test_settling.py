@@ -5,11 +5,10 @@ from uuid import uuid4
 import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import Cancelled, ClaimedJob, Failed, Outcome, Released, RetryIn, Succeeded, Superseded
 from domain.jobs.engine import JobEngine
 from domain.jobs.kinds import SucceededJobs
 from domain.jobs.model import JobMessage
-from domain.jobs.outcomes import Cancelled, Failed, Outcome, Released, RetryIn, Succeeded, Superseded
 from domain.jobs.states import JobStatus
 from domain.jobs.store.leases import LeaseRepository, Settlement
 from domain.operation_handler import OperationHandler

@@ -18,13 +18,12 @@ from domain.errors import (
     VolumeUnusable,
 )
 from domain.jobs.acceptance import IdempotentReplay, IdempotentRequest, RequestOrigin
-from domain.jobs.claimed import ClaimedJob
-from domain.jobs.outcomes import Cancelled
+from domain.jobs.attempt import Cancelled, ClaimedJob
 from domain.operations import SnapshotState
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.snapshots.repository import SnapshotFilter
-from domain.volumes.growth import Growth
+from domain.volumes.model import Growth
 from domain.volumes.service import NewVolume
 from tests.integration.job_builders import MIB, a_volume, an_engine, set_job, sql, volume_row
 from tests.integration.snapshot_builders import (

@@ -8,7 +8,7 @@ import pytest
 
 from domain.services import Services, open_services
 from domain.settings import Settings
-from domain.volumes.growth import Growth
+from domain.volumes.model import Growth
 from domain.volumes.service import NewVolume
 from tests.integration.conftest import RunningWorker
 from tests.integration.job_builders import MIB, sql, volume_row

@@ -4,10 +4,9 @@ from uuid import uuid4
 
 import pytest
 
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import ClaimedJob, RetryIn, Succeeded
 from domain.jobs.engine import JobEngine
 from domain.jobs.model import Job
-from domain.jobs.outcomes import RetryIn, Succeeded
 from domain.jobs.store.leases import Progress
 from domain.services import Services
 from tests.integration.job_builders import a_queued_expand, a_volume, an_engine, row

@@ -8,7 +8,7 @@ from sqlalchemy import text
 from domain.db.database import Database
 from domain.errors import DatabaseUnavailable
 from domain.jobs import stats as stats_module
-from domain.jobs.outcomes import Payload, RetryIn
+from domain.jobs.attempt import Payload, RetryIn
 from domain.jobs.stats import CounterName, Stats, StatsCache, StatsRepository
 from domain.services import Services
 from tests.integration.job_builders import a_queued_expand, an_engine, queued_jobs, run_out, set_job, sql

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from domain.jobs.model import JobMessage
-from domain.jobs.transport.job_queue import QUEUE_NAME
-from domain.jobs.transport.messages import FUNCTION_NAME, message_id
+from domain.jobs.transport.job_queue import FUNCTION_NAME, QUEUE_NAME, message_id
 from domain.services import Services
 from domain.settings import Settings
 from domain.volumes.service import NewVolume

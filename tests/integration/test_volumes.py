@@ -22,8 +22,7 @@ from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.store.jobs import JobFilter
 from domain.operations import VolumeState
 from domain.services import Services, open_services
-from domain.volumes.growth import Growth
-from domain.volumes.model import MAX_SIZE, Volume
+from domain.volumes.model import MAX_SIZE, Growth, Volume
 from domain.volumes.repository import VolumeFilter
 from domain.volumes.service import NewVolume
 from tests.integration.job_builders import MIB, a_volume, everything, row, set_job, sql, volume_row

@@ -6,8 +6,8 @@ import time
 import pytest
 
 from domain.jobs import watcher as watcher_module
+from domain.jobs.attempt import Succeeded
 from domain.jobs.model import Job
-from domain.jobs.outcomes import Succeeded
 from domain.jobs.watcher import Watcher
 from domain.services import Services, open_services
 from tests.integration.job_builders import MIB, NO_REDIS, a_queued_expand, an_engine, set_job, until

@@ -15,8 +15,7 @@ from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.storage.context import Fence, Grant
-from domain.volumes.growth import Growth
-from domain.volumes.model import Volume
+from domain.volumes.model import Growth, Volume
 from domain.volumes.service import NewVolume
 from tests.integration.conftest import RunningWorker
 from tests.integration.job_builders import MIB, a_volume, ended, row, sql, until, volume_row

@@ -10,9 +10,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from uuid_utils.compat import uuid7
 
+from domain.jobs.attempt import Cancelled, Failed, Outcome, RetryPolicy, Succeeded
 from domain.jobs.engine import JobEngine
-from domain.jobs.outcomes import Cancelled, Failed, Outcome, Succeeded
-from domain.jobs.retry import RetryPolicy
 from domain.operations import SnapshotState, VolumeState
 from domain.services import Services, compose
 from domain.settings import Settings

@@ -15,10 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from domain.batching import Batcher, Item, Result
 from domain.db.database import Database
 from domain.errors import DatabaseUnavailable
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import ClaimedJob, Outcome
 from domain.jobs.engine import JobEngine
 from domain.jobs.model import JobMessage
-from domain.jobs.outcomes import Outcome
 from domain.jobs.transport.job_queue import JobQueue
 from domain.services import Services
 from domain.storage.context import Fence, Grant

@@ -9,8 +9,8 @@ from itertools import chain
 
 from domain.bulk.model import FINISHED
 from domain.bulk.model import MOVES as ITEM_MOVES
+from domain.jobs.attempt import Cancelled, Failed, Outcome, Released, RetryIn, Yielded
 from domain.jobs.kinds import BULK_KINDS, JobKind
-from domain.jobs.outcomes import Cancelled, Failed, Outcome, Released, RetryIn, Yielded
 from domain.jobs.states import ENDED, MOVES
 from domain.jobs.store.orphans import EXTRA_CLAIMS
 from tests.simulation.doubles import SEALS, Publication

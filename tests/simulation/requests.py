@@ -15,7 +15,7 @@ from domain.jobs.kinds import BULK_KINDS
 from domain.jobs.model import Job
 from domain.jobs.states import RETRYABLE
 from domain.snapshots.retention import RetentionRule
-from domain.volumes.growth import Growth
+from domain.volumes.model import Growth
 from domain.volumes.service import NewVolume
 from tests.simulation.cluster import MIB
 from tests.simulation.harness import Harness

@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from contextvars import ContextVar, copy_context
 from typing import Any, Final
 
-from domain.jobs.outcomes import Outcome
+from domain.jobs.attempt import Outcome
 
 #: Number of event loop iterations without a change after which a task counts as blocked.
 _IDLE_ITERATIONS: Final = 12

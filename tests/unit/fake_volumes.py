@@ -30,8 +30,7 @@ from domain.jobs.store.jobs import JobFilter
 from domain.operations import BUSY, VOLUME_MOVES, SnapshotState, VolumeState
 from domain.snapshots.model import Snapshot
 from domain.storage.backends import Backends
-from domain.volumes.growth import Growth
-from domain.volumes.model import Volume
+from domain.volumes.model import Growth, Volume
 from domain.volumes.repository import VolumeFilter
 from domain.volumes.service import NewVolume
 

@@ -6,9 +6,8 @@ from uuid import UUID
 
 import pytest
 
+from domain.jobs.attempt import WORKER_LOST, Cancelled, Failed, RetryIn, Succeeded
 from domain.jobs.model import Job
-from domain.jobs.outcomes import Cancelled, Failed, RetryIn, Succeeded
-from domain.jobs.retry import WORKER_LOST
 from domain.jobs.store.orphans import EXTRA_CLAIMS
 from domain.storage.context import Fence, Grant, StopReason
 from domain.storage.driver import StorageDriver

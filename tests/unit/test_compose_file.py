@@ -15,7 +15,7 @@ import yaml
 
 from domain.db.database import CLOSE_TIMEOUT
 from domain.settings import PREFIX, Settings
-from worker.supervisor import RELEASE_SECONDS
+from worker.consumer import RELEASE_SECONDS
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yaml").read_text())

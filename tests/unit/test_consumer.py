@@ -14,8 +14,15 @@ from fakeredis import FakeServer
 
 import worker.consumer
 from domain.jobs.model import JobMessage
-from domain.jobs.transport.job_queue import QUEUE_NAME, WAKEUPS, JobQueue
-from domain.jobs.transport.messages import FUNCTION_NAME, deserialize, message_id, serialize
+from domain.jobs.transport.job_queue import (
+    FUNCTION_NAME,
+    QUEUE_NAME,
+    WAKEUPS,
+    JobQueue,
+    deserialize,
+    message_id,
+    serialize,
+)
 from domain.storage.memory import MemoryDriver
 from tests.unit.worker_fakes import FakeJobEngine, a_job, a_runner, fake_redis, until
 from worker.consumer import ArqConsumer

@@ -13,8 +13,8 @@ import pytest
 from api.problems import PROBLEM_TYPES
 from domain.bulk.model import ItemCode
 from domain.check.findings import CheckCode
+from domain.jobs.attempt import Outcome
 from domain.jobs.kinds import JobKind
-from domain.jobs.outcomes import Outcome
 from domain.jobs.states import JobStatus
 from domain.operations import OPERATIONS
 from domain.settings import PREFIX, Settings

@@ -5,7 +5,7 @@ from uuid import UUID
 from uuid_utils.compat import uuid7
 
 from domain.bulk.model import Lane
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import ClaimedJob
 from tests.unit.worker_fakes import a_job
 from worker import lanes as lanes_module
 from worker.lanes import FairShare

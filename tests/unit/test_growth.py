@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.errors import Invalid, ShrinkRefused, SizeLimitExceeded
-from domain.volumes.growth import Growth
-from domain.volumes.model import MAX_SIZE
+from domain.volumes.model import MAX_SIZE, Growth
 
 sizes = st.integers(min_value=1, max_value=MAX_SIZE)
 growths = st.one_of(

@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 
 from domain.errors import DatabaseUnavailable
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import ClaimedJob
 from domain.jobs.engine import NO_PROGRESS, Renewed
 from domain.jobs.model import Job
 from domain.jobs.store.leases import Progress

@@ -9,8 +9,7 @@ from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_pref
 from fakeredis import FakeServer
 
 from domain.jobs.model import JobMessage
-from domain.jobs.transport.job_queue import QUEUE_NAME, JobQueue, QueueUnavailable
-from domain.jobs.transport.messages import message_id
+from domain.jobs.transport.job_queue import QUEUE_NAME, JobQueue, QueueUnavailable, message_id
 from tests.unit.worker_fakes import fake_redis, until
 
 

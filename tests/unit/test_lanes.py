@@ -10,7 +10,7 @@ from uuid_utils.compat import uuid7
 from domain.bulk.chunks import LaneChunks
 from domain.bulk.model import Lane
 from domain.errors import DatabaseUnavailable
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import ClaimedJob
 from domain.storage.context import Grant
 from tests.unit.worker_fakes import a_job
 from worker import lanes as lanes_module

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.errors import CisternError, DatabaseUnavailable
-from domain.jobs.outcomes import Failed, RetryIn
-from domain.jobs.retry import RetryPolicy, describe
+from domain.jobs.attempt import Failed, RetryIn, RetryPolicy, describe
 from domain.storage.errors import StorageBusy, TransientStorageError
 
 CEILING = 300.0

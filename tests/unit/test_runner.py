@@ -10,10 +10,9 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 
 from domain.errors import DatabaseUnavailable
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import ClaimedJob, Outcome, Released, Succeeded
 from domain.jobs.engine import Claim
 from domain.jobs.model import Job, JobMessage
-from domain.jobs.outcomes import Outcome, Released, Succeeded
 from domain.jobs.states import JobStatus
 from domain.jobs.transport.job_queue import JobQueue
 from domain.storage.context import Grant, StopReason
@@ -74,7 +73,7 @@ class TestClaim:
         assert second.status == "queued"
 
     async def test_job_that_finds_no_slot_is_released(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("worker.slots._MAX_WAIT_SECONDS", 0.01)
+        monkeypatch.setattr("worker.runner._MAX_WAIT_SECONDS", 0.01)
         gate = closed_gate(tmp_path)
         first, second = a_job(), a_job()
         engine = FakeJobEngine(first, second)

@@ -13,10 +13,9 @@ from arq.worker import Worker, create_worker
 from fakeredis import FakeServer
 
 import worker.main
+from domain.jobs.attempt import Released, RetryIn, Succeeded
 from domain.jobs.model import Job, JobMessage
-from domain.jobs.outcomes import Released, RetryIn, Succeeded
-from domain.jobs.transport.job_queue import QUEUE_NAME, WAKEUPS, JobQueue
-from domain.jobs.transport.messages import FUNCTION_NAME
+from domain.jobs.transport.job_queue import FUNCTION_NAME, QUEUE_NAME, WAKEUPS, JobQueue
 from domain.settings import Settings
 from domain.storage.backends import open_driver
 from domain.storage.driver import StorageDriver

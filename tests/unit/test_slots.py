@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.slots import Slots
+from worker.runner import Slots
 
 
 class Clock:
@@ -47,7 +47,7 @@ async def test_one_slow_job_is_enough_to_fetch_nothing_ahead() -> None:
 async def test_waiting_for_a_slot_times_out_and_then_nothing_is_fetched_ahead(
     slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.slots._MAX_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("worker.runner._MAX_WAIT_SECONDS", 0.01)
     fast = await released_at_intervals(slots, *[0.0] * 200)
     before = fast.ahead
     acquired = [await fast.acquire() for _ in range(slots)]

@@ -5,9 +5,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import ClaimedJob, Succeeded
 from domain.jobs.model import new_job
-from domain.jobs.outcomes import Succeeded
 from domain.operations import snapshot_of, source_of, volume_of
 from domain.storage.context import Fence, Grant
 from domain.storage.errors import SnapshotMissing

@@ -8,9 +8,8 @@ from uuid import UUID
 import pytest
 
 from domain.errors import DatabaseUnavailable
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import ClaimedJob, Outcome, Succeeded
 from domain.jobs.engine import NO_PROGRESS, Renewed
-from domain.jobs.outcomes import Outcome, Succeeded
 from domain.jobs.store.leases import Progress
 from domain.storage.context import Fence, Grant
 from domain.storage.memory import MemoryDriver

@@ -12,15 +12,15 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError
 
-from domain.jobs.outcomes import Released, Succeeded
+from domain.jobs.attempt import Released, Succeeded
 from domain.jobs.transport.job_queue import QueueRefusesWrites
 from domain.storage.backends import open_driver
 from domain.storage.context import Grant
 from domain.storage.memory import MemoryDriver
 from tests.unit.worker_fakes import FakeJobEngine, a_job, a_runner, closed_gate, fake_redis, until
-from worker import supervisor as supervisor_module
+from worker import consumer as supervisor_module
+from worker.consumer import Supervisor
 from worker.runner import Runner
-from worker.supervisor import Supervisor
 
 
 class FakeArq:

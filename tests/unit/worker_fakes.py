@@ -12,12 +12,10 @@ from redis.asyncio.connection import ConnectionPool
 
 from domain.db.database import Database
 from domain.errors import DatabaseUnavailable
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import ClaimedJob, Outcome, RetryPolicy, Superseded
 from domain.jobs.engine import NO_PROGRESS, Claim, JobEngine, Renewed
 from domain.jobs.kinds import JobHandlers
 from domain.jobs.model import Job, JobMessage, new_job
-from domain.jobs.outcomes import Outcome, Superseded
-from domain.jobs.retry import RetryPolicy
 from domain.jobs.states import JobStatus
 from domain.jobs.store.leases import Progress, Renewal
 from domain.jobs.transport.job_queue import JobQueue

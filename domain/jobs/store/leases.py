@@ -23,9 +23,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from domain.db.sql import array_rows, as_arrays, as_json, from_now
-from domain.jobs.claimed import ClaimedJob
+from domain.jobs.attempt import ClaimedJob, Payload
 from domain.jobs.model import Job, JobMessage, Worker
-from domain.jobs.outcomes import Payload
 from domain.jobs.states import JobStatus
 from domain.jobs.store import statements
 

@@ -13,8 +13,8 @@ from sqlalchemy import ColumnElement, Select, UpdateBase, delete, func, select, 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.db.sql import from_now
+from domain.jobs.attempt import WORKER_LOST
 from domain.jobs.model import Job, Worker
-from domain.jobs.retry import WORKER_LOST
 from domain.jobs.states import JobStatus
 
 #: Number of claims that an orphan gets beyond its attempts, for a worker to find out the state of the storage.

@@ -16,7 +16,7 @@ from typing import Final
 from sqlalchemy import BigInteger, DateTime, Interval, Text, TextualSelect, Uuid, bindparam, column, text
 
 from domain.db.sql import insertion, unnested
-from domain.jobs.claimed import CLAIMED_COLUMNS
+from domain.jobs.attempt import CLAIMED_COLUMNS
 from domain.jobs.model import Job
 
 #: Insert new jobs.

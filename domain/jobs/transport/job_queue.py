@@ -1,25 +1,28 @@
 """The message queue: the only module of the domain that connects to Redis.
 
-A message (see `messages`) means only that a row may be ready to be claimed, so a client with write access to Redis can
-at most make a worker query PostgreSQL. Losing every message loses no job.
+A message means only that a row may be ready to be claimed, so a client with write access to Redis can at most make a
+worker query PostgreSQL. Losing every message loses no job. Its format is that of an arq job, in JSON, with the job id
+and the epoch as its only arguments.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+import json
+import re
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Final, Self
+from typing import Any, Final, Self
 from uuid import UUID
 
 import structlog
 from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
+from arq.jobs import serialize_job
 from arq.utils import timestamp_ms
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from domain.batching import Batcher
 from domain.errors import Unavailable
 from domain.jobs.model import JobMessage
-from domain.jobs.transport.messages import deserialize, message_id, serialize, write_message
 from domain.jobs.transport.redis_client import TIMEOUT_SECONDS, open_redis
 from domain.jobs.transport.write_errors import WriteErrors
 
@@ -48,6 +51,20 @@ for _, id in ipairs(ARGV) do
     redis.call('DEL', {", ".join(f"'{prefix}' .. id" for prefix in _MESSAGE_KEYS)})
 end
 """
+
+#: The only function registered with arq. The name must never change: messages of other versions carry it.
+FUNCTION_NAME: Final = "run_job"
+#: The maximum of PostgreSQL's bigint; a message may contain any number.
+_MAX_EPOCH: Final = 2**63 - 1
+
+#: The exact bytes of a message of ours: parsing it as JSON takes ten times as long.
+_MESSAGE: Final = re.compile(
+    rb'\{"t": null, "f": "%b", "a": \["([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})", (0|[1-9][0-9]{0,18})\], '
+    rb'"k": \{\}, "et": [0-9]+\}' % FUNCTION_NAME.encode()
+)
+
+serialize: Callable[[dict[str, Any]], bytes] = lambda message: json.dumps(message).encode()  # noqa: E731
+deserialize: Callable[[bytes], dict[str, Any]] = json.loads
 
 log = structlog.get_logger(__name__)
 
@@ -210,3 +227,33 @@ class JobQueue:
     async def close(self) -> None:
         """Close every connection."""
         await self.redis.aclose(close_connection_pool=True)
+
+
+def message_id(message: JobMessage) -> str:
+    """Return the arq job id of a message; unique per job and epoch, so that a message sent twice is stored once."""
+    return f"{message.job_id}:{message.epoch}"
+
+
+def write_message(message: JobMessage, *, sent_ms: int) -> bytes:
+    """Serialize a message as arq's own producer does; ``sent_ms`` is the time in milliseconds."""
+    return serialize_job(FUNCTION_NAME, (str(message.job_id), message.epoch), {}, None, sent_ms, serializer=serialize)
+
+
+def read_message(identity: bytes, data: bytes | None) -> JobMessage | None:
+    """Parse a message written by `write_message` under its own id; return None for any other, or for no message."""
+    match = _MESSAGE.fullmatch(data or b"")
+    if match is None or b"%b:%b" % match.groups() != identity:
+        return None
+    epoch = int(match[2])
+    return JobMessage(UUID(match[1].decode()), epoch) if epoch <= _MAX_EPOCH else None
+
+
+def message_from(job_id: str, epoch: int) -> JobMessage:
+    """Convert the arguments of a message that arq has parsed.
+
+    Raises:
+        ValueError: the id or the epoch is invalid.
+    """
+    if type(epoch) is not int or not 0 <= epoch <= _MAX_EPOCH:
+        raise ValueError(f"invalid epoch: {epoch}")
+    return JobMessage(UUID(job_id), epoch)

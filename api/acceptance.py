@@ -93,11 +93,13 @@ def _render_response(created: Entity) -> tuple[int, Payload]:
 async def render_replay(_: Request, replay: IdempotentReplay) -> Response:
     """Return the stored response of the first request."""
     created_id = str(replay.body["id"])
-    location = {"Location": f"{SCHEDULES_PATH}/{created_id}"} if replay.status == _CREATED else job_location(created_id)
+    location = (
+        {"Location": f"{SCHEDULES_PATH}/{created_id}"} if replay.status == _CREATED else accepted_headers(created_id)
+    )
     return JSONResponse(replay.body, replay.status, {**location, REPLAYED: "true"})
 
 
-def job_location(job_id: str) -> dict[str, str]:
+def accepted_headers(job_id: str) -> dict[str, str]:
     """Return the headers with the URL of an accepted job and the delay before the first poll."""
     return {"Location": f"{JOBS_PATH}/{job_id}", "Retry-After": str(RETRY_SECONDS)}
 
@@ -124,7 +126,7 @@ class AcceptedResponse:
 
     async def __call__(self, job: Job) -> JobOut:
         """Set the headers of an accepted job and render it, after the wait that the client prefers."""
-        self._headers.update(job_location(str(job.id)))
+        self._headers.update(accepted_headers(str(job.id)))
         # The job is already accepted: if the wait fails, the client must still learn its id.
         with suppress(Unavailable, NotFound):
             job = await self.wait(job)

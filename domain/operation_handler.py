@@ -41,7 +41,7 @@ class OperationHandler(JobHandler):
 
     async def perform(self, job: ClaimedJob, grant: Grant) -> Succeeded:
         """Do the storage work."""
-        found = await self._operation.perform(self._driver(job), job, grant)
+        found = await self._operation.storage_work(self._driver(job), job, grant)
         if "size" in found and found["size"] is None:  # of a snapshot taken or restored where no sizes are stored
             found = {**found, "size": job.params["size"]}
         return Succeeded(_result(job, found), copied=grant.copied)

@@ -75,7 +75,7 @@ class Operation:
     #: The storage work. Returns what the job reports besides its ids: ``size`` of what it has published, in bytes, and
     #: whatever else the operation finds out. The size is None if a snapshot is taken or restored on a backend that
     #: stores no sizes.
-    perform: Callable[[StorageDriver, ClaimedJob, Grant], Awaitable[Payload]]
+    storage_work: Callable[[StorageDriver, ClaimedJob, Grant], Awaitable[Payload]]
     volume: Transition[VolumeState] | None
     snapshot: Transition[SnapshotState] | None = None
     #: Returns the parameters of a retry, from those of the ended job and the size of the volume that it acquires.

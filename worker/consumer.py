@@ -77,6 +77,7 @@ class ArqConsumer(ArqWorker):
         self._runner = runner
 
     async def _poll_iteration(self) -> None:
+        """Fetch and handle messages, or wait for some. arq's `main` calls it in a loop."""
         capacity = self._free_capacity()
         messages = await self._fetch(capacity) if capacity else []
         for message_id, message in messages:

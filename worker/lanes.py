@@ -15,7 +15,7 @@ from uuid import UUID
 
 import structlog
 
-from domain.bulk.chunks import ClaimedChunk, LaneChunks
+from domain.bulk.chunks import ClaimedChunk, LaneSteps
 from domain.bulk.ledger import AS_CANCELLED, AS_LANES_LOST
 from domain.bulk.model import Lane
 from domain.bulk.operation import ItemWork, Result
@@ -75,7 +75,7 @@ class FairShare:
         return False
 
 
-class Lanes(JobHandler):
+class LaneHandler(JobHandler):
     """The handler of lanes.
 
     It records and seals nothing of its own: every chunk is recorded when its work ends, and the items of a failed lane
@@ -86,7 +86,7 @@ class Lanes(JobHandler):
         self._bulk = bulk
         self._fair_share = fair_share
         #: The chunk size that each lane had reached here: a slice is too short to reach it again from the start.
-        self._limits: dict[UUID, int] = {}
+        self._chunk_sizes: dict[UUID, int] = {}
 
     async def perform(self, job: ClaimedJob, grant: Grant) -> Outcome:
         """Work on one slice of a lane, first on items that an earlier attempt may have left unfinished.
@@ -95,7 +95,7 @@ class Lanes(JobHandler):
             Stopped: the worker is shutting down or has lost the lane; the next attempt does what is not recorded.
         """
         lane = Lane.from_job(job)
-        run = LaneRun(self._bulk.chunks(lane), grant, self._limits)
+        run = LaneRun(self._bulk.lane_steps(lane), grant, self._chunk_sizes)
         if lane.is_last:
             return await run.give_up()
         with self._fair_share.admit(lane) as admitted:
@@ -105,32 +105,32 @@ class Lanes(JobHandler):
 class LaneRun:
     """One attempt at a lane, for one slice of time."""
 
-    def __init__(self, chunks: LaneChunks, grant: Grant, limits: dict[UUID, int]) -> None:
-        """Prepare the run; ``limits`` has the chunk sizes of lanes that continue."""
-        self._chunks = chunks
-        self._lane = chunks.lane
+    def __init__(self, steps: LaneSteps, grant: Grant, chunk_sizes: dict[UUID, int]) -> None:
+        """Prepare the run; ``chunk_sizes`` has the chunk sizes of lanes that continue."""
+        self._steps = steps
+        self._lane = steps.lane
         self._grant = grant
-        self._limits = limits
+        self._chunk_sizes = chunk_sizes
         #: Set once cancellation of the bulk job was requested.
         self._cancelled = asyncio.Event()
 
     async def work_slice(self) -> Outcome:
         """Work on chunk after chunk until the slice is over or no item is left."""
         ends_at = time.monotonic() + _SLICE_SECONDS
-        limit = self._limits.pop(self._lane.job_id, self._lane.slots * _FIRST_CHUNK_PER_SLOT)
-        chunk = await self._chunks.resume()
+        chunk_size = self._chunk_sizes.pop(self._lane.job_id, self._lane.slots * _FIRST_CHUNK_PER_SLOT)
+        chunk = await self._steps.resume()
         async with self._polling_cancellation():
             while True:
                 if self._cancelled.is_set():
-                    await self._chunks.close_pending(AS_CANCELLED)
+                    await self._steps.close_pending(AS_CANCELLED)
                 if not chunk.item_count:
-                    chunk = await self._chunks.claim_next(limit)
+                    chunk = await self._steps.claim_next(chunk_size)
                 if not chunk.item_count:
                     return await self._finish_or_wait()
                 seconds = await self._process_chunk(chunk)
-                limit = _next_limit(chunk.item_count, seconds, self._lane.slots)
+                chunk_size = _next_chunk_size(chunk.item_count, seconds, self._lane.slots)
                 if time.monotonic() >= ends_at:
-                    _remember(self._limits, self._lane, limit)
+                    _remember(self._chunk_sizes, self._lane, chunk_size)
                     return Yielded()
                 chunk = ClaimedChunk(0)
 
@@ -142,7 +142,7 @@ class LaneRun:
         started_at = time.monotonic()
         results = await self._perform_items(chunk.work)
         seconds = time.monotonic() - started_at
-        await self._chunks.record(results)
+        await self._steps.record(results)
         self._grant.check()
         slots = self._lane.slots
         log.info("bulk.chunk", volumes=chunk.item_count, max_concurrent=slots, seconds=round(seconds, 3))
@@ -154,7 +154,7 @@ class LaneRun:
         The semaphore limits how many are worked on at once. There are no more consumers than slots: one task per volume
         would cost ten times as much, and starting a thousand of them at once would block the event loop.
         """
-        slots, operation = asyncio.Semaphore(self._lane.slots), self._chunks.operation
+        slots, operation = asyncio.Semaphore(self._lane.slots), self._steps.operation
         remaining = iter(_in_alternating_order(self._lane, items))
         results: list[Result] = []
 
@@ -164,7 +164,7 @@ class LaneRun:
                     if self._cancelled.is_set() and not item.resumed:
                         result: Result | None = operation.skip(item)
                     else:
-                        result = await operation.attempt(item, self._grant)
+                        result = await operation.work_on(item, self._grant)
                 if result is not None:
                     results.append(result)
 
@@ -184,7 +184,7 @@ class LaneRun:
         whole chunk is recorded, and recording an item twice has the effect of once.
         """
         try:
-            await self._chunks.record(results)
+            await self._steps.record(results)
         except CisternError as error:
             log.debug("lane.partial_record_failed", error=error.message)
             return False
@@ -195,22 +195,22 @@ class LaneRun:
 
     async def _finish_or_wait(self) -> Outcome:
         """Finish the lane if it has no items left; otherwise yield until the next item is due, or hung storage is."""
-        delay = await self._chunks.next_due()
+        delay = await self._steps.next_due()
         return Succeeded({}) if delay is None else Yielded(delay)
 
     async def give_up(self) -> Outcome:
         """Work as the last lane: seal and release every volume that earlier lanes left, and fail all pending items."""
-        work = await self._chunks.acquire_volumes(await self._chunks.reclaim_items(), {})
-        results = [await self._chunks.operation.fail(item, self._grant) for item in work]
-        await self._chunks.record([result for result in results if result is not None])
+        work = await self._steps.acquire_volumes(await self._steps.reclaim_items(), {})
+        results = [await self._steps.operation.fail(item, self._grant) for item in work]
+        await self._steps.record([result for result in results if result is not None])
         self._grant.check()
-        await self._chunks.close_pending(AS_LANES_LOST)
+        await self._steps.close_pending(AS_LANES_LOST)
         return await self._finish_or_wait()
 
     @asynccontextmanager
     async def _polling_cancellation(self) -> AsyncIterator[None]:
         """Learn of a requested cancellation at once and during the block."""
-        if await self._chunks.is_cancelled():
+        if await self._steps.is_cancelled():
             self._cancelled.set()
         async with in_background(self.poll_cancellation()):
             yield
@@ -220,7 +220,7 @@ class LaneRun:
         while not self._cancelled.is_set():
             await asyncio.sleep(_CANCEL_POLL_SECONDS)
             try:
-                if await self._chunks.is_cancelled():
+                if await self._steps.is_cancelled():
                     self._cancelled.set()
             except DatabaseUnavailable:
                 log.debug("lane.cancel_check_unavailable")  # the statements of the chunk raise it too
@@ -243,7 +243,7 @@ def _in_alternating_order(lane: Lane, items: Sequence[ItemWork]) -> Sequence[Ite
     return sorted(items, key=lambda item: item.volume_id, reverse=lane.epoch % 2 == 1)
 
 
-def _next_limit(item_count: int, seconds: float, slots: int) -> int:
+def _next_chunk_size(item_count: int, seconds: float, slots: int) -> int:
     """Return the size of the next chunk: what should take half a second, at most four times the size of this one."""
     fitting = int(item_count * _CHUNK_SECONDS / max(seconds, 0.001))
     return max(slots, min(fitting, item_count * 4, _MAX_CHUNK))

@@ -26,11 +26,11 @@ from domain.logs import configure_logging
 from domain.services import Services, open_services
 from domain.settings import Settings, load_log_settings, load_settings, require_servers
 from domain.tasks import in_background, tune_gc
-from worker.attempts import AttemptPerformer
 from worker.consumer import Supervisor
 from worker.heartbeat import Heartbeat, LivenessFile, StallDetector
-from worker.lanes import FairShare, Lanes
+from worker.lanes import FairShare, LaneHandler
 from worker.maintenance import Maintenance
+from worker.performer import AttemptPerformer
 from worker.runner import Runner
 
 _POLL_SECONDS: Final = 0.1
@@ -63,7 +63,7 @@ def worker_handlers(services: Services, count_workers: Callable[[], int]) -> Job
 
     ``count_workers`` returns the number of live workers.
     """
-    return {**services.handlers, JobKind.BULK_LANE: Lanes(services.bulk, FairShare(count_workers))}
+    return {**services.handlers, JobKind.BULK_LANE: LaneHandler(services.bulk, FairShare(count_workers))}
 
 
 @asynccontextmanager
@@ -72,8 +72,8 @@ async def open_worker(settings: Settings) -> AsyncIterator[Runner]:
     async with open_services(settings) as services:
         handlers = worker_handlers(services, lambda: engine.workers)
         engine = services.engine(Worker(id=uuid7(), host=socket.gethostname(), pid=os.getpid()), handlers)
-        attempts = AttemptPerformer(handlers, services.retry_policy)
-        runner = Runner(engine, services.queue, attempts, slots=settings.max_jobs)
+        performer = AttemptPerformer(handlers, services.retry_policy)
+        runner = Runner(engine, services.queue, performer, slots=settings.max_jobs)
         liveness_file = LivenessFile.open(settings.heartbeat_file)
         heartbeat = Heartbeat(
             engine,

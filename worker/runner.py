@@ -28,8 +28,8 @@ from domain.jobs.engine import Claim, JobEngine
 from domain.jobs.model import JobMessage
 from domain.jobs.transport.job_queue import JobQueue
 from domain.logs import log_fields
-from domain.storage.context import Fence, Grant, StopReason
-from worker.attempts import AttemptPerformer
+from domain.storage.context import Grant, StopReason
+from worker.performer import AttemptPerformer
 
 _SETTLE_RETRY_SECONDS: Final = 0.5
 #: Maximum number of tries to settle a job whose row is locked once the worker is closing; then its lease expires.
@@ -97,11 +97,11 @@ class Slots:
 class Runner:
     """Runs jobs in slots, and keeps track of those that run."""
 
-    def __init__(self, engine: JobEngine, queue: JobQueue, attempts: AttemptPerformer, *, slots: int) -> None:
+    def __init__(self, engine: JobEngine, queue: JobQueue, performer: AttemptPerformer, *, slots: int) -> None:
         """Prepare a runner of at most ``slots`` jobs at once."""
         self._engine = engine
         self.queue = queue
-        self._attempts = attempts
+        self._performer = performer
         self._slots = Slots(slots)
         self._closing = False
         #: All tasks that handle a message.
@@ -171,7 +171,7 @@ class Runner:
             grant.state.progressed_at = time.monotonic()
             write = log.debug if _is_continued_lane(job) else log.info
             write("job.started", epoch=job.epoch)
-            return await self._attempts.perform(job, grant)
+            return await self._performer.perform(job, grant)
         finally:
             grant.state.work_ended = True
             if has_slot:
@@ -255,7 +255,7 @@ class Runner:
     def _register(self, claim: Claim) -> Execution:
         """Register a claimed job, and bind its ids to all log lines of this task."""
         job = claim.job
-        execution = Execution(job, Grant(job.id, Fence(*job.fence), claim.deadline))
+        execution = Execution(job, Grant(job.id, job.fence, claim.deadline))
         if self._closing:  # closing began during the claim
             execution.grant.stop(StopReason.SHUTDOWN)
         if earlier := self.running.get(job.id):  # it lost its lease unnoticed, or was just settled

@@ -162,7 +162,7 @@ async def _require_growth_body(request: Request) -> None:
         raise RequestValidationError([{"type": GROWTH_REQUIRED.code, "loc": ("body",), "msg": _BULK_GROWTH_CHOICES}])
 
 
-GrowthBody = Depends(_require_growth_body)
+RequireGrowthBody = Depends(_require_growth_body)
 
 
 class BulkSnapshotIn(SelectionIn):

@@ -153,7 +153,7 @@ class VolumePatch(RequestBody):
 
 
 class GrowthFields(RequestBody):
-    """How much to grow; shared by expansions of one and of many volumes."""
+    """How much to grow; shared by expansions of one and of many volumes. A `Size` is given in bytes, or as "10GiB"."""
 
     to: Omittable[Size] = None
     by: Omittable[Size] = None

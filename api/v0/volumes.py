@@ -10,7 +10,7 @@ from api.acceptance import OriginDep
 from api.dependencies import ServicesDep
 from api.openapi import BODY, errors
 from api.problems import GROWTH_REQUIRED
-from api.schemas.bulk import BulkExpandFields, GrowthBody
+from api.schemas.bulk import BulkExpandFields, RequireGrowthBody
 from api.schemas.jobs import JobOut
 from api.schemas.pagination import Paginated, paginated_response
 from api.schemas.volumes import GrowthIn, VolumeIn, VolumeOut, VolumeQuery
@@ -51,7 +51,7 @@ async def get_volume(volume_id: UUID, services: ServicesDep) -> VolumeOut:
     "/expand",
     summary="Expand many volumes, and wait for it",
     responses=waits(*BODY, GROWTH_REQUIRED, UnknownBackend),
-    dependencies=[GrowthBody],
+    dependencies=[RequireGrowthBody],
 )
 async def expand_volumes(
     body: BulkExpandFields, services: ServicesDep, origin: OriginDep, wait_for_job: WaitForJobDep

@@ -8,7 +8,7 @@ from uuid import UUID
 from fastapi import Depends, Request, Response
 from starlette.responses import JSONResponse
 
-from api.acceptance import MAX_WAIT_SECONDS, REPLAYED, job_location
+from api.acceptance import MAX_WAIT_SECONDS, REPLAYED, accepted_headers
 from api.dependencies import ServicesDep
 from api.error_handlers import EarlyResponse
 from api.openapi import ACCEPTED, Reason, Responses, errors
@@ -66,7 +66,7 @@ def waits(*reasons: Reason) -> Responses:
 
 def _still_running(job: Job, response: Response) -> Response:
     """Return the 202 of version 1, with the job to poll."""
-    headers = {**job_location(str(job.id)), **response.headers}
+    headers = {**accepted_headers(str(job.id)), **response.headers}
     return JSONResponse(JobOut.from_row(job).model_dump(mode="json"), 202, headers)
 
 

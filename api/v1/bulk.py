@@ -10,7 +10,7 @@ from api.acceptance import AcceptedDep, OriginDep
 from api.dependencies import ServicesDep
 from api.openapi import BODY, accepts, errors
 from api.problems import GROWTH_REQUIRED
-from api.schemas.bulk import BulkExpandIn, BulkSnapshotIn, GrowthBody, ItemOut, ItemQuery, PlanOut
+from api.schemas.bulk import BulkExpandIn, BulkSnapshotIn, ItemOut, ItemQuery, PlanOut, RequireGrowthBody
 from api.schemas.jobs import JobOut
 from api.schemas.pagination import Paginated, paginated_response
 from domain.bulk.requests import BulkRequest
@@ -30,7 +30,7 @@ router = APIRouter()
     response_model=JobOut,
     responses=accepts(*BODY, GROWTH_REQUIRED, UnknownBackend)
     | {200: {"model": PlanOut, "description": "The plan, for `dry_run`."}},
-    dependencies=[GrowthBody],
+    dependencies=[RequireGrowthBody],
 )
 async def expand_volumes(
     body: BulkExpandIn, services: ServicesDep, origin: OriginDep, accepted: AcceptedDep

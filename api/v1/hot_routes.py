@@ -20,7 +20,7 @@ from starlette.datastructures import State
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.acceptance import JOBS_PATH, V1_PATH, job_location, valid_caller
+from api.acceptance import JOBS_PATH, V1_PATH, accepted_headers, valid_caller
 from api.error_handlers import render_error
 from api.etag import matches
 from api.schemas.jobs import JobOut
@@ -170,7 +170,7 @@ async def _expand_volume(request: PlainRequest, volume_id: str) -> PlainResponse
 
 
 def _accepted(job: Job) -> PlainResponse:
-    headers = [(name.lower().encode(), value.encode()) for name, value in job_location(str(job.id)).items()]
+    headers = [(name.lower().encode(), value.encode()) for name, value in accepted_headers(str(job.id)).items()]
     return PlainResponse(202, JobOut.from_row(job).model_dump_json().encode(), headers)
 
 

@@ -78,7 +78,7 @@ class _Step:
 
 
 @dataclass(frozen=True)
-class LaneChunks:
+class LaneSteps:
     """The steps of one attempt at a lane."""
 
     lane: Lane

@@ -5,14 +5,29 @@ from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, TextClause, Uuid, and_, delete, func, literal, null, or_, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Interval,
+    TextClause,
+    Uuid,
+    and_,
+    bindparam,
+    delete,
+    func,
+    literal,
+    null,
+    or_,
+    select,
+    text,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.bulk import statements
 from domain.bulk.model import FINISHED, Item, ItemCode, ItemRef, ItemStatus, ItemUpdate, Lane
 from domain.bulk.requests import Selection
-from domain.db.sql import array_rows, as_arrays
+from domain.db.sql import array_rows, as_arrays, unnested
 from domain.volumes.model import Volume
 
 #: Timeout in seconds of the statement that plans a job: for a million volumes it takes some ten seconds.
@@ -24,6 +39,116 @@ AS_CANCELLED: Final = {"status": ItemStatus.SKIPPED, "code": ItemCode.CANCELLED}
 AS_LANES_LOST: Final = {"status": ItemStatus.FAILED, "code": ItemCode.LANES_LOST}
 #: The pause before a busy volume is retried equals the time it has been busy, between these limits.
 _PAUSES: Final = {"min_pause": timedelta(seconds=1), "max_pause": timedelta(seconds=10)}
+
+
+# --- the statements of lanes, as text -----------------------------------------------------------------------------
+#
+# A bulk job may pass a million rows through them: building expressions or JSON would cost more than everything else;
+# `benchmarks/bulk.py` shows it. Each is prepared against the schema by a test. The statements on behalf of the parent
+# job are written with SQLAlchemy.
+
+#: Items claimed by this attempt at the lane.
+_HELD: Final = "items.status = 'claimed' AND items.lane_id = :lane_id AND items.epoch = :epoch"
+#: Items that are still pending and only locked, by the current transaction, which must write every one of them. IS NOT
+#: DISTINCT FROM keeps the planner from using the index of pending items, as in `domain.jobs.store.statements`.
+_LOCKED: Final = "items.status IS NOT DISTINCT FROM 'pending'"
+
+
+def _located_by(chunk: str) -> str:
+    """Build the condition that finds items by ``row_ctid``, a column of the materialized query ``chunk``.
+
+    A ledger that has just been planned has no statistics yet. With a join by key, the planner expects a single row and
+    reads the whole ledger for each chunk.
+    """
+    return f"items.ctid = ANY(ARRAY(SELECT row_ctid FROM {chunk})) AND items.ctid = {chunk}.row_ctid"  # noqa: S608
+
+
+_DUE: Final = """
+    FROM job_items WHERE job_id = :job_id AND status = 'pending' AND due_at <= now()
+    ORDER BY due_at, volume_id LIMIT :limit FOR UPDATE SKIP LOCKED
+"""
+LOCK_DUE: Final = text(f"SELECT volume_id, to_size, snapshot_id {_DUE}")
+#: MATERIALIZED makes the subquery run once. Otherwise the planner may run it once per row, and because of SKIP LOCKED
+#: it would return other rows each time.
+CLAIM_DUE: Final = text(f"""
+    WITH due AS MATERIALIZED (SELECT ctid AS row_ctid {_DUE})
+    UPDATE job_items AS items SET status = 'claimed', lane_id = :lane_id, epoch = :epoch
+    FROM due WHERE {_located_by("due")}
+    RETURNING items.volume_id, items.to_size, items.snapshot_id
+""")  # noqa: S608 (built from constants)
+RECLAIM: Final = text("""
+    UPDATE job_items SET epoch = :epoch
+    WHERE job_id = :job_id AND lane_id = :lane_id AND status = 'claimed' AND epoch < :epoch
+    RETURNING volume_id, to_size, snapshot_id
+""")
+
+_UPDATES: Final = unnested(
+    "updates",
+    volume_id="uuid",
+    status="text",
+    code="text",
+    detail="text",
+    from_size="bigint",
+    to_size="bigint",
+    used="bigint",
+    snapshot_id="uuid",
+)
+_LOCATED_UPDATES: Final = f"""located AS MATERIALIZED (
+    SELECT *, (SELECT ctid FROM job_items WHERE job_id = :job_id AND volume_id = updates.volume_id) AS row_ctid
+    FROM {_UPDATES}
+)"""  # noqa: S608 (built from constants)
+
+
+def _write_statement(condition: str) -> TextClause:
+    """Build the SQL that writes decisions."""
+    return text(f"""
+        WITH {_LOCATED_UPDATES}
+        UPDATE job_items AS items
+        SET status = located.status, lane_id = :lane_id, epoch = :epoch, code = located.code, detail = located.detail,
+            from_size = coalesce(located.from_size, items.from_size), to_size = located.to_size,
+            used = coalesce(located.used, items.used), snapshot_id = located.snapshot_id
+        FROM located
+        WHERE {_located_by("located")} AND {condition}
+    """)  # noqa: S608 (built from constants)
+
+
+FINISH: Final = text(f"""
+    WITH {_LOCATED_UPDATES}
+    UPDATE job_items AS items
+    SET status = located.status, code = located.code, detail = located.detail, snapshot_id = located.snapshot_id
+    FROM located
+    WHERE {_located_by("located")} AND {_HELD}
+    RETURNING items.volume_id
+""")  # noqa: S608 (built from constants)
+
+
+def _postpone_statement(condition: str) -> TextClause:
+    """Build the SQL that reschedules busy items, or skips those that have been busy for too long."""
+    return text(f"""
+        WITH busy AS MATERIALIZED (
+            SELECT ctid AS row_ctid, coalesce(busy_since, now()) AS since,
+                coalesce(busy_since, now()) <= now() - :max_busy AS gave_up
+            FROM job_items WHERE job_id = :job_id AND volume_id = ANY(CAST(:volume_ids AS uuid[]))
+        )
+        UPDATE job_items AS items
+        SET status = CASE WHEN gave_up THEN 'skipped' ELSE 'pending' END,
+            code = 'volume-busy',
+            detail = CASE WHEN gave_up THEN 'The volume was busy with other operations.' END,
+            busy_since = since,
+            due_at = now() + least(greatest(now() - since, :min_pause), :max_pause)
+        FROM busy
+        WHERE {_located_by("busy")} AND {condition}
+        RETURNING items.status
+    """).bindparams(  # noqa: S608 (built from constants)
+        *(bindparam(name, type_=Interval()) for name in ("min_pause", "max_pause", "max_busy"))
+    )
+
+
+WRITE: Final = {ItemStatus.PENDING: _write_statement(_LOCKED), ItemStatus.CLAIMED: _write_statement(_HELD)}
+POSTPONE: Final = {ItemStatus.PENDING: _postpone_statement(_LOCKED), ItemStatus.CLAIMED: _postpone_statement(_HELD)}
+
+
+# --- the table ----------------------------------------------------------------------------------------------------
 
 
 class Ledger:
@@ -115,27 +240,27 @@ class LaneItems:
 
     async def reclaim(self) -> Sequence[ItemRef]:
         """Claim the items that an earlier attempt at this lane had claimed before it was killed or interrupted."""
-        return await self._refs(statements.RECLAIM, ItemStatus.CLAIMED)
+        return await self._refs(RECLAIM, ItemStatus.CLAIMED)
 
     async def claim_due(self, limit: int) -> Sequence[ItemRef]:
         """Mark up to ``limit`` due items as claimed; skip items locked by other lanes."""
-        return await self._refs(statements.CLAIM_DUE, ItemStatus.CLAIMED, limit=limit)
+        return await self._refs(CLAIM_DUE, ItemStatus.CLAIMED, limit=limit)
 
     async def lock_due(self, limit: int) -> Sequence[ItemRef]:
         """Lock the items that `claim_due` would claim, for a transaction that writes a decision for each of them."""
-        return await self._refs(statements.LOCK_DUE, ItemStatus.PENDING, limit=limit)
+        return await self._refs(LOCK_DUE, ItemStatus.PENDING, limit=limit)
 
     async def write(self, updates: Sequence[ItemUpdate], *, previous: ItemStatus) -> None:
         """Write decisions. ``previous``: PENDING if the items are locked by `lock_due`, CLAIMED if they are claimed."""
         if not updates:
             return
-        await self._session.execute(statements.WRITE[previous], {**self._lane_ids, **as_arrays(updates)})
+        await self._session.execute(WRITE[previous], {**self._lane_ids, **as_arrays(updates)})
 
     async def finish(self, updates: Sequence[ItemUpdate]) -> Sequence[ItemUpdate]:
         """Write the results of items that this attempt still holds; return the updates that were written."""
         if not updates:
             return []
-        written = set((await self._session.scalars(statements.FINISH, {**self._lane_ids, **as_arrays(updates)})).all())
+        written = set((await self._session.scalars(FINISH, {**self._lane_ids, **as_arrays(updates)})).all())
         return updates if len(written) == len(updates) else [one for one in updates if one.volume_id in written]
 
     async def postpone(self, volume_ids: Collection[UUID], *, previous: ItemStatus, busy_seconds: float) -> int:
@@ -146,7 +271,7 @@ class LaneItems:
         if not volume_ids:
             return 0
         values = {"volume_ids": list(volume_ids), "max_busy": timedelta(seconds=busy_seconds), **_PAUSES}
-        statuses = (await self._session.scalars(statements.POSTPONE[previous], {**self._lane_ids, **values})).all()
+        statuses = (await self._session.scalars(POSTPONE[previous], {**self._lane_ids, **values})).all()
         return statuses.count(ItemStatus.SKIPPED)
 
     async def _refs(self, statement: TextClause, status: ItemStatus, **values: int) -> Sequence[ItemRef]:

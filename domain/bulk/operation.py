@@ -50,7 +50,7 @@ class ItemWork(NamedTuple):
         """The volume's id."""
         return self.update.volume_id
 
-    def ended(self, status: ItemStatus, code: str, detail: str | None = None) -> ItemUpdate:
+    def ending(self, status: ItemStatus, code: str, detail: str | None = None) -> ItemUpdate:
         """Return the update that ends the item."""
         volume_id, _, _, _, from_size, to_size, used, snapshot_id = self.update
         return ItemUpdate(volume_id, status, code, detail, from_size, to_size, used, snapshot_id)
@@ -76,7 +76,7 @@ class BulkOperation(ABC):
 
     # --- the work on one item: every failure is returned as a value, so that it cannot affect other items ------
 
-    async def attempt(self, work: ItemWork, grant: Grant) -> Result | None:
+    async def work_on(self, work: ItemWork, grant: Grant) -> Result | None:
         """Do the storage work and return its result.
 
         Return None if the item must stay claimed: the attempt is being stopped, or another process holds the storage
@@ -88,15 +88,15 @@ class BulkOperation(ABC):
         except (Stopped, StorageBusy):
             return None
         except FenceRefused as error:
-            # Either this attempt has lost the lane, and `LaneChunks.record` will drop this result; or it holds the
+            # Either this attempt has lost the lane, and `LaneSteps.record` will drop this result; or it holds the
             # lane, and the fence stored on the backend is ahead of the rows, which no retry can fix.
-            return Result(work.ended(ItemStatus.FAILED, error.code, error.message))
+            return Result(work.ending(ItemStatus.FAILED, error.code, error.message))
         except CisternError as error:
             return await self._failed(work, item_grant, error)
         except Exception:
             log.exception("volume.handler_error", volume_id=str(work.volume_id))
             return await self._failed(work, item_grant, CisternError())
-        return Result(work.ended(ItemStatus.SUCCEEDED, self.success_code), size)
+        return Result(work.ending(ItemStatus.SUCCEEDED, self.success_code), size)
 
     async def fail(self, work: ItemWork, grant: Grant) -> Result | None:
         """Fail the item: seal its volume and report what other lanes left, without doing the work."""
@@ -104,17 +104,17 @@ class BulkOperation(ABC):
 
     def skip(self, work: ItemWork) -> Result:
         """Skip the item of a cancelled job. No attempt has started on it, so there is nothing to seal."""
-        return Result(work.ended(ItemStatus.SKIPPED, ItemCode.CANCELLED)._replace(snapshot_id=None))
+        return Result(work.ending(ItemStatus.SKIPPED, ItemCode.CANCELLED)._replace(snapshot_id=None))
 
     async def _with_retries(self, work: ItemWork, grant: Grant) -> int | None:
         """Do the storage work, with up to three tries if the errors are transient."""
-        for attempt in range(1, _MAX_TRIES):
+        for try_number in range(1, _MAX_TRIES):
             try:
                 return await self.perform(work, grant)
             except StorageBusy:
                 raise
             except TransientStorageError:
-                await asyncio.sleep(_PAUSE_SECONDS * attempt)
+                await asyncio.sleep(_PAUSE_SECONDS * try_number)
         return await self.perform(work, grant)
 
     async def _failed(self, work: ItemWork, grant: Grant, error: CisternError) -> Result | None:
@@ -123,7 +123,7 @@ class BulkOperation(ABC):
         Return None if another process holds the storage lock: the volume cannot be sealed yet and stays with the lane.
         """
         log.debug("volume.failed", volume_id=str(work.volume_id), code=error.code)
-        update = work.ended(ItemStatus.FAILED, error.code, error.message)
+        update = work.ending(ItemStatus.FAILED, error.code, error.message)
         try:
             return await self.seal(work, update, grant)
         except StorageBusy:

@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import null
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.bulk.chunks import LaneChunks
+from domain.bulk.chunks import LaneSteps
 from domain.bulk.expand import BulkExpandRequest, Plan, preview
 from domain.bulk.ledger import AS_LANES_LOST, PLAN_SECONDS, Ledger
 from domain.bulk.model import Item, ItemStatus, Lane
@@ -86,7 +86,7 @@ class BulkService(JobHandler):
             Invalid: ``max_concurrent`` is out of bounds, or a member is for schedules only.
         """
         request.require_unscheduled()
-        self.check(request)
+        self.check(request)  # before the transaction; `add` checks it for schedules too
         async with accepting(self._database, origin) as accepted:
             job = accepted.job = await self.add(accepted.session, request, created_by=origin.caller)
         await self._queue.dispatch([job.message])
@@ -163,6 +163,7 @@ class BulkService(JobHandler):
     async def record(self, session: AsyncSession, succeeded: SucceededJobs) -> None:
         """Add lanes to planned jobs; those without items have ended."""
         for job, result in succeeded:
+            # A job that selected nothing is settled as ended, so that there is nothing to count.
             if not await recount(session, job.id) and result != _NOTHING_SELECTED:
                 await self._add_lanes(session, job)
 
@@ -173,10 +174,10 @@ class BulkService(JobHandler):
 
     # --- lanes -------------------------------------------------------------------------------------------
 
-    def chunks(self, lane: Lane) -> LaneChunks:
+    def lane_steps(self, lane: Lane) -> LaneSteps:
         """Return the steps of one attempt at a lane."""
         operation = self._operations[lane.params["of"]]
-        return LaneChunks(lane, operation, self._database, self._queue, self._busy_seconds)
+        return LaneSteps(lane, operation, self._database, self._queue, self._busy_seconds)
 
     async def assign_lanes(self) -> int:
         """Add lanes to jobs that have no live lane left, or fail those that had too many. Return the number of jobs."""

@@ -13,6 +13,7 @@ from uuid import UUID
 from domain.errors import CisternError
 from domain.jobs.model import Job, JobMessage
 from domain.jobs.states import JobStatus
+from domain.storage.context import Fence
 
 Payload = dict[str, Any]
 
@@ -52,9 +53,9 @@ class ClaimedJob(NamedTuple):
         return JobMessage(self.id, self.epoch)
 
     @property
-    def fence(self) -> tuple[int, int]:
-        """The fence (version, epoch), which orders this attempt among all attempts at the same volume or snapshot."""
-        return self.params["fence_version"], self.epoch
+    def fence(self) -> Fence:
+        """The fence, which orders this attempt among all attempts at the same volume or snapshot."""
+        return Fence(self.params["fence_version"], self.epoch)
 
 
 #: The fields of `ClaimedJob` that are columns of the job.

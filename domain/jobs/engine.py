@@ -115,13 +115,13 @@ class JobEngine:
             lease=lease,
             rescue_is_safe=rescue_is_safe(worker.id, lease=lease) if respect_grace_period else true(),
         )
-        self._claims = Batcher(self._claim_batch, max_batch=_MAX_BATCH, fails_all=is_unreachable)
+        self._claim_batcher = Batcher(self._claim_batch, max_batch=_MAX_BATCH, fails_all=is_unreachable)
         #: Second try of claims that found nothing: most are stale messages, but a row may have been locked just then.
-        self._claims_of_locked_rows = Batcher(
+        self._locked_claim_batcher = Batcher(
             partial(self._claim_batch, lock_timeout=_LOCK_TIMEOUT), max_batch=_MAX_BATCH, fails_all=is_unreachable
         )
         #: One batcher per kind and outcome: each transaction then locks all its volumes in one statement, in one order.
-        self._settlements: defaultdict[tuple[str, type[Outcome]], Batcher[_EndedAttempt, bool]] = defaultdict(
+        self._settlement_batchers: defaultdict[tuple[str, type[Outcome]], Batcher[_EndedAttempt, bool]] = defaultdict(
             lambda: Batcher(self._settle_batch, max_batch=_MAX_BATCH, fails_all=is_unreachable)
         )
         #: Number of live workers at the last heartbeat, including this one.
@@ -129,7 +129,7 @@ class JobEngine:
 
     async def claim(self, message: JobMessage) -> Claim | None:
         """Claim the job of this message; return None if it is already claimed, or the message is stale."""
-        return await self._claims(message) or await self._claims_of_locked_rows(message)
+        return await self._claim_batcher(message) or await self._locked_claim_batcher(message)
 
     async def _claim_batch(
         self, messages: Sequence[JobMessage], lock_timeout: float | None = None
@@ -155,7 +155,7 @@ class JobEngine:
         settlement = _settlement(job, outcome)
         if settlement is None:
             return False
-        return await self._settlements[job.kind, type(outcome)](_EndedAttempt(job, outcome, settlement))
+        return await self._settlement_batchers[job.kind, type(outcome)](_EndedAttempt(job, outcome, settlement))
 
     async def _settle_batch(self, ended: Sequence[_EndedAttempt]) -> Sequence[bool]:
         """Settle attempts of one kind and one outcome.

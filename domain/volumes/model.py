@@ -11,8 +11,8 @@ from sqlalchemy import CheckConstraint, Index, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.db.base import Entity, enum_text
-from domain.errors import Invalid, ShrinkRefused, SizeLimitExceeded
-from domain.operations import BUSY, VolumeState
+from domain.errors import Invalid, ShrinkRefused, SizeLimitExceeded, VolumeBusy, VolumeUnusable
+from domain.operations import BUSY, VOLUME_MOVES, VolumeState
 
 MAX_SIZE: Final = 64 * 2**40
 MAX_NAME: Final = 128
@@ -64,8 +64,25 @@ class LockedVolume(NamedTuple):
     autogrow: dict[str, Any] | None
 
     def acquired_by(self, state: VolumeState, job_id: UUID) -> "LockedVolume":
-        """Return the row as it will be when ``job_id`` has acquired it; its version goes up by one."""
+        """Return the row as it will be when ``job_id`` has acquired it; its version goes up by one.
+
+        Raises:
+            VolumeBusy, VolumeUnusable: as `require_move`.
+        """
+        require_move(self, state)
         return self._replace(state=state, job_id=job_id, version=self.version + 1)
+
+
+def require_move(volume: Volume | LockedVolume, state: VolumeState) -> None:
+    """Require that a volume can move to ``state`` now.
+
+    Raises:
+        VolumeBusy, VolumeUnusable: it cannot.
+    """
+    if volume.state in BUSY:
+        raise VolumeBusy(job_id=volume.job_id, state=volume.state)
+    if state not in VOLUME_MOVES[volume.state]:
+        raise VolumeUnusable(state=volume.state)
 
 
 #: The members of a growth, of which exactly one is given.

@@ -2,18 +2,88 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import BigInteger, TextualSelect, Uuid, func, select, update
+from sqlalchemy import BigInteger, TextualSelect, Uuid, func, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.db.sql import array_rows, as_arrays, as_columns
-from domain.errors import NameTaken, VolumeBusy, VolumeNotFound, VolumeUnusable
-from domain.operations import BUSY, VOLUME_MOVES, VolumeState
-from domain.volumes import statements
-from domain.volumes.model import LockedVolume, Volume
+from domain.db.sql import array_rows, as_arrays, as_columns, insertion, unnested
+from domain.errors import NameTaken, VolumeNotFound
+from domain.operations import VolumeState
+from domain.volumes.model import LockedVolume, Volume, require_move
+
+# --- the frequent statements, as text ---------------------------------------------------------------------------
+#
+# Building them takes SQLAlchemy longer than PostgreSQL takes to run them. A job or a chunk of items needs a few of them
+# each; `benchmarks/race.py throughput` and `benchmarks/bulk.py` show their cost. Each is prepared against the schema by
+# a test. Everything else is written with SQLAlchemy.
+
+_LOCKED_COLUMNS: Final = ", ".join(LockedVolume._fields)
+
+
+def _release_statement(change: str) -> TextualSelect:
+    """Build the SQL that changes every volume still held by its job.
+
+    Rows are locked in the order of their ids before they change: UPDATE locks rows in the order in which it finds them,
+    and two statements with different orders could deadlock. The ids are also passed to WHERE, so that the planner does
+    not choose a sequential scan for a few hundred of them.
+    """
+    releases = unnested("release", volume_id="uuid", job_id="uuid", size="bigint")
+    return text(f"""
+            WITH held AS MATERIALIZED (
+                SELECT volumes.id, release.size
+                FROM volumes JOIN {releases} ON volumes.id = release.volume_id AND volumes.job_id = release.job_id
+                WHERE volumes.id = ANY(CAST(:volume_id AS uuid[]))
+                ORDER BY volumes.id FOR NO KEY UPDATE OF volumes
+            )
+            {change} volumes.id = held.id RETURNING volumes.id
+    """).columns(id=Uuid())  # noqa: S608 (built from constants)
+
+
+def _lock_statement(locking: str) -> TextualSelect:
+    """Build the SQL that locks and reads volumes, in the order of their ids."""
+    return text(f"""
+        SELECT {_LOCKED_COLUMNS} FROM volumes WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id {locking}
+    """).columns(*(getattr(Volume, name) for name in LockedVolume._fields))  # noqa: S608 (built from constants)
+
+
+#: Insert volumes whose names are free, in the order of names: two transactions that add the same names cannot deadlock.
+#: The sort also runs before the first row is written, so that lock_timeout is set before any wait for a name that
+#: another transaction has inserted and not yet committed.
+ADD_WITH_FREE_NAMES: Final = text(f"""
+    {insertion(Volume, extra_from="set_config('lock_timeout', '100ms', true),")}
+    ORDER BY given.name
+    ON CONFLICT (name) DO NOTHING
+    RETURNING id
+""").columns(id=Uuid())
+
+#: Lock and read volumes; wait for locked rows.
+LOCK: Final = _lock_statement("FOR UPDATE")
+#: Lock and read volumes that no other transaction has locked.
+LOCK_WITHOUT_WAITING: Final = _lock_statement("FOR NO KEY UPDATE SKIP LOCKED")
+
+#: Acquire locked volumes, each for a job.
+ACQUIRE: Final = text(f"""
+    UPDATE volumes
+    SET state = :state, job_id = acquired.job_id, version = version + 1, updated_at = now()
+    FROM {unnested("acquired", id="uuid", job_id="uuid")}
+    WHERE volumes.id = acquired.id AND volumes.id = ANY(CAST(:id AS uuid[]))
+""")  # noqa: S608 (built from constants)
+
+#: Move volumes to an idle state, with a new size if one is given.
+RELEASE: Final = _release_statement("""
+    UPDATE volumes
+    SET state = :state, job_id = NULL, version = version + 1,
+        size = coalesce(held.size, volumes.size), updated_at = now()
+    FROM held WHERE
+""")
+#: Delete the rows of volumes.
+REMOVE: Final = _release_statement("DELETE FROM volumes USING held WHERE")
+
+
+# --- the table ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -73,7 +143,7 @@ class VolumeRepository:
             DatabaseUnavailable: that transaction has not ended within 100 ms (see `was_lock_timeout`).
         """
         rows = as_columns(Volume, volumes)
-        return set((await self._session.scalars(statements.ADD_WITH_FREE_NAMES, rows)).all())
+        return set((await self._session.scalars(ADD_WITH_FREE_NAMES, rows)).all())
 
     async def get(self, volume_id: UUID) -> Volume:
         """Read one volume.
@@ -117,17 +187,17 @@ class VolumeRepository:
 
     async def lock_many(self, volume_ids: Collection[UUID]) -> Sequence[LockedVolume]:
         """Lock and read those of these volumes that exist, in the order of their ids; wait for locked rows."""
-        return [LockedVolume(*row) for row in await self._session.execute(statements.LOCK, {"ids": list(volume_ids)})]
+        return [LockedVolume(*row) for row in await self._session.execute(LOCK, {"ids": list(volume_ids)})]
 
     async def lock_without_waiting(self, volume_ids: Collection[UUID]) -> Sequence[LockedVolume]:
         """Lock and read those of these volumes that exist and are not locked by another transaction."""
-        rows = await self._session.execute(statements.LOCK_WITHOUT_WAITING, {"ids": list(volume_ids)})
+        rows = await self._session.execute(LOCK_WITHOUT_WAITING, {"ids": list(volume_ids)})
         return [LockedVolume(*row) for row in rows]
 
     async def acquire_each(self, jobs: Mapping[UUID, UUID], state: VolumeState) -> None:
         """Acquire locked volumes, each for its own job; ``jobs`` maps volume ids to job ids."""
         acquired = {"id": list(jobs), "job_id": list(jobs.values())}
-        await self._session.execute(statements.ACQUIRE, {**acquired, "state": state})
+        await self._session.execute(ACQUIRE, {**acquired, "state": state})
 
     async def acquire_many(self, volumes: Sequence[LockedVolume], state: VolumeState, job_id: UUID) -> dict[UUID, int]:
         """Acquire locked volumes for one job, and return their new versions."""
@@ -164,11 +234,11 @@ class VolumeRepository:
 
     async def release(self, releases: Sequence[Release], state: VolumeState) -> Sequence[UUID]:
         """Move volumes to the idle ``state`` and clear their job; return the ids of those that their job still held."""
-        return await self._release(statements.RELEASE, releases, state=state)
+        return await self._release(RELEASE, releases, state=state)
 
     async def remove(self, releases: Sequence[Release]) -> Sequence[UUID]:
         """Delete the rows of deleted volumes; return the ids of those that their job still held."""
-        return await self._release(statements.REMOVE, releases)
+        return await self._release(REMOVE, releases)
 
     async def _release(self, statement: TextualSelect, releases: Sequence[Release], **values: str) -> Sequence[UUID]:
         if not releases:
@@ -179,15 +249,3 @@ class VolumeRepository:
 def name_taken(name: str) -> NameTaken:
     """Build the error for a name that another volume has."""
     return NameTaken(f"There is already a volume named {name!r}.", field="name")
-
-
-def require_move(volume: Volume | LockedVolume, state: VolumeState) -> None:
-    """Require that a volume can move to ``state`` now.
-
-    Raises:
-        VolumeBusy, VolumeUnusable: it cannot.
-    """
-    if volume.state in BUSY:
-        raise VolumeBusy(job_id=volume.job_id, state=volume.state)
-    if state not in VOLUME_MOVES[volume.state]:
-        raise VolumeUnusable(state=volume.state)

@@ -30,7 +30,7 @@ from domain.jobs.transport.job_queue import JobQueue
 from domain.operations import OPERATIONS, VolumeState, job_for, volume_of
 from domain.storage.backends import Backends
 from domain.volumes.model import Growth, LockedVolume, Volume
-from domain.volumes.repository import VolumeFilter, VolumeRepository, name_taken, require_move
+from domain.volumes.repository import VolumeFilter, VolumeRepository, name_taken
 
 #: Maximum number of requests accepted in one transaction.
 MAX_BATCH: Final = 100
@@ -93,8 +93,8 @@ class VolumeService:
         self._queue = queue
         self._backends = backends
         self._max_attempts = max_attempts
-        self._creates = Batcher(self._create_batch, max_batch=MAX_BATCH, fails_all=failed_transiently)
-        self._expands = Batcher(self._expand_batch, max_batch=MAX_BATCH, fails_all=failed_transiently)
+        self._create_batcher = Batcher(self._create_batch, max_batch=MAX_BATCH, fails_all=failed_transiently)
+        self._expand_batcher = Batcher(self._expand_batch, max_batch=MAX_BATCH, fails_all=failed_transiently)
 
     # --- read and change ---------------------------------------------------------------------------------
 
@@ -154,7 +154,7 @@ class VolumeService:
         """
         volume = self._new_volume(new)
         job = self._job(JobKind.VOLUME_CREATE, volume, {"size": volume.size}, created_by=origin.caller)
-        if origin.idempotency is None and await self._creates(_CreateRequest(volume, job)):
+        if origin.idempotency is None and await self._create_batcher(_CreateRequest(volume, job)):
             return await self._log_and_dispatch(job)
         async with accepting(self._database, origin) as accepted:
             await VolumeRepository(accepted.session).add(volume)
@@ -170,8 +170,9 @@ class VolumeService:
             ShrinkRefused, SizeLimitExceeded: the volume cannot have the new size.
         """
         request = _ExpandRequest(volume_id, growth, origin.caller)
-        if origin.idempotency is None and (batched := await self._expands(request)):
+        if origin.idempotency is None and (batched := await self._expand_batcher(request)):
             return await self._log_and_dispatch(batched)
+        # With a key, or if the batch has left it out, the request is accepted alone.
         async with accepting(self._database, origin) as accepted:
             volume = await VolumeRepository(accepted.session).acquire(volume_id, VolumeState.EXPANDING, uuid7())
             params = {"to_size": growth.target(volume.size)}
@@ -211,11 +212,11 @@ class VolumeService:
         if volume is None:  # locked by another transaction, or does not exist
             return None
         try:
-            require_move(volume, VolumeState.EXPANDING)
+            acquired = volume.acquired_by(VolumeState.EXPANDING, uuid7())
             params = {"to_size": request.growth.target(volume.size)}
         except Refused as refusal:
             return refusal
-        acquired = locked[volume.id] = volume.acquired_by(VolumeState.EXPANDING, uuid7())
+        locked[volume.id] = acquired
         return self._job(JobKind.VOLUME_EXPAND, acquired, params, created_by=request.caller)
 
     async def request_delete(self, volume_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:

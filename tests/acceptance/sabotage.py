@@ -20,7 +20,7 @@ import redis
 
 import domain.services
 import domain.storage.file.fence
-from domain.bulk.chunks import LaneChunks
+from domain.bulk.chunks import LaneSteps
 from domain.bulk.expand import ExpandOperation
 from domain.bulk.service import BulkService
 from domain.jobs.engine import Claim, JobEngine
@@ -49,19 +49,19 @@ BULK_TRANSITIONS: dict[str, tuple[type, str, str]] = {
     "planned": (BulkService, "perform", "after"),
     "delegating, before the commit": (BulkService, "record", "after"),
     "acquiring, before the commit": (VolumeRepository, "acquire_many", "after"),
-    "volumes acquired": (LaneChunks, "claim_next", "after"),
+    "volumes acquired": (LaneSteps, "claim_next", "after"),
     "in the middle of the storage work": (Grant, "on_published", "before"),
-    "storage work done": (LaneChunks, "record", "before"),
+    "storage work done": (LaneSteps, "record", "before"),
     "recording, before the commit": (VolumeRepository, "release", "after"),
-    "chunk recorded": (LaneChunks, "record", "after"),
+    "chunk recorded": (LaneSteps, "record", "after"),
     "the parent's end, before the commit": (ParentRepository, "add_counts", "if true"),
 }
 
 #: Transitions of a bulk job that measures its volumes between claiming and acquiring them.
 MEASURING_TRANSITIONS: dict[str, tuple[type, str, str]] = {
-    "chunk claimed": (LaneChunks, "claim_items", "after"),
+    "chunk claimed": (LaneSteps, "claim_items", "after"),
     "measured": (ExpandOperation, "measure", "after"),
-    "measured volumes acquired": (LaneChunks, "acquire_volumes", "after"),
+    "measured volumes acquired": (LaneSteps, "acquire_volumes", "after"),
 }
 
 

@@ -11,6 +11,7 @@ from uuid_utils.compat import uuid7
 
 from domain.jobs.engine import JobEngine
 from domain.jobs.model import Job, Worker
+from domain.jobs.transport.job_queue import JobQueue, QueueUnavailable
 from domain.operations import VolumeState
 from domain.services import Services
 from domain.volumes.model import Growth, Volume
@@ -112,3 +113,12 @@ async def ended(services: Services, job_id: UUID) -> Job:
 
     await until(has_ended)
     return await row(services, job_id)
+
+
+async def writable_within(queue: JobQueue, seconds: float) -> None:
+    async with asyncio.timeout(seconds):
+        while True:
+            try:
+                return await queue.ping()
+            except QueueUnavailable:
+                await asyncio.sleep(0.05)

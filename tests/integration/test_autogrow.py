@@ -124,10 +124,10 @@ async def test_concurrent_bulk_jobs_grow_each_volume_once(
 async def acquired_by_a_dead_lane(services: Services, *, grows: bool) -> Job:
     """A bulk job whose lane stored the sizes, expanded the volumes if ``grows``, and died before recording."""
     job, claim = await a_claimed_lane(services, an_engine(services), VolumePolicies())
-    chunks = services.bulk.chunks(Lane.from_job(claim.job))
+    chunks = services.bulk.lane_steps(Lane.from_job(claim.job))
     all_work = (await chunks.claim_next(10)).work
     grant = Grant(claim.job.id, Fence(0, 0), claim.deadline)
-    assert [await chunks.operation.attempt(work, grant) is not None for work in all_work if grows] == [True] * grows
+    assert [await chunks.operation.work_on(work, grant) is not None for work in all_work if grows] == [True] * grows
     await kill_lanes(services, job)
     return job
 

@@ -109,10 +109,10 @@ async def test_volumes_expanded_by_a_dead_lane_are_completed_by_the_next(
     (volume_id,) = await on_disk(services, bulk_settings, running_worker)
     job, claim = await a_claimed_lane(services, an_engine(services), epoch=9)
     lane = Lane.from_job(claim.job)
-    chunks, grant = services.bulk.chunks(lane), Grant(claim.job.id, Fence(0, 9), claim.deadline)
+    chunks, grant = services.bulk.lane_steps(lane), Grant(claim.job.id, Fence(0, 9), claim.deadline)
     items = await chunks.claim_items(10)
     for work in await chunks.acquire_volumes(items, {}):
-        assert await chunks.operation.attempt(work, grant) is not None  # published with epoch 9; then the lane dies
+        assert await chunks.operation.work_on(work, grant) is not None  # published with epoch 9; then the lane dies
     await kill_lanes(services, job)
 
     async with running_worker(bulk_settings):
@@ -129,9 +129,9 @@ async def test_last_lane_releases_volumes_with_the_sizes_found(
     grown, untouched = await on_disk(services, bulk_settings, running_worker, count=2)
     job, claim = await a_claimed_lane(services, an_engine(services))
     lane = Lane.from_job(claim.job)
-    chunks, grant = services.bulk.chunks(lane), Grant(claim.job.id, Fence(0, 0), claim.deadline)
+    chunks, grant = services.bulk.lane_steps(lane), Grant(claim.job.id, Fence(0, 0), claim.deadline)
     all_work = await chunks.acquire_volumes(await chunks.claim_items(10), {})
-    await chunks.operation.attempt(next(work for work in all_work if work.volume_id == grown), grant)
+    await chunks.operation.work_on(next(work for work in all_work if work.volume_id == grown), grant)
     await kill_lanes(services, job)
     async with services.database.transaction() as session:
         await session.execute(text("UPDATE jobs SET attempt = max_attempts WHERE id = :id"), {"id": job.id})
@@ -191,7 +191,7 @@ async def test_items_of_a_failed_lane_are_left_to_the_next(
     engine = an_engine(services)
     job, claim = await a_claimed_lane(services, engine)
     lane = Lane.from_job(claim.job)
-    await services.bulk.chunks(lane).claim_items(3)
+    await services.bulk.lane_steps(lane).claim_items(3)
     await engine.settle(claim.job, Failed({"code": "internal", "detail": "a bug"}))
 
     async with running_worker(bulk_settings):
@@ -204,7 +204,7 @@ async def test_rescued_lane_changes_nothing(services: Services) -> None:
     await add_volumes(services, 3, backend="null")
     _, claim = await a_claimed_lane(services, an_engine(services))
     lane = Lane.from_job(claim.job)
-    chunks = services.bulk.chunks(lane)
+    chunks = services.bulk.lane_steps(lane)
     items = await chunks.claim_items(2)
     await run_out(services, lane.job_id)
     assert await an_engine_that_rescues_at_once(services).maintenance.rescue() == 1
@@ -236,8 +236,8 @@ async def test_lane_never_claims_more_than_its_limit(services: Services) -> None
     _, claim = await a_claimed_lane(services, an_engine(services))
     lane = Lane.from_job(claim.job)
 
-    assert len(await services.bulk.chunks(lane).claim_items(4)) == 4
-    assert (await services.bulk.chunks(lane).claim_next(4)).item_count == 4
+    assert len(await services.bulk.lane_steps(lane).claim_items(4)) == 4
+    assert (await services.bulk.lane_steps(lane).claim_next(4)).item_count == 4
 
 
 async def test_claim_without_measuring_acquires_volumes_and_stores_sizes(
@@ -247,7 +247,7 @@ async def test_claim_without_measuring_acquires_volumes_and_stores_sizes(
     job, claim = await a_claimed_lane(services, an_engine(services), epoch=3)
     lane = Lane.from_job(claim.job)
 
-    chunk = await services.bulk.chunks(lane).claim_next(4)
+    chunk = await services.bulk.lane_steps(lane).claim_next(4)
 
     held = await items_of(services, job, ItemStatus.CLAIMED)
     assert (chunk.item_count, len(held)) == (4, 4)
@@ -265,9 +265,9 @@ async def test_item_of_a_busy_volume_becomes_pending_again(services: Services, p
     lane = Lane.from_job(claim.job)
     await services.volumes.request_expand(volume_id, Growth(to=7 * MIB))
 
-    chunk = await services.bulk.chunks(lane).claim_next(4)
+    chunk = await services.bulk.lane_steps(lane).claim_next(4)
 
     (item,) = (await items_of(services, job)).values()
     assert (chunk.item_count, chunk.work) == (1, [])
     assert (item.status, item.code, item.busy_since is None) == ("pending", "volume-busy", False)
-    assert (await services.bulk.chunks(lane).claim_next(4)).item_count == 0, "it is not due yet"
+    assert (await services.bulk.lane_steps(lane).claim_next(4)).item_count == 0, "it is not due yet"

@@ -54,14 +54,16 @@ async def claim_lane(services: Services, job: Job, *, epoch: int = 0) -> Lane:
 
 
 async def acquire_all(services: Services, lane: Lane) -> list[ItemWork]:
-    return await services.bulk.chunks(lane).acquire_volumes(await services.bulk.chunks(lane).claim_items(10), {})
+    return await services.bulk.lane_steps(lane).acquire_volumes(
+        await services.bulk.lane_steps(lane).claim_items(10), {}
+    )
 
 
 async def perform(services: Services, lane: Lane, all_work: Sequence[ItemWork]) -> None:
     """Do the storage work without recording it, as a lane that dies then."""
     for work in all_work:
         grant = Grant(lane.job_id, Fence(0, lane.epoch), math.inf)
-        assert await services.bulk.chunks(lane).operation.attempt(work, grant) is not None
+        assert await services.bulk.lane_steps(lane).operation.work_on(work, grant) is not None
 
 
 async def snapshots(services: Services) -> Sequence[Row[Any]]:
@@ -168,7 +170,9 @@ async def test_new_lanes_have_fences_above_those_of_dead_ones(services: Services
     await services.bulk.assign_lanes()
 
     lane = await claim_lane(services, job)
-    all_work = await services.bulk.chunks(lane).acquire_volumes(await services.bulk.chunks(lane).reclaim_items(), {})
+    all_work = await services.bulk.lane_steps(lane).acquire_volumes(
+        await services.bulk.lane_steps(lane).reclaim_items(), {}
+    )
 
     assert {work.volume_id: work.version for work in all_work} == {one: version + 1 for one, version in before.items()}
     assert {work.resumed for work in all_work} == {True}
@@ -199,7 +203,7 @@ async def test_snapshot_with_a_held_storage_lock_stays_claimed_until_unlocked(
 
 async def test_rescued_lane_changes_nothing(services: Services, job: Job) -> None:
     lane = await claim_lane(services, job)
-    chunks = services.bulk.chunks(lane)
+    chunks = services.bulk.lane_steps(lane)
     items = await chunks.claim_items(2)
     all_work = await chunks.acquire_volumes(items[:1], {})
     await run_out(services, lane.job_id)
@@ -219,8 +223,8 @@ async def test_rescued_lane_changes_nothing(services: Services, job: Job) -> Non
 async def test_recording_a_chunk_is_idempotent(services: Services, job: Job) -> None:
     lane = await claim_lane(services, job)
     all_work = await acquire_all(services, lane)
-    chunks, grant = services.bulk.chunks(lane), Grant(lane.job_id, Fence(0, lane.epoch), math.inf)
-    results = [result for work in all_work if (result := await chunks.operation.attempt(work, grant)) is not None]
+    chunks, grant = services.bulk.lane_steps(lane), Grant(lane.job_id, Fence(0, lane.epoch), math.inf)
+    results = [result for work in all_work if (result := await chunks.operation.work_on(work, grant)) is not None]
     await chunks.record(results)
     job = await services.jobs.get(job.id)
     before = [await snapshots(services), job.succeeded]
@@ -283,6 +287,6 @@ async def test_progress_of_one_item_is_not_that_of_the_lane(services: Services, 
     lane = await claim_lane(services, job)
     grant = Grant(lane.job_id, Fence(0, lane.epoch), math.inf)
     for work in await acquire_all(services, lane):
-        assert await services.bulk.chunks(lane).operation.attempt(work, grant) is not None
+        assert await services.bulk.lane_steps(lane).operation.work_on(work, grant) is not None
 
     assert grant.copied is None

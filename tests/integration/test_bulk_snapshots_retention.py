@@ -209,10 +209,10 @@ async def performed_but_not_recorded(services: Services, job: Job) -> tuple[Lane
     lane_id = (await sql(services, "SELECT id FROM jobs WHERE parent_id = :id LIMIT 1", id=job.id))[0].id
     _, lane_job = await claimed(services, await services.jobs.get(lane_id))
     lane = Lane.from_job(lane_job)
-    chunks = services.bulk.chunks(lane)
+    chunks = services.bulk.lane_steps(lane)
     all_work = await chunks.acquire_volumes(await chunks.claim_items(10), {})
     grant = Grant(lane.job_id, Fence(0, lane.epoch), math.inf)
-    return lane, [result for work in all_work if (result := await chunks.operation.attempt(work, grant)) is not None]
+    return lane, [result for work in all_work if (result := await chunks.operation.work_on(work, grant)) is not None]
 
 
 async def test_newest_snapshot_is_kept_whatever_its_age(services: Services) -> None:
@@ -220,7 +220,7 @@ async def test_newest_snapshot_is_kept_whatever_its_age(services: Services) -> N
     lane, results = await performed_but_not_recorded(services, await a_run(services, 0, RetentionRule(days=1)))
     await grow_old(services, 2)
 
-    await services.bulk.chunks(lane).record(results)
+    await services.bulk.lane_steps(lane).record(results)
 
     assert len(await names(services, volume_id)) == 1
 
@@ -234,7 +234,7 @@ async def test_recording_twice_deletes_expired_snapshots_once(
     lane, results = await performed_but_not_recorded(services, await a_run(services, 1, RetentionRule(last=1)))
 
     for _ in range(2):
-        await services.bulk.chunks(lane).record(results)
+        await services.bulk.lane_steps(lane).record(results)
 
     deletes = await sql(services, "SELECT snapshot_id, dispatched_at FROM jobs WHERE kind = 'snapshot.delete'")
     assert len({row.snapshot_id for row in deletes}) == len(deletes) == len(volumes)

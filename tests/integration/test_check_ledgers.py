@@ -47,8 +47,8 @@ async def taken(services: Services) -> tuple[Lane, list[UUID]]:
     """Let the lane claim all items and acquire their volumes; return it and the volumes."""
     _, order = await claimed(services, await a_lane(services))
     lane = Lane.from_job(order)
-    items = await services.bulk.chunks(lane).claim_items(10)
-    return lane, [task.volume_id for task in await services.bulk.chunks(lane).acquire_volumes(items, {})]
+    items = await services.bulk.lane_steps(lane).claim_items(10)
+    return lane, [task.volume_id for task in await services.bulk.lane_steps(lane).acquire_volumes(items, {})]
 
 
 async def end(services: Services, *job_ids: UUID) -> None:
@@ -60,7 +60,7 @@ async def test_running_bulk_job_is_not_reported(services: Services, bulk: Job) -
     assert await findings(services) == []
     lane, _ = await taken(services)
     assert await findings(services) == []
-    items = await services.bulk.chunks(lane).reclaim_items()
+    items = await services.bulk.lane_steps(lane).reclaim_items()
     assert items == []
     assert (await report(services))[1]["ledgers"] == 1
     assert (await row(services, bulk.id)).total == PLANNED

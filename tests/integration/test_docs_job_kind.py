@@ -16,7 +16,7 @@ from domain.jobs.service import JobService
 from domain.services import Services
 from domain.storage.context import Fence, Grant
 from tests.integration.job_builders import MIB, a_volume, row, volume_row
-from worker.attempts import AttemptPerformer
+from worker.performer import AttemptPerformer
 from worker.runner import Runner
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "job_kind.py"

@@ -17,6 +17,7 @@ from domain.errors import ConfigurationError
 from domain.jobs.model import JobMessage
 from domain.jobs.transport.job_queue import JobQueue, QueueUnavailable
 from domain.jobs.transport.redis_client import open_redis
+from tests.integration.job_builders import writable_within
 
 
 def free_port() -> int:
@@ -55,15 +56,6 @@ def wait_until_it_answers(client: redis.Redis) -> None:
         else:
             return
     raise AssertionError("the server does not answer")
-
-
-async def writable_within(queue: JobQueue, seconds: float) -> None:
-    async with asyncio.timeout(seconds):
-        while True:
-            try:
-                return await queue.ping()
-            except QueueUnavailable:
-                await asyncio.sleep(0.05)
 
 
 @contextmanager

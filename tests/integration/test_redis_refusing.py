@@ -17,7 +17,7 @@ from domain.jobs.transport.job_queue import QUEUE_NAME, QueueRefusesWrites, mess
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.volumes.service import NewVolume
-from tests.integration.job_builders import MIB, ended
+from tests.integration.job_builders import MIB, ended, writable_within
 from tests.unit.worker_fakes import until
 from worker.consumer import ArqConsumer, Supervisor
 from worker.main import arq_settings, open_worker
@@ -174,7 +174,7 @@ async def test_restricted_user_is_enough(
     client.execute_command("ACL SETUSER", *rules)
     url = own_redis.replace("unix://", "unix://app:pw@")
     async with open_services(settings.model_copy(update={"redis_url": url})) as services, supervised(services.settings):
-        await services.queue.ping()
+        await writable_within(services.queue, 20)
         for number in range(20):
             job = await services.volumes.request_create(NewVolume(f"by-a-restricted-user-{number}", MIB))
             await services.queue.missing([job.message])

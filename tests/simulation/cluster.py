@@ -31,9 +31,9 @@ from tests.simulation.doubles import (
 )
 from tests.simulation.scheduler import SteppedTask
 from tests.simulation.world_state import WorldState
-from worker.attempts import AttemptPerformer
 from worker.heartbeat import Heartbeat
 from worker.main import worker_handlers
+from worker.performer import AttemptPerformer
 from worker.runner import Runner
 
 MIB: Final = 2**20

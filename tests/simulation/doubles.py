@@ -175,17 +175,17 @@ class SingleBatcher(Batcher[Item, Result]):
 def without_request_batching(services: Services) -> Services:
     """Make the services accept and read each request on its own."""
     volumes = services.volumes
-    volumes._creates = SingleBatcher(volumes._create_batch, max_batch=1)
-    volumes._expands = SingleBatcher(volumes._expand_batch, max_batch=1)
+    volumes._create_batcher = SingleBatcher(volumes._create_batch, max_batch=1)
+    volumes._expand_batcher = SingleBatcher(volumes._expand_batch, max_batch=1)
     services.jobs._reads = SingleBatcher(services.jobs._read_batch, max_batch=1)
     return services
 
 
 def recording_outcomes(engine: JobEngine) -> JobEngine:
     """Make the engine claim and settle each job on its own, and record each outcome in its stepped task."""
-    engine._claims = SingleBatcher(engine._claim_batch, max_batch=1)
-    engine._claims_of_locked_rows = SingleBatcher(partial(engine._claim_batch, lock_timeout=1), max_batch=1)
-    engine._settlements = defaultdict(lambda: SingleBatcher(engine._settle_batch, max_batch=1))
+    engine._claim_batcher = SingleBatcher(engine._claim_batch, max_batch=1)
+    engine._locked_claim_batcher = SingleBatcher(partial(engine._claim_batch, lock_timeout=1), max_batch=1)
+    engine._settlement_batchers = defaultdict(lambda: SingleBatcher(engine._settle_batch, max_batch=1))
     settle = engine.settle
 
     async def record_and_settle(job: ClaimedJob, outcome: Outcome) -> bool:

@@ -52,7 +52,7 @@ def operation_on(driver: ScriptedDriver) -> SnapshotOperation:
 
 
 async def perform(driver: ScriptedDriver, work: ItemWork) -> Result | None:
-    return await operation_on(driver).attempt(work, Grant(uuid7(), Fence(0, 4), math.inf))
+    return await operation_on(driver).work_on(work, Grant(uuid7(), Fence(0, 4), math.inf))
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_work_succeeds_under_the_fence_of_its_own_snapshot() -> None:
     work, driver = some_work(), ScriptedDriver()
 
-    assert await perform(driver, work) == Result(work.ended(ItemStatus.SUCCEEDED, "snapshotted"), 7)
+    assert await perform(driver, work) == Result(work.ending(ItemStatus.SUCCEEDED, "snapshotted"), 7)
     assert driver.calls == [("take", work.volume_id, work.update.snapshot_id, Fence(3, 4))]
 
 

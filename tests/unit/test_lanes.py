@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 from uuid_utils.compat import uuid7
 
-from domain.bulk.chunks import LaneChunks
+from domain.bulk.chunks import LaneSteps
 from domain.bulk.model import Lane
 from domain.errors import DatabaseUnavailable
 from domain.jobs.attempt import ClaimedJob
@@ -35,7 +35,7 @@ def a_lane() -> Lane:
 
 
 def a_run(*errors: Exception) -> LaneRun:
-    return LaneRun(cast("LaneChunks", FailingChunks(*errors)), cast("Grant", None), {})
+    return LaneRun(cast("LaneSteps", FailingChunks(*errors)), cast("Grant", None), {})
 
 
 @pytest.mark.parametrize("error", [DatabaseUnavailable(), ValueError("a bug")])

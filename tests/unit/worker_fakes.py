@@ -25,7 +25,7 @@ from domain.storage.backends import Backends, open_driver
 from domain.storage.context import Grant
 from domain.storage.driver import StorageDriver
 from domain.storage.memory import MemoryDriver
-from worker.attempts import AttemptPerformer
+from worker.performer import AttemptPerformer
 from worker.runner import Runner
 
 MIB = 2**20

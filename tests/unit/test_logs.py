@@ -14,8 +14,8 @@ import structlog
 
 from domain.jobs.attempt import Outcome, Yielded
 from domain.jobs.model import Job
-from domain.logs import log_fields
-from domain.settings import load_log_settings
+from domain.logs import configure_logging, log_fields
+from domain.settings import Settings, load_log_settings
 from domain.storage.context import Grant
 from domain.storage.driver import StorageDriver
 from domain.storage.memory import MemoryDriver
@@ -86,6 +86,16 @@ def test_log_settings_are_readable_even_if_other_settings_are_invalid(
     monkeypatch.setenv("CISTERN_MAX_JOBS", "many")
 
     assert load_log_settings().log_level == ("debug" if level == "debug" else "info")
+
+
+def test_logger_that_was_used_before_follows_a_second_configuration() -> None:
+    log = structlog.get_logger("used-before")
+    log.info("before")
+    configure_logging(Settings(_env_file=None))
+    with structlog.testing.capture_logs() as lines:
+        log.info("after")
+
+    assert [line["event"] for line in lines] == ["after"]
 
 
 def test_log_fields_are_text_and_leave_none_out() -> None:

@@ -5,7 +5,7 @@ import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from domain.settings import Settings
 from domain.tasks import in_background
 from domain.volumes.service import NewVolume
 from tests.integration.job_builders import MIB, ended
+from tests.support.forwarding import Forwarder, forwarder
 from tests.support.worker import supervised
 from tests.unit.worker_fakes import until
 
@@ -132,23 +133,8 @@ async def test_sentinel_names_the_new_primary_within_15_seconds(tmp_path: Path, 
             await writable_within(queue, 15)
 
 
-@asynccontextmanager
-async def forwarder(port: int) -> AsyncIterator[tuple[str, list[int]]]:
-    """The URL of an address that leads to this port, and to the last of the list for new connections only."""
-    leads_to = [port]
-
-    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-            with suppress(OSError):
-                while data := await source.read(65536):
-                    target.write(data)
-            target.close()
-
-        other, to_other = await asyncio.open_connection("127.0.0.1", leads_to[-1])
-        await asyncio.gather(copy(reader, to_other), copy(other, writer))
-
-    async with await asyncio.start_server(forward, "127.0.0.1", 0) as server:
-        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", leads_to
+def at(address: Forwarder) -> str:
+    return f"redis://127.0.0.1:{address.port}/0"
 
 
 def promote(new: int, old: int, *, leader_of_old: int | None = None) -> None:
@@ -160,10 +146,10 @@ def promote(new: int, old: int, *, leader_of_old: int | None = None) -> None:
 
 async def test_address_that_leads_to_another_server_is_followed(tmp_path: Path) -> None:
     with pair(tmp_path) as ((first, _), (second, _)):
-        async with forwarder(first) as (url, leads_to), opened(url) as queue:
+        async with forwarder(first) as address, opened(at(address)) as queue:
             await queue.ping()
             promote(second, first)
-            leads_to.append(second)
+            address.leads_to = second
             await writable_within(queue, 15)
 
 
@@ -185,10 +171,10 @@ async def test_subscription_follows_the_address(tmp_path: Path) -> None:
                 await asyncio.sleep(0.05)
 
     with pair(tmp_path) as ((first, _), (second, _)):
-        async with forwarder(first) as (url, leads_to), opened(url) as queue, in_background(listen(queue)):
+        async with forwarder(first) as address, opened(at(address)) as queue, in_background(listen(queue)):
             await announced_within(15)
             promote(second, first, leader_of_old=1)
-            leads_to.append(second)
+            address.leads_to = second
             await writable_within(queue, 15)
             await announced_within(15)
 
@@ -208,8 +194,8 @@ async def test_worker_and_api_follow_an_address(
     """A busy worker does not wait for messages; its connection to the old primary stays open then."""
     gate = tmp_path / "gate"
     with pair(tmp_path) as ((first, _), (second, _)):
-        async with forwarder(first) as (url, leads_to):
-            changes = {"redis_url": url, "max_jobs": 1, "backends": {"local": f"faulty+memory:?gate={gate}"}}
+        async with forwarder(first) as address:
+            changes = {"redis_url": at(address), "max_jobs": 1, "backends": {"local": f"faulty+memory:?gate={gate}"}}
             settings = settings.model_copy(update=changes)
             async with open_services(settings) as services, services.watcher.watching(), supervised(settings):
                 await job_succeeds(services, "before")
@@ -218,7 +204,7 @@ async def test_worker_and_api_follow_an_address(
                     blocked = await services.volumes.request_create(NewVolume("blocked", MIB))
                     await until(lambda: was_logged(caplog, "job.started", times=2))
                 promote(second, first)
-                leads_to.append(second)
+                address.leads_to = second
                 if load == "busy":
                     await asyncio.sleep(1)  # the worker's poll finds no free slot
                     gate.unlink()

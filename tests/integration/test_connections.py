@@ -1,9 +1,12 @@
 """Connections to PostgreSQL when its hosts, its sessions or its tables change."""
 
 import asyncio
+import re
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
@@ -13,7 +16,9 @@ from sqlalchemy import text
 from domain.db.database import Database
 from domain.errors import DatabaseUnavailable
 from domain.services import Services
-from tests.integration.job_builders import sql
+from tests.integration.job_builders import an_engine, sql
+
+ROOT = Path(__file__).parents[2]
 
 
 @contextmanager
@@ -155,3 +160,35 @@ async def test_outage_is_logged_once_when_it_begins_and_once_when_it_ends(
     assert [line["event"] for line in lines] == ["postgresql.unavailable", "postgresql.available_again"]
     assert "terminating connection due to administrator command" in lines[0]["reason"]
     assert lines[1]["failures"] == 3
+
+
+async def test_connections_of_a_process_are_within_the_documented_budget(services: Services) -> None:
+    pools: list[Any] = [engine.pool for engine in (services.database._engine, services.database._reserved)]
+    most = sum(pool.size() + pool._max_overflow for pool in pools)
+    documented = re.search(
+        r"per process: at most (\d+) . `CISTERN_MAX_JOBS` \+ (\d+)", (ROOT / "docs" / "operations.md").read_text()
+    )
+
+    assert documented is not None
+    assert most == int(documented[1]) * services.settings.max_jobs + int(documented[2])
+
+
+async def test_heartbeat_waits_for_no_connection_that_others_hold(services: Services) -> None:
+    engine, release = an_engine(services), asyncio.Event()
+    pool: Any = services.database._engine.pool
+    number = pool.size() + pool._max_overflow
+    held = asyncio.Barrier(number + 1)
+
+    async def hold() -> None:
+        async with services.database.transaction() as session:
+            await session.execute(text("SELECT 1"))
+            await held.wait()
+            await release.wait()
+
+    async with asyncio.TaskGroup() as others:
+        for _ in range(number):
+            others.create_task(hold())
+        await held.wait()
+        async with asyncio.timeout(2):
+            await engine.renew(())
+        release.set()

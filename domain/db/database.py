@@ -28,6 +28,7 @@ from domain.db.connections import (
     is_transient,
     limit_use,
     reason_of,
+    require_usable_pooler,
     sqlstate,
     time_limit,
 )
@@ -40,8 +41,7 @@ _open: ContextVar[bool] = ContextVar("open_transaction", default=False)
 _CONTENDED: Final = ("40", "57014", LOCK_NOT_AVAILABLE)
 
 #: Timeouts in milliseconds. They release the locks of a process that was stopped, so that it does not block the others.
-_SERVER_SETTINGS: Final = {
-    "application_name": "cistern",
+SERVER_SETTINGS: Final = {
     "idle_in_transaction_session_timeout": "5000",
     "statement_timeout": "10000",
     "lock_timeout": "5000",
@@ -75,6 +75,7 @@ class Database:
         """
         self._engine = _engine(url, pool_size, timeout)
         self._reserved = _engine(url, RESERVED_CONNECTIONS // 2, timeout)
+        self._url = url
         self._timeout = timeout
         self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
         self._single = self._engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -154,26 +155,29 @@ class Database:
         """Check that the schema is at the revision of this code, or a newer one.
 
         Raises:
-            ConfigurationError: the schema is older or missing, or PostgreSQL refuses the connection.
+            ConfigurationError: the schema is older or missing, PostgreSQL refuses the connection, or a pooler in front
+                of it loses what a session needs.
         """
         *older, head = known_revisions()
-        current = await self._revision()
+        try:
+            with self._transaction():
+                await require_usable_pooler(self._url, SERVER_SETTINGS)
+            current = await self._revision()
+        except DatabaseUnavailable as error:
+            if isinstance(error.__cause__, ConnectionRefused):
+                raise ConfigurationError(f"PostgreSQL refused the connection: {error.reason}") from error
+            raise
         if current is None or current in older:
             raise ConfigurationError(
                 f"the database is at revision {current or 'none'}, this version needs {head}: run `cistern migrate`"
             )
 
     async def _revision(self) -> str | None:
-        try:
-            async with self.transaction() as session:
-                if not await session.scalar(statements.IS_MIGRATED):
-                    return None
-                revision: str | None = await session.scalar(statements.REVISION)
-                return revision
-        except DatabaseUnavailable as error:
-            if isinstance(error.__cause__, ConnectionRefused):
-                raise ConfigurationError(f"PostgreSQL refused the connection: {error.reason}") from error
-            raise
+        async with self.transaction() as session:
+            if not await session.scalar(statements.IS_MIGRATED):
+                return None
+            revision: str | None = await session.scalar(statements.REVISION)
+            return revision
 
     async def close(self) -> None:
         """Close every connection, after `CLOSE_TIMEOUT` without waiting for PostgreSQL's reply."""
@@ -187,7 +191,7 @@ def _engine(url: str, pool_size: int, timeout: float) -> AsyncEngine:
     """Return a pool of up to twice ``pool_size`` connections, of which ``pool_size`` are kept open."""
     engine = create_engine(
         url,
-        server_settings=_SERVER_SETTINGS,
+        server_settings=SERVER_SETTINGS,
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_timeout=5,

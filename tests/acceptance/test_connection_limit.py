@@ -1,6 +1,5 @@
 """More processes than PostgreSQL has connections for: requests get a 503 at worst, and no job loses its lease."""
 
-
 import pytest
 
 from domain.embedded import postgres_server

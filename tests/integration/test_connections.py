@@ -3,7 +3,7 @@
 import asyncio
 import re
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,13 @@ import structlog
 from sqlalchemy import text
 
 from domain.db.database import Database
-from domain.errors import DatabaseUnavailable
+from domain.errors import DatabaseUnavailable, VolumeBusy
+from domain.jobs.model import Job
 from domain.services import Services
-from tests.integration.job_builders import an_engine, sql
+from domain.volumes.growth import Growth
+from domain.volumes.service import NewVolume
+from tests.integration.job_builders import MIB, an_engine, ended, sql
+from tests.support.worker import supervised
 
 ROOT = Path(__file__).parents[2]
 
@@ -137,6 +141,37 @@ async def test_column_that_changes_its_type_is_no_error_of_the_server(services: 
         await read()
     finally:
         await sql(services, "ALTER TABLE volumes ALTER COLUMN backend TYPE text")
+
+
+async def test_column_that_changes_its_type_costs_running_processes_no_attempt(
+    services: Services, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All statements of these jobs have plans by then: each of them becomes stale in the API and in the worker."""
+
+    async def lives(name: str) -> None:
+        job = await accepted(lambda: services.volumes.request_create(NewVolume(name, MIB)))
+        assert job.volume_id is not None
+        volume_id = job.volume_id
+        jobs = [job.id, (await accepted(lambda: services.volumes.request_expand(volume_id, Growth(by=MIB)))).id]
+        for job_id in jobs:
+            job = await ended(services, job_id)
+            assert (job.status, job.attempt) == ("succeeded", 1)
+
+    async def accepted(request: Callable[[], Awaitable[Job]]) -> Job:
+        while True:
+            try:
+                return await request()
+            except (DatabaseUnavailable, VolumeBusy):  # 503 and 409
+                await asyncio.sleep(0.01)
+
+    async with supervised(services.settings):
+        for number, type_ in enumerate(("varchar(300)", "text", "varchar(200)", "text")):
+            await asyncio.gather(*(lives(f"{number}-{n}") for n in range(5)))
+            await sql(services, f"ALTER TABLE volumes ALTER COLUMN backend TYPE {type_}")
+            await sql(services, f"ALTER TABLE jobs ALTER COLUMN backend TYPE {type_}")
+        await asyncio.gather(*(lives(f"last-{n}") for n in range(5)))
+
+    assert not [line for line in caplog.messages if "Traceback" in line or "_failed" in line or ".failed" in line]
 
 
 async def test_outage_is_logged_once_when_it_begins_and_once_when_it_ends(

@@ -171,6 +171,7 @@ async def test_column_that_changes_its_type_costs_running_processes_no_attempt(
             await sql(services, f"ALTER TABLE jobs ALTER COLUMN backend TYPE {type_}")
         await asyncio.gather(*(lives(f"last-{n}") for n in range(5)))
 
+    assert any("cached statement plan is invalid" in line for line in caplog.messages), "no plan became stale"
     assert not [line for line in caplog.messages if "Traceback" in line or "_failed" in line or ".failed" in line]
 
 

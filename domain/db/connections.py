@@ -114,6 +114,9 @@ async def _with_settings(
         if settings:
             assignments = "; ".join(f"SET {name} = '{value}'" for name, value in settings.items())
             await connection.execute(assignments, timeout=seconds)
+    except asyncpg.InterfaceError as error:  # the connection was lost meanwhile
+        connection.terminate()
+        raise OSError(str(error)) from error
     except BaseException:
         connection.terminate()
         raise

@@ -8,7 +8,8 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, Final
@@ -45,6 +46,9 @@ _READ_ONLY: Final = "25006"
 time_limit: Final[ContextVar[float | None]] = ContextVar("time_limit", default=None)
 
 
+_Host = tuple[str | None, int]
+
+
 class ConnectionRefused(OSError):
     """PostgreSQL answered and refuses these settings: role, password, database, or a parameter of the session."""
 
@@ -61,6 +65,7 @@ def create_engine(url: str, *, server_settings: Mapping[str, str] | None = None,
 def _connector(url: str, settings: Mapping[str, str]) -> Callable[[], Awaitable["asyncpg.Connection[Any]"]]:
     """Return a function that connects to this URL and sets these parameters of the session."""
     arguments = parse_url(url)
+    arguments["hosts"] = list(arguments["hosts"])  # `_connect` changes its order
     arguments["server_settings"] = {"application_name": "cistern"} | arguments["server_settings"]
     return partial(_connect, settings, **arguments)
 
@@ -68,14 +73,15 @@ def _connector(url: str, settings: Mapping[str, str]) -> Callable[[], Awaitable[
 async def _connect(
     settings: Mapping[str, str],
     *,
-    hosts: Sequence[tuple[str | None, int]],
+    hosts: list[_Host],
     timeout: float,  # noqa: ASYNC109 (asyncpg's own)
     target_session_attrs: str,
     **arguments: Any,
 ) -> "asyncpg.Connection[Any]":
     """Connect to the first host of the URL that answers and is wanted; each has ``timeout`` seconds.
 
-    asyncpg has one timeout for all hosts together, and a host that is frozen would use it up.
+    asyncpg has one timeout for all hosts together, and a host that is frozen would use it up. A host that fails is
+    moved to the end of ``hosts``, also if the caller does not wait for its timeout: a heartbeat never does.
 
     Raises:
         OSError: no host answered, or none of those that did is wanted or has a connection left.
@@ -83,17 +89,18 @@ async def _connect(
     """
     wanted = ("standby", "any") if target_session_attrs == "prefer-standby" else (target_session_attrs,)
     errors: list[Exception] = []
-    for attribute, (host, port) in itertools.product(wanted, hosts):
+    for attribute, (host, port) in itertools.product(wanted, tuple(hosts)):
         try:
-            connection = await asyncpg.connect(
-                host=host,
-                port=port,
-                target_session_attrs=attribute,
-                timeout=timeout,
-                command_timeout=_COMMAND_TIMEOUT,
-                **arguments,
-            )
-            return await _with_settings(connection, settings, timeout)
+            with _last_if_it_fails((host, port), hosts):
+                connection = await asyncpg.connect(
+                    host=host,
+                    port=port,
+                    target_session_attrs=attribute,
+                    timeout=timeout,
+                    command_timeout=_COMMAND_TIMEOUT,
+                    **arguments,
+                )
+                return await _with_settings(connection, settings, timeout)
         except TimeoutError:
             errors.append(TimeoutError(f"{host}:{port} did not answer within {timeout:g} s"))
         except asyncpg.TargetServerAttributeNotMatched:
@@ -104,6 +111,16 @@ async def _connect(
             refused = ConnectionRefused if str(error.sqlstate).startswith(_PERMANENT) else OSError
             errors.append(refused(f"{host}:{port}: {error}"))
     raise errors[-1]
+
+
+@contextmanager
+def _last_if_it_fails(host: _Host, hosts: list[_Host]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        hosts.remove(host)
+        hosts.append(host)
+        raise
 
 
 async def _with_settings(

@@ -57,6 +57,19 @@ async def test_frozen_host_costs_its_own_timeout_and_the_next_one_is_used(
         await opened[0].ping()
 
 
+async def test_host_that_failed_is_tried_last_even_if_nobody_waited_for_its_timeout(
+    database_url: str, opened: list[Database]
+) -> None:
+    """The timeout of a heartbeat is shorter than that of a connection."""
+    with frozen_host() as frozen:
+        opened.append(Database(behind(database_url, frozen, options="&connect_timeout=30")))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await opened[0].ping()
+        async with asyncio.timeout(10):
+            await opened[0].ping()
+
+
 async def test_host_without_writes_is_an_outage_and_named(
     database_url: str, opened: list[Database], services: Services
 ) -> None:

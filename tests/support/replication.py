@@ -84,7 +84,7 @@ def replicated_servers() -> Iterator[tuple[EmbeddedServers, ReplicatedServer, Re
 def by_hosts(*servers: ReplicatedServer) -> str:
     """Return the URL that names the hosts of these servers, of which the one that takes writes is wanted."""
     hosts = "&".join(f"host={server.host}" for server in servers)
-    return f"postgresql://{SUPERUSER}@/{DATABASE}?{hosts}&target_session_attrs=read-write"
+    return f"postgresql://{SUPERUSER}@/{DATABASE}?{hosts}&target_session_attrs=read-write&connect_timeout=2"
 
 
 def by_port(port: int) -> str:

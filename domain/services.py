@@ -127,7 +127,8 @@ async def open_check(settings: Settings) -> AsyncIterator[Check]:
 @asynccontextmanager
 async def _open(settings: Settings) -> AsyncIterator[Services]:
     async with AsyncExitStack() as stack:
-        pool_size, timeout = settings.max_jobs + 5, settings.database_timeout_seconds
+        # docs/operations.md has the resulting maximum.
+        pool_size, timeout = settings.max_jobs + 4, settings.database_timeout_seconds
         database = Database(settings.database_url, pool_size=pool_size, timeout=timeout)
         stack.push_async_callback(database.close)
         queue = JobQueue.open(settings.redis_url)

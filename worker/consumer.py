@@ -195,6 +195,8 @@ class Supervisor:
                 log.warning("redis.lost", error=str(error))
             except Exception:
                 log.exception("consumer.failed")
+            with suppress(RedisError, OSError):  # the address may lead to another server by now
+                await self._consumer.pool.connection_pool.disconnect(inuse_connections=False)
             detach(self._consumer.tasks.values())  # their jobs go on; they only cannot reach this connection any more
             await asyncio.sleep(_RECONNECT_SECONDS)
 
@@ -236,7 +238,9 @@ class Supervisor:
         """Wait until arq has acknowledged its last messages, then delete its health key and close its connections."""
         await asyncio.gather(*arq.tasks.values(), return_exceptions=True)
         try:
-            await arq.pool.delete(arq.health_check_key)
-            await arq.pool.aclose(close_connection_pool=True)
+            try:
+                await arq.pool.delete(arq.health_check_key)
+            finally:
+                await arq.pool.aclose(close_connection_pool=True)
         except (RedisError, OSError) as error:
             log.warning("redis.lost", error=str(error))

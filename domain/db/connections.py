@@ -8,10 +8,12 @@ import asyncio
 import itertools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, Final
+from uuid import uuid4
 
 import asyncpg
 from sqlalchemy import event
@@ -19,6 +21,7 @@ from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from domain.errors import ConfigurationError
 from domain.postgres_url import parse_url
 
 #: Maximum number of seconds that a statement waits for a reply, whatever else limits it.
@@ -34,11 +37,16 @@ _PING_TIMEOUT: Final = 1.5
 _TRANSIENT: Final = ("08", "40", "53", "57", "58", "25006", "25P03", "55P03")
 #: SQLSTATE prefixes of a refused connection that a retry with the same settings does not change.
 _PERMANENT: Final = ("08P01", "28", "3D", "42")
+#: How often it is tried whether a pooler moves a connection to another server.
+_POOLER_TRIES: Final = 3
 LOCK_NOT_AVAILABLE: Final = "55P03"
 _READ_ONLY: Final = "25006"
 
 #: The time limit in seconds of the transaction that the current task opens; None for that of the engine.
 time_limit: Final[ContextVar[float | None]] = ContextVar("time_limit", default=None)
+
+
+_Host = tuple[str | None, int]
 
 
 class ConnectionRefused(OSError):
@@ -48,23 +56,32 @@ class ConnectionRefused(OSError):
 def create_engine(url: str, *, server_settings: Mapping[str, str] | None = None, **options: Any) -> AsyncEngine:
     """Create an engine for a PostgreSQL URL; connections are opened on first use.
 
-    The URL's own parameters of a session come before ``server_settings``; ``options`` are those of SQLAlchemy.
+    ``server_settings`` are set when a connection has been opened; ``options`` are those of SQLAlchemy.
     """
+    connect = _connector(url, server_settings or {})
+    return create_async_engine("postgresql+asyncpg://", async_creator=connect, **options)
+
+
+def _connector(url: str, settings: Mapping[str, str]) -> Callable[[], Awaitable["asyncpg.Connection[Any]"]]:
+    """Return a function that connects to this URL and sets these parameters of the session."""
     arguments = parse_url(url)
-    arguments["server_settings"] = {**(server_settings or {}), **arguments["server_settings"]}
-    return create_async_engine("postgresql+asyncpg://", async_creator=partial(_connect, **arguments), **options)
+    arguments["hosts"] = list(arguments["hosts"])  # `_connect` changes its order
+    arguments["server_settings"] = {"application_name": "cistern"} | arguments["server_settings"]
+    return partial(_connect, settings, **arguments)
 
 
 async def _connect(
+    settings: Mapping[str, str],
     *,
-    hosts: Sequence[tuple[str | None, int]],
+    hosts: list[_Host],
     timeout: float,  # noqa: ASYNC109 (asyncpg's own)
     target_session_attrs: str,
     **arguments: Any,
 ) -> "asyncpg.Connection[Any]":
     """Connect to the first host of the URL that answers and is wanted; each has ``timeout`` seconds.
 
-    asyncpg has one timeout for all hosts together, and a host that is frozen would use it up.
+    asyncpg has one timeout for all hosts together, and a host that is frozen would use it up. A host that fails is
+    moved to the end of ``hosts``, also if the caller does not wait for its timeout: a heartbeat never does.
 
     Raises:
         OSError: no host answered, or none of those that did is wanted or has a connection left.
@@ -72,16 +89,18 @@ async def _connect(
     """
     wanted = ("standby", "any") if target_session_attrs == "prefer-standby" else (target_session_attrs,)
     errors: list[Exception] = []
-    for attribute, (host, port) in itertools.product(wanted, hosts):
+    for attribute, (host, port) in itertools.product(wanted, tuple(hosts)):
         try:
-            return await asyncpg.connect(
-                host=host,
-                port=port,
-                target_session_attrs=attribute,
-                timeout=timeout,
-                command_timeout=_COMMAND_TIMEOUT,
-                **arguments,
-            )
+            with _last_if_it_fails((host, port), hosts):
+                connection = await asyncpg.connect(
+                    host=host,
+                    port=port,
+                    target_session_attrs=attribute,
+                    timeout=timeout,
+                    command_timeout=_COMMAND_TIMEOUT,
+                    **arguments,
+                )
+                return await _with_settings(connection, settings, timeout)
         except TimeoutError:
             errors.append(TimeoutError(f"{host}:{port} did not answer within {timeout:g} s"))
         except asyncpg.TargetServerAttributeNotMatched:
@@ -92,6 +111,81 @@ async def _connect(
             refused = ConnectionRefused if str(error.sqlstate).startswith(_PERMANENT) else OSError
             errors.append(refused(f"{host}:{port}: {error}"))
     raise errors[-1]
+
+
+@contextmanager
+def _last_if_it_fails(host: _Host, hosts: list[_Host]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        hosts.remove(host)
+        hosts.append(host)
+        raise
+
+
+async def _with_settings(
+    connection: "asyncpg.Connection[Any]", settings: Mapping[str, str], seconds: float
+) -> "asyncpg.Connection[Any]":
+    """Set parameters of the session by statements: poolers refuse most of them when a connection is opened."""
+    try:
+        if settings:
+            assignments = "; ".join(f"SET {name} = '{value}'" for name, value in settings.items())
+            await connection.execute(assignments, timeout=seconds)
+    except asyncpg.InterfaceError as error:  # the connection was lost meanwhile
+        connection.terminate()
+        raise OSError(str(error)) from error
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
+async def require_usable_pooler(url: str, settings: Mapping[str, str]) -> None:
+    """Check that a pooler in front of PostgreSQL, if there is one, keeps what a session needs.
+
+    A pooler tells another process id than that of the server. In transaction mode each transaction has a server of its
+    own: prepared statements must follow it there (PgBouncer 1.21), and ``settings`` must be those of the role.
+
+    Raises:
+        OSError: as `create_engine`'s connections.
+        ConfigurationError: the pooler loses prepared statements or settings; the message names the remedy.
+    """
+    connect = _connector(url, {})
+    one = await connect()
+    try:
+        query = "SELECT pg_backend_pid()"
+        if await one.fetchval(query) == one.get_server_pid():
+            return
+        two = await connect()
+        try:
+            statement = await one.prepare(query, name=f"cistern_{uuid4().hex}")
+            servers = set()
+            for _ in range(_POOLER_TRIES):
+                servers.add(await statement.fetchval())
+                await two.execute("BEGIN")  # holds the server that was released last
+                servers.add(await statement.fetchval())
+                await two.execute("ROLLBACK")
+            if len(servers) > 1:
+                await _require_settings_of_role(one, settings)
+        finally:
+            two.terminate()
+    except (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError) as error:
+        raise ConfigurationError(
+            "the pooler in front of PostgreSQL loses prepared statements: use its session mode, or PgBouncer"
+            " 1.21 or newer with max_prepared_statements"
+        ) from error
+    except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise OSError(str(error)) from error
+    finally:
+        one.terminate()
+
+
+async def _require_settings_of_role(connection: "asyncpg.Connection[Any]", settings: Mapping[str, str]) -> None:
+    rows = await connection.fetch("SELECT name, reset_val FROM pg_settings WHERE name = ANY($1)", list(settings))
+    missing = [row["name"] for row in rows if row["reset_val"] != settings[row["name"]]]
+    if missing:
+        changes = "; ".join(f"ALTER ROLE CURRENT_USER SET {name} = '{settings[name]}'" for name in sorted(missing))
+        raise ConfigurationError(f"in the transaction mode of a pooler, the role of PostgreSQL needs: {changes}")
 
 
 def limit_use(engine: AsyncEngine, seconds: float) -> None:

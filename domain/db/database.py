@@ -16,7 +16,7 @@ import structlog
 from pydantic_core import from_json
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
 from domain.db import statements
 from domain.db.connections import (
@@ -28,6 +28,7 @@ from domain.db.connections import (
     is_transient,
     limit_use,
     reason_of,
+    require_usable_pooler,
     sqlstate,
     time_limit,
 )
@@ -40,8 +41,7 @@ _open: ContextVar[bool] = ContextVar("open_transaction", default=False)
 _CONTENDED: Final = ("40", "57014", LOCK_NOT_AVAILABLE)
 
 #: Timeouts in milliseconds. They release the locks of a process that was stopped, so that it does not block the others.
-_SERVER_SETTINGS: Final = {
-    "application_name": "cistern",
+SERVER_SETTINGS: Final = {
     "idle_in_transaction_session_timeout": "5000",
     "statement_timeout": "10000",
     "lock_timeout": "5000",
@@ -49,6 +49,8 @@ _SERVER_SETTINGS: Final = {
     "default_transaction_isolation": "read committed",
 }
 
+#: Connections per process that only the heartbeat uses: one, and one more if the first one hangs.
+RESERVED_CONNECTIONS: Final = 2
 #: Seconds without a failure after which an outage is over.
 _CALM_SECONDS: Final = 2.0
 #: Maximum number of seconds that a process waits at shutdown for a PostgreSQL that accepts data but does not answer.
@@ -64,23 +66,16 @@ def in_transaction() -> bool:
 
 
 class Database:
-    """A connection pool of one PostgreSQL server."""
+    """Two connection pools of one PostgreSQL server: for everything, and the reserved one of the heartbeat."""
 
     def __init__(self, url: str, *, pool_size: int = 10, timeout: float = 15.0) -> None:
-        """Prepare a pool; ``timeout`` is the maximum duration of a transaction in seconds, with its commit."""
-        self._engine = create_engine(
-            url,
-            server_settings=_SERVER_SETTINGS,
-            pool_size=pool_size,
-            max_overflow=pool_size,
-            pool_timeout=5,
-            json_serializer=as_json,
-            json_deserializer=from_json,
-            hide_parameters=True,  # an error of a chunk would quote a thousand rows, and names do not belong in logs
-        )
-        check_idle_connections(self._engine)
-        discard_read_only_sessions(self._engine)
-        limit_use(self._engine, timeout)
+        """Prepare the pools: at most twice ``pool_size`` + `RESERVED_CONNECTIONS` connections, opened on first use.
+
+        ``timeout`` is the maximum duration of a transaction in seconds, with its commit.
+        """
+        self._engine = _engine(url, pool_size, timeout)
+        self._reserved = _engine(url, RESERVED_CONNECTIONS // 2, timeout)
+        self._url = url
         self._timeout = timeout
         self._sessions = async_sessionmaker(self._engine, expire_on_commit=False)
         self._single = self._engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -98,10 +93,13 @@ class Database:
                 yield connection
 
     @asynccontextmanager
-    async def transaction(self, *, statement_seconds: float | None = None) -> AsyncIterator[AsyncSession]:
+    async def transaction(
+        self, *, statement_seconds: float | None = None, reserved: bool = False
+    ) -> AsyncIterator[AsyncSession]:
         """Open a session; commit on a clean exit, roll back on an exception.
 
-        A transaction with a statement that takes long by its nature allows it ``statement_seconds``.
+        A transaction with a statement that takes long by its nature allows it ``statement_seconds``. ``reserved`` is
+        for the heartbeat: its connection is kept open, and no other transaction can take it.
 
         Raises:
             DatabaseUnavailable: no connection was available, it was lost, or the statement failed transiently. If a
@@ -109,7 +107,8 @@ class Database:
         """
         with self._transaction():
             if statement_seconds is None:
-                async with self._sessions() as session, session.begin():
+                bind = self._reserved if reserved else self._engine
+                async with self._sessions(bind=bind) as session, session.begin():
                     yield session
                 return
             limit = time_limit.set(statement_seconds + self._timeout)
@@ -156,32 +155,54 @@ class Database:
         """Check that the schema is at the revision of this code, or a newer one.
 
         Raises:
-            ConfigurationError: the schema is older or missing, or PostgreSQL refuses the connection.
+            ConfigurationError: the schema is older or missing, PostgreSQL refuses the connection, or a pooler in front
+                of it loses what a session needs.
         """
         *older, head = known_revisions()
-        current = await self._revision()
+        try:
+            with self._transaction():
+                await require_usable_pooler(self._url, SERVER_SETTINGS)
+            current = await self._revision()
+        except DatabaseUnavailable as error:
+            if isinstance(error.__cause__, ConnectionRefused):
+                raise ConfigurationError(f"PostgreSQL refused the connection: {error.reason}") from error
+            raise
         if current is None or current in older:
             raise ConfigurationError(
                 f"the database is at revision {current or 'none'}, this version needs {head}: run `cistern migrate`"
             )
 
     async def _revision(self) -> str | None:
-        try:
-            async with self.transaction() as session:
-                if not await session.scalar(statements.IS_MIGRATED):
-                    return None
-                revision: str | None = await session.scalar(statements.REVISION)
-                return revision
-        except DatabaseUnavailable as error:
-            if isinstance(error.__cause__, ConnectionRefused):
-                raise ConfigurationError(f"PostgreSQL refused the connection: {error.reason}") from error
-            raise
+        async with self.transaction() as session:
+            if not await session.scalar(statements.IS_MIGRATED):
+                return None
+            revision: str | None = await session.scalar(statements.REVISION)
+            return revision
 
     async def close(self) -> None:
         """Close every connection, after `CLOSE_TIMEOUT` without waiting for PostgreSQL's reply."""
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await self._engine.dispose()
+                await self._reserved.dispose()
+
+
+def _engine(url: str, pool_size: int, timeout: float) -> AsyncEngine:
+    """Return a pool of up to twice ``pool_size`` connections, of which ``pool_size`` are kept open."""
+    engine = create_engine(
+        url,
+        server_settings=SERVER_SETTINGS,
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_timeout=5,
+        json_serializer=as_json,
+        json_deserializer=from_json,
+        hide_parameters=True,  # an error of a chunk would quote a thousand rows, and names do not belong in logs
+    )
+    check_idle_connections(engine)
+    discard_read_only_sessions(engine)
+    limit_use(engine, timeout)
+    return engine
 
 
 class _Outage:

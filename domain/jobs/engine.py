@@ -196,7 +196,7 @@ class JobEngine:
         deadline, gap, self._outage_noted = self._deadline(), self._outage_noted, False
         counts = self._counters.pending()
         try:
-            async with self._database.transaction() as session:
+            async with self._database.transaction(reserved=True) as session:
                 leases = LeaseRepository(session)
                 await leases.record_heartbeat(
                     self._worker, lease=self._lease, gap=gap, min_timeout=self._min_heartbeat_timeout

@@ -99,29 +99,35 @@ class Stack:
 
 @asynccontextmanager
 async def running_stack(*, workers: int = WORKERS, delay_ms: int = 20, **settings: Any) -> AsyncIterator[Stack]:
-    """Run a whole stack for the duration of the block."""
+    """Run a whole stack on servers of its own for the duration of the block."""
     with temporary_data_dir() as data_dir, EmbeddedServers(data_dir, durable=False) as servers:
-        folder = Path(mkdtemp(prefix="storage-", dir=data_dir))
-        await asyncio.to_thread(migrate, servers.database_url)
-        stack_settings = Settings(
-            database_url=servers.database_url,
-            redis_url=servers.redis_url,
-            _env_file=None,
-            **({"lease_seconds": 3, "heartbeat_timeout_seconds": 0.5, "retry_seconds": 0.1} | settings),
-        )
-        cluster = Cluster(stack_settings, folder)
-        database = Database(servers.database_url)
-        try:
-            await record_changes(database)
-            stack = Stack(cluster, servers, database, cluster.url(delay_ms=delay_ms), folder / "log")
-            for _ in range(workers):
-                stack.add_worker()
-            await asyncio.to_thread(stack.start_api)
+        async with stack_on(servers, workers=workers, delay_ms=delay_ms, **settings) as stack:
             yield stack
-        except BaseException:
-            lines = (folder / "log").read_text(errors="replace").splitlines()
-            sys.stderr.write("\n".join(["The last lines of the stack's log:", *lines[-_LOG_LINES:], ""]))
-            raise
-        finally:
-            await database.close()
-            cluster.clear()
+
+
+@asynccontextmanager
+async def stack_on(
+    servers: EmbeddedServers, *, workers: int = WORKERS, delay_ms: int = 20, **settings: Any
+) -> AsyncIterator[Stack]:
+    """Run a whole stack on these servers, which are to be empty; its processes end with the block."""
+    folder = Path(mkdtemp(prefix="storage-", dir=servers.data_dir))
+    await asyncio.to_thread(migrate, servers.database_url)
+    defaults = {"lease_seconds": 3, "heartbeat_timeout_seconds": 0.5, "retry_seconds": 0.1}
+    urls = {"database_url": servers.database_url, "redis_url": servers.redis_url}
+    stack_settings = Settings(_env_file=None, **(defaults | urls | settings))
+    cluster = Cluster(stack_settings, folder)
+    database = Database(stack_settings.database_url)
+    try:
+        await record_changes(database)
+        stack = Stack(cluster, servers, database, cluster.url(delay_ms=delay_ms), folder / "log")
+        for _ in range(workers):
+            stack.add_worker()
+        await asyncio.to_thread(stack.start_api)
+        yield stack
+    except BaseException:
+        lines = (folder / "log").read_text(errors="replace").splitlines()
+        sys.stderr.write("\n".join(["The last lines of the stack's log:", *lines[-_LOG_LINES:], ""]))
+        raise
+    finally:
+        await database.close()
+        cluster.clear()

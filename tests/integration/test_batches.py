@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from domain.db.database import _SERVER_SETTINGS
+from domain.db.database import SERVER_SETTINGS
 from domain.errors import DatabaseUnavailable
 from domain.jobs.attempt import ClaimedJob, Succeeded
 from domain.jobs.engine import Claim, JobEngine
@@ -111,7 +111,7 @@ async def test_locked_volume_delays_only_its_own_job(services: Services) -> None
 async def test_effect_that_times_out_does_not_affect_the_others(
     services: Services, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(_SERVER_SETTINGS, "statement_timeout", "1000")
+    monkeypatch.setitem(SERVER_SETTINGS, "statement_timeout", "1000")
     async with open_services(settings) as short_timeout:
         jobs, engine = await some_jobs(services), an_engine(short_timeout)
         claims = await claimed(engine, jobs)
@@ -137,7 +137,7 @@ async def test_single_settlement_of_a_locked_row_times_out_too(
     services: Services, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for limit in ("lock_timeout", "statement_timeout"):
-        monkeypatch.setitem(_SERVER_SETTINGS, limit, "3600000")
+        monkeypatch.setitem(SERVER_SETTINGS, limit, "3600000")
     async with asyncio.timeout(30), open_services(settings) as long_timeout:
         (job,), engine = await some_jobs(services, 1), an_engine(long_timeout)
         (claim,) = await claimed(engine, [job])
@@ -151,7 +151,7 @@ async def test_single_settlement_of_a_locked_row_times_out_too(
 async def test_reads_of_a_locked_table_fail_as_one_batch(
     services: Services, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(_SERVER_SETTINGS, "lock_timeout", "200")
+    monkeypatch.setitem(SERVER_SETTINGS, "lock_timeout", "200")
     jobs = await some_jobs(services)
     async with open_services(settings) as short_timeout, services.database.transaction() as session:
         batches: list[int] = []

@@ -1,9 +1,12 @@
 """Connections to PostgreSQL when its hosts, its sessions or its tables change."""
 
 import asyncio
+import re
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
@@ -11,9 +14,15 @@ import structlog
 from sqlalchemy import text
 
 from domain.db.database import Database
-from domain.errors import DatabaseUnavailable
+from domain.errors import DatabaseUnavailable, VolumeBusy
+from domain.jobs.model import Job
 from domain.services import Services
-from tests.integration.job_builders import sql
+from domain.volumes.model import Growth
+from domain.volumes.service import NewVolume
+from tests.integration.job_builders import MIB, an_engine, ended, sql
+from tests.support.worker import supervised
+
+ROOT = Path(__file__).parents[2]
 
 
 @contextmanager
@@ -46,6 +55,19 @@ async def test_frozen_host_costs_its_own_timeout_and_the_next_one_is_used(
     with frozen_host() as frozen:
         opened.append(Database(behind(database_url, frozen, options="&connect_timeout=1")))
         await opened[0].ping()
+
+
+async def test_host_that_failed_is_tried_last_even_if_nobody_waited_for_its_timeout(
+    database_url: str, opened: list[Database]
+) -> None:
+    """The timeout of a heartbeat is shorter than that of a connection."""
+    with frozen_host() as frozen:
+        opened.append(Database(behind(database_url, frozen, options="&connect_timeout=30")))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await opened[0].ping()
+        async with asyncio.timeout(10):
+            await opened[0].ping()
 
 
 async def test_host_without_writes_is_an_outage_and_named(
@@ -134,6 +156,38 @@ async def test_column_that_changes_its_type_is_no_error_of_the_server(services: 
         await sql(services, "ALTER TABLE volumes ALTER COLUMN backend TYPE text")
 
 
+async def test_column_that_changes_its_type_costs_running_processes_no_attempt(
+    services: Services, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All statements of these jobs have plans by then: each of them becomes stale in the API and in the worker."""
+
+    async def lives(name: str) -> None:
+        job = await accepted(lambda: services.volumes.request_create(NewVolume(name, MIB)))
+        assert job.volume_id is not None
+        volume_id = job.volume_id
+        jobs = [job.id, (await accepted(lambda: services.volumes.request_expand(volume_id, Growth(by=MIB)))).id]
+        for job_id in jobs:
+            job = await ended(services, job_id)
+            assert (job.status, job.attempt) == ("succeeded", 1)
+
+    async def accepted(request: Callable[[], Awaitable[Job]]) -> Job:
+        while True:
+            try:
+                return await request()
+            except (DatabaseUnavailable, VolumeBusy):  # 503 and 409
+                await asyncio.sleep(0.01)
+
+    async with supervised(services.settings):
+        for number, type_ in enumerate(("varchar(300)", "text", "varchar(200)", "text")):
+            await asyncio.gather(*(lives(f"{number}-{n}") for n in range(5)))
+            await sql(services, f"ALTER TABLE volumes ALTER COLUMN backend TYPE {type_}")
+            await sql(services, f"ALTER TABLE jobs ALTER COLUMN backend TYPE {type_}")
+        await asyncio.gather(*(lives(f"last-{n}") for n in range(5)))
+
+    assert any("cached statement plan is invalid" in line for line in caplog.messages), "no plan became stale"
+    assert not [line for line in caplog.messages if "Traceback" in line or "_failed" in line or ".failed" in line]
+
+
 async def test_outage_is_logged_once_when_it_begins_and_once_when_it_ends(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,3 +209,35 @@ async def test_outage_is_logged_once_when_it_begins_and_once_when_it_ends(
     assert [line["event"] for line in lines] == ["postgresql.unavailable", "postgresql.available_again"]
     assert "terminating connection due to administrator command" in lines[0]["reason"]
     assert lines[1]["failures"] == 3
+
+
+async def test_connections_of_a_process_are_within_the_documented_budget(services: Services) -> None:
+    pools: list[Any] = [engine.pool for engine in (services.database._engine, services.database._reserved)]
+    most = sum(pool.size() + pool._max_overflow for pool in pools)
+    documented = re.search(
+        r"per process: at most (\d+) . `CISTERN_MAX_JOBS` \+ (\d+)", (ROOT / "docs" / "operations.md").read_text()
+    )
+
+    assert documented is not None
+    assert most == int(documented[1]) * services.settings.max_jobs + int(documented[2])
+
+
+async def test_heartbeat_waits_for_no_connection_that_others_hold(services: Services) -> None:
+    engine, release = an_engine(services), asyncio.Event()
+    pool: Any = services.database._engine.pool
+    number = pool.size() + pool._max_overflow
+    held = asyncio.Barrier(number + 1)
+
+    async def hold() -> None:
+        async with services.database.transaction() as session:
+            await session.execute(text("SELECT 1"))
+            await held.wait()
+            await release.wait()
+
+    async with asyncio.TaskGroup() as others:
+        for _ in range(number):
+            others.create_task(hold())
+        await held.wait()
+        async with asyncio.timeout(2):
+            await engine.renew(())
+        release.set()

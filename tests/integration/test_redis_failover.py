@@ -15,9 +15,16 @@ from uuid_utils.compat import uuid7
 from domain.embedded.servers import find_redis_server
 from domain.errors import ConfigurationError
 from domain.jobs.model import JobMessage
-from domain.jobs.transport.job_queue import JobQueue, QueueUnavailable
+from domain.jobs.transport.job_queue import QUEUE_NAME, JobQueue, QueueUnavailable
 from domain.jobs.transport.redis_client import open_redis
-from tests.integration.job_builders import writable_within
+from domain.services import Services, open_services
+from domain.settings import Settings
+from domain.tasks import in_background
+from domain.volumes.service import NewVolume
+from tests.integration.job_builders import MIB, ended, writable_within
+from tests.support.forwarding import Forwarder, forwarder
+from tests.support.worker import supervised
+from tests.unit.worker_fakes import until
 
 
 def free_port() -> int:
@@ -56,6 +63,13 @@ def wait_until_it_answers(client: redis.Redis) -> None:
         else:
             return
     raise AssertionError("the server does not answer")
+
+
+def has_message(client: redis.Redis) -> bool:
+    try:
+        return bool(client.zcard(QUEUE_NAME))
+    except redis.ConnectionError:  # a promotion ends all connections
+        return False
 
 
 @contextmanager
@@ -104,37 +118,113 @@ async def test_sentinel_names_the_new_primary_within_15_seconds(tmp_path: Path, 
             message = JobMessage(uuid7(), 0)
             with redis.Redis(port=second) as promoted:
                 async with asyncio.timeout(15):
-                    while not promoted.zcard("cistern:queue"):
+                    while not has_message(promoted):
                         await queue.dispatch([message])
                         await asyncio.sleep(0.05)
             await writable_within(queue, 15)
 
 
+def at(address: Forwarder) -> str:
+    return f"redis://127.0.0.1:{address.port}/0"
+
+
+def promote(new: int, old: int, *, leader_of_old: int | None = None) -> None:
+    """Make a replica the primary; the old one refuses writes from now on, and keeps its connections."""
+    with redis.Redis(port=new) as promoted, redis.Redis(port=old) as demoted:
+        promoted.replicaof("NO", "ONE")
+        demoted.replicaof("127.0.0.1", leader_of_old or new)
+
+
 async def test_address_that_leads_to_another_server_is_followed(tmp_path: Path) -> None:
-    """The connections to the old primary stay open, and it refuses writes now."""
-    leads_to: list[int] = []
+    with pair(tmp_path) as ((first, _), (second, _)):
+        async with forwarder(first) as address, opened(at(address)) as queue:
+            await queue.ping()
+            promote(second, first)
+            address.leads_to = second
+            await writable_within(queue, 15)
 
-    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-            while data := await source.read(65536):
-                target.write(data)
-            target.close()
 
-        other, to_other = await asyncio.open_connection("127.0.0.1", leads_to[-1])
-        await asyncio.gather(copy(reader, to_other), copy(other, writer), return_exceptions=True)
+async def test_subscription_follows_the_address(tmp_path: Path) -> None:
+    """The old primary repeats nothing that is published on the new one: it cannot reach it."""
+    job_id, received = uuid7(), asyncio.Event()
+
+    async def listen(queue: JobQueue) -> None:
+        while True:
+            async for announced in queue.announcements():
+                if announced == job_id:
+                    received.set()
+
+    async def announced_within(seconds: float) -> None:
+        received.clear()
+        async with asyncio.timeout(seconds):
+            while not received.is_set():
+                await queue.announce(job_id)
+                await asyncio.sleep(0.05)
 
     with pair(tmp_path) as ((first, _), (second, _)):
-        leads_to.append(first)
-        async with (
-            await asyncio.start_server(forward, "127.0.0.1", 0) as forwarder,
-            opened(f"redis://127.0.0.1:{forwarder.sockets[0].getsockname()[1]}/0") as queue,
-        ):
-            await queue.ping()
-            with redis.Redis(port=second) as new, redis.Redis(port=first) as old:
-                new.replicaof("NO", "ONE")
-                old.replicaof("127.0.0.1", second)
-            leads_to.append(second)
+        async with forwarder(first) as address, opened(at(address)) as queue, in_background(listen(queue)):
+            await announced_within(15)
+            promote(second, first, leader_of_old=1)
+            address.leads_to = second
             await writable_within(queue, 15)
+            await announced_within(15)
+
+
+async def job_succeeds(services: Services, name: str) -> None:
+    """Request a volume; its job succeeds within 15 s, in its first attempt."""
+    job = await services.volumes.request_create(NewVolume(name, MIB))
+    async with asyncio.timeout(15):
+        job = await ended(services, job.id)
+    assert (job.status, job.attempt) == ("succeeded", 1)
+
+
+@pytest.mark.parametrize("load", ["idle", "busy"])
+async def test_worker_and_api_follow_an_address(
+    tmp_path: Path, settings: Settings, caplog: pytest.LogCaptureFixture, load: str
+) -> None:
+    """A busy worker does not wait for messages; its connection to the old primary stays open then."""
+    gate = tmp_path / "gate"
+    with pair(tmp_path) as ((first, _), (second, _)):
+        async with forwarder(first) as address:
+            changes = {"redis_url": at(address), "max_jobs": 1, "backends": {"local": f"faulty+memory:?gate={gate}"}}
+            settings = settings.model_copy(update=changes)
+            async with open_services(settings) as services, services.watcher.watching(), supervised(settings):
+                await job_succeeds(services, "before")
+                if load == "busy":
+                    gate.touch()
+                    blocked = await services.volumes.request_create(NewVolume("blocked", MIB))
+                    await until(lambda: was_logged(caplog, "job.started", times=2))
+                promote(second, first)
+                address.leads_to = second
+                if load == "busy":
+                    await asyncio.sleep(1)  # the worker's poll finds no free slot
+                    gate.unlink()
+                    assert (await ended(services, blocked.id)).attempt == 1
+                for number in range(5):
+                    await job_succeeds(services, f"after-{number}")
+                await services.queue.ping()
+    assert was_logged(caplog, "redis.refuses_writes", times=1)
+    assert not was_logged(caplog, "redis.refuses_writes", times=3), "once in the worker, once in the API"
+
+
+def was_logged(caplog: pytest.LogCaptureFixture, event: str, *, times: int) -> bool:
+    return sum(f"'event': '{event}'" in record.getMessage() for record in caplog.records) >= times
+
+
+@pytest.mark.parametrize("cause", ["killed", "by hand"])
+async def test_worker_and_api_follow_a_sentinel(tmp_path: Path, settings: Settings, cause: str) -> None:
+    with pair(tmp_path) as ((first, primary), _), sentinel(tmp_path, first) as port:
+        settings = settings.model_copy(update={"redis_url": f"redis+sentinel://127.0.0.1:{port}/main/0"})
+        async with open_services(settings) as services, services.watcher.watching(), supervised(settings):
+            await job_succeeds(services, "before")
+            if cause == "killed":
+                primary.kill()
+            else:
+                with redis.Redis(port=port) as client:
+                    client.sentinel_failover("main")
+            for number in range(10):
+                await job_succeeds(services, f"after-{number}")
+            await writable_within(services.queue, 15)
 
 
 async def test_address_that_resets_every_connection_is_an_outage() -> None:

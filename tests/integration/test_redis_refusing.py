@@ -1,10 +1,8 @@
 """A Redis that answers but refuses writes: requests are accepted, it is logged once, and work continues afterwards."""
 
-import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,9 @@ from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.volumes.service import NewVolume
 from tests.integration.job_builders import MIB, ended, writable_within
+from tests.support.worker import supervised
 from tests.unit.worker_fakes import until
-from worker.consumer import ArqConsumer, Supervisor
+from worker.consumer import ArqConsumer
 from worker.main import arq_settings, open_worker
 
 #: The condition in Redis' error message, and how to cause and clear it.
@@ -75,17 +74,6 @@ def client(own_redis: str) -> Iterator[redis.Redis]:
 async def services(settings: Settings, own_redis: str) -> AsyncIterator[Services]:
     async with open_services(settings.model_copy(update={"redis_url": own_redis})) as services:
         yield services
-
-
-@asynccontextmanager
-async def supervised(settings: Settings) -> AsyncIterator[None]:
-    """Run a whole worker, whose supervisor restarts the consumer after an error of Redis."""
-    async with open_worker(settings) as runner:
-        supervisor = Supervisor(runner, arq_settings(settings), drain=5)
-        life = asyncio.create_task(supervisor.run())
-        yield
-        supervisor._on_signal()
-        await life
 
 
 def logged(caplog: pytest.LogCaptureFixture, event: str) -> list[str]:

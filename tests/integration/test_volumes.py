@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from domain.db.database import _SERVER_SETTINGS
+from domain.db.database import SERVER_SETTINGS
 from domain.db.pagination import PageRequest
 from domain.errors import (
     DatabaseUnavailable,
@@ -241,7 +241,7 @@ class TestLists:
 
 
 async def test_held_lock_ends_in_a_timeout(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(_SERVER_SETTINGS, "statement_timeout", "100")
+    monkeypatch.setitem(SERVER_SETTINGS, "statement_timeout", "100")
     volume = await a_volume(services)
     async with open_services(services.settings) as impatient, services.database.transaction() as session:
         await session.get(Volume, volume.id, with_for_update=True)
@@ -252,7 +252,7 @@ async def test_held_lock_ends_in_a_timeout(services: Services, monkeypatch: pyte
 async def test_process_idle_in_a_transaction_loses_its_locks(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(_SERVER_SETTINGS, "idle_in_transaction_session_timeout", "100")
+    monkeypatch.setitem(SERVER_SETTINGS, "idle_in_transaction_session_timeout", "100")
     volume = await a_volume(services)
     async with open_services(services.settings) as idle:
 

@@ -287,6 +287,22 @@ _LIST: Final = (
         "if last is not None and False and not await",
         (f"{SCHEDULES}test_concurrent_requests_and_starts_create_one_job",),
     ),
+    Mutation(
+        "heartbeat-waits-for-others",
+        "leases would expire while other transactions hold every connection of the process",
+        "domain/jobs/engine.py",
+        "self._database.transaction(reserved=True)",
+        "self._database.transaction()",
+        ("tests/integration/test_connections.py::test_heartbeat_waits_for_no_connection_that_others_hold",),
+    ),
+    Mutation(
+        "consumer-stays-at-the-old-primary",
+        "a worker whose slots were all busy during a failover of Redis would receive no message any more",
+        "worker/consumer.py",
+        "await self._consumer.pool.connection_pool.disconnect(inuse_connections=False)",
+        "pass",
+        ("tests/integration/test_redis_failover.py::test_worker_and_api_follow_an_address",),
+    ),
 )
 
 MUTATIONS: Final = {mutation.name: mutation for mutation in _LIST}

@@ -45,13 +45,15 @@ class FaultyDatabase(Database):
             yield await session.connection()
 
     @asynccontextmanager
-    async def transaction(self, *, statement_seconds: float | None = None) -> AsyncIterator[AsyncSession]:
+    async def transaction(
+        self, *, statement_seconds: float | None = None, reserved: bool = False
+    ) -> AsyncIterator[AsyncSession]:
         fault = await step("transaction") or self.next_fault
         stepped, self.next_fault = current_stepped_task(), None
         if stepped is not None:
             stepped.open_transactions += 1
         try:
-            async with super().transaction(statement_seconds=statement_seconds) as session:
+            async with super().transaction(statement_seconds=statement_seconds, reserved=reserved) as session:
                 yield session
                 if fault is Fault.COMMIT_LOST:
                     raise DatabaseUnavailable

@@ -56,7 +56,9 @@ class JobTable(Database):
         self.change(job, JobStatus.SUCCEEDED)
 
     @asynccontextmanager
-    async def transaction(self, *, statement_seconds: float | None = None) -> AsyncIterator[AsyncSession]:
+    async def transaction(
+        self, *, statement_seconds: float | None = None, reserved: bool = False
+    ) -> AsyncIterator[AsyncSession]:
         if not self.is_up:
             self.queries += 1
             raise DatabaseUnavailable

@@ -90,6 +90,8 @@ class JobQueue:
         redis.default_queue_name = QUEUE_NAME
         self.redis = redis
         self.write_errors = WriteErrors()
+        #: Number of errors which showed that a connection leads to a replica.
+        self._read_only_errors = 0
         self._acknowledge = redis.register_script(_ACKNOWLEDGE)
         self._send_batcher = Batcher(self._send_batch, max_batch=_MAX_BATCH, drop_cancelled=True)
         self._acknowledge_batcher = Batcher(self._acknowledge_batch, max_batch=_MAX_BATCH)
@@ -113,6 +115,7 @@ class JobQueue:
         except ResponseError as error:
             self.write_errors.note(error)
             if isinstance(error, ReadOnlyError):  # the same address may lead to the new primary by now
+                self._read_only_errors += 1
                 await self.redis.connection_pool.disconnect(inuse_connections=False)
             raise QueueRefusesWrites(str(error)) from error
         # RuntimeError: what the event loop raises for a connection that was closed while it was being opened.
@@ -193,13 +196,16 @@ class JobQueue:
     async def announcements(self) -> AsyncIterator[UUID]:
         """Subscribe, and yield the id of each job that is announced as changed.
 
+        Ends when Redis turns out to be a replica: the subscription is to be made again, where the address leads to now.
+
         Raises:
             QueueUnavailable: Redis does not answer, or the connection was lost.
         """
         try:
             async with self.redis.pubsub() as channel:
                 await channel.subscribe(_CHANNEL)
-                while True:
+                errors = self._read_only_errors
+                while self._read_only_errors == errors:
                     message = await channel.get_message(ignore_subscribe_messages=True, timeout=1)
                     if message is not None:
                         for word in message["data"].split():

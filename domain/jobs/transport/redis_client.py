@@ -1,5 +1,7 @@
 """Opens Redis: one server, or the primary that Redis Sentinel names."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -17,6 +19,7 @@ from domain.errors import ConfigurationError
 TIMEOUT_SECONDS: Final = 0.8
 _SENTINEL: Final = "+sentinel"
 _SENTINEL_PORT: Final = 26379
+_FILES: Final = frozenset({"ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"})
 _OPTIONS: Final[dict[str, Any]] = {
     "socket_connect_timeout": TIMEOUT_SECONDS,
     "socket_timeout": 5,
@@ -33,7 +36,8 @@ def open_redis(url: str) -> ArqRedis:
     ``rediss+sentinel://`` uses TLS. The options ``sentinel_username`` and ``sentinel_password`` are for the Sentinels.
 
     Raises:
-        ConfigurationError: the URL is malformed, or has an option that redis-py does not know.
+        ConfigurationError: the URL is malformed, has an option that redis-py does not know, or names a file that does
+            not exist.
     """
     try:
         scheme, _, rest = url.partition("://")
@@ -41,11 +45,19 @@ def open_redis(url: str) -> ArqRedis:
             redis = _open_by_sentinel(scheme.removesuffix(_SENTINEL), rest)
         else:
             redis = ArqRedis.from_url(url, **_OPTIONS)
+        _require_files(redis.connection_pool.connection_kwargs)
         redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # opens nothing; rejects unknown options
     except (TypeError, ValueError, OSError) as error:
         reason = str(error).rpartition("__init__() got an ")[2]
         raise ConfigurationError(f"CISTERN_REDIS_URL: {reason}") from error
     return redis
+
+
+def _require_files(options: Mapping[str, Any]) -> None:
+    """redis-py reads the files when it connects: a process would start, and never reach Redis."""
+    for name in _FILES & options.keys():
+        if not Path(options[name]).exists():
+            raise ValueError(f"{name}: there is no file {options[name]}")
 
 
 def _open_by_sentinel(scheme: str, rest: str) -> ArqRedis:

@@ -60,5 +60,7 @@ class WriteErrors:
 
 
 def _condition(error: ResponseError) -> str:
+    if str(error).startswith("UNBLOCKED"):  # what a waiting client is told when its primary becomes a replica
+        return "READONLY"
     prefix = _PREFIX_BY_ERROR.get(type(error))
     return prefix or next((prefix for prefix in _REMEDIES if prefix in str(error)), type(error).__name__)

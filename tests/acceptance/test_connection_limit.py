@@ -2,7 +2,7 @@
 
 import pytest
 
-from domain.embedded import postgres_server
+from domain.embedded import servers as server_programs
 from tests.acceptance.clients import Expectations, run_clients
 from tests.acceptance.judge import check_storm
 from tests.acceptance.scale import LONG
@@ -13,7 +13,7 @@ WORKERS, CLIENTS, CONNECTIONS = (8, 64, 40)
 
 @pytest.mark.skipif(not LONG, reason="eight workers; CISTERN_TEST_LONG=1 runs it")
 async def test_too_few_connections_cost_no_lease_and_no_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(postgres_server.OPTIONS, "max_connections", str(CONNECTIONS))
+    monkeypatch.setitem(server_programs.OPTIONS, "max_connections", str(CONNECTIONS))
     expected = Expectations(jobs=3000)
     async with running_stack(workers=WORKERS) as stack, stack.client() as http:
         await stack.wait_until_registered()

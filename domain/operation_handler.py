@@ -63,10 +63,10 @@ class OperationHandler(JobHandler):
         """
         volume, snapshot = self._operation.volume, self._operation.snapshot
         if volume is not None:
-            changed = await self._end_volumes(session, succeeded, volume.success)
+            changed = await self._release_or_remove_volumes(session, succeeded, volume.success)
             _require_held((volume_of(job) for job, _ in succeeded), changed)
         if snapshot is not None:
-            changed = await self._end_snapshots(session, succeeded, snapshot.success)
+            changed = await self._release_or_remove_snapshots(session, succeeded, snapshot.success)
             _require_held((snapshot_of(job) for job, _ in succeeded), changed)
 
     async def abandon(self, session: AsyncSession, failed: FailedJobs) -> None:
@@ -75,10 +75,10 @@ class OperationHandler(JobHandler):
         A row that another job holds is left alone: that job releases it.
         """
         if self._operation.volume is not None:
-            await self._end_volumes(session, failed, self._operation.volume.failure)
+            await self._release_or_remove_volumes(session, failed, self._operation.volume.failure)
         if self._operation.snapshot is not None:
             unsized = [(job, None) for job, _ in failed]  # a snapshot that is unusable keeps its size
-            await self._end_snapshots(session, unsized, self._operation.snapshot.failure)
+            await self._release_or_remove_snapshots(session, unsized, self._operation.snapshot.failure)
 
     async def retry(self, session: AsyncSession, ended: Job) -> Job:
         """Acquire the volume and snapshot of an ended job again, for a new job."""
@@ -99,7 +99,7 @@ class OperationHandler(JobHandler):
         job = job_for(operation.kind, params, volume, snapshot, max_attempts=self._max_attempts, **columns)
         return await JobRepository(session).add(job)
 
-    async def _end_volumes(
+    async def _release_or_remove_volumes(
         self, session: AsyncSession, ended: SucceededJobs | FailedJobs, state: VolumeState | None
     ) -> Sequence[UUID]:
         published = self._operation.publishes is Published.VOLUME
@@ -107,7 +107,7 @@ class OperationHandler(JobHandler):
         volumes = VolumeRepository(session)
         return await (volumes.remove(releases) if state is None else volumes.release(releases, state))
 
-    async def _end_snapshots(
+    async def _release_or_remove_snapshots(
         self, session: AsyncSession, ended: SucceededJobs | FailedJobs, state: SnapshotState | None
     ) -> Sequence[UUID]:
         published = self._operation.publishes is Published.SNAPSHOT

@@ -4,7 +4,7 @@
     2. measure    read the usage of their volumes from the backends       `BulkOperation.measure`, only if it decides
     3. acquire    lock the volumes, decide what becomes of each item,     `_decide_chunk`
                   acquire those to work on, write all decisions down
-    4. perform    do the storage work on one volume                       `BulkOperation.attempt`
+    4. perform    do the storage work on one volume                       `BulkOperation.work_on`
     5. record     store the results, release the volumes, count           `BulkOperation.record`
 
 Each step except measure and perform is one short transaction. It first locks the lane's own row and checks that this

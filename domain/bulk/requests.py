@@ -77,7 +77,7 @@ class BulkRequest(ABC):
         if not 1 <= self.max_concurrent <= limit:
             raise Invalid(f"`max_concurrent` must be between 1 and {limit}.", field="max_concurrent", limit=limit)
 
-    def require_unscheduled(self) -> None:  # noqa: B027 (optional)
+    def refuse_schedule_members(self) -> None:  # noqa: B027 (optional)
         """Refuse members that only the request of a schedule may have.
 
         Raises:

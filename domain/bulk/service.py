@@ -85,7 +85,7 @@ class BulkService(JobHandler):
         Raises:
             Invalid: ``max_concurrent`` is out of bounds, or a member is for schedules only.
         """
-        request.require_unscheduled()
+        request.refuse_schedule_members()
         self.check(request)  # before the transaction; `add` checks it for schedules too
         async with accepting(self._database, origin) as accepted:
             job = accepted.job = await self.add(accepted.session, request, created_by=origin.caller)

@@ -71,7 +71,7 @@ class BulkSnapshotRequest(BulkRequest):
         """Build from a request in the form of the HTTP API."""
         return cls.from_json(_DEFAULTS | params_from_request(request, own=_DEFAULTS))
 
-    def require_unscheduled(self) -> None:
+    def refuse_schedule_members(self) -> None:
         """Refuse a retention rule."""
         if (keep := self.keep.first_field) is not None:
             raise Invalid(f"`{keep}` is for schedules: they delete only their own snapshots.", field=keep)

@@ -117,7 +117,7 @@ class JobEngine:
         )
         self._claim_batcher = Batcher(self._claim_batch, max_batch=_MAX_BATCH, fails_all=is_unreachable)
         #: Second try of claims that found nothing: most are stale messages, but a row may have been locked just then.
-        self._locked_claim_batcher = Batcher(
+        self._waiting_claim_batcher = Batcher(
             partial(self._claim_batch, lock_timeout=_LOCK_TIMEOUT), max_batch=_MAX_BATCH, fails_all=is_unreachable
         )
         #: One batcher per kind and outcome: each transaction then locks all its volumes in one statement, in one order.
@@ -129,7 +129,7 @@ class JobEngine:
 
     async def claim(self, message: JobMessage) -> Claim | None:
         """Claim the job of this message; return None if it is already claimed, or the message is stale."""
-        return await self._claim_batcher(message) or await self._locked_claim_batcher(message)
+        return await self._claim_batcher(message) or await self._waiting_claim_batcher(message)
 
     async def _claim_batch(
         self, messages: Sequence[JobMessage], lock_timeout: float | None = None
@@ -169,7 +169,7 @@ class JobEngine:
             settled = [end for end in ended if end.job.id in ours]
             if settled:
                 await self._record_effects(session, settled)
-        await self._after_settling(settled)
+        await self._count_retries_and_dispatch_due(settled)
         await self._queue.announce(*(end.job.id for end in ended))  # the others may be settled: a reply was lost before
         return [end.job.id in ours for end in ended]
 
@@ -181,7 +181,7 @@ class JobEngine:
         if failed := [(job, out.found) for job, out, _ in settled if isinstance(out, Failed | Cancelled)]:
             await handler.abandon(session, failed)
 
-    async def _after_settling(self, settled: Sequence[_EndedAttempt]) -> None:
+    async def _count_retries_and_dispatch_due(self, settled: Sequence[_EndedAttempt]) -> None:
         outcomes = [end.outcome for end in settled]
         retried = [outcome for outcome in outcomes if isinstance(outcome, RetryIn) and not outcome.free]
         self._counters.add(CounterName.RETRIED, len(retried))

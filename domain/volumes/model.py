@@ -63,7 +63,7 @@ class LockedVolume(NamedTuple):
     job_id: UUID | None
     autogrow: dict[str, Any] | None
 
-    def acquired_by(self, state: VolumeState, job_id: UUID) -> "LockedVolume":
+    def after_acquisition(self, state: VolumeState, job_id: UUID) -> "LockedVolume":
         """Return the row as it will be when ``job_id`` has acquired it; its version goes up by one.
 
         Raises:

@@ -212,7 +212,7 @@ class VolumeService:
         if volume is None:  # locked by another transaction, or does not exist
             return None
         try:
-            acquired = volume.acquired_by(VolumeState.EXPANDING, uuid7())
+            acquired = volume.after_acquisition(VolumeState.EXPANDING, uuid7())
             params = {"to_size": request.growth.target(volume.size)}
         except Refused as refusal:
             return refusal

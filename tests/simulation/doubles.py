@@ -186,7 +186,7 @@ def without_request_batching(services: Services) -> Services:
 def recording_outcomes(engine: JobEngine) -> JobEngine:
     """Make the engine claim and settle each job on its own, and record each outcome in its stepped task."""
     engine._claim_batcher = SingleBatcher(engine._claim_batch, max_batch=1)
-    engine._locked_claim_batcher = SingleBatcher(partial(engine._claim_batch, lock_timeout=1), max_batch=1)
+    engine._waiting_claim_batcher = SingleBatcher(partial(engine._claim_batch, lock_timeout=1), max_batch=1)
     engine._settlement_batchers = defaultdict(lambda: SingleBatcher(engine._settle_batch, max_batch=1))
     settle = engine.settle
 

@@ -49,7 +49,7 @@ class NewVolume:
     name: str
     size: int | None = None
     backend: str | None = None
-    #: What the client may choose besides: ``labels``, ``autogrow``.
+    #: Other columns that the client may set.
     columns: Mapping[str, Any] = field(default_factory=dict)
 
     def to_row(self, *, backend: str, size: int, job_id: UUID) -> Volume:
@@ -120,7 +120,7 @@ class VolumeService:
     async def change(
         self, volume_id: UUID, changes: Mapping[str, Any], *, check: Callable[[Volume], None] = lambda _: None
     ) -> Volume:
-        """Change columns that need no storage work: name, labels, autogrow. Allowed while a job holds the volume.
+        """Change columns that need no storage work. Allowed while a job holds the volume.
 
         ``check`` may refuse the locked row by an error, which is raised here; nothing is changed then.
 

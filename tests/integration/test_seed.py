@@ -202,8 +202,8 @@ class RecordingSessions:
         self._open = database._sessions
         self.opened: list[tuple[asyncio.Task[Any] | None, AsyncSession]] = []
 
-    def __call__(self) -> AsyncSession:
-        session = self._open()
+    def __call__(self, **options: Any) -> AsyncSession:
+        session = self._open(**options)
         self.opened.append((asyncio.current_task(), session))
         return session
 

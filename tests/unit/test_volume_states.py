@@ -1,10 +1,7 @@
 """The table of a volume's state moves, checked for every pair of states."""
 
-import re
-
 import pytest
 
-import domain.volumes
 from domain.operations import BUSY, VolumeState
 from domain.operations import VOLUME_MOVES as MOVES
 
@@ -56,7 +53,3 @@ def test_idle_volume_can_be_deleted(state: VolumeState) -> None:
 @pytest.mark.parametrize("state", VolumeState)
 def test_exactly_the_busy_states_end_in_ing(state: VolumeState) -> None:
     assert (state in BUSY) == state.endswith("ing")
-
-
-def test_package_docstring_names_every_state() -> None:
-    assert set(VolumeState) <= set(re.findall(r"[a-z]+", domain.volumes.__doc__ or ""))

@@ -15,7 +15,7 @@ from uuid import UUID
 from domain.errors import ConfigurationError
 from domain.storage.backends import DriverUrl
 from domain.storage.context import Fence, Grant, refuse_stale
-from domain.storage.driver import Capacity, Leftover, StoredObject, StoredVolume, Usage
+from domain.storage.driver import Capacity, Leftover, StorageDriver, StoredObject, StoredVolume, Usage
 from domain.storage.errors import SnapshotMissing, StorageBusy, TransientStorageError, VolumeMissing
 
 T = TypeVar("T")
@@ -27,7 +27,7 @@ CREATE TABLE IF NOT EXISTS fences (id TEXT PRIMARY KEY, version INTEGER NOT NULL
 """
 
 
-class SqliteDriver:
+class SqliteDriver(StorageDriver):
     """Work runs in threads, each call on a connection of its own: SQLite's lock holds between processes too."""
 
     def __init__(self, path: str, threads: int) -> None:

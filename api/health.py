@@ -45,18 +45,20 @@ _EXAMPLE: Final[JsonDict] = {
     "status": "ready",
     "postgresql": "ok",
     "redis": "ok",
+    "backends": {"local": "ok"},
     "stats": {"queue_depth": 3, "oldest_due_seconds": 0.4, "rescued": 1, "retried": 7, "lost_messages": 0},
 }
 
 
 class ReadinessOut(BaseModel):
-    """State of the servers. `degraded`: Redis takes no writes; jobs are accepted, but start later."""
+    """State of the servers. `degraded`: Redis takes no writes, or no worker serves a backend: some jobs start later."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     status: Literal["ready", "degraded"]
     postgresql: Literal["ok"] = "ok"
     redis: RedisState
+    backends: Annotated[dict[str, str], Field(description="By name: `ok`, or why no worker serves the backend.")]
     stats: Annotated[
         StatsOut | None,
         Field(description="At most one second old; null if not available in time. Counters lag by some seconds."),
@@ -75,9 +77,10 @@ async def check_ready(services: ServicesDep) -> ReadinessOut:
     redis, _, stats = await asyncio.gather(
         _redis_state(services), _require_postgresql(services), services.stats.latest()
     )
-    status: Literal["ready", "degraded"] = "ready" if redis == "ok" else "degraded"
+    backends = {status.name: status.problem or "ok" for status in services.directory.all()}
+    ok = redis == "ok" and set(backends.values()) <= {"ok"}
     rendered = None if stats is None else StatsOut.model_validate({**vars(stats), **stats.counters})
-    return ReadinessOut(status=status, redis=redis, stats=rendered)
+    return ReadinessOut(status="ready" if ok else "degraded", redis=redis, backends=backends, stats=rendered)
 
 
 async def _require_postgresql(services: Services) -> None:

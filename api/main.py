@@ -25,7 +25,7 @@ from api.v1.job_cache import EndedJobCache
 from domain.logs import configure_logging
 from domain.services import Services, open_services
 from domain.settings import load_log_settings, load_settings
-from domain.tasks import tune_gc
+from domain.tasks import in_background, tune_gc
 
 ServicesFactory = Callable[[], AbstractAsyncContextManager[Services]]
 
@@ -54,7 +54,11 @@ def create_app(services_factory: ServicesFactory = services_from_environment) ->
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with services_factory() as services, services.watcher.watching():
+        async with (
+            services_factory() as services,
+            services.watcher.watching(),
+            in_background(services.directory.run_forever()),
+        ):
             app.state.services, app.state.ended_jobs = services, EndedJobCache()
             with _on_stop_signal(services.watcher.release):  # requests that wait for a job return its present state
                 yield

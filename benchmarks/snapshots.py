@@ -51,6 +51,7 @@ def main() -> None:
 async def measure(root: Path) -> None:
     """Fill a volume and take snapshots of it, with the file system's block sharing and then without."""
     driver, volume = FileDriver(root, threads=1), uuid4()
+    driver.prepare()
     await driver.create(volume, GIB, new_grant())
     fill(Path(driver.path(volume)))
 

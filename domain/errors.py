@@ -112,7 +112,10 @@ class UnknownBackend(Invalid):
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
         names = ", ".join(map(repr, known))
-        super().__init__(f"There is no backend named {name!r}. Configured are: {names}.", field="backend")
+        message = f"There is no backend named {name!r}. There are: {names}."
+        if not names:
+            message = "There is no backend yet: a worker adds those of its CISTERN_BACKENDS when it starts."
+        super().__init__(message, field="backend")
 
 
 class PreconditionFailed(Refused):

@@ -1,8 +1,11 @@
 """The composition root: builds the services, the table of job kinds and the table of scheduled actions."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.bulk.expand import ExpandOperation
 from domain.bulk.ledger import clear_ledgers
@@ -17,11 +20,11 @@ from domain.jobs.kinds import JobHandler, JobHandlers, JobKind
 from domain.jobs.model import Worker
 from domain.jobs.service import JobService
 from domain.jobs.stats import StatsCache
-from domain.jobs.store.dispatch import any_dispatched_before, any_undispatched
+from domain.jobs.store.dispatch import any_dispatched_before, any_undispatched, any_unserved
 from domain.jobs.store.orphans import any_orphans_or_dead_workers
 from domain.jobs.store.parents import any_without_lanes
 from domain.jobs.store.retention import Retention
-from domain.jobs.transport.job_queue import JobQueue
+from domain.jobs.transport.job_queue import JobQueue, QueueKeys
 from domain.jobs.watcher import Watcher
 from domain.maintenance_tasks import MaintenanceTask, MaintenanceTasks
 from domain.operation_handler import OperationHandler
@@ -34,6 +37,8 @@ from domain.settings import Settings, require_database, require_servers
 from domain.snapshots.repository import refuse_if_it_has_snapshots
 from domain.snapshots.service import SnapshotService
 from domain.storage.backends import Backends
+from domain.storage.registry import SAMPLE, BackendDirectory, BackendRegistry
+from domain.volumes.repository import VolumeRepository
 from domain.volumes.service import VolumeService
 
 
@@ -54,6 +59,8 @@ class Services:
     database: Database
     queue: JobQueue
     backends: Backends
+    registry: BackendRegistry
+    directory: BackendDirectory
     volumes: VolumeService
     snapshots: SnapshotService
     bulk: BulkService
@@ -74,13 +81,14 @@ class Services:
             self.queue,
             job_handlers,
             worker=worker,
+            served=self.backends.served,
             lease=self.settings.lease_seconds,
             min_heartbeat_timeout=self.settings.heartbeat_timeout_seconds,
         )
 
     def maintenance_tasks(self, engine: JobEngine) -> MaintenanceTasks:
         """Return the maintenance tasks. Those that dispatch come last: the others leave jobs to be dispatched."""
-        jobs, kinds = engine.maintenance, engine.kinds
+        jobs, kinds = engine.maintenance, engine.maintenance.kinds
         orphans, without_lanes = any_orphans_or_dead_workers(), any_without_lanes()
         old = any_dispatched_before(jobs.redispatch_after, kinds)
         return MaintenanceTasks(
@@ -89,6 +97,7 @@ class Services:
                 MaintenanceTask("jobs.rescued", jobs.rescue, orphans, requires_heartbeat=True),
                 MaintenanceTask("bulk.lanes_assigned", self.bulk.assign_lanes, without_lanes, requires_heartbeat=True),
                 MaintenanceTask("schedules.started", self.schedule_runner.start_due, any_due(self.actions)),
+                MaintenanceTask("jobs.waiting", jobs.explain_waiting, any_unserved()),
                 MaintenanceTask("messages.dispatched", jobs.dispatch_due, any_undispatched(kinds)),
                 MaintenanceTask("messages.redispatched", jobs.redispatch_lost, old),
             ),
@@ -100,14 +109,16 @@ class Services:
 
 
 @asynccontextmanager
-async def open_services(settings: Settings) -> AsyncIterator[Services]:
+async def open_services(settings: Settings, *, adopt: bool = False) -> AsyncIterator[Services]:
     """Open the connections and backends of the services, and close them on exit.
+
+    A worker passes ``adopt``: it looks at its backends at once, and gives an identity to places that have none.
 
     Raises:
         ConfigurationError: a setting is missing or invalid, or the database is not migrated.
         DatabaseUnavailable: PostgreSQL does not answer.
     """
-    async with _open(require_servers(settings)) as services:
+    async with _open(require_servers(settings), adopt=adopt) as services:
         yield services
 
 
@@ -120,50 +131,59 @@ async def open_check(settings: Settings) -> AsyncIterator[Check]:
     """
     require_database(settings)
     # The queue connects on first use, and the check never uses it: any URL will do.
-    async with _open(settings.model_copy(update={"redis_url": settings.redis_url or "redis://"})) as services:
+    async with _open(
+        settings.model_copy(update={"redis_url": settings.redis_url or "redis://"}), adopt=False
+    ) as services:
+        await services.registry.look()
         yield services.check()
 
 
 @asynccontextmanager
-async def _open(settings: Settings) -> AsyncIterator[Services]:
+async def _open(settings: Settings, *, adopt: bool) -> AsyncIterator[Services]:
     async with AsyncExitStack() as stack:
         # docs/operations.md has the resulting maximum.
         pool_size, timeout = settings.max_jobs + 4, settings.database_timeout_seconds
         database = Database(settings.database_url, pool_size=pool_size, timeout=timeout)
         stack.push_async_callback(database.close)
-        queue = JobQueue.open(settings.redis_url)
-        stack.push_async_callback(queue.close)
         backends = Backends.open(settings.backends, threads=settings.max_jobs + settings.max_concurrent)
         stack.push_async_callback(backends.close)
         await database.require_migrated()
-        yield compose(settings, database, queue, backends)
+        installation = await database.installation()
+        queue = JobQueue.open(settings.redis_url, QueueKeys(f"cistern:{installation}"))
+        stack.push_async_callback(queue.close)
+        services = compose(settings, database, queue, backends, installation)
+        if adopt or "backends" in settings.model_fields_set:  # another process may not have the default backend
+            await services.registry.register()
+        if adopt:
+            await services.registry.look(adopt=True)
+        await services.directory.refresh()
+        yield services
 
 
-def compose(settings: Settings, database: Database, queue: JobQueue, backends: Backends) -> Services:
+def compose(
+    settings: Settings, database: Database, queue: JobQueue, backends: Backends, installation: UUID
+) -> Services:
     """Build the services on an open database, queue and backends."""
+    directory = BackendDirectory(database)
     volumes = VolumeService(
-        database, queue, backends, max_attempts=settings.max_attempts, refuse_delete=refuse_if_it_has_snapshots
+        database, queue, directory, max_attempts=settings.max_attempts, refuse_delete=refuse_if_it_has_snapshots
     )
-    snapshots = SnapshotService(database, queue, backends, max_attempts=settings.max_attempts)
+    snapshots = SnapshotService(database, queue, directory, max_attempts=settings.max_attempts)
     operations: Mapping[str, BulkOperation] = {
         JobKind.BULK_EXPAND: ExpandOperation(database, backends),
         JobKind.BULK_SNAPSHOT: SnapshotOperation(backends, snapshots),
     }
-    bulk = BulkService(
-        database,
-        queue,
-        operations,
-        max_attempts=settings.max_attempts,
-        max_concurrent=settings.max_concurrent,
-        busy_seconds=settings.busy_seconds,
-    )
+    limits = settings.model_dump(include={"max_attempts", "max_concurrent", "busy_seconds"})
+    bulk = BulkService(database, queue, operations, **limits)
     job_handlers = handlers(backends, bulk, max_attempts=settings.max_attempts)
-    actions: Actions = {kind: ScheduledBulk(bulk, one.request_type, backends) for kind, one in operations.items()}
+    actions: Actions = {kind: ScheduledBulk(bulk, one.request_type, directory) for kind, one in operations.items()}
     return Services(
         settings=settings,
         database=database,
         queue=queue,
         backends=backends,
+        registry=BackendRegistry(database, backends, installation, _sample_volumes),
+        directory=directory,
         volumes=volumes,
         snapshots=snapshots,
         bulk=bulk,
@@ -177,3 +197,7 @@ def compose(settings: Settings, database: Database, queue: JobQueue, backends: B
         stats=StatsCache(database),
         retention=Retention(database, clear_ledgers, days=settings.keep_jobs_days, others=[prune_runs]),
     )
+
+
+async def _sample_volumes(session: AsyncSession, backend: str) -> Sequence[UUID]:
+    return await VolumeRepository(session).sample(backend, SAMPLE)

@@ -102,5 +102,5 @@ def settings(database_url: str, redis_url: str, tmp_path: Path) -> Settings:
 @pytest.fixture
 async def services(settings: Settings) -> AsyncIterator[Services]:
     """The real services, on an empty database and Redis."""
-    async with open_services(settings) as services:
+    async with open_services(settings, adopt=True) as services:
         yield services

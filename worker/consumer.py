@@ -9,10 +9,10 @@
 import asyncio
 import os
 import signal
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import arq.worker
 import structlog
@@ -21,7 +21,7 @@ from arq.utils import timestamp_ms
 from arq.worker import Worker as ArqWorker
 from redis.exceptions import RedisError, ResponseError
 
-from domain.jobs.transport.job_queue import WAKEUPS, QueueUnavailable, read_message
+from domain.jobs.transport.job_queue import QueueUnavailable, read_message
 from domain.tasks import cancel_and_wait, detach
 from worker.runner import Runner
 
@@ -31,22 +31,29 @@ _CLAIM_TIMEOUT_SECONDS: Final = 3.0
 #: Interval of polling without a wake-up: stock producers send none, and the worker that received one may have died.
 _POLL_SECONDS: Final = 0.5
 
-#: Fetches and reserves messages that are due and not reserved, however many reserved ones come before them; clears the
-#: wake-up list if none are left.
+#: Fetches and reserves messages that are due and not reserved, however many reserved ones come before them. KEYS are
+#: the queues, each followed by its wake-up list, which is cleared if no message is left in the queue. ARGV[4] is the
+#: number of the queue to begin with: each has its turn, so that none starves behind a full one.
 _FETCH: Final = f"""
-local fetched, offset, limit = {{}}, 0, tonumber(ARGV[2])
+local fetched, limit, queues = {{}}, tonumber(ARGV[2]), #KEYS / 2
 local page = math.max(limit, 100)
-repeat
-    local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', offset, page)
-    for _, id in ipairs(due) do
-        if #fetched < 2 * limit and redis.call('SET', '{in_progress_key_prefix}' .. id, '1', 'NX', 'PX', ARGV[3]) then
-            table.insert(fetched, id)
-            table.insert(fetched, redis.call('GET', '{job_key_prefix}' .. id))
+for turn = 0, queues - 1 do
+    local number, offset = (ARGV[4] + turn) % queues, 0
+    repeat
+        local due = redis.call('ZRANGEBYSCORE', KEYS[2 * number + 1], '-inf', ARGV[1], 'LIMIT', offset, page)
+        for _, id in ipairs(due) do
+            local key = '{in_progress_key_prefix}' .. id
+            if #fetched < 3 * limit and redis.call('SET', key, '1', 'NX', 'PX', ARGV[3]) then
+                table.insert(fetched, number)
+                table.insert(fetched, id)
+                table.insert(fetched, redis.call('GET', '{job_key_prefix}' .. id))
+            end
         end
-    end
-    offset = offset + #due
-until #due < page or #fetched == 2 * limit
-if #fetched < 2 * limit then redis.call('DEL', KEYS[2]) end
+        offset = offset + #due
+    until #due < page or #fetched == 3 * limit
+    if #fetched == 3 * limit then break end
+    redis.call('DEL', KEYS[2 * number + 2])
+end
 return fetched
 """
 
@@ -56,7 +63,13 @@ RELEASE_SECONDS: Final = 5.0
 
 log = structlog.get_logger(__name__)
 
-Message = tuple[bytes, bytes | None]
+
+class Fetched(NamedTuple):
+    """A message as it is in Redis; ``backend`` is that of its queue."""
+
+    backend: str | None
+    id: bytes
+    data: bytes | None
 
 
 async def _log_no_info(*_: object) -> None:
@@ -75,13 +88,14 @@ class ArqConsumer(ArqWorker):
         super().__init__(**settings | delay, handle_signals=False, ctx={"runner": runner})
         self.in_progress_timeout_s = _CLAIM_TIMEOUT_SECONDS
         self._runner = runner
+        self._fetches = 0
 
     async def _poll_iteration(self) -> None:
         """Fetch and handle messages, or wait for some. arq's `main` calls it in a loop."""
         capacity = self._free_capacity()
         messages = await self._fetch(capacity) if capacity else []
-        for message_id, message in messages:
-            self._handle(message_id, message)
+        for message in messages:
+            self._handle(message)
         # The next two are arq's: aborts concern only messages that arq runs, and `heart_beat` writes a health key.
         if self.allow_abort_jobs:
             await self._cancel_aborted_jobs()
@@ -98,28 +112,36 @@ class ArqConsumer(ArqWorker):
             capacity = min(capacity, self.max_burst_jobs - self._jobs_started())
         return max(capacity, 0)
 
-    async def _fetch(self, limit: int) -> Sequence[Message]:
-        """Fetch and reserve up to ``limit`` messages, in one round trip.
+    async def _fetch(self, limit: int) -> Sequence[Fetched]:
+        """Fetch and reserve up to ``limit`` messages that this worker can use, in one round trip.
 
         Raises:
             ResponseError: Redis refuses writes.
         """
-        fetch = self.pool.register_script(_FETCH)
+        fetch, names, backends = self.pool.register_script(_FETCH), self._runner.queue.keys, self._runner.backends()
+        keys = [key for backend in backends for key in (names.queue(backend), names.wakeups(backend))]
+        self._fetches += 1
         reserve_ms = int(self.in_progress_timeout_s * 1000)
-        reply = await fetch(keys=[self.queue_name, WAKEUPS], args=[timestamp_ms(), limit, reserve_ms])
-        return list(zip(reply[::2], reply[1::2], strict=True))
+        reply = await fetch(keys=keys, args=[timestamp_ms(), limit, reserve_ms, self._fetches % len(backends)])
+        return [Fetched(backends[number], *rest) for number, *rest in zip(*[iter(reply)] * 3, strict=True)]
 
-    def _handle(self, message_id: bytes, message: bytes | None) -> None:
+    def _handle(self, message: Fetched) -> None:
         """Let the runner handle a message of ours, and arq any other message."""
-        job_message, name = read_message(message_id, message), message_id.decode()
-        task = self._runner.start(job_message) if job_message else self.loop.create_task(self._run_by_arq(name))
+        job_message, name = read_message(message.id, message.data, message.backend), message.id.decode()
+        task = self._runner.start(job_message) if job_message else self.loop.create_task(self._run_by_arq(message))
         task.add_done_callback(partial(self._on_handled if job_message else self._forget, name))
         self.tasks[name] = task
 
-    async def _run_by_arq(self, message_id: str) -> None:
-        """Let arq run the message, as with a message that a stock producer sent under a message id of its own."""
-        score = await self.pool.zscore(self.queue_name, message_id)
-        await self.run_job(message_id, int(score or timestamp_ms()))
+    async def _run_by_arq(self, message: Fetched) -> None:
+        """Let arq run the message, as with a message that a stock producer sent under a message id of its own.
+
+        Stock producers know one queue. What is found in another one is of no use, and is removed.
+        """
+        if message.backend is not None:
+            await self.pool.zrem(self._runner.queue.keys.queue(message.backend), message.id)
+            return
+        score = await self.pool.zscore(self.queue_name, message.id)
+        await self.run_job(message.id.decode(), int(score or timestamp_ms()))
 
     def _on_handled(self, message_id: str, task: "asyncio.Task[None]") -> None:
         if (error := task.exception()) is None:
@@ -137,7 +159,8 @@ class ArqConsumer(ArqWorker):
         """Wait for free capacity, or for a wake-up; at most one poll interval, so that nothing depends on either."""
         if self._free_capacity():
             # redis-py annotates the timeout as whole seconds, and the result as that of its synchronous client too.
-            await self.pool.blpop([WAKEUPS], timeout=_POLL_SECONDS)  # type: ignore[arg-type, misc]
+            wakeups = [*map(self._runner.queue.keys.wakeups, self._runner.backends())]
+            await self.pool.blpop(wakeups, timeout=_POLL_SECONDS)  # type: ignore[arg-type, misc]
             return
         self._runner.capacity_freed.clear()
         with suppress(TimeoutError):
@@ -166,15 +189,23 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
-        consuming = asyncio.create_task(self._consume())
-        log.info("worker.ready")
-        stop = asyncio.create_task(self._stop.wait())
-        await asyncio.wait((stop, consuming), return_when=asyncio.FIRST_COMPLETED)
-        await self._drain_and_stop(consuming)
+        async with self.consuming() as consuming:
+            stop = asyncio.create_task(self._stop.wait())
+            await asyncio.wait((stop, consuming), return_when=asyncio.FIRST_COMPLETED)
         await cancel_and_wait((stop,))
         if not self._stop.is_set():  # a worker that is alive but consumes nothing would go unnoticed
             raise RuntimeError("the consumer ended without a signal")
         log.info("worker.stopped")
+
+    @asynccontextmanager
+    async def consuming(self) -> AsyncIterator[asyncio.Task[None]]:
+        """Consume messages while the block runs; then drain, and release the remaining jobs."""
+        consuming = asyncio.create_task(self._consume())
+        log.info("worker.ready")
+        try:
+            yield consuming
+        finally:
+            await self._drain_and_stop(consuming)
 
     def _on_signal(self) -> None:
         if self._stop.is_set():

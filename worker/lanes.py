@@ -204,7 +204,7 @@ class LaneRun:
         results = [await self._steps.operation.fail(item, self._grant) for item in work]
         await self._steps.record([result for result in results if result is not None])
         self._grant.check()
-        await self._steps.close_pending(AS_LANES_LOST)
+        await self._steps.close_pending(AS_LANES_LOST, backend=self._lane.backend)
         return await self._finish_or_wait()
 
     @asynccontextmanager

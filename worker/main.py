@@ -21,7 +21,7 @@ from domain.db.database import CLOSE_TIMEOUT
 from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.kinds import JobHandlers, JobKind
 from domain.jobs.model import Worker
-from domain.jobs.transport.job_queue import FUNCTION_NAME, QUEUE_NAME, JobQueue, deserialize, message_from, serialize
+from domain.jobs.transport.job_queue import FUNCTION_NAME, JobQueue, QueueKeys, deserialize, message_from, serialize
 from domain.logs import configure_logging
 from domain.services import Services, open_services
 from domain.settings import Settings, load_log_settings, load_settings, require_servers
@@ -50,7 +50,9 @@ async def start_up(ctx: dict[str, Any]) -> None:
     """Open the worker when stock arq starts. Its command has changed the logging setup, which is restored first."""
     configure_logging(ctx["settings"])
     ctx["closing"] = AsyncExitStack()
-    ctx["runner"] = await ctx["closing"].enter_async_context(open_worker(ctx["settings"]))
+    runner = ctx["runner"] = await ctx["closing"].enter_async_context(open_worker(ctx["settings"]))
+    # Stock arq fetches from one queue only: that of the jobs that any worker can do.
+    await ctx["closing"].enter_async_context(_supervisor(ctx["settings"], runner).consuming())
 
 
 async def shut_down(ctx: dict[str, Any]) -> None:
@@ -69,9 +71,12 @@ def worker_handlers(services: Services, count_workers: Callable[[], int]) -> Job
 @asynccontextmanager
 async def open_worker(settings: Settings) -> AsyncIterator[Runner]:
     """Run heartbeat, maintenance and stall detection while the block runs; yield the runner."""
-    async with open_services(settings) as services:
+    async with open_services(settings, adopt=True) as services:
+        worker = Worker(id=uuid7(), host=socket.gethostname(), pid=os.getpid())
         handlers = worker_handlers(services, lambda: engine.workers)
-        engine = services.engine(Worker(id=uuid7(), host=socket.gethostname(), pid=os.getpid()), handlers)
+        engine = services.engine(worker, handlers)
+        await services.registry.announce(worker.id, worker.host)
+        announcing = services.registry.run_forever(worker.id, worker.host)
         performer = AttemptPerformer(handlers, services.retry_policy)
         runner = Runner(engine, services.queue, performer, slots=settings.max_jobs)
         liveness_file = LivenessFile.open(settings.heartbeat_file)
@@ -87,7 +92,8 @@ async def open_worker(settings: Settings) -> AsyncIterator[Runner]:
             services.maintenance_tasks(engine).due, heartbeat, services.retention.prune, interval=settings.sweep_seconds
         )
         detector = StallDetector(runner.running, stall=settings.stall_seconds, slots=settings.max_jobs)
-        async with in_background(heartbeat.run_forever(), maintenance.run_forever(), detector.run_forever()):
+        tasks = (heartbeat.run_forever(), maintenance.run_forever(), detector.run_forever(), announcing)
+        async with in_background(*tasks):
             yield runner
             await runner.close()
         with suppress(
@@ -95,9 +101,10 @@ async def open_worker(settings: Settings) -> AsyncIterator[Runner]:
         ):  # other workers delete the row after an hour without heartbeats
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await engine.deregister()
+                await services.registry.withdraw(worker.id)
 
 
-def arq_settings(settings: Settings) -> dict[str, Any]:
+def arq_settings(settings: Settings, keys: QueueKeys) -> dict[str, Any]:
     """Return arq's settings, for both ways to start a worker.
 
     1. No job timeout: arq does not end long jobs, and reserves a message for ten seconds only (three, under the
@@ -106,8 +113,8 @@ def arq_settings(settings: Settings) -> dict[str, Any]:
     """
     return {
         "functions": [func(run_job, name=FUNCTION_NAME, max_tries=_MAX_TRIES)],
-        "queue_name": QUEUE_NAME,
-        "redis_pool": JobQueue.open(settings.redis_url).redis,
+        "queue_name": keys.queue(None),
+        "redis_pool": JobQueue.open(settings.redis_url, keys).redis,
         "max_jobs": settings.max_jobs,
         "job_timeout": None,
         "keep_result": 0,
@@ -115,7 +122,7 @@ def arq_settings(settings: Settings) -> dict[str, Any]:
         "poll_delay": _POLL_SECONDS,
         "job_completion_wait": settings.drain_seconds,
         "health_check_interval": _HEALTH_SECONDS,
-        "health_check_key": f"{QUEUE_NAME}:health:{socket.gethostname()}:{os.getpid()}",
+        "health_check_key": f"{keys.prefix}:health:{socket.gethostname()}:{os.getpid()}",
         "job_serializer": serialize,
         "job_deserializer": deserialize,
     }
@@ -125,14 +132,28 @@ def stock_settings() -> dict[str, Any]:
     """Return the settings for ``arq worker.main.WorkerSettings``."""
     settings = require_servers(load_settings())
     configure_logging(settings)
-    return arq_settings(settings) | {"on_startup": start_up, "on_shutdown": shut_down, "ctx": {"settings": settings}}
+    keys = asyncio.run(_keys(settings))
+    return arq_settings(settings, keys) | {
+        "on_startup": start_up,
+        "on_shutdown": shut_down,
+        "ctx": {"settings": settings},
+    }
+
+
+async def _keys(settings: Settings) -> QueueKeys:
+    async with open_services(settings) as services:
+        return services.queue.keys
+
+
+def _supervisor(settings: Settings, runner: Runner) -> Supervisor:
+    return Supervisor(runner, arq_settings(settings, runner.queue.keys), drain=settings.drain_seconds)
 
 
 async def work(settings: Settings) -> None:
     """Run one worker until it is stopped by a signal."""
     async with open_worker(settings) as runner:
         tune_gc()
-        await Supervisor(runner, arq_settings(settings), drain=settings.drain_seconds).run()
+        await _supervisor(settings, runner).run()
 
 
 def main() -> None:

@@ -21,7 +21,13 @@ from domain.jobs.attempt import (
 from domain.jobs.kinds import JobHandlers
 from domain.jobs.store.orphans import EXTRA_CLAIMS
 from domain.storage.context import Grant, Stopped, StopReason
-from domain.storage.errors import FenceRefused, PermanentStorageError, StorageBusy, TransientStorageError
+from domain.storage.errors import (
+    BackendUnavailable,
+    FenceRefused,
+    PermanentStorageError,
+    StorageBusy,
+    TransientStorageError,
+)
 
 _OUTCOME_BY_STOP_REASON: Final[dict[StopReason, Outcome]] = {
     StopReason.CANCELLED: Cancelled(),
@@ -67,7 +73,7 @@ class AttemptPerformer:
                 return _OUTCOME_BY_STOP_REASON[reason]
             case FenceRefused():
                 return Superseded()
-            case StorageBusy():
+            case StorageBusy() | BackendUnavailable():
                 return self._retry_policy.wait(error)
             case PermanentStorageError():
                 return Failed(describe(error))
@@ -78,7 +84,7 @@ class AttemptPerformer:
         """Shut earlier attempts out and find the state of the storage, before the volume is released."""
         try:
             found: Payload | None = await self._handlers[job.kind].seal(job, grant)
-        except StorageBusy as error:
+        except (StorageBusy, BackendUnavailable) as error:
             return self._retry_policy.wait(error)
         except FenceRefused:
             return Superseded()

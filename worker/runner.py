@@ -6,7 +6,7 @@ awaited; so a job is released only after its storage thread has really stopped.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -111,6 +111,10 @@ class Runner:
         self.capacity_freed = asyncio.Event()
         #: The jobs that are claimed, until their settlement has returned.
         self.running: dict[UUID, Execution] = {}
+
+    def backends(self) -> Sequence[str | None]:
+        """Return the backends whose messages this worker can use now; None stands for those that any worker can use."""
+        return [None, *self._engine.served()]
 
     def start(self, message: JobMessage) -> "asyncio.Task[None]":
         """Handle a message in a task of its own, which must not be cancelled."""

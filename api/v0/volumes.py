@@ -57,7 +57,7 @@ async def expand_volumes(
     body: BulkExpandFields, services: ServicesDep, origin: OriginDep, wait_for_job: WaitForJobDep
 ) -> JobOut:
     """Expand every selected volume, and return the job when it has ended."""
-    body.selection().require_backend(services.backends)
+    body.selection().require_backend(services.directory)
     return JobOut.from_row(await wait_for_job(request_bulk(services, body.expansion(), origin)))
 
 

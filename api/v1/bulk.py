@@ -36,7 +36,7 @@ async def expand_volumes(
     body: BulkExpandIn, services: ServicesDep, origin: OriginDep, accepted: AcceptedDep
 ) -> JobOut | Response:
     """Create a job that expands every selected volume, `max_concurrent` at once; its items have the results."""
-    body.selection().require_backend(services.backends)
+    body.selection().require_backend(services.directory)
     if body.dry_run:
         plan = PlanOut.from_plan(await services.bulk.preview(body.expansion()))
         return Response(plan.model_dump_json(), media_type="application/json")
@@ -54,7 +54,7 @@ async def take_snapshots(
     body: BulkSnapshotIn, services: ServicesDep, origin: OriginDep, accepted: AcceptedDep
 ) -> JobOut:
     """Create a job that takes a snapshot of every selected volume; its items have the results."""
-    body.selection().require_backend(services.backends)
+    body.selection().require_backend(services.directory)
     return await accepted(await request_bulk(services, body.snapshots(), origin))
 
 

@@ -155,7 +155,7 @@ class LaneSteps:
         """
         async with self.database.transaction() as session:
             ledger = Ledger(session)
-            delay = await ledger.next_due(self.lane.parent_id)
+            delay = await ledger.next_due(self.lane)
             if await ledger.has_claimed(self.lane):
                 return min(_HUNG_RETRY_SECONDS, _HUNG_RETRY_SECONDS if delay is None else delay)
             return delay
@@ -179,12 +179,14 @@ class LaneSteps:
             for update in _with_status(written, ItemStatus.SUCCEEDED):
                 log.debug(event, volume_id=str(update.volume_id), size=sizes[update.volume_id])
 
-    async def close_pending(self, ending: Mapping[str, str]) -> None:
-        """Finish all pending items of the parent job without any work, as `Ledger.close`."""
+    async def close_pending(self, ending: Mapping[str, str], *, backend: str | None = None) -> None:
+        """Finish all pending items of the parent job, or of one backend, without any work, as `Ledger.close`."""
         closed = CLOSE_BATCH
         while closed == CLOSE_BATCH:
             async with self._step() as step:
-                items = await Ledger(step.session).close(self.lane.parent_id, ItemStatus.PENDING, ending)
+                items = await Ledger(step.session).close(
+                    self.lane.parent_id, ItemStatus.PENDING, ending, backend=backend
+                )
                 await step.count(items)
             closed = len(items)
 

@@ -21,6 +21,7 @@ from domain.operations import VolumeState
 from domain.storage.backends import Backends
 from domain.storage.context import Grant
 from domain.storage.driver import Usage
+from domain.storage.errors import BackendUnavailable
 from domain.volumes.model import MAX_SIZE, Growth, LockedVolume
 from domain.volumes.repository import VolumeRepository
 
@@ -238,6 +239,8 @@ class ExpandOperation(BulkOperation):
         """Measure all volumes that are on one backend, in one call."""
         try:
             return await self._backends.get(backend).measure([id_ for id_, name in backends.items() if name == backend])
+        except BackendUnavailable:
+            raise
         except CisternError:
             return {}  # the items end as usage-unknown, or fail with the reason when their volumes are expanded
 

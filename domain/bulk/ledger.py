@@ -64,7 +64,7 @@ def _located_by(chunk: str) -> str:
 
 
 _DUE: Final = """
-    FROM job_items WHERE job_id = :job_id AND status = 'pending' AND due_at <= now()
+    FROM job_items WHERE job_id = :job_id AND backend = :backend AND status = 'pending' AND due_at <= now()
     ORDER BY due_at, volume_id LIMIT :limit FOR UPDATE SKIP LOCKED
 """
 LOCK_DUE: Final = text(f"SELECT volume_id, to_size, snapshot_id {_DUE}")
@@ -167,7 +167,9 @@ class Ledger:
         The sizes that the earlier job wrote down stay binding, so that no volume grows twice.
         """
         unachieved = or_(Item.status == ItemStatus.FAILED, Item.code == ItemCode.CANCELLED)
-        items = select(literal(job_id), Item.volume_id, _pending(), Item.from_size, Item.used, Item.to_size)
+        items = select(
+            literal(job_id), Item.volume_id, Item.backend, _pending(), Item.from_size, Item.used, Item.to_size
+        )
         await self._insert(items.where(Item.job_id == earlier_id, unachieved))
 
     async def counts(self, job_id: UUID) -> dict[str, int]:
@@ -185,17 +187,24 @@ class Ledger:
             query = query.where(Item.volume_id > after)
         return (await self._session.scalars(query)).all()
 
-    async def next_due(self, job_id: UUID) -> float | None:
-        """Return the seconds until the next pending item is due; None if no item is pending."""
+    async def next_due(self, lane: Lane) -> float | None:
+        """Return the seconds until the next pending item of the lane's backend is due; None if none is pending."""
         query = select(func.min(Item.due_at) - func.now()).where(
-            Item.job_id == job_id, Item.status == ItemStatus.PENDING
+            Item.job_id == lane.parent_id, Item.backend == lane.backend, Item.status == ItemStatus.PENDING
         )
         waiting: timedelta | None = await self._session.scalar(query)
         return None if waiting is None else max(0.0, waiting.total_seconds())
 
-    async def close(self, job_id: UUID, previous: ItemStatus, ending: Mapping[str, str]) -> Sequence[ItemRef]:
-        """Finish up to `CLOSE_BATCH` items that have the status ``previous``, without any work; return them."""
+    async def close(
+        self, job_id: UUID, previous: ItemStatus, ending: Mapping[str, str], *, backend: str | None = None
+    ) -> Sequence[ItemRef]:
+        """Finish up to `CLOSE_BATCH` items that have the status ``previous``, without any work; return them.
+
+        Only those of a ``backend``, if one is given.
+        """
         batch = select(Item.volume_id).where(Item.job_id == job_id, Item.status == previous)
+        if backend is not None:
+            batch = batch.where(Item.backend == backend)
         batch = batch.limit(CLOSE_BATCH).with_for_update(skip_locked=True)
         query = update(Item).where(Item.job_id == job_id, Item.volume_id.in_(_run_once(batch)))
         return await self._returned(query.values(ending))
@@ -209,9 +218,15 @@ class Ledger:
         held = select(literal(1)).where(Item.job_id == lane.parent_id, Item.lane_id == lane.job_id)
         return await self._session.scalar(held.where(Item.status == ItemStatus.CLAIMED).limit(1)) is not None
 
-    async def reassign(self, job_id: UUID, lane_id: UUID) -> Sequence[ItemRef]:
-        """Reassign the claimed items of a job's dead lanes to a new lane; return them."""
-        query = update(Item).where(Item.job_id == job_id, Item.status == ItemStatus.CLAIMED)
+    async def unfinished_by_backend(self, job_id: UUID) -> dict[str, int]:
+        """Count the items of each backend that are pending or claimed."""
+        unfinished = select(Item.backend, func.count()).where(Item.job_id == job_id, Item.status.not_in(FINISHED))
+        rows = await self._session.execute(unfinished.group_by(Item.backend).order_by(Item.backend))
+        return {row[0]: row[1] for row in rows}
+
+    async def reassign(self, job_id: UUID, backend: str, lane_id: UUID) -> Sequence[ItemRef]:
+        """Reassign the claimed items of a job's dead lanes on a backend to a new lane; return them."""
+        query = update(Item).where(Item.job_id == job_id, Item.backend == backend, Item.status == ItemStatus.CLAIMED)
         # -1 is below every epoch, so that the new lane's first attempt reclaims them.
         return await self._returned(query.values(lane_id=lane_id, epoch=-1))
 
@@ -221,7 +236,7 @@ class Ledger:
         return await self._session.scalar(unfinished.limit(1)) is not None
 
     async def _insert(self, rows: Any) -> None:
-        columns = ["job_id", "volume_id", "status", "from_size", "used", "to_size"]
+        columns = ["job_id", "volume_id", "backend", "status", "from_size", "used", "to_size"]
         statement = insert(Item).from_select(columns, rows, include_defaults=False)
         await self._session.execute(statement.on_conflict_do_nothing())
 
@@ -237,6 +252,7 @@ class LaneItems:
     def __init__(self, session: AsyncSession, lane: Lane) -> None:
         self._session = session
         self._lane_ids = {"job_id": lane.parent_id, "lane_id": lane.job_id, "epoch": lane.epoch}
+        self._backend = lane.backend
 
     async def reclaim(self) -> Sequence[ItemRef]:
         """Claim the items that an earlier attempt at this lane had claimed before it was killed or interrupted."""
@@ -244,11 +260,11 @@ class LaneItems:
 
     async def claim_due(self, limit: int) -> Sequence[ItemRef]:
         """Mark up to ``limit`` due items as claimed; skip items locked by other lanes."""
-        return await self._refs(CLAIM_DUE, ItemStatus.CLAIMED, limit=limit)
+        return await self._refs(CLAIM_DUE, ItemStatus.CLAIMED, limit=limit, backend=self._backend)
 
     async def lock_due(self, limit: int) -> Sequence[ItemRef]:
         """Lock the items that `claim_due` would claim, for a transaction that writes a decision for each of them."""
-        return await self._refs(LOCK_DUE, ItemStatus.PENDING, limit=limit)
+        return await self._refs(LOCK_DUE, ItemStatus.PENDING, limit=limit, backend=self._backend)
 
     async def write(self, updates: Sequence[ItemUpdate], *, previous: ItemStatus) -> None:
         """Write decisions. ``previous``: PENDING if the items are locked by `lock_due`, CLAIMED if they are claimed."""
@@ -274,7 +290,7 @@ class LaneItems:
         statuses = (await self._session.scalars(POSTPONE[previous], {**self._lane_ids, **values})).all()
         return statuses.count(ItemStatus.SKIPPED)
 
-    async def _refs(self, statement: TextClause, status: ItemStatus, **values: int) -> Sequence[ItemRef]:
+    async def _refs(self, statement: TextClause, status: ItemStatus, **values: Any) -> Sequence[ItemRef]:
         rows = await self._session.execute(statement, {**self._lane_ids, **values})
         return [ItemRef(volume_id, status, to_size, snapshot_id) for volume_id, to_size, snapshot_id in rows]
 
@@ -301,7 +317,7 @@ def _selected(selection: Selection) -> Iterable[ColumnElement[bool]]:
 
 
 def _volumes(job_id: UUID, selection: Selection) -> Any:
-    rows = select(literal(job_id), Volume.id, _pending(), Volume.size, Volume.used, null())
+    rows = select(literal(job_id), Volume.id, Volume.backend, _pending(), Volume.size, Volume.used, null())
     # In the order in which lanes claim them, so that the items of a chunk share pages.
     return rows.where(*_selected(selection)).order_by(Volume.id)
 
@@ -309,7 +325,8 @@ def _volumes(job_id: UUID, selection: Selection) -> Any:
 def _named_volumes(job_id: UUID, selection: Selection) -> Any:
     """Select volumes by id. An id without a volume gets an item too, which is then skipped as ``volume-gone``."""
     named = array_rows(({"id": volume_id} for volume_id in selection.ids or ()), id=Uuid())
-    rows = select(literal(job_id), named.c.id, _pending(), Volume.size, Volume.used, null())
+    backend = func.coalesce(Volume.backend, "")
+    rows = select(literal(job_id), named.c.id, backend, _pending(), Volume.size, Volume.used, null())
     return rows.select_from(named.outerjoin(Volume, Volume.id == named.c.id)).where(
         or_(Volume.id.is_(None), and_(*_selected(selection)))
     )

@@ -65,13 +65,17 @@ class Item(Base):
         CheckConstraint("status <> 'claimed' OR (lane_id IS NOT NULL AND epoch IS NOT NULL)", name="claimed"),
         CheckConstraint("status NOT IN ('skipped', 'failed') OR code IS NOT NULL", name="code"),
         CheckConstraint("to_size IS NULL OR from_size IS NULL OR to_size >= from_size", name="growth"),
-        Index("job_items_waiting", "job_id", "due_at", "volume_id", postgresql_where=text("status = 'pending'")),
+        Index(
+            "job_items_waiting", "job_id", "backend", "due_at", "volume_id", postgresql_where=text("status = 'pending'")
+        ),
         Index("job_items_claimed", "job_id", "lane_id", postgresql_where=text("status = 'claimed'")),
         Index("job_items_failed", "job_id", "volume_id", postgresql_where=text("status = 'failed'")),
     )
 
     job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     volume_id: Mapped[UUID] = mapped_column(primary_key=True)
+    #: The backend of its volume, whose lanes work on it; empty if there is no such volume: any lane can say so.
+    backend: Mapped[str] = mapped_column(server_default="")
     status: Mapped[ItemStatus] = mapped_column(enum_text(ItemStatus))
     #: The lane that claimed the item and the lane's epoch then. A lane records only items that still carry both.
     lane_id: Mapped[UUID | None]
@@ -137,6 +141,12 @@ class Lane(NamedTuple):
     def lanes(self) -> int | None:
         """Number of lanes added together with this one; None if an early version, which did not store it, added it."""
         return self.params.get("lanes")
+
+    @property
+    def backend(self) -> str:
+        """The backend whose items the lane works on; empty: those whose volumes are gone."""
+        backend: str = self.params.get("backend", "")
+        return backend
 
     @property
     def is_last(self) -> bool:

@@ -17,7 +17,7 @@ from domain.bulk.requests import BulkRequest
 from domain.errors import CisternError
 from domain.operations import VolumeState
 from domain.storage.context import Fence, Grant, Stopped
-from domain.storage.errors import FenceRefused, StorageBusy, TransientStorageError
+from domain.storage.errors import BackendUnavailable, FenceRefused, StorageBusy, TransientStorageError
 from domain.volumes.model import LockedVolume
 from domain.volumes.repository import Release, VolumeRepository
 
@@ -79,13 +79,13 @@ class BulkOperation(ABC):
     async def work_on(self, work: ItemWork, grant: Grant) -> Result | None:
         """Do the storage work and return its result.
 
-        Return None if the item must stay claimed: the attempt is being stopped, or another process holds the storage
-        lock and may still publish. The lane's next slice tries again.
+        Return None if the item must stay claimed: the attempt is being stopped, another process holds the storage lock
+        and may still publish, or the backend cannot be used now. The lane's next slice tries again.
         """
         item_grant = _grant_for(work, grant)
         try:
             size = await self._with_retries(work, item_grant)
-        except (Stopped, StorageBusy):
+        except (Stopped, StorageBusy, BackendUnavailable):
             return None
         except FenceRefused as error:
             # Either this attempt has lost the lane, and `LaneSteps.record` will drop this result; or it holds the
@@ -111,7 +111,7 @@ class BulkOperation(ABC):
         for try_number in range(1, _MAX_TRIES):
             try:
                 return await self.perform(work, grant)
-            except StorageBusy:
+            except (StorageBusy, BackendUnavailable):
                 raise
             except TransientStorageError:
                 await asyncio.sleep(_PAUSE_SECONDS * try_number)
@@ -126,7 +126,7 @@ class BulkOperation(ABC):
         update = work.ending(ItemStatus.FAILED, error.code, error.message)
         try:
             return await self.seal(work, update, grant)
-        except StorageBusy:
+        except (StorageBusy, BackendUnavailable):
             return None
         except CisternError as seal_error:  # from the backend, or because it is no longer configured
             log.warning("storage.state_unknown", volume_id=str(work.volume_id), error=seal_error.message)

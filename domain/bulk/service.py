@@ -201,15 +201,17 @@ class BulkService(JobHandler):
         if not await ledger.has_unfinished(job.id):
             await recount(session, job.id)
         elif job.attempt <= job.max_attempts:
-            job.attempt += 1  # of a parent, this counts how often it was given lanes
+            if await parents.has_failed_lanes(job.id):  # else there were more backends than slots
+                job.attempt += 1  # of a parent, this counts how often it was given lanes
             job.version += 1
             lanes = await self._add_lanes(session, ClaimedJob.from_row(job), last=job.attempt > job.max_attempts)
             # The epoch of a new lane starts at 0 again. Versions are incremented, so that its fences are nevertheless
             # above those that the dead lanes left on the backend.
-            items = await ledger.reassign(job.id, lanes[0].id)
-            await self._operations[job.kind].raise_fences(session, job.id, items)
+            for lane in {lane.params["backend"]: lane for lane in lanes}.values():
+                items = await ledger.reassign(job.id, lane.params["backend"], lane.id)
+                await self._operations[job.kind].raise_fences(session, job.id, items)
         else:
-            # The last lane could not finish these items either.
+            # The last lanes could not finish these items either.
             claimed = await ledger.close(job.id, ItemStatus.CLAIMED, AS_LANES_LOST)
             pending = await ledger.close(job.id, ItemStatus.PENDING, AS_LANES_LOST)
             await self._operations[job.kind].give_up(session, job.id, claimed)
@@ -217,24 +219,31 @@ class BulkService(JobHandler):
         return job
 
     async def _add_lanes(self, session: AsyncSession, job: ClaimedJob, *, last: bool = False) -> list[Job]:
-        """Add undispatched lanes; their slots add up to ``max_concurrent`` over all workers.
+        """Add undispatched lanes, each for one backend; their slots add up to ``max_concurrent`` over all workers.
 
-        After too many lanes have failed, add a single ``last`` one, which only seals and fails what the others left.
+        After too many lanes have failed, add a single ``last`` one for each backend, which only seals and fails what
+        the others left.
         """
-        slot_counts = [1] if last else slots_per_lane(job.params["max_concurrent"])
-        params = {"of": job.kind, "lanes": len(slot_counts), "last": last, "fence_version": 0}
-        params |= {name: job.params[name] for name in self._operations[job.kind].lane_params}
-        lanes = [
-            new_job(
-                JobKind.BULK_LANE,
-                params | {"slots": slots},
-                max_attempts=_LANE_ATTEMPTS,
-                parent_id=job.id,
-                created_by=job.created_by,
-                dispatched_at=null(),  # undispatched: `dispatch_due` sends the message after the commit
-            )
-            for slots in slot_counts
-        ]
+        counts = await Ledger(session).unfinished_by_backend(job.id)
+        slots = dict.fromkeys(counts, 1) if last else slots_per_backend(counts, job.params["max_concurrent"])
+        params = {name: job.params[name] for name in self._operations[job.kind].lane_params}
+        params |= {"of": job.kind, "last": last, "fence_version": 0}
+        lanes = []
+        for backend, its_slots in slots.items():
+            slot_counts = slots_per_lane(its_slots, max(1, _MAX_LANES // len(slots)))
+            of_backend = {"backend": backend, "lanes": len(slot_counts)}
+            lanes += [
+                new_job(
+                    JobKind.BULK_LANE,
+                    params | of_backend | {"slots": count},
+                    max_attempts=_LANE_ATTEMPTS,
+                    parent_id=job.id,
+                    backend=backend or None,
+                    created_by=job.created_by,
+                    dispatched_at=null(),  # undispatched: `dispatch_due` sends the message after the commit
+                )
+                for count in slot_counts
+            ]
         return [await JobRepository(session).add(lane) for lane in lanes]
 
 
@@ -245,11 +254,23 @@ async def recount(session: AsyncSession, job_id: UUID) -> bool:
     return await parents.add_counts(job_id)
 
 
-def slots_per_lane(max_concurrent: int) -> list[int]:
-    """Divide ``max_concurrent`` slots as evenly as possible among up to 8 lanes."""
-    lanes = min(max_concurrent, _MAX_LANES)
-    slots, remainder = divmod(max_concurrent, lanes)
-    return [slots + (number < remainder) for number in range(lanes)]
+def slots_per_backend(items: Mapping[str, int], max_concurrent: int) -> dict[str, int]:
+    """Divide ``max_concurrent`` slots among backends, by their numbers of ``items``; each gets at least one.
+
+    If there are fewer slots than backends, those with the fewest items get none: they have their turn afterwards.
+    """
+    largest = sorted(items, key=lambda backend: -items[backend])[:max_concurrent]
+    slots = dict.fromkeys(largest, 1)
+    for _ in range(max_concurrent - len(largest) if largest else 0):
+        slots[max(largest, key=lambda backend: items[backend] / slots[backend])] += 1
+    return slots
+
+
+def slots_per_lane(slots: int, max_lanes: int = _MAX_LANES) -> list[int]:
+    """Divide slots as evenly as possible among up to ``max_lanes`` lanes."""
+    lanes = min(slots, max_lanes)
+    each, remainder = divmod(slots, lanes)
+    return [each + (number < remainder) for number in range(lanes)]
 
 
 class ScheduledBulk:

@@ -13,9 +13,10 @@ from domain.check.repair import Repair, is_valid_size
 from domain.check.rows import FIRST, PAGE, RowReader, RowState, VolumeRows
 from domain.errors import CisternError
 from domain.operations import SnapshotState, VolumeState
-from domain.storage.backends import Backends
+from domain.storage.backends import NOT_USED_YET, Backends
 from domain.storage.context import Fence
 from domain.storage.driver import StoredObject, StoredVolume
+from domain.storage.errors import BackendUnavailable
 from domain.volumes.model import MAX_SIZE
 
 _MAX_CONCURRENT_STATS: Final = 8
@@ -81,6 +82,8 @@ class RowsVsStorage:
         try:
             async with self._slots:
                 stored = await self._backends.get(rows.backend).stat(rows.volume.id, rows.snapshots.keys())
+        except BackendUnavailable:
+            return []  # `UnknownData` reports the backend, once
         except CisternError as error:
             finding = Finding(CheckCode.UNREADABLE, _subject(rows.volume), error.message, "repair the backend")
             return [Suspicion(rows.volume.id, rows.volume, [finding])]
@@ -168,7 +171,8 @@ class UnknownData:
 
     async def findings(self, checked: Counter[str], *, repair: bool) -> AsyncIterator[Finding]:
         """Yield data without a row, and adopt it if ``repair``."""
-        for backend in self._backends.names():
+        used = [name for name in self._backends if self._backends.problem(name) != NOT_USED_YET]
+        for backend in used:
             try:
                 async for finding in self._on_backend(backend, checked, repair=repair):
                     yield finding

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Final
+from uuid import UUID
 
 import structlog
 from pydantic_core import from_json
@@ -171,6 +172,12 @@ class Database:
             raise ConfigurationError(
                 f"the database is at revision {current or 'none'}, this version needs {head}: run `cistern migrate`"
             )
+
+    async def installation(self) -> UUID:
+        """Return the id of this installation, which the migration has made."""
+        async with self.transaction() as session:
+            installation: UUID = (await session.scalars(statements.INSTALLATION)).one()
+            return installation
 
     async def _revision(self) -> str | None:
         async with self.transaction() as session:

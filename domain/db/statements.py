@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from sqlalchemy import text
+from sqlalchemy import Uuid, text
 
 #: Read whether the session takes writes, and whether a commit of this role has waited for a standby for 2 s.
 PING: Final = text("""
@@ -15,3 +15,5 @@ PING: Final = text("""
 #: Read whether the database was ever migrated, and to which revision.
 IS_MIGRATED: Final = text("SELECT to_regclass('alembic_version') IS NOT NULL")
 REVISION: Final = text("SELECT version_num FROM alembic_version")
+#: Read the id of this installation.
+INSTALLATION: Final = text("SELECT id FROM installation").columns(id=Uuid())

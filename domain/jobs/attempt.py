@@ -50,7 +50,7 @@ class ClaimedJob(NamedTuple):
     @property
     def message(self) -> JobMessage:
         """The message that it was claimed with."""
-        return JobMessage(self.id, self.epoch)
+        return JobMessage(self.id, self.epoch, self.backend)
 
     @property
     def fence(self) -> Fence:
@@ -174,7 +174,7 @@ class RetryPolicy:
         return RetryIn(self.delay(attempt), describe(error))
 
     def wait(self, error: CisternError) -> RetryIn:
-        """Retry soon without spending an attempt: the storage is only busy with another operation."""
+        """Retry soon without spending an attempt: nothing was tried yet."""
         return RetryIn(self.delay(1), describe(error), free=True)
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -82,6 +82,7 @@ class JobEngine:
         handlers: JobHandlers,
         *,
         worker: Worker,
+        served: Callable[[], Collection[str]],
         lease: float,
         min_heartbeat_timeout: float = MIN_HEARTBEAT_TIMEOUT,
         respect_grace_period: bool = True,
@@ -93,6 +94,7 @@ class JobEngine:
             queue: Transports the messages.
             handlers: By job kind; jobs of other kinds are left to other workers.
             worker: This process's row in the list of workers.
+            served: Returns the names of the backends that this process can use now.
             lease: Length of a lease in seconds.
             min_heartbeat_timeout: Minimum number of seconds that a heartbeat waits for PostgreSQL.
             respect_grace_period: Whether to rescue only when `rescue_is_safe`; only tests turn it off.
@@ -100,9 +102,8 @@ class JobEngine:
         self._database = database
         self._queue = queue
         self._handlers = handlers
-        #: The kinds of the jobs that this worker claims.
-        self.kinds = tuple(handlers)
         self._worker = worker
+        self.served = served
         self._lease = lease
         self._min_heartbeat_timeout = min_heartbeat_timeout
         self._outage_noted = True
@@ -139,12 +140,13 @@ class JobEngine:
             jobs = await LeaseRepository(connection).claim(
                 messages,
                 worker_id=self._worker.id,
-                kinds=self.kinds,
+                kinds=self.maintenance.kinds,
+                backends=self.served(),
                 lease=self._lease,
                 lock_timeout=lock_timeout,
             )
-        claims = {job.message: Claim(job, deadline) for job in jobs}
-        return [claims.pop(message, None) for message in messages]  # a message delivered twice gets one claim
+        claims = {(job.id, job.epoch): Claim(job, deadline) for job in jobs}
+        return [claims.pop(message[:2], None) for message in messages]  # a message delivered twice gets one claim
 
     async def settle(self, job: ClaimedJob, outcome: Outcome) -> bool:
         """Record the outcome of an attempt and its effect in one transaction. Returns whether this call recorded it.

@@ -76,6 +76,13 @@ class JobMaintenance:
         await self._queue.dispatch(due)
         return len(due)
 
+    async def explain_waiting(self) -> int:
+        """Say in queued jobs that no worker serves their backend. Returns their number."""
+        async with self._database.transaction() as session:
+            waiting = await DispatchRepository(session, self.kinds).explain_waiting(_PAGE_SIZE)
+        await self._queue.announce(*waiting)
+        return len(waiting)
+
     async def redispatch_lost(self) -> int:
         """Dispatch again the jobs whose message Redis has lost. Returns their number.
 

@@ -17,13 +17,14 @@ _LIVE = ", ".join(f"'{status}'" for status in sorted(LIVE))
 
 
 class JobMessage(NamedTuple):
-    """The content of a message: a job and its epoch, counted from 0.
+    """A message: a job, its epoch, counted from 0, and the backend in whose queue it is (None: any worker's).
 
     A message can claim the job only while the row has the same epoch; messages of earlier epochs are stale.
     """
 
     job_id: UUID
     epoch: int
+    backend: str | None = None
 
 
 class Job(Entity):
@@ -109,7 +110,7 @@ class Job(Entity):
     @property
     def message(self) -> JobMessage:
         """The message that can claim it at its current epoch."""
-        return JobMessage(self.id, self.epoch)
+        return JobMessage(self.id, self.epoch, self.backend)
 
     @property
     def ended(self) -> bool:

@@ -8,7 +8,7 @@ from uuid_utils.compat import uuid7
 
 from domain.db.database import Database
 from domain.db.pagination import Page, PageRequest
-from domain.errors import Invalid, UnknownBackend
+from domain.errors import Invalid
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting
 from domain.jobs.attempt import Payload
 from domain.jobs.kinds import JobKind
@@ -19,7 +19,7 @@ from domain.operations import SnapshotState, VolumeState, job_for
 from domain.snapshots.model import Snapshot
 from domain.snapshots.repository import BulkSnapshotRepository, SnapshotFilter, SnapshotRepository
 from domain.snapshots.retention import RetentionRule
-from domain.storage.backends import Backends
+from domain.storage.registry import BackendDirectory
 from domain.volumes.model import Volume
 from domain.volumes.repository import VolumeRepository
 from domain.volumes.service import NewVolume
@@ -28,10 +28,10 @@ from domain.volumes.service import NewVolume
 class SnapshotService:
     """The snapshots, for the API."""
 
-    def __init__(self, database: Database, queue: JobQueue, backends: Backends, *, max_attempts: int) -> None:
+    def __init__(self, database: Database, queue: JobQueue, directory: BackendDirectory, *, max_attempts: int) -> None:
         self._database = database
         self._queue = queue
-        self._backends = backends
+        self._directory = directory
         self._max_attempts = max_attempts
 
     # --- read --------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ class SnapshotService:
             session, job_id = accepted.session, uuid7()
             found = await SnapshotRepository(session).get(snapshot_id)
             source = await VolumeRepository(session).get(found.volume_id)
-            self._require_backend(new, source.backend)
+            await self._require_backend(new, source.backend)
             row = new.to_row(backend=source.backend, size=_clone_size(new, found), job_id=job_id)
             clone = await VolumeRepository(session).add(row)
             snapshot = await SnapshotRepository(session).acquire(snapshot_id, SnapshotState.CLONING, job_id)
@@ -152,11 +152,10 @@ class SnapshotService:
         jobs = [self._delete_job(snapshot, backends[snapshot.volume_id], caller) for snapshot in acquired]
         await JobRepository(session).add_undispatched(jobs)
 
-    def _require_backend(self, new: NewVolume, backend: str) -> None:
+    async def _require_backend(self, new: NewVolume, backend: str) -> None:
         if new.backend in (None, backend):
             return
-        if new.backend not in self._backends:
-            raise UnknownBackend(new.backend or "", self._backends)
+        await self._directory.find(new.backend)
         raise Invalid(f"A clone is made on its snapshot's backend, {backend!r}.", field="backend")
 
     def _job(self, kind: JobKind, params: Payload, volume: Volume, snapshot: Snapshot, caller: str | None) -> Job:

@@ -6,16 +6,21 @@ URLs. The factory is called with a `DriverUrl` and the number of threads that ma
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from types import MappingProxyType
 from typing import Final, Self
 
 from domain.db.database import in_transaction
 from domain.errors import ConfigurationError, UnknownBackend
 from domain.storage.driver import StorageDriver
+from domain.storage.errors import BackendUnavailable
 
 ENTRY_POINT_GROUP: Final = "cistern.storage"
+
+#: The problem of a place that no worker has given an identity yet, so that there is nothing in it.
+NOT_USED_YET: Final = "no worker has used it yet"
 
 
 @dataclass
@@ -62,18 +67,24 @@ DriverFactory = Callable[[DriverUrl, int], StorageDriver]
 
 
 class Backends:
-    """The configured backends by name."""
+    """The configured backends by name, and why this process must not use some of them."""
 
-    def __init__(self, drivers: Mapping[str, StorageDriver], schemes: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        drivers: Mapping[str, StorageDriver],
+        schemes: Mapping[str, str],
+        problems: Mapping[str, str | None] = MappingProxyType({}),
+    ) -> None:
         self._drivers = dict(drivers)
         self._schemes = dict(schemes)
+        self._problems = dict(problems)
 
     @classmethod
     def open(cls, urls: Mapping[str, str], threads: int) -> Self:
-        """Open a driver for every URL.
+        """Open a driver for every URL. None that has a place is used before `set_problems` has said that it may be.
 
         Raises:
-            ConfigurationError: a backend cannot be used; the message names it and the reason.
+            ConfigurationError: a URL is invalid; the message names the backend and the reason.
         """
         drivers = {}
         for name, url in urls.items():
@@ -81,7 +92,8 @@ class Backends:
                 drivers[name] = open_driver(url, threads)
             except ConfigurationError as error:
                 raise ConfigurationError(f"CISTERN_BACKENDS: backend {name!r}: {error}") from error
-        return cls(drivers, {name: DriverUrl.parse(url).scheme for name, url in urls.items()})
+        problems = {name: NOT_USED_YET for name, driver in drivers.items() if driver.place is not None}
+        return cls(drivers, {name: DriverUrl.parse(url).scheme for name, url in urls.items()}, problems)
 
     def __contains__(self, name: object) -> bool:
         return name in self._drivers
@@ -102,17 +114,41 @@ class Backends:
         self._require(name)
         return self._schemes[name]
 
-    def get(self, name: str) -> StorageDriver:
-        """Return a driver.
+    def served(self) -> Sequence[str]:
+        """Return the names of the backends that this process can use now."""
+        return [name for name in self._drivers if self._problems.get(name) is None]
+
+    def problem(self, name: str) -> str | None:
+        """Return why this process must not use a backend, None if it may."""
+        return self._problems.get(name)
+
+    def set_problems(self, problems: Mapping[str, str | None]) -> None:
+        """Say of each backend why it must not be used, or that it may be (None)."""
+        self._problems = dict(problems)
+
+    def driver(self, name: str) -> StorageDriver:
+        """Return a driver, whether it may be used or not.
 
         Raises:
             UnknownBackend: no backend of this name is configured.
+        """
+        self._require(name)
+        return self._drivers[name]
+
+    def get(self, name: str) -> StorageDriver:
+        """Return a driver for work.
+
+        Raises:
+            UnknownBackend: no backend of this name is configured.
+            BackendUnavailable: this process must not use it now.
             RuntimeError: called inside a transaction, which would stay open for as long as the storage work takes.
         """
         if in_transaction():
             raise RuntimeError("storage work inside a transaction")
-        self._require(name)
-        return self._drivers[name]
+        driver, problem = self.driver(name), self._problems.get(name)
+        if problem is not None:
+            raise BackendUnavailable(f"The backend {name!r} cannot be used: {problem}.")
+        return driver
 
     async def close(self) -> None:
         """Close all drivers, after the work that is still running in them has ended."""

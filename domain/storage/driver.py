@@ -22,10 +22,11 @@ class Usage:
 
 @dataclass(frozen=True)
 class Capacity:
-    """How many bytes a backend can hold (None: no limit), and how many are used."""
+    """How many bytes a backend can hold, how many are used, and how many can still be written (None: no limit)."""
 
     total: int | None
     used: int
+    free: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,31 @@ class StorageDriver(Protocol):
     A fence belongs to what is published: the volume that is created, changed or restored, or the snapshot that is taken
     or deleted.
     """
+
+    #: Where the storage is, as shown to users, if it is a place that may be missing or be another one than expected,
+    #: such as a mounted file system. Such a driver implements the next three methods, and refuses all work with
+    #: `BackendUnavailable` unless the identity that it was told to `accept` is still there.
+    place: str | None = None
+
+    async def identity(self) -> str | None:
+        """Return the identity that is stored at the place, None if there is none. Change nothing."""
+        return None
+
+    async def initialize(self, identity: str, expected: Collection[UUID] = ()) -> str:  # noqa: ARG002 (for others)
+        """Store an identity at a place that has none, which is created if need be; return the one that is there.
+
+        Raises:
+            BackendUnavailable: it should have volumes, and has none of those ``expected``.
+        """
+        return identity
+
+    async def accept(self, identity: str) -> None:
+        """Work from now on, as long as this identity is at the place.
+
+        Raises:
+            BackendUnavailable: the place cannot be used.
+        """
+        _ = identity  # without a statement, mypy would demand this method of every driver
 
     def path(self, volume_id: UUID) -> str | None:
         """Return the path of the volume's bytes, None if the backend has no paths."""

@@ -2,7 +2,8 @@
 
 StorageError
 ├── TransientStorageError       worth another try later
-│   └── StorageBusy             another process holds the lock of the volume or snapshot; costs no attempt
+│   ├── StorageBusy             another process holds the lock of the volume or snapshot; costs no attempt
+│   └── BackendUnavailable      this process cannot use the backend now, another one may; costs no attempt
 ├── PermanentStorageError       trying again will not help: StorageFull, SizeUnsupported, AccessDenied,
 │                               VolumeMissing, SnapshotMissing
 ├── FenceRefused                a later attempt has already published or sealed; this one is superseded
@@ -22,6 +23,12 @@ class StorageBusy(TransientStorageError):
     """Another process holds the lock of this volume or snapshot."""
 
     code = "storage-busy"
+
+
+class BackendUnavailable(TransientStorageError):
+    """This process cannot use the backend now."""
+
+    code = "backend-unavailable"
 
 
 class PermanentStorageError(StorageError):

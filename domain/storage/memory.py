@@ -111,7 +111,8 @@ class MemoryDriver(StorageDriver):
 
         Snapshots use no space: they share the bytes of their volume.
         """
-        return Capacity(self._limit, sum(self._sizes.values()))
+        used = sum(self._sizes.values())
+        return Capacity(self._limit, used, None if self._limit is None else self._limit - used)
 
     async def close(self) -> None:
         """Do nothing: there are no threads or handles."""

@@ -68,7 +68,7 @@ class NullDriver(StorageDriver):
 
     async def capacity(self) -> Capacity:
         """Return an empty backend without a limit."""
-        return Capacity(total=None, used=0)
+        return Capacity(total=None, used=0, free=None)
 
     async def close(self) -> None:
         """Do nothing: there are no threads or handles."""

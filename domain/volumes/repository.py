@@ -185,6 +185,11 @@ class VolumeRepository:
         query = select(Volume.id, Volume.backend).where(Volume.id.in_(volume_ids))
         return {row.id: row.backend for row in await self._session.execute(query)}
 
+    async def sample(self, backend: str, limit: int) -> Sequence[UUID]:
+        """Return up to ``limit`` volumes that have data on a backend."""
+        query = select(Volume.id).where(Volume.backend == backend, Volume.state == VolumeState.AVAILABLE).limit(limit)
+        return (await self._session.scalars(query)).all()
+
     async def lock_many(self, volume_ids: Collection[UUID]) -> Sequence[LockedVolume]:
         """Lock and read those of these volumes that exist, in the order of their ids; wait for locked rows."""
         return [LockedVolume(*row) for row in await self._session.execute(LOCK, {"ids": list(volume_ids)})]

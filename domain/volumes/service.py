@@ -20,7 +20,7 @@ from uuid_utils.compat import uuid7
 from domain.batching import Batcher
 from domain.db.database import Database, failed_transiently, was_lock_timeout
 from domain.db.pagination import Page, PageRequest
-from domain.errors import DatabaseUnavailable, Invalid, Refused, UnknownBackend
+from domain.errors import DatabaseUnavailable, Invalid, Refused
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting, log_accepted
 from domain.jobs.attempt import Payload
 from domain.jobs.kinds import JobKind
@@ -28,7 +28,7 @@ from domain.jobs.model import Job
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.transport.job_queue import JobQueue
 from domain.operations import OPERATIONS, VolumeState, job_for, volume_of
-from domain.storage.backends import Backends
+from domain.storage.registry import BackendDirectory
 from domain.volumes.model import Growth, LockedVolume, Volume
 from domain.volumes.repository import VolumeFilter, VolumeRepository, name_taken
 
@@ -85,13 +85,19 @@ class VolumeService:
     """The volumes, for the API."""
 
     def __init__(
-        self, database: Database, queue: JobQueue, backends: Backends, *, max_attempts: int, refuse_delete: RefuseDelete
+        self,
+        database: Database,
+        queue: JobQueue,
+        directory: BackendDirectory,
+        *,
+        max_attempts: int,
+        refuse_delete: RefuseDelete,
     ) -> None:
         """Create the service; ``refuse_delete`` raises if another package's rows depend on the volume."""
         self._refuse_delete = refuse_delete
         self._database = database
         self._queue = queue
-        self._backends = backends
+        self._directory = directory
         self._max_attempts = max_attempts
         self._create_batcher = Batcher(self._create_batch, max_batch=MAX_BATCH, fails_all=failed_transiently)
         self._expand_batcher = Batcher(self._expand_batch, max_batch=MAX_BATCH, fails_all=failed_transiently)
@@ -140,7 +146,7 @@ class VolumeService:
 
     def path(self, volume: Volume) -> str | None:
         """Return the path of the volume's data; None if the backend has no files or is no longer configured."""
-        return self._backends.get(volume.backend).path(volume.id) if volume.backend in self._backends else None
+        return self._directory.path(volume.backend, volume.id)
 
     # --- request -----------------------------------------------------------------------------------------
 
@@ -152,7 +158,7 @@ class VolumeService:
             UnknownBackend: the backend is not configured.
             NameTaken: another volume has the name.
         """
-        volume = self._new_volume(new)
+        volume = await self._new_volume(new)
         job = self._job(JobKind.VOLUME_CREATE, volume, {"size": volume.size}, created_by=origin.caller)
         if origin.idempotency is None and await self._create_batcher(_CreateRequest(volume, job)):
             return await self._log_and_dispatch(job)
@@ -248,10 +254,8 @@ class VolumeService:
             accepted.job = await JobRepository(accepted.session).add(job)
         return await self._dispatch(job)
 
-    def _new_volume(self, new: NewVolume) -> Volume:
-        backend = new.backend or self._backends.names()[0]
-        if backend not in self._backends:
-            raise UnknownBackend(backend, self._backends)
+    async def _new_volume(self, new: NewVolume) -> Volume:
+        backend = (await self._directory.find(new.backend)).name
         if new.size is None:
             raise Invalid("A volume needs a size.", field="size")
         return new.to_row(backend=backend, size=new.size, job_id=uuid7())

@@ -26,7 +26,10 @@ async def test_stopping_api_returns_the_job_to_waiting_clients(cluster: Cluster,
     address = cluster.start_api()
     (api,) = cluster.processes
     # The client's timeout is shorter than the 30 seconds that the request would wait.
-    async with open_services(cluster.settings) as services, httpx.AsyncClient(base_url=address, timeout=20) as client:
+    async with (
+        open_services(cluster.settings, adopt=True) as services,
+        httpx.AsyncClient(base_url=address, timeout=20) as client,
+    ):
         body = {"name": "without-workers", "size": SMALL}
         waiting = asyncio.create_task(client.post(route, json=body, headers={"Prefer": prefer}))
         await wait_until_accepted(services)

@@ -46,7 +46,7 @@ async def test_measuring_bulk_survives_a_worker_killed_at_any_transition(cluster
 
 
 async def assert_survives(cluster: Cluster, transition: str, policy: GrowthPolicy) -> None:
-    async with open_services(cluster.settings) as services, services.watcher.watching():
+    async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
         await prepare(services, cluster)
         for volume in (await services.volumes.list_volumes(VolumeFilter(), PageRequest("all"))).items:
             Path(str(services.volumes.path(volume))).write_bytes(b"x" * MIB)
@@ -70,7 +70,7 @@ async def assert_survives(cluster: Cluster, transition: str, policy: GrowthPolic
 
 @pytest.mark.parametrize("transition", BULK_TRANSITIONS)
 async def test_bulk_snapshot_survives_a_worker_killed_at_any_transition(cluster: Cluster, transition: str) -> None:
-    async with open_services(cluster.settings) as services, services.watcher.watching():
+    async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
         await prepare(services, cluster)
         victim = cluster.start_worker(
             "tests.acceptance.sabotage", SABOTAGE_TRANSITION=transition, SABOTAGE_FAULT="kill"

@@ -39,7 +39,7 @@ async def start_blocked(services: Services, cluster: Cluster, log: Path, drain: 
 
 
 async def test_stopping_worker_finishes_its_jobs_and_claims_no_new_ones(cluster: Cluster, log: Path) -> None:
-    async with open_services(cluster.settings) as services, services.watcher.watching():
+    async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
         worker, job = await start_blocked(services, cluster, log, LONG)
         worker.send_signal(signal.SIGTERM)
         await wait_for_log(log, "worker.draining")
@@ -55,7 +55,7 @@ async def test_stopping_worker_finishes_its_jobs_and_claims_no_new_ones(cluster:
 
 
 async def test_job_unfinished_after_the_drain_is_released_without_an_attempt(cluster: Cluster, log: Path) -> None:
-    async with open_services(cluster.settings) as services, services.watcher.watching():
+    async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
         worker, job = await start_blocked(services, cluster, log, "0")
         worker.send_signal(signal.SIGTERM)
         assert await exit_code(worker) == 0
@@ -69,7 +69,7 @@ async def test_job_unfinished_after_the_drain_is_released_without_an_attempt(clu
 
 
 async def test_second_sigterm_ends_the_drain(cluster: Cluster, log: Path) -> None:
-    async with open_services(cluster.settings) as services, services.watcher.watching():
+    async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
         worker, job = await start_blocked(services, cluster, log, LONG)
         worker.send_signal(signal.SIGTERM)
         await wait_for_log(log, "worker.draining")
@@ -81,7 +81,7 @@ async def test_second_sigterm_ends_the_drain(cluster: Cluster, log: Path) -> Non
 
 
 async def test_kind_unknown_to_an_older_worker_runs_in_a_newer_one(cluster: Cluster, log: Path) -> None:
-    async with open_services(cluster.settings) as services, services.watcher.watching():
+    async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
         older = start(cluster, log, "tests.acceptance.sabotage", SABOTAGE_KIND="volume.expand")
         volume_id = (await ended(services, (await services.volumes.request_create(NewVolume("v", SMALL))).id)).volume_id
         assert volume_id is not None

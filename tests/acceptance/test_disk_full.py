@@ -33,7 +33,7 @@ async def services(disk: Path, cluster: Cluster) -> AsyncIterator[Services]:
     """Services and a worker process on that disk, whose volumes are fully allocated."""
     url = f"faulty+file:{disk}/volumes?allocate=full&journal={cluster.journal}"
     settings = cluster.settings.model_copy(update={"backends": {"local": url}})
-    async with open_services(settings) as services, services.watcher.watching():
+    async with open_services(settings, adopt=True) as services, services.watcher.watching():
         cluster.start_worker(url=url)
         yield services
         cluster.clear()  # a disk with open files cannot be unmounted

@@ -44,7 +44,7 @@ async def create(services: Services, *names: str) -> list[UUID]:
 async def test_hung_expansion_runs_elsewhere_and_the_resumed_thread_publishes_nothing(
     cluster: Cluster, hang: Path, without: str
 ) -> None:
-    async with open_services(cluster.settings) as services, services.watcher.watching():
+    async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
         async with running_worker(cluster.settings):
             (volume_id,) = await create(services, "held")
         hang.touch()
@@ -86,7 +86,7 @@ async def wait_until_five_succeeded(services: Services, bulk: Job) -> None:
 
 
 async def test_hung_volume_of_a_chunk_blocks_no_other_and_is_expanded_elsewhere(cluster: Cluster, hang: Path) -> None:
-    async with open_services(cluster.settings) as services, services.watcher.watching():
+    async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
         volumes, bulk = await bulk_of_six(services, cluster, max_concurrent=16)
         hang.write_text(str(volumes[2]))
         stuck = start_stuck(cluster, hang, CISTERN_STALL_SECONDS="3")
@@ -106,7 +106,7 @@ async def test_hung_volume_of_a_chunk_blocks_no_other_and_is_expanded_elsewhere(
 
 
 async def test_volume_that_hangs_in_every_worker_does_not_block_a_narrow_lane(cluster: Cluster, hang: Path) -> None:
-    async with open_services(cluster.settings) as services, services.watcher.watching():
+    async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
         volumes, bulk = await bulk_of_six(services, cluster, max_concurrent=2)
         hang.write_text(str(volumes[2]))
         for _ in range(2):
@@ -119,7 +119,7 @@ async def test_volume_that_hangs_in_every_worker_does_not_block_a_narrow_lane(cl
 
 async def test_worker_with_all_slots_hung_logs_it_runs_maintenance_and_recovers(cluster: Cluster, hang: Path) -> None:
     log = cluster.folder / "log"
-    async with open_services(cluster.settings) as services, services.watcher.watching():
+    async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
         hang.touch()
         stuck = cluster.start_worker(
             url=cluster.url(hang=hang), log=log, CISTERN_MAX_JOBS="2", CISTERN_STALL_SECONDS="1"
@@ -142,7 +142,7 @@ async def test_worker_with_all_slots_hung_logs_it_runs_maintenance_and_recovers(
 
 async def test_hung_job_does_not_occupy_a_second_slot(cluster: Cluster, hang: Path) -> None:
     log = cluster.folder / "log"
-    async with open_services(cluster.settings) as services, services.watcher.watching():
+    async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
         hang.touch()
         stuck = start_stuck(cluster, hang, log, CISTERN_STALL_SECONDS="1", CISTERN_LOG_LEVEL="debug")
         job = await services.volumes.request_create(NewVolume("held", SMALL))
@@ -158,7 +158,7 @@ async def test_worker_with_a_hung_thread_exits_on_sigterm_and_logs_its_abandoned
     cluster: Cluster, hang: Path
 ) -> None:
     log = cluster.folder / "log"
-    async with open_services(cluster.settings) as services, services.watcher.watching():
+    async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
         hang.touch()
         stuck = cluster.start_worker(url=cluster.url(hang=hang), log=log, CISTERN_DRAIN_SECONDS="0")
         job = await services.volumes.request_create(NewVolume("held", SMALL))

@@ -58,7 +58,7 @@ async def assert_effect_once(services: Services, cluster: Cluster, kind: str, jo
 async def test_job_of_a_worker_killed_at_any_transition_takes_effect_once(
     cluster: Cluster, kind: str, transition: str
 ) -> None:
-    async with open_services(cluster.settings) as services, services.watcher.watching():
+    async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
         volume_id = await prepare(services, cluster, kind)
         victim = cluster.start_worker(
             "tests.acceptance.sabotage", SABOTAGE_TRANSITION=transition, SABOTAGE_FAULT="kill"
@@ -72,7 +72,7 @@ async def test_job_of_a_worker_killed_at_any_transition_takes_effect_once(
 
 @pytest.mark.parametrize("transition", TRANSITIONS)
 async def test_redis_flushed_at_any_transition_changes_nothing(cluster: Cluster, transition: str) -> None:
-    async with open_services(cluster.settings) as services, services.watcher.watching():
+    async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
         cluster.start_worker("tests.acceptance.sabotage", SABOTAGE_TRANSITION=transition, SABOTAGE_FAULT="flush")
         volume_id = None
         for kind in KINDS:
@@ -84,7 +84,7 @@ async def test_redis_flushed_at_any_transition_changes_nothing(cluster: Cluster,
 
 
 async def test_message_lost_by_redis_before_delivery_is_dispatched_again(cluster: Cluster) -> None:
-    async with open_services(cluster.settings) as services, services.watcher.watching():
+    async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
         job = await request(services, "volume.create", None)
         await services.queue.redis.flushall()
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from domain.jobs.transport.job_queue import QUEUE_NAME, JobQueue
+from domain.services import open_services
 from tests.acceptance.cluster import Cluster
 from tests.acceptance.waiting import exit_code, wait_for_log
 from tests.support.forked import Process
@@ -94,9 +94,8 @@ async def test_settled_line_of_a_failed_job_has_its_error_code(cluster: Cluster,
 async def test_stock_arq_writes_json_too_and_no_line_twice(cluster: Cluster, tmp_path: Path) -> None:
     log = tmp_path / "worker.log"
     worker = cluster.start_worker("arq", "worker.main.WorkerSettings", log=log)
-    queue = JobQueue.open(cluster.settings.redis_url)
-    await queue.redis.enqueue_job("unknown_function", _queue_name=QUEUE_NAME)
-    await queue.close()
+    async with open_services(cluster.settings) as services:
+        await services.queue.redis.enqueue_job("unknown_function")
     await wait_for_log(log, "unknown_function")
     address = await asyncio.to_thread(cluster.start_api, log=tmp_path / "api.log")
     async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60, headers=REQUEST) as http:

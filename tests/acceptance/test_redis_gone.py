@@ -55,7 +55,7 @@ async def assert_each_once(services: Services, cluster: Cluster, jobs: list[Job]
 
 
 async def test_redis_killed_and_restarted_empty_loses_no_job(cluster: Cluster, private_redis: EmbeddedServers) -> None:
-    async with open_services(cluster.settings) as services, services.watcher.watching():
+    async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
         with client(cluster.start_api()) as api:
             worker = cluster.start_worker(url=cluster.url(delay_ms=100))
             for restart in range(3):
@@ -74,7 +74,7 @@ async def test_jobs_accepted_without_redis_from_the_start_run_later(
     cluster: Cluster, private_redis: EmbeddedServers
 ) -> None:
     private_redis.redis.stop(signal.SIGKILL)
-    async with open_services(cluster.settings) as services, services.watcher.watching():
+    async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
         worker = cluster.start_worker()
         with client(cluster.start_api()) as api:
             assert api.get("/readyz").json()["redis"] == "unavailable"
@@ -91,7 +91,7 @@ async def test_jobs_accepted_without_redis_from_the_start_run_later(
 async def test_hanging_redis_loses_no_job_and_delays_no_request(
     cluster: Cluster, private_redis: EmbeddedServers
 ) -> None:
-    async with open_services(cluster.settings) as services, services.watcher.watching():
+    async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
         worker = cluster.start_worker()
         with client(cluster.start_api()) as api:
             post(api, "before")

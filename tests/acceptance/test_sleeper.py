@@ -60,7 +60,7 @@ class Aftermath:
 
 async def sleep_through(cluster: Cluster, kind: str, *, without: str, then_delete: bool = False) -> Aftermath:
     """Let another worker finish the sleeper's job, wake the sleeper up, and return its effects."""
-    async with open_services(cluster.settings) as services, services.watcher.watching():
+    async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
         sleeper, job = await start_sleeper(services, cluster, kind, without)
         async with running_worker(cluster.settings):
             finished = await ended(services, job.id)

@@ -42,7 +42,7 @@ def contents(scenario: Scenario) -> dict[Path, bytes]:
 
 async def sleep_through(cluster: Cluster, kind: str, *, without: str) -> Aftermath:
     """Let another worker finish the job and the user go on, wake the sleeper up, and return its effects."""
-    async with open_services(cluster.settings) as services, services.watcher.watching():
+    async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
         scenario = await prepare(services, cluster)
         sleeper, job = await start_sleeper(scenario, kind, without)
         async with running_worker(cluster.settings):

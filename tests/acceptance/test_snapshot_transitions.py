@@ -112,7 +112,7 @@ async def assert_published_once(scenario: Scenario, job: Job) -> None:
 async def test_snapshot_job_of_a_worker_killed_at_any_transition_takes_effect_once(
     cluster: Cluster, kind: str, transition: str
 ) -> None:
-    async with open_services(cluster.settings) as services, services.watcher.watching():
+    async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
         scenario = await prepare(services, cluster)
         victim = cluster.start_worker(
             "tests.acceptance.sabotage", SABOTAGE_TRANSITION=transition, SABOTAGE_FAULT="kill"

@@ -48,8 +48,8 @@ async def queued_jobs(services: Services, count: int) -> None:
     """Insert queued jobs that were dispatched a minute ago, without volumes or messages."""
     await sql(
         services,
-        "INSERT INTO jobs (id, kind, status, version, params, attempt, max_attempts, epoch, dispatched_at)"
-        " SELECT gen_random_uuid(), 'volume.create', 'queued', 1, '{}', 0, 8, 0, now() - interval '1 minute'"
+        "INSERT INTO jobs (id, kind, backend, status, version, params, attempt, max_attempts, epoch, dispatched_at)"
+        " SELECT gen_random_uuid(), 'volume.create', 'memory', 'queued', 1, '{}', 0, 8, 0, now() - interval '1 minute'"
         f" FROM generate_series(1, {count})",
     )
 
@@ -61,6 +61,7 @@ def an_engine(services: Services) -> JobEngine:
         services.queue,
         worker_handlers(services, lambda: 1),
         worker=Worker(id=uuid7(), host="test", pid=os.getpid()),
+        served=services.backends.served,
         lease=services.settings.lease_seconds,
         respect_grace_period=False,
     )

@@ -22,7 +22,7 @@ WAIT = {"Prefer": "wait=30"}
 
 @pytest.fixture
 async def services(bulk_settings: Settings) -> AsyncIterator[Services]:
-    async with open_services(bulk_settings) as services:
+    async with open_services(bulk_settings, adopt=True) as services:
         yield services
 
 

@@ -55,7 +55,7 @@ async def test_accepted_volume_is_a_row_a_job_and_a_message(
     assert (volume["state"], volume["job_id"], volume["size"]) == ("creating", job["id"], 2**20)
     assert volume["labels"] == {"stadt": "Köln 🌊"}
     assert volume["created_at"].endswith("Z")
-    assert await services.queue.redis.zcard("cistern:queue") == 1
+    assert await services.queue.redis.zcard(services.queue.keys.queue("memory")) == 1
 
 
 async def test_one_of_fifty_concurrent_expansions_is_accepted(services: Services, client: httpx.AsyncClient) -> None:
@@ -281,5 +281,6 @@ async def test_cancelled_creation_can_be_retried_once(client: httpx.AsyncClient)
 async def test_api_is_ready_on_real_servers(client: httpx.AsyncClient) -> None:
     response = (await client.get("/readyz")).json()
 
-    assert (response["status"], response["postgresql"], response["redis"]) == ("ready", "ok", "ok")
+    assert (response["status"], response["postgresql"], response["redis"]) == ("degraded", "ok", "ok")
+    assert response["backends"] == {"memory": "no worker has it among its CISTERN_BACKENDS"}
     assert response["stats"]["queue_depth"] == 0

@@ -27,13 +27,13 @@ AUTOGROW = {"policy": "autogrow", "max_concurrent": 3}
 @pytest.fixture
 def own_settings(settings: Settings, tmp_path: Path) -> Settings:
     options = f"journal={tmp_path / 'journal'}&fail=@{tmp_path / 'faults'}"
-    backends = {"files": f"faulty+file:{tmp_path}/volumes?{options}"}
+    backends = {"files": f"faulty+file:{tmp_path}/volumes?{options}", "unmeasured": "null:"}
     return settings.model_copy(update={"backends": backends})
 
 
 @pytest.fixture
 async def services(own_settings: Settings) -> AsyncIterator[Services]:
-    async with open_services(own_settings) as services, services.watcher.watching():
+    async with open_services(own_settings, adopt=True) as services, services.watcher.watching():
         yield services
 
 
@@ -96,7 +96,7 @@ async def test_unusable_policy_and_unknown_usage_affect_no_other_volume(
     async with running_worker(own_settings):
         fine = await a_volume(services, "fine", FIFTH, used=9)
         unusable = await a_volume(services, "unusable", {"usage_above": "much", "by": [], "up_to": -1}, used=9)
-        (unmeasured,) = await add_volumes(services, 1, backend="gone", autogrow=FIFTH)
+        (unmeasured,) = await add_volumes(services, 1, backend="unmeasured", autogrow=FIFTH)
         job = (await client.post(EXPAND, json=AUTOGROW, headers={"Prefer": "wait=30"})).json()
 
     assert job["status"] == "partial"

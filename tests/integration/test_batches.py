@@ -112,7 +112,7 @@ async def test_effect_that_times_out_does_not_affect_the_others(
     services: Services, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(SERVER_SETTINGS, "statement_timeout", "1000")
-    async with open_services(settings) as short_timeout:
+    async with open_services(settings, adopt=True) as short_timeout:
         jobs, engine = await some_jobs(services), an_engine(short_timeout)
         claims = await claimed(engine, jobs)
         await sql(services, SLOW.format(volume_id=jobs[3].volume_id))
@@ -138,7 +138,7 @@ async def test_single_settlement_of_a_locked_row_times_out_too(
 ) -> None:
     for limit in ("lock_timeout", "statement_timeout"):
         monkeypatch.setitem(SERVER_SETTINGS, limit, "3600000")
-    async with asyncio.timeout(30), open_services(settings) as long_timeout:
+    async with asyncio.timeout(30), open_services(settings, adopt=True) as long_timeout:
         (job,), engine = await some_jobs(services, 1), an_engine(long_timeout)
         (claim,) = await claimed(engine, [job])
         async with locked(services, "volumes", job.volume_id):
@@ -153,7 +153,7 @@ async def test_reads_of_a_locked_table_fail_as_one_batch(
 ) -> None:
     monkeypatch.setitem(SERVER_SETTINGS, "lock_timeout", "200")
     jobs = await some_jobs(services)
-    async with open_services(settings) as short_timeout, services.database.transaction() as session:
+    async with open_services(settings, adopt=True) as short_timeout, services.database.transaction() as session:
         batches: list[int] = []
         read_batch = short_timeout.jobs._read_batch
 

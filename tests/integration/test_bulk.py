@@ -28,7 +28,7 @@ BY_ONE = GrowthPolicy(by=MIB)
 
 @pytest.fixture
 async def services(bulk_settings: Settings) -> AsyncIterator[Services]:
-    async with open_services(bulk_settings) as services, services.watcher.watching():
+    async with open_services(bulk_settings, adopt=True) as services, services.watcher.watching():
         yield services
 
 

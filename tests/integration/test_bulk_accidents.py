@@ -4,7 +4,7 @@ import asyncio
 import fcntl
 from collections.abc import AsyncIterator
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text
@@ -34,7 +34,7 @@ def bulk_settings(settings: Settings, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 async def services(bulk_settings: Settings) -> AsyncIterator[Services]:
-    async with open_services(bulk_settings) as services, services.watcher.watching():
+    async with open_services(bulk_settings, adopt=True) as services, services.watcher.watching():
         yield services
 
 
@@ -61,7 +61,7 @@ async def test_planning_may_take_longer_than_other_transactions(services: Servic
     claim = await an_engine(services).claim(job.message)
     assert claim is not None
     database = Database(services.settings.database_url, timeout=0.5)
-    handler = compose(services.settings, database, services.queue, services.backends).handlers[job.kind]
+    handler = compose(services.settings, database, services.queue, services.backends, uuid4()).handlers[job.kind]
     try:
         async with services.database.transaction() as session:
             await session.execute(text("LOCK TABLE job_items IN SHARE MODE"))

@@ -32,7 +32,7 @@ COUNT = 3
 @pytest.fixture
 async def services(settings: Settings, tmp_path: Path) -> AsyncIterator[Services]:
     settings = settings.model_copy(update={"backends": {"files": f"file:{tmp_path}/volumes"}})
-    async with open_services(settings) as services, services.watcher.watching():
+    async with open_services(settings, adopt=True) as services, services.watcher.watching():
         yield services
 
 

@@ -33,7 +33,7 @@ FIRST_NIGHT = datetime(2026, 1, 1, 2, tzinfo=UTC)
 async def services(settings: Settings, tmp_path: Path) -> AsyncIterator[Services]:
     backends = {"files": f"file:{tmp_path}/volumes"}
     settings = settings.model_copy(update={"backends": backends})
-    async with open_services(settings) as services, services.watcher.watching():
+    async with open_services(settings, adopt=True) as services, services.watcher.watching():
         yield services
 
 

@@ -19,7 +19,7 @@ from tests.integration.snapshot_builders import a_snapshot, a_stored_volume, all
 
 @pytest.fixture
 async def services(settings: Settings, tmp_path: Path) -> AsyncIterator[Services]:
-    async with open_services(on_disk(settings, tmp_path)) as services:
+    async with open_services(on_disk(settings, tmp_path), adopt=True) as services:
         yield services
 
 
@@ -63,9 +63,7 @@ async def test_missing_data_is_reported_and_not_repaired(
 
 async def test_rows_of_an_unmounted_disk_are_not_changed(services: Services, tmp_path: Path) -> None:
     volume = await a_volume(services, backend="disk")
-    for path in (tmp_path / "disk").iterdir():
-        path.rmdir()
-    (tmp_path / "disk").rmdir()
+    shutil.rmtree(tmp_path / "disk")
 
     assert [finding.repaired for finding in await run_check(services, repair=True)] == [False]
     assert (await volume_row(services, volume.id))["state"] == "available"
@@ -231,7 +229,7 @@ async def test_unreadable_volume_is_reported_and_the_others_are_checked(services
 
 @pytest.mark.parametrize("backend", ["null:", "memory:"])
 async def test_backend_without_files_has_no_findings(settings: Settings, backend: str) -> None:
-    async with open_services(settings.model_copy(update={"backends": {"memory": backend}})) as services:
+    async with open_services(settings.model_copy(update={"backends": {"memory": backend}}), adopt=True) as services:
         volume = await a_stored_volume(services)
         await a_snapshot(services, volume)
 

@@ -105,7 +105,7 @@ async def test_repair_after_restoring_an_old_database_makes_every_volume_usable(
 ) -> None:
     disk = on_disk(settings, tmp_path)
     live = disk.database_url.partition("?")[0].rpartition("/")[2]
-    async with open_services(disk) as services:
+    async with open_services(disk, adopt=True) as services:
         async with running_worker(disk):
             volumes = await work_before_backup(services)
         # One job is queued and one is running at the time of the backup.
@@ -113,13 +113,13 @@ async def test_repair_after_restoring_an_old_database_makes_every_volume_usable(
         at_work = await services.volumes.request_create(NewVolume("at work", MIB))
         await claimed(services, at_work)
     await asyncio.to_thread(copy_database, servers, live, backup)
-    async with open_services(disk) as services:
+    async with open_services(disk, adopt=True) as services:
         async with running_worker(disk):
             new = await work_after_backup(services, volumes)
             await carry_on(services, volumes["untouched"][0], waiting, at_work)
         assert await findings(services) == []
     await asyncio.to_thread(copy_database, servers, backup, live)
-    async with open_services(disk) as services:
+    async with open_services(disk, adopt=True) as services:
         await sql(services, "UPDATE jobs SET lease_expires_at = now() - interval '1 hour' WHERE status = 'running'")
         found = {code for code, _, _ in await findings(services)}
         assert found == {"no-worker", "fence-behind", "size-differs", "data-missing", "no-row"}

@@ -12,8 +12,8 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from api.cli.app import main
+from domain.services import open_services
 from domain.settings import Settings
-from domain.storage.backends import open_driver
 from tests.integration.check_builders import grant_at
 from tests.integration.job_builders import MIB
 
@@ -40,13 +40,13 @@ def check(
     return run
 
 
-def add_unknown_volume(tmp_path: Path) -> UUID:
+def add_unknown_volume(settings: Settings, tmp_path: Path) -> UUID:
     """Create data on the disk that has no row."""
+    disk = settings.model_copy(update={"backends": {"disk": f"file:{tmp_path}/disk"}})
 
     async def create() -> None:
-        driver = open_driver(f"file:{tmp_path}/disk", 1)
-        await driver.create(volume_id, MIB, grant_at(1))
-        await driver.close()
+        async with open_services(disk, adopt=True) as services:
+            await services.backends.get("disk").create(volume_id, MIB, grant_at(1))
 
     volume_id = uuid7()
     asyncio.run(create())
@@ -57,8 +57,10 @@ def test_check_without_findings_prints_what_was_checked(check: Check) -> None:
     assert check() == (0, ["nothing there; all agree"], "")
 
 
-def test_each_finding_is_one_line_and_a_full_repair_exits_with_zero(check: Check, tmp_path: Path) -> None:
-    volume_id = add_unknown_volume(tmp_path)
+def test_each_finding_is_one_line_and_a_full_repair_exits_with_zero(
+    check: Check, settings: Settings, tmp_path: Path
+) -> None:
+    volume_id = add_unknown_volume(settings, tmp_path)
     code, (finding, total), _ = check()
 
     assert code == 1
@@ -73,15 +75,15 @@ def test_each_finding_is_one_line_and_a_full_repair_exits_with_zero(check: Check
     assert check() == (0, ["volumes: 1, snapshots: 0, volumes on backends: 1; all agree"], "")
 
 
-def test_incomplete_repair_exits_with_one(check: Check, tmp_path: Path) -> None:
-    with (tmp_path / "disk" / str(add_unknown_volume(tmp_path)) / "data").open("r+b") as file:
+def test_incomplete_repair_exits_with_one(check: Check, settings: Settings, tmp_path: Path) -> None:
+    with (tmp_path / "disk" / str(add_unknown_volume(settings, tmp_path)) / "data").open("r+b") as file:
         file.truncate(0)
 
     assert check("--repair")[0] == 1
 
 
-def test_json_output_has_one_line_per_finding_and_no_total(check: Check, tmp_path: Path) -> None:
-    volume_id = add_unknown_volume(tmp_path)
+def test_json_output_has_one_line_per_finding_and_no_total(check: Check, settings: Settings, tmp_path: Path) -> None:
+    volume_id = add_unknown_volume(settings, tmp_path)
     code, lines, errors = check("--json")
     (finding,) = map(json.loads, lines)
 

@@ -31,7 +31,7 @@ ENDED = "status = 'failed', finished_at = now(), lease_expires_at = NULL"
 
 @pytest.fixture
 async def services(settings: Settings, tmp_path: Path) -> AsyncIterator[Services]:
-    async with open_services(on_disk(settings, tmp_path)) as services:
+    async with open_services(on_disk(settings, tmp_path), adopt=True) as services:
         yield services
 
 
@@ -103,7 +103,7 @@ async def test_volume_held_by_a_job_for_another_volume_is_reported_as_without_jo
 
 
 async def test_volume_without_job_on_the_null_backend_is_released(settings: Settings) -> None:
-    async with open_services(settings.model_copy(update={"backends": {"memory": "null:"}})) as services:
+    async with open_services(settings.model_copy(update={"backends": {"memory": "null:"}}), adopt=True) as services:
         (volume_id,) = await add_volumes(services, 1, backend="memory")
         await sql(services, "UPDATE volumes SET state = 'expanding', job_id = :job", job=uuid4())
 
@@ -158,6 +158,7 @@ async def test_job_whose_volume_row_is_gone_is_failed_and_the_data_adopted(servi
 
 async def test_leased_job_is_never_failed_by_a_repair(services: Services) -> None:
     job = await a_queued_expand(services)
+    await set_job(services, job.id, "backend = 'disk'")
     await claimed(services, job)
     await sql(services, "UPDATE volumes SET state = 'available', job_id = NULL, backend = 'disk'")
     before = await row(services, job.id)

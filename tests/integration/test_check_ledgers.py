@@ -25,7 +25,7 @@ PLANNED = 3
 
 @pytest.fixture
 async def services(settings: Settings) -> AsyncIterator[Services]:
-    async with open_services(settings) as services:
+    async with open_services(settings, adopt=True) as services:
         yield services
 
 
@@ -117,7 +117,7 @@ async def test_reading_a_ledger_may_take_longer_than_any_other_transaction(
             locked.set()
             await asyncio.sleep(1.5)
 
-    async with open_services(settings.model_copy(update={"database_timeout_seconds": 0.5})) as impatient:
+    async with open_services(settings.model_copy(update={"database_timeout_seconds": 0.5}), adopt=True) as impatient:
         locking = asyncio.create_task(lock_items())
         await locked.wait()
         checked = Counter[str]()

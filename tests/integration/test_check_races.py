@@ -29,7 +29,7 @@ def disk(settings: Settings, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 async def services(disk: Settings) -> AsyncIterator[Services]:
-    async with open_services(disk) as services:
+    async with open_services(disk, adopt=True) as services:
         yield services
 
 

@@ -120,7 +120,11 @@ async def test_many_jobs_are_claimed_in_one_statement(services: Services) -> Non
     await set_job(services, jobs[1].id, "kind = 'volume.paint'")
     async with services.database.transaction() as session:
         claims = await LeaseRepository(session).claim(
-            [job.message for job in jobs] + [JobMessage(uuid4(), 0)], worker_id=uuid4(), kinds=KINDS, lease=3
+            [job.message for job in jobs] + [JobMessage(uuid4(), 0)],
+            worker_id=uuid4(),
+            kinds=KINDS,
+            backends=("memory",),
+            lease=3,
         )
 
     assert {job.id for job in claims} == {job.id for job in jobs[2:]}

@@ -8,7 +8,7 @@ import pytest
 import redis
 from sqlalchemy import text
 
-from domain.jobs.transport.job_queue import QUEUE_NAME, QueueUnavailable, message_id
+from domain.jobs.transport.job_queue import QueueUnavailable, message_id
 from domain.services import Services, open_services
 from domain.volumes.model import Growth
 from domain.volumes.service import NewVolume
@@ -35,8 +35,8 @@ def client(redis_url: str) -> Iterator[redis.Redis]:
     client.close()
 
 
-def messages(client: redis.Redis) -> set[str]:
-    found = client.zrange(QUEUE_NAME, 0, -1)
+def messages(services: Services, client: redis.Redis) -> set[str]:
+    found = client.zrange(services.queue.keys.queue("memory"), 0, -1)
     assert isinstance(found, list)
     return {message.decode() for message in found}
 
@@ -44,28 +44,28 @@ def messages(client: redis.Redis) -> set[str]:
 async def test_request_sends_a_message(services: Services, client: redis.Redis) -> None:
     job = await a_queued_expand(services)
 
-    assert messages(client) == {f"{job.id}:0"}
+    assert messages(services, client) == {f"{job.id}:0"}
 
 
 async def test_lost_message_is_sent_again_with_the_same_id(services: Services, client: redis.Redis) -> None:
     job = await a_queued_expand(services)
-    before = messages(client)
+    before = messages(services, client)
     client.flushall()
     await set_job(services, job.id, DISPATCHED_LONG_AGO)
 
     assert await an_engine(services).maintenance.redispatch_lost() == 1
-    assert messages(client) == before
+    assert messages(services, client) == before
     assert (await row(services, job.id)).epoch == 0
 
 
 async def test_remains_of_a_message_do_not_block_its_redispatch(services: Services, client: redis.Redis) -> None:
     job = await a_queued_expand(services)
-    before = messages(client)
-    client.delete(QUEUE_NAME)
+    before = messages(services, client)
+    client.delete(services.queue.keys.queue("memory"))
     await set_job(services, job.id, DISPATCHED_LONG_AGO)
 
     assert await an_engine(services).maintenance.redispatch_lost() == 1
-    assert messages(client) == before
+    assert messages(services, client) == before
 
 
 async def test_recent_message_is_not_checked(services: Services, client: redis.Redis) -> None:
@@ -80,21 +80,21 @@ async def test_existing_message_is_not_sent_again(services: Services, client: re
     await set_job(services, job.id, DISPATCHED_LONG_AGO)
 
     assert await an_engine(services).maintenance.redispatch_lost() == 0
-    assert messages(client) == {f"{job.id}:0"}
+    assert messages(services, client) == {f"{job.id}:0"}
 
 
 async def test_concurrent_sweeps_do_not_duplicate_messages(services: Services, client: redis.Redis) -> None:
     await queued_jobs(services, 50)
     await asyncio.gather(*(an_engine(services).maintenance.redispatch_lost() for _ in range(4)))
 
-    assert len(messages(client)) == 50
+    assert len(messages(services, client)) == 50
 
 
 async def test_one_sweep_redispatches_everything_after_redis_lost_all(services: Services, client: redis.Redis) -> None:
     await queued_jobs(services, 1200)
 
     assert await an_engine(services).maintenance.redispatch_lost() == 1200
-    assert len(messages(client)) == 1200
+    assert len(messages(services, client)) == 1200
 
 
 async def test_job_before_its_run_at_is_neither_due_nor_lost(services: Services, client: redis.Redis) -> None:
@@ -112,7 +112,7 @@ async def test_concurrent_sweeps_dispatch_a_due_job_once(services: Services, cli
     await sql(services, "UPDATE jobs SET dispatched_at = NULL")
     dispatched = await asyncio.gather(*(an_engine(services).maintenance.dispatch_due() for _ in range(4)))
 
-    assert sum(dispatched) == len(messages(client)) == 50
+    assert sum(dispatched) == len(messages(services, client)) == 50
 
 
 async def test_locked_rows_are_skipped_without_waiting(services: Services) -> None:
@@ -135,7 +135,7 @@ async def test_jobs_of_unknown_kinds_are_not_dispatched(services: Services, clie
 
     assert (await engine.maintenance.dispatch_due(), await engine.maintenance.redispatch_lost()) == (0, 0)
     assert not any(needed for _, needed in await services.maintenance_tasks(engine).due())
-    assert messages(client) == set()
+    assert messages(services, client) == set()
 
 
 async def test_running_and_ended_jobs_are_not_dispatched(services: Services, client: redis.Redis) -> None:
@@ -147,26 +147,26 @@ async def test_running_and_ended_jobs_are_not_dispatched(services: Services, cli
     client.flushall()
 
     assert (await engine.maintenance.dispatch_due(), await engine.maintenance.redispatch_lost()) == (0, 0)
-    assert messages(client) == set()
+    assert messages(services, client) == set()
 
 
 async def test_request_without_redis_is_accepted_within_a_second_and_dispatched_later(
     services: Services, client: redis.Redis
 ) -> None:
-    async with open_services(services.settings.model_copy(update={"redis_url": NO_REDIS})) as without_redis:
+    async with open_services(services.settings.model_copy(update={"redis_url": NO_REDIS}), adopt=True) as without_redis:
         began = time.monotonic()
         job = await without_redis.volumes.request_create(NewVolume("not-dispatched", MIB))
         duration = time.monotonic() - began
-    assert messages(client) == set()
+    assert messages(services, client) == set()
     await set_job(services, job.id, DISPATCHED_LONG_AGO)
     await an_engine(services).maintenance.redispatch_lost()
 
-    assert messages(client) == {message_id(job.message)}
+    assert messages(services, client) == {message_id(job.message)}
     assert duration < 1
 
 
 async def test_every_user_request_works_without_redis(services: Services) -> None:
-    async with open_services(services.settings.model_copy(update={"redis_url": NO_REDIS})) as without_redis:
+    async with open_services(services.settings.model_copy(update={"redis_url": NO_REDIS}), adopt=True) as without_redis:
         volume = await a_volume(without_redis)
         expand = await without_redis.volumes.request_expand(volume.id, Growth(by=MIB))
         cancelled = await without_redis.jobs.cancel(expand.id)

@@ -42,7 +42,14 @@ async def runner(example: Any, measuring: Any, services: Services) -> AsyncItera
     """A worker that knows the new kind."""
     table = {**services.handlers, example.KIND: measuring}
     worker = Worker(id=uuid4(), host="test", pid=os.getpid())
-    engine = JobEngine(services.database, services.queue, table, worker=worker, lease=services.settings.lease_seconds)
+    engine = JobEngine(
+        services.database,
+        services.queue,
+        table,
+        worker=worker,
+        served=services.backends.served,
+        lease=services.settings.lease_seconds,
+    )
     runner = Runner(engine, services.queue, AttemptPerformer(table, services.retry_policy), slots=1)
     yield runner
     await runner.close()

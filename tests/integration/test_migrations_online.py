@@ -46,7 +46,7 @@ REVISIONS = [script.revision for script in ScriptDirectory.from_config(config_of
 #: Referenced tables come before the tables that refer to them.
 TABLES = (
     *("jobs", "volumes", "snapshots", "workers", "idempotency_keys", "job_items", "counters"),
-    *("schedules", "schedule_runs", "test_notes"),
+    *("schedules", "schedule_runs", "installation", "backends", "backend_servers", "test_notes"),
 )
 
 #: A valid value for each column; ``%s`` is a different id for each row. A new column needs an entry here.
@@ -133,6 +133,7 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "expires_at": "now()",
     },
     "job_items": {
+        "backend": "'b'",
         "job_id": "'%s'",
         "volume_id": "'%s'",
         "status": "'claimed'",
@@ -172,6 +173,28 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "detail": "NULL",
         "job_id": "NULL",
         "created_at": "now()",
+    },
+    "installation": {"id": "'%s'"},
+    "backends": {
+        "name": "'%s'",
+        "driver": "'file'",
+        "position": "0",
+        "identity": "NULL",
+        "path_pattern": "NULL",
+        "total": "1",
+        "used": "1",
+        "free": "0",
+        "measured_at": "now()",
+        "served_since": "now()",
+        "created_at": "now()",
+    },
+    "backend_servers": {
+        "backend": "'b'",
+        "worker_id": "'%s'",
+        "host": "'h'",
+        "problem": "NULL",
+        "since": "now()",
+        "seen_at": "now()",
     },
     "test_notes": {"id": "'%s'", "job_id": "'%s'", "note": "'%s'"},
 }

@@ -32,7 +32,7 @@ async def shown(database: Database, *names: str) -> list[str]:
 
 async def jobs_succeed(settings: Settings, number: int) -> None:
     """Run the services and a worker, and assert that each of so many jobs succeeds in its first attempt."""
-    async with open_services(settings) as services, supervised(settings):
+    async with open_services(settings, adopt=True) as services, supervised(settings):
         requests = [services.volumes.request_create(NewVolume(f"pooled-{n}", MIB)) for n in range(number)]
         jobs = [await ended(services, job.id) for job in await asyncio.gather(*requests)]
     assert {(job.status, job.attempt) for job in jobs} == {("succeeded", 1)}

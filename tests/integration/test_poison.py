@@ -118,10 +118,10 @@ async def test_bulk_job_that_cannot_get_lanes_does_not_block_the_others(
     poisoned, good = await a_bulk_job_without_lanes(services), await a_bulk_job_without_lanes(services)
     reassign = Ledger.reassign
 
-    async def poisoning(self: Ledger, job_id: UUID, lane_id: UUID) -> object:
+    async def poisoning(self: Ledger, job_id: UUID, backend: str, lane_id: UUID) -> object:
         if job_id == poisoned.id:
             raise ValueError("a bug")
-        return await reassign(self, job_id, lane_id)
+        return await reassign(self, job_id, backend, lane_id)
 
     with monkeypatch.context() as broken:
         broken.setattr(Ledger, "reassign", poisoning)

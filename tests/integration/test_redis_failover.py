@@ -15,7 +15,7 @@ from uuid_utils.compat import uuid7
 from domain.embedded.servers import find_redis_server
 from domain.errors import ConfigurationError
 from domain.jobs.model import JobMessage
-from domain.jobs.transport.job_queue import QUEUE_NAME, JobQueue, QueueUnavailable
+from domain.jobs.transport.job_queue import JobQueue, QueueKeys, QueueUnavailable
 from domain.jobs.transport.redis_client import open_redis
 from domain.services import Services, open_services
 from domain.settings import Settings
@@ -67,7 +67,7 @@ def wait_until_it_answers(client: redis.Redis) -> None:
 
 def has_message(client: redis.Redis) -> bool:
     try:
-        return bool(client.zcard(QUEUE_NAME))
+        return bool(client.zcard(QueueKeys().queue(None)))
     except redis.ConnectionError:  # a promotion ends all connections
         return False
 
@@ -188,7 +188,11 @@ async def test_worker_and_api_follow_an_address(
         async with forwarder(first) as address:
             changes = {"redis_url": at(address), "max_jobs": 1, "backends": {"local": f"faulty+memory:?gate={gate}"}}
             settings = settings.model_copy(update=changes)
-            async with open_services(settings) as services, services.watcher.watching(), supervised(settings):
+            async with (
+                open_services(settings, adopt=True) as services,
+                services.watcher.watching(),
+                supervised(settings),
+            ):
                 await job_succeeds(services, "before")
                 if load == "busy":
                     gate.touch()
@@ -215,7 +219,7 @@ def was_logged(caplog: pytest.LogCaptureFixture, event: str, *, times: int) -> b
 async def test_worker_and_api_follow_a_sentinel(tmp_path: Path, settings: Settings, cause: str) -> None:
     with pair(tmp_path) as ((first, primary), _), sentinel(tmp_path, first) as port:
         settings = settings.model_copy(update={"redis_url": f"redis+sentinel://127.0.0.1:{port}/main/0"})
-        async with open_services(settings) as services, services.watcher.watching(), supervised(settings):
+        async with open_services(settings, adopt=True) as services, services.watcher.watching(), supervised(settings):
             await job_succeeds(services, "before")
             if cause == "killed":
                 primary.kill()

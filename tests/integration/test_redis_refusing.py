@@ -11,7 +11,7 @@ import redis
 from arq.constants import in_progress_key_prefix
 
 from domain.embedded import EmbeddedServers, temporary_data_dir
-from domain.jobs.transport.job_queue import QUEUE_NAME, QueueRefusesWrites, message_id
+from domain.jobs.transport.job_queue import QueueRefusesWrites, message_id
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.volumes.service import NewVolume
@@ -72,7 +72,7 @@ def client(own_redis: str) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 async def services(settings: Settings, own_redis: str) -> AsyncIterator[Services]:
-    async with open_services(settings.model_copy(update={"redis_url": own_redis})) as services:
+    async with open_services(settings.model_copy(update={"redis_url": own_redis}), adopt=True) as services:
         yield services
 
 
@@ -112,7 +112,7 @@ async def test_worker_logs_the_refusal_and_continues_by_itself(
     caplog.set_level(logging.DEBUG)
     condition, refuse, allow = refusal
     job = await services.volumes.request_create(NewVolume("dispatched-later", MIB))
-    assert client.zcard(QUEUE_NAME) == 1
+    assert client.zcard(services.queue.keys.queue("memory")) == 1
     refuse(client)
     async with supervised(services.settings):
         try:
@@ -134,7 +134,7 @@ async def test_refused_fetch_is_not_mistaken_for_another_workers_claim(
     _, refuse, allow = refusal
     job = await services.volumes.request_create(NewVolume("dispatched", MIB))
     async with open_worker(services.settings) as runner:
-        consumer = ArqConsumer(runner, arq_settings(services.settings))
+        consumer = ArqConsumer(runner, arq_settings(services.settings, services.queue.keys))
         consumer._pool = services.queue.redis
         refuse(client)
         try:
@@ -142,9 +142,9 @@ async def test_refused_fetch_is_not_mistaken_for_another_workers_claim(
                 await consumer._fetch(1)
         finally:
             allow(client)
-        ((fetched, _),) = await consumer._fetch(1)
+        (fetched,) = await consumer._fetch(1)
 
-    assert fetched.decode() == message_id(job.message)
+    assert fetched.id.decode() == message_id(job.message)
 
 
 def documented_rules() -> list[str]:
@@ -161,7 +161,10 @@ async def test_restricted_user_is_enough(
     client.acl_deluser("app")
     client.execute_command("ACL SETUSER", *rules)
     url = own_redis.replace("unix://", "unix://app:pw@")
-    async with open_services(settings.model_copy(update={"redis_url": url})) as services, supervised(services.settings):
+    async with (
+        open_services(settings.model_copy(update={"redis_url": url}), adopt=True) as services,
+        supervised(services.settings),
+    ):
         await writable_within(services.queue, 20)
         for number in range(20):
             job = await services.volumes.request_create(NewVolume(f"by-a-restricted-user-{number}", MIB))
@@ -175,7 +178,7 @@ async def test_message_claimed_by_another_worker_is_skipped(services: Services, 
     job = await services.volumes.request_create(NewVolume("dispatched", MIB))
     client.set(in_progress_key_prefix + message_id(job.message), 1)
     async with open_worker(services.settings) as runner:
-        consumer = ArqConsumer(runner, arq_settings(services.settings))
+        consumer = ArqConsumer(runner, arq_settings(services.settings, services.queue.keys))
         consumer._pool = services.queue.redis
         fetched = await consumer._fetch(10)
 

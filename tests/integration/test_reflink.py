@@ -36,6 +36,7 @@ def xfs(tmp_path: Path) -> Iterator[Path]:
 async def driver(xfs: Path) -> AsyncIterator[FileDriver]:
     """A driver on XFS, with a volume of 2 GiB that contains 1 GiB of data."""
     driver = FileDriver(xfs / "volumes", threads=1)
+    driver.prepare()
     await driver.create(VOLUME, 2 * GIB, attempt(1))
     fill(Path(driver.path(VOLUME)))
     yield driver

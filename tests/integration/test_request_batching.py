@@ -280,7 +280,7 @@ async def test_concurrent_http_requests_are_accepted_in_few_transactions(
         ("volume.create", MANY, MANY),
         ("volume.expand", MANY, MANY),
     ]
-    assert await services.queue.redis.zcard("cistern:queue") == 2 * MANY
+    assert await services.queue.redis.zcard(services.queue.keys.queue("memory")) == 2 * MANY
     lines: list[Any] = [record.msg for record in caplog.records]
     accepted = {line["job_id"]: line for line in lines if isinstance(line, dict) and line["event"] == "job.accepted"}
     assert len(accepted) == 2 * MANY

@@ -37,7 +37,14 @@ async def postgresql_started(services: Services, age: str) -> None:
 def a_worker(services: Services, lease: float = LEASE) -> JobEngine:
     """Return a worker that respects the grace period, as in production."""
     worker = Worker(id=uuid7(), host="test", pid=os.getpid())
-    return JobEngine(services.database, services.queue, services.handlers, worker=worker, lease=lease)
+    return JobEngine(
+        services.database,
+        services.queue,
+        services.handlers,
+        worker=worker,
+        served=services.backends.served,
+        lease=lease,
+    )
 
 
 async def an_orphan(services: Services) -> None:

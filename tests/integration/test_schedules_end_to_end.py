@@ -28,7 +28,7 @@ NIGHTLY_EXPAND = {
 @pytest.fixture
 async def services(settings: Settings, tmp_path: Path) -> AsyncIterator[Services]:
     on_disk = settings.model_copy(update={"backends": {"local": f"file:{tmp_path}/volumes"}})
-    async with open_services(on_disk) as services, services.watcher.watching():
+    async with open_services(on_disk, adopt=True) as services, services.watcher.watching():
         yield services
 
 

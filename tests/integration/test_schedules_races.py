@@ -76,7 +76,7 @@ from domain.services import open_services
 from domain.settings import load_settings
 
 async def start() -> None:
-    async with open_services(load_settings()) as services:
+    async with open_services(load_settings(), adopt=True) as services:
         async def die(_) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         services.queue.dispatch = die

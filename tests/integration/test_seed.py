@@ -53,7 +53,7 @@ def seed_settings(settings: Settings, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 async def services(seed_settings: Settings) -> AsyncIterator[Services]:
-    async with open_services(seed_settings) as services, services.watcher.watching():
+    async with open_services(seed_settings, adopt=True) as services, services.watcher.watching():
         yield services
 
 

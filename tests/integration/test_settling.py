@@ -164,7 +164,7 @@ async def test_released_job_gets_its_attempt_back_and_is_dispatched_at_once(serv
     found = await row(services, job.id)
 
     assert (found.status, found.attempt, found.epoch) == ("queued", 0, 1)
-    assert await services.queue.missing([JobMessage(job.id, 1)]) == []
+    assert await services.queue.missing([JobMessage(job.id, 1, "memory")]) == []
 
 
 async def test_failed_job_stores_its_error_and_releases_the_volume(services: Services) -> None:
@@ -210,7 +210,9 @@ async def test_many_attempts_are_settled_in_one_statement(services: Services) ->
     jobs = [await a_queued_expand(services) for _ in range(20)]
     async with services.database.transaction() as session:
         leases = LeaseRepository(session)
-        await leases.claim([job.message for job in jobs], worker_id=worker_id, kinds=("volume.expand",), lease=3)
+        await leases.claim(
+            [job.message for job in jobs], worker_id=worker_id, kinds=("volume.expand",), backends=("memory",), lease=3
+        )
         settlements = [
             Settlement(jobs[0].id, 0, JobStatus.QUEUED, error=ERROR, delay=5),
             Settlement(jobs[1].id, 7, JobStatus.FAILED, error=ERROR),

@@ -46,13 +46,18 @@ WORKER = st.integers(0, WORKERS - 1)
 STEP_COUNT = st.sampled_from([1, 2, 3, 5, 10])
 
 
+def by_job(message: JobMessage) -> tuple[UUID, int]:
+    """Order messages; those for any worker have no backend, by which they could be ordered."""
+    return message.job_id, message.epoch
+
+
 class Simulation(UserRequests):
     """Adds the events of messages, workers, time and maintenance to the requests of users."""
 
     # --- messages ----------------------------------------------------------------------------------------
 
     def messages(self) -> list[JobMessage]:
-        return sorted(self.world.queue.messages)
+        return sorted(self.world.queue.messages, key=by_job)
 
     @if_any(messages)
     @rule(which=ANY, worker=WORKER, fault=COMMIT_FAULTS)
@@ -75,7 +80,7 @@ class Simulation(UserRequests):
             self.do(self.world.deliver(message, self.world.workers[number]))
 
     def old_messages(self) -> list[JobMessage]:
-        return sorted(self.world.queue.sent - self.world.queue.messages)
+        return sorted(self.world.queue.sent - self.world.queue.messages, key=by_job)
 
     @if_any(old_messages)
     @rule(which=ANY, worker=WORKER)

@@ -64,7 +64,7 @@ class TestTake:
         assert job.result == {"snapshot_id": str(job.snapshot_id), "volume_id": str(volume.id), "size": 2 * MIB}
 
     async def test_backend_without_sizes_takes_snapshots_of_the_rows_size(self, settings: Settings) -> None:
-        async with open_services(settings.model_copy(update={"backends": {"null": "null:"}})) as services:
+        async with open_services(settings.model_copy(update={"backends": {"null": "null:"}}), adopt=True) as services:
             volume = await a_volume(services, size=5 * MIB, backend="null")
             job = await carried_out(services, await services.snapshots.request_take(volume.id, "first"))
 
@@ -232,7 +232,7 @@ class TestClone:
         self, settings: Settings, new: NewVolume, refusal: type[Invalid], field: str
     ) -> None:
         backends = {"memory": "memory:", "other": "memory:"}
-        async with open_services(settings.model_copy(update={"backends": backends})) as services:
+        async with open_services(settings.model_copy(update={"backends": backends}), adopt=True) as services:
             snapshot = await a_snapshot(services, await a_stored_volume(services))
             before = await all_rows(services)
             with pytest.raises(refusal) as refused:

@@ -34,7 +34,7 @@ def on_disk(settings: Settings, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 async def services(on_disk: Settings) -> AsyncIterator[Services]:
-    async with open_services(on_disk) as services:
+    async with open_services(on_disk, adopt=True) as services:
         yield services
 
 

@@ -50,7 +50,7 @@ async def place(settings: Settings, tmp_path: Path) -> AsyncIterator[Place]:
     options = f"fail=@{tmp_path}/fail&fail_after=@{tmp_path}/fail_after&gate={tmp_path}/gate"
     backends = {"disk": f"faulty+file:{tmp_path}/disk?{options}"}
     faulty = settings.model_copy(update={"backends": backends, "max_attempts": ATTEMPTS})
-    async with open_services(faulty) as services:
+    async with open_services(faulty, adopt=True) as services:
         yield Place(services, faulty, tmp_path)
 
 
@@ -162,7 +162,7 @@ async def test_snapshot_and_volumes_of_a_failed_job_can_be_deleted(
             await done(place.services, await place.services.volumes.request_delete(volume_id or source(job)))
 
     left = {found.name for found in (place.folder / "disk").iterdir()}
-    assert left == {".fences", ".trash"}
+    assert left == {".cistern", ".fences", ".trash"}
 
 
 async def test_retry_of_a_take_that_failed_after_publishing_has_current_data(

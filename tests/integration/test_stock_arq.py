@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from domain.jobs.model import JobMessage
-from domain.jobs.transport.job_queue import FUNCTION_NAME, QUEUE_NAME, message_id
+from domain.jobs.transport.job_queue import FUNCTION_NAME, message_id
 from domain.services import Services
 from domain.settings import Settings
 from domain.volumes.service import NewVolume
@@ -81,7 +81,7 @@ async def test_stock_arq_and_our_worker_share_a_queue_with_a_stock_producer(
         await until(functools.partial(_there_are_workers, services, 2))
         jobs = [await services.volumes.request_create(NewVolume(f"shared-{number}", MIB)) for number in range(40)]
         done = [await ended(services, job.id) for job in jobs]
-        assert await services.queue.redis.zcard(QUEUE_NAME) == 0
+        assert await services.queue.redis.zcard(services.queue.keys.queue("memory")) == 0
 
     assert {(job.status, job.attempt) for job in done} == {("succeeded", 1)}
     assert len({job.worker_id for job in done}) == 2

@@ -159,7 +159,10 @@ async def test_job_runs_over_tls(
         "redis_url": redis_by_tls + of_redis(authority.ca, authority),
     }
     await asyncio.to_thread(migrate, changes["database_url"])
-    async with open_services(settings.model_copy(update=changes)) as services, supervised(services.settings):
+    async with (
+        open_services(settings.model_copy(update=changes), adopt=True) as services,
+        supervised(services.settings),
+    ):
         await services.queue.ping()
         job = await services.volumes.request_create(NewVolume("by-tls", MIB))
         assert (await ended(services, job.id)).status == "succeeded"

@@ -243,7 +243,7 @@ class TestLists:
 async def test_held_lock_ends_in_a_timeout(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SERVER_SETTINGS, "statement_timeout", "100")
     volume = await a_volume(services)
-    async with open_services(services.settings) as impatient, services.database.transaction() as session:
+    async with open_services(services.settings, adopt=True) as impatient, services.database.transaction() as session:
         await session.get(Volume, volume.id, with_for_update=True)
         with pytest.raises(DatabaseUnavailable):
             await asyncio.create_task(impatient.volumes.request_expand(volume.id, Growth(by=1)))
@@ -254,7 +254,7 @@ async def test_process_idle_in_a_transaction_loses_its_locks(
 ) -> None:
     monkeypatch.setitem(SERVER_SETTINGS, "idle_in_transaction_session_timeout", "100")
     volume = await a_volume(services)
-    async with open_services(services.settings) as idle:
+    async with open_services(services.settings, adopt=True) as idle:
 
         async def idle_while_another_requests_the_volume() -> None:
             async with idle.database.transaction() as session:

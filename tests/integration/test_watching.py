@@ -23,7 +23,8 @@ async def end(services: Services, job: Job) -> None:
 
 async def until_subscribed(services: Services) -> None:
     async def has_subscriber() -> bool:
-        return bool(await services.queue.redis.pubsub_numsub("cistern:job-changed") != [(b"cistern:job-changed", 0)])
+        ((_, subscribers),) = await services.queue.redis.pubsub_numsub(services.queue.keys.changes)
+        return bool(subscribers)
 
     await until(has_subscriber)
 
@@ -68,7 +69,7 @@ async def test_cancellation_is_announced(services: Services, monkeypatch: pytest
 async def test_poll_finds_the_end_without_redis(services: Services) -> None:
     job = await a_queued_expand(services)
     settings = services.settings.model_copy(update={"redis_url": NO_REDIS})
-    async with open_services(settings) as without_redis, without_redis.watcher.watching():
+    async with open_services(settings, adopt=True) as without_redis, without_redis.watcher.watching():
         waiting = asyncio.create_task(without_redis.watcher.ended(job.id, 3600))
         await until_watched(without_redis.watcher)
         await end(services, job)

@@ -64,7 +64,7 @@ async def place(settings: Settings, tmp_path: Path) -> AsyncIterator[Place]:
     options = f"fail=@{tmp_path}/fail&fail_after=@{tmp_path}/fail_after&gate={tmp_path}/gate"
     backends = {"disk": f"faulty+file:{tmp_path}/disk?{options}"}
     faulty = settings.model_copy(update={"backends": backends, "max_attempts": ATTEMPTS})
-    async with open_services(faulty) as services:
+    async with open_services(faulty, adopt=True) as services:
         yield Place(services, faulty, tmp_path)
 
 

@@ -154,7 +154,7 @@ _LIST: Final = (
         "new-lane-keeps-fences",
         "the fences of dead lanes would refuse a new lane",
         "domain/bulk/service.py",
-        "            await self._operations[job.kind].raise_fences(session, job.id, items)\n",
+        "                await self._operations[job.kind].raise_fences(session, job.id, items)\n",
         "",
         (
             f"{BULK}test_volumes_expanded_by_a_dead_lane_are_completed_by_the_next",

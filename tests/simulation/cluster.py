@@ -70,7 +70,7 @@ class Cluster:
         self.driver = JournalingMemoryDriver()
         self.queue = SimulatedQueue()
         backends = Backends({"memory": SteppedStorage.around(self.driver)}, {"memory": "memory"})
-        self.services: Services = without_request_batching(compose(settings, database, self.queue, backends))
+        self.services: Services = without_request_batching(compose(settings, database, self.queue, backends, uuid7()))
         self.workers: list[SimulatedWorker] = []
         #: Tasks of workers that were killed or suspended; which of the two is decided only at the end.
         self.suspended: list[SteppedTask] = []
@@ -81,6 +81,8 @@ class Cluster:
     async def begin(self, volumes: int, snapshots: int) -> None:
         """Start with an empty database, and some volumes, each with at most one snapshot."""
         await self.observer.execute(_EMPTY)
+        await self.services.registry.register()
+        await self.services.directory.refresh()
         async with self.database.transaction() as session:
             for number in range(volumes):
                 volume = _a_volume(f"there-{number}")

@@ -122,7 +122,11 @@ class World(Cluster):
         await self.pass_time()
         await self.maintain("dispatch_due")
         await self.maintain("redispatch_lost")
-        queued = {JobMessage(UUID(job["id"]), job["epoch"]) for job in self.now.live() if job["status"] == "queued"}
+        queued = {
+            JobMessage(UUID(job["id"]), job["epoch"], job["backend"])
+            for job in self.now.live()
+            if job["status"] == "queued"
+        }
         assert queued <= self.queue.messages, "a queued job has no message"
 
     # --- the end -----------------------------------------------------------------------------------------
@@ -147,7 +151,7 @@ class World(Cluster):
     async def _handle_all_messages(self) -> None:
         """Handle all messages, and those that are sent meanwhile."""
         for _ in range(_MAX_ROUNDS):
-            for message in sorted(self.queue.messages):
+            for message in sorted(self.queue.messages, key=lambda message: message[:2]):
                 self.queue.messages.discard(message)
                 await self.deliver(message, self.workers[0])
                 for stepped in self.workers[0].active_tasks():

@@ -15,7 +15,7 @@ from worker.runner import Runner
 async def running_worker(settings: Settings) -> AsyncIterator[Runner]:
     """Run a worker for the duration of the block."""
     async with open_worker(settings) as runner:
-        consumer = ArqConsumer(runner, arq_settings(settings))
+        consumer = ArqConsumer(runner, arq_settings(settings, runner.queue.keys))
         main = asyncio.create_task(consumer.main())
         try:
             yield runner
@@ -30,7 +30,7 @@ async def running_worker(settings: Settings) -> AsyncIterator[Runner]:
 async def supervised(settings: Settings) -> AsyncIterator[None]:
     """Run a whole worker, whose supervisor restarts the consumer after an error of Redis."""
     async with open_worker(settings) as runner:
-        supervisor = Supervisor(runner, arq_settings(settings), drain=5)
+        supervisor = Supervisor(runner, arq_settings(settings, runner.queue.keys), drain=5)
         life = asyncio.create_task(supervisor.run())
         try:
             yield

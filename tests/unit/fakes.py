@@ -14,6 +14,8 @@ from domain.jobs.stats import Stats
 from domain.jobs.transport.job_queue import QueueUnavailable
 from domain.services import Services
 from domain.storage.backends import Backends
+from domain.storage.model import Backend, BackendServer
+from domain.storage.registry import BackendDirectory, BackendStatus
 from tests.unit.fake_bulk import FakeBulk
 from tests.unit.fake_snapshots import FakeSnapshots
 from tests.unit.fake_volumes import NOON, FakeJobs, FakeVolumes, job_row, snapshot_row, volume_row
@@ -80,11 +82,31 @@ class FakeStats:
         return self.stats
 
 
+class FakeDirectory(BackendDirectory):
+    """Backends that one worker serves."""
+
+    def __init__(self, *names: str) -> None:
+        self._backends = {name: self.status(name) for name in names}
+
+    def status(self, name: str, problem: str | None = None) -> BackendStatus:
+        row = Backend(name=name, driver=name, position=0, total=10 * 2**30, used=2**20, free=10 * 2**30 - 2**20)
+        row.measured_at = row.served_since = NOON
+        server = BackendServer(backend=name, worker_id=UUID(int=7), host="worker-1", problem=problem, since=NOON)
+        return BackendStatus(row, [server])
+
+    def fail(self, name: str, problem: str) -> None:
+        self._backends = {**self._backends, name: self.status(name, problem)}
+
+    async def refresh(self) -> None:
+        """Do nothing: nothing changes."""
+
+
 class FakeServices:
     """All services of the API."""
 
     def __init__(self) -> None:
         self.backends = Backends.open({"memory": "memory:?capacity=10GiB", "null": "null:"}, threads=1)
+        self.directory = FakeDirectory("memory", "null")
         self.jobs = FakeJobs()
         self.volumes = FakeVolumes(self.jobs, self.backends)
         self.snapshots = FakeSnapshots(self.jobs, self.volumes)

@@ -46,6 +46,7 @@ def attempt(version: int = 1, epoch: int = 1, callback: Callable[[], object] = l
 
 async def empty_driver(tmp_path: Path) -> AsyncIterator[FileDriver]:
     driver = FileDriver(tmp_path / "volumes", threads=8)
+    driver.prepare()
     yield driver
     await driver.close()
 
@@ -53,6 +54,7 @@ async def empty_driver(tmp_path: Path) -> AsyncIterator[FileDriver]:
 async def snapshot_driver(tmp_path: Path) -> AsyncIterator[FileDriver]:
     """A driver with a volume of OLD bytes and a snapshot of it."""
     driver = FileDriver(tmp_path / "volumes", threads=2)
+    driver.prepare()
     await driver.create(VOLUME, MIB, attempt())
     data(driver).write_bytes(OLD)
     await driver.take_snapshot(VOLUME, SNAPSHOT, attempt(2))
@@ -73,8 +75,8 @@ def snapshot(driver: FileDriver, snapshot: UUID = SNAPSHOT) -> Path:
 
 
 def files(driver: FileDriver) -> set[str]:
-    """Return all files except fence records."""
-    paths = (path for path in driver.root.rglob("*") if path.is_file() and path.parent.name != ".fences")
+    """Return all files except fence records and the identity."""
+    paths = (path for path in driver.root.glob("[!.]*/**/*") if path.is_file())
     return {str(path.relative_to(driver.root)) for path in paths}
 
 

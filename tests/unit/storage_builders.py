@@ -1,6 +1,7 @@
 """A volume with a snapshot on any driver, and every operation on them."""
 
 from pathlib import Path
+from typing import cast
 from uuid import UUID, uuid4
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from domain.storage.backends import open_driver
 from domain.storage.context import Fence, Grant
 from domain.storage.driver import StorageDriver
+from domain.storage.file.driver import FileDriver
 
 MIB = 1024 * 1024
 STORING_DRIVERS = ["file:{}/volumes", "memory:", "faulty+memory:?journal={}/journal"]
@@ -71,7 +73,15 @@ class Scenario:
 
 
 def open_in(folder: Path, url: str) -> StorageDriver:
-    return open_driver(url.replace("{}", str(folder)), threads=8)
+    return opened(url.replace("{}", str(folder)), threads=8)
+
+
+def opened(url: str, threads: int = 1) -> StorageDriver:
+    """Open a driver, and make its place if it has one."""
+    driver = open_driver(url, threads)
+    if driver.place is not None:
+        cast("FileDriver", driver).prepare()
+    return driver
 
 
 async def size_of(driver: StorageDriver, volume: UUID) -> int | None:

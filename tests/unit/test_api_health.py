@@ -1,14 +1,13 @@
 """Liveness, readiness and the list of backends."""
 
 import asyncio
+from uuid import UUID
 
 import httpx
 import pytest
 
 from api import health
-from api.v1 import backends
 from domain.jobs.transport.job_queue import QueueRefusesWrites
-from domain.storage.errors import AccessDenied
 from tests.unit.fakes import FakeServices
 
 
@@ -19,6 +18,7 @@ async def test_liveness_does_not_depend_on_servers(fake: FakeServices, client: h
     assert (response.status_code, response.json()) == (200, {"status": "alive"})
 
 
+SERVED = {"memory": "ok", "null": "ok"}
 STATS = {"queue_depth": 2, "oldest_due_seconds": 1.5, "rescued": 1, "retried": 3, "lost_messages": 4}
 
 
@@ -26,7 +26,7 @@ async def test_process_is_ready_if_both_servers_respond(client: httpx.AsyncClien
     response = await client.get("/readyz")
 
     assert response.status_code == 200
-    assert response.json() == {"status": "ready", "postgresql": "ok", "redis": "ok", "stats": STATS}
+    assert response.json() == {"status": "ready", "postgresql": "ok", "redis": "ok", "backends": SERVED, "stats": STATS}
 
 
 async def test_process_is_ready_without_stats(fake: FakeServices, client: httpx.AsyncClient) -> None:
@@ -41,7 +41,8 @@ async def test_process_is_degraded_without_redis(fake: FakeServices, client: htt
     response = await client.get("/readyz")
 
     assert response.status_code == 200
-    assert response.json() == {"status": "degraded", "postgresql": "ok", "redis": "unavailable", "stats": STATS}
+    servers = {"postgresql": "ok", "redis": "unavailable"}
+    assert response.json() == {"status": "degraded", **servers, "backends": SERVED, "stats": STATS}
 
 
 async def test_process_is_degraded_if_redis_refuses_writes(
@@ -76,35 +77,31 @@ async def test_process_is_not_ready_if_postgresql_hangs(
     assert (await client.get("/readyz")).status_code == 503
 
 
-async def test_backends_have_drivers_and_capacity(client: httpx.AsyncClient) -> None:
-    assert (await client.get("/api/v1/backends")).json() == {
-        "items": [
-            {"name": "memory", "driver": "memory", "total": 10 * 2**30, "used": 0, "error": None},
-            {"name": "null", "driver": "null", "total": None, "used": 0, "error": None},
-        ]
+async def test_process_is_degraded_while_no_worker_serves_a_backend(
+    fake: FakeServices, client: httpx.AsyncClient
+) -> None:
+    fake.directory.fail("memory", "it is not mounted")
+    response = await client.get("/readyz")
+
+    assert (response.status_code, response.json()["status"]) == (200, "degraded")
+    assert response.json()["backends"] == {"memory": "worker-1: it is not mounted", "null": "ok"}
+
+
+async def test_backends_have_drivers_capacity_and_workers(fake: FakeServices, client: httpx.AsyncClient) -> None:
+    fake.directory.fail("null", "it is not mounted")
+    memory, null = (await client.get("/api/v1/backends")).json()["items"]
+
+    worker = {"worker_id": str(UUID(int=7)), "host": "worker-1", "since": "2026-01-31T12:00:00Z", "problem": None}
+    assert memory == {
+        "name": "memory",
+        "driver": "memory",
+        "total": 10 * 2**30,
+        "used": 2**20,
+        "free": 10 * 2**30 - 2**20,
+        "measured_at": worker["since"],
+        "served": True,
+        "problem": None,
+        "workers": [worker],
     }
-
-
-async def test_failing_backend_does_not_hide_the_others(
-    fake: FakeServices, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def fail() -> None:
-        raise AccessDenied
-
-    monkeypatch.setattr(fake.backends.get("memory"), "capacity", fail)
-    response = await client.get("/api/v1/backends")
-
-    broken, intact = response.json()["items"]
-    assert response.status_code == 200
-    assert (broken["used"], broken["error"]["code"]) == (None, "storage-denied")
-    assert (intact["used"], intact["error"]) == (0, None)
-
-
-async def test_hanging_backend_does_not_delay_the_others(
-    fake: FakeServices, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(backends, "_TIMEOUT_SECONDS", 0.01)
-    monkeypatch.setattr(fake.backends.get("memory"), "capacity", hang)
-
-    broken, intact = (await client.get("/api/v1/backends")).json()["items"]
-    assert (broken["error"]["code"], intact["error"]) == ("storage-unavailable", None)
+    assert (null["served"], null["problem"]) == (False, "worker-1: it is not mounted")
+    assert null["workers"] == [worker | {"problem": "it is not mounted"}]

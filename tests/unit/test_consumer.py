@@ -14,17 +14,9 @@ from fakeredis import FakeServer
 
 import worker.consumer
 from domain.jobs.model import JobMessage
-from domain.jobs.transport.job_queue import (
-    FUNCTION_NAME,
-    QUEUE_NAME,
-    WAKEUPS,
-    JobQueue,
-    deserialize,
-    message_id,
-    serialize,
-)
+from domain.jobs.transport.job_queue import FUNCTION_NAME, JobQueue, deserialize, message_id, serialize
 from domain.storage.memory import MemoryDriver
-from tests.unit.worker_fakes import FakeJobEngine, a_job, a_runner, fake_redis, until
+from tests.unit.worker_fakes import QUEUE_NAME, WAKEUPS, FakeJobEngine, a_job, a_runner, fake_redis, until
 from worker.consumer import ArqConsumer
 from worker.main import run_job
 
@@ -85,7 +77,7 @@ async def test_fetch_skips_any_number_of_messages_reserved_by_other_workers() ->
         await queue.redis.set(in_progress_key_prefix + message_id(message), 1)
     await queue.dispatch(dispatched[-1:])
 
-    assert [fetched_id for fetched_id, _ in await consumer._fetch(3)] == [message_id(dispatched[-1]).encode()]
+    assert [message.id for message in await consumer._fetch(3)] == [message_id(dispatched[-1]).encode()]
 
 
 async def test_message_that_is_not_due_is_not_fetched() -> None:

@@ -15,7 +15,7 @@ from domain.storage.context import Fence, Grant, Stopped, StopReason
 from domain.storage.driver import StorageDriver
 from domain.storage.errors import FenceRefused, StorageFull
 from domain.storage.null import NullDriver
-from tests.unit.storage_builders import Scenario
+from tests.unit.storage_builders import Scenario, opened
 
 MIB = 1024 * 1024
 VOLUME, SNAPSHOT, CLONE = (UUID(f"01890000-0000-7000-8000-00000000000{last}") for last in "123")
@@ -26,7 +26,7 @@ def attempt(version: int = 1, epoch: int = 1) -> Grant:
 
 
 def faulty(options: str, inner: str = "memory:") -> StorageDriver:
-    return open_driver(f"faulty+{inner}?{options}", threads=2)
+    return opened(f"faulty+{inner}?{options}", threads=2)
 
 
 def lines(journal: Path) -> list[dict[str, Any]]:
@@ -233,7 +233,7 @@ class TestWaiting:
 
     async def test_hang_blocks_the_thread_without_progress(self, tmp_path: Path) -> None:
         hang, journal = tmp_path / "hang", tmp_path / "journal"
-        driver = open_driver(f"faulty+file:{tmp_path}/volumes?hang={hang}&journal={journal}", 2)
+        driver = opened(f"faulty+file:{tmp_path}/volumes?hang={hang}&journal={journal}", 2)
         hang.write_text(str(VOLUME))
         moments = iter(range(100))
         grant = Grant(uuid4(), Fence(1, 0), 1000.0, clock=lambda: float(next(moments)))

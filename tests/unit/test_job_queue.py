@@ -9,7 +9,7 @@ from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_pref
 from fakeredis import FakeServer
 
 from domain.jobs.model import JobMessage
-from domain.jobs.transport.job_queue import QUEUE_NAME, JobQueue, QueueUnavailable, message_id
+from domain.jobs.transport.job_queue import JobQueue, QueueUnavailable, message_id
 from tests.unit.worker_fakes import fake_redis, until
 
 
@@ -28,7 +28,7 @@ def unreachable() -> FakeServer:
 
 
 async def message_ids(queue: JobQueue) -> set[str]:
-    return {message.decode() for message in await queue.redis.zrange(QUEUE_NAME, 0, -1)}
+    return {message.decode() for message in await queue.redis.zrange(queue.keys.queue(None), 0, -1)}
 
 
 async def test_message_is_json_with_only_the_job_id_and_the_epoch() -> None:

@@ -15,7 +15,7 @@ from fakeredis import FakeServer
 import worker.main
 from domain.jobs.attempt import Released, RetryIn, Succeeded
 from domain.jobs.model import Job, JobMessage
-from domain.jobs.transport.job_queue import FUNCTION_NAME, QUEUE_NAME, WAKEUPS, JobQueue
+from domain.jobs.transport.job_queue import FUNCTION_NAME, JobQueue, QueueKeys
 from domain.settings import Settings
 from domain.storage.backends import open_driver
 from domain.storage.driver import StorageDriver
@@ -29,7 +29,7 @@ from worker.runner import Runner
 def settings_for_arq(pool: ArqRedis, **more: Any) -> dict[str, Any]:
     """Return the settings of a real worker, with a Redis in memory and a short poll delay."""
     settings = Settings(redis_url="redis://nowhere", _env_file=None, **more)
-    return arq_settings(settings) | {"redis_pool": pool, "poll_delay": 0.001}
+    return arq_settings(settings, QueueKeys()) | {"redis_pool": pool, "poll_delay": 0.001}
 
 
 RunWorker = Callable[[FakeJobEngine, StorageDriver, FakeServer], AbstractAsyncContextManager[Worker]]
@@ -67,13 +67,20 @@ def arq_worker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 async def dispatched(server: FakeServer, jobs: Sequence[Job]) -> JobQueue:
     queue = JobQueue(fake_redis(server))
-    await queue.dispatch([job.message for job in jobs])
+    await queue.dispatch([for_any_worker(job) for job in jobs])
     return queue
+
+
+def for_any_worker(job: Job) -> JobMessage:
+    """Return a message in the queue from which stock arq fetches."""
+    return job.message._replace(backend=None)
 
 
 async def message_keys(queue: JobQueue) -> set[bytes]:
     """Return all keys of messages in Redis."""
-    return {key for key in await queue.redis.keys("*") if b"health" not in key and key != WAKEUPS.encode()}
+    return {
+        key for key in await queue.redis.keys("*") if b"health" not in key and key != queue.keys.wakeups(None).encode()
+    }
 
 
 async def test_dispatched_jobs_are_run(arq_worker: RunWorker) -> None:
@@ -117,7 +124,7 @@ async def test_running_jobs_are_not_affected_by_a_flush_of_redis(arq_worker: Run
 
 async def test_message_of_an_old_epoch_claims_nothing(arq_worker: RunWorker) -> None:
     job, server = a_job(), FakeServer()
-    outdated = job.message
+    outdated = for_any_worker(job)
     job.epoch = 1
     engine, queue = FakeJobEngine(job), JobQueue(fake_redis(server))
     await queue.dispatch([outdated])
@@ -160,8 +167,8 @@ async def test_invalid_or_foreign_message_is_discarded(arq_worker: RunWorker, me
     job, server = a_job(), FakeServer()
     engine, queue = FakeJobEngine(job), JobQueue(fake_redis(server))
     await queue.redis.set(job_key_prefix + "foreign", message)
-    await queue.redis.zadd(QUEUE_NAME, {"foreign": 1})
-    await queue.dispatch([job.message])
+    await queue.redis.zadd(queue.keys.queue(None), {"foreign": 1})
+    await queue.dispatch([for_any_worker(job)])
     async with arq_worker(engine, MemoryDriver(), server):
         await until(lambda: len(engine.settled) == 1)
         async with asyncio.timeout(10):

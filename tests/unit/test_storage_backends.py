@@ -14,8 +14,9 @@ from domain.storage import backends
 from domain.storage.backends import Backends, open_driver
 from domain.storage.context import Fence, Grant
 from domain.storage.driver import Capacity
-from domain.storage.errors import StorageFull
+from domain.storage.errors import BackendUnavailable, StorageFull
 from domain.storage.file.driver import FileDriver
+from tests.unit.storage_builders import opened
 
 MIB = 1024 * 1024
 
@@ -64,7 +65,7 @@ async def test_close_closes_every_driver(tmp_path: Path) -> None:
 
     for name in opened.names():
         with pytest.raises(RuntimeError, match="shutdown"):
-            await opened.get(name).capacity()
+            await opened.driver(name).capacity()
 
 
 @pytest.mark.parametrize(
@@ -95,8 +96,8 @@ def test_unusable_url_is_refused_naming_the_setting_and_the_backend(url: str, me
 @pytest.mark.parametrize("scheme", ["file", "faulty+file"])
 def test_root_that_cannot_be_created_is_refused_naming_its_path(tmp_path: Path, scheme: str) -> None:
     (tmp_path / "taken").write_text("a file")
-    with pytest.raises(ConfigurationError, match=f"backend 'local': {tmp_path}/taken/volumes is not writable"):
-        Backends.open({"local": f"{scheme}:{tmp_path}/taken/volumes"}, threads=1)
+    with pytest.raises(NotADirectoryError, match=f"{tmp_path}/taken/volumes"):
+        opened(f"{scheme}:{tmp_path}/taken/volumes")
 
 
 def test_root_that_is_not_writable_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,14 +105,17 @@ def test_root_that_is_not_writable_is_refused(tmp_path: Path, monkeypatch: pytes
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("tempfile.TemporaryFile", denied)
-    with pytest.raises(ConfigurationError, match=f"{tmp_path} is not writable: Permission denied"):
-        Backends.open({"local": f"file:{tmp_path}"}, threads=1)
+    with pytest.raises(BackendUnavailable, match=f"{tmp_path} is not writable: Permission denied"):
+        opened(f"file:{tmp_path}")
 
 
-def test_opening_a_root_creates_only_its_two_directories(tmp_path: Path) -> None:
-    Backends.open({"local": f"file:{tmp_path}"}, threads=1)
+def test_opening_backends_creates_nothing_and_lets_none_with_a_place_be_used(tmp_path: Path) -> None:
+    backends = Backends.open({"local": f"file:{tmp_path}/volumes", "fast": "memory:"}, threads=1)
 
-    assert sorted(path.name for path in tmp_path.rglob("*")) == [".fences", ".trash"]
+    assert list(tmp_path.iterdir()) == []
+    assert backends.served() == ["fast"]
+    with pytest.raises(BackendUnavailable, match="The backend 'local' cannot be used: no worker has used it yet"):
+        backends.get("local")
 
 
 @pytest.mark.parametrize("path", ["{}/100% #1 a+b", "//{}/plain"])
@@ -124,7 +128,7 @@ def test_path_is_taken_literally(tmp_path: Path, path: str) -> None:
 
 def test_relative_path_is_below_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    open_driver("file:here/volumes", threads=1)
+    opened("file:here/volumes")
 
     assert (tmp_path / "here" / "volumes").is_dir()
 
@@ -133,7 +137,7 @@ async def test_wrapper_passes_on_the_inner_drivers_options() -> None:
     driver = open_driver("faulty+memory:?capacity=10MiB&delay_ms=0", threads=1)
 
     assert isinstance(driver, FaultInjector)
-    assert await driver.capacity() == Capacity(total=10 * MIB, used=0)
+    assert await driver.capacity() == Capacity(total=10 * MIB, used=0, free=10 * MIB)
 
 
 async def test_memory_driver_is_full_when_volume_sizes_reach_its_capacity() -> None:
@@ -150,7 +154,7 @@ async def test_memory_driver_is_full_when_volume_sizes_reach_its_capacity() -> N
 
 
 def test_missing_parents_of_the_root_are_created(tmp_path: Path) -> None:
-    open_driver(f"file:{tmp_path}/deep/down", threads=1)
+    opened(f"file:{tmp_path}/deep/down")
 
     assert (tmp_path / "deep" / "down" / ".fences").is_dir()
 

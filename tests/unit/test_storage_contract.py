@@ -136,4 +136,4 @@ async def test_null_driver_stores_nothing(tmp_path: Path) -> None:
     assert await driver.measure([volume]) == {}
     assert await driver.seal(volume, RecordingGrant()) is None
     assert driver.path(volume) is None
-    assert await driver.capacity() == Capacity(total=None, used=0)
+    assert await driver.capacity() == Capacity(total=None, used=0, free=None)

@@ -144,6 +144,7 @@ async def test_crash_leaves_the_old_or_new_state_and_the_next_attempt_completes_
 ) -> None:
     crashed, unharmed = (FileDriver(tmp_path / name, threads=1) for name in ("crashed", "unharmed"))
     for driver in (crashed, unharmed):
+        driver.prepare()
         await set_up(driver, operation)
     old = content(unharmed)
     await perform(unharmed, operation, attempt(2, 1))
@@ -161,6 +162,7 @@ async def test_crash_leaves_the_old_or_new_state_and_the_next_attempt_completes_
 
 async def test_restore_yields_the_snapshots_bytes_at_the_current_size(tmp_path: Path) -> None:
     driver = FileDriver(tmp_path, threads=1)
+    driver.prepare()
     await set_up(driver, "restore_snapshot")
     await perform(driver, "restore_snapshot", attempt(2, 1))
 

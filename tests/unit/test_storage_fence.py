@@ -13,6 +13,7 @@ from domain.storage.backends import open_driver
 from domain.storage.context import Fence, Grant, refuse_stale
 from domain.storage.driver import StorageDriver
 from domain.storage.errors import FenceRefused
+from tests.unit.storage_builders import opened
 
 VOLUME, SNAPSHOT, CLONE = (UUID(f"01890000-0000-7000-8000-00000000000{last}") for last in "123")
 # For each operation: the ids it is called with, the subject whose fence it checks, and whether it takes a size.
@@ -88,7 +89,7 @@ def test_attempt_is_refused_if_and_only_if_a_higher_fence_came_before(history: H
 @settings(deadline=None, max_examples=20)
 def test_memory_and_file_driver_produce_the_same_history(history: History) -> None:
     with tempfile.TemporaryDirectory() as root:
-        on_disk = asyncio.run(replay(open_driver(f"file:{root}", 1), history))
+        on_disk = asyncio.run(replay(opened(f"file:{root}", 1), history))
 
     assert on_disk == asyncio.run(replay(open_driver("memory:", 1), history))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from domain.storage.errors import FenceRefused, StorageFull
+from domain.storage.errors import BackendUnavailable, FenceRefused, StorageFull
 from domain.storage.file.driver import FileDriver
 from tests.unit.file_builders import MIB, VOLUME, attempt, data, empty_driver, failing
 
@@ -54,12 +54,21 @@ class TestFiles:
 
         assert data(driver).read_bytes() == b"mine"
 
-    async def test_no_directory_is_created_before_the_first_operation(self, driver: FileDriver) -> None:
-        assert not driver.root.exists()
+    async def test_only_initializing_creates_the_root(self, tmp_path: Path) -> None:
+        driver = FileDriver(tmp_path / "deep" / "down", threads=1)
+        assert await driver.identity() is None
+        with pytest.raises(BackendUnavailable):
+            await driver.create(VOLUME, MIB, attempt())
+        assert not driver.root.parent.exists()
 
+        assert await driver.initialize("mine") == await driver.initialize("yours") == "mine"
+        with pytest.raises(BackendUnavailable):
+            await driver.create(VOLUME, MIB, attempt())
+        await driver.accept("mine")
         await driver.create(VOLUME, MIB, attempt())
+        await driver.close()
 
-        assert sorted(entry.name for entry in driver.root.iterdir()) == [".fences", ".trash", str(VOLUME)]
+        assert sorted(entry.name for entry in driver.root.iterdir()) == [".cistern", ".fences", ".trash", str(VOLUME)]
 
     def test_path_is_absolute_even_if_the_root_is_relative(self) -> None:
         path = FileDriver(Path("volumes"), threads=1).path(VOLUME)

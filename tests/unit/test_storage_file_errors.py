@@ -24,6 +24,7 @@ def attempt(version: int = 1, epoch: int = 1) -> Grant:
 @pytest.fixture
 async def driver(tmp_path: Path) -> AsyncIterator[FileDriver]:
     driver = FileDriver(tmp_path / "volumes", threads=8)
+    driver.prepare()
     yield driver
     await driver.close()
 

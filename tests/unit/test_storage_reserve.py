@@ -12,9 +12,9 @@ from domain.errors import ConfigurationError
 from domain.storage.backends import open_driver
 from domain.storage.context import Fence, Grant, Stopped, StopReason
 from domain.storage.driver import StorageDriver
-from domain.storage.errors import StorageFull
+from domain.storage.errors import BackendUnavailable, StorageFull
 from domain.storage.file import disk
-from tests.unit.storage_builders import RecordingGrant
+from tests.unit.storage_builders import RecordingGrant, opened
 
 KIB, MIB = 1024, 1024 * 1024
 VOLUME = UUID("01890000-0000-7000-8000-000000000001")
@@ -24,7 +24,7 @@ VOLUME = UUID("01890000-0000-7000-8000-000000000001")
 async def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[StorageDriver]:
     """A backend with ``allocate=full`` that reserves 1 MiB at a time."""
     monkeypatch.setattr(disk, "RESERVE_SLICE_BYTES", MIB)
-    driver = open_driver(f"file:{tmp_path}/volumes?allocate=full", 2)
+    driver = opened(f"file:{tmp_path}/volumes?allocate=full", 2)
     yield driver
     await driver.close()
 
@@ -57,7 +57,7 @@ async def test_created_and_grown_volumes_have_all_blocks_allocated(driver: Stora
 
 async def test_volumes_are_sparse_by_default(tmp_path: Path) -> None:
     for option in ("", "?allocate=sparse"):
-        driver = open_driver(f"file:{tmp_path}/volumes{option}", 1)
+        driver = opened(f"file:{tmp_path}/volumes{option}", 1)
         await driver.create(VOLUME, 2 * MIB, RecordingGrant(1))
         assert on_disk(driver) == (2 * MIB, 0)
         await driver.close()
@@ -116,17 +116,15 @@ def test_unknown_allocation_mode_is_a_configuration_error(tmp_path: Path) -> Non
         open_driver(f"file:{tmp_path}/volumes?allocate=thin", 1)
 
 
-def test_file_system_that_cannot_reserve_blocks_is_a_configuration_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_system_that_cannot_reserve_blocks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: int) -> None:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     monkeypatch.setattr(disk, "reserve", refuse)
-    with pytest.raises(ConfigurationError, match=r"cannot reserve blocks \(allocate=full\)"):
-        open_driver(f"file:{tmp_path}/volumes?allocate=full", 1)
+    with pytest.raises(BackendUnavailable, match=r"cannot reserve blocks \(allocate=full\)"):
+        opened(f"file:{tmp_path}/volumes?allocate=full", 1)
 
 
 async def test_full_disk_does_not_prevent_opening_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full_after(monkeypatch, 0)
-    await open_driver(f"file:{tmp_path}/volumes?allocate=full", 1).close()
+    await opened(f"file:{tmp_path}/volumes?allocate=full", 1).close()

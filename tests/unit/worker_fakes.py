@@ -18,7 +18,7 @@ from domain.jobs.kinds import JobHandlers
 from domain.jobs.model import Job, JobMessage, new_job
 from domain.jobs.states import JobStatus
 from domain.jobs.store.leases import Progress, Renewal
-from domain.jobs.transport.job_queue import JobQueue
+from domain.jobs.transport.job_queue import JobQueue, QueueKeys
 from domain.services import compose
 from domain.settings import Settings
 from domain.storage.backends import Backends, open_driver
@@ -29,6 +29,8 @@ from worker.performer import AttemptPerformer
 from worker.runner import Runner
 
 MIB = 2**20
+#: Where the messages of `a_job` are.
+QUEUE_NAME, WAKEUPS = QueueKeys().queue("memory"), QueueKeys().wakeups("memory")
 LEASE = 60.0
 
 
@@ -46,6 +48,9 @@ class FakeJobEngine(JobEngine):
         self.lease = LEASE
         self.queue_ms = 0
         self.progress: dict[UUID, Progress] = {}
+
+    def served(self) -> Collection[str]:
+        return ["memory"]
 
     async def claim(self, message: JobMessage) -> Claim | None:
         self._connect()
@@ -124,7 +129,7 @@ def handlers_on(driver: StorageDriver) -> JobHandlers:
     settings = Settings(max_attempts=3, _env_file=None)
     unreachable = Database("postgresql+asyncpg://nobody@127.0.0.1:1/nothing")
     backends = Backends({"memory": driver}, {"memory": "memory"})
-    return compose(settings, unreachable, JobQueue(fake_redis()), backends).handlers
+    return compose(settings, unreachable, JobQueue(fake_redis()), backends, uuid4()).handlers
 
 
 def a_runner(engine: JobEngine, driver: StorageDriver, *, slots: int = 10, queue: JobQueue | None = None) -> Runner:

@@ -16,10 +16,11 @@ from domain.jobs import acceptance, stats
 from domain.jobs import model as jobs_model
 from domain.schedules import model as schedules_model
 from domain.snapshots import model as snapshots_model
+from domain.storage import model as storage_model
 from domain.volumes import model as volumes_model
 
 #: Imported to register their tables in Base.metadata.
-TABLES = (acceptance, bulk_model, jobs_model, schedules_model, snapshots_model, stats, volumes_model)
+TABLES = (acceptance, bulk_model, jobs_model, schedules_model, snapshots_model, storage_model, stats, volumes_model)
 _POLL_SECONDS: Final = 0.2
 #: Must be short: while an ALTER waits for one slow transaction, every later query of that table waits behind it.
 _LOCK_TIMEOUT: Final = "3s"

@@ -14,7 +14,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from domain.db.sql import from_now
 from domain.jobs.model import Job, JobMessage
 from domain.jobs.states import JobStatus
+from domain.storage.model import Backend, is_unserved
 
+#: The ``error`` of a job that waits for a worker that serves its backend.
+BACKEND_NOT_SERVED: Final = "backend-not-served"
+#: A job waits that long before its ``error`` says so: its worker may just be starting again.
+_EXPLAIN_AFTER_SECONDS: Final = 5.0
 _UNDISPATCHED: Final = Job.dispatched_at.is_(None)
 
 
@@ -39,8 +44,33 @@ class DispatchRepository:
         """
         return await self._mark(_dispatched_before(age, limit, self._kinds))
 
+    async def explain_waiting(self, limit: int) -> Sequence[UUID]:
+        """Write into queued jobs that no worker serves their backend, as their ``error``; return their ids."""
+        detail = func.concat("No worker serves the backend '", Job.backend, "'; the job waits until one does.")
+        error = func.jsonb_build_object("code", BACKEND_NOT_SERVED, "detail", detail)
+        query = (
+            update(Job)
+            .where(Job.id.in_(_waiting_for_a_backend().limit(limit).with_for_update(skip_locked=True)))
+            .values(error=error, version=Job.version + 1)
+            .returning(Job.id)
+        )
+        return (await self._session.scalars(query.execution_options(synchronize_session=False))).all()
+
     async def _mark(self, query: UpdateBase) -> Sequence[JobMessage]:
         return [JobMessage(*row) for row in await self._session.execute(query)]
+
+
+def any_unserved() -> ColumnElement[bool]:
+    """Return the condition that a job waits for a backend that no worker serves, and does not say so yet."""
+    # Usually every backend is served, so that no job is read.
+    return select(Backend.name).where(is_unserved()).exists() & _waiting_for_a_backend().exists()
+
+
+def _waiting_for_a_backend() -> Select[UUID]:
+    unserved = select(Backend.name).where(is_unserved())
+    told = Job.error["code"].astext.is_not_distinct_from(BACKEND_NOT_SERVED)
+    waiting = select(Job.id).where(Job.status == JobStatus.QUEUED, Job.backend.in_(unserved), ~told)
+    return waiting.where(Job.run_at < from_now(-_EXPLAIN_AFTER_SECONDS))
 
 
 def any_undispatched(kinds: Collection[str]) -> ColumnElement[bool]:
@@ -71,7 +101,7 @@ def _marking_dispatched(waiting: Select[UUID]) -> UpdateBase:
         update(Job)
         .where(Job.id.in_(waiting.with_for_update(skip_locked=True)))
         .values(dispatched_at=func.now())
-        .returning(Job.id, Job.epoch)
+        .returning(Job.id, Job.epoch, Job.backend)
         .execution_options(synchronize_session=False)
     )
 

@@ -77,17 +77,21 @@ class LeaseRepository:
         *,
         worker_id: UUID,
         kinds: Collection[str],
+        backends: Collection[str],
         lease: float,
         lock_timeout: float | None = None,
     ) -> Sequence[ClaimedJob]:
         """Claim the queued jobs whose epoch is that of their message, for ``lease`` seconds.
 
-        Jobs of other kinds than ``kinds`` are left to workers of a newer version. Locked rows are skipped, or waited
+        Jobs of other kinds than ``kinds`` are left to workers of a newer version, and jobs on other backends than
+        ``backends`` to workers that serve those. Locked rows are skipped, or waited
         for if there is a ``lock_timeout`` (seconds).
         """
         params = {
-            **as_arrays(messages),
+            "job_id": [message.job_id for message in messages],
+            "epoch": [message.epoch for message in messages],
             "kinds": list(kinds),
+            "backends": list(backends),
             "worker_id": worker_id,
             "lease": timedelta(seconds=lease),
         }

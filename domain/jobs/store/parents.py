@@ -46,10 +46,19 @@ class ParentRepository:
         """Return whether the cancellation of a parent was requested."""
         return bool(await self._session.scalar(statements.IS_CANCELLED, {"parent_id": parent_id}))
 
+    async def has_failed_lanes(self, parent_id: UUID) -> bool:
+        """Return whether any lane of a parent has failed."""
+        failed = select(Job.id).where(Job.parent_id == parent_id, Job.status == JobStatus.FAILED).limit(1)
+        return await self._session.scalar(failed) is not None
+
     async def wake_lanes(self, parent_id: UUID) -> None:
-        """Make queued lanes due at once, so that they find that their parent was cancelled."""
+        """Make queued lanes due at once, so that they find that their parent was cancelled.
+
+        Any worker may run them now: what is left to do needs no storage, unless a volume is held.
+        """
         query = update(Job).where(Job.parent_id == parent_id, Job.status == JobStatus.QUEUED)
-        await self._session.execute(query.values(run_at=func.now(), dispatched_at=None, version=Job.version + 1))
+        changes = {"run_at": func.now(), "dispatched_at": None, "backend": None, "version": Job.version + 1}
+        await self._session.execute(query.values(changes))
 
     async def without_lanes(self, limit: int) -> Sequence[UUID]:
         """Find delegated jobs that have no live lane."""

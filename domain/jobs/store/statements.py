@@ -39,6 +39,7 @@ def _claim_statement(*, extra_from: str, locking: str) -> TextualSelect:
                 FROM {extra_from} jobs JOIN {dispatched}
                     ON jobs.id = dispatched.job_id AND jobs.epoch = dispatched.epoch
                 WHERE status IS NOT DISTINCT FROM 'queued' AND kind = ANY(CAST(:kinds AS text[]))
+                    AND (jobs.backend IS NULL OR jobs.backend = ANY(CAST(:backends AS text[])))
                 ORDER BY jobs.id FOR NO KEY UPDATE OF jobs {locking}
             )
             UPDATE jobs

@@ -8,9 +8,10 @@ and the epoch as its only arguments.
 import asyncio
 import json
 import re
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 from uuid import UUID
 
 import structlog
@@ -26,11 +27,6 @@ from domain.jobs.model import JobMessage
 from domain.jobs.transport.redis_client import TIMEOUT_SECONDS, open_redis
 from domain.jobs.transport.write_errors import WriteErrors
 
-QUEUE_NAME: Final = "cistern:queue"
-_CHANNEL: Final = "cistern:job-changed"
-#: A list that idle workers block on. Each message sent adds an element, up to `_MAX_WAKEUPS`. A worker that finds no
-#: more messages empties it.
-WAKEUPS: Final = "cistern:wakeups"
 _MAX_WAKEUPS: Final = 32
 #: Expiry of a message, as in arq. A job that still waits then gets a new message from maintenance.
 _MESSAGE_LIFETIME_MS: Final = 24 * 3600 * 1000
@@ -39,15 +35,13 @@ _MESSAGE_LIFETIME_MS: Final = 24 * 3600 * 1000
 _MAX_CLOCK_SKEW_MS: Final = 3600 * 1000
 #: Maximum number of messages per round trip.
 _MAX_BATCH: Final = 500
-#: A key that is written only to test whether Redis accepts writes.
-PING_KEY: Final = "cistern:written"
 _MESSAGE_KEYS: Final = (job_key_prefix, retry_key_prefix, in_progress_key_prefix)
 
-#: Removes messages from the queue, and all keys that arq has for them. If maintenance sends the same id again, nothing
-#: of the earlier message is in its way.
+#: Removes messages, each from its queue, and all keys that arq has for them. If maintenance sends the same id again,
+#: nothing of the earlier message is in its way.
 _ACKNOWLEDGE: Final = f"""
-for _, id in ipairs(ARGV) do
-    redis.call('ZREM', KEYS[1], id)
+for i, id in ipairs(ARGV) do
+    redis.call('ZREM', KEYS[i], id)
     redis.call('DEL', {", ".join(f"'{prefix}' .. id" for prefix in _MESSAGE_KEYS)})
 end
 """
@@ -81,14 +75,46 @@ class QueueRefusesWrites(QueueUnavailable):
     code = "queue-refuses-writes"
 
 
-class JobQueue:
-    """Redis: a sorted set of message ids, a key per message, a list that wakes idle workers, and a pub/sub channel."""
+class QueueKeys(NamedTuple):
+    """The names in Redis. Those of each installation have a prefix of their own, so that several may share a Redis.
 
-    def __init__(self, redis: ArqRedis) -> None:
+    There is one queue for each backend, so that a message reaches only workers that can use it, and one for jobs that
+    any worker can do (``backend`` None).
+    """
+
+    prefix: str = "cistern"
+
+    def queue(self, backend: str | None) -> str:
+        """The sorted set of the messages for jobs on a backend."""
+        return f"{self.prefix}:queue" if backend is None else f"{self.prefix}:queue:{backend}"
+
+    def wakeups(self, backend: str | None) -> str:
+        """The list that idle workers block on.
+
+        Each message sent adds an element, up to `_MAX_WAKEUPS`. A worker that finds no more messages empties it.
+        """
+        return f"{self.prefix}:wakeups" if backend is None else f"{self.prefix}:wakeups:{backend}"
+
+    @property
+    def changes(self) -> str:
+        """The channel on which changed jobs are announced."""
+        return f"{self.prefix}:job-changed"
+
+    @property
+    def ping(self) -> str:
+        """A key that is written only to test whether Redis accepts writes."""
+        return f"{self.prefix}:written"
+
+
+class JobQueue:
+    """Redis: sorted sets of message ids, a key per message, lists that wake idle workers, and a pub/sub channel."""
+
+    def __init__(self, redis: ArqRedis, keys: QueueKeys = QueueKeys()) -> None:  # noqa: B008 (immutable)
         redis.job_serializer = serialize
         redis.job_deserializer = deserialize
-        redis.default_queue_name = QUEUE_NAME
+        redis.default_queue_name = keys.queue(None)
         self.redis = redis
+        self.keys = keys
         self.write_errors = WriteErrors()
         #: Number of errors which showed that a connection leads to a replica.
         self._read_only_errors = 0
@@ -97,9 +123,9 @@ class JobQueue:
         self._acknowledge_batcher = Batcher(self._acknowledge_batch, max_batch=_MAX_BATCH)
 
     @classmethod
-    def open(cls, url: str) -> Self:
+    def open(cls, url: str, keys: QueueKeys = QueueKeys()) -> Self:  # noqa: B008 (immutable)
         """Prepare connections to the Redis at ``url``, as `open_redis` does; the first is opened on first use."""
-        return cls(open_redis(url))
+        return cls(open_redis(url), keys)
 
     @asynccontextmanager
     async def _calling(self) -> AsyncIterator[None]:
@@ -142,9 +168,11 @@ class JobQueue:
                         px=_MESSAGE_LIFETIME_MS,
                         nx=True,
                     )
-                pipe.zadd(QUEUE_NAME, {message_id(message): now - _MAX_CLOCK_SKEW_MS for message in messages}, nx=True)
-                pipe.lpush(WAKEUPS, *[b""] * min(len(messages), _MAX_WAKEUPS))
-                pipe.ltrim(WAKEUPS, 0, _MAX_WAKEUPS - 1)
+                for backend, ids in _ids_by_backend(messages).items():
+                    wakeups = self.keys.wakeups(backend)
+                    pipe.zadd(self.keys.queue(backend), dict.fromkeys(ids, now - _MAX_CLOCK_SKEW_MS), nx=True)
+                    pipe.lpush(wakeups, *[b""] * min(len(ids), _MAX_WAKEUPS))
+                    pipe.ltrim(wakeups, 0, _MAX_WAKEUPS - 1)
                 await pipe.execute()
             self.write_errors.clear()
         except QueueRefusesWrites:
@@ -161,7 +189,7 @@ class JobQueue:
         """
         async with self._calling(), self.redis.pipeline(transaction=False) as pipe:
             for message in messages:
-                pipe.zscore(QUEUE_NAME, message_id(message))
+                pipe.zscore(self.keys.queue(message.backend), message_id(message))
             scores = await pipe.execute()
             missing = [message for message, score in zip(messages, scores, strict=True) if score is None]
             if missing:  # a job key that remained without its queue entry would keep the message from being sent again
@@ -178,7 +206,9 @@ class JobQueue:
     async def _acknowledge_batch(self, messages: Sequence[JobMessage]) -> Sequence[None]:
         try:
             async with self._calling():
-                await self._acknowledge(keys=[QUEUE_NAME], args=[message_id(message) for message in messages])
+                await self._acknowledge(
+                    keys=[self.keys.queue(message.backend) for message in messages], args=[*map(message_id, messages)]
+                )
         except QueueRefusesWrites:
             pass
         except QueueUnavailable as error:
@@ -189,7 +219,7 @@ class JobQueue:
         """Publish that jobs have changed. Best effort: watchers also poll."""
         try:
             async with self._calling():
-                await self.redis.publish(_CHANNEL, " ".join(map(str, job_ids)))
+                await self.redis.publish(self.keys.changes, " ".join(map(str, job_ids)))
         except QueueUnavailable as error:
             log.debug("announce.failed", error=error.message)
 
@@ -203,7 +233,7 @@ class JobQueue:
         """
         try:
             async with self.redis.pubsub() as channel:
-                await channel.subscribe(_CHANNEL)
+                await channel.subscribe(self.keys.changes)
                 errors = self._read_only_errors
                 while self._read_only_errors == errors:
                     message = await channel.get_message(ignore_subscribe_messages=True, timeout=1)
@@ -222,17 +252,23 @@ class JobQueue:
             QueueUnavailable: it does not answer.
         """
         async with self._calling(), self.redis.pipeline(transaction=True) as pipe:
-            pipe.set(PING_KEY, b"", px=1000)
-            pipe.zscore(QUEUE_NAME, "")
-            pipe.ltrim(WAKEUPS, 0, _MAX_WAKEUPS - 1)
-            pipe.zcard(QUEUE_NAME)
+            pipe.set(self.keys.ping, b"", px=1000)
+            pipe.zscore(self.keys.queue(None), "")
+            pipe.ltrim(self.keys.wakeups(None), 0, _MAX_WAKEUPS - 1)
             await pipe.execute()
-            await self._acknowledge(keys=[QUEUE_NAME], args=[])
+            await self._acknowledge(keys=[], args=[])
         self.write_errors.clear()
 
     async def close(self) -> None:
         """Close every connection."""
         await self.redis.aclose(close_connection_pool=True)
+
+
+def _ids_by_backend(messages: Iterable[JobMessage]) -> dict[str | None, list[str]]:
+    ids: defaultdict[str | None, list[str]] = defaultdict(list)
+    for message in messages:
+        ids[message.backend].append(message_id(message))
+    return ids
 
 
 def message_id(message: JobMessage) -> str:
@@ -245,13 +281,16 @@ def write_message(message: JobMessage, *, sent_ms: int) -> bytes:
     return serialize_job(FUNCTION_NAME, (str(message.job_id), message.epoch), {}, None, sent_ms, serializer=serialize)
 
 
-def read_message(identity: bytes, data: bytes | None) -> JobMessage | None:
-    """Parse a message written by `write_message` under its own id; return None for any other, or for no message."""
+def read_message(identity: bytes, data: bytes | None, backend: str | None = None) -> JobMessage | None:
+    """Parse a message written by `write_message` under its own id; return None for any other, or for no message.
+
+    ``backend`` is that of the queue in which it was.
+    """
     match = _MESSAGE.fullmatch(data or b"")
     if match is None or b"%b:%b" % match.groups() != identity:
         return None
     epoch = int(match[2])
-    return JobMessage(UUID(match[1].decode()), epoch) if epoch <= _MAX_EPOCH else None
+    return JobMessage(UUID(match[1].decode()), epoch, backend) if epoch <= _MAX_EPOCH else None
 
 
 def message_from(job_id: str, epoch: int) -> JobMessage:

@@ -5,10 +5,8 @@ taken, so a long copy blocks no other operation; publishing it is one link or on
 """
 
 import asyncio
-import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -29,12 +27,12 @@ from domain.storage.file.disk import (
     match_replaced_file,
     opened,
     release_blocks,
-    require_reserving,
     resize,
     size_of,
     sync_folder,
 )
 from domain.storage.file.fence import Fences
+from domain.storage.file.root import Root
 from domain.storage.file.tree import FileTree
 
 P = ParamSpec("P")
@@ -46,20 +44,15 @@ ST_BLOCKS_UNIT = 512  # bytes; independent of the file system's own block size
 def _in_thread(
     work: Callable[Concatenate["FileDriver", P], T],
 ) -> Callable[Concatenate["FileDriver", P], Coroutine[Any, Any, T]]:
-    """Run a method of the driver in its threads, and translate the errors of the system."""
+    """Run a method of the driver in its threads, if the root is still the one that was looked at."""
 
     @wraps(work)
     async def in_thread(self: "FileDriver", /, *args: P.args, **kwargs: P.kwargs) -> T:
         def step() -> T:
-            with domain_errors():
-                # Only once: if the root disappears later, the disk is unmounted, and a new empty root would be wrong.
-                if not self._prepared:
-                    self.prepare()
-                return work(self, *args, **kwargs)
+            self._root.require()
+            return work(self, *args, **kwargs)
 
-        # A thread cannot be cancelled: if the awaiting task were cancelled, the thread would go on unobserved.
-        # Therefore the caller never cancels; it stops the grant and waits until the thread notices.
-        return await asyncio.get_running_loop().run_in_executor(self._threads, step)
+        return await self._run(step)
 
     return in_thread
 
@@ -72,30 +65,41 @@ class FileDriver(StorageDriver):
 
     def __init__(self, root: Path, threads: int, *, reserve: bool = False) -> None:
         self._tree = FileTree(root)
-        self._fences = Fences(self._tree.fences)
+        self._root = Root(self._tree, reserve=reserve)
+        self._fences = Fences(self._tree.fences, self._root.require)
         self._reserve = reserve
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="storage")
-        self._prepared = False
+        self.place = str(self.root)
 
     @property
     def root(self) -> Path:
         """The directory that contains everything."""
         return self._tree.root
 
-    def prepare(self) -> None:
-        """Create the directories and check that they are usable.
+    async def identity(self) -> str | None:
+        """Read the file ``.cistern`` in the root."""
+        return await self._run(self._root.read_identity)
 
-        Raises:
-            OSError: a directory cannot be created or written to, or blocks cannot be reserved.
-        """
-        for folder in (self.root, self._tree.fences, self._tree.trash):
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        sync_folder(self.root)
-        if self._reserve:
-            require_reserving(self.root)
-        self._prepared = True
+    async def initialize(self, identity: str, expected: Collection[UUID] = ()) -> str:
+        """Create the directories and the file ``.cistern``, unless they exist."""
+        return await self._run(lambda: self._root.initialize(identity, expected))
+
+    async def accept(self, identity: str) -> None:
+        """Work as long as the file has this content."""
+        await self._run(lambda: self._root.accept(identity))
+
+    def prepare(self) -> None:
+        """Make a root for a driver that no registry has opened, in this thread."""
+        self._root.accept(self._root.initialize("{}"))
+
+    async def _run(self, step: Callable[[], T]) -> T:
+        def translated() -> T:
+            with domain_errors():
+                return step()
+
+        # A thread cannot be cancelled: if the awaiting task were cancelled, the thread would go on unobserved.
+        # Therefore the caller never cancels; it stops the grant and waits until the thread notices.
+        return await asyncio.get_running_loop().run_in_executor(self._threads, translated)
 
     def path(self, volume_id: UUID) -> str:
         """Return the path of the volume's bytes; the file may not exist yet."""
@@ -230,8 +234,8 @@ class FileDriver(StorageDriver):
     @_in_thread
     def capacity(self) -> Capacity:
         """Return the capacity of the file system that contains the root."""
-        usage = shutil.disk_usage(self.root)
-        return Capacity(usage.total, usage.used)
+        usage = shutil.disk_usage(self.root)  # free: without the blocks that are reserved for root
+        return Capacity(usage.total, usage.used, usage.free)
 
     async def close(self) -> None:
         """Wait for running work and end the threads, without blocking the event loop."""
@@ -280,7 +284,7 @@ def open_driver(url: DriverUrl, threads: int) -> FileDriver:
     """Open ``file:PATH``, or ``file:PATH?allocate=full`` to allocate all blocks when a volume is created or grown.
 
     Raises:
-        ConfigurationError: the path is missing or not writable, or the file system cannot reserve blocks.
+        ConfigurationError: the URL has no path, or ``allocate`` is invalid.
     """
     allocate = url.options.pop("allocate", "sparse")
     if allocate not in ("sparse", "full"):
@@ -289,10 +293,4 @@ def open_driver(url: DriverUrl, threads: int) -> FileDriver:
     root = url.path.removeprefix("//") if url.path.startswith("///") else url.path
     if not root or root.startswith("//"):
         raise ConfigurationError(f"file: needs a path, such as file:/srv/volumes, not {url.path!r}")
-    driver = FileDriver(Path(root), threads, reserve=allocate == "full")
-    try:
-        driver.prepare()
-    except OSError as error:
-        problem = "cannot reserve blocks (allocate=full)" if error.errno == errno.EOPNOTSUPP else "is not writable"
-        raise ConfigurationError(f"{driver.root} {problem}: {error.strerror}") from error
-    return driver
+    return FileDriver(Path(root), threads, reserve=allocate == "full")

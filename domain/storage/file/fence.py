@@ -11,7 +11,7 @@ Outside of it, only drafts and trash are written or removed.
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
@@ -29,8 +29,10 @@ RECORD_BYTES = 64
 class Fences:
     """The directory of the lock files, one for each volume or snapshot."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, require_place: Callable[[], None]) -> None:
+        """``require_place`` raises unless the directory is still that of the backend; it is called before an effect."""
         self._folder = folder
+        self._require_place = require_place
 
     def last(self, subject_id: UUID) -> Fence | None:
         """Read the highest fence without the lock; it may have risen by the time this returns."""
@@ -61,6 +63,7 @@ class Fences:
             refuse_stale(record.read(), grant.fence)
             if not seal:
                 grant.check()
+            self._require_place()
             record.write(grant.fence)
             yield
             grant.on_published(operation, subject_id)

@@ -22,13 +22,15 @@ _DRAFT = re.compile(r"(?P<target>.+)\.(?P<version>\d+)-(?P<epoch>\d+)\.tmp")
 class FileTree:
     """The directories below the root.
 
-    ``<volume>/data``, ``<volume>/snapshots/<snapshot>``, ``.fences/<volume or snapshot>`` and ``.trash``.
+    ``<volume>/data``, ``<volume>/snapshots/<snapshot>``, ``.fences/<volume or snapshot>``, ``.trash``, and the file
+    ``.cistern``, which says what the root belongs to.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
         self.trash = self.root / ".trash"
         self.fences = self.root / ".fences"
+        self.identity = self.root / ".cistern"
 
     def folder(self, volume_id: UUID) -> Path:
         """Return the directory of a volume."""

@@ -1,0 +1,214 @@
+"""Workers serve only the backends whose places are the expected ones, and take only the jobs that they can do."""
+
+import asyncio
+import json
+import shutil
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from uuid import UUID
+
+import httpx
+import pytest
+
+from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
+from domain.bulk.requests import Selection
+from domain.errors import UnknownBackend
+from domain.services import Services, open_check, open_services
+from domain.settings import Settings
+from domain.storage import registry
+from domain.volumes.service import NewVolume
+from tests.integration.job_builders import MIB, ended, row, sql, until
+from tests.support.worker import running_worker
+
+FOREIGN = json.dumps({"installation": str(UUID(int=1)), "backend": "local", "id": str(UUID(int=2))})
+
+
+@pytest.fixture(autouse=True)
+def frequent_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "LOOK_SECONDS", 0.05)
+
+
+def with_backends(settings: Settings, folder: Path, *names: str) -> Settings:
+    return settings.model_copy(update={"backends": {name: f"file:{folder}/{name}" for name in names}})
+
+
+@pytest.fixture
+async def api(settings: Settings, tmp_path: Path) -> AsyncIterator[Services]:
+    """Services as the API has them: it reaches no storage."""
+    unreachable = {name: f"file:{tmp_path}/nowhere/{name}" for name in ("local", "fast")}
+    changed = settings.model_copy(update={"backends": unreachable})
+    async with open_services(changed) as services, services.watcher.watching():
+        yield services
+    assert not (tmp_path / "nowhere").exists()
+
+
+@asynccontextmanager
+async def workers(settings: Settings, folder: Path, *served: tuple[str, ...]) -> AsyncIterator[None]:
+    async with AsyncExitStack() as stack:
+        for names in served:
+            await stack.enter_async_context(running_worker(with_backends(settings, folder, *names)))
+        yield
+
+
+async def created(api: Services, name: str, backend: str) -> UUID:
+    accepted = await api.volumes.request_create(NewVolume(name, MIB, backend=backend))
+    job = await ended(api, accepted.id)
+    assert (job.status, job.attempt) == ("succeeded", 1)
+    assert job.volume_id is not None
+    return job.volume_id
+
+
+async def problem_of(api: Services, name: str) -> str | None:
+    await api.directory.refresh()
+    return (await api.directory.find(name)).problem
+
+
+async def test_single_jobs_run_where_their_backend_is(api: Services, settings: Settings, tmp_path: Path) -> None:
+    async with workers(settings, tmp_path, ("local",), ("fast",), ("local", "fast")):
+        for number in range(6):
+            for backend in ("local", "fast"):
+                volume_id = await created(api, f"{backend}-{number}", backend)
+                assert (tmp_path / backend / str(volume_id) / "data").stat().st_size == MIB
+        assert await sql(api, "SELECT count(*) FROM jobs WHERE attempt <> 1 OR status <> 'succeeded'") == [(0,)]
+
+
+async def test_bulk_job_over_two_backends_expands_all(api: Services, settings: Settings, tmp_path: Path) -> None:
+    async with workers(settings, tmp_path, ("local",), ("fast",)):
+        volumes = [await created(api, f"{name}-{n}", name) for n in range(10) for name in ("local", "fast")]
+        request = BulkExpandRequest(GrowthPolicy(to=2 * MIB), selection=Selection(), max_concurrent=4)
+        job = await ended(api, (await api.bulk.request(request)).id)
+
+    assert (job.status, job.succeeded) == ("succeeded", len(volumes))
+    sizes = {path.stat().st_size for path in tmp_path.glob("*/*/data")}
+    assert sizes == {2 * MIB}
+
+
+async def test_bulk_job_with_one_slot_works_on_the_backends_in_turn(
+    api: Services, settings: Settings, tmp_path: Path
+) -> None:
+    async with workers(settings, tmp_path, ("local",), ("fast",)):
+        for name in ("local", "fast"):
+            await created(api, name, name)
+        request = BulkExpandRequest(GrowthPolicy(to=2 * MIB), selection=Selection(), max_concurrent=1)
+        job = await ended(api, (await api.bulk.request(request)).id)
+
+    assert (job.status, job.succeeded, job.attempt) == ("succeeded", 2, 1)
+
+
+async def test_job_that_nobody_can_do_waits_and_says_for_what(
+    api: Services, settings: Settings, tmp_path: Path
+) -> None:
+    async with workers(settings, tmp_path, ("local",)):
+        job = await api.volumes.request_create(NewVolume("waits", MIB, backend="fast"))
+        await sql(api, "UPDATE jobs SET run_at = now() - interval '6 seconds'")
+
+        async def says_so() -> bool:
+            return (await row(api, job.id)).error is not None
+
+        await until(says_so)
+        waiting = await row(api, job.id)
+        assert (waiting.status, waiting.attempt) == ("queued", 0)
+        assert waiting.error is not None
+        assert waiting.error["code"] == "backend-not-served"
+        assert await problem_of(api, "fast") == "no worker has it among its CISTERN_BACKENDS"
+        async with workers(settings, tmp_path, ("fast",)):
+            done = await ended(api, job.id)
+
+    assert (done.status, done.attempt, done.error) == ("succeeded", 1, None)
+
+
+@pytest.mark.parametrize("cause", ["unmounted", "replaced by an empty one", "foreign", "swapped", "damaged"])
+async def test_root_that_is_not_the_expected_one_is_left_alone(
+    api: Services, settings: Settings, tmp_path: Path, cause: str
+) -> None:
+    """Under a running worker and at the start of another one; all is well when the root is back."""
+    root, away = tmp_path / "local", tmp_path / "away"
+    words = {"foreign": "another installation", "swapped": "that of the backend 'fast'", "damaged": "is damaged"}
+    async with workers(settings, tmp_path, ("local", "fast")):
+        volume_id = await created(api, "kept", "local")
+        root.rename(away)
+        if cause == "swapped":
+            shutil.copytree(tmp_path / "fast", root)
+        elif cause != "unmounted":
+            root.mkdir()
+        if cause in ("foreign", "damaged"):
+            (root / ".cistern").write_text(FOREIGN if cause == "foreign" else "what?")
+        before = sorted(root.rglob("*"))
+        delete = await api.volumes.request_delete(volume_id)
+        create = await api.volumes.request_create(NewVolume("new", MIB, backend="local"))
+        async with workers(settings, tmp_path, ("local",)):
+            await until(lambda: _has_problem(api, words.get(cause, "is its disk mounted")))
+            await created(api, "elsewhere", "fast")
+        assert sorted(root.rglob("*")) == before
+        assert {(await row(api, job.id)).status for job in (delete, create)} == {"queued"}
+
+        shutil.rmtree(root, ignore_errors=True)
+        away.rename(root)
+        done = [await ended(api, job.id) for job in (delete, create)]
+
+    assert [(job.status, job.attempt) for job in done] == [("succeeded", 1)] * 2
+    async with open_check(with_backends(settings, tmp_path, "local", "fast")) as check:
+        assert [finding async for finding in check.findings(Counter())] == []
+
+
+async def _has_problem(api: Services, words: str) -> bool:
+    return words in (await problem_of(api, "local") or "")
+
+
+async def test_check_of_another_directory_creates_nothing_and_says_so(
+    api: Services, settings: Settings, tmp_path: Path
+) -> None:
+    async with workers(settings, tmp_path, ("local",)):
+        await created(api, "kept", "local")
+    elsewhere = with_backends(settings, tmp_path / "elsewhere", "local")
+    async with open_check(elsewhere) as check:
+        (finding,) = [finding async for finding in check.findings(Counter())]
+
+    assert finding.code == "unreadable"
+    assert not (tmp_path / "elsewhere").exists()
+
+
+async def test_database_with_volumes_adopts_no_empty_root(api: Services, settings: Settings, tmp_path: Path) -> None:
+    """As after an upgrade from a version without identities, with a disk that is not mounted."""
+    async with workers(settings, tmp_path, ("local",)):
+        await created(api, "kept", "local")
+    await sql(api, "UPDATE backends SET identity = NULL")
+    (tmp_path / "local").rename(tmp_path / "away")
+    async with workers(settings, tmp_path, ("local",)):
+        assert "has none of the volumes" in (await problem_of(api, "local") or "")
+
+    assert not (tmp_path / "local").exists()
+
+
+async def test_two_workers_with_disks_of_their_own_do_not_share_a_backend(
+    api: Services, settings: Settings, tmp_path: Path
+) -> None:
+    here, there = with_backends(settings, tmp_path, "local"), with_backends(settings, tmp_path / "other", "local")
+    async with running_worker(here), running_worker(there):
+        await created(api, "once", "local")
+        await api.directory.refresh()
+        status = await api.directory.find("local")
+
+    assert sorted(server.problem is None for server in status.servers) == [False, True]
+
+
+async def test_unknown_backend_is_refused_naming_those_there_are(api: Services) -> None:
+    with pytest.raises(UnknownBackend, match=r"There is no backend named 'tape'. There are: 'local', 'fast'."):
+        await api.volumes.request_create(NewVolume("v", MIB, backend="tape"))
+
+
+async def test_backends_and_readiness_show_who_serves(
+    client: httpx.AsyncClient, services: Services, settings: Settings
+) -> None:
+    assert (await client.get("/readyz")).json()["status"] == "degraded"
+    async with running_worker(settings):
+        (backend,) = (await client.get("/api/v1/backends")).json()["items"]
+        await asyncio.sleep(0)
+        await services.directory.refresh()
+        ready = (await client.get("/readyz")).json()
+
+    assert (backend["name"], backend["served"], backend["problem"]) == ("memory", True, None)
+    assert len(backend["workers"]) == 1
+    assert (ready["status"], ready["backends"]) == ("ready", {"memory": "ok"})

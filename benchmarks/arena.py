@@ -123,7 +123,7 @@ async def arena(settings: Settings) -> AsyncIterator[Arena]:
     await peers.execute(_SCHEMA)
     try:
         with TemporaryDirectory(prefix="cistern-bench-") as folder, newer_redis(Path(folder)) as newer_redis_url:
-            async with open_services(settings) as services:
+            async with open_services(settings, adopt=True) as services:
                 yield Arena(services, cistern, peers, peers_url, newer_redis_url, Path(folder))
     finally:
         await cistern.close()

@@ -102,7 +102,9 @@ def steps(batch: Sequence[tuple[UUID, UUID]]) -> dict[str, Step]:
     cursor = max(job_id for job_id, _ in batch)
 
     async def claim(session: AsyncSession) -> object:
-        return await LeaseRepository(session).claim(messages, worker_id=WORKER, kinds=KINDS, lease=15)
+        return await LeaseRepository(session).claim(
+            messages, worker_id=WORKER, kinds=KINDS, backends=("null",), lease=15
+        )
 
     async def settle(session: AsyncSession) -> None:
         settlements = [Settlement(job_id, 0, JobStatus.SUCCEEDED, result={"size": 2097152}) for job_id, _ in batch]

@@ -57,7 +57,7 @@ def main() -> None:
 
 async def race(settings: Settings, volumes: int) -> None:
     """Expand the same volumes by three methods."""
-    async with open_services(settings) as services, services.watcher.watching():
+    async with open_services(settings, adopt=True) as services, services.watcher.watching():
         rates = {name: await _rate(services, volumes, method) for name, method in METHODS.items()}
     naive = rates["a session for each volume"]
     print(f"\n{volumes} volumes, rows only, {MAX_CONCURRENT} at once, one worker process\n")
@@ -144,7 +144,7 @@ async def replicas(settings: Settings, _: int) -> None:
     print("\n20,000 volumes, 20 ms of storage work each, 16 at once for each worker process\n")
     print("| workers | seconds | speed-up | share of each worker, percent |\n|---|---|---|---|")
     alone = 0.0
-    async with open_services(settings) as services, services.watcher.watching():
+    async with open_services(settings, adopt=True) as services, services.watcher.watching():
         for count in (1, 2, 4):
             await insert_volumes(services.database, 20_000)
             with TemporaryDirectory() as folder, ExitStack() as stack:
@@ -168,7 +168,7 @@ def _expanded(journal: Path) -> int:
 async def memory(settings: Settings, _: int) -> None:
     """Measure the worker's peak memory, and the time per volume, for growing numbers of volumes."""
     print("\n| volumes | peak MiB of the worker | microseconds per volume |\n|---|---|---|")
-    async with open_services(settings) as services, services.watcher.watching():
+    async with open_services(settings, adopt=True) as services, services.watcher.watching():
         for volumes in (1_000, 10_000, 200_000):
             await insert_volumes(services.database, volumes)
             with worker(settings, "null:") as process:
@@ -191,7 +191,7 @@ def _peak(pid: int) -> float:
 async def fairness(settings: Settings, _: int) -> None:
     """Time single expansions while a bulk job over 50,000 volumes of 5 ms each keeps the worker busy."""
     slow = "faulty+null:?delay_ms=5"
-    async with open_services(settings) as services, services.watcher.watching():
+    async with open_services(settings, adopt=True) as services, services.watcher.watching():
         await insert_volumes(services.database, 50_200)
         singles = await _exclude_from_bulk(services, 200)
         with worker(settings, slow) as process, api(settings, slow) as address:
@@ -236,7 +236,7 @@ async def _singles(services: Services, address: str, volume_ids: Sequence[UUID],
 async def cancelling(settings: Settings, _: int) -> None:
     """Time the cancellation of a bulk job in the middle of 20,000 volumes of 20 ms each."""
     seconds = []
-    async with open_services(settings) as services, services.watcher.watching():
+    async with open_services(settings, adopt=True) as services, services.watcher.watching():
         for _ in range(5):
             await insert_volumes(services.database, 20_000)
             with worker(settings, "faulty+null:?delay_ms=20") as process:

@@ -46,7 +46,7 @@ def main() -> None:
 
 async def measure(settings: Settings, rounds: int) -> list[float]:
     """Return the seconds from each kill to the next claim."""
-    async with open_services(settings) as services:
+    async with open_services(settings, adopt=True) as services:
         return [seconds for number in range(rounds) for seconds in await one_round(services, number)]
 
 

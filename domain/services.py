@@ -14,6 +14,7 @@ from domain.bulk.service import BulkService, ScheduledBulk
 from domain.bulk.snapshot import SnapshotOperation
 from domain.check.service import Check
 from domain.db.database import Database
+from domain.fence_retention import FenceRetention
 from domain.jobs.attempt import RetryPolicy
 from domain.jobs.engine import JobEngine
 from domain.jobs.kinds import JobHandler, JobHandlers, JobKind
@@ -73,6 +74,7 @@ class Services:
     watcher: Watcher
     stats: StatsCache
     retention: Retention
+    fence_retention: FenceRetention
 
     def engine(self, worker: Worker, job_handlers: JobHandlers) -> JobEngine:
         """Return the job engine of one worker process, which claims the jobs that it has handlers for."""
@@ -196,6 +198,7 @@ def compose(
         watcher=Watcher(database, queue),
         stats=StatsCache(database),
         retention=Retention(database, clear_ledgers, days=settings.keep_jobs_days, others=[prune_runs]),
+        fence_retention=FenceRetention(database, backends, days=settings.keep_jobs_days),
     )
 
 

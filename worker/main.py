@@ -92,8 +92,8 @@ async def open_worker(settings: Settings) -> AsyncIterator[Runner]:
             services.maintenance_tasks(engine).due, heartbeat, services.retention.prune, interval=settings.sweep_seconds
         )
         detector = StallDetector(runner.running, stall=settings.stall_seconds, slots=settings.max_jobs)
-        tasks = (heartbeat.run_forever(), maintenance.run_forever(), detector.run_forever(), announcing)
-        async with in_background(*tasks):
+        loops = (heartbeat, maintenance, detector, services.fence_retention)
+        async with in_background(announcing, *(loop.run_forever() for loop in loops)):
             yield runner
             await runner.close()
         with suppress(

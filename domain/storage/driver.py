@@ -153,6 +153,14 @@ class StorageDriver(Protocol):
     async def sweep(self, volume_id: UUID, leftovers: Collection[Leftover]) -> None:
         """Remove leftovers that `stat` reported. The caller guarantees that no attempt can still publish them."""
 
+    async def old_fences(self, days: int) -> Sequence[UUID]:  # noqa: ARG002 (for others)
+        """Return the volumes and snapshots whose fence was last raised more than ``days`` days ago."""
+        return []
+
+    async def forget(self, subject_ids: Collection[UUID]) -> None:
+        """Remove the fences of volumes and snapshots that are gone for good."""
+        _ = subject_ids  # without a statement, mypy would demand this method of every driver
+
     async def capacity(self) -> Capacity:
         """Return the backend's capacity and allocation in bytes."""
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -18,6 +19,7 @@ from domain.errors import UnknownBackend
 from domain.services import Services, open_check, open_services
 from domain.settings import Settings
 from domain.storage import registry
+from domain.volumes.model import Growth
 from domain.volumes.service import NewVolume
 from tests.integration.job_builders import MIB, ended, row, sql, until
 from tests.support.worker import running_worker
@@ -212,3 +214,25 @@ async def test_backends_and_readiness_show_who_serves(
     assert (backend["name"], backend["served"], backend["problem"]) == ("memory", True, None)
     assert len(backend["workers"]) == 1
     assert (ready["status"], ready["backends"]) == ("ready", {"memory": "ok"})
+
+
+async def test_fences_of_what_is_gone_for_good_are_removed(settings: Settings, tmp_path: Path) -> None:
+    disk = with_backends(settings, tmp_path, "local")
+    async with open_services(disk, adopt=True) as services, running_worker(disk):
+        kept = await created(services, "kept", "local")
+        for number in range(10):
+            taken = await services.snapshots.request_take(kept, f"s{number}")
+            await ended(services, taken.id)
+            assert taken.snapshot_id is not None
+            await ended(services, (await services.snapshots.request_delete(taken.snapshot_id)).id)
+        fences = list((tmp_path / "local" / ".fences").iterdir())
+        assert len(fences) == 11
+        for path in fences:
+            os.utime(path, (0, 0))
+        assert await services.fence_retention.prune() == 0  # their jobs are not pruned yet
+        await sql(services, "DELETE FROM jobs")
+
+        assert await services.fence_retention.prune() == 10
+        assert [path.name for path in (tmp_path / "local" / ".fences").iterdir()] == [str(kept)]
+        grown = await services.volumes.request_expand(kept, Growth(to=2 * MIB))
+        assert (await ended(services, grown.id)).status == "succeeded"

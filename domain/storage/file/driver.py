@@ -232,6 +232,16 @@ class FileDriver(StorageDriver):
         self._tree.remove(volume_id, leftovers)
 
     @_in_thread
+    def old_fences(self, days: int) -> Sequence[UUID]:
+        """List the fence records by the time of their last write."""
+        return self._fences.older_than(days)
+
+    @_in_thread
+    def forget(self, subject_ids: Collection[UUID]) -> None:
+        """Remove fence records."""
+        self._fences.remove(subject_ids)
+
+    @_in_thread
     def capacity(self) -> Capacity:
         """Return the capacity of the file system that contains the root."""
         usage = shutil.disk_usage(self.root)  # free: without the blocks that are reserved for root

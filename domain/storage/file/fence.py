@@ -1,7 +1,8 @@
 """The locks and fence records of all volumes and snapshots, and the protocol by which each of them changes.
 
-The lock and the fence record of a subject are one file that is never removed. So the fence of a deleted volume is kept,
-and two processes can never hold locks on two different files for the same volume.
+The lock and the fence record of a subject are one file, which is kept for as long as anything may still work on the
+subject (see `domain.fence_retention`). So the fence of a deleted volume is kept, and two processes can never hold locks
+on two different files for the same volume.
 
 Every effect goes through `Fences.publishing`: under the lock of its subject, fenced, and synced to disk before it is
 reported. A crash therefore leaves the old state or the new one, and at most a draft that the next change removes.
@@ -11,7 +12,7 @@ Outside of it, only drafts and trash are written or removed.
 import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
@@ -42,6 +43,17 @@ class Fences:
                 return FenceRecord(handle, path).read()
         except FileNotFoundError:
             return None
+
+    def older_than(self, days: int) -> list[UUID]:
+        """Return the subjects whose record was last written more than ``days`` days ago."""
+        before = time.time() - days * 86_400
+        with os.scandir(self._folder) as entries:
+            return [UUID(entry.name) for entry in entries if entry.stat().st_mtime < before]
+
+    def remove(self, subject_ids: Iterable[UUID]) -> None:
+        """Remove the records of subjects on which nothing will work again."""
+        for subject_id in subject_ids:
+            (self._folder / name(subject_id)).unlink(missing_ok=True)
 
     def refuse_if_stale(self, subject_id: UUID, grant: Grant) -> None:
         """Refuse a stopped or stale attempt before it does any work that it could not publish."""

@@ -47,6 +47,7 @@ _STATUSES: Final[dict[type[errors.CisternError], tuple[int, str]]] = {
     errors.JobNotRetryable: (409, "Job cannot be retried"),
     errors.JobIsChild: (409, "Job is a child of a bulk job"),
     errors.VolumeHasSnapshots: (409, "Volume has snapshots"),
+    errors.BackendOvercommitted: (409, "Backend is overcommitted"),
     errors.SnapshotBusy: (409, "Snapshot is busy"),
     errors.SnapshotUnusable: (409, "Snapshot is unusable"),
     errors.ScheduleBusy: (409, "Schedule is busy"),

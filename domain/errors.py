@@ -7,7 +7,8 @@ CisternError
 │   ├── NotFound                VolumeNotFound, SnapshotNotFound, JobNotFound, ScheduleNotFound
 │   ├── Invalid                 ShrinkRefused, SizeLimitExceeded, UnknownBackend, BadCursor, IdempotencyKeyReused
 │   └── Conflict                VolumeBusy, VolumeUnusable, NameTaken, JobEnded, JobNotRetryable, JobIsChild,
-│                            VolumeHasSnapshots, SnapshotBusy, SnapshotUnusable, ScheduleBusy
+│                            VolumeHasSnapshots, SnapshotBusy, SnapshotUnusable, ScheduleBusy,
+│                            BackendOvercommitted
 ├── Unavailable                 DatabaseUnavailable: retry in a moment
 └── StorageError                a storage driver failed (tree in domain/storage/errors.py)
 """
@@ -200,6 +201,16 @@ class SnapshotUnusable(Conflict):
     """The snapshot is in state "error"; delete it or retry its failed job."""
 
     code = "snapshot-unusable"
+
+
+class BackendOvercommitted(Conflict):
+    """The backend has promised as much as it may.
+
+    ``details`` has, in bytes, its ``total``, what is ``promised`` to volumes, the ``limit`` of that, and what was
+    ``requested`` besides.
+    """
+
+    code = "backend-overcommitted"
 
 
 class ScheduleBusy(Conflict):

@@ -38,7 +38,8 @@ from domain.settings import Settings, require_database, require_servers
 from domain.snapshots.repository import refuse_if_it_has_snapshots
 from domain.snapshots.service import SnapshotService
 from domain.storage.backends import Backends
-from domain.storage.registry import SAMPLE, BackendDirectory, BackendRegistry
+from domain.storage.directory import BackendDirectory
+from domain.storage.registry import SAMPLE, BackendRegistry
 from domain.volumes.repository import VolumeRepository
 from domain.volumes.service import VolumeService
 

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.dependencies import ServicesDep
 from api.openapi import errors
 from domain.errors import DatabaseUnavailable
+from domain.storage.directory import BackendStatus
 from domain.storage.model import BackendServer
-from domain.storage.registry import BackendStatus
 
 router = APIRouter(prefix="/backends", tags=["backends"])
 

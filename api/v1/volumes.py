@@ -16,6 +16,7 @@ from api.schemas.jobs import JobOut
 from api.schemas.pagination import Paginated, paginated_response
 from api.schemas.volumes import GrowthIn, VolumeIn, VolumeOut, VolumePatch, VolumeQuery
 from domain.errors import (
+    BackendOvercommitted,
     BadCursor,
     NameTaken,
     PreconditionFailed,
@@ -36,10 +37,13 @@ from domain.services import Services
 from domain.volumes.model import Volume
 
 #: Errors of each operation on a volume, in every version of the API.
-CREATE_ERRORS: Final = (*BODY, NameTaken, UnknownBackend, SnapshotNotFound, SnapshotBusy, SnapshotUnusable)
+CREATE_ERRORS: Final = (
+    *(*BODY, NameTaken, UnknownBackend, BackendOvercommitted),
+    *(SnapshotNotFound, SnapshotBusy, SnapshotUnusable),
+)
 EXPAND_ERRORS: Final = (
     *(*BODY, VolumeNotFound, VolumeBusy, VolumeUnusable),
-    *(GROWTH_REQUIRED, ShrinkRefused, SizeLimitExceeded),
+    *(GROWTH_REQUIRED, ShrinkRefused, SizeLimitExceeded, BackendOvercommitted),
 )
 DELETE_ERRORS: Final = (VolumeNotFound, VolumeBusy, VolumeHasSnapshots)
 

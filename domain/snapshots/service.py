@@ -19,7 +19,7 @@ from domain.operations import SnapshotState, VolumeState, job_for
 from domain.snapshots.model import Snapshot
 from domain.snapshots.repository import BulkSnapshotRepository, SnapshotFilter, SnapshotRepository
 from domain.snapshots.retention import RetentionRule
-from domain.storage.registry import BackendDirectory
+from domain.storage.directory import BackendDirectory
 from domain.volumes.model import Volume
 from domain.volumes.repository import VolumeRepository
 from domain.volumes.service import NewVolume
@@ -99,6 +99,7 @@ class SnapshotService:
             SnapshotNotFound: no such snapshot.
             SnapshotBusy, SnapshotUnusable: the snapshot is neither ready nor being cloned.
             Invalid, UnknownBackend: the size is smaller than the snapshot's, or the backend is another one.
+            BackendOvercommitted: the backend may not promise so much.
             NameTaken: another volume has the name.
         """
         async with accepting(self._database, origin) as accepted:
@@ -106,6 +107,7 @@ class SnapshotService:
             found = await SnapshotRepository(session).get(snapshot_id)
             source = await VolumeRepository(session).get(found.volume_id)
             await self._require_backend(new, source.backend)
+            self._directory.require_room(source.backend, _clone_size(new, found))
             row = new.to_row(backend=source.backend, size=_clone_size(new, found), job_id=job_id)
             clone = await VolumeRepository(session).add(row)
             snapshot = await SnapshotRepository(session).acquire(snapshot_id, SnapshotState.CLONING, job_id)

@@ -6,6 +6,7 @@ URLs. The factory is called with a `DriverUrl` and the number of threads that ma
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -166,10 +167,22 @@ def open_driver(url: str | DriverUrl, threads: int) -> StorageDriver:
         ConfigurationError: the scheme or an option is unknown, the driver cannot be imported, or the path is unusable.
     """
     parsed = DriverUrl.parse(url) if isinstance(url, str) else url
+    overcommit = parsed.options.pop("overcommit", None)
     driver = _load_factory(parsed.driver)(parsed, threads)
+    if overcommit is not None:
+        driver.overcommit = _ratio(overcommit)
     if parsed.options:
         raise ConfigurationError(f"unknown option {', '.join(parsed.options)}")
     return driver
+
+
+def _ratio(text: str) -> float:
+    try:
+        if 0 < (ratio := float(text)) < math.inf:
+            return ratio
+    except ValueError:
+        pass
+    raise ConfigurationError(f"overcommit={text!r} is not a positive number")
 
 
 def _load_factory(name: str) -> DriverFactory:

@@ -69,6 +69,9 @@ class StorageDriver(Protocol):
     #: `BackendUnavailable` unless the identity that it was told to `accept` is still there.
     place: str | None = None
 
+    #: How many times its capacity a backend may promise to volumes, unless its URL has the option ``overcommit``.
+    overcommit: float = 20.0
+
     async def identity(self) -> str | None:
         """Return the identity that is stored at the place, None if there is none. Change nothing."""
         return None

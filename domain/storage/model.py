@@ -42,6 +42,11 @@ class Backend(Base):
     #: Bytes that can still be written.
     free: Mapped[int | None]
     measured_at: Mapped[datetime | None]
+    #: How many times ``total`` it may promise to volumes.
+    overcommit: Mapped[float] = mapped_column(server_default=text("20"))
+    #: The sum of the sizes of its volumes, at most about a minute old.
+    promised: Mapped[int | None]
+    promised_at: Mapped[datetime | None]
     served_since: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 

@@ -3,36 +3,33 @@
 A place, such as the root of a ``file:`` backend, carries an identity. A process serves a backend only while it finds
 there the identity that PostgreSQL has for it: a disk that is not mounted, or another one, is left alone.
 
-`BackendRegistry`    compares the backends of this process with PostgreSQL, and says there what it serves
-`BackendDirectory`   what every process may know of all backends, without reaching one
+`BackendRegistry` compares the backends of this process with PostgreSQL, and says there what it serves. What every
+process may know of all backends, without reaching one, is in `domain.storage.directory`.
 """
 
 import asyncio
 import json
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Update, case, delete, func, select, update
+from sqlalchemy import BigInteger, Text, Update, case, column, delete, func, select, table, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
 from domain.db.database import Database
 from domain.db.sql import from_now
-from domain.errors import CisternError, DatabaseUnavailable, StorageError, UnknownBackend
+from domain.errors import CisternError, DatabaseUnavailable, StorageError
 from domain.storage.backends import NOT_USED_YET, Backends
 from domain.storage.driver import Capacity, StorageDriver
-from domain.storage.model import LOOK_SECONDS, Backend, BackendServer, is_live
+from domain.storage.model import LOOK_SECONDS, Backend, BackendServer
 
 #: How long a backend may take to answer, in seconds.
 _TIMEOUT_SECONDS: Final = 10.0
-#: Seconds between two readings of the directory.
-_DIRECTORY_SECONDS: Final = 2.0
+#: Seconds between two sums of what a backend has promised.
+_SUM_SECONDS: Final = 60.0
 #: How many volumes are looked for at a place without an identity.
 SAMPLE: Final = 10
 
@@ -118,6 +115,7 @@ class BackendRegistry:
             await session.execute(new.on_conflict_do_update(index_elements=["backend", "worker_id"], set_=changes))
             for name, capacity in sorted(capacities.items()):
                 await session.execute(_recorded(name, self._backends.driver(name), capacity))
+                await session.execute(_summed(name))
         for name, problem in problems.items() - self._announced.items():
             if problem is None:
                 log.info("backend.served", backend=name)
@@ -202,10 +200,19 @@ def _recorded(name: str, driver: StorageDriver, capacity: Capacity | None) -> Up
     values: dict[str, Any] = {
         "served_since": func.coalesce(Backend.served_since, func.now()),
         "path_pattern": _path_pattern(driver),
+        "overcommit": driver.overcommit,
     }
     if capacity is not None:
         values |= {"total": capacity.total, "used": capacity.used, "free": capacity.free, "measured_at": func.now()}
     return update(Backend).where(Backend.name == name).values(values)
+
+
+def _summed(name: str) -> Update:
+    """Sum up the sizes of a backend's volumes, once a minute over all workers: there may be a million of them."""
+    volumes = table("volumes", column("backend", Text), column("size", BigInteger))  # this package knows no other
+    promised = select(func.coalesce(func.sum(volumes.c.size), 0)).where(volumes.c.backend == name).scalar_subquery()
+    due = Backend.promised_at.is_(None) | (Backend.promised_at < from_now(-_SUM_SECONDS))
+    return update(Backend).where(Backend.name == name, due).values(promised=promised, promised_at=func.now())
 
 
 def _no_identity(driver: StorageDriver, known: str | None) -> str:
@@ -222,96 +229,3 @@ def _path_pattern(driver: StorageDriver) -> str | None:
     nil = UUID(int=0)
     path = driver.path(nil)
     return None if path is None else path.replace(str(nil), "{id}")
-
-
-@dataclass(frozen=True)
-class BackendStatus:
-    """A backend, and the live workers that have it among their settings."""
-
-    row: Backend
-    servers: Sequence[BackendServer]
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-        return self.row.name
-
-    @property
-    def is_served(self) -> bool:
-        """Whether a live worker serves it."""
-        return any(server.problem is None for server in self.servers)
-
-    @property
-    def problem(self) -> str | None:
-        """Why no worker serves it; None if one does."""
-        if self.is_served:
-            return None
-        problems = {f"{server.host}: {server.problem}" for server in self.servers}
-        return "; ".join(sorted(problems)) or "no worker has it among its CISTERN_BACKENDS"
-
-    def path(self, volume_id: UUID) -> str | None:
-        """Return the path of a volume's bytes, None if the backend has no paths."""
-        pattern = self.row.path_pattern
-        return None if pattern is None else pattern.replace("{id}", str(volume_id))
-
-
-class BackendDirectory:
-    """What is known of all backends, as of the last `refresh`."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._backends: Mapping[str, BackendStatus] = {}
-
-    async def refresh(self) -> None:
-        """Read the backends.
-
-        Raises:
-            DatabaseUnavailable: what was read before stays.
-        """
-        never_served = Backend.served_since.is_(None)
-        async with self._database.transaction() as session:
-            backends = await session.scalars(select(Backend).order_by(never_served, Backend.position, Backend.name))
-            servers = await session.scalars(select(BackendServer).where(is_live()).order_by(BackendServer.since))
-            by_backend: defaultdict[str, list[BackendServer]] = defaultdict(list)
-            for server in servers:
-                by_backend[server.backend].append(server)
-            self._backends = {row.name: BackendStatus(row, by_backend[row.name]) for row in backends}
-
-    async def run_forever(self) -> None:
-        """Read the backends again and again."""
-        while True:
-            await asyncio.sleep(_DIRECTORY_SECONDS)
-            with suppress(DatabaseUnavailable):  # what was read before stays
-                await self.refresh()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._backends
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._backends)
-
-    def all(self) -> Collection[BackendStatus]:
-        """Return every backend, the default first."""
-        return self._backends.values()
-
-    async def find(self, name: str | None) -> BackendStatus:
-        """Return a backend, or the default one for None; look again before saying that there is none.
-
-        Raises:
-            UnknownBackend: there is none of this name, or none at all.
-            DatabaseUnavailable: PostgreSQL does not answer.
-        """
-        found = self._get(name)
-        if found is None:
-            await self.refresh()
-            found = self._get(name)
-        if found is None:
-            raise UnknownBackend(name or "", self)
-        return found
-
-    def _get(self, name: str | None) -> BackendStatus | None:
-        return self._backends.get(next(iter(self._backends), "") if name is None else name)
-
-    def path(self, backend: str, volume_id: UUID) -> str | None:
-        """Return the path of a volume's bytes, None if it has none or the backend is unknown."""
-        return self._backends[backend].path(volume_id) if backend in self._backends else None

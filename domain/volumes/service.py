@@ -28,7 +28,7 @@ from domain.jobs.model import Job
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.transport.job_queue import JobQueue
 from domain.operations import OPERATIONS, VolumeState, job_for, volume_of
-from domain.storage.registry import BackendDirectory
+from domain.storage.directory import BackendDirectory
 from domain.volumes.model import Growth, LockedVolume, Volume
 from domain.volumes.repository import VolumeFilter, VolumeRepository, name_taken
 
@@ -156,6 +156,7 @@ class VolumeService:
         Raises:
             Invalid: the request has no size.
             UnknownBackend: the backend is not configured.
+            BackendOvercommitted: the backend may not promise so much.
             NameTaken: another volume has the name.
         """
         volume = await self._new_volume(new)
@@ -174,6 +175,7 @@ class VolumeService:
             VolumeNotFound: no such volume.
             VolumeBusy, VolumeUnusable: the volume is not available.
             ShrinkRefused, SizeLimitExceeded: the volume cannot have the new size.
+            BackendOvercommitted: its backend may not promise so much.
         """
         request = _ExpandRequest(volume_id, growth, origin.caller)
         if origin.idempotency is None and (batched := await self._expand_batcher(request)):
@@ -181,7 +183,7 @@ class VolumeService:
         # With a key, or if the batch has left it out, the request is accepted alone.
         async with accepting(self._database, origin) as accepted:
             volume = await VolumeRepository(accepted.session).acquire(volume_id, VolumeState.EXPANDING, uuid7())
-            params = {"to_size": growth.target(volume.size)}
+            params = self._expand_params(volume, growth)
             job = self._job(JobKind.VOLUME_EXPAND, volume, params, created_by=origin.caller)
             accepted.job = await JobRepository(accepted.session).add(job)
         return await self._dispatch(job)
@@ -219,11 +221,16 @@ class VolumeService:
             return None
         try:
             acquired = volume.after_acquisition(VolumeState.EXPANDING, uuid7())
-            params = {"to_size": request.growth.target(volume.size)}
+            params = self._expand_params(volume, request.growth)
         except Refused as refusal:
             return refusal
         locked[volume.id] = acquired
         return self._job(JobKind.VOLUME_EXPAND, acquired, params, created_by=request.caller)
+
+    def _expand_params(self, volume: Volume | LockedVolume, growth: Growth) -> Payload:
+        size = growth.target(volume.size)
+        self._directory.require_room(volume.backend, size - volume.size)
+        return {"to_size": size}
 
     async def request_delete(self, volume_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Accept the deletion of a volume, which may be in the state ``error``.
@@ -255,10 +262,11 @@ class VolumeService:
         return await self._dispatch(job)
 
     async def _new_volume(self, new: NewVolume) -> Volume:
-        backend = (await self._directory.find(new.backend)).name
+        backend = await self._directory.find(new.backend)
         if new.size is None:
             raise Invalid("A volume needs a size.", field="size")
-        return new.to_row(backend=backend, size=new.size, job_id=uuid7())
+        backend.require_room(new.size)
+        return new.to_row(backend=backend.name, size=new.size, job_id=uuid7())
 
     def _job(self, kind: JobKind, volume: Volume | LockedVolume, params: Payload, **columns: Any) -> Job:
         return job_for(kind, params, volume, max_attempts=self._max_attempts, **columns)

@@ -236,3 +236,29 @@ async def test_fences_of_what_is_gone_for_good_are_removed(settings: Settings, t
         assert [path.name for path in (tmp_path / "local" / ".fences").iterdir()] == [str(kept)]
         grown = await services.volumes.request_expand(kept, Growth(to=2 * MIB))
         assert (await ended(services, grown.id)).status == "succeeded"
+
+
+async def test_backend_promises_no_more_than_its_overcommit_ratio(
+    services: Services, settings: Settings, client: httpx.AsyncClient
+) -> None:
+    limited = settings.model_copy(update={"backends": {"memory": "memory:?capacity=10MiB&overcommit=2"}})
+    async with running_worker(limited):
+        fits = await created(services, "fits", "memory")
+        await sql(services, "UPDATE backends SET promised_at = NULL")
+        await until(lambda: _has_promised(services, MIB))
+        refused = [
+            await client.post("/api/v1/volumes", json={"name": "large", "size": "20MiB"}),
+            await client.post(f"/api/v1/volumes/{fits}/expand", json={"to": "21MiB"}),
+            await client.post(f"/api/v1/volumes/{fits}/expand", json={"to": "21MiB"}, headers={"Idempotency-Key": "k"}),
+        ]
+        accepted = await client.post(f"/api/v1/volumes/{fits}/expand", json={"to": "9MiB"})
+
+    assert [(one.status_code, one.json()["code"]) for one in refused] == [(409, "backend-overcommitted")] * 3
+    figures = {"total": 10 * MIB, "promised": MIB, "limit": 20 * MIB, "requested": 20 * MIB}
+    assert refused[0].json().items() >= figures.items()
+    assert accepted.status_code == 202
+
+
+async def _has_promised(api: Services, size: int) -> bool:
+    await api.directory.refresh()
+    return (await api.directory.find("memory")).row.promised == size

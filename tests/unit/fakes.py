@@ -14,8 +14,8 @@ from domain.jobs.stats import Stats
 from domain.jobs.transport.job_queue import QueueUnavailable
 from domain.services import Services
 from domain.storage.backends import Backends
+from domain.storage.directory import BackendDirectory, BackendStatus
 from domain.storage.model import Backend, BackendServer
-from domain.storage.registry import BackendDirectory, BackendStatus
 from tests.unit.fake_bulk import FakeBulk
 from tests.unit.fake_snapshots import FakeSnapshots
 from tests.unit.fake_volumes import NOON, FakeJobs, FakeVolumes, job_row, snapshot_row, volume_row

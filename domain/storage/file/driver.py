@@ -70,6 +70,8 @@ class FileDriver(StorageDriver):
         self._reserve = reserve
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="storage")
         self.place = str(self.root)
+        if reserve:
+            self.overcommit = 1.0
 
     @property
     def root(self) -> Path:

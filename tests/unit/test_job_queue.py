@@ -9,7 +9,7 @@ from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_pref
 from fakeredis import FakeServer
 
 from domain.jobs.model import JobMessage
-from domain.jobs.transport.job_queue import JobQueue, QueueUnavailable, message_id
+from domain.jobs.transport.job_queue import JobQueue, QueueKeys, QueueUnavailable, message_id
 from tests.unit.worker_fakes import fake_redis, until
 
 
@@ -133,3 +133,15 @@ class TestWithoutRedis:
 
 async def test_ping_succeeds_if_redis_is_up() -> None:
     await a_queue().ping()
+
+
+async def test_installations_and_backends_have_queues_of_their_own() -> None:
+    server, (message,) = FakeServer(), new_messages(1)
+    ours, theirs = (JobQueue(fake_redis(server), QueueKeys(f"cistern:{name}")) for name in ("ours", "theirs"))
+    await ours.dispatch([message, message._replace(job_id=uuid4(), backend="fast")])
+
+    assert await ours.redis.zcard(ours.keys.queue(None)) == await ours.redis.zcard(ours.keys.queue("fast")) == 1
+    assert await theirs.missing([message]) == [message]
+    await theirs.acknowledge(message)
+    assert await ours.redis.zcard(ours.keys.queue(None)) == 1
+    assert not await theirs.redis.keys("cistern:theirs:*")

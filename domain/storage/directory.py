@@ -89,7 +89,8 @@ class BackendDirectory:
             by_backend: defaultdict[str, list[BackendServer]] = defaultdict(list)
             for server in servers:
                 by_backend[server.backend].append(server)
-            self._backends = {row.name: BackendStatus(row, by_backend[row.name]) for row in backends}
+            found = {row.name: BackendStatus(row, by_backend[row.name]) for row in backends}
+        self._backends = found  # only now: a failed commit expires the rows
 
     async def run_forever(self) -> None:
         """Read the backends again and again."""

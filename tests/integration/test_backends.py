@@ -12,10 +12,11 @@ from uuid import UUID
 
 import httpx
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
 from domain.bulk.requests import Selection
-from domain.errors import UnknownBackend
+from domain.errors import DatabaseUnavailable, UnknownBackend
 from domain.services import Services, open_check, open_services
 from domain.settings import Settings
 from domain.storage import registry
@@ -262,3 +263,22 @@ async def test_backend_promises_no_more_than_its_overcommit_ratio(
 async def _has_promised(api: Services, size: int) -> bool:
     await api.directory.refresh()
     return (await api.directory.find("memory")).row.promised == size
+
+
+async def test_directory_stays_usable_if_a_commit_of_its_reading_fails(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transaction = services.database.transaction
+
+    @asynccontextmanager
+    async def failing() -> AsyncIterator[AsyncSession]:
+        async with transaction() as session:
+            yield session
+            await session.rollback()
+            raise DatabaseUnavailable
+
+    monkeypatch.setattr(services.database, "transaction", failing)
+    with pytest.raises(DatabaseUnavailable):
+        await services.directory.refresh()
+
+    assert [status.row.driver for status in services.directory.all()] == ["memory"]

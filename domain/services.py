@@ -125,6 +125,20 @@ async def open_services(settings: Settings, *, adopt: bool = False) -> AsyncIter
         yield services
 
 
+async def read_queue_keys(settings: Settings) -> QueueKeys:
+    """Read the names of this installation in Redis.
+
+    Raises:
+        ConfigurationError, DatabaseUnavailable: as `open_services`.
+    """
+    database = Database(settings.database_url, pool_size=1, timeout=settings.database_timeout_seconds)
+    try:
+        await database.require_migrated()
+        return QueueKeys.of(await database.installation())
+    finally:
+        await database.close()
+
+
 @asynccontextmanager
 async def open_check(settings: Settings) -> AsyncIterator[Check]:
     """Open the check, which needs PostgreSQL and the backends but no Redis.
@@ -152,7 +166,7 @@ async def _open(settings: Settings, *, adopt: bool) -> AsyncIterator[Services]:
         stack.push_async_callback(backends.close)
         await database.require_migrated()
         installation = await database.installation()
-        queue = JobQueue.open(settings.redis_url, QueueKeys(f"cistern:{installation}"))
+        queue = JobQueue.open(settings.redis_url, QueueKeys.of(installation))
         stack.push_async_callback(queue.close)
         services = compose(settings, database, queue, backends, installation)
         if adopt or "backends" in settings.model_fields_set:  # another process may not have the default backend

@@ -4,9 +4,13 @@ import asyncio
 import gc
 import signal
 import sys
-from collections.abc import AsyncIterator, Collection, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from threading import Thread
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
 
 _CANCEL_AGAIN_SECONDS: Final = 0.5
 #: Python's default thresholds suit small programs; with the number of objects here, the collector would run thousands
@@ -30,6 +34,21 @@ def tune_gc() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
+
+
+async def in_daemon_thread(step: Callable[[], T]) -> T:
+    """Run a step that may hang for ever in a thread that does not keep the process from ending."""
+    outcome: Future[T] = Future()
+    outcome.set_running_or_notify_cancel()  # from now on it is not cancelled, so that the thread can end it
+
+    def run() -> None:
+        try:
+            outcome.set_result(step())
+        except BaseException as error:  # noqa: BLE001 (for the caller)
+            outcome.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return await asyncio.wrap_future(outcome)
 
 
 @asynccontextmanager

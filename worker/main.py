@@ -23,7 +23,7 @@ from domain.jobs.kinds import JobHandlers, JobKind
 from domain.jobs.model import Worker
 from domain.jobs.transport.job_queue import FUNCTION_NAME, JobQueue, QueueKeys, deserialize, message_from, serialize
 from domain.logs import configure_logging
-from domain.services import Services, open_services
+from domain.services import Services, open_services, read_queue_keys
 from domain.settings import Settings, load_log_settings, load_settings, require_servers
 from domain.tasks import in_background, tune_gc
 from worker.consumer import Supervisor
@@ -132,17 +132,12 @@ def stock_settings() -> dict[str, Any]:
     """Return the settings for ``arq worker.main.WorkerSettings``."""
     settings = require_servers(load_settings())
     configure_logging(settings)
-    keys = asyncio.run(_keys(settings))
+    keys = asyncio.run(read_queue_keys(settings))
     return arq_settings(settings, keys) | {
         "on_startup": start_up,
         "on_shutdown": shut_down,
         "ctx": {"settings": settings},
     }
-
-
-async def _keys(settings: Settings) -> QueueKeys:
-    async with open_services(settings) as services:
-        return services.queue.keys
 
 
 def _supervisor(settings: Settings, runner: Runner) -> Supervisor:

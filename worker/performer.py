@@ -92,7 +92,7 @@ class AttemptPerformer:
             if self._may_claim_again(job):
                 return self._retry(job, error)
             found = None
-        except CisternError as error:  # a permanent storage error, or the backend is no longer configured
+        except CisternError as error:  # a permanent storage error
             log.warning("storage.state_unknown", error=error.message)
             found = None
         except Exception:

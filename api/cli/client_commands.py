@@ -150,7 +150,7 @@ def _schedule_path(session: Session, name: str) -> str:
     """Look up a schedule by its name or id, and return its path.
 
     Raises:
-        ApiCallFailed: there is none.
+        ApiCallFailed: no schedule has this name or id.
     """
     try:
         schedule_id = UUID(name)

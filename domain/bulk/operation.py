@@ -128,7 +128,7 @@ class BulkOperation(ABC):
             return await self.seal(work, update, grant)
         except (StorageBusy, BackendUnavailable):
             return None
-        except CisternError as seal_error:  # from the backend, or because it is no longer configured
+        except CisternError as seal_error:  # a permanent one of the backend
             log.warning("storage.state_unknown", volume_id=str(work.volume_id), error=seal_error.message)
             return Result(update)
 

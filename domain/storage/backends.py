@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Final, Self
 
 from domain.db.database import in_transaction
-from domain.errors import ConfigurationError, UnknownBackend
+from domain.errors import ConfigurationError
 from domain.storage.driver import StorageDriver
 from domain.storage.errors import BackendUnavailable
 
@@ -107,12 +107,7 @@ class Backends:
         return list(self._drivers)
 
     def scheme(self, name: str) -> str:
-        """Return the scheme of a backend's URL, such as ``file``, without the path.
-
-        Raises:
-            UnknownBackend: no backend of this name is configured.
-        """
-        self._require(name)
+        """Return the scheme of a configured backend's URL, such as ``file``, without the path."""
         return self._schemes[name]
 
     def served(self) -> Sequence[str]:
@@ -128,36 +123,26 @@ class Backends:
         self._problems = dict(problems)
 
     def driver(self, name: str) -> StorageDriver:
-        """Return a driver, whether it may be used or not.
-
-        Raises:
-            UnknownBackend: no backend of this name is configured.
-        """
-        self._require(name)
+        """Return the driver of a configured backend, whether it may be used or not."""
         return self._drivers[name]
 
     def get(self, name: str) -> StorageDriver:
         """Return a driver for work.
 
         Raises:
-            UnknownBackend: no backend of this name is configured.
-            BackendUnavailable: this process must not use it now.
+            BackendUnavailable: this process has no such backend, or must not use it now; another process may.
             RuntimeError: called inside a transaction, which would stay open for as long as the storage work takes.
         """
         if in_transaction():
             raise RuntimeError("storage work inside a transaction")
-        driver, problem = self.driver(name), self._problems.get(name)
+        problem = self._problems.get(name) if name in self else "it is not among the CISTERN_BACKENDS of this process"
         if problem is not None:
             raise BackendUnavailable(f"The backend {name!r} cannot be used: {problem}.")
-        return driver
+        return self._drivers[name]
 
     async def close(self) -> None:
         """Close all drivers, after the work that is still running in them has ended."""
         await asyncio.gather(*(driver.close() for driver in self._drivers.values()))
-
-    def _require(self, name: str) -> None:
-        if name not in self._drivers:
-            raise UnknownBackend(name, self)
 
 
 def open_driver(url: str | DriverUrl, threads: int) -> StorageDriver:

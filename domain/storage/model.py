@@ -12,8 +12,10 @@ from domain.db.sql import from_now
 
 #: Seconds between two looks of a worker at its backends.
 LOOK_SECONDS: Final = 5.0
-#: For how long the word of a worker counts, in seconds: it missed two looks, and its storage may be slow.
-_LIVE_SECONDS: Final = 3 * LOOK_SECONDS
+#: How long a backend may take to answer one question of a look, in seconds. A look asks up to two.
+ANSWER_SECONDS: Final = 5.0
+#: How long an announcement is valid, in seconds: two looks at storage that does not answer.
+_LIVE_SECONDS: Final = 2 * (LOOK_SECONDS + 2 * ANSWER_SECONDS)
 
 
 class Installation(Base):
@@ -33,7 +35,7 @@ class Backend(Base):
     driver: Mapped[str]
     #: Its place among the backends of the process that registered it; the first is the default.
     position: Mapped[int]
-    #: What its place must say; None until a worker has served it, or if it has no place.
+    #: The content of the identity file at its place; None until a worker has served it, or if it has no place.
     identity: Mapped[str | None]
     #: The path of a volume's bytes, with ``{id}`` for the volume's id.
     path_pattern: Mapped[str | None]
@@ -72,5 +74,5 @@ def is_unserved() -> ColumnElement[bool]:
 
 
 def is_live() -> ColumnElement[bool]:
-    """Return the condition that a worker has spoken of a backend lately."""
+    """Return the condition that a worker's announcement about a backend is still valid."""
     return BackendServer.seen_at > from_now(-_LIVE_SECONDS)

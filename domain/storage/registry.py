@@ -21,13 +21,11 @@ from uuid_utils.compat import uuid7
 
 from domain.db.database import Database
 from domain.db.sql import from_now
-from domain.errors import CisternError, DatabaseUnavailable, StorageError
+from domain.errors import DatabaseUnavailable, StorageError
 from domain.storage.backends import NOT_USED_YET, Backends
 from domain.storage.driver import Capacity, StorageDriver
-from domain.storage.model import LOOK_SECONDS, Backend, BackendServer
+from domain.storage.model import ANSWER_SECONDS, LOOK_SECONDS, Backend, BackendServer
 
-#: How long a backend may take to answer, in seconds.
-_TIMEOUT_SECONDS: Final = 10.0
 #: Seconds between two sums of what a backend has promised.
 _SUM_SECONDS: Final = 60.0
 #: How many volumes are looked for at a place without an identity.
@@ -37,7 +35,7 @@ log = structlog.get_logger(__name__)
 
 
 class Identity(NamedTuple):
-    """What a place says: the installation and the backend that it belongs to, and a number of its own."""
+    """The content of an identity file: the installation and backend that a place belongs to, and an id of its own."""
 
     installation: str
     backend: str
@@ -70,6 +68,8 @@ class BackendRegistry:
         self._installation = str(installation)
         self._sample_volumes = sample_volumes
         self._announced: dict[str, str | None] = {}
+        #: Those that storage has not answered yet.
+        self._examinations: dict[str, asyncio.Task[str | None]] = {}
 
     async def register(self) -> None:
         """Add the backends that PostgreSQL does not know yet."""
@@ -142,21 +142,26 @@ class BackendRegistry:
             await session.execute(delete(BackendServer).where((BackendServer.worker_id == worker_id) | silent))
 
     async def _problem(self, name: str, known: str | None, *, adopt: bool) -> str | None:
-        """Return why this process must not serve a backend."""
+        """Return why this process must not serve a backend. Storage that hangs is not asked again meanwhile."""
+        examination = self._examinations.pop(name, None)
+        if examination is None:
+            examination = asyncio.create_task(self._examine(name, known, adopt=adopt))
+        done, _ = await asyncio.wait({examination}, timeout=ANSWER_SECONDS)
+        if done:
+            return examination.result()
+        self._examinations[name] = examination
+        return f"the storage has not answered within {ANSWER_SECONDS:g} s"
+
+    async def _examine(self, name: str, known: str | None, *, adopt: bool) -> str | None:
         driver = self._backends.driver(name)
         if driver.place is None:
             return None
         try:
-            async with asyncio.timeout(_TIMEOUT_SECONDS):
-                found = await driver.identity()
-                if found is not None:
-                    return await self._compare(name, driver, found, known)
-                return await self._adopt(name, driver) if known is None and adopt else _no_identity(driver, known)
-        except TimeoutError:
-            return f"the storage has not answered within {_TIMEOUT_SECONDS:.0f} s"
-        except DatabaseUnavailable:
-            raise
-        except CisternError as error:
+            found = await driver.identity()
+            if found is not None:
+                return await self._compare(name, driver, found, known)
+            return await self._adopt(name, driver) if known is None and adopt else _no_identity(driver, known)
+        except StorageError as error:
             return error.message.rstrip(".")
 
     async def _adopt(self, name: str, driver: StorageDriver) -> str | None:
@@ -190,7 +195,7 @@ class BackendRegistry:
 
     async def _capacity(self, name: str) -> Capacity | None:
         try:
-            async with asyncio.timeout(_TIMEOUT_SECONDS):
+            async with asyncio.timeout(ANSWER_SECONDS):
                 return await self._backends.driver(name).capacity()
         except (StorageError, TimeoutError):
             return None

@@ -145,7 +145,7 @@ class VolumeService:
         return volume
 
     def path(self, volume: Volume) -> str | None:
-        """Return the path of the volume's data; None if the backend has no files or is no longer configured."""
+        """Return the path of the volume's data; None if the backend has no files or is unknown."""
         return self._directory.path(volume.backend, volume.id)
 
     # --- request -----------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import shutil
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,20 +16,24 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
+from domain.bulk.model import Lane
 from domain.bulk.requests import Selection
 from domain.errors import DatabaseUnavailable, UnknownBackend
+from domain.jobs.attempt import Yielded
 from domain.services import Services, open_check, open_services
 from domain.settings import Settings
 from domain.storage import registry
+from domain.storage.file.root import Root
 from domain.volumes.model import Growth
 from domain.volumes.service import NewVolume
+from tests.integration.bulk_builders import a_claimed_lane, an_engine, items
 from tests.integration.job_builders import MIB, ended, row, sql, until
 from tests.support.worker import running_worker
 
 FOREIGN = json.dumps({"installation": str(UUID(int=1)), "backend": "local", "id": str(UUID(int=2))})
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def frequent_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "LOOK_SECONDS", 0.05)
 
@@ -38,7 +43,7 @@ def with_backends(settings: Settings, folder: Path, *names: str) -> Settings:
 
 
 @pytest.fixture
-async def api(settings: Settings, tmp_path: Path) -> AsyncIterator[Services]:
+async def api(settings: Settings, tmp_path: Path, frequent_looks: None) -> AsyncIterator[Services]:
     """Services as the API has them: it reaches no storage."""
     unreachable = {name: f"file:{tmp_path}/nowhere/{name}" for name in ("local", "fast")}
     changed = settings.model_copy(update={"backends": unreachable})
@@ -239,6 +244,7 @@ async def test_fences_of_what_is_gone_for_good_are_removed(settings: Settings, t
         assert (await ended(services, grown.id)).status == "succeeded"
 
 
+@pytest.mark.usefixtures("frequent_looks")
 async def test_backend_promises_no_more_than_its_overcommit_ratio(
     services: Services, settings: Settings, client: httpx.AsyncClient
 ) -> None:
@@ -282,3 +288,54 @@ async def test_directory_stays_usable_if_a_commit_of_its_reading_fails(
         await services.directory.refresh()
 
     assert [status.row.driver for status in services.directory.all()] == ["memory"]
+
+
+async def test_storage_that_hangs_affects_only_its_own_backend(
+    api: Services, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked only once at a time, the others stay served, and the worker can end."""
+    monkeypatch.setattr(registry, "ANSWER_SECONDS", 0.1)
+    hangs, asked = threading.Event(), Counter[str]()
+    read = Root.read_identity
+
+    def hanging(self: Root) -> str | None:
+        name = self._tree.root.name
+        if name == "local" and hangs.is_set():
+            asked[name] += 1
+            threading.Event().wait()
+        return read(self)
+
+    monkeypatch.setattr(Root, "read_identity", hanging)
+    async with asyncio.timeout(20), workers(settings, tmp_path, ("local", "fast")):
+        hangs.set()
+        await until(lambda: _has_problem(api, "has not answered within"))
+        await created(api, "elsewhere", "fast")
+        assert await problem_of(api, "fast") is None
+    assert asked == {"local": 1}
+
+
+async def test_cancelled_lane_leaves_held_volumes_to_those_who_reach_them(
+    api: Services, settings: Settings, tmp_path: Path
+) -> None:
+    """Any worker may run a lane of a cancelled job, but only one that serves the backend can seal a volume."""
+    async with workers(settings, tmp_path, ("fast",)):
+        volume_id = await created(api, "held", "fast")
+    async with open_services(with_backends(settings, tmp_path, "fast"), adopt=True) as services:
+        engine = an_engine(services)
+        job, claim = await a_claimed_lane(services, engine)
+        steps = services.bulk.lane_steps(Lane.from_job(claim.job))
+        await steps.acquire_volumes(await steps.claim_items(10), {})
+        await engine.settle(claim.job, Yielded())
+    await api.jobs.cancel(job.id)
+    async with workers(settings, tmp_path, ("local",)):
+
+        async def was_tried() -> bool:
+            return (await row(api, claim.job.id)).epoch > 2
+
+        await until(was_tried)
+        assert {item.status for item in (await items(api, job)).values()} == {"claimed"}
+        async with workers(settings, tmp_path, ("fast",)):
+            done = await ended(api, job.id)
+
+    assert (done.status, done.succeeded) == ("cancelled", 1)
+    assert (tmp_path / "fast" / str(volume_id) / "data").stat().st_size == 2 * MIB

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -104,12 +105,14 @@ class TestOutcomes:
         assert (engine.settled, job.status) == ([], "running")
         assert await size_of(driver, job) == MIB
 
-    async def test_backend_that_is_no_longer_configured_fails_the_job(self) -> None:
-        engine = await run_once(a_job(backend="gone", max_attempts=1), MemoryDriver())
+    @pytest.mark.parametrize("columns", [{}, {"cancel_requested_at": "now"}], ids=["work", "cancellation"])
+    async def test_backend_of_other_workers_is_left_to_them_without_an_attempt(self, columns: dict[str, Any]) -> None:
+        """The volume must be sealed before it is released, and only they can do that."""
+        engine = await run_once(a_job(backend="elsewhere", max_attempts=1, **columns), MemoryDriver())
         (outcome,) = engine.settled
 
-        assert isinstance(outcome, Failed)
-        assert (outcome.error["code"], outcome.found) == ("unknown-backend", None)
+        assert isinstance(outcome, RetryIn)
+        assert (outcome.error["code"], outcome.free) == ("backend-unavailable", True)
 
     @pytest.mark.parametrize("error", [None, {"code": "storage-full", "detail": "Full."}])
     async def test_job_beyond_its_attempts_fails_without_any_work(self, error: dict[str, str] | None) -> None:
@@ -182,8 +185,3 @@ class TestCancellation:
 
         assert engine.settled == [Cancelled({"volume_id": str(job.volume_id)})]
         assert await size_of(driver, job) is None
-
-    async def test_job_on_a_removed_backend_can_be_cancelled(self) -> None:
-        engine = await run_once(a_job(backend="gone", cancel_requested_at="now"), MemoryDriver())
-
-        assert engine.settled == [Cancelled(None)]

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from cistern_test_drivers.fault_injector import FaultInjector
-from domain.errors import ConfigurationError, UnknownBackend
+from domain.errors import ConfigurationError
 from domain.storage import backends
 from domain.storage.backends import Backends, open_driver
 from domain.storage.context import Fence, Grant
@@ -41,13 +41,11 @@ def test_get_returns_the_same_driver_each_time() -> None:
     assert opened.get("bench") is opened.get("bench")
 
 
-def test_unknown_backend_is_reported_as_an_invalid_field() -> None:
+def test_backend_of_other_processes_cannot_be_used() -> None:
     opened = Backends.open({"bench": "null:"}, threads=1)
-    lookups: list[Callable[[str], object]] = [opened.get, opened.scheme]
-    for look_up in lookups:
-        with pytest.raises(UnknownBackend, match="'tape'") as caught:
-            look_up("tape")
-        assert caught.value.details["field"] == "backend"
+
+    with pytest.raises(BackendUnavailable, match="'tape' cannot be used: it is not among the CISTERN_BACKENDS"):
+        opened.get("tape")
 
 
 def test_get_refuses_a_driver_inside_a_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +63,7 @@ async def test_close_closes_every_driver(tmp_path: Path) -> None:
 
     for name in opened.names():
         with pytest.raises(RuntimeError, match="shutdown"):
-            await opened.driver(name).capacity()
+            await opened.driver(name).measure([])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from domain.storage.errors import BackendUnavailable, FenceRefused, StorageFull
 from domain.storage.file.driver import FileDriver
-from tests.unit.file_builders import MIB, VOLUME, attempt, data, empty_driver, failing
+from tests.unit.file_builders import MIB, VOLUME, CallbackGrant, attempt, data, empty_driver, failing
 
 driver = pytest.fixture(empty_driver)
 
@@ -176,3 +176,29 @@ class TestDrafts:
 
         with pytest.raises(FenceRefused):
             await driver.create(VOLUME, MIB, attempt(1))
+
+
+class SwappingGrant(CallbackGrant):
+    """Swaps the root for another one right before the work is published."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(2, 1, lambda: None)
+        self._root = root
+        self._checks = 0
+
+    def check(self) -> None:
+        self._checks += 1
+        if self._checks == 2:
+            self._root.rename(self._root.with_name("away"))
+            self._root.mkdir()
+            (self._root / ".fences").mkdir()
+            (self._root / ".cistern").write_text("another")
+
+
+async def test_root_is_looked_at_again_right_before_publishing(driver: FileDriver) -> None:
+    await driver.create(VOLUME, MIB, attempt())
+    with pytest.raises(BackendUnavailable):
+        await driver.expand(VOLUME, 2 * MIB, SwappingGrant(driver.root))
+
+    assert (driver.root.with_name("away") / str(VOLUME) / "data").stat().st_size == MIB
+    assert not (driver.root / str(VOLUME)).exists()

@@ -10,7 +10,6 @@ import pytest
 from domain.storage.context import Grant, Stopped, StopReason
 from domain.storage.errors import FenceRefused, StorageFull
 from domain.storage.file import disk
-from domain.storage.file import driver as file_driver
 from domain.storage.file.driver import FileDriver
 from tests.unit.file_builders import NEW, OLD, SNAPSHOT, VOLUME, attempt, data, failing, files, snapshot_driver
 
@@ -70,13 +69,14 @@ class TestUnfinished:
         new = uuid4()
         before = files(driver)
         data(driver).write_bytes(NEW)
+        copy = disk.copy
 
         def overtaken(source: int, target: int, grant: Grant) -> int:
             for subject in (VOLUME, new):
                 (driver.root / ".fences" / str(subject)).write_text(f"{9:020d} {1:020d}\n")
-            return disk.copy(source, target, grant)
+            return copy(source, target, grant)
 
-        monkeypatch.setattr(file_driver, "copy", overtaken)
+        monkeypatch.setattr(disk, "copy", overtaken)
         with pytest.raises(FenceRefused):
             await perform(driver, operation, attempt(8), new)
 
@@ -89,7 +89,7 @@ class TestUnfinished:
         new = uuid4()
         await driver.seal(VOLUME, attempt(9))
         await driver.seal(new, attempt(9))
-        monkeypatch.setattr(file_driver, "copy", lambda *_: pytest.fail("copied despite a stale fence"))
+        monkeypatch.setattr(disk, "copy", lambda *_: pytest.fail("copied despite a stale fence"))
 
         with pytest.raises(FenceRefused):
             await perform(driver, operation, attempt(8), new)

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from domain.storage.errors import VolumeMissing
-from domain.storage.file import driver as file_driver
+from domain.storage.file import disk
 from domain.storage.file.driver import FileDriver
 from tests.unit.file_builders import (
     CLONE,
@@ -76,7 +76,7 @@ class TestBytes:
         await driver.clone_snapshot(VOLUME, SNAPSHOT, CLONE, MIB, attempt())
         for path in (data(driver), data(driver, CLONE)):
             path.write_bytes(NEW)
-        monkeypatch.setattr(file_driver, "copy", lambda *_: pytest.fail("copied again"))
+        monkeypatch.setattr(disk, "copy", lambda *_: pytest.fail("copied again"))
 
         await driver.take_snapshot(VOLUME, SNAPSHOT, attempt(2, 2))
         await driver.clone_snapshot(VOLUME, SNAPSHOT, CLONE, MIB, attempt(1, 2))

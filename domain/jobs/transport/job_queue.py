@@ -84,6 +84,11 @@ class QueueKeys(NamedTuple):
 
     prefix: str = "cistern"
 
+    @classmethod
+    def of(cls, installation: UUID) -> Self:
+        """Return the names of an installation."""
+        return cls(f"cistern:{installation}")
+
     def queue(self, backend: str | None) -> str:
         """The sorted set of the messages for jobs on a backend."""
         return f"{self.prefix}:queue" if backend is None else f"{self.prefix}:queue:{backend}"

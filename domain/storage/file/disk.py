@@ -7,14 +7,17 @@ import inspect
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from domain.errors import StorageError
 from domain.storage.context import Grant
 from domain.storage.errors import AccessDenied, SizeUnsupported, StorageFull, TransientStorageError
+from domain.tasks import in_daemon_thread
+
+T = TypeVar("T")
 
 ERRORS_BY_ERRNO: dict[int | None, type[StorageError]] = {
     errno.ENOSPC: StorageFull,
@@ -47,6 +50,16 @@ def domain_errors() -> Iterator[None]:
         raise _as_storage_error(SizeUnsupported, error) from error
     except OSError as error:
         raise _as_storage_error(ERRORS_BY_ERRNO.get(error.errno, TransientStorageError), error) from error
+
+
+async def look(step: Callable[[], T]) -> T:
+    """Look at storage that may not answer: apart from its work, and without keeping the process from ending."""
+
+    def translated() -> T:
+        with domain_errors():
+            return step()
+
+    return await in_daemon_thread(translated)
 
 
 def _as_storage_error(kind: type[StorageError], error: Exception) -> StorageError:
@@ -227,3 +240,11 @@ def require_reserving(folder: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
+
+
+def copy_file(source: Path, draft: Path, min_size: int, grant: Grant) -> None:
+    """Copy into a new file, extend it to ``min_size`` bytes if it is shorter, and sync it."""
+    with opened(source, os.O_RDONLY) as source_handle, opened(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL) as handle:
+        if copy(source_handle, handle, grant) < min_size:
+            resize(handle, min_size)
+        os.fsync(handle)

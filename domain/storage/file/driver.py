@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from uuid import UUID
@@ -21,9 +21,10 @@ from domain.storage.context import Grant
 from domain.storage.driver import Capacity, Leftover, StorageDriver, StoredObject, StoredVolume, Usage
 from domain.storage.errors import SnapshotMissing, VolumeMissing
 from domain.storage.file.disk import (
-    copy,
+    copy_file,
     domain_errors,
     grow_reserved,
+    look,
     match_replaced_file,
     opened,
     release_blocks,
@@ -49,10 +50,13 @@ def _in_thread(
     @wraps(work)
     async def in_thread(self: "FileDriver", /, *args: P.args, **kwargs: P.kwargs) -> T:
         def step() -> T:
-            self._root.require()
-            return work(self, *args, **kwargs)
+            with domain_errors():
+                self._root.require()
+                return work(self, *args, **kwargs)
 
-        return await self._run(step)
+        # A thread cannot be cancelled: if the awaiting task were cancelled, the thread would go on unobserved.
+        # Therefore the caller never cancels; it stops the grant and waits until the thread notices.
+        return await asyncio.get_running_loop().run_in_executor(self._threads, step)
 
     return in_thread
 
@@ -80,28 +84,19 @@ class FileDriver(StorageDriver):
 
     async def identity(self) -> str | None:
         """Read the file ``.cistern`` in the root."""
-        return await self._run(self._root.read_identity)
+        return await look(self._root.read_identity)
 
     async def initialize(self, identity: str, expected: Collection[UUID] = ()) -> str:
         """Create the directories and the file ``.cistern``, unless they exist."""
-        return await self._run(lambda: self._root.initialize(identity, expected))
+        return await look(partial(self._root.initialize, identity, expected))
 
     async def accept(self, identity: str) -> None:
         """Work as long as the file has this content."""
-        await self._run(lambda: self._root.accept(identity))
+        await look(partial(self._root.accept, identity))
 
     def prepare(self) -> None:
         """Make a root for a driver that no registry has opened, in this thread."""
         self._root.accept(self._root.initialize("{}"))
-
-    async def _run(self, step: Callable[[], T]) -> T:
-        def translated() -> T:
-            with domain_errors():
-                return step()
-
-        # A thread cannot be cancelled: if the awaiting task were cancelled, the thread would go on unobserved.
-        # Therefore the caller never cancels; it stops the grant and waits until the thread notices.
-        return await asyncio.get_running_loop().run_in_executor(self._threads, translated)
 
     def path(self, volume_id: UUID) -> str:
         """Return the path of the volume's bytes; the file may not exist yet."""
@@ -168,7 +163,7 @@ class FileDriver(StorageDriver):
         if not snapshot.exists():
             raise SnapshotMissing
         with self._tree.draft(data, grant.fence) as draft:
-            _copy(snapshot, draft, 0, grant)
+            copy_file(snapshot, draft, 0, grant)
             with self._fences.publishing("restore_snapshot", volume_id, grant):
                 if not data.exists():
                     raise VolumeMissing
@@ -243,10 +238,9 @@ class FileDriver(StorageDriver):
         """Remove fence records."""
         self._fences.remove(subject_ids)
 
-    @_in_thread
-    def capacity(self) -> Capacity:
+    async def capacity(self) -> Capacity:
         """Return the capacity of the file system that contains the root."""
-        usage = shutil.disk_usage(self.root)  # free: without the blocks that are reserved for root
+        usage = await look(partial(shutil.disk_usage, self.root))  # free: without the blocks that are reserved for root
         return Capacity(usage.total, usage.used, usage.free)
 
     async def close(self) -> None:
@@ -276,20 +270,12 @@ class FileDriver(StorageDriver):
             raise missing
         with self._tree.draft(target, grant.fence) as draft:
             if not target.exists():
-                _copy(source, draft, size, grant)
+                copy_file(source, draft, size, grant)
             with self._fences.publishing(operation, subject_id, grant):
                 return self._tree.publish(draft, target, grant.fence)
 
     def _stored(self, subject_id: UUID, path: Path) -> StoredObject:
         return StoredObject(size_of(path), self._fences.last(subject_id))
-
-
-def _copy(source: Path, draft: Path, min_size: int, grant: Grant) -> None:
-    """Copy into a new file, extend it to ``min_size`` bytes if it is shorter, and sync it."""
-    with opened(source, os.O_RDONLY) as source_handle, opened(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL) as handle:
-        if copy(source_handle, handle, grant) < min_size:
-            resize(handle, min_size)
-        os.fsync(handle)
 
 
 def open_driver(url: DriverUrl, threads: int) -> FileDriver:

@@ -15,6 +15,8 @@ from structlog.contextvars import bind_contextvars, reset_contextvars
 from uuid_utils.compat import uuid7
 
 from api.error_handlers import internal_error
+from api.problems import problem_response
+from api.sites import site_refusal
 from domain.errors import ConfigurationError, Unavailable
 from domain.tasks import cancel_and_wait
 
@@ -31,9 +33,10 @@ class Gate:
 
     1. Every request gets an id, for its response, log lines and problems.
     2. An unhandled error becomes a 500 and a log line.
-    3. HEAD is answered as GET, without the body.
-    4. A body of more than 1 MiB is rejected with 413, when the application reads it.
-    5. An expected start-up failure is reported in one line.
+    3. A request for a host that is not allowed, or from a page of another site, is refused.
+    4. HEAD is answered as GET, without the body.
+    5. A body of more than 1 MiB is rejected with 413, when the application reads it.
+    6. An expected start-up failure is reported in one line.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -54,7 +57,9 @@ class Gate:
         response = _Response(send, request_id)
         bound = bind_contextvars(request_id=request_id)
         try:
-            if scope["method"] == "GET":  # no route reads the body of a GET
+            if refusal := site_refusal(scope, scope["app"].state.services.settings.hosts):
+                await problem_response(Request(scope), *refusal)(scope, receive, response.send)
+            elif scope["method"] == "GET":  # no route reads the body of a GET
                 await self.app(scope, receive, response.send)
             elif scope["method"] == "HEAD":
                 await _head_as_get(self.app, scope, receive, response.send)

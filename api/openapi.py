@@ -7,7 +7,16 @@ from typing import Any, Final
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
-from api.problems import INTERNAL, MEDIA_TYPE, Problem, ProblemType, http_type, type_of
+from api.problems import (
+    CROSS_SITE,
+    HOST_NOT_ALLOWED,
+    INTERNAL,
+    MEDIA_TYPE,
+    Problem,
+    ProblemType,
+    http_type,
+    type_of,
+)
 from domain.errors import CisternError, DatabaseUnavailable, IdempotencyKeyReused, Invalid
 
 Responses = dict[int | str, dict[str, Any]]
@@ -15,7 +24,7 @@ Responses = dict[int | str, dict[str, Any]]
 Reason = type[CisternError] | ProblemType
 
 _REF: Final = "#/components/schemas/{model}"
-_COMMON_ERRORS: Final = (type_of(Invalid), INTERNAL, type_of(DatabaseUnavailable))
+_COMMON_ERRORS: Final = (CROSS_SITE, HOST_NOT_ALLOWED, type_of(Invalid), INTERNAL, type_of(DatabaseUnavailable))
 
 
 def _links(operations: Iterable[str], **parameters: str) -> dict[str, Any]:

@@ -66,6 +66,10 @@ _STATUSES: Final[dict[type[errors.CisternError], tuple[int, str]]] = {
 INTERNAL: Final = ProblemType(500, "internal", "Internal error")
 JOB_FAILED: Final = ProblemType(424, "job-failed", "Job failed")
 GROWTH_REQUIRED: Final = ProblemType(422, "growth-required", "Growth is required")
+HOST_MISSING: Final = ProblemType(400, "host-missing", "Host is missing")
+HOST_NOT_ALLOWED: Final = ProblemType(421, "host-not-allowed", "Host is not allowed")
+CROSS_SITE: Final = ProblemType(403, "cross-site", "Request comes from another site")
+_OTHERS: Final = (GROWTH_REQUIRED, JOB_FAILED, HOST_MISSING, HOST_NOT_ALLOWED, CROSS_SITE)
 
 #: Errors that are raised before a service is called.
 _HTTP: Final[dict[int, ProblemType]] = {
@@ -88,9 +92,7 @@ def type_of(error: type[errors.CisternError]) -> ProblemType:
     return INTERNAL
 
 
-_BY_CODE: Final = {
-    problem.code: problem for problem in (*_HTTP.values(), GROWTH_REQUIRED, JOB_FAILED, *map(type_of, _STATUSES))
-}
+_BY_CODE: Final = {problem.code: problem for problem in (*_HTTP.values(), *_OTHERS, *map(type_of, _STATUSES))}
 PROBLEM_TYPES: Final[Mapping[str, ProblemType]] = dict(sorted(_BY_CODE.items()))
 
 

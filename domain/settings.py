@@ -8,9 +8,9 @@ from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from domain.errors import ConfigurationError
 from domain.postgres_url import parse_url
@@ -20,6 +20,8 @@ REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://", "redis
 #: Variables that are no settings of a process: for the command line, for Compose and, by their prefix, for the tests.
 _OTHER_VARIABLES = frozenset({f"{PREFIX}URL", f"{PREFIX}CA_FILE", f"{PREFIX}IMAGE"})
 _TEST_PREFIX = f"{PREFIX}TEST_"
+
+_HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?|\[[0-9a-f:.]+\]")
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
@@ -43,6 +45,19 @@ def _postgres_url(url: str) -> str:
     return url
 
 
+def _host_names(names: object) -> object:
+    """Split names at commas, and refuse what a `Host` header without its port cannot be."""
+    found = (
+        tuple(name.strip().lower() for name in names.split(",") if name.strip()) if isinstance(names, str) else names
+    )
+    for name in found if isinstance(found, tuple) else ():
+        if not _HOST_NAME.fullmatch(name):
+            reason = "a name without scheme and port is needed, like cistern.example.org; separate several by commas"
+            raise PydanticCustomError("host", "{reason}", {"reason": reason})
+    return found
+
+
+HostNames = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_host_names)]
 DatabaseUrl = Annotated[str, AfterValidator(_postgres_url)]
 ServerUrl = Annotated[str, AfterValidator(_with_valid_port)]
 
@@ -65,6 +80,8 @@ class Settings(LogSettings):
     database_timeout_seconds: Annotated[float, Field(ge=1, le=300)] = 15.0
     redis_url: ServerUrl = ""
     backends: dict[str, str] = Field(default_factory=dict)
+    #: Hosts that the API serves, besides localhost, 127.0.0.1 and [::1].
+    hosts: HostNames = ()
     max_jobs: int = Field(default=10, ge=1, le=1000)
     lease_seconds: Seconds = 15.0
     #: Minimum time that a heartbeat waits for PostgreSQL before it is tried again on another connection.

@@ -12,5 +12,5 @@ async def client_of(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     """Run the lifespan of the app, and yield a client."""
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://cistern", timeout=60) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
             yield client

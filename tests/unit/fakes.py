@@ -13,6 +13,7 @@ from domain.jobs.states import JobStatus
 from domain.jobs.stats import Stats
 from domain.jobs.transport.job_queue import QueueUnavailable
 from domain.services import Services
+from domain.settings import Settings
 from domain.storage.backends import Backends
 from domain.storage.directory import BackendDirectory, BackendStatus
 from domain.storage.model import Backend, BackendServer
@@ -105,6 +106,7 @@ class FakeServices:
     """All services of the API."""
 
     def __init__(self) -> None:
+        self.settings = Settings.model_construct(hosts=("cistern.example.org",))
         self.backends = Backends.open({"memory": "memory:?capacity=10GiB", "null": "null:"}, threads=1)
         self.directory = FakeDirectory("memory", "null")
         self.jobs = FakeJobs()

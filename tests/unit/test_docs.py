@@ -123,7 +123,7 @@ def test_readme_and_security_page_state_that_the_api_has_no_authentication() -> 
 
 def test_settings_table_has_the_names_and_defaults_of_the_code() -> None:
     def written(default: Any) -> str:
-        return "" if default in (None, "") else f"{default:g}" if isinstance(default, float) else str(default)
+        return "" if default in (None, "", ()) else f"{default:g}" if isinstance(default, float) else str(default)
 
     found = {name(row[0]): name(row[1]) for row in table("operations.md", "## Settings")}
     expected = {

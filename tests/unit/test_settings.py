@@ -235,3 +235,17 @@ def test_variables_of_the_command_line_compose_and_the_tests_are_allowed(
         monkeypatch.setenv(name, "x")
 
     assert load_settings().max_jobs == 10
+
+
+def test_hosts_are_names_separated_by_commas(empty_environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CISTERN_HOSTS", " Cistern.example.org, api,,[fd00::5] ")
+
+    assert load_settings().hosts == ("cistern.example.org", "api", "[fd00::5]")
+
+
+@pytest.mark.parametrize("hosts", ["http://api", "api:8000", "*", "*.example.org", "a b", "api/", "fd00::5"])
+def test_what_is_no_host_name_is_refused(empty_environment: Path, monkeypatch: pytest.MonkeyPatch, hosts: str) -> None:
+    monkeypatch.setenv("CISTERN_HOSTS", hosts)
+
+    with pytest.raises(ConfigurationError, match=r"^CISTERN_HOSTS: a name without scheme and port is needed"):
+        load_settings()

@@ -69,7 +69,14 @@ GROWTH_REQUIRED: Final = ProblemType(422, "growth-required", "Growth is required
 HOST_MISSING: Final = ProblemType(400, "host-missing", "Host is missing")
 HOST_NOT_ALLOWED: Final = ProblemType(421, "host-not-allowed", "Host is not allowed")
 CROSS_SITE: Final = ProblemType(403, "cross-site", "Request comes from another site")
-_OTHERS: Final = (GROWTH_REQUIRED, JOB_FAILED, HOST_MISSING, HOST_NOT_ALLOWED, CROSS_SITE)
+MALFORMED_REQUEST: Final = ProblemType(400, "malformed-request", "Request is malformed")
+REQUEST_TIMEOUT: Final = ProblemType(408, "request-timeout", "Request did not arrive in time")
+HEADERS_TOO_LARGE: Final = ProblemType(431, "headers-too-large", "Headers are too large")
+TOO_MANY_CONNECTIONS: Final = ProblemType(503, "too-many-connections", "Too many connections")
+_OTHERS: Final = (
+    *(GROWTH_REQUIRED, JOB_FAILED, HOST_MISSING, HOST_NOT_ALLOWED, CROSS_SITE),
+    *(MALFORMED_REQUEST, REQUEST_TIMEOUT, HEADERS_TOO_LARGE, TOO_MANY_CONNECTIONS),
+)
 
 #: Errors that are raised before a service is called.
 _HTTP: Final[dict[int, ProblemType]] = {
@@ -142,16 +149,16 @@ def problem_response(
     headers: Mapping[str, str] | None = None,
     extensions: Mapping[str, Any] | None = None,
 ) -> ProblemResponse:
-    """Build a problem response; ``extensions`` never replace a standard member."""
-    content = {
-        **(extensions or {}),
-        "type": problem.type,
-        "title": problem.title,
-        "status": problem.status,
-        "detail": detail,
-        "instance": quote(request.url.path),
-        "code": problem.code,
-        "request_id": request.state.request_id,
-    }
+    """Build the problem response of a request; ``extensions`` never replace a standard member."""
+    place = {"instance": quote(request.url.path), "request_id": request.state.request_id}
+    return build_problem(problem, detail, headers=headers, **{**(extensions or {}), **place})
+
+
+def build_problem(
+    problem: ProblemType, detail: str, *, headers: Mapping[str, str] | None = None, **members: Any
+) -> ProblemResponse:
+    """Build a problem response; ``members`` has at least `instance` and `request_id`."""
+    standard = {"type": problem.type, "title": problem.title, "status": problem.status, "detail": detail}
+    content = {**members, **standard, "code": problem.code}
     retry = {"Retry-After": str(RETRY_SECONDS)} if problem.status == 503 else {}  # noqa: PLR2004 (as in the table)
     return ProblemResponse(jsonable_encoder(content), problem.status, {**retry, **(headers or {})})

@@ -78,10 +78,15 @@ def serve(
     """Run one API process until a signal ends it; needs CISTERN_DATABASE_URL and CISTERN_REDIS_URL."""
     import uvicorn
 
+    from api.http_protocol import RESERVED_DESCRIPTORS, LimitedHttpProtocol, raise_descriptor_limit
+
+    LimitedHttpProtocol.max_connections = raise_descriptor_limit() - RESERVED_DESCRIPTORS
     uvicorn.run(  # it handles the signals and the exit status
         "api.main:app",
         host=host,
         port=port,
+        http=LimitedHttpProtocol,
+        proxy_headers=False,  # X-Forwarded-For is what the client says
         access_log=access_log,
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,

@@ -12,6 +12,7 @@ import pytest
 
 from api.cli.app import main
 from api.cli.demo import free_port
+from api.http_protocol import LimitedHttpProtocol
 from domain.errors import DatabaseUnavailable
 
 Cistern = Callable[..., tuple[int, str]]
@@ -48,11 +49,14 @@ def test_version_is_that_of_the_package(cistern: Cistern, monkeypatch: pytest.Mo
 def test_serve_runs_uvicorn_with_a_limited_graceful_shutdown(cistern: Cistern, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, dict[str, object]]] = []
     monkeypatch.setattr("uvicorn.run", lambda app, **options: calls.append((app, options)))
+    monkeypatch.setattr("api.http_protocol.raise_descriptor_limit", lambda: 1_200)
+    monkeypatch.setattr(LimitedHttpProtocol, "max_connections", 0)
 
     assert cistern("serve", "--host", "0.0.0.0", "--port", "80") == (0, "")
-    options = {"host": "0.0.0.0", "port": 80, "access_log": False}
+    options = {"host": "0.0.0.0", "port": 80, "access_log": False, "http": LimitedHttpProtocol, "proxy_headers": False}
     timeouts = {"timeout_graceful_shutdown": 5, "timeout_keep_alive": 75}
     assert calls == [("api.main:app", options | timeouts)]
+    assert LimitedHttpProtocol.max_connections == 1_000
 
 
 def test_work_runs_the_worker(cistern: Cistern, monkeypatch: pytest.MonkeyPatch) -> None:

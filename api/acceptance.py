@@ -14,7 +14,7 @@ from fastapi import Depends, Header, Request, Response
 from pydantic import StringConstraints
 from starlette.responses import JSONResponse
 
-from api.dependencies import ServicesDep
+from api.dependencies import V1_PATH, PrincipalDep, ServicesDep
 from api.problems import RETRY_SECONDS
 from api.schemas.base import Omittable, TextHeader
 from api.schemas.jobs import JobOut
@@ -27,7 +27,6 @@ from domain.jobs.model import Job
 from domain.schedules.model import Schedule
 from domain.services import Services
 
-V1_PATH: Final = "/api/v1"
 JOBS_PATH: Final = f"{V1_PATH}/jobs"
 SCHEDULES_PATH: Final = f"{V1_PATH}/schedules"
 REPLAYED: Final = "Idempotency-Replayed"
@@ -36,33 +35,25 @@ MAX_WAIT_SECONDS: Final = 30
 _CREATED: Final = 201
 _ACCEPTED: Final = 202
 
-_CALLER: Final = re.compile(r"[\x20-\x7e]{1,128}")
 #: Printable ASCII without surrounding spaces, which HTTP does not count as part of a header's value.
 _KEY: Final = r"^[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?$"
 _WAIT: Final = re.compile(r'wait\s*=\s*("?)([0-9]{1,9})\1', re.IGNORECASE | re.ASCII)
 
 
-def valid_caller(name: str | None) -> str | None:
-    """Return the name that a client claims for itself, unverified; None if it cannot be stored."""
-    return name if name and _CALLER.fullmatch(name) else None
-
-
 async def _origin(
     request: Request,
-    x_cistern_caller: Annotated[
-        TextHeader[str],
-        Header(description="Name of the caller, up to 128 ASCII characters; stored as `created_by`."),
-    ] = None,
+    principal: PrincipalDep,
     idempotency_key: Annotated[
         Omittable[Annotated[str, StringConstraints(pattern=_KEY)]],
         Header(
             alias="Idempotency-Key",
-            description="Up to 255 ASCII characters that identify this request. If the same caller sends the same "
-            "request with the same key within 24 hours, it is not carried out again: the first response is returned.",
+            description="Up to 255 ASCII characters that identify this request. If the same user "
+            "sends the same request with the same key within 24 hours, it is not carried out again: the first response "
+            "is returned.",
         ),
     ] = None,
 ) -> RequestOrigin:
-    caller = valid_caller(x_cistern_caller)
+    caller = principal.name
     if idempotency_key is None:
         return RequestOrigin(caller)
     # The route is the concrete path: one key never acts on two resources.

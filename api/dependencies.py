@@ -7,7 +7,11 @@ from fastapi import Depends, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
+from domain.access.model import Principal
 from domain.services import Services
+
+V0_PATH: Final = "/api/v0"
+V1_PATH: Final = "/api/v1"
 
 _JSON: Final = re.compile(r"application/(json|[a-z0-9.-]+\+json)\s*(;.*)?", re.IGNORECASE | re.ASCII)
 
@@ -18,6 +22,14 @@ async def _services(request: Request) -> Services:
 
 
 ServicesDep = Annotated[Services, Depends(_services)]
+
+
+async def _principal(request: Request) -> Principal:
+    return cast("Principal", request.state.principal)
+
+
+#: Who the request acts for; only for routes that need a key.
+PrincipalDep = Annotated[Principal, Depends(_principal)]
 
 
 async def check_form(request: Request) -> None:

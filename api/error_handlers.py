@@ -1,6 +1,7 @@
 """Every error that a route or FastAPI raises becomes a problem response; routes explain each problem type."""
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from http import HTTPStatus
 from typing import Any, Final
 
 import structlog
@@ -13,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from api.acceptance import render_replay
+from api.access import AccessRefused
 from api.openapi import errors
 from api.problems import INTERNAL, PROBLEM_TYPES, http_type, problem_response, type_of
 from domain.errors import CisternError, DatabaseUnavailable
@@ -89,6 +91,13 @@ def _field_error(error: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+async def render_access_refused(request: Request, error: AccessRefused) -> Response:
+    """Render the refusal of a request that has no key, or none that may do this."""
+    is_unknown = error.problem.status == HTTPStatus.UNAUTHORIZED
+    headers = {"WWW-Authenticate": 'Bearer realm="cistern"'} if is_unknown else {}
+    return problem_response(request, error.problem, error.message, headers=headers)
+
+
 async def _early_response(_: Request, error: EarlyResponse) -> Response:
     return error.response
 
@@ -113,6 +122,7 @@ def _allowed_methods(request: Request) -> list[str]:
 
 HANDLERS: Final[dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]]] = {
     CisternError: render_error,
+    AccessRefused: render_access_refused,
     IdempotentReplay: render_replay,
     EarlyResponse: _early_response,
     RequestValidationError: _validation_error,

@@ -3,12 +3,13 @@
 import asyncio
 from typing import Annotated, Final, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from api.dependencies import ServicesDep
 from api.openapi import errors
+from domain.access.model import Principal, Role
 from domain.errors import DatabaseUnavailable, Unavailable
 from domain.jobs.stats import MAX_COUNTED
 from domain.jobs.transport.job_queue import QueueRefusesWrites
@@ -58,10 +59,16 @@ class ReadinessOut(BaseModel):
     status: Literal["ready", "degraded"]
     postgresql: Literal["ok"] = "ok"
     redis: RedisState
-    backends: Annotated[dict[str, str], Field(description="By name: `ok`, or why no worker serves the backend.")]
+    backends: Annotated[
+        dict[str, str] | None,
+        Field(description="By name: `ok`, or why no worker serves the backend. For system keys only."),
+    ]
     stats: Annotated[
         StatsOut | None,
-        Field(description="At most one second old; null if not available in time. Counters lag by some seconds."),
+        Field(
+            description="For system keys only. At most one second old; null if not available in time. Counters lag by "
+            "some seconds."
+        ),
     ]
 
 
@@ -72,15 +79,22 @@ async def check_alive() -> LivenessOut:
 
 
 @router.get("/readyz", summary="Check readiness", responses=errors(DatabaseUnavailable))
-async def check_ready(services: ServicesDep) -> ReadinessOut:
-    """Ping PostgreSQL and Redis. Without PostgreSQL the response is 503; without Redis it is 200 and `degraded`."""
+async def check_ready(request: Request, services: ServicesDep) -> ReadinessOut:
+    """Ping PostgreSQL and Redis. Without PostgreSQL the response is 503; without Redis it is 200 and `degraded`.
+
+    Needs no key; `backends` and `stats` are for system keys.
+    """
     redis, _, stats = await asyncio.gather(
         _redis_state(services), _require_postgresql(services), services.stats.latest()
     )
     backends = {status.name: status.problem or "ok" for status in services.directory.all()}
     ok = redis == "ok" and set(backends.values()) <= {"ok"}
-    rendered = None if stats is None else StatsOut.model_validate({**vars(stats), **stats.counters})
-    return ReadinessOut(status="ready" if ok else "degraded", redis=redis, backends=backends, stats=rendered)
+    ready = ReadinessOut(status="ready" if ok else "degraded", redis=redis, backends=None, stats=None)
+    principal: Principal | None = request.state.principal
+    if principal is not None and principal.role is Role.SYSTEM:
+        ready.backends = backends
+        ready.stats = None if stats is None else StatsOut.model_validate({**vars(stats), **stats.counters})
+    return ready
 
 
 async def _require_postgresql(services: Services) -> None:

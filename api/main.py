@@ -13,13 +13,12 @@ from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 
 from api import error_handlers, health
-from api.acceptance import V1_PATH
-from api.dependencies import check_form
+from api.dependencies import V0_PATH, V1_PATH, check_form
 from api.middleware import Gate
 from api.openapi import document
 from api.v0 import snapshots as v0_snapshots
 from api.v0 import volumes as v0_volumes
-from api.v1 import backends, bulk, jobs, schedules, snapshots, volumes
+from api.v1 import backends, bulk, jobs, keys, schedules, snapshots, volumes
 from api.v1.hot_routes import HotRoutes
 from api.v1.job_cache import EndedJobCache
 from domain.logs import configure_logging
@@ -58,6 +57,7 @@ def create_app(services_factory: ServicesFactory = services_from_environment) ->
             services_factory() as services,
             services.watcher.watching(),
             in_background(services.directory.run_forever()),
+            in_background(services.keys.record_use_forever()),
         ):
             app.state.services, app.state.ended_jobs = services, EndedJobCache()
             with _on_stop_signal(services.watcher.release):  # requests that wait for a job return its present state
@@ -75,11 +75,12 @@ def create_app(services_factory: ServicesFactory = services_from_environment) ->
         generate_unique_id_function=_operation_id,
         redirect_slashes=False,  # a path with a trailing slash is not in the OpenAPI document, so it is a 404
         redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
     )
-    for v1 in (bulk, volumes, snapshots, jobs, schedules, backends):
+    for v1 in (bulk, volumes, snapshots, jobs, schedules, backends, keys):
         app.include_router(v1.router, prefix=V1_PATH)
     for v0 in (v0_volumes, v0_snapshots):
-        app.include_router(v0.router, prefix="/api/v0")
+        app.include_router(v0.router, prefix=V0_PATH)
     for unversioned in (health, error_handlers):
         app.include_router(unversioned.router)
     document(app)

@@ -10,14 +10,17 @@ from typing import Final
 import structlog
 from fastapi import HTTPException
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, reset_contextvars
 from uuid_utils.compat import uuid7
 
-from api.error_handlers import internal_error
+from api.access import AccessRefused, admit
+from api.error_handlers import internal_error, render_access_refused, render_error
 from api.problems import problem_response
 from api.sites import site_refusal
-from domain.errors import ConfigurationError, Unavailable
+from domain.errors import ConfigurationError, DatabaseUnavailable, Unavailable
+from domain.services import Services
 from domain.tasks import cancel_and_wait
 
 REQUEST_ID: Final = "X-Request-ID"
@@ -34,9 +37,10 @@ class Gate:
     1. Every request gets an id, for its response, log lines and problems.
     2. An unhandled error becomes a 500 and a log line.
     3. A request for a host that is not allowed, or from a page of another site, is refused.
-    4. HEAD is answered as GET, without the body.
-    5. A body of more than 1 MiB is rejected with 413, when the application reads it.
-    6. An expected start-up failure is reported in one line.
+    4. A request without a key that may use the route is refused; `state.principal` has who it acts for.
+    5. HEAD is answered as GET, without the body.
+    6. A body of more than 1 MiB is rejected with 413, when the application reads it.
+    7. An expected start-up failure is reported in one line.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -57,8 +61,8 @@ class Gate:
         response = _Response(send, request_id)
         bound = bind_contextvars(request_id=request_id)
         try:
-            if refusal := site_refusal(scope, scope["app"].state.services.settings.hosts):
-                await problem_response(Request(scope), *refusal)(scope, receive, response.send)
+            if refusal := await _refusal(scope):
+                await refusal(scope, receive, response.send)
             elif scope["method"] == "GET":  # no route reads the body of a GET
                 await self.app(scope, receive, response.send)
             elif scope["method"] == "HEAD":
@@ -109,6 +113,21 @@ class _Response:
             self.started = True
             message["headers"] = [*message["headers"], (_REQUEST_ID_HEADER, self._request_id.encode())]
         await self._send(message)
+
+
+async def _refusal(scope: Scope) -> Response | None:
+    """Return the response to a request that may not pass; set the principal of one that may."""
+    services: Services = scope["app"].state.services
+    request = Request(scope)
+    if refusal := site_refusal(scope, services.settings.hosts):
+        return problem_response(request, *refusal)
+    try:
+        scope["state"]["principal"] = await admit(scope, services.keys)
+    except AccessRefused as error:
+        return await render_access_refused(request, error)
+    except DatabaseUnavailable as error:
+        return await render_error(request, error)
+    return None
 
 
 def _request_id(scope: Scope) -> str:

@@ -7,11 +7,15 @@ from typing import Any, Final
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
+from api.access import SECURITY_SCHEME, openapi_security
 from api.problems import (
     CROSS_SITE,
     HOST_NOT_ALLOWED,
     INTERNAL,
+    KEY_INVALID,
+    KEY_MISSING,
     MEDIA_TYPE,
+    ROLE_INSUFFICIENT,
     Problem,
     ProblemType,
     http_type,
@@ -24,7 +28,16 @@ Responses = dict[int | str, dict[str, Any]]
 Reason = type[CisternError] | ProblemType
 
 _REF: Final = "#/components/schemas/{model}"
-_COMMON_ERRORS: Final = (CROSS_SITE, HOST_NOT_ALLOWED, type_of(Invalid), INTERNAL, type_of(DatabaseUnavailable))
+_COMMON_ERRORS: Final = (
+    KEY_MISSING,
+    KEY_INVALID,
+    ROLE_INSUFFICIENT,
+    CROSS_SITE,
+    HOST_NOT_ALLOWED,
+    type_of(Invalid),
+    INTERNAL,
+    type_of(DatabaseUnavailable),
+)
 
 
 def _links(operations: Iterable[str], **parameters: str) -> dict[str, Any]:
@@ -100,7 +113,7 @@ def errors(*reasons: Reason) -> Responses:
 
 
 def document(app: FastAPI) -> None:
-    """Add the schema of a problem to the OpenAPI document of ``app``."""
+    """Add the schema of a problem, and which routes need a key, to the OpenAPI document of ``app``."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -108,6 +121,10 @@ def document(app: FastAPI) -> None:
         if Problem.__name__ not in schema["components"]["schemas"]:
             _, definitions = models_json_schema([(Problem, "serialization")], ref_template=_REF)
             schema["components"]["schemas"] |= definitions["$defs"]
+            schema["components"]["securitySchemes"] = {SECURITY_SCHEME: {"type": "http", "scheme": "bearer"}}
+            for path, methods in schema["paths"].items():
+                for method, operation in methods.items():
+                    operation["security"] = openapi_security(method, path)
         return schema
 
     # Replacing the method is FastAPI's documented way to extend the document.

@@ -39,6 +39,7 @@ _STATUSES: Final[dict[type[errors.CisternError], tuple[int, str]]] = {
     errors.SnapshotNotFound: (404, "Snapshot not found"),
     errors.JobNotFound: (404, "Job not found"),
     errors.ScheduleNotFound: (404, "Schedule not found"),
+    errors.KeyNotFound: (404, "Key not found"),
     errors.Conflict: (409, "Conflict"),
     errors.VolumeBusy: (409, "Volume is busy"),
     errors.VolumeUnusable: (409, "Volume is unusable"),
@@ -69,12 +70,17 @@ GROWTH_REQUIRED: Final = ProblemType(422, "growth-required", "Growth is required
 HOST_MISSING: Final = ProblemType(400, "host-missing", "Host is missing")
 HOST_NOT_ALLOWED: Final = ProblemType(421, "host-not-allowed", "Host is not allowed")
 CROSS_SITE: Final = ProblemType(403, "cross-site", "Request comes from another site")
+KEY_MISSING: Final = ProblemType(401, "key-missing", "A key is needed")
+KEY_INVALID: Final = ProblemType(401, "key-invalid", "Key is not valid")
+NO_KEYS: Final = ProblemType(401, "no-keys", "There is no key yet")
+ROLE_INSUFFICIENT: Final = ProblemType(403, "role-insufficient", "Role is not sufficient")
 MALFORMED_REQUEST: Final = ProblemType(400, "malformed-request", "Request is malformed")
 REQUEST_TIMEOUT: Final = ProblemType(408, "request-timeout", "Request did not arrive in time")
 HEADERS_TOO_LARGE: Final = ProblemType(431, "headers-too-large", "Headers are too large")
 TOO_MANY_CONNECTIONS: Final = ProblemType(503, "too-many-connections", "Too many connections")
 _OTHERS: Final = (
     *(GROWTH_REQUIRED, JOB_FAILED, HOST_MISSING, HOST_NOT_ALLOWED, CROSS_SITE),
+    *(KEY_MISSING, KEY_INVALID, NO_KEYS, ROLE_INSUFFICIENT),
     *(MALFORMED_REQUEST, REQUEST_TIMEOUT, HEADERS_TOO_LARGE, TOO_MANY_CONNECTIONS),
 )
 

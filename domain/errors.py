@@ -4,7 +4,7 @@ CisternError
 ├── ConfigurationError          the process cannot start with these settings
 ├── MigrationFailed             the schema is unchanged
 ├── Refused                     the request cannot be carried out; PreconditionFailed
-│   ├── NotFound                VolumeNotFound, SnapshotNotFound, JobNotFound, ScheduleNotFound
+│   ├── NotFound                VolumeNotFound, SnapshotNotFound, JobNotFound, ScheduleNotFound, KeyNotFound
 │   ├── Invalid                 ShrinkRefused, SizeLimitExceeded, UnknownBackend, BadCursor, IdempotencyKeyReused
 │   └── Conflict                VolumeBusy, VolumeUnusable, NameTaken, JobEnded, JobNotRetryable, JobIsChild,
 │                            VolumeHasSnapshots, SnapshotBusy, SnapshotUnusable, ScheduleBusy,
@@ -74,6 +74,12 @@ class JobNotFound(NotFound):
     """There is no job with this id."""
 
     code = "job-not-found"
+
+
+class KeyNotFound(NotFound):
+    """There is no key with this id."""
+
+    code = "key-not-found"
 
 
 class ScheduleNotFound(NotFound):

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from domain.access.service import KeyService
 from domain.bulk.expand import ExpandOperation
 from domain.bulk.ledger import clear_ledgers
 from domain.bulk.operation import BulkOperation
@@ -63,6 +64,7 @@ class Services:
     backends: Backends
     registry: BackendRegistry
     directory: BackendDirectory
+    keys: KeyService
     volumes: VolumeService
     snapshots: SnapshotService
     bulk: BulkService
@@ -156,6 +158,22 @@ async def open_check(settings: Settings) -> AsyncIterator[Check]:
 
 
 @asynccontextmanager
+async def open_keys(settings: Settings) -> AsyncIterator[KeyService]:
+    """Open the service of keys, which needs PostgreSQL only.
+
+    Raises:
+        ConfigurationError, DatabaseUnavailable: as `open_services`.
+    """
+    require_database(settings)
+    database = Database(settings.database_url, pool_size=1, timeout=settings.database_timeout_seconds)
+    try:
+        await database.require_migrated()
+        yield KeyService(database)
+    finally:
+        await database.close()
+
+
+@asynccontextmanager
 async def _open(settings: Settings, *, adopt: bool) -> AsyncIterator[Services]:
     async with AsyncExitStack() as stack:
         # docs/operations.md has the resulting maximum.
@@ -201,6 +219,7 @@ def compose(
         backends=backends,
         registry=BackendRegistry(database, backends, installation, _sample_volumes),
         directory=directory,
+        keys=KeyService(database),
         volumes=volumes,
         snapshots=snapshots,
         bulk=bulk,

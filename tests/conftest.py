@@ -17,6 +17,7 @@ from domain.embedded import EmbeddedServers, temporary_data_dir
 from domain.logs import configure_logging
 from domain.services import Services, open_services
 from domain.settings import Settings
+from tests.support import keys
 from tests.support.databases import SharedDatabase, named, run
 
 # As in production; structlog's default renders tracebacks so slowly that leases expire meanwhile.
@@ -49,7 +50,7 @@ def servers() -> Iterator[EmbeddedServers]:
         run(servers.database_url, f"CREATE DATABASE {TEMPLATE}")
         migrate(named(servers.database_url, TEMPLATE))
         # The seeded schedule must not start a job in a test that is running at 02:00.
-        run(named(servers.database_url, TEMPLATE), "DELETE FROM schedules")
+        run(named(servers.database_url, TEMPLATE), "DELETE FROM schedules", keys.INSERT)
         yield servers
 
 

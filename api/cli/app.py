@@ -20,8 +20,8 @@ from typer.core import TyperGroup
 from domain.errors import CisternError
 from domain.tasks import end_on_sigterm
 
-#: Groups of commands that are clients of the HTTP API.
-_CLIENT_GROUPS: Final = ("jobs", "schedules")
+#: Groups of commands, and the modules that they are in.
+_GROUPS: Final = {"jobs": "client_commands", "schedules": "client_commands", "keys": "key_commands"}
 #: Limit for open requests after a stop signal: a client that no longer reads must not keep the API from ending.
 GRACEFUL_SECONDS: Final = 5
 #: How long an idle connection is kept, in seconds: longer than clients wait between two polls, and than load balancers
@@ -30,15 +30,16 @@ KEEP_ALIVE_SECONDS: Final = 75
 
 
 class _LazyGroup(TyperGroup):
-    """Imports the groups in `_CLIENT_GROUPS` on first use."""
+    """Imports the groups on first use."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [*super().list_commands(ctx), *_CLIENT_GROUPS]
+        return [*super().list_commands(ctx), *_GROUPS]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in _CLIENT_GROUPS:
+        if cmd_name not in _GROUPS:
             return super().get_command(ctx, cmd_name)
-        command = typer.main.get_command(getattr(importlib.import_module("api.cli.client_commands"), cmd_name))
+        module = importlib.import_module(f"api.cli.{_GROUPS[cmd_name]}")
+        command = typer.main.get_command(getattr(module, cmd_name))
         command.name = cmd_name
         return command
 

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Final
 
 import httpx
 
+from api.cli.key_file import authorization
 from domain.errors import CisternError
 
-_CALLER: Final = {"X-Cistern-Caller": "cistern"}
 _PAGE_SIZE: Final = 200
 _TIMEOUT_SECONDS: Final = 15.0
 #: Seconds that a poll asks the server to wait (`Prefer: wait=N`), and that the client waits while the API is away.
@@ -143,7 +143,9 @@ def connect(url: str) -> httpx.Client:
     """
     is_https = url.lower().startswith("https:")  # loading certificates takes 30 ms
     verify = ssl.create_default_context(cafile=os.environ.get("CISTERN_CA_FILE") or None) if is_https else False
-    return httpx.Client(base_url=url, headers=_CALLER, timeout=_TIMEOUT_SECONDS, trust_env=False, verify=verify)
+    return httpx.Client(
+        base_url=url, headers=authorization(url), timeout=_TIMEOUT_SECONDS, trust_env=False, verify=verify
+    )
 
 
 def _error_line(response: httpx.Response) -> str:

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from api.cli.key_file import read_key_file
 from api.cli.stack import Stack, run
 from domain.embedded import temporary_data_dir
 from domain.errors import CisternError
@@ -64,7 +65,7 @@ def demo(*, volumes: int, workers: int) -> None:
     with temporary_data_dir() as data_dir:
         settings = load_settings(data_dir=data_dir, database_url="", redis_url="", backends={})
         stack = Stack(settings=settings, port=free_port(), workers=workers)
-        scenario = Scenario(stack.url, volumes=volumes, console=console)
+        scenario = Scenario(stack, volumes=volumes, console=console)
         try:
             completed = run(stack, scenario.run, output=lambda name, line: log.append(f"{name} | {line}"))
         except (CisternError, httpx.HTTPError, OSError, KeyError) as error:
@@ -98,8 +99,8 @@ def print_report(console: Console, steps: Sequence[Step], *, volumes: int) -> No
 class Scenario:
     """Creates volumes, writes, snapshots, overwrites, expands them all at once, restores, and compares the bytes."""
 
-    def __init__(self, url: str, *, volumes: int, console: Console) -> None:
-        self._url = url
+    def __init__(self, stack: Stack, *, volumes: int, console: Console) -> None:
+        self._stack = stack
         self._names = [f"demo-{number:03}" for number in range(1, volumes + 1)]
         self._console = console
         self._slots = asyncio.Semaphore(_MAX_REQUESTS)
@@ -113,7 +114,10 @@ class Scenario:
         """
         columns = (TextColumn("{task.description:<12}"), BarColumn(40), MofNCompleteColumn(), TimeElapsedColumn())
         self._http = httpx.AsyncClient(
-            base_url=f"{self._url}/api/v1", headers={"Prefer": "wait=10"}, timeout=30, trust_env=False
+            base_url=f"{self._stack.url}/api/v1",
+            headers={"Prefer": "wait=10", "Authorization": f"Bearer {read_key_file(self._stack.settings.data_dir)}"},
+            timeout=30,
+            trust_env=False,
         )
         with Progress(*columns, console=self._console) as self._bars:
             async with asyncio.timeout(_TIMEOUT_SECONDS), self._http:

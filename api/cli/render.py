@@ -58,6 +58,15 @@ def schedules_table(schedules: Sequence[JsonObject]) -> Table:
     return table
 
 
+def keys_table(keys: Sequence[JsonObject]) -> Table:
+    """Return a table with one row per key."""
+    table = _table("id", "name", "role", "created (UTC)", "last used (UTC)", "ends (UTC)", "")
+    for key in keys:
+        times = [_time_text(key[member]) for member in ("created_at", "last_used_at", "expires_at")]
+        table.add_row(key["id"], key["name"], key["role"], *times, "revoked" if key["revoked_at"] else "")
+    return table
+
+
 def job_table(jobs: Sequence[JsonObject]) -> Table:
     """Return a table with one row per member of a single job; empty members are left out."""
     (job,) = jobs

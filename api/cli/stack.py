@@ -15,6 +15,8 @@ import httpx
 import typer
 
 from api.cli.app import GRACEFUL_SECONDS
+from api.cli.key_commands import create_first_key
+from api.cli.key_file import KEY_FILE
 from api.cli.processes import Child, Output, collected_stop_signals, stop_children
 from domain.db.migrations import migrate
 from domain.embedded import EmbeddedServers
@@ -63,6 +65,8 @@ def up(stack: Stack) -> None:
 
     async def announce_and_wait() -> None:
         typer.echo(f"Cistern is up at {stack.url}, its documentation at {stack.url}/docs. Ctrl-C stops it.")
+        if (key := stack.settings.data_dir / KEY_FILE).exists():
+            typer.echo(f"A key with all rights is in {key}: curl -H @{key} {stack.url}/api/v1/volumes")
         await asyncio.Event().wait()
 
     run(stack, announce_and_wait, output=coloured_output(stack))
@@ -74,6 +78,7 @@ def run(stack: Stack, work: Callable[[], Awaitable[None]], *, output: Output) ->
     with collected_stop_signals() as signals, servers(stack.settings) as settings:
         if not signals:
             migrate(settings.database_url)
+            create_first_key(settings)
         with environment_file(settings) as environment:
             asyncio.run(_run_processes(stack, environment, work, signals=signals, output=output))
         return not signals

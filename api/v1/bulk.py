@@ -7,12 +7,14 @@ from fastapi import APIRouter, Query, Response
 from structlog.contextvars import bound_contextvars
 
 from api.acceptance import AcceptedDep, OriginDep
-from api.dependencies import ServicesDep
+from api.access import require_role
+from api.dependencies import PrincipalDep, ServicesDep
 from api.openapi import BODY, accepts, errors
 from api.problems import GROWTH_REQUIRED
 from api.schemas.bulk import BulkExpandIn, BulkSnapshotIn, ItemOut, ItemQuery, PlanOut, RequireGrowthBody
 from api.schemas.jobs import JobOut
 from api.schemas.pagination import Paginated, paginated_response
+from domain.access.model import Role
 from domain.bulk.requests import BulkRequest
 from domain.errors import BadCursor, JobNotFound, UnknownBackend
 from domain.jobs.acceptance import RequestOrigin
@@ -33,9 +35,11 @@ router = APIRouter()
     dependencies=[RequireGrowthBody],
 )
 async def expand_volumes(
-    body: BulkExpandIn, services: ServicesDep, origin: OriginDep, accepted: AcceptedDep
+    body: BulkExpandIn, services: ServicesDep, principal: PrincipalDep, origin: OriginDep, accepted: AcceptedDep
 ) -> JobOut | Response:
     """Create a job that expands every selected volume, `max_concurrent` at once; its items have the results."""
+    if not body.dry_run:
+        require_role(principal, Role.OWNER)
     body.selection().require_backend(services.directory)
     if body.dry_run:
         plan = PlanOut.from_plan(await services.bulk.preview(body.expansion()))

@@ -20,13 +20,15 @@ from starlette.datastructures import State
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.acceptance import JOBS_PATH, V1_PATH, accepted_headers, valid_caller
+from api.acceptance import JOBS_PATH, accepted_headers
+from api.dependencies import V1_PATH
 from api.error_handlers import render_error
 from api.etag import matches
 from api.schemas.jobs import JobOut
 from api.schemas.volumes import GrowthIn, VolumeIn
 from api.v1.job_cache import EndedJobCache, render
 from api.v1.volumes import request_volume
+from domain.access.model import Principal
 from domain.errors import CisternError
 from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.model import Job
@@ -45,6 +47,7 @@ class PlainRequest(NamedTuple):
     headers: Mapping[bytes, bytes]
     receive: Receive
     state: State
+    principal: Principal
 
     @property
     def services(self) -> Services:
@@ -54,9 +57,8 @@ class PlainRequest(NamedTuple):
 
     @property
     def origin(self) -> RequestOrigin:
-        """Who sent it, as they say themselves."""
-        caller = self.headers.get(b"x-cistern-caller")
-        return RequestOrigin(valid_caller(caller.decode("latin-1") if caller is not None else None))
+        """Who sent it."""
+        return RequestOrigin(self.principal.name)
 
     async def valid_body(self, schema: type[Body]) -> Body | None:
         """Parse a valid JSON body; None if it is anything else."""
@@ -136,7 +138,8 @@ async def _answer(scope: Scope, receive: Receive) -> PlainResponse | None:
                 or not _UNUSUAL_HEADERS.isdisjoint(headers)
             ):
                 return None
-            return await endpoint(PlainRequest(headers, receive, scope["app"].state), *found.groups())
+            request = PlainRequest(headers, receive, scope["app"].state, scope["state"]["principal"])
+            return await endpoint(request, *found.groups())
     return None
 
 

@@ -11,7 +11,8 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from api.acceptance import AcceptedDep, OriginDep
-from api.dependencies import ServicesDep
+from api.access import require_role, role_to_request
+from api.dependencies import PrincipalDep, ServicesDep
 from api.error_handlers import EarlyResponse
 from api.etag import NotModifiedDep, job_tag
 from api.openapi import POLLED, accepts, documented_get, errors
@@ -85,8 +86,11 @@ async def cancel_job(job_id: UUID, services: ServicesDep, origin: OriginDep, acc
         *(SnapshotNotFound, SnapshotBusy, SnapshotUnusable),
     ),
 )
-async def retry_job(job_id: UUID, services: ServicesDep, origin: OriginDep, accepted: AcceptedDep) -> JobOut:
+async def retry_job(
+    job_id: UUID, services: ServicesDep, principal: PrincipalDep, origin: OriginDep, accepted: AcceptedDep
+) -> JobOut:
     """Create a job that repeats what an ended job did not achieve; `retry_of` has the id of the ended one."""
+    require_role(principal, role_to_request((await services.jobs.get(job_id)).kind))
     return await accepted(await services.jobs.retry(job_id, origin=origin))
 
 

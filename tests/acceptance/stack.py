@@ -24,6 +24,7 @@ from tests.acceptance.cluster import ROOT, Cluster
 from tests.acceptance.judge import record_changes
 from tests.acceptance.waiting import exit_code
 from tests.support.forked import Process
+from tests.support.keys import BEARER
 
 WORKERS = 3
 _LOG_LINES = 200
@@ -56,7 +57,7 @@ class Stack:
     def client(self) -> httpx.AsyncClient:
         # Drop idle connections before the server does, or a request may meet the server's close.
         limits = httpx.Limits(max_connections=None, keepalive_expiry=1)
-        return httpx.AsyncClient(base_url=f"{self.address}/api/v1", timeout=60, limits=limits)
+        return httpx.AsyncClient(base_url=f"{self.address}/api/v1", timeout=60, limits=limits, headers=BEARER)
 
     async def wait_until_registered(self) -> None:
         """Wait until every worker has registered: one that is still starting does not handle SIGTERM yet."""

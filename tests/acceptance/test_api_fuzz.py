@@ -16,6 +16,7 @@ import pytest
 
 from tests.acceptance.cluster import ROOT, Cluster
 from tests.acceptance.scale import LONG
+from tests.support.keys import BEARER
 
 SEED = int(os.environ.get("CISTERN_TEST_SEED") or (secrets.randbelow(2**32) if LONG else 1))
 
@@ -48,6 +49,7 @@ def fuzz(address: str, folder: Path, *options: str) -> subprocess.CompletedProce
             *("--config-file", "schemathesis.toml", "run", f"{address}/openapi.json"),
             *("--seed", str(SEED), "--phases", "examples,coverage,fuzzing,stateful"),
             *("--checks", "all", "--exclude-checks", NOT_CHECKED, "--continue-on-failure"),
+            *("--header", f"Authorization: {BEARER['Authorization']}"),
             *("--request-timeout", "60", "--report", "har", "--report-har-path", "seen.har", *options),
         ],
         cwd=folder,  # it writes its files to the working directory

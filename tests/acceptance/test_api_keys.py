@@ -13,6 +13,7 @@ from tests.acceptance.cluster import Cluster
 from tests.acceptance.test_http import MIB, client, created, poll
 from tests.acceptance.waiting import exit_code
 from tests.support.forked import Process
+from tests.support.keys import BEARER
 
 KEY = {"Idempotency-Key": "once-and-for-all"}
 
@@ -66,7 +67,7 @@ def start_api_that_dies(cluster: Cluster) -> tuple[Process, str]:
 
 
 async def until_ready(address: str) -> None:
-    async with asyncio.timeout(60), httpx.AsyncClient() as http:
+    async with asyncio.timeout(60), httpx.AsyncClient(headers=BEARER) as http:
         while True:
             try:
                 if (await http.get(f"{address}/readyz")).status_code == 200:
@@ -81,7 +82,7 @@ async def test_job_survives_a_kill_between_commit_and_dispatch_and_keeps_its_key
     dying_api, address = start_api_that_dies(cluster)
     await until_ready(address)
     body = {"name": "a", "size": MIB}
-    async with httpx.AsyncClient(base_url=f"{address}/api/v1") as http:
+    async with httpx.AsyncClient(base_url=f"{address}/api/v1", headers=BEARER) as http:
         with pytest.raises(httpx.TransportError):
             await http.post("/volumes", json=body, headers=KEY)
     assert await exit_code(dying_api) == -signal.SIGKILL
@@ -102,7 +103,7 @@ async def test_job_survives_a_kill_between_commit_and_dispatch_and_keeps_its_key
 async def test_batched_jobs_survive_a_kill_between_commit_and_dispatch(cluster: Cluster) -> None:
     dying_api, address = start_api_that_dies(cluster)
     await until_ready(address)
-    async with httpx.AsyncClient(base_url=f"{address}/api/v1") as http:
+    async with httpx.AsyncClient(base_url=f"{address}/api/v1", headers=BEARER) as http:
         posts = (http.post("/volumes", json={"name": f"v{n}", "size": MIB}) for n in range(20))
         results = await asyncio.gather(*posts, return_exceptions=True)
     assert {isinstance(result, httpx.TransportError) for result in results} == {True}

@@ -13,6 +13,7 @@ from domain.jobs.store.jobs import JobFilter
 from domain.services import Services, open_services
 from tests.acceptance.cluster import SMALL, Cluster
 from tests.acceptance.waiting import exit_code
+from tests.support.keys import BEARER
 
 
 async def wait_until_accepted(services: Services) -> None:
@@ -28,7 +29,7 @@ async def test_stopping_api_returns_the_job_to_waiting_clients(cluster: Cluster,
     # The client's timeout is shorter than the 30 seconds that the request would wait.
     async with (
         open_services(cluster.settings, adopt=True) as services,
-        httpx.AsyncClient(base_url=address, timeout=20) as client,
+        httpx.AsyncClient(base_url=address, timeout=20, headers=BEARER) as client,
     ):
         body = {"name": "without-workers", "size": SMALL}
         waiting = asyncio.create_task(client.post(route, json=body, headers={"Prefer": prefer}))
@@ -45,7 +46,7 @@ async def test_stopping_api_does_not_wait_for_a_client_that_stops_reading(cluste
         cluster.start_api, options=("--no-access-log", "--timeout-graceful-shutdown", "1")
     )
     (api,) = cluster.processes
-    async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60) as http:
+    async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60, headers=BEARER) as http:
         for _ in range(20):
             await http.post("/volumes/expand", json={"by": SMALL, "ids": [str(uuid4()) for _ in range(10_000)]})
     url = httpx.URL(address)

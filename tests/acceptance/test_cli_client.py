@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from tests.acceptance.cluster import ROOT, Cluster
+from tests.support.keys import BEARER, SECRET
 
 WAIT = {"Prefer": "wait=30"}
 NIGHTLY = {"name": "nightly-expand", "cron": "0 2 * * *", "action": "bulk.expand", "params": {"policy": "autogrow"}}
@@ -17,7 +18,7 @@ CISTERN = (sys.executable, "-m", "api.cli")
 
 
 async def cistern(url: str, *arguments: str) -> Process:
-    environment = os.environ | {"CISTERN_URL": url, "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"CISTERN_URL": url, "CISTERN_KEY": SECRET.text, "PYTHONUNBUFFERED": "1"}
     return await asyncio.create_subprocess_exec(*CISTERN, *arguments, cwd=ROOT, env=environment, stdout=PIPE)
 
 
@@ -30,7 +31,7 @@ async def line(process: Process) -> str:
 async def test_bulk_job_is_watched_to_its_end_and_listed(cluster: Cluster) -> None:
     cluster.start_worker(url=cluster.url(gate=cluster.gate()))
     url = await asyncio.to_thread(cluster.start_api)
-    async with httpx.AsyncClient(base_url=f"{url}/api/v1", timeout=60) as http:
+    async with httpx.AsyncClient(base_url=f"{url}/api/v1", timeout=60, headers=BEARER) as http:
         for number in range(3):
             await http.post("/volumes", json={"name": f"v{number}", "size": "1MiB"}, headers=WAIT)
         cluster.gate().touch()
@@ -59,7 +60,7 @@ async def test_schedule_is_listed_paused_resumed_and_run(cluster: Cluster) -> No
         assert process.returncode == 0
         return [json.loads(line) for line in out.splitlines()]
 
-    async with httpx.AsyncClient(base_url=f"{url}/api/v1", timeout=60) as http:
+    async with httpx.AsyncClient(base_url=f"{url}/api/v1", timeout=60, headers=BEARER) as http:
         assert (await http.post("/schedules", json=NIGHTLY)).status_code == 201
     (nightly,) = await schedules("list")
     assert (nightly["name"], nightly["enabled"]) == ("nightly-expand", True)

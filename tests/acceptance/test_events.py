@@ -11,6 +11,7 @@ import httpx
 from domain.services import Services
 from tests.acceptance.cluster import Cluster
 from tests.support.bulk import add_volumes
+from tests.support.keys import BEARER
 
 #: 400 volumes, 8 at once, 100 ms each: at least 5 s.
 VOLUMES, MAX_CONCURRENT, DELAY_MS = 400, 8, 100
@@ -50,7 +51,7 @@ async def test_event_stream_shows_progress_and_resumes_after_a_disconnect(cluste
     await add_volumes(services, VOLUMES, backend="local")
     cluster.start_worker(url=f"faulty+null:?delay_ms={DELAY_MS}")
     address = await asyncio.to_thread(cluster.start_api)
-    async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60) as http:
+    async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60, headers=BEARER) as http:
         job = (await http.post("/volumes/expand", json={"by": "1MiB", "max_concurrent": MAX_CONCURRENT})).json()
         first: list[Event] = []
         async with follow(http, job["id"]) as events:

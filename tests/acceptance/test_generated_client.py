@@ -8,14 +8,15 @@ from pathlib import Path
 
 from api.main import create_app
 from tests.acceptance.cluster import Cluster
+from tests.support.keys import SECRET
 
 PROGRAM = """\
 import sys
-from cistern_client import Client
+from cistern_client import AuthenticatedClient
 from cistern_client.api.volumes import create_volume, expand_volume, get_volume
 from cistern_client.models import GrowthIn, JobOut, VolumeIn, VolumeOut
 
-client = Client(base_url=sys.argv[1], raise_on_unexpected_status=True)
+client = AuthenticatedClient(base_url=sys.argv[1], token=sys.argv[2], raise_on_unexpected_status=True)
 created = create_volume.sync(client=client, body=VolumeIn(name="typed", size="1MiB"), prefer="wait=30")
 assert isinstance(created, JobOut) and created.volume_id is not None, created
 expanded = expand_volume.sync(created.volume_id, client=client, body=GrowthIn(by="2MiB"), prefer="wait=30")
@@ -48,5 +49,5 @@ def test_program_with_a_generated_client_is_type_checked_and_runs(cluster: Clust
     assert 'Argument "size" to "VolumeIn" has incompatible type' in mistaken.stdout
 
     cluster.start_worker()
-    ran = run(sys.executable, "program.py", cluster.start_api(), cwd=tmp_path)
+    ran = run(sys.executable, "program.py", cluster.start_api(), SECRET.text, cwd=tmp_path)
     assert (ran.returncode, ran.stdout) == (0, f"succeeded typed {3 * 2**20}\n"), ran.stderr

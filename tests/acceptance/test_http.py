@@ -14,6 +14,7 @@ from domain.embedded import EmbeddedServers
 from tests.acceptance import journal
 from tests.acceptance.cluster import Cluster
 from tests.acceptance.waiting import exit_code
+from tests.support.keys import BEARER
 
 MIB = 1 << 20
 
@@ -21,7 +22,7 @@ MIB = 1 << 20
 @asynccontextmanager
 async def client(cluster: Cluster) -> AsyncIterator[httpx.AsyncClient]:
     url = await asyncio.to_thread(cluster.start_api)
-    async with httpx.AsyncClient(base_url=f"{url}/api/v1", timeout=60) as http:
+    async with httpx.AsyncClient(base_url=f"{url}/api/v1", timeout=60, headers=BEARER) as http:
         yield http
 
 

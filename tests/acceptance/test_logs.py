@@ -14,6 +14,7 @@ from domain.services import open_services
 from tests.acceptance.cluster import Cluster
 from tests.acceptance.waiting import exit_code, wait_for_log
 from tests.support.forked import Process
+from tests.support.keys import BEARER
 
 REQUEST = {"Prefer": "wait=30", "X-Request-ID": "find-me"}
 
@@ -43,7 +44,7 @@ async def test_logs_follow_a_job_from_its_request_to_its_end(cluster: Cluster, t
     api_log, worker_log = tmp_path / "api.log", tmp_path / "worker.log"
     worker = cluster.start_worker(log=worker_log, CISTERN_LOG_LEVEL="debug")
     address = await asyncio.to_thread(cluster.start_api, log=api_log, options=())
-    async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60, headers=REQUEST) as http:
+    async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60, headers=REQUEST | BEARER) as http:
         created = (await http.post("/volumes", json={"name": "first", "size": "1MiB"})).json()
         bulk = (await http.post("/volumes/expand", json={"to": "3MiB"})).json()
         assert (created["status"], bulk["status"]) == ("succeeded", "succeeded")
@@ -82,7 +83,7 @@ async def test_settled_line_of_a_failed_job_has_its_error_code(cluster: Cluster,
     log = tmp_path / "worker.log"
     cluster.start_worker(url=cluster.url(fail="create:storage-full"), log=log)
     address = await asyncio.to_thread(cluster.start_api, log=tmp_path / "api.log")
-    async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60, headers=REQUEST) as http:
+    async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60, headers=REQUEST | BEARER) as http:
         job = (await http.post("/volumes", json={"name": "first", "size": "1MiB"})).json()
 
     assert job["status"] == "failed"
@@ -98,7 +99,7 @@ async def test_stock_arq_writes_json_too_and_no_line_twice(cluster: Cluster, tmp
         await services.queue.redis.enqueue_job("unknown_function")
     await wait_for_log(log, "unknown_function")
     address = await asyncio.to_thread(cluster.start_api, log=tmp_path / "api.log")
-    async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60, headers=REQUEST) as http:
+    async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60, headers=REQUEST | BEARER) as http:
         job = (await http.post("/volumes", json={"name": "first", "size": "1MiB"})).json()
     await stop(worker)
 

@@ -15,6 +15,9 @@ import pytest
 
 from api.cli.demo import free_port
 from domain.embedded import EmbeddedServers, temporary_data_dir
+from tests.support import keys
+from tests.support.databases import run
+from tests.support.keys import BEARER
 
 PROJECT = Path(__file__).parents[2]
 TIMEOUT_SECONDS = 60.0
@@ -36,6 +39,7 @@ def test_procfile_processes_run_and_stop_cleanly(environment: dict[str, str], tm
     port = free_port()
     with honcho(environment, tmp_path / "release", "start", "release") as release:
         assert release.wait(TIMEOUT_SECONDS) == 0
+    run(environment["CISTERN_DATABASE_URL"], keys.INSERT)
     with honcho(environment, tmp_path / "log", "start", "-p", str(port), "-c", "worker=2", "web", "worker") as running:
         until(lambda: (tmp_path / "log").read_text().count("worker.ready") == 2)
         until(lambda: is_ready(port))
@@ -43,7 +47,7 @@ def test_procfile_processes_run_and_stop_cleanly(environment: dict[str, str], tm
         response = httpx.post(
             f"http://127.0.0.1:{port}/api/v1/volumes",
             json={"name": "one", "size": "1MiB"},
-            headers={"Prefer": "wait=30"},
+            headers={"Prefer": "wait=30"} | BEARER,
             timeout=TIMEOUT_SECONDS,
         )
         running.send_signal(signal.SIGTERM)

@@ -17,6 +17,7 @@ from tests.acceptance import journal
 from tests.acceptance.cluster import SMALL, Cluster
 from tests.acceptance.waiting import ended
 from tests.support.embedded import restart_redis_empty
+from tests.support.keys import BEARER
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def post(api: httpx.Client, *names: str) -> None:
 
 
 def client(url: str) -> httpx.Client:
-    return httpx.Client(base_url=url, timeout=5, trust_env=False)
+    return httpx.Client(base_url=url, timeout=5, trust_env=False, headers=BEARER)
 
 
 async def all_ended(services: Services) -> list[Job]:

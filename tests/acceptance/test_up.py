@@ -47,8 +47,14 @@ class Up:
         self.process.send_signal(number)
         return self.process.wait(TIMEOUT_SECONDS)
 
+    def headers(self) -> dict[str, str]:
+        """Return the header with the key that the stack has written."""
+        name, _, value = (self.data_dir / "key").read_text().strip().partition(": ")
+        return {name: value}
+
     def create_volume(self, name: str) -> str:
-        client = httpx.Client(base_url=f"{self.url}/api/v1", headers={"Prefer": "wait=10"}, timeout=30)
+        headers = {"Prefer": "wait=10"} | self.headers()
+        client = httpx.Client(base_url=f"{self.url}/api/v1", headers=headers, timeout=30)
         with client:
             job = client.post("/volumes", json={"name": name, "size": 2**20}).json()
             assert job["status"] == "succeeded", job
@@ -153,7 +159,7 @@ def test_volumes_persist_across_restarts(data_dir: Path) -> None:
         first.stop(signal.SIGTERM)
 
     with running(data_dir, "--workers", "1") as second:
-        found = httpx.get(f"{second.url}/api/v1/volumes/{volume}").json()
+        found = httpx.get(f"{second.url}/api/v1/volumes/{volume}", headers=second.headers()).json()
 
     assert (found["name"], found["state"], Path(found["path"]).stat().st_size) == ("kept", "available", 2**20)
 

@@ -51,6 +51,8 @@ def start(stack: Stack, client: ApiClient) -> str:
     client.wait_until_ready()
     workers = stack.containers("worker")
     assert len(workers) == WORKERS
+    created = stack.exec(stack.container("api"), "cistern", "keys", "create", "tests", "--role", "system")
+    client.use_key(created.stdout.strip())
     until(
         lambda: all(stack.is_healthy(container) for container in (*workers, stack.container("api"))),
         "all containers are healthy",

@@ -16,6 +16,9 @@ class ApiClient:
     def __init__(self, port: int) -> None:
         self._http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=TIMEOUT_SECONDS, trust_env=False)
 
+    def use_key(self, text: str) -> None:
+        self._http.headers["Authorization"] = f"Bearer {text}"
+
     def __enter__(self) -> Self:
         return self
 

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from domain.embedded import EmbeddedServers
+from tests.support.keys import BEARER
 
 ROOT = Path(__file__).parents[2]
 NO_REDIS = "redis://127.0.0.1:1/0"
@@ -81,7 +82,7 @@ def test_rejected_database_login_ends_the_server(servers: EmbeddedServers, tmp_p
 def test_api_starts_and_accepts_without_redis(database_url: str, tmp_path: Path) -> None:
     port = free_port()
     with server(tmp_path, port, DATABASE_URL=database_url, REDIS_URL=NO_REDIS) as process:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10, headers=BEARER) as client:
             deadline = time.monotonic() + 20
             while time.monotonic() < deadline and process.poll() is None:
                 try:

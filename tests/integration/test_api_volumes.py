@@ -171,13 +171,6 @@ async def test_characters_that_postgresql_cannot_store_are_rejected_in_queries(
         assert (await client.get(f"{path}?{query}")).status_code == 422
 
 
-async def test_non_ascii_caller_is_ignored(client: httpx.AsyncClient) -> None:
-    headers = [("X-Cistern-Caller", "\xe9\x00".encode("latin-1")), ("Content-Type", b"application/json")]
-    response = await client.post(VOLUMES, content=b'{"name": "a", "size": 1}', headers=httpx.Headers(headers))  # type: ignore[arg-type]
-
-    assert (response.status_code, response.json()["created_by"]) == (202, None)
-
-
 async def test_rejected_request_changes_nothing(services: Services, client: httpx.AsyncClient) -> None:
     volume_id = (await create(client, "one"))["volume_id"]
     await make_available(services)

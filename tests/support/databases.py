@@ -50,8 +50,9 @@ EMPTY = """
     DO $$ DECLARE filled text; BEGIN
         SELECT string_agg(oid::regclass::text, ', ') INTO filled FROM pg_class
         WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'
-            AND relname NOT IN ('alembic_version', 'installation') AND pg_relation_size(oid) > 0;
+            AND relname NOT IN ('alembic_version', 'installation', 'api_keys') AND pg_relation_size(oid) > 0;
         IF filled IS NOT NULL THEN EXECUTE 'TRUNCATE ' || filled || ' CASCADE'; END IF;
+        DELETE FROM api_keys WHERE name <> 'tests';
         DELETE FROM pg_statistic WHERE starelid >= 16384;
     END $$
 """

@@ -11,10 +11,12 @@ import pytest
 
 import api.v1.hot_routes
 import api.v1.job_cache
+from domain.access.model import Role
 from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.model import Job
 from domain.jobs.states import JobStatus
 from domain.operations import VolumeState
+from tests.unit.fake_keys import bearer
 from tests.unit.fakes import NOON, FakeServices, job_row, volume_row
 
 JOBS = "/api/v1/jobs"
@@ -97,12 +99,12 @@ async def test_hot_route_and_route_return_identical_404s(client: httpx.AsyncClie
     assert fast.json()["code"] == "job-not-found"
 
 
-@pytest.mark.parametrize("caller", [None, "nightly", "x" * 129, "not ascii: ä"])
+@pytest.mark.parametrize("role", [Role.OPERATOR, Role.OWNER])
 async def test_hot_route_and_route_return_identical_accepted_jobs(
-    fake: FakeServices, client: httpx.AsyncClient, passed_on: list[str], caller: str | None
+    fake: FakeServices, client: httpx.AsyncClient, passed_on: list[str], role: Role
 ) -> None:
     volume = fake.volumes.add(volume_row())
-    named = REQUEST_ID | ({} if caller is None else {"X-Cistern-Caller": caller})
+    named = REQUEST_ID | bearer(role)
     headers = {name.encode(): value.encode() for name, value in named.items()}
     for path, body in [(VOLUMES, VOLUME), (f"{VOLUMES}/{volume.id}/expand", {"percent": 12.5})]:
         responses = []
@@ -170,7 +172,7 @@ async def chunks() -> AsyncIterator[bytes]:
         ({"headers": {"Content-Type": "application/json; charset=utf-8"}, "content": VALID}, 202),
         ({"headers": {"Content-Type": "text/plain"}, "content": VALID}, 415),
         ({"content": VALID}, 415),
-        ({"headers": [*JSON.items(), ("X-Cistern-Caller", "a"), ("X-Cistern-Caller", "b")], "content": VALID}, 202),
+        ({"headers": [*JSON.items(), ("X-Other", "a"), ("X-Other", "b")], "content": VALID}, 202),
         ({"headers": JSON, "content": b""}, 422),
         ({"headers": JSON, "content": b"{"}, 400),
         ({"headers": JSON, "content": b"\xff"}, 400),
@@ -207,11 +209,9 @@ async def test_hot_route_accepts_a_chunked_body(client: httpx.AsyncClient, passe
     [
         ("GET", f"{JOBS}/{SOME_ID}?x=y"),
         ("GET", f"{JOBS}/{SOME_ID[:8]}-{SOME_ID.replace('-', '')[8:]}"),
-        ("GET", f"{JOBS}/{SOME_ID}/"),
         ("GET", f"{JOBS}/{SOME_ID}%0a"),
         ("POST", f"{JOBS}/{SOME_ID}"),
         ("GET", f"{VOLUMES}/{SOME_ID}/expand"),
-        ("POST", f"{VOLUMES}/"),
         ("POST", f"{VOLUMES}/expand"),
     ],
 )

@@ -5,7 +5,9 @@ from typing import Any
 import httpx
 import pytest
 
+from domain.access.model import Role
 from domain.jobs.states import JobStatus
+from tests.unit.fake_keys import bearer
 from tests.unit.fakes import NOON, FakeServices, job_row, snapshot_row, volume_row
 
 VOLUMES = "/api/v1/volumes"
@@ -87,10 +89,10 @@ async def test_other_request_with_the_same_key_is_rejected(fake: FakeServices, c
         assert response.json()["errors"][0]["field"] == "Idempotency-Key"
 
 
-async def test_keys_are_scoped_by_caller(client: httpx.AsyncClient) -> None:
+async def test_keys_are_scoped_by_user(client: httpx.AsyncClient) -> None:
     responses = [
-        await client.post(VOLUMES, json={"name": name, "size": 1}, headers=KEY | {"X-Cistern-Caller": name})
-        for name in ("a", "b")
+        await client.post(VOLUMES, json={"name": role.value, "size": 1}, headers=KEY | bearer(role))
+        for role in (Role.OPERATOR, Role.OWNER)
     ]
 
     assert [response.status_code for response in responses] == [202, 202]

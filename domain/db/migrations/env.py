@@ -8,6 +8,7 @@ from alembic import context
 from sqlalchemy import Connection, event, pool, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from domain.access import model as access_model
 from domain.bulk import model as bulk_model
 from domain.db.base import Base
 from domain.db.connections import create_engine, require_usable_pooler
@@ -20,7 +21,17 @@ from domain.storage import model as storage_model
 from domain.volumes import model as volumes_model
 
 #: Imported to register their tables in Base.metadata.
-TABLES = (acceptance, bulk_model, jobs_model, schedules_model, snapshots_model, storage_model, stats, volumes_model)
+TABLES = (
+    access_model,
+    acceptance,
+    bulk_model,
+    jobs_model,
+    schedules_model,
+    snapshots_model,
+    storage_model,
+    stats,
+    volumes_model,
+)
 _POLL_SECONDS: Final = 0.2
 #: Must be short: while an ALTER waits for one slow transaction, every later query of that table waits behind it.
 _LOCK_TIMEOUT: Final = "3s"

@@ -1,0 +1,164 @@
+"""Who may use which route: one table, which the gate reads before any route is looked up.
+
+A route that is not in the table is refused, so that none can be reached by being forgotten here.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from starlette.types import Scope
+
+from api.dependencies import V0_PATH, V1_PATH
+from api.problems import KEY_INVALID, KEY_MISSING, NO_KEYS, ROLE_INSUFFICIENT, ProblemType, http_type
+from domain.access.model import Principal, Role
+from domain.access.service import KeyService
+from domain.errors import CisternError
+from domain.jobs.kinds import JobKind
+
+#: The name of the scheme in the OpenAPI document.
+SECURITY_SCHEME: Final = "key"
+
+_VIEWER, _OPERATOR, _OWNER, _SYSTEM = Role
+_V1: Final[Mapping[str, Mapping[str, Role]]] = {
+    "/volumes": {"GET": _VIEWER, "POST": _OPERATOR},
+    "/volumes/{}": {"GET": _VIEWER, "PATCH": _OPERATOR, "DELETE": _OWNER},
+    "/volumes/{}/expand": {"POST": _OPERATOR},
+    "/volumes/{}/snapshots": {"GET": _VIEWER, "POST": _OPERATOR},
+    "/volumes/expand": {"POST": _VIEWER},  # a dry run; the route asks for an owner if it is none
+    "/volumes/snapshots": {"POST": _OWNER},
+    "/snapshots": {"GET": _VIEWER},
+    "/snapshots/{}": {"GET": _VIEWER, "DELETE": _OWNER},
+    "/snapshots/{}/restore": {"POST": _OWNER},
+    "/jobs": {"GET": _VIEWER},
+    "/jobs/{}": {"GET": _VIEWER},
+    "/jobs/{}/events": {"GET": _VIEWER},
+    "/jobs/{}/items": {"GET": _VIEWER},
+    "/jobs/{}/cancel": {"POST": _OPERATOR},
+    "/jobs/{}/retry": {"POST": _OPERATOR},  # the route asks for the role that the retried request needs
+    "/schedules": {"GET": _VIEWER, "POST": _OWNER},
+    "/schedules/{}": {"GET": _VIEWER, "PATCH": _OWNER, "DELETE": _OWNER},
+    "/schedules/{}/runs": {"GET": _VIEWER},
+    "/schedules/{}/run": {"POST": _OWNER},
+    "/backends": {"GET": _VIEWER},
+    "/keys": {"GET": _SYSTEM, "POST": _SYSTEM},
+    "/keys/{}": {"DELETE": _SYSTEM},
+    "/keys/{}/rotate": {"POST": _SYSTEM},
+}
+_V0: Final[Mapping[str, Mapping[str, Role]]] = {
+    "/volumes": {"GET": _VIEWER, "POST": _OPERATOR},
+    "/volumes/{}": {"GET": _VIEWER, "DELETE": _OWNER},
+    "/volumes/{}/expand": {"POST": _OPERATOR},
+    "/volumes/{}/snapshots": {"POST": _OPERATOR},
+    "/volumes/expand": {"POST": _OWNER},
+    "/snapshots": {"GET": _VIEWER},
+    "/snapshots/{}": {"GET": _VIEWER, "DELETE": _OWNER},
+    "/snapshots/{}/restore": {"POST": _OWNER},
+}
+#: Routes that say nothing about volumes and that whoever may connect can read.
+_WITHOUT_KEY: Final = ("/healthz", "/readyz", "/problems", "/problems/{}", "/openapi.json", "/docs")
+
+#: The least role that each route needs, by path and method; None: no key is needed.
+ROUTES: Final[Mapping[str, Mapping[str, Role | None]]] = {
+    **{path: {"GET": None} for path in _WITHOUT_KEY},
+    **{V1_PATH + path: roles for path, roles in _V1.items()},
+    **{V0_PATH + path: roles for path, roles in _V0.items()},
+}
+
+
+class _Route(NamedTuple):
+    segments: tuple[str, ...]
+    roles: Mapping[str, Role | None]
+
+    def matches(self, segments: list[str]) -> bool:
+        pairs = zip(self.segments, segments, strict=True)
+        return all(own == given or (own == "{}" and given) for own, given in pairs)
+
+
+def _by_length() -> dict[int, list[_Route]]:
+    """Return the routes by their number of segments, fixed ones before those with parameters."""
+    routes: defaultdict[int, list[_Route]] = defaultdict(list)
+    for path in sorted(ROUTES, key=lambda path: path.count("{}")):
+        segments = tuple(path.split("/"))
+        routes[len(segments)].append(_Route(segments, ROUTES[path]))
+    return routes
+
+
+_ROUTES: Final = _by_length()
+
+#: Kinds of jobs whose requests need no more than an operator.
+_OPERATORS_KINDS: Final = frozenset(
+    {JobKind.VOLUME_CREATE, JobKind.VOLUME_EXPAND, JobKind.SNAPSHOT_TAKE, JobKind.SNAPSHOT_CLONE}
+)
+
+
+class AccessRefused(CisternError):
+    """The request has no key that may do this."""
+
+    code = "access-refused"
+
+    def __init__(self, problem: ProblemType, detail: str) -> None:
+        super().__init__(detail)
+        self.problem = problem
+
+
+async def admit(scope: Scope, keys: KeyService) -> Principal | None:
+    """Return who the request acts for; None if the route needs no key, and none is given.
+
+    Raises:
+        AccessRefused: there is no such route, no valid key, or the key's role is not sufficient.
+        DatabaseUnavailable: the key cannot be looked up.
+    """
+    roles = _roles_of(scope["path"])
+    if roles is None:
+        raise AccessRefused(http_type(404), "There is nothing at this path.")
+    # The router answers 405 to a method that the path does not have, to anyone with a key.
+    needed = roles.get("GET" if scope["method"] == "HEAD" else scope["method"], Role.VIEWER)
+    text = _bearer(scope)
+    if text is None:
+        if needed is None:
+            return None
+        if await keys.any():
+            raise AccessRefused(KEY_MISSING, "Send a key: `Authorization: Bearer cst_...`.")
+        raise AccessRefused(NO_KEYS, "There is no key yet: `cistern keys create NAME --role system` makes the first.")
+    principal = await keys.authenticate(text)
+    if principal is None:
+        raise AccessRefused(KEY_INVALID, "The key is unknown, revoked or expired.")
+    require_role(principal, needed)
+    return principal
+
+
+def require_role(principal: Principal, needed: Role | None) -> None:
+    """Require that a principal has at least this role.
+
+    Raises:
+        AccessRefused: it has not.
+    """
+    if needed is not None and not principal.role.includes(needed):
+        detail = f"This needs the role {needed.value!r}; the key {principal.name!r} has {principal.role.value!r}."
+        raise AccessRefused(ROLE_INSUFFICIENT, detail)
+
+
+def role_to_request(kind: str) -> Role:
+    """Return the least role that may request a job of this kind."""
+    return Role.OPERATOR if kind in _OPERATORS_KINDS else Role.OWNER
+
+
+def openapi_security(method: str, path: str) -> list[dict[str, list[str]]]:
+    """Return the `security` of a route of the OpenAPI document."""
+    roles = _roles_of(path)
+    return [] if roles is None or roles.get(method.upper()) is None else [{SECURITY_SCHEME: []}]
+
+
+def _roles_of(path: str) -> Mapping[str, Role | None] | None:
+    segments = path.split("/")
+    return next((route.roles for route in _ROUTES.get(len(segments), ()) if route.matches(segments)), None)
+
+
+def _bearer(scope: Scope) -> str | None:
+    """Return the key in the `Authorization` header; one of another scheme, or two headers, are no key."""
+    given = [value for name, value in scope["headers"] if name == b"authorization"]
+    if not given:
+        return None
+    scheme, _, text = given[0].decode("latin-1").partition(" ")
+    return text.strip() if scheme.lower() == "bearer" and len(given) == 1 else ""

@@ -1,0 +1,71 @@
+"""The table of keys, the roles, and the principal that a request acts for."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, LargeBinary, func
+from sqlalchemy.orm import Mapped, mapped_column
+
+from domain.db.base import Entity, enum_text
+
+MAX_NAME: Final = 64
+
+
+class Role(StrEnum):
+    """What a key may do; each role may also do what the ones before it may.
+
+    VIEWER reads. OPERATOR creates, expands, and takes snapshots. OWNER also deletes and restores, and does so in bulk
+    and by schedules. SYSTEM also manages keys and sees the state of the installation.
+    """
+
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+    OWNER = "owner"
+    SYSTEM = "system"
+
+    @property
+    def rank(self) -> int:
+        """Position in the order of the roles."""
+        return list(Role).index(self)
+
+    def includes(self, other: "Role") -> bool:
+        """Return whether this role may do what the other one may."""
+        return self.rank >= other.rank
+
+
+_ROLES: Final = ", ".join(f"'{role}'" for role in Role)
+
+
+class ApiKey(Entity):
+    """One key. Its text is not stored, only the hash of it."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (
+        CheckConstraint(f"role IN ({_ROLES})", name="role"),
+        CheckConstraint(f"length(name) BETWEEN 1 AND {MAX_NAME}", name="name"),
+    )
+
+    #: The part of the text that names the key without giving it away.
+    public_id: Mapped[str] = mapped_column(unique=True)
+    digest: Mapped[bytes] = mapped_column(LargeBinary)
+    #: Who uses the key; kept with what they do. A key that replaces another one has the same name.
+    name: Mapped[str]
+    role: Mapped[Role] = mapped_column(enum_text(Role))
+    created_by: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    #: Within a minute.
+    last_used_at: Mapped[datetime | None]
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who a request acts for: the user of a key."""
+
+    key_id: UUID
+    name: str
+    role: Role

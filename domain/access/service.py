@@ -1,0 +1,182 @@
+"""Keys: make, list, replace and revoke them, and find out who a request acts for."""
+
+import asyncio
+import hmac
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import func
+from uuid_utils.compat import uuid7
+
+from domain.access.model import ApiKey, Principal, Role
+from domain.access.repository import KeyRepository
+from domain.access.secret import Secret, new_secret, parse_secret
+from domain.batching import Batcher
+from domain.db.database import Database, failed_transiently
+from domain.db.pagination import Page, PageRequest
+from domain.errors import DatabaseUnavailable, Invalid
+
+#: How long a key is believed without asking PostgreSQL: a revoked one is refused after that.
+CACHE_SECONDS: Final = 5.0
+_MAX_CACHED: Final = 10_000
+_MAX_BATCH: Final = 100
+_USE_SECONDS: Final = 60.0
+
+
+@dataclass(frozen=True)
+class NewKey:
+    """A key that is wanted."""
+
+    name: str
+    role: Role
+    lifetime: timedelta | None = None
+
+
+class CreatedKey(NamedTuple):
+    """A new key, and its text, which is shown once."""
+
+    key: ApiKey
+    text: str
+
+
+class _Cached(NamedTuple):
+    """Who a key stands for, None if it is not valid, until a time of the monotonic clock."""
+
+    principal: Principal | None
+    until: float
+
+
+class KeyService:
+    """The keys, for the API and the command line."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._cache: dict[bytes, _Cached] = {}
+        self._reads = Batcher(self._read_batch, max_batch=_MAX_BATCH, fails_all=failed_transiently)
+        self._used: set[UUID] = set()
+
+    async def authenticate(self, text: str) -> Principal | None:
+        """Return who a key stands for; None if there is no such key, or it is revoked or has expired.
+
+        Raises:
+            DatabaseUnavailable: PostgreSQL does not answer, and the key was not used in the last `CACHE_SECONDS`.
+        """
+        secret = parse_secret(text)
+        if secret is None:
+            return None
+        cached = self._cache.get(secret.digest)
+        if cached is None or cached.until <= time.monotonic():
+            cached = await self._reads(secret)
+        if cached.principal is not None:
+            self._used.add(cached.principal.key_id)
+        return cached.principal
+
+    async def any(self) -> bool:
+        """Return whether there is a key."""
+        async with self._database.transaction() as session:
+            return await KeyRepository(session).any()
+
+    async def list_keys(self, request: PageRequest) -> Page[ApiKey]:
+        """List keys, newest first.
+
+        Raises:
+            BadCursor: the cursor belongs to another list.
+        """
+        before = request.before
+        async with self._database.transaction() as session:
+            return request.page(await KeyRepository(session).page(before=before, limit=request.limit))
+
+    async def create(self, new: NewKey, *, created_by: str | None) -> CreatedKey:
+        """Make a key."""
+        async with self._database.transaction() as session:
+            return await _add(KeyRepository(session), new, created_by)
+
+    async def rotate(self, key_id: UUID, *, overlap: timedelta, created_by: str | None) -> CreatedKey:
+        """Make a key like another one, which expires when ``overlap`` has passed.
+
+        Raises:
+            KeyNotFound: no such key.
+            Invalid: the key is revoked.
+        """
+        async with self._database.transaction() as session:
+            keys = KeyRepository(session)
+            old = await keys.lock(key_id)
+            if old.revoked_at is not None:
+                raise Invalid("The key is revoked.", field="key_id")
+            created = await _add(keys, NewKey(old.name, old.role), created_by)
+            end = datetime.now(UTC) + overlap
+            old.expires_at = end if old.expires_at is None else min(end, old.expires_at)
+        return created
+
+    async def revoke(self, key_id: UUID) -> ApiKey:
+        """Make a key invalid for good; all processes refuse it within `CACHE_SECONDS`.
+
+        Raises:
+            KeyNotFound: no such key.
+        """
+        async with self._database.transaction() as session:
+            keys = KeyRepository(session)
+            key = await keys.lock(key_id)
+            if key.revoked_at is None:
+                key.revoked_at = func.now()
+                await session.flush()
+                await session.refresh(key)
+        self._cache.clear()
+        return key
+
+    async def record_use_forever(self) -> None:
+        """Store once a minute which keys were used."""
+        while True:
+            await asyncio.sleep(_USE_SECONDS)
+            with suppress(DatabaseUnavailable):
+                await self.record_use()
+
+    async def record_use(self) -> None:
+        """Store which keys were used since the last call.
+
+        Raises:
+            DatabaseUnavailable: PostgreSQL does not answer; they are stored by the next call.
+        """
+        used = set(self._used)
+        if used:
+            async with self._database.transaction() as session:
+                await KeyRepository(session).record_use(used, datetime.now(UTC))
+            self._used -= used
+
+    async def _read_batch(self, secrets: Sequence[Secret]) -> Sequence[_Cached]:
+        until = time.monotonic() + CACHE_SECONDS  # from before the query: a revocation after it must not be missed
+        async with self._database.transaction() as session:
+            keys = {
+                key.public_id: key for key in await KeyRepository(session).valid({one.public_id for one in secrets})
+            }
+        found = [_Cached(_principal(keys.get(one.public_id), one), until) for one in secrets]
+        self._cache.update({one.digest: cached for one, cached in zip(secrets, found, strict=True)})
+        while len(self._cache) > _MAX_CACHED:
+            del self._cache[next(iter(self._cache))]
+        return found
+
+
+def _principal(key: ApiKey | None, secret: Secret) -> Principal | None:
+    if key is None or not hmac.compare_digest(key.digest, secret.digest):
+        return None
+    return Principal(key.id, key.name, key.role)
+
+
+async def _add(keys: KeyRepository, new: NewKey, created_by: str | None) -> CreatedKey:
+    secret = new_secret()
+    expires_at = None if new.lifetime is None else datetime.now(UTC) + new.lifetime
+    key = ApiKey(
+        id=uuid7(),
+        public_id=secret.public_id,
+        digest=secret.digest,
+        name=new.name,
+        role=new.role,
+        created_by=created_by,
+        expires_at=expires_at,
+    )
+    return CreatedKey(await keys.add(key), secret.text)

@@ -1,0 +1,91 @@
+"""A fake of the service of keys: one key for each role, and those that a test creates."""
+
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from uuid_utils.compat import uuid7
+
+from domain.access.model import ApiKey, Principal, Role
+from domain.access.secret import new_secret, parse_secret
+from domain.access.service import CreatedKey, NewKey
+from domain.db.pagination import Page, PageRequest
+from domain.errors import DatabaseUnavailable, KeyNotFound
+from tests.support import keys
+from tests.unit.fake_volumes import NOON
+
+#: A key for each role; that of the system is the one that the tests' clients send.
+SECRETS = {role: new_secret() for role in Role} | {Role.SYSTEM: keys.SECRET}
+
+
+def bearer(role: Role) -> dict[str, str]:
+    """Return the header that sends the key with a role."""
+    return {"Authorization": f"Bearer {SECRETS[role].text}"}
+
+
+@dataclass
+class FakeKeys:
+    """Keys in memory."""
+
+    rows: dict[str, ApiKey] = field(default_factory=dict)
+    database_is_up: bool = True
+
+    def __post_init__(self) -> None:
+        for role, secret in SECRETS.items():
+            self.rows[secret.public_id] = _row(NewKey(role.value, role), secret.public_id)
+
+    async def authenticate(self, text: str) -> Principal | None:
+        """Return who a key stands for."""
+        if not self.database_is_up:
+            raise DatabaseUnavailable
+        secret = parse_secret(text)
+        row = self.rows.get(secret.public_id) if secret else None
+        return None if row is None or row.revoked_at is not None else Principal(row.id, row.name, row.role)
+
+    async def any(self) -> bool:
+        """Return whether there is a key."""
+        return bool(self.rows)
+
+    async def create(self, new: NewKey, *, created_by: str | None) -> CreatedKey:
+        """Make a key."""
+        secret = new_secret()
+        row = self.rows[secret.public_id] = _row(new, secret.public_id, created_by=created_by)
+        return CreatedKey(row, secret.text)
+
+    async def rotate(self, key_id: UUID, *, overlap: object, created_by: str | None) -> CreatedKey:
+        """Make a key like another one."""
+        old = self._get(key_id)
+        return await self.create(NewKey(old.name, old.role), created_by=created_by)
+
+    async def revoke(self, key_id: UUID) -> ApiKey:
+        """Make a key invalid."""
+        row = self._get(key_id)
+        row.revoked_at = NOON
+        return row
+
+    async def list_keys(self, request: PageRequest) -> Page[ApiKey]:
+        """List all keys."""
+        return request.page(sorted(self.rows.values(), key=lambda row: row.id, reverse=True))
+
+    async def record_use_forever(self) -> None:
+        """Do nothing."""
+
+    def _get(self, key_id: UUID) -> ApiKey:
+        for row in self.rows.values():
+            if row.id == key_id:
+                return row
+        raise KeyNotFound(key_id)
+
+
+def _row(new: NewKey, public_id: str, *, created_by: str | None = None) -> ApiKey:
+    return ApiKey(
+        id=uuid7(),
+        public_id=public_id,
+        digest=b"",
+        name=new.name,
+        role=new.role,
+        created_by=created_by,
+        created_at=NOON,
+        expires_at=None if new.lifetime is None else NOON + new.lifetime,
+        revoked_at=None,
+        last_used_at=None,
+    )

@@ -14,6 +14,7 @@ from tests.acceptance.clients import ENDED, MIB, Expectations, run_clients
 from tests.acceptance.judge import check_storm, wait_until_idle
 from tests.acceptance.scale import LONG
 from tests.acceptance.stack import stack_on
+from tests.support.forked import Process
 from tests.support.forwarding import forwarder
 from tests.support.replication import by_hosts, by_port, replicated_servers
 
@@ -72,7 +73,8 @@ async def test_promotion_under_load_loses_nothing_and_doubles_nothing(address: s
 
 
 @pytest.mark.skipif(not LONG, reason="some lost history, which tests/integration/test_fence_behind.py makes by hand")
-async def test_promotion_of_an_asynchronous_standby_leaves_nothing_stuck() -> None:
+@pytest.mark.parametrize("repaired_first", [False, True], ids=["workers go on", "repair before workers start"])
+async def test_promotion_of_an_asynchronous_standby_leaves_nothing_stuck(*, repaired_first: bool) -> None:
     with replicated_servers(synchronous=False) as (servers, primary, standby):
         url = by_hosts(primary, standby)
         async with stack_on(servers, database_url=url, delay_ms=50) as stack, stack.client() as http:
@@ -85,16 +87,28 @@ async def test_promotion_of_an_asynchronous_standby_leaves_nothing_stuck() -> No
             await asyncio.sleep(2)  # how much history is lost
             primary.send(signal.SIGKILL)
             failed_over.set()
+            if repaired_first:
+                kill(stack.workers)
             await asyncio.to_thread(standby.promote)
+            if repaired_first:
+                await stack.check_and_repair()  # within a lease of the workers' end
+                assert await stack.check_and_repair() == []
+                stack.add_worker()
             await asyncio.gather(*growing)
-
             last = [await accepted(http, f"/volumes/{volume}/expand", {"by": MIB}) for volume in volumes]
             assert {(await ended(http, job))["status"] for job in last} == {"succeeded"}
             await wait_until_idle(stack.database)
             assert set(await stack.stop_workers()) == {0}
             await stack.check_and_repair()
             assert await stack.check_and_repair() == []
-            assert "fence.raised" in stack.log.read_text()
+            assert ("fence.raised" in stack.log.read_text()) is not repaired_first
+
+
+def kill(workers: list[Process]) -> None:
+    for worker in workers:
+        worker.kill()
+        worker.wait()
+    workers.clear()
 
 
 async def accepted(http: httpx.AsyncClient, address: str, body: dict[str, object]) -> str:

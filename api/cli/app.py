@@ -8,7 +8,9 @@ import asyncio
 import importlib
 import importlib.metadata
 import json
+import math
 import sys
+import traceback
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +29,10 @@ GRACEFUL_SECONDS: Final = 5
 #: How long an idle connection is kept, in seconds: longer than clients wait between two polls, and than load balancers
 #: (60 s) keep theirs, so that it is not the server that closes a connection on which a request is under way.
 KEEP_ALIVE_SECONDS: Final = 75
+#: The exit status of a check that could not look at everything.
+_CHECK_FAILED: Final = 2
+#: Maximum number of subjects that the last line of a check names; each has a line of its own above.
+_MAX_ENUMERATED: Final = 5
 
 
 class _LazyGroup(TyperGroup):
@@ -136,29 +142,49 @@ def check(
     repair: Annotated[bool, typer.Option("--repair", help="Repair what can be repaired safely.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print each finding as a line of JSON.")] = False,
 ) -> None:
-    """Compare database, ledger and storage. Exit status: 0 consistent or repaired, 1 findings left, 2 check failed."""
+    """Compare database, ledger and storage.
+
+    Exit status: 0 all agree or was repaired, 1 something is left, 2 not everything could be looked at.
+    """
     try:
-        left = asyncio.run(_check(repair=repair, as_json=as_json))
+        status = asyncio.run(_check(repair=repair, as_json=as_json))
     except CisternError as error:
-        _fail(error, 2)
-    sys.exit(1 if left else 0)
+        _fail(error, _CHECK_FAILED)
+    except Exception:  # noqa: BLE001 (the interpreter would exit with 1, as after findings)
+        traceback.print_exc()
+        status = _CHECK_FAILED
+    sys.exit(status)
 
 
 async def _check(*, repair: bool, as_json: bool) -> int:
-    """Print a line per finding and a summary, and return the number of findings that are left."""
+    """Print a line per finding and a summary, and return the exit status."""
     from domain.services import open_check
     from domain.settings import load_settings
 
-    checked, found, left = Counter[str](), 0, 0
+    def on_wait(seconds: float) -> None:
+        typer.echo(f"waiting {math.ceil(seconds)} s for the leases of workers that may be dead", err=True)
+
+    checked, unseen, found, left = Counter[str](), dict[str, None](), 0, 0
     async with open_check(load_settings()) as run:
-        async for finding in run.findings(checked, repair=repair):
+        async for finding in run.findings(checked, repair=repair, on_wait=on_wait):
             typer.echo(json.dumps(asdict(finding)) if as_json else str(finding))
-            found += 1
-            left += not finding.repaired
+            if finding.is_blind:
+                unseen[finding.subject] = None
+            else:
+                found += 1
+                left += not finding.repaired
     numbers = ", ".join(f"{name}: {number}" for name, number in checked.items()) or "nothing there"
-    result = f"found {found}, repaired {found - left}, left {left}" if found else "all agree"
+    agree = "the rest agrees" if unseen else "all agree"
+    result = f"found {found}, repaired {found - left}, left {left}" if found else agree
+    if unseen:
+        result += f"; could not look at {_enumerated([*unseen])}"
     typer.echo(f"{numbers}; {result}", err=as_json)
-    return left
+    return _CHECK_FAILED if unseen else 1 if left else 0
+
+
+def _enumerated(subjects: list[str]) -> str:
+    more = len(subjects) - _MAX_ENUMERATED
+    return ", ".join(subjects[:_MAX_ENUMERATED]) + (f" and {more} more" if more > 0 else "")
 
 
 @app.command()

@@ -168,12 +168,22 @@ class LaneSteps:
     # --- record ------------------------------------------------------------------------------------------
 
     async def record(self, results: Sequence[Result]) -> None:
-        """Store the results of items that the lane still holds: volumes, items and counters, in one transaction."""
+        """Store the results of items that the lane still holds: volumes, items and counters, in one transaction.
+
+        Items whose fence was refused stay claimed, and get a higher one: as this attempt holds the lane, no later one
+        exists. The lane's next slice tries them again.
+        """
         sizes = {result.update.volume_id: result.size for result in results}
+        refused = [(result.update, result.stored) for result in results if result.stored is not None]
         async with self._step() as step:
-            written = await step.items.finish([result.update for result in results])
+            written = await step.items.finish([result.update for result in results if result.stored is None])
             await self.operation.record(step.session, self.lane, written, sizes)
             await step.count(written)
+            if refused:
+                items, above = [update for update, _ in refused], max(stored.version for _, stored in refused)
+                await self.operation.raise_fences(step.session, self.lane.parent_id, items, above=above)
+        if refused:
+            log.warning("fence.raised", volumes=len(refused), above=above)
         if log.is_enabled_for(logging.DEBUG):  # checked once, not for each of a million volumes
             event = f"volume.{self.operation.success_code}"
             for update in _with_status(written, ItemStatus.SUCCEEDED):

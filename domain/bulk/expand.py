@@ -231,9 +231,11 @@ class ExpandOperation(BulkOperation):
         """Store the sizes reported by the backend and release the volumes."""
         await release_volumes(session, lane.parent_id, items, sizes)
 
-    async def raise_fences(self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef]) -> None:
+    async def raise_fences(
+        self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef | ItemUpdate], *, above: int = 0
+    ) -> None:
         """Increment the versions of the volumes, which are what an expansion publishes."""
-        await VolumeRepository(session).raise_versions([item.volume_id for item in items], job_id)
+        await VolumeRepository(session).raise_versions([item.volume_id for item in items], job_id, above=above)
 
     async def _measure_on(self, backend: str, backends: Mapping[UUID, str]) -> Mapping[UUID, Usage]:
         """Measure all volumes that are on one backend, in one call."""

@@ -172,9 +172,11 @@ class SnapshotOperation(BulkOperation):
             renewed = [item.volume_id for item in succeeded]
             await self._snapshots.delete_expired(session, renewed, schedule_id, keep, caller=lane.created_by)
 
-    async def raise_fences(self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef]) -> None:
+    async def raise_fences(
+        self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef | ItemUpdate], *, above: int = 0
+    ) -> None:
         """Increment the versions of the snapshots, which are what this operation publishes."""
-        await BulkSnapshotRepository(session).raise_versions([item.volume_id for item in items], job_id)
+        await BulkSnapshotRepository(session).raise_versions([item.volume_id for item in items], job_id, above=above)
 
     async def give_up(self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef]) -> None:
         """Release the volumes unchanged, and the snapshots in ``error``, since they may exist on the backend."""

@@ -46,7 +46,7 @@ def refuse_stale(last: Fence | None, fence: Fence) -> None:
         FenceRefused: an attempt with a higher fence has begun to publish, or has sealed.
     """
     if last is not None and fence < last:
-        raise FenceRefused(f"Attempt {tuple(fence)} is stale: {tuple(last)} is already recorded.")
+        raise FenceRefused(f"Attempt {tuple(fence)} is stale: {tuple(last)} is already recorded.", stored=last)
 
 
 class AttemptState:

@@ -210,10 +210,13 @@ class VolumeRepository:
             await self.acquire_each({volume.id: job_id for volume in volumes}, state)
         return {volume.id: volume.version + 1 for volume in volumes}
 
-    async def raise_versions(self, volume_ids: Collection[UUID], job_id: UUID) -> None:
-        """Increment the versions of volumes that a job holds, so that its new fences supersede its old ones."""
+    async def raise_versions(self, volume_ids: Collection[UUID], job_id: UUID, *, above: int = 0) -> None:
+        """Raise the versions of volumes that a job holds, so that its new fences supersede its old ones.
+
+        Each is incremented, and is then higher than ``above``.
+        """
         query = update(Volume).where(Volume.id.in_(volume_ids), Volume.job_id == job_id)
-        await self._session.execute(query.values(version=Volume.version + 1))
+        await self._session.execute(query.values(version=func.greatest(Volume.version, above) + 1))
 
     async def record_usage(self, used: Mapping[UUID, int]) -> None:
         """Store the allocated bytes of each volume, as measured now."""

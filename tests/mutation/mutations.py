@@ -11,6 +11,7 @@ SETTLING: Final = "tests/integration/test_settling.py::"
 RESCUE: Final = "tests/integration/test_rescue.py::"
 SCHEDULES: Final = "tests/integration/test_schedules_races.py::"
 FENCES: Final = "tests/unit/test_storage_contract_fences.py::"
+AHEAD: Final = "tests/integration/test_fence_behind.py::"
 BULK: Final = "tests/integration/test_bulk_accidents.py::"
 BULK_SNAPSHOTS: Final = "tests/integration/test_bulk_snapshots_accidents.py::"
 RETENTION: Final = "tests/integration/test_bulk_snapshots_retention.py::"
@@ -206,6 +207,22 @@ _LIST: Final = (
         "            record.write(grant.fence)\n",
         "            if not seal:\n                record.write(grant.fence)\n",
         (f"{FENCES}test_lower_fence_is_refused_and_changes_nothing",),
+    ),
+    Mutation(
+        "forgotten-restore-repeated",
+        "after a failover that lost history, a restore would discard what was written since it was done",
+        "domain/operation_handler.py",
+        "if self._operation.overwrites and stored.version > job.fence.version:",
+        "if False:",
+        (f"{AHEAD}test_restore_that_later_operations_have_followed_is_not_repeated",),
+    ),
+    Mutation(
+        "forgotten-epoch-reused",
+        "after a failover that lost history, an attempt of that history could settle a later one with its epoch",
+        "domain/jobs/store/jobs.py",
+        '"epoch": func.greatest(Job.epoch, fence.epoch + 1)',
+        '"epoch": Job.epoch',
+        (f"{AHEAD}test_job_behind_the_storages_fence_goes_on_by_itself_and_spends_no_attempt",),
     ),
     Mutation(
         "stored-policy-without-limit",

@@ -1,11 +1,11 @@
 """The job table for user requests and use cases. Takes a session, never commits."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Text, Uuid, bindparam, case, cast, false, func, select
+from sqlalchemy import ColumnElement, Text, Uuid, bindparam, case, cast, false, func, select, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import defer
@@ -15,6 +15,7 @@ from domain.db.sql import as_columns
 from domain.jobs.model import Job
 from domain.jobs.states import ENDED, JobStatus
 from domain.jobs.store import statements
+from domain.storage.context import Fence
 
 #: By ``ids``, without jobs that are being pruned.
 _GET_MANY: Final = select(Job).where(Job.id == func.any(bindparam("ids", type_=ARRAY(Uuid()))), Job.pruned_at.is_(None))
@@ -66,6 +67,21 @@ class JobRepository:
     async def get_for_update(self, job_id: UUID) -> Job | None:
         """Read one job and lock its row."""
         return _visible(await self._session.get(Job, job_id, with_for_update=True, populate_existing=True))
+
+    async def raise_fences(self, stored: Mapping[UUID, Fence]) -> None:
+        """Raise the fences of queued jobs, which the caller has locked, above those that the storage has."""
+        for job_id, fence in stored.items():
+            raised = func.jsonb_build_object("fence_version", fence.version + 1)
+            query = update(Job).where(Job.id == job_id)
+            # The epoch, too: an attempt whose epoch the database has lost must not be taken for a later one.
+            values = {"params": Job.params.op("||")(raised), "epoch": func.greatest(Job.epoch, fence.epoch + 1)}
+            await self._session.execute(query.values(values).execution_options(synchronize_session=False))
+
+    async def cancel_next_attempt(self, job_id: UUID, error: dict[str, Any]) -> None:
+        """Let the next attempt at a queued job only seal what it holds, and end the job with this ``error``."""
+        cancelled = func.coalesce(Job.cancel_requested_at, func.now())
+        query = update(Job).where(Job.id == job_id).values(cancel_requested_at=cancelled, error=error)
+        await self._session.execute(query.execution_options(synchronize_session=False))
 
     async def page(self, filters: JobFilter, *, before: UUID | None, limit: int) -> Sequence[Job]:
         """Read up to ``limit + 1`` jobs, newest first; params of more than `MAX_LISTED_PARAMS` are `OMITTED_PARAMS`."""

@@ -24,12 +24,13 @@ from api.schemas.fields import (
     BulkPercent,
     Labels,
     Size,
+    SizeLimit,
     UsageAbove,
     UtcDatetime,
     VolumeIds,
 )
 from api.schemas.pagination import PageQuery
-from api.schemas.volumes import GROWTH_CHOICES, GrowthFields
+from api.schemas.volumes import GROWTH_CHOICES, UP_TO, GrowthFields
 from domain.bulk.expand import (
     AUTOGROW,
     DEFAULT_STEP,
@@ -117,7 +118,7 @@ class BulkExpandFields(GrowthFields, SelectionIn, _PolicyField):
 
     percent: Omittable[BulkPercent] = None
     step: Size = Field(DEFAULT_STEP, description="New sizes are rounded up to a multiple of it.")
-    up_to: Annotated[Omittable[Size], Field(description="Upper limit of the new sizes.")] = None
+    up_to: Annotated[Omittable[SizeLimit], Field(description=UP_TO)] = None
     usage_above: Annotated[
         Omittable[UsageAbove], Field(description="Only volumes of which more than this percentage is used.")
     ] = None

@@ -22,7 +22,7 @@ from domain.storage.backends import Backends
 from domain.storage.context import Grant
 from domain.storage.driver import Usage
 from domain.storage.errors import BackendUnavailable
-from domain.volumes.model import MAX_SIZE, Growth, LockedVolume
+from domain.volumes.model import MAX_SIZE, Growth, LockedVolume, rounded_down, rounded_up
 from domain.volumes.repository import VolumeRepository
 
 DEFAULT_STEP: Final = 2**20
@@ -46,6 +46,7 @@ class GrowthPolicy:
     """A growth, rounded up to whole steps, with an optional size limit and an optional usage threshold.
 
     ``to``, ``by``, ``step`` and ``up_to`` are in bytes; ``usage_above`` is in percent of the volume's size.
+    Growth and steps are rounded up to whole blocks. The limit is rounded down: no volume may become larger than it.
     """
 
     to: int | None = None
@@ -79,11 +80,12 @@ class GrowthPolicy:
                 return ItemCode.BELOW_THRESHOLD
         if self.to is not None and self.to <= size:
             return ItemCode.ALREADY_LARGE_ENOUGH
-        limit = min(self.up_to or MAX_SIZE, MAX_SIZE)
+        limit = rounded_down(min(self.up_to or MAX_SIZE, MAX_SIZE))
         if size >= limit:
             return ItemCode.AT_LIMIT
         requested = _growth(self.to, self.by, self.percent).requested_size(size)
-        in_whole_steps = -(-requested // self.step) * self.step
+        step = rounded_up(self.step)
+        in_whole_steps = -(-requested // step) * step
         return min(in_whole_steps, limit)
 
     def to_json(self) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from domain.volumes.repository import VolumeFilter
 from domain.volumes.service import NewVolume
 
 GROWTH_CHOICES: Final = "give one of `to` (a size), `by` (an amount) and `percent` (of the present size)"
+USED: Final = "Bytes in use, measured at `used_at`; null if that is unknown."
 UP_TO: Final = "Upper limit of the size, never exceeded: rounded down to a multiple of 4096 bytes."
 #: A policy grows by an amount or a percentage, never to a size.
 AUTOGROW_MEMBERS: Final = GROWTH_MEMBERS[1:]
@@ -225,8 +226,8 @@ class VolumeOut(BaseModel):
     backend: str
     state: VolumeState
     size: int
-    used: int | None = Field(description="Allocated bytes, measured at `used_at`.")
-    used_at: UtcDatetime | None
+    used: int | None = Field(description=USED)
+    used_at: UtcDatetime | None = Field(description="Null if it has not been measured yet.")
     version: int = Field(description="Incremented when an operation is accepted and when it ends.")
     job_id: UUID | None = Field(description="The job that holds the volume at the moment.")
     labels: Labels

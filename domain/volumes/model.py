@@ -58,7 +58,7 @@ class Volume(Entity):
     job_id: Mapped[UUID | None]
     labels: Mapped[dict[str, str]]
     autogrow: Mapped[dict[str, Any] | None]
-    #: Allocated bytes, measured at ``used_at``.
+    #: Bytes in use, measured at ``used_at``; None although it was measured: the backend cannot tell.
     used: Mapped[int | None]
     used_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -120,12 +120,12 @@ class LaneSteps:
         async with self._step() as step:
             return await step.items.claim_due(limit)
 
-    async def acquire_volumes(self, items: Sequence[ItemRef], used: Mapping[UUID, int]) -> list[ItemWork]:
+    async def acquire_volumes(self, items: Sequence[ItemRef], used: Mapping[UUID, int | None]) -> list[ItemWork]:
         """Decide about claimed items, and acquire the volumes to work on; return that work. ``used`` is in bytes."""
         async with self._step() as step:
             return await self._acquire(step, items, used)
 
-    async def _acquire(self, step: _Step, items: Sequence[ItemRef], used: Mapping[UUID, int]) -> list[ItemWork]:
+    async def _acquire(self, step: _Step, items: Sequence[ItemRef], used: Mapping[UUID, int | None]) -> list[ItemWork]:
         """Decide about items and acquire volumes, for items that are all claimed, or all only locked (pending).
 
         The volumes' rows stay locked from the decision until the commit, so that a decision is never out of date.
@@ -226,7 +226,7 @@ async def _decide_chunk(
     operation: BulkOperation,
     lane: Lane,
     pairs: Sequence[tuple[ItemRef, LockedVolume | None]],
-    used: Mapping[UUID, int],
+    used: Mapping[UUID, int | None],
 ) -> list[ItemUpdate]:
     """Decide about every item of a chunk: by its volume's state if that settles it, else by the operation."""
     by_state = [update for item, volume in pairs if (update := _decide_by_state(item, volume, lane)) is not None]

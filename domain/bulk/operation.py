@@ -142,8 +142,11 @@ class BulkOperation(ABC):
         """Return whether `decide_available` depends on the usage of volumes, so that `measure` must be called."""
         return False
 
-    async def measure(self, items: Sequence[ItemRef]) -> dict[UUID, int]:  # noqa: ARG002 (for others)
-        """Return the allocated bytes of volumes by id; volumes that cannot be measured are left out."""
+    async def measure(self, items: Sequence[ItemRef]) -> dict[UUID, int | None]:  # noqa: ARG002 (for others)
+        """Return the bytes in use of volumes by id, None if the backend cannot tell.
+
+        Volumes that cannot be measured are left out.
+        """
         return {}
 
     @abstractmethod
@@ -152,7 +155,7 @@ class BulkOperation(ABC):
         session: AsyncSession,
         lane: Lane,
         volumes: Sequence[tuple[ItemRef, LockedVolume]],
-        used: Mapping[UUID, int],
+        used: Mapping[UUID, int | None],
     ) -> list[ItemUpdate]:
         """Decide about items whose volumes are available and locked: CLAIMED to work on them, else why not."""
 

@@ -109,7 +109,11 @@ class SnapshotOperation(BulkOperation):
         self._snapshots = snapshots
 
     async def decide_available(
-        self, session: AsyncSession, lane: Lane, volumes: Sequence[tuple[ItemRef, LockedVolume]], _: Mapping[UUID, int]
+        self,
+        session: AsyncSession,
+        lane: Lane,
+        volumes: Sequence[tuple[ItemRef, LockedVolume]],
+        _: Mapping[UUID, int | None],
     ) -> list[ItemUpdate]:
         """Decide to take a snapshot of every volume that has none of this name."""
         name = lane.params["snapshot_name"]

@@ -178,6 +178,8 @@ class VolumeRepository:
         require_move(volume, state)
         volume.state, volume.job_id = state, job_id
         volume.version += 1
+        if state is VolumeState.RESTORING:
+            volume.used = volume.used_at = None  # measured of the bytes that are replaced now
         return volume
 
     async def backends_of(self, volume_ids: Collection[UUID]) -> dict[UUID, str]:
@@ -218,11 +220,11 @@ class VolumeRepository:
         query = update(Volume).where(Volume.id.in_(volume_ids), Volume.job_id == job_id)
         await self._session.execute(query.values(version=func.greatest(Volume.version, above) + 1))
 
-    async def record_usage(self, used: Mapping[UUID, int]) -> None:
-        """Store the allocated bytes of each volume, as measured now."""
+    async def record_usage(self, used: Mapping[UUID, int | None]) -> None:
+        """Store the bytes in use of each volume, as measured now; None if its backend cannot tell."""
         if not used:
             return
-        rows = ({"id": volume_id, "used": allocated} for volume_id, allocated in used.items())
+        rows = ({"id": volume_id, "used": in_use} for volume_id, in_use in used.items())
         usage = array_rows(rows, id=Uuid(), used=BigInteger())
         query = update(Volume).where(Volume.id == usage.c.id).values(used=usage.c.used, used_at=func.now())
         await self._session.execute(query.execution_options(synchronize_session=False))

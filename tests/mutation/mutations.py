@@ -233,6 +233,14 @@ _LIST: Final = (
         ("tests/unit/test_growth_policy.py::test_invalid_stored_policy_grows_nothing",),
     ),
     Mutation(
+        "reserved-counts-as-used",
+        "an empty volume whose blocks are all allocated would grow every night",
+        "domain/storage/file/driver.py",
+        "None if self._reserve else bytes_in_use(handle)",
+        "os.fstat(handle).st_blocks * 512",
+        ("tests/integration/test_usage.py::test_empty_volume_with_reserved_blocks_never_grows",),
+    ),
+    Mutation(
         "retry-uses-current-policy",
         "a retry would apply the current policy on top of the size that was already stored",
         "domain/bulk/expand.py",

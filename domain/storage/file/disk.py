@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -37,6 +38,11 @@ COPY_SLICE_BYTES = 8 * 1024 * 1024
 SYNC_BYTES = 16 * COPY_SLICE_BYTES
 #: Bytes reserved by one system call; between two of them the attempt can be stopped and records progress.
 RESERVE_SLICE_BYTES = 1 << 30
+
+#: Maximum number of extents of a file that `bytes_in_use` looks at.
+MAX_EXTENTS = 10_000
+
+ST_BLOCKS_UNIT = 512  # bytes; independent of the file system's own block size
 
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
@@ -175,6 +181,22 @@ def _extents(handle: int, size: int) -> Iterator[tuple[int, int]]:
         end = min(stop, size)
         if start < end:
             yield start, end
+
+
+def bytes_in_use(handle: int) -> int:
+    """Return how many bytes of a file hold data.
+
+    Blocks that are only reserved, such as by an earlier ``allocate=full``, hold none. They are recognised as holes, as
+    far as the file system can tell, and in files of up to `MAX_EXTENTS` extents; in others they are counted.
+    """
+    status = os.fstat(handle)
+    allocated = min(status.st_blocks * ST_BLOCKS_UNIT, status.st_size)
+    if allocated == 0:
+        return 0
+    extents = list(islice(_extents(handle, status.st_size), MAX_EXTENTS + 1))
+    if len(extents) > MAX_EXTENTS:
+        return allocated
+    return min(allocated, sum(stop - start for start, stop in extents))
 
 
 def _copy_some(source: int, target: int, offset: int, count: int) -> int:

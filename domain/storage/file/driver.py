@@ -21,6 +21,7 @@ from domain.storage.context import Grant
 from domain.storage.driver import Capacity, Leftover, StorageDriver, StoredObject, StoredVolume, Usage
 from domain.storage.errors import SnapshotMissing, VolumeMissing
 from domain.storage.file.disk import (
+    bytes_in_use,
     copy_file,
     domain_errors,
     grow_reserved,
@@ -38,8 +39,6 @@ from domain.storage.file.tree import FileTree
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-ST_BLOCKS_UNIT = 512  # bytes; independent of the file system's own block size
 
 
 def _in_thread(
@@ -200,12 +199,11 @@ class FileDriver(StorageDriver):
 
     @_in_thread
     def measure(self, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:
-        """Return sizes and allocated bytes as the file system reports them."""
+        """Return sizes, and how many bytes hold data: unknown with ``allocate=full``, which allocates empty blocks."""
         usages: dict[UUID, Usage] = {}
         for volume_id in volume_ids:
-            with suppress(OSError):
-                status = self._tree.data(volume_id).stat()
-                usages[volume_id] = Usage(status.st_size, status.st_blocks * ST_BLOCKS_UNIT)
+            with suppress(OSError), opened(self._tree.data(volume_id), os.O_RDONLY) as handle:
+                usages[volume_id] = Usage(os.fstat(handle).st_size, None if self._reserve else bytes_in_use(handle))
         return usages
 
     @_in_thread

@@ -204,8 +204,8 @@ _LIST: Final = (
         "seal-keeps-fence",
         "an abandoned attempt could still publish on a volume that was released",
         "domain/storage/file/fence.py",
-        "            record.write(grant.fence)\n",
-        "            if not seal:\n                record.write(grant.fence)\n",
+        "            record.write(grant)\n",
+        "            if not seal:\n                record.write(grant)\n",
         (f"{FENCES}test_lower_fence_is_refused_and_changes_nothing",),
     ),
     Mutation(
@@ -223,6 +223,22 @@ _LIST: Final = (
         '"epoch": func.greatest(Job.epoch, fence.epoch + 1)',
         '"epoch": Job.epoch',
         (f"{AHEAD}test_job_behind_the_storages_fence_goes_on_by_itself_and_spends_no_attempt",),
+    ),
+    Mutation(
+        "slow-calls-stall",
+        "a call that cannot report progress, such as a long reflink, costs every attempt: `worker-lost`",
+        "domain/storage/context.py",
+        "self._is_overdue(limits) and self.slow_call(limits) is None",
+        "self._is_overdue(limits)",
+        ("tests/unit/test_blocking_calls.py::test_work_in_a_blocking_call_is_stalled_after_the_limit_of_calls",),
+    ),
+    Mutation(
+        "blocking-calls-never-stall",
+        "a job whose storage hangs in a call keeps its lease for ever",
+        "domain/storage/context.py",
+        "if call.duration <= limits.call_seconds]",
+        "]",
+        ("tests/unit/test_blocking_calls.py::test_work_in_a_blocking_call_is_stalled_after_the_limit_of_calls",),
     ),
     Mutation(
         "stored-policy-without-limit",

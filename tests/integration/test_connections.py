@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy import text
 
 from domain.db.database import Database
-from domain.errors import DatabaseUnavailable, VolumeBusy
+from domain.errors import ConfigurationError, DatabaseUnavailable, VolumeBusy
 from domain.jobs.model import Job
 from domain.services import Services
 from domain.volumes.model import Growth
@@ -79,6 +79,16 @@ async def test_host_without_writes_is_an_outage_and_named(
         await opened[0].ping()
 
     assert error.value.reason.endswith("is not standby")
+
+
+@pytest.mark.parametrize("option", ["sslmode=verify-full", "gsslib=none", "sslnegotiation=direct"])
+async def test_option_that_asyncpg_cannot_use_is_an_error_of_the_setting(
+    opened: list[Database], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # where libpq and asyncpg expect the authorities
+    opened.append(Database(f"postgresql://u@127.0.0.1:1/d?{option}"))
+    with pytest.raises(ConfigurationError, match=r"^CISTERN_DATABASE_URL: "):
+        await opened[0].ping()
 
 
 @pytest.mark.parametrize(

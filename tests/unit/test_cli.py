@@ -50,9 +50,8 @@ def test_serve_runs_uvicorn_with_a_limited_graceful_shutdown(cistern: Cistern, m
     monkeypatch.setattr("uvicorn.run", lambda app, **options: calls.append((app, options)))
 
     assert cistern("serve", "--host", "0.0.0.0", "--port", "80") == (0, "")
-    options = {"host": "0.0.0.0", "port": 80, "access_log": False}
-    timeouts = {"timeout_graceful_shutdown": 5, "timeout_keep_alive": 75}
-    assert calls == [("api.main:app", options | timeouts)]
+    options = {"host": "0.0.0.0", "port": 80, "access_log": False, "timeout_graceful_shutdown": 5}
+    assert calls == [("api.main:app", options)]
 
 
 def test_work_runs_the_worker(cistern: Cistern, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,11 +124,12 @@ def test_path_is_taken_literally(tmp_path: Path, path: str) -> None:
     assert driver.root == tmp_path / path.rpartition("/")[2]
 
 
-def test_relative_path_is_below_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("url", ["file:here/volumes", "file:./here/volumes?allocate=full", "faulty+file:here/volumes"])
+def test_relative_path_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """A process that is started in another directory would use another place."""
     monkeypatch.chdir(tmp_path)
-    opened("file:here/volumes")
-
-    assert (tmp_path / "here" / "volumes").is_dir()
+    with pytest.raises(ConfigurationError, match=f"the path must be absolute, such as {tmp_path}/here/volumes"):
+        Backends.open({"local": url}, threads=1)
 
 
 async def test_wrapper_passes_on_the_inner_drivers_options() -> None:

@@ -8,8 +8,8 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any, Final
 
 import structlog
@@ -156,16 +156,26 @@ async def work(settings: Settings) -> None:
 def main() -> None:
     """Entry point of ``python -m worker``. Start-up errors are logged in one line; exit status 1."""
     configure_logging(load_log_settings())
+    with (
+        _start_up_error_in_one_line(),
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        runner.run(work(require_servers(load_settings())))
+
+
+@contextmanager
+def _start_up_error_in_one_line() -> Iterator[None]:
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(work(require_servers(load_settings())))
+        yield
     except CisternError as error:
-        log.error("worker.failed", reason=error.message)  # noqa: TRY400 (without a traceback)
+        log.error("worker.failed", reason=str(error))  # noqa: TRY400 (without a traceback)
         sys.exit(1)
 
 
 def __getattr__(name: str) -> Any:
     """Read the environment only when stock arq requests its settings, not at import."""
     if name == "WorkerSettings":
-        return stock_settings()
+        configure_logging(load_log_settings())
+        with _start_up_error_in_one_line():
+            return stock_settings()
     raise AttributeError(name)

@@ -26,9 +26,6 @@ from domain.tasks import end_on_sigterm
 _CLIENT_GROUPS: Final = ("jobs", "schedules")
 #: Limit for open requests after a stop signal: a client that no longer reads must not keep the API from ending.
 GRACEFUL_SECONDS: Final = 5
-#: How long an idle connection is kept, in seconds: longer than clients wait between two polls, and than load balancers
-#: (60 s) keep theirs, so that it is not the server that closes a connection on which a request is under way.
-KEEP_ALIVE_SECONDS: Final = 75
 #: The exit status of a check that could not look at everything.
 _CHECK_FAILED: Final = 2
 #: Maximum number of subjects that the last line of a check names; each has a line of its own above.
@@ -95,7 +92,6 @@ def serve(
         proxy_headers=False,  # X-Forwarded-For is what the client says
         access_log=access_log,
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
 
 
@@ -127,9 +123,11 @@ def migrate(
     """Migrate the database at CISTERN_DATABASE_URL to the current schema."""
     from domain.db import migrations
     from domain.logs import configure_logging
+    from domain.services import open_backends
     from domain.settings import load_settings, require_database
 
     settings = require_database(load_settings())
+    open_backends(settings)  # report what the other processes would report
     configure_logging(settings)
     if wait:
         asyncio.run(migrations.wait_for_postgresql(settings.database_url, wait))

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Text, Uuid, bindparam, case, cast, false, func, select, update
+from sqlalchemy import ColumnElement, Uuid, bindparam, func, select, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import defer
-from sqlalchemy.orm.attributes import set_committed_value
 
+from domain.db.listing import load_short
 from domain.db.sql import as_columns
 from domain.jobs.model import Job
 from domain.jobs.states import ENDED, JobStatus
@@ -19,12 +19,6 @@ from domain.storage.context import Fence
 
 #: By ``ids``, without jobs that are being pruned.
 _GET_MANY: Final = select(Job).where(Job.id == func.any(bindparam("ids", type_=ARRAY(Uuid()))), Job.pruned_at.is_(None))
-
-
-#: Maximum length of the params of a job in a list, in characters of JSON: a list may have hundreds of bulk jobs, each
-#: with the ids of thousands of volumes.
-MAX_LISTED_PARAMS: Final = 2000
-OMITTED_PARAMS: Final = {"omitted": "These parameters are too long for a list. The job itself has them."}
 
 
 @dataclass(frozen=True)
@@ -84,18 +78,12 @@ class JobRepository:
         await self._session.execute(query.execution_options(synchronize_session=False))
 
     async def page(self, filters: JobFilter, *, before: UUID | None, limit: int) -> Sequence[Job]:
-        """Read up to ``limit + 1`` jobs, newest first; params of more than `MAX_LISTED_PARAMS` are `OMITTED_PARAMS`."""
+        """Read up to ``limit + 1`` jobs, newest first, without long params."""
         query = select(Job).options(defer(Job.params)).order_by(Job.id.desc()).limit(limit + 1)
         if before is not None:
             query = query.where(Job.id < before)
         jobs = (await self._session.scalars(query.where(*_matches(filters)))).all()
-        # Long params are stored apart from the row; their stored size is known without reading them.
-        stored = func.pg_column_size(Job.params) > MAX_LISTED_PARAMS
-        is_short = case((stored, false()), else_=func.length(cast(Job.params, Text)) <= MAX_LISTED_PARAMS)
-        listed = select(Job.id, Job.params).where(Job.id.in_([job.id for job in jobs]), is_short)
-        params = {row.id: row.params for row in await self._session.execute(listed)}
-        for job in jobs:
-            set_committed_value(job, "params", params.get(job.id, OMITTED_PARAMS))
+        await load_short(self._session, Job.params, jobs)
         return jobs
 
     async def ended_among(self, job_ids: Collection[UUID]) -> Sequence[UUID]:

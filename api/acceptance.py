@@ -3,12 +3,14 @@
 A request is carried out once per key; a repeated request gets the stored response.
 """
 
+import asyncio
 import hashlib
 import json
 import re
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated, Final
+from uuid import UUID
 
 from fastapi import Depends, Header, Request, Response
 from pydantic import StringConstraints
@@ -26,6 +28,7 @@ from domain.jobs.attempt import Payload
 from domain.jobs.model import Job
 from domain.schedules.model import Schedule
 from domain.services import Services
+from domain.tasks import cancel_and_wait
 
 JOBS_PATH: Final = f"{V1_PATH}/jobs"
 SCHEDULES_PATH: Final = f"{V1_PATH}/schedules"
@@ -107,10 +110,29 @@ def preferred_wait(prefer: Sequence[str]) -> int | None:
     return None
 
 
+async def wait_for_end(request: Request, services: Services, job_id: UUID, seconds: float) -> None:
+    """Wait until the job has ended or is gone, for at most ``seconds``, or until the client has left."""
+    waiting = asyncio.ensure_future(services.watcher.ended(job_id, seconds))
+    leaving = asyncio.ensure_future(_client_left(request))
+    try:
+        await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done():
+            await waiting
+    finally:
+        await cancel_and_wait((waiting, leaving))
+
+
+async def _client_left(request: Request) -> None:
+    """Wait until the client has closed the connection; what is left of the body is dropped."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 class AcceptedResponse:
     """The 202 response of an accepted job; with `Prefer: wait=N`, it has the job's state after a wait."""
 
-    def __init__(self, services: Services, wait_seconds: int | None, response: Response) -> None:
+    def __init__(self, request: Request, services: Services, wait_seconds: int | None, response: Response) -> None:
+        self._request = request
         self._services = services
         self._wait_seconds = wait_seconds
         self._headers = response.headers
@@ -127,13 +149,14 @@ class AcceptedResponse:
         """Wait until a job has ended or the preferred time is over, and return its present state."""
         if self._wait_seconds is None:
             return job
-        await self._services.watcher.ended(job.id, self._wait_seconds)
+        await wait_for_end(self._request, self._services, job.id, self._wait_seconds)
         job = await self._services.jobs.get(job.id)
         self._headers["Preference-Applied"] = f"wait={self._wait_seconds}"
         return job
 
 
 async def _accepted_response(
+    request: Request,
     services: ServicesDep,
     response: Response,
     prefer: Annotated[
@@ -141,7 +164,7 @@ async def _accepted_response(
         Header(description="`wait=N` delays the response until the job has ended, for at most N seconds (max. 30)."),
     ] = None,
 ) -> AcceptedResponse:
-    return AcceptedResponse(services, preferred_wait(prefer or []), response)
+    return AcceptedResponse(request, services, preferred_wait(prefer or []), response)
 
 
 AcceptedDep = Annotated[AcceptedResponse, Depends(_accepted_response)]

@@ -6,11 +6,13 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
+import uvicorn
 from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
+from starlette.types import Receive, Scope, Send
 
 from api import error_handlers, health
 from api.dependencies import V0_PATH, V1_PATH, check_form
@@ -25,6 +27,10 @@ from domain.logs import configure_logging
 from domain.services import Services, open_services
 from domain.settings import load_log_settings, load_settings
 from domain.tasks import in_background, tune_gc
+
+#: How long an idle connection is kept, in seconds: longer than clients wait between two polls, and than load balancers
+#: (60 s) keep theirs, so that it is not the server that closes a connection on which a request is under way.
+KEEP_ALIVE_SECONDS: Final = 75
 
 ServicesFactory = Callable[[], AbstractAsyncContextManager[Services]]
 
@@ -48,6 +54,20 @@ async def services_from_environment() -> AsyncIterator[Services]:
         yield services
 
 
+class _Application(FastAPI):
+    """Lets uvicorn keep idle connections, whose default of 5 s is shorter than the interval of many polls.
+
+    An option of `cistern serve` would not reach a server that was started as ``uvicorn api.main:app``.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            config = getattr(getattr(receive, "__self__", None), "config", None)
+            if isinstance(config, uvicorn.Config):
+                config.timeout_keep_alive = max(config.timeout_keep_alive, KEEP_ALIVE_SECONDS)
+        await super().__call__(scope, receive, send)
+
+
 def create_app(services_factory: ServicesFactory = services_from_environment) -> FastAPI:
     """Build the application; its lifespan opens the services."""
 
@@ -63,7 +83,7 @@ def create_app(services_factory: ServicesFactory = services_from_environment) ->
             with _on_stop_signal(services.watcher.release):  # requests that wait for a job return its present state
                 yield
 
-    app = FastAPI(
+    app = _Application(
         title="Cistern",
         summary="A storage control plane whose every operation is a job that is never lost.",
         description=_DESCRIPTION,

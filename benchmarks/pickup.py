@@ -88,13 +88,14 @@ async def _of_cistern(arena: Arena, pacing: Pacing) -> Pickup:
         idle = await idle_share(process, pacing.idle_seconds)
         volumes = await cistern.volumes(pacing.samples)
         async with httpx.AsyncClient(base_url=server.address) as http:
-            times = await _trickle(http, volumes)
+            times = await trickle(http, volumes)
         await until_done(cistern, pacing.samples)
-    begun = _begun_times(journal)
+    begun = begun_times(journal)
     return _summary([(*time, begun[volume]) for volume, time in times.items()], idle)
 
 
-async def _trickle(http: httpx.AsyncClient, volumes: Sequence[str]) -> dict[str, tuple[int, int]]:
+async def trickle(http: httpx.AsyncClient, volumes: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Expand one volume after the other; return when each request was sent and answered, in ns."""
     times = {}
     for volume in volumes:
         await asyncio.sleep(random.uniform(*PAUSES))
@@ -105,6 +106,7 @@ async def _trickle(http: httpx.AsyncClient, volumes: Sequence[str]) -> dict[str,
     return times
 
 
-def _begun_times(journal: Path) -> dict[str, int]:
+def begun_times(journal: Path) -> dict[str, int]:
+    """Return when the work on each volume began, in ns."""
     lines = [json.loads(line) for line in journal.read_text(encoding="utf-8").splitlines()]
     return {line["volume_id"]: line["at"] for line in lines if line["event"] == "begun"}

@@ -244,12 +244,13 @@ class DatabaseUnavailable(Unavailable):
     """PostgreSQL is not responding.
 
     ``reason`` has the words of the server or the library. They may name hosts: logs show them, HTTP does not.
+    ``message`` has words of our own.
     """
 
     code = "database-unavailable"
 
-    def __init__(self, reason: str = "") -> None:
-        super().__init__()
+    def __init__(self, reason: str = "", *, message: str | None = None) -> None:
+        super().__init__(message)
         self.reason = " ".join(reason.split())
 
     def __str__(self) -> str:

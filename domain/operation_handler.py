@@ -5,13 +5,14 @@ locked in one order everywhere: job, volume, snapshot.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
 from domain.jobs.attempt import ClaimedJob, Payload, Succeeded
-from domain.jobs.kinds import FailedJobs, JobHandler, SucceededJobs
+from domain.jobs.kinds import FailedJobs, JobHandler, RefusedJobs, SucceededJobs
 from domain.jobs.model import Job, retry_columns
 from domain.jobs.store.jobs import JobRepository
 from domain.operations import (
@@ -29,6 +30,12 @@ from domain.storage.backends import Backends
 from domain.storage.context import Grant
 from domain.storage.driver import StorageDriver
 from domain.volumes.repository import Release, VolumeRepository
+
+_OVERTAKEN: Final[Payload] = {
+    "code": "fence-refused",
+    "detail": "The storage has seen a later operation on the volume, which the database has lost. Look at the data, and"
+    " request this operation again if it is still wanted.",
+}
 
 
 class OperationHandler(JobHandler):
@@ -79,6 +86,20 @@ class OperationHandler(JobHandler):
         if self._operation.snapshot is not None:
             unsized = [(job, None) for job, _ in failed]  # a snapshot that is unusable keeps its size
             await self._release_or_remove_snapshots(session, unsized, self._operation.snapshot.failure)
+
+    async def raise_fences(self, session: AsyncSession, refused: RefusedJobs) -> None:
+        """Raise the versions of what the jobs publish.
+
+        A restore that a later operation has followed was done: repeating it would discard what was written since.
+        """
+        volumes, snapshots = VolumeRepository(session), SnapshotRepository(session)
+        for job, stored in sorted(refused, key=lambda one: one[0].volume_id or one[0].id):
+            if self._operation.publishes is Published.VOLUME:
+                await volumes.raise_versions([volume_of(job)], job.id, above=stored.version)
+            else:
+                await snapshots.raise_version(snapshot_of(job), job.id, above=stored.version)
+            if self._operation.overwrites and stored.version > job.fence.version:
+                await JobRepository(session).cancel_next_attempt(job.id, _OVERTAKEN)
 
     async def retry(self, session: AsyncSession, ended: Job) -> Job:
         """Acquire the volume and snapshot of an ended job again, for a new job."""

@@ -78,6 +78,8 @@ class Operation:
     storage_work: Callable[[StorageDriver, ClaimedJob, Grant], Awaitable[Payload]]
     volume: Transition[VolumeState] | None
     snapshot: Transition[SnapshotState] | None = None
+    #: Whether it replaces bytes that a client may have written since an earlier attempt.
+    overwrites: bool = False
     #: Returns the parameters of a retry, from those of the ended job and the size of the volume that it acquires.
     retry_params: Callable[[Payload, int | None], Payload] = lambda params, _: params
 
@@ -259,6 +261,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
             _restore,
             Transition((_V.AVAILABLE,), _V.RESTORING, _V.AVAILABLE, _V.AVAILABLE),
             Transition((_S.READY,), _S.RESTORING, _S.READY, _S.READY),
+            overwrites=True,
             retry_params=_of_current_size,
         ),
         Operation(

@@ -4,6 +4,7 @@
 https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
 """
 
+import ssl
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlencode
@@ -14,7 +15,10 @@ _SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "veri
 _SESSION_ATTRIBUTES: Final = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
 _FILES: Final = frozenset({"sslrootcert", "sslcert", "sslkey", "sslcrl"})
 #: Options that asyncpg reads from its own URL.
-_OF_ASYNCPG: Final = _FILES | {*("ssl", "sslmode", "sslnegotiation", "passfile", "krbsrvname", "gsslib")}
+_OF_ASYNCPG: Final = _FILES | {
+    *("ssl", "sslmode", "sslnegotiation", "sslpassword", "ssl_min_protocol_version", "ssl_max_protocol_version"),
+    *("passfile", "krbsrvname", "gsslib"),
+}
 #: SQLAlchemy's name of an option.
 _SQLALCHEMY_NAMES: Final = {"ssl": "sslmode"}
 #: Options that are read here.
@@ -73,6 +77,8 @@ def _options(options: dict[str, str]) -> dict[str, Any]:
     attributes = options.get("target_session_attrs", "any")
     if attributes not in _SESSION_ATTRIBUTES:
         raise ValueError(f"target_session_attrs must be one of {', '.join(_SESSION_ATTRIBUTES)}")
+    if for_asyncpg.get("sslrootcert") == "system":  # libpq's name for the authorities that the system trusts
+        for_asyncpg["sslrootcert"] = ssl.get_default_verify_paths().cafile or "system"
     for name in _FILES & for_asyncpg.keys():
         if not Path(for_asyncpg[name]).is_file():
             raise ValueError(f"{name}: there is no file {for_asyncpg[name]}")

@@ -127,12 +127,24 @@ async def open_services(settings: Settings, *, adopt: bool = False) -> AsyncIter
         yield services
 
 
+def open_backends(settings: Settings) -> Backends:
+    """Open the backends, and check the URL of Redis if there is one; connect to nothing and create nothing.
+
+    Raises:
+        ConfigurationError: a URL is invalid for redis-py or a driver.
+    """
+    if settings.redis_url:
+        JobQueue.open(settings.redis_url)
+    return Backends.open(settings.backends, threads=settings.max_jobs + settings.max_concurrent)
+
+
 async def read_queue_keys(settings: Settings) -> QueueKeys:
     """Read the names of this installation in Redis.
 
     Raises:
         ConfigurationError, DatabaseUnavailable: as `open_services`.
     """
+    open_backends(settings)
     database = Database(settings.database_url, pool_size=1, timeout=settings.database_timeout_seconds)
     try:
         await database.require_migrated()
@@ -180,7 +192,7 @@ async def _open(settings: Settings, *, adopt: bool) -> AsyncIterator[Services]:
         pool_size, timeout = settings.max_jobs + 4, settings.database_timeout_seconds
         database = Database(settings.database_url, pool_size=pool_size, timeout=timeout)
         stack.push_async_callback(database.close)
-        backends = Backends.open(settings.backends, threads=settings.max_jobs + settings.max_concurrent)
+        backends = open_backends(settings)
         stack.push_async_callback(backends.close)
         await database.require_migrated()
         installation = await database.installation()

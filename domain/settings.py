@@ -88,6 +88,7 @@ class Settings(LogSettings):
     heartbeat_timeout_seconds: Annotated[float, Field(gt=0, le=5)] = 2.0
     drain_seconds: int = Field(default=25, ge=0, le=86_400)
     stall_seconds: Seconds = 120.0
+    blocking_call_seconds: Seconds = 1800.0
     retry_seconds: Seconds = 1.0
     max_attempts: int = Field(default=8, ge=1, le=100)
     busy_seconds: Seconds = 600.0

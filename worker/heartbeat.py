@@ -14,11 +14,16 @@ from uuid import UUID
 import structlog
 
 from domain.errors import ConfigurationError, DatabaseUnavailable
-from domain.jobs.attempt import ClaimedJob
 from domain.jobs.engine import JobEngine
-from domain.jobs.store.leases import BEATS_PER_LEASE, MIN_HEARTBEAT_TIMEOUT, Progress, heartbeat_timeout
+from domain.jobs.store.leases import (
+    BEATS_PER_LEASE,
+    MIN_HEARTBEAT_TIMEOUT,
+    Progress,
+    SlowCall,
+    heartbeat_timeout,
+)
 from domain.logs import log_fields
-from domain.storage.context import StopReason
+from domain.storage.context import BlockingCall, StallLimits, StopReason
 from worker.runner import Execution
 
 _STALL_CHECK_SECONDS: Final = 1.0
@@ -68,7 +73,7 @@ class Heartbeat:
         running: Mapping[UUID, Execution],
         *,
         lease: float,
-        stall: float,
+        stall: StallLimits,
         min_timeout: float = MIN_HEARTBEAT_TIMEOUT,
         liveness_file: LivenessFile = NO_LIVENESS_FILE,
     ) -> None:
@@ -78,7 +83,7 @@ class Heartbeat:
             engine: Renews the leases.
             running: The jobs of this worker.
             lease: Duration of a lease in seconds.
-            stall: Seconds without progress after which a job's lease is no longer renewed.
+            stall: When a job counts as stalled; then its lease is no longer renewed.
             min_timeout: Minimum timeout of one heartbeat in seconds.
             liveness_file: Is touched after each heartbeat.
         """
@@ -119,14 +124,14 @@ class Heartbeat:
         self._engine.note_outage()
 
     async def beat(self) -> None:
-        """Renew the leases of all jobs that are not stalled, store the progress of copies, stop what has to end.
+        """Renew the leases of all jobs that are not stalled, store their progress, stop what has to end.
 
         Raises:
             DatabaseUnavailable: no lease was renewed; the grants expire by themselves.
         """
         to_renew = {job_id: run for job_id, run in self._running.items() if not run.grant.state.is_stalled(self._stall)}
         self._outage_noted = False
-        renewed = await self._engine.renew(to_renew, _progress(to_renew))
+        renewed = await self._engine.renew(to_renew, self._progress(to_renew))
         self._is_beating = not self._outage_noted  # maintenance may have noted an outage during the statement
         for renewal in renewed.renewals:
             grant = to_renew[renewal.job_id].grant
@@ -138,11 +143,19 @@ class Heartbeat:
         self._is_complete = len(renewed.renewals) + len(renewed.lost) == len(to_renew)
         self._liveness_file.touch()
 
+    def _progress(self, running: Mapping[UUID, Execution]) -> dict[UUID, Progress]:
+        """Return the progress of jobs that copy data, and the slow calls that jobs wait for."""
+        progress = {}
+        for job_id, run in running.items():
+            state = run.grant.state
+            call = state.slow_call(self._stall)
+            if state.copied is not None or call is not None:
+                done, total = state.copied or (None, None)
+                progress[job_id] = Progress(done, total, self._slow_call(call))
+        return progress
 
-def _progress(running: Mapping[UUID, Execution]) -> dict[UUID, Progress]:
-    """Return the progress of jobs that copy data, as last reported by their storage threads."""
-    states = ((job_id, run.grant.state) for job_id, run in running.items())
-    return {job_id: Progress(*state.copied) for job_id, state in states if state.copied is not None}
+    def _slow_call(self, call: BlockingCall | None) -> SlowCall | None:
+        return None if call is None else SlowCall(call.name, call.duration, self._stall.call_seconds)
 
 
 class StallDetector:
@@ -151,18 +164,19 @@ class StallDetector:
     A hung thread cannot be ended. It keeps its slot, and another worker gets its job once the lease has expired.
     """
 
-    def __init__(self, running: Mapping[UUID, Execution], *, stall: float, slots: int) -> None:
-        """``stall`` is the number of seconds without progress after which a job counts as stalled."""
+    def __init__(self, running: Mapping[UUID, Execution], *, stall: StallLimits, slots: int) -> None:
+        """``stall`` says when a job counts as stalled."""
         self._running = running
         self._stall = stall
         self._slots = slots
         self._stalled: dict[UUID, Execution] = {}
+        self._slow: frozenset[BlockingCall] = frozenset()
 
     async def run_forever(self) -> None:
         """Check periodically."""
         while True:
             self.check()
-            await asyncio.sleep(min(_STALL_CHECK_SECONDS, self._stall / 3))
+            await asyncio.sleep(min(_STALL_CHECK_SECONDS, self._stall.seconds / 3))
 
     def check(self) -> None:
         """Mark stalled jobs, and log what changed since the last check."""
@@ -171,13 +185,24 @@ class StallDetector:
         stalled = {job_id: run for job_id, run in self._running.items() if run.grant.state.stalled_at_last_check}
         previous, self._stalled = self._stalled, stalled
         for job_id in stalled.keys() - previous.keys():
-            self._log_stalled(stalled[job_id].job)
+            log.error("job.stalled", seconds=self._stall.seconds, **_log_fields(stalled[job_id]))
         for job_id in previous.keys() - stalled.keys():
             log.info("job.recovered", job_id=str(job_id))
         if len(stalled) >= self._slots > len(previous):
             remedy = "storage hangs in every slot: repair the storage, or kill -9 this worker"
             log.error("worker.stuck", jobs=len(stalled), remedy=remedy)
+        self._check_slow_calls()
 
-    def _log_stalled(self, job: ClaimedJob) -> None:
-        ids = log_fields(job_id=job.id, volume_id=job.volume_id, snapshot_id=job.snapshot_id, backend=job.backend)
-        log.error("job.stalled", kind=job.kind, seconds=self._stall, **ids)
+    def _check_slow_calls(self) -> None:
+        waiting = ((run, run.grant.state.slow_call(self._stall)) for run in self._running.values())
+        slow = {call: run for run, call in waiting if call is not None}
+        for call in slow.keys() - self._slow:
+            limit = self._stall.call_seconds
+            log.warning("job.slow_call", call=call.name, limit_seconds=limit, **_log_fields(slow[call]))
+        self._slow = frozenset(slow)
+
+
+def _log_fields(run: Execution) -> dict[str, object]:
+    job = run.job
+    ids = log_fields(job_id=job.id, volume_id=job.volume_id, snapshot_id=job.snapshot_id, backend=job.backend)
+    return {"kind": job.kind, **ids}

@@ -8,8 +8,8 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any, Final
 
 import structlog
@@ -25,6 +25,7 @@ from domain.jobs.transport.job_queue import FUNCTION_NAME, JobQueue, QueueKeys, 
 from domain.logs import configure_logging
 from domain.services import Services, open_services, read_queue_keys
 from domain.settings import Settings, load_log_settings, load_settings, require_servers
+from domain.storage.context import StallLimits
 from domain.tasks import in_background, tune_gc
 from worker.consumer import Supervisor
 from worker.heartbeat import Heartbeat, LivenessFile, StallDetector
@@ -80,18 +81,19 @@ async def open_worker(settings: Settings) -> AsyncIterator[Runner]:
         performer = AttemptPerformer(handlers, services.retry_policy)
         runner = Runner(engine, services.queue, performer, slots=settings.max_jobs)
         liveness_file = LivenessFile.open(settings.heartbeat_file)
+        stall = StallLimits(settings.stall_seconds, settings.blocking_call_seconds)
         heartbeat = Heartbeat(
             engine,
             runner.running,
             lease=settings.lease_seconds,
-            stall=settings.stall_seconds,
+            stall=stall,
             min_timeout=settings.heartbeat_timeout_seconds,
             liveness_file=liveness_file,
         )
         maintenance = Maintenance(
             services.maintenance_tasks(engine).due, heartbeat, services.retention.prune, interval=settings.sweep_seconds
         )
-        detector = StallDetector(runner.running, stall=settings.stall_seconds, slots=settings.max_jobs)
+        detector = StallDetector(runner.running, stall=stall, slots=settings.max_jobs)
         loops = (heartbeat, maintenance, detector, services.fence_retention)
         async with in_background(announcing, *(loop.run_forever() for loop in loops)):
             yield runner
@@ -154,16 +156,26 @@ async def work(settings: Settings) -> None:
 def main() -> None:
     """Entry point of ``python -m worker``. Start-up errors are logged in one line; exit status 1."""
     configure_logging(load_log_settings())
+    with (
+        _start_up_error_in_one_line(),
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        runner.run(work(require_servers(load_settings())))
+
+
+@contextmanager
+def _start_up_error_in_one_line() -> Iterator[None]:
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(work(require_servers(load_settings())))
+        yield
     except CisternError as error:
-        log.error("worker.failed", reason=error.message)  # noqa: TRY400 (without a traceback)
+        log.error("worker.failed", reason=str(error))  # noqa: TRY400 (without a traceback)
         sys.exit(1)
 
 
 def __getattr__(name: str) -> Any:
     """Read the environment only when stock arq requests its settings, not at import."""
     if name == "WorkerSettings":
-        return stock_settings()
+        configure_logging(load_log_settings())
+        with _start_up_error_in_one_line():
+            return stock_settings()
     raise AttributeError(name)

@@ -10,6 +10,7 @@ from domain.jobs.attempt import (
     Cancelled,
     ClaimedJob,
     Failed,
+    FenceBehind,
     Outcome,
     Payload,
     Released,
@@ -20,7 +21,7 @@ from domain.jobs.attempt import (
 )
 from domain.jobs.kinds import JobHandlers
 from domain.jobs.store.orphans import EXTRA_CLAIMS
-from domain.storage.context import Grant, Stopped, StopReason
+from domain.storage.context import Fence, Grant, Stopped, StopReason
 from domain.storage.errors import (
     BackendUnavailable,
     FenceRefused,
@@ -72,7 +73,7 @@ class AttemptPerformer:
             case Stopped(reason=reason):
                 return _OUTCOME_BY_STOP_REASON[reason]
             case FenceRefused():
-                return Superseded()
+                return self._refused(error)
             case StorageBusy() | BackendUnavailable():
                 return self._retry_policy.wait(error)
             case PermanentStorageError():
@@ -86,8 +87,8 @@ class AttemptPerformer:
             found: Payload | None = await self._handlers[job.kind].seal(job, grant)
         except (StorageBusy, BackendUnavailable) as error:
             return self._retry_policy.wait(error)
-        except FenceRefused:
-            return Superseded()
+        except FenceRefused as error:
+            return self._refused(error)
         except TransientStorageError as error:
             if self._may_claim_again(job):
                 return self._retry(job, error)
@@ -101,6 +102,11 @@ class AttemptPerformer:
                 return self._retry(job, CisternError())
             found = None
         return Cancelled(found) if isinstance(outcome, Cancelled) else Failed(outcome.error, found)
+
+    def _refused(self, error: FenceRefused) -> Outcome:
+        if error.stored is None:
+            return Superseded()
+        return FenceBehind(Fence(*error.stored), self._retry_policy.delay(1), describe(error))
 
     def _may_claim_again(self, job: ClaimedJob) -> bool:
         """Return whether sealing may be retried.

@@ -18,6 +18,7 @@ from domain.errors import DatabaseUnavailable
 from domain.jobs.attempt import (
     ClaimedJob,
     Failed,
+    FenceBehind,
     Outcome,
     Payload,
     Released,
@@ -285,6 +286,8 @@ def _log_settled(job: ClaimedJob, outcome: Outcome, duration: float) -> None:
     A lane that yields has not ended but continues within a second, so that it is logged at debug only.
     """
     write = log.debug if isinstance(outcome, Yielded) else log.info
+    if isinstance(outcome, FenceBehind):
+        log.warning("fence.raised", refused=tuple(job.fence), stored=tuple(outcome.stored))
     write(
         "job.settled",
         status=outcome.status,
@@ -296,4 +299,4 @@ def _log_settled(job: ClaimedJob, outcome: Outcome, duration: float) -> None:
 
 
 def _error_code(outcome: Outcome) -> Payload:
-    return {"code": outcome.error["code"]} if isinstance(outcome, Failed | RetryIn) else {}
+    return {"code": outcome.error["code"]} if isinstance(outcome, Failed | RetryIn | FenceBehind) else {}

@@ -8,7 +8,9 @@ import asyncio
 import importlib
 import importlib.metadata
 import json
+import math
 import sys
+import traceback
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -24,9 +26,10 @@ from domain.tasks import end_on_sigterm
 _GROUPS: Final = {"jobs": "client_commands", "schedules": "client_commands", "keys": "key_commands"}
 #: Limit for open requests after a stop signal: a client that no longer reads must not keep the API from ending.
 GRACEFUL_SECONDS: Final = 5
-#: How long an idle connection is kept, in seconds: longer than clients wait between two polls, and than load balancers
-#: (60 s) keep theirs, so that it is not the server that closes a connection on which a request is under way.
-KEEP_ALIVE_SECONDS: Final = 75
+#: The exit status of a check that could not look at everything.
+_CHECK_FAILED: Final = 2
+#: Maximum number of subjects that the last line of a check names; each has a line of its own above.
+_MAX_ENUMERATED: Final = 5
 
 
 class _LazyGroup(TyperGroup):
@@ -90,7 +93,6 @@ def serve(
         proxy_headers=False,  # X-Forwarded-For is what the client says
         access_log=access_log,
         timeout_graceful_shutdown=GRACEFUL_SECONDS,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
 
 
@@ -122,9 +124,11 @@ def migrate(
     """Migrate the database at CISTERN_DATABASE_URL to the current schema."""
     from domain.db import migrations
     from domain.logs import configure_logging
+    from domain.services import open_backends
     from domain.settings import load_settings, require_database
 
     settings = require_database(load_settings())
+    open_backends(settings)  # report what the other processes would report
     configure_logging(settings)
     if wait:
         asyncio.run(migrations.wait_for_postgresql(settings.database_url, wait))
@@ -137,29 +141,49 @@ def check(
     repair: Annotated[bool, typer.Option("--repair", help="Repair what can be repaired safely.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print each finding as a line of JSON.")] = False,
 ) -> None:
-    """Compare database, ledger and storage. Exit status: 0 consistent or repaired, 1 findings left, 2 check failed."""
+    """Compare database, ledger and storage.
+
+    Exit status: 0 all agree or was repaired, 1 something is left, 2 not everything could be looked at.
+    """
     try:
-        left = asyncio.run(_check(repair=repair, as_json=as_json))
+        status = asyncio.run(_check(repair=repair, as_json=as_json))
     except CisternError as error:
-        _fail(error, 2)
-    sys.exit(1 if left else 0)
+        _fail(error, _CHECK_FAILED)
+    except Exception:  # noqa: BLE001 (the interpreter would exit with 1, as after findings)
+        traceback.print_exc()
+        status = _CHECK_FAILED
+    sys.exit(status)
 
 
 async def _check(*, repair: bool, as_json: bool) -> int:
-    """Print a line per finding and a summary, and return the number of findings that are left."""
+    """Print a line per finding and a summary, and return the exit status."""
     from domain.services import open_check
     from domain.settings import load_settings
 
-    checked, found, left = Counter[str](), 0, 0
+    def on_wait(seconds: float) -> None:
+        typer.echo(f"waiting {math.ceil(seconds)} s for the leases of workers that may be dead", err=True)
+
+    checked, unseen, found, left = Counter[str](), dict[str, None](), 0, 0
     async with open_check(load_settings()) as run:
-        async for finding in run.findings(checked, repair=repair):
+        async for finding in run.findings(checked, repair=repair, on_wait=on_wait):
             typer.echo(json.dumps(asdict(finding)) if as_json else str(finding))
-            found += 1
-            left += not finding.repaired
+            if finding.is_blind:
+                unseen[finding.subject] = None
+            else:
+                found += 1
+                left += not finding.repaired
     numbers = ", ".join(f"{name}: {number}" for name, number in checked.items()) or "nothing there"
-    result = f"found {found}, repaired {found - left}, left {left}" if found else "all agree"
+    agree = "the rest agrees" if unseen else "all agree"
+    result = f"found {found}, repaired {found - left}, left {left}" if found else agree
+    if unseen:
+        result += f"; could not look at {_enumerated([*unseen])}"
     typer.echo(f"{numbers}; {result}", err=as_json)
-    return left
+    return _CHECK_FAILED if unseen else 1 if left else 0
+
+
+def _enumerated(subjects: list[str]) -> str:
+    more = len(subjects) - _MAX_ENUMERATED
+    return ", ".join(subjects[:_MAX_ENUMERATED]) + (f" and {more} more" if more > 0 else "")
 
 
 @app.command()

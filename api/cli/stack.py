@@ -21,6 +21,7 @@ from api.cli.processes import Child, Output, collected_stop_signals, stop_childr
 from domain.db.migrations import migrate
 from domain.embedded import EmbeddedServers
 from domain.errors import ConfigurationError
+from domain.services import open_backends
 from domain.settings import PREFIX, Settings, require_servers
 from domain.tasks import cancel_and_wait
 
@@ -75,6 +76,7 @@ def up(stack: Stack) -> None:
 def run(stack: Stack, work: Callable[[], Awaitable[None]], *, output: Output) -> bool:
     """Start the stack, run ``work`` once the API is ready, and stop it. Return False if a signal ended it."""
     require_free_port(stack.host, stack.port)
+    open_backends(stack.settings)  # report here what the processes would report
     with collected_stop_signals() as signals, servers(stack.settings) as settings:
         if not signals:
             migrate(settings.database_url)

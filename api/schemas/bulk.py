@@ -24,12 +24,13 @@ from api.schemas.fields import (
     BulkPercent,
     Labels,
     Size,
+    SizeLimit,
     UsageAbove,
     UtcDatetime,
     VolumeIds,
 )
 from api.schemas.pagination import PageQuery
-from api.schemas.volumes import GROWTH_CHOICES, GrowthFields
+from api.schemas.volumes import GROWTH_CHOICES, UP_TO, USED, GrowthFields
 from domain.bulk.expand import (
     AUTOGROW,
     DEFAULT_STEP,
@@ -54,6 +55,7 @@ PREVIEW_EXAMPLE: Final[dict[str, Any]] = {
     "code": None,
     "used": 9663676416,
     "used_at": EXAMPLE_TIME,
+    "detail": None,
 }
 ITEM_EXAMPLE: Final[dict[str, Any]] = {
     "volume_id": EXAMPLE_VOLUME_ID,
@@ -117,7 +119,7 @@ class BulkExpandFields(GrowthFields, SelectionIn, _PolicyField):
 
     percent: Omittable[BulkPercent] = None
     step: Size = Field(DEFAULT_STEP, description="New sizes are rounded up to a multiple of it.")
-    up_to: Annotated[Omittable[Size], Field(description="Upper limit of the new sizes.")] = None
+    up_to: Annotated[Omittable[SizeLimit], Field(description=UP_TO)] = None
     usage_above: Annotated[
         Omittable[UsageAbove], Field(description="Only volumes of which more than this percentage is used.")
     ] = None
@@ -211,12 +213,15 @@ class PreviewOut(BaseModel):
     from_size: int
     to_size: int | None = Field(description="Null if the volume would not grow; `code` is the reason.")
     code: str | None
-    used: int | None = Field(description="Allocated bytes, measured at `used_at`.")
-    used_at: UtcDatetime | None
+    used: int | None = Field(description=USED)
+    used_at: UtcDatetime | None = Field(
+        description="Null if it has not been measured yet; with `used` null: its backend could not tell."
+    )
+    detail: str | None = Field(description="Why the usage is unknown, for the code `usage-unknown`.")
 
 
 class PlanOut(BaseModel):
-    """The plan of a bulk expansion, from the latest measurements. Nothing has been changed."""
+    """The plan of a bulk expansion, from the latest measurements. Nothing has been measured or changed."""
 
     model_config = ConfigDict(
         from_attributes=True,
@@ -227,6 +232,7 @@ class PlanOut(BaseModel):
                     "grows": 1,
                     "bytes": 2147483648,
                     "measured_at": EXAMPLE_TIME,
+                    "unmeasured": 0,
                     "items": [PREVIEW_EXAMPLE],
                     "truncated": False,
                 }
@@ -237,7 +243,11 @@ class PlanOut(BaseModel):
     total: int = Field(description="Number of selected volumes.")
     grows: int = Field(description="Number of volumes that would grow.")
     bytes: int = Field(description="Total growth in bytes.")
-    measured_at: UtcDatetime | None = Field(description="Time of the oldest measurement.")
+    measured_at: UtcDatetime | None = Field(description="Time of the oldest measurement; null if there is none.")
+    unmeasured: int = Field(
+        description="Number of volumes whose growth depends on a measurement that has not been made yet."
+        " The expansion itself measures every volume first."
+    )
     items: list[PreviewOut] = Field(description="The first thousand volumes, by id.")
     truncated: bool = Field(default=False, description="Whether more volumes are selected than listed.")
 
@@ -260,7 +270,7 @@ class ItemOut(BaseModel):
     detail: str | None
     from_size: int | None
     to_size: int | None = Field(description="Target size, recorded before the growth begins.")
-    used: int | None = Field(description="Allocated bytes, if measured.")
+    used: int | None = Field(description="Bytes in use, if this job has measured them.")
     snapshot_id: UUID | None = Field(description="The snapshot that was taken; it may have been deleted since.")
 
 

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
 
-from domain.volumes.model import MAX_NAME, MAX_SIZE
+from domain.volumes.model import BLOCK_BYTES, MAX_NAME, MAX_SIZE, rounded_down, rounded_up
 
 NAME_PATTERN: Final = rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}$"
 LABEL_KEY: Final = r"[A-Za-z0-9._/-]{1,63}"
@@ -29,8 +29,8 @@ MAX_CONCURRENT: Final = 10_000
 MAX_LABELS: Final = 64
 
 
-def _bytes(text: str) -> int:
-    """Convert a size with a unit, by decimal arithmetic; a fraction of a byte counts as a whole one."""
+def parse_size(text: str) -> int:
+    """Convert a size that matches SIZE_PATTERN to bytes, by decimal arithmetic; a fraction counts as a whole byte."""
     number, unit = re.fullmatch(r"([0-9.]+) ?([A-Za-z]*)", text).groups()  # type: ignore[union-attr]
     base = 1024 if "i" in unit.lower() else 1000
     power = "bkmgt".index(unit[:1].lower() or "b")
@@ -40,7 +40,7 @@ def _bytes(text: str) -> int:
 def _require_exact_size(value: Any) -> Any:
     """Convert text, and reject what an int would be made of all the same: true, 0.5."""
     if isinstance(value, str) and re.fullmatch(SIZE_PATTERN, value):
-        return _bytes(value)
+        return parse_size(value)
     if isinstance(value, float) and value.is_integer():
         return int(value)  # in JSON Schema, 1.0 is an integer
     if isinstance(value, int) and not isinstance(value, bool):
@@ -48,20 +48,34 @@ def _require_exact_size(value: Any) -> Any:
     raise ValueError("must be a whole number of bytes, or text such as 10GiB")
 
 
+def _size_schema(minimum: int, rounding: str) -> WithJsonSchema:
+    return WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": minimum, "maximum": MAX_SIZE},
+                {"type": "string", "pattern": SIZE_PATTERN},
+            ],
+            "description": f"Bytes, or text such as `10GiB` (2^30) or `10GB` (10^9); {rounding}.",
+            "examples": [10737418240, "10GiB"],
+        }
+    )
+
+
 Size = Annotated[
     int,
     Field(gt=0, le=MAX_SIZE),
     BeforeValidator(_require_exact_size),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "integer", "minimum": 1, "maximum": MAX_SIZE},
-                {"type": "string", "pattern": SIZE_PATTERN},
-            ],
-            "description": "Bytes, or text such as `10GiB` (2^30) or `10GB` (10^9).",
-            "examples": [10737418240, "10GiB"],
-        }
-    ),
+    AfterValidator(rounded_up),
+    _size_schema(1, f"rounded up to a multiple of {BLOCK_BYTES} bytes"),
+]
+
+#: What a size must not exceed, and therefore rounded down.
+SizeLimit = Annotated[
+    int,
+    Field(ge=BLOCK_BYTES, le=MAX_SIZE),
+    BeforeValidator(_require_exact_size),
+    AfterValidator(rounded_down),
+    _size_schema(BLOCK_BYTES, f"rounded down to a multiple of {BLOCK_BYTES} bytes"),
 ]
 
 Percent = Annotated[float, Field(gt=0, le=MAX_PERCENT, strict=True, allow_inf_nan=False)]

@@ -33,6 +33,7 @@ JOB_EXAMPLE: Final[dict[str, Any]] = {
     "error": None,
     "cancel_requested_at": None,
     "progress": None,
+    "waiting_for": None,
     "run_at": EXAMPLE_TIME,
     "created_at": EXAMPLE_TIME,
     "started_at": None,
@@ -101,6 +102,14 @@ class ProgressOut(BaseModel):
         return cls(unit=unit, total=job.total, **counts, per_second=rate, estimated_end=end)
 
 
+class WaitingForOut(BaseModel):
+    """A call to the storage that cannot report progress, and takes long."""
+
+    call: str = Field(description="What the storage does, such as `reflink`, `allocate`, `sync` or `remove`.")
+    since: UtcDatetime
+    limit_seconds: float = Field(description="When it has taken longer, another worker gets the job.")
+
+
 def _without_fence(params: dict[str, Any]) -> dict[str, Any]:
     """Leave out what only workers need."""
     return {name: value for name, value in params.items() if name != "fence_version"}
@@ -130,6 +139,9 @@ class JobOut(BaseModel):
     error: FailureOut | None
     cancel_requested_at: UtcDatetime | None
     progress: ProgressOut | None = None
+    waiting_for: WaitingForOut | None = Field(
+        None, description="Why a running job makes no progress, if that is known."
+    )
     run_at: UtcDatetime = Field(description="Earliest time of the next attempt.")
     created_at: UtcDatetime
     started_at: UtcDatetime | None

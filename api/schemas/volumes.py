@@ -24,6 +24,7 @@ from api.schemas.fields import (
     Name,
     Percent,
     Size,
+    SizeLimit,
     UsageAbove,
     UtcDatetime,
     parse_label_terms,
@@ -35,6 +36,8 @@ from domain.volumes.repository import VolumeFilter
 from domain.volumes.service import NewVolume
 
 GROWTH_CHOICES: Final = "give one of `to` (a size), `by` (an amount) and `percent` (of the present size)"
+USED: Final = "Bytes in use, measured at `used_at`; null if that is unknown."
+UP_TO: Final = "Upper limit of the size, never exceeded: rounded down to a multiple of 4096 bytes."
 #: A policy grows by an amount or a percentage, never to a size.
 AUTOGROW_MEMBERS: Final = GROWTH_MEMBERS[1:]
 AUTOGROW_EXAMPLE: Final[dict[str, Any]] = {"usage_above": 80, "percent": 20, "up_to": "1TiB"}
@@ -69,7 +72,7 @@ class AutogrowIn(RequestBody):
     usage_above: Annotated[UsageAbove, Field(description="Grow only if more than this percentage of the size is used.")]
     by: Annotated[Omittable[Size], Field(description="Rounded up to a whole MiB, like the result of `percent`.")] = None
     percent: Omittable[Percent] = None
-    up_to: Annotated[Size, Field(description="Upper limit of the size.")]
+    up_to: Annotated[SizeLimit, Field(description=UP_TO)]
 
     @field_validator(*AUTOGROW_MEMBERS)
     @classmethod
@@ -109,7 +112,8 @@ class VolumeIn(RequestBody):
     size: Size | None = Field(
         None,
         validate_default=True,
-        description="In bytes. May be null or absent with `from_snapshot`: then the size of the snapshot.",
+        description="Rounded up to a multiple of 4096 bytes. May be null or absent with `from_snapshot`: then it is the"
+        " size of the snapshot.",
     )
     backend: BackendName | None = Field(
         None, description="Null means the default backend; with `from_snapshot`, the backend of the snapshot."
@@ -153,7 +157,7 @@ class VolumePatch(RequestBody):
 
 
 class GrowthFields(RequestBody):
-    """How much to grow; shared by expansions of one and of many volumes. A `Size` is given in bytes, or as "10GiB"."""
+    """How much to grow, shared by expansions of one and of many volumes: new sizes are multiples of 4096 bytes."""
 
     to: Omittable[Size] = None
     by: Omittable[Size] = None
@@ -222,8 +226,8 @@ class VolumeOut(BaseModel):
     backend: str
     state: VolumeState
     size: int
-    used: int | None = Field(description="Allocated bytes, measured at `used_at`.")
-    used_at: UtcDatetime | None
+    used: int | None = Field(description=USED)
+    used_at: UtcDatetime | None = Field(description="Null if it has not been measured yet.")
     version: int = Field(description="Incremented when an operation is accepted and when it ends.")
     job_id: UUID | None = Field(description="The job that holds the volume at the moment.")
     labels: Labels

@@ -8,7 +8,7 @@ from uuid import UUID
 from fastapi import Depends, Request, Response
 from starlette.responses import JSONResponse
 
-from api.acceptance import MAX_WAIT_SECONDS, REPLAYED, accepted_headers
+from api.acceptance import MAX_WAIT_SECONDS, REPLAYED, accepted_headers, wait_for_end
 from api.dependencies import ServicesDep
 from api.error_handlers import EarlyResponse
 from api.openapi import ACCEPTED, Reason, Responses, errors
@@ -42,7 +42,7 @@ async def _wait_for_job(
         job = await accepted(requested)
         # The job is already accepted: if the wait fails, the client must still learn its id.
         with suppress(Unavailable, NotFound):
-            await services.watcher.ended(job.id, MAX_WAIT_SECONDS)
+            await wait_for_end(request, services, job.id, MAX_WAIT_SECONDS)
             job = await services.jobs.get(job.id)
         if job.status in _SUCCESSFUL:
             return job

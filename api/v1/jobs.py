@@ -114,23 +114,32 @@ async def _last_version(
     return version
 
 
+async def _states(
+    job_id: UUID, services: ServicesDep, last_version: Annotated[int | None, Depends(_last_version)]
+) -> AsyncIterator[AsyncIterator[Job]]:
+    """Follow the job until the response has ended, however it ends.
+
+    FastAPI may leave the generator of a cut stream suspended at its ``yield``, until garbage collection closes it. It
+    always closes a dependency.
+    """
+    async with aclosing(services.watcher.follow(job_id, last_version)) as states:
+        yield states
+
+
 @router.get(
     "/{job_id}/events",
     summary="Follow a job until it ends",
     response_class=EventSourceResponse,
     responses=errors(JobNotFound) | {204: {"description": "The last event was received before."}},
 )
-async def follow_job(
-    job_id: UUID, services: ServicesDep, last_version: Annotated[int | None, Depends(_last_version)]
-) -> AsyncIterator[ServerSentEvent]:
+async def follow_job(states: Annotated[AsyncIterator[Job], Depends(_states)]) -> AsyncIterator[ServerSentEvent]:
     """Send an event whenever the job changes, at most five per second; the last event has the type `ended`.
 
     Each event has the whole job without its params, so a client that misses one needs only the next.
     """
-    async with aclosing(services.watcher.follow(job_id, last_version)) as states:
-        async for job in states:
-            yield _event(job)
-            await asyncio.sleep(_PAUSE_SECONDS)
+    async for job in states:
+        yield _event(job)
+        await asyncio.sleep(_PAUSE_SECONDS)
 
 
 def _event(job: Job) -> ServerSentEvent:

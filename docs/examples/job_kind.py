@@ -1,4 +1,4 @@
-"""A job kind as an example: ``volume.measure`` asks a backend how much of a volume is allocated, and records it."""
+"""A job kind as an example: ``volume.measure`` asks a backend how much of a volume is in use, and records it."""
 
 from typing import Any
 from uuid import UUID

@@ -120,12 +120,12 @@ class LaneSteps:
         async with self._step() as step:
             return await step.items.claim_due(limit)
 
-    async def acquire_volumes(self, items: Sequence[ItemRef], used: Mapping[UUID, int]) -> list[ItemWork]:
+    async def acquire_volumes(self, items: Sequence[ItemRef], used: Mapping[UUID, int | None]) -> list[ItemWork]:
         """Decide about claimed items, and acquire the volumes to work on; return that work. ``used`` is in bytes."""
         async with self._step() as step:
             return await self._acquire(step, items, used)
 
-    async def _acquire(self, step: _Step, items: Sequence[ItemRef], used: Mapping[UUID, int]) -> list[ItemWork]:
+    async def _acquire(self, step: _Step, items: Sequence[ItemRef], used: Mapping[UUID, int | None]) -> list[ItemWork]:
         """Decide about items and acquire volumes, for items that are all claimed, or all only locked (pending).
 
         The volumes' rows stay locked from the decision until the commit, so that a decision is never out of date.
@@ -168,12 +168,22 @@ class LaneSteps:
     # --- record ------------------------------------------------------------------------------------------
 
     async def record(self, results: Sequence[Result]) -> None:
-        """Store the results of items that the lane still holds: volumes, items and counters, in one transaction."""
+        """Store the results of items that the lane still holds: volumes, items and counters, in one transaction.
+
+        Items whose fence was refused stay claimed, and get a higher one: as this attempt holds the lane, no later one
+        exists. The lane's next slice tries them again.
+        """
         sizes = {result.update.volume_id: result.size for result in results}
+        refused = [(result.update, result.stored) for result in results if result.stored is not None]
         async with self._step() as step:
-            written = await step.items.finish([result.update for result in results])
+            written = await step.items.finish([result.update for result in results if result.stored is None])
             await self.operation.record(step.session, self.lane, written, sizes)
             await step.count(written)
+            if refused:
+                items, above = [update for update, _ in refused], max(stored.version for _, stored in refused)
+                await self.operation.raise_fences(step.session, self.lane.parent_id, items, above=above)
+        if refused:
+            log.warning("fence.raised", volumes=len(refused), above=above)
         if log.is_enabled_for(logging.DEBUG):  # checked once, not for each of a million volumes
             event = f"volume.{self.operation.success_code}"
             for update in _with_status(written, ItemStatus.SUCCEEDED):
@@ -216,7 +226,7 @@ async def _decide_chunk(
     operation: BulkOperation,
     lane: Lane,
     pairs: Sequence[tuple[ItemRef, LockedVolume | None]],
-    used: Mapping[UUID, int],
+    used: Mapping[UUID, int | None],
 ) -> list[ItemUpdate]:
     """Decide about every item of a chunk: by its volume's state if that settles it, else by the operation."""
     by_state = [update for item, volume in pairs if (update := _decide_by_state(item, volume, lane)) is not None]

@@ -22,7 +22,7 @@ from domain.storage.backends import Backends
 from domain.storage.context import Grant
 from domain.storage.driver import Usage
 from domain.storage.errors import BackendUnavailable
-from domain.volumes.model import MAX_SIZE, Growth, LockedVolume
+from domain.volumes.model import MAX_SIZE, Growth, LockedVolume, Volume, rounded_down, rounded_up
 from domain.volumes.repository import VolumeRepository
 
 DEFAULT_STEP: Final = 2**20
@@ -37,6 +37,9 @@ _AUTOGROW_TYPES: Final[dict[str, tuple[type, ...]]] = {
 }
 #: Cached, so that a growth is validated once and not for each of a million volumes.
 _growth: Final = lru_cache(maxsize=64, typed=True)(Growth)
+#: Why a usage is unknown.
+_CANNOT_TELL: Final = "Its backend cannot tell how much of it is in use."
+_NEVER_MEASURED: Final = "It has not been measured yet: the expansion itself does that first."
 #: Maximum number of volumes that a preview lists.
 _PREVIEW_LIMIT: Final = 1000
 
@@ -46,6 +49,7 @@ class GrowthPolicy:
     """A growth, rounded up to whole steps, with an optional size limit and an optional usage threshold.
 
     ``to``, ``by``, ``step`` and ``up_to`` are in bytes; ``usage_above`` is in percent of the volume's size.
+    Growth and steps are rounded up to whole blocks. The limit is rounded down: no volume may become larger than it.
     """
 
     to: int | None = None
@@ -71,7 +75,10 @@ class GrowthPolicy:
         return self.usage_above is not None
 
     def new_size(self, size: int, used: int | None, _: Any = None) -> int | ItemCode:
-        """Return the new size of a volume with ``size`` bytes, ``used`` of them allocated; or why it is unchanged."""
+        """Return the new size of a volume with ``size`` bytes, ``used`` of them in use; or why it is unchanged.
+
+        ``used`` is None if that is unknown; a volume whose growth depends on it is then unchanged.
+        """
         if self.usage_above is not None:
             if used is None:
                 return ItemCode.USAGE_UNKNOWN
@@ -79,11 +86,12 @@ class GrowthPolicy:
                 return ItemCode.BELOW_THRESHOLD
         if self.to is not None and self.to <= size:
             return ItemCode.ALREADY_LARGE_ENOUGH
-        limit = min(self.up_to or MAX_SIZE, MAX_SIZE)
+        limit = rounded_down(min(self.up_to or MAX_SIZE, MAX_SIZE))
         if size >= limit:
             return ItemCode.AT_LIMIT
         requested = _growth(self.to, self.by, self.percent).requested_size(size)
-        in_whole_steps = -(-requested // self.step) * self.step
+        step = rounded_up(self.step)
+        in_whole_steps = -(-requested // step) * step
         return min(in_whole_steps, limit)
 
     def to_json(self) -> dict[str, Any]:
@@ -178,8 +186,8 @@ class ExpandOperation(BulkOperation):
         """Return whether the policy has a usage threshold."""
         return policy_from_json(params["policy"]).measures
 
-    async def measure(self, items: Sequence[ItemRef]) -> dict[UUID, int]:
-        """Return the allocated bytes of volumes by id; volumes that cannot be measured are left out."""
+    async def measure(self, items: Sequence[ItemRef]) -> dict[UUID, int | None]:
+        """Return the bytes in use of volumes by id; volumes that cannot be measured are left out."""
         async with self._database.transaction() as session:
             backends = await VolumeRepository(session).backends_of([item.volume_id for item in items])
         usages = await asyncio.gather(*(self._measure_on(backend, backends) for backend in set(backends.values())))
@@ -190,12 +198,12 @@ class ExpandOperation(BulkOperation):
         session: AsyncSession,
         lane: Lane,
         volumes: Sequence[tuple[ItemRef, LockedVolume]],
-        used: Mapping[UUID, int],
+        used: Mapping[UUID, int | None],
     ) -> list[ItemUpdate]:
         """Store the measured usage; decide by the policy which volumes to expand, and to which size."""
         policy = policy_from_json(lane.params["policy"])
         await VolumeRepository(session).record_usage(used)
-        return [_decide_one(item, volume, policy, used.get(item.volume_id)) for item, volume in volumes]
+        return [_decide_one(item, volume, policy, used) for item, volume in volumes]
 
     async def prepare(
         self,
@@ -231,9 +239,11 @@ class ExpandOperation(BulkOperation):
         """Store the sizes reported by the backend and release the volumes."""
         await release_volumes(session, lane.parent_id, items, sizes)
 
-    async def raise_fences(self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef]) -> None:
+    async def raise_fences(
+        self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef | ItemUpdate], *, above: int = 0
+    ) -> None:
         """Increment the versions of the volumes, which are what an expansion publishes."""
-        await VolumeRepository(session).raise_versions([item.volume_id for item in items], job_id)
+        await VolumeRepository(session).raise_versions([item.volume_id for item in items], job_id, above=above)
 
     async def _measure_on(self, backend: str, backends: Mapping[UUID, str]) -> Mapping[UUID, Usage]:
         """Measure all volumes that are on one backend, in one call."""
@@ -245,9 +255,10 @@ class ExpandOperation(BulkOperation):
             return {}  # the items end as usage-unknown, or fail with the reason when their volumes are expanded
 
 
-def _decide_one(item: ItemRef, volume: LockedVolume, policy: Policy, used: int | None) -> ItemUpdate:
+def _decide_one(item: ItemRef, volume: LockedVolume, policy: Policy, measured: Mapping[UUID, int | None]) -> ItemUpdate:
     """Decide about one item: by the size stored in it, if this is a retry, else by the policy."""
     decision: int | ItemCode
+    used = measured.get(item.volume_id)
     if item.to_size is None:
         decision = policy.new_size(volume.size, used, volume.autogrow)
     else:
@@ -255,13 +266,19 @@ def _decide_one(item: ItemRef, volume: LockedVolume, policy: Policy, used: int |
     if isinstance(decision, ItemCode):
         # An item has failed if a user must fix something.
         status = ItemStatus.FAILED if decision is ItemCode.POLICY_UNUSABLE else ItemStatus.SKIPPED
-        return ItemUpdate(item.volume_id, status, decision, from_size=volume.size, used=used)
+        detail = None
+        if decision is ItemCode.USAGE_UNKNOWN:
+            detail = _CANNOT_TELL if item.volume_id in measured else "It could not be measured."
+        return ItemUpdate(item.volume_id, status, decision, detail, from_size=volume.size, used=used)
     return ItemUpdate(item.volume_id, ItemStatus.CLAIMED, from_size=volume.size, to_size=decision, used=used)
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What a bulk expansion would do to one volume, by its last measured usage."""
+    """What a bulk expansion would do to one volume, by its last measured usage.
+
+    ``used_at`` without ``used``: it was measured, and its backend could not tell.
+    """
 
     volume_id: UUID
     name: str
@@ -270,13 +287,30 @@ class Preview:
     code: ItemCode | None
     used: int | None
     used_at: datetime | None
+    detail: str | None = None
+
+    @classmethod
+    def of(cls, volume: Volume, policy: Policy) -> Self:
+        """Decide about a volume by its policy, as `ExpandOperation` would if it measured the same."""
+        decision = policy.new_size(volume.size, volume.used, volume.autogrow)
+        code, to_size = (decision, None) if isinstance(decision, ItemCode) else (None, decision)
+        detail = None
+        if code is ItemCode.USAGE_UNKNOWN:
+            detail = _NEVER_MEASURED if volume.used_at is None else _CANNOT_TELL
+        return cls(volume.id, volume.name, volume.size, to_size, code, volume.used, volume.used_at, detail)
+
+    @property
+    def awaits_measurement(self) -> bool:
+        """Whether the decision needs a measurement, and nobody has made one."""
+        return self.code is ItemCode.USAGE_UNKNOWN and self.used_at is None
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a bulk expansion would do: expand ``grows`` of ``total`` volumes, by ``bytes`` in all.
 
-    ``measured_at`` is the time of the oldest measurement used; ``items`` has the first 1000 volumes.
+    ``measured_at`` is the time of the oldest measurement used, ``unmeasured`` the number of volumes whose growth
+    depends on a measurement that nobody has made; ``items`` has the first 1000 volumes.
     """
 
     total: int
@@ -284,21 +318,22 @@ class Plan:
     bytes: int
     measured_at: datetime | None
     items: list[Preview]
+    unmeasured: int = 0
 
 
 async def preview(database: Database, request: BulkExpandRequest) -> Plan:
     """Return what a bulk expansion would do, by the last measured usage."""
-    total = grows = growth = 0
+    total = grows = growth = unmeasured = 0
     oldest: datetime | None = None
     items: list[Preview] = []
     async with database.transaction(statement_seconds=PLAN_SECONDS) as session:
         async for volume in await session.stream_scalars(selected_volumes(request.selection)):
-            decision = request.policy.new_size(volume.size, volume.used, volume.autogrow)
-            code, to_size = (decision, None) if isinstance(decision, ItemCode) else (None, decision)
+            item = Preview.of(volume, request.policy)
             total += 1
-            grows += to_size is not None
-            growth += 0 if to_size is None else to_size - volume.size
+            grows += item.to_size is not None
+            growth += 0 if item.to_size is None else item.to_size - volume.size
+            unmeasured += item.awaits_measurement
             oldest = min(filter(None, (oldest, volume.used_at)), default=None)
             if len(items) < _PREVIEW_LIMIT:
-                items.append(Preview(volume.id, volume.name, volume.size, to_size, code, volume.used, volume.used_at))
-    return Plan(total, grows, growth, oldest, items)
+                items.append(item)
+    return Plan(total, grows, growth, oldest, items, unmeasured)

@@ -167,9 +167,7 @@ class Ledger:
         The sizes that the earlier job wrote down stay binding, so that no volume grows twice.
         """
         unachieved = or_(Item.status == ItemStatus.FAILED, Item.code == ItemCode.CANCELLED)
-        items = select(
-            literal(job_id), Item.volume_id, Item.backend, _pending(), Item.from_size, Item.used, Item.to_size
-        )
+        items = select(literal(job_id), Item.volume_id, Item.backend, _pending(), Item.from_size, Item.to_size)
         await self._insert(items.where(Item.job_id == earlier_id, unachieved))
 
     async def counts(self, job_id: UUID) -> dict[str, int]:
@@ -236,7 +234,7 @@ class Ledger:
         return await self._session.scalar(unfinished.limit(1)) is not None
 
     async def _insert(self, rows: Any) -> None:
-        columns = ["job_id", "volume_id", "backend", "status", "from_size", "used", "to_size"]
+        columns = ["job_id", "volume_id", "backend", "status", "from_size", "to_size"]
         statement = insert(Item).from_select(columns, rows, include_defaults=False)
         await self._session.execute(statement.on_conflict_do_nothing())
 
@@ -317,7 +315,7 @@ def _selected(selection: Selection) -> Iterable[ColumnElement[bool]]:
 
 
 def _volumes(job_id: UUID, selection: Selection) -> Any:
-    rows = select(literal(job_id), Volume.id, Volume.backend, _pending(), Volume.size, Volume.used, null())
+    rows = select(literal(job_id), Volume.id, Volume.backend, _pending(), Volume.size, null())
     # In the order in which lanes claim them, so that the items of a chunk share pages.
     return rows.where(*_selected(selection)).order_by(Volume.id)
 
@@ -326,7 +324,7 @@ def _named_volumes(job_id: UUID, selection: Selection) -> Any:
     """Select volumes by id. An id without a volume gets an item too, which is then skipped as ``volume-gone``."""
     named = array_rows(({"id": volume_id} for volume_id in selection.ids or ()), id=Uuid())
     backend = func.coalesce(Volume.backend, "")
-    rows = select(literal(job_id), named.c.id, backend, _pending(), Volume.size, Volume.used, null())
+    rows = select(literal(job_id), named.c.id, backend, _pending(), Volume.size, null())
     return rows.select_from(named.outerjoin(Volume, Volume.id == named.c.id)).where(
         or_(Volume.id.is_(None), and_(*_selected(selection)))
     )

@@ -83,6 +83,7 @@ class Item(Base):
     from_size: Mapped[int | None]
     #: Stored under the volume's lock before any storage work, which makes the work idempotent.
     to_size: Mapped[int | None]
+    #: Bytes in use as measured by this job; None if it did not need to know, or could not.
     used: Mapped[int | None]
     #: The snapshot of this item; its row may have been deleted since.
     snapshot_id: Mapped[UUID | None]

@@ -57,10 +57,14 @@ class ItemWork(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The outcome of the work on one item; ``size`` of its volume or snapshot in bytes, None if it is unchanged."""
+    """The outcome of the work on one item; ``size`` of its volume or snapshot in bytes, None if it is unchanged.
+
+    ``stored`` is the fence on the backend if the item's was refused, and None otherwise. The item then stays claimed.
+    """
 
     update: ItemUpdate
     size: int | None = None
+    stored: Fence | None = None
 
 
 class BulkOperation(ABC):
@@ -88,9 +92,7 @@ class BulkOperation(ABC):
         except (Stopped, StorageBusy, BackendUnavailable):
             return None
         except FenceRefused as error:
-            # Either this attempt has lost the lane, and `LaneSteps.record` will drop this result; or it holds the
-            # lane, and the fence stored on the backend is ahead of the rows, which no retry can fix.
-            return Result(work.ending(ItemStatus.FAILED, error.code, error.message))
+            return _refused(work, error)
         except CisternError as error:
             return await self._failed(work, item_grant, error)
         except Exception:
@@ -128,6 +130,8 @@ class BulkOperation(ABC):
             return await self.seal(work, update, grant)
         except (StorageBusy, BackendUnavailable):
             return None
+        except FenceRefused as refused:
+            return _refused(work, refused)
         except CisternError as seal_error:  # a permanent one of the backend
             log.warning("storage.state_unknown", volume_id=str(work.volume_id), error=seal_error.message)
             return Result(update)
@@ -138,8 +142,11 @@ class BulkOperation(ABC):
         """Return whether `decide_available` depends on the usage of volumes, so that `measure` must be called."""
         return False
 
-    async def measure(self, items: Sequence[ItemRef]) -> dict[UUID, int]:  # noqa: ARG002 (for others)
-        """Return the allocated bytes of volumes by id; volumes that cannot be measured are left out."""
+    async def measure(self, items: Sequence[ItemRef]) -> dict[UUID, int | None]:  # noqa: ARG002 (for others)
+        """Return the bytes in use of volumes by id, None if the backend cannot tell.
+
+        Volumes that cannot be measured are left out.
+        """
         return {}
 
     @abstractmethod
@@ -148,7 +155,7 @@ class BulkOperation(ABC):
         session: AsyncSession,
         lane: Lane,
         volumes: Sequence[tuple[ItemRef, LockedVolume]],
-        used: Mapping[UUID, int],
+        used: Mapping[UUID, int | None],
     ) -> list[ItemUpdate]:
         """Decide about items whose volumes are available and locked: CLAIMED to work on them, else why not."""
 
@@ -181,8 +188,13 @@ class BulkOperation(ABC):
         """Release the volumes and snapshots of finished items; ``sizes`` in bytes as reported, by volume id."""
 
     @abstractmethod
-    async def raise_fences(self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef]) -> None:
-        """Increment versions, so that the fences of a new lane are above those that dead lanes left on the backend."""
+    async def raise_fences(
+        self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef | ItemUpdate], *, above: int = 0
+    ) -> None:
+        """Increment versions, so that new fences are above those that dead lanes left on the backend.
+
+        The versions are then higher than ``above``, too.
+        """
 
     async def give_up(self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef]) -> None:
         """Release the volumes, with their sizes unchanged, and snapshots of items that no lane could finish."""
@@ -195,6 +207,16 @@ async def release_volumes(
     """Release the volumes of items with their new sizes in bytes; a volume without one keeps its size."""
     releases = [Release(item.volume_id, job_id, sizes.get(item.volume_id)) for item in items]
     await VolumeRepository(session).release(releases, VolumeState.AVAILABLE)
+
+
+def _refused(work: ItemWork, error: FenceRefused) -> Result:
+    """Return the result of an item whose fence was refused.
+
+    Either this attempt has lost the lane, and `LaneSteps.record` will drop this result; or it holds the lane, and the
+    database has lost what it knew of a later attempt.
+    """
+    update = work.ending(ItemStatus.FAILED, error.code, error.message)
+    return Result(update, stored=None if error.stored is None else Fence(*error.stored))
 
 
 def _grant_for(work: ItemWork, grant: Grant) -> Grant:

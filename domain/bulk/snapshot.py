@@ -109,7 +109,11 @@ class SnapshotOperation(BulkOperation):
         self._snapshots = snapshots
 
     async def decide_available(
-        self, session: AsyncSession, lane: Lane, volumes: Sequence[tuple[ItemRef, LockedVolume]], _: Mapping[UUID, int]
+        self,
+        session: AsyncSession,
+        lane: Lane,
+        volumes: Sequence[tuple[ItemRef, LockedVolume]],
+        _: Mapping[UUID, int | None],
     ) -> list[ItemUpdate]:
         """Decide to take a snapshot of every volume that has none of this name."""
         name = lane.params["snapshot_name"]
@@ -172,9 +176,11 @@ class SnapshotOperation(BulkOperation):
             renewed = [item.volume_id for item in succeeded]
             await self._snapshots.delete_expired(session, renewed, schedule_id, keep, caller=lane.created_by)
 
-    async def raise_fences(self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef]) -> None:
+    async def raise_fences(
+        self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef | ItemUpdate], *, above: int = 0
+    ) -> None:
         """Increment the versions of the snapshots, which are what this operation publishes."""
-        await BulkSnapshotRepository(session).raise_versions([item.volume_id for item in items], job_id)
+        await BulkSnapshotRepository(session).raise_versions([item.volume_id for item in items], job_id, above=above)
 
     async def give_up(self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef]) -> None:
         """Release the volumes unchanged, and the snapshots in ``error``, since they may exist on the backend."""

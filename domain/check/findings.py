@@ -1,10 +1,16 @@
 """What the check can find, and how a finding is shown."""
 
 import enum
+import math
 from dataclasses import dataclass
 from typing import Final
 
 REPAIR_COMMAND: Final = "run `cistern check --repair`"
+
+
+def leased_remedy(seconds: float) -> str:
+    """Return what to do about a job whose lease ends in so many seconds."""
+    return f"a worker may be working on it: check again in {math.ceil(seconds)} s, or when the job has ended"
 
 
 class CheckCode(enum.StrEnum):
@@ -34,11 +40,19 @@ class Finding:
     problem: str
     remedy: str = REPAIR_COMMAND
     repaired: bool = False
+    #: How long a worker may still be working on it, in seconds, unless it extends its lease; until then it is not
+    #: repaired.
+    leased_seconds: float = 0.0
 
     @property
     def repairable(self) -> bool:
         """Whether ``--repair`` can repair it."""
         return self.remedy == REPAIR_COMMAND
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether it says that something could not be compared."""
+        return self.code in (CheckCode.UNREADABLE, CheckCode.NO_BACKEND)
 
     def __str__(self) -> str:
         return f"{self.code}  {self.subject}  {self.problem}  [{'repaired' if self.repaired else self.remedy}]"

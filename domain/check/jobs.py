@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, func, literal, or_, select
+from sqlalchemy import ColumnElement, Double, and_, cast, func, literal, or_, select
 from sqlalchemy.orm import aliased
 
 from domain.bulk.ledger import AS_LANES_LOST, Ledger
 from domain.bulk.model import Item, ItemStatus
 from domain.bulk.service import recount
-from domain.check.findings import REPAIR_COMMAND, CheckCode, Finding
+from domain.check.findings import REPAIR_COMMAND, CheckCode, Finding, leased_remedy
 from domain.check.rows import FIRST, PAGE
 from domain.db.database import Database
 from domain.db.sql import from_now
@@ -31,7 +31,6 @@ from domain.volumes.model import Volume
 _OVERDUE_LEASES: Final = 10
 #: Statement timeout for reading a ledger; counting a million items takes some seconds.
 _COUNT_SECONDS: Final = 50
-_LEASED: Final = "a worker may be working on it: check again when it has ended"
 _NOT_HELD: Final = {
     "code": "not-held",
     "detail": "The job did not hold its volume or snapshot; `cistern check --repair` ended it.",
@@ -77,10 +76,12 @@ class LiveJobs:
     def _finding(self, state: JobState) -> Finding | None:
         subject = f"job {state.id}"
         if not state.holds_subject:
-            leased, known = state.expired_seconds < 0, state.kind in self._handlers
-            remedy = _LEASED if leased else REPAIR_COMMAND if known else "start a worker that knows this kind"
+            leased_seconds = max(-state.expired_seconds, 0.0)
+            remedy = REPAIR_COMMAND if state.kind in self._handlers else "start a worker that knows this kind"
+            if leased_seconds:
+                remedy = leased_remedy(leased_seconds)
             problem = f"{state.kind} is {state.status}, but does not hold its volume or snapshot"
-            return Finding(CheckCode.NOT_HELD, subject, problem, remedy)
+            return Finding(CheckCode.NOT_HELD, subject, problem, remedy, leased_seconds=leased_seconds)
         if state.expired_seconds > self._overdue_seconds:
             problem = f"{state.kind} lost its worker {state.expired_seconds:.0f} s ago"
             return Finding(CheckCode.NO_WORKER, subject, problem)
@@ -110,7 +111,7 @@ class LiveJobs:
             select(
                 *(Job.id, Job.kind, Job.status, Job.version),
                 and_(_has_volume(), _has_snapshot()),
-                func.coalesce(func.extract("epoch", func.now() - Job.lease_expires_at), 0.0),
+                cast(func.coalesce(func.extract("epoch", func.now() - Job.lease_expires_at), 0.0), Double),
                 _long_without_lanes(self._overdue_seconds),
             )
             .outerjoin(Volume, Volume.id == Job.volume_id)

@@ -1,11 +1,11 @@
 """Reads volumes and snapshots together with the jobs that hold them, page by page."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Row, Select, func, select, tuple_
+from sqlalchemy import Double, Row, Select, cast, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
@@ -25,18 +25,20 @@ PAGE: Final = 1000
 FIRST: Final = UUID(int=0)
 
 
-class Holder(NamedTuple):
+@dataclass(frozen=True)
+class Holder:
     """The live job that holds a volume or snapshot.
 
     ``fence`` is the one under which it publishes this subject, None if it only excludes other jobs.
-    ``fence_in_params`` if that fence is stored in the job's parameters. ``leased`` while a worker may be working on it.
+    ``fence_in_params`` if that fence is stored in the job's parameters. ``leased_seconds`` is how long a worker may
+    still be working on it, unless it extends its lease; two reads are equal although this differs.
     """
 
     job_id: UUID
     version: int
     fence: Fence | None = None
     fence_in_params: bool = False
-    leased: bool = False
+    leased_seconds: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ class _Holders(NamedTuple):
         if row.id != (job.volume_id if is_volume else job.snapshot_id):
             return None
         fence = Fence(job.fence_version, job.epoch) if publishes else None
-        return Holder(job.id, job.version, fence, fence_in_params=publishes, leased=job.leased)
+        return Holder(job.id, job.version, fence, fence_in_params=publishes, leased_seconds=job.leased_seconds)
 
 
 def _row_state(row: Volume | Snapshot, volume_id: UUID, holders: _Holders) -> RowState:
@@ -146,8 +148,9 @@ async def _read_holders(session: AsyncSession, volumes: Sequence[Volume], snapsh
     job_ids = ({row.job_id for row in volumes} | {row.job_id for row in snapshots}) - {None}
     columns = (Job.id, Job.kind, Job.version, Job.epoch, Job.volume_id, Job.snapshot_id)
     fence_version = Job.params["fence_version"].as_integer().label("fence_version")
-    leased = func.coalesce(Job.lease_expires_at > func.now(), False).label("leased")
-    query = select(*columns, fence_version, leased).where(Job.status.in_(LIVE), Job.id.in_(job_ids))
+    remaining = func.extract("epoch", Job.lease_expires_at - func.now())
+    leased_seconds = cast(func.greatest(remaining, 0.0), Double).label("leased_seconds")
+    query = select(*columns, fence_version, leased_seconds).where(Job.status.in_(LIVE), Job.id.in_(job_ids))
     jobs = {row.id: row for row in await session.execute(query)}
 
     cloning = [row.id for row in snapshots if row.state is SnapshotState.CLONING]

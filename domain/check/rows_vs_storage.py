@@ -8,7 +8,7 @@ from functools import partial
 from typing import Final
 from uuid import UUID
 
-from domain.check.findings import REPAIR_COMMAND, CheckCode, Finding
+from domain.check.findings import REPAIR_COMMAND, CheckCode, Finding, leased_remedy
 from domain.check.repair import Repair, is_valid_size
 from domain.check.rows import FIRST, PAGE, RowReader, RowState, VolumeRows
 from domain.errors import CisternError
@@ -23,7 +23,6 @@ _MAX_CONCURRENT_STATS: Final = 8
 _CHECK_LATER: Final = "check again when its volume is idle"
 _ONLY_COPY: Final = "may be the only copy of a volume that still has a row: inspect it before it is swept"
 _INSPECT_MANUALLY: Final = "inspect it; a repair does not change it"
-_LEASED: Final = "a worker may be working on it: check again when its job has ended"
 _RESTORE_FILE: Final = "is the backend mounted? otherwise restore the file, or delete it here too"
 _INVALID_SIZE: Final = f"a size must be between 1 and {MAX_SIZE}: inspect the file"
 
@@ -57,14 +56,24 @@ class RowsVsStorage:
             after = page[-1].volume.id
             checked["volumes"] += len(page)
             checked["snapshots"] += sum(len(rows.snapshots) for rows in page)
-            missing = {rows.backend for rows in page if rows.backend not in self._backends} - reported_backends
-            for backend in sorted(missing):
-                problem = "has volumes, but is not configured, so they cannot be checked"
-                yield Finding(CheckCode.NO_BACKEND, f"backend {backend!r}", problem, "add it to CISTERN_BACKENDS")
-            reported_backends |= missing
+            for finding in self._out_of_reach(page, reported_backends):
+                yield finding
             async for before, suspicion in self._confirmed(page):
                 for finding in await self._repaired(before, suspicion) if repair else suspicion.findings:
                     yield finding
+
+    def _out_of_reach(self, page: Sequence[VolumeRows], reported: set[str]) -> Iterator[Finding]:
+        """Find backends that have volumes, but cannot be looked at; `UnknownData` reports those that are used."""
+        for backend in sorted({rows.backend for rows in page} - reported):
+            if backend not in self._backends:
+                problem = "has volumes, but is not configured, so they cannot be checked"
+                yield Finding(CheckCode.NO_BACKEND, f"backend {backend!r}", problem, "add it to CISTERN_BACKENDS")
+            elif self._backends.problem(backend) == NOT_USED_YET:
+                if not any(rows.backend == backend and rows.volume.must_have_data for rows in page):
+                    continue  # its volumes are still to be created
+                problem = f"has volumes, but {NOT_USED_YET}"
+                yield Finding(CheckCode.UNREADABLE, f"backend {backend!r}", problem, "is its disk mounted?")
+            reported.add(backend)
 
     async def _confirmed(self, page: Sequence[VolumeRows]) -> AsyncIterator[tuple[VolumeRows, Suspicion]]:
         """Compare the volumes with their backends, and yield the differences whose rows have not changed meanwhile."""
@@ -260,6 +269,7 @@ def _fence(row: RowState, fence: Fence | None) -> Iterator[Finding]:
     own = holder.fence if holder is not None and holder.fence is not None else None
     if fence is None or not (own < fence if own is not None else row.version <= fence.version):
         return
-    leased = holder is not None and holder.leased and holder.fence_in_params
+    leased_seconds = holder.leased_seconds if holder is not None and holder.fence_in_params else 0.0
+    remedy = leased_remedy(leased_seconds) if leased_seconds else REPAIR_COMMAND
     problem = f"its backend has the fence {tuple(fence)}, which is not below the row's {tuple(own or (row.version,))}"
-    yield Finding(CheckCode.FENCE_BEHIND, _subject(row), problem, _LEASED if leased else REPAIR_COMMAND)
+    yield Finding(CheckCode.FENCE_BEHIND, _subject(row), problem, remedy, leased_seconds=leased_seconds)

@@ -86,6 +86,7 @@ async def _connect(
     Raises:
         OSError: no host answered, or none of those that did is wanted or has a connection left.
         ConnectionRefused: the last host refuses these settings.
+        ConfigurationError: asyncpg cannot use them.
     """
     wanted = ("standby", "any") if target_session_attrs == "prefer-standby" else (target_session_attrs,)
     errors: list[Exception] = []
@@ -107,6 +108,8 @@ async def _connect(
             errors.append(OSError(f"{host}:{port} is not {attribute}"))
         except OSError as error:
             errors.append(OSError(f"{host}:{port}: {error.strerror or error}"))
+        except asyncpg.ClientConfigurationError as error:  # nothing has been opened
+            raise ConfigurationError(f"CISTERN_DATABASE_URL: {error}") from error
         except asyncpg.PostgresError as error:
             refused = ConnectionRefused if str(error.sqlstate).startswith(_PERMANENT) else OSError
             errors.append(refused(f"{host}:{port}: {error}"))

@@ -148,9 +148,9 @@ class Database:
             state = (await session.execute(statements.PING)).one()
             if state.is_read_only:
                 await (await session.connection()).invalidate()
-                raise DatabaseUnavailable("the session is read-only")
+                raise DatabaseUnavailable(message="PostgreSQL takes no writes: the session is read-only.")
             if state.waits_for_standby:
-                raise DatabaseUnavailable("commits wait for a synchronous standby")
+                raise DatabaseUnavailable(message="PostgreSQL takes no writes: commits wait for a synchronous standby.")
 
     async def require_migrated(self) -> None:
         """Check that the schema is at the revision of this code, or a newer one.

@@ -148,7 +148,25 @@ class Superseded:
     status: ClassVar = None
 
 
-Outcome = Succeeded | Delegated | Yielded | RetryIn | Failed | Released | Cancelled | Superseded
+@dataclass(frozen=True)
+class FenceBehind:
+    """The storage has refused the fence of this attempt: the one ``stored`` there is higher.
+
+    Normally another attempt has taken over the job, so that settling this one changes nothing. If this worker still
+    holds the job, no later attempt exists, and the database has lost what it knew of earlier ones, as in a failover
+    with asynchronous replication. The fence is then raised above the one stored, and the job is retried after ``delay``
+    seconds. This costs no attempt.
+    """
+
+    name: ClassVar = "fence-behind"
+    status: ClassVar = JobStatus.QUEUED
+
+    stored: Fence
+    delay: float
+    error: Payload
+
+
+Outcome = Succeeded | Delegated | Yielded | RetryIn | Failed | Released | Cancelled | Superseded | FenceBehind
 
 
 _CEILING_SECONDS: Final = 300.0

@@ -21,6 +21,7 @@ from domain.jobs.attempt import (
     ClaimedJob,
     Delegated,
     Failed,
+    FenceBehind,
     Outcome,
     Released,
     RetryIn,
@@ -32,6 +33,7 @@ from domain.jobs.kinds import JobHandlers
 from domain.jobs.maintenance import JobMaintenance
 from domain.jobs.model import JobMessage, Worker
 from domain.jobs.stats import CounterBuffer, CounterName, StatsRepository
+from domain.jobs.store.jobs import JobRepository
 from domain.jobs.store.leases import MIN_HEARTBEAT_TIMEOUT, LeaseRepository, Progress, Renewal, Settlement
 from domain.jobs.store.orphans import rescue_is_safe
 from domain.jobs.transport.job_queue import JobQueue
@@ -176,12 +178,15 @@ class JobEngine:
         return [end.job.id in ours for end in ended]
 
     async def _record_effects(self, session: AsyncSession, settled: Sequence[_EndedAttempt]) -> None:
-        """Record the effects of successful attempts, and abandon failed and cancelled jobs."""
+        """Record effects of successful attempts, abandon failed and cancelled jobs, raise fences that are behind."""
         handler = self._handlers[settled[0].job.kind]
         if succeeded := [(job, out.result) for job, out, _ in settled if isinstance(out, Succeeded | Delegated)]:
             await handler.record(session, succeeded)
         if failed := [(job, out.found) for job, out, _ in settled if isinstance(out, Failed | Cancelled)]:
             await handler.abandon(session, failed)
+        if refused := [(job, out.stored) for job, out, _ in settled if isinstance(out, FenceBehind)]:
+            await JobRepository(session).raise_fences({job.id: stored for job, stored in refused})
+            await handler.raise_fences(session, refused)
 
     async def _count_retries_and_dispatch_due(self, settled: Sequence[_EndedAttempt]) -> None:
         outcomes = [end.outcome for end in settled]
@@ -253,6 +258,8 @@ def _settlement(job: ClaimedJob, outcome: Outcome) -> Settlement | None:
             return Settlement(job.id, job.epoch, outcome.status, delay=delay, give_back=job.attempt)
         case RetryIn(delay, error, free):
             return Settlement(job.id, job.epoch, outcome.status, error=error, delay=delay, give_back=int(free))
+        case FenceBehind(_, delay, error):
+            return Settlement(job.id, job.epoch, outcome.status, error=error, delay=delay, give_back=1)
         case Failed(error):
             return Settlement(job.id, job.epoch, outcome.status, error=error)
         case Released():

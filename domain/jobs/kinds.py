@@ -10,12 +10,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from domain.errors import JobNotRetryable
 from domain.jobs.attempt import ClaimedJob, Outcome, Payload
 from domain.jobs.model import Job
-from domain.storage.context import Grant
+from domain.storage.context import Fence, Grant
 
 #: Jobs that succeeded or were delegated, each with its result.
 SucceededJobs = Sequence[tuple[ClaimedJob, Payload]]
 #: Jobs that failed or were cancelled, each with the state found on the storage; None if that is unknown.
 FailedJobs = Sequence[tuple[ClaimedJob, Payload | None]]
+#: Jobs whose fence the storage has refused, each with the higher one that is stored there.
+RefusedJobs = Sequence[tuple[ClaimedJob, Fence]]
 
 
 class JobKind(enum.StrEnum):
@@ -59,6 +61,12 @@ class JobHandler(ABC):
 
     async def abandon(self, session: AsyncSession, failed: FailedJobs) -> None:  # noqa: B027 (optional)
         """Release the volumes and snapshots of failed jobs, in the transaction that settles them."""
+
+    async def raise_fences(self, session: AsyncSession, refused: RefusedJobs) -> None:  # noqa: B027 (optional)
+        """Raise the versions of volumes and snapshots above the fences stored, while the jobs are being requeued.
+
+        The fences of the jobs themselves are raised already, in the same transaction.
+        """
 
     async def retry(self, session: AsyncSession, ended: Job) -> Job:  # noqa: ARG002 (of the signature)
         """Insert a job that requests again what an ended one did not achieve.

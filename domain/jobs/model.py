@@ -96,6 +96,8 @@ class Job(Entity):
     succeeded: Mapped[int | None]
     failed: Mapped[int | None]
     skipped: Mapped[int | None]
+    #: ``{"call", "since", "limit_seconds"}`` of a slow blocking call that the running attempt waits for.
+    waiting_for: Mapped[dict[str, Any] | None]
     result: Mapped[dict[str, Any] | None]
     #: ``{"code", "detail"}`` of the last failure; on a queued job, the reason for the retry.
     error: Mapped[dict[str, Any] | None]

@@ -126,18 +126,21 @@ def _parse(cron: str) -> CronSim:
 
 
 def _require_possible_steps(cron: str) -> None:
-    """Refuse a step that is as long as the range of its field or longer, such as ``*/90`` for the minutes.
+    """Refuse a step that is as long as its range or longer, such as ``*/90`` or ``10-20/30`` for the minutes.
 
-    It would be due once per range only: every hour, at minute 0.
+    It would be due once per range only: every hour, at minute 0 or 10.
 
     Raises:
         Invalid: says what to write instead.
     """
     for text, (name, values) in zip(cron.split(), _RANGES.items(), strict=True):
-        for _, _, step in (part.partition("/") for part in text.split(",")):
-            if step.isdecimal() and int(step) >= values:
+        for part in text.split(","):
+            range_, _, step = part.partition("/")
+            first, _, last = range_.partition("-")
+            number = int(last) - int(first) + 1 if first.isdecimal() and last.isdecimal() else values
+            if step.isdecimal() and int(step) >= number > 0:
                 raise Invalid(
-                    f"`cron` has a step of {step} {name}s, but only {values} of them: a step starts again with each"
+                    f"`cron` has a step of {step} {name}s, but only {number} of them: a step starts again with each"
                     f" {_NEXT_LARGER[name]}. Write down the times, or use several schedules.",
                     field="cron",
                 )

@@ -9,7 +9,9 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, delete, func, literal, select, true
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import defer
 
+from domain.db.listing import load_short
 from domain.errors import NameTaken, ScheduleNotFound
 from domain.jobs.store.retention import Pruned
 from domain.schedules.model import Run, Schedule
@@ -61,13 +63,15 @@ class ScheduleRepository:
         return schedule
 
     async def page(self, name: str | None, *, before: UUID | None, limit: int) -> Sequence[Schedule]:
-        """Read up to ``limit`` + 1 schedules, newest first; the extra one shows that there is a next page."""
-        query = select(Schedule).order_by(Schedule.id.desc()).limit(limit + 1)
+        """Read up to ``limit`` + 1 schedules, newest first, without long params; one more shows that there are more."""
+        query = select(Schedule).options(defer(Schedule.params)).order_by(Schedule.id.desc()).limit(limit + 1)
         if name is not None:
             query = query.where(Schedule.name == name)
         if before is not None:
             query = query.where(Schedule.id < before)
-        return (await self._session.scalars(query)).all()
+        schedules = (await self._session.scalars(query)).all()
+        await load_short(self._session, Schedule.params, schedules)
+        return schedules
 
     async def due(self, now: datetime, actions: Collection[str]) -> Sequence[Schedule]:
         """Read the schedules that are due, the longest due first; only those whose actions this version has."""

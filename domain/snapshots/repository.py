@@ -107,6 +107,12 @@ class SnapshotRepository:
         snapshot.version += 1
         return snapshot
 
+    async def raise_version(self, snapshot_id: UUID, job_id: UUID, *, above: int) -> None:
+        """Increment the version of a snapshot that a job holds; it is then higher than ``above``."""
+        query = update(Snapshot).where(Snapshot.id == snapshot_id, Snapshot.job_id == job_id)
+        query = query.values(version=func.greatest(Snapshot.version, above) + 1)
+        await self._session.execute(query.execution_options(synchronize_session=False))
+
     async def page(self, filters: SnapshotFilter, *, before: UUID | None, limit: int) -> Sequence[Snapshot]:
         """Read up to ``limit`` + 1 snapshots, newest first; the extra one shows that there is a next page."""
         query = select(Snapshot).order_by(Snapshot.id.desc()).limit(limit + 1)
@@ -206,9 +212,13 @@ class BulkSnapshotRepository:
         query = select(Snapshot.volume_id, Snapshot.id, Snapshot.version).where(_is_held_by(job_id, volume_ids))
         return {row.volume_id: (row.id, row.version) for row in await self._session.execute(query)}
 
-    async def raise_versions(self, volume_ids: Collection[UUID], job_id: UUID) -> None:
-        """Increment the versions of snapshots that a job holds, so that its new fences supersede its old ones."""
-        query = update(Snapshot).where(_is_held_by(job_id, volume_ids)).values(version=Snapshot.version + 1)
+    async def raise_versions(self, volume_ids: Collection[UUID], job_id: UUID, *, above: int = 0) -> None:
+        """Raise the versions of snapshots that a job holds, so that its new fences supersede its old ones.
+
+        Each is incremented, and is then higher than ``above``.
+        """
+        raised = func.greatest(Snapshot.version, above) + 1
+        query = update(Snapshot).where(_is_held_by(job_id, volume_ids)).values(version=raised)
         await self._session.execute(query.execution_options(synchronize_session=False))
 
     async def discard(self, volume_ids: Collection[UUID], job_id: UUID) -> None:

@@ -107,8 +107,8 @@ class SnapshotService:
             found = await SnapshotRepository(session).get(snapshot_id)
             source = await VolumeRepository(session).get(found.volume_id)
             await self._require_backend(new, source.backend)
-            self._directory.require_room(source.backend, _clone_size(new, found))
             row = new.to_row(backend=source.backend, size=_clone_size(new, found), job_id=job_id)
+            self._directory.require_room(source.backend, row.size)
             clone = await VolumeRepository(session).add(row)
             snapshot = await SnapshotRepository(session).acquire(snapshot_id, SnapshotState.CLONING, job_id)
             params = {"size": clone.size}

@@ -91,6 +91,7 @@ class Backends:
         for name, url in urls.items():
             try:
                 drivers[name] = open_driver(url, threads)
+                _require_absolute_path(url, drivers[name].place)
             except ConfigurationError as error:
                 raise ConfigurationError(f"CISTERN_BACKENDS: backend {name!r}: {error}") from error
         problems = {name: NOT_USED_YET for name, driver in drivers.items() if driver.place is not None}
@@ -159,6 +160,12 @@ def open_driver(url: str | DriverUrl, threads: int) -> StorageDriver:
     if parsed.options:
         raise ConfigurationError(f"unknown option {', '.join(parsed.options)}")
     return driver
+
+
+def _require_absolute_path(url: str, place: str | None) -> None:
+    """Refuse a path below the working directory: a process that is started elsewhere would use another place."""
+    if place is not None and place.startswith("/") and not DriverUrl.parse(url).path.startswith("/"):
+        raise ConfigurationError(f"the path must be absolute, such as {place}")
 
 
 def _ratio(text: str) -> float:

@@ -3,6 +3,7 @@
 import enum
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Self
 from uuid import UUID
 
@@ -46,14 +47,45 @@ def refuse_stale(last: Fence | None, fence: Fence) -> None:
         FenceRefused: an attempt with a higher fence has begun to publish, or has sealed.
     """
     if last is not None and fence < last:
-        raise FenceRefused(f"Attempt {tuple(fence)} is stale: {tuple(last)} is already recorded.")
+        raise FenceRefused(f"Attempt {tuple(fence)} is stale: {tuple(last)} is already recorded.", stored=last)
+
+
+class StallLimits(NamedTuple):
+    """How many seconds storage work may go on without progress, and how many one blocking call may take."""
+
+    seconds: float
+    call_seconds: float
+
+
+class BlockingCall:
+    """A context manager around one system call that cannot report progress; its return counts as progress."""
+
+    __slots__ = ("_state", "name", "started_at")
+
+    def __init__(self, name: str, state: "AttemptState") -> None:
+        self.name = name
+        self.started_at = 0.0
+        self._state = state
+
+    def __enter__(self) -> None:
+        self.started_at = self._state.clock()
+        self._state.calls.add(self)
+
+    def __exit__(self, *_: object) -> None:
+        self._state.calls.discard(self)
+        self._state.progressed_at = self._state.clock()
+
+    @property
+    def duration(self) -> float:
+        """Seconds since the call began."""
+        return self._state.clock() - self.started_at
 
 
 class AttemptState:
     """The deadline, stop reason and progress of one attempt, shared by all its items.
 
     The event loop extends and stops it while storage threads read it, so every access is a single read or write of a
-    plain attribute.
+    plain attribute, or one atomic operation on a set.
     """
 
     def __init__(self, deadline: float, clock: Callable[[], float]) -> None:
@@ -68,10 +100,25 @@ class AttemptState:
         self.stalled_at_last_check = False
         #: Bytes copied so far, and in total; None for work that copies nothing.
         self.copied: tuple[int, int] | None = None
+        #: The blocking calls that have not returned; several if the attempt works on several items.
+        self.calls: set[BlockingCall] = set()
 
-    def is_stalled(self, seconds: float) -> bool:
-        """Return whether unfinished work has made no progress for more than ``seconds``."""
-        return not self.work_ended and self.clock() - self.progressed_at > seconds
+    def is_stalled(self, limits: StallLimits) -> bool:
+        """Return whether unfinished work has made no progress for too long, and no slow call explains it."""
+        return self._is_overdue(limits) and self.slow_call(limits) is None
+
+    def slow_call(self, limits: StallLimits) -> BlockingCall | None:
+        """Return the blocking call that overdue work still may wait for, the oldest of several; None if there is none.
+
+        A call that cannot report progress looks like one that hangs, so it has a longer limit of its own.
+        """
+        if not self._is_overdue(limits):
+            return None
+        pending = [call for call in tuple(self.calls) if call.duration <= limits.call_seconds]
+        return min(pending, key=lambda call: call.started_at, default=None)
+
+    def _is_overdue(self, limits: StallLimits) -> bool:
+        return not self.work_ended and self.clock() - self.progressed_at > limits.seconds
 
 
 class Grant:
@@ -129,6 +176,14 @@ class Grant:
         if not self.is_item:
             self.state.copied = (done, total)
         self.state.progressed_at = self.state.clock()
+
+    def blocking_call(self, name: str) -> AbstractContextManager[None]:
+        """Return a context manager to put around one system call that may take long and cannot report progress.
+
+        ``name`` is shown to users while the call is slow, as what the job waits for. Such a call may take
+        ``CISTERN_BLOCKING_CALL_SECONDS`` before it counts as a stall.
+        """
+        return BlockingCall(name, self.state)
 
     def on_published(self, operation: str, subject_id: UUID) -> None:
         """Do nothing; a hook for tests. Drivers call it right after the effect, while they hold the subject's lock."""

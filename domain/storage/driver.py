@@ -14,10 +14,13 @@ from domain.storage.context import Fence, Grant
 
 @dataclass(frozen=True)
 class Usage:
-    """The size of a volume on its backend, and how many bytes of it are allocated."""
+    """The size of a volume on its backend in bytes, and how many of them hold data.
+
+    ``used`` is None if the driver cannot tell. It must not count space that is only reserved: volumes grow by it.
+    """
 
     size: int
-    used: int
+    used: int | None
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ class StorageDriver(Protocol):
         """Raise the snapshot's fence, as `seal` does for a volume; return its size, None if absent."""
 
     async def measure(self, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:
-        """Return size and allocation in bytes; volumes that are absent or cannot be measured are left out."""
+        """Return size and use in bytes; volumes that are absent or cannot be measured are left out."""
 
     async def inventory(self, after: UUID | None, limit: int) -> Sequence[UUID] | None:
         """Return up to ``limit`` stored volumes with ids above ``after``, ascending; None if the driver stores nothing.

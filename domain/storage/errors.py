@@ -71,3 +71,8 @@ class FenceRefused(StorageError):
     """A later attempt has already published on this volume or snapshot, or sealed it."""
 
     code = "fence-refused"
+
+    def __init__(self, message: str | None = None, *, stored: tuple[int, int] | None = None) -> None:
+        """``stored`` is the fence on the storage; None if the driver does not tell."""
+        super().__init__(message)
+        self.stored = stored

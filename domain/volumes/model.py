@@ -14,11 +14,24 @@ from domain.db.base import Entity, enum_text
 from domain.errors import Invalid, ShrinkRefused, SizeLimitExceeded, VolumeBusy, VolumeUnusable
 from domain.operations import BUSY, VOLUME_MOVES, VolumeState
 
+#: Sizes are whole multiples of it, in bytes: no block device can have another size.
+BLOCK_BYTES: Final = 4096
+#: A multiple of BLOCK_BYTES, so that rounding never exceeds it.
 MAX_SIZE: Final = 64 * 2**40
 MAX_NAME: Final = 128
 
 _STATES = ", ".join(f"'{state}'" for state in VolumeState)
 _IDLE = ", ".join(f"'{state}'" for state in sorted(set(VolumeState) - BUSY))
+
+
+def rounded_up(size: int) -> int:
+    """Return the size of the smallest volume that has at least ``size`` bytes."""
+    return -(-size // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def rounded_down(limit: int) -> int:
+    """Return the size of the largest volume that has at most ``limit`` bytes."""
+    return limit // BLOCK_BYTES * BLOCK_BYTES
 
 
 class Volume(Entity):
@@ -45,7 +58,7 @@ class Volume(Entity):
     job_id: Mapped[UUID | None]
     labels: Mapped[dict[str, str]]
     autogrow: Mapped[dict[str, Any] | None]
-    #: Allocated bytes, measured at ``used_at``.
+    #: Bytes in use, measured at ``used_at``; None although it was measured: the backend cannot tell.
     used: Mapped[int | None]
     used_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -107,13 +120,13 @@ class Growth:
             raise Invalid("Growth must be a positive number.", field=name)
 
     def requested_size(self, size: int) -> int:
-        """Return the size requested for a volume of ``size`` bytes, whether or not it is allowed."""
+        """Return the size requested for a volume of ``size`` bytes, rounded up, whether or not it is allowed."""
         if self.to is not None:
-            return self.to
+            return rounded_up(self.to)
         if self.by is not None:
-            return size + self.by
+            return rounded_up(size + self.by)
         # Computed from the decimal text: a float would be off by some bytes, or overflow.
-        return size + math.ceil(size * Fraction(str(self.percent)) / 100)
+        return rounded_up(size + math.ceil(size * Fraction(str(self.percent)) / 100))
 
     def target(self, size: int) -> int:
         """Return the new size of a volume that has ``size`` bytes.

@@ -178,6 +178,8 @@ class VolumeRepository:
         require_move(volume, state)
         volume.state, volume.job_id = state, job_id
         volume.version += 1
+        if state is VolumeState.RESTORING:
+            volume.used = volume.used_at = None  # measured of the bytes that are replaced now
         return volume
 
     async def backends_of(self, volume_ids: Collection[UUID]) -> dict[UUID, str]:
@@ -210,16 +212,19 @@ class VolumeRepository:
             await self.acquire_each({volume.id: job_id for volume in volumes}, state)
         return {volume.id: volume.version + 1 for volume in volumes}
 
-    async def raise_versions(self, volume_ids: Collection[UUID], job_id: UUID) -> None:
-        """Increment the versions of volumes that a job holds, so that its new fences supersede its old ones."""
-        query = update(Volume).where(Volume.id.in_(volume_ids), Volume.job_id == job_id)
-        await self._session.execute(query.values(version=Volume.version + 1))
+    async def raise_versions(self, volume_ids: Collection[UUID], job_id: UUID, *, above: int = 0) -> None:
+        """Raise the versions of volumes that a job holds, so that its new fences supersede its old ones.
 
-    async def record_usage(self, used: Mapping[UUID, int]) -> None:
-        """Store the allocated bytes of each volume, as measured now."""
+        Each is incremented, and is then higher than ``above``.
+        """
+        query = update(Volume).where(Volume.id.in_(volume_ids), Volume.job_id == job_id)
+        await self._session.execute(query.values(version=func.greatest(Volume.version, above) + 1))
+
+    async def record_usage(self, used: Mapping[UUID, int | None]) -> None:
+        """Store the bytes in use of each volume, as measured now; None if its backend cannot tell."""
         if not used:
             return
-        rows = ({"id": volume_id, "used": allocated} for volume_id, allocated in used.items())
+        rows = ({"id": volume_id, "used": in_use} for volume_id, in_use in used.items())
         usage = array_rows(rows, id=Uuid(), used=BigInteger())
         query = update(Volume).where(Volume.id == usage.c.id).values(used=usage.c.used, used_at=func.now())
         await self._session.execute(query.execution_options(synchronize_session=False))

@@ -29,7 +29,7 @@ from domain.jobs.store.jobs import JobRepository
 from domain.jobs.transport.job_queue import JobQueue
 from domain.operations import OPERATIONS, VolumeState, job_for, volume_of
 from domain.storage.directory import BackendDirectory
-from domain.volumes.model import Growth, LockedVolume, Volume
+from domain.volumes.model import Growth, LockedVolume, Volume, rounded_up
 from domain.volumes.repository import VolumeFilter, VolumeRepository, name_taken
 
 #: Maximum number of requests accepted in one transaction.
@@ -53,14 +53,14 @@ class NewVolume:
     columns: Mapping[str, Any] = field(default_factory=dict)
 
     def to_row(self, *, backend: str, size: int, job_id: UUID) -> Volume:
-        """Build the row of the new volume, held by the job that creates it; ``size`` in bytes."""
+        """Build the row of the new volume, held by the job that creates it; ``size`` in bytes, which is rounded up."""
         return Volume(
             id=uuid7(),
             name=self.name,
             backend=backend,
             state=VolumeState.CREATING,
             job_id=job_id,
-            size=size,
+            size=rounded_up(size),
             version=1,
             **{"labels": {}, **self.columns},
         )
@@ -265,8 +265,9 @@ class VolumeService:
         backend = await self._directory.find(new.backend)
         if new.size is None:
             raise Invalid("A volume needs a size.", field="size")
-        backend.require_room(new.size)
-        return new.to_row(backend=backend.name, size=new.size, job_id=uuid7())
+        volume = new.to_row(backend=backend.name, size=new.size, job_id=uuid7())
+        backend.require_room(volume.size)
+        return volume
 
     def _job(self, kind: JobKind, volume: Volume | LockedVolume, params: Payload, **columns: Any) -> Job:
         return job_for(kind, params, volume, max_attempts=self._max_attempts, **columns)

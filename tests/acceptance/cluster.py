@@ -50,13 +50,18 @@ class Cluster:
         """Start a worker process, whose backend ``local`` is at ``url`` and whose stderr goes to ``log``."""
         return self.start(command or ["worker"], url or self.url(), log, **extra)
 
-    def start_api(self, *, log: Path | None = None, options: Sequence[str] = ("--no-access-log",)) -> str:
+    def start_api(
+        self,
+        *,
+        command: Sequence[str] = ("uvicorn", "api.main:app"),
+        log: Path | None = None,
+        options: Sequence[str] = ("--no-access-log",),
+    ) -> str:
         """Start the API on a free port, and return its address once it is ready."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
-        command = ["uvicorn", "api.main:app", "--port", port, *options]
-        process = self.start(command, self.url(), log)
+        process = self.start([*command, "--port", port, *options], self.url(), log)
         address = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 60
         with httpx.Client(verify=False) as client:  # loading certificates takes 30 ms of CPU time

@@ -47,12 +47,12 @@ async def test_stopping_api_does_not_wait_for_a_client_that_stops_reading(cluste
     )
     (api,) = cluster.processes
     async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60, headers=BEARER) as http:
-        for _ in range(20):
-            await http.post("/volumes/expand", json={"by": SMALL, "ids": [str(uuid4()) for _ in range(10_000)]})
+        job = await http.post("/volumes/expand", json={"by": SMALL, "ids": [str(uuid4()) for _ in range(10_000)]})
     url = httpx.URL(address)
     with socket.create_connection((url.host, url.port)) as client:
-        # The response has eight megabytes: more than the buffers of both sockets hold.
-        client.sendall(f"GET /api/v1/jobs HTTP/1.1\r\nHost: {url.host}\r\n\r\n".encode())
+        # The responses have eight megabytes: more than the buffers of both sockets hold.
+        head = f"Host: {url.host}\r\nAuthorization: {BEARER['Authorization']}\r\n\r\n"
+        client.sendall(20 * f"GET {job.headers['location']} HTTP/1.1\r\n{head}".encode())
         await asyncio.to_thread(client.recv, 1)
         api.send_signal(signal.SIGTERM)
 

@@ -63,10 +63,10 @@ async def test_job_runs_and_its_result_names_the_volume(cluster: Cluster) -> Non
 async def test_files_have_the_reported_sizes_and_keep_their_bytes(cluster: Cluster) -> None:
     cluster.start_worker()
     async with client(cluster) as http:
-        volume = await created(http, "sparse", 5 * MIB + 1)
+        volume = await created(http, "sparse", 5 * MIB + 4096)
         data = Path(volume["path"])
-        assert (data.stat().st_size, data.stat().st_blocks) == (5 * MIB + 1, 0)
-        data.write_bytes(os.urandom(MIB) + bytes(4 * MIB + 1))
+        assert (data.stat().st_size, data.stat().st_blocks) == (5 * MIB + 4096, 0)
+        data.write_bytes(os.urandom(MIB) + bytes(4 * MIB + 4096))
         before = data.read_bytes()
 
         await http.post(f"/volumes/{volume['id']}/expand", json={"to": 9 * MIB}, headers={"Prefer": "wait=30"})

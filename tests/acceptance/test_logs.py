@@ -110,17 +110,23 @@ async def test_stock_arq_writes_json_too_and_no_line_twice(cluster: Cluster, tmp
 
 
 @pytest.mark.parametrize(
-    "setting", [{"CISTERN_MAX_JOBS": "many"}, {"CISTERN_DATABASE_URL": "mysql://"}, {"CISTERN_REDIS_URL": "tape:"}]
+    ("setting", "reason"),
+    [
+        ({"CISTERN_MAX_JOBS": "many"}, "CISTERN_MAX_JOBS: "),
+        ({"CISTERN_DATABASE_URL": "mysql://"}, "CISTERN_DATABASE_URL: "),
+        ({"CISTERN_REDIS_URL": "tape:"}, "CISTERN_REDIS_URL must"),
+        ({"CISTERN_DATABASE_URL": "postgresql://u@127.0.0.1:1/d"}, "127.0.0.1:1: "),
+    ],
 )
 async def test_start_up_error_of_a_worker_is_one_line_of_json(
-    cluster: Cluster, tmp_path: Path, setting: dict[str, str]
+    cluster: Cluster, tmp_path: Path, setting: dict[str, str], reason: str
 ) -> None:
     log = tmp_path / "worker.log"
     code = await exit_code(cluster.start_worker(log=log, **setting))
 
     (line,) = lines_of(log)
     assert (code, line["event"], line["level"]) == (1, "worker.failed", "error")
-    assert next(iter(setting)) in line["reason"]
+    assert reason in line["reason"]
 
 
 def test_start_up_error_of_the_api_is_json(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

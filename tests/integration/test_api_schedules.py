@@ -146,10 +146,10 @@ async def test_changed_cron_moves_the_next_run(services: Services, client: httpx
 async def test_change_without_a_new_time_keeps_the_due_run(services: Services, client: httpx.AsyncClient) -> None:
     schedule = await made(client, cron="* * * * *")
     await make_due(services, schedule["id"])
-    body = {"name": "renamed", "params": {"by": 1}, "catch_up_seconds": 60, "enabled": True, "cron": "* * * * *"}
+    body = {"name": "renamed", "params": {"by": "1MiB"}, "catch_up_seconds": 60, "enabled": True, "cron": "* * * * *"}
     changed = (await client.patch(f"{SCHEDULES}/{schedule['id']}", json=body)).json()
 
-    assert (changed["name"], changed["params"], changed["catch_up_seconds"]) == ("renamed", {"by": 1}, 60)
+    assert (changed["name"], changed["params"], changed["catch_up_seconds"]) == ("renamed", {"by": 2**20}, 60)
     assert changed["next_run_at"] < schedule["next_run_at"]
     assert await services.schedule_runner.start_due() == 1
 

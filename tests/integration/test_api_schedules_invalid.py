@@ -14,6 +14,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"cron": "every night"}, "cron"),
     ({"cron": "61 2 * * *"}, "cron"),
     ({"cron": "0 0 30 2 *"}, "cron"),
+    ({"cron": "*/90 * * * *"}, "cron"),
+    ({"cron": "0 */36 * * *"}, "cron"),
     ({"cron": "0 0 0 1 1 *"}, "cron"),
     ({"cron": None}, "cron"),
     ({"time_zone": "Europe/Atlantis"}, "time_zone"),

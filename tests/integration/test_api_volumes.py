@@ -23,7 +23,7 @@ JOBS = "/api/v1/jobs"
 
 async def create(client: httpx.AsyncClient, name: str, **members: Any) -> dict[str, Any]:
     """Request a volume, and return its job."""
-    response = await client.post(VOLUMES, json={"name": name, "size": 1024, **members})
+    response = await client.post(VOLUMES, json={"name": name, "size": 8192, **members})
     assert response.status_code == 202, response.text
     job: dict[str, Any] = response.json()
     return job
@@ -217,7 +217,7 @@ async def test_job_is_polled_until_its_end(
         )
 
     assert (done.status_code, done.json()["status"]) == (200, "succeeded")
-    assert done.json()["result"] == {"volume_id": job["volume_id"], "size": 1024}
+    assert done.json()["result"] == {"volume_id": job["volume_id"], "size": 8192}
     assert "retry-after" not in done.headers
     assert done.headers["etag"] != first.headers["etag"]
 
@@ -226,12 +226,12 @@ async def test_post_with_prefer_wait_returns_the_succeeded_job(
     settings: Settings, client: httpx.AsyncClient, running_worker: RunningWorker
 ) -> None:
     async with running_worker(settings):
-        response = await client.post(VOLUMES, json={"name": "a", "size": 1024}, headers={"Prefer": "wait=20"})
+        response = await client.post(VOLUMES, json={"name": "a", "size": 8192}, headers={"Prefer": "wait=20"})
         assert (response.status_code, response.json()["status"]) == (202, "succeeded")
         path = f"{VOLUMES}/{response.json()['volume_id']}"
 
         response = await client.post(f"{path}/expand", json={"percent": 50}, headers={"Prefer": "wait=20"})
-        assert (response.json()["status"], response.json()["result"]["size"]) == ("succeeded", 1536)
+        assert (response.json()["status"], response.json()["result"]["size"]) == ("succeeded", 12288)
 
         response = await client.delete(path, headers={"Prefer": "wait=20"})
         assert response.json()["status"] == "succeeded"

@@ -260,12 +260,14 @@ async def test_job_ends_and_volumes_are_released_if_all_lanes_fail(
 
 async def test_preview_returns_the_plan_and_changes_nothing(services: Services) -> None:
     await add_volumes(services, 3, backend="null", labels={"tier": "gold"})
-    request = BulkExpandRequest(GrowthPolicy(percent=50, up_to=MIB + 7), selection=Selection(labels={"tier": "gold"}))
+    request = BulkExpandRequest(
+        GrowthPolicy(percent=50, up_to=MIB + 4096), selection=Selection(labels={"tier": "gold"})
+    )
 
     plan = await services.bulk.preview(request)
 
-    assert (plan.total, plan.grows, plan.bytes, plan.measured_at) == (3, 3, 21, None)
-    assert {(item.from_size, item.to_size) for item in plan.items} == {(MIB, MIB + 7)}
+    assert (plan.total, plan.grows, plan.bytes, plan.measured_at) == (3, 3, 3 * 4096, None)
+    assert {(item.from_size, item.to_size) for item in plan.items} == {(MIB, MIB + 4096)}
     assert await sizes(services) == {("available", MIB): 3}
     async with services.database.transaction() as session:
         assert await session.scalar(text("SELECT count(*) FROM jobs")) == 0

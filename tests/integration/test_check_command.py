@@ -12,10 +12,13 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from api.cli.app import main
+from domain.check.rows import RowReader
 from domain.services import open_services
 from domain.settings import Settings
+from domain.volumes.model import Growth
 from tests.integration.check_builders import grant_at
-from tests.integration.job_builders import MIB
+from tests.integration.job_builders import MIB, set_job, sql
+from tests.integration.snapshot_builders import a_stored_volume, claimed
 
 Check = Callable[..., tuple[int, list[str], str]]
 
@@ -51,6 +54,32 @@ def add_unknown_volume(settings: Settings, tmp_path: Path) -> UUID:
     volume_id = uuid7()
     asyncio.run(create())
     return volume_id
+
+
+def adopt(settings: Settings, backends: dict[str, str]) -> None:
+    """Give the roots of these backends their identities, as a worker does."""
+
+    async def start() -> None:
+        async with open_services(settings.model_copy(update={"backends": backends}), adopt=True):
+            pass
+
+    asyncio.run(start())
+
+
+async def forget_identity(settings: Settings) -> None:
+    """Make PostgreSQL forget which disk it was, as a database from before identities does."""
+    async with open_services(settings) as services:
+        await sql(services, "UPDATE backends SET identity = NULL")
+
+
+async def a_leased_job_behind_the_storages_fence(settings: Settings) -> None:
+    """A worker has died less than a lease ago, and the database has lost later attempts."""
+    async with open_services(settings, adopt=True) as services:
+        volume = await a_stored_volume(services, backend="disk")
+        job = await services.volumes.request_expand(volume.id, Growth(to=2 * MIB))
+        await claimed(services, job)
+        await services.backends.get("disk").seal(volume.id, grant_at(70))
+        await set_job(services, job.id, "lease_expires_at = now() + interval '3 seconds'")
 
 
 def test_check_without_findings_prints_what_was_checked(check: Check) -> None:
@@ -94,6 +123,87 @@ def test_json_output_has_one_line_per_finding_and_no_total(check: Check, setting
         False,
     )
     assert "left 1" in errors
+
+
+def test_backend_that_cannot_be_looked_at_exits_with_two_and_the_others_are_compared(
+    check: Check, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume_id = add_unknown_volume(settings, tmp_path)
+    both = {"disk": f"file:{tmp_path}/disk", "gone": f"file:{tmp_path}/gone"}
+    adopt(settings, both)
+    (tmp_path / "gone").rename(tmp_path / "unmounted")
+    monkeypatch.setenv("CISTERN_BACKENDS", json.dumps(both))
+
+    code, (finding, unreadable, total), _ = check()
+    assert (code, finding.split()[:3]) == (2, ["no-row", "volume", str(volume_id)])
+    assert unreadable.startswith("unreadable  backend 'gone'  ")
+    assert total.endswith("found 1, repaired 0, left 1; could not look at backend 'gone'")
+    assert check("--repair")[0] == 2
+    code, (_, total), _ = check()
+    assert (code, total.partition("; ")[2]) == (2, "the rest agrees; could not look at backend 'gone'")
+
+
+def test_disk_of_another_installation_exits_with_two(check: Check, settings: Settings, tmp_path: Path) -> None:
+    add_unknown_volume(settings, tmp_path)
+    identity = tmp_path / "disk" / ".cistern"
+    identity.write_text(json.dumps({**json.loads(identity.read_text()), "installation": str(uuid7())}))
+
+    code, (unreadable, _), _ = check()
+    assert code == 2
+    assert "belongs to another installation" in unreadable
+
+
+def test_volume_that_cannot_be_read_exits_with_two(check: Check, settings: Settings, tmp_path: Path) -> None:
+    volume_id = add_unknown_volume(settings, tmp_path)
+    assert check("--repair")[0] == 0
+    (tmp_path / "disk" / ".fences" / str(volume_id)).write_text("damaged")
+
+    code, lines, _ = check()
+    assert (code, lines[0].startswith(f"unreadable  volume {volume_id}  ")) == (2, True)
+
+
+@pytest.mark.parametrize("names", [["elsewhere"], ["disk", "elsewhere"]])
+def test_volumes_on_a_backend_that_is_not_configured_or_was_never_used_exit_with_two(
+    check: Check, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: list[str]
+) -> None:
+    add_unknown_volume(settings, tmp_path)
+    assert check("--repair")[0] == 0
+    asyncio.run(forget_identity(settings))
+    monkeypatch.setenv("CISTERN_BACKENDS", json.dumps({name: f"file:{tmp_path}/new/{name}" for name in names}))
+
+    code, lines, _ = check()
+    assert (code, lines[-1].endswith("could not look at backend 'disk'")) == (2, True)
+
+
+def test_postgresql_that_does_not_answer_exits_with_two_and_one_line(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CISTERN_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/nothing")
+
+    code, lines, errors = check()
+    assert (code, lines, errors.count("\n")) == (2, [], 1)
+    assert errors.startswith("cistern: ")
+
+
+def test_unexpected_error_is_not_taken_for_findings(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RowReader, "page", lambda *_: 1 / 0)
+
+    code, lines, errors = check()
+    assert (code, lines) == (2, [])
+    assert "ZeroDivisionError" in errors
+
+
+def test_repair_says_how_long_it_waits_for_a_lease(check: Check, settings: Settings, tmp_path: Path) -> None:
+    disk = settings.model_copy(update={"backends": {"disk": f"file:{tmp_path}/disk"}, "lease_seconds": 60})
+    asyncio.run(a_leased_job_behind_the_storages_fence(disk))
+
+    code, (finding, _), _ = check()
+    assert code == 1
+    assert re.fullmatch(r"fence-behind  .+  \[.+: check again in [123] s, or when the job has ended\]", finding)
+    code, lines, errors = check("--repair")
+    assert (code, lines[0].endswith("[repaired]")) == (0, True)
+    assert re.fullmatch(r"waiting [123] s for the leases of workers that may be dead\n", errors)
+    assert check()[0] == 0
 
 
 def test_check_refuses_a_database_that_is_not_migrated(

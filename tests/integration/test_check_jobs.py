@@ -11,7 +11,14 @@ from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.volumes.model import Growth
 from domain.volumes.service import NewVolume
-from tests.integration.check_builders import findings, grant_at, on_disk, repair_all, run_check
+from tests.integration.check_builders import (
+    findings,
+    grant_at,
+    on_disk,
+    repair_all,
+    repair_beside_a_worker,
+    run_check,
+)
 from tests.integration.job_builders import MIB, a_queued_expand, row, set_job, sql, volume_row
 from tests.integration.snapshot_builders import (
     a_snapshot,
@@ -162,9 +169,9 @@ async def test_leased_job_is_never_failed_by_a_repair(services: Services) -> Non
     await claimed(services, job)
     await sql(services, "UPDATE volumes SET state = 'available', job_id = NULL, backend = 'disk'")
     before = await row(services, job.id)
-    (finding, *_) = await run_check(services, repair=True)
+    found = {one.code.value: one for one in await repair_beside_a_worker(services)}
 
-    assert (finding.code.value, finding.repairable, finding.repaired) == ("not-held", False, False)
+    assert (found["not-held"].repairable, found["not-held"].repaired) == (False, False)
     assert (await row(services, job.id)).version == before.version
 
 
@@ -217,10 +224,22 @@ async def test_leased_job_keeps_its_fence(services: Services) -> None:
     await claimed(services, job)
     await services.backends.get("disk").seal(volume.id, grant_at(70))
     before = await all_rows(services)
-    (finding,) = await run_check(services, repair=True)
+    (finding,) = await repair_beside_a_worker(services)
 
     assert (finding.code.value, finding.repaired) == ("fence-behind", False)
     assert await all_rows(services) == before
+
+
+async def test_repair_waits_for_the_lease_of_a_worker_that_has_died(services: Services) -> None:
+    volume = await a_stored_volume(services, backend="disk")
+    job = await services.volumes.request_expand(volume.id, Growth(to=GROWN))
+    await claimed(services, job)
+    await services.backends.get("disk").seal(volume.id, grant_at(70))
+    await set_job(services, job.id, "lease_expires_at = now() + interval '1 second'")
+
+    assert await repair_all(services) == ["fence-behind"]
+    await set_job(services, job.id, "status = 'queued', epoch = epoch + 1, lease_expires_at = NULL")
+    assert (await carried_out(services, await row(services, job.id))).status == "succeeded"
 
 
 async def test_row_held_but_not_published_by_a_job_is_raised_above_the_stored_fence(services: Services) -> None:

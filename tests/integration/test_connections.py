@@ -4,7 +4,7 @@ import asyncio
 import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -14,7 +14,8 @@ import structlog
 from sqlalchemy import text
 
 from domain.db.database import Database
-from domain.errors import DatabaseUnavailable, VolumeBusy
+from domain.db.migrations import migrate
+from domain.errors import ConfigurationError, DatabaseUnavailable, MigrationFailed, VolumeBusy
 from domain.jobs.model import Job
 from domain.services import Services
 from domain.volumes.model import Growth
@@ -30,6 +31,20 @@ def frozen_host() -> Iterator[str]:
     """A host that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@asynccontextmanager
+async def refusing_server(message: str, sqlstate: str) -> AsyncIterator[str]:
+    """A server that answers each connection with an error of PostgreSQL."""
+
+    async def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        fields = b"SFATAL\0C%b\0M%b\0\0" % (sqlstate.encode(), message.encode())
+        writer.write(b"E" + (len(fields) + 4).to_bytes(4, "big") + fields)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 def behind(database_url: str, *hosts: str, options: str = "") -> str:
@@ -81,6 +96,16 @@ async def test_host_without_writes_is_an_outage_and_named(
     assert error.value.reason.endswith("is not standby")
 
 
+@pytest.mark.parametrize("option", ["sslmode=verify-full", "gsslib=none", "sslnegotiation=direct"])
+async def test_option_that_asyncpg_cannot_use_is_an_error_of_the_setting(
+    opened: list[Database], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # where libpq and asyncpg expect the authorities
+    opened.append(Database(f"postgresql://u@127.0.0.1:1/d?{option}"))
+    with pytest.raises(ConfigurationError, match=r"^CISTERN_DATABASE_URL: "):
+        await opened[0].ping()
+
+
 @pytest.mark.parametrize(
     ("server_says", "sqlstate"),
     [("sorry, too many clients already", "53300"), ("the database system is starting up", "57P03")],
@@ -88,21 +113,37 @@ async def test_host_without_writes_is_an_outage_and_named(
 async def test_refusal_of_a_server_is_reported_in_its_own_words(
     opened: list[Database], server_says: str, sqlstate: str
 ) -> None:
-    async def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        fields = b"SFATAL\0C%b\0M%b\0\0" % (sqlstate.encode(), server_says.encode())
-        writer.write(b"E" + (len(fields) + 4).to_bytes(4, "big") + fields)
-        await writer.drain()
-        writer.close()
-
-    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        opened.append(Database(f"postgresql://u:p@127.0.0.1:{port}/d?sslmode=disable"))
+    async with refusing_server(server_says, sqlstate) as address:
+        opened.append(Database(f"postgresql://u:p@{address}/d?sslmode=disable"))
         with pytest.raises(DatabaseUnavailable) as error:
             await opened[0].ping()
 
-    assert error.value.reason == f"127.0.0.1:{port}: {server_says}"
-    assert str(error.value) == f"PostgreSQL is not responding: 127.0.0.1:{port}: {server_says}"
+    assert error.value.reason == f"{address}: {server_says}"
+    assert str(error.value) == f"PostgreSQL is not responding: {address}: {server_says}"
     assert error.value.message == "PostgreSQL is not responding."  # what HTTP shows
+
+
+async def test_host_that_does_not_exist_is_named(opened: list[Database]) -> None:
+    opened.append(Database("postgresql://u@nowhere.invalid:5433/d"))
+    with pytest.raises(DatabaseUnavailable) as error:
+        await opened[0].ping()
+
+    assert error.value.reason.startswith("nowhere.invalid:5433: ")
+
+
+@pytest.mark.parametrize(
+    ("server_says", "sqlstate"),
+    [("unsupported startup parameter: lock_timeout", "08P01"), ('role "u" does not exist', "28000")],
+)
+async def test_server_that_refuses_the_settings_ends_the_process_with_its_words(
+    opened: list[Database], server_says: str, sqlstate: str
+) -> None:
+    async with refusing_server(server_says, sqlstate) as address:
+        opened.append(Database(f"postgresql://u:p@{address}/d?sslmode=disable"))
+        with pytest.raises(ConfigurationError, match=re.escape(f"refused the connection: {address}: {server_says}")):
+            await opened[0].require_migrated()
+        with pytest.raises(MigrationFailed, match=re.escape(f"{address}: {server_says}")):
+            await asyncio.to_thread(migrate, opened[0]._url)
 
 
 async def test_transaction_that_hangs_ends_at_its_time_limit(database_url: str, opened: list[Database]) -> None:

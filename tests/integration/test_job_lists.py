@@ -1,4 +1,4 @@
-"""A list of jobs is of a moderate size, whatever the jobs' parameters are."""
+"""Lists of jobs and of schedules are of a moderate size, whatever the parameters are."""
 
 from uuid import uuid4
 
@@ -9,8 +9,23 @@ from domain.bulk.requests import Selection
 from domain.services import Services
 from tests.integration.bulk_builders import BY_ONE
 from tests.integration.job_builders import a_queued_expand
+from tests.integration.schedule_builders import SCHEDULES, made
 
 JOBS = "/api/v1/jobs"
+
+
+async def test_long_parameters_are_in_the_schedule_and_not_in_the_list(client: httpx.AsyncClient) -> None:
+    short = await made(client)
+    params = {"by": 1, "ids": [str(uuid4()) for _ in range(10_000)]}
+    long = [await made(client, name=f"long-{number}", params=params) for number in range(2)]
+    listed = await client.get(SCHEDULES)
+    shown = {item["id"]: item["params"] for item in listed.json()["items"]}
+
+    assert len(listed.content) < 5_000
+    assert shown[short["id"]] == short["params"]
+    for schedule in long:
+        assert shown[schedule["id"]].keys() == {"omitted"}
+        assert (await client.get(f"{SCHEDULES}/{schedule['id']}")).json()["params"] == params
 
 
 async def test_long_parameters_are_in_the_job_and_not_in_the_list(

@@ -75,6 +75,7 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "succeeded": "0",
         "failed": "0",
         "skipped": "0",
+        "waiting_for": "NULL",
         "result": "NULL",
         "error": "'{}'",
         "schedule_id": "'%s'",

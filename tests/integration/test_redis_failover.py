@@ -15,7 +15,7 @@ from uuid_utils.compat import uuid7
 from domain.embedded.servers import find_redis_server
 from domain.errors import ConfigurationError
 from domain.jobs.model import JobMessage
-from domain.jobs.transport.job_queue import JobQueue, QueueKeys, QueueUnavailable
+from domain.jobs.transport.job_queue import JobQueue, QueueKeys, QueueRefusesWrites, QueueUnavailable
 from domain.jobs.transport.redis_client import open_redis
 from domain.services import Services, open_services
 from domain.settings import Settings
@@ -245,12 +245,29 @@ async def test_address_that_resets_every_connection_is_an_outage() -> None:
             await queue.dispatch([JobMessage(uuid7(), 0)])
 
 
+async def test_cluster_is_refused_with_what_to_use_instead(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    port = free_port()
+    messages = [JobMessage(uuid7(), 0, backend) for backend in ("local", "fast")]
+    with redis_server(tmp_path, port, "--cluster-enabled", "yes"), redis.Redis(port=port) as client:
+        client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+        while client.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
+            await asyncio.sleep(0.05)
+        async with opened(f"redis://127.0.0.1:{port}") as queue:
+            for _ in range(3):
+                await queue.dispatch(messages)
+                with pytest.raises(QueueRefusesWrites):
+                    await queue.ping()
+
+    (line,) = [line for line in caplog.messages if "redis." in line]
+    assert "set CISTERN_REDIS_URL to a server without cluster mode" in line
+
+
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
         ("redis+sentinel://h:1", "the path must be the name of the primary"),
         ("redis+sentinel://:1/main", "is no host"),
-        ("redis+sentinel://h/main?foo=1", "unexpected keyword argument 'foo'"),
+        ("redis+sentinel://h/main?foo=1", "there is no option foo"),
     ],
 )
 def test_url_of_sentinels_that_cannot_be_used_is_refused(url: str, reason: str) -> None:

@@ -146,7 +146,8 @@ class TestCreations:
     ) -> None:
         policy = {"usage_above": 80, "percent": 12.5, "up_to": 100 * MIB}
         requests = [
-            NewVolume(f"new-{n}", MIB + n, columns={"labels": {"n": str(n)}, "autogrow": policy}) for n in range(20)
+            NewVolume(f"new-{n}", (256 + n) * 4096, columns={"labels": {"n": str(n)}, "autogrow": policy})
+            for n in range(20)
         ]
         jobs = await results_of(
             *(services.volumes.request_create(request, origin=RequestOrigin(caller="me")) for request in requests)

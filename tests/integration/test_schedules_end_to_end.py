@@ -99,6 +99,35 @@ async def test_last_three_of_five_runs_and_manual_snapshots_are_kept(
     assert await findings(services) == []
 
 
+async def test_runs_of_two_schedules_with_one_name_in_the_same_millisecond_both_succeed(
+    client: httpx.AsyncClient, services: Services, running_worker: RunningWorker
+) -> None:
+    async with running_worker(services.settings):
+        await a_volume(services, "kept", FIFTH, used=1)
+        for number in range(2):
+            await create_schedule(
+                client,
+                {
+                    "name": f"schedule-{number}",
+                    "cron": "* * * * *",
+                    "action": "bulk.snapshot",
+                    "params": {"name": "nightly"},
+                },
+            )
+        await sql(services, "UPDATE schedules SET next_run_at = date_trunc('minute', now())")
+        await until(lambda: _all_have_run(services))
+
+    assert (
+        await sql(services, "SELECT status, succeeded FROM jobs WHERE kind = 'bulk.snapshot'") == [("succeeded", 1)] * 2
+    )
+    assert await sql(services, "SELECT count(DISTINCT name) FROM snapshots WHERE name LIKE 'nightly-%'") == [(2,)]
+
+
+async def _all_have_run(services: Services) -> bool:
+    ended = "SELECT count(*) FROM jobs WHERE kind = 'bulk.snapshot' AND finished_at IS NOT NULL"
+    return await sql(services, ended) == [(2,)]
+
+
 @pytest.mark.parametrize(
     ("params", "field"),
     [

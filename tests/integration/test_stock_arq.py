@@ -120,5 +120,6 @@ async def test_stock_arq_reports_missing_settings_in_one_line(tmp_path: Path) ->
     )
     _, output = await process.communicate()
 
-    assert process.returncode != 0
-    assert "CISTERN_DATABASE_URL must be" in output.decode()
+    assert process.returncode == 1
+    (line,) = output.decode().splitlines()
+    assert "CISTERN_DATABASE_URL must be" in line

@@ -16,12 +16,14 @@ from socket import create_connection, create_server
 from typing import Any
 
 import pytest
+from uuid_utils.compat import uuid7
 
 from api.cli.client import ApiCallFailed, ApiUnreachable, api_client
 from domain.db.database import Database
 from domain.db.migrations import migrate
 from domain.embedded import temporary_data_dir
 from domain.errors import ConfigurationError, DatabaseUnavailable
+from domain.jobs.model import JobMessage
 from domain.jobs.transport.job_queue import JobQueue, QueueUnavailable
 from domain.services import open_services
 from domain.settings import Settings
@@ -185,6 +187,16 @@ async def test_redis_of_another_authority_is_not_trusted(
     queue = JobQueue.open(redis_by_tls + of_redis(other_ca, authority))
     with pytest.raises(QueueUnavailable, match="certificate verify failed"):
         await queue.ping()
+    await queue.close()
+
+
+@needs_redis
+async def test_redis_without_tls_in_its_url_is_an_outage(redis_by_tls: str) -> None:
+    queue = JobQueue.open(redis_by_tls.replace("rediss://", "redis://"))
+    for _ in range(20):
+        with pytest.raises(QueueUnavailable):
+            await queue.ping()
+        await queue.dispatch([JobMessage(uuid7(), 0)])
     await queue.close()
 
 

@@ -11,6 +11,7 @@ SETTLING: Final = "tests/integration/test_settling.py::"
 RESCUE: Final = "tests/integration/test_rescue.py::"
 SCHEDULES: Final = "tests/integration/test_schedules_races.py::"
 FENCES: Final = "tests/unit/test_storage_contract_fences.py::"
+AHEAD: Final = "tests/integration/test_fence_behind.py::"
 BULK: Final = "tests/integration/test_bulk_accidents.py::"
 BULK_SNAPSHOTS: Final = "tests/integration/test_bulk_snapshots_accidents.py::"
 RETENTION: Final = "tests/integration/test_bulk_snapshots_retention.py::"
@@ -203,9 +204,41 @@ _LIST: Final = (
         "seal-keeps-fence",
         "an abandoned attempt could still publish on a volume that was released",
         "domain/storage/file/fence.py",
-        "            record.write(grant.fence)\n",
-        "            if not seal:\n                record.write(grant.fence)\n",
+        "            record.write(grant)\n",
+        "            if not seal:\n                record.write(grant)\n",
         (f"{FENCES}test_lower_fence_is_refused_and_changes_nothing",),
+    ),
+    Mutation(
+        "forgotten-restore-repeated",
+        "after a failover that lost history, a restore would discard what was written since it was done",
+        "domain/operation_handler.py",
+        "if self._operation.overwrites and stored.version > job.fence.version:",
+        "if False:",
+        (f"{AHEAD}test_restore_that_later_operations_have_followed_is_not_repeated",),
+    ),
+    Mutation(
+        "forgotten-epoch-reused",
+        "after a failover that lost history, an attempt of that history could settle a later one with its epoch",
+        "domain/jobs/store/jobs.py",
+        '"epoch": func.greatest(Job.epoch, fence.epoch + 1)',
+        '"epoch": Job.epoch',
+        (f"{AHEAD}test_job_behind_the_storages_fence_goes_on_by_itself_and_spends_no_attempt",),
+    ),
+    Mutation(
+        "slow-calls-stall",
+        "a call that cannot report progress, such as a long reflink, costs every attempt: `worker-lost`",
+        "domain/storage/context.py",
+        "self._is_overdue(limits) and self.slow_call(limits) is None",
+        "self._is_overdue(limits)",
+        ("tests/unit/test_blocking_calls.py::test_work_in_a_blocking_call_is_stalled_after_the_limit_of_calls",),
+    ),
+    Mutation(
+        "blocking-calls-never-stall",
+        "a job whose storage hangs in a call keeps its lease for ever",
+        "domain/storage/context.py",
+        "if call.duration <= limits.call_seconds]",
+        "]",
+        ("tests/unit/test_blocking_calls.py::test_work_in_a_blocking_call_is_stalled_after_the_limit_of_calls",),
     ),
     Mutation(
         "stored-policy-without-limit",
@@ -214,6 +247,14 @@ _LIST: Final = (
         '{"usage_above", "up_to"} <= autogrow.keys() <= _AUTOGROW_TYPES.keys()',
         "autogrow.keys() <= _AUTOGROW_TYPES.keys()",
         ("tests/unit/test_growth_policy.py::test_invalid_stored_policy_grows_nothing",),
+    ),
+    Mutation(
+        "reserved-counts-as-used",
+        "an empty volume whose blocks are all allocated would grow every night",
+        "domain/storage/file/driver.py",
+        "None if self._reserve else bytes_in_use(handle)",
+        "os.fstat(handle).st_blocks * 512",
+        ("tests/integration/test_usage.py::test_empty_volume_with_reserved_blocks_never_grows",),
     ),
     Mutation(
         "retry-uses-current-policy",

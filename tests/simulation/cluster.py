@@ -17,6 +17,7 @@ from domain.services import Services, compose
 from domain.settings import Settings
 from domain.snapshots.model import Snapshot
 from domain.storage.backends import Backends
+from domain.storage.context import StallLimits
 from domain.volumes.model import Volume
 from tests.integration.job_builders import an_engine
 from tests.simulation import invariants
@@ -134,7 +135,9 @@ class Cluster:
         engine = recording_outcomes(an_engine(services))
         attempts = AttemptPerformer(worker_handlers(services, lambda: 1), RetryPolicy(RETRY_SECONDS))
         runner = Runner(engine, self.queue, attempts, slots=100)
-        heartbeat = Heartbeat(engine, runner.running, lease=LEASE_SECONDS, stall=LEASE_SECONDS)
+        heartbeat = Heartbeat(
+            engine, runner.running, lease=LEASE_SECONDS, stall=StallLimits(LEASE_SECONDS, LEASE_SECONDS)
+        )
         return SimulatedWorker(engine, runner, heartbeat)
 
     @contextmanager

@@ -2,9 +2,12 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 from domain.embedded import EmbeddedServers, temporary_data_dir
 from domain.embedded.servers import DATABASE, OPTIONS, SUPERUSER, PostgreSQL
@@ -47,6 +50,20 @@ class ReplicatedServer(PostgreSQL):
         self._output_of(self._programs / "pg_ctl", "promote", "--wait", "-D", self._data)
         self.primary = None
 
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the server and all of its processes."""
+        postmaster = psutil.Process(self.pid)
+        for process in (postmaster, *postmaster.children()):
+            with suppress(psutil.NoSuchProcess):  # they end when the postmaster does
+                process.send_signal(number)
+
+    def freeze_replication(self) -> None:
+        """Send nothing more to the standby, as a slow network does; it believes itself connected."""
+        senders = [one for one in psutil.Process(self.pid).children() if "walsender" in " ".join(one.cmdline())]
+        assert senders
+        for sender in senders:
+            sender.send_signal(signal.SIGSTOP)
+
     def wait_for_standby(self) -> None:
         """Let each commit wait for the standby from now on."""
         self._psql("ALTER SYSTEM SET synchronous_standby_names = '*'")
@@ -65,8 +82,10 @@ class ReplicatedServer(PostgreSQL):
 
 
 @contextmanager
-def replicated_servers() -> Iterator[tuple[EmbeddedServers, ReplicatedServer, ReplicatedServer]]:
-    """A PostgreSQL and a Redis, and a synchronous standby of that PostgreSQL: servers, primary, standby."""
+def replicated_servers(
+    *, synchronous: bool = True
+) -> Iterator[tuple[EmbeddedServers, ReplicatedServer, ReplicatedServer]]:
+    """A PostgreSQL and a Redis, and a standby of that PostgreSQL: servers, primary, standby."""
     with temporary_data_dir() as folder, temporary_data_dir() as other_folder:
         servers = EmbeddedServers(folder, durable=False)
         others = EmbeddedServers(other_folder, redis=False, durable=False)
@@ -74,7 +93,8 @@ def replicated_servers() -> Iterator[tuple[EmbeddedServers, ReplicatedServer, Re
         others.postgres = standby = ReplicatedServer(others)
         standby.primary = primary
         with servers, others:
-            primary.wait_for_standby()
+            if synchronous:
+                primary.wait_for_standby()
             yield servers, primary, standby
 
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from domain.bulk.expand import BulkExpandRequest, Plan, Preview
-from domain.bulk.model import Item, ItemCode, ItemStatus
+from domain.bulk.model import Item, ItemStatus
 from domain.bulk.requests import BulkRequest
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin
 from domain.jobs.model import Job
@@ -41,9 +41,8 @@ class FakeBulk:
         request.require_within(100)
         plan = Plan(0, 0, 0, None, [])
         for volume in self.volumes.rows.values():
-            decision = request.policy.new_size(volume.size, volume.used, volume.autogrow)
-            code, to_size = (decision, None) if isinstance(decision, ItemCode) else (None, decision)
-            plan.items.append(Preview(volume.id, volume.name, volume.size, to_size, code, volume.used, volume.used_at))
+            plan.items.append(Preview.of(volume, request.policy))
         growing = [item for item in plan.items if item.to_size is not None]
         growth = sum((item.to_size or 0) - item.from_size for item in growing)
-        return Plan(len(plan.items), len(growing), growth, None, plan.items[:1000])
+        unmeasured = sum(item.awaits_measurement for item in plan.items)
+        return Plan(len(plan.items), len(growing), growth, None, plan.items[:1000], unmeasured)

@@ -51,7 +51,7 @@ def volume_row(name: str = "one", **columns: Any) -> Volume:
     defaults: dict[str, Any] = {
         "backend": "memory",
         "state": VolumeState.AVAILABLE,
-        "size": 1024,
+        "size": 8192,
         "version": 1,
         "labels": {},
         "created_at": NOON,

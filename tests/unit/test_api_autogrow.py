@@ -31,6 +31,7 @@ async def test_autogrow_policy_is_created_returned_and_removed(client: httpx.Asy
 BAD_AUTOGROWS: list[tuple[dict[str, Any], str]] = [
     ({"up_to": None}, "autogrow.up_to"),
     ({"up_to": 0}, "autogrow.up_to"),
+    ({"up_to": 4095}, "autogrow.up_to"),
     ({"up_to": "65TiB"}, "autogrow.up_to"),
     ({"usage_above": None}, "autogrow.usage_above"),
     ({"usage_above": -1}, "autogrow.usage_above"),
@@ -62,10 +63,10 @@ async def test_invalid_autogrow_member_is_rejected_with_its_path(
     ("policy", "field"),
     [
         ({"usage_above": 80, "by": 1}, "autogrow.up_to"),
-        ({"by": 1, "up_to": 1}, "autogrow.usage_above"),
-        ({"usage_above": 80, "up_to": 1}, "autogrow"),
-        ({"usage_above": 80, "percent": 0, "up_to": 1}, "autogrow.percent"),
-        ({"usage_above": 80, "percent": 1e308, "up_to": 1}, "autogrow.percent"),
+        ({"by": 1, "up_to": "1GiB"}, "autogrow.usage_above"),
+        ({"usage_above": 80, "up_to": "1GiB"}, "autogrow"),
+        ({"usage_above": 80, "percent": 0, "up_to": "1GiB"}, "autogrow.percent"),
+        ({"usage_above": 80, "percent": 1e308, "up_to": "1GiB"}, "autogrow.percent"),
     ],
 )
 async def test_incomplete_autogrow_policy_is_rejected(

@@ -109,6 +109,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"by": 1, "step": 0}, "step"),
     ({"by": 1, "step": None}, "step"),
     ({"by": 1, "up_to": "65TiB"}, "up_to"),
+    ({"by": 1, "up_to": 4095}, "up_to"),
     ({"by": 1, "usage_above": -1}, "usage_above"),
     ({"by": 1, "usage_above": 100.1}, "usage_above"),
     ({"by": 1, "max_concurrent": 0}, "max_concurrent"),

@@ -180,15 +180,15 @@ async def test_empty_growth_error_lists_the_choices(fake: FakeServices, client: 
 
 
 async def test_shrink_error_has_the_present_size(fake: FakeServices, client: httpx.AsyncClient) -> None:
-    volume = fake.volumes.add(volume_row(size=1024))
-    error = problem(await client.post(f"{VOLUMES}/{volume.id}/expand", json={"to": 1023}), 422, "shrink-refused")
+    volume = fake.volumes.add(volume_row(size=8192))
+    error = problem(await client.post(f"{VOLUMES}/{volume.id}/expand", json={"to": 4096}), 422, "shrink-refused")
 
-    assert (error["size"], fields(error)) == (1024, ["to"])
+    assert (error["size"], fields(error)) == (8192, ["to"])
     assert volume.state is VolumeState.AVAILABLE
 
 
 async def test_size_limit_error_has_the_limit(fake: FakeServices, client: httpx.AsyncClient) -> None:
-    volume = fake.volumes.add(volume_row(size=1024))
+    volume = fake.volumes.add(volume_row(size=8192))
     error = problem(
         await client.post(f"{VOLUMES}/{volume.id}/expand", json={"by": "64TiB"}), 422, "size-limit-exceeded"
     )

@@ -5,7 +5,8 @@ import logging
 import os
 import subprocess
 import sys
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 from uuid import uuid4
@@ -13,7 +14,9 @@ from uuid import uuid4
 import httpx
 import pytest
 import structlog
+import uvicorn
 from starlette.responses import Response
+from uvicorn.lifespan.on import LifespanOn
 
 from api.main import ServicesFactory, create_app
 from api.middleware import Gate
@@ -186,6 +189,23 @@ async def test_unavailable_database_at_startup_is_reported_in_one_line() -> None
             "message": "Cistern cannot start: PostgreSQL is not responding.",
         }
     ]
+
+
+@pytest.mark.parametrize(("configured", "used"), [(5, 75), (120, 120)])
+async def test_server_keeps_idle_connections_however_it_was_started(
+    fake: FakeServices, configured: int, used: int
+) -> None:
+    @asynccontextmanager
+    async def services() -> AsyncIterator[Any]:
+        yield fake
+
+    config = uvicorn.Config(create_app(services), timeout_keep_alive=configured, lifespan="on")
+    config.load()
+    lifespan = LifespanOn(config)
+    await lifespan.startup()
+    await lifespan.shutdown()
+
+    assert (lifespan.should_exit, config.timeout_keep_alive) == (False, used)
 
 
 async def test_unexpected_exception_at_startup_keeps_its_traceback() -> None:

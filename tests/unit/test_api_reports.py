@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
+from api.schemas.fields import parse_size
 from tests.unit.fakes import FakeServices, job_row, volume_row
 
 JOBS, VOLUMES = "/api/v1/jobs", "/api/v1/volumes"
@@ -25,7 +26,11 @@ PROGRESS: dict[str, Any] = {"kind": "bulk.expand", "status": "running", "succeed
 async def test_job_of_any_speed_can_be_read_listed_and_cancelled(
     fake: FakeServices, client: httpx.AsyncClient, total: int, age: timedelta, per_second: float
 ) -> None:
-    job = fake.jobs.add(job_row(**PROGRESS, total=total, started_at=datetime.now(UTC) - age))
+    job, followed = (
+        fake.jobs.add(job_row(**PROGRESS, total=total, started_at=datetime.now(UTC) - age)) for _ in range(2)
+    )
+    events = await client.get(f"{JOBS}/{followed.id}/events")
+    assert (events.status_code, events.text.count("event:")) == (200, 2)
     responses = [
         await client.get(f"{JOBS}/{job.id}"),
         await client.get(JOBS),
@@ -42,18 +47,25 @@ async def test_job_of_any_speed_can_be_read_listed_and_cancelled(
     ("written", "size"),
     [("4.1GB", 4_100_000_000), ("0.001KB", 1), ("0.001KiB", 2), ("1.1GiB", 1_181_116_007), ("7 b", 7), ("12B", 12)],
 )
-async def test_size_is_converted_by_decimal_arithmetic(
-    fake: FakeServices, client: httpx.AsyncClient, written: str, size: int
+def test_size_is_converted_by_decimal_arithmetic(written: str, size: int) -> None:
+    assert parse_size(written) == size
+
+
+@pytest.mark.parametrize(("name", "accepted"), [("db.example.org", True), (".hidden", False)])
+async def test_name_may_contain_dots(
+    fake: FakeServices, client: httpx.AsyncClient, name: str, *, accepted: bool
 ) -> None:
-    await client.post(VOLUMES, json={"name": "new", "size": written})
+    renamed, source = fake.volumes.add(volume_row("a")), fake.volumes.add(volume_row("b"))
+    responses = [
+        await client.post(VOLUMES, json={"name": f"{name}.1", "size": 1}),
+        await client.post(VOLUMES, json={"name": f"{name}.2", "size": 1}, headers={"Idempotency-Key": "not hot"}),
+        await client.patch(f"{VOLUMES}/{renamed.id}", json={"name": name}),
+        await client.post(f"{VOLUMES}/{source.id}/snapshots", json={"name": name}),
+        await client.post(f"{VOLUMES}/snapshots", json={"name": name}),
+    ]
 
-    assert [volume.size for volume in fake.volumes.rows.values()] == [size]
-
-
-async def test_name_may_contain_dots(client: httpx.AsyncClient) -> None:
-    responses = [await client.post(VOLUMES, json={"name": name, "size": 1}) for name in ("db.example.org", ".hidden")]
-
-    assert [response.status_code for response in responses] == [202, 422]
+    assert [response.is_success for response in responses] == [accepted] * 5
+    assert accepted or {response.status_code for response in responses} == {422}
 
 
 async def test_unknown_backend_is_refused_with_the_names_of_all(client: httpx.AsyncClient) -> None:

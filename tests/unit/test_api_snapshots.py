@@ -33,7 +33,7 @@ async def test_snapshot_is_taken_returned_restored_and_deleted(fake: FakeService
     path = f"{SNAPSHOTS}/{job['snapshot_id']}"
 
     body = (await client.get(path)).json()
-    assert (body["name"], body["state"], body["size"]) == ("before", "taking", 1024)
+    assert (body["name"], body["state"], body["size"]) == ("before", "taking", 8192)
     assert (body["volume_id"], body["job_id"]) == (str(volume.id), job["id"])
     assert volume.state is VolumeState.SNAPSHOTTING
 
@@ -103,14 +103,14 @@ async def test_invalid_snapshot_body_is_rejected(
 
 
 async def test_volume_can_be_created_from_a_snapshot(fake: FakeServices, client: httpx.AsyncClient) -> None:
-    snapshot = fake.snapshots.add(snapshot_row(fake.volumes.add(volume_row("one", size=1024))))
+    snapshot = fake.snapshots.add(snapshot_row(fake.volumes.add(volume_row("one", size=8192))))
     source = {"from_snapshot": str(snapshot.id)}
 
     same = accepted(await client.post(VOLUMES, json={"name": "two"} | source), "snapshot.clone")
-    larger = accepted(await client.post(VOLUMES, json={"name": "three", "size": "4KiB"} | source), "snapshot.clone")
+    larger = accepted(await client.post(VOLUMES, json={"name": "three", "size": "12KiB"} | source), "snapshot.clone")
 
     sizes = [fake.volumes.rows[UUID(job["volume_id"])].size for job in (same, larger)]
-    assert sizes == [1024, 4096]
+    assert sizes == [8192, 12288]
     small = await client.post(VOLUMES, json={"name": "four", "size": 1} | source)
     assert [error["field"] for error in rejected(small, 422, "invalid")["errors"]] == ["size"]
     missing = await client.post(VOLUMES, json={"name": "four", "from_snapshot": str(UNKNOWN)})

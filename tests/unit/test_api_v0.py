@@ -17,7 +17,7 @@ BODY = {"name": "a", "size": 1}
 async def test_response_is_delayed_until_the_job_has_ended(fake: FakeServices, client: httpx.AsyncClient) -> None:
     response = await client.post(f"{V0}/volumes", json=BODY)
 
-    assert (response.status_code, response.json()["name"], response.json()["size"]) == (201, "a", 1)
+    assert (response.status_code, response.json()["name"], response.json()["size"]) == (201, "a", 4096)
     assert fake.watcher.waits == [30]
     assert (await client.get(f"{V0}/volumes/{response.json()['id']}")).json() == response.json()
     assert (await client.get(f"{V0}/volumes")).json() == {"items": [response.json()], "next_cursor": None}

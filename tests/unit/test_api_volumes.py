@@ -33,12 +33,12 @@ async def test_create_volume_returns_its_job(fake: FakeServices, client: httpx.A
 @pytest.mark.parametrize(
     ("size", "parsed_bytes"),
     [
-        (1, 1),
+        (1, 4096),
         (4096.0, 4096),
         ("4096", 4096),
         ("4096B", 4096),
-        ("1KiB", 1024),
-        ("1 kb", 1000),
+        ("5KiB", 8192),
+        ("1 kb", 4096),
         ("1.5GiB", 1610612736),
         ("64TiB", 64 * 2**40),
     ],
@@ -58,12 +58,13 @@ async def test_valid_name_is_accepted(client: httpx.AsyncClient, name: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("growth", "to_size"), [({"to": 2048}, 2048), ({"by": "1KiB"}, 2048), ({"percent": 50}, 1536), ({"to": 1024}, 1024)]
+    ("growth", "to_size"),
+    [({"to": 16384}, 16384), ({"by": "4KiB"}, 12288), ({"percent": 100}, 16384), ({"to": 8192}, 8192)],
 )
 async def test_growth_is_given_by_to_by_or_percent(
     fake: FakeServices, client: httpx.AsyncClient, growth: dict[str, Any], to_size: int
 ) -> None:
-    volume = fake.volumes.add(volume_row(size=1024))
+    volume = fake.volumes.add(volume_row(size=8192))
     response = await client.post(f"{VOLUMES}/{volume.id}/expand", json=growth)
 
     assert response.status_code == 202
@@ -76,7 +77,7 @@ async def test_volume_has_its_path_and_utc_times(fake: FakeServices, client: htt
     body = (await client.get(f"{VOLUMES}/{volume.id}")).json()
 
     assert body["path"] == f"/volumes/{volume.id}"
-    assert (body["size"], body["used"], body["used_at"]) == (1024, 512, None)
+    assert (body["size"], body["used"], body["used_at"]) == (8192, 512, None)
     assert body["created_at"] == "2026-01-31T12:00:00Z"
 
 

@@ -54,8 +54,7 @@ def test_serve_runs_uvicorn_with_a_limited_graceful_shutdown(cistern: Cistern, m
 
     assert cistern("serve", "--host", "0.0.0.0", "--port", "80") == (0, "")
     options = {"host": "0.0.0.0", "port": 80, "access_log": False, "http": LimitedHttpProtocol, "proxy_headers": False}
-    timeouts = {"timeout_graceful_shutdown": 5, "timeout_keep_alive": 75}
-    assert calls == [("api.main:app", options | timeouts)]
+    assert calls == [("api.main:app", options | {"timeout_graceful_shutdown": 5})]
     assert LimitedHttpProtocol.max_connections == 1_000
 
 

@@ -12,7 +12,7 @@ from domain.bulk.model import ItemCode
 from domain.bulk.requests import Selection
 from domain.bulk.service import slots_per_lane
 from domain.errors import Invalid
-from domain.volumes.model import MAX_SIZE
+from domain.volumes.model import BLOCK_BYTES, MAX_SIZE, rounded_down
 
 MIB = 1 << 20
 SIZES = st.integers(min_value=1, max_value=MAX_SIZE)
@@ -21,7 +21,8 @@ SIZES = st.integers(min_value=1, max_value=MAX_SIZE)
 def test_growth_is_rounded_up_to_whole_steps() -> None:
     assert GrowthPolicy(by=1, step=MIB).new_size(10 * MIB, None) == 11 * MIB
     assert GrowthPolicy(percent=10, step=MIB).new_size(10 * MIB, None) == 11 * MIB
-    assert GrowthPolicy(by=3, step=2).new_size(10, None) == 14
+    assert GrowthPolicy(by=3, step=8192).new_size(4096, None) == 8192
+    assert GrowthPolicy(by=3, step=5000).new_size(4096, None) == 8192, "the step is rounded up too"
 
 
 def test_volumes_are_measured_only_for_a_threshold() -> None:
@@ -31,7 +32,15 @@ def test_volumes_are_measured_only_for_a_threshold() -> None:
 
 
 def test_size_limit_takes_precedence_over_step() -> None:
-    assert GrowthPolicy(by=MIB, up_to=10 * MIB + 5).new_size(10 * MIB, None) == 10 * MIB + 5
+    assert GrowthPolicy(by=MIB, up_to=10 * MIB + 4096).new_size(10 * MIB, None) == 10 * MIB + 4096
+
+
+def test_size_limit_is_rounded_down() -> None:
+    policy = GrowthPolicy(by=MIB, up_to=10 * MIB + 8191)
+
+    assert policy.new_size(10 * MIB, None) == 10 * MIB + 4096
+    assert policy.new_size(10 * MIB + 4096, None) == ItemCode.AT_LIMIT
+    assert policy.new_size(10 * MIB + 5000, None) == ItemCode.AT_LIMIT, "a volume of an odd size from before"
 
 
 @pytest.mark.parametrize(
@@ -51,7 +60,7 @@ def test_unchanged_volume_has_a_reason(policy: GrowthPolicy, size: int, used: in
 
 
 def test_volume_above_threshold_grows() -> None:
-    assert GrowthPolicy(by=1, step=1, usage_above=80).new_size(100, 81) == 101
+    assert GrowthPolicy(by=1, step=1, usage_above=80).new_size(100 * 4096, 81 * 4096) == 101 * 4096
 
 
 @given(SIZES, st.integers(1, MAX_SIZE), st.integers(1, 2**40), st.none() | SIZES)
@@ -60,6 +69,8 @@ def test_new_size_is_larger_and_within_the_limit(size: int, by: int, step: int, 
 
     if not isinstance(decision, ItemCode):
         assert size < decision <= min(up_to or MAX_SIZE, MAX_SIZE)
+        assert decision % BLOCK_BYTES == 0
+        assert decision >= min(size + by, rounded_down(up_to or MAX_SIZE))
 
 
 @pytest.mark.parametrize(
@@ -136,6 +147,7 @@ def test_volume_never_grows_beyond_the_limit_of_its_own_policy(
 
     if not isinstance(decision, ItemCode):
         assert size < decision <= up_to
+        assert decision % BLOCK_BYTES == 0
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from shutil import rmtree
 from types import MappingProxyType
+from typing import cast
 from uuid import UUID
 
 import pytest
@@ -15,9 +16,9 @@ from domain.errors import DatabaseUnavailable
 from domain.jobs.attempt import ClaimedJob
 from domain.jobs.engine import NO_PROGRESS, Renewed
 from domain.jobs.model import Job
-from domain.jobs.store.leases import Progress
+from domain.jobs.store.leases import Progress, SlowCall
 from domain.storage.context import Fence, Grant, StopReason
-from tests.unit.worker_fakes import LEASE, FakeJobEngine, a_job, until
+from tests.unit.worker_fakes import LEASE, STALL, FakeJobEngine, a_job, until
 from worker.heartbeat import Heartbeat, LivenessFile
 from worker.runner import Execution
 
@@ -29,7 +30,7 @@ def running_jobs(*jobs: Job, deadline: float = 0.0) -> dict[UUID, Execution]:
 
 
 def a_heartbeat(engine: FakeJobEngine, running: dict[UUID, Execution], *, lease: float = LEASE) -> Heartbeat:
-    return Heartbeat(engine, running, lease=lease, stall=60)
+    return Heartbeat(engine, running, lease=lease, stall=STALL)
 
 
 async def test_beat_extends_every_grant_that_is_still_held() -> None:
@@ -77,6 +78,27 @@ async def test_stalled_job_is_not_renewed() -> None:
 
     assert running[stalled.id].grant.state.deadline == 0.0
     assert running[active.id].grant.state.deadline > 0.0
+
+
+@pytest.mark.parametrize(("seconds", "is_renewed"), [(500, True), (700, False)])
+async def test_job_in_a_blocking_call_is_renewed_until_the_call_has_taken_too_long(
+    seconds: float, *, is_renewed: bool
+) -> None:
+    job = a_job()
+    engine, running = FakeJobEngine(job), running_jobs(job)
+    grant = running[job.id].grant
+    with grant.blocking_call("reflink"):
+        for call in grant.state.calls:
+            call.started_at = grant.state.progressed_at = time.monotonic() - seconds
+        await a_heartbeat(engine, running).beat()
+
+    assert (grant.state.deadline > 0.0) is is_renewed
+    if is_renewed:
+        assert engine.progress[job.id] == (
+            None,
+            None,
+            SlowCall("reflink", cast("float", pytest.approx(seconds, abs=30)), 600),
+        )
 
 
 async def test_beat_stores_the_progress_of_copying_jobs() -> None:
@@ -194,7 +216,7 @@ def a_heartbeat_with_file(
 ) -> tuple[Heartbeat, Path]:
     folder.mkdir(exist_ok=True)
     file = folder / "beat"
-    return Heartbeat(engine, running, lease=LEASE, stall=60, liveness_file=LivenessFile.open(file)), file
+    return Heartbeat(engine, running, lease=LEASE, stall=STALL, liveness_file=LivenessFile.open(file)), file
 
 
 def grow_old(file: Path) -> None:

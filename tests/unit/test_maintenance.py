@@ -10,13 +10,13 @@ from domain.errors import DatabaseUnavailable
 from domain.jobs.store.retention import Pruned
 from domain.jobs.transport.job_queue import QueueUnavailable
 from domain.maintenance_tasks import MaintenanceTask
-from tests.unit.worker_fakes import FakeJobEngine, until
+from tests.unit.worker_fakes import STALL, FakeJobEngine, until
 from worker.heartbeat import Heartbeat
 from worker.maintenance import Maintenance
 
 
 def a_heartbeat(*, beating: bool) -> Heartbeat:
-    heartbeat = Heartbeat(FakeJobEngine(), {}, lease=15, stall=60)
+    heartbeat = Heartbeat(FakeJobEngine(), {}, lease=15, stall=STALL)
     heartbeat._is_beating = beating
     return heartbeat
 

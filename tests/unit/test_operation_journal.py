@@ -59,6 +59,14 @@ def test_check_on_the_proxy_records_progress_on_the_original() -> None:
     assert original.state.progressed_at == 3.0
 
 
+def test_blocking_call_on_the_proxy_is_one_of_the_original() -> None:
+    original = Grant(uuid4(), Fence(1, 1), deadline=5.0, clock=lambda: 0.0)
+    with proxy_for(original).blocking_call("sync"):
+        names = [call.name for call in original.state.calls]
+
+    assert (names, original.state.calls) == (["sync"], set())
+
+
 def test_report_on_the_proxy_is_recorded_on_both() -> None:
     now = [0.0]
     original = Grant(uuid4(), Fence(1, 1), deadline=5.0, clock=lambda: now[0])

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from domain.jobs.attempt import WORKER_LOST, Cancelled, Failed, RetryIn, Succeeded
+from domain.jobs.attempt import WORKER_LOST, Cancelled, Failed, FenceBehind, RetryIn, Succeeded
 from domain.jobs.model import Job
 from domain.jobs.store.orphans import EXTRA_CLAIMS
 from domain.storage.context import Fence, Grant, StopReason
@@ -96,14 +96,22 @@ class TestOutcomes:
         assert isinstance(outcome, RetryIn)
         assert outcome.error == {"code": "internal", "detail": "Something went wrong."}
 
-    async def test_superseded_attempt_changes_nothing(self) -> None:
+    async def test_refused_attempt_changes_nothing_and_names_the_fence_that_is_stored(self) -> None:
         job, driver = a_job("volume.expand", size=2 * MIB), MemoryDriver()
         assert job.volume_id is not None
         await driver.create(job.volume_id, MIB, Grant(job.id, Fence(9, 0), 1.0, clock=lambda: 0.0))
         engine = await run_once(job, driver)
 
-        assert (engine.settled, job.status) == ([], "running")
+        (outcome,) = engine.settled
+        assert isinstance(outcome, FenceBehind)
+        assert outcome.stored == Fence(9, 0)
         assert await size_of(driver, job) == MIB
+
+    async def test_attempt_refused_by_a_fence_that_is_not_told_is_superseded(self) -> None:
+        job = a_job()
+        engine = await run_once(job, faulty("fail=create:fence-refused"))
+
+        assert (engine.settled, job.status) == ([], "running")
 
     @pytest.mark.parametrize("columns", [{}, {"cancel_requested_at": "now"}], ids=["work", "cancellation"])
     async def test_backend_of_other_workers_is_left_to_them_without_an_attempt(self, columns: dict[str, Any]) -> None:

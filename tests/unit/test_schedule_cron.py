@@ -243,6 +243,9 @@ def test_times_are_those_that_local_clocks_show(
         "*/60 * * * *",
         "0 */36 * * *",
         "0,5-50/61 * * * *",
+        "10-20/30 * * * *",
+        "0 8-18/12 * * *",
+        "0 0 * * 1-5/5",
         "0 0 */31 * *",
         "0 0 1 */12 *",
         "0 0 * * */7",
@@ -260,7 +263,9 @@ def test_step_that_is_never_reached_is_refused_with_what_it_would_do() -> None:
         CronSchedule("*/90 * * * *", "UTC")
 
 
-@pytest.mark.parametrize("cron", ["*/59 * * * *", "0 */23 * * *", "0 0 */30 * *", "0 0 1 */11 *", "0 0 * * */6"])
+@pytest.mark.parametrize(
+    "cron", ["*/59 * * * *", "10-20/10 * * * *", "0 */23 * * *", "0 0 */30 * *", "0 0 1 */11 *", "0 0 * * */6"]
+)
 def test_step_within_its_range_is_accepted(cron: str) -> None:
     assert CronSchedule(cron, "UTC").next(at("2026-01-01T00:00")) > at("2026-01-01T00:00")
 

@@ -1,7 +1,9 @@
 """Settings are read from the environment and from .env; an invalid one is reported in one line that names it."""
 
 import re
+import ssl
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 
@@ -10,6 +12,7 @@ from domain.jobs.transport.job_queue import JobQueue
 from domain.postgres_url import parse_url
 from domain.settings import Settings, load_settings, require_servers
 
+SYSTEM_AUTHORITIES = ssl.get_default_verify_paths().cafile
 URLS = {"database_url": "postgresql+asyncpg://u@h/d", "redis_url": "redis://h"}
 
 
@@ -172,6 +175,14 @@ def test_invalid_database_url_is_reported_with_the_reason(empty_environment: Pat
         ("postgresql://u@h/d?sslmode=require&channel_binding=require", {"dsn": "postgresql:///?sslmode=require"}),
         ("postgresql://u@h/d?connect_timeout=3&application_name=me", {"timeout": 3.0}),
         ("postgresql://u@h/d?application_name=me", {"server_settings": {"application_name": "me"}}),
+        (
+            "postgresql://u@h/d?sslmode=verify-full&sslrootcert=system",
+            {"dsn": f"postgresql:///?{urlencode({'sslmode': 'verify-full', 'sslrootcert': SYSTEM_AUTHORITIES})}"},
+        ),
+        (
+            "postgresql://u@h/d?ssl_min_protocol_version=TLSv1.3",
+            {"dsn": "postgresql:///?ssl_min_protocol_version=TLSv1.3"},
+        ),
         ("postgresql+asyncpg://u@/d?host=/run/x", {"hosts": [("/run/x", 5432)], "user": "u"}),
     ],
 )
@@ -181,9 +192,18 @@ def test_database_url_of_a_hosted_service_is_understood(url: str, expected: dict
 
 @pytest.mark.parametrize(
     ("url", "reason"),
-    [("redis://h/0?foo=1", "unexpected keyword argument 'foo'"), ("redis://h/0?socket_timeout=soon", "Invalid value")],
+    [
+        ("redis://h/0?foo=1", "there is no option foo"),
+        ("redis://h/0?ssl_cert_reqs=none", "unexpected keyword argument 'ssl_cert_reqs'"),
+        ("redis://h/0?socket_timeout=soon", "Invalid value"),
+        ("redis://h/0?decode_responses=true", "there is no option decode_responses"),
+        ("redis://h/0?retry=1", "there is no option retry"),
+        ("redis://h/0?protocol=9", "protocol must be"),
+        ("redis://h/jobs", "'jobs' is no number of a database"),
+        ("redis+sentinel://h/main/jobs", "'jobs' is no number of a database"),
+    ],
 )
-def test_unknown_option_of_the_redis_url_is_reported(url: str, reason: str) -> None:
+def test_unusable_redis_url_is_reported_with_the_reason(url: str, reason: str) -> None:
     with pytest.raises(ConfigurationError, match=f"^CISTERN_REDIS_URL: {reason}"):
         JobQueue.open(url)
 

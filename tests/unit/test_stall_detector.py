@@ -13,7 +13,7 @@ from domain.jobs.engine import NO_PROGRESS, Renewed
 from domain.jobs.store.leases import Progress
 from domain.storage.context import Fence, Grant
 from domain.storage.memory import MemoryDriver
-from tests.unit.worker_fakes import LEASE, FakeJobEngine, a_job, a_runner, until
+from tests.unit.worker_fakes import LEASE, STALL, FakeJobEngine, a_job, a_runner, until
 from worker.heartbeat import Heartbeat, StallDetector
 from worker.runner import Execution
 
@@ -33,7 +33,7 @@ def count_of(caplog: pytest.LogCaptureFixture, event: str) -> int:
 
 def test_stalled_jobs_are_marked_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     stalled, active = running_jobs(2, seconds_since_progress=61), running_jobs(3, seconds_since_progress=59)
-    detector = StallDetector(stalled | active, stall=60, slots=10)
+    detector = StallDetector(stalled | active, stall=STALL, slots=10)
     detector.check()
     detector.check()
 
@@ -45,7 +45,7 @@ def test_stalled_jobs_are_marked_and_logged_once(caplog: pytest.LogCaptureFixtur
 
 def test_recovered_job_is_logged_and_no_longer_marked(caplog: pytest.LogCaptureFixture) -> None:
     running = running_jobs(1, seconds_since_progress=61)
-    detector = StallDetector(running, stall=60, slots=10)
+    detector = StallDetector(running, stall=STALL, slots=10)
     detector.check()
     (run,) = running.values()
     run.grant.check()
@@ -55,8 +55,22 @@ def test_recovered_job_is_logged_and_no_longer_marked(caplog: pytest.LogCaptureF
     assert count_of(caplog, "job.recovered") == 1
 
 
+def test_job_in_a_blocking_call_is_logged_once_and_not_marked(caplog: pytest.LogCaptureFixture) -> None:
+    running = running_jobs(1, seconds_since_progress=61)
+    (run,) = running.values()
+    detector = StallDetector(running, stall=STALL, slots=1)
+    with run.grant.blocking_call("reflink"):
+        detector.check()
+        detector.check()
+
+    assert not run.grant.state.stalled_at_last_check
+    assert (count_of(caplog, "job.slow_call"), count_of(caplog, "job.stalled")) == (1, 0)
+    assert "reflink" in caplog.text
+    assert str(run.job.volume_id) in caplog.text
+
+
 def test_worker_with_a_stalled_job_in_every_slot_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    detector = StallDetector(running_jobs(3, seconds_since_progress=61), stall=60, slots=3)
+    detector = StallDetector(running_jobs(3, seconds_since_progress=61), stall=STALL, slots=3)
     detector.check()
     detector.check()
 
@@ -73,8 +87,8 @@ async def test_job_that_waits_to_be_settled_is_not_stalled(
     await until(lambda: engine.settle_calls > 0)
     lease = runner.running[job.id].grant.state
     lease.progressed_at -= 1000
-    StallDetector(runner.running, stall=60, slots=1).check()
-    await Heartbeat(engine, runner.running, lease=LEASE, stall=60).beat()
+    StallDetector(runner.running, stall=STALL, slots=1).check()
+    await Heartbeat(engine, runner.running, lease=LEASE, stall=STALL).beat()
     renewed = engine.renewed
     engine.available = True
     await handling

@@ -1,5 +1,6 @@
 """Opening drivers from the setting, and the messages for URLs and drivers that cannot be used."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -124,11 +125,34 @@ def test_path_is_taken_literally(tmp_path: Path, path: str) -> None:
     assert driver.root == tmp_path / path.rpartition("/")[2]
 
 
-def test_relative_path_is_below_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    opened("file:here/volumes")
+@pytest.mark.parametrize(
+    ("options", "ratio"),
+    [("", 20), ("?allocate=full", 1), ("?overcommit=1.5", 1.5), ("?allocate=full&overcommit=3", 3)],
+)
+def test_backend_promises_no_more_than_can_be_expected(tmp_path: Path, options: str, ratio: float) -> None:
+    assert open_driver(f"file:{tmp_path}/volumes{options}", threads=1).overcommit == ratio
 
-    assert (tmp_path / "here" / "volumes").is_dir()
+
+async def test_blocks_reserved_for_root_are_not_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver, statvfs = opened(f"file:{tmp_path}"), os.statvfs
+
+    def with_reserved_blocks(path: str) -> os.statvfs_result:
+        fields = list(statvfs(path))
+        fields[2:5] = [1000, 400, 300]  # all, free, free for those who are not root
+        return os.statvfs_result(fields)
+
+    monkeypatch.setattr(os, "statvfs", with_reserved_blocks)
+    capacity = await driver.capacity()
+
+    assert capacity.free == 300 * statvfs(tmp_path).f_frsize
+
+
+@pytest.mark.parametrize("url", ["file:here/volumes", "file:./here/volumes?allocate=full", "faulty+file:here/volumes"])
+def test_relative_path_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """A process that is started in another directory would use another place."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match=f"the path must be absolute, such as {tmp_path}/here/volumes"):
+        Backends.open({"local": url}, threads=1)
 
 
 async def test_wrapper_passes_on_the_inner_drivers_options() -> None:

@@ -33,9 +33,10 @@ async def test_lower_fence_is_refused_and_changes_nothing(
     grant = RecordingGrant(*stale)
     await scenario.seal(operation, RecordingGrant(5, 2))
 
-    with pytest.raises(FenceRefused):
+    with pytest.raises(FenceRefused) as refused:
         await scenario.perform(operation, grant)
 
+    assert refused.value.stored == (5, 2)
     assert grant.published == []
     assert await scenario.sizes() == Scenario.UNTOUCHED
 

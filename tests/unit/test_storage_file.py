@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from domain.storage.driver import Usage
 from domain.storage.errors import BackendUnavailable, FenceRefused, StorageFull
+from domain.storage.file import disk
 from domain.storage.file.driver import FileDriver
 from tests.unit.file_builders import MIB, VOLUME, CallbackGrant, attempt, data, empty_driver, failing
 
@@ -38,7 +40,20 @@ class TestFiles:
 
         assert usage is not None
         assert usage.size == 64 * MIB
-        assert MIB <= usage.used < 2 * MIB
+        assert usage.used == MIB
+
+    @pytest.mark.parametrize(("max_extents", "used"), [(2, 128 * 1024), (1, MIB)])
+    async def test_usage_of_a_fragmented_file_is_what_is_allocated(
+        self, driver: FileDriver, monkeypatch: pytest.MonkeyPatch, max_extents: int, used: int
+    ) -> None:
+        monkeypatch.setattr(disk, "MAX_EXTENTS", max_extents)
+        await driver.create(VOLUME, MIB, attempt())
+        with data(driver).open("r+b") as file:
+            disk.reserve(file.fileno(), 0, MIB)
+            for start in (0, MIB // 2):
+                os.pwrite(file.fileno(), b"x" * 64 * 1024, start)
+
+        assert await driver.measure([VOLUME]) == {VOLUME: Usage(MIB, used)}
 
     async def test_expanding_keeps_the_bytes(self, driver: FileDriver) -> None:
         await driver.create(VOLUME, MIB, attempt())

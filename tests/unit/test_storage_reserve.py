@@ -11,7 +11,7 @@ import pytest
 from domain.errors import ConfigurationError
 from domain.storage.backends import open_driver
 from domain.storage.context import Fence, Grant, Stopped, StopReason
-from domain.storage.driver import StorageDriver
+from domain.storage.driver import StorageDriver, Usage
 from domain.storage.errors import BackendUnavailable, StorageFull
 from domain.storage.file import disk
 from tests.unit.storage_builders import RecordingGrant, opened
@@ -34,6 +34,16 @@ def on_disk(driver: StorageDriver) -> tuple[int, int]:
     status = Path(str(driver.path(VOLUME))).stat()
     allocated = status.st_blocks * 512
     return status.st_size, allocated - allocated % (16 * KIB)
+
+
+def write_at_the_start(driver: StorageDriver, length: int) -> None:
+    with Path(str(driver.path(VOLUME))).open("r+b") as file:
+        file.write(b"x" * length)
+
+
+def reserve_more(driver: StorageDriver, start: int, length: int) -> None:
+    with Path(str(driver.path(VOLUME))).open("r+b") as file:
+        disk.reserve(file.fileno(), start, length)
 
 
 def full_after(monkeypatch: pytest.MonkeyPatch, slices: int) -> None:
@@ -102,13 +112,43 @@ async def test_seal_releases_blocks_that_a_killed_attempt_reserved(
     driver: StorageDriver,
 ) -> None:
     await driver.create(VOLUME, MIB, RecordingGrant(1))
-    handle = os.open(str(driver.path(VOLUME)), os.O_RDWR)
-    disk.reserve(handle, MIB, 4 * MIB)
-    os.close(handle)
+    reserve_more(driver, MIB, 4 * MIB)
     assert on_disk(driver) == (MIB, 5 * MIB)
 
     assert await driver.seal(VOLUME, RecordingGrant(2)) == MIB
     assert on_disk(driver) == (MIB, MIB)
+
+
+async def test_usage_is_unknown_since_all_blocks_are_allocated(driver: StorageDriver) -> None:
+    await driver.create(VOLUME, 2 * MIB, RecordingGrant(1))
+    assert await driver.measure([VOLUME]) == {VOLUME: Usage(2 * MIB, None)}
+    await driver.expand(VOLUME, 3 * MIB, RecordingGrant(2))
+
+    assert await driver.measure([VOLUME]) == {VOLUME: Usage(3 * MIB, None)}
+
+
+async def test_blocks_reserved_by_an_earlier_configuration_are_not_in_use(
+    driver: StorageDriver, tmp_path: Path
+) -> None:
+    await driver.create(VOLUME, 2 * MIB, RecordingGrant(1))
+    sparse = opened(f"file:{tmp_path}/volumes", 1)
+    assert await sparse.measure([VOLUME]) == {VOLUME: Usage(2 * MIB, 0)}
+    await sparse.expand(VOLUME, 3 * MIB, RecordingGrant(2))
+    write_at_the_start(driver, MIB)
+
+    assert await sparse.measure([VOLUME]) == {VOLUME: Usage(3 * MIB, MIB)}
+    await sparse.close()
+
+
+async def test_blocks_reserved_beyond_the_end_are_not_in_use(tmp_path: Path) -> None:
+    driver = opened(f"file:{tmp_path}/volumes", 1)
+    await driver.create(VOLUME, MIB, RecordingGrant(1))
+    write_at_the_start(driver, MIB)
+    reserve_more(driver, MIB, 4 * MIB)
+    assert on_disk(driver) == (MIB, 5 * MIB)
+
+    assert await driver.measure([VOLUME]) == {VOLUME: Usage(MIB, MIB)}
+    await driver.close()
 
 
 def test_unknown_allocation_mode_is_a_configuration_error(tmp_path: Path) -> None:

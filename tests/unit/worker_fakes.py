@@ -22,7 +22,7 @@ from domain.jobs.transport.job_queue import JobQueue, QueueKeys
 from domain.services import compose
 from domain.settings import Settings
 from domain.storage.backends import Backends, open_driver
-from domain.storage.context import Grant
+from domain.storage.context import Grant, StallLimits
 from domain.storage.driver import StorageDriver
 from domain.storage.memory import MemoryDriver
 from worker.performer import AttemptPerformer
@@ -32,6 +32,7 @@ MIB = 2**20
 #: Where the messages of `a_job` are.
 QUEUE_NAME, WAKEUPS = QueueKeys().queue("memory"), QueueKeys().wakeups("memory")
 LEASE = 60.0
+STALL = StallLimits(60, 600)
 
 
 class FakeJobEngine(JobEngine):

@@ -133,12 +133,12 @@ class SqliteDriver(StorageDriver):
         return await self._run(work)
 
     async def measure(self, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:
-        """Return the sizes; no bytes are stored, so none are used."""
+        """Return the sizes; how much is in use is unknown, since this appliance does not say so."""
 
         def work() -> dict[UUID, Usage]:
             with self._connection() as db:
                 sizes = {id_: _volume_size(db, id_) for id_ in volume_ids}
-            return {id_: Usage(size, used=0) for id_, size in sizes.items() if size is not None}
+            return {id_: Usage(size, used=None) for id_, size in sizes.items() if size is not None}
 
         return await self._run(work)
 

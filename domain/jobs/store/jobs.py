@@ -1,29 +1,24 @@
 """The job table for user requests and use cases. Takes a session, never commits."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Text, Uuid, bindparam, case, cast, false, func, select
+from sqlalchemy import ColumnElement, Uuid, bindparam, func, select, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import defer
-from sqlalchemy.orm.attributes import set_committed_value
 
+from domain.db.listing import load_short
 from domain.db.sql import as_columns
 from domain.jobs.model import Job
 from domain.jobs.states import ENDED, JobStatus
 from domain.jobs.store import statements
+from domain.storage.context import Fence
 
 #: By ``ids``, without jobs that are being pruned.
 _GET_MANY: Final = select(Job).where(Job.id == func.any(bindparam("ids", type_=ARRAY(Uuid()))), Job.pruned_at.is_(None))
-
-
-#: Maximum length of the params of a job in a list, in characters of JSON: a list may have hundreds of bulk jobs, each
-#: with the ids of thousands of volumes.
-MAX_LISTED_PARAMS: Final = 2000
-OMITTED_PARAMS: Final = {"omitted": "These parameters are too long for a list. The job itself has them."}
 
 
 @dataclass(frozen=True)
@@ -67,19 +62,28 @@ class JobRepository:
         """Read one job and lock its row."""
         return _visible(await self._session.get(Job, job_id, with_for_update=True, populate_existing=True))
 
+    async def raise_fences(self, stored: Mapping[UUID, Fence]) -> None:
+        """Raise the fences of queued jobs, which the caller has locked, above those that the storage has."""
+        for job_id, fence in stored.items():
+            raised = func.jsonb_build_object("fence_version", fence.version + 1)
+            query = update(Job).where(Job.id == job_id)
+            # The epoch, too: an attempt whose epoch the database has lost must not be taken for a later one.
+            values = {"params": Job.params.op("||")(raised), "epoch": func.greatest(Job.epoch, fence.epoch + 1)}
+            await self._session.execute(query.values(values).execution_options(synchronize_session=False))
+
+    async def cancel_next_attempt(self, job_id: UUID, error: dict[str, Any]) -> None:
+        """Let the next attempt at a queued job only seal what it holds, and end the job with this ``error``."""
+        cancelled = func.coalesce(Job.cancel_requested_at, func.now())
+        query = update(Job).where(Job.id == job_id).values(cancel_requested_at=cancelled, error=error)
+        await self._session.execute(query.execution_options(synchronize_session=False))
+
     async def page(self, filters: JobFilter, *, before: UUID | None, limit: int) -> Sequence[Job]:
-        """Read up to ``limit + 1`` jobs, newest first; params of more than `MAX_LISTED_PARAMS` are `OMITTED_PARAMS`."""
+        """Read up to ``limit + 1`` jobs, newest first, without long params."""
         query = select(Job).options(defer(Job.params)).order_by(Job.id.desc()).limit(limit + 1)
         if before is not None:
             query = query.where(Job.id < before)
         jobs = (await self._session.scalars(query.where(*_matches(filters)))).all()
-        # Long params are stored apart from the row; their stored size is known without reading them.
-        stored = func.pg_column_size(Job.params) > MAX_LISTED_PARAMS
-        is_short = case((stored, false()), else_=func.length(cast(Job.params, Text)) <= MAX_LISTED_PARAMS)
-        listed = select(Job.id, Job.params).where(Job.id.in_([job.id for job in jobs]), is_short)
-        params = {row.id: row.params for row in await self._session.execute(listed)}
-        for job in jobs:
-            set_committed_value(job, "params", params.get(job.id, OMITTED_PARAMS))
+        await load_short(self._session, Job.params, jobs)
         return jobs
 
     async def ended_among(self, job_ids: Collection[UUID]) -> Sequence[UUID]:

@@ -11,6 +11,9 @@ from uuid import UUID
 
 from sqlalchemy import (
     ColumnElement,
+    Float,
+    TableValuedAlias,
+    Text,
     Uuid,
     case,
     delete,
@@ -34,11 +37,20 @@ BEATS_PER_LEASE: Final = 3
 MIN_HEARTBEAT_TIMEOUT: Final = 2.0
 
 
-class Progress(NamedTuple):
-    """The number of bytes that an attempt has copied, and the number it must copy."""
+class SlowCall(NamedTuple):
+    """A blocking call that an attempt waits for: its name, its duration so far and its limit, both in seconds."""
 
-    done: int
-    total: int
+    call: str
+    seconds: float
+    limit_seconds: float
+
+
+class Progress(NamedTuple):
+    """The number of bytes that an attempt has copied and must copy (None: unknown), and the slow call it waits for."""
+
+    done: int | None
+    total: int | None
+    slow_call: SlowCall | None = None
 
 
 class Renewal(NamedTuple):
@@ -123,10 +135,10 @@ class LeaseRepository:
         The same statement stores their progress; it raises the version, the ETag, only if the progress has changed.
         Locked rows are skipped: waiting for one must not cost the other jobs their leases.
         """
-        rows = ({"id": job_id} | (progress[job_id]._asdict() if job_id in progress else {}) for job_id in job_ids)
-        new = array_rows(rows, id=Uuid(), done=Job.total.type, total=Job.total.type)
+        new = _renewed_rows(job_ids, progress)
         done, total = func.coalesce(new.c.done, Job.succeeded), func.coalesce(new.c.total, Job.total)
-        progressed = Job.succeeded.is_distinct_from(done) | Job.total.is_distinct_from(total)
+        same_call = Job.waiting_for["call"].astext.is_not_distinct_from(new.c.call)
+        progressed = Job.succeeded.is_distinct_from(done) | Job.total.is_distinct_from(total) | ~same_call
         unlocked = select(Job.id).where(Job.id.in_(job_ids)).with_for_update(skip_locked=True, key_share=True)
         query = (
             update(Job)
@@ -134,6 +146,7 @@ class LeaseRepository:
             .values(
                 lease_expires_at=from_now(lease),
                 version=Job.version + case((progressed, 1), else_=0),
+                waiting_for=case((same_call, Job.waiting_for), (new.c.call.is_not(None), _waiting_for(new))),
                 **_progress(done, total),
             )
             .returning(Job.id, Job.cancel_requested_at.is_not(None))
@@ -196,6 +209,24 @@ def max_renewal_delay(lease: float, minimum: float = MIN_HEARTBEAT_TIMEOUT) -> f
 def _leased_by(worker_id: UUID) -> tuple[ColumnElement[bool], ...]:
     """Return the conditions of a lease held by this worker. A job delegated to lanes is running, but has no lease."""
     return Job.worker_id == worker_id, Job.status == JobStatus.RUNNING, Job.lease_expires_at.is_not(None)
+
+
+def _renewed_rows(job_ids: Collection[UUID], progress: Mapping[UUID, Progress]) -> TableValuedAlias:
+    """Return a row per job: its id, and what is known of its progress."""
+    nothing = Progress(None, None)
+    rows = []
+    for job_id in job_ids:
+        done, total, slow_call = progress.get(job_id, nothing)
+        rows.append({"id": job_id, "done": done, "total": total} | (slow_call._asdict() if slow_call else {}))
+    size, number = Job.total.type, Float()
+    return array_rows(rows, id=Uuid(), done=size, total=size, call=Text(), seconds=number, limit_seconds=number)
+
+
+def _waiting_for(new: TableValuedAlias) -> ColumnElement[Any]:
+    """Return what is shown of a slow call. Its start is kept from the first heartbeat that reports it."""
+    since = func.now() - func.make_interval(0, 0, 0, 0, 0, 0, new.c.seconds)
+    limit = new.c.limit_seconds
+    return func.jsonb_build_object("call", new.c.call, "since", since, "limit_seconds", limit)
 
 
 def _progress(done: ColumnElement[Any], total: ColumnElement[Any]) -> dict[str, ColumnElement[Any]]:

@@ -54,6 +54,7 @@ class OrphanRepository:
                 status=JobStatus.FAILED,
                 version=Job.version + 1,
                 lease_expires_at=None,
+                waiting_for=None,
                 finished_at=func.now(),
                 error=WORKER_LOST,
             )
@@ -131,6 +132,7 @@ def _requeue(condition: ColumnElement[bool]) -> UpdateBase:
             run_at=func.now(),
             dispatched_at=None,
             lease_expires_at=None,
+            waiting_for=None,
             error=WORKER_LOST,
         )
         .returning(Job.id)

@@ -104,6 +104,7 @@ SETTLE: Final = (
                 CASE WHEN cancel_requested_at IS NULL OR ends.give_back > 0 THEN ends.delay ELSE 0 END,
             dispatched_at = CASE WHEN ends.status <> 'queued' THEN dispatched_at END,
             lease_expires_at = NULL,
+            waiting_for = NULL,
             finished_at = CASE WHEN ends.status NOT IN ('queued', 'running') THEN now() END,
             total = coalesce(ends.copied, total),
             succeeded = CASE WHEN ends.status = 'succeeded' THEN coalesce(ends.copied, total, succeeded)

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from arq.connections import ArqRedis
-from redis.asyncio.connection import parse_url
+from redis.asyncio.connection import URL_QUERY_ARGUMENT_PARSERS, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
@@ -20,6 +20,16 @@ TIMEOUT_SECONDS: Final = 0.8
 _SENTINEL: Final = "+sentinel"
 _SENTINEL_PORT: Final = 26379
 _FILES: Final = frozenset({"ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile"})
+#: Options of redis-py that a URL can have: those that it converts, and those whose value is a text or a number. It
+#: takes any other argument too, but as a text: it fails on first use, or, as `decode_responses`, changes what is read.
+_URL_OPTIONS: Final = frozenset(
+    {
+        *URL_QUERY_ARGUMENT_PARSERS,
+        *("username", "password", "sentinel_username", "sentinel_password"),
+        *("client_name", "lib_name", "lib_version", "protocol"),
+        *(*_FILES, "ssl_ca_data", "ssl_cert_reqs", "ssl_ciphers", "ssl_password"),
+    }
+)
 _OPTIONS: Final[dict[str, Any]] = {
     "socket_connect_timeout": TIMEOUT_SECONDS,
     "socket_timeout": 5,
@@ -41,16 +51,27 @@ def open_redis(url: str) -> ArqRedis:
     """
     try:
         scheme, _, rest = url.partition("://")
+        _require_readable(scheme, urlsplit(url))
         if scheme.endswith(_SENTINEL):
             redis = _open_by_sentinel(scheme.removesuffix(_SENTINEL), rest)
         else:
             redis = ArqRedis.from_url(url, **_OPTIONS)
         _require_files(redis.connection_pool.connection_kwargs)
         redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # opens nothing; rejects unknown options
-    except (TypeError, ValueError, OSError) as error:
+    except (TypeError, ValueError, OSError, RedisConnectionError) as error:
         reason = str(error).rpartition("__init__() got an ")[2]
         raise ConfigurationError(f"CISTERN_REDIS_URL: {reason}") from error
     return redis
+
+
+def _require_readable(scheme: str, parts: SplitResult) -> None:
+    """redis-py ignores a database that is no number."""
+    if unknown := {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)} - _URL_OPTIONS:
+        raise ValueError(f"there is no option {min(unknown)}")
+    path = parts.path.strip("/")
+    database = path.partition("/")[2] if scheme.endswith(_SENTINEL) else path
+    if scheme != "unix" and database and not database.isdecimal():
+        raise ValueError(f"{database!r} is no number of a database")
 
 
 def _require_files(options: Mapping[str, Any]) -> None:

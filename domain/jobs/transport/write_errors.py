@@ -8,7 +8,6 @@ from typing import Final
 
 import structlog
 from redis.exceptions import (
-    ClusterCrossSlotError,
     MovedError,
     NoPermissionError,
     OutOfMemoryError,
@@ -30,7 +29,6 @@ _PREFIX_BY_ERROR: Final[dict[type[Exception], str]] = {
     ReadOnlyError: "READONLY",
     OutOfMemoryError: "OOM",
     NoPermissionError: "NOPERM",
-    ClusterCrossSlotError: "CLUSTER",
     MovedError: "CLUSTER",
 }
 _UNKNOWN_REMEDY: Final = "see the log of Redis"
@@ -62,5 +60,7 @@ class WriteErrors:
 def _condition(error: ResponseError) -> str:
     if str(error).startswith("UNBLOCKED"):  # what a waiting client is told when its primary becomes a replica
         return "READONLY"
+    if str(error).startswith("CROSSSLOT"):  # which redis-py knows as an error of its clients for clusters only
+        return "CLUSTER"
     prefix = _PREFIX_BY_ERROR.get(type(error))
     return prefix or next((prefix for prefix in _REMEDIES if prefix in str(error)), type(error).__name__)

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -37,6 +38,11 @@ COPY_SLICE_BYTES = 8 * 1024 * 1024
 SYNC_BYTES = 16 * COPY_SLICE_BYTES
 #: Bytes reserved by one system call; between two of them the attempt can be stopped and records progress.
 RESERVE_SLICE_BYTES = 1 << 30
+
+#: Maximum number of extents of a file that `bytes_in_use` looks at.
+MAX_EXTENTS = 10_000
+
+ST_BLOCKS_UNIT = 512  # bytes; independent of the file system's own block size
 
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
@@ -85,32 +91,45 @@ def size_of(path: Path) -> int | None:
         return None
 
 
-def sync_folder(path: Path) -> None:
-    """Sync a directory, so that the names in it survive a power failure."""
-    with opened(path, os.O_RDONLY | os.O_DIRECTORY) as handle:
+def sync(handle: int, grant: Grant) -> None:
+    """Sync a file, so that its content survives a power failure."""
+    with grant.blocking_call("sync"):
         os.fsync(handle)
 
 
-def resize(handle: int, size: int) -> None:
+def sync_folder(path: Path, grant: Grant) -> None:
+    """Sync a directory, so that the names in it survive a power failure."""
+    with opened(path, os.O_RDONLY | os.O_DIRECTORY) as handle:
+        sync(handle, grant)
+
+
+def unlink(path: Path, grant: Grant) -> None:
+    """Remove a file, if it exists. To free the blocks of a large one takes long on some file systems."""
+    with grant.blocking_call("remove"):
+        path.unlink(missing_ok=True)
+
+
+def resize(handle: int, size: int, grant: Grant) -> None:
     """Set a file's length; growing adds a hole, which uses no space."""
     try:
-        os.ftruncate(handle, size)
+        with grant.blocking_call("resize"):
+            os.ftruncate(handle, size)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
         raise _as_storage_error(SizeUnsupported, error) from error
 
 
-def match_replaced_file(draft: Path, data: Path) -> int:
+def match_replaced_file(draft: Path, data: Path, grant: Grant) -> int:
     """Make the draft at least as long as the file it replaces, with the same owner and mode; return its size."""
     replaced = data.stat()
     with opened(draft, os.O_RDWR) as handle:
         if os.fstat(handle).st_size < replaced.st_size:
-            resize(handle, replaced.st_size)
+            resize(handle, replaced.st_size, grant)
         with suppress(PermissionError):  # an unprivileged process cannot give files to another owner
             os.fchown(handle, replaced.st_uid, replaced.st_gid)
         os.fchmod(handle, replaced.st_mode & 0o7777)
-        os.fsync(handle)
+        sync(handle, grant)
         return os.fstat(handle).st_size
 
 
@@ -121,17 +140,18 @@ def copy(source: int, target: int, grant: Grant) -> int:
     be stopped and reports its progress. If the source is being written to, sharing its blocks is atomic; copying them
     is not.
     """
-    if not _share(source, target):
+    if not _share(source, target, grant):
         _copy_data(source, target, grant)
     size = os.fstat(target).st_size
     grant.report(size, size)
     return size
 
 
-def _share(source: int, target: int) -> bool:
+def _share(source: int, target: int, grant: Grant) -> bool:
     """Share all blocks, copy on write, and return True; False if the file system cannot (XFS and Btrfs can)."""
     try:
-        fcntl.ioctl(target, FICLONE, source)
+        with grant.blocking_call("reflink"):
+            fcntl.ioctl(target, FICLONE, source)
     except OSError as error:
         _raise_if_fatal(error)
         return False
@@ -140,7 +160,7 @@ def _share(source: int, target: int) -> bool:
 
 def _copy_data(source: int, target: int, grant: Grant) -> None:
     size = os.fstat(source).st_size
-    resize(target, size)
+    resize(target, size, grant)
     unsynced = 0
     for start, end in _slices(source, size):
         grant.check()
@@ -149,8 +169,9 @@ def _copy_data(source: int, target: int, grant: Grant) -> None:
             offset += _copy_some(source, target, offset, end - offset)
         grant.report(end, size)
         unsynced += end - start
-        if unsynced >= SYNC_BYTES:  # a single sync at the end would take long and look like a stall
-            os.fdatasync(target)
+        if unsynced >= SYNC_BYTES:  # a single sync at the end would take long, and show no progress
+            with grant.blocking_call("sync"):
+                os.fdatasync(target)
             unsynced = 0
 
 
@@ -175,6 +196,22 @@ def _extents(handle: int, size: int) -> Iterator[tuple[int, int]]:
         end = min(stop, size)
         if start < end:
             yield start, end
+
+
+def bytes_in_use(handle: int) -> int:
+    """Return how many bytes of a file hold data.
+
+    Blocks that are only reserved, such as by an earlier ``allocate=full``, hold none. They are recognised as holes, as
+    far as the file system can tell, and in files of up to `MAX_EXTENTS` extents; in others they are counted.
+    """
+    status = os.fstat(handle)
+    allocated = min(status.st_blocks * ST_BLOCKS_UNIT, status.st_size)
+    if allocated == 0:
+        return 0
+    extents = list(islice(_extents(handle, status.st_size), MAX_EXTENTS + 1))
+    if len(extents) > MAX_EXTENTS:
+        return allocated
+    return min(allocated, sum(stop - start for start, stop in extents))
 
 
 def _copy_some(source: int, target: int, offset: int, count: int) -> int:
@@ -205,16 +242,17 @@ def grow_reserved(handle: int, size: int, grant: Grant) -> None:
     try:
         for start in range(current, size, RESERVE_SLICE_BYTES):
             grant.check()
-            reserve(handle, start, min(RESERVE_SLICE_BYTES, size - start))
-        resize(handle, size)
+            with grant.blocking_call("allocate"):
+                reserve(handle, start, min(RESERVE_SLICE_BYTES, size - start))
+        resize(handle, size, grant)
     except BaseException:
-        release_blocks(handle)
+        release_blocks(handle, grant)
         raise
 
 
-def release_blocks(handle: int) -> None:
+def release_blocks(handle: int, grant: Grant) -> None:
     """Release the blocks that are reserved beyond the end of a file."""
-    resize(handle, os.fstat(handle).st_size)
+    resize(handle, os.fstat(handle).st_size, grant)
 
 
 def reserve(handle: int, start: int, length: int) -> None:
@@ -246,5 +284,5 @@ def copy_file(source: Path, draft: Path, min_size: int, grant: Grant) -> None:
     """Copy into a new file, extend it to ``min_size`` bytes if it is shorter, and sync it."""
     with opened(source, os.O_RDONLY) as source_handle, opened(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL) as handle:
         if copy(source_handle, handle, grant) < min_size:
-            resize(handle, min_size)
-        os.fsync(handle)
+            resize(handle, min_size, grant)
+        sync(handle, grant)

@@ -21,6 +21,7 @@ from domain.storage.context import Grant
 from domain.storage.driver import Capacity, Leftover, StorageDriver, StoredObject, StoredVolume, Usage
 from domain.storage.errors import SnapshotMissing, VolumeMissing
 from domain.storage.file.disk import (
+    bytes_in_use,
     copy_file,
     domain_errors,
     grow_reserved,
@@ -30,7 +31,9 @@ from domain.storage.file.disk import (
     release_blocks,
     resize,
     size_of,
+    sync,
     sync_folder,
+    unlink,
 )
 from domain.storage.file.fence import Fences
 from domain.storage.file.root import Root
@@ -38,8 +41,6 @@ from domain.storage.file.tree import FileTree
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-ST_BLOCKS_UNIT = 512  # bytes; independent of the file system's own block size
 
 
 def _in_thread(
@@ -107,12 +108,12 @@ class FileDriver(StorageDriver):
         """Create an empty file; never replace one."""
         self._fences.refuse_if_stale(volume_id, grant)
         data = self._tree.data(volume_id)
-        with self._tree.draft(data, grant.fence) as draft:
+        with self._tree.draft(data, grant) as draft:
             with opened(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL) as handle:
                 self._grow(handle, size, grant)
-                os.fsync(handle)
+                sync(handle, grant)
             with self._fences.publishing("create", volume_id, grant):
-                return self._tree.publish(draft, data, grant.fence)
+                return self._tree.publish(draft, data, grant)
 
     @_in_thread
     def expand(self, volume_id: UUID, size: int, grant: Grant) -> int:
@@ -125,28 +126,28 @@ class FileDriver(StorageDriver):
             with opened(data, os.O_RDWR) as handle:
                 if os.fstat(handle).st_size < size:
                     self._grow(handle, size, grant)
-                os.fsync(handle)  # even if it has the size: an earlier attempt may have died right before its fsync
+                sync(handle, grant)  # even if it has the size: an earlier attempt may have died right before its fsync
                 return os.fstat(handle).st_size
 
     @_in_thread
     def delete(self, volume_id: UUID, grant: Grant) -> None:
         """Move the volume's directory to the trash in one step, then remove it from there."""
         grant.check()
-        self._tree.empty_trash(volume_id)
+        self._tree.empty_trash(volume_id, grant)
         with self._fences.publishing("delete", volume_id, grant):
-            self._tree.move_to_trash(volume_id, grant.fence)
-        self._tree.empty_trash(volume_id)
+            self._tree.move_to_trash(volume_id, grant)
+        self._tree.empty_trash(volume_id, grant)
 
     @_in_thread
     def seal(self, volume_id: UUID, grant: Grant) -> int | None:
         """Raise the fence and remove drafts that can no longer be published; return the volume's size."""
         data = self._tree.data(volume_id)
         with self._fences.publishing("seal", volume_id, grant, seal=True):
-            self._tree.sweep_drafts(data, grant.fence)
+            self._tree.sweep_drafts(data, grant)
             size = size_of(data)
             if size is not None and self._reserve:
                 with opened(data, os.O_RDWR) as handle:
-                    release_blocks(handle)
+                    release_blocks(handle, grant)
             return size
 
     @_in_thread
@@ -162,15 +163,16 @@ class FileDriver(StorageDriver):
         data, snapshot = self._tree.data(volume_id), self._tree.snapshot(volume_id, snapshot_id)
         if not snapshot.exists():
             raise SnapshotMissing
-        with self._tree.draft(data, grant.fence) as draft:
+        with self._tree.draft(data, grant) as draft:
             copy_file(snapshot, draft, 0, grant)
             with self._fences.publishing("restore_snapshot", volume_id, grant):
                 if not data.exists():
                     raise VolumeMissing
-                size = match_replaced_file(draft, data)
-                draft.replace(data)
-                self._tree.sweep_drafts(data, grant.fence)
-                sync_folder(data.parent)
+                size = match_replaced_file(draft, data, grant)
+                with grant.blocking_call("replace"):
+                    draft.replace(data)  # frees the blocks of the old file
+                self._tree.sweep_drafts(data, grant)
+                sync_folder(data.parent, grant)
                 return size
 
     @_in_thread
@@ -185,27 +187,26 @@ class FileDriver(StorageDriver):
         grant.check()
         snapshot = self._tree.snapshot(volume_id, snapshot_id)
         with self._fences.publishing("delete_snapshot", snapshot_id, grant):
-            snapshot.unlink(missing_ok=True)
-            self._tree.sweep_drafts(snapshot, grant.fence)
+            unlink(snapshot, grant)
+            self._tree.sweep_drafts(snapshot, grant)
             if snapshot.parent.is_dir():
-                sync_folder(snapshot.parent)
+                sync_folder(snapshot.parent, grant)
 
     @_in_thread
     def seal_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
         """Raise the fence and remove drafts that can no longer be published; return the snapshot's size."""
         snapshot = self._tree.snapshot(volume_id, snapshot_id)
         with self._fences.publishing("seal_snapshot", snapshot_id, grant, seal=True):
-            self._tree.sweep_drafts(snapshot, grant.fence)
+            self._tree.sweep_drafts(snapshot, grant)
             return size_of(snapshot)
 
     @_in_thread
     def measure(self, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:
-        """Return sizes and allocated bytes as the file system reports them."""
+        """Return sizes, and how many bytes hold data: unknown with ``allocate=full``, which allocates empty blocks."""
         usages: dict[UUID, Usage] = {}
         for volume_id in volume_ids:
-            with suppress(OSError):
-                status = self._tree.data(volume_id).stat()
-                usages[volume_id] = Usage(status.st_size, status.st_blocks * ST_BLOCKS_UNIT)
+            with suppress(OSError), opened(self._tree.data(volume_id), os.O_RDONLY) as handle:
+                usages[volume_id] = Usage(os.fstat(handle).st_size, None if self._reserve else bytes_in_use(handle))
         return usages
 
     @_in_thread
@@ -251,7 +252,7 @@ class FileDriver(StorageDriver):
         if self._reserve:
             grow_reserved(handle, size, grant)
         else:
-            resize(handle, size)
+            resize(handle, size, grant)
 
     def _copy_once(
         self,
@@ -268,11 +269,11 @@ class FileDriver(StorageDriver):
         self._fences.refuse_if_stale(subject_id, grant)
         if not target.exists() and not source.exists():
             raise missing
-        with self._tree.draft(target, grant.fence) as draft:
+        with self._tree.draft(target, grant) as draft:
             if not target.exists():
                 copy_file(source, draft, size, grant)
             with self._fences.publishing(operation, subject_id, grant):
-                return self._tree.publish(draft, target, grant.fence)
+                return self._tree.publish(draft, target, grant)
 
     def _stored(self, subject_id: UUID, path: Path) -> StoredObject:
         return StoredObject(size_of(path), self._fences.last(subject_id))

@@ -19,7 +19,7 @@ from uuid import UUID
 
 from domain.storage.context import Fence, Grant, refuse_stale
 from domain.storage.errors import PermanentStorageError, StorageBusy
-from domain.storage.file.disk import opened, sync_folder
+from domain.storage.file.disk import opened, sync, sync_folder
 from domain.storage.file.tree import name
 
 LOCK_TIMEOUT = 1.0
@@ -76,7 +76,7 @@ class Fences:
             if not seal:
                 grant.check()
             self._require_place()
-            record.write(grant.fence)
+            record.write(grant)
             yield
             grant.on_published(operation, subject_id)
 
@@ -118,13 +118,13 @@ class FenceRecord:
         except ValueError as error:
             raise PermanentStorageError(f"The fence record {self._path} is damaged.") from error
 
-    def write(self, fence: Fence) -> None:
-        """Write the fence in place and sync it; a short write within one disk sector is not torn by a crash."""
+    def write(self, grant: Grant) -> None:
+        """Write the grant's fence in place and sync it; a short write within one disk sector is not torn by a crash."""
         first = os.fstat(self._handle).st_size == 0
-        os.pwrite(self._handle, f"{fence.version:020d} {fence.epoch:020d}\n".encode(), 0)
-        os.fsync(self._handle)
+        os.pwrite(self._handle, f"{grant.fence.version:020d} {grant.fence.epoch:020d}\n".encode(), 0)
+        sync(self._handle, grant)
         if first:
-            sync_folder(self._path.parent)
+            sync_folder(self._path.parent, grant)
 
 
 def _lock(handle: int) -> None:

@@ -1,6 +1,7 @@
 """The root of a file backend: which one it is, and whether it is still there."""
 
 import errno
+import math
 import os
 import tempfile
 from collections.abc import Collection
@@ -8,12 +9,13 @@ from contextlib import suppress
 from typing import Final
 from uuid import UUID
 
-from domain.storage.context import Fence
+from domain.storage.context import Fence, Grant
 from domain.storage.errors import BackendUnavailable
-from domain.storage.file.disk import opened, require_reserving, sync_folder
+from domain.storage.file.disk import opened, require_reserving, sync, sync_folder
 from domain.storage.file.tree import FileTree
 
 _IDENTITY_BYTES: Final = 4096
+_NO_JOB: Final = UUID(int=0)
 
 
 class Root:
@@ -38,13 +40,14 @@ class Root:
             raise BackendUnavailable(f"{tree.root} has none of the volumes of this backend: is its disk mounted?")
         for folder in (tree.root, tree.fences, tree.trash):
             folder.mkdir(parents=True, exist_ok=True)
-        with tree.draft(tree.identity, Fence(0, os.getpid())) as draft:
+        grant = Grant(_NO_JOB, Fence(0, os.getpid()), math.inf)
+        with tree.draft(tree.identity, grant) as draft:
             draft.write_text(identity + "\n")
             with opened(draft, os.O_RDONLY) as handle:
-                os.fsync(handle)
+                sync(handle, grant)
             with suppress(FileExistsError):
                 os.link(draft, tree.identity)
-        sync_folder(tree.root)
+        sync_folder(tree.root, grant)
         return self.read_identity() or ""
 
     def accept(self, identity: str) -> None:

@@ -12,9 +12,9 @@ from itertools import chain
 from pathlib import Path
 from uuid import UUID
 
-from domain.storage.context import Fence
+from domain.storage.context import Fence, Grant
 from domain.storage.driver import Leftover
-from domain.storage.file.disk import sync_folder
+from domain.storage.file.disk import sync_folder, unlink
 
 _DRAFT = re.compile(r"(?P<target>.+)\.(?P<version>\d+)-(?P<epoch>\d+)\.tmp")
 
@@ -77,49 +77,54 @@ class FileTree:
                     directory.rmdir()
 
     @contextmanager
-    def draft(self, target: Path, fence: Fence) -> Iterator[Path]:
+    def draft(self, target: Path, grant: Grant) -> Iterator[Path]:
         """Yield the path of a draft of this attempt; in the end remove the draft, and its directory if that is empty.
 
         The file does not exist yet. Publishing links it to another name, so removing the draft then is harmless.
         """
         target.parent.mkdir(exist_ok=True)
-        draft = target.with_name(f"{target.name}.{fence.version}-{fence.epoch}.tmp")
+        draft = target.with_name(f"{target.name}.{grant.fence.version}-{grant.fence.epoch}.tmp")
         # Unlink, do not truncate: after a crash right after publishing, the draft is a second name of the target.
-        draft.unlink(missing_ok=True)
+        unlink(draft, grant)
         try:
             yield draft
         finally:
-            draft.unlink(missing_ok=True)
+            unlink(draft, grant)
             with suppress(OSError):  # usually not empty: it contains the target
                 target.parent.rmdir()
 
-    def publish(self, draft: Path, target: Path, fence: Fence) -> int:
+    def publish(self, draft: Path, target: Path, grant: Grant) -> int:
         """Link the draft to the target's name, unless the target exists; return the target's size in bytes."""
         if not target.exists():
             os.link(draft, target)  # unlike a rename, a link never replaces
-        self.sweep_drafts(target, fence)
-        sync_folder(target.parent)
-        sync_folder(target.parent.parent)  # the folder itself may be new
+        self.sweep_drafts(target, grant)
+        sync_folder(target.parent, grant)
+        sync_folder(target.parent.parent, grant)  # the folder itself may be new
         return target.stat().st_size
 
-    def sweep_drafts(self, target: Path, fence: Fence) -> None:
+    def sweep_drafts(self, target: Path, grant: Grant) -> None:
         """Remove the drafts that can no longer be published: those of this attempt and of earlier ones."""
         for entry in list(_entries(target.parent)):
             match = _DRAFT.fullmatch(entry.name)
-            if match and match["target"] == target.name and Fence(int(match["version"]), int(match["epoch"])) <= fence:
-                entry.unlink(missing_ok=True)
+            if not match or match["target"] != target.name:
+                continue
+            if Fence(int(match["version"]), int(match["epoch"])) <= grant.fence:
+                unlink(entry, grant)
 
-    def move_to_trash(self, volume_id: UUID, fence: Fence) -> None:
+    def move_to_trash(self, volume_id: UUID, grant: Grant) -> None:
         """Move the volume's directory, if there is one, to the trash in one step."""
         folder = self.folder(volume_id)
         if folder.is_dir():
-            folder.rename(self.trash / f"{folder.name}.{fence.version}-{fence.epoch}")
-        sync_folder(self.trash)
-        sync_folder(self.root)
+            folder.rename(self.trash / f"{folder.name}.{grant.fence.version}-{grant.fence.epoch}")
+        sync_folder(self.trash, grant)
+        sync_folder(self.root, grant)
 
-    def empty_trash(self, volume_id: UUID) -> None:
+    def empty_trash(self, volume_id: UUID, grant: Grant) -> None:
         """Remove the volume's trash. The delete is published before that, so the grant is no longer checked."""
         for path in self._trash_of(volume_id):
+            for file in path.glob("**/*"):
+                if not file.is_dir():
+                    unlink(file, grant)  # one by one: each may take long
             with suppress(FileNotFoundError):  # another attempt is removing the same
                 shutil.rmtree(path)
 

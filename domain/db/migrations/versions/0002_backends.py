@@ -1,7 +1,8 @@
-"""Backends and who serves them, and the name of this installation."""
+"""Backends and who serves them, the name of this installation, and what a job waits for."""
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import postgresql
 
 revision = "0002"
 down_revision = "0001"
@@ -46,6 +47,7 @@ def upgrade() -> None:
     )
     op.add_column("job_items", sa.Column("backend", sa.Text(), server_default="", nullable=False))
     _index_waiting_items("job_id", "backend", "due_at", "volume_id")
+    op.add_column("jobs", sa.Column("waiting_for", postgresql.JSONB(none_as_null=True), nullable=True))
 
 
 def _index_waiting_items(*columns: str) -> None:
@@ -55,6 +57,7 @@ def _index_waiting_items(*columns: str) -> None:
 
 
 def downgrade() -> None:
+    op.drop_column("jobs", "waiting_for")
     _index_waiting_items("job_id", "due_at", "volume_id")
     op.drop_column("job_items", "backend")
     for table in ("backend_servers", "backends", "installation"):

@@ -31,13 +31,14 @@ SIGNATURES = {name: inspect.signature(getattr(StorageDriver, name)) for name in 
 class FaultInjector:
     """Delegates every operation to the inner driver, with the delays and faults of its options."""
 
-    OPTIONS = ("delay_ms", "fail", "fail_after", "gate", "hang", "journal")
+    OPTIONS = ("delay_ms", "fail", "fail_after", "gate", "hang", "journal", "slow_calls")
 
     def __init__(self, inner: StorageDriver, options: Mapping[str, str]) -> None:
         if "hang" in options and not isinstance(inner, FileDriver):
             raise ConfigurationError("hang=... needs a driver that works in threads: faulty+file:")
         self._inner = inner
         self._hang = Path(options["hang"]) if "hang" in options else None
+        self._slow_calls = Path(options["slow_calls"]) if "slow_calls" in options else None
         self._delay = _seconds(options.get("delay_ms", "0"))
         self._gate = Path(options["gate"]) if "gate" in options else None
         self._fail = Faults(options.get("fail", ""))
@@ -69,7 +70,7 @@ class FaultInjector:
                 await self._delay_and_wait_at_gate(grant)
             self._fail.inject(operation, *subjects)
             hang_switch = HangSwitch(self._hang, subjects) if self._hang else None
-            result = await method(*args[:-1], JournalGrant(grant, journal, hang_switch))
+            result = await method(*args[:-1], JournalGrant(grant, journal, hang_switch, self._slow_calls))
             self._fail_after.inject(operation, *subjects)
         except Exception as error:
             journal.write(_event_of(error), code=getattr(error, "code", type(error).__name__))

@@ -7,7 +7,7 @@ operation, so a test can turn faults on and off. Replace the file by a rename, o
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -84,10 +84,10 @@ class Faults:
 class HangSwitch:
     """Simulates hung storage: blocks the thread of one operation, which then cannot be stopped.
 
-    It blocks while a file exists that is empty or contains the id of a subject.
+    It blocks while a file exists that is empty or contains the name of a subject, such as its id.
     """
 
-    def __init__(self, file: Path, subjects: tuple[UUID, ...]) -> None:
+    def __init__(self, file: Path, subjects: Iterable[object]) -> None:
         self._file = file
         self._subjects = set(map(str, subjects))
 

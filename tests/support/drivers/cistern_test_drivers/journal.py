@@ -3,7 +3,10 @@
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -49,12 +52,19 @@ class OperationJournal:
 class JournalGrant(Grant):
     """A proxy for a grant that writes the moment of publishing into the journal."""
 
-    def __init__(self, original: Grant, journal: OperationJournal, hang_switch: HangSwitch | None = None) -> None:
+    def __init__(
+        self,
+        original: Grant,
+        journal: OperationJournal,
+        hang_switch: HangSwitch | None = None,
+        slow_calls: Path | None = None,
+    ) -> None:
         # Grant.__init__ is not called: a proxy without attributes of its own always reads the original's, so
         # stopping or extending the original applies to the proxy too.
         self._original = original
         self._journal = journal
         self._hang_switch = hang_switch
+        self._slow_calls = slow_calls
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # a private attribute that is not set yet would recurse without end
@@ -74,6 +84,14 @@ class JournalGrant(Grant):
         if self._hang_switch is not None:
             self._hang_switch.hang(self._journal.write)
         self._original.check()
+
+    @contextmanager
+    def blocking_call(self, name: str) -> Iterator[None]:
+        """Make a blocking call of the original, and stay in it while the file of slow calls has its name."""
+        with self._original.blocking_call(name):
+            if self._slow_calls is not None:
+                HangSwitch(self._slow_calls, (name,)).hang(self._journal.write)
+            yield
 
     def report(self, done: int, total: int) -> None:
         """Report to the original."""

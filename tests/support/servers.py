@@ -1,0 +1,24 @@
+"""An application on a real port, in this process."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+
+@asynccontextmanager
+async def serving(app: FastAPI) -> AsyncIterator[uvicorn.Server]:
+    """Serve the application on a free port while the block runs."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, access_log=False, log_config=None))
+    running = asyncio.create_task(server.serve())
+    try:
+        async with asyncio.timeout(30):
+            while not server.started:
+                assert not running.done(), "the server has ended"
+                await asyncio.sleep(0.01)
+        yield server
+    finally:
+        server.should_exit = server.force_exit = True
+        await running

@@ -1,6 +1,6 @@
 """The table of keys, the roles, and the principal that a request acts for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Final
@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import CheckConstraint, LargeBinary, func
 from sqlalchemy.orm import Mapped, mapped_column
 
+from domain.access.secret import Proof
 from domain.db.base import Entity, enum_text
 
 MAX_NAME: Final = 64
@@ -69,3 +70,5 @@ class Principal:
     key_id: UUID
     name: str
     role: Role
+    #: Finds out whether the key is still valid.
+    proof: Proof = field(repr=False)

@@ -19,12 +19,18 @@ _KEY: Final = re.compile(
 )
 
 
-class Secret(NamedTuple):
-    """The text of a key, the public id in it, and the hash that is stored instead of it."""
+class Proof(NamedTuple):
+    """What is looked up of a key: the public id in it, and the hash that is stored instead of it."""
 
-    text: str
     public_id: str
     digest: bytes
+
+
+class Secret(NamedTuple):
+    """The text of a new key, and its proof."""
+
+    text: str
+    proof: Proof
 
 
 def new_secret() -> Secret:
@@ -32,15 +38,15 @@ def new_secret() -> Secret:
     public_id, secret = (_random_text(length) for length in (_ID_LENGTH, _SECRET_LENGTH))
     body = f"cst_{public_id}_{secret}"
     text = body + _checksum(body)
-    return Secret(text, public_id, _digest(text))
+    return Secret(text, Proof(public_id, _digest(text)))
 
 
-def parse_secret(text: str) -> Secret | None:
-    """Return the parts of a key; None if the text is no key, or was mistyped."""
+def proof_of(text: str) -> Proof | None:
+    """Return the proof of a key; None if the text is no key, or was mistyped."""
     match = _KEY.fullmatch(text)
     if match is None or match[3] != _checksum(match[1]):
         return None
-    return Secret(text, match[2], _digest(text))
+    return Proof(match[2], _digest(text))
 
 
 def _random_text(length: int) -> str:

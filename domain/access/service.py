@@ -15,7 +15,7 @@ from uuid_utils.compat import uuid7
 
 from domain.access.model import ApiKey, Principal, Role
 from domain.access.repository import KeyRepository
-from domain.access.secret import Secret, new_secret, parse_secret
+from domain.access.secret import Proof, new_secret, proof_of
 from domain.batching import Batcher
 from domain.db.database import Database, failed_transiently
 from domain.db.pagination import Page, PageRequest
@@ -66,14 +66,24 @@ class KeyService:
         Raises:
             DatabaseUnavailable: PostgreSQL does not answer, and the key was not used in the last `CACHE_SECONDS`.
         """
-        secret = parse_secret(text)
-        if secret is None:
-            return None
-        cached = self._cache.get(secret.digest)
+        proof = proof_of(text)
+        principal = None if proof is None else await self._find(proof)
+        if principal is not None:
+            self._used.add(principal.key_id)
+        return principal
+
+    async def wait_until_invalid(self, principal: Principal) -> None:
+        """Wait until a key is no longer valid; it may take `CACHE_SECONDS` longer."""
+        while True:
+            await asyncio.sleep(CACHE_SECONDS / 2)
+            with suppress(DatabaseUnavailable):
+                if await self._find(principal.proof) is None:
+                    return
+
+    async def _find(self, proof: Proof) -> Principal | None:
+        cached = self._cache.get(proof.digest)
         if cached is None or cached.until <= time.monotonic():
-            cached = await self._reads(secret)
-        if cached.principal is not None:
-            self._used.add(cached.principal.key_id)
+            cached = await self._reads(proof)
         return cached.principal
 
     async def any(self) -> bool:
@@ -148,23 +158,22 @@ class KeyService:
                 await KeyRepository(session).record_use(used, datetime.now(UTC))
             self._used -= used
 
-    async def _read_batch(self, secrets: Sequence[Secret]) -> Sequence[_Cached]:
+    async def _read_batch(self, proofs: Sequence[Proof]) -> Sequence[_Cached]:
         until = time.monotonic() + CACHE_SECONDS  # from before the query: a revocation after it must not be missed
         async with self._database.transaction() as session:
-            keys = {
-                key.public_id: key for key in await KeyRepository(session).valid({one.public_id for one in secrets})
-            }
-        found = [_Cached(_principal(keys.get(one.public_id), one), until) for one in secrets]
-        self._cache.update({one.digest: cached for one, cached in zip(secrets, found, strict=True)})
+            rows = await KeyRepository(session).valid({proof.public_id for proof in proofs})
+        keys = {key.public_id: key for key in rows}
+        found = [_Cached(_principal(keys.get(proof.public_id), proof), until) for proof in proofs]
+        self._cache.update({proof.digest: cached for proof, cached in zip(proofs, found, strict=True)})
         while len(self._cache) > _MAX_CACHED:
             del self._cache[next(iter(self._cache))]
         return found
 
 
-def _principal(key: ApiKey | None, secret: Secret) -> Principal | None:
-    if key is None or not hmac.compare_digest(key.digest, secret.digest):
+def _principal(key: ApiKey | None, proof: Proof) -> Principal | None:
+    if key is None or not hmac.compare_digest(key.digest, proof.digest):
         return None
-    return Principal(key.id, key.name, key.role)
+    return Principal(key.id, key.name, key.role, proof)
 
 
 async def _add(keys: KeyRepository, new: NewKey, created_by: str | None) -> CreatedKey:
@@ -172,8 +181,8 @@ async def _add(keys: KeyRepository, new: NewKey, created_by: str | None) -> Crea
     expires_at = None if new.lifetime is None else datetime.now(UTC) + new.lifetime
     key = ApiKey(
         id=uuid7(),
-        public_id=secret.public_id,
-        digest=secret.digest,
+        public_id=secret.proof.public_id,
+        digest=secret.proof.digest,
         name=new.name,
         role=new.role,
         created_by=created_by,

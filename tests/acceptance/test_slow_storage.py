@@ -15,6 +15,7 @@ from tests.acceptance import journal
 from tests.acceptance.cluster import SMALL, Cluster
 from tests.acceptance.waiting import ended, wait_for_entry, wait_for_log
 from tests.support.forked import Process
+from tests.support.keys import BEARER
 from tests.support.worker import running_worker
 
 
@@ -54,7 +55,7 @@ async def test_slow_call_that_cannot_report_succeeds_at_the_first_attempt_and_is
         worker = start_worker(cluster, slow_calls)
         job = await services.snapshots.request_take(volume_id, "s")
         address = await asyncio.to_thread(cluster.start_api)
-        async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60) as http:
+        async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60, headers=BEARER) as http:
             shown = await until_shown(http, job)
             slow_calls.unlink()
             ended_job = await ended(services, job.id)

@@ -12,6 +12,7 @@ import uvicorn
 from api.main import create_app
 from domain.services import Services
 from tests.integration.job_builders import a_queued_expand, sql, until
+from tests.support.keys import BEARER
 from tests.support.servers import serving
 
 FOLLOWERS = int(os.environ.get("CISTERN_TEST_FOLLOWERS", "500"))
@@ -34,7 +35,7 @@ def no_garbage_collection() -> Iterator[None]:
 async def follow_and_leave(port: int, path: str, bytes_read: int) -> None:
     """Open a stream, leave after so many bytes of the response, at once if it is 0."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: cistern\r\n\r\n".encode())
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {BEARER['Authorization']}\r\n\r\n".encode())
     await writer.drain()
     if bytes_read:
         await reader.readexactly(bytes_read)

@@ -8,9 +8,9 @@ import httpx
 import pytest
 
 from domain.access import service as service_module
-from domain.access.model import Principal, Role
+from domain.access.model import Role
 from domain.access.repository import KeyRepository
-from domain.access.secret import _checksum, new_secret, parse_secret
+from domain.access.secret import _checksum, new_secret, proof_of
 from domain.access.service import CACHE_SECONDS, KeyService, NewKey
 from domain.db.pagination import PageRequest
 from domain.errors import DatabaseUnavailable, Invalid, KeyNotFound
@@ -40,7 +40,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 async def test_key_stands_for_its_user(services: Services) -> None:
     created = await services.keys.create(BACKUP, created_by="admin")
 
-    assert await services.keys.authenticate(created.text) == Principal(created.key.id, "backup", Role.OPERATOR)
+    principal = await services.keys.authenticate(created.text)
+    assert principal is not None
+    assert (principal.key_id, principal.name, principal.role) == (created.key.id, "backup", Role.OPERATOR)
     assert await services.keys.authenticate(new_secret().text) is None
     assert await services.keys.authenticate("nonsense") is None
 
@@ -48,10 +50,10 @@ async def test_key_stands_for_its_user(services: Services) -> None:
 async def test_public_id_alone_is_no_key(services: Services) -> None:
     """Somebody who knows the id of a key makes a text with it whose checksum is right."""
     created = await services.keys.create(BACKUP, created_by=None)
-    forged = parse_secret(_with_id(created.key.public_id))
-    assert forged is not None
+    forged = _with_id(created.key.public_id)
 
-    assert await services.keys.authenticate(forged.text) is None
+    assert proof_of(forged) is not None
+    assert await services.keys.authenticate(forged) is None
 
 
 def _with_id(public_id: str) -> str:
@@ -186,3 +188,20 @@ async def test_job_is_created_by_the_user_of_the_key(services: Services, client:
     job = (await client.post("/api/v1/volumes", json={"name": "a", "size": 1}, headers=headers)).json()
 
     assert job["created_by"] == "backup"
+
+
+async def test_wait_for_the_end_of_a_key_ends_when_it_is_revoked_elsewhere(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "CACHE_SECONDS", 0.1)
+    other = KeyService(services.database)
+    created = await services.keys.create(BACKUP, created_by=None)
+    principal = await other.authenticate(created.text)
+    assert principal is not None
+    waiting = asyncio.create_task(other.wait_until_invalid(principal))
+    await services.keys.authenticate(created.text)
+    assert not waiting.done()
+
+    await services.keys.revoke(created.key.id)
+
+    await asyncio.wait_for(waiting, 10)

@@ -9,5 +9,5 @@ BEARER = {"Authorization": f"Bearer {SECRET.text}"}
 #: Inserts it.
 INSERT = (
     "INSERT INTO api_keys (id, public_id, digest, name, role) VALUES"
-    f" (gen_random_uuid(), '{SECRET.public_id}', '\\x{SECRET.digest.hex()}', '{NAME}', 'system')"
+    f" (gen_random_uuid(), '{SECRET.proof.public_id}', '\\x{SECRET.proof.digest.hex()}', '{NAME}', 'system')"
 )

@@ -1,12 +1,13 @@
 """A fake of the service of keys: one key for each role, and those that a test creates."""
 
+import asyncio
 from dataclasses import dataclass, field
 from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
 from domain.access.model import ApiKey, Principal, Role
-from domain.access.secret import new_secret, parse_secret
+from domain.access.secret import new_secret, proof_of
 from domain.access.service import CreatedKey, NewKey
 from domain.db.pagination import Page, PageRequest
 from domain.errors import DatabaseUnavailable, KeyNotFound
@@ -31,15 +32,21 @@ class FakeKeys:
 
     def __post_init__(self) -> None:
         for role, secret in SECRETS.items():
-            self.rows[secret.public_id] = _row(NewKey(role.value, role), secret.public_id)
+            self.rows[secret.proof.public_id] = _row(NewKey(role.value, role), secret.proof.public_id)
 
     async def authenticate(self, text: str) -> Principal | None:
         """Return who a key stands for."""
         if not self.database_is_up:
             raise DatabaseUnavailable
-        secret = parse_secret(text)
-        row = self.rows.get(secret.public_id) if secret else None
-        return None if row is None or row.revoked_at is not None else Principal(row.id, row.name, row.role)
+        proof = proof_of(text)
+        row = self.rows.get(proof.public_id) if proof else None
+        if proof is None or row is None or row.revoked_at is not None:
+            return None
+        return Principal(row.id, row.name, row.role, proof)
+
+    async def wait_until_invalid(self, principal: Principal) -> None:
+        """Wait for ever: no test of a route revokes a key meanwhile."""
+        await asyncio.Event().wait()
 
     async def any(self) -> bool:
         """Return whether there is a key."""
@@ -48,7 +55,8 @@ class FakeKeys:
     async def create(self, new: NewKey, *, created_by: str | None) -> CreatedKey:
         """Make a key."""
         secret = new_secret()
-        row = self.rows[secret.public_id] = _row(new, secret.public_id, created_by=created_by)
+        public_id = secret.proof.public_id
+        row = self.rows[public_id] = _row(new, public_id, created_by=created_by)
         return CreatedKey(row, secret.text)
 
     async def rotate(self, key_id: UUID, *, overlap: object, created_by: str | None) -> CreatedKey:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 
 import httpx
@@ -20,7 +21,7 @@ from domain.db.migrations import migrate
 from domain.embedded import EmbeddedServers
 from domain.errors import ConfigurationError
 from domain.settings import PREFIX, Settings, require_servers
-from domain.tasks import cancel_and_wait
+from domain.tasks import cancel_and_wait, in_daemon_thread
 
 COLOURS = ("cyan", "green", "magenta", "yellow", "blue")
 #: Seconds after which a signal or the end of a process is noticed.
@@ -72,11 +73,22 @@ def run(stack: Stack, work: Callable[[], Awaitable[None]], *, output: Output) ->
     """Start the stack, run ``work`` once the API is ready, and stop it. Return False if a signal ended it."""
     require_free_port(stack.host, stack.port)
     with collected_stop_signals() as signals, servers(stack.settings) as settings:
+        asyncio.run(_migrate(settings.database_url, signals))
         if not signals:
-            migrate(settings.database_url)
-        with environment_file(settings) as environment:
-            asyncio.run(_run_processes(stack, environment, work, signals=signals, output=output))
+            with environment_file(settings) as environment:
+                asyncio.run(_run_processes(stack, environment, work, signals=signals, output=output))
         return not signals
+
+
+async def _migrate(url: str, signals: Sequence[int]) -> None:
+    """Migrate the database, or give up at a signal: PostgreSQL may not answer, or another migration be running."""
+    if signals:
+        return
+    migrating = asyncio.ensure_future(in_daemon_thread(partial(migrate, url)))
+    while not signals and not migrating.done():
+        await asyncio.wait([migrating], timeout=WATCH_SECONDS)
+    if migrating.done():
+        await migrating
 
 
 @contextmanager

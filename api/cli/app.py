@@ -20,7 +20,6 @@ import typer
 from typer.core import TyperGroup
 
 from domain.errors import CisternError
-from domain.tasks import end_on_sigterm
 
 #: Groups of commands that are clients of the HTTP API.
 _CLIENT_GROUPS: Final = ("jobs", "schedules")
@@ -193,7 +192,6 @@ def version() -> None:
 
 def main() -> None:
     """Run the command line. A CisternError is printed in one line; the exit status is 1, or what the error defines."""
-    end_on_sigterm()
     try:
         app()
     except CisternError as error:

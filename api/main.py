@@ -4,7 +4,7 @@ import asyncio
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from types import FrameType
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from api.v0 import volumes as v0_volumes
 from api.v1 import backends, bulk, jobs, keys, schedules, snapshots, volumes
 from api.v1.hot_routes import HotRoutes
 from api.v1.job_cache import EndedJobCache
+from domain.early_stop import end_at_once
 from domain.logs import configure_logging
 from domain.services import Services, open_services
 from domain.settings import load_log_settings, load_settings
@@ -33,6 +34,7 @@ from domain.tasks import in_background, tune_gc
 KEEP_ALIVE_SECONDS: Final = 75
 
 ServicesFactory = Callable[[], AbstractAsyncContextManager[Services]]
+_Handler = Callable[[int, FrameType | None], Any]
 
 _DESCRIPTION = """
 Volumes on storage backends. Every change is a **job**: it is accepted with 202, never lost, and takes effect exactly
@@ -73,12 +75,12 @@ def create_app(services_factory: ServicesFactory = services_from_environment) ->
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with (
-            services_factory() as services,
-            services.watcher.watching(),
-            in_background(services.directory.run_forever()),
-            in_background(services.keys.record_use_forever()),
-        ):
+        async with AsyncExitStack() as opened:
+            with _stop_handlers(lambda _: end_at_once):  # the server would wait for the end of the start-up
+                services = await opened.enter_async_context(services_factory())
+            await opened.enter_async_context(services.watcher.watching())
+            await opened.enter_async_context(in_background(services.directory.run_forever()))
+            await opened.enter_async_context(in_background(services.keys.record_use_forever()))
             app.state.services, app.state.ended_jobs = services, EndedJobCache()
             with _on_stop_signal(services.watcher.release):  # requests that wait for a job return its present state
                 yield
@@ -119,22 +121,33 @@ def _on_stop_signal(callback: Callable[[], None]) -> Iterator[None]:
     Requests that wait for a job must return before a graceful shutdown. uvicorn ends the lifespan only after the open
     requests, and a request may wait for 30 seconds. The lifespan therefore comes too late to release them, and the
     signal itself is handled here.
+    """
+    loop = asyncio.get_running_loop()
+
+    def first_callback(server_handler: _Handler) -> _Handler:
+        def handle(number: int, frame: FrameType | None) -> None:
+            loop.call_soon_threadsafe(callback)
+            server_handler(number, frame)
+
+        return handle
+
+    with _stop_handlers(first_callback):
+        yield
+
+
+@contextmanager
+def _stop_handlers(replacement: Callable[[_Handler], _Handler]) -> Iterator[None]:
+    """Replace the server's handlers of SIGTERM and SIGINT while the block runs.
 
     Does nothing where no server handles the signals: in tests, and outside the main thread.
     """
-    loop = asyncio.get_running_loop()
-    replaced: dict[int, Callable[[int, FrameType | None], Any]] = {}
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(callback)
-        replaced[number](number, frame)
-
+    replaced: dict[int, _Handler] = {}
     if threading.current_thread() is threading.main_thread():
         for stop in (signal.SIGTERM, signal.SIGINT):
             handler = signal.getsignal(stop)
-            if callable(handler):
+            if callable(handler) and handler is not signal.default_int_handler:
                 replaced[stop] = handler
-                signal.signal(stop, handle)
+                signal.signal(stop, replacement(handler))
     try:
         yield
     finally:

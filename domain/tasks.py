@@ -1,9 +1,7 @@
-"""What a process does besides its work: background tasks, an early end, and tuning the garbage collector."""
+"""What a process does besides its work: background tasks, and tuning the garbage collector."""
 
 import asyncio
 import gc
-import signal
-import sys
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
@@ -16,14 +14,6 @@ _CANCEL_AGAIN_SECONDS: Final = 0.5
 #: Python's default thresholds suit small programs; with the number of objects here, the collector would run thousands
 #: of times a minute and find nothing.
 _GC_THRESHOLDS: Final = (20_000, 20, 50)
-
-
-def end_on_sigterm() -> None:
-    """End the process on SIGTERM, until something else handles the signal.
-
-    Call it before anything that takes long. The first process of a container would ignore the signal otherwise.
-    """
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def tune_gc() -> None:

@@ -1,6 +1,6 @@
 """``python -m worker``: one worker process, under a supervisor."""
 
-from domain.tasks import end_on_sigterm
+from domain.early_stop import end_on_sigterm
 
 end_on_sigterm()
 

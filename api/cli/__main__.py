@@ -1,5 +1,10 @@
-"""``python -m api.cli``: the command ``cistern``, for places where it is not on the PATH."""
+"""The command ``cistern``, also ``python -m api.cli``."""
 
-from api.cli.app import main
+from domain.early_stop import end_on_sigterm
 
-main()
+end_on_sigterm()
+
+from api.cli.app import main  # noqa: E402 (takes a quarter of a second)
+
+if __name__ == "__main__":
+    main()

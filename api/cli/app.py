@@ -20,7 +20,6 @@ import typer
 from typer.core import TyperGroup
 
 from domain.errors import CisternError
-from domain.tasks import end_on_sigterm
 
 #: Groups of commands, and the modules that they are in.
 _GROUPS: Final = {"jobs": "client_commands", "schedules": "client_commands", "keys": "key_commands"}
@@ -194,7 +193,6 @@ def version() -> None:
 
 def main() -> None:
     """Run the command line. A CisternError is printed in one line; the exit status is 1, or what the error defines."""
-    end_on_sigterm()
     try:
         app()
     except CisternError as error:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 
 import httpx
@@ -23,7 +24,7 @@ from domain.embedded import EmbeddedServers
 from domain.errors import ConfigurationError
 from domain.services import open_backends
 from domain.settings import PREFIX, Settings, require_servers
-from domain.tasks import cancel_and_wait
+from domain.tasks import cancel_and_wait, in_daemon_thread
 
 COLOURS = ("cyan", "green", "magenta", "yellow", "blue")
 #: Seconds after which a signal or the end of a process is noticed.
@@ -78,12 +79,23 @@ def run(stack: Stack, work: Callable[[], Awaitable[None]], *, output: Output) ->
     require_free_port(stack.host, stack.port)
     open_backends(stack.settings)  # report here what the processes would report
     with collected_stop_signals() as signals, servers(stack.settings) as settings:
+        asyncio.run(_migrate(settings.database_url, signals))
         if not signals:
-            migrate(settings.database_url)
             create_first_key(settings)
-        with environment_file(settings) as environment:
-            asyncio.run(_run_processes(stack, environment, work, signals=signals, output=output))
+            with environment_file(settings) as environment:
+                asyncio.run(_run_processes(stack, environment, work, signals=signals, output=output))
         return not signals
+
+
+async def _migrate(url: str, signals: Sequence[int]) -> None:
+    """Migrate the database, or give up at a signal: PostgreSQL may not answer, or another migration be running."""
+    if signals:
+        return
+    migrating = asyncio.ensure_future(in_daemon_thread(partial(migrate, url)))
+    while not signals and not migrating.done():
+        await asyncio.wait([migrating], timeout=WATCH_SECONDS)
+    if migrating.done():
+        await migrating
 
 
 @contextmanager

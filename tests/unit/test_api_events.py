@@ -25,6 +25,7 @@ async def test_stream_sends_the_whole_job_at_each_change_until_its_end(
     response = await client.get(f"{JOBS}/{job.id}/events")
 
     assert (response.status_code, response.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+    assert response.headers["x-accel-buffering"] == "no", "nginx may buffer the events"
     first, last = events_of(response)
     assert (first["event"], first["id"], last["event"], last["id"]) == ("progress", "1", "ended", "2")
     assert json.loads(first["data"])["progress"]["succeeded"] == 2

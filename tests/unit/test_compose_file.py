@@ -74,6 +74,11 @@ def test_services_start_after_their_dependencies() -> None:
     assert SERVICES["migrate"]["command"][:3] == ["cistern", "migrate", "--wait"]
 
 
+def test_first_process_of_each_cistern_container_is_an_init() -> None:
+    """It ends on a signal that comes before Python handles it."""
+    assert {SERVICES[name].get("init") for name in CISTERN_SERVICES} == {True}
+
+
 def test_every_service_but_migrate_has_a_health_check_and_restarts() -> None:
     long_running = {name: service for name, service in SERVICES.items() if name != "migrate"}
 

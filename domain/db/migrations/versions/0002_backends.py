@@ -1,8 +1,7 @@
-"""Backends and who serves them, the name of this installation, and what a job waits for."""
+"""Backends and who serves them, and the name of this installation."""
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects import postgresql
 
 revision = "0002"
 down_revision = "0001"
@@ -47,7 +46,6 @@ def upgrade() -> None:
     )
     op.add_column("job_items", sa.Column("backend", sa.Text(), server_default="", nullable=False))
     _index_waiting_items("job_id", "backend", "due_at", "volume_id")
-    op.add_column("jobs", sa.Column("waiting_for", postgresql.JSONB(none_as_null=True), nullable=True))
 
 
 def _index_waiting_items(*columns: str) -> None:
@@ -57,7 +55,6 @@ def _index_waiting_items(*columns: str) -> None:
 
 
 def downgrade() -> None:
-    op.drop_column("jobs", "waiting_for")
     _index_waiting_items("job_id", "due_at", "volume_id")
     op.drop_column("job_items", "backend")
     for table in ("backend_servers", "backends", "installation"):

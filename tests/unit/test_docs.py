@@ -114,11 +114,9 @@ def test_readme_has_at_most_120_lines() -> None:
     assert len(README.read_text().splitlines()) <= 120
 
 
-def test_readme_and_security_page_state_that_the_api_has_no_authentication() -> None:
-    sentence = "The API has no authentication yet: keep it on loopback."
-
-    assert sentence in " ".join(README.read_text().split()).partition("## ")[0]
-    assert sentence in (ROOT / "SECURITY.md").read_text()
+def test_readme_and_security_page_state_who_may_use_the_api() -> None:
+    assert "Every request needs a key." in " ".join(README.read_text().split()).partition("## ")[0]
+    assert "needs a proxy with TLS" in (ROOT / "SECURITY.md").read_text()
 
 
 def test_settings_table_has_the_names_and_defaults_of_the_code() -> None:

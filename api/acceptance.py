@@ -16,7 +16,7 @@ from fastapi import Depends, Header, Request, Response
 from pydantic import StringConstraints
 from starlette.responses import JSONResponse
 
-from api.dependencies import V1_PATH, PrincipalDep, ServicesDep
+from api.dependencies import V1_PATH, PrincipalDep, ServicesDep, actor_of
 from api.problems import RETRY_SECONDS
 from api.schemas.base import Omittable, TextHeader
 from api.schemas.jobs import JobOut
@@ -56,13 +56,13 @@ async def _origin(
         ),
     ] = None,
 ) -> RequestOrigin:
-    caller = principal.name
+    actor = actor_of(request.scope, principal)
     if idempotency_key is None:
-        return RequestOrigin(caller)
+        return RequestOrigin(actor)
     # The route is the concrete path: one key never acts on two resources.
     route = f"{request.method} {request.url.path}"
     fingerprint = _fingerprint(await request.body())
-    return RequestOrigin(caller, IdempotentRequest(idempotency_key, route, fingerprint, _render_response))
+    return RequestOrigin(actor, IdempotentRequest(idempotency_key, route, fingerprint, _render_response))
 
 
 OriginDep = Annotated[RequestOrigin, Depends(_origin)]

@@ -7,7 +7,10 @@ from fastapi import Depends, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
+from starlette.types import Scope
+
 from domain.access.model import Principal
+from domain.audit.model import Actor
 from domain.services import Services
 
 V0_PATH: Final = "/api/v0"
@@ -30,6 +33,20 @@ async def _principal(request: Request) -> Principal:
 
 #: Who the request acts for; only for routes that need a key.
 PrincipalDep = Annotated[Principal, Depends(_principal)]
+
+
+def actor_of(scope: Scope, principal: Principal) -> Actor:
+    """Return who sends a request, for the audit log."""
+    peer = scope.get("client")
+    return Actor(principal.name, principal.key_id, scope["state"]["request_id"], peer[0] if peer else None)
+
+
+async def _actor(request: Request, principal: PrincipalDep) -> Actor:
+    return actor_of(request.scope, principal)
+
+
+#: Who sends the request, for changes that need no job.
+ActorDep = Annotated[Actor, Depends(_actor)]
 
 
 async def check_form(request: Request) -> None:

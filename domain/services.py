@@ -3,11 +3,14 @@
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.access.service import KeyService
+from domain.audit.repository import PRUNE_BATCH, prune_entries
+from domain.audit.service import AuditLog
 from domain.bulk.expand import ExpandOperation
 from domain.bulk.ledger import clear_ledgers
 from domain.bulk.operation import BulkOperation
@@ -25,7 +28,7 @@ from domain.jobs.stats import StatsCache
 from domain.jobs.store.dispatch import any_dispatched_before, any_undispatched, any_unserved
 from domain.jobs.store.orphans import any_orphans_or_dead_workers
 from domain.jobs.store.parents import any_without_lanes
-from domain.jobs.store.retention import Retention
+from domain.jobs.store.retention import Pruned, Retention
 from domain.jobs.transport.job_queue import JobQueue, QueueKeys
 from domain.jobs.watcher import Watcher
 from domain.maintenance_tasks import MaintenanceTask, MaintenanceTasks
@@ -65,6 +68,7 @@ class Services:
     registry: BackendRegistry
     directory: BackendDirectory
     keys: KeyService
+    audit: AuditLog
     volumes: VolumeService
     snapshots: SnapshotService
     bulk: BulkService
@@ -224,6 +228,7 @@ def compose(
     bulk = BulkService(database, queue, operations, **limits)
     job_handlers = handlers(backends, bulk, max_attempts=settings.max_attempts)
     actions: Actions = {kind: ScheduledBulk(bulk, one.request_type, directory) for kind, one in operations.items()}
+    others = [(prune_runs, settings.keep_jobs_days), (_prune_audit, settings.keep_audit_days)]
     return Services(
         settings=settings,
         database=database,
@@ -232,6 +237,7 @@ def compose(
         registry=BackendRegistry(database, backends, installation, _sample_volumes),
         directory=directory,
         keys=KeyService(database),
+        audit=AuditLog(database),
         volumes=volumes,
         snapshots=snapshots,
         bulk=bulk,
@@ -243,9 +249,14 @@ def compose(
         retry_policy=RetryPolicy(settings.retry_seconds),
         watcher=Watcher(database, queue),
         stats=StatsCache(database),
-        retention=Retention(database, clear_ledgers, days=settings.keep_jobs_days, others=[prune_runs]),
+        retention=Retention(database, clear_ledgers, days=settings.keep_jobs_days, others=others),
         fence_retention=FenceRetention(database, backends, days=settings.keep_jobs_days),
     )
+
+
+async def _prune_audit(session: AsyncSession, *, age: timedelta) -> Pruned:
+    rows = await prune_entries(session, age=age)
+    return Pruned(rows, more=rows == PRUNE_BATCH)
 
 
 async def _sample_volumes(session: AsyncSession, backend: str) -> Sequence[UUID]:

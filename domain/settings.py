@@ -93,6 +93,7 @@ class Settings(LogSettings):
     max_attempts: int = Field(default=8, ge=1, le=100)
     busy_seconds: Seconds = 600.0
     max_concurrent: int = Field(default=100, ge=1, le=10_000)
+    keep_audit_days: int = Field(default=400, ge=1, le=36_500)
     keep_jobs_days: int = Field(default=30, ge=1, le=36_500)
     heartbeat_file: Path | None = None
 

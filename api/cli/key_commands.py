@@ -14,6 +14,7 @@ from api.cli.render import keys_table, open_console
 from api.schemas.keys import KeyOut
 from domain.access.model import Role
 from domain.access.service import CreatedKey, KeyService, NewKey
+from domain.audit.model import Actor
 from domain.db.pagination import MAX_LIMIT, PageRequest
 from domain.services import open_keys
 from domain.settings import Settings, load_settings
@@ -21,7 +22,7 @@ from domain.settings import Settings, load_settings
 Result = TypeVar("Result")
 
 _FIRST_KEY: Final = NewKey("admin", Role.SYSTEM)
-_CREATED_BY: Final = "cistern keys"
+_ACTOR: Final = Actor("cistern keys")
 
 KeyId = Annotated[UUID, typer.Argument(metavar="ID")]
 
@@ -43,7 +44,7 @@ def create(
 ) -> None:
     """Create a key and print it. It is not stored, and cannot be shown again."""
     lifetime = None if days is None else timedelta(days=days)
-    _print_created(_run(lambda service: service.create(NewKey(name, role, lifetime), created_by=_CREATED_BY)))
+    _print_created(_run(lambda service: service.create(NewKey(name, role, lifetime), actor=_ACTOR)))
 
 
 @keys.command("list")
@@ -68,13 +69,13 @@ def rotate(
 ) -> None:
     """Create a key with the same name and role, and print it; the old one expires later."""
     overlap = timedelta(hours=overlap_hours)
-    _print_created(_run(lambda service: service.rotate(key_id, overlap=overlap, created_by=_CREATED_BY)))
+    _print_created(_run(lambda service: service.rotate(key_id, overlap=overlap, actor=_ACTOR)))
 
 
 @keys.command()
 def revoke(key_id: KeyId) -> None:
     """Revoke a key for good."""
-    _run(lambda service: service.revoke(key_id))
+    _run(lambda service: service.revoke(key_id, actor=_ACTOR))
 
 
 def _run(work: Callable[[KeyService], Awaitable[Result]]) -> Result:
@@ -95,7 +96,7 @@ def create_first_key(settings: Settings) -> None:
 
     async def create_if_none() -> CreatedKey | None:
         async with open_keys(settings) as service:
-            return None if await service.any() else await service.create(_FIRST_KEY, created_by="cistern up")
+            return None if await service.any() else await service.create(_FIRST_KEY, actor=Actor("cistern up"))
 
     if created := asyncio.run(create_if_none()):
         write_key_file(settings.data_dir, created.text)

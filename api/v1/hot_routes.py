@@ -21,14 +21,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.acceptance import JOBS_PATH, accepted_headers
-from api.dependencies import V1_PATH
+from api.dependencies import V1_PATH, actor_of
 from api.error_handlers import render_error
 from api.etag import matches
 from api.schemas.jobs import JobOut
 from api.schemas.volumes import GrowthIn, VolumeIn
 from api.v1.job_cache import EndedJobCache, render
 from api.v1.volumes import request_volume
-from domain.access.model import Principal
+from domain.audit.model import Actor
 from domain.errors import CisternError
 from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.model import Job
@@ -47,7 +47,7 @@ class PlainRequest(NamedTuple):
     headers: Mapping[bytes, bytes]
     receive: Receive
     state: State
-    principal: Principal
+    actor: Actor
 
     @property
     def services(self) -> Services:
@@ -58,7 +58,7 @@ class PlainRequest(NamedTuple):
     @property
     def origin(self) -> RequestOrigin:
         """Who sent it."""
-        return RequestOrigin(self.principal.name)
+        return RequestOrigin(self.actor)
 
     async def valid_body(self, schema: type[Body]) -> Body | None:
         """Parse a valid JSON body; None if it is anything else."""
@@ -138,7 +138,8 @@ async def _answer(scope: Scope, receive: Receive) -> PlainResponse | None:
                 or not _UNUSUAL_HEADERS.isdisjoint(headers)
             ):
                 return None
-            request = PlainRequest(headers, receive, scope["app"].state, scope["state"]["principal"])
+            actor = actor_of(scope, scope["state"]["principal"])
+            request = PlainRequest(headers, receive, scope["app"].state, actor)
             return await endpoint(request, *found.groups())
     return None
 

@@ -11,11 +11,14 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import func
+from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
 from domain.access.model import ApiKey, Principal, Role
 from domain.access.repository import KeyRepository
 from domain.access.secret import Proof, new_secret, proof_of
+from domain.audit.model import Actor, new_entry
+from domain.audit.repository import add_entries
 from domain.batching import Batcher
 from domain.db.database import Database, failed_transiently
 from domain.db.pagination import Page, PageRequest
@@ -101,12 +104,14 @@ class KeyService:
         async with self._database.transaction() as session:
             return request.page(await KeyRepository(session).page(before=before, limit=request.limit))
 
-    async def create(self, new: NewKey, *, created_by: str | None) -> CreatedKey:
+    async def create(self, new: NewKey, *, actor: Actor) -> CreatedKey:
         """Make a key."""
         async with self._database.transaction() as session:
-            return await _add(KeyRepository(session), new, created_by)
+            created = await _add(session, new, actor)
+            await _record(session, "key.create", created.key, actor)
+        return created
 
-    async def rotate(self, key_id: UUID, *, overlap: timedelta, created_by: str | None) -> CreatedKey:
+    async def rotate(self, key_id: UUID, *, overlap: timedelta, actor: Actor) -> CreatedKey:
         """Make a key like another one, which expires when ``overlap`` has passed.
 
         Raises:
@@ -118,12 +123,13 @@ class KeyService:
             old = await keys.lock(key_id)
             if old.revoked_at is not None:
                 raise Invalid("The key is revoked.", field="key_id")
-            created = await _add(keys, NewKey(old.name, old.role), created_by)
+            created = await _add(session, NewKey(old.name, old.role), actor)
+            await _record(session, "key.rotate", old, actor)
             end = datetime.now(UTC) + overlap
             old.expires_at = end if old.expires_at is None else min(end, old.expires_at)
         return created
 
-    async def revoke(self, key_id: UUID) -> ApiKey:
+    async def revoke(self, key_id: UUID, *, actor: Actor) -> ApiKey:
         """Make a key invalid for good; all processes refuse it within `CACHE_SECONDS`.
 
         Raises:
@@ -136,6 +142,7 @@ class KeyService:
                 key.revoked_at = func.now()
                 await session.flush()
                 await session.refresh(key)
+                await _record(session, "key.revoke", key, actor)
         self._cache.clear()
         return key
 
@@ -176,7 +183,11 @@ def _principal(key: ApiKey | None, proof: Proof) -> Principal | None:
     return Principal(key.id, key.name, key.role, proof)
 
 
-async def _add(keys: KeyRepository, new: NewKey, created_by: str | None) -> CreatedKey:
+async def _record(session: AsyncSession, action: str, key: ApiKey, actor: Actor) -> None:
+    await add_entries(session, [new_entry(actor, action, subject_id=key.id, subject_name=key.name)])
+
+
+async def _add(session: AsyncSession, new: NewKey, actor: Actor) -> CreatedKey:
     secret = new_secret()
     expires_at = None if new.lifetime is None else datetime.now(UTC) + new.lifetime
     key = ApiKey(
@@ -185,7 +196,7 @@ async def _add(keys: KeyRepository, new: NewKey, created_by: str | None) -> Crea
         digest=secret.proof.digest,
         name=new.name,
         role=new.role,
-        created_by=created_by,
+        created_by=actor.name,
         expires_at=expires_at,
     )
-    return CreatedKey(await keys.add(key), secret.text)
+    return CreatedKey(await KeyRepository(session).add(key), secret.text)

@@ -16,6 +16,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
+from domain.audit.model import NOBODY, Actor, NewEntry, new_entry
+from domain.audit.repository import add_entries
 from domain.db.base import Base, Entity
 from domain.db.database import Database
 from domain.errors import CisternError, IdempotencyKeyReused
@@ -56,10 +58,15 @@ class IdempotentRequest:
 
 @dataclass(frozen=True)
 class RequestOrigin:
-    """The name that a client gives itself and the Idempotency-Key of its request; None if it gives none."""
+    """Who sends a request, and its Idempotency-Key; None if it has none."""
 
-    caller: str | None = None
+    actor: Actor = NOBODY
     idempotency: IdempotentRequest | None = None
+
+    @property
+    def caller(self) -> str | None:
+        """The name of who sends it."""
+        return self.actor.name
 
 
 ANONYMOUS: Final = RequestOrigin()
@@ -101,10 +108,18 @@ async def accepting(database: Database, origin: RequestOrigin) -> AsyncIterator[
         request = AcceptedRequest(session)
         yield request
         created = request.job or request.entity
+        if request.job is not None:
+            await add_entries(session, [entry_of(request.job, origin.actor)])
         if origin.idempotency is not None and created is not None:
             await _store_response(session, origin.caller or "", origin.idempotency, created)
     if request.job is not None:
         log_accepted(request.job)
+
+
+def entry_of(job: Job, actor: Actor) -> NewEntry:
+    """Return the entry of the audit log for a job, or for its cancellation, that was accepted."""
+    action = job.kind if job.cancel_requested_at is None else "job.cancel"
+    return new_entry(actor, action, job_id=job.id, subject_id=job.snapshot_id or job.volume_id)
 
 
 def log_accepted(job: Job) -> None:

@@ -9,6 +9,8 @@ from sqlalchemy import func
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
+from domain.audit.model import NOBODY, Actor, new_entry
+from domain.audit.repository import add_entries
 from domain.db.database import Database
 from domain.db.pagination import Page, PageRequest
 from domain.errors import Invalid
@@ -57,6 +59,7 @@ class ScheduleService:
             schedule.next_run_at = next_run_at if schedule.enabled else None
             await ScheduleRepository(accepted.session).save(schedule)
             accepted.entity = schedule
+            await _record(accepted.session, "schedule.create", schedule, origin.actor)
         return schedule
 
     async def get(self, schedule_id: UUID) -> tuple[Schedule, Sequence[Run]]:
@@ -92,7 +95,9 @@ class ScheduleService:
             await ScheduleRepository(session).get(schedule_id)
             return request.page(await RunRepository(session).page(schedule_id, before=before, limit=request.limit))
 
-    async def change(self, schedule_id: UUID, changes: Mapping[str, Any]) -> tuple[Schedule, Sequence[Run]]:
+    async def change(
+        self, schedule_id: UUID, changes: Mapping[str, Any], *, actor: Actor = NOBODY
+    ) -> tuple[Schedule, Sequence[Run]]:
         """Change the members named in ``changes``, and check only those.
 
         A schedule whose parameters have become invalid can therefore still be paused. If the timing changes, due times
@@ -121,16 +126,19 @@ class ScheduleService:
                 schedule.next_run_at = schedule.calendar.next(after) if schedule.enabled else None
             schedule.updated_at = func.now()
             await schedules.save(schedule)
+            await _record(session, "schedule.update", schedule, actor, members=sorted(changes))
             return schedule, await _last_runs(session, schedule)
 
-    async def delete(self, schedule_id: UUID) -> None:
+    async def delete(self, schedule_id: UUID, *, actor: Actor = NOBODY) -> None:
         """Delete a schedule and its runs; its jobs continue.
 
         Raises:
             ScheduleNotFound: no such schedule.
         """
         async with self._database.transaction() as session:
-            await session.delete(await ScheduleRepository(session).get(schedule_id, for_update=True))
+            schedule = await ScheduleRepository(session).get(schedule_id, for_update=True)
+            await session.delete(schedule)
+            await _record(session, "schedule.delete", schedule, actor)
 
     def _check_params(self, schedule: Schedule) -> None:
         if schedule.action not in self._actions:
@@ -141,6 +149,11 @@ class ScheduleService:
         except Invalid as error:
             error.details["field"] = f"params.{error.details['field']}"
             raise
+
+
+async def _record(session: AsyncSession, action: str, schedule: Schedule, actor: Actor, **details: Any) -> None:
+    subject = {"subject_id": schedule.id, "subject_name": schedule.name}
+    await add_entries(session, [new_entry(actor, action, **subject, details=as_json(details) if details else None)])
 
 
 def _timing(schedule: Schedule) -> tuple[str, str, bool]:

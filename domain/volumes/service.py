@@ -17,11 +17,14 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
+from domain.audit.model import NOBODY, Actor, new_entry
+from domain.audit.repository import add_entries
 from domain.batching import Batcher
 from domain.db.database import Database, failed_transiently, was_lock_timeout
 from domain.db.pagination import Page, PageRequest
+from domain.db.sql import as_json
 from domain.errors import DatabaseUnavailable, Invalid, Refused
-from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting, log_accepted
+from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting, entry_of, log_accepted
 from domain.jobs.attempt import Payload
 from domain.jobs.kinds import JobKind
 from domain.jobs.model import Job
@@ -67,18 +70,19 @@ class NewVolume:
 
 
 class _CreateRequest(NamedTuple):
-    """A volume to create, and the job that creates it."""
+    """A volume to create, the job that creates it, and who asks for it."""
 
     volume: Volume
     job: Job
+    actor: Actor
 
 
 class _ExpandRequest(NamedTuple):
-    """A volume to expand, by how much, and for which caller."""
+    """A volume to expand, by how much, and who asks for it."""
 
     volume_id: UUID
     growth: Growth
-    caller: str | None
+    actor: Actor
 
 
 class VolumeService:
@@ -124,7 +128,12 @@ class VolumeService:
             return request.page(await VolumeRepository(session).page(filters, before=before, limit=request.limit))
 
     async def change(
-        self, volume_id: UUID, changes: Mapping[str, Any], *, check: Callable[[Volume], None] = lambda _: None
+        self,
+        volume_id: UUID,
+        changes: Mapping[str, Any],
+        *,
+        check: Callable[[Volume], None] = lambda _: None,
+        actor: Actor = NOBODY,
     ) -> Volume:
         """Change columns that need no storage work. Allowed while a job holds the volume.
 
@@ -141,6 +150,9 @@ class VolumeService:
             for name, value in changes.items():
                 setattr(volume, name, value)
             await volumes.flush(volume)
+            details = as_json({"members": sorted(changes)})
+            entry = new_entry(actor, "volume.update", subject_id=volume.id, subject_name=volume.name, details=details)
+            await add_entries(session, [entry])
             await session.refresh(volume)
         return volume
 
@@ -161,7 +173,7 @@ class VolumeService:
         """
         volume = await self._new_volume(new)
         job = self._job(JobKind.VOLUME_CREATE, volume, {"size": volume.size}, created_by=origin.caller)
-        if origin.idempotency is None and await self._create_batcher(_CreateRequest(volume, job)):
+        if origin.idempotency is None and await self._create_batcher(_CreateRequest(volume, job, origin.actor)):
             return await self._log_and_dispatch(job)
         async with accepting(self._database, origin) as accepted:
             await VolumeRepository(accepted.session).add(volume)
@@ -177,7 +189,7 @@ class VolumeService:
             ShrinkRefused, SizeLimitExceeded: the volume cannot have the new size.
             BackendOvercommitted: its backend may not promise so much.
         """
-        request = _ExpandRequest(volume_id, growth, origin.caller)
+        request = _ExpandRequest(volume_id, growth, origin.actor)
         if origin.idempotency is None and (batched := await self._expand_batcher(request)):
             return await self._log_and_dispatch(batched)
         # With a key, or if the batch has left it out, the request is accepted alone.
@@ -193,13 +205,15 @@ class VolumeService:
         try:
             async with self._database.transaction() as session:
                 added = await VolumeRepository(session).add_with_free_names([request.volume for request in requests])
-                if added:
-                    await JobRepository(session).add_many([job for volume, job in requests if volume.id in added])
+                accepted = [request for request in requests if request.volume.id in added]
+                if accepted:
+                    await JobRepository(session).add_many([request.job for request in accepted])
+                    await add_entries(session, [entry_of(request.job, request.actor) for request in accepted])
         except DatabaseUnavailable as error:
             if not was_lock_timeout(error):
                 raise
             return [False] * len(requests)
-        return [volume.id in added or name_taken(volume.name) for volume, _ in requests]
+        return [volume.id in added or name_taken(volume.name) for volume, *_ in requests]
 
     async def _expand_batch(self, requests: Sequence[_ExpandRequest]) -> Sequence[Job | Exception | None]:
         """Acquire volumes and insert their jobs. A result is None if the request must be accepted on its own."""
@@ -208,10 +222,12 @@ class VolumeService:
             rows = await volumes.lock_without_waiting({request.volume_id for request in requests})
             locked = {volume.id: volume for volume in rows}
             results = [self._decide(locked, request) for request in requests]
-            jobs = [result for result in results if isinstance(result, Job)]
-            if jobs:
+            accepted = [(job, request.actor) for job, request in zip(results, requests, strict=True) if isinstance(job, Job)]
+            if accepted:
+                jobs = [job for job, _ in accepted]
                 await volumes.acquire_each({volume_of(job): job.id for job in jobs}, VolumeState.EXPANDING)
                 await JobRepository(session).add_many(jobs)
+                await add_entries(session, [entry_of(job, actor) for job, actor in accepted])
         return results
 
     def _decide(self, locked: dict[UUID, LockedVolume], request: _ExpandRequest) -> Job | Refused | None:
@@ -225,7 +241,7 @@ class VolumeService:
         except Refused as refusal:
             return refusal
         locked[volume.id] = acquired
-        return self._job(JobKind.VOLUME_EXPAND, acquired, params, created_by=request.caller)
+        return self._job(JobKind.VOLUME_EXPAND, acquired, params, created_by=request.actor.name)
 
     def _expand_params(self, volume: Volume | LockedVolume, growth: Growth) -> Payload:
         size = growth.target(volume.size)

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, event, pool, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.access import model as access_model
+from domain.audit import model as audit_model
 from domain.bulk import model as bulk_model
 from domain.db.base import Base
 from domain.db.connections import create_engine, require_usable_pooler
@@ -24,6 +25,7 @@ from domain.volumes import model as volumes_model
 TABLES = (
     access_model,
     acceptance,
+    audit_model,
     bulk_model,
     jobs_model,
     schedules_model,

@@ -53,9 +53,14 @@ class Retention:
     """The retention policy of ended jobs, idempotency keys and the rows that ``others`` prune."""
 
     def __init__(
-        self, database: Database, clear_ledgers: ClearLedgers, *, days: float, others: Collection[Prune] = ()
+        self,
+        database: Database,
+        clear_ledgers: ClearLedgers,
+        *,
+        days: float,
+        others: Collection[tuple[Prune, float]] = (),
     ) -> None:
-        """``days`` is the retention of ended jobs and of the rows of ``others``; each key has its own expiry."""
+        """``days`` is the retention of ended jobs; each of ``others`` has its own, and each key its own expiry."""
         self._database = database
         self._clear_ledgers = clear_ledgers
         self._age = timedelta(days=days)
@@ -64,7 +69,7 @@ class Retention:
     async def prune(self) -> Pruned:
         """Delete a few batches of each kind of row."""
         steps: list[_Step] = [self._prune_jobs, _prune_keys]
-        steps += [partial(prune, age=self._age) for prune in self._others]
+        steps += [partial(prune, age=timedelta(days=days)) for prune, days in self._others]
         pruned = [await self._in_batches(step) for step in steps]
         return Pruned(sum(batch.rows for batch in pruned), any(batch.more for batch in pruned))
 

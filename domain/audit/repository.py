@@ -1,0 +1,60 @@
+"""Queries on the audit log. Takes a session, never commits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import delete, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from domain.audit.model import AuditEntry, NewEntry
+from domain.db.sql import as_arrays, insertion
+
+#: Insert entries: one for every request, so it is text, as the frequent statements on jobs.
+ADD: Final = text(insertion(AuditEntry))
+
+PRUNE_BATCH: Final = 1000
+
+
+@dataclass(frozen=True)
+class AuditFilter:
+    """Filters of the audit log; None matches any."""
+
+    name: str | None = None
+    action: str | None = None
+    subject_id: UUID | None = None
+    job_id: UUID | None = None
+
+
+async def add_entries(session: AsyncSession, entries: Sequence[NewEntry]) -> None:
+    """Insert entries in the transaction that accepts what they are about."""
+    if entries:
+        await session.execute(ADD, as_arrays(entries))
+
+
+async def page_of_entries(
+    session: AsyncSession, filters: AuditFilter, *, before: UUID | None, limit: int
+) -> Sequence[AuditEntry]:
+    """Read up to ``limit`` + 1 entries, newest first; the extra one shows that there is a next page."""
+    query = select(AuditEntry).order_by(AuditEntry.id.desc()).limit(limit + 1)
+    for column, value in vars(filters).items():
+        if value is not None:
+            query = query.where(getattr(AuditEntry, column) == value)
+    if before is not None:
+        query = query.where(AuditEntry.id < before)
+    return (await session.scalars(query)).all()
+
+
+async def prune_entries(session: AsyncSession, *, age: timedelta) -> int:
+    """Delete a batch of the oldest entries that are older than ``age``, and return their number."""
+    oldest = select(AuditEntry.id).where(AuditEntry.id < _first_id_of(datetime.now(UTC) - age))
+    batch = oldest.order_by(AuditEntry.id).limit(PRUNE_BATCH).with_for_update(skip_locked=True)
+    query = delete(AuditEntry).where(AuditEntry.id.in_(batch)).returning(AuditEntry.id)
+    return len((await session.scalars(query.execution_options(synchronize_session=False))).all())
+
+
+def _first_id_of(moment: datetime) -> UUID:
+    """Return the lowest UUIDv7 of a millisecond: ids are ordered by time, and need no index on it."""
+    return UUID(int=int(moment.timestamp() * 1000) << 80 | 7 << 76 | 2 << 62)

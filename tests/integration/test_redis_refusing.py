@@ -174,6 +174,39 @@ async def test_restricted_user_is_enough(
     assert not logged(caplog, "redis.")
 
 
+COMMANDS = ["get", "set", "del", "zadd", "zrangebyscore", "zrem", "zscore", "lpush", "ltrim", "evalsha"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+async def test_forbidden_command_is_named_once_and_seen_by_probes(
+    settings: Settings, own_redis: str, client: Any, caplog: pytest.LogCaptureFixture, command: str
+) -> None:
+    client.acl_deluser("app")
+    client.execute_command("ACL SETUSER", "app", "on", ">pw", "~*", "&*", "+@all", f"-{command}")
+    url = own_redis.replace("unix://", "unix://app:pw@")
+    async with (
+        open_services(settings.model_copy(update={"redis_url": url}), adopt=True) as services,
+        supervised(services.settings),
+    ):
+        job = await services.volumes.request_create(NewVolume(command, MIB))
+        for _ in range(3):
+            with pytest.raises(QueueRefusesWrites):
+                await services.queue.ping()
+        await services.volumes.request_create(NewVolume(f"{command}-2", MIB))
+        client.execute_command("ACL SETUSER", "app", f"+{command}")
+        assert (await ended(services, job.id)).attempt == 1
+        await services.queue.ping()
+
+    lines = named(caplog, command)
+    assert lines
+    assert len(lines) <= 2, "one line of ours, and one of the worker if it meets the command"
+    await until(lambda: len(logged(caplog, "redis.writable_again")) == len(lines))
+
+
+def named(caplog: pytest.LogCaptureFixture, command: str) -> list[str]:
+    return [line for line in logged(caplog, "redis.refuses_writes") if f"'{command}" in line]
+
+
 async def test_message_claimed_by_another_worker_is_skipped(services: Services, client: redis.Redis) -> None:
     job = await services.volumes.request_create(NewVolume("dispatched", MIB))
     client.set(in_progress_key_prefix + message_id(job.message), 1)

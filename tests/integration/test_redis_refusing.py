@@ -16,6 +16,7 @@ from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.volumes.service import NewVolume
 from tests.integration.job_builders import MIB, ended, writable_within
+from tests.integration.test_redis_failover import free_port, redis_server
 from tests.support.worker import supervised
 from tests.unit.worker_fakes import until
 from worker.consumer import ArqConsumer
@@ -169,6 +170,21 @@ async def test_restricted_user_is_enough(
         for number in range(20):
             job = await services.volumes.request_create(NewVolume(f"by-a-restricted-user-{number}", MIB))
             await services.queue.missing([job.message])
+            assert (await ended(services, job.id)).status == "succeeded"
+
+    assert not logged(caplog, "redis.")
+
+
+async def test_renamed_info_is_not_needed(settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    port = free_port()
+    with redis_server(tmp_path, port, "--rename-command", "INFO", ""):
+        url = f"redis://127.0.0.1:{port}"
+        async with (
+            open_services(settings.model_copy(update={"redis_url": url}), adopt=True) as services,
+            supervised(services.settings),
+        ):
+            await services.queue.ping()
+            job = await services.volumes.request_create(NewVolume("without-info", MIB))
             assert (await ended(services, job.id)).status == "succeeded"
 
     assert not logged(caplog, "redis.")

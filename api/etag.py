@@ -1,6 +1,7 @@
 """Entity tags: ``If-None-Match``, so that nothing is sent twice, and ``If-Match``, so that nothing is overwritten."""
 
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from typing import Annotated
 
 from fastapi import Depends, Header, Response
@@ -8,6 +9,7 @@ from fastapi import Depends, Header, Response
 from api.schemas.base import TextHeader
 from domain.errors import PreconditionFailed
 from domain.jobs.model import Job
+from domain.schedules.model import Run, Schedule
 from domain.snapshots.model import Snapshot
 from domain.volumes.model import Volume
 
@@ -27,27 +29,33 @@ def matches(tags: Sequence[str], tag: str) -> bool:
     return not {tag, "*"}.isdisjoint(one.strip().removeprefix("W/") for one in ",".join(tags).split(","))
 
 
+def schedule_tag(schedule: Schedule, runs: Sequence[Run]) -> str:
+    """Return the entity tag of a schedule with its last runs."""
+    state = [schedule.updated_at, schedule.next_run_at, *((run.id, run.job_status) for run in runs)]
+    return f'"{schedule.id}-{blake2b(repr(state).encode(), digest_size=8).hexdigest()}"'
+
+
 async def _if_match(
     if_match: Annotated[
         TextHeader[list[str]],
         Header(description="`ETag` of the version to be changed; if it has changed since, the answer is 412."),
     ] = None,
-) -> Callable[[Volume | Snapshot], None]:
-    def check(row: Volume | Snapshot) -> None:
+) -> Callable[[str], None]:
+    def check(tag: str) -> None:
         """Compare with the tag of the locked row, by the strong comparison of RFC 9110.
 
         Raises:
             PreconditionFailed: the client has read another version.
         """
-        tags = ",".join(if_match or ["*"]).split(",")
-        if {row_tag(row), "*"}.isdisjoint(tag.strip() for tag in tags):
+        wanted = ",".join(if_match or ["*"]).split(",")
+        if {tag, "*"}.isdisjoint(one.strip() for one in wanted):
             raise PreconditionFailed
 
     return check
 
 
 #: Checks the `If-Match` headers of a request that changes something.
-IfMatchDep = Annotated[Callable[[Volume | Snapshot], None], Depends(_if_match)]
+IfMatchDep = Annotated[Callable[[str], None], Depends(_if_match)]
 
 
 async def _not_modified(

@@ -20,11 +20,10 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -49,17 +48,12 @@ VOLUMES_OF_OTHER: Final = 2_000
 MAX_CONCURRENT: Final = 64
 
 
-@dataclass
-class Result:
-    """Milliseconds from each response to the start of its work, and the seconds of each bulk expansion."""
+class Figures(NamedTuple):
+    """Of one round: pick-up in milliseconds (median, 90th percentile), and the bulk expansion in seconds."""
 
-    pickups: list[float] = field(default_factory=list)
-    bulks: list[float] = field(default_factory=list)
-
-    def figures(self) -> tuple[float, float, float]:
-        """Return the median and the 90th percentile of the pick-up, and the median of the bulk expansions."""
-        tenths = quantiles(self.pickups, n=10)
-        return median(self.pickups), tenths[8], median(self.bulks)
+    p50: float
+    p90: float
+    bulk: float
 
 
 #: Brings the other installation into a condition for the duration of a block.
@@ -76,13 +70,17 @@ def main() -> None:
         asyncio.run(_create_database(settings))
         other = settings.model_copy(update={"database_url": settings.database_url.replace("/cistern?", "/other?")})
         migrate(other.database_url)
-        results = asyncio.run(_measure(settings, other, *((1, 10, 1_000) if quick else (5, 60, 20_000))))
-    print("\n| the other installation | pick-up p50, ms | p90, ms | bulk, s | ratios |\n|---|---|---|---|---|")
-    alone = results["alone"].figures()
-    for name, result in results.items():
-        figures = result.figures()
-        ratios = ", ".join(f"{one / before:.2f}" for one, before in zip(figures, alone, strict=True))
-        print(f"| {name} | {figures[0]:.1f} | {figures[1]:.1f} | {figures[2]:.2f} | {ratios} |")
+        results = asyncio.run(_measure(settings, other, *((1, 10, 1_000) if quick else (10, 40, 5_000))))
+    print("\n| the other installation | pick-up p50, ms | p90, ms | bulk, s | ratios to alone |\n|---|---|---|---|---|")
+    for name, rounds in results.items():
+        p50, p90, bulk = map(median, zip(*rounds, strict=True))
+        print(f"| {name} | {p50:.1f} | {p90:.1f} | {bulk:.2f} | {_ratios(rounds, results['alone'])} |")
+
+
+def _ratios(rounds: Sequence[Figures], alone: Sequence[Figures]) -> str:
+    """Return the medians of the ratios within each round: a noisy minute then affects both of its sides."""
+    pairs = [[one / other for one, other in zip(*pair, strict=True)] for pair in zip(rounds, alone, strict=True)]
+    return ", ".join(f"{median(ratios):.2f}" for ratios in zip(*pairs, strict=True))
 
 
 async def _create_database(settings: Settings) -> None:
@@ -91,9 +89,11 @@ async def _create_database(settings: Settings) -> None:
     await connection.close()
 
 
-async def _measure(first: Settings, second: Settings, rounds: int, samples: int, volumes: int) -> dict[str, Result]:
+async def _measure(
+    first: Settings, second: Settings, rounds: int, samples: int, volumes: int
+) -> dict[str, list[Figures]]:
     """Measure the first installation in every condition of the second one, in each round in another order."""
-    results = {name: Result() for name in CONDITIONS}
+    results: dict[str, list[Figures]] = {name: [] for name in CONDITIONS}
     with TemporaryDirectory(prefix="cistern-bench-") as folder:
         journal = Path(folder) / "journal"
         url = f"faulty+null:?journal={journal}"
@@ -112,10 +112,10 @@ async def _measure(first: Settings, second: Settings, rounds: int, samples: int,
                     await _prepare(other)
                     await vacuum(services.database)
                     async with condition(other):
-                        result = results[name]
-                        result.pickups += await _pickups(address, picked, journal)
-                        result.bulks.append(await _bulk(services))
-                    print(f"  round {number + 1}, {name}: bulk {result.bulks[-1]:.2f} s", flush=True)
+                        pickups = await _pickups(address, picked, journal)
+                        figures = Figures(median(pickups), quantiles(pickups, n=10)[8], await _bulk(services))
+                    results[name].append(figures)
+                    print(f"  {number + 1}, {name}: {figures.p50:.1f}, {figures.p90:.1f} ms, {figures.bulk:.2f} s")
     return results
 
 

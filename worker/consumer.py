@@ -234,7 +234,10 @@ class Supervisor:
     async def _wait_until_writable(self, error: ResponseError) -> None:
         """Wait until Redis accepts writes. Only ping it: restarting arq to find out would be noisy."""
         queue = self._runner.queue
-        queue.write_errors.note(error)
+        with suppress(QueueUnavailable):
+            await queue.ping()  # its error names a command that is forbidden; that of a script may not
+        if queue.write_errors.condition is None:
+            queue.write_errors.note(error)
         while queue.write_errors.condition is not None:
             await asyncio.sleep(_RECONNECT_SECONDS)
             with suppress(QueueUnavailable):

@@ -7,12 +7,21 @@ from fastapi import APIRouter, Query, Response
 
 from api.acceptance import SCHEDULES_PATH, AcceptedDep, OriginDep
 from api.dependencies import ServicesDep
-from api.openapi import BODY, CREATED, accepts, errors
+from api.etag import IfMatchDep, NotModifiedDep, schedule_tag
+from api.openapi import BODY, CREATED, accepts, documented_get, errors
 from api.problems import GROWTH_REQUIRED
 from api.schemas.jobs import JobOut
 from api.schemas.pagination import PageQuery, Paginated, paginated_response
 from api.schemas.schedules import RunOut, ScheduleIn, ScheduleOut, SchedulePatch, ScheduleQuery
-from domain.errors import BadCursor, IdempotencyKeyReused, NameTaken, ScheduleBusy, ScheduleNotFound, UnknownBackend
+from domain.errors import (
+    BadCursor,
+    IdempotencyKeyReused,
+    NameTaken,
+    PreconditionFailed,
+    ScheduleBusy,
+    ScheduleNotFound,
+    UnknownBackend,
+)
 
 router = APIRouter(prefix="/schedules", tags=["schedules"])
 
@@ -39,21 +48,34 @@ async def list_schedules(query: Annotated[ScheduleQuery, Query()], services: Ser
     return paginated_response(page, lambda schedule: ScheduleOut.from_row(schedule, runs.get(schedule.id, ())))
 
 
-@router.get("/{schedule_id}", summary="Get a schedule", responses=errors(ScheduleNotFound))
-async def get_schedule(schedule_id: UUID, services: ServicesDep) -> ScheduleOut:
+@router.get(
+    "/{schedule_id}",
+    summary="Get a schedule",
+    response_model=ScheduleOut,
+    responses=documented_get("schedule") | errors(ScheduleNotFound),
+)
+async def get_schedule(
+    schedule_id: UUID, services: ServicesDep, not_modified: NotModifiedDep
+) -> ScheduleOut | Response:
     """Return a schedule with its next time and its last runs."""
-    return ScheduleOut.from_row(*await services.schedules.get(schedule_id))
+    schedule, runs = await services.schedules.get(schedule_id)
+    return not_modified(schedule_tag(schedule, runs)) or ScheduleOut.from_row(schedule, runs)
 
 
 @router.patch(
     "/{schedule_id}",
     summary="Change or pause a schedule",
-    responses=errors(*BODY, ScheduleNotFound, NameTaken, UnknownBackend, GROWTH_REQUIRED),
+    responses=errors(*BODY, ScheduleNotFound, NameTaken, UnknownBackend, GROWTH_REQUIRED, PreconditionFailed),
 )
-async def update_schedule(schedule_id: UUID, patch: SchedulePatch, services: ServicesDep) -> ScheduleOut:
+async def update_schedule(
+    schedule_id: UUID, patch: SchedulePatch, services: ServicesDep, if_match: IfMatchDep
+) -> ScheduleOut:
     """Change a schedule. Times that passed while it was paused are not caught up."""
     schedule, _ = await services.schedules.get(schedule_id)
-    return ScheduleOut.from_row(*await services.schedules.change(schedule_id, patch.changes(schedule.action)))
+    changed = await services.schedules.change(
+        schedule_id, patch.changes(schedule.action), check=lambda *state: if_match(schedule_tag(*state))
+    )
+    return ScheduleOut.from_row(*changed)
 
 
 @router.delete("/{schedule_id}", status_code=204, summary="Delete a schedule", responses=errors(ScheduleNotFound))

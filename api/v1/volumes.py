@@ -91,7 +91,7 @@ async def get_volume(volume_id: UUID, services: ServicesDep, not_modified: NotMo
 @router.patch(VOLUME, summary="Update a volume", responses=errors(*BODY, VolumeNotFound, NameTaken, PreconditionFailed))
 async def update_volume(volume_id: UUID, patch: VolumePatch, services: ServicesDep, if_match: IfMatchDep) -> VolumeOut:
     """Change the members that are given. Needs no job, and is possible while a job holds the volume."""
-    volume = await services.volumes.change(volume_id, patch.changes(), check=if_match)
+    volume = await services.volumes.change(volume_id, patch.changes(), check=lambda row: if_match(row_tag(row)))
     return render_volume(services, volume)
 
 

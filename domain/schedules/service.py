@@ -1,6 +1,6 @@
 """The operations of users on schedules: create, read, change, pause and delete; `runner` has "run now"."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
@@ -96,12 +96,18 @@ class ScheduleService:
             return request.page(await RunRepository(session).page(schedule_id, before=before, limit=request.limit))
 
     async def change(
-        self, schedule_id: UUID, changes: Mapping[str, Any], *, actor: Actor = NOBODY
+        self,
+        schedule_id: UUID,
+        changes: Mapping[str, Any],
+        *,
+        check: Callable[[Schedule, Sequence[Run]], None] = lambda *_: None,
+        actor: Actor = NOBODY,
     ) -> tuple[Schedule, Sequence[Run]]:
         """Change the members named in ``changes``, and check only those.
 
         A schedule whose parameters have become invalid can therefore still be paused. If the timing changes, due times
-        of the old timing that have not been started are dropped.
+        of the old timing that have not been started are dropped. ``check`` may refuse the locked row and its last runs
+        by an error, which is raised here; nothing is changed then.
 
         Raises:
             ScheduleNotFound: no such schedule.
@@ -111,6 +117,7 @@ class ScheduleService:
         async with self._database.transaction() as session:
             schedules = ScheduleRepository(session)
             schedule = await schedules.get(schedule_id, for_update=True)
+            check(schedule, await _last_runs(session, schedule))
             # A schedule with new timing is due next after now: times while it was paused are not missed. But not before
             # the latest time that has a run: no time is run twice, even if PostgreSQL's clock has stepped back since.
             now = await self._clock(session)

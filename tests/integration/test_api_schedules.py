@@ -154,6 +154,30 @@ async def test_change_without_a_new_time_keeps_the_due_run(services: Services, c
     assert await services.schedule_runner.start_due() == 1
 
 
+async def test_change_of_another_version_is_refused(services: Services, client: httpx.AsyncClient) -> None:
+    url = f"{SCHEDULES}/{(await made(client))['id']}"
+    tag = (await client.get(url)).headers["etag"]
+    unchanged = await client.get(url, headers={"If-None-Match": tag})
+    first = await client.patch(url, json={"cron": "0 3 * * *"}, headers={"If-Match": tag})
+    second = await client.patch(url, json={"cron": "0 4 * * *"}, headers={"If-Match": tag})
+    now = await client.get(url)
+    third = await client.patch(url, json={"enabled": False}, headers={"If-Match": now.headers["etag"]})
+
+    assert [one.status_code for one in (unchanged, first, second, third)] == [304, 200, 412, 200]
+    assert (second.json()["code"], now.json()["cron"]) == ("precondition-failed", "0 3 * * *")
+
+
+async def test_run_makes_another_version_of_its_schedule(services: Services, client: httpx.AsyncClient) -> None:
+    url = f"{SCHEDULES}/{(await made(client))['id']}"
+    tags = [(await client.get(url)).headers["etag"]]
+    job = (await client.post(f"{url}/run")).json()
+    tags.append((await client.get(url)).headers["etag"])
+    await client.post(f"/api/v1/jobs/{job['id']}/cancel")
+    tags.append((await client.get(url)).headers["etag"])
+
+    assert len(set(tags)) == 3
+
+
 async def test_paused_times_are_not_caught_up(services: Services, client: httpx.AsyncClient) -> None:
     schedule = await made(client, cron="* * * * *")
     path = f"{SCHEDULES}/{schedule['id']}"

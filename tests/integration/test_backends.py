@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import threading
 from collections import Counter
@@ -129,7 +130,7 @@ async def test_job_that_nobody_can_do_waits_and_says_for_what(
 
 @pytest.mark.parametrize("cause", ["unmounted", "replaced by an empty one", "foreign", "swapped", "damaged"])
 async def test_root_that_is_not_the_expected_one_is_left_alone(
-    api: Services, settings: Settings, tmp_path: Path, cause: str
+    api: Services, settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture, cause: str
 ) -> None:
     """Under a running worker and at the start of another one; all is well when the root is back."""
     root, away = tmp_path / "local", tmp_path / "away"
@@ -157,6 +158,10 @@ async def test_root_that_is_not_the_expected_one_is_left_alone(
         done = [await ended(api, job.id) for job in (delete, create)]
 
     assert [(job.status, job.attempt) for job in done] == [("succeeded", 1)] * 2
+    lines = [line for line in caplog.messages if "'backend.not_served'" in line and "'backend': 'local'" in line]
+    said = Counter(re.search("'problem': (.*?), '", line)[1] for line in lines)  # type: ignore[index]
+    assert said
+    assert max(said.values()) <= 2, "each of two workers says so once"
     async with open_check(with_backends(settings, tmp_path, "local", "fast")) as check:
         assert [finding async for finding in check.findings(Counter())] == []
 

@@ -16,6 +16,7 @@ from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.volumes.service import NewVolume
 from tests.integration.job_builders import MIB, ended, writable_within
+from tests.integration.test_redis_failover import free_port, redis_server
 from tests.support.worker import supervised
 from tests.unit.worker_fakes import until
 from worker.consumer import ArqConsumer
@@ -172,6 +173,54 @@ async def test_restricted_user_is_enough(
             assert (await ended(services, job.id)).status == "succeeded"
 
     assert not logged(caplog, "redis.")
+
+
+async def test_renamed_info_is_not_needed(settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    port = free_port()
+    with redis_server(tmp_path, port, "--rename-command", "INFO", ""):
+        url = f"redis://127.0.0.1:{port}"
+        async with (
+            open_services(settings.model_copy(update={"redis_url": url}), adopt=True) as services,
+            supervised(services.settings),
+        ):
+            await services.queue.ping()
+            job = await services.volumes.request_create(NewVolume("without-info", MIB))
+            assert (await ended(services, job.id)).status == "succeeded"
+
+    assert not logged(caplog, "redis.")
+
+
+COMMANDS = ["get", "set", "del", "zadd", "zrangebyscore", "zrem", "zscore", "lpush", "ltrim", "evalsha"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+async def test_forbidden_command_is_named_once_and_seen_by_probes(
+    settings: Settings, own_redis: str, client: Any, caplog: pytest.LogCaptureFixture, command: str
+) -> None:
+    client.acl_deluser("app")
+    client.execute_command("ACL SETUSER", "app", "on", ">pw", "~*", "&*", "+@all", f"-{command}")
+    url = own_redis.replace("unix://", "unix://app:pw@")
+    async with (
+        open_services(settings.model_copy(update={"redis_url": url}), adopt=True) as services,
+        supervised(services.settings),
+    ):
+        job = await services.volumes.request_create(NewVolume(command, MIB))
+        for _ in range(3):
+            with pytest.raises(QueueRefusesWrites):
+                await services.queue.ping()
+        await services.volumes.request_create(NewVolume(f"{command}-2", MIB))
+        client.execute_command("ACL SETUSER", "app", f"+{command}")
+        assert (await ended(services, job.id)).attempt == 1
+        await services.queue.ping()
+
+    lines = named(caplog, command)
+    assert lines
+    assert len(lines) <= 2, "one line of ours, and one of the worker if it meets the command"
+    await until(lambda: len(logged(caplog, "redis.writable_again")) == len(lines))
+
+
+def named(caplog: pytest.LogCaptureFixture, command: str) -> list[str]:
+    return [line for line in logged(caplog, "redis.refuses_writes") if f"'{command}" in line]
 
 
 async def test_message_claimed_by_another_worker_is_skipped(services: Services, client: redis.Redis) -> None:

@@ -179,7 +179,7 @@ class JobQueue:
                     pipe.lpush(wakeups, *[b""] * min(len(ids), _MAX_WAKEUPS))
                     pipe.ltrim(wakeups, 0, _MAX_WAKEUPS - 1)
                 await pipe.execute()
-            self.write_errors.clear()
+            self.write_errors.note_message()
         except QueueRefusesWrites:
             pass  # logged once per outage
         except QueueUnavailable as error:
@@ -257,9 +257,16 @@ class JobQueue:
             QueueUnavailable: it does not answer.
         """
         async with self._calling(), self.redis.pipeline(transaction=True) as pipe:
+            queue, tried = self.keys.queue(None), f"{self.keys.ping}:list"
             pipe.set(self.keys.ping, b"", px=1000)
-            pipe.zscore(self.keys.queue(None), "")
-            pipe.ltrim(self.keys.wakeups(None), 0, _MAX_WAKEUPS - 1)
+            pipe.get(self.keys.ping)
+            pipe.zadd(queue, {b"": 0}, xx=True)  # only if it were there
+            pipe.zrangebyscore(queue, 1, 0)
+            pipe.zscore(queue, b"")
+            pipe.zrem(queue, b"")
+            pipe.lpush(tried, b"")
+            pipe.ltrim(tried, 1, 0)
+            pipe.delete(tried)
             await pipe.execute()
             await self._acknowledge(keys=[], args=[])
         self.write_errors.clear()

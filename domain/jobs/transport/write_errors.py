@@ -4,6 +4,7 @@ arq mistakes the error for a job claimed by another worker and logs it at DEBUG.
 and with a remedy, and logs when Redis accepts writes again.
 """
 
+import re
 from typing import Final
 
 import structlog
@@ -15,12 +16,14 @@ from redis.exceptions import (
     ResponseError,
 )
 
+#: The prefix of the error of a command that the user may not run.
+_FORBIDDEN: Final = "NOPERM"
 #: The prefix of Redis' error message, and the remedy.
 _REMEDIES: Final = {
     "READONLY": "it is a replica: set CISTERN_REDIS_URL to the primary, or promote it (REPLICAOF NO ONE)",
     "OOM": "it is out of memory: raise maxmemory, or find out what else is stored in it",
     "MISCONF": "it cannot save to its disk: free space or repair the disk; see the log of Redis",
-    "NOPERM": "allow this command to the user of CISTERN_REDIS_URL; docs/operations.md lists those that Cistern needs",
+    _FORBIDDEN: "allow this command to the user of CISTERN_REDIS_URL; docs/operations.md lists all that are needed",
     "CLUSTER": "it is a cluster, which Cistern does not use: set CISTERN_REDIS_URL to a server without cluster mode",
     "NOREPLICAS": "it has too few replicas: restore them, or lower min-replicas-to-write",
 }
@@ -28,7 +31,7 @@ _REMEDIES: Final = {
 _PREFIX_BY_ERROR: Final[dict[type[Exception], str]] = {
     ReadOnlyError: "READONLY",
     OutOfMemoryError: "OOM",
-    NoPermissionError: "NOPERM",
+    NoPermissionError: _FORBIDDEN,
     MovedError: "CLUSTER",
 }
 _UNKNOWN_REMEDY: Final = "see the log of Redis"
@@ -41,25 +44,42 @@ class WriteErrors:
 
     def __init__(self) -> None:
         self.condition: str | None = None
+        self._command: str | None = None
 
     def note(self, error: ResponseError) -> None:
-        """Record that a write was refused; log it if the condition is new."""
-        condition = _condition(error)
-        if condition != self.condition:
-            self.condition = condition
+        """Record that a write was refused; log it if the condition is new, or the command that is forbidden.
+
+        The error of a script may not name the command.
+        """
+        condition, command = _condition(error), _forbidden_command(error)
+        if condition != self.condition or (command is not None and command != self._command):
+            self.condition, self._command = condition, command
             remedy = _REMEDIES.get(condition, _UNKNOWN_REMEDY)
             log.error("redis.refuses_writes", condition=condition, error=str(error), remedy=remedy)
 
+    def note_message(self) -> None:
+        """Record that a message was accepted; another command may be forbidden all the same."""
+        if self.condition != _FORBIDDEN:
+            self.clear()
+
     def clear(self) -> None:
-        """Record that a write was accepted; log it if writes were refused before."""
+        """Record that all commands were accepted; log it if one was refused before."""
         if self.condition is not None:
             log.info("redis.writable_again", condition=self.condition)
-            self.condition = None
+            self.condition = self._command = None
+
+
+def _forbidden_command(error: ResponseError) -> str | None:
+    """Return the name of the command that the user may not run; None if the error does not have it."""
+    found = re.search(r"permissions to run the '(\S+)' command", str(error))
+    return found[1] if found else None
 
 
 def _condition(error: ResponseError) -> str:
     if str(error).startswith("UNBLOCKED"):  # what a waiting client is told when its primary becomes a replica
         return "READONLY"
+    if "can't run this command" in str(error):  # what a script is told
+        return _FORBIDDEN
     if str(error).startswith("CROSSSLOT"):  # which redis-py knows as an error of its clients for clusters only
         return "CLUSTER"
     prefix = _PREFIX_BY_ERROR.get(type(error))

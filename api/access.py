@@ -41,6 +41,7 @@ _V1: Final[Mapping[str, Mapping[str, Role]]] = {
     "/schedules/{}/runs": {"GET": _VIEWER},
     "/schedules/{}/run": {"POST": _OWNER},
     "/backends": {"GET": _VIEWER},
+    "/audit": {"GET": _SYSTEM},
     "/keys": {"GET": _SYSTEM, "POST": _SYSTEM},
     "/keys/{}": {"DELETE": _SYSTEM},
     "/keys/{}/rotate": {"POST": _SYSTEM},

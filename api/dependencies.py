@@ -6,7 +6,6 @@ from typing import Annotated, Final, cast
 from fastapi import Depends, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-
 from starlette.types import Scope
 
 from domain.access.model import Principal

@@ -6,7 +6,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Response
 
 from api.acceptance import SCHEDULES_PATH, AcceptedDep, OriginDep
-from api.dependencies import ServicesDep
+from api.dependencies import ActorDep, ServicesDep
 from api.etag import IfMatchDep, NotModifiedDep, schedule_tag
 from api.openapi import BODY, CREATED, accepts, documented_get, errors
 from api.problems import GROWTH_REQUIRED
@@ -68,20 +68,20 @@ async def get_schedule(
     responses=errors(*BODY, ScheduleNotFound, NameTaken, UnknownBackend, GROWTH_REQUIRED, PreconditionFailed),
 )
 async def update_schedule(
-    schedule_id: UUID, patch: SchedulePatch, services: ServicesDep, if_match: IfMatchDep
+    schedule_id: UUID, patch: SchedulePatch, services: ServicesDep, actor: ActorDep, if_match: IfMatchDep
 ) -> ScheduleOut:
     """Change a schedule. Times that passed while it was paused are not caught up."""
     schedule, _ = await services.schedules.get(schedule_id)
     changed = await services.schedules.change(
-        schedule_id, patch.changes(schedule.action), check=lambda *state: if_match(schedule_tag(*state))
+        schedule_id, patch.changes(schedule.action), check=lambda *state: if_match(schedule_tag(*state)), actor=actor
     )
     return ScheduleOut.from_row(*changed)
 
 
 @router.delete("/{schedule_id}", status_code=204, summary="Delete a schedule", responses=errors(ScheduleNotFound))
-async def delete_schedule(schedule_id: UUID, services: ServicesDep) -> None:
+async def delete_schedule(schedule_id: UUID, services: ServicesDep, actor: ActorDep) -> None:
     """Delete a schedule and the list of its runs. Jobs that it has created continue."""
-    await services.schedules.delete(schedule_id)
+    await services.schedules.delete(schedule_id, actor=actor)
 
 
 @router.get("/{schedule_id}/runs", summary="List a schedule's runs", responses=errors(ScheduleNotFound, BadCursor))

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Response
 from starlette.convertors import StringConvertor, register_url_convertor
 
 from api.acceptance import AcceptedDep, OriginDep
-from api.dependencies import ServicesDep
+from api.dependencies import ActorDep, ServicesDep
 from api.etag import IfMatchDep, NotModifiedDep, row_tag
 from api.openapi import BODY, accepts, documented_get, errors
 from api.problems import GROWTH_REQUIRED
@@ -89,9 +89,13 @@ async def get_volume(volume_id: UUID, services: ServicesDep, not_modified: NotMo
 
 
 @router.patch(VOLUME, summary="Update a volume", responses=errors(*BODY, VolumeNotFound, NameTaken, PreconditionFailed))
-async def update_volume(volume_id: UUID, patch: VolumePatch, services: ServicesDep, if_match: IfMatchDep) -> VolumeOut:
+async def update_volume(
+    volume_id: UUID, patch: VolumePatch, services: ServicesDep, actor: ActorDep, if_match: IfMatchDep
+) -> VolumeOut:
     """Change the members that are given. Needs no job, and is possible while a job holds the volume."""
-    volume = await services.volumes.change(volume_id, patch.changes(), check=lambda row: if_match(row_tag(row)))
+    volume = await services.volumes.change(
+        volume_id, patch.changes(), check=lambda row: if_match(row_tag(row)), actor=actor
+    )
     return render_volume(services, volume)
 
 

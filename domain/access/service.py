@@ -17,7 +17,7 @@ from uuid_utils.compat import uuid7
 from domain.access.model import ApiKey, Principal, Role
 from domain.access.repository import KeyRepository
 from domain.access.secret import Proof, new_secret, proof_of
-from domain.audit.model import Actor, new_entry
+from domain.audit.model import NOBODY, Actor, new_entry
 from domain.audit.repository import add_entries
 from domain.batching import Batcher
 from domain.db.database import Database, failed_transiently
@@ -104,14 +104,14 @@ class KeyService:
         async with self._database.transaction() as session:
             return request.page(await KeyRepository(session).page(before=before, limit=request.limit))
 
-    async def create(self, new: NewKey, *, actor: Actor) -> CreatedKey:
+    async def create(self, new: NewKey, *, actor: Actor = NOBODY) -> CreatedKey:
         """Make a key."""
         async with self._database.transaction() as session:
             created = await _add(session, new, actor)
             await _record(session, "key.create", created.key, actor)
         return created
 
-    async def rotate(self, key_id: UUID, *, overlap: timedelta, actor: Actor) -> CreatedKey:
+    async def rotate(self, key_id: UUID, *, overlap: timedelta, actor: Actor = NOBODY) -> CreatedKey:
         """Make a key like another one, which expires when ``overlap`` has passed.
 
         Raises:
@@ -129,7 +129,7 @@ class KeyService:
             old.expires_at = end if old.expires_at is None else min(end, old.expires_at)
         return created
 
-    async def revoke(self, key_id: UUID, *, actor: Actor) -> ApiKey:
+    async def revoke(self, key_id: UUID, *, actor: Actor = NOBODY) -> ApiKey:
         """Make a key invalid for good; all processes refuse it within `CACHE_SECONDS`.
 
         Raises:

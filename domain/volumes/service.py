@@ -222,7 +222,9 @@ class VolumeService:
             rows = await volumes.lock_without_waiting({request.volume_id for request in requests})
             locked = {volume.id: volume for volume in rows}
             results = [self._decide(locked, request) for request in requests]
-            accepted = [(job, request.actor) for job, request in zip(results, requests, strict=True) if isinstance(job, Job)]
+            accepted = [
+                (job, request.actor) for job, request in zip(results, requests, strict=True) if isinstance(job, Job)
+            ]
             if accepted:
                 jobs = [job for job, _ in accepted]
                 await volumes.acquire_each({volume_of(job): job.id for job in jobs}, VolumeState.EXPANDING)

@@ -12,6 +12,7 @@ from domain.access.model import Role
 from domain.access.repository import KeyRepository
 from domain.access.secret import _checksum, new_secret, proof_of
 from domain.access.service import CACHE_SECONDS, KeyService, NewKey
+from domain.audit.model import Actor
 from domain.db.pagination import PageRequest
 from domain.errors import DatabaseUnavailable, Invalid, KeyNotFound
 from domain.services import Services
@@ -38,7 +39,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 async def test_key_stands_for_its_user(services: Services) -> None:
-    created = await services.keys.create(BACKUP, created_by="admin")
+    created = await services.keys.create(BACKUP, actor=Actor("admin"))
 
     principal = await services.keys.authenticate(created.text)
     assert principal is not None
@@ -49,7 +50,7 @@ async def test_key_stands_for_its_user(services: Services) -> None:
 
 async def test_public_id_alone_is_no_key(services: Services) -> None:
     """Somebody who knows the id of a key makes a text with it whose checksum is right."""
-    created = await services.keys.create(BACKUP, created_by=None)
+    created = await services.keys.create(BACKUP)
     forged = _with_id(created.key.public_id)
 
     assert proof_of(forged) is not None
@@ -62,7 +63,7 @@ def _with_id(public_id: str) -> str:
 
 
 async def test_text_of_a_key_is_nowhere_in_the_database(services: Services) -> None:
-    created = await services.keys.create(BACKUP, created_by=None)
+    created = await services.keys.create(BACKUP)
     secret = created.text[15:]
     rows = await asyncio.to_thread(run, services.settings.database_url, "SELECT api_keys::text FROM api_keys")
 
@@ -72,7 +73,7 @@ async def test_text_of_a_key_is_nowhere_in_the_database(services: Services) -> N
 
 async def test_revoked_key_is_refused_by_other_processes_within_five_seconds(services: Services, clock: Clock) -> None:
     other = KeyService(services.database)
-    created = await services.keys.create(BACKUP, created_by=None)
+    created = await services.keys.create(BACKUP)
     assert await other.authenticate(created.text)
     await services.keys.revoke(created.key.id)
 
@@ -83,7 +84,7 @@ async def test_revoked_key_is_refused_by_other_processes_within_five_seconds(ser
 
 
 async def test_expired_key_is_refused(services: Services, clock: Clock) -> None:
-    created = await services.keys.create(NewKey("a", Role.VIEWER, timedelta(days=1)), created_by=None)
+    created = await services.keys.create(NewKey("a", Role.VIEWER, timedelta(days=1)))
     assert await services.keys.authenticate(created.text)
     past = f"UPDATE api_keys SET expires_at = now() - interval '1 s' WHERE id = '{created.key.id}'"
     await asyncio.to_thread(run, services.settings.database_url, past)
@@ -93,9 +94,9 @@ async def test_expired_key_is_refused(services: Services, clock: Clock) -> None:
 
 
 async def test_replaced_key_is_valid_until_the_overlap_has_passed(services: Services, clock: Clock) -> None:
-    old = await services.keys.create(BACKUP, created_by=None)
-    new = await services.keys.rotate(old.key.id, overlap=timedelta(hours=1), created_by="admin")
-    at_once = await services.keys.rotate(new.key.id, overlap=timedelta(), created_by="admin")
+    old = await services.keys.create(BACKUP)
+    new = await services.keys.rotate(old.key.id, overlap=timedelta(hours=1), actor=Actor("admin"))
+    at_once = await services.keys.rotate(new.key.id, overlap=timedelta(), actor=Actor("admin"))
     clock.now += CACHE_SECONDS
 
     assert (new.key.name, new.key.role, new.key.created_by) == ("backup", Role.OPERATOR, "admin")
@@ -104,15 +105,15 @@ async def test_replaced_key_is_valid_until_the_overlap_has_passed(services: Serv
 
 
 async def test_revoked_key_cannot_be_replaced(services: Services) -> None:
-    created = await services.keys.create(BACKUP, created_by=None)
+    created = await services.keys.create(BACKUP)
     await services.keys.revoke(created.key.id)
 
     with pytest.raises(Invalid, match="revoked"):
-        await services.keys.rotate(created.key.id, overlap=timedelta(), created_by=None)
+        await services.keys.rotate(created.key.id, overlap=timedelta())
 
 
 async def test_second_revocation_keeps_the_time_of_the_first(services: Services) -> None:
-    created = await services.keys.create(BACKUP, created_by=None)
+    created = await services.keys.create(BACKUP)
     first = (await services.keys.revoke(created.key.id)).revoked_at
 
     assert (await services.keys.revoke(created.key.id)).revoked_at == first
@@ -123,7 +124,7 @@ async def test_second_revocation_keeps_the_time_of_the_first(services: Services)
 async def test_many_requests_with_one_key_cost_one_query(
     services: Services, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    created = await services.keys.create(BACKUP, created_by=None)
+    created = await services.keys.create(BACKUP)
     queries = []
     read = KeyRepository.valid
 
@@ -149,7 +150,7 @@ async def test_nonsense_costs_no_query(services: Services) -> None:
 async def test_known_key_is_believed_while_postgresql_is_away(
     services: Services, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    created = await services.keys.create(BACKUP, created_by=None)
+    created = await services.keys.create(BACKUP)
     await services.keys.authenticate(created.text)
 
     async def fail(*_: object) -> None:
@@ -171,7 +172,7 @@ async def test_memory_for_keys_is_limited(services: Services, monkeypatch: pytes
 
 
 async def test_last_use_of_a_key_is_recorded(services: Services) -> None:
-    used, unused = [await services.keys.create(BACKUP, created_by=None) for _ in range(2)]
+    used, unused = [await services.keys.create(BACKUP) for _ in range(2)]
     await services.keys.authenticate(used.text)
     await services.keys.record_use()
     await services.keys.record_use()  # nothing new
@@ -182,7 +183,7 @@ async def test_last_use_of_a_key_is_recorded(services: Services) -> None:
 
 
 async def test_job_is_created_by_the_user_of_the_key(services: Services, client: httpx.AsyncClient) -> None:
-    created = await services.keys.create(BACKUP, created_by=None)
+    created = await services.keys.create(BACKUP)
     headers = {"Authorization": f"Bearer {created.text}", "X-Cistern-Caller": "somebody else"}
 
     job = (await client.post("/api/v1/volumes", json={"name": "a", "size": 1}, headers=headers)).json()
@@ -195,7 +196,7 @@ async def test_wait_for_the_end_of_a_key_ends_when_it_is_revoked_elsewhere(
 ) -> None:
     monkeypatch.setattr(service_module, "CACHE_SECONDS", 0.1)
     other = KeyService(services.database)
-    created = await services.keys.create(BACKUP, created_by=None)
+    created = await services.keys.create(BACKUP)
     principal = await other.authenticate(created.text)
     assert principal is not None
     waiting = asyncio.create_task(other.wait_until_invalid(principal))

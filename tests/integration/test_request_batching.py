@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from domain.audit.model import Actor
 from domain.errors import (
     DatabaseUnavailable,
     JobNotFound,
@@ -69,7 +70,7 @@ class TestExpansions:
     ) -> None:
         volumes = await add_volumes(services, 20, backend="memory")
         del transactions[:]
-        origin = RequestOrigin(caller="me")
+        origin = RequestOrigin(Actor("me"))
         jobs = await results_of(
             *(services.volumes.request_expand(v, Growth(percent=100), origin=origin) for v in volumes)
         )
@@ -130,7 +131,7 @@ class TestExpansions:
         callers = ["one", "two", "with \x00, which PostgreSQL rejects", "four", "five"]
         results = await results_of(
             *(
-                services.volumes.request_expand(volume_id, Growth(by=MIB), origin=RequestOrigin(caller=caller))
+                services.volumes.request_expand(volume_id, Growth(by=MIB), origin=RequestOrigin(Actor(caller)))
                 for volume_id, caller in zip(volumes, callers, strict=True)
             )
         )
@@ -150,7 +151,7 @@ class TestCreations:
             for n in range(20)
         ]
         jobs = await results_of(
-            *(services.volumes.request_create(request, origin=RequestOrigin(caller="me")) for request in requests)
+            *(services.volumes.request_create(request, origin=RequestOrigin(Actor("me"))) for request in requests)
         )
         assert len(transactions) == 1
 

@@ -4,6 +4,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from domain.audit.model import Actor
 from domain.db.pagination import PageRequest
 from domain.errors import (
     Invalid,
@@ -45,7 +46,7 @@ from tests.integration.snapshot_builders import (
 class TestTake:
     async def test_request_creates_snapshot_and_job_and_acquires_the_volume(self, services: Services) -> None:
         volume = await a_volume(services, size=3 * MIB)
-        job = await services.snapshots.request_take(volume.id, "first", origin=RequestOrigin(caller="me"))
+        job = await services.snapshots.request_take(volume.id, "first", origin=RequestOrigin(Actor("me")))
         snapshot, found = await snapshot_row(services, job.snapshot_id), await volume_row(services, volume.id)
 
         assert (snapshot["state"], snapshot["size"], snapshot["version"]) == ("taking", 3 * MIB, 1)
@@ -111,7 +112,7 @@ class TestTake:
     async def test_same_key_creates_one_snapshot(self, services: Services) -> None:
         volume = await a_volume(services)
         origin = RequestOrigin(
-            "me", IdempotentRequest("k", "route", "fingerprint", lambda job: (202, {"id": str(job.id)}))
+            Actor("me"), IdempotentRequest("k", "route", "fingerprint", lambda job: (202, {"id": str(job.id)}))
         )
         job = await services.snapshots.request_take(volume.id, "first", origin=origin)
         with pytest.raises(IdempotentReplay) as replay:
@@ -199,7 +200,7 @@ class TestClone:
         volume = await a_stored_volume(services)
         snapshot = await a_snapshot(services, volume)
         new = NewVolume("clone", 2 * MIB, columns={"labels": {"a": "b"}})
-        job = await services.snapshots.request_clone(snapshot.id, new, origin=RequestOrigin(caller="me"))
+        job = await services.snapshots.request_clone(snapshot.id, new, origin=RequestOrigin(Actor("me")))
         clone = await volume_row(services, job.volume_id)
 
         assert await states(services, job) == ("creating", "cloning")

@@ -28,6 +28,7 @@ from tests.integration.job_builders import a_queued_expand
 ROOT = Path(__file__).parents[2]
 #: The module of each package that has its statements.
 MODULES = (
+    "domain.audit.repository",
     "domain.bulk.ledger",
     "domain.db.statements",
     "domain.jobs.store.statements",

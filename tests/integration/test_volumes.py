@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import pytest
 
+from domain.audit.model import Actor
 from domain.db.database import SERVER_SETTINGS
 from domain.db.pagination import PageRequest
 from domain.errors import (
@@ -38,7 +39,7 @@ async def names(services: Services, **filters: Any) -> list[str]:
 class TestCreate:
     async def test_request_creates_volume_and_job(self, services: Services) -> None:
         job = await services.volumes.request_create(
-            NewVolume("new", MIB, columns={"labels": {"a": "b"}}), origin=RequestOrigin(caller="me")
+            NewVolume("new", MIB, columns={"labels": {"a": "b"}}), origin=RequestOrigin(Actor("me"))
         )
         volume = await volume_row(services, job.volume_id)
         found = await row(services, job.id)

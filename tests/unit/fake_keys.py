@@ -9,6 +9,7 @@ from uuid_utils.compat import uuid7
 from domain.access.model import ApiKey, Principal, Role
 from domain.access.secret import new_secret, proof_of
 from domain.access.service import CreatedKey, NewKey
+from domain.audit.model import Actor
 from domain.db.pagination import Page, PageRequest
 from domain.errors import DatabaseUnavailable, KeyNotFound
 from tests.support import keys
@@ -52,19 +53,19 @@ class FakeKeys:
         """Return whether there is a key."""
         return bool(self.rows)
 
-    async def create(self, new: NewKey, *, created_by: str | None) -> CreatedKey:
+    async def create(self, new: NewKey, *, actor: Actor) -> CreatedKey:
         """Make a key."""
         secret = new_secret()
         public_id = secret.proof.public_id
-        row = self.rows[public_id] = _row(new, public_id, created_by=created_by)
+        row = self.rows[public_id] = _row(new, public_id, created_by=actor.name)
         return CreatedKey(row, secret.text)
 
-    async def rotate(self, key_id: UUID, *, overlap: object, created_by: str | None) -> CreatedKey:
+    async def rotate(self, key_id: UUID, *, overlap: object, actor: Actor) -> CreatedKey:
         """Make a key like another one."""
         old = self._get(key_id)
-        return await self.create(NewKey(old.name, old.role), created_by=created_by)
+        return await self.create(NewKey(old.name, old.role), actor=actor)
 
-    async def revoke(self, key_id: UUID) -> ApiKey:
+    async def revoke(self, key_id: UUID, *, actor: Actor) -> ApiKey:
         """Make a key invalid."""
         row = self._get(key_id)
         row.revoked_at = NOON

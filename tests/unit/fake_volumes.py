@@ -9,6 +9,7 @@ from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
+from domain.audit.model import NOBODY, Actor
 from domain.db.pagination import Page, PageRequest
 from domain.errors import (
     IdempotencyKeyReused,
@@ -169,7 +170,12 @@ class FakeVolumes:
         return newest_first(self.rows, matches, request)
 
     async def change(
-        self, volume_id: UUID, changes: Mapping[str, Any], *, check: Callable[[Volume], None] = lambda _: None
+        self,
+        volume_id: UUID,
+        changes: Mapping[str, Any],
+        *,
+        check: Callable[[Volume], None] = lambda _: None,
+        actor: Actor = NOBODY,
     ) -> Volume:
         volume = await self.get(volume_id)
         check(volume)

@@ -3,7 +3,7 @@
 CisternError
 ├── ConfigurationError          the process cannot start with these settings
 ├── MigrationFailed             the schema is unchanged
-├── Refused                     the request cannot be carried out; PreconditionFailed
+├── Refused                     the request cannot be carried out; PreconditionFailed, TooManyDryRuns
 │   ├── NotFound                VolumeNotFound, SnapshotNotFound, JobNotFound, ScheduleNotFound
 │   ├── Invalid                 ShrinkRefused, SizeLimitExceeded, UnknownBackend, BadCursor, IdempotencyKeyReused
 │   └── Conflict                VolumeBusy, VolumeUnusable, NameTaken, JobEnded, JobNotRetryable, JobIsChild,
@@ -123,6 +123,12 @@ class PreconditionFailed(Refused):
     """The resource has changed since the client read it."""
 
     code = "precondition-failed"
+
+
+class TooManyDryRuns(Refused):
+    """Too many dry runs wait for their turn; try again later."""
+
+    code = "too-many-dry-runs"
 
 
 class BadCursor(Invalid):

@@ -11,6 +11,7 @@ from api.schemas.base import EXAMPLE_JOB_ID, EXAMPLE_RUN_ID, EXAMPLE_SCHEDULE_ID
 from api.schemas.bulk import BulkExpandFields, ScheduledSnapshotIn
 from api.schemas.fields import JobKind, Name, UtcDatetime
 from api.schemas.pagination import PageQuery
+from domain.db.listing import shortened
 from domain.jobs.kinds import JobKind as Kind
 from domain.jobs.states import JobStatus
 from domain.schedules.model import CATCH_UP_SECONDS, Run, RunOutcome, Schedule
@@ -187,7 +188,13 @@ class ScheduleOut(BaseModel):
     updated_at: UtcDatetime
 
     @classmethod
-    def from_row(cls, schedule: Schedule, runs: Sequence[Run] = ()) -> Self:
-        """Render a row with its last runs."""
+    def whole(cls, schedule: Schedule, runs: Sequence[Run] = ()) -> Self:
+        """Render a row with its last runs, for the response to a GET of the schedule itself."""
         last_runs = [RunOut.model_validate(run) for run in runs]
         return cls.model_validate(schedule).model_copy(update={"last_runs": last_runs})
+
+    @classmethod
+    def from_row(cls, schedule: Schedule, runs: Sequence[Run] = ()) -> Self:
+        """Render a row with its last runs, without long params."""
+        rendered = cls.whole(schedule, runs)
+        return rendered.model_copy(update={"params": shortened(rendered.params)})

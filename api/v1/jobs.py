@@ -64,7 +64,7 @@ async def get_job(
     job = await accepted.wait(await services.jobs.get(job_id))
     if not job.ended:
         response.headers["Retry-After"] = str(RETRY_SECONDS)
-    return not_modified(job_tag(job)) or JobOut.from_row(job)
+    return not_modified(job_tag(job)) or JobOut.whole(job)
 
 
 @router.post(
@@ -139,6 +139,5 @@ async def follow_job(states: Annotated[AsyncIterator[Job], Depends(_states)]) ->
 
 
 def _event(job: Job) -> ServerSentEvent:
-    # The params never change, and may have ten thousand ids.
-    data = JobOut.from_row(job).model_dump_json(exclude={"params"})
+    data = JobOut.whole(job).model_dump_json(exclude={"params"})
     return ServerSentEvent(event="ended" if job.ended else "progress", id=str(job.version), raw_data=data)

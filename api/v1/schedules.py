@@ -42,7 +42,7 @@ async def list_schedules(query: Annotated[ScheduleQuery, Query()], services: Ser
 @router.get("/{schedule_id}", summary="Get a schedule", responses=errors(ScheduleNotFound))
 async def get_schedule(schedule_id: UUID, services: ServicesDep) -> ScheduleOut:
     """Return a schedule with its next time and its last runs."""
-    return ScheduleOut.from_row(*await services.schedules.get(schedule_id))
+    return ScheduleOut.whole(*await services.schedules.get(schedule_id))
 
 
 @router.patch(

@@ -112,9 +112,12 @@ class BulkService(JobHandler):
 
         A job that ended before it was planned has no items; its retry selects volumes anew.
         """
-        missed = {} if ended.total is None else {"missed_by": str(ended.id)}
+        params = ended.params
+        if ended.total is not None:  # its ledger has the volumes: ten thousand ids need not be stored once more
+            selection = params["selection"] | {"ids": None}
+            params = params | {"selection": selection, "missed_by": str(ended.id)}
         request_type = self._operations[ended.kind].request_type
-        params = request_type.retry_params(ended.params | missed, time=datetime.now(UTC))
+        params = request_type.retry_params(params, time=datetime.now(UTC))
         return await self._add(session, ended.kind, params, **retry_columns(ended))
 
     def check(self, request: BulkRequest) -> None:

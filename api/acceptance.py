@@ -7,8 +7,8 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import nullcontext, suppress
 from typing import Annotated, Final
 from uuid import UUID
 
@@ -17,6 +17,7 @@ from pydantic import StringConstraints
 from starlette.responses import JSONResponse
 
 from api.dependencies import ServicesDep
+from api.held_requests import holding
 from api.problems import RETRY_SECONDS
 from api.schemas.base import Omittable, TextHeader
 from api.schemas.jobs import JobOut
@@ -178,8 +179,10 @@ async def _accepted_response(
         TextHeader[list[str]],
         Header(description="`wait=N` delays the response until the job has ended, for at most N seconds (max. 30)."),
     ] = None,
-) -> AcceptedResponse:
-    return AcceptedResponse(request, services, preferred_wait(prefer or []), response)
+) -> AsyncIterator[AcceptedResponse]:
+    seconds = preferred_wait(prefer or [])
+    with nullcontext() if seconds is None else holding(request):
+        yield AcceptedResponse(request, services, seconds, response)
 
 
 AcceptedDep = Annotated[AcceptedResponse, Depends(_accepted_response)]

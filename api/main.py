@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from api import error_handlers, health
 from api.acceptance import V1_PATH
 from api.dependencies import check_form
+from api.held_requests import HeldRequests
 from api.middleware import Gate
 from api.openapi import document
 from api.v0 import snapshots as v0_snapshots
@@ -80,6 +81,7 @@ def create_app(services_factory: ServicesFactory = services_from_environment) ->
             in_background(services.directory.run_forever()),
         ):
             app.state.services, app.state.ended_jobs = services, EndedJobCache()
+            app.state.held_requests = HeldRequests()
             with _on_stop_signal(services.watcher.release):  # requests that wait for a job return its present state
                 yield
 

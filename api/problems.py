@@ -59,6 +59,7 @@ _STATUSES: Final[dict[type[errors.CisternError], tuple[int, str]]] = {
     errors.BadCursor: (422, "Invalid cursor"),
     errors.IdempotencyKeyReused: (422, "Idempotency-Key was used before"),
     errors.TooManyDryRuns: (429, "Too many dry runs"),
+    errors.TooManyHeldRequests: (429, "Too many held requests"),
     errors.Unavailable: (503, "Unavailable"),
     errors.DatabaseUnavailable: (503, "Database unavailable"),
     errors.StorageError: (503, "Storage unavailable"),

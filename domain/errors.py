@@ -3,7 +3,8 @@
 CisternError
 ├── ConfigurationError          the process cannot start with these settings
 ├── MigrationFailed             the schema is unchanged
-├── Refused                     the request cannot be carried out; PreconditionFailed, TooManyDryRuns
+├── Refused                     the request cannot be carried out; PreconditionFailed, TooManyDryRuns,
+│   │                           TooManyHeldRequests
 │   ├── NotFound                VolumeNotFound, SnapshotNotFound, JobNotFound, ScheduleNotFound
 │   ├── Invalid                 ShrinkRefused, SizeLimitExceeded, UnknownBackend, BadCursor, IdempotencyKeyReused
 │   └── Conflict                VolumeBusy, VolumeUnusable, NameTaken, JobEnded, JobNotRetryable, JobIsChild,
@@ -129,6 +130,12 @@ class TooManyDryRuns(Refused):
     """Too many dry runs wait for their turn; try again later."""
 
     code = "too-many-dry-runs"
+
+
+class TooManyHeldRequests(Refused):
+    """Too many requests wait for jobs or follow them; try again later."""
+
+    code = "too-many-held-requests"
 
 
 class BadCursor(Invalid):

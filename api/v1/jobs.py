@@ -7,13 +7,14 @@ from contextlib import aclosing
 from typing import Annotated, Final
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from api.acceptance import AcceptedDep, OriginDep
 from api.dependencies import ServicesDep
 from api.error_handlers import EarlyResponse
 from api.etag import NotModifiedDep, job_tag
+from api.held_requests import MAX_STREAM_SECONDS, holding
 from api.openapi import POLLED, accepts, documented_get, errors
 from api.problems import RETRY_SECONDS
 from api.schemas.base import TextHeader
@@ -30,6 +31,7 @@ from domain.errors import (
     SnapshotBusy,
     SnapshotNotFound,
     SnapshotUnusable,
+    TooManyHeldRequests,
     VolumeBusy,
     VolumeHasSnapshots,
     VolumeNotFound,
@@ -55,7 +57,7 @@ async def list_jobs(query: Annotated[JobQuery, Query()], services: ServicesDep) 
     "/{job_id}",
     summary="Get a job, or wait for its end",
     response_model=JobOut,
-    responses=documented_get("job", **POLLED) | errors(JobNotFound),
+    responses=documented_get("job", **POLLED) | errors(JobNotFound, TooManyHeldRequests),
 )
 async def get_job(
     job_id: UUID, services: ServicesDep, accepted: AcceptedDep, response: Response, not_modified: NotModifiedDep
@@ -111,27 +113,32 @@ async def _last_version(
 
 
 async def _states(
-    job_id: UUID, services: ServicesDep, last_version: Annotated[int | None, Depends(_last_version)]
+    request: Request,
+    job_id: UUID,
+    services: ServicesDep,
+    last_version: Annotated[int | None, Depends(_last_version)],
 ) -> AsyncIterator[AsyncIterator[Job]]:
     """Follow the job until the response has ended, however it ends.
 
     FastAPI may leave the generator of a cut stream suspended at its ``yield``, until garbage collection closes it. It
     always closes a dependency.
     """
-    async with aclosing(services.watcher.follow(job_id, last_version)) as states:
-        yield states
+    with holding(request):
+        async with aclosing(services.watcher.follow(job_id, last_version, MAX_STREAM_SECONDS)) as states:
+            yield states
 
 
 @router.get(
     "/{job_id}/events",
     summary="Follow a job until it ends",
     response_class=EventSourceResponse,
-    responses=errors(JobNotFound) | {204: {"description": "The last event was received before."}},
+    responses=errors(JobNotFound, TooManyHeldRequests) | {204: {"description": "The last event was received before."}},
 )
 async def follow_job(states: Annotated[AsyncIterator[Job], Depends(_states)]) -> AsyncIterator[ServerSentEvent]:
     """Send an event whenever the job changes, at most five per second; the last event has the type `ended`.
 
-    Each event has the whole job without its params, so a client that misses one needs only the next.
+    Each event has the whole job without its params, so a client that misses one needs only the next. A stream ends
+    after an hour at the latest; the client then opens the next one.
     """
     async for job in states:
         yield _event(job)

@@ -92,9 +92,16 @@ async def retry_job(job_id: UUID, services: ServicesDep, origin: OriginDep, acce
     return await accepted(await services.jobs.retry(job_id, origin=origin))
 
 
+async def _held(request: Request) -> AsyncIterator[None]:
+    """Count the request as held, before it costs more than that."""
+    with holding(request):
+        yield
+
+
 async def _last_version(
     job_id: UUID,
     services: ServicesDep,
+    _: Annotated[None, Depends(_held)],
     last_event_id: Annotated[
         TextHeader[str], Header(description="The `id` of the last event received; only newer ones are sent.")
     ] = None,
@@ -113,19 +120,15 @@ async def _last_version(
 
 
 async def _states(
-    request: Request,
-    job_id: UUID,
-    services: ServicesDep,
-    last_version: Annotated[int | None, Depends(_last_version)],
+    job_id: UUID, services: ServicesDep, last_version: Annotated[int | None, Depends(_last_version)]
 ) -> AsyncIterator[AsyncIterator[Job]]:
     """Follow the job until the response has ended, however it ends.
 
     FastAPI may leave the generator of a cut stream suspended at its ``yield``, until garbage collection closes it. It
     always closes a dependency.
     """
-    with holding(request):
-        async with aclosing(services.watcher.follow(job_id, last_version, MAX_STREAM_SECONDS)) as states:
-            yield states
+    async with aclosing(services.watcher.follow(job_id, last_version, MAX_STREAM_SECONDS)) as states:
+        yield states
 
 
 @router.get(

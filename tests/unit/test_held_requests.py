@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 from typing import Any, cast
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -79,6 +80,7 @@ async def test_requests_that_would_be_held_are_refused_and_accept_nothing(
     with fill(500):
         refused = [
             await client.get(f"/api/v1/jobs/{job.id}/events"),
+            await client.get(f"/api/v1/jobs/{uuid4()}/events"),  # refused before the job is looked up
             await client.get(f"/api/v1/jobs/{job.id}", headers=prefer),
             await client.post(V1, json=VOLUME, headers=prefer),
             await client.post(V0, json=VOLUME),

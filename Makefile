@@ -30,7 +30,7 @@ test-changed: $(READY) ## Run the mutations of files that differ from BASE (see 
 
 test-long: $(READY) ## Run the long storms, the long simulation and all mutations; report in build/faults.md
 	CISTERN_TEST_LONG=1 $(BIN)/python -m pytest tests/acceptance/test_storms.py tests/acceptance/test_failover.py \
-		tests/acceptance/test_connection_limit.py tests/acceptance/test_idle_connections.py \
+		tests/acceptance/test_connection_limit.py tests/acceptance/test_idle_connections.py tests/acceptance/test_crowded_api.py \
 		tests/integration/test_simulation.py
 	$(BIN)/python -m tests.mutation
 

@@ -7,8 +7,8 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import nullcontext, suppress
 from typing import Annotated, Final
 from uuid import UUID
 
@@ -17,6 +17,7 @@ from pydantic import StringConstraints
 from starlette.responses import JSONResponse
 
 from api.dependencies import V1_PATH, PrincipalDep, ServicesDep, actor_of
+from api.held_requests import holding
 from api.problems import RETRY_SECONDS
 from api.schemas.base import Omittable, TextHeader
 from api.schemas.jobs import JobOut
@@ -37,6 +38,9 @@ MAX_WAIT_SECONDS: Final = 30
 
 _CREATED: Final = 201
 _ACCEPTED: Final = 202
+
+#: A valid body has no more: ten thousand ids, and 64 labels whose values consist of commas.
+_MAX_COMMAS: Final = 30_000
 
 #: Printable ASCII without surrounding spaces, which HTTP does not count as part of a header's value.
 _KEY: Final = r"^[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?$"
@@ -70,8 +74,11 @@ OriginDep = Annotated[RequestOrigin, Depends(_origin)]
 
 def _fingerprint(body: bytes) -> str:
     """Hash the meaning of a body: white space and the order of members make no difference."""
-    with suppress(ValueError, RecursionError):  # a body that is not JSON is hashed as it is: some routes read none
-        body = json.dumps(json.loads(body), sort_keys=True, separators=(",", ":")).encode()
+    # A body that is not JSON is hashed as it is, because some routes read none; so is one that has more elements than
+    # any route accepts, because sorting them takes long.
+    if body.count(b",") <= _MAX_COMMAS:
+        with suppress(ValueError, RecursionError):
+            body = json.dumps(json.loads(body), sort_keys=True, separators=(",", ":")).encode()
     return hashlib.sha256(body).hexdigest()
 
 
@@ -163,8 +170,10 @@ async def _accepted_response(
         TextHeader[list[str]],
         Header(description="`wait=N` delays the response until the job has ended, for at most N seconds (max. 30)."),
     ] = None,
-) -> AcceptedResponse:
-    return AcceptedResponse(request, services, preferred_wait(prefer or []), response)
+) -> AsyncIterator[AcceptedResponse]:
+    seconds = preferred_wait(prefer or [])
+    with nullcontext() if seconds is None else holding(request):
+        yield AcceptedResponse(request, services, seconds, response)
 
 
 AcceptedDep = Annotated[AcceptedResponse, Depends(_accepted_response)]

@@ -28,7 +28,6 @@ _DETAILS: Final = {
     400: "The body is not valid JSON in UTF-8.",
     404: "There is nothing at this path.",
     405: "This path does not support the method; the Allow header lists those that it supports.",
-    413: "The body is larger than 1 MiB.",
     415: "The body must be sent as application/json.",
 }
 

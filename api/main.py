@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from api import error_handlers, health
 from api.dependencies import V0_PATH, V1_PATH, check_form
+from api.held_requests import HeldRequests
 from api.middleware import Gate
 from api.openapi import document
 from api.v0 import snapshots as v0_snapshots
@@ -82,6 +83,7 @@ def create_app(services_factory: ServicesFactory = services_from_environment) ->
             await opened.enter_async_context(in_background(services.directory.run_forever()))
             await opened.enter_async_context(in_background(services.keys.record_use_forever()))
             app.state.services, app.state.ended_jobs = services, EndedJobCache()
+            app.state.held_requests = HeldRequests()
             with _on_stop_signal(services.watcher.release):  # requests that wait for a job return its present state
                 yield
 

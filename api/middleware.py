@@ -16,6 +16,7 @@ from structlog.contextvars import bind_contextvars, reset_contextvars
 from uuid_utils.compat import uuid7
 
 from api.access import AccessRefused, admit
+from api.body_limits import max_body_kib
 from api.error_handlers import internal_error, render_access_refused, render_error
 from api.problems import problem_response
 from api.sites import site_refusal
@@ -24,7 +25,6 @@ from domain.services import Services
 from domain.tasks import cancel_and_wait
 
 REQUEST_ID: Final = "X-Request-ID"
-MAX_BODY_BYTES: Final = 2**20
 _REQUEST_ID_HEADER: Final = REQUEST_ID.lower().encode()
 _VALID_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 
@@ -39,7 +39,7 @@ class Gate:
     3. A request for a host that is not allowed, or from a page of another site, is refused.
     4. A request without a key that may use the route is refused; `state.principal` has who it acts for.
     5. HEAD is answered as GET, without the body.
-    6. A body of more than 1 MiB is rejected with 413, when the application reads it.
+    6. A body that is too large for the route is rejected with 413, when the application reads it.
     7. An expected start-up failure is reported in one line.
     """
 
@@ -168,19 +168,22 @@ async def _head_as_get(app: ASGIApp, scope: Scope, receive: Receive, send: Send)
 
 def _limited(scope: Scope, receive: Receive) -> Receive:
     """Return a `receive` that raises 413 once the body is, or is declared to be, too large."""
+    max_kib = max_body_kib(scope["method"], scope["path"])
+    max_bytes = max_kib * 1024
+    too_large = HTTPException(413, f"The body is larger than {max_kib} KiB.")
     declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
     body_bytes = int(declared) if declared.isdigit() else 0
-    if body_bytes <= MAX_BODY_BYTES:
+    if body_bytes <= max_bytes:
         body_bytes = 0  # count what really comes
 
     async def receive_limited() -> Message:
         nonlocal body_bytes
-        if body_bytes > MAX_BODY_BYTES:
-            raise HTTPException(413)
+        if body_bytes > max_bytes:
+            raise too_large
         message = await receive()
         body_bytes += len(message.get("body", b""))
-        if body_bytes > MAX_BODY_BYTES:
-            raise HTTPException(413)
+        if body_bytes > max_bytes:
+            raise too_large
         return message
 
     return receive_limited

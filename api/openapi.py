@@ -21,7 +21,7 @@ from api.problems import (
     http_type,
     type_of,
 )
-from domain.errors import CisternError, DatabaseUnavailable, IdempotencyKeyReused, Invalid
+from domain.errors import CisternError, DatabaseUnavailable, IdempotencyKeyReused, Invalid, TooManyHeldRequests
 
 Responses = dict[int | str, dict[str, Any]]
 #: Why a request is rejected.
@@ -100,7 +100,7 @@ def documented_get(thing: str, **headers: Any) -> Responses:
 
 def accepts(*reasons: Reason) -> Responses:
     """Declare the responses of a route that accepts a job."""
-    return ACCEPTED | errors(*reasons, IdempotencyKeyReused)
+    return ACCEPTED | errors(*reasons, IdempotencyKeyReused, TooManyHeldRequests)
 
 
 def errors(*reasons: Reason) -> Responses:

@@ -59,6 +59,8 @@ _STATUSES: Final[dict[type[errors.CisternError], tuple[int, str]]] = {
     errors.UnknownBackend: (422, "Unknown backend"),
     errors.BadCursor: (422, "Invalid cursor"),
     errors.IdempotencyKeyReused: (422, "Idempotency-Key was used before"),
+    errors.TooManyDryRuns: (429, "Too many dry runs"),
+    errors.TooManyHeldRequests: (429, "Too many held requests"),
     errors.Unavailable: (503, "Unavailable"),
     errors.DatabaseUnavailable: (503, "Database unavailable"),
     errors.StorageError: (503, "Storage unavailable"),
@@ -83,6 +85,9 @@ _OTHERS: Final = (
     *(KEY_MISSING, KEY_INVALID, NO_KEYS, ROLE_INSUFFICIENT),
     *(MALFORMED_REQUEST, REQUEST_TIMEOUT, HEADERS_TOO_LARGE, TOO_MANY_CONNECTIONS),
 )
+
+#: Statuses of requests that may succeed if they are sent again.
+_LATER: Final = (429, 503)
 
 #: Errors that are raised before a service is called.
 _HTTP: Final[dict[int, ProblemType]] = {
@@ -166,5 +171,5 @@ def build_problem(
     """Build a problem response; ``members`` has at least `instance` and `request_id`."""
     standard = {"type": problem.type, "title": problem.title, "status": problem.status, "detail": detail}
     content = {**members, **standard, "code": problem.code}
-    retry = {"Retry-After": str(RETRY_SECONDS)} if problem.status == 503 else {}  # noqa: PLR2004 (as in the table)
+    retry = {"Retry-After": str(RETRY_SECONDS)} if problem.status in _LATER else {}
     return ProblemResponse(jsonable_encoder(content), problem.status, {**retry, **(headers or {})})

@@ -3,7 +3,8 @@
 CisternError
 ├── ConfigurationError          the process cannot start with these settings
 ├── MigrationFailed             the schema is unchanged
-├── Refused                     the request cannot be carried out; PreconditionFailed
+├── Refused                     the request cannot be carried out; PreconditionFailed, TooManyDryRuns,
+│   │                           TooManyHeldRequests
 │   ├── NotFound                VolumeNotFound, SnapshotNotFound, JobNotFound, ScheduleNotFound, KeyNotFound
 │   ├── Invalid                 ShrinkRefused, SizeLimitExceeded, UnknownBackend, BadCursor, IdempotencyKeyReused
 │   └── Conflict                VolumeBusy, VolumeUnusable, NameTaken, JobEnded, JobNotRetryable, JobIsChild,
@@ -129,6 +130,18 @@ class PreconditionFailed(Refused):
     """The resource has changed since the client read it."""
 
     code = "precondition-failed"
+
+
+class TooManyDryRuns(Refused):
+    """Too many dry runs wait for their turn; try again later."""
+
+    code = "too-many-dry-runs"
+
+
+class TooManyHeldRequests(Refused):
+    """Too many requests wait for jobs or follow them; try again later."""
+
+    code = "too-many-held-requests"
 
 
 class BadCursor(Invalid):

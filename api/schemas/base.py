@@ -3,9 +3,17 @@
 from collections.abc import Collection
 from typing import Annotated, Any, Final, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationInfo, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, PydanticCustomError
 
 Value = TypeVar("Value")
 
@@ -38,6 +46,25 @@ def _reject_null(value: Value | None) -> Value:
 Omittable = Annotated[Value | None, _WithoutNull(), AfterValidator(_reject_null)]
 
 
+#: Maximum number of members of a body: several times as many as the largest body has.
+MAX_MEMBERS: Final = 64
+
+
+def refuse_more(value: Value, limit: int) -> Value:
+    """Refuse a list or an object with more than ``limit`` elements, and return any other value.
+
+    To be called before the elements are validated: Pydantic looks at each of them, and reports each that is wrong,
+    which takes a second for a megabyte of nonsense.
+
+    Raises:
+        PydanticCustomError: it has more.
+    """
+    if isinstance(value, list | dict) and len(value) > limit:
+        message = "has {count} elements, more than the maximum of {limit}"
+        raise PydanticCustomError("too_long", message, {"count": len(value), "limit": limit})
+    return value
+
+
 def constraint(schema: JsonSchemaValue) -> JsonSchemaValue:
     """Return a condition on the members of a body, for its JSON Schema.
 
@@ -67,6 +94,11 @@ class RequestBody(BaseModel):
     """Base of request bodies. Unknown members are rejected, so that a misspelt one does not go unnoticed."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_too_many(cls, value: Value) -> Value:
+        return refuse_more(value, MAX_MEMBERS)
 
     def columns(self, names: Collection[str]) -> dict[str, Any]:
         """Return members as values of the columns of the same names; a policy without its absent members."""

@@ -37,11 +37,11 @@ from domain.bulk.expand import (
     POLICY_FIELDS,
     BulkExpandRequest,
     GrowthPolicy,
-    Plan,
     Policy,
     VolumePolicies,
 )
 from domain.bulk.model import ItemStatus
+from domain.bulk.preview import Plan
 from domain.bulk.requests import DEFAULT_CONCURRENT, Selection
 from domain.bulk.snapshot import MAX_PREFIX, BulkSnapshotRequest
 from domain.snapshots.retention import MAX_KEPT

@@ -8,11 +8,13 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from typing import Annotated, Any, Final
 from uuid import UUID
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
 
+from api.schemas.base import refuse_more
 from domain.volumes.model import BLOCK_BYTES, MAX_NAME, MAX_SIZE, rounded_down, rounded_up
 
 NAME_PATTERN: Final = rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}$"
@@ -92,7 +94,10 @@ def _require_distinct(ids: list[UUID]) -> list[UUID]:
 
 
 VolumeIds = Annotated[
-    list[UUID], Field(max_length=MAX_IDS, json_schema_extra={"uniqueItems": True}), AfterValidator(_require_distinct)
+    list[UUID],
+    Field(max_length=MAX_IDS, fail_fast=True, json_schema_extra={"uniqueItems": True}),
+    BeforeValidator(partial(refuse_more, limit=MAX_IDS)),
+    AfterValidator(_require_distinct),
 ]
 
 Name = Annotated[
@@ -116,6 +121,7 @@ Labels = Annotated[
         examples=[{"team": "search", "tier": "gold"}],
         json_schema_extra={"additionalProperties": False},
     ),
+    BeforeValidator(partial(refuse_more, limit=MAX_LABELS)),
 ]
 
 LabelTerm = Annotated[str, StringConstraints(pattern=f"^{LABEL_KEY}:{LABEL_VALUE}$")]

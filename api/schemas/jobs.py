@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from api.schemas.base import EXAMPLE_JOB_ID, EXAMPLE_TIME, EXAMPLE_VOLUME_ID, Omittable
 from api.schemas.fields import JobKind, UtcDatetime
 from api.schemas.pagination import PageQuery
+from domain.db.listing import shortened
 from domain.jobs.model import Job
 from domain.jobs.states import JobStatus
 from domain.jobs.store.jobs import JobFilter
@@ -148,6 +149,12 @@ class JobOut(BaseModel):
     finished_at: UtcDatetime | None
 
     @classmethod
-    def from_row(cls, job: Job) -> Self:
-        """Render a row."""
+    def whole(cls, job: Job) -> Self:
+        """Render a row for the response to a GET of the job itself."""
         return cls.model_validate(job).model_copy(update={"progress": ProgressOut.from_job(job)})
+
+    @classmethod
+    def from_row(cls, job: Job) -> Self:
+        """Render a row, without long params: they never change, and may have ten thousand ids."""
+        rendered = cls.whole(job)
+        return rendered.model_copy(update={"params": shortened(rendered.params)})

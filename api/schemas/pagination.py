@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Callable
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from api.schemas.base import Omittable
+from api.schemas.base import MAX_MEMBERS, Omittable, refuse_more
 from domain.db.pagination import DEFAULT_LIMIT, MAX_LIMIT, Page, PageRequest, Row
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -24,6 +24,11 @@ class PageQuery(BaseModel):
         Omittable[str],
         Field(description="`next_cursor` of the previous page; valid only for the same list and filters."),
     ] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_too_many(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return refuse_more(value, MAX_MEMBERS)
 
     def page_of(self, name: str) -> PageRequest:
         """Request a page of the list ``name``. The scope includes the filters, so a cursor is bound to them."""

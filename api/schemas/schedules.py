@@ -1,16 +1,26 @@
 """Schedules: bodies that create and change one, the list filter, and the responses for schedules and their runs."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, Final, Self
 from uuid import UUID
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
-from api.schemas.base import EXAMPLE_JOB_ID, EXAMPLE_RUN_ID, EXAMPLE_SCHEDULE_ID, Omittable, RequestBody
+from api.schemas.base import (
+    EXAMPLE_JOB_ID,
+    EXAMPLE_RUN_ID,
+    EXAMPLE_SCHEDULE_ID,
+    MAX_MEMBERS,
+    Omittable,
+    RequestBody,
+    refuse_more,
+)
 from api.schemas.bulk import BulkExpandFields, ScheduledSnapshotIn
 from api.schemas.fields import JobKind, Name, UtcDatetime
 from api.schemas.pagination import PageQuery
+from domain.db.listing import shortened
 from domain.jobs.kinds import JobKind as Kind
 from domain.jobs.states import JobStatus
 from domain.schedules.model import CATCH_UP_SECONDS, Run, RunOutcome, Schedule
@@ -64,6 +74,7 @@ TimeZone = Annotated[
     StringConstraints(max_length=100),
     Field(description="IANA name of the time zone of `cron`.", examples=["Europe/Berlin"]),
 ]
+Params = Annotated[dict[str, Any], BeforeValidator(partial(refuse_more, limit=MAX_MEMBERS))]
 CatchUp = Annotated[
     int,
     Field(
@@ -102,7 +113,7 @@ class ScheduleIn(RequestBody):
     time_zone: TimeZone = "UTC"
     action: Annotated[JobKind, Field(json_schema_extra={"enum": sorted(PARAMS)}, examples=[Kind.BULK_EXPAND.value])]
     params: Annotated[
-        dict[str, Any],
+        Params,
         Field(
             description="The body of the action's own request: `POST /volumes/expand` without `dry_run`, or"
             " `POST /volumes/snapshots`. For snapshots, retention rules can be added, which apply per volume to the"
@@ -130,7 +141,7 @@ class SchedulePatch(RequestBody):
     name: Omittable[Name] = None
     cron: Omittable[Cron] = None
     time_zone: Omittable[TimeZone] = None
-    params: Annotated[Omittable[dict[str, Any]], Field(description="Replaces all params; they are not merged.")] = None
+    params: Annotated[Omittable[Params], Field(description="Replaces all params; they are not merged.")] = None
     enabled: Annotated[Omittable[Annotated[bool, Field(strict=True)]], Field(description="False pauses it.")] = None
     catch_up_seconds: Omittable[CatchUp] = None
 
@@ -187,7 +198,13 @@ class ScheduleOut(BaseModel):
     updated_at: UtcDatetime
 
     @classmethod
-    def from_row(cls, schedule: Schedule, runs: Sequence[Run] = ()) -> Self:
-        """Render a row with its last runs."""
+    def whole(cls, schedule: Schedule, runs: Sequence[Run] = ()) -> Self:
+        """Render a row with its last runs, for the response to a GET of the schedule itself."""
         last_runs = [RunOut.model_validate(run) for run in runs]
         return cls.model_validate(schedule).model_copy(update={"last_runs": last_runs})
+
+    @classmethod
+    def from_row(cls, schedule: Schedule, runs: Sequence[Run] = ()) -> Self:
+        """Render a row with its last runs, without long params."""
+        rendered = cls.whole(schedule, runs)
+        return rendered.model_copy(update={"params": shortened(rendered.params)})

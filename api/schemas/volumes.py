@@ -1,10 +1,11 @@
 """Volumes: bodies that create, change and expand one, list filters, and the response."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, Final, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from api.problems import GROWTH_REQUIRED
@@ -15,9 +16,11 @@ from api.schemas.base import (
     RequestBody,
     constraint,
     exactly_one,
+    refuse_more,
     refuse_second,
 )
 from api.schemas.fields import (
+    MAX_LABELS,
     BackendName,
     Labels,
     LabelTerm,
@@ -202,6 +205,7 @@ class VolumeQuery(PageQuery):
     name: Omittable[Name] = None
     label: Annotated[
         list[LabelTerm],
+        BeforeValidator(partial(refuse_more, limit=MAX_LABELS)),
         Field(description="`key:value`; a volume must have all of them.", examples=[["team:search"]]),
     ] = Field(default_factory=list)
 

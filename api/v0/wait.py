@@ -1,6 +1,6 @@
 """Wait for the job of a request. If it has not ended after MAX_WAIT_SECONDS, the response is the 202 of version 1."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Annotated, Any, Final
 from uuid import UUID
@@ -11,10 +11,11 @@ from starlette.responses import JSONResponse
 from api.acceptance import MAX_WAIT_SECONDS, REPLAYED, accepted_headers, wait_for_end
 from api.dependencies import ServicesDep
 from api.error_handlers import EarlyResponse
+from api.held_requests import holding
 from api.openapi import ACCEPTED, Reason, Responses, errors
 from api.problems import JOB_FAILED, problem_response
 from api.schemas.jobs import JobOut
-from domain.errors import IdempotencyKeyReused, JobNotFound, NotFound, Unavailable
+from domain.errors import IdempotencyKeyReused, JobNotFound, NotFound, TooManyHeldRequests, Unavailable
 from domain.jobs.acceptance import IdempotentReplay
 from domain.jobs.model import Job
 from domain.jobs.states import JobStatus
@@ -24,7 +25,7 @@ _SUCCESSFUL: Final = frozenset({JobStatus.SUCCEEDED, JobStatus.PARTIAL})
 
 async def _wait_for_job(
     request: Request, services: ServicesDep, response: Response
-) -> Callable[[Awaitable[Job]], Awaitable[Job]]:
+) -> AsyncIterator[Callable[[Awaitable[Job]], Awaitable[Job]]]:
     async def accepted(job: Awaitable[Job]) -> Job:
         """Return the job of the request; for a repeated request, the job of the first one."""
         try:
@@ -48,7 +49,8 @@ async def _wait_for_job(
             return job
         raise EarlyResponse(_failed(request, job, response) if job.ended else _still_running(job, response))
 
-    return wait_for_job
+    with holding(request):  # from before the job is accepted: its request cannot be refused afterwards
+        yield wait_for_job
 
 
 #: Awaits a request, and returns its job when it has succeeded.
@@ -61,7 +63,7 @@ def waits(*reasons: Reason) -> Responses:
         "model": JobOut,
         "description": "The job has not ended in time: poll it.",
     }
-    return {202: accepted} | errors(*reasons, JobNotFound, IdempotencyKeyReused, JOB_FAILED)
+    return {202: accepted} | errors(*reasons, JobNotFound, IdempotencyKeyReused, JOB_FAILED, TooManyHeldRequests)
 
 
 def _still_running(job: Job, response: Response) -> Response:

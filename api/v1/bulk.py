@@ -16,7 +16,7 @@ from api.schemas.jobs import JobOut
 from api.schemas.pagination import Paginated, paginated_response
 from domain.access.model import Role
 from domain.bulk.requests import BulkRequest
-from domain.errors import BadCursor, JobNotFound, UnknownBackend
+from domain.errors import BadCursor, JobNotFound, TooManyDryRuns, UnknownBackend
 from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.model import Job
 from domain.services import Services
@@ -30,7 +30,7 @@ router = APIRouter()
     summary="Expand many volumes",
     tags=["volumes"],
     response_model=JobOut,
-    responses=accepts(*BODY, GROWTH_REQUIRED, UnknownBackend)
+    responses=accepts(*BODY, GROWTH_REQUIRED, UnknownBackend, TooManyDryRuns)
     | {200: {"model": PlanOut, "description": "The plan, for `dry_run`."}},
     dependencies=[RequireGrowthBody],
 )

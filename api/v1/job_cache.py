@@ -30,7 +30,7 @@ def render(job: Job) -> RenderedJob:
     tag = job_tag(job)
     retry_after = [] if job.ended else [(b"retry-after", b"%d" % RETRY_SECONDS)]
     headers = [*retry_after, (b"etag", tag.encode())]
-    return RenderedJob(tag, headers, JobOut.from_row(job).model_dump_json().encode(), job.ended)
+    return RenderedJob(tag, headers, JobOut.whole(job).model_dump_json().encode(), job.ended)
 
 
 @dataclass(frozen=True)

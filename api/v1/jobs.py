@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Annotated, Final
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from api.acceptance import AcceptedDep, OriginDep
@@ -15,6 +15,7 @@ from api.access import require_role, role_to_request
 from api.dependencies import PrincipalDep, ServicesDep
 from api.error_handlers import EarlyResponse
 from api.etag import NotModifiedDep, job_tag
+from api.held_requests import MAX_STREAM_SECONDS, holding
 from api.openapi import POLLED, accepts, documented_get, errors
 from api.problems import RETRY_SECONDS
 from api.schemas.base import TextHeader
@@ -31,6 +32,7 @@ from domain.errors import (
     SnapshotBusy,
     SnapshotNotFound,
     SnapshotUnusable,
+    TooManyHeldRequests,
     VolumeBusy,
     VolumeHasSnapshots,
     VolumeNotFound,
@@ -56,7 +58,7 @@ async def list_jobs(query: Annotated[JobQuery, Query()], services: ServicesDep) 
     "/{job_id}",
     summary="Get a job, or wait for its end",
     response_model=JobOut,
-    responses=documented_get("job", **POLLED) | errors(JobNotFound),
+    responses=documented_get("job", **POLLED) | errors(JobNotFound, TooManyHeldRequests),
 )
 async def get_job(
     job_id: UUID, services: ServicesDep, accepted: AcceptedDep, response: Response, not_modified: NotModifiedDep
@@ -65,7 +67,7 @@ async def get_job(
     job = await accepted.wait(await services.jobs.get(job_id))
     if not job.ended:
         response.headers["Retry-After"] = str(RETRY_SECONDS)
-    return not_modified(job_tag(job)) or JobOut.from_row(job)
+    return not_modified(job_tag(job)) or JobOut.whole(job)
 
 
 @router.post(
@@ -94,9 +96,16 @@ async def retry_job(
     return await accepted(await services.jobs.retry(job_id, origin=origin))
 
 
+async def _held(request: Request) -> AsyncIterator[None]:
+    """Count the request as held, before it costs more than that."""
+    with holding(request):
+        yield
+
+
 async def _last_version(
     job_id: UUID,
     services: ServicesDep,
+    _: Annotated[None, Depends(_held)],
     last_event_id: Annotated[
         TextHeader[str], Header(description="The `id` of the last event received; only newer ones are sent.")
     ] = None,
@@ -122,7 +131,7 @@ async def _states(
     FastAPI may leave the generator of a cut stream suspended at its ``yield``, until garbage collection closes it. It
     always closes a dependency.
     """
-    async with aclosing(services.watcher.follow(job_id, last_version)) as states:
+    async with aclosing(services.watcher.follow(job_id, last_version, MAX_STREAM_SECONDS)) as states:
         yield states
 
 
@@ -130,12 +139,13 @@ async def _states(
     "/{job_id}/events",
     summary="Follow a job until it ends",
     response_class=EventSourceResponse,
-    responses=errors(JobNotFound) | {204: {"description": "The last event was received before."}},
+    responses=errors(JobNotFound, TooManyHeldRequests) | {204: {"description": "The last event was received before."}},
 )
 async def follow_job(states: Annotated[AsyncIterator[Job], Depends(_states)]) -> AsyncIterator[ServerSentEvent]:
     """Send an event whenever the job changes, at most five per second; the last event has the type `ended`.
 
-    Each event has the whole job without its params, so a client that misses one needs only the next.
+    Each event has the whole job without its params, so a client that misses one needs only the next. A stream ends
+    after an hour at the latest; the client then opens the next one.
     """
     async for job in states:
         yield _event(job)
@@ -143,6 +153,5 @@ async def follow_job(states: Annotated[AsyncIterator[Job], Depends(_states)]) ->
 
 
 def _event(job: Job) -> ServerSentEvent:
-    # The params never change, and may have ten thousand ids.
-    data = JobOut.from_row(job).model_dump_json(exclude={"params"})
+    data = JobOut.whole(job).model_dump_json(exclude={"params"})
     return ServerSentEvent(event="ended" if job.ended else "progress", id=str(job.version), raw_data=data)

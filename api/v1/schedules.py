@@ -59,7 +59,7 @@ async def get_schedule(
 ) -> ScheduleOut | Response:
     """Return a schedule with its next time and its last runs."""
     schedule, runs = await services.schedules.get(schedule_id)
-    return not_modified(schedule_tag(schedule, runs)) or ScheduleOut.from_row(schedule, runs)
+    return not_modified(schedule_tag(schedule, runs)) or ScheduleOut.whole(schedule, runs)
 
 
 @router.patch(

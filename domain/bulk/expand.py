@@ -1,16 +1,14 @@
-"""Bulk expansion: measure volumes, decide their sizes by a policy, expand them; and the preview, which only decides."""
+"""Bulk expansion: measure volumes, decide their sizes by a policy, and expand them."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import datetime
 from functools import lru_cache
 from typing import Any, ClassVar, Final, Self
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.bulk.ledger import PLAN_SECONDS, selected_volumes
 from domain.bulk.model import ItemCode, ItemRef, ItemStatus, ItemUpdate, Lane
 from domain.bulk.operation import BulkOperation, ItemWork, Result, release_volumes
 from domain.bulk.requests import BulkRequest, Selection, params_from_request
@@ -22,7 +20,7 @@ from domain.storage.backends import Backends
 from domain.storage.context import Grant
 from domain.storage.driver import Usage
 from domain.storage.errors import BackendUnavailable
-from domain.volumes.model import MAX_SIZE, Growth, LockedVolume, Volume, rounded_down, rounded_up
+from domain.volumes.model import MAX_SIZE, Growth, LockedVolume, rounded_down, rounded_up
 from domain.volumes.repository import VolumeRepository
 
 DEFAULT_STEP: Final = 2**20
@@ -37,11 +35,8 @@ _AUTOGROW_TYPES: Final[dict[str, tuple[type, ...]]] = {
 }
 #: Cached, so that a growth is validated once and not for each of a million volumes.
 _growth: Final = lru_cache(maxsize=64, typed=True)(Growth)
-#: Why a usage is unknown.
-_CANNOT_TELL: Final = "Its backend cannot tell how much of it is in use."
-_NEVER_MEASURED: Final = "It has not been measured yet: the expansion itself does that first."
-#: Maximum number of volumes that a preview lists.
-_PREVIEW_LIMIT: Final = 1000
+#: Why the usage of a volume that was measured is unknown.
+CANNOT_TELL: Final = "Its backend cannot tell how much of it is in use."
 
 
 @dataclass(frozen=True)
@@ -268,72 +263,6 @@ def _decide_one(item: ItemRef, volume: LockedVolume, policy: Policy, measured: M
         status = ItemStatus.FAILED if decision is ItemCode.POLICY_UNUSABLE else ItemStatus.SKIPPED
         detail = None
         if decision is ItemCode.USAGE_UNKNOWN:
-            detail = _CANNOT_TELL if item.volume_id in measured else "It could not be measured."
+            detail = CANNOT_TELL if item.volume_id in measured else "It could not be measured."
         return ItemUpdate(item.volume_id, status, decision, detail, from_size=volume.size, used=used)
     return ItemUpdate(item.volume_id, ItemStatus.CLAIMED, from_size=volume.size, to_size=decision, used=used)
-
-
-@dataclass(frozen=True)
-class Preview:
-    """What a bulk expansion would do to one volume, by its last measured usage.
-
-    ``used_at`` without ``used``: it was measured, and its backend could not tell.
-    """
-
-    volume_id: UUID
-    name: str
-    from_size: int
-    to_size: int | None
-    code: ItemCode | None
-    used: int | None
-    used_at: datetime | None
-    detail: str | None = None
-
-    @classmethod
-    def of(cls, volume: Volume, policy: Policy) -> Self:
-        """Decide about a volume by its policy, as `ExpandOperation` would if it measured the same."""
-        decision = policy.new_size(volume.size, volume.used, volume.autogrow)
-        code, to_size = (decision, None) if isinstance(decision, ItemCode) else (None, decision)
-        detail = None
-        if code is ItemCode.USAGE_UNKNOWN:
-            detail = _NEVER_MEASURED if volume.used_at is None else _CANNOT_TELL
-        return cls(volume.id, volume.name, volume.size, to_size, code, volume.used, volume.used_at, detail)
-
-    @property
-    def awaits_measurement(self) -> bool:
-        """Whether the decision needs a measurement, and nobody has made one."""
-        return self.code is ItemCode.USAGE_UNKNOWN and self.used_at is None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a bulk expansion would do: expand ``grows`` of ``total`` volumes, by ``bytes`` in all.
-
-    ``measured_at`` is the time of the oldest measurement used, ``unmeasured`` the number of volumes whose growth
-    depends on a measurement that nobody has made; ``items`` has the first 1000 volumes.
-    """
-
-    total: int
-    grows: int
-    bytes: int
-    measured_at: datetime | None
-    items: list[Preview]
-    unmeasured: int = 0
-
-
-async def preview(database: Database, request: BulkExpandRequest) -> Plan:
-    """Return what a bulk expansion would do, by the last measured usage."""
-    total = grows = growth = unmeasured = 0
-    oldest: datetime | None = None
-    items: list[Preview] = []
-    async with database.transaction(statement_seconds=PLAN_SECONDS) as session:
-        async for volume in await session.stream_scalars(selected_volumes(request.selection)):
-            item = Preview.of(volume, request.policy)
-            total += 1
-            grows += item.to_size is not None
-            growth += 0 if item.to_size is None else item.to_size - volume.size
-            unmeasured += item.awaits_measurement
-            oldest = min(filter(None, (oldest, volume.used_at)), default=None)
-            if len(items) < _PREVIEW_LIMIT:
-                items.append(item)
-    return Plan(total, grows, growth, oldest, items, unmeasured)

@@ -22,7 +22,7 @@ from sqlalchemy import (
     tuple_,
     update,
 )
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import ARRAY, insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.bulk.model import FINISHED, Item, ItemCode, ItemRef, ItemStatus, ItemUpdate, Lane
@@ -300,14 +300,15 @@ async def clear_ledgers(session: AsyncSession, job_ids: Collection[UUID], limit:
     return len((await session.scalars(query.execution_options(synchronize_session=False))).all())
 
 
-def selected_volumes(selection: Selection) -> Any:
-    """Select the volumes of a selection without locking them."""
-    return select(Volume).where(*_selected(selection)).order_by(Volume.id)
+def selected_volumes(selection: Selection, *columns: Any) -> Any:
+    """Select columns of the volumes of a selection, in the order of their ids, without locking them."""
+    return select(*columns).where(*_selected(selection)).order_by(Volume.id)
 
 
 def _selected(selection: Selection) -> Iterable[ColumnElement[bool]]:
     if selection.ids is not None:
-        yield Volume.id.in_(selection.ids)
+        # As one array: with ten thousand parameters, building the statement takes longer than running it.
+        yield Volume.id == func.any(literal(list(selection.ids), ARRAY(Uuid())))
     if selection.labels:
         yield Volume.labels.contains(selection.labels)
     if selection.backend is not None:

@@ -9,10 +9,11 @@ from sqlalchemy import null
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.bulk.chunks import LaneSteps
-from domain.bulk.expand import BulkExpandRequest, Plan, preview
+from domain.bulk.expand import BulkExpandRequest
 from domain.bulk.ledger import AS_LANES_LOST, PLAN_SECONDS, Ledger
 from domain.bulk.model import Item, ItemStatus, Lane
 from domain.bulk.operation import BulkOperation
+from domain.bulk.preview import DryRuns, Plan, preview
 from domain.bulk.requests import BulkRequest, Selection
 from domain.db.database import Database
 from domain.errors import JobNotFound
@@ -65,6 +66,7 @@ class BulkService(JobHandler):
         self._max_attempts = max_attempts
         self._max_concurrent = max_concurrent
         self._busy_seconds = busy_seconds
+        self._dry_runs = DryRuns()
 
     async def items(self, job_id: UUID, status: ItemStatus | None, *, after: UUID | None, limit: int) -> Sequence[Item]:
         """Read up to ``limit`` + 1 items of a job's ledger, by volume id.
@@ -110,9 +112,12 @@ class BulkService(JobHandler):
 
         A job that ended before it was planned has no items; its retry selects volumes anew.
         """
-        missed = {} if ended.total is None else {"missed_by": str(ended.id)}
+        params = ended.params
+        if ended.total is not None:  # its ledger has the volumes: ten thousand ids need not be stored once more
+            selection = params["selection"] | {"ids": None}
+            params = params | {"selection": selection, "missed_by": str(ended.id)}
         request_type = self._operations[ended.kind].request_type
-        params = request_type.retry_params(ended.params | missed, time=datetime.now(UTC))
+        params = request_type.retry_params(params, time=datetime.now(UTC))
         return await self._add(session, ended.kind, params, **retry_columns(ended))
 
     def check(self, request: BulkRequest) -> None:
@@ -128,9 +133,11 @@ class BulkService(JobHandler):
 
         Raises:
             Invalid: ``max_concurrent`` is out of bounds.
+            TooManyDryRuns: too many wait for their turn.
         """
         self.check(request)
-        return await preview(self._database, request)
+        async with self._dry_runs.turn():
+            return await preview(self._database, request)
 
     async def _add(self, session: AsyncSession, kind: str, params: dict[str, Any], **columns: Any) -> Job:
         job = new_job(kind, {**params, "fence_version": 0}, max_attempts=self._max_attempts, **columns)

@@ -1,4 +1,4 @@
-"""Long columns in lists: a list of two hundred rows must not have two hundred times ten thousand ids."""
+"""Long values are in the object itself only: a list of two hundred must not have two hundred times ten thousand ids."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -8,9 +8,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 from sqlalchemy.orm.attributes import set_committed_value
 
-#: Maximum number of characters of a column in a list.
+from domain.db.sql import as_json
+
+#: Maximum number of characters of a value outside of the object itself.
 MAX_LISTED: Final = 2000
-OMITTED: Final = {"omitted": "These parameters are too long for a list. The object itself has them."}
+OMITTED: Final = {"omitted": "These parameters are too long to be repeated. The object itself has them."}
+
+
+def shortened(value: dict[str, Any]) -> dict[str, Any]:
+    """Return the value, or `OMITTED` if it has more than `MAX_LISTED` characters as JSON."""
+    return value if len(as_json(value)) <= MAX_LISTED else OMITTED
 
 
 async def load_short(

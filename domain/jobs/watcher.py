@@ -78,14 +78,18 @@ class Watcher:
                     await watch.changed.wait()
                     watch.changed.clear()
 
-    async def follow(self, job_id: UUID, version: int | None) -> AsyncGenerator[Job, None]:
-        """Yield each new state of a job, except the one at ``version``, until it has ended or is gone, or `release`.
+    async def follow(self, job_id: UUID, version: int | None, seconds: float) -> AsyncGenerator[Job, None]:
+        """Yield each new state of a job, except the one at ``version``, until it has ended or is gone.
 
-        A slow client may miss intermediate states, but never the latest one.
+        End after ``seconds`` and with `release`, too. A slow client may miss intermediate states, but never the latest
+        one.
         """
-        with self._watch(job_id, version) as watch:
-            while not self._released:
-                await watch.changed.wait()
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + seconds
+        with self._watch(job_id, version) as watch, suppress(TimeoutError):
+            while not self._released and clock() < deadline:
+                async with asyncio.timeout_at(deadline):
+                    await watch.changed.wait()
                 watch.changed.clear()
                 update, is_over = watch.pop_update(), watch.is_over  # read together: both may change during the yield
                 if update is not None:

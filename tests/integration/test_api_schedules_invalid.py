@@ -31,6 +31,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"params": {"percent": -1}}, "params.percent"),
     ({"params": {"percent": 1, "by": 1}}, "params.percent"),
     ({"params": {"by": 1, "ids": ["7"]}}, "params.ids.0"),
+    ({"params": {"by": 1, "ids": ["7"] * 10_001}}, "params.ids"),
     ({"params": {"by": 1, "max_concurrent": 101}}, "params.max_concurrent"),
     ({"params": {"by": 1, "backend": "elsewhere"}}, "params.backend"),
     ({"params": {"by": 1, "dry_run": True}}, "params.dry_run"),

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import UUID
 
-from domain.bulk.expand import BulkExpandRequest, Plan, Preview
+from domain.bulk.expand import BulkExpandRequest
 from domain.bulk.model import Item, ItemStatus
+from domain.bulk.preview import Plan, Preview
 from domain.bulk.requests import BulkRequest
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin
 from domain.jobs.model import Job

@@ -42,7 +42,7 @@ class FakeWatcher:
     def release(self) -> None:
         """Do nothing: no request ever waits."""
 
-    async def follow(self, job_id: UUID, version: int | None) -> AsyncGenerator[Job, None]:
+    async def follow(self, job_id: UUID, version: int | None, seconds: float) -> AsyncGenerator[Job, None]:
         """Yield the job if its version is new, and then the ended job."""
         job = self.jobs.rows[job_id]
         if job.version != version:

@@ -2,6 +2,7 @@
 
 import json
 from typing import Any
+from unittest.mock import AsyncMock
 from uuid import UUID, uuid4
 
 import httpx
@@ -10,6 +11,7 @@ import pytest
 from domain.bulk.expand import BulkExpandRequest, GrowthPolicy, VolumePolicies
 from domain.bulk.model import Item, ItemStatus
 from domain.bulk.requests import Selection
+from domain.errors import TooManyDryRuns
 from tests.unit.fakes import FakeServices, job_row, volume_row
 
 EXPAND = "/api/v1/volumes/expand"
@@ -254,3 +256,13 @@ async def test_expand_is_not_a_volume_id(client: httpx.AsyncClient, version: str
     response = await client.request(method, f"/api/{version}/volumes/expand", json={})
 
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
+
+
+async def test_dry_run_that_is_refused_says_when_to_try_again(
+    fake: FakeServices, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake.bulk, "preview", AsyncMock(side_effect=TooManyDryRuns))
+    response = await client.post(EXPAND, json={"by": 1, "dry_run": True})
+
+    assert (response.status_code, response.json()["code"]) == (429, "too-many-dry-runs")
+    assert response.headers["Retry-After"] == "1"

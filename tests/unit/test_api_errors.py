@@ -272,7 +272,7 @@ async def test_405_lists_the_allowed_methods(client: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"{", b"{'name': 1}", b"\xff", b'{"name": "\xff"}', b"[" * 100_000, b'{"size": ' + b"9" * 5000 + b"}"]
+    "body", [b"{", b"{'name': 1}", b"\xff", b'{"name": "\xff"}', b"[" * 60_000, b'{"size": ' + b"9" * 5000 + b"}"]
 )
 async def test_malformed_json_is_400(fake: FakeServices, client: httpx.AsyncClient, body: bytes) -> None:
     response = await client.post(VOLUMES, content=body, headers={"Content-Type": "application/json"})
@@ -322,14 +322,14 @@ async def test_json_media_types_are_accepted(client: httpx.AsyncClient, kind: st
     assert response.status_code == 202
 
 
-async def test_body_over_one_mebibyte_is_413(fake: FakeServices, client: httpx.AsyncClient) -> None:
+async def test_body_over_the_limit_is_413(fake: FakeServices, client: httpx.AsyncClient) -> None:
     async def undeclared() -> AsyncIterator[bytes]:
-        for _ in range(2**8 + 1):
+        for _ in range(2**4 + 1):
             yield b" " * 2**12
 
     headers = {"Content-Type": "application/json"}
 
-    problem(await client.post(VOLUMES, content=b" " * (2**20 + 1), headers=headers), 413, "content-too-large")
+    problem(await client.post(VOLUMES, content=b" " * (2**16 + 1), headers=headers), 413, "content-too-large")
     problem(await client.post(VOLUMES, content=undeclared(), headers=headers), 413, "content-too-large")
     assert not fake.volumes.rows
 
@@ -404,7 +404,7 @@ async def test_all_invalid_members_are_reported_at_once(client: httpx.AsyncClien
 
 
 async def test_error_response_truncates_repeated_input(client: httpx.AsyncClient) -> None:
-    error = problem(await client.post(VOLUMES, json={f"{n}" * 10_000: "x" for n in range(50)}), 422, "invalid")
+    error = problem(await client.post(VOLUMES, json={f"{n}" * 500: "x" for n in range(50)}), 422, "invalid")
 
     assert len(error["errors"]) <= 20
     assert len(json.dumps(error)) < 10_000

@@ -65,7 +65,7 @@ class Client:
             "path": path,
             "raw_path": path.encode(),
             "query_string": b"",
-            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+            "headers": [(name.encode(), value.encode()) for name, value in ({"host": "localhost"} | headers).items()],
         }
         self.request = asyncio.ensure_future(app(scope, self._received.get, self._send))
 

@@ -183,7 +183,7 @@ async def test_document_and_its_page_are_served(client: httpx.AsyncClient) -> No
 def test_every_domain_error_has_a_problem_type(error: type[CisternError]) -> None:
     problem = type_of(error)
 
-    assert (problem.code, problem.status in (404, 409, 412, 422, 503)) == (error.code, True)
+    assert (problem.code, problem.status in (404, 409, 412, 422, 429, 503)) == (error.code, True)
     if error.__module__ == "domain.errors":
         assert problem.code in PROBLEM_TYPES
 

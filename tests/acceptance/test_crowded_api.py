@@ -1,0 +1,130 @@
+"""Thousands of held connections and dozens of dry runs at once: health checks and other callers do not notice."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+import httpx
+import pytest
+from sqlalchemy import text
+
+from api.http_protocol import raise_descriptor_limit
+from tests.acceptance.scale import LONG
+from tests.acceptance.stack import Stack, running_stack
+
+VOLUMES, DRY_RUNS, CONNECTIONS = 13_000, 40, 9_000
+#: Limits in seconds.
+HEALTH_SECONDS, POLL_SECONDS = 0.5, 1.0
+#: Number of descriptors that the client and the server need each.
+DESCRIPTORS: Final = CONNECTIONS + 500
+#: Number of connections that are opened at the same time.
+_AT_ONCE: Final = 50
+
+
+@dataclass
+class Probe:
+    """Sends one request again and again, and keeps the longest time that a response took, in seconds."""
+
+    path: str
+    longest: float = 0.0
+    statuses: Counter[int] = field(default_factory=Counter)
+
+    async def run(self, address: str) -> None:
+        async with httpx.AsyncClient(base_url=address, timeout=60) as http:
+            while True:
+                begun = time.monotonic()
+                response = await http.get(self.path)
+                self.longest = max(self.longest, time.monotonic() - begun)
+                self.statuses[response.status_code] += 1
+                await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def probing(stack: Stack, *paths: str) -> AsyncIterator[dict[str, Probe]]:
+    """Send requests for these paths, by one client each, while the block runs."""
+    probes = {path: Probe(path) for path in paths}
+    tasks = [asyncio.ensure_future(probe.run(stack.address)) for probe in probes.values()]
+    try:
+        yield probes
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def add_volumes(stack: Stack, count: int) -> None:
+    async with stack.database.transaction() as session:
+        await session.execute(
+            text("""
+                INSERT INTO volumes (id, name, backend, state, size, version, labels)
+                SELECT gen_random_uuid(), 'volume-' || n, 'local', 'available', 1048576, 1, '{}'
+                FROM generate_series(1, :count) AS n
+            """),
+            {"count": count},
+        )
+
+
+async def follow(stack: Stack, path: str, turns: asyncio.Semaphore) -> tuple[asyncio.StreamWriter, int]:
+    """Open a connection, follow a job on it, and return the connection and the status of the response."""
+    url = httpx.URL(stack.address)
+    async with turns:
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(f"GET {path}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        head = await reader.readuntil(b"\r\n\r\n")
+        return writer, int(head.split()[1])
+
+
+@asynccontextmanager
+async def followers(stack: Stack, path: str, count: int) -> AsyncIterator[Counter[int]]:
+    """Keep connections that follow a job for the duration of the block, and yield the statuses of their responses.
+
+    Those that are refused are kept, too.
+    """
+    turns = asyncio.Semaphore(_AT_ONCE)
+    opened = await asyncio.gather(*(follow(stack, path, turns) for _ in range(count)))
+    try:
+        yield Counter(status for _, status in opened)
+    finally:
+        for writer, _ in opened:
+            writer.transport.abort()
+
+
+async def dry_runs(stack: Stack, count: int) -> Counter[int]:
+    """Send dry runs, all at once, and return the statuses of the responses."""
+    async with stack.client() as http:
+        body = {"percent": 1, "dry_run": True}
+        responses = await asyncio.gather(*(http.post("/volumes/expand", json=body) for _ in range(count)))
+        return Counter(response.status_code for response in responses)
+
+
+def within_limits(probes: dict[str, Probe]) -> bool:
+    return all(
+        set(probe.statuses) == {200} and probe.longest < (HEALTH_SECONDS if path == "/healthz" else POLL_SECONDS)
+        for path, probe in probes.items()
+    )
+
+
+@pytest.mark.skipif(not LONG, reason="timed, with 9,000 connections; CISTERN_TEST_LONG=1 runs it")
+async def test_held_connections_and_dry_runs_do_not_keep_others_waiting() -> None:
+    if raise_descriptor_limit() < DESCRIPTORS:
+        pytest.skip(f"needs {DESCRIPTORS} descriptors")
+    async with running_stack(workers=0) as stack:
+        command = ("api.cli", "serve")
+        stack.address = await asyncio.to_thread(partial(stack.cluster.start_api, command=command, log=stack.log))
+        await add_volumes(stack, VOLUMES)
+        async with stack.client() as http:
+            job_path = (await http.post("/volumes", json={"name": "one", "size": "1MiB"})).headers["Location"]
+        async with (
+            followers(stack, job_path, CONNECTIONS) as followed,
+            probing(stack, "/healthz", "/api/v1/volumes?limit=1", job_path) as probes,
+        ):
+            planned = await dry_runs(stack, DRY_RUNS)
+
+        assert followed == {200: 500, 429: CONNECTIONS - 500}
+        assert set(planned) == {200, 429}
+        assert within_limits(probes), probes

@@ -1,0 +1,121 @@
+"""Requests that wait for a job or follow it: their number is limited, and one that ends makes room."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
+from typing import Any, cast
+from uuid import uuid4
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from api import held_requests
+from api.held_requests import HeldRequests
+from api.main import create_app
+from domain.errors import TooManyHeldRequests
+from tests.support.http import client_of
+from tests.unit.fakes import FakeServices, job_row
+
+V0, V1 = "/api/v0/volumes", "/api/v1/volumes"
+VOLUME = {"name": "a", "size": "1MiB"}
+
+
+@pytest.fixture
+def app(fake: FakeServices) -> FastAPI:
+    return create_app(fake.factory())
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(app) as client:
+        yield client
+
+
+@pytest.fixture
+def fill(app: FastAPI) -> Callable[[int], ExitStack]:
+    """Return a function that holds requests of unknown callers until its result is closed."""
+
+    def hold(count: int) -> ExitStack:
+        stack = ExitStack()
+        for _ in range(count):
+            stack.enter_context(app.state.held_requests.hold(None))
+        return stack
+
+    return hold
+
+
+def test_five_hundred_requests_are_held_in_all() -> None:
+    held = HeldRequests()
+    with ExitStack() as stack:
+        for number in range(500):
+            stack.enter_context(held.hold(f"caller-{number // 20}"))
+        for caller in ("another", None):
+            with pytest.raises(TooManyHeldRequests), held.hold(caller):
+                pass
+
+    with held.hold("another"):
+        pass
+
+
+def test_twenty_requests_of_one_caller_are_held() -> None:
+    held = HeldRequests()
+    with ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(held.hold("one"))
+        with pytest.raises(TooManyHeldRequests, match="20 requests of yours"), held.hold("one"):
+            pass
+        with held.hold("another"), held.hold(None):
+            pass
+
+    with held.hold("one"):
+        pass
+    assert not held._held
+
+
+async def test_requests_that_would_be_held_are_refused_and_accept_nothing(
+    fake: FakeServices, client: httpx.AsyncClient, fill: Callable[[int], ExitStack]
+) -> None:
+    job = fake.jobs.add(job_row())
+    prefer = {"Prefer": "wait=10"}
+    with fill(500):
+        refused = [
+            await client.get(f"/api/v1/jobs/{job.id}/events"),
+            await client.get(f"/api/v1/jobs/{uuid4()}/events"),  # refused before the job is looked up
+            await client.get(f"/api/v1/jobs/{job.id}", headers=prefer),
+            await client.post(V1, json=VOLUME, headers=prefer),
+            await client.post(V0, json=VOLUME),
+        ]
+
+        for response in refused:
+            assert (response.status_code, response.json()["code"]) == (429, "too-many-held-requests")
+            assert response.headers["Retry-After"] == "1"
+        assert not fake.volumes.rows
+        assert (await client.post(V1, json=VOLUME)).status_code == 202, "it does not wait"
+        assert (await client.get(f"/api/v1/jobs/{job.id}")).status_code == 200
+
+
+async def test_requests_that_were_held_make_room_for_others(
+    fake: FakeServices, client: httpx.AsyncClient, fill: Callable[[int], ExitStack]
+) -> None:
+    with fill(499):
+        for number in range(3):
+            job = fake.jobs.add(job_row())
+            statuses = [
+                (await client.get(f"/api/v1/jobs/{job.id}/events")).status_code,
+                (await client.get(f"/api/v1/jobs/{job.id}", headers={"Prefer": "wait=10"})).status_code,
+                (await client.post(V0, json=VOLUME | {"name": f"volume-{number}"})).status_code,
+            ]
+            assert statuses == [200, 200, 201]
+
+
+async def test_stream_of_events_ends_after_an_hour(fake: FakeServices, client: httpx.AsyncClient) -> None:
+    follow, limits = fake.watcher.follow, list[float]()
+
+    def note_and_follow(job_id: Any, version: Any, seconds: float) -> Any:
+        limits.append(seconds)
+        return follow(job_id, version, seconds)
+
+    fake.watcher.follow = cast("Any", note_and_follow)  # type: ignore[method-assign]
+    await client.get(f"/api/v1/jobs/{fake.jobs.add(job_row()).id}/events")
+
+    assert limits == [held_requests.MAX_STREAM_SECONDS] == [3600]

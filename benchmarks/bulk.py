@@ -242,7 +242,7 @@ async def cancelling(settings: Settings, _: int) -> None:
             with worker(settings, "faulty+null:?delay_ms=20") as process:
                 await wait_for_workers(services.database, [process])
                 bulk = await services.bulk.request(BulkExpandRequest(GROWTH, max_concurrent=MAX_CONCURRENT))
-                async with aclosing(services.watcher.follow(bulk.id, None, 3600)) as states:
+                async with aclosing(services.watcher.follow(bulk.id, None)) as states:
                     async for job in states:
                         if job.succeeded:
                             break

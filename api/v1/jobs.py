@@ -3,7 +3,8 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from functools import partial
 from typing import Annotated, Final
 from uuid import UUID
 
@@ -21,6 +22,7 @@ from api.problems import RETRY_SECONDS
 from api.schemas.base import TextHeader
 from api.schemas.jobs import JobOut, JobQuery
 from api.schemas.pagination import Paginated, paginated_response
+from domain.access.model import Principal
 from domain.errors import (
     BadCursor,
     JobEnded,
@@ -39,6 +41,7 @@ from domain.errors import (
     VolumeUnusable,
 )
 from domain.jobs.model import Job
+from domain.services import Services
 
 #: Pause between two events. Changes in between are not lost: every event has the whole job.
 _PAUSE_SECONDS: Final = 0.2
@@ -124,15 +127,26 @@ async def _last_version(
 
 
 async def _states(
-    job_id: UUID, services: ServicesDep, last_version: Annotated[int | None, Depends(_last_version)]
+    job_id: UUID,
+    services: ServicesDep,
+    principal: PrincipalDep,
+    last_version: Annotated[int | None, Depends(_last_version)],
 ) -> AsyncIterator[AsyncIterator[Job]]:
     """Follow the job until the response has ended, however it ends.
 
     FastAPI may leave the generator of a cut stream suspended at its ``yield``, until garbage collection closes it. It
     always closes a dependency.
     """
-    async with aclosing(services.watcher.follow(job_id, last_version, MAX_STREAM_SECONDS)) as states:
+    end = partial(_end_of_stream, services, principal)
+    async with aclosing(services.watcher.follow(job_id, last_version, end=end)) as states:
         yield states
+
+
+async def _end_of_stream(services: Services, principal: Principal) -> None:
+    """Wait until the key is no longer valid, or the stream has lasted long enough."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(MAX_STREAM_SECONDS):
+            await services.keys.wait_until_invalid(principal)
 
 
 @router.get(
@@ -145,7 +159,7 @@ async def follow_job(states: Annotated[AsyncIterator[Job], Depends(_states)]) ->
     """Send an event whenever the job changes, at most five per second; the last event has the type `ended`.
 
     Each event has the whole job without its params, so a client that misses one needs only the next. A stream ends
-    after an hour at the latest; the client then opens the next one.
+    after an hour, or when the key is revoked; the client then opens the next one.
     """
     async for job in states:
         yield _event(job)

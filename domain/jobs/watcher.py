@@ -6,7 +6,7 @@ query serves all watched jobs, so a thousand clients cost as much as one.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final
 from uuid import UUID
@@ -25,6 +25,10 @@ _POLL_SECONDS: Final = 1.0
 log = structlog.get_logger(__name__)
 
 
+async def _never() -> None:
+    await asyncio.Event().wait()
+
+
 class _Watch:
     """One client's watch of a job. ``update`` is the latest state that the client has not consumed yet."""
 
@@ -32,6 +36,7 @@ class _Watch:
         self.version = version
         self.update: Job | None = None
         self.is_over = False
+        self.is_released = False
         self.changed = asyncio.Event()
 
     def notify(self, job: Job | None) -> None:
@@ -78,24 +83,30 @@ class Watcher:
                     await watch.changed.wait()
                     watch.changed.clear()
 
-    async def follow(self, job_id: UUID, version: int | None, seconds: float) -> AsyncGenerator[Job, None]:
+    async def follow(
+        self, job_id: UUID, version: int | None, *, end: Callable[[], Awaitable[None]] = _never
+    ) -> AsyncGenerator[Job, None]:
         """Yield each new state of a job, except the one at ``version``, until it has ended or is gone.
 
-        End after ``seconds`` and with `release`, too. A slow client may miss intermediate states, but never the latest
-        one.
+        End when ``end()`` has ended and with `release`, too. A slow client may miss intermediate states, but never the
+        latest one.
         """
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + seconds
-        with self._watch(job_id, version) as watch, suppress(TimeoutError):
-            while not self._released and clock() < deadline:
-                async with asyncio.timeout_at(deadline):
+        with self._watch(job_id, version) as watch:
+            async with in_background(self._release_after(watch, end)):
+                while not (self._released or watch.is_released):
                     await watch.changed.wait()
-                watch.changed.clear()
-                update, is_over = watch.pop_update(), watch.is_over  # read together: both may change during the yield
-                if update is not None:
-                    yield update
-                if is_over:
-                    return
+                    watch.changed.clear()
+                    update, is_over = watch.pop_update(), watch.is_over  # both may change during the yield
+                    if update is not None:
+                        yield update
+                    if is_over:
+                        return
+
+    @staticmethod
+    async def _release_after(watch: _Watch, end: Callable[[], Awaitable[None]]) -> None:
+        await end()
+        watch.is_released = True
+        watch.changed.set()
 
     def release(self) -> None:
         """End all waits, and let none begin: the process is shutting down."""

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 import pytest
 import uvicorn
 
+from api import held_requests
 from api.main import create_app
 from domain.services import Services
 from tests.integration.job_builders import a_queued_expand, sql, until
@@ -44,8 +45,10 @@ async def follow_and_leave(port: int, path: str, bytes_read: int) -> None:
 
 @pytest.mark.usefixtures("no_garbage_collection")
 async def test_followers_that_leave_in_the_middle_leave_no_watch_connection_or_transaction(
-    services: Services, server: uvicorn.Server
+    services: Services, server: uvicorn.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(held_requests, "_MAX_PER_CALLER", FOLLOWERS)
+    monkeypatch.setattr(held_requests, "_MAX_HELD", FOLLOWERS)
     job = await a_queued_expand(services)
     path, port = f"/api/v1/jobs/{job.id}/events", server.servers[0].sockets[0].getsockname()[1]
     for first in range(0, FOLLOWERS, 100):

@@ -6,6 +6,8 @@ from sqlalchemy import Row, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from tests.support import keys
+
 #: Every column as PostgreSQL's catalogue describes it, sorted, without Alembic's table.
 COLUMNS = """
     SELECT table_name, column_name, data_type, character_maximum_length, is_nullable, column_default
@@ -52,7 +54,7 @@ EMPTY = """
         WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'
             AND relname NOT IN ('alembic_version', 'installation', 'api_keys') AND pg_relation_size(oid) > 0;
         IF filled IS NOT NULL THEN EXECUTE 'TRUNCATE ' || filled || ' CASCADE'; END IF;
-        DELETE FROM api_keys WHERE name <> 'tests';
+        DELETE FROM api_keys;
         DELETE FROM pg_statistic WHERE starelid >= 16384;
     END $$
 """
@@ -95,6 +97,7 @@ class SharedDatabase:
             async with self._engine.connect() as connection:
                 await connection.execute(text(END_OTHERS))
                 await connection.execute(text(EMPTY))
+                await connection.execute(text(keys.INSERT))
                 return (await connection.execute(text(SCHEMA))).one()
         except DBAPIError:
             return None

@@ -1,6 +1,6 @@
 """Fakes of all services that the API uses, in memory, so that routes are tested without servers."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import cast
@@ -42,7 +42,9 @@ class FakeWatcher:
     def release(self) -> None:
         """Do nothing: no request ever waits."""
 
-    async def follow(self, job_id: UUID, version: int | None, seconds: float) -> AsyncGenerator[Job, None]:
+    async def follow(
+        self, job_id: UUID, version: int | None, *, end: Callable[[], Awaitable[None]]
+    ) -> AsyncGenerator[Job, None]:
         """Yield the job if its version is new, and then the ended job."""
         job = self.jobs.rows[job_id]
         if job.version != version:

@@ -15,6 +15,7 @@ from domain.jobs import watcher as watcher_module
 from domain.jobs.model import Job
 from domain.jobs.transport.job_queue import JobQueue
 from domain.jobs.watcher import Watcher
+from tests.support.keys import BEARER
 from tests.unit.fakes import FakeServices, job_row
 from tests.unit.worker_fakes import fake_redis, until
 
@@ -56,6 +57,7 @@ class Client:
         self._received = asyncio.Queue[Message]()
         self._received.put_nowait({"type": "http.request", "body": body})
         self.sent: list[Message] = []
+        headers = {"host": "localhost", "authorization": BEARER["Authorization"]} | headers
         scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -65,7 +67,7 @@ class Client:
             "path": path,
             "raw_path": path.encode(),
             "query_string": b"",
-            "headers": [(name.encode(), value.encode()) for name, value in ({"host": "localhost"} | headers).items()],
+            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
         }
         self.request = asyncio.ensure_future(app(scope, self._received.get, self._send))
 

@@ -1,5 +1,6 @@
 """Requests that wait for a job or follow it: their number is limited, and one that ends makes room."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 from typing import Any, cast
@@ -12,6 +13,7 @@ from fastapi import FastAPI
 from api import held_requests
 from api.held_requests import HeldRequests
 from api.main import create_app
+from api.v1 import jobs
 from domain.errors import TooManyHeldRequests
 from tests.support.http import client_of
 from tests.unit.fakes import FakeServices, job_row
@@ -108,14 +110,18 @@ async def test_requests_that_were_held_make_room_for_others(
             assert statuses == [200, 200, 201]
 
 
-async def test_stream_of_events_ends_after_an_hour(fake: FakeServices, client: httpx.AsyncClient) -> None:
-    follow, limits = fake.watcher.follow, list[float]()
+async def test_stream_of_events_ends_after_an_hour(
+    fake: FakeServices, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow, ends = fake.watcher.follow, list[Any]()
 
-    def note_and_follow(job_id: Any, version: Any, seconds: float) -> Any:
-        limits.append(seconds)
-        return follow(job_id, version, seconds)
+    def note_and_follow(job_id: Any, version: Any, *, end: Any) -> Any:
+        ends.append(end)
+        return follow(job_id, version, end=end)
 
     fake.watcher.follow = cast("Any", note_and_follow)  # type: ignore[method-assign]
     await client.get(f"/api/v1/jobs/{fake.jobs.add(job_row()).id}/events")
+    assert held_requests.MAX_STREAM_SECONDS == 3600
+    monkeypatch.setattr(jobs, "MAX_STREAM_SECONDS", 0.01)
 
-    assert limits == [held_requests.MAX_STREAM_SECONDS] == [3600]
+    await asyncio.wait_for(ends[0](), 10)

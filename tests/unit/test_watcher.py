@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from uuid import UUID, uuid4
 
 import pytest
@@ -103,7 +104,7 @@ def polls_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def follow(watcher: Watcher, job: Job, version: int | None, versions: list[int]) -> None:
     """Follow a job to its end, and append the versions that were yielded."""
-    async with aclosing(watcher.follow(job.id, version, 60)) as following:
+    async with aclosing(watcher.follow(job.id, version)) as following:
         async for state in following:
             versions += [state.version]
 
@@ -275,7 +276,7 @@ async def test_follower_that_knows_the_end_gets_nothing(table: JobTable, watcher
 @pytest.mark.usefixtures("polls_often")
 async def test_slow_follower_gets_only_the_latest_state(table: JobTable, watcher: Watcher) -> None:
     job, versions = table.add(), list[int]()
-    async with watcher.watching(), asyncio.timeout(5), aclosing(watcher.follow(job.id, None, 60)) as following:
+    async with watcher.watching(), asyncio.timeout(5), aclosing(watcher.follow(job.id, None)) as following:
         versions.append((await anext(following)).version)
         for _ in range(5):
             table.change(job)
@@ -289,7 +290,7 @@ async def test_slow_follower_gets_only_the_latest_state(table: JobTable, watcher
 @pytest.mark.usefixtures("polls_often")
 async def test_follower_busy_during_the_end_still_gets_it(table: JobTable, watcher: Watcher) -> None:
     job = table.add()
-    async with watcher.watching(), asyncio.timeout(5), aclosing(watcher.follow(job.id, None, 60)) as following:
+    async with watcher.watching(), asyncio.timeout(5), aclosing(watcher.follow(job.id, None)) as following:
         await anext(following)
         table.end(job)
         before = table.queries
@@ -332,7 +333,11 @@ async def test_one_query_serves_a_thousand_followers_of_a_thousand_jobs(
 @pytest.mark.usefixtures("never_polls")
 async def test_following_ends_after_the_given_time(table: JobTable, watcher: Watcher) -> None:
     job = table.add()
-    async with watcher.watching(), asyncio.timeout(5), aclosing(watcher.follow(job.id, None, 0.05)) as following:
+    async with (
+        watcher.watching(),
+        asyncio.timeout(5),
+        aclosing(watcher.follow(job.id, None, end=partial(asyncio.sleep, 0.05))) as following,
+    ):
         assert [state.version async for state in following] == [1]
 
     assert watcher._watched == {}

@@ -194,8 +194,13 @@ class UnknownData:
             after = ids[-1]
             checked["volumes on backends"] += len(ids)
             for volume_id in await self._rows.unknown(backend, ids):
-                async for finding in self._of_volume(backend, volume_id, repair=repair):
-                    yield finding
+                try:
+                    async for finding in self._of_volume(backend, volume_id, repair=repair):
+                        yield finding
+                except BackendUnavailable:
+                    raise
+                except CisternError as error:
+                    yield Finding(CheckCode.UNREADABLE, f"volume {volume_id}", error.message, _INSPECT_MANUALLY)
 
     async def _of_volume(self, backend: str, volume_id: UUID, *, repair: bool) -> AsyncIterator[Finding]:
         """Check the data of one volume that has no row. Ids are never reused, so only an adoption can add one."""

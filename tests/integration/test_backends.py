@@ -299,7 +299,7 @@ async def test_storage_that_hangs_affects_only_its_own_backend(
     read = Root.read_identity
 
     def hanging(self: Root) -> str | None:
-        name = self._tree.root.name
+        name = self.path.name
         if name == "local" and hangs.is_set():
             asked[name] += 1
             threading.Event().wait()

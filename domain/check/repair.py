@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Collection
-from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -99,11 +98,12 @@ class Repair:
 
     async def _seal(self, row: RowState, backend: str, version: int) -> int | None:
         driver, grant = self._backends.get(backend), Grant(uuid7(), Fence(version, 0), math.inf)
-        with suppress(SizeImpossible):  # it is sealed, but its data is of no use
+        try:
             if row.is_volume:
                 return await driver.seal(row.id, grant)
             return await driver.seal_snapshot(row.volume_id, row.id, grant)
-        return None
+        except SizeImpossible:  # it is sealed, and the next check reports the size that its data has
+            return row.size
 
 
 def _version_above(row: RowState, stored: StoredObject | None) -> int:

@@ -146,4 +146,5 @@ async def test_row_without_a_job_comes_to_rest_although_its_data_is_of_no_size(s
 
     await run_check(services, repair=True)
 
-    assert await sql(services, "SELECT state, job_id FROM volumes") == [("error", None)]
+    assert await sql(services, "SELECT state, job_id FROM volumes") == [("available", None)]
+    assert {code for code, _, _ in await findings(services)} == {"size-differs"}

@@ -6,19 +6,26 @@ from typing import Any, Final
 from uuid import UUID
 
 from domain.storage.context import MAX_FENCE
-from domain.storage.driver import MAX_STORED_SIZE, StorageDriver, Usage
+from domain.storage.driver import MAX_STORED_SIZE, Capacity, StorageDriver, Usage
 from domain.storage.errors import FenceRefused, PermanentStorageError, SizeImpossible
 
 #: The methods that return the size of what they have made.
 _SIZED: Final = frozenset({"create", "expand", "clone_snapshot"})
 #: The methods that return a size, or None.
 _PERHAPS_SIZED: Final = frozenset({"seal", "seal_snapshot", "take_snapshot", "restore_snapshot"})
+_TOO_MANY_BYTES: Final = 2**63
 _UNSIZED: Final = frozenset({"delete", "delete_snapshot"})
 
 
 def is_stored_size(size: object) -> bool:
     """Return whether a volume or snapshot can have this size, in bytes."""
     return type(size) is int and 0 < size <= MAX_STORED_SIZE
+
+
+def is_capacity(capacity: Capacity) -> bool:
+    """Return whether a backend can have this capacity, as far as PostgreSQL can store it."""
+    counts = (count for count in (capacity.total, capacity.used, capacity.free) if count is not None)
+    return all(type(count) is int and 0 <= count < _TOO_MANY_BYTES for count in counts)
 
 
 class CheckedDriver:

@@ -13,6 +13,8 @@ from domain.bulk.snapshot import BulkSnapshotRequest
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
+from domain.storage.driver import Capacity
+from domain.storage.file.driver import FileDriver
 from domain.volumes.model import Growth
 from tests.integration.bulk_builders import a_claimed_lane, an_engine, items
 from tests.integration.check_builders import findings, folder, grant_at, on_disk, run_check
@@ -117,6 +119,20 @@ async def test_absurd_fence_fails_the_volumes_job_at_once(
 
     assert failure(job) == ("failed", 1, "storage-refused")
     assert await sql(services, "SELECT state FROM volumes") == [("available",)]
+
+
+@pytest.mark.parametrize("capacity", [Capacity(2**63, 0), Capacity(None, -1), Capacity(None, 0, 1.5)])  # type: ignore[arg-type]
+async def test_impossible_capacity_is_unknown_and_the_backend_is_served(
+    services: Services, monkeypatch: pytest.MonkeyPatch, capacity: Capacity
+) -> None:
+    async def reported(_: FileDriver) -> Capacity:
+        return capacity
+
+    monkeypatch.setattr(FileDriver, "capacity", reported)
+    await services.registry.announce(UUID(int=1), "here")
+
+    rows = await sql(services, "SELECT used, measured_at FROM backends JOIN backend_servers ON backend = name")
+    assert rows == [(None, None)]
 
 
 async def test_check_adopts_no_link(services: Services, tmp_path: Path) -> None:

@@ -216,7 +216,7 @@ def test_driver_of_another_distribution_is_opened_by_its_scheme(install: Callabl
 
     opened = Backends.open({"archive": "tape:/dev/st0?speed=3"}, threads=2)
 
-    driver: Any = opened.get("archive")
+    driver: Any = opened.driver("archive")
     assert (type(driver).__module__, type(driver).__name__) == ("cistern_tape", "TapeDriver")
     assert (driver.path_and_threads, driver.speed) == (("/dev/st0", 2), "3")
     assert opened.scheme("archive") == "tape"

@@ -122,8 +122,9 @@ def environment_file(settings: Settings) -> Iterator[Mapping[str, str]]:
     }
     path = settings.data_dir / "env"
     path.unlink(missing_ok=True)
-    path.touch(mode=0o600)  # a URL may contain a password
-    path.write_text("".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items()))
+    # A new file of ours alone: a URL may contain a password.
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
+        file.writelines(f"{name}={shlex.quote(value)}\n" for name, value in variables.items())
     try:
         yield {**os.environ, **variables, "PYTHONUNBUFFERED": "1"}
     finally:

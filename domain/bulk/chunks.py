@@ -33,6 +33,7 @@ from domain.bulk.ledger import CLOSE_BATCH, LaneItems, Ledger
 from domain.bulk.model import FINISHED, ItemCode, ItemRef, ItemStatus, ItemUpdate, Lane
 from domain.bulk.operation import BulkOperation, ItemWork, Result
 from domain.db.database import Database
+from domain.errors import CisternError
 from domain.jobs.store.parents import ParentRepository
 from domain.jobs.transport.job_queue import JobQueue
 from domain.operations import BUSY, VolumeState
@@ -172,7 +173,30 @@ class LaneSteps:
 
         Items whose fence was refused stay claimed, and get a higher one: as this attempt holds the lane, no later one
         exists. The lane's next slice tries them again.
+
+        If they cannot be recorded together, each is recorded alone; one that cannot even then fails.
         """
+        try:
+            await self._record(results)
+        except CisternError:  # PostgreSQL cannot be used now, or this attempt no longer holds the lane
+            raise
+        except Exception:
+            log.exception("lane.record_failed", volumes=len(results))
+            for result in results:
+                await self._record_alone(result)
+
+    async def _record_alone(self, result: Result) -> None:
+        try:
+            await self._record([result])
+        except CisternError:
+            raise
+        except Exception:
+            log.exception("volume.record_failed", volume_id=str(result.update.volume_id))
+            error = CisternError()
+            failed = result.update._replace(status=ItemStatus.FAILED, code=error.code, detail=error.message)
+            await self._record([Result(failed)])
+
+    async def _record(self, results: Sequence[Result]) -> None:
         sizes = {result.update.volume_id: result.size for result in results}
         refused = [(result.update, result.stored) for result in results if result.stored is not None]
         async with self._step() as step:

@@ -17,14 +17,11 @@ from domain.jobs.store.jobs import JobRepository
 from domain.operations import BUSY, SNAPSHOT_MOVES, VOLUME_MOVES, SnapshotState, VolumeState
 from domain.snapshots.model import Snapshot
 from domain.storage.backends import Backends
+from domain.storage.checked import is_stored_size
 from domain.storage.context import Fence, Grant
 from domain.storage.driver import Leftover, StoredObject, StoredVolume
-from domain.volumes.model import MAX_SIZE, Volume
-
-
-def is_valid_size(size: int | None) -> bool:
-    """Return whether a row can have this size, in bytes."""
-    return size is not None and 0 < size <= MAX_SIZE
+from domain.storage.errors import SizeImpossible
+from domain.volumes.model import Volume
 
 
 class Repair:
@@ -95,15 +92,18 @@ class Repair:
             locked.version = version + 1
             locked.state = _resting_state(row, size, stores_sizes=stored is not None)
             locked.job_id = None
-            if size is not None and is_valid_size(size):
+            if size is not None:
                 locked.size = size
         return True
 
     async def _seal(self, row: RowState, backend: str, version: int) -> int | None:
         driver, grant = self._backends.get(backend), Grant(uuid7(), Fence(version, 0), math.inf)
-        if row.is_volume:
-            return await driver.seal(row.id, grant)
-        return await driver.seal_snapshot(row.volume_id, row.id, grant)
+        try:
+            if row.is_volume:
+                return await driver.seal(row.id, grant)
+            return await driver.seal_snapshot(row.volume_id, row.id, grant)
+        except SizeImpossible:  # it is sealed, and the next check reports the size that its data has
+            return row.size
 
 
 def _version_above(row: RowState, stored: StoredObject | None) -> int:
@@ -135,7 +135,7 @@ def _resting_state(row: RowState, size: int | None, *, stores_sizes: bool) -> Vo
 
 async def _insert_snapshot(session: AsyncSession, volume_id: UUID, snapshot_id: UUID, stored: StoredObject) -> bool:
     columns = {"volume_id": volume_id, "state": SnapshotState.READY}
-    return is_valid_size(stored.size) and await _insert(session, Snapshot, snapshot_id, stored, **columns)
+    return is_stored_size(stored.size) and await _insert(session, Snapshot, snapshot_id, stored, **columns)
 
 
 async def _insert(

@@ -9,11 +9,12 @@ from typing import Final
 from uuid import UUID
 
 from domain.check.findings import REPAIR_COMMAND, CheckCode, Finding, leased_remedy
-from domain.check.repair import Repair, is_valid_size
+from domain.check.repair import Repair
 from domain.check.rows import FIRST, PAGE, RowReader, RowState, VolumeRows
 from domain.errors import CisternError
 from domain.operations import SnapshotState, VolumeState
 from domain.storage.backends import NOT_USED_YET, Backends
+from domain.storage.checked import is_stored_size
 from domain.storage.context import Fence
 from domain.storage.driver import StoredObject, StoredVolume
 from domain.storage.errors import BackendUnavailable
@@ -106,7 +107,7 @@ class RowsVsStorage:
         for snapshot_id, stored in stored_volume.snapshots.items():
             if snapshot_id not in rows.snapshots and stored.size is not None:
                 problem = f"is stored for volume {rows.volume.id} ({stored.size} bytes), but has no row"
-                adoptable = rows.volume.state is not VolumeState.DELETING and is_valid_size(stored.size)
+                adoptable = rows.volume.state is not VolumeState.DELETING and is_stored_size(stored.size)
                 remedy = REPAIR_COMMAND if adoptable else _CHECK_LATER
                 finding = Finding(CheckCode.NO_ROW, f"snapshot {snapshot_id}", problem, remedy)
                 repair = partial(self._repair.adopt_snapshot, rows.volume, snapshot_id, stored)
@@ -194,8 +195,13 @@ class UnknownData:
             after = ids[-1]
             checked["volumes on backends"] += len(ids)
             for volume_id in await self._rows.unknown(backend, ids):
-                async for finding in self._of_volume(backend, volume_id, repair=repair):
-                    yield finding
+                try:
+                    async for finding in self._of_volume(backend, volume_id, repair=repair):
+                        yield finding
+                except BackendUnavailable:
+                    raise
+                except CisternError as error:
+                    yield Finding(CheckCode.UNREADABLE, f"volume {volume_id}", error.message, _INSPECT_MANUALLY)
 
     async def _of_volume(self, backend: str, volume_id: UUID, *, repair: bool) -> AsyncIterator[Finding]:
         """Check the data of one volume that has no row. Ids are never reused, so only an adoption can add one."""
@@ -206,7 +212,7 @@ class UnknownData:
         if stored.volume.size is not None or stored.snapshots:
             path = self._backends.get(backend).path(volume_id) or f"backend {backend!r}"
             problem = f"no row for {path} ({stored.volume.size} bytes, {len(stored.snapshots)} snapshots)"
-            remedy = REPAIR_COMMAND if is_valid_size(stored.volume.size) else _INSPECT_MANUALLY
+            remedy = REPAIR_COMMAND if is_stored_size(stored.volume.size) else _INSPECT_MANUALLY
             finding = Finding(CheckCode.NO_ROW, subject, problem, remedy)
             if not (repair and finding.repairable):
                 yield finding
@@ -255,7 +261,7 @@ def _data(row: RowState, stored: StoredObject) -> Iterator[Finding]:
         yield Finding(CheckCode.DATA_MISSING, _subject(row), problem, REPAIR_COMMAND if deleted else _RESTORE_FILE)
     elif stored.size != row.size:
         problem = f"has {stored.size} bytes on its backend, {row.size} in its row"
-        remedy = REPAIR_COMMAND if is_valid_size(stored.size) else _INVALID_SIZE
+        remedy = REPAIR_COMMAND if is_stored_size(stored.size) else _INVALID_SIZE
         yield Finding(CheckCode.SIZE_DIFFERS, _subject(row), problem, remedy)
 
 

@@ -10,11 +10,12 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from domain.embedded.process import PidFile
 from domain.errors import ConfigurationError
+from domain.permissions import others_that_may_write
 
 MAX_SOCKET_DIRECTORY_BYTES = 80  # macOS allows 103 bytes for the whole socket path, Linux 107
 URL_SAFE = re.compile(r"[A-Za-z0-9/._-]+")
@@ -34,10 +35,13 @@ class DataDirectory:
         """Create the directory if it is missing, and lock it.
 
         Raises:
-            ConfigurationError: the directory cannot be used, or another process owns it.
+            ConfigurationError: the directory cannot be used, others may change what is in it, or another process owns
+                it.
         """
         try:
+            self._refuse_others()
             self._create()
+            self._refuse_others()  # who may write to /tmp may have been faster
             self._lock = self._pid_file.lock()
             self._pid_file.write(self._lock, os.getpid())
         except BlockingIOError as error:
@@ -66,6 +70,21 @@ class DataDirectory:
             os.close(self._lock)
             self._lock = None
 
+    def _refuse_others(self) -> None:
+        """Refuse a directory in which others may put links in the place of files, or which they may exchange."""
+        for folder in (self.path, *self.path.parents):
+            if not folder.is_dir():
+                continue
+            status = folder.stat()
+            others = others_that_may_write(status)
+            # In a sticky directory, such as /tmp, only its owner and root rename or remove what belongs to others.
+            is_sticky = status.st_mode & stat.S_ISVTX and status.st_uid in (0, os.geteuid())
+            if others and (folder == self.path or not is_sticky):
+                where = "" if folder == self.path else f" {folder}:"
+                raise ConfigurationError(
+                    f"data directory {self.path}:{where} {others}; choose another directory with --data-dir"
+                )
+
     def _create(self) -> None:
         missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
@@ -77,9 +96,28 @@ class DataDirectory:
         if not link.is_symlink():
             shutil.rmtree(link, ignore_errors=True)
             return
-        if link.readlink().name.startswith(TEMPORARY_PREFIX):
-            shutil.rmtree(link.readlink(), ignore_errors=True)
+        target = link.readlink()
+        if self._is_run(target):
+            shutil.rmtree(target, ignore_errors=True)
         link.unlink()
+
+    def _is_run(self, target: Path) -> bool:
+        """Return whether a directory is one that `make_run` has made, also for an owner that was killed."""
+        owners = {os.geteuid()}
+        if os.geteuid() == 0:  # then it belongs to the user who runs PostgreSQL
+            with suppress(FileNotFoundError):
+                owners.add((self.path / "postgres").lstat().st_uid)
+        try:
+            status = target.lstat()
+        except OSError:
+            return False
+        return (
+            target.parent == Path(tempfile.gettempdir()).absolute()
+            and target.name.startswith(TEMPORARY_PREFIX)
+            and stat.S_ISDIR(status.st_mode)
+            and not status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+            and status.st_uid in owners
+        )
 
 
 def refuse_impassable(path: Path) -> None:

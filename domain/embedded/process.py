@@ -75,8 +75,9 @@ class PidFile:
 
         Raises:
             BlockingIOError: another process holds the lock.
+            ConfigurationError: the file is a link.
         """
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = _open_own(self._path, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -158,7 +159,7 @@ class ServerProcess(Process):
         except BlockingIOError as error:
             raise ConfigurationError(f"{self.name} (process {self._pid_file.read()}) is already running") from error
         try:
-            with self._log.open("ab") as log:
+            with open(self._log, "ab", opener=_open_own) as log:
                 options = {"cwd": "/", "env": clean_environment(), "stdout": log, "stderr": log, "pass_fds": [lock]}
                 child = self._launch(command, **options, **identity)
             self._pid_file.write(lock, child.pid)
@@ -172,6 +173,20 @@ class ServerProcess(Process):
     def _last_log_line(self) -> str:
         lines = self._log.read_text(errors="replace").split("\n") if self._log.exists() else []
         return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+
+
+def _open_own(path: str | Path, flags: int) -> int:
+    """Open or create a file that only this user may read. A link in its place is not followed.
+
+    Raises:
+        ConfigurationError: there is one.
+    """
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ConfigurationError(f"{path} is a link, where there should be a file of Cistern's own") from error
+        raise
 
 
 def clean_environment() -> dict[str, str]:

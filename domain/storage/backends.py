@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from types import MappingProxyType
-from typing import Final, Self
+from typing import Final, Self, cast
 
 from domain.db.database import in_transaction
 from domain.errors import ConfigurationError
+from domain.storage.checked import CheckedDriver
 from domain.storage.driver import StorageDriver
 from domain.storage.errors import BackendUnavailable
 
@@ -77,6 +78,7 @@ class Backends:
         problems: Mapping[str, str | None] = MappingProxyType({}),
     ) -> None:
         self._drivers = dict(drivers)
+        self._checked = {name: cast("StorageDriver", CheckedDriver(driver)) for name, driver in drivers.items()}
         self._schemes = dict(schemes)
         self._problems = dict(problems)
 
@@ -128,7 +130,7 @@ class Backends:
         return self._drivers[name]
 
     def get(self, name: str) -> StorageDriver:
-        """Return a driver for work.
+        """Return a driver for work, whose reports can be believed.
 
         Raises:
             BackendUnavailable: this process has no such backend, or must not use it now; another process may.
@@ -139,7 +141,7 @@ class Backends:
         problem = self._problems.get(name) if name in self else "it is not among the CISTERN_BACKENDS of this process"
         if problem is not None:
             raise BackendUnavailable(f"The backend {name!r} cannot be used: {problem}.")
-        return self._drivers[name]
+        return self._checked[name]
 
     async def close(self) -> None:
         """Close all drivers, after the work that is still running in them has ended."""

@@ -4,7 +4,7 @@ import enum
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Self
+from typing import Final, NamedTuple, Self
 from uuid import UUID
 
 from domain.errors import StorageError
@@ -27,6 +27,10 @@ class Stopped(StorageError):
     def __init__(self, reason: StopReason) -> None:
         super().__init__(f"The work was stopped: {reason.value}.")
         self.reason = reason
+
+
+#: No version or epoch is higher: it would take one operation each microsecond for eight years.
+MAX_FENCE: Final = 2**48
 
 
 class Fence(NamedTuple):

@@ -6,10 +6,13 @@ in `domain.storage.context`.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 from uuid import UUID
 
 from domain.storage.context import Fence, Grant
+
+#: No volume and no snapshot is larger, in bytes. A driver that reports another size than 1 to this is not believed.
+MAX_STORED_SIZE: Final = 64 * 2**40
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class StorageDriver(Protocol):
     Every method that changes something may be repeated, and may be overtaken by a later attempt. A repetition finds the
     work done and succeeds; an attempt with a lower fence than the last published one raises `FenceRefused`.
     A fence belongs to what is published: the volume that is created, changed or restored, or the snapshot that is taken
-    or deleted.
+    or deleted. A size that is returned is an int between 1 and `MAX_STORED_SIZE`; any other is an error of that volume.
     """
 
     #: Where the storage is, as shown to users, if it is a place that may be missing or be another one than expected,

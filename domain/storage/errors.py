@@ -4,8 +4,8 @@ StorageError
 ├── TransientStorageError       worth another try later
 │   ├── StorageBusy             another process holds the lock of the volume or snapshot; costs no attempt
 │   └── BackendUnavailable      this process cannot use the backend now, another one may; costs no attempt
-├── PermanentStorageError       trying again will not help: StorageFull, SizeUnsupported, AccessDenied,
-│                               VolumeMissing, SnapshotMissing
+├── PermanentStorageError       trying again will not help: StorageFull, SizeUnsupported, SizeImpossible,
+│                               AccessDenied, VolumeMissing, SnapshotMissing
 ├── FenceRefused                a later attempt has already published or sealed; this one is superseded
 └── Stopped                     the worker stopped the attempt, or its lease has ended
 """
@@ -47,6 +47,12 @@ class SizeUnsupported(PermanentStorageError):
     """The backend cannot hold a volume of this size."""
 
     code = "size-unsupported"
+
+
+class SizeImpossible(PermanentStorageError):
+    """The backend reports a size that no volume can have."""
+
+    code = "size-impossible"
 
 
 class AccessDenied(PermanentStorageError):

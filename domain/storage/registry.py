@@ -23,6 +23,7 @@ from domain.db.database import Database
 from domain.db.sql import from_now
 from domain.errors import DatabaseUnavailable, StorageError
 from domain.storage.backends import NOT_USED_YET, Backends
+from domain.storage.checked import is_capacity
 from domain.storage.driver import Capacity, StorageDriver
 from domain.storage.model import ANSWER_SECONDS, LOOK_SECONDS, Backend, BackendServer
 
@@ -196,9 +197,10 @@ class BackendRegistry:
     async def _capacity(self, name: str) -> Capacity | None:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                return await self._backends.driver(name).capacity()
+                capacity = await self._backends.driver(name).capacity()
         except (StorageError, TimeoutError):
             return None
+        return capacity if is_capacity(capacity) else None
 
 
 def _recorded(name: str, driver: StorageDriver, capacity: Capacity | None) -> Update:

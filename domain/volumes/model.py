@@ -13,11 +13,12 @@ from sqlalchemy.orm import Mapped, mapped_column
 from domain.db.base import Entity, enum_text
 from domain.errors import Invalid, ShrinkRefused, SizeLimitExceeded, VolumeBusy, VolumeUnusable
 from domain.operations import BUSY, VOLUME_MOVES, VolumeState
+from domain.storage.driver import MAX_STORED_SIZE
 
 #: Sizes are whole multiples of it, in bytes: no block device can have another size.
 BLOCK_BYTES: Final = 4096
 #: A multiple of BLOCK_BYTES, so that rounding never exceeds it.
-MAX_SIZE: Final = 64 * 2**40
+MAX_SIZE: Final = MAX_STORED_SIZE
 MAX_NAME: Final = 128
 
 _STATES = ", ".join(f"'{state}'" for state in VolumeState)

@@ -304,7 +304,7 @@ async def test_storage_that_hangs_affects_only_its_own_backend(
     read = Root.read_identity
 
     def hanging(self: Root) -> str | None:
-        name = self._tree.root.name
+        name = self.path.name
         if name == "local" and hangs.is_set():
             asked[name] += 1
             threading.Event().wait()
@@ -344,3 +344,15 @@ async def test_cancelled_lane_leaves_held_volumes_to_those_who_reach_them(
 
     assert (done.status, done.succeeded) == ("cancelled", 1)
     assert (tmp_path / "fast" / str(volume_id) / "data").stat().st_size == 2 * MIB
+
+
+async def test_root_that_others_may_write_to_is_not_served_and_says_why(
+    api: Services, settings: Settings, tmp_path: Path
+) -> None:
+    async with workers(settings, tmp_path, ("local", "fast")):
+        await created(api, "before", "local")
+        (tmp_path / "local").chmod(0o777)
+        await until(lambda: _has_problem(api, "is not safe to use: everybody may write to it (mode 0777)"))
+        await created(api, "elsewhere", "fast")
+        (tmp_path / "local").chmod(0o755)
+        await created(api, "after", "local")

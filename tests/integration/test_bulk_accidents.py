@@ -168,14 +168,14 @@ async def test_volume_that_crashes_the_driver_fails_alone(
     services: Services, bulk_settings: Settings, running_worker: RunningWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volumes = await add_volumes(services, 20, backend="null")
-    expand = type(services.backends.get("null")).expand
+    expand = type(services.backends.driver("null")).expand
 
     async def crash_for_one(self: object, volume_id: UUID, size: int, grant: Grant) -> int:
         if volume_id == volumes[7]:
             raise ValueError("a bug")
         return await expand(self, volume_id, size, grant)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(type(services.backends.get("null")), "expand", crash_for_one)
+    monkeypatch.setattr(type(services.backends.driver("null")), "expand", crash_for_one)
     async with running_worker(bulk_settings):
         job = await ended(services, await services.bulk.request(BulkExpandRequest(BY_ONE, max_concurrent=5)))
 

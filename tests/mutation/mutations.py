@@ -15,6 +15,7 @@ AHEAD: Final = "tests/integration/test_fence_behind.py::"
 BULK: Final = "tests/integration/test_bulk_accidents.py::"
 BULK_SNAPSHOTS: Final = "tests/integration/test_bulk_snapshots_accidents.py::"
 RETENTION: Final = "tests/integration/test_bulk_snapshots_retention.py::"
+IMPOSSIBLE: Final = "tests/integration/test_impossible_storage.py::"
 BATCHING: Final = "tests/integration/test_request_batching.py::"
 KEYS: Final = "tests/acceptance/test_api_keys.py::"
 
@@ -343,6 +344,38 @@ _LIST: Final = (
         "await self._consumer.pool.connection_pool.disconnect(inuse_connections=False)",
         "pass",
         ("tests/integration/test_redis_failover.py::test_worker_and_api_follow_an_address",),
+    ),
+    Mutation(
+        "links-followed",
+        "whoever owns a volume's directory would have files outside of the backend changed and copied",
+        "domain/storage/file/folder.py",
+        "_DIRECTORY | os.O_NOFOLLOW",
+        "_DIRECTORY",
+        ("tests/unit/test_storage_links.py::test_volume_directory_that_is_a_link_is_deleted_and_its_target_kept",),
+    ),
+    Mutation(
+        "root-of-everybody",
+        "a backend would be served in which everybody may exchange files",
+        "domain/storage/file/root.py",
+        "        others = others_that_may_write(os.fstat(root.handle))\n",
+        "        others = None\n",
+        ("tests/integration/test_backends.py::test_root_that_others_may_write_to_is_not_served_and_says_why",),
+    ),
+    Mutation(
+        "every-size-believed",
+        "an emptied data file would fail the bulk snapshot of other volumes",
+        "domain/storage/checked.py",
+        "type(size) is int and 0 < size <= MAX_STORED_SIZE",
+        "type(size) is int",
+        (f"{IMPOSSIBLE}test_snapshot_of_a_data_file_of_nothing_fails_at_once",),
+    ),
+    Mutation(
+        "chunk-recorded-or-lost",
+        "one result that PostgreSQL refuses would cost the whole chunk all its attempts",
+        "domain/bulk/chunks.py",
+        "                await self._record_alone(result)\n",
+        "                await self._record([result])\n",
+        (f"{IMPOSSIBLE}test_result_that_cannot_be_recorded_fails_alone",),
     ),
 )
 

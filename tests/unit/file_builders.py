@@ -81,7 +81,7 @@ def files(driver: FileDriver) -> set[str]:
 
 
 def failing(number: int) -> Callable[..., NoReturn]:
-    def fail(*args: object) -> NoReturn:
+    def fail(*_: object, **__: object) -> NoReturn:
         raise OSError(number, os.strerror(number))
 
     return fail

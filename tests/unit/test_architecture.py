@@ -107,3 +107,28 @@ def test_nothing_is_opened_when_a_module_is_imported() -> None:
     opening = {"Settings", "load_settings", "Database", "JobQueue", "Backends", "create_async_engine"}
 
     assert {source for source in SOURCES if opening & called_at_import(source)} == set()
+
+
+def test_only_one_class_of_the_file_driver_reaches_files_by_name_and_by_directory_descriptors() -> None:
+    by_name = {"open", "link", "symlink", "rename", "replace", "unlink", "stat", "lstat", "mkdir", "rmdir", "scandir"}
+    methods = {"exists", "is_file", "is_dir", "touch", "iterdir", "glob", "rglob", "read_text", "write_text", "chmod"}
+    modules = {"shutil": {"rmtree", "copyfile", "copy", "move"}, "tempfile": None, "glob": None, "os": by_name}
+    #: Those of the root itself, whose path is the operator's.
+    of_the_root = {"os.open(root, _DIRECTORY)", "root.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)"}
+    found = []
+    for source in (source for source in SOURCES if source.startswith("domain/storage/file/")):
+        for node in ast.walk(tree(source)):
+            if not isinstance(node, ast.Call) or ast.unparse(node) in of_the_root:
+                continue
+            owner = node.func.value if isinstance(node.func, ast.Attribute) else None
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
+            module = owner.id if isinstance(owner, ast.Name) else ""
+            forbidden = (name == "open" and owner is None) or name in methods
+            if module in modules:
+                forbidden = modules[module] is None or name in (modules[module] or ())
+                by_descriptor = any((keyword.arg or "").endswith("dir_fd") for keyword in node.keywords)
+                by_descriptor |= ast.unparse(node) == "os.scandir(self.handle)"
+                forbidden &= not (source.endswith("/folder.py") and by_descriptor)
+            if forbidden:
+                found.append(f"{source}:{node.lineno}: {ast.unparse(node)}")
+    assert found == []

@@ -103,10 +103,12 @@ def watch(monkeypatch: pytest.MonkeyPatch, grant: Grant) -> list[tuple[str, froz
 
         return record
 
-    for module, name in [(fcntl, "ioctl"), (os, "fsync"), (os, "fdatasync"), (os, "ftruncate"), (disk, "reserve")]:
+    for module, name in [
+        (fcntl, "ioctl"),
+        (disk, "reserve"),
+        *((os, name) for name in NAMES.keys() - {"ioctl", "reserve"}),
+    ]:
         monkeypatch.setattr(module, name, recording(name, getattr(module, name)))
-    for name in ("unlink", "replace"):
-        monkeypatch.setattr(Path, name, recording(name, getattr(Path, name)))
     return seen
 
 

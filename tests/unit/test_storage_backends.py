@@ -17,6 +17,7 @@ from domain.storage.context import Fence, Grant
 from domain.storage.driver import Capacity
 from domain.storage.errors import BackendUnavailable, StorageFull
 from domain.storage.file.driver import FileDriver
+from domain.storage.file.folder import Folder
 from tests.unit.storage_builders import opened
 
 MIB = 1024 * 1024
@@ -100,10 +101,10 @@ def test_root_that_cannot_be_created_is_refused_naming_its_path(tmp_path: Path, 
 
 
 def test_root_that_is_not_writable_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(**_: object) -> None:
+    def denied(_: Folder) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tempfile.TemporaryFile", denied)
+    monkeypatch.setattr(Folder, "temporary_file", denied)
     with pytest.raises(BackendUnavailable, match=f"{tmp_path} is not writable: Permission denied"):
         opened(f"file:{tmp_path}")
 
@@ -215,7 +216,7 @@ def test_driver_of_another_distribution_is_opened_by_its_scheme(install: Callabl
 
     opened = Backends.open({"archive": "tape:/dev/st0?speed=3"}, threads=2)
 
-    driver: Any = opened.get("archive")
+    driver: Any = opened.driver("archive")
     assert (type(driver).__module__, type(driver).__name__) == ("cistern_tape", "TapeDriver")
     assert (driver.path_and_threads, driver.speed) == (("/dev/st0", 2), "3")
     assert opened.scheme("archive") == "tape"

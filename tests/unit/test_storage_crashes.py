@@ -17,9 +17,8 @@ VOLUME, SNAPSHOT, CLONE = (UUID(f"01890000-0000-7000-8000-00000000000{last}") fo
 REPOSITORY = Path(__file__).parents[2]
 OLD, NEW = b"old".ljust(MIB, b"o"), b"new".ljust(MIB, b"n")
 
-# Forks for each line on stdin. The child exits right before or right after the n-th call of one function of `os` (of
-# Path for renames), counted from when the driver is ready. Sharing of blocks is disabled, so that there is a copy to
-# be killed in.
+# Forks for each line on stdin. The child exits right before or right after the n-th call of one function of `os`,
+# counted from when the driver is ready. Sharing of blocks is disabled, so that there is a copy to be killed in.
 CHILD = """
 import asyncio, fcntl, json, os, sys, uuid
 from pathlib import Path
@@ -30,8 +29,7 @@ def unsupported(*args):
     raise OSError(95, "Operation not supported")
 
 def die(root, operation, step, count, moment, arguments):
-    owner = Path if step in ("rename", "replace") else os
-    real = getattr(owner, step)
+    real = getattr(os, step)
 
     def dying(*args, **more):
         nonlocal count
@@ -46,7 +44,7 @@ def die(root, operation, step, count, moment, arguments):
 
     driver = FileDriver(Path(root), threads=1)
     driver.prepare()
-    setattr(owner, step, dying)
+    setattr(os, step, dying)
     fcntl.ioctl = unsupported
     grant = Grant(uuid.uuid4(), Fence(2, 1), deadline=1.0, clock=lambda: 0.0)
     ids = [uuid.UUID(one) if isinstance(one, str) else one for one in arguments]

@@ -39,7 +39,7 @@ def data(driver: FileDriver) -> Path:
 
 
 def failing(number: int) -> Callable[..., None]:
-    def fail(*args: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
     return fail

@@ -24,9 +24,9 @@ async def set_up(driver: FileDriver, operation: str) -> None:
 def recording(steps: list[str], name: str) -> Callable[..., object]:
     real = getattr(os, name)
 
-    def recorded(*args: object) -> object:
+    def recorded(*args: object, **options: object) -> object:
         steps.append(name)
-        return real(*args)
+        return real(*args, **options)
 
     return recorded
 

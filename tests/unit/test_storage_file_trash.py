@@ -33,7 +33,7 @@ def data(driver: FileDriver) -> Path:
 
 
 def failing(number: int) -> Callable[..., None]:
-    def fail(*args: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
     return fail
@@ -64,7 +64,7 @@ async def test_volume_is_deleted_even_if_its_trash_cannot_be_removed(
 ) -> None:
     await driver.create(VOLUME, MIB, attempt())
     with monkeypatch.context() as patch:
-        patch.setattr("shutil.rmtree", failing(errno.EIO))
+        patch.setattr(os, "rmdir", failing(errno.EIO))
         with pytest.raises(TransientStorageError):
             await driver.delete(VOLUME, attempt(2))
 

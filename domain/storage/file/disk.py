@@ -1,4 +1,4 @@
-"""System calls of the file driver: open, resize, sync, copy, reserve; and their errors as storage errors."""
+"""System calls of the file driver on open files: resize, sync, copy, reserve; and errors as storage errors."""
 
 import ctypes
 import errno
@@ -6,11 +6,9 @@ import fcntl
 import inspect
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
-from pathlib import Path
 from typing import Final, TypeVar
 
 from domain.errors import StorageError
@@ -27,6 +25,8 @@ ERRORS_BY_ERRNO: dict[int | None, type[StorageError]] = {
     errno.EACCES: AccessDenied,
     errno.EPERM: AccessDenied,
     errno.EROFS: AccessDenied,
+    errno.EISDIR: AccessDenied,
+    errno.ELOOP: AccessDenied,
 }
 # Errors that would stop any method of copying. File systems report "not supported" by many different errnos, so every
 # other error falls back to a simpler method, which fails itself if the problem is real. Coreutils' cp does the same.
@@ -73,40 +73,10 @@ def _as_storage_error(kind: type[StorageError], error: Exception) -> StorageErro
     return kind(f"{inspect.getdoc(kind)} ({error})")
 
 
-@contextmanager
-def opened(path: Path, flags: int) -> Iterator[int]:
-    """Open a file as a bare descriptor, as truncate, flock and fsync require."""
-    handle = os.open(path, flags | os.O_CLOEXEC, 0o660)
-    try:
-        yield handle
-    finally:
-        os.close(handle)
-
-
-def size_of(path: Path) -> int | None:
-    """Return a file's length in bytes, None if there is no such file."""
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return None
-
-
 def sync(handle: int, grant: Grant) -> None:
     """Sync a file, so that its content survives a power failure."""
     with grant.blocking_call("sync"):
         os.fsync(handle)
-
-
-def sync_folder(path: Path, grant: Grant) -> None:
-    """Sync a directory, so that the names in it survive a power failure."""
-    with opened(path, os.O_RDONLY | os.O_DIRECTORY) as handle:
-        sync(handle, grant)
-
-
-def unlink(path: Path, grant: Grant) -> None:
-    """Remove a file, if it exists. To free the blocks of a large one takes long on some file systems."""
-    with grant.blocking_call("remove"):
-        path.unlink(missing_ok=True)
 
 
 def resize(handle: int, size: int, grant: Grant) -> None:
@@ -120,17 +90,20 @@ def resize(handle: int, size: int, grant: Grant) -> None:
         raise _as_storage_error(SizeUnsupported, error) from error
 
 
-def match_replaced_file(draft: Path, data: Path, grant: Grant) -> int:
-    """Make the draft at least as long as the file it replaces, with the same owner and mode; return its size."""
-    replaced = data.stat()
-    with opened(draft, os.O_RDWR) as handle:
-        if os.fstat(handle).st_size < replaced.st_size:
-            resize(handle, replaced.st_size, grant)
-        with suppress(PermissionError):  # an unprivileged process cannot give files to another owner
-            os.fchown(handle, replaced.st_uid, replaced.st_gid)
-        os.fchmod(handle, replaced.st_mode & 0o7777)
-        sync(handle, grant)
-        return os.fstat(handle).st_size
+def match_replaced_file(draft: int, replaced: int, grant: Grant) -> int:
+    """Make the draft at least as long as the file it replaces, with the same owner and mode; return its size.
+
+    A process that cannot give files to another owner keeps its own, and then its own mode too: a mode says what the
+    owner and the group may do. Whatever the mode was, nothing here becomes a program that runs as its owner.
+    """
+    status = os.fstat(replaced)
+    if os.fstat(draft).st_size < status.st_size:
+        resize(draft, status.st_size, grant)
+    with suppress(PermissionError):
+        os.fchown(draft, status.st_uid, status.st_gid)
+        os.fchmod(draft, status.st_mode & 0o777)
+    sync(draft, grant)
+    return os.fstat(draft).st_size
 
 
 def copy(source: int, target: int, grant: Grant) -> int:
@@ -270,19 +243,17 @@ def reserve(handle: int, start: int, length: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
-def require_reserving(folder: Path) -> None:
-    """Raise the OSError if the file system cannot reserve blocks; a full file system passes."""
-    with tempfile.TemporaryFile(dir=folder) as file:
-        try:
-            reserve(file.fileno(), 0, 1)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
+def require_reserving(handle: int) -> None:
+    """Raise the OSError if the file system of an empty file cannot reserve blocks; a full file system passes."""
+    try:
+        reserve(handle, 0, 1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
 
 
-def copy_file(source: Path, draft: Path, min_size: int, grant: Grant) -> None:
+def copy_file(source: int, draft: int, min_size: int, grant: Grant) -> None:
     """Copy into a new file, extend it to ``min_size`` bytes if it is shorter, and sync it."""
-    with opened(source, os.O_RDONLY) as source_handle, opened(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL) as handle:
-        if copy(source_handle, handle, grant) < min_size:
-            resize(handle, min_size, grant)
-        sync(handle, grant)
+    if copy(source, draft, grant) < min_size:
+        resize(draft, min_size, grant)
+    sync(draft, grant)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial, wraps
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from uuid import UUID
 
@@ -27,33 +27,59 @@ from domain.storage.file.disk import (
     grow_reserved,
     look,
     match_replaced_file,
-    opened,
     release_blocks,
     resize,
-    size_of,
     sync,
-    sync_folder,
-    unlink,
 )
 from domain.storage.file.fence import Fences
-from domain.storage.file.root import Root
-from domain.storage.file.tree import FileTree
+from domain.storage.file.folder import Folder
+from domain.storage.file.root import Root, without_job
+from domain.storage.file.tree import FileTree, data_of, snapshot_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
+class Opened:
+    """A root that is open for one operation: its files, and its fences."""
+
+    def __init__(self, root: Folder, require_place: Callable[[], None]) -> None:
+        self.tree = FileTree(root)
+        self.fences = Fences(root, require_place)
+
+    def copy_once(
+        self,
+        operation: str,
+        subject_id: UUID,
+        source: PurePosixPath,
+        target: PurePosixPath,
+        grant: Grant,
+        *,
+        missing: type[StorageError],
+        size: int = 0,
+    ) -> int:
+        """Publish a copy of at least ``size`` bytes unless the target exists; return the target's size in bytes."""
+        self.fences.refuse_if_stale(subject_id, grant)
+        if self.tree.size(target) is None and self.tree.size(source) is None:
+            raise missing
+        with self.tree.draft(target, grant) as draft:
+            if self.tree.size(target) is None:
+                with self.tree.opened(source, os.O_RDONLY) as handle:
+                    copy_file(handle, draft.create(), size, grant)
+            with self.fences.publishing(operation, subject_id, grant):
+                return draft.publish()
+
+
 def _in_thread(
-    work: Callable[Concatenate["FileDriver", P], T],
+    work: Callable[Concatenate["FileDriver", Opened, P], T],
 ) -> Callable[Concatenate["FileDriver", P], Coroutine[Any, Any, T]]:
     """Run a method of the driver in its threads, if the root is still the one that was looked at."""
 
     @wraps(work)
     async def in_thread(self: "FileDriver", /, *args: P.args, **kwargs: P.kwargs) -> T:
         def step() -> T:
-            with domain_errors():
-                self._root.require()
-                return work(self, *args, **kwargs)
+            with domain_errors(), self._root.opened() as root:
+                return work(self, Opened(root, self._root.require), *args, **kwargs)
 
         # A thread cannot be cancelled: if the awaiting task were cancelled, the thread would go on unobserved.
         # Therefore the caller never cancels; it stops the grant and waits until the thread notices.
@@ -69,19 +95,14 @@ class FileDriver(StorageDriver):
     """
 
     def __init__(self, root: Path, threads: int, *, reserve: bool = False) -> None:
-        self._tree = FileTree(root)
-        self._root = Root(self._tree, reserve=reserve)
-        self._fences = Fences(self._tree.fences, self._root.require)
+        #: The directory that contains everything.
+        self.root = root.absolute()
+        self._root = Root(self.root, reserve=reserve)
         self._reserve = reserve
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="storage")
         self.place = str(self.root)
         if reserve:
             self.overcommit = 1.0
-
-    @property
-    def root(self) -> Path:
-        """The directory that contains everything."""
-        return self._tree.root
 
     async def identity(self) -> str | None:
         """Read the file ``.cistern`` in the root."""
@@ -101,143 +122,142 @@ class FileDriver(StorageDriver):
 
     def path(self, volume_id: UUID) -> str:
         """Return the path of the volume's bytes; the file may not exist yet."""
-        return str(self._tree.data(volume_id))
+        return str(self.root / data_of(volume_id))
 
     @_in_thread
-    def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
+    def create(self, at: Opened, volume_id: UUID, size: int, grant: Grant) -> int:
         """Create an empty file; never replace one."""
-        self._fences.refuse_if_stale(volume_id, grant)
-        data = self._tree.data(volume_id)
-        with self._tree.draft(data, grant) as draft:
-            with opened(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL) as handle:
-                self._grow(handle, size, grant)
-                sync(handle, grant)
-            with self._fences.publishing("create", volume_id, grant):
-                return self._tree.publish(draft, data, grant)
+        at.fences.refuse_if_stale(volume_id, grant)
+        with at.tree.draft(data_of(volume_id), grant) as draft:
+            handle = draft.create()
+            self._grow(handle, size, grant)
+            sync(handle, grant)
+            with at.fences.publishing("create", volume_id, grant):
+                return draft.publish()
 
     @_in_thread
-    def expand(self, volume_id: UUID, size: int, grant: Grant) -> int:
+    def expand(self, at: Opened, volume_id: UUID, size: int, grant: Grant) -> int:
         """Grow the file in place; never shrink it."""
         grant.check()
-        data = self._tree.data(volume_id)
-        with self._fences.publishing("expand", volume_id, grant):
-            if not data.exists():
+        data = data_of(volume_id)
+        with at.fences.publishing("expand", volume_id, grant):
+            if at.tree.size(data) is None:
                 raise VolumeMissing
-            with opened(data, os.O_RDWR) as handle:
+            with at.tree.opened(data, os.O_RDWR) as handle:
                 if os.fstat(handle).st_size < size:
                     self._grow(handle, size, grant)
                 sync(handle, grant)  # even if it has the size: an earlier attempt may have died right before its fsync
                 return os.fstat(handle).st_size
 
     @_in_thread
-    def delete(self, volume_id: UUID, grant: Grant) -> None:
+    def delete(self, at: Opened, volume_id: UUID, grant: Grant) -> None:
         """Move the volume's directory to the trash in one step, then remove it from there."""
         grant.check()
-        self._tree.empty_trash(volume_id, grant)
-        with self._fences.publishing("delete", volume_id, grant):
-            self._tree.move_to_trash(volume_id, grant)
-        self._tree.empty_trash(volume_id, grant)
+        at.tree.empty_trash(volume_id, grant)
+        with at.fences.publishing("delete", volume_id, grant):
+            at.tree.move_to_trash(volume_id, grant)
+        at.tree.empty_trash(volume_id, grant)
 
     @_in_thread
-    def seal(self, volume_id: UUID, grant: Grant) -> int | None:
+    def seal(self, at: Opened, volume_id: UUID, grant: Grant) -> int | None:
         """Raise the fence and remove drafts that can no longer be published; return the volume's size."""
-        data = self._tree.data(volume_id)
-        with self._fences.publishing("seal", volume_id, grant, seal=True):
-            self._tree.sweep_drafts(data, grant)
-            size = size_of(data)
+        data = data_of(volume_id)
+        with at.fences.publishing("seal", volume_id, grant, seal=True):
+            at.tree.sweep_drafts(data, grant)
+            size = at.tree.size(data)
             if size is not None and self._reserve:
-                with opened(data, os.O_RDWR) as handle:
+                with at.tree.opened(data, os.O_RDWR) as handle:
                     release_blocks(handle, grant)
             return size
 
     @_in_thread
-    def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int:
+    def take_snapshot(self, at: Opened, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int:
         """Copy the volume's file as it is now, by sharing its blocks if possible; never replace a snapshot."""
-        data, snapshot = self._tree.data(volume_id), self._tree.snapshot(volume_id, snapshot_id)
-        return self._copy_once("take_snapshot", snapshot_id, data, snapshot, grant, missing=VolumeMissing)
+        data, snapshot = data_of(volume_id), snapshot_of(volume_id, snapshot_id)
+        return at.copy_once("take_snapshot", snapshot_id, data, snapshot, grant, missing=VolumeMissing)
 
     @_in_thread
-    def restore_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int:
+    def restore_snapshot(self, at: Opened, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int:
         """Replace the volume's file by a copy with the same owner and mode; open handles keep the old file."""
-        self._fences.refuse_if_stale(volume_id, grant)
-        data, snapshot = self._tree.data(volume_id), self._tree.snapshot(volume_id, snapshot_id)
-        if not snapshot.exists():
+        at.fences.refuse_if_stale(volume_id, grant)
+        data, snapshot = data_of(volume_id), snapshot_of(volume_id, snapshot_id)
+        if at.tree.size(snapshot) is None:
             raise SnapshotMissing
-        with self._tree.draft(data, grant) as draft:
-            copy_file(snapshot, draft, 0, grant)
-            with self._fences.publishing("restore_snapshot", volume_id, grant):
-                if not data.exists():
+        with at.tree.draft(data, grant) as draft:
+            handle = draft.create()
+            with at.tree.opened(snapshot, os.O_RDONLY) as source:
+                copy_file(source, handle, 0, grant)
+            with at.fences.publishing("restore_snapshot", volume_id, grant):
+                if at.tree.size(data) is None:
                     raise VolumeMissing
-                size = match_replaced_file(draft, data, grant)
-                with grant.blocking_call("replace"):
-                    draft.replace(data)  # frees the blocks of the old file
-                self._tree.sweep_drafts(data, grant)
-                sync_folder(data.parent, grant)
-                return size
+                with draft.replacing() as replaced:
+                    return match_replaced_file(handle, replaced, grant)
 
     @_in_thread
-    def clone_snapshot(self, volume_id: UUID, snapshot_id: UUID, clone_id: UUID, size: int, grant: Grant) -> int:
+    def clone_snapshot(  # noqa: PLR0917 (those of the protocol)
+        self, at: Opened, volume_id: UUID, snapshot_id: UUID, clone_id: UUID, size: int, grant: Grant
+    ) -> int:
         """Create a new volume's file the way `take_snapshot` creates a snapshot's; never replace one."""
-        snapshot, clone = self._tree.snapshot(volume_id, snapshot_id), self._tree.data(clone_id)
-        return self._copy_once("clone_snapshot", clone_id, snapshot, clone, grant, missing=SnapshotMissing, size=size)
+        snapshot, clone = snapshot_of(volume_id, snapshot_id), data_of(clone_id)
+        return at.copy_once("clone_snapshot", clone_id, snapshot, clone, grant, missing=SnapshotMissing, size=size)
 
     @_in_thread
-    def delete_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:
+    def delete_snapshot(self, at: Opened, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:
         """Remove the snapshot's file and its drafts; volumes cloned from it do not depend on it."""
         grant.check()
-        snapshot = self._tree.snapshot(volume_id, snapshot_id)
-        with self._fences.publishing("delete_snapshot", snapshot_id, grant):
-            unlink(snapshot, grant)
-            self._tree.sweep_drafts(snapshot, grant)
-            if snapshot.parent.is_dir():
-                sync_folder(snapshot.parent, grant)
+        with at.fences.publishing("delete_snapshot", snapshot_id, grant):
+            at.tree.unlink(snapshot_of(volume_id, snapshot_id), grant)
 
     @_in_thread
-    def seal_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
+    def seal_snapshot(self, at: Opened, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
         """Raise the fence and remove drafts that can no longer be published; return the snapshot's size."""
-        snapshot = self._tree.snapshot(volume_id, snapshot_id)
-        with self._fences.publishing("seal_snapshot", snapshot_id, grant, seal=True):
-            self._tree.sweep_drafts(snapshot, grant)
-            return size_of(snapshot)
+        snapshot = snapshot_of(volume_id, snapshot_id)
+        with at.fences.publishing("seal_snapshot", snapshot_id, grant, seal=True):
+            at.tree.sweep_drafts(snapshot, grant)
+            return at.tree.size(snapshot)
 
     @_in_thread
-    def measure(self, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:
+    def measure(self, at: Opened, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:
         """Return sizes, and how many bytes hold data: unknown with ``allocate=full``, which allocates empty blocks."""
         usages: dict[UUID, Usage] = {}
         for volume_id in volume_ids:
-            with suppress(OSError), opened(self._tree.data(volume_id), os.O_RDONLY) as handle:
+            with suppress(OSError, StorageError), at.tree.opened(data_of(volume_id), os.O_RDONLY) as handle:
                 usages[volume_id] = Usage(os.fstat(handle).st_size, None if self._reserve else bytes_in_use(handle))
         return usages
 
     @_in_thread
-    def inventory(self, after: UUID | None, limit: int) -> Sequence[UUID]:
+    def inventory(self, at: Opened, after: UUID | None, limit: int) -> Sequence[UUID]:
         """List the volumes that have a directory or trash."""
-        return self._tree.volume_ids(after, limit)
+        return at.tree.volume_ids(after, limit)
 
     @_in_thread
-    def stat(self, volume_id: UUID, snapshot_ids: Collection[UUID]) -> StoredVolume:
+    def stat(self, at: Opened, volume_id: UUID, snapshot_ids: Collection[UUID]) -> StoredVolume:
         """Return the contents of a volume's directory, its trash, and the fences."""
-        ids = {*snapshot_ids, *self._tree.snapshot_ids(volume_id)}
+
+        def stored(subject_id: UUID, place: PurePosixPath) -> StoredObject:
+            return StoredObject(at.tree.size(place), at.fences.last(subject_id))
+
+        ids = {*snapshot_ids, *at.tree.snapshot_ids(volume_id)}
         return StoredVolume(
-            self._stored(volume_id, self._tree.data(volume_id)),
-            {id_: self._stored(id_, self._tree.snapshot(volume_id, id_)) for id_ in ids},
-            list(self._tree.leftovers(volume_id)),
+            stored(volume_id, data_of(volume_id)),
+            {id_: stored(id_, snapshot_of(volume_id, id_)) for id_ in ids},
+            list(at.tree.leftovers(volume_id)),
         )
 
     @_in_thread
-    def sweep(self, volume_id: UUID, leftovers: Collection[Leftover]) -> None:
+    def sweep(self, at: Opened, volume_id: UUID, leftovers: Collection[Leftover]) -> None:
         """Remove drafts and trash, and the volume's directory if it is empty afterwards."""
-        self._tree.remove(volume_id, leftovers)
+        at.tree.remove(volume_id, leftovers, without_job())
 
     @_in_thread
-    def old_fences(self, days: int) -> Sequence[UUID]:
+    def old_fences(self, at: Opened, days: int) -> Sequence[UUID]:
         """List the fence records by the time of their last write."""
-        return self._fences.older_than(days)
+        return at.fences.older_than(days)
 
     @_in_thread
-    def forget(self, subject_ids: Collection[UUID]) -> None:
+    def forget(self, at: Opened, subject_ids: Collection[UUID]) -> None:
         """Remove fence records."""
-        self._fences.remove(subject_ids)
+        at.fences.remove(subject_ids, without_job())
 
     async def capacity(self) -> Capacity:
         """Return the capacity of the file system that contains the root."""
@@ -253,30 +273,6 @@ class FileDriver(StorageDriver):
             grow_reserved(handle, size, grant)
         else:
             resize(handle, size, grant)
-
-    def _copy_once(
-        self,
-        operation: str,
-        subject_id: UUID,
-        source: Path,
-        target: Path,
-        grant: Grant,
-        *,
-        missing: type[StorageError],
-        size: int = 0,
-    ) -> int:
-        """Publish a copy of at least ``size`` bytes unless the target exists; return the target's size in bytes."""
-        self._fences.refuse_if_stale(subject_id, grant)
-        if not target.exists() and not source.exists():
-            raise missing
-        with self._tree.draft(target, grant) as draft:
-            if not target.exists():
-                copy_file(source, draft, size, grant)
-            with self._fences.publishing(operation, subject_id, grant):
-                return self._tree.publish(draft, target, grant)
-
-    def _stored(self, subject_id: UUID, path: Path) -> StoredObject:
-        return StoredObject(size_of(path), self._fences.last(subject_id))
 
 
 def open_driver(url: DriverUrl, threads: int) -> FileDriver:

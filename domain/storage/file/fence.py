@@ -11,49 +11,56 @@ Outside of it, only drafts and trash are written or removed.
 
 import fcntl
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
+from typing import Final
 from uuid import UUID
 
-from domain.storage.context import Fence, Grant, refuse_stale
+from domain.storage.context import MAX_FENCE, Fence, Grant, refuse_stale
 from domain.storage.errors import PermanentStorageError, StorageBusy
-from domain.storage.file.disk import opened, sync, sync_folder
-from domain.storage.file.tree import name
+from domain.storage.file.disk import sync
+from domain.storage.file.folder import Folder
+from domain.storage.file.tree import FENCES, name, parse_id
 
 LOCK_TIMEOUT = 1.0
 LOCK_POLL_SECONDS = 0.005
 RECORD_BYTES = 64
+_RECORD: Final = re.compile(rb"([0-9]+) ([0-9]+)\n")
 
 
 class Fences:
-    """The directory of the lock files, one for each volume or snapshot."""
+    """The lock files in the directory ``.fences`` of a root, one for each volume or snapshot."""
 
-    def __init__(self, folder: Path, require_place: Callable[[], None]) -> None:
-        """``require_place`` raises unless the directory is still that of the backend; it is called before an effect."""
-        self._folder = folder
+    def __init__(self, root: Folder, require_place: Callable[[], None]) -> None:
+        """``require_place`` raises unless the root is still that of the backend; it is called before an effect."""
+        self._root = root
         self._require_place = require_place
 
     def last(self, subject_id: UUID) -> Fence | None:
         """Read the highest fence without the lock; it may have risen by the time this returns."""
-        path = self._folder / name(subject_id)
-        try:
-            with opened(path, os.O_RDONLY) as handle:
-                return FenceRecord(handle, path).read()
-        except FileNotFoundError:
-            return None
+        record = name(subject_id)
+        with (
+            suppress(FileNotFoundError),
+            self._root.folder(FENCES) as folder,
+            folder.opened(record, os.O_RDONLY) as handle,
+        ):
+            return FenceRecord(handle, folder, record).read()
+        return None
 
     def older_than(self, days: int) -> list[UUID]:
         """Return the subjects whose record was last written more than ``days`` days ago."""
         before = time.time() - days * 86_400
-        with os.scandir(self._folder) as entries:
-            return [UUID(entry.name) for entry in entries if entry.stat().st_mtime < before]
+        with self._root.folder(FENCES) as folder:
+            found = ((parse_id(entry.name), entry.stat(follow_symlinks=False)) for entry in folder.entries())
+            return [id_ for id_, status in found if id_ is not None and status.st_mtime < before]
 
-    def remove(self, subject_ids: Iterable[UUID]) -> None:
+    def remove(self, subject_ids: Iterable[UUID], grant: Grant) -> None:
         """Remove the records of subjects on which nothing will work again."""
-        for subject_id in subject_ids:
-            (self._folder / name(subject_id)).unlink(missing_ok=True)
+        with self._root.folder(FENCES) as folder:
+            for subject_id in subject_ids:
+                folder.unlink(name(subject_id), grant)
 
     def refuse_if_stale(self, subject_id: UUID, grant: Grant) -> None:
         """Refuse a stopped or stale attempt before it does any work that it could not publish."""
@@ -90,18 +97,19 @@ class Fences:
         Raises:
             StorageBusy: another holder kept the lock for `LOCK_TIMEOUT` seconds.
         """
-        path = self._folder / name(subject_id)
-        with opened(path, os.O_RDWR | os.O_CREAT) as handle:
+        record = name(subject_id)
+        with self._root.folder(FENCES) as folder, folder.opened(record, os.O_RDWR | os.O_CREAT) as handle:
             _lock(handle)
-            yield FenceRecord(handle, path)
+            yield FenceRecord(handle, folder, record)
 
 
 class FenceRecord:
     """The highest fence of one volume or snapshot, in its open lock file."""
 
-    def __init__(self, handle: int, path: Path) -> None:
+    def __init__(self, handle: int, folder: Folder, record: str) -> None:
         self._handle = handle
-        self._path = path
+        self._folder = folder
+        self._path = folder.path / record
 
     def read(self) -> Fence | None:
         """Return the highest fence so far, None before the first.
@@ -112,11 +120,11 @@ class FenceRecord:
         text = os.pread(self._handle, RECORD_BYTES, 0)
         if not text:
             return None
-        try:
-            version, epoch = text.split()
-            return Fence(int(version), int(epoch))
-        except ValueError as error:
-            raise PermanentStorageError(f"The fence record {self._path} is damaged.") from error
+        found = _RECORD.fullmatch(text)
+        fence = found and Fence(int(found[1]), int(found[2]))
+        if not fence or max(fence) > MAX_FENCE:
+            raise PermanentStorageError(f"The fence record {self._path} is damaged.")
+        return fence
 
     def write(self, grant: Grant) -> None:
         """Write the grant's fence in place and sync it; a short write within one disk sector is not torn by a crash."""
@@ -124,7 +132,7 @@ class FenceRecord:
         os.pwrite(self._handle, f"{grant.fence.version:020d} {grant.fence.epoch:020d}\n".encode(), 0)
         sync(self._handle, grant)
         if first:
-            sync_folder(self._path.parent, grant)
+            self._folder.sync(grant)
 
 
 def _lock(handle: int) -> None:

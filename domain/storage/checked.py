@@ -1,0 +1,68 @@
+"""What drivers report, looked at in one place before the domain believes it: a row cannot hold every number."""
+
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
+from typing import Any, Final
+from uuid import UUID
+
+from domain.storage.context import MAX_FENCE
+from domain.storage.driver import MAX_STORED_SIZE, Capacity, StorageDriver, Usage
+from domain.storage.errors import FenceRefused, PermanentStorageError, SizeImpossible
+
+#: The methods that return the size of what they have made.
+_SIZED: Final = frozenset({"create", "expand", "clone_snapshot"})
+#: The methods that return a size, or None.
+_PERHAPS_SIZED: Final = frozenset({"seal", "seal_snapshot", "take_snapshot", "restore_snapshot"})
+_TOO_MANY_BYTES: Final = 2**63
+_UNSIZED: Final = frozenset({"delete", "delete_snapshot"})
+
+
+def is_stored_size(size: object) -> bool:
+    """Return whether a volume or snapshot can have this size, in bytes."""
+    return type(size) is int and 0 < size <= MAX_STORED_SIZE
+
+
+def is_capacity(capacity: Capacity) -> bool:
+    """Return whether a backend can have this capacity, as far as PostgreSQL can store it."""
+    counts = (count for count in (capacity.total, capacity.used, capacity.free) if count is not None)
+    return all(type(count) is int and 0 <= count < _TOO_MANY_BYTES for count in counts)
+
+
+class CheckedDriver:
+    """Delegates to a driver. A size or fence that no volume can have is an error of the one volume it is reported for.
+
+    Raises:
+        SizeImpossible: the driver has reported such a size. What it was asked for is done.
+        PermanentStorageError: it has reported such a fence.
+    """
+
+    def __init__(self, inner: StorageDriver) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._inner, name)
+        if name in _SIZED | _PERHAPS_SIZED | _UNSIZED:
+            return partial(_changed, name, method)
+        return method
+
+    async def measure(self, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:
+        """Measure volumes; those whose size or use cannot be true are left out, as if they could not be measured."""
+        found = await self._inner.measure(volume_ids)
+        return {id_: usage for id_, usage in found.items() if _is_usage(usage)}
+
+
+async def _changed(name: str, method: Callable[..., Awaitable[object]], *args: object) -> object:
+    try:
+        size = await method(*args)
+    except FenceRefused as error:
+        if error.stored is not None and not all(type(n) is int and 0 <= n <= MAX_FENCE for n in error.stored):
+            raise PermanentStorageError(f"The backend has an impossible fence: {error.stored!r:.80}.") from error
+        raise
+    if name in _UNSIZED or is_stored_size(size) or (size is None and name in _PERHAPS_SIZED):
+        return size
+    raise SizeImpossible(f"The backend reports an impossible size: {size!r:.40}.")
+
+
+def _is_usage(usage: Usage) -> bool:
+    used = usage.used
+    return is_stored_size(usage.size) and (used is None or (type(used) is int and 0 <= used <= MAX_STORED_SIZE))

@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from domain.errors import CisternError
+from domain.printable import printable, printable_lines
 from domain.tasks import end_on_sigterm
 
 #: Groups of commands that are clients of the HTTP API.
@@ -149,7 +150,7 @@ def check(
     except CisternError as error:
         _fail(error, _CHECK_FAILED)
     except Exception:  # noqa: BLE001 (the interpreter would exit with 1, as after findings)
-        traceback.print_exc()
+        typer.echo(printable_lines(traceback.format_exc()), err=True)
         status = _CHECK_FAILED
     sys.exit(status)
 
@@ -176,7 +177,7 @@ async def _check(*, repair: bool, as_json: bool) -> int:
     result = f"found {found}, repaired {found - left}, left {left}" if found else agree
     if unseen:
         result += f"; could not look at {_enumerated([*unseen])}"
-    typer.echo(f"{numbers}; {result}", err=as_json)
+    typer.echo(printable(f"{numbers}; {result}"), err=as_json)
     return _CHECK_FAILED if unseen else 1 if left else 0
 
 
@@ -201,5 +202,5 @@ def main() -> None:
 
 
 def _fail(error: CisternError, status: int) -> NoReturn:
-    typer.echo(f"cistern: {' '.join(str(error).split())}", err=True)
+    typer.echo(printable(f"cistern: {' '.join(str(error).split())}"), err=True)
     sys.exit(status)

@@ -19,6 +19,7 @@ from api.cli.processes import Child, Output, collected_stop_signals, stop_childr
 from domain.db.migrations import migrate
 from domain.embedded import EmbeddedServers
 from domain.errors import ConfigurationError
+from domain.printable import printable
 from domain.services import open_backends
 from domain.settings import PREFIX, Settings, require_servers
 from domain.tasks import cancel_and_wait
@@ -184,6 +185,6 @@ def coloured_output(stack: Stack) -> Output:
 
     def output(name: str, line: str) -> None:
         with suppress(OSError):  # the terminal may close before the processes end
-            typer.echo(f"{prefixes[name]} {line}")
+            typer.echo(f"{prefixes[name]} {printable(line)}")
 
     return output

@@ -22,6 +22,7 @@ _REMEDIES: Final = {
     "MISCONF": "it cannot save to its disk: free space or repair the disk; see the log of Redis",
     "NOPERM": "allow this command to the user of CISTERN_REDIS_URL; docs/operations.md lists those that Cistern needs",
     "CLUSTER": "it is a cluster, which Cistern does not use: set CISTERN_REDIS_URL to a server without cluster mode",
+    "WRONGTYPE": "another program has written to the key that the error names: delete it; messages are sent again",
     "NOREPLICAS": "it has too few replicas: restore them, or lower min-replicas-to-write",
 }
 #: Errors whose prefix redis-py removes from the message.
@@ -55,6 +56,11 @@ class WriteErrors:
         if self.condition is not None:
             log.info("redis.writable_again", condition=self.condition)
             self.condition = None
+
+
+def is_wrong_type(error: ResponseError) -> bool:
+    """Return whether a key does not have the type, or a number not the form, that Cistern or arq gave it."""
+    return "WRONGTYPE" in str(error) or "not an integer" in str(error)
 
 
 def _condition(error: ResponseError) -> str:

@@ -33,7 +33,8 @@ def _with_valid_port(url: str) -> str:
         for place in url.partition("://")[2].rpartition("@")[2].split(","):
             _ = urlsplit(f"//{place}").port
     except ValueError as error:
-        raise PydanticCustomError("port", "{reason}", {"reason": str(error)}) from error
+        reason = str(error) if "out of range" in str(error) else "its host or port is malformed"
+        raise PydanticCustomError("port", "{reason}", {"reason": reason}) from error
     return url
 
 
@@ -65,7 +66,9 @@ ServerUrl = Annotated[str, AfterValidator(_with_valid_port)]
 class LogSettings(BaseSettings):
     """Log settings, readable even if the other settings keep the process from starting."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -131,10 +134,10 @@ def load_settings(**overrides: object) -> Settings:
             f"{PREFIX}{'_'.join(str(part) for part in problem['loc'][:1]).upper()}: {problem['msg']}"
             for problem in error.errors()
         ]
-        raise ConfigurationError("; ".join(lines)) from error
+        raise ConfigurationError("; ".join(lines)) from None  # the cause quotes values, and so passwords
     except SettingsError as error:
         field = re.findall(r'field "(\w+)"', str(error))
-        raise ConfigurationError(f"{PREFIX}{'_'.join(field).upper()}: not JSON") from error
+        raise ConfigurationError(f"{PREFIX}{'_'.join(field).upper()}: not JSON") from None
 
 
 def _refuse_unknown_variables() -> None:

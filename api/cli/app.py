@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from domain.errors import CisternError
+from domain.errors import CisternError, ConfigurationError
 from domain.printable import printable, printable_lines
 from domain.tasks import end_on_sigterm
 
@@ -120,9 +120,12 @@ def demo(
 def migrate(
     *,
     wait: Annotated[int, typer.Option(min=0, help="Seconds to wait for PostgreSQL to respond.")] = 0,
+    grant_to: Annotated[list[str] | None, typer.Option(help="Role that the API and workers use; repeatable.")] = None,
+    password_file: Annotated[Path | None, typer.Option(help="Create the role, with the password in this file.")] = None,
 ) -> None:
-    """Migrate the database at CISTERN_DATABASE_URL to the current schema."""
+    """Migrate the database at CISTERN_DATABASE_URL to the current schema, and grant what the API and workers need."""
     from domain.db import migrations
+    from domain.db.migrations.grants import grant_to as grant
     from domain.logs import configure_logging
     from domain.services import open_backends
     from domain.settings import load_settings, require_database
@@ -132,7 +135,17 @@ def migrate(
     configure_logging(settings)
     if wait:
         asyncio.run(migrations.wait_for_postgresql(settings.database_url, wait))
+    password = None if password_file is None else _password_in(password_file)
     migrations.migrate(settings.database_url)
+    if grant_to:
+        grant(settings.database_url, grant_to, password=password)
+
+
+def _password_in(file: Path) -> str:
+    try:
+        return file.read_text().rstrip("\r\n")
+    except (OSError, UnicodeError) as error:
+        raise ConfigurationError(f"{file}: {getattr(error, 'strerror', None) or 'not text'}") from None
 
 
 @app.command()

@@ -17,7 +17,9 @@ import typer
 from api.cli.app import GRACEFUL_SECONDS
 from api.cli.processes import Child, Output, collected_stop_signals, stop_children
 from domain.db.migrations import migrate
+from domain.db.migrations.grants import grant_to
 from domain.embedded import EmbeddedServers
+from domain.embedded.servers import APPLICATION_ROLE
 from domain.errors import ConfigurationError
 from domain.printable import printable
 from domain.services import open_backends
@@ -74,25 +76,30 @@ def run(stack: Stack, work: Callable[[], Awaitable[None]], *, output: Output) ->
     """Start the stack, run ``work`` once the API is ready, and stop it. Return False if a signal ended it."""
     require_free_port(stack.host, stack.port)
     open_backends(stack.settings)  # report here what the processes would report
-    with collected_stop_signals() as signals, servers(stack.settings) as settings:
-        if not signals:
-            migrate(settings.database_url)
+    with collected_stop_signals() as signals, migrated_servers(stack.settings) as settings:
         with environment_file(settings) as environment:
             asyncio.run(_run_processes(stack, environment, work, signals=signals, output=output))
         return not signals
 
 
 @contextmanager
-def servers(settings: Settings) -> Iterator[Settings]:
-    """Start a private server for each one that the settings do not name, and yield settings that name both."""
+def migrated_servers(settings: Settings) -> Iterator[Settings]:
+    """Start a private server for each one that the settings do not name, migrate, and yield settings that name both.
+
+    On the private PostgreSQL the API and the workers have a role of their own, which owns nothing.
+    """
     embedded = EmbeddedServers(settings.data_dir, postgres=not settings.database_url, redis=not settings.redis_url)
     with embedded:
         urls = {
             "data_dir": embedded.data_dir,
-            "database_url": settings.database_url or embedded.database_url,
+            "database_url": settings.database_url or embedded.application_url,
             "redis_url": settings.redis_url or embedded.redis_url,
         }
-        yield require_servers(settings.model_copy(update=urls))
+        required = require_servers(settings.model_copy(update=urls))
+        migrate(settings.database_url or embedded.database_url)
+        if not settings.database_url:
+            grant_to(embedded.database_url, [APPLICATION_ROLE])
+        yield required
 
 
 @contextmanager

@@ -44,6 +44,11 @@ class EmbeddedServers:
         return self.postgres.url
 
     @property
+    def application_url(self) -> str:
+        """PostgreSQL's URL for the API and the workers; their role needs `grant_to`."""
+        return self.postgres.application_url
+
+    @property
     def redis_url(self) -> str:
         """Redis' URL, valid once it is started."""
         return self.redis.url

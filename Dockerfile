@@ -6,7 +6,7 @@ COPY requirements.lock ./
 # Up to its second heading the lock has the runtime dependencies; the rest is for `cistern up` and for developers.
 RUN sed '/^# The private PostgreSQL and Redis/,$d' requirements.lock > run.lock \
     && python -m venv --without-pip /opt/cistern \
-    && pip --python /opt/cistern/bin/python install --no-cache-dir --requirement run.lock
+    && pip --python /opt/cistern/bin/python install --no-cache-dir --require-hashes --requirement run.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY api api
 COPY domain domain

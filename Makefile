@@ -8,7 +8,7 @@ READY := .venv/.ready
 COMPOSE ?= docker compose
 ENGINE ?= docker
 
-.PHONY: help demo up test test-changed test-long bench bench-bulk compose-test check docs coverage
+.PHONY: help secrets demo up test test-changed test-long bench bench-bulk compose-test check docs coverage
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -19,6 +19,9 @@ demo: $(READY) ## Create, snapshot, expand and restore 100 volumes with two work
 
 up: $(READY) ## Run the API and workers on private servers until Ctrl-C
 	@$(BIN)/cistern up
+
+secrets: ## Make random passwords for docker-compose.yaml, in secrets/ and .env, unless they exist
+	@$(PYTHON) deploy/make_secrets.py
 
 # The tests start many interpreters: keep their bytecode.
 test: export PYTHONDONTWRITEBYTECODE =
@@ -69,7 +72,7 @@ $(READY): requirements.lock pyproject.toml
 			"$$($(PYTHON) --version 2>&1 || true): try PYTHON=python3.12 make $(MAKECMDGOALS)" >&2; exit 1; }
 	@echo "Setting up .venv (once; it takes a minute)"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --requirement requirements.lock
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --require-hashes --requirement requirements.lock
 	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation --editable .
 	@touch $(READY)
 

@@ -57,7 +57,10 @@ _V0: Final[Mapping[str, Mapping[str, Role]]] = {
     "/snapshots/{}/restore": {"POST": _OWNER},
 }
 #: Routes that say nothing about volumes and that whoever may connect can read.
-_WITHOUT_KEY: Final = ("/healthz", "/readyz", "/problems", "/problems/{}", "/openapi.json", "/docs")
+_WITHOUT_KEY: Final = (
+    *("/healthz", "/readyz", "/problems", "/problems/{}", "/openapi.json", "/docs"),
+    *("/docs/swagger-ui-bundle.js", "/docs/docs.js", "/docs/swagger-ui.css", "/docs/favicon-32x32.png"),
+)
 
 #: The least role that each route needs, by path and method; None: no key is needed.
 ROUTES: Final[Mapping[str, Mapping[str, Role | None]]] = {

@@ -107,7 +107,7 @@ async def _require_postgresql(services: Services) -> None:
 
 async def _redis_state(services: Services) -> RedisState:
     try:
-        await services.queue.ping()
+        await services.queue.ping([None, *(status.name for status in services.directory.all())])
     except QueueRefusesWrites:
         return "refuses-writes"
     except Unavailable:

@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 from starlette.middleware import Middleware
 from starlette.types import Receive, Scope, Send
 
-from api import error_handlers, health
+from api import docs_page, error_handlers, health
 from api.dependencies import V0_PATH, V1_PATH, check_form
 from api.held_requests import HeldRequests
 from api.middleware import Gate
@@ -98,6 +98,7 @@ def create_app(services_factory: ServicesFactory = services_from_environment) ->
         exception_handlers=error_handlers.HANDLERS,
         generate_unique_id_function=_operation_id,
         redirect_slashes=False,  # a path with a trailing slash is not in the OpenAPI document, so it is a 404
+        docs_url=None,  # FastAPI's page runs scripts of another origin
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
@@ -105,7 +106,7 @@ def create_app(services_factory: ServicesFactory = services_from_environment) ->
         app.include_router(v1.router, prefix=V1_PATH)
     for v0 in (v0_volumes, v0_snapshots):
         app.include_router(v0.router, prefix=V0_PATH)
-    for unversioned in (health, error_handlers):
+    for unversioned in (health, error_handlers, docs_page):
         app.include_router(unversioned.router)
     document(app)
     return app

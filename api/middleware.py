@@ -19,6 +19,7 @@ from api.access import AccessRefused, admit
 from api.body_limits import max_body_kib
 from api.error_handlers import internal_error, render_access_refused, render_error
 from api.problems import problem_response
+from api.security_headers import with_security_headers
 from api.sites import site_refusal
 from domain.errors import ConfigurationError, DatabaseUnavailable, Unavailable
 from domain.services import Services
@@ -101,7 +102,7 @@ class Gate:
 
 
 class _Response:
-    """Wraps `send`: adds the request id header and records that the response has started."""
+    """Wraps `send`: adds the request id and the headers for browsers, and records that the response has started."""
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
@@ -111,7 +112,8 @@ class _Response:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
-            message["headers"] = [*message["headers"], (_REQUEST_ID_HEADER, self._request_id.encode())]
+            headers = with_security_headers(message["headers"])
+            message["headers"] = [*headers, (_REQUEST_ID_HEADER, self._request_id.encode())]
         await self._send(message)
 
 

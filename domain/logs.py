@@ -10,8 +10,9 @@ from types import TracebackType
 from typing import Final
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor, WrappedLogger
 
+from domain.printable import printable, printable_lines
 from domain.settings import LogSettings
 
 _SHARED: Final[list[Processor]] = [
@@ -57,19 +58,30 @@ def configure_logging(settings: LogSettings) -> None:
 
 
 def _formatter(settings: LogSettings) -> logging.Formatter:
-    renderer: Processor
+    renderers: list[Processor]
     if settings.log_format == "json":
-        renderer = structlog.processors.JSONRenderer()
+        renderers = [structlog.processors.JSONRenderer()]  # it escapes control characters
     else:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        renderers = [_escape_controls, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=_SHARED,
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.format_exc_info,
-            renderer,
+            *renderers,
         ],
     )
+
+
+def _escape_controls(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Keep ids, names and errors that others wrote from forging a line, or from commanding the terminal."""
+    return {printable(name): _escaped(name, value) for name, value in event.items()}
+
+
+def _escaped(name: str, value: object) -> object:
+    if name == "exception":
+        return printable_lines(str(value))
+    return value if isinstance(value, (int, float)) else printable(str(value))
 
 
 def _is_warning(record: logging.LogRecord) -> bool:

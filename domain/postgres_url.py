@@ -4,6 +4,7 @@
 https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
 """
 
+import re
 import ssl
 from pathlib import Path
 from typing import Any, Final
@@ -68,9 +69,14 @@ def parse_url(url: str) -> dict[str, Any]:
     return arguments
 
 
+def option_name(name: str) -> str:
+    """Return the name of an unknown option for a message, unless it may be a part of a password."""
+    return name if re.fullmatch("[a-z_]+", name) else "of this name; is a ? in the password to be written as %3F?"
+
+
 def _options(options: dict[str, str]) -> dict[str, Any]:
     if unknown := options.keys() - _OF_ACCOUNT - _OF_ASYNCPG - _OF_SERVER - _WITHOUT_EQUAL - _OF_CISTERN:
-        raise ValueError(f"there is no option {min(unknown)}")
+        raise ValueError(f"there is no option {option_name(min(unknown))}")
     for_asyncpg = {_SQLALCHEMY_NAMES.get(name, name): value for name, value in options.items() if name in _OF_ASYNCPG}
     if for_asyncpg.get("sslmode", "prefer") not in _SSL_MODES:
         raise ValueError(f"sslmode must be one of {', '.join(_SSL_MODES)}")
@@ -100,7 +106,7 @@ def _address(text: str) -> tuple[str, int]:
 
 def _port(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < 2**16:
-        raise ValueError(f"{text!r} is no port")
+        raise ValueError("its port is no number from 1 to 65535")  # a misplaced password may stand in its place
     return int(text)
 
 

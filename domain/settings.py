@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from dotenv import dotenv_values
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
@@ -18,7 +18,7 @@ from domain.postgres_url import parse_url
 PREFIX = "CISTERN_"
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://")
 #: Variables that are no settings of a process: for the command line, for Compose and, by their prefix, for the tests.
-_OTHER_VARIABLES = frozenset({f"{PREFIX}URL", f"{PREFIX}CA_FILE", f"{PREFIX}KEY", f"{PREFIX}IMAGE"})
+_OTHER_VARIABLES = frozenset(f"{PREFIX}{name}" for name in ("URL", "CA_FILE", "KEY", "IMAGE", "SECRETS"))
 _TEST_PREFIX = f"{PREFIX}TEST_"
 
 _HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?|\[[0-9a-f:.]+\]")
@@ -33,7 +33,8 @@ def _with_valid_port(url: str) -> str:
         for place in url.partition("://")[2].rpartition("@")[2].split(","):
             _ = urlsplit(f"//{place}").port
     except ValueError as error:
-        raise PydanticCustomError("port", "{reason}", {"reason": str(error)}) from error
+        reason = str(error) if "out of range" in str(error) else "its host or port is malformed"
+        raise PydanticCustomError("port", "{reason}", {"reason": reason}) from error
     return url
 
 
@@ -65,7 +66,9 @@ ServerUrl = Annotated[str, AfterValidator(_with_valid_port)]
 class LogSettings(BaseSettings):
     """Log settings, readable even if the other settings keep the process from starting."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -79,6 +82,9 @@ class Settings(LogSettings):
     #: Maximum duration of a transaction, with its commit.
     database_timeout_seconds: Annotated[float, Field(ge=1, le=300)] = 15.0
     redis_url: ServerUrl = ""
+    #: Files with the passwords of these two URLs, which then have none themselves.
+    database_password_file: Path | None = None
+    redis_password_file: Path | None = None
     backends: dict[str, str] = Field(default_factory=dict)
     #: Hosts that the API serves, besides localhost, 127.0.0.1 and [::1].
     hosts: HostNames = ()
@@ -126,16 +132,53 @@ def load_settings(**overrides: object) -> Settings:
     """
     _refuse_unknown_variables()
     try:
-        return Settings(**overrides)  # type: ignore[arg-type]
+        return _with_passwords(Settings(**overrides))  # type: ignore[arg-type]
     except ValidationError as error:
         lines = [
             f"{PREFIX}{'_'.join(str(part) for part in problem['loc'][:1]).upper()}: {problem['msg']}"
             for problem in error.errors()
         ]
-        raise ConfigurationError("; ".join(lines)) from error
+        raise ConfigurationError("; ".join(lines)) from None  # the cause quotes values, and so passwords
     except SettingsError as error:
         field = re.findall(r'field "(\w+)"', str(error))
-        raise ConfigurationError(f"{PREFIX}{'_'.join(field).upper()}: not JSON") from error
+        raise ConfigurationError(f"{PREFIX}{'_'.join(field).upper()}: not JSON") from None
+
+
+def _with_passwords(settings: Settings) -> Settings:
+    """Put the passwords in files into the URLs.
+
+    Raises:
+        ConfigurationError: a file cannot be read, or its URL is missing or has a password already.
+    """
+    urls = {}
+    for server in ("database", "redis"):
+        file, url = getattr(settings, f"{server}_password_file"), getattr(settings, f"{server}_url")
+        if file is None:
+            continue
+        variable = f"{PREFIX}{server.upper()}_PASSWORD_FILE"
+        scheme, separator, rest = url.partition("://")
+        account, _, place = rest.rpartition("@")
+        user, has_password, password = account.partition(":")
+        wanted = quote(password_in(file, variable), safe="")
+        if not separator or (has_password and password != wanted):  # processes of `cistern up` get both
+            raise ConfigurationError(f"{variable}: {PREFIX}{server.upper()}_URL must be there, without a password")
+        urls[f"{server}_url"] = f"{scheme}://{user}:{wanted}@{place}"
+    return settings.model_copy(update=urls)
+
+
+def password_in(file: Path, name: str) -> str:
+    """Return the password in a file, without the line break at its end; ``name`` stands before an error.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or is empty.
+    """
+    try:
+        password = file.read_text().rstrip("\r\n")
+    except (OSError, UnicodeError) as error:
+        raise ConfigurationError(f"{name}: {file}: {getattr(error, 'strerror', None) or 'not text'}") from None
+    if not password:
+        raise ConfigurationError(f"{name}: {file} is empty")
+    return password
 
 
 def _refuse_unknown_variables() -> None:

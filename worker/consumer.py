@@ -7,22 +7,24 @@
 """
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import arq.worker
 import structlog
-from arq.constants import in_progress_key_prefix, job_key_prefix
 from arq.utils import timestamp_ms
 from arq.worker import Worker as ArqWorker
 from redis.exceptions import RedisError, ResponseError
 
-from domain.jobs.transport.job_queue import QueueUnavailable, read_message
+from domain.jobs.transport.job_queue import ACKNOWLEDGE, FUNCTION_NAME, QueueUnavailable, read_message
+from domain.jobs.transport.write_errors import is_wrong_type
 from domain.tasks import cancel_and_wait, detach
+from worker.fetching import FETCH, Discarded, Fetched, is_for_arq
 from worker.runner import Runner
 
 #: How long a fetched message is reserved for this worker, until its row is claimed. If the worker dies in between, that
@@ -31,45 +33,11 @@ _CLAIM_TIMEOUT_SECONDS: Final = 3.0
 #: Interval of polling without a wake-up: stock producers send none, and the worker that received one may have died.
 _POLL_SECONDS: Final = 0.5
 
-#: Fetches and reserves messages that are due and not reserved, however many reserved ones come before them. KEYS are
-#: the queues, each followed by its wake-up list, which is cleared if no message is left in the queue. ARGV[4] is the
-#: number of the queue to begin with: each has its turn, so that none starves behind a full one.
-_FETCH: Final = f"""
-local fetched, limit, queues = {{}}, tonumber(ARGV[2]), #KEYS / 2
-local page = math.max(limit, 100)
-for turn = 0, queues - 1 do
-    local number, offset = (ARGV[4] + turn) % queues, 0
-    repeat
-        local due = redis.call('ZRANGEBYSCORE', KEYS[2 * number + 1], '-inf', ARGV[1], 'LIMIT', offset, page)
-        for _, id in ipairs(due) do
-            local key = '{in_progress_key_prefix}' .. id
-            if #fetched < 3 * limit and redis.call('SET', key, '1', 'NX', 'PX', ARGV[3]) then
-                table.insert(fetched, number)
-                table.insert(fetched, id)
-                table.insert(fetched, redis.call('GET', '{job_key_prefix}' .. id))
-            end
-        end
-        offset = offset + #due
-    until #due < page or #fetched == 3 * limit
-    if #fetched == 3 * limit then break end
-    redis.call('DEL', KEYS[2 * number + 2])
-end
-return fetched
-"""
-
 _RECONNECT_SECONDS: Final = 1.0
 #: How long storage work has, after the drain, to notice that it was stopped.
 RELEASE_SECONDS: Final = 5.0
 
 log = structlog.get_logger(__name__)
-
-
-class Fetched(NamedTuple):
-    """A message as it is in Redis; ``backend`` is that of its queue."""
-
-    backend: str | None
-    id: bytes
-    data: bytes | None
 
 
 async def _log_no_info(*_: object) -> None:
@@ -82,25 +50,29 @@ arq.worker.log_redis_info = _log_no_info  # type: ignore[attr-defined, assignmen
 class ArqConsumer(ArqWorker):
     """Passes messages to a runner, until Redis fails or refuses a command."""
 
-    def __init__(self, runner: Runner, settings: dict[str, Any]) -> None:
+    def __init__(self, runner: Runner, settings: dict[str, Any], discarded: Discarded | None = None) -> None:
         # arq sleeps for the poll delay after each iteration; here an iteration itself waits until there is work.
         delay = {} if settings.get("burst") else {"poll_delay": 0}
         super().__init__(**settings | delay, handle_signals=False, ctx={"runner": runner})
         self.in_progress_timeout_s = _CLAIM_TIMEOUT_SECONDS
         self._runner = runner
         self._fetches = 0
+        #: Number of useless messages that the last fetch removed: there may be more.
+        self._removed = 0
+        self._discarded = discarded or Discarded()
 
     async def _poll_iteration(self) -> None:
         """Fetch and handle messages, or wait for some. arq's `main` calls it in a loop."""
         capacity = self._free_capacity()
+        self._removed = 0
         messages = await self._fetch(capacity) if capacity else []
-        for message in messages:
-            self._handle(message)
+        await self._handle(messages)
+        self._discarded.report()
         # The next two are arq's: aborts concern only messages that arq runs, and `heart_beat` writes a health key.
         if self.allow_abort_jobs:
             await self._cancel_aborted_jobs()
         await self.heart_beat()
-        if not self.burst and len(messages) < max(capacity, 1):
+        if not self.burst and len(messages) < max(capacity, 1) and not self._removed:
             await self._wait_for_messages()
 
     def _free_capacity(self) -> int:
@@ -118,30 +90,48 @@ class ArqConsumer(ArqWorker):
         Raises:
             ResponseError: Redis refuses writes.
         """
-        fetch, names, backends = self.pool.register_script(_FETCH), self._runner.queue.keys, self._runner.backends()
+        fetch, names, backends = self.pool.register_script(FETCH), self._runner.queue.keys, self._runner.backends()
         keys = [key for backend in backends for key in (names.queue(backend), names.wakeups(backend))]
+        functions = map(json.dumps, {FUNCTION_NAME, *self.functions})
         self._fetches += 1
         reserve_ms = int(self.in_progress_timeout_s * 1000)
-        reply = await fetch(keys=keys, args=[timestamp_ms(), limit, reserve_ms, self._fetches % len(backends)])
+        arguments: list[str | int] = [timestamp_ms(), limit, reserve_ms, self._fetches % len(backends), *functions]
+        self._removed, example, reply = await fetch(keys=keys, args=arguments)
+        self._discarded.add(self._removed, example)
         return [Fetched(backends[number], *rest) for number, *rest in zip(*[iter(reply)] * 3, strict=True)]
 
-    def _handle(self, message: Fetched) -> None:
-        """Let the runner handle a message of ours, and arq any other message."""
-        job_message, name = read_message(message.id, message.data, message.backend), message.id.decode()
-        task = self._runner.start(job_message) if job_message else self.loop.create_task(self._run_by_arq(message))
-        task.add_done_callback(partial(self._on_handled if job_message else self._forget, name))
-        self.tasks[name] = task
+    async def _handle(self, messages: Sequence[Fetched]) -> None:
+        """Let the runner handle messages of ours, and arq those of stock producers; remove all others."""
+        useless = []
+        for message in messages:
+            if job_message := read_message(message.id, message.data, message.backend):
+                task, on_end = self._runner.start(job_message), self._on_handled
+            elif is_for_arq(message, self.functions):
+                task, on_end = self.loop.create_task(self._run_by_arq(message)), self._forget
+            else:
+                useless.append(message)
+                continue
+            name = message.id.decode()
+            task.add_done_callback(partial(on_end, name))
+            self.tasks[name] = task
+        await self._discard(useless)
 
     async def _run_by_arq(self, message: Fetched) -> None:
-        """Let arq run the message, as with a message that a stock producer sent under a message id of its own.
-
-        Stock producers know one queue. What is found in another one is of no use, and is removed.
-        """
-        if message.backend is not None:
-            await self.pool.zrem(self._runner.queue.keys.queue(message.backend), message.id)
-            return
+        """Let arq run a message that a stock producer sent under a message id of its own."""
         score = await self.pool.zscore(self.queue_name, message.id)
-        await self.run_job(message.id.decode(), int(score or timestamp_ms()))
+        try:
+            await self.run_job(message.id.decode(), int(score or timestamp_ms()))
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            await self._discard([message])  # what is stored under one of arq's keys for it is not arq's
+
+    async def _discard(self, messages: Sequence[Fetched]) -> None:
+        """Remove messages that are of no use, all at once."""
+        if messages:
+            queues = [self._runner.queue.keys.queue(message.backend) for message in messages]
+            await self.pool.register_script(ACKNOWLEDGE)(keys=queues, args=[message.id for message in messages])
+            self._discarded.add(len(messages), messages[-1].id)
 
     def _on_handled(self, message_id: str, task: "asyncio.Task[None]") -> None:
         if (error := task.exception()) is None:
@@ -179,6 +169,7 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._force = asyncio.Event()
         self._consumer: ArqConsumer | None = None
+        self._discarded = Discarded()
 
     async def run(self) -> None:
         """Consume messages until SIGTERM or SIGINT, then drain; a second signal ends the drain.
@@ -216,7 +207,7 @@ class Supervisor:
         """Run a consumer for as long as Redis is available, and another one when it is back."""
         while True:
             # A new consumer each time: the connection and the counters of the last one are in an unknown state.
-            self._consumer = ArqConsumer(self._runner, self._arq_settings)
+            self._consumer = ArqConsumer(self._runner, self._arq_settings, self._discarded)
             self._consumer.allow_pick_jobs = not self._stop.is_set()  # Redis may come back only during the drain
             try:
                 await self._consumer.main()
@@ -235,13 +226,13 @@ class Supervisor:
         """Wait until Redis accepts writes. Only ping it: restarting arq to find out would be noisy."""
         queue = self._runner.queue
         with suppress(QueueUnavailable):
-            await queue.ping()  # its error names a command that is forbidden; that of a script may not
+            await queue.ping(self._runner.backends())  # its error names the command or key; that of a script may not
         if queue.write_errors.condition is None:
             queue.write_errors.note(error)
         while queue.write_errors.condition is not None:
             await asyncio.sleep(_RECONNECT_SECONDS)
             with suppress(QueueUnavailable):
-                await queue.ping()
+                await queue.ping(self._runner.backends())
 
     async def _drain_and_stop(self, consuming: asyncio.Task[None]) -> None:
         """Fetch nothing more, give running jobs time to end, then release the rest."""

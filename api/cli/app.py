@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from domain.errors import CisternError
+from domain.printable import printable, printable_lines
 
 #: Groups of commands, and the modules that they are in.
 _GROUPS: Final = {"jobs": "client_commands", "schedules": "client_commands", "keys": "key_commands"}
@@ -119,19 +120,25 @@ def demo(
 def migrate(
     *,
     wait: Annotated[int, typer.Option(min=0, help="Seconds to wait for PostgreSQL to respond.")] = 0,
+    grant_to: Annotated[list[str] | None, typer.Option(help="Role that the API and workers use; repeatable.")] = None,
+    password_file: Annotated[Path | None, typer.Option(help="Create the role, with the password in this file.")] = None,
 ) -> None:
-    """Migrate the database at CISTERN_DATABASE_URL to the current schema."""
+    """Migrate the database at CISTERN_DATABASE_URL to the current schema, and grant what the API and workers need."""
     from domain.db import migrations
+    from domain.db.migrations.grants import grant_to as grant
     from domain.logs import configure_logging
     from domain.services import open_backends
-    from domain.settings import load_settings, require_database
+    from domain.settings import load_settings, password_in, require_database
 
     settings = require_database(load_settings())
     open_backends(settings)  # report what the other processes would report
     configure_logging(settings)
     if wait:
         asyncio.run(migrations.wait_for_postgresql(settings.database_url, wait))
+    password = None if password_file is None else password_in(password_file, "--password-file")
     migrations.migrate(settings.database_url)
+    if grant_to:
+        grant(settings.database_url, grant_to, password=password)
 
 
 @app.command()
@@ -149,7 +156,7 @@ def check(
     except CisternError as error:
         _fail(error, _CHECK_FAILED)
     except Exception:  # noqa: BLE001 (the interpreter would exit with 1, as after findings)
-        traceback.print_exc()
+        typer.echo(printable_lines(traceback.format_exc()), err=True)
         status = _CHECK_FAILED
     sys.exit(status)
 
@@ -176,7 +183,7 @@ async def _check(*, repair: bool, as_json: bool) -> int:
     result = f"found {found}, repaired {found - left}, left {left}" if found else agree
     if unseen:
         result += f"; could not look at {_enumerated([*unseen])}"
-    typer.echo(f"{numbers}; {result}", err=as_json)
+    typer.echo(printable(f"{numbers}; {result}"), err=as_json)
     return _CHECK_FAILED if unseen else 1 if left else 0
 
 
@@ -200,5 +207,5 @@ def main() -> None:
 
 
 def _fail(error: CisternError, status: int) -> NoReturn:
-    typer.echo(f"cistern: {' '.join(str(error).split())}", err=True)
+    typer.echo(printable(f"cistern: {' '.join(str(error).split())}"), err=True)
     sys.exit(status)

@@ -20,6 +20,7 @@ from api.cli.render import (
     job_table,
     jobs_table,
     open_console,
+    printable_object,
     progress_text,
     schedules_table,
 )
@@ -50,7 +51,7 @@ class Session:
             for one in objects:
                 typer.echo(json.dumps(one))
         else:
-            open_console().print(table(objects))
+            open_console().print(table([*map(printable_object, objects)]))
 
 
 def _command(group: typer.Typer, name: str) -> Callable[[Callable[..., None]], None]:
@@ -165,7 +166,8 @@ def _schedule_path(session: Session, name: str) -> str:
 def _watch(session: Session, job_id: str) -> NoReturn:
     """Print the progress of a job until it has ended, and exit with 0 if it has succeeded, otherwise with 1."""
     with _display(session) as update:
-        for job in session.api.changes(f"/jobs/{job_id}"):
+        for answer in session.api.changes(f"/jobs/{job_id}"):
+            job = answer if session.as_json else printable_object(answer)
             update(job)
             if job["status"] in ENDED:
                 break

@@ -4,13 +4,14 @@ import json
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
-from typing import Final
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from api.cli.client import JsonObject
+from domain.printable import printable
 
 #: Width of output that is not a terminal: ids must not be truncated.
 _WIDTH: Final = 200
@@ -34,6 +35,24 @@ def open_console() -> Console:
     if not console.is_terminal:
         console.width = _WIDTH
     return console
+
+
+def printable_object(one: JsonObject) -> JsonObject:
+    """Return an object of the API for a terminal: the control characters in all of its texts are escaped."""
+    shown: JsonObject = _printable_value(one)
+    return shown
+
+
+def _printable_value(value: Any) -> Any:
+    match value:
+        case str():
+            return printable(value)
+        case list():
+            return [*map(_printable_value, value)]
+        case dict():  # an `ApiObject` remains one
+            return type(value)({printable(name): _printable_value(member) for name, member in value.items()})
+        case _:
+            return value
 
 
 def jobs_table(jobs: Sequence[JsonObject]) -> Table:

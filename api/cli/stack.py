@@ -20,8 +20,11 @@ from api.cli.key_commands import create_first_key
 from api.cli.key_file import KEY_FILE
 from api.cli.processes import Child, Output, collected_stop_signals, stop_children
 from domain.db.migrations import migrate
+from domain.db.migrations.grants import grant_to
 from domain.embedded import EmbeddedServers
+from domain.embedded.servers import APPLICATION_ROLE
 from domain.errors import ConfigurationError
+from domain.printable import printable
 from domain.services import open_backends
 from domain.settings import PREFIX, Settings, require_servers
 from domain.tasks import cancel_and_wait, in_daemon_thread
@@ -78,8 +81,7 @@ def run(stack: Stack, work: Callable[[], Awaitable[None]], *, output: Output) ->
     """Start the stack, run ``work`` once the API is ready, and stop it. Return False if a signal ended it."""
     require_free_port(stack.host, stack.port)
     open_backends(stack.settings)  # report here what the processes would report
-    with collected_stop_signals() as signals, servers(stack.settings) as settings:
-        asyncio.run(_migrate(settings.database_url, signals))
+    with collected_stop_signals() as signals, migrated_servers(stack.settings, signals) as settings:
         if not signals:
             create_first_key(settings)
             with environment_file(settings) as environment:
@@ -99,16 +101,25 @@ async def _migrate(url: str, signals: Sequence[int]) -> None:
 
 
 @contextmanager
-def servers(settings: Settings) -> Iterator[Settings]:
-    """Start a private server for each one that the settings do not name, and yield settings that name both."""
+def migrated_servers(settings: Settings, signals: Sequence[int] = ()) -> Iterator[Settings]:
+    """Start a private server for each one that the settings do not name, migrate, and yield settings that name both.
+
+    At a signal the migration is given up.
+
+    On the private PostgreSQL the API and the workers have a role of their own, which owns nothing.
+    """
     embedded = EmbeddedServers(settings.data_dir, postgres=not settings.database_url, redis=not settings.redis_url)
     with embedded:
         urls = {
             "data_dir": embedded.data_dir,
-            "database_url": settings.database_url or embedded.database_url,
+            "database_url": settings.database_url or embedded.application_url,
             "redis_url": settings.redis_url or embedded.redis_url,
         }
-        yield require_servers(settings.model_copy(update=urls))
+        required = require_servers(settings.model_copy(update=urls))
+        asyncio.run(_migrate(settings.database_url or embedded.database_url, signals))
+        if not settings.database_url and not signals:
+            grant_to(embedded.database_url, [APPLICATION_ROLE])
+        yield required
 
 
 @contextmanager
@@ -202,6 +213,6 @@ def coloured_output(stack: Stack) -> Output:
 
     def output(name: str, line: str) -> None:
         with suppress(OSError):  # the terminal may close before the processes end
-            typer.echo(f"{prefixes[name]} {line}")
+            typer.echo(f"{prefixes[name]} {printable(line)}")
 
     return output

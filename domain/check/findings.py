@@ -5,6 +5,8 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+from domain.printable import printable
+
 REPAIR_COMMAND: Final = "run `cistern check --repair`"
 
 
@@ -55,4 +57,5 @@ class Finding:
         return self.code in (CheckCode.UNREADABLE, CheckCode.NO_BACKEND)
 
     def __str__(self) -> str:
-        return f"{self.code}  {self.subject}  {self.problem}  [{'repaired' if self.repaired else self.remedy}]"
+        line = f"{self.code}  {self.subject}  {self.problem}  [{'repaired' if self.repaired else self.remedy}]"
+        return printable(line)  # names of files are in it

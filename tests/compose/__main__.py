@@ -17,6 +17,7 @@ from tests.compose.image import check_image
 from tests.compose.stack import Stack, until
 
 WORKERS: Final = 4
+SERVERS: Final = ("postgres", "redis", "api")
 VOLUMES: Final = 240
 
 
@@ -72,6 +73,23 @@ def check_the_ports(stack: Stack, _: ApiClient) -> str:
     published = stack.inspect("container", stack.container("api"))["NetworkSettings"]["Ports"]
     assert published == {"8000/tcp": [{"HostIp": "127.0.0.1", "HostPort": str(stack.port)}]}
     return "only the API's is published, on loopback"
+
+
+def check_the_privileges(stack: Stack, _: ApiClient) -> str:
+    """Assert that nobody but the owner may change the schema, and nobody without a password use Redis."""
+    api, redis = stack.container("api"), stack.container("redis")
+    assert stack.query("SELECT count(*) FROM pg_roles WHERE rolname = 'cistern_application' AND NOT rolsuper") == [
+        ["1"]
+    ]
+    assert "NOPERM" in stack.exec(redis, "redis-cli", "keys", "*").stdout
+    assert stack.exec(api, "touch", "/etc/mine", user="0").returncode != 0, "the root file system is writable"
+    capabilities = stack.exec(api, "grep", "CapEff\\|NoNewPrivs", "/proc/self/status").stdout.split()
+    assert capabilities == ["CapEff:", "0000000000000000", "NoNewPrivs:", "1"], capabilities
+    networks = {
+        name: len(stack.inspect("container", stack.container(name))["NetworkSettings"]["Networks"]) for name in SERVERS
+    }
+    assert networks == {"postgres": 1, "redis": 1, "api": 2}, networks
+    return "an application role, a user of Redis, no capabilities, nothing writable but data"
 
 
 def create_volumes(stack: Stack, client: ApiClient) -> str:
@@ -200,6 +218,7 @@ STEPS: Final[tuple[Callable[[Stack, ApiClient], str], ...]] = (
     start,
     check_the_image,
     check_the_ports,
+    check_the_privileges,
     create_volumes,
     expand_volumes_while_workers_die,
     check_the_volumes,

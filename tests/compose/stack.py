@@ -4,9 +4,11 @@ import json
 import os
 import secrets
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +26,15 @@ def _free_port() -> int:
         return int(server.getsockname()[1])
 
 
+def _new_secrets() -> str:
+    folder = Path(tempfile.mkdtemp(prefix="cistern-secrets-"))
+    for name in ("application_password", "redis_password"):
+        (folder / name).write_text(f"p@:/%41?# {secrets.token_hex(8)}\n")
+        (folder / name).chmod(0o444)
+    subprocess.run([sys.executable, "deploy/make_secrets.py", folder, folder / ".env"], cwd=ROOT, check=True)
+    return str(folder)
+
+
 @dataclass(frozen=True)
 class Stack:
     """A stack driven by the commands ``compose`` and ``engine``, such as "docker compose" and "docker"."""
@@ -34,6 +45,9 @@ class Stack:
     port: int = field(default_factory=_free_port)
     #: Contains characters that must be escaped in a URL.
     password: str = field(default_factory=lambda: f"p@:/%41?# {secrets.token_hex(8)}")
+
+    #: The directory with the passwords of the application and of Redis.
+    secrets: str = field(default_factory=_new_secrets)
 
     @property
     def image(self) -> str:
@@ -68,6 +82,7 @@ class Stack:
         self._remove_workers()
         self._compose("down", "--volumes")
         self._run([*self._engine, "image", "rm", "--force", self.image])
+        shutil.rmtree(self.secrets)
         assert self._owned("ps", "--all") == self._owned("volume", "ls") == self._owned("network", "ls") == []
 
     def _remove_workers(self) -> None:
@@ -135,6 +150,7 @@ class Stack:
             "CISTERN_IMAGE": self.image,
             "PORT": str(self.port),
             "POSTGRES_PASSWORD": self.password,
+            "CISTERN_SECRETS": self.secrets,
             "CISTERN_TEST_DRIVERS": str(ROOT / "tests" / "support" / "drivers"),
         }
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

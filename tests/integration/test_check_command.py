@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -109,6 +110,19 @@ def test_incomplete_repair_exits_with_one(check: Check, settings: Settings, tmp_
         file.truncate(0)
 
     assert check("--repair")[0] == 1
+
+
+@pytest.mark.parametrize("control", ["\x1b[1G", "\x1b]52;c;AA==\x07", "\n", "\x07", os.fsdecode(b"\x9b")])
+def test_names_in_the_trash_cannot_forge_that_all_agree(
+    check: Check, settings: Settings, tmp_path: Path, control: str
+) -> None:
+    volume_id = add_unknown_volume(settings, tmp_path)
+    (tmp_path / "disk" / ".trash" / f"{volume_id}.1-0{control}nothing there; all agree").mkdir()
+    code, lines, _ = check()
+
+    assert (code, [line.partition("  ")[0] for line in lines[:-1]]) == (1, ["no-row", "leftover"])
+    assert all(line.isprintable() for line in lines)
+    assert not any(line.startswith("nothing there") for line in lines)
 
 
 def test_json_output_has_one_line_per_finding_and_no_total(check: Check, settings: Settings, tmp_path: Path) -> None:

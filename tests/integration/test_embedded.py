@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from domain.embedded import EmbeddedServers, temporary_data_dir
-from domain.embedded.servers import PostgreSQL
+from domain.embedded.servers import PostgreSQL, find_redis_server
 from domain.errors import ConfigurationError
 from tests.support.embedded import restart_redis_empty
 
@@ -224,3 +225,44 @@ def test_failed_server_start_is_explained_in_one_line_and_leaves_no_process(data
         broken.start()
 
     assert broken.pids == {}
+
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up its rights")
+
+
+@as_root
+def test_servers_of_root_run_as_the_same_unprivileged_user(data_dir: Path) -> None:
+    (data_dir / "redis").mkdir()
+    (data_dir / "redis" / "appendonly.aof").touch()  # of a version whose Redis ran as root
+    with EmbeddedServers(data_dir, durable=False) as servers:
+        users = {psutil.Process(pid).uids().effective for pid in servers.pids.values()}
+        with redis_of(servers) as client:
+            client.set("kept", "yes")
+        restart_redis(servers)
+        with redis_of(servers) as client:
+            assert client.get("kept") in (b"yes", "yes")
+
+    assert len(users) == 1
+    assert 0 not in users
+
+
+@as_root
+def test_redis_alone_does_not_run_as_root_either(data_dir: Path) -> None:
+    with EmbeddedServers(data_dir, postgres=False) as servers:
+        assert psutil.Process(servers.pids["redis"]).uids().effective != 0
+
+
+@as_root
+def test_redis_that_its_user_cannot_reach_is_copied(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with temporary_data_dir() as private:
+        program = private / "redis-server"
+        shutil.copy(find_redis_server(), program)
+        private.chmod(0o700)
+        monkeypatch.setattr("domain.embedded.servers.find_redis_server", lambda: program)
+        with EmbeddedServers(data_dir, postgres=False) as servers:
+            assert psutil.Process(servers.pids["redis"]).exe().startswith(str(servers.data_dir))
+
+
+def restart_redis(servers: EmbeddedServers) -> None:
+    servers.redis.stop()
+    servers.redis.start()

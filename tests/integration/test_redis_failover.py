@@ -266,7 +266,7 @@ async def test_cluster_is_refused_with_what_to_use_instead(tmp_path: Path, caplo
     ("url", "reason"),
     [
         ("redis+sentinel://h:1", "the path must be the name of the primary"),
-        ("redis+sentinel://:1/main", "is no host"),
+        ("redis+sentinel://:1/main", "a Sentinel has no host"),
         ("redis+sentinel://h/main?foo=1", "there is no option foo"),
     ],
 )

@@ -20,7 +20,7 @@ PROCESSES = {
     "up": ("api.cli", "up"),
 }
 WRONG = {
-    "CISTERN_REDIS_URL": ("redis://127.0.0.1/0?ssl_cert_reqs=none", "'ssl_cert_reqs'"),
+    "CISTERN_REDIS_URL": ("redis://127.0.0.1/0?ssl_cert_reqs=none", "option ssl_cert_reqs"),
     "CISTERN_BACKENDS": ('{"local": "file:volumes"}', "the path must be absolute"),
 }
 

@@ -69,7 +69,7 @@ class FakeServer:
     error: type[Exception]
     up: bool = True
 
-    async def ping(self) -> None:
+    async def ping(self, _backends: object = ()) -> None:
         if not self.up:
             raise self.error
 

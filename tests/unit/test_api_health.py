@@ -48,7 +48,7 @@ async def test_process_is_degraded_without_redis(fake: FakeServices, client: htt
 async def test_process_is_degraded_if_redis_refuses_writes(
     fake: FakeServices, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail() -> None:
+    async def fail(_backends: object) -> None:
         raise QueueRefusesWrites
 
     monkeypatch.setattr(fake.queue, "ping", fail)

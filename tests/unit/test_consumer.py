@@ -210,8 +210,10 @@ async def test_message_with_an_invalid_epoch_is_discarded(epoch: object) -> None
     server = FakeServer()
     consumer = a_consumer(server, functions=[func(run_job, name=FUNCTION_NAME)])
     await a_producer(server).enqueue_job(FUNCTION_NAME, str(a_job().id), epoch, _job_id="poison")
-    await consume_until(lambda: consumer.jobs_failed == 1, consumer)
+    with structlog.testing.capture_logs() as logs:
+        await consume_until(lambda: bool(logs), consumer)
 
+    assert [(line["event"], line["count"]) for line in logs] == [("messages.discarded", 1)]
     assert await a_producer(server).zcard(QUEUE_NAME) == 0
 
 

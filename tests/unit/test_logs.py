@@ -189,3 +189,28 @@ class SlowDriver(MemoryDriver):
     async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
         await asyncio.sleep(0.05)
         return await super().create(volume_id, size, grant)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "structlog.get_logger('worker').info('job.claimed', message=F)",
+        "structlog.get_logger('worker').info('job.claimed', messages=[F])",
+        "logging.getLogger('arq.worker').warning('job %s not found', F)",
+        "try:\n    raise ValueError(F)\nexcept ValueError:\n    structlog.get_logger('worker').exception('job.failed')",
+    ],
+    ids=["field", "list", "library", "exception"],
+)
+def test_text_of_others_forges_no_line_and_reaches_no_terminal(tmp_path: Path, code: str) -> None:
+    forged = "F = 'x\\n2026-01-01T00:00:00Z [info     ] job.forged\\x1b]52;c;AA==\\x07\\x9b\\u202e'\n"
+    lines = output_of(forged + code, tmp_path)
+
+    assert any("job.forged" in line for line in lines)
+    assert not any(line.startswith("2026-01-01") for line in lines)
+    assert not set("".join(lines)) & set("\x1b\x07\x9b\u202e")
+
+
+def test_names_of_fields_forge_no_line_either(tmp_path: Path) -> None:
+    (line,) = output_of("structlog.get_logger('worker').info('x', **{'a\\n2026': 1})", tmp_path)
+
+    assert "a\\n2026" in line

@@ -2,6 +2,7 @@
 
 import re
 import ssl
+import traceback
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -9,6 +10,7 @@ import pytest
 
 from domain.errors import ConfigurationError
 from domain.jobs.transport.job_queue import JobQueue
+from domain.jobs.transport.redis_client import open_redis
 from domain.postgres_url import parse_url
 from domain.settings import Settings, load_settings, require_servers
 
@@ -154,7 +156,7 @@ def test_missing_database_url_is_reported(empty_environment: Path) -> None:
         ("postgresql://h/d?sslmode=on", "sslmode must be one of disable"),
         ("postgresql://h/d?sslrootcert=/no/such/file", "sslrootcert: there is no file /no/such/file"),
         ("postgresql://h/d?connect_timeout=soon", "connect_timeout must be"),
-        ("postgresql://h1:1,h2:x/d", "'x' is no port"),
+        ("postgresql://h1:1,h2:x/d", "its port is no number from 1 to 65535"),
     ],
 )
 def test_invalid_database_url_is_reported_with_the_reason(empty_environment: Path, url: str, reason: str) -> None:
@@ -194,13 +196,13 @@ def test_database_url_of_a_hosted_service_is_understood(url: str, expected: dict
     ("url", "reason"),
     [
         ("redis://h/0?foo=1", "there is no option foo"),
-        ("redis://h/0?ssl_cert_reqs=none", "unexpected keyword argument 'ssl_cert_reqs'"),
-        ("redis://h/0?socket_timeout=soon", "Invalid value"),
+        ("redis://h/0?ssl_cert_reqs=none", "the option ssl_cert_reqs cannot be used here"),
+        ("redis://h/0?socket_timeout=soon", "the option socket_timeout cannot be used here, or has an invalid value"),
         ("redis://h/0?decode_responses=true", "there is no option decode_responses"),
         ("redis://h/0?retry=1", "there is no option retry"),
-        ("redis://h/0?protocol=9", "protocol must be"),
-        ("redis://h/jobs", "'jobs' is no number of a database"),
-        ("redis+sentinel://h/main/jobs", "'jobs' is no number of a database"),
+        ("redis://h/0?protocol=9", "its host, its port, or the value of an option"),
+        ("redis://h/jobs", "after the host comes the number of a database"),
+        ("redis+sentinel://h/main/jobs", "after the host comes the number of a database"),
     ],
 )
 def test_unusable_redis_url_is_reported_with_the_reason(url: str, reason: str) -> None:
@@ -268,4 +270,95 @@ def test_what_is_no_host_name_is_refused(empty_environment: Path, monkeypatch: p
     monkeypatch.setenv("CISTERN_HOSTS", hosts)
 
     with pytest.raises(ConfigurationError, match=r"^CISTERN_HOSTS: a name without scheme and port is needed"):
+        load_settings()
+
+
+SECRET = "s3cr3t"
+#: URLs with a password that is not encoded, or that stands where something else belongs.
+REDIS_URLS = [
+    *(f"redis://:{SECRET}{character}@host:6379/0" for character in "/#?]"),
+    *(f"redis://:{SECRET}{character}@host" for character in "/#?"),
+    *(f"redis://:a{character}{SECRET}@host:1/x" for character in "/#?["),
+    *(f"redis://u:p@host{place}" for place in (f":{SECRET}/0", f"/{SECRET}", f"?{SECRET}=1", f"?db={SECRET}")),
+    *(f"redis://u:p@h?{name}={SECRET}" for name in ("socket_timeout", "protocol", "max_connections", "ssl_cert_reqs")),
+    *(f"rediss://u:{SECRET}@h?{name}={SECRET}" for name in ("ssl_cert_reqs", "health_check_interval", "none")),
+    f"redis://u@host?password={SECRET}&none=1",
+    f"redis://h?ssl_password={SECRET}",
+    f"redis://[{SECRET}]@h",
+    f"redis://:{SECRET}%zz@h:99999",
+    f"{SECRET}://x",
+    f":{SECRET}@host",
+    f"redis+sentinel://:{SECRET}/@h/main",
+    f"redis+sentinel://:{SECRET}@h1,h2/main/{SECRET}",
+    f"redis+sentinel://:{SECRET}@h1:{SECRET}/main",
+    f"redis+sentinel://:{SECRET}?@h,:{SECRET}/main",
+    f"redis+sentinel://:{SECRET}@/main",
+    f"redis+sentinel://:p@h/m?sentinel_password={SECRET}&none=1",
+    f"unix://:{SECRET}@/x?db={SECRET}",
+]
+POSTGRES_URLS = [
+    f"postgresql://u:{SECRET}:5432/d",
+    f"postgresql://u:p@h:{SECRET}/d",
+    f"postgresql://u:p@h:5432:{SECRET}/d",
+    f"postgresql://u:p@h/d?{SECRET}=1",
+    f"postgresql://h/d?port={SECRET}",
+    f"postgresql://h1,h2:2/d?port=1,2,{SECRET}",
+    f"postgresql://h/d?password={SECRET}&sslmode=x",
+    *(f"postgresql://u:p@h/d?{name}={SECRET}" for name in ("sslmode", "connect_timeout", "target_session_attrs")),
+    f"postgresql://u@h?sslpassword={SECRET}&sslkey=none",
+    f"mysql://u:{SECRET}@h",
+    f"postgresql:/u:{SECRET}@h",
+    SECRET,
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [*(("REDIS_URL", url) for url in REDIS_URLS), *(("DATABASE_URL", url) for url in POSTGRES_URLS)],
+)
+def test_password_is_neither_in_the_line_nor_in_the_traceback_of_an_unusable_url(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, url: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CISTERN_DATABASE_URL", "postgresql://h/d")
+    monkeypatch.setenv("CISTERN_REDIS_URL", "redis://h")
+    monkeypatch.setenv(f"CISTERN_{name}", url)
+    with pytest.raises(ConfigurationError) as raised:
+        open_redis(require_servers(load_settings()).redis_url)
+
+    assert f"CISTERN_{name}" in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+    assert SECRET not in "".join(traceback.format_exception(raised.value))
+
+
+def test_passwords_in_files_are_those_of_the_urls(empty_environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for server, url in (("DATABASE", "postgresql://app@h/d"), ("REDIS", "redis://h:1/2")):
+        (empty_environment / server).write_text("p@:/%41?# x\n")
+        monkeypatch.setenv(f"CISTERN_{server}_URL", url)
+        monkeypatch.setenv(f"CISTERN_{server}_PASSWORD_FILE", server)
+    settings = load_settings()
+
+    assert parse_url(settings.database_url).items() >= {"user": "app", "password": "p@:/%41?# x"}.items()
+    options = open_redis(settings.redis_url).connection_pool.connection_kwargs
+    assert options.items() >= {"password": "p@:/%41?# x", "host": "h", "port": 1, "db": 2}.items()
+
+
+@pytest.mark.parametrize(
+    ("url", "content", "reason"),
+    [
+        ("redis://u:p@h", "x", "without a password"),
+        ("", "x", "must be there"),
+        ("redis://h", "\n", "is empty"),
+        ("redis://h", None, "No such file"),
+        ("redis://h", b"\xff", "not text"),
+    ],
+)
+def test_file_with_a_password_that_cannot_be_used_is_reported(
+    empty_environment: Path, monkeypatch: pytest.MonkeyPatch, url: str, content: str | bytes | None, reason: str
+) -> None:
+    if content is not None:
+        (empty_environment / "file").write_bytes(content if isinstance(content, bytes) else content.encode())
+    monkeypatch.setenv("CISTERN_REDIS_URL", url)
+    monkeypatch.setenv("CISTERN_REDIS_PASSWORD_FILE", "file")
+    with pytest.raises(ConfigurationError, match=f"^CISTERN_REDIS_PASSWORD_FILE: .*{reason}"):
         load_settings()

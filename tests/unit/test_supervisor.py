@@ -112,7 +112,7 @@ async def test_refused_writes_are_logged_once_and_waited_out(
     instances = fake_arq(monkeypatch, ReadOnlyError("You can't write against a read only replica."))
     runner, pings = an_idle_runner(), list[None]()
 
-    async def ping() -> None:
+    async def ping(_backends: object) -> None:
         pings.append(None)
         if len(pings) < 5:
             raise QueueRefusesWrites

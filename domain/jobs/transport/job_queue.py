@@ -39,7 +39,7 @@ _MESSAGE_KEYS: Final = (job_key_prefix, retry_key_prefix, in_progress_key_prefix
 
 #: Removes messages, each from its queue, and all keys that arq has for them. If maintenance sends the same id again,
 #: nothing of the earlier message is in its way.
-_ACKNOWLEDGE: Final = f"""
+ACKNOWLEDGE: Final = f"""
 for i, id in ipairs(ARGV) do
     redis.call('ZREM', KEYS[i], id)
     redis.call('DEL', {", ".join(f"'{prefix}' .. id" for prefix in _MESSAGE_KEYS)})
@@ -123,7 +123,7 @@ class JobQueue:
         self.write_errors = WriteErrors()
         #: Number of errors which showed that a connection leads to a replica.
         self._read_only_errors = 0
-        self._acknowledge = redis.register_script(_ACKNOWLEDGE)
+        self._acknowledge = redis.register_script(ACKNOWLEDGE)
         self._send_batcher = Batcher(self._send_batch, max_batch=_MAX_BATCH, drop_cancelled=True)
         self._acknowledge_batcher = Batcher(self._acknowledge_batch, max_batch=_MAX_BATCH)
 
@@ -249,11 +249,11 @@ class JobQueue:
         except (RedisError, OSError, RuntimeError) as error:
             raise QueueUnavailable(str(error)) from error
 
-    async def ping(self) -> None:
-        """Try the commands that workers and the API need, without an effect.
+    async def ping(self, backends: Iterable[str | None] = (None,)) -> None:
+        """Try the commands that workers and the API need, without an effect, on the queues of these backends.
 
         Raises:
-            QueueRefusesWrites: Redis refuses one: a replica, a full server, or a user with too few permissions.
+            QueueRefusesWrites: Redis refuses one: a replica, a full server, too few permissions, a key of another type.
             QueueUnavailable: it does not answer.
         """
         async with self._calling(), self.redis.pipeline(transaction=True) as pipe:
@@ -262,11 +262,12 @@ class JobQueue:
             pipe.get(self.keys.ping)
             pipe.zadd(queue, {b"": 0}, xx=True)  # only if it were there
             pipe.zrangebyscore(queue, 1, 0)
-            pipe.zscore(queue, b"")
             pipe.zrem(queue, b"")
             pipe.lpush(tried, b"")
-            pipe.ltrim(tried, 1, 0)
             pipe.delete(tried)
+            for backend in backends:
+                pipe.zscore(self.keys.queue(backend), "")
+                pipe.ltrim(self.keys.wakeups(backend), 0, _MAX_WAKEUPS - 1)
             await pipe.execute()
             await self._acknowledge(keys=[], args=[])
         self.write_errors.clear()

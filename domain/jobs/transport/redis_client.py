@@ -1,5 +1,6 @@
 """Opens Redis: one server, or the primary that Redis Sentinel names."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from domain.errors import ConfigurationError
+from domain.postgres_url import option_name
 
 #: Timeout of each operation: a request must be answered within a second even if Redis is down.
 TIMEOUT_SECONDS: Final = 0.8
@@ -47,7 +49,7 @@ def open_redis(url: str) -> ArqRedis:
 
     Raises:
         ConfigurationError: the URL is malformed, has an option that redis-py does not know, or names a file that does
-            not exist.
+            not exist. The message quotes no part of the URL that may be a password.
     """
     try:
         scheme, _, rest = url.partition("://")
@@ -58,27 +60,41 @@ def open_redis(url: str) -> ArqRedis:
             redis = ArqRedis.from_url(url, **_OPTIONS)
         _require_files(redis.connection_pool.connection_kwargs)
         redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # opens nothing; rejects unknown options
-    except (TypeError, ValueError, OSError, RedisConnectionError) as error:
-        reason = str(error).rpartition("__init__() got an ")[2]
-        raise ConfigurationError(f"CISTERN_REDIS_URL: {reason}") from error
+    except Exception as error:  # noqa: BLE001 (redis-py raises errors of many kinds)
+        raise ConfigurationError(f"CISTERN_REDIS_URL: {_reason(error)}") from None  # the cause may quote the password
     return redis
+
+
+class _UrlError(ValueError):
+    """What is wrong with the URL, without a part of it that may be a password."""
+
+
+def _reason(error: Exception) -> str:
+    """Return what is wrong. Errors of redis-py and of Python quote values, so only the name of an option is taken."""
+    if isinstance(error, _UrlError):
+        return str(error)
+    if option := re.search(r"(?:argument|value for) '([a-z_]+)'", str(error)):
+        return f"the option {option[1]} cannot be used here, or has an invalid value"
+    return "its host, its port, or the value of an option is malformed"
 
 
 def _require_readable(scheme: str, parts: SplitResult) -> None:
     """redis-py ignores a database that is no number."""
     if unknown := {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)} - _URL_OPTIONS:
-        raise ValueError(f"there is no option {min(unknown)}")
+        raise _UrlError(f"there is no option {option_name(min(unknown))}")
+    if scheme != "unix" and "@" in parts.path + parts.fragment:
+        raise _UrlError("in a password, write / as %2F, ? as %3F and # as %23")
     path = parts.path.strip("/")
     database = path.partition("/")[2] if scheme.endswith(_SENTINEL) else path
     if scheme != "unix" and database and not database.isdecimal():
-        raise ValueError(f"{database!r} is no number of a database")
+        raise _UrlError("after the host comes the number of a database, and nothing else")
 
 
 def _require_files(options: Mapping[str, Any]) -> None:
     """redis-py reads the files when it connects: a process would start, and never reach Redis."""
     for name in _FILES & options.keys():
         if not Path(options[name]).exists():
-            raise ValueError(f"{name}: there is no file {options[name]}")
+            raise _UrlError(f"{name}: there is no file {options[name]}")
 
 
 def _open_by_sentinel(scheme: str, rest: str) -> ArqRedis:
@@ -86,7 +102,7 @@ def _open_by_sentinel(scheme: str, rest: str) -> ArqRedis:
     account, _, places = parts.netloc.rpartition("@")
     name, _, database = parts.path.strip("/").partition("/")
     if not name:
-        raise ValueError("the path must be the name of the primary: redis+sentinel://HOST:PORT/NAME")
+        raise _UrlError("the path must be the name of the primary: redis+sentinel://HOST:PORT/NAME")
     hosts = [_address(place) for place in places.split(",")]
     # redis-py converts the options of a URL, so let it read one without the Sentinels.
     options: dict[str, Any] = {**parse_url(f"{scheme}://{account}@/{database}?{parts.query}")}
@@ -114,5 +130,5 @@ class _Pool(SentinelConnectionPool):
 def _address(place: str) -> tuple[str, int]:
     parts = urlsplit(f"//{place}")
     if not parts.hostname:
-        raise ValueError(f"{place!r} is no host")
+        raise _UrlError("a Sentinel has no host")
     return parts.hostname, parts.port or _SENTINEL_PORT

@@ -25,6 +25,7 @@ _REMEDIES: Final = {
     "MISCONF": "it cannot save to its disk: free space or repair the disk; see the log of Redis",
     _FORBIDDEN: "allow this command to the user of CISTERN_REDIS_URL; docs/operations.md lists all that are needed",
     "CLUSTER": "it is a cluster, which Cistern does not use: set CISTERN_REDIS_URL to a server without cluster mode",
+    "WRONGTYPE": "another program has written to the key that the error names: delete it; messages are sent again",
     "NOREPLICAS": "it has too few replicas: restore them, or lower min-replicas-to-write",
 }
 #: Errors whose prefix redis-py removes from the message.
@@ -73,6 +74,11 @@ def _forbidden_command(error: ResponseError) -> str | None:
     """Return the name of the command that the user may not run; None if the error does not have it."""
     found = re.search(r"permissions to run the '(\S+)' command", str(error))
     return found[1] if found else None
+
+
+def is_wrong_type(error: ResponseError) -> bool:
+    """Return whether a key does not have the type, or a number not the form, that Cistern or arq gave it."""
+    return "WRONGTYPE" in str(error) or "not an integer" in str(error)
 
 
 def _condition(error: ResponseError) -> str:

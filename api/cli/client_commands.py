@@ -1,4 +1,4 @@
-"""The commands ``cistern jobs ...`` and ``cistern schedules ...``: clients of the HTTP API."""
+"""The commands ``cistern jobs ...``, ``cistern schedules ...`` and ``cistern audit``: clients of the HTTP API."""
 
 import inspect
 import json
@@ -14,6 +14,7 @@ from rich.table import Table
 
 from api.cli.client import ApiCallFailed, ApiClient, JsonObject, api_client
 from api.cli.render import (
+    audit_table,
     completed_count,
     error_text,
     items_table,
@@ -35,6 +36,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per 
 Url = Annotated[str, typer.Option(envvar="CISTERN_URL", help="URL of the API.")]
 
 jobs = typer.Typer(help="List, show, watch and cancel jobs.", add_completion=False, no_args_is_help=True)
+audit = typer.Typer(add_completion=False)
 schedules = typer.Typer(help="List, run, pause and resume schedules.", add_completion=False, no_args_is_help=True)
 
 
@@ -197,3 +199,20 @@ def _display(session: Session) -> Iterator[Callable[[JsonObject], None]]:
             completed=completed_count(job),
             counts=progress_text(job),
         )
+
+
+@_command(audit, "audit")
+def list_audit(
+    session: Session,
+    *,
+    name: Annotated[str | None, typer.Option(help="Only what the keys of this name have done.")] = None,
+    action: Annotated[str | None, typer.Option(help="Only this action, such as volume.delete.")] = None,
+    subject: Annotated[
+        UUID | None, typer.Option(help="Only what was done to this volume, snapshot, schedule or key.", metavar="ID")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of entries.")] = 50,
+) -> None:
+    """List accepted changes, newest first: who asked for what, and from where. Needs a system key."""
+    filters = {"name": name, "action": action, "subject_id": subject}
+    given = {parameter: str(value) for parameter, value in filters.items() if value is not None}
+    session.print(list(session.api.list_all("/audit", limit, **given)), audit_table)

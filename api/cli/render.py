@@ -77,6 +77,17 @@ def schedules_table(schedules: Sequence[JsonObject]) -> Table:
     return table
 
 
+def audit_table(entries: Sequence[JsonObject]) -> Table:
+    """Return a table with one row per entry of the audit log."""
+    table = _table("time (UTC)", "name", "action", "subject", "job", "from")
+    for entry in entries:
+        subject = entry["subject_name"] or entry["subject_id"]
+        table.add_row(
+            _time_text(entry["created_at"]), entry["name"], entry["action"], subject, entry["job_id"], entry["peer"]
+        )
+    return table
+
+
 def keys_table(keys: Sequence[JsonObject]) -> Table:
     """Return a table with one row per key."""
     table = _table("id", "name", "role", "created (UTC)", "last used (UTC)", "ends (UTC)", "")

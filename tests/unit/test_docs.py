@@ -26,8 +26,8 @@ PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md"), *(ROOT / "benchmarks").
 SOURCES = sorted(file for package in ("api", "worker", "domain") for file in (ROOT / package).rglob("*.py"))
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]*))?\)")
 LEVELS = ("debug", "info", "warning", "error", "exception", "critical")
-#: Ends of words that look like log events and are names of columns, files and modules.
-NO_EVENT = re.compile(r".*\.(id|log|pid|main|lock|sock)")
+#: Words that look like log events and are names of columns, files and modules, or actions in the audit log.
+NO_EVENT = re.compile(r".*\.(id|log|pid|main|lock|sock|create|update|delete|rotate|revoke|cancel)")
 #: The private words that the code keeps; each has to be explained.
 KEPT_WORDS = set(
     re.findall(

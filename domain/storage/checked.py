@@ -13,19 +13,24 @@ from domain.storage.errors import FenceRefused, PermanentStorageError, SizeImpos
 _SIZED: Final = frozenset({"create", "expand", "clone_snapshot"})
 #: The methods that return a size, or None.
 _PERHAPS_SIZED: Final = frozenset({"seal", "seal_snapshot", "take_snapshot", "restore_snapshot"})
-_TOO_MANY_BYTES: Final = 2**63
+_MOST_BYTES: Final = 2**63 - 1
 _UNSIZED: Final = frozenset({"delete", "delete_snapshot"})
 
 
 def is_stored_size(size: object) -> bool:
     """Return whether a volume or snapshot can have this size, in bytes."""
-    return type(size) is int and 0 < size <= MAX_STORED_SIZE
+    return _is_count(size, 1, MAX_STORED_SIZE)
+
+
+def _is_count(value: object, lowest: int, highest: int) -> bool:
+    """Return whether a value is a whole number in a range; True is none, although Python calls it an int."""
+    return isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= highest
 
 
 def is_capacity(capacity: Capacity) -> bool:
     """Return whether a backend can have this capacity, as far as PostgreSQL can store it."""
     counts = (count for count in (capacity.total, capacity.used, capacity.free) if count is not None)
-    return all(type(count) is int and 0 <= count < _TOO_MANY_BYTES for count in counts)
+    return all(_is_count(count, 0, _MOST_BYTES) for count in counts)
 
 
 class CheckedDriver:
@@ -55,7 +60,7 @@ async def _changed(name: str, method: Callable[..., Awaitable[object]], *args: o
     try:
         size = await method(*args)
     except FenceRefused as error:
-        if error.stored is not None and not all(type(n) is int and 0 <= n <= MAX_FENCE for n in error.stored):
+        if error.stored is not None and not all(_is_count(number, 0, MAX_FENCE) for number in error.stored):
             raise PermanentStorageError(f"The backend has an impossible fence: {error.stored!r:.80}.") from error
         raise
     if name in _UNSIZED or is_stored_size(size) or (size is None and name in _PERHAPS_SIZED):
@@ -65,4 +70,4 @@ async def _changed(name: str, method: Callable[..., Awaitable[object]], *args: o
 
 def _is_usage(usage: Usage) -> bool:
     used = usage.used
-    return is_stored_size(usage.size) and (used is None or (type(used) is int and 0 <= used <= MAX_STORED_SIZE))
+    return is_stored_size(usage.size) and (used is None or _is_count(used, 0, MAX_STORED_SIZE))

@@ -365,8 +365,8 @@ _LIST: Final = (
         "every-size-believed",
         "an emptied data file would fail the bulk snapshot of other volumes",
         "domain/storage/checked.py",
-        "type(size) is int and 0 < size <= MAX_STORED_SIZE",
-        "type(size) is int",
+        "_is_count(size, 1, MAX_STORED_SIZE)",
+        "isinstance(size, int)",
         (f"{IMPOSSIBLE}test_snapshot_of_a_data_file_of_nothing_fails_at_once",),
     ),
     Mutation(

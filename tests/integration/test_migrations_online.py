@@ -47,6 +47,7 @@ REVISIONS = [script.revision for script in ScriptDirectory.from_config(config_of
 TABLES = (
     *("jobs", "volumes", "snapshots", "workers", "idempotency_keys", "job_items", "counters"),
     *("schedules", "schedule_runs", "installation", "backends", "backend_servers", "test_notes"),
+    *("api_keys", "audit_entries"),
 )
 
 #: A valid value for each column; ``%s`` is a different id for each row. A new column needs an entry here.
@@ -150,6 +151,31 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "due_at": "now()",
     },
     "counters": {"name": "'%s'", "value": "1"},
+    "api_keys": {
+        "id": "'%s'",
+        "public_id": "'%s'",
+        "digest": "'a'",
+        "name": "'n'",
+        "role": "'viewer'",
+        "created_by": "NULL",
+        "created_at": "now()",
+        "expires_at": "NULL",
+        "revoked_at": "NULL",
+        "last_used_at": "NULL",
+    },
+    "audit_entries": {
+        "id": "'%s'",
+        "action": "'volume.create'",
+        "name": "'n'",
+        "key_id": "'%s'",
+        "request_id": "'r'",
+        "peer": "'p'",
+        "job_id": "'%s'",
+        "subject_id": "'%s'",
+        "subject_name": "'s'",
+        "details": "'{}'",
+        "created_at": "now()",
+    },
     "schedules": {
         "id": "'%s'",
         "name": "'%s'",

@@ -1,6 +1,7 @@
 """Every route asks for a key whose role is sufficient; what no table mentions is refused."""
 
 import re
+from typing import Any, cast
 from uuid import UUID
 
 import httpx
@@ -26,13 +27,12 @@ SOME_ID = str(UUID(int=1))
 def served_routes(app: FastAPI) -> set[tuple[str, str]]:
     """Return method and path of all routes: of the document, of the application, and of the hot table."""
     documented = {(method.upper(), path) for path, methods in app.openapi()["paths"].items() for method in methods}
-    added = {
-        (method, route.path)
-        for route in app.routes
-        if isinstance(route, Route)
-        for method in route.methods or ()
-        if method != "HEAD"
-    }
+    # FastAPI keeps the routes of an included router in contexts.
+    own = [route for route in app.routes if isinstance(route, Route)]
+    included = [
+        one for router in app.routes if router not in own for one in cast("Any", router).effective_route_contexts()
+    ]
+    added = {(method, route.path) for route in (*own, *included) for method in route.methods or () if method != "HEAD"}
     hot = {(method, path.pattern.replace(_ID, "{id}")) for method, path, _ in HOT_ROUTES}
     return {(method, re.sub(r"\{[^}]*\}", "{}", path)) for method, path in documented | added | hot}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from api.cli.stack import environment_file
-from domain.embedded import EmbeddedServers
+from domain.embedded import EmbeddedServers, temporary_data_dir
 from domain.embedded.directory import MAX_SOCKET_DIRECTORY_BYTES, TEMPORARY_PREFIX, DataDirectory, refuse_impassable
 from domain.embedded.servers import find_programs, find_redis_server
 from domain.errors import ConfigurationError
@@ -162,13 +162,13 @@ def test_directory_in_a_sticky_one_is_used(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["lock", "redis.pid", "redis.log"])
 def test_link_in_place_of_a_file_is_not_followed(tmp_path: Path, name: str) -> None:
-    kept, data = tmp_path / "kept", tmp_path / "data"
+    kept = tmp_path / "kept"
     kept.write_text("kept")
-    data.mkdir()
-    (data / name).symlink_to(kept)
+    with temporary_data_dir() as data:  # unlike `tmp_path`, it can be traversed by the user of the servers
+        (data / name).symlink_to(kept)
 
-    with pytest.raises(ConfigurationError, match=f"{name} is a link"), EmbeddedServers(data, postgres=False):
-        pass
+        with pytest.raises(ConfigurationError, match=f"{name} is a link"), EmbeddedServers(data, postgres=False):
+            pass
 
     assert kept.read_text() == "kept"
 

@@ -116,8 +116,9 @@ async def admit(scope: Scope, keys: KeyService) -> Principal | None:
     roles = _roles_of(scope["path"])
     if roles is None:
         raise AccessRefused(http_type(404), "There is nothing at this path.")
-    # The router answers 405 to a method that the path does not have, to anyone with a key.
-    needed = roles.get("GET" if scope["method"] == "HEAD" else scope["method"], Role.VIEWER)
+    # The router answers 405 to a method that the path does not have, to anyone who may use another one.
+    other = None if None in roles.values() else Role.VIEWER
+    needed = roles.get("GET" if scope["method"] == "HEAD" else scope["method"], other)
     text = _bearer(scope)
     if text is None:
         if needed is None:

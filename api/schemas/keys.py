@@ -30,14 +30,15 @@ KeyName = Annotated[
 ]
 
 
+Days = Annotated[int, Field(ge=1, le=3650, strict=True)]
+
+
 class KeyIn(RequestBody):
     """A new key."""
 
     name: KeyName
     role: Role
-    expires_in_days: Annotated[Omittable[Annotated[int, Field(ge=1, le=3650)]], Field(description="None: never.")] = (
-        None
-    )
+    expires_in_days: Annotated[Omittable[Days], Field(description="It never expires without.")] = None
 
     def new_key(self) -> NewKey:
         """Convert to the domain request."""
@@ -48,7 +49,9 @@ class KeyIn(RequestBody):
 class RotateIn(RequestBody):
     """How a key is replaced."""
 
-    overlap_hours: Annotated[int, Field(ge=0, le=720, description="For how long the old key stays valid.")] = 24
+    overlap_hours: Annotated[
+        int, Field(ge=0, le=720, strict=True, description="For how long the old key stays valid.")
+    ] = 24
 
 
 class KeyOut(BaseModel):

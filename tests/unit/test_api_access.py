@@ -1,7 +1,7 @@
 """Every route asks for a key whose role is sufficient; what no table mentions is refused."""
 
 import re
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 import httpx
@@ -29,9 +29,8 @@ def served_routes(app: FastAPI) -> set[tuple[str, str]]:
     documented = {(method.upper(), path) for path, methods in app.openapi()["paths"].items() for method in methods}
     # FastAPI keeps the routes of an included router in contexts.
     own = [route for route in app.routes if isinstance(route, Route)]
-    included = [
-        one for router in app.routes if router not in own for one in cast("Any", router).effective_route_contexts()
-    ]
+    routers: list[Any] = [router for router in app.routes if router not in own]
+    included = [route for router in routers for route in router.effective_route_contexts()]
     added = {(method, route.path) for route in (*own, *included) for method in route.methods or () if method != "HEAD"}
     hot = {(method, path.pattern.replace(_ID, "{id}")) for method, path, _ in HOT_ROUTES}
     return {(method, re.sub(r"\{[^}]*\}", "{}", path)) for method, path in documented | added | hot}
@@ -98,8 +97,11 @@ async def test_route_that_is_not_in_the_table_is_not_reached(fake: FakeServices)
         assert (await client.get("/forgotten")).status_code == 404
 
 
-async def test_method_that_a_path_does_not_have_is_told_to_users_only(client: httpx.AsyncClient) -> None:
+async def test_method_that_a_path_does_not_have_is_told_to_its_users(
+    client: httpx.AsyncClient,
+) -> None:
     assert (await send(client, "PUT", f"{V1}/volumes", {})).status_code == 401
+    assert (await send(client, "PUT", "/healthz", {})).status_code == 405
     response = await send(client, "PUT", f"{V1}/volumes", bearer(Role.VIEWER))
     assert (response.status_code, response.headers["allow"]) == (405, "GET, POST")
 

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from domain.errors import TooManyHeldRequests
 
 #: Maximum number of held requests in one process, and of one caller.
-_MAX_HELD, _MAX_PER_CALLER = 500, 20
+_MAX_HELD, _MAX_PER_CALLER = 500, 100
 #: Seconds after which a stream of events ends, and the client opens the next one.
 MAX_STREAM_SECONDS: Final = 3600.0
 

@@ -10,7 +10,7 @@ from arena import Arena
 from contestants import Cistern, until_done
 from http_load import LoadResult, get, post, run_load
 from pacing import Pacing
-from servers import MIB, Server, serving
+from servers import BEARER, MIB, Server, serving
 
 #: More volumes or jobs than any API here can accept in one second.
 MAX_PER_SECOND: Final = 5_000
@@ -77,5 +77,5 @@ async def _polls(cistern: Cistern, server: Server, state: str, pacing: Pacing) -
 
 
 async def _tags(server: Server, paths: Sequence[str]) -> list[str]:
-    async with httpx.AsyncClient(base_url=server.address) as http:
+    async with httpx.AsyncClient(base_url=server.address, headers=BEARER) as http:
         return [(await http.get(path)).headers["ETag"] for path in paths]

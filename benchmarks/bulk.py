@@ -20,7 +20,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import httpx
-from servers import MIB, api, insert_volumes, private_settings, wait_for_workers, worker
+from servers import BEARER, MIB, api, insert_volumes, private_settings, wait_for_workers, worker
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
@@ -217,7 +217,7 @@ async def _exclude_from_bulk(services: Services, count: int) -> Sequence[UUID]:
 async def _singles(services: Services, address: str, volume_ids: Sequence[UUID], bulk: Job) -> list[float]:
     """Expand one volume after the other until the bulk job ends; return the seconds that each took."""
     seconds: list[float] = []
-    async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60) as http:
+    async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60, headers=BEARER) as http:
         for volume_id in itertools.cycle(volume_ids):
             if (await services.jobs.get(bulk.id)).ended:
                 return seconds

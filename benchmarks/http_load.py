@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from arena import cpu_seconds
-from servers import HERE, Server
+from servers import BEARER, HERE, Server
 
 CONNECTIONS: Final = 32
 
@@ -60,14 +60,14 @@ async def run_load(server: Server, requests: Sequence[str], status: int, seconds
 
 def get(path: str, headers: Mapping[str, str] | None = None) -> str:
     """Return a GET request as text."""
-    return "\r\n".join([f"GET {path} HTTP/1.1", "Host: localhost", *_lines(headers or {}), "", ""])
+    return "\r\n".join([f"GET {path} HTTP/1.1", "Host: localhost", *_lines(BEARER | dict(headers or {})), "", ""])
 
 
 def post(path: str, body: Mapping[str, object]) -> str:
     """Return a POST request with a JSON body as text."""
     content = json.dumps(body)
     headers = {"Content-Type": "application/json", "Content-Length": str(len(content))}
-    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: localhost", *_lines(headers), "", content])
+    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: localhost", *_lines(BEARER | headers), "", content])
 
 
 def _lines(headers: Mapping[str, str]) -> list[str]:

@@ -19,7 +19,7 @@ from arena import Arena, cpu_seconds
 from contestants import Cistern, PeerFailed, PeerInRace, Stuck, until_done
 from pacing import Pacing
 from peers.peer import PAUSES
-from servers import MIB, serving
+from servers import BEARER, MIB, serving
 
 WARM: Final = 20
 #: Times in ns: the request was sent, the response arrived, and the work began.
@@ -87,7 +87,7 @@ async def _of_cistern(arena: Arena, pacing: Pacing) -> Pickup:
         await until_done(cistern, WARM)
         idle = await idle_share(process, pacing.idle_seconds)
         volumes = await cistern.volumes(pacing.samples)
-        async with httpx.AsyncClient(base_url=server.address) as http:
+        async with httpx.AsyncClient(base_url=server.address, headers=BEARER) as http:
             times = await trickle(http, volumes)
         await until_done(cistern, pacing.samples)
     begun = begun_times(journal)

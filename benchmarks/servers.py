@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import asyncpg
 import httpx
 from sqlalchemy import text
 
+from domain.access.secret import new_secret
 from domain.db.database import Database
 from domain.db.migrations import migrate
 from domain.embedded import EmbeddedServers, temporary_data_dir
@@ -27,6 +29,9 @@ HERE: Final = Path(__file__).parent
 #: The drivers with delays and journals, made importable in this process and in those that it starts.
 DRIVERS: Final = HERE.parent / "tests" / "support" / "drivers"
 sys.path.append(str(DRIVERS))
+_SECRET: Final = new_secret()
+#: The header with the key that all benchmarks send.
+BEARER: Final = {"Authorization": f"Bearer {_SECRET.text}"}
 os.environ["PYTHONPATH"] = os.pathsep.join((str(HERE), str(DRIVERS)))
 
 
@@ -35,12 +40,24 @@ def private_settings(**overrides: Any) -> Iterator[Settings]:
     """Run PostgreSQL and Redis for the duration of the block, with the same durability settings as in production."""
     with temporary_data_dir() as data_dir, EmbeddedServers(data_dir) as servers:
         migrate(servers.database_url)
+        asyncio.run(add_key(servers.database_url))
         yield Settings(
             database_url=servers.database_url,
             redis_url=servers.redis_url,
             _env_file=None,
             **({"backends": {"local": "null:"}} | overrides),
         )
+
+
+async def add_key(url: str) -> None:
+    """Insert the key that all benchmarks send."""
+    connection = await asyncpg.connect(url.replace("postgresql+asyncpg", "postgresql"))
+    try:
+        columns = "(id, public_id, digest, name, role)"
+        insert = f"INSERT INTO api_keys {columns} VALUES (gen_random_uuid(), $1, $2, 'benchmark', 'system')"  # noqa: S608
+        await connection.execute(insert, *_SECRET.proof)
+    finally:
+        await connection.close()
 
 
 @contextmanager

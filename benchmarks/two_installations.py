@@ -29,7 +29,7 @@ from uuid import UUID
 import asyncpg
 import httpx
 from pickup import begun_times, trickle
-from servers import MIB, api, insert_volumes, private_settings, vacuum, wait_for_workers, worker
+from servers import BEARER, MIB, add_key, api, insert_volumes, private_settings, vacuum, wait_for_workers, worker
 from sqlalchemy import text
 
 from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
@@ -70,6 +70,7 @@ def main() -> None:
         asyncio.run(_create_database(settings))
         other = settings.model_copy(update={"database_url": settings.database_url.replace("/cistern?", "/other?")})
         migrate(other.database_url)
+        asyncio.run(add_key(other.database_url))
         results = asyncio.run(_measure(settings, other, *((1, 10, 1_000) if quick else (10, 40, 5_000))))
     print("\n| the other installation | pick-up p50, ms | p90, ms | bulk, s | ratios to alone |\n|---|---|---|---|---|")
     for name, rounds in results.items():
@@ -121,7 +122,7 @@ async def _measure(
 
 async def _pickups(address: str, volumes: Sequence[str], journal: Path) -> list[float]:
     await asyncio.to_thread(os.truncate, journal, 0)
-    async with httpx.AsyncClient(base_url=address) as http:
+    async with httpx.AsyncClient(base_url=address, headers=BEARER) as http:
         times = await trickle(http, volumes)
     while True:
         begun = await asyncio.to_thread(begun_times, journal)
@@ -176,7 +177,7 @@ async def _idle(other: Services) -> AsyncIterator[None]:
 @asynccontextmanager
 async def _busy(other: Services) -> AsyncIterator[None]:
     async def post_forever(address: str, volumes: Sequence[str]) -> None:
-        async with httpx.AsyncClient(base_url=address) as http:
+        async with httpx.AsyncClient(base_url=address, headers=BEARER) as http:
             for volume in itertools.cycle(volumes):
                 (await http.post(f"/api/v1/volumes/{volume}/expand", json={"by": MIB})).raise_for_status()
                 await asyncio.sleep(PAUSE)

@@ -65,7 +65,7 @@ class EmbeddedServers:
         Raises:
             ConfigurationError: the directory or a server cannot be used; the message is one line.
         """
-        if os.geteuid() == 0:
+        if os.geteuid() == 0 and (self._runs_postgres or self._runs_redis):
             refuse_impassable(self.data_dir)
         self._directory.claim()
         self._owner_pid = os.getpid()

@@ -17,6 +17,7 @@ import pytest
 from api.main import create_app
 from domain.services import Services
 from tests.integration.job_builders import a_queued_expand, set_job
+from tests.support.keys import BEARER
 from tests.support.servers import serving
 
 #: nginx gives up a response that sends nothing for so long, 60 seconds by default. FastAPI sends a comment every 15
@@ -92,7 +93,7 @@ async def test_idle_stream_stays_open_behind_nginx_and_an_event_arrives_at_once(
     proxy: Proxy, services: Services
 ) -> None:
     job = await a_queued_expand(services)
-    async with httpx.AsyncClient(base_url=proxy.address, timeout=30) as http:
+    async with httpx.AsyncClient(base_url=proxy.address, timeout=30, headers=BEARER) as http:
         await until_ready(http)
         async with http.stream("GET", f"/api/v1/jobs/{job.id}/events") as response:
             lines = response.aiter_lines()

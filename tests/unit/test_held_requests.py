@@ -50,7 +50,7 @@ def test_five_hundred_requests_are_held_in_all() -> None:
     held = HeldRequests()
     with ExitStack() as stack:
         for number in range(500):
-            stack.enter_context(held.hold(f"caller-{number // 20}"))
+            stack.enter_context(held.hold(f"caller-{number // 100}"))
         for caller in ("another", None):
             with pytest.raises(TooManyHeldRequests), held.hold(caller):
                 pass
@@ -62,9 +62,9 @@ def test_five_hundred_requests_are_held_in_all() -> None:
 def test_twenty_requests_of_one_caller_are_held() -> None:
     held = HeldRequests()
     with ExitStack() as stack:
-        for _ in range(20):
+        for _ in range(100):
             stack.enter_context(held.hold("one"))
-        with pytest.raises(TooManyHeldRequests, match="20 requests of yours"), held.hold("one"):
+        with pytest.raises(TooManyHeldRequests, match="100 requests of yours"), held.hold("one"):
             pass
         with held.hold("another"), held.hold(None):
             pass

@@ -120,15 +120,14 @@ class _Response:
 async def _refusal(scope: Scope) -> Response | None:
     """Return the response to a request that may not pass; set the principal of one that may."""
     services: Services = scope["app"].state.services
-    request = Request(scope)
     if refusal := site_refusal(scope, services.settings.hosts):
-        return problem_response(request, *refusal)
+        return problem_response(Request(scope), *refusal)
     try:
         scope["state"]["principal"] = await admit(scope, services.keys)
     except AccessRefused as error:
-        return await render_access_refused(request, error)
+        return await render_access_refused(Request(scope), error)
     except DatabaseUnavailable as error:
-        return await render_error(request, error)
+        return await render_error(Request(scope), error)
     return None
 
 

@@ -27,16 +27,12 @@ class Role(StrEnum):
     OWNER = "owner"
     SYSTEM = "system"
 
-    @property
-    def rank(self) -> int:
-        """Position in the order of the roles."""
-        return list(Role).index(self)
-
     def includes(self, other: "Role") -> bool:
         """Return whether this role may do what the other one may."""
-        return self.rank >= other.rank
+        return _RANKS[self] >= _RANKS[other]
 
 
+_RANKS: Final = {role: rank for rank, role in enumerate(Role)}
 _ROLES: Final = ", ".join(f"'{role}'" for role in Role)
 
 

@@ -8,6 +8,7 @@ import hashlib
 import re
 import secrets
 import zlib
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 _DIGITS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -41,6 +42,7 @@ def new_secret() -> Secret:
     return Secret(text, Proof(public_id, _digest(text)))
 
 
+@lru_cache(maxsize=1024)
 def proof_of(text: str) -> Proof | None:
     """Return the proof of a key; None if the text is no key, or was mistyped."""
     match = _KEY.fullmatch(text)

@@ -25,7 +25,7 @@ _V1: Final[Mapping[str, Mapping[str, Role]]] = {
     "/volumes/{}": {"GET": _VIEWER, "PATCH": _OPERATOR, "DELETE": _OWNER},
     "/volumes/{}/expand": {"POST": _OPERATOR},
     "/volumes/{}/snapshots": {"GET": _VIEWER, "POST": _OPERATOR},
-    "/volumes/expand": {"POST": _VIEWER},  # a dry run; the route asks for an owner if it is none
+    "/volumes/expand": {"POST": _VIEWER},  # the route requires an owner unless it is a dry run
     "/volumes/snapshots": {"POST": _OWNER},
     "/snapshots": {"GET": _VIEWER},
     "/snapshots/{}": {"GET": _VIEWER, "DELETE": _OWNER},
@@ -35,7 +35,7 @@ _V1: Final[Mapping[str, Mapping[str, Role]]] = {
     "/jobs/{}/events": {"GET": _VIEWER},
     "/jobs/{}/items": {"GET": _VIEWER},
     "/jobs/{}/cancel": {"POST": _OPERATOR},
-    "/jobs/{}/retry": {"POST": _OPERATOR},  # the route asks for the role that the retried request needs
+    "/jobs/{}/retry": {"POST": _OPERATOR},  # the route requires the role of the retried request
     "/schedules": {"GET": _VIEWER, "POST": _OWNER},
     "/schedules/{}": {"GET": _VIEWER, "PATCH": _OWNER, "DELETE": _OWNER},
     "/schedules/{}/runs": {"GET": _VIEWER},
@@ -56,7 +56,7 @@ _V0: Final[Mapping[str, Mapping[str, Role]]] = {
     "/snapshots/{}": {"GET": _VIEWER, "DELETE": _OWNER},
     "/snapshots/{}/restore": {"POST": _OWNER},
 }
-#: Routes that say nothing about volumes and that whoever may connect can read.
+#: Routes without any data of users, open to every client.
 _WITHOUT_KEY: Final = (
     *("/healthz", "/readyz", "/problems", "/problems/{}", "/openapi.json", "/docs"),
     *("/docs/swagger-ui-bundle.js", "/docs/docs.js", "/docs/swagger-ui.css", "/docs/favicon-32x32.png"),
@@ -68,8 +68,6 @@ ROUTES: Final[Mapping[str, Mapping[str, Role | None]]] = {
     **{V1_PATH + path: roles for path, roles in _V1.items()},
     **{V0_PATH + path: roles for path, roles in _V0.items()},
 }
-
-
 #: The rows, fixed paths before those with parameters: the first that matches counts.
 _ROWS: Final = sorted(ROUTES, key=lambda path: path.count("{}"))
 #: One expression for all rows, whose groups are in their order: looking at them one by one takes 20 microseconds.

@@ -17,8 +17,8 @@ from uuid_utils.compat import uuid7
 
 from api.access import AccessRefused, admit
 from api.body_limits import max_body_kib
-from api.error_handlers import internal_error, render_access_refused, render_error
-from api.problems import problem_response
+from api.error_handlers import internal_error, render_access_refused
+from api.problems import problem_response, type_of
 from api.security_headers import with_security_headers
 from api.sites import site_refusal
 from domain.errors import ConfigurationError, DatabaseUnavailable, Unavailable
@@ -126,8 +126,8 @@ async def _refusal(scope: Scope) -> Response | None:
         scope["state"]["principal"] = await admit(scope, services.keys)
     except AccessRefused as error:
         return await render_access_refused(Request(scope), error)
-    except DatabaseUnavailable as error:
-        return await render_error(Request(scope), error)
+    except DatabaseUnavailable as error:  # unlike one of a route, it comes before anything can have been accepted
+        return problem_response(Request(scope), type_of(DatabaseUnavailable), error.message)
     return None
 
 

@@ -149,12 +149,8 @@ async def read_queue_keys(settings: Settings) -> QueueKeys:
         ConfigurationError, DatabaseUnavailable: as `open_services`.
     """
     open_backends(settings)
-    database = Database(settings.database_url, pool_size=1, timeout=settings.database_timeout_seconds)
-    try:
-        await database.require_migrated()
+    async with _open_database(settings) as database:
         return QueueKeys.of(await database.installation())
-    finally:
-        await database.close()
 
 
 @asynccontextmanager
@@ -181,10 +177,17 @@ async def open_keys(settings: Settings) -> AsyncIterator[KeyService]:
         ConfigurationError, DatabaseUnavailable: as `open_services`.
     """
     require_database(settings)
+    async with _open_database(settings) as database:
+        yield KeyService(database)
+
+
+@asynccontextmanager
+async def _open_database(settings: Settings) -> AsyncIterator[Database]:
+    """Open a migrated database alone, for a command."""
     database = Database(settings.database_url, pool_size=1, timeout=settings.database_timeout_seconds)
     try:
         await database.require_migrated()
-        yield KeyService(database)
+        yield database
     finally:
         await database.close()
 

@@ -62,6 +62,7 @@ class KeyService:
         self._cache: dict[bytes, _Cached] = {}
         self._reads = Batcher(self._read_batch, max_batch=_MAX_BATCH, fails_all=failed_transiently)
         self._used: set[UUID] = set()
+        self._any = False
 
     async def authenticate(self, text: str) -> Principal | None:
         """Return who a key stands for; None if there is no such key, or it is revoked or has expired.
@@ -90,9 +91,11 @@ class KeyService:
         return cached.principal
 
     async def any(self) -> bool:
-        """Return whether there is a key."""
-        async with self._database.transaction() as session:
-            return await KeyRepository(session).any()
+        """Return whether there has been a key. Once there has, a request without one costs no query."""
+        if not self._any:
+            async with self._database.transaction() as session:
+                self._any = await KeyRepository(session).any()
+        return self._any
 
     async def list_keys(self, request: PageRequest) -> Page[ApiKey]:
         """List keys, newest first.

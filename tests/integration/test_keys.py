@@ -206,3 +206,15 @@ async def test_wait_for_the_end_of_a_key_ends_when_it_is_revoked_elsewhere(
     await services.keys.revoke(created.key.id)
 
     await asyncio.wait_for(waiting, 10)
+
+
+async def test_requests_without_a_key_cost_no_query_once_there_is_one(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await services.keys.any()
+
+    async def fail(*_: object) -> None:
+        raise DatabaseUnavailable
+
+    monkeypatch.setattr(KeyRepository, "any", fail)
+    assert await services.keys.any()

@@ -44,6 +44,27 @@ def test_table_has_exactly_the_routes_that_are_served() -> None:
     assert served_routes(create_app(FakeServices().factory())) == listed_routes()
 
 
+def test_roles_follow_from_what_a_route_does() -> None:
+    """The table is written by hand; this is the rule behind it, so that no row is too weak unnoticed."""
+    for path, roles in ROUTES.items():
+        for method, role in roles.items():
+            if not path.startswith("/api/"):
+                expected = None
+            elif path.startswith((f"{V1}/keys", f"{V1}/audit")):
+                expected = Role.SYSTEM
+            elif method == "GET" or (method, path) == ("POST", f"{V1}/volumes/expand"):
+                expected = Role.VIEWER
+            elif (
+                method == "DELETE"
+                or "/schedules" in path
+                or path.endswith(("/restore", "/volumes/expand", "/volumes/snapshots"))
+            ):
+                expected = Role.OWNER
+            else:
+                expected = Role.OPERATOR
+            assert role is expected, (method, path)
+
+
 def spellings(path: str) -> list[str]:
     """Return a path as clients may write it: plain, and with characters encoded that need not be."""
     path = path.replace("{}", SOME_ID)
@@ -160,6 +181,8 @@ async def test_key_that_cannot_be_looked_up_is_a_503(fake: FakeServices, client:
 
     assert (response.status_code, response.json()["code"]) == (503, "database-unavailable")
     assert (await send(client, "GET", "/healthz", {})).status_code == 200
+    refused = await client.post(f"{V1}/volumes", json={"name": "a", "size": 4096})
+    assert (refused.status_code, "may have been accepted" in refused.json()["detail"]) == (503, False)
 
 
 async def test_refusal_names_both_roles(client: httpx.AsyncClient) -> None:

@@ -157,7 +157,7 @@ class AcceptedResponse:
         if self._wait_seconds is None:
             return job
         await wait_for_end(self._request, self._services, job.id, self._wait_seconds)
-        job = await self._services.jobs.get(job.id)
+        job = await self._services.jobs.get(job.id, project_id=job.project_id)
         self._headers["Preference-Applied"] = f"wait={self._wait_seconds}"
         return job
 

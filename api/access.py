@@ -5,19 +5,24 @@ A route that is not in the table is refused, so that none can be reached by bein
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from starlette.types import Scope
 
 from api.dependencies import V0_PATH, V1_PATH
-from api.problems import KEY_INVALID, KEY_MISSING, NO_KEYS, ROLE_INSUFFICIENT, ProblemType, http_type
+from api.problems import KEY_INVALID, KEY_MISSING, NO_KEYS, ROLE_INSUFFICIENT, ProblemType, http_type, type_of
 from domain.access.model import Principal, Role
 from domain.access.service import KeyService
-from domain.errors import CisternError
+from domain.errors import CisternError, ProjectNotFound
 from domain.jobs.kinds import JobKind
+from domain.projects.service import ProjectService
 
 #: The name of the scheme in the OpenAPI document.
 SECURITY_SCHEME: Final = "key"
+
+#: Names the project that a request of a system key acts in.
+PROJECT_HEADER: Final = b"cistern-project"
 
 _VIEWER, _OPERATOR, _OWNER, _SYSTEM = Role
 _V1: Final[Mapping[str, Mapping[str, Role]]] = {
@@ -42,9 +47,11 @@ _V1: Final[Mapping[str, Mapping[str, Role]]] = {
     "/schedules/{}/run": {"POST": _OWNER},
     "/backends": {"GET": _VIEWER},
     "/audit": {"GET": _SYSTEM},
-    "/keys": {"GET": _SYSTEM, "POST": _SYSTEM},
-    "/keys/{}": {"DELETE": _SYSTEM},
-    "/keys/{}/rotate": {"POST": _SYSTEM},
+    "/projects": {"GET": _VIEWER, "POST": _SYSTEM},
+    "/projects/{}": {"GET": _VIEWER, "PATCH": _SYSTEM},
+    "/keys": {"GET": _OWNER, "POST": _OWNER},  # the route requires the role of the new key
+    "/keys/{}": {"DELETE": _OWNER},
+    "/keys/{}/rotate": {"POST": _OWNER},
 }
 _V0: Final[Mapping[str, Mapping[str, Role]]] = {
     "/volumes": {"GET": _VIEWER, "POST": _OPERATOR},
@@ -89,11 +96,12 @@ class AccessRefused(CisternError):
         self.problem = problem
 
 
-async def admit(scope: Scope, keys: KeyService) -> Principal | None:
+async def admit(scope: Scope, keys: KeyService, projects: ProjectService) -> Principal | None:
     """Return who the request acts for; None if the route needs no key, and none is given.
 
     Raises:
-        AccessRefused: there is no such route, no valid key, or the key's role is not sufficient.
+        AccessRefused: there is no such route, no valid key, the key's role is not sufficient, or there is no such
+            project for it.
         DatabaseUnavailable: the key cannot be looked up.
     """
     roles = _roles_of(scope["path"])
@@ -113,7 +121,21 @@ async def admit(scope: Scope, keys: KeyService) -> Principal | None:
     if principal is None:
         raise AccessRefused(KEY_INVALID, "The key is unknown, revoked or expired.")
     require_role(principal, needed)
-    return principal
+    return await _in_named_project(scope, principal, projects)
+
+
+async def _in_named_project(scope: Scope, principal: Principal, projects: ProjectService) -> Principal:
+    """Return the principal in the project that the request names; a system key may name any."""
+    named = next((value for name, value in scope["headers"] if name == PROJECT_HEADER), None)
+    if named is None:
+        return principal
+    name = named.decode("latin-1")
+    if name == principal.project.name:
+        return principal
+    project = await projects.find(name) if principal.role is Role.SYSTEM else None
+    if project is None:
+        raise AccessRefused(type_of(ProjectNotFound), f"There is no project named {name!r} for this key.")
+    return replace(principal, project=project)
 
 
 def require_role(principal: Principal, needed: Role | None) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from typing import Annotated, Final, cast
+from uuid import UUID
 
 from fastapi import Depends, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
@@ -34,10 +35,20 @@ async def _principal(request: Request) -> Principal:
 PrincipalDep = Annotated[Principal, Depends(_principal)]
 
 
+async def _project_id(principal: PrincipalDep) -> UUID:
+    return principal.project.id
+
+
+#: The project in which the request reads; changes have an `ActorDep` or an origin.
+ProjectDep = Annotated[UUID, Depends(_project_id)]
+
+
 def actor_of(scope: Scope, principal: Principal) -> Actor:
-    """Return who sends a request, for the audit log."""
-    peer = scope.get("client")
-    return Actor(principal.name, principal.key_id, scope["state"]["request_id"], peer[0] if peer else None)
+    """Return who sends a request, and for which project."""
+    peer, project = scope.get("client"), principal.project
+    address = peer[0] if peer else None
+    request_id = scope["state"]["request_id"]
+    return Actor(principal.name, principal.key_id, request_id, address, project.id, project.is_limited)
 
 
 async def _actor(request: Request, principal: PrincipalDep) -> Actor:

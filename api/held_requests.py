@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Final
+from uuid import UUID
 
 from starlette.requests import Request
 
@@ -22,11 +23,11 @@ class HeldRequests:
     """The held requests of one process."""
 
     def __init__(self) -> None:
-        self._held = Counter[str | None]()
+        self._held = Counter[UUID | None]()
 
     @contextmanager
-    def hold(self, caller: str | None) -> Iterator[None]:
-        """Count a request as held for the duration of the block; ``caller`` is None if nobody knows who asks.
+    def hold(self, caller: UUID | None) -> Iterator[None]:
+        """Count a request as held for the duration of the block; ``caller`` is its key, None if nobody knows who asks.
 
         Requests of unknown callers are limited only in all: they may come from anybody.
 
@@ -54,4 +55,4 @@ def holding(request: Request) -> AbstractContextManager[None]:
     """
     held: HeldRequests = request.app.state.held_requests
     principal = getattr(request.state, "principal", None)
-    return held.hold(None if principal is None else principal.name)
+    return held.hold(None if principal is None else principal.key_id)

@@ -21,7 +21,7 @@ from api.middleware import Gate
 from api.openapi import document
 from api.v0 import snapshots as v0_snapshots
 from api.v0 import volumes as v0_volumes
-from api.v1 import audit, backends, bulk, jobs, keys, schedules, snapshots, volumes
+from api.v1 import audit, backends, bulk, jobs, keys, projects, schedules, snapshots, volumes
 from api.v1.hot_routes import HotRoutes
 from api.v1.job_cache import EndedJobCache
 from domain.early_stop import end_at_once
@@ -102,7 +102,7 @@ def create_app(services_factory: ServicesFactory = services_from_environment) ->
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
-    for v1 in (bulk, volumes, snapshots, jobs, schedules, backends, keys, audit):
+    for v1 in (bulk, volumes, snapshots, jobs, schedules, backends, projects, keys, audit):
         app.include_router(v1.router, prefix=V1_PATH)
     for v0 in (v0_volumes, v0_snapshots):
         app.include_router(v0.router, prefix=V0_PATH)

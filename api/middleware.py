@@ -123,7 +123,7 @@ async def _refusal(scope: Scope) -> Response | None:
     if refusal := site_refusal(scope, services.settings.hosts):
         return problem_response(Request(scope), *refusal)
     try:
-        scope["state"]["principal"] = await admit(scope, services.keys)
+        scope["state"]["principal"] = await admit(scope, services.keys, services.projects)
     except AccessRefused as error:
         return await render_access_refused(Request(scope), error)
     except DatabaseUnavailable as error:  # unlike one of a route, it comes before anything can have been accepted

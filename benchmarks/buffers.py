@@ -19,6 +19,7 @@ from servers import private_settings, vacuum
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from domain.db.base import DEFAULT_PROJECT
 from domain.db.database import Database
 from domain.jobs.model import JobMessage
 from domain.jobs.states import JobStatus
@@ -117,7 +118,9 @@ def steps(batch: Sequence[tuple[UUID, UUID]]) -> dict[str, Step]:
         await settle(session)
 
     def listing(before: UUID | None = None, **filters: Any) -> Step:
-        return lambda session: JobRepository(session).page(JobFilter(**filters), before=before, limit=50)
+        return lambda session: JobRepository(session).page(
+            JobFilter(**filters), DEFAULT_PROJECT, before=before, limit=50
+        )
 
     return {
         f"claim {BATCH}": claim,

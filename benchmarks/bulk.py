@@ -26,6 +26,7 @@ from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
 from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
 from domain.bulk.requests import Selection
+from domain.db.base import DEFAULT_PROJECT
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
@@ -115,7 +116,7 @@ async def _bulk(services: Services, max_concurrent: int) -> float:
     job = await services.bulk.request(BulkExpandRequest(GROWTH, max_concurrent=max_concurrent))
     await services.watcher.ended(job.id, 3600)
     seconds = time.monotonic() - began
-    job = await services.jobs.get(job.id)
+    job = await services.jobs.get(job.id, project_id=DEFAULT_PROJECT)
     if job.succeeded != job.total:
         raise RuntimeError(f"{job.succeeded} of {job.total} volumes were expanded: {job.error}")
     return seconds
@@ -219,7 +220,7 @@ async def _singles(services: Services, address: str, volume_ids: Sequence[UUID],
     seconds: list[float] = []
     async with httpx.AsyncClient(base_url=f"{address}/api/v1", timeout=60, headers=BEARER) as http:
         for volume_id in itertools.cycle(volume_ids):
-            if (await services.jobs.get(bulk.id)).ended:
+            if (await services.jobs.get(bulk.id, project_id=DEFAULT_PROJECT)).ended:
                 return seconds
             began = time.monotonic()
             body = {"by": MIB}

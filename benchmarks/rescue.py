@@ -23,6 +23,7 @@ from uuid import UUID
 from servers import MIB, private_settings, worker
 from sqlalchemy import select
 
+from domain.db.base import DEFAULT_PROJECT
 from domain.jobs.model import Worker
 from domain.services import Services, open_services
 from domain.settings import Settings
@@ -71,7 +72,7 @@ async def kill_and_time(services: Services, job_id: UUID, victim: subprocess.Pop
     await asyncio.sleep(random.uniform(0, services.settings.lease_seconds / 3))  # noqa: S311
     victim.kill()
     killed = time.monotonic()
-    while (await services.jobs.get(job_id)).attempt < 2:  # noqa: PLR2004 (the second claim)
+    while (await services.jobs.get(job_id, project_id=DEFAULT_PROJECT)).attempt < 2:  # noqa: PLR2004 (the second claim)
         await asyncio.sleep(0.01)
     return time.monotonic() - killed
 
@@ -79,7 +80,7 @@ async def kill_and_time(services: Services, job_id: UUID, victim: subprocess.Pop
 async def wait_for_holders(services: Services, job_ids: list[UUID]) -> dict[UUID, int]:
     """Wait until all these jobs are running, and return the process that holds each."""
     while True:
-        jobs = [await services.jobs.get(job_id) for job_id in job_ids]
+        jobs = [await services.jobs.get(job_id, project_id=DEFAULT_PROJECT) for job_id in job_ids]
         processes = await pids(services)
         if all(job.worker_id in processes for job in jobs):
             return {job.id: processes[job.worker_id] for job in jobs if job.worker_id}

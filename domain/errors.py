@@ -5,11 +5,12 @@ CisternError
 ├── MigrationFailed             the schema is unchanged
 ├── Refused                     the request cannot be carried out; PreconditionFailed, TooManyDryRuns,
 │   │                           TooManyHeldRequests
-│   ├── NotFound                VolumeNotFound, SnapshotNotFound, JobNotFound, ScheduleNotFound, KeyNotFound
+│   ├── NotFound                VolumeNotFound, SnapshotNotFound, JobNotFound, ScheduleNotFound, KeyNotFound,
+│   │                           ProjectNotFound
 │   ├── Invalid                 ShrinkRefused, SizeLimitExceeded, UnknownBackend, BadCursor, IdempotencyKeyReused
 │   └── Conflict                VolumeBusy, VolumeUnusable, NameTaken, JobEnded, JobNotRetryable, JobIsChild,
 │                            VolumeHasSnapshots, SnapshotBusy, SnapshotUnusable, ScheduleBusy,
-│                            BackendOvercommitted
+│                            BackendOvercommitted, QuotaExceeded, ScheduleOwnerGone
 ├── Unavailable                 DatabaseUnavailable: retry in a moment
 └── StorageError                a storage driver failed (tree in domain/storage/errors.py)
 """
@@ -81,6 +82,12 @@ class KeyNotFound(NotFound):
     """There is no key with this id."""
 
     code = "key-not-found"
+
+
+class ProjectNotFound(NotFound):
+    """There is no project with this id."""
+
+    code = "project-not-found"
 
 
 class ScheduleNotFound(NotFound):
@@ -232,6 +239,19 @@ class BackendOvercommitted(Conflict):
     code = "backend-overcommitted"
 
 
+class QuotaExceeded(Conflict):
+    """A limit of the project does not allow it.
+
+    ``details`` has the name of the limit (``quota``), what is ``left`` of it, and what was ``requested``.
+    """
+
+    code = "quota-exceeded"
+
+    def __init__(self, *, quota: str, left: int, requested: int) -> None:
+        message = f"The project's limit {quota!r} leaves room for {left}; {requested} were requested."
+        super().__init__(message, quota=quota, left=left, requested=requested)
+
+
 class ScheduleBusy(Conflict):
     """The job of the previous run is still active.
 
@@ -239,6 +259,19 @@ class ScheduleBusy(Conflict):
     """
 
     code = "schedule-busy"
+
+
+class ScheduleOwnerGone(Conflict):
+    """The owner of the schedule has no valid key with the role owner.
+
+    Whoever changes the schedule becomes its owner.
+    """
+
+    code = "schedule-owner-gone"
+
+    def __init__(self, *, owner: str) -> None:
+        message = f"{owner!r}, who owns the schedule, has no valid key with the role 'owner'. Change the schedule with"
+        super().__init__(f"{message} another key to take it over.", owner=owner)
 
 
 class JobNotRetryable(Conflict):

@@ -25,6 +25,7 @@ from domain.operations import (
     source_of,
     volume_of,
 )
+from domain.projects.quota import Room
 from domain.snapshots.repository import SnapshotRelease, SnapshotRepository, refuse_if_it_has_snapshots
 from domain.storage.backends import Backends
 from domain.storage.context import Grant
@@ -101,19 +102,23 @@ class OperationHandler(JobHandler):
             if self._operation.overwrites and stored.version > job.fence.version:
                 await JobRepository(session).cancel_next_attempt(job.id, _OVERTAKEN)
 
-    async def retry(self, session: AsyncSession, ended: Job) -> Job:
+    async def retry(self, session: AsyncSession, ended: Job, room: Room) -> Job:
         """Acquire the volume and snapshot of an ended job again, for a new job."""
-        operation, job_id = self._operation, uuid7()
+        operation, project_id, job_id = self._operation, ended.project_id, uuid7()
+        volumes, snapshots = VolumeRepository(session), SnapshotRepository(session)
         volume = snapshot = None
         if operation.snapshot is not None:
-            await SnapshotRepository(session).get(snapshot_of(ended))  # if it is gone, no later retry will succeed
+            await snapshots.get(snapshot_of(ended), project_id)  # if it is gone, no later retry will succeed
         if operation.volume is not None:
-            volume = await VolumeRepository(session).acquire(volume_of(ended), operation.volume.busy, job_id)
+            volume = await volumes.acquire(volume_of(ended), project_id, operation.volume.busy, job_id)
             if operation.volume.success is None:
                 await refuse_if_it_has_snapshots(session, volume.id)
         params = operation.retry_params(ended.params, None if volume is None else volume.size)
+        if volume is not None and "to_size" in params:
+            volume.growing_to = params["to_size"]
+            room.take(bytes=params["to_size"] - volume.size)
         if operation.snapshot is not None:
-            snapshot = await SnapshotRepository(session).acquire(snapshot_of(ended), operation.snapshot.busy, job_id)
+            snapshot = await snapshots.acquire(snapshot_of(ended), project_id, operation.snapshot.busy, job_id)
             if operation.publishes is Published.SNAPSHOT:
                 snapshot.size = params.get("size", snapshot.size)
         columns = {"backend": ended.backend, **retry_columns(ended)}

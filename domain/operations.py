@@ -92,6 +92,10 @@ class AcquiredRow(Protocol):
         """Its id."""
 
     @property
+    def project_id(self) -> UUID:
+        """Its project, which is that of the job."""
+
+    @property
     def version(self) -> int:
         """Its version, from which the fence is made."""
 
@@ -140,7 +144,8 @@ def job_for(
         params = {**params, "of_volume": str(snapshot.volume_id)}
         columns |= {"snapshot_id": snapshot.id}
     params = {**params, "fence_version": published.version}
-    return new_job(kind, params, max_attempts=max_attempts, job_id=published.job_id, **columns)
+    columns |= {"project_id": published.project_id, "job_id": published.job_id}
+    return new_job(kind, params, max_attempts=max_attempts, **columns)
 
 
 def volume_of(job: Job | ClaimedJob) -> UUID:

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.access.service import KeyService
+from domain.access.service import KeyService, may_own_schedules
 from domain.audit.repository import PRUNE_BATCH, prune_entries
 from domain.audit.service import AuditLog
 from domain.bulk.expand import ExpandOperation
@@ -34,6 +34,7 @@ from domain.jobs.watcher import Watcher
 from domain.maintenance_tasks import MaintenanceTask, MaintenanceTasks
 from domain.operation_handler import OperationHandler
 from domain.operations import OPERATIONS
+from domain.projects.service import ProjectService
 from domain.schedules.actions import Actions
 from domain.schedules.repository import any_due, prune_runs
 from domain.schedules.runner import ScheduleRunner
@@ -68,6 +69,7 @@ class Services:
     registry: BackendRegistry
     directory: BackendDirectory
     keys: KeyService
+    projects: ProjectService
     audit: AuditLog
     volumes: VolumeService
     snapshots: SnapshotService
@@ -223,10 +225,7 @@ def compose(
         database, queue, directory, max_attempts=settings.max_attempts, refuse_delete=refuse_if_it_has_snapshots
     )
     snapshots = SnapshotService(database, queue, directory, max_attempts=settings.max_attempts)
-    operations: Mapping[str, BulkOperation] = {
-        JobKind.BULK_EXPAND: ExpandOperation(database, backends),
-        JobKind.BULK_SNAPSHOT: SnapshotOperation(backends, snapshots),
-    }
+    operations = _bulk_operations(database, backends, snapshots)
     limits = settings.model_dump(include={"max_attempts", "max_concurrent", "busy_seconds"})
     bulk = BulkService(database, queue, operations, **limits)
     job_handlers = handlers(backends, bulk, max_attempts=settings.max_attempts)
@@ -240,13 +239,14 @@ def compose(
         registry=BackendRegistry(database, backends, installation, _sample_volumes),
         directory=directory,
         keys=KeyService(database),
+        projects=ProjectService(database),
         audit=AuditLog(database),
         volumes=volumes,
         snapshots=snapshots,
         bulk=bulk,
         actions=actions,
         schedules=ScheduleService(database, actions),
-        schedule_runner=ScheduleRunner(database, queue, actions),
+        schedule_runner=ScheduleRunner(database, queue, actions, may_own=may_own_schedules),
         jobs=JobService(database, queue, job_handlers),
         handlers=job_handlers,
         retry_policy=RetryPolicy(settings.retry_seconds),
@@ -255,6 +255,15 @@ def compose(
         retention=Retention(database, clear_ledgers, days=settings.keep_jobs_days, others=others),
         fence_retention=FenceRetention(database, backends, days=settings.keep_jobs_days),
     )
+
+
+def _bulk_operations(
+    database: Database, backends: Backends, snapshots: SnapshotService
+) -> Mapping[str, BulkOperation]:
+    return {
+        JobKind.BULK_EXPAND: ExpandOperation(database, backends),
+        JobKind.BULK_SNAPSHOT: SnapshotOperation(backends, snapshots),
+    }
 
 
 async def _prune_audit(session: AsyncSession, *, age: timedelta) -> Pruned:

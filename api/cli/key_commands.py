@@ -13,6 +13,7 @@ from api.cli.key_file import write_key_file
 from api.cli.render import keys_table, open_console
 from api.schemas.keys import KeyOut
 from domain.access.model import Role
+from domain.access.repository import ALL_KEYS
 from domain.access.service import CreatedKey, KeyService, NewKey
 from domain.audit.model import Actor
 from domain.db.pagination import MAX_LIMIT, PageRequest
@@ -52,7 +53,7 @@ def list_keys(
     *, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False
 ) -> None:
     """List the keys, newest first; not their texts."""
-    page = _run(lambda service: service.list_keys(PageRequest(scope="keys", limit=MAX_LIMIT)))
+    page = _run(lambda service: service.list_keys(PageRequest(scope="keys", limit=MAX_LIMIT), ALL_KEYS))
     rows = [KeyOut.from_row(key).model_dump(mode="json") for key in page.items]
     if as_json:
         for row in rows:

@@ -16,6 +16,7 @@ _EXAMPLE: Final[JsonDict] = {
     "public_id": "4jXu0bT2Qz",
     "name": "backup",
     "role": "operator",
+    "project_id": "00000000-0000-7000-8000-000000000001",
     "created_by": "admin",
     "created_at": "2026-01-31T23:59:59.123456Z",
     "expires_at": None,
@@ -63,6 +64,7 @@ class KeyOut(BaseModel):
     public_id: str = Field(description="The part of the key's text after `cst_`.")
     name: str
     role: Role
+    project_id: UUID
     created_by: str | None
     created_at: datetime
     expires_at: datetime | None

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from typing import Annotated, Any, Generic, TypeVar
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -30,10 +31,13 @@ class PageQuery(BaseModel):
     def _not_too_many(cls, value: dict[str, Any]) -> dict[str, Any]:
         return refuse_more(value, MAX_MEMBERS)
 
-    def page_of(self, name: str) -> PageRequest:
-        """Request a page of the list ``name``. The scope includes the filters, so a cursor is bound to them."""
+    def page_of(self, name: str, project_id: UUID | None = None) -> PageRequest:
+        """Request a page of the list ``name``, of a project, or of all for None.
+
+        The scope includes the project and the filters, so a cursor is bound to them.
+        """
         filters = self.model_dump(mode="json", exclude={"limit", "cursor"}, exclude_defaults=True)
-        scope = json.dumps([name, filters], sort_keys=True)
+        scope = json.dumps([name, str(project_id), filters], sort_keys=True)
         return PageRequest(scope=scope, limit=min(self.limit, MAX_LIMIT), cursor=self.cursor)
 
 

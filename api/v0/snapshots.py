@@ -6,7 +6,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 
 from api.acceptance import OriginDep
-from api.dependencies import ServicesDep
+from api.dependencies import ProjectDep, ServicesDep
 from api.openapi import errors
 from api.schemas.pagination import Paginated, paginated_response
 from api.schemas.snapshots import SnapshotIn, SnapshotOut, SnapshotQuery
@@ -30,20 +30,24 @@ async def take_snapshot(
 ) -> SnapshotOut:
     """Take a snapshot of a volume, and return it when it is ready."""
     job = await wait_for_job(services.snapshots.request_take(volume_id, body.name, origin=origin))
-    return SnapshotOut.model_validate(await services.snapshots.get(UUID(str(job.snapshot_id))))
+    snapshot_id = UUID(str(job.snapshot_id))
+    return SnapshotOut.model_validate(await services.snapshots.get(snapshot_id, project_id=job.project_id))
 
 
 @router.get("/snapshots", summary="List snapshots", responses=errors(BadCursor))
-async def list_snapshots(query: Annotated[SnapshotQuery, Query()], services: ServicesDep) -> Paginated[SnapshotOut]:
+async def list_snapshots(
+    query: Annotated[SnapshotQuery, Query()], services: ServicesDep, project_id: ProjectDep
+) -> Paginated[SnapshotOut]:
     """List the snapshots of all volumes, newest first."""
-    page = await services.snapshots.list_snapshots(query.filters(query.volume_id), query.page_of("snapshots"))
+    request = query.page_of("snapshots", project_id)
+    page = await services.snapshots.list_snapshots(query.filters(query.volume_id), request, project_id=project_id)
     return paginated_response(page, SnapshotOut.model_validate)
 
 
 @router.get("/snapshots/{snapshot_id}", summary="Get a snapshot", responses=errors(SnapshotNotFound))
-async def get_snapshot(snapshot_id: UUID, services: ServicesDep) -> SnapshotOut:
+async def get_snapshot(snapshot_id: UUID, services: ServicesDep, project_id: ProjectDep) -> SnapshotOut:
     """Return a snapshot."""
-    return SnapshotOut.model_validate(await services.snapshots.get(snapshot_id))
+    return SnapshotOut.model_validate(await services.snapshots.get(snapshot_id, project_id=project_id))
 
 
 @router.post(

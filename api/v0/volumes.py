@@ -7,7 +7,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 
 from api.acceptance import OriginDep
-from api.dependencies import ServicesDep
+from api.dependencies import ProjectDep, ServicesDep
 from api.openapi import BODY, errors
 from api.problems import GROWTH_REQUIRED
 from api.schemas.bulk import BulkExpandFields, RequireGrowthBody
@@ -17,7 +17,7 @@ from api.schemas.volumes import GrowthIn, VolumeIn, VolumeOut, VolumeQuery
 from api.v0.wait import WaitForJobDep, waits
 from api.v1.bulk import request_bulk
 from api.v1.volumes import CREATE_ERRORS, DELETE_ERRORS, EXPAND_ERRORS, VOLUME, render_volume, request_volume
-from domain.errors import BadCursor, UnknownBackend, VolumeNotFound
+from domain.errors import BadCursor, QuotaExceeded, UnknownBackend, VolumeNotFound
 from domain.jobs.model import Job
 from domain.services import Services
 
@@ -35,22 +35,26 @@ async def create_volume(
 
 
 @router.get("", summary="List volumes", responses=errors(BadCursor))
-async def list_volumes(query: Annotated[VolumeQuery, Query()], services: ServicesDep) -> Paginated[VolumeOut]:
+async def list_volumes(
+    query: Annotated[VolumeQuery, Query()], services: ServicesDep, project_id: ProjectDep
+) -> Paginated[VolumeOut]:
     """List volumes, newest first."""
-    page = await services.volumes.list_volumes(query.filters(), query.page_of("volumes"))
+    page = await services.volumes.list_volumes(
+        query.filters(), query.page_of("volumes", project_id), project_id=project_id
+    )
     return paginated_response(page, partial(render_volume, services))
 
 
 @router.get(VOLUME, summary="Get a volume", responses=errors(VolumeNotFound))
-async def get_volume(volume_id: UUID, services: ServicesDep) -> VolumeOut:
+async def get_volume(volume_id: UUID, services: ServicesDep, project_id: ProjectDep) -> VolumeOut:
     """Return a volume."""
-    return render_volume(services, await services.volumes.get(volume_id))
+    return render_volume(services, await services.volumes.get(volume_id, project_id=project_id))
 
 
 @router.post(
     "/expand",
     summary="Expand many volumes, and wait for it",
-    responses=waits(*BODY, GROWTH_REQUIRED, UnknownBackend),
+    responses=waits(*BODY, GROWTH_REQUIRED, UnknownBackend, QuotaExceeded),
     dependencies=[RequireGrowthBody],
 )
 async def expand_volumes(
@@ -78,4 +82,5 @@ async def delete_volume(volume_id: UUID, services: ServicesDep, origin: OriginDe
 
 async def volume_of(services: Services, job: Job) -> VolumeOut:
     """Return the volume of a job that has succeeded."""
-    return render_volume(services, await services.volumes.get(UUID(str(job.volume_id))))
+    volume = await services.volumes.get(UUID(str(job.volume_id)), project_id=job.project_id)
+    return render_volume(services, volume)

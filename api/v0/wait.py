@@ -9,7 +9,7 @@ from fastapi import Depends, Request, Response
 from starlette.responses import JSONResponse
 
 from api.acceptance import MAX_WAIT_SECONDS, REPLAYED, accepted_headers, wait_for_end
-from api.dependencies import ServicesDep
+from api.dependencies import ProjectDep, ServicesDep
 from api.error_handlers import EarlyResponse
 from api.held_requests import holding
 from api.openapi import ACCEPTED, Reason, Responses, errors
@@ -24,7 +24,7 @@ _SUCCESSFUL: Final = frozenset({JobStatus.SUCCEEDED, JobStatus.PARTIAL})
 
 
 async def _wait_for_job(
-    request: Request, services: ServicesDep, response: Response
+    request: Request, services: ServicesDep, project_id: ProjectDep, response: Response
 ) -> AsyncIterator[Callable[[Awaitable[Job]], Awaitable[Job]]]:
     async def accepted(job: Awaitable[Job]) -> Job:
         """Return the job of the request; for a repeated request, the job of the first one."""
@@ -32,7 +32,7 @@ async def _wait_for_job(
             return await job
         except IdempotentReplay as replay:
             response.headers[REPLAYED] = "true"
-            return await services.jobs.get(UUID(replay.body["id"]))
+            return await services.jobs.get(UUID(replay.body["id"]), project_id=project_id)
 
     async def wait_for_job(requested: Awaitable[Job]) -> Job:
         """Await the request, and return its job when it has succeeded.
@@ -44,7 +44,7 @@ async def _wait_for_job(
         # The job is already accepted: if the wait fails, the client must still learn its id.
         with suppress(Unavailable, NotFound):
             await wait_for_end(request, services, job.id, MAX_WAIT_SECONDS)
-            job = await services.jobs.get(job.id)
+            job = await services.jobs.get(job.id, project_id=project_id)
         if job.status in _SUCCESSFUL:
             return job
         raise EarlyResponse(_failed(request, job, response) if job.ended else _still_running(job, response))

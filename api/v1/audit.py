@@ -56,7 +56,8 @@ class AuditEntryOut(BaseModel):
     created_at: datetime
     action: str = Field(
         description="The kind of the requested job, or `job.cancel`, `volume.update`, `schedule.create`, "
-        "`schedule.update`, `schedule.delete`, `key.create`, `key.rotate`, `key.revoke`."
+        "`schedule.update`, `schedule.delete`, `key.create`, `key.rotate`, `key.revoke`, `project.create`, "
+        "`project.update`."
     )
     name: str | None = Field(description="Name of the key.")
     key_id: UUID | None
@@ -65,6 +66,7 @@ class AuditEntryOut(BaseModel):
     job_id: UUID | None
     subject_id: UUID | None = Field(description="The volume, snapshot, schedule or key.")
     subject_name: str | None = Field(description="Its name, unless a job was requested for it.")
+    project_id: UUID | None = Field(description="The project in which; null before there were projects.")
     details: dict[str, Any] | None = Field(description="`members`: those that an update has changed.")
 
 

@@ -8,7 +8,7 @@ from structlog.contextvars import bound_contextvars
 
 from api.acceptance import AcceptedDep, OriginDep
 from api.access import require_role
-from api.dependencies import PrincipalDep, ServicesDep
+from api.dependencies import PrincipalDep, ProjectDep, ServicesDep
 from api.openapi import BODY, accepts, errors
 from api.problems import GROWTH_REQUIRED
 from api.schemas.bulk import BulkExpandIn, BulkSnapshotIn, ItemOut, ItemQuery, PlanOut, RequireGrowthBody
@@ -16,7 +16,7 @@ from api.schemas.jobs import JobOut
 from api.schemas.pagination import Paginated, paginated_response
 from domain.access.model import Role
 from domain.bulk.requests import BulkRequest
-from domain.errors import BadCursor, JobNotFound, TooManyDryRuns, UnknownBackend
+from domain.errors import BadCursor, JobNotFound, QuotaExceeded, TooManyDryRuns, UnknownBackend
 from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.model import Job
 from domain.services import Services
@@ -30,7 +30,7 @@ router = APIRouter()
     summary="Expand many volumes",
     tags=["volumes"],
     response_model=JobOut,
-    responses=accepts(*BODY, GROWTH_REQUIRED, UnknownBackend, TooManyDryRuns)
+    responses=accepts(*BODY, GROWTH_REQUIRED, UnknownBackend, QuotaExceeded, TooManyDryRuns)
     | {200: {"model": PlanOut, "description": "The plan, for `dry_run`."}},
     dependencies=[RequireGrowthBody],
 )
@@ -42,7 +42,7 @@ async def expand_volumes(
         require_role(principal, Role.OWNER)
     body.selection().require_backend(services.directory)
     if body.dry_run:
-        plan = PlanOut.from_plan(await services.bulk.preview(body.expansion()))
+        plan = PlanOut.from_plan(await services.bulk.preview(body.expansion(), project_id=principal.project.id))
         return Response(plan.model_dump_json(), media_type="application/json")
     return await accepted(await request_bulk(services, body.expansion(), origin))
 
@@ -52,7 +52,7 @@ async def expand_volumes(
     status_code=202,
     summary="Take snapshots of many volumes",
     tags=["snapshots"],
-    responses=accepts(*BODY, UnknownBackend),
+    responses=accepts(*BODY, UnknownBackend, QuotaExceeded),
 )
 async def take_snapshots(
     body: BulkSnapshotIn, services: ServicesDep, origin: OriginDep, accepted: AcceptedDep
@@ -69,11 +69,11 @@ async def take_snapshots(
     responses=errors(JobNotFound, BadCursor),
 )
 async def list_job_items(
-    job_id: UUID, query: Annotated[ItemQuery, Query()], services: ServicesDep
+    job_id: UUID, query: Annotated[ItemQuery, Query()], services: ServicesDep, project_id: ProjectDep
 ) -> Paginated[ItemOut]:
     """List the result of each volume, in ascending order of volume ids. Only bulk jobs have items."""
-    page = query.page_of(f"items of {job_id}")
-    items = await services.bulk.items(job_id, query.status, after=page.after, limit=page.limit)
+    page = query.page_of(f"items of {job_id}", project_id)
+    items = await services.bulk.items(job_id, query.status, project_id=project_id, after=page.after, limit=page.limit)
     return paginated_response(page.page(items, by=lambda item: item.volume_id), ItemOut.model_validate)
 
 

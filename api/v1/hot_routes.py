@@ -147,10 +147,11 @@ async def _answer(scope: Scope, receive: Receive) -> PlainResponse | None:
 async def _get_job(request: PlainRequest, job_id: str) -> PlainResponse | None:
     """Return a job; one that has ended comes from the cache."""
     cache: EndedJobCache = request.state.ended_jobs
-    job = cache.get(job_id)
+    project_id = request.actor.project_id
+    job = cache.get(project_id, job_id)
     if job is None:
-        job = render(await request.services.jobs.get(UUID(job_id)))
-        cache.put(job_id, job)
+        job = render(await request.services.jobs.get(UUID(job_id), project_id=project_id))
+        cache.put(project_id, job_id, job)
     tags = request.headers.get(b"if-none-match")
     if tags is not None and matches([tags.decode("latin-1")], job.tag):
         return PlainResponse(304, None, job.headers)

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass
 from typing import Final, NamedTuple
+from uuid import UUID
 
 from api.etag import job_tag
 from api.problems import RETRY_SECONDS
@@ -43,18 +44,19 @@ class EndedJobCache:
     """The responses of the ended jobs that were requested last."""
 
     def __init__(self) -> None:
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[tuple[UUID, str], _Entry] = {}
 
-    def get(self, job_id: str) -> RenderedJob | None:
-        """Return the cached response of a job; None if there is none or it has expired."""
-        entry = self._entries.get(job_id)
+    def get(self, project_id: UUID, job_id: str) -> RenderedJob | None:
+        """Return the cached response of a job of a project; None if there is none or it has expired."""
+        entry = self._entries.get((project_id, job_id))
         return entry.job if entry is not None and time.monotonic() < entry.expires else None
 
-    def put(self, job_id: str, job: RenderedJob) -> None:
+    def put(self, project_id: UUID, job_id: str, job: RenderedJob) -> None:
         """Store the response of a job if the job has ended and the body is small; evict the oldest entry if full."""
         if not job.ended or len(job.body) > _MAX_BODY_BYTES:
             return
-        self._entries.pop(job_id, None)  # keeps the dict in order of age
-        self._entries[job_id] = _Entry(job, time.monotonic() + _CACHE_SECONDS)
+        key = (project_id, job_id)
+        self._entries.pop(key, None)  # keeps the dict in order of age
+        self._entries[key] = _Entry(job, time.monotonic() + _CACHE_SECONDS)
         if len(self._entries) > _MAX_JOBS:
             del self._entries[next(iter(self._entries))]

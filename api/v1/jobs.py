@@ -13,7 +13,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from api.acceptance import AcceptedDep, OriginDep
 from api.access import require_role, role_to_request
-from api.dependencies import PrincipalDep, ServicesDep
+from api.dependencies import PrincipalDep, ProjectDep, ServicesDep
 from api.error_handlers import EarlyResponse
 from api.etag import NotModifiedDep, job_tag
 from api.held_requests import MAX_STREAM_SECONDS, holding
@@ -30,6 +30,7 @@ from domain.errors import (
     JobNotFound,
     JobNotRetryable,
     NameTaken,
+    QuotaExceeded,
     ShrinkRefused,
     SnapshotBusy,
     SnapshotNotFound,
@@ -52,9 +53,16 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 
 @router.get("", summary="List jobs", responses=errors(BadCursor))
-async def list_jobs(query: Annotated[JobQuery, Query()], services: ServicesDep) -> Paginated[JobOut]:
+async def list_jobs(
+    query: Annotated[JobQuery, Query()], services: ServicesDep, project_id: ProjectDep
+) -> Paginated[JobOut]:
     """List jobs, newest first; the children of a bulk job only with `parent_id`."""
-    return paginated_response(await services.jobs.list_jobs(query.filters(), query.page_of("jobs")), JobOut.from_row)
+    page = await services.jobs.list_jobs(query.filters(), query.page_of("jobs", project_id), project_id=project_id)
+    return paginated_response(page, JobOut.from_row)
+
+
+async def _job(job_id: UUID, services: ServicesDep, project_id: ProjectDep) -> Job:
+    return await services.jobs.get(job_id, project_id=project_id)
 
 
 @router.get(
@@ -64,10 +72,10 @@ async def list_jobs(query: Annotated[JobQuery, Query()], services: ServicesDep) 
     responses=documented_get("job", **POLLED) | errors(JobNotFound, TooManyHeldRequests),
 )
 async def get_job(
-    job_id: UUID, services: ServicesDep, accepted: AcceptedDep, response: Response, not_modified: NotModifiedDep
+    job: Annotated[Job, Depends(_job)], accepted: AcceptedDep, response: Response, not_modified: NotModifiedDep
 ) -> JobOut | Response:
     """Return a job. Poll with `If-None-Match`, or send `Prefer: wait=30` to get the response when it has ended."""
-    job = await accepted.wait(await services.jobs.get(job_id))
+    job = await accepted.wait(job)
     if not job.ended:
         response.headers["Retry-After"] = str(RETRY_SECONDS)
     return not_modified(job_tag(job)) or JobOut.whole(job)
@@ -86,7 +94,7 @@ async def cancel_job(job_id: UUID, services: ServicesDep, origin: OriginDep, acc
     status_code=202,
     summary="Retry a job",
     responses=accepts(
-        *(JobNotFound, JobNotRetryable, JobIsChild, NameTaken, ShrinkRefused),
+        *(JobNotFound, JobNotRetryable, JobIsChild, NameTaken, ShrinkRefused, QuotaExceeded),
         *(VolumeNotFound, VolumeBusy, VolumeUnusable, VolumeHasSnapshots),
         *(SnapshotNotFound, SnapshotBusy, SnapshotUnusable),
     ),
@@ -95,7 +103,8 @@ async def retry_job(
     job_id: UUID, services: ServicesDep, principal: PrincipalDep, origin: OriginDep, accepted: AcceptedDep
 ) -> JobOut:
     """Create a job that repeats what an ended job did not achieve; `retry_of` has the id of the ended one."""
-    require_role(principal, role_to_request((await services.jobs.get(job_id)).kind))
+    ended = await services.jobs.get(job_id, project_id=principal.project.id)
+    require_role(principal, role_to_request(ended.kind))
     return await accepted(await services.jobs.retry(job_id, origin=origin))
 
 
@@ -108,6 +117,7 @@ async def _held(request: Request) -> AsyncIterator[None]:
 async def _last_version(
     job_id: UUID,
     services: ServicesDep,
+    project_id: ProjectDep,
     _: Annotated[None, Depends(_held)],
     last_event_id: Annotated[
         TextHeader[str], Header(description="The `id` of the last event received; only newer ones are sent.")
@@ -119,7 +129,7 @@ async def _last_version(
         JobNotFound: there is no such job.
         EarlyResponse: the client has received the last version; 204 keeps an `EventSource` from reconnecting.
     """
-    job = await services.jobs.get(job_id)
+    job = await services.jobs.get(job_id, project_id=project_id)
     version = int(last_event_id) if last_event_id and _VERSION.fullmatch(last_event_id) else None
     if job.ended and version == job.version:
         raise EarlyResponse(Response(status_code=204))

@@ -6,7 +6,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Response
 
 from api.acceptance import SCHEDULES_PATH, AcceptedDep, OriginDep
-from api.dependencies import ActorDep, ServicesDep
+from api.dependencies import ActorDep, ProjectDep, ServicesDep
 from api.etag import IfMatchDep, NotModifiedDep, schedule_tag
 from api.openapi import BODY, CREATED, accepts, documented_get, errors
 from api.problems import GROWTH_REQUIRED
@@ -18,6 +18,7 @@ from domain.errors import (
     IdempotencyKeyReused,
     NameTaken,
     PreconditionFailed,
+    QuotaExceeded,
     ScheduleBusy,
     ScheduleNotFound,
     UnknownBackend,
@@ -42,9 +43,12 @@ async def create_schedule(
 
 
 @router.get("", summary="List schedules", responses=errors(BadCursor))
-async def list_schedules(query: Annotated[ScheduleQuery, Query()], services: ServicesDep) -> Paginated[ScheduleOut]:
+async def list_schedules(
+    query: Annotated[ScheduleQuery, Query()], services: ServicesDep, project_id: ProjectDep
+) -> Paginated[ScheduleOut]:
     """List schedules, newest first, each with its last runs."""
-    page, runs = await services.schedules.list_schedules(query.name, query.page_of("schedules"))
+    request = query.page_of("schedules", project_id)
+    page, runs = await services.schedules.list_schedules(query.name, request, project_id=project_id)
     return paginated_response(page, lambda schedule: ScheduleOut.from_row(schedule, runs.get(schedule.id, ())))
 
 
@@ -55,10 +59,10 @@ async def list_schedules(query: Annotated[ScheduleQuery, Query()], services: Ser
     responses=documented_get("schedule") | errors(ScheduleNotFound),
 )
 async def get_schedule(
-    schedule_id: UUID, services: ServicesDep, not_modified: NotModifiedDep
+    schedule_id: UUID, services: ServicesDep, project_id: ProjectDep, not_modified: NotModifiedDep
 ) -> ScheduleOut | Response:
     """Return a schedule with its next time and its last runs."""
-    schedule, runs = await services.schedules.get(schedule_id)
+    schedule, runs = await services.schedules.get(schedule_id, project_id=project_id)
     return not_modified(schedule_tag(schedule, runs)) or ScheduleOut.whole(schedule, runs)
 
 
@@ -70,8 +74,8 @@ async def get_schedule(
 async def update_schedule(
     schedule_id: UUID, patch: SchedulePatch, services: ServicesDep, actor: ActorDep, if_match: IfMatchDep
 ) -> ScheduleOut:
-    """Change a schedule. Times that passed while it was paused are not caught up."""
-    schedule, _ = await services.schedules.get(schedule_id)
+    """Change a schedule, and become its owner. Times that passed while it was paused are not caught up."""
+    schedule, _ = await services.schedules.get(schedule_id, project_id=actor.project_id)
     changed = await services.schedules.change(
         schedule_id, patch.changes(schedule.action), check=lambda *state: if_match(schedule_tag(*state)), actor=actor
     )
@@ -86,10 +90,11 @@ async def delete_schedule(schedule_id: UUID, services: ServicesDep, actor: Actor
 
 @router.get("/{schedule_id}/runs", summary="List a schedule's runs", responses=errors(ScheduleNotFound, BadCursor))
 async def list_schedule_runs(
-    schedule_id: UUID, query: Annotated[PageQuery, Query()], services: ServicesDep
+    schedule_id: UUID, query: Annotated[PageQuery, Query()], services: ServicesDep, project_id: ProjectDep
 ) -> Paginated[RunOut]:
     """List the outcomes of a schedule's times, newest first."""
-    page = await services.schedules.runs(schedule_id, query.page_of(f"runs of {schedule_id}"))
+    request = query.page_of(f"runs of {schedule_id}", project_id)
+    page = await services.schedules.runs(schedule_id, request, project_id=project_id)
     return paginated_response(page, RunOut.model_validate)
 
 
@@ -97,7 +102,7 @@ async def list_schedule_runs(
     "/{schedule_id}/run",
     status_code=202,
     summary="Run a schedule now",
-    responses=accepts(ScheduleNotFound, ScheduleBusy),
+    responses=accepts(ScheduleNotFound, ScheduleBusy, QuotaExceeded),
 )
 async def run_schedule(schedule_id: UUID, services: ServicesDep, origin: OriginDep, accepted: AcceptedDep) -> JobOut:
     """Run a schedule now, in addition to its times, even if it is paused. Fails while a run of it is active."""

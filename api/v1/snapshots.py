@@ -6,7 +6,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Response
 
 from api.acceptance import AcceptedDep, OriginDep
-from api.dependencies import ServicesDep
+from api.dependencies import ProjectDep, ServicesDep
 from api.etag import NotModifiedDep, row_tag
 from api.openapi import BODY, accepts, documented_get, errors
 from api.schemas.jobs import JobOut
@@ -15,6 +15,7 @@ from api.schemas.snapshots import SnapshotIn, SnapshotOut, SnapshotQuery, Snapsh
 from domain.errors import (
     BadCursor,
     NameTaken,
+    QuotaExceeded,
     SnapshotBusy,
     SnapshotNotFound,
     SnapshotUnusable,
@@ -24,12 +25,12 @@ from domain.errors import (
 )
 
 #: Errors of each operation on a snapshot, in every version of the API.
-TAKE_ERRORS: Final = (*BODY, VolumeNotFound, VolumeBusy, VolumeUnusable, NameTaken)
+TAKE_ERRORS: Final = (*BODY, VolumeNotFound, VolumeBusy, VolumeUnusable, NameTaken, QuotaExceeded)
 RESTORE_ERRORS: Final = (
     *(SnapshotNotFound, SnapshotBusy, SnapshotUnusable),
-    *(VolumeNotFound, VolumeBusy, VolumeUnusable),
+    *(VolumeNotFound, VolumeBusy, VolumeUnusable, QuotaExceeded),
 )
-DELETE_ERRORS: Final = (SnapshotNotFound, SnapshotBusy)
+DELETE_ERRORS: Final = (SnapshotNotFound, SnapshotBusy, QuotaExceeded)
 
 router = APIRouter(tags=["snapshots"])
 
@@ -48,18 +49,22 @@ async def take_snapshot(
     "/volumes/{volume_id}/snapshots", summary="List a volume's snapshots", responses=errors(VolumeNotFound, BadCursor)
 )
 async def list_snapshots_of_volume(
-    volume_id: UUID, query: Annotated[SnapshotsOfVolumeQuery, Query()], services: ServicesDep
+    volume_id: UUID, query: Annotated[SnapshotsOfVolumeQuery, Query()], services: ServicesDep, project_id: ProjectDep
 ) -> Paginated[SnapshotOut]:
     """List a volume's snapshots, newest first."""
-    await services.volumes.get(volume_id)
-    page = await services.snapshots.list_snapshots(query.filters(volume_id), query.page_of(f"snapshots of {volume_id}"))
+    await services.volumes.get(volume_id, project_id=project_id)
+    request = query.page_of(f"snapshots of {volume_id}", project_id)
+    page = await services.snapshots.list_snapshots(query.filters(volume_id), request, project_id=project_id)
     return paginated_response(page, SnapshotOut.model_validate)
 
 
 @router.get("/snapshots", summary="List snapshots", responses=errors(BadCursor))
-async def list_snapshots(query: Annotated[SnapshotQuery, Query()], services: ServicesDep) -> Paginated[SnapshotOut]:
+async def list_snapshots(
+    query: Annotated[SnapshotQuery, Query()], services: ServicesDep, project_id: ProjectDep
+) -> Paginated[SnapshotOut]:
     """List the snapshots of all volumes, newest first."""
-    page = await services.snapshots.list_snapshots(query.filters(query.volume_id), query.page_of("snapshots"))
+    request = query.page_of("snapshots", project_id)
+    page = await services.snapshots.list_snapshots(query.filters(query.volume_id), request, project_id=project_id)
     return paginated_response(page, SnapshotOut.model_validate)
 
 
@@ -70,10 +75,10 @@ async def list_snapshots(query: Annotated[SnapshotQuery, Query()], services: Ser
     responses=documented_get("snapshot") | errors(SnapshotNotFound),
 )
 async def get_snapshot(
-    snapshot_id: UUID, services: ServicesDep, not_modified: NotModifiedDep
+    snapshot_id: UUID, services: ServicesDep, project_id: ProjectDep, not_modified: NotModifiedDep
 ) -> SnapshotOut | Response:
     """Return a snapshot."""
-    snapshot = await services.snapshots.get(snapshot_id)
+    snapshot = await services.snapshots.get(snapshot_id, project_id=project_id)
     return not_modified(row_tag(snapshot)) or SnapshotOut.model_validate(snapshot)
 
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Response
 from starlette.convertors import StringConvertor, register_url_convertor
 
 from api.acceptance import AcceptedDep, OriginDep
-from api.dependencies import ActorDep, ServicesDep
+from api.dependencies import ActorDep, ProjectDep, ServicesDep
 from api.etag import IfMatchDep, NotModifiedDep, row_tag
 from api.openapi import BODY, accepts, documented_get, errors
 from api.problems import GROWTH_REQUIRED
@@ -20,6 +20,7 @@ from domain.errors import (
     BadCursor,
     NameTaken,
     PreconditionFailed,
+    QuotaExceeded,
     ShrinkRefused,
     SizeLimitExceeded,
     SnapshotBusy,
@@ -38,14 +39,14 @@ from domain.volumes.model import Volume
 
 #: Errors of each operation on a volume, in every version of the API.
 CREATE_ERRORS: Final = (
-    *(*BODY, NameTaken, UnknownBackend, BackendOvercommitted),
+    *(*BODY, NameTaken, UnknownBackend, BackendOvercommitted, QuotaExceeded),
     *(SnapshotNotFound, SnapshotBusy, SnapshotUnusable),
 )
 EXPAND_ERRORS: Final = (
     *(*BODY, VolumeNotFound, VolumeBusy, VolumeUnusable),
-    *(GROWTH_REQUIRED, ShrinkRefused, SizeLimitExceeded, BackendOvercommitted),
+    *(GROWTH_REQUIRED, ShrinkRefused, SizeLimitExceeded, BackendOvercommitted, QuotaExceeded),
 )
-DELETE_ERRORS: Final = (VolumeNotFound, VolumeBusy, VolumeHasSnapshots)
+DELETE_ERRORS: Final = (VolumeNotFound, VolumeBusy, VolumeHasSnapshots, QuotaExceeded)
 
 
 class _VolumeId(StringConvertor):
@@ -70,9 +71,13 @@ async def create_volume(body: VolumeIn, services: ServicesDep, origin: OriginDep
 
 
 @router.get("", summary="List volumes", responses=errors(BadCursor))
-async def list_volumes(query: Annotated[VolumeQuery, Query()], services: ServicesDep) -> Paginated[VolumeOut]:
+async def list_volumes(
+    query: Annotated[VolumeQuery, Query()], services: ServicesDep, project_id: ProjectDep
+) -> Paginated[VolumeOut]:
     """List volumes, newest first."""
-    page = await services.volumes.list_volumes(query.filters(), query.page_of("volumes"))
+    page = await services.volumes.list_volumes(
+        query.filters(), query.page_of("volumes", project_id), project_id=project_id
+    )
     return paginated_response(page, partial(render_volume, services))
 
 
@@ -82,9 +87,11 @@ async def list_volumes(query: Annotated[VolumeQuery, Query()], services: Service
     response_model=VolumeOut,
     responses=documented_get("volume") | errors(VolumeNotFound),
 )
-async def get_volume(volume_id: UUID, services: ServicesDep, not_modified: NotModifiedDep) -> VolumeOut | Response:
+async def get_volume(
+    volume_id: UUID, services: ServicesDep, project_id: ProjectDep, not_modified: NotModifiedDep
+) -> VolumeOut | Response:
     """Return a volume."""
-    volume = await services.volumes.get(volume_id)
+    volume = await services.volumes.get(volume_id, project_id=project_id)
     return not_modified(row_tag(volume)) or render_volume(services, volume)
 
 

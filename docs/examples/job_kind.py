@@ -12,6 +12,7 @@ from domain.jobs.kinds import JobHandler, SucceededJobs
 from domain.jobs.model import Job, new_job, retry_columns
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.transport.job_queue import JobQueue
+from domain.projects.quota import Room
 from domain.storage.backends import Backends
 from domain.storage.context import Grant
 from domain.storage.errors import VolumeMissing
@@ -37,7 +38,7 @@ class MeasureHandler(JobHandler):
             VolumeNotFound: there is no such volume.
         """
         async with accepting(self._database, origin) as acceptance:
-            volume = await VolumeRepository(acceptance.session).get(volume_id)
+            volume = await VolumeRepository(acceptance.session).get(volume_id, origin.actor.project_id)
             job = acceptance.job = await self._add(acceptance.session, volume, created_by=origin.caller)
         await self._queue.dispatch([job.message])
         return job
@@ -56,12 +57,13 @@ class MeasureHandler(JobHandler):
         used = {UUID(result["volume_id"]): result["used"] for _, result in succeeded}
         await VolumeRepository(session).record_usage(used)
 
-    async def retry(self, session: AsyncSession, ended: Job) -> Job:
+    async def retry(self, session: AsyncSession, ended: Job, _: Room) -> Job:
         """Request the measurement of an ended job once more."""
-        volume = await VolumeRepository(session).get(UUID(ended.params["volume_id"]))
+        volume = await VolumeRepository(session).get(UUID(ended.params["volume_id"]), ended.project_id)
         return await self._add(session, volume, **retry_columns(ended))
 
     async def _add(self, session: AsyncSession, volume: Volume, **columns: Any) -> Job:
         params = {"volume_id": str(volume.id), "fence_version": volume.version}
-        job = new_job(KIND, params, max_attempts=self._max_attempts, backend=volume.backend, **columns)
+        columns |= {"project_id": volume.project_id, "backend": volume.backend}
+        job = new_job(KIND, params, max_attempts=self._max_attempts, **columns)
         return await JobRepository(session).add(job)

@@ -6,11 +6,12 @@ from enum import StrEnum
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, LargeBinary, func
+from sqlalchemy import CheckConstraint, ForeignKey, LargeBinary, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.access.secret import Proof
-from domain.db.base import Entity, enum_text
+from domain.db.base import Entity, enum_text, project_column
+from domain.projects.model import ProjectRef
 
 MAX_NAME: Final = 64
 
@@ -18,8 +19,9 @@ MAX_NAME: Final = 64
 class Role(StrEnum):
     """What a key may do; each role may also do what the ones before it may.
 
-    VIEWER reads. OPERATOR creates, expands, and takes snapshots. OWNER also deletes and restores, and does so in bulk
-    and by schedules. SYSTEM also manages keys and sees the state of the installation.
+    VIEWER reads. OPERATOR creates, expands, and takes snapshots. OWNER also deletes and restores, does so in bulk and
+    by schedules, and manages keys: all in the project of the key. SYSTEM may do so in every project, manages projects
+    and their limits, and sees the state of the installation.
     """
 
     VIEWER = "viewer"
@@ -51,6 +53,7 @@ class ApiKey(Entity):
     #: Who uses the key; kept with what they do. A key that replaces another one has the same name.
     name: Mapped[str]
     role: Mapped[Role] = mapped_column(enum_text(Role))
+    project_id: Mapped[UUID] = project_column(ForeignKey("projects.id"))
     created_by: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     expires_at: Mapped[datetime | None]
@@ -61,10 +64,12 @@ class ApiKey(Entity):
 
 @dataclass(frozen=True)
 class Principal:
-    """Who a request acts for: the user of a key."""
+    """Who a request acts for: the user of a key, in a project."""
 
     key_id: UUID
     name: str
     role: Role
+    #: That of the key, or the one that the request of a system key names.
+    project: ProjectRef
     #: Finds out whether the key is still valid.
     proof: Proof = field(repr=False)

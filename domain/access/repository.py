@@ -1,14 +1,34 @@
 """Queries on the table of keys. Takes a session, never commits."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import ColumnElement, Row, exists, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.access.model import ApiKey
+from domain.access.model import ApiKey, Role
 from domain.errors import KeyNotFound
+from domain.projects.model import LIMITS, Project
+
+
+@dataclass(frozen=True)
+class KeyScope:
+    """The keys that somebody manages: those of one project, or all (None); with system keys or without."""
+
+    project_id: UUID | None = None
+    with_system: bool = True
+
+    def conditions(self) -> Iterable[ColumnElement[bool]]:
+        """Return the conditions for their rows."""
+        if self.project_id is not None:
+            yield ApiKey.project_id == self.project_id
+        if not self.with_system:
+            yield ApiKey.role != Role.SYSTEM
+
+
+ALL_KEYS = KeyScope()
 
 
 class KeyRepository:
@@ -28,29 +48,39 @@ class KeyRepository:
         """Return whether there is a key that is not revoked."""
         return await self._session.scalar(select(ApiKey.id).where(ApiKey.revoked_at.is_(None)).limit(1)) is not None
 
-    async def valid(self, public_ids: Collection[str]) -> Sequence[ApiKey]:
-        """Read the keys with these public ids that are neither revoked nor expired."""
-        query = select(ApiKey).where(
-            ApiKey.public_id.in_(public_ids),
-            ApiKey.revoked_at.is_(None),
-            or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now()),
-        )
-        return (await self._session.scalars(query)).all()
+    async def valid(self, public_ids: Collection[str]) -> Sequence[Row[ApiKey, str, bool]]:
+        """Read the keys with these public ids that are neither revoked nor expired.
 
-    async def lock(self, key_id: UUID) -> ApiKey:
+        Each row has the ``ApiKey``, the ``name`` of its project, and whether that ``is_limited``.
+        """
+        query = (
+            select(ApiKey, Project.name, is_limited())
+            .join(Project, Project.id == ApiKey.project_id)
+            .where(ApiKey.public_id.in_(public_ids), _is_valid())
+        )
+        return (await self._session.execute(query)).all()
+
+    async def has_valid(self, name: str, project_id: UUID, roles: Collection[Role]) -> bool:
+        """Return whether somebody has a valid key for a project, with one of these roles."""
+        of_project = or_(ApiKey.project_id == project_id, ApiKey.role == Role.SYSTEM)
+        query = select(exists().where(ApiKey.name == name, ApiKey.role.in_(roles), of_project, _is_valid()))
+        return bool(await self._session.scalar(query))
+
+    async def lock(self, key_id: UUID, scope: KeyScope) -> ApiKey:
         """Read one key and lock its row.
 
         Raises:
             KeyNotFound: no such key.
         """
-        key = await self._session.get(ApiKey, key_id, with_for_update=True)
+        query = select(ApiKey).where(ApiKey.id == key_id, *scope.conditions()).with_for_update()
+        key = await self._session.scalar(query)
         if key is None:
             raise KeyNotFound(key_id)
         return key
 
-    async def page(self, *, before: UUID | None, limit: int) -> Sequence[ApiKey]:
+    async def page(self, scope: KeyScope, *, before: UUID | None, limit: int) -> Sequence[ApiKey]:
         """Read up to ``limit`` + 1 keys, newest first; the extra one shows that there is a next page."""
-        query = select(ApiKey).order_by(ApiKey.id.desc()).limit(limit + 1)
+        query = select(ApiKey).where(*scope.conditions()).order_by(ApiKey.id.desc()).limit(limit + 1)
         if before is not None:
             query = query.where(ApiKey.id < before)
         return (await self._session.scalars(query)).all()
@@ -59,3 +89,12 @@ class KeyRepository:
         """Store when keys were last used."""
         query = update(ApiKey).where(ApiKey.id.in_(key_ids)).values(last_used_at=at)
         await self._session.execute(query.execution_options(synchronize_session=False))
+
+
+def is_limited() -> ColumnElement[bool]:
+    """Return the condition that a project has limits."""
+    return (func.num_nonnulls(*(getattr(Project, name) for name in LIMITS)) > 0).label("is_limited")
+
+
+def _is_valid() -> ColumnElement[bool]:
+    return ApiKey.revoked_at.is_(None) & or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > func.now())

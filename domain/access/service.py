@@ -5,17 +5,17 @@ import hmac
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import func
+from sqlalchemy import Row, func
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
 from domain.access.model import ApiKey, Principal, Role
-from domain.access.repository import KeyRepository
+from domain.access.repository import ALL_KEYS, KeyRepository, KeyScope
 from domain.access.secret import Proof, new_secret, proof_of
 from domain.audit.model import NOBODY, Actor, new_entry
 from domain.audit.repository import add_entries
@@ -23,6 +23,7 @@ from domain.batching import Batcher
 from domain.db.database import Database, failed_transiently
 from domain.db.pagination import Page, PageRequest
 from domain.errors import DatabaseUnavailable, Invalid
+from domain.projects.model import ProjectRef
 
 #: How long a key is believed without asking PostgreSQL: a revoked one is refused after that.
 CACHE_SECONDS: Final = 5.0
@@ -33,7 +34,7 @@ _USE_SECONDS: Final = 60.0
 
 @dataclass(frozen=True)
 class NewKey:
-    """A key that is wanted."""
+    """A key that is wanted, for the project of who asks for it."""
 
     name: str
     role: Role
@@ -97,7 +98,7 @@ class KeyService:
                 self._any = await KeyRepository(session).any()
         return self._any
 
-    async def list_keys(self, request: PageRequest) -> Page[ApiKey]:
+    async def list_keys(self, request: PageRequest, scope: KeyScope) -> Page[ApiKey]:
         """List keys, newest first.
 
         Raises:
@@ -105,7 +106,7 @@ class KeyService:
         """
         before = request.before
         async with self._database.transaction() as session:
-            return request.page(await KeyRepository(session).page(before=before, limit=request.limit))
+            return request.page(await KeyRepository(session).page(scope, before=before, limit=request.limit))
 
     async def create(self, new: NewKey, *, actor: Actor = NOBODY) -> CreatedKey:
         """Make a key."""
@@ -114,7 +115,9 @@ class KeyService:
             await _record(session, "key.create", created.key, actor)
         return created
 
-    async def rotate(self, key_id: UUID, *, overlap: timedelta, actor: Actor = NOBODY) -> CreatedKey:
+    async def rotate(
+        self, key_id: UUID, *, overlap: timedelta, scope: KeyScope = ALL_KEYS, actor: Actor = NOBODY
+    ) -> CreatedKey:
         """Make a key like another one, which expires when ``overlap`` has passed.
 
         Raises:
@@ -123,16 +126,17 @@ class KeyService:
         """
         async with self._database.transaction() as session:
             keys = KeyRepository(session)
-            old = await keys.lock(key_id)
+            old = await keys.lock(key_id, scope)
             if old.revoked_at is not None:
                 raise Invalid("The key is revoked.", field="key_id")
+            actor = replace(actor, project_id=old.project_id)
             created = await _add(session, NewKey(old.name, old.role), actor)
             await _record(session, "key.rotate", old, actor)
             end = datetime.now(UTC) + overlap
             old.expires_at = end if old.expires_at is None else min(end, old.expires_at)
         return created
 
-    async def revoke(self, key_id: UUID, *, actor: Actor = NOBODY) -> ApiKey:
+    async def revoke(self, key_id: UUID, *, scope: KeyScope = ALL_KEYS, actor: Actor = NOBODY) -> ApiKey:
         """Make a key invalid for good; all processes refuse it within `CACHE_SECONDS`.
 
         Raises:
@@ -140,12 +144,12 @@ class KeyService:
         """
         async with self._database.transaction() as session:
             keys = KeyRepository(session)
-            key = await keys.lock(key_id)
+            key = await keys.lock(key_id, scope)
             if key.revoked_at is None:
                 key.revoked_at = func.now()
                 await session.flush()
                 await session.refresh(key)
-                await _record(session, "key.revoke", key, actor)
+                await _record(session, "key.revoke", key, replace(actor, project_id=key.project_id))
         self._cache.clear()
         return key
 
@@ -172,7 +176,7 @@ class KeyService:
         until = time.monotonic() + CACHE_SECONDS  # from before the query: a revocation after it must not be missed
         async with self._database.transaction() as session:
             rows = await KeyRepository(session).valid({proof.public_id for proof in proofs})
-        keys = {key.public_id: key for key in rows}
+        keys = {row.ApiKey.public_id: row for row in rows}
         found = [_Cached(_principal(keys.get(proof.public_id), proof), until) for proof in proofs]
         self._cache.update({proof.digest: cached for proof, cached in zip(proofs, found, strict=True)})
         while len(self._cache) > _MAX_CACHED:
@@ -180,10 +184,16 @@ class KeyService:
         return found
 
 
-def _principal(key: ApiKey | None, proof: Proof) -> Principal | None:
-    if key is None or not hmac.compare_digest(key.digest, proof.digest):
+def _principal(row: Row[ApiKey, str, bool] | None, proof: Proof) -> Principal | None:
+    if row is None or not hmac.compare_digest(row.ApiKey.digest, proof.digest):
         return None
-    return Principal(key.id, key.name, key.role, proof)
+    key: ApiKey = row.ApiKey
+    return Principal(key.id, key.name, key.role, ProjectRef(key.project_id, row.name, row.is_limited), proof)
+
+
+async def may_own_schedules(session: AsyncSession, project_id: UUID, name: str) -> bool:
+    """Return whether somebody has a valid key that may have schedules in a project."""
+    return await KeyRepository(session).has_valid(name, project_id, (Role.OWNER, Role.SYSTEM))
 
 
 async def _record(session: AsyncSession, action: str, key: ApiKey, actor: Actor) -> None:
@@ -199,6 +209,7 @@ async def _add(session: AsyncSession, new: NewKey, actor: Actor) -> CreatedKey:
         digest=secret.proof.digest,
         name=new.name,
         role=new.role,
+        project_id=actor.project_id,
         created_by=actor.name,
         expires_at=expires_at,
     )

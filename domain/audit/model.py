@@ -9,18 +9,21 @@ from sqlalchemy import func
 from sqlalchemy.orm import Mapped, mapped_column
 from uuid_utils.compat import uuid7
 
-from domain.db.base import Entity
+from domain.db.base import DEFAULT_PROJECT, Entity
 
 
 @dataclass(frozen=True)
 class Actor:
-    """Who sends a request: the key, the request, and from where. None if it is not known."""
+    """Who sends a request: the key, the request, from where, and for which project. None if it is not known."""
 
     name: str | None = None
     key_id: UUID | None = None
     request_id: str | None = None
     #: Address of the client, or of the proxy in front of it.
     peer: str | None = None
+    project_id: UUID = DEFAULT_PROJECT
+    #: Whether the project has limits.
+    is_limited: bool = False
 
 
 NOBODY: Final = Actor()
@@ -45,6 +48,8 @@ class AuditEntry(Entity):
     subject_name: Mapped[str | None]
     #: The members that are changed, by an update.
     details: Mapped[dict[str, Any] | None]
+    #: The project in which; None of entries from before there were projects.
+    project_id: Mapped[UUID | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
@@ -61,6 +66,7 @@ class NewEntry(NamedTuple):
     subject_id: UUID | None
     subject_name: str | None
     details: str | None
+    project_id: UUID
 
 
 def new_entry(
@@ -74,4 +80,4 @@ def new_entry(
 ) -> NewEntry:
     """Build an entry; ``details`` is JSON."""
     who = (actor.name, actor.key_id, actor.request_id, actor.peer)
-    return NewEntry(uuid7(), action, *who, job_id, subject_id, subject_name, details)
+    return NewEntry(uuid7(), action, *who, job_id, subject_id, subject_name, details, actor.project_id)

@@ -7,8 +7,9 @@
     4. perform    do the storage work on one volume                       `BulkOperation.work_on`
     5. record     store the results, release the volumes, count           `BulkOperation.record`
 
-Each step except measure and perform is one short transaction. It first locks the lane's own row and checks that this
-attempt still holds the lane; a step that comes too late changes nothing and raises `Stopped`. If nothing is measured,
+Each step except measure and perform is one short transaction. It locks the lane's own row first, or right after the
+project's, and checks that this attempt still holds the lane; a step that comes too late changes nothing and raises
+`Stopped`. If nothing is measured,
 steps 1 and 3 are one transaction (`claim_next`): the items are then only locked, and written once instead of twice.
 
 Decisions are made on three levels, each of which only knows its own:
@@ -33,10 +34,11 @@ from domain.bulk.ledger import CLOSE_BATCH, LaneItems, Ledger
 from domain.bulk.model import FINISHED, ItemCode, ItemRef, ItemStatus, ItemUpdate, Lane
 from domain.bulk.operation import BulkOperation, ItemWork, Result
 from domain.db.database import Database
-from domain.errors import CisternError
+from domain.errors import CisternError, QuotaExceeded
 from domain.jobs.store.parents import ParentRepository
 from domain.jobs.transport.job_queue import JobQueue
 from domain.operations import BUSY, VolumeState
+from domain.projects.quota import UNLIMITED, Room, lock_rooms
 from domain.storage.context import Stopped, StopReason
 from domain.volumes.model import LockedVolume
 from domain.volumes.repository import VolumeRepository
@@ -55,10 +57,11 @@ class ClaimedChunk(NamedTuple):
 
 
 class _Step:
-    """One transaction of a lane: its session, the lane's items, and what it changed about the parent job."""
+    """One transaction of a lane: its session, the room in the project, the lane's items, and what it has counted."""
 
-    def __init__(self, session: AsyncSession, lane: Lane) -> None:
+    def __init__(self, session: AsyncSession, lane: Lane, room: Room) -> None:
         self.session = session
+        self.room = room
         self.items = LaneItems(session, lane)
         self.has_counted = False
         self.has_ended = False
@@ -100,7 +103,7 @@ class LaneSteps:
         """Claim up to ``limit`` due items and acquire their volumes; in one transaction if nothing is measured."""
         if self.operation.measures(self.lane.params):
             return await self._measure_and_acquire(await self.claim_items(limit))
-        async with self._step() as step:
+        async with self._step(adds=True) as step:
             items = await step.items.lock_due(limit)
             work = await self._acquire(step, items, {}) if items else []
         return ClaimedChunk(len(items), work)
@@ -123,7 +126,7 @@ class LaneSteps:
 
     async def acquire_volumes(self, items: Sequence[ItemRef], used: Mapping[UUID, int | None]) -> list[ItemWork]:
         """Decide about claimed items, and acquire the volumes to work on; return that work. ``used`` is in bytes."""
-        async with self._step() as step:
+        async with self._step(adds=True) as step:
             return await self._acquire(step, items, used)
 
     async def _acquire(self, step: _Step, items: Sequence[ItemRef], used: Mapping[UUID, int | None]) -> list[ItemWork]:
@@ -132,12 +135,16 @@ class LaneSteps:
         The volumes' rows stay locked from the decision until the commit, so that a decision is never out of date.
         """
         operation, lane, volumes = self.operation, self.lane, VolumeRepository(step.session)
-        locked = {volume.id: volume for volume in await volumes.lock_many([item.volume_id for item in items])}
+        found = await volumes.lock_many([item.volume_id for item in items])
+        # An id in a request may be that of a volume of another project: there is no such volume here.
+        locked = {volume.id: volume for volume in found if volume.project_id == lane.project_id}
+        used = {volume_id: value for volume_id, value in used.items() if volume_id in locked}
         pairs = [(item, locked.get(item.volume_id)) for item in items]
-        updates = await _decide_chunk(step.session, operation, lane, pairs, used)
+        updates = await _decide_chunk(step, operation, lane, pairs, used)
         to_work_on = [(update, locked[update.volume_id]) for update in _with_status(updates, ItemStatus.CLAIMED)]
         to_acquire = [volume for _, volume in to_work_on if volume.job_id != lane.parent_id]
-        versions = await volumes.acquire_many(to_acquire, operation.state, lane.parent_id)
+        sizes = {update.volume_id: update.to_size for update, _ in to_work_on}
+        versions = await volumes.acquire_many(to_acquire, operation.state, lane.parent_id, sizes)
         work = await operation.prepare(step.session, lane, to_work_on, versions)
         finished = [update for update in updates if update.status in FINISHED]
         previous = items[0].status if items else ItemStatus.CLAIMED
@@ -227,17 +234,21 @@ class LaneSteps:
     # --- shared by the steps -----------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _step(self) -> AsyncIterator[_Step]:
+    async def _step(self, *, adds: bool = False) -> AsyncIterator[_Step]:
         """Open a transaction that holds the lane's row locked; announce a change of the parent job after the commit.
+
+        If the step ``adds`` to a project with limits, the project is locked before everything else.
 
         Raises:
             Stopped: this attempt no longer holds the lane.
         """
-        lane = self.lane
+        lane, room = self.lane, UNLIMITED
         async with self.database.transaction() as session:
+            if adds and lane.is_limited:
+                room = (await lock_rooms(session, [lane.project_id]))[lane.project_id]
             if not await ParentRepository(session).lock_held(lane.job_id, epoch=lane.epoch, worker_id=lane.worker_id):
                 raise Stopped(StopReason.LEASE_LOST)
-            step = _Step(session, lane)
+            step = _Step(session, lane, room)
             yield step
         if step.has_counted:
             await self.queue.announce(lane.parent_id)
@@ -246,17 +257,28 @@ class LaneSteps:
 
 
 async def _decide_chunk(
-    session: AsyncSession,
+    step: _Step,
     operation: BulkOperation,
     lane: Lane,
     pairs: Sequence[tuple[ItemRef, LockedVolume | None]],
     used: Mapping[UUID, int | None],
 ) -> list[ItemUpdate]:
-    """Decide about every item of a chunk: by its volume's state if that settles it, else by the operation."""
+    """Decide about every item of a chunk: by its volume's state if that settles it, else by the operation and room."""
     by_state = [update for item, volume in pairs if (update := _decide_by_state(item, volume, lane)) is not None]
     decided = {update.volume_id for update in by_state}
     available = [(item, volume) for item, volume in pairs if volume is not None and volume.id not in decided]
-    return by_state + await operation.decide_available(session, lane, available, used)
+    decisions = await operation.decide_available(step.session, lane, available, used)
+    return by_state + [_within(step.room, operation, update) for update in decisions]
+
+
+def _within(room: Room, operation: BulkOperation, update: ItemUpdate) -> ItemUpdate:
+    """Take what the item adds to its project from the room; if there is not enough, the item fails."""
+    try:
+        if update.status is ItemStatus.CLAIMED:
+            room.take(**operation.needed(update))
+    except QuotaExceeded as error:
+        return update._replace(status=ItemStatus.FAILED, code=error.code, detail=error.message, to_size=None)
+    return update
 
 
 def _decide_by_state(item: ItemRef, volume: LockedVolume | None, lane: Lane) -> ItemUpdate | None:

@@ -188,6 +188,10 @@ class ExpandOperation(BulkOperation):
         usages = await asyncio.gather(*(self._measure_on(backend, backends) for backend in set(backends.values())))
         return {volume_id: usage.used for by_volume in usages for volume_id, usage in by_volume.items()}
 
+    def needed(self, update: ItemUpdate) -> dict[str, int]:
+        """Return the bytes by which the volume grows."""
+        return {"bytes": (update.to_size or 0) - (update.from_size or 0)}
+
     async def decide_available(
         self,
         session: AsyncSession,

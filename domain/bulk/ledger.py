@@ -157,9 +157,13 @@ class Ledger:
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
-    async def plan(self, job_id: UUID, selection: Selection) -> None:
-        """Insert an item for every selected volume, in one statement of up to `PLAN_SECONDS`; idempotent."""
-        await self._insert(_volumes(job_id, selection) if selection.ids is None else _named_volumes(job_id, selection))
+    async def plan(self, job_id: UUID, project_id: UUID, selection: Selection) -> None:
+        """Insert an item for every selected volume of a project, in one statement of up to `PLAN_SECONDS`; idempotent.
+
+        An id without a volume in the project gets an item too.
+        """
+        volumes = _volumes if selection.ids is None else _named_volumes
+        await self._insert(volumes(job_id, project_id, selection))
 
     async def plan_retry(self, job_id: UUID, earlier_id: UUID) -> None:
         """Insert the items that failed or were cancelled in an earlier job.
@@ -300,9 +304,9 @@ async def clear_ledgers(session: AsyncSession, job_ids: Collection[UUID], limit:
     return len((await session.scalars(query.execution_options(synchronize_session=False))).all())
 
 
-def selected_volumes(selection: Selection, *columns: Any) -> Any:
-    """Select columns of the volumes of a selection, in the order of their ids, without locking them."""
-    return select(*columns).where(*_selected(selection)).order_by(Volume.id)
+def selected_volumes(project_id: UUID, selection: Selection, *columns: Any) -> Any:
+    """Select columns of the volumes of a selection in a project, in the order of their ids, without locking them."""
+    return select(*columns).where(Volume.project_id == project_id, *_selected(selection)).order_by(Volume.id)
 
 
 def _selected(selection: Selection) -> Iterable[ColumnElement[bool]]:
@@ -315,20 +319,19 @@ def _selected(selection: Selection) -> Iterable[ColumnElement[bool]]:
         yield Volume.backend == selection.backend
 
 
-def _volumes(job_id: UUID, selection: Selection) -> Any:
-    rows = select(literal(job_id), Volume.id, Volume.backend, _pending(), Volume.size, null())
+def _volumes(job_id: UUID, project_id: UUID, selection: Selection) -> Any:
     # In the order in which lanes claim them, so that the items of a chunk share pages.
-    return rows.where(*_selected(selection)).order_by(Volume.id)
+    columns = (literal(job_id), Volume.id, Volume.backend, _pending(), Volume.size, null())
+    return selected_volumes(project_id, selection, *columns)
 
 
-def _named_volumes(job_id: UUID, selection: Selection) -> Any:
+def _named_volumes(job_id: UUID, project_id: UUID, selection: Selection) -> Any:
     """Select volumes by id. An id without a volume gets an item too, which is then skipped as ``volume-gone``."""
     named = array_rows(({"id": volume_id} for volume_id in selection.ids or ()), id=Uuid())
     backend = func.coalesce(Volume.backend, "")
     rows = select(literal(job_id), named.c.id, backend, _pending(), Volume.size, null())
-    return rows.select_from(named.outerjoin(Volume, Volume.id == named.c.id)).where(
-        or_(Volume.id.is_(None), and_(*_selected(selection)))
-    )
+    found = and_(Volume.id == named.c.id, Volume.project_id == project_id)
+    return rows.select_from(named.outerjoin(Volume, found)).where(or_(Volume.id.is_(None), and_(*_selected(selection))))
 
 
 def _pending() -> Any:

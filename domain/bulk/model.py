@@ -49,6 +49,7 @@ class ItemCode(enum.StrEnum):
     POLICY_UNUSABLE = "policy-unusable"
     ALREADY_LARGE_ENOUGH = "already-large-enough"
     NAME_TAKEN = "name-taken"
+    QUOTA_EXCEEDED = "quota-exceeded"
     CANCELLED = "cancelled"
     LANES_LOST = "lanes-lost"
 
@@ -120,6 +121,7 @@ class Lane(NamedTuple):
 
     parent_id: UUID
     job_id: UUID
+    project_id: UUID
     epoch: int
     worker_id: UUID | None
     params: Mapping[str, Any]
@@ -130,7 +132,7 @@ class Lane(NamedTuple):
         """Build the lane from its claimed job."""
         if job.parent_id is None:
             raise RuntimeError(f"{job.kind} {job.id} has no parent")
-        return cls(job.parent_id, job.id, job.epoch, job.worker_id, job.params, job.created_by)
+        return cls(job.parent_id, job.id, job.project_id, job.epoch, job.worker_id, job.params, job.created_by)
 
     @property
     def slots(self) -> int:
@@ -148,6 +150,11 @@ class Lane(NamedTuple):
         """The backend whose items the lane works on; empty: those whose volumes are gone."""
         backend: str = self.params.get("backend", "")
         return backend
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the project had limits when the lane was added."""
+        return bool(self.params.get("limited"))
 
     @property
     def is_last(self) -> bool:

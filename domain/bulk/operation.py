@@ -150,6 +150,10 @@ class BulkOperation(ABC):
         return {}
 
     @abstractmethod
+    def needed(self, update: ItemUpdate) -> dict[str, int]:
+        """Return what a volume to be worked on adds to its project, in the words of `Room.take`."""
+
+    @abstractmethod
     async def decide_available(
         self,
         session: AsyncSession,

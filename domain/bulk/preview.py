@@ -104,12 +104,12 @@ class DryRuns:
             self._number -= 1
 
 
-async def preview(database: Database, request: BulkExpandRequest) -> Plan:
-    """Return what a bulk expansion would do, by the last measured usage."""
+async def preview(database: Database, request: BulkExpandRequest, project_id: UUID) -> Plan:
+    """Return what a bulk expansion would do in a project, by the last measured usage."""
     total = grows = growth = unmeasured = 0
     oldest: datetime | None = None
     items: list[Preview] = []
-    query = selected_volumes(request.selection, *_COLUMNS).execution_options(yield_per=_PAGE)
+    query = selected_volumes(project_id, request.selection, *_COLUMNS).execution_options(yield_per=_PAGE)
     async with database.transaction(statement_seconds=PLAN_SECONDS) as session:
         volumes = await session.stream(query)
         async for page in volumes.partitions():

@@ -16,15 +16,15 @@ from domain.bulk.operation import BulkOperation
 from domain.bulk.preview import DryRuns, Plan, preview
 from domain.bulk.requests import BulkRequest, Selection
 from domain.db.database import Database
-from domain.errors import JobNotFound
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting
 from domain.jobs.attempt import ClaimedJob, Delegated, Failed, Outcome, Payload, Succeeded
 from domain.jobs.isolation import each_in_own_transaction
 from domain.jobs.kinds import FailedJobs, JobHandler, JobKind, SucceededJobs
 from domain.jobs.model import Job, new_job, retry_columns
-from domain.jobs.store.jobs import JobRepository
+from domain.jobs.store.jobs import JobRepository, require_job
 from domain.jobs.store.parents import ParentRepository
 from domain.jobs.transport.job_queue import JobQueue
+from domain.projects.quota import Room, has_limits
 from domain.storage.context import Grant, Stopped, StopReason
 
 _MAX_LANES: Final = 8
@@ -68,15 +68,16 @@ class BulkService(JobHandler):
         self._busy_seconds = busy_seconds
         self._dry_runs = DryRuns()
 
-    async def items(self, job_id: UUID, status: ItemStatus | None, *, after: UUID | None, limit: int) -> Sequence[Item]:
-        """Read up to ``limit`` + 1 items of a job's ledger, by volume id.
+    async def items(
+        self, job_id: UUID, status: ItemStatus | None, *, project_id: UUID, after: UUID | None, limit: int
+    ) -> Sequence[Item]:
+        """Read up to ``limit`` + 1 items of the ledger of a job of a project, by volume id.
 
         Raises:
             JobNotFound: no such job.
         """
         async with self._database.transaction() as session:
-            if await JobRepository(session).get(job_id) is None:
-                raise JobNotFound(job_id)
+            require_job(await JobRepository(session).get(job_id), job_id, project_id)
             return await Ledger(session).page(job_id, status, after=after, limit=limit)
 
     # --- request -----------------------------------------------------------------------------------------
@@ -90,12 +91,13 @@ class BulkService(JobHandler):
         request.refuse_schedule_members()
         self.check(request)  # before the transaction; `add` checks it for schedules too
         async with accepting(self._database, origin) as accepted:
-            job = accepted.job = await self.add(accepted.session, request, created_by=origin.caller)
+            columns = {"project_id": origin.actor.project_id, "created_by": origin.caller}
+            job = accepted.job = await self.add(accepted.session, request, **columns)
         await self._queue.dispatch([job.message])
         return job
 
     async def add(self, session: AsyncSession, request: BulkRequest, **columns: Any) -> Job:
-        """Insert the job in the caller's transaction; a schedule passes ``schedule_id`` and ``scheduled_for``.
+        """Insert the job of a project in the caller's transaction; schedules pass ``schedule_id``, ``scheduled_for``.
 
         The caller dispatches it after the commit.
 
@@ -107,7 +109,7 @@ class BulkService(JobHandler):
         params = request.job_params(time=time, schedule_id=columns.get("schedule_id"))
         return await self._add(session, request.kind, params, **columns)
 
-    async def retry(self, session: AsyncSession, ended: Job) -> Job:
+    async def retry(self, session: AsyncSession, ended: Job, _: Room) -> Job:
         """Insert a job for the items of an ended one that failed or were not started.
 
         A job that ended before it was planned has no items; its retry selects volumes anew.
@@ -118,7 +120,7 @@ class BulkService(JobHandler):
             params = params | {"selection": selection, "missed_by": str(ended.id)}
         request_type = self._operations[ended.kind].request_type
         params = request_type.retry_params(params, time=datetime.now(UTC))
-        return await self._add(session, ended.kind, params, **retry_columns(ended))
+        return await self._add(session, ended.kind, params, project_id=ended.project_id, **retry_columns(ended))
 
     def check(self, request: BulkRequest) -> None:
         """Check a request against the configured limit.
@@ -128,8 +130,8 @@ class BulkService(JobHandler):
         """
         request.require_within(self._max_concurrent)
 
-    async def preview(self, request: BulkExpandRequest) -> Plan:
-        """Return what a bulk expansion would do, by the last measured usage. Changes nothing.
+    async def preview(self, request: BulkExpandRequest, *, project_id: UUID) -> Plan:
+        """Return what a bulk expansion would do in a project, by the last measured usage. Changes nothing.
 
         Raises:
             Invalid: ``max_concurrent`` is out of bounds.
@@ -137,7 +139,7 @@ class BulkService(JobHandler):
         """
         self.check(request)
         async with self._dry_runs.turn():
-            return await preview(self._database, request)
+            return await preview(self._database, request, project_id)
 
     async def _add(self, session: AsyncSession, kind: str, params: dict[str, Any], **columns: Any) -> Job:
         job = new_job(kind, {**params, "fence_version": 0}, max_attempts=self._max_attempts, **columns)
@@ -158,7 +160,7 @@ class BulkService(JobHandler):
             if "missed_by" in job.params:
                 await ledger.plan_retry(job.id, UUID(job.params["missed_by"]))
             else:
-                await ledger.plan(job.id, selection)
+                await ledger.plan(job.id, job.project_id, selection)
             planned = await ledger.has_unfinished(job.id)
             # Checked last, so that the job's row is locked only for the moment of the commit.
             if not await ParentRepository(session).lock_held(job.id, epoch=job.epoch, worker_id=job.worker_id):
@@ -234,7 +236,8 @@ class BulkService(JobHandler):
         counts = await Ledger(session).unfinished_by_backend(job.id)
         slots = dict.fromkeys(counts, 1) if last else slots_per_backend(counts, job.params["max_concurrent"])
         params = {name: job.params[name] for name in self._operations[job.kind].lane_params}
-        params |= {"of": job.kind, "last": last, "fence_version": 0}
+        limited = await has_limits(session, job.project_id)
+        params |= {"of": job.kind, "last": last, "limited": limited, "fence_version": 0}
         lanes = []
         for backend, its_slots in slots.items():
             slot_counts = slots_per_lane(its_slots, max(1, _MAX_LANES // len(slots)))
@@ -243,6 +246,7 @@ class BulkService(JobHandler):
                 new_job(
                     JobKind.BULK_LANE,
                     params | of_backend | {"slots": count},
+                    project_id=job.project_id,
                     max_attempts=_LANE_ATTEMPTS,
                     parent_id=job.id,
                     backend=backend or None,
@@ -299,7 +303,13 @@ class ScheduledBulk:
         self._bulk.check(request)
 
     async def request(
-        self, session: AsyncSession, params: dict[str, Any], *, schedule_id: UUID, scheduled_for: datetime
+        self,
+        session: AsyncSession,
+        params: dict[str, Any],
+        *,
+        project_id: UUID,
+        schedule_id: UUID,
+        scheduled_for: datetime,
     ) -> Job:
         """Insert the job in the given transaction.
 
@@ -307,4 +317,5 @@ class ScheduledBulk:
             Invalid: the parameters are no longer valid.
         """
         request = self._request_type.from_request(params)
-        return await self._bulk.add(session, request, schedule_id=schedule_id, scheduled_for=scheduled_for)
+        columns = {"project_id": project_id, "schedule_id": schedule_id, "scheduled_for": scheduled_for}
+        return await self._bulk.add(session, request, **columns)

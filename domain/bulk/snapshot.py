@@ -108,6 +108,10 @@ class SnapshotOperation(BulkOperation):
         self._backends = backends
         self._snapshots = snapshots
 
+    def needed(self, update: ItemUpdate) -> dict[str, int]:  # noqa: ARG002 (the same for all)
+        """Return that one snapshot is added."""
+        return {"snapshots": 1}
+
     async def decide_available(
         self,
         session: AsyncSession,
@@ -201,6 +205,7 @@ def _releases(
 def _new_snapshot(volume: LockedVolume, lane: Lane) -> Snapshot:
     return Snapshot(
         id=uuid7(),
+        project_id=volume.project_id,
         volume_id=volume.id,
         name=lane.params["snapshot_name"],
         state=SnapshotState.TAKING,

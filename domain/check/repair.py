@@ -12,6 +12,7 @@ from uuid_utils.compat import uuid7
 
 from domain.check.findings import CheckCode
 from domain.check.rows import RowState
+from domain.db.base import DEFAULT_PROJECT
 from domain.db.database import Database
 from domain.jobs.store.jobs import JobRepository
 from domain.operations import BUSY, SNAPSHOT_MOVES, VOLUME_MOVES, SnapshotState, VolumeState
@@ -60,21 +61,25 @@ class Repair:
         return True
 
     async def adopt_volume(self, volume_id: UUID, backend: str, stored: StoredVolume) -> bool:
-        """Add a row for data that has none, so that it can be used again; also for its snapshots."""
+        """Add a row for data that has none, so that it can be used again; also for its snapshots.
+
+        Only rows know the project. So it becomes the default one, which no key of another project sees.
+        """
         async with self._database.transaction() as session:
-            columns = {"backend": backend, "labels": {}, "state": VolumeState.AVAILABLE}
+            columns = {"backend": backend, "labels": {}, "state": VolumeState.AVAILABLE, "project_id": DEFAULT_PROJECT}
             adopted = await _insert(session, Volume, volume_id, stored.volume, **columns)
             if adopted:
                 for snapshot_id, stored_snapshot in stored.snapshots.items():
-                    await _insert_snapshot(session, volume_id, snapshot_id, stored_snapshot)
+                    await _insert_snapshot(session, DEFAULT_PROJECT, volume_id, snapshot_id, stored_snapshot)
         return adopted
 
     async def adopt_snapshot(self, volume: RowState, snapshot_id: UUID, stored: StoredObject) -> bool:
         """Add a row for a snapshot that has none, if its volume's row is unchanged."""
         async with self._database.transaction() as session:
-            if await _lock(session, volume) is None:
+            locked = await _lock(session, volume)
+            if locked is None:
                 return False
-            return await _insert_snapshot(session, volume.id, snapshot_id, stored)
+            return await _insert_snapshot(session, locked.project_id, volume.id, snapshot_id, stored)
 
     async def sweep(self, volume_id: UUID, backend: str, leftovers: Collection[Leftover]) -> bool:
         """Remove leftovers from the storage; no row is concerned."""
@@ -133,8 +138,10 @@ def _resting_state(row: RowState, size: int | None, *, stores_sizes: bool) -> Vo
     return error if error in SNAPSHOT_MOVES[row.state] else SnapshotState.READY
 
 
-async def _insert_snapshot(session: AsyncSession, volume_id: UUID, snapshot_id: UUID, stored: StoredObject) -> bool:
-    columns = {"volume_id": volume_id, "state": SnapshotState.READY}
+async def _insert_snapshot(
+    session: AsyncSession, project_id: UUID, volume_id: UUID, snapshot_id: UUID, stored: StoredObject
+) -> bool:
+    columns = {"project_id": project_id, "volume_id": volume_id, "state": SnapshotState.READY}
     return is_stored_size(stored.size) and await _insert(session, Snapshot, snapshot_id, stored, **columns)
 
 

@@ -2,17 +2,10 @@
 
 import enum
 from datetime import datetime
-from typing import Any
+from typing import Any, Final, NoReturn, TypeVar
 from uuid import UUID
 
-from sqlalchemy import (
-    BigInteger,
-    DateTime,
-    Enum,
-    MetaData,
-    Text,
-    Uuid,
-)
+from sqlalchemy import BigInteger, DateTime, Enum, MetaData, Text, Uuid, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -45,6 +38,47 @@ class Entity(Base):
     __abstract__ = True
 
     id: Mapped[UUID] = mapped_column(primary_key=True, sort_order=-1)
+
+
+#: The project that every installation has. Rows from before there were projects are in it.
+DEFAULT_PROJECT: Final = UUID("00000000-0000-7000-8000-000000000001")
+
+
+def _required() -> NoReturn:
+    """Refuse to insert a row without a project.
+
+    Raises:
+        RuntimeError: always.
+    """
+    raise RuntimeError("a row was inserted without its project")
+
+
+def project_column(*arguments: Any) -> Mapped[UUID]:
+    """Return the column with the project of a row.
+
+    Its default in PostgreSQL is only for processes of versions that do not know the column.
+    """
+    default = text(f"'{DEFAULT_PROJECT}'")
+    return mapped_column(*arguments, default=_required, server_default=default, sort_order=-1)
+
+
+class Owned(Entity):
+    """A table whose rows each belong to a project. What a client asks for is looked up within its own project.
+
+    There is no foreign key: each of them would lock the row of the project, which every request shares.
+    """
+
+    __abstract__ = True
+
+    project_id: Mapped[UUID] = project_column()
+
+
+Row = TypeVar("Row", bound=Owned)
+
+
+def in_project(row: Row | None, project_id: UUID) -> Row | None:
+    """Return the row if it belongs to the project, else None: a row of another project does not exist for a client."""
+    return row if row is not None and row.project_id == project_id else None
 
 
 def enum_text(states: type[enum.Enum]) -> Enum:

@@ -68,11 +68,11 @@ def as_columns(entity: type[Base], rows: Sequence[Base]) -> dict[str, list[Any]]
 
 @functools.cache
 def _given_columns(entity: type[Base]) -> list[tuple[str, str, bool]]:
-    """Return name, array element type, and whether it is JSON, of the columns without a default of PostgreSQL's."""
+    """Return name, array element type, and whether it is JSON, of the columns that PostgreSQL does not fill in."""
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
     found = []
     for one in entity.__table__.columns:
-        if one.server_default is None:
+        if one.server_default is None or one.default is not None:
             is_json = isinstance(one.type, JSONB)
             found.append((one.name, "text" if is_json else one.type.compile(dialect), is_json))
     return found

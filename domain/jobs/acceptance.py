@@ -4,11 +4,12 @@ If the request has a key, the transaction inserts the key's row first and stores
 duplicate waits on the primary key; if the first request is refused, its row is rolled back and the duplicate proceeds.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
+from uuid import UUID
 
 import structlog
 from sqlalchemy import func, literal, select, update
@@ -24,6 +25,7 @@ from domain.errors import CisternError, IdempotencyKeyReused
 from domain.jobs.attempt import Payload
 from domain.jobs.model import Job
 from domain.logs import log_fields
+from domain.projects.quota import UNLIMITED, Room, lock_rooms
 
 KEY_LIFETIME: Final = timedelta(hours=24)
 
@@ -68,6 +70,11 @@ class RequestOrigin:
         """The name of who sends it."""
         return self.actor.name
 
+    @property
+    def key_space(self) -> str:
+        """Whose idempotency keys count: those of one name in one project."""
+        return f"{self.actor.project_id}:{self.actor.name or ''}"
+
 
 ANONYMOUS: Final = RequestOrigin()
 _ACCEPTED: Final = 202
@@ -85,10 +92,11 @@ class IdempotentReplay(CisternError):
 
 
 class AcceptedRequest:
-    """A request that is being accepted, and the job or entity created for it."""
+    """A request that is being accepted, the room in its project, and the job or entity created for it."""
 
-    def __init__(self, session: AsyncSession) -> None:
+    def __init__(self, session: AsyncSession, room: Room) -> None:
         self.session = session
+        self.room = room
         self.job: Job | None = None
         #: An entity created at once, by a request that needs no job.
         self.entity: Entity | None = None
@@ -101,19 +109,29 @@ async def accepting(database: Database, origin: RequestOrigin) -> AsyncIterator[
     Raises:
         IdempotentReplay: the same request was already accepted under this key.
         IdempotencyKeyReused: a different request was accepted under this key.
+        QuotaExceeded: the project may not have another queued job.
     """
     async with database.transaction() as session:
         if origin.idempotency is not None:
-            await _reserve(session, origin.caller or "", origin.idempotency)
-        request = AcceptedRequest(session)
+            await _reserve(session, origin.key_space, origin.idempotency)
+        rooms = await rooms_of(session, [origin.actor])
+        request = AcceptedRequest(session, rooms.get(origin.actor.project_id, UNLIMITED))
         yield request
         created = request.job or request.entity
         if request.job is not None:
+            if request.job.cancel_requested_at is None:  # a cancellation adds no job
+                request.room.take(queued_jobs=1)
             await add_entries(session, [entry_of(request.job, origin.actor)])
         if origin.idempotency is not None and created is not None:
-            await _store_response(session, origin.caller or "", origin.idempotency, created)
+            await _store_response(session, origin.key_space, origin.idempotency, created)
     if request.job is not None:
         log_accepted(request.job)
+
+
+async def rooms_of(session: AsyncSession, actors: Iterable[Actor]) -> Mapping[UUID, Room]:
+    """Lock the projects of those of these actors that have limits, and return the room in each."""
+    limited = {actor.project_id for actor in actors if actor.is_limited}
+    return await lock_rooms(session, limited) if limited else {}
 
 
 def entry_of(job: Job, actor: Actor) -> NewEntry:

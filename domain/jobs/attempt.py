@@ -25,6 +25,7 @@ class ClaimedJob(NamedTuple):
     """
 
     id: UUID
+    project_id: UUID
     kind: str
     params: dict[str, Any]
     volume_id: UUID | None
@@ -50,7 +51,7 @@ class ClaimedJob(NamedTuple):
     @property
     def message(self) -> JobMessage:
         """The message that it was claimed with."""
-        return JobMessage(self.id, self.epoch, self.backend)
+        return JobMessage(self.id, self.epoch, self.backend, self.project_id)
 
     @property
     def fence(self) -> Fence:

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from domain.errors import JobNotRetryable
 from domain.jobs.attempt import ClaimedJob, Outcome, Payload
 from domain.jobs.model import Job
+from domain.projects.quota import Room
 from domain.storage.context import Fence, Grant
 
 #: Jobs that succeeded or were delegated, each with its result.
@@ -68,11 +69,12 @@ class JobHandler(ABC):
         The fences of the jobs themselves are raised already, in the same transaction.
         """
 
-    async def retry(self, session: AsyncSession, ended: Job) -> Job:  # noqa: ARG002 (of the signature)
-        """Insert a job that requests again what an ended one did not achieve.
+    async def retry(self, session: AsyncSession, ended: Job, room: Room) -> Job:  # noqa: ARG002 (of the signature)
+        """Insert a job that requests again what an ended one did not achieve; take what it adds from the ``room``.
 
         Raises:
             JobNotRetryable: jobs of this kind cannot be retried.
+            QuotaExceeded: there is not enough room in the project.
         """
         raise JobNotRetryable(job_status=ended.status)
 

@@ -84,7 +84,7 @@ class JobMaintenance:
         return len(waiting)
 
     async def redispatch_lost(self) -> int:
-        """Dispatch again the jobs whose message Redis has lost. Returns their number.
+        """Send again the messages that Redis has lost. Returns how many were sent, some twice if Redis was too slow.
 
         Raises:
             QueueUnavailable: Redis does not answer, so lost messages cannot be determined.

@@ -8,7 +8,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, Index, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 from uuid_utils.compat import uuid7
 
-from domain.db.base import Entity, enum_text
+from domain.db.base import DEFAULT_PROJECT, Entity, Owned, enum_text
 from domain.jobs.states import ENDED, LIVE, JobStatus
 
 _STATUSES = ", ".join(f"'{status}'" for status in JobStatus)
@@ -20,15 +20,17 @@ class JobMessage(NamedTuple):
     """A message: a job, its epoch, counted from 0, and the backend in whose queue it is (None: any worker's).
 
     A message can claim the job only while the row has the same epoch; messages of earlier epochs are stale.
+    ``project_id`` says whose share of the queue it is sent in; it is not known of a message that was received.
     """
 
     job_id: UUID
     epoch: int
     backend: str | None = None
+    project_id: UUID | None = None
 
 
-class Job(Entity):
-    """One accepted request, from acceptance to its final status."""
+class Job(Owned):
+    """One accepted request, from acceptance to its final status. It is in the project of what it works on."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -65,6 +67,8 @@ class Job(Entity):
             postgresql_where=text(f"snapshot_id IS NOT NULL AND status IN ({_LIVE})"),
         ),
         Index("jobs_of_volume", "volume_id", "id"),
+        # Most jobs of most installations are in the default project, and are found without an index of its own.
+        Index("jobs_of_project", "project_id", "id", postgresql_where=text(f"project_id <> '{DEFAULT_PROJECT}'")),
         Index("jobs_notable", "status", "id", postgresql_where=text("status NOT IN ('queued', 'succeeded')")),
         Index("jobs_of_parent", "parent_id", "id", postgresql_where=text("parent_id IS NOT NULL")),
     )
@@ -112,7 +116,7 @@ class Job(Entity):
     @property
     def message(self) -> JobMessage:
         """The message that can claim it at its current epoch."""
-        return JobMessage(self.id, self.epoch, self.backend)
+        return JobMessage(self.id, self.epoch, self.backend, self.project_id)
 
     @property
     def ended(self) -> bool:
@@ -135,13 +139,22 @@ class Worker(Entity):
     max_renewal_delay: Mapped[float] = mapped_column(server_default=text("0"))
 
 
-def new_job(kind: str, params: dict[str, Any], *, max_attempts: int, job_id: UUID | None = None, **columns: Any) -> Job:
+def new_job(
+    kind: str,
+    params: dict[str, Any],
+    *,
+    project_id: UUID,
+    max_attempts: int,
+    job_id: UUID | None = None,
+    **columns: Any,
+) -> Job:
     """Return a new queued job; PostgreSQL fills in its times.
 
     Pass ``job_id`` if something was acquired for the job before the job is created.
     """
     return Job(
         id=job_id or uuid7(),
+        project_id=project_id,
         kind=kind,
         params=params,
         status=JobStatus.QUEUED,

@@ -9,13 +9,13 @@ from sqlalchemy import func
 from domain.batching import Batcher
 from domain.db.database import Database, failed_transiently
 from domain.db.pagination import Page, PageRequest
-from domain.errors import JobEnded, JobIsChild, JobNotFound, JobNotRetryable
+from domain.errors import JobEnded, JobIsChild, JobNotRetryable
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting
 from domain.jobs.attempt import ClaimedJob
 from domain.jobs.kinds import JobHandlers
 from domain.jobs.model import Job
 from domain.jobs.states import RETRYABLE, JobStatus
-from domain.jobs.store.jobs import JobFilter, JobRepository
+from domain.jobs.store.jobs import JobFilter, JobRepository, require_job
 from domain.jobs.store.parents import ParentRepository
 from domain.jobs.transport.job_queue import JobQueue
 
@@ -32,28 +32,29 @@ class JobService:
         self._handlers = handlers
         self._reads = Batcher(self._read_batch, max_batch=_MAX_BATCH, fails_all=failed_transiently)
 
-    async def get(self, job_id: UUID) -> Job:
-        """Read one job.
+    async def get(self, job_id: UUID, *, project_id: UUID) -> Job:
+        """Read one job of a project.
 
         Raises:
             JobNotFound: no such job.
         """
-        return _require(await self._reads(job_id), job_id)
+        return require_job(await self._reads(job_id), job_id, project_id)
 
     async def _read_batch(self, job_ids: Sequence[UUID]) -> Sequence[Job | None]:
         async with self._database.transaction() as session:
             jobs = {job.id: job for job in await JobRepository(session).get_many(job_ids)}
         return [jobs.get(job_id) for job_id in job_ids]
 
-    async def list_jobs(self, filters: JobFilter, request: PageRequest) -> Page[Job]:
-        """List jobs, newest first.
+    async def list_jobs(self, filters: JobFilter, request: PageRequest, *, project_id: UUID) -> Page[Job]:
+        """List the jobs of a project, newest first.
 
         Raises:
             BadCursor: the cursor is not from this list.
         """
         before = request.before
         async with self._database.transaction() as session:
-            return request.page(await JobRepository(session).page(filters, before=before, limit=request.limit))
+            jobs = JobRepository(session)
+            return request.page(await jobs.page(filters, project_id, before=before, limit=request.limit))
 
     async def cancel(self, job_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Request the cancellation of a job: at once if it never started; otherwise its worker ends it.
@@ -65,7 +66,8 @@ class JobService:
         """
         async with accepting(self._database, origin) as request:
             session = request.session
-            job = _require(await JobRepository(session).get_for_update(job_id), job_id)
+            job = await JobRepository(session).get_for_update(job_id)
+            job = require_job(job, job_id, origin.actor.project_id)
             if job.ended:
                 raise JobEnded(job_status=job.status)
             if job.parent_id is not None:
@@ -92,19 +94,19 @@ class JobService:
         Raises:
             JobNotFound: no such job.
             JobNotRetryable: it has not ended, it succeeded, it was already retried, or it is a lane of another job.
-            Refused: its request is no longer possible.
+            Refused: its request is no longer possible, or the project has no room for it.
         """
         async with accepting(self._database, origin) as request:
             session = request.session
             jobs = JobRepository(session)
-            job = _require(await jobs.get_for_update(job_id), job_id)
+            job = require_job(await jobs.get_for_update(job_id), job_id, origin.actor.project_id)
             if job.parent_id is not None:
                 raise JobNotRetryable("A lane is a child of a bulk job; retry the bulk job.", job_id=job.parent_id)
             if job.status not in RETRYABLE or job.kind not in self._handlers:
                 raise JobNotRetryable(job_status=job.status)
             if (successor := await jobs.retried_by(job_id)) is not None:
                 raise JobNotRetryable("This job was already retried.", job_id=successor)
-            retry = request.job = await self._handlers[job.kind].retry(session, job)
+            retry = request.job = await self._handlers[job.kind].retry(session, job, request.room)
         await self._dispatch(retry)
         return retry
 
@@ -112,9 +114,3 @@ class JobService:
         if job.status is JobStatus.QUEUED:
             await self._queue.dispatch([job.message])
         await self._queue.announce(job.id)
-
-
-def _require(job: Job | None, job_id: UUID) -> Job:
-    if job is None:
-        raise JobNotFound(job_id)
-    return job

@@ -23,7 +23,7 @@ class Action(Protocol):
         """
 
     async def request(
-        self, session: AsyncSession, params: Params, *, schedule_id: UUID, scheduled_for: datetime
+        self, session: AsyncSession, params: Params, *, project_id: UUID, schedule_id: UUID, scheduled_for: datetime
     ) -> Job:
         """Insert the job in the caller's transaction. The caller dispatches it after the commit.
 

@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, func, select, text
 from sqlalchemy.orm import Mapped, column_property, mapped_column
 
-from domain.db.base import Entity, enum_text
+from domain.db.base import Entity, Owned, enum_text
 from domain.jobs.model import Job
 from domain.jobs.states import JobStatus
 from domain.schedules.cron import CronSchedule
@@ -29,7 +29,7 @@ class RunOutcome(enum.StrEnum):
 _OUTCOMES = ", ".join(f"'{outcome}'" for outcome in RunOutcome)
 
 
-class Schedule(Entity):
+class Schedule(Owned):
     """An action, requested at every time of a cron expression in a time zone."""
 
     __tablename__ = "schedules"
@@ -37,10 +37,13 @@ class Schedule(Entity):
         CheckConstraint(f"length(name) BETWEEN 1 AND {MAX_NAME}", name="name"),
         CheckConstraint("catch_up_seconds >= 0", name="catch_up"),
         CheckConstraint("enabled = (next_run_at IS NOT NULL)", name="next_run"),
+        Index("schedules_project_id_name_idx", "project_id", "name", unique=True),
         Index("schedules_due", "next_run_at", postgresql_where=text("next_run_at IS NOT NULL")),
     )
 
-    name: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
+    #: The name of the key that has created or changed it last, whose role its runs need; None: it came with Cistern.
+    owner: Mapped[str | None]
     cron: Mapped[str]
     time_zone: Mapped[str]
     action: Mapped[str]

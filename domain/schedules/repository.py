@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import defer
 
+from domain.db.base import in_project
 from domain.db.listing import load_short
 from domain.errors import NameTaken, ScheduleNotFound
 from domain.jobs.store.retention import Pruned
@@ -46,25 +47,26 @@ class ScheduleRepository:
         try:
             await self._session.flush()
         except IntegrityError as error:
-            if "schedules_name_key" in str(error.orig):
+            if "schedules_project_id_name_idx" in str(error.orig):
                 raise NameTaken(f"There is already a schedule named {name!r}.", field="name") from error
             raise
         await self._session.refresh(schedule)
 
-    async def get(self, schedule_id: UUID, *, for_update: bool = False) -> Schedule:
-        """Read one schedule; ``for_update`` locks its row, so that it is neither changed nor started meanwhile.
+    async def get(self, schedule_id: UUID, project_id: UUID, *, for_update: bool = False) -> Schedule:
+        """Read one schedule of a project; ``for_update`` locks it, so that it is neither changed nor started meanwhile.
 
         Raises:
             ScheduleNotFound: no such schedule.
         """
         schedule = await self._session.get(Schedule, schedule_id, with_for_update=for_update)
-        if schedule is None:
+        if (schedule := in_project(schedule, project_id)) is None:
             raise ScheduleNotFound(schedule_id)
         return schedule
 
-    async def page(self, name: str | None, *, before: UUID | None, limit: int) -> Sequence[Schedule]:
-        """Read up to ``limit`` + 1 schedules, newest first, without long params; one more shows that there are more."""
+    async def page(self, name: str | None, project_id: UUID, *, before: UUID | None, limit: int) -> Sequence[Schedule]:
+        """Read up to ``limit`` + 1 schedules of a project, newest first, without long params."""
         query = select(Schedule).options(defer(Schedule.params)).order_by(Schedule.id.desc()).limit(limit + 1)
+        query = query.where(Schedule.project_id == project_id)
         if name is not None:
             query = query.where(Schedule.name == name)
         if before is not None:

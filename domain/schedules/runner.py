@@ -6,6 +6,7 @@ dies after the commit, before the message is sent, leaves an undispatched job, w
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -14,16 +15,22 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
+from domain.audit.model import Actor
+from domain.audit.repository import add_entries
 from domain.db.database import Database
-from domain.errors import DatabaseUnavailable, Refused, ScheduleBusy
-from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting
+from domain.errors import DatabaseUnavailable, Refused, ScheduleBusy, ScheduleOwnerGone
+from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting, entry_of
 from domain.jobs.model import Job
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.transport.job_queue import JobQueue
+from domain.projects.quota import Room, lock_rooms
 from domain.schedules.actions import Actions
 from domain.schedules.cron import PlannedRun, Span, plan_run
 from domain.schedules.model import Run, RunOutcome, Schedule
 from domain.schedules.repository import Clock, ScheduleRepository, postgresql_clock
+
+#: Returns whether somebody with this name may own schedules in a project.
+MayOwn = Callable[[AsyncSession, UUID, str], Awaitable[bool]]
 
 log = structlog.get_logger(__name__)
 
@@ -32,8 +39,16 @@ class ScheduleRunner:
     """Starts the runs of schedules."""
 
     def __init__(
-        self, database: Database, queue: JobQueue, actions: Actions, *, clock: Clock = postgresql_clock
+        self,
+        database: Database,
+        queue: JobQueue,
+        actions: Actions,
+        *,
+        may_own: MayOwn,
+        clock: Clock = postgresql_clock,
     ) -> None:
+        """Create the runner; ``may_own`` finds out whether the owner of a schedule may still do what it does."""
+        self._may_own = may_own
         self._database = database
         self._queue = queue
         self._actions = actions
@@ -49,7 +64,7 @@ class ScheduleRunner:
         """
         async with accepting(self._database, origin) as accepted:
             session = accepted.session
-            schedule = await ScheduleRepository(session).get(schedule_id, for_update=True)
+            schedule = await ScheduleRepository(session).get(schedule_id, origin.actor.project_id, for_update=True)
             now = await self._clock(session)
             # Due times are whole minutes. A time with microseconds differs from all of them, so that this run and one
             # that is due now can both exist (`scheduled_for` is unique per schedule).
@@ -81,10 +96,11 @@ class ScheduleRunner:
         window = timedelta(seconds=due.catch_up_seconds)
         plan = await asyncio.to_thread(plan_run, due.calendar, due.next_run_at or now, now=now, window=window)
         async with self._database.transaction() as session:
+            room = (await lock_rooms(session, [due.project_id]))[due.project_id]
             schedule = await ScheduleRepository(session).lock_if_unchanged(due)
             if schedule is None:
                 return None
-            result = await self._carry_out(session, schedule, plan)
+            result = await self._carry_out(session, schedule, plan, room)
             schedule.next_run_at = plan.following
         _log_run(schedule, plan, result)
         if not isinstance(result, Job):
@@ -92,24 +108,38 @@ class ScheduleRunner:
         await self._queue.dispatch([result.message])
         return result
 
-    async def _carry_out(self, session: AsyncSession, schedule: Schedule, plan: PlannedRun) -> Job | Refused | None:
+    async def _carry_out(
+        self, session: AsyncSession, schedule: Schedule, plan: PlannedRun, room: Room
+    ) -> Job | Refused | None:
         """Insert the runs of a plan. Return the started job, the error if it was refused, None if all were missed."""
         if plan.missed is not None:
             session.add(_run(schedule, plan.missed, RunOutcome.MISSED))
         if plan.run_at is None:
             return None
+        owner = Actor(schedule.owner, project_id=schedule.project_id)
         try:
-            return await self._start(session, schedule, plan.run_at)
+            if owner.name is not None and not await self._may_own(session, schedule.project_id, owner.name):
+                raise ScheduleOwnerGone(owner=owner.name)
+            room.take(queued_jobs=1)
+            job = await self._start(session, schedule, plan.run_at)
         except Refused as refused:
             session.add(_run(schedule, Span(plan.run_at, plan.run_at), RunOutcome.SKIPPED, detail=refused.message))
             return refused
+        await add_entries(session, [entry_of(job, owner)])
+        return job
 
     async def _start(self, session: AsyncSession, schedule: Schedule, scheduled_for: datetime) -> Job:
         last = schedule.last_job_id
         if last is not None and not await JobRepository(session).ended_among([last]):
             raise ScheduleBusy(f"The job of the previous run is still active ({last}).", job_id=last)
         action = self._actions[schedule.action]
-        job = await action.request(session, schedule.params, schedule_id=schedule.id, scheduled_for=scheduled_for)
+        job = await action.request(
+            session,
+            schedule.params,
+            project_id=schedule.project_id,
+            schedule_id=schedule.id,
+            scheduled_for=scheduled_for,
+        )
         session.add(_run(schedule, Span(scheduled_for, scheduled_for), RunOutcome.STARTED, job_id=job.id))
         schedule.last_job_id = job.id
         return job

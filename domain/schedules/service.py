@@ -53,7 +53,7 @@ class ScheduleService:
             Invalid: its cron expression, time zone, action or parameters are invalid.
             NameTaken: another schedule has the name.
         """
-        schedule = Schedule(id=uuid7(), **vars(new))
+        schedule = Schedule(id=uuid7(), project_id=origin.actor.project_id, owner=origin.caller, **vars(new))
         self._check_params(schedule)
         async with accepting(self._database, origin) as accepted:
             next_run_at = schedule.calendar.next(await self._clock(accepted.session))
@@ -63,29 +63,32 @@ class ScheduleService:
             await _record(accepted.session, "schedule.create", schedule, origin.actor)
         return schedule
 
-    async def get(self, schedule_id: UUID) -> tuple[Schedule, Sequence[Run]]:
-        """Read one schedule and its last runs.
+    async def get(self, schedule_id: UUID, *, project_id: UUID) -> tuple[Schedule, Sequence[Run]]:
+        """Read one schedule of a project and its last runs.
 
         Raises:
             ScheduleNotFound: no such schedule.
         """
         async with self._database.transaction() as session:
-            schedule = await ScheduleRepository(session).get(schedule_id)
+            schedule = await ScheduleRepository(session).get(schedule_id, project_id)
             return schedule, await _last_runs(session, schedule)
 
-    async def list_schedules(self, name: str | None, request: PageRequest) -> tuple[Page[Schedule], LastRuns]:
-        """List schedules, newest first, with the last runs of each.
+    async def list_schedules(
+        self, name: str | None, request: PageRequest, *, project_id: UUID
+    ) -> tuple[Page[Schedule], LastRuns]:
+        """List the schedules of a project, newest first, with the last runs of each.
 
         Raises:
             BadCursor: the cursor belongs to another list.
         """
         before = request.before
         async with self._database.transaction() as session:
-            page = request.page(await ScheduleRepository(session).page(name, before=before, limit=request.limit))
+            schedules = ScheduleRepository(session)
+            page = request.page(await schedules.page(name, project_id, before=before, limit=request.limit))
             return page, await RunRepository(session).latest_of([schedule.id for schedule in page.items], _RECENT_RUNS)
 
-    async def runs(self, schedule_id: UUID, request: PageRequest) -> Page[Run]:
-        """List a schedule's runs, newest first.
+    async def runs(self, schedule_id: UUID, request: PageRequest, *, project_id: UUID) -> Page[Run]:
+        """List the runs of a schedule of a project, newest first.
 
         Raises:
             ScheduleNotFound: no such schedule.
@@ -93,7 +96,7 @@ class ScheduleService:
         """
         before = request.before
         async with self._database.transaction() as session:
-            await ScheduleRepository(session).get(schedule_id)
+            await ScheduleRepository(session).get(schedule_id, project_id)
             return request.page(await RunRepository(session).page(schedule_id, before=before, limit=request.limit))
 
     async def change(
@@ -104,7 +107,7 @@ class ScheduleService:
         check: Callable[[Schedule, Sequence[Run]], None] = lambda *_: None,
         actor: Actor = NOBODY,
     ) -> tuple[Schedule, Sequence[Run]]:
-        """Change the members named in ``changes``, and check only those.
+        """Change the members named in ``changes``, and check only those. Who changes it becomes its owner.
 
         A schedule whose parameters have become invalid can therefore still be paused. If the timing changes, due times
         of the old timing that have not been started are dropped. ``check`` may refuse the locked row and its last runs
@@ -117,14 +120,14 @@ class ScheduleService:
         """
         async with self._database.transaction() as session:
             schedules = ScheduleRepository(session)
-            schedule = await schedules.get(schedule_id, for_update=True)
+            schedule = await schedules.get(schedule_id, actor.project_id, for_update=True)
             check(schedule, await _last_runs(session, schedule))
             # A schedule with new timing is due next after now: times while it was paused are not missed. But not before
             # the latest time that has a run: no time is run twice, even if PostgreSQL's clock has stepped back since.
             now = await self._clock(session)
             after = max(now, await RunRepository(session).latest(schedule_id) or now)
             timing = _timing(schedule)
-            for name, value in changes.items():
+            for name, value in {**changes, "owner": actor.name}.items():
                 setattr(schedule, name, value)
             if "params" in changes:
                 self._check_params(schedule)
@@ -144,7 +147,7 @@ class ScheduleService:
             ScheduleNotFound: no such schedule.
         """
         async with self._database.transaction() as session:
-            schedule = await ScheduleRepository(session).get(schedule_id, for_update=True)
+            schedule = await ScheduleRepository(session).get(schedule_id, actor.project_id, for_update=True)
             await session.delete(schedule)
             await _record(session, "schedule.delete", schedule, actor)
 

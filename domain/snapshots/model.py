@@ -3,18 +3,18 @@
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, UniqueConstraint, func
+from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, func
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.db.base import Entity, enum_text
+from domain.db.base import Owned, enum_text
 from domain.operations import SnapshotState
 from domain.volumes.model import MAX_NAME
 
 _STATES = ", ".join(f"'{state}'" for state in SnapshotState)
 
 
-class Snapshot(Entity):
-    """One snapshot. Its volume cannot be deleted while it exists."""
+class Snapshot(Owned):
+    """One snapshot, in the project of its volume, which cannot be deleted while it exists."""
 
     __tablename__ = "snapshots"
     __table_args__ = (
@@ -23,6 +23,7 @@ class Snapshot(Entity):
         CheckConstraint("version >= 1", name="version"),
         CheckConstraint(f"length(name) BETWEEN 1 AND {MAX_NAME}", name="name"),
         UniqueConstraint("volume_id", "name"),
+        Index("snapshots_project_id_id_idx", "project_id", "id"),
     )
 
     volume_id: Mapped[UUID] = mapped_column(ForeignKey("volumes.id", ondelete="RESTRICT"))

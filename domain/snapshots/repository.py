@@ -24,6 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from domain.db.base import in_project
 from domain.db.sql import array_rows
 from domain.errors import NameTaken, SnapshotBusy, SnapshotNotFound, SnapshotUnusable, VolumeHasSnapshots
 from domain.jobs.kinds import JobKind
@@ -78,26 +79,26 @@ class SnapshotRepository:
             raise
         return snapshot
 
-    async def get(self, snapshot_id: UUID) -> Snapshot:
-        """Read one snapshot.
+    async def get(self, snapshot_id: UUID, project_id: UUID) -> Snapshot:
+        """Read one snapshot of a project.
 
         Raises:
             SnapshotNotFound: no such snapshot.
         """
-        snapshot = await self._session.get(Snapshot, snapshot_id)
+        snapshot = in_project(await self._session.get(Snapshot, snapshot_id), project_id)
         if snapshot is None:
             raise SnapshotNotFound(snapshot_id)
         return snapshot
 
-    async def acquire(self, snapshot_id: UUID, state: SnapshotState, job_id: UUID) -> Snapshot:
-        """Acquire a snapshot for a job. The row stays locked.
+    async def acquire(self, snapshot_id: UUID, project_id: UUID, state: SnapshotState, job_id: UUID) -> Snapshot:
+        """Acquire a snapshot of a project for a job. The row stays locked.
 
         Raises:
             SnapshotNotFound: no such snapshot.
             SnapshotBusy, SnapshotUnusable: it cannot move to ``state`` now.
         """
         snapshot = await self._session.get(Snapshot, snapshot_id, with_for_update=True, populate_existing=True)
-        if snapshot is None:
+        if (snapshot := in_project(snapshot, project_id)) is None:
             raise SnapshotNotFound(snapshot_id)
         if state not in SNAPSHOT_MOVES[snapshot.state]:
             if snapshot.state in BUSY:
@@ -113,9 +114,11 @@ class SnapshotRepository:
         query = query.values(version=func.greatest(Snapshot.version, above) + 1)
         await self._session.execute(query.execution_options(synchronize_session=False))
 
-    async def page(self, filters: SnapshotFilter, *, before: UUID | None, limit: int) -> Sequence[Snapshot]:
-        """Read up to ``limit`` + 1 snapshots, newest first; the extra one shows that there is a next page."""
-        query = select(Snapshot).order_by(Snapshot.id.desc()).limit(limit + 1)
+    async def page(
+        self, filters: SnapshotFilter, project_id: UUID, *, before: UUID | None, limit: int
+    ) -> Sequence[Snapshot]:
+        """Read up to ``limit`` + 1 snapshots of a project, newest first; one more shows that there is a next page."""
+        query = select(Snapshot).where(Snapshot.project_id == project_id).order_by(Snapshot.id.desc()).limit(limit + 1)
         if filters.volume_id is not None:
             query = query.where(Snapshot.volume_id == filters.volume_id)
         if filters.state is not None:
@@ -203,7 +206,7 @@ class BulkSnapshotRepository:
     async def add(self, snapshots: Sequence[Snapshot]) -> None:
         """Insert new snapshots; their names must be free."""
         if snapshots:
-            names = ("id", "volume_id", "name", "state", "size", "version", "job_id", "schedule_id")
+            names = ("id", "project_id", "volume_id", "name", "state", "size", "version", "job_id", "schedule_id")
             rows = [{name: getattr(snapshot, name) for name in names} for snapshot in snapshots]
             await self._session.execute(insert(Snapshot), rows)
 

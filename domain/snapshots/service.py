@@ -36,24 +36,27 @@ class SnapshotService:
 
     # --- read --------------------------------------------------------------------------------------------
 
-    async def get(self, snapshot_id: UUID) -> Snapshot:
-        """Read one snapshot.
+    async def get(self, snapshot_id: UUID, *, project_id: UUID) -> Snapshot:
+        """Read one snapshot of a project.
 
         Raises:
             SnapshotNotFound: no such snapshot.
         """
         async with self._database.transaction() as session:
-            return await SnapshotRepository(session).get(snapshot_id)
+            return await SnapshotRepository(session).get(snapshot_id, project_id)
 
-    async def list_snapshots(self, filters: SnapshotFilter, request: PageRequest) -> Page[Snapshot]:
-        """List snapshots, newest first.
+    async def list_snapshots(
+        self, filters: SnapshotFilter, request: PageRequest, *, project_id: UUID
+    ) -> Page[Snapshot]:
+        """List the snapshots of a project, newest first.
 
         Raises:
             BadCursor: the cursor belongs to another list.
         """
         before = request.before
         async with self._database.transaction() as session:
-            return request.page(await SnapshotRepository(session).page(filters, before=before, limit=request.limit))
+            snapshots = SnapshotRepository(session)
+            return request.page(await snapshots.page(filters, project_id, before=before, limit=request.limit))
 
     # --- request -----------------------------------------------------------------------------------------
 
@@ -64,10 +67,13 @@ class SnapshotService:
             VolumeNotFound: no such volume.
             VolumeBusy, VolumeUnusable: the volume is not available.
             NameTaken: another snapshot of the volume has the name.
+            QuotaExceeded: the project may not have it.
         """
         async with accepting(self._database, origin) as accepted:
-            session = accepted.session
-            volume = await VolumeRepository(session).acquire(volume_id, VolumeState.SNAPSHOTTING, uuid7())
+            session, project_id = accepted.session, origin.actor.project_id
+            accepted.room.take(snapshots=1)
+            volumes = VolumeRepository(session)
+            volume = await volumes.acquire(volume_id, project_id, VolumeState.SNAPSHOTTING, uuid7())
             snapshot = await SnapshotRepository(session).add(_new_snapshot(volume, name))
             params = {"name": name, "size": volume.size}
             job = self._job(JobKind.SNAPSHOT_TAKE, params, volume, snapshot, origin.caller)
@@ -83,13 +89,14 @@ class SnapshotService:
             SnapshotBusy, SnapshotUnusable: the snapshot is not ready.
         """
         async with accepting(self._database, origin) as accepted:
-            session, job_id = accepted.session, uuid7()
-            found = await SnapshotRepository(session).get(snapshot_id)
-            volume = await VolumeRepository(session).acquire(found.volume_id, VolumeState.RESTORING, job_id)
-            snapshot = await SnapshotRepository(session).acquire(snapshot_id, SnapshotState.RESTORING, job_id)
+            project_id, job_id = origin.actor.project_id, uuid7()
+            volumes, snapshots = VolumeRepository(accepted.session), SnapshotRepository(accepted.session)
+            found = await snapshots.get(snapshot_id, project_id)
+            volume = await volumes.acquire(found.volume_id, project_id, VolumeState.RESTORING, job_id)
+            snapshot = await snapshots.acquire(snapshot_id, project_id, SnapshotState.RESTORING, job_id)
             params = {"size": volume.size}
             job = self._job(JobKind.SNAPSHOT_RESTORE, params, volume, snapshot, origin.caller)
-            accepted.job = await JobRepository(session).add(job)
+            accepted.job = await JobRepository(accepted.session).add(job)
         return await self._dispatch(accepted.job)
 
     async def request_clone(self, snapshot_id: UUID, new: NewVolume, *, origin: RequestOrigin = ANONYMOUS) -> Job:
@@ -100,20 +107,24 @@ class SnapshotService:
             SnapshotBusy, SnapshotUnusable: the snapshot is neither ready nor being cloned.
             Invalid, UnknownBackend: the size is smaller than the snapshot's, or the backend is another one.
             BackendOvercommitted: the backend may not promise so much.
-            NameTaken: another volume has the name.
+            QuotaExceeded: the project may not have it.
+            NameTaken: another volume of the project has the name.
         """
         async with accepting(self._database, origin) as accepted:
-            session, job_id = accepted.session, uuid7()
-            found = await SnapshotRepository(session).get(snapshot_id)
-            source = await VolumeRepository(session).get(found.volume_id)
-            await self._require_backend(new, source.backend)
-            row = new.to_row(backend=source.backend, size=_clone_size(new, found), job_id=job_id)
-            self._directory.require_room(source.backend, row.size)
-            clone = await VolumeRepository(session).add(row)
-            snapshot = await SnapshotRepository(session).acquire(snapshot_id, SnapshotState.CLONING, job_id)
+            project_id, job_id = origin.actor.project_id, uuid7()
+            volumes, snapshots = VolumeRepository(accepted.session), SnapshotRepository(accepted.session)
+            found = await snapshots.get(snapshot_id, project_id)
+            backend = (await volumes.get(found.volume_id, project_id)).backend
+            await self._require_backend(new, backend)
+            size = _clone_size(new, found)
+            row = new.to_row(project_id=project_id, backend=backend, size=size, job_id=job_id)
+            self._directory.require_room(backend, row.size)
+            accepted.room.take(volumes=1, bytes=row.size)
+            clone = await volumes.add(row)
+            snapshot = await snapshots.acquire(snapshot_id, project_id, SnapshotState.CLONING, job_id)
             params = {"size": clone.size}
             job = self._job(JobKind.SNAPSHOT_CLONE, params, clone, snapshot, origin.caller)
-            accepted.job = await JobRepository(session).add(job)
+            accepted.job = await JobRepository(accepted.session).add(job)
         return await self._dispatch(accepted.job)
 
     async def request_delete(self, snapshot_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
@@ -124,9 +135,10 @@ class SnapshotService:
             SnapshotBusy: it is being taken, restored, cloned or deleted.
         """
         async with accepting(self._database, origin) as accepted:
-            session = accepted.session
-            snapshot = await SnapshotRepository(session).acquire(snapshot_id, SnapshotState.DELETING, uuid7())
-            backend = (await VolumeRepository(session).get(snapshot.volume_id)).backend
+            session, project_id = accepted.session, origin.actor.project_id
+            snapshots = SnapshotRepository(session)
+            snapshot = await snapshots.acquire(snapshot_id, project_id, SnapshotState.DELETING, uuid7())
+            backend = (await VolumeRepository(session).get(snapshot.volume_id, project_id)).backend
             job = self._delete_job(snapshot, backend, origin.caller)
             accepted.job = await JobRepository(session).add(job)
         return await self._dispatch(accepted.job)
@@ -176,6 +188,7 @@ def _new_snapshot(volume: Volume, name: str) -> Snapshot:
     """Build the row of a new snapshot, held by the job that holds the volume."""
     return Snapshot(
         id=uuid7(),
+        project_id=volume.project_id,
         volume_id=volume.id,
         name=name,
         state=SnapshotState.TAKING,

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import CheckConstraint, Index, func
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain.db.base import Entity, enum_text
+from domain.db.base import Owned, enum_text
 from domain.errors import Invalid, ShrinkRefused, SizeLimitExceeded, VolumeBusy, VolumeUnusable
 from domain.operations import BUSY, VOLUME_MOVES, VolumeState
 from domain.storage.driver import MAX_STORED_SIZE
@@ -35,7 +35,7 @@ def rounded_down(limit: int) -> int:
     return limit // BLOCK_BYTES * BLOCK_BYTES
 
 
-class Volume(Entity):
+class Volume(Owned):
     """One volume. Sizes are in bytes."""
 
     __tablename__ = "volumes"
@@ -46,10 +46,12 @@ class Volume(Entity):
         CheckConstraint("used >= 0", name="used"),
         CheckConstraint("version >= 1", name="version"),
         CheckConstraint(f"length(name) BETWEEN 1 AND {MAX_NAME}", name="name"),
+        Index("volumes_project_id_name_idx", "project_id", "name", unique=True),
+        Index("volumes_project_id_id_idx", "project_id", "id"),
         Index("volumes_labels", "labels", postgresql_using="gin"),
     )
 
-    name: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
     backend: Mapped[str]
     state: Mapped[VolumeState] = mapped_column(enum_text(VolumeState))
     size: Mapped[int]
@@ -57,6 +59,8 @@ class Volume(Entity):
     version: Mapped[int]
     #: The job that holds the volume; None while it is idle.
     job_id: Mapped[UUID | None]
+    #: The size that its job may give it, in bytes; only while a job holds it, and None if the job does not change it.
+    growing_to: Mapped[int | None]
     labels: Mapped[dict[str, str]]
     autogrow: Mapped[dict[str, Any] | None]
     #: Bytes in use, measured at ``used_at``; None although it was measured: the backend cannot tell.
@@ -70,6 +74,7 @@ class LockedVolume(NamedTuple):
     """The columns of a locked row that batches need. A plain tuple: a bulk job may read a million of them."""
 
     id: UUID
+    project_id: UUID
     backend: str
     state: VolumeState
     size: int

@@ -9,6 +9,7 @@ from sqlalchemy import BigInteger, TextualSelect, Uuid, func, select, text, upda
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from domain.db.base import in_project
 from domain.db.sql import array_rows, as_arrays, as_columns, insertion, unnested
 from domain.errors import NameTaken, VolumeNotFound
 from domain.operations import VolumeState
@@ -49,13 +50,14 @@ def _lock_statement(locking: str) -> TextualSelect:
     """).columns(*(getattr(Volume, name) for name in LockedVolume._fields))  # noqa: S608 (built from constants)
 
 
-#: Insert volumes whose names are free, in the order of names: two transactions that add the same names cannot deadlock.
+#: Insert volumes whose names are free in their projects, in the order of names: two transactions that add the same
+#: names cannot deadlock.
 #: The sort also runs before the first row is written, so that lock_timeout is set before any wait for a name that
 #: another transaction has inserted and not yet committed.
 ADD_WITH_FREE_NAMES: Final = text(f"""
     {insertion(Volume, extra_from="set_config('lock_timeout', '100ms', true),")}
-    ORDER BY given.name
-    ON CONFLICT (name) DO NOTHING
+    ORDER BY given.project_id, given.name
+    ON CONFLICT (project_id, name) DO NOTHING
     RETURNING id
 """).columns(id=Uuid())
 
@@ -67,8 +69,9 @@ LOCK_WITHOUT_WAITING: Final = _lock_statement("FOR NO KEY UPDATE SKIP LOCKED")
 #: Acquire locked volumes, each for a job.
 ACQUIRE: Final = text(f"""
     UPDATE volumes
-    SET state = :state, job_id = acquired.job_id, version = version + 1, updated_at = now()
-    FROM {unnested("acquired", id="uuid", job_id="uuid")}
+    SET state = :state, job_id = acquired.job_id, growing_to = acquired.growing_to, version = version + 1,
+        updated_at = now()
+    FROM {unnested("acquired", id="uuid", job_id="uuid", growing_to="bigint")}
     WHERE volumes.id = acquired.id AND volumes.id = ANY(CAST(:id AS uuid[]))
 """)  # noqa: S608 (built from constants)
 
@@ -93,6 +96,14 @@ class VolumeFilter:
     state: VolumeState | None = None
     name: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
+
+
+class Acquisition(NamedTuple):
+    """A volume that a job acquires, and the size in bytes that the job may give it; None leaves the size unchanged."""
+
+    id: UUID
+    job_id: UUID
+    growing_to: int | None = None
 
 
 class Release(NamedTuple):
@@ -129,7 +140,7 @@ class VolumeRepository:
         try:
             await self._session.flush()
         except IntegrityError as error:
-            if "volumes_name_key" in str(error.orig):
+            if "volumes_project_id_name_idx" in str(error.orig):
                 raise name_taken(name) from error
             raise
 
@@ -145,38 +156,38 @@ class VolumeRepository:
         rows = as_columns(Volume, volumes)
         return set((await self._session.scalars(ADD_WITH_FREE_NAMES, rows)).all())
 
-    async def get(self, volume_id: UUID) -> Volume:
-        """Read one volume.
+    async def get(self, volume_id: UUID, project_id: UUID) -> Volume:
+        """Read one volume of a project.
 
         Raises:
             VolumeNotFound: no such volume.
         """
-        volume = await self._session.get(Volume, volume_id)
+        volume = in_project(await self._session.get(Volume, volume_id), project_id)
         if volume is None:
             raise VolumeNotFound(volume_id)
         return volume
 
-    async def lock(self, volume_id: UUID) -> Volume:
-        """Read one volume and lock its row.
+    async def lock(self, volume_id: UUID, project_id: UUID) -> Volume:
+        """Read one volume of a project and lock its row.
 
         Raises:
             VolumeNotFound: no such volume.
         """
         volume = await self._session.get(Volume, volume_id, with_for_update=True, populate_existing=True)
-        if volume is None:
+        if (volume := in_project(volume, project_id)) is None:
             raise VolumeNotFound(volume_id)
         return volume
 
-    async def acquire(self, volume_id: UUID, state: VolumeState, job_id: UUID) -> Volume:
-        """Acquire a volume for a job. The row stays locked: of concurrent requests, only one acquires it.
+    async def acquire(self, volume_id: UUID, project_id: UUID, state: VolumeState, job_id: UUID) -> Volume:
+        """Acquire a volume of a project for a job. The row stays locked: of concurrent requests, only one acquires it.
 
         Raises:
             VolumeNotFound: no such volume.
             VolumeBusy, VolumeUnusable: it cannot move to ``state`` now.
         """
-        volume = await self.lock(volume_id)
+        volume = await self.lock(volume_id, project_id)
         require_move(volume, state)
-        volume.state, volume.job_id = state, job_id
+        volume.state, volume.job_id, volume.growing_to = state, job_id, None
         volume.version += 1
         if state is VolumeState.RESTORING:
             volume.used = volume.used_at = None  # measured of the bytes that are replaced now
@@ -201,15 +212,16 @@ class VolumeRepository:
         rows = await self._session.execute(LOCK_WITHOUT_WAITING, {"ids": list(volume_ids)})
         return [LockedVolume(*row) for row in rows]
 
-    async def acquire_each(self, jobs: Mapping[UUID, UUID], state: VolumeState) -> None:
-        """Acquire locked volumes, each for its own job; ``jobs`` maps volume ids to job ids."""
-        acquired = {"id": list(jobs), "job_id": list(jobs.values())}
-        await self._session.execute(ACQUIRE, {**acquired, "state": state})
+    async def acquire_each(self, acquisitions: Sequence[Acquisition], state: VolumeState) -> None:
+        """Acquire locked volumes, at least one, each for its own job."""
+        await self._session.execute(ACQUIRE, {**as_arrays(acquisitions), "state": state})
 
-    async def acquire_many(self, volumes: Sequence[LockedVolume], state: VolumeState, job_id: UUID) -> dict[UUID, int]:
-        """Acquire locked volumes for one job, and return their new versions."""
+    async def acquire_many(
+        self, volumes: Sequence[LockedVolume], state: VolumeState, job_id: UUID, sizes: Mapping[UUID, int | None]
+    ) -> dict[UUID, int]:
+        """Acquire locked volumes for one job, and return their new versions; ``sizes`` in bytes, if it grows them."""
         if volumes:
-            await self.acquire_each({volume.id: job_id for volume in volumes}, state)
+            await self.acquire_each([Acquisition(one.id, job_id, sizes.get(one.id)) for one in volumes], state)
         return {volume.id: volume.version + 1 for volume in volumes}
 
     async def raise_versions(self, volume_ids: Collection[UUID], job_id: UUID, *, above: int = 0) -> None:
@@ -229,9 +241,11 @@ class VolumeRepository:
         query = update(Volume).where(Volume.id == usage.c.id).values(used=usage.c.used, used_at=func.now())
         await self._session.execute(query.execution_options(synchronize_session=False))
 
-    async def page(self, filters: VolumeFilter, *, before: UUID | None, limit: int) -> Sequence[Volume]:
-        """Read up to ``limit`` + 1 volumes, newest first; the extra one shows that there is a next page."""
-        query = select(Volume).order_by(Volume.id.desc()).limit(limit + 1)
+    async def page(
+        self, filters: VolumeFilter, project_id: UUID, *, before: UUID | None, limit: int
+    ) -> Sequence[Volume]:
+        """Read up to ``limit`` + 1 volumes of a project, newest first; one more shows that there is a next page."""
+        query = select(Volume).where(Volume.project_id == project_id).order_by(Volume.id.desc()).limit(limit + 1)
         if filters.state is not None:
             query = query.where(Volume.state == filters.state)
         if filters.name is not None:

@@ -23,17 +23,18 @@ from domain.batching import Batcher
 from domain.db.database import Database, failed_transiently, was_lock_timeout
 from domain.db.pagination import Page, PageRequest
 from domain.db.sql import as_json
-from domain.errors import DatabaseUnavailable, Invalid, Refused
-from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting, entry_of, log_accepted
+from domain.errors import DatabaseUnavailable, Invalid, QuotaExceeded, Refused
+from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting, entry_of, log_accepted, rooms_of
 from domain.jobs.attempt import Payload
 from domain.jobs.kinds import JobKind
 from domain.jobs.model import Job
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.transport.job_queue import JobQueue
 from domain.operations import OPERATIONS, VolumeState, job_for, volume_of
+from domain.projects.quota import Room
 from domain.storage.directory import BackendDirectory
 from domain.volumes.model import Growth, LockedVolume, Volume, rounded_up
-from domain.volumes.repository import VolumeFilter, VolumeRepository, name_taken
+from domain.volumes.repository import Acquisition, VolumeFilter, VolumeRepository, name_taken
 
 #: Maximum number of requests accepted in one transaction.
 MAX_BATCH: Final = 100
@@ -55,10 +56,11 @@ class NewVolume:
     #: Other columns that the client may set.
     columns: Mapping[str, Any] = field(default_factory=dict)
 
-    def to_row(self, *, backend: str, size: int, job_id: UUID) -> Volume:
+    def to_row(self, *, project_id: UUID, backend: str, size: int, job_id: UUID) -> Volume:
         """Build the row of the new volume, held by the job that creates it; ``size`` in bytes, which is rounded up."""
         return Volume(
             id=uuid7(),
+            project_id=project_id,
             name=self.name,
             backend=backend,
             state=VolumeState.CREATING,
@@ -108,24 +110,25 @@ class VolumeService:
 
     # --- read and change ---------------------------------------------------------------------------------
 
-    async def get(self, volume_id: UUID) -> Volume:
-        """Read one volume.
+    async def get(self, volume_id: UUID, *, project_id: UUID) -> Volume:
+        """Read one volume of a project.
 
         Raises:
             VolumeNotFound: no such volume.
         """
         async with self._database.transaction() as session:
-            return await VolumeRepository(session).get(volume_id)
+            return await VolumeRepository(session).get(volume_id, project_id)
 
-    async def list_volumes(self, filters: VolumeFilter, request: PageRequest) -> Page[Volume]:
-        """List volumes, newest first.
+    async def list_volumes(self, filters: VolumeFilter, request: PageRequest, *, project_id: UUID) -> Page[Volume]:
+        """List the volumes of a project, newest first.
 
         Raises:
             BadCursor: the cursor belongs to another list.
         """
         before = request.before
         async with self._database.transaction() as session:
-            return request.page(await VolumeRepository(session).page(filters, before=before, limit=request.limit))
+            volumes = VolumeRepository(session)
+            return request.page(await volumes.page(filters, project_id, before=before, limit=request.limit))
 
     async def change(
         self,
@@ -145,7 +148,7 @@ class VolumeService:
         """
         async with self._database.transaction() as session:
             volumes = VolumeRepository(session)
-            volume = await volumes.lock(volume_id)
+            volume = await volumes.lock(volume_id, actor.project_id)
             check(volume)
             for name, value in changes.items():
                 setattr(volume, name, value)
@@ -169,13 +172,15 @@ class VolumeService:
             Invalid: the request has no size.
             UnknownBackend: the backend is not configured.
             BackendOvercommitted: the backend may not promise so much.
-            NameTaken: another volume has the name.
+            QuotaExceeded: the project may not have it.
+            NameTaken: another volume of the project has the name.
         """
-        volume = await self._new_volume(new)
+        volume = await self._new_volume(new, origin.actor.project_id)
         job = self._job(JobKind.VOLUME_CREATE, volume, {"size": volume.size}, created_by=origin.caller)
         if origin.idempotency is None and await self._create_batcher(_CreateRequest(volume, job, origin.actor)):
             return await self._log_and_dispatch(job)
         async with accepting(self._database, origin) as accepted:
+            accepted.room.take(volumes=1, bytes=volume.size)
             await VolumeRepository(accepted.session).add(volume)
             accepted.job = await JobRepository(accepted.session).add(job)
         return await self._dispatch(job)
@@ -188,23 +193,31 @@ class VolumeService:
             VolumeBusy, VolumeUnusable: the volume is not available.
             ShrinkRefused, SizeLimitExceeded: the volume cannot have the new size.
             BackendOvercommitted: its backend may not promise so much.
+            QuotaExceeded: the project may not have so many bytes.
         """
         request = _ExpandRequest(volume_id, growth, origin.actor)
         if origin.idempotency is None and (batched := await self._expand_batcher(request)):
             return await self._log_and_dispatch(batched)
         # With a key, or if the batch has left it out, the request is accepted alone.
         async with accepting(self._database, origin) as accepted:
-            volume = await VolumeRepository(accepted.session).acquire(volume_id, VolumeState.EXPANDING, uuid7())
+            volumes, project_id = VolumeRepository(accepted.session), origin.actor.project_id
+            volume = await volumes.acquire(volume_id, project_id, VolumeState.EXPANDING, uuid7())
             params = self._expand_params(volume, growth)
+            volume.growing_to = params["to_size"]
+            accepted.room.take(bytes=params["to_size"] - volume.size)
             job = self._job(JobKind.VOLUME_EXPAND, volume, params, created_by=origin.caller)
             accepted.job = await JobRepository(accepted.session).add(job)
         return await self._dispatch(job)
 
     async def _create_batch(self, requests: Sequence[_CreateRequest]) -> Sequence[bool | Exception]:
         """Insert volumes and their jobs. A result is False if the request must be accepted on its own."""
+        alone: set[UUID] = set()
         try:
             async with self._database.transaction() as session:
-                added = await VolumeRepository(session).add_with_free_names([request.volume for request in requests])
+                rooms = await rooms_of(session, [request.actor for request in requests])
+                alone = {request.volume.id for request in requests if not _fits(request, rooms)}
+                volumes = [request.volume for request in requests if request.volume.id not in alone]
+                added = await VolumeRepository(session).add_with_free_names(volumes) if volumes else set()
                 accepted = [request for request in requests if request.volume.id in added]
                 if accepted:
                     await JobRepository(session).add_many([request.job for request in accepted])
@@ -213,33 +226,39 @@ class VolumeService:
             if not was_lock_timeout(error):
                 raise
             return [False] * len(requests)
-        return [volume.id in added or name_taken(volume.name) for volume, *_ in requests]
+        return [volume.id in added or (volume.id not in alone and name_taken(volume.name)) for volume, *_ in requests]
 
     async def _expand_batch(self, requests: Sequence[_ExpandRequest]) -> Sequence[Job | Exception | None]:
         """Acquire volumes and insert their jobs. A result is None if the request must be accepted on its own."""
         async with self._database.transaction() as session:
+            rooms = await rooms_of(session, [request.actor for request in requests])
             volumes = VolumeRepository(session)
             rows = await volumes.lock_without_waiting({request.volume_id for request in requests})
             locked = {volume.id: volume for volume in rows}
-            results = [self._decide(locked, request) for request in requests]
+            results = [self._decide(locked, request, rooms) for request in requests]
             accepted = [
                 (job, request.actor) for job, request in zip(results, requests, strict=True) if isinstance(job, Job)
             ]
             if accepted:
                 jobs = [job for job, _ in accepted]
-                await volumes.acquire_each({volume_of(job): job.id for job in jobs}, VolumeState.EXPANDING)
+                acquisitions = [Acquisition(volume_of(job), job.id, job.params["to_size"]) for job in jobs]
+                await volumes.acquire_each(acquisitions, VolumeState.EXPANDING)
                 await JobRepository(session).add_many(jobs)
                 await add_entries(session, [entry_of(job, actor) for job, actor in accepted])
         return results
 
-    def _decide(self, locked: dict[UUID, LockedVolume], request: _ExpandRequest) -> Job | Refused | None:
+    def _decide(
+        self, locked: dict[UUID, LockedVolume], request: _ExpandRequest, rooms: Mapping[UUID, Room]
+    ) -> Job | Refused | None:
         """Decide on one request. Update ``locked``, so that later requests of the batch find the volume busy."""
-        volume = locked.get(request.volume_id)
-        if volume is None:  # locked by another transaction, or does not exist
+        volume, project_id = locked.get(request.volume_id), request.actor.project_id
+        if volume is None or volume.project_id != project_id:  # locked by another transaction, or does not exist
             return None
         try:
             acquired = volume.after_acquisition(VolumeState.EXPANDING, uuid7())
             params = self._expand_params(volume, request.growth)
+            if project_id in rooms:
+                rooms[project_id].take(bytes=params["to_size"] - volume.size, queued_jobs=1)
         except Refused as refusal:
             return refusal
         locked[volume.id] = acquired
@@ -272,18 +291,19 @@ class VolumeService:
         if transition is None:
             raise RuntimeError(f"{kind} acquires no volume")
         async with accepting(self._database, origin) as accepted:
-            volume = await VolumeRepository(accepted.session).acquire(volume_id, transition.busy, uuid7())
+            volumes, project_id = VolumeRepository(accepted.session), origin.actor.project_id
+            volume = await volumes.acquire(volume_id, project_id, transition.busy, uuid7())
             if transition.success is None:
                 await self._refuse_delete(accepted.session, volume_id)
             job = self._job(kind, volume, {}, created_by=origin.caller)
             accepted.job = await JobRepository(accepted.session).add(job)
         return await self._dispatch(job)
 
-    async def _new_volume(self, new: NewVolume) -> Volume:
+    async def _new_volume(self, new: NewVolume, project_id: UUID) -> Volume:
         backend = await self._directory.find(new.backend)
         if new.size is None:
             raise Invalid("A volume needs a size.", field="size")
-        volume = new.to_row(backend=backend.name, size=new.size, job_id=uuid7())
+        volume = new.to_row(project_id=project_id, backend=backend.name, size=new.size, job_id=uuid7())
         backend.require_room(volume.size)
         return volume
 
@@ -298,3 +318,13 @@ class VolumeService:
     async def _dispatch(self, job: Job) -> Job:
         await self._queue.dispatch([job.message])
         return job
+
+
+def _fits(request: _CreateRequest, rooms: Mapping[UUID, Room]) -> bool:
+    """Take the room for a new volume. False: others of the batch, whose names may be taken, leave none."""
+    try:
+        if request.actor.project_id in rooms:
+            rooms[request.actor.project_id].take(volumes=1, bytes=request.volume.size, queued_jobs=1)
+    except QuotaExceeded:
+        return False
+    return True

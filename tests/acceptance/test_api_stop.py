@@ -8,6 +8,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from domain.db.base import DEFAULT_PROJECT
 from domain.db.pagination import PageRequest
 from domain.jobs.store.jobs import JobFilter
 from domain.services import Services, open_services
@@ -18,7 +19,7 @@ from tests.support.keys import BEARER
 
 async def wait_until_accepted(services: Services) -> None:
     async with asyncio.timeout(60):
-        while not (await services.jobs.list_jobs(JobFilter(), PageRequest("all"))).items:
+        while not (await services.jobs.list_jobs(JobFilter(), PageRequest("all"), project_id=DEFAULT_PROJECT)).items:
             await asyncio.sleep(0.02)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
 from domain.bulk.snapshot import BulkSnapshotRequest
+from domain.db.base import DEFAULT_PROJECT
 from domain.db.pagination import PageRequest
 from domain.services import Services, open_services
 from domain.snapshots.repository import SnapshotFilter
@@ -48,7 +49,9 @@ async def test_measuring_bulk_survives_a_worker_killed_at_any_transition(cluster
 async def assert_survives(cluster: Cluster, transition: str, policy: GrowthPolicy) -> None:
     async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
         await prepare(services, cluster)
-        for volume in (await services.volumes.list_volumes(VolumeFilter(), PageRequest("all"))).items:
+        for volume in (
+            await services.volumes.list_volumes(VolumeFilter(), PageRequest("all"), project_id=DEFAULT_PROJECT)
+        ).items:
             Path(str(services.volumes.path(volume))).write_bytes(b"x" * MIB)
         victim = cluster.start_worker(
             "tests.acceptance.sabotage", SABOTAGE_TRANSITION=transition, SABOTAGE_FAULT="kill"
@@ -59,7 +62,9 @@ async def assert_survives(cluster: Cluster, transition: str, policy: GrowthPolic
         async with running_worker(cluster.settings):
             job = await ended(services, job)
 
-        volumes = (await services.volumes.list_volumes(VolumeFilter(), PageRequest("all"))).items
+        volumes = (
+            await services.volumes.list_volumes(VolumeFilter(), PageRequest("all"), project_id=DEFAULT_PROJECT)
+        ).items
         assert (job.status, job.succeeded, job.failed, job.skipped) == ("succeeded", VOLUMES, 0, 0)
         assert {(volume.state, volume.size) for volume in volumes} == {("available", 2 * MIB)}
         assert {Path(str(services.volumes.path(volume))).stat().st_size for volume in volumes} == {2 * MIB}
@@ -81,8 +86,12 @@ async def test_bulk_snapshot_survives_a_worker_killed_at_any_transition(cluster:
         async with running_worker(cluster.settings):
             job = await ended(services, job)
 
-        volumes = (await services.volumes.list_volumes(VolumeFilter(), PageRequest("all"))).items
-        snapshots = (await services.snapshots.list_snapshots(SnapshotFilter(), PageRequest("all"))).items
+        volumes = (
+            await services.volumes.list_volumes(VolumeFilter(), PageRequest("all"), project_id=DEFAULT_PROJECT)
+        ).items
+        snapshots = (
+            await services.snapshots.list_snapshots(SnapshotFilter(), PageRequest("all"), project_id=DEFAULT_PROJECT)
+        ).items
         assert (job.status, job.succeeded, job.failed, job.skipped) == ("succeeded", VOLUMES, 0, 0)
         assert {(volume.state, volume.size) for volume in volumes} == {("available", MIB)}
         assert {(snapshot.state, snapshot.size, snapshot.job_id) for snapshot in snapshots} == {("ready", MIB, None)}

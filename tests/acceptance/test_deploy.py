@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from domain.db.base import DEFAULT_PROJECT
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.volumes.model import Growth
@@ -47,7 +48,10 @@ async def test_stopping_worker_finishes_its_jobs_and_claims_no_new_ones(cluster:
         cluster.gate().unlink()
         assert await exit_code(worker) == 0
 
-        ended_job, later = await services.jobs.get(job.id), await services.jobs.get(later.id)
+        ended_job, later = (
+            await services.jobs.get(job.id, project_id=DEFAULT_PROJECT),
+            await services.jobs.get(later.id, project_id=DEFAULT_PROJECT),
+        )
         assert (ended_job.status, ended_job.attempt, ended_job.epoch) == ("succeeded", 1, 0)
         assert (later.status, later.attempt, later.epoch) == ("queued", 0, 0)
         async with running_worker(cluster.settings):
@@ -59,7 +63,7 @@ async def test_job_unfinished_after_the_drain_is_released_without_an_attempt(clu
         worker, job = await start_blocked(services, cluster, log, "0")
         worker.send_signal(signal.SIGTERM)
         assert await exit_code(worker) == 0
-        released = await services.jobs.get(job.id)
+        released = await services.jobs.get(job.id, project_id=DEFAULT_PROJECT)
         assert (released.status, released.attempt, released.epoch) == ("queued", 0, 1)
 
         async with running_worker(cluster.settings):
@@ -76,7 +80,7 @@ async def test_second_sigterm_ends_the_drain(cluster: Cluster, log: Path) -> Non
         worker.send_signal(signal.SIGTERM)
         assert await exit_code(worker) == 0
 
-        released = await services.jobs.get(job.id)
+        released = await services.jobs.get(job.id, project_id=DEFAULT_PROJECT)
         assert (released.status, released.attempt) == ("queued", 0)
 
 
@@ -88,7 +92,7 @@ async def test_kind_unknown_to_an_older_worker_runs_in_a_newer_one(cluster: Clus
         began = time.monotonic()
         job = await services.volumes.request_expand(volume_id, Growth(to=LARGE))
         await wait_for_log(log, "UNCLAIMED")
-        waiting = await services.jobs.get(job.id)
+        waiting = await services.jobs.get(job.id, project_id=DEFAULT_PROJECT)
         assert (waiting.status, waiting.attempt, waiting.epoch) == ("queued", 0, 0)
 
         async with running_worker(cluster.settings):

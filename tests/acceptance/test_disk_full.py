@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.disk_image import NoImage, disk_image
 from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
+from domain.db.base import DEFAULT_PROJECT
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.volumes.service import NewVolume
@@ -66,12 +67,12 @@ async def create(services: Services, count: int) -> list[UUID]:
 
 async def volume_on_disk(services: Services, volume_id: UUID) -> tuple[str, int, int]:
     """Return a volume's state, its size, and the size of its file."""
-    volume = await services.volumes.get(volume_id)
+    volume = await services.volumes.get(volume_id, project_id=DEFAULT_PROJECT)
     return volume.state, volume.size, Path(str(services.volumes.path(volume))).stat().st_size
 
 
 async def items_of(services: Services, job: Job) -> dict[UUID, tuple[str, str | None]]:
-    items = await services.bulk.items(job.id, None, after=None, limit=100)
+    items = await services.bulk.items(job.id, None, after=None, limit=100, project_id=DEFAULT_PROJECT)
     return {item.volume_id: (item.status.value, item.code) for item in items}
 
 
@@ -109,7 +110,7 @@ async def test_bulk_expands_what_fits_and_leaves_the_other_volumes_unchanged(ser
 
 async def test_snapshot_on_a_full_disk_leaves_no_file_and_succeeds_on_retry(services: Services, disk: Path) -> None:
     (volume_id,) = await create(services, 1)
-    data = Path(str(services.volumes.path(await services.volumes.get(volume_id))))
+    data = Path(str(services.volumes.path(await services.volumes.get(volume_id, project_id=DEFAULT_PROJECT))))
     data.write_bytes(os.urandom(MIB))
     fill(disk, leaving=MIB // 2)
     job = await ended(services, await services.snapshots.request_take(volume_id, "before"))
@@ -117,7 +118,7 @@ async def test_snapshot_on_a_full_disk_leaves_no_file_and_succeeds_on_retry(serv
     assert code_of(job) == ("failed", "storage-full")
     assert await volume_on_disk(services, volume_id) == ("available", MIB, MIB)
     assert job.snapshot_id is not None
-    assert (await services.snapshots.get(job.snapshot_id)).state == "error"
+    assert (await services.snapshots.get(job.snapshot_id, project_id=DEFAULT_PROJECT)).state == "error"
     assert files(disk) == {"data"}
 
     make_room(disk)

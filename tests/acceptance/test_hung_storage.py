@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 
 from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
+from domain.db.base import DEFAULT_PROJECT
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.volumes.model import Growth
@@ -81,7 +82,7 @@ async def bulk_of_six(services: Services, cluster: Cluster, max_concurrent: int)
 
 async def wait_until_five_succeeded(services: Services, bulk: Job) -> None:
     async with asyncio.timeout(60):
-        while (await services.jobs.get(bulk.id)).succeeded != 5:
+        while (await services.jobs.get(bulk.id, project_id=DEFAULT_PROJECT)).succeeded != 5:
             await asyncio.sleep(0.05)
 
 
@@ -91,7 +92,7 @@ async def test_hung_volume_of_a_chunk_blocks_no_other_and_is_expanded_elsewhere(
         hang.write_text(str(volumes[2]))
         stuck = start_stuck(cluster, hang, CISTERN_STALL_SECONDS="3")
         await wait_until_five_succeeded(services, bulk)
-        assert (await services.volumes.get(volumes[2])).state == "expanding"
+        assert (await services.volumes.get(volumes[2], project_id=DEFAULT_PROJECT)).state == "expanding"
 
         async with running_worker(cluster.settings):
             ended_job = await ended(services, bulk.id)
@@ -127,7 +128,7 @@ async def test_worker_with_all_slots_hung_logs_it_runs_maintenance_and_recovers(
         jobs = [await services.volumes.request_create(NewVolume(f"v{number}", SMALL)) for number in range(3)]
         await wait_for_log(log, "worker.stuck")
         async with asyncio.timeout(60):  # maintenance requeues the jobs whose leases the heartbeat stopped renewing
-            while sum([(await services.jobs.get(job.id)).epoch > 0 for job in jobs]) < 2:
+            while sum([(await services.jobs.get(job.id, project_id=DEFAULT_PROJECT)).epoch > 0 for job in jobs]) < 2:
                 await asyncio.sleep(0.05)
         assert stuck.poll() is None
         assert len(events(cluster, stuck.pid, "hanging")) == 2

@@ -5,6 +5,7 @@ from uuid import UUID
 
 import pytest
 
+from domain.db.base import DEFAULT_PROJECT
 from domain.errors import VolumeNotFound
 from domain.jobs.model import Job
 from domain.services import Services, open_services
@@ -44,9 +45,9 @@ async def assert_effect_once(services: Services, cluster: Cluster, kind: str, jo
     if kind == "volume.delete":
         assert not data.parent.exists()
         with pytest.raises(VolumeNotFound):
-            await services.volumes.get(job.volume_id)
+            await services.volumes.get(job.volume_id, project_id=DEFAULT_PROJECT)
         return
-    volume = await services.volumes.get(job.volume_id)
+    volume = await services.volumes.get(job.volume_id, project_id=DEFAULT_PROJECT)
     size = SMALL if kind == "volume.create" else LARGE
     assert (volume.state, volume.size, data.stat().st_size) == ("available", size, size)
     assert volume.version == job.params["fence_version"] + 1, "not recorded exactly once"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from domain.db.base import DEFAULT_PROJECT
 from domain.db.pagination import PageRequest
 from domain.embedded import EmbeddedServers, temporary_data_dir
 from domain.jobs.model import Job
@@ -41,7 +42,7 @@ def client(url: str) -> httpx.Client:
 
 async def all_ended(services: Services) -> list[Job]:
     """Wait until every job has ended, and return all of them."""
-    jobs = (await services.jobs.list_jobs(JobFilter(), PageRequest("all"))).items
+    jobs = (await services.jobs.list_jobs(JobFilter(), PageRequest("all"), project_id=DEFAULT_PROJECT)).items
     return [await ended(services, job.id) for job in jobs]
 
 
@@ -50,9 +51,9 @@ async def assert_each_once(services: Services, cluster: Cluster, jobs: list[Job]
     for job in jobs:
         journal.assert_orderly(cluster.journal, job)
         assert job.volume_id is not None
-        assert (await services.volumes.get(job.volume_id)).version == job.params["fence_version"] + 1, (
-            "not recorded once"
-        )
+        assert (await services.volumes.get(job.volume_id, project_id=DEFAULT_PROJECT)).version == job.params[
+            "fence_version"
+        ] + 1, "not recorded once"
 
 
 async def test_redis_killed_and_restarted_empty_loses_no_job(cluster: Cluster, private_redis: EmbeddedServers) -> None:

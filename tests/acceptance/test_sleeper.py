@@ -6,6 +6,7 @@ from uuid import UUID
 
 import pytest
 
+from domain.db.base import DEFAULT_PROJECT
 from domain.db.pagination import PageRequest
 from domain.jobs.model import Job
 from domain.services import Services, open_services
@@ -45,8 +46,8 @@ def on_disk(cluster: Cluster) -> dict[str, int]:
 
 
 async def rows(services: Services, job_id: UUID) -> list[object]:
-    job = await services.jobs.get(job_id)
-    volumes = await services.volumes.list_volumes(VolumeFilter(), PageRequest("all"))
+    job = await services.jobs.get(job_id, project_id=DEFAULT_PROJECT)
+    volumes = await services.volumes.list_volumes(VolumeFilter(), PageRequest("all"), project_id=DEFAULT_PROJECT)
     return [(job.status, job.version), [(volume.state, volume.size, volume.version) for volume in volumes.items]]
 
 

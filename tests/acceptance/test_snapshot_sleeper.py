@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from domain.db.base import DEFAULT_PROJECT
 from domain.jobs.model import Job
 from domain.services import open_services
 from tests.acceptance import journal
@@ -32,8 +33,13 @@ async def start_sleeper(scenario: Scenario, kind: str, without: str) -> tuple[Pr
 
 
 async def rows(scenario: Scenario, job: Job) -> list[object]:
-    volume = await scenario.services.volumes.get(scenario.volume_id)
-    return [(await scenario.services.jobs.get(job.id)).version, volume.state, volume.size, volume.version]
+    volume = await scenario.services.volumes.get(scenario.volume_id, project_id=DEFAULT_PROJECT)
+    return [
+        (await scenario.services.jobs.get(job.id, project_id=DEFAULT_PROJECT)).version,
+        volume.state,
+        volume.size,
+        volume.version,
+    ]
 
 
 def contents(scenario: Scenario) -> dict[Path, bytes]:

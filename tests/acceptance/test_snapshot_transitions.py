@@ -7,6 +7,7 @@ from uuid import UUID
 
 import pytest
 
+from domain.db.base import DEFAULT_PROJECT
 from domain.errors import SnapshotNotFound
 from domain.jobs.model import Job
 from domain.services import Services, open_services
@@ -75,16 +76,16 @@ async def prepare(services: Services, cluster: Cluster) -> Scenario:
 async def assert_effect_once(scenario: Scenario, job: Job) -> None:
     assert job.status == "succeeded", job.error
     journal.assert_orderly(scenario.cluster.journal, job)
-    volume = await scenario.services.volumes.get(scenario.volume_id)
+    volume = await scenario.services.volumes.get(scenario.volume_id, project_id=DEFAULT_PROJECT)
     assert (volume.state, volume.size) == ("available", SIZE)
     # Version 4: created (1), recorded (2), acquired (3) and released (4) for the first snapshot. Each further acquire
     # or release raises it by 1.
     assert volume.version == 4 + 2 * (job.kind in ("snapshot.take", "snapshot.restore")), "not recorded exactly once"
     if job.kind == "snapshot.delete":
         with pytest.raises(SnapshotNotFound):
-            await scenario.services.snapshots.get(scenario.snapshot_id)
+            await scenario.services.snapshots.get(scenario.snapshot_id, project_id=DEFAULT_PROJECT)
     else:
-        snapshot = await scenario.services.snapshots.get(scenario.snapshot_id)
+        snapshot = await scenario.services.snapshots.get(scenario.snapshot_id, project_id=DEFAULT_PROJECT)
         assert snapshot.state == "ready"
         assert snapshot.version == 2 + 2 * (job.kind != "snapshot.take"), "not recorded exactly once"
     await assert_published_once(scenario, job)
@@ -93,7 +94,9 @@ async def assert_effect_once(scenario: Scenario, job: Job) -> None:
 async def assert_published_once(scenario: Scenario, job: Job) -> None:
     expected = {scenario.data(): NEW, scenario.snapshot_data(): OLD}
     if job.kind == "snapshot.take":
-        snapshot = await scenario.services.snapshots.get(job.snapshot_id or scenario.snapshot_id)
+        snapshot = await scenario.services.snapshots.get(
+            job.snapshot_id or scenario.snapshot_id, project_id=DEFAULT_PROJECT
+        )
         assert (snapshot.state, snapshot.size, snapshot.version) == ("ready", SIZE, 2)
         expected[scenario.snapshot_data(snapshot.id)] = NEW
     elif job.kind == "snapshot.restore":
@@ -101,7 +104,7 @@ async def assert_published_once(scenario: Scenario, job: Job) -> None:
     elif job.kind == "snapshot.delete":
         del expected[scenario.snapshot_data()]
     else:
-        clone = await scenario.services.volumes.get(job.volume_id or scenario.volume_id)
+        clone = await scenario.services.volumes.get(job.volume_id or scenario.volume_id, project_id=DEFAULT_PROJECT)
         assert (clone.state, clone.size, clone.version) == ("available", 2 * SIZE, 2)
         expected[scenario.data(clone.id)] = OLD + bytes(SIZE)
     assert scenario.files() == set(expected), "files are left over"

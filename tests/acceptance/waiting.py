@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
+from domain.db.base import DEFAULT_PROJECT
 from domain.jobs.model import Job
 from domain.services import Services
 from tests.acceptance import journal
@@ -17,7 +18,7 @@ ENDINGS: Final = {"published", "refused", "stopped", "failed"}
 async def ended(services: Services, job_id: UUID) -> Job:
     """Wait until the job has ended, and return it."""
     await services.watcher.ended(job_id, TIMEOUT_SECONDS)
-    job = await services.jobs.get(job_id)
+    job = await services.jobs.get(job_id, project_id=DEFAULT_PROJECT)
     assert job.ended, f"{job.kind} is still {job.status} after {TIMEOUT_SECONDS} s"
     return job
 

@@ -9,6 +9,7 @@ from uuid_utils.compat import uuid7
 
 from domain.bulk.expand import BulkExpandRequest, GrowthPolicy, Policy
 from domain.bulk.model import Item, ItemStatus
+from domain.db.base import DEFAULT_PROJECT
 from domain.jobs.attempt import ClaimedJob, Delegated
 from domain.jobs.engine import Claim, JobEngine
 from domain.jobs.model import Job, Worker
@@ -48,9 +49,9 @@ async def a_claimed_lane(
     await engine.settle(parent, Delegated({}))
     (lane_id,) = await lanes_of(services, parent)
     await sql(services, "UPDATE jobs SET epoch = :epoch WHERE id = :id", epoch=epoch, id=lane_id)
-    claim = await engine.claim((await services.jobs.get(lane_id)).message)
+    claim = await engine.claim((await services.jobs.get(lane_id, project_id=DEFAULT_PROJECT)).message)
     assert claim is not None
-    return await services.jobs.get(parent.id), claim
+    return await services.jobs.get(parent.id, project_id=DEFAULT_PROJECT), claim
 
 
 async def kill_lanes(services: Services, job: Job) -> None:
@@ -65,7 +66,10 @@ async def kill_lanes(services: Services, job: Job) -> None:
 
 async def items(services: Services, job: Job, status: ItemStatus | None = None) -> dict[UUID, Item]:
     """The items of a job, by volume id."""
-    return {item.volume_id: item for item in await services.bulk.items(job.id, status, after=None, limit=5000)}
+    return {
+        item.volume_id: item
+        for item in await services.bulk.items(job.id, status, after=None, limit=5000, project_id=DEFAULT_PROJECT)
+    }
 
 
 def fail_for(tmp_path: Path, operation: str, volumes: Sequence[UUID]) -> None:

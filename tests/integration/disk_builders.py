@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from domain.db.base import DEFAULT_PROJECT
 from domain.services import Services
 from domain.volumes.service import NewVolume
 from tests.support.bulk import MIB, ended
@@ -19,7 +20,9 @@ async def a_volume(services: Services, name: str, autogrow: dict[str, Any] | Non
         services, await services.volumes.request_create(NewVolume(name, 10 * MIB, columns={"autogrow": autogrow}))
     )
     assert job.volume_id is not None
-    _write(Path(str(services.volumes.path(await services.volumes.get(job.volume_id)))), used)
+    _write(
+        Path(str(services.volumes.path(await services.volumes.get(job.volume_id, project_id=DEFAULT_PROJECT)))), used
+    )
     return job.volume_id
 
 
@@ -30,6 +33,6 @@ def _write(path: Path, mebibytes: int) -> None:
 
 async def size(services: Services, volume_id: UUID) -> int:
     """The size of a volume's row in MiB, after checking that its file has the same size."""
-    volume = await services.volumes.get(volume_id)
+    volume = await services.volumes.get(volume_id, project_id=DEFAULT_PROJECT)
     assert Path(str(services.volumes.path(volume))).stat().st_size == volume.size
     return volume.size // MIB

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import Row, text
 from uuid_utils.compat import uuid7
 
+from domain.db.base import DEFAULT_PROJECT
 from domain.jobs.engine import JobEngine
 from domain.jobs.model import Job, Worker
 from domain.jobs.transport.job_queue import JobQueue, QueueUnavailable
@@ -32,6 +33,7 @@ async def a_volume(services: Services, *, size: int = MIB, name: str = "", backe
         size=size,
         version=1,
         labels={},
+        project_id=DEFAULT_PROJECT,
     )
     async with services.database.transaction() as session:
         session.add(volume)
@@ -85,7 +87,7 @@ async def run_out(services: Services, *job_ids: UUID) -> None:
 
 
 async def row(services: Services, job_id: UUID) -> Job:
-    return await services.jobs.get(job_id)
+    return await services.jobs.get(job_id, project_id=DEFAULT_PROJECT)
 
 
 async def volume_row(services: Services, volume_id: UUID | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import httpx
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from domain.access.service import may_own_schedules
 from domain.schedules.model import Schedule
 from domain.schedules.runner import ScheduleRunner
 from domain.schedules.service import NewSchedule, ScheduleService
@@ -40,7 +41,7 @@ class Clock:
 
 def a_schedule_runner(services: Services, clock: Clock) -> ScheduleRunner:
     """The runner of one more replica."""
-    return ScheduleRunner(services.database, services.queue, services.actions, clock=clock)
+    return ScheduleRunner(services.database, services.queue, services.actions, may_own=may_own_schedules, clock=clock)
 
 
 def a_service(services: Services, clock: Clock) -> ScheduleService:

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 from uuid_utils.compat import uuid7
 
+from domain.db.base import DEFAULT_PROJECT
 from domain.db.pagination import PageRequest
 from domain.errors import DatabaseUnavailable
 from domain.jobs.attempt import ClaimedJob, Failed, Outcome, Payload, Succeeded
@@ -46,7 +47,13 @@ async def a_stored_volume(
 async def a_snapshot(services: Services, volume: Volume, name: str = "kept") -> Snapshot:
     """Create a ready snapshot, as a row and on its volume's backend, without any job."""
     snapshot = Snapshot(
-        id=uuid7(), volume_id=volume.id, name=name, state=SnapshotState.READY, size=volume.size, version=1
+        id=uuid7(),
+        volume_id=volume.id,
+        name=name,
+        state=SnapshotState.READY,
+        size=volume.size,
+        version=1,
+        project_id=DEFAULT_PROJECT,
     )
     async with services.database.transaction() as session:
         session.add(snapshot)
@@ -143,7 +150,9 @@ async def states(services: Services, job: Job) -> tuple[str | None, str | None]:
 
 
 async def names(services: Services, **filters: Any) -> list[str]:
-    page = await services.snapshots.list_snapshots(SnapshotFilter(**filters), PageRequest("snapshots"))
+    page = await services.snapshots.list_snapshots(
+        SnapshotFilter(**filters), PageRequest("snapshots"), project_id=DEFAULT_PROJECT
+    )
     return [snapshot.name for snapshot in page.items]
 
 

@@ -10,6 +10,7 @@ import httpx
 from sqlalchemy import text
 from uuid_utils.compat import uuid7
 
+from domain.db.base import DEFAULT_PROJECT
 from domain.services import Services
 from domain.volumes.model import Volume
 from tests.support.bulk import add_volumes
@@ -34,7 +35,7 @@ async def change_volumes(services: Services, deleted: asyncio.Event) -> None:
             for _ in range(5):
                 number += 1
                 columns = {"backend": "memory", "state": "available", "size": 1, "version": 1, "labels": {}}
-                session.add(Volume(id=uuid7(), name=f"new-{number}", **columns))
+                session.add(Volume(id=uuid7(), name=f"new-{number}", **columns, project_id=DEFAULT_PROJECT))
             chosen = "SELECT id FROM volumes WHERE labels ? 'temporary' ORDER BY random() LIMIT 5"
             result = await session.execute(text(f"DELETE FROM volumes WHERE id IN ({chosen}) RETURNING id"))
             if result.all():

@@ -10,6 +10,7 @@ import pytest
 
 from domain.bulk.expand import BulkExpandRequest, VolumePolicies
 from domain.bulk.model import Lane
+from domain.db.base import DEFAULT_PROJECT
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
@@ -43,7 +44,7 @@ async def set_policy(services: Services, volume_id: UUID, autogrow: Any) -> None
 
 async def ledger(services: Services, job_id: UUID | str) -> dict[UUID, tuple[str, str | None, int | None, int]]:
     """The ledger by volume id: status, code, stored size and measured usage in MiB."""
-    items = await services.bulk.items(UUID(str(job_id)), None, after=None, limit=100)
+    items = await services.bulk.items(UUID(str(job_id)), None, after=None, limit=100, project_id=DEFAULT_PROJECT)
     return {
         item.volume_id: (item.status, item.code, item.to_size and item.to_size // MIB, (item.used or 0) // MIB)
         for item in items

@@ -8,6 +8,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
+from domain.db.base import DEFAULT_PROJECT
 from domain.db.database import SERVER_SETTINGS
 from domain.errors import DatabaseUnavailable
 from domain.jobs.attempt import ClaimedJob, Succeeded
@@ -163,7 +164,9 @@ async def test_reads_of_a_locked_table_fail_as_one_batch(
 
         monkeypatch.setattr(short_timeout.jobs._reads, "_send", counted)
         await session.execute(text("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE"))
-        results = await asyncio.gather(*(short_timeout.jobs.get(job.id) for job in jobs), return_exceptions=True)
+        results = await asyncio.gather(
+            *(short_timeout.jobs.get(job.id, project_id=DEFAULT_PROJECT) for job in jobs), return_exceptions=True
+        )
 
     assert [type(result) for result in results] == [DatabaseUnavailable] * 6
     assert batches == [6]

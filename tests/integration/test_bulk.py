@@ -13,6 +13,7 @@ from sqlalchemy import text
 from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
 from domain.bulk.model import Item, ItemStatus
 from domain.bulk.requests import Selection
+from domain.db.base import DEFAULT_PROJECT
 from domain.errors import Invalid
 from domain.services import Services, open_services
 from domain.settings import Settings
@@ -126,7 +127,9 @@ async def test_lane_measures_usage_and_decides_by_it(
         full, empty = [(await ended(services, job)).volume_id for job in made]
         assert full is not None
         assert empty is not None
-        Path(str(services.volumes.path(await services.volumes.get(full)))).write_bytes(b"x" * MIB)
+        Path(str(services.volumes.path(await services.volumes.get(full, project_id=DEFAULT_PROJECT)))).write_bytes(
+            b"x" * MIB
+        )
 
         policy = GrowthPolicy(percent=100, usage_above=80)
         job = await ended(services, await services.bulk.request(BulkExpandRequest(policy)))
@@ -134,7 +137,7 @@ async def test_lane_measures_usage_and_decides_by_it(
     ledger = await items(services, job)
     assert {volume_id: item.code for volume_id, item in ledger.items()} == {full: "expanded", empty: "below-threshold"}
     assert (ledger[full].used, ledger[full].from_size, ledger[full].to_size) == (MIB, MIB, 2 * MIB)
-    volume = await services.volumes.get(full)
+    volume = await services.volumes.get(full, project_id=DEFAULT_PROJECT)
     assert (volume.size, volume.used) == (2 * MIB, MIB)
     assert volume.used_at is not None
 
@@ -202,7 +205,7 @@ async def test_cancel_skips_unstarted_items_and_keeps_finished_ones(
         job = await services.bulk.request(BulkExpandRequest(BY_ONE, max_concurrent=2))
 
         async def some_succeeded() -> bool:
-            return bool((await services.jobs.get(job.id)).succeeded)
+            return bool((await services.jobs.get(job.id, project_id=DEFAULT_PROJECT)).succeeded)
 
         await until(some_succeeded)
         await services.jobs.cancel(job.id)
@@ -266,7 +269,7 @@ async def test_preview_returns_the_plan_and_changes_nothing(services: Services) 
         GrowthPolicy(percent=50, up_to=MIB + 4096), selection=Selection(labels={"tier": "gold"})
     )
 
-    plan = await services.bulk.preview(request)
+    plan = await services.bulk.preview(request, project_id=DEFAULT_PROJECT)
 
     assert (plan.total, plan.grows, plan.bytes, plan.measured_at) == (3, 3, 3 * 4096, None)
     assert {(item.from_size, item.to_size) for item in plan.items} == {(MIB, MIB + 4096)}

@@ -12,6 +12,7 @@ from sqlalchemy import text
 from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
 from domain.bulk.ledger import AS_CANCELLED
 from domain.bulk.model import ItemStatus, Lane
+from domain.db.base import DEFAULT_PROJECT
 from domain.db.database import Database
 from domain.jobs.attempt import Delegated, Failed
 from domain.services import Services, compose, open_services
@@ -82,7 +83,10 @@ async def test_delegated_job_gets_no_lease_by_renewal(services: Services) -> Non
 
     renewed = await engine.renew([job.id])
 
-    assert (list(renewed.renewals), (await services.jobs.get(job.id)).lease_expires_at) == ([], None)
+    assert (list(renewed.renewals), (await services.jobs.get(job.id, project_id=DEFAULT_PROJECT)).lease_expires_at) == (
+        [],
+        None,
+    )
 
 
 async def test_lost_counters_are_restored_from_the_ledger(
@@ -99,7 +103,7 @@ async def test_lost_counters_are_restored_from_the_ledger(
 
     await services.bulk.assign_lanes()
 
-    job = await services.jobs.get(job.id)
+    job = await services.jobs.get(job.id, project_id=DEFAULT_PROJECT)
     assert (job.status, job.succeeded, job.total) == ("succeeded", 3, 3)
 
 
@@ -118,7 +122,7 @@ async def test_volumes_expanded_by_a_dead_lane_are_completed_by_the_next(
     async with running_worker(bulk_settings):
         job = await ended(services, job)
 
-    volume = await services.volumes.get(volume_id)
+    volume = await services.volumes.get(volume_id, project_id=DEFAULT_PROJECT)
     assert (job.status, job.succeeded) == ("succeeded", 1)
     assert (volume.state, volume.size) == ("available", 2 * MIB)
 
@@ -139,8 +143,8 @@ async def test_last_lane_releases_volumes_with_the_sizes_found(
     async with running_worker(bulk_settings):
         job = await ended(services, job)
 
-    items = await services.bulk.items(job.id, ItemStatus.FAILED, after=None, limit=10)
-    found = [await services.volumes.get(volume_id) for volume_id in (grown, untouched)]
+    items = await services.bulk.items(job.id, ItemStatus.FAILED, after=None, limit=10, project_id=DEFAULT_PROJECT)
+    found = [await services.volumes.get(volume_id, project_id=DEFAULT_PROJECT) for volume_id in (grown, untouched)]
     assert (job.status, {item.code for item in items}) == ("failed", {"lanes-lost"})
     assert [(volume.state, volume.size) for volume in found] == [("available", 2 * MIB), ("available", MIB)]
 
@@ -154,14 +158,23 @@ async def test_volume_with_a_held_storage_lock_stays_claimed_until_unlocked(
         async with running_worker(bulk_settings):
             job = await services.bulk.request(BulkExpandRequest(BY_ONE, max_concurrent=1))
             async with asyncio.timeout(60):
-                while max([(await services.jobs.get(lane)).epoch for lane in await lanes_of(services, job)] or [0]) < 2:
+                while (
+                    max(
+                        [
+                            (await services.jobs.get(lane, project_id=DEFAULT_PROJECT)).epoch
+                            for lane in await lanes_of(services, job)
+                        ]
+                        or [0]
+                    )
+                    < 2
+                ):
                     await asyncio.sleep(0.05)
-            assert (await services.volumes.get(volume_id)).state == "expanding"
+            assert (await services.volumes.get(volume_id, project_id=DEFAULT_PROJECT)).state == "expanding"
             fcntl.flock(lock, fcntl.LOCK_UN)
             job = await ended(services, job)
 
     assert (job.status, job.succeeded) == ("succeeded", 1)
-    assert (await services.volumes.get(volume_id)).size == 2 * MIB
+    assert (await services.volumes.get(volume_id, project_id=DEFAULT_PROJECT)).size == 2 * MIB
 
 
 async def test_volume_that_crashes_the_driver_fails_alone(
@@ -179,7 +192,7 @@ async def test_volume_that_crashes_the_driver_fails_alone(
     async with running_worker(bulk_settings):
         job = await ended(services, await services.bulk.request(BulkExpandRequest(BY_ONE, max_concurrent=5)))
 
-    items = await services.bulk.items(job.id, ItemStatus.FAILED, after=None, limit=10)
+    items = await services.bulk.items(job.id, ItemStatus.FAILED, after=None, limit=10, project_id=DEFAULT_PROJECT)
     assert (job.status, job.succeeded) == ("partial", 19)
     assert [(item.volume_id, item.code) for item in items] == [(volumes[7], "internal")]
 
@@ -255,7 +268,9 @@ async def test_claim_without_measuring_acquires_volumes_and_stores_sizes(
     assert {(item.lane_id, item.epoch, item.from_size, item.to_size) for item in held.values()} == {
         (claim.job.id, 3, MIB, 2 * MIB)
     }
-    assert {(await services.volumes.get(volume_id)).state for volume_id in held} == {"expanding"}
+    assert {(await services.volumes.get(volume_id, project_id=DEFAULT_PROJECT)).state for volume_id in held} == {
+        "expanding"
+    }
 
 
 @pytest.mark.parametrize("policy", [BY_ONE, GrowthPolicy(by=MIB, usage_above=80)], ids=["locked", "claimed"])

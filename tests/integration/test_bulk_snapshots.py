@@ -10,6 +10,7 @@ import pytest
 from domain.bulk.model import Item, ItemStatus
 from domain.bulk.requests import Selection
 from domain.bulk.snapshot import BulkSnapshotRequest
+from domain.db.base import DEFAULT_PROJECT
 from domain.errors import Invalid
 from domain.services import Services, open_services
 from domain.settings import Settings
@@ -47,7 +48,7 @@ async def states(services: Services) -> Counter[str]:
 
 async def snapshot(services: Services, item: Item) -> Snapshot:
     assert item.snapshot_id is not None
-    return await services.snapshots.get(item.snapshot_id)
+    return await services.snapshots.get(item.snapshot_id, project_id=DEFAULT_PROJECT)
 
 
 async def on_disk(services: Services, count: int) -> list[UUID]:
@@ -60,7 +61,7 @@ async def on_disk(services: Services, count: int) -> list[UUID]:
 
 
 async def data(services: Services, volume_id: UUID) -> Path:
-    return Path(str(services.volumes.path(await services.volumes.get(volume_id))))
+    return Path(str(services.volumes.path(await services.volumes.get(volume_id, project_id=DEFAULT_PROJECT))))
 
 
 async def test_every_volume_gets_one_snapshot_with_its_data(
@@ -224,7 +225,7 @@ async def test_cancel_skips_unstarted_items_and_keeps_finished_ones(
         job = await services.bulk.request(BulkSnapshotRequest("n", max_concurrent=2))
 
         async def some_succeeded() -> bool:
-            return bool((await services.jobs.get(job.id)).succeeded)
+            return bool((await services.jobs.get(job.id, project_id=DEFAULT_PROJECT)).succeeded)
 
         await until(some_succeeded)
         await services.jobs.cancel(job.id)

@@ -14,6 +14,7 @@ from sqlalchemy import Row
 from domain.bulk.model import Lane
 from domain.bulk.operation import ItemWork
 from domain.bulk.snapshot import BulkSnapshotRequest
+from domain.db.base import DEFAULT_PROJECT
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
@@ -49,7 +50,7 @@ async def claim_lane(services: Services, job: Job, *, epoch: int = 0) -> Lane:
     query = "SELECT id FROM jobs WHERE parent_id = :id AND status = 'queued'"
     ((lane_id,),) = await sql(services, query, id=job.id)
     await set_job(services, lane_id, f"epoch = {epoch}")
-    _, lane_job = await claimed(services, await services.jobs.get(lane_id))
+    _, lane_job = await claimed(services, await services.jobs.get(lane_id, project_id=DEFAULT_PROJECT))
     return Lane.from_job(lane_job)
 
 
@@ -136,7 +137,10 @@ async def test_last_lane_releases_volumes_and_leaves_possible_snapshots_in_error
 
     async with running_worker(services.settings):
         job = await ended(services, job)
-        items = {item.volume_id: item for item in await services.bulk.items(job.id, None, after=None, limit=10)}
+        items = {
+            item.volume_id: item
+            for item in await services.bulk.items(job.id, None, after=None, limit=10, project_id=DEFAULT_PROJECT)
+        }
         assert (job.status, {item.code for item in items.values()}) == ("failed", {"lanes-lost"})
         assert await volume_states(services) == {("available", None)}
         ((error_id, state),) = [(row.id, row.state) for row in await snapshots(services)]
@@ -157,7 +161,7 @@ async def test_volumes_are_released_if_the_last_lane_fails_too(services: Service
 
     await services.bulk.assign_lanes()
 
-    job = await services.jobs.get(job.id)
+    job = await services.jobs.get(job.id, project_id=DEFAULT_PROJECT)
     assert (job.status, job.failed) == ("failed", COUNT)
     assert await volume_states(services) == {("available", None)}
     assert {(row.state, row.job_id) for row in await snapshots(services)} == {("error", None)}
@@ -191,7 +195,7 @@ async def test_snapshot_with_a_held_storage_lock_stays_claimed_until_unlocked(
         fcntl.flock(lock, fcntl.LOCK_EX)
         async with running_worker(services.settings):
             async with asyncio.timeout(60):
-                while (await services.jobs.get(lane.job_id)).epoch < 3:
+                while (await services.jobs.get(lane.job_id, project_id=DEFAULT_PROJECT)).epoch < 3:
                     await asyncio.sleep(0.05)
             assert ("snapshotting", job.id) in await volume_states(services)
             fcntl.flock(lock, fcntl.LOCK_UN)
@@ -226,12 +230,15 @@ async def test_recording_a_chunk_is_idempotent(services: Services, job: Job) -> 
     chunks, grant = services.bulk.lane_steps(lane), Grant(lane.job_id, Fence(0, lane.epoch), math.inf)
     results = [result for work in all_work if (result := await chunks.operation.work_on(work, grant)) is not None]
     await chunks.record(results)
-    job = await services.jobs.get(job.id)
+    job = await services.jobs.get(job.id, project_id=DEFAULT_PROJECT)
     before = [await snapshots(services), job.succeeded]
 
     await chunks.record(results)
 
-    assert [await snapshots(services), (await services.jobs.get(job.id)).succeeded] == before
+    assert [
+        await snapshots(services),
+        (await services.jobs.get(job.id, project_id=DEFAULT_PROJECT)).succeeded,
+    ] == before
     assert job.status == "succeeded"
 
 
@@ -275,7 +282,7 @@ async def test_snapshot_version_behind_the_stored_fence_is_repaired(
 
 async def test_fence_of_a_volume_is_checked_against_the_volumes_own_version(services: Services, job: Job) -> None:
     work = (await acquire_all(services, await claim_lane(services, job, epoch=3)))[0]
-    version = (await services.volumes.get(work.volume_id)).version
+    version = (await services.volumes.get(work.volume_id, project_id=DEFAULT_PROJECT)).version
     await services.backends.get("files").expand(
         work.volume_id, MIB, grant_at(version)
     )  # as after a restore of an older database

@@ -13,6 +13,7 @@ import pytest
 from domain.bulk.model import Lane
 from domain.bulk.operation import Result
 from domain.bulk.snapshot import BulkSnapshotRequest
+from domain.db.base import DEFAULT_PROJECT
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
@@ -169,7 +170,7 @@ async def test_volume_without_a_new_snapshot_keeps_its_old_ones(
     async with running_worker(services.settings):
         for night in range(2):
             await run(services, night, RetentionRule())
-        Path(str(services.volumes.path(await services.volumes.get(bad)))).unlink()
+        Path(str(services.volumes.path(await services.volumes.get(bad, project_id=DEFAULT_PROJECT)))).unlink()
         job = await run(services, 2, RetentionRule(last=1))
 
     assert (job.status, job.succeeded, job.failed) == ("partial", 1, 1)
@@ -183,7 +184,7 @@ async def test_newer_snapshot_takes_away_those_that_failed(services: Services, r
         for night in range(2):
             await run(services, night, RetentionRule(last=1))
         await sql(services, "UPDATE snapshots SET state = 'error'")  # as if something had been left behind each time
-        Path(str(services.volumes.path(await services.volumes.get(failing)))).unlink()
+        Path(str(services.volumes.path(await services.volumes.get(failing, project_id=DEFAULT_PROJECT)))).unlink()
         await run(services, 2, RetentionRule(last=1))
 
     left = await sql(services, "SELECT volume_id, state FROM snapshots ORDER BY state")
@@ -207,7 +208,7 @@ async def performed_but_not_recorded(services: Services, job: Job) -> tuple[Lane
     """Claim the lane of a job and take all snapshots; return the lane and the results that it has not recorded."""
     job = await carried_out(services, job)
     lane_id = (await sql(services, "SELECT id FROM jobs WHERE parent_id = :id LIMIT 1", id=job.id))[0].id
-    _, lane_job = await claimed(services, await services.jobs.get(lane_id))
+    _, lane_job = await claimed(services, await services.jobs.get(lane_id, project_id=DEFAULT_PROJECT))
     lane = Lane.from_job(lane_job)
     chunks = services.bulk.lane_steps(lane)
     all_work = await chunks.acquire_volumes(await chunks.claim_items(10), {})

@@ -93,7 +93,8 @@ async def test_concurrent_sweeps_do_not_duplicate_messages(services: Services, c
 async def test_one_sweep_redispatches_everything_after_redis_lost_all(services: Services, client: redis.Redis) -> None:
     await queued_jobs(services, 1200)
 
-    assert await an_engine(services).maintenance.redispatch_lost() == 1200
+    # More than that are sent if Redis takes a batch too late: the same sweep finds it missing, and sends it again.
+    assert await an_engine(services).maintenance.redispatch_lost() >= 1200
     assert len(messages(services, client)) == 1200
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from domain.bulk.expand import BulkExpandRequest
 from domain.bulk.preview import Preview
+from domain.db.base import DEFAULT_PROJECT
 from domain.services import Services
 from domain.tasks import in_background
 from tests.integration.bulk_builders import BY_ONE
@@ -33,7 +34,7 @@ async def test_dry_run_lets_others_run_after_every_five_hundred_volumes(
 
     monkeypatch.setattr(Preview, "of", count_and_decide)
     async with in_background(count_steps()):
-        plan = await services.bulk.preview(BulkExpandRequest(BY_ONE))
+        plan = await services.bulk.preview(BulkExpandRequest(BY_ONE), project_id=DEFAULT_PROJECT)
 
     assert (plan.total, plan.grows, len(plan.items)) == (2_500, 2_500, 1_000)
     assert max(volumes_of_step.values()) <= 500

@@ -9,7 +9,7 @@ import pytest
 
 from domain.access import service as service_module
 from domain.access.model import Role
-from domain.access.repository import KeyRepository
+from domain.access.repository import ALL_KEYS, KeyRepository
 from domain.access.secret import _checksum, new_secret, proof_of
 from domain.access.service import CACHE_SECONDS, KeyService, NewKey
 from domain.audit.model import Actor
@@ -177,7 +177,7 @@ async def test_last_use_of_a_key_is_recorded(services: Services) -> None:
     await services.keys.record_use()
     await services.keys.record_use()  # nothing new
 
-    page = await services.keys.list_keys(PageRequest(scope="keys"))
+    page = await services.keys.list_keys(PageRequest(scope="keys"), ALL_KEYS)
     last = {key.id: key.last_used_at is not None for key in page.items}
     assert (last[used.key.id], last[unused.key.id]) == (True, False)
 

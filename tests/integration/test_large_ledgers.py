@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.bulk.ledger import LaneItems
 from domain.bulk.model import ItemRef, ItemStatus, ItemUpdate, Lane
+from domain.db.base import DEFAULT_PROJECT
 from domain.services import Services
 from tests.integration.job_builders import a_queued_expand, sql
 
@@ -27,7 +28,7 @@ async def a_ledger(services: Services) -> Lane:
         job_id=job.id,
         items=LEDGER,
     )
-    return Lane(job.id, uuid4(), 1, None, {})
+    return Lane(job.id, uuid4(), DEFAULT_PROJECT, 1, None, {})
 
 
 async def rows_read(session: AsyncSession) -> int:

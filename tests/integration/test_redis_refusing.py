@@ -10,6 +10,7 @@ import pytest
 import redis
 from arq.constants import in_progress_key_prefix
 
+from domain.db.base import DEFAULT_PROJECT
 from domain.embedded import EmbeddedServers, temporary_data_dir
 from domain.jobs.transport.job_queue import QueueRefusesWrites, message_id
 from domain.services import Services, open_services
@@ -118,7 +119,7 @@ async def test_worker_logs_the_refusal_and_continues_by_itself(
     async with supervised(services.settings):
         try:
             await until(lambda: bool(logged(caplog, "redis.refuses_writes")))
-            assert (await services.jobs.get(job.id)).status == "queued"
+            assert (await services.jobs.get(job.id, project_id=DEFAULT_PROJECT)).status == "queued"
         finally:
             allow(client)
         ended_job = await ended(services, job.id)

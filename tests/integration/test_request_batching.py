@@ -13,6 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.audit.model import Actor
+from domain.db.base import DEFAULT_PROJECT
 from domain.errors import (
     DatabaseUnavailable,
     JobNotFound,
@@ -295,7 +296,9 @@ async def test_concurrent_reads_of_jobs_are_one_statement(services: Services, tr
     unknown = uuid4()
     del transactions[:]
     job_ids = [*(job.id for job in jobs), unknown, jobs[0].id]
-    found = await asyncio.gather(*map(services.jobs.get, job_ids), return_exceptions=True)
+    found = await asyncio.gather(
+        *(services.jobs.get(job_id, project_id=DEFAULT_PROJECT) for job_id in job_ids), return_exceptions=True
+    )
 
     assert len(transactions) == 1
     assert [getattr(job, "id", type(job)) for job in found] == [*(job.id for job in jobs), JobNotFound, jobs[0].id]
@@ -303,9 +306,9 @@ async def test_concurrent_reads_of_jobs_are_one_statement(services: Services, tr
 
 async def test_read_after_a_change_returns_it(services: Services) -> None:
     job = await create(services, "changing")
-    early = asyncio.create_task(services.jobs.get(job.id))
+    early = asyncio.create_task(services.jobs.get(job.id, project_id=DEFAULT_PROJECT))
     for version in range(2, 20):
         await sql(services, "UPDATE jobs SET version = :version", version=version)
 
-        assert (await services.jobs.get(job.id)).version == version
+        assert (await services.jobs.get(job.id, project_id=DEFAULT_PROJECT)).version == version
     assert (await early).version >= 1

@@ -8,6 +8,7 @@ from sqlalchemy import select, text
 
 from domain.bulk.ledger import clear_ledgers
 from domain.bulk.model import ItemStatus
+from domain.db.base import DEFAULT_PROJECT
 from domain.db.pagination import PageRequest
 from domain.errors import JobNotFound
 from domain.jobs.model import Job
@@ -85,9 +86,9 @@ async def test_pruned_job_is_not_found(services: Services) -> None:
     await services.retention.prune()
 
     with pytest.raises(JobNotFound):
-        await services.jobs.get(job_id)
+        await services.jobs.get(job_id, project_id=DEFAULT_PROJECT)
     with pytest.raises(JobNotFound):
-        await services.bulk.items(job_id, None, after=None, limit=1)
+        await services.bulk.items(job_id, None, after=None, limit=1, project_id=DEFAULT_PROJECT)
     with pytest.raises(JobNotFound):
         await services.jobs.retry(job_id)
 
@@ -168,11 +169,11 @@ async def test_job_with_a_partly_pruned_ledger_is_hidden_and_not_retryable(
     job_id = await a_job(services, 31)
     await a_ledger(services, job_id, 95)
     await services.retention.prune()
-    page = await services.jobs.list_jobs(JobFilter(), PageRequest("jobs", 10))
+    page = await services.jobs.list_jobs(JobFilter(), PageRequest("jobs", 10), project_id=DEFAULT_PROJECT)
 
     assert page.items == []
     with pytest.raises(JobNotFound):
-        await services.jobs.get(job_id)
+        await services.jobs.get(job_id, project_id=DEFAULT_PROJECT)
     with pytest.raises(JobNotFound):
         await services.jobs.retry(job_id)
 

@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from domain.bulk.requests import Selection
+from domain.db.base import DEFAULT_PROJECT
 from domain.db.migrations import migrate
 from domain.jobs.store.retention import Pruned
 from domain.services import Services
@@ -51,7 +52,7 @@ async def test_job_has_the_parameters_of_the_schedule(services: Services) -> Non
     clock.now += MINUTE
     await a_schedule_runner(services, clock).start_due()
     ((job_id,),) = await sql(services, "SELECT id FROM jobs")
-    job = await services.jobs.get(job_id)
+    job = await services.jobs.get(job_id, project_id=DEFAULT_PROJECT)
 
     assert (job.kind, job.schedule_id, job.scheduled_for) == ("bulk.expand", schedule.id, clock.now)
     assert (job.params["policy"]["percent"], job.params["policy"]["usage_above"]) == (20, 80)
@@ -182,7 +183,7 @@ async def test_worker_starts_and_completes_due_runs(
     await sql(services, "UPDATE schedules SET next_run_at = date_trunc('minute', now())")
 
     async def has_succeeded() -> bool:
-        _, runs = await services.schedules.get(schedule.id)
+        _, runs = await services.schedules.get(schedule.id, project_id=DEFAULT_PROJECT)
         return any(run.job_status == "succeeded" for run in runs)
 
     async with running_worker(settings):

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from domain.access.service import may_own_schedules
 from domain.errors import ScheduleBusy, ScheduleNotFound
 from domain.jobs.model import Job
 from domain.schedules.model import Schedule
@@ -37,7 +38,7 @@ ROUNDS = 15
 
 def as_read(schedule: Schedule) -> Schedule:
     """Copy a schedule as a slow worker has read it."""
-    columns = ("id", "name", "cron", "time_zone", "catch_up_seconds", "next_run_at")
+    columns = ("id", "project_id", "name", "cron", "time_zone", "catch_up_seconds", "next_run_at")
     return Schedule(**{name: getattr(schedule, name) for name in columns})
 
 
@@ -51,9 +52,17 @@ class Dying:
         self._action = services.actions["bulk.expand"]
 
     async def request(
-        self, session: AsyncSession, params: dict[str, Any], *, schedule_id: UUID, scheduled_for: datetime
+        self,
+        session: AsyncSession,
+        params: dict[str, Any],
+        *,
+        project_id: UUID,
+        schedule_id: UUID,
+        scheduled_for: datetime,
     ) -> Job:
-        await self._action.request(session, params, schedule_id=schedule_id, scheduled_for=scheduled_for)
+        await self._action.request(
+            session, params, project_id=project_id, schedule_id=schedule_id, scheduled_for=scheduled_for
+        )
         raise asyncio.CancelledError
 
 
@@ -61,7 +70,8 @@ async def test_death_before_the_commit_has_no_effect(services: Services) -> None
     clock = Clock()
     schedule = await a_schedule(services, clock)
     clock.now += MINUTE
-    dying = ScheduleRunner(services.database, services.queue, {"bulk.expand": Dying(services)}, clock=clock)
+    actions = {"bulk.expand": Dying(services)}
+    dying = ScheduleRunner(services.database, services.queue, actions, may_own=may_own_schedules, clock=clock)
     with pytest.raises(asyncio.CancelledError):
         await dying.start_due()
 

@@ -23,6 +23,7 @@ import api.schemas.pagination
 from api.dependencies import _services
 from domain.bulk import chunks as chunks_module
 from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
+from domain.db.base import DEFAULT_PROJECT
 from domain.db.database import Database
 from domain.db.pagination import PageRequest
 from domain.jobs.acceptance import ANONYMOUS
@@ -103,7 +104,9 @@ async def test_services_create_expand_and_list_volumes(
         creation = await ended(services, await services.volumes.request_create(NewVolume("one", MIB)))
         expansion = await expand_all(services)
 
-    (volume,) = (await services.volumes.list_volumes(VolumeFilter(), PageRequest("volumes"))).items
+    (volume,) = (
+        await services.volumes.list_volumes(VolumeFilter(), PageRequest("volumes"), project_id=DEFAULT_PROJECT)
+    ).items
     assert (creation.status, expansion.status) == ("succeeded", "succeeded")
     assert (volume.name, volume.state, volume.size) == ("one", "available", 2 * MIB)
 
@@ -136,7 +139,7 @@ async def test_session_commits_on_exit_and_rolls_back_on_an_exception(services: 
     with pytest.raises(ZeroDivisionError):
         await fail()
     async with services.database.transaction() as session:
-        found = await VolumeRepository(session).page(VolumeFilter(), before=None, limit=5)
+        found = await VolumeRepository(session).page(VolumeFilter(), DEFAULT_PROJECT, before=None, limit=5)
     assert [volume.name for volume in found] == ["committed"]
 
 
@@ -149,9 +152,14 @@ async def test_growth_is_not_lost_to_a_stale_read(
     (volume_id,) = await add_volumes(services, 1, backend="null")
     async with running_worker(seed_settings):
         jobs = [await services.bulk.request(BulkExpandRequest(BY_ONE)) for _ in range(3)]
-        items = [await services.bulk.items((await ended(services, job)).id, None, after=None, limit=1) for job in jobs]
+        items = [
+            await services.bulk.items(
+                (await ended(services, job)).id, None, after=None, limit=1, project_id=DEFAULT_PROJECT
+            )
+            for job in jobs
+        ]
 
-    assert (await services.volumes.get(volume_id)).size == 4 * MIB
+    assert (await services.volumes.get(volume_id, project_id=DEFAULT_PROJECT)).size == 4 * MIB
     assert sorted(item.to_size or 0 for (item,) in items) == [2 * MIB, 3 * MIB, 4 * MIB], "recorded under the lock"
 
 

@@ -8,6 +8,7 @@ from uuid import UUID
 import httpx
 import pytest
 
+from domain.db.base import DEFAULT_PROJECT
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.volumes.service import NewVolume
@@ -96,7 +97,7 @@ async def test_volume_of_an_odd_size_from_before_keeps_working(
         await post(client, f"{VOLUMES}/{old.id}/expand", {"to": ODD})
         assert await size(client, old.id) == 4096
 
-    path = str(services.volumes.path(await services.volumes.get(old.id)))
+    path = str(services.volumes.path(await services.volumes.get(old.id, project_id=DEFAULT_PROJECT)))
     assert Path(path).read_bytes() == b"old".ljust(4096, b"\0")
 
 
@@ -117,4 +118,7 @@ async def test_volume_of_an_odd_size_is_adopted_and_then_grows(
 async def test_room_is_asked_for_the_rounded_size(services: Services) -> None:
     job = await services.volumes.request_create(NewVolume("one", ODD))
 
-    assert (job.params["size"], (await services.volumes.get(UUID(str(job.volume_id)))).size) == (4096, 4096)
+    assert (
+        job.params["size"],
+        (await services.volumes.get(UUID(str(job.volume_id)), project_id=DEFAULT_PROJECT)).size,
+    ) == (4096, 4096)

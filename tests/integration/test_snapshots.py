@@ -5,6 +5,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from domain.audit.model import Actor
+from domain.db.base import DEFAULT_PROJECT
 from domain.db.pagination import PageRequest
 from domain.errors import (
     Invalid,
@@ -173,7 +174,7 @@ class TestDelete:
         job = await carried_out(services, job)
         assert job.result == {"snapshot_id": str(snapshot.id), "volume_id": str(volume.id)}
         with pytest.raises(SnapshotNotFound):
-            await services.snapshots.get(snapshot.id)
+            await services.snapshots.get(snapshot.id, project_id=DEFAULT_PROJECT)
 
     async def test_volume_can_be_deleted_after_its_last_snapshot(self, services: Services) -> None:
         volume = await a_stored_volume(services)
@@ -370,14 +371,16 @@ class TestLists:
         assert await names(services, volume_id=one.id) == ["c", "b", "a"]
         assert await names(services, name="a") == ["a", "a"]
         assert await names(services, state=SnapshotState.ERROR) == ["b"]
-        first = await services.snapshots.list_snapshots(SnapshotFilter(), PageRequest("snapshots", limit=3))
+        first = await services.snapshots.list_snapshots(
+            SnapshotFilter(), PageRequest("snapshots", limit=3), project_id=DEFAULT_PROJECT
+        )
         rest = PageRequest("snapshots", limit=3, cursor=first.next_cursor)
-        last = await services.snapshots.list_snapshots(SnapshotFilter(), rest)
+        last = await services.snapshots.list_snapshots(SnapshotFilter(), rest, project_id=DEFAULT_PROJECT)
         assert ([snapshot.name for snapshot in last.items], last.next_cursor) == (["a"], None)
 
     async def test_unknown_snapshot_is_not_found(self, services: Services) -> None:
         with pytest.raises(SnapshotNotFound):
-            await services.snapshots.get(uuid4())
+            await services.snapshots.get(uuid4(), project_id=DEFAULT_PROJECT)
 
 
 @pytest.mark.parametrize("kind", ["snapshot.take", "snapshot.delete"])

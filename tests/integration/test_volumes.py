@@ -7,6 +7,7 @@ from uuid import uuid4
 import pytest
 
 from domain.audit.model import Actor
+from domain.db.base import DEFAULT_PROJECT
 from domain.db.database import SERVER_SETTINGS
 from domain.db.pagination import PageRequest
 from domain.errors import (
@@ -32,7 +33,9 @@ UNKNOWN_ID = uuid4()
 
 
 async def names(services: Services, **filters: Any) -> list[str]:
-    page = await services.volumes.list_volumes(VolumeFilter(**filters), PageRequest("volumes"))
+    page = await services.volumes.list_volumes(
+        VolumeFilter(**filters), PageRequest("volumes"), project_id=DEFAULT_PROJECT
+    )
     return [volume.name for volume in page.items]
 
 
@@ -203,7 +206,9 @@ class TestLists:
         created = [(await a_volume(services)).name for _ in range(5)]
         pages, cursor = [], None
         while True:
-            page = await services.volumes.list_volumes(VolumeFilter(), PageRequest("volumes", 2, cursor))
+            page = await services.volumes.list_volumes(
+                VolumeFilter(), PageRequest("volumes", 2, cursor), project_id=DEFAULT_PROJECT
+            )
             pages.append([volume.name for volume in page.items])
             if (cursor := page.next_cursor) is None:
                 break
@@ -231,7 +236,7 @@ class TestLists:
         await set_job(services, child.id, f"parent_id = '{parent.id}'")
 
         async def listed(**filters: Any) -> list[Any]:
-            page = await services.jobs.list_jobs(JobFilter(**filters), PageRequest("jobs"))
+            page = await services.jobs.list_jobs(JobFilter(**filters), PageRequest("jobs"), project_id=DEFAULT_PROJECT)
             return [job.id for job in page.items]
 
         assert await listed() == [cancelled.id, parent.id]

@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from uuid_utils.compat import uuid7
 
+from domain.db.base import DEFAULT_PROJECT
 from domain.jobs.attempt import Cancelled, Failed, Outcome, RetryPolicy, Succeeded
 from domain.jobs.engine import JobEngine
 from domain.operations import SnapshotState, VolumeState
@@ -152,9 +153,19 @@ class Cluster:
 
 def _a_volume(name: str) -> Volume:
     state = VolumeState.AVAILABLE
-    return Volume(id=uuid7(), name=name, backend="memory", state=state, size=MIB, version=1, labels={})
+    return Volume(
+        id=uuid7(), name=name, backend="memory", state=state, size=MIB, version=1, labels={}, project_id=DEFAULT_PROJECT
+    )
 
 
 def _a_snapshot(volume: Volume) -> Snapshot:
     state = SnapshotState.READY
-    return Snapshot(id=uuid7(), volume_id=volume.id, name="there", state=state, size=volume.size, version=1)
+    return Snapshot(
+        id=uuid7(),
+        volume_id=volume.id,
+        name="there",
+        state=state,
+        size=volume.size,
+        version=1,
+        project_id=DEFAULT_PROJECT,
+    )

@@ -5,6 +5,7 @@ from uuid import UUID
 
 from uuid_utils.compat import uuid7
 
+from domain.db.base import DEFAULT_PROJECT
 from domain.jobs.model import Job
 from domain.operations import VolumeState
 from domain.services import Services
@@ -27,6 +28,7 @@ async def add_volumes(
             size=size,
             version=1,
             **({"labels": {}} | columns),
+            project_id=DEFAULT_PROJECT,
         )
         for number in range(count)
     ]
@@ -38,7 +40,7 @@ async def add_volumes(
 async def ended(services: Services, job: Job, seconds: float = 180) -> Job:
     """Wait until the job has ended, and return it."""
     await services.watcher.ended(job.id, seconds)
-    job = await services.jobs.get(job.id)
+    job = await services.jobs.get(job.id, project_id=DEFAULT_PROJECT)
     assert job.ended, f"{job.kind} is still {job.status} after {seconds} s: {job.succeeded} of {job.total}"
     return job
 

@@ -52,9 +52,11 @@ EMPTY = """
     DO $$ DECLARE filled text; BEGIN
         SELECT string_agg(oid::regclass::text, ', ') INTO filled FROM pg_class
         WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'
-            AND relname NOT IN ('alembic_version', 'installation', 'api_keys') AND pg_relation_size(oid) > 0;
+            AND relname NOT IN ('alembic_version', 'installation', 'api_keys', 'projects')
+            AND pg_relation_size(oid) > 0;
         IF filled IS NOT NULL THEN EXECUTE 'TRUNCATE ' || filled || ' CASCADE'; END IF;
         DELETE FROM api_keys;
+        DELETE FROM projects WHERE name <> 'default';
         DELETE FROM pg_statistic WHERE starelid >= 16384;
     END $$
 """

@@ -23,8 +23,10 @@ class FakeBulk:
     requests: list[BulkRequest] = field(default_factory=list)
     ledger: dict[UUID, list[Item]] = field(default_factory=dict)
 
-    async def items(self, job_id: UUID, status: ItemStatus | None, *, after: UUID | None, limit: int) -> Sequence[Item]:
-        await self.jobs.get(job_id)
+    async def items(
+        self, job_id: UUID, status: ItemStatus | None, *, project_id: UUID, after: UUID | None, limit: int
+    ) -> Sequence[Item]:
+        await self.jobs.get(job_id, project_id=project_id)
         items = sorted(self.ledger.get(job_id, ()), key=lambda item: item.volume_id)
         filtered = [item for item in items if status in (None, item.status)]
         return [item for item in filtered if after is None or item.volume_id > after][: limit + 1]
@@ -38,7 +40,7 @@ class FakeBulk:
         params = request.job_params(time=datetime.now(UTC), schedule_id=None)
         return self.jobs.add(job_row(request.kind, params={**params, "fence_version": 0}))
 
-    async def preview(self, request: BulkExpandRequest) -> Plan:
+    async def preview(self, request: BulkExpandRequest, *, project_id: UUID) -> Plan:
         request.require_within(100)
         plan = Plan(0, 0, 0, None, [])
         for volume in self.volumes.rows.values():

@@ -10,8 +10,10 @@ from domain.access.model import ApiKey, Principal, Role
 from domain.access.secret import new_secret, proof_of
 from domain.access.service import CreatedKey, NewKey
 from domain.audit.model import Actor
+from domain.db.base import DEFAULT_PROJECT
 from domain.db.pagination import Page, PageRequest
 from domain.errors import DatabaseUnavailable, KeyNotFound
+from domain.projects.model import ProjectRef
 from tests.support import keys
 from tests.unit.fake_volumes import NOON
 
@@ -43,7 +45,7 @@ class FakeKeys:
         row = self.rows.get(proof.public_id) if proof else None
         if proof is None or row is None or row.revoked_at is not None:
             return None
-        return Principal(row.id, row.name, row.role, proof)
+        return Principal(row.id, row.name, row.role, ProjectRef(DEFAULT_PROJECT, "default", is_limited=False), proof)
 
     async def wait_until_invalid(self, principal: Principal) -> None:
         """Wait for ever: no test of a route revokes a key meanwhile."""
@@ -60,18 +62,18 @@ class FakeKeys:
         row = self.rows[public_id] = _row(new, public_id, created_by=actor.name)
         return CreatedKey(row, secret.text)
 
-    async def rotate(self, key_id: UUID, *, overlap: object, actor: Actor) -> CreatedKey:
+    async def rotate(self, key_id: UUID, *, overlap: object, scope: object, actor: Actor) -> CreatedKey:
         """Make a key like another one."""
         old = self._get(key_id)
         return await self.create(NewKey(old.name, old.role), actor=actor)
 
-    async def revoke(self, key_id: UUID, *, actor: Actor) -> ApiKey:
+    async def revoke(self, key_id: UUID, *, scope: object, actor: Actor) -> ApiKey:
         """Make a key invalid."""
         row = self._get(key_id)
         row.revoked_at = NOON
         return row
 
-    async def list_keys(self, request: PageRequest) -> Page[ApiKey]:
+    async def list_keys(self, request: PageRequest, _: object) -> Page[ApiKey]:
         """List all keys."""
         return request.page(sorted(self.rows.values(), key=lambda row: row.id, reverse=True))
 
@@ -92,6 +94,7 @@ def _row(new: NewKey, public_id: str, *, created_by: str | None = None) -> ApiKe
         digest=b"",
         name=new.name,
         role=new.role,
+        project_id=DEFAULT_PROJECT,
         created_by=created_by,
         created_at=NOON,
         expires_at=None if new.lifetime is None else NOON + new.lifetime,

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from domain import operations
+from domain.db.base import DEFAULT_PROJECT, in_project
 from domain.db.pagination import Page, PageRequest
 from domain.errors import (
     Invalid,
@@ -35,12 +36,15 @@ class FakeSnapshots:
         self.volumes.have_snapshots.add(snapshot.volume_id)
         return snapshot
 
-    async def get(self, snapshot_id: UUID) -> Snapshot:
-        if snapshot_id not in self.rows:
+    async def get(self, snapshot_id: UUID, *, project_id: UUID = DEFAULT_PROJECT) -> Snapshot:
+        snapshot = in_project(self.rows.get(snapshot_id), project_id)
+        if snapshot is None:
             raise SnapshotNotFound(snapshot_id)
-        return self.rows[snapshot_id]
+        return snapshot
 
-    async def list_snapshots(self, filters: SnapshotFilter, request: PageRequest) -> Page[Snapshot]:
+    async def list_snapshots(
+        self, filters: SnapshotFilter, request: PageRequest, *, project_id: UUID
+    ) -> Page[Snapshot]:
         given = {name: value for name, value in vars(filters).items() if value is not None}
         return newest_first(
             self.rows, lambda row: all(getattr(row, name) == value for name, value in given.items()), request

@@ -10,12 +10,12 @@ from uuid import UUID
 from uuid_utils.compat import uuid7
 
 from domain.audit.model import NOBODY, Actor
+from domain.db.base import DEFAULT_PROJECT, in_project
 from domain.db.pagination import Page, PageRequest
 from domain.errors import (
     IdempotencyKeyReused,
     JobEnded,
     JobIsChild,
-    JobNotFound,
     JobNotRetryable,
     NameTaken,
     UnknownBackend,
@@ -27,7 +27,7 @@ from domain.errors import (
 from domain.jobs.acceptance import ANONYMOUS, IdempotentReplay, IdempotentRequest, RequestOrigin
 from domain.jobs.model import Job, new_job
 from domain.jobs.states import RETRYABLE, JobStatus
-from domain.jobs.store.jobs import JobFilter
+from domain.jobs.store.jobs import JobFilter, require_job
 from domain.operations import BUSY, VOLUME_MOVES, SnapshotState, VolumeState
 from domain.snapshots.model import Snapshot
 from domain.storage.backends import Backends
@@ -42,7 +42,8 @@ def job_row(kind: str = "volume.create", **columns: Any) -> Job:
     """Return a job as PostgreSQL would return it."""
     times: dict[str, Any] = {"run_at": NOON, "created_at": NOON}
     status = columns.pop("status", JobStatus.QUEUED)
-    job = new_job(kind, columns.pop("params", {"fence_version": 1}), max_attempts=8, **times, **columns)
+    own = {"project_id": DEFAULT_PROJECT, "max_attempts": 8, **times, **columns}
+    job = new_job(kind, own.pop("params", {"fence_version": 1}), **own)
     job.status = status
     return job
 
@@ -58,7 +59,7 @@ def volume_row(name: str = "one", **columns: Any) -> Volume:
         "created_at": NOON,
         "updated_at": NOON,
     }
-    return Volume(id=uuid7(), name=name, **{**defaults, **columns})
+    return Volume(id=uuid7(), project_id=DEFAULT_PROJECT, name=name, **{**defaults, **columns})
 
 
 def snapshot_row(volume: Volume, name: str = "one", **columns: Any) -> Snapshot:
@@ -70,7 +71,8 @@ def snapshot_row(volume: Volume, name: str = "one", **columns: Any) -> Snapshot:
         "created_at": NOON,
         "updated_at": NOON,
     }
-    return Snapshot(id=uuid7(), volume_id=volume.id, name=name, **{**defaults, **columns})
+    own = {"project_id": volume.project_id, "volume_id": volume.id, "name": name}
+    return Snapshot(id=uuid7(), **own, **{**defaults, **columns}, project_id=DEFAULT_PROJECT)
 
 
 def newest_first(rows: dict[UUID, Any], matches: Callable[[Any], bool], request: PageRequest) -> Page[Any]:
@@ -105,12 +107,10 @@ class FakeJobs:
         self.rows[job.id] = job
         return job
 
-    async def get(self, job_id: UUID) -> Job:
-        if job_id not in self.rows:
-            raise JobNotFound(job_id)
-        return self.rows[job_id]
+    async def get(self, job_id: UUID, *, project_id: UUID = DEFAULT_PROJECT) -> Job:
+        return require_job(self.rows.get(job_id), job_id, project_id)
 
-    async def list_jobs(self, filters: JobFilter, request: PageRequest) -> Page[Job]:
+    async def list_jobs(self, filters: JobFilter, request: PageRequest, *, project_id: UUID) -> Page[Job]:
         given = {name: value for name, value in vars(filters).items() if value is not None or name == "parent_id"}
         return newest_first(
             self.rows, lambda job: all(getattr(job, name) == value for name, value in given.items()), request
@@ -151,15 +151,16 @@ class FakeVolumes:
         self.rows[volume.id] = volume
         return volume
 
-    async def get(self, volume_id: UUID) -> Volume:
-        if volume_id not in self.rows:
+    async def get(self, volume_id: UUID, *, project_id: UUID = DEFAULT_PROJECT) -> Volume:
+        volume = in_project(self.rows.get(volume_id), project_id)
+        if volume is None:
             raise VolumeNotFound(volume_id)
-        return self.rows[volume_id]
+        return volume
 
     def path(self, volume: Volume) -> str | None:
         return f"/volumes/{volume.id}"
 
-    async def list_volumes(self, filters: VolumeFilter, request: PageRequest) -> Page[Volume]:
+    async def list_volumes(self, filters: VolumeFilter, request: PageRequest, *, project_id: UUID) -> Page[Volume]:
         def matches(volume: Volume) -> bool:
             return (
                 filters.state in (None, volume.state)

@@ -50,8 +50,10 @@ def test_roles_follow_from_what_a_route_does() -> None:
         for method, role in roles.items():
             if not path.startswith("/api/"):
                 expected = None
-            elif path.startswith((f"{V1}/keys", f"{V1}/audit")):
+            elif path.startswith(f"{V1}/audit") or (path.startswith(f"{V1}/projects") and method != "GET"):
                 expected = Role.SYSTEM
+            elif path.startswith(f"{V1}/keys"):
+                expected = Role.OWNER
             elif method == "GET" or (method, path) == ("POST", f"{V1}/volumes/expand"):
                 expected = Role.VIEWER
             elif (

@@ -12,6 +12,7 @@ import pytest
 import api.v1.hot_routes
 import api.v1.job_cache
 from domain.access.model import Role
+from domain.db.base import DEFAULT_PROJECT
 from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.model import Job
 from domain.jobs.states import JobStatus
@@ -253,9 +254,9 @@ async def test_cache_evicts_the_oldest_job_and_skips_large_ones(monkeypatch: pyt
     large = api.v1.job_cache.render(job_row(status=JobStatus.FAILED, finished_at=NOON, params={"ids": ["x" * 5000]}))
     ids = [str(uuid4()) for _ in range(5)]
     for job_id, job in zip(ids, [*small, large], strict=True):
-        cache.put(job_id, job)
+        cache.put(DEFAULT_PROJECT, job_id, job)
 
-    assert [cache.get(job_id) for job_id in ids] == [None, *small[1:], None]
+    assert [cache.get(DEFAULT_PROJECT, job_id) for job_id in ids] == [None, *small[1:], None]
 
 
 @pytest.mark.parametrize("content_type", [b"application/json", b"text/plain"])

@@ -13,6 +13,7 @@ from domain.bulk.ledger import selected_volumes
 from domain.bulk.preview import Plan
 from domain.bulk.requests import Selection
 from domain.bulk.service import BulkService
+from domain.db.base import DEFAULT_PROJECT
 from domain.errors import TooManyDryRuns
 from domain.volumes.model import Volume
 from tests.unit.worker_fakes import until
@@ -54,7 +55,7 @@ def bulk() -> BulkService:
 async def test_of_forty_dry_runs_two_run_eight_wait_and_the_others_are_refused(
     bulk: BulkService, planner: Planner
 ) -> None:
-    dry_runs = [asyncio.ensure_future(bulk.preview(REQUEST)) for _ in range(40)]
+    dry_runs = [asyncio.ensure_future(bulk.preview(REQUEST, project_id=DEFAULT_PROJECT)) for _ in range(40)]
     await until(lambda: sum(dry_run.done() for dry_run in dry_runs) == 30)
     planner.go_on.set()
     results = await asyncio.gather(*dry_runs, return_exceptions=True)
@@ -65,18 +66,18 @@ async def test_of_forty_dry_runs_two_run_eight_wait_and_the_others_are_refused(
 
 
 async def test_dry_runs_that_end_in_any_way_make_room_for_others(bulk: BulkService, planner: Planner) -> None:
-    dry_runs = [asyncio.ensure_future(bulk.preview(REQUEST)) for _ in range(10)]
+    dry_runs = [asyncio.ensure_future(bulk.preview(REQUEST, project_id=DEFAULT_PROJECT)) for _ in range(10)]
     await until(lambda: planner.running == 2)
     for dry_run in dry_runs:  # some run, others wait
         dry_run.cancel()
     await asyncio.wait(dry_runs)
     planner.go_on.set()
 
-    assert await asyncio.gather(*(bulk.preview(REQUEST) for _ in range(10))) == [EMPTY] * 10
+    assert await asyncio.gather(*(bulk.preview(REQUEST, project_id=DEFAULT_PROJECT) for _ in range(10))) == [EMPTY] * 10
 
 
 def test_ten_thousand_ids_are_one_parameter() -> None:
-    query = selected_volumes(Selection(tuple(uuid4() for _ in range(10_000))), Volume.id)
+    query = selected_volumes(DEFAULT_PROJECT, Selection(tuple(uuid4() for _ in range(10_000))), Volume.id)
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
 
     assert len(str(query.compile(dialect=dialect, compile_kwargs={"render_postcompile": True}))) < 1000

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 from typing import Any, cast
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -46,16 +46,20 @@ def fill(app: FastAPI) -> Callable[[int], ExitStack]:
     return hold
 
 
+#: Two keys.
+ONE, ANOTHER = UUID(int=1000), UUID(int=1001)
+
+
 def test_five_hundred_requests_are_held_in_all() -> None:
     held = HeldRequests()
     with ExitStack() as stack:
         for number in range(500):
-            stack.enter_context(held.hold(f"caller-{number // 100}"))
-        for caller in ("another", None):
+            stack.enter_context(held.hold(UUID(int=number // 100)))
+        for caller in (ANOTHER, None):
             with pytest.raises(TooManyHeldRequests), held.hold(caller):
                 pass
 
-    with held.hold("another"):
+    with held.hold(ANOTHER):
         pass
 
 
@@ -63,13 +67,13 @@ def test_twenty_requests_of_one_caller_are_held() -> None:
     held = HeldRequests()
     with ExitStack() as stack:
         for _ in range(100):
-            stack.enter_context(held.hold("one"))
-        with pytest.raises(TooManyHeldRequests, match="100 requests of yours"), held.hold("one"):
+            stack.enter_context(held.hold(ONE))
+        with pytest.raises(TooManyHeldRequests, match="100 requests of yours"), held.hold(ONE):
             pass
-        with held.hold("another"), held.hold(None):
+        with held.hold(ANOTHER), held.hold(None):
             pass
 
-    with held.hold("one"):
+    with held.hold(ONE):
         pass
     assert not held._held
 

@@ -73,7 +73,7 @@ async def dispatched(server: FakeServer, jobs: Sequence[Job]) -> JobQueue:
 
 def for_any_worker(job: Job) -> JobMessage:
     """Return a message in the queue from which stock arq fetches."""
-    return job.message._replace(backend=None)
+    return job.message._replace(backend=None, project_id=None)
 
 
 async def message_keys(queue: JobQueue) -> set[bytes]:

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from api.schemas.fields import Size, SizeLimit
 from api.schemas.schedules import validated_params
 from domain.bulk.expand import GrowthPolicy
+from domain.db.base import DEFAULT_PROJECT
 from domain.errors import ShrinkRefused, SizeLimitExceeded
 from domain.volumes.model import BLOCK_BYTES, MAX_SIZE, Growth, rounded_up
 from domain.volumes.service import NewVolume
@@ -28,7 +29,10 @@ PERCENT = st.floats(0.001, 10_000)
 def test_requested_size_is_rounded_up_and_a_limit_down(size: int) -> None:
     rounded = TypeAdapter(Size).validate_python(size)
 
-    assert (rounded % BLOCK_BYTES, NewVolume("new").to_row(backend="a", size=size, job_id=UUID(int=1)).size) == (
+    assert (
+        rounded % BLOCK_BYTES,
+        NewVolume("new").to_row(backend="a", size=size, job_id=UUID(int=1), project_id=DEFAULT_PROJECT).size,
+    ) == (
         0,
         rounded,
     )

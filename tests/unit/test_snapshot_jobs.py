@@ -5,6 +5,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from domain.db.base import DEFAULT_PROJECT
 from domain.jobs.attempt import ClaimedJob, Succeeded
 from domain.jobs.model import new_job
 from domain.operations import snapshot_of, source_of, volume_of
@@ -26,6 +27,7 @@ def a_job(kind: str, *, volume_id: UUID | None = VOLUME, **params: object) -> Cl
         volume_id=volume_id,
         snapshot_id=SNAPSHOT,
         backend="memory",
+        project_id=DEFAULT_PROJECT,
     )
     return ClaimedJob.from_row(job)
 
@@ -45,12 +47,14 @@ def test_job_without_its_volume_is_an_internal_error() -> None:
     with pytest.raises(RuntimeError, match="names no volume"):
         volume_of(DELETE)
     with pytest.raises(RuntimeError, match="names no snapshot"):
-        snapshot_of(new_job("snapshot.take", {}, max_attempts=1))
+        snapshot_of(new_job("snapshot.take", {}, max_attempts=1, project_id=DEFAULT_PROJECT))
 
 
 def test_new_volume_is_held_by_its_job() -> None:
     job_id = uuid4()
-    row = NewVolume("new", columns={"labels": {"a": "b"}}).to_row(backend="local", size=MIB, job_id=job_id)
+    row = NewVolume("new", columns={"labels": {"a": "b"}}).to_row(
+        backend="local", size=MIB, job_id=job_id, project_id=DEFAULT_PROJECT
+    )
 
     assert (row.state, row.version, row.size, row.job_id, row.labels) == ("creating", 1, MIB, job_id, {"a": "b"})
 

@@ -10,6 +10,7 @@ from arq.connections import ArqRedis
 from fakeredis import FakeAsyncRedisConnection, FakeServer
 from redis.asyncio.connection import ConnectionPool
 
+from domain.db.base import DEFAULT_PROJECT
 from domain.db.database import Database
 from domain.errors import DatabaseUnavailable
 from domain.jobs.attempt import ClaimedJob, Outcome, RetryPolicy, Superseded
@@ -114,7 +115,7 @@ def a_job(kind: str = "volume.create", *, size: int = MIB, max_attempts: int = 3
     """Create a queued job on a new volume, in the backend ``memory``."""
     columns = {"volume_id": uuid4(), "backend": "memory"} | columns
     params = {"size": size, "to_size": size, "fence_version": 1}
-    job = new_job(kind, params, max_attempts=max_attempts)
+    job = new_job(kind, params, max_attempts=max_attempts, project_id=DEFAULT_PROJECT)
     for name, value in columns.items():
         setattr(job, name, value)
     return job

@@ -16,6 +16,7 @@ from domain.db.connections import create_engine, require_usable_pooler
 from domain.db.migrations import MIGRATION_LOCK
 from domain.jobs import acceptance, stats
 from domain.jobs import model as jobs_model
+from domain.projects import model as projects_model
 from domain.schedules import model as schedules_model
 from domain.snapshots import model as snapshots_model
 from domain.storage import model as storage_model
@@ -28,6 +29,7 @@ TABLES = (
     audit_model,
     bulk_model,
     jobs_model,
+    projects_model,
     schedules_model,
     snapshots_model,
     storage_model,

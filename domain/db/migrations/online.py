@@ -10,7 +10,7 @@ from sqlalchemy import TextClause, text
 
 
 def create_index_online(
-    op: Any, name: str, table: str, columns: Sequence[str], *, where: TextClause, unique: bool = False
+    op: Any, name: str, table: str, columns: Sequence[str], *, where: TextClause | None = None, unique: bool = False
 ) -> None:
     """Build an index without blocking writes. An invalid index left by an interrupted build is dropped first."""
     with op.get_context().autocommit_block():

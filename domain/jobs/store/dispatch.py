@@ -101,7 +101,7 @@ def _marking_dispatched(waiting: Select[UUID]) -> UpdateBase:
         update(Job)
         .where(Job.id.in_(waiting.with_for_update(skip_locked=True)))
         .values(dispatched_at=func.now())
-        .returning(Job.id, Job.epoch, Job.backend)
+        .returning(Job.id, Job.epoch, Job.backend, Job.project_id)
         .execution_options(synchronize_session=False)
     )
 

@@ -10,8 +10,10 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import defer
 
+from domain.db.base import DEFAULT_PROJECT, in_project
 from domain.db.listing import load_short
 from domain.db.sql import as_columns
+from domain.errors import JobNotFound
 from domain.jobs.model import Job
 from domain.jobs.states import ENDED, JobStatus
 from domain.jobs.store import statements
@@ -77,12 +79,12 @@ class JobRepository:
         query = update(Job).where(Job.id == job_id).values(cancel_requested_at=cancelled, error=error)
         await self._session.execute(query.execution_options(synchronize_session=False))
 
-    async def page(self, filters: JobFilter, *, before: UUID | None, limit: int) -> Sequence[Job]:
-        """Read up to ``limit + 1`` jobs, newest first, without long params."""
+    async def page(self, filters: JobFilter, project_id: UUID, *, before: UUID | None, limit: int) -> Sequence[Job]:
+        """Read up to ``limit + 1`` jobs of a project, newest first, without long params."""
         query = select(Job).options(defer(Job.params)).order_by(Job.id.desc()).limit(limit + 1)
         if before is not None:
             query = query.where(Job.id < before)
-        jobs = (await self._session.scalars(query.where(*_matches(filters)))).all()
+        jobs = (await self._session.scalars(query.where(*_matches(filters), *_of_project(project_id)))).all()
         await load_short(self._session, Job.params, jobs)
         return jobs
 
@@ -104,6 +106,23 @@ class JobRepository:
     async def retried_by(self, job_id: UUID) -> UUID | None:
         """Return the id of the job that retries this one, if any."""
         return await self._session.scalar(select(Job.id).where(Job.retry_of == job_id))
+
+
+def require_job(job: Job | None, job_id: UUID, project_id: UUID) -> Job:
+    """Return the job, which must be in the project.
+
+    Raises:
+        JobNotFound: it is not, or there is none.
+    """
+    if (job := in_project(job, project_id)) is None:
+        raise JobNotFound(job_id)
+    return job
+
+
+def _of_project(project_id: UUID) -> Iterable[ColumnElement[bool]]:
+    yield Job.project_id == project_id
+    if project_id != DEFAULT_PROJECT:
+        yield Job.project_id != DEFAULT_PROJECT  # the condition of the index; PostgreSQL does not conclude it
 
 
 def _visible(job: Job | None) -> Job | None:

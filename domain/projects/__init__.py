@@ -1,0 +1,1 @@
+"""Projects: each has volumes, jobs, schedules and keys of its own, and limits of what it may have."""

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NamedTuple
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -171,16 +172,23 @@ async def open_check(settings: Settings) -> AsyncIterator[Check]:
         yield services.check()
 
 
+class Access(NamedTuple):
+    """The services that manage who may do what."""
+
+    keys: KeyService
+    projects: ProjectService
+
+
 @asynccontextmanager
-async def open_keys(settings: Settings) -> AsyncIterator[KeyService]:
-    """Open the service of keys, which needs PostgreSQL only.
+async def open_access(settings: Settings) -> AsyncIterator[Access]:
+    """Open the services of keys and projects, which need PostgreSQL only.
 
     Raises:
         ConfigurationError, DatabaseUnavailable: as `open_services`.
     """
     require_database(settings)
     async with _open_database(settings) as database:
-        yield KeyService(database)
+        yield Access(KeyService(database), ProjectService(database))
 
 
 @asynccontextmanager
@@ -257,9 +265,7 @@ def compose(
     )
 
 
-def _bulk_operations(
-    database: Database, backends: Backends, snapshots: SnapshotService
-) -> Mapping[str, BulkOperation]:
+def _bulk_operations(database: Database, backends: Backends, snapshots: SnapshotService) -> Mapping[str, BulkOperation]:
     return {
         JobKind.BULK_EXPAND: ExpandOperation(database, backends),
         JobKind.BULK_SNAPSHOT: SnapshotOperation(backends, snapshots),

@@ -18,7 +18,7 @@ from domain.postgres_url import parse_url
 PREFIX = "CISTERN_"
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://")
 #: Variables that are no settings of a process: for the command line, for Compose and, by their prefix, for the tests.
-_OTHER_VARIABLES = frozenset(f"{PREFIX}{name}" for name in ("URL", "CA_FILE", "KEY", "IMAGE", "SECRETS"))
+_OTHER_VARIABLES = frozenset(f"{PREFIX}{name}" for name in ("URL", "CA_FILE", "KEY", "PROJECT", "IMAGE", "SECRETS"))
 _TEST_PREFIX = f"{PREFIX}TEST_"
 
 _HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?|\[[0-9a-f:.]+\]")

@@ -23,7 +23,11 @@ from domain.errors import CisternError
 from domain.printable import printable, printable_lines
 
 #: Groups of commands and single ones, and the modules that they are in.
-_GROUPS: Final = {"keys": "key_commands"} | dict.fromkeys(("jobs", "schedules", "audit"), "client_commands")
+_GROUPS: Final = {
+    **dict.fromkeys(("jobs", "schedules", "audit"), "client_commands"),
+    "projects": "project_commands",
+    "keys": "key_commands",
+}
 #: Limit for open requests after a stop signal: a client that no longer reads must not keep the API from ending.
 GRACEFUL_SECONDS: Final = 5
 #: The exit status of a check that could not look at everything.

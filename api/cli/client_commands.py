@@ -56,23 +56,23 @@ class Session:
             open_console().print(table([*map(printable_object, objects)]))
 
 
-def _command(group: typer.Typer, name: str) -> Callable[[Callable[..., None]], None]:
+def command(group: typer.Typer, name: str) -> Callable[[Callable[..., None]], None]:
     """Register a function as a command that has also --json and --url; its first argument is their `Session`."""
 
     def register(function: Callable[..., None]) -> None:
-        def command(*, as_json: AsJson = False, url: Url = "http://127.0.0.1:8000", **arguments: Any) -> None:
+        def run(*, as_json: AsJson = False, url: Url = "http://127.0.0.1:8000", **arguments: Any) -> None:
             with api_client(url) as api:
                 function(Session(api, as_json), **arguments)
 
         _, *parameters = inspect.signature(function).parameters.values()
-        as_json, url, _ = inspect.signature(command).parameters.values()
-        command.__signature__ = inspect.Signature([*parameters, as_json, url])  # type: ignore[attr-defined]
-        group.command(name, help=function.__doc__)(command)
+        as_json, url, _ = inspect.signature(run).parameters.values()
+        run.__signature__ = inspect.Signature([*parameters, as_json, url])  # type: ignore[attr-defined]
+        group.command(name, help=function.__doc__)(run)
 
     return register
 
 
-@_command(jobs, "list")
+@command(jobs, "list")
 def list_jobs(
     session: Session,
     *,
@@ -88,7 +88,7 @@ def list_jobs(
     session.print(list(session.api.list_all("/jobs", limit, **filters)), jobs_table)
 
 
-@_command(jobs, "show")
+@command(jobs, "show")
 def show_job(session: Session, job_id: JobId) -> None:
     """Show a job; for a bulk job, also the volumes that failed."""
     job = session.api.get(f"/jobs/{job_id}")
@@ -98,19 +98,19 @@ def show_job(session: Session, job_id: JobId) -> None:
         session.print(list(failed), items_table)
 
 
-@_command(jobs, "watch")
+@command(jobs, "watch")
 def watch_job(session: Session, job_id: JobId) -> None:
     """Watch a job until it has ended. Exit status: 0 succeeded, 1 not succeeded, 2 the API call failed."""
     _watch(session, str(job_id))
 
 
-@_command(jobs, "cancel")
+@command(jobs, "cancel")
 def cancel_job(session: Session, job_id: JobId) -> None:
     """Cancel a job: a queued one ends at once, a running one as soon as it can be stopped."""
     session.print([session.api.call("POST", f"/jobs/{job_id}/cancel")], jobs_table)
 
 
-@_command(schedules, "list")
+@command(schedules, "list")
 def list_schedules(
     session: Session, *, limit: Annotated[int, typer.Option(min=1, help="Maximum number of schedules.")] = 100
 ) -> None:
@@ -118,7 +118,7 @@ def list_schedules(
     session.print(list(session.api.list_all("/schedules", limit)), schedules_table)
 
 
-@_command(schedules, "run")
+@command(schedules, "run")
 def run_schedule(
     session: Session,
     name: NameOrId,
@@ -132,13 +132,13 @@ def run_schedule(
     session.print([job], jobs_table)
 
 
-@_command(schedules, "pause")
+@command(schedules, "pause")
 def pause_schedule(session: Session, name: NameOrId) -> None:
     """Pause a schedule; an active run continues."""
     _enable(session, name, enabled=False)
 
 
-@_command(schedules, "resume")
+@command(schedules, "resume")
 def resume_schedule(session: Session, name: NameOrId) -> None:
     """Resume a paused schedule, starting with its next time."""
     _enable(session, name, enabled=True)
@@ -201,7 +201,7 @@ def _display(session: Session) -> Iterator[Callable[[JsonObject], None]]:
         )
 
 
-@_command(audit, "audit")
+@command(audit, "audit")
 def list_audit(
     session: Session,
     *,

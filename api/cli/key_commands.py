@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Annotated, Final, TypeVar
 from uuid import UUID
@@ -14,10 +15,11 @@ from api.cli.render import keys_table, open_console
 from api.schemas.keys import KeyOut
 from domain.access.model import Role
 from domain.access.repository import ALL_KEYS
-from domain.access.service import CreatedKey, KeyService, NewKey
+from domain.access.service import CreatedKey, NewKey
 from domain.audit.model import Actor
 from domain.db.pagination import MAX_LIMIT, PageRequest
-from domain.services import open_keys
+from domain.errors import ConfigurationError
+from domain.services import Access, open_access
 from domain.settings import Settings, load_settings
 
 Result = TypeVar("Result")
@@ -39,13 +41,21 @@ def create(
     name: Annotated[str, typer.Argument(help="Who uses the key.")],
     *,
     role: Annotated[Role, typer.Option(help="What the key may do.")],
+    project: Annotated[str, typer.Option(envvar="CISTERN_PROJECT", help="What the key is for.")] = "default",
     days: Annotated[
         int | None, typer.Option(min=1, max=3650, help="Days until it expires.", show_default="never")
     ] = None,
 ) -> None:
     """Create a key and print it. It is not stored, and cannot be shown again."""
-    lifetime = None if days is None else timedelta(days=days)
-    _print_created(_run(lambda service: service.create(NewKey(name, role, lifetime), actor=_ACTOR)))
+    new = NewKey(name, role, None if days is None else timedelta(days=days))
+
+    async def create_in_project(access: Access) -> CreatedKey:
+        found = await access.projects.find(project)
+        if found is None:
+            raise ConfigurationError(f"there is no project named {project!r}: `cistern projects create` makes one")
+        return await access.keys.create(new, actor=replace(_ACTOR, project_id=found.id))
+
+    _print_created(_run(create_in_project))
 
 
 @keys.command("list")
@@ -53,7 +63,7 @@ def list_keys(
     *, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False
 ) -> None:
     """List the keys, newest first; not their texts."""
-    page = _run(lambda service: service.list_keys(PageRequest(scope="keys", limit=MAX_LIMIT), ALL_KEYS))
+    page = _run(lambda access: access.keys.list_keys(PageRequest(scope="keys", limit=MAX_LIMIT), ALL_KEYS))
     rows = [KeyOut.from_row(key).model_dump(mode="json") for key in page.items]
     if as_json:
         for row in rows:
@@ -68,21 +78,21 @@ def rotate(
     *,
     overlap_hours: Annotated[int, typer.Option(min=0, max=720, help="Hours for which the old key stays valid.")] = 24,
 ) -> None:
-    """Create a key with the same name and role, and print it; the old one expires later."""
+    """Create a key with the same name, role and project, and print it; the old one expires later."""
     overlap = timedelta(hours=overlap_hours)
-    _print_created(_run(lambda service: service.rotate(key_id, overlap=overlap, actor=_ACTOR)))
+    _print_created(_run(lambda access: access.keys.rotate(key_id, overlap=overlap, actor=_ACTOR)))
 
 
 @keys.command()
 def revoke(key_id: KeyId) -> None:
     """Revoke a key for good."""
-    _run(lambda service: service.revoke(key_id, actor=_ACTOR))
+    _run(lambda access: access.keys.revoke(key_id, actor=_ACTOR))
 
 
-def _run(work: Callable[[KeyService], Awaitable[Result]]) -> Result:
+def _run(work: Callable[[Access], Awaitable[Result]]) -> Result:
     async def run() -> Result:
-        async with open_keys(load_settings()) as service:
-            return await work(service)
+        async with open_access(load_settings()) as access:
+            return await work(access)
 
     return asyncio.run(run())
 
@@ -96,8 +106,8 @@ def create_first_key(settings: Settings) -> None:
     """Make a system key for the user of `cistern up` if there is no key yet, and write it to DATA_DIR/key."""
 
     async def create_if_none() -> CreatedKey | None:
-        async with open_keys(settings) as service:
-            return None if await service.any() else await service.create(_FIRST_KEY, actor=Actor("cistern up"))
+        async with open_access(settings) as access:
+            return None if await access.keys.any() else await access.keys.create(_FIRST_KEY, actor=Actor("cistern up"))
 
     if created := asyncio.run(create_if_none()):
         write_key_file(settings.data_dir, created.text)

@@ -43,7 +43,9 @@ def read_key_file(data_dir: Path) -> str | None:
 
 
 def authorization(url: str) -> dict[str, str]:
-    """Return the header with the key in ``CISTERN_KEY``, or for an API on this machine with that of `cistern up`.
+    """Return the headers with the key in ``CISTERN_KEY``, or for an API on this machine with that of `cistern up`.
+
+    ``CISTERN_PROJECT`` names the project for a system key.
 
     Raises:
         ConfigurationError: as `read_key_file`.
@@ -51,4 +53,6 @@ def authorization(url: str) -> dict[str, str]:
     key = os.environ.get("CISTERN_KEY")
     if key is None and urlsplit(url).hostname in _LOOPBACK:
         key = read_key_file(Path(os.environ.get("CISTERN_DATA_DIR") or ".cistern"))
-    return {} if key is None else {"Authorization": f"Bearer {key.strip()}"}
+    project = os.environ.get("CISTERN_PROJECT")
+    headers = {} if key is None else {"Authorization": f"Bearer {key.strip()}"}
+    return headers if project is None else {**headers, "Cistern-Project": project}

@@ -90,11 +90,25 @@ def audit_table(entries: Sequence[JsonObject]) -> Table:
 
 def keys_table(keys: Sequence[JsonObject]) -> Table:
     """Return a table with one row per key."""
-    table = _table("id", "name", "role", "created (UTC)", "last used (UTC)", "ends (UTC)", "")
+    table = _table("id", "name", "role", "project", "created (UTC)", "last used (UTC)", "ends (UTC)", "")
     for key in keys:
         times = [_time_text(key[member]) for member in ("created_at", "last_used_at", "expires_at")]
-        table.add_row(key["id"], key["name"], key["role"], *times, "revoked" if key["revoked_at"] else "")
+        table.add_row(key["id"], key["name"], key["role"], key["project_id"], *times, "revoked" if key["revoked_at"] else "")
     return table
+
+
+def projects_table(projects: Sequence[JsonObject]) -> Table:
+    """Return a table with one row per project: what it has, of how much."""
+    names = ("volumes", "bytes", "snapshots", "queued_jobs")
+    table = _table("name", *(name.replace("_", " ") for name in names), "created (UTC)")
+    for project in projects:
+        numbers = (_of(project["usage"][name], project[f"max_{name}"]) for name in names)
+        table.add_row(project["name"], *numbers, _time_text(project["created_at"]))
+    return table
+
+
+def _of(number: int, limit: int | None) -> str:
+    return f"{number:,}" if limit is None else f"{number:,} of {limit:,}"
 
 
 def job_table(jobs: Sequence[JsonObject]) -> Table:

@@ -6,7 +6,9 @@ from uuid import UUID, uuid4
 
 import pytest
 from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
+from arq.utils import timestamp_ms
 from fakeredis import FakeServer
+from uuid_utils.compat import uuid7
 
 from domain.jobs.model import JobMessage
 from domain.jobs.transport.job_queue import JobQueue, QueueKeys, QueueUnavailable, message_id
@@ -145,3 +147,71 @@ async def test_installations_and_backends_have_queues_of_their_own() -> None:
     await theirs.acknowledge(message)
     assert await ours.redis.zcard(ours.keys.queue(None)) == 1
     assert not await theirs.redis.keys("cistern:theirs:*")
+
+
+async def turns(queue: JobQueue) -> list[str]:
+    """Return the projects of the messages in the queue, by their first letters, in their order."""
+    ids = await queue.redis.zrange(queue.keys.queue(None), 0, -1)
+    return [LETTERS[UUID(message.decode()[:36])] for message in ids]
+
+
+#: The project of each job, as a letter.
+LETTERS: dict[UUID, str] = {}
+PROJECTS = {"a": UUID(int=1), "b": UUID(int=2), "c": UUID(int=3)}
+
+
+def messages_of(letters: str) -> list[JobMessage]:
+    """Return a message for each letter, of the project with the letter."""
+    sent = [JobMessage(uuid7(), 0, None, PROJECTS[letter]) for letter in letters]
+    LETTERS.update({message.job_id: letter for message, letter in zip(sent, letters, strict=True)})
+    return sent
+
+
+async def test_projects_take_turns() -> None:
+    queue = a_queue()
+    await queue.dispatch(messages_of("aaaaa"))
+    await queue.dispatch(messages_of("bb"))
+    await queue.dispatch(messages_of("c"))
+
+    assert "".join(await turns(queue)) == "abcabaaa"
+
+
+async def test_project_that_was_idle_has_saved_no_turns() -> None:
+    """Else it could keep others waiting for as long as it was idle."""
+    queue, many = a_queue(), messages_of("aaaaaaaa")
+    await queue.dispatch(many)
+    await asyncio.gather(*map(queue.acknowledge, many[:5]))
+    await queue.dispatch(messages_of("bbbb"))
+
+    assert "".join(await turns(queue)) == "ababab" + "b"
+
+
+async def test_turns_begin_again_when_the_queue_is_empty() -> None:
+    queue, many = a_queue(), messages_of("aaaaaaaa")
+    await queue.dispatch(many)
+    await asyncio.gather(*map(queue.acknowledge, many))
+    await queue.dispatch(messages_of("b"))
+    await queue.dispatch(messages_of("a"))
+
+    assert "".join(await turns(queue)) == "ba"
+    assert await queue.redis.zcard(queue.keys.turns(None)) == 2
+
+
+async def test_messages_of_others_keep_none_of_ours_from_being_due() -> None:
+    """Others have scores from the clock, or of any size."""
+    queue = a_queue()
+    await queue.redis.zadd(queue.keys.queue(None), {"foreign": float("inf")})
+    await queue.dispatch(messages_of("aab"))
+    scores = dict(await queue.redis.zrange(queue.keys.queue(None), 0, -1, withscores=True))
+    del scores[b"foreign"]
+
+    assert len(scores) == 3
+    assert max(scores.values()) <= timestamp_ms() - 3600 * 1000
+
+
+async def test_message_sent_again_keeps_its_turn() -> None:
+    queue, many = a_queue(), messages_of("aab")
+    await queue.dispatch(many)
+    await queue.dispatch(many[:1])
+
+    assert "".join(await turns(queue)) == "aba"

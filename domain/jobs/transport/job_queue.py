@@ -1,4 +1,4 @@
-"""The message queue: the only module of the domain that connects to Redis.
+"""The message queue: the only module of the domain that uses connections to Redis.
 
 A message means only that a row may be ready to be claimed, so a client with write access to Redis can at most make a
 worker query PostgreSQL. Losing every message loses no job. Its format is that of an arq job, in JSON, with the job id
@@ -9,14 +9,14 @@ import asyncio
 import json
 import re
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, NamedTuple, Self
 from uuid import UUID
 
 import structlog
 from arq.connections import ArqRedis
-from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
+from arq.constants import job_key_prefix
 from arq.jobs import serialize_job
 from arq.utils import timestamp_ms
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
@@ -25,26 +25,17 @@ from domain.batching import Batcher
 from domain.errors import Unavailable
 from domain.jobs.model import JobMessage
 from domain.jobs.transport.redis_client import TIMEOUT_SECONDS, open_redis
+from domain.jobs.transport.scripts import ACKNOWLEDGE, MAX_WAKEUPS, SEND
 from domain.jobs.transport.write_errors import WriteErrors
 
-_MAX_WAKEUPS: Final = 32
 #: Expiry of a message, as in arq. A job that still waits then gets a new message from maintenance.
 _MESSAGE_LIFETIME_MS: Final = 24 * 3600 * 1000
-#: arq compares the due time of a message with the worker's clock. Messages are made due one hour early, so that a
-#: worker whose clock is behind still fetches them at once.
+#: arq compares the score of a message with the worker's clock. Scores are turns: small numbers, counted from when the
+#: queue was empty. If others write to the queue they may be large, but never later than an hour ago, so that a worker
+#: whose clock is behind still fetches them at once.
 _MAX_CLOCK_SKEW_MS: Final = 3600 * 1000
 #: Maximum number of messages per round trip.
 _MAX_BATCH: Final = 500
-_MESSAGE_KEYS: Final = (job_key_prefix, retry_key_prefix, in_progress_key_prefix)
-
-#: Removes messages, each from its queue, and all keys that arq has for them. If maintenance sends the same id again,
-#: nothing of the earlier message is in its way.
-ACKNOWLEDGE: Final = f"""
-for i, id in ipairs(ARGV) do
-    redis.call('ZREM', KEYS[i], id)
-    redis.call('DEL', {", ".join(f"'{prefix}' .. id" for prefix in _MESSAGE_KEYS)})
-end
-"""
 
 #: The only function registered with arq. The name must never change: messages of other versions carry it.
 FUNCTION_NAME: Final = "run_job"
@@ -96,9 +87,13 @@ class QueueKeys(NamedTuple):
     def wakeups(self, backend: str | None) -> str:
         """The list that idle workers block on.
 
-        Each message sent adds an element, up to `_MAX_WAKEUPS`. A worker that finds no more messages empties it.
+        Each message sent adds an element, up to `MAX_WAKEUPS`. A worker that finds no more messages empties it.
         """
         return f"{self.prefix}:wakeups" if backend is None else f"{self.prefix}:wakeups:{backend}"
+
+    def turns(self, backend: str | None) -> str:
+        """The sorted set with the turn of the last message of each project, for a queue that is not empty."""
+        return f"{self.prefix}:turns" if backend is None else f"{self.prefix}:turns:{backend}"
 
     @property
     def changes(self) -> str:
@@ -123,6 +118,7 @@ class JobQueue:
         self.write_errors = WriteErrors()
         #: Number of errors which showed that a connection leads to a replica.
         self._read_only_errors = 0
+        self._send = redis.register_script(SEND)
         self._acknowledge = redis.register_script(ACKNOWLEDGE)
         self._send_batcher = Batcher(self._send_batch, max_batch=_MAX_BATCH, drop_cancelled=True)
         self._acknowledge_batcher = Batcher(self._acknowledge_batch, max_batch=_MAX_BATCH)
@@ -165,20 +161,13 @@ class JobQueue:
         """Write messages in the format of arq's `enqueue_job`, which needs three round trips per message."""
         now = timestamp_ms()
         try:
-            async with self._calling(), self.redis.pipeline(transaction=True) as pipe:
-                for message in messages:
-                    pipe.set(
-                        job_key_prefix + message_id(message),
-                        write_message(message, sent_ms=now),
-                        px=_MESSAGE_LIFETIME_MS,
-                        nx=True,
-                    )
-                for backend, ids in _ids_by_backend(messages).items():
-                    wakeups = self.keys.wakeups(backend)
-                    pipe.zadd(self.keys.queue(backend), dict.fromkeys(ids, now - _MAX_CLOCK_SKEW_MS), nx=True)
-                    pipe.lpush(wakeups, *[b""] * min(len(ids), _MAX_WAKEUPS))
-                    pipe.ltrim(wakeups, 0, _MAX_WAKEUPS - 1)
-                await pipe.execute()
+            async with self._calling():
+                for backend, its_messages in _by_backend(messages).items():
+                    keys = [self.keys.queue(backend), self.keys.turns(backend), self.keys.wakeups(backend)]
+                    args: list[Any] = [_MESSAGE_LIFETIME_MS, now - _MAX_CLOCK_SKEW_MS]
+                    for message in its_messages:
+                        args += (message_id(message), write_message(message, sent_ms=now), str(message.project_id))
+                    await self._send(keys=keys, args=args)
             self.write_errors.note_message()
         except QueueRefusesWrites:
             pass  # logged once per outage
@@ -267,7 +256,7 @@ class JobQueue:
             pipe.delete(tried)
             for backend in backends:
                 pipe.zscore(self.keys.queue(backend), "")
-                pipe.ltrim(self.keys.wakeups(backend), 0, _MAX_WAKEUPS - 1)
+                pipe.ltrim(self.keys.wakeups(backend), 0, MAX_WAKEUPS - 1)
             await pipe.execute()
             await self._acknowledge(keys=[], args=[])
         self.write_errors.clear()
@@ -277,11 +266,11 @@ class JobQueue:
         await self.redis.aclose(close_connection_pool=True)
 
 
-def _ids_by_backend(messages: Iterable[JobMessage]) -> dict[str | None, list[str]]:
-    ids: defaultdict[str | None, list[str]] = defaultdict(list)
+def _by_backend(messages: Iterable[JobMessage]) -> Mapping[str | None, Sequence[JobMessage]]:
+    found: defaultdict[str | None, list[JobMessage]] = defaultdict(list)
     for message in messages:
-        ids[message.backend].append(message_id(message))
-    return ids
+        found[message.backend].append(message)
+    return found
 
 
 def message_id(message: JobMessage) -> str:

@@ -232,8 +232,7 @@ class SnapshotUnusable(Conflict):
 class BackendOvercommitted(Conflict):
     """The backend has promised as much as it may.
 
-    ``details`` has, in bytes, its ``total``, what is ``promised`` to volumes, the ``limit`` of that, and what was
-    ``requested`` besides.
+    ``details["requested"]`` is what was requested, in bytes.
     """
 
     code = "backend-overcommitted"

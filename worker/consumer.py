@@ -21,7 +21,8 @@ from arq.utils import timestamp_ms
 from arq.worker import Worker as ArqWorker
 from redis.exceptions import RedisError, ResponseError
 
-from domain.jobs.transport.job_queue import ACKNOWLEDGE, FUNCTION_NAME, QueueUnavailable, read_message
+from domain.jobs.transport.job_queue import FUNCTION_NAME, QueueUnavailable, read_message
+from domain.jobs.transport.scripts import ACKNOWLEDGE
 from domain.jobs.transport.write_errors import is_wrong_type
 from domain.tasks import cancel_and_wait, detach
 from worker.fetching import FETCH, Discarded, Fetched, is_for_arq

@@ -93,7 +93,8 @@ def keys_table(keys: Sequence[JsonObject]) -> Table:
     table = _table("id", "name", "role", "project", "created (UTC)", "last used (UTC)", "ends (UTC)", "")
     for key in keys:
         times = [_time_text(key[member]) for member in ("created_at", "last_used_at", "expires_at")]
-        table.add_row(key["id"], key["name"], key["role"], key["project_id"], *times, "revoked" if key["revoked_at"] else "")
+        state = "revoked" if key["revoked_at"] else ""
+        table.add_row(key["id"], key["name"], key["role"], key["project_id"], *times, state)
     return table
 
 

@@ -7,8 +7,9 @@ from uuid import UUID
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.dependencies import ServicesDep
+from api.dependencies import PrincipalDep, ServicesDep
 from api.openapi import errors
+from domain.access.model import Role
 from domain.errors import DatabaseUnavailable
 from domain.storage.directory import BackendStatus
 from domain.storage.model import BackendServer
@@ -21,6 +22,7 @@ BACKEND_EXAMPLE: Final[dict[str, Any]] = {
     "total": 1099511627776,
     "used": 10737418240,
     "free": 1088774209536,
+    "promised": 21474836480,
     "measured_at": "2026-03-01T12:00:00Z",
     "served": True,
     "problem": None,
@@ -56,25 +58,26 @@ class BackendOut(BaseModel):
 
     name: str
     driver: str
-    total: int | None = Field(None, description="Null if there is no limit, or if the capacity is unknown.")
+    total: int | None = Field(
+        None, description="Null if there is no limit, if the capacity is unknown, or if the key is no system key."
+    )
     used: int | None = None
     free: int | None = Field(None, description="What can still be written.")
+    promised: int | None = Field(None, description="The sum of the sizes of its volumes, at most a minute old.")
     measured_at: datetime | None = Field(None, description="When a worker measured the capacity.")
     served: bool = Field(description="Whether a live worker serves it. Jobs on it wait until one does.")
     problem: str | None = Field(None, description="Why no worker serves it.")
     workers: list[BackendWorkerOut] = Field(description="Live workers that have it among their settings.")
 
     @classmethod
-    def of(cls, status: BackendStatus) -> Self:
-        """Convert what is known of a backend."""
+    def of(cls, status: BackendStatus, *, with_capacity: bool) -> Self:
+        """Convert what is known of a backend. Its capacity says something of what is in other projects."""
         row = status.row
+        columns = ("total", "used", "free", "promised", "measured_at") if with_capacity else ()
         return cls(
             name=row.name,
             driver=row.driver,
-            total=row.total,
-            used=row.used,
-            free=row.free,
-            measured_at=row.measured_at,
+            **{name: getattr(row, name) for name in columns},
             served=status.is_served,
             problem=status.problem,
             workers=[BackendWorkerOut.of(server) for server in status.servers],
@@ -88,7 +91,8 @@ class BackendsOut(BaseModel):
 
 
 @router.get("", summary="List storage backends", responses=errors(DatabaseUnavailable))
-async def list_backends(services: ServicesDep) -> BackendsOut:
-    """List the backends, their capacity as workers have measured it, and who serves them; the first is the default."""
+async def list_backends(services: ServicesDep, principal: PrincipalDep) -> BackendsOut:
+    """List the backends and who serves them; the first is the default. System keys see the measured capacity too."""
     await services.directory.refresh()
-    return BackendsOut(items=[BackendOut.of(status) for status in services.directory.all()])
+    with_capacity = principal.role is Role.SYSTEM
+    return BackendsOut(items=[BackendOut.of(one, with_capacity=with_capacity) for one in services.directory.all()])

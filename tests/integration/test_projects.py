@@ -10,6 +10,8 @@ from domain.access.service import NewKey
 from domain.audit.model import Actor
 from domain.schedules.repository import postgresql_clock
 from domain.services import Services
+from domain.settings import Settings
+from tests.integration.conftest import RunningWorker
 from tests.integration.job_builders import sql
 from tests.integration.project_builders import a_project, two_projects
 from tests.support.http import client_of
@@ -108,6 +110,22 @@ async def test_bulk_job_finds_no_volume_of_another_project(services: Services, a
         everything = await other.post(f"{V1}/volumes/expand", json={"by": "1MiB", "dry_run": True})
 
     assert by_id.json()["total"] == everything.json()["total"] == 0
+
+
+async def test_bulk_job_works_on_no_volume_of_another_project(
+    services: Services, app: FastAPI, settings: Settings, running_worker: RunningWorker
+) -> None:
+    async with two_projects(services, app) as (one, other), running_worker(settings):
+        wait = {"Prefer": "wait=30"}
+        created = await one.post(f"{V1}/volumes", json={"name": "data", "size": "1MiB"}, headers=wait)
+        body = {"by": "1MiB", "ids": [created.json()["volume_id"]]}
+        job = await other.post(f"{V1}/volumes/expand", json=body, headers=wait)
+        items = await other.get(f"{V1}/jobs/{job.json()['id']}/items")
+        volume = await one.get(f"{V1}/volumes/{created.json()['volume_id']}")
+
+    assert job.json()["status"] == "succeeded"
+    assert [item["code"] for item in items.json()["items"]] == ["volume-gone"]
+    assert (volume.json()["size"], volume.json()["state"], volume.json()["used"]) == (2**20, "available", None)
 
 
 async def test_idempotency_key_of_another_project_is_free(services: Services, app: FastAPI) -> None:

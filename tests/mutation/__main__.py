@@ -24,7 +24,8 @@ from pathlib import Path
 from shutil import copy2
 from typing import Final
 
-from tests.mutation.mutations import MUTATIONS, Mutation
+from tests.mutation.mutation import Mutation
+from tests.mutation.mutations import MUTATIONS
 
 ROOT: Final = Path(__file__).parents[2]
 #: pytest's exit status for "tests were run, and some failed".

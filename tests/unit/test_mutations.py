@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.mutation.__main__ import changed_files, choose, default_base
-from tests.mutation.mutations import MUTATIONS, Mutation
+from tests.mutation.mutation import Mutation
+from tests.mutation.mutations import MUTATIONS
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,0 +1,86 @@
+"""Guards of the storage."""
+
+from typing import Final
+
+from tests.mutation.mutation import Mutation
+
+SIMULATION: Final = (
+    "tests/integration/test_simulation.py::test_jobs_are_never_lost_and_take_effect_once_in_any_order_of_events"
+)
+FENCES: Final = "tests/unit/test_storage_contract_fences.py::"
+IMPOSSIBLE: Final = "tests/integration/test_impossible_storage.py::"
+
+STORAGE: Final = (
+    Mutation(
+        "fence-not-checked",
+        "a worker resumed after a pause would undo what later attempts have done",
+        "domain/storage/context.py",
+        "if last is not None and fence < last:",
+        "if last is not None and fence < last and False:",
+        (f"{FENCES}test_lower_fence_is_refused_and_changes_nothing", SIMULATION),
+    ),
+    Mutation(
+        "deadline-not-checked",
+        "a worker whose lease has ended would publish while another runs the same job",
+        "domain/storage/context.py",
+        "if now >= self.state.deadline:",
+        "if now >= self.state.deadline and False:",
+        (f"{FENCES}test_attempt_past_its_lease_publishes_nothing", SIMULATION),
+    ),
+    Mutation(
+        "seal-keeps-fence",
+        "an abandoned attempt could still publish on a volume that was released",
+        "domain/storage/file/fence.py",
+        "            record.write(grant)\n",
+        "            if not seal:\n                record.write(grant)\n",
+        (f"{FENCES}test_lower_fence_is_refused_and_changes_nothing",),
+    ),
+    Mutation(
+        "slow-calls-stall",
+        "a call that cannot report progress, such as a long reflink, costs every attempt: `worker-lost`",
+        "domain/storage/context.py",
+        "self._is_overdue(limits) and self.slow_call(limits) is None",
+        "self._is_overdue(limits)",
+        ("tests/unit/test_blocking_calls.py::test_work_in_a_blocking_call_is_stalled_after_the_limit_of_calls",),
+    ),
+    Mutation(
+        "blocking-calls-never-stall",
+        "a job whose storage hangs in a call keeps its lease for ever",
+        "domain/storage/context.py",
+        "if call.duration <= limits.call_seconds]",
+        "]",
+        ("tests/unit/test_blocking_calls.py::test_work_in_a_blocking_call_is_stalled_after_the_limit_of_calls",),
+    ),
+    Mutation(
+        "reserved-counts-as-used",
+        "an empty volume whose blocks are all allocated would grow every night",
+        "domain/storage/file/driver.py",
+        "None if self._reserve else bytes_in_use(handle)",
+        "os.fstat(handle).st_blocks * 512",
+        ("tests/integration/test_usage.py::test_empty_volume_with_reserved_blocks_never_grows",),
+    ),
+    Mutation(
+        "links-followed",
+        "whoever owns a volume's directory would have files outside of the backend changed and copied",
+        "domain/storage/file/folder.py",
+        "_DIRECTORY | os.O_NOFOLLOW",
+        "_DIRECTORY",
+        ("tests/unit/test_storage_links.py::test_volume_directory_that_is_a_link_is_deleted_and_its_target_kept",),
+    ),
+    Mutation(
+        "root-of-everybody",
+        "a backend would be served in which everybody may exchange files",
+        "domain/storage/file/root.py",
+        "        others = others_that_may_write(os.fstat(root.handle))\n",
+        "        others = None\n",
+        ("tests/integration/test_backends.py::test_root_that_others_may_write_to_is_not_served_and_says_why",),
+    ),
+    Mutation(
+        "every-size-believed",
+        "an emptied data file would fail the bulk snapshot of other volumes",
+        "domain/storage/checked.py",
+        "_is_count(size, 1, MAX_STORED_SIZE)",
+        "isinstance(size, int)",
+        (f"{IMPOSSIBLE}test_snapshot_of_a_data_file_of_nothing_fails_at_once",),
+    ),
+)

@@ -91,12 +91,13 @@ class BulkService(JobHandler):
         request.refuse_schedule_members()
         self.check(request)  # before the transaction; `add` checks it for schedules too
         async with accepting(self._database, origin) as accepted:
-            columns = {"project_id": origin.actor.project_id, "created_by": origin.caller}
-            job = accepted.job = await self.add(accepted.session, request, **columns)
+            job = accepted.job = await self.add(
+                accepted.session, request, project_id=origin.actor.project_id, created_by=origin.caller
+            )
         await self._queue.dispatch([job.message])
         return job
 
-    async def add(self, session: AsyncSession, request: BulkRequest, **columns: Any) -> Job:
+    async def add(self, session: AsyncSession, request: BulkRequest, *, project_id: UUID, **columns: Any) -> Job:
         """Insert the job of a project in the caller's transaction; schedules pass ``schedule_id``, ``scheduled_for``.
 
         The caller dispatches it after the commit.
@@ -107,7 +108,7 @@ class BulkService(JobHandler):
         self.check(request)
         time = columns.get("scheduled_for") or datetime.now(UTC)
         params = request.job_params(time=time, schedule_id=columns.get("schedule_id"))
-        return await self._add(session, request.kind, params, **columns)
+        return await self._add(session, request.kind, params, project_id=project_id, **columns)
 
     async def retry(self, session: AsyncSession, ended: Job, _: Room) -> Job:
         """Insert a job for the items of an ended one that failed or were not started.
@@ -317,5 +318,5 @@ class ScheduledBulk:
             Invalid: the parameters are no longer valid.
         """
         request = self._request_type.from_request(params)
-        columns = {"project_id": project_id, "schedule_id": schedule_id, "scheduled_for": scheduled_for}
-        return await self._bulk.add(session, request, **columns)
+        run = {"schedule_id": schedule_id, "scheduled_for": scheduled_for}
+        return await self._bulk.add(session, request, project_id=project_id, **run)

@@ -5,6 +5,7 @@ from uuid import uuid4
 
 import httpx
 
+from domain.db.base import DEFAULT_PROJECT
 from domain.services import Services
 from tests.integration.schedule_builders import made
 from tests.integration.snapshot_builders import a_snapshot, a_stored_volume
@@ -14,6 +15,7 @@ async def test_head_is_answered_on_every_route_of_get(services: Services, client
     snapshot = await a_snapshot(services, await a_stored_volume(services))
     job = (await client.post("/api/v1/volumes", json={"name": "new", "size": 1})).json()
     ids = {
+        "project_id": DEFAULT_PROJECT,
         "volume_id": snapshot.volume_id,
         "snapshot_id": snapshot.id,
         "job_id": job["id"],

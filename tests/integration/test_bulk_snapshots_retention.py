@@ -49,7 +49,8 @@ async def a_run(services: Services, night: int, keep: RetentionRule, schedule_id
     """Insert the job of a scheduled run."""
     columns = {"schedule_id": schedule_id, "scheduled_for": FIRST_NIGHT + timedelta(days=night)}
     async with services.database.transaction() as session:
-        return await services.bulk.add(session, BulkSnapshotRequest("nightly", keep=keep), **columns)
+        request = BulkSnapshotRequest("nightly", keep=keep)
+        return await services.bulk.add(session, request, project_id=DEFAULT_PROJECT, **columns)
 
 
 async def no_live_jobs(services: Services) -> bool:

@@ -101,7 +101,7 @@ async def test_invalid_volumes_are_refused(services: Services) -> None:
 
 async def test_volume_names_are_unique(services: Services) -> None:
     await insert(services, "volumes", VOLUME)
-    with pytest.raises(IntegrityError, match="volumes_name_key"):
+    with pytest.raises(IntegrityError, match="volumes_project_id_name_idx"):
         await insert(services, "volumes", VOLUME)
 
 

@@ -24,6 +24,7 @@ from sqlalchemy import Row, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from domain.db.base import DEFAULT_PROJECT
 from domain.db.database import known_revisions
 from domain.db.migrations import MIGRATION_LOCK, alembic_config, migrate, upgrade_to_head
 from domain.errors import MigrationFailed
@@ -47,12 +48,16 @@ REVISIONS = [script.revision for script in ScriptDirectory.from_config(config_of
 TABLES = (
     *("jobs", "volumes", "snapshots", "workers", "idempotency_keys", "job_items", "counters"),
     *("schedules", "schedule_runs", "installation", "backends", "backend_servers", "test_notes"),
-    *("api_keys", "audit_entries"),
+    *("projects", "api_keys", "audit_entries"),
 )
+
+#: The project that every database has.
+DEFAULT = f"'{DEFAULT_PROJECT}'"
 
 #: A valid value for each column; ``%s`` is a different id for each row. A new column needs an entry here.
 VALUES: Mapping[str, Mapping[str, str]] = {
     "jobs": {
+        "project_id": DEFAULT,
         "id": "'%s'",
         "kind": "'bulk.expand'",
         "status": "'running'",
@@ -88,6 +93,7 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "test_hidden_at": "now()",
     },
     "volumes": {
+        "project_id": DEFAULT,
         "id": "'%s'",
         "name": "'%s'",
         "backend": "'b'",
@@ -95,6 +101,7 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "size": "1024",
         "version": "1",
         "job_id": "'%s'",
+        "growing_to": "NULL",
         "labels": "'{}'",
         "autogrow": "NULL",
         "used": "0",
@@ -103,6 +110,7 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "updated_at": "now()",
     },
     "snapshots": {
+        "project_id": DEFAULT,
         "id": "'%s'",
         "volume_id": "'%s'",
         "name": "'s'",
@@ -151,7 +159,18 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "due_at": "now()",
     },
     "counters": {"name": "'%s'", "value": "1"},
+    "projects": {
+        "id": "'%s'",
+        "name": "'%s'",
+        "max_volumes": "1",
+        "max_bytes": "1",
+        "max_snapshots": "1",
+        "max_queued_jobs": "1",
+        "created_by": "NULL",
+        "created_at": "now()",
+    },
     "api_keys": {
+        "project_id": DEFAULT,
         "id": "'%s'",
         "public_id": "'%s'",
         "digest": "'a'",
@@ -164,6 +183,7 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "last_used_at": "NULL",
     },
     "audit_entries": {
+        "project_id": DEFAULT,
         "id": "'%s'",
         "action": "'volume.create'",
         "name": "'n'",
@@ -177,8 +197,10 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "created_at": "now()",
     },
     "schedules": {
+        "project_id": DEFAULT,
         "id": "'%s'",
         "name": "'%s'",
+        "owner": "NULL",
         "cron": "'* * * * *'",
         "time_zone": "'UTC'",
         "action": "'bulk.expand'",

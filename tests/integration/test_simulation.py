@@ -148,7 +148,7 @@ class Simulation(UserRequests):
         self.do(self.world.end_lease(job, noticed=noticed))
         if rescued:
             self.rescue()
-        message = str(JobMessage(UUID(job["id"]), job["epoch"]))
+        message = str(JobMessage(UUID(job["id"]), job["epoch"], job["backend"]))
         for stepped in [stepped for stepped in self.stepped_tasks() if stepped.name == message]:
             self.advance_task(stepped, steps)
 

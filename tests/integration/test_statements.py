@@ -32,6 +32,7 @@ MODULES = (
     "domain.bulk.ledger",
     "domain.db.statements",
     "domain.jobs.store.statements",
+    "domain.projects.quota",
     "domain.volumes.repository",
 )
 
@@ -65,7 +66,7 @@ def test_text_is_only_written_in_one_module_of_each_package() -> None:
     calls = {
         file.relative_to(ROOT)
         for file in files
-        if file.name != "model.py" and "migrations" not in file.parts
+        if file.name not in ("model.py", "base.py") and "migrations" not in file.parts
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "text"
     }
@@ -90,7 +91,8 @@ LIMITED: dict[type[Entity], dict[str, Any]] = {
 
 def filled(entity: type[Entity], **values: Any) -> Entity:
     """Build a row with a value in every column that PostgreSQL does not fill in; new columns are included."""
-    given = [column for column in entity.__table__.columns if column.server_default is None]
+    columns = as_columns(entity, []).keys()
+    given = [column for column in entity.__table__.columns if column.name in columns]
     by_type = {column.name: VALUES.get(type(column.type)) for column in given}
     return entity(**by_type | LIMITED[entity] | {"id": uuid4(), **values})
 
@@ -126,7 +128,7 @@ async def test_batch_writes_every_column_that_a_single_insert_writes(
     single = await added(services, filled(entity, **values))
     batched = await added(services, filled(entity, **values), statement)
 
-    given = [column.name for column in entity.__table__.columns if column.server_default is None]
+    given = [*as_columns(entity, [])]
     assert [name for name in given if single[name] is None] == [
         name for name, one in LIMITED[entity].items() if not one
     ]

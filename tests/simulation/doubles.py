@@ -144,15 +144,15 @@ class SimulatedQueue(JobQueue):
         self.sent: set[JobMessage] = set()
 
     async def dispatch(self, messages: Iterable[JobMessage]) -> None:
-        for message in messages:
+        for message in map(received, messages):
             self.messages.add(message)
             self.sent.add(message)
 
     async def missing(self, messages: Sequence[JobMessage]) -> list[JobMessage]:
-        return [message for message in messages if message not in self.messages]
+        return [message for message in messages if received(message) not in self.messages]
 
     def acknowledge(self, message: JobMessage) -> asyncio.Future[None]:
-        self.messages.discard(message)
+        self.messages.discard(received(message))
         acknowledged = asyncio.get_running_loop().create_future()
         acknowledged.set_result(None)
         return acknowledged
@@ -198,3 +198,8 @@ def recording_outcomes(engine: JobEngine) -> JobEngine:
 
     engine.settle = record_and_settle  # type: ignore[method-assign]
     return engine
+
+
+def received(message: JobMessage) -> JobMessage:
+    """Return the message as a worker receives it: without its project."""
+    return message._replace(project_id=None)

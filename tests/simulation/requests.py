@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
 from domain.bulk.snapshot import BulkSnapshotRequest
+from domain.db.base import DEFAULT_PROJECT
 from domain.jobs.kinds import BULK_KINDS
 from domain.jobs.model import Job
 from domain.jobs.states import RETRYABLE
@@ -134,7 +135,7 @@ class UserRequests(RuleBasedStateMachine):
     async def run_schedule(self, request: BulkSnapshotRequest) -> Job:
         run = {"schedule_id": SCHEDULE, "scheduled_for": datetime.now(UTC)}
         async with self.world.database.transaction() as session:
-            job = await self.services.bulk.add(session, request, **run)
+            job = await self.services.bulk.add(session, request, project_id=DEFAULT_PROJECT, **run)
         await self.world.queue.dispatch([job.message])
         return job
 

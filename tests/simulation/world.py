@@ -12,6 +12,7 @@ from domain.errors import CisternError
 from domain.jobs.kinds import BULK_KINDS
 from domain.jobs.model import Job, JobMessage
 from tests.simulation.cluster import Cluster, SimulatedWorker
+from tests.simulation.doubles import received
 from tests.simulation.scheduler import Fault, SteppedTask
 from tests.simulation.world_state import Row, WorldState
 
@@ -43,7 +44,7 @@ class World(Cluster):
         if fault is None and acceptable is not None:
             assert (accepted is not None) == acceptable, f"accepted: {accepted and vars(accepted)}"
         if accepted is not None and accepted.status == "queued":
-            assert accepted.message in self.queue.messages
+            assert received(accepted.message) in self.queue.messages
         if accepted is None and fault is not Fault.ANSWER_LOST:
             unchanged = replace(self.now, publications=0) == replace(before, publications=0)
             assert unchanged, "a refused request has changed something"

@@ -72,7 +72,7 @@ def snapshot_row(volume: Volume, name: str = "one", **columns: Any) -> Snapshot:
         "updated_at": NOON,
     }
     own = {"project_id": volume.project_id, "volume_id": volume.id, "name": name}
-    return Snapshot(id=uuid7(), **own, **{**defaults, **columns}, project_id=DEFAULT_PROJECT)
+    return Snapshot(id=uuid7(), **own, **{**defaults, **columns})
 
 
 def newest_first(rows: dict[UUID, Any], matches: Callable[[Any], bool], request: PageRequest) -> Page[Any]:

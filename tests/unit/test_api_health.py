@@ -98,6 +98,7 @@ async def test_backends_have_drivers_capacity_and_workers(fake: FakeServices, cl
         "total": 10 * 2**30,
         "used": 2**20,
         "free": 10 * 2**30 - 2**20,
+        "promised": None,
         "measured_at": worker["since"],
         "served": True,
         "problem": None,

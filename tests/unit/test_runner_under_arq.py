@@ -77,10 +77,9 @@ def for_any_worker(job: Job) -> JobMessage:
 
 
 async def message_keys(queue: JobQueue) -> set[bytes]:
-    """Return all keys of messages in Redis."""
-    return {
-        key for key in await queue.redis.keys("*") if b"health" not in key and key != queue.keys.wakeups(None).encode()
-    }
+    """Return the keys of messages, and of nothing else."""
+    others = {name(None).encode() for name in (queue.keys.wakeups, queue.keys.turns)}
+    return {key for key in await queue.redis.keys("*") if b"health" not in key} - others
 
 
 async def test_dispatched_jobs_are_run(arq_worker: RunWorker) -> None:

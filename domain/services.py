@@ -15,7 +15,8 @@ from domain.audit.service import AuditLog
 from domain.bulk.expand import ExpandOperation
 from domain.bulk.ledger import clear_ledgers
 from domain.bulk.operation import BulkOperation
-from domain.bulk.service import BulkService, ScheduledBulk
+from domain.bulk.scheduled import ScheduledBulk
+from domain.bulk.service import BulkService
 from domain.bulk.snapshot import SnapshotOperation
 from domain.check.service import Check
 from domain.db.database import Database

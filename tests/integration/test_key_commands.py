@@ -11,6 +11,8 @@ from api.cli.app import main
 from api.cli.key_commands import create_first_key
 from api.cli.key_file import read_key_file
 from domain.access.model import Role
+from domain.projects.model import ProjectRef
+from domain.projects.service import NewProject
 from domain.services import Services
 from domain.settings import Settings
 from tests.support import keys
@@ -50,6 +52,17 @@ async def test_key_is_created_listed_replaced_and_revoked(services: Services, ci
     assert (await cistern("keys", "revoke", backup))[0] == 0
     _, table, _ = await cistern("keys", "list")
     assert "revoked" in table
+
+
+async def test_key_is_made_for_a_project(services: Services, cistern) -> None:  # type: ignore[no-untyped-def]
+    project, _ = await services.projects.create(NewProject("search"))
+    status, out, _ = await cistern("keys", "create", "alice", "--role", "owner", "--project", "search")
+    principal = await services.keys.authenticate(out.strip())
+    unknown = await cistern("keys", "create", "alice", "--role", "owner", "--project", "serch")
+
+    assert (status, principal and principal.project) == (0, ProjectRef(project.id, "search", is_limited=False))
+    assert (unknown[0], unknown[1]) == (1, "")
+    assert "no project named 'serch'" in unknown[2]
 
 
 async def test_unknown_key_is_one_line(cistern) -> None:  # type: ignore[no-untyped-def]

@@ -11,6 +11,7 @@ from starlette.types import Scope
 
 from api.dependencies import V0_PATH, V1_PATH
 from api.problems import KEY_INVALID, KEY_MISSING, NO_KEYS, ROLE_INSUFFICIENT, ProblemType, http_type
+from api.request_headers import RequestHeaders
 from domain.access.model import Principal, Role
 from domain.access.service import KeyService
 from domain.errors import CisternError
@@ -89,7 +90,7 @@ class AccessRefused(CisternError):
         self.problem = problem
 
 
-async def admit(scope: Scope, keys: KeyService) -> Principal | None:
+async def admit(scope: Scope, headers: RequestHeaders, keys: KeyService) -> Principal | None:
     """Return who the request acts for; None if the route needs no key, and none is given.
 
     Raises:
@@ -102,7 +103,7 @@ async def admit(scope: Scope, keys: KeyService) -> Principal | None:
     # The router answers 405 to a method that the path does not have, to anyone who may use another one.
     other = None if None in roles.values() else Role.VIEWER
     needed = roles.get("GET" if scope["method"] == "HEAD" else scope["method"], other)
-    text = _bearer(scope)
+    text = _bearer(headers)
     if text is None:
         if needed is None:
             return None
@@ -139,14 +140,18 @@ def openapi_security(method: str, path: str) -> list[dict[str, list[str]]]:
 
 
 def _roles_of(path: str) -> Mapping[str, Role | None] | None:
+    parent, _, name = path.rpartition("/")
+    # Most requests are for a fixed path, or for one that ends with an id: these take a tenth of the expression's time.
+    if (roles := ROUTES.get(path) or (ROUTES.get(parent + "/{}") if name else None)) is not None:
+        return roles
     match = _PATH.fullmatch(path)
     return None if match is None or match.lastindex is None else ROUTES[_ROWS[match.lastindex - 1]]
 
 
-def _bearer(scope: Scope) -> str | None:
+def _bearer(headers: RequestHeaders) -> str | None:
     """Return the key in the `Authorization` header; one of another scheme, or two headers, are no key."""
-    given = [value for name, value in scope["headers"] if name == b"authorization"]
-    if not given:
+    given = headers.get(b"authorization")
+    if given is None:
         return None
-    scheme, _, text = given[0].decode("latin-1").partition(" ")
-    return text.strip() if scheme.lower() == "bearer" and len(given) == 1 else ""
+    scheme, _, text = given.decode("latin-1").partition(" ")
+    return text.strip() if scheme.lower() == "bearer" else ""

@@ -341,7 +341,7 @@ _LIST: Final = (
         "gate-open",
         "every route could be used without a key",
         "api/middleware.py",
-        "if refusal := await _refusal(scope):",
+        "if refusal := await _refusal(scope, headers):",
         "if refusal := None:",
         ("tests/unit/test_api_access.py::test_request_without_a_valid_key_is_unauthorized",),
     ),

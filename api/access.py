@@ -90,31 +90,33 @@ class AccessRefused(CisternError):
         self.problem = problem
 
 
-async def admit(scope: Scope, headers: RequestHeaders, keys: KeyService) -> Principal | None:
-    """Return who the request acts for; None if the route needs no key, and none is given.
+async def admit(scope: Scope, headers: RequestHeaders, keys: KeyService) -> None:
+    """Set `state.principal` to who the request acts for; None if the route needs no key, and none is given.
 
     Raises:
         AccessRefused: there is no such route, no valid key, or the key's role is not sufficient.
         DatabaseUnavailable: the key cannot be looked up.
     """
-    roles = _roles_of(scope["path"])
-    if roles is None:
+    row = row_of(scope["path"])
+    if row is None:
         raise AccessRefused(http_type(404), "There is nothing at this path.")
+    roles = ROUTES[row]
     # The router answers 405 to a method that the path does not have, to anyone who may use another one.
     other = None if None in roles.values() else Role.VIEWER
     needed = roles.get("GET" if scope["method"] == "HEAD" else scope["method"], other)
     text = _bearer(headers)
     if text is None:
         if needed is None:
-            return None
+            scope["state"]["principal"] = None
+            return
         if await keys.any():
             raise AccessRefused(KEY_MISSING, "Send a key: `Authorization: Bearer cst_...`.")
         raise AccessRefused(NO_KEYS, "There is no key yet: `cistern keys create NAME --role system` makes the first.")
     principal = await keys.authenticate(text)
     if principal is None:
         raise AccessRefused(KEY_INVALID, "The key is unknown, revoked or expired.")
+    scope["state"]["principal"] = principal
     require_role(principal, needed)
-    return principal
 
 
 def require_role(principal: Principal, needed: Role | None) -> None:
@@ -135,17 +137,20 @@ def role_to_request(kind: str) -> Role:
 
 def openapi_security(method: str, path: str) -> list[dict[str, list[str]]]:
     """Return the `security` of a route of the OpenAPI document."""
-    roles = _roles_of(path)
-    return [] if roles is None or roles.get(method.upper()) is None else [{SECURITY_SCHEME: []}]
+    row = row_of(path)
+    return [] if row is None or ROUTES[row].get(method.upper()) is None else [{SECURITY_SCHEME: []}]
 
 
-def _roles_of(path: str) -> Mapping[str, Role | None] | None:
-    parent, _, name = path.rpartition("/")
+def row_of(path: str) -> str | None:
+    """Return the path of the table that the path of a request belongs to; None if there is none."""
     # Most requests are for a fixed path, or for one that ends with an id: these take a tenth of the expression's time.
-    if (roles := ROUTES.get(path) or (ROUTES.get(parent + "/{}") if name else None)) is not None:
-        return roles
+    if path in ROUTES:
+        return path
+    parent, _, name = path.rpartition("/")
+    if name and (row := parent + "/{}") in ROUTES:
+        return row
     match = _PATH.fullmatch(path)
-    return None if match is None or match.lastindex is None else ROUTES[_ROWS[match.lastindex - 1]]
+    return None if match is None or match.lastindex is None else _ROWS[match.lastindex - 1]
 
 
 def _bearer(headers: RequestHeaders) -> str | None:

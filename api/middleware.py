@@ -18,10 +18,12 @@ from uuid_utils import uuid7
 from api.access import AccessRefused, admit
 from api.body_limits import max_body_kib
 from api.error_handlers import internal_error, render_access_refused
-from api.problems import problem_response, type_of
+from api.problems import RATE_LIMITED, problem_response, type_of
+from api.rate_limits import RateLimiter, weight_of
 from api.request_headers import RequestHeaders, read_headers
 from api.security_headers import RawHeaders, security_headers
 from api.sites import site_refusal
+from domain.access.model import Principal
 from domain.errors import ConfigurationError, DatabaseUnavailable, Unavailable
 from domain.services import Services
 from domain.tasks import cancel_and_wait
@@ -40,9 +42,10 @@ class Gate:
     2. An unhandled error becomes a 500 and a log line.
     3. A request for a host that is not allowed, or from a page of another site, is refused.
     4. A request without a key that may use the route is refused; `state.principal` has who it acts for.
-    5. HEAD is answered as GET, without the body.
-    6. A body that is too large for the route is rejected with 413, when the application reads it.
-    7. An expected start-up failure is reported in one line.
+    5. A request of a caller that is beyond the rate limit is refused.
+    6. HEAD is answered as GET, without the body.
+    7. A body that is too large for the route is rejected with 413, when the application reads it.
+    8. An expected start-up failure is reported in one line.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -64,7 +67,7 @@ class Gate:
         response = _Response(send, (*security_headers(scope["path"]), (_REQUEST_ID_HEADER, request_id.encode())))
         bound = bind_contextvars(request_id=request_id)
         try:
-            if refusal := await _refusal(scope, headers):
+            if refusal := await _refusal(scope, headers, response):
                 await refusal(scope, receive, response.send)
             elif scope["method"] == "GET":  # no route reads the body of a GET
                 await self.app(scope, receive, response.send)
@@ -108,28 +111,47 @@ class _Response:
 
     def __init__(self, send: Send, headers: RawHeaders) -> None:
         self._send = send
-        self._headers = headers
+        self.headers = headers
         self.started = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
-            message["headers"] = [*message["headers"], *self._headers]
+            message["headers"] = [*message["headers"], *self.headers]
         await self._send(message)
 
 
-async def _refusal(scope: Scope, headers: RequestHeaders) -> Response | None:
+async def _refusal(scope: Scope, headers: RequestHeaders, response: _Response) -> Response | None:
     """Return the response to a request that may not pass; set the principal of one that may."""
     services: Services = scope["app"].state.services
-    if refusal := site_refusal(scope, headers, services.settings.hosts):
-        return problem_response(Request(scope), *refusal)
+    refused: Response | None = None
     try:
-        scope["state"]["principal"] = await admit(scope, headers, services.keys)
+        if refusal := site_refusal(scope, headers, services.settings.hosts):
+            refused = problem_response(Request(scope), *refusal)
+        else:
+            await admit(scope, headers, services.keys)
     except AccessRefused as error:
-        return await render_access_refused(Request(scope), error)
+        refused = await render_access_refused(Request(scope), error)
     except DatabaseUnavailable as error:  # unlike one of a route, it comes before anything can have been accepted
         return problem_response(Request(scope), type_of(DatabaseUnavailable), error.message)
-    return None
+    limiter: RateLimiter | None = scope["app"].state.rate_limiter
+    return refused if limiter is None else _rate_limited(scope, limiter, response) or refused
+
+
+def _rate_limited(scope: Scope, limiter: RateLimiter, response: _Response) -> Response | None:
+    """Return the response to a request beyond the rate limit; add the headers that say what its caller has left."""
+    weight = weight_of(scope["method"], scope["path"])
+    if not weight:
+        return None
+    principal: Principal | None = scope["state"].get("principal")
+    peer = scope.get("client")
+    decision = limiter.spend(principal.key_id if principal else str(peer and peer[0]), weight)
+    response.headers = (*response.headers, *limiter.headers(decision))
+    if decision.allowed:
+        return None
+    detail = f"This request takes {weight} units, and {decision.remaining} are left; try again in {decision.seconds} s."
+    retry_after = {"Retry-After": str(decision.seconds)}
+    return problem_response(Request(scope), RATE_LIMITED, detail, headers=retry_after)
 
 
 def _request_id(headers: RequestHeaders) -> str:

@@ -207,8 +207,9 @@ class VolumeService:
                 added = await VolumeRepository(session).add_with_free_names([request.volume for request in requests])
                 accepted = [request for request in requests if request.volume.id in added]
                 if accepted:
-                    await JobRepository(session).add_many([request.job for request in accepted])
-                    await add_entries(session, [entry_of(request.job, request.actor) for request in accepted])
+                    jobs = [request.job for request in accepted]
+                    entries = [entry_of(request.job, request.actor) for request in accepted]
+                    await JobRepository(session).add_many(jobs, entries)
         except DatabaseUnavailable as error:
             if not was_lock_timeout(error):
                 raise
@@ -228,8 +229,7 @@ class VolumeService:
             if accepted:
                 jobs = [job for job, _ in accepted]
                 await volumes.acquire_each({volume_of(job): job.id for job in jobs}, VolumeState.EXPANDING)
-                await JobRepository(session).add_many(jobs)
-                await add_entries(session, [entry_of(job, actor) for job, actor in accepted])
+                await JobRepository(session).add_many(jobs, [entry_of(job, actor) for job, actor in accepted])
         return results
 
     def _decide(self, locked: dict[UUID, LockedVolume], request: _ExpandRequest) -> Job | Refused | None:

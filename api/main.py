@@ -19,6 +19,7 @@ from api.dependencies import V0_PATH, V1_PATH, check_form
 from api.held_requests import HeldRequests
 from api.middleware import Gate
 from api.openapi import document
+from api.rate_limits import limiter_of
 from api.v0 import snapshots as v0_snapshots
 from api.v0 import volumes as v0_volumes
 from api.v1 import audit, backends, bulk, jobs, keys, projects, schedules, snapshots, volumes
@@ -83,7 +84,7 @@ def create_app(services_factory: ServicesFactory = services_from_environment) ->
             await opened.enter_async_context(in_background(services.directory.run_forever()))
             await opened.enter_async_context(in_background(services.keys.record_use_forever()))
             app.state.services, app.state.ended_jobs = services, EndedJobCache()
-            app.state.held_requests = HeldRequests()
+            app.state.held_requests, app.state.rate_limiter = HeldRequests(), limiter_of(services.settings.rate_limit)
             with _on_stop_signal(services.watcher.release):  # requests that wait for a job return its present state
                 yield
 
@@ -101,6 +102,8 @@ def create_app(services_factory: ServicesFactory = services_from_environment) ->
         docs_url=None,  # FastAPI's page runs scripts of another origin
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
+        # FastAPI would look for providers of OpenTelemetry with each request, which takes longer than the whole gate.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     for v1 in (bulk, volumes, snapshots, jobs, schedules, backends, projects, keys, audit):
         app.include_router(v1.router, prefix=V1_PATH)

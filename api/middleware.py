@@ -13,14 +13,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, reset_contextvars
-from uuid_utils.compat import uuid7
+from uuid_utils import uuid7
 
 from api.access import AccessRefused, admit
 from api.body_limits import max_body_kib
 from api.error_handlers import internal_error, render_access_refused
-from api.problems import problem_response, type_of
-from api.security_headers import with_security_headers
+from api.problems import RATE_LIMITED, problem_response, type_of
+from api.rate_limits import RateLimiter, weight_of
+from api.request_headers import RequestHeaders, read_headers
+from api.security_headers import RawHeaders, security_headers
 from api.sites import site_refusal
+from domain.access.model import Principal
 from domain.errors import ConfigurationError, DatabaseUnavailable, Unavailable
 from domain.services import Services
 from domain.tasks import cancel_and_wait
@@ -39,9 +42,10 @@ class Gate:
     2. An unhandled error becomes a 500 and a log line.
     3. A request for a host that is not allowed, or from a page of another site, is refused.
     4. A request without a key that may use the route is refused; `state.principal` has who it acts for.
-    5. HEAD is answered as GET, without the body.
-    6. A body that is too large for the route is rejected with 413, when the application reads it.
-    7. An expected start-up failure is reported in one line.
+    5. A request of a caller that is beyond the rate limit is refused.
+    6. HEAD is answered as GET, without the body.
+    7. A body that is too large for the route is rejected with 413, when the application reads it.
+    8. An expected start-up failure is reported in one line.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -57,19 +61,20 @@ class Gate:
             await self.app(scope, receive, send)
 
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = _request_id(scope)
-        scope.setdefault("state", {})["request_id"] = request_id
-        response = _Response(send, request_id)
+        headers = read_headers(scope)
+        request_id = _request_id(headers)
+        scope.setdefault("state", {}).update(headers=headers, request_id=request_id)
+        response = _Response(send, (*security_headers(scope["path"]), (_REQUEST_ID_HEADER, request_id.encode())))
         bound = bind_contextvars(request_id=request_id)
         try:
-            if refusal := await _refusal(scope):
+            if refusal := await _refusal(scope, headers, response):
                 await refusal(scope, receive, response.send)
             elif scope["method"] == "GET":  # no route reads the body of a GET
                 await self.app(scope, receive, response.send)
             elif scope["method"] == "HEAD":
                 await _head_as_get(self.app, scope, receive, response.send)
             else:
-                await self.app(scope, _limited(scope, receive), response.send)
+                await self.app(scope, _limited(scope, headers, receive), response.send)
         except Exception:
             log.exception("request.failed", method=scope["method"], path=scope["path"])
             if response.started:
@@ -102,43 +107,57 @@ class Gate:
 
 
 class _Response:
-    """Wraps `send`: adds the request id and the headers for browsers, and records that the response has started."""
+    """Wraps `send`: adds headers that every response has, and records that the response has started."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, headers: RawHeaders) -> None:
         self._send = send
-        self._request_id = request_id
+        self.headers = headers
         self.started = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
-            headers = with_security_headers(message["headers"])
-            message["headers"] = [*headers, (_REQUEST_ID_HEADER, self._request_id.encode())]
+            message["headers"] = [*message["headers"], *self.headers]
         await self._send(message)
 
 
-async def _refusal(scope: Scope) -> Response | None:
+async def _refusal(scope: Scope, headers: RequestHeaders, response: _Response) -> Response | None:
     """Return the response to a request that may not pass; set the principal of one that may."""
     services: Services = scope["app"].state.services
-    if refusal := site_refusal(scope, services.settings.hosts):
-        return problem_response(Request(scope), *refusal)
+    refused: Response | None = None
     try:
-        scope["state"]["principal"] = await admit(scope, services.keys, services.projects)
+        if refusal := site_refusal(scope, headers, services.settings.hosts):
+            refused = problem_response(Request(scope), *refusal)
+        else:
+            await admit(scope, headers, services.keys, services.projects)
     except AccessRefused as error:
-        return await render_access_refused(Request(scope), error)
+        refused = await render_access_refused(Request(scope), error)
     except DatabaseUnavailable as error:  # unlike one of a route, it comes before anything can have been accepted
         return problem_response(Request(scope), type_of(DatabaseUnavailable), error.message)
-    return None
+    limiter: RateLimiter | None = scope["app"].state.rate_limiter
+    return refused if limiter is None else _rate_limited(scope, limiter, response) or refused
 
 
-def _request_id(scope: Scope) -> str:
+def _rate_limited(scope: Scope, limiter: RateLimiter, response: _Response) -> Response | None:
+    """Return the response to a request beyond the rate limit; add the headers that say what its caller has left."""
+    weight = weight_of(scope["method"], scope["path"])
+    if not weight:
+        return None
+    principal: Principal | None = scope["state"].get("principal")
+    peer = scope.get("client")
+    decision = limiter.spend(principal.key_id if principal else str(peer and peer[0]), weight)
+    response.headers = (*response.headers, *limiter.headers(decision))
+    if decision.allowed:
+        return None
+    detail = f"This request takes {weight} units, and {decision.remaining} are left; try again in {decision.seconds} s."
+    retry_after = {"Retry-After": str(decision.seconds)}
+    return problem_response(Request(scope), RATE_LIMITED, detail, headers=retry_after)
+
+
+def _request_id(headers: RequestHeaders) -> str:
     """Return the id that the client has given to the request, if it is valid; else a new one."""
-    for name, value in scope["headers"]:
-        if name == _REQUEST_ID_HEADER:
-            if _VALID_ID.fullmatch(value):
-                return str(value, "ascii")
-            break
-    return str(uuid7())
+    given = headers.get(_REQUEST_ID_HEADER)
+    return str(given, "ascii") if given is not None and _VALID_ID.fullmatch(given) else str(uuid7())
 
 
 async def _head_as_get(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
@@ -167,12 +186,12 @@ async def _head_as_get(app: ASGIApp, scope: Scope, receive: Receive, send: Send)
     await app({**scope, "method": "GET"}, receive_until_answered, send_headers)
 
 
-def _limited(scope: Scope, receive: Receive) -> Receive:
+def _limited(scope: Scope, headers: RequestHeaders, receive: Receive) -> Receive:
     """Return a `receive` that raises 413 once the body is, or is declared to be, too large."""
     max_kib = max_body_kib(scope["method"], scope["path"])
     max_bytes = max_kib * 1024
     too_large = HTTPException(413, f"The body is larger than {max_kib} KiB.")
-    declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+    declared = headers.get(b"content-length", b"")
     body_bytes = int(declared) if declared.isdigit() else 0
     if body_bytes <= max_bytes:
         body_bytes = 0  # count what really comes

@@ -79,13 +79,14 @@ KEY_MISSING: Final = ProblemType(401, "key-missing", "A key is needed")
 KEY_INVALID: Final = ProblemType(401, "key-invalid", "Key is not valid")
 NO_KEYS: Final = ProblemType(401, "no-keys", "There is no key yet")
 ROLE_INSUFFICIENT: Final = ProblemType(403, "role-insufficient", "Role is not sufficient")
+RATE_LIMITED: Final = ProblemType(429, "rate-limited", "Rate limit is exceeded")
 MALFORMED_REQUEST: Final = ProblemType(400, "malformed-request", "Request is malformed")
 REQUEST_TIMEOUT: Final = ProblemType(408, "request-timeout", "Request did not arrive in time")
 HEADERS_TOO_LARGE: Final = ProblemType(431, "headers-too-large", "Headers are too large")
 TOO_MANY_CONNECTIONS: Final = ProblemType(503, "too-many-connections", "Too many connections")
 _OTHERS: Final = (
     *(GROWTH_REQUIRED, JOB_FAILED, HOST_MISSING, HOST_NOT_ALLOWED, CROSS_SITE),
-    *(KEY_MISSING, KEY_INVALID, NO_KEYS, ROLE_INSUFFICIENT),
+    *(KEY_MISSING, KEY_INVALID, NO_KEYS, ROLE_INSUFFICIENT, RATE_LIMITED),
     *(MALFORMED_REQUEST, REQUEST_TIMEOUT, HEADERS_TOO_LARGE, TOO_MANY_CONNECTIONS),
 )
 

@@ -1,25 +1,33 @@
 """Headers that tell a browser what it may do with a response, whatever the response is."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 
-#: Scripts, styles, images and requests of this origin only, nothing inline, and no page may frame one of ours. `data:`
-#: are the icons in Swagger UI's style sheet.
-CONTENT_SECURITY_POLICY: Final = (
+RawHeaders = Sequence[tuple[bytes, bytes]]
+
+#: For responses that are no page: a browser that shows one loads nothing for it. It is short, as every response has it.
+POLICY: Final = "default-src 'none'; frame-ancestors 'none'"
+#: For pages: scripts, styles, images and requests of this origin only, nothing inline, and no page may frame one of
+#: ours. `data:` are the icons in Swagger UI's style sheet.
+PAGE_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-_HEADERS: Final = (
-    (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-)
-
-RawHeaders = list[tuple[bytes, bytes]]
+_PAGES: Final = frozenset({"/docs"})
 
 
-def with_security_headers(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
-    """Return the headers of a response with those for browsers added, but for what a route has set itself."""
-    given = [*headers]
-    names = {name.lower() for name, _ in given}
-    return [*given, *(header for header in _HEADERS if header[0] not in names)]
+def security_headers(path: str) -> RawHeaders:
+    """Return the headers for browsers of every response to a request for this path."""
+    return _FOR_PAGES if path in _PAGES else _FOR_OTHERS
+
+
+def _with_policy(policy: str) -> RawHeaders:
+    return (
+        (b"content-security-policy", policy.encode()),
+        (b"x-content-type-options", b"nosniff"),
+        (b"referrer-policy", b"no-referrer"),
+    )
+
+
+_FOR_PAGES: Final = _with_policy(PAGE_POLICY)
+_FOR_OTHERS: Final = _with_policy(POLICY)

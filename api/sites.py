@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from starlette.types import Scope
 
 from api.problems import CROSS_SITE, HOST_MISSING, HOST_NOT_ALLOWED, ProblemType
+from api.request_headers import RequestHeaders
 
 LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -26,20 +27,19 @@ class SiteRefusal(NamedTuple):
     detail: str
 
 
-def site_refusal(scope: Scope, allowed_hosts: Collection[str]) -> SiteRefusal | None:
+def site_refusal(scope: Scope, headers: RequestHeaders, allowed_hosts: Collection[str]) -> SiteRefusal | None:
     """Return why the request is refused, or None; ``allowed_hosts`` are allowed besides the names of loopback.
 
     The order of the checks of an unsafe request is that of OWASP's cheat sheet on cross-site request forgery:
     `Sec-Fetch-Site`, which every current browser sends, then `Origin` beside `Host`.
     """
-    hosts = [value for name, value in scope["headers"] if name == b"host"]
-    if len(hosts) != 1 or not hosts[0]:
+    host = headers.get(b"host", b"").decode("latin-1").lower()
+    if not host:
         return SiteRefusal(HOST_MISSING, "A request needs exactly one Host header.")
-    host = hosts[0].decode("latin-1").lower()
     name = _without_port(host)
     if name not in LOOPBACK_HOSTS and name not in allowed_hosts:
         return SiteRefusal(HOST_NOT_ALLOWED, "This API does not serve this host; CISTERN_HOSTS lists those it serves.")
-    if scope["method"] not in _SAFE_METHODS and not _is_own_site(scope, host):
+    if scope["method"] not in _SAFE_METHODS and not _is_own_site(headers, host):
         detail = "A page of another site must not change anything; send the request from a client or an own page."
         return SiteRefusal(CROSS_SITE, detail)
     return None
@@ -50,8 +50,7 @@ def _without_port(host: str) -> str:
     return name if colon and port.isdigit() else host
 
 
-def _is_own_site(scope: Scope, host: str) -> bool:
-    headers = dict(scope["headers"])
+def _is_own_site(headers: RequestHeaders, host: str) -> bool:
     site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
     if site is not None:
         return site in _OWN_SITES

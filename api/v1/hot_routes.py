@@ -10,7 +10,7 @@ describes. Both send the same bytes; a test compares them.
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple, TypeVar
 from uuid import UUID
 
@@ -24,11 +24,12 @@ from api.acceptance import JOBS_PATH, accepted_headers
 from api.dependencies import V1_PATH, actor_of
 from api.error_handlers import render_error
 from api.etag import matches
+from api.request_headers import RequestHeaders
 from api.schemas.jobs import JobOut
 from api.schemas.volumes import GrowthIn, VolumeIn
 from api.v1.job_cache import EndedJobCache, render
 from api.v1.volumes import request_volume
-from domain.audit.model import Actor
+from domain.access.model import Principal
 from domain.errors import CisternError
 from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.model import Job
@@ -44,10 +45,15 @@ _ID: Final = "([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})"
 class PlainRequest(NamedTuple):
     """A request without a query, a repeated header, or a header that changes its meaning."""
 
-    headers: Mapping[bytes, bytes]
+    scope: Scope
+    headers: RequestHeaders
     receive: Receive
-    state: State
-    actor: Actor
+
+    @property
+    def state(self) -> State:
+        """The state of the application."""
+        state: State = self.scope["app"].state
+        return state
 
     @property
     def services(self) -> Services:
@@ -56,9 +62,15 @@ class PlainRequest(NamedTuple):
         return services
 
     @property
+    def principal(self) -> Principal:
+        """Who it acts for."""
+        principal: Principal = self.scope["state"]["principal"]
+        return principal
+
+    @property
     def origin(self) -> RequestOrigin:
         """Who sent it."""
-        return RequestOrigin(self.actor)
+        return RequestOrigin(actor_of(self.scope, self.principal))
 
     async def valid_body(self, schema: type[Body]) -> Body | None:
         """Parse a valid JSON body; None if it is anything else."""
@@ -131,23 +143,21 @@ async def _answer(scope: Scope, receive: Receive) -> PlainResponse | None:
     """Answer a plain request for a hot route; None if it is another, or has errors to be reported."""
     for method, path, endpoint in HOT_ROUTES:
         if scope["method"] == method and (found := path.fullmatch(scope["path"])):
-            headers = dict(scope["headers"])
+            headers: RequestHeaders = scope["state"]["headers"]
             if (
                 scope["query_string"]
                 or len(headers) != len(scope["headers"])
                 or not _UNUSUAL_HEADERS.isdisjoint(headers)
             ):
                 return None
-            actor = actor_of(scope, scope["state"]["principal"])
-            request = PlainRequest(headers, receive, scope["app"].state, actor)
-            return await endpoint(request, *found.groups())
+            return await endpoint(PlainRequest(scope, headers, receive), *found.groups())
     return None
 
 
 async def _get_job(request: PlainRequest, job_id: str) -> PlainResponse | None:
     """Return a job; one that has ended comes from the cache."""
     cache: EndedJobCache = request.state.ended_jobs
-    project_id = request.actor.project_id
+    project_id = request.principal.project.id
     job = cache.get(project_id, job_id)
     if job is None:
         job = render(await request.services.jobs.get(UUID(job_id), project_id=project_id))

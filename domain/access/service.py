@@ -72,24 +72,25 @@ class KeyService:
             DatabaseUnavailable: PostgreSQL does not answer, and the key was not used in the last `CACHE_SECONDS`.
         """
         proof = proof_of(text)
-        principal = None if proof is None else await self._find(proof)
+        if proof is None:
+            return None
+        principal = (self._cached(proof) or await self._reads(proof)).principal
         if principal is not None:
             self._used.add(principal.key_id)
         return principal
 
     async def wait_until_invalid(self, principal: Principal) -> None:
         """Wait until a key is no longer valid; it may take `CACHE_SECONDS` longer."""
+        proof = principal.proof
         while True:
             await asyncio.sleep(CACHE_SECONDS / 2)
             with suppress(DatabaseUnavailable):
-                if await self._find(principal.proof) is None:
+                if (self._cached(proof) or await self._reads(proof)).principal is None:
                     return
 
-    async def _find(self, proof: Proof) -> Principal | None:
+    def _cached(self, proof: Proof) -> _Cached | None:
         cached = self._cache.get(proof.digest)
-        if cached is None or cached.until <= time.monotonic():
-            cached = await self._reads(proof)
-        return cached.principal
+        return None if cached is None or cached.until <= time.monotonic() else cached
 
     async def any(self) -> bool:
         """Return whether there has been a key. Once there has, a request without one costs no query."""

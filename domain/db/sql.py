@@ -32,26 +32,30 @@ def array_rows(rows: Iterable[Mapping[str, Any]], /, **columns: TypeEngine[Any])
     return func.unnest(*arrays).table_valued(*named).render_derived(name="array_rows")
 
 
-def unnested(name: str, /, **types: str) -> str:
-    """Return the same as text: a FROM item, whose columns are array parameters with the names of the columns."""
-    arrays = ", ".join(f"CAST(:{column} AS {type_}[])" for column, type_ in types.items())
+def unnested(name: str, /, *, prefix: str = "", **types: str) -> str:
+    """Return the same as text: a FROM item, whose columns are array parameters with the names of the columns.
+
+    ``prefix`` goes before the names of the parameters, for a statement that has two of them.
+    """
+    arrays = ", ".join(f"CAST(:{prefix}{column} AS {type_}[])" for column, type_ in types.items())
     return f"unnest({arrays}) AS {name} ({', '.join(types)})"
 
 
-def as_arrays(rows: Sequence[Any]) -> dict[str, list[Any]]:
+def as_arrays(rows: Sequence[Any], *, prefix: str = "") -> dict[str, list[Any]]:
     """Convert named tuples of one type, at least one, to the array parameters of `unnested`."""
-    return dict(zip(rows[0]._fields, map(list, zip(*rows, strict=True)), strict=True))
+    names = [prefix + name for name in rows[0]._fields]
+    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
 
 
-def insertion(entity: type[Base], *, extra_from: str = "", nulls: Sequence[str] = ()) -> str:
+def insertion(entity: type[Base], *, extra_from: str = "", nulls: Sequence[str] = (), prefix: str = "") -> str:
     """Return SQL that inserts any number of rows of a mapped table: all columns that PostgreSQL does not fill in.
 
     The parameters are those of `as_columns`. ``extra_from`` goes before them in the FROM clause, and ends in a comma;
-    ``nulls`` are columns that are set to null instead of their default.
+    ``nulls`` are columns that are set to null instead of their default; ``prefix`` is that of `unnested`.
     """
     types = _given_columns(entity)
     values = ", ".join(f"CAST(given.{name} AS jsonb)" if is_json else f"given.{name}" for name, _, is_json in types)
-    arrays = unnested("given", **{name: type_ for name, type_, _ in types})
+    arrays = unnested("given", prefix=prefix, **{name: type_ for name, type_, _ in types})
     names = ", ".join([*(name for name, _, _ in types), *nulls])
     values += ", NULL" * len(nulls)
     return f"INSERT INTO {entity.__tablename__} ({names}) SELECT {values} FROM {extra_from} {arrays}"  # noqa: S608

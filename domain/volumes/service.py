@@ -211,22 +211,27 @@ class VolumeService:
 
     async def _create_batch(self, requests: Sequence[_CreateRequest]) -> Sequence[bool | Exception]:
         """Insert volumes and their jobs. A result is False if the request must be accepted on its own."""
-        alone: set[UUID] = set()
+        refused: dict[UUID, QuotaExceeded] = {}
         try:
             async with self._database.transaction() as session:
                 rooms = await rooms_of(session, [request.actor for request in requests])
-                alone = {request.volume.id for request in requests if not _fits(request, rooms)}
-                volumes = [request.volume for request in requests if request.volume.id not in alone]
+                refused = _beyond_limits(requests, rooms)
+                volumes = [request.volume for request in requests if request.volume.id not in refused]
                 added = await VolumeRepository(session).add_with_free_names(volumes) if volumes else set()
                 accepted = [request for request in requests if request.volume.id in added]
                 if accepted:
-                    await JobRepository(session).add_many([request.job for request in accepted])
-                    await add_entries(session, [entry_of(request.job, request.actor) for request in accepted])
+                    jobs = [request.job for request in accepted]
+                    entries = [entry_of(request.job, request.actor) for request in accepted]
+                    await JobRepository(session).add_many(jobs, entries)
         except DatabaseUnavailable as error:
             if not was_lock_timeout(error):
                 raise
             return [False] * len(requests)
-        return [volume.id in added or (volume.id not in alone and name_taken(volume.name)) for volume, *_ in requests]
+        outcomes: dict[UUID, bool | Exception] = {volume.id: name_taken(volume.name) for volume in volumes}
+        outcomes |= dict.fromkeys(added, True)
+        # Those whose names are taken leave their room to others after all.
+        outcomes |= dict.fromkeys(refused, False) if len(added) < len(volumes) else refused
+        return [outcomes[request.volume.id] for request in requests]
 
     async def _expand_batch(self, requests: Sequence[_ExpandRequest]) -> Sequence[Job | Exception | None]:
         """Acquire volumes and insert their jobs. A result is None if the request must be accepted on its own."""
@@ -243,8 +248,7 @@ class VolumeService:
                 jobs = [job for job, _ in accepted]
                 acquisitions = [Acquisition(volume_of(job), job.id, job.params["to_size"]) for job in jobs]
                 await volumes.acquire_each(acquisitions, VolumeState.EXPANDING)
-                await JobRepository(session).add_many(jobs)
-                await add_entries(session, [entry_of(job, actor) for job, actor in accepted])
+                await JobRepository(session).add_many(jobs, [entry_of(job, actor) for job, actor in accepted])
         return results
 
     def _decide(
@@ -320,11 +324,13 @@ class VolumeService:
         return job
 
 
-def _fits(request: _CreateRequest, rooms: Mapping[UUID, Room]) -> bool:
-    """Take the room for a new volume. False: others of the batch, whose names may be taken, leave none."""
-    try:
-        if request.actor.project_id in rooms:
-            rooms[request.actor.project_id].take(volumes=1, bytes=request.volume.size, queued_jobs=1)
-    except QuotaExceeded:
-        return False
-    return True
+def _beyond_limits(requests: Sequence[_CreateRequest], rooms: Mapping[UUID, Room]) -> dict[UUID, QuotaExceeded]:
+    """Take the room for new volumes, and return the refusal of each for which none is left."""
+    refused = {}
+    for volume, _, actor in requests:
+        try:
+            if actor.project_id in rooms:
+                rooms[actor.project_id].take(volumes=1, bytes=volume.size, queued_jobs=1)
+        except QuotaExceeded as error:
+            refused[volume.id] = error
+    return refused

@@ -17,6 +17,7 @@ from starlette.types import Scope
 from api import middleware
 from api.main import create_app
 from api.problems import CROSS_SITE
+from api.request_headers import RequestHeaders
 from api.sites import SiteRefusal, site_refusal
 from domain.services import Services
 from tests.integration.job_builders import sql
@@ -56,8 +57,8 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     paths: list[str] = []
     refusal = site_refusal
 
-    def note(scope: Scope, allowed_hosts: tuple[str, ...]) -> SiteRefusal | None:
-        result = refusal(scope, allowed_hosts)
+    def note(scope: Scope, headers: RequestHeaders, allowed_hosts: tuple[str, ...]) -> SiteRefusal | None:
+        result = refusal(scope, headers, allowed_hosts)
         if result is not None and result.problem is CROSS_SITE:
             paths.append(scope["path"])
         return result

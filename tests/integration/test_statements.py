@@ -14,6 +14,7 @@ from sqlalchemy import BigInteger, ClauseElement, DateTime, Text, TextClause, Te
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import asyncpg as dialect
 
+from domain.audit.model import NewEntry
 from domain.db.base import Entity
 from domain.db.sql import as_columns
 from domain.jobs.model import Job
@@ -88,6 +89,9 @@ LIMITED: dict[type[Entity], dict[str, Any]] = {
     Job: {"status": JobStatus.RUNNING, "finished_at": None},
 }
 
+#: The parameters of an insertion of jobs without entries of the audit log.
+NO_ENTRIES: dict[str, list[Any]] = {statements.ENTRY + name: [] for name in NewEntry._fields}
+
 
 def filled(entity: type[Entity], **values: Any) -> Entity:
     """Build a row with a value in every column that PostgreSQL does not fill in; new columns are included."""
@@ -105,7 +109,7 @@ async def added(services: Services, row: Entity, statement: ClauseElement | None
             session.add(row)
             await session.flush()
         else:
-            await session.execute(statement, as_columns(entity, [row]))  # type: ignore[call-overload]
+            await session.execute(statement, as_columns(entity, [row]) | NO_ENTRIES)  # type: ignore[call-overload]
     async with services.database.transaction() as session:
         stored = await session.get_one(entity, row.id)
         await session.delete(stored)

@@ -112,3 +112,13 @@ async def test_clients_and_own_pages_may_change_things(
 
 async def test_page_of_another_site_may_link_to_what_changes_nothing(client: httpx.AsyncClient) -> None:
     assert (await send(client, "GET", "/healthz", [("Sec-Fetch-Site", "cross-site")])).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["Sec-Fetch-Site", "Origin"])
+async def test_header_of_a_browser_that_is_given_twice_is_of_another_site(client: httpx.AsyncClient, name: str) -> None:
+    value = {"Sec-Fetch-Site": "same-origin", "Origin": "http://localhost"}[name]
+    response = await send(
+        client, "POST", "/api/v1/volumes", [("Host", "localhost"), (name, value), (name, value)], VOLUME
+    )
+
+    assert (response.status_code, response.json()["code"]) == (403, "cross-site")

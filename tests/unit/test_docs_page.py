@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from api.main import create_app
-from api.security_headers import CONTENT_SECURITY_POLICY, with_security_headers
+from api.security_headers import PAGE_POLICY, POLICY
 from tests.support.http import client_of
 from tests.unit.fakes import FakeServices
 
@@ -65,18 +65,16 @@ def test_files_are_part_of_the_installed_package() -> None:
 
 
 def test_policy_allows_nothing_inline_nothing_foreign_and_no_frame() -> None:
-    policy = dict(part.split(" ", 1) for part in CONTENT_SECURITY_POLICY.split("; "))
+    policy = dict(part.split(" ", 1) for part in PAGE_POLICY.split("; "))
 
     assert (policy["default-src"], policy["frame-ancestors"]) == ("'none'", "'none'")
     assert {policy[name] for name in ("script-src", "style-src", "connect-src")} == {"'self'"}
-    assert "unsafe" not in CONTENT_SECURITY_POLICY
+    assert "unsafe" not in PAGE_POLICY
 
 
-def test_headers_for_browsers_are_added_and_replace_none_of_a_route() -> None:
-    added = dict(with_security_headers([(b"content-type", b"text/html")]))
-    kept = with_security_headers([(b"Content-Security-Policy", b"sandbox")])
-
-    assert added[b"x-content-type-options"] == b"nosniff"
-    assert added[b"referrer-policy"] == b"no-referrer"
-    assert added[b"content-security-policy"] == CONTENT_SECURITY_POLICY.encode()
-    assert [value for name, value in kept if name.lower() == b"content-security-policy"] == [b"sandbox"]
+async def test_only_the_page_may_load_anything(client: httpx.AsyncClient) -> None:
+    others = dict.fromkeys(("/docs/docs.js", "/docs/", "/healthz", "/api/v1/jobs"), POLICY)
+    for path, policy in {"/docs": PAGE_POLICY, **others}.items():
+        headers = (await client.get(path)).headers
+        assert headers.get_list("content-security-policy") == [policy], path
+        assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer"), path

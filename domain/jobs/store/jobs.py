@@ -10,9 +10,10 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import defer
 
+from domain.audit.model import NewEntry
 from domain.db.base import DEFAULT_PROJECT, in_project
 from domain.db.listing import load_short
-from domain.db.sql import as_columns
+from domain.db.sql import as_arrays, as_columns
 from domain.errors import JobNotFound
 from domain.jobs.model import Job
 from domain.jobs.states import ENDED, JobStatus
@@ -45,9 +46,10 @@ class JobRepository:
         await self._session.flush()
         return job
 
-    async def add_many(self, jobs: Sequence[Job]) -> None:
-        """Insert new jobs; the caller must dispatch them after the commit."""
-        rows = await self._session.scalars(statements.ADD, as_columns(Job, jobs))
+    async def add_many(self, jobs: Sequence[Job], entries: Sequence[NewEntry]) -> None:
+        """Insert new jobs and their entries of the audit log; the caller must dispatch them after the commit."""
+        recorded = as_arrays(entries, prefix=statements.ENTRY)
+        rows = await self._session.scalars(statements.ADD, as_columns(Job, jobs) | recorded)
         now = rows.all()[0]  # now() is constant within a transaction
         for job in jobs:
             job.created_at = job.run_at = job.dispatched_at = now

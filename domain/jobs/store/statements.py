@@ -15,12 +15,18 @@ from typing import Final
 
 from sqlalchemy import BigInteger, DateTime, Interval, Text, TextualSelect, Uuid, bindparam, column, text
 
+from domain.audit.model import AuditEntry
 from domain.db.sql import insertion, unnested
 from domain.jobs.attempt import CLAIMED_COLUMNS
 from domain.jobs.model import Job
 
-#: Insert new jobs.
-ADD: Final = text(f"{insertion(Job)} RETURNING created_at").columns(created_at=DateTime(timezone=True))
+#: Before the names of the parameters of `ADD` that are entries of the audit log.
+ENTRY: Final = "entry_"
+#: Insert new jobs and their entries of the audit log. Every accepted request does: a second round trip would count.
+ADD: Final = text(f"""
+    WITH recorded AS ({insertion(AuditEntry, prefix=ENTRY)})
+    {insertion(Job)} RETURNING created_at
+""").columns(created_at=DateTime(timezone=True))
 #: Insert new jobs for which maintenance sends the messages.
 ADD_UNDISPATCHED: Final = text(insertion(Job, nulls=("dispatched_at",)))
 

@@ -85,6 +85,7 @@ async def test_check_and_its_repair_work_with_a_role_that_owns_nothing(limited: 
         "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
         "CREATE ROLE mine SUPERUSER",
         "UPDATE alembic_version SET version_num = '0'",
+        "UPDATE audit_entries SET name = 'somebody else'",
         "SELECT pg_read_file('/etc/passwd')",
         "SET ROLE postgres",
     ],

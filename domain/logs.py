@@ -7,7 +7,7 @@ Fields that all lines of a job or a request share, such as ``job_id`` or ``reque
 import logging
 import sys
 from types import TracebackType
-from typing import Final
+from typing import Final, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -28,6 +28,17 @@ _NOISY_LOGGERS: Final = ("arq", "arq.worker", "arq.connections", "alembic", "htt
 _LOGGERS_WITH_HANDLERS: Final = ("uvicorn", "uvicorn.access", "arq")
 
 
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what is standard error now: a program that has replaced it may have closed the former one."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)  # that of StreamHandler keeps the stream
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        return sys.stderr
+
+
 def log_fields(**values: object) -> dict[str, object]:
     """Convert ids, names and numbers to log fields: integers as they are, all else as text, None left out."""
     return {name: value if type(value) is int else str(value) for name, value in values.items() if value is not None}
@@ -45,7 +56,7 @@ def configure_logging(settings: LogSettings) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler()
+    handler = _StderrHandler()
     handler.setFormatter(_formatter(settings))
     root = logging.getLogger()
     root.handlers[:] = [handler]

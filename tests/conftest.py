@@ -18,10 +18,12 @@ from domain.logs import configure_logging
 from domain.services import Services, open_services
 from domain.settings import Settings
 from tests.support import keys
+from tests.support.compiled import share_compiled_statements
 from tests.support.databases import SharedDatabase, named, run
 
 # As in production; structlog's default renders tracebacks so slowly that leases expire meanwhile.
 configure_logging(Settings(_env_file=None))
+share_compiled_statements()
 
 #: The tests' storage drivers; PYTHONPATH lets the processes started by a test import them too.
 DRIVERS = Path(__file__).parent / "support" / "drivers"

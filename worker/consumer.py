@@ -23,7 +23,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from domain.jobs.transport.job_queue import FUNCTION_NAME, QueueUnavailable, read_message
 from domain.jobs.transport.scripts import ACKNOWLEDGE
-from domain.jobs.transport.write_errors import is_wrong_type
+from domain.jobs.transport.write_errors import is_from_replica, is_wrong_type
 from domain.tasks import cancel_and_wait, detach
 from worker.fetching import FETCH, Discarded, Fetched, is_for_arq
 from worker.runner import Runner
@@ -226,9 +226,13 @@ class Supervisor:
     async def _wait_until_writable(self, error: ResponseError) -> None:
         """Wait until Redis accepts writes. Only ping it: restarting arq to find out would be noisy."""
         queue = self._runner.queue
-        with suppress(QueueUnavailable):
+        try:
             await queue.ping(self._runner.backends())  # its error names the command or key; that of a script may not
-        if queue.write_errors.condition is None:
+        except QueueUnavailable:
+            is_over = False
+        else:  # only the consumer's connection still led to the replica, whose refusals were logged when they began
+            is_over = is_from_replica(error)
+        if queue.write_errors.condition is None and not is_over:
             queue.write_errors.note(error)
         while queue.write_errors.condition is not None:
             await asyncio.sleep(_RECONNECT_SECONDS)

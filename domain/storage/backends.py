@@ -7,9 +7,11 @@ URLs. The factory is called with a `DriverUrl` and the number of threads that ma
 
 import asyncio
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoints, entry_points
 from types import MappingProxyType
 from typing import Final, Self, cast
 
@@ -179,8 +181,14 @@ def _ratio(text: str) -> float:
     raise ConfigurationError(f"overcommit={text!r} is not a positive number")
 
 
+@cache
+def _registered(search_path: tuple[str, ...]) -> EntryPoints:  # noqa: ARG001 (the key of the cache)
+    """Return the drivers of all distributions on Python's search path; finding them reads many files, in 20 ms."""
+    return entry_points(group=ENTRY_POINT_GROUP)
+
+
 def _load_factory(name: str) -> DriverFactory:
-    registered = entry_points(group=ENTRY_POINT_GROUP)
+    registered = _registered(tuple(sys.path))
     if name not in registered.names:
         known = ", ".join(sorted(registered.names))
         raise ConfigurationError(f"unknown driver {name!r}; choose from {known}")

@@ -46,7 +46,7 @@ async def stored_volumes(services: Services, count: int) -> list[UUID]:
 
 
 async def a_run(services: Services, night: int, keep: RetentionRule, schedule_id: UUID = NIGHTLY) -> Job:
-    """Insert the job of a scheduled run."""
+    """Insert the job of a scheduled run, which nobody has dispatched yet."""
     columns = {"schedule_id": schedule_id, "scheduled_for": FIRST_NIGHT + timedelta(days=night)}
     async with services.database.transaction() as session:
         request = BulkSnapshotRequest("nightly", keep=keep)
@@ -59,7 +59,9 @@ async def no_live_jobs(services: Services) -> bool:
 
 async def run(services: Services, night: int, keep: RetentionRule, schedule_id: UUID = NIGHTLY) -> Job:
     """Insert the job of a scheduled run, and wait until it and the delete jobs that it creates have ended."""
-    job = await ended(services, await a_run(services, night, keep, schedule_id))
+    job = await a_run(services, night, keep, schedule_id)
+    await services.queue.dispatch([job.message])  # maintenance would send it only half a lease later
+    job = await ended(services, job)
     await until(partial(no_live_jobs, services))
     return job
 

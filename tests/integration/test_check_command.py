@@ -2,17 +2,20 @@
 
 import asyncio
 import json
+import math
 import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import UUID
 
 import pytest
 from uuid_utils.compat import uuid7
 
 from api.cli.app import main
+from domain.check import service as check_service
 from domain.check.rows import RowReader
 from domain.services import open_services
 from domain.settings import Settings
@@ -80,7 +83,7 @@ async def a_leased_job_behind_the_storages_fence(settings: Settings) -> None:
         job = await services.volumes.request_expand(volume.id, Growth(to=2 * MIB))
         await claimed(services, job)
         await services.backends.get("disk").seal(volume.id, grant_at(70))
-        await set_job(services, job.id, "lease_expires_at = now() + interval '3 seconds'")
+        await set_job(services, job.id, "lease_expires_at = now() + interval '20 seconds'")
 
 
 def test_check_without_findings_prints_what_was_checked(check: Check) -> None:
@@ -207,16 +210,36 @@ def test_unexpected_error_is_not_taken_for_findings(check: Check, monkeypatch: p
     assert "ZeroDivisionError" in errors
 
 
-def test_repair_says_how_long_it_waits_for_a_lease(check: Check, settings: Settings, tmp_path: Path) -> None:
+@pytest.fixture
+def leases_end(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """End all leases when a check waits for them, instead of waiting; return how long it would have waited."""
+    waits: list[float] = []
+
+    async def end_leases(seconds: float) -> None:
+        waits.append(seconds)
+        async with open_services(settings) as services:
+            await sql(services, "UPDATE jobs SET lease_expires_at = now() - interval '1 second'")
+
+    monkeypatch.setattr(check_service, "asyncio", SimpleNamespace(sleep=end_leases))
+    return waits
+
+
+def test_repair_says_how_long_it_waits_for_a_lease(
+    check: Check, settings: Settings, tmp_path: Path, leases_end: list[float]
+) -> None:
     disk = settings.model_copy(update={"backends": {"disk": f"file:{tmp_path}/disk"}, "lease_seconds": 60})
     asyncio.run(a_leased_job_behind_the_storages_fence(disk))
 
     code, (finding, _), _ = check()
     assert code == 1
-    assert re.fullmatch(r"fence-behind  .+  \[.+: check again in [123] s, or when the job has ended\]", finding)
+    found = re.fullmatch(r"fence-behind  .+  \[.+: check again in (\d+) s, or when the job has ended\]", finding)
+    assert found is not None
+    assert 0 < int(found[1]) <= 20
     code, lines, errors = check("--repair")
     assert (code, lines[0].endswith("[repaired]")) == (0, True)
-    assert re.fullmatch(r"waiting [123] s for the leases of workers that may be dead\n", errors)
+    (wait,) = leases_end
+    assert 0 < wait <= int(found[1]) + 0.2, "the rest of the lease, and a margin"
+    assert errors == f"waiting {math.ceil(wait)} s for the leases of workers that may be dead\n"
     assert check()[0] == 0
 
 

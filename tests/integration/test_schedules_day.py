@@ -1,4 +1,8 @@
-"""Three replicas run a minutely schedule for a simulated day: every time has a run, and none is started twice."""
+"""Three replicas run a minutely schedule: every time has a run, and none is started twice.
+
+`make test` simulates three hours, of which 20 minutes are an outage; ``CISTERN_TEST_LONG=1`` (`make test-long`) a day
+with an outage of three hours. Each minute is a race of the three replicas: a day has more of them, but no other kind.
+"""
 
 import asyncio
 from collections import Counter
@@ -9,9 +13,9 @@ from datetime import datetime
 from domain.errors import DatabaseUnavailable
 from domain.schedules.runner import ScheduleRunner
 from domain.services import Services
+from tests.acceptance.scale import LONG
 from tests.integration.job_builders import sql
 from tests.integration.schedule_builders import (
-    HOUR,
     MIDNIGHT,
     MINUTE,
     Clock,
@@ -22,13 +26,14 @@ from tests.integration.schedule_builders import (
     runs_of,
 )
 
-MINUTES = 1440
+#: How long is simulated, and which of it is an outage, in minutes after midnight.
+MINUTES, OUTAGE = (1440, range(360, 540)) if LONG else (180, range(60, 80))
 
 
-async def simulate_day(
+async def simulate(
     services: Services, *, down: Callable[[datetime], bool] = lambda _: False, jobs_last: int = 0
 ) -> Counter[str]:
-    """Simulate a day with three concurrent replicas; return the number of times by outcome.
+    """Simulate `MINUTES` with three concurrent replicas; return the number of times by outcome.
 
     ``down`` is true while all replicas are down; jobs end after ``jobs_last`` more minutes.
     """
@@ -63,16 +68,17 @@ async def live_jobs(services: Services) -> int:
     return int(live)
 
 
-async def test_every_minute_of_a_day_is_started_once(services: Services) -> None:
-    assert await simulate_day(services) == {"started": 1440}
+async def test_every_minute_is_started_once(services: Services) -> None:
+    assert await simulate(services) == {"started": MINUTES}
 
 
-async def test_three_hours_of_downtime_miss_all_times_but_the_latest(services: Services) -> None:
+async def test_downtime_misses_all_times_but_the_latest(services: Services) -> None:
     def down(now: datetime) -> bool:
-        return MIDNIGHT + 6 * HOUR < now < MIDNIGHT + 9 * HOUR
+        return MIDNIGHT + OUTAGE.start * MINUTE < now < MIDNIGHT + OUTAGE.stop * MINUTE
 
-    assert await simulate_day(services, down=down) == {"started": 1261, "missed": 179}
+    missed = len(OUTAGE) - 1
+    assert await simulate(services, down=down) == {"started": MINUTES - missed, "missed": missed}
 
 
 async def test_runs_longer_than_the_interval_never_overlap(services: Services) -> None:
-    assert await simulate_day(services, jobs_last=2) == {"started": 480, "skipped": 960}
+    assert await simulate(services, jobs_last=2) == {"started": MINUTES // 3, "skipped": MINUTES - MINUTES // 3}

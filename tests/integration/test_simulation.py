@@ -1,8 +1,8 @@
 """Deterministic simulation: requests, crashes, late settlements, duplicate and lost messages in any order.
 
 Hypothesis searches for an order that breaks an invariant (`tests.simulation.invariants`). ``CISTERN_TEST_SEED`` sets
-the seed, 0 by default. ``CISTERN_TEST_LONG=1`` runs five times as many steps, from a random seed.
-``CISTERN_TEST_HASTY=1`` does not shrink a failing example; `python -m tests.mutation` sets it.
+the seed, 0 by default. ``CISTERN_TEST_LONG=1`` (`make test-long`) runs ten times as many steps, from a random seed.
+``CISTERN_TEST_HASTY=1`` runs twice as many, and does not shrink a failing example; `python -m tests.mutation` sets it.
 """
 
 import logging
@@ -31,7 +31,7 @@ from tests.simulation.world_state import Row
 
 LONG = bool(os.environ.get("CISTERN_TEST_LONG"))
 HASTY = bool(os.environ.get("CISTERN_TEST_HASTY"))
-STEPS = 10_000 if LONG else 2_000
+STEPS = 10_000 if LONG else 2_000 if HASTY else 1_000
 SEED = int(os.environ.get("CISTERN_TEST_SEED") or (secrets.randbelow(2**32) if LONG else 0))
 PROFILE = profile(
     max_examples=10,

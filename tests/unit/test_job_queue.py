@@ -2,16 +2,19 @@
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
+from functools import partial
 from uuid import UUID, uuid4
 
 import pytest
 from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
 from arq.utils import timestamp_ms
 from fakeredis import FakeServer
+from redis.exceptions import ResponseError
 from uuid_utils.compat import uuid7
 
 from domain.jobs.model import JobMessage
-from domain.jobs.transport.job_queue import JobQueue, QueueKeys, QueueUnavailable, message_id
+from domain.jobs.transport.job_queue import JobQueue, QueueKeys, QueueRefusesWrites, QueueUnavailable, message_id
 from tests.unit.worker_fakes import fake_redis, until
 
 
@@ -131,6 +134,45 @@ class TestWithoutRedis:
             with pytest.raises(QueueUnavailable):
                 await queue.missing(new_messages(1))
         await queue.close()
+
+
+REPLICA = "Error running script: @user_script: 3: -READONLY You can't write against a read only replica."
+
+
+async def test_replica_is_logged_once_if_an_older_command_is_refused_after_a_newer_one_succeeds(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    queue = a_queue()
+
+    async def send(meanwhile: Callable[[], Awaitable[None]]) -> None:
+        async with queue._calling():
+            await meanwhile()
+            raise ResponseError(REPLICA)
+
+    async def newer() -> None:
+        with pytest.raises(QueueRefusesWrites):
+            await send(partial(asyncio.sleep, 0))
+        await queue.ping()
+
+    with pytest.raises(QueueRefusesWrites):
+        await send(newer)
+
+    assert caplog.text.count("redis.refuses_writes") == caplog.text.count("redis.writable_again") == 1
+
+
+async def test_connection_in_use_when_a_replica_refuses_is_closed_after_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue, closed = a_queue(), list[bool]()
+
+    async def disconnect(inuse_connections: bool = True) -> None:  # noqa: FBT001, FBT002 (redis-py's signature)
+        closed.append(inuse_connections)
+
+    monkeypatch.setattr(queue.redis.connection_pool, "disconnect", disconnect)
+    async with queue._calling():
+        with pytest.raises(QueueRefusesWrites):
+            async with queue._calling():
+                raise ResponseError(REPLICA)
+        assert closed == [False]
+    assert closed == [False] * 2
 
 
 async def test_ping_succeeds_if_redis_is_up() -> None:

@@ -1,6 +1,7 @@
 """Logging: with the JSON format every line is JSON, of libraries too; and the lines that a job writes."""
 
 import asyncio
+import io
 import json
 import os
 import subprocess
@@ -96,6 +97,18 @@ def test_logger_that_was_used_before_follows_a_second_configuration() -> None:
         log.info("after")
 
     assert [line["event"] for line in lines] == ["after"]
+
+
+def test_lines_go_to_the_standard_error_of_the_moment_not_to_a_closed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    former, present = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", former)
+    configure_logging(Settings(_env_file=None))
+    monkeypatch.setattr(sys, "stderr", present)
+    former.close()
+    structlog.get_logger("replaced-stderr").info("written")
+
+    assert "written" in present.getvalue()
+    assert "Logging error" not in present.getvalue()
 
 
 def test_log_fields_are_text_and_leave_none_out() -> None:

@@ -129,6 +129,21 @@ async def test_refused_writes_are_logged_once_and_waited_out(
     assert "REPLICAOF NO ONE" in caplog.text
 
 
+async def test_replica_that_other_connections_have_left_is_not_logged_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The consumer's own connection may be the last to the former primary."""
+    refused = ReadOnlyError("You can't write against a read only replica.")
+    instances, runner = fake_arq(monkeypatch, refused), an_idle_runner()
+    runner.queue.write_errors.note(refused)
+    supervisor = Supervisor(runner, {}, drain=5)
+    run = asyncio.create_task(supervisor.run())
+    await until(lambda: len(instances) == 2)
+    await stop(supervisor, run)
+
+    assert caplog.text.count("redis.refuses_writes") == caplog.text.count("redis.writable_again") == 1
+
+
 async def test_both_signals_stop_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     instances = fake_arq(monkeypatch)
     signal_handlers: dict[int, Any] = {}

@@ -19,14 +19,14 @@ from arq.connections import ArqRedis
 from arq.constants import job_key_prefix
 from arq.jobs import serialize_job
 from arq.utils import timestamp_ms
-from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from domain.batching import Batcher
 from domain.errors import Unavailable
 from domain.jobs.model import JobMessage
 from domain.jobs.transport.redis_client import TIMEOUT_SECONDS, open_redis
 from domain.jobs.transport.scripts import ACKNOWLEDGE, MAX_WAKEUPS, SEND
-from domain.jobs.transport.write_errors import WriteErrors
+from domain.jobs.transport.write_errors import WriteErrors, is_from_replica
 
 #: Expiry of a message, as in arq. A job that still waits then gets a new message from maintenance.
 _MESSAGE_LIFETIME_MS: Final = 24 * 3600 * 1000
@@ -136,18 +136,31 @@ class JobQueue:
             QueueRefusesWrites: Redis refuses a command.
             QueueUnavailable: it does not answer in time.
         """
+        errors = self._read_only_errors
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 yield
-        except ResponseError as error:
-            self.write_errors.note(error)
-            if isinstance(error, ReadOnlyError):  # the same address may lead to the new primary by now
-                self._read_only_errors += 1
+            if errors != self._read_only_errors:  # this connection was in use when the others were closed
                 await self.redis.connection_pool.disconnect(inuse_connections=False)
+        except ResponseError as error:
+            await self._note_refusal(error, is_new=errors == self._read_only_errors)
             raise QueueRefusesWrites(str(error)) from error
         # RuntimeError: what the event loop raises for a connection that was closed while it was being opened.
         except (RedisError, OSError, RuntimeError) as error:
             raise QueueUnavailable(str(error)) from error
+
+    async def _note_refusal(self, error: ResponseError, *, is_new: bool) -> None:
+        """Note that Redis refuses a command; if it is a replica, close the connections that lead there.
+
+        ``is_new``: no replica has refused a command since this one was sent. Otherwise its error is noted already, and
+        may come after the first success on a new connection: it does not mean that writes are refused again.
+        """
+        from_replica = is_from_replica(error)
+        if is_new or not from_replica:
+            self.write_errors.note(error)
+        if from_replica:  # the same address may lead to the new primary by now
+            self._read_only_errors += 1
+            await self.redis.connection_pool.disconnect(inuse_connections=False)
 
     async def dispatch(self, messages: Iterable[JobMessage]) -> None:
         """Send messages. Idempotent; failures are only logged, as a maintenance task sends lost messages again."""

@@ -16,11 +16,13 @@ from redis.exceptions import (
     ResponseError,
 )
 
+#: The prefix of the error of a replica.
+_REPLICA: Final = "READONLY"
 #: The prefix of the error of a command that the user may not run.
 _FORBIDDEN: Final = "NOPERM"
 #: The prefix of Redis' error message, and the remedy.
 _REMEDIES: Final = {
-    "READONLY": "it is a replica: set CISTERN_REDIS_URL to the primary, or promote it (REPLICAOF NO ONE)",
+    _REPLICA: "it is a replica: set CISTERN_REDIS_URL to the primary, or promote it (REPLICAOF NO ONE)",
     "OOM": "it is out of memory: raise maxmemory, or find out what else is stored in it",
     "MISCONF": "it cannot save to its disk: free space or repair the disk; see the log of Redis",
     _FORBIDDEN: "allow this command to the user of CISTERN_REDIS_URL; docs/operations.md lists all that are needed",
@@ -30,7 +32,7 @@ _REMEDIES: Final = {
 }
 #: Errors whose prefix redis-py removes from the message.
 _PREFIX_BY_ERROR: Final[dict[type[Exception], str]] = {
-    ReadOnlyError: "READONLY",
+    ReadOnlyError: _REPLICA,
     OutOfMemoryError: "OOM",
     NoPermissionError: _FORBIDDEN,
     MovedError: "CLUSTER",
@@ -76,6 +78,11 @@ def _forbidden_command(error: ResponseError) -> str | None:
     return found[1] if found else None
 
 
+def is_from_replica(error: ResponseError) -> bool:
+    """Return whether a replica refused to write; a new connection to the same address may lead to the primary."""
+    return _condition(error) == _REPLICA
+
+
 def is_wrong_type(error: ResponseError) -> bool:
     """Return whether a key does not have the type, or a number not the form, that Cistern or arq gave it."""
     return "WRONGTYPE" in str(error) or "not an integer" in str(error)
@@ -83,7 +90,7 @@ def is_wrong_type(error: ResponseError) -> bool:
 
 def _condition(error: ResponseError) -> str:
     if str(error).startswith("UNBLOCKED"):  # what a waiting client is told when its primary becomes a replica
-        return "READONLY"
+        return _REPLICA
     if "can't run this command" in str(error):  # what a script is told
         return _FORBIDDEN
     if str(error).startswith("CROSSSLOT"):  # which redis-py knows as an error of its clients for clusters only

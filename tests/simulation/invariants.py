@@ -28,6 +28,8 @@ def check_state(now: WorldState, unsealed: set[str]) -> None:
         assert holder is None or not now.ended(holder), f"volume {volume_id} is held by a job that has ended"
         if volume["state"] == AT_REST and volume_id not in unsealed:
             assert volume["size"] == now.stored_volumes.get(volume_id), f"volume {volume_id} differs from its row"
+        if volume["state"] == "expanding":  # what the limits of its project count
+            assert volume["growing_to"] == now.target_size(volume_id), f"{volume} counts less than it may become"
     for snapshot_id, snapshot in now.snapshots.items():
         holder = snapshot["job_id"]
         assert (holder is None) == (snapshot["state"] in ("ready", "error"))

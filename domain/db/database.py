@@ -26,6 +26,7 @@ from domain.db.connections import (
     check_idle_connections,
     create_engine,
     discard_read_only_sessions,
+    failed_before_execution,
     is_transient,
     limit_use,
     reason_of,
@@ -248,6 +249,11 @@ def failed_transiently(error: Exception) -> bool:
 def is_unreachable(error: Exception) -> bool:
     """Return whether PostgreSQL itself was unavailable, so that any other statement would have failed too."""
     return isinstance(error, DatabaseUnavailable) and not sqlstate(error.__cause__).startswith(_CONTENDED)
+
+
+def was_not_executed(error: DatabaseUnavailable) -> bool:
+    """Return whether the statement cannot have caused the failure, as where no connection was to be had."""
+    return failed_before_execution(error.__cause__)
 
 
 def was_lock_timeout(error: DatabaseUnavailable) -> bool:

@@ -274,6 +274,14 @@ _LIST: Final = (
         ("tests/integration/test_ways_out.py::test_size_of_an_expansion_that_failed_after_publishing_is_stored",),
     ),
     Mutation(
+        "missing-connection-spends-attempt",
+        "bulk jobs would fail while all processes together want more connections than PostgreSQL has",
+        "worker/performer.py",
+        "            case DatabaseUnavailable() if was_not_executed(error):\n",
+        "            case DatabaseUnavailable() if False:\n",
+        ("tests/unit/test_performer.py::TestOutcomes::test_missing_connection_costs_no_attempt_even_at_the_last_one",),
+    ),
+    Mutation(
         "release-spends-attempt",
         "a long job would fail after a few deployments",
         "domain/jobs/engine.py",

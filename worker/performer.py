@@ -4,7 +4,8 @@ from typing import Final
 
 import structlog
 
-from domain.errors import CisternError
+from domain.db.database import was_not_executed
+from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.attempt import (
     WORKER_LOST,
     Cancelled,
@@ -75,6 +76,9 @@ class AttemptPerformer:
             case FenceRefused():
                 return self._refused(error)
             case StorageBusy() | BackendUnavailable():
+                return self._retry_policy.wait(error)
+            # Any other failure of PostgreSQL may be caused by this job, and must not be repeated forever.
+            case DatabaseUnavailable() if was_not_executed(error):
                 return self._retry_policy.wait(error)
             case PermanentStorageError():
                 return Failed(describe(error))

@@ -49,7 +49,14 @@ time_limit: Final[ContextVar[float | None]] = ContextVar("time_limit", default=N
 _Host = tuple[str | None, int]
 
 
-class ConnectionRefused(OSError):
+class NotConnected(OSError):
+    """No connection was to be had: no host answered, none of those that did is wanted, or all connections are in use.
+
+    A connection that is lost later raises another error.
+    """
+
+
+class ConnectionRefused(NotConnected):
     """PostgreSQL answered and refuses these settings: role, password, database, or a parameter of the session."""
 
 
@@ -84,7 +91,7 @@ async def _connect(
     moved to the end of ``hosts``, also if the caller does not wait for its timeout: a heartbeat never does.
 
     Raises:
-        OSError: no host answered, or none of those that did is wanted or has a connection left.
+        NotConnected: no host answered, or none of those that did is wanted or has a connection left.
         ConnectionRefused: the last host refuses these settings.
         ConfigurationError: asyncpg cannot use them.
     """
@@ -103,15 +110,15 @@ async def _connect(
                 )
                 return await _with_settings(connection, settings, timeout)
         except TimeoutError:
-            errors.append(TimeoutError(f"{host}:{port} did not answer within {timeout:g} s"))
+            errors.append(NotConnected(f"{host}:{port} did not answer within {timeout:g} s"))
         except asyncpg.TargetServerAttributeNotMatched:
-            errors.append(OSError(f"{host}:{port} is not {attribute}"))
+            errors.append(NotConnected(f"{host}:{port} is not {attribute}"))
         except OSError as error:
-            errors.append(OSError(f"{host}:{port}: {error.strerror or error}"))
+            errors.append(NotConnected(f"{host}:{port}: {error.strerror or error}"))
         except asyncpg.ClientConfigurationError as error:  # nothing has been opened
             raise ConfigurationError(f"CISTERN_DATABASE_URL: {error}") from error
         except asyncpg.PostgresError as error:
-            refused = ConnectionRefused if str(error.sqlstate).startswith(_PERMANENT) else OSError
+            refused = ConnectionRefused if str(error.sqlstate).startswith(_PERMANENT) else NotConnected
             errors.append(refused(f"{host}:{port}: {error}"))
     raise errors[-1]
 
@@ -247,9 +254,17 @@ def is_transient(error: Exception) -> bool:
     """Return whether a failure of PostgreSQL is temporary, so that retrying may succeed."""
     if not isinstance(error, DBAPIError):
         return True
-    # A cached plan is of no use after a column has changed its type. SQLAlchemy has discarded it by now.
-    is_stale_plan = isinstance(_cause(error), asyncpg.InvalidCachedStatementError)
-    return error.connection_invalidated or is_stale_plan or sqlstate(error).startswith(_TRANSIENT)
+    return error.connection_invalidated or _is_stale_plan(error) or sqlstate(error).startswith(_TRANSIENT)
+
+
+def failed_before_execution(error: BaseException | None) -> bool:
+    """Return whether a statement cannot have caused this failure, because PostgreSQL has not begun to execute it."""
+    return isinstance(error, NotConnected | PoolTimeout) or _is_stale_plan(error)
+
+
+def _is_stale_plan(error: BaseException | None) -> bool:
+    """Return whether a column has changed its type since the plan was cached. SQLAlchemy has discarded it by now."""
+    return isinstance(error, DBAPIError) and isinstance(_cause(error), asyncpg.InvalidCachedStatementError)
 
 
 def reason_of(error: Exception) -> str:

@@ -7,7 +7,7 @@ Transactions are short: no storage work, HTTP or Redis call happens while one is
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Final
@@ -23,9 +23,11 @@ from domain.db import statements
 from domain.db.connections import (
     LOCK_NOT_AVAILABLE,
     ConnectionRefused,
+    NotConnected,
     check_idle_connections,
     create_engine,
     discard_read_only_sessions,
+    failed_before_execution,
     is_transient,
     limit_use,
     reason_of,
@@ -100,7 +102,8 @@ class Database:
         """Open a session; commit on a clean exit, roll back on an exception.
 
         A transaction with a statement that takes long by its nature allows it ``statement_seconds``. ``reserved`` is
-        for the heartbeat: its connection is kept open, and no other transaction can take it.
+        for the heartbeat: its connection is kept open, and no other transaction can take it. If it was lost, and
+        PostgreSQL has none left, any other is used.
 
         Raises:
             DatabaseUnavailable: no connection was available, it was lost, or the statement failed transiently. If a
@@ -108,8 +111,11 @@ class Database:
         """
         with self._transaction():
             if statement_seconds is None:
-                bind = self._reserved if reserved else self._engine
-                async with self._sessions(bind=bind) as session, session.begin():
+                async with (
+                    self._bind(reserved=reserved) as bind,
+                    self._sessions(bind=bind) as session,
+                    session.begin(),
+                ):
                     yield session
                 return
             limit = time_limit.set(statement_seconds + self._timeout)
@@ -119,6 +125,19 @@ class Database:
                     yield session
             finally:
                 time_limit.reset(limit)
+
+    @asynccontextmanager
+    async def _bind(self, *, reserved: bool) -> AsyncIterator[AsyncEngine | AsyncConnection]:
+        """Yield what a session is bound to: a pool, or for the heartbeat a connection."""
+        if not reserved:
+            yield self._engine
+            return
+        async with AsyncExitStack() as stack:
+            try:
+                connection = await stack.enter_async_context(self._reserved.connect())
+            except NotConnected:
+                connection = await stack.enter_async_context(self._engine.connect())
+            yield connection
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -248,6 +267,11 @@ def failed_transiently(error: Exception) -> bool:
 def is_unreachable(error: Exception) -> bool:
     """Return whether PostgreSQL itself was unavailable, so that any other statement would have failed too."""
     return isinstance(error, DatabaseUnavailable) and not sqlstate(error.__cause__).startswith(_CONTENDED)
+
+
+def was_not_executed(error: DatabaseUnavailable) -> bool:
+    """Return whether the statement cannot have caused the failure, as where no connection was to be had."""
+    return failed_before_execution(error.__cause__)
 
 
 def was_lock_timeout(error: DatabaseUnavailable) -> bool:

@@ -57,8 +57,9 @@ class Stack:
         self.add_worker()
 
     def client(self) -> httpx.AsyncClient:
-        # Drop idle connections before the server does, or a request may meet the server's close.
-        limits = httpx.Limits(max_connections=None, keepalive_expiry=1)
+        # Less than the API's 75 s, or a request may meet the server's close; but not much less: httpcore may close a
+        # connection that expires while a request has just begun to use it.
+        limits = httpx.Limits(max_connections=None, keepalive_expiry=30)
         return httpx.AsyncClient(base_url=f"{self.address}/api/v1", timeout=60, limits=limits, headers=BEARER)
 
     async def wait_until_registered(self) -> None:
@@ -130,6 +131,8 @@ async def stack_on(
         yield stack
     except BaseException:
         lines = (folder / "log").read_text(errors="replace").splitlines()
+        statuses = [process.poll() for process in cluster.processes]
+        sys.stderr.write(f"The exit statuses of the stack's processes, None for those that run: {statuses}\n")
         sys.stderr.write("\n".join(["The last lines of the stack's log:", *lines[-_LOG_LINES:], ""]))
         raise
     finally:

@@ -3,10 +3,11 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import cycle, islice
 from typing import Final
 
 import httpx
@@ -16,8 +17,11 @@ from sqlalchemy import text
 from api.http_protocol import raise_descriptor_limit
 from tests.acceptance.scale import LONG
 from tests.acceptance.stack import Stack, running_stack
+from tests.support.keys import BEARER
 
 VOLUMES, DRY_RUNS, CONNECTIONS = 13_000, 40, 9_000
+#: Number of keys that the followers send in turn: each may hold 100 requests, so that the limit of all is met first.
+KEYS: Final = 10
 #: Limits in seconds.
 HEALTH_SECONDS, POLL_SECONDS = 0.5, 1.0
 #: Number of descriptors that the client and the server need each.
@@ -35,7 +39,7 @@ class Probe:
     statuses: Counter[int] = field(default_factory=Counter)
 
     async def run(self, address: str) -> None:
-        async with httpx.AsyncClient(base_url=address, timeout=60) as http:
+        async with httpx.AsyncClient(base_url=address, timeout=60, headers=BEARER) as http:
             while True:
                 begun = time.monotonic()
                 response = await http.get(self.path)
@@ -69,24 +73,31 @@ async def add_volumes(stack: Stack, count: int) -> None:
         )
 
 
-async def follow(stack: Stack, path: str, turns: asyncio.Semaphore) -> tuple[asyncio.StreamWriter, int]:
+async def new_keys(http: httpx.AsyncClient, count: int) -> list[str]:
+    """Make keys, each with a name of its own, and return them."""
+    made = [await http.post("/keys", json={"name": f"follower-{number}", "role": "viewer"}) for number in range(count)]
+    return [response.json()["key"] for response in made]
+
+
+async def follow(stack: Stack, path: str, key: str, turns: asyncio.Semaphore) -> tuple[asyncio.StreamWriter, int]:
     """Open a connection, follow a job on it, and return the connection and the status of the response."""
     url = httpx.URL(stack.address)
+    request = f"GET {path}/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n\r\n"
     async with turns:
         reader, writer = await asyncio.open_connection(url.host, url.port)
-        writer.write(f"GET {path}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        writer.write(request.encode())
         head = await reader.readuntil(b"\r\n\r\n")
         return writer, int(head.split()[1])
 
 
 @asynccontextmanager
-async def followers(stack: Stack, path: str, count: int) -> AsyncIterator[Counter[int]]:
+async def followers(stack: Stack, path: str, keys: Sequence[str], count: int) -> AsyncIterator[Counter[int]]:
     """Keep connections that follow a job for the duration of the block, and yield the statuses of their responses.
 
-    Those that are refused are kept, too.
+    They send the keys in turn. Those that are refused are kept, too.
     """
     turns = asyncio.Semaphore(_AT_ONCE)
-    opened = await asyncio.gather(*(follow(stack, path, turns) for _ in range(count)))
+    opened = await asyncio.gather(*(follow(stack, path, key, turns) for key in islice(cycle(keys), count)))
     try:
         yield Counter(status for _, status in opened)
     finally:
@@ -119,8 +130,9 @@ async def test_held_connections_and_dry_runs_do_not_keep_others_waiting() -> Non
         await add_volumes(stack, VOLUMES)
         async with stack.client() as http:
             job_path = (await http.post("/volumes", json={"name": "one", "size": "1MiB"})).headers["Location"]
+            keys = await new_keys(http, KEYS)
         async with (
-            followers(stack, job_path, CONNECTIONS) as followed,
+            followers(stack, job_path, keys, CONNECTIONS) as followed,
             probing(stack, "/healthz", "/api/v1/volumes?limit=1", job_path) as probes,
         ):
             planned = await dry_runs(stack, DRY_RUNS)

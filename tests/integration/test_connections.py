@@ -282,3 +282,18 @@ async def test_heartbeat_waits_for_no_connection_that_others_hold(services: Serv
         async with asyncio.timeout(2):
             await engine.renew(())
         release.set()
+
+
+async def test_heartbeat_uses_another_connection_if_its_own_is_lost_and_postgresql_has_none_left(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await services.database.ping()  # opens one that is idle then
+    async with refusing_server("sorry, too many clients already", "53300") as address:
+        refused = Database(f"postgresql://u:p@{address}/d?sslmode=disable")
+        monkeypatch.setattr(services.database, "_reserved", refused._reserved)
+        engine = an_engine(services)
+        await engine.renew(())
+        await refused.close()
+
+    async with services.database.transaction() as session:
+        assert await session.scalar(text("SELECT count(*) FROM workers")) == 1

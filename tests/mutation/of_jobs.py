@@ -259,6 +259,14 @@ JOBS: Final = (
         ("tests/integration/test_connections.py::test_heartbeat_waits_for_no_connection_that_others_hold",),
     ),
     Mutation(
+        "missing-connection-spends-attempt",
+        "bulk jobs would fail while all processes together want more connections than PostgreSQL has",
+        "worker/performer.py",
+        "            case DatabaseUnavailable() if was_not_executed(error):\n",
+        "            case DatabaseUnavailable() if False:\n",
+        ("tests/unit/test_performer.py::TestOutcomes::test_missing_connection_costs_no_attempt_even_at_the_last_one",),
+    ),
+    Mutation(
         "consumer-stays-at-the-old-primary",
         "a worker whose slots were all busy during a failover of Redis would receive no message any more",
         "worker/consumer.py",

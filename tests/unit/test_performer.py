@@ -7,6 +7,7 @@ from uuid import UUID
 
 import pytest
 
+from domain.bulk.requests import Selection
 from domain.jobs.attempt import WORKER_LOST, Cancelled, Failed, FenceBehind, RetryIn, Succeeded
 from domain.jobs.model import Job
 from domain.jobs.store.orphans import EXTRA_CLAIMS
@@ -33,6 +34,13 @@ async def run_once(job: Job, driver: StorageDriver) -> FakeJobEngine:
     engine = FakeJobEngine(job)
     await a_runner(engine, driver).handle(job.message)
     return engine
+
+
+def a_bulk_job() -> Job:
+    """Return a bulk job that has to be planned, at its last attempt."""
+    job = a_job("bulk.expand", max_attempts=1, volume_id=None, backend=None)
+    job.params |= {"selection": Selection().to_json()}
+    return job
 
 
 class UnsealableDriver(MemoryDriver):
@@ -88,6 +96,13 @@ class TestOutcomes:
         assert isinstance(outcome, RetryIn)
         assert outcome.free
         assert outcome.error["code"] == "storage-busy"
+
+    async def test_missing_connection_costs_no_attempt_even_at_the_last_one(self) -> None:
+        engine = await run_once(a_bulk_job(), MemoryDriver())  # its database cannot be reached
+        (outcome,) = engine.settled
+
+        assert isinstance(outcome, RetryIn)
+        assert (outcome.error["code"], outcome.free) == ("database-unavailable", True)
 
     async def test_bug_is_retried_and_its_error_has_no_internal_details(self) -> None:
         engine = await run_once(a_job(), BuggyDriver())

@@ -31,6 +31,7 @@ def test_mutated_file_is_valid_python_and_differs(mutation: Mutation) -> None:
 def test_tests_that_must_fail_exist(mutation: Mutation) -> None:
     for test in mutation.tests:
         path, _, name = test.partition("::")
+        name = name.rpartition("::")[2]
         assert f"def {name}(" in (ROOT / path).read_text() if name else (ROOT / path).is_file()
 
 

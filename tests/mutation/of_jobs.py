@@ -264,7 +264,15 @@ JOBS: Final = (
         "worker/performer.py",
         "            case DatabaseUnavailable() if was_not_executed(error):\n",
         "            case DatabaseUnavailable() if False:\n",
-        ("tests/unit/test_performer.py::TestOutcomes::test_missing_connection_costs_no_attempt_even_at_the_last_one",),
+        ("tests/unit/test_performer.py::test_missing_connection_costs_no_attempt_even_at_the_last_one",),
+    ),
+    Mutation(
+        "heartbeat-without-fallback",
+        "leases would run out once a heartbeat has lost its connection and PostgreSQL has none left",
+        "domain/db/database.py",
+        "            except NotConnected:\n                connection = await stack",
+        "            except ZeroDivisionError:\n                connection = await stack",
+        ("tests/integration/test_connections.py::test_heartbeat_without_its_connection_uses_another",),
     ),
     Mutation(
         "consumer-stays-at-the-old-primary",

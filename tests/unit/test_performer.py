@@ -53,6 +53,14 @@ class UnsealableDriver(MemoryDriver):
         raise KeyError("unexpected")
 
 
+async def test_missing_connection_costs_no_attempt_even_at_the_last_one() -> None:
+    engine = await run_once(a_bulk_job(), MemoryDriver())  # its database cannot be reached
+    (outcome,) = engine.settled
+
+    assert isinstance(outcome, RetryIn)
+    assert (outcome.error["code"], outcome.free) == ("database-unavailable", True)
+
+
 class TestOutcomes:
     async def test_successful_work_succeeds(self) -> None:
         job, driver = a_job(size=5 * MIB), MemoryDriver()
@@ -96,13 +104,6 @@ class TestOutcomes:
         assert isinstance(outcome, RetryIn)
         assert outcome.free
         assert outcome.error["code"] == "storage-busy"
-
-    async def test_missing_connection_costs_no_attempt_even_at_the_last_one(self) -> None:
-        engine = await run_once(a_bulk_job(), MemoryDriver())  # its database cannot be reached
-        (outcome,) = engine.settled
-
-        assert isinstance(outcome, RetryIn)
-        assert (outcome.error["code"], outcome.free) == ("database-unavailable", True)
 
     async def test_bug_is_retried_and_its_error_has_no_internal_details(self) -> None:
         engine = await run_once(a_job(), BuggyDriver())

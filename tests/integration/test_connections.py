@@ -284,7 +284,7 @@ async def test_heartbeat_waits_for_no_connection_that_others_hold(services: Serv
         release.set()
 
 
-async def test_heartbeat_uses_another_connection_if_its_own_is_lost_and_postgresql_has_none_left(
+async def test_heartbeat_without_its_connection_uses_another(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await services.database.ping()  # opens one that is idle then

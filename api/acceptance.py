@@ -172,7 +172,8 @@ async def _accepted_response(
     ] = None,
 ) -> AsyncIterator[AcceptedResponse]:
     seconds = preferred_wait(prefer or [])
-    with nullcontext() if seconds is None else holding(request):
+    held = nullcontext() if seconds is None else holding(request)
+    with held:
         yield AcceptedResponse(request, services, seconds, response)
 
 

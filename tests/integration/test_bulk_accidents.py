@@ -108,7 +108,7 @@ async def test_lost_counters_are_restored_from_the_ledger(
 
 
 async def test_volumes_expanded_by_a_dead_lane_are_completed_by_the_next(
-    services: Services, bulk_settings: Settings, running_worker: RunningWorker
+    services: Services, bulk_settings: Settings, running_worker: RunningWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
     (volume_id,) = await on_disk(services, bulk_settings, running_worker)
     job, claim = await a_claimed_lane(services, an_engine(services), epoch=9)
@@ -125,6 +125,7 @@ async def test_volumes_expanded_by_a_dead_lane_are_completed_by_the_next(
     volume = await services.volumes.get(volume_id, project_id=DEFAULT_PROJECT)
     assert (job.status, job.succeeded) == ("succeeded", 1)
     assert (volume.state, volume.size) == ("available", 2 * MIB)
+    assert "fence.raised" not in caplog.text, "the next lane begins above the fences of the dead one"
 
 
 async def test_last_lane_releases_volumes_with_the_sizes_found(

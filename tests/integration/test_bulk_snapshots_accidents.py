@@ -91,7 +91,13 @@ async def assert_one_each(services: Services, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("done", range(COUNT + 1))
 async def test_items_of_a_dead_lane_are_completed_by_the_next(
-    services: Services, job: Job, running_worker: RunningWorker, tmp_path: Path, done: int
+    services: Services,
+    job: Job,
+    running_worker: RunningWorker,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    done: int,
 ) -> None:
     lane = await claim_lane(services, job, epoch=9)
     all_work = await acquire_all(services, lane)
@@ -107,6 +113,7 @@ async def test_items_of_a_dead_lane_are_completed_by_the_next(
     assert [row.id for row in await snapshots(services)] == before, (
         "the snapshots inserted by the dead lane, and no others"
     )
+    assert done == 0 or "fence.raised" not in caplog.text, "the next lane begins above the fences of the dead one"
     await assert_one_each(services, tmp_path)
 
 

@@ -1,5 +1,7 @@
 """Projects: nothing of one is seen, changed or found out with a key of another."""
 
+import asyncio
+
 import httpx
 import pytest
 from fastapi import FastAPI
@@ -82,7 +84,8 @@ async def test_what_is_in_another_project_does_not_exist(
     async with two_projects(services, app) as (one, other):
         path = path.format_map(await made(one))
         before = [(await one.get(f"{V1}/{name}")).json() for name in ("volumes", "jobs", "schedules", "keys")]
-        answer = await other.request(method, path, json=body)
+        async with asyncio.timeout(20):  # a stream would not end
+            answer = await other.request(method, path, json=body)
         after = [(await one.get(f"{V1}/{name}")).json() for name in ("volumes", "jobs", "schedules", "keys")]
 
     assert (answer.status_code, answer.json()["code"][-10:]) == (404, answer.json()["code"][-10:])

@@ -46,7 +46,9 @@ class Entry:
 
 
 def read(path: Path) -> list[Entry]:
-    return [Entry.parse(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """Read the lines that are complete; a worker may just be writing the next one."""
+    text = path.read_text() if path.exists() else ""
+    return [Entry.parse(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def published(path: Path, subject: UUID) -> list[Entry]:

@@ -1,11 +1,13 @@
 """The journal's grant is a proxy that shares all state with the original, never a copy that could become stale."""
 
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
 
 from cistern_test_drivers.journal import JournalGrant, OperationJournal
 from domain.storage.context import Fence, Grant, Stopped, StopReason
+from tests.acceptance.journal import read
 
 VOLUME = UUID("01890000-0000-7000-8000-000000000001")
 
@@ -77,3 +79,13 @@ def test_report_on_the_proxy_is_recorded_on_both() -> None:
 
     assert (original.state.copied, original.state.progressed_at) == ((7, 9), 3.0)
     assert (proxy.state.copied, proxy.state.progressed_at) == ((7, 9), 3.0)
+
+
+def test_line_that_is_being_written_is_not_read_yet(tmp_path: Path) -> None:
+    line = f'{{"event": "begun", "operation": "create", "volume_id": "{VOLUME}", "job_id": "{VOLUME}",'
+    line += ' "fence": [1, 1], "pid": 1, "at": 0}\n'
+    file = tmp_path / "journal"
+    assert read(file) == []
+    file.write_text(line + line[:16])
+
+    assert [entry.event for entry in read(file)] == ["begun"]

@@ -1,7 +1,7 @@
 """Performs and records the jobs of every operation on volumes and snapshots, as the table of operations says.
 
 A job holds its volume and snapshot from the transaction that accepts it to the transaction that settles it. Rows are
-locked in one order everywhere: job, volume, snapshot.
+locked in one order everywhere: project, job, volume, snapshot.
 """
 
 from collections.abc import Iterable, Sequence

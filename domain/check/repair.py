@@ -63,7 +63,7 @@ class Repair:
     async def adopt_volume(self, volume_id: UUID, backend: str, stored: StoredVolume) -> bool:
         """Add a row for data that has none, so that it can be used again; also for its snapshots.
 
-        Only rows know the project. So it becomes the default one, which no key of another project sees.
+        Only rows know the project. So it becomes the default one, whose keys then see the data of any project.
         """
         async with self._database.transaction() as session:
             columns = {"backend": backend, "labels": {}, "state": VolumeState.AVAILABLE, "project_id": DEFAULT_PROJECT}

@@ -46,7 +46,8 @@ _COUNTS: Final = {
     "snapshots": "SELECT count(*) FROM snapshots WHERE project_id = projects.id",
     "queued_jobs": """
         SELECT count(*) FROM (
-            SELECT FROM jobs WHERE status = 'queued' AND project_id = projects.id AND parent_id IS NULL
+            SELECT FROM jobs WHERE status = 'queued' AND started_at IS NULL
+                AND project_id = projects.id AND parent_id IS NULL
             LIMIT max_queued_jobs
         ) AS queued
     """,

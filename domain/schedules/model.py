@@ -42,7 +42,8 @@ class Schedule(Owned):
     )
 
     name: Mapped[str]
-    #: The name of the key that has created or changed it last, whose role its runs need; None: it came with Cistern.
+    #: The name of the key that has created or changed it last, whose role its runs need. None: it is older than
+    #: projects, or came with Cistern.
     owner: Mapped[str | None]
     cron: Mapped[str]
     time_zone: Mapped[str]

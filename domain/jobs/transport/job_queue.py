@@ -269,6 +269,7 @@ class JobQueue:
             pipe.delete(tried)
             for backend in backends:
                 pipe.zscore(self.keys.queue(backend), "")
+                pipe.zscore(self.keys.turns(backend), "")
                 pipe.ltrim(self.keys.wakeups(backend), 0, MAX_WAKEUPS - 1)
             await pipe.execute()
             await self._acknowledge(keys=[], args=[])

@@ -14,7 +14,7 @@ _MESSAGE_KEYS: Final = (job_key_prefix, retry_key_prefix, in_progress_key_prefix
 #: last turn of each project, and the wake-up list. ARGV are the lifetime of a message, the last turn that is possible,
 #: and for each message its id, its data and its project. A message that is in the queue keeps its turn.
 SEND: Final = f"""
-local first = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2]
+local first = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[2], 'WITHSCORES', 'LIMIT', 0, 1)[2]
 if not first then redis.call('DEL', KEYS[2]) end
 local turns, sent = {{}}, 0
 for i = 3, #ARGV, 3 do

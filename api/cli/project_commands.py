@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from api.cli.client import ApiCallFailed, JsonObject
+from api.cli.client import ApiCallFailed
 from api.cli.client_commands import Session, command
 from api.cli.render import projects_table
 from domain.db.pagination import MAX_LIMIT
@@ -25,18 +25,9 @@ def list_projects(session: Session) -> None:
 
 
 @command(projects, "create")
-def create_project(
-    session: Session,
-    name: Name,
-    *,
-    volumes: Volumes = None,
-    size: Bytes = None,
-    snapshots: Snapshots = None,
-    jobs: Jobs = None,
-) -> None:
-    """Create a project."""
-    body = {"name": name, **_limits(volumes, size, snapshots, jobs)}
-    session.print([session.api.call("POST", "/projects", json=body)], projects_table)
+def create_project(session: Session, name: Name) -> None:
+    """Create a project without limits."""
+    session.print([session.api.call("POST", "/projects", json={"name": name})], projects_table)
 
 
 @command(projects, "limit")
@@ -53,13 +44,9 @@ def limit_project(
     found = next((one for one in session.api.list_all("/projects", MAX_LIMIT) if one["name"] == name), None)
     if found is None:
         raise ApiCallFailed(f"there is no project named {name!r}")
-    limits = _limits(volumes, size, snapshots, jobs)
-    session.print([session.api.call("PATCH", f"/projects/{found['id']}", json=limits)], projects_table)
-
-
-def _limits(volumes: str | None, size: str | None, snapshots: str | None, jobs: str | None) -> JsonObject:
     given = {"max_volumes": volumes, "max_bytes": size, "max_snapshots": snapshots, "max_queued_jobs": jobs}
-    return {name: _number(value) for name, value in given.items() if value is not None}
+    limits = {member: _number(value) for member, value in given.items() if value is not None}
+    session.print([session.api.call("PATCH", f"/projects/{found['id']}", json=limits)], projects_table)
 
 
 def _number(value: str) -> Any:

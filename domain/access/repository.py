@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.access.model import ApiKey, Role
 from domain.errors import KeyNotFound
-from domain.projects.model import LIMITS, Project
+from domain.projects.model import Project
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class KeyRepository:
         Each row has the ``ApiKey``, the ``name`` of its project, and whether that ``is_limited``.
         """
         query = (
-            select(ApiKey, Project.name, is_limited())
+            select(ApiKey, Project.name, Project.is_limited)
             .join(Project, Project.id == ApiKey.project_id)
             .where(ApiKey.public_id.in_(public_ids), _is_valid())
         )
@@ -89,11 +89,6 @@ class KeyRepository:
         """Store when keys were last used."""
         query = update(ApiKey).where(ApiKey.id.in_(key_ids)).values(last_used_at=at)
         await self._session.execute(query.execution_options(synchronize_session=False))
-
-
-def is_limited() -> ColumnElement[bool]:
-    """Return the condition that a project has limits."""
-    return (func.num_nonnulls(*(getattr(Project, name) for name in LIMITS)) > 0).label("is_limited")
 
 
 def _is_valid() -> ColumnElement[bool]:

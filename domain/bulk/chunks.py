@@ -111,7 +111,9 @@ class LaneSteps:
     async def _measure_and_acquire(self, items: Sequence[ItemRef]) -> ClaimedChunk:
         if not items:
             return ClaimedChunk(0)
-        used = await self.operation.measure(items) if self.operation.measures(self.lane.params) else {}
+        used: Mapping[UUID, int | None] = {}
+        if self.operation.measures(self.lane.params):
+            used = await self.operation.measure(items, self.lane.project_id)
         return ClaimedChunk(len(items), await self.acquire_volumes(items, used))
 
     async def reclaim_items(self) -> Sequence[ItemRef]:

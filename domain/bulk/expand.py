@@ -181,10 +181,10 @@ class ExpandOperation(BulkOperation):
         """Return whether the policy has a usage threshold."""
         return policy_from_json(params["policy"]).measures
 
-    async def measure(self, items: Sequence[ItemRef]) -> dict[UUID, int | None]:
-        """Return the bytes in use of volumes by id; volumes that cannot be measured are left out."""
+    async def measure(self, items: Sequence[ItemRef], project_id: UUID) -> dict[UUID, int | None]:
+        """Return the bytes in use of volumes of a project by id; volumes that cannot be measured are left out."""
         async with self._database.transaction() as session:
-            backends = await VolumeRepository(session).backends_of([item.volume_id for item in items])
+            backends = await VolumeRepository(session).backends_of([item.volume_id for item in items], project_id)
         usages = await asyncio.gather(*(self._measure_on(backend, backends) for backend in set(backends.values())))
         return {volume_id: usage.used for by_volume in usages for volume_id, usage in by_volume.items()}
 

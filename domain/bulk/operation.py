@@ -142,8 +142,12 @@ class BulkOperation(ABC):
         """Return whether `decide_available` depends on the usage of volumes, so that `measure` must be called."""
         return False
 
-    async def measure(self, items: Sequence[ItemRef]) -> dict[UUID, int | None]:  # noqa: ARG002 (for others)
-        """Return the bytes in use of volumes by id, None if the backend cannot tell.
+    async def measure(
+        self,
+        items: Sequence[ItemRef],  # noqa: ARG002 (for others)
+        project_id: UUID,  # noqa: ARG002 (for others)
+    ) -> dict[UUID, int | None]:
+        """Return the bytes in use of volumes of a project by id, None if the backend cannot tell.
 
         Volumes that cannot be measured are left out.
         """

@@ -97,6 +97,8 @@ class Repair:
             locked.version = version + 1
             locked.state = _resting_state(row, size, stores_sizes=stored is not None)
             locked.job_id = None
+            if isinstance(locked, Volume):
+                locked.growing_to = None
             if size is not None:
                 locked.size = size
         return True

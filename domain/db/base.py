@@ -5,8 +5,9 @@ from datetime import datetime
 from typing import Any, Final, NoReturn, TypeVar
 from uuid import UUID
 
-from sqlalchemy import BigInteger, DateTime, Enum, MetaData, Text, Uuid, text
+from sqlalchemy import BigInteger, DateTime, Enum, MetaData, Text, Uuid, select, text
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -76,8 +77,18 @@ class Owned(Entity):
 Row = TypeVar("Row", bound=Owned)
 
 
+async def find_owned(
+    session: AsyncSession, entity: type[Row], row_id: UUID, project_id: UUID, *, for_update: bool = False
+) -> Row | None:
+    """Read a row of a project; ``for_update`` locks it. A row of another project is neither read nor locked."""
+    query = select(entity).where(entity.id == row_id, entity.project_id == project_id)
+    if for_update:
+        query = query.with_for_update().execution_options(populate_existing=True)
+    return await session.scalar(query)
+
+
 def in_project(row: Row | None, project_id: UUID) -> Row | None:
-    """Return the row if it belongs to the project, else None: a row of another project does not exist for a client."""
+    """Return a row that was read together with those of other projects if it belongs to this one, else None."""
     return row if row is not None and row.project_id == project_id else None
 
 

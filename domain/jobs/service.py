@@ -66,8 +66,7 @@ class JobService:
         """
         async with accepting(self._database, origin) as request:
             session = request.session
-            job = await JobRepository(session).get_for_update(job_id)
-            job = require_job(job, job_id, origin.actor.project_id)
+            job = await JobRepository(session).lock(job_id, origin.actor.project_id)
             if job.ended:
                 raise JobEnded(job_status=job.status)
             if job.parent_id is not None:
@@ -99,7 +98,7 @@ class JobService:
         async with accepting(self._database, origin) as request:
             session = request.session
             jobs = JobRepository(session)
-            job = require_job(await jobs.get_for_update(job_id), job_id, origin.actor.project_id)
+            job = await jobs.lock(job_id, origin.actor.project_id)
             if job.parent_id is not None:
                 raise JobNotRetryable("A lane is a child of a bulk job; retry the bulk job.", job_id=job.parent_id)
             if job.status not in RETRYABLE or job.kind not in self._handlers:

@@ -4,14 +4,16 @@ from datetime import datetime
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, func
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy import Boolean, CheckConstraint, func, literal_column
+from sqlalchemy.orm import Mapped, column_property, mapped_column
 
 from domain.db.base import Entity
 
 MAX_NAME: Final = 64
 #: The columns with the limits of a project; null: no limit.
 LIMITS: Final = ("max_volumes", "max_bytes", "max_snapshots", "max_queued_jobs")
+#: The condition that a project has limits, in SQL.
+IS_LIMITED: Final = f"num_nonnulls({', '.join(LIMITS)}) > 0"
 
 
 class ProjectRef(NamedTuple):
@@ -40,3 +42,4 @@ class Project(Entity):
     max_queued_jobs: Mapped[int | None]
     created_by: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    is_limited: Mapped[bool] = column_property(literal_column(IS_LIMITED, Boolean()))

@@ -12,7 +12,7 @@ from sqlalchemy import ARRAY, BigInteger, Row, Uuid, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.errors import QuotaExceeded
-from domain.projects.model import LIMITS
+from domain.projects.model import IS_LIMITED, LIMITS
 
 
 class ProjectUsage(NamedTuple):
@@ -24,32 +24,30 @@ class ProjectUsage(NamedTuple):
     queued_jobs: int
 
 
-_LIMITED: Final = f"num_nonnulls({', '.join(LIMITS)}) > 0"
 _IDS: Final = bindparam("ids", type_=ARRAY(Uuid()))
 #: Find a project that has limits.
-HAS_LIMITS: Final = text(f"SELECT 1 FROM projects WHERE id = :id AND {_LIMITED}")  # noqa: S608 (built from constants)
+HAS_LIMITS: Final = text(f"SELECT 1 FROM projects WHERE id = :id AND {IS_LIMITED}")  # noqa: S608 (built from constants)
 #: Lock those of these projects that have limits, in the order of their ids: no two transactions can deadlock.
 LOCK: Final = (
     text(f"""
-    SELECT id FROM projects WHERE id = ANY(:ids) AND {_LIMITED} ORDER BY id FOR NO KEY UPDATE
+    SELECT id FROM projects WHERE id = ANY(:ids) AND {IS_LIMITED} ORDER BY id FOR NO KEY UPDATE
 """)  # noqa: S608 (built from constants)
     .bindparams(_IDS)
     .columns(id=Uuid())
 )
+#: Lock one project, unless another transaction has locked it.
+LOCK_IF_FREE: Final = text("SELECT id FROM projects WHERE id = :id FOR NO KEY UPDATE SKIP LOCKED").columns(id=Uuid())
 #: What is counted for each field of `ProjectUsage`. A size that a job may give to a volume counts already.
 _COUNTS: Final = {
     "volumes": "SELECT count(*) FROM volumes WHERE project_id = projects.id",
     "bytes": """
-        SELECT CAST(coalesce(sum(CASE WHEN job_id IS NULL THEN size ELSE greatest(size, growing_to) END), 0) AS bigint)
+        SELECT CAST(coalesce(sum(greatest(size, growing_to)), 0) AS bigint)
         FROM volumes WHERE project_id = projects.id
     """,
     "snapshots": "SELECT count(*) FROM snapshots WHERE project_id = projects.id",
     "queued_jobs": """
-        SELECT count(*) FROM (
-            SELECT FROM jobs WHERE status = 'queued' AND started_at IS NULL
-                AND project_id = projects.id AND parent_id IS NULL
-            LIMIT max_queued_jobs
-        ) AS queued
+        SELECT count(*) FROM jobs
+        WHERE status = 'queued' AND started_at IS NULL AND project_id = projects.id AND parent_id IS NULL
     """,
 }
 
@@ -113,6 +111,15 @@ async def lock_rooms(session: AsyncSession, project_ids: Collection[UUID]) -> Ma
         rows = await session.execute(LIMITED_USAGE, {"ids": locked})
         rooms.update({row.id: Room(_left(row)) for row in rows})
     return rooms
+
+
+async def lock_room_if_free(session: AsyncSession, project_id: UUID) -> Room | None:
+    """Lock a project and return the room in it; None if another transaction has locked it."""
+    if not await has_limits(session, project_id):
+        return UNLIMITED
+    if await session.scalar(LOCK_IF_FREE, {"id": project_id}) is None:
+        return None
+    return (await lock_rooms(session, [project_id]))[project_id]
 
 
 def _left(row: Row[Any]) -> dict[str, int]:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import select
@@ -32,17 +32,13 @@ class NewProject:
     limits: Mapping[str, int | None] = field(default_factory=dict)
 
 
-class _Cached(NamedTuple):
-    project: ProjectRef | None
-    until: float
-
-
 class ProjectService:
     """The projects, for the API and the command line."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._cache: dict[str, _Cached] = {}
+        #: By name, each with a time of the monotonic clock until which it is believed.
+        self._cache: dict[str, tuple[ProjectRef, float]] = {}
 
     async def find(self, name: str) -> ProjectRef | None:
         """Return the project with a name, as of at most `CACHE_SECONDS` ago; None if there is none.
@@ -50,16 +46,17 @@ class ProjectService:
         Raises:
             DatabaseUnavailable: PostgreSQL does not answer.
         """
-        cached = self._cache.get(name)
-        if cached is None or cached.until <= time.monotonic():
-            until = time.monotonic() + CACHE_SECONDS
-            async with self._database.transaction() as session:
-                project = await session.scalar(select(Project).where(Project.name == name))
-                found = None if project is None else _ref(project)
-            if found is None:  # not kept: any number of names could be asked for
+        found, until = self._cache.get(name, (None, 0.0))
+        if until > time.monotonic():
+            return found
+        until = time.monotonic() + CACHE_SECONDS
+        async with self._database.transaction() as session:
+            project = await session.scalar(select(Project).where(Project.name == name))
+            if project is None:  # not kept: any number of names could be asked for
                 return None
-            cached = self._cache[name] = _Cached(found, until)
-        return cached.project
+            found = ProjectRef(project.id, project.name, project.is_limited)
+        self._cache[name] = found, until
+        return found
 
     async def list_projects(
         self, request: PageRequest, *, only: UUID | None
@@ -113,7 +110,7 @@ class ProjectService:
             ProjectNotFound: no such project.
         """
         async with self._database.transaction() as session:
-            project = _require(await session.get(Project, project_id, with_for_update=True), project_id)
+            project = _require(await session.get(Project, project_id, with_for_update={"key_share": True}), project_id)
             for name, value in limits.items():
                 setattr(project, name, value)
             await session.flush()
@@ -127,10 +124,6 @@ def _require(project: Project | None, project_id: UUID) -> Project:
     if project is None:
         raise ProjectNotFound(project_id)
     return project
-
-
-def _ref(project: Project) -> ProjectRef:
-    return ProjectRef(project.id, project.name, any(getattr(project, name) is not None for name in LIMITS))
 
 
 async def _flush(session: AsyncSession, name: str) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import defer
 
-from domain.db.base import in_project
+from domain.db.base import find_owned
 from domain.db.listing import load_short
 from domain.errors import NameTaken, ScheduleNotFound
 from domain.jobs.store.retention import Pruned
@@ -58,8 +58,8 @@ class ScheduleRepository:
         Raises:
             ScheduleNotFound: no such schedule.
         """
-        schedule = await self._session.get(Schedule, schedule_id, with_for_update=for_update)
-        if (schedule := in_project(schedule, project_id)) is None:
+        schedule = await find_owned(self._session, Schedule, schedule_id, project_id, for_update=for_update)
+        if schedule is None:
             raise ScheduleNotFound(schedule_id)
         return schedule
 

@@ -23,7 +23,7 @@ from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting, entry_of
 from domain.jobs.model import Job
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.transport.job_queue import JobQueue
-from domain.projects.quota import Room, lock_rooms
+from domain.projects.quota import Room, lock_room_if_free
 from domain.schedules.actions import Actions
 from domain.schedules.cron import PlannedRun, Span, plan_run
 from domain.schedules.model import Run, RunOutcome, Schedule
@@ -96,7 +96,9 @@ class ScheduleRunner:
         window = timedelta(seconds=due.catch_up_seconds)
         plan = await asyncio.to_thread(plan_run, due.calendar, due.next_run_at or now, now=now, window=window)
         async with self._database.transaction() as session:
-            room = (await lock_rooms(session, [due.project_id]))[due.project_id]
+            room = await lock_room_if_free(session, due.project_id)
+            if room is None:  # the next sweep starts it; other projects must not wait for this one
+                return None
             schedule = await ScheduleRepository(session).lock_if_unchanged(due)
             if schedule is None:
                 return None

@@ -24,7 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.db.base import in_project
+from domain.db.base import find_owned
 from domain.db.sql import array_rows
 from domain.errors import NameTaken, SnapshotBusy, SnapshotNotFound, SnapshotUnusable, VolumeHasSnapshots
 from domain.jobs.kinds import JobKind
@@ -85,7 +85,7 @@ class SnapshotRepository:
         Raises:
             SnapshotNotFound: no such snapshot.
         """
-        snapshot = in_project(await self._session.get(Snapshot, snapshot_id), project_id)
+        snapshot = await find_owned(self._session, Snapshot, snapshot_id, project_id)
         if snapshot is None:
             raise SnapshotNotFound(snapshot_id)
         return snapshot
@@ -97,8 +97,8 @@ class SnapshotRepository:
             SnapshotNotFound: no such snapshot.
             SnapshotBusy, SnapshotUnusable: it cannot move to ``state`` now.
         """
-        snapshot = await self._session.get(Snapshot, snapshot_id, with_for_update=True, populate_existing=True)
-        if (snapshot := in_project(snapshot, project_id)) is None:
+        snapshot = await find_owned(self._session, Snapshot, snapshot_id, project_id, for_update=True)
+        if snapshot is None:
             raise SnapshotNotFound(snapshot_id)
         if state not in SNAPSHOT_MOVES[snapshot.state]:
             if snapshot.state in BUSY:

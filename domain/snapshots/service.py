@@ -161,7 +161,8 @@ class SnapshotService:
         expired = await snapshots.lock_expired(volume_ids, schedule_id, keep)
         if not expired:
             return
-        backends = await VolumeRepository(session).backends_of({snapshot.volume_id for snapshot in expired})
+        renewed = {snapshot.volume_id for snapshot in expired}
+        backends = await VolumeRepository(session).backends_of(renewed, expired[0].project_id)
         acquired = await snapshots.acquire_each({snapshot.id: uuid7() for snapshot in expired}, SnapshotState.DELETING)
         jobs = [self._delete_job(snapshot, backends[snapshot.volume_id], caller) for snapshot in acquired]
         await JobRepository(session).add_undispatched(jobs)

@@ -59,7 +59,7 @@ class Volume(Owned):
     version: Mapped[int]
     #: The job that holds the volume; None while it is idle.
     job_id: Mapped[UUID | None]
-    #: The size that its job may give it, in bytes; only while a job holds it, and None if the job does not change it.
+    #: The size that its job may give it, in bytes; None if no job holds it, or the job does not change it.
     growing_to: Mapped[int | None]
     labels: Mapped[dict[str, str]]
     autogrow: Mapped[dict[str, Any] | None]

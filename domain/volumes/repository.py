@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, TextualSelect, Uuid, func, select, text, upda
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.db.base import in_project
+from domain.db.base import find_owned
 from domain.db.sql import array_rows, as_arrays, as_columns, insertion, unnested
 from domain.errors import NameTaken, VolumeNotFound
 from domain.operations import VolumeState
@@ -79,7 +79,7 @@ ACQUIRE: Final = text(f"""
 RELEASE: Final = _release_statement("""
     UPDATE volumes
     SET state = :state, job_id = NULL, version = version + 1,
-        size = coalesce(held.size, volumes.size), updated_at = now()
+        size = coalesce(held.size, volumes.size), growing_to = NULL, updated_at = now()
     FROM held WHERE
 """)
 #: Delete the rows of volumes.
@@ -162,7 +162,7 @@ class VolumeRepository:
         Raises:
             VolumeNotFound: no such volume.
         """
-        volume = in_project(await self._session.get(Volume, volume_id), project_id)
+        volume = await find_owned(self._session, Volume, volume_id, project_id)
         if volume is None:
             raise VolumeNotFound(volume_id)
         return volume
@@ -173,8 +173,8 @@ class VolumeRepository:
         Raises:
             VolumeNotFound: no such volume.
         """
-        volume = await self._session.get(Volume, volume_id, with_for_update=True, populate_existing=True)
-        if (volume := in_project(volume, project_id)) is None:
+        volume = await find_owned(self._session, Volume, volume_id, project_id, for_update=True)
+        if volume is None:
             raise VolumeNotFound(volume_id)
         return volume
 
@@ -193,9 +193,9 @@ class VolumeRepository:
             volume.used = volume.used_at = None  # measured of the bytes that are replaced now
         return volume
 
-    async def backends_of(self, volume_ids: Collection[UUID]) -> dict[UUID, str]:
-        """Return the backend of each of these volumes that exists."""
-        query = select(Volume.id, Volume.backend).where(Volume.id.in_(volume_ids))
+    async def backends_of(self, volume_ids: Collection[UUID], project_id: UUID) -> dict[UUID, str]:
+        """Return the backend of each of these volumes that exists in a project."""
+        query = select(Volume.id, Volume.backend).where(Volume.id.in_(volume_ids), Volume.project_id == project_id)
         return {row.id: row.backend for row in await self._session.execute(query)}
 
     async def sample(self, backend: str, limit: int) -> Sequence[UUID]:

@@ -6,9 +6,11 @@ its rows. A batch must not wait long for locks: one locked row would delay all o
 1. Expansions never wait: a request for a locked volume is accepted in a transaction of its own.
 2. Creations wait at most 100 ms for a name that an open transaction has just inserted; then each of them
    is accepted in a transaction of its own.
-3. Requests with an Idempotency-Key are never batched, since they may have to wait for the first answer to their key.
+3. Requests of a project with limits have batches of their own: these wait for the project's row.
+4. Requests with an Idempotency-Key are never batched, since they may have to wait for the first answer to their key.
 """
 
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -105,8 +107,13 @@ class VolumeService:
         self._queue = queue
         self._directory = directory
         self._max_attempts = max_attempts
-        self._create_batcher = Batcher(self._create_batch, max_batch=MAX_BATCH, fails_all=failed_transiently)
-        self._expand_batcher = Batcher(self._expand_batch, max_batch=MAX_BATCH, fails_all=failed_transiently)
+        #: By the project, for those with limits; all others share that of None.
+        self._create_batchers = defaultdict[UUID | None, Batcher[_CreateRequest, bool]](
+            lambda: Batcher(self._create_batch, max_batch=MAX_BATCH, fails_all=failed_transiently)
+        )
+        self._expand_batchers = defaultdict[UUID | None, Batcher[_ExpandRequest, Job | None]](
+            lambda: Batcher(self._expand_batch, max_batch=MAX_BATCH, fails_all=failed_transiently)
+        )
 
     # --- read and change ---------------------------------------------------------------------------------
 
@@ -177,7 +184,8 @@ class VolumeService:
         """
         volume = await self._new_volume(new, origin.actor.project_id)
         job = self._job(JobKind.VOLUME_CREATE, volume, {"size": volume.size}, created_by=origin.caller)
-        if origin.idempotency is None and await self._create_batcher(_CreateRequest(volume, job, origin.actor)):
+        request, batcher = _CreateRequest(volume, job, origin.actor), self._create_batchers[_limited_project(origin)]
+        if origin.idempotency is None and await batcher(request):
             return await self._log_and_dispatch(job)
         async with accepting(self._database, origin) as accepted:
             accepted.room.take(volumes=1, bytes=volume.size)
@@ -196,7 +204,8 @@ class VolumeService:
             QuotaExceeded: the project may not have so many bytes.
         """
         request = _ExpandRequest(volume_id, growth, origin.actor)
-        if origin.idempotency is None and (batched := await self._expand_batcher(request)):
+        batcher = self._expand_batchers[_limited_project(origin)]
+        if origin.idempotency is None and (batched := await batcher(request)):
             return await self._log_and_dispatch(batched)
         # With a key, or if the batch has left it out, the request is accepted alone.
         async with accepting(self._database, origin) as accepted:
@@ -322,6 +331,10 @@ class VolumeService:
     async def _dispatch(self, job: Job) -> Job:
         await self._queue.dispatch([job.message])
         return job
+
+
+def _limited_project(origin: RequestOrigin) -> UUID | None:
+    return origin.actor.project_id if origin.actor.is_limited else None
 
 
 def _beyond_limits(requests: Sequence[_CreateRequest], rooms: Mapping[UUID, Room]) -> dict[UUID, QuotaExceeded]:

@@ -11,7 +11,7 @@ from domain.bulk.model import ItemStatus
 from domain.bulk.snapshot import BulkSnapshotRequest
 from domain.errors import QuotaExceeded
 from domain.jobs.model import Job
-from domain.projects.quota import ProjectUsage
+from domain.projects.quota import ProjectUsage, Room, lock_room_if_free, lock_rooms
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.volumes.model import Growth
@@ -153,3 +153,29 @@ async def codes(services: Services, project: ProjectOfTest, job: Job) -> Counter
     items = await services.bulk.items(job.id, None, project_id=project.id, after=None, limit=100)
     assert all(item.status is ItemStatus.FAILED for item in items if item.code == "quota-exceeded")
     return Counter(item.code or "" for item in items)
+
+
+async def test_locked_project_keeps_no_other_waiting(services: Services) -> None:
+    """Each request of a project with limits waits for its row; those of others are not in its batch."""
+    one, other = await a_project(services, "one", max_volumes=9), await a_project(services, "other", max_volumes=9)
+    volume = (await available(services, other)).volume_id
+    assert volume is not None
+    async with services.database.transaction() as session:
+        await lock_rooms(session, [one.id])
+        waiting = asyncio.create_task(created(services, one, "waits"))
+        async with asyncio.timeout(5):
+            await asyncio.gather(
+                asyncio.create_task(created(services, other, "another")),
+                asyncio.create_task(services.volumes.request_create(NewVolume("of-nobody", MIB))),
+                asyncio.create_task(services.volumes.request_expand(volume, Growth(by=MIB), origin=other.origin)),
+            )
+            assert await asyncio.create_task(room_if_free(services, one)) is None
+        assert not waiting.done()
+
+    await waiting
+
+
+async def room_if_free(services: Services, project: ProjectOfTest) -> Room | None:
+    """Do what a sweep does before it starts the run of a schedule."""
+    async with services.database.transaction() as session:
+        return await lock_room_if_free(session, project.id)

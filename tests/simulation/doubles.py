@@ -177,8 +177,8 @@ class SingleBatcher(Batcher[Item, Result]):
 def without_request_batching(services: Services) -> Services:
     """Make the services accept and read each request on its own."""
     volumes = services.volumes
-    volumes._create_batcher = SingleBatcher(volumes._create_batch, max_batch=1)
-    volumes._expand_batcher = SingleBatcher(volumes._expand_batch, max_batch=1)
+    volumes._create_batchers[None] = SingleBatcher(volumes._create_batch, max_batch=1)
+    volumes._expand_batchers[None] = SingleBatcher(volumes._expand_batch, max_batch=1)
     services.jobs._reads = SingleBatcher(services.jobs._read_batch, max_batch=1)
     return services
 

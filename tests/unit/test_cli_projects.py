@@ -38,20 +38,23 @@ def test_projects_are_listed_with_what_they_have_of_how_much(cistern: Terminal) 
     assert json.loads(cistern("projects", "list", "--json").out) == _EXAMPLE
 
 
-def test_project_is_created_with_limits(cistern: Terminal, requests: list[httpx.Request]) -> None:
-    code, _, _ = cistern("projects", "create", "search", "--max-volumes", "100", "--max-queued-jobs", "7")
+def test_project_is_created(cistern: Terminal, requests: list[httpx.Request]) -> None:
+    code, _, _ = cistern("projects", "create", "search")
 
     assert code == 0
     assert requests[0].url.path == "/api/v1/projects"
-    assert json.loads(requests[0].content) == {"name": "search", "max_volumes": 100, "max_queued_jobs": 7}
+    assert json.loads(requests[0].content) == {"name": "search"}
 
 
 def test_limits_are_changed_and_removed(cistern: Terminal, requests: list[httpx.Request]) -> None:
-    code, _, _ = cistern("projects", "limit", "search", "--max-volumes", "none", "--max-bytes", "many")
+    given = ("--max-volumes", "none", "--max-bytes", "many", "--max-queued-jobs", "7")
+    code, _, _ = cistern("projects", "limit", "search", *given)
 
     assert code == 0
     assert (requests[1].method, requests[1].url.path) == ("PATCH", f"/api/v1/projects/{_EXAMPLE['id']}")
-    assert json.loads(requests[1].content) == {"max_volumes": None, "max_bytes": "many"}, "which the API refuses"
+    assert json.loads(requests[1].content) == {"max_volumes": None, "max_bytes": "many", "max_queued_jobs": 7}, (
+        "the API refuses what is no number"
+    )
 
 
 def test_unknown_project_is_one_line(cistern: Terminal) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import defer
 
 from domain.audit.model import NewEntry
-from domain.db.base import DEFAULT_PROJECT, in_project
+from domain.db.base import DEFAULT_PROJECT, find_owned, in_project
 from domain.db.listing import load_short
 from domain.db.sql import as_arrays, as_columns
 from domain.errors import JobNotFound
@@ -65,6 +65,16 @@ class JobRepository:
     async def get_for_update(self, job_id: UUID) -> Job | None:
         """Read one job and lock its row."""
         return _visible(await self._session.get(Job, job_id, with_for_update=True, populate_existing=True))
+
+    async def lock(self, job_id: UUID, project_id: UUID) -> Job:
+        """Read one job of a project and lock its row.
+
+        Raises:
+            JobNotFound: no such job.
+        """
+        return require_job(
+            _visible(await find_owned(self._session, Job, job_id, project_id, for_update=True)), job_id, project_id
+        )
 
     async def raise_fences(self, stored: Mapping[UUID, Fence]) -> None:
         """Raise the fences of queued jobs, which the caller has locked, above those that the storage has."""

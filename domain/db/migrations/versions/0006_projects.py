@@ -36,6 +36,7 @@ def upgrade() -> None:
         default = sa.text(f"'{_DEFAULT}'")
         op.add_column(table, sa.Column("project_id", sa.Uuid(), server_default=default, nullable=False))
     op.create_foreign_key(op.f("api_keys_project_id_fkey"), "api_keys", "projects", ["project_id"], ["id"])
+    op.execute(f"UPDATE idempotency_keys SET caller = '{_DEFAULT}:' || caller")  # noqa: S608 (a constant)
     op.add_column("audit_entries", sa.Column("project_id", sa.Uuid(), nullable=True))
     op.add_column("volumes", sa.Column("growing_to", sa.BigInteger(), nullable=True))
     op.add_column("schedules", sa.Column("owner", sa.Text(), nullable=True))

@@ -236,8 +236,9 @@ class VolumeService:
             if not was_lock_timeout(error):
                 raise
             return [False] * len(requests)
-        outcomes: dict[UUID, bool | Exception] = {volume.id: name_taken(volume.name) for volume in volumes}
-        outcomes |= dict.fromkeys(added, True)
+        outcomes: dict[UUID, bool | Exception] = {
+            volume.id: volume.id in added or name_taken(volume.name) for volume in volumes
+        }
         # Those whose names are taken leave their room to others after all.
         outcomes |= dict.fromkeys(refused, False) if len(added) < len(volumes) else refused
         return [outcomes[request.volume.id] for request in requests]

@@ -72,9 +72,8 @@ class JobRepository:
         Raises:
             JobNotFound: no such job.
         """
-        return require_job(
-            _visible(await find_owned(self._session, Job, job_id, project_id, for_update=True)), job_id, project_id
-        )
+        job = await find_owned(self._session, Job, job_id, project_id, for_update=True)
+        return require_job(_visible(job), job_id, project_id)
 
     async def raise_fences(self, stored: Mapping[UUID, Fence]) -> None:
         """Raise the fences of queued jobs, which the caller has locked, above those that the storage has."""

@@ -14,6 +14,8 @@ SCHEMES: Final = ("postgresql", "postgres", "postgresql+asyncpg")
 _PORT: Final = 5432
 _SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _SESSION_ATTRIBUTES: Final = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
+#: An address may lead to a standby for a while, after a failover. What is read there is older than what was answered.
+_DEFAULT_ATTRIBUTE: Final = "primary"
 _FILES: Final = frozenset({"sslrootcert", "sslcert", "sslkey", "sslcrl"})
 #: Options that asyncpg reads from its own URL.
 _OF_ASYNCPG: Final = _FILES | {
@@ -80,7 +82,7 @@ def _options(options: dict[str, str]) -> dict[str, Any]:
     for_asyncpg = {_SQLALCHEMY_NAMES.get(name, name): value for name, value in options.items() if name in _OF_ASYNCPG}
     if for_asyncpg.get("sslmode", "prefer") not in _SSL_MODES:
         raise ValueError(f"sslmode must be one of {', '.join(_SSL_MODES)}")
-    attributes = options.get("target_session_attrs", "any")
+    attributes = options.get("target_session_attrs", _DEFAULT_ATTRIBUTE)
     if attributes not in _SESSION_ATTRIBUTES:
         raise ValueError(f"target_session_attrs must be one of {', '.join(_SESSION_ATTRIBUTES)}")
     if for_asyncpg.get("sslrootcert") == "system":  # libpq's name for the authorities that the system trusts

@@ -36,7 +36,7 @@ async def test_promotion_under_load_loses_nothing_and_doubles_nothing(address: s
             while len(expected.accepted) == before:
                 await asyncio.sleep(0.01)
 
-    async def fail_over() -> None:
+    async def fail_over(http: httpx.AsyncClient) -> None:
         while len(expected.accepted) < JOBS / 3:
             await asyncio.sleep(0.01)
         if address == "two hosts":  # the primary is killed, and comes back as a copy of the new one
@@ -55,7 +55,8 @@ async def test_promotion_under_load_loses_nothing_and_doubles_nothing(address: s
             await asyncio.to_thread(primary.stop)
             await asyncio.to_thread(standby.promote)
             await asyncio.to_thread(primary.follow, standby)
-            await asyncio.sleep(1)
+            answers = [await http.get("/jobs") for _ in range(20)]
+            assert {answer.status_code for answer in answers} == {503}  # a standby is not read from
             load_balancer.leads_to = standby.socket
             await accepts_again()
         expected.faults["promoted"] += 1
@@ -65,7 +66,7 @@ async def test_promotion_under_load_loses_nothing_and_doubles_nothing(address: s
             url = by_hosts(primary, standby) if "host" in address else by_port(load_balancer.port)
             async with stack_on(servers, database_url=url) as stack, stack.client() as http:
                 async with asyncio.TaskGroup() as group:
-                    group.create_task(fail_over())
+                    group.create_task(fail_over(http))
                     group.create_task(run_clients(http, expected, clients=CLIENTS, seed=1))
                 await check_storm(stack.database, stack.cluster.journal, expected)
                 assert set(await stack.stop_workers()) == {0}

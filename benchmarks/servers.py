@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +63,7 @@ async def add_key(url: str) -> None:
 @contextmanager
 def worker(settings: Settings, backend: str, **overrides: object) -> Iterator[subprocess.Popen[bytes]]:
     """Run a worker process for the duration of the block."""
-    with _process([sys.executable, "-m", "worker"], environment_for(settings, backend, **overrides)) as process:
+    with running(["-m", "worker"], environment_for(settings, backend, **overrides)) as process:
         yield process
 
 
@@ -88,13 +88,16 @@ class Server:
 
 
 @contextmanager
-def serving(app: str, environment: dict[str, str], path: str) -> Iterator[Server]:
-    """Run an application in uvicorn for the duration of the block, which starts once ``path`` responds."""
+def serving(app: str, environment: Mapping[str, str], path: str, *, folder: Path | None = None) -> Iterator[Server]:
+    """Run an application in uvicorn for the duration of the block, which starts once ``path`` responds.
+
+    ``folder`` is the checkout that it is from, if it is another one.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     quiet = ["--no-access-log", "--log-level", "error"]
-    with _process([sys.executable, "-m", "uvicorn", app, "--port", str(port), *quiet], environment) as process:
+    with running(["-m", "uvicorn", app, "--port", str(port), *quiet], environment, folder=folder) as process:
         server = Server(port, process)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
@@ -117,8 +120,15 @@ def environment_for(settings: Settings, backend: str, **overrides: object) -> di
 
 
 @contextmanager
-def _process(command: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, env=os.environ | environment)  # noqa: S603 (our own command)
+def running(
+    arguments: Sequence[str], environment: Mapping[str, str], *, folder: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run Python with these arguments for the duration of the block.
+
+    ``folder`` is the checkout whose virtual environment and code are used, if it is another one.
+    """
+    python = sys.executable if folder is None else folder / ".venv" / "bin" / "python"
+    process = subprocess.Popen([python, *arguments], env=os.environ | environment, cwd=folder)  # noqa: S603
     try:
         yield process
     finally:

@@ -119,7 +119,7 @@ def _without_fence(params: dict[str, Any]) -> dict[str, Any]:
 class JobOut(BaseModel):
     """One job."""
 
-    model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [JOB_EXAMPLE]})
+    model_config = ConfigDict(json_schema_extra={"examples": [JOB_EXAMPLE]})
 
     id: UUID
     kind: str
@@ -151,7 +151,8 @@ class JobOut(BaseModel):
     @classmethod
     def whole(cls, job: Job) -> Self:
         """Render a row for the response to a GET of the job itself."""
-        return cls.model_validate(job).model_copy(update={"progress": ProgressOut.from_job(job)})
+        columns = dict.fromkeys(cls.model_fields) | job.loaded_columns()
+        return cls.model_validate(columns | {"progress": ProgressOut.from_job(job)})
 
     @classmethod
     def from_row(cls, job: Job) -> Self:

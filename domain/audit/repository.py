@@ -10,7 +10,7 @@ from sqlalchemy import delete, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.audit.model import AuditEntry, NewEntry
-from domain.db.sql import as_arrays, insertion
+from domain.db.sql import as_json, insertion
 
 #: Insert entries: one for every request, so it is text, as the frequent statements on jobs.
 ADD: Final = text(insertion(AuditEntry))
@@ -31,7 +31,7 @@ class AuditFilter:
 async def add_entries(session: AsyncSession, entries: Sequence[NewEntry]) -> None:
     """Insert entries in the transaction that accepts what they are about."""
     if entries:
-        await session.execute(ADD, as_arrays(entries))
+        await session.execute(ADD, {"rows": as_json(entries)})
 
 
 async def page_of_entries(

@@ -15,7 +15,6 @@ from domain.audit.model import NOBODY, Actor, new_entry
 from domain.audit.repository import add_entries
 from domain.db.database import Database
 from domain.db.pagination import Page, PageRequest
-from domain.db.sql import as_json
 from domain.errors import NameTaken, ProjectNotFound
 from domain.projects.model import LIMITS, Project, ProjectRef
 from domain.projects.quota import ProjectUsage, usage_of
@@ -140,5 +139,5 @@ async def _with_usage(session: AsyncSession, project: Project) -> tuple[Project,
 
 
 async def _record(session: AsyncSession, action: str, project: Project, actor: Actor, limits: dict[str, Any]) -> None:
-    entry = new_entry(actor, action, subject_id=project.id, subject_name=project.name, details=as_json(limits))
+    entry = new_entry(actor, action, subject_id=project.id, subject_name=project.name, details=limits)
     await add_entries(session, [entry])

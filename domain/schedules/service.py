@@ -13,7 +13,6 @@ from domain.audit.model import NOBODY, Actor, new_entry
 from domain.audit.repository import add_entries
 from domain.db.database import Database
 from domain.db.pagination import Page, PageRequest
-from domain.db.sql import as_json
 from domain.errors import Invalid
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting
 from domain.schedules.actions import Actions, Params
@@ -163,8 +162,7 @@ class ScheduleService:
 
 
 async def _record(session: AsyncSession, action: str, schedule: Schedule, actor: Actor, **details: Any) -> None:
-    changed = as_json(details) if details else None
-    entry = new_entry(actor, action, subject_id=schedule.id, subject_name=schedule.name, details=changed)
+    entry = new_entry(actor, action, subject_id=schedule.id, subject_name=schedule.name, details=details or None)
     await add_entries(session, [entry])
 
 

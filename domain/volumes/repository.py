@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.db.base import find_owned
-from domain.db.sql import array_rows, as_arrays, as_columns, insertion, unnested
+from domain.db.sql import array_rows, as_arrays, as_rows, insertion, unnested
 from domain.errors import NameTaken, VolumeNotFound
 from domain.operations import VolumeState
 from domain.volumes.model import LockedVolume, Volume, require_move
@@ -153,8 +153,7 @@ class VolumeRepository:
         Raises:
             DatabaseUnavailable: that transaction has not ended within 100 ms (see `was_lock_timeout`).
         """
-        rows = as_columns(Volume, volumes)
-        return set((await self._session.scalars(ADD_WITH_FREE_NAMES, rows)).all())
+        return set((await self._session.scalars(ADD_WITH_FREE_NAMES, {"rows": as_rows(volumes)})).all())
 
     async def get(self, volume_id: UUID, project_id: UUID) -> Volume:
         """Read one volume of a project.

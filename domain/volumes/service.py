@@ -24,7 +24,6 @@ from domain.audit.repository import add_entries
 from domain.batching import Batcher
 from domain.db.database import Database, failed_transiently, was_lock_timeout
 from domain.db.pagination import Page, PageRequest
-from domain.db.sql import as_json
 from domain.errors import DatabaseUnavailable, Invalid, QuotaExceeded, Refused
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting, entry_of, log_accepted, rooms_of
 from domain.jobs.attempt import Payload
@@ -160,7 +159,7 @@ class VolumeService:
             for name, value in changes.items():
                 setattr(volume, name, value)
             await volumes.flush(volume)
-            details = as_json({"members": sorted(changes)})
+            details = {"members": sorted(changes)}
             entry = new_entry(actor, "volume.update", subject_id=volume.id, subject_name=volume.name, details=details)
             await add_entries(session, [entry])
             await session.refresh(volume)

@@ -1,6 +1,7 @@
 """Every accepted change leaves one entry in the audit log, in the transaction that accepts it; nothing else does."""
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -135,7 +136,7 @@ async def test_entries_can_be_filtered(services: Services, client: httpx.AsyncCl
 async def test_old_entries_are_pruned(services: Services) -> None:
     async def add(session: AsyncSession, days: int) -> None:
         at = _first_id_of(datetime.now(UTC) - timedelta(days=days))
-        entry = new_entry(Actor("me"), f"{days} days ago")._replace(id=UUID(int=at.int + 1))
+        entry = replace(new_entry(Actor("me"), f"{days} days ago"), id=UUID(int=at.int + 1))
         await add_entries(session, [entry])
 
     async with services.database.transaction() as session:

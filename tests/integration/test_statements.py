@@ -14,9 +14,8 @@ from sqlalchemy import BigInteger, ClauseElement, DateTime, Text, TextClause, Te
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import asyncpg as dialect
 
-from domain.audit.model import NewEntry
 from domain.db.base import Entity
-from domain.db.sql import as_columns
+from domain.db.sql import as_rows, given_columns
 from domain.jobs.model import Job
 from domain.jobs.states import JobStatus
 from domain.jobs.store import statements
@@ -89,15 +88,10 @@ LIMITED: dict[type[Entity], dict[str, Any]] = {
     Job: {"status": JobStatus.RUNNING, "finished_at": None},
 }
 
-#: The parameters of an insertion of jobs without entries of the audit log.
-NO_ENTRIES: dict[str, list[Any]] = {statements.ENTRY + name: [] for name in NewEntry._fields}
-
 
 def filled(entity: type[Entity], **values: Any) -> Entity:
     """Build a row with a value in every column that PostgreSQL does not fill in; new columns are included."""
-    columns = as_columns(entity, []).keys()
-    given = [column for column in entity.__table__.columns if column.name in columns]
-    by_type = {column.name: VALUES.get(type(column.type)) for column in given}
+    by_type = {column.name: VALUES.get(type(column.type)) for column in given_columns(entity)}
     return entity(**by_type | LIMITED[entity] | {"id": uuid4(), **values})
 
 
@@ -109,7 +103,7 @@ async def added(services: Services, row: Entity, statement: ClauseElement | None
             session.add(row)
             await session.flush()
         else:
-            await session.execute(statement, as_columns(entity, [row]) | NO_ENTRIES)  # type: ignore[call-overload]
+            await session.execute(statement, {"rows": as_rows([row]), "entries": "[]"})  # type: ignore[call-overload]
     async with services.database.transaction() as session:
         stored = await session.get_one(entity, row.id)
         await session.delete(stored)
@@ -132,7 +126,7 @@ async def test_batch_writes_every_column_that_a_single_insert_writes(
     single = await added(services, filled(entity, **values))
     batched = await added(services, filled(entity, **values), statement)
 
-    given = [*as_columns(entity, [])]
+    given = [column.name for column in given_columns(entity)]
     assert [name for name in given if single[name] is None] == [
         name for name, one in LIMITED[entity].items() if not one
     ]

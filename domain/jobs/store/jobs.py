@@ -13,7 +13,7 @@ from sqlalchemy.orm import defer
 from domain.audit.model import NewEntry
 from domain.db.base import DEFAULT_PROJECT, find_owned, in_project
 from domain.db.listing import load_short
-from domain.db.sql import as_arrays, as_columns
+from domain.db.sql import as_json, as_rows
 from domain.errors import JobNotFound
 from domain.jobs.model import Job
 from domain.jobs.states import ENDED, JobStatus
@@ -48,15 +48,14 @@ class JobRepository:
 
     async def add_many(self, jobs: Sequence[Job], entries: Sequence[NewEntry]) -> None:
         """Insert new jobs and their entries of the audit log; the caller must dispatch them after the commit."""
-        recorded = as_arrays(entries, prefix=statements.ENTRY)
-        rows = await self._session.scalars(statements.ADD, as_columns(Job, jobs) | recorded)
-        now = rows.all()[0]  # now() is constant within a transaction
+        rows = {"rows": as_rows(jobs), "entries": as_json(entries)}
+        now = (await self._session.scalars(statements.ADD, rows)).all()[0]  # now() is constant within a transaction
         for job in jobs:
             job.created_at = job.run_at = job.dispatched_at = now
 
     async def add_undispatched(self, jobs: Sequence[Job]) -> None:
         """Insert new jobs and leave their dispatch to a maintenance task."""
-        await self._session.execute(statements.ADD_UNDISPATCHED, as_columns(Job, jobs))
+        await self._session.execute(statements.ADD_UNDISPATCHED, {"rows": as_rows(jobs)})
 
     async def get(self, job_id: UUID) -> Job | None:
         """Read one job."""

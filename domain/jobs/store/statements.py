@@ -20,11 +20,9 @@ from domain.db.sql import insertion, unnested
 from domain.jobs.attempt import CLAIMED_COLUMNS
 from domain.jobs.model import Job
 
-#: Before the names of the parameters of `ADD` that are entries of the audit log.
-ENTRY: Final = "entry_"
 #: Insert new jobs and their entries of the audit log. Every accepted request does: a second round trip would count.
 ADD: Final = text(f"""
-    WITH recorded AS ({insertion(AuditEntry, prefix=ENTRY)})
+    WITH recorded AS ({insertion(AuditEntry, rows="entries")})
     {insertion(Job)} RETURNING created_at
 """).columns(created_at=DateTime(timezone=True))
 #: Insert new jobs for which maintenance sends the messages.

@@ -36,6 +36,7 @@ FINISHED: Final = 1_000_000
 QUEUED: Final = 100_000
 KINDS: Final = ("volume.create", "volume.expand", "volume.delete")
 WORKER: Final = uuid4()
+_INSERT_SECONDS: Final = 600
 
 Step = Callable[[AsyncSession], Awaitable[object]]
 
@@ -64,8 +65,7 @@ async def count(settings: Settings) -> None:
 
 async def insert_jobs(database: Database, finished: int, queued: int) -> Sequence[tuple[UUID, UUID]]:
     """Replace all data by these jobs, each with its own volume; return the jobs and volumes of one queued batch."""
-    async with database.transaction() as session:
-        await session.execute(text("SET LOCAL statement_timeout = 0"))
+    async with database.transaction(statement_seconds=_INSERT_SECONDS) as session:
         await session.execute(text("TRUNCATE jobs, job_items, volumes, snapshots CASCADE"))
         await session.execute(_VOLUMES, {"volumes": queued})
         await session.execute(_FINISHED, {"jobs": finished})
@@ -104,7 +104,7 @@ def steps(batch: Sequence[tuple[UUID, UUID]]) -> dict[str, Step]:
 
     async def claim(session: AsyncSession) -> object:
         return await LeaseRepository(session).claim(
-            messages, worker_id=WORKER, kinds=KINDS, backends=("null",), lease=15
+            messages, worker_id=WORKER, kinds=KINDS, backends=("local",), lease=15
         )
 
     async def settle(session: AsyncSession) -> None:

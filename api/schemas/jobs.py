@@ -1,10 +1,10 @@
 """Jobs: list filters and the response."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from api.schemas.base import EXAMPLE_JOB_ID, EXAMPLE_TIME, EXAMPLE_VOLUME_ID, Omittable
 from api.schemas.fields import JobKind, UtcDatetime
@@ -135,7 +135,7 @@ class JobOut(BaseModel):
     attempt: int
     max_attempts: int
     worker_id: UUID | None
-    params: Annotated[dict[str, Any], BeforeValidator(_without_fence)]
+    params: dict[str, Any]
     result: dict[str, Any] | None
     error: FailureOut | None
     cancel_requested_at: UtcDatetime | None
@@ -151,11 +151,14 @@ class JobOut(BaseModel):
     @classmethod
     def whole(cls, job: Job) -> Self:
         """Render a row for the response to a GET of the job itself."""
-        columns = dict.fromkeys(cls.model_fields) | job.loaded_columns()
-        return cls.model_validate(columns | {"progress": ProgressOut.from_job(job)})
+        return cls._rendered(job, _without_fence(job.params))
 
     @classmethod
     def from_row(cls, job: Job) -> Self:
         """Render a row, without long params: they never change, and may have ten thousand ids."""
-        rendered = cls.whole(job)
-        return rendered.model_copy(update={"params": shortened(rendered.params)})
+        return cls._rendered(job, shortened(_without_fence(job.params)))
+
+    @classmethod
+    def _rendered(cls, job: Job, params: dict[str, Any]) -> Self:
+        shown = {"params": params, "progress": ProgressOut.from_job(job)}
+        return cls.model_validate(dict.fromkeys(cls.model_fields) | job.loaded_columns() | shown)

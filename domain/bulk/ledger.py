@@ -27,7 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.bulk.model import FINISHED, Item, ItemCode, ItemRef, ItemStatus, ItemUpdate, Lane
 from domain.bulk.requests import Selection
-from domain.db.sql import array_rows, as_arrays, unnested
+from domain.db.sql import array_rows, as_records, recordset
 from domain.volumes.model import Volume
 
 #: Timeout in seconds of the statement that plans a job: for a million volumes it takes some ten seconds.
@@ -82,7 +82,7 @@ RECLAIM: Final = text("""
     RETURNING volume_id, to_size, snapshot_id
 """)
 
-_UPDATES: Final = unnested(
+_UPDATES: Final = recordset(
     "updates",
     volume_id="uuid",
     status="text",
@@ -272,13 +272,13 @@ class LaneItems:
         """Write decisions. ``previous``: PENDING if the items are locked by `lock_due`, CLAIMED if they are claimed."""
         if not updates:
             return
-        await self._session.execute(WRITE[previous], {**self._lane_ids, **as_arrays(updates)})
+        await self._session.execute(WRITE[previous], {**self._lane_ids, "rows": as_records(updates)})
 
     async def finish(self, updates: Sequence[ItemUpdate]) -> Sequence[ItemUpdate]:
         """Write the results of items that this attempt still holds; return the updates that were written."""
         if not updates:
             return []
-        written = set((await self._session.scalars(FINISH, {**self._lane_ids, **as_arrays(updates)})).all())
+        written = set((await self._session.scalars(FINISH, {**self._lane_ids, "rows": as_records(updates)})).all())
         return updates if len(written) == len(updates) else [one for one in updates if one.volume_id in written]
 
     async def postpone(self, volume_ids: Collection[UUID], *, previous: ItemStatus, busy_seconds: float) -> int:

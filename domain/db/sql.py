@@ -1,8 +1,8 @@
 """SQL helpers: many rows in one statement; JSON; times by PostgreSQL's clock.
 
-The statement's text, and so its plan, is the same for any number of rows. Rows to be inserted are one parameter, in
-JSON: asyncpg looks at each element of an array, which takes five times as long as writing a whole row as JSON. Where a
-statement needs a few columns only, each is an array.
+The statement's text, and so its plan, is the same for any number of rows. Rows of many columns are one parameter, in
+JSON: asyncpg looks at each element of an array, so that ten of them take longer than a whole row as JSON. Where the
+rows have three columns or fewer, each column is an array.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,6 +45,17 @@ def as_arrays(rows: Sequence[Any]) -> dict[str, list[Any]]:
     return dict(zip(rows[0]._fields, map(list, zip(*rows, strict=True)), strict=True))
 
 
+def recordset(name: str, /, rows: str = "rows", **types: str) -> str:
+    """Return a FROM item whose rows are one parameter of JSON, named ``rows``; a column that a row lacks is null."""
+    columns = ", ".join(f"{column} {type_}" for column, type_ in types.items())
+    return f"json_to_recordset(CAST(:{rows} AS json)) AS {name} ({columns})"
+
+
+def as_records(rows: Iterable[Any]) -> str:
+    """Convert named tuples to the parameter of `recordset`."""
+    return as_json([row._asdict() for row in rows])
+
+
 def insertion(entity: type[Base], *, rows: str = "rows", extra_from: str = "", nulls: Sequence[str] = ()) -> str:
     """Return SQL that inserts any number of rows of a mapped table: all columns that PostgreSQL does not fill in.
 
@@ -53,15 +64,10 @@ def insertion(entity: type[Base], *, rows: str = "rows", extra_from: str = "", n
     """
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
     types = {column.name: column.type.compile(dialect) for column in given_columns(entity)}
-    names, values = (
-        ", ".join([*types, *nulls]),
-        ", ".join([*(f"given.{name}" for name in types), *["NULL"] * len(nulls)]),
-    )
-    record = ", ".join(f"{name} {type_}" for name, type_ in types.items())
-    return (
-        f"INSERT INTO {entity.__tablename__} ({names}) SELECT {values}"  # noqa: S608 (built from constants)
-        f" FROM {extra_from} json_to_recordset(CAST(:{rows} AS json)) AS given ({record})"
-    )
+    names = ", ".join([*types, *nulls])
+    values = ", ".join([*(f"given.{name}" for name in types), *["NULL"] * len(nulls)])
+    given = recordset("given", rows, **types)
+    return f"INSERT INTO {entity.__tablename__} ({names}) SELECT {values} FROM {extra_from} {given}"  # noqa: S608
 
 
 def given_columns(entity: type[Base]) -> Sequence[KeyedColumnElement[Any]]:

@@ -93,8 +93,8 @@ JOBS: Final = (
         "settlement-ignores-worker",
         "a worker could settle a job that another worker holds",
         "domain/jobs/store/statements.py",
-        "WHERE worker_id = :worker_id\n",
-        "WHERE :worker_id IS NOT NULL\n",
+        "AND worker_id = :worker_id\n",
+        "AND :worker_id IS NOT NULL\n",
         (f"{SETTLING}test_worker_that_lost_the_job_changes_nothing",),
     ),
     Mutation(

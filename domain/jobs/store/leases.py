@@ -25,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from domain.db.sql import array_rows, as_arrays, as_json, from_now
+from domain.db.sql import array_rows, as_records, from_now
 from domain.jobs.attempt import ClaimedJob, Payload
 from domain.jobs.model import Job, JobMessage, Worker
 from domain.jobs.states import JobStatus
@@ -121,10 +121,12 @@ class LeaseRepository:
         ``lock_timeout`` (seconds) applies to this statement and to the rest of the transaction. A settlement that is
         repeated, because the reply to its COMMIT was lost, finds nothing the second time.
         """
-        params: dict[str, Any] = as_arrays(settlements)
-        for name in ("result", "error"):
-            params[name] = [None if payload is None else as_json(payload) for payload in params[name]]
-        params |= {"worker_id": worker_id, "lock_timeout": _milliseconds(lock_timeout)}
+        params = {
+            "rows": as_records(settlements),
+            "ids": [settlement.job_id for settlement in settlements],
+            "worker_id": worker_id,
+            "lock_timeout": _milliseconds(lock_timeout),
+        }
         return set((await self._session.scalars(statements.SETTLE, params)).all())
 
     async def renew(

@@ -16,7 +16,7 @@ from typing import Final
 from sqlalchemy import BigInteger, DateTime, Interval, Text, TextualSelect, Uuid, bindparam, column, text
 
 from domain.audit.model import AuditEntry
-from domain.db.sql import insertion, unnested
+from domain.db.sql import insertion, recordset, unnested
 from domain.jobs.attempt import CLAIMED_COLUMNS
 from domain.jobs.model import Job
 
@@ -69,14 +69,14 @@ CLAIM_WAITING: Final = _claim_statement(extra_from=f"{_WITH_LOCK_TIMEOUT},", loc
     bindparam("lock_timeout", type_=Text())
 )
 
-#: The fields of `Settlement`, as array parameters.
-_SETTLEMENTS: Final = unnested(
+#: The fields of `Settlement`.
+_SETTLEMENTS: Final = recordset(
     "ends",
     job_id="uuid",
     epoch="bigint",
     status="text",
-    result="text",
-    error="text",
+    result="jsonb",
+    error="jsonb",
     delay="float",
     give_back="bigint",
     copied="bigint",
@@ -93,15 +93,15 @@ SETTLE: Final = (
             SELECT ends.*
             FROM {_WITH_LOCK_TIMEOUT},
                 jobs JOIN {_SETTLEMENTS} ON jobs.id = ends.job_id AND jobs.epoch = ends.epoch
-            WHERE worker_id = :worker_id
+            WHERE jobs.id = ANY(CAST(:ids AS uuid[])) AND worker_id = :worker_id
                 AND jobs.status IS NOT DISTINCT FROM 'running' AND num_nulls(lease_expires_at) = 0
             ORDER BY jobs.id FOR NO KEY UPDATE OF jobs
         )
         UPDATE jobs
         SET status = ends.status,
             version = version + 1,
-            result = CAST(ends.result AS jsonb),
-            error = CAST(ends.error AS jsonb),
+            result = ends.result,
+            error = ends.error,
             attempt = attempt - ends.give_back,
             epoch = jobs.epoch + CASE WHEN ends.status = 'queued' THEN 1 ELSE 0 END,
             run_at = now() + interval '1 s' *

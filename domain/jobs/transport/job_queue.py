@@ -213,9 +213,8 @@ class JobQueue:
     async def _acknowledge_batch(self, messages: Sequence[JobMessage]) -> Sequence[None]:
         try:
             async with self._calling():
-                await self._acknowledge(
-                    keys=[self.keys.queue(message.backend) for message in messages], args=[*map(message_id, messages)]
-                )
+                for backend, its_messages in _by_backend(messages).items():
+                    await self._acknowledge(keys=[self.keys.queue(backend)], args=[*map(message_id, its_messages)])
         except QueueRefusesWrites:
             pass
         except QueueUnavailable as error:

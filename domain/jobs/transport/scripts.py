@@ -32,11 +32,11 @@ for project, turn in pairs(turns) do redis.call('ZADD', KEYS[2], turn, project) 
 if sent > 0 then redis.call('LTRIM', KEYS[3], 0, {MAX_WAKEUPS - 1}) end
 """
 
-#: Removes messages, each from its queue, and all keys that arq has for them. If maintenance sends the same id again,
-#: nothing of the earlier message is in its way.
+#: Removes messages from a queue, and all keys that arq has for them. If maintenance sends the same id again, nothing of
+#: the earlier message is in its way.
 ACKNOWLEDGE: Final = f"""
-for i, id in ipairs(ARGV) do
-    redis.call('ZREM', KEYS[i], id)
+if #ARGV > 0 then redis.call('ZREM', KEYS[1], unpack(ARGV)) end
+for _, id in ipairs(ARGV) do
     redis.call('DEL', {", ".join(f"'{prefix}' .. id" for prefix in _MESSAGE_KEYS)})
 end
 """

@@ -27,7 +27,7 @@ def main(folder: Path, environment: Path) -> None:
     """Write what is missing of both."""
     os.umask(0o077)
     folder.mkdir(exist_ok=True)
-    for name in ("application_password", "redis_password"):
+    for name in ("api_password", "worker_password", "redis_password"):
         if not (folder / name).exists():
             write(folder / name, f"{secrets.token_hex(24)}\n")
     digest = hashlib.sha256((folder / "redis_password").read_text().rstrip("\r\n").encode()).hexdigest()

@@ -17,7 +17,7 @@ from domain.embedded import EmbeddedServers, temporary_data_dir
 from domain.logs import configure_logging
 from domain.services import Services, open_services
 from domain.settings import Settings
-from tests.support import keys
+from tests.support import keys, roles
 from tests.support.compiled import share_compiled_statements
 from tests.support.databases import SharedDatabase, named, run
 
@@ -51,6 +51,7 @@ def servers() -> Iterator[EmbeddedServers]:
     with temporary_data_dir() as data_dir, EmbeddedServers(data_dir, durable=False) as servers:
         run(servers.database_url, f"CREATE DATABASE {TEMPLATE}")
         migrate(named(servers.database_url, TEMPLATE))
+        roles.grant(named(servers.database_url, TEMPLATE))
         # The seeded schedule must not start a job in a test that is running at 02:00.
         run(named(servers.database_url, TEMPLATE), "DELETE FROM schedules", keys.INSERT)
         yield servers

@@ -124,12 +124,14 @@ def demo(
 def migrate(
     *,
     wait: Annotated[int, typer.Option(min=0, help="Seconds to wait for PostgreSQL to respond.")] = 0,
-    grant_to: Annotated[list[str] | None, typer.Option(help="Role that the API and workers use; repeatable.")] = None,
-    password_file: Annotated[Path | None, typer.Option(help="Create the role, with the password in this file.")] = None,
+    api_role: Annotated[str | None, typer.Option(help="Role of PostgreSQL that the API uses.")] = None,
+    api_password_file: Annotated[Path | None, typer.Option(help="Create it, with the password in this file.")] = None,
+    worker_role: Annotated[str | None, typer.Option(help="Role that the workers use; it may be the same.")] = None,
+    worker_password_file: Annotated[Path | None, typer.Option(help="The same for this role.")] = None,
 ) -> None:
     """Migrate the database at CISTERN_DATABASE_URL to the current schema, and grant what the API and workers need."""
     from domain.db import migrations
-    from domain.db.migrations.grants import grant_to as grant
+    from domain.db.migrations.grants import Part, grant_to
     from domain.logs import configure_logging
     from domain.services import open_backends
     from domain.settings import load_settings, password_in, require_database
@@ -139,10 +141,16 @@ def migrate(
     configure_logging(settings)
     if wait:
         asyncio.run(migrations.wait_for_postgresql(settings.database_url, wait))
-    password = None if password_file is None else password_in(password_file, "--password-file")
+    roles = {Part.API: (api_role, api_password_file), Part.WORKER: (worker_role, worker_password_file)}
+    passwords = {
+        part: None if file is None else password_in(file, f"--{part}-password-file")
+        for part, (_, file) in roles.items()
+    }
     migrations.migrate(settings.database_url)
-    if grant_to:
-        grant(settings.database_url, grant_to, password=password)
+    for part, (role, _) in roles.items():
+        if role is not None:
+            parts = [other for other in Part if roles[other][0] == role]
+            grant_to(settings.database_url, role, parts, password=passwords[part])
 
 
 @app.command()

@@ -20,7 +20,7 @@ from api.cli.key_commands import create_first_key
 from api.cli.key_file import KEY_FILE
 from api.cli.processes import Child, Output, collected_stop_signals, stop_children
 from domain.db.migrations import migrate
-from domain.db.migrations.grants import grant_to
+from domain.db.migrations.grants import Part, grant_to
 from domain.embedded import EmbeddedServers
 from domain.embedded.servers import APPLICATION_ROLE
 from domain.errors import ConfigurationError
@@ -106,7 +106,7 @@ def migrated_servers(settings: Settings, signals: Sequence[int] = ()) -> Iterato
 
     At a signal the migration is given up.
 
-    On the private PostgreSQL the API and the workers have a role of their own, which owns nothing.
+    On the private PostgreSQL the API and the workers share a role of their own, which owns nothing.
     """
     embedded = EmbeddedServers(settings.data_dir, postgres=not settings.database_url, redis=not settings.redis_url)
     with embedded:
@@ -118,7 +118,7 @@ def migrated_servers(settings: Settings, signals: Sequence[int] = ()) -> Iterato
         required = require_servers(settings.model_copy(update=urls))
         asyncio.run(_migrate(settings.database_url or embedded.database_url, signals))
         if not settings.database_url and not signals:
-            grant_to(embedded.database_url, [APPLICATION_ROLE])
+            grant_to(embedded.database_url, APPLICATION_ROLE, [*Part])
         yield required
 
 

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import httpx
 
+from domain.db.migrations.grants import Part
 from domain.settings import Settings
 from tests.acceptance.scale import LONG
 from tests.support.forked import Forked, Process
+from tests.support.roles import ROLES, as_role
 
 ROOT = Path(__file__).parents[2]
 #: Sizes of a volume before and after it has grown (bytes).
@@ -48,7 +50,7 @@ class Cluster:
 
     def start_worker(self, *command: str, url: str | None = None, log: Path | None = None, **extra: str) -> Process:
         """Start a worker process, whose backend ``local`` is at ``url`` and whose stderr goes to ``log``."""
-        return self.start(command or ["worker"], url or self.url(), log, **extra)
+        return self.start(command or ["worker"], url or self.url(), log, Part.WORKER, **extra)
 
     def start_api(
         self,
@@ -61,7 +63,7 @@ class Cluster:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
-        process = self.start([*command, "--port", port, *options], self.url(), log)
+        process = self.start([*command, "--port", port, *options], self.url(), log, Part.API)
         address = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 60
         with httpx.Client(verify=False) as client:  # loading certificates takes 30 ms of CPU time
@@ -72,16 +74,20 @@ class Cluster:
                 time.sleep(0.02)
         raise AssertionError("the API did not become ready")
 
-    def start(self, command: Sequence[str], url: str, log: Path | None = None, **extra: str) -> Process:
+    def start(
+        self, command: Sequence[str], url: str, log: Path | None = None, part: Part = Part.WORKER, **extra: str
+    ) -> Process:
         """Run ``python -m COMMAND``, forked unless the long tests run, which use a new interpreter."""
-        environment = os.environ | self.environment() | {"CISTERN_BACKENDS": f'{{"local": "{url}"}}'} | extra
+        environment = os.environ | self.environment(part) | {"CISTERN_BACKENDS": f'{{"local": "{url}"}}'} | extra
         process = (_spawn if LONG else Forked)(command, environment, log)
         self.processes.append(process)
         return process
 
-    def environment(self) -> dict[str, str]:
+    def environment(self, part: Part = Part.WORKER) -> dict[str, str]:
+        """Return the variables of a process, which has the role of its part in PostgreSQL."""
         names = {"database_url", "redis_url", "lease_seconds", "heartbeat_timeout_seconds", "retry_seconds"}
         values = self.settings.model_dump(include=names)
+        values["database_url"] = as_role(values["database_url"], ROLES[part])
         return {f"CISTERN_{name.upper()}": str(value) for name, value in values.items()}
 
     def clear(self) -> None:

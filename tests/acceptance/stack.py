@@ -23,7 +23,7 @@ from domain.settings import Settings
 from tests.acceptance.cluster import ROOT, Cluster
 from tests.acceptance.judge import record_changes
 from tests.acceptance.waiting import exit_code
-from tests.support import keys
+from tests.support import keys, roles
 from tests.support.databases import run
 from tests.support.forked import Process
 from tests.support.keys import BEARER
@@ -116,6 +116,7 @@ async def stack_on(
     """Run a whole stack on these servers, which are to be empty; its processes end with the block."""
     folder = Path(mkdtemp(prefix="storage-", dir=servers.data_dir))
     await asyncio.to_thread(migrate, servers.database_url)
+    await asyncio.to_thread(roles.grant, servers.database_url)
     await asyncio.to_thread(run, servers.database_url, keys.INSERT)
     defaults = {"lease_seconds": 3, "heartbeat_timeout_seconds": 0.5, "retry_seconds": 0.1}
     urls = {"database_url": servers.database_url, "redis_url": servers.redis_url}

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from domain.db.migrations.grants import Part
 from tests.acceptance.cluster import Cluster
 from tests.acceptance.test_http import MIB, client, created, poll
 from tests.acceptance.waiting import exit_code
@@ -62,7 +63,7 @@ def start_api_that_dies(cluster: Cluster) -> tuple[Process, str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = cluster.start(["tests.acceptance.sabotage_api", str(port)], cluster.url())
+    process = cluster.start(["tests.acceptance.sabotage_api", str(port)], cluster.url(), part=Part.API)
     return process, f"http://127.0.0.1:{port}"
 
 

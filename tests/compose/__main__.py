@@ -78,9 +78,9 @@ def check_the_ports(stack: Stack, _: ApiClient) -> str:
 def check_the_privileges(stack: Stack, _: ApiClient) -> str:
     """Assert that nobody but the owner may change the schema, and nobody without a password use Redis."""
     api, redis = stack.container("api"), stack.container("redis")
-    assert stack.query("SELECT count(*) FROM pg_roles WHERE rolname = 'cistern_application' AND NOT rolsuper") == [
-        ["1"]
-    ]
+    assert stack.query(
+        "SELECT count(*) FROM pg_roles WHERE rolname IN ('cistern_api', 'cistern_worker') AND NOT rolsuper"
+    ) == [["2"]]
     assert "NOPERM" in stack.exec(redis, "redis-cli", "keys", "*").stdout
     assert stack.exec(api, "touch", "/etc/mine", user="0").returncode != 0, "the root file system is writable"
     capabilities = stack.exec(api, "grep", "CapEff\\|NoNewPrivs", "/proc/self/status").stdout.split()
@@ -89,7 +89,7 @@ def check_the_privileges(stack: Stack, _: ApiClient) -> str:
         name: len(stack.inspect("container", stack.container(name))["NetworkSettings"]["Networks"]) for name in SERVERS
     }
     assert networks == {"postgres": 1, "redis": 1, "api": 2}, networks
-    return "an application role, a user of Redis, no capabilities, nothing writable but data"
+    return "a role for each part, a user of Redis, no capabilities, nothing writable but data"
 
 
 def create_volumes(stack: Stack, client: ApiClient) -> str:

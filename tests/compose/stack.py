@@ -28,7 +28,7 @@ def _free_port() -> int:
 
 def _new_secrets() -> str:
     folder = Path(tempfile.mkdtemp(prefix="cistern-secrets-"))
-    for name in ("application_password", "redis_password"):
+    for name in ("api_password", "worker_password", "redis_password"):
         (folder / name).write_text(f"p@:/%41?# {secrets.token_hex(8)}\n")
         (folder / name).chmod(0o444)
     subprocess.run([sys.executable, "deploy/make_secrets.py", folder, folder / ".env"], cwd=ROOT, check=True)
@@ -46,7 +46,7 @@ class Stack:
     #: Contains characters that must be escaped in a URL.
     password: str = field(default_factory=lambda: f"p@:/%41?# {secrets.token_hex(8)}")
 
-    #: The directory with the passwords of the application and of Redis.
+    #: The directory with the passwords of the API, of the workers and of Redis.
     secrets: str = field(default_factory=_new_secrets)
 
     @property

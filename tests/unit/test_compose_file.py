@@ -73,7 +73,7 @@ def test_services_start_after_their_dependencies() -> None:
     }
 
     assert SERVICES["api"]["depends_on"] == SERVICES["worker"]["depends_on"] == conditions
-    assert SERVICES["migrate"]["command"][:3] == ["cistern", "migrate", "--wait"]
+    assert SERVICES["migrate"]["command"][:3] == ["cistern", "migrate", "--wait=60"]
 
 
 def test_first_process_of_each_cistern_container_is_an_init() -> None:
@@ -116,20 +116,20 @@ def test_only_the_owner_of_the_schema_has_its_password_and_all_others_are_files(
 
     assert set(owners) == {("postgres", "POSTGRES_PASSWORD"), ("migrate", "PGPASSWORD")}
     assert all(value.startswith(REQUIRED_PASSWORD) for value in owners.values())
-    assert {passwords[service, "CISTERN_DATABASE_PASSWORD_FILE"] for service in ("api", "worker")} == {
-        "/run/secrets/application_password"
-    }
+    for service in ("api", "worker"):
+        assert passwords[service, "CISTERN_DATABASE_PASSWORD_FILE"] == f"/run/secrets/{service}_password"
+        assert SERVICES[service]["secrets"] == [f"{service}_password", "redis_password"]
     assert not re.search(r"://[^/]*:[^/]*@", str(COMPOSE))
 
 
-def test_api_and_workers_have_the_role_that_migrate_grants() -> None:
+def test_api_and_workers_have_the_roles_that_migrate_grants() -> None:
     command = SERVICES["migrate"]["command"]
-    role = command[command.index("--grant-to") + 1]
     urls = {name: SERVICES[name]["environment"]["CISTERN_DATABASE_URL"] for name in CISTERN_SERVICES}
 
-    assert command[command.index("--password-file") + 1] == "/run/secrets/application_password"
-    assert {parse_url(urls[name])["user"] for name in ("api", "worker")} == {role}
-    assert parse_url(urls["migrate"])["user"] == SERVICES["postgres"]["environment"]["POSTGRES_USER"] != role
+    for part in ("api", "worker"):
+        assert f"--{part}-role={parse_url(urls[part])['user']}" in command
+        assert f"--{part}-password-file=/run/secrets/{part}_password" in command
+    assert parse_url(urls["migrate"])["user"] == SERVICES["postgres"]["environment"]["POSTGRES_USER"]
 
 
 @pytest.mark.parametrize("name", SERVICES)

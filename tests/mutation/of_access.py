@@ -128,6 +128,16 @@ ACCESS: Final = (
         ("tests/integration/test_projects.py::test_idempotency_key_of_another_project_is_free",),
     ),
     Mutation(
+        "room-of-backend-first",
+        "a request for a name that is taken would say how much room other projects leave on a backend",
+        "domain/volumes/service.py",
+        "accepted.last_check = partial(self._directory.require_room, volume.backend, volume.size)",
+        "self._directory.require_room(volume.backend, volume.size)",
+        (
+            "tests/integration/test_overcommit.py::test_request_that_is_refused_anyway_does_not_say_whether_there_is_room",
+        ),
+    ),
+    Mutation(
         "room-not-locked",
         "requests at the same time would exceed a limit",
         "domain/projects/quota.py",

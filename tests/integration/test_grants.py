@@ -30,7 +30,7 @@ SECRET = "p'%s\"\\ 1"
 
 
 def as_role(url: str, role: str) -> str:
-    return url.replace("//postgres@", f"//{role}@")
+    return re.sub(r"//postgres(:\w+)?@", f"//{role}@", url)
 
 
 @pytest.fixture

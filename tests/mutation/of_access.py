@@ -192,4 +192,20 @@ ACCESS: Final = (
             "tests/unit/test_job_queue.py::test_projects_take_turns",
         ),
     ),
+    Mutation(
+        "first-page-of-due-jobs",
+        "many due jobs of one project would delay those of others before any turn is taken",
+        "domain/jobs/maintenance.py",
+        "if len(due) < _PAGE_SIZE or time.monotonic() > until:",
+        "if True:",
+        ("tests/integration/test_dispatch.py::test_due_jobs_of_projects_take_turns",),
+    ),
+    Mutation(
+        "no-turn-for-older-messages",
+        "messages that older processes send during an upgrade would wait until the queue is empty",
+        "domain/jobs/transport/scripts.py",
+        "if string.sub(id, 37, 37) == ':' then",
+        "if false then",
+        ("tests/unit/test_job_queue.py::test_messages_of_the_version_before_take_turns_beside_those_of_this_one",),
+    ),
 )

@@ -145,7 +145,8 @@ def _rate_limited(scope: Scope, limiter: RateLimiter, response: _Response) -> Re
         return None
     principal: Principal | None = scope["state"].get("principal")
     peer = scope.get("client")
-    decision = limiter.spend(principal.key_id if principal else str(peer and peer[0]), weight)
+    caller = principal.key_id if principal else str(peer and peer[0])
+    decision = limiter.spend(caller, weight, project=principal.counted_project if principal else None)
     response.headers = (*response.headers, *limiter.headers(decision))
     if decision.allowed:
         return None

@@ -1,7 +1,9 @@
 """How much one caller may ask of this process per second: a key, or the address of a client without a valid one.
 
-The generic cell rate algorithm: one time per caller, at which all that it has used will have been earned back. It
-needs neither Redis nor a timer, and works the same while everything else is down.
+All keys of a project together have `PROJECT_SHARE` times what one key has: its owners may make any number of keys.
+
+The generic cell rate algorithm: one time per key, project or address, at which all that it has used will have been
+earned back. It needs neither Redis nor a timer, and works the same while everything else is down.
 """
 
 import math
@@ -16,6 +18,8 @@ from api.security_headers import RawHeaders
 
 #: How many seconds' worth a caller may use at once, after it has used nothing for as long.
 BURST_SECONDS: Final = 10
+#: How many times the share of one key a whole project has.
+PROJECT_SHARE: Final = 10
 _MAX_CALLERS: Final = 10_000
 #: By how many seconds the sum of many small costs may be off.
 _TOLERANCE: Final = 1e-6
@@ -77,25 +81,29 @@ class RateLimiter:
         """Create the limiter; ``rate`` in units per second, of which a burst must hold the largest weight."""
         self._rate = rate
         self._clock = clock
-        #: When each caller will have earned back all that it has used; the one that was seen last comes last.
+        #: When each caller and project will have earned back all it has used; the one that was seen last comes last.
         self._restored_at: dict[UUID | str, float] = {}
         burst = int(rate * BURST_SECONDS)
         self._policy = (b"ratelimit-policy", b'"default";q=%d;w=%d' % (burst, BURST_SECONDS))
 
-    def spend(self, caller: UUID | str, units: int) -> Decision:
-        """Take units from a caller; one that has too few left keeps them."""
+    def spend(self, caller: UUID | str, units: int, *, project: UUID | None = None) -> Decision:
+        """Take units from a caller, and from its project if one is given.
+
+        If either has too few left, both keep them. What is left is what both have.
+        """
         now = self._clock()
-        used = max(0.0, self._restored_at.pop(caller, now) - now)  # in seconds, as is the cost
-        cost = units / self._rate
-        missing = used + cost - BURST_SECONDS
+        rates = {caller: self._rate} if project is None else {caller: self._rate, project: self._rate * PROJECT_SHARE}
+        used = {one: max(0.0, self._restored_at.pop(one, now) - now) for one in rates}  # in seconds
+        after = {one: used[one] + units / rate for one, rate in rates.items()}
+        missing = max(after.values()) - BURST_SECONDS
         allowed = missing <= _TOLERANCE
         if allowed:
-            used += cost
-        self._restored_at[caller] = now + used
-        if len(self._restored_at) > _MAX_CALLERS:
+            used = after
+        self._restored_at |= {one: now + seconds for one, seconds in used.items()}
+        while len(self._restored_at) > _MAX_CALLERS:
             del self._restored_at[next(iter(self._restored_at))]
-        remaining = int((BURST_SECONDS - used + _TOLERANCE) * self._rate)
-        return Decision(allowed, remaining, math.ceil((used if allowed else missing) - _TOLERANCE))
+        remaining = min(int((BURST_SECONDS - used[one] + _TOLERANCE) * rate) for one, rate in rates.items())
+        return Decision(allowed, remaining, math.ceil((max(used.values()) if allowed else missing) - _TOLERANCE))
 
     def headers(self, decision: Decision) -> RawHeaders:
         """Return the headers of a response, as of draft-ietf-httpapi-ratelimit-headers-11."""

@@ -20,6 +20,7 @@ from domain.settings import Settings
 from tests.support import keys, roles
 from tests.support.compiled import share_compiled_statements
 from tests.support.databases import SharedDatabase, named, run
+from tests.support.output_search import OutputSearch, with_password
 
 # As in production; structlog's default renders tracebacks so slowly that leases expire meanwhile.
 configure_logging(Settings(_env_file=None))
@@ -30,6 +31,12 @@ DRIVERS = Path(__file__).parent / "support" / "drivers"
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(DRIVERS), os.environ.get("PYTHONPATH"))))
 
 TEMPLATE = "cistern_template"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Search what the tests print for keys and passwords."""
+    config.pluginmanager.register(OutputSearch())
+
 
 #: Sets the log level of one module to debug.
 LogAtDebug = Callable[[ModuleType], None]
@@ -92,8 +99,8 @@ def redis_url(servers: EmbeddedServers) -> str:
 def settings(database_url: str, redis_url: str, tmp_path: Path) -> Settings:
     """Settings for these servers, with storage in memory."""
     return Settings(
-        database_url=database_url,
-        redis_url=redis_url,
+        database_url=with_password(database_url),
+        redis_url=with_password(redis_url),
         data_dir=tmp_path,
         backends={"memory": "memory:"},
         lease_seconds=3,

@@ -73,3 +73,8 @@ class Principal:
     project: ProjectRef
     #: Finds out whether the key is still valid.
     proof: Proof = field(repr=False)
+
+    @property
+    def counted_project(self) -> UUID | None:
+        """The project whose limits of requests it shares; None for a system key, which no project may hold up."""
+        return None if self.role is Role.SYSTEM else self.project.id

@@ -16,6 +16,8 @@ from domain.db.sql import as_json, insertion
 ADD: Final = text(insertion(AuditEntry))
 
 PRUNE_BATCH: Final = 1000
+#: Maximum time in milliseconds from the first step of a request to its entry.
+_CREATION_MS: Final = 3600 * 1000
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,16 @@ async def page_of_entries(
     if before is not None:
         query = query.where(AuditEntry.id < before)
     return (await session.scalars(query)).all()
+
+
+async def project_of_created(session: AsyncSession, subject_id: UUID) -> UUID | None:
+    """Return the project of something by the entry of its creation; None if there is none.
+
+    The subject has an id of the time of the request, as has the entry: only entries of one hour are read.
+    """
+    last = UUID(int=min(subject_id.int + (_CREATION_MS << 80), 2**128 - 1))
+    query = select(AuditEntry.project_id).where(AuditEntry.id.between(subject_id, last))
+    return await session.scalar(query.where(AuditEntry.subject_id == subject_id).limit(1))
 
 
 async def prune_entries(session: AsyncSession, *, age: timedelta) -> int:

@@ -10,10 +10,12 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
+from domain.audit.repository import project_of_created
 from domain.check.findings import CheckCode
 from domain.check.rows import RowState
 from domain.db.base import DEFAULT_PROJECT
 from domain.db.database import Database
+from domain.jobs.model import Job
 from domain.jobs.store.jobs import JobRepository
 from domain.operations import BUSY, SNAPSHOT_MOVES, VOLUME_MOVES, SnapshotState, VolumeState
 from domain.snapshots.model import Snapshot
@@ -63,14 +65,16 @@ class Repair:
     async def adopt_volume(self, volume_id: UUID, backend: str, stored: StoredVolume) -> bool:
         """Add a row for data that has none, so that it can be used again; also for its snapshots.
 
-        Only rows know the project. So it becomes the default one, whose keys then see the data of any project.
+        The storage does not know the project. If nothing else does either, it is the default one, whose keys then see
+        the data of any project.
         """
         async with self._database.transaction() as session:
-            columns = {"backend": backend, "labels": {}, "state": VolumeState.AVAILABLE, "project_id": DEFAULT_PROJECT}
+            project_id = await _project_of(session, volume_id) or DEFAULT_PROJECT
+            columns = {"backend": backend, "labels": {}, "state": VolumeState.AVAILABLE, "project_id": project_id}
             adopted = await _insert(session, Volume, volume_id, stored.volume, **columns)
             if adopted:
                 for snapshot_id, stored_snapshot in stored.snapshots.items():
-                    await _insert_snapshot(session, DEFAULT_PROJECT, volume_id, snapshot_id, stored_snapshot)
+                    await _insert_snapshot(session, project_id, volume_id, snapshot_id, stored_snapshot)
         return adopted
 
     async def adopt_snapshot(self, volume: RowState, snapshot_id: UUID, stored: StoredObject) -> bool:
@@ -138,6 +142,12 @@ def _resting_state(row: RowState, size: int | None, *, stores_sizes: bool) -> Vo
     if isinstance(row.state, VolumeState):
         return error if error in VOLUME_MOVES[row.state] else VolumeState.AVAILABLE
     return error if error in SNAPSHOT_MOVES[row.state] else SnapshotState.READY
+
+
+async def _project_of(session: AsyncSession, volume_id: UUID) -> UUID | None:
+    """Return the project of a volume without a row, by its last job, or by the audit entry of its creation."""
+    of_jobs = select(Job.project_id).where(Job.volume_id == volume_id).order_by(Job.id.desc()).limit(1)
+    return await session.scalar(of_jobs) or await project_of_created(session, volume_id)
 
 
 async def _insert_snapshot(

@@ -100,6 +100,8 @@ class AcceptedRequest:
         self.job: Job | None = None
         #: An entity created at once, by a request that needs no job.
         self.entity: Entity | None = None
+        #: Called after all other checks; may refuse the request for a reason that only an acceptable one may reveal.
+        self.last_check: Callable[[], None] = lambda: None
 
 
 @asynccontextmanager
@@ -121,6 +123,7 @@ async def accepting(database: Database, origin: RequestOrigin) -> AsyncIterator[
         if request.job is not None:
             if request.job.cancel_requested_at is None:  # a cancellation adds no job
                 request.room.take(queued_jobs=1)
+            request.last_check()
             await add_entries(session, [entry_of(request.job, origin.actor)])
         if origin.idempotency is not None and created is not None:
             await _store_response(session, origin.key_space, origin.idempotency, created)

@@ -194,9 +194,8 @@ class JobEngine:
         self._counters.add(CounterName.RETRIED, len(retried))
         if any(isinstance(outcome, Released | Yielded | Delegated) for outcome in outcomes):
             with suppress(DatabaseUnavailable):  # the jobs are settled; maintenance dispatches what this call could not
-                await (
-                    self.maintenance.dispatch_due()
-                )  # so that a worker continues these jobs, or starts their lanes, at once
+                # so that a worker continues these jobs, or starts their lanes, at once
+                await self.maintenance.dispatch_due(max_pages=1)
 
     async def renew(self, job_ids: Collection[UUID], progress: Mapping[UUID, Progress] = NO_PROGRESS) -> Renewed:
         """Record a heartbeat, extend the leases of these jobs, and store the progress of those that copy data."""

@@ -4,6 +4,7 @@ Any worker may do it, and there is no leader: every task is a conditional update
 concurrently.
 """
 
+import time
 from typing import Final
 from uuid import UUID
 
@@ -24,6 +25,8 @@ from domain.jobs.transport.job_queue import JobQueue
 _PAGE_SIZE: Final = 500
 #: Maximum number of pages per run, as the other tasks wait meanwhile.
 _MAX_PAGES: Final = 20
+#: Time in seconds after which no further page of due jobs is dispatched: Redis may not answer.
+_DISPATCH_SECONDS: Final = 5.0
 
 
 class JobMaintenance:
@@ -69,12 +72,21 @@ class JobMaintenance:
             await self._handlers[job.kind].abandon(session, [(ClaimedJob.from_row(job), None)])
         return job
 
-    async def dispatch_due(self) -> int:
-        """Dispatch the jobs that are due. Returns their number."""
-        async with self._database.transaction() as session:
-            due = await DispatchRepository(session, self.kinds).mark_due(_PAGE_SIZE)
-        await self._queue.dispatch(due)
-        return len(due)
+    async def dispatch_due(self, *, max_pages: int = _MAX_PAGES) -> int:
+        """Dispatch the jobs that are due. Returns their number.
+
+        They are read in the order in which they became due, of whichever project, and take turns only when they are
+        sent. So many of one project must not keep those of others from being read.
+        """
+        dispatched, until = 0, time.monotonic() + _DISPATCH_SECONDS
+        for _ in range(max_pages):
+            async with self._database.transaction() as session:
+                due = await DispatchRepository(session, self.kinds).mark_due(_PAGE_SIZE)
+            await self._queue.dispatch(due)
+            dispatched += len(due)
+            if len(due) < _PAGE_SIZE or time.monotonic() > until:
+                break
+        return dispatched
 
     async def explain_waiting(self) -> int:
         """Say in queued jobs that no worker serves their backend. Returns their number."""

@@ -1,6 +1,7 @@
 """Requests about snapshots: read them, and accept jobs that take, restore, clone or delete one."""
 
 from collections.abc import Collection
+from functools import partial
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -106,9 +107,9 @@ class SnapshotService:
             SnapshotNotFound: no such snapshot.
             SnapshotBusy, SnapshotUnusable: the snapshot is neither ready nor being cloned.
             Invalid, UnknownBackend: the size is smaller than the snapshot's, or the backend is another one.
-            BackendOvercommitted: the backend may not promise so much.
             QuotaExceeded: the project may not have it.
             NameTaken: another volume of the project has the name.
+            BackendOvercommitted: the backend may not promise so much.
         """
         async with accepting(self._database, origin) as accepted:
             project_id, job_id = origin.actor.project_id, uuid7()
@@ -118,7 +119,7 @@ class SnapshotService:
             await self._require_backend(new, backend)
             size = _clone_size(new, found)
             row = new.to_row(project_id=project_id, backend=backend, size=size, job_id=job_id)
-            self._directory.require_room(backend, row.size)
+            accepted.last_check = partial(self._directory.require_room, backend, row.size)
             accepted.room.take(volumes=1, bytes=row.size)
             clone = await volumes.add(row)
             snapshot = await snapshots.acquire(snapshot_id, project_id, SnapshotState.CLONING, job_id)

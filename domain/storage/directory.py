@@ -43,22 +43,13 @@ class BackendStatus:
         problems = {f"{server.host}: {server.problem}" for server in self.servers}
         return "; ".join(sorted(problems)) or "no worker has it among its CISTERN_BACKENDS"
 
-    def require_room(self, requested: int) -> None:
-        """Require that the backend may promise so many bytes more.
+    def has_room(self, requested: int) -> bool:
+        """Return whether the backend may promise so many bytes more.
 
         Not exact: what was promised is up to a minute old, and concurrent requests do not see each other.
-
-        Raises:
-            BackendOvercommitted: it may not.
         """
         total, promised = self.row.total, self.row.promised or 0
-        if total is None or requested <= 0 or promised + requested <= int(total * self.row.overcommit):
-            return
-        # The figures are in the list of backends, for system keys: others must not learn what other projects have.
-        raise BackendOvercommitted(
-            f"The backend {self.name!r} has promised nearly as much as it may; {requested} more bytes were requested.",
-            requested=requested,
-        )
+        return total is None or requested <= 0 or promised + requested <= int(total * self.row.overcommit)
 
     def path(self, volume_id: UUID) -> str | None:
         """Return the path of a volume's bytes, None if the backend has no paths."""
@@ -121,14 +112,26 @@ class BackendDirectory:
             raise UnknownBackend(name or "", self)
         return found
 
+    def has_room(self, backend: str, requested: int) -> bool:
+        """Return whether a backend may promise so many bytes more; one that is unknown may."""
+        return backend not in self._backends or self._backends[backend].has_room(requested)
+
     def require_room(self, backend: str, requested: int) -> None:
-        """Require that a backend may promise so many bytes more; one that is unknown may.
+        """Require that a backend may promise so many bytes more.
+
+        Call it after every other check (``AcceptedRequest.last_check``): whoever can send a request that is refused for
+        another reason if there is room finds out by halving how much other projects leave, and nothing shows it.
 
         Raises:
             BackendOvercommitted: it may not.
         """
-        if backend in self._backends:
-            self._backends[backend].require_room(requested)
+        if self.has_room(backend, requested):
+            return
+        # The figures are in the list of backends, for system keys: others must not learn what other projects have.
+        raise BackendOvercommitted(
+            f"The backend {backend!r} has promised nearly as much as it may; {requested} more bytes were requested.",
+            requested=requested,
+        )
 
     def _get(self, name: str | None) -> BackendStatus | None:
         return self._backends.get(next(iter(self._backends), "") if name is None else name)

@@ -8,11 +8,13 @@ its rows. A batch must not wait long for locks: one locked row would delay all o
    is accepted in a transaction of its own.
 3. Requests of a project with limits have batches of their own: these wait for the project's row.
 4. Requests with an Idempotency-Key are never batched, since they may have to wait for the first answer to their key.
+5. Requests for which the backend has no room are never batched, since that is checked after everything else.
 """
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -177,16 +179,18 @@ class VolumeService:
         Raises:
             Invalid: the request has no size.
             UnknownBackend: the backend is not configured.
-            BackendOvercommitted: the backend may not promise so much.
             QuotaExceeded: the project may not have it.
             NameTaken: another volume of the project has the name.
+            BackendOvercommitted: the backend may not promise so much.
         """
         volume = await self._new_volume(new, origin.actor.project_id)
         job = self._job(JobKind.VOLUME_CREATE, volume, {"size": volume.size}, created_by=origin.caller)
         request, batcher = _CreateRequest(volume, job, origin.actor), self._create_batchers[_limited_project(origin)]
-        if origin.idempotency is None and await batcher(request):
+        has_room = self._directory.has_room(volume.backend, volume.size)
+        if has_room and origin.idempotency is None and await batcher(request):
             return await self._log_and_dispatch(job)
         async with accepting(self._database, origin) as accepted:
+            accepted.last_check = partial(self._directory.require_room, volume.backend, volume.size)
             accepted.room.take(volumes=1, bytes=volume.size)
             await VolumeRepository(accepted.session).add(volume)
             accepted.job = await JobRepository(accepted.session).add(job)
@@ -199,8 +203,8 @@ class VolumeService:
             VolumeNotFound: no such volume.
             VolumeBusy, VolumeUnusable: the volume is not available.
             ShrinkRefused, SizeLimitExceeded: the volume cannot have the new size.
-            BackendOvercommitted: its backend may not promise so much.
             QuotaExceeded: the project may not have so many bytes.
+            BackendOvercommitted: its backend may not promise so much.
         """
         request = _ExpandRequest(volume_id, growth, origin.actor)
         batcher = self._expand_batchers[_limited_project(origin)]
@@ -210,10 +214,10 @@ class VolumeService:
         async with accepting(self._database, origin) as accepted:
             volumes, project_id = VolumeRepository(accepted.session), origin.actor.project_id
             volume = await volumes.acquire(volume_id, project_id, VolumeState.EXPANDING, uuid7())
-            params = self._expand_params(volume, growth)
-            volume.growing_to = params["to_size"]
-            accepted.room.take(bytes=params["to_size"] - volume.size)
-            job = self._job(JobKind.VOLUME_EXPAND, volume, params, created_by=origin.caller)
+            volume.growing_to = to_size = growth.target(volume.size)
+            accepted.room.take(bytes=to_size - volume.size)
+            accepted.last_check = partial(self._directory.require_room, volume.backend, to_size - volume.size)
+            job = self._job(JobKind.VOLUME_EXPAND, volume, {"to_size": to_size}, created_by=origin.caller)
             accepted.job = await JobRepository(accepted.session).add(job)
         return await self._dispatch(job)
 
@@ -269,18 +273,15 @@ class VolumeService:
             return None
         try:
             acquired = volume.after_acquisition(VolumeState.EXPANDING, uuid7())
-            params = self._expand_params(volume, request.growth)
+            to_size = request.growth.target(volume.size)
+            if not self._directory.has_room(volume.backend, to_size - volume.size):
+                return None
             if project_id in rooms:
-                rooms[project_id].take(bytes=params["to_size"] - volume.size, queued_jobs=1)
+                rooms[project_id].take(bytes=to_size - volume.size, queued_jobs=1)
         except Refused as refusal:
             return refusal
         locked[volume.id] = acquired
-        return self._job(JobKind.VOLUME_EXPAND, acquired, params, created_by=request.actor.name)
-
-    def _expand_params(self, volume: Volume | LockedVolume, growth: Growth) -> Payload:
-        size = growth.target(volume.size)
-        self._directory.require_room(volume.backend, size - volume.size)
-        return {"to_size": size}
+        return self._job(JobKind.VOLUME_EXPAND, acquired, {"to_size": to_size}, created_by=request.actor.name)
 
     async def request_delete(self, volume_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Accept the deletion of a volume, which may be in the state ``error``.
@@ -316,9 +317,7 @@ class VolumeService:
         backend = await self._directory.find(new.backend)
         if new.size is None:
             raise Invalid("A volume needs a size.", field="size")
-        volume = new.to_row(project_id=project_id, backend=backend.name, size=new.size, job_id=uuid7())
-        backend.require_room(volume.size)
-        return volume
+        return new.to_row(project_id=project_id, backend=backend.name, size=new.size, job_id=uuid7())
 
     def _job(self, kind: JobKind, volume: Volume | LockedVolume, params: Payload, **columns: Any) -> Job:
         return job_for(kind, params, volume, max_attempts=self._max_attempts, **columns)

@@ -17,6 +17,7 @@ from domain.db.migrations.grants import Part
 from domain.settings import Settings
 from tests.acceptance.scale import LONG
 from tests.support.forked import Forked, Process
+from tests.support.output_search import require_none_in_command_lines, require_none_in_file
 from tests.support.roles import ROLES, as_role
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +32,8 @@ class Cluster:
     settings: Settings
     folder: Path
     processes: list[Process] = field(default_factory=list)
+    #: The files with the stderr of those that do not share that of the tests.
+    logs: set[Path] = field(default_factory=set)
 
     @property
     def journal(self) -> Path:
@@ -81,6 +84,8 @@ class Cluster:
         environment = os.environ | self.environment(part) | {"CISTERN_BACKENDS": f'{{"local": "{url}"}}'} | extra
         process = (_spawn if LONG else Forked)(command, environment, log)
         self.processes.append(process)
+        if log is not None:
+            self.logs.add(log)
         return process
 
     def environment(self, part: Part = Part.WORKER) -> dict[str, str]:
@@ -91,6 +96,15 @@ class Cluster:
         return {f"CISTERN_{name.upper()}": str(value) for name, value in values.items()}
 
     def clear(self) -> None:
+        """Kill all processes, which must have shown no key and no password."""
+        try:
+            require_none_in_command_lines()
+        finally:
+            self._kill_all()
+        for log in self.logs:
+            require_none_in_file(log)
+
+    def _kill_all(self) -> None:
         for process in self.processes:
             if process.poll() is None:
                 process.send_signal(signal.SIGCONT)

@@ -27,6 +27,7 @@ from tests.support import keys, roles
 from tests.support.databases import run
 from tests.support.forked import Process
 from tests.support.keys import BEARER
+from tests.support.output_search import with_password
 
 WORKERS = 3
 _LOG_LINES = 200
@@ -119,7 +120,10 @@ async def stack_on(
     await asyncio.to_thread(roles.grant, servers.database_url)
     await asyncio.to_thread(run, servers.database_url, keys.INSERT)
     defaults = {"lease_seconds": 3, "heartbeat_timeout_seconds": 0.5, "retry_seconds": 0.1}
-    urls = {"database_url": servers.database_url, "redis_url": servers.redis_url}
+    urls = {
+        "database_url": with_password(servers.database_url),
+        "redis_url": with_password(servers.redis_url),
+    }
     stack_settings = Settings(_env_file=None, **(defaults | urls | settings))
     cluster = Cluster(stack_settings, folder)
     database = Database(stack_settings.database_url)

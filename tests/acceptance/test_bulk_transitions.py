@@ -16,6 +16,7 @@ from domain.volumes.repository import VolumeFilter
 from domain.volumes.service import NewVolume
 from tests.acceptance import journal
 from tests.acceptance.cluster import Cluster
+from tests.acceptance.limits import LIMITED, allow_only, assert_limits_add_up
 from tests.acceptance.sabotage import BULK_TRANSITIONS, MEASURING_TRANSITIONS
 from tests.acceptance.waiting import exit_code
 from tests.support.bulk import MIB, ended
@@ -49,6 +50,7 @@ async def test_measuring_bulk_survives_a_worker_killed_at_any_transition(cluster
 async def assert_survives(cluster: Cluster, transition: str, policy: GrowthPolicy) -> None:
     async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
         await prepare(services, cluster)
+        await allow_only(services, size=VOLUMES * MIB)
         for volume in (
             await services.volumes.list_volumes(VolumeFilter(), PageRequest("all"), project_id=DEFAULT_PROJECT)
         ).items:
@@ -56,11 +58,12 @@ async def assert_survives(cluster: Cluster, transition: str, policy: GrowthPolic
         victim = cluster.start_worker(
             "tests.acceptance.sabotage", SABOTAGE_TRANSITION=transition, SABOTAGE_FAULT="kill"
         )
-        job = await services.bulk.request(BulkExpandRequest(policy, max_concurrent=3))
+        job = await services.bulk.request(BulkExpandRequest(policy, max_concurrent=3), origin=LIMITED)
         assert await exit_code(victim) == -signal.SIGKILL
 
         async with running_worker(cluster.settings):
             job = await ended(services, job)
+            await assert_limits_add_up(services, cluster.volumes)
 
         volumes = (
             await services.volumes.list_volumes(VolumeFilter(), PageRequest("all"), project_id=DEFAULT_PROJECT)
@@ -77,14 +80,16 @@ async def assert_survives(cluster: Cluster, transition: str, policy: GrowthPolic
 async def test_bulk_snapshot_survives_a_worker_killed_at_any_transition(cluster: Cluster, transition: str) -> None:
     async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
         await prepare(services, cluster)
+        await allow_only(services, snapshots=VOLUMES)
         victim = cluster.start_worker(
             "tests.acceptance.sabotage", SABOTAGE_TRANSITION=transition, SABOTAGE_FAULT="kill"
         )
-        job = await services.bulk.request(BulkSnapshotRequest("nightly", max_concurrent=3))
+        job = await services.bulk.request(BulkSnapshotRequest("nightly", max_concurrent=3), origin=LIMITED)
         assert await exit_code(victim) == -signal.SIGKILL
 
         async with running_worker(cluster.settings):
             job = await ended(services, job)
+            await assert_limits_add_up(services, cluster.volumes)
 
         volumes = (
             await services.volumes.list_volumes(VolumeFilter(), PageRequest("all"), project_id=DEFAULT_PROJECT)
@@ -100,3 +105,23 @@ async def test_bulk_snapshot_survives_a_worker_killed_at_any_transition(cluster:
         )
         on_disk = sorted(path.name for path in cluster.volumes.glob("*/snapshots/*"))
         assert on_disk == sorted(str(snapshot.id) for snapshot in snapshots), "files are left over"
+
+
+@pytest.mark.parametrize("transition", BULK_TRANSITIONS)
+async def test_bulk_with_room_for_seven_grows_seven_though_a_worker_is_killed_at_any_transition(
+    cluster: Cluster, transition: str
+) -> None:
+    async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
+        await prepare(services, cluster)
+        await allow_only(services, size=7 * MIB)
+        victim = cluster.start_worker(
+            "tests.acceptance.sabotage", SABOTAGE_TRANSITION=transition, SABOTAGE_FAULT="kill"
+        )
+        job = await services.bulk.request(BulkExpandRequest(GrowthPolicy(by=MIB), max_concurrent=3), origin=LIMITED)
+        assert await exit_code(victim) == -signal.SIGKILL
+
+        async with running_worker(cluster.settings):
+            job = await ended(services, job)
+            await assert_limits_add_up(services, cluster.volumes)
+
+        assert (job.succeeded, job.failed) == (7, VOLUMES - 7)

@@ -7,25 +7,30 @@ import pytest
 
 from domain.db.base import DEFAULT_PROJECT
 from domain.errors import VolumeNotFound
+from domain.jobs.acceptance import ANONYMOUS, RequestOrigin
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.volumes.model import Growth
 from domain.volumes.service import NewVolume
 from tests.acceptance import journal
 from tests.acceptance.cluster import LARGE, SMALL, Cluster
+from tests.acceptance.limits import LIMITED, allow_only, assert_limits_add_up
 from tests.acceptance.sabotage import BULK_TRANSITIONS, MEASURING_TRANSITIONS, TRANSITIONS
 from tests.acceptance.waiting import ended, exit_code
 from tests.support.worker import running_worker
 
 KINDS = ("volume.create", "volume.expand", "volume.delete")
+#: The room that a job needs, and what it gives back.
+NEEDS = {"volume.create": {"volumes": 1, "size": SMALL}, "volume.expand": {"size": LARGE - SMALL}, "volume.delete": {}}
+GIVES_BACK = {"volume.delete": {"volumes": 1, "size": SMALL}}
 
 
-async def request(services: Services, kind: str, volume_id: UUID | None) -> Job:
+async def request(services: Services, kind: str, volume_id: UUID | None, origin: RequestOrigin = ANONYMOUS) -> Job:
     if volume_id is None:
-        return await services.volumes.request_create(NewVolume("target", SMALL))
+        return await services.volumes.request_create(NewVolume("target", SMALL), origin=origin)
     if kind == "volume.expand":
-        return await services.volumes.request_expand(volume_id, Growth(to=LARGE))
-    return await services.volumes.request_delete(volume_id)
+        return await services.volumes.request_expand(volume_id, Growth(to=LARGE), origin=origin)
+    return await services.volumes.request_delete(volume_id, origin=origin)
 
 
 async def prepare(services: Services, cluster: Cluster, kind: str) -> UUID | None:
@@ -61,14 +66,16 @@ async def test_job_of_a_worker_killed_at_any_transition_takes_effect_once(
 ) -> None:
     async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
         volume_id = await prepare(services, cluster, kind)
+        await allow_only(services, **NEEDS[kind])
         victim = cluster.start_worker(
             "tests.acceptance.sabotage", SABOTAGE_TRANSITION=transition, SABOTAGE_FAULT="kill"
         )
-        job = await request(services, kind, volume_id)
+        job = await request(services, kind, volume_id, LIMITED)
         assert await exit_code(victim) == -signal.SIGKILL
 
         async with running_worker(cluster.settings):
             await assert_effect_once(services, cluster, kind, await ended(services, job.id))
+            await assert_limits_add_up(services, cluster.volumes, **GIVES_BACK.get(kind, {}))
 
 
 @pytest.mark.parametrize("transition", TRANSITIONS)

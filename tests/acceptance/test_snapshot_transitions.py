@@ -14,12 +14,21 @@ from domain.services import Services, open_services
 from domain.volumes.service import NewVolume
 from tests.acceptance import journal
 from tests.acceptance.cluster import Cluster
+from tests.acceptance.limits import LIMITED, allow_only, assert_limits_add_up
 from tests.acceptance.sabotage import TRANSITIONS
 from tests.acceptance.waiting import ended, exit_code
 from tests.support.worker import running_worker
 
 SIZE = 1 << 20
 OLD, NEW = b"old!" * (SIZE // 4), b"new?" * (SIZE // 4)
+#: The room that a job needs, and what it gives back.
+NEEDS = {
+    "snapshot.take": {"snapshots": 1},
+    "snapshot.restore": {},
+    "snapshot.delete": {},
+    "snapshot.clone": {"volumes": 1, "size": 2 * SIZE},
+}
+GIVES_BACK = {"snapshot.delete": {"snapshots": 1}}
 #: Every transition of a restore, which changes a user's bytes; for the others the two around their own effect.
 CASES = [
     *(("snapshot.restore", transition) for transition in TRANSITIONS),
@@ -43,12 +52,12 @@ class Scenario:
     async def request(self, kind: str) -> Job:
         snapshots = self.services.snapshots
         if kind == "snapshot.take":
-            return await snapshots.request_take(self.volume_id, "another")
+            return await snapshots.request_take(self.volume_id, "another", origin=LIMITED)
         if kind == "snapshot.restore":
-            return await snapshots.request_restore(self.snapshot_id)
+            return await snapshots.request_restore(self.snapshot_id, origin=LIMITED)
         if kind == "snapshot.delete":
-            return await snapshots.request_delete(self.snapshot_id)
-        return await snapshots.request_clone(self.snapshot_id, NewVolume("clone", 2 * SIZE))
+            return await snapshots.request_delete(self.snapshot_id, origin=LIMITED)
+        return await snapshots.request_clone(self.snapshot_id, NewVolume("clone", 2 * SIZE), origin=LIMITED)
 
     def data(self, volume_id: UUID | None = None) -> Path:
         return self.cluster.volumes / str(volume_id or self.volume_id) / "data"
@@ -117,6 +126,7 @@ async def test_snapshot_job_of_a_worker_killed_at_any_transition_takes_effect_on
 ) -> None:
     async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
         scenario = await prepare(services, cluster)
+        await allow_only(services, **NEEDS[kind])
         victim = cluster.start_worker(
             "tests.acceptance.sabotage", SABOTAGE_TRANSITION=transition, SABOTAGE_FAULT="kill"
         )
@@ -125,3 +135,4 @@ async def test_snapshot_job_of_a_worker_killed_at_any_transition_takes_effect_on
 
         async with running_worker(cluster.settings):
             await assert_effect_once(scenario, await ended(services, job.id))
+            await assert_limits_add_up(services, cluster.volumes, **GIVES_BACK.get(kind, {}))

@@ -18,6 +18,7 @@ import pytest
 
 from api.cli.demo import free_port
 from domain.embedded import temporary_data_dir
+from tests.support.output_search import require_none_in_command_lines, require_none_in_file
 
 PROJECT = Path(__file__).parents[2]
 CISTERN = [sys.executable, "-m", "api.cli"]
@@ -123,11 +124,13 @@ def running(data_dir: Path, *arguments: str) -> Iterator[Up]:
             assert process.poll() is None, up.output()
             processes = up.processes()
             yield up
+            require_none_in_command_lines()
         finally:
             process.terminate()
             process.wait(TIMEOUT_SECONDS)
             for one in running_among(processes):
                 one.kill()
+    require_none_in_file(log)
 
 
 def error_output(data_dir: Path, *arguments: str, **settings: str) -> str:

@@ -8,13 +8,25 @@ from uuid import uuid4
 import pytest
 from uuid_utils.compat import uuid7
 
+from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.snapshots.model import Snapshot
 from domain.volumes.model import Growth, Volume
+from domain.volumes.service import NewVolume
 from tests.integration.check_builders import findings, folder, grant_at, on_disk, repair_all, report, run_check
-from tests.integration.job_builders import MIB, a_volume, sql, volume_row
-from tests.integration.snapshot_builders import a_snapshot, a_stored_volume, all_rows, carried_out, read, snapshot_row
+from tests.integration.job_builders import MIB, a_volume, an_engine, sql, volume_row
+from tests.integration.project_builders import a_project
+from tests.integration.snapshot_builders import (
+    a_snapshot,
+    a_stored_volume,
+    all_rows,
+    attempted,
+    carried_out,
+    read,
+    settled,
+    snapshot_row,
+)
 
 
 @pytest.fixture
@@ -136,6 +148,39 @@ async def test_repair_adds_a_row_for_unknown_data_and_keeps_its_bytes(services: 
     await carried_out(services, await services.snapshots.request_restore(snapshot.id))
     await carried_out(services, await services.snapshots.request_delete(snapshot.id))
     assert await sql(services, "SELECT DISTINCT status FROM jobs") == [("succeeded",)]
+
+
+@pytest.mark.parametrize(
+    ("forgotten", "known"),
+    [((), {"one"}), (("jobs",), {"one"}), (("jobs", "audit_entries"), {"default"})],
+    ids=["by-its-job", "by-its-audit-entry", "by-nothing"],
+)
+async def test_repair_puts_unknown_data_into_its_project_if_anything_knows_it(
+    services: Services, forgotten: tuple[str, ...], known: set[str]
+) -> None:
+    project = await a_project(services, "one")
+    other = await a_stored_volume(services, backend="disk")
+    created = await services.volumes.request_create(NewVolume("data", MIB), origin=project.origin)
+    assert created.volume_id is not None
+    await worked_on(services, created)
+    await worked_on(services, await services.snapshots.request_take(created.volume_id, "first", origin=project.origin))
+    for table in ("snapshots", "volumes", *forgotten):
+        await sql(services, f"DELETE FROM {table}")
+    assert await repair_all(services) == ["no-row"] * 2
+
+    in_project = "SELECT p.name FROM {} AS t JOIN projects AS p ON p.id = t.project_id WHERE {} = :id"
+    assert {name for (name,) in await sql(services, in_project.format("volumes", "t.id"), id=other.id)} == {"default"}
+    for table, column in (("volumes", "t.id"), ("snapshots", "volume_id")):
+        rows = await sql(services, in_project.format(table, column), id=created.volume_id)
+        assert {name for (name,) in rows} == known
+
+
+async def worked_on(services: Services, job: Job) -> None:
+    """Carry out a job of any project."""
+    engine = an_engine(services)
+    claim = await engine.claim(job.message)
+    assert claim is not None
+    await settled(engine, claim.job, await attempted(services, claim.job))
 
 
 async def test_repair_adds_a_row_for_an_unknown_snapshot(

@@ -23,6 +23,7 @@ from tests.integration.job_builders import (
     set_job,
     sql,
 )
+from tests.integration.project_builders import a_project
 
 DISPATCHED_LONG_AGO = "dispatched_at = now() - interval '1 minute'"
 
@@ -114,6 +115,24 @@ async def test_concurrent_sweeps_dispatch_a_due_job_once(services: Services, cli
     dispatched = await asyncio.gather(*(an_engine(services).maintenance.dispatch_due() for _ in range(4)))
 
     assert sum(dispatched) == len(messages(services, client)) == 50
+
+
+async def test_due_jobs_of_projects_take_turns(services: Services) -> None:
+    """Though the jobs of one became due long before, and are more than are read at once."""
+    other = (await a_project(services, "other")).id
+    await queued_jobs(services, 1300)
+    await sql(services, "UPDATE jobs SET dispatched_at = NULL, run_at = now() - interval '1 hour'")
+    await queued_jobs(services, 3)
+    await sql(
+        services,
+        "UPDATE jobs SET dispatched_at = NULL, project_id = :other WHERE dispatched_at IS NOT NULL",
+        other=other,
+    )
+
+    assert await an_engine(services).maintenance.dispatch_due() == 1303
+    first = await services.queue.redis.zrange(services.queue.keys.queue("memory"), 0, 9)
+    theirs = await sql(services, "SELECT id::text FROM jobs WHERE project_id = :other", other=other)
+    assert {f"{job_id}:0".encode() for (job_id,) in theirs} <= set(first)
 
 
 async def test_locked_rows_are_skipped_without_waiting(services: Services) -> None:

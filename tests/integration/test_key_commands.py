@@ -34,6 +34,7 @@ def cistern(services: Services, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     return lambda *arguments: asyncio.to_thread(run_command, *arguments)
 
 
+@pytest.mark.prints_key
 async def test_key_is_created_listed_replaced_and_revoked(services: Services, cistern) -> None:  # type: ignore[no-untyped-def]
     status, out, err = await cistern("keys", "create", "backup", "--role", "operator", "--days", "7")
     principal = await services.keys.authenticate(out.strip())
@@ -54,6 +55,7 @@ async def test_key_is_created_listed_replaced_and_revoked(services: Services, ci
     assert "revoked" in table
 
 
+@pytest.mark.prints_key
 async def test_key_is_made_for_a_project(services: Services, cistern) -> None:  # type: ignore[no-untyped-def]
     project, _ = await services.projects.create(NewProject("search"))
     status, out, _ = await cistern("keys", "create", "alice", "--role", "owner", "--project", "search")

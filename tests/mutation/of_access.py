@@ -35,9 +35,27 @@ ACCESS: Final = (
         "refused-requests-cost",
         "a caller that tries again too early would wait for ever",
         "api/rate_limits.py",
-        "        if allowed:\n            used += cost\n",
-        "        used += cost\n",
+        "        if allowed:\n            used = after\n",
+        "        used = after\n",
         ("tests/unit/test_rate_limits.py::test_refused_request_takes_nothing_and_says_when_it_passes",),
+    ),
+    Mutation(
+        "rate-of-project-open",
+        "owners would get more of a process by making more keys",
+        "api/middleware.py",
+        "project=principal.counted_project if principal else None",
+        "project=None",
+        (
+            "tests/unit/test_rate_limits.py::test_request_counts_for_the_project_of_its_key_unless_that_is_of_the_system",
+        ),
+    ),
+    Mutation(
+        "held-of-project-open",
+        "keys of one project could hold all requests that a process may hold",
+        "api/held_requests.py",
+        "held.hold(principal.key_id, principal.counted_project)",
+        "held.hold(principal.key_id)",
+        ("tests/unit/test_held_requests.py::test_held_requests_count_for_the_project_of_their_key",),
     ),
     Mutation(
         "row-missing",
@@ -128,6 +146,16 @@ ACCESS: Final = (
         ("tests/integration/test_projects.py::test_idempotency_key_of_another_project_is_free",),
     ),
     Mutation(
+        "room-of-backend-first",
+        "a request for a name that is taken would say how much room other projects leave on a backend",
+        "domain/volumes/service.py",
+        "accepted.last_check = partial(self._directory.require_room, volume.backend, volume.size)",
+        "self._directory.require_room(volume.backend, volume.size)",
+        (
+            "tests/integration/test_overcommit.py::test_request_that_is_refused_anyway_does_not_say_whether_there_is_room",
+        ),
+    ),
+    Mutation(
         "room-not-locked",
         "requests at the same time would exceed a limit",
         "domain/projects/quota.py",
@@ -163,5 +191,21 @@ ACCESS: Final = (
             "tests/integration/test_fairness.py::test_job_waits_for_no_more_than_the_jobs_at_work",
             "tests/unit/test_job_queue.py::test_projects_take_turns",
         ),
+    ),
+    Mutation(
+        "first-page-of-due-jobs",
+        "many due jobs of one project would delay those of others before any turn is taken",
+        "domain/jobs/maintenance.py",
+        "if len(due) < _PAGE_SIZE or time.monotonic() > until:",
+        "if True:",
+        ("tests/integration/test_dispatch.py::test_due_jobs_of_projects_take_turns",),
+    ),
+    Mutation(
+        "no-turn-for-older-messages",
+        "messages that older processes send during an upgrade would wait until the queue is empty",
+        "domain/jobs/transport/scripts.py",
+        "if string.sub(id, 37, 37) == ':' then",
+        "if false then",
+        ("tests/unit/test_job_queue.py::test_messages_of_the_version_before_take_turns_beside_those_of_this_one",),
     ),
 )

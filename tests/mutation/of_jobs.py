@@ -214,8 +214,8 @@ JOBS: Final = (
         "keyed-requests-batched",
         "concurrent requests with one key would all be executed",
         "domain/volumes/service.py",
-        "if origin.idempotency is None and await batcher(request):",
-        "if await batcher(request):",
+        "if has_room and origin.idempotency is None and await batcher(request):",
+        "if has_room and await batcher(request):",
         (f"{BATCHING}test_request_with_a_key_is_not_batched",),
     ),
     Mutation(

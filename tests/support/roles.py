@@ -1,5 +1,6 @@
 """The roles of PostgreSQL that the processes of the tests have, with the least privileges of each part."""
 
+import re
 from typing import Final
 
 from domain.db.migrations.grants import Part, grant_to
@@ -15,4 +16,4 @@ def grant(url: str) -> None:
 
 def as_role(url: str, role: str) -> str:
     """Return the URL for another role than the superuser."""
-    return url.replace("//postgres@", f"//{role}@")
+    return re.sub(r"//postgres(:\w+)?@", f"//{role}@", url)

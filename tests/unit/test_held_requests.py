@@ -14,8 +14,11 @@ from api import held_requests
 from api.held_requests import HeldRequests
 from api.main import create_app
 from api.v1 import jobs
+from domain.access.model import Role
+from domain.db.base import DEFAULT_PROJECT
 from domain.errors import TooManyHeldRequests
 from tests.support.http import client_of
+from tests.unit.fake_keys import bearer
 from tests.unit.fakes import FakeServices, job_row
 
 V0, V1 = "/api/v0/volumes", "/api/v1/volumes"
@@ -46,8 +49,9 @@ def fill(app: FastAPI) -> Callable[[int], ExitStack]:
     return hold
 
 
-#: Two keys.
+#: Two keys, and two projects.
 ONE, ANOTHER = UUID(int=1000), UUID(int=1001)
+PROJECT, ANOTHER_PROJECT = UUID(int=1002), UUID(int=1003)
 
 
 def test_five_hundred_requests_are_held_in_all() -> None:
@@ -63,7 +67,24 @@ def test_five_hundred_requests_are_held_in_all() -> None:
         pass
 
 
-def test_twenty_requests_of_one_caller_are_held() -> None:
+def test_four_hundred_requests_of_one_project_are_held() -> None:
+    """Whoever makes many keys in a project leaves room for the others, and for system keys."""
+    held = HeldRequests()
+    with ExitStack() as stack:
+        for number in range(400):
+            stack.enter_context(held.hold(UUID(int=number), PROJECT))
+        with pytest.raises(TooManyHeldRequests, match="400 requests of your project"), held.hold(ONE, PROJECT):
+            pass
+        for _ in range(50):
+            stack.enter_context(held.hold(ONE, ANOTHER_PROJECT))
+            stack.enter_context(held.hold(ANOTHER))
+
+    with held.hold(ONE, PROJECT):
+        pass
+    assert not held._held
+
+
+def test_hundred_requests_of_one_caller_are_held() -> None:
     held = HeldRequests()
     with ExitStack() as stack:
         for _ in range(100):
@@ -98,6 +119,22 @@ async def test_requests_that_would_be_held_are_refused_and_accept_nothing(
         assert not fake.volumes.rows
         assert (await client.post(V1, json=VOLUME)).status_code == 202, "it does not wait"
         assert (await client.get(f"/api/v1/jobs/{job.id}")).status_code == 200
+
+
+async def test_held_requests_count_for_the_project_of_their_key(
+    fake: FakeServices, client: httpx.AsyncClient, app: FastAPI
+) -> None:
+    job = fake.jobs.add(job_row())
+    with ExitStack() as stack:
+        for number in range(400):
+            stack.enter_context(app.state.held_requests.hold(UUID(int=number), DEFAULT_PROJECT))
+        statuses = [
+            (await client.get(f"/api/v1/jobs/{job.id}", headers={"Prefer": "wait=1"} | bearer(role))).status_code
+            for role in (Role.VIEWER, Role.OWNER)
+        ]
+        system = await client.get(f"/api/v1/jobs/{job.id}/events")
+
+    assert (statuses, system.status_code) == ([429, 429], 200)
 
 
 async def test_requests_that_were_held_make_room_for_others(

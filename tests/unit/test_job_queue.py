@@ -251,6 +251,48 @@ async def test_messages_of_others_keep_none_of_ours_from_being_due() -> None:
     assert max(scores.values()) <= timestamp_ms() - 3600 * 1000
 
 
+async def sent_by_the_version_before(queue: JobQueue, letters: str) -> None:
+    """Send messages whose scores are the time an hour ago."""
+    score = timestamp_ms() - 3600 * 1000 - 1000
+    sent = {message_id(message): score + number for number, message in enumerate(messages_of(letters))}
+    await queue.redis.zadd(queue.keys.queue(None), sent)
+
+
+async def test_messages_of_the_version_before_take_turns_beside_those_of_this_one() -> None:
+    """During an upgrade both send, and the queue may never be empty."""
+    queue = a_queue()
+    await queue.dispatch(messages_of("aaaaa"))
+    await sent_by_the_version_before(queue, "ccc")
+    await queue.dispatch(messages_of("b"))
+    await sent_by_the_version_before(queue, "c")
+    await queue.dispatch(messages_of("b"))
+
+    order = "".join(await turns(queue))
+    assert [sorted(order[:3]), sorted(order[3:6]), order[6:]] == [["a", "b", "c"], ["a", "b", "c"], "acaca"]
+
+
+async def test_queue_with_messages_of_the_version_before_alone_begins_turns_anew() -> None:
+    queue = a_queue()
+    await sent_by_the_version_before(queue, "c" * 250)
+    await queue.dispatch(messages_of("ab"))
+    scores = [score for _, score in await queue.redis.zrange(queue.keys.queue(None), 0, -1, withscores=True)]
+
+    assert sorted((await turns(queue))[:3]) == ["a", "b", "c"]
+    assert [score for score in scores if score < 1000] == [1, 1, *range(1, 101)]
+    await queue.dispatch(messages_of("a"))
+    await queue.dispatch(messages_of("a"))
+    assert max(score for _, score in await queue.redis.zrange(queue.keys.queue(None), 0, -1, withscores=True)) == 250
+
+
+async def test_message_of_a_stock_producer_keeps_its_score() -> None:
+    queue, score = a_queue(), timestamp_ms() - 2 * 3600 * 1000
+    await queue.redis.zadd(queue.keys.queue(None), {uuid4().hex: score})
+    await queue.dispatch(messages_of("a"))
+
+    scores = [score for _, score in await queue.redis.zrange(queue.keys.queue(None), 0, -1, withscores=True)]
+    assert scores == [1, score]
+
+
 async def test_message_sent_again_keeps_its_turn() -> None:
     queue, many = a_queue(), messages_of("aab")
     await queue.dispatch(many)

@@ -13,6 +13,7 @@ from api.main import create_app
 from api.rate_limits import WEIGHTS, RateLimiter, weight_of
 from domain.access.model import Role
 from domain.access.secret import new_secret
+from domain.db.base import DEFAULT_PROJECT
 from domain.jobs.states import JobStatus
 from domain.settings import Settings
 from tests.support.http import client_of
@@ -89,6 +90,30 @@ def test_callers_do_not_share_units(limiter: RateLimiter) -> None:
     one, other = uuid4(), uuid4()
     assert [spend_all(limiter, caller, 10) for caller in (one, other, "10.0.0.1", "10.0.0.2")] == [10] * 4
     assert spend_all(limiter, one, 1) == 0
+
+
+def test_keys_of_a_project_share_ten_times_what_one_has(limiter: RateLimiter, clock: Clock) -> None:
+    one, other = uuid4(), uuid4()
+    passed = sum(limiter.spend(uuid4(), 10, project=one).allowed for _ in range(200))
+    refused = limiter.spend(uuid4(), 10, project=one)
+
+    assert passed == 100
+    assert refused == (False, 0, 1)
+    assert limiter.spend(uuid4(), 10, project=other) == (True, 90, 1)
+    assert limiter.spend(uuid4(), 10) == (True, 90, 1)
+    clock.now += 1
+    assert sum(limiter.spend(uuid4(), 10, project=one).allowed for _ in range(200)) == 10
+
+
+def test_request_that_its_project_cannot_make_takes_nothing_from_its_key(limiter: RateLimiter, clock: Clock) -> None:
+    key, project = uuid4(), uuid4()
+    while limiter.spend(uuid4(), 50, project=project).allowed:
+        pass
+    for _ in range(5):
+        assert not limiter.spend(key, 50, project=project).allowed
+    clock.now += 10
+
+    assert [limiter.spend(key, 50, project=project).allowed for _ in range(3)] == [True, True, False]
 
 
 def test_smallest_limit_lets_the_largest_request_pass(clock: Clock) -> None:
@@ -204,6 +229,16 @@ async def test_requests_without_a_valid_key_count_for_their_address(limited: htt
     for headers, path in kinds:
         assert (await limited.get(path, headers=headers)).status_code == 429
     assert (await limited.get(f"{V1}/volumes", headers=bearer(Role.VIEWER))).status_code == 200
+
+
+async def test_request_counts_for_the_project_of_its_key_unless_that_is_of_the_system(
+    limited: httpx.AsyncClient, limiter: RateLimiter
+) -> None:
+    while limiter.spend(uuid4(), 50, project=DEFAULT_PROJECT).allowed:
+        pass
+
+    statuses = [(await limited.get(f"{V1}/volumes", headers=bearer(role))).status_code for role in Role]
+    assert statuses == [429, 429, 429, 200]
 
 
 async def test_refusal_for_its_role_counts_for_the_key(limited: httpx.AsyncClient) -> None:

@@ -31,8 +31,8 @@ from domain.jobs.transport.write_errors import WriteErrors, is_from_replica
 #: Expiry of a message, as in arq. A job that still waits then gets a new message from maintenance.
 _MESSAGE_LIFETIME_MS: Final = 24 * 3600 * 1000
 #: arq compares the score of a message with the worker's clock. Scores are turns: small numbers, counted from when the
-#: queue was empty. If others write to the queue they may be large, but never later than an hour ago, so that a worker
-#: whose clock is behind still fetches them at once.
+#: queue was empty. Those of the version before are times an hour ago, so that a worker whose clock is behind still
+#: fetches its messages at once.
 _MAX_CLOCK_SKEW_MS: Final = 3600 * 1000
 #: Maximum number of messages per round trip.
 _MAX_BATCH: Final = 500

@@ -6,24 +6,40 @@ from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_pref
 
 #: Maximum number of elements of the list that wakes idle workers.
 MAX_WAKEUPS: Final = 32
+#: Scores up to here are turns, later ones are times in milliseconds; this one is a time in 1973.
+_LAST_TURN: Final = 100_000_000_000
+#: Maximum number of messages of the version before that one call gives turns.
+_MAX_ADOPTED: Final = 100
 _MESSAGE_KEYS: Final = (job_key_prefix, retry_key_prefix, in_progress_key_prefix)
 
 #: Sends messages to one queue, each in a turn of its project: behind the project's last one, and not before the first
 #: message that waits. So a project that sends ten thousand messages delays others by no more than is at work already
 #: (start-time fair queuing, Goyal et al. 1996, with one cost for all messages). KEYS are the queue, the set with the
-#: last turn of each project, and the wake-up list. ARGV are the lifetime of a message, the last turn that is possible,
-#: and for each message its id, its data and its project. A message that is in the queue keeps its turn.
+#: last turn of each project, and the wake-up list. ARGV are the lifetime of a message, the time an hour ago, and for
+#: each message its id, its data and its project. A message that is in the queue keeps its turn.
+#:
+#: The version before gave its messages the time an hour ago as their score, so that they would wait until no turn is
+#: left, which may be never. While both versions send, these messages get turns here, as if all were of one project.
+#: Messages of stock producers have other ids, and keep their scores: arq calculates with them.
 SEND: Final = f"""
-local first = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[2], 'WITHSCORES', 'LIMIT', 0, 1)[2]
+local first = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', {_LAST_TURN}, 'WITHSCORES', 'LIMIT', 0, 1)[2]
 if not first then redis.call('DEL', KEYS[2]) end
 local turns, sent = {{}}, 0
+
+local function take_turn(id, project)
+    local last = turns[project] or tonumber(redis.call('ZSCORE', KEYS[2], project) or 0)
+    turns[project] = math.min(math.max(last + 1, tonumber(first or 0)), {_LAST_TURN})
+    redis.call('ZADD', KEYS[1], turns[project], id)
+end
+
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '({_LAST_TURN}', ARGV[2], 'LIMIT', 0, {_MAX_ADOPTED})) do
+    if string.sub(id, 37, 37) == ':' then take_turn(id, '') end
+end
 for i = 3, #ARGV, 3 do
     local id, project = ARGV[i], ARGV[i + 2]
     redis.call('SET', '{job_key_prefix}' .. id, ARGV[i + 1], 'PX', ARGV[1], 'NX')
     if not redis.call('ZSCORE', KEYS[1], id) then
-        local last = turns[project] or tonumber(redis.call('ZSCORE', KEYS[2], project) or 0)
-        turns[project] = math.min(math.max(last + 1, tonumber(first or 0)), tonumber(ARGV[2]))
-        redis.call('ZADD', KEYS[1], turns[project], id)
+        take_turn(id, project)
         redis.call('LPUSH', KEYS[3], '')
         sent = sent + 1
     end

@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.access.service import KeyService, may_own_schedules
+from domain.access.sessions import SessionService
 from domain.audit.repository import PRUNE_BATCH, prune_entries
 from domain.audit.service import AuditLog
 from domain.bulk.expand import ExpandOperation
@@ -25,6 +26,7 @@ from domain.jobs.attempt import RetryPolicy
 from domain.jobs.engine import JobEngine
 from domain.jobs.kinds import JobHandler, JobHandlers, JobKind
 from domain.jobs.model import Worker
+from domain.jobs.overview import OverviewService
 from domain.jobs.service import JobService
 from domain.jobs.stats import StatsCache
 from domain.jobs.store.dispatch import any_dispatched_before, any_undispatched, any_unserved
@@ -47,6 +49,7 @@ from domain.snapshots.service import SnapshotService
 from domain.storage.backends import Backends
 from domain.storage.directory import BackendDirectory
 from domain.storage.registry import SAMPLE, BackendRegistry
+from domain.volumes.names import VolumeNames
 from domain.volumes.repository import VolumeRepository
 from domain.volumes.service import VolumeService
 
@@ -71,9 +74,12 @@ class Services:
     registry: BackendRegistry
     directory: BackendDirectory
     keys: KeyService
+    sessions: SessionService
     projects: ProjectService
     audit: AuditLog
+    overview: OverviewService
     volumes: VolumeService
+    volume_names: VolumeNames
     snapshots: SnapshotService
     bulk: BulkService
     actions: Actions
@@ -248,9 +254,12 @@ def compose(
         registry=BackendRegistry(database, backends, installation, _sample_volumes),
         directory=directory,
         keys=KeyService(database),
+        sessions=SessionService(database),
         projects=ProjectService(database),
         audit=AuditLog(database),
+        overview=OverviewService(database, lease=settings.lease_seconds),
         volumes=volumes,
+        volume_names=VolumeNames(database),
         snapshots=snapshots,
         bulk=bulk,
         actions=actions,

@@ -90,12 +90,23 @@ class JobRepository:
         query = update(Job).where(Job.id == job_id).values(cancel_requested_at=cancelled, error=error)
         await self._session.execute(query.execution_options(synchronize_session=False))
 
-    async def page(self, filters: JobFilter, project_id: UUID, *, before: UUID | None, limit: int) -> Sequence[Job]:
-        """Read up to ``limit + 1`` jobs of a project, newest first, without long params."""
-        query = select(Job).options(defer(Job.params)).order_by(Job.id.desc()).limit(limit + 1)
+    async def nth_newest(self, number: int, project_id: UUID, *, before: UUID | None) -> UUID | None:
+        """Return the id of the job of a project before which there are ``number`` newer ones; None if there is none."""
+        query = select(Job.id).where(*of_project(project_id)).order_by(Job.id.desc()).offset(number).limit(1)
         if before is not None:
             query = query.where(Job.id < before)
-        jobs = (await self._session.scalars(query.where(*_matches(filters), *_of_project(project_id)))).all()
+        return await self._session.scalar(query)
+
+    async def page(
+        self, filters: JobFilter, project_id: UUID, *, before: UUID | None, limit: int, down_to: UUID | None = None
+    ) -> Sequence[Job]:
+        """Read up to ``limit + 1`` jobs of a project, newest first down to ``down_to``, without long params."""
+        query = select(Job).options(defer(Job.params)).order_by(Job.id.desc()).limit(limit + 1)
+        if down_to is not None:
+            query = query.where(Job.id >= down_to)
+        if before is not None:
+            query = query.where(Job.id < before)
+        jobs = (await self._session.scalars(query.where(*_matches(filters), *of_project(project_id)))).all()
         await load_short(self._session, Job.params, jobs)
         return jobs
 
@@ -130,7 +141,8 @@ def require_job(job: Job | None, job_id: UUID, project_id: UUID) -> Job:
     return job
 
 
-def _of_project(project_id: UUID) -> Iterable[ColumnElement[bool]]:
+def of_project(project_id: UUID) -> Iterable[ColumnElement[bool]]:
+    """Yield the conditions for the jobs of a project."""
     yield Job.project_id == project_id
     if project_id != DEFAULT_PROJECT:
         yield Job.project_id != DEFAULT_PROJECT  # the condition of the index; PostgreSQL does not conclude it

@@ -59,7 +59,14 @@ _V1: Final[Mapping[str, Mapping[str, Role]]] = {
 #: The pages of the dashboard. Each shows what the role may see, and offers what it may do.
 PAGES: Final[Mapping[str, Mapping[str, Role | None]]] = {
     "/": {"GET": _VIEWER},
+    "/volumes": {"GET": _VIEWER},
+    "/volumes/{}": {"GET": _VIEWER},
+    "/jobs": {"GET": _VIEWER},
     "/jobs/{}": {"GET": _VIEWER},
+    "/schedules": {"GET": _VIEWER},
+    "/schedules/{}": {"GET": _VIEWER},
+    "/schedules/preview": {"GET": _VIEWER},
+    "/settings": {"GET": _VIEWER},
     "/sign-in": {"GET": None, "POST": None},
     "/sign-out": {"POST": None},
 }

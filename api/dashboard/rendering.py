@@ -10,10 +10,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
+from api.dashboard.views.schedules import cron_words
 from api.dashboard.views.viewer import Viewer
 from api.dashboard.views.words import KIND_WORDS, STATUS_TONES
 from domain.jobs.store.overview import MAX_COUNTED
-from domain.printable import printable, printable_lines
+from domain.printable import printable
 
 #: Shown for what is not known.
 _NOTHING: Final = "\N{EN DASH}"
@@ -81,14 +82,20 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, default=str)
 
 
+def readable_text(text: str) -> str:
+    """Return a text of several lines; each control character is replaced by its escape."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 _FILTERS: Final = {
     "ago": ago_text,
     "count": count_text,
+    "cron": cron_words,
     "duration": duration_text,
     "iso": iso_text,
     "pretty": json_text,
     "printable": printable,
-    "printable_lines": printable_lines,
+    "readable": readable_text,
     "short": short_id,
     "size": size_text,
 }

@@ -54,9 +54,19 @@ async function asked(button) {
   return dialog.returnValue === "ok";
 }
 
-async function done(then, answer) {
+function showKey(text) {
+  document.getElementById("new-key-text").textContent = text;
+  document.getElementById("new-key").showModal();
+}
+
+// What follows a request that was accepted.
+export async function done(then, answer) {
   if (then === "job") {
     window.location.assign(`/jobs/${answer.id}`);
+  } else if (then === "schedule") {
+    window.location.assign(`/schedules/${answer.id}`);
+  } else if (then === "key") {
+    showKey(answer.key);
   } else if (then?.startsWith("/")) {
     window.location.assign(then);
   } else if (then === "load") {
@@ -94,6 +104,15 @@ export function startActions() {
       document.getElementById(button.dataset.opens).showModal();
     } else if (button.matches("[data-close]")) {
       button.closest("dialog").close();
+      if (button.dataset.refreshes !== undefined) {
+        document.getElementById("new-key-text").textContent = "";
+        refresh();
+      }
+    } else if (button.dataset.copies !== undefined) {
+      navigator.clipboard.writeText(document.getElementById(button.dataset.copies).textContent).then(
+        () => notify("Copied."),
+        () => notify("The browser did not allow it: select the text instead."),
+      );
     }
   });
 }

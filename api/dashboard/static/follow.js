@@ -30,6 +30,7 @@ function showProgress(progress) {
 
 function follow(id) {
   const source = new EventSource(`/api/v1/jobs/${id}/events`);
+  source.addEventListener("open", () => planRefresh());
   source.addEventListener("progress", (event) => {
     showProgress(JSON.parse(event.data).progress);
     planRefresh();

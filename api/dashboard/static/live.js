@@ -69,16 +69,18 @@ export function refresh() {
 }
 
 export function startLive() {
-  const button = document.querySelector("[data-pause]");
-  if (button === null) {
+  if (document.querySelector("[data-pause]") === null) {
     return;
   }
-  button.addEventListener("click", () => {
-    paused = !paused;
-    button.setAttribute("aria-pressed", String(paused));
-    button.textContent = paused ? "Resume" : "Pause";
-    if (!paused) {
-      refresh();
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-pause]");
+    if (button !== null) {
+      paused = !paused;
+      button.setAttribute("aria-pressed", String(paused));
+      button.textContent = paused ? "Resume updates" : "Pause updates";
+      if (!paused) {
+        refresh();
+      }
     }
   });
   setInterval(() => {

@@ -3,6 +3,7 @@
 
 import { startActions } from "./actions.js";
 import { startFollowing } from "./follow.js";
+import { startForms } from "./forms.js";
 import { startLive } from "./live.js";
 import { startTimes } from "./times.js";
 
@@ -10,6 +11,7 @@ startTimes();
 startLive();
 startFollowing();
 startActions();
+startForms();
 
 const insecure = document.getElementById("insecure");
 if (insecure !== null) {

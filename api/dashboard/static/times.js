@@ -23,6 +23,9 @@ export function showTimes(root = document) {
     }
     element.title = exact.format(moment);
   }
+  for (const element of root.querySelectorAll("[data-exact]")) {
+    element.textContent = exact.format(new Date(element.dataset.exact));
+  }
 }
 
 export function startTimes() {

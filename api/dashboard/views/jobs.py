@@ -7,6 +7,7 @@ from typing import Any, Final, Self
 from uuid import UUID
 
 from api.access import role_to_request
+from api.dashboard.queries import JobsQuery, LedgerQuery
 from api.schemas.jobs import ProgressOut
 from domain.access.model import Principal, Role
 from domain.bulk.model import Item
@@ -201,3 +202,35 @@ def _error_text(job: Job) -> str | None:
 
 def _waiting_text(job: Job) -> str | None:
     return None if job.waiting_for is None else f"The storage is busy with {job.waiting_for['call']}"
+
+
+async def jobs_of_query(
+    services: Services, query: JobsQuery, principal: Principal
+) -> tuple[Sequence[JobLine], str | None]:
+    """Return the jobs on a page of the list, and the cursor of the next page.
+
+    Raises:
+        BadCursor: the cursor is not from this list.
+    """
+    project_id = principal.project.id
+    page = await services.jobs.search(query.filters(), query.page_of("jobs page", project_id), project_id=project_id)
+    return await lines_of(services, page.items, principal), page.next_cursor
+
+
+async def ledger_of_query(
+    services: Services, job_id: UUID, query: LedgerQuery, principal: Principal
+) -> tuple[Sequence[LedgerLine], str | None]:
+    """Return a page of a job's ledger, with the names of the volumes, and the cursor of the next page.
+
+    Raises:
+        JobNotFound: no such job.
+        BadCursor: the cursor is not from this list.
+    """
+    project_id = principal.project.id
+    request = query.page_of(f"ledger page of {job_id}", project_id)
+    items = await services.bulk.items(
+        job_id, query.status, project_id=project_id, after=request.after, limit=request.limit
+    )
+    page = request.page(items, by=lambda item: item.volume_id)
+    names = await services.volume_names.of([item.volume_id for item in page.items], project_id=project_id)
+    return [LedgerLine(item, names.get(item.volume_id)) for item in page.items], page.next_cursor

@@ -34,6 +34,7 @@ function replace(fresh) {
     const focused = element.contains(document.activeElement) ? document.activeElement.outerHTML : null;
     const open = [...element.querySelectorAll("details")].map((one) => one.open);
     const scrolled = [...element.querySelectorAll(".scroll")].map((one) => one.scrollLeft);
+    element.toggleAttribute("hidden", other.hasAttribute("hidden"));
     for (const { name, value } of other.attributes) {
       element.setAttribute(name, value);
     }

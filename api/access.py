@@ -101,7 +101,7 @@ _PATH: Final = re.compile("|".join(f"({re.escape(path).replace(re.escape('{}'), 
 
 #: Routes where the cookie of a session counts without the header that only a script can send: an `EventSource` cannot,
 #: nor can a form.
-_WITHOUT_MARK: Final = frozenset({V1_PATH + "/jobs/{}/events", "/sign-out"})
+_WITHOUT_MARK: Final = frozenset({V1_PATH + "/jobs/{}/events", "/sign-in", "/sign-out"})
 
 #: Kinds of jobs whose requests need no more than an operator.
 _OPERATORS_KINDS: Final = frozenset(

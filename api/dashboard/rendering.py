@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse
 from api.dashboard.views.schedules import cron_words
 from api.dashboard.views.viewer import Viewer
 from api.dashboard.views.words import KIND_WORDS, STATUS_TONES
-from domain.jobs.store.overview import MAX_COUNTED
+from domain.jobs.store.overview import Count
 from domain.printable import printable
 
 #: Shown for what is not known.
@@ -37,9 +37,9 @@ def size_text(size: int | None) -> str:
     return f"{value:.0f} {_UNITS[unit]}" if value >= _HUNDRED or value == int(value) else f"{value:.1f} {_UNITS[unit]}"
 
 
-def count_text(number: int) -> str:
-    """Return a number with separators; one above `MAX_COUNTED` is a lower bound."""
-    return f"{MAX_COUNTED:,}+" if number > MAX_COUNTED else f"{number:,}"
+def count_text(count: Count) -> str:
+    """Return a number with separators, and a plus sign if there may be more."""
+    return f"{count.number:,}{'+' if count.more else ''}"
 
 
 def duration_text(seconds: float | timedelta | None) -> str:

@@ -11,7 +11,7 @@ from uuid import UUID
 from domain.db.database import Database
 from domain.jobs.model import Job, Worker
 from domain.jobs.states import JobStatus
-from domain.jobs.store.overview import OverviewRepository
+from domain.jobs.store.overview import Count, OverviewRepository
 
 #: How long an overview is shown again, in seconds.
 _CACHE_SECONDS: Final = 3.0
@@ -22,15 +22,15 @@ _MAX_FAILED: Final = 5
 
 @dataclass(frozen=True)
 class Overview:
-    """The jobs of a project, and the workers of the installation. Numbers above `MAX_COUNTED` are lower bounds."""
+    """The jobs of a project, and the workers of the installation."""
 
     workers: Sequence[Worker]
     running: Sequence[Job]
-    waiting: int
+    waiting: Count
     #: Since when the oldest waiting job is due, in seconds; None if none waits.
     oldest_seconds: float | None
     #: The jobs that were accepted in the last 24 hours, by how they ended.
-    today: Mapping[JobStatus, int]
+    today: Mapping[JobStatus, Count]
     #: Some of those that have failed and were not retried, newest first.
     failed: Sequence[Job]
 

@@ -10,7 +10,7 @@ from api.dashboard.views.jobs import JobLine, lines_of
 from domain.access.model import Principal, Role
 from domain.db.pagination import PageRequest
 from domain.jobs.overview import Overview
-from domain.jobs.states import JobStatus
+from domain.jobs.store.overview import Count
 from domain.schedules.model import Run, RunOutcome, Schedule
 from domain.services import Services
 from domain.storage.directory import BackendStatus
@@ -97,10 +97,10 @@ class OverviewPage:
 
     headline: str
     problems: Sequence[Problem]
-    waiting: int
+    waiting: Count
     oldest_seconds: float | None
     running: int
-    today: Sequence[tuple[str, int]]
+    today: Sequence[tuple[str, Count]]
     workers: Sequence[WorkerLine]
     backends: Sequence[BackendLine]
     schedules: Sequence[ScheduleLine]
@@ -128,7 +128,7 @@ async def overview_page(services: Services, principal: Principal) -> OverviewPag
         waiting=overview.waiting,
         oldest_seconds=overview.oldest_seconds,
         running=sum(line.parent_id is None for line in running),
-        today=[(status.value, number) for status, number in overview.today.items()],
+        today=[(status.value, count) for status, count in overview.today.items()],
         workers=_workers(overview, running),
         backends=backends,
         schedules=schedules,
@@ -158,8 +158,7 @@ def _problems(
         minutes = round(overview.oldest_seconds / 60)
         text = f"The oldest job has been due for {minutes} {_plural('minute', minutes)}."
         found.append(Problem(text, "/jobs?status=queued", "See what waits"))
-    number = overview.today[JobStatus.FAILED] + overview.today[JobStatus.PARTIAL]
-    if overview.failed and number:
+    if overview.failed:
         text = "A job of the last 24 hours has failed and was not retried."
         if len(overview.failed) > 1:
             text = "Jobs of the last 24 hours have failed and were not retried."
@@ -177,9 +176,10 @@ def _headline(overview: Overview, problems: Sequence[Problem]) -> str:
     if problems:
         return problems[0].text if len(problems) == 1 else f"{len(problems)} things need somebody."
     workers = f"{number} {_plural('worker', number)}"
-    if not overview.waiting:
+    waiting, more = overview.waiting
+    if not waiting:
         return f"All is well: {workers}, nothing waiting."
-    return f"All is well: {workers}, {overview.waiting:,} {_plural('job', overview.waiting)} waiting."
+    return f"All is well: {workers}, {waiting:,}{'+' if more else ''} {_plural('job', waiting)} waiting."
 
 
 def _plural(word: str, number: int) -> str:

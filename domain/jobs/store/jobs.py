@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Uuid, bindparam, func, select, update
+from sqlalchemy import ColumnElement, Uuid, bindparam, func, literal, select, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import defer
@@ -154,8 +154,9 @@ def _visible(job: Job | None) -> Job | None:
 
 
 def _matches(filters: JobFilter) -> Iterable[ColumnElement[bool]]:
+    if filters.status is not None:  # as a constant: PostgreSQL must know it to use the partial indexes
+        yield Job.status == literal(filters.status.value, literal_execute=True)
     columns = {
-        Job.status: filters.status,
         Job.kind: filters.kind,
         Job.volume_id: filters.volume_id,
     }

@@ -32,7 +32,7 @@ from domain.jobs.stats import StatsCache
 from domain.jobs.store.dispatch import any_dispatched_before, any_undispatched, any_unserved
 from domain.jobs.store.orphans import any_orphans_or_dead_workers
 from domain.jobs.store.parents import any_without_lanes
-from domain.jobs.store.retention import Pruned, Retention
+from domain.jobs.store.retention import Prune, Pruned, Retention
 from domain.jobs.transport.job_queue import JobQueue, QueueKeys
 from domain.jobs.watcher import Watcher
 from domain.maintenance_tasks import MaintenanceTask, MaintenanceTasks
@@ -245,7 +245,6 @@ def compose(
     bulk = BulkService(database, queue, operations, **limits)
     job_handlers = handlers(backends, bulk, max_attempts=settings.max_attempts)
     actions: Actions = {kind: ScheduledBulk(bulk, one.request_type, directory) for kind, one in operations.items()}
-    others = [(prune_runs, settings.keep_jobs_days), (_prune_audit, settings.keep_audit_days)]
     return Services(
         settings=settings,
         database=database,
@@ -270,7 +269,7 @@ def compose(
         retry_policy=RetryPolicy(settings.retry_seconds),
         watcher=Watcher(database, queue),
         stats=StatsCache(database),
-        retention=Retention(database, clear_ledgers, days=settings.keep_jobs_days, others=others),
+        retention=Retention(database, clear_ledgers, days=settings.keep_jobs_days, others=_others_pruned(settings)),
         fence_retention=FenceRetention(database, backends, days=settings.keep_jobs_days),
     )
 
@@ -280,6 +279,11 @@ def _bulk_operations(database: Database, backends: Backends, snapshots: Snapshot
         JobKind.BULK_EXPAND: ExpandOperation(database, backends),
         JobKind.BULK_SNAPSHOT: SnapshotOperation(backends, snapshots),
     }
+
+
+def _others_pruned(settings: Settings) -> Sequence[tuple[Prune, float]]:
+    """Return what else is pruned, and after how many days."""
+    return [(prune_runs, settings.keep_jobs_days), (_prune_audit, settings.keep_audit_days)]
 
 
 async def _prune_audit(session: AsyncSession, *, age: timedelta) -> Pruned:

@@ -8,7 +8,7 @@ function words(moment) {
   const seconds = (moment.getTime() - Date.now()) / 1000;
   for (const [unit, length] of UNITS) {
     if (Math.abs(seconds) >= length) {
-      return relative.format(Math.trunc(seconds / length), unit);
+      return relative.format(unit === "day" ? Math.round(seconds / length) : Math.trunc(seconds / length), unit);
     }
   }
   return "now";

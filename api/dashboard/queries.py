@@ -37,11 +37,15 @@ class JobsQuery(ListQuery):
 
     status: _Optional[JobStatus] = None
     kind: _Optional[_Text] = None
+    created_by: _Optional[_Text] = None
     volume_id: _Optional[UUID] = None
+    schedule_id: _Optional[UUID] = None
 
     def filters(self) -> JobFilter:
         """Convert to the filter of the domain."""
-        return JobFilter(self.status, self.kind, self.volume_id)
+        return JobFilter(
+            self.status, self.kind, self.volume_id, created_by=self.created_by, schedule_id=self.schedule_id
+        )
 
 
 class LedgerQuery(ListQuery):

@@ -67,7 +67,8 @@ class JobService:
             BadCursor: the cursor is not from this list.
         """
         before, limit = request.before, request.limit
-        has_index = filters.kind is None and filters.status is not JobStatus.SUCCEEDED
+        scanned = filters.kind is not None or filters.created_by is not None or filters.status is JobStatus.SUCCEEDED
+        has_index = not scanned or filters.volume_id is not None or filters.schedule_id is not None
         async with self._database.transaction() as session:
             jobs = JobRepository(session)
             oldest = None if has_index else await jobs.nth_newest(SEARCHED, project_id, before=before)

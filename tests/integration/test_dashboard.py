@@ -152,6 +152,9 @@ async def test_search_looks_at_a_limited_number_of_jobs_and_goes_on(
         found, cursor, pages = [*found, *page.items], page.next_cursor, pages + 1
 
     assert ([job.kind for job in found], pages) == (["volume.delete"], 3)
+    nobody = JobFilter(created_by="nobody")
+    page = await services.jobs.search(nobody, PageRequest("jobs"), project_id=DEFAULT_PROJECT)
+    assert (page.items, page.next_cursor is None) == ([], False)
     failed = JobFilter(JobStatus.FAILED)
     assert len((await services.jobs.search(failed, PageRequest("jobs"), project_id=DEFAULT_PROJECT)).items) == 10
 
@@ -179,7 +182,11 @@ async def test_volumes_are_found_by_name_backend_and_usage(
 
 @pytest.mark.parametrize(
     "path",
-    ["/jobs?status=&kind=&volume_id=", "/volumes?name=&state=&backend=&label=&usage_above=", "/settings?name=&action="],
+    [
+        "/jobs?status=&kind=&volume_id=&created_by=&schedule_id=",
+        "/volumes?name=&state=&backend=&label=&usage_above=",
+        "/settings?name=&action=",
+    ],
 )
 async def test_empty_field_of_a_form_is_no_filter(client: httpx.AsyncClient, path: str) -> None:
     assert (await client.get(path)).status_code == 200

@@ -32,6 +32,8 @@ class JobFilter:
     kind: str | None = None
     volume_id: UUID | None = None
     parent_id: UUID | None = None
+    created_by: str | None = None
+    schedule_id: UUID | None = None
 
 
 class JobRepository:
@@ -159,6 +161,8 @@ def _matches(filters: JobFilter) -> Iterable[ColumnElement[bool]]:
     columns = {
         Job.kind: filters.kind,
         Job.volume_id: filters.volume_id,
+        Job.created_by: filters.created_by,
+        Job.schedule_id: filters.schedule_id,
     }
     yield from (column == value for column, value in columns.items() if value is not None)
     yield Job.pruned_at.is_(None)

@@ -8,7 +8,7 @@ READY := .venv/.ready
 COMPOSE ?= docker compose
 ENGINE ?= docker
 
-.PHONY: help secrets demo up test test-changed test-long bench bench-bulk compose-test check docs coverage
+.PHONY: help secrets demo up test test-changed test-long bench bench-bulk compose-test check docs coverage screenshots
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -52,6 +52,9 @@ check: $(READY) ## Check style, types and import order
 	$(BIN)/mypy
 	MYPYPATH=benchmarks:tests/support/drivers $(BIN)/mypy benchmarks
 	$(BIN)/lint-imports
+
+screenshots: $(READY) ## Take pictures of every page of the dashboard, in build/screenshots; needs Chromium
+	@$(BIN)/python docs/screenshots.py
 
 docs: $(READY) ## Build the documentation into build/site, strictly and offline
 	@$(BIN)/python docs/build.py

@@ -6,15 +6,17 @@ A route that is not in the table is refused, so that none can be reached by bein
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Final, Protocol
 
 from starlette.types import Scope
 
 from api.dependencies import V0_PATH, V1_PATH
 from api.problems import KEY_INVALID, KEY_MISSING, NO_KEYS, ROLE_INSUFFICIENT, ProblemType, http_type, type_of
 from api.request_headers import RequestHeaders
+from api.session_cookies import is_read_by_own_page, is_sent_by_own_page, session_token
 from domain.access.model import Principal, Role
 from domain.access.service import KeyService
+from domain.access.sessions import SessionService
 from domain.errors import CisternError, ProjectNotFound
 from domain.jobs.kinds import JobKind
 from domain.projects.service import ProjectService
@@ -54,6 +56,20 @@ _V1: Final[Mapping[str, Mapping[str, Role]]] = {
     "/keys/{}": {"DELETE": _OWNER},
     "/keys/{}/rotate": {"POST": _OWNER},
 }
+#: The pages of the dashboard. Each shows what the role may see, and offers what it may do.
+PAGES: Final[Mapping[str, Mapping[str, Role | None]]] = {
+    "/": {"GET": _VIEWER},
+    "/volumes": {"GET": _VIEWER},
+    "/volumes/{}": {"GET": _VIEWER},
+    "/jobs": {"GET": _VIEWER},
+    "/jobs/{}": {"GET": _VIEWER},
+    "/schedules": {"GET": _VIEWER},
+    "/schedules/{}": {"GET": _VIEWER},
+    "/schedules/preview": {"GET": _VIEWER},
+    "/settings": {"GET": _VIEWER},
+    "/sign-in": {"GET": None, "POST": None},
+    "/sign-out": {"POST": None},
+}
 _V0: Final[Mapping[str, Mapping[str, Role]]] = {
     "/volumes": {"GET": _VIEWER, "POST": _OPERATOR},
     "/volumes/{}": {"GET": _VIEWER, "DELETE": _OWNER},
@@ -68,11 +84,13 @@ _V0: Final[Mapping[str, Mapping[str, Role]]] = {
 _WITHOUT_KEY: Final = (
     *("/healthz", "/readyz", "/problems", "/problems/{}", "/openapi.json", "/docs"),
     *("/docs/swagger-ui-bundle.js", "/docs/docs.js", "/docs/swagger-ui.css", "/docs/favicon-32x32.png"),
+    "/static/{}",
 )
 
 #: The least role that each route needs, by path and method; None: no key is needed.
 ROUTES: Final[Mapping[str, Mapping[str, Role | None]]] = {
     **{path: {"GET": None} for path in _WITHOUT_KEY},
+    **PAGES,
     **{V1_PATH + path: roles for path, roles in _V1.items()},
     **{V0_PATH + path: roles for path, roles in _V0.items()},
 }
@@ -80,6 +98,10 @@ ROUTES: Final[Mapping[str, Mapping[str, Role | None]]] = {
 _ROWS: Final = sorted(ROUTES, key=lambda path: path.count("{}"))
 #: One expression for all rows, whose groups are in their order: looking at them one by one takes 20 microseconds.
 _PATH: Final = re.compile("|".join(f"({re.escape(path).replace(re.escape('{}'), '[^/]+')})" for path in _ROWS))
+
+#: Routes where the cookie of a session counts without the header that only a script can send: an `EventSource` cannot,
+#: nor can a form.
+_WITHOUT_MARK: Final = frozenset({V1_PATH + "/jobs/{}/events", "/sign-in", "/sign-out"})
 
 #: Kinds of jobs whose requests need no more than an operator.
 _OPERATORS_KINDS: Final = frozenset(
@@ -97,7 +119,23 @@ class AccessRefused(CisternError):
         self.problem = problem
 
 
-async def admit(scope: Scope, headers: RequestHeaders, keys: KeyService, projects: ProjectService) -> None:
+class Accounts(Protocol):
+    """The services that know who a request acts for."""
+
+    @property
+    def keys(self) -> KeyService:
+        """The keys."""
+
+    @property
+    def sessions(self) -> SessionService:
+        """The sessions of browsers, in which a key was exchanged for a cookie."""
+
+    @property
+    def projects(self) -> ProjectService:
+        """The projects."""
+
+
+async def admit(scope: Scope, headers: RequestHeaders, accounts: Accounts) -> None:
     """Set `state.principal` to who the request acts for; None if the route needs no key, and none is given.
 
     Raises:
@@ -114,19 +152,38 @@ async def admit(scope: Scope, headers: RequestHeaders, keys: KeyService, project
     needed = roles.get("GET" if scope["method"] == "HEAD" else scope["method"], other)
     text = _bearer(headers)
     if text is None:
-        if needed is None:
+        principal = await _of_session(scope, headers, row, accounts.sessions)
+        if principal is None and needed is None:
             scope["state"]["principal"] = None
             return
-        if await keys.any():
-            raise AccessRefused(KEY_MISSING, "Send a key: `Authorization: Bearer cst_...`.")
-        raise AccessRefused(NO_KEYS, "There is no key yet: `cistern keys create NAME --role system` makes the first.")
-    principal = await keys.authenticate(text)
-    if principal is None:
-        raise AccessRefused(KEY_INVALID, "The key is unknown, revoked or expired.")
+        if principal is None:
+            raise await _missing(accounts.keys)
+    else:
+        principal = await accounts.keys.authenticate(text)
+        if principal is None:
+            raise AccessRefused(KEY_INVALID, "The key is unknown, revoked or expired.")
     scope["state"]["principal"] = principal
     require_role(principal, needed)
     if PROJECT_HEADER in headers:
-        scope["state"]["principal"] = await _in_project(headers[PROJECT_HEADER], principal, projects)
+        scope["state"]["principal"] = await _in_project(headers[PROJECT_HEADER], principal, accounts.projects)
+
+
+async def _missing(keys: KeyService) -> AccessRefused:
+    if await keys.any():
+        return AccessRefused(KEY_MISSING, "Send a key: `Authorization: Bearer cst_...`.")
+    return AccessRefused(NO_KEYS, "There is no key yet: `cistern keys create NAME --role system` makes the first.")
+
+
+async def _of_session(scope: Scope, headers: RequestHeaders, row: str, sessions: SessionService) -> Principal | None:
+    """Return who the session of a request acts for; None if it has none, or its cookie does not count here."""
+    token = session_token(headers)
+    if token is None:
+        return None
+    if scope["method"] in ("GET", "HEAD") and row in PAGES:
+        counts = is_read_by_own_page(headers)
+    else:
+        counts = is_sent_by_own_page(headers, with_mark=row not in _WITHOUT_MARK)
+    return await sessions.authenticate(token) if counts else None
 
 
 async def _in_project(header: bytes, principal: Principal, projects: ProjectService) -> Principal:

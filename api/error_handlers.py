@@ -3,6 +3,7 @@
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
+from urllib.parse import quote
 
 import structlog
 from fastapi import APIRouter
@@ -10,13 +11,14 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Match
 
 from api.acceptance import render_replay
-from api.access import AccessRefused
+from api.access import PAGES, AccessRefused, row_of
 from api.openapi import errors
 from api.problems import INTERNAL, PROBLEM_TYPES, http_type, problem_response, type_of
+from api.session_cookies import MARK
 from domain.errors import CisternError, DatabaseUnavailable
 from domain.jobs.acceptance import IdempotentReplay
 
@@ -93,6 +95,9 @@ def _field_error(error: Mapping[str, Any]) -> dict[str, str]:
 async def render_access_refused(request: Request, error: AccessRefused) -> Response:
     """Render the refusal of a request that has no key, or none that may do this."""
     is_unknown = error.problem.status == HTTPStatus.UNAUTHORIZED
+    if is_unknown and row_of(request.url.path) in PAGES and MARK.decode() not in request.headers:
+        wanted = quote(request.url.path + (request.url.query and f"?{request.url.query}"))
+        return RedirectResponse("/sign-in" if wanted == "/" else f"/sign-in?next={wanted}", HTTPStatus.SEE_OTHER)
     headers = {"WWW-Authenticate": 'Bearer realm="cistern"'} if is_unknown else {}
     return problem_response(request, error.problem, error.message, headers=headers)
 

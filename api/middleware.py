@@ -129,7 +129,7 @@ async def _refusal(scope: Scope, headers: RequestHeaders, response: _Response) -
         if refusal := site_refusal(scope, headers, services.settings.hosts):
             refused = problem_response(Request(scope), *refusal)
         else:
-            await admit(scope, headers, services.keys, services.projects)
+            await admit(scope, headers, services)
     except AccessRefused as error:
         refused = await render_access_refused(Request(scope), error)
     except DatabaseUnavailable as error:  # unlike one of a route, it comes before anything can have been accepted

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Final
 
+from api.access import PAGES, row_of
+
 RawHeaders = Sequence[tuple[bytes, bytes]]
 
 #: For responses that are no page: a browser that shows one loads nothing for it. It is short, as every response has it.
@@ -13,12 +15,14 @@ PAGE_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-_PAGES: Final = frozenset({"/docs"})
+_DOCS: Final = "/docs"
 
 
 def security_headers(path: str) -> RawHeaders:
     """Return the headers for browsers of every response to a request for this path."""
-    return _FOR_PAGES if path in _PAGES else _FOR_OTHERS
+    if path.startswith("/api/"):  # most requests: not looked up
+        return _FOR_OTHERS
+    return _FOR_PAGES if path == _DOCS or row_of(path) in PAGES else _FOR_OTHERS
 
 
 def _with_policy(policy: str) -> RawHeaders:

@@ -36,7 +36,7 @@ def site_refusal(scope: Scope, headers: RequestHeaders, allowed_hosts: Collectio
     host = headers.get(b"host", b"").decode("latin-1").lower()
     if not host:
         return SiteRefusal(HOST_MISSING, "A request needs exactly one Host header.")
-    name = _without_port(host)
+    name = without_port(host)
     if name not in LOOPBACK_HOSTS and name not in allowed_hosts:
         return SiteRefusal(HOST_NOT_ALLOWED, "This API does not serve this host; CISTERN_HOSTS lists those it serves.")
     if scope["method"] not in _SAFE_METHODS and not _is_own_site(headers, host):
@@ -45,7 +45,8 @@ def site_refusal(scope: Scope, headers: RequestHeaders, allowed_hosts: Collectio
     return None
 
 
-def _without_port(host: str) -> str:
+def without_port(host: str) -> str:
+    """Return the name in a `Host` header."""
     name, colon, port = host.rpartition(":")
     return name if colon and port.isdigit() else host
 

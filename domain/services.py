@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.access.service import KeyService, may_own_schedules
+from domain.access.sessions import SessionService
 from domain.audit.repository import PRUNE_BATCH, prune_entries
 from domain.audit.service import AuditLog
 from domain.bulk.expand import ExpandOperation
@@ -25,12 +26,13 @@ from domain.jobs.attempt import RetryPolicy
 from domain.jobs.engine import JobEngine
 from domain.jobs.kinds import JobHandler, JobHandlers, JobKind
 from domain.jobs.model import Worker
+from domain.jobs.overview import OverviewService
 from domain.jobs.service import JobService
 from domain.jobs.stats import StatsCache
 from domain.jobs.store.dispatch import any_dispatched_before, any_undispatched, any_unserved
 from domain.jobs.store.orphans import any_orphans_or_dead_workers
 from domain.jobs.store.parents import any_without_lanes
-from domain.jobs.store.retention import Pruned, Retention
+from domain.jobs.store.retention import Prune, Pruned, Retention
 from domain.jobs.transport.job_queue import JobQueue, QueueKeys
 from domain.jobs.watcher import Watcher
 from domain.maintenance_tasks import MaintenanceTask, MaintenanceTasks
@@ -47,6 +49,7 @@ from domain.snapshots.service import SnapshotService
 from domain.storage.backends import Backends
 from domain.storage.directory import BackendDirectory
 from domain.storage.registry import SAMPLE, BackendRegistry
+from domain.volumes.names import VolumeNames
 from domain.volumes.repository import VolumeRepository
 from domain.volumes.service import VolumeService
 
@@ -71,9 +74,12 @@ class Services:
     registry: BackendRegistry
     directory: BackendDirectory
     keys: KeyService
+    sessions: SessionService
     projects: ProjectService
     audit: AuditLog
+    overview: OverviewService
     volumes: VolumeService
+    volume_names: VolumeNames
     snapshots: SnapshotService
     bulk: BulkService
     actions: Actions
@@ -239,7 +245,6 @@ def compose(
     bulk = BulkService(database, queue, operations, **limits)
     job_handlers = handlers(backends, bulk, max_attempts=settings.max_attempts)
     actions: Actions = {kind: ScheduledBulk(bulk, one.request_type, directory) for kind, one in operations.items()}
-    others = [(prune_runs, settings.keep_jobs_days), (_prune_audit, settings.keep_audit_days)]
     return Services(
         settings=settings,
         database=database,
@@ -248,9 +253,12 @@ def compose(
         registry=BackendRegistry(database, backends, installation, _sample_volumes),
         directory=directory,
         keys=KeyService(database),
+        sessions=SessionService(database),
         projects=ProjectService(database),
         audit=AuditLog(database),
+        overview=OverviewService(database, lease=settings.lease_seconds),
         volumes=volumes,
+        volume_names=VolumeNames(database),
         snapshots=snapshots,
         bulk=bulk,
         actions=actions,
@@ -261,7 +269,7 @@ def compose(
         retry_policy=RetryPolicy(settings.retry_seconds),
         watcher=Watcher(database, queue),
         stats=StatsCache(database),
-        retention=Retention(database, clear_ledgers, days=settings.keep_jobs_days, others=others),
+        retention=Retention(database, clear_ledgers, days=settings.keep_jobs_days, others=_others_pruned(settings)),
         fence_retention=FenceRetention(database, backends, days=settings.keep_jobs_days),
     )
 
@@ -271,6 +279,11 @@ def _bulk_operations(database: Database, backends: Backends, snapshots: Snapshot
         JobKind.BULK_EXPAND: ExpandOperation(database, backends),
         JobKind.BULK_SNAPSHOT: SnapshotOperation(backends, snapshots),
     }
+
+
+def _others_pruned(settings: Settings) -> Sequence[tuple[Prune, float]]:
+    """Return what else is pruned, and after how many days."""
+    return [(prune_runs, settings.keep_jobs_days), (_prune_audit, settings.keep_audit_days)]
 
 
 async def _prune_audit(session: AsyncSession, *, age: timedelta) -> Pruned:

@@ -153,10 +153,10 @@ async def _states(
 
 
 async def _end_of_stream(services: Services, principal: Principal) -> None:
-    """Wait until the key is no longer valid, or the stream has lasted long enough."""
+    """Wait until the key or the session is no longer valid, or the stream has lasted long enough."""
     with suppress(TimeoutError):
         async with asyncio.timeout(MAX_STREAM_SECONDS):
-            await services.keys.wait_until_invalid(principal)
+            await (services.keys if principal.session is None else services.sessions).wait_until_invalid(principal)
 
 
 @router.get(

@@ -10,7 +10,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, LargeBinary, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.access.secret import Proof
-from domain.db.base import Entity, enum_text, project_column
+from domain.db.base import Base, Entity, enum_text, project_column
 from domain.projects.model import ProjectRef
 
 MAX_NAME: Final = 64
@@ -62,6 +62,18 @@ class ApiKey(Entity):
     last_used_at: Mapped[datetime | None]
 
 
+class Session(Base):
+    """A browser in which somebody has signed in with a key. Its token is not stored, only the hash of it."""
+
+    __tablename__ = "sessions"
+
+    digest: Mapped[bytes] = mapped_column(LargeBinary, primary_key=True)
+    key_id: Mapped[UUID] = mapped_column(ForeignKey("api_keys.id"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    #: Within a minute.
+    last_used_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
 @dataclass(frozen=True)
 class Principal:
     """Who a request acts for: the user of a key, in a project."""
@@ -73,6 +85,8 @@ class Principal:
     project: ProjectRef
     #: Finds out whether the key is still valid.
     proof: Proof = field(repr=False)
+    #: The hash of the session's token; None if the request sends the key itself.
+    session: bytes | None = field(default=None, repr=False)
 
     @property
     def counted_project(self) -> UUID | None:

@@ -3,14 +3,20 @@
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Row, delete, exists, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.access.model import ApiKey, Role
+from domain.access.model import ApiKey, Role, Session
+from domain.db.sql import from_now
 from domain.errors import KeyNotFound
 from domain.projects.model import Project
+
+#: How long a session lasts, in seconds: in all, and without a request.
+MAX_SESSION_SECONDS: Final = 8 * 3600.0
+MAX_IDLE_SECONDS: Final = 30 * 60.0
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,45 @@ class KeyRepository:
         """Store when keys were last used."""
         query = update(ApiKey).where(ApiKey.id.in_(key_ids)).values(last_used_at=at)
         await self._session.execute(query.execution_options(synchronize_session=False))
+
+
+class SessionRepository:
+    """The table of sessions, within one transaction."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def add(self, digest: bytes, key_id: UUID) -> None:
+        """Insert a new session, and delete those that have ended: the table has no more rows than people sign in."""
+        await self._session.execute(delete(Session).where(~_is_open()))
+        self._session.add(Session(digest=digest, key_id=key_id))
+
+    async def valid(self, digests: Collection[bytes]) -> Sequence[Row[bytes, ApiKey, str, bool]]:
+        """Read the sessions with these digests that are open, and whose key is neither revoked nor expired.
+
+        Each row has the ``digest``, the ``ApiKey``, the ``name`` of its project, and whether that ``is_limited``.
+        """
+        query = (
+            select(Session.digest, ApiKey, Project.name, Project.is_limited)
+            .join(ApiKey, ApiKey.id == Session.key_id)
+            .join(Project, Project.id == ApiKey.project_id)
+            .where(Session.digest.in_(digests), _is_open(), _is_valid())
+        )
+        return (await self._session.execute(query)).all()
+
+    async def record_use(self, digests: Collection[bytes]) -> None:
+        """Store that sessions are used now; those that have ended stay so."""
+        query = update(Session).where(Session.digest.in_(digests), _is_open()).values(last_used_at=func.now())
+        await self._session.execute(query.execution_options(synchronize_session=False))
+
+    async def delete(self, digest: bytes) -> None:
+        """Delete a session, if there is one."""
+        query = delete(Session).where(Session.digest == digest)
+        await self._session.execute(query.execution_options(synchronize_session=False))
+
+
+def _is_open() -> ColumnElement[bool]:
+    return (Session.created_at > from_now(-MAX_SESSION_SECONDS)) & (Session.last_used_at > from_now(-MAX_IDLE_SECONDS))
 
 
 def _is_valid() -> ColumnElement[bool]:

@@ -10,7 +10,7 @@ from sqlalchemy import delete, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.audit.model import AuditEntry, NewEntry
-from domain.db.sql import as_json, insertion
+from domain.db.sql import as_json, first_id_of, insertion
 
 #: Insert entries: one for every request, so it is text, as the frequent statements on jobs.
 ADD: Final = text(insertion(AuditEntry))
@@ -61,12 +61,7 @@ async def project_of_created(session: AsyncSession, subject_id: UUID) -> UUID | 
 
 async def prune_entries(session: AsyncSession, *, age: timedelta) -> int:
     """Delete a batch of the oldest entries that are older than ``age``, and return their number."""
-    oldest = select(AuditEntry.id).where(AuditEntry.id < _first_id_of(datetime.now(UTC) - age))
+    oldest = select(AuditEntry.id).where(AuditEntry.id < first_id_of(datetime.now(UTC) - age))
     batch = oldest.order_by(AuditEntry.id).limit(PRUNE_BATCH)  # not locked: that would need the right to change them
     query = delete(AuditEntry).where(AuditEntry.id.in_(batch)).returning(AuditEntry.id)
     return len((await session.scalars(query.execution_options(synchronize_session=False))).all())
-
-
-def _first_id_of(moment: datetime) -> UUID:
-    """Return the lowest UUIDv7 of a millisecond: ids are ordered by time, and need no index on it."""
-    return UUID(int=int(moment.timestamp() * 1000) << 80 | 7 << 76 | 2 << 62)

@@ -61,6 +61,10 @@ class PageRequest:
         """
         return self.before
 
+    def continued_below(self, last_id: UUID) -> str:
+        """Return the cursor of a page that starts below an id, for a list that has been looked through down to it."""
+        return _cursor(self.scope, last_id)
+
     def page(self, rows: Sequence[Row], *, by: Callable[[Row], UUID] = attrgetter("id")) -> Page[Row]:
         """Make a page of ``rows``. One row more than the limit means that there is another page.
 

@@ -21,6 +21,8 @@ from domain.jobs.transport.job_queue import JobQueue
 
 #: Maximum number of jobs read in one statement.
 _MAX_BATCH: Final = 100
+#: Maximum number of jobs that a search looks at: so many take some 20 ms.
+SEARCHED: Final = 20_000
 
 
 class JobService:
@@ -55,6 +57,32 @@ class JobService:
         async with self._database.transaction() as session:
             jobs = JobRepository(session)
             return request.page(await jobs.page(filters, project_id, before=before, limit=request.limit))
+
+    async def search(self, filters: JobFilter, request: PageRequest, *, project_id: UUID) -> Page[Job]:
+        """List the jobs of a project, newest first; look at `SEARCHED` jobs at most where no index has the filter.
+
+        A page may then have fewer jobs than wanted, or none, and nevertheless a next one, which looks further.
+
+        Raises:
+            BadCursor: the cursor is not from this list.
+        """
+        before, limit = request.before, request.limit
+        scanned = filters.kind is not None or filters.created_by is not None or filters.status is JobStatus.SUCCEEDED
+        has_index = not scanned or filters.volume_id is not None or filters.schedule_id is not None
+        async with self._database.transaction() as session:
+            jobs = JobRepository(session)
+            oldest = None if has_index else await jobs.nth_newest(SEARCHED, project_id, before=before)
+            found = request.page(await jobs.page(filters, project_id, before=before, limit=limit, down_to=oldest))
+        if oldest is None or found.next_cursor is not None:
+            return found
+        return Page(found.items, request.continued_below(oldest))
+
+    async def related(self, job: Job, *, limit: int) -> tuple[UUID | None, Sequence[Job]]:
+        """Return the id of the retry of a job, if any, and its newest children."""
+        async with self._database.transaction() as session:
+            jobs = JobRepository(session)
+            children = await jobs.page(JobFilter(parent_id=job.id), job.project_id, before=None, limit=limit)
+            return await jobs.retried_by(job.id), children[:limit]
 
     async def cancel(self, job_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Request the cancellation of a job: at once if it never started; otherwise its worker ends it.

@@ -96,6 +96,11 @@ class VolumeFilter:
     state: VolumeState | None = None
     name: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
+    #: A part of the name, whatever its case.
+    name_part: str | None = None
+    backend: str | None = None
+    #: More than this percentage of the volume is used.
+    usage_above: float | None = None
 
 
 class Acquisition(NamedTuple):
@@ -197,6 +202,11 @@ class VolumeRepository:
         query = select(Volume.id, Volume.backend).where(Volume.id.in_(volume_ids), Volume.project_id == project_id)
         return {row.id: row.backend for row in await self._session.execute(query)}
 
+    async def names(self, volume_ids: Collection[UUID], project_id: UUID) -> dict[UUID, str]:
+        """Return the name of each of these volumes that exists in a project."""
+        query = select(Volume.id, Volume.name).where(Volume.id.in_(volume_ids), Volume.project_id == project_id)
+        return {row.id: row.name for row in await self._session.execute(query)}
+
     async def sample(self, backend: str, limit: int) -> Sequence[UUID]:
         """Return up to ``limit`` volumes that have data on a backend."""
         query = select(Volume.id).where(Volume.backend == backend, Volume.state == VolumeState.AVAILABLE).limit(limit)
@@ -251,6 +261,12 @@ class VolumeRepository:
             query = query.where(Volume.name == filters.name)
         if filters.labels:
             query = query.where(Volume.labels.contains(filters.labels))
+        if filters.name_part is not None:
+            query = query.where(func.strpos(func.lower(Volume.name), filters.name_part.lower()) > 0)
+        if filters.backend is not None:
+            query = query.where(Volume.backend == filters.backend)
+        if filters.usage_above is not None:
+            query = query.where(Volume.used * 100 > Volume.size * filters.usage_above)
         if before is not None:
             query = query.where(Volume.id < before)
         return (await self._session.scalars(query)).all()

@@ -11,7 +11,8 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.audit.model import Actor, new_entry
-from domain.audit.repository import _first_id_of, add_entries, prune_entries
+from domain.audit.repository import add_entries, prune_entries
+from domain.db.sql import first_id_of
 from domain.jobs.acceptance import RequestOrigin
 from domain.services import Services
 from domain.volumes.service import NewVolume
@@ -135,7 +136,7 @@ async def test_entries_can_be_filtered(services: Services, client: httpx.AsyncCl
 
 async def test_old_entries_are_pruned(services: Services) -> None:
     async def add(session: AsyncSession, days: int) -> None:
-        at = _first_id_of(datetime.now(UTC) - timedelta(days=days))
+        at = first_id_of(datetime.now(UTC) - timedelta(days=days))
         entry = replace(new_entry(Actor("me"), f"{days} days ago"), id=UUID(int=at.int + 1))
         await add_entries(session, [entry])
 

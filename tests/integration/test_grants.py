@@ -98,6 +98,7 @@ NOT_THE_API = (
 )
 NOT_THE_WORKERS = (
     "SELECT digest FROM api_keys",
+    "SELECT digest FROM sessions",
     "UPDATE api_keys SET role = 'system'",
     "INSERT INTO api_keys SELECT * FROM api_keys",
     "UPDATE projects SET max_volumes = NULL",

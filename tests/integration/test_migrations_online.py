@@ -48,7 +48,7 @@ REVISIONS = [script.revision for script in ScriptDirectory.from_config(config_of
 TABLES = (
     *("jobs", "volumes", "snapshots", "workers", "idempotency_keys", "job_items", "counters"),
     *("schedules", "schedule_runs", "installation", "backends", "backend_servers", "test_notes"),
-    *("projects", "api_keys", "audit_entries"),
+    *("projects", "api_keys", "audit_entries", "sessions"),
 )
 
 #: The project that every database has.
@@ -181,6 +181,12 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "expires_at": "NULL",
         "revoked_at": "NULL",
         "last_used_at": "NULL",
+    },
+    "sessions": {
+        "digest": "'%s'",
+        "key_id": "'%s'",
+        "created_at": "now()",
+        "last_used_at": "now()",
     },
     "audit_entries": {
         "project_id": DEFAULT,

@@ -9,9 +9,9 @@ from fastapi import FastAPI
 
 
 @asynccontextmanager
-async def serving(app: FastAPI) -> AsyncIterator[uvicorn.Server]:
-    """Serve the application on a free port while the block runs."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, access_log=False, log_config=None))
+async def serving(app: FastAPI, *, port: int = 0) -> AsyncIterator[uvicorn.Server]:
+    """Serve the application on a port, or a free one, while the block runs."""
+    server = uvicorn.Server(uvicorn.Config(app, port=port, access_log=False, log_config=None))
     running = asyncio.create_task(server.serve())
     try:
         async with asyncio.timeout(30):

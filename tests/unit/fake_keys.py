@@ -1,7 +1,7 @@
 """A fake of the service of keys: one key for each role, and those that a test creates."""
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from uuid_utils.compat import uuid7
@@ -85,6 +85,34 @@ class FakeKeys:
             if row.id == key_id:
                 return row
         raise KeyNotFound(key_id)
+
+
+@dataclass
+class FakeSessions:
+    """Sessions in memory, by their tokens."""
+
+    keys: FakeKeys
+    principals: dict[str, Principal] = field(default_factory=dict)
+
+    async def sign_in(self, principal: Principal) -> str:
+        """Begin a session."""
+        token = f"token-{len(self.principals)}"
+        self.principals[token] = replace(principal, session=token.encode())
+        return token
+
+    async def sign_out(self, principal: Principal) -> None:
+        """End a session."""
+        self.principals = {token: one for token, one in self.principals.items() if one.session != principal.session}
+
+    async def authenticate(self, token: str) -> Principal | None:
+        """Return who a session acts for."""
+        if not self.keys.database_is_up:
+            raise DatabaseUnavailable
+        return self.principals.get(token)
+
+    async def wait_until_invalid(self, principal: Principal) -> None:
+        """Wait for ever."""
+        await asyncio.Event().wait()
 
 
 def _row(new: NewKey, public_id: str, *, created_by: str | None = None) -> ApiKey:

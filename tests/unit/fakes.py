@@ -18,7 +18,7 @@ from domain.storage.backends import Backends
 from domain.storage.directory import BackendDirectory, BackendStatus
 from domain.storage.model import Backend, BackendServer
 from tests.unit.fake_bulk import FakeBulk
-from tests.unit.fake_keys import FakeKeys
+from tests.unit.fake_keys import FakeKeys, FakeSessions
 from tests.unit.fake_projects import FakeProjects
 from tests.unit.fake_snapshots import FakeSnapshots
 from tests.unit.fake_volumes import NOON, FakeJobs, FakeVolumes, job_row, snapshot_row, volume_row
@@ -114,6 +114,7 @@ class FakeServices:
         self.backends = Backends.open({"memory": "memory:?capacity=10GiB", "null": "null:"}, threads=1)
         self.directory = FakeDirectory("memory", "null")
         self.keys = FakeKeys()
+        self.sessions = FakeSessions(self.keys)
         self.projects = FakeProjects()
         self.jobs = FakeJobs()
         self.volumes = FakeVolumes(self.jobs, self.backends)

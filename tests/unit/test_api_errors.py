@@ -245,7 +245,7 @@ UNKNOWN = UUID("00000000-0000-7000-8000-000000000000")
         ("GET", "/problems/boredom", "not-found"),
         ("GET", f"{VOLUMES}/", "not-found"),
         ("GET", "/api/v2/volumes", "not-found"),
-        ("GET", "/", "not-found"),
+        ("GET", "/nowhere", "not-found"),
     ],
 )
 async def test_unknown_id_or_path_is_404(client: httpx.AsyncClient, method: str, path: str, code: str) -> None:

@@ -27,7 +27,7 @@ SOURCES = sorted(file for package in ("api", "worker", "domain") for file in (RO
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]*))?\)")
 LEVELS = ("debug", "info", "warning", "error", "exception", "critical")
 #: Words that look like log events and are names of columns, files and modules, or actions in the audit log.
-NO_EVENT = re.compile(r".*\.(id|log|pid|main|lock|sock|create|update|delete|rotate|revoke|cancel)")
+NO_EVENT = re.compile(r".*\.(id|log|html|pid|main|lock|sock|create|update|delete|rotate|revoke|cancel)")
 #: The private words that the code keeps; each has to be explained.
 KEPT_WORDS = set(
     re.findall(

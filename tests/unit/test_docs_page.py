@@ -61,7 +61,7 @@ def test_vendored_files_are_those_that_the_readme_names() -> None:
 def test_files_are_part_of_the_installed_package() -> None:
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
 
-    assert data["api"] == ["static/*/*"]
+    assert data["api"] == ["dashboard/static/*", "dashboard/templates/*", "static/*/*"]
 
 
 def test_policy_allows_nothing_inline_nothing_foreign_and_no_frame() -> None:

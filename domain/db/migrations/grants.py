@@ -35,7 +35,7 @@ _WITHHELD: Final[Mapping[Part, Mapping[str, Collection[str]]]] = {
     },
     Part.WORKER: {
         **dict.fromkeys(("alembic_version", "projects"), _ROWS),
-        "api_keys": _ROWS | {"SELECT"},
+        **dict.fromkeys(("api_keys", "sessions"), _ROWS | {"SELECT"}),
         "audit_entries": {"UPDATE"},
     },
 }

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Uuid, bindparam, func, select, update
+from sqlalchemy import ColumnElement, Uuid, bindparam, func, literal, select, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import defer
@@ -32,6 +32,8 @@ class JobFilter:
     kind: str | None = None
     volume_id: UUID | None = None
     parent_id: UUID | None = None
+    created_by: str | None = None
+    schedule_id: UUID | None = None
 
 
 class JobRepository:
@@ -89,12 +91,23 @@ class JobRepository:
         query = update(Job).where(Job.id == job_id).values(cancel_requested_at=cancelled, error=error)
         await self._session.execute(query.execution_options(synchronize_session=False))
 
-    async def page(self, filters: JobFilter, project_id: UUID, *, before: UUID | None, limit: int) -> Sequence[Job]:
-        """Read up to ``limit + 1`` jobs of a project, newest first, without long params."""
-        query = select(Job).options(defer(Job.params)).order_by(Job.id.desc()).limit(limit + 1)
+    async def nth_newest(self, number: int, project_id: UUID, *, before: UUID | None) -> UUID | None:
+        """Return the id of the job of a project before which there are ``number`` newer ones; None if there is none."""
+        query = select(Job.id).where(*of_project(project_id)).order_by(Job.id.desc()).offset(number).limit(1)
         if before is not None:
             query = query.where(Job.id < before)
-        jobs = (await self._session.scalars(query.where(*_matches(filters), *_of_project(project_id)))).all()
+        return await self._session.scalar(query)
+
+    async def page(
+        self, filters: JobFilter, project_id: UUID, *, before: UUID | None, limit: int, down_to: UUID | None = None
+    ) -> Sequence[Job]:
+        """Read up to ``limit + 1`` jobs of a project, newest first down to ``down_to``, without long params."""
+        query = select(Job).options(defer(Job.params)).order_by(Job.id.desc()).limit(limit + 1)
+        if down_to is not None:
+            query = query.where(Job.id >= down_to)
+        if before is not None:
+            query = query.where(Job.id < before)
+        jobs = (await self._session.scalars(query.where(*_matches(filters), *of_project(project_id)))).all()
         await load_short(self._session, Job.params, jobs)
         return jobs
 
@@ -129,7 +142,8 @@ def require_job(job: Job | None, job_id: UUID, project_id: UUID) -> Job:
     return job
 
 
-def _of_project(project_id: UUID) -> Iterable[ColumnElement[bool]]:
+def of_project(project_id: UUID) -> Iterable[ColumnElement[bool]]:
+    """Yield the conditions for the jobs of a project."""
     yield Job.project_id == project_id
     if project_id != DEFAULT_PROJECT:
         yield Job.project_id != DEFAULT_PROJECT  # the condition of the index; PostgreSQL does not conclude it
@@ -141,10 +155,13 @@ def _visible(job: Job | None) -> Job | None:
 
 
 def _matches(filters: JobFilter) -> Iterable[ColumnElement[bool]]:
+    if filters.status is not None:  # as a constant: PostgreSQL must know it to use the partial indexes
+        yield Job.status == literal(filters.status.value, literal_execute=True)
     columns = {
-        Job.status: filters.status,
         Job.kind: filters.kind,
         Job.volume_id: filters.volume_id,
+        Job.created_by: filters.created_by,
+        Job.schedule_id: filters.schedule_id,
     }
     yield from (column == value for column, value in columns.items() if value is not None)
     yield Job.pruned_at.is_(None)

@@ -1,0 +1,118 @@
+// Actions: buttons and forms that send a request to the API, after a question where something would be lost.
+
+import { refresh } from "./live.js";
+
+const MARK = { "X-Cistern-Session": "1" };
+
+export function notify(text) {
+  const paragraph = document.createElement("p");
+  paragraph.textContent = text;
+  document.getElementById("notice").replaceChildren(paragraph);
+  setTimeout(() => paragraph.remove(), 8000);
+}
+
+// Send a request. Returns its JSON; shows and throws what is wrong otherwise.
+export async function send(method, path, body, key = crypto.randomUUID()) {
+  const headers = { ...MARK, Accept: "application/json" };
+  if (method === "POST") {
+    headers["Idempotency-Key"] = key;
+  }
+  if (body !== undefined) {
+    headers["Content-Type"] = "application/json";
+  }
+  let response;
+  try {
+    response = await fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
+  } catch {
+    throw new Error("Cistern does not answer. Nothing may have been changed: look before you try again.");
+  }
+  if (response.status === 401) {
+    window.location.reload();
+  }
+  const answer = response.status === 204 ? {} : await response.json();
+  if (!response.ok) {
+    throw new Error(answer.detail ?? answer.title ?? `The answer was ${response.status}.`);
+  }
+  return answer;
+}
+
+async function asked(button) {
+  const { confirm, confirmTitle, confirmOk, confirmKeep } = button.dataset;
+  if (confirm === undefined) {
+    return true;
+  }
+  const dialog = document.getElementById("confirm");
+  const ok = document.getElementById("confirm-ok");
+  document.getElementById("confirm-title").textContent = confirmTitle ?? "Are you sure?";
+  document.getElementById("confirm-text").textContent = confirm;
+  ok.textContent = confirmOk ?? "Do it";
+  ok.classList.toggle("danger", button.classList.contains("danger"));
+  dialog.querySelector("[value=cancel]").textContent = confirmKeep ?? "Keep it";
+  dialog.returnValue = "cancel";
+  dialog.showModal();
+  await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
+  return dialog.returnValue === "ok";
+}
+
+function showKey(text) {
+  document.getElementById("new-key-text").textContent = text;
+  document.getElementById("new-key").showModal();
+}
+
+// What follows a request that was accepted.
+export async function done(then, answer) {
+  if (then === "job") {
+    window.location.assign(`/jobs/${answer.id}`);
+  } else if (then === "schedule") {
+    window.location.assign(`/schedules/${answer.id}`);
+  } else if (then === "key") {
+    showKey(answer.key);
+  } else if (then?.startsWith("/")) {
+    window.location.assign(then);
+  } else if (then === "load") {
+    window.location.reload();
+  } else {
+    await refresh();
+  }
+}
+
+async function press(button) {
+  const { post, patch, remove, body, then } = button.dataset;
+  const [method, path] = post ? ["POST", post] : patch ? ["PATCH", patch] : ["DELETE", remove];
+  if (!(await asked(button))) {
+    return;
+  }
+  button.disabled = true;
+  try {
+    await done(then, await send(method, path, body === undefined ? undefined : JSON.parse(body)));
+  } catch (error) {
+    notify(error.message);
+  } finally {
+    button.disabled = false;
+  }
+}
+
+export function startActions() {
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("button");
+    if (button === null) {
+      return;
+    }
+    if (button.matches("[data-post], [data-patch], [data-remove]")) {
+      press(button);
+    } else if (button.dataset.opens !== undefined) {
+      document.getElementById(button.dataset.opens).showModal();
+    } else if (button.matches("[data-close]")) {
+      button.closest("dialog").close();
+      if (button.dataset.refreshes !== undefined) {
+        document.getElementById("new-key-text").textContent = "";
+        refresh();
+      }
+    } else if (button.dataset.copies !== undefined) {
+      navigator.clipboard.writeText(document.getElementById(button.dataset.copies).textContent).then(
+        () => notify("Copied."),
+        () => notify("The browser did not allow it: select the text instead."),
+      );
+    }
+  });
+}

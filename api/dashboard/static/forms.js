@@ -1,0 +1,140 @@
+// Forms in dialogs: their fields become the JSON of a request.
+
+import { done, send } from "./actions.js";
+import { showTimes } from "./times.js";
+
+const READERS = {
+  text: (text) => text,
+  number: Number,
+  json: JSON.parse,
+  amount: (text, name) => (name === "percent" ? Number(text) : text),
+  sizeornumber: (text) => (/^\d+$/.test(text) ? Number(text) : text),
+  labels: (text) => Object.fromEntries(
+    text.split("\n").filter((line) => line.trim() !== "").map((line) => {
+      const at = line.indexOf(":");
+      return at < 0 ? [line.trim(), ""] : [line.slice(0, at).trim(), line.slice(at + 1).trim()];
+    }),
+  ),
+};
+
+function nameOf(field) {
+  if (field.dataset.chosen === undefined) {
+    return field.name;
+  }
+  return field.form.querySelector(`[data-chooses="${field.dataset.chosen}"]`).value;
+}
+
+// Read a form. An empty field is left out, unless it is marked with data-always. A dot in a name makes an object, which
+// is null if all of its fields are empty.
+export function bodyOf(form) {
+  const body = {};
+  for (const field of form.querySelectorAll("[data-as]")) {
+    const name = nameOf(field);
+    const [outer, inner] = name.split(".");
+    const text = field.value.trim();
+    if (inner !== undefined) {
+      body[outer] ??= null;
+    }
+    if (text === "" && field.dataset.always === undefined) {
+      continue;
+    }
+    let value;
+    try {
+      value = READERS[field.dataset.as](text, name);
+    } catch (error) {
+      throw new Error(`${field.labels[0].textContent}: ${error.message}`);
+    }
+    if (inner === undefined) {
+      body[name] = value;
+    } else {
+      body[outer] = { ...body[outer], [inner]: value };
+    }
+  }
+  return body;
+}
+
+function showProblem(form, text) {
+  form.querySelector("[data-problem]").textContent = text;
+}
+
+async function submit(form) {
+  const [method, path] = form.dataset.api.split(" ");
+  const button = form.querySelector("[type=submit]");
+  // The key stays the same until something is changed: to send a form twice is to send it once.
+  form.dataset.key ??= crypto.randomUUID();
+  showProblem(form, "");
+  button.disabled = true;
+  try {
+    const answer = await send(method, path, bodyOf(form), form.dataset.key);
+    form.closest("dialog").close();
+    form.reset();
+    delete form.dataset.key;
+    await done(form.dataset.then, answer);
+  } catch (error) {
+    showProblem(form, error.message);
+  } finally {
+    button.disabled = false;
+  }
+}
+
+function sizeText(bytes) {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  const power = Math.min(units.length - 1, Math.max(0, Math.floor(Math.log2(Math.max(1, bytes)) / 10)));
+  return `${+(bytes / 1024 ** power).toFixed(1)} ${units[power]}`;
+}
+
+async function plan(form) {
+  const element = form.querySelector("[data-plan]");
+  showProblem(form, "");
+  try {
+    let body = bodyOf(form);
+    if (form.dataset.schedule !== undefined) {
+      if (body.action === "bulk.snapshot" || "name" in (body.params ?? {})) {
+        element.textContent = "It would take a snapshot of every volume that matches.";
+        return;
+      }
+      body = body.params;
+    }
+    const answer = await send("POST", "/api/v1/volumes/expand", { ...body, dry_run: true });
+    const unknown = answer.unmeasured ? `; of ${answer.unmeasured} it is not known yet what is used` : "";
+    element.textContent = `Of ${answer.total} volumes ${answer.grows} would grow, by ${sizeText(answer.bytes)} in all${unknown}.`;
+  } catch (error) {
+    showProblem(form, error.message);
+  }
+}
+
+async function preview(form) {
+  const query = new URLSearchParams({ cron: form.elements.cron.value, time_zone: form.elements.time_zone.value });
+  const response = await fetch(`/schedules/preview?${query}`, { headers: { "X-Cistern-Session": "1" } });
+  const page = new DOMParser().parseFromString(await response.text(), "text/html");
+  const element = document.getElementById("schedule-preview");
+  element.replaceChildren(...(page.querySelector("main .card p, body > p") ?? page.body).childNodes);
+  showTimes(element);
+}
+
+export function startForms() {
+  for (const form of document.querySelectorAll("form[data-api]")) {
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      submit(form);
+    });
+    form.addEventListener("input", () => { delete form.dataset.key; });
+    form.querySelector("[data-plans]")?.addEventListener("click", () => plan(form));
+  }
+  for (const form of document.querySelectorAll("form[data-schedule]")) {
+    let planned;
+    form.addEventListener("input", (event) => {
+      if (event.target.matches("[name=cron], [name=time_zone]")) {
+        clearTimeout(planned);
+        planned = setTimeout(() => preview(form), 300);
+      }
+    });
+    document.querySelector("[data-opens=schedule]")?.addEventListener("click", () => preview(form));
+  }
+  document.addEventListener("change", (event) => {
+    const form = event.target.closest("form[data-submits]");
+    if (form !== null && event.target.matches("select")) {
+      form.requestSubmit();
+    }
+  });
+}

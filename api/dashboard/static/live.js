@@ -1,0 +1,97 @@
+// Live parts: the page is asked for again every few seconds, and the elements marked with data-live are replaced.
+// While the server is away the page says so, and goes on when it is back.
+
+import { showTimes } from "./times.js";
+
+const SECONDS = 3;
+const HEADERS = { "X-Cistern-Session": "1" };
+
+let paused = false;
+let running = null;
+
+function away(text) {
+  const element = document.getElementById("away");
+  if (element.textContent !== text) {
+    element.textContent = text;
+    element.hidden = text === "";
+  }
+}
+
+function replace(fresh) {
+  for (const element of document.querySelectorAll("[data-live]")) {
+    const other = fresh.getElementById(element.id);
+    if (other === null) {
+      element.replaceChildren();
+      continue;
+    }
+    showTimes(other);
+    if (element.isEqualNode(other)) {
+      continue;
+    }
+    if (element.contains(document.activeElement) && document.activeElement.matches("input, select, textarea")) {
+      continue; // somebody is typing
+    }
+    const focused = element.contains(document.activeElement) ? document.activeElement.outerHTML : null;
+    const open = [...element.querySelectorAll("details")].map((one) => one.open);
+    const scrolled = [...element.querySelectorAll(".scroll")].map((one) => one.scrollLeft);
+    element.toggleAttribute("hidden", other.hasAttribute("hidden"));
+    for (const { name, value } of other.attributes) {
+      element.setAttribute(name, value);
+    }
+    element.replaceChildren(...other.childNodes);
+    element.querySelectorAll("details").forEach((one, index) => { one.open = open[index] ?? false; });
+    element.querySelectorAll(".scroll").forEach((one, index) => { one.scrollLeft = scrolled[index] ?? 0; });
+    if (focused !== null) {
+      [...element.querySelectorAll("a, button, summary, [tabindex]")].find((one) => one.outerHTML === focused)?.focus();
+    }
+  }
+}
+
+async function load() {
+  const response = await fetch(window.location.pathname + window.location.search, { headers: HEADERS });
+  if (response.status === 401) {
+    window.location.reload(); // to the page that asks for a key
+    return;
+  }
+  if (response.status === 429 || response.status >= 500) {
+    away(response.status === 429 ? "Too many requests: waiting." : "Cistern cannot read its database now. Trying again.");
+    return;
+  }
+  replace(new DOMParser().parseFromString(await response.text(), "text/html"));
+  away("");
+}
+
+// Bring the page up to date. Of calls at the same time all wait for one request.
+export function refresh() {
+  running ??= load()
+    .catch(() => away("Cistern does not answer. This page goes on when it is back."))
+    .finally(() => { running = null; });
+  return running;
+}
+
+export function startLive() {
+  if (document.querySelector("[data-pause]") === null) {
+    return;
+  }
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-pause]");
+    if (button !== null) {
+      paused = !paused;
+      button.setAttribute("aria-pressed", String(paused));
+      button.textContent = paused ? "Resume updates" : "Pause updates";
+      if (!paused) {
+        refresh();
+      }
+    }
+  });
+  setInterval(() => {
+    if (!paused && document.visibilityState === "visible" && document.querySelector("dialog[open]") === null) {
+      refresh();
+    }
+  }, SECONDS * 1000);
+  document.addEventListener("visibilitychange", () => {
+    if (!paused && document.visibilityState === "visible") {
+      refresh();
+    }
+  });
+}

@@ -1,0 +1,1 @@
+"""What each page shows: plain values, built from what the services of the domain return."""

@@ -1,0 +1,205 @@
+"""The pages of the dashboard over real services: what they read, how far they count, and whom they show what."""
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from uuid_utils.compat import uuid7
+
+from api.access import PAGES
+from domain.access.model import Role
+from domain.access.service import NewKey
+from domain.db.base import DEFAULT_PROJECT
+from domain.db.pagination import PageRequest
+from domain.jobs import service as service_module
+from domain.jobs.model import Job
+from domain.jobs.overview import OverviewService
+from domain.jobs.states import JobStatus
+from domain.jobs.store import overview as overview_module
+from domain.jobs.store.jobs import JobFilter
+from domain.jobs.store.overview import Count
+from domain.services import Services
+from domain.volumes.repository import VolumeFilter
+from tests.integration.job_builders import a_queued_expand, a_volume, sql
+from tests.integration.project_builders import a_project
+from tests.support.http import client_of
+
+SECRET = "the-name-of-another-project"
+
+
+@pytest.fixture
+async def stranger(app: FastAPI, services: Services) -> AsyncIterator[httpx.AsyncClient]:
+    """A client with an owner's key of another project."""
+    other = await a_project(services, "other")
+    async with client_of(app, headers={"Authorization": f"Bearer {other.key}"}) as client:
+        yield client
+
+
+async def add_jobs(services: Services, *statuses: JobStatus, kind: str = "volume.expand", age: str = "0 s") -> None:
+    """Insert jobs that ended, or are queued and due, one after the other."""
+    for status in statuses:
+        await sql(
+            services,
+            "INSERT INTO jobs (id, kind, status, version, params, attempt, max_attempts, epoch, finished_at, run_at)"
+            " VALUES (:id, :kind, CAST(:status AS text), 2, '{}', 1, 8, 0,"
+            " CASE WHEN CAST(:status AS text) <> 'queued' THEN now() END,"
+            " now() - CAST(CAST(:age AS text) AS interval))",
+            id=uuid7(),
+            kind=kind,
+            status=status.value,
+            age=age,
+        )
+
+
+async def test_nothing_of_another_project_is_on_any_page(services: Services, stranger: httpx.AsyncClient) -> None:
+    volume = await a_volume(services, name=SECRET)
+    await a_queued_expand(services)
+    await sql(services, "UPDATE jobs SET created_by = :name, volume_id = NULL", name=SECRET)
+    await add_jobs(services, JobStatus.FAILED)
+    ((job_id,), *_) = await sql(services, "SELECT id FROM jobs")
+    for path in PAGES:
+        if path.startswith("/sign-") or path == "/schedules/preview":
+            continue
+        for one in (volume.id, job_id):
+            response = await stranger.get(path.replace("{}", str(one)))
+            assert response.status_code == (404 if "{}" in path else 200), path
+            assert SECRET not in response.text, path
+            assert "{}" in path or str(job_id) not in response.text, path
+    assert "All is well" not in (await stranger.get("/")).text, "no worker is alive, whatever the project"
+
+
+async def test_buttons_are_those_of_the_role(app: FastAPI, services: Services) -> None:
+    volume = await a_volume(services)
+    await add_jobs(services, JobStatus.FAILED)
+    ((job_id,),) = await sql(services, "SELECT id FROM jobs")
+    offered: dict[Role, set[str]] = {}
+    for role in Role:
+        key = (await services.keys.create(NewKey(role.value, role))).text
+        async with client_of(app, headers={"Authorization": f"Bearer {key}"}) as client:
+            for path in ("/", "/volumes", f"/volumes/{volume.id}", f"/jobs/{job_id}", "/schedules", "/settings"):
+                text = (await client.get(path)).text
+                marks = ("data-post=", "data-remove=", "data-patch=", "data-api=", "Audit log", "data-opens=")
+                offered.setdefault(role, set()).update(f"{path.split('/')[1]} {one}" for one in marks if one in text)
+
+    assert offered[Role.VIEWER] == set()
+    assert "volumes data-api=" in offered[Role.OPERATOR]
+    assert not {one for one in offered[Role.OPERATOR] if "remove" in one or "settings" in one}
+    assert {"volumes data-remove=", "settings data-post="} <= offered[Role.OWNER]
+    assert offered[Role.SYSTEM] - offered[Role.OWNER] == {"settings Audit log"}
+
+
+async def test_overview_counts_what_was_accepted_and_shows_what_failed(services: Services) -> None:
+    ended = (JobStatus.SUCCEEDED, JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.FAILED, JobStatus.CANCELLED)
+    await add_jobs(services, *ended, JobStatus.PARTIAL)
+    await add_jobs(services, JobStatus.QUEUED, age="90 s")
+    await sql(
+        services,
+        "INSERT INTO jobs (id, kind, status, version, params, attempt, max_attempts, epoch, finished_at, retry_of)"
+        " SELECT :id, kind, 'succeeded', 2, '{}', 1, 8, 0, now(), id FROM jobs WHERE status = 'failed' LIMIT 1",
+        id=uuid7(),
+    )
+    overview = await services.overview.latest(DEFAULT_PROJECT)
+
+    assert {status.value: count.number for status, count in overview.today.items()} == {
+        "succeeded": 3,
+        "partial": 1,
+        "failed": 2,
+        "cancelled": 1,
+    }
+    assert sorted(job.status for job in overview.failed) == ["failed", "partial"]
+    assert (overview.waiting, overview.workers) == (Count(1, more=False), [])
+    assert overview.oldest_seconds is not None
+    assert 90 <= overview.oldest_seconds < 150
+
+
+async def test_overview_counts_no_further_than_is_quick(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overview_module, "MAX_COUNTED", 3)
+    await add_jobs(services, *[JobStatus.FAILED] * 4, *[JobStatus.SUCCEEDED] * 2, *[JobStatus.QUEUED] * 4)
+    overview = await services.overview.latest(DEFAULT_PROJECT)
+
+    assert overview.today[JobStatus.FAILED] == Count(3, more=True)
+    assert overview.today[JobStatus.SUCCEEDED] == Count(0, more=True), "the newest are queued"
+    assert overview.waiting == Count(3, more=True)
+
+
+async def test_overview_is_read_once_for_all_who_look(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    service, reads = OverviewService(services.database, lease=15), []
+    read = service._read
+
+    async def count_reads(project_id: object) -> object:
+        reads.append(project_id)
+        return await read(DEFAULT_PROJECT)
+
+    monkeypatch.setattr(service, "_read", count_reads)
+    for _ in range(5):
+        await service.latest(DEFAULT_PROJECT)
+
+    assert len(reads) == 1
+
+
+async def test_search_looks_at_a_limited_number_of_jobs_and_goes_on(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "SEARCHED", 4)
+    await add_jobs(services, JobStatus.FAILED, kind="volume.delete")
+    await add_jobs(services, *[JobStatus.FAILED] * 9)
+    found: list[Job] = []
+    cursor, pages = None, 0
+    while pages == 0 or cursor is not None:
+        request = PageRequest("jobs", limit=2, cursor=cursor)
+        page = await services.jobs.search(JobFilter(kind="volume.delete"), request, project_id=DEFAULT_PROJECT)
+        found, cursor, pages = [*found, *page.items], page.next_cursor, pages + 1
+
+    assert ([job.kind for job in found], pages) == (["volume.delete"], 3)
+    nobody = JobFilter(created_by="nobody")
+    page = await services.jobs.search(nobody, PageRequest("jobs"), project_id=DEFAULT_PROJECT)
+    assert (page.items, page.next_cursor is None) == ([], False)
+    failed = JobFilter(JobStatus.FAILED)
+    assert len((await services.jobs.search(failed, PageRequest("jobs"), project_id=DEFAULT_PROJECT)).items) == 10
+
+
+@pytest.mark.parametrize(
+    ("filters", "names"),
+    [
+        (VolumeFilter(name_part="SEARCH"), ["search-2", "search-1"]),
+        (VolumeFilter(name_part="%"), []),
+        (VolumeFilter(backend="null"), ["mail-1"]),
+        (VolumeFilter(usage_above=50), ["search-2"]),
+        (VolumeFilter(usage_above=99), []),
+    ],
+)
+async def test_volumes_are_found_by_name_backend_and_usage(
+    services: Services, filters: VolumeFilter, names: list[str]
+) -> None:
+    for name, backend, used in (("search-1", "memory", 50), ("search-2", "memory", 51), ("mail-1", "null", None)):
+        volume = await a_volume(services, name=name, backend=backend, size=4096 * 100)
+        await sql(services, "UPDATE volumes SET used = 4096 * :used WHERE id = :id", used=used, id=volume.id)
+    page = await services.volumes.list_volumes(filters, PageRequest("volumes"), project_id=DEFAULT_PROJECT)
+
+    assert [volume.name for volume in page.items] == names
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/jobs?status=&kind=&volume_id=&created_by=&schedule_id=",
+        "/volumes?name=&state=&backend=&label=&usage_above=",
+        "/settings?name=&action=",
+    ],
+)
+async def test_empty_field_of_a_form_is_no_filter(client: httpx.AsyncClient, path: str) -> None:
+    assert (await client.get(path)).status_code == 200
+    assert (await client.get(f"{path}&unknown=1")).status_code == 422
+
+
+async def test_lists_have_a_next_page_with_the_same_filters(client: httpx.AsyncClient, services: Services) -> None:
+    for number in range(3):
+        await a_volume(services, name=f"search-{number}")
+    await a_volume(services, name="mail")
+    first = (await client.get("/volumes?name=search&limit=2")).text
+    link = first.partition('<nav class="more"')[2].partition('href="')[2].partition('"')[0].replace("&amp;", "&")
+    second = (await client.get(link)).text
+
+    assert ["search-0" in first, "search-2" in first] == [False, True]
+    assert ["search-0" in second, "mail" in second] == [True, False]

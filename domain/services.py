@@ -33,6 +33,7 @@ from domain.jobs.store.parents import any_without_lanes
 from domain.jobs.store.retention import Pruned, Retention
 from domain.jobs.transport.job_queue import JobQueue, QueueKeys
 from domain.jobs.watcher import Watcher
+from domain.jobs.workers import WorkerDirectory
 from domain.maintenance_tasks import MaintenanceTask, MaintenanceTasks
 from domain.operation_handler import OperationHandler
 from domain.operations import OPERATIONS
@@ -83,6 +84,7 @@ class Services:
     handlers: JobHandlers
     retry_policy: RetryPolicy
     watcher: Watcher
+    workers: WorkerDirectory
     stats: StatsCache
     retention: Retention
     fence_retention: FenceRetention
@@ -260,6 +262,7 @@ def compose(
         handlers=job_handlers,
         retry_policy=RetryPolicy(settings.retry_seconds),
         watcher=Watcher(database, queue),
+        workers=WorkerDirectory(database, lease=settings.lease_seconds),
         stats=StatsCache(database),
         retention=Retention(database, clear_ledgers, days=settings.keep_jobs_days, others=others),
         fence_retention=FenceRetention(database, backends, days=settings.keep_jobs_days),

@@ -27,6 +27,8 @@ MAX_PERCENT: Final = 1_000_000
 #: Lower for bulk expansions, where a typing error would hit every selected volume.
 MAX_BULK_PERCENT: Final = 10_000
 MAX_IDS: Final = 10_000
+#: Of a list's filter: they are in the URL.
+MAX_QUERY_IDS: Final = 100
 MAX_CONCURRENT: Final = 10_000
 MAX_LABELS: Final = 64
 
@@ -107,6 +109,13 @@ Name = Annotated[
         description="Unique. Letters, digits, `.`, `_` and `-`, beginning with a letter or a digit.",
         examples=["postgres-1"],
     ),
+]
+
+#: Ids begin with their time: those of the same minute share the first eight digits.
+IdPrefix = Annotated[
+    str,
+    StringConstraints(pattern=r"^[0-9A-Fa-f][0-9A-Fa-f-]{0,35}$"),
+    Field(description="Only ids that begin with these digits; hyphens do not count.", examples=["01a0b1c2"]),
 ]
 
 BackendName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,128}$")]

@@ -15,6 +15,7 @@ from domain.db.base import DEFAULT_PROJECT, find_owned, in_project
 from domain.db.listing import load_short
 from domain.db.sql import as_arrays, as_columns
 from domain.errors import JobNotFound
+from domain.id_prefix import begins_with
 from domain.jobs.model import Job
 from domain.jobs.states import ENDED, JobStatus
 from domain.jobs.store import statements
@@ -32,6 +33,7 @@ class JobFilter:
     kind: str | None = None
     volume_id: UUID | None = None
     parent_id: UUID | None = None
+    id_prefix: str | None = None
 
 
 class JobRepository:
@@ -148,5 +150,7 @@ def _matches(filters: JobFilter) -> Iterable[ColumnElement[bool]]:
         Job.volume_id: filters.volume_id,
     }
     yield from (column == value for column, value in columns.items() if value is not None)
+    if filters.id_prefix is not None:
+        yield begins_with(Job.id, filters.id_prefix)
     yield Job.pruned_at.is_(None)
     yield Job.parent_id.is_(None) if filters.parent_id is None else Job.parent_id == filters.parent_id

@@ -31,6 +31,8 @@ MAX_IDS: Final = 10_000
 MAX_QUERY_IDS: Final = 100
 MAX_CONCURRENT: Final = 10_000
 MAX_LABELS: Final = 64
+#: The maximum of PostgreSQL's bigint.
+MAX_BYTES: Final = 2**63 - 1
 
 
 def parse_size(text: str) -> int:
@@ -52,11 +54,11 @@ def _require_exact_size(value: Any) -> Any:
     raise ValueError("must be a whole number of bytes, or text such as 10GiB")
 
 
-def _size_schema(minimum: int, rounding: str) -> WithJsonSchema:
+def _size_schema(minimum: int, rounding: str, maximum: int = MAX_SIZE) -> WithJsonSchema:
     return WithJsonSchema(
         {
             "anyOf": [
-                {"type": "integer", "minimum": minimum, "maximum": MAX_SIZE},
+                {"type": "integer", "minimum": minimum, "maximum": maximum},
                 {"type": "string", "pattern": SIZE_PATTERN},
             ],
             "description": f"Bytes, or text such as `10GiB` (2^30) or `10GB` (10^9); {rounding}.",
@@ -80,6 +82,11 @@ SizeLimit = Annotated[
     BeforeValidator(_require_exact_size),
     AfterValidator(rounded_down),
     _size_schema(BLOCK_BYTES, f"rounded down to a multiple of {BLOCK_BYTES} bytes"),
+]
+
+#: Of many sizes together.
+ByteLimit = Annotated[
+    int, Field(ge=0, le=MAX_BYTES), BeforeValidator(_require_exact_size), _size_schema(0, "not rounded", MAX_BYTES)
 ]
 
 Percent = Annotated[float, Field(gt=0, le=MAX_PERCENT, strict=True, allow_inf_nan=False)]

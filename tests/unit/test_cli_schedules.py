@@ -31,11 +31,11 @@ class Api:
         path = request.url.raw_path.decode().removeprefix("/api/v1")
         self.requests.append((request.method, path, json.loads(request.content) if request.content else None))
         match request.method, path:
-            case "GET", "/schedules?name=nightly-expand":
+            case "GET", "/schedules?name=nightly-expand&limit=11":
                 return page(NIGHTLY)
             case "GET", "/schedules?limit=100":
                 return page(NIGHTLY, NEVER_RUN, MISSED)
-            case "GET", path if path.startswith("/schedules?"):
+            case "GET", path if path.startswith(("/schedules?", "/volumes?")):
                 return page()
             case "GET", path if path.startswith("/schedules/"):
                 return httpx.Response(200, json=NIGHTLY)
@@ -83,19 +83,19 @@ def test_schedule_is_paused_and_resumed(api: Api, cistern: Terminal, name: str, 
     code, out, _ = cistern("schedules", command, name)
 
     assert (code, "paused" in out) == (0, not enabled)
-    lookup = ("GET", "/schedules?name=nightly-expand" if name != ID else f"/schedules/{ID}", None)
-    assert api.requests == [lookup, ("PATCH", f"/schedules/{ID}", {"enabled": enabled})]
+    lookup = [] if name == ID else [("GET", "/schedules?name=nightly-expand&limit=11", None)]
+    assert api.requests == [*lookup, ("PATCH", f"/schedules/{ID}", {"enabled": enabled})]
 
 
-def test_run_prints_the_job(api: Api, cistern: Terminal) -> None:
-    code, out, _ = cistern("schedules", "run", "nightly-expand")
+def test_run_without_waiting_prints_the_job(api: Api, cistern: Terminal) -> None:
+    code, out, _ = cistern("schedules", "run", "nightly-expand", "--no-wait")
 
     assert (code, JOB_EXAMPLE["id"] in out) == (0, True)
-    assert api.requests[-1] == ("POST", f"/schedules/{ID}/run", None)
+    assert ("POST", f"/schedules/{ID}/run", None) in api.requests
 
 
-def test_run_with_watch_exits_like_the_job(api: Api, cistern: Terminal) -> None:
-    code, out, _ = cistern("schedules", "run", "nightly-expand", "--watch")
+def test_run_exits_like_the_job(api: Api, cistern: Terminal) -> None:
+    code, out, _ = cistern("schedules", "run", "nightly-expand")
 
     assert (code, "partial" in out) == (1, True)
     assert api.requests[-1] == ("GET", f"/jobs/{JOB_EXAMPLE['id']}", None)
@@ -105,7 +105,8 @@ def test_run_with_watch_exits_like_the_job(api: Api, cistern: Terminal) -> None:
 def test_unknown_schedule_is_reported_and_nothing_is_changed(api: Api, cistern: Terminal, command: str) -> None:
     code, out, err = cistern("schedules", command, "weekly")
 
-    assert (code, out, err) == (2, "", "cistern: there is no schedule named 'weekly'\n")
+    message = "cistern: there is no schedule with the name, id or beginning of an id 'weekly'\n"
+    assert (code, out, err) == (2, "", message)
     assert [method for method, _, _ in api.requests] == ["GET"]
 
 

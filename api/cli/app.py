@@ -31,7 +31,7 @@ _LAZY: Final = {
     "backends": _Lazy("overview_commands", "List storage backends, and who serves them."),
     "workers": _Lazy("overview_commands", "List workers, and what they run."),
     "projects": _Lazy("project_commands", "Create and list projects, and limit them."),
-    "keys": _Lazy("key_commands", "Create, list, replace and revoke keys of the API; needs CISTERN_DATABASE_URL."),
+    "keys": _Lazy("key_commands", "Create, list, replace and revoke keys, in the database itself."),
     "audit": _Lazy("overview_commands", "List accepted changes. Needs a system key."),
     "check": _Lazy("check_command", "Compare database, ledger and storage."),
     "doctor": _Lazy("doctor_command", "Examine settings, servers and workers, and say what is wrong."),

@@ -1,21 +1,19 @@
 """The command ``cistern doctor``: examines settings, servers, workers, the key and the API, and says what to do."""
 
 import asyncio
-import os
-import shlex
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Final
 
 import typer
 
 from api.cli.client import ApiCallFailed, ApiUnreachable, open_api
 from api.cli.columns import CHECKS
+from api.cli.local_settings import load_local_settings
 from api.cli.session import AsJson, Url, new_group, print_objects
 from domain.doctor.examination import examine
 from domain.doctor.findings import Finding, State, fail, ok, warn
 from domain.errors import ConfigurationError
-from domain.settings import Settings, load_settings, require_servers
+from domain.settings import require_servers
 
 doctor = new_group()
 
@@ -41,7 +39,7 @@ async def _examine(url: str) -> list[Finding]:
 
 async def _examine_servers() -> AsyncIterator[Finding]:
     try:
-        settings, origin = _settings()
+        settings, origin = load_local_settings()
         require_servers(settings)
     except ConfigurationError as error:
         yield fail(_SETTINGS, error.message, "set what the message names; the documentation lists all settings")
@@ -50,26 +48,6 @@ async def _examine_servers() -> AsyncIterator[Finding]:
     limits = {"transaction_seconds": settings.database_timeout_seconds, "lease": settings.lease_seconds}
     async for finding in examine(settings.database_url, settings.redis_url, **limits):
         yield finding
-
-
-def _settings() -> tuple[Settings, str]:
-    """Return the settings and where they are from; those of a running `cistern up` if they name no servers.
-
-    Raises:
-        ConfigurationError: a setting is invalid.
-    """
-    settings = load_settings()
-    file = settings.data_dir / "env"
-    if settings.database_url or not file.exists():
-        return settings, "the environment and .env"
-    os.environ.update(_variables(file))
-    return load_settings(), f"{file}, of a running `cistern up`"
-
-
-def _variables(file: Path) -> Iterator[tuple[str, str]]:
-    for line in file.read_text().splitlines():
-        name, _, value = line.partition("=")
-        yield name, "".join(shlex.split(value))
 
 
 def _examine_api(url: str) -> Iterator[Finding]:

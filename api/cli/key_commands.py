@@ -11,6 +11,7 @@ import typer
 from api.cli.client import CommandFailed
 from api.cli.columns import KEYS
 from api.cli.key_file import write_key_file
+from api.cli.local_settings import load_local_settings
 from api.cli.lookup import find_key_id
 from api.cli.session import Yes, confirm, new_group, print_json, print_objects
 from api.schemas.keys import CreatedKeyOut, KeyOut
@@ -21,7 +22,7 @@ from domain.audit.model import Actor
 from domain.db.pagination import MAX_LIMIT, PageRequest
 from domain.errors import CisternError
 from domain.services import Access, open_access
-from domain.settings import Settings, load_settings
+from domain.settings import Settings
 
 Result = TypeVar("Result")
 
@@ -87,7 +88,7 @@ def revoke(key: NameOrId, *, yes: Yes = False, as_json: AsJson = False) -> None:
 
 def _run(work: Callable[[Access], Awaitable[Result]]) -> Result:
     async def run() -> Result:
-        async with open_access(load_settings()) as access:
+        async with open_access(load_local_settings()[0]) as access:
             return await work(access)
 
     try:

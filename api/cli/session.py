@@ -49,7 +49,9 @@ class Session:
         else:
             from api.cli.render import print_members
 
-            print_members(one)
+            volume_id = one.get("volume_id")
+            name = self._volume_names([volume_id]).get(volume_id) if volume_id else None
+            print_members(ApiObject({**one, VOLUME: name}))
 
     def _with_volume_names(self, objects: Sequence[JsonObject], columns: Columns) -> Sequence[JsonObject]:
         """Add the names of their volumes to objects that have only the ids; a volume that is gone keeps its id."""

@@ -85,7 +85,7 @@ class FakeSnapshots:
         self.volumes.require_free(request.name)
         self._acquire(snapshot, SnapshotState.CLONING)
         size = request.size or snapshot.size
-        clone = self.volumes.add(volume_row(request.name, size=size, state=VolumeState.CREATING))
+        clone = self.volumes.add(volume_row(request.name, size=size, state=VolumeState.CREATING, **request.columns))
         return self._job("snapshot.clone", snapshot, clone)
 
     def _acquire(self, snapshot: Snapshot, state: SnapshotState) -> None:

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from api.schemas.jobs import JOB_EXAMPLE
-from api.schemas.schedules import RUN_EXAMPLE, SCHEDULE_EXAMPLE
+from api.schemas.schedules import RUN_EXAMPLE, SCHEDULE_EXAMPLE, ScheduleIn
 from tests.unit.cli_terminal import Terminal
 
 ID = SCHEDULE_EXAMPLE["id"]
@@ -39,6 +39,10 @@ class Api:
                 return page()
             case "GET", path if path.startswith("/schedules/"):
                 return httpx.Response(200, json=NIGHTLY)
+            case "POST", "/schedules":
+                return httpx.Response(201, json=NIGHTLY)
+            case "DELETE", _:
+                return httpx.Response(204)
             case "POST", _:
                 return httpx.Response(202, json=JOB_EXAMPLE)
             case "PATCH", _:
@@ -120,3 +124,47 @@ def test_rejected_run_prints_the_reason(cistern: Terminal) -> None:
     code, _, err = cistern("schedules", "run", "nightly-expand")
 
     assert (code, err) == (2, "cistern: A run of it is going on. (schedule-busy, request find-me)\n")
+
+
+CREATE = ("schedules", "create", "nightly", "--cron", "30 2 * * *", "--time-zone", "Europe/Berlin", "--action")
+
+
+@pytest.mark.parametrize(
+    ("options", "params"),
+    [
+        (("bulk.expand", "--all", "--percent", "20"), {"percent": 20}),
+        (("bulk.expand", "--label", "a=b", "--autogrow"), {"labels": {"a": "b"}, "policy": "autogrow"}),
+        (("bulk.snapshot", "--backend", "fast"), {"backend": "fast", "name": "nightly"}),
+        (("bulk.snapshot", "--all", "--keep-last", "7", "--prefix", "n"), {"name": "n", "keep_last": 7}),
+    ],
+)
+def test_schedule_is_created(api: Api, cistern: Terminal, options: tuple[str, ...], params: dict[str, Any]) -> None:
+    code, out, err = cistern(*CREATE, *options)
+
+    assert (code, "nightly-expand" in out) == (0, True), err
+    body = {"name": "nightly", "cron": "30 2 * * *", "time_zone": "Europe/Berlin", "action": options[0]}
+    assert api.requests == [("POST", "/schedules", {**body, "params": params})]
+    assert ScheduleIn.model_validate(api.requests[0][2]).new_schedule().params == params
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("bulk.expand", "--percent", "20"),
+        ("bulk.expand", "--all", "--percent", "20", "--keep-last", "7"),
+        ("bulk.snapshot", "--all", "--percent", "20"),
+        ("bulk.delete", "--all"),
+    ],
+)
+def test_schedule_that_does_not_fit_together_is_refused(api: Api, cistern: Terminal, options: tuple[str, ...]) -> None:
+    assert cistern(*CREATE, *options).code == 2
+    assert api.requests == []
+
+
+def test_schedule_is_deleted(api: Api, cistern: Terminal) -> None:
+    assert cistern("schedules", "delete", "nightly-expand").code == 2, "nobody can be asked"
+    assert not any(method == "DELETE" for method, _, _ in api.requests)
+    code, out, _ = cistern("schedules", "delete", "nightly-expand", "--yes", "--json")
+
+    assert (code, json.loads(out)["name"]) == (0, "nightly-expand")
+    assert api.requests[-1] == ("DELETE", f"/schedules/{ID}", None)

@@ -49,6 +49,7 @@ _V1: Final[Mapping[str, Mapping[str, Role]]] = {
     "/schedules/{}/runs": {"GET": _VIEWER},
     "/schedules/{}/run": {"POST": _OWNER},
     "/backends": {"GET": _VIEWER},
+    "/workers": {"GET": _VIEWER},
     "/audit": {"GET": _SYSTEM},
     "/projects": {"GET": _VIEWER, "POST": _SYSTEM},
     "/projects/{}": {"GET": _VIEWER, "PATCH": _SYSTEM},

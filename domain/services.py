@@ -35,6 +35,7 @@ from domain.jobs.store.parents import any_without_lanes
 from domain.jobs.store.retention import Prune, Pruned, Retention
 from domain.jobs.transport.job_queue import JobQueue, QueueKeys
 from domain.jobs.watcher import Watcher
+from domain.jobs.workers import WorkerDirectory
 from domain.maintenance_tasks import MaintenanceTask, MaintenanceTasks
 from domain.operation_handler import OperationHandler
 from domain.operations import OPERATIONS
@@ -89,6 +90,7 @@ class Services:
     handlers: JobHandlers
     retry_policy: RetryPolicy
     watcher: Watcher
+    workers: WorkerDirectory
     stats: StatsCache
     retention: Retention
     fence_retention: FenceRetention
@@ -241,8 +243,7 @@ def compose(
     )
     snapshots = SnapshotService(database, queue, directory, max_attempts=settings.max_attempts)
     operations = _bulk_operations(database, backends, snapshots)
-    limits = settings.model_dump(include={"max_attempts", "max_concurrent", "busy_seconds"})
-    bulk = BulkService(database, queue, operations, **limits)
+    bulk = _bulk(settings, database, queue, operations)
     job_handlers = handlers(backends, bulk, max_attempts=settings.max_attempts)
     actions: Actions = {kind: ScheduledBulk(bulk, one.request_type, directory) for kind, one in operations.items()}
     return Services(
@@ -268,10 +269,18 @@ def compose(
         handlers=job_handlers,
         retry_policy=RetryPolicy(settings.retry_seconds),
         watcher=Watcher(database, queue),
+        workers=WorkerDirectory(database, lease=settings.lease_seconds),
         stats=StatsCache(database),
         retention=Retention(database, clear_ledgers, days=settings.keep_jobs_days, others=_others_pruned(settings)),
         fence_retention=FenceRetention(database, backends, days=settings.keep_jobs_days),
     )
+
+
+def _bulk(
+    settings: Settings, database: Database, queue: JobQueue, operations: Mapping[str, BulkOperation]
+) -> BulkService:
+    limits = settings.model_dump(include={"max_attempts", "max_concurrent", "busy_seconds"})
+    return BulkService(database, queue, operations, **limits)
 
 
 def _bulk_operations(database: Database, backends: Backends, snapshots: SnapshotService) -> Mapping[str, BulkOperation]:

@@ -73,7 +73,7 @@ def worker_handlers(services: Services, count_workers: Callable[[], int]) -> Job
 async def open_worker(settings: Settings) -> AsyncIterator[Runner]:
     """Run heartbeat, maintenance and stall detection while the block runs; yield the runner."""
     async with open_services(settings, adopt=True) as services:
-        worker = Worker(id=uuid7(), host=socket.gethostname(), pid=os.getpid())
+        worker = Worker(id=uuid7(), host=socket.gethostname(), pid=os.getpid(), slots=settings.max_jobs)
         handlers = worker_handlers(services, lambda: engine.workers)
         engine = services.engine(worker, handlers)
         await services.registry.announce(worker.id, worker.host)

@@ -1,63 +1,90 @@
 """The command ``cistern``.
 
 Each command imports its code when it runs: `serve` and `work` are long-lived processes that start quickly and must not
-keep the HTTP client, the tables of the client commands or each other's code in memory.
+keep the client commands in memory, and a client command must not take longer to start than to run.
 """
 
-import asyncio
 import importlib
-import importlib.metadata
-import json
-import math
 import sys
-import traceback
-from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Any, Final, NamedTuple
 
 import typer
 from typer.core import TyperGroup
 
 from domain.errors import CisternError
-from domain.printable import printable, printable_lines
+from domain.printable import printable
 
-#: Groups of commands and single ones, and the modules that they are in.
-_GROUPS: Final = {
-    **dict.fromkeys(("jobs", "schedules", "audit"), "client_commands"),
-    "projects": "project_commands",
-    "keys": "key_commands",
+
+class _Lazy(NamedTuple):
+    """A command, or a group of commands, that is imported on first use."""
+
+    module: str
+    help: str
+
+
+_LAZY: Final = {
+    "volumes": _Lazy("volume_commands", "List, create, expand and delete volumes."),
+    "snapshots": _Lazy("snapshot_commands", "List, take, restore, clone and delete snapshots."),
+    "jobs": _Lazy("job_commands", "List, show, watch, cancel and retry jobs."),
+    "schedules": _Lazy("schedule_commands", "List, create, run, pause, resume and delete schedules."),
+    "backends": _Lazy("overview_commands", "List storage backends, and who serves them."),
+    "workers": _Lazy("overview_commands", "List workers, and what they run."),
+    "projects": _Lazy("project_commands", "Create and list projects, and limit them."),
+    "keys": _Lazy("key_commands", "Create, list, replace and revoke keys, in the database itself."),
+    "audit": _Lazy("overview_commands", "List accepted changes. Needs a system key."),
+    "check": _Lazy("check_command", "Compare database, ledger and storage."),
+    "doctor": _Lazy("doctor_command", "Examine settings, servers and workers, and say what is wrong."),
 }
 #: Limit for open requests after a stop signal: a client that no longer reads must not keep the API from ending.
 GRACEFUL_SECONDS: Final = 5
-#: The exit status of a check that could not look at everything.
-_CHECK_FAILED: Final = 2
-#: Maximum number of subjects that the last line of a check names; each has a line of its own above.
-_MAX_ENUMERATED: Final = 5
 
 
 class _LazyGroup(TyperGroup):
-    """Imports the groups on first use."""
+    """Imports commands on first use; for the list of all, it imports none."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [*super().list_commands(ctx), *_GROUPS]
+        return [*super().list_commands(ctx), *_LAZY]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in _GROUPS:
+        if cmd_name not in _LAZY:
             return super().get_command(ctx, cmd_name)
-        module = importlib.import_module(f"api.cli.{_GROUPS[cmd_name]}")
-        command = typer.main.get_command(getattr(module, cmd_name))
-        command.name = cmd_name
-        return command
+        module = importlib.import_module(f"api.cli.{_LAZY[cmd_name].module}")
+        found = typer.main.get_command(getattr(module, cmd_name))
+        found.name, found.help = cmd_name, found.help or _LAZY[cmd_name].help
+        return found
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 (click's signature)
+        own = [(name, command.get_short_help_str(80)) for name, command in self.commands.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl([*own, *((name, one.help) for name, one in _LAZY.items())])
 
 
 app = typer.Typer(
     cls=_LazyGroup,
     help="Cistern manages volumes and snapshots; every change is a job that is never lost.",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # importing what prints help in boxes takes longer than a command
 )
+
+
+def _print_version(value: bool) -> None:  # noqa: FBT001 (called by typer)
+    if value:
+        import importlib.metadata
+
+        typer.echo(importlib.metadata.version("cistern"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Cistern manages volumes and snapshots; every change is a job that is never lost."""
 
 
 @app.command()
@@ -130,6 +157,8 @@ def migrate(
     worker_password_file: Annotated[Path | None, typer.Option(help="The same for this role.")] = None,
 ) -> None:
     """Migrate the database at CISTERN_DATABASE_URL to the current schema, and grant what the API and workers need."""
+    import asyncio
+
     from domain.db import migrations
     from domain.db.migrations.grants import Part, grant_to
     from domain.logs import configure_logging
@@ -153,71 +182,15 @@ def migrate(
             grant_to(settings.database_url, role, parts, password=passwords[part])
 
 
-@app.command()
-def check(
-    *,
-    repair: Annotated[bool, typer.Option("--repair", help="Repair what can be repaired safely.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print each finding as a line of JSON.")] = False,
-) -> None:
-    """Compare database, ledger and storage.
-
-    Exit status: 0 all agree or was repaired, 1 something is left, 2 not everything could be looked at.
-    """
-    try:
-        status = asyncio.run(_check(repair=repair, as_json=as_json))
-    except CisternError as error:
-        _fail(error, _CHECK_FAILED)
-    except Exception:  # noqa: BLE001 (the interpreter would exit with 1, as after findings)
-        typer.echo(printable_lines(traceback.format_exc()), err=True)
-        status = _CHECK_FAILED
-    sys.exit(status)
-
-
-async def _check(*, repair: bool, as_json: bool) -> int:
-    """Print a line per finding and a summary, and return the exit status."""
-    from domain.services import open_check
-    from domain.settings import load_settings
-
-    def on_wait(seconds: float) -> None:
-        typer.echo(f"waiting {math.ceil(seconds)} s for the leases of workers that may be dead", err=True)
-
-    checked, unseen, found, left = Counter[str](), dict[str, None](), 0, 0
-    async with open_check(load_settings()) as run:
-        async for finding in run.findings(checked, repair=repair, on_wait=on_wait):
-            typer.echo(json.dumps(asdict(finding)) if as_json else str(finding))
-            if finding.is_blind:
-                unseen[finding.subject] = None
-            else:
-                found += 1
-                left += not finding.repaired
-    numbers = ", ".join(f"{name}: {number}" for name, number in checked.items()) or "nothing there"
-    agree = "the rest agrees" if unseen else "all agree"
-    result = f"found {found}, repaired {found - left}, left {left}" if found else agree
-    if unseen:
-        result += f"; could not look at {_enumerated([*unseen])}"
-    typer.echo(printable(f"{numbers}; {result}"), err=as_json)
-    return _CHECK_FAILED if unseen else 1 if left else 0
-
-
-def _enumerated(subjects: list[str]) -> str:
-    more = len(subjects) - _MAX_ENUMERATED
-    return ", ".join(subjects[:_MAX_ENUMERATED]) + (f" and {more} more" if more > 0 else "")
-
-
-@app.command()
-def version() -> None:
-    """Print the version."""
-    typer.echo(importlib.metadata.version("cistern"))
-
-
 def main() -> None:
     """Run the command line. A CisternError is printed in one line; the exit status is 1, or what the error defines."""
     try:
         app()
     except CisternError as error:
-        _fail(error, getattr(error, "exit_status", 1))
+        report(error)
+        sys.exit(getattr(error, "exit_status", 1))
 
 
-def _fail(error: CisternError, status: int) -> NoReturn:
+def report(error: CisternError) -> None:
+    """Print an error in one line."""
     typer.echo(printable(f"cistern: {' '.join(str(error).split())}"), err=True)
-    sys.exit(status)

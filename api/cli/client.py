@@ -1,20 +1,18 @@
-"""The HTTP client of the command line, and its errors."""
+"""The API as the command line calls it, and its errors."""
 
+import json
 import os
-import ssl
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import islice
 from typing import Any, ClassVar, Final
 
-import httpx
-
+from api.cli.http import NOT_MODIFIED, HttpClient, InvalidUrl, NoResponse, Response
 from api.cli.key_file import authorization
-from domain.errors import CisternError
+from domain.errors import CisternError, ConfigurationError
 
 _PAGE_SIZE: Final = 200
-_TIMEOUT_SECONDS: Final = 15.0
 #: Seconds that a poll asks the server to wait (`Prefer: wait=N`), and that the client waits while the API is away.
 _POLL_SECONDS: Final = 1
 #: Minimum pause between two polls, for servers that ignore `Prefer`.
@@ -25,12 +23,18 @@ _MAX_RETRIES: Final = 30
 JsonObject = dict[str, Any]
 
 
-class ApiCallFailed(CisternError):
+class CommandFailed(CisternError):
+    """The command could not be carried out."""
+
+    code = "command-failed"
+    #: Not 1: the job that the command is about may have succeeded.
+    exit_status: ClassVar[int] = 2
+
+
+class ApiCallFailed(CommandFailed):
     """The API rejected the request, or the response is not one of Cistern."""
 
     code = "call-failed"
-    #: Not 1: the job that the command is about may have succeeded.
-    exit_status: ClassVar[int] = 2
 
 
 class ApiUnreachable(ApiCallFailed):
@@ -49,7 +53,7 @@ class ApiObject(JsonObject):
 class ApiClient:
     """The operations of the HTTP API that the command line needs."""
 
-    def __init__(self, client: httpx.Client, *, pause: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, client: HttpClient, *, pause: Callable[[float], None] = time.sleep) -> None:
         self._client = client
         self._pause = pause
 
@@ -57,9 +61,13 @@ class ApiClient:
         """Get one object."""
         return self.call("GET", path, params=params)
 
-    def call(self, method: str, path: str, **request: Any) -> JsonObject:
+    def call(self, method: str, path: str, body: Any = None, **request: Any) -> JsonObject:
         """Send a request, whose response is one object."""
-        return self._parse(self._send(method, path, **request))
+        return self._parse(self._send(method, path, body=body, **request))
+
+    def delete(self, path: str) -> None:
+        """Delete an object, without a job; the response is empty."""
+        self._send("DELETE", path)
 
     def list_all(self, path: str, limit: int, **params: Any) -> Iterator[JsonObject]:
         """Yield up to ``limit`` objects of a list, page by page."""
@@ -72,7 +80,7 @@ class ApiClient:
         retries = 0
         while True:
             self._pause(_PAUSE_SECONDS)
-            headers = {"Prefer": f"wait={_POLL_SECONDS}", "If-None-Match": response.headers.get("ETag", "")}
+            headers = {"Prefer": f"wait={_POLL_SECONDS}", "If-None-Match": response.headers.get("etag", "")}
             try:
                 latest = self._send("GET", path, headers=headers)
             except ApiUnreachable:
@@ -82,7 +90,7 @@ class ApiClient:
                 self._pause(_POLL_SECONDS)
                 continue
             retries = 0
-            if latest.status_code != httpx.codes.NOT_MODIFIED:
+            if latest.status != NOT_MODIFIED:
                 response = latest
                 yield self._parse(response)
 
@@ -97,64 +105,54 @@ class ApiClient:
                 return
             cursor = {"cursor": page["next_cursor"]}
 
-    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+    def _send(self, method: str, path: str, **request: Any) -> Response:
         try:
             response = self._client.request(method, f"/api/v1{path}", **request)
-        except httpx.HTTPError as error:
-            raise ApiUnreachable(
-                f"no API responds at {self._client.base_url}: {str(error) or type(error).__name__}"
-            ) from error
-        if response.is_success or response.status_code == httpx.codes.NOT_MODIFIED:
+        except NoResponse as error:
+            raise ApiUnreachable(f"no API responds at {self._client.base_url}: {error.message}") from error
+        if response.is_success or response.status == NOT_MODIFIED:
             return response
-        raise (ApiUnreachable if response.status_code in (502, 503, 504) else ApiCallFailed)(_error_line(response))
+        failed = ApiUnreachable if response.status in (502, 503, 504) else ApiCallFailed
+        raise failed(_error_line(response, f"{method} {self._client.base_url}/api/v1{path}"))
 
-    def _parse(self, response: httpx.Response) -> JsonObject:
+    def _parse(self, response: Response) -> JsonObject:
         with suppress(ValueError):
-            body = response.json(object_hook=ApiObject)
+            body = json.loads(response.content, object_hook=ApiObject)
             if isinstance(body, ApiObject):
                 return body
         raise ApiCallFailed(f"the server at {self._client.base_url} is not Cistern's API")
 
 
-@contextmanager
-def api_client(url: str) -> Iterator[ApiClient]:
-    """Open a client of the API at ``url``.
+def open_api(url: str) -> ApiClient:
+    """Return a client of the API at ``url``; it connects with its first request.
 
     Raises:
-        ApiCallFailed: ``url`` is malformed, or ``CISTERN_CA_FILE`` is no file of certificates.
+        ApiCallFailed: ``url`` is malformed, the key file is unsafe, or ``CISTERN_CA_FILE`` is no file of certificates.
     """
     try:
-        client = connect(url)
-    except httpx.InvalidURL as error:
-        raise ApiCallFailed(f"invalid URL {url!r}: {error}") from error
+        return ApiClient(connect(url))
+    except (InvalidUrl, ConfigurationError) as error:
+        raise ApiCallFailed(error.message) from error
     except OSError as error:
         raise ApiCallFailed(
             f"CISTERN_CA_FILE: {error.strerror or error}: {os.environ.get('CISTERN_CA_FILE')}"
         ) from error
-    with client:
-        yield ApiClient(client)
 
 
-def connect(url: str) -> httpx.Client:
-    """Create an HTTP client; it connects with its first request.
+def connect(url: str) -> HttpClient:
+    """Create the HTTP client.
 
     ``CISTERN_CA_FILE`` has the certificates that are trusted for https; without it those of the system are, or those of
     ``SSL_CERT_FILE``.
     """
-    is_https = url.lower().startswith("https:")  # loading certificates takes 30 ms
-    verify = ssl.create_default_context(cafile=os.environ.get("CISTERN_CA_FILE") or None) if is_https else False
-    return httpx.Client(
-        base_url=url, headers=authorization(url), timeout=_TIMEOUT_SECONDS, trust_env=False, verify=verify
-    )
+    return HttpClient(url, authorization(url), ca_file=os.environ.get("CISTERN_CA_FILE") or None)
 
 
-def _error_line(response: httpx.Response) -> str:
+def _error_line(response: Response, request: str) -> str:
     """Render a problem in one line: the invalid fields or the detail, the code and the request id."""
     try:
-        problem = response.json()
+        problem = json.loads(response.content)
         fields = "; ".join(f"{one['field']}: {one['detail']}" for one in problem.get("errors") or ())
         return f"{fields or problem['detail']} ({problem['code']}, request {problem['request_id']})"
     except (ValueError, KeyError, TypeError, AttributeError):
-        return (
-            f"{response.request.method} {response.url} returned status {response.status_code}, not from Cistern's API"
-        )
+        return f"{request} returned status {response.status}, not from Cistern's API"

@@ -27,8 +27,12 @@ MAX_PERCENT: Final = 1_000_000
 #: Lower for bulk expansions, where a typing error would hit every selected volume.
 MAX_BULK_PERCENT: Final = 10_000
 MAX_IDS: Final = 10_000
+#: Of a list's filter: they are in the URL.
+MAX_QUERY_IDS: Final = 100
 MAX_CONCURRENT: Final = 10_000
 MAX_LABELS: Final = 64
+#: The maximum of PostgreSQL's bigint.
+MAX_BYTES: Final = 2**63 - 1
 
 
 def parse_size(text: str) -> int:
@@ -50,11 +54,11 @@ def _require_exact_size(value: Any) -> Any:
     raise ValueError("must be a whole number of bytes, or text such as 10GiB")
 
 
-def _size_schema(minimum: int, rounding: str) -> WithJsonSchema:
+def _size_schema(minimum: int, rounding: str, maximum: int = MAX_SIZE) -> WithJsonSchema:
     return WithJsonSchema(
         {
             "anyOf": [
-                {"type": "integer", "minimum": minimum, "maximum": MAX_SIZE},
+                {"type": "integer", "minimum": minimum, "maximum": maximum},
                 {"type": "string", "pattern": SIZE_PATTERN},
             ],
             "description": f"Bytes, or text such as `10GiB` (2^30) or `10GB` (10^9); {rounding}.",
@@ -78,6 +82,11 @@ SizeLimit = Annotated[
     BeforeValidator(_require_exact_size),
     AfterValidator(rounded_down),
     _size_schema(BLOCK_BYTES, f"rounded down to a multiple of {BLOCK_BYTES} bytes"),
+]
+
+#: Of many sizes together.
+ByteLimit = Annotated[
+    int, Field(ge=0, le=MAX_BYTES), BeforeValidator(_require_exact_size), _size_schema(0, "not rounded", MAX_BYTES)
 ]
 
 Percent = Annotated[float, Field(gt=0, le=MAX_PERCENT, strict=True, allow_inf_nan=False)]
@@ -107,6 +116,13 @@ Name = Annotated[
         description="Unique. Letters, digits, `.`, `_` and `-`, beginning with a letter or a digit.",
         examples=["postgres-1"],
     ),
+]
+
+#: Ids begin with their time: those of the same minute share the first eight digits.
+IdPrefix = Annotated[
+    str,
+    StringConstraints(pattern=r"^[0-9A-Fa-f][0-9A-Fa-f-]{0,35}$"),
+    Field(description="Only ids that begin with these digits; hyphens do not count.", examples=["01a0b1c2"]),
 ]
 
 BackendName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f-\x9f]{1,128}$")]

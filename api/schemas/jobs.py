@@ -7,7 +7,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.schemas.base import EXAMPLE_JOB_ID, EXAMPLE_TIME, EXAMPLE_VOLUME_ID, Omittable
-from api.schemas.fields import JobKind, UtcDatetime
+from api.schemas.fields import IdPrefix, JobKind, UtcDatetime
 from api.schemas.pagination import PageQuery
 from domain.db.listing import shortened
 from domain.jobs.model import Job
@@ -52,9 +52,11 @@ class JobQuery(PageQuery):
         None, description="List the child jobs of this bulk job; without it, child jobs are left out."
     )
 
+    id_prefix: Omittable[IdPrefix] = None
+
     def filters(self) -> JobFilter:
         """Convert to the domain filter."""
-        return JobFilter(self.status, self.kind, self.volume_id, self.parent_id)
+        return JobFilter(self.status, self.kind, self.volume_id, self.parent_id, id_prefix=self.id_prefix)
 
 
 class FailureOut(BaseModel):

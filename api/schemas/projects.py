@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.config import JsonDict
 
 from api.schemas.base import RequestBody
+from api.schemas.fields import MAX_BYTES, ByteLimit
 from domain.projects.model import LIMITS, MAX_NAME, Project
 from domain.projects.quota import ProjectUsage
 from domain.projects.service import NewProject
@@ -23,23 +24,22 @@ _EXAMPLE: Final[JsonDict] = {
     "created_by": "admin",
     "created_at": "2026-01-31T23:59:59.123456Z",
 }
-_MAX: Final = 2**63 - 1
 
 ProjectName = Annotated[
     str,
     StringConstraints(pattern=rf"^[a-z0-9][a-z0-9._-]{{0,{MAX_NAME - 1}}}$", max_length=MAX_NAME),
     Field(description="Lower-case letters, digits, `.`, `_` and `-`. System keys name it in `Cistern-Project`."),
 ]
-Limit = Annotated[int | None, Field(ge=0, le=_MAX, strict=True)]
+Limit = Annotated[int | None, Field(ge=0, le=MAX_BYTES, strict=True)]
 
 
 class LimitsIn(RequestBody):
     """Limits of a project; null: no limit. What it has already, it keeps."""
 
     max_volumes: Limit = None
-    max_bytes: Annotated[Limit, Field(description="Of the sizes of its volumes, with what running jobs may add.")] = (
-        None
-    )
+    max_bytes: Annotated[
+        ByteLimit | None, Field(description="Of the sizes of its volumes, with what running jobs may add.")
+    ] = None
     max_snapshots: Limit = None
     max_queued_jobs: Annotated[Limit, Field(description="Of jobs that no worker has started yet.")] = None
 

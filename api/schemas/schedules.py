@@ -18,12 +18,13 @@ from api.schemas.base import (
     refuse_more,
 )
 from api.schemas.bulk import BulkExpandFields, ScheduledSnapshotIn
-from api.schemas.fields import JobKind, Name, UtcDatetime
+from api.schemas.fields import IdPrefix, JobKind, Name, UtcDatetime
 from api.schemas.pagination import PageQuery
 from domain.db.listing import shortened
 from domain.jobs.kinds import JobKind as Kind
 from domain.jobs.states import JobStatus
 from domain.schedules.model import CATCH_UP_SECONDS, Run, RunOutcome, Schedule
+from domain.schedules.repository import ScheduleFilter
 from domain.schedules.service import NewSchedule
 
 #: 366 days: a run is never too late then.
@@ -161,6 +162,11 @@ class ScheduleQuery(PageQuery):
     """Filters of a list of schedules."""
 
     name: Omittable[Name] = None
+    id_prefix: Omittable[IdPrefix] = None
+
+    def filters(self) -> ScheduleFilter:
+        """Convert to the domain filter."""
+        return ScheduleFilter(self.name, self.id_prefix)
 
 
 class RunOut(BaseModel):

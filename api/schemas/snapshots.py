@@ -6,7 +6,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.schemas.base import EXAMPLE_SNAPSHOT_ID, EXAMPLE_TIME, EXAMPLE_VOLUME_ID, Omittable, RequestBody
-from api.schemas.fields import Name, UtcDatetime
+from api.schemas.fields import IdPrefix, Name, UtcDatetime
 from api.schemas.pagination import PageQuery
 from domain.operations import SnapshotState
 from domain.snapshots.repository import SnapshotFilter
@@ -40,10 +40,11 @@ class SnapshotsOfVolumeQuery(PageQuery):
 
     state: Omittable[SnapshotState] = None
     name: Omittable[Name] = None
+    id_prefix: Omittable[IdPrefix] = None
 
     def filters(self, volume_id: UUID | None) -> SnapshotFilter:
         """Convert to the domain filter."""
-        return SnapshotFilter(volume_id, self.state, self.name)
+        return SnapshotFilter(volume_id, self.state, self.name, self.id_prefix)
 
 
 class SnapshotQuery(SnapshotsOfVolumeQuery):

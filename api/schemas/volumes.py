@@ -21,7 +21,9 @@ from api.schemas.base import (
 )
 from api.schemas.fields import (
     MAX_LABELS,
+    MAX_QUERY_IDS,
     BackendName,
+    IdPrefix,
     Labels,
     LabelTerm,
     Name,
@@ -209,6 +211,13 @@ class VolumeQuery(PageQuery):
         Field(description="`key:value`; a volume must have all of them.", examples=[["team:search"]]),
     ] = Field(default_factory=list)
 
+    id_prefix: Omittable[IdPrefix] = None
+    id: Annotated[
+        list[UUID],
+        BeforeValidator(partial(refuse_more, limit=MAX_QUERY_IDS)),
+        Field(description="Only these volumes."),
+    ] = Field(default_factory=list)
+
     @field_validator("label")
     @classmethod
     def _distinct_and_sorted(cls, terms: Sequence[str]) -> list[str]:
@@ -217,7 +226,7 @@ class VolumeQuery(PageQuery):
 
     def filters(self) -> VolumeFilter:
         """Convert to the domain filter."""
-        return VolumeFilter(self.state, self.name, parse_label_terms(self.label))
+        return VolumeFilter(self.state, self.name, parse_label_terms(self.label), id_prefix=self.id_prefix, ids=self.id)
 
 
 class VolumeOut(BaseModel):

@@ -48,7 +48,7 @@ async def list_schedules(
 ) -> Paginated[ScheduleOut]:
     """List schedules, newest first, each with its last runs."""
     request = query.page_of("schedules", project_id)
-    page, runs = await services.schedules.list_schedules(query.name, request, project_id=project_id)
+    page, runs = await services.schedules.list_schedules(query.filters(), request, project_id=project_id)
     return paginated_response(page, lambda schedule: ScheduleOut.from_row(schedule, runs.get(schedule.id, ())))
 
 

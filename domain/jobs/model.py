@@ -137,6 +137,8 @@ class Worker(Entity):
     uninterrupted_since: Mapped[datetime] = mapped_column(server_default=func.now())
     #: Maximum number of seconds it needs to renew its leases after an outage of PostgreSQL.
     max_renewal_delay: Mapped[float] = mapped_column(server_default=text("0"))
+    #: Maximum number of jobs at once; None for a worker of an earlier version.
+    slots: Mapped[int | None]
 
 
 def new_job(

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -14,6 +15,7 @@ from sqlalchemy.orm import defer
 from domain.db.base import find_owned
 from domain.db.listing import load_short
 from domain.errors import NameTaken, ScheduleNotFound
+from domain.id_prefix import begins_with
 from domain.jobs.store.retention import Pruned
 from domain.schedules.model import Run, Schedule
 
@@ -28,6 +30,14 @@ async def postgresql_clock(session: AsyncSession) -> datetime:
     """Return the current time. Not the transaction's start time, because the transaction may have waited for a lock."""
     now: datetime = (await session.scalars(select(func.clock_timestamp()))).one()
     return now
+
+
+@dataclass(frozen=True)
+class ScheduleFilter:
+    """Filters of a list of schedules; None matches any."""
+
+    name: str | None = None
+    id_prefix: str | None = None
 
 
 class ScheduleRepository:
@@ -63,12 +73,16 @@ class ScheduleRepository:
             raise ScheduleNotFound(schedule_id)
         return schedule
 
-    async def page(self, name: str | None, project_id: UUID, *, before: UUID | None, limit: int) -> Sequence[Schedule]:
+    async def page(
+        self, filters: ScheduleFilter, project_id: UUID, *, before: UUID | None, limit: int
+    ) -> Sequence[Schedule]:
         """Read up to ``limit`` + 1 schedules of a project, newest first, without long params."""
         query = select(Schedule).options(defer(Schedule.params)).order_by(Schedule.id.desc()).limit(limit + 1)
         query = query.where(Schedule.project_id == project_id)
-        if name is not None:
-            query = query.where(Schedule.name == name)
+        if filters.name is not None:
+            query = query.where(Schedule.name == filters.name)
+        if filters.id_prefix is not None:
+            query = query.where(begins_with(Schedule.id, filters.id_prefix))
         if before is not None:
             query = query.where(Schedule.id < before)
         schedules = (await self._session.scalars(query)).all()

@@ -17,7 +17,7 @@ from domain.errors import Invalid
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting
 from domain.schedules.actions import Actions, Params
 from domain.schedules.model import CATCH_UP_SECONDS, Run, Schedule
-from domain.schedules.repository import Clock, RunRepository, ScheduleRepository, postgresql_clock
+from domain.schedules.repository import Clock, RunRepository, ScheduleFilter, ScheduleRepository, postgresql_clock
 
 _RECENT_RUNS: Final = 5
 
@@ -73,7 +73,7 @@ class ScheduleService:
             return schedule, await _last_runs(session, schedule)
 
     async def list_schedules(
-        self, name: str | None, request: PageRequest, *, project_id: UUID
+        self, filters: ScheduleFilter, request: PageRequest, *, project_id: UUID
     ) -> tuple[Page[Schedule], LastRuns]:
         """List the schedules of a project, newest first, with the last runs of each.
 
@@ -83,7 +83,7 @@ class ScheduleService:
         before = request.before
         async with self._database.transaction() as session:
             schedules = ScheduleRepository(session)
-            page = request.page(await schedules.page(name, project_id, before=before, limit=request.limit))
+            page = request.page(await schedules.page(filters, project_id, before=before, limit=request.limit))
             return page, await RunRepository(session).latest_of([schedule.id for schedule in page.items], _RECENT_RUNS)
 
     async def runs(self, schedule_id: UUID, request: PageRequest, *, project_id: UUID) -> Page[Run]:

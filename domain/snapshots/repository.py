@@ -27,6 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from domain.db.base import find_owned
 from domain.db.sql import array_rows
 from domain.errors import NameTaken, SnapshotBusy, SnapshotNotFound, SnapshotUnusable, VolumeHasSnapshots
+from domain.id_prefix import begins_with
 from domain.jobs.kinds import JobKind
 from domain.jobs.model import Job
 from domain.jobs.states import LIVE
@@ -47,6 +48,7 @@ class SnapshotFilter:
     volume_id: UUID | None = None
     state: SnapshotState | None = None
     name: str | None = None
+    id_prefix: str | None = None
 
 
 class SnapshotRelease(NamedTuple):
@@ -125,6 +127,8 @@ class SnapshotRepository:
             query = query.where(Snapshot.state == filters.state)
         if filters.name is not None:
             query = query.where(Snapshot.name == filters.name)
+        if filters.id_prefix is not None:
+            query = query.where(begins_with(Snapshot.id, filters.id_prefix))
         if before is not None:
             query = query.where(Snapshot.id < before)
         return (await self._session.scalars(query)).all()

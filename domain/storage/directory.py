@@ -136,6 +136,14 @@ class BackendDirectory:
     def _get(self, name: str | None) -> BackendStatus | None:
         return self._backends.get(next(iter(self._backends), "") if name is None else name)
 
+    def served_by(self, worker_id: UUID) -> list[str]:
+        """Return the names of the backends that a worker serves."""
+        return [
+            name
+            for name, status in self._backends.items()
+            if any(server.worker_id == worker_id and server.problem is None for server in status.servers)
+        ]
+
     def path(self, backend: str, volume_id: UUID) -> str | None:
         """Return the path of a volume's bytes, None if it has none or the backend is unknown."""
         return self._backends[backend].path(volume_id) if backend in self._backends else None

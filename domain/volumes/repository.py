@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from domain.db.base import find_owned
 from domain.db.sql import array_rows, as_arrays, as_rows, insertion, unnested
 from domain.errors import NameTaken, VolumeNotFound
+from domain.id_prefix import begins_with
 from domain.operations import VolumeState
 from domain.volumes.model import LockedVolume, Volume, require_move
 
@@ -91,7 +92,7 @@ REMOVE: Final = _release_statement("DELETE FROM volumes USING held WHERE")
 
 @dataclass(frozen=True)
 class VolumeFilter:
-    """Filters of a list of volumes; None matches any."""
+    """Filters of a list of volumes; None matches any, and so do no ``ids``."""
 
     state: VolumeState | None = None
     name: str | None = None
@@ -101,6 +102,8 @@ class VolumeFilter:
     backend: str | None = None
     #: More than this percentage of the volume is used.
     usage_above: float | None = None
+    id_prefix: str | None = None
+    ids: Collection[UUID] = ()
 
 
 class Acquisition(NamedTuple):
@@ -267,6 +270,10 @@ class VolumeRepository:
             query = query.where(Volume.backend == filters.backend)
         if filters.usage_above is not None:
             query = query.where(Volume.used * 100 > Volume.size * filters.usage_above)
+        if filters.id_prefix is not None:
+            query = query.where(begins_with(Volume.id, filters.id_prefix))
+        if filters.ids:
+            query = query.where(Volume.id.in_(filters.ids))
         if before is not None:
             query = query.where(Volume.id < before)
         return (await self._session.scalars(query)).all()

@@ -50,9 +50,25 @@ async def test_key_is_created_listed_replaced_and_revoked(services: Services, ci
     _, replaced, _ = await cistern("keys", "rotate", backup, "--overlap-hours", "1")
     assert await services.keys.authenticate(replaced.strip())
 
-    assert (await cistern("keys", "revoke", backup))[0] == 0
+    assert (await cistern("keys", "revoke", backup))[0] == 2, "nobody can be asked"
+    revoked = await cistern("keys", "revoke", backup, "--yes", "--json")
+    assert (revoked[0], json.loads(revoked[1])["revoked_at"] is None) == (0, False)
     _, table, _ = await cistern("keys", "list")
     assert "revoked" in table
+
+
+@pytest.mark.prints_key
+async def test_key_is_found_by_its_name_or_the_beginning_of_its_id(services: Services, cistern) -> None:  # type: ignore[no-untyped-def]
+    _, created, _ = await cistern("keys", "create", "backup", "--role", "viewer", "--json")
+    key = json.loads(created)
+    _, rotated, _ = await cistern("keys", "rotate", "backup", "--json")
+    status, _, err = await cistern("keys", "revoke", "backup", "--yes")
+    assert (status, key["id"] in err, json.loads(rotated)["id"] in err) == (2, True, True), "two keys have the name"
+
+    assert (await cistern("keys", "revoke", key["id"][:23], "--yes"))[0] == 0
+    assert await services.keys.authenticate(key["key"]) is None
+    assert (await cistern("keys", "revoke", "backup", "--yes"))[0] == 0, "the name is that of the other one now"
+    assert await services.keys.authenticate(json.loads(rotated)["key"]) is None
 
 
 @pytest.mark.prints_key
@@ -63,15 +79,15 @@ async def test_key_is_made_for_a_project(services: Services, cistern) -> None:  
     unknown = await cistern("keys", "create", "alice", "--role", "owner", "--project", "serch")
 
     assert (status, principal and principal.project) == (0, ProjectRef(project.id, "search", is_limited=False))
-    assert (unknown[0], unknown[1]) == (1, "")
+    assert (unknown[0], unknown[1]) == (2, "")
     assert "no project named 'serch'" in unknown[2]
 
 
 async def test_unknown_key_is_one_line(cistern) -> None:  # type: ignore[no-untyped-def]
-    status, out, err = await cistern("keys", "revoke", "00000000-0000-7000-8000-000000000000")
+    status, out, err = await cistern("keys", "revoke", "00000000-0000-7000-8000-000000000000", "--yes")
 
-    assert (status, out, len(err.splitlines())) == (1, "", 1)
-    assert "no key with this id" in err
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert "there is no key with the name, id or beginning of an id" in err
 
 
 async def test_first_key_is_made_once_and_written_for_the_user(

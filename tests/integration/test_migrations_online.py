@@ -130,6 +130,7 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "heartbeat_at": "now()",
         "uninterrupted_since": "now()",
         "max_renewal_delay": "10",
+        "slots": "10",
         "test_since": "now()",
         "test_delay": "0",
     },

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from uuid_utils.compat import uuid7
 
-from api.cli.client import ApiCallFailed, ApiUnreachable, api_client
+from api.cli.client import ApiCallFailed, ApiUnreachable, open_api
 from domain.db.database import Database
 from domain.db.migrations import migrate
 from domain.embedded import temporary_data_dir
@@ -235,17 +235,13 @@ def api_by_tls(authority: Authority) -> Iterator[str]:
 def test_command_line_trusts_the_authority_that_is_named(
     authority: Authority, api_by_tls: str, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    with api_client(api_by_tls) as client, pytest.raises(ApiUnreachable, match="certificate verify failed"):
-        client.get("/jobs/1")
+    with pytest.raises(ApiUnreachable, match="certificate verify failed"):
+        open_api(api_by_tls).get("/jobs/1")
     monkeypatch.setenv(variable, str(authority.ca))
-    with api_client(api_by_tls) as client:
-        assert client.get("/jobs/1") == {"id": "1"}
+    assert open_api(api_by_tls).get("/jobs/1") == {"id": "1"}
 
 
 def test_authority_of_the_command_line_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CISTERN_CA_FILE", "/nowhere")
-    with (
-        pytest.raises(ApiCallFailed, match="CISTERN_CA_FILE: No such file or directory: /nowhere"),
-        api_client("https://h"),
-    ):
-        pass
+    with pytest.raises(ApiCallFailed, match="CISTERN_CA_FILE: No such file or directory: /nowhere"):
+        open_api("https://h")

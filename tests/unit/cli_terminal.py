@@ -3,13 +3,14 @@
 import asyncio
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
 
 from api.cli import client as client_module
 from api.cli.app import main
+from api.cli.http import HttpClient, NoResponse, Response
 from api.main import create_app
 from tests.support.http import client_of
 from tests.unit.fakes import FakeServices
@@ -25,6 +26,22 @@ class Result(NamedTuple):
     err: str
 
 
+class FakeHttp(HttpClient):
+    """An HTTP client whose requests a function answers."""
+
+    def __init__(self, handler: RequestHandler, url: str = "http://cistern") -> None:
+        super().__init__(url, {})
+        self._handler = handler
+
+    def request(self, method: str, path: str, *, body: Any = None, **options: Any) -> Response:
+        request = httpx.Request(method, self.base_url + path, json=body, **options)
+        try:
+            response = self._handler(request)
+        except httpx.TransportError as error:
+            raise NoResponse(str(error) or type(error).__name__) from error
+        return Response(response.status_code, dict(response.headers), response.content)
+
+
 class Terminal:
     """Runs commands, and records the URLs that they connect to."""
 
@@ -36,9 +53,9 @@ class Terminal:
     def handle_requests(self, handler: RequestHandler) -> None:
         """Let ``handler`` answer the HTTP requests of the commands."""
 
-        def connect(url: str) -> httpx.Client:
+        def connect(url: str) -> HttpClient:
             self.urls.append(url)
-            return httpx.Client(base_url=url, transport=httpx.MockTransport(handler))
+            return FakeHttp(handler, url)
 
         self._monkeypatch.setattr(client_module, "connect", connect)
 

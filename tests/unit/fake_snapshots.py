@@ -20,7 +20,7 @@ from domain.snapshots.model import Snapshot
 from domain.snapshots.repository import SnapshotFilter
 from domain.volumes.model import Volume
 from domain.volumes.service import NewVolume
-from tests.unit.fake_volumes import FakeJobs, FakeVolumes, job_row, newest_first, snapshot_row, volume_row
+from tests.unit.fake_volumes import FakeJobs, FakeVolumes, job_row, matcher, newest_first, snapshot_row, volume_row
 
 
 @dataclass
@@ -45,10 +45,7 @@ class FakeSnapshots:
     async def list_snapshots(
         self, filters: SnapshotFilter, request: PageRequest, *, project_id: UUID
     ) -> Page[Snapshot]:
-        given = {name: value for name, value in vars(filters).items() if value is not None}
-        return newest_first(
-            self.rows, lambda row: all(getattr(row, name) == value for name, value in given.items()), request
-        )
+        return newest_first(self.rows, matcher(filters), request)
 
     async def request_take(self, volume_id: UUID, name: str, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         return await self.jobs.accept(origin, self._take(volume_id, name))
@@ -88,7 +85,7 @@ class FakeSnapshots:
         self.volumes.require_free(request.name)
         self._acquire(snapshot, SnapshotState.CLONING)
         size = request.size or snapshot.size
-        clone = self.volumes.add(volume_row(request.name, size=size, state=VolumeState.CREATING))
+        clone = self.volumes.add(volume_row(request.name, size=size, state=VolumeState.CREATING, **request.columns))
         return self._job("snapshot.clone", snapshot, clone)
 
     def _acquire(self, snapshot: Snapshot, state: SnapshotState) -> None:

@@ -81,6 +81,20 @@ def newest_first(rows: dict[UUID, Any], matches: Callable[[Any], bool], request:
     return request.page([row for row in newest if before is None or row.id < before][: request.limit + 1])
 
 
+def begins_with(row: Any, prefix: str | None) -> bool:
+    """Return whether the id of a row begins with these digits."""
+    return prefix is None or row.id.hex.startswith(prefix.replace("-", "").lower())
+
+
+def matcher(filters: Any, **columns: Any) -> Callable[[Any], bool]:
+    """Return whether a row matches the filters that are given, and has these values."""
+    wanted = {name: value for name, value in vars(filters).items() if value is not None and name != "id_prefix"}
+    return lambda row: (
+        begins_with(row, filters.id_prefix)
+        and all(getattr(row, name) == value for name, value in (wanted | columns).items())
+    )
+
+
 @dataclass
 class FakeJobs:
     """Jobs that no worker claims."""
@@ -111,10 +125,7 @@ class FakeJobs:
         return require_job(self.rows.get(job_id), job_id, project_id)
 
     async def list_jobs(self, filters: JobFilter, request: PageRequest, *, project_id: UUID) -> Page[Job]:
-        given = {name: value for name, value in vars(filters).items() if value is not None or name == "parent_id"}
-        return newest_first(
-            self.rows, lambda job: all(getattr(job, name) == value for name, value in given.items()), request
-        )
+        return newest_first(self.rows, matcher(filters, parent_id=filters.parent_id), request)
 
     async def cancel(self, job_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         return await self.accept(origin, self._cancel(job_id))
@@ -166,6 +177,8 @@ class FakeVolumes:
                 filters.state in (None, volume.state)
                 and filters.name in (None, volume.name)
                 and filters.labels.items() <= volume.labels.items()
+                and begins_with(volume, filters.id_prefix)
+                and (not filters.ids or volume.id in filters.ids)
             )
 
         return newest_first(self.rows, matches, request)

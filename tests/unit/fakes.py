@@ -8,10 +8,11 @@ from uuid import UUID
 
 from api.main import ServicesFactory
 from domain.errors import DatabaseUnavailable
-from domain.jobs.model import Job
+from domain.jobs.model import Job, Worker
 from domain.jobs.states import JobStatus
 from domain.jobs.stats import Stats
 from domain.jobs.transport.job_queue import QueueUnavailable
+from domain.jobs.workers import WorkerStatus
 from domain.services import Services
 from domain.settings import Settings
 from domain.storage.backends import Backends
@@ -106,6 +107,18 @@ class FakeDirectory(BackendDirectory):
         """Do nothing: nothing changes."""
 
 
+@dataclass
+class FakeWorkers:
+    """One worker, which runs the jobs that are running."""
+
+    jobs: FakeJobs
+
+    async def all(self, project_id: UUID | None = None) -> list[WorkerStatus]:
+        row = Worker(id=UUID(int=7), host="worker-1", pid=42, slots=10, started_at=NOON, heartbeat_at=NOON)
+        jobs = [one for one in self.jobs.rows.values() if one.status is JobStatus.RUNNING]
+        return [WorkerStatus(row, is_alive=True, jobs=[one for one in jobs if project_id in (None, one.project_id)])]
+
+
 class FakeServices:
     """All services of the API."""
 
@@ -122,6 +135,7 @@ class FakeServices:
         self.bulk = FakeBulk(self.jobs, self.volumes)
         self.watcher = FakeWatcher(self.jobs)
         self.stats = FakeStats()
+        self.workers = FakeWorkers(self.jobs)
         self.database = FakeServer(DatabaseUnavailable)
         self.queue = FakeServer(QueueUnavailable)
 

@@ -39,7 +39,7 @@ async def test_name_of_a_project_is_free_once(client: httpx.AsyncClient) -> None
         ({"name": "a b"}, "name"),
         ({"name": "a", "max_volumes": -1}, "max_volumes"),
         ({"name": "a", "max_volumes": 1.5}, "max_volumes"),
-        ({"name": "a", "max_bytes": "1GiB"}, "max_bytes"),
+        ({"name": "a", "max_bytes": "1 GB or so"}, "max_bytes"),
         ({"name": "a", "max_snapshots": 2**63}, "max_snapshots"),
         ({"name": "a", "max_jobs": 1}, "max_jobs"),
     ],

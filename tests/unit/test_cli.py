@@ -43,7 +43,7 @@ def cistern(empty_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 def test_version_is_that_of_the_package(cistern: Cistern, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.2.3" if name == "cistern" else "")
 
-    assert cistern("version") == (0, "1.2.3\n")
+    assert cistern("--version") == (0, "1.2.3\n")
 
 
 def test_serve_runs_uvicorn_with_a_limited_graceful_shutdown(cistern: Cistern, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from api.cli.client import ApiCallFailed, ApiClient, ApiUnreachable
+from tests.unit.cli_terminal import FakeHttp
 
 
 class TestChanges:
@@ -17,8 +18,7 @@ class TestChanges:
             return response
 
         pauses: list[float] = []
-        client = httpx.Client(base_url="http://cistern", transport=httpx.MockTransport(handle))
-        return ApiClient(client, pause=pauses.append), pauses
+        return ApiClient(FakeHttp(handle), pause=pauses.append), pauses
 
     def test_changes_continue_after_an_outage(self) -> None:
         outage: list[httpx.Response | Exception] = [
@@ -45,8 +45,7 @@ class TestChanges:
             received.append(request.headers)
             return httpx.Response(200, json={}, headers={"ETag": f'"{len(received)}"'})
 
-        client = httpx.Client(base_url="http://cistern", transport=httpx.MockTransport(handle))
-        changes = ApiClient(client, pause=lambda _: None).changes("/jobs/1")
+        changes = ApiClient(FakeHttp(handle), pause=lambda _: None).changes("/jobs/1")
 
         assert [next(changes) for _ in range(3)] == [{}] * 3
         assert [headers.get("If-None-Match") for headers in received] == [None, '"1"', '"2"']

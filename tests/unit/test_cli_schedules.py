@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from api.schemas.jobs import JOB_EXAMPLE
-from api.schemas.schedules import RUN_EXAMPLE, SCHEDULE_EXAMPLE
+from api.schemas.schedules import RUN_EXAMPLE, SCHEDULE_EXAMPLE, ScheduleIn
 from tests.unit.cli_terminal import Terminal
 
 ID = SCHEDULE_EXAMPLE["id"]
@@ -31,14 +31,18 @@ class Api:
         path = request.url.raw_path.decode().removeprefix("/api/v1")
         self.requests.append((request.method, path, json.loads(request.content) if request.content else None))
         match request.method, path:
-            case "GET", "/schedules?name=nightly-expand":
+            case "GET", "/schedules?name=nightly-expand&limit=11":
                 return page(NIGHTLY)
             case "GET", "/schedules?limit=100":
                 return page(NIGHTLY, NEVER_RUN, MISSED)
-            case "GET", path if path.startswith("/schedules?"):
+            case "GET", path if path.startswith(("/schedules?", "/volumes?")):
                 return page()
             case "GET", path if path.startswith("/schedules/"):
                 return httpx.Response(200, json=NIGHTLY)
+            case "POST", "/schedules":
+                return httpx.Response(201, json=NIGHTLY)
+            case "DELETE", _:
+                return httpx.Response(204)
             case "POST", _:
                 return httpx.Response(202, json=JOB_EXAMPLE)
             case "PATCH", _:
@@ -83,19 +87,19 @@ def test_schedule_is_paused_and_resumed(api: Api, cistern: Terminal, name: str, 
     code, out, _ = cistern("schedules", command, name)
 
     assert (code, "paused" in out) == (0, not enabled)
-    lookup = ("GET", "/schedules?name=nightly-expand" if name != ID else f"/schedules/{ID}", None)
-    assert api.requests == [lookup, ("PATCH", f"/schedules/{ID}", {"enabled": enabled})]
+    lookup = [] if name == ID else [("GET", "/schedules?name=nightly-expand&limit=11", None)]
+    assert api.requests == [*lookup, ("PATCH", f"/schedules/{ID}", {"enabled": enabled})]
 
 
-def test_run_prints_the_job(api: Api, cistern: Terminal) -> None:
-    code, out, _ = cistern("schedules", "run", "nightly-expand")
+def test_run_without_waiting_prints_the_job(api: Api, cistern: Terminal) -> None:
+    code, out, _ = cistern("schedules", "run", "nightly-expand", "--no-wait")
 
     assert (code, JOB_EXAMPLE["id"] in out) == (0, True)
-    assert api.requests[-1] == ("POST", f"/schedules/{ID}/run", None)
+    assert ("POST", f"/schedules/{ID}/run", None) in api.requests
 
 
-def test_run_with_watch_exits_like_the_job(api: Api, cistern: Terminal) -> None:
-    code, out, _ = cistern("schedules", "run", "nightly-expand", "--watch")
+def test_run_exits_like_the_job(api: Api, cistern: Terminal) -> None:
+    code, out, _ = cistern("schedules", "run", "nightly-expand")
 
     assert (code, "partial" in out) == (1, True)
     assert api.requests[-1] == ("GET", f"/jobs/{JOB_EXAMPLE['id']}", None)
@@ -105,7 +109,8 @@ def test_run_with_watch_exits_like_the_job(api: Api, cistern: Terminal) -> None:
 def test_unknown_schedule_is_reported_and_nothing_is_changed(api: Api, cistern: Terminal, command: str) -> None:
     code, out, err = cistern("schedules", command, "weekly")
 
-    assert (code, out, err) == (2, "", "cistern: there is no schedule named 'weekly'\n")
+    message = "cistern: there is no schedule with the name, id or beginning of an id 'weekly'\n"
+    assert (code, out, err) == (2, "", message)
     assert [method for method, _, _ in api.requests] == ["GET"]
 
 
@@ -119,3 +124,47 @@ def test_rejected_run_prints_the_reason(cistern: Terminal) -> None:
     code, _, err = cistern("schedules", "run", "nightly-expand")
 
     assert (code, err) == (2, "cistern: A run of it is going on. (schedule-busy, request find-me)\n")
+
+
+CREATE = ("schedules", "create", "nightly", "--cron", "30 2 * * *", "--time-zone", "Europe/Berlin", "--action")
+
+
+@pytest.mark.parametrize(
+    ("options", "params"),
+    [
+        (("bulk.expand", "--all", "--percent", "20"), {"percent": 20}),
+        (("bulk.expand", "--label", "a=b", "--autogrow"), {"labels": {"a": "b"}, "policy": "autogrow"}),
+        (("bulk.snapshot", "--backend", "fast"), {"backend": "fast", "name": "nightly"}),
+        (("bulk.snapshot", "--all", "--keep-last", "7", "--prefix", "n"), {"name": "n", "keep_last": 7}),
+    ],
+)
+def test_schedule_is_created(api: Api, cistern: Terminal, options: tuple[str, ...], params: dict[str, Any]) -> None:
+    code, out, err = cistern(*CREATE, *options)
+
+    assert (code, "nightly-expand" in out) == (0, True), err
+    body = {"name": "nightly", "cron": "30 2 * * *", "time_zone": "Europe/Berlin", "action": options[0]}
+    assert api.requests == [("POST", "/schedules", {**body, "params": params})]
+    assert ScheduleIn.model_validate(api.requests[0][2]).new_schedule().params == params
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("bulk.expand", "--percent", "20"),
+        ("bulk.expand", "--all", "--percent", "20", "--keep-last", "7"),
+        ("bulk.snapshot", "--all", "--percent", "20"),
+        ("bulk.delete", "--all"),
+    ],
+)
+def test_schedule_that_does_not_fit_together_is_refused(api: Api, cistern: Terminal, options: tuple[str, ...]) -> None:
+    assert cistern(*CREATE, *options).code == 2
+    assert api.requests == []
+
+
+def test_schedule_is_deleted(api: Api, cistern: Terminal) -> None:
+    assert cistern("schedules", "delete", "nightly-expand").code == 2, "nobody can be asked"
+    assert not any(method == "DELETE" for method, _, _ in api.requests)
+    code, out, _ = cistern("schedules", "delete", "nightly-expand", "--yes", "--json")
+
+    assert (code, json.loads(out)["name"]) == (0, "nightly-expand")
+    assert api.requests[-1] == ("DELETE", f"/schedules/{ID}", None)

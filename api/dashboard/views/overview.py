@@ -12,6 +12,7 @@ from domain.db.pagination import PageRequest
 from domain.jobs.overview import Overview
 from domain.jobs.store.overview import Count
 from domain.schedules.model import Run, RunOutcome, Schedule
+from domain.schedules.repository import ScheduleFilter
 from domain.services import Services
 from domain.storage.directory import BackendStatus
 
@@ -115,7 +116,7 @@ async def overview_page(services: Services, principal: Principal) -> OverviewPag
     """
     overview = await services.overview.latest(principal.project.id)
     request = PageRequest("overview", limit=_MAX_SCHEDULES)
-    page, runs = await services.schedules.list_schedules(None, request, project_id=principal.project.id)
+    page, runs = await services.schedules.list_schedules(ScheduleFilter(), request, project_id=principal.project.id)
     schedules = [ScheduleLine.of(one, runs.get(one.id, ())) for one in page.items]
     jobs = await lines_of(services, [*overview.failed, *overview.running], principal)
     failed, running = jobs[: len(overview.failed)], jobs[len(overview.failed) :]

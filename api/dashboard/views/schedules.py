@@ -13,6 +13,7 @@ from api.dashboard.views.overview import ScheduleLine
 from domain.access.model import Principal
 from domain.schedules.cron import CronSchedule
 from domain.schedules.model import Run, Schedule
+from domain.schedules.repository import ScheduleFilter
 from domain.services import Services
 
 _SHOWN_TIMES: Final = 5
@@ -76,7 +77,7 @@ async def schedules_of_query(
     """
     project_id = principal.project.id
     request = query.page_of("schedules page", project_id)
-    page, runs = await services.schedules.list_schedules(None, request, project_id=project_id)
+    page, runs = await services.schedules.list_schedules(ScheduleFilter(), request, project_id=project_id)
     return [ScheduleLine.of(one, runs.get(one.id, ())) for one in page.items], page.next_cursor
 
 

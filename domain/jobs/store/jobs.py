@@ -15,6 +15,7 @@ from domain.db.base import DEFAULT_PROJECT, find_owned, in_project
 from domain.db.listing import load_short
 from domain.db.sql import as_json, as_rows
 from domain.errors import JobNotFound
+from domain.id_prefix import begins_with
 from domain.jobs.model import Job
 from domain.jobs.states import ENDED, JobStatus
 from domain.jobs.store import statements
@@ -34,6 +35,7 @@ class JobFilter:
     parent_id: UUID | None = None
     created_by: str | None = None
     schedule_id: UUID | None = None
+    id_prefix: str | None = None
 
 
 class JobRepository:
@@ -164,5 +166,7 @@ def _matches(filters: JobFilter) -> Iterable[ColumnElement[bool]]:
         Job.schedule_id: filters.schedule_id,
     }
     yield from (column == value for column, value in columns.items() if value is not None)
+    if filters.id_prefix is not None:
+        yield begins_with(Job.id, filters.id_prefix)
     yield Job.pruned_at.is_(None)
     yield Job.parent_id.is_(None) if filters.parent_id is None else Job.parent_id == filters.parent_id

@@ -274,6 +274,17 @@ class JobQueue:
             await self._acknowledge(keys=[], args=[])
         self.write_errors.clear()
 
+    async def info(self) -> Mapping[str, Any]:
+        """Return what Redis says of itself.
+
+        Raises:
+            QueueRefusesWrites: the user may not ask.
+            QueueUnavailable: it does not answer.
+        """
+        async with self._calling():
+            facts: Mapping[str, Any] = await self.redis.info()
+            return facts
+
     async def close(self) -> None:
         """Close every connection."""
         await self.redis.aclose(close_connection_pool=True)

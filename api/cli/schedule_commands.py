@@ -1,0 +1,119 @@
+"""The commands ``cistern schedules ...``: clients of the HTTP API."""
+
+import enum
+from typing import Annotated, Any
+
+import typer
+
+from api.cli.client import JsonObject
+from api.cli.columns import SCHEDULES
+from api.cli.lookup import SCHEDULE, path_of
+from api.cli.selection import (
+    Autogrow,
+    Backend,
+    By,
+    Every,
+    MaxConcurrent,
+    Percent,
+    To,
+    UpTo,
+    UsageAbove,
+    growth,
+    selection,
+)
+from api.cli.session import Label, Session, UsageError, Yes, command, confirm, new_group
+from api.cli.waiting import NoWait, finish
+
+NameOrId = Annotated[str, typer.Argument(metavar="NAME", help="Name of the schedule, its id, or the id's beginning.")]
+Keep = Annotated[int | None, typer.Option(min=1, help="Keep this number of the schedule's snapshots per volume.")]
+KeepDays = Annotated[int | None, typer.Option(min=1, help="Keep the schedule's snapshots for this many days.")]
+
+schedules = new_group()
+
+
+class Action(enum.StrEnum):
+    """What a schedule does."""
+
+    EXPAND = "bulk.expand"
+    SNAPSHOT = "bulk.snapshot"
+
+
+@command(schedules, "list")
+def list_schedules(
+    session: Session, *, limit: Annotated[int, typer.Option(min=1, help="Maximum number of schedules.")] = 100
+) -> None:
+    """List schedules with their next time and the outcome of their last run."""
+    session.print(list(session.api.list_all("/schedules", limit)), SCHEDULES)
+
+
+@command(schedules, "create")
+def create_schedule(
+    session: Session,
+    name: Annotated[str, typer.Argument(help="Name of the new schedule.")],
+    *,
+    cron: Annotated[str, typer.Option(help="Minute, hour, day of month, month and day of week: '30 2 * * *'.")],
+    time_zone: Annotated[str, typer.Option(help="Of the cron expression, such as Europe/Berlin.")] = "UTC",
+    action: Annotated[Action, typer.Option(help="Expand volumes, or take snapshots of them.")],
+    label: Label = None,
+    backend: Backend = None,
+    every: Every = False,
+    max_concurrent: MaxConcurrent = None,
+    to: To = None,
+    by: By = None,
+    percent: Percent = None,
+    usage_above: UsageAbove = None,
+    up_to: UpTo = None,
+    autogrow: Autogrow = False,
+    prefix: Annotated[str | None, typer.Option(help="Of the snapshots' names.", show_default="NAME")] = None,
+    keep_last: Keep = None,
+    keep_days: KeepDays = None,
+) -> None:
+    """Create a schedule that expands the selected volumes, or takes snapshots of them."""
+    selected = selection(label, backend, every=every, max_concurrent=max_concurrent)
+    if selected is None:
+        raise UsageError("say which volumes: --label, --backend or --all")
+    grown = growth(to=to, by=by, percent=percent, usage_above=usage_above, up_to=up_to, autogrow=autogrow)
+    kept = {"name": prefix, "keep_last": keep_last, "keep_days": keep_days}
+    kept = {member: value for member, value in kept.items() if value is not None}
+    if action is Action.EXPAND and kept:
+        raise UsageError("--prefix, --keep-last and --keep-days are for --action bulk.snapshot")
+    if action is Action.SNAPSHOT:
+        if grown:
+            raise UsageError("options that make volumes grow are for --action bulk.expand")
+        kept = {"name": name, **kept}
+    body = {"name": name, "cron": cron, "time_zone": time_zone, "action": action.value}
+    created = session.api.call("POST", "/schedules", {**body, "params": {**selected, **grown, **kept}})
+    session.print([created], SCHEDULES)
+
+
+@command(schedules, "run")
+def run_schedule(session: Session, name: NameOrId, *, no_wait: NoWait = False) -> None:
+    """Run a schedule now, in addition to its times; fails while a run of it is active."""
+    finish(session, session.api.call("POST", f"{path_of(session.api, SCHEDULE, name)}/run"), no_wait=no_wait)
+
+
+@command(schedules, "pause")
+def pause_schedule(session: Session, name: NameOrId) -> None:
+    """Pause a schedule; an active run continues."""
+    session.print([_enable(session, name, enabled=False)], SCHEDULES)
+
+
+@command(schedules, "resume")
+def resume_schedule(session: Session, name: NameOrId) -> None:
+    """Resume a paused schedule, starting with its next time."""
+    session.print([_enable(session, name, enabled=True)], SCHEDULES)
+
+
+@command(schedules, "delete")
+def delete_schedule(session: Session, name: NameOrId, *, yes: Yes = False) -> None:
+    """Delete a schedule and the list of its runs; jobs that it has created continue."""
+    path = path_of(session.api, SCHEDULE, name)
+    schedule = session.api.get(path)
+    confirm(f"Delete the schedule {schedule['name']} and the list of its runs?", yes=yes)
+    session.api.delete(path)
+    session.print([schedule], SCHEDULES)
+
+
+def _enable(session: Session, name: str, *, enabled: bool) -> JsonObject:
+    change: dict[str, Any] = {"enabled": enabled}
+    return session.api.call("PATCH", path_of(session.api, SCHEDULE, name), change)

@@ -1,0 +1,131 @@
+"""The commands ``cistern volumes ...``: clients of the HTTP API."""
+
+from typing import Annotated, Any
+
+import typer
+
+from api.cli.client import JsonObject
+from api.cli.columns import PLAN, VOLUMES
+from api.cli.lookup import VOLUME, path_of
+from api.cli.selection import (
+    SELECTORS,
+    Autogrow,
+    Backend,
+    By,
+    Every,
+    MaxConcurrent,
+    Percent,
+    To,
+    UpTo,
+    UsageAbove,
+    growth,
+    selection,
+)
+from api.cli.session import Label, Session, UsageError, Yes, command, confirm, labels_of, new_group
+from api.cli.sizes import size_of, size_text
+from api.cli.waiting import NoWait, finish
+
+NameOrId = Annotated[str, typer.Argument(metavar="NAME", help="Name of the volume, its id, or the id's beginning.")]
+OneName = Annotated[
+    str | None, typer.Argument(metavar="[NAME]", help="Name or id of one volume; instead of options that select many.")
+]
+NewName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the new volume.")]
+Size = Annotated[str, typer.Option(help="Such as 10GiB; `10G` is the same, `10GB` is 10^10 bytes.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would grow, and change nothing.")]
+
+volumes = new_group()
+
+
+@command(volumes, "list")
+def list_volumes(
+    session: Session,
+    *,
+    state: Annotated[str | None, typer.Option(help="Only volumes in this state, such as available.")] = None,
+    label: Label = None,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of volumes.")] = 100,
+) -> None:
+    """List volumes, newest first."""
+    filters: dict[str, Any] = {} if state is None else {"state": state}
+    if terms := labels_of(label):
+        filters["label"] = [f"{key}:{value}" for key, value in terms.items()]
+    session.print(list(session.api.list_all("/volumes", limit, **filters)), VOLUMES)
+
+
+@command(volumes, "show")
+def show_volume(session: Session, name: NameOrId) -> None:
+    """Show a volume."""
+    session.print_members(session.api.get(path_of(session.api, VOLUME, name)))
+
+
+@command(volumes, "create")
+def create_volume(
+    session: Session,
+    name: NewName,
+    *,
+    size: Size,
+    backend: Annotated[str | None, typer.Option(help="Where it is stored.", show_default="the default")] = None,
+    label: Label = None,
+    no_wait: NoWait = False,
+) -> None:
+    """Create an empty volume."""
+    body = {"name": name, "size": size_of(size), "labels": labels_of(label), "backend": backend}
+    finish(session, session.api.call("POST", "/volumes", body), no_wait=no_wait)
+
+
+@command(volumes, "expand")
+def expand_volumes(
+    session: Session,
+    name: OneName = None,
+    *,
+    to: To = None,
+    by: By = None,
+    percent: Percent = None,
+    label: Label = None,
+    backend: Backend = None,
+    every: Every = False,
+    usage_above: UsageAbove = None,
+    up_to: UpTo = None,
+    autogrow: Autogrow = False,
+    max_concurrent: MaxConcurrent = None,
+    dry_run: DryRun = False,
+    no_wait: NoWait = False,
+) -> None:
+    """Expand one volume, or all that are selected by --label, --backend or --all."""
+    selected = selection(label, backend, every=every, max_concurrent=max_concurrent)
+    if (name is None) == (selected is None):
+        raise UsageError(f"give either the name of a volume, or options that select many: {SELECTORS}")
+    grown = growth(to=to, by=by, percent=percent)
+    of_many = growth(to=None, by=None, percent=None, usage_above=usage_above, up_to=up_to, autogrow=autogrow)
+    if name is not None:
+        if of_many or max_concurrent:
+            raise UsageError("--usage-above, --up-to, --autogrow and --max-concurrent are for many volumes")
+        path = path_of(session.api, VOLUME, name)
+        if not dry_run:
+            return finish(session, session.api.call("POST", f"{path}/expand", grown), no_wait=no_wait)
+        selected = {"ids": [path.rpartition("/")[2]], "step": 4096}  # as one volume is rounded
+    body = {**(selected or {}), **grown, **of_many}
+    if dry_run:
+        return _print_plan(session, session.api.call("POST", "/volumes/expand", body | {"dry_run": True}))
+    return finish(session, session.api.call("POST", "/volumes/expand", body), no_wait=no_wait)
+
+
+@command(volumes, "delete")
+def delete_volume(session: Session, name: NameOrId, *, yes: Yes = False, no_wait: NoWait = False) -> None:
+    """Delete a volume and its data."""
+    path = path_of(session.api, VOLUME, name)
+    if not yes:
+        volume = session.api.get(path)
+        confirm(f"Delete the volume {volume['name']} ({size_text(volume['size'])}) and all its data?", yes=yes)
+    finish(session, session.api.call("DELETE", path), no_wait=no_wait)
+
+
+def _print_plan(session: Session, plan: JsonObject) -> None:
+    if session.as_json:
+        return session.print([plan], PLAN)
+    session.print(plan["items"], PLAN)
+    from api.cli.render import print_text
+
+    more = " The first thousand are listed." if plan["truncated"] else ""
+    unmeasured = f" {plan['unmeasured']} are not measured yet." if plan["unmeasured"] else ""
+    text = f"{plan['grows']} of {plan['total']} volumes would grow, by {size_text(plan['bytes'])} in all."
+    return print_text(f"{text}{unmeasured}{more}")

@@ -66,7 +66,7 @@ async def test_schedule_is_listed_paused_resumed_and_run(cluster: Cluster) -> No
     assert (nightly["name"], nightly["enabled"]) == ("nightly-expand", True)
     assert [one["enabled"] for one in await schedules("pause", "nightly-expand")] == [False]
     assert [one["enabled"] for one in await schedules("resume", nightly["id"])] == [True]
-    jobs = await schedules("run", "nightly-expand", "--watch")
+    jobs = await schedules("run", "nightly-expand")
     assert (jobs[-1]["kind"], jobs[-1]["status"]) == ("bulk.expand", "succeeded")
     (nightly,) = await schedules("list")
     assert [run["job_id"] for run in nightly["last_runs"]] == [jobs[-1]["id"]]

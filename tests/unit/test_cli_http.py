@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import socketserver
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -79,7 +80,7 @@ def test_what_is_no_url_of_an_http_server_is_refused(url: str) -> None:
 
 
 def test_server_that_speaks_no_http_is_no_response() -> None:
-    with http.server.socketserver.TCPServer(("127.0.0.1", 0), http.server.socketserver.StreamRequestHandler) as server:
+    with socketserver.TCPServer(("127.0.0.1", 0), socketserver.StreamRequestHandler) as server:
         thread = threading.Thread(target=server.handle_request)
         thread.start()
         with pytest.raises(NoResponse):

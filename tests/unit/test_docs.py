@@ -18,6 +18,7 @@ from domain.jobs.kinds import JobKind
 from domain.jobs.states import JobStatus
 from domain.operations import OPERATIONS
 from domain.settings import PREFIX, Settings
+from tests.support.commands import written
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -228,6 +229,12 @@ def test_glossary_defines_every_kept_word_once_and_in_order() -> None:
     assert words == sorted(words)
     assert max(Counter(words).values()) == 1
     assert set(words) >= KEPT_WORDS
+
+
+def test_page_of_the_command_line_has_a_row_for_every_command() -> None:
+    rows = re.findall(r"^\| `cistern ([a-z ]+)` \|", (DOCS / "command-line.md").read_text(), re.MULTILINE)
+
+    assert sorted(rows) == sorted(written())
 
 
 def test_every_page_is_in_the_navigation_of_the_site() -> None:

@@ -1,5 +1,6 @@
 """Fixtures: servers started once per session, and an empty database for each test."""
 
+import gc
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -20,6 +21,7 @@ from domain.settings import Settings
 from tests.support import keys, roles
 from tests.support.compiled import share_compiled_statements
 from tests.support.databases import SharedDatabase, named, run
+from tests.support.order import slow_tests_first
 from tests.support.output_search import OutputSearch, with_password
 
 # As in production; structlog's default renders tracebacks so slowly that leases expire meanwhile.
@@ -40,6 +42,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 #: Sets the log level of one module to debug.
 LogAtDebug = Callable[[ModuleType], None]
+
+
+def pytest_sessionstart() -> None:
+    gc.disable()  # nothing of what the collection makes is garbage
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    items[:] = slow_tests_first(items, processes)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # the collected tests live until the end
+    gc.enable()
 
 
 @pytest.fixture

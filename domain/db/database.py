@@ -43,6 +43,9 @@ _open: ContextVar[bool] = ContextVar("open_transaction", default=False)
 #: The transient failures caused by the statement itself: its rows were locked, it was in a deadlock, or it timed out.
 _CONTENDED: Final = ("40", "57014", LOCK_NOT_AVAILABLE)
 
+#: The role may not do this: it was granted what another part needs, or nothing.
+_NO_PRIVILEGE: Final = "42501"
+
 #: Timeouts in milliseconds. They release the locks of a process that was stopped, so that it does not block the others.
 SERVER_SETTINGS: Final = {
     "idle_in_transaction_session_timeout": "5000",
@@ -141,11 +144,20 @@ class Database:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        """Mark a transaction as open, and convert transient failures to `DatabaseUnavailable`."""
+        """Mark a transaction as open, and convert transient failures to `DatabaseUnavailable`.
+
+        Raises:
+            ConfigurationError: the role may not do what was asked for.
+        """
         token = _open.set(True)
         try:
             yield
         except (OSError, PoolTimeout, DBAPIError) as error:
+            if sqlstate(error) == _NO_PRIVILEGE:
+                raise ConfigurationError(
+                    f"PostgreSQL: {reason_of(error)}; the role in CISTERN_DATABASE_URL is that of another part of Cistern,"
+                    " or `cistern migrate` did not name it"
+                ) from error
             if not is_transient(error):
                 raise
             unavailable = DatabaseUnavailable(reason_of(error))

@@ -73,6 +73,7 @@ def responses(folder: Path) -> Counter[int]:
     return Counter(entry["response"]["status"] for entry in entries)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "phases"),
     [

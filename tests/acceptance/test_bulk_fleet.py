@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 from uuid import UUID
 
+import pytest
 from sqlalchemy import text
 
 from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
@@ -65,6 +66,7 @@ async def test_concurrency_limit_holds_over_all_workers(cluster: Cluster, servic
     assert len(acquisitions(cluster.journal)) == 600
 
 
+@pytest.mark.slow
 async def test_killed_and_stopped_workers_cost_a_bulk_nothing_but_time(cluster: Cluster, services: Services) -> None:
     await add_volumes(services, 5000, backend="local")
     killed, stopped, _ = start_fleet(cluster, delay_ms=2)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from domain.db.migrations.grants import Part
 from tests.acceptance.cluster import ROOT, Cluster
 from tests.support.commands import commands, written
 from tests.support.keys import SECRET
@@ -65,7 +66,7 @@ async def cli(cluster: Cluster) -> Cli:
     """A command line beside an API and a worker."""
     cluster.start_worker()
     url = await asyncio.to_thread(cluster.start_api)
-    environment = os.environ | cluster.environment() | {"CISTERN_URL": url, "CISTERN_KEY": SECRET.text}
+    environment = os.environ | cluster.environment(Part.API) | {"CISTERN_URL": url, "CISTERN_KEY": SECRET.text}
     return Cli(environment)
 
 
@@ -138,6 +139,7 @@ async def administration(cli: Cli) -> None:
     assert (examined.status, {one["state"] for one in examined.objects}) == (0, {"ok"}), examined
 
 
+@pytest.mark.slow
 async def test_every_command_does_what_it_says(cli: Cli) -> None:
     await volumes_and_snapshots(cli)
     await jobs(cli)

@@ -26,6 +26,7 @@ GAP_SECONDS = 10
 FROZEN_SECONDS = 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("address", ["two hosts", "frozen host", "one address"] if LONG else ["one address"])
 async def test_promotion_under_load_loses_nothing_and_doubles_nothing(address: str) -> None:
     expected = Expectations(JOBS, min_faults=1)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from api.main import create_app
 from tests.acceptance.cluster import Cluster
 from tests.support.keys import SECRET
@@ -34,6 +36,7 @@ def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_program_with_a_generated_client_is_type_checked_and_runs(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "openapi.json").write_text(json.dumps(create_app().openapi()))
     generator = str(Path(sys.executable).with_name("openapi-python-client"))

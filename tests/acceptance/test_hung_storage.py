@@ -86,6 +86,7 @@ async def wait_until_five_succeeded(services: Services, bulk: Job) -> None:
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.slow
 async def test_hung_volume_of_a_chunk_blocks_no_other_and_is_expanded_elsewhere(cluster: Cluster, hang: Path) -> None:
     async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
         volumes, bulk = await bulk_of_six(services, cluster, max_concurrent=16)
@@ -106,6 +107,7 @@ async def test_hung_volume_of_a_chunk_blocks_no_other_and_is_expanded_elsewhere(
         assert any(entry.operation == "create" for entry in events(cluster, stuck.pid, "published"))
 
 
+@pytest.mark.slow
 async def test_volume_that_hangs_in_every_worker_does_not_block_a_narrow_lane(cluster: Cluster, hang: Path) -> None:
     async with open_services(cluster.settings, adopt=True) as services, services.watcher.watching():
         volumes, bulk = await bulk_of_six(services, cluster, max_concurrent=2)

@@ -35,6 +35,7 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
         }
 
 
+@pytest.mark.slow
 def test_procfile_processes_run_and_stop_cleanly(environment: dict[str, str], tmp_path: Path) -> None:
     port = free_port()
     with honcho(environment, tmp_path / "release", "start", "release") as release:

@@ -92,6 +92,7 @@ async def test_sleeper_cannot_bring_a_deleted_snapshot_back(cluster: Cluster) ->
     assert aftermath == Aftermath(changed=False, published=0)
 
 
+@pytest.mark.slow
 async def test_sleeper_without_clock_and_fence_brings_a_deleted_snapshot_back(cluster: Cluster) -> None:
     aftermath = await sleep_through(cluster, "snapshot.take", without="clock,fence")
 

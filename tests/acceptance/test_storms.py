@@ -17,6 +17,7 @@ from tests.acceptance.stack import WORKERS, Stack, running_stack
 from tests.acceptance.storms import SHORT_STORMS, STORMS, run_storm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storm", STORMS if LONG else SHORT_STORMS)
 async def test_storm_loses_nothing_and_doubles_nothing(storm: str, report: Report) -> None:
     expected = Expectations(SCALE.jobs, min_faults=SCALE.faults)
@@ -34,6 +35,7 @@ async def test_storm_loses_nothing_and_doubles_nothing(storm: str, report: Repor
         assert {finding["code"] for finding in await stack.check_and_repair()} <= {"leftover"}
 
 
+@pytest.mark.slow
 async def test_rolling_restart_costs_no_attempt_fails_no_job_and_rejects_no_request(report: Report) -> None:
     expected = Expectations(SCALE.jobs, min_faults=WORKERS)
 

@@ -142,6 +142,7 @@ def error_output(data_dir: Path, *arguments: str, **settings: str) -> str:
     return completed.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_stops_all_processes_in_order(data_dir: Path, number: signal.Signals) -> None:
     with running(data_dir) as up:
@@ -156,6 +157,7 @@ def test_signal_stops_all_processes_in_order(data_dir: Path, number: signal.Sign
         assert not (data_dir / "env").exists()
 
 
+@pytest.mark.slow
 def test_volumes_persist_across_restarts(data_dir: Path) -> None:
     with running(data_dir, "--workers", "1") as first:
         volume = first.create_volume("kept")
@@ -180,6 +182,7 @@ def test_environment_file_lets_another_worker_join(idle_stack: Up) -> None:
     assert set(settings) == {f"CISTERN_{name}" for name in ("DATABASE_URL", "REDIS_URL", "DATA_DIR", "BACKENDS")}
 
 
+@pytest.mark.slow
 def test_killed_worker_is_restarted(data_dir: Path) -> None:
     with running(data_dir, "--workers", "1") as up:
         until(up.worker)
@@ -193,6 +196,7 @@ def test_killed_worker_is_restarted(data_dir: Path) -> None:
         assert "worker.1 | ended (SIGKILL), restarting in 0.5 s" in up.output()
 
 
+@pytest.mark.slow
 def test_children_end_after_kill_9_and_the_next_up_works(data_dir: Path) -> None:
     with running(data_dir, "--workers", "1") as up:
         children = [child for child in up.processes()[1:] if command_of(child)[1:3] == ["-m", "api.cli"]]

@@ -39,6 +39,7 @@ def processes_using(temp_dir: Path) -> list[psutil.Process]:
     ]
 
 
+@pytest.mark.slow
 def test_demo_runs_all_steps_and_leaves_nothing(temp_dir: Path) -> None:
     command = [*DEMO, "--volumes", "20"]
 
@@ -59,6 +60,7 @@ def test_demo_runs_all_steps_and_leaves_nothing(temp_dir: Path) -> None:
     assert list(temp_dir.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_stopped_demo_fails_and_leaves_nothing(temp_dir: Path) -> None:
     command = [*DEMO, "--volumes", "2000"]
     with subprocess.Popen(

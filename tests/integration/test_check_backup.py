@@ -100,6 +100,7 @@ async def assert_rows_match_the_disk(services: Services, volumes: dict[str, tupl
     assert read(services, volumes["restored"][0])[:8] == b"restored"
 
 
+@pytest.mark.slow
 async def test_repair_after_restoring_an_old_database_makes_every_volume_usable(
     settings: Settings, servers: EmbeddedServers, backup: str, running_worker: RunningWorker, tmp_path: Path
 ) -> None:

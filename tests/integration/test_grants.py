@@ -11,9 +11,12 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from api.cli.app import main
+from domain.access.model import Role
+from domain.access.service import KeyService, NewKey
 from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
 from domain.bulk.snapshot import BulkSnapshotRequest
 from domain.check.service import Check
+from domain.db.database import Database
 from domain.db.migrations import migrate
 from domain.db.migrations.grants import Part, grant_to
 from domain.embedded.servers import APPLICATION_ROLE
@@ -117,6 +120,19 @@ NOT_THE_WORKERS = (
 def test_role_may_do_no_more_than_its_part_needs(settings: Settings, part: Part, statement: str) -> None:
     with pytest.raises(DBAPIError, match=r"permission denied|must be owner|no schema"):
         run(as_role(settings.database_url, ROLES[part]), statement)
+
+
+async def test_use_of_the_role_of_another_part_is_an_error_of_one_line_that_names_the_setting(
+    limited: Settings,
+) -> None:
+    database = Database(limited.database_url)
+    try:
+        with pytest.raises(
+            ConfigurationError, match="api_keys; the role in CISTERN_DATABASE_URL is that of"
+        ):
+            await KeyService(database).create(NewKey("mine", Role.SYSTEM))
+    finally:
+        await database.close()
 
 
 def test_role_of_both_parts_may_do_what_either_needs(settings: Settings) -> None:

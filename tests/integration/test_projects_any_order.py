@@ -124,6 +124,7 @@ async def _list(chance: random.Random, me: Member, _: dict[str, list[str]]) -> h
     return await me.http.get(f"{V1}/{chance.choice([*LISTS, 'projects', 'backends'])}", params={"limit": 200})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 async def test_no_answer_has_anything_of_the_other_project(
     services: Services, app: FastAPI, settings: Settings, running_worker: RunningWorker, seed: int

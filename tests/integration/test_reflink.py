@@ -72,6 +72,7 @@ def free(path: Path) -> int:
     return status.f_bfree * status.f_frsize
 
 
+@pytest.mark.slow
 async def test_snapshot_of_a_gibibyte_allocates_no_new_blocks(xfs: Path, driver: FileDriver) -> None:
     data, grant, before = Path(driver.path(VOLUME)), attempt(2), free(xfs)
     assert before < GIB

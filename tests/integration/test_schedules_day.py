@@ -10,6 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 
+import pytest
+
 from domain.errors import DatabaseUnavailable
 from domain.schedules.runner import ScheduleRunner
 from domain.services import Services
@@ -68,6 +70,7 @@ async def live_jobs(services: Services) -> int:
     return int(live)
 
 
+@pytest.mark.slow
 async def test_every_minute_is_started_once(services: Services) -> None:
     assert await simulate(services) == {"started": MINUTES}
 

@@ -189,6 +189,7 @@ def harness(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Har
     logging.disable(logging.NOTSET)
 
 
+@pytest.mark.slow
 def test_jobs_are_never_lost_and_take_effect_once_in_any_order_of_events(harness: Harness) -> None:
     Simulation.harness = harness
     number = SEED

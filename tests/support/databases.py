@@ -57,6 +57,8 @@ EMPTY = """
         IF filled IS NOT NULL THEN EXECUTE 'TRUNCATE ' || filled || ' CASCADE'; END IF;
         DELETE FROM api_keys;
         DELETE FROM projects WHERE name <> 'default';
+        UPDATE projects SET max_volumes = NULL, max_bytes = NULL, max_snapshots = NULL, max_queued_jobs = NULL
+            WHERE num_nonnulls(max_volumes, max_bytes, max_snapshots, max_queued_jobs) > 0;
         DELETE FROM pg_statistic WHERE starelid >= 16384;
     END $$
 """

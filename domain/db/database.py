@@ -155,8 +155,8 @@ class Database:
         except (OSError, PoolTimeout, DBAPIError) as error:
             if sqlstate(error) == _NO_PRIVILEGE:
                 raise ConfigurationError(
-                    f"PostgreSQL: {reason_of(error)}; the role in CISTERN_DATABASE_URL is that of another part of Cistern,"
-                    " or `cistern migrate` did not name it"
+                    f"PostgreSQL: {reason_of(error)}; the role in CISTERN_DATABASE_URL is that of another part of"
+                    " Cistern, or `cistern migrate` did not name it"
                 ) from error
             if not is_transient(error):
                 raise

@@ -18,6 +18,7 @@ from domain.embedded import EmbeddedServers, temporary_data_dir
 from tests.support import keys
 from tests.support.databases import run
 from tests.support.keys import BEARER
+from tests.support.output_search import require_none_in_command_lines, require_none_in_file, with_password
 
 PROJECT = Path(__file__).parents[2]
 TIMEOUT_SECONDS = 60.0
@@ -28,8 +29,8 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     """An empty database, a Redis, and the commands of this Python on the PATH."""
     with temporary_data_dir() as data_dir, EmbeddedServers(data_dir, durable=False) as servers:
         yield os.environ | {
-            "CISTERN_DATABASE_URL": servers.database_url,
-            "CISTERN_REDIS_URL": servers.redis_url,
+            "CISTERN_DATABASE_URL": with_password(servers.database_url),
+            "CISTERN_REDIS_URL": with_password(servers.redis_url),
             "CISTERN_DATA_DIR": str(tmp_path),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
@@ -51,6 +52,7 @@ def test_procfile_processes_run_and_stop_cleanly(environment: dict[str, str], tm
             headers={"Prefer": "wait=30"} | BEARER,
             timeout=TIMEOUT_SECONDS,
         )
+        require_none_in_command_lines()
         running.send_signal(signal.SIGTERM)
         running.wait(TIMEOUT_SECONDS)
 
@@ -72,6 +74,7 @@ def honcho(environment: dict[str, str], log: Path, *arguments: str) -> Iterator[
     finally:
         process.terminate()
         process.wait(TIMEOUT_SECONDS)
+    require_none_in_file(log)
 
 
 def is_ready(port: int) -> bool:

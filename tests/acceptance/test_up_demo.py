@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from domain.embedded import temporary_data_dir
+from tests.support.output_search import require_none_in_command_lines
 
 PROJECT = Path(__file__).parents[2]
 DEMO = [sys.executable, "-m", "api.cli", "demo"]
@@ -73,6 +74,7 @@ def test_stopped_demo_fails_and_leaves_nothing(temp_dir: Path) -> None:
                 assert time.monotonic() < deadline, "no volume was created"
                 time.sleep(0.02)
 
+            require_none_in_command_lines()
             process.send_signal(signal.SIGINT)
             _, stderr = process.communicate(timeout=TIMEOUT_SECONDS)
         finally:

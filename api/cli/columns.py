@@ -66,21 +66,21 @@ def _labels(volume: JsonObject) -> str:
     return " ".join(f"{name}={value}" for name, value in sorted(volume["labels"].items()))
 
 
-def _of(number: int, limit: int | None, text: Callable[[int], str]) -> str:
-    return text(number) if limit is None else f"{text(number)} of {text(limit)}"
+def _of(number: int, limit: int | None, render: Callable[[int], str]) -> str:
+    return render(number) if limit is None else f"{render(number)} of {render(limit)}"
 
 
 def _used_of_limit(name: str) -> Callable[[JsonObject], str]:
-    text: Callable[[int], str] = size_text if name == "bytes" else lambda number: f"{number:,}"
-    return lambda project: _of(project["usage"][name], project[f"max_{name}"], text)
+    render: Callable[[int], str] = size_text if name == "bytes" else lambda number: f"{number:,}"
+    return lambda project: _of(project["usage"][name], project[f"max_{name}"], render)
 
 
 def _next_run(schedule: JsonObject) -> str:
     return time_text(schedule["next_run_at"]) if schedule["enabled"] else "paused"
 
 
-def _last_run(text: Callable[[JsonObject], str]) -> Callable[[JsonObject], str]:
-    return lambda schedule: next((text(run) for run in schedule["last_runs"][:1]), "")
+def _last_run(render: Callable[[JsonObject], str]) -> Callable[[JsonObject], str]:
+    return lambda schedule: next((render(run) for run in schedule["last_runs"][:1]), "")
 
 
 def _servers(backend: JsonObject) -> str:

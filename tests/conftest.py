@@ -26,6 +26,7 @@ from tests.support.output_search import OutputSearch, with_password
 
 # As in production; structlog's default renders tracebacks so slowly that leases expire meanwhile.
 configure_logging(Settings(_env_file=None))
+logging.getLogger("httpx").setLevel(logging.WARNING)  # the tests' own client logs every request
 share_compiled_statements()
 
 #: The tests' storage drivers; PYTHONPATH lets the processes started by a test import them too.

@@ -5,26 +5,29 @@ What the API reports is compared with the files on disk.
 
 import asyncio
 import hashlib
+import json
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from api.cli.http import HttpClient, Response
 from api.cli.key_file import read_key_file
 from api.cli.stack import Stack, run
 from domain.embedded import temporary_data_dir
 from domain.errors import CisternError
 from domain.jobs.states import ENDED
 from domain.settings import load_settings
+from domain.tasks import in_daemon_thread
 
 _MIB: Final = 2**20
 _INITIAL_SIZE: Final = 10 * _MIB
@@ -32,6 +35,7 @@ _EXPANDED_SIZE: Final = 25 * _MIB
 _WRITTEN_BYTES: Final = _MIB
 _MAX_REQUESTS: Final = 32
 _TIMEOUT_SECONDS: Final = 120.0
+_REQUEST_SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.1
 _MAX_LOG_LINES: Final = 15
 
@@ -68,7 +72,7 @@ def demo(*, volumes: int, workers: int) -> None:
         scenario = Scenario(stack, volumes=volumes, console=console)
         try:
             completed = run(stack, scenario.run, output=lambda name, line: log.append(f"{name} | {line}"))
-        except (CisternError, httpx.HTTPError, OSError, KeyError) as error:
+        except (CisternError, OSError, KeyError) as error:
             for line in log:
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
             if isinstance(error, CisternError):
@@ -113,14 +117,10 @@ class Scenario:
             DemoFailed: a job or a file is not as expected.
         """
         columns = (TextColumn("{task.description:<12}"), BarColumn(40), MofNCompleteColumn(), TimeElapsedColumn())
-        self._http = httpx.AsyncClient(
-            base_url=f"{self._stack.url}/api/v1",
-            headers={"Prefer": "wait=10", "Authorization": f"Bearer {read_key_file(self._stack.settings.data_dir)}"},
-            timeout=30,
-            trust_env=False,
-        )
+        headers = {"Prefer": "wait=10", "Authorization": f"Bearer {read_key_file(self._stack.settings.data_dir)}"}
+        self._http = HttpClient(f"{self._stack.url}/api/v1", headers, timeout=_REQUEST_SECONDS)
         with Progress(*columns, console=self._console) as self._bars:
-            async with asyncio.timeout(_TIMEOUT_SECONDS), self._http:
+            async with asyncio.timeout(_TIMEOUT_SECONDS):
                 await self._run_steps()
 
     async def _run_steps(self) -> None:
@@ -141,9 +141,9 @@ class Scenario:
 
         async def run_job(path: str, body: Any) -> Job:
             async with self._slots:
-                job = await _object(self._http.post(path, json=body), 202)
+                job = await self._post(path, body)
                 while job["status"] not in ENDED:
-                    job = await _object(self._http.get(f"/jobs/{job['id']}"), 200)
+                    job = await self._get(f"/jobs/{job['id']}")
             _require_success(job)
             advance()
             return job
@@ -156,16 +156,17 @@ class Scenario:
         """Expand every volume by one bulk job, and follow its progress."""
         body = {"to": _EXPANDED_SIZE, "max_concurrent": 16}
         with self._step("expanded") as (step, advance):
-            job = await _object(self._http.post("/volumes/expand", json=body, headers={"Prefer": "wait=0"}), 202)
+            at_once = {"Prefer": "wait=0"}
+            job = await self._post("/volumes/expand", body, headers=at_once)
             expanded = 0
             while job["status"] not in ENDED or expanded < len(self._names):
                 await asyncio.sleep(_POLL_SECONDS)
-                job = await _object(self._http.get(f"/jobs/{job['id']}", headers={"Prefer": "wait=0"}), 200)
+                job = await self._get(f"/jobs/{job['id']}", headers=at_once)
                 succeeded = (job["progress"] or {}).get("succeeded", 0)
                 advance(succeeded - expanded)
                 expanded = succeeded
                 _require_success(job)
-            lanes = await _object(self._http.get("/jobs", params={"parent_id": job["id"]}), 200)
+            lanes = await self._get("/jobs", params={"parent_id": job["id"]})
             step.jobs = [job, *lanes["items"]]
 
     async def _write(self, title: str, paths: dict[str, Path], seed: str) -> None:
@@ -185,7 +186,7 @@ class Scenario:
 
     async def _checked_path(self, volume_id: str, size: int) -> Path:
         """Check state and size of a volume in the API and on disk, and return the path of its file."""
-        volume = await _object(self._http.get(f"/volumes/{volume_id}"), 200)
+        volume = await self._get(f"/volumes/{volume_id}")
         path = Path(volume["path"])
         file_size = (await asyncio.to_thread(path.stat)).st_size
         if (volume["state"], volume["size"], file_size) != ("available", size, size):
@@ -193,6 +194,13 @@ class Scenario:
                 f"{volume['name']} is {volume['state']} with {file_size} bytes on disk, not available with {size}"
             )
         return path
+
+    async def _get(self, path: str, **options: Any) -> Job:
+        return _object(await in_daemon_thread(partial(self._http.request, "GET", path, **options)), 200, path)
+
+    async def _post(self, path: str, body: Any, **options: Any) -> Job:
+        call = partial(self._http.request, "POST", path, body=body, **options)
+        return _object(await in_daemon_thread(call), 202, path)
 
     @contextmanager
     def _step(self, title: str) -> Iterator[tuple[Step, Callable[..., None]]]:
@@ -209,12 +217,11 @@ def _require_success(job: Job) -> None:
         raise DemoFailed(f"job {job['id']} ({job.get('kind')}) {job['status']}: {job.get('error')}")
 
 
-async def _object(request: Awaitable[httpx.Response], status: int) -> Job:
+def _object(response: Response, status: int, path: str) -> Job:
     """Return the object in the response, which must have ``status``."""
-    response = await request
-    if response.status_code != status:
-        raise DemoFailed(f"{response.request.method} {response.url.path}: {response.status_code} {response.text[:300]}")
-    body: Job = response.json()
+    if response.status != status:
+        raise DemoFailed(f"{path}: {response.status} {response.content[:300].decode(errors='replace')}")
+    body: Job = json.loads(response.content)
     return body
 
 

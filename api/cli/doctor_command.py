@@ -1,6 +1,7 @@
 """The command ``cistern doctor``: examines settings, servers, workers, the key and the API, and says what to do."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
@@ -13,7 +14,8 @@ from api.cli.session import AsJson, Url, new_group, print_objects
 from domain.doctor.examination import examine
 from domain.doctor.findings import Finding, State, fail, ok, warn
 from domain.errors import ConfigurationError
-from domain.settings import require_servers
+from domain.logs import configure_logging
+from domain.settings import load_log_settings, require_servers
 
 doctor = new_group()
 
@@ -27,6 +29,8 @@ def run_doctor(*, as_json: AsJson = False, url: Url = "http://127.0.0.1:8000") -
     Without CISTERN_DATABASE_URL it examines the servers of a running `cistern up`. Exit status: 0 nothing is broken,
     1 something is.
     """
+    configure_logging(load_log_settings())
+    logging.disable()  # what the examination comes upon is among its findings
     findings = asyncio.run(_examine(url))
     print_objects([one._asdict() for one in findings], CHECKS, as_json=as_json)
     raise typer.Exit(any(one.state is State.FAIL for one in findings))

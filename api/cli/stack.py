@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
 
-import httpx
 import typer
 
 from api.cli.app import GRACEFUL_SECONDS
+from api.cli.http import HttpClient, NoResponse
 from api.cli.key_commands import create_first_key
 from api.cli.key_file import KEY_FILE
 from api.cli.processes import Child, Output, collected_stop_signals, stop_children
@@ -179,12 +179,12 @@ async def _run_processes(
 
 async def wait_until_ready(url: str) -> None:
     """Poll the readiness probe of the API until it succeeds."""
-    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=5) as client:
-        while True:
-            with suppress(httpx.TransportError):
-                if (await client.get("/readyz")).status_code == httpx.codes.OK:
-                    return
-            await asyncio.sleep(0.05)
+    client = HttpClient(url, {}, timeout=5)
+    while True:
+        with suppress(NoResponse):
+            if (await in_daemon_thread(partial(client.request, "GET", "/readyz"))).is_success:
+                return
+        await asyncio.sleep(0.05)
 
 
 def require_free_port(host: str, port: int) -> None:

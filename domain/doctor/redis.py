@@ -16,11 +16,12 @@ async def examine_redis(queue: JobQueue, backends: Iterable[str]) -> AsyncIterat
     try:
         await queue.ping([None, *backends])
     except QueueRefusesWrites as error:
-        remedy = "see the log of a worker: `redis.refuses_writes` says what to do"
-        yield fail("redis writes", error.message, remedy)
+        yield fail("redis writes", error.message, queue.write_errors.remedy)
     except Unavailable as error:
         yield fail("redis", error.message, "start it, or correct CISTERN_REDIS_URL; jobs are accepted and wait")
         return
+    else:
+        yield ok("redis writes", "accepted")
     try:
         facts = await queue.info()
     except Unavailable:
@@ -35,7 +36,7 @@ def _version(version: str) -> Finding:
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
     if numbers < _MIN_VERSION:
         return fail("redis", f"version {version}", "upgrade it to 6.2 or newer")
-    return ok("redis", f"version {version}, takes writes")
+    return ok("redis", f"version {version}")
 
 
 def _memory(facts: Mapping[str, Any]) -> Finding:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import shlex
 import sys
 import time
@@ -38,6 +39,7 @@ def doctor(
         monkeypatch.setattr(sys, "argv", ["cistern", "doctor", "--json"])
         with pytest.raises(SystemExit) as ended:
             main()
+        logging.disable(logging.NOTSET)
         found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert all(bool(one["remedy"]) == (one["state"] != "ok") for one in found)
         return int(ended.value.code or 0), {one["check"]: (one["state"], one["detail"]) for one in found}
@@ -59,7 +61,8 @@ async def test_installation_that_is_well_has_only_good_lines(services: Services,
     assert (status, {check for check, (state, _) in lines.items() if state != "ok"}) == (0, {"api"})
     assert lines["workers"] == ("ok", "1 alive on test: 0 of 3 slots in use")
     assert lines["backend memory"] == ("ok", "memory, served by test")
-    assert lines.keys() >= {"settings", "postgresql", "postgresql writes", "clock", "redis", "redis memory", "keys"}
+    servers = {"postgresql", "postgresql writes", "clock", "redis", "redis writes", "redis memory", "redis persistence"}
+    assert lines.keys() >= servers | {"settings", "keys"}
     assert lines["queue"] == ("ok", "empty")
 
 
@@ -155,6 +158,21 @@ async def test_redis_that_refuses_a_write_or_drops_messages_is_reported(services
 
     assert (status, lines["redis writes"][0]) == (1, "fail")
     assert lines["redis memory"] == ("warn", "maxmemory-policy allkeys-lru")
+
+
+def test_user_of_redis_that_may_not_ask_is_a_warning(
+    doctor: Doctor, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = redis.Redis.from_url(settings.redis_url)
+    client.execute_command("ACL SETUSER", "asker", "on", ">pw", "~*", "&*", "+@all", "-info", "-lpush")  # type: ignore[no-untyped-call]
+    monkeypatch.setenv("CISTERN_REDIS_URL", settings.redis_url.replace("unix://", "unix://asker:pw@"))
+    try:
+        status, lines = doctor()
+    finally:
+        client.acl_deluser("asker")
+        client.close()
+
+    assert (status, lines["redis writes"][0], lines["redis"][0]) == (1, "fail", "warn"), "LPUSH is forbidden, too"
 
 
 def test_invalid_setting_is_the_only_line(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,9 +127,7 @@ async def test_use_of_the_role_of_another_part_is_an_error_of_one_line_that_name
 ) -> None:
     database = Database(limited.database_url)
     try:
-        with pytest.raises(
-            ConfigurationError, match="api_keys; the role in CISTERN_DATABASE_URL is that of"
-        ):
+        with pytest.raises(ConfigurationError, match="api_keys; the role in CISTERN_DATABASE_URL is that of"):
             await KeyService(database).create(NewKey("mine", Role.SYSTEM))
     finally:
         await database.close()

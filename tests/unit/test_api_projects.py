@@ -39,7 +39,8 @@ async def test_name_of_a_project_is_free_once(client: httpx.AsyncClient) -> None
         ({"name": "a b"}, "name"),
         ({"name": "a", "max_volumes": -1}, "max_volumes"),
         ({"name": "a", "max_volumes": 1.5}, "max_volumes"),
-        ({"name": "a", "max_bytes": "1 GB or so"}, "max_bytes"),
+        ({"name": "a", "max_bytes": "much"}, "max_bytes"),
+        ({"name": "a", "max_bytes": 2**63}, "max_bytes"),
         ({"name": "a", "max_snapshots": 2**63}, "max_snapshots"),
         ({"name": "a", "max_jobs": 1}, "max_jobs"),
     ],
@@ -50,6 +51,15 @@ async def test_invalid_project_is_rejected_with_its_field(
     answer = await client.post(PROJECTS, json=body)
 
     assert (answer.status_code, [error["field"] for error in answer.json()["errors"]]) == (422, [field])
+
+
+async def test_limit_of_bytes_may_be_text_and_is_not_rounded(client: httpx.AsyncClient) -> None:
+    limits = {}
+    for number, size in enumerate(("1.5TiB", 5000, "4097B", None)):
+        answer = await client.post(PROJECTS, json={"name": f"p{number}", "max_bytes": size})
+        limits[size] = answer.json()["max_bytes"]
+
+    assert limits == {"1.5TiB": 3 * 2**39, 5000: 5000, "4097B": 4097, None: None}
 
 
 async def test_unknown_project_is_not_found(client: httpx.AsyncClient) -> None:

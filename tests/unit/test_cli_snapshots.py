@@ -64,7 +64,9 @@ def test_snapshots_of_many_volumes_are_taken(fake: FakeServices, cistern: Termin
 def test_one_volume_and_many_are_not_mixed(
     fake: FakeServices, volumes: list[Volume], cistern: Terminal, arguments: tuple[str, ...]
 ) -> None:
-    assert cistern("snapshots", "take", *arguments).code == 2
+    code, _, err = cistern("snapshots", "take", *arguments)
+
+    assert (code, "give either VOLUME/NAME" in err) == (2, True)
     assert (fake.jobs.rows, fake.bulk.requests) == ({}, [])
 
 

@@ -57,8 +57,12 @@ class WriteErrors:
         condition, command = _condition(error), _forbidden_command(error)
         if condition != self.condition or (command is not None and command != self._command):
             self.condition, self._command = condition, command
-            remedy = _REMEDIES.get(condition, _UNKNOWN_REMEDY)
-            log.error("redis.refuses_writes", condition=condition, error=str(error), remedy=remedy)
+            log.error("redis.refuses_writes", condition=condition, error=str(error), remedy=self.remedy)
+
+    @property
+    def remedy(self) -> str:
+        """What to do about the condition."""
+        return _REMEDIES.get(self.condition or "", _UNKNOWN_REMEDY)
 
     def note_message(self) -> None:
         """Record that a message was accepted; another command may be forbidden all the same."""

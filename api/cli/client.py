@@ -5,8 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from itertools import islice
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 from api.cli.http import NOT_MODIFIED, HttpClient, InvalidUrl, NoResponse, Response
 from api.cli.key_file import authorization
@@ -50,6 +49,13 @@ class ApiObject(JsonObject):
         raise ApiCallFailed(f"the server is not Cistern's API: its response has no member `{name}`")
 
 
+class Listing(NamedTuple):
+    """The first objects of a list, and whether there are more."""
+
+    items: list[JsonObject]
+    has_more: bool
+
+
 class ApiClient:
     """The operations of the HTTP API that the command line needs."""
 
@@ -69,9 +75,18 @@ class ApiClient:
         """Delete an object, without a job; the response is empty."""
         self._send("DELETE", path)
 
-    def list_all(self, path: str, limit: int, **params: Any) -> Iterator[JsonObject]:
-        """Yield up to ``limit`` objects of a list, page by page."""
-        return islice(self._pages(path, params | {"limit": min(limit, _PAGE_SIZE)}), limit)
+    def list_first(self, path: str, limit: int, **params: Any) -> Listing:
+        """Return up to ``limit`` objects of a list, which is read page by page."""
+        found: list[JsonObject] = []
+        cursor: JsonObject = {}
+        while True:
+            page = self.get(path, **params, limit=min(limit - len(found), _PAGE_SIZE), **cursor)
+            if not isinstance(page["items"], list) or not all(isinstance(one, ApiObject) for one in page["items"]):
+                raise ApiCallFailed(f"the server at {self._client.base_url} is not Cistern's API: malformed list")
+            found += page["items"]
+            if page["next_cursor"] is None or len(found) >= limit:
+                return Listing(found, has_more=page["next_cursor"] is not None)
+            cursor = {"cursor": page["next_cursor"]}
 
     def changes(self, path: str) -> Iterator[JsonObject]:
         """Yield an object now and whenever it changes; an API that is away in between is polled until it is back."""
@@ -93,17 +108,6 @@ class ApiClient:
             if latest.status != NOT_MODIFIED:
                 response = latest
                 yield self._parse(response)
-
-    def _pages(self, path: str, params: JsonObject) -> Iterator[JsonObject]:
-        cursor: JsonObject = {}
-        while True:
-            page = self.get(path, **params, **cursor)
-            if not isinstance(page["items"], list) or not all(isinstance(one, ApiObject) for one in page["items"]):
-                raise ApiCallFailed(f"the server at {self._client.base_url} is not Cistern's API: malformed list")
-            yield from page["items"]
-            if page["next_cursor"] is None:
-                return
-            cursor = {"cursor": page["next_cursor"]}
 
     def _send(self, method: str, path: str, **request: Any) -> Response:
         try:

@@ -30,7 +30,7 @@ def list_jobs(
     parent_id = None if parent is None else find_id(session.api, JOB, parent)
     options = {"status": status, "kind": kind, "volume_id": volume_id, "parent_id": parent_id}
     filters = {name: str(value) for name, value in options.items() if value is not None}
-    session.print(list(session.api.list_all("/jobs", limit, **filters)), JOBS)
+    session.print_list("/jobs", limit, JOBS, **filters)
 
 
 @command(jobs, "show")

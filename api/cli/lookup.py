@@ -79,7 +79,7 @@ def find_snapshot_id(api: ApiClient, text: str) -> str:
 
 
 def _list(api: ApiClient, kind: Kind, **filters: Any) -> list[JsonObject]:
-    return list(api.list_all(kind.path, _MAX_CANDIDATES + 1, **filters))
+    return api.list_first(kind.path, _MAX_CANDIDATES + 1, **filters).items
 
 
 def _only(text: str, kind: Kind, found: Sequence[tuple[str, str]]) -> str:

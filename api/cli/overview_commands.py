@@ -38,4 +38,4 @@ def list_audit(
     """List accepted changes, newest first: who asked for what, and from where. Needs a system key."""
     filters = {"name": name, "action": action, "subject_id": subject}
     given = {parameter: str(value) for parameter, value in filters.items() if value is not None}
-    session.print(list(session.api.list_all("/audit", limit, **given)), AUDIT)
+    session.print_list("/audit", limit, AUDIT, **given)

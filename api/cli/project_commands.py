@@ -24,7 +24,7 @@ projects = new_group()
 @command(projects, "list")
 def list_projects(session: Session) -> None:
     """List projects with their limits and what they have."""
-    session.print(list(session.api.list_all("/projects", _ALL)), PROJECTS)
+    session.print_list("/projects", _ALL, PROJECTS)
 
 
 @command(projects, "create")
@@ -52,7 +52,8 @@ def limit_project(
 
 def _find(session: Session, text: str) -> str:
     """Return the id of the project that is named so; there are few, and they have no other filter."""
-    found = next((one for one in session.api.list_all("/projects", _ALL) if text in (one["name"], one["id"])), None)
+    every = session.api.list_first("/projects", _ALL).items
+    found = next((one for one in every if text in (one["name"], one["id"])), None)
     if found is None:
         raise ApiCallFailed(f"there is no project named {text!r}")
     return str(found["id"])

@@ -43,7 +43,7 @@ def list_schedules(
     session: Session, *, limit: Annotated[int, typer.Option(min=1, help="Maximum number of schedules.")] = 100
 ) -> None:
     """List schedules with their next time and the outcome of their last run."""
-    session.print(list(session.api.list_all("/schedules", limit)), SCHEDULES)
+    session.print_list("/schedules", limit, SCHEDULES)
 
 
 @command(schedules, "create")

@@ -42,6 +42,13 @@ class Session:
         named = objects if self.as_json else self._with_volume_names(objects, columns)
         print_objects(named, columns, as_json=self.as_json)
 
+    def print_list(self, path: str, limit: int, columns: Columns, **filters: Any) -> None:
+        """Print up to ``limit`` objects of a list, and say if there are more."""
+        listing = self.api.list_first(path, limit, **filters)
+        self.print(listing.items, columns)
+        if listing.has_more:
+            typer.echo(f"There are more than these {limit:,}: --limit shows more.", err=True)
+
     def print_members(self, one: JsonObject) -> None:
         """Print a single object: a line for each of its members, or all as one line of JSON."""
         if self.as_json:
@@ -65,7 +72,7 @@ class Session:
         rest, names = iter(ids), dict[str, str]()
         with suppress(ApiCallFailed):  # what is printed may have been accepted: that must not look like a failure
             while chunk := [*islice(rest, _MAX_IDS)]:
-                found = self.api.list_all("/volumes", _MAX_IDS, id=chunk)
+                found = self.api.list_first("/volumes", _MAX_IDS, id=chunk).items
                 names.update({volume["id"]: volume["name"] for volume in found})
         return names
 

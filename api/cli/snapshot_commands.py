@@ -36,7 +36,7 @@ def list_snapshots(
     filters = {} if state is None else {"state": state}
     if volume is not None:
         filters["volume_id"] = find_id(session.api, VOLUME, volume)
-    session.print(list(session.api.list_all("/snapshots", limit, **filters)), SNAPSHOTS)
+    session.print_list("/snapshots", limit, SNAPSHOTS, **filters)
 
 
 @command(snapshots, "take")

@@ -48,7 +48,7 @@ def list_volumes(
     filters: dict[str, Any] = {} if state is None else {"state": state}
     if terms := labels_of(label):
         filters["label"] = [f"{key}:{value}" for key, value in terms.items()]
-    session.print(list(session.api.list_all("/volumes", limit, **filters)), VOLUMES)
+    session.print_list("/volumes", limit, VOLUMES, **filters)
 
 
 @command(volumes, "show")

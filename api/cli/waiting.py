@@ -72,7 +72,7 @@ def failed_items(session: Session, job: JsonObject) -> Sequence[JsonObject]:
     """Return the items of a bulk job that have failed, up to a number."""
     if not (job["progress"] or {}).get("failed"):
         return []
-    return list(session.api.list_all(f"/jobs/{job['id']}/items", _MAX_FAILED_ITEMS, status="failed"))
+    return session.api.list_first(f"/jobs/{job['id']}/items", _MAX_FAILED_ITEMS, status="failed").items
 
 
 @contextmanager

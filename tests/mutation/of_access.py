@@ -232,4 +232,28 @@ ACCESS: Final = (
         "if false then",
         ("tests/unit/test_job_queue.py::test_messages_of_the_version_before_take_turns_beside_those_of_this_one",),
     ),
+    Mutation(
+        "workers-show-all-jobs",
+        "any key could see what other projects run",
+        "api/v1/workers.py",
+        "None if principal.role is Role.SYSTEM else principal.project.id",
+        "None",
+        ("tests/integration/test_workers.py::test_jobs_of_other_projects_are_for_system_keys",),
+    ),
+    Mutation(
+        "first-candidate-taken",
+        "a command would change whatever happens to begin with what was typed",
+        "api/cli/lookup.py",
+        "    if len(found) > 1:\n",
+        "    if False:\n",
+        ("tests/unit/test_cli_volumes.py::test_ambiguous_beginning_is_refused_with_the_candidates",),
+    ),
+    Mutation(
+        "nobody-is-asked",
+        "a script could delete a volume that it has named by mistake",
+        "api/cli/session.py",
+        "    if not sys.stdin.isatty():\n",
+        "    if False:\n",
+        ("tests/unit/test_cli_volumes.py::test_delete_without_a_person_needs_yes",),
+    ),
 )

@@ -1,5 +1,6 @@
 """How much CPU time the command line takes until it does something; printed with -s."""
 
+import os
 import resource
 import subprocess
 import sys
@@ -35,3 +36,17 @@ def test_client_command_imports_no_library_of_the_servers(arguments: str) -> Non
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
     assert printed.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"), [("cistern sna", ["snapshots"]), ("cistern volumes expand --per", ["--percent"])]
+)
+def test_shell_completes_commands_and_options(words: str, completed: list[str]) -> None:
+    number = str(len(words.split()) - 1)
+    variables = {"_CISTERN_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": number}
+    code = "import sys; sys.argv[0] = 'cistern'; from api.cli.app import main; main()"
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | variables, capture_output=True, text=True, check=False
+    )
+
+    assert run.stdout.split() == completed

@@ -55,6 +55,17 @@ def test_list_applies_its_filters(fake: FakeServices, cistern: Terminal) -> None
     assert (code, [json.loads(line)["id"] for line in out.splitlines()]) == (0, [str(one.id)])
 
 
+def test_list_that_is_cut_says_so(fake: FakeServices, cistern: Terminal) -> None:
+    for number in range(205):
+        fake.volumes.add(volume_row(f"v{number}"))
+    cut = cistern("volumes", "list", "--limit", "203", "--json")
+    whole = cistern("volumes", "list", "--limit", "205", "--json")
+
+    assert (cut.code, len(cut.out.splitlines())) == (0, 203)
+    assert cut.err == "There are more than these 203: --limit shows more.\n"
+    assert (len(whole.out.splitlines()), whole.err) == (205, "")
+
+
 @pytest.mark.parametrize("label", ["team", "team=a --label team=b"])
 def test_label_that_is_none_sends_no_request(cistern: Terminal, label: str) -> None:
     code, out, err = cistern("volumes", "list", "--label", *label.split())

@@ -165,7 +165,9 @@ def test_user_of_redis_that_may_not_ask_is_a_warning(
 ) -> None:
     client = redis.Redis.from_url(settings.redis_url)
     client.execute_command("ACL SETUSER", "asker", "on", ">pw", "~*", "&*", "+@all", "-info", "-lpush")  # type: ignore[no-untyped-call]
-    monkeypatch.setenv("CISTERN_REDIS_URL", settings.redis_url.replace("unix://", "unix://asker:pw@"))
+    monkeypatch.setenv(
+        "CISTERN_REDIS_URL", f"unix://asker:pw@{settings.redis_url.removeprefix('unix://').rpartition('@')[2]}"
+    )
     try:
         status, lines = doctor()
     finally:

@@ -12,6 +12,8 @@ from domain.storage.directory import BackendDirectory, BackendStatus
 
 #: For how many seconds a due job may wait before that is worth a look.
 _MAX_WAIT: Final = 60.0
+#: How long counting the queue may take, in seconds: somebody waits for the answer.
+_COUNT_SECONDS: Final = 5.0
 
 
 async def examine_installation(
@@ -66,9 +68,9 @@ def _backends(found: Iterable[BackendStatus]) -> Iterable[Finding]:
 
 
 async def _queue(database: Database) -> Finding:
-    stats = await StatsCache(database).latest()
+    stats = await StatsCache(database, timeout=_COUNT_SECONDS).latest()
     if stats is None:
-        return warn("queue", "PostgreSQL did not count it within half a second", "see its load")
+        return warn("queue", f"PostgreSQL did not count it within {_COUNT_SECONDS:g} s", "see its load")
     waited = stats.oldest_due_seconds or 0.0
     detail = f"{stats.queue_depth:,} jobs are due, the oldest for {waited:,.0f} s" if stats.queue_depth else "empty"
     if waited > _MAX_WAIT:

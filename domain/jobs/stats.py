@@ -31,7 +31,7 @@ MAX_COUNTED: Final = 10_000
 #: Key of the advisory lock that serializes changes of the counters; arbitrary, but unique in this database.
 _COUNTERS_LOCK: Final = 0x0C15C047
 _CACHE_SECONDS: Final = 1.0
-_TIMEOUT_SECONDS: Final = 0.5
+TIMEOUT_SECONDS: Final = 0.5
 
 log = structlog.get_logger(__name__)
 
@@ -109,9 +109,9 @@ class StatsRepository:
         upsert = new.on_conflict_do_update(index_elements=["name"], set_={"value": Counter.value + new.excluded.value})
         return (await self._session.execute(upsert.returning(Counter.name))).first() is not None
 
-    async def read(self) -> Stats:
-        """Read all statistics; each statement has a timeout of half a second."""
-        await self._session.execute(statement_timeout(_TIMEOUT_SECONDS))
+    async def read(self, *, timeout: float = TIMEOUT_SECONDS) -> Stats:  # noqa: ASYNC109 (PostgreSQL's)
+        """Read all statistics; each statement may take ``timeout`` seconds."""
+        await self._session.execute(statement_timeout(timeout))
         depth, age = (await self._session.execute(_waiting())).one()
         counters = {row[0]: row[1] for row in await self._session.execute(select(Counter.name, Counter.value))}
         return Stats(
@@ -124,8 +124,10 @@ class StatsRepository:
 class StatsCache:
     """The statistics of one process, read at most once per second however often they are requested."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, timeout: float = TIMEOUT_SECONDS) -> None:
+        """Create the cache; reading may take ``timeout`` seconds, which a probe that asks waits for."""
         self._database = database
+        self._timeout = timeout
         self._lock = asyncio.Lock()
         self._cached: Stats | None = None
         self._cached_at = -_CACHE_SECONDS
@@ -140,8 +142,8 @@ class StatsCache:
 
     async def _read(self) -> Stats | None:
         try:
-            async with asyncio.timeout(_TIMEOUT_SECONDS), self._database.transaction() as session:
-                return await StatsRepository(session).read()
+            async with asyncio.timeout(self._timeout), self._database.transaction() as session:
+                return await StatsRepository(session).read(timeout=self._timeout)
         except (DatabaseUnavailable, TimeoutError):
             log.debug("stats.unavailable")
         except Exception:

@@ -213,11 +213,11 @@ async def test_forbidden_command_is_named_once_and_seen_by_probes(
         client.execute_command("ACL SETUSER", "app", f"+{command}")
         assert (await ended(services, job.id)).attempt == 1
         await services.queue.ping()
+        lines = named(caplog, command)
+        await until(lambda: len(logged(caplog, "redis.writable_again")) == len(lines))
 
-    lines = named(caplog, command)
     assert lines
     assert len(lines) <= 2, "one line of ours, and one of the worker if it meets the command"
-    await until(lambda: len(logged(caplog, "redis.writable_again")) == len(lines))
 
 
 def named(caplog: pytest.LogCaptureFixture, command: str) -> list[str]:

@@ -75,16 +75,15 @@ async def test_stats_are_none_without_postgresql() -> None:
     assert await StatsCache(unreachable).latest() is None
 
 
-async def test_stats_are_none_if_the_query_takes_too_long(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stats_module, "_TIMEOUT_SECONDS", 0.2)
+async def test_stats_are_none_if_the_query_takes_too_long(services: Services) -> None:
     async with services.database.transaction() as session:
         await session.execute(text("LOCK TABLE counters"))
 
-        assert await asyncio.create_task(StatsCache(services.database).latest()) is None
+        assert await asyncio.create_task(StatsCache(services.database, timeout=0.2).latest()) is None
 
 
 async def test_stats_are_none_after_an_unexpected_error(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def crash(_: object) -> Stats:
+    async def crash(*_: object, **__: object) -> Stats:
         raise ValueError("a bug")
 
     monkeypatch.setattr(StatsRepository, "read", crash)

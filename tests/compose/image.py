@@ -7,7 +7,7 @@ from tests.compose.stack import Stack
 MEGABYTE = 1_000_000
 HOME = "/opt/cistern"
 BUILD_TOOLS = ("cc", "c++", "gcc", "g++", "clang", "make", "ld")
-SECRETS = (".env", ".git", ".netrc", ".pypirc", "pip.conf", "id_*", "*.key")
+SECRETS = (".env", ".git", ".netrc", ".pypirc", "pip.conf", "id_rsa", "id_ecdsa*", "id_ed25519*", "*.key")
 
 
 def check_image(stack: Stack) -> str:

@@ -3,7 +3,7 @@
 import gc
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
@@ -45,19 +45,20 @@ def pytest_configure(config: pytest.Config) -> None:
 LogAtDebug = Callable[[ModuleType], None]
 
 
-def pytest_sessionstart() -> None:
-    gc.disable()  # nothing of what the collection makes is garbage
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    gc.disable()  # nothing of what the collection makes is garbage, and it lives until the end
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     items[:] = slow_tests_first(items, processes)
-
-
-def pytest_collection_finish() -> None:
-    gc.collect()
-    gc.freeze()  # the collected tests live until the end
-    gc.enable()
 
 
 @pytest.fixture

@@ -35,6 +35,9 @@ from domain.jobs.store.parents import any_without_lanes
 from domain.jobs.store.retention import Prune, Pruned, Retention
 from domain.jobs.transport.job_queue import JobQueue, QueueKeys
 from domain.jobs.watcher import Watcher
+from domain.jobs.webhooks.handler import DeliveryHandler
+from domain.jobs.webhooks.sender import Sender
+from domain.jobs.webhooks.service import WebhookService
 from domain.maintenance_tasks import MaintenanceTask, MaintenanceTasks
 from domain.operation_handler import OperationHandler
 from domain.operations import OPERATIONS
@@ -54,12 +57,15 @@ from domain.volumes.repository import VolumeRepository
 from domain.volumes.service import VolumeService
 
 
-def handlers(backends: Backends, bulk: BulkService, *, max_attempts: int) -> dict[str, JobHandler]:
+def handlers(
+    backends: Backends, bulk: BulkService, deliveries: DeliveryHandler, *, max_attempts: int
+) -> dict[str, JobHandler]:
     """Return the handler of each job kind. A worker adds that of lanes, which it performs itself."""
     return {
         **{kind: OperationHandler(one, backends, max_attempts=max_attempts) for kind, one in OPERATIONS.items()},
         JobKind.BULK_EXPAND: bulk,
         JobKind.BULK_SNAPSHOT: bulk,
+        JobKind.WEBHOOK_DELIVER: deliveries,
     }
 
 
@@ -77,6 +83,7 @@ class Services:
     sessions: SessionService
     projects: ProjectService
     audit: AuditLog
+    webhooks: WebhookService
     overview: OverviewService
     volumes: VolumeService
     volume_names: VolumeNames
@@ -243,7 +250,8 @@ def compose(
     operations = _bulk_operations(database, backends, snapshots)
     limits = settings.model_dump(include={"max_attempts", "max_concurrent", "busy_seconds"})
     bulk = BulkService(database, queue, operations, **limits)
-    job_handlers = handlers(backends, bulk, max_attempts=settings.max_attempts)
+    deliveries = DeliveryHandler(database, Sender(settings.webhook_hosts))
+    job_handlers = handlers(backends, bulk, deliveries, max_attempts=settings.max_attempts)
     actions: Actions = {kind: ScheduledBulk(bulk, one.request_type, directory) for kind, one in operations.items()}
     return Services(
         settings=settings,
@@ -256,6 +264,7 @@ def compose(
         sessions=SessionService(database),
         projects=ProjectService(database),
         audit=AuditLog(database),
+        webhooks=WebhookService(database, queue, hosts=settings.webhook_hosts),
         overview=OverviewService(database, lease=settings.lease_seconds),
         volumes=volumes,
         volume_names=VolumeNames(database),

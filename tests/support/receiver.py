@@ -1,0 +1,58 @@
+"""A receiver of webhooks on loopback, which answers as a test says and keeps what it was sent."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+from standardwebhooks import Webhook
+
+
+class Received(NamedTuple):
+    """One request: its headers, with names in lower case, and its body."""
+
+    headers: dict[str, str]
+    body: bytes
+
+    def verified(self, secret: str) -> dict[str, Any]:
+        """Return the event, if the library of the standard accepts the signature.
+
+        Raises:
+            WebhookVerificationError: it does not.
+        """
+        event: dict[str, Any] = Webhook(secret).verify(self.body, self.headers)
+        return event
+
+
+class Receiver:
+    """What was received, and what is answered: the ``answers`` in turn, then 204."""
+
+    def __init__(self, answers: Iterable[str] = ()) -> None:
+        self.requests: list[Received] = []
+        self.port = 0
+        self._answers = iter(answers)
+
+    @property
+    def url(self) -> str:
+        """The URL of the receiver, with a query as real ones have it."""
+        return f"http://127.0.0.1:{self.port}/hook?token=1"
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Read one request, keep it and answer."""
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
+        body = await reader.readexactly(int(headers["content-length"]))
+        self.requests.append(Received({**headers, ":line": head[0]}, body))
+        writer.write(f"HTTP/1.1 {next(self._answers, '204 No Content')}\r\n\r\n".encode())
+        writer.close()
+        await writer.wait_closed()
+
+
+@asynccontextmanager
+async def receiving(*answers: str) -> AsyncIterator[Receiver]:
+    """Run a receiver while the block runs."""
+    receiver = Receiver(answers)
+    server = await asyncio.start_server(receiver.serve, "127.0.0.1", 0)
+    receiver.port = server.sockets[0].getsockname()[1]
+    async with server:
+        yield receiver

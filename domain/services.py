@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -56,16 +56,17 @@ from domain.volumes.names import VolumeNames
 from domain.volumes.repository import VolumeRepository
 from domain.volumes.service import VolumeService
 
+_BULK_SETTINGS: Final = {"max_attempts", "max_concurrent", "busy_seconds"}
 
-def handlers(
-    backends: Backends, bulk: BulkService, deliveries: DeliveryHandler, *, max_attempts: int
-) -> dict[str, JobHandler]:
+
+def handlers(settings: Settings, database: Database, backends: Backends, bulk: BulkService) -> dict[str, JobHandler]:
     """Return the handler of each job kind. A worker adds that of lanes, which it performs itself."""
+    attempts = settings.max_attempts
     return {
-        **{kind: OperationHandler(one, backends, max_attempts=max_attempts) for kind, one in OPERATIONS.items()},
+        **{kind: OperationHandler(one, backends, max_attempts=attempts) for kind, one in OPERATIONS.items()},
         JobKind.BULK_EXPAND: bulk,
         JobKind.BULK_SNAPSHOT: bulk,
-        JobKind.WEBHOOK_DELIVER: deliveries,
+        JobKind.WEBHOOK_DELIVER: DeliveryHandler(database, Sender(settings.webhook_hosts)),
     }
 
 
@@ -248,10 +249,8 @@ def compose(
     )
     snapshots = SnapshotService(database, queue, directory, max_attempts=settings.max_attempts)
     operations = _bulk_operations(database, backends, snapshots)
-    limits = settings.model_dump(include={"max_attempts", "max_concurrent", "busy_seconds"})
-    bulk = BulkService(database, queue, operations, **limits)
-    deliveries = DeliveryHandler(database, Sender(settings.webhook_hosts))
-    job_handlers = handlers(backends, bulk, deliveries, max_attempts=settings.max_attempts)
+    bulk = BulkService(database, queue, operations, **settings.model_dump(include=_BULK_SETTINGS))
+    job_handlers = handlers(settings, database, backends, bulk)
     actions: Actions = {kind: ScheduledBulk(bulk, one.request_type, directory) for kind, one in operations.items()}
     return Services(
         settings=settings,

@@ -16,7 +16,7 @@ from domain.jobs.store.parents import ParentRepository
 from domain.jobs.webhooks.model import EventType
 from domain.services import Services, open_services
 from domain.settings import Settings
-from tests.integration.job_builders import MIB, a_queued_expand, an_engine, run_out, set_job, sql
+from tests.integration.job_builders import MIB, a_queued_expand, run_out, set_job, sql
 from tests.integration.project_builders import a_project
 from tests.integration.schedule_builders import Clock, a_schedule, a_schedule_runner
 from tests.integration.webhook_builders import (

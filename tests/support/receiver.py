@@ -30,6 +30,7 @@ class Receiver:
     def __init__(self, answers: Iterable[str] = ()) -> None:
         self.requests: list[Received] = []
         self.port = 0
+        self.serving: set[asyncio.Task[None]] = set()
         self._answers = iter(answers)
 
     @property
@@ -37,13 +38,20 @@ class Receiver:
         """The URL of the receiver, with a query as real ones have it."""
         return f"http://127.0.0.1:{self.port}/hook?token=1"
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Read one request, keep it and answer."""
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve a connection."""
+        self.serving.add(asyncio.create_task(self._serve(reader, writer)))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Read one request, keep it and answer; an empty answer is none, until the client has left."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
         body = await reader.readexactly(int(headers["content-length"]))
         self.requests.append(Received({**headers, ":line": head[0]}, body))
-        writer.write(f"HTTP/1.1 {next(self._answers, '204 No Content')}\r\n\r\n".encode())
+        if answer := next(self._answers, "204 No Content"):
+            writer.write(f"HTTP/1.1 {answer}\r\n\r\n".encode())
+        else:
+            await reader.read()
         writer.close()
         await writer.wait_closed()
 
@@ -52,7 +60,8 @@ class Receiver:
 async def receiving(*answers: str) -> AsyncIterator[Receiver]:
     """Run a receiver while the block runs."""
     receiver = Receiver(answers)
-    server = await asyncio.start_server(receiver.serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(receiver.accept, "127.0.0.1", 0)
     receiver.port = server.sockets[0].getsockname()[1]
     async with server:
         yield receiver
+        await asyncio.gather(*receiver.serving)

@@ -81,7 +81,7 @@ async def tell_of_limit(session: AsyncSession, project_id: UUID, limit: str, dat
 
 def delivery(webhook_id: UUID, event: Event, event_type: str, **columns: Any) -> Job:
     """Build the job that tells a webhook of an event."""
-    body = {"type": event_type, "timestamp": event.at.isoformat(), "data": event.data}
+    body = {"type": event_type, "timestamp": event.at.isoformat().replace("+00:00", "Z"), "data": event.data}
     params = {"webhook_id": str(webhook_id), "event_id": str(event.id), "event": body, "fence_version": 0}
     columns = {"max_attempts": MAX_ATTEMPTS} | columns
     return new_job(JobKind.WEBHOOK_DELIVER, params, project_id=event.project_id, **columns)

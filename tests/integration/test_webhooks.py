@@ -1,6 +1,7 @@
 """Webhooks from end to end: what fails is delivered once it can be, under one id, signed as the standard says."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 from uuid import UUID
 
 import pytest
@@ -11,7 +12,8 @@ from domain.jobs.store.jobs import JobRepository
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.storage.context import Grant
-from tests.integration.job_builders import an_engine, ended, row, run_out
+from domain.volumes.service import NewVolume
+from tests.integration.job_builders import MIB, an_engine, ended, row, run_out, until
 from tests.integration.webhook_builders import (
     ERROR,
     a_claimed_job,
@@ -138,3 +140,22 @@ async def test_settlement_and_delivery_are_recorded_both_or_neither(
     await engine.settle(job, Failed(ERROR))
     await engine.settle(job, Failed(ERROR))  # as after a lost reply to the COMMIT
     assert ((await row(services, job.id)).status, len(await deliveries(services))) == ("failed", 1)
+
+
+async def test_receivers_that_do_not_answer_leave_slots_to_other_jobs(services: Services) -> None:
+    settings = services.settings.model_copy(update={"max_jobs": 3})
+    async with receiving(*[""] * 4) as receiver:
+        await a_webhook(services, receiver.url)
+        for _ in range(4):
+            await a_failed_job(services)
+        async with running_worker(settings):
+            await until(partial(has_received, receiver, 2))
+            created = await services.volumes.request_create(NewVolume("meanwhile", MIB))
+            assert (await ended(services, created.id)).status == "succeeded"
+            assert len(receiver.requests) == 2
+            waiting = [job for job in await deliveries(services) if job["error"] is not None]
+            assert {job["error"]["code"] for job in waiting} == {"deliveries-busy"}
+
+
+async def has_received(receiver: Receiver, count: int) -> bool:
+    return len(receiver.requests) >= count

@@ -1,6 +1,7 @@
 """A receiver of webhooks on loopback, which answers as a test says and keeps what it was sent."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
@@ -27,16 +28,17 @@ class Received(NamedTuple):
 class Receiver:
     """What was received, and what is answered: the ``answers`` in turn, then 204."""
 
-    def __init__(self, answers: Iterable[str] = ()) -> None:
+    def __init__(self, answers: Iterable[str] = (), scheme: str = "http") -> None:
         self.requests: list[Received] = []
         self.port = 0
+        self.scheme = scheme
         self.serving: set[asyncio.Task[None]] = set()
         self._answers = iter(answers)
 
     @property
     def url(self) -> str:
         """The URL of the receiver, with a query as real ones have it."""
-        return f"http://127.0.0.1:{self.port}/hook?token=1"
+        return f"{self.scheme}://127.0.0.1:{self.port}/hook?token=1"
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve a connection."""
@@ -57,10 +59,10 @@ class Receiver:
 
 
 @asynccontextmanager
-async def receiving(*answers: str) -> AsyncIterator[Receiver]:
+async def receiving(*answers: str, tls: ssl.SSLContext | None = None) -> AsyncIterator[Receiver]:
     """Run a receiver while the block runs."""
-    receiver = Receiver(answers)
-    server = await asyncio.start_server(receiver.accept, "127.0.0.1", 0)
+    receiver = Receiver(answers, "http" if tls is None else "https")
+    server = await asyncio.start_server(receiver.accept, "127.0.0.1", 0, ssl=tls)
     receiver.port = server.sockets[0].getsockname()[1]
     async with server:
         yield receiver

@@ -69,14 +69,14 @@ class Sender:
         """Connect to an address that was checked: a second look-up of the name could lead somewhere else."""
         failed = "connect"
         # A client of its own: connections are kept by address, and another name at it has another certificate.
-        async with httpx.AsyncClient(verify=self._tls, trust_env=False, timeout=_SECONDS) as client:
+        async with httpx.AsyncClient(verify=self._tls, trust_env=False, timeout=None) as client:
             for address in await target.addresses(self._hosts):
                 request = client.build_request(
                     "POST",
                     target.url.copy_with(host=address),
                     content=body,
                     headers={**headers, "Host": target.url.netloc.decode("ascii")},
-                    extensions={"sni_hostname": target.host.strip("[]")},
+                    extensions={"sni_hostname": target.host.strip("[].")},
                 )
                 try:
                     response = await client.send(request, stream=True)  # its body is of no use, however long it is

@@ -1,4 +1,4 @@
-"""TLS to PostgreSQL, Redis, the API and receivers of webhooks, with an authority of one's own and client certificates."""
+"""TLS to PostgreSQL, Redis, the API and receivers of webhooks, with our own authority and client certificates."""
 
 import asyncio
 import http.server

@@ -104,8 +104,8 @@ WEBHOOKS: Final = (
         "redirects-followed",
         "a receiver could send a worker anywhere",
         SENDER,
-        "trust_env=False, timeout=None)",
-        "trust_env=False, timeout=None, follow_redirects=True)",
+        "trust_env=False, timeout=2 * _SECONDS)",
+        "trust_env=False, timeout=2 * _SECONDS, follow_redirects=True)",
         (f"{UNIT}test_redirect_is_not_followed_and_no_proxy_is_used",),
     ),
     Mutation(

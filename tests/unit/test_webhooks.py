@@ -18,17 +18,21 @@ from tests.support.receiver import receiving
 
 HOSTS = ("hooks.example.org", "127.0.0.1", "[::1]", "10.0.0.7")
 EVENT = {"type": "job.failed", "data": {"job": {"kind": "ü"}}}
-#: Sets the addresses that every name leads to.
-Resolve = Callable[..., None]
+#: Sets the addresses that every name leads to, and returns the names that are looked up from then on.
+Resolve = Callable[..., list[str]]
 
 
 @pytest.fixture
 def resolve(monkeypatch: pytest.MonkeyPatch) -> Resolve:
-    def set_addresses(*addresses: str) -> None:
-        async def getaddrinfo(_loop: object, _host: str, port: int, **_: object) -> list[Any]:
+    def set_addresses(*addresses: str) -> list[str]:
+        names: list[str] = []
+
+        async def getaddrinfo(_loop: object, host: str | bytes, port: int, **_: object) -> list[Any]:
+            names.append(host if isinstance(host, str) else host.decode())
             return [(0, 0, 0, "", (address, port)) for address in addresses]
 
         monkeypatch.setattr(type(asyncio.get_running_loop()), "getaddrinfo", getaddrinfo, raising=False)
+        return names
 
     return set_addresses
 
@@ -103,12 +107,13 @@ async def test_localhost_may_be_this_machine_if_it_is_listed_and_nothing_else_ne
 
 
 async def test_connection_goes_to_the_address_that_was_checked(resolve: Resolve) -> None:
-    """The name is not looked up again: nobody but this test knows it."""
+    """The name is not looked up again: it could lead somewhere else by then."""
     async with receiving() as receiver:
-        resolve("127.0.0.1")
+        names = resolve("127.0.0.1")
         url = f"http://hooks.example.org:{receiver.port}/x"
         assert await Sender(HOSTS).send(url, new_secret(), "id", EVENT) == 204
 
+    assert names.count("hooks.example.org") == 1
     assert receiver.requests[0].headers["host"] == f"hooks.example.org:{receiver.port}"
 
 

@@ -69,7 +69,7 @@ class Sender:
         """Connect to an address that was checked: a second look-up of the name could lead somewhere else."""
         failed = "connect"
         # A client of its own: connections are kept by address, and another name at it has another certificate.
-        async with httpx.AsyncClient(verify=self._tls, trust_env=False, timeout=None) as client:
+        async with httpx.AsyncClient(verify=self._tls, trust_env=False, timeout=2 * _SECONDS) as client:
             for address in await target.addresses(self._hosts):
                 request = client.build_request(
                     "POST",

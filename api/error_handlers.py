@@ -19,7 +19,7 @@ from api.access import PAGES, AccessRefused, row_of
 from api.openapi import errors
 from api.problems import INTERNAL, PROBLEM_TYPES, http_type, problem_response, type_of
 from api.session_cookies import MARK
-from domain.errors import CisternError, DatabaseUnavailable
+from domain.errors import CisternError, DatabaseUnavailable, QuotaExceeded
 from domain.jobs.acceptance import IdempotentReplay
 
 _MAX_ERRORS: Final = 20
@@ -55,6 +55,9 @@ async def render_error(request: Request, error: CisternError) -> Response:
     if problem is INTERNAL:
         log.error("request.failed", exc_info=error)
         return internal_error(request)
+    if isinstance(error, QuotaExceeded):
+        services, principal = request.app.state.services, request.state.principal
+        await services.webhooks.tell_of_limit(principal.project.id, error)
     extensions = {name: value for name, value in error.details.items() if name != "field"}
     if "field" in error.details:
         extensions["errors"] = [{"field": error.details["field"], "detail": error.message, "code": error.code}]

@@ -23,7 +23,19 @@ from api.openapi import document
 from api.rate_limits import limiter_of
 from api.v0 import snapshots as v0_snapshots
 from api.v0 import volumes as v0_volumes
-from api.v1 import audit, backends, bulk, jobs, keys, projects, schedules, snapshots, volumes, workers
+from api.v1 import (
+    audit,
+    backends,
+    bulk,
+    jobs,
+    keys,
+    projects,
+    schedules,
+    snapshots,
+    volumes,
+    webhooks,
+    workers,
+)
 from api.v1.hot_routes import HotRoutes
 from api.v1.job_cache import EndedJobCache
 from domain.early_stop import end_at_once
@@ -106,7 +118,7 @@ def create_app(services_factory: ServicesFactory = services_from_environment) ->
         # FastAPI would look for providers of OpenTelemetry with each request, which takes longer than the whole gate.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    for v1 in (bulk, volumes, snapshots, jobs, schedules, backends, workers, projects, keys, audit):
+    for v1 in (bulk, volumes, snapshots, jobs, schedules, backends, workers, projects, keys, audit, webhooks):
         app.include_router(v1.router, prefix=V1_PATH)
     for v0 in (v0_volumes, v0_snapshots):
         app.include_router(v0.router, prefix=V0_PATH)

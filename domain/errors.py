@@ -6,11 +6,12 @@ CisternError
 ├── Refused                     the request cannot be carried out; PreconditionFailed, TooManyDryRuns,
 │   │                           TooManyHeldRequests
 │   ├── NotFound                VolumeNotFound, SnapshotNotFound, JobNotFound, ScheduleNotFound, KeyNotFound,
-│   │                           ProjectNotFound
-│   ├── Invalid                 ShrinkRefused, SizeLimitExceeded, UnknownBackend, BadCursor, IdempotencyKeyReused
+│   │                           ProjectNotFound, WebhookNotFound
+│   ├── Invalid                 ShrinkRefused, SizeLimitExceeded, UnknownBackend, BadCursor, IdempotencyKeyReused,
+│   │                           WebhookHostRefused
 │   └── Conflict                VolumeBusy, VolumeUnusable, NameTaken, JobEnded, JobNotRetryable, JobIsChild,
 │                            VolumeHasSnapshots, SnapshotBusy, SnapshotUnusable, ScheduleBusy,
-│                            BackendOvercommitted, QuotaExceeded, ScheduleOwnerGone
+│                            BackendOvercommitted, QuotaExceeded, ScheduleOwnerGone, TooManyWebhooks
 ├── Unavailable                 DatabaseUnavailable: retry in a moment
 └── StorageError                a storage driver failed (tree in domain/storage/errors.py)
 """
@@ -96,6 +97,12 @@ class ScheduleNotFound(NotFound):
     code = "schedule-not-found"
 
 
+class WebhookNotFound(NotFound):
+    """There is no webhook with this id."""
+
+    code = "webhook-not-found"
+
+
 class Invalid(Refused):
     """A value in the request is invalid.
 
@@ -131,6 +138,15 @@ class UnknownBackend(Invalid):
         if not names:
             message = "There is no backend yet: a worker adds those of its CISTERN_BACKENDS when it starts."
         super().__init__(message, field="backend")
+
+
+class WebhookHostRefused(Invalid):
+    """No webhook may be sent to this host."""
+
+    code = "webhook-host-refused"
+
+    def __init__(self, host: str) -> None:
+        super().__init__(f"CISTERN_WEBHOOK_HOSTS does not have the host {host!r}.", field="url")
 
 
 class PreconditionFailed(Refused):
@@ -271,6 +287,12 @@ class ScheduleOwnerGone(Conflict):
     def __init__(self, *, owner: str) -> None:
         message = f"{owner!r}, who owns the schedule, has no valid key with the role 'owner'. Change the schedule with"
         super().__init__(f"{message} another key to take it over.", owner=owner)
+
+
+class TooManyWebhooks(Conflict):
+    """The project has as many webhooks as it may have; delete one first."""
+
+    code = "too-many-webhooks"
 
 
 class JobNotRetryable(Conflict):

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -35,6 +35,9 @@ from domain.jobs.store.parents import any_without_lanes
 from domain.jobs.store.retention import Prune, Pruned, Retention
 from domain.jobs.transport.job_queue import JobQueue, QueueKeys
 from domain.jobs.watcher import Watcher
+from domain.jobs.webhooks.handler import DeliveryHandler
+from domain.jobs.webhooks.sender import Sender
+from domain.jobs.webhooks.service import WebhookService
 from domain.jobs.workers import WorkerDirectory
 from domain.maintenance_tasks import MaintenanceTask, MaintenanceTasks
 from domain.operation_handler import OperationHandler
@@ -54,13 +57,17 @@ from domain.volumes.names import VolumeNames
 from domain.volumes.repository import VolumeRepository
 from domain.volumes.service import VolumeService
 
+_BULK_SETTINGS: Final = {"max_attempts", "max_concurrent", "busy_seconds"}
 
-def handlers(backends: Backends, bulk: BulkService, *, max_attempts: int) -> dict[str, JobHandler]:
+
+def handlers(settings: Settings, database: Database, backends: Backends, bulk: BulkService) -> dict[str, JobHandler]:
     """Return the handler of each job kind. A worker adds that of lanes, which it performs itself."""
+    attempts = settings.max_attempts
     return {
-        **{kind: OperationHandler(one, backends, max_attempts=max_attempts) for kind, one in OPERATIONS.items()},
+        **{kind: OperationHandler(one, backends, max_attempts=attempts) for kind, one in OPERATIONS.items()},
         JobKind.BULK_EXPAND: bulk,
         JobKind.BULK_SNAPSHOT: bulk,
+        JobKind.WEBHOOK_DELIVER: DeliveryHandler(database, Sender(settings.webhook_hosts)),
     }
 
 
@@ -78,6 +85,7 @@ class Services:
     sessions: SessionService
     projects: ProjectService
     audit: AuditLog
+    webhooks: WebhookService
     overview: OverviewService
     volumes: VolumeService
     volume_names: VolumeNames
@@ -238,13 +246,10 @@ def compose(
 ) -> Services:
     """Build the services on an open database, queue and backends."""
     directory = BackendDirectory(database)
-    volumes = VolumeService(
-        database, queue, directory, max_attempts=settings.max_attempts, refuse_delete=refuse_if_it_has_snapshots
-    )
     snapshots = SnapshotService(database, queue, directory, max_attempts=settings.max_attempts)
     operations = _bulk_operations(database, backends, snapshots)
     bulk = _bulk(settings, database, queue, operations)
-    job_handlers = handlers(backends, bulk, max_attempts=settings.max_attempts)
+    job_handlers = handlers(settings, database, backends, bulk)
     actions: Actions = {kind: ScheduledBulk(bulk, one.request_type, directory) for kind, one in operations.items()}
     return Services(
         settings=settings,
@@ -257,8 +262,9 @@ def compose(
         sessions=SessionService(database),
         projects=ProjectService(database),
         audit=AuditLog(database),
+        webhooks=WebhookService(database, queue, hosts=settings.webhook_hosts),
         overview=OverviewService(database, lease=settings.lease_seconds),
-        volumes=volumes,
+        volumes=_volumes(settings, database, queue, directory),
         volume_names=VolumeNames(database),
         snapshots=snapshots,
         bulk=bulk,
@@ -274,6 +280,11 @@ def compose(
         retention=Retention(database, clear_ledgers, days=settings.keep_jobs_days, others=_others_pruned(settings)),
         fence_retention=FenceRetention(database, backends, days=settings.keep_jobs_days),
     )
+
+
+def _volumes(settings: Settings, database: Database, queue: JobQueue, directory: BackendDirectory) -> VolumeService:
+    attempts = settings.max_attempts
+    return VolumeService(database, queue, directory, max_attempts=attempts, refuse_delete=refuse_if_it_has_snapshots)
 
 
 def _bulk(

@@ -88,6 +88,8 @@ class Settings(LogSettings):
     backends: dict[str, str] = Field(default_factory=dict)
     #: Hosts that the API serves, besides localhost, 127.0.0.1 and [::1].
     hosts: HostNames = ()
+    #: Hosts that webhooks may be sent to.
+    webhook_hosts: HostNames = ()
     #: Units per second that a caller may use of one API process, see `api.rate_limits`. A burst of ten seconds' worth
     #: must hold the largest request.
     rate_limit: Annotated[float, Field(ge=5, le=1_000_000)] | None = None

@@ -24,6 +24,7 @@ from domain.jobs.model import Job, new_job, retry_columns
 from domain.jobs.store.jobs import JobRepository, require_job
 from domain.jobs.store.parents import ParentRepository
 from domain.jobs.transport.job_queue import JobQueue
+from domain.jobs.webhooks.outbox import tell_of_jobs
 from domain.projects.quota import Room, has_limits
 from domain.storage.context import Grant, Stopped, StopReason
 
@@ -176,6 +177,8 @@ class BulkService(JobHandler):
             # A job that selected nothing is settled as ended, so that there is nothing to count.
             if not await recount(session, job.id) and result != _NOTHING_SELECTED:
                 await self._add_lanes(session, job)
+        if empty := [job.id for job, result in succeeded if result == _NOTHING_SELECTED]:
+            await tell_of_jobs(session, empty)
 
     async def abandon(self, session: AsyncSession, failed: FailedJobs) -> None:
         """Delete the plans of jobs that failed before they got lanes; no volume has been acquired yet."""

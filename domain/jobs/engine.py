@@ -37,6 +37,7 @@ from domain.jobs.store.jobs import JobRepository
 from domain.jobs.store.leases import MIN_HEARTBEAT_TIMEOUT, LeaseRepository, Progress, Renewal, Settlement
 from domain.jobs.store.orphans import rescue_is_safe
 from domain.jobs.transport.job_queue import JobQueue
+from domain.jobs.webhooks.outbox import tell_of_jobs
 
 #: Maximum number of jobs claimed or settled in one statement.
 _MAX_BATCH: Final = 200
@@ -178,12 +179,14 @@ class JobEngine:
         return [end.job.id in ours for end in ended]
 
     async def _record_effects(self, session: AsyncSession, settled: Sequence[_EndedAttempt]) -> None:
-        """Record effects of successful attempts, abandon failed and cancelled jobs, raise fences that are behind."""
+        """Record effects of successful attempts, abandon and tell of jobs that end otherwise, raise fences."""
         handler = self._handlers[settled[0].job.kind]
         if succeeded := [(job, out.result) for job, out, _ in settled if isinstance(out, Succeeded | Delegated)]:
             await handler.record(session, succeeded)
         if failed := [(job, out.found) for job, out, _ in settled if isinstance(out, Failed | Cancelled)]:
             await handler.abandon(session, failed)
+        if ids := [job.id for job, out, _ in settled if isinstance(out, Failed)]:
+            await tell_of_jobs(session, ids)
         if refused := [(job, out.stored) for job, out, _ in settled if isinstance(out, FenceBehind)]:
             await JobRepository(session).raise_fences({job.id: stored for job, stored in refused})
             await handler.raise_fences(session, refused)

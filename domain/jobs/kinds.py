@@ -35,6 +35,8 @@ class JobKind(enum.StrEnum):
     BULK_SNAPSHOT = "bulk.snapshot"
     #: The child of a bulk job that works on a part of its ledger.
     BULK_LANE = "bulk.lane"
+    #: Tells a webhook of an event.
+    WEBHOOK_DELIVER = "webhook.deliver"
 
 
 #: The kinds of jobs that have a ledger.

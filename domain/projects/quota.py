@@ -48,6 +48,7 @@ _COUNTS: Final = {
     "queued_jobs": """
         SELECT count(*) FROM jobs
         WHERE status = 'queued' AND started_at IS NULL AND project_id = projects.id AND parent_id IS NULL
+            AND kind <> 'webhook.deliver'
     """,
 }
 

@@ -23,6 +23,8 @@ from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting, entry_of
 from domain.jobs.model import Job
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.transport.job_queue import JobQueue
+from domain.jobs.webhooks.model import EventType
+from domain.jobs.webhooks.outbox import Event, tell
 from domain.projects.quota import Room, lock_room_if_free
 from domain.schedules.actions import Actions
 from domain.schedules.cron import PlannedRun, Span, plan_run
@@ -115,7 +117,7 @@ class ScheduleRunner:
     ) -> Job | Refused | None:
         """Insert the runs of a plan. Return the started job, the error if it was refused, None if all were missed."""
         if plan.missed is not None:
-            session.add(_run(schedule, plan.missed, RunOutcome.MISSED))
+            await _add_and_tell(session, schedule, _run(schedule, plan.missed, RunOutcome.MISSED), EventType.RUN_MISSED)
         if plan.run_at is None:
             return None
         owner = Actor(schedule.owner, project_id=schedule.project_id)
@@ -125,7 +127,8 @@ class ScheduleRunner:
             room.take(queued_jobs=1)
             job = await self._start(session, schedule, plan.run_at)
         except Refused as refused:
-            session.add(_run(schedule, Span(plan.run_at, plan.run_at), RunOutcome.SKIPPED, detail=refused.message))
+            skipped = _run(schedule, Span(plan.run_at, plan.run_at), RunOutcome.SKIPPED, detail=refused.message)
+            await _add_and_tell(session, schedule, skipped, EventType.RUN_FAILED)
             return refused
         await add_entries(session, [entry_of(job, owner)])
         return job
@@ -145,6 +148,14 @@ class ScheduleRunner:
         session.add(_run(schedule, Span(scheduled_for, scheduled_for), RunOutcome.STARTED, job_id=job.id))
         schedule.last_job_id = job.id
         return job
+
+
+async def _add_and_tell(session: AsyncSession, schedule: Schedule, run: Run, event_type: EventType) -> None:
+    """Insert a run that has no job, and tell the webhooks of it."""
+    session.add(run)
+    told = {name: getattr(run, name) for name in ("scheduled_for", "last_scheduled_for", "count", "outcome", "detail")}
+    data = {"schedule": {"id": schedule.id, "name": schedule.name}, "run": {"id": run.id, **told}}
+    await tell(session, [Event(schedule.project_id, (event_type,), data, id=run.id)])
 
 
 def _log_run(schedule: Schedule, plan: PlannedRun, result: Job | Refused | None) -> None:

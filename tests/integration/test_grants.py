@@ -92,6 +92,8 @@ NEITHER = (
     "SET ROLE postgres",
 )
 NOT_THE_API = (
+    "SELECT secret FROM webhooks",
+    "SELECT * FROM webhooks",
     "DELETE FROM audit_entries",
     "DELETE FROM jobs",
     "DELETE FROM backends",
@@ -105,6 +107,8 @@ NOT_THE_WORKERS = (
     "UPDATE api_keys SET role = 'system'",
     "INSERT INTO api_keys SELECT * FROM api_keys",
     "UPDATE projects SET max_volumes = NULL",
+    "UPDATE webhooks SET url = 'https://elsewhere.example'",
+    "DELETE FROM webhooks",
     "INSERT INTO projects (id, name) VALUES (gen_random_uuid(), 'mine')",
 )
 
@@ -138,6 +142,7 @@ def test_role_of_both_parts_may_do_what_either_needs(settings: Settings) -> None
 
     url = as_role(settings.database_url, APPLICATION_ROLE)
     run(url, "DELETE FROM jobs", "DELETE FROM audit_entries", "SELECT digest FROM api_keys", "DELETE FROM workers")
+    run(url, "SELECT secret FROM webhooks", "DELETE FROM webhooks")
     with pytest.raises(DBAPIError, match="permission denied"):
         run(url, "UPDATE audit_entries SET name = 'somebody else'")
 

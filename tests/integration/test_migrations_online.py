@@ -48,7 +48,7 @@ REVISIONS = [script.revision for script in ScriptDirectory.from_config(config_of
 TABLES = (
     *("jobs", "volumes", "snapshots", "workers", "idempotency_keys", "job_items", "counters"),
     *("schedules", "schedule_runs", "installation", "backends", "backend_servers", "test_notes"),
-    *("projects", "api_keys", "audit_entries", "sessions"),
+    *("projects", "api_keys", "audit_entries", "sessions", "webhooks"),
 )
 
 #: The project that every database has.
@@ -188,6 +188,17 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "key_id": "'%s'",
         "created_at": "now()",
         "last_used_at": "now()",
+    },
+    "webhooks": {
+        "project_id": DEFAULT,
+        "id": "'%s'",
+        "url": "'https://hooks.example'",
+        "secret": "'s'",
+        "events": "'{job.failed}'",
+        "enabled": "true",
+        "created_by": "NULL",
+        "created_at": "now()",
+        "limits_told": "'{}'",
     },
     "audit_entries": {
         "project_id": DEFAULT,

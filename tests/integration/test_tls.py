@@ -1,4 +1,4 @@
-"""TLS to PostgreSQL, to Redis and to the API, with a certificate authority of one's own and client certificates."""
+"""TLS to PostgreSQL, Redis, the API and receivers of webhooks, with our own authority and client certificates."""
 
 import asyncio
 import http.server
@@ -25,10 +25,13 @@ from domain.embedded import temporary_data_dir
 from domain.errors import ConfigurationError, DatabaseUnavailable
 from domain.jobs.model import JobMessage
 from domain.jobs.transport.job_queue import JobQueue, QueueUnavailable
+from domain.jobs.webhooks.sender import Sender, new_secret
+from domain.jobs.webhooks.target import DeliveryFailed
 from domain.services import open_services
 from domain.settings import Settings
 from domain.volumes.service import NewVolume
 from tests.integration.job_builders import MIB, ended
+from tests.support.receiver import receiving
 from tests.support.worker import supervised
 
 #: Debian's PostgreSQL and Redis: those in the Python packages have no TLS. Debian's Redis is one program under several
@@ -245,3 +248,29 @@ def test_authority_of_the_command_line_that_is_not_there_is_refused(monkeypatch:
     monkeypatch.setenv("CISTERN_CA_FILE", "/nowhere")
     with pytest.raises(ApiCallFailed, match="CISTERN_CA_FILE: No such file or directory: /nowhere"):
         open_api("https://h")
+
+
+async def test_webhook_goes_to_a_receiver_with_a_certificate_for_its_name_only(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The address is the same: it is the name in the URL that the certificate must have."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.ca))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(authority.folder / "server.pem", authority.folder / "server.key")
+    async with receiving(tls=context) as receiver:
+        sender = Sender(("127.0.0.1", "localhost"))
+        assert await sender.send(receiver.url, new_secret(), "id", {}) == 204
+        with pytest.raises(DeliveryFailed, match="could not be reached"):
+            await sender.send(receiver.url.replace("127.0.0.1", "localhost"), new_secret(), "id", {})
+
+    assert len(receiver.requests) == 1
+
+
+async def test_webhook_does_not_go_to_a_receiver_of_an_unknown_authority(authority: Authority) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(authority.folder / "server.pem", authority.folder / "server.key")
+    async with receiving(tls=context) as receiver:
+        with pytest.raises(DeliveryFailed, match="could not be reached"):
+            await Sender(("127.0.0.1",)).send(receiver.url, new_secret(), "id", {})
+
+    assert receiver.requests == []

@@ -54,7 +54,7 @@ def test_roles_follow_from_what_a_route_does() -> None:
                 expected = None
             elif path.startswith(f"{V1}/audit") or (path.startswith(f"{V1}/projects") and method != "GET"):
                 expected = Role.SYSTEM
-            elif path.startswith(f"{V1}/keys"):
+            elif path.startswith((f"{V1}/keys", f"{V1}/webhooks")):
                 expected = Role.OWNER
             elif method == "GET" or (method, path) == ("POST", f"{V1}/volumes/expand"):
                 expected = Role.VIEWER

@@ -16,6 +16,7 @@ from domain.check.findings import CheckCode
 from domain.jobs.attempt import Outcome
 from domain.jobs.kinds import JobKind
 from domain.jobs.states import JobStatus
+from domain.jobs.webhooks.model import EventType
 from domain.operations import OPERATIONS
 from domain.settings import PREFIX, Settings
 from tests.support.commands import written
@@ -104,9 +105,8 @@ def logged_events() -> set[str]:
     logged = {text for call in calls for text in texts(call.args[0]) if event.fullmatch(text)}
     subjects = {text.partition(".")[0] for text in logged} | {"jobs", "messages", "rows", "schedules"}
     named = {text for tree in trees for text in texts(tree) if event.fullmatch(text)}
-    indirect = {
-        text for text in named - set(JobKind) if text.partition(".")[0] in subjects and not NO_EVENT.fullmatch(text)
-    }
+    named -= {*JobKind, *EventType}
+    indirect = {text for text in named if text.partition(".")[0] in subjects and not NO_EVENT.fullmatch(text)}
     dynamic = {f"volume.{code}" for code in (ItemCode.EXPANDED, ItemCode.SNAPSHOTTED)}  # domain/bulk/chunks.py
     return logged | indirect | dynamic
 
@@ -136,6 +136,10 @@ def test_problem_table_has_the_codes_statuses_and_titles_of_the_code() -> None:
     found = [(name(code), int(status), title) for code, status, title in table("http-api.md", "## Problems")]
 
     assert found == [(problem.code, problem.status, problem.title) for problem in PROBLEM_TYPES.values()]
+
+
+def test_table_of_events_has_the_types_of_the_code() -> None:
+    assert [name(row[0]) for row in table("webhooks.md", "## Events")] == list(EventType)
 
 
 def test_check_table_has_the_codes_of_the_code() -> None:

@@ -13,6 +13,7 @@ KIND_WORDS: Final = {
     "bulk.expand": "Expand many volumes",
     "bulk.snapshot": "Snapshot many volumes",
     "bulk.lane": "Lane of a bulk job",
+    "webhook.deliver": "Deliver to webhook",
 }
 
 #: By the status of a job or an item, the state of a volume or a snapshot, or the outcome of a run.

@@ -16,6 +16,7 @@ from domain.db.connections import create_engine, require_usable_pooler
 from domain.db.migrations import MIGRATION_LOCK
 from domain.jobs import acceptance, stats
 from domain.jobs import model as jobs_model
+from domain.jobs.webhooks import model as webhooks_model
 from domain.projects import model as projects_model
 from domain.schedules import model as schedules_model
 from domain.snapshots import model as snapshots_model
@@ -35,6 +36,7 @@ TABLES = (
     storage_model,
     stats,
     volumes_model,
+    webhooks_model,
 )
 _POLL_SECONDS: Final = 0.2
 #: Must be short: while an ALTER waits for one slow transaction, every later query of that table waits behind it.

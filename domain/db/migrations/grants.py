@@ -1,7 +1,8 @@
 """Roles with the least privileges: the API and the workers read and write rows, and never change the schema.
 
 Neither can change what the audit log says. The API cannot delete from it either, nor delete jobs, nor pretend to be a
-worker; workers cannot read the digests of keys, and cannot change keys, projects or limits.
+worker, nor read the secrets of webhooks; workers cannot read the digests of keys, and cannot change keys, projects,
+limits or webhooks.
 """
 
 import asyncio
@@ -32,11 +33,13 @@ _WITHHELD: Final[Mapping[Part, Mapping[str, Collection[str]]]] = {
         "job_items": {"INSERT", "UPDATE"},  # the plan of a job that is cancelled before it has begun is deleted
         "jobs": {"DELETE"},
         "audit_entries": {"UPDATE", "DELETE"},
+        "webhooks": {"SELECT"},
     },
     Part.WORKER: {
         **dict.fromkeys(("alembic_version", "projects"), _ROWS),
         **dict.fromkeys(("api_keys", "sessions"), _ROWS | {"SELECT"}),
         "audit_entries": {"UPDATE"},
+        "webhooks": _ROWS,
     },
 }
 #: What workers need of the tables that are withheld: whether the owner of a schedule has a valid key, and to lock a
@@ -44,6 +47,10 @@ _WITHHELD: Final[Mapping[Part, Mapping[str, Collection[str]]]] = {
 _FOR_WORKERS: Final = (
     "GRANT SELECT (name, role, project_id, revoked_at, expires_at) ON %2$I.api_keys TO %1$I",
     "GRANT UPDATE (created_at) ON %2$I.projects TO %1$I",
+)
+#: What the API needs of webhooks: everything but the secrets that deliveries are signed with.
+_FOR_API: Final = (
+    "GRANT SELECT (id, project_id, url, events, enabled, created_by, created_at, limits_told) ON %2$I.webhooks TO %1$I",
 )
 _FOR_ALL: Final = (
     "GRANT CONNECT ON DATABASE %3$I TO %1$I",
@@ -119,6 +126,8 @@ def _grant_and_withhold(connection: Connection, role: str, parts: Collection[Par
         withheld = frozenset.intersection(*(frozenset(_WITHHELD[part][table]) for part in parts))
         if withheld:
             templates.append(f"REVOKE {', '.join(sorted(withheld))} ON %2$I.{table} FROM %1$I")
+    if Part.API in parts:
+        templates += _FOR_API
     if Part.WORKER in parts:
         templates += _FOR_WORKERS
     for statement in connection.scalars(_STATEMENTS, {"role": role, "templates": templates}).all():

@@ -16,6 +16,7 @@ from domain.db.sql import from_now
 from domain.jobs.model import Job
 from domain.jobs.states import LIVE, JobStatus
 from domain.jobs.store import statements
+from domain.jobs.webhooks.outbox import tell_of_jobs
 
 #: Seconds until the next try of a parent that could not be given new lanes; others are processed meanwhile.
 _DEFER_SECONDS: Final = 60.0
@@ -40,7 +41,10 @@ class ParentRepository:
     async def add_counts(self, parent_id: UUID, *, succeeded: int = 0, failed: int = 0, skipped: int = 0) -> bool:
         """Count finished items; the last one ends the job. Returns whether it did."""
         params = {"parent_id": parent_id, "succeeded": succeeded, "failed": failed, "skipped": skipped}
-        return await self._session.scalar(statements.ADD_COUNTS, params) not in (None, JobStatus.RUNNING)
+        status = await self._session.scalar(statements.ADD_COUNTS, params)
+        if status in (JobStatus.FAILED, JobStatus.PARTIAL):
+            await tell_of_jobs(self._session, [parent_id])
+        return status not in (None, JobStatus.RUNNING)
 
     async def is_cancelled(self, parent_id: UUID) -> bool:
         """Return whether the cancellation of a parent was requested."""

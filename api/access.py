@@ -32,6 +32,7 @@ _V1: Final[Mapping[str, Mapping[str, Role]]] = {
     "/volumes": {"GET": _VIEWER, "POST": _OPERATOR},
     "/volumes/{}": {"GET": _VIEWER, "PATCH": _OPERATOR, "DELETE": _OWNER},
     "/volumes/{}/expand": {"POST": _OPERATOR},
+    "/volumes/{}/history": {"GET": _VIEWER},
     "/volumes/{}/snapshots": {"GET": _VIEWER, "POST": _OPERATOR},
     "/volumes/expand": {"POST": _VIEWER},  # the route requires an owner unless it is a dry run
     "/volumes/snapshots": {"POST": _OWNER},

@@ -9,8 +9,10 @@ import shutil
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
+from uuid import UUID
 
 import httpx
 from playwright.async_api import Browser, Page, async_playwright
@@ -18,8 +20,10 @@ from playwright.async_api import Browser, Page, async_playwright
 from api.cli.demo import free_port
 from api.cli.key_file import read_key_file
 from api.cli.stack import Stack, run
-from domain.embedded import temporary_data_dir
-from domain.settings import load_settings
+from domain.db.database import Database
+from domain.embedded import EmbeddedServers, temporary_data_dir
+from domain.settings import Settings, load_settings
+from domain.volumes.history import VolumeSample
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 TARGET: Final = ROOT / "build" / "screenshots"
@@ -43,7 +47,7 @@ class Pictures:
         key = read_key_file(self._stack.settings.data_dir)
         headers = {"Authorization": f"Bearer {key}", "Prefer": "wait=20"}
         async with httpx.AsyncClient(base_url=f"{self._stack.url}/api/v1", headers=headers, timeout=60) as client:
-            paths = await fill(client)
+            paths = await fill(client, self._stack.settings)
         async with a_browser() as browser:
             for scheme in SCHEMES:
                 for width, height in SIZES:
@@ -70,7 +74,7 @@ class Pictures:
         await page.screenshot(path=TARGET / f"create-{suffix}.png")
 
 
-async def fill(client: httpx.AsyncClient) -> dict[str, str]:
+async def fill(client: httpx.AsyncClient, settings: Settings) -> dict[str, str]:
     """Make volumes, a bulk job with a failure, snapshots, a schedule and keys; return the paths of the pages."""
     for number in range(1, _VOLUMES + 1):
         team = ("search", "billing", "mail")[number % 3]
@@ -80,6 +84,7 @@ async def fill(client: httpx.AsyncClient) -> dict[str, str]:
         await client.post("/volumes", json=body)
     volumes = (await client.get("/volumes", params={"limit": 100})).json()["items"]
     write_data([Path(volume["path"]) for volume in volumes])
+    await write_history(settings.data_dir, volumes[0]["id"])
     bulk = (await client.post("/volumes/expand", json={"percent": 25, "max_concurrent": 4})).json()
     for name in ("monday", "before-the-upgrade"):
         await client.post(f"/volumes/{volumes[0]['id']}/snapshots", json={"name": name})
@@ -101,6 +106,20 @@ def write_data(files: Sequence[Path]) -> None:
         with path.open("r+b") as file:
             file.write(b"x" * draw.randrange(60 * _MIB))
     files[3].unlink()
+
+
+async def write_history(data_dir: Path, volume_id: str) -> None:
+    """Give a volume three weeks that it has not lived through."""
+    used, samples = 2 * _MIB, []
+    for days in range(21, 0, -1):
+        at, size = datetime.now(UTC) - timedelta(days=days), (8 if used < 6 * _MIB else 64) * _MIB
+        samples.append(VolumeSample(volume_id=UUID(volume_id), at=at, size=size, used=used))
+        used += used // 9
+    servers = EmbeddedServers(data_dir, postgres=True, redis=False)
+    database = Database(servers.application_url, pool_size=1, timeout=10)
+    async with database.transaction() as session:
+        session.add_all(samples)
+    await database.close()
 
 
 @asynccontextmanager

@@ -53,6 +53,7 @@ from domain.snapshots.service import SnapshotService
 from domain.storage.backends import Backends
 from domain.storage.directory import BackendDirectory
 from domain.storage.registry import SAMPLE, BackendRegistry
+from domain.volumes.history import VolumeHistory, prune_samples
 from domain.volumes.names import VolumeNames
 from domain.volumes.repository import VolumeRepository
 from domain.volumes.service import VolumeService
@@ -89,6 +90,7 @@ class Services:
     overview: OverviewService
     volumes: VolumeService
     volume_names: VolumeNames
+    volume_history: VolumeHistory
     snapshots: SnapshotService
     bulk: BulkService
     actions: Actions
@@ -266,6 +268,7 @@ def compose(
         overview=OverviewService(database, lease=settings.lease_seconds),
         volumes=_volumes(settings, database, queue, directory),
         volume_names=VolumeNames(database),
+        volume_history=VolumeHistory(database),
         snapshots=snapshots,
         bulk=bulk,
         actions=actions,
@@ -303,7 +306,11 @@ def _bulk_operations(database: Database, backends: Backends, snapshots: Snapshot
 
 def _others_pruned(settings: Settings) -> Sequence[tuple[Prune, float]]:
     """Return what else is pruned, and after how many days."""
-    return [(prune_runs, settings.keep_jobs_days), (_prune_audit, settings.keep_audit_days)]
+    return [
+        (prune_runs, settings.keep_jobs_days),
+        (prune_samples, settings.keep_history_days),
+        (_prune_audit, settings.keep_audit_days),
+    ]
 
 
 async def _prune_audit(session: AsyncSession, *, age: timedelta) -> Pruned:

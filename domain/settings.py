@@ -105,6 +105,7 @@ class Settings(LogSettings):
     busy_seconds: Seconds = 600.0
     max_concurrent: int = Field(default=100, ge=1, le=10_000)
     keep_audit_days: int = Field(default=400, ge=1, le=36_500)
+    keep_history_days: int = Field(default=30, ge=1, le=36_500)
     keep_jobs_days: int = Field(default=30, ge=1, le=36_500)
     heartbeat_file: Path | None = None
 

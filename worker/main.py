@@ -94,7 +94,7 @@ async def open_worker(settings: Settings) -> AsyncIterator[Runner]:
             services.maintenance_tasks(engine).due, heartbeat, services.retention.prune, interval=settings.sweep_seconds
         )
         detector = StallDetector(runner.running, stall=stall, slots=settings.max_jobs)
-        loops = (heartbeat, maintenance, detector, services.fence_retention)
+        loops = (heartbeat, maintenance, detector, services.fence_retention, services.volume_history)
         async with in_background(announcing, *(loop.run_forever() for loop in loops)):
             yield runner
             await runner.close()

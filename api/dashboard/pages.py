@@ -31,7 +31,7 @@ from domain.operations import VolumeState
 _STATIC: Final = Path(__file__).parent / "static"
 _MEDIA_TYPES: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 #: All files there are: nothing else is looked for.
-_FILES: Final = {file.name: file for file in _STATIC.iterdir() if file.suffix in _MEDIA_TYPES}
+_FILES: Final = {file.name: file for file in _STATIC.rglob("*") if file.suffix in _MEDIA_TYPES}
 _TAGS: Final = {name: f'"{blake2b(file.read_bytes(), digest_size=8).hexdigest()}"' for name, file in _FILES.items()}
 _MAX_ERRORS: Final = 3
 _MAX_CRON: Final = 100

@@ -1,6 +1,7 @@
 """Volumes: bodies that create, change and expand one, list filters, and the response."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any, Final, Self
 from uuid import UUID
@@ -36,6 +37,7 @@ from api.schemas.fields import (
 )
 from api.schemas.pagination import PageQuery
 from domain.operations import VolumeState
+from domain.volumes.history import Sample
 from domain.volumes.model import GROWTH_MEMBERS, Growth, Volume
 from domain.volumes.repository import VolumeFilter
 from domain.volumes.service import NewVolume
@@ -62,6 +64,7 @@ VOLUME_EXAMPLE: Final[dict[str, Any]] = {
     "created_at": EXAMPLE_TIME,
     "updated_at": EXAMPLE_TIME,
 }
+SAMPLE_EXAMPLE: Final[dict[str, Any]] = {"at": EXAMPLE_TIME, "size": 10737418240, "used": 4096}
 
 
 class AutogrowIn(RequestBody):
@@ -255,3 +258,30 @@ class VolumeOut(BaseModel):
     def from_row(cls, volume: Volume, path: str | None) -> Self:
         """Render a row."""
         return cls.model_validate(volume).model_copy(update={"path": path})
+
+
+class SampleOut(BaseModel):
+    """What a volume was like at a time. Sizes are in bytes."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    at: UtcDatetime
+    size: int
+    used: int | None = Field(description=USED)
+
+
+class HistoryOut(BaseModel):
+    """The history of a volume, oldest first."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"samples": [SAMPLE_EXAMPLE]}]})
+
+    samples: list[SampleOut] = Field(
+        description="One for each hour in which the size has changed, or what is used by a hundredth of the size; "
+        "then what is so now. The newest 2,000 hours of those that are kept (`CISTERN_KEEP_HISTORY_DAYS`)."
+    )
+
+    @classmethod
+    def of(cls, volume: Volume, samples: Sequence[Sample]) -> Self:
+        """Render the samples, and the row."""
+        now = Sample(datetime.now(UTC), volume.size, volume.used)
+        return cls(samples=[SampleOut.model_validate(one) for one in (*samples, now)])

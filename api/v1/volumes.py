@@ -14,7 +14,7 @@ from api.openapi import BODY, accepts, documented_get, errors
 from api.problems import GROWTH_REQUIRED
 from api.schemas.jobs import JobOut
 from api.schemas.pagination import Paginated, paginated_response
-from api.schemas.volumes import GrowthIn, VolumeIn, VolumeOut, VolumePatch, VolumeQuery
+from api.schemas.volumes import GrowthIn, HistoryOut, VolumeIn, VolumeOut, VolumePatch, VolumeQuery
 from domain.errors import (
     BackendOvercommitted,
     BadCursor,
@@ -112,6 +112,13 @@ async def expand_volume(
 ) -> JobOut:
     """Expand a volume. A volume has one operation at a time: if it is busy, the error has the id of its job."""
     return await accepted(await services.volumes.request_expand(volume_id, body.growth(), origin=origin))
+
+
+@router.get(f"{VOLUME}/history", summary="Get the history of a volume", responses=errors(VolumeNotFound))
+async def get_history(volume_id: UUID, services: ServicesDep, project_id: ProjectDep) -> HistoryOut:
+    """Return what the volume was like in each hour in which it has changed, oldest first, and what it is like now."""
+    volume = await services.volumes.get(volume_id, project_id=project_id)
+    return HistoryOut.of(volume, await services.volume_history.of(volume_id))
 
 
 @router.delete(VOLUME, status_code=202, summary="Delete a volume", responses=accepts(*DELETE_ERRORS))

@@ -48,7 +48,7 @@ REVISIONS = [script.revision for script in ScriptDirectory.from_config(config_of
 TABLES = (
     *("jobs", "volumes", "snapshots", "workers", "idempotency_keys", "job_items", "counters"),
     *("schedules", "schedule_runs", "installation", "backends", "backend_servers", "test_notes"),
-    *("projects", "api_keys", "audit_entries", "sessions", "webhooks"),
+    *("projects", "api_keys", "audit_entries", "sessions", "webhooks", "volume_samples"),
 )
 
 #: The project that every database has.
@@ -188,6 +188,12 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "key_id": "'%s'",
         "created_at": "now()",
         "last_used_at": "now()",
+    },
+    "volume_samples": {
+        "volume_id": "'%s'",
+        "at": "now()",
+        "size": "4096",
+        "used": "NULL",
     },
     "webhooks": {
         "project_id": DEFAULT,

@@ -50,18 +50,25 @@ async def test_no_other_file_is_served(name: str) -> None:
     assert (await get(f"/docs/{name}")).status_code == 404
 
 
-def test_vendored_files_are_those_that_the_readme_names() -> None:
-    sums = re.findall(r"^    ([0-9a-f]{64})  (\S+)$", (FOLDER / "README.md").read_text(), re.MULTILINE)
-    own = {"README.md", "index.html", "docs.js"}
+@pytest.mark.parametrize(
+    ("folder", "own"),
+    [
+        (FOLDER, {"README.md", "index.html", "docs.js"}),
+        (ROOT / "api" / "dashboard" / "static" / "uplot", {"README.md"}),
+    ],
+    ids=["swagger-ui", "uplot"],
+)
+def test_vendored_files_are_those_that_the_readme_names(folder: Path, own: set[str]) -> None:
+    sums = re.findall(r"^    ([0-9a-f]{64})  (\S+)$", (folder / "README.md").read_text(), re.MULTILINE)
 
-    assert {name for _, name in sums} | own == {path.name for path in FOLDER.iterdir()}
-    assert all(hashlib.sha256((FOLDER / name).read_bytes()).hexdigest() == digest for digest, name in sums)
+    assert {name for _, name in sums} | own == {path.name for path in folder.iterdir()}
+    assert all(hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest for digest, name in sums)
 
 
 def test_files_are_part_of_the_installed_package() -> None:
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
 
-    assert data["api"] == ["dashboard/static/*", "dashboard/templates/*", "static/*/*"]
+    assert data["api"] == ["dashboard/static/*", "dashboard/static/*/*", "dashboard/templates/*", "static/*/*"]
 
 
 def test_policy_allows_nothing_inline_nothing_foreign_and_no_frame() -> None:

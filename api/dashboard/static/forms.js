@@ -1,6 +1,7 @@
 // Forms in dialogs: their fields become the JSON of a request.
 
 import { done, send } from "./actions.js";
+import { sizeText } from "./sizes.js";
 import { showTimes } from "./times.js";
 
 const READERS = {
@@ -75,12 +76,6 @@ async function submit(form) {
   } finally {
     button.disabled = false;
   }
-}
-
-function sizeText(bytes) {
-  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
-  const power = Math.min(units.length - 1, Math.max(0, Math.floor(Math.log2(Math.max(1, bytes)) / 10)));
-  return `${+(bytes / 1024 ** power).toFixed(1)} ${units[power]}`;
 }
 
 async function plan(form) {

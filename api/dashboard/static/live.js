@@ -18,6 +18,7 @@ function away(text) {
 }
 
 function replace(fresh) {
+  let changed = false;
   for (const element of document.querySelectorAll("[data-live]")) {
     const other = fresh.getElementById(element.id);
     if (other === null) {
@@ -31,6 +32,7 @@ function replace(fresh) {
     if (element.contains(document.activeElement) && document.activeElement.matches("input, select, textarea")) {
       continue; // somebody is typing
     }
+    changed = true;
     const focused = element.contains(document.activeElement) ? document.activeElement.outerHTML : null;
     const open = [...element.querySelectorAll("details")].map((one) => one.open);
     const scrolled = [...element.querySelectorAll(".scroll")].map((one) => one.scrollLeft);
@@ -44,6 +46,9 @@ function replace(fresh) {
     if (focused !== null) {
       [...element.querySelectorAll("a, button, summary, [tabindex]")].find((one) => one.outerHTML === focused)?.focus();
     }
+  }
+  if (changed) {
+    document.dispatchEvent(new Event("cistern:changed"));
   }
 }
 

@@ -2,6 +2,7 @@
 // elements, so a page has only to mark them.
 
 import { startActions } from "./actions.js";
+import { startChart } from "./chart.js";
 import { startFollowing } from "./follow.js";
 import { startForms } from "./forms.js";
 import { startLive } from "./live.js";
@@ -12,6 +13,7 @@ startLive();
 startFollowing();
 startActions();
 startForms();
+startChart();
 
 const insecure = document.getElementById("insecure");
 if (insecure !== null) {

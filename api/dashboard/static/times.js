@@ -14,6 +14,10 @@ function words(moment) {
   return "now";
 }
 
+export function exactText(moment) {
+  return exact.format(moment);
+}
+
 export function showTimes(root = document) {
   for (const element of root.querySelectorAll("time[datetime]")) {
     const moment = new Date(element.dateTime);

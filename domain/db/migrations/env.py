@@ -21,6 +21,7 @@ from domain.projects import model as projects_model
 from domain.schedules import model as schedules_model
 from domain.snapshots import model as snapshots_model
 from domain.storage import model as storage_model
+from domain.volumes import history
 from domain.volumes import model as volumes_model
 
 #: Imported to register their tables in Base.metadata.
@@ -29,6 +30,7 @@ TABLES = (
     acceptance,
     audit_model,
     bulk_model,
+    history,
     jobs_model,
     projects_model,
     schedules_model,

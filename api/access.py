@@ -13,7 +13,7 @@ from starlette.types import Scope
 from api.dependencies import V0_PATH, V1_PATH
 from api.problems import KEY_INVALID, KEY_MISSING, NO_KEYS, ROLE_INSUFFICIENT, ProblemType, http_type, type_of
 from api.request_headers import RequestHeaders
-from api.session_cookies import is_read_by_own_page, is_sent_by_own_page, session_token
+from api.session_cookies import chosen_project, is_read_by_own_page, is_sent_by_own_page, session_token
 from domain.access.model import Principal, Role
 from domain.access.service import KeyService
 from domain.access.sessions import SessionService
@@ -72,6 +72,7 @@ PAGES: Final[Mapping[str, Mapping[str, Role | None]]] = {
     "/schedules/{}": {"GET": _VIEWER},
     "/schedules/preview": {"GET": _VIEWER},
     "/settings": {"GET": _VIEWER},
+    "/project": {"POST": Role.SYSTEM},
     "/sign-in": {"GET": None, "POST": None},
     "/sign-out": {"POST": None},
 }
@@ -106,7 +107,7 @@ _PATH: Final = re.compile("|".join(f"({re.escape(path).replace(re.escape('{}'), 
 
 #: Routes where the cookie of a session counts without the header that only a script can send: an `EventSource` cannot,
 #: nor can a form.
-_WITHOUT_MARK: Final = frozenset({V1_PATH + "/jobs/{}/events", "/sign-in", "/sign-out"})
+_WITHOUT_MARK: Final = frozenset({V1_PATH + "/jobs/{}/events", "/sign-in", "/sign-out", "/project"})
 
 #: Kinds of jobs whose requests need no more than an operator.
 _OPERATORS_KINDS: Final = frozenset(
@@ -171,6 +172,8 @@ async def admit(scope: Scope, headers: RequestHeaders, accounts: Accounts) -> No
     require_role(principal, needed)
     if PROJECT_HEADER in headers:
         scope["state"]["principal"] = await _in_project(headers[PROJECT_HEADER], principal, accounts.projects)
+    elif principal.session is not None and principal.role is Role.SYSTEM:
+        scope["state"]["principal"] = await _in_chosen_project(chosen_project(headers), principal, accounts.projects)
 
 
 async def _missing(keys: KeyService) -> AccessRefused:
@@ -200,6 +203,12 @@ async def _in_project(header: bytes, principal: Principal, projects: ProjectServ
     if project is None:
         raise AccessRefused(type_of(ProjectNotFound), f"There is no project named {name!r} for this key.")
     return replace(principal, project=project)
+
+
+async def _in_chosen_project(name: str | None, principal: Principal, projects: ProjectService) -> Principal:
+    """Return the principal in the project that the browser has chosen; in that of the key if there is no such one."""
+    project = None if name is None else await projects.find(name)
+    return principal if project is None else replace(principal, project=project)
 
 
 def require_role(principal: Principal, needed: Role | None) -> None:

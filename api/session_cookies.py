@@ -1,4 +1,4 @@
-"""The cookie of a browser's session, and when it counts.
+"""The cookies of a browser's session, and when they count: its token, and the project that a system key looks at.
 
 A browser sends a cookie whoever has made it send the request. So a cookie counts only if the browser says that a page
 of this API has: by `Sec-Fetch-Site`, or by `Origin` where it does not send that. Routes of the API also want
@@ -17,13 +17,22 @@ from api.sites import LOOPBACK_HOSTS, without_port
 _NAME: Final = "__Host-cistern"
 #: The name on loopback without TLS, where a browser does not take `Secure` for granted.
 _LOOPBACK_NAME: Final = "cistern"
+_PROJECT: Final = "-project"
 #: Says that a script has sent the request.
 MARK: Final = b"x-cistern-session"
 
 
 def session_token(headers: RequestHeaders) -> str | None:
     """Return the token in the cookie of a request; None if there is none, or more than one."""
-    name = _name(headers)
+    return _cookie(headers, _name(headers))
+
+
+def chosen_project(headers: RequestHeaders) -> str | None:
+    """Return the name of the project that the browser has chosen; None if it has chosen none."""
+    return _cookie(headers, _name(headers) + _PROJECT)
+
+
+def _cookie(headers: RequestHeaders, name: str) -> str | None:
     pairs = (pair.strip().partition("=") for pair in headers.get(b"cookie", b"").decode("latin-1").split(";"))
     values = [value for found, _, value in pairs if found == name]
     return values[0] if len(values) == 1 else None
@@ -47,10 +56,17 @@ def set_session(response: Response, headers: RequestHeaders, token: str) -> None
     response.set_cookie(name, token, secure=name == _NAME, httponly=True, samesite="strict")
 
 
+def set_project(response: Response, headers: RequestHeaders, name: str) -> None:
+    """Have the browser choose a project, for as long as the session lasts."""
+    cookie = _name(headers)
+    response.set_cookie(cookie + _PROJECT, name, secure=cookie == _NAME, httponly=True, samesite="strict")
+
+
 def clear_session(response: Response, headers: RequestHeaders) -> None:
-    """Have the browser delete the cookie."""
+    """Have the browser delete the cookies."""
     name = _name(headers)
-    response.delete_cookie(name, secure=name == _NAME, httponly=True, samesite="strict")
+    for cookie in (name, name + _PROJECT):
+        response.delete_cookie(cookie, secure=name == _NAME, httponly=True, samesite="strict")
 
 
 def _is_same_origin(headers: RequestHeaders) -> bool:

@@ -71,7 +71,9 @@ def up(stack: Stack) -> None:
     async def announce_and_wait() -> None:
         typer.echo(f"Cistern is up. Dashboard: {stack.url}  API: {stack.url}/docs  Ctrl-C stops it.")
         if (key := stack.settings.data_dir / KEY_FILE).exists():
-            typer.echo(f"A key with all rights, to sign in with, is in {key}: curl -H @{key} {stack.url}/api/v1/volumes")
+            typer.echo(
+                f"A key with all rights is in {key}, to sign in and for: curl -H @{key} {stack.url}/api/v1/volumes"
+            )
         await asyncio.Event().wait()
 
     run(stack, announce_and_wait, output=coloured_output(stack))

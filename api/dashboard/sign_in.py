@@ -1,5 +1,9 @@
-"""Sign in and out: a key is exchanged for a session, whose token is in a cookie that scripts cannot read."""
+"""Sign in and out: a key is exchanged for a session, whose token is in a cookie that scripts cannot read.
 
+With a system key, the project that the pages show is in another cookie.
+"""
+
+import re
 from http import HTTPStatus
 from typing import Annotated, Final
 from urllib.parse import parse_qs, urlsplit
@@ -11,10 +15,13 @@ from api.access import PAGES, row_of
 from api.dashboard.rendering import page
 from api.dependencies import ServicesDep
 from api.request_headers import RequestHeaders
-from api.session_cookies import clear_session, set_session
+from api.session_cookies import clear_session, set_project, set_session
 from domain.errors import DatabaseUnavailable
+from domain.projects.model import MAX_NAME
 
 _MAX_NEXT: Final = 2000
+#: Nothing else goes into a cookie.
+_PROJECT_NAME: Final = re.compile(f"[a-z0-9._-]{{1,{MAX_NAME}}}")
 
 router = APIRouter(include_in_schema=False)
 
@@ -46,6 +53,16 @@ async def sign_in(request: Request, services: ServicesDep) -> Response:
         return page(request, "sign_in.html", HTTPStatus.SERVICE_UNAVAILABLE, next_path=next_path, problem=problem)
     response = RedirectResponse(next_path, HTTPStatus.SEE_OTHER)
     set_session(response, _headers(request), token)
+    return response
+
+
+@router.post("/project")
+async def choose_project(request: Request) -> Response:
+    """Look at another project from now on. Whether there is one with this name is asked with each request."""
+    name = parse_qs((await request.body()).decode("latin-1")).get("name", [""])[0]
+    response = RedirectResponse("/", HTTPStatus.SEE_OTHER)
+    if _PROJECT_NAME.fullmatch(name):
+        set_project(response, _headers(request), name)
     return response
 
 

@@ -25,8 +25,8 @@ SCRIPT = "<script>document.title='hacked'</script><img src=x onerror=\"document.
 
 @pytest.fixture
 def settings(bulk_settings: Settings) -> Settings:
-    """Storage that can be held up, so that jobs can be watched."""
-    return bulk_settings
+    """Storage that can be held up, so that jobs can be watched, and a host for webhooks."""
+    return bulk_settings.model_copy(update={"webhook_hosts": ("hooks.example",)})
 
 
 @pytest.fixture
@@ -165,6 +165,51 @@ async def test_key_is_shown_once_and_revoked(dashboard: Dashboard) -> None:
 
     await expect(row).to_contain_text("revoked")
     assert "cst_" not in (await dashboard.page.locator("#new-key-text").text_content() or "")
+
+
+async def test_system_key_chooses_a_project_and_sets_its_limits(dashboard: Dashboard, services: Services) -> None:
+    page = dashboard.page
+    await dashboard.open("/settings")
+    await dashboard.press("Create a project…")
+    await dashboard.fill("Name", "search")
+    await dashboard.fill("Volumes", "7")
+    await dashboard.press("Create")
+    row = page.locator("#projects").get_by_role("row", name="search")
+    await row.get_by_role("button", name="Show").click()
+    await page.wait_for_url("**/")
+    await dashboard.open("/settings")
+    await expect(page.get_by_role("heading", name="Project search")).to_be_visible()
+    await dashboard.press("Change limits…")
+    await dashboard.fill("Bytes", "10GiB")
+    await dashboard.fill("Volumes", "")
+    await dashboard.press("Save")
+    await expect(page.get_by_role("row", name="bytes")).to_contain_text("10 GiB")
+
+    assert await sql(services, "SELECT max_volumes, max_bytes FROM projects WHERE name = 'search'") == [
+        (None, 10 * 2**30)
+    ]
+
+
+async def test_webhook_is_created_paused_and_deleted(dashboard: Dashboard, services: Services) -> None:
+    page = dashboard.page
+    await dashboard.open("/settings")
+    await dashboard.press("Create a webhook…")
+    await dashboard.fill("URL", "http://elsewhere.example/")
+    await dashboard.press("Create")
+    await dashboard.shows("CISTERN_WEBHOOK_HOSTS does not have the host")
+    await dashboard.fill("URL", "http://hooks.example/")
+    await page.locator("dialog[open]").get_by_label("limit.reached").uncheck()
+    await dashboard.press("Create")
+    await expect(page.locator("#new-webhook-text")).to_have_text(re.compile("^whsec_"))
+    await dashboard.press("Done")
+    row = page.locator("#webhooks").get_by_role("row", name="http://hooks.example/")
+    await expect(row).not_to_contain_text("limit.reached")
+    await row.get_by_role("button", name="Pause").click()
+    await expect(row).to_contain_text("paused")
+    assert await sql(services, "SELECT cardinality(events), enabled FROM webhooks") == [(5, False)]
+    await row.get_by_role("button", name="Delete").click()
+    await dashboard.press("Delete it")
+    await dashboard.shows("Nobody is told when a job fails.")
 
 
 async def test_viewer_sees_no_buttons(services: Services, browser: Browser) -> None:

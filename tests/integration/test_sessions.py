@@ -18,6 +18,7 @@ from domain.access.service import CACHE_SECONDS, NewKey
 from domain.access.sessions import SessionService
 from domain.services import Services
 from tests.integration.job_builders import sql
+from tests.integration.project_builders import a_project
 from tests.support.http import client_of
 
 MARK = {"X-Cistern-Session": "1"}
@@ -242,3 +243,34 @@ async def test_page_asks_for_a_key_and_a_script_is_told(app: FastAPI) -> None:
         "/sign-in?next=/jobs%3Fstatus%3Dfailed%26kind%3Dvolume.create",
     )
     assert (script.status_code, script.json()["code"]) == (401, "key-missing")
+
+
+async def test_browser_of_a_system_key_shows_the_project_that_it_has_chosen(app: FastAPI, services: Services) -> None:
+    await a_project(services, "other")
+    shown = {}
+    for role in (Role.SYSTEM, Role.OWNER):
+        key = (await services.keys.create(NewKey(role, role))).text
+        async with client_of(app, headers=OWN) as client:
+            await client.post("/sign-in", data={"key": key, "next": "/"})
+            for name in ("other", "gone", "x; Secure=no"):
+                answer = await client.post("/project", data={"name": name})
+                page = (await client.get("/settings")).text
+                shown[role, name] = (answer.status_code, "Project <bdi>other</bdi>" in page)
+
+    assert shown == {
+        (Role.SYSTEM, "other"): (303, True),
+        (Role.SYSTEM, "gone"): (303, False),
+        (Role.SYSTEM, "x; Secure=no"): (303, False),
+        **{(Role.OWNER, name): (403, False) for name in ("other", "gone", "x; Secure=no")},
+    }
+
+
+async def test_project_is_not_chosen_by_another_site(app: FastAPI, services: Services) -> None:
+    await a_project(services, "other")
+    key = (await services.keys.create(NewKey("a", Role.SYSTEM))).text
+    async with client_of(app, headers=OWN) as client:
+        await client.post("/sign-in", data={"key": key, "next": "/"})
+        answer = await client.post("/project", data={"name": "other"}, headers={"Sec-Fetch-Site": "cross-site"})
+
+        assert answer.status_code == 403
+        assert "Project <bdi>default</bdi>" in (await client.get("/settings")).text

@@ -54,9 +54,9 @@ async function asked(button) {
   return dialog.returnValue === "ok";
 }
 
-function showKey(text) {
-  document.getElementById("new-key-text").textContent = text;
-  document.getElementById("new-key").showModal();
+function showSecret(what, text) {
+  document.getElementById(`new-${what}-text`).textContent = text;
+  document.getElementById(`new-${what}`).showModal();
 }
 
 // What follows a request that was accepted.
@@ -66,7 +66,9 @@ export async function done(then, answer) {
   } else if (then === "schedule") {
     window.location.assign(`/schedules/${answer.id}`);
   } else if (then === "key") {
-    showKey(answer.key);
+    showSecret("key", answer.key);
+  } else if (then === "webhook") {
+    showSecret("webhook", answer.secret);
   } else if (then?.startsWith("/")) {
     window.location.assign(then);
   } else if (then === "load") {
@@ -105,7 +107,7 @@ export function startActions() {
     } else if (button.matches("[data-close]")) {
       button.closest("dialog").close();
       if (button.dataset.refreshes !== undefined) {
-        document.getElementById("new-key-text").textContent = "";
+        document.getElementById(button.dataset.refreshes).textContent = "";
         refresh();
       }
     } else if (button.dataset.copies !== undefined) {

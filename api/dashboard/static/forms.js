@@ -7,6 +7,8 @@ import { showTimes } from "./times.js";
 const READERS = {
   text: (text) => text,
   number: Number,
+  limit: (text) => (text === "" ? null : /^\d+$/.test(text) ? Number(text) : text),
+  checked: (_, __, field) => (field.checked ? field.value : undefined),
   json: JSON.parse,
   amount: (text, name) => (name === "percent" ? Number(text) : text),
   sizeornumber: (text) => (/^\d+$/.test(text) ? Number(text) : text),
@@ -41,11 +43,13 @@ export function bodyOf(form) {
     }
     let value;
     try {
-      value = READERS[field.dataset.as](text, name);
+      value = READERS[field.dataset.as](text, name, field);
     } catch (error) {
       throw new Error(`${field.labels[0].textContent}: ${error.message}`);
     }
-    if (inner === undefined) {
+    if (field.dataset.as === "checked") {
+      body[name] = [...(body[name] ?? []), ...(value === undefined ? [] : [value])];
+    } else if (inner === undefined) {
       body[name] = value;
     } else {
       body[outer] = { ...body[outer], [inner]: value };

@@ -41,6 +41,8 @@ _V1: Final[Mapping[str, Mapping[str, Role]]] = {
     "/snapshots/{}/restore": {"POST": _OWNER},
     "/jobs": {"GET": _VIEWER},
     "/jobs/{}": {"GET": _VIEWER},
+    "/jobs/cancel": {"POST": _OWNER},
+    "/jobs/retry": {"POST": _OWNER},
     "/jobs/{}/events": {"GET": _VIEWER},
     "/jobs/{}/items": {"GET": _VIEWER},
     "/jobs/{}/cancel": {"POST": _OPERATOR},

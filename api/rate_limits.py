@@ -32,6 +32,8 @@ _EXCEPTIONS: Final[Mapping[tuple[str, str], int]] = {
     ("POST", f"{V0_PATH}/volumes/expand"): _BULK,
     ("POST", f"{V1_PATH}/volumes/expand"): _BULK,
     ("POST", f"{V1_PATH}/volumes/snapshots"): _BULK,
+    ("POST", f"{V1_PATH}/jobs/cancel"): _BULK,
+    ("POST", f"{V1_PATH}/jobs/retry"): _BULK,
     ("POST", f"{V1_PATH}/schedules/{{}}/run"): _BULK,
 }
 _WRITES: Final = frozenset({"POST", "PATCH", "DELETE"})

@@ -25,6 +25,7 @@ from domain.fence_retention import FenceRetention
 from domain.jobs.attempt import RetryPolicy
 from domain.jobs.engine import JobEngine
 from domain.jobs.kinds import JobHandler, JobHandlers, JobKind
+from domain.jobs.many_jobs import ManyJobs
 from domain.jobs.model import Worker
 from domain.jobs.overview import OverviewService
 from domain.jobs.service import JobService
@@ -104,6 +105,11 @@ class Services:
     stats: StatsCache
     retention: Retention
     fence_retention: FenceRetention
+
+    @property
+    def many_jobs(self) -> ManyJobs:
+        """What changes all jobs that match."""
+        return ManyJobs(self.database, self.jobs)
 
     def engine(self, worker: Worker, job_handlers: JobHandlers) -> JobEngine:
         """Return the job engine of one worker process, which claims the jobs that it has handlers for."""

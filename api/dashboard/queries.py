@@ -1,10 +1,13 @@
 """The filters of the lists. A field of a form that is left empty is no filter."""
 
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final, TypeVar
 from urllib.parse import urlencode
 from uuid import UUID
 
 from pydantic import BeforeValidator, Field
+from pydantic_core import to_json
 
 from api.schemas.pagination import PageQuery
 from domain.bulk.model import ItemStatus
@@ -15,6 +18,7 @@ from domain.volumes.repository import VolumeFilter
 
 _MAX_TEXT: Final = 128
 _PERCENT: Final = 100
+_MAX_HOURS: Final = 10_000
 
 Value = TypeVar("Value")
 #: An empty text is None.
@@ -40,12 +44,24 @@ class JobsQuery(ListQuery):
     created_by: _Optional[_Text] = None
     volume_id: _Optional[UUID] = None
     schedule_id: _Optional[UUID] = None
+    hours: _Optional[Annotated[int, Field(ge=1, le=_MAX_HOURS)]] = None
 
     def filters(self) -> JobFilter:
         """Convert to the filter of the domain."""
         return JobFilter(
-            self.status, self.kind, self.volume_id, created_by=self.created_by, schedule_id=self.schedule_id
+            self.status,
+            self.kind,
+            self.volume_id,
+            created_by=self.created_by,
+            schedule_id=self.schedule_id,
+            created_after=None if self.hours is None else datetime.now(UTC) - timedelta(hours=self.hours),
         )
+
+    @property
+    def selectors(self) -> str:
+        """The filters as the body of a request that changes all jobs that match."""
+        given = {name: value for name, value in asdict(self.filters()).items() if value is not None}
+        return to_json(given).decode()
 
 
 class LedgerQuery(ListQuery):

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Annotated, Any, Final
 from uuid import UUID
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, StringConstraints, WithJsonSchema
 
 from api.schemas.base import refuse_more
 from domain.volumes.model import BLOCK_BYTES, MAX_NAME, MAX_SIZE, rounded_down, rounded_up
@@ -145,6 +145,29 @@ LabelTerm = Annotated[str, StringConstraints(pattern=f"^{LABEL_KEY}:{LABEL_VALUE
 JobKind = Annotated[str, StringConstraints(pattern=r"^[a-z]{1,32}[.][a-z]{1,32}$"), Field(examples=["volume.expand"])]
 
 UtcDatetime = Annotated[datetime, AfterValidator(lambda moment: moment.astimezone(UTC))]
+#: A name in a filter; those of keys and schedules have only such characters.
+NameFilter = Annotated[str, Field(max_length=MAX_NAME, pattern=r"^[\x20-\x7e]+$")]
+
+
+def _written_out(value: Any) -> Any:
+    if not isinstance(value, str) or "-" not in value[1:]:  # Pydantic takes numbers for seconds since 1970
+        raise ValueError("must be a time with its zone, such as 2026-01-31T23:59:59Z")
+    return value
+
+
+def _since_1970(moment: datetime) -> datetime:
+    if moment < datetime.fromtimestamp(0, UTC):
+        raise ValueError("must not be before 1970")
+    return moment
+
+
+#: A time in a request, with its zone: without one its meaning would be a guess.
+Moment = Annotated[
+    AwareDatetime,
+    BeforeValidator(_written_out),
+    AfterValidator(_since_1970),
+    Field(examples=["2026-01-31T23:59:59Z"]),
+]
 
 
 def parse_label_terms(terms: Sequence[str]) -> dict[str, str]:

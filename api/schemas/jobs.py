@@ -1,15 +1,17 @@
 """Jobs: list filters and the response."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.schemas.base import EXAMPLE_JOB_ID, EXAMPLE_TIME, EXAMPLE_VOLUME_ID, Omittable
-from api.schemas.fields import IdPrefix, JobKind, UtcDatetime
+from api.schemas.base import EXAMPLE_JOB_ID, EXAMPLE_TIME, EXAMPLE_VOLUME_ID, Omittable, RequestBody
+from api.schemas.fields import IdPrefix, JobKind, Moment, NameFilter, UtcDatetime
 from api.schemas.pagination import PageQuery
 from domain.db.listing import shortened
+from domain.jobs.many_jobs import PAGE
 from domain.jobs.model import Job
 from domain.jobs.states import JobStatus
 from domain.jobs.store.jobs import JobFilter
@@ -42,21 +44,59 @@ JOB_EXAMPLE: Final[dict[str, Any]] = {
 }
 
 
-class JobQuery(PageQuery):
-    """Filters of a list of jobs."""
+class JobSelectors(BaseModel):
+    """What jobs are selected by."""
 
     status: Omittable[JobStatus] = None
     kind: Omittable[JobKind] = None
     volume_id: Omittable[UUID] = None
+    schedule_id: Omittable[UUID] = None
+    created_by: Omittable[NameFilter] = Field(None, description="The name of the key, or of the schedule.")
+    created_after: Omittable[Moment] = Field(None, description="At this time or later.")
+    created_before: Omittable[Moment] = Field(None, description="Before this time.")
+
+    def filters(self) -> JobFilter:
+        """Convert to the domain filter."""
+        return JobFilter(**{name: getattr(self, name) for name in JobSelectors.model_fields})
+
+
+class JobQuery(JobSelectors, PageQuery):
+    """Filters of a list of jobs."""
+
     parent_id: Omittable[UUID] = Field(
         None, description="List the child jobs of this bulk job; without it, child jobs are left out."
     )
-
     id_prefix: Omittable[IdPrefix] = None
 
     def filters(self) -> JobFilter:
         """Convert to the domain filter."""
-        return JobFilter(self.status, self.kind, self.volume_id, self.parent_id, id_prefix=self.id_prefix)
+        return replace(super().filters(), parent_id=self.parent_id, id_prefix=self.id_prefix)
+
+
+class ManyJobsIn(JobSelectors, RequestBody):
+    """Which jobs are to be changed: all that match."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"kind": "volume.expand", "dry_run": True}]})
+
+    before: Omittable[UUID] = Field(None, description="`next_before` of the request before: go on with older jobs.")
+    dry_run: Annotated[bool, Field(strict=True, description="Only count the jobs; nothing is changed.")] = False
+
+
+class ManyJobsOut(BaseModel):
+    """What has become of the newest of the jobs that match."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"accepted": 98, "refused": {"job-ended": 2}, "next_before": EXAMPLE_JOB_ID, "matched": None}]
+        }
+    )
+
+    accepted: int = Field(description="How many jobs were changed.")
+    refused: dict[str, int] = Field(description="How many were not, by the code of the error.")
+    next_before: UUID | None = Field(
+        description=f"A request changes {PAGE} jobs: send it again with this as `before`. Null: these were all."
+    )
+    matched: int | None = Field(description="Of a dry run: how many jobs match; 10000 may be more.")
 
 
 class FailureOut(BaseModel):

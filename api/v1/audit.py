@@ -11,6 +11,7 @@ from pydantic.config import JsonDict
 from api.dependencies import ServicesDep
 from api.openapi import errors
 from api.schemas.base import Omittable
+from api.schemas.fields import NameFilter
 from api.schemas.pagination import PageQuery, Paginated, paginated_response
 from domain.audit.repository import AuditFilter
 from domain.errors import BadCursor
@@ -31,14 +32,12 @@ _EXAMPLE: Final[JsonDict] = {
     "details": None,
 }
 
-_Text = Annotated[str, Field(max_length=128, pattern=r"^[\x20-\x7e]+$")]
-
 
 class AuditQuery(PageQuery):
     """Filters of the audit log."""
 
-    name: Annotated[Omittable[_Text], Field(description="Only what the keys of this name have done.")] = None
-    action: Annotated[Omittable[_Text], Field(description="Only this action, such as `volume.delete`.")] = None
+    name: Annotated[Omittable[NameFilter], Field(description="Only what the keys of this name have done.")] = None
+    action: Annotated[Omittable[NameFilter], Field(description="Only this action, such as `volume.delete`.")] = None
     subject_id: Annotated[Omittable[UUID], Field(description="Only what was done to this.")] = None
     job_id: Annotated[Omittable[UUID], Field(description="Only the request of this job, and its cancellation.")] = None
 

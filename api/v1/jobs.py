@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
+from dataclasses import asdict
 from functools import partial
 from typing import Annotated, Final
 from uuid import UUID
@@ -17,10 +18,10 @@ from api.dependencies import PrincipalDep, ProjectDep, ServicesDep
 from api.error_handlers import EarlyResponse
 from api.etag import NotModifiedDep, job_tag
 from api.held_requests import MAX_STREAM_SECONDS, holding
-from api.openapi import POLLED, accepts, documented_get, errors
+from api.openapi import BODY, POLLED, accepts, documented_get, errors
 from api.problems import RETRY_SECONDS
 from api.schemas.base import TextHeader
-from api.schemas.jobs import JobOut, JobQuery
+from api.schemas.jobs import JobOut, JobQuery, ManyJobsIn, ManyJobsOut
 from api.schemas.pagination import Paginated, paginated_response
 from domain.access.model import Principal
 from domain.errors import (
@@ -41,7 +42,9 @@ from domain.errors import (
     VolumeNotFound,
     VolumeUnusable,
 )
+from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.model import Job
+from domain.jobs.store.jobs import Change
 from domain.services import Services
 
 #: Pause between two events. Changes in between are not lost: every event has the whole job.
@@ -59,6 +62,27 @@ async def list_jobs(
     """List jobs, newest first; the children of a bulk job only with `parent_id`."""
     page = await services.jobs.list_jobs(query.filters(), query.page_of("jobs", project_id), project_id=project_id)
     return paginated_response(page, JobOut.from_row)
+
+
+@router.post("/cancel", summary="Cancel all jobs that match", responses=errors(*BODY))
+async def cancel_jobs(body: ManyJobsIn, services: ServicesDep, origin: OriginDep) -> ManyJobsOut:
+    """Request the cancellation of the newest live jobs that match. An empty body matches all of them."""
+    return await _change_all(Change.CANCEL, body, services, origin)
+
+
+@router.post("/retry", summary="Retry all jobs that match", responses=errors(*BODY))
+async def retry_jobs(body: ManyJobsIn, services: ServicesDep, origin: OriginDep) -> ManyJobsOut:
+    """Retry the newest failed, partially succeeded and cancelled jobs that match and were not retried before."""
+    return await _change_all(Change.RETRY, body, services, origin)
+
+
+async def _change_all(change: Change, body: ManyJobsIn, services: Services, origin: RequestOrigin) -> ManyJobsOut:
+    filters = body.filters()
+    if body.dry_run:
+        count = await services.many_jobs.count(change, filters, project_id=origin.actor.project_id)
+        return ManyJobsOut(accepted=0, refused={}, next_before=None, matched=count.number)
+    changed = await services.many_jobs.change(change, filters, before=body.before, origin=origin)
+    return ManyJobsOut(**asdict(changed), matched=None)
 
 
 async def _job(job_id: UUID, services: ServicesDep, project_id: ProjectDep) -> Job:

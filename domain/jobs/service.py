@@ -48,17 +48,6 @@ class JobService:
         return [jobs.get(job_id) for job_id in job_ids]
 
     async def list_jobs(self, filters: JobFilter, request: PageRequest, *, project_id: UUID) -> Page[Job]:
-        """List the jobs of a project, newest first.
-
-        Raises:
-            BadCursor: the cursor is not from this list.
-        """
-        before = request.before
-        async with self._database.transaction() as session:
-            jobs = JobRepository(session)
-            return request.page(await jobs.page(filters, project_id, before=before, limit=request.limit))
-
-    async def search(self, filters: JobFilter, request: PageRequest, *, project_id: UUID) -> Page[Job]:
         """List the jobs of a project, newest first; look at `SEARCHED` jobs at most where no index has the filter.
 
         A page may then have fewer jobs than wanted, or none, and nevertheless a next one, which looks further.

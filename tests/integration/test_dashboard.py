@@ -148,15 +148,15 @@ async def test_search_looks_at_a_limited_number_of_jobs_and_goes_on(
     cursor, pages = None, 0
     while pages == 0 or cursor is not None:
         request = PageRequest("jobs", limit=2, cursor=cursor)
-        page = await services.jobs.search(JobFilter(kind="volume.delete"), request, project_id=DEFAULT_PROJECT)
+        page = await services.jobs.list_jobs(JobFilter(kind="volume.delete"), request, project_id=DEFAULT_PROJECT)
         found, cursor, pages = [*found, *page.items], page.next_cursor, pages + 1
 
     assert ([job.kind for job in found], pages) == (["volume.delete"], 3)
     nobody = JobFilter(created_by="nobody")
-    page = await services.jobs.search(nobody, PageRequest("jobs"), project_id=DEFAULT_PROJECT)
+    page = await services.jobs.list_jobs(nobody, PageRequest("jobs"), project_id=DEFAULT_PROJECT)
     assert (page.items, page.next_cursor is None) == ([], False)
     failed = JobFilter(JobStatus.FAILED)
-    assert len((await services.jobs.search(failed, PageRequest("jobs"), project_id=DEFAULT_PROJECT)).items) == 10
+    assert len((await services.jobs.list_jobs(failed, PageRequest("jobs"), project_id=DEFAULT_PROJECT)).items) == 10
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from domain.services import Services
 from domain.settings import Settings
 from tests.integration.conftest import RunningWorker
 from tests.integration.dashboard_builders import PATIENCE, Dashboard, a_key, a_page, served
-from tests.integration.job_builders import a_volume, sql
+from tests.integration.job_builders import a_queued_expand, a_volume, sql
 from tests.support.browser import CHROMIUM, NO_CHROMIUM, a_browser, violations
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)]
@@ -111,6 +111,25 @@ async def test_job_is_cancelled_after_a_question(dashboard: Dashboard, services:
     await dashboard.shows("Cancelled")
 
     assert await sql(services, "SELECT status FROM jobs") == [("cancelled",)]
+
+
+async def test_all_that_match_are_cancelled_after_a_question_with_their_number(
+    dashboard: Dashboard, services: Services
+) -> None:
+    for _ in range(3):
+        await a_queued_expand(services)
+    await dashboard.open("/jobs?kind=volume.expand&hours=24")
+    await dashboard.press("Retry all that match…")
+    await dashboard.shows("No job that matches can be retried.")
+    await dashboard.press("Cancel all that match…")
+    await dashboard.shows("Cancel 3 jobs?")
+    await dashboard.press("Let them run")
+    assert await sql(services, "SELECT DISTINCT status FROM jobs") == [("queued",)]
+    await dashboard.press("Cancel all that match…")
+    await dashboard.press("Cancel them")
+    await dashboard.shows("3 jobs were cancelled.")
+
+    assert await sql(services, "SELECT DISTINCT status FROM jobs") == [("cancelled",)]
 
 
 async def test_refused_change_says_why_and_changes_nothing(dashboard: Dashboard, services: Services) -> None:

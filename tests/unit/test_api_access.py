@@ -61,7 +61,7 @@ def test_roles_follow_from_what_a_route_does() -> None:
             elif (
                 method == "DELETE"
                 or "/schedules" in path
-                or path.endswith(("/restore", "/volumes/expand", "/volumes/snapshots"))
+                or path.endswith(("/restore", "/volumes/expand", "/volumes/snapshots", "/jobs/cancel", "/jobs/retry"))
             ):
                 expected = Role.OWNER
             else:

@@ -147,7 +147,8 @@ def test_weights_follow_from_what_a_route_does() -> None:
             if path in ("/healthz", "/readyz"):
                 expected = 0
             elif method != "GET":
-                is_bulk = path.endswith(("/volumes/expand", "/volumes/snapshots", "/schedules/{}/run"))
+                many_jobs = ("/jobs/cancel", "/jobs/retry")
+                is_bulk = path.endswith(("/volumes/expand", "/volumes/snapshots", "/schedules/{}/run", *many_jobs))
                 expected = 50 if is_bulk else 10
             else:
                 expected = 5 if path.startswith("/api/") and not path.endswith("{}") else 1

@@ -37,16 +37,16 @@ export async function send(method, path, body, key = crypto.randomUUID()) {
 }
 
 async function asked(button) {
-  const { confirm, confirmTitle, confirmOk, confirmKeep } = button.dataset;
-  if (confirm === undefined) {
-    return true;
-  }
+  return button.dataset.confirm === undefined || ask(button.dataset, button.classList.contains("danger"));
+}
+
+async function ask({ confirm, confirmTitle, confirmOk, confirmKeep }, isDangerous) {
   const dialog = document.getElementById("confirm");
   const ok = document.getElementById("confirm-ok");
   document.getElementById("confirm-title").textContent = confirmTitle ?? "Are you sure?";
   document.getElementById("confirm-text").textContent = confirm;
   ok.textContent = confirmOk ?? "Do it";
-  ok.classList.toggle("danger", button.classList.contains("danger"));
+  ok.classList.toggle("danger", isDangerous);
   dialog.querySelector("[value=cancel]").textContent = confirmKeep ?? "Keep it";
   dialog.returnValue = "cancel";
   dialog.showModal();
@@ -94,6 +94,45 @@ async function press(button) {
   }
 }
 
+const MANY = {
+  cancel: { verb: "Cancel", done: "cancelled", keep: "Let them run", text: "Those that are running may still succeed." },
+  retry: { verb: "Retry", done: "retried", keep: "Leave them", text: "Each becomes a new job." },
+};
+const MOST_COUNTED = 10_000;
+
+// Change all jobs that match, page by page: the number is asked first, and what was refused is told.
+async function changeMany(button) {
+  const { verb, done: past, keep, text } = MANY[button.dataset.many];
+  const path = `/api/v1/jobs/${button.dataset.many}`;
+  const selectors = JSON.parse(button.dataset.selectors);
+  button.disabled = true;
+  try {
+    const { matched } = await send("POST", path, { ...selectors, dry_run: true });
+    if (matched === 0) {
+      notify(`No job that matches can be ${past}.`);
+      return;
+    }
+    const number = `${matched.toLocaleString("en")}${matched >= MOST_COUNTED ? "+" : ""} ${matched === 1 ? "job" : "jobs"}`;
+    const question = { confirm: text, confirmTitle: `${verb} ${number}?`, confirmOk: `${verb} them`, confirmKeep: keep };
+    if (!(await ask(question, false))) {
+      return;
+    }
+    let [accepted, refused, before] = [0, 0, undefined];
+    do {
+      const page = await send("POST", path, before === undefined ? selectors : { ...selectors, before });
+      accepted += page.accepted;
+      refused += Object.values(page.refused).reduce((sum, count) => sum + count, 0);
+      before = page.next_before ?? undefined;
+      notify(`${accepted.toLocaleString("en")} jobs were ${past}${refused ? `, ${refused.toLocaleString("en")} could not be` : ""}.`);
+    } while (before !== undefined);
+    await refresh();
+  } catch (error) {
+    notify(error.message);
+  } finally {
+    button.disabled = false;
+  }
+}
+
 export function startActions() {
   document.addEventListener("click", (event) => {
     const button = event.target.closest("button");
@@ -102,6 +141,8 @@ export function startActions() {
     }
     if (button.matches("[data-post], [data-patch], [data-remove]")) {
       press(button);
+    } else if (button.dataset.many !== undefined) {
+      changeMany(button);
     } else if (button.dataset.opens !== undefined) {
       document.getElementById(button.dataset.opens).showModal();
     } else if (button.matches("[data-close]")) {

@@ -213,7 +213,7 @@ async def jobs_of_query(
         BadCursor: the cursor is not from this list.
     """
     project_id = principal.project.id
-    page = await services.jobs.search(query.filters(), query.page_of("jobs page", project_id), project_id=project_id)
+    page = await services.jobs.list_jobs(query.filters(), query.page_of("jobs page", project_id), project_id=project_id)
     return await lines_of(services, page.items, principal), page.next_cursor
 
 

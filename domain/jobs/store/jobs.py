@@ -1,23 +1,25 @@
 """The job table for user requests and use cases. Takes a session, never commits."""
 
+import enum
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Uuid, bindparam, func, literal, select, update
+from sqlalchemy import ColumnElement, Uuid, bindparam, exists, func, literal, select, update
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import defer
+from sqlalchemy.orm import aliased, defer
 
 from domain.audit.model import NewEntry
 from domain.db.base import DEFAULT_PROJECT, find_owned, in_project
 from domain.db.listing import load_short
-from domain.db.sql import as_json, as_rows
+from domain.db.sql import as_json, as_rows, first_id_of
 from domain.errors import JobNotFound
 from domain.id_prefix import begins_with
 from domain.jobs.model import Job
-from domain.jobs.states import ENDED, JobStatus
+from domain.jobs.states import ENDED, LIVE, RETRYABLE, JobStatus
 from domain.jobs.store import statements
 from domain.storage.context import Fence
 
@@ -36,6 +38,15 @@ class JobFilter:
     created_by: str | None = None
     schedule_id: UUID | None = None
     id_prefix: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+
+class Change(enum.StrEnum):
+    """What users do with a job."""
+
+    CANCEL = "cancel"
+    RETRY = "retry"
 
 
 class JobRepository:
@@ -113,6 +124,22 @@ class JobRepository:
         await load_short(self._session, Job.params, jobs)
         return jobs
 
+    async def ids_for(
+        self, change: Change, filters: JobFilter, project_id: UUID, *, before: UUID | None = None, limit: int
+    ) -> Sequence[UUID]:
+        """Return matching jobs of a project that can be changed so, newest first."""
+        statuses = RETRYABLE if change is Change.RETRY else LIVE
+        listed = [literal(status.value, literal_execute=True) for status in sorted(statuses)]
+        query = select(Job.id).where(*_matches(filters), *of_project(project_id), Job.status.in_(listed))
+        if change is Change.RETRY:
+            retry = aliased(Job)
+            query = query.where(~exists().where(retry.retry_of == Job.id))
+        else:
+            query = query.where(Job.cancel_requested_at.is_(None))
+        if before is not None:
+            query = query.where(Job.id < before)
+        return (await self._session.scalars(query.order_by(Job.id.desc()).limit(limit))).all()
+
     async def ended_among(self, job_ids: Collection[UUID]) -> Sequence[UUID]:
         """Return the jobs among these that have ended or are gone."""
         query = select(Job.id).where(Job.id.in_(job_ids), Job.status.not_in(ENDED))
@@ -168,5 +195,9 @@ def _matches(filters: JobFilter) -> Iterable[ColumnElement[bool]]:
     yield from (column == value for column, value in columns.items() if value is not None)
     if filters.id_prefix is not None:
         yield begins_with(Job.id, filters.id_prefix)
+    if filters.created_after is not None:
+        yield Job.id >= first_id_of(filters.created_after)
+    if filters.created_before is not None:
+        yield Job.id < first_id_of(filters.created_before)
     yield Job.pruned_at.is_(None)
     yield Job.parent_id.is_(None) if filters.parent_id is None else Job.parent_id == filters.parent_id

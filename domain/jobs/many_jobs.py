@@ -1,0 +1,67 @@
+"""Cancel, or retry, all jobs that match a filter: page by page, each job in a transaction of its own."""
+
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+from domain.db.database import Database
+from domain.errors import Refused
+from domain.jobs.acceptance import RequestOrigin
+from domain.jobs.model import Job
+from domain.jobs.service import JobService
+from domain.jobs.store.jobs import Change, JobFilter, JobRepository
+from domain.jobs.store.overview import Count
+
+#: Maximum number of jobs that one request changes: so many take about half a second.
+PAGE: Final = 100
+_MAX_COUNTED: Final = 10_000
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What has become of one page of jobs."""
+
+    accepted: int
+    #: How many were refused, by the code of the error.
+    refused: Mapping[str, int]
+    #: Where the next page begins: with the first job that is older than this one; None if there is none.
+    next_before: UUID | None
+
+
+class ManyJobs:
+    """Changes many jobs at once."""
+
+    def __init__(self, database: Database, jobs: JobService) -> None:
+        self._database = database
+        self._change: Mapping[Change, Callable[..., Coroutine[Any, Any, Job]]] = {
+            Change.CANCEL: jobs.cancel,
+            Change.RETRY: jobs.retry,
+        }
+
+    async def count(self, change: Change, filters: JobFilter, *, project_id: UUID) -> Count:
+        """Count the jobs that would be changed, up to ten thousand."""
+        async with self._database.transaction() as session:
+            repository = JobRepository(session)
+            ids = await repository.ids_for(change, filters, project_id, limit=_MAX_COUNTED + 1)
+        return Count(min(len(ids), _MAX_COUNTED), more=len(ids) > _MAX_COUNTED)
+
+    async def change(
+        self, change: Change, filters: JobFilter, *, before: UUID | None = None, origin: RequestOrigin
+    ) -> Changed:
+        """Change the newest matching jobs that are older than ``before``, up to `PAGE`."""
+        async with self._database.transaction() as session:
+            ids = await JobRepository(session).ids_for(
+                change, filters, origin.actor.project_id, before=before, limit=PAGE + 1
+            )
+        # Each job ends, or is retried, once: a request that comes twice finds nothing more to do, and needs no key.
+        each = RequestOrigin(origin.actor)
+        accepted, refused = 0, Counter[str]()
+        for job_id in ids[:PAGE]:
+            try:
+                await self._change[change](job_id, origin=each)
+                accepted += 1
+            except Refused as error:
+                refused[error.code] += 1
+        return Changed(accepted, dict(refused), ids[PAGE - 1] if len(ids) > PAGE else None)

@@ -69,9 +69,11 @@ class Pictures:
             await page.screenshot(path=TARGET / f"{name}-{suffix}.png", full_page=True)
             if f"{name}-{suffix}" in SHOWN:  # without what would have to be scrolled to
                 await page.screenshot(path=TARGET / "docs" / f"{name}-{suffix}.png")
-        await page.goto(f"{self._stack.url}/volumes")
-        await page.get_by_role("button", name="Create a volume…").click()
-        await page.screenshot(path=TARGET / f"create-{suffix}.png")
+        dialogs = {"volumes": "Create a volume…", "schedules": "Create a schedule…", "settings": "Create a webhook…"}
+        for name, button in dialogs.items():
+            await page.goto(f"{self._stack.url}/{name}")
+            await page.get_by_role("button", name=button).click()
+            await page.screenshot(path=TARGET / f"{name}-dialog-{suffix}.png")
 
 
 async def fill(client: httpx.AsyncClient, settings: Settings) -> dict[str, str]:

@@ -37,6 +37,14 @@ def size_text(size: int | None) -> str:
     return f"{value:.0f} {_UNITS[unit]}" if value >= _HUNDRED or value == int(value) else f"{value:.1f} {_UNITS[unit]}"
 
 
+def exact_size(size: int) -> str:
+    """Return a size that means the same when it is read again, in the largest unit of which it is a multiple."""
+    unit = 0
+    while size and size % _KIB == 0 and unit < len(_UNITS) - 1:
+        size, unit = size // _KIB, unit + 1
+    return f"{size}{_UNITS[unit]}"
+
+
 def count_text(count: Count) -> str:
     """Return a number with separators, and a plus sign if there may be more."""
     return f"{count.number:,}{'+' if count.more else ''}"
@@ -92,6 +100,7 @@ _FILTERS: Final = {
     "count": count_text,
     "cron": cron_words,
     "duration": duration_text,
+    "exact_size": exact_size,
     "iso": iso_text,
     "pretty": json_text,
     "printable": printable,

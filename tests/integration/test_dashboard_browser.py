@@ -119,13 +119,13 @@ async def test_all_that_match_are_cancelled_after_a_question_with_their_number(
     for _ in range(3):
         await a_queued_expand(services)
     await dashboard.open("/jobs?kind=volume.expand&hours=24")
-    await dashboard.press("Retry all that match…")
+    await dashboard.press("Retry all…")
     await dashboard.shows("No job that matches can be retried.")
-    await dashboard.press("Cancel all that match…")
+    await dashboard.press("Cancel all…")
     await dashboard.shows("Cancel 3 jobs?")
     await dashboard.press("Let them run")
     assert await sql(services, "SELECT DISTINCT status FROM jobs") == [("queued",)]
-    await dashboard.press("Cancel all that match…")
+    await dashboard.press("Cancel all…")
     await dashboard.press("Cancel them")
     await dashboard.shows("3 jobs were cancelled.")
 
@@ -157,9 +157,16 @@ async def test_schedule_is_created_edited_paused_and_run(dashboard: Dashboard, s
     await dashboard.press("Create")
     await page.wait_for_url(re.compile("/schedules/[0-9a-f-]{36}"))
     await dashboard.press("Edit…")
-    await dashboard.fill("With", '{"percent": 5}')
+    await dashboard.page.get_by_label("Grow", exact=True).select_option("by the policy of each volume")
+    await dashboard.press("Save")
+    await dashboard.shows('"policy": "autogrow"')
+    await dashboard.press("Edit…")
+    await dashboard.page.get_by_label("Grow", exact=True).select_option("by per cent")
+    await dashboard.fill("How much", "5")
+    await dashboard.fill("Only volumes with these labels", "team: search")
     await dashboard.press("Save")
     await dashboard.shows('"percent": 5')
+    await dashboard.shows('"team": "search"')
     await dashboard.press("Pause the schedule")
     await dashboard.shows("It is paused.")
     await dashboard.press("Run now")
@@ -169,6 +176,20 @@ async def test_schedule_is_created_edited_paused_and_run(dashboard: Dashboard, s
     assert await sql(services, "SELECT cron, enabled, params ->> 'percent' FROM schedules") == [
         ("30 3 * * 1", False, "5.0")
     ]
+
+
+async def test_schedule_of_snapshots_has_fields_of_its_own(dashboard: Dashboard, services: Services) -> None:
+    await dashboard.open("/schedules")
+    await dashboard.press("Create a schedule…")
+    await dashboard.fill("Name", "weekly")
+    await dashboard.page.get_by_label("Does").select_option("bulk.snapshot")
+    await dashboard.fill("Keep so many per volume", "4")
+    await dashboard.page.get_by_label("Fail if no volume is selected").check()
+    await dashboard.press("Create")
+    await dashboard.page.wait_for_url(re.compile("/schedules/[0-9a-f-]{36}"))
+
+    ((params,),) = await sql(services, "SELECT params FROM schedules")
+    assert params == {"name": "nightly", "keep_last": 4, "require_any": True, "max_concurrent": 10}
 
 
 async def test_key_is_shown_once_and_revoked(dashboard: Dashboard) -> None:
@@ -339,6 +360,13 @@ async def test_axe_finds_nothing(
         await dashboard.fill("Name", "before")
         await dashboard.press("Take snapshot")
         await dashboard.shows("Succeeded")
+        await dashboard.open("/schedules")
+        await dashboard.press("Create a schedule…")
+        assert await violations(page) == []
+        await dashboard.fill("Name", "weekly")
+        await dashboard.press("Create")
+        await page.wait_for_url(re.compile("/schedules/[0-9a-f-]{36}"))
+        schedule = page.url.removeprefix(dashboard.address)
         for scheme in ("light", "dark"):
             await page.emulate_media(color_scheme=scheme)
             for path in (
@@ -347,6 +375,7 @@ async def test_axe_finds_nothing(
                 f"/volumes/{volume.id}",
                 "/jobs",
                 "/schedules",
+                schedule,
                 "/settings",
                 f"/jobs/{uuid4()}",
             ):

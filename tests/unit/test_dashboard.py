@@ -11,7 +11,7 @@ from jinja2 import Environment
 
 from api.access import PAGES
 from api.dashboard import rendering
-from api.dashboard.rendering import ago_text, duration_text, readable_text, size_text
+from api.dashboard.rendering import ago_text, duration_text, exact_size, readable_text, size_text
 from api.dashboard.views.schedules import cron_words, next_times
 from api.dashboard.views.words import KIND_WORDS, STATUS_TONES
 from api.security_headers import PAGE_POLICY, POLICY
@@ -164,6 +164,13 @@ def test_times_are_told_as_seen_from_now() -> None:
     assert ago_text(now) == "now"
     assert ago_text(now - timedelta(minutes=5)) == "5 min ago"
     assert ago_text(now + timedelta(hours=2, seconds=30)).startswith("in 2 h")
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0B"), (1, "1B"), (1536, "1536B"), (5 << 30, "5GiB"), (1 << 50, "1024TiB")]
+)
+def test_size_in_a_form_means_the_same_when_it_is_read_again(size: int, text: str) -> None:
+    assert exact_size(size) == text
 
 
 def test_control_characters_are_escaped_but_lines_stay() -> None:

@@ -8,9 +8,11 @@ const READERS = {
   text: (text) => text,
   number: Number,
   limit: (text) => (text === "" ? null : /^\d+$/.test(text) ? Number(text) : text),
+  flag: (_, __, field) => field.checked || undefined,
   checked: (_, __, field) => (field.checked ? field.value : undefined),
   json: JSON.parse,
-  amount: (text, name) => (name === "percent" ? Number(text) : text),
+  amount: (text, name) => (name.endsWith("percent") ? Number(text) : text),
+  lines: (text) => text.split("\n").map((line) => line.trim()).filter((line) => line !== ""),
   sizeornumber: (text) => (/^\d+$/.test(text) ? Number(text) : text),
   labels: (text) => Object.fromEntries(
     text.split("\n").filter((line) => line.trim() !== "").map((line) => {
@@ -31,7 +33,7 @@ function nameOf(field) {
 // is null if all of its fields are empty.
 export function bodyOf(form) {
   const body = {};
-  for (const field of form.querySelectorAll("[data-as]")) {
+  for (const field of form.querySelectorAll("[data-as]:enabled")) {
     const name = nameOf(field);
     const [outer, inner] = name.split(".");
     const text = field.value.trim();
@@ -49,6 +51,8 @@ export function bodyOf(form) {
     }
     if (field.dataset.as === "checked") {
       body[name] = [...(body[name] ?? []), ...(value === undefined ? [] : [value])];
+    } else if (value === undefined) {
+      continue;
     } else if (inner === undefined) {
       body[name] = value;
     } else {
@@ -88,7 +92,7 @@ async function plan(form) {
   try {
     let body = bodyOf(form);
     if (form.dataset.schedule !== undefined) {
-      if (body.action === "bulk.snapshot" || "name" in (body.params ?? {})) {
+      if ("name" in body.params) {
         element.textContent = "It would take a snapshot of every volume that matches.";
         return;
       }
@@ -111,6 +115,20 @@ async function preview(form) {
   showTimes(element);
 }
 
+// Fields for one choice only are hidden for the others, and left out of the request.
+function showChosen(select) {
+  if (select.matches("[data-shows]")) {
+    for (const part of select.form.querySelectorAll("[data-shown-for]")) {
+      part.hidden = part.disabled = part.dataset.shownFor !== select.value;
+    }
+  } else if (select.matches("[data-chooses]")) {
+    const amount = select.form.querySelector(`[data-chosen="${select.dataset.chooses}"]`);
+    const isPolicy = select.value.endsWith("policy");
+    amount.closest(".field").hidden = isPolicy;
+    amount.value = isPolicy ? "autogrow" : amount.value === "autogrow" ? "" : amount.value;
+  }
+}
+
 export function startForms() {
   for (const form of document.querySelectorAll("form[data-api]")) {
     form.addEventListener("submit", (event) => {
@@ -131,6 +149,7 @@ export function startForms() {
     document.querySelector("[data-opens=schedule]")?.addEventListener("click", () => preview(form));
   }
   document.addEventListener("change", (event) => {
+    showChosen(event.target);
     const form = event.target.closest("form[data-submits]");
     if (form !== null && event.target.matches("select")) {
       form.requestSubmit();

@@ -21,6 +21,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
+from domain import tracing
 from domain.audit.model import NOBODY, Actor, new_entry
 from domain.audit.repository import add_entries
 from domain.batching import Batcher
@@ -83,11 +84,12 @@ class _CreateRequest(NamedTuple):
 
 
 class _ExpandRequest(NamedTuple):
-    """A volume to expand, by how much, and who asks for it."""
+    """A volume to expand, by how much, who asks for it, and in which trace."""
 
     volume_id: UUID
     growth: Growth
     actor: Actor
+    trace: object
 
 
 class VolumeService:
@@ -184,17 +186,21 @@ class VolumeService:
             BackendOvercommitted: the backend may not promise so much.
         """
         volume = await self._new_volume(new, origin.actor.project_id)
-        job = self._job(JobKind.VOLUME_CREATE, volume, {"size": volume.size}, created_by=origin.caller)
-        request, batcher = _CreateRequest(volume, job, origin.actor), self._create_batchers[_limited_project(origin)]
-        has_room = self._directory.has_room(volume.backend, volume.size)
-        if has_room and origin.idempotency is None and await batcher(request):
-            return await self._log_and_dispatch(job)
-        async with accepting(self._database, origin) as accepted:
-            accepted.last_check = partial(self._directory.require_room, volume.backend, volume.size)
-            accepted.room.take(volumes=1, bytes=volume.size)
-            await VolumeRepository(accepted.session).add(volume)
-            accepted.job = await JobRepository(accepted.session).add(job)
-        return await self._dispatch(job)
+        with tracing.sending():
+            job = self._job(JobKind.VOLUME_CREATE, volume, {"size": volume.size}, created_by=origin.caller)
+            request, batcher = (
+                _CreateRequest(volume, job, origin.actor),
+                self._create_batchers[_limited_project(origin)],
+            )
+            has_room = self._directory.has_room(volume.backend, volume.size)
+            if has_room and origin.idempotency is None and await batcher(request):
+                return await self._log_and_dispatch(job)
+            async with accepting(self._database, origin) as accepted:
+                accepted.last_check = partial(self._directory.require_room, volume.backend, volume.size)
+                accepted.room.take(volumes=1, bytes=volume.size)
+                await VolumeRepository(accepted.session).add(volume)
+                accepted.job = await JobRepository(accepted.session).add(job)
+            return await self._dispatch(job)
 
     async def request_expand(self, volume_id: UUID, growth: Growth, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Accept a larger size for a volume.
@@ -206,20 +212,21 @@ class VolumeService:
             QuotaExceeded: the project may not have so many bytes.
             BackendOvercommitted: its backend may not promise so much.
         """
-        request = _ExpandRequest(volume_id, growth, origin.actor)
-        batcher = self._expand_batchers[_limited_project(origin)]
-        if origin.idempotency is None and (batched := await batcher(request)):
-            return await self._log_and_dispatch(batched)
-        # With a key, or if the batch has left it out, the request is accepted alone.
-        async with accepting(self._database, origin) as accepted:
-            volumes, project_id = VolumeRepository(accepted.session), origin.actor.project_id
-            volume = await volumes.acquire(volume_id, project_id, VolumeState.EXPANDING, uuid7())
-            volume.growing_to = to_size = growth.target(volume.size)
-            accepted.room.take(bytes=to_size - volume.size)
-            accepted.last_check = partial(self._directory.require_room, volume.backend, to_size - volume.size)
-            job = self._job(JobKind.VOLUME_EXPAND, volume, {"to_size": to_size}, created_by=origin.caller)
-            accepted.job = await JobRepository(accepted.session).add(job)
-        return await self._dispatch(job)
+        with tracing.sending():
+            request = _ExpandRequest(volume_id, growth, origin.actor, tracing.capture())
+            batcher = self._expand_batchers[_limited_project(origin)]
+            if origin.idempotency is None and (batched := await batcher(request)):
+                return await self._log_and_dispatch(batched)
+            # With a key, or if the batch has left it out, the request is accepted alone.
+            async with accepting(self._database, origin) as accepted:
+                volumes, project_id = VolumeRepository(accepted.session), origin.actor.project_id
+                volume = await volumes.acquire(volume_id, project_id, VolumeState.EXPANDING, uuid7())
+                volume.growing_to = to_size = growth.target(volume.size)
+                accepted.room.take(bytes=to_size - volume.size)
+                accepted.last_check = partial(self._directory.require_room, volume.backend, to_size - volume.size)
+                job = self._job(JobKind.VOLUME_EXPAND, volume, {"to_size": to_size}, created_by=origin.caller)
+                accepted.job = await JobRepository(accepted.session).add(job)
+            return await self._dispatch(job)
 
     async def _create_batch(self, requests: Sequence[_CreateRequest]) -> Sequence[bool | Exception]:
         """Insert volumes and their jobs. A result is False if the request must be accepted on its own."""
@@ -281,7 +288,8 @@ class VolumeService:
         except Refused as refusal:
             return refusal
         locked[volume.id] = acquired
-        return self._job(JobKind.VOLUME_EXPAND, acquired, {"to_size": to_size}, created_by=request.actor.name)
+        with tracing.attached(request.trace):
+            return self._job(JobKind.VOLUME_EXPAND, acquired, {"to_size": to_size}, created_by=request.actor.name)
 
     async def request_delete(self, volume_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Accept the deletion of a volume, which may be in the state ``error``.

@@ -4,11 +4,14 @@ There is none unless `CISTERN_TRACES` is set; every function here then returns a
 implementation, the only module that imports OpenTelemetry.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Final, Protocol
+from functools import wraps
+from typing import Any, Final, ParamSpec, Protocol, TypeVar
 from uuid import UUID
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Attributes = Mapping[str, str | int]
 
 
@@ -105,6 +108,20 @@ def job_attributes(operation: str, kind: str, job_id: UUID, columns: Mapping[str
 def sending() -> AbstractContextManager[Any]:
     """Call `Tracer.sending` if there is a tracer."""
     return _NOTHING if _tracer is None else _tracer.sending()
+
+
+def sends(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Decorate a method that sends a job: it runs in a block of `sending`."""
+
+    async def method_sending(*args: P.args, **kwargs: P.kwargs) -> T:
+        with sending():
+            return await method(*args, **kwargs)
+
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
+        return method(*args, **kwargs) if _tracer is None else method_sending(*args, **kwargs)
+
+    return call
 
 
 def cause(name: str, attributes: Attributes) -> AbstractContextManager[Any]:

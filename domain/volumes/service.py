@@ -175,6 +175,7 @@ class VolumeService:
 
     # --- request -----------------------------------------------------------------------------------------
 
+    @tracing.sends
     async def request_create(self, new: NewVolume, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Accept a new volume.
 
@@ -186,22 +187,19 @@ class VolumeService:
             BackendOvercommitted: the backend may not promise so much.
         """
         volume = await self._new_volume(new, origin.actor.project_id)
-        with tracing.sending():
-            job = self._job(JobKind.VOLUME_CREATE, volume, {"size": volume.size}, created_by=origin.caller)
-            request, batcher = (
-                _CreateRequest(volume, job, origin.actor),
-                self._create_batchers[_limited_project(origin)],
-            )
-            has_room = self._directory.has_room(volume.backend, volume.size)
-            if has_room and origin.idempotency is None and await batcher(request):
-                return await self._log_and_dispatch(job)
-            async with accepting(self._database, origin) as accepted:
-                accepted.last_check = partial(self._directory.require_room, volume.backend, volume.size)
-                accepted.room.take(volumes=1, bytes=volume.size)
-                await VolumeRepository(accepted.session).add(volume)
-                accepted.job = await JobRepository(accepted.session).add(job)
-            return await self._dispatch(job)
+        job = self._job(JobKind.VOLUME_CREATE, volume, {"size": volume.size}, created_by=origin.caller)
+        request, batcher = _CreateRequest(volume, job, origin.actor), self._create_batchers[_limited_project(origin)]
+        has_room = self._directory.has_room(volume.backend, volume.size)
+        if has_room and origin.idempotency is None and await batcher(request):
+            return await self._log_and_dispatch(job)
+        async with accepting(self._database, origin) as accepted:
+            accepted.last_check = partial(self._directory.require_room, volume.backend, volume.size)
+            accepted.room.take(volumes=1, bytes=volume.size)
+            await VolumeRepository(accepted.session).add(volume)
+            accepted.job = await JobRepository(accepted.session).add(job)
+        return await self._dispatch(job)
 
+    @tracing.sends
     async def request_expand(self, volume_id: UUID, growth: Growth, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Accept a larger size for a volume.
 
@@ -212,21 +210,20 @@ class VolumeService:
             QuotaExceeded: the project may not have so many bytes.
             BackendOvercommitted: its backend may not promise so much.
         """
-        with tracing.sending():
-            request = _ExpandRequest(volume_id, growth, origin.actor, tracing.capture())
-            batcher = self._expand_batchers[_limited_project(origin)]
-            if origin.idempotency is None and (batched := await batcher(request)):
-                return await self._log_and_dispatch(batched)
-            # With a key, or if the batch has left it out, the request is accepted alone.
-            async with accepting(self._database, origin) as accepted:
-                volumes, project_id = VolumeRepository(accepted.session), origin.actor.project_id
-                volume = await volumes.acquire(volume_id, project_id, VolumeState.EXPANDING, uuid7())
-                volume.growing_to = to_size = growth.target(volume.size)
-                accepted.room.take(bytes=to_size - volume.size)
-                accepted.last_check = partial(self._directory.require_room, volume.backend, to_size - volume.size)
-                job = self._job(JobKind.VOLUME_EXPAND, volume, {"to_size": to_size}, created_by=origin.caller)
-                accepted.job = await JobRepository(accepted.session).add(job)
-            return await self._dispatch(job)
+        request = _ExpandRequest(volume_id, growth, origin.actor, tracing.capture())
+        batcher = self._expand_batchers[_limited_project(origin)]
+        if origin.idempotency is None and (batched := await batcher(request)):
+            return await self._log_and_dispatch(batched)
+        # With a key, or if the batch has left it out, the request is accepted alone.
+        async with accepting(self._database, origin) as accepted:
+            volumes, project_id = VolumeRepository(accepted.session), origin.actor.project_id
+            volume = await volumes.acquire(volume_id, project_id, VolumeState.EXPANDING, uuid7())
+            volume.growing_to = to_size = growth.target(volume.size)
+            accepted.room.take(bytes=to_size - volume.size)
+            accepted.last_check = partial(self._directory.require_room, volume.backend, to_size - volume.size)
+            job = self._job(JobKind.VOLUME_EXPAND, volume, {"to_size": to_size}, created_by=origin.caller)
+            accepted.job = await JobRepository(accepted.session).add(job)
+        return await self._dispatch(job)
 
     async def _create_batch(self, requests: Sequence[_CreateRequest]) -> Sequence[bool | Exception]:
         """Insert volumes and their jobs. A result is False if the request must be accepted on its own."""
@@ -246,9 +243,7 @@ class VolumeService:
             if not was_lock_timeout(error):
                 raise
             return [False] * len(requests)
-        outcomes: dict[UUID, bool | Exception] = {
-            volume.id: volume.id in added or name_taken(volume.name) for volume in volumes
-        }
+        outcomes: dict[UUID, bool | Exception] = {one.id: one.id in added or name_taken(one.name) for one in volumes}
         # Those whose names are taken leave their room to others after all.
         outcomes |= dict.fromkeys(refused, False) if len(added) < len(volumes) else refused
         return [outcomes[request.volume.id] for request in requests]
@@ -261,9 +256,7 @@ class VolumeService:
             rows = await volumes.lock_without_waiting({request.volume_id for request in requests})
             locked = {volume.id: volume for volume in rows}
             results = [self._decide(locked, request, rooms) for request in requests]
-            accepted = [
-                (job, request.actor) for job, request in zip(results, requests, strict=True) if isinstance(job, Job)
-            ]
+            accepted = [(job, one.actor) for job, one in zip(results, requests, strict=True) if isinstance(job, Job)]
             if accepted:
                 jobs = [job for job, _ in accepted]
                 acquisitions = [Acquisition(volume_of(job), job.id, job.params["to_size"]) for job in jobs]

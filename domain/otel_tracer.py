@@ -68,10 +68,8 @@ class OtelTracer:
             sends[kind] = span  # a batch that is sent again makes its jobs anew: only the last one counts
         else:
             span.end()
-        return (
-            " ".join([*_traceparent(span.get_span_context()), *(_traceparent(links[0].context) if links else ())])
-            or None
-        )
+        stored = [_traceparent(one) for one in (span.get_span_context(), *(link.context for link in links))]
+        return " ".join(filter(None, stored)) or None
 
     def process(self, name: str, context: str | None, attributes: Attributes) -> AbstractContextManager[OtelSpan]:
         """Open the span of an attempt at a job with this context."""
@@ -146,11 +144,11 @@ def _code(error: BaseException) -> str:
     return str(getattr(error, "code", None) or type(error).__qualname__)
 
 
-def _traceparent(context: trace.SpanContext) -> Iterator[str]:
-    """Yield the header of a span, unless tracing is switched off in the SDK."""
+def _traceparent(context: trace.SpanContext) -> str | None:
+    """Return the header of a span; None if tracing is switched off in the SDK."""
     carrier: dict[str, str] = {}
     _W3C.inject(carrier, trace.set_span_in_context(trace.NonRecordingSpan(context), Context()))
-    yield from carrier.values()
+    return carrier.get("traceparent")
 
 
 def _parsed(traceparent: str) -> trace.SpanContext | None:

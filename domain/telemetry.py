@@ -17,6 +17,8 @@ FROM_ENVIRONMENT: Final = "true"
 _PATH: Final = "/v1/traces"
 #: Maximum number of seconds in which a process that ends sends its last spans.
 _CLOSE_SECONDS: Final = 3.0
+#: The name of the thread that sends them.
+CLOSING: Final = "last-spans"
 
 
 @asynccontextmanager
@@ -42,7 +44,7 @@ async def exporting(traces: str | None, service: str) -> AsyncIterator[None]:
         with tracing.use(OtelTracer(provider.get_tracer("cistern"))):
             yield
     finally:
-        closing = threading.Thread(target=provider.shutdown, daemon=True)  # a collector may hang for longer
+        closing = threading.Thread(target=provider.shutdown, name=CLOSING, daemon=True)  # the collector may hang
         closing.start()
         await asyncio.to_thread(closing.join, _CLOSE_SECONDS)
 

@@ -126,8 +126,12 @@ class ScheduleRunner:
             if owner.name is not None and not await self._may_own(session, schedule.project_id, owner.name):
                 raise ScheduleOwnerGone(owner=owner.name)
             room.take(queued_jobs=1)
-            told = {"id": str(schedule.id), "name": schedule.name, "scheduled_for": plan.run_at.isoformat()}
-            with tracing.cause("run schedule", {f"cistern.schedule.{name}": value for name, value in told.items()}):
+            attributes = {
+                "cistern.schedule.id": str(schedule.id),
+                "cistern.schedule.name": schedule.name,
+                "cistern.schedule.scheduled_for": plan.run_at.isoformat(),
+            }
+            with tracing.cause("run schedule", attributes):
                 job = await self._start(session, schedule, plan.run_at)
         except Refused as refused:
             skipped = _run(schedule, Span(plan.run_at, plan.run_at), RunOutcome.SKIPPED, detail=refused.message)

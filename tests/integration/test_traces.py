@@ -14,11 +14,12 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanContext, StatusCode
 
 from domain import tracing
+from domain.jobs.model import JobMessage
 from domain.otel_tracer import OtelTracer
 from domain.services import Services, open_services
 from domain.settings import Settings
 from tests.integration.conftest import RunningWorker
-from tests.integration.job_builders import a_volume, ended, sql, until
+from tests.integration.job_builders import a_volume, an_engine, counted_statements, ended, sql, until
 from tests.integration.schedule_builders import SCHEDULES, Clock, a_schedule, a_schedule_runner, made
 from tests.support.bulk import add_volumes
 
@@ -262,19 +263,55 @@ async def test_run_that_a_client_requests_belongs_to_the_trace_of_the_request(
     assert not send.links
 
 
+@pytest.mark.parametrize(
+    "failing",
+    [
+        ("POST", VOLUMES, "volume.create", {}),
+        ("POST", VOLUMES, "volume.create", {"Idempotency-Key": "failing"}),
+        ("POST", f"{VOLUMES}/{{}}/expand", "volume.expand", {}),
+        ("POST", f"{VOLUMES}/{{}}/expand", "volume.expand", {"Idempotency-Key": "failing"}),
+        ("DELETE", f"{VOLUMES}/{{}}", "volume.delete", {}),
+    ],
+)
 async def test_spans_of_a_failed_request_have_failed(
-    client: httpx.AsyncClient, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+    failing: tuple[str, str, str, dict[str, str]],
+    client: httpx.AsyncClient,
+    services: Services,
+    recorder: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def fail(*_: Any) -> None:
         raise ZeroDivisionError
 
+    method, path, kind, own = failing
+    volume = await a_volume(services, backend="local")
     monkeypatch.setattr("domain.jobs.store.jobs.JobRepository.add", fail)
-    response = await client.post(VOLUMES, json=NEW, headers={"Idempotency-Key": "failing"})
+    monkeypatch.setattr("domain.jobs.store.jobs.JobRepository.add_many", fail)
+    body = NEW if kind == "volume.create" else {"by": "1MiB"} if kind == "volume.expand" else None
+    response = await client.request(method, path.format(volume.id), json=body, headers=own)
 
     assert response.status_code == 500
-    request, send = recorder.one(f"POST {VOLUMES}"), recorder.one("send volume.create")
+    request, send = recorder.one(f"{method} {path}"), recorder.one(f"send {kind}")
     assert (request.status.status_code, attributes(request)["error.type"]) == (StatusCode.ERROR, "500")
     assert (send.status.status_code, send.status.description) == (StatusCode.ERROR, "ZeroDivisionError")
+
+
+async def test_tracing_needs_no_more_statements(
+    client: httpx.AsyncClient, services: Services, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def counted(name: str, *, traced: bool) -> int:
+        with monkeypatch.context() as patched:
+            if not traced:
+                patched.setattr(tracing, "_tracer", None)
+            with counted_statements() as statements:
+                job_id = await accepted(client, VOLUMES, json=NEW | {"name": name})
+                claim = await an_engine(services).claim(JobMessage(job_id, 0))
+            assert claim is not None
+            assert (claim.job.traceparent is not None) is traced
+            return len(statements)
+
+    await counted("first", traced=True)
+    assert await counted("on", traced=True) == await counted("off", traced=False) > 2
 
 
 async def test_calls_outside_of_attempts_have_no_spans(services: Services, recorder: Recorder) -> None:

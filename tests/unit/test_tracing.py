@@ -1,5 +1,6 @@
 """Traces cost nothing while they are off, and are sent to a collector while they are on."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from domain.jobs.model import new_job
 from domain.settings import load_settings
 from domain.storage.backends import Backends
 from domain.storage.checked import CheckedDriver
-from domain.telemetry import exporting
+from domain.telemetry import CLOSING, exporting
 
 #: In the flags of a traceparent.
 SAMPLED = 1
@@ -123,14 +124,18 @@ Requests = list[tuple[str, bytes]]
 
 
 @contextmanager
-def a_collector(status: int = 200) -> Iterator[tuple[str, Requests]]:
-    """A server that keeps what is sent to it: path and body of each request."""
+def a_collector(*, hangs: bool = False) -> Iterator[tuple[str, Requests]]:
+    """A server that keeps what is sent to it: path and body of each request. One that hangs answers at its end."""
     requests: Requests = []
+    may_answer = threading.Event()
+    if not hangs:
+        may_answer.set()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             requests.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(status)
+            may_answer.wait()
+            self.send_response(200)
             self.send_header("Content-Length", "0")
             self.end_headers()
 
@@ -143,6 +148,7 @@ def a_collector(status: int = 200) -> Iterator[tuple[str, Requests]]:
         try:
             yield f"http://127.0.0.1:{server.server_port}", requests
         finally:
+            may_answer.set()
             server.shutdown()
             thread.join()
 
@@ -160,6 +166,18 @@ async def test_spans_are_sent_to_the_collector_before_the_process_ends(monkeypat
     version, trace, span, flags = job.traceparent.split("-")
     assert (version, len(trace), len(span), int(flags, 16) & SAMPLED) == ("00", 32, 16, SAMPLED)
     assert tracing.tracer() is None
+
+
+async def test_process_does_not_wait_long_for_a_collector_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("domain.telemetry._CLOSE_SECONDS", 0.1)
+    with a_collector(hangs=True) as (url, _):
+        async with asyncio.timeout(5):
+            async with exporting(url, "cistern-worker"):
+                a_job()
+        last = [thread for thread in threading.enumerate() if thread.name == CLOSING]
+        assert last, "it was not sending its spans any more"
+    for thread in last:
+        thread.join()
 
 
 @pytest.mark.parametrize("variable", ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"])

@@ -21,8 +21,10 @@ from api.error_handlers import internal_error, render_access_refused
 from api.problems import RATE_LIMITED, problem_response, type_of
 from api.rate_limits import RateLimiter, weight_of
 from api.request_headers import RequestHeaders, read_headers
+from api.request_spans import traced
 from api.security_headers import RawHeaders, security_headers
 from api.sites import site_refusal
+from domain import tracing
 from domain.access.model import Principal
 from domain.errors import ConfigurationError, DatabaseUnavailable, Unavailable
 from domain.services import Services
@@ -54,7 +56,11 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request or the lifespan on to the application."""
         if scope["type"] == "http":
-            await self._request(scope, receive, send)
+            tracer = tracing.tracer()
+            if tracer is None:
+                await self._request(scope, receive, send)
+            else:
+                await traced(tracer, self._request, scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._lifespan(scope, receive, send)
         else:

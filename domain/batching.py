@@ -11,6 +11,8 @@ from typing import Final, Generic, TypeVar
 
 from structlog.contextvars import clear_contextvars
 
+from domain import tracing
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -82,6 +84,7 @@ class Batcher(Generic[Item, Result]):
 
     async def _send_all(self) -> None:
         clear_contextvars()  # this task inherits the log context of the first caller, but serves all of them
+        tracing.leave()
         loop, this = asyncio.get_running_loop(), asyncio.current_task()
         try:
             while self._sending is this and (batch := self._next_batch()):

@@ -54,6 +54,7 @@ from domain.snapshots.service import SnapshotService
 from domain.storage.backends import Backends
 from domain.storage.directory import BackendDirectory
 from domain.storage.registry import SAMPLE, BackendRegistry
+from domain.telemetry import exporting
 from domain.volumes.history import VolumeHistory, prune_samples
 from domain.volumes.names import VolumeNames
 from domain.volumes.repository import VolumeRepository
@@ -155,7 +156,9 @@ async def open_services(settings: Settings, *, adopt: bool = False) -> AsyncIter
         ConfigurationError: a setting is missing or invalid, or the database is not migrated.
         DatabaseUnavailable: PostgreSQL does not answer.
     """
-    async with _open(require_servers(settings), adopt=adopt) as services:
+    service = "cistern-worker" if adopt else "cistern-api"
+    require_servers(settings)
+    async with exporting(settings.traces, service), _open(settings, adopt=adopt) as services:
         yield services
 
 

@@ -58,8 +58,22 @@ def _host_names(names: object) -> object:
     return found
 
 
+def _traces(value: object) -> object:
+    """Return ``true`` or the URL of a collector; None if traces are off."""
+    text = str(value).strip() if value is not None else ""
+    if text.lower() in {"", "0", "false", "no", "off"}:
+        return None
+    if text.lower() in {"1", "true", "yes", "on"}:
+        return "true"
+    if not text.startswith(("http://", "https://")) or not urlsplit(_with_valid_port(text)).hostname:
+        reason = "true, false or the URL of an OTLP endpoint is needed, like http://collector:4318"
+        raise PydanticCustomError("traces", "{reason}", {"reason": reason})
+    return text
+
+
 HostNames = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_host_names)]
 DatabaseUrl = Annotated[str, AfterValidator(_postgres_url)]
+Traces = Annotated[str | None, BeforeValidator(_traces)]
 ServerUrl = Annotated[str, AfterValidator(_with_valid_port)]
 
 
@@ -108,6 +122,8 @@ class Settings(LogSettings):
     keep_history_days: int = Field(default=30, ge=1, le=36_500)
     keep_jobs_days: int = Field(default=30, ge=1, le=36_500)
     heartbeat_file: Path | None = None
+    #: ``true``, or the URL of an OTLP endpoint; None: no traces.
+    traces: Traces = None
 
     @model_validator(mode="after")
     def _default_backend(self) -> Self:

@@ -26,6 +26,7 @@ from domain.jobs.attempt import (
     Yielded,
 )
 from domain.jobs.engine import Claim, JobEngine
+from domain.jobs.job_spans import processing
 from domain.jobs.model import JobMessage
 from domain.jobs.transport.job_queue import JobQueue
 from domain.logs import log_fields
@@ -176,7 +177,10 @@ class Runner:
             grant.state.progressed_at = time.monotonic()
             write = log.debug if _is_continued_lane(job) else log.info
             write("job.started", epoch=job.epoch)
-            return await self._performer.perform(job, grant)
+            with processing(job) as ended:
+                outcome = await self._performer.perform(job, grant)
+                ended(outcome)
+            return outcome
         finally:
             grant.state.work_ended = True
             if has_slot:

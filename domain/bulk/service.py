@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import null
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from domain import tracing
 from domain.bulk.chunks import LaneSteps
 from domain.bulk.expand import BulkExpandRequest
 from domain.bulk.ledger import AS_LANES_LOST, PLAN_SECONDS, Ledger
@@ -243,22 +244,23 @@ class BulkService(JobHandler):
         limited = await has_limits(session, job.project_id)
         params |= {"of": job.kind, "last": last, "limited": limited, "fence_version": 0}
         lanes = []
-        for backend, its_slots in slots.items():
-            slot_counts = slots_per_lane(its_slots, max(1, _MAX_LANES // len(slots)))
-            of_backend = {"backend": backend, "lanes": len(slot_counts)}
-            lanes += [
-                new_job(
-                    JobKind.BULK_LANE,
-                    params | of_backend | {"slots": count},
-                    project_id=job.project_id,
-                    max_attempts=_LANE_ATTEMPTS,
-                    parent_id=job.id,
-                    backend=backend or None,
-                    created_by=job.created_by,
-                    dispatched_at=null(),  # undispatched: `dispatch_due` sends the message after the commit
-                )
-                for count in slot_counts
-            ]
+        with tracing.caused_by(job.traceparent):
+            for backend, its_slots in slots.items():
+                slot_counts = slots_per_lane(its_slots, max(1, _MAX_LANES // len(slots)))
+                of_backend = {"backend": backend, "lanes": len(slot_counts)}
+                lanes += [
+                    new_job(
+                        JobKind.BULK_LANE,
+                        params | of_backend | {"slots": count},
+                        project_id=job.project_id,
+                        max_attempts=_LANE_ATTEMPTS,
+                        parent_id=job.id,
+                        backend=backend or None,
+                        created_by=job.created_by,
+                        dispatched_at=null(),  # undispatched: `dispatch_due` sends the message after the commit
+                    )
+                    for count in slot_counts
+                ]
         return [await JobRepository(session).add(lane) for lane in lanes]
 
 

@@ -17,6 +17,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
+from domain import tracing
 from domain.audit.model import NOBODY, Actor, NewEntry, new_entry
 from domain.audit.repository import add_entries
 from domain.db.base import Base, Entity
@@ -113,20 +114,21 @@ async def accepting(database: Database, origin: RequestOrigin) -> AsyncIterator[
         IdempotencyKeyReused: a different request was accepted under this key.
         QuotaExceeded: the project may not have another queued job.
     """
-    async with database.transaction() as session:
-        if origin.idempotency is not None:
-            await _reserve(session, origin.key_space, origin.idempotency)
-        rooms = await rooms_of(session, [origin.actor])
-        request = AcceptedRequest(session, rooms.get(origin.actor.project_id, UNLIMITED))
-        yield request
-        created = request.job or request.entity
-        if request.job is not None:
-            if request.job.cancel_requested_at is None:  # a cancellation adds no job
-                request.room.take(queued_jobs=1)
-            request.last_check()
-            await add_entries(session, [entry_of(request.job, origin.actor)])
-        if origin.idempotency is not None and created is not None:
-            await _store_response(session, origin.key_space, origin.idempotency, created)
+    with tracing.sending():
+        async with database.transaction() as session:
+            if origin.idempotency is not None:
+                await _reserve(session, origin.key_space, origin.idempotency)
+            rooms = await rooms_of(session, [origin.actor])
+            request = AcceptedRequest(session, rooms.get(origin.actor.project_id, UNLIMITED))
+            yield request
+            created = request.job or request.entity
+            if request.job is not None:
+                if request.job.cancel_requested_at is None:  # a cancellation adds no job
+                    request.room.take(queued_jobs=1)
+                request.last_check()
+                await add_entries(session, [entry_of(request.job, origin.actor)])
+            if origin.idempotency is not None and created is not None:
+                await _store_response(session, origin.key_space, origin.idempotency, created)
     if request.job is not None:
         log_accepted(request.job)
 

@@ -40,6 +40,7 @@ class ClaimedJob(NamedTuple):
     worker_id: UUID | None
     cancel_requested_at: datetime | None
     error: dict[str, Any] | None
+    traceparent: str | None = None
     #: Milliseconds from `run_at` to the claim, by PostgreSQL's clock. No column: 0 unless the job was really claimed.
     queue_ms: int = 0
 

@@ -8,6 +8,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, Index, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 from uuid_utils.compat import uuid7
 
+from domain import tracing
 from domain.db.base import DEFAULT_PROJECT, Entity, Owned, enum_text
 from domain.jobs.states import ENDED, LIVE, JobStatus
 
@@ -112,6 +113,8 @@ class Job(Owned):
     finished_at: Mapped[datetime | None]
     #: Since when the job is hidden from all readers, while the rest of a long ledger is still being deleted.
     pruned_at: Mapped[datetime | None]
+    #: The context of its trace, if there is one: a W3C traceparent, and after a space perhaps one that it links to.
+    traceparent: Mapped[str | None]
 
     @property
     def message(self) -> JobMessage:
@@ -154,8 +157,12 @@ def new_job(
 
     Pass ``job_id`` if something was acquired for the job before the job is created.
     """
+    job_id = job_id or uuid7()
+    if (tracer := tracing.tracer()) is not None:
+        own = columns | {"project_id": project_id}
+        columns["traceparent"] = tracer.send(kind, tracing.job_attributes("send", kind, job_id, own))
     return Job(
-        id=job_id or uuid7(),
+        id=job_id,
         project_id=project_id,
         kind=kind,
         params=params,

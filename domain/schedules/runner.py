@@ -15,6 +15,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
+from domain import tracing
 from domain.audit.model import Actor
 from domain.audit.repository import add_entries
 from domain.db.database import Database
@@ -125,7 +126,13 @@ class ScheduleRunner:
             if owner.name is not None and not await self._may_own(session, schedule.project_id, owner.name):
                 raise ScheduleOwnerGone(owner=owner.name)
             room.take(queued_jobs=1)
-            job = await self._start(session, schedule, plan.run_at)
+            attributes = {
+                "cistern.schedule.id": str(schedule.id),
+                "cistern.schedule.name": schedule.name,
+                "cistern.schedule.scheduled_for": plan.run_at.isoformat(),
+            }
+            with tracing.cause("run schedule", attributes):
+                job = await self._start(session, schedule, plan.run_at)
         except Refused as refused:
             skipped = _run(schedule, Span(plan.run_at, plan.run_at), RunOutcome.SKIPPED, detail=refused.message)
             await _add_and_tell(session, schedule, skipped, EventType.RUN_FAILED)

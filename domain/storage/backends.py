@@ -20,6 +20,7 @@ from domain.errors import ConfigurationError
 from domain.storage.checked import CheckedDriver
 from domain.storage.driver import StorageDriver
 from domain.storage.errors import BackendUnavailable
+from domain.storage.traced import traced
 
 ENTRY_POINT_GROUP: Final = "cistern.storage"
 
@@ -80,7 +81,10 @@ class Backends:
         problems: Mapping[str, str | None] = MappingProxyType({}),
     ) -> None:
         self._drivers = dict(drivers)
-        self._checked = {name: cast("StorageDriver", CheckedDriver(driver)) for name, driver in drivers.items()}
+        self._for_work = {
+            name: traced(cast("StorageDriver", CheckedDriver(driver)), name, schemes.get(name, ""))
+            for name, driver in drivers.items()
+        }
         self._schemes = dict(schemes)
         self._problems = dict(problems)
 
@@ -143,7 +147,7 @@ class Backends:
         problem = self._problems.get(name) if name in self else "it is not among the CISTERN_BACKENDS of this process"
         if problem is not None:
             raise BackendUnavailable(f"The backend {name!r} cannot be used: {problem}.")
-        return self._checked[name]
+        return self._for_work[name]
 
     async def close(self) -> None:
         """Close all drivers, after the work that is still running in them has ended."""

@@ -15,7 +15,8 @@ _SIZED: Final = frozenset({"create", "expand", "clone_snapshot"})
 _PERHAPS_SIZED: Final = frozenset({"seal", "seal_snapshot", "take_snapshot", "restore_snapshot"})
 _MOST_BYTES: Final = 2**63 - 1
 _UNSIZED: Final = frozenset({"delete", "delete_snapshot"})
-_CHANGING: Final = _SIZED | _PERHAPS_SIZED | _UNSIZED
+#: The methods that change something.
+CHANGING: Final = _SIZED | _PERHAPS_SIZED | _UNSIZED
 
 
 def is_stored_size(size: object) -> bool:
@@ -47,7 +48,7 @@ class CheckedDriver:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._inner, name)
-        if name in _CHANGING:
+        if name in CHANGING:
             method = partial(_changed, name, method)
             setattr(self, name, method)  # the next call finds it without coming here
         return method

@@ -21,6 +21,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
+from domain import tracing
 from domain.audit.model import NOBODY, Actor, new_entry
 from domain.audit.repository import add_entries
 from domain.batching import Batcher
@@ -83,11 +84,12 @@ class _CreateRequest(NamedTuple):
 
 
 class _ExpandRequest(NamedTuple):
-    """A volume to expand, by how much, and who asks for it."""
+    """A volume to expand, by how much, who asks for it, and in which trace."""
 
     volume_id: UUID
     growth: Growth
     actor: Actor
+    trace: object
 
 
 class VolumeService:
@@ -173,6 +175,7 @@ class VolumeService:
 
     # --- request -----------------------------------------------------------------------------------------
 
+    @tracing.sends
     async def request_create(self, new: NewVolume, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Accept a new volume.
 
@@ -196,6 +199,7 @@ class VolumeService:
             accepted.job = await JobRepository(accepted.session).add(job)
         return await self._dispatch(job)
 
+    @tracing.sends
     async def request_expand(self, volume_id: UUID, growth: Growth, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Accept a larger size for a volume.
 
@@ -206,7 +210,7 @@ class VolumeService:
             QuotaExceeded: the project may not have so many bytes.
             BackendOvercommitted: its backend may not promise so much.
         """
-        request = _ExpandRequest(volume_id, growth, origin.actor)
+        request = _ExpandRequest(volume_id, growth, origin.actor, tracing.capture())
         batcher = self._expand_batchers[_limited_project(origin)]
         if origin.idempotency is None and (batched := await batcher(request)):
             return await self._log_and_dispatch(batched)
@@ -239,9 +243,7 @@ class VolumeService:
             if not was_lock_timeout(error):
                 raise
             return [False] * len(requests)
-        outcomes: dict[UUID, bool | Exception] = {
-            volume.id: volume.id in added or name_taken(volume.name) for volume in volumes
-        }
+        outcomes: dict[UUID, bool | Exception] = {one.id: one.id in added or name_taken(one.name) for one in volumes}
         # Those whose names are taken leave their room to others after all.
         outcomes |= dict.fromkeys(refused, False) if len(added) < len(volumes) else refused
         return [outcomes[request.volume.id] for request in requests]
@@ -254,9 +256,7 @@ class VolumeService:
             rows = await volumes.lock_without_waiting({request.volume_id for request in requests})
             locked = {volume.id: volume for volume in rows}
             results = [self._decide(locked, request, rooms) for request in requests]
-            accepted = [
-                (job, request.actor) for job, request in zip(results, requests, strict=True) if isinstance(job, Job)
-            ]
+            accepted = [(job, one.actor) for job, one in zip(results, requests, strict=True) if isinstance(job, Job)]
             if accepted:
                 jobs = [job for job, _ in accepted]
                 acquisitions = [Acquisition(volume_of(job), job.id, job.params["to_size"]) for job in jobs]
@@ -281,7 +281,8 @@ class VolumeService:
         except Refused as refusal:
             return refusal
         locked[volume.id] = acquired
-        return self._job(JobKind.VOLUME_EXPAND, acquired, {"to_size": to_size}, created_by=request.actor.name)
+        with tracing.attached(request.trace):
+            return self._job(JobKind.VOLUME_EXPAND, acquired, {"to_size": to_size}, created_by=request.actor.name)
 
     async def request_delete(self, volume_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Accept the deletion of a volume, which may be in the state ``error``.

@@ -2,11 +2,12 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import Row, text
+from sqlalchemy import Engine, Row, event, text
 from uuid_utils.compat import uuid7
 
 from domain.db.base import DEFAULT_PROJECT
@@ -127,3 +128,18 @@ async def writable_within(queue: JobQueue, seconds: float) -> None:
                 return await queue.ping()
             except QueueUnavailable:
                 await asyncio.sleep(0.05)
+
+
+@contextmanager
+def counted_statements() -> Iterator[list[str]]:
+    """Collect the statements that are sent while the block runs."""
+    sent: list[str] = []
+
+    def on_statement(_conn: object, _cursor: object, statement: str, *_: object) -> None:
+        sent.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", on_statement)
+    try:
+        yield sent
+    finally:
+        event.remove(Engine, "before_cursor_execute", on_statement)

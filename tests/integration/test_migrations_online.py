@@ -90,6 +90,7 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "started_at": "now()",
         "finished_at": "NULL",
         "pruned_at": "NULL",
+        "traceparent": "NULL",
         "test_hidden_at": "now()",
     },
     "volumes": {

@@ -1,12 +1,10 @@
 """What webhooks are told of, and what not; what ends as it should costs no statement more."""
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Engine, event
 
 from domain.db.base import DEFAULT_PROJECT
 from domain.errors import QuotaExceeded
@@ -16,7 +14,7 @@ from domain.jobs.store.parents import ParentRepository
 from domain.jobs.webhooks.model import EventType
 from domain.services import Services, open_services
 from domain.settings import Settings
-from tests.integration.job_builders import MIB, a_queued_expand, run_out, set_job, sql
+from tests.integration.job_builders import MIB, a_queued_expand, counted_statements, run_out, set_job, sql
 from tests.integration.project_builders import a_project
 from tests.integration.schedule_builders import Clock, a_schedule, a_schedule_runner
 from tests.integration.webhook_builders import (
@@ -154,21 +152,6 @@ async def test_limit_is_told_once_an_hour_over_all_processes(settings: Settings,
     assert [job["params"]["event"]["data"]["limit"] for job in await deliveries(services)] == [
         *("max_volumes", "max_bytes", "max_volumes")
     ]
-
-
-@contextmanager
-def counted_statements() -> Iterator[list[str]]:
-    """Collect the statements that are sent while the block runs."""
-    sent: list[str] = []
-
-    def on_statement(_conn: object, _cursor: object, statement: str, *_: object) -> None:
-        sent.append(statement)
-
-    event.listen(Engine, "before_cursor_execute", on_statement)
-    try:
-        yield sent
-    finally:
-        event.remove(Engine, "before_cursor_execute", on_statement)
 
 
 async def test_success_and_retries_cost_no_statement_and_a_failure_one(services: Services) -> None:

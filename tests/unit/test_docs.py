@@ -120,6 +120,17 @@ def test_readme_and_security_page_state_who_may_use_the_api() -> None:
     assert "needs a proxy with TLS" in (ROOT / "SECURITY.md").read_text()
 
 
+def test_table_of_attributes_of_spans_is_that_of_the_code() -> None:
+    attribute = re.compile(r'"((?:cistern|error|http|messaging|network|url)\.[a-z_]+(?:[._][a-z]+)*)"')
+    files = [file for package in ("api", "worker", "domain") for file in (ROOT / package).rglob("*.py")]
+    users = [source for file in files if re.search("trac(er|ing)", source := file.read_text())]
+    asgi = {"http.disconnect", "http.response.start", "http.response.body"}
+    in_code = {found for source in users for found in attribute.findall(source)} - asgi
+    in_docs = [found for row in table("traces.md", "## Attributes") for found in re.findall(r"`([a-z_.]+)`", row[0])]
+
+    assert sorted(in_docs) == sorted(in_code)
+
+
 def test_settings_table_has_the_names_and_defaults_of_the_code() -> None:
     def written(default: Any) -> str:
         return "" if default in (None, "", ()) else f"{default:g}" if isinstance(default, float) else str(default)

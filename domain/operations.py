@@ -108,6 +108,10 @@ class AcquiredVolume(AcquiredRow, Protocol):
     """The row of a volume that a job has acquired."""
 
     @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
     def backend(self) -> str:
         """The backend that stores it."""
 
@@ -139,7 +143,7 @@ def job_for(
     if published is None:
         raise RuntimeError(f"{kind} needs the row of what it publishes")
     if volume is not None:
-        columns |= {"volume_id": volume.id, "backend": volume.backend}
+        columns |= {"volume_id": volume.id, "volume_name": volume.name, "backend": volume.backend}
     if snapshot is not None:
         params = {**params, "of_volume": str(snapshot.volume_id)}
         columns |= {"snapshot_id": snapshot.id}

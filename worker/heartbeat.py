@@ -14,6 +14,7 @@ from uuid import UUID
 import structlog
 
 from domain.errors import ConfigurationError, DatabaseUnavailable
+from domain.jobs.attempt import subject_fields
 from domain.jobs.engine import JobEngine
 from domain.jobs.store.leases import (
     BEATS_PER_LEASE,
@@ -204,5 +205,5 @@ class StallDetector:
 
 def _log_fields(run: Execution) -> dict[str, object]:
     job = run.job
-    ids = log_fields(job_id=job.id, volume_id=job.volume_id, snapshot_id=job.snapshot_id, backend=job.backend)
+    ids = log_fields(job_id=job.id, backend=job.backend, **subject_fields(job))
     return {"kind": job.kind, **ids}

@@ -24,6 +24,7 @@ from domain.jobs.attempt import (
     Released,
     RetryIn,
     Yielded,
+    subject_fields,
 )
 from domain.jobs.engine import Claim, JobEngine
 from domain.jobs.job_spans import processing
@@ -270,7 +271,7 @@ class Runner:
         if earlier := self.running.get(job.id):  # it lost its lease unnoticed, or was just settled
             earlier.grant.stop(StopReason.LEASE_LOST)
         self.running[job.id] = execution
-        ids = log_fields(job_id=job.id, parent_id=job.parent_id, volume_id=job.volume_id, snapshot_id=job.snapshot_id)
+        ids = log_fields(job_id=job.id, parent_id=job.parent_id, **subject_fields(job))
         bind_contextvars(kind=job.kind, attempt=job.attempt, **ids)
         return execution
 

@@ -64,8 +64,9 @@ class Session:
         """Add the names of their volumes to objects that have only the ids; a volume that is gone keeps its id."""
         if VOLUME not in dict(columns):
             return objects
-        ids = {one["volume_id"] for one in objects if one["volume_id"] is not None}
-        names = self._volume_names(sorted(ids))
+        names = {one["volume_id"]: one["volume_name"] for one in objects if one.get("volume_name") is not None}
+        ids = {one["volume_id"] for one in objects if one["volume_id"] is not None} - names.keys()
+        names |= self._volume_names(sorted(ids))
         return [ApiObject({**one, VOLUME: names.get(one["volume_id"], one["volume_id"])}) for one in objects]
 
     def _volume_names(self, ids: Iterable[str]) -> Mapping[str, str]:

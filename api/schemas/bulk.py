@@ -1,5 +1,6 @@
 """Bulk jobs: the selection of volumes, bodies that expand or snapshot many, the plan of a dry run, and the ledger."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, Self
 from uuid import UUID
 
@@ -40,7 +41,7 @@ from domain.bulk.expand import (
     Policy,
     VolumePolicies,
 )
-from domain.bulk.model import ItemStatus
+from domain.bulk.model import Item, ItemStatus
 from domain.bulk.preview import Plan
 from domain.bulk.requests import DEFAULT_CONCURRENT, Selection
 from domain.bulk.snapshot import MAX_PREFIX, BulkSnapshotRequest
@@ -59,6 +60,7 @@ PREVIEW_EXAMPLE: Final[dict[str, Any]] = {
 }
 ITEM_EXAMPLE: Final[dict[str, Any]] = {
     "volume_id": EXAMPLE_VOLUME_ID,
+    "volume_name": "postgres-1",
     "status": "failed",
     "code": "storage-full",
     "detail": "There is no room left on the backend.",
@@ -263,6 +265,7 @@ class ItemOut(BaseModel):
     model_config = ConfigDict(from_attributes=True, json_schema_extra={"examples": [ITEM_EXAMPLE]})
 
     volume_id: UUID
+    volume_name: str | None = Field(description="The present name of the volume; null if it has been deleted.")
     status: ItemStatus
     code: str | None = Field(
         description="Reason of the status, such as `expanded`, `snapshotted`, `volume-gone` or `storage-full`."
@@ -272,6 +275,12 @@ class ItemOut(BaseModel):
     to_size: int | None = Field(description="Target size, recorded before the growth begins.")
     used: int | None = Field(description="Bytes in use, if this job has measured them.")
     snapshot_id: UUID | None = Field(description="The snapshot that was taken; it may have been deleted since.")
+
+    @classmethod
+    def of(cls, item: Item, names: Mapping[UUID, str]) -> Self:
+        """Render an item; ``names`` has those of volumes."""
+        columns = {name: getattr(item, name) for name in cls.model_fields if name != "volume_name"}
+        return cls(volume_name=names.get(item.volume_id), **columns)
 
 
 class ItemQuery(PageQuery):

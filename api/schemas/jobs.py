@@ -21,6 +21,7 @@ JOB_EXAMPLE: Final[dict[str, Any]] = {
     "kind": "volume.expand",
     "status": "queued",
     "volume_id": EXAMPLE_VOLUME_ID,
+    "volume_name": "postgres-1",
     "snapshot_id": None,
     "backend": "local",
     "parent_id": None,
@@ -167,6 +168,7 @@ class JobOut(BaseModel):
     kind: str
     status: JobStatus
     volume_id: UUID | None
+    volume_name: str | None = Field(None, description="The name that the volume had when the job was accepted.")
     snapshot_id: UUID | None
     backend: str | None
     parent_id: UUID | None

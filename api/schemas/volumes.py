@@ -35,7 +35,9 @@ from api.schemas.fields import (
     UtcDatetime,
     parse_label_terms,
 )
+from api.schemas.jobs import FailureOut
 from api.schemas.pagination import PageQuery
+from domain.jobs.model import Job
 from domain.operations import VolumeState
 from domain.volumes.history import Sample
 from domain.volumes.model import GROWTH_MEMBERS, Growth, Volume
@@ -58,6 +60,8 @@ VOLUME_EXAMPLE: Final[dict[str, Any]] = {
     "used_at": EXAMPLE_TIME,
     "version": 2,
     "job_id": None,
+    "last_error": None,
+    "last_job_id": None,
     "labels": {"team": "search"},
     "autogrow": {"usage_above": 80, "percent": 20.0, "up_to": 1099511627776},
     "path": f"/srv/volumes/{EXAMPLE_VOLUME_ID}/data",
@@ -246,6 +250,8 @@ class VolumeOut(BaseModel):
     used_at: UtcDatetime | None = Field(description="Null if it has not been measured yet.")
     version: int = Field(description="Incremented when an operation is accepted and when it ends.")
     job_id: UUID | None = Field(description="The job that holds the volume at the moment.")
+    last_error: FailureOut | None = Field(None, description="Of a volume in the state `error`: why it is.")
+    last_job_id: UUID | None = Field(None, description="Of a volume in the state `error`: the job that has left it so.")
     labels: Labels
     autogrow: dict[str, Any] | None = Field(
         description="When a bulk expansion with the policy `autogrow` grows it, by how much, and up to which size."
@@ -255,9 +261,13 @@ class VolumeOut(BaseModel):
     updated_at: UtcDatetime
 
     @classmethod
-    def from_row(cls, volume: Volume, path: str | None) -> Self:
-        """Render a row."""
-        return cls.model_validate(volume).model_copy(update={"path": path})
+    def of(cls, volume: Volume, path: str | None, failed: Job | None) -> Self:
+        """Render a row; ``failed`` is the job that has left it in the state ``error``."""
+        found: dict[str, Any] = {"path": path}
+        if failed is not None:
+            error = None if failed.error is None else FailureOut.model_validate(failed.error)
+            found |= {"last_job_id": failed.id, "last_error": error}
+        return cls.model_validate(volume).model_copy(update=found)
 
 
 class SampleOut(BaseModel):

@@ -1,6 +1,5 @@
 """Volumes in the synchronous dialect: the response is the volume after the operation."""
 
-from functools import partial
 from typing import Annotated
 from uuid import UUID
 
@@ -16,7 +15,15 @@ from api.schemas.pagination import Paginated, paginated_response
 from api.schemas.volumes import GrowthIn, VolumeIn, VolumeOut, VolumeQuery
 from api.v0.wait import WaitForJobDep, waits
 from api.v1.bulk import request_bulk
-from api.v1.volumes import CREATE_ERRORS, DELETE_ERRORS, EXPAND_ERRORS, VOLUME, render_volume, request_volume
+from api.v1.volumes import (
+    CREATE_ERRORS,
+    DELETE_ERRORS,
+    EXPAND_ERRORS,
+    VOLUME,
+    render_volume,
+    request_volume,
+    volume_renderer,
+)
 from domain.errors import BadCursor, QuotaExceeded, UnknownBackend, VolumeNotFound
 from domain.jobs.model import Job
 from domain.services import Services
@@ -42,13 +49,13 @@ async def list_volumes(
     page = await services.volumes.list_volumes(
         query.filters(), query.page_of("volumes", project_id), project_id=project_id
     )
-    return paginated_response(page, partial(render_volume, services))
+    return paginated_response(page, await volume_renderer(services, page.items, project_id))
 
 
 @router.get(VOLUME, summary="Get a volume", responses=errors(VolumeNotFound))
 async def get_volume(volume_id: UUID, services: ServicesDep, project_id: ProjectDep) -> VolumeOut:
     """Return a volume."""
-    return render_volume(services, await services.volumes.get(volume_id, project_id=project_id))
+    return await render_volume(services, await services.volumes.get(volume_id, project_id=project_id))
 
 
 @router.post(
@@ -83,4 +90,4 @@ async def delete_volume(volume_id: UUID, services: ServicesDep, origin: OriginDe
 async def volume_of(services: Services, job: Job) -> VolumeOut:
     """Return the volume of a job that has succeeded."""
     volume = await services.volumes.get(UUID(str(job.volume_id)), project_id=job.project_id)
-    return render_volume(services, volume)
+    return await render_volume(services, volume)

@@ -72,9 +72,13 @@ async def list_job_items(
     job_id: UUID, query: Annotated[ItemQuery, Query()], services: ServicesDep, project_id: ProjectDep
 ) -> Paginated[ItemOut]:
     """List the result of each volume, in ascending order of volume ids. Only bulk jobs have items."""
-    page = query.page_of(f"items of {job_id}", project_id)
-    items = await services.bulk.items(job_id, query.status, project_id=project_id, after=page.after, limit=page.limit)
-    return paginated_response(page.page(items, by=lambda item: item.volume_id), ItemOut.model_validate)
+    request = query.page_of(f"items of {job_id}", project_id)
+    items = await services.bulk.items(
+        job_id, query.status, project_id=project_id, after=request.after, limit=request.limit
+    )
+    page = request.page(items, by=lambda item: item.volume_id)
+    names = await services.volume_names.of({item.volume_id for item in page.items}, project_id=project_id)
+    return paginated_response(page, lambda item: ItemOut.of(item, names))
 
 
 async def request_bulk(services: Services, request: BulkRequest, origin: RequestOrigin) -> Job:

@@ -1,6 +1,6 @@
 """Routes of volumes."""
 
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Annotated, Final
 from uuid import UUID
 
@@ -34,6 +34,7 @@ from domain.errors import (
 )
 from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.model import Job
+from domain.operations import VolumeState
 from domain.services import Services
 from domain.volumes.model import Volume
 
@@ -78,7 +79,7 @@ async def list_volumes(
     page = await services.volumes.list_volumes(
         query.filters(), query.page_of("volumes", project_id), project_id=project_id
     )
-    return paginated_response(page, partial(render_volume, services))
+    return paginated_response(page, await volume_renderer(services, page.items, project_id))
 
 
 @router.get(
@@ -92,7 +93,7 @@ async def get_volume(
 ) -> VolumeOut | Response:
     """Return a volume."""
     volume = await services.volumes.get(volume_id, project_id=project_id)
-    return not_modified(row_tag(volume)) or render_volume(services, volume)
+    return not_modified(row_tag(volume)) or await render_volume(services, volume)
 
 
 @router.patch(VOLUME, summary="Update a volume", responses=errors(*BODY, VolumeNotFound, NameTaken, PreconditionFailed))
@@ -103,7 +104,7 @@ async def update_volume(
     volume = await services.volumes.change(
         volume_id, patch.changes(), check=lambda row: if_match(row_tag(row)), actor=actor
     )
-    return render_volume(services, volume)
+    return await render_volume(services, volume)
 
 
 @router.post(f"{VOLUME}/expand", status_code=202, summary="Expand a volume", responses=accepts(*EXPAND_ERRORS))
@@ -134,6 +135,15 @@ async def request_volume(services: Services, body: VolumeIn, origin: RequestOrig
     return await services.volumes.request_create(body.new_volume(), origin=origin)
 
 
-def render_volume(services: Services, volume: Volume) -> VolumeOut:
-    """Render a volume with the path of its bytes."""
-    return VolumeOut.from_row(volume, services.volumes.path(volume))
+async def render_volume(services: Services, volume: Volume) -> VolumeOut:
+    """Render a volume with the path of its bytes, and why it is in the state ``error``."""
+    return (await volume_renderer(services, [volume], volume.project_id))(volume)
+
+
+async def volume_renderer(
+    services: Services, volumes: Sequence[Volume], project_id: UUID
+) -> Callable[[Volume], VolumeOut]:
+    """Return what renders each of these volumes of a project."""
+    ids = [volume.id for volume in volumes if volume.state is VolumeState.ERROR]
+    failed = await services.jobs.last_failures(ids, project_id=project_id)
+    return lambda volume: VolumeOut.of(volume, services.volumes.path(volume), failed.get(volume.id))

@@ -42,6 +42,8 @@ class Finding:
     problem: str
     remedy: str = REPAIR_COMMAND
     repaired: bool = False
+    #: The name of the subject; None if it has no row.
+    name: str | None = None
     #: How long a worker may still be working on it, in seconds, unless it extends its lease; until then it is not
     #: repaired.
     leased_seconds: float = 0.0
@@ -57,5 +59,6 @@ class Finding:
         return self.code in (CheckCode.UNREADABLE, CheckCode.NO_BACKEND)
 
     def __str__(self) -> str:
-        line = f"{self.code}  {self.subject}  {self.problem}  [{'repaired' if self.repaired else self.remedy}]"
+        subject = self.subject if self.name is None else f"{self.subject} ({self.name})"
+        line = f"{self.code}  {subject}  {self.problem}  [{'repaired' if self.repaired else self.remedy}]"
         return printable(line)  # names of files are in it

@@ -52,6 +52,7 @@ class RowState:
     size: int
     job_id: UUID | None
     holder: Holder | None
+    name: str = field(default="", compare=False)
 
     @property
     def is_volume(self) -> bool:
@@ -141,7 +142,7 @@ class _Holders(NamedTuple):
 
 def _row_state(row: Volume | Snapshot, volume_id: UUID, holders: _Holders) -> RowState:
     holder = holders.of(row, volume_id)
-    return RowState(row.id, volume_id, row.state, row.version, row.size, row.job_id, holder)
+    return RowState(row.id, volume_id, row.state, row.version, row.size, row.job_id, holder, row.name)
 
 
 async def _read_holders(session: AsyncSession, volumes: Sequence[Volume], snapshots: Sequence[Snapshot]) -> _Holders:

@@ -60,8 +60,9 @@ class RowsVsStorage:
             for finding in self._out_of_reach(page, reported_backends):
                 yield finding
             async for before, suspicion in self._confirmed(page):
+                name = None if suspicion.row is None else suspicion.row.name
                 for finding in await self._repaired(before, suspicion) if repair else suspicion.findings:
-                    yield finding
+                    yield replace(finding, name=name)
 
     def _out_of_reach(self, page: Sequence[VolumeRows], reported: set[str]) -> Iterator[Finding]:
         """Find backends that have volumes, but cannot be looked at; `UnknownData` reports those that are used."""

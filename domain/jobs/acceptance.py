@@ -23,7 +23,7 @@ from domain.audit.repository import add_entries
 from domain.db.base import Base, Entity
 from domain.db.database import Database
 from domain.errors import CisternError, IdempotencyKeyReused
-from domain.jobs.attempt import Payload
+from domain.jobs.attempt import Payload, subject_fields
 from domain.jobs.model import Job
 from domain.logs import log_fields
 from domain.projects.quota import UNLIMITED, Room, lock_rooms
@@ -142,12 +142,14 @@ async def rooms_of(session: AsyncSession, actors: Iterable[Actor]) -> Mapping[UU
 def entry_of(job: Job, actor: Actor) -> NewEntry:
     """Return the entry of the audit log for a job, or for its cancellation, that was accepted."""
     action = job.kind if job.cancel_requested_at is None else "job.cancel"
-    return new_entry(actor, action, job_id=job.id, subject_id=job.snapshot_id or job.volume_id)
+    if job.snapshot_id is not None:
+        return new_entry(actor, action, job_id=job.id, subject_id=job.snapshot_id)
+    return new_entry(actor, action, job_id=job.id, subject_id=job.volume_id, subject_name=job.volume_name)
 
 
 def log_accepted(job: Job) -> None:
     """Log that a job, or its cancellation, was accepted; the log context adds the request id."""
-    ids = log_fields(job_id=job.id, volume_id=job.volume_id, snapshot_id=job.snapshot_id, retry_of=job.retry_of)
+    ids = log_fields(job_id=job.id, retry_of=job.retry_of, **subject_fields(job))
     log.info("job.accepted" if job.cancel_requested_at is None else "job.cancel_accepted", kind=job.kind, **ids)
 
 

@@ -29,6 +29,7 @@ class ClaimedJob(NamedTuple):
     kind: str
     params: dict[str, Any]
     volume_id: UUID | None
+    volume_name: str | None
     snapshot_id: UUID | None
     backend: str | None
     parent_id: UUID | None
@@ -62,6 +63,11 @@ class ClaimedJob(NamedTuple):
 
 #: The fields of `ClaimedJob` that are columns of the job.
 CLAIMED_COLUMNS: Final = ClaimedJob._fields[:-1]
+
+
+def subject_fields(job: Job | ClaimedJob) -> dict[str, object]:
+    """Return what a job works on, for its log lines."""
+    return {"volume_id": job.volume_id, "volume": job.volume_name, "snapshot_id": job.snapshot_id}
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,8 @@ class Job(Owned):
     version: Mapped[int]
     params: Mapped[dict[str, Any]]
     volume_id: Mapped[UUID | None]
+    #: The name that the volume had when the job was accepted: it may be renamed or deleted since.
+    volume_name: Mapped[str | None]
     snapshot_id: Mapped[UUID | None]
     backend: Mapped[str | None]
     parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))

@@ -1,6 +1,6 @@
 """User requests about jobs: get, list, cancel, retry."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -65,6 +65,13 @@ class JobService:
         if oldest is None or found.next_cursor is not None:
             return found
         return Page(found.items, request.continued_below(oldest))
+
+    async def last_failures(self, volume_ids: Collection[UUID], *, project_id: UUID) -> Mapping[UUID, Job]:
+        """Return the newest job of each of these volumes that did not achieve what it should."""
+        if not volume_ids:
+            return {}
+        async with self._database.transaction() as session:
+            return await JobRepository(session).last_failures(volume_ids, project_id)
 
     async def related(self, job: Job, *, limit: int) -> tuple[UUID | None, Sequence[Job]]:
         """Return the id of the retry of a job, if any, and its newest children."""

@@ -75,6 +75,7 @@ class LockedVolume(NamedTuple):
 
     id: UUID
     project_id: UUID
+    name: str
     backend: str
     state: VolumeState
     size: int

@@ -176,7 +176,7 @@ def test_volume_that_cannot_be_read_exits_with_two(check: Check, settings: Setti
     (tmp_path / "disk" / ".fences" / str(volume_id)).write_text("damaged")
 
     code, lines, _ = check()
-    assert (code, lines[0].startswith(f"unreadable  volume {volume_id}  ")) == (2, True)
+    assert (code, lines[0].startswith(f"unreadable  volume {volume_id} ")) == (2, True)
 
 
 @pytest.mark.parametrize("names", [["elsewhere"], ["disk", "elsewhere"]])

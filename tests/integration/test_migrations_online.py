@@ -91,6 +91,7 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "finished_at": "NULL",
         "pruned_at": "NULL",
         "traceparent": "NULL",
+        "volume_name": "NULL",
         "test_hidden_at": "now()",
     },
     "volumes": {

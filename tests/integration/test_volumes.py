@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 
 from domain.audit.model import Actor
@@ -271,3 +272,43 @@ async def test_process_idle_in_a_transaction_loses_its_locks(
             await idle_while_another_requests_the_volume()
 
     assert (await volume_row(services, volume.id))["state"] == "expanding"
+
+
+async def test_jobs_and_items_name_their_volumes(services: Services, client: httpx.AsyncClient) -> None:
+    volume = await a_volume(services, name="data")
+    expand = (await client.post(f"/api/v1/volumes/{volume.id}/expand", json={"percent": 10})).json()
+    await sql(services, "UPDATE jobs SET status = 'failed', finished_at = now()")
+    await sql(services, "UPDATE volumes SET state = 'available', job_id = NULL, growing_to = NULL, name = 'renamed'")
+    bulk = (await client.post("/api/v1/volumes/expand", json={"percent": 10})).json()
+    insert = "INSERT INTO job_items (job_id, volume_id, status) SELECT CAST(:job AS uuid), id, 'pending' FROM volumes"
+    await sql(services, insert, job=bulk["id"])
+    retry = (await client.post(f"/api/v1/jobs/{expand['id']}/retry")).json()
+    items = (await client.get(f"/api/v1/jobs/{bulk['id']}/items")).json()["items"]
+
+    assert (expand["volume_name"], retry["volume_name"]) == ("data", "renamed")
+    assert [item["volume_name"] for item in items] == ["renamed"]
+    assert await sql(services, "SELECT subject_name FROM audit_entries WHERE job_id = :id", id=expand["id"]) == [
+        ("data",)
+    ]
+
+
+async def test_volume_in_error_says_why_and_which_job_has_left_it_so(
+    services: Services, client: httpx.AsyncClient
+) -> None:
+    volume = await a_volume(services)
+    path = f"/api/v1/volumes/{volume.id}"
+    assert ((await client.get(path)).json()["last_error"], (await client.get(path)).json()["last_job_id"]) == (
+        None,
+        None,
+    )
+    await client.post(f"{path}/expand", json={"percent": 10})
+    await sql(
+        services,
+        "UPDATE jobs SET status = 'failed', finished_at = now(), error = CAST(:error AS jsonb)",
+        error='{"code": "storage-failed", "detail": "It broke."}',
+    )
+    await sql(services, "UPDATE volumes SET state = 'error', job_id = NULL, growing_to = NULL")
+    ((job_id,),) = await sql(services, "SELECT id FROM jobs")
+    for shown in ((await client.get(path)).json(), (await client.get("/api/v1/volumes")).json()["items"][0]):
+        assert shown["last_error"] == {"code": "storage-failed", "detail": "It broke."}
+        assert shown["last_job_id"] == str(job_id)

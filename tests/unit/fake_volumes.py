@@ -1,7 +1,7 @@
 """Fake services of jobs and volumes, with the errors of the real ones, and builders of rows. No worker runs."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -59,7 +59,7 @@ def volume_row(name: str = "one", **columns: Any) -> Volume:
         "created_at": NOON,
         "updated_at": NOON,
     }
-    return Volume(id=uuid7(), project_id=DEFAULT_PROJECT, name=name, **{**defaults, **columns})
+    return Volume(project_id=DEFAULT_PROJECT, name=name, **{"id": uuid7(), **defaults, **columns})
 
 
 def snapshot_row(volume: Volume, name: str = "one", **columns: Any) -> Snapshot:
@@ -126,6 +126,13 @@ class FakeJobs:
 
     async def list_jobs(self, filters: JobFilter, request: PageRequest, *, project_id: UUID) -> Page[Job]:
         return newest_first(self.rows, matcher(filters, parent_id=filters.parent_id), request)
+
+    async def last_failures(self, volume_ids: Collection[UUID], *, project_id: UUID) -> Mapping[UUID, Job]:
+        return {
+            job.volume_id: job
+            for _, job in sorted(self.rows.items())
+            if job.volume_id is not None and job.volume_id in volume_ids and job.status in RETRYABLE
+        }
 
     async def cancel(self, job_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         return await self.accept(origin, self._cancel(job_id))
@@ -253,3 +260,13 @@ class FakeVolumes:
         )
         volume.job_id = job.id
         return self.jobs.add(job)
+
+
+@dataclass
+class FakeVolumeNames:
+    """The names of the volumes that there are."""
+
+    volumes: FakeVolumes
+
+    async def of(self, volume_ids: Collection[UUID], *, project_id: UUID) -> Mapping[UUID, str]:
+        return {one.id: one.name for one in self.volumes.rows.values() if one.id in volume_ids}

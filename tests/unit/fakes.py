@@ -22,7 +22,7 @@ from tests.unit.fake_bulk import FakeBulk
 from tests.unit.fake_keys import FakeKeys, FakeSessions
 from tests.unit.fake_projects import FakeProjects
 from tests.unit.fake_snapshots import FakeSnapshots
-from tests.unit.fake_volumes import NOON, FakeJobs, FakeVolumes, job_row, snapshot_row, volume_row
+from tests.unit.fake_volumes import NOON, FakeJobs, FakeVolumeNames, FakeVolumes, job_row, snapshot_row, volume_row
 
 __all__ = ["NOON", "FakeServices", "job_row", "snapshot_row", "volume_row"]
 
@@ -131,6 +131,7 @@ class FakeServices:
         self.projects = FakeProjects()
         self.jobs = FakeJobs()
         self.volumes = FakeVolumes(self.jobs, self.backends)
+        self.volume_names = FakeVolumeNames(self.volumes)
         self.snapshots = FakeSnapshots(self.jobs, self.volumes)
         self.bulk = FakeBulk(self.jobs, self.volumes)
         self.watcher = FakeWatcher(self.jobs)

@@ -214,12 +214,16 @@ async def test_ledger_pages_ascend_by_volume_id(fake: FakeServices, client: http
 
 async def test_item_has_status_code_and_sizes(fake: FakeServices, client: httpx.AsyncClient) -> None:
     job = fake.jobs.add(job_row("bulk.expand"))
+    fake.volumes.add(volume_row("data", id=UUID(int=2)))
     failed = item(2, ItemStatus.FAILED, code="storage-full", detail="Full.", from_size=1, to_size=2, used=1)
     fake.bulk.ledger[job.id] = [item(1, ItemStatus.SUCCEEDED), failed]
     page = (await client.get(f"/api/v1/jobs/{job.id}/items?status=failed")).json()
 
     members = {"code": "storage-full", "detail": "Full.", "from_size": 1, "to_size": 2, "used": 1, "snapshot_id": None}
-    assert page == {"items": [{"volume_id": str(UUID(int=2)), "status": "failed"} | members], "next_cursor": None}
+    assert page == {
+        "items": [{"volume_id": str(UUID(int=2)), "volume_name": "data", "status": "failed"} | members],
+        "next_cursor": None,
+    }
 
 
 @pytest.mark.parametrize(

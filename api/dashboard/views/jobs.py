@@ -57,8 +57,9 @@ class JobLine:
     kind: str
     status: str
     volume_id: UUID | None
-    #: None if the volume has been deleted.
+    #: The present name; that of the job's acceptance if the volume has been deleted.
     volume_name: str | None
+    is_volume_gone: bool
     created_by: str | None
     created_at: datetime
     finished_at: datetime | None
@@ -72,12 +73,14 @@ class JobLine:
     @classmethod
     def of(cls, job: Job, names: Mapping[UUID, str], viewer_role: Role) -> Self:
         """Describe a job; ``names`` has those of volumes."""
+        name = None if job.volume_id is None else names.get(job.volume_id)
         return cls(
             id=job.id,
             kind=job.kind,
             status=job.status,
             volume_id=job.volume_id,
-            volume_name=None if job.volume_id is None else names.get(job.volume_id),
+            volume_name=job.volume_name if name is None else name,
+            is_volume_gone=name is None,
             created_by=job.created_by,
             created_at=job.created_at,
             finished_at=job.finished_at,

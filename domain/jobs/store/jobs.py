@@ -8,7 +8,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Uuid, bindparam, exists, func, literal, select, update
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, distinct_on
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased, defer
 
@@ -154,6 +154,17 @@ class JobRepository:
         """Return the version of each of these jobs that exists."""
         query = select(Job.id, Job.version).where(Job.id.in_(job_ids), Job.pruned_at.is_(None))
         return {row.id: row.version for row in await self._session.execute(query)}
+
+    async def last_failures(self, volume_ids: Collection[UUID], project_id: UUID) -> Mapping[UUID, Job]:
+        """Return the newest job of each of these volumes that did not achieve what it should."""
+        query = (
+            select(Job)
+            .options(defer(Job.params))
+            .where(Job.volume_id.in_(volume_ids), Job.status.in_(RETRYABLE), *of_project(project_id))
+            .ext(distinct_on(Job.volume_id))
+            .order_by(Job.volume_id, Job.id.desc())
+        )
+        return {job.volume_id: job for job in await self._session.scalars(query) if job.volume_id is not None}
 
     async def retried_by(self, job_id: UUID) -> UUID | None:
         """Return the id of the job that retries this one, if any."""

@@ -29,7 +29,8 @@ MAX_ATTEMPTS: Final = 40
 _LIMIT_SECONDS: Final = 3600.0
 #: What a webhook is told of a job.
 _JOB_COLUMNS: Final = (
-    *(Job.id, Job.kind, Job.status, Job.volume_id, Job.snapshot_id, Job.backend, Job.created_by, Job.retry_of),
+    *(Job.id, Job.kind, Job.status, Job.volume_id, Job.volume_name, Job.snapshot_id, Job.backend),
+    *(Job.created_by, Job.retry_of),
     *(Job.schedule_id, Job.scheduled_for, Job.total, Job.succeeded, Job.failed, Job.skipped, Job.error),
     *(Job.created_at, Job.started_at, Job.finished_at),
 )

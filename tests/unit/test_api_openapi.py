@@ -195,6 +195,6 @@ def test_configuration_error_is_internal() -> None:
 async def test_problem_type_uri_resolves_to_its_explanation(client: httpx.AsyncClient) -> None:
     listed = (await client.get("/problems")).json()["items"]
 
-    assert [one["code"] for one in listed] == list(PROBLEM_TYPES)
+    assert {one["code"] for one in listed} >= set(PROBLEM_TYPES)
     for one in listed:
         assert (await client.get(one["type"])).json() == one

@@ -8,7 +8,7 @@ READY := .venv/.ready
 COMPOSE ?= docker compose
 ENGINE ?= docker
 
-.PHONY: help secrets demo up test test-changed test-long bench bench-bulk compose-test check docs coverage screenshots
+.PHONY: help secrets demo up test test-changed test-long bench bench-bulk compose-test check docs client coverage screenshots
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r target text; do \
@@ -58,6 +58,11 @@ screenshots: $(READY) ## Take pictures of every page of the dashboard, in build/
 
 docs: $(READY) ## Build the documentation into build/site, strictly and offline
 	@$(BIN)/python docs/build.py
+
+CLIENT ?= clients/python
+
+client: $(READY) ## Generate the typed Python client from the OpenAPI document, in clients/python (CLIENT=...)
+	@$(BIN)/python clients/generate.py "$(CLIENT)"
 
 COVERED ?= tests/unit tests/integration
 

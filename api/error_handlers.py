@@ -1,4 +1,4 @@
-"""Every error that a route or FastAPI raises becomes a problem response; routes explain each problem type."""
+"""Every error that a route or FastAPI raises becomes a problem response."""
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from http import HTTPStatus
@@ -6,9 +6,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import structlog
-from fastapi import APIRouter
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -16,7 +14,6 @@ from starlette.routing import Match
 
 from api.acceptance import render_replay
 from api.access import PAGES, AccessRefused, row_of
-from api.openapi import errors
 from api.problems import INTERNAL, PROBLEM_TYPES, http_type, problem_response, type_of
 from api.session_cookies import MARK
 from domain.errors import CisternError, DatabaseUnavailable, QuotaExceeded
@@ -135,43 +132,3 @@ HANDLERS: Final[dict[int | type[Exception], Callable[[Request, Any], Coroutine[A
     RequestValidationError: _validation_error,
     HTTPException: _http_error,
 }
-
-router = APIRouter(prefix="/problems", tags=["problems"])
-
-
-class ProblemTypeOut(BaseModel):
-    """One problem type."""
-
-    model_config = ConfigDict(
-        from_attributes=True,
-        json_schema_extra={
-            "examples": [
-                {"type": "/problems/volume-busy", "code": "volume-busy", "status": 409, "title": "Volume is busy"}
-            ]
-        },
-    )
-
-    type: str
-    code: str
-    status: int
-    title: str
-
-
-class ProblemTypesOut(BaseModel):
-    """All problem types, sorted by code."""
-
-    items: list[ProblemTypeOut]
-
-
-@router.get("", summary="List the problem types", responses=errors())
-async def list_problems() -> ProblemTypesOut:
-    """List every problem type that the API returns."""
-    return ProblemTypesOut(items=[ProblemTypeOut.model_validate(one) for one in PROBLEM_TYPES.values()])
-
-
-@router.get("/{code}", summary="Get a problem type", responses=errors(http_type(404)))
-async def get_problem(code: str) -> ProblemTypeOut:
-    """Return one problem type."""
-    if code not in PROBLEM_TYPES:
-        raise HTTPException(404)
-    return ProblemTypeOut.model_validate(PROBLEM_TYPES[code])

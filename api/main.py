@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 from starlette.types import Receive, Scope, Send
 
 from api import docs_page, error_handlers, health
-from api.dashboard import pages, sign_in
+from api.dashboard import explaining, pages, sign_in
 from api.dependencies import V0_PATH, V1_PATH, check_form
 from api.held_requests import HeldRequests
 from api.middleware import Gate
@@ -122,7 +122,7 @@ def create_app(services_factory: ServicesFactory = services_from_environment) ->
         app.include_router(v1.router, prefix=V1_PATH)
     for v0 in (v0_volumes, v0_snapshots):
         app.include_router(v0.router, prefix=V0_PATH)
-    for unversioned in (health, error_handlers, docs_page, pages, sign_in):
+    for unversioned in (health, explaining, docs_page, pages, sign_in):
         app.include_router(unversioned.router)
     document(app)
     return app

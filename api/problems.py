@@ -17,7 +17,7 @@ from domain import errors
 
 MEDIA_TYPE: Final = "application/problem+json"
 RETRY_SECONDS: Final = 1
-_TYPES_PATH: Final = "/problems"
+TYPES_PATH: Final = "/problems"
 
 
 class ProblemType(NamedTuple):
@@ -30,7 +30,7 @@ class ProblemType(NamedTuple):
     @property
     def type(self) -> str:
         """Reference to the explanation, relative to the root of the API."""
-        return f"{_TYPES_PATH}/{self.code}"
+        return f"{TYPES_PATH}/{self.code}"
 
 
 _STATUSES: Final[dict[type[errors.CisternError], tuple[int, str]]] = {

@@ -15,14 +15,15 @@ PAGE_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-_DOCS: Final = "/docs"
+#: Pages that are open to all.
+_OPEN: Final = ("/docs", "/problems", "/problems/{}")
 
 
 def security_headers(path: str) -> RawHeaders:
     """Return the headers for browsers of every response to a request for this path."""
     if path.startswith("/api/"):  # most requests: not looked up
         return _FOR_OTHERS
-    return _FOR_PAGES if path == _DOCS or row_of(path) in PAGES else _FOR_OTHERS
+    return _FOR_PAGES if (row := row_of(path)) in PAGES or row in _OPEN else _FOR_OTHERS
 
 
 def _with_policy(policy: str) -> RawHeaders:

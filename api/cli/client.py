@@ -67,6 +67,11 @@ class ApiClient:
         """Get one object."""
         return self.call("GET", path, params=params)
 
+    def get_to_change(self, path: str) -> tuple[JsonObject, dict[str, str]]:
+        """Get one object, and the headers of a change that is refused if somebody else changes it before."""
+        response = self._send("GET", path)
+        return self._parse(response), {"If-Match": response.headers.get("etag", "*")}
+
     def call(self, method: str, path: str, body: Any = None, **request: Any) -> JsonObject:
         """Send a request, whose response is one object."""
         return self._parse(self._send(method, path, body=body, **request))

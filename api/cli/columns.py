@@ -1,6 +1,7 @@
 """What the client commands show of each kind of object. Knows nothing of terminals: `api.cli.render` prints it."""
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 from api.cli.client import JsonObject
@@ -12,6 +13,9 @@ Columns = Sequence[Column]
 
 #: The title of the column with the name of the object's volume, which is looked up if it is not in the object.
 VOLUME: Final = "volume"
+
+#: Rates from here on are shown without decimals.
+_WHOLE_RATE: Final = 10
 
 
 def _member(name: str) -> Callable[[JsonObject], str]:
@@ -48,6 +52,22 @@ def completed_count(job: JsonObject) -> int:
     """Return how many volumes or bytes of a job are completed."""
     progress = job["progress"] or {}
     return sum(progress.get(name, 0) for name in ("succeeded", "failed", "skipped"))
+
+
+def rate_text(job: JsonObject) -> str:
+    """Return the average rate of a job; empty if nothing is done yet."""
+    rate = (job["progress"] or {}).get("per_second")
+    if rate is None:
+        return ""
+    if job["progress"]["unit"] == "bytes":
+        return f"{size_text(int(rate))}/s"
+    return f"{rate:,.0f}/s" if rate >= _WHOLE_RATE else f"{rate:.2g}/s"
+
+
+def estimated_end(job: JsonObject) -> datetime | None:
+    """Return when a job is expected to end; None if that is unknown, or it has ended."""
+    end = (job["progress"] or {}).get("estimated_end")
+    return None if end is None else datetime.fromisoformat(end)
 
 
 def error_text(job: JsonObject) -> str:

@@ -1,7 +1,8 @@
 """The commands ``cistern schedules ...``: clients of the HTTP API."""
 
 import enum
-from typing import Annotated, Any
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -18,15 +19,22 @@ from api.cli.selection import (
     To,
     UpTo,
     UsageAbove,
+    given,
     growth,
     selection,
 )
-from api.cli.session import Label, Session, UsageError, Yes, command, confirm, new_group
+from api.cli.session import Label, NewNameOption, Session, UsageError, Yes, command, confirm, new_group
 from api.cli.waiting import NoWait, finish
 
 NameOrId = Annotated[str, typer.Argument(metavar="NAME", help="Name of the schedule, its id, or the id's beginning.")]
 Keep = Annotated[int | None, typer.Option(min=1, help="Keep this number of the schedule's snapshots per volume.")]
 KeepDays = Annotated[int | None, typer.Option(min=1, help="Keep the schedule's snapshots for this many days.")]
+Prefix = Annotated[str | None, typer.Option(help="Of the snapshots' names.", show_default="NAME")]
+
+#: Members of params that belong together: a change of one of them replaces all.
+_SELECTION: Final = ("ids", "labels", "backend")
+_GROWTH: Final = ("to", "by", "percent", "step", "up_to", "usage_above", "policy")
+_RETENTION: Final = ("keep_last", "keep_days")
 
 schedules = new_group()
 
@@ -64,7 +72,7 @@ def create_schedule(
     usage_above: UsageAbove = None,
     up_to: UpTo = None,
     autogrow: Autogrow = False,
-    prefix: Annotated[str | None, typer.Option(help="Of the snapshots' names.", show_default="NAME")] = None,
+    prefix: Prefix = None,
     keep_last: Keep = None,
     keep_days: KeepDays = None,
 ) -> None:
@@ -73,8 +81,7 @@ def create_schedule(
     if selected is None:
         raise UsageError("say which volumes: --label, --backend or --all")
     grown = growth(to=to, by=by, percent=percent, usage_above=usage_above, up_to=up_to, autogrow=autogrow)
-    kept = {"name": prefix, "keep_last": keep_last, "keep_days": keep_days}
-    kept = {member: value for member, value in kept.items() if value is not None}
+    kept = given({"name": prefix, "keep_last": keep_last, "keep_days": keep_days})
     if action is Action.EXPAND and kept:
         raise UsageError("--prefix, --keep-last and --keep-days are for --action bulk.snapshot")
     if action is Action.SNAPSHOT:
@@ -84,6 +91,60 @@ def create_schedule(
     body = {"name": name, "cron": cron, "time_zone": time_zone, "action": action.value}
     created = session.api.call("POST", "/schedules", {**body, "params": {**selected, **grown, **kept}})
     session.print([created], SCHEDULES)
+
+
+@command(schedules, "update")
+def update_schedule(
+    session: Session,
+    name: NameOrId,
+    *,
+    new_name: NewNameOption = None,
+    cron: Annotated[str | None, typer.Option(help="Minute, hour, day of month, month and day of week.")] = None,
+    time_zone: Annotated[str | None, typer.Option(help="Of the cron expression, such as Europe/Berlin.")] = None,
+    catch_up: Annotated[int | None, typer.Option(min=0, help="How late a run may start, in seconds.")] = None,
+    label: Label = None,
+    backend: Backend = None,
+    every: Every = False,
+    max_concurrent: MaxConcurrent = None,
+    to: To = None,
+    by: By = None,
+    percent: Percent = None,
+    usage_above: UsageAbove = None,
+    up_to: UpTo = None,
+    autogrow: Autogrow = False,
+    prefix: Prefix = None,
+    keep_last: Keep = None,
+    keep_days: KeepDays = None,
+) -> None:
+    """Change a schedule, and become its owner; what is not given stays as it is.
+
+    Options that select volumes, that say how much they grow, or what is kept, replace all of their kind.
+    """
+    path = path_of(session.api, SCHEDULE, name)
+    grown = growth(to=to, by=by, percent=percent, usage_above=usage_above, up_to=up_to, autogrow=autogrow)
+    params = (
+        (_SELECTION, selection(label, backend, every=every, max_concurrent=None)),
+        (_GROWTH, grown or None),
+        (_RETENTION, given({"keep_last": keep_last, "keep_days": keep_days}) or None),
+        ((), given({"name": prefix, "max_concurrent": max_concurrent}) or None),
+    )
+    changes = given({"name": new_name, "cron": cron, "time_zone": time_zone, "catch_up_seconds": catch_up})
+    headers: dict[str, str] = {}
+    if any(members is not None for _, members in params):
+        schedule, headers = session.api.get_to_change(path)
+        changes["params"] = _replaced(schedule["params"], params)
+    if not changes:
+        raise UsageError("say what to change: `cistern schedules update --help` lists the options")
+    session.print([session.api.call("PATCH", path, changes, headers=headers)], SCHEDULES)
+
+
+def _replaced(params: JsonObject, groups: Iterable[tuple[Sequence[str], dict[str, Any] | None]]) -> JsonObject:
+    """Return params in which the members of each group with new values are replaced by these."""
+    changed = dict(params)
+    for names, members in groups:
+        if members is not None:
+            changed = {name: value for name, value in changed.items() if name not in names} | members
+    return changed
 
 
 @command(schedules, "run")

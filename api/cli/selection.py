@@ -33,7 +33,7 @@ def selection(
         raise UsageError("--all selects every volume: leave out --label and --backend, or --all")
     if not (every or labels or backend):
         return None
-    return _given({"labels": labels_of(labels) or None, "backend": backend, "max_concurrent": max_concurrent})
+    return given({"labels": labels_of(labels) or None, "backend": backend, "max_concurrent": max_concurrent})
 
 
 def growth(
@@ -48,8 +48,9 @@ def growth(
     """Return the members that say how much volumes grow, as they were given; the API says what does not fit."""
     sizes = {name: size_of(text) for name, text in (("to", to), ("by", by), ("up_to", up_to)) if text is not None}
     policy = "autogrow" if autogrow else None
-    return sizes | _given({"percent": percent, "usage_above": usage_above, "policy": policy})
+    return sizes | given({"percent": percent, "usage_above": usage_above, "policy": policy})
 
 
-def _given(members: dict[str, Any]) -> dict[str, Any]:
+def given(members: dict[str, Any]) -> dict[str, Any]:
+    """Return the members that have a value."""
     return {name: value for name, value in members.items() if value is not None}

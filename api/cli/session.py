@@ -18,6 +18,7 @@ from domain.printable import printable
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object per line, as the API returns it.")]
 Url = Annotated[str, typer.Option(envvar="CISTERN_URL", help="URL of the API.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
+NewNameOption = Annotated[str | None, typer.Option("--name", help="The new name.", metavar="NEW")]
 Label = Annotated[list[str] | None, typer.Option(help="A label; repeatable.", metavar="KEY=VALUE")]
 
 #: Number of volumes that one request names.

@@ -18,10 +18,11 @@ from api.cli.selection import (
     To,
     UpTo,
     UsageAbove,
+    given,
     growth,
     selection,
 )
-from api.cli.session import Label, Session, UsageError, Yes, command, confirm, labels_of, new_group
+from api.cli.session import Label, NewNameOption, Session, UsageError, Yes, command, confirm, labels_of, new_group
 from api.cli.sizes import size_of, size_text
 from api.cli.waiting import NoWait, finish
 
@@ -32,6 +33,7 @@ OneName = Annotated[
 NewName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the new volume.")]
 Size = Annotated[str, typer.Option(help="Such as 10GiB; `10G` is the same, `10GB` is 10^10 bytes.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would grow, and change nothing.")]
+_LABELS_HELP = "A label; repeatable. All labels are replaced by those that are given."
 
 volumes = new_group()
 
@@ -70,6 +72,32 @@ def create_volume(
     """Create an empty volume."""
     body = {"name": name, "size": size_of(size), "labels": labels_of(label), "backend": backend}
     finish(session, session.api.call("POST", "/volumes", body), no_wait=no_wait)
+
+
+@command(volumes, "update")
+def update_volume(
+    session: Session,
+    name: NameOrId,
+    *,
+    new_name: NewNameOption = None,
+    label: Annotated[list[str] | None, typer.Option(help=_LABELS_HELP, metavar="KEY=VALUE")] = None,
+    no_labels: Annotated[bool, typer.Option("--no-labels", help="Remove all labels.")] = False,
+    usage_above: Annotated[float | None, typer.Option(help="Autogrow: when more than this percentage is used.")] = None,
+    by: Annotated[str | None, typer.Option(help="Autogrow: how much to add, such as 10GiB.", metavar="SIZE")] = None,
+    percent: Annotated[float | None, typer.Option(help="Autogrow: how much to add, in percent of the size.")] = None,
+    up_to: Annotated[str | None, typer.Option(help="Autogrow: never beyond this size.", metavar="SIZE")] = None,
+    no_autogrow: Annotated[bool, typer.Option("--no-autogrow", help="Remove the autogrow policy.")] = False,
+) -> None:
+    """Change the name, the labels or the autogrow policy of a volume; what is not given stays as it is."""
+    labels, policy = labels_of(label), growth(to=None, by=by, percent=percent, usage_above=usage_above, up_to=up_to)
+    if (labels and no_labels) or (policy and no_autogrow):
+        raise UsageError("--no-labels and --no-autogrow remove what the other options set: give one of them")
+    changes = given({"name": new_name, "labels": labels or ({} if no_labels else None), "autogrow": policy or None})
+    if no_autogrow:
+        changes["autogrow"] = None
+    if not changes:
+        raise UsageError("say what to change: `cistern volumes update --help` lists the options")
+    session.print([session.api.call("PATCH", path_of(session.api, VOLUME, name), changes)], VOLUMES)
 
 
 @command(volumes, "expand")

@@ -7,7 +7,7 @@ from typing import Annotated, Final, NoReturn
 import typer
 
 from api.cli.client import JsonObject
-from api.cli.columns import ITEMS, JOBS, completed_count, error_text, progress_text
+from api.cli.columns import ITEMS, JOBS, error_text, progress_text
 from api.cli.session import Session, print_json
 from domain.jobs.states import ENDED, JobStatus
 
@@ -85,7 +85,9 @@ def _display(session: Session, *, all_changes: bool) -> Iterator[Update]:
 
     console = open_console()
     if console.is_terminal:
-        with _bar() as update:
+        from api.cli.bar import progress_bar
+
+        with progress_bar() as update:
             yield lambda job: update(printable_object(job))
         return
 
@@ -94,23 +96,3 @@ def _display(session: Session, *, all_changes: bool) -> Iterator[Update]:
         console.print(*filter(None, (shown["id"], shown["kind"], shown["status"], progress_text(shown))))
 
     yield print_line
-
-
-@contextmanager
-def _bar() -> Iterator[Update]:
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    from api.cli.render import open_console
-
-    title = TextColumn("{task.description}", markup=False)
-    counts = TextColumn("{task.fields[counts]}", markup=False)
-    columns = (SpinnerColumn(), title, BarColumn(40), counts, TimeElapsedColumn())
-    with Progress(*columns, console=open_console()) as bars:
-        bar = bars.add_task("", total=None, counts="")
-        yield lambda job: bars.update(
-            bar,
-            description=f"{job['kind']} {job['status']}",
-            total=(job["progress"] or {}).get("total"),
-            completed=completed_count(job),
-            counts=progress_text(job),
-        )

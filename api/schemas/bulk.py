@@ -75,6 +75,12 @@ _POLICY_ONLY: Final[dict[str, Any]] = {
     "required": ["policy"],
     "not": {"anyOf": [{"required": [name]} for name in POLICY_FIELDS]},
 }
+#: Forms are filled with them: each is limited to some volumes, so that nobody grows everything by sending it.
+_EXPAND_EXAMPLES: Final[tuple[dict[str, Any], ...]] = (
+    {"percent": 20, "usage_above": 80, "up_to": "1TiB", "labels": {"team": "search"}, "max_concurrent": 10},
+    {"policy": AUTOGROW, "labels": {"team": "search"}},
+)
+_EXPAND_CONSTRAINT: Final = constraint({"oneOf": [*exactly_one(*GROWTH_MEMBERS)["oneOf"], _POLICY_ONLY]})
 _KEEP: Final[dict[str, Any]] = {"ge": 1, "le": MAX_KEPT, "strict": True}
 
 
@@ -109,15 +115,7 @@ class _PolicyField(RequestBody):
 class BulkExpandFields(GrowthFields, SelectionIn, _PolicyField):
     """Which volumes to expand, by how much, and how many at once."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            **constraint({"oneOf": [*exactly_one(*GROWTH_MEMBERS)["oneOf"], _POLICY_ONLY]}),
-            "examples": [
-                {"percent": 20, "usage_above": 80, "up_to": "1TiB", "max_concurrent": 10},
-                {"policy": AUTOGROW, "labels": {"team": "search"}},
-            ],
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={**_EXPAND_CONSTRAINT, "examples": [*_EXPAND_EXAMPLES]})
 
     percent: Omittable[BulkPercent] = None
     step: Size = Field(DEFAULT_STEP, description="New sizes are rounded up to a multiple of it.")
@@ -156,6 +154,13 @@ class BulkExpandFields(GrowthFields, SelectionIn, _PolicyField):
 
 class BulkExpandIn(BulkExpandFields):
     """Which volumes to expand, by how much, and how many at once; or a dry run."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            **_EXPAND_CONSTRAINT,
+            "examples": [one | {"dry_run": True} for one in _EXPAND_EXAMPLES],
+        }
+    )
 
     dry_run: Annotated[bool, Field(strict=True, description="Return the plan, change nothing.")] = False
 

@@ -86,6 +86,15 @@ async def volumes_and_snapshots(cli: Cli) -> None:
     assert (await cli("volumes show pg-1")).one["size"] == 3 * 2**20
     assert (await cli("volumes expand pg-1 --to 1M")).status == 2
 
+    policy = await cli(
+        "volumes update pg-1 --usage-above 80 --percent 20 --up-to 1G --label team=search --label tier=1"
+    )
+    assert (policy.status, policy.one["labels"]) == (0, {"team": "search", "tier": "1"}), policy
+    assert policy.one["autogrow"] == {"usage_above": 80, "percent": 20, "up_to": 2**30}
+    assert (await cli("volumes update pg-1 --no-autogrow --name pg-9")).one["autogrow"] is None
+    assert (await cli("volumes update pg-9 --name pg-1")).one["labels"] == {"team": "search", "tier": "1"}
+    assert (await cli("volumes update pg-1 --usage-above 80")).status == 2, "the policy is not complete"
+
     assert (await cli("snapshots take pg-1/first")).status == 0
     assert (await cli("snapshots take nightly --all")).one["progress"]["succeeded"] == 2
     assert [one["name"] for one in (await cli("snapshots list --volume pg-1")).objects][-1] == "first"
@@ -116,6 +125,17 @@ async def schedules(cli: Cli) -> None:
     status, out, err = await cli.text(*(word.replace("+", " ") for word in create.split()), "--json")
     cli.used.add("schedules create")
     assert (status, json.loads(out)["params"]["labels"]) == (0, {"team": "search"}), err
+    assert (await cli("schedules update grow --percent 10 --usage-above 0.5 --max-concurrent 3")).status == 0
+    changed = (await cli("schedules update grow --time-zone Europe/Berlin --catch-up 60")).one
+    assert (changed["time_zone"], changed["catch_up_seconds"]) == ("Europe/Berlin", 60)
+    assert changed["params"].get("by") is None
+    assert {name: changed["params"][name] for name in ("labels", "percent", "usage_above", "max_concurrent")} == {
+        "labels": {"team": "search"},
+        "percent": 10,
+        "usage_above": 0.5,
+        "max_concurrent": 3,
+    }
+    assert (await cli("schedules update grow --keep-last 3")).status == 2, "it takes no snapshots"
     assert (await cli("schedules run grow")).one["status"] == "succeeded"
     assert (await cli("schedules pause grow")).one["enabled"] is False
     assert (await cli("schedules resume grow")).one["enabled"] is True

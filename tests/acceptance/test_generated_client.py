@@ -1,14 +1,14 @@
-"""A client generated from the OpenAPI document keeps the types of requests and responses, and works on a real API."""
+"""The client that `make client` generates keeps the types of requests and responses, and works on a real API."""
 
-import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from api.main import create_app
 from tests.acceptance.cluster import Cluster
 from tests.support.keys import SECRET
 
@@ -30,27 +30,62 @@ print(expanded.status.value, volume.name, volume.size)
 MISTAKE = 'VolumeIn(name="typed", size=[1])\n'
 
 
-def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    folder = Path(sys.executable).parent  # the generator formats its output with the ruff beside it
-    environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+ROOT = Path(__file__).parents[2]
+README = ROOT / "clients" / "python" / "README.md"
+
+
+def run(*command: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=cwd, env=os.environ | variables, capture_output=True, text=True, check=False)
+
+
+def install(folder: Path) -> Path:
+    """Generate the client as users do and install it from its package. Return the folder to import it from."""
+    # -o: another test run must not install Cistern again.
+    made = run("make", "-o", ".venv/.ready", "client", f"CLIENT={folder / 'source'}", cwd=ROOT)
+    assert made.returncode == 0, made.stdout + made.stderr
+    options = ("--quiet", "--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check")
+    pip = (sys.executable, "-m", "pip", "install", *options, "--target", str(folder / "installed"))
+    installed = run(*pip, str(folder / "source"), cwd=folder)
+    assert installed.returncode == 0, installed.stderr
+    return folder / "installed"
+
+
+def program_of_the_readme() -> str:
+    (program,) = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+    return str(program)
 
 
 @pytest.mark.slow
 def test_program_with_a_generated_client_is_type_checked_and_runs(cluster: Cluster, tmp_path: Path) -> None:
-    (tmp_path / "openapi.json").write_text(json.dumps(create_app().openapi()))
-    generator = str(Path(sys.executable).with_name("openapi-python-client"))
-    options = ("--path", "openapi.json", "--meta", "none", "--output-path", "cistern_client", "--fail-on-warning")
-    generated = run(generator, "generate", *options, cwd=tmp_path)
-    assert generated.returncode == 0, generated.stdout + generated.stderr
-
-    (tmp_path / "program.py").write_text(PROGRAM)
-    (tmp_path / "mistaken.py").write_text(PROGRAM + MISTAKE)
+    place = install(tmp_path)
+    (place / "program.py").write_text(PROGRAM)
+    (place / "mistaken.py").write_text(PROGRAM + MISTAKE)
     mypy = (sys.executable, "-m", "mypy", "--strict", "--follow-imports", "silent", "--config-file", os.devnull)
-    checked, mistaken = (run(*mypy, name, cwd=tmp_path) for name in ("program.py", "mistaken.py"))
+    checked, mistaken = (run(*mypy, name, cwd=place) for name in ("program.py", "mistaken.py"))
     assert checked.returncode == 0, checked.stdout
     assert 'Argument "size" to "VolumeIn" has incompatible type' in mistaken.stdout
 
     cluster.start_worker()
-    ran = run(sys.executable, "program.py", cluster.start_api(), SECRET.text, cwd=tmp_path)
+    address = cluster.start_api()
+    ran = run(sys.executable, "program.py", address, SECRET.text, cwd=place)
     assert (ran.returncode, ran.stdout) == (0, f"succeeded typed {3 * 2**20}\n"), ran.stderr
+
+    (place / "readme.py").write_text(program_of_the_readme())
+    ran = run(sys.executable, "readme.py", cwd=place, CISTERN_URL=address, CISTERN_KEY=SECRET.text)
+    assert ran.returncode == 0, ran.stderr
+    assert re.fullmatch(rf"succeeded \{{.*'size': {10 * 2**20}\b.*\}}\n", ran.stdout), ran.stdout
+
+
+def test_program_of_the_readme_has_at_most_ten_lines() -> None:
+    assert len([line for line in program_of_the_readme().splitlines() if line]) <= 10
+
+
+def test_client_requires_the_python_and_the_httpx_that_cistern_is_tested_with() -> None:
+    cistern, client = (
+        tomllib.loads((folder / "pyproject.toml").read_text())["project"] for folder in (ROOT, README.parent)
+    )
+
+    assert (client["version"], client["requires-python"]) == (cistern["version"], cistern["requires-python"])
+    assert [one for one in client["dependencies"] if one.startswith("httpx")] == [
+        one for one in cistern["dependencies"] if one.startswith("httpx")
+    ]

@@ -203,3 +203,25 @@ async def test_lists_have_a_next_page_with_the_same_filters(client: httpx.AsyncC
 
     assert ["search-0" in first, "search-2" in first] == [False, True]
     assert ["search-0" in second, "mail" in second] == [True, False]
+
+
+async def test_codes_of_jobs_and_items_link_to_their_explanation(client: httpx.AsyncClient, services: Services) -> None:
+    await add_jobs(services, JobStatus.FAILED, kind="bulk.expand")
+    await add_jobs(services, JobStatus.FAILED, kind="of.another")
+    ((job_id,), (other_id,)) = await sql(services, "SELECT id FROM jobs ORDER BY kind")
+    error = "UPDATE jobs SET error = jsonb_build_object('code', CAST(:code AS text), 'detail', 'why') WHERE id = :id"
+    await sql(services, error, code="items-failed", id=job_id)
+    await sql(services, error, code="of-another-package", id=other_id)
+    await sql(
+        services,
+        "INSERT INTO job_items (job_id, volume_id, status, code) VALUES (:id, :id, 'skipped', 'volume-gone')",
+        id=job_id,
+    )
+
+    page, jobs = (await client.get(f"/jobs/{job_id}")).text, (await client.get("/jobs")).text
+
+    for code, text in (("items-failed", page), ("volume-gone", page), ("items-failed", jobs)):
+        assert f'<a href="/problems/{code}">{code}</a>' in text
+        assert (await client.get(f"/problems/{code}")).status_code == 200
+    assert "of-another-package" in jobs
+    assert "/problems/of-another-package" not in jobs

@@ -1,13 +1,17 @@
 """The commands `cistern jobs ...` over the real routes: output and exit status."""
 
 import json
+import re
 import sys
+from datetime import UTC, datetime, timedelta
 from io import BytesIO, TextIOWrapper
+from typing import Any
 from uuid import UUID
 
 import httpx
 import pytest
 
+from api.cli.columns import estimated_end, rate_text
 from domain.bulk.model import Item, ItemStatus
 from domain.jobs.states import JobStatus
 from tests.unit.cli_terminal import Terminal, api_over
@@ -110,6 +114,40 @@ def test_watch_shows_a_bar_on_a_terminal(
     assert "bulk.expand succeeded" in out
     assert "40 of 40 volumes (10 skipped)" in out
     assert "━" * 40 in out
+
+
+def test_bar_of_a_bulk_job_has_its_rate_and_the_time_that_is_left(
+    fake: FakeServices, cistern: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    started = datetime.now(UTC) - timedelta(seconds=10)
+    counts = {"total": 400, "succeeded": 90, "failed": 6, "skipped": 4}
+    job = fake.jobs.add(job_row("bulk.expand", status=JobStatus.RUNNING, started_at=started, **counts))
+    _, out, _ = cistern("jobs", "watch", str(job.id))
+
+    assert "100 of 400 volumes (6 failed, 4 skipped)" in out
+    assert re.search(r"\b(10|9\.\d)/s\b", out)
+    assert re.search(r"\b0:00:(29|30|31) left", out)
+
+
+@pytest.mark.parametrize(
+    ("unit", "rate", "text"),
+    [
+        ("volumes", 1234.5, "1,234/s"),
+        ("volumes", 0.0312, "0.031/s"),
+        ("bytes", 3 * 2**20, "3 MiB/s"),
+        ("bytes", None, ""),
+    ],
+)
+def test_rate_is_in_the_unit_of_the_job(unit: str, rate: float | None, text: str) -> None:
+    assert rate_text({"progress": {"unit": unit, "per_second": rate}}) == text
+
+
+def test_job_without_progress_has_no_rate_and_no_end() -> None:
+    job: dict[str, Any] = {"progress": None}
+
+    assert (rate_text(job), estimated_end(job)) == ("", None)
 
 
 def test_watch_prints_the_error_of_a_failed_job(fake: FakeServices, cistern: Terminal) -> None:

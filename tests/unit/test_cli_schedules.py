@@ -26,6 +26,7 @@ class Api:
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str, Any]] = []
+        self.if_match: str | None = None
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         path = request.url.raw_path.decode().removeprefix("/api/v1")
@@ -38,7 +39,7 @@ class Api:
             case "GET", path if path.startswith(("/schedules?", "/volumes?")):
                 return page()
             case "GET", path if path.startswith("/schedules/"):
-                return httpx.Response(200, json=NIGHTLY)
+                return httpx.Response(200, json=NIGHTLY, headers={"ETag": '"seen"'})
             case "POST", "/schedules":
                 return httpx.Response(201, json=NIGHTLY)
             case "DELETE", _:
@@ -46,6 +47,7 @@ class Api:
             case "POST", _:
                 return httpx.Response(202, json=JOB_EXAMPLE)
             case "PATCH", _:
+                self.if_match = request.headers.get("If-Match")
                 return httpx.Response(200, json=NIGHTLY | json.loads(request.content))
             case _:
                 return httpx.Response(200, json=JOB_EXAMPLE | {"status": "partial"})
@@ -168,3 +170,39 @@ def test_schedule_is_deleted(api: Api, cistern: Terminal) -> None:
 
     assert (code, json.loads(out)["name"]) == (0, "nightly-expand")
     assert api.requests[-1] == ("DELETE", f"/schedules/{ID}", None)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("--percent 30", {"labels": {"team": "search"}, "percent": 30.0}),
+        ("--autogrow", {"labels": {"team": "search"}, "policy": "autogrow"}),
+        ("--all", {"percent": 20, "usage_above": 80}),
+        ("--backend fast", {"percent": 20, "usage_above": 80, "backend": "fast"}),
+        ("--max-concurrent 3", SCHEDULE_EXAMPLE["params"] | {"max_concurrent": 3}),
+        ("--keep-days 7", SCHEDULE_EXAMPLE["params"] | {"keep_days": 7}),
+    ],
+)
+def test_update_replaces_the_params_of_a_kind_and_leaves_the_others(
+    api: Api, cistern: Terminal, options: str, expected: dict[str, Any]
+) -> None:
+    assert cistern("schedules", "update", ID, *options.split()).code == 0
+
+    assert api.requests == [("GET", f"/schedules/{ID}", None), ("PATCH", f"/schedules/{ID}", {"params": expected})]
+    assert api.if_match == '"seen"', "what others change in between is not overwritten"
+
+
+def test_update_of_other_members_leaves_params_alone(api: Api, cistern: Terminal) -> None:
+    options = ("--name", "weekly", "--cron", "0 3 * * 1", "--time-zone", "UTC", "--catch-up", "60")
+    code, out, _ = cistern("schedules", "update", ID, *options)
+
+    changes = {"name": "weekly", "cron": "0 3 * * 1", "time_zone": "UTC", "catch_up_seconds": 60}
+    assert (code, "weekly" in out) == (0, True)
+    assert api.requests == [("PATCH", f"/schedules/{ID}", changes)]
+
+
+def test_update_of_nothing_sends_no_change(api: Api, cistern: Terminal) -> None:
+    code, out, err = cistern("schedules", "update", ID)
+
+    assert (code, out, api.requests) == (2, "", [])
+    assert err.startswith("cistern: say what to change")

@@ -240,3 +240,27 @@ def test_interrupted_wait_says_that_the_job_goes_on(
     (job_id,) = fake.jobs.rows
 
     assert (code, f"cistern jobs watch {job_id}" in err) == (130, True)
+
+
+def test_update_changes_what_is_given(fake: FakeServices, cistern: Terminal) -> None:
+    volume = fake.volumes.add(volume_row("pg-1", labels={"team": "search"}))
+    policy = ("--usage-above", "80", "--by", "10GiB", "--up-to", "1TiB")
+
+    assert cistern("volumes", "update", "pg-1", *policy).code == 0
+    assert volume.autogrow == {"usage_above": 80, "by": 10 * GIB, "up_to": 1024 * GIB}
+    assert (volume.name, volume.labels) == ("pg-1", {"team": "search"})
+    assert cistern("volumes", "update", "pg-1", "--name", "pg-2", "--label", "tier=gold").code == 0
+    assert (volume.name, volume.labels) == ("pg-2", {"tier": "gold"})
+    code, out, _ = cistern("volumes", "update", "pg-2", "--no-autogrow", "--no-labels", "--json")
+    assert (code, json.loads(out)["autogrow"], json.loads(out)["labels"]) == (0, None, {})
+
+
+@pytest.mark.parametrize(
+    "options", ["", "--no-labels --label team=a", "--no-autogrow --percent 10", "--usage-above 80 --percent 20"]
+)
+def test_update_that_does_not_fit_changes_nothing(fake: FakeServices, cistern: Terminal, options: str) -> None:
+    volume = fake.volumes.add(volume_row("pg-1", labels={"team": "search"}))
+    code, out, err = cistern("volumes", "update", "pg-1", *options.split())
+
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert (volume.labels, volume.autogrow) == ({"team": "search"}, None)

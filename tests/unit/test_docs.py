@@ -24,7 +24,9 @@ from tests.support.commands import written
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
-PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+PAGES = sorted(
+    [*DOCS.rglob("*.md"), *ROOT.glob("*.md"), *(ROOT / "benchmarks").glob("*.md"), ROOT / "clients/python/README.md"]
+)
 SOURCES = sorted(file for package in ("api", "worker", "domain") for file in (ROOT / package).rglob("*.py"))
 LINK = re.compile(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]*))?\)")
 LEVELS = ("debug", "info", "warning", "error", "exception", "critical")

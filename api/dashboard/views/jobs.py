@@ -116,6 +116,7 @@ class Event:
     at: datetime | None
     tone: str
     detail: str | None = None
+    code: str | None = None
 
 
 @dataclass(frozen=True)
@@ -180,13 +181,13 @@ def _timeline(job: Job) -> Sequence[Event]:
         events.append(Event("Cancellation requested", job.cancel_requested_at, "warn"))
     if job.status is JobStatus.QUEUED:
         title = "Waits for its next attempt" if job.attempt else "Waits for a worker"
-        events.append(Event(title, job.run_at, "now", _error_text(job)))
+        events.append(Event(title, job.run_at, "now", *_error(job)))
     elif job.status is JobStatus.RUNNING:
         events.append(Event("Runs", None, "now", _waiting_text(job)))
     else:
         tone = {JobStatus.SUCCEEDED: "good", JobStatus.CANCELLED: "quiet", JobStatus.PARTIAL: "warn"}
         ended = {JobStatus.PARTIAL: "Ended in part"}.get(job.status, job.status.value.capitalize())
-        events.append(Event(ended, job.finished_at, tone.get(job.status, "bad"), _error_text(job)))
+        events.append(Event(ended, job.finished_at, tone.get(job.status, "bad"), *_error(job)))
     return events
 
 
@@ -196,11 +197,12 @@ def _attempt(job: Job) -> str:
     return f"attempt {job.attempt} of {job.max_attempts}"
 
 
-def _error_text(job: Job) -> str | None:
+def _error(job: Job) -> tuple[str | None, str | None]:
+    """Return the detail and the code of what went wrong, or of a result that is nothing."""
     for found in (job.error, job.result):
         if found is not None and "detail" in found:
-            return f"{found['code']}: {found['detail']}"
-    return None
+            return str(found["detail"]), str(found["code"])
+    return None, None
 
 
 def _waiting_text(job: Job) -> str | None:

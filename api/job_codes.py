@@ -1,0 +1,118 @@
+"""The codes that jobs and items of bulk jobs have and responses usually have not: cause and remedy of each."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from api.explanations import Explanation
+
+_NOTHING: Final = "Nothing has to be done."
+
+OF_JOBS: Final[Mapping[str, Explanation]] = {
+    code: Explanation(*texts)
+    for code, texts in {
+        "already-large-enough": ("The volume has at least the size that was requested.", _NOTHING),
+        "at-limit": (
+            "The volume has reached the limit of the growth.",
+            "Raise `up_to` in the request, or in the volume's `autogrow`.",
+        ),
+        "backend-not-served": (
+            "No worker serves the backend; the job waits until one does.",
+            "Start a worker whose CISTERN_BACKENDS has it, or cancel the job.",
+        ),
+        "backend-unavailable": (
+            "The worker cannot use the backend now; retried, costs no attempt.",
+            "Look at the backend in `cistern backends`: a mount may be missing.",
+        ),
+        "below-threshold": ("The volume is used less than `usage_above`.", _NOTHING),
+        "cancelled": (
+            "The bulk job was cancelled before it came to the volume.",
+            "Retry the job: it does only what is missing.",
+        ),
+        "deliveries-busy": (
+            "The worker makes as many deliveries as it may; retried, costs no attempt.",
+            "Start more workers if events come late.",
+        ),
+        "delivery-failed": (
+            "The receiver of a webhook did not accept the event; retried.",
+            "Look at the receiver: `detail` has its answer. Then retry the job.",
+        ),
+        "expanded": ("The volume was expanded.", _NOTHING),
+        "fence-refused": (
+            "The storage has seen a later operation, which the database has lost.",
+            "Look at the data; run `cistern check`; then retry the job if it is still wanted.",
+        ),
+        "items-failed": (
+            "A bulk job ended and some of its items failed.",
+            "Look at the code of each item, then retry the job: it does only what is missing.",
+        ),
+        "lanes-lost": (
+            "Every lane that worked on the item died or failed.",
+            "Look at the lanes of the job and at the workers' logs, then retry the job.",
+        ),
+        "no-policy": ("The volume has no `autogrow`.", "Give it one: `cistern volumes update`."),
+        "not-held": (
+            "The job did not hold its volume or snapshot; `cistern check --repair` ended it.",
+            "Send the request again if it is still wanted.",
+        ),
+        "nothing-selected": (
+            "No volume matches the selection; the job had nothing to do.",
+            "Compare labels and backend with `cistern volumes list`.",
+        ),
+        "policy-unusable": (
+            "This version cannot read the volume's `autogrow`.",
+            "Set it again, or finish the upgrade of the workers.",
+        ),
+        "queue-refuses-writes": (
+            "Redis responds but refuses writes; retried.",
+            "Free memory or disk of Redis, or point CISTERN_REDIS_URL to the primary.",
+        ),
+        "queue-unavailable": ("Redis does not respond; retried.", "Start Redis, or correct CISTERN_REDIS_URL."),
+        "size-impossible": (
+            "The storage reports a size below 1 or above 64 TiB, such as that of an emptied file.",
+            "Look at the data of the volume; restore a snapshot.",
+        ),
+        "size-unsupported": (
+            "The backend cannot hold a volume of this size.",
+            "Request less, or use another backend.",
+        ),
+        "snapshot-missing": (
+            "The snapshot's data is not on the backend.",
+            "Look whether the right file system is mounted; run `cistern check`.",
+        ),
+        "snapshotted": ("A snapshot of the volume was taken.", _NOTHING),
+        "storage-busy": (
+            "Another process holds the lock of the volume or snapshot; retried, costs no attempt.",
+            "Wait; look for a process outside of Cistern that uses the files.",
+        ),
+        "storage-denied": (
+            "The backend may not be written to, or a link, a FIFO or a device is in the place of a file of it.",
+            "Correct owner and mode of the backend's folder, or remove what is not a regular file.",
+        ),
+        "storage-full": ("There is no room left on the backend.", "Add capacity or delete snapshots, then retry."),
+        "storage-refused": (
+            "The storage refused, and would refuse again.",
+            "`detail` has the reason; correct it, then retry the job.",
+        ),
+        "storage-unavailable": (
+            "The storage failed in a way that may pass; retried.",
+            "Look at the worker's log if all attempts fail, then retry the job.",
+        ),
+        "usage-unknown": (
+            "The backend cannot tell, or could not tell in time, how much of the volume is in use.",
+            "Grow it without `usage_above`, or look at `detail`.",
+        ),
+        "volume-gone": ("The volume was deleted before the bulk job came to it, or never existed.", _NOTHING),
+        "volume-missing": (
+            "The volume's data is not on the backend.",
+            "Look whether the right file system is mounted; run `cistern check`.",
+        ),
+        "webhook-gone": (
+            "The webhook was deleted or disabled, or its receiver answered 410.",
+            "Enable or create the webhook if its events are wanted.",
+        ),
+        "worker-lost": (
+            "The worker that ran the job died or lost contact.",
+            "Look at the worker's log and memory, then retry the job.",
+        ),
+    }.items()
+}

@@ -384,5 +384,6 @@ async def test_axe_finds_nothing(
             await page.goto(job)
             assert await violations(page) == [], scheme
     async with a_page(browser, int(dashboard.address.rpartition(":")[2])) as stranger:
-        await stranger.open("/sign-in")
-        assert await violations(stranger.page) == []
+        for path in ("/sign-in", "/problems", "/problems/volume-busy"):
+            await stranger.open(path)
+            assert await violations(stranger.page) == [], path

@@ -21,6 +21,7 @@ from domain.jobs.attempt import ClaimedJob, Delegated, Failed, Outcome, Payload,
 from domain.jobs.isolation import each_in_own_transaction
 from domain.jobs.kinds import FailedJobs, JobHandler, JobKind, SucceededJobs
 from domain.jobs.model import Job, new_job, retry_columns
+from domain.jobs.states import JobStatus
 from domain.jobs.store.jobs import JobRepository, require_job
 from domain.jobs.store.parents import ParentRepository
 from domain.jobs.transport.job_queue import JobQueue
@@ -262,8 +263,8 @@ class BulkService(JobHandler):
         return [await JobRepository(session).add(lane) for lane in lanes]
 
 
-async def recount(session: AsyncSession, job_id: UUID) -> bool:
-    """Set a job's counters from its ledger, which ends the job if all items are finished. Return whether it ended."""
+async def recount(session: AsyncSession, job_id: UUID) -> JobStatus | None:
+    """Set a job's counters from its ledger, which ends the job if all items are finished. Return its status then."""
     parents = ParentRepository(session)
     await parents.set_counts(job_id, **await Ledger(session).counts(job_id))
     return await parents.add_counts(job_id)

@@ -9,7 +9,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from domain.errors import DatabaseUnavailable
-from domain.jobs.stats import CounterName, Stats
+from domain.jobs.stats import MAX_COUNTED, CounterName, Stats
 from domain.schedules.last_runs import LastRun
 from domain.services import Services
 from domain.storage.directory import BackendStatus
@@ -100,7 +100,7 @@ _COUNTERS: Final = {
 def _of_jobs(stats: Stats | None = None) -> Iterable[Metric]:
     depth = None if stats is None else stats.queue_depth
     oldest = None if stats is None else stats.oldest_due_seconds or 0.0
-    yield GaugeMetricFamily("cistern_queue_depth", "Due queued jobs, counted up to 10000.", value=depth)
+    yield GaugeMetricFamily("cistern_queue_depth", f"Due queued jobs, counted up to {MAX_COUNTED}.", value=depth)
     yield GaugeMetricFamily("cistern_queue_oldest_seconds", "Seconds since the oldest of them was due.", value=oldest)
     for name, (metric, text) in _COUNTERS.items():
         yield CounterMetricFamily(metric, text, value=None if stats is None else stats.counters[name])

@@ -5,8 +5,10 @@ not the public one.
 """
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any, Final
 
 import structlog
 from prometheus_client import CollectorRegistry, start_http_server
@@ -17,6 +19,9 @@ from domain.metrics import recording
 from domain.prometheus.installation import InstallationCollector, reader
 from domain.prometheus.process import PrometheusRecorder
 from domain.services import Services
+
+#: How long a client may take to send its request.
+_TIMEOUT_SECONDS: Final = 10.0
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +44,7 @@ async def serving(address: tuple[str, int], services: Services | None) -> AsyncI
         server, thread = start_http_server(port, host, registry)
     except OSError as error:
         raise ConfigurationError(f"CISTERN_METRICS: cannot listen on port {port} of {host}: {error.strerror}") from None
+    _harden(server)
     log.info("metrics.served", host=host, port=server.server_port)
     try:
         with recording(recorder):
@@ -47,6 +53,17 @@ async def serving(address: tuple[str, int], services: Services | None) -> AsyncI
         await asyncio.to_thread(server.shutdown)
         await asyncio.to_thread(thread.join)
         server.server_close()
+
+
+def _harden(server: Any) -> None:
+    """Log errors, which the server would print, and give up clients that send no request."""
+    server.handle_error = _log_error
+    server.RequestHandlerClass = type("Handler", (server.RequestHandlerClass,), {"timeout": _TIMEOUT_SECONDS})
+
+
+def _log_error(*_: object) -> None:
+    """Log an error of a connection, in the thread that has caught it."""
+    log.debug("metrics.connection_failed", error=repr(sys.exception()))
 
 
 def installation_of(services: Services) -> Collector:

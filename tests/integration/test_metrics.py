@@ -2,6 +2,8 @@
 
 import asyncio
 import re
+import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -9,16 +11,19 @@ from uuid import UUID
 
 import httpx
 import pytest
+import structlog
 from sqlalchemy import text
 
 from domain import metrics
 from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
 from domain.errors import ConfigurationError, QuotaExceeded
+from domain.prometheus import server as server_module
 from domain.prometheus.server import serving
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.volumes.model import Growth
 from domain.volumes.service import NewVolume
+from tests.conftest import LogAtDebug
 from tests.integration.bulk_builders import fail_for
 from tests.integration.conftest import RunningWorker
 from tests.integration.job_builders import MIB, a_queued_expand, a_volume, ended, sql, until
@@ -238,3 +243,29 @@ async def test_nothing_is_recorded_or_served_after_the_end(services: Services) -
         raise AssertionError
 
     assert metrics.current() is metrics.NOTHING
+
+
+async def test_connection_that_is_reset_is_logged_and_not_printed(
+    port: int, capfd: pytest.CaptureFixture[str], log_at_debug: LogAtDebug
+) -> None:
+    log_at_debug(server_module)
+    with structlog.testing.capture_logs() as logs, socket.create_connection(("127.0.0.1", port)) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.send(b"GET /metrics")
+        client.close()
+        async with asyncio.timeout(30):
+            while not logs:
+                await asyncio.sleep(0.02)
+
+    assert [entry["event"] for entry in logs] == ["metrics.connection_failed"]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+async def test_client_that_sends_no_request_is_given_up(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "_TIMEOUT_SECONDS", 0.2)
+    port = free_port()
+    async with serving(("127.0.0.1", port), services), asyncio.timeout(30):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+
+        assert await reader.read() == b""
+        writer.close()

@@ -264,8 +264,10 @@ async def test_connection_that_is_reset_is_logged_and_not_printed(
 async def test_client_that_sends_no_request_is_given_up(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "_TIMEOUT_SECONDS", 0.2)
     port = free_port()
-    async with serving(("127.0.0.1", port), services), asyncio.timeout(30):
+    async with serving(("127.0.0.1", port), services):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-
-        assert await reader.read() == b""
-        writer.close()
+        try:
+            async with asyncio.timeout(30):
+                assert await reader.read() == b""
+        finally:
+            writer.close()

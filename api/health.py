@@ -17,6 +17,7 @@ from domain.services import Services
 
 _TIMEOUT_SECONDS: Final = 3.0
 
+WorkersState = Literal["ok", "none-alive"]
 RedisState = Literal["ok", "unavailable", "refuses-writes"]
 
 router = APIRouter(tags=["health"])
@@ -46,6 +47,7 @@ _EXAMPLE: Final[JsonDict] = {
     "status": "ready",
     "postgresql": "ok",
     "redis": "ok",
+    "workers": "ok",
     "backends": {"local": "ok"},
     "stats": {"queue_depth": 3, "oldest_due_seconds": 0.4, "rescued": 1, "retried": 7, "lost_messages": 0},
 }
@@ -59,6 +61,10 @@ class ReadinessOut(BaseModel):
     status: Literal["ready", "degraded"]
     postgresql: Literal["ok"] = "ok"
     redis: RedisState
+    workers: Annotated[
+        WorkersState | None,
+        Field(description="`none-alive`: jobs start when a worker is back. null if not known in time."),
+    ]
     backends: Annotated[
         dict[str, str] | None,
         Field(description="By name: `ok`, or why no worker serves the backend. For system keys only."),
@@ -84,12 +90,12 @@ async def check_ready(request: Request, services: ServicesDep) -> ReadinessOut:
 
     Needs no key; `backends` and `stats` are for system keys.
     """
-    redis, _, stats = await asyncio.gather(
-        _redis_state(services), _require_postgresql(services), services.stats.latest()
+    redis, _, workers, stats = await asyncio.gather(
+        _redis_state(services), _require_postgresql(services), _workers_state(services), services.stats.latest()
     )
     backends = {status.name: status.problem or "ok" for status in services.directory.all()}
     ok = redis == "ok" and set(backends.values()) <= {"ok"}
-    ready = ReadinessOut(status="ready" if ok else "degraded", redis=redis, backends=None, stats=None)
+    ready = ReadinessOut(status="ready" if ok else "degraded", redis=redis, workers=workers, backends=None, stats=None)
     principal: Principal | None = request.state.principal
     if principal is not None and principal.role is Role.SYSTEM:
         ready.backends = backends
@@ -103,6 +109,14 @@ async def _require_postgresql(services: Services) -> None:
             await services.database.ping()
     except TimeoutError as error:
         raise DatabaseUnavailable from error
+
+
+async def _workers_state(services: Services) -> WorkersState | None:
+    try:
+        async with asyncio.timeout(_TIMEOUT_SECONDS):
+            return "ok" if await services.workers.count_alive() else "none-alive"
+    except (DatabaseUnavailable, TimeoutError):
+        return None
 
 
 async def _redis_state(services: Services) -> RedisState:

@@ -93,6 +93,7 @@ def create_app(services_factory: ServicesFactory = services_from_environment) ->
         async with AsyncExitStack() as opened:
             with _stop_handlers(lambda _: end_at_once):  # the server would wait for the end of the start-up
                 services = await opened.enter_async_context(services_factory())
+                await opened.enter_async_context(_metrics(services))
             await opened.enter_async_context(services.watcher.watching())
             await opened.enter_async_context(in_background(services.directory.run_forever()))
             await opened.enter_async_context(in_background(services.keys.record_use_forever()))
@@ -118,14 +119,30 @@ def create_app(services_factory: ServicesFactory = services_from_environment) ->
         # FastAPI would look for providers of OpenTelemetry with each request, which takes longer than the whole gate.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
+    _include_routers(app)
+    document(app)
+    return app
+
+
+def _include_routers(app: FastAPI) -> None:
     for v1 in (bulk, volumes, snapshots, jobs, schedules, backends, workers, projects, keys, audit, webhooks):
         app.include_router(v1.router, prefix=V1_PATH)
     for v0 in (v0_volumes, v0_snapshots):
         app.include_router(v0.router, prefix=V0_PATH)
     for unversioned in (health, explaining, docs_page, pages, sign_in):
         app.include_router(unversioned.router)
-    document(app)
-    return app
+
+
+@asynccontextmanager
+async def _metrics(services: Services) -> AsyncIterator[None]:
+    """Serve the metrics of this process and of the installation while the block runs, if it is set where."""
+    if services.settings.metrics is None:
+        yield
+        return
+    from domain.prometheus.server import serving  # noqa: PLC0415 (its library is imported only if it is needed)
+
+    async with serving(services.settings.metrics, services):
+        yield
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -18,13 +18,14 @@ from uuid_utils import uuid7
 from api.access import AccessRefused, admit
 from api.body_limits import max_body_kib
 from api.error_handlers import internal_error, render_access_refused
+from api.http_metrics import counted
 from api.problems import RATE_LIMITED, problem_response, type_of
 from api.rate_limits import RateLimiter, weight_of
 from api.request_headers import RequestHeaders, read_headers
 from api.request_spans import traced
 from api.security_headers import RawHeaders, security_headers
 from api.sites import site_refusal
-from domain import tracing
+from domain import metrics, tracing
 from domain.access.model import Principal
 from domain.errors import ConfigurationError, DatabaseUnavailable, Unavailable
 from domain.services import Services
@@ -57,6 +58,7 @@ class Gate:
         """Pass a request or the lifespan on to the application."""
         if scope["type"] == "http":
             tracer = tracing.tracer()
+            send = counted(scope, send) if metrics.current().is_on else send
             if tracer is None:
                 await self._request(scope, receive, send)
             else:

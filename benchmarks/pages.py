@@ -164,7 +164,7 @@ async def watch_overview(client: httpx.AsyncClient) -> None:
         viewer.cancel()
     await asyncio.gather(*viewers, return_exceptions=True)
     print(
-        f"\nPostgreSQL uses {100 * without:.2f} % of a core, with {VIEWERS} viewers of the overview {100 * watched:.2f} %"
+        f"\nPostgreSQL uses {100 * without:.2f} % of a core; {100 * watched:.2f} % while {VIEWERS} look at the overview"
     )
 
 

@@ -77,6 +77,19 @@ Traces = Annotated[str | None, BeforeValidator(_traces)]
 ServerUrl = Annotated[str, AfterValidator(_with_valid_port)]
 
 
+def _metrics_address(given: object) -> object:
+    """Split HOST:PORT or PORT."""
+    if not isinstance(given, str):
+        return given
+    host, separator, port = given.rpartition(":")
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 2**16) or (separator and not host):
+        raise PydanticCustomError("address", "{reason}", {"reason": "HOST:PORT or PORT is needed, like 127.0.0.1:9464"})
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+MetricsAddress = Annotated[tuple[str, int] | None, NoDecode, BeforeValidator(_metrics_address)]
+
+
 class LogSettings(BaseSettings):
     """Log settings, readable even if the other settings keep the process from starting."""
 
@@ -122,6 +135,8 @@ class Settings(LogSettings):
     keep_history_days: int = Field(default=30, ge=1, le=36_500)
     keep_jobs_days: int = Field(default=30, ge=1, le=36_500)
     heartbeat_file: Path | None = None
+    #: Where the process serves its metrics: HOST:PORT, or PORT for that of 127.0.0.1.
+    metrics: MetricsAddress = None
     #: ``true``, or the URL of an OTLP endpoint; None: no traces.
     traces: Traces = None
 

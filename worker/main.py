@@ -95,7 +95,7 @@ async def open_worker(settings: Settings) -> AsyncIterator[Runner]:
         )
         detector = StallDetector(runner.running, stall=stall, slots=settings.max_jobs)
         loops = (heartbeat, maintenance, detector, services.fence_retention, services.volume_history)
-        async with in_background(announcing, *(loop.run_forever() for loop in loops)):
+        async with _metrics(settings, runner), in_background(announcing, *(loop.run_forever() for loop in loops)):
             yield runner
             await runner.close()
         with suppress(
@@ -104,6 +104,19 @@ async def open_worker(settings: Settings) -> AsyncIterator[Runner]:
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await engine.deregister()
                 await services.registry.withdraw(worker.id)
+
+
+@asynccontextmanager
+async def _metrics(settings: Settings, runner: Runner) -> AsyncIterator[None]:
+    """Serve the metrics of this worker while the block runs, if it is set where."""
+    if settings.metrics is None:
+        yield
+        return
+    from domain.prometheus.server import serving  # noqa: PLC0415 (its library is imported only if it is needed)
+
+    async with serving(settings.metrics, services=None) as recorder:
+        recorder.measure_lanes(lambda: sum(one.job.kind == JobKind.BULK_LANE for one in [*runner.running.values()]))
+        yield
 
 
 def arq_settings(settings: Settings, keys: QueueKeys) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from uuid import UUID
 import structlog
 from structlog.contextvars import bind_contextvars
 
+from domain import metrics
 from domain.db.database import is_unreachable
 from domain.errors import DatabaseUnavailable
 from domain.jobs.attempt import (
@@ -258,6 +259,7 @@ class Runner:
             else:
                 break
         if settled:
+            metrics.current().attempt_settled(job.kind, duration)
             _log_settled(job, outcome, duration)
         else:
             log.info(not_settled, outcome=outcome.name, **_error_code(outcome))

@@ -52,6 +52,13 @@ class Stack:
         """Names of the workers' processes."""
         return [f"worker.{number}" for number in range(1, self.workers + 1)]
 
+    def metrics_variable(self, number: int) -> dict[str, str]:
+        """Return the variable that gives each process, by its number, a port of its own for its metrics."""
+        if self.settings.metrics is None:
+            return {}
+        host, port = self.settings.metrics
+        return {f"{PREFIX}METRICS": f"{host}:{port + number}"}
+
     @property
     def url(self) -> str:
         """URL of the API for clients on this machine."""
@@ -152,11 +159,12 @@ async def _run_processes(
     signals: Sequence[int],
     output: Output,
 ) -> None:
-    def child(name: str, *arguments: str) -> Child:
-        return Child(name, [sys.executable, "-m", "api.cli", *arguments], environment=environment, output=output)
+    def child(number: int, name: str, *arguments: str) -> Child:
+        own = {**environment, **stack.metrics_variable(number)}
+        return Child(name, [sys.executable, "-m", "api.cli", *arguments], environment=own, output=output)
 
-    web = child("web", "serve", "--host", stack.host, "--port", str(stack.port))
-    workers = [child(name, "work") for name in stack.worker_names]
+    web = child(0, "web", "serve", "--host", stack.host, "--port", str(stack.port))
+    workers = [child(number, name, "work") for number, name in enumerate(stack.worker_names, 1)]
 
     async def keep_alive_until_a_signal() -> None:
         while not signals:

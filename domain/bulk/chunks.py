@@ -30,11 +30,13 @@ from uuid import UUID
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from domain import metrics
 from domain.bulk.ledger import CLOSE_BATCH, LaneItems, Ledger
 from domain.bulk.model import FINISHED, ItemCode, ItemRef, ItemStatus, ItemUpdate, Lane
 from domain.bulk.operation import BulkOperation, ItemWork, Result
 from domain.db.database import Database
 from domain.errors import CisternError, QuotaExceeded
+from domain.jobs.states import JobStatus
 from domain.jobs.store.parents import ParentRepository
 from domain.jobs.transport.job_queue import JobQueue
 from domain.operations import BUSY, VolumeState
@@ -64,16 +66,24 @@ class _Step:
         self.room = room
         self.items = LaneItems(session, lane)
         self.has_counted = False
-        self.has_ended = False
+        #: The status of the parent, if the step has ended it.
+        self.ended: JobStatus | None = None
+        #: Finished items by status and code, for the metrics.
+        self.finished: Counter[tuple[str, str]] = Counter()
         self._parent_id = lane.parent_id
 
-    async def count(self, finished: Sequence[ItemUpdate | ItemRef], gave_up_waiting: int = 0) -> None:
-        """Add finished items to the parent's counters; the last item ends the parent."""
+    async def count(
+        self, finished: Sequence[ItemUpdate | ItemRef], gave_up_waiting: int = 0, *, code: str = ""
+    ) -> None:
+        """Add finished items to the parent's counters; the last item ends the parent. ``code`` if they have none."""
         if not finished and not gave_up_waiting:
             return  # the parent's row is contended: update it only when a counter changes
         counts = Counter([item.status for item in finished])
         self.has_counted = True
-        self.has_ended = await ParentRepository(self.session).add_counts(
+        if metrics.current().is_on:
+            self.finished.update((item.status, getattr(item, "code", None) or code) for item in finished)
+            self.finished[ItemStatus.SKIPPED, ItemCode.VOLUME_BUSY] += gave_up_waiting
+        self.ended = await ParentRepository(self.session).add_counts(
             self._parent_id,
             succeeded=counts[ItemStatus.SUCCEEDED],
             failed=counts[ItemStatus.FAILED],
@@ -230,7 +240,7 @@ class LaneSteps:
                 items = await Ledger(step.session).close(
                     self.lane.parent_id, ItemStatus.PENDING, ending, backend=backend
                 )
-                await step.count(items)
+                await step.count(items, code=ending["code"])
             closed = len(items)
 
     # --- shared by the steps -----------------------------------------------------------------------------
@@ -254,7 +264,9 @@ class LaneSteps:
             yield step
         if step.has_counted:
             await self.queue.announce(lane.parent_id)
-        if step.has_ended:
+        metrics.current().items_finished(step.finished)
+        if step.ended is not None:
+            metrics.current().jobs_finished(self.lane.params["of"], step.ended)
             log.info("bulk.ended", job_id=str(lane.parent_id))
 
 

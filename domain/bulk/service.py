@@ -8,11 +8,11 @@ from uuid import UUID
 from sqlalchemy import null
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain import tracing
+from domain import metrics, tracing
 from domain.bulk.chunks import LaneSteps
 from domain.bulk.expand import BulkExpandRequest
 from domain.bulk.ledger import AS_LANES_LOST, PLAN_SECONDS, Ledger
-from domain.bulk.model import Item, ItemStatus, Lane
+from domain.bulk.model import Item, ItemCode, ItemStatus, Lane
 from domain.bulk.operation import BulkOperation
 from domain.bulk.preview import DryRuns, Plan, preview
 from domain.bulk.requests import BulkRequest, Selection
@@ -22,6 +22,7 @@ from domain.jobs.attempt import ClaimedJob, Delegated, Failed, Outcome, Payload,
 from domain.jobs.isolation import each_in_own_transaction
 from domain.jobs.kinds import FailedJobs, JobHandler, JobKind, SucceededJobs
 from domain.jobs.model import Job, new_job, retry_columns
+from domain.jobs.states import JobStatus
 from domain.jobs.store.jobs import JobRepository, require_job
 from domain.jobs.store.parents import ParentRepository
 from domain.jobs.transport.job_queue import JobQueue
@@ -176,7 +177,9 @@ class BulkService(JobHandler):
         """Add lanes to planned jobs; those without items have ended."""
         for job, result in succeeded:
             # A job that selected nothing is settled as ended, so that there is nothing to count.
-            if not await recount(session, job.id) and result != _NOTHING_SELECTED:
+            if status := await recount(session, job.id):
+                metrics.current().jobs_finished(job.kind, status)
+            elif result != _NOTHING_SELECTED:
                 await self._add_lanes(session, job)
         if empty := [job.id for job, result in succeeded if result == _NOTHING_SELECTED]:
             await tell_of_jobs(session, empty)
@@ -213,7 +216,8 @@ class BulkService(JobHandler):
         if job is None:
             return None
         if not await ledger.has_unfinished(job.id):
-            await recount(session, job.id)
+            if status := await recount(session, job.id):
+                metrics.current().jobs_finished(job.kind, status)
         elif job.attempt <= job.max_attempts:
             if await parents.has_failed_lanes(job.id):  # else there were more backends than slots
                 job.attempt += 1  # of a parent, this counts how often it was given lanes
@@ -229,7 +233,10 @@ class BulkService(JobHandler):
             claimed = await ledger.close(job.id, ItemStatus.CLAIMED, AS_LANES_LOST)
             pending = await ledger.close(job.id, ItemStatus.PENDING, AS_LANES_LOST)
             await self._operations[job.kind].give_up(session, job.id, claimed)
-            await parents.add_counts(job.id, failed=len(claimed) + len(pending))
+            count = len(claimed) + len(pending)
+            if status := await parents.add_counts(job.id, failed=count):
+                metrics.current().jobs_finished(job.kind, status)
+            metrics.current().items_finished({(ItemStatus.FAILED, ItemCode.LANES_LOST): count})
         return job
 
     async def _add_lanes(self, session: AsyncSession, job: ClaimedJob, *, last: bool = False) -> list[Job]:
@@ -264,8 +271,8 @@ class BulkService(JobHandler):
         return [await JobRepository(session).add(lane) for lane in lanes]
 
 
-async def recount(session: AsyncSession, job_id: UUID) -> bool:
-    """Set a job's counters from its ledger, which ends the job if all items are finished. Return whether it ended."""
+async def recount(session: AsyncSession, job_id: UUID) -> JobStatus | None:
+    """Set a job's counters from its ledger, which ends the job if all items are finished. Return its status then."""
     parents = ParentRepository(session)
     await parents.set_counts(job_id, **await Ledger(session).counts(job_id))
     return await parents.add_counts(job_id)

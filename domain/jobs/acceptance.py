@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
-from domain import tracing
+from domain import metrics, tracing
 from domain.audit.model import NOBODY, Actor, NewEntry, new_entry
 from domain.audit.repository import add_entries
 from domain.db.base import Base, Entity
@@ -148,8 +148,12 @@ def entry_of(job: Job, actor: Actor) -> NewEntry:
 
 
 def log_accepted(job: Job) -> None:
-    """Log that a job, or its cancellation, was accepted; the log context adds the request id."""
+    """Log and count that a job, or its cancellation, was accepted; the log context adds the request id."""
     ids = log_fields(job_id=job.id, retry_of=job.retry_of, **subject_fields(job))
+    if job.cancel_requested_at is None:
+        metrics.current().jobs_accepted(job.kind)
+    elif job.ended:
+        metrics.current().jobs_finished(job.kind, job.status)
     log.info("job.accepted" if job.cancel_requested_at is None else "job.cancel_accepted", kind=job.kind, **ids)
 
 

@@ -13,6 +13,7 @@ from uuid import UUID
 from sqlalchemy import true
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from domain import metrics
 from domain.batching import Batcher
 from domain.db.database import Database, is_unreachable
 from domain.errors import DatabaseUnavailable
@@ -32,6 +33,7 @@ from domain.jobs.attempt import (
 from domain.jobs.kinds import JobHandlers
 from domain.jobs.maintenance import JobMaintenance
 from domain.jobs.model import JobMessage, Worker
+from domain.jobs.states import ENDED
 from domain.jobs.stats import CounterBuffer, CounterName, StatsRepository
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.store.leases import MIN_HEARTBEAT_TIMEOUT, LeaseRepository, Progress, Renewal, Settlement
@@ -148,6 +150,8 @@ class JobEngine:
                 lease=self._lease,
                 lock_timeout=lock_timeout,
             )
+        if jobs and metrics.current().is_on:
+            metrics.current().jobs_claimed((job.kind, job.queue_ms / 1000) for job in jobs)
         claims = {(job.id, job.epoch): Claim(job, deadline) for job in jobs}
         return [claims.pop(message[:2], None) for message in messages]  # a message delivered twice gets one claim
 
@@ -174,6 +178,8 @@ class JobEngine:
             settled = [end for end in ended if end.job.id in ours]
             if settled:
                 await self._record_effects(session, settled)
+        if settled and settled[0].outcome.status in ENDED:  # all have the same kind and status
+            metrics.current().jobs_finished(settled[0].job.kind, settled[0].outcome.status, len(settled))
         await self._count_retries_and_dispatch_due(settled)
         await self._queue.announce(*(end.job.id for end in ended))  # the others may be settled: a reply was lost before
         return [end.job.id in ours for end in ended]

@@ -11,11 +11,13 @@ from uuid import UUID
 from sqlalchemy import ColumnElement
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from domain import metrics
 from domain.db.database import Database
 from domain.jobs.attempt import ClaimedJob
 from domain.jobs.isolation import each_in_own_transaction
 from domain.jobs.kinds import JobHandlers
 from domain.jobs.model import Job
+from domain.jobs.states import JobStatus
 from domain.jobs.stats import CounterBuffer, CounterName
 from domain.jobs.store.dispatch import DispatchRepository
 from domain.jobs.store.orphans import OrphanRepository
@@ -64,6 +66,7 @@ class JobMaintenance:
         failed = await each_in_own_transaction(self._database, exhausted, self._fail_orphan, on_error=_defer)
         self._counters.add(CounterName.RESCUED, len(rescued) + len(failed))
         for job in failed:
+            metrics.current().jobs_finished(job.kind, JobStatus.FAILED)
             await self._queue.announce(job.id)
         return len(rescued) + len(failed)
 

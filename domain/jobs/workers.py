@@ -14,6 +14,7 @@ from domain.db.database import Database
 from domain.db.sql import from_now
 from domain.jobs.model import Job, Worker
 from domain.jobs.states import JobStatus
+from domain.jobs.store.leases import LeaseRepository
 
 #: Maximum number of running jobs that are read: a thousand workers with ten slots each.
 _MAX_JOBS: Final = 10_000
@@ -48,6 +49,15 @@ class WorkerDirectory:
             rows = (await session.execute(select(Worker, alive).order_by(Worker.started_at, Worker.id))).all()
             jobs = await _running(session, project_id)
         return [WorkerStatus(worker, is_alive, jobs.get(worker.id, ())) for worker, is_alive in rows]
+
+    async def count_alive(self) -> int:
+        """Return the number of workers that are alive.
+
+        Raises:
+            DatabaseUnavailable: PostgreSQL does not answer.
+        """
+        async with self._database.transaction() as session:
+            return await LeaseRepository(session).count_workers(self._lease)
 
 
 async def _running(session: AsyncSession, project_id: UUID | None) -> Mapping[UUID | None, Sequence[Job]]:

@@ -11,6 +11,7 @@ from uuid import UUID
 from sqlalchemy import ARRAY, BigInteger, Row, Uuid, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from domain import metrics
 from domain.errors import QuotaExceeded
 from domain.projects.model import IS_LIMITED, LIMITS
 
@@ -88,6 +89,7 @@ class Room:
         for name, amount in amounts.items():
             left = self._left.get(name)
             if left is not None and amount > max(left, 0):
+                metrics.current().quota_refused(f"max_{name}")
                 raise QuotaExceeded(quota=f"max_{name}", left=max(left, 0), requested=amount)
         for name in amounts.keys() & self._left.keys():
             self._left[name] -= amounts[name]

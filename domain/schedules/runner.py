@@ -15,7 +15,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
-from domain import tracing
+from domain import metrics, tracing
 from domain.audit.model import Actor
 from domain.audit.repository import add_entries
 from domain.db.database import Database
@@ -110,6 +110,7 @@ class ScheduleRunner:
         _log_run(schedule, plan, result)
         if not isinstance(result, Job):
             return None
+        metrics.current().jobs_accepted(result.kind)
         await self._queue.dispatch([result.message])
         return result
 

@@ -16,6 +16,7 @@ from domain.db.pagination import Page, PageRequest
 from domain.errors import Invalid
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting
 from domain.schedules.actions import Actions, Params
+from domain.schedules.last_runs import LastRun, read_last_runs
 from domain.schedules.model import CATCH_UP_SECONDS, Run, Schedule
 from domain.schedules.repository import Clock, RunRepository, ScheduleFilter, ScheduleRepository, postgresql_clock
 
@@ -138,6 +139,11 @@ class ScheduleService:
             await schedules.save(schedule)
             await _record(session, "schedule.update", schedule, actor, members=sorted(changes))
             return schedule, await _last_runs(session, schedule)
+
+    async def last_runs(self) -> Sequence[LastRun]:
+        """Return how the last run of each schedule of any project went, for monitoring."""
+        async with self._database.transaction() as session:
+            return await read_last_runs(session)
 
     async def delete(self, schedule_id: UUID, *, actor: Actor = NOBODY) -> None:
         """Delete a schedule and its runs; its jobs continue.

@@ -1,19 +1,37 @@
 """What drivers report, looked at in one place before the domain believes it: a row cannot hold every number."""
 
+import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
-from domain.storage.context import MAX_FENCE
+from domain import metrics
+from domain.storage.context import MAX_FENCE, Stopped
 from domain.storage.driver import MAX_STORED_SIZE, Capacity, StorageDriver, Usage
-from domain.storage.errors import FenceRefused, PermanentStorageError, SizeImpossible
+from domain.storage.errors import (
+    FenceRefused,
+    PermanentStorageError,
+    SizeImpossible,
+    StorageBusy,
+    TransientStorageError,
+)
+
+T = TypeVar("T")
 
 #: The methods that return the size of what they have made.
 _SIZED: Final = frozenset({"create", "expand", "clone_snapshot"})
 #: The methods that return a size, or None.
 _PERHAPS_SIZED: Final = frozenset({"seal", "seal_snapshot", "take_snapshot", "restore_snapshot"})
 _MOST_BYTES: Final = 2**63 - 1
+#: How a failed call is counted, by its error; the first that fits counts.
+_RESULTS: Final = {
+    Stopped: "stopped",
+    FenceRefused: "fence-refused",
+    StorageBusy: "busy",
+    TransientStorageError: "transient-error",
+    PermanentStorageError: "permanent-error",
+}
 _UNSIZED: Final = frozenset({"delete", "delete_snapshot"})
 #: The methods that change something.
 CHANGING: Final = _SIZED | _PERHAPS_SIZED | _UNSIZED
@@ -55,13 +73,13 @@ class CheckedDriver:
 
     async def measure(self, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:
         """Measure volumes; those whose size or use cannot be true are left out, as if they could not be measured."""
-        found = await self._inner.measure(volume_ids)
+        found = await _measured("measure", self._inner.measure, volume_ids)
         return {id_: usage for id_, usage in found.items() if _is_usage(usage)}
 
 
 async def _changed(name: str, method: Callable[..., Awaitable[object]], *args: object) -> object:
     try:
-        size = await method(*args)
+        size = await _measured(name, method, *args)
     except FenceRefused as error:
         if error.stored is not None and not all(_is_count(number, 0, MAX_FENCE) for number in error.stored):
             raise PermanentStorageError(f"The backend has an impossible fence: {error.stored!r:.80}.") from error
@@ -69,6 +87,23 @@ async def _changed(name: str, method: Callable[..., Awaitable[object]], *args: o
     if name in _UNSIZED or is_stored_size(size) or (size is None and name in _PERHAPS_SIZED):
         return size
     raise SizeImpossible(f"The backend reports an impossible size: {size!r:.40}.")
+
+
+async def _measured(name: str, method: Callable[..., Awaitable[T]], *args: object) -> T:
+    """Call a method, and record in the metrics how it ended and how long it took."""
+    recorder = metrics.current()
+    if not recorder.is_on:
+        return await method(*args)
+    result, started_at = "error", time.monotonic()
+    try:
+        found = await method(*args)
+        result = "ok"
+    except Exception as error:
+        result = next((name for kind, name in _RESULTS.items() if isinstance(error, kind)), result)
+        raise
+    finally:
+        recorder.storage_used(name, result, time.monotonic() - started_at)
+    return found
 
 
 def _is_usage(usage: Usage) -> bool:

@@ -61,12 +61,13 @@ class Cluster:
         command: Sequence[str] = ("uvicorn", "api.main:app"),
         log: Path | None = None,
         options: Sequence[str] = ("--no-access-log",),
+        **extra: str,
     ) -> str:
         """Start the API on a free port, and return its address once it is ready."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
-        process = self.start([*command, "--port", port, *options], self.url(), log, Part.API)
+        process = self.start([*command, "--port", port, *options], self.url(), log, Part.API, **extra)
         address = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 60
         with httpx.Client(verify=False) as client:  # loading certificates takes 30 ms of CPU time

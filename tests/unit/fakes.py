@@ -112,6 +112,10 @@ class FakeWorkers:
     """One worker, which runs the jobs that are running."""
 
     jobs: FakeJobs
+    alive: int = 1
+
+    async def count_alive(self) -> int:
+        return self.alive
 
     async def all(self, project_id: UUID | None = None) -> list[WorkerStatus]:
         row = Worker(id=UUID(int=7), host="worker-1", pid=42, slots=10, started_at=NOON, heartbeat_at=NOON)

@@ -26,7 +26,8 @@ async def test_process_is_ready_if_both_servers_respond(client: httpx.AsyncClien
     response = await client.get("/readyz")
 
     assert response.status_code == 200
-    assert response.json() == {"status": "ready", "postgresql": "ok", "redis": "ok", "backends": SERVED, "stats": STATS}
+    servers = {"postgresql": "ok", "redis": "ok", "workers": "ok"}
+    assert response.json() == {"status": "ready", **servers, "backends": SERVED, "stats": STATS}
 
 
 async def test_process_is_ready_without_stats(fake: FakeServices, client: httpx.AsyncClient) -> None:
@@ -36,12 +37,19 @@ async def test_process_is_ready_without_stats(fake: FakeServices, client: httpx.
     assert (response.status_code, response.json()["status"], response.json()["stats"]) == (200, "ready", None)
 
 
+async def test_process_without_workers_is_ready_and_says_so(fake: FakeServices, client: httpx.AsyncClient) -> None:
+    fake.workers.alive = 0
+    response = await client.get("/readyz")
+
+    assert (response.status_code, response.json()["status"], response.json()["workers"]) == (200, "ready", "none-alive")
+
+
 async def test_process_is_degraded_without_redis(fake: FakeServices, client: httpx.AsyncClient) -> None:
     fake.queue.up = False
     response = await client.get("/readyz")
 
     assert response.status_code == 200
-    servers = {"postgresql": "ok", "redis": "unavailable"}
+    servers = {"postgresql": "ok", "redis": "unavailable", "workers": "ok"}
     assert response.json() == {"status": "degraded", **servers, "backends": SERVED, "stats": STATS}
 
 

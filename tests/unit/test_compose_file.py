@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yaml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
 CISTERN_SERVICES = ("migrate", "api", "worker")
+MONITORING_SERVICES = ("prometheus", "grafana")
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 REQUIRED_PASSWORD = "${POSTGRES_PASSWORD:?"
 
@@ -32,8 +33,8 @@ def defaults() -> Settings:
 
 
 def test_compose_file_defines_the_expected_services_and_volumes() -> None:
-    assert set(SERVICES) == {"postgres", "redis", *CISTERN_SERVICES}
-    assert set(COMPOSE["volumes"]) == {"postgres", "redis", "storage"}
+    assert set(SERVICES) == {"postgres", "redis", *CISTERN_SERVICES, *MONITORING_SERVICES}
+    assert set(COMPOSE["volumes"]) == {"postgres", "redis", "storage", "prometheus"}
 
 
 def test_server_images_are_pinned_and_mount_their_data_directories() -> None:
@@ -59,9 +60,14 @@ def test_worker_service_can_be_scaled() -> None:
     assert not {"container_name", "hostname", "ports"} & set(SERVICES["worker"])
 
 
-def test_only_the_api_publishes_a_port_and_only_on_loopback() -> None:
-    assert {name for name, service in SERVICES.items() if "ports" in service} == {"api"}
-    assert SERVICES["api"]["ports"] == ["127.0.0.1:${PORT:-8000}:8000"]
+def test_only_the_api_and_monitoring_publish_ports_and_only_on_loopback() -> None:
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+
+    assert published == {
+        "api": ["127.0.0.1:${PORT:-8000}:8000"],
+        "prometheus": ["127.0.0.1:${PROMETHEUS_PORT:-9090}:9090"],
+        "grafana": ["127.0.0.1:${GRAFANA_PORT:-3000}:3000"],
+    }
     assert not any("network_mode" in service for service in SERVICES.values())
 
 
@@ -144,9 +150,10 @@ def test_every_service_is_hardened(name: str) -> None:
     assert ("cap_add" in service) is (name in ("postgres", "redis"))
 
 
-def test_only_the_api_is_in_a_network_with_a_way_out() -> None:
+def test_only_the_api_and_monitoring_are_in_networks_with_a_way_out() -> None:
     assert COMPOSE["networks"]["back"] == {"internal": True}
-    assert {name for name, service in SERVICES.items() if service["networks"] != ["back"]} == {"api"}
+    others = {name for name, service in SERVICES.items() if service["networks"] != ["back"]}
+    assert others == {"api", *MONITORING_SERVICES}
 
 
 def test_secrets_are_made_once_and_the_users_of_redis_follow_the_documentation(tmp_path: Path) -> None:

@@ -362,3 +362,24 @@ def test_file_with_a_password_that_cannot_be_used_is_reported(
     monkeypatch.setenv("CISTERN_REDIS_PASSWORD_FILE", "file")
     with pytest.raises(ConfigurationError, match=f"^CISTERN_REDIS_PASSWORD_FILE: .*{reason}"):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    ("given", "address"),
+    [("9464", ("127.0.0.1", 9464)), ("0.0.0.0:9464", ("0.0.0.0", 9464)), ("[::1]:65535", ("::1", 65535))],
+)
+def test_metrics_are_served_at_a_host_and_port(
+    empty_environment: Path, monkeypatch: pytest.MonkeyPatch, given: str, address: tuple[str, int]
+) -> None:
+    monkeypatch.setenv("CISTERN_METRICS", given)
+
+    assert load_settings().metrics == address
+
+
+@pytest.mark.parametrize("given", ["", "host", "0", "65536", "-1", ":9464", "host:", "http://host:1x", "९"])
+def test_what_is_no_address_of_metrics_is_refused(
+    empty_environment: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setenv("CISTERN_METRICS", given)
+    with pytest.raises(ConfigurationError, match="CISTERN_METRICS: HOST:PORT or PORT is needed"):
+        load_settings()

@@ -38,13 +38,15 @@ class ParentRepository:
         counters = {"total": total, "succeeded": succeeded, "failed": failed, "skipped": skipped}
         await self._session.execute(update(Job).where(Job.id == parent_id).values(counters))
 
-    async def add_counts(self, parent_id: UUID, *, succeeded: int = 0, failed: int = 0, skipped: int = 0) -> bool:
-        """Count finished items; the last one ends the job. Returns whether it did."""
+    async def add_counts(
+        self, parent_id: UUID, *, succeeded: int = 0, failed: int = 0, skipped: int = 0
+    ) -> JobStatus | None:
+        """Count finished items; the last one ends the job. Returns its status then, else None."""
         params = {"parent_id": parent_id, "succeeded": succeeded, "failed": failed, "skipped": skipped}
         status = await self._session.scalar(statements.ADD_COUNTS, params)
         if status in (JobStatus.FAILED, JobStatus.PARTIAL):
             await tell_of_jobs(self._session, [parent_id])
-        return status not in (None, JobStatus.RUNNING)
+        return None if status in (None, JobStatus.RUNNING) else JobStatus(status)
 
     async def is_cancelled(self, parent_id: UUID) -> bool:
         """Return whether the cancellation of a parent was requested."""

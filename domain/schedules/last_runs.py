@@ -36,26 +36,26 @@ async def read_last_runs(session: AsyncSession) -> Sequence[LastRun]:
 
 
 def _last_runs() -> Select[str, str, bool, datetime | None]:
-    started = Run.outcome == RunOutcome.STARTED
-    columns = (Run.id, (~started | (Job.status != JobStatus.SUCCEEDED)).label("failed"), Job.status, Job.finished_at)
+    columns = (Schedule.id, Schedule.name, Schedule.project_id)
+    schedules = select(*columns).where(Schedule.enabled).order_by(Schedule.id).limit(MAX_SCHEDULES).subquery()
+    failed = (Run.outcome != RunOutcome.STARTED) | (Job.status != JobStatus.SUCCEEDED)
     recent = (
-        select(*columns)
+        select(Run.id, failed.label("failed"), Job.status, Job.finished_at)
         .outerjoin(Job, Job.id == Run.job_id)
-        .where(Run.schedule_id == Schedule.id)
+        .where(Run.schedule_id == schedules.c.id)
         .order_by(Run.id.desc())
         .limit(_RECENT_RUNS)
         .lateral()
     )
-    ended = ~recent.c.failed.is_(None) & (recent.c.status.is_(None) | recent.c.status.in_(ENDED))
+    # A run without a job has ended; one whose job was pruned has no result.
+    ended = recent.c.failed.is_not(None) & (recent.c.status.is_(None) | recent.c.status.in_(ENDED))
     newest_first = func.array_agg(aggregate_order_by(recent.c.failed, recent.c.id.desc())).filter(ended)
     succeeded_at = func.max(recent.c.finished_at).filter(recent.c.status == JobStatus.SUCCEEDED)
     return (
-        select(Project.name, Schedule.name, newest_first[1], succeeded_at)
-        .join(Project, Project.id == Schedule.project_id)
+        select(Project.name, schedules.c.name, newest_first[1], succeeded_at)
+        .join_from(schedules, Project, Project.id == schedules.c.project_id)
         .join(recent, true())
-        .where(Schedule.enabled)
-        .group_by(Project.name, Schedule.id)
+        .group_by(Project.name, schedules.c.id, schedules.c.name)
         .having(func.count().filter(ended) > 0)
-        .order_by(Schedule.id)
-        .limit(MAX_SCHEDULES)
+        .order_by(schedules.c.id)
     )

@@ -7,11 +7,19 @@ from contextlib import asynccontextmanager
 import uvicorn
 from fastapi import FastAPI
 
+#: Streams that nobody has closed are cut after it.
+_GRACE_SECONDS = 5
+
 
 @asynccontextmanager
 async def serving(app: FastAPI, *, port: int = 0) -> AsyncIterator[uvicorn.Server]:
-    """Serve the application on a port, or a free one, while the block runs."""
-    server = uvicorn.Server(uvicorn.Config(app, port=port, access_log=False, log_config=None))
+    """Serve the application on a port, or a free one, while the block runs.
+
+    Requests that are still at work then are waited for: one that is left holds a connection of the services, which
+    stays open when they are closed, and uvloop waits for it for ever.
+    """
+    config = uvicorn.Config(app, port=port, access_log=False, log_config=None, timeout_graceful_shutdown=_GRACE_SECONDS)
+    server = uvicorn.Server(config)
     running = asyncio.create_task(server.serve())
     try:
         async with asyncio.timeout(30):
@@ -20,5 +28,5 @@ async def serving(app: FastAPI, *, port: int = 0) -> AsyncIterator[uvicorn.Serve
                 await asyncio.sleep(0.01)
         yield server
     finally:
-        server.should_exit = server.force_exit = True
+        server.should_exit = True
         await running

@@ -1,5 +1,7 @@
 """The routes of webhooks, with the roles of PostgreSQL that the API and the workers have."""
 
+import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -132,6 +134,12 @@ async def test_project_has_no_more_webhooks_than_it_may(client: httpx.AsyncClien
 
     answer = await client.post(WEBHOOKS, json={"url": URL})
     assert (answer.status_code, answer.json()["code"]) == (409, "too-many-webhooks")
+
+
+async def test_requests_at_once_make_no_more_webhooks_than_one_after_the_other(client: httpx.AsyncClient) -> None:
+    answers = await asyncio.gather(*(client.post(WEBHOOKS, json={"url": URL}) for _ in range(3 * MAX_WEBHOOKS)))
+
+    assert Counter(answer.status_code for answer in answers) == {201: MAX_WEBHOOKS, 409: 2 * MAX_WEBHOOKS}
 
 
 async def test_webhook_of_another_project_does_not_exist(services: Services, app: FastAPI) -> None:

@@ -69,7 +69,7 @@ WEBHOOKS: Final = (
         "hosts-unchecked",
         "an owner could have workers connect to any host",
         TARGET,
-        'if host.rstrip(".") not in {one.rstrip(".") for one in hosts}:',
+        'if host.removesuffix(".") not in {one.removesuffix(".") for one in hosts}:',
         "if not host:",
         (f"{UNIT}test_other_host_is_refused", f"{UNIT}test_no_host_is_listed_by_default"),
     ),

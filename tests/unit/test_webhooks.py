@@ -56,6 +56,7 @@ def test_listed_host_is_accepted_however_it_is_written(url: str, host: str, port
     [
         "https://example.org/",
         "https://x.hooks.example.org/",
+        "https://hooks.example.org../",
         "https://hooks.example.org.evil.example/",
         "https://evil.example/?hooks.example.org",
         "https://evil.example\\@hooks.example.org/",
@@ -76,7 +77,11 @@ def test_no_host_is_listed_by_default() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["", "hooks.example.org", "ftp://hooks.example.org", "https://a@hooks.example.org", "https://", "http://[", "x\n"],
+    [
+        *("", "hooks.example.org", "ftp://hooks.example.org", "https://a@hooks.example.org"),
+        *("https://", "http://[", "x\n"),
+        *(f"https://hooks.example.org:{port}/" for port in (-1, 0, 65536)),
+    ],
 )
 def test_text_that_is_no_plain_url_is_invalid(url: str) -> None:
     with pytest.raises(Invalid):
@@ -91,6 +96,12 @@ async def test_name_that_leads_near_is_refused(resolve: Resolve, address: str) -
     resolve(address)
     with pytest.raises(DeliveryFailed, match="this machine or link"):
         await Target.of("https://hooks.example.org/", HOSTS).addresses(HOSTS)
+
+
+async def test_listed_name_that_no_resolver_takes_fails_the_delivery() -> None:
+    host = f"{'a' * 64}.example"
+    with pytest.raises(DeliveryFailed, match="could not be resolved"):
+        await Target.of(f"https://{host}/", [host]).addresses([host])
 
 
 async def test_name_may_lead_to_private_addresses_and_to_near_ones_that_are_listed(resolve: Resolve) -> None:

@@ -10,6 +10,7 @@ import httpx
 from domain.errors import CisternError, Invalid, WebhookHostRefused
 
 _PORTS: Final = {"http": 80, "https": 443}
+_PORT_LIMIT: Final = 2**16
 
 
 class DeliveryFailed(CisternError):
@@ -41,9 +42,11 @@ class Target(NamedTuple):
             raise Invalid("A webhook needs a URL that begins with https:// or http://.", field="url")
         if url.userinfo or url.fragment:
             raise Invalid("The URL of a webhook has neither a user nor a fragment.", field="url")
+        if url.port is not None and not 0 < url.port < _PORT_LIMIT:
+            raise Invalid("The port of the URL is not between 1 and 65535.", field="url")
         name = url.raw_host.decode("ascii").lower()
         host = f"[{name}]" if ":" in name else name
-        if host.rstrip(".") not in {one.rstrip(".") for one in hosts}:
+        if host.removesuffix(".") not in {one.removesuffix(".") for one in hosts}:
             raise WebhookHostRefused(host)
         return cls(url, host, url.port or _PORTS[url.scheme])
 
@@ -59,7 +62,7 @@ class Target(NamedTuple):
         loop = asyncio.get_running_loop()
         try:
             found = await loop.getaddrinfo(self.host.strip("[]"), self.port, type=1)  # SOCK_STREAM
-        except OSError:
+        except (OSError, UnicodeError):  # a label of the name may be too long
             raise DeliveryFailed("The name of the host could not be resolved.") from None
         usable = [address for _, _, _, _, (address, *_) in found if self._is_allowed(str(address), hosts)]
         if not usable:

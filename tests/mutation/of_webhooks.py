@@ -77,7 +77,7 @@ WEBHOOKS: Final = (
         "near-addresses-allowed",
         "who controls a name could reach the worker's own machine",
         TARGET,
-        "return not _is_near(address) or",
+        "return not is_near or",
         "return True or",
         (
             f"{UNIT}test_name_that_leads_near_is_refused",

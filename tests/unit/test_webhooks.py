@@ -90,7 +90,11 @@ def test_text_that_is_no_plain_url_is_invalid(url: str) -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["127.0.0.2", "169.254.169.254", "0.0.0.0", "::", "fe80::1%eth0", "::ffff:169.254.169.254", "224.0.0.1"],
+    [
+        *("127.0.0.2", "169.254.169.254", "0.0.0.0", "::", "fe80::1%eth0", "::ffff:169.254.169.254", "224.0.0.1"),
+        *("64:ff9b::a9fe:a9fe", "64:ff9b:1::7f00:2", "::127.0.0.2", "2002:a9fe:a9fe::1"),
+        *("fd00:ec2::254", "100.100.100.200", "64:ff9b::6464:64c8"),
+    ],
 )
 async def test_name_that_leads_near_is_refused(resolve: Resolve, address: str) -> None:
     resolve(address)
@@ -105,10 +109,10 @@ async def test_listed_name_that_no_resolver_takes_fails_the_delivery() -> None:
 
 
 async def test_name_may_lead_to_private_addresses_and_to_near_ones_that_are_listed(resolve: Resolve) -> None:
-    resolve("192.168.1.1", "127.0.0.1", "127.0.0.2", "::1", "192.168.1.1")
+    resolve("192.168.1.1", "127.0.0.1", "127.0.0.2", "::1", "192.168.1.1", "64:ff9b::a00:1", "::ffff:127.0.0.1")
     found = await Target.of("https://hooks.example.org/", HOSTS).addresses(HOSTS)
 
-    assert found == ["192.168.1.1", "127.0.0.1", "::1"]
+    assert found == ["192.168.1.1", "127.0.0.1", "::1", "64:ff9b::a00:1", "::ffff:127.0.0.1"]
 
 
 async def test_localhost_may_be_this_machine_if_it_is_listed_and_nothing_else_near(resolve: Resolve) -> None:

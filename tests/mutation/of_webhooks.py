@@ -125,6 +125,14 @@ WEBHOOKS: Final = (
         (f"{TESTS}test_receivers_that_do_not_answer_leave_slots_to_other_jobs",),
     ),
     Mutation(
+        "silent-receivers-fill-the-places",
+        "a receiver that does not answer would hold up the deliveries of all projects for hours",
+        HANDLER,
+        "if time.monotonic() < self._silent.get(webhook_id, 0.0) and",
+        "if False and",
+        (f"{TESTS}test_receiver_that_does_not_answer_gets_nothing_else_for_a_while_and_holds_up_no_other",),
+    ),
+    Mutation(
         "disabled-webhooks-get-events",
         "a webhook that was disabled would still get what was recorded before",
         HANDLER,

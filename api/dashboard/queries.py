@@ -23,7 +23,8 @@ _MAX_HOURS: Final = 10_000
 Value = TypeVar("Value")
 #: An empty text is None.
 _Optional = Annotated[Value | None, BeforeValidator(lambda value: value or None)]
-_Text = Annotated[str, Field(max_length=_MAX_TEXT)]
+#: PostgreSQL takes every character but one.
+_Text = Annotated[str, Field(max_length=_MAX_TEXT, pattern=r"^[^\x00]*$")]
 
 
 class ListQuery(PageQuery):

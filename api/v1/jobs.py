@@ -14,7 +14,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from api.acceptance import AcceptedDep, OriginDep
 from api.access import require_role, role_to_request
-from api.dependencies import PrincipalDep, ProjectDep, ServicesDep
+from api.dependencies import ActorDep, PrincipalDep, ProjectDep, ServicesDep
 from api.error_handlers import EarlyResponse
 from api.etag import NotModifiedDep, job_tag
 from api.held_requests import MAX_STREAM_SECONDS, holding
@@ -24,6 +24,7 @@ from api.schemas.base import TextHeader
 from api.schemas.jobs import JobOut, JobQuery, ManyJobsIn, ManyJobsOut
 from api.schemas.pagination import Paginated, paginated_response
 from domain.access.model import Principal
+from domain.audit.model import Actor
 from domain.errors import (
     BadCursor,
     JobEnded,
@@ -42,7 +43,6 @@ from domain.errors import (
     VolumeNotFound,
     VolumeUnusable,
 )
-from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.model import Job
 from domain.jobs.store.jobs import Change
 from domain.services import Services
@@ -65,23 +65,23 @@ async def list_jobs(
 
 
 @router.post("/cancel", summary="Cancel all jobs that match", responses=errors(*BODY))
-async def cancel_jobs(body: ManyJobsIn, services: ServicesDep, origin: OriginDep) -> ManyJobsOut:
+async def cancel_jobs(body: ManyJobsIn, services: ServicesDep, actor: ActorDep) -> ManyJobsOut:
     """Request the cancellation of the newest live jobs that match. An empty body matches all of them."""
-    return await _change_all(Change.CANCEL, body, services, origin)
+    return await _change_all(Change.CANCEL, body, services, actor)
 
 
 @router.post("/retry", summary="Retry all jobs that match", responses=errors(*BODY))
-async def retry_jobs(body: ManyJobsIn, services: ServicesDep, origin: OriginDep) -> ManyJobsOut:
+async def retry_jobs(body: ManyJobsIn, services: ServicesDep, actor: ActorDep) -> ManyJobsOut:
     """Retry the newest failed, partially succeeded and cancelled jobs that match and were not retried before."""
-    return await _change_all(Change.RETRY, body, services, origin)
+    return await _change_all(Change.RETRY, body, services, actor)
 
 
-async def _change_all(change: Change, body: ManyJobsIn, services: Services, origin: RequestOrigin) -> ManyJobsOut:
+async def _change_all(change: Change, body: ManyJobsIn, services: Services, actor: Actor) -> ManyJobsOut:
     filters = body.filters()
     if body.dry_run:
-        count = await services.many_jobs.count(change, filters, project_id=origin.actor.project_id)
+        count = await services.many_jobs.count(change, filters, project_id=actor.project_id)
         return ManyJobsOut(accepted=0, refused={}, next_before=None, matched=count.number)
-    changed = await services.many_jobs.change(change, filters, before=body.before, origin=origin)
+    changed = await services.many_jobs.change(change, filters, before=body.before, actor=actor)
     return ManyJobsOut(**asdict(changed), matched=None)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
+from domain.audit.model import Actor
 from domain.db.database import Database
 from domain.errors import Refused
 from domain.jobs.acceptance import RequestOrigin
@@ -47,20 +48,17 @@ class ManyJobs:
             ids = await repository.ids_for(change, filters, project_id, limit=_MAX_COUNTED + 1)
         return Count(min(len(ids), _MAX_COUNTED), more=len(ids) > _MAX_COUNTED)
 
-    async def change(
-        self, change: Change, filters: JobFilter, *, before: UUID | None = None, origin: RequestOrigin
-    ) -> Changed:
-        """Change the newest matching jobs that are older than ``before``, up to `PAGE`."""
+    async def change(self, change: Change, filters: JobFilter, *, before: UUID | None = None, actor: Actor) -> Changed:
+        """Change the newest matching jobs that are older than ``before``, up to `PAGE`.
+
+        Each job ends, or is retried, once; but a request that is sent again also changes what matches since.
+        """
         async with self._database.transaction() as session:
-            ids = await JobRepository(session).ids_for(
-                change, filters, origin.actor.project_id, before=before, limit=PAGE + 1
-            )
-        # Each job ends, or is retried, once: a request that comes twice finds nothing more to do, and needs no key.
-        each = RequestOrigin(origin.actor)
+            ids = await JobRepository(session).ids_for(change, filters, actor.project_id, before=before, limit=PAGE + 1)
         accepted, refused = 0, Counter[str]()
         for job_id in ids[:PAGE]:
             try:
-                await self._change[change](job_id, origin=each)
+                await self._change[change](job_id, origin=RequestOrigin(actor))
                 accepted += 1
             except Refused as error:
                 refused[error.code] += 1

@@ -30,6 +30,7 @@ from tests.integration.snapshot_builders import (
     snapshot_row,
     states,
 )
+from tests.integration.webhook_builders import a_webhook, told
 from tests.support.bulk import add_volumes
 
 GROWN = 3 * MIB
@@ -38,7 +39,8 @@ ENDED = "status = 'failed', finished_at = now(), lease_expires_at = NULL"
 
 @pytest.fixture
 async def services(settings: Settings, tmp_path: Path) -> AsyncIterator[Services]:
-    async with open_services(on_disk(settings, tmp_path), adopt=True) as services:
+    settings = on_disk(settings, tmp_path).model_copy(update={"webhook_hosts": ("127.0.0.1",)})
+    async with open_services(settings, adopt=True) as services:
         yield services
 
 
@@ -151,6 +153,15 @@ async def test_job_that_lost_its_volume_is_failed_and_its_snapshot_released(serv
     ended = await row(services, job.id)
     assert (ended.status, (ended.error or {})["code"]) == ("failed", "not-held")
     assert await states(services, job) == ("available", "error")
+
+
+async def test_webhooks_are_told_of_a_job_that_the_repair_fails(services: Services) -> None:
+    await requested(services, "snapshot.take", await a_stored_volume(services, backend="disk"))
+    await sql(services, "UPDATE volumes SET state = 'available', job_id = NULL")
+    await a_webhook(services)
+
+    assert await repair_all(services) == ["not-held"]
+    assert await told(services) == ["job.failed"]
 
 
 async def test_job_whose_volume_row_is_gone_is_failed_and_the_data_adopted(services: Services) -> None:

@@ -193,6 +193,17 @@ async def test_empty_field_of_a_form_is_no_filter(client: httpx.AsyncClient, pat
     assert (await client.get(f"{path}&unknown=1")).status_code == 422
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/jobs?kind=%00", "/jobs?created_by=a%00b", "/settings?name=%00", "/settings?action=%00"),
+        *("/volumes?name=%00", "/volumes?backend=%00", "/volumes?label=team:%00"),
+    ],
+)
+async def test_filter_that_no_text_of_postgresql_can_equal_is_invalid(client: httpx.AsyncClient, path: str) -> None:
+    assert (await client.get(path)).status_code == 422
+
+
 async def test_lists_have_a_next_page_with_the_same_filters(client: httpx.AsyncClient, services: Services) -> None:
     for number in range(3):
         await a_volume(services, name=f"search-{number}")

@@ -12,6 +12,7 @@ from playwright.async_api import Browser, expect
 from uuid_utils.compat import uuid7
 
 from domain.access.model import Role
+from domain.projects.service import NewProject
 from domain.services import Services
 from domain.settings import Settings
 from tests.integration.conftest import RunningWorker
@@ -205,6 +206,28 @@ async def test_key_is_shown_once_and_revoked(dashboard: Dashboard) -> None:
 
     await expect(row).to_contain_text("revoked")
     assert "cst_" not in (await dashboard.page.locator("#new-key-text").text_content() or "")
+
+
+async def test_page_stays_in_its_project_when_another_tab_chooses_another_one(
+    dashboard: Dashboard, services: Services
+) -> None:
+    await services.projects.create(NewProject("search", {}))
+    await dashboard.open("/volumes")
+    other = Dashboard(await dashboard.page.context.new_page(), dashboard.address)
+    await other.open("/settings")
+    await other.page.locator("#projects").get_by_role("row", name="search").get_by_role("button", name="Show").click()
+    await expect(other.page.get_by_title("The project that is shown")).to_have_text("search")
+
+    await dashboard.press("Create a volume…")
+    await dashboard.fill("Name", "of-the-first-tab")
+    await dashboard.fill("Size", "16MiB")
+    created = dashboard.page.expect_response("**/api/v1/volumes")
+    async with created as response:
+        await dashboard.press("Create")
+    assert (await response.value).status == 202
+
+    projects = await sql(services, "SELECT name FROM projects WHERE id IN (SELECT project_id FROM volumes)")
+    assert projects == [("default",)]
 
 
 async def test_system_key_chooses_a_project_and_sets_its_limits(dashboard: Dashboard, services: Services) -> None:

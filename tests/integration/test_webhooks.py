@@ -9,6 +9,7 @@ from standardwebhooks.webhooks import WebhookVerificationError
 
 from domain.jobs.attempt import Failed
 from domain.jobs.store.jobs import JobRepository
+from domain.jobs.webhooks import handler, sender
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.storage.context import Grant
@@ -155,6 +156,39 @@ async def test_receivers_that_do_not_answer_leave_slots_to_other_jobs(services: 
             assert len(receiver.requests) == 2
             waiting = [job for job in await deliveries(services) if job["error"] is not None]
             assert {job["error"]["code"] for job in waiting} == {"deliveries-busy"}
+
+
+async def test_receiver_that_does_not_answer_gets_nothing_else_for_a_while_and_holds_up_no_other(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "_SECONDS", 0.5)
+    async with receiving(*[""] * 100) as silent, receiving() as other:
+        await a_webhook(services, silent.url)
+        for _ in range(30):
+            await a_failed_job(services)
+        await a_webhook(services, other.url)
+        await a_failed_job(services)
+        async with running_worker(services.settings):
+            await until(partial(has_received, other, 1))
+            failed = [
+                job for job in await deliveries(services) if (job["error"] or {}).get("code") == "delivery-failed"
+            ]
+            assert len(silent.requests) <= 3
+            assert "just before" in failed[0]["error"]["detail"]
+
+
+async def test_receiver_that_answers_again_gets_what_has_waited(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "_SECONDS", 0.5)
+    monkeypatch.setattr(handler, "_PAUSE_SECONDS", 0.5)
+    async with receiving("", "") as receiver:
+        await a_webhook(services, receiver.url)
+        for _ in range(5):
+            await a_failed_job(services)
+        async with running_worker(services.settings):
+            for job in await deliveries(services):
+                assert (await ended(services, job["id"])).status == "succeeded"
 
 
 async def has_received(receiver: Receiver, count: int) -> bool:

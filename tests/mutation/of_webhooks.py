@@ -69,7 +69,7 @@ WEBHOOKS: Final = (
         "hosts-unchecked",
         "an owner could have workers connect to any host",
         TARGET,
-        'if host.rstrip(".") not in {one.rstrip(".") for one in hosts}:',
+        'if host.removesuffix(".") not in {one.removesuffix(".") for one in hosts}:',
         "if not host:",
         (f"{UNIT}test_other_host_is_refused", f"{UNIT}test_no_host_is_listed_by_default"),
     ),
@@ -77,7 +77,7 @@ WEBHOOKS: Final = (
         "near-addresses-allowed",
         "who controls a name could reach the worker's own machine",
         TARGET,
-        "return not _is_near(address) or",
+        "return not is_near or",
         "return True or",
         (
             f"{UNIT}test_name_that_leads_near_is_refused",
@@ -123,6 +123,14 @@ WEBHOOKS: Final = (
         "if self._running >= _AT_ONCE:",
         "if self._running < 0:",
         (f"{TESTS}test_receivers_that_do_not_answer_leave_slots_to_other_jobs",),
+    ),
+    Mutation(
+        "silent-receivers-fill-the-places",
+        "a receiver that does not answer would hold up the deliveries of all projects for hours",
+        HANDLER,
+        "if time.monotonic() < self._silent.get(webhook_id, 0.0) and",
+        "if False and",
+        (f"{TESTS}test_receiver_that_does_not_answer_gets_nothing_else_for_a_while_and_holds_up_no_other",),
     ),
     Mutation(
         "disabled-webhooks-get-events",

@@ -218,3 +218,10 @@ async def test_problem_type_uri_resolves_to_its_explanation(client: httpx.AsyncC
     assert {one["code"] for one in listed} >= set(PROBLEM_TYPES)
     for one in listed:
         assert (await client.get(one["type"])).json() == one
+
+
+def test_idempotency_key_is_documented_where_a_job_or_a_schedule_is_accepted_only(document: dict[str, Any]) -> None:
+    for operation in operations(document):
+        names = {parameter["name"] for parameter in operation.get("parameters", ())}
+        accepts = "202" in operation["responses"] or operation["summary"] == "Create a schedule"
+        assert ("Idempotency-Key" in names) == accepts, operation["operationId"]

@@ -56,6 +56,7 @@ def test_listed_host_is_accepted_however_it_is_written(url: str, host: str, port
     [
         "https://example.org/",
         "https://x.hooks.example.org/",
+        "https://hooks.example.org../",
         "https://hooks.example.org.evil.example/",
         "https://evil.example/?hooks.example.org",
         "https://evil.example\\@hooks.example.org/",
@@ -76,7 +77,11 @@ def test_no_host_is_listed_by_default() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["", "hooks.example.org", "ftp://hooks.example.org", "https://a@hooks.example.org", "https://", "http://[", "x\n"],
+    [
+        *("", "hooks.example.org", "ftp://hooks.example.org", "https://a@hooks.example.org"),
+        *("https://", "http://[", "x\n"),
+        *(f"https://hooks.example.org:{port}/" for port in (-1, 0, 65536)),
+    ],
 )
 def test_text_that_is_no_plain_url_is_invalid(url: str) -> None:
     with pytest.raises(Invalid):
@@ -85,7 +90,11 @@ def test_text_that_is_no_plain_url_is_invalid(url: str) -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["127.0.0.2", "169.254.169.254", "0.0.0.0", "::", "fe80::1%eth0", "::ffff:169.254.169.254", "224.0.0.1"],
+    [
+        *("127.0.0.2", "169.254.169.254", "0.0.0.0", "::", "fe80::1%eth0", "::ffff:169.254.169.254", "224.0.0.1"),
+        *("64:ff9b::a9fe:a9fe", "64:ff9b:1::7f00:2", "::127.0.0.2", "2002:a9fe:a9fe::1"),
+        *("fd00:ec2::254", "100.100.100.200", "64:ff9b::6464:64c8"),
+    ],
 )
 async def test_name_that_leads_near_is_refused(resolve: Resolve, address: str) -> None:
     resolve(address)
@@ -93,11 +102,17 @@ async def test_name_that_leads_near_is_refused(resolve: Resolve, address: str) -
         await Target.of("https://hooks.example.org/", HOSTS).addresses(HOSTS)
 
 
+async def test_listed_name_that_no_resolver_takes_fails_the_delivery() -> None:
+    host = f"{'a' * 64}.example"
+    with pytest.raises(DeliveryFailed, match="could not be resolved"):
+        await Target.of(f"https://{host}/", [host]).addresses([host])
+
+
 async def test_name_may_lead_to_private_addresses_and_to_near_ones_that_are_listed(resolve: Resolve) -> None:
-    resolve("192.168.1.1", "127.0.0.1", "127.0.0.2", "::1", "192.168.1.1")
+    resolve("192.168.1.1", "127.0.0.1", "127.0.0.2", "::1", "192.168.1.1", "64:ff9b::a00:1", "::ffff:127.0.0.1")
     found = await Target.of("https://hooks.example.org/", HOSTS).addresses(HOSTS)
 
-    assert found == ["192.168.1.1", "127.0.0.1", "::1"]
+    assert found == ["192.168.1.1", "127.0.0.1", "::1", "64:ff9b::a00:1", "::ffff:127.0.0.1"]
 
 
 async def test_localhost_may_be_this_machine_if_it_is_listed_and_nothing_else_near(resolve: Resolve) -> None:

@@ -1,5 +1,6 @@
 // The history of a volume: its size and what was used of it, drawn by uPlot, and as a sentence.
 
+import { HEADERS } from "./headers.js";
 import { sizeText } from "./sizes.js";
 import { exactText } from "./times.js";
 
@@ -78,7 +79,7 @@ function draw(element) {
 }
 
 async function load(element) {
-  const response = await fetch(element.dataset.chart, { headers: { "X-Cistern-Session": "1" } });
+  const response = await fetch(element.dataset.chart, { headers: HEADERS });
   if (!response.ok) {
     return; // what is shown stays, and the page says that the server is away
   }

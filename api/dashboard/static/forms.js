@@ -1,6 +1,7 @@
 // Forms in dialogs: their fields become the JSON of a request.
 
 import { done, send } from "./actions.js";
+import { HEADERS } from "./headers.js";
 import { sizeText } from "./sizes.js";
 import { showTimes } from "./times.js";
 
@@ -108,7 +109,7 @@ async function plan(form) {
 
 async function preview(form) {
   const query = new URLSearchParams({ cron: form.elements.cron.value, time_zone: form.elements.time_zone.value });
-  const response = await fetch(`/schedules/preview?${query}`, { headers: { "X-Cistern-Session": "1" } });
+  const response = await fetch(`/schedules/preview?${query}`, { headers: HEADERS });
   const page = new DOMParser().parseFromString(await response.text(), "text/html");
   const element = document.getElementById("schedule-preview");
   element.replaceChildren(...(page.querySelector("main .card p, body > p") ?? page.body).childNodes);

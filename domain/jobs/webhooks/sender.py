@@ -22,6 +22,10 @@ _SECRET_BYTES: Final = 32
 _SECONDS: Final = 15.0
 
 
+class NoAnswer(DeliveryFailed):
+    """The receiver did not answer in time."""
+
+
 def new_secret() -> str:
     """Make the secret of a new webhook."""
     return _PREFIX + base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()
@@ -53,7 +57,7 @@ class Sender:
 
         Raises:
             Invalid: the host is not listed any more.
-            DeliveryFailed: there is no response in time.
+            DeliveryFailed: there is no response; `NoAnswer` if there is none in time.
         """
         target = Target.of(url, self._hosts)
         body = as_json(event).encode()
@@ -63,7 +67,7 @@ class Sender:
             async with asyncio.timeout(_SECONDS):
                 return await self._post(target, body, headers)
         except TimeoutError:
-            raise DeliveryFailed(f"The receiver did not answer within {_SECONDS:g} s.") from None
+            raise NoAnswer(f"The receiver did not answer within {_SECONDS:g} s.") from None
 
     async def _post(self, target: Target, body: bytes, headers: Mapping[str, str]) -> int:
         """Connect to an address that was checked: a second look-up of the name could lead somewhere else."""

@@ -25,6 +25,7 @@ from domain.jobs.webhooks.model import MAX_WEBHOOKS, TEST, Webhook
 from domain.jobs.webhooks.outbox import Event, delivery, tell_of_limit
 from domain.jobs.webhooks.sender import new_secret
 from domain.jobs.webhooks.target import Target
+from domain.projects.model import Project
 
 #: How often a process looks whether a webhook has to be told of the same limit, in seconds.
 _LIMIT_SECONDS: Final = 60.0
@@ -68,6 +69,9 @@ class WebhookService:
         """
         host, secret = Target.of(new.url, self._hosts).host, new_secret()
         async with self._database.transaction() as session:
+            # Only a count that begins when the lock is granted sees what the request before has committed.
+            project = select(Project.id).where(Project.id == actor.project_id)
+            await session.execute(project.with_for_update(key_share=True))
             count = select(func.count()).select_from(Webhook).where(Webhook.project_id == actor.project_id)
             if (await session.scalar(count) or 0) >= MAX_WEBHOOKS:
                 raise TooManyWebhooks

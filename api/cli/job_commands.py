@@ -1,16 +1,29 @@
 """The commands ``cistern jobs ...``: clients of the HTTP API."""
 
-from typing import Annotated
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Final
 
 import typer
 
+from api.cli.client import ApiObject
 from api.cli.columns import ITEMS, JOBS
-from api.cli.lookup import JOB, VOLUME, find_id, path_of
-from api.cli.session import Session, command, new_group
+from api.cli.lookup import JOB, SCHEDULE, VOLUME, find_id, path_of
+from api.cli.session import Session, Yes, command, confirm, new_group
 from api.cli.waiting import NoWait, failed_items, finish, watch
 from domain.jobs.states import JobStatus
 
+#: The API counts no further.
+_MOST_COUNTED: Final = 10_000
+
 JobId = Annotated[str, typer.Argument(metavar="ID", help="Id of the job, or its beginning.")]
+
+Status = Annotated[JobStatus | None, typer.Option(help="Only jobs with this status.")]
+Kind = Annotated[str | None, typer.Option(help="Only jobs of this kind, such as bulk.expand.")]
+OfVolume = Annotated[str | None, typer.Option(help="Only jobs of this volume.", metavar="NAME")]
+OfSchedule = Annotated[str | None, typer.Option(help="Only jobs of this schedule.", metavar="NAME")]
+By = Annotated[str | None, typer.Option(help="Only jobs that the key of this name has asked for.", metavar="KEY")]
+Hours = Annotated[float | None, typer.Option(min=0, help="Only jobs of so many last hours.")]
 
 jobs = new_group()
 
@@ -19,17 +32,19 @@ jobs = new_group()
 def list_jobs(
     session: Session,
     *,
-    status: Annotated[JobStatus | None, typer.Option(help="Only jobs with this status.")] = None,
-    kind: Annotated[str | None, typer.Option(help="Only jobs of this kind, such as bulk.expand.")] = None,
-    volume: Annotated[str | None, typer.Option(help="Only jobs of this volume.", metavar="NAME")] = None,
+    status: Status = None,
+    kind: Kind = None,
+    volume: OfVolume = None,
+    schedule: OfSchedule = None,
+    by: By = None,
+    hours: Hours = None,
     parent: Annotated[str | None, typer.Option(help="The lanes of this bulk job.", metavar="ID")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of jobs.")] = 20,
 ) -> None:
     """List jobs, newest first."""
-    volume_id = None if volume is None else find_id(session.api, VOLUME, volume)
-    parent_id = None if parent is None else find_id(session.api, JOB, parent)
-    options = {"status": status, "kind": kind, "volume_id": volume_id, "parent_id": parent_id}
-    filters = {name: str(value) for name, value in options.items() if value is not None}
+    filters = _filters(session, status=status, kind=kind, volume=volume, schedule=schedule, by=by, hours=hours)
+    if parent is not None:
+        filters["parent_id"] = find_id(session.api, JOB, parent)
     session.print_list("/jobs", limit, JOBS, **filters)
 
 
@@ -59,3 +74,81 @@ def cancel_job(session: Session, job_id: JobId) -> None:
 def retry_job(session: Session, job_id: JobId, *, no_wait: NoWait = False) -> None:
     """Repeat what an ended job has not achieved, as a new job."""
     finish(session, session.api.call("POST", f"{path_of(session.api, JOB, job_id)}/retry"), no_wait=no_wait)
+
+
+@command(jobs, "cancel-all")
+def cancel_all(
+    session: Session,
+    *,
+    status: Status = None,
+    kind: Kind = None,
+    volume: OfVolume = None,
+    schedule: OfSchedule = None,
+    by: By = None,
+    hours: Hours = None,
+    yes: Yes = False,
+) -> None:
+    """Cancel all jobs that match, after their number is shown."""
+    filters = _filters(session, status=status, kind=kind, volume=volume, schedule=schedule, by=by, hours=hours)
+    _change_all(session, "cancel", filters, yes=yes)
+
+
+@command(jobs, "retry-all")
+def retry_all(
+    session: Session,
+    *,
+    status: Status = None,
+    kind: Kind = None,
+    volume: OfVolume = None,
+    schedule: OfSchedule = None,
+    by: By = None,
+    hours: Hours = None,
+    yes: Yes = False,
+) -> None:
+    """Repeat what all jobs that match have not achieved, after their number is shown; each was not retried before."""
+    filters = _filters(session, status=status, kind=kind, volume=volume, schedule=schedule, by=by, hours=hours)
+    _change_all(session, "retry", filters, yes=yes)
+
+
+def _filters(
+    session: Session,
+    *,
+    status: JobStatus | None,
+    kind: str | None,
+    volume: str | None,
+    schedule: str | None,
+    by: str | None,
+    hours: float | None,
+) -> dict[str, str]:
+    """Return the filters that are given, as the API names them."""
+    options = {
+        "status": status,
+        "kind": kind,
+        "volume_id": None if volume is None else find_id(session.api, VOLUME, volume),
+        "schedule_id": None if schedule is None else find_id(session.api, SCHEDULE, schedule),
+        "created_by": by,
+        "created_after": None if hours is None else (datetime.now(UTC) - timedelta(hours=hours)).isoformat(),
+    }
+    return {name: str(value) for name, value in options.items() if value is not None}
+
+
+def _change_all(session: Session, action: str, filters: dict[str, str], *, yes: bool) -> None:
+    """Change all jobs that match, page by page, and print how many were changed, and why others were not."""
+    path = f"/jobs/{action}"
+    matched = session.api.call("POST", path, {**filters, "dry_run": True})["matched"]
+    confirm(f"{action.capitalize()} {matched:,}{'+' if matched >= _MOST_COUNTED else ''} jobs?", yes=yes)
+    accepted, refused = 0, Counter[str]()
+    before: dict[str, str] = {}
+    while True:
+        page = session.api.call("POST", path, {**filters, **before})
+        accepted += page["accepted"]
+        refused.update(page["refused"])
+        if page["next_before"] is None:
+            break
+        before = {"before": page["next_before"]}
+    result = ApiObject({"accepted": accepted, "refused": dict(refused)})
+    session.print([result], (("accepted", lambda _: f"{accepted:,}"), ("refused", lambda _: _codes(refused))))
+
+
+def _codes(counts: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {code}" for code, count in sorted(counts.items()))

@@ -118,6 +118,11 @@ async def jobs(cli: Cli) -> None:
     for command in ("cancel", "retry"):
         refused = await cli(f"jobs {command} {newest['id']}")
         assert (refused.status, refused.objects, len(refused.err.splitlines())) == (2, [], 1)
+    for command in ("cancel-all", "retry-all"):
+        assert (await cli(f"jobs {command} --kind volume.create")).status == 2, "nobody can be asked"
+        changed = await cli(f"jobs {command} --kind volume.create --hours 1 --yes")
+        assert (changed.status, changed.one) == (0, {"accepted": 0, "refused": {}})
+    assert (await cli("jobs list --by nobody --hours 1")).objects == []
 
 
 async def schedules(cli: Cli) -> None:

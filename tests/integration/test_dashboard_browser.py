@@ -64,6 +64,43 @@ async def test_volume_is_created_and_its_job_watched_to_the_end(
     await dashboard.shows("team: search")
 
 
+async def test_volume_is_created_by_keyboard_alone(dashboard: Dashboard, services: Services) -> None:
+    keyboard = dashboard.page.keyboard
+    await dashboard.open("/volumes")
+
+    async def press_until(name: str) -> None:
+        """Go on with Tab until something is focused, as somebody does who sees where the focus is."""
+        for _ in range(60):
+            focused = await dashboard.page.evaluate(
+                "[document.activeElement.labels?.[0]?.textContent, document.activeElement.textContent]"
+            )
+            if name in [(text or "").strip() for text in focused]:
+                return
+            await keyboard.press("Tab")
+        raise AssertionError(f"{name} is never focused")
+
+    await press_until("Create a volume…")
+    await keyboard.press("Enter")
+    await press_until("Name")
+    await keyboard.press("Escape")
+    await expect(dashboard.page.locator("dialog[open]")).to_have_count(0)
+    await press_until("Create a volume…")
+    await keyboard.press("Enter")
+    await press_until("Name")
+    await keyboard.type("typed")
+    await press_until("Size")
+    await keyboard.type("16MiB")
+    await keyboard.press("Enter")
+    await dashboard.page.wait_for_url("**/jobs/*")
+    await press_until("Cancel")
+    await keyboard.press("Enter")
+    await press_until("Cancel it")
+    await keyboard.press("Enter")
+    await dashboard.shows("Cancelled")
+
+    assert await sql(services, "SELECT volume_name, status FROM jobs") == [("typed", "cancelled")]
+
+
 async def test_bar_of_a_bulk_expansion_moves_and_what_failed_is_retried(
     dashboard: Dashboard, services: Services, settings: Settings, running_worker: RunningWorker, tmp_path: Path
 ) -> None:

@@ -38,6 +38,7 @@ from domain.jobs.stats import CounterBuffer, CounterName, StatsRepository
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.store.leases import MIN_HEARTBEAT_TIMEOUT, LeaseRepository, Progress, Renewal, Settlement
 from domain.jobs.store.orphans import rescue_is_safe
+from domain.jobs.store.workers import WorkerRepository
 from domain.jobs.transport.job_queue import JobQueue
 from domain.jobs.webhooks.outbox import tell_of_jobs
 
@@ -216,7 +217,7 @@ class JobEngine:
                 await leases.record_heartbeat(
                     self._worker, lease=self._lease, gap=gap, min_timeout=self._min_heartbeat_timeout
                 )
-                self.workers = await leases.count_workers(self._lease)
+                self.workers = await WorkerRepository(session, lease=self._lease).count_alive()
                 renewals, lost = await self._renew(leases, job_ids, progress)
                 flushed = await StatsRepository(session).add(counts)
         except BaseException:

@@ -40,7 +40,7 @@ from domain.jobs.store.leases import MIN_HEARTBEAT_TIMEOUT, LeaseRepository, Pro
 from domain.jobs.store.orphans import rescue_is_safe
 from domain.jobs.store.workers import WorkerRepository
 from domain.jobs.transport.job_queue import JobQueue
-from domain.jobs.webhooks.outbox import tell_of_jobs
+from domain.jobs.webhooks.outbox import record_ended_jobs
 
 #: Maximum number of jobs claimed or settled in one statement.
 _MAX_BATCH: Final = 200
@@ -186,14 +186,14 @@ class JobEngine:
         return [end.job.id in ours for end in ended]
 
     async def _record_effects(self, session: AsyncSession, settled: Sequence[_EndedAttempt]) -> None:
-        """Record effects of successful attempts, abandon and tell of jobs that end otherwise, raise fences."""
+        """Record the effects of successes; abandon jobs that end otherwise, record their events, raise fences."""
         handler = self._handlers[settled[0].job.kind]
         if succeeded := [(job, out.result) for job, out, _ in settled if isinstance(out, Succeeded | Delegated)]:
             await handler.record(session, succeeded)
         if failed := [(job, out.found) for job, out, _ in settled if isinstance(out, Failed | Cancelled)]:
             await handler.abandon(session, failed)
         if ids := [job.id for job, out, _ in settled if isinstance(out, Failed)]:
-            await tell_of_jobs(session, ids)
+            await record_ended_jobs(session, ids)
         if refused := [(job, out.stored) for job, out, _ in settled if isinstance(out, FenceBehind)]:
             await JobRepository(session).raise_fences({job.id: stored for job, stored in refused})
             await handler.raise_fences(session, refused)

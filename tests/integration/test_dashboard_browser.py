@@ -249,7 +249,7 @@ async def test_webhook_is_created_paused_and_deleted(dashboard: Dashboard, servi
     assert await sql(services, "SELECT cardinality(events), enabled FROM webhooks") == [(5, False)]
     await row.get_by_role("button", name="Delete").click()
     await dashboard.press("Delete it")
-    await dashboard.shows("Nobody is told when a job fails.")
+    await dashboard.shows("There is no webhook: nothing is sent anywhere when a job fails.")
 
 
 async def test_viewer_sees_no_buttons(services: Services, browser: Browser) -> None:

@@ -303,12 +303,12 @@ async def test_page_says_when_the_server_is_away_and_goes_on_when_it_is_back(
             await expect(dashboard.page.locator("#away")).to_be_hidden(timeout=PATIENCE)
 
 
-async def test_history_of_a_volume_is_drawn_and_told(dashboard: Dashboard, services: Services) -> None:
+async def test_history_of_a_volume_is_drawn_and_described(dashboard: Dashboard, services: Services) -> None:
     volume = await a_volume(services, backend="null")
     await dashboard.open(f"/volumes/{volume.id}")
     await dashboard.shows("Nothing has been recorded before.")
     assert await dashboard.page.locator(".chart canvas").count() == 0
-    await services.volume_history.take()
+    await services.volume_history.take_samples()
     await sql(services, "UPDATE volume_samples SET at = at - interval '5 hours'")
     await sql(services, "UPDATE volumes SET size = 2 * size, used = size, used_at = now()")
 

@@ -14,7 +14,7 @@ class Explanation(NamedTuple):
 #: The remedy for an id that is not found.
 _LIST: Final = "List what there is; it may have been deleted, or be in another project."
 
-OF_PROBLEMS: Final[Mapping[str, Explanation]] = {
+PROBLEM_EXPLANATIONS: Final[Mapping[str, Explanation]] = {
     code: Explanation(*texts)
     for code, texts in {
         "backend-overcommitted": (

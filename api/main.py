@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 from starlette.types import Receive, Scope, Send
 
 from api import docs_page, error_handlers, health
-from api.dashboard import explaining, pages, sign_in
+from api.dashboard import pages, problem_routes, sign_in
 from api.dependencies import V0_PATH, V1_PATH, check_form
 from api.held_requests import HeldRequests
 from api.middleware import Gate
@@ -130,7 +130,7 @@ def _include_routers(app: FastAPI) -> None:
         app.include_router(v1.router, prefix=V1_PATH)
     for v0 in (v0_volumes, v0_snapshots):
         app.include_router(v0.router, prefix=V0_PATH)
-    for unversioned in (health, explaining, docs_page, pages, sign_in):
+    for unversioned in (health, problem_routes, docs_page, pages, sign_in):
         app.include_router(unversioned.router)
 
 

@@ -30,7 +30,7 @@ class EventType(enum.StrEnum):
 
 
 #: The type of the event that is sent on request.
-TEST: Final = "webhook.test"
+TEST_EVENT: Final = "webhook.test"
 
 
 class Webhook(Owned):

@@ -21,7 +21,7 @@ from domain.jobs.acceptance import RequestOrigin, accepting
 from domain.jobs.model import Job
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.transport.job_queue import JobQueue
-from domain.jobs.webhooks.model import MAX_WEBHOOKS, TEST, Webhook
+from domain.jobs.webhooks.model import MAX_WEBHOOKS, TEST_EVENT, Webhook
 from domain.jobs.webhooks.outbox import Event, delivery, record_reached_limit
 from domain.jobs.webhooks.sender import new_secret
 from domain.jobs.webhooks.target import Target
@@ -126,7 +126,7 @@ class WebhookService:
             await _record(session, "webhook.delete", webhook_id, actor)
 
     async def request_test(self, webhook_id: UUID, *, origin: RequestOrigin) -> Job:
-        """Accept the delivery of an event of the type `TEST`.
+        """Accept the delivery of an event of the type `TEST_EVENT`.
 
         Raises:
             WebhookNotFound: no such webhook.
@@ -136,7 +136,7 @@ class WebhookService:
             webhook = await _get(accepted.session, webhook_id, project_id)
             event = Event(project_id, (), {"webhook": {"id": str(webhook_id)}})
             columns = {"created_by": origin.caller, "max_attempts": _TEST_ATTEMPTS}
-            job = delivery(webhook.id, event, TEST, **columns)
+            job = delivery(webhook.id, event, TEST_EVENT, **columns)
             accepted.job = await JobRepository(accepted.session).add(job)
         await self._queue.dispatch([job.message])
         return job

@@ -1,8 +1,7 @@
 // Actions: buttons and forms that send a request to the API, after a question where something would be lost.
 
+import { HEADERS } from "./headers.js";
 import { refresh } from "./live.js";
-
-const MARK = { "X-Cistern-Session": "1" };
 
 export function notify(text) {
   const paragraph = document.createElement("p");
@@ -13,7 +12,7 @@ export function notify(text) {
 
 // Send a request. Returns the JSON of the response; throws an error with a message for the viewer.
 export async function send(method, path, body, key = crypto.randomUUID()) {
-  const headers = { ...MARK, Accept: "application/json" };
+  const headers = { ...HEADERS, Accept: "application/json" };
   if (method === "POST") {
     headers["Idempotency-Key"] = key;
   }

@@ -1,5 +1,6 @@
-// The history of a volume: its size and used bytes, drawn by uPlot, and summed up in a sentence for screen readers.
+// The history of a volume: its size and used bytes, drawn by uPlot and summed up in a sentence, which screen readers read.
 
+import { HEADERS } from "./headers.js";
 import { sizeText } from "./sizes.js";
 import { exactText } from "./times.js";
 
@@ -78,7 +79,7 @@ function draw(element) {
 }
 
 async function load(element) {
-  const response = await fetch(element.dataset.chart, { headers: { "X-Cistern-Session": "1" } });
+  const response = await fetch(element.dataset.chart, { headers: HEADERS });
   if (!response.ok) {
     return; // keep the chart; the page shows that the server is away
   }

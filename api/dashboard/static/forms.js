@@ -1,10 +1,11 @@
 // Forms in dialogs: their fields become the JSON of a request.
 
 import { done, send } from "./actions.js";
+import { HEADERS } from "./headers.js";
 import { sizeText } from "./sizes.js";
 import { showTimes } from "./times.js";
 
-// How a field is read, by its data-as: (text, name, field) => value. Of undefined, the field is left out.
+// How a field is read, by its data-as: (text, name, field) => value. A field whose value is undefined is left out.
 const READERS = {
   text: (text) => text,
   number: Number,
@@ -111,7 +112,7 @@ async function plan(form) {
 // Show the next times of a schedule.
 async function preview(form) {
   const query = new URLSearchParams({ cron: form.elements.cron.value, time_zone: form.elements.time_zone.value });
-  const response = await fetch(`/schedules/preview?${query}`, { headers: { "X-Cistern-Session": "1" } });
+  const response = await fetch(`/schedules/preview?${query}`, { headers: HEADERS });
   const page = new DOMParser().parseFromString(await response.text(), "text/html");
   const element = document.getElementById("schedule-preview");
   element.replaceChildren(...(page.querySelector("main .card p, body > p") ?? page.body).childNodes);

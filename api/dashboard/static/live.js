@@ -1,10 +1,10 @@
 // Live parts: the page is asked for again every few seconds, and the elements marked with data-live are replaced.
 // While the server is away the page says so, and goes on when it is back.
 
+import { HEADERS } from "./headers.js";
 import { showTimes } from "./times.js";
 
 const SECONDS = 3;
-const HEADERS = { "X-Cistern-Session": "1" };
 
 let paused = false;
 let running = null;

@@ -27,6 +27,9 @@ SECURITY_SCHEME: Final = "key"
 #: Names the project that a request of a system key acts in.
 PROJECT_HEADER: Final = b"cistern-project"
 
+#: The methods of HTTP. Metrics and spans have one value for all others: clients may send any text.
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
 _VIEWER, _OPERATOR, _OWNER, _SYSTEM = Role
 _V1: Final[Mapping[str, Mapping[str, Role]]] = {
     "/volumes": {"GET": _VIEWER, "POST": _OPERATOR},

@@ -54,7 +54,7 @@ async def render_error(request: Request, error: CisternError) -> Response:
         return internal_error(request)
     if isinstance(error, QuotaExceeded):
         services, principal = request.app.state.services, request.state.principal
-        await services.webhooks.tell_of_limit(principal.project.id, error)
+        await services.webhooks.record_reached_limit(principal.project.id, error)
     extensions = {name: value for name, value in error.details.items() if name != "field"}
     if "field" in error.details:
         extensions["errors"] = [{"field": error.details["field"], "detail": error.message, "code": error.code}]

@@ -11,9 +11,10 @@ class Explanation(NamedTuple):
     remedy: str
 
 
-_LIST = "List what there is; it may have been deleted, or be in another project."
+#: The remedy for an id that is not found.
+_LIST: Final = "List what there is; it may have been deleted, or be in another project."
 
-OF_PROBLEMS: Final[Mapping[str, Explanation]] = {
+PROBLEM_EXPLANATIONS: Final[Mapping[str, Explanation]] = {
     code: Explanation(*texts)
     for code, texts in {
         "backend-overcommitted": (

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Final
 
-from api.explanations import Explanation
+from api.explanations import PROBLEM_EXPLANATIONS, Explanation
 
 _NOTHING: Final = "Nothing has to be done."
 
-OF_JOBS: Final[Mapping[str, Explanation]] = {
+JOB_EXPLANATIONS: Final[Mapping[str, Explanation]] = {
     code: Explanation(*texts)
     for code, texts in {
         "already-large-enough": ("The volume has at least the size that was requested.", _NOTHING),
@@ -116,3 +116,5 @@ OF_JOBS: Final[Mapping[str, Explanation]] = {
         ),
     }.items()
 }
+#: The explanations of all codes; a code that responses have too is explained as a problem.
+ALL_EXPLANATIONS: Final[Mapping[str, Explanation]] = {**JOB_EXPLANATIONS, **PROBLEM_EXPLANATIONS}

@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 from starlette.types import Receive, Scope, Send
 
 from api import docs_page, error_handlers, health
-from api.dashboard import explaining, pages, sign_in
+from api.dashboard import pages, problem_routes, sign_in
 from api.dependencies import V0_PATH, V1_PATH, check_form
 from api.held_requests import HeldRequests
 from api.middleware import Gate
@@ -40,6 +40,7 @@ from api.v1.hot_routes import HotRoutes
 from api.v1.job_cache import EndedJobCache
 from domain.early_stop import end_at_once
 from domain.logs import configure_logging
+from domain.prometheus import serving_if_set
 from domain.services import Services, open_services
 from domain.settings import load_log_settings, load_settings
 from domain.tasks import in_background, tune_gc
@@ -93,7 +94,7 @@ def create_app(services_factory: ServicesFactory = services_from_environment) ->
         async with AsyncExitStack() as opened:
             with _stop_handlers(lambda _: end_at_once):  # the server would wait for the end of the start-up
                 services = await opened.enter_async_context(services_factory())
-                await opened.enter_async_context(_metrics(services))
+                await opened.enter_async_context(serving_if_set(services.settings.metrics, services))
             await opened.enter_async_context(services.watcher.watching())
             await opened.enter_async_context(in_background(services.directory.run_forever()))
             await opened.enter_async_context(in_background(services.keys.record_use_forever()))
@@ -129,20 +130,8 @@ def _include_routers(app: FastAPI) -> None:
         app.include_router(v1.router, prefix=V1_PATH)
     for v0 in (v0_volumes, v0_snapshots):
         app.include_router(v0.router, prefix=V0_PATH)
-    for unversioned in (health, explaining, docs_page, pages, sign_in):
+    for unversioned in (health, problem_routes, docs_page, pages, sign_in):
         app.include_router(unversioned.router)
-
-
-@asynccontextmanager
-async def _metrics(services: Services) -> AsyncIterator[None]:
-    """Serve the metrics of this process and of the installation while the block runs, if it is set where."""
-    if services.settings.metrics is None:
-        yield
-        return
-    from domain.prometheus.server import serving  # noqa: PLC0415 (its library is imported only if it is needed)
-
-    async with serving(services.settings.metrics, services):
-        yield
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -6,11 +6,12 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.access import row_of
+from api.access import METHODS, row_of
 from api.request_headers import read_headers
 from domain.tracing import Span, Tracer
 
-_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+#: What the conventions call a method that is not of HTTP.
+_OTHER: Final = "_OTHER"
 _CONTEXT_HEADERS: Final = (b"traceparent", b"tracestate")
 
 
@@ -21,21 +22,21 @@ async def traced(tracer: Tracer, app: ASGIApp, scope: Scope, receive: Receive, s
     given = read_headers(scope)
     headers = {name.decode(): given[name].decode("latin-1") for name in _CONTEXT_HEADERS if name in given}
     method = attributes["http.request.method"]
-    name = " ".join(("HTTP" if method == "_OTHER" else method, *([route] if route else ())))
+    name = " ".join(("HTTP" if method == _OTHER else method, *([route] if route else ())))
     with tracer.serve(name, headers, attributes) as span:
 
-        async def send_noted(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             if message["type"] == "http.response.start":
-                _note(span, message["status"])
+                _record_status(span, message["status"])
             await send(message)
 
-        await app(scope, receive, send_noted)
+        await app(scope, receive, send_and_record)
 
 
 def _attributes(scope: Scope, route: str | None) -> Iterator[tuple[str, str]]:
     """Yield what is known of a request; not its query, and nothing of its client."""
     method = scope["method"]
-    yield "http.request.method", method if method in _METHODS else "_OTHER"
+    yield "http.request.method", method if method in METHODS else _OTHER
     yield "url.scheme", scope.get("scheme", "http")
     yield "url.path", scope["path"]
     yield "network.protocol.version", scope.get("http_version", "1.1")
@@ -43,7 +44,9 @@ def _attributes(scope: Scope, route: str | None) -> Iterator[tuple[str, str]]:
         yield "http.route", route
 
 
-def _note(span: Span, status: int) -> None:
-    span.note({"http.response.status_code": status})
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:  # the errors of clients are none of a server's span
+def _record_status(span: Span, status: int) -> None:
+    span.set_attributes({"http.response.status_code": status})
+    if (
+        status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    ):  # by the conventions, an error of the client is no error of the server
         span.fail(str(status))

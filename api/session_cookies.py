@@ -1,4 +1,4 @@
-"""The cookies of a browser's session, and when they count: its token, and the project that a system key looks at.
+"""The cookies of a browser's session, and when they count: its token, and the project that it shows to a system key.
 
 A browser sends a cookie whoever has made it send the request. So a cookie counts only if the browser says that a page
 of this API has: by `Sec-Fetch-Site`, or by `Origin` where it does not send that. Routes of the API also want
@@ -57,7 +57,7 @@ def set_session(response: Response, headers: RequestHeaders, token: str) -> None
 
 
 def set_project(response: Response, headers: RequestHeaders, name: str) -> None:
-    """Have the browser choose a project, for as long as the session lasts."""
+    """Have the browser store the name of the chosen project, for as long as the session lasts."""
     cookie = _name(headers)
     response.set_cookie(cookie + _PROJECT, name, secure=cookie == _NAME, httponly=True, samesite="strict")
 

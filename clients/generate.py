@@ -1,7 +1,7 @@
 """Generate the Python client: ``python clients/generate.py [FOLDER]`` writes the package, to ``clients/python``.
 
-The package is made of the OpenAPI document of this checkout, without a server. Its code is not committed: it would have
-to be generated again with every change of a route.
+The package is made from the OpenAPI document of this checkout, without a server. Its code is not committed: it would
+have to be generated again with every change of a route.
 """
 
 import json
@@ -15,7 +15,8 @@ from typing import Final
 
 from api.main import create_app
 
-OWN: Final = Path(__file__).resolve().parent / "python"
+#: The folder with what is written by hand, and by default also with what is generated.
+HERE: Final = Path(__file__).resolve().parent / "python"
 PACKAGE: Final = "cistern_client"
 #: What is written by hand.
 FILES: Final = ("README.md", "pyproject.toml")
@@ -44,11 +45,11 @@ def generate(folder: Path) -> None:
 
 def main() -> int:
     """Generate the package, with its README."""
-    folder = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else OWN
+    folder = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else HERE
     folder.mkdir(parents=True, exist_ok=True)
-    if folder != OWN:
+    if folder != HERE:
         for name in FILES:
-            shutil.copy(OWN / name, folder / name)
+            shutil.copy(HERE / name, folder / name)
     generate(folder)
     print(f"The client is in {folder}: pip install {folder}")
     return 0

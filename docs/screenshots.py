@@ -17,9 +17,8 @@ from uuid import UUID
 import httpx
 from playwright.async_api import Browser, Page, async_playwright
 
-from api.cli.demo import free_port
 from api.cli.key_file import read_key_file
-from api.cli.stack import Stack, run
+from api.cli.stack import Stack, free_port, run
 from domain.db.database import Database
 from domain.embedded import EmbeddedServers, temporary_data_dir
 from domain.settings import Settings, load_settings

@@ -1,11 +1,11 @@
-"""What a process counts of itself, for monitoring. Nothing, unless `CISTERN_METRICS` is set.
+"""What a process records about itself, for monitoring.
 
-Like the log, the recorder belongs to the process and is reached from everywhere: `current()`. The one of a process
-without metrics does nothing, and `domain.prometheus` with its library is not imported then. Code that would have to
-prepare something asks `is_on` first. Label values come from small closed sets, and are never ids.
+Like the log, the recorder belongs to the process: `current()` returns it everywhere. Without `CISTERN_METRICS` it does
+nothing, and the library of Prometheus is not imported. Code that would have to prepare something checks `is_on` first.
+Label values come from small closed sets, and are never ids.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import ClassVar, Final
 
@@ -15,29 +15,32 @@ class Recorder:
 
     is_on: ClassVar = False
 
+    def measure_lanes(self, running: Callable[[], int]) -> None:
+        """Call ``running`` at each scrape for the number of lanes that this worker runs."""
+
     def jobs_accepted(self, kind: str, count: int = 1) -> None:
-        """Jobs were accepted, and committed."""
+        """Record jobs that were accepted and committed."""
 
     def jobs_claimed(self, waits: Iterable[tuple[str, float]]) -> None:
-        """Jobs were claimed: for each its kind, and the seconds since it was due."""
+        """Record claimed jobs: the kind of each, and the seconds from when it was due to its claim."""
 
     def attempt_settled(self, kind: str, seconds: float) -> None:
-        """An attempt was settled, whatever its outcome: the seconds from the claim to the outcome."""
+        """Record a settled attempt, whatever its outcome, with the seconds from its claim to its outcome."""
 
     def jobs_finished(self, kind: str, outcome: str, count: int = 1) -> None:
-        """Jobs have ended; ``outcome`` is their last status."""
+        """Record jobs that have ended; ``outcome`` is their last status."""
 
     def items_finished(self, counts: Mapping[tuple[str, str], int]) -> None:
-        """Items of bulk jobs were finished: their number by status and code."""
+        """Record finished items of bulk jobs: their number by status and code."""
 
     def quota_refused(self, quota: str) -> None:
-        """A limit of a project did not allow what was requested."""
+        """Record that a limit of a project refused a request or an item."""
 
     def storage_used(self, operation: str, result: str, seconds: float) -> None:
-        """A backend has ended an operation."""
+        """Record an operation of a storage driver, with its duration in seconds."""
 
     def request_answered(self, method: str, route: str, status: int, seconds: float) -> None:
-        """The response to a request of HTTP has started."""
+        """Record an HTTP request, with the seconds until its response started."""
 
 
 NOTHING: Final = Recorder()
@@ -51,7 +54,7 @@ def current() -> Recorder:
 
 @contextmanager
 def recording(recorder: Recorder) -> Iterator[None]:
-    """Make this the recorder of the process while the block runs."""
+    """Use this recorder in this process while the block runs."""
     global _recorder  # noqa: PLW0603 (one per process, as the log)
     previous, _recorder = _recorder, recorder
     try:

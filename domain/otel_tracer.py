@@ -13,7 +13,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from domain.tracing import Attributes
 
 _W3C: Final = TraceContextTextMapPropagator()
-#: Keys of a context: the spans of jobs that are being sent, by kind, and what new jobs link to.
+#: Keys of a context: the open `send` spans by job kind, and the span that new jobs link to.
 _SENDS: Final = contexts.create_key("cistern-sends")
 _CAUSE: Final = contexts.create_key("cistern-cause")
 
@@ -24,7 +24,7 @@ class OtelSpan:
     def __init__(self, span: trace.Span) -> None:
         self._span = span
 
-    def note(self, attributes: Attributes) -> None:
+    def set_attributes(self, attributes: Attributes) -> None:
         """Add attributes."""
         self._span.set_attributes(dict(attributes))
 
@@ -81,7 +81,7 @@ class OtelTracer:
 
     @contextmanager
     def inner(self, name: str, attributes: Attributes) -> Iterator[None]:
-        """Open a span inside the present one; none if there is none. An error of the block is its status."""
+        """Open a span inside the current one, if there is one. An error of the block is its status."""
         if not trace.get_current_span().get_span_context().is_valid:
             yield
             return
@@ -102,12 +102,12 @@ class OtelTracer:
         return self.attached(contexts.set_value(_CAUSE, _parsed(own), Context()))
 
     def capture(self) -> Context:
-        """Return where in its trace the present task is."""
+        """Return the context of the current task."""
         return contexts.get_current()
 
     @contextmanager
     def attached(self, captured: object) -> Iterator[None]:
-        """Continue there while the block runs."""
+        """Use a captured context while the block runs."""
         token = contexts.attach(captured)  # type: ignore[arg-type]
         try:
             yield
@@ -115,7 +115,7 @@ class OtelTracer:
             contexts.detach(token)
 
     def leave(self) -> None:
-        """Leave the trace that the present task has inherited."""
+        """Leave the trace that the current task has inherited."""
         contexts.attach(Context())
 
     @contextmanager

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, Settin
 
 from domain.errors import ConfigurationError
 from domain.postgres_url import parse_url
+from domain.telemetry import FROM_ENVIRONMENT
 
 PREFIX = "CISTERN_"
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://")
@@ -64,7 +65,7 @@ def _traces(value: object) -> object:
     if text.lower() in {"", "0", "false", "no", "off"}:
         return None
     if text.lower() in {"1", "true", "yes", "on"}:
-        return "true"
+        return FROM_ENVIRONMENT
     if not text.startswith(("http://", "https://")) or not urlsplit(_with_valid_port(text)).hostname:
         reason = "true, false or the URL of an OTLP endpoint is needed, like http://collector:4318"
         raise PydanticCustomError("traces", "{reason}", {"reason": reason})

@@ -12,12 +12,12 @@ from domain.errors import ConfigurationError
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
-#: What `Traces` in the settings is if the exporter's own variables name the collector.
+#: The value of `CISTERN_TRACES` if the exporter's own variables name the collector.
 FROM_ENVIRONMENT: Final = "true"
 _PATH: Final = "/v1/traces"
-#: Maximum number of seconds in which a process that ends sends its last spans.
+#: Maximum time in which a process that ends sends its last spans, in seconds.
 _CLOSE_SECONDS: Final = 3.0
-#: The name of the thread that sends them.
+#: The name of the thread that sends the last spans.
 CLOSING: Final = "last-spans"
 
 

@@ -1,7 +1,7 @@
-"""What the domain knows of traces: the interface of a tracer, and the one that this process uses.
+"""The interface of a tracer, and the tracer of this process.
 
-There is none unless `CISTERN_TRACES` is set; every function here then returns at once. `domain.otel_tracer` has the
-implementation, the only module that imports OpenTelemetry.
+Without `CISTERN_TRACES` there is no tracer, and every function here returns at once. `domain.otel_tracer` implements it
+with OpenTelemetry, which is imported only there and in `domain.telemetry`.
 """
 
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -16,9 +16,9 @@ Attributes = Mapping[str, str | int]
 
 
 class Span(Protocol):
-    """One step of a trace, as long as it is open."""
+    """An open span: one step of a trace."""
 
-    def note(self, attributes: Attributes) -> None:
+    def set_attributes(self, attributes: Attributes) -> None:
         """Add attributes."""
 
     def fail(self, code: str) -> None:
@@ -26,7 +26,10 @@ class Span(Protocol):
 
 
 class Tracer(Protocol):
-    """Opens spans. A job's context is text that is stored with its row: its own, and perhaps one that it links to."""
+    """Opens spans.
+
+    The context of a job is text in its row: the `traceparent` of its `send` span, and perhaps that of a linked span.
+    """
 
     def serve(self, name: str, headers: Mapping[str, str], attributes: Attributes) -> AbstractContextManager[Span]:
         """Open the span of a request; its parent is in the request's headers, if that is valid."""
@@ -41,7 +44,7 @@ class Tracer(Protocol):
         """Open the span of an attempt at a job with this context."""
 
     def inner(self, name: str, attributes: Attributes) -> AbstractContextManager[object]:
-        """Open a span inside the present one; none if there is none. An error of the block is its status."""
+        """Open a span inside the current one, if there is one. An error of the block is its status."""
 
     def cause(self, name: str, attributes: Attributes) -> AbstractContextManager[object]:
         """Open a span of its own trace. Jobs that are sent in the block have traces of their own, with a link to it."""
@@ -50,13 +53,13 @@ class Tracer(Protocol):
         """Give the jobs that are sent in the block traces of their own, with a link to the job with this context."""
 
     def capture(self) -> object:
-        """Return where in its trace the present task is."""
+        """Return the context of the current task."""
 
     def attached(self, captured: object) -> AbstractContextManager[object]:
-        """Continue there while the block runs."""
+        """Use a captured context while the block runs."""
 
     def leave(self) -> None:
-        """Leave the trace that the present task has inherited."""
+        """Leave the trace that the current task has inherited."""
 
 
 #: The tracer of this process.
@@ -82,7 +85,7 @@ def tracer() -> Tracer | None:
 
 @contextmanager
 def use(new: Tracer) -> Iterator[None]:
-    """Trace while the block runs."""
+    """Use this tracer in this process while the block runs."""
     global _tracer  # noqa: PLW0603 (one for each process, like the log's configuration)
     before, _tracer = _tracer, new
     try:
@@ -92,7 +95,7 @@ def use(new: Tracer) -> Iterator[None]:
 
 
 def job_attributes(operation: str, kind: str, job_id: UUID, columns: Mapping[str, Any]) -> dict[str, str | int]:
-    """Return what a span says of the job that it sends or processes."""
+    """Return the attributes of a span that sends or processes a job; ``operation`` is `send` or `process`."""
     named: dict[str, str | int] = {
         name: str(value) for column, name in _JOB_COLUMNS.items() if (value := columns.get(column)) is not None
     }

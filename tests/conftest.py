@@ -57,8 +57,9 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    items[:] = slow_tests_first(items, processes)
+    processes = os.environ.get("PYTEST_XDIST_WORKER_COUNT")
+    if processes is not None:  # a single process runs all tests anyway: it keeps the order of the files
+        items[:] = slow_tests_first(items, int(processes))
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from domain.jobs.kinds import JobHandlers, JobKind
 from domain.jobs.model import Worker
 from domain.jobs.transport.job_queue import FUNCTION_NAME, JobQueue, QueueKeys, deserialize, message_from, serialize
 from domain.logs import configure_logging
+from domain.prometheus import serving_if_set
 from domain.services import Services, open_services, read_queue_keys
 from domain.settings import Settings, load_log_settings, load_settings, require_servers
 from domain.storage.context import StallLimits
@@ -95,7 +96,11 @@ async def open_worker(settings: Settings) -> AsyncIterator[Runner]:
         )
         detector = StallDetector(runner.running, stall=stall, slots=settings.max_jobs)
         loops = (heartbeat, maintenance, detector, services.fence_retention, services.volume_history)
-        async with _metrics(settings, runner), in_background(announcing, *(loop.run_forever() for loop in loops)):
+        async with (
+            serving_if_set(settings.metrics) as recorder,
+            in_background(announcing, *(loop.run_forever() for loop in loops)),
+        ):
+            recorder.measure_lanes(lambda: sum(one.job.kind == JobKind.BULK_LANE for one in [*runner.running.values()]))
             yield runner
             await runner.close()
         with suppress(
@@ -104,19 +109,6 @@ async def open_worker(settings: Settings) -> AsyncIterator[Runner]:
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await engine.deregister()
                 await services.registry.withdraw(worker.id)
-
-
-@asynccontextmanager
-async def _metrics(settings: Settings, runner: Runner) -> AsyncIterator[None]:
-    """Serve the metrics of this worker while the block runs, if it is set where."""
-    if settings.metrics is None:
-        yield
-        return
-    from domain.prometheus.server import serving  # noqa: PLC0415 (its library is imported only if it is needed)
-
-    async with serving(settings.metrics, services=None) as recorder:
-        recorder.measure_lanes(lambda: sum(one.job.kind == JobKind.BULK_LANE for one in [*runner.running.values()]))
-        yield
 
 
 def arq_settings(settings: Settings, keys: QueueKeys) -> dict[str, Any]:

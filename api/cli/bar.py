@@ -1,4 +1,4 @@
-"""The bar of a job that is waited for. Imported when one is shown: rich would double the time of a start."""
+"""The progress bar of a job. Imported only when one is shown: rich would double the time of a start."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from domain.jobs.states import JobStatus
 
 
 class _TimeColumn(ProgressColumn):
-    """The time that is left by the API's estimate; without one, the time that has passed."""
+    """The time that is left, by the API's estimate; the elapsed time if there is none."""
 
     def render(self, task: Task) -> Text:
         end: datetime | None = task.fields["end"]
@@ -26,7 +26,7 @@ class _TimeColumn(ProgressColumn):
 
 
 def _title(job: JsonObject) -> str:
-    """Return the kind and the status; a bar that moves needs no word for it, and 80 columns have no room for one."""
+    """Return the kind and the status, except `running`: the bar shows that, and 80 columns have no room for it."""
     kind, status = str(job["kind"]), str(job["status"])
     return kind if status == JobStatus.RUNNING else f"{kind} {status}"
 

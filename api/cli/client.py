@@ -68,7 +68,7 @@ class ApiClient:
         return self.call("GET", path, params=params)
 
     def get_to_change(self, path: str) -> tuple[JsonObject, dict[str, str]]:
-        """Get one object, and the headers of a change that is refused if somebody else changes it before."""
+        """Get one object, and headers for a change of it, which is refused if it has changed meanwhile."""
         response = self._send("GET", path)
         return self._parse(response), {"If-Match": response.headers.get("etag", "*")}
 

@@ -6,7 +6,6 @@ What the API reports is compared with the files on disk.
 import asyncio
 import hashlib
 import json
-import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +21,7 @@ from rich.table import Table
 
 from api.cli.http import HttpClient, Response
 from api.cli.key_file import read_key_file
-from api.cli.stack import Stack, run
+from api.cli.stack import Stack, free_port, run
 from domain.embedded import temporary_data_dir
 from domain.errors import CisternError
 from domain.jobs.states import ENDED
@@ -238,10 +237,3 @@ def _overwrite(path: Path, content: bytes) -> None:
 def _read(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(_WRITTEN_BYTES)
-
-
-def free_port() -> int:
-    """Return a TCP port that is free at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -197,6 +197,13 @@ async def wait_until_ready(url: str) -> None:
         await asyncio.sleep(0.05)
 
 
+def free_port() -> int:
+    """Return a TCP port that is free now, on loopback."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def require_free_port(host: str, port: int) -> None:
     """Check that the port is free, before anything is started.
 

@@ -14,8 +14,7 @@ from starlette.responses import HTMLResponse
 from api.dashboard.views.schedules import cron_words
 from api.dashboard.views.viewer import Viewer
 from api.dashboard.views.words import KIND_WORDS, STATUS_TONES
-from api.explanations import OF_PROBLEMS
-from api.job_codes import OF_JOBS
+from api.job_codes import ALL_EXPLANATIONS
 from domain.jobs.store.overview import Count
 from domain.printable import printable
 
@@ -120,13 +119,13 @@ _templates: Final = Environment(
     auto_reload=False,
 )
 _templates.filters.update(_FILTERS)
-_templates.globals.update(kind_words=KIND_WORDS, status_tones=STATUS_TONES, explained={*OF_PROBLEMS, *OF_JOBS})
+_templates.globals.update(kind_words=KIND_WORDS, status_tones=STATUS_TONES, explained=ALL_EXPLANATIONS)
 
 
 def page(
     request: Request, template: str, status: int = 200, *, headers: Mapping[str, str] | None = None, **values: Any
 ) -> HTMLResponse:
-    """Return a page; no browser keeps it, as it shows what is so now, to somebody who has signed in."""
+    """Return a page. No browser keeps it: it shows the present state, to a viewer who has signed in."""
     principal = getattr(request.state, "principal", None)
     viewer = None if principal is None else Viewer.of(principal)
     text = _templates.get_template(template).render(viewer=viewer, path=request.url.path, **values)

@@ -58,7 +58,7 @@ async def sign_in(request: Request, services: ServicesDep) -> Response:
 
 @router.post("/project")
 async def choose_project(request: Request) -> Response:
-    """Look at another project from now on. Whether there is one with this name is asked with each request."""
+    """Show another project from now on. Each request checks whether there is one with this name."""
     name = parse_qs((await request.body()).decode("latin-1")).get("name", [""])[0]
     response = RedirectResponse("/", HTTPStatus.SEE_OTHER)
     if _PROJECT_NAME.fullmatch(name):

@@ -149,13 +149,13 @@ UtcDatetime = Annotated[datetime, AfterValidator(lambda moment: moment.astimezon
 NameFilter = Annotated[str, Field(max_length=MAX_NAME, pattern=r"^[\x20-\x7e]+$")]
 
 
-def _written_out(value: Any) -> Any:
-    if not isinstance(value, str) or "-" not in value[1:]:  # Pydantic takes numbers for seconds since 1970
+def _refuse_number(value: Any) -> Any:
+    if not isinstance(value, str) or "-" not in value[1:]:  # Pydantic would read a number as seconds since 1970
         raise ValueError("must be a time with its zone, such as 2026-01-31T23:59:59Z")
     return value
 
 
-def _since_1970(moment: datetime) -> datetime:
+def _refuse_before_1970(moment: datetime) -> datetime:
     if moment < datetime.fromtimestamp(0, UTC):
         raise ValueError("must not be before 1970")
     return moment
@@ -164,8 +164,8 @@ def _since_1970(moment: datetime) -> datetime:
 #: A time in a request, with its zone: without one its meaning would be a guess.
 Moment = Annotated[
     AwareDatetime,
-    BeforeValidator(_written_out),
-    AfterValidator(_since_1970),
+    BeforeValidator(_refuse_number),
+    AfterValidator(_refuse_before_1970),
     Field(examples=["2026-01-31T23:59:59Z"]),
 ]
 

@@ -15,6 +15,7 @@ from domain.jobs.many_jobs import PAGE
 from domain.jobs.model import Job
 from domain.jobs.states import JobStatus
 from domain.jobs.store.jobs import JobFilter
+from domain.jobs.store.overview import MAX_COUNTED
 
 JOB_EXAMPLE: Final[dict[str, Any]] = {
     "id": EXAMPLE_JOB_ID,
@@ -84,7 +85,7 @@ class ManyJobsIn(JobSelectors, RequestBody):
 
 
 class ManyJobsOut(BaseModel):
-    """What has become of the newest of the jobs that match."""
+    """What became of the newest jobs that match."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -93,11 +94,11 @@ class ManyJobsOut(BaseModel):
     )
 
     accepted: int = Field(description="How many jobs were changed.")
-    refused: dict[str, int] = Field(description="How many were not, by the code of the error.")
+    refused: dict[str, int] = Field(description="How many were refused, by the code of the error.")
     next_before: UUID | None = Field(
         description=f"A request changes {PAGE} jobs: send it again with this as `before`. Null: these were all."
     )
-    matched: int | None = Field(description="Of a dry run: how many jobs match; 10000 may be more.")
+    matched: int | None = Field(description=f"Only of a dry run: how many jobs match, counted up to {MAX_COUNTED}.")
 
 
 class FailureOut(BaseModel):

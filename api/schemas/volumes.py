@@ -271,7 +271,7 @@ class VolumeOut(BaseModel):
 
 
 class SampleOut(BaseModel):
-    """What a volume was like at a time. Sizes are in bytes."""
+    """The size and the used bytes of a volume at a time."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -286,12 +286,12 @@ class HistoryOut(BaseModel):
     model_config = ConfigDict(json_schema_extra={"examples": [{"samples": [SAMPLE_EXAMPLE]}]})
 
     samples: list[SampleOut] = Field(
-        description="One for each hour in which the size has changed, or what is used by a hundredth of the size; "
-        "then what is so now. The newest 2,000 hours of those that are kept (`CISTERN_KEEP_HISTORY_DAYS`)."
+        description="One for each hour in which the size has changed, or the used bytes by at least a hundredth of the "
+        "size; the last one is of now. At most the newest 2,000 of those that `CISTERN_KEEP_HISTORY_DAYS` keeps."
     )
 
     @classmethod
     def of(cls, volume: Volume, samples: Sequence[Sample]) -> Self:
-        """Render the samples, and the row."""
+        """Render the samples, and the present state of the volume as the last one."""
         now = Sample(datetime.now(UTC), volume.size, volume.used)
         return cls(samples=[SampleOut.model_validate(one) for one in (*samples, now)])

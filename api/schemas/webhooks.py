@@ -23,7 +23,12 @@ _EXAMPLE: Final[JsonDict] = {
 
 Events = Annotated[
     list[EventType],
-    Field(min_length=1, max_length=len(EventType), description="What the webhook is told.", examples=[["job.failed"]]),
+    Field(
+        min_length=1,
+        max_length=len(EventType),
+        description="The types of events that are sent to it.",
+        examples=[["job.failed"]],
+    ),
 ]
 
 

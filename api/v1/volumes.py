@@ -119,7 +119,7 @@ async def expand_volume(
 async def get_history(volume_id: UUID, services: ServicesDep, project_id: ProjectDep) -> HistoryOut:
     """Return what the volume was like in each hour in which it has changed, oldest first, and what it is like now."""
     volume = await services.volumes.get(volume_id, project_id=project_id)
-    return HistoryOut.of(volume, await services.volume_history.of(volume_id))
+    return HistoryOut.of(volume, await services.volume_history.samples_of(volume_id))
 
 
 @router.delete(VOLUME, status_code=202, summary="Delete a volume", responses=accepts(*DELETE_ERRORS))

@@ -38,22 +38,22 @@ async def list_webhooks(
 
 @router.patch("/{webhook_id}", summary="Change a webhook", responses=errors(*BODY, WebhookNotFound))
 async def update_webhook(webhook_id: UUID, body: WebhookPatch, services: ServicesDep, actor: ActorDep) -> WebhookOut:
-    """Change what a webhook is told, or disable it. Deliveries to a disabled one fail, and can be retried."""
+    """Change which events a webhook gets, or disable it. Deliveries to a disabled one fail, and can be retried."""
     return WebhookOut.from_row(await services.webhooks.change(webhook_id, body.changes(), actor=actor))
 
 
 @router.delete("/{webhook_id}", status_code=204, summary="Delete a webhook", responses=errors(WebhookNotFound))
 async def delete_webhook(webhook_id: UUID, services: ServicesDep, actor: ActorDep) -> None:
-    """Delete a webhook. Deliveries that it has not got yet fail."""
+    """Delete a webhook. Its deliveries that are not made yet fail."""
     await services.webhooks.delete(webhook_id, actor=actor)
 
 
 @router.post(
     "/{webhook_id}/test",
     status_code=202,
-    summary="Try a webhook",
+    summary="Test a webhook",
     responses=accepts(WebhookNotFound, QuotaExceeded),
 )
-async def try_webhook(webhook_id: UUID, services: ServicesDep, origin: OriginDep, accepted: AcceptedDep) -> JobOut:
+async def test_webhook(webhook_id: UUID, services: ServicesDep, origin: OriginDep, accepted: AcceptedDep) -> JobOut:
     """Send an event of the type `webhook.test`; the job says whether the receiver has accepted it."""
     return await accepted(await services.webhooks.request_test(webhook_id, origin=origin))

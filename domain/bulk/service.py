@@ -26,7 +26,7 @@ from domain.jobs.states import JobStatus
 from domain.jobs.store.jobs import JobRepository, require_job
 from domain.jobs.store.parents import ParentRepository
 from domain.jobs.transport.job_queue import JobQueue
-from domain.jobs.webhooks.outbox import tell_of_jobs
+from domain.jobs.webhooks.outbox import record_ended_jobs
 from domain.projects.quota import Room, has_limits
 from domain.storage.context import Grant, Stopped, StopReason
 
@@ -182,7 +182,7 @@ class BulkService(JobHandler):
             elif result != _NOTHING_SELECTED:
                 await self._add_lanes(session, job)
         if empty := [job.id for job, result in succeeded if result == _NOTHING_SELECTED]:
-            await tell_of_jobs(session, empty)
+            await record_ended_jobs(session, empty)
 
     async def abandon(self, session: AsyncSession, failed: FailedJobs) -> None:
         """Delete the plans of jobs that failed before they got lanes; no volume has been acquired yet."""

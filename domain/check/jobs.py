@@ -23,7 +23,7 @@ from domain.jobs.states import ENDED, LIVE, JobStatus
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.store.orphans import OrphanRepository
 from domain.jobs.store.parents import is_without_lanes
-from domain.jobs.webhooks.outbox import tell_of_jobs
+from domain.jobs.webhooks.outbox import record_ended_jobs
 from domain.operations import SnapshotState
 from domain.snapshots.model import Snapshot
 from domain.volumes.model import Volume
@@ -104,7 +104,7 @@ class LiveJobs:
             job.status, job.error, job.finished_at = JobStatus.FAILED, _NOT_HELD, func.now()
             await session.flush()
             await self._handlers[job.kind].abandon(session, [(ClaimedJob.from_row(job), None)])
-            await tell_of_jobs(session, [job.id])
+            await record_ended_jobs(session, [job.id])
             return True
 
     async def _page(self, after: UUID) -> Sequence[JobState]:

@@ -67,7 +67,7 @@ CLAIMED_COLUMNS: Final = ClaimedJob._fields[:-1]
 
 def subject_fields(job: Job | ClaimedJob) -> dict[str, object]:
     """Return what a job works on, for its log lines."""
-    return {"volume_id": job.volume_id, "volume": job.volume_name, "snapshot_id": job.snapshot_id}
+    return {"volume_id": job.volume_id, "volume_name": job.volume_name, "snapshot_id": job.snapshot_id}
 
 
 @dataclass(frozen=True)

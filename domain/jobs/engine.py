@@ -38,8 +38,9 @@ from domain.jobs.stats import CounterBuffer, CounterName, StatsRepository
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.store.leases import MIN_HEARTBEAT_TIMEOUT, LeaseRepository, Progress, Renewal, Settlement
 from domain.jobs.store.orphans import rescue_is_safe
+from domain.jobs.store.workers import WorkerRepository
 from domain.jobs.transport.job_queue import JobQueue
-from domain.jobs.webhooks.outbox import tell_of_jobs
+from domain.jobs.webhooks.outbox import record_ended_jobs
 
 #: Maximum number of jobs claimed or settled in one statement.
 _MAX_BATCH: Final = 200
@@ -185,14 +186,14 @@ class JobEngine:
         return [end.job.id in ours for end in ended]
 
     async def _record_effects(self, session: AsyncSession, settled: Sequence[_EndedAttempt]) -> None:
-        """Record effects of successful attempts, abandon and tell of jobs that end otherwise, raise fences."""
+        """Record the effects of successes; abandon jobs that end otherwise, record their events, raise fences."""
         handler = self._handlers[settled[0].job.kind]
         if succeeded := [(job, out.result) for job, out, _ in settled if isinstance(out, Succeeded | Delegated)]:
             await handler.record(session, succeeded)
         if failed := [(job, out.found) for job, out, _ in settled if isinstance(out, Failed | Cancelled)]:
             await handler.abandon(session, failed)
         if ids := [job.id for job, out, _ in settled if isinstance(out, Failed)]:
-            await tell_of_jobs(session, ids)
+            await record_ended_jobs(session, ids)
         if refused := [(job, out.stored) for job, out, _ in settled if isinstance(out, FenceBehind)]:
             await JobRepository(session).raise_fences({job.id: stored for job, stored in refused})
             await handler.raise_fences(session, refused)
@@ -216,7 +217,7 @@ class JobEngine:
                 await leases.record_heartbeat(
                     self._worker, lease=self._lease, gap=gap, min_timeout=self._min_heartbeat_timeout
                 )
-                self.workers = await leases.count_workers(self._lease)
+                self.workers = await WorkerRepository(session, lease=self._lease).count_alive()
                 renewals, lost = await self._renew(leases, job_ids, progress)
                 flushed = await StatsRepository(session).add(counts)
         except BaseException:

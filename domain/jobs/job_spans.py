@@ -11,7 +11,7 @@ _NO_SPAN: Final = nullcontext[Callable[[Outcome], None]](lambda _: None)
 
 
 def processing(job: ClaimedJob) -> AbstractContextManager[Callable[[Outcome], None]]:
-    """Open the span of an attempt; the block calls what it gets with the outcome."""
+    """Open the span of an attempt. Yields a function, which the block calls with the outcome."""
     tracer = tracing.tracer()
     return _NO_SPAN if tracer is None else _processing(tracer, job)
 
@@ -26,7 +26,7 @@ def _processing(tracer: tracing.Tracer, job: ClaimedJob) -> Iterator[Callable[[O
     with tracer.process(f"process {job.kind}", job.traceparent, attributes) as span:
 
         def end(outcome: Outcome) -> None:
-            span.note({"cistern.job.outcome": outcome.name})
+            span.set_attributes({"cistern.job.outcome": outcome.name})
             if isinstance(outcome, Failed | RetryIn | FenceBehind):
                 span.fail(outcome.error["code"])
 

@@ -22,7 +22,7 @@ from domain.jobs.stats import CounterBuffer, CounterName
 from domain.jobs.store.dispatch import DispatchRepository
 from domain.jobs.store.orphans import OrphanRepository
 from domain.jobs.transport.job_queue import JobQueue
-from domain.jobs.webhooks.outbox import tell_of_jobs
+from domain.jobs.webhooks.outbox import record_ended_jobs
 
 #: Maximum number of jobs handled in one transaction.
 _PAGE_SIZE: Final = 500
@@ -74,7 +74,7 @@ class JobMaintenance:
         job = await OrphanRepository(session).fail(job_id)
         if job is not None:
             await self._handlers[job.kind].abandon(session, [(ClaimedJob.from_row(job), None)])
-            await tell_of_jobs(session, [job.id])
+            await record_ended_jobs(session, [job.id])
         return job
 
     async def dispatch_due(self, *, max_pages: int = _MAX_PAGES) -> int:

@@ -1,4 +1,4 @@
-"""Cancel, or retry, all jobs that match a filter: page by page, each job in a transaction of its own."""
+"""Cancels or retries all jobs that match a filter: page by page, each job in a transaction of its own."""
 
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
@@ -13,26 +13,25 @@ from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.model import Job
 from domain.jobs.service import JobService
 from domain.jobs.store.jobs import Change, JobFilter, JobRepository
-from domain.jobs.store.overview import Count
+from domain.jobs.store.overview import MAX_COUNTED, Count
 
-#: Maximum number of jobs that one request changes: so many take about half a second.
+#: Maximum number of jobs that one request changes: 100 take about half a second.
 PAGE: Final = 100
-_MAX_COUNTED: Final = 10_000
 
 
 @dataclass(frozen=True)
 class Changed:
-    """What has become of one page of jobs."""
+    """What became of one page of jobs."""
 
     accepted: int
-    #: How many were refused, by the code of the error.
+    #: Number of refused jobs, by the code of the error.
     refused: Mapping[str, int]
-    #: Where the next page begins: with the first job that is older than this one; None if there is none.
+    #: The next page begins with the first job that is older than this one; None if there is no next page.
     next_before: UUID | None
 
 
 class ManyJobs:
-    """Changes many jobs at once."""
+    """Cancels or retries many jobs with one request."""
 
     def __init__(self, database: Database, jobs: JobService) -> None:
         self._database = database
@@ -42,11 +41,11 @@ class ManyJobs:
         }
 
     async def count(self, change: Change, filters: JobFilter, *, project_id: UUID) -> Count:
-        """Count the jobs that would be changed, up to ten thousand."""
+        """Count the jobs that would be changed, up to `MAX_COUNTED`."""
         async with self._database.transaction() as session:
             repository = JobRepository(session)
-            ids = await repository.ids_for(change, filters, project_id, limit=_MAX_COUNTED + 1)
-        return Count(min(len(ids), _MAX_COUNTED), more=len(ids) > _MAX_COUNTED)
+            ids = await repository.ids_for(change, filters, project_id, limit=MAX_COUNTED + 1)
+        return Count(min(len(ids), MAX_COUNTED), more=len(ids) > MAX_COUNTED)
 
     async def change(self, change: Change, filters: JobFilter, *, before: UUID | None = None, actor: Actor) -> Changed:
         """Change the newest matching jobs that are older than ``before``, up to `PAGE`.

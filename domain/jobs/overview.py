@@ -12,6 +12,7 @@ from domain.db.database import Database
 from domain.jobs.model import Job, Worker
 from domain.jobs.states import JobStatus
 from domain.jobs.store.overview import Count, OverviewRepository
+from domain.jobs.store.workers import WorkerRepository
 
 #: How long an overview is shown again, in seconds.
 _CACHE_SECONDS: Final = 3.0
@@ -67,7 +68,7 @@ class OverviewService:
             repository = OverviewRepository(session, project_id)
             waiting, oldest = await repository.waiting()
             return Overview(
-                workers=await repository.workers(lease=self._lease),
+                workers=await WorkerRepository(session, lease=self._lease).alive(),
                 running=await repository.running(_MAX_RUNNING),
                 waiting=waiting,
                 oldest_seconds=oldest,

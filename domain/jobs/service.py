@@ -67,7 +67,7 @@ class JobService:
         return Page(found.items, request.continued_below(oldest))
 
     async def last_failures(self, volume_ids: Collection[UUID], *, project_id: UUID) -> Mapping[UUID, Job]:
-        """Return the newest job of each of these volumes that did not achieve what it should."""
+        """Return the newest job of each of these volumes that failed, was cancelled or succeeded in part."""
         if not volume_ids:
             return {}
         async with self._database.transaction() as session:

@@ -11,10 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import load_only
 
 from domain.db.database import Database
-from domain.db.sql import from_now
 from domain.jobs.model import Job, Worker
 from domain.jobs.states import JobStatus
-from domain.jobs.store.leases import LeaseRepository
+from domain.jobs.store.workers import WorkerRepository
 
 #: Maximum number of running jobs that are read: a thousand workers with ten slots each.
 _MAX_JOBS: Final = 10_000
@@ -44,9 +43,8 @@ class WorkerDirectory:
         Raises:
             DatabaseUnavailable: PostgreSQL does not answer.
         """
-        alive = Worker.heartbeat_at > from_now(-self._lease)
         async with self._database.transaction() as session:
-            rows = (await session.execute(select(Worker, alive).order_by(Worker.started_at, Worker.id))).all()
+            rows = await WorkerRepository(session, lease=self._lease).all()
             jobs = await _running(session, project_id)
         return [WorkerStatus(worker, is_alive, jobs.get(worker.id, ())) for worker, is_alive in rows]
 
@@ -57,7 +55,7 @@ class WorkerDirectory:
             DatabaseUnavailable: PostgreSQL does not answer.
         """
         async with self._database.transaction() as session:
-            return await LeaseRepository(session).count_workers(self._lease)
+            return await WorkerRepository(session, lease=self._lease).count_alive()
 
 
 async def _running(session: AsyncSession, project_id: UUID | None) -> Mapping[UUID | None, Sequence[Job]]:

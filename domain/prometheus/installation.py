@@ -1,4 +1,4 @@
-"""The metrics of the whole installation, which are read from PostgreSQL at each scrape of an API process."""
+"""Reads the metrics of the whole installation from PostgreSQL, at each scrape of an API process."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -14,7 +14,7 @@ from domain.schedules.last_runs import LastRun
 from domain.services import Services
 from domain.storage.directory import BackendStatus
 
-#: How long a scrape waits for PostgreSQL: less than Prometheus waits for the scrape, which is ten seconds.
+#: Maximum time in which a scrape reads PostgreSQL, in seconds; Prometheus gives up the scrape after ten.
 TIMEOUT_SECONDS: Final = 3.0
 
 log = structlog.get_logger(__name__)
@@ -79,7 +79,7 @@ class InstallationCollector(Collector):
 
 
 def reader(services: Services) -> Callable[[], Awaitable[Installation]]:
-    """Return what reads the installation from the services of a process."""
+    """Return a function that reads the installation; it raises `DatabaseUnavailable`."""
 
     async def read() -> Installation:
         stats = await services.stats.latest()

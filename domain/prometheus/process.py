@@ -1,4 +1,4 @@
-"""The metrics that a process counts of itself, in a registry of its own."""
+"""Records the metrics of a process, in a registry of its own."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -16,7 +16,7 @@ from prometheus_client import (
 from domain.metrics import Recorder
 from domain.projects.model import LIMITS
 
-#: Bounds in seconds. A job may wait or run from a few milliseconds to hours.
+#: Bounds of the histograms in seconds. A job may wait or run from a few milliseconds to hours.
 _JOB_BUCKETS: Final = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800, 7200)
 _STORAGE_BUCKETS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 30, 120, 600)
 _HTTP_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -25,7 +25,7 @@ _HTTP_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
 class PrometheusRecorder(Recorder):
     """Counts in memory; a scrape reads the registry.
 
-    `labels` finds its values in a dictionary under a lock. What is often counted keeps what it has found.
+    The library looks up the labels of each call under a lock; a cache saves the look-up.
     """
 
     is_on: ClassVar = True
@@ -53,7 +53,9 @@ class PrometheusRecorder(Recorder):
         )
         self._items = counter("cistern_bulk_items", "Items of bulk jobs finished by this process.", "outcome", "code")
         self._quotas = counter("cistern_quota_refusals", "Refusals by a limit of a project.", "quota")
-        for limit in LIMITS:  # from 0 on, or the first refusal would be no increase
+        for (
+            limit
+        ) in LIMITS:  # each counter starts at 0: an alert would not notice one that starts with its first refusal
             self._quotas(limit)
         self._storage = counter(
             "cistern_storage_operations", "Operations on storage, by their result.", "operation", "result"
@@ -70,42 +72,42 @@ class PrometheusRecorder(Recorder):
         )
 
     def measure_lanes(self, running: Callable[[], int]) -> None:
-        """Have the number of running lanes read at a scrape."""
+        """Add the gauge; only a worker has it."""
         gauge = Gauge("cistern_lanes_running", "Lanes of bulk jobs that this worker runs.", registry=self._registry)
         gauge.set_function(running)
 
     def jobs_accepted(self, kind: str, count: int = 1) -> None:
-        """Count them."""
+        """Add their number to the counter."""
         self._accepted(kind).inc(count)
 
     def jobs_claimed(self, waits: Iterable[tuple[str, float]]) -> None:
-        """Observe how long they waited."""
+        """Add the waits to the histogram."""
         for kind, seconds in waits:
             self._waits(kind).observe(seconds)
 
     def attempt_settled(self, kind: str, seconds: float) -> None:
-        """Observe how long it ran."""
+        """Add the duration to the histogram."""
         self._runs(kind).observe(seconds)
 
     def jobs_finished(self, kind: str, outcome: str, count: int = 1) -> None:
-        """Count them."""
+        """Add their number to the counter."""
         self._finished(kind, outcome).inc(count)
 
     def items_finished(self, counts: Mapping[tuple[str, str], int]) -> None:
-        """Count them."""
+        """Add their number to the counter."""
         for (outcome, code), count in counts.items():
             self._items(outcome, code).inc(count)
 
     def quota_refused(self, quota: str) -> None:
-        """Count it."""
+        """Add one to the counter."""
         self._quotas(quota).inc()
 
     def storage_used(self, operation: str, result: str, seconds: float) -> None:
-        """Count and time it."""
+        """Add one to the counter, and the duration to the histogram."""
         self._storage(operation, result).inc()
         self._storage_seconds(operation).observe(seconds)
 
     def request_answered(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count and time it."""
+        """Add one to the counter, and the duration to the histogram."""
         self._requests(method, route, status).inc()
         self._request_seconds(method, route).observe(seconds)

@@ -20,7 +20,7 @@ from domain.prometheus.installation import InstallationCollector, reader
 from domain.prometheus.process import PrometheusRecorder
 from domain.services import Services
 
-#: How long a client may take to send its request.
+#: Maximum time in which a client has to send its request, in seconds.
 _TIMEOUT_SECONDS: Final = 10.0
 
 log = structlog.get_logger(__name__)
@@ -28,16 +28,14 @@ log = structlog.get_logger(__name__)
 
 @asynccontextmanager
 async def serving(address: tuple[str, int], services: Services | None) -> AsyncIterator[PrometheusRecorder]:
-    """Record and serve the metrics of this process while the block runs.
-
-    Those of the installation too, if there are ``services`` to read them with: one kind of process is enough.
+    """Record and serve the metrics of this process while the block runs; with ``services`` also the installation's.
 
     Raises:
         ConfigurationError: the address cannot be used.
     """
     registry = CollectorRegistry()
     recorder = PrometheusRecorder(registry)
-    if services is not None:
+    if services is not None:  # only API processes: one kind of process is enough
         registry.register(installation_of(services))
     host, port = address
     try:
@@ -62,10 +60,10 @@ def _harden(server: Any) -> None:
 
 
 def _log_error(*_: object) -> None:
-    """Log an error of a connection, in the thread that has caught it."""
+    """Log the error that this thread has just caught."""
     log.debug("metrics.connection_failed", error=repr(sys.exception()))
 
 
 def installation_of(services: Services) -> Collector:
-    """Return what collects the metrics of the installation, in the running event loop."""
+    """Return the collector of the installation; it reads in the running event loop."""
     return InstallationCollector(reader(services), services.directory.all, asyncio.get_running_loop())

@@ -13,9 +13,9 @@ from domain.jobs.states import ENDED, JobStatus
 from domain.projects.model import Project
 from domain.schedules.model import Run, RunOutcome, Schedule
 
-#: Maximum number of schedules that are told of, the oldest first: each is a time series.
+#: Maximum number of schedules that are read, the oldest first: each is a time series.
 MAX_SCHEDULES: Final = 1000
-#: How many runs of each schedule are read, to find the last that has ended and the last that succeeded.
+#: Number of runs of each schedule that are searched for the last that has ended and the last that succeeded.
 _RECENT_RUNS: Final = 20
 
 
@@ -31,7 +31,7 @@ class LastRun(NamedTuple):
 
 
 async def read_last_runs(session: AsyncSession) -> Sequence[LastRun]:
-    """Read the last runs of the schedules that are not paused and have any that has ended."""
+    """Read the last runs of the schedules that are not paused and have a run that has ended."""
     return [LastRun(*row) for row in await session.execute(_last_runs())]
 
 

@@ -25,7 +25,7 @@ from domain.jobs.model import Job
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.transport.job_queue import JobQueue
 from domain.jobs.webhooks.model import EventType
-from domain.jobs.webhooks.outbox import Event, tell
+from domain.jobs.webhooks.outbox import Event, record_events
 from domain.projects.quota import Room, lock_room_if_free
 from domain.schedules.actions import Actions
 from domain.schedules.cron import PlannedRun, Span, plan_run
@@ -119,7 +119,9 @@ class ScheduleRunner:
     ) -> Job | Refused | None:
         """Insert the runs of a plan. Return the started job, the error if it was refused, None if all were missed."""
         if plan.missed is not None:
-            await _add_and_tell(session, schedule, _run(schedule, plan.missed, RunOutcome.MISSED), EventType.RUN_MISSED)
+            await _add_with_event(
+                session, schedule, _run(schedule, plan.missed, RunOutcome.MISSED), EventType.RUN_MISSED
+            )
         if plan.run_at is None:
             return None
         owner = Actor(schedule.owner, project_id=schedule.project_id)
@@ -136,7 +138,7 @@ class ScheduleRunner:
                 job = await self._start(session, schedule, plan.run_at)
         except Refused as refused:
             skipped = _run(schedule, Span(plan.run_at, plan.run_at), RunOutcome.SKIPPED, detail=refused.message)
-            await _add_and_tell(session, schedule, skipped, EventType.RUN_FAILED)
+            await _add_with_event(session, schedule, skipped, EventType.RUN_FAILED)
             return refused
         await add_entries(session, [entry_of(job, owner)])
         return job
@@ -158,12 +160,12 @@ class ScheduleRunner:
         return job
 
 
-async def _add_and_tell(session: AsyncSession, schedule: Schedule, run: Run, event_type: EventType) -> None:
-    """Insert a run that has no job, and tell the webhooks of it."""
+async def _add_with_event(session: AsyncSession, schedule: Schedule, run: Run, event_type: EventType) -> None:
+    """Insert a run that has no job, and record the deliveries of its event."""
     session.add(run)
-    told = {name: getattr(run, name) for name in ("scheduled_for", "last_scheduled_for", "count", "outcome", "detail")}
-    data = {"schedule": {"id": schedule.id, "name": schedule.name}, "run": {"id": run.id, **told}}
-    await tell(session, [Event(schedule.project_id, (event_type,), data, id=run.id)])
+    shown = {name: getattr(run, name) for name in ("scheduled_for", "last_scheduled_for", "count", "outcome", "detail")}
+    data = {"schedule": {"id": schedule.id, "name": schedule.name}, "run": {"id": run.id, **shown}}
+    await record_events(session, [Event(schedule.project_id, (event_type,), data, id=run.id)])
 
 
 def _log_run(schedule: Schedule, plan: PlannedRun, result: Job | Refused | None) -> None:

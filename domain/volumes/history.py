@@ -1,7 +1,7 @@
-"""The history of volumes: their sizes and what was used of them, one sample per hour in which that has changed.
+"""The history of volumes: their sizes and used bytes, one sample for each hour in which they have changed.
 
-Workers take the samples apart from the jobs: no operation waits for them, and any number of workers may take them at
-once. A sample of the running hour is replaced until the hour is over.
+Workers take the samples independently of jobs, so that no operation waits for them. Any number of workers may take them
+at once. The sample of the current hour is replaced until the hour is over.
 """
 
 import asyncio
@@ -23,12 +23,13 @@ from domain.jobs.store.retention import Pruned
 from domain.operations import VolumeState
 from domain.volumes.model import Volume
 
+#: Time between two runs, in seconds.
 _INTERVAL_SECONDS: Final = 600.0
-#: Volumes looked at in one transaction.
+#: Maximum number of volumes read, or of samples deleted, in one transaction.
 _BATCH: Final = 5000
-#: A change of what is used by less than this part of the size is not kept.
-_SMALLEST_PART: Final = 100
-#: How many samples are read at once: a month has 744 hours.
+#: A sample is taken if the used bytes have changed by at least this part of the size: a hundredth.
+_CHANGED_PART: Final = 100
+#: Maximum number of samples that are returned: a month has 744 hours.
 MAX_SAMPLES: Final = 2000
 _NO_ID: Final = UUID(int=0)
 
@@ -36,22 +37,22 @@ log = structlog.get_logger(__name__)
 
 
 class VolumeSample(Base):
-    """What a volume was like in an hour, in bytes."""
+    """The size and the used bytes of a volume in an hour."""
 
     __tablename__ = "volume_samples"
-    # Rows are added in the order of time: an index of ranges finds the old ones, and has next to no size.
+    # Rows are added in the order of time, so that a BRIN index finds the old ones, and is very small.
     __table_args__ = (Index("volume_samples_at_idx", "at", postgresql_using="brin"),)
 
     volume_id: Mapped[UUID] = mapped_column(primary_key=True)
     #: The beginning of the hour, in UTC.
     at: Mapped[datetime] = mapped_column(primary_key=True)
     size: Mapped[int]
-    #: None if it was not measured.
+    #: None if they were not measured.
     used: Mapped[int | None]
 
 
 class Sample(NamedTuple):
-    """What a volume was like at a time, in bytes."""
+    """The size and the used bytes of a volume at a time."""
 
     at: datetime
     size: int
@@ -59,7 +60,7 @@ class Sample(NamedTuple):
 
 
 class VolumeHistory:
-    """Takes samples of volumes, and reads them."""
+    """Takes the samples of all volumes, and reads those of one."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -68,15 +69,19 @@ class VolumeHistory:
         """Take samples every ten minutes; a failure is logged, and the next run tries again."""
         while True:
             try:
-                await self.take()
+                await self.take_samples()
             except CisternError as error:
                 log.warning("history.not_taken", error=error.message)
             except Exception:
                 log.exception("history.not_taken")
             await asyncio.sleep(_INTERVAL_SECONDS)
 
-    async def take(self) -> int:
-        """Take a sample of each volume that has changed since its last one. Returns their number."""
+    async def take_samples(self) -> int:
+        """Take a sample of each volume that has changed since its last one. Returns their number.
+
+        Raises:
+            DatabaseUnavailable: PostgreSQL does not answer.
+        """
         count, after = 0, _NO_ID
         while True:
             async with self._database.transaction() as session:
@@ -86,8 +91,12 @@ class VolumeHistory:
                 count += await _take_of(session, ids)
             after = ids[-1]
 
-    async def of(self, volume_id: UUID) -> Sequence[Sample]:
-        """Return the samples of a volume, oldest first; the newest `MAX_SAMPLES` if there are more."""
+    async def samples_of(self, volume_id: UUID) -> Sequence[Sample]:
+        """Return the samples of a volume, oldest first; the newest `MAX_SAMPLES` if there are more.
+
+        Raises:
+            DatabaseUnavailable: PostgreSQL does not answer.
+        """
         columns = (VolumeSample.at, VolumeSample.size, VolumeSample.used)
         query = select(*columns).where(VolumeSample.volume_id == volume_id).order_by(VolumeSample.at.desc())
         async with self._database.transaction() as session:
@@ -114,7 +123,7 @@ def _ids_after(volume_id: UUID) -> Select[UUID]:
 
 
 async def _take_of(session: AsyncSession, ids: Sequence[UUID]) -> int:
-    """Take samples of those of these volumes that differ from their last sample."""
+    """Take a sample of each of these volumes that differs from its last one. Returns their number."""
     hour = func.date_trunc("hour", func.now(), "UTC")
     last = (
         select(VolumeSample.size, VolumeSample.used)
@@ -127,7 +136,7 @@ async def _take_of(session: AsyncSession, ids: Sequence[UUID]) -> int:
         last.c.size.is_(None),
         last.c.size != Volume.size,
         last.c.used.is_(None) != Volume.used.is_(None),
-        func.abs(last.c.used - Volume.used) * _SMALLEST_PART >= Volume.size,
+        func.abs(last.c.used - Volume.used) * _CHANGED_PART >= Volume.size,
     )
     rows = (
         select(Volume.id, hour, Volume.size, Volume.used)

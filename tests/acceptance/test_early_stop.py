@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from api.cli.stack import free_port
+
 COMMANDS = {
     "a worker": ("-m", "worker"),
     "migrate --wait": ("-m", "api.cli", "migrate", "--wait", "60"),
@@ -45,15 +47,14 @@ def first_process(request: pytest.FixtureRequest, environment: dict[str, str]) -
     refusal = why_no_namespace()
     if refusal:
         pytest.skip(f"a PID namespace cannot be made: {refusal}")
-    command = [*AS_FIRST, sys.executable, *(free_port() if word == "FREE_PORT" else word for word in request.param)]
+    command = [
+        *AS_FIRST,
+        sys.executable,
+        *(str(free_port()) if word == "FREE_PORT" else word for word in request.param),
+    ]
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         yield process
         process.kill()
-
-
-def free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return str(server.getsockname()[1])
 
 
 def why_no_namespace() -> str:

@@ -6,10 +6,10 @@ import time
 
 import httpx
 
+from api.cli.stack import free_port
 from domain.services import Services
 from tests.acceptance.cluster import Cluster
 from tests.acceptance.waiting import TIMEOUT_SECONDS, exit_code
-from tests.support.ports import free_port
 
 
 async def test_worker_ends_although_a_client_of_its_metrics_sends_no_request(

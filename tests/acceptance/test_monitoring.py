@@ -10,10 +10,10 @@ import httpx
 import pytest
 import yaml
 
+from api.cli.stack import free_port
 from domain.services import Services
 from domain.volumes.service import NewVolume
 from tests.acceptance.cluster import SMALL, Cluster
-from tests.support.ports import free_port
 from tests.support.prometheus import MONITORING, NO_PROMETHEUS, PROMETHEUS
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(PROMETHEUS is None, reason=NO_PROMETHEUS)]

@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from api.cli.demo import free_port
+from api.cli.stack import free_port
 from domain.embedded import EmbeddedServers, temporary_data_dir
 from tests.support import keys
 from tests.support.databases import run

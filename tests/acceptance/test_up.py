@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from api.cli.demo import free_port
+from api.cli.stack import free_port
 from domain.embedded import temporary_data_dir
 from tests.support.output_search import require_none_in_command_lines, require_none_in_file
 

@@ -5,7 +5,6 @@ import os
 import secrets
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,15 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from api.cli.stack import free_port
+
 ROOT: Final = Path(__file__).parents[2]
 FILES: Final = ("docker-compose.yaml", "tests/compose/slow.yaml")
 TIMEOUT_SECONDS: Final = 180
 _LOG_LINES: Final = 15
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def _new_secrets() -> str:
@@ -42,7 +38,7 @@ class Stack:
     compose: str
     engine: str
     project: str = field(default_factory=lambda: f"cistern-test-{os.getpid()}")
-    port: int = field(default_factory=_free_port)
+    port: int = field(default_factory=free_port)
     #: Contains characters that must be escaped in a URL.
     password: str = field(default_factory=lambda: f"p@:/%41?# {secrets.token_hex(8)}")
 

@@ -1,7 +1,6 @@
 """Start of the server process on real servers: which errors end it, and which do not."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,19 +11,13 @@ from pathlib import Path
 import httpx
 import pytest
 
+from api.cli.stack import free_port
 from domain.embedded import EmbeddedServers
 from tests.support.keys import BEARER
 
 ROOT = Path(__file__).parents[2]
 NO_REDIS = "redis://127.0.0.1:1/0"
 NO_POSTGRESQL = "postgresql+asyncpg://nobody@127.0.0.1:1/nothing"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from domain.services import Services, open_services
 from domain.settings import Settings
 from tests.integration.job_builders import sql
 from tests.integration.project_builders import a_project, two_projects
-from tests.integration.webhook_builders import URL, a_failed_job, deliveries, told
+from tests.integration.webhook_builders import URL, a_failed_job, deliveries, event_types
 from tests.support.http import client_of
 from tests.support.receiver import receiving
 from tests.support.roles import ROLES, as_role
@@ -157,7 +157,7 @@ async def test_webhook_of_another_project_does_not_exist(services: Services, app
 
 
 async def test_changes_are_in_the_audit_log_without_the_rest_of_the_url(client: httpx.AsyncClient) -> None:
-    webhook = await created(client, "https://hooks.example.org/hidden-part")
+    webhook = await created(client, "https://hooks.example.org/part-that-is-secret")
     path = f"{WEBHOOKS}/{webhook['id']}"
     await client.patch(path, json={"enabled": False})
     await client.post(f"{path}/test")
@@ -171,11 +171,11 @@ async def test_changes_are_in_the_audit_log_without_the_rest_of_the_url(client: 
         ("webhook.update", webhook["id"]),
         ("webhook.create", webhook["id"]),
     ]
-    assert "hidden-part" not in log.text
+    assert "part-that-is-secret" not in log.text
     assert "hooks.example.org" in log.text
 
 
-async def test_refused_request_tells_of_the_limit_and_deliveries_do_not_count(
+async def test_refused_request_makes_an_event_and_deliveries_do_not_count(
     services: Services, app: FastAPI, settings: Settings
 ) -> None:
     limited = await a_project(services, "limited", max_volumes=0, max_queued_jobs=1)
@@ -184,7 +184,7 @@ async def test_refused_request_tells_of_the_limit_and_deliveries_do_not_count(
         body = {"name": "a", "size": "1GiB"}
         answers = [await client.post("/api/v1/volumes", json=body) for _ in range(2)]
         assert {answer.json()["code"] for answer in answers} == {"quota-exceeded"}
-        assert await told(owner) == ["limit.reached"]
+        assert await event_types(owner) == ["limit.reached"]
 
         await sql(owner, "UPDATE projects SET max_volumes = NULL WHERE id = :id", id=limited.id)
         assert (await client.post("/api/v1/volumes", json=body)).status_code == 202

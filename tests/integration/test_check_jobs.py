@@ -30,7 +30,7 @@ from tests.integration.snapshot_builders import (
     snapshot_row,
     states,
 )
-from tests.integration.webhook_builders import a_webhook, told
+from tests.integration.webhook_builders import a_webhook, event_types
 from tests.support.bulk import add_volumes
 
 GROWN = 3 * MIB
@@ -161,7 +161,7 @@ async def test_webhooks_are_told_of_a_job_that_the_repair_fails(services: Servic
     await a_webhook(services)
 
     assert await repair_all(services) == ["not-held"]
-    assert await told(services) == ["job.failed"]
+    assert await event_types(services) == ["job.failed"]
 
 
 async def test_job_whose_volume_row_is_gone_is_failed_and_the_data_adopted(services: Services) -> None:

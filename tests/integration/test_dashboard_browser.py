@@ -220,8 +220,8 @@ async def test_schedule_of_snapshots_has_fields_of_its_own(dashboard: Dashboard,
     await dashboard.open("/schedules")
     await dashboard.press("Create a schedule…")
     await dashboard.fill("Name", "weekly")
-    await dashboard.page.get_by_label("Does").select_option("bulk.snapshot")
-    await dashboard.fill("Keep so many per volume", "4")
+    await dashboard.page.get_by_label("Action").select_option("bulk.snapshot")
+    await dashboard.fill("How many to keep per volume", "4")
     await dashboard.page.get_by_label("Fail if no volume is selected").check()
     await dashboard.press("Create")
     await dashboard.page.wait_for_url(re.compile("/schedules/[0-9a-f-]{36}"))
@@ -309,7 +309,7 @@ async def test_webhook_is_created_paused_and_deleted(dashboard: Dashboard, servi
     assert await sql(services, "SELECT cardinality(events), enabled FROM webhooks") == [(5, False)]
     await row.get_by_role("button", name="Delete").click()
     await dashboard.press("Delete it")
-    await dashboard.shows("Nobody is told when a job fails.")
+    await dashboard.shows("There is no webhook: nothing is sent anywhere when a job fails.")
 
 
 async def test_viewer_sees_no_buttons(services: Services, browser: Browser) -> None:
@@ -363,12 +363,12 @@ async def test_page_says_when_the_server_is_away_and_goes_on_when_it_is_back(
             await expect(dashboard.page.locator("#away")).to_be_hidden(timeout=PATIENCE)
 
 
-async def test_history_of_a_volume_is_drawn_and_told(dashboard: Dashboard, services: Services) -> None:
+async def test_history_of_a_volume_is_drawn_and_described(dashboard: Dashboard, services: Services) -> None:
     volume = await a_volume(services, backend="null")
     await dashboard.open(f"/volumes/{volume.id}")
     await dashboard.shows("Nothing has been recorded before.")
     assert await dashboard.page.locator(".chart canvas").count() == 0
-    await services.volume_history.take()
+    await services.volume_history.take_samples()
     await sql(services, "UPDATE volume_samples SET at = at - interval '5 hours'")
     await sql(services, "UPDATE volumes SET size = 2 * size, used = size, used_at = now()")
 

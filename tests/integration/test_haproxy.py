@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import redis
 
+from api.cli.stack import free_port
 from domain.services import open_services
 from domain.settings import Settings
 from tests.integration.job_builders import writable_within
-from tests.integration.test_redis_failover import free_port, job_succeeds, pair, sentinel, wait_until_it_answers
+from tests.integration.test_redis_failover import job_succeeds, pair, sentinel, wait_until_it_answers
 from tests.support.worker import supervised
 
 HAPROXY = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin:/usr/bin")

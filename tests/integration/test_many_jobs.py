@@ -70,7 +70,7 @@ async def test_dry_run_counts_and_changes_nothing(client: httpx.AsyncClient, ser
 
 
 async def test_count_ends_at_a_limit(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(many_jobs, "_MAX_COUNTED", 2)
+    monkeypatch.setattr(many_jobs, "MAX_COUNTED", 2)
     counts = []
     for _ in range(3):
         await a_queued_expand(services)

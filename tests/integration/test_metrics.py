@@ -14,6 +14,7 @@ import pytest
 import structlog
 from sqlalchemy import text
 
+from api.cli.stack import free_port
 from domain import metrics
 from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
 from domain.errors import ConfigurationError, QuotaExceeded
@@ -30,7 +31,6 @@ from tests.integration.job_builders import MIB, a_queued_expand, a_volume, ended
 from tests.integration.project_builders import a_project
 from tests.support.bulk import add_volumes
 from tests.support.bulk import ended as bulk_ended
-from tests.support.ports import free_port
 from tests.support.prometheus import NO_PROMETHEUS, PROMTOOL, promtool
 from tests.support.scraping import samples, scrape
 

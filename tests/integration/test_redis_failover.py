@@ -1,7 +1,6 @@
 """Redis fails over: behind Sentinels, and behind one address that leads to another server from then on."""
 
 import asyncio
-import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -12,6 +11,7 @@ import pytest
 import redis
 from uuid_utils.compat import uuid7
 
+from api.cli.stack import free_port
 from domain.embedded.servers import find_redis_server
 from domain.errors import ConfigurationError
 from domain.jobs.model import JobMessage
@@ -25,12 +25,6 @@ from tests.integration.job_builders import MIB, ended, writable_within
 from tests.support.forwarding import Forwarder, forwarder
 from tests.support.worker import supervised
 from tests.unit.worker_fakes import until
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import pytest
 import redis
 from arq.constants import in_progress_key_prefix
 
+from api.cli.stack import free_port
 from domain.db.base import DEFAULT_PROJECT
 from domain.embedded import EmbeddedServers, temporary_data_dir
 from domain.jobs.transport.job_queue import QueueRefusesWrites, message_id
@@ -17,7 +18,7 @@ from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.volumes.service import NewVolume
 from tests.integration.job_builders import MIB, ended, writable_within
-from tests.integration.test_redis_failover import free_port, redis_server
+from tests.integration.test_redis_failover import redis_server
 from tests.support.worker import supervised
 from tests.unit.worker_fakes import until
 from worker.consumer import ArqConsumer

@@ -12,13 +12,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from socket import create_connection, create_server
+from socket import create_connection
 from typing import Any
 
 import pytest
 from uuid_utils.compat import uuid7
 
 from api.cli.client import ApiCallFailed, ApiUnreachable, open_api
+from api.cli.stack import free_port
 from domain.db.database import Database
 from domain.db.migrations import migrate
 from domain.embedded import temporary_data_dir
@@ -70,12 +71,6 @@ def authority() -> Iterator[Authority]:
 @pytest.fixture(scope="module")
 def other_ca(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Authority(tmp_path_factory.mktemp("other")).ca
-
-
-def free_port() -> int:
-    with create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @contextmanager

@@ -161,7 +161,7 @@ async def test_receivers_that_do_not_answer_leave_slots_to_other_jobs(services: 
 async def test_receiver_that_does_not_answer_gets_nothing_else_for_a_while_and_holds_up_no_other(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sender, "_SECONDS", 0.5)
+    monkeypatch.setattr(sender, "_TIMEOUT_SECONDS", 0.5)
     async with receiving(*[""] * 100) as silent, receiving() as other:
         await a_webhook(services, silent.url)
         for _ in range(30):
@@ -180,7 +180,7 @@ async def test_receiver_that_does_not_answer_gets_nothing_else_for_a_while_and_h
 async def test_receiver_that_answers_again_gets_what_has_waited(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sender, "_SECONDS", 0.5)
+    monkeypatch.setattr(sender, "_TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(handler, "_PAUSE_SECONDS", 0.5)
     async with receiving("", "") as receiver:
         await a_webhook(services, receiver.url)

@@ -20,7 +20,7 @@ URL = "http://127.0.0.1:9/hook"
 async def a_webhook(
     services: Services, url: str = URL, *events: EventType, project_id: UUID = DEFAULT_PROJECT
 ) -> CreatedWebhook:
-    """Create a webhook that is told these events, or all."""
+    """Create a webhook for these events, or all."""
     new = NewWebhook(url, events or tuple(EventType))
     return await services.webhooks.create(new, actor=Actor("tests", project_id=project_id))
 
@@ -46,6 +46,6 @@ async def deliveries(services: Services) -> list[dict[str, Any]]:
     return [dict(row._mapping) for row in rows]
 
 
-async def told(services: Services) -> list[str]:
+async def event_types(services: Services) -> list[str]:
     """Return the types of the events of all deliveries, oldest first."""
     return [job["params"]["event"]["type"] for job in await deliveries(services)]

@@ -5,7 +5,7 @@ from typing import Final
 from tests.mutation.mutation import Mutation
 
 TESTS: Final = "tests/integration/test_webhooks.py::"
-TOLD: Final = "tests/integration/test_webhooks_told.py::"
+EVENTS: Final = "tests/integration/test_webhook_events.py::"
 API: Final = "tests/integration/test_api_webhooks.py::"
 UNIT: Final = "tests/unit/test_webhooks.py::"
 TARGET: Final = "domain/jobs/webhooks/target.py"
@@ -15,8 +15,8 @@ HANDLER: Final = "domain/jobs/webhooks/handler.py"
 
 WEBHOOKS: Final = (
     Mutation(
-        "failed-jobs-untold",
-        "nobody would be told that a job has failed",
+        "failures-make-no-events",
+        "no webhook would get the failure of a job",
         "domain/jobs/engine.py",
         "if ids := [job.id for job, out, _ in settled if isinstance(out, Failed)]:",
         "if ids := []:",
@@ -31,23 +31,23 @@ WEBHOOKS: Final = (
         "domain/jobs/engine.py",
         "if ids := [job.id for job, out, _ in settled if isinstance(out, Failed)]:",
         "if ids := [job.id for job, _, _ in settled]:",
-        (f"{TOLD}test_success_and_retries_cost_no_statement_and_a_failure_one",),
+        (f"{EVENTS}test_success_and_retries_cost_no_statement_and_a_failure_one",),
     ),
     Mutation(
-        "orphans-untold",
-        "nobody would be told of a job that no worker survives",
+        "orphans-make-no-events",
+        "no webhook would get the failure of a job that no worker survives",
         "domain/jobs/maintenance.py",
-        "            await tell_of_jobs(session, [job.id])\n",
+        "            await record_ended_jobs(session, [job.id])\n",
         "",
-        (f"{TOLD}test_job_that_no_worker_survives_is_told_of",),
+        (f"{EVENTS}test_job_that_no_worker_survives_makes_an_event",),
     ),
     Mutation(
-        "lanes-are-told-of",
-        "a bulk job would be told once for each of its lanes, and a failed delivery for ever",
+        "lanes-make-events",
+        "a bulk job would make an event for each of its lanes, and a failed delivery another one without end",
         OUTBOX,
         "Job.parent_id.is_(None), Job.kind != JobKind.WEBHOOK_DELIVER, ",
         "",
-        (f"{TOLD}test_lanes_deliveries_and_cancelled_jobs_are_not_told_of",),
+        (f"{EVENTS}test_lanes_deliveries_and_cancelled_jobs_make_no_events",),
     ),
     Mutation(
         "event-id-of-attempt",
@@ -58,12 +58,12 @@ WEBHOOKS: Final = (
         (f"{TESTS}test_receiver_that_fails_three_times_gets_the_event_under_one_id",),
     ),
     Mutation(
-        "limit-told-each-time",
+        "event-for-each-refusal",
         "a client that tries again and again would make a delivery each time",
         OUTBOX,
-        "*_wanting(event.types), told < now - _LIMIT_SECONDS)",
+        "*_wanting(event.types), last_at < now - _LIMIT_SECONDS)",
         "*_wanting(event.types))",
-        (f"{TOLD}test_limit_is_told_once_an_hour_over_all_processes",),
+        (f"{EVENTS}test_limit_makes_one_event_an_hour_over_all_processes",),
     ),
     Mutation(
         "hosts-unchecked",
@@ -104,8 +104,8 @@ WEBHOOKS: Final = (
         "redirects-followed",
         "a receiver could send a worker anywhere",
         SENDER,
-        "trust_env=False, timeout=2 * _SECONDS)",
-        "trust_env=False, timeout=2 * _SECONDS, follow_redirects=True)",
+        "trust_env=False, timeout=2 * _TIMEOUT_SECONDS)",
+        "trust_env=False, timeout=2 * _TIMEOUT_SECONDS, follow_redirects=True)",
         (f"{UNIT}test_redirect_is_not_followed_and_no_proxy_is_used",),
     ),
     Mutation(
@@ -120,7 +120,7 @@ WEBHOOKS: Final = (
         "deliveries-fill-the-slots",
         "receivers that do not answer would hold up all other jobs",
         HANDLER,
-        "if self._running >= _AT_ONCE:",
+        "if self._running >= _MAX_RUNNING:",
         "if self._running < 0:",
         (f"{TESTS}test_receivers_that_do_not_answer_leave_slots_to_other_jobs",),
     ),
@@ -154,6 +154,6 @@ WEBHOOKS: Final = (
         "domain/projects/quota.py",
         "            AND kind <> 'webhook.deliver'\n",
         "",
-        (f"{API}test_refused_request_tells_of_the_limit_and_deliveries_do_not_count",),
+        (f"{API}test_refused_request_makes_an_event_and_deliveries_do_not_count",),
     ),
 )

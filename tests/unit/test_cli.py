@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from api.cli.app import main
-from api.cli.demo import free_port
+from api.cli.stack import free_port
 from api.http_protocol import LimitedHttpProtocol
 from domain.errors import DatabaseUnavailable
 

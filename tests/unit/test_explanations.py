@@ -8,8 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api.explanations import OF_PROBLEMS
-from api.job_codes import OF_JOBS
+from api.explanations import PROBLEM_EXPLANATIONS
+from api.job_codes import JOB_EXPLANATIONS
 from api.problems import PROBLEM_TYPES
 from tests.unit.test_docs import name, table
 
@@ -69,15 +69,15 @@ def codes_of_the_source() -> set[str]:
 
 
 def test_every_code_of_the_source_is_explained() -> None:
-    assert codes_of_the_source() - {*OF_PROBLEMS, *OF_JOBS} == NEVER_SHOWN
+    assert codes_of_the_source() - {*PROBLEM_EXPLANATIONS, *JOB_EXPLANATIONS} == NEVER_SHOWN
 
 
 def test_every_explained_code_is_in_the_source() -> None:
-    assert {*OF_PROBLEMS, *OF_JOBS} - codes_of_the_source() == set()
+    assert {*PROBLEM_EXPLANATIONS, *JOB_EXPLANATIONS} - codes_of_the_source() == set()
 
 
 def test_codes_of_responses_are_those_of_the_problem_table() -> None:
-    assert (sorted(OF_PROBLEMS), {*OF_PROBLEMS} & {*OF_JOBS}) == (list(PROBLEM_TYPES), set())
+    assert (sorted(PROBLEM_EXPLANATIONS), {*PROBLEM_EXPLANATIONS} & {*JOB_EXPLANATIONS}) == (list(PROBLEM_TYPES), set())
 
 
 @pytest.mark.parametrize(
@@ -103,17 +103,20 @@ def test_code_is_found_however_it_is_written(tmp_path: Path, written: str, expec
 def test_table_of_the_documentation_has_the_causes_and_remedies_of_the_code() -> None:
     rows = [(name(code), cause, remedy) for code, cause, remedy in table("http-api.md", "### Codes of jobs and items")]
 
-    assert rows == [(code, *texts) for code, texts in sorted(OF_JOBS.items())]
+    assert rows == [(code, *texts) for code, texts in sorted(JOB_EXPLANATIONS.items())]
 
 
 def test_explanations_are_sentences() -> None:
-    for code, texts in {**OF_PROBLEMS, **OF_JOBS}.items():
+    for code, texts in {**PROBLEM_EXPLANATIONS, **JOB_EXPLANATIONS}.items():
         assert all(text[0] == "`" or text[0].isupper() for text in texts), code
         assert all(text.endswith(".") for text in texts), code
 
 
 async def test_browser_gets_a_page_and_a_program_gets_json(client: httpx.AsyncClient) -> None:
-    for code, (cause, remedy) in (("volume-busy", OF_PROBLEMS["volume-busy"]), ("worker-lost", OF_JOBS["worker-lost"])):
+    for code, (cause, remedy) in (
+        ("volume-busy", PROBLEM_EXPLANATIONS["volume-busy"]),
+        ("worker-lost", JOB_EXPLANATIONS["worker-lost"]),
+    ):
         page = await client.get(f"/problems/{code}", headers=HTML)
         told = await client.get(f"/problems/{code}")
 
@@ -128,7 +131,7 @@ async def test_list_of_codes_links_each(client: httpx.AsyncClient) -> None:
     listed = (await client.get("/problems")).json()["items"]
     page = await client.get("/problems", headers=HTML)
 
-    assert [one["code"] for one in listed] == sorted({*OF_PROBLEMS, *OF_JOBS})
+    assert [one["code"] for one in listed] == sorted({*PROBLEM_EXPLANATIONS, *JOB_EXPLANATIONS})
     assert re.findall(r'href="(/problems/[^"]+)"', page.text) == [one["type"] for one in listed]
 
 

@@ -148,7 +148,7 @@ async def test_receiver_that_is_not_there_or_does_not_answer_fails_the_delivery(
     with pytest.raises(DeliveryFailed, match="could not be reached"):
         await Sender(HOSTS).send(url, new_secret(), "id", EVENT)
 
-    monkeypatch.setattr("domain.jobs.webhooks.sender._SECONDS", 0.05)
+    monkeypatch.setattr("domain.jobs.webhooks.sender._TIMEOUT_SECONDS", 0.05)
     async with receiving("") as silent:
         with pytest.raises(DeliveryFailed, match="did not answer"):
             await Sender(HOSTS).send(silent.url, new_secret(), "id", EVENT)

@@ -10,7 +10,7 @@ export function notify(text) {
   setTimeout(() => paragraph.remove(), 8000);
 }
 
-// Send a request. Returns its JSON; shows and throws what is wrong otherwise.
+// Send a request. Returns the JSON of the response; throws an error with a message for the viewer.
 export async function send(method, path, body, key = crypto.randomUUID()) {
   const headers = { ...HEADERS, Accept: "application/json" };
   if (method === "POST") {
@@ -35,10 +35,11 @@ export async function send(method, path, body, key = crypto.randomUUID()) {
   return answer;
 }
 
-async function asked(button) {
+async function isConfirmed(button) {
   return button.dataset.confirm === undefined || ask(button.dataset, button.classList.contains("danger"));
 }
 
+// Ask in a dialog. Returns whether the viewer agrees.
 async function ask({ confirm, confirmTitle, confirmOk, confirmKeep }, isDangerous) {
   const dialog = document.getElementById("confirm");
   const ok = document.getElementById("confirm-ok");
@@ -80,7 +81,7 @@ export async function done(then, answer) {
 async function press(button) {
   const { post, patch, remove, body, then } = button.dataset;
   const [method, path] = post ? ["POST", post] : patch ? ["PATCH", patch] : ["DELETE", remove];
-  if (!(await asked(button))) {
+  if (!(await isConfirmed(button))) {
     return;
   }
   button.disabled = true;
@@ -97,9 +98,10 @@ const MANY = {
   cancel: { verb: "Cancel", done: "cancelled", keep: "Let them run", text: "Those that are running may still succeed." },
   retry: { verb: "Retry", done: "retried", keep: "Leave them", text: "Each becomes a new job." },
 };
-const MOST_COUNTED = 10_000;
+// As in domain/jobs/store/overview.py: the API counts no further.
+const MAX_COUNTED = 10_000;
 
-// Change all jobs that match, page by page: the number is asked first, and what was refused is told.
+// Change all jobs that match, page by page, after their number was shown and confirmed. Shows how many were refused.
 async function changeMany(button) {
   const { verb, done: past, keep, text } = MANY[button.dataset.many];
   const path = `/api/v1/jobs/${button.dataset.many}`;
@@ -111,7 +113,7 @@ async function changeMany(button) {
       notify(`No job that matches can be ${past}.`);
       return;
     }
-    const number = `${matched.toLocaleString("en")}${matched >= MOST_COUNTED ? "+" : ""} ${matched === 1 ? "job" : "jobs"}`;
+    const number = `${matched.toLocaleString("en")}${matched >= MAX_COUNTED ? "+" : ""} ${matched === 1 ? "job" : "jobs"}`;
     const question = { confirm: text, confirmTitle: `${verb} ${number}?`, confirmOk: `${verb} them`, confirmKeep: keep };
     if (!(await ask(question, false))) {
       return;

@@ -1,4 +1,4 @@
-// The history of a volume: its size and what was used of it, drawn by uPlot, and as a sentence.
+// The history of a volume: its size and used bytes, drawn by uPlot and summed up in a sentence, which screen readers read.
 
 import { HEADERS } from "./headers.js";
 import { sizeText } from "./sizes.js";
@@ -7,14 +7,14 @@ import { exactText } from "./times.js";
 const HEIGHT = 220;
 const MINUTE = 60_000;
 const DAY_SECONDS = 86_400;
-// Ticks at round sizes.
+// The axis of sizes has ticks at multiples of powers of two, which are round in GiB.
 const POWERS = Array.from({ length: 60 }, (_, power) => 2 ** power);
 const day = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" });
 const hour = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
 const darkness = window.matchMedia("(prefers-color-scheme: dark)");
 
 let chart = null;
-let shown = null;
+let samples = null;
 
 function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -54,7 +54,7 @@ function optionsFor(width) {
   };
 }
 
-function sentence(samples) {
+function sentence() {
   const [first, last] = [samples[0], samples.at(-1)];
   const used = last.used === null ? "" : `, of which ${sizeText(last.used)} are used`;
   if (samples.length === 1) {
@@ -67,13 +67,13 @@ function draw(element) {
   const canvas = element.querySelector("[data-canvas]");
   chart?.destroy();
   chart = null;
-  if (shown === null || shown.length < 2) {
+  if (samples === null || samples.length < 2) {
     return;
   }
   const data = [
-    shown.map((one) => new Date(one.at).getTime() / 1000),
-    shown.map((one) => one.size),
-    shown.map((one) => one.used),
+    samples.map((one) => new Date(one.at).getTime() / 1000),
+    samples.map((one) => one.size),
+    samples.map((one) => one.used),
   ];
   chart = new uPlot(optionsFor(canvas.clientWidth), data, canvas);
 }
@@ -81,10 +81,10 @@ function draw(element) {
 async function load(element) {
   const response = await fetch(element.dataset.chart, { headers: HEADERS });
   if (!response.ok) {
-    return; // what is shown stays, and the page says that the server is away
+    return; // keep the chart; the page shows that the server is away
   }
-  shown = (await response.json()).samples;
-  element.querySelector("[data-sentence]").textContent = sentence(shown);
+  samples = (await response.json()).samples;
+  element.querySelector("[data-sentence]").textContent = sentence();
   draw(element);
 }
 
@@ -93,10 +93,10 @@ export function startChart() {
   if (element === null) {
     return;
   }
-  const again = () => load(element).catch(() => {});
-  again();
-  setInterval(again, MINUTE);
-  document.addEventListener("cistern:changed", again);
+  const reload = () => load(element).catch(() => {}); // the next minute tries again
+  reload();
+  setInterval(reload, MINUTE);
+  document.addEventListener("cistern:changed", reload);
   darkness.addEventListener("change", () => draw(element));
   new ResizeObserver(() => chart?.setSize({ width: element.querySelector("[data-canvas]").clientWidth, height: HEIGHT }))
     .observe(element);

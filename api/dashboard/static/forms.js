@@ -5,16 +5,17 @@ import { HEADERS } from "./headers.js";
 import { sizeText } from "./sizes.js";
 import { showTimes } from "./times.js";
 
+// How a field is read, by its data-as: (text, name, field) => value. A field whose value is undefined is left out.
 const READERS = {
   text: (text) => text,
   number: Number,
-  limit: (text) => (text === "" ? null : /^\d+$/.test(text) ? Number(text) : text),
+  limit: (text) => (text === "" ? null : READERS.size(text)),
   flag: (_, __, field) => field.checked || undefined,
   checked: (_, __, field) => (field.checked ? field.value : undefined),
   json: JSON.parse,
   amount: (text, name) => (name.endsWith("percent") ? Number(text) : text),
   lines: (text) => text.split("\n").map((line) => line.trim()).filter((line) => line !== ""),
-  sizeornumber: (text) => (/^\d+$/.test(text) ? Number(text) : text),
+  size: (text) => (/^\d+$/.test(text) ? Number(text) : text),
   labels: (text) => Object.fromEntries(
     text.split("\n").filter((line) => line.trim() !== "").map((line) => {
       const at = line.indexOf(":");
@@ -30,8 +31,8 @@ function nameOf(field) {
   return field.form.querySelector(`[data-chooses="${field.dataset.chosen}"]`).value;
 }
 
-// Read a form. An empty field is left out, unless it is marked with data-always. A dot in a name makes an object, which
-// is null if all of its fields are empty.
+// Read a form as the body of a request. An empty field is left out, unless it is marked with data-always. A dot in a
+// name makes an object, which is null if all of its fields are empty. Checkboxes of the same name make an array.
 export function bodyOf(form) {
   const body = {};
   for (const field of form.querySelectorAll("[data-as]:enabled")) {
@@ -70,7 +71,7 @@ function showProblem(form, text) {
 async function submit(form) {
   const [method, path] = form.dataset.api.split(" ");
   const button = form.querySelector("[type=submit]");
-  // The key stays the same until something is changed: to send a form twice is to send it once.
+  // The Idempotency-Key stays the same until a field is changed, so that a form that is sent twice counts once.
   form.dataset.key ??= crypto.randomUUID();
   showProblem(form, "");
   button.disabled = true;
@@ -87,13 +88,14 @@ async function submit(form) {
   }
 }
 
+// Show what a bulk request, or the request of a schedule, would do now.
 async function plan(form) {
   const element = form.querySelector("[data-plan]");
   showProblem(form, "");
   try {
     let body = bodyOf(form);
     if (form.dataset.schedule !== undefined) {
-      if ("name" in body.params) {
+      if ("name" in body.params) { // of the snapshots: a bulk snapshot has no dry run
         element.textContent = "It would take a snapshot of every volume that matches.";
         return;
       }
@@ -107,6 +109,7 @@ async function plan(form) {
   }
 }
 
+// Show the next times of a schedule.
 async function preview(form) {
   const query = new URLSearchParams({ cron: form.elements.cron.value, time_zone: form.elements.time_zone.value });
   const response = await fetch(`/schedules/preview?${query}`, { headers: HEADERS });
@@ -116,7 +119,7 @@ async function preview(form) {
   showTimes(element);
 }
 
-// Fields for one choice only are hidden for the others, and left out of the request.
+// Hide the fields that belong to another choice: a disabled field is left out of the request.
 function showChosen(select) {
   if (select.matches("[data-shows]")) {
     for (const part of select.form.querySelectorAll("[data-shown-for]")) {
@@ -140,11 +143,11 @@ export function startForms() {
     form.querySelector("[data-plans]")?.addEventListener("click", () => plan(form));
   }
   for (const form of document.querySelectorAll("form[data-schedule]")) {
-    let planned;
+    let timer;
     form.addEventListener("input", (event) => {
       if (event.target.matches("[name=cron], [name=time_zone]")) {
-        clearTimeout(planned);
-        planned = setTimeout(() => preview(form), 300);
+        clearTimeout(timer);
+        timer = setTimeout(() => preview(form), 300);
       }
     });
     document.querySelector("[data-opens=schedule]")?.addEventListener("click", () => preview(form));

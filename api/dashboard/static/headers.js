@@ -1,5 +1,6 @@
-// The headers of every request of a script. They say that a page of this API has sent it, and which project the page
-// shows: another tab may have chosen another one since, and nothing may be changed in a project that nobody looks at.
+// The headers of every request of the pages' scripts. Without the first, the cookie of the session does not count: a page
+// of another site cannot add it. The second names the project that the page shows, as another tab may have chosen another
+// project since.
 
 const { project } = document.body.dataset;
 

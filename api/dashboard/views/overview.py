@@ -23,7 +23,7 @@ _MAX_SCHEDULES: Final = 5
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that needs somebody, and where to go for it."""
+    """Something that needs attention, and where to go for it."""
 
     text: str
     link: str
@@ -175,7 +175,7 @@ def _problems(
 def _headline(overview: Overview, problems: Sequence[Problem]) -> str:
     number = len(overview.workers)
     if problems:
-        return problems[0].text if len(problems) == 1 else f"{len(problems)} things need somebody."
+        return problems[0].text if len(problems) == 1 else f"{len(problems)} things need attention."
     workers = f"{number} {_plural('worker', number)}"
     waiting, more = overview.waiting
     if not waiting:

@@ -1,1 +1,1 @@
-"""Repositories of the tables of jobs and workers, one module per caller. They take a session and never commit."""
+"""Repositories of the tables of jobs and workers, one module per purpose. They take a session and never commit."""

@@ -127,7 +127,7 @@ class JobRepository:
     async def ids_for(
         self, change: Change, filters: JobFilter, project_id: UUID, *, before: UUID | None = None, limit: int
     ) -> Sequence[UUID]:
-        """Return matching jobs of a project that can be changed so, newest first."""
+        """Return the ids of matching jobs of a project that can be changed so, newest first."""
         statuses = RETRYABLE if change is Change.RETRY else LIVE
         listed = [literal(status.value, literal_execute=True) for status in sorted(statuses)]
         query = select(Job.id).where(*_matches(filters), *of_project(project_id), Job.status.in_(listed))
@@ -156,7 +156,7 @@ class JobRepository:
         return {row.id: row.version for row in await self._session.execute(query)}
 
     async def last_failures(self, volume_ids: Collection[UUID], project_id: UUID) -> Mapping[UUID, Job]:
-        """Return the newest job of each of these volumes that did not achieve what it should."""
+        """Return the newest job of each of these volumes that failed, was cancelled or succeeded in part."""
         query = (
             select(Job)
             .options(defer(Job.params))

@@ -181,11 +181,6 @@ class LeaseRepository:
         upsert = insert(Worker).values(row).on_conflict_do_update(index_elements=["id"], set_=changes)
         await self._session.execute(upsert)
 
-    async def count_workers(self, lease: float) -> int:
-        """Count the workers with a heartbeat in the last ``lease`` seconds."""
-        alive = select(func.count()).where(Worker.heartbeat_at > from_now(-lease))
-        return (await self._session.scalars(alive)).one()
-
     async def delete_worker(self, worker_id: UUID) -> None:
         """Remove a worker that is shutting down from the list of workers."""
         await self._session.execute(delete(Worker).where(Worker.id == worker_id))

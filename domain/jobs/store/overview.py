@@ -12,8 +12,8 @@ from sqlalchemy import ColumnElement, ScalarSelect, Select, exists, func, litera
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased, defer
 
-from domain.db.sql import first_id_of, from_now
-from domain.jobs.model import Job, Worker
+from domain.db.sql import first_id_of
+from domain.jobs.model import Job
 from domain.jobs.states import JobStatus
 from domain.jobs.store.jobs import of_project
 
@@ -37,11 +37,6 @@ class OverviewRepository:
     def __init__(self, session: AsyncSession, project_id: UUID) -> None:
         self._session = session
         self._project_id = project_id
-
-    async def workers(self, *, lease: float) -> Sequence[Worker]:
-        """Read the workers of the installation that are alive, the oldest first."""
-        query = select(Worker).where(Worker.heartbeat_at > from_now(-lease))
-        return (await self._session.scalars(query.order_by(Worker.host, Worker.started_at))).all()
 
     async def running(self, limit: int) -> Sequence[Job]:
         """Read the running jobs, children too, newest first."""

@@ -16,7 +16,7 @@ from domain.db.sql import from_now
 from domain.jobs.model import Job
 from domain.jobs.states import LIVE, JobStatus
 from domain.jobs.store import statements
-from domain.jobs.webhooks.outbox import tell_of_jobs
+from domain.jobs.webhooks.outbox import record_ended_jobs
 
 #: Seconds until the next try of a parent that could not be given new lanes; others are processed meanwhile.
 _DEFER_SECONDS: Final = 60.0
@@ -45,7 +45,7 @@ class ParentRepository:
         params = {"parent_id": parent_id, "succeeded": succeeded, "failed": failed, "skipped": skipped}
         status = await self._session.scalar(statements.ADD_COUNTS, params)
         if status in (JobStatus.FAILED, JobStatus.PARTIAL):
-            await tell_of_jobs(self._session, [parent_id])
+            await record_ended_jobs(self._session, [parent_id])
         return None if status in (None, JobStatus.RUNNING) else JobStatus(status)
 
     async def is_cancelled(self, parent_id: UUID) -> bool:

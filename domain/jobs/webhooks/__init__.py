@@ -1,1 +1,1 @@
-"""Webhooks: who is told what has happened in a project, by jobs of their own."""
+"""Webhooks: send what happens in a project to the URLs that its owners have registered, by jobs of their own kind."""

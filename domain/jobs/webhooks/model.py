@@ -1,4 +1,4 @@
-"""The table of webhooks, the events that they are told, and the kind of the jobs that deliver them."""
+"""The table of webhooks, and the types of the events that are sent to them."""
 
 import enum
 from datetime import datetime
@@ -10,9 +10,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.db.base import Owned
 
-#: The maximum length of a URL.
+#: Maximum length of a URL.
 MAX_URL: Final = 2000
-#: How many webhooks a project may have: each failed job makes a delivery to every one of them.
+#: Maximum number of webhooks of a project: a failed job makes a delivery to each of them.
 MAX_WEBHOOKS: Final = 20
 
 
@@ -30,11 +30,11 @@ class EventType(enum.StrEnum):
 
 
 #: The type of the event that is sent on request.
-TEST: Final = "webhook.test"
+TEST_EVENT: Final = "webhook.test"
 
 
 class Webhook(Owned):
-    """A URL that is told of events in a project."""
+    """A URL to which the events of a project are sent."""
 
     __tablename__ = "webhooks"
     __table_args__ = (
@@ -44,13 +44,13 @@ class Webhook(Owned):
     )
 
     url: Mapped[str]
-    #: What deliveries are signed with. Only workers may read it, to sign; nothing loads it that does not ask for it.
+    #: The key of the signatures. Only workers may read it, so a query has to name it (`undefer`) to load it.
     secret: Mapped[str] = mapped_column(deferred=True, deferred_raiseload=True)
     events: Mapped[list[str]] = mapped_column(ARRAY(Text()))
     enabled: Mapped[bool]
     created_by: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    #: When each limit was told last, by its name, in seconds since 1970.
+    #: When the last event of each limit was recorded, by the name of the limit, in seconds since 1970.
     limits_told: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
 
 
@@ -60,5 +60,5 @@ def wants(webhook_events: list[str], types: tuple[EventType, ...]) -> EventType 
 
 
 def webhook_of(params: dict[str, Any]) -> UUID:
-    """Return the webhook that a delivery is for."""
+    """Return the id of the webhook in the parameters of a delivery."""
     return UUID(params["webhook_id"])

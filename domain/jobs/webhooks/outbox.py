@@ -1,7 +1,7 @@
-"""Records deliveries in the transaction in which something happens: neither is there without the other.
+"""Records deliveries in the transaction in which something happens, so that both are committed or neither.
 
-Each delivery is a job without a message; maintenance sends that after the commit. An event has one id for all webhooks
-and all their attempts, by which a receiver knows a repetition.
+Each delivery is a queued job; maintenance sends its message after the commit. An event has one id for all webhooks and
+all attempts, by which a receiver recognises a repetition.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -23,11 +23,11 @@ from domain.jobs.states import JobStatus
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.webhooks.model import EventType, Webhook, wants
 
-#: Attempts at a delivery; with the longest delay between them, they last for three hours.
+#: Maximum number of attempts at a delivery; with the delays between them they take about three hours.
 MAX_ATTEMPTS: Final = 40
-#: How often a webhook is told of the same limit, at most.
+#: Minimum time between two events of the same limit, in seconds.
 _LIMIT_SECONDS: Final = 3600.0
-#: What a webhook is told of a job.
+#: The columns of a job that an event has.
 _JOB_COLUMNS: Final = (
     *(Job.id, Job.kind, Job.status, Job.volume_id, Job.volume_name, Job.snapshot_id, Job.backend),
     *(Job.created_by, Job.retry_of),
@@ -38,7 +38,7 @@ _JOB_COLUMNS: Final = (
 
 @dataclass(frozen=True)
 class Event:
-    """Something that has happened in a project. A webhook is told the first of the ``types`` that it wants."""
+    """Something that has happened in a project. A webhook gets it once, as the first of the ``types`` that it wants."""
 
     project_id: UUID
     types: tuple[EventType, ...]
@@ -47,32 +47,36 @@ class Event:
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
-async def tell(session: AsyncSession, events: Iterable[Event]) -> None:
+async def record_events(session: AsyncSession, events: Iterable[Event]) -> None:
     """Record the deliveries of events to the webhooks of their projects."""
     for event in events:
         query = select(Webhook.id, Webhook.events).where(Webhook.project_id == event.project_id, *_wanting(event.types))
         await _add(session, [(row.id, row.events, event) for row in await session.execute(query)])
 
 
-async def tell_of_jobs(session: AsyncSession, job_ids: Collection[UUID]) -> None:
-    """Record the deliveries for jobs that this transaction has ended, other than as they should. One query if none."""
-    about = select(*_JOB_COLUMNS, Job.project_id, Webhook.id.label("webhook_id"), Webhook.events)
+async def record_ended_jobs(session: AsyncSession, job_ids: Collection[UUID]) -> None:
+    """Record the deliveries for jobs that this transaction has ended, other than as they should.
+
+    It is one query if the project has no webhook: jobs that succeed must not come here, so that they cost nothing.
+    """
+    columns = (*_JOB_COLUMNS, Job.project_id, Webhook.id.label("webhook_id"), Webhook.events)
     query = (
-        about.join(Webhook, Webhook.project_id == Job.project_id)
+        select(*columns)
+        .join(Webhook, Webhook.project_id == Job.project_id)
         .where(Job.id.in_(job_ids), Job.parent_id.is_(None), Job.kind != JobKind.WEBHOOK_DELIVER, Webhook.enabled)
         .order_by(Job.id)
     )
     await _add(session, [(row.webhook_id, row.events, _event_of(row)) for row in await session.execute(query)])
 
 
-async def tell_of_limit(session: AsyncSession, project_id: UUID, limit: str, data: Payload) -> None:
-    """Record the deliveries for a limit of a project that has refused a request, once an hour for each limit."""
+async def record_reached_limit(session: AsyncSession, project_id: UUID, limit: str, data: Payload) -> None:
+    """Record the deliveries for a limit that refused a request; at most once an hour for each limit of a project."""
     event = Event(project_id, (EventType.LIMIT_REACHED,), data)
     now = func.date_part("epoch", func.now())
-    told = func.coalesce(Webhook.limits_told[limit].astext.cast(Float), 0)
+    last_at = func.coalesce(Webhook.limits_told[limit].astext.cast(Float), 0)
     query = (
         update(Webhook)
-        .where(Webhook.project_id == project_id, *_wanting(event.types), told < now - _LIMIT_SECONDS)
+        .where(Webhook.project_id == project_id, *_wanting(event.types), last_at < now - _LIMIT_SECONDS)
         .values(limits_told=Webhook.limits_told.op("||")(func.jsonb_build_object(limit, now)))
         .returning(Webhook.id, Webhook.events)
         .execution_options(synchronize_session=False)
@@ -81,7 +85,7 @@ async def tell_of_limit(session: AsyncSession, project_id: UUID, limit: str, dat
 
 
 def delivery(webhook_id: UUID, event: Event, event_type: str, **columns: Any) -> Job:
-    """Build the job that tells a webhook of an event."""
+    """Build the job that sends an event to a webhook."""
     body = {"type": event_type, "timestamp": event.at.isoformat().replace("+00:00", "Z"), "data": event.data}
     params = {"webhook_id": str(webhook_id), "event_id": str(event.id), "event": body, "fence_version": 0}
     columns = {"max_attempts": MAX_ATTEMPTS} | columns

@@ -18,8 +18,8 @@ from domain.jobs.webhooks.target import DeliveryFailed, Target
 
 _PREFIX: Final = "whsec_"
 _SECRET_BYTES: Final = 32
-#: Seconds that a receiver has in all.
-_SECONDS: Final = 15.0
+#: Maximum time for a response, from the look-up of the host on, in seconds.
+_TIMEOUT_SECONDS: Final = 15.0
 
 
 class NoAnswer(DeliveryFailed):
@@ -32,7 +32,7 @@ def new_secret() -> str:
 
 
 def signed_headers(secret: str, event_id: str, body: bytes, *, at: int) -> dict[str, str]:
-    """Return the headers that a receiver verifies the body by; ``at`` in seconds since 1970."""
+    """Return the headers with which a receiver verifies the body; ``at`` is in seconds since 1970."""
     key = base64.b64decode(secret.removeprefix(_PREFIX))
     signature = hmac.digest(key, f"{event_id}.{at}.".encode() + body, hashlib.sha256)
     return {
@@ -43,7 +43,7 @@ def signed_headers(secret: str, event_id: str, body: bytes, *, at: int) -> dict[
 
 
 class Sender:
-    """Sends events to listed hosts only, over no proxy, and follows no redirect."""
+    """Sends events to listed hosts only. It uses no proxy and follows no redirect."""
 
     def __init__(self, hosts: Collection[str]) -> None:
         self._hosts = hosts
@@ -56,24 +56,25 @@ class Sender:
         """Send an event and return the status of the response.
 
         Raises:
-            Invalid: the host is not listed any more.
-            DeliveryFailed: there is no response; `NoAnswer` if there is none in time.
+            WebhookHostRefused: the host is not listed any more.
+            NoAnswer: no response arrived in time.
+            DeliveryFailed: the receiver could not be reached.
         """
         target = Target.of(url, self._hosts)
         body = as_json(event).encode()
         headers = {"Content-Type": "application/json", "User-Agent": "Cistern"}
         headers |= signed_headers(secret, event_id, body, at=int(time.time()))
         try:
-            async with asyncio.timeout(_SECONDS):
+            async with asyncio.timeout(_TIMEOUT_SECONDS):
                 return await self._post(target, body, headers)
         except TimeoutError:
-            raise NoAnswer(f"The receiver did not answer within {_SECONDS:g} s.") from None
+            raise NoAnswer(f"The receiver did not answer within {_TIMEOUT_SECONDS:g} s.") from None
 
     async def _post(self, target: Target, body: bytes, headers: Mapping[str, str]) -> int:
-        """Connect to an address that was checked: a second look-up of the name could lead somewhere else."""
-        failed = "connect"
+        """Post to an address that was checked, not to the name: a second look-up of it could lead somewhere else."""
+        reason = "no address"
         # A client of its own: connections are kept by address, and another name at it has another certificate.
-        async with httpx.AsyncClient(verify=self._tls, trust_env=False, timeout=2 * _SECONDS) as client:
+        async with httpx.AsyncClient(verify=self._tls, trust_env=False, timeout=2 * _TIMEOUT_SECONDS) as client:
             for address in await target.addresses(self._hosts):
                 request = client.build_request(
                     "POST",
@@ -85,10 +86,10 @@ class Sender:
                 try:
                     response = await client.send(request, stream=True)  # its body is of no use, however long it is
                 except httpx.ConnectError as error:
-                    failed = type(error).__name__
+                    reason = type(error).__name__
                 except httpx.HTTPError as error:
                     raise DeliveryFailed(f"The receiver could not be reached ({type(error).__name__}).") from None
                 else:
                     await response.aclose()
                     return response.status_code
-        raise DeliveryFailed(f"The receiver could not be reached ({failed}).")
+        raise DeliveryFailed(f"The receiver could not be reached ({reason}).")

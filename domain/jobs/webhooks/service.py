@@ -1,4 +1,4 @@
-"""Webhooks: create, list, change and delete them, try one, and tell them of limits."""
+"""Webhooks: create, list, change, delete and test them, and record the limits that refuse requests."""
 
 import time
 from collections.abc import Collection, Mapping
@@ -21,21 +21,23 @@ from domain.jobs.acceptance import RequestOrigin, accepting
 from domain.jobs.model import Job
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.transport.job_queue import JobQueue
-from domain.jobs.webhooks.model import MAX_WEBHOOKS, TEST, Webhook
-from domain.jobs.webhooks.outbox import Event, delivery, tell_of_limit
+from domain.jobs.webhooks.model import MAX_WEBHOOKS, TEST_EVENT, Webhook
+from domain.jobs.webhooks.outbox import Event, delivery, record_reached_limit
 from domain.jobs.webhooks.sender import new_secret
 from domain.jobs.webhooks.target import Target
 from domain.projects.model import Project
 
-#: How often a process looks whether a webhook has to be told of the same limit, in seconds.
+#: Minimum time between two tries of a process to record the same limit, in seconds: a client may send many requests.
 _LIMIT_SECONDS: Final = 60.0
-_MAX_REMEMBERED: Final = 1000
+#: Maximum number of limits for which the time of the next try is kept.
+_MAX_LIMITS: Final = 1000
+#: Maximum number of attempts at a test.
 _TEST_ATTEMPTS: Final = 3
 
 
 @dataclass(frozen=True)
 class NewWebhook:
-    """A webhook that is wanted."""
+    """A request for a webhook."""
 
     url: str
     events: Collection[str]
@@ -57,14 +59,15 @@ class WebhookService:
         self._database = database
         self._queue = queue
         self._hosts = hosts
-        #: When this process has told of each limit of a project last.
-        self._told: dict[tuple[UUID, str], float] = {}
+        #: By project and limit: the time of the monotonic clock before which it is not recorded again.
+        self._next_tries: dict[tuple[UUID, str], float] = {}
 
     async def create(self, new: NewWebhook, *, actor: Actor) -> CreatedWebhook:
         """Create a webhook with a new secret.
 
         Raises:
-            Invalid: the URL is not usable, or its host is not listed.
+            Invalid: the URL is not usable.
+            WebhookHostRefused: its host is not listed.
             TooManyWebhooks: the project has as many as it may have.
         """
         host, secret = Target.of(new.url, self._hosts).host, new_secret()
@@ -117,7 +120,7 @@ class WebhookService:
         return webhook
 
     async def delete(self, webhook_id: UUID, *, actor: Actor) -> None:
-        """Delete a webhook. Deliveries that it has not got yet fail.
+        """Delete a webhook. Its deliveries that are not made yet fail.
 
         Raises:
             WebhookNotFound: no such webhook.
@@ -127,7 +130,7 @@ class WebhookService:
             await _record(session, "webhook.delete", webhook_id, actor)
 
     async def request_test(self, webhook_id: UUID, *, origin: RequestOrigin) -> Job:
-        """Accept the delivery of an event that says nothing.
+        """Accept the delivery of an event of the type `TEST_EVENT`.
 
         Raises:
             WebhookNotFound: no such webhook.
@@ -137,24 +140,24 @@ class WebhookService:
             webhook = await _get(accepted.session, webhook_id, project_id)
             event = Event(project_id, (), {"webhook": {"id": str(webhook_id)}})
             columns = {"created_by": origin.caller, "max_attempts": _TEST_ATTEMPTS}
-            job = delivery(webhook.id, event, TEST, **columns)
+            job = delivery(webhook.id, event, TEST_EVENT, **columns)
             accepted.job = await JobRepository(accepted.session).add(job)
         await self._queue.dispatch([job.message])
         return job
 
-    async def tell_of_limit(self, project_id: UUID, refused: QuotaExceeded) -> None:
-        """Tell the webhooks of a project that a limit has refused a request; at most once an hour for each limit."""
+    async def record_reached_limit(self, project_id: UUID, refused: QuotaExceeded) -> None:
+        """Record the deliveries for a limit that has refused a request; at most once an hour for each limit."""
         limit = str(refused.details["quota"])
         now = time.monotonic()
-        if now < self._told.get((project_id, limit), 0.0):
+        if now < self._next_tries.get((project_id, limit), 0.0):
             return
-        self._told[project_id, limit] = now + _LIMIT_SECONDS
-        while len(self._told) > _MAX_REMEMBERED:
-            del self._told[next(iter(self._told))]
+        self._next_tries[project_id, limit] = now + _LIMIT_SECONDS
+        while len(self._next_tries) > _MAX_LIMITS:
+            del self._next_tries[next(iter(self._next_tries))]
         data = {"project_id": str(project_id), "limit": limit, **_numbers(refused)}
         with suppress(DatabaseUnavailable):  # the request is refused either way
             async with self._database.transaction() as session:
-                await tell_of_limit(session, project_id, limit, data)
+                await record_reached_limit(session, project_id, limit, data)
 
 
 def _numbers(refused: QuotaExceeded) -> dict[str, Any]:

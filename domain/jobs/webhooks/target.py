@@ -1,6 +1,7 @@
-"""Where deliveries may go: to hosts that the operator has listed, at addresses that their names lead to now."""
+"""Where deliveries may go: to hosts that the operator has listed, at the addresses that DNS returns now."""
 
 import asyncio
+import socket
 from collections.abc import Collection
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Final, NamedTuple, Self
@@ -63,11 +64,11 @@ class Target(NamedTuple):
         Those addresses have to be listed themselves.
 
         Raises:
-            DeliveryFailed: there are none.
+            DeliveryFailed: the name cannot be resolved, or leads only to addresses that are refused.
         """
         loop = asyncio.get_running_loop()
         try:
-            found = await loop.getaddrinfo(self.host.strip("[]"), self.port, type=1)  # SOCK_STREAM
+            found = await loop.getaddrinfo(self.host.strip("[]"), self.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):  # a label of the name may be too long
             raise DeliveryFailed("The name of the host could not be resolved.") from None
         usable = [address for _, _, _, _, (address, *_) in found if self._is_allowed(str(address), hosts)]

@@ -1,4 +1,4 @@
-"""The routes ``/problems``: what each code means and what to do about it, as JSON and, for browsers, as pages."""
+"""The routes ``/problems``: cause and remedy of each code, as JSON and, for browsers, as pages."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -8,12 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from api.dashboard.rendering import page
-from api.explanations import OF_PROBLEMS
-from api.job_codes import OF_JOBS
+from api.explanations import PROBLEM_EXPLANATIONS
+from api.job_codes import ALL_EXPLANATIONS
 from api.openapi import errors
 from api.problems import PROBLEM_TYPES, TYPES_PATH, http_type
 
-#: The answer depends on what the client wants to read.
+#: The format of the response depends on what the client accepts.
 _VARY: Final = {"Vary": "Accept"}
 
 router = APIRouter(prefix=TYPES_PATH, tags=["problems"])
@@ -30,7 +30,7 @@ class ProblemTypeOut(BaseModel):
                     "code": "volume-busy",
                     "status": 409,
                     "title": "Volume is busy",
-                    **OF_PROBLEMS["volume-busy"]._asdict(),
+                    **PROBLEM_EXPLANATIONS["volume-busy"]._asdict(),
                 }
             ]
         },
@@ -51,7 +51,7 @@ class ProblemTypesOut(BaseModel):
 
 
 def _explained() -> Iterator[ProblemTypeOut]:
-    for code, (cause, remedy) in sorted({**OF_JOBS, **OF_PROBLEMS}.items()):
+    for code, (cause, remedy) in sorted(ALL_EXPLANATIONS.items()):
         known = PROBLEM_TYPES.get(code)
         title = code.replace("-", " ").capitalize() if known is None else known.title
         status = None if known is None else known.status
@@ -63,7 +63,7 @@ _EXPLAINED: Final = {one.code: one for one in _explained()}
 
 
 def _wants_page(request: Request) -> bool:
-    """Return whether a browser asks, which accepts HTML; other clients accept anything or JSON."""
+    """Return whether the client accepts HTML, as browsers do; others accept JSON or anything."""
     return "text/html" in request.headers.get("Accept", "")
 
 

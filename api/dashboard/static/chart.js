@@ -1,4 +1,4 @@
-// The history of a volume: its size and used bytes, drawn by uPlot and summed up in a sentence, which screen readers read.
+// The history of a volume: its size and used bytes, drawn by uPlot and described in a sentence for screen readers too.
 
 import { HEADERS } from "./headers.js";
 import { sizeText } from "./sizes.js";

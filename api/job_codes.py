@@ -36,6 +36,10 @@ JOB_EXPLANATIONS: Final[Mapping[str, Explanation]] = {
             "The receiver of a webhook did not accept the event; retried.",
             "Look at the receiver: `detail` has its answer. Then retry the job.",
         ),
+        "delivery-timeout": (
+            "The receiver of a webhook did not answer in time; retried. Its other events wait 30 seconds.",
+            "Let the receiver answer first, and work then. Retry the job once it does.",
+        ),
         "expanded": ("The volume was expanded.", _NOTHING),
         "fence-refused": (
             "The storage has seen a later operation, which the database has lost.",

@@ -18,6 +18,7 @@ from domain.settings import Settings
 from tests.integration.conftest import RunningWorker
 from tests.integration.dashboard_builders import PATIENCE, Dashboard, a_key, a_page, served
 from tests.integration.job_builders import a_queued_expand, a_volume, sql
+from tests.integration.project_builders import a_project
 from tests.support.browser import CHROMIUM, NO_CHROMIUM, a_browser, violations
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)]
@@ -265,6 +266,21 @@ async def test_page_stays_in_its_project_when_another_tab_chooses_another_one(
 
     projects = await sql(services, "SELECT name FROM projects WHERE id IN (SELECT project_id FROM volumes)")
     assert projects == [("default",)]
+
+
+async def test_page_of_a_project_that_another_tab_has_left_for_good_says_so(
+    dashboard: Dashboard, services: Services
+) -> None:
+    await a_volume(services, name="seen-before")
+    await dashboard.open("/volumes")
+    search = await a_project(services, "search")
+    other = Dashboard(await dashboard.page.context.new_page(), dashboard.address)
+    await other.open("/")
+    await other.press("Sign out")
+    await other.sign_in(search.key)
+
+    await dashboard.shows("does not see the project default")
+    await dashboard.shows("seen-before")
 
 
 async def test_system_key_chooses_a_project_and_sets_its_limits(dashboard: Dashboard, services: Services) -> None:

@@ -62,7 +62,13 @@ async function load() {
     away(response.status === 429 ? "Too many requests: waiting." : "Cistern cannot read its database now. Trying again.");
     return;
   }
-  replace(new DOMParser().parseFromString(await response.text(), "text/html"));
+  const { project } = document.body.dataset;
+  const fresh = new DOMParser().parseFromString(await response.text(), "text/html");
+  if (response.status === 404 && fresh.body.textContent.includes("/problems/project-not-found")) {
+    away(`You have signed in with a key that does not see the project ${project}. Load this page again.`);
+    return;
+  }
+  replace(fresh);
   away("");
 }
 

@@ -25,6 +25,8 @@ _TIMEOUT_SECONDS: Final = 15.0
 class NoAnswer(DeliveryFailed):
     """The receiver did not answer in time."""
 
+    code = "delivery-timeout"
+
 
 def new_secret() -> str:
     """Make the secret of a new webhook."""

@@ -22,7 +22,7 @@ from api.cli.stack import Stack, free_port, run
 from domain.db.database import Database
 from domain.embedded import EmbeddedServers, temporary_data_dir
 from domain.settings import Settings, load_settings
-from domain.volumes.history import VolumeSample
+from domain.volumes.history.model import VolumeSample
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 TARGET: Final = ROOT / "build" / "screenshots"

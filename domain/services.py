@@ -55,7 +55,8 @@ from domain.storage.backends import Backends
 from domain.storage.directory import BackendDirectory
 from domain.storage.registry import SAMPLE, BackendRegistry
 from domain.telemetry import exporting
-from domain.volumes.history import VolumeHistory, prune_samples
+from domain.volumes.history.repository import prune_samples
+from domain.volumes.history.service import VolumeHistory
 from domain.volumes.names import VolumeNames
 from domain.volumes.repository import VolumeRepository
 from domain.volumes.service import VolumeService

@@ -39,7 +39,7 @@ from api.schemas.jobs import FailureOut
 from api.schemas.pagination import PageQuery
 from domain.jobs.model import Job
 from domain.operations import VolumeState
-from domain.volumes.history import Sample
+from domain.volumes.history.model import Sample
 from domain.volumes.model import GROWTH_MEMBERS, Growth, Volume
 from domain.volumes.repository import VolumeFilter
 from domain.volumes.service import NewVolume

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from starlette.convertors import StringConvertor, register_url_convertor
 
 from api.acceptance import AcceptedDep, OriginDep
 from api.access import require_role, role_to_request
@@ -52,6 +53,19 @@ _PAUSE_SECONDS: Final = 0.2
 #: Limited to the digits of a version: Python raises ValueError for integers with thousands of digits.
 _VERSION: Final = re.compile(r"[0-9]{1,19}")
 
+
+class _JobId(StringConvertor):
+    """Any segment except those that are routes of their own, for every method: `/jobs/cancel`, `/jobs/retry`.
+
+    A malformed id must reach the route, which rejects it with 422.
+    """
+
+    regex = "(?!(?:cancel|retry)(?:/|$))[^/]+"
+
+
+register_url_convertor("job", _JobId())
+JOB: Final = "/{job_id:job}"
+
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 
@@ -90,7 +104,7 @@ async def _job(job_id: UUID, services: ServicesDep, project_id: ProjectDep) -> J
 
 
 @router.get(
-    "/{job_id}",
+    JOB,
     summary="Get a job, or wait for its end",
     response_model=JobOut,
     responses=documented_get("job", **POLLED) | errors(JobNotFound, TooManyHeldRequests),
@@ -106,7 +120,7 @@ async def get_job(
 
 
 @router.post(
-    "/{job_id}/cancel", status_code=202, summary="Cancel a job", responses=accepts(JobNotFound, JobEnded, JobIsChild)
+    f"{JOB}/cancel", status_code=202, summary="Cancel a job", responses=accepts(JobNotFound, JobEnded, JobIsChild)
 )
 async def cancel_job(job_id: UUID, services: ServicesDep, origin: OriginDep, accepted: AcceptedDep) -> JobOut:
     """Request the cancellation of a job. A queued job ends at once; a running one may still succeed."""
@@ -114,7 +128,7 @@ async def cancel_job(job_id: UUID, services: ServicesDep, origin: OriginDep, acc
 
 
 @router.post(
-    "/{job_id}/retry",
+    f"{JOB}/retry",
     status_code=202,
     summary="Retry a job",
     responses=accepts(
@@ -184,7 +198,7 @@ async def _end_of_stream(services: Services, principal: Principal) -> None:
 
 
 @router.get(
-    "/{job_id}/events",
+    f"{JOB}/events",
     summary="Follow a job until it ends",
     response_class=EventSourceResponse,
     responses=errors(JobNotFound, TooManyHeldRequests) | {204: {"description": "The last event was received before."}},

@@ -240,7 +240,8 @@ async def test_address_that_resets_every_connection_is_an_outage() -> None:
 
 
 async def test_cluster_is_refused_with_what_to_use_instead(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    port = free_port()
+    # The nodes of a cluster talk to each other at a port that is 10,000 higher.
+    port = next(port for port in iter(free_port, None) if port + 10_000 < 2**16)
     messages = [JobMessage(uuid7(), 0, backend) for backend in ("local", "fast")]
     with redis_server(tmp_path, port, "--cluster-enabled", "yes"), redis.Redis(port=port) as client:
         client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))

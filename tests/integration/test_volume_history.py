@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from domain.services import Services
-from domain.volumes.history import prune_samples
+from domain.volumes.history.repository import prune_samples
 from tests.integration.job_builders import MIB, a_volume, sql
 
 GIB = 1024 * MIB
@@ -62,7 +62,7 @@ async def test_workers_that_take_samples_at_once_take_each_of_them_once(services
 async def test_volumes_are_taken_in_batches(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(7):
         await a_volume(services, name=f"volume-{number}")
-    monkeypatch.setattr("domain.volumes.history._BATCH", 3)
+    monkeypatch.setattr("domain.volumes.history.service._BATCH", 3)
 
     assert await services.volume_history.take_samples() == 7
 

@@ -21,8 +21,8 @@ from domain.projects import model as projects_model
 from domain.schedules import model as schedules_model
 from domain.snapshots import model as snapshots_model
 from domain.storage import model as storage_model
-from domain.volumes import history
 from domain.volumes import model as volumes_model
+from domain.volumes.history import model as history_model
 
 #: Imported to register their tables in Base.metadata.
 TABLES = (
@@ -30,7 +30,7 @@ TABLES = (
     acceptance,
     audit_model,
     bulk_model,
-    history,
+    history_model,
     jobs_model,
     projects_model,
     schedules_model,

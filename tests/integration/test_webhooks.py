@@ -170,11 +170,8 @@ async def test_receiver_that_does_not_answer_gets_nothing_else_for_a_while_and_h
         await a_failed_job(services)
         async with running_worker(services.settings):
             await until(partial(has_received, other, 1))
-            failed = [
-                job for job in await deliveries(services) if (job["error"] or {}).get("code") == "delivery-failed"
-            ]
+            await until(partial(has_waited, services))
             assert len(silent.requests) <= 3
-            assert "just before" in failed[0]["error"]["detail"]
 
 
 async def test_receiver_that_answers_again_gets_what_has_waited(
@@ -189,6 +186,11 @@ async def test_receiver_that_answers_again_gets_what_has_waited(
         async with running_worker(services.settings):
             for job in await deliveries(services):
                 assert (await ended(services, job["id"])).status == "succeeded"
+
+
+async def has_waited(services: Services) -> bool:
+    """Return whether a delivery was not sent, because the receiver did not answer another one."""
+    return any("just before" in (job["error"] or {}).get("detail", "") for job in await deliveries(services))
 
 
 async def has_received(receiver: Receiver, count: int) -> bool:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
@@ -13,9 +13,6 @@ from api.cli.session import Session, Yes, command, confirm, new_group
 from api.cli.waiting import NoWait, failed_items, finish, watch
 from domain.jobs.states import JobStatus
 
-#: The API counts no further.
-_MOST_COUNTED: Final = 10_000
-
 JobId = Annotated[str, typer.Argument(metavar="ID", help="Id of the job, or its beginning.")]
 
 Status = Annotated[JobStatus | None, typer.Option(help="Only jobs with this status.")]
@@ -23,7 +20,7 @@ Kind = Annotated[str | None, typer.Option(help="Only jobs of this kind, such as 
 OfVolume = Annotated[str | None, typer.Option(help="Only jobs of this volume.", metavar="NAME")]
 OfSchedule = Annotated[str | None, typer.Option(help="Only jobs of this schedule.", metavar="NAME")]
 By = Annotated[str | None, typer.Option(help="Only jobs that the key of this name has asked for.", metavar="KEY")]
-Hours = Annotated[float | None, typer.Option(min=0, help="Only jobs of so many last hours.")]
+Hours = Annotated[float | None, typer.Option(min=0, help="Only jobs that were accepted in the last HOURS hours.")]
 
 jobs = new_group()
 
@@ -76,38 +73,29 @@ def retry_job(session: Session, job_id: JobId, *, no_wait: NoWait = False) -> No
     finish(session, session.api.call("POST", f"{path_of(session.api, JOB, job_id)}/retry"), no_wait=no_wait)
 
 
-@command(jobs, "cancel-all")
-def cancel_all(
-    session: Session,
-    *,
-    status: Status = None,
-    kind: Kind = None,
-    volume: OfVolume = None,
-    schedule: OfSchedule = None,
-    by: By = None,
-    hours: Hours = None,
-    yes: Yes = False,
-) -> None:
-    """Cancel all jobs that match, after their number is shown."""
-    filters = _filters(session, status=status, kind=kind, volume=volume, schedule=schedule, by=by, hours=hours)
-    _change_all(session, "cancel", filters, yes=yes)
+def _add_for_all(action: str, help_text: str) -> None:
+    """Add the command that does this with all jobs that match."""
+
+    def change_all(
+        session: Session,
+        *,
+        status: Status = None,
+        kind: Kind = None,
+        volume: OfVolume = None,
+        schedule: OfSchedule = None,
+        by: By = None,
+        hours: Hours = None,
+        yes: Yes = False,
+    ) -> None:
+        filters = _filters(session, status=status, kind=kind, volume=volume, schedule=schedule, by=by, hours=hours)
+        _change_all(session, action, filters, yes=yes)
+
+    change_all.__doc__ = help_text
+    command(jobs, f"{action}-all")(change_all)
 
 
-@command(jobs, "retry-all")
-def retry_all(
-    session: Session,
-    *,
-    status: Status = None,
-    kind: Kind = None,
-    volume: OfVolume = None,
-    schedule: OfSchedule = None,
-    by: By = None,
-    hours: Hours = None,
-    yes: Yes = False,
-) -> None:
-    """Repeat what all jobs that match have not achieved, after their number is shown; each was not retried before."""
-    filters = _filters(session, status=status, kind=kind, volume=volume, schedule=schedule, by=by, hours=hours)
-    _change_all(session, "retry", filters, yes=yes)
+_add_for_all("cancel", "Cancel all jobs that match, after their number is shown.")
+_add_for_all("retry", "Retry all jobs that match and were not retried before, after their number is shown.")
 
 
 def _filters(
@@ -135,8 +123,8 @@ def _filters(
 def _change_all(session: Session, action: str, filters: dict[str, str], *, yes: bool) -> None:
     """Change all jobs that match, page by page, and print how many were changed, and why others were not."""
     path = f"/jobs/{action}"
-    matched = session.api.call("POST", path, {**filters, "dry_run": True})["matched"]
-    confirm(f"{action.capitalize()} {matched:,}{'+' if matched >= _MOST_COUNTED else ''} jobs?", yes=yes)
+    count = session.api.call("POST", path, {**filters, "dry_run": True})
+    confirm(f"{action.capitalize()} {count['matched']:,}{'+' if count['more'] else ''} jobs?", yes=yes)
     accepted, refused = 0, Counter[str]()
     before: dict[str, str] = {}
     while True:

@@ -14,8 +14,8 @@ from domain.db.listing import shortened
 from domain.jobs.many_jobs import PAGE
 from domain.jobs.model import Job
 from domain.jobs.states import JobStatus
+from domain.jobs.stats import MAX_COUNTED
 from domain.jobs.store.jobs import JobFilter
-from domain.jobs.store.overview import MAX_COUNTED
 
 JOB_EXAMPLE: Final[dict[str, Any]] = {
     "id": EXAMPLE_JOB_ID,
@@ -89,7 +89,15 @@ class ManyJobsOut(BaseModel):
 
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"accepted": 98, "refused": {"job-ended": 2}, "next_before": EXAMPLE_JOB_ID, "matched": None}]
+            "examples": [
+                {
+                    "accepted": 98,
+                    "refused": {"job-ended": 2},
+                    "next_before": EXAMPLE_JOB_ID,
+                    "matched": None,
+                    "more": False,
+                }
+            ]
         }
     )
 
@@ -99,6 +107,7 @@ class ManyJobsOut(BaseModel):
         description=f"A request changes {PAGE} jobs: send it again with this as `before`. Null: these were all."
     )
     matched: int | None = Field(description=f"Only of a dry run: how many jobs match, counted up to {MAX_COUNTED}.")
+    more: bool = Field(description="Only of a dry run: more jobs match than were counted.")
 
 
 class FailureOut(BaseModel):

@@ -94,9 +94,9 @@ async def _change_all(change: Change, body: ManyJobsIn, services: Services, acto
     filters = body.filters()
     if body.dry_run:
         count = await services.many_jobs.count(change, filters, project_id=actor.project_id)
-        return ManyJobsOut(accepted=0, refused={}, next_before=None, matched=count.number)
+        return ManyJobsOut(accepted=0, refused={}, next_before=None, matched=count.number, more=count.more)
     changed = await services.many_jobs.change(change, filters, before=body.before, actor=actor)
-    return ManyJobsOut(**asdict(changed), matched=None)
+    return ManyJobsOut(**asdict(changed), matched=None, more=False)
 
 
 async def _job(job_id: UUID, services: ServicesDep, project_id: ProjectDep) -> Job:

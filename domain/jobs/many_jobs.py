@@ -12,8 +12,9 @@ from domain.errors import Refused
 from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.model import Job
 from domain.jobs.service import JobService
+from domain.jobs.stats import MAX_COUNTED
 from domain.jobs.store.jobs import Change, JobFilter, JobRepository
-from domain.jobs.store.overview import MAX_COUNTED, Count
+from domain.jobs.store.overview import Count
 
 #: Maximum number of jobs that one request changes: 100 take about half a second.
 PAGE: Final = 100

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, func, text
+from sqlalchemy import CheckConstraint, ColumnElement, ForeignKey, Index, func, literal, text
 from sqlalchemy.orm import Mapped, mapped_column
 from uuid_utils.compat import uuid7
 
@@ -144,6 +144,11 @@ class Worker(Entity):
     max_renewal_delay: Mapped[float] = mapped_column(server_default=text("0"))
     #: Maximum number of jobs at once; None for a worker of an earlier version.
     slots: Mapped[int | None]
+
+
+def has_status(status: JobStatus) -> ColumnElement[bool]:
+    """Return the condition, with the status as a constant: PostgreSQL must know it to use the partial indexes."""
+    return Job.status == literal(status.value, literal_execute=True)
 
 
 def new_job(

@@ -8,13 +8,13 @@ import asyncio
 import collections
 import enum
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
 import structlog
-from sqlalchemy import BigInteger, ColumnElement, Select, Text, func, literal, select, union_all
+from sqlalchemy import BigInteger, ColumnElement, Select, Text, func, select, union_all
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
@@ -23,7 +23,7 @@ from domain.db.base import Base
 from domain.db.database import Database
 from domain.db.sql import array_rows, statement_timeout
 from domain.errors import DatabaseUnavailable
-from domain.jobs.model import Job
+from domain.jobs.model import Job, has_status
 from domain.jobs.states import JobStatus
 
 #: Maximum queue depth reported: counting a longer queue every second would cost too much.
@@ -112,7 +112,7 @@ class StatsRepository:
     async def read(self, *, timeout: float = TIMEOUT_SECONDS) -> Stats:  # noqa: ASYNC109 (PostgreSQL's)
         """Read all statistics; each statement may take ``timeout`` seconds."""
         await self._session.execute(statement_timeout(timeout))
-        depth, age = (await self._session.execute(_waiting())).one()
+        depth, age = (await self._session.execute(waiting_query())).one()
         counters = {row[0]: row[1] for row in await self._session.execute(select(Counter.name, Counter.value))}
         return Stats(
             min(depth, MAX_COUNTED),
@@ -151,14 +151,17 @@ class StatsCache:
         return None
 
 
-def _waiting() -> Select[int, float | None]:
-    """Return the query of the number of due jobs and the age of the oldest; each half uses its own partial index."""
-    undispatched = _due(Job.dispatched_at.is_(None), Job.run_at)
-    dispatched = _due(Job.dispatched_at.is_not(None), Job.dispatched_at)
+def waiting_query(*conditions: ColumnElement[bool]) -> Select[int, float | None]:
+    """Return the query of the number of due jobs, and for how many seconds the oldest has been due.
+
+    The number is counted up to `MAX_COUNTED`. Each half uses its own partial index.
+    """
+    undispatched = _due(Job.dispatched_at.is_(None), Job.run_at, conditions)
+    dispatched = _due(Job.dispatched_at.is_not(None), Job.dispatched_at, conditions)
     due = union_all(undispatched, dispatched).subquery()
     return select(func.count(), func.extract("epoch", func.now() - func.min(due.c.run_at))).select_from(due)
 
 
-def _due(condition: ColumnElement[bool], order: Any) -> Select[datetime]:
-    query = select(Job.run_at).where(Job.status == literal(JobStatus.QUEUED), Job.run_at <= func.now(), condition)
+def _due(half: ColumnElement[bool], order: Any, conditions: Sequence[ColumnElement[bool]]) -> Select[datetime]:
+    query = select(Job.run_at).where(has_status(JobStatus.QUEUED), Job.run_at <= func.now(), half, *conditions)
     return select(query.order_by(order).limit(MAX_COUNTED).subquery().c.run_at)

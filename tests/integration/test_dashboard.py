@@ -13,6 +13,7 @@ from domain.access.service import NewKey
 from domain.db.base import DEFAULT_PROJECT
 from domain.db.pagination import PageRequest
 from domain.jobs import service as service_module
+from domain.jobs import stats as stats_module
 from domain.jobs.model import Job
 from domain.jobs.overview import OverviewService
 from domain.jobs.states import JobStatus
@@ -114,7 +115,8 @@ async def test_overview_counts_what_was_accepted_and_shows_what_failed(services:
 
 
 async def test_overview_counts_no_further_than_is_quick(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overview_module, "MAX_COUNTED", 3)
+    for module in (overview_module, stats_module):
+        monkeypatch.setattr(module, "MAX_COUNTED", 3)
     await add_jobs(services, *[JobStatus.FAILED] * 4, *[JobStatus.SUCCEEDED] * 2, *[JobStatus.QUEUED] * 4)
     overview = await services.overview.latest(DEFAULT_PROJECT)
 

@@ -64,6 +64,7 @@ async def test_dry_run_counts_and_changes_nothing(client: httpx.AsyncClient, ser
         "refused": {},
         "next_before": None,
         "matched": 3,
+        "more": False,
     }
     assert (await post(client, "retry", dry_run=True))["matched"] == 0
     assert await statuses(services) == ["queued"] * 3

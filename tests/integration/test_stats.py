@@ -50,7 +50,7 @@ async def test_queue_depth_is_capped(services: Services, monkeypatch: pytest.Mon
 async def test_each_half_of_the_queue_is_read_from_its_own_index(services: Services) -> None:
     await queued_jobs(services, 2000)
     await sql(services, "ANALYZE jobs")
-    statement = str(stats_module._waiting().compile(compile_kwargs={"literal_binds": True}))
+    statement = str(stats_module.waiting_query().compile(compile_kwargs={"literal_binds": True}))
     async with services.database.transaction() as session:
         await session.execute(text("SET LOCAL enable_seqscan = off"))
         plan = "\n".join(row[0] for row in await session.execute(text(f"EXPLAIN {statement}")))

@@ -98,8 +98,6 @@ const MANY = {
   cancel: { verb: "Cancel", done: "cancelled", keep: "Let them run", text: "Those that are running may still succeed." },
   retry: { verb: "Retry", done: "retried", keep: "Leave them", text: "Each becomes a new job." },
 };
-// As in domain/jobs/store/overview.py: the API counts no further.
-const MAX_COUNTED = 10_000;
 
 // Change all jobs that match, page by page, after their number was shown and confirmed. Shows how many were refused.
 async function changeMany(button) {
@@ -108,12 +106,12 @@ async function changeMany(button) {
   const selectors = JSON.parse(button.dataset.selectors);
   button.disabled = true;
   try {
-    const { matched } = await send("POST", path, { ...selectors, dry_run: true });
+    const { matched, more } = await send("POST", path, { ...selectors, dry_run: true });
     if (matched === 0) {
       notify(`No job that matches can be ${past}.`);
       return;
     }
-    const number = `${matched.toLocaleString("en")}${matched >= MAX_COUNTED ? "+" : ""} ${matched === 1 ? "job" : "jobs"}`;
+    const number = `${matched.toLocaleString("en")}${more ? "+" : ""} ${matched === 1 ? "job" : "jobs"}`;
     const question = { confirm: text, confirmTitle: `${verb} ${number}?`, confirmOk: `${verb} them`, confirmKeep: keep };
     if (!(await ask(question, false))) {
       return;

@@ -18,7 +18,7 @@ from domain.db.listing import load_short
 from domain.db.sql import as_json, as_rows, first_id_of
 from domain.errors import JobNotFound
 from domain.id_prefix import begins_with
-from domain.jobs.model import Job
+from domain.jobs.model import Job, has_status
 from domain.jobs.states import ENDED, LIVE, RETRYABLE, JobStatus
 from domain.jobs.store import statements
 from domain.storage.context import Fence
@@ -195,8 +195,8 @@ def _visible(job: Job | None) -> Job | None:
 
 
 def _matches(filters: JobFilter) -> Iterable[ColumnElement[bool]]:
-    if filters.status is not None:  # as a constant: PostgreSQL must know it to use the partial indexes
-        yield Job.status == literal(filters.status.value, literal_execute=True)
+    if filters.status is not None:
+        yield has_status(filters.status)
     columns = {
         Job.kind: filters.kind,
         Job.volume_id: filters.volume_id,

@@ -35,6 +35,11 @@ class ApiCallFailed(CommandFailed):
 
     code = "call-failed"
 
+    def __init__(self, message: str, problem: "JsonObject | None" = None) -> None:
+        """Take the problem in the response, None if there is none."""
+        super().__init__(message)
+        self.problem = problem
+
 
 class ApiUnreachable(ApiCallFailed):
     """The API does not respond."""
@@ -122,7 +127,11 @@ class ApiClient:
         if response.is_success or response.status == NOT_MODIFIED:
             return response
         failed = ApiUnreachable if response.status in (502, 503, 504) else ApiCallFailed
-        raise failed(_error_line(response, f"{method} {self._client.base_url}/api/v1{path}"))
+        problem = _problem(response)
+        if problem is None:
+            request_line = f"{method} {self._client.base_url}/api/v1{path}"
+            raise failed(f"{request_line} returned status {response.status}, not from Cistern's API")
+        raise failed(_error_line(problem), problem)
 
     def _parse(self, response: Response) -> JsonObject:
         with suppress(ValueError):
@@ -157,11 +166,16 @@ def connect(url: str) -> HttpClient:
     return HttpClient(url, authorization(url), ca_file=os.environ.get("CISTERN_CA_FILE") or None)
 
 
-def _error_line(response: Response, request: str) -> str:
-    """Render a problem in one line: the invalid fields or the detail, the code and the request id."""
-    try:
+def _problem(response: Response) -> JsonObject | None:
+    """Return the problem that a response of Cistern's API has."""
+    with suppress(ValueError):
         problem = json.loads(response.content)
-        fields = "; ".join(f"{one['field']}: {one['detail']}" for one in problem.get("errors") or ())
-        return f"{fields or problem['detail']} ({problem['code']}, request {problem['request_id']})"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{request} returned status {response.status}, not from Cistern's API"
+        if isinstance(problem, dict) and {"code", "detail", "request_id"} <= problem.keys():
+            return problem
+    return None
+
+
+def _error_line(problem: JsonObject) -> str:
+    """Render a problem in one line: the invalid fields or the detail, the code and the request id."""
+    fields = "; ".join(f"{one['field']}: {one['detail']}" for one in problem.get("errors") or ())
+    return f"{fields or problem['detail']} ({problem['code']}, request {problem['request_id']})"

@@ -49,6 +49,8 @@ class OperationHandler(JobHandler):
 
     async def perform(self, job: ClaimedJob, grant: Grant) -> Succeeded:
         """Do the storage work."""
+        if self._operation.storage_work is None:
+            raise RuntimeError(f"{job.kind} is the work of a node")
         found = await self._operation.storage_work(self._driver(job), job, grant)
         if "size" in found and found["size"] is None:  # of a snapshot taken or restored where no sizes are stored
             found = {**found, "size": job.params["size"]}

@@ -27,6 +27,8 @@ class VolumeState(enum.StrEnum):
     SNAPSHOTTING = "snapshotting"
     RESTORING = "restoring"
     DELETING = "deleting"
+    ATTACHING = "attaching"
+    DETACHING = "detaching"
     ERROR = "error"
 
 
@@ -72,10 +74,10 @@ class Operation:
 
     kind: JobKind
     publishes: Published
-    #: The storage work. Returns what the job reports besides its ids: ``size`` of what it has published, in bytes, and
-    #: whatever else the operation finds out. The size is None if a snapshot is taken or restored on a backend that
-    #: stores no sizes.
-    storage_work: Callable[[StorageDriver, ClaimedJob, Grant], Awaitable[Payload]]
+    #: The storage work; None if the node of an attachment does the work. Returns what the job reports besides its ids:
+    #: ``size`` of what it has published, in bytes, and whatever else the operation finds out. The size is None if a
+    #: snapshot is taken or restored on a backend that stores no sizes.
+    storage_work: Callable[[StorageDriver, ClaimedJob, Grant], Awaitable[Payload]] | None
     volume: Transition[VolumeState] | None
     snapshot: Transition[SnapshotState] | None = None
     #: Whether it replaces bytes that a client may have written since an earlier attempt.
@@ -204,6 +206,10 @@ async def _clone(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payloa
     }
 
 
+async def _isolate(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
+    return {"size": await driver.isolate(volume_of(job), grant)}
+
+
 async def _delete_snapshot(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
     await driver.delete_snapshot(source_of(job), snapshot_of(job), grant)
     return {}
@@ -255,6 +261,24 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
             Published.VOLUME,
             _delete,
             Transition((_V.AVAILABLE, _V.ERROR), _V.DELETING, None, _V.ERROR),
+        ),
+        Operation(
+            JobKind.VOLUME_ATTACH,
+            Published.VOLUME,
+            None,
+            Transition((_V.AVAILABLE,), _V.ATTACHING, _V.AVAILABLE, _V.AVAILABLE),
+        ),
+        Operation(
+            JobKind.VOLUME_DETACH,
+            Published.VOLUME,
+            None,
+            Transition((_V.AVAILABLE,), _V.DETACHING, _V.AVAILABLE, _V.AVAILABLE),
+        ),
+        Operation(
+            JobKind.VOLUME_ISOLATE,
+            Published.VOLUME,
+            _isolate,
+            Transition((_V.AVAILABLE,), _V.DETACHING, _V.AVAILABLE, _V.AVAILABLE),
         ),
         Operation(
             JobKind.SNAPSHOT_TAKE,

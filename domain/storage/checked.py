@@ -20,7 +20,7 @@ from domain.storage.errors import (
 T = TypeVar("T")
 
 #: The methods that return the size of what they have made.
-_SIZED: Final = frozenset({"create", "expand", "clone_snapshot"})
+_SIZED: Final = frozenset({"create", "expand", "clone_snapshot", "isolate"})
 #: The methods that return a size, or None.
 _PERHAPS_SIZED: Final = frozenset({"seal", "seal_snapshot", "take_snapshot", "restore_snapshot"})
 _MOST_BYTES: Final = 2**63 - 1

@@ -10,6 +10,7 @@ from typing import Final, Protocol
 from uuid import UUID
 
 from domain.storage.context import Fence, Grant
+from domain.storage.errors import VolumeMissing
 
 #: No volume and no snapshot is larger, in bytes. A driver that reports another size than 1 to this is not believed.
 MAX_STORED_SIZE: Final = 64 * 2**40
@@ -109,6 +110,19 @@ class StorageDriver(Protocol):
 
     async def delete(self, volume_id: UUID, grant: Grant) -> None:
         """Delete the volume but keep its fence. Succeed if the volume is absent."""
+
+    async def isolate(self, volume_id: UUID, grant: Grant) -> int:
+        """Publish the volume's bytes anew, so that whoever has the old ones open can no longer change the volume.
+
+        Return its size in bytes. The default is for backends whose volumes nobody has open: it seals.
+
+        Raises:
+            VolumeMissing: the volume is absent.
+        """
+        size = await self.seal(volume_id, grant)
+        if size is None:
+            raise VolumeMissing
+        return size
 
     async def seal(self, volume_id: UUID, grant: Grant) -> int | None:
         """Raise the fence to this grant's and change nothing else; return the size in bytes, None if absent.

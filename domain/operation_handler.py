@@ -56,7 +56,7 @@ class OperationHandler(JobHandler):
             found = {**found, "size": job.params["size"]}
         return Succeeded(_result(job, found), copied=grant.copied)
 
-    async def seal(self, job: ClaimedJob, grant: Grant) -> Payload:
+    async def seal(self, job: ClaimedJob, grant: Grant) -> Payload | None:
         """Raise the fence of what the operation publishes, and return its size; no size: nothing is there."""
         driver = self._driver(job)
         if self._operation.publishes is Published.VOLUME:

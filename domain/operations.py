@@ -138,14 +138,15 @@ def job_for(
     """Build the job that has acquired a volume, a snapshot, or both.
 
     ``volume_id`` of the job is the volume that it holds. A deletion of a snapshot holds none, so that it neither waits
-    for nor blocks other operations on the volume; its ``backend`` is passed in. ``params["of_volume"]`` is the volume
-    that the snapshot was taken of.
+    for nor blocks other operations on the volume; its ``backend`` is passed in, as that of a node's job is.
+    ``params["of_volume"]`` is the volume that the snapshot was taken of.
     """
     published = volume if OPERATIONS[kind].publishes is Published.VOLUME else snapshot
     if published is None:
         raise RuntimeError(f"{kind} needs the row of what it publishes")
     if volume is not None:
-        columns |= {"volume_id": volume.id, "volume_name": volume.name, "backend": volume.backend}
+        columns = {"backend": volume.backend} | columns
+        columns |= {"volume_id": volume.id, "volume_name": volume.name}
     if snapshot is not None:
         params = {**params, "of_volume": str(snapshot.volume_id)}
         columns |= {"snapshot_id": snapshot.id}

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.access.service import KeyService, may_own_schedules
 from domain.access.sessions import SessionService
+from domain.attachment_handlers import AttachHandler, DetachHandler, IsolateHandler, NodeWork
 from domain.audit.repository import PRUNE_BATCH, prune_entries
 from domain.audit.service import AuditLog
 from domain.bulk.expand import ExpandOperation
@@ -55,6 +56,8 @@ from domain.storage.backends import Backends
 from domain.storage.directory import BackendDirectory
 from domain.storage.registry import SAMPLE, BackendRegistry
 from domain.telemetry import exporting
+from domain.volumes.attachments.freezing import Freezer
+from domain.volumes.attachments.service import AttachmentService
 from domain.volumes.history.repository import prune_samples
 from domain.volumes.history.service import VolumeHistory
 from domain.volumes.names import VolumeNames
@@ -69,10 +72,19 @@ def handlers(settings: Settings, database: Database, backends: Backends, bulk: B
     attempts = settings.max_attempts
     return {
         **{kind: OperationHandler(one, backends, max_attempts=attempts) for kind, one in OPERATIONS.items()},
+        **attachment_handlers(settings, database, backends),
         JobKind.BULK_EXPAND: bulk,
         JobKind.BULK_SNAPSHOT: bulk,
         JobKind.WEBHOOK_DELIVER: DeliveryHandler(database, Sender(settings.webhook_hosts)),
     }
+
+
+def attachment_handlers(
+    settings: Settings, database: Database, backends: Backends, node: NodeWork | None = None
+) -> dict[str, JobHandler]:
+    """Return the handlers of jobs about attachments; ``node`` is the agent that this process is, if it is one."""
+    kinds = (AttachHandler, DetachHandler, IsolateHandler)
+    return {one.kind: one(database, backends, max_attempts=settings.max_attempts, node=node) for one in kinds}
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,8 @@ class Services:
     volumes: VolumeService
     volume_names: VolumeNames
     volume_history: VolumeHistory
+    attachments: AttachmentService
+    freezer: Freezer
     snapshots: SnapshotService
     bulk: BulkService
     actions: Actions
@@ -279,6 +293,10 @@ def compose(
         volumes=_volumes(settings, database, queue, directory),
         volume_names=VolumeNames(database),
         volume_history=VolumeHistory(database),
+        attachments=AttachmentService(
+            database, queue, max_attempts=settings.max_attempts, lease=settings.lease_seconds
+        ),
+        freezer=Freezer(database, queue),
         snapshots=snapshots,
         bulk=bulk,
         actions=actions,

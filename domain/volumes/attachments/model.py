@@ -1,8 +1,9 @@
 """The tables of attachments and mounts."""
 
 import enum
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final, Self
 from uuid import UUID
 
 from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, func
@@ -10,6 +11,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.db.base import Base, Owned, enum_text
 
+#: Names of nodes, as a regular expression.
+NODE_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 #: What the queue and the pseudo-backend of a node's jobs are named: this, and the node's name.
 _QUEUE_PREFIX: Final = "node:"
 
@@ -98,3 +101,36 @@ class Mount(Base):
 def queue_of(node: str) -> str:
     """Return the name that the jobs of a node have in place of a backend's; no backend can have it."""
     return _QUEUE_PREFIX + node
+
+
+@dataclass(frozen=True)
+class FilesystemReport:
+    """What a node knows of the file system of a volume, in bytes and inodes; None is what it does not know."""
+
+    #: As `df` shows them.
+    size: int | None = None
+    used: int | None = None
+    #: What can still be written.
+    available: int | None = None
+    inodes: int | None = None
+    inodes_used: int | None = None
+    #: The size of the volume up to which the file system has grown.
+    grown_to: int | None = None
+    #: Why it could not be grown.
+    error: str | None = None
+
+    @classmethod
+    def from_json(cls, written: dict[str, Any]) -> Self:
+        """Read it from the result of a job."""
+        return cls(**written)
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert it to JSON."""
+        return dict(vars(self))
+
+    @property
+    def volume_used(self) -> int | None:
+        """How many bytes of the volume are in use: a file system without room uses all that it has grown to."""
+        if self.grown_to is None or self.available is None:
+            return None
+        return max(self.grown_to - self.available, 0)

@@ -1,9 +1,11 @@
 """Calls that may never return: the host's tools, and system calls on a device whose file has gone away."""
 
+import asyncio
 import os
 import subprocess
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, Final, TypeVar
 
 from worker.node.host.errors import HostFailed, HostStuck, HostUnable
@@ -12,6 +14,8 @@ from worker.node.host.errors import HostFailed, HostStuck, HostUnable
 ENVIRONMENT: Final = {"LC_ALL": "C", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 TOOL_SECONDS: Final = 60.0
 KILL_SECONDS: Final = 1.0  # a process in an uninterruptible call ignores the signal, and is left behind
+
+_UNANSWERED: Final = "The node's kernel has not answered within {:g} s."
 
 _T = TypeVar("_T")
 
@@ -71,23 +75,40 @@ def within(seconds: float, function: Callable[..., _T], *arguments: Any) -> _T:
     Raises:
         HostStuck: it has not returned within ``seconds``. It goes on in a thread that does not keep the process alive.
     """
-    results: list[_T] = []
-    errors: list[BaseException] = []
+    future = _started(function, arguments)
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        if future.done():  # the function's own
+            raise
+        raise HostStuck(_UNANSWERED.format(seconds)) from None
+
+
+async def in_thread(seconds: float, function: Callable[..., _T], *arguments: Any) -> _T:
+    """Do as `within` for an event loop. It has no pool of threads that hanging calls could fill."""
+    future = _started(function, arguments)
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(future), seconds)
+    except TimeoutError:
+        if future.done() and not future.cancelled():
+            raise
+        raise HostStuck(_UNANSWERED.format(seconds)) from None
+
+
+def _started(function: Callable[..., _T], arguments: tuple[Any, ...]) -> "Future[_T]":
+    future: Future[_T] = Future()
+    future.set_running_or_notify_cancel()  # so that whoever gives up cannot cancel it
 
     def call() -> None:
         try:
-            results.append(function(*arguments))
-        except BaseException as error:  # noqa: BLE001 (raised again below)
-            errors.append(error)
+            result = function(*arguments)
+        except BaseException as error:  # noqa: BLE001 (it is the caller's)
+            future.set_exception(error)
+        else:
+            future.set_result(result)
 
-    thread = threading.Thread(target=call, name=f"host {getattr(function, '__name__', 'call')}", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not results:
-        raise HostStuck(f"The node's kernel has not answered within {seconds:g} s.")
-    return results[0]
+    threading.Thread(target=call, name=f"host {getattr(function, '__name__', 'call')}", daemon=True).start()
+    return future
 
 
 def describe(error: OSError) -> str:

@@ -128,16 +128,18 @@ def thaw_open(handle: int, mount_path: Path) -> bool:
 
 
 def shut_down(mount_path: Path) -> bool:
-    """Let all further use of the file system fail, and write nothing more; return whether it can do that.
+    """Let all further use of the file system fail, and write nothing more; thaw it. Return whether it can do that.
 
     ext4 and XFS can; btrfs cannot before Linux 6.19.
     """
     with _opened(mount_path) as handle:
         try:
             fcntl.ioctl(handle, _SHUTDOWN, _WITHOUT_LOG)
+            stopped = True
         except OSError as error:
-            return error.errno == errno.EIO  # it has been shut down before
-    return True
+            stopped = error.errno == errno.EIO  # it has been shut down before
+        thaw_open(handle, mount_path)  # XFS could not be opened for it any longer
+    return stopped
 
 
 @contextmanager

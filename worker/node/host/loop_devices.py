@@ -90,6 +90,7 @@ class LoopDevices:
 
         Raises:
             VolumeFileInUse: a device that is not marked so has the file.
+            DeviceInUse: the device was let go of, and a process still has it open.
             AttachmentStale: the device that is marked so has another file.
             HostUnable: the file cannot be opened, or the host has no loop devices.
         """
@@ -133,9 +134,20 @@ class LoopDevices:
                 loop_ioctls.clear(handle)
         return self._look(device.path) is None
 
+    def empty(self, device: LoopDevice) -> bool:
+        """Let nothing more reach the file through the device; return whether the kernel does that."""
+        try:
+            with _opened(device.path, os.O_RDONLY) as handle:
+                loop_ioctls.empty(handle)
+        except OSError as error:
+            return error.errno in _NO_FILE
+        return True
+
     def _existing(self, file: Path, mark: str) -> LoopDevice | None:
         found = self.of_file(file)
-        if any(device.status.mark != mark or device.is_leaving for device in found):
+        if any(device.status.mark == mark and device.is_leaving for device in found):
+            raise DeviceInUse("The node has let go of the volume, but a process still has it open.")
+        if any(device.status.mark != mark for device in found):
             raise VolumeFileInUse(f"{file} is used by {' and '.join(device.path for device in found)}.")
         marked = self.marked(mark)
         if marked and not found:

@@ -13,6 +13,8 @@ READ_ONLY: Final = 1
 AUTOCLEAR: Final = 4
 DIRECT_IO: Final = 16
 
+_BEYOND_ANY_FILE: Final = 2**62
+
 _CLR_FD: Final = 0x4C01
 _SET_STATUS64: Final = 0x4C04
 _GET_STATUS64: Final = 0x4C05
@@ -74,6 +76,11 @@ def clear_autoclear(device: int) -> None:
     """Let the device keep its file after its last close."""
     status = get_status(device)
     fcntl.ioctl(device, _SET_STATUS64, replace(status, flags=status.flags & ~AUTOCLEAR).packed())
+
+
+def empty(device: int) -> None:
+    """Give the device a size of 0: what still has it open can write nothing more."""
+    fcntl.ioctl(device, _SET_STATUS64, replace(get_status(device), offset=_BEYOND_ANY_FILE).packed())
 
 
 def set_capacity(device: int) -> None:

@@ -202,12 +202,13 @@ class HostOperations:
         mounts = table.of_device(device.path) if device else []
         here = table.at(str(self.mount_path(volume_id)))
         paths = sorted({mount.mount_point for mount in (*mounts, *([here] if here else []))})
-        stopped = not device
+        stopped = device is None
         if paths:
             stopped = bool(_try(problems, filesystems.shut_down, Path(paths[0])))
-            _try(problems, filesystems.thaw, Path(paths[0]))
         for path in paths:
             _try(problems, _unmount_lazily, self._mounts, Path(path))
+        if device and not stopped:
+            stopped = bool(_try(problems, self._loops.empty, device))
         is_gone = device is None or bool(_try(problems, self._loops.let_go, device))
         with suppress(OSError):
             self.mount_path(volume_id).rmdir()

@@ -142,7 +142,7 @@ class _LeavingHandler(_NodeHandler):
             volume_of(ended), ended.project_id, VolumeState.DETACHING, uuid7()
         )
         attachment = await AttachmentRepository(session).get_of(volume.id, _attachment_id(ended))
-        params = await leave_attachment(session, attachment, force=ended.params["force"])
+        params = await leave_attachment(session, volume, attachment, force=ended.params["force"])
         columns = {"backend": ended.backend, **retry_columns(ended)}
         job = job_for(self.kind, params, volume, max_attempts=self._max_attempts, **columns)
         return await JobRepository(session).add(job)

@@ -1,6 +1,6 @@
 """The composition root: builds the services, the table of job kinds and the table of scheduled actions."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -127,14 +127,19 @@ class Services:
         """What changes all jobs that match."""
         return ManyJobs(self.database, self.jobs)
 
-    def engine(self, worker: Worker, job_handlers: JobHandlers) -> JobEngine:
-        """Return the job engine of one worker process, which claims the jobs that it has handlers for."""
+    def engine(
+        self, worker: Worker, job_handlers: JobHandlers, served: Callable[[], Collection[str]] | None = None
+    ) -> JobEngine:
+        """Return the job engine of one worker process, which claims the jobs that it has handlers for.
+
+        ``served`` returns whose jobs it can do; None means those of the backends that it can use.
+        """
         return JobEngine(
             self.database,
             self.queue,
             job_handlers,
             worker=worker,
-            served=self.backends.served,
+            served=served or self.backends.served,
             lease=self.settings.lease_seconds,
             min_heartbeat_timeout=self.settings.heartbeat_timeout_seconds,
         )
@@ -293,9 +298,7 @@ def compose(
         volumes=_volumes(settings, database, queue, directory),
         volume_names=VolumeNames(database),
         volume_history=VolumeHistory(database),
-        attachments=AttachmentService(
-            database, queue, max_attempts=settings.max_attempts, lease=settings.lease_seconds
-        ),
+        attachments=_attachments(settings, database, queue),
         freezer=Freezer(database, queue),
         snapshots=snapshots,
         bulk=bulk,
@@ -316,6 +319,10 @@ def compose(
 def _volumes(settings: Settings, database: Database, queue: JobQueue, directory: BackendDirectory) -> VolumeService:
     attempts = settings.max_attempts
     return VolumeService(database, queue, directory, max_attempts=attempts, refuse_delete=refuse_if_it_has_snapshots)
+
+
+def _attachments(settings: Settings, database: Database, queue: JobQueue) -> AttachmentService:
+    return AttachmentService(database, queue, max_attempts=settings.max_attempts, lease=settings.lease_seconds)
 
 
 def _bulk(

@@ -136,6 +136,14 @@ def work() -> None:
 
 
 @app.command()
+def node() -> None:
+    """Attach volumes to this host until a signal ends it; needs root, and the settings of a worker."""
+    from worker.node.main import main as run_node
+
+    run_node()
+
+
+@app.command()
 def demo(
     *,
     volumes: Annotated[int, typer.Option(min=1, max=10_000, help="Number of volumes to create and expand.")] = 100,

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Final, Self
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from api.schemas.base import EXAMPLE_TIME, EXAMPLE_VOLUME_ID, Omittable, RequestBody
 from api.schemas.fields import UtcDatetime
 from api.schemas.pagination import PageQuery
-from domain.volumes.attachments.model import NODE_NAME, Attachment, AttachmentState, Mode
+from domain.settings import NODE_NAME
+from domain.volumes.attachments.model import Attachment, AttachmentState, Mode
 from domain.volumes.attachments.repository import AttachmentFilter
 from domain.volumes.attachments.service import NewAttachment, Node
 
@@ -73,6 +74,12 @@ class AttachmentIn(RequestBody):
             "Null: the holder uses the directory that the node has mounted it at."
         ),
     ] = None
+
+    @model_validator(mode="after")
+    def _read_only_at_a_path(self) -> Self:
+        if self.mode is Mode.READ_ONLY and self.path is None:
+            raise ValueError("a holder with the mode `ro` needs a `path` of its own")
+        return self
 
     def new_attachment(self) -> NewAttachment:
         """Convert to the domain request."""

@@ -11,8 +11,6 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.db.base import Base, Owned, enum_text
 
-#: Names of nodes, as a regular expression.
-NODE_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 #: What the queue and the pseudo-backend of a node's jobs are named: this, and the node's name.
 _QUEUE_PREFIX: Final = "node:"
 

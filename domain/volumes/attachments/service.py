@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import func, select
@@ -13,7 +12,7 @@ from uuid_utils.compat import uuid7
 from domain.db.database import Database
 from domain.db.pagination import Page, PageRequest
 from domain.db.sql import from_now
-from domain.errors import UnknownNode
+from domain.errors import Invalid, UnknownNode
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting
 from domain.jobs.attempt import Payload
 from domain.jobs.kinds import JobKind
@@ -102,6 +101,7 @@ class AttachmentService:
             VolumeBusy, VolumeUnusable: the volume is not available.
             VolumeAttached: it is attached on another node, or the holder has it in another mode or at another path.
             UnknownNode: no agent has run there lately.
+            Invalid: a volume without a file system cannot be at a path.
         """
         async with accepting(self._database, origin) as accepted:
             session, project_id = accepted.session, origin.actor.project_id
@@ -134,7 +134,7 @@ class AttachmentService:
             volume = await VolumeRepository(session).acquire(volume_id, project_id, VolumeState.DETACHING, uuid7())
             attachment = await AttachmentRepository(session).get_of(volume.id, attachment_id)
             kind = JobKind.VOLUME_ISOLATE if force else JobKind.VOLUME_DETACH
-            params = await leave_attachment(session, attachment, force=force)
+            params = await leave_attachment(session, volume, attachment, force=force)
             job = job_for(
                 kind,
                 params,
@@ -152,9 +152,11 @@ async def acquire_attachment(session: AsyncSession, volume: Volume, new: NewAtta
     """Insert the attachment that a job is to make of a volume that it has acquired; return the params of the job.
 
     Raises:
-        VolumeAttached, UnknownNode: as `AttachmentService.request_attach`.
+        Invalid, VolumeAttached, UnknownNode: as `AttachmentService.request_attach`.
     """
     attachments = AttachmentRepository(session)
+    if volume.filesystem is None and new.path is not None:
+        raise Invalid("The volume has no file system: it is a device, which has no directory.", field="path")
     if not await attachments.knows_node(new.node):
         raise UnknownNode(new.node)
     found = None
@@ -179,14 +181,18 @@ async def acquire_attachment(session: AsyncSession, volume: Volume, new: NewAtta
     }
 
 
-async def leave_attachment(session: AsyncSession, attachment: Attachment, *, force: bool) -> Payload:
+async def leave_attachment(session: AsyncSession, volume: Volume, attachment: Attachment, *, force: bool) -> Payload:
     """Mark what a job is to take from its holder, of a volume that it has acquired; return the params of the job."""
     attachments = AttachmentRepository(session)
     of_volume = await attachments.of_volume(attachment.volume_id)
     left = of_volume if force else [attachment]
     await attachments.set_states([one.id for one in left], AttachmentState.DETACHING)
-    described: dict[str, Any] = {"node": attachment.node, "holder": attachment.holder}
-    return {**described, "path": attachment.path, "attachment_id": str(attachment.id), "force": force}
+    return {
+        **{name: getattr(attachment, name) for name in ("node", "holder", "path")},
+        "attachment_id": str(attachment.id),
+        "filesystem": volume.filesystem,
+        "force": force,
+    }
 
 
 def _row(volume: Volume, new: NewAttachment) -> Attachment:

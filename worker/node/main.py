@@ -3,10 +3,10 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import structlog
 import uvloop
@@ -52,8 +52,10 @@ async def open_node(settings: Settings, host: HostProtocol) -> AsyncIterator[Run
         agent = NodeAgent(host, services.backends)
         freezes = NodeFreezes(host, FreezeAnswers(services.database), settings.node)
         engine, runner = _open_runner(settings, services, agent)
+        heartbeat, detector = _watchers(settings, engine, runner)
+        await heartbeat.beat()  # from now on the node is known
         loops = (
-            *_worker_loops(settings, engine, runner),
+            *(heartbeat.run_forever(), detector.run_forever()),
             _keeper(settings, services, host, agent, freezes).run_forever(),
             _look_forever(services),
         )
@@ -75,7 +77,7 @@ def _open_runner(settings: Settings, services: Services, agent: NodeAgent) -> tu
     return engine, Runner(engine, services.queue, performer, slots=settings.max_jobs, shares_queue=False)
 
 
-def _worker_loops(settings: Settings, engine: JobEngine, runner: Runner) -> Sequence[Coroutine[Any, Any, None]]:
+def _watchers(settings: Settings, engine: JobEngine, runner: Runner) -> tuple[Heartbeat, StallDetector]:
     """Return what renews the leases of jobs and finds those that hang, as in any worker."""
     stall = StallLimits(settings.stall_seconds, settings.blocking_call_seconds)
     heartbeat = Heartbeat(
@@ -86,8 +88,7 @@ def _worker_loops(settings: Settings, engine: JobEngine, runner: Runner) -> Sequ
         min_timeout=settings.heartbeat_timeout_seconds,
         liveness_file=LivenessFile.open(settings.heartbeat_file),
     )
-    detector = StallDetector(runner.running, stall=stall, slots=settings.max_jobs)
-    return heartbeat.run_forever(), detector.run_forever()
+    return heartbeat, StallDetector(runner.running, stall=stall, slots=settings.max_jobs)
 
 
 def _keeper(

@@ -24,12 +24,14 @@ class _Lazy(NamedTuple):
 
 
 _LAZY: Final = {
-    "volumes": _Lazy("volume_commands", "List, create, expand and delete volumes."),
+    "volumes": _Lazy("volume_commands", "List, create, expand, mount and delete volumes."),
     "snapshots": _Lazy("snapshot_commands", "List, take, restore, clone and delete snapshots."),
     "jobs": _Lazy("job_commands", "List, show, watch, cancel and retry jobs."),
     "schedules": _Lazy("schedule_commands", "List, create, run, pause, resume and delete schedules."),
     "backends": _Lazy("overview_commands", "List storage backends, and who serves them."),
     "workers": _Lazy("overview_commands", "List workers, and what they run."),
+    "attachments": _Lazy("attachment_commands", "List who uses which volume, and where."),
+    "nodes": _Lazy("attachment_commands", "List the hosts that use volumes."),
     "projects": _Lazy("project_commands", "Create and list projects, and limit them."),
     "keys": _Lazy("key_commands", "Create, list, replace and revoke keys, in the database itself."),
     "audit": _Lazy("overview_commands", "List accepted changes. Needs a system key."),

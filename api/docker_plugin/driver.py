@@ -8,7 +8,7 @@ from api.cli.client import ApiCallFailed, JsonObject
 from api.cli.lookup import VOLUME, find_id, find_snapshot_id
 from api.docker_plugin.attachments import PODMAN_ID, Attachments, mountpoints
 from api.docker_plugin.calls import Calls, Deadline, has_ended, has_succeeded
-from api.docker_plugin.errors import PluginError, code_of, failure
+from api.docker_plugin.errors import PluginError, UnknownVolume, code_of, failure
 from api.docker_plugin.options import DEFAULT_FILESYSTEM, Options, differences, parse_options
 from domain.operations import VolumeState
 
@@ -98,7 +98,7 @@ class VolumeDriver:
         """Return a volume.
 
         Raises:
-            PluginError: there is none.
+            UnknownVolume: there is none.
         """
         deadline = Deadline(SHORT_SECONDS)
         volume = self._require(deadline, name)
@@ -158,7 +158,7 @@ class VolumeDriver:
         """Return a volume that has a file system and is not being deleted."""
         volume = self._find(deadline, name)
         if volume is None or volume["state"] == VolumeState.DELETING:
-            raise PluginError(f"there is no volume {name}: `docker volume create -d cistern {name}` creates it")
+            raise UnknownVolume(f"there is no volume {name}: `docker volume create -d cistern {name}` creates it")
         self._require_filesystem(name, volume)
         return volume
 

@@ -13,6 +13,12 @@ class PluginError(CommandFailed):
     code = "docker-plugin"
 
 
+class UnknownVolume(PluginError):
+    """There is no volume of this name."""
+
+    code = "docker-plugin-unknown-volume"
+
+
 class PluginStopping(PluginError):
     """The plugin of Cistern is stopping: try again when it has started."""
 

@@ -12,7 +12,7 @@ import structlog
 
 from api.cli.client import ApiCallFailed, JsonObject
 from api.docker_plugin.driver import VolumeDriver
-from api.docker_plugin.errors import PluginError, explanation
+from api.docker_plugin.errors import PluginError, UnknownVolume, explanation
 from domain.errors import CisternError
 
 CONTENT_TYPE: Final = "application/vnd.docker.plugins.v1.2+json"
@@ -96,7 +96,8 @@ class _Handler(BaseHTTPRequestHandler):
             answer = call(self.server.driver, request)
         except CisternError as error:
             sentence = _sentence(error, self.server.node)
-            log.warning("plugin.call_failed", call=self.path, volume=str(request.get("Name")), error=sentence)
+            if not isinstance(error, UnknownVolume):  # engines ask before they create
+                log.warning("plugin.call_failed", call=self.path, volume=str(request.get("Name")), error=sentence)
             return self._send(500, {"Err": sentence})
         except Exception:
             log.exception("plugin.call_crashed", call=self.path, volume=str(request.get("Name")))

@@ -1,6 +1,7 @@
 """A small stand-in for Cistern's API: volumes, attachments and their jobs, on a socket. Attachments are directories."""
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ Object = dict[str, Any]
 CREATED_AT = "2026-01-31T02:30:00Z"
 
 
-class Refused(Exception):  # noqa: N818
+class Refused(Exception):
     """A problem that a request is answered with."""
 
     def __init__(self, status: int, code: str, detail: str, **members: Any) -> None:
@@ -39,19 +40,45 @@ class AttachmentApi:
         self.attachments: dict[str, Object] = {}
         self.jobs: dict[str, Object] = {}
         self.requests: list[tuple[str, str, Any]] = []
-        self.idempotency_keys: list[str | None] = []
+        self.refusals: dict[tuple[str, str], Refused] = {}
+        self.lost_answers: set[tuple[str, str]] = set()
+        self.accepted: dict[str, Object | Page] = {}
         self.held: set[str] = set()
         self.failing: dict[str, Object] = {}
-        self.problems: list[Refused] = []
         self.changed = threading.Condition(threading.RLock())
         self._work: dict[str, Callable[[], Object | None]] = {}
+        volume, attachments = "/volumes/([^/]+)", "/volumes/([^/]+)/attachments"
+        self._routes: dict[tuple[str, str], Callable[..., Object | Page]] = {
+            ("GET", "/volumes"): lambda query: self._page(self.volumes, query, "name"),
+            ("GET", "/attachments"): lambda query: self._page(self.attachments, query, "node", "holder", "volume_id"),
+            ("GET", "/snapshots"): self._get_snapshots,
+            ("GET", volume): lambda _, volume_id: self._volume(volume_id),
+            ("GET", "/jobs/([^/]+)"): lambda _, job_id: self.jobs[job_id],
+            ("POST", "/jobs/([^/]+)/cancel"): self._cancel,
+            ("POST", "/volumes"): self._create,
+            ("DELETE", volume): lambda _, volume_id: self._delete(self._volume(volume_id)),
+            ("POST", attachments): lambda body, volume_id: self._attach(self._volume(volume_id), body),
+            ("DELETE", f"{attachments}/([^/]+)"): lambda _, *ids: self._detach(self._volume(ids[0]), ids[1]),
+        }
 
     def add_volume(self, name: str, **members: Any) -> Object:
         """Add a volume that is available."""
         volume = {
-            **{"id": str(uuid4()), "name": name, "size": 1 << 30, "filesystem": "ext4", "state": "available"},
-            **{"backend": "local", "labels": {}, "autogrow": None, "source": None, "job_id": None, "used": 4096},
-            **{"filesystem_size": 1 << 29, "filesystem_used": 8192, "created_at": CREATED_AT, **members},
+            "id": str(uuid4()),
+            "name": name,
+            "size": 1 << 30,
+            "filesystem": "ext4",
+            "state": "available",
+            "backend": "local",
+            "labels": {},
+            "autogrow": None,
+            "source": None,
+            "job_id": None,
+            "used": 4096,
+            "filesystem_size": 1 << 29,
+            "filesystem_used": 8192,
+            "created_at": CREATED_AT,
+            **members,
         }
         self.volumes[volume["id"]] = volume
         return volume
@@ -59,8 +86,14 @@ class AttachmentApi:
     def add_attachment(self, volume: Object, node: str, holder: str) -> Object:
         """Add an attachment that is attached."""
         attachment = {
-            **{"id": str(uuid4()), "volume_id": volume["id"], "volume_name": volume["name"], "node": node},
-            **{"holder": holder, "mode": "rw", "path": str(self.root / volume["id"]), "state": "attached"},
+            "id": str(uuid4()),
+            "volume_id": volume["id"],
+            "volume_name": volume["name"],
+            "node": node,
+            "holder": holder,
+            "mode": "rw",
+            "path": str(self.root / volume["id"]),
+            "state": "attached",
         }
         self.attachments[attachment["id"]] = attachment
         return attachment
@@ -72,6 +105,10 @@ class AttachmentApi:
     def bodies(self, method: str, path: str) -> list[Any]:
         """Return the bodies of requests."""
         return [body for found, where, body in self.requests if (found, where) == (method, path)]
+
+    def count(self, method: str, suffix: str) -> int:
+        """Return how many requests there were for paths that end so."""
+        return sum(found == method and path.endswith(suffix) for found, path, _ in self.requests)
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Wait until requests have made a condition true."""
@@ -93,32 +130,21 @@ class AttachmentApi:
             path = parts.path.removeprefix("/api/v1")
             self.requests.append((method, path, body))
             self.changed.notify_all()
-            if self.problems:
-                raise self.problems.pop(0)
-            names = path.strip("/").split("/")
-            match [method, *names]:
-                case ["GET", "volumes"]:
-                    return self._page(self.volumes, query, "name")
-                case ["GET", "attachments"]:
-                    return self._page(self.attachments, query, "node", "holder", "volume_id")
-                case ["GET", "snapshots"]:
-                    return Page([{"id": "5" * 8, "name": "monday", "volume_id": one} for one in self.volumes], None)
-                case ["GET", "volumes", volume_id]:
-                    return self._volume(volume_id)
-                case ["GET", "jobs", job_id]:
-                    return self.jobs[job_id]
-                case ["POST", "jobs", job_id, "cancel"]:
-                    self.jobs[job_id]["status"] = "cancelled"
-                    return self.jobs[job_id]
-                case ["POST", "volumes"]:
-                    return self._create(body)
-                case ["DELETE", "volumes", volume_id]:
-                    return self._delete(self._volume(volume_id))
-                case ["POST", "volumes", volume_id, "attachments"]:
-                    return self._attach(self._volume(volume_id), body)
-                case ["DELETE", "volumes", volume_id, "attachments", attachment_id]:
-                    return self._detach(self._volume(volume_id), attachment_id)
+            for (refused_method, suffix), refused in self.refusals.items():
+                if method == refused_method and path.endswith(suffix):
+                    raise refused
+            for (routed_method, pattern), handler in self._routes.items():
+                match = re.fullmatch(pattern, path)
+                if method == routed_method and match:
+                    return handler(query if method == "GET" else body, *match.groups())
             raise Refused(404, "not-found", f"no such route: {method} {path}")
+
+    def _get_snapshots(self, _: Any) -> Page:
+        return Page([{"id": "5" * 8, "name": "monday", "volume_id": one} for one in self.volumes], None)
+
+    def _cancel(self, _: Any, job_id: str) -> Object:
+        self.jobs[job_id]["status"] = "cancelled"
+        return self.jobs[job_id]
 
     def _page(self, objects: dict[str, Object], query: dict[str, list[str]], *filters: str) -> Page:
         wanted = {name: query[name][0] for name in filters if name in query}
@@ -189,7 +215,7 @@ class AttachmentApi:
             raise Refused(409, "volume-unusable", "The volume is in the state error")
 
     def _start(self, kind: str, volume: Object, work: Callable[[], Object | None]) -> Object:
-        job = {"id": str(uuid4()), "kind": kind, "status": "running", "result": None, "error": None}
+        job: Object = {"id": str(uuid4()), "kind": kind, "status": "running", "result": None, "error": None}
         self.jobs[job["id"]] = job
         self._work[job["id"]] = work
         volume["job_id"] = job["id"]
@@ -205,9 +231,9 @@ class AttachmentApi:
         if job["kind"] in self.failing:
             job |= {"status": "failed", "error": self.failing[job["kind"]]}
             volume |= {"state": "error", "last_error": job["error"]}
-            return
-        volume["state"] = "available"
-        job |= {"status": "succeeded", "result": self._work[job["id"]]()}
+        else:
+            volume["state"] = "available"
+            job |= {"status": "succeeded", "result": self._work[job["id"]]()}
         self.changed.notify_all()
 
 
@@ -218,10 +244,16 @@ def serve(api: AttachmentApi) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
             content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            if self.command == "POST":
-                api.idempotency_keys.append(self.headers["Idempotency-Key"])
+            key = self.headers["Idempotency-Key"] or str(uuid4())
             try:
-                answer = api.answer(self.command, self.path, json.loads(content) if content else None)
+                answer = api.accepted.get(key)
+                if answer is None:
+                    answer = api.answer(self.command, self.path, json.loads(content) if content else None)
+                if self.command == "POST":
+                    api.accepted[key] = answer
+                route = self.command, urlsplit(self.path).path.removeprefix("/api/v1")
+                if route in api.lost_answers:
+                    return api.lost_answers.discard(route)
                 status, body = 200, answer._asdict() if isinstance(answer, Page) else answer
             except Refused as refused:
                 status, body = refused.body["status"], refused.body
@@ -230,6 +262,7 @@ def serve(api: AttachmentApi) -> Iterator[str]:
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
             self.wfile.write(text)
+            return None
 
         do_GET = do_POST = do_DELETE = answer  # noqa: N815 (the server's names)
 

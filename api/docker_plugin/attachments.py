@@ -49,14 +49,14 @@ class Attachments:
                 )
             if not has_succeeded(job):
                 raise PluginError(f"{failure(job)}; `cistern jobs show {job['id']}` shows more")
-            self._counts.add(name, holder, at_most=1 if engine_id == PODMAN_ID else None)
+            self._counts.add(name, holder)
             return str(job["result"]["path"])
 
     def detach(self, deadline: Deadline, find: Callable[[], JsonObject | None], name: str, engine_id: str) -> None:
         """Take a mount of a holder off, and detach after its last one; a holder without an attachment is fine."""
         holder = HOLDER + engine_id
         with self._only_one(name, deadline):
-            if self._counts.remove(name, holder):
+            if self._counts.remove(name, holder, every=engine_id == PODMAN_ID):
                 return
             volume = find()
             if volume is not None:

@@ -25,17 +25,16 @@ class MountCounts:
         self._lock = Lock()
         self._counts = Counter[tuple[str, str]](_read(path))
 
-    def add(self, volume: str, holder: str, *, at_most: int | None = None) -> None:
+    def add(self, volume: str, holder: str) -> None:
         """Count a mount."""
         with self._lock:
-            count = self._counts[volume, holder] + 1
-            self._counts[volume, holder] = count if at_most is None else min(count, at_most)
+            self._counts[volume, holder] += 1
             self._write()
 
-    def remove(self, volume: str, holder: str) -> int:
-        """Take a mount off, and return how many are left."""
+    def remove(self, volume: str, holder: str, *, every: bool = False) -> int:
+        """Take a mount off, or every one, and return how many are left."""
         with self._lock:
-            left = max(0, self._counts[volume, holder] - 1)
+            left = 0 if every else max(0, self._counts[volume, holder] - 1)
             if left:
                 self._counts[volume, holder] = left
             else:
@@ -50,7 +49,7 @@ class MountCounts:
 
     def _write(self) -> None:
         """Replace the file at once, so that a kill leaves the old or the new one."""
-        rows = [[volume, holder, count] for (volume, holder), count in self._counts.items() if count]
+        rows = [[volume, holder, count] for (volume, holder), count in self._counts.items()]
         new = self._path.with_name(f"{self._path.name}.new")
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode=0o600)
         with os.fdopen(descriptor, "w") as file:

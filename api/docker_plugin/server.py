@@ -87,12 +87,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Answer a call. Podman takes only a status other than 200 for an error."""
-        call = CALLS.get(self.path)
-        if call is None:
-            return self._send(404, {"Err": f"Cistern's volume plugin has no call {self.path}"})
         request: JsonObject = {}
         try:
-            request = self._request()
+            request = self._request()  # before any answer: what is not read resets the connection
+            call = CALLS.get(self.path)
+            if call is None:
+                return self._send(404, {"Err": f"Cistern's volume plugin has no call {self.path}"})
             answer = call(self.server.driver, request)
         except CisternError as error:
             sentence = _sentence(error, self.server.node)

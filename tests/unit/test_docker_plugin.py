@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -170,9 +171,10 @@ class TestCreate:
         api.held.add("volume.delete")
         engine.call("VolumeDriver.Remove", named("data"))
         monkeypatch.setattr(driver, "SHORT_SECONDS", 20)
+        before = len(api.requests)
         with ThreadPoolExecutor() as pool:
             created = pool.submit(engine.create, "data", size="1GiB")
-            api.wait_for(lambda: api.requests[-1][1].startswith("/jobs/"))
+            api.wait_for(lambda: any(path.startswith("/jobs/") for _, path, _ in api.requests[before:]))
             api.finish("volume.delete")
             created.result()
 
@@ -271,11 +273,13 @@ class TestMount:
     def test_count_of_mounts_outlives_the_plugin(self, url: str, tmp_path: Path, api: AttachmentApi) -> None:
         api.add_volume("data")
         with plugin(url, tmp_path) as engine:
-            engine.mount("data", "c1")
-            engine.mount("data", "c1")
+            for _ in range(3):
+                engine.mount("data", "c1")
+        for _ in range(2):
+            with plugin(url, tmp_path) as engine:
+                engine.unmount("data", "c1")
+                assert api.holders("data") == ["docker:c1"]
         with plugin(url, tmp_path) as engine:
-            engine.unmount("data", "c1")
-            assert api.holders("data") == ["docker:c1"]
             engine.unmount("data", "c1")
 
         assert api.holders("data") == []
@@ -363,12 +367,38 @@ class TestMount:
         connection = engine.send("VolumeDriver.Mount", named("data", PODMAN_ID))
         api.wait_for(lambda: bool(api.jobs))
         connection.close()
-        api.finish("volume.attach")
-        engine.mount("data", PODMAN_ID)
-        assert api.holders("data") == [PODMAN]
+        with ThreadPoolExecutor() as pool:
+            mounted = pool.submit(engine.mount, "data", PODMAN_ID)
+            api.finish("volume.attach")
+            mounted.result()
+        assert "attached on node here" in engine.error("VolumeDriver.Remove", named("data"))
 
         engine.unmount("data", PODMAN_ID)
         assert api.holders("data") == []
+        assert sum(job["kind"] == "volume.detach" for job in api.jobs.values()) == 1
+
+    def test_volume_is_removed_when_the_only_answer_to_a_mount_of_podman_was_lost(
+        self, engine: Engine, api: AttachmentApi, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        undone = Event()
+        give_back = driver.VolumeDriver.unanswered_mount
+
+        def signalled(volume_driver: driver.VolumeDriver, name: str, engine_id: str) -> None:
+            give_back(volume_driver, name, engine_id)
+            undone.set()
+
+        monkeypatch.setattr(driver.VolumeDriver, "unanswered_mount", signalled)
+        api.add_volume("data")
+        api.held.add("volume.attach")
+        connection = engine.send("VolumeDriver.Mount", named("data", PODMAN_ID))
+        api.wait_for(lambda: bool(api.jobs))
+        connection.close()
+        api.finish("volume.attach")
+        assert undone.wait(20)
+        assert api.holders("data") == [PODMAN]
+
+        engine.call("VolumeDriver.Remove", named("data"))
+        assert api.volumes == {}
 
     def test_unmount_returns_while_the_detach_job_is_at_work(
         self, engine: Engine, api: AttachmentApi, monkeypatch: pytest.MonkeyPatch

@@ -11,7 +11,7 @@ import structlog
 from api.cli.client import ApiCallFailed, JsonObject
 from api.docker_plugin.calls import Calls, Deadline, has_ended, has_succeeded
 from api.docker_plugin.errors import PluginError, code_of, failure
-from api.docker_plugin.mount_counts import MountCounts
+from api.docker_plugin.mounts import Mounts
 
 HOLDER: Final = "docker:"
 #: The id that Podman sends for all containers: it counts them itself, mounts before the first and unmounts after the
@@ -24,10 +24,10 @@ log = structlog.stdlib.get_logger()
 class Attachments:
     """The attachments of volumes on this node that containers hold."""
 
-    def __init__(self, calls: Calls, counts: MountCounts, node: str) -> None:
-        """Take the API, the counts, and the name of this node."""
+    def __init__(self, calls: Calls, mounts: Mounts, node: str) -> None:
+        """Take the API, what is mounted, and the name of this node."""
         self._calls = calls
-        self._counts = counts
+        self._mounts = mounts
         self._node = node
         self._locks = defaultdict[str, Lock](Lock)
 
@@ -49,18 +49,19 @@ class Attachments:
                 )
             if not has_succeeded(job):
                 raise PluginError(f"{failure(job)}; `cistern jobs show {job['id']}` shows more")
-            self._counts.add(name, holder)
-            return str(job["result"]["path"])
+            mountpoint = str(job["result"]["path"])
+            self._mounts.add(name, holder, mountpoint)
+            return mountpoint
 
     def detach(self, deadline: Deadline, find: Callable[[], JsonObject | None], name: str, engine_id: str) -> None:
         """Take a mount of a holder off, and detach after its last one; a holder without an attachment is fine."""
         holder = HOLDER + engine_id
         with self._only_one(name, deadline):
-            if self._counts.remove(name, holder, every=engine_id == PODMAN_ID):
+            if self._mounts.remove(name, holder, every=engine_id == PODMAN_ID):
                 return
             volume = find()
             if volume is not None:
-                for attachment in self.here(deadline, volume_id=volume["id"], holder=holder):
+                for attachment in self._here(deadline, volume_id=volume["id"], holder=holder):
                     self._detach(deadline, attachment)
 
     def give_back(self, deadline: Deadline, find: Callable[[], JsonObject | None], name: str, engine_id: str) -> None:
@@ -69,19 +70,28 @@ class Attachments:
         Docker will not come back with this id. Podman has one for all, and may be on its way with the next request.
         """
         if engine_id == PODMAN_ID:
-            self._counts.remove(name, HOLDER + engine_id)
+            self._mounts.remove(name, HOLDER + engine_id)
         else:
             self.detach(deadline, find, name, engine_id)
 
     def detach_leftovers(self, deadline: Deadline, volume: JsonObject) -> None:
         """Detach holders of this node that have no mount any more: the answers to their mounts were lost."""
         with self._only_one(volume["name"], deadline):
-            for attachment in self.here(deadline, volume_id=volume["id"]):
+            for attachment in self._here(deadline, volume_id=volume["id"]):
                 holder = attachment["holder"]
-                if holder.startswith(HOLDER) and not self._counts.of(volume["name"], holder):
+                if holder.startswith(HOLDER) and self._mounts.path(volume["name"], holder) is None:
                     self._detach(deadline, attachment)
 
-    def here(self, deadline: Deadline, **filters: str) -> list[JsonObject]:
+    def mountpoints(self, deadline: Deadline, **filters: str) -> dict[str, str]:
+        """Return the path of each volume that this node has, by its id; one of a container comes before others."""
+        found = dict[str, str]()
+        for one in sorted(self._here(deadline, **filters), key=lambda one: str(one["holder"]).startswith(HOLDER)):
+            path = one["path"] or self._mounts.path(one["volume_name"], one["holder"])
+            if path is not None:
+                found[one["volume_id"]] = path
+        return found
+
+    def _here(self, deadline: Deadline, **filters: str) -> list[JsonObject]:
         """Return attachments of this node, of one volume or of all."""
         return self._calls.list_all(deadline, "/attachments", node=self._node, **filters)
 
@@ -100,7 +110,7 @@ class Attachments:
 
     @contextmanager
     def _only_one(self, name: str, deadline: Deadline) -> Iterator[None]:
-        """Let one thread at a time change the attachments of a volume: counts and attachments must agree."""
+        """Let one thread at a time change a volume's attachments: mounts and attachments must agree."""
         lock = self._locks[name]
         if not lock.acquire(timeout=deadline.seconds_left):
             raise PluginError(f"another request for volume {name} is still at work: try again in a moment")
@@ -108,9 +118,3 @@ class Attachments:
             yield
         finally:
             lock.release()
-
-
-def mountpoints(attachments: list[JsonObject]) -> dict[str, str]:
-    """Return the path of each volume that is attached; one that containers hold comes before others."""
-    by_holder = sorted(attachments, key=lambda one: one["holder"].startswith(HOLDER))
-    return {one["volume_id"]: one["path"] for one in by_holder if one["path"]}

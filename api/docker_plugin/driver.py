@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from api.cli.client import ApiCallFailed, JsonObject
 from api.cli.lookup import VOLUME, find_id, find_snapshot_id
-from api.docker_plugin.attachments import PODMAN_ID, Attachments, mountpoints
+from api.docker_plugin.attachments import PODMAN_ID, Attachments
 from api.docker_plugin.calls import Calls, Deadline, has_ended, has_succeeded
 from api.docker_plugin.errors import PluginError, UnknownVolume, code_of, failure
 from api.docker_plugin.options import DEFAULT_FILESYSTEM, Options, differences, parse_options
@@ -92,7 +92,7 @@ class VolumeDriver:
         """Return where a volume is mounted on this node; empty if it is not."""
         deadline = Deadline(SHORT_SECONDS)
         volume = self._require(deadline, name)
-        return mountpoints(self._attachments.here(deadline, volume_id=volume["id"])).get(volume["id"], "")
+        return self._attachments.mountpoints(deadline, volume_id=volume["id"]).get(volume["id"], "")
 
     def get(self, name: str) -> dict[str, Any]:
         """Return a volume.
@@ -102,14 +102,14 @@ class VolumeDriver:
         """
         deadline = Deadline(SHORT_SECONDS)
         volume = self._require(deadline, name)
-        found = mountpoints(self._attachments.here(deadline, volume_id=volume["id"]))
+        found = self._attachments.mountpoints(deadline, volume_id=volume["id"])
         return {**_described(volume, found), "Status": {member: volume.get(member) for member in _STATUS}}
 
     def list(self) -> list[dict[str, Any]]:
         """Return all volumes that have a file system."""
         deadline = Deadline(SHORT_SECONDS)
         volumes = self._calls.list_all(deadline, "/volumes")
-        found = mountpoints(self._attachments.here(deadline))
+        found = self._attachments.mountpoints(deadline)
         return [
             _described(volume, found)
             for volume in volumes

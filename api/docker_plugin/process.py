@@ -11,7 +11,7 @@ from api.cli.client import ApiClient
 from api.docker_plugin.attachments import Attachments
 from api.docker_plugin.calls import Calls
 from api.docker_plugin.driver import VolumeDriver
-from api.docker_plugin.mount_counts import MountCounts
+from api.docker_plugin.mounts import Mounts
 from api.docker_plugin.server import PluginServer
 from api.docker_plugin.socket_path import owned_socket_path
 
@@ -30,8 +30,8 @@ def run(api: ApiClient, socket: Path, node: str, default_size: int | None) -> No
     stopping = Event()
     with owned_socket_path(socket):
         calls = Calls(api, stopping)
-        counts = MountCounts(socket.with_name(f"{socket.name}.mounts"))
-        driver = VolumeDriver(calls, Attachments(calls, counts, node), default_size)
+        mounts = Mounts(socket.with_name(f"{socket.name}.mounts"))
+        driver = VolumeDriver(calls, Attachments(calls, mounts, node), default_size)
         with PluginServer(socket, driver, node) as server:
             thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1})
             thread.start()

@@ -92,7 +92,7 @@ class AttachmentApi:
             "node": node,
             "holder": holder,
             "mode": "rw",
-            "path": str(self.root / volume["id"]),
+            "path": None,
             "state": "attached",
         }
         self.attachments[attachment["id"]] = attachment
@@ -192,7 +192,12 @@ class AttachmentApi:
             here = (one for one in self.attachments.values() if one["volume_id"] == volume["id"])
             found = next((one for one in here if one["holder"] == body["holder"]), None)
             found = found or self.add_attachment(volume, body["node"], body["holder"])
-            return {"volume_id": volume["id"], "attachment_id": found["id"], "device": "loop0", "path": found["path"]}
+            return {
+                "volume_id": volume["id"],
+                "attachment_id": found["id"],
+                "device": "loop0",
+                "path": str(self.root / volume["id"]),
+            }
 
         volume["state"] = "attaching"
         return self._start("volume.attach", volume, work)

@@ -13,7 +13,7 @@ from api.cli.client import open_api
 from api.docker_plugin.attachments import Attachments
 from api.docker_plugin.calls import Calls
 from api.docker_plugin.driver import VolumeDriver
-from api.docker_plugin.mount_counts import MountCounts
+from api.docker_plugin.mounts import Mounts
 from api.docker_plugin.server import PluginServer
 
 NODE = "here"
@@ -80,7 +80,7 @@ def plugin(url: str, directory: Path, default_size: int | None = None) -> Iterat
     """Serve the plugin, and yield an engine that calls it."""
     path, stopping = directory / "cistern.sock", Event()
     calls = Calls(open_api(url), stopping)
-    attachments = Attachments(calls, MountCounts(directory / "mounts.json"), NODE)
+    attachments = Attachments(calls, Mounts(directory / "mounts.json"), NODE)
     with PluginServer(path, VolumeDriver(calls, attachments, default_size), NODE) as server:
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()

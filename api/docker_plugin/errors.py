@@ -34,7 +34,7 @@ def explanation(error: ApiCallFailed, node: str) -> str:
     """Return what a failed call means to a person at a container engine."""
     code, problem = code_of(error), error.problem or {}
     if code == "volume-attached":
-        return f"{_attachment(problem)}: stop what uses it, and try again"
+        return f"{_attachment(problem)}: stop what uses it, `cistern attachments` shows all, and try again"
     if code == "volume-has-snapshots":
         return f"{error.message}: delete its snapshots first, `cistern snapshots list` shows them"
     if code == "unknown-node":

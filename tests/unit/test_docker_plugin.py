@@ -312,7 +312,8 @@ class TestMount:
         api.add_attachment(api.add_volume("data"), "there", "docker:c9")
 
         assert engine.error("VolumeDriver.Mount", named("data", "c1")) == (
-            f"the volume is attached on node there by docker:c9 since {CREATED_AT}: stop what uses it, and try again"
+            f"the volume is attached on node there by docker:c9 since {CREATED_AT}: stop what uses it,"
+            " `cistern attachments` shows all, and try again"
         )
 
     def test_mount_of_an_unknown_volume_is_an_error(self, engine: Engine) -> None:

@@ -35,6 +35,7 @@ _LAZY: Final = {
     "projects": _Lazy("project_commands", "Create and list projects, and limit them."),
     "keys": _Lazy("key_commands", "Create, list, replace and revoke keys, in the database itself."),
     "audit": _Lazy("overview_commands", "List accepted changes. Needs a system key."),
+    "docker-plugin": _Lazy("docker_plugin_command", "Serve volumes to Docker and Podman on this host."),
     "check": _Lazy("check_command", "Compare database, ledger and storage."),
     "doctor": _Lazy("doctor_command", "Examine settings, servers and workers, and say what is wrong."),
 }
@@ -52,7 +53,7 @@ class _LazyGroup(TyperGroup):
         if cmd_name not in _LAZY:
             return super().get_command(ctx, cmd_name)
         module = importlib.import_module(f"api.cli.{_LAZY[cmd_name].module}")
-        found = typer.main.get_command(getattr(module, cmd_name))
+        found = typer.main.get_command(getattr(module, cmd_name.replace("-", "_")))
         found.name, found.help = cmd_name, found.help or _LAZY[cmd_name].help
         return found
 

@@ -54,10 +54,14 @@ class OneNode:
     async def start(self, transition: str | None = None) -> Process:
         """Start the agent, which kills itself at a transition if one is given; return it once it is known."""
         command = "worker.node" if transition is None else "tests.acceptance.sabotage_node"
-        extra = {"CISTERN_NODE": NODE, "CISTERN_NODE_DIR": str(self.cluster.folder / "mounts")}
-        if transition is not None:
-            extra["SABOTAGE_TRANSITION"] = transition
-        agent = self.cluster.start_worker(command, url=f"file:{self.cluster.volumes}", **extra)
+        agent = self.cluster.start_worker(
+            command,
+            url=f"file:{self.cluster.volumes}",
+            log=None,
+            CISTERN_NODE=NODE,
+            CISTERN_NODE_DIR=str(self.cluster.folder / "mounts"),
+            SABOTAGE_TRANSITION=transition or "",
+        )
         async with asyncio.timeout(TIMEOUT_SECONDS):
             while not await self._is_known(agent.pid):
                 assert agent.poll() in (None, -signal.SIGKILL)

@@ -154,7 +154,10 @@ class FileDriver(StorageDriver):
         """Move the volume's directory to the trash in one step, then remove it from there."""
         grant.check()
         at.tree.empty_trash(volume_id, grant)
-        with at.fences.publishing("delete", volume_id, grant):
+        with (
+            at.fences.publishing("delete", volume_id, grant),
+            at.tree.in_use_by_nobody(data_of(volume_id), grant),
+        ):
             at.tree.move_to_trash(volume_id, grant)
         at.tree.empty_trash(volume_id, grant)
 

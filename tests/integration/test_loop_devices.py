@@ -1,16 +1,18 @@
 """A loop device has the volume's file open, as every mounted volume does: see that the driver takes notice."""
 
+import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 from uuid import UUID, uuid4
 
 import pytest
 
 from benchmarks.disk_image import NoImage, disk_image
 from domain.storage.context import Fence, Grant
-from domain.storage.errors import VolumeInUse
+from domain.storage.errors import SnapshotTorn, VolumeInUse
 from domain.storage.file import leases
 from domain.storage.file.driver import FileDriver
 
@@ -84,3 +86,65 @@ async def test_volume_on_a_loop_device_is_neither_restored_nor_deleted_until_it_
     assert data(driver).read_bytes() == OLD
     await driver.delete(VOLUME, attempt(6))
     assert not data(driver).exists()
+
+
+def shares_blocks(driver: FileDriver) -> bool:
+    return driver.root.parent.name == "xfs"
+
+
+async def test_snapshot_of_a_volume_on_a_loop_device_says_what_it_is_and_is_refused_if_it_may_not_be_torn(
+    driver: FileDriver,
+) -> None:
+    shared = shares_blocks(driver)
+    with loop_device(data(driver)):
+        taken = await driver.take_snapshot(VOLUME, uuid4(), attempt(3))
+        assert (taken.size, taken.shared, taken.was_open) == (MIB, shared, True)
+        if shared:
+            assert await driver.take_snapshot(VOLUME, uuid4(), attempt(3), allow_torn=False) == taken
+        else:
+            with pytest.raises(SnapshotTorn, match="allow_torn"):
+                await driver.take_snapshot(VOLUME, uuid4(), attempt(3), allow_torn=False)
+
+    with loop_device(data(driver), "--read-only"):
+        taken = await driver.take_snapshot(VOLUME, uuid4(), attempt(3), allow_torn=False)
+    assert (taken.size, taken.shared, taken.was_open) == (MIB, shared, False)
+
+
+@contextmanager
+def written_without_end(device: Path) -> Iterator[None]:
+    """Write blocks to a device, each straight through to its file, until the block ends."""
+    stopped, begun = Event(), Event()
+
+    def write() -> None:
+        with device.open("r+b", buffering=0) as file:
+            number = 0
+            while not stopped.is_set():
+                os.pwrite(file.fileno(), number.to_bytes(4, "big") * 1024, number % 256 * 4096)
+                os.fsync(file.fileno())
+                number += 1
+                begun.set()
+
+    writer = Thread(target=write)
+    writer.start()
+    try:
+        assert begun.wait(10)
+        yield
+    finally:
+        stopped.set()
+        writer.join()
+
+
+async def test_what_a_lost_node_writes_never_reaches_the_volume_once_it_is_isolated(driver: FileDriver) -> None:
+    before = data(driver).stat()
+    with loop_device(data(driver)) as device:
+        with written_without_end(device):
+            assert await driver.isolate(VOLUME, attempt(3)) == MIB
+            isolated = data(driver).read_bytes()
+        assert device.read_bytes() != isolated
+        assert data(driver).read_bytes() == isolated
+        after = data(driver).stat()
+        assert (after.st_ino != before.st_ino, after.st_mode) == (True, before.st_mode)
+
+        # The lost node has the old file only, so that nobody is in the way of what follows.
+        assert await driver.restore_snapshot(VOLUME, SNAPSHOT, attempt(4)) == MIB
+        await driver.delete(VOLUME, attempt(5))

@@ -92,6 +92,9 @@ class StorageDriver(Protocol):
     #: How many times its capacity a backend may promise to volumes, unless its URL has the option ``overcommit``.
     overcommit: float = 20.0
 
+    #: The file systems that the driver can make in a volume, of `domain.storage.filesystems.FILESYSTEMS`.
+    filesystems: Collection[str] = ()
+
     async def identity(self) -> str | None:
         """Return the identity that is stored at the place, None if there is none. Change nothing."""
         return None
@@ -115,11 +118,33 @@ class StorageDriver(Protocol):
     def path(self, volume_id: UUID) -> str | None:
         """Return the path of the volume's bytes, None if the backend has no paths."""
 
-    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
-        """Create an empty volume of ``size`` bytes; never replace one. Return its size in bytes."""
+    async def create(self, volume_id: UUID, size: int, grant: Grant, filesystem: str | None = None) -> int:
+        """Create a volume of ``size`` bytes, empty or with an empty file system; never replace one.
+
+        The UUID of the file system is the volume's id. Return the volume's size in bytes.
+
+        Raises:
+            FilesystemFailed: the file system cannot be made, or not in so few bytes.
+        """
 
     async def expand(self, volume_id: UUID, size: int, grant: Grant) -> int:
         """Grow to ``size`` bytes, keeping the content; never shrink. Return the new size in bytes."""
+
+    async def grow_filesystem(self, volume_id: UUID, filesystem: str, grant: Grant) -> None:
+        """Grow a file system that is not mounted to the size of its volume, unless it is of a kind that grows mounted.
+
+        Here nothing is done, for drivers that make no file systems.
+
+        Raises:
+            FilesystemFailed: it cannot be grown, for the reason in the message.
+            VolumeInUse: somebody has the volume open; nothing was changed.
+        """
+        _ = volume_id, filesystem, grant
+
+    async def filesystem_size(self, volume_id: UUID, filesystem: str) -> int | None:
+        """Return how many bytes of a volume its file system occupies; None if the volume has none of this kind."""
+        _ = volume_id, filesystem
+        return None
 
     async def delete(self, volume_id: UUID, grant: Grant) -> None:
         """Delete the volume but keep its fence. Succeed if the volume is absent.

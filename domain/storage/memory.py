@@ -11,6 +11,7 @@ from domain.storage.backends import DriverUrl
 from domain.storage.context import Fence, Grant, refuse_stale
 from domain.storage.driver import Capacity, Leftover, StorageDriver, StoredObject, StoredVolume, Taken, Usage
 from domain.storage.errors import SnapshotMissing, StorageFull, VolumeMissing
+from domain.storage.filesystems import refuse_filesystem
 
 
 class MemoryDriver(StorageDriver):
@@ -25,8 +26,9 @@ class MemoryDriver(StorageDriver):
     def path(self, volume_id: UUID) -> None:
         """Return None: there are no files."""
 
-    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
+    async def create(self, volume_id: UUID, size: int, grant: Grant, filesystem: str | None = None) -> int:
         """Store the size of a new volume; never replace one."""
+        refuse_filesystem(filesystem)
         with self._publishing("create", volume_id, grant):
             if volume_id not in self._sizes:
                 self._set_size(volume_id, size)

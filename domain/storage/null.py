@@ -6,6 +6,7 @@ from uuid import UUID
 from domain.storage.backends import DriverUrl
 from domain.storage.context import Grant
 from domain.storage.driver import Capacity, Leftover, StorageDriver, Taken, Usage
+from domain.storage.filesystems import refuse_filesystem
 
 
 class NullDriver(StorageDriver):
@@ -14,8 +15,9 @@ class NullDriver(StorageDriver):
     def path(self, volume_id: UUID) -> None:
         """Return None: there are no bytes."""
 
-    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
+    async def create(self, volume_id: UUID, size: int, grant: Grant, filesystem: str | None = None) -> int:
         """Report a volume of ``size`` bytes as created."""
+        refuse_filesystem(filesystem)
         _publish("create", volume_id, grant)
         return size
 

@@ -17,6 +17,7 @@ from domain.storage.backends import DriverUrl
 from domain.storage.context import Fence, Grant, refuse_stale
 from domain.storage.driver import Capacity, Leftover, StorageDriver, StoredObject, StoredVolume, Taken, Usage
 from domain.storage.errors import SnapshotMissing, StorageBusy, TransientStorageError, VolumeMissing
+from domain.storage.filesystems import refuse_filesystem
 
 T = TypeVar("T")
 
@@ -39,8 +40,9 @@ class SqliteDriver(StorageDriver):
     def path(self, volume_id: UUID) -> None:
         """Return None: users find no files here."""
 
-    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
-        """Create a volume; never replace one."""
+    async def create(self, volume_id: UUID, size: int, grant: Grant, filesystem: str | None = None) -> int:
+        """Create a volume; never replace one. There are no bytes for a file system."""
+        refuse_filesystem(filesystem)
 
         def work() -> int:
             with self._publishing("create", volume_id, grant) as db:

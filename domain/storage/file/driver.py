@@ -26,13 +26,18 @@ from domain.storage.file.disk import (
     domain_errors,
     grow_reserved,
     look,
+    punch_holes,
     release_blocks,
+    reserve_range,
     resize,
     sync,
 )
+from domain.storage.file.filesystem import GROWN_OFFLINE, make
 from domain.storage.file.opened import Opened
 from domain.storage.file.root import Root, without_job
+from domain.storage.file.superblock import filesystem_size
 from domain.storage.file.tree import data_of, snapshot_of
+from domain.storage.filesystems import FILESYSTEMS, require_room
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -61,6 +66,8 @@ class FileDriver(StorageDriver):
 
     Files are sparse, or have all their blocks reserved when they are created or grown (``reserve``).
     """
+
+    filesystems = tuple(FILESYSTEMS)
 
     def __init__(self, root: Path, threads: int, *, reserve: bool = False) -> None:
         #: The directory that contains everything.
@@ -93,12 +100,15 @@ class FileDriver(StorageDriver):
         return str(self.root / data_of(volume_id))
 
     @_in_thread
-    def create(self, at: Opened, volume_id: UUID, size: int, grant: Grant) -> int:
-        """Create an empty file; never replace one."""
+    def create(self, at: Opened, volume_id: UUID, size: int, grant: Grant, filesystem: str | None = None) -> int:
+        """Create a file, empty or with a file system; never replace one."""
         at.fences.refuse_if_stale(volume_id, grant)
         with at.tree.draft(data_of(volume_id), grant) as draft:
             handle = draft.create()
-            self._grow(handle, size, grant)
+            if filesystem is None:
+                self._grow(handle, size, grant)
+            else:
+                self._make_filesystem(handle, size, filesystem, volume_id, grant)
             sync(handle, grant)
             with at.fences.publishing("create", volume_id, grant):
                 return draft.publish()
@@ -116,6 +126,21 @@ class FileDriver(StorageDriver):
                     self._grow(handle, size, grant)
                 sync(handle, grant)  # even if it has the size: an earlier attempt may have died right before its fsync
                 return os.fstat(handle).st_size
+
+    @_in_thread
+    def grow_filesystem(self, at: Opened, volume_id: UUID, filesystem: str, grant: Grant) -> None:
+        """Grow ext4 with its own tools; the others grow when they are mounted."""
+        grant.check()
+        if filesystem in GROWN_OFFLINE:
+            at.grow_ext4(volume_id, grant)
+
+    @_in_thread
+    def filesystem_size(self, at: Opened, volume_id: UUID, filesystem: str) -> int | None:
+        """Read the superblock, whether it is mounted or not."""
+        if at.tree.size(data_of(volume_id)) is None:
+            raise VolumeMissing
+        with at.tree.opened(data_of(volume_id), os.O_RDONLY) as handle:
+            return filesystem_size(handle, filesystem)
 
     @_in_thread
     def delete(self, at: Opened, volume_id: UUID, grant: Grant) -> None:
@@ -237,6 +262,16 @@ class FileDriver(StorageDriver):
     async def close(self) -> None:
         """Wait for running work and end the threads, without blocking the event loop."""
         await asyncio.to_thread(self._threads.shutdown)
+
+    def _make_filesystem(self, handle: int, size: int, filesystem: str, volume_id: UUID, grant: Grant) -> None:
+        """Make a file system in an empty file before its blocks are reserved: tools release blocks without data."""
+        require_room(filesystem, size)
+        resize(handle, size, grant)
+        make(handle, filesystem, volume_id, grant)
+        if self._reserve:
+            reserve_range(handle, 0, size, grant)
+        else:
+            punch_holes(handle, grant)
 
     def _grow(self, handle: int, size: int, grant: Grant) -> None:
         if self._reserve:

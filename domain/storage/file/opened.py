@@ -10,6 +10,7 @@ from domain.errors import StorageError
 from domain.storage.context import Grant
 from domain.storage.driver import Taken
 from domain.storage.errors import VolumeMissing
+from domain.storage.file import filesystem
 from domain.storage.file.consistency import Consistency, copy_watched, recorded
 from domain.storage.file.disk import copy_file, match_replaced_file
 from domain.storage.file.fence import Fences
@@ -87,3 +88,17 @@ class Opened:
                     raise VolumeMissing
                 with draft.replacing(in_use=in_use) as replaced:
                     return match_replaced_file(handle, replaced, grant)
+
+    def grow_ext4(self, volume_id: UUID, grant: Grant) -> None:
+        """Grow the file system in a volume's file, in place, unless somebody has the file open.
+
+        Who opens it after that is not noticed: the tools have to open it too.
+        """
+        data = data_of(volume_id)
+        with self.fences.publishing("grow_filesystem", volume_id, grant) as record:
+            if self.tree.size(data) is None:
+                raise VolumeMissing
+            with self.tree.in_use_by_nobody(data, grant):
+                pass
+            with self.tree.opened(data, os.O_RDWR) as handle:
+                filesystem.grow_ext4(handle, record.handle, grant)

@@ -15,6 +15,7 @@ from domain.storage.context import Fence, Grant
 from domain.storage.errors import SnapshotTorn, VolumeInUse
 from domain.storage.file import leases
 from domain.storage.file.driver import FileDriver
+from domain.storage.filesystems import FILESYSTEMS
 
 MIB = 1024**2
 VOLUME, SNAPSHOT = (UUID(f"01890000-0000-7000-8000-00000000000{last}") for last in "12")
@@ -86,6 +87,44 @@ async def test_volume_on_a_loop_device_is_neither_restored_nor_deleted_until_it_
     assert data(driver).read_bytes() == OLD
     await driver.delete(VOLUME, attempt(6))
     assert not data(driver).exists()
+
+
+@contextmanager
+def mounted(volume: Path, folder: Path, filesystem: str) -> Iterator[Path]:
+    folder.mkdir(exist_ok=True)
+    command = ["mount", "-t", filesystem, "-o", "loop", str(volume), str(folder)]
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    if completed.returncode != 0:
+        pytest.skip(f"mount: {completed.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("filesystem", FILESYSTEMS)
+async def test_file_system_of_a_new_volume_can_be_mounted_and_ext4_has_grown_when_it_is_mounted_again(
+    tmp_path: Path, filesystem: str
+) -> None:
+    driver = FileDriver(tmp_path / "volumes", threads=1)
+    driver.prepare()
+    volume = Path(driver.path(VOLUME))
+    await driver.create(VOLUME, 320 * MIB, attempt(1), filesystem=filesystem)
+    with mounted(volume, tmp_path / "mounted", filesystem) as folder:
+        (folder / "kept").write_bytes(NEW)
+        before = os.statvfs(folder).f_blocks
+        with pytest.raises(VolumeInUse):
+            await driver.delete(VOLUME, attempt(2))
+
+    await driver.expand(VOLUME, 640 * MIB, attempt(3))
+    await driver.grow_filesystem(VOLUME, filesystem, attempt(4))
+
+    assert await driver.filesystem_size(VOLUME, filesystem) == (640 if filesystem == "ext4" else 320) * MIB
+    with mounted(volume, tmp_path / "mounted", filesystem) as folder:
+        assert (folder / "kept").read_bytes() == NEW
+        assert (os.statvfs(folder).f_blocks > 1.9 * before) is (filesystem == "ext4")
+    await driver.delete(VOLUME, attempt(5))
+    await driver.close()
 
 
 def shares_blocks(driver: FileDriver) -> bool:

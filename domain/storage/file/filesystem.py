@@ -24,7 +24,8 @@ _MKFS: Final[Mapping[str, Sequence[str]]] = {
     "xfs": ("mkfs.xfs", "-q", "-K"),
     "btrfs": ("mkfs.btrfs", "-q", "-K"),
 }
-_PACKAGES: Final = {"ext4": "e2fsprogs", "xfs": "xfsprogs", "btrfs": "btrfs-progs"}
+#: The packages with these tools, as Debian calls them.
+PACKAGES: Final[Mapping[str, str]] = {"ext4": "e2fsprogs", "xfs": "xfsprogs", "btrfs": "btrfs-progs"}
 #: Administrators' tools are not on the PATH of every user.
 _SBIN: Final = "/usr/local/sbin:/usr/sbin:/sbin"
 _MAX_OUTPUT: Final = 400
@@ -86,7 +87,7 @@ def _run(
     program = shutil.which(tool, path=f"{os.environ.get('PATH', '')}:{_SBIN}")
     if program is None:
         raise FilesystemFailed(
-            f"{tool} is not installed on the worker's host (Debian: apt-get install {_PACKAGES[filesystem]})."
+            f"{tool} is not installed on the worker's host (Debian: apt-get install {PACKAGES[filesystem]})."
         )
     # To a file: a tool that outlives this process must not be ended by a broken pipe.
     with TemporaryFile() as output, grant.blocking_call(tool.partition(".")[0]):

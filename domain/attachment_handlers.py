@@ -13,7 +13,7 @@ from uuid_utils.compat import uuid7
 
 from domain.db.database import Database
 from domain.jobs.attempt import ClaimedJob, Payload, Succeeded
-from domain.jobs.kinds import FailedJobs, JobKind, SucceededJobs
+from domain.jobs.kinds import FailedJobs, JobHandler, JobKind, SucceededJobs
 from domain.jobs.model import Job, retry_columns
 from domain.jobs.store.jobs import JobRepository
 from domain.operation_handler import OperationHandler
@@ -189,6 +189,14 @@ class IsolateHandler(_LeavingHandler):
         """Remove all attachments of the volumes, and release them."""
         await super().record(session, succeeded)
         await AttachmentRepository(session).remove_of([volume_of(job) for job, _ in succeeded])
+
+
+def attachment_handlers(
+    database: Database, backends: Backends, *, max_attempts: int, node: NodeWork | None = None
+) -> dict[str, JobHandler]:
+    """Return the handlers of jobs about attachments; ``node`` is the agent that this process is, if it is one."""
+    kinds = (AttachHandler, DetachHandler, IsolateHandler)
+    return {one.kind: one(database, backends, max_attempts=max_attempts, node=node) for one in kinds}
 
 
 def _attachment_id(job: Job | ClaimedJob) -> UUID:

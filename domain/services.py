@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.access.service import KeyService, may_own_schedules
 from domain.access.sessions import SessionService
-from domain.attachment_handlers import AttachHandler, DetachHandler, IsolateHandler, NodeWork
+from domain.attachment_handlers import attachment_handlers
 from domain.audit.repository import PRUNE_BATCH, prune_entries
 from domain.audit.service import AuditLog
 from domain.bulk.expand import ExpandOperation
@@ -72,19 +72,11 @@ def handlers(settings: Settings, database: Database, backends: Backends, bulk: B
     attempts = settings.max_attempts
     return {
         **{kind: OperationHandler(one, backends, max_attempts=attempts) for kind, one in OPERATIONS.items()},
-        **attachment_handlers(settings, database, backends),
+        **attachment_handlers(database, backends, max_attempts=attempts),
         JobKind.BULK_EXPAND: bulk,
         JobKind.BULK_SNAPSHOT: bulk,
         JobKind.WEBHOOK_DELIVER: DeliveryHandler(database, Sender(settings.webhook_hosts)),
     }
-
-
-def attachment_handlers(
-    settings: Settings, database: Database, backends: Backends, node: NodeWork | None = None
-) -> dict[str, JobHandler]:
-    """Return the handlers of jobs about attachments; ``node`` is the agent that this process is, if it is one."""
-    kinds = (AttachHandler, DetachHandler, IsolateHandler)
-    return {one.kind: one(database, backends, max_attempts=settings.max_attempts, node=node) for one in kinds}
 
 
 @dataclass(frozen=True)
@@ -107,7 +99,6 @@ class Services:
     volume_names: VolumeNames
     volume_history: VolumeHistory
     attachments: AttachmentService
-    freezer: Freezer
     snapshots: SnapshotService
     bulk: BulkService
     actions: Actions
@@ -126,6 +117,11 @@ class Services:
     def many_jobs(self) -> ManyJobs:
         """What changes all jobs that match."""
         return ManyJobs(self.database, self.jobs)
+
+    @property
+    def freezer(self) -> Freezer:
+        """What asks nodes to freeze file systems."""
+        return Freezer(self.database, self.queue)
 
     def engine(
         self, worker: Worker, job_handlers: JobHandlers, served: Callable[[], Collection[str]] | None = None
@@ -299,7 +295,6 @@ def compose(
         volume_names=VolumeNames(database),
         volume_history=VolumeHistory(database),
         attachments=_attachments(settings, database, queue),
-        freezer=Freezer(database, queue),
         snapshots=snapshots,
         bulk=bulk,
         actions=actions,

@@ -135,8 +135,8 @@ class Settings(LogSettings):
     max_attempts: int = Field(default=8, ge=1, le=100)
     busy_seconds: Seconds = 600.0
     max_concurrent: int = Field(default=100, ge=1, le=10_000)
-    #: The name of this host among those that use volumes.
-    node: Annotated[str, Field(pattern=f"^{NODE_NAME}$")] = Field(default_factory=socket.gethostname)
+    #: The name of this host among those that use volumes; the host name if it is not set.
+    node: Annotated[str, Field(pattern=f"^({NODE_NAME})?$")] = ""
     #: Where the node mounts volumes.
     node_dir: Path = Path("/var/lib/cistern/mounts")
     #: Seconds between two trims of a mounted file system.
@@ -151,7 +151,9 @@ class Settings(LogSettings):
     traces: Traces = None
 
     @model_validator(mode="after")
-    def _default_backend(self) -> Self:
+    def _names_of_this_machine(self) -> Self:
+        if not self.node:
+            object.__setattr__(self, "node", socket.gethostname())
         if not self.backends:
             url = f"file:{self.data_dir.absolute() / 'volumes'}"
             object.__setattr__(self, "backends", {"local": url})

@@ -12,6 +12,7 @@ import structlog
 import uvloop
 from uuid_utils.compat import uuid7
 
+from domain.attachment_handlers import attachment_handlers
 from domain.db.database import CLOSE_TIMEOUT
 from domain.errors import ConfigurationError, DatabaseUnavailable
 from domain.jobs.engine import JobEngine
@@ -19,7 +20,7 @@ from domain.jobs.kinds import JobHandlers, JobKind
 from domain.jobs.model import Worker
 from domain.logs import configure_logging
 from domain.prometheus import serving_if_set
-from domain.services import Services, attachment_handlers, open_services
+from domain.services import Services, open_services
 from domain.settings import Settings, load_log_settings, load_settings, require_servers
 from domain.storage.context import StallLimits
 from domain.storage.model import LOOK_SECONDS
@@ -70,7 +71,7 @@ async def open_node(settings: Settings, host: HostProtocol) -> AsyncIterator[Run
 
 def _open_runner(settings: Settings, services: Services, agent: NodeAgent) -> tuple[JobEngine, Runner]:
     worker = Worker(id=uuid7(), host=socket.gethostname(), pid=os.getpid(), slots=settings.max_jobs, node=settings.node)
-    made = attachment_handlers(settings, services.database, services.backends, agent)
+    made = attachment_handlers(services.database, services.backends, max_attempts=settings.max_attempts, node=agent)
     handlers: JobHandlers = {kind: made[kind] for kind in _KINDS}
     engine = services.engine(worker, handlers, served=lambda: [queue_of(settings.node)])
     performer = AttemptPerformer(handlers, services.retry_policy)

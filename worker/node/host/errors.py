@@ -76,4 +76,4 @@ class AttachmentStale(PermanentStorageError):
 class GrowthRefused(PermanentStorageError):
     """The file system could not be grown."""
 
-    code = "growth-refused"
+    code = "filesystem-failed"

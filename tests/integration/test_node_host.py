@@ -185,6 +185,40 @@ def test_many_who_attach_a_file_at_once_get_one_device(place: Path) -> None:
     assert len(mounted_at(hosts[0].mount_path(VOLUME))) == 1
 
 
+def test_many_nodes_that_attach_a_file_at_once_give_it_one_device(place: Path) -> None:
+    file = volume_file(place, None)
+    attached: list[str] = []
+    refused: list[str] = []
+    barrier = threading.Barrier(8)
+
+    def attach(mark: str) -> None:
+        barrier.wait()
+        try:
+            attached.append(LoopDevices().attach(file, mark).path)
+        except VolumeFileInUse as error:
+            refused.append(error.message)
+
+    threads = [threading.Thread(target=attach, args=(f"mark {number}",)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert (len(attached), len(refused)) == (1, 7)
+    assert devices_of(file) == attached
+
+
+def test_a_volume_that_has_grown_while_the_agent_was_away_is_grown_when_it_is_attached_again(
+    host: HostOperations, place: Path
+) -> None:
+    file = volume_file(place, "xfs")
+    host.attach(file, VOLUME, "xfs")
+    size = enlarge(file, 64 * MIB)
+
+    assert host.attach(file, VOLUME, "xfs").grown_to == size
+    assert host.filesystem_size(VOLUME) == size
+
+
 def test_two_nodes_on_one_host_never_share_a_file(place: Path) -> None:
     file = volume_file(place, "ext4")
     HostOperations(place / "one").attach(file, VOLUME, "ext4")
@@ -278,12 +312,22 @@ def test_a_volume_in_use_stays_attached(host: HostOperations, place: Path) -> No
     file = volume_file(place, "ext4")
     host.attach(file, VOLUME, "ext4")
 
-    with (host.mount_path(VOLUME) / "open").open("w"), pytest.raises(MountInUse, match="in use by a process"):
+    with (host.mount_path(VOLUME) / "open").open("w"), pytest.raises(MountInUse, match=rf"in use by {os.getpid()} \("):
         host.detach(VOLUME)
 
     assert len(mounted_at(host.mount_path(VOLUME))) == 1
     assert len(devices_of(file)) == 1
     host.detach(VOLUME)
+
+
+def test_a_process_that_is_just_ending_does_not_keep_a_volume_attached(host: HostOperations, place: Path) -> None:
+    host.attach(volume_file(place, "ext4"), VOLUME, "ext4")
+    ending = subprocess.Popen(["sleep", "0.5"], cwd=host.mount_path(VOLUME))
+
+    host.detach(VOLUME)
+
+    assert ending.wait() == 0
+    assert host.found() == []
 
 
 def test_a_volume_that_is_mounted_in_another_mount_namespace_keeps_its_device(

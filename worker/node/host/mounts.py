@@ -1,15 +1,18 @@
 """Mounts and bind mounts of volumes, by the tools of util-linux."""
 
 import os
+import time
 from pathlib import Path
 from typing import Final
 
-from worker.node.host import mountinfo
+from worker.node.host import mountinfo, processes
 from worker.node.host.calls import ToolFailed, describe, run
 from worker.node.host.errors import HostFailed, MountInUse, TargetRefused
 from worker.node.host.mountinfo import Mount
 
 MOUNT_SECONDS: Final = 60.0  # it may have a large journal to replay
+BUSY_SECONDS: Final = 1.0  # whoever only looks at it, or is just ending, has gone by then
+POLL_SECONDS: Final = 0.05
 
 #: Clones of an XFS have the same UUID. Trimming is done by schedule, not with each deletion.
 OPTIONS: Final = {
@@ -85,15 +88,19 @@ class Mounts:
         Raises:
             MountInUse: processes use it.
         """
+        deadline = time.monotonic() + BUSY_SECONDS
         while mountinfo.read().at(str(directory)):
             try:
                 run("umount", "-n", "-c", *(["-l"] if lazy else []), str(directory), seconds=MOUNT_SECONDS)
             except ToolFailed as error:
                 if mountinfo.read().at(str(directory)) is None:
                     return
-                if "busy" in error.words:
-                    raise MountInUse(f"{directory} is still in use by a process.") from None
-                raise
+                if "busy" not in error.words:
+                    raise
+                if time.monotonic() > deadline:
+                    users = ", ".join(processes.using(directory)) or "a process"
+                    raise MountInUse(f"{directory} is still in use by {users}.") from None
+                time.sleep(POLL_SECONDS)
 
 
 def resolved(target: Path) -> Path:

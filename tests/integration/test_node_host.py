@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from domain.storage.errors import VolumeMissing
 from tests.integration.host_builders import (
     MIB,
     OTHER,
@@ -136,6 +137,11 @@ def test_a_volume_with_another_file_system_than_expected_leaves_no_device(host: 
         host.attach(file, VOLUME, "xfs")
 
     assert devices_of(file) == []
+
+
+def test_a_volume_whose_file_is_missing_is_an_error(host: HostOperations, place: Path) -> None:
+    with pytest.raises(VolumeMissing, match=r"There is no .*/data on the node"):
+        host.attach(place / "data", VOLUME, "ext4")
 
 
 def test_a_volume_without_a_file_system_is_a_device_that_grows(host: HostOperations, place: Path) -> None:
@@ -344,6 +350,11 @@ def test_a_volume_that_is_mounted_in_another_mount_namespace_keeps_its_device(
     with pytest.raises(DeviceInUse, match="perhaps in a container"):
         host.detach(VOLUME)
     assert [found.mount_path for found in host.found()] == [None]
+    size = enlarge(file, 8 * MIB)
+    attached = host.attach(file, VOLUME, "ext4")
+    assert attached.grown_to == size or "Permission denied" in str(attached.growth_error), "checked while mounted"
+    with pytest.raises(DeviceInUse):
+        host.detach(VOLUME)
 
     container.communicate(b"\n")
     host.detach(VOLUME)

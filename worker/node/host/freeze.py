@@ -52,6 +52,7 @@ class Freeze:
         self._seconds = seconds
         self._state = FreezeState.STARTING
         self._errno = 0
+        self._is_abandoned = False
         self._changed = threading.Condition()
         self._deadline = 0.0
         self._directory = -1
@@ -77,6 +78,8 @@ class Freeze:
         except BaseException:
             os.close(self._directory)
             raise
+        if self._is_abandoned:
+            self._let_go(guard)
         threading.Thread(target=self._watch, args=(guard,), name="freeze", daemon=True).start()
         state = self._wait_while(frozenset({FreezeState.STARTING}), self._seconds + START_SECONDS)
         if state is FreezeState.FROZEN:
@@ -104,6 +107,12 @@ class Freeze:
         if self._wait_while(_UNDECIDED, self._seconds + THAW_SECONDS) in _UNDECIDED:
             raise HostStuck(f"{self.mount_path} has not been thawed in time.")
         return self._state is FreezeState.RELEASED
+
+    def abandon(self) -> None:
+        """Thaw as soon as possible, also while `start` is at work in another thread. Does not wait."""
+        self._is_abandoned = True
+        if self._guard is not None:
+            self._let_go(self._guard)
 
     def _start_guard(self) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(  # noqa: S603 (no shell)

@@ -110,12 +110,16 @@ class Host:
         await in_thread(TRIM_SECONDS, self._operations.trim, volume_id)
 
     async def freeze(self, volume_id: UUID, seconds: float) -> HeldFreeze:
-        """See `HostProtocol`. If the task is cancelled meanwhile, the freeze ends by itself after ``seconds``."""
+        """See `HostProtocol`. Nothing stays frozen if the task is cancelled meanwhile."""
         path = await in_thread(USAGE_SECONDS, self._operations.mounted_path, volume_id)
         # What is written out before need not be written out while all writers wait.
         await in_thread(SYNC_SECONDS, filesystems.sync, path)
         freeze = Freeze(path, seconds)
-        await in_thread(seconds + 2 * START_SECONDS, freeze.start)
+        try:
+            await in_thread(seconds + 2 * START_SECONDS, freeze.start)
+        except BaseException:
+            freeze.abandon()
+            raise
         return _HeldFreeze(freeze)
 
     async def thaw_all(self) -> Sequence[UUID]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from domain.storage.errors import VolumeMissing
 from worker.node.host import loop_ioctls, superblocks
 from worker.node.host.calls import describe
 from worker.node.host.errors import AttachmentStale, DeviceInUse, HostFailed, HostUnable, VolumeFileInUse
@@ -92,11 +93,14 @@ class LoopDevices:
             VolumeFileInUse: a device that is not marked so has the file.
             DeviceInUse: the device was let go of, and a process still has it open.
             AttachmentStale: the device that is marked so has another file.
+            VolumeMissing: there is no such file.
             HostUnable: the file cannot be opened, or the host has no loop devices.
         """
         try:
             with file_locked(file):
                 device = self._existing(file, mark) or self._configured(file, mark)
+        except FileNotFoundError:
+            raise VolumeMissing(f"There is no {file} on the node.") from None
         except OSError as error:
             raise HostUnable(f"{file} cannot be attached to a loop device: {describe(error)}.") from error
         self.update_capacity(device)
@@ -133,6 +137,14 @@ class LoopDevices:
             if loop_ioctls.get_status(handle).mark == device.status.mark:
                 loop_ioctls.clear(handle)
         return self._look(device.path) is None
+
+    def is_mounted(self, device: LoopDevice) -> bool:
+        """Return whether the device is mounted, in whatever mount namespace, or otherwise open for one user alone."""
+        try:
+            os.close(os.open(device.path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+        except OSError as error:
+            return error.errno == errno.EBUSY
+        return False
 
     def empty(self, device: LoopDevice) -> bool:
         """Let nothing more reach the file through the device; return whether the kernel does that."""

@@ -5,6 +5,7 @@ come, and does the rest.
 """
 
 import hashlib
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from worker.node.host.mounts import Mounts, resolved
 
 #: How long each step of letting go of a lost volume may take, in seconds. There are four, and one for each mount.
 LOST_STEP_SECONDS: Final = 5.0
+
+_UUID: Final = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ class HostOperations:
                 return Attached(device.path, None)
             path = self.mount_path(volume_id)
             grown_to, error = None, None
-            if filesystem == "ext4" and mountinfo.read().at(str(path)) is None:
+            if filesystem == "ext4" and not self._loops.is_mounted(device):
                 grown_to, error = self._grow_unmounted(device)
             try:
                 self._mounts.mount(device.path, path, filesystem)
@@ -217,13 +220,12 @@ class HostOperations:
     def found(self) -> list[FoundVolume]:
         """Return the volumes that this host has from this node, also those without a file system."""
         table = mountinfo.read()
-        prefix, suffix = "cistern:", f":{self._place}"
-        marked = [
-            device
+        marked = re.compile(f"cistern:({_UUID}):{self._place}")
+        return [
+            self._found(device, UUID(match[1]), table)
             for device in self._loops.all()
-            if device.status.mark.startswith(prefix) and device.status.mark.endswith(suffix) and not device.is_leaving
+            if not device.is_leaving and (match := marked.fullmatch(device.status.mark))
         ]
-        return [self._found(device, UUID(device.status.mark.split(":")[1]), table) for device in marked]
 
     def thaw_all(self) -> list[UUID]:
         """Thaw what was left frozen; return the volumes that were."""

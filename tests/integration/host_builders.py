@@ -65,7 +65,7 @@ def cleaned_up(directory: Path) -> None:
         while mountinfo.read().at(path):
             subprocess.run(["umount", "-l", path], check=True)
     for device in devices:
-        LoopDevices().let_go(device)
+        LoopDevices().release(device)
 
 
 def devices_in(directory: Path) -> list[LoopDevice]:

@@ -236,7 +236,7 @@ def test_two_nodes_on_one_host_never_share_a_file(place: Path) -> None:
     assert HostOperations(place / "two").found() == []
 
 
-def test_a_file_that_a_loop_device_of_a_stranger_has_is_refused(host: HostOperations, place: Path) -> None:
+def test_a_file_that_a_loop_device_of_another_program_has_is_refused(host: HostOperations, place: Path) -> None:
     file = volume_file(place, "ext4")
     subprocess.run(["losetup", "--find", "--offset", "4096", str(file)], check=True)
 

@@ -207,10 +207,13 @@ def test_a_file_system_is_thawed_when_the_guard_is_stopped(mounted: Path, monkey
 
     assert held.guard_pid
     os.kill(held.guard_pid, signal.SIGSTOP)
-
-    assert Writer(mounted).wait(5) == 0
-    assert held.release() is False
-    assert not Path(f"/proc/{held.guard_pid}").exists()
+    try:
+        assert Writer(mounted).wait(5) == 0
+        assert held.release() is False
+        assert not Path(f"/proc/{held.guard_pid}").exists()
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(held.guard_pid, signal.SIGKILL)
 
 
 def test_what_is_left_frozen_is_thawed_at_the_start(host: HostOperations, mounted: Path) -> None:

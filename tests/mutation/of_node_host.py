@@ -17,12 +17,12 @@ NODE_HOST: Final = (
         (f"{HOST}test_many_nodes_that_attach_a_file_at_once_give_it_one_device",),
     ),
     Mutation(
-        "device-of-a-stranger",
+        "device-of-another-program",
         "a node would mount a file that another program has a loop device for",
         "worker/node/host/loop_devices.py",
         "        if any(device.status.mark != mark for device in found):",
         "        if not found and mark != mark:",
-        (f"{HOST}test_a_file_that_a_loop_device_of_a_stranger_has_is_refused",),
+        (f"{HOST}test_a_file_that_a_loop_device_of_another_program_has_is_refused",),
     ),
     Mutation(
         "earlier-file-passes-for-the-new-one",
@@ -58,11 +58,11 @@ NODE_HOST: Final = (
     ),
     Mutation(
         "frozen-for-ever",
-        "writers would wait for as long as the agent hangs",
+        "writers would wait for as long as a stopped agent holds the freeze",
         "worker/node/host/freeze_guard.py",
         "max(0.0, deadline - time.monotonic())",
         "None",
-        (f"{FREEZE}test_a_freeze_ends_by_itself_in_time",),
+        (f"{FREEZE}test_a_file_system_is_thawed_in_time_while_the_agent_is_stopped",),
     ),
     Mutation(
         "guard-lost",

@@ -79,12 +79,12 @@ class Freeze:
             os.close(self._directory)
             raise
         if self._is_abandoned:
-            self._let_go(guard)
+            self._ask_to_thaw(guard)
         threading.Thread(target=self._watch, args=(guard,), name="freeze", daemon=True).start()
         state = self._wait_while(frozenset({FreezeState.STARTING}), self._seconds + START_SECONDS)
         if state is FreezeState.FROZEN:
             return
-        self._let_go(guard)
+        self._ask_to_thaw(guard)
         if state is FreezeState.STARTING:
             raise HostStuck(f"{self.mount_path} has not been frozen in time.")
         if state is FreezeState.REFUSED and self._errno == errno.EBUSY:
@@ -103,7 +103,7 @@ class Freeze:
             HostStuck: the file system has not been thawed in time. Both processes go on with it.
         """
         if self._guard is not None:
-            self._let_go(self._guard)
+            self._ask_to_thaw(self._guard)
         if self._wait_while(_UNDECIDED, self._seconds + THAW_SECONDS) in _UNDECIDED:
             raise HostStuck(f"{self.mount_path} has not been thawed in time.")
         return self._state is FreezeState.RELEASED
@@ -112,7 +112,7 @@ class Freeze:
         """Thaw as soon as possible, also while `start` is at work in another thread. Does not wait."""
         self._is_abandoned = True
         if self._guard is not None:
-            self._let_go(self._guard)
+            self._ask_to_thaw(self._guard)
 
     def _start_guard(self) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(  # noqa: S603 (no shell)
@@ -125,7 +125,7 @@ class Freeze:
             cwd="/",
         )
 
-    def _let_go(self, guard: "subprocess.Popen[bytes]") -> None:
+    def _ask_to_thaw(self, guard: "subprocess.Popen[bytes]") -> None:
         """End the guard's standard input: it thaws."""
         with self._changed, suppress(OSError):
             if guard.stdin and not guard.stdin.closed:
@@ -140,7 +140,7 @@ class Freeze:
                 with suppress(HostFailed):
                     filesystems.thaw_open(self._directory, self.mount_path)
         finally:
-            self._let_go(guard)
+            self._ask_to_thaw(guard)
             guard.wait()
             if guard.stdout:
                 guard.stdout.close()

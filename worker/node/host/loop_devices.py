@@ -71,7 +71,7 @@ class LoopDevices:
     def all(self) -> list[LoopDevice]:
         """Return the devices that have a file."""
         bound = (entry.parents[1].name for entry in _SYS_BLOCK.glob("loop*/loop/backing_file"))
-        return [device for name in sorted(bound) if (device := self._look(f"/dev/{name}"))]
+        return [device for name in sorted(bound) if (device := self._bound(f"/dev/{name}"))]
 
     def of_file(self, file: Path) -> list[LoopDevice]:
         """Return the devices of a file, by its identity: the file may have been renamed or deleted since."""
@@ -131,12 +131,12 @@ class LoopDevices:
             self._keep(device)
             raise DeviceInUse(f"{device.path} is still open in another process.")
 
-    def let_go(self, device: LoopDevice) -> bool:
+    def release(self, device: LoopDevice) -> bool:
         """Take the file from the device, at its last close if it is in use. Return whether it is gone already."""
         with suppress(OSError), _opened(device.path, os.O_RDONLY) as handle:
             if loop_ioctls.get_status(handle).mark == device.status.mark:
                 loop_ioctls.clear(handle)
-        return self._look(device.path) is None
+        return self._bound(device.path) is None
 
     def is_mounted(self, device: LoopDevice) -> bool:
         """Return whether the device is mounted, in whatever mount namespace, or otherwise open for one user alone."""
@@ -184,7 +184,7 @@ class LoopDevices:
             os.close(handle)
         raise HostFailed("Other processes take each free loop device first.")
 
-    def _look(self, path: str) -> LoopDevice | None:
+    def _bound(self, path: str) -> LoopDevice | None:
         try:
             with _opened(path, os.O_RDONLY) as handle:
                 return LoopDevice(path, loop_ioctls.get_status(handle))
@@ -193,7 +193,7 @@ class LoopDevices:
 
     def _is_gone(self, device: LoopDevice) -> bool:
         deadline = time.monotonic() + GONE_SECONDS
-        while (now := self._look(device.path)) and now.status.mark == device.status.mark:
+        while (now := self._bound(device.path)) and now.status.mark == device.status.mark:
             if time.monotonic() > deadline:
                 return False
             time.sleep(POLL_SECONDS)

@@ -212,7 +212,7 @@ class HostOperations:
             _try(problems, _unmount_lazily, self._mounts, Path(path))
         if device and not stopped:
             stopped = bool(_try(problems, self._loops.empty, device))
-        is_gone = device is None or bool(_try(problems, self._loops.let_go, device))
+        is_gone = device is None or bool(_try(problems, self._loops.release, device))
         with suppress(OSError):
             self.mount_path(volume_id).rmdir()
         return Lost(is_gone, stopped or is_gone, tuple(problems))

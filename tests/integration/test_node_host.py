@@ -189,6 +189,44 @@ def test_many_who_attach_a_file_at_once_get_one_device(place: Path) -> None:
     assert set(devices) == set(devices_of(file))
     assert len(devices_of(file)) == 1
     assert len(mounted_at(hosts[0].mount_path(VOLUME))) == 1
+    assert len(mounted_at(hosts[0].base_dir)) == 1
+
+
+def test_the_base_directory_becomes_one_mount_however_many_prepare_it_at_once(place: Path) -> None:
+    hosts = [HostOperations(place / "mounts") for _ in range(16)]
+    barrier = threading.Barrier(len(hosts))
+
+    def prepare(host: HostOperations) -> None:
+        barrier.wait()
+        host.prepare()
+
+    threads = [threading.Thread(target=prepare, args=(host,)) for host in hosts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(mounted_at(hosts[0].base_dir)) == 1
+
+
+def test_a_volume_that_is_not_attached_is_neither_bound_nor_grown(host: HostOperations) -> None:
+    with pytest.raises(HostFailed, match="Nothing is mounted at"):
+        host.bind(VOLUME, host.base_dir / "target", read_only=False)
+    host.unbind(VOLUME, host.base_dir / "target")
+    with pytest.raises(HostFailed, match="not attached to this node"):
+        host.grow(VOLUME, "xfs")
+
+
+async def test_an_error_number_becomes_words(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Path) -> None:
+        raise OSError(5, "Input/output error", "/mounts/volume")
+
+    host = Host(place / "mounts")
+    await host.attach(volume_file(place, "ext4"), VOLUME, "ext4")
+    monkeypatch.setattr(filesystems, "usage", broken)
+
+    with pytest.raises(HostFailed, match=r"/mounts/volume: Input/output error\."):
+        await host.usage(VOLUME)
 
 
 def test_many_nodes_that_attach_a_file_at_once_give_it_one_device(place: Path) -> None:
@@ -341,7 +379,10 @@ def test_a_volume_that_is_mounted_in_another_mount_namespace_keeps_its_device(
 ) -> None:
     file = volume_file(place, "ext4")
     host.attach(file, VOLUME, "ext4")
-    shell = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo ready; read line"]
+    # It keeps copies of no mounts of other tests, which could not detach their volumes meanwhile.
+    others = f"awk '$5 != \"{host.mount_path(VOLUME)}\" && / - [^ ]+ .dev.loop/ {{print $5}}' /proc/self/mountinfo"
+    script = f"for path in $({others}); do umount -l $path; done; echo ready; read line"
+    shell = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
     container = subprocess.Popen(shell, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert container.stdin
     assert container.stdout

@@ -11,14 +11,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 from worker.node.host import filesystems
-from worker.node.host.calls import ENVIRONMENT, within
+from worker.node.host.calls import ENVIRONMENT
 from worker.node.host.errors import AlreadyFrozen, FreezeFailed, HostFailed, HostStuck
 
 #: How long the agent waits beyond the guard's deadline before it thaws by itself, in seconds.
@@ -149,10 +148,12 @@ class Freeze:
 
     def _follow(self, guard: "subprocess.Popen[bytes]") -> FreezeState:
         output = guard.stdout.fileno() if guard.stdout else -1
+        poll = select.poll()  # an agent may have more open files than select can name
+        poll.register(output, select.POLLIN)
         overdue = self._deadline + MARGIN_SECONDS
         received = b""
         while True:
-            ready, _, _ = select.select([output], [], [], max(0.0, overdue - time.monotonic()))
+            ready = poll.poll(max(0.0, overdue - time.monotonic()) * 1000)
             data = os.read(output, 1024) if ready else b""
             if not data and (ready or self._state is FreezeState.FROZEN):
                 return FreezeState.GUARD_LOST
@@ -177,13 +178,3 @@ class Freeze:
         with self._changed:
             self._changed.wait_for(lambda: self._state not in states, seconds)
             return self._state
-
-
-def thaw_all(mount_paths: Iterable[Path]) -> list[Path]:
-    """Thaw what a killed agent and its killed guard have left frozen; return what was."""
-    thawed = []
-    for path in mount_paths:
-        with suppress(OSError):
-            if within(THAW_SECONDS, filesystems.thaw, path):
-                thawed.append(path)
-    return thawed

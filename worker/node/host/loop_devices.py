@@ -23,6 +23,7 @@ from worker.node.host.locks import file_locked
 from worker.node.host.loop_ioctls import AUTOCLEAR, DIRECT_IO, LoopStatus
 
 ATTACH_TRIES: Final = 20  # another process may take the free device first
+MOUNTED_SECONDS: Final = 1.0  # a container that is being started has a copy of all mounts for a moment
 GONE_SECONDS: Final = 5.0  # udev opens a device for a moment whenever it changes
 POLL_SECONDS: Final = 0.02
 SMALL_SECTOR: Final = 512
@@ -116,17 +117,13 @@ class LoopDevices:
         """Take the file from the device, unless somebody uses the device, in whatever mount namespace.
 
         Raises:
-            DeviceInUse: it is mounted, or still open after `GONE_SECONDS`. It keeps its file.
+            DeviceInUse: it is mounted after `MOUNTED_SECONDS`, or open after `GONE_SECONDS`. It keeps its file.
         """
-        try:
-            with _opened(device.path, os.O_RDONLY | os.O_EXCL) as handle:
-                if loop_ioctls.get_status(handle).mark == device.status.mark:
-                    loop_ioctls.clear(handle)
-        except OSError as error:
-            if error.errno == errno.EBUSY:
-                raise DeviceInUse(f"{device.path} is still mounted, perhaps in a container.") from None
-            if error.errno not in _NO_FILE:
-                raise HostFailed(f"{device.path} cannot be detached: {describe(error)}.") from error
+        deadline = time.monotonic() + MOUNTED_SECONDS
+        while self._is_refused(device):
+            if time.monotonic() > deadline:
+                raise DeviceInUse(f"{device.path} is still mounted, perhaps in a container.")
+            time.sleep(POLL_SECONDS)
         if not self._is_gone(device):
             self._keep(device)
             raise DeviceInUse(f"{device.path} is still open in another process.")
@@ -190,6 +187,19 @@ class LoopDevices:
                 return LoopDevice(path, loop_ioctls.get_status(handle))
         except OSError:
             return None
+
+    def _is_refused(self, device: LoopDevice) -> bool:
+        """Clear the device; return whether it cannot be because it is mounted, in whatever mount namespace."""
+        try:
+            with _opened(device.path, os.O_RDONLY | os.O_EXCL) as handle:
+                if loop_ioctls.get_status(handle).mark == device.status.mark:
+                    loop_ioctls.clear(handle)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                return True
+            if error.errno not in _NO_FILE:
+                raise HostFailed(f"{device.path} cannot be detached: {describe(error)}.") from error
+        return False
 
     def _is_gone(self, device: LoopDevice) -> bool:
         deadline = time.monotonic() + GONE_SECONDS

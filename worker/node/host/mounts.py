@@ -20,7 +20,7 @@ OPTIONS: Final = {
     "xfs": "nosuid,nodev,nodiscard,nouuid",
     "btrfs": "nosuid,nodev,nodiscard",
 }
-_DIRECTORY_MODE: Final = 0o711
+DIRECTORY_MODE: Final = 0o711
 _SAFE: Final = "nosuid,nodev"
 
 
@@ -32,7 +32,7 @@ class Mounts:
 
         It must not share with the mount that it is on: whatever is mounted below it would appear there as well.
         """
-        directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+        directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
         table = mountinfo.read()
         here = table.at(str(directory))
         if here is None:
@@ -117,7 +117,7 @@ def _same(one: Mount, other: Mount) -> bool:
 def _prepare(directory: Path) -> None:
     """Make the directory, or see that it is empty: a mount would hide what is in it."""
     try:
-        directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+        directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
         with os.scandir(directory) as entries:
             if next(entries, None) is not None:
                 raise TargetRefused(f"{directory} is not empty.")

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from uuid import UUID
 import pytest
 
 from worker.node.host import filesystems, loop_ioctls, mountinfo
-from worker.node.host.loop_devices import LoopDevices
+from worker.node.host.loop_devices import LoopDevice, LoopDevices
 from worker.node.host.operations import HostOperations
 
 MIB = 1024**2
@@ -55,7 +56,7 @@ def enlarge(file: Path, size: int) -> int:
 
 def cleaned_up(directory: Path) -> None:
     """Thaw and unmount everything below the directory, and detach the devices of files in it."""
-    devices = [device for device in LoopDevices().all() if str(directory) in backing_file(device.path)]
+    devices = devices_in(directory)
     paths = {mount.mount_point for device in devices for mount in mountinfo.read().of_device(device.path)}
     paths |= {mount.mount_point for mount in mountinfo.read().below(str(directory))}
     for path in sorted(paths, key=len, reverse=True):
@@ -64,7 +65,12 @@ def cleaned_up(directory: Path) -> None:
         while mountinfo.read().at(path):
             subprocess.run(["umount", "-l", path], check=True)
     for device in devices:
-        LoopDevices().let_go(device)
+        LoopDevices().release(device)
+
+
+def devices_in(directory: Path) -> list[LoopDevice]:
+    """The devices of files in a directory, also of deleted ones."""
+    return [device for device in LoopDevices().all() if str(directory) in backing_file(device.path)]
 
 
 def backing_file(device: str) -> str:
@@ -89,7 +95,10 @@ def place(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
     finally:
         cleaned_up(tmp_path)
-    assert [device for device in LoopDevices().all() if str(tmp_path) in backing_file(device.path)] == []
+    deadline = time.monotonic() + 5
+    while (left := devices_in(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.02)  # the end of a guard or writer closes its last file
+    assert left == []
     assert mountinfo.read().below(str(tmp_path)) == []
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from domain.storage.errors import VolumeMissing
 from tests.integration.host_builders import (
     MIB,
     OTHER,
@@ -138,6 +139,11 @@ def test_a_volume_with_another_file_system_than_expected_leaves_no_device(host: 
     assert devices_of(file) == []
 
 
+def test_a_volume_whose_file_is_missing_is_an_error(host: HostOperations, place: Path) -> None:
+    with pytest.raises(VolumeMissing, match=r"There is no .*/data on the node"):
+        host.attach(place / "data", VOLUME, "ext4")
+
+
 def test_a_volume_without_a_file_system_is_a_device_that_grows(host: HostOperations, place: Path) -> None:
     file = volume_file(place, None)
 
@@ -183,6 +189,78 @@ def test_many_who_attach_a_file_at_once_get_one_device(place: Path) -> None:
     assert set(devices) == set(devices_of(file))
     assert len(devices_of(file)) == 1
     assert len(mounted_at(hosts[0].mount_path(VOLUME))) == 1
+    assert len(mounted_at(hosts[0].base_dir)) == 1
+
+
+def test_the_base_directory_becomes_one_mount_however_many_prepare_it_at_once(place: Path) -> None:
+    hosts = [HostOperations(place / "mounts") for _ in range(16)]
+    barrier = threading.Barrier(len(hosts))
+
+    def prepare(host: HostOperations) -> None:
+        barrier.wait()
+        host.prepare()
+
+    threads = [threading.Thread(target=prepare, args=(host,)) for host in hosts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(mounted_at(hosts[0].base_dir)) == 1
+
+
+def test_a_volume_that_is_not_attached_is_neither_bound_nor_grown(host: HostOperations) -> None:
+    with pytest.raises(HostFailed, match="Nothing is mounted at"):
+        host.bind(VOLUME, host.base_dir / "target", read_only=False)
+    host.unbind(VOLUME, host.base_dir / "target")
+    with pytest.raises(HostFailed, match="not attached to this node"):
+        host.grow(VOLUME, "xfs")
+
+
+async def test_an_error_number_becomes_words(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Path) -> None:
+        raise OSError(5, "Input/output error", "/mounts/volume")
+
+    host = Host(place / "mounts")
+    await host.attach(volume_file(place, "ext4"), VOLUME, "ext4")
+    monkeypatch.setattr(filesystems, "usage", broken)
+
+    with pytest.raises(HostFailed, match=r"/mounts/volume: Input/output error\."):
+        await host.usage(VOLUME)
+
+
+def test_many_nodes_that_attach_a_file_at_once_give_it_one_device(place: Path) -> None:
+    file = volume_file(place, None)
+    attached: list[str] = []
+    refused: list[str] = []
+    barrier = threading.Barrier(8)
+
+    def attach(mark: str) -> None:
+        barrier.wait()
+        try:
+            attached.append(LoopDevices().attach(file, mark).path)
+        except VolumeFileInUse as error:
+            refused.append(error.message)
+
+    threads = [threading.Thread(target=attach, args=(f"mark {number}",)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert (len(attached), len(refused)) == (1, 7)
+    assert devices_of(file) == attached
+
+
+def test_a_volume_that_has_grown_while_the_agent_was_away_is_grown_when_it_is_attached_again(
+    host: HostOperations, place: Path
+) -> None:
+    file = volume_file(place, "xfs")
+    host.attach(file, VOLUME, "xfs")
+    size = enlarge(file, 64 * MIB)
+
+    assert host.attach(file, VOLUME, "xfs").grown_to == size
+    assert host.filesystem_size(VOLUME) == size
 
 
 def test_two_nodes_on_one_host_never_share_a_file(place: Path) -> None:
@@ -196,7 +274,7 @@ def test_two_nodes_on_one_host_never_share_a_file(place: Path) -> None:
     assert HostOperations(place / "two").found() == []
 
 
-def test_a_file_that_a_loop_device_of_a_stranger_has_is_refused(host: HostOperations, place: Path) -> None:
+def test_a_file_that_a_loop_device_of_another_program_has_is_refused(host: HostOperations, place: Path) -> None:
     file = volume_file(place, "ext4")
     subprocess.run(["losetup", "--find", "--offset", "4096", str(file)], check=True)
 
@@ -278,7 +356,7 @@ def test_a_volume_in_use_stays_attached(host: HostOperations, place: Path) -> No
     file = volume_file(place, "ext4")
     host.attach(file, VOLUME, "ext4")
 
-    with (host.mount_path(VOLUME) / "open").open("w"), pytest.raises(MountInUse, match="in use by a process"):
+    with (host.mount_path(VOLUME) / "open").open("w"), pytest.raises(MountInUse, match=rf"in use by {os.getpid()} \("):
         host.detach(VOLUME)
 
     assert len(mounted_at(host.mount_path(VOLUME))) == 1
@@ -286,12 +364,25 @@ def test_a_volume_in_use_stays_attached(host: HostOperations, place: Path) -> No
     host.detach(VOLUME)
 
 
+def test_a_process_that_is_just_ending_does_not_keep_a_volume_attached(host: HostOperations, place: Path) -> None:
+    host.attach(volume_file(place, "ext4"), VOLUME, "ext4")
+    ending = subprocess.Popen(["sleep", "0.5"], cwd=host.mount_path(VOLUME))
+
+    host.detach(VOLUME)
+
+    assert ending.wait() == 0
+    assert host.found() == []
+
+
 def test_a_volume_that_is_mounted_in_another_mount_namespace_keeps_its_device(
     host: HostOperations, place: Path
 ) -> None:
     file = volume_file(place, "ext4")
     host.attach(file, VOLUME, "ext4")
-    shell = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo ready; read line"]
+    # It keeps copies of no mounts of other tests, which could not detach their volumes meanwhile.
+    others = f"awk '$5 != \"{host.mount_path(VOLUME)}\" && / - [^ ]+ .dev.loop/ {{print $5}}' /proc/self/mountinfo"
+    script = f"for path in $({others}); do umount -l $path; done; echo ready; read line"
+    shell = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
     container = subprocess.Popen(shell, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert container.stdin
     assert container.stdout
@@ -300,6 +391,11 @@ def test_a_volume_that_is_mounted_in_another_mount_namespace_keeps_its_device(
     with pytest.raises(DeviceInUse, match="perhaps in a container"):
         host.detach(VOLUME)
     assert [found.mount_path for found in host.found()] == [None]
+    size = enlarge(file, 8 * MIB)
+    attached = host.attach(file, VOLUME, "ext4")
+    assert attached.grown_to == size or "Permission denied" in str(attached.growth_error), "checked while mounted"
+    with pytest.raises(DeviceInUse):
+        host.detach(VOLUME)
 
     container.communicate(b"\n")
     host.detach(VOLUME)

@@ -57,6 +57,7 @@ def killed(host: HostOperations, place: Path, operation: str, step: int) -> bool
     return child.returncode == -9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("operation", "steps"), [("attach", 14), ("bind", 4), ("unbind", 2), ("detach", 4)])
 def test_an_operation_that_was_killed_at_any_step_is_repeated_to_the_same_end(
     host: HostOperations, place: Path, operation: str, steps: int

@@ -1,12 +1,14 @@
 """A frozen file system is thawed whatever dies, and a lost volume is let go of whoever uses it."""
 
+import asyncio
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import RawIOBase
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from tests.integration.host_builders import place as place  # noqa: PLC0414 (a f
 from worker.node.host import filesystems, freeze
 from worker.node.host.errors import AlreadyFrozen, DeviceInUse, FreezeFailed
 from worker.node.host.freeze import Freeze
+from worker.node.host.host import Host
 from worker.node.host.operations import HostOperations
 
 LONG = 60.0
@@ -128,6 +131,42 @@ def test_a_file_system_that_cannot_be_frozen_is_an_error_with_the_reason() -> No
         Freeze(Path("/proc"), LONG).start()
 
 
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_file_system_whose_freeze_is_abandoned_is_thawed(mounted: Path, moment: str) -> None:
+    held = Freeze(mounted, LONG)
+    if moment == "before":
+        held.abandon()
+    with suppress(FreezeFailed):  # it may have been thawed before anybody saw it frozen
+        held.start()
+    if moment == "after":
+        held.abandon()
+
+    assert Writer(mounted).wait(5) == 0
+
+
+async def test_a_file_system_is_thawed_when_the_task_that_freezes_it_is_cancelled(
+    place: Path, mounted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen, go_on = threading.Event(), threading.Event()
+    start = Freeze.start
+
+    def slowly(held: Freeze) -> None:
+        start(held)
+        frozen.set()
+        go_on.wait(LONG)
+
+    monkeypatch.setattr(Freeze, "start", slowly)
+    task = asyncio.ensure_future(Host(place / "mounts").freeze(VOLUME, LONG))
+    await asyncio.to_thread(frozen.wait, LONG)
+
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert await asyncio.to_thread(Writer(mounted).wait, 5) == 0
+    go_on.set()
+
+
 def test_a_file_system_is_thawed_when_the_agent_is_killed(mounted: Path) -> None:
     with agent(mounted, LONG) as (child, _):
         writer = Writer(mounted)
@@ -168,10 +207,13 @@ def test_a_file_system_is_thawed_when_the_guard_is_stopped(mounted: Path, monkey
 
     assert held.guard_pid
     os.kill(held.guard_pid, signal.SIGSTOP)
-
-    assert Writer(mounted).wait(5) == 0
-    assert held.release() is False
-    assert not Path(f"/proc/{held.guard_pid}").exists()
+    try:
+        assert Writer(mounted).wait(5) == 0
+        assert held.release() is False
+        assert not Path(f"/proc/{held.guard_pid}").exists()
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(held.guard_pid, signal.SIGKILL)
 
 
 def test_what_is_left_frozen_is_thawed_at_the_start(host: HostOperations, mounted: Path) -> None:

@@ -23,7 +23,7 @@ _SHUTDOWN: Final = 0x8004587D
 _WITHOUT_LOG: Final = struct.pack("=I", 2)
 _XFS_GEOMETRY: Final = 0x80705864
 _BTRFS_DEVICE: Final = 0xD000941E
-_FSCK_FOUND_OR_MENDED_NOTHING_ELSE: Final = (0, 1)
+_FSCK_OK: Final = (0, 1)  # 1: it has corrected something
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def grow_unmounted_ext4(device: Path) -> None:
     try:
         run("e2fsck", "-f", "-p", str(device), seconds=GROW_SECONDS)
     except ToolFailed as error:
-        if error.status not in _FSCK_FOUND_OR_MENDED_NOTHING_ELSE:
+        if error.status not in _FSCK_OK:
             raise GrowthRefused(error.message) from None
     _grow("resize2fs", str(device))
 

@@ -11,14 +11,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 from worker.node.host import filesystems
-from worker.node.host.calls import ENVIRONMENT, within
+from worker.node.host.calls import ENVIRONMENT
 from worker.node.host.errors import AlreadyFrozen, FreezeFailed, HostFailed, HostStuck
 
 #: How long the agent waits beyond the guard's deadline before it thaws by itself, in seconds.
@@ -52,6 +51,7 @@ class Freeze:
         self._seconds = seconds
         self._state = FreezeState.STARTING
         self._errno = 0
+        self._is_abandoned = False
         self._changed = threading.Condition()
         self._deadline = 0.0
         self._directory = -1
@@ -77,11 +77,13 @@ class Freeze:
         except BaseException:
             os.close(self._directory)
             raise
+        if self._is_abandoned:
+            self._ask_to_thaw(guard)
         threading.Thread(target=self._watch, args=(guard,), name="freeze", daemon=True).start()
         state = self._wait_while(frozenset({FreezeState.STARTING}), self._seconds + START_SECONDS)
         if state is FreezeState.FROZEN:
             return
-        self._let_go(guard)
+        self._ask_to_thaw(guard)
         if state is FreezeState.STARTING:
             raise HostStuck(f"{self.mount_path} has not been frozen in time.")
         if state is FreezeState.REFUSED and self._errno == errno.EBUSY:
@@ -100,10 +102,16 @@ class Freeze:
             HostStuck: the file system has not been thawed in time. Both processes go on with it.
         """
         if self._guard is not None:
-            self._let_go(self._guard)
+            self._ask_to_thaw(self._guard)
         if self._wait_while(_UNDECIDED, self._seconds + THAW_SECONDS) in _UNDECIDED:
             raise HostStuck(f"{self.mount_path} has not been thawed in time.")
         return self._state is FreezeState.RELEASED
+
+    def abandon(self) -> None:
+        """Thaw as soon as possible, also while `start` is at work in another thread. Does not wait."""
+        self._is_abandoned = True
+        if self._guard is not None:
+            self._ask_to_thaw(self._guard)
 
     def _start_guard(self) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(  # noqa: S603 (no shell)
@@ -116,7 +124,7 @@ class Freeze:
             cwd="/",
         )
 
-    def _let_go(self, guard: "subprocess.Popen[bytes]") -> None:
+    def _ask_to_thaw(self, guard: "subprocess.Popen[bytes]") -> None:
         """End the guard's standard input: it thaws."""
         with self._changed, suppress(OSError):
             if guard.stdin and not guard.stdin.closed:
@@ -131,7 +139,7 @@ class Freeze:
                 with suppress(HostFailed):
                     filesystems.thaw_open(self._directory, self.mount_path)
         finally:
-            self._let_go(guard)
+            self._ask_to_thaw(guard)
             guard.wait()
             if guard.stdout:
                 guard.stdout.close()
@@ -140,10 +148,12 @@ class Freeze:
 
     def _follow(self, guard: "subprocess.Popen[bytes]") -> FreezeState:
         output = guard.stdout.fileno() if guard.stdout else -1
+        poll = select.poll()  # an agent may have more open files than select can name
+        poll.register(output, select.POLLIN)
         overdue = self._deadline + MARGIN_SECONDS
         received = b""
         while True:
-            ready, _, _ = select.select([output], [], [], max(0.0, overdue - time.monotonic()))
+            ready = poll.poll(max(0.0, overdue - time.monotonic()) * 1000)
             data = os.read(output, 1024) if ready else b""
             if not data and (ready or self._state is FreezeState.FROZEN):
                 return FreezeState.GUARD_LOST
@@ -168,13 +178,3 @@ class Freeze:
         with self._changed:
             self._changed.wait_for(lambda: self._state not in states, seconds)
             return self._state
-
-
-def thaw_all(mount_paths: Iterable[Path]) -> list[Path]:
-    """Thaw what a killed agent and its killed guard have left frozen; return what was."""
-    thawed = []
-    for path in mount_paths:
-        with suppress(OSError):
-            if within(THAW_SECONDS, filesystems.thaw, path):
-                thawed.append(path)
-    return thawed

@@ -45,7 +45,7 @@ def hold(directory: int, deadline: float) -> None:
     report(("released" if asked else "expired") if was_frozen else "thawed")
 
 
-def refuse_to_be_chosen() -> None:
+def lower_oom_score() -> None:
     """When memory runs out, the kernel kills other processes first, if this one may ask for that."""
     try:
         score = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
@@ -56,7 +56,7 @@ def refuse_to_be_chosen() -> None:
 
 def main() -> None:
     """Freeze what the command line names."""
-    refuse_to_be_chosen()
+    lower_oom_score()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     deadline = time.monotonic() + float(sys.argv[2])

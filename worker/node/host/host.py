@@ -1,13 +1,14 @@
 """The host, for the agent's event loop: each blocking operation in a thread, and none waited for without end."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 from uuid import UUID
 
 from worker.node.host import filesystems
-from worker.node.host.calls import in_thread
+from worker.node.host.calls import describe, in_thread
+from worker.node.host.errors import HostFailed
 from worker.node.host.filesystems import GROW_SECONDS, SYNC_SECONDS, TRIM_SECONDS, FilesystemUsage
 from worker.node.host.freeze import START_SECONDS, Freeze
 from worker.node.host.operations import Attached, FoundVolume, HostOperations, Lost
@@ -17,6 +18,8 @@ CALL_SECONDS: Final = 120.0
 USAGE_SECONDS: Final = 10.0
 #: Letting go of a lost volume takes bounded steps; this bounds their sum.
 LOST_SECONDS: Final = 60.0
+
+_T = TypeVar("_T")
 
 
 class HeldFreeze(Protocol):
@@ -77,58 +80,62 @@ class Host:
 
     async def prepare(self) -> None:
         """See `HostProtocol`."""
-        await in_thread(CALL_SECONDS, self._operations.prepare)
+        await _call(CALL_SECONDS, self._operations.prepare)
 
     async def attach(self, file: Path, volume_id: UUID, filesystem: str | None) -> Attached:
         """See `HostProtocol`."""
         seconds = CALL_SECONDS + 2 * GROW_SECONDS
-        return await in_thread(seconds, self._operations.attach, file, volume_id, filesystem)
+        return await _call(seconds, self._operations.attach, file, volume_id, filesystem)
 
     async def bind(self, volume_id: UUID, target: Path, *, read_only: bool) -> None:
         """See `HostProtocol`."""
-        await in_thread(CALL_SECONDS, partial(self._operations.bind, volume_id, target, read_only=read_only))
+        await _call(CALL_SECONDS, partial(self._operations.bind, volume_id, target, read_only=read_only))
 
     async def unbind(self, volume_id: UUID, target: Path) -> None:
         """See `HostProtocol`."""
-        await in_thread(CALL_SECONDS, self._operations.unbind, volume_id, target)
+        await _call(CALL_SECONDS, self._operations.unbind, volume_id, target)
 
     async def detach(self, volume_id: UUID) -> None:
         """See `HostProtocol`."""
-        await in_thread(CALL_SECONDS, self._operations.detach, volume_id)
+        await _call(CALL_SECONDS, self._operations.detach, volume_id)
 
     async def grow(self, volume_id: UUID, filesystem: str | None) -> int:
         """See `HostProtocol`."""
         seconds = CALL_SECONDS + GROW_SECONDS
-        return await in_thread(seconds, self._operations.grow, volume_id, filesystem)
+        return await _call(seconds, self._operations.grow, volume_id, filesystem)
 
     async def usage(self, volume_id: UUID) -> FilesystemUsage:
         """See `HostProtocol`."""
-        return await in_thread(USAGE_SECONDS, self._operations.usage, volume_id)
+        return await _call(USAGE_SECONDS, self._operations.usage, volume_id)
 
     async def trim(self, volume_id: UUID) -> None:
         """See `HostProtocol`."""
-        await in_thread(TRIM_SECONDS, self._operations.trim, volume_id)
+        await _call(TRIM_SECONDS, self._operations.trim, volume_id)
 
     async def freeze(self, volume_id: UUID, seconds: float) -> HeldFreeze:
-        """See `HostProtocol`. If the task is cancelled meanwhile, the freeze ends by itself after ``seconds``."""
-        path = await in_thread(USAGE_SECONDS, self._operations.mounted_path, volume_id)
+        """See `HostProtocol`. Nothing stays frozen if the task is cancelled meanwhile."""
+        path = await _call(USAGE_SECONDS, self._operations.mounted_path, volume_id)
         # What is written out before need not be written out while all writers wait.
-        await in_thread(SYNC_SECONDS, filesystems.sync, path)
+        await _call(SYNC_SECONDS, filesystems.sync, path)
         freeze = Freeze(path, seconds)
-        await in_thread(seconds + 2 * START_SECONDS, freeze.start)
+        try:
+            await _call(seconds + 2 * START_SECONDS, freeze.start)
+        except BaseException:
+            freeze.abandon()
+            raise
         return _HeldFreeze(freeze)
 
     async def thaw_all(self) -> Sequence[UUID]:
         """See `HostProtocol`."""
-        return await in_thread(CALL_SECONDS, self._operations.thaw_all)
+        return await _call(CALL_SECONDS, self._operations.thaw_all)
 
     async def release_lost(self, volume_id: UUID) -> Lost:
         """See `HostProtocol`."""
-        return await in_thread(LOST_SECONDS, self._operations.release_lost, volume_id)
+        return await _call(LOST_SECONDS, self._operations.release_lost, volume_id)
 
     async def found(self) -> Sequence[FoundVolume]:
         """See `HostProtocol`."""
-        return await in_thread(CALL_SECONDS, self._operations.found)
+        return await _call(CALL_SECONDS, self._operations.found)
 
 
 class _HeldFreeze:
@@ -139,4 +146,13 @@ class _HeldFreeze:
         return self._freeze.still_frozen()
 
     async def release(self) -> bool:
-        return await in_thread(CALL_SECONDS, self._freeze.release)
+        return await _call(CALL_SECONDS, self._freeze.release)
+
+
+async def _call(seconds: float, function: Callable[..., _T], *arguments: Any) -> _T:
+    """Call in a thread; an error of a system call becomes one that fails or retries a job."""
+    try:
+        return await in_thread(seconds, function, *arguments)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        raise HostFailed(f"{place}{describe(error)}.") from error

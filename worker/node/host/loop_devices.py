@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from domain.storage.errors import VolumeMissing
 from worker.node.host import loop_ioctls, superblocks
 from worker.node.host.calls import describe
 from worker.node.host.errors import AttachmentStale, DeviceInUse, HostFailed, HostUnable, VolumeFileInUse
@@ -22,6 +23,7 @@ from worker.node.host.locks import file_locked
 from worker.node.host.loop_ioctls import AUTOCLEAR, DIRECT_IO, LoopStatus
 
 ATTACH_TRIES: Final = 20  # another process may take the free device first
+MOUNTED_SECONDS: Final = 1.0  # a container that is being started has a copy of all mounts for a moment
 GONE_SECONDS: Final = 5.0  # udev opens a device for a moment whenever it changes
 POLL_SECONDS: Final = 0.02
 SMALL_SECTOR: Final = 512
@@ -70,7 +72,7 @@ class LoopDevices:
     def all(self) -> list[LoopDevice]:
         """Return the devices that have a file."""
         bound = (entry.parents[1].name for entry in _SYS_BLOCK.glob("loop*/loop/backing_file"))
-        return [device for name in sorted(bound) if (device := self._look(f"/dev/{name}"))]
+        return [device for name in sorted(bound) if (device := self._bound(f"/dev/{name}"))]
 
     def of_file(self, file: Path) -> list[LoopDevice]:
         """Return the devices of a file, by its identity: the file may have been renamed or deleted since."""
@@ -92,11 +94,14 @@ class LoopDevices:
             VolumeFileInUse: a device that is not marked so has the file.
             DeviceInUse: the device was let go of, and a process still has it open.
             AttachmentStale: the device that is marked so has another file.
+            VolumeMissing: there is no such file.
             HostUnable: the file cannot be opened, or the host has no loop devices.
         """
         try:
             with file_locked(file):
                 device = self._existing(file, mark) or self._configured(file, mark)
+        except FileNotFoundError:
+            raise VolumeMissing(f"There is no {file} on the node.") from None
         except OSError as error:
             raise HostUnable(f"{file} cannot be attached to a loop device: {describe(error)}.") from error
         self.update_capacity(device)
@@ -112,27 +117,31 @@ class LoopDevices:
         """Take the file from the device, unless somebody uses the device, in whatever mount namespace.
 
         Raises:
-            DeviceInUse: it is mounted, or still open after `GONE_SECONDS`. It keeps its file.
+            DeviceInUse: it is mounted after `MOUNTED_SECONDS`, or open after `GONE_SECONDS`. It keeps its file.
         """
-        try:
-            with _opened(device.path, os.O_RDONLY | os.O_EXCL) as handle:
-                if loop_ioctls.get_status(handle).mark == device.status.mark:
-                    loop_ioctls.clear(handle)
-        except OSError as error:
-            if error.errno == errno.EBUSY:
-                raise DeviceInUse(f"{device.path} is still mounted, perhaps in a container.") from None
-            if error.errno not in _NO_FILE:
-                raise HostFailed(f"{device.path} cannot be detached: {describe(error)}.") from error
+        deadline = time.monotonic() + MOUNTED_SECONDS
+        while self._is_refused(device):
+            if time.monotonic() > deadline:
+                raise DeviceInUse(f"{device.path} is still mounted, perhaps in a container.")
+            time.sleep(POLL_SECONDS)
         if not self._is_gone(device):
             self._keep(device)
             raise DeviceInUse(f"{device.path} is still open in another process.")
 
-    def let_go(self, device: LoopDevice) -> bool:
+    def release(self, device: LoopDevice) -> bool:
         """Take the file from the device, at its last close if it is in use. Return whether it is gone already."""
         with suppress(OSError), _opened(device.path, os.O_RDONLY) as handle:
             if loop_ioctls.get_status(handle).mark == device.status.mark:
                 loop_ioctls.clear(handle)
-        return self._look(device.path) is None
+        return self._bound(device.path) is None
+
+    def is_mounted(self, device: LoopDevice) -> bool:
+        """Return whether the device is mounted, in whatever mount namespace, or otherwise open for one user alone."""
+        try:
+            os.close(os.open(device.path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+        except OSError as error:
+            return error.errno == errno.EBUSY
+        return False
 
     def empty(self, device: LoopDevice) -> bool:
         """Let nothing more reach the file through the device; return whether the kernel does that."""
@@ -172,16 +181,29 @@ class LoopDevices:
             os.close(handle)
         raise HostFailed("Other processes take each free loop device first.")
 
-    def _look(self, path: str) -> LoopDevice | None:
+    def _bound(self, path: str) -> LoopDevice | None:
         try:
             with _opened(path, os.O_RDONLY) as handle:
                 return LoopDevice(path, loop_ioctls.get_status(handle))
         except OSError:
             return None
 
+    def _is_refused(self, device: LoopDevice) -> bool:
+        """Clear the device; return whether it cannot be because it is mounted, in whatever mount namespace."""
+        try:
+            with _opened(device.path, os.O_RDONLY | os.O_EXCL) as handle:
+                if loop_ioctls.get_status(handle).mark == device.status.mark:
+                    loop_ioctls.clear(handle)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                return True
+            if error.errno not in _NO_FILE:
+                raise HostFailed(f"{device.path} cannot be detached: {describe(error)}.") from error
+        return False
+
     def _is_gone(self, device: LoopDevice) -> bool:
         deadline = time.monotonic() + GONE_SECONDS
-        while (now := self._look(device.path)) and now.status.mark == device.status.mark:
+        while (now := self._bound(device.path)) and now.status.mark == device.status.mark:
             if time.monotonic() > deadline:
                 return False
             time.sleep(POLL_SECONDS)

@@ -1,15 +1,18 @@
 """Mounts and bind mounts of volumes, by the tools of util-linux."""
 
 import os
+import time
 from pathlib import Path
 from typing import Final
 
-from worker.node.host import mountinfo
+from worker.node.host import mountinfo, processes
 from worker.node.host.calls import ToolFailed, describe, run
 from worker.node.host.errors import HostFailed, MountInUse, TargetRefused
 from worker.node.host.mountinfo import Mount
 
 MOUNT_SECONDS: Final = 60.0  # it may have a large journal to replay
+BUSY_SECONDS: Final = 1.0  # whoever only looks at it, or is just ending, has gone by then
+POLL_SECONDS: Final = 0.05
 
 #: Clones of an XFS have the same UUID. Trimming is done by schedule, not with each deletion.
 OPTIONS: Final = {
@@ -17,7 +20,7 @@ OPTIONS: Final = {
     "xfs": "nosuid,nodev,nodiscard,nouuid",
     "btrfs": "nosuid,nodev,nodiscard",
 }
-_DIRECTORY_MODE: Final = 0o711
+DIRECTORY_MODE: Final = 0o711
 _SAFE: Final = "nosuid,nodev"
 
 
@@ -29,7 +32,7 @@ class Mounts:
 
         It must not share with the mount that it is on: whatever is mounted below it would appear there as well.
         """
-        directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+        directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
         table = mountinfo.read()
         here = table.at(str(directory))
         if here is None:
@@ -85,15 +88,19 @@ class Mounts:
         Raises:
             MountInUse: processes use it.
         """
+        deadline = time.monotonic() + BUSY_SECONDS
         while mountinfo.read().at(str(directory)):
             try:
                 run("umount", "-n", "-c", *(["-l"] if lazy else []), str(directory), seconds=MOUNT_SECONDS)
             except ToolFailed as error:
                 if mountinfo.read().at(str(directory)) is None:
                     return
-                if "busy" in error.words:
-                    raise MountInUse(f"{directory} is still in use by a process.") from None
-                raise
+                if "busy" not in error.words:
+                    raise
+                if time.monotonic() > deadline:
+                    users = ", ".join(processes.using(directory)) or "a process"
+                    raise MountInUse(f"{directory} is still in use by {users}.") from None
+                time.sleep(POLL_SECONDS)
 
 
 def resolved(target: Path) -> Path:
@@ -110,7 +117,7 @@ def _same(one: Mount, other: Mount) -> bool:
 def _prepare(directory: Path) -> None:
     """Make the directory, or see that it is empty: a mount would hide what is in it."""
     try:
-        directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+        directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
         with os.scandir(directory) as entries:
             if next(entries, None) is not None:
                 raise TargetRefused(f"{directory} is not empty.")

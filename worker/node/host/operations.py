@@ -5,8 +5,9 @@ come, and does the rest.
 """
 
 import hashlib
+import re
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -19,10 +20,13 @@ from worker.node.host.errors import GrowthRefused, HostFailed, MountInUse
 from worker.node.host.filesystems import FilesystemUsage
 from worker.node.host.locks import volume_locked
 from worker.node.host.loop_devices import LoopDevice, LoopDevices
-from worker.node.host.mounts import Mounts, resolved
+from worker.node.host.mounts import DIRECTORY_MODE, Mounts, resolved
 
 #: How long each step of letting go of a lost volume may take, in seconds. There are four, and one for each mount.
 LOST_STEP_SECONDS: Final = 5.0
+
+_BASE: Final = UUID(int=0)  # locked while the base directory becomes a mount
+_UUID: Final = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 
 @dataclass(frozen=True)
@@ -80,18 +84,19 @@ class HostOperations:
 
     def prepare(self) -> None:
         """Make the base directory a shared mount."""
-        self._mounts.share(self.base_dir)
+        with self._locked(_BASE):
+            self._mounts.share(self.base_dir)
 
     def attach(self, file: Path, volume_id: UUID, filesystem: str | None) -> Attached:
         """Give the file a loop device and mount it; grow its file system to the size of the file."""
         self.prepare()
-        with volume_locked(self.base_dir, volume_id):
+        with self._locked(volume_id):
             device = self._loops.attach(file, self._mark(volume_id))
             if filesystem is None:
                 return Attached(device.path, None)
             path = self.mount_path(volume_id)
             grown_to, error = None, None
-            if filesystem == "ext4" and mountinfo.read().at(str(path)) is None:
+            if filesystem == "ext4" and not self._loops.is_mounted(device):
                 grown_to, error = self._grow_unmounted(device)
             try:
                 self._mounts.mount(device.path, path, filesystem)
@@ -105,12 +110,12 @@ class HostOperations:
 
     def bind(self, volume_id: UUID, target: Path, *, read_only: bool) -> None:
         """Show an attached volume's file system at a holder's directory as well."""
-        with volume_locked(self.base_dir, volume_id):
+        with self._locked(volume_id):
             self._mounts.bind(self.mount_path(volume_id), resolved(target), read_only=read_only)
 
     def unbind(self, volume_id: UUID, target: Path) -> None:
         """Remove the bind mount of a holder; never anything else that is mounted there."""
-        with volume_locked(self.base_dir, volume_id):
+        with self._locked(volume_id):
             directory = str(resolved(target))
             device = self._device(volume_id)
             table = mountinfo.read()
@@ -126,9 +131,7 @@ class HostOperations:
             MountInUse: processes use it, or a bind mount of a holder is left.
             DeviceInUse: it is mounted or open elsewhere, such as in a container. It is still attached then.
         """
-        if not self.base_dir.is_dir():
-            return
-        with volume_locked(self.base_dir, volume_id):
+        with self._locked(volume_id):
             device, path = self._device(volume_id), self.mount_path(volume_id)
             table = mountinfo.read()
             if device:
@@ -150,7 +153,7 @@ class HostOperations:
             GrowthRefused: the file system has not been grown. The device has.
             HostFailed: the volume is not attached here.
         """
-        with volume_locked(self.base_dir, volume_id):
+        with self._locked(volume_id):
             device = self._device(volume_id)
             if device is None:
                 raise HostFailed("The volume is not attached to this node.")
@@ -209,7 +212,7 @@ class HostOperations:
             _try(problems, _unmount_lazily, self._mounts, Path(path))
         if device and not stopped:
             stopped = bool(_try(problems, self._loops.empty, device))
-        is_gone = device is None or bool(_try(problems, self._loops.let_go, device))
+        is_gone = device is None or bool(_try(problems, self._loops.release, device))
         with suppress(OSError):
             self.mount_path(volume_id).rmdir()
         return Lost(is_gone, stopped or is_gone, tuple(problems))
@@ -217,20 +220,20 @@ class HostOperations:
     def found(self) -> list[FoundVolume]:
         """Return the volumes that this host has from this node, also those without a file system."""
         table = mountinfo.read()
-        prefix, suffix = "cistern:", f":{self._place}"
-        marked = [
-            device
+        marked = re.compile(f"cistern:({_UUID}):{self._place}")
+        return [
+            self._found(device, UUID(match[1]), table)
             for device in self._loops.all()
-            if device.status.mark.startswith(prefix) and device.status.mark.endswith(suffix) and not device.is_leaving
+            if not device.is_leaving and (match := marked.fullmatch(device.status.mark))
         ]
-        return [self._found(device, UUID(device.status.mark.split(":")[1]), table) for device in marked]
 
     def thaw_all(self) -> list[UUID]:
         """Thaw what was left frozen; return the volumes that were."""
         return [
             volume.volume_id
             for volume in self.found()
-            if volume.mount_path and _try([], filesystems.thaw, Path(volume.mount_path))
+            for path in (volume.mount_path, *volume.targets)
+            if path and _try([], filesystems.thaw, Path(path))
         ]
 
     def _found(self, device: LoopDevice, volume_id: UUID, table: mountinfo.MountTable) -> FoundVolume:
@@ -246,6 +249,10 @@ class HostOperations:
             tuple(sorted(mount.mount_point for mount in targets)),
             tuple(sorted(mount.mount_point for mount in targets if mount.is_read_only)),
         )
+
+    def _locked(self, volume_id: UUID) -> AbstractContextManager[None]:
+        self.base_dir.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+        return volume_locked(self.base_dir, volume_id)
 
     def _mark(self, volume_id: UUID) -> str:
         return f"cistern:{volume_id}:{self._place}"

@@ -24,6 +24,7 @@ from api.schemas.fields import (
     MAX_LABELS,
     MAX_QUERY_IDS,
     BackendName,
+    CooldownSeconds,
     IdPrefix,
     Labels,
     LabelTerm,
@@ -47,6 +48,7 @@ from domain.volumes.service import NewVolume
 GROWTH_CHOICES: Final = "give one of `to` (a size), `by` (an amount) and `percent` (of the present size)"
 USED: Final = "Bytes in use, measured at `used_at`; null if that is unknown."
 UP_TO: Final = "Upper limit of the size, never exceeded: rounded down to a multiple of 4096 bytes."
+INODES_ABOVE: Final = "Grow, too, if more than this percentage of the inodes of its file system is used."
 #: A policy grows by an amount or a percentage, never to a size.
 AUTOGROW_MEMBERS: Final = GROWTH_MEMBERS[1:]
 AUTOGROW_EXAMPLE: Final[dict[str, Any]] = {"usage_above": 80, "percent": 20, "up_to": "1TiB"}
@@ -77,7 +79,11 @@ class AutogrowIn(RequestBody):
     model_config = ConfigDict(
         json_schema_extra={
             **constraint(exactly_one(*AUTOGROW_MEMBERS)),
-            "examples": [AUTOGROW_EXAMPLE, {"usage_above": 90, "by": "10GiB", "up_to": "500GiB"}],
+            "examples": [
+                AUTOGROW_EXAMPLE,
+                {"usage_above": 90, "by": "10GiB", "up_to": "500GiB"},
+                AUTOGROW_EXAMPLE | {"inodes_above": 90, "cooldown_seconds": 3600},
+            ],
         }
     )
 
@@ -85,6 +91,8 @@ class AutogrowIn(RequestBody):
     by: Annotated[Omittable[Size], Field(description="Rounded up to a whole MiB, like the result of `percent`.")] = None
     percent: Omittable[Percent] = None
     up_to: Annotated[SizeLimit, Field(description=UP_TO)]
+    inodes_above: Annotated[Omittable[UsageAbove], Field(description=INODES_ABOVE)] = None
+    cooldown_seconds: Omittable[CooldownSeconds] = None
 
     @field_validator(*AUTOGROW_MEMBERS)
     @classmethod

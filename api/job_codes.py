@@ -49,6 +49,10 @@ JOB_EXPLANATIONS: Final[Mapping[str, Explanation]] = {
             "The storage has seen a later operation, which the database has lost.",
             "Look at the data; run `cistern check`; then retry the job if it is still wanted.",
         ),
+        "filesystem-unsupported": (
+            "The backend, or the worker's host, cannot make this file system.",
+            "Install its tools on the host of the worker, or use another file system or backend.",
+        ),
         "items-failed": (
             "A bulk job ended and some of its items failed.",
             "Look at the code of each item, then retry the job: it does only what is missing.",

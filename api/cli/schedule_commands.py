@@ -13,7 +13,9 @@ from api.cli.selection import (
     Autogrow,
     Backend,
     By,
+    CooldownSeconds,
     Every,
+    InodesAbove,
     MaxConcurrent,
     Percent,
     To,
@@ -33,7 +35,7 @@ Prefix = Annotated[str | None, typer.Option(help="Of the snapshots' names.", sho
 
 #: Members of params that belong together: a change of one of them replaces all.
 _SELECTION: Final = ("ids", "labels", "backend")
-_GROWTH: Final = ("to", "by", "percent", "step", "up_to", "usage_above", "policy")
+_GROWTH: Final = ("to", "by", "percent", "step", "up_to", "usage_above", "inodes_above", "cooldown_seconds", "policy")
 _RETENTION: Final = ("keep_last", "keep_days")
 
 schedules = new_group()
@@ -70,6 +72,8 @@ def create_schedule(
     by: By = None,
     percent: Percent = None,
     usage_above: UsageAbove = None,
+    inodes_above: InodesAbove = None,
+    cooldown_seconds: CooldownSeconds = None,
     up_to: UpTo = None,
     autogrow: Autogrow = False,
     prefix: Prefix = None,
@@ -80,7 +84,16 @@ def create_schedule(
     selected = selection(label, backend, every=every, max_concurrent=max_concurrent)
     if selected is None:
         raise UsageError("say which volumes: --label, --backend or --all")
-    grown = growth(to=to, by=by, percent=percent, usage_above=usage_above, up_to=up_to, autogrow=autogrow)
+    grown = growth(
+        to=to,
+        by=by,
+        percent=percent,
+        usage_above=usage_above,
+        inodes_above=inodes_above,
+        cooldown_seconds=cooldown_seconds,
+        up_to=up_to,
+        autogrow=autogrow,
+    )
     kept = given({"name": prefix, "keep_last": keep_last, "keep_days": keep_days})
     if action is Action.EXPAND and kept:
         raise UsageError("--prefix, --keep-last and --keep-days are for --action bulk.snapshot")
@@ -110,6 +123,8 @@ def update_schedule(
     by: By = None,
     percent: Percent = None,
     usage_above: UsageAbove = None,
+    inodes_above: InodesAbove = None,
+    cooldown_seconds: CooldownSeconds = None,
     up_to: UpTo = None,
     autogrow: Autogrow = False,
     prefix: Prefix = None,
@@ -121,7 +136,16 @@ def update_schedule(
     Options that select volumes, that say how much they grow, or what is kept, replace all of their kind.
     """
     path = path_of(session.api, SCHEDULE, name)
-    grown = growth(to=to, by=by, percent=percent, usage_above=usage_above, up_to=up_to, autogrow=autogrow)
+    grown = growth(
+        to=to,
+        by=by,
+        percent=percent,
+        usage_above=usage_above,
+        inodes_above=inodes_above,
+        cooldown_seconds=cooldown_seconds,
+        up_to=up_to,
+        autogrow=autogrow,
+    )
     params = (
         (_SELECTION, selection(label, backend, every=every, max_concurrent=None)),
         (_GROWTH, grown or None),

@@ -15,6 +15,12 @@ To = Annotated[str | None, typer.Option(help="The new size, such as 20GiB.", met
 By = Annotated[str | None, typer.Option(help="How much to add, such as 10GiB.", metavar="SIZE")]
 Percent = Annotated[float | None, typer.Option(help="How much to add, in percent of the present size.")]
 UsageAbove = Annotated[float | None, typer.Option(help="Only volumes of which more than this percentage is used.")]
+InodesAbove = Annotated[
+    float | None, typer.Option(help="Or only those of whose inodes more than this percentage is used.")
+]
+CooldownSeconds = Annotated[
+    int | None, typer.Option(min=1, help="Not those that have grown within this time.", metavar="SECONDS")
+]
 UpTo = Annotated[str | None, typer.Option(help="No volume grows beyond it.", metavar="SIZE")]
 Autogrow = Annotated[bool, typer.Option("--autogrow", help="Let each volume grow by its own policy.")]
 
@@ -42,13 +48,16 @@ def growth(
     by: str | None,
     percent: float | None,
     usage_above: float | None = None,
+    inodes_above: float | None = None,
+    cooldown_seconds: int | None = None,
     up_to: str | None = None,
     autogrow: bool = False,
 ) -> dict[str, Any]:
     """Return the members that say how much volumes grow, as they were given; the API says what does not fit."""
     sizes = {name: size_of(text) for name, text in (("to", to), ("by", by), ("up_to", up_to)) if text is not None}
     policy = "autogrow" if autogrow else None
-    return sizes | given({"percent": percent, "usage_above": usage_above, "policy": policy})
+    when = {"usage_above": usage_above, "inodes_above": inodes_above, "cooldown_seconds": cooldown_seconds}
+    return sizes | given({"percent": percent, **when, "policy": policy})
 
 
 def given(members: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, StringConstraints, WithJsonSchema
@@ -95,6 +95,8 @@ Percent = Annotated[float, Field(gt=0, le=MAX_PERCENT, strict=True, allow_inf_na
 BulkPercent = Annotated[Percent, Field(le=MAX_BULK_PERCENT)]
 
 UsageAbove = Annotated[float, Field(ge=0, le=100, strict=True, allow_inf_nan=False)]
+
+Filesystem = Literal["ext4", "xfs", "btrfs"]
 
 CooldownSeconds = Annotated[
     int,

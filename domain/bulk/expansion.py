@@ -12,11 +12,14 @@ from domain.bulk.model import ItemCode, ItemRef, ItemStatus, ItemUpdate, Lane
 from domain.bulk.operation import BulkOperation, ItemWork, Result, release_volumes
 from domain.db.database import Database
 from domain.errors import CisternError
+from domain.jobs.attempt import Payload
 from domain.operations import VolumeState
 from domain.storage.backends import Backends
 from domain.storage.context import Grant
 from domain.storage.driver import Usage
 from domain.storage.errors import BackendUnavailable
+from domain.storage.growing import grow
+from domain.volumes.filesystems import grown_offline
 from domain.volumes.model import LockedVolume
 from domain.volumes.repository import VolumeRepository
 from domain.volumes.usage import VolumeUsage, usage_of
@@ -68,18 +71,20 @@ class ExpandOperation(BulkOperation):
 
     async def prepare(
         self,
-        _: AsyncSession,
-        __: Lane,
+        session: AsyncSession,
+        _: Lane,
         volumes: Sequence[tuple[ItemUpdate, LockedVolume]],
         newly_acquired: Mapping[UUID, int],
     ) -> list[ItemWork]:
         """Return the work; there is nothing to write down, since the updates already have the sizes."""
+        grown = await grown_offline(session, [volume for _, volume in volumes])
         return [
             ItemWork(
                 update,
                 volume.backend,
                 newly_acquired.get(volume.id, volume.version),
                 resumed=volume.id not in newly_acquired,
+                filesystem=grown.get(volume.id),
             )
             for update, volume in volumes
         ]
@@ -89,6 +94,12 @@ class ExpandOperation(BulkOperation):
         if work.update.to_size is None:
             raise RuntimeError(f"volume {work.volume_id} was acquired without a target size")
         return await self._backends.get(work.backend).expand(work.volume_id, work.update.to_size, grant)
+
+    async def grow_filesystem(self, work: ItemWork, size: int | None, grant: Grant) -> Payload | None:
+        """Grow the file system of a volume that nobody has; its failure does not fail the item."""
+        if work.filesystem is None or size is None:
+            return None
+        return await grow(self._backends.get(work.backend), work.volume_id, work.filesystem, size, grant)
 
     async def seal(self, work: ItemWork, update: ItemUpdate, grant: Grant) -> Result:
         """Seal the volume and return the size found on the backend."""

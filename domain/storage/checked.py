@@ -32,7 +32,7 @@ _RESULTS: Final = {
     TransientStorageError: "transient-error",
     PermanentStorageError: "permanent-error",
 }
-_UNSIZED: Final = frozenset({"delete", "delete_snapshot"})
+_UNSIZED: Final = frozenset({"delete", "delete_snapshot", "grow_filesystem"})
 #: The methods that change something.
 CHANGING: Final = _SIZED | _PERHAPS_SIZED | _UNSIZED
 

@@ -10,10 +10,12 @@ from typing import Final, Protocol
 from uuid import UUID
 
 from domain.storage.context import Fence, Grant
-from domain.storage.errors import VolumeMissing
+from domain.storage.errors import FilesystemUnsupported, VolumeMissing
 
 #: No volume and no snapshot is larger, in bytes. A driver that reports another size than 1 to this is not believed.
 MAX_STORED_SIZE: Final = 64 * 2**40
+#: The file systems that a volume may have, and the size in bytes that a volume needs for them.
+FILESYSTEMS: Final[Mapping[str, int]] = {"ext4": 16 * 2**20, "xfs": 300 * 2**20, "btrfs": 128 * 2**20}
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,9 @@ class StorageDriver(Protocol):
         """
         _ = identity  # without a statement, mypy would demand this method of every driver
 
+    #: The file systems that it can make, of those in `FILESYSTEMS`.
+    filesystems: Collection[str] = ()
+
     def path(self, volume_id: UUID) -> str | None:
         """Return the path of the volume's bytes, None if the backend has no paths."""
 
@@ -107,6 +112,14 @@ class StorageDriver(Protocol):
 
     async def expand(self, volume_id: UUID, size: int, grant: Grant) -> int:
         """Grow to ``size`` bytes, keeping the content; never shrink. Return the new size in bytes."""
+
+    async def grow_filesystem(self, volume_id: UUID, filesystem: str, grant: Grant) -> None:  # noqa: ARG002 (for others)
+        """Grow the file system of a volume, which nobody has mounted, to the volume's size.
+
+        Raises:
+            StorageError: it could not be grown; the message has the reason.
+        """
+        raise FilesystemUnsupported
 
     async def delete(self, volume_id: UUID, grant: Grant) -> None:
         """Delete the volume but keep its fence. Succeed if the volume is absent."""

@@ -49,6 +49,12 @@ class SizeUnsupported(PermanentStorageError):
     code = "size-unsupported"
 
 
+class FilesystemUnsupported(PermanentStorageError):
+    """The backend cannot make or grow this file system."""
+
+    code = "filesystem-unsupported"
+
+
 class SizeImpossible(PermanentStorageError):
     """The backend reports a size that no volume can have."""
 

@@ -199,7 +199,7 @@ class VolumeRepository:
         volume.state, volume.job_id, volume.growing_to = state, job_id, None
         volume.version += 1
         if state is VolumeState.RESTORING:
-            volume.used = volume.used_at = None  # measured of the bytes that are replaced now
+            forget_usage(volume)
         return volume
 
     async def backends_of(
@@ -295,6 +295,13 @@ class VolumeRepository:
         if not releases:
             return []
         return (await self._session.scalars(statement, {**as_arrays(releases), **values})).all()
+
+
+def forget_usage(volume: Volume) -> None:
+    """Forget what was measured and reported of bytes that are replaced now, and how far their file system had grown."""
+    volume.used = volume.used_at = None
+    volume.filesystem_size = volume.filesystem_used = volume.inodes = volume.inodes_used = None
+    volume.filesystem_grown_to = None if volume.filesystem is None else 0
 
 
 def name_taken(name: str) -> NameTaken:

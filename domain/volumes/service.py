@@ -37,6 +37,7 @@ from domain.jobs.transport.job_queue import JobQueue
 from domain.operations import OPERATIONS, VolumeState, job_for, volume_of
 from domain.projects.quota import Room
 from domain.storage.directory import BackendDirectory
+from domain.volumes.filesystems import grown_offline, growth_params
 from domain.volumes.model import Growth, LockedVolume, Volume, rounded_up
 from domain.volumes.repository import Acquisition, VolumeFilter, VolumeRepository, name_taken
 
@@ -180,14 +181,17 @@ class VolumeService:
         """Accept a new volume.
 
         Raises:
-            Invalid: the request has no size.
+            Invalid: the request has no size, or the backend cannot make its file system, or not of this size.
             UnknownBackend: the backend is not configured.
             QuotaExceeded: the project may not have it.
             NameTaken: another volume of the project has the name.
             BackendOvercommitted: the backend may not promise so much.
         """
         volume = await self._new_volume(new, origin.actor.project_id)
-        job = self._job(JobKind.VOLUME_CREATE, volume, {"size": volume.size}, created_by=origin.caller)
+        params: Payload = {"size": volume.size}
+        if volume.filesystem is not None:
+            params["filesystem"] = volume.filesystem
+        job = self._job(JobKind.VOLUME_CREATE, volume, params, created_by=origin.caller)
         request, batcher = _CreateRequest(volume, job, origin.actor), self._create_batchers[_limited_project(origin)]
         has_room = self._directory.has_room(volume.backend, volume.size)
         if has_room and origin.idempotency is None and await batcher(request):
@@ -221,7 +225,9 @@ class VolumeService:
             volume.growing_to = to_size = growth.target(volume.size)
             accepted.room.take(bytes=to_size - volume.size)
             accepted.last_check = partial(self._directory.require_room, volume.backend, to_size - volume.size)
-            job = self._job(JobKind.VOLUME_EXPAND, volume, {"to_size": to_size}, created_by=origin.caller)
+            grown = await grown_offline(accepted.session, [volume])
+            params = {"to_size": to_size, **growth_params(grown.get(volume.id))}
+            job = self._job(JobKind.VOLUME_EXPAND, volume, params, created_by=origin.caller)
             accepted.job = await JobRepository(accepted.session).add(job)
         return await self._dispatch(job)
 
@@ -255,7 +261,8 @@ class VolumeService:
             volumes = VolumeRepository(session)
             rows = await volumes.lock_without_waiting({request.volume_id for request in requests})
             locked = {volume.id: volume for volume in rows}
-            results = [self._decide(locked, request, rooms) for request in requests]
+            grown = await grown_offline(session, rows)
+            results = [self._decide(locked, grown, request, rooms) for request in requests]
             accepted = [(job, one.actor) for job, one in zip(results, requests, strict=True) if isinstance(job, Job)]
             if accepted:
                 jobs = [job for job, _ in accepted]
@@ -265,7 +272,11 @@ class VolumeService:
         return results
 
     def _decide(
-        self, locked: dict[UUID, LockedVolume], request: _ExpandRequest, rooms: Mapping[UUID, Room]
+        self,
+        locked: dict[UUID, LockedVolume],
+        grown: Mapping[UUID, str],
+        request: _ExpandRequest,
+        rooms: Mapping[UUID, Room],
     ) -> Job | Refused | None:
         """Decide on one request. Update ``locked``, so that later requests of the batch find the volume busy."""
         volume, project_id = locked.get(request.volume_id), request.actor.project_id
@@ -281,8 +292,9 @@ class VolumeService:
         except Refused as refusal:
             return refusal
         locked[volume.id] = acquired
+        params = {"to_size": to_size, **growth_params(grown.get(volume.id))}
         with tracing.attached(request.trace):
-            return self._job(JobKind.VOLUME_EXPAND, acquired, {"to_size": to_size}, created_by=request.actor.name)
+            return self._job(JobKind.VOLUME_EXPAND, acquired, params, created_by=request.actor.name)
 
     async def request_delete(self, volume_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Accept the deletion of a volume, which may be in the state ``error``.
@@ -318,6 +330,8 @@ class VolumeService:
         backend = await self._directory.find(new.backend)
         if new.size is None:
             raise Invalid("A volume needs a size.", field="size")
+        if (filesystem := new.columns.get("filesystem")) is not None:
+            backend.require_filesystem(filesystem, new.size)
         return new.to_row(project_id=project_id, backend=backend.name, size=new.size, job_id=uuid7())
 
     def _job(self, kind: JobKind, volume: Volume | LockedVolume, params: Payload, **columns: Any) -> Job:

@@ -184,7 +184,7 @@ async def _create(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Paylo
     volume_id, size, filesystem = volume_of(job), job.params["size"], job.params.get("filesystem")
     if filesystem is None:
         return {"size": await driver.create(volume_id, size, grant)}
-    size = await driver.create(volume_id, size, grant, filesystem)  # type: ignore[call-arg]
+    size = await driver.create(volume_id, size, grant, filesystem)
     return {"size": size, "filesystem_grown_to": size}
 
 
@@ -201,7 +201,7 @@ async def _take(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload
     if job.retry_of is not None:
         # The job retried here may have left a snapshot behind, of the volume's data at that time.
         await driver.delete_snapshot(source_of(job), snapshot_of(job), grant)
-    return {"size": await driver.take_snapshot(source_of(job), snapshot_of(job), grant)}
+    return {"size": (await driver.take_snapshot(source_of(job), snapshot_of(job), grant)).size}
 
 
 async def _restore(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:

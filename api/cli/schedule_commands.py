@@ -24,6 +24,7 @@ from api.cli.selection import (
     given,
     growth,
     selection,
+    thresholds,
 )
 from api.cli.session import Label, NewNameOption, Session, UsageError, Yes, command, confirm, new_group
 from api.cli.waiting import NoWait, finish
@@ -84,16 +85,8 @@ def create_schedule(
     selected = selection(label, backend, every=every, max_concurrent=max_concurrent)
     if selected is None:
         raise UsageError("say which volumes: --label, --backend or --all")
-    grown = growth(
-        to=to,
-        by=by,
-        percent=percent,
-        usage_above=usage_above,
-        inodes_above=inodes_above,
-        cooldown_seconds=cooldown_seconds,
-        up_to=up_to,
-        autogrow=autogrow,
-    )
+    when = thresholds(usage_above, inodes_above, cooldown_seconds)
+    grown = growth(to=to, by=by, percent=percent, up_to=up_to, autogrow=autogrow, when=when)
     kept = given({"name": prefix, "keep_last": keep_last, "keep_days": keep_days})
     if action is Action.EXPAND and kept:
         raise UsageError("--prefix, --keep-last and --keep-days are for --action bulk.snapshot")
@@ -135,17 +128,8 @@ def update_schedule(
 
     Options that select volumes, that say how much they grow, or what is kept, replace all of their kind.
     """
-    path = path_of(session.api, SCHEDULE, name)
-    grown = growth(
-        to=to,
-        by=by,
-        percent=percent,
-        usage_above=usage_above,
-        inodes_above=inodes_above,
-        cooldown_seconds=cooldown_seconds,
-        up_to=up_to,
-        autogrow=autogrow,
-    )
+    path, when = path_of(session.api, SCHEDULE, name), thresholds(usage_above, inodes_above, cooldown_seconds)
+    grown = growth(to=to, by=by, percent=percent, up_to=up_to, autogrow=autogrow, when=when)
     params = (
         (_SELECTION, selection(label, backend, every=every, max_concurrent=None)),
         (_GROWTH, grown or None),

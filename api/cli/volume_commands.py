@@ -24,6 +24,7 @@ from api.cli.selection import (
     given,
     growth,
     selection,
+    thresholds,
 )
 from api.cli.session import Label, NewNameOption, Session, UsageError, Yes, command, confirm, labels_of, new_group
 from api.cli.sizes import size_of, size_text
@@ -109,16 +110,8 @@ def update_volume(
     no_autogrow: Annotated[bool, typer.Option("--no-autogrow", help="Remove the autogrow policy.")] = False,
 ) -> None:
     """Change the name, the labels or the autogrow policy of a volume; what is not given stays as it is."""
-    policy = growth(
-        to=None,
-        by=by,
-        percent=percent,
-        usage_above=usage_above,
-        inodes_above=inodes_above,
-        cooldown_seconds=cooldown_seconds,
-        up_to=up_to,
-    )
-    labels = labels_of(label)
+    when = thresholds(usage_above, inodes_above, cooldown_seconds)
+    labels, policy = labels_of(label), growth(to=None, by=by, percent=percent, up_to=up_to, when=when)
     if (labels and no_labels) or (policy and no_autogrow):
         raise UsageError("--no-labels and --no-autogrow remove what the other options set: give one of them")
     changes = given({"name": new_name, "labels": labels or ({} if no_labels else None), "autogrow": policy or None})
@@ -154,16 +147,8 @@ def expand_volumes(
     if (name is None) == (selected is None):
         raise UsageError(f"give either the name of a volume, or options that select many: {SELECTORS}")
     grown = growth(to=to, by=by, percent=percent)
-    of_many = growth(
-        to=None,
-        by=None,
-        percent=None,
-        usage_above=usage_above,
-        inodes_above=inodes_above,
-        cooldown_seconds=cooldown_seconds,
-        up_to=up_to,
-        autogrow=autogrow,
-    )
+    when = thresholds(usage_above, inodes_above, cooldown_seconds)
+    of_many = growth(to=None, by=None, percent=None, up_to=up_to, autogrow=autogrow, when=when)
     if name is not None:
         if of_many or max_concurrent:
             raise UsageError(f"{_OF_MANY} and --max-concurrent are for many volumes")

@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from domain.db.database import Database
 from domain.errors import BackendOvercommitted, DatabaseUnavailable, Invalid, UnknownBackend
-from domain.storage.driver import FILESYSTEMS
+from domain.storage.filesystems import FILESYSTEMS
 from domain.storage.model import Backend, BackendServer, is_live
 
 #: Seconds between two readings of the directory.

@@ -5,7 +5,8 @@ StorageError
 │   ├── StorageBusy             another process holds the lock of the volume or snapshot; costs no attempt
 │   └── BackendUnavailable      this process cannot use the backend now, another one may; costs no attempt
 ├── PermanentStorageError       trying again will not help: StorageFull, SizeUnsupported, SizeImpossible,
-│                               AccessDenied, VolumeMissing, SnapshotMissing
+│                               AccessDenied, VolumeMissing, SnapshotMissing, VolumeInUse, SnapshotTorn,
+│                               FilesystemFailed
 ├── FenceRefused                a later attempt has already published or sealed; this one is superseded
 └── Stopped                     the worker stopped the attempt, or its lease has ended
 """
@@ -49,12 +50,6 @@ class SizeUnsupported(PermanentStorageError):
     code = "size-unsupported"
 
 
-class FilesystemUnsupported(PermanentStorageError):
-    """The backend cannot make or grow this file system."""
-
-    code = "filesystem-unsupported"
-
-
 class SizeImpossible(PermanentStorageError):
     """The backend reports a size that no volume can have."""
 
@@ -77,6 +72,24 @@ class SnapshotMissing(PermanentStorageError):
     """The snapshot's data is not on the backend."""
 
     code = "snapshot-missing"
+
+
+class VolumeInUse(PermanentStorageError):
+    """Somebody on the worker's host has the volume's file open."""
+
+    code = "volume-in-use"
+
+
+class SnapshotTorn(PermanentStorageError):
+    """The volume is being written to and its blocks cannot be shared, so a snapshot would mix several moments."""
+
+    code = "snapshot-torn"
+
+
+class FilesystemFailed(PermanentStorageError):
+    """The volume's file system cannot be made or grown."""
+
+    code = "filesystem-failed"
 
 
 class FenceRefused(StorageError):

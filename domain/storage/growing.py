@@ -3,7 +3,7 @@
 The volume has its new size by then. That its file system has not is a state with a reason, which the next try ends.
 """
 
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
 import structlog
@@ -12,9 +12,6 @@ from domain.errors import StorageError
 from domain.storage.context import Grant, Stopped
 from domain.storage.driver import StorageDriver
 from domain.storage.errors import BackendUnavailable, FenceRefused, StorageBusy
-
-#: Those that grow while nobody has mounted them; the others only while a node has.
-GROWN_OFFLINE: Final = frozenset({"ext4"})
 
 log = structlog.get_logger(__name__)
 

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from domain.db.sql import array_rows
 from domain.errors import Invalid
 from domain.operations import GROW_FILESYSTEM
-from domain.storage.growing import GROWN_OFFLINE
+from domain.storage.filesystems import GROWN_OFFLINE
 from domain.volumes.model import LockedVolume, Volume
 from domain.volumes.usage import not_attached
 

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -37,6 +37,7 @@ from domain.jobs.transport.job_queue import JobQueue
 from domain.operations import OPERATIONS, VolumeState, job_for, volume_of
 from domain.projects.quota import Room
 from domain.storage.directory import BackendDirectory
+from domain.volumes.batches import CreateRequest, ExpandRequest, beyond_limits, limited_project
 from domain.volumes.filesystems import grown_offline, growth_params
 from domain.volumes.model import Growth, LockedVolume, Volume, rounded_up
 from domain.volumes.repository import Acquisition, VolumeFilter, VolumeRepository, name_taken
@@ -76,23 +77,6 @@ class NewVolume:
         )
 
 
-class _CreateRequest(NamedTuple):
-    """A volume to create, the job that creates it, and who asks for it."""
-
-    volume: Volume
-    job: Job
-    actor: Actor
-
-
-class _ExpandRequest(NamedTuple):
-    """A volume to expand, by how much, who asks for it, and in which trace."""
-
-    volume_id: UUID
-    growth: Growth
-    actor: Actor
-    trace: object
-
-
 class VolumeService:
     """The volumes, for the API."""
 
@@ -112,10 +96,10 @@ class VolumeService:
         self._directory = directory
         self._max_attempts = max_attempts
         #: By the project, for those with limits; all others share that of None.
-        self._create_batchers = defaultdict[UUID | None, Batcher[_CreateRequest, bool]](
+        self._create_batchers = defaultdict[UUID | None, Batcher[CreateRequest, bool]](
             lambda: Batcher(self._create_batch, max_batch=MAX_BATCH, fails_all=failed_transiently)
         )
-        self._expand_batchers = defaultdict[UUID | None, Batcher[_ExpandRequest, Job | None]](
+        self._expand_batchers = defaultdict[UUID | None, Batcher[ExpandRequest, Job | None]](
             lambda: Batcher(self._expand_batch, max_batch=MAX_BATCH, fails_all=failed_transiently)
         )
 
@@ -192,7 +176,7 @@ class VolumeService:
         if volume.filesystem is not None:
             params["filesystem"] = volume.filesystem
         job = self._job(JobKind.VOLUME_CREATE, volume, params, created_by=origin.caller)
-        request, batcher = _CreateRequest(volume, job, origin.actor), self._create_batchers[_limited_project(origin)]
+        request, batcher = CreateRequest(volume, job, origin.actor), self._create_batchers[limited_project(origin)]
         has_room = self._directory.has_room(volume.backend, volume.size)
         if has_room and origin.idempotency is None and await batcher(request):
             return await self._log_and_dispatch(job)
@@ -214,8 +198,8 @@ class VolumeService:
             QuotaExceeded: the project may not have so many bytes.
             BackendOvercommitted: its backend may not promise so much.
         """
-        request = _ExpandRequest(volume_id, growth, origin.actor, tracing.capture())
-        batcher = self._expand_batchers[_limited_project(origin)]
+        request = ExpandRequest(volume_id, growth, origin.actor, tracing.capture())
+        batcher = self._expand_batchers[limited_project(origin)]
         if origin.idempotency is None and (batched := await batcher(request)):
             return await self._log_and_dispatch(batched)
         # With a key, or if the batch has left it out, the request is accepted alone.
@@ -231,13 +215,13 @@ class VolumeService:
             accepted.job = await JobRepository(accepted.session).add(job)
         return await self._dispatch(job)
 
-    async def _create_batch(self, requests: Sequence[_CreateRequest]) -> Sequence[bool | Exception]:
+    async def _create_batch(self, requests: Sequence[CreateRequest]) -> Sequence[bool | Exception]:
         """Insert volumes and their jobs. A result is False if the request must be accepted on its own."""
         refused: dict[UUID, QuotaExceeded] = {}
         try:
             async with self._database.transaction() as session:
                 rooms = await rooms_of(session, [request.actor for request in requests])
-                refused = _beyond_limits(requests, rooms)
+                refused = beyond_limits(requests, rooms)
                 volumes = [request.volume for request in requests if request.volume.id not in refused]
                 added = await VolumeRepository(session).add_with_free_names(volumes) if volumes else set()
                 accepted = [request for request in requests if request.volume.id in added]
@@ -254,7 +238,7 @@ class VolumeService:
         outcomes |= dict.fromkeys(refused, False) if len(added) < len(volumes) else refused
         return [outcomes[request.volume.id] for request in requests]
 
-    async def _expand_batch(self, requests: Sequence[_ExpandRequest]) -> Sequence[Job | Exception | None]:
+    async def _expand_batch(self, requests: Sequence[ExpandRequest]) -> Sequence[Job | Exception | None]:
         """Acquire volumes and insert their jobs. A result is None if the request must be accepted on its own."""
         async with self._database.transaction() as session:
             rooms = await rooms_of(session, [request.actor for request in requests])
@@ -275,7 +259,7 @@ class VolumeService:
         self,
         locked: dict[UUID, LockedVolume],
         grown: Mapping[UUID, str],
-        request: _ExpandRequest,
+        request: ExpandRequest,
         rooms: Mapping[UUID, Room],
     ) -> Job | Refused | None:
         """Decide on one request. Update ``locked``, so that later requests of the batch find the volume busy."""
@@ -345,19 +329,3 @@ class VolumeService:
     async def _dispatch(self, job: Job) -> Job:
         await self._queue.dispatch([job.message])
         return job
-
-
-def _limited_project(origin: RequestOrigin) -> UUID | None:
-    return origin.actor.project_id if origin.actor.is_limited else None
-
-
-def _beyond_limits(requests: Sequence[_CreateRequest], rooms: Mapping[UUID, Room]) -> dict[UUID, QuotaExceeded]:
-    """Take the room for new volumes, and return the refusal of each for which none is left."""
-    refused = {}
-    for volume, _, actor in requests:
-        try:
-            if actor.project_id in rooms:
-                rooms[actor.project_id].take(volumes=1, bytes=volume.size, queued_jobs=1)
-        except QuotaExceeded as error:
-            refused[volume.id] = error
-    return refused

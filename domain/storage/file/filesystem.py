@@ -34,6 +34,11 @@ _CHECKED: Final = frozenset({0, 1})
 _GROWING: Final = "user.cistern.growing"
 
 
+def installed() -> tuple[str, ...]:
+    """Return the file systems whose tools are on this host."""
+    return tuple(name for name, command in _MKFS.items() if _program(command[0]) is not None)
+
+
 def make(handle: int, filesystem: str, volume_id: UUID, grant: Grant) -> None:
     """Make a file system in an empty file; its UUID is the volume's id.
 
@@ -71,6 +76,10 @@ def _is_growing(handle: int) -> bool:
     return False
 
 
+def _program(tool: str) -> str | None:
+    return shutil.which(tool, path=f"{os.environ.get('PATH', '')}:{_SBIN}")
+
+
 def _run(
     command: Sequence[str],
     filesystem: str,
@@ -81,7 +90,7 @@ def _run(
 ) -> None:
     """Run a tool on an open file, in a process that no signal to this one's group reaches: it must not end halfway."""
     tool = command[0]
-    program = shutil.which(tool, path=f"{os.environ.get('PATH', '')}:{_SBIN}")
+    program = _program(tool)
     if program is None:
         raise FilesystemFailed(
             f"{tool} is not installed on the worker's host (Debian: apt-get install {PACKAGES[filesystem]})."

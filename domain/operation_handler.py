@@ -4,6 +4,7 @@ A job holds its volume and snapshot from the transaction that accepts it to the 
 locked in one order everywhere: project, job, volume, snapshot.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Final
 from uuid import UUID
@@ -63,6 +64,9 @@ class OperationHandler(JobHandler):
             size = await driver.seal(volume_of(job), grant)
         else:
             size = await driver.seal_snapshot(source_of(job), snapshot_of(job), grant)
+        if self._operation.clean_up is not None:
+            # As `seal` does, it ignores that the attempt was stopped.
+            await self._operation.clean_up(driver, job, Grant(job.id, grant.fence, math.inf))
         return _result(job, {} if size is None else {"size": size})
 
     async def record(self, session: AsyncSession, succeeded: SucceededJobs) -> None:
@@ -71,7 +75,10 @@ class OperationHandler(JobHandler):
         Raises:
             RuntimeError: a job no longer held its volume or snapshot.
         """
-        volume, snapshot = self._operation.volume, self._operation.snapshot
+        volume, snapshot, source = self._operation.volume, self._operation.snapshot, self._operation.source
+        if source is not None:
+            changed = await self._release_sources(session, succeeded, source.success)
+            _require_held((source_of(job) for job, _ in succeeded), changed)
         if volume is not None:
             changed = await self._release_or_remove_volumes(session, succeeded, volume.success)
             _require_held((volume_of(job) for job, _ in succeeded), changed)
@@ -84,6 +91,8 @@ class OperationHandler(JobHandler):
 
         A row that another job holds is left alone: that job releases it.
         """
+        if self._operation.source is not None:
+            await self._release_sources(session, failed, self._operation.source.failure)
         if self._operation.volume is not None:
             await self._release_or_remove_volumes(session, failed, self._operation.volume.failure)
         if self._operation.snapshot is not None:
@@ -111,6 +120,8 @@ class OperationHandler(JobHandler):
         volume = snapshot = None
         if operation.snapshot is not None:
             await snapshots.get(snapshot_of(ended), project_id)  # if it is gone, no later retry will succeed
+        if operation.source is not None:
+            await volumes.acquire(source_of(ended), project_id, operation.source.busy, job_id)
         if operation.volume is not None:
             volume = await volumes.acquire(volume_of(ended), project_id, operation.volume.busy, job_id)
             if operation.volume.success is None:
@@ -134,6 +145,16 @@ class OperationHandler(JobHandler):
         releases = [Release(volume_of(job), job.id, _size(found) if published else None) for job, found in ended]
         volumes = VolumeRepository(session)
         return await (volumes.remove(releases) if state is None else volumes.release(releases, state))
+
+    async def _release_sources(
+        self, session: AsyncSession, ended: SucceededJobs | FailedJobs, state: VolumeState | None
+    ) -> Sequence[UUID]:
+        """Release the volumes that were cloned; lock the clones, too, so that all are locked in the order of ids."""
+        if state is None:
+            raise RuntimeError(f"{self._operation.kind} would remove its source")
+        volumes = VolumeRepository(session)
+        await volumes.lock_many([id_ for job, _ in ended for id_ in (source_of(job), volume_of(job))])
+        return await volumes.release([Release(source_of(job), job.id, None) for job, _ in ended], state)
 
     async def _release_or_remove_snapshots(
         self, session: AsyncSession, ended: SucceededJobs | FailedJobs, state: SnapshotState | None

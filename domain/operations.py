@@ -6,6 +6,7 @@ records the jobs (`domain.operation_handler`), `cistern check`, the simulation a
 
 import enum
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 from uuid import UUID
@@ -16,6 +17,8 @@ from domain.jobs.kinds import JobKind
 from domain.jobs.model import Job, new_job
 from domain.storage.context import Grant
 from domain.storage.driver import StorageDriver
+from domain.storage.errors import SizeImpossible
+from domain.storage.intermediate import intermediate_of
 
 
 class VolumeState(enum.StrEnum):
@@ -80,6 +83,10 @@ class Operation:
     storage_work: Callable[[StorageDriver, ClaimedJob, Grant], Awaitable[Payload]] | None
     volume: Transition[VolumeState] | None
     snapshot: Transition[SnapshotState] | None = None
+    #: How the volume moves that a clone is made of. The job holds it besides its own ``volume``.
+    source: Transition[VolumeState] | None = None
+    #: Bars earlier attempts from what the storage work makes besides what it publishes, and removes that.
+    clean_up: Callable[[StorageDriver, ClaimedJob, Grant], Awaitable[None]] | None = None
     #: Whether it replaces bytes that a client may have written since an earlier attempt.
     overwrites: bool = False
     #: Returns the parameters of a retry, from those of the ended job and the size of the volume that it acquires.
@@ -139,7 +146,7 @@ def job_for(
 
     ``volume_id`` of the job is the volume that it holds. A deletion of a snapshot holds none, so that it neither waits
     for nor blocks other operations on the volume; its ``backend`` is passed in. ``params["of_volume"]`` is the volume
-    that the snapshot was taken of.
+    that the snapshot was taken of, or the one that is cloned.
     """
     published = volume if OPERATIONS[kind].publishes is Published.VOLUME else snapshot
     if published is None:
@@ -169,7 +176,7 @@ def snapshot_of(job: Job | ClaimedJob) -> UUID:
 
 
 def source_of(job: Job | ClaimedJob) -> UUID:
-    """Return the id of the volume that a job's snapshot was taken of."""
+    """Return the id of the volume that a job's snapshot was taken of, or that it clones."""
     return UUID(job.params["of_volume"])
 
 
@@ -204,6 +211,30 @@ async def _clone(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payloa
     return {
         "size": await driver.clone_snapshot(source_of(job), snapshot_of(job), volume_of(job), job.params["size"], grant)
     }
+
+
+async def _clone_volume(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
+    """Clone an intermediate snapshot, which is deleted at once; a repetition goes on with the one that it finds."""
+    clone, source, intermediate = volume_of(job), source_of(job), intermediate_of(volume_of(job))
+    if job.retry_of is not None:
+        # The job retried here may have left either behind, with the volume's data at that time.
+        await driver.delete(clone, grant)
+        await driver.delete_snapshot(source, intermediate, grant)
+    stored = await driver.stat(clone, ())
+    if stored is None or stored.volume.size is None:
+        await driver.take_snapshot(source, intermediate, grant)
+    # A clone that exists is not replaced, and needs no snapshot: an earlier attempt died after it was made.
+    size = await driver.clone_snapshot(source, intermediate, clone, job.params["size"], grant)
+    await driver.delete_snapshot(source, intermediate, grant)
+    return {"size": size}
+
+
+async def _remove_intermediate(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> None:
+    source, intermediate = source_of(job), intermediate_of(volume_of(job))
+    with suppress(SizeImpossible):  # it is sealed, and exists
+        if await driver.seal_snapshot(source, intermediate, grant) is None:
+            return
+    await driver.delete_snapshot(source, intermediate, grant)
 
 
 async def _isolate(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
@@ -248,6 +279,14 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
             Published.VOLUME,
             _create,
             Transition((_V.ERROR,), _V.CREATING, _V.AVAILABLE, _V.ERROR),
+        ),
+        Operation(
+            JobKind.VOLUME_CLONE,
+            Published.VOLUME,
+            _clone_volume,
+            Transition((_V.ERROR,), _V.CREATING, _V.AVAILABLE, _V.ERROR),
+            source=Transition((_V.AVAILABLE,), _V.SNAPSHOTTING, _V.AVAILABLE, _V.AVAILABLE),
+            clean_up=_remove_intermediate,
         ),
         Operation(
             JobKind.VOLUME_EXPAND,
@@ -326,7 +365,9 @@ def _moves(states: type[State], transitions: Iterable[Transition[State] | None])
 
 
 #: The states to which a volume or snapshot may move from each state.
-VOLUME_MOVES: Final = _moves(VolumeState, (operation.volume for operation in OPERATIONS.values()))
+VOLUME_MOVES: Final = _moves(
+    VolumeState, (move for operation in OPERATIONS.values() for move in (operation.volume, operation.source))
+)
 SNAPSHOT_MOVES: Final = _moves(SnapshotState, (operation.snapshot for operation in OPERATIONS.values()))
 #: The states in which jobs hold the volume or snapshot. In the others, the next job may acquire it.
 BUSY: Final = frozenset(

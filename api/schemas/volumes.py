@@ -47,6 +47,8 @@ from domain.volumes.service import NewVolume
 GROWTH_CHOICES: Final = "give one of `to` (a size), `by` (an amount) and `percent` (of the present size)"
 USED: Final = "Bytes in use, measured at `used_at`; null if that is unknown."
 UP_TO: Final = "Upper limit of the size, never exceeded: rounded down to a multiple of 4096 bytes."
+#: The members that say which bytes a new volume starts with.
+SOURCES: Final = ("from_snapshot", "from_volume")
 #: A policy grows by an amount or a percentage, never to a size.
 AUTOGROW_MEMBERS: Final = GROWTH_MEMBERS[1:]
 AUTOGROW_EXAMPLE: Final[dict[str, Any]] = {"usage_above": 80, "percent": 20, "up_to": "1TiB"}
@@ -65,6 +67,7 @@ VOLUME_EXAMPLE: Final[dict[str, Any]] = {
     "labels": {"team": "search"},
     "autogrow": {"usage_above": 80, "percent": 20.0, "up_to": 1099511627776},
     "path": f"/srv/volumes/{EXAMPLE_VOLUME_ID}/data",
+    "source": None,
     "created_at": EXAMPLE_TIME,
     "updated_at": EXAMPLE_TIME,
 }
@@ -113,6 +116,7 @@ class VolumeIn(RequestBody):
                     "anyOf": [
                         {"required": ["size"], "properties": {"size": {"not": {"type": "null"}}}},
                         {"required": ["from_snapshot"]},
+                        {"required": ["from_volume"]},
                     ]
                 }
             ),
@@ -121,28 +125,37 @@ class VolumeIn(RequestBody):
 
     name: Name
     from_snapshot: Annotated[Omittable[UUID], Field(description="Start with the bytes of this snapshot.")] = None
+    from_volume: Annotated[
+        Omittable[UUID], Field(description="Start with the bytes of this volume; not together with `from_snapshot`.")
+    ] = None
     size: Size | None = Field(
         None,
         validate_default=True,
-        description="Rounded up to a multiple of 4096 bytes. May be null or absent with `from_snapshot`: then it is the"
-        " size of the snapshot.",
+        description="Rounded up to a multiple of 4096 bytes. May be null or absent with `from_snapshot` or"
+        " `from_volume`: then it is the size of that.",
     )
     backend: BackendName | None = Field(
-        None, description="Null means the default backend; with `from_snapshot`, the backend of the snapshot."
+        None, description="Null means the default backend; with `from_snapshot` or `from_volume`, the backend of that."
     )
     labels: Labels = Field(default_factory=dict)
     autogrow: AutogrowIn | None = Field(None, description="Used by bulk expansions with the policy `autogrow`.")
 
+    @field_validator(*SOURCES)
+    @classmethod
+    def _one_source(cls, value: UUID, info: ValidationInfo) -> UUID:
+        refuse_second(info, *SOURCES)
+        return value
+
     @field_validator("size")
     @classmethod
-    def _size_or_snapshot(cls, size: int | None, info: ValidationInfo) -> int | None:
-        if size is None and info.data.get("from_snapshot") is None:
+    def _size_or_source(cls, size: int | None, info: ValidationInfo) -> int | None:
+        if size is None and all(info.data.get(name) is None for name in SOURCES):
             raise PydanticCustomError("missing", "Field required")
         return size
 
     def new_volume(self) -> NewVolume:
         """Convert to the domain request."""
-        chosen = type(self).model_fields.keys() - {"name", "from_snapshot", "size", "backend"}
+        chosen = type(self).model_fields.keys() - {"name", *SOURCES, "size", "backend"}
         return NewVolume(self.name, self.size, self.backend, self.columns(chosen))
 
 
@@ -236,6 +249,18 @@ class VolumeQuery(PageQuery):
         return VolumeFilter(self.state, self.name, parse_label_terms(self.label), id_prefix=self.id_prefix, ids=self.id)
 
 
+class SnapshotSource(BaseModel):
+    """The snapshot that a volume is a clone of."""
+
+    snapshot_id: UUID
+
+
+class VolumeSource(BaseModel):
+    """The volume that a volume is a clone of."""
+
+    volume_id: UUID
+
+
 class VolumeOut(BaseModel):
     """One volume. Sizes are in bytes."""
 
@@ -257,17 +282,26 @@ class VolumeOut(BaseModel):
         description="When a bulk expansion with the policy `autogrow` grows it, by how much, and up to which size."
     )
     path: str | None = Field(None, description="Path of its bytes, for backends that have paths.")
+    source: SnapshotSource | VolumeSource | None = Field(
+        None, description="The snapshot or volume with whose bytes it started; it may be gone since."
+    )
     created_at: UtcDatetime
     updated_at: UtcDatetime
 
     @classmethod
     def of(cls, volume: Volume, path: str | None, failed: Job | None) -> Self:
         """Render a row; ``failed`` is the job that has left it in the state ``error``."""
-        found: dict[str, Any] = {"path": path}
+        found: dict[str, Any] = {"path": path, "source": _source_of(volume)}
         if failed is not None:
             error = None if failed.error is None else FailureOut.model_validate(failed.error)
             found |= {"last_job_id": failed.id, "last_error": error}
         return cls.model_validate(volume).model_copy(update=found)
+
+
+def _source_of(volume: Volume) -> SnapshotSource | VolumeSource | None:
+    if volume.source_snapshot_id is not None:
+        return SnapshotSource(snapshot_id=volume.source_snapshot_id)
+    return None if volume.source_volume_id is None else VolumeSource(volume_id=volume.source_volume_id)
 
 
 class SampleOut(BaseModel):

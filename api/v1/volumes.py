@@ -42,6 +42,7 @@ from domain.volumes.model import Volume
 CREATE_ERRORS: Final = (
     *(*BODY, NameTaken, UnknownBackend, BackendOvercommitted, QuotaExceeded),
     *(SnapshotNotFound, SnapshotBusy, SnapshotUnusable),
+    *(VolumeNotFound, VolumeBusy, VolumeUnusable),
 )
 EXPAND_ERRORS: Final = (
     *(*BODY, VolumeNotFound, VolumeBusy, VolumeUnusable),
@@ -67,7 +68,10 @@ router = APIRouter(prefix="/volumes", tags=["volumes"])
 
 @router.post("", status_code=202, summary="Create a volume", responses=accepts(*CREATE_ERRORS))
 async def create_volume(body: VolumeIn, services: ServicesDep, origin: OriginDep, accepted: AcceptedDep) -> JobOut:
-    """Create a volume, empty or from a snapshot. It is listed at once, and usable when the job has succeeded."""
+    """Create a volume: empty, or with the bytes of a snapshot or of a volume.
+
+    It is listed at once, and usable when the job has succeeded.
+    """
     return await accepted(await request_volume(services, body, origin))
 
 
@@ -129,9 +133,11 @@ async def delete_volume(volume_id: UUID, services: ServicesDep, origin: OriginDe
 
 
 async def request_volume(services: Services, body: VolumeIn, origin: RequestOrigin) -> Job:
-    """Request a new volume, either empty or from a snapshot."""
+    """Request a new volume: empty, or with the bytes of a snapshot or of a volume."""
     if body.from_snapshot is not None:
         return await services.snapshots.request_clone(body.from_snapshot, body.new_volume(), origin=origin)
+    if body.from_volume is not None:
+        return await services.snapshots.request_clone_of_volume(body.from_volume, body.new_volume(), origin=origin)
     return await services.volumes.request_create(body.new_volume(), origin=origin)
 
 

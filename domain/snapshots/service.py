@@ -10,7 +10,7 @@ from uuid_utils.compat import uuid7
 from domain.db.database import Database
 from domain.db.pagination import Page, PageRequest
 from domain.errors import Invalid
-from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting
+from domain.jobs.acceptance import ANONYMOUS, AcceptedRequest, RequestOrigin, accepting
 from domain.jobs.attempt import Payload
 from domain.jobs.kinds import JobKind
 from domain.jobs.model import Job
@@ -106,7 +106,8 @@ class SnapshotService:
         Raises:
             SnapshotNotFound: no such snapshot.
             SnapshotBusy, SnapshotUnusable: the snapshot is neither ready nor being cloned.
-            Invalid, UnknownBackend: the size is smaller than the snapshot's, or the backend is another one.
+            Invalid, UnknownBackend: the size is smaller than the snapshot's, or the backend or the file system is
+                another one.
             QuotaExceeded: the project may not have it.
             NameTaken: another volume of the project has the name.
             BackendOvercommitted: the backend may not promise so much.
@@ -115,16 +116,41 @@ class SnapshotService:
             project_id, job_id = origin.actor.project_id, uuid7()
             volumes, snapshots = VolumeRepository(accepted.session), SnapshotRepository(accepted.session)
             found = await snapshots.get(snapshot_id, project_id)
-            backend = (await volumes.get(found.volume_id, project_id)).backend
-            await self._require_backend(new, backend)
-            size = _clone_size(new, found)
-            row = new.to_row(project_id=project_id, backend=backend, size=size, job_id=job_id)
-            accepted.last_check = partial(self._directory.require_room, backend, row.size)
-            accepted.room.take(volumes=1, bytes=row.size)
-            clone = await volumes.add(row)
+            volume = await volumes.get(found.volume_id, project_id)
+            row = await self._clone_row(new, volume, found.size, job_id)
+            row.source_snapshot_id = found.id
+            if row.filesystem is not None:
+                row.filesystem_grown_to = 0  # it may have grown since the snapshot: growing it again does no harm
+            clone = await self._add_clone(accepted, row)
             snapshot = await snapshots.acquire(snapshot_id, project_id, SnapshotState.CLONING, job_id)
             params = {"size": clone.size}
             job = self._job(JobKind.SNAPSHOT_CLONE, params, clone, snapshot, origin.caller)
+            accepted.job = await JobRepository(accepted.session).add(job)
+        return await self._dispatch(accepted.job)
+
+    async def request_clone_of_volume(
+        self, volume_id: UUID, new: NewVolume, *, origin: RequestOrigin = ANONYMOUS
+    ) -> Job:
+        """Accept a new volume with a volume's data, on the same backend.
+
+        The job holds both volumes: as while a snapshot is taken, nothing else changes the bytes or the size of the one
+        that is cloned, nor deletes it.
+
+        Raises:
+            VolumeNotFound: no such volume.
+            VolumeBusy, VolumeUnusable: the volume is not available.
+            Invalid, UnknownBackend, QuotaExceeded, NameTaken, BackendOvercommitted: as for `request_clone`.
+        """
+        async with accepting(self._database, origin) as accepted:
+            project_id, job_id = origin.actor.project_id, uuid7()
+            volumes = VolumeRepository(accepted.session)
+            source = await volumes.acquire(volume_id, project_id, VolumeState.SNAPSHOTTING, job_id)
+            row = await self._clone_row(new, source, source.size, job_id)
+            row.source_volume_id = source.id
+            row.filesystem_grown_to = source.filesystem_grown_to
+            clone = await self._add_clone(accepted, row)
+            params = {"size": clone.size, "of_volume": str(source.id)}
+            job = self._job(JobKind.VOLUME_CLONE, params, clone, None, origin.caller)
             accepted.job = await JobRepository(accepted.session).add(job)
         return await self._dispatch(accepted.job)
 
@@ -168,13 +194,28 @@ class SnapshotService:
         jobs = [self._delete_job(snapshot, backends[snapshot.volume_id], caller) for snapshot in acquired]
         await JobRepository(session).add_undispatched(jobs)
 
-    async def _require_backend(self, new: NewVolume, backend: str) -> None:
-        if new.backend in (None, backend):
-            return
-        await self._directory.find(new.backend)
-        raise Invalid(f"A clone is made on its snapshot's backend, {backend!r}.", field="backend")
+    async def _clone_row(self, new: NewVolume, of: Volume, least: int, job_id: UUID) -> Volume:
+        """Build the row of a clone of a volume or of its snapshot, which has ``least`` bytes."""
+        if new.backend not in (None, of.backend):
+            await self._directory.find(new.backend)
+            raise Invalid(f"A clone is made on the backend of its source, {of.backend!r}.", field="backend")
+        if new.columns.get("filesystem") not in (None, of.filesystem):
+            raise Invalid("A clone has the file system of its source.", field="filesystem")
+        if new.size is not None and new.size < least:
+            raise Invalid(f"A clone cannot be smaller than its source, {least} bytes.", field="size")
+        size = new.size or least
+        row = new.to_row(project_id=of.project_id, backend=of.backend, size=size, job_id=job_id)
+        row.filesystem = of.filesystem
+        return row
 
-    def _job(self, kind: JobKind, params: Payload, volume: Volume, snapshot: Snapshot, caller: str | None) -> Job:
+    async def _add_clone(self, accepted: AcceptedRequest, row: Volume) -> Volume:
+        accepted.last_check = partial(self._directory.require_room, row.backend, row.size)
+        accepted.room.take(volumes=1, bytes=row.size)
+        return await VolumeRepository(accepted.session).add(row)
+
+    def _job(
+        self, kind: JobKind, params: Payload, volume: Volume, snapshot: Snapshot | None, caller: str | None
+    ) -> Job:
         return job_for(kind, params, volume, snapshot, max_attempts=self._max_attempts, created_by=caller)
 
     def _delete_job(self, snapshot: Snapshot, backend: str, caller: str | None) -> Job:
@@ -198,14 +239,3 @@ def _new_snapshot(volume: Volume, name: str) -> Snapshot:
         version=1,
         job_id=volume.job_id,
     )
-
-
-def _clone_size(new: NewVolume, snapshot: Snapshot) -> int:
-    """Return the size of a clone in bytes: the requested one, or that of the snapshot.
-
-    Raises:
-        Invalid: the requested size is smaller than the snapshot, whose data would be cut off.
-    """
-    if new.size is not None and new.size < snapshot.size:
-        raise Invalid(f"A clone cannot be smaller than its snapshot, {snapshot.size} bytes.", field="size")
-    return new.size or snapshot.size

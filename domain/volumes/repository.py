@@ -198,6 +198,8 @@ class VolumeRepository:
         volume.version += 1
         if state is VolumeState.RESTORING:
             volume.used = volume.used_at = None  # measured of the bytes that are replaced now
+            if volume.filesystem is not None:
+                volume.filesystem_grown_to = 0  # that of the snapshot may be smaller than the present one
         return volume
 
     async def backends_of(self, volume_ids: Collection[UUID], project_id: UUID) -> dict[UUID, str]:

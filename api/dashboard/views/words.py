@@ -4,6 +4,7 @@ from typing import Final
 
 KIND_WORDS: Final = {
     "volume.create": "Create volume",
+    "volume.clone": "Clone volume",
     "volume.expand": "Expand volume",
     "volume.delete": "Delete volume",
     "volume.attach": "Attach volume",

@@ -117,15 +117,17 @@ class OperationHandler(JobHandler):
         """Acquire the volume and snapshot of an ended job again, for a new job."""
         operation, project_id, job_id = self._operation, ended.project_id, uuid7()
         volumes, snapshots = VolumeRepository(session), SnapshotRepository(session)
-        volume = snapshot = None
+        volume = snapshot = source = None
         if operation.snapshot is not None:
             await snapshots.get(snapshot_of(ended), project_id)  # if it is gone, no later retry will succeed
         if operation.source is not None:
-            await volumes.acquire(source_of(ended), project_id, operation.source.busy, job_id)
+            source = await volumes.acquire(source_of(ended), project_id, operation.source.busy, job_id)
         if operation.volume is not None:
             volume = await volumes.acquire(volume_of(ended), project_id, operation.volume.busy, job_id)
             if operation.volume.success is None:
                 await refuse_if_it_has_snapshots(session, volume.id)
+            if source is not None:
+                room.take(bytes=volume.follow(source))
         params = operation.retry_params(ended.params, None if volume is None else volume.size)
         if volume is not None and "to_size" in params:
             volume.growing_to = params["to_size"]

@@ -287,6 +287,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
             Transition((_V.ERROR,), _V.CREATING, _V.AVAILABLE, _V.ERROR),
             source=Transition((_V.AVAILABLE,), _V.SNAPSHOTTING, _V.AVAILABLE, _V.AVAILABLE),
             clean_up=_remove_intermediate,
+            retry_params=_of_current_size,
         ),
         Operation(
             JobKind.VOLUME_EXPAND,

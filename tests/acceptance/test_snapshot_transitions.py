@@ -31,7 +31,7 @@ NEEDS = {
 }
 HOLD_THE_VOLUME = ("snapshot.take", "snapshot.restore", "volume.clone")
 GIVES_BACK = {"snapshot.delete": {"snapshots": 1}}
-#: Every transition of a restore, which changes a user's bytes, and of the clone of a volume, which has steps of its own;
+#: Every transition of a restore, which changes a user's bytes, and of the clone of a volume, with steps of its own;
 #: for the others the two around their own effect.
 CASES = [
     *(("snapshot.restore", transition) for transition in TRANSITIONS),

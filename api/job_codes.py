@@ -45,6 +45,10 @@ JOB_EXPLANATIONS: Final[Mapping[str, Explanation]] = {
             "The storage has seen a later operation, which the database has lost.",
             "Look at the data; run `cistern check`; then retry the job if it is still wanted.",
         ),
+        "filesystem-failed": (
+            "The volume's file system cannot be made or grown.",
+            "`detail` has the tool and what it says; correct it, then retry the job.",
+        ),
         "items-failed": (
             "A bulk job ended and some of its items failed.",
             "Look at the code of each item, then retry the job: it does only what is missing.",
@@ -83,6 +87,10 @@ JOB_EXPLANATIONS: Final[Mapping[str, Explanation]] = {
             "The snapshot's data is not on the backend.",
             "Look whether the right file system is mounted; run `cistern check`.",
         ),
+        "snapshot-torn": (
+            "The volume was being written to, its blocks cannot be shared, and `allow_torn` was not said.",
+            "Close or freeze the volume, keep it on XFS or Btrfs, or send `allow_torn`.",
+        ),
         "snapshotted": ("A snapshot of the volume was taken.", _NOTHING),
         "storage-busy": (
             "Another process holds the lock of the volume or snapshot; retried, costs no attempt.",
@@ -106,6 +114,10 @@ JOB_EXPLANATIONS: Final[Mapping[str, Explanation]] = {
             "Grow it without `usage_above`, or look at `detail`.",
         ),
         "volume-gone": ("The volume was deleted before the bulk job came to it, or never existed.", _NOTHING),
+        "volume-in-use": (
+            "A process or a loop device on the worker's host has the volume's file open; nothing was changed.",
+            "Detach the volume or close the file (`detail` says how to find who has it), then retry the job.",
+        ),
         "volume-missing": (
             "The volume's data is not on the backend.",
             "Look whether the right file system is mounted; run `cistern check`.",

@@ -200,7 +200,7 @@ async def _take(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload
     if job.retry_of is not None:
         # The job retried here may have left a snapshot behind, of the volume's data at that time.
         await driver.delete_snapshot(source_of(job), snapshot_of(job), grant)
-    return {"size": await driver.take_snapshot(source_of(job), snapshot_of(job), grant)}
+    return {"size": (await driver.take_snapshot(source_of(job), snapshot_of(job), grant)).size}
 
 
 async def _restore(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:

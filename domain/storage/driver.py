@@ -6,7 +6,7 @@ in `domain.storage.context`.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 from uuid import UUID
 
 from domain.storage.context import Fence, Grant
@@ -25,6 +25,19 @@ class Usage:
 
     size: int
     used: int | None
+
+
+class Taken(NamedTuple):
+    """A snapshot that was taken: its size in bytes, None if the backend stores no sizes, and what it is worth.
+
+    ``shared``: it has the volume's bytes of one moment, however they were written meanwhile, as where blocks are
+    shared. Otherwise they were copied one after the other.
+    ``was_open``: somebody had the volume open for writing; None if the driver cannot tell.
+    """
+
+    size: int | None
+    shared: bool
+    was_open: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -109,20 +122,11 @@ class StorageDriver(Protocol):
         """Grow to ``size`` bytes, keeping the content; never shrink. Return the new size in bytes."""
 
     async def delete(self, volume_id: UUID, grant: Grant) -> None:
-        """Delete the volume but keep its fence. Succeed if the volume is absent."""
-
-    async def isolate(self, volume_id: UUID, grant: Grant) -> int:
-        """Publish the volume's bytes anew, so that whoever has the old ones open can no longer change the volume.
-
-        Return its size in bytes. The default is for backends whose volumes nobody has open: it seals.
+        """Delete the volume but keep its fence. Succeed if the volume is absent.
 
         Raises:
-            VolumeMissing: the volume is absent.
+            VolumeInUse: somebody has it open, as far as the driver can tell; nothing was changed.
         """
-        size = await self.seal(volume_id, grant)
-        if size is None:
-            raise VolumeMissing
-        return size
 
     async def seal(self, volume_id: UUID, grant: Grant) -> int | None:
         """Raise the fence to this grant's and change nothing else; return the size in bytes, None if absent.
@@ -131,10 +135,27 @@ class StorageDriver(Protocol):
         and deadline: sealing is how a stopped attempt is brought to an end.
         """
 
-    async def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
+    async def isolate(self, volume_id: UUID, grant: Grant) -> int:
+        """Bar from the volume whoever has it open, without asking: what they write from now on never reaches it.
+
+        For a node that is lost and may come back. Return the size in bytes. A driver that knows who may write to a
+        volume needs no more than to raise the fence, as here.
+
+        Raises:
+            VolumeMissing: there is no such volume.
+        """
+        size = await self.seal(volume_id, grant)
+        if size is None:
+            raise VolumeMissing
+        return size
+
+    async def take_snapshot(
+        self, volume_id: UUID, snapshot_id: UUID, grant: Grant, *, allow_torn: bool = True
+    ) -> Taken:
         """Keep the volume's bytes as they are now; never replace a snapshot.
 
-        Return the snapshot's size in bytes, None if the backend stores no sizes.
+        Raises:
+            SnapshotTorn: ``allow_torn`` is false, the bytes of one moment cannot be kept, and somebody writes.
         """
 
     async def restore_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
@@ -144,6 +165,9 @@ class StorageDriver(Protocol):
         restored bytes. Handles that are open keep the old bytes and must be reopened after a restore. Until it has
         returned, a restore may be repeated, and then discards what was written in between.
         Return the volume's new size in bytes, None if the backend stores no sizes.
+
+        Raises:
+            VolumeInUse: somebody has it open, as far as the driver can tell; nothing was changed.
         """
 
     async def clone_snapshot(self, volume_id: UUID, snapshot_id: UUID, clone_id: UUID, size: int, grant: Grant) -> int:

@@ -15,7 +15,7 @@ from uuid import UUID
 from domain.errors import ConfigurationError
 from domain.storage.backends import DriverUrl
 from domain.storage.context import Fence, Grant, refuse_stale
-from domain.storage.driver import Capacity, Leftover, StorageDriver, StoredObject, StoredVolume, Usage
+from domain.storage.driver import Capacity, Leftover, StorageDriver, StoredObject, StoredVolume, Taken, Usage
 from domain.storage.errors import SnapshotMissing, StorageBusy, TransientStorageError, VolumeMissing
 
 T = TypeVar("T")
@@ -79,15 +79,22 @@ class SqliteDriver(StorageDriver):
 
         return await self._run(work)
 
-    async def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int:
-        """Store the volume's size as the snapshot's; never replace a snapshot."""
+    async def take_snapshot(
+        self,
+        volume_id: UUID,
+        snapshot_id: UUID,
+        grant: Grant,
+        *,
+        allow_torn: bool = True,
+    ) -> Taken:
+        """Store the volume's size as the snapshot's, in one transaction, so it is never torn; never replace one."""
 
-        def work() -> int:
+        def work() -> Taken:
             with self._publishing("take_snapshot", snapshot_id, grant) as db:
                 if _snapshot_size(db, snapshot_id) is None:
                     row = (str(snapshot_id), str(volume_id), _require_volume(db, volume_id))
                     db.execute("INSERT INTO snapshots VALUES (?, ?, ?)", row)
-                return _require_snapshot(db, snapshot_id)
+                return Taken(_require_snapshot(db, snapshot_id), shared=True)
 
         return await self._run(work)
 

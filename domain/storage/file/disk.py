@@ -106,14 +106,15 @@ def match_replaced_file(draft: int, replaced: int, grant: Grant) -> int:
     return os.fstat(draft).st_size
 
 
-def copy(source: int, target: int, grant: Grant) -> int:
+def copy(source: int, target: int, grant: Grant, before_copying: Callable[[], object] = lambda: None) -> int:
     """Copy a file into an empty one; return the size in bytes.
 
     Shares the file's blocks if the file system can, else copies its data and keeps its holes, in slices: so a copy can
     be stopped and reports its progress. If the source is being written to, sharing its blocks is atomic; copying them
-    is not.
+    is not. ``before_copying`` is called if blocks cannot be shared, and may raise.
     """
     if not _share(source, target, grant):
+        before_copying()
         _copy_data(source, target, grant)
     size = os.fstat(target).st_size
     grant.report(size, size)

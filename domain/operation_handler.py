@@ -31,6 +31,7 @@ from domain.snapshots.repository import SnapshotRelease, SnapshotRepository, ref
 from domain.storage.backends import Backends
 from domain.storage.context import Grant
 from domain.storage.driver import StorageDriver
+from domain.volumes.attachments.repository import attached_ones
 from domain.volumes.repository import Release, VolumeRepository
 
 _OVERTAKEN: Final[Payload] = {
@@ -136,6 +137,8 @@ class OperationHandler(JobHandler):
             snapshot = await snapshots.acquire(snapshot_of(ended), project_id, operation.snapshot.busy, job_id)
             if operation.publishes is Published.SNAPSHOT:
                 snapshot.size = params.get("size", snapshot.size)
+        if "attached" in params:
+            params = {**params, "attached": bool(await attached_ones(session, [source_of(ended)]))}
         columns = {"backend": ended.backend, **retry_columns(ended)}
         job = job_for(operation.kind, params, volume, snapshot, max_attempts=self._max_attempts, **columns)
         return await JobRepository(session).add(job)
@@ -163,7 +166,8 @@ class OperationHandler(JobHandler):
     ) -> Sequence[UUID]:
         published = self._operation.publishes is Published.SNAPSHOT
         releases = [
-            SnapshotRelease(snapshot_of(job), job.id, _size(found) if published else None) for job, found in ended
+            SnapshotRelease(snapshot_of(job), job.id, *((_size(found), _consistency(found)) if published else (None,)))
+            for job, found in ended
         ]
         snapshots = SnapshotRepository(session)
         if self._operation.snapshot is not None and self._operation.snapshot.shared:
@@ -186,6 +190,10 @@ def _result(job: ClaimedJob, found: Payload) -> Payload:
 
 def _size(found: Payload | None) -> int | None:
     return (found or {}).get("size")
+
+
+def _consistency(found: Payload | None) -> str | None:
+    return (found or {}).get("consistency")
 
 
 def _require_held(expected: Iterable[UUID], changed: Iterable[UUID]) -> None:

@@ -15,6 +15,7 @@ from domain.errors import ShrinkRefused
 from domain.jobs.attempt import ClaimedJob, Payload
 from domain.jobs.kinds import JobKind
 from domain.jobs.model import Job, new_job
+from domain.storage.consistency import TakenSnapshot, take
 from domain.storage.context import Grant
 from domain.storage.driver import StorageDriver
 from domain.storage.errors import SizeImpossible
@@ -200,7 +201,14 @@ async def _take(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload
     if job.retry_of is not None:
         # The job retried here may have left a snapshot behind, of the volume's data at that time.
         await driver.delete_snapshot(source_of(job), snapshot_of(job), grant)
-    return {"size": (await driver.take_snapshot(source_of(job), snapshot_of(job), grant)).size}
+    size, consistency = await _snapshot(driver, job, snapshot_of(job), grant)
+    return {"size": size, "consistency": consistency}
+
+
+async def _snapshot(driver: StorageDriver, job: ClaimedJob, snapshot_id: UUID, grant: Grant) -> TakenSnapshot:
+    """Take a snapshot as the job's parameters say; jobs of earlier versions have none of them."""
+    options = {name: job.params.get(name, False) for name in ("allow_torn", "attached")}
+    return await take(driver, source_of(job), snapshot_id, grant, **options)
 
 
 async def _restore(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
@@ -220,13 +228,13 @@ async def _clone_volume(driver: StorageDriver, job: ClaimedJob, grant: Grant) ->
         # The job retried here may have left either behind, with the volume's data at that time.
         await driver.delete(clone, grant)
         await driver.delete_snapshot(source, intermediate, grant)
-    stored = await driver.stat(clone, ())
+    stored, consistency = await driver.stat(clone, ()), None
     if stored is None or stored.volume.size is None:
-        await driver.take_snapshot(source, intermediate, grant)
+        _, consistency = await _snapshot(driver, job, intermediate, grant)
     # A clone that exists is not replaced, and needs no snapshot: an earlier attempt died after it was made.
     size = await driver.clone_snapshot(source, intermediate, clone, job.params["size"], grant)
     await driver.delete_snapshot(source, intermediate, grant)
-    return {"size": size}
+    return {"size": size, "consistency": consistency}
 
 
 async def _remove_intermediate(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> None:

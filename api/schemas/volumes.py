@@ -23,6 +23,7 @@ from api.schemas.base import (
 from api.schemas.fields import (
     MAX_LABELS,
     MAX_QUERY_IDS,
+    AllowTorn,
     BackendName,
     IdPrefix,
     Labels,
@@ -128,6 +129,7 @@ class VolumeIn(RequestBody):
     from_volume: Annotated[
         Omittable[UUID], Field(description="Start with the bytes of this volume; not together with `from_snapshot`.")
     ] = None
+    allow_torn: Annotated[AllowTorn, Field(description="With `from_volume`, as for a snapshot.")] = False
     size: Size | None = Field(
         None,
         validate_default=True,
@@ -155,7 +157,7 @@ class VolumeIn(RequestBody):
 
     def new_volume(self) -> NewVolume:
         """Convert to the domain request."""
-        chosen = type(self).model_fields.keys() - {"name", *SOURCES, "size", "backend"}
+        chosen = type(self).model_fields.keys() - {"name", *SOURCES, "allow_torn", "size", "backend"}
         return NewVolume(self.name, self.size, self.backend, self.columns(chosen))
 
 

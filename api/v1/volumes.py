@@ -137,7 +137,9 @@ async def request_volume(services: Services, body: VolumeIn, origin: RequestOrig
     if body.from_snapshot is not None:
         return await services.snapshots.request_clone(body.from_snapshot, body.new_volume(), origin=origin)
     if body.from_volume is not None:
-        return await services.snapshots.request_clone_of_volume(body.from_volume, body.new_volume(), origin=origin)
+        return await services.snapshots.request_clone_of_volume(
+            body.from_volume, body.new_volume(), allow_torn=body.allow_torn, origin=origin
+        )
     return await services.volumes.request_create(body.new_volume(), origin=origin)
 
 

@@ -222,21 +222,22 @@ class ExpandOperation(BulkOperation):
             for update, volume in volumes
         ]
 
-    async def perform(self, work: ItemWork, grant: Grant) -> int:
+    async def perform(self, work: ItemWork, grant: Grant) -> Result:
         """Expand the volume on its backend."""
         if work.update.to_size is None:
             raise RuntimeError(f"volume {work.volume_id} was acquired without a target size")
-        return await self._backends.get(work.backend).expand(work.volume_id, work.update.to_size, grant)
+        driver = self._backends.get(work.backend)
+        return self.succeeded(work, await driver.expand(work.volume_id, work.update.to_size, grant))
 
     async def seal(self, work: ItemWork, update: ItemUpdate, grant: Grant) -> Result:
         """Seal the volume and return the size found on the backend."""
         return Result(update, await self._backends.get(work.backend).seal(work.volume_id, grant))
 
     async def record(
-        self, session: AsyncSession, lane: Lane, items: Sequence[ItemUpdate], sizes: Mapping[UUID, int | None]
+        self, session: AsyncSession, lane: Lane, items: Sequence[ItemUpdate], results: Mapping[UUID, Result]
     ) -> None:
         """Store the sizes reported by the backend and release the volumes."""
-        await release_volumes(session, lane.parent_id, items, sizes)
+        await release_volumes(session, lane.parent_id, items, results)
 
     async def raise_fences(
         self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef | ItemUpdate], *, above: int = 0

@@ -1,6 +1,6 @@
 """Requests about snapshots: read them, and accept jobs that take, restore, clone or delete one."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
 from uuid import UUID
 
@@ -21,6 +21,7 @@ from domain.snapshots.model import Snapshot
 from domain.snapshots.repository import BulkSnapshotRepository, SnapshotFilter, SnapshotRepository
 from domain.snapshots.retention import RetentionRule
 from domain.storage.directory import BackendDirectory
+from domain.volumes.attachments.repository import attached_ones
 from domain.volumes.model import Volume
 from domain.volumes.repository import VolumeRepository
 from domain.volumes.service import NewVolume
@@ -61,8 +62,18 @@ class SnapshotService:
 
     # --- request -----------------------------------------------------------------------------------------
 
-    async def request_take(self, volume_id: UUID, name: str, *, origin: RequestOrigin = ANONYMOUS) -> Job:
+    async def request_take(
+        self,
+        volume_id: UUID,
+        name: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        allow_torn: bool = False,
+        origin: RequestOrigin = ANONYMOUS,
+    ) -> Job:
         """Accept a new snapshot of a volume.
+
+        Unless it may be torn, the job fails if the volume is in use and the bytes of one moment cannot be kept.
 
         Raises:
             VolumeNotFound: no such volume.
@@ -75,8 +86,8 @@ class SnapshotService:
             accepted.room.take(snapshots=1)
             volumes = VolumeRepository(session)
             volume = await volumes.acquire(volume_id, project_id, VolumeState.SNAPSHOTTING, uuid7())
-            snapshot = await SnapshotRepository(session).add(_new_snapshot(volume, name))
-            params = {"name": name, "size": volume.size}
+            snapshot = await SnapshotRepository(session).add(_new_snapshot(volume, name, labels or {}))
+            params = {"name": name, "size": volume.size, **await _taking(session, volume, allow_torn=allow_torn)}
             job = self._job(JobKind.SNAPSHOT_TAKE, params, volume, snapshot, origin.caller)
             accepted.job = await JobRepository(session).add(job)
         return await self._dispatch(accepted.job)
@@ -129,12 +140,12 @@ class SnapshotService:
         return await self._dispatch(accepted.job)
 
     async def request_clone_of_volume(
-        self, volume_id: UUID, new: NewVolume, *, origin: RequestOrigin = ANONYMOUS
+        self, volume_id: UUID, new: NewVolume, *, allow_torn: bool = False, origin: RequestOrigin = ANONYMOUS
     ) -> Job:
         """Accept a new volume with a volume's data, on the same backend.
 
         The job holds both volumes: as while a snapshot is taken, nothing else changes the bytes or the size of the one
-        that is cloned, nor deletes it.
+        that is cloned, nor deletes it. ``allow_torn`` is as for `request_take`.
 
         Raises:
             VolumeNotFound: no such volume.
@@ -149,7 +160,8 @@ class SnapshotService:
             row.source_volume_id = source.id
             row.filesystem_grown_to = source.filesystem_grown_to
             clone = await self._add_clone(accepted, row)
-            params = {"size": clone.size, "of_volume": str(source.id)}
+            taking = await _taking(accepted.session, source, allow_torn=allow_torn)
+            params = {"size": clone.size, "of_volume": str(source.id), **taking}
             job = self._job(JobKind.VOLUME_CLONE, params, clone, None, origin.caller)
             accepted.job = await JobRepository(accepted.session).add(job)
         return await self._dispatch(accepted.job)
@@ -227,7 +239,12 @@ class SnapshotService:
         return job
 
 
-def _new_snapshot(volume: Volume, name: str) -> Snapshot:
+async def _taking(session: AsyncSession, volume: Volume, *, allow_torn: bool) -> Payload:
+    """Return the params of a job that takes a snapshot of a volume, which it holds."""
+    return {"allow_torn": allow_torn, "attached": bool(await attached_ones(session, [volume.id]))}
+
+
+def _new_snapshot(volume: Volume, name: str, labels: Mapping[str, str]) -> Snapshot:
     """Build the row of a new snapshot, held by the job that holds the volume."""
     return Snapshot(
         id=uuid7(),
@@ -238,4 +255,5 @@ def _new_snapshot(volume: Volume, name: str) -> Snapshot:
         size=volume.size,
         version=1,
         job_id=volume.job_id,
+        labels=dict(labels),
     )

@@ -70,7 +70,7 @@ async def test_clone_has_the_bytes_and_the_size_of_its_source_and_leaves_no_snap
     clone, source = await volume_row(services, clone_id(job)), await volume_row(services, volume.id)
 
     assert (job.status, job.kind) == ("succeeded", "volume.clone")
-    assert job.result == {"volume_id": str(clone_id(job)), "size": MIB}
+    assert job.result == {"volume_id": str(clone_id(job)), "size": MIB, "consistency": "application"}
     assert (clone["state"], clone["size"], clone["backend"], clone["version"]) == ("available", MIB, "disk", 2)
     assert (clone["source_volume_id"], clone["source_snapshot_id"]) == (volume.id, None)
     assert (source["state"], source["job_id"], source["version"]) == ("available", None, 3)

@@ -28,11 +28,14 @@ class ScriptedDriver:
         self._errors, self._seal_errors, self._left = [*errors], [*seals], left
         self.calls: list[tuple[str, UUID, UUID, Fence]] = []
 
-    async def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> Taken:
+    async def take_snapshot(
+        self, volume_id: UUID, snapshot_id: UUID, grant: Grant, *, allow_torn: bool = True
+    ) -> Taken:
+        assert not allow_torn
         self.calls.append(("take", volume_id, snapshot_id, grant.fence))
         if self._errors:
             raise self._errors.pop(0)
-        return Taken(7, shared=True)
+        return Taken(7, shared=True, was_open=False)
 
     async def seal_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
         self.calls.append(("seal", volume_id, snapshot_id, grant.fence))
@@ -63,7 +66,9 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_work_succeeds_under_the_fence_of_its_own_snapshot() -> None:
     work, driver = some_work(), ScriptedDriver()
 
-    assert await perform(driver, work) == Result(work.ending(ItemStatus.SUCCEEDED, "snapshotted"), 7)
+    assert await perform(driver, work) == Result(
+        work.ending(ItemStatus.SUCCEEDED, "snapshotted"), 7, consistency="application"
+    )
     assert driver.calls == [("take", work.volume_id, work.update.snapshot_id, Fence(3, 4))]
 
 

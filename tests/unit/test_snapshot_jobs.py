@@ -70,7 +70,7 @@ async def test_operations_in_sequence_have_their_effects() -> None:
 
     snapshot, volume, clone = str(SNAPSHOT), str(VOLUME), str(CLONE)
     assert [outcome.result for outcome in outcomes if isinstance(outcome, Succeeded)] == [
-        {"snapshot_id": snapshot, "volume_id": volume, "size": 2 * MIB},
+        {"snapshot_id": snapshot, "volume_id": volume, "size": 2 * MIB, "consistency": "crash"},
         {"snapshot_id": snapshot, "volume_id": volume, "size": 2 * MIB},
         {"snapshot_id": snapshot, "volume_id": clone, "size": 2 * MIB},
         {"snapshot_id": snapshot, "volume_id": volume},

@@ -20,6 +20,13 @@ KIND_WORDS: Final = {
     "webhook.deliver": "Deliver to webhook",
 }
 
+#: What the consistency of a snapshot means.
+CONSISTENCY_WORDS: Final = {
+    "application": "Nothing was being written",
+    "crash": "Of one moment while the volume was in use, as after a power cut",
+    "copied": "Copied while the volume was in use: may be of several moments",
+}
+
 #: By the status of a job or an item, the state of a volume or a snapshot, or the outcome of a run.
 STATUS_TONES: Final = {
     "succeeded": "good",

@@ -121,7 +121,8 @@ _WITHOUT_MARK: Final = frozenset({V1_PATH + "/jobs/{}/events", "/sign-in", "/sig
 #: Kinds of jobs whose requests need no more than an operator.
 _OPERATORS_KINDS: Final = frozenset(
     {
-        *(JobKind.VOLUME_CREATE, JobKind.VOLUME_EXPAND, JobKind.SNAPSHOT_TAKE, JobKind.SNAPSHOT_CLONE),
+        *(JobKind.VOLUME_CREATE, JobKind.VOLUME_CLONE, JobKind.VOLUME_EXPAND),
+        *(JobKind.SNAPSHOT_TAKE, JobKind.SNAPSHOT_CLONE),
         *(JobKind.VOLUME_ATTACH, JobKind.VOLUME_DETACH, JobKind.VOLUME_ISOLATE),
     }
 )

@@ -17,10 +17,11 @@ from domain.jobs.kinds import FailedJobs, JobHandler, JobKind, SucceededJobs
 from domain.jobs.model import Job, retry_columns
 from domain.jobs.store.jobs import JobRepository
 from domain.operation_handler import OperationHandler
-from domain.operations import OPERATIONS, VolumeState, job_for, volume_of
+from domain.operations import OPERATIONS, VolumeState, job_for
 from domain.projects.quota import Room
 from domain.storage.backends import Backends
 from domain.storage.context import Grant
+from domain.storage_work import volume_of
 from domain.volumes.attachments.model import Attachment, AttachmentState, FilesystemReport, Mode, queue_of
 from domain.volumes.attachments.repository import AttachmentRepository
 from domain.volumes.attachments.service import NewAttachment, acquire_attachment, leave_attachment

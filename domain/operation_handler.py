@@ -4,6 +4,7 @@ A job holds its volume and snapshot from the transaction that accepts it to the 
 locked in one order everywhere: project, job, volume, snapshot.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Final
 from uuid import UUID
@@ -15,22 +16,15 @@ from domain.jobs.attempt import ClaimedJob, Payload, Succeeded
 from domain.jobs.kinds import FailedJobs, JobHandler, RefusedJobs, SucceededJobs
 from domain.jobs.model import Job, retry_columns
 from domain.jobs.store.jobs import JobRepository
-from domain.operations import (
-    GROW_FILESYSTEM,
-    Operation,
-    Published,
-    SnapshotState,
-    VolumeState,
-    job_for,
-    snapshot_of,
-    source_of,
-    volume_of,
-)
+from domain.operations import Operation, Published, SnapshotState, VolumeState, job_for
 from domain.projects.quota import Room
 from domain.snapshots.repository import SnapshotRelease, SnapshotRepository, refuse_if_it_has_snapshots
 from domain.storage.backends import Backends
 from domain.storage.context import Grant
 from domain.storage.driver import StorageDriver
+from domain.storage_work import GROW_FILESYSTEM, snapshot_of, source_of, volume_of
+from domain.volumes.attachments.freezing import Freezer
+from domain.volumes.attachments.repository import attached_ones
 from domain.volumes.filesystems import grown_offline, growth_params, record_growths
 from domain.volumes.repository import Release, VolumeRepository
 
@@ -44,16 +38,22 @@ _OVERTAKEN: Final[Payload] = {
 class OperationHandler(JobHandler):
     """The handler of one operation."""
 
-    def __init__(self, operation: Operation, backends: Backends, *, max_attempts: int) -> None:
+    def __init__(
+        self, operation: Operation, backends: Backends, *, max_attempts: int, freezer: Freezer | None = None
+    ) -> None:
         self._operation = operation
         self._backends = backends
         self._max_attempts = max_attempts
+        self._freezer = freezer
 
     async def perform(self, job: ClaimedJob, grant: Grant) -> Succeeded:
         """Do the storage work."""
         if self._operation.storage_work is None:
             raise RuntimeError(f"{job.kind} is the work of a node")
-        found = await self._operation.storage_work(self._driver(job), job, grant)
+        driver = self._driver(job)
+        if self._freezer is not None:
+            driver = self._freezer.while_taking(driver, attached=job.params.get("attached", False))
+        found = await self._operation.storage_work(driver, job, grant)
         if "size" in found and found["size"] is None:  # of a snapshot taken or restored where no sizes are stored
             found = {**found, "size": job.params["size"]}
         return Succeeded(_result(job, found), copied=grant.copied)
@@ -65,6 +65,9 @@ class OperationHandler(JobHandler):
             size = await driver.seal(volume_of(job), grant)
         else:
             size = await driver.seal_snapshot(source_of(job), snapshot_of(job), grant)
+        if self._operation.clean_up is not None:
+            # As `seal` does, it ignores that the attempt was stopped.
+            await self._operation.clean_up(driver, job, Grant(job.id, grant.fence, math.inf))
         return _result(job, {} if size is None else {"size": size})
 
     async def record(self, session: AsyncSession, succeeded: SucceededJobs) -> None:
@@ -73,7 +76,10 @@ class OperationHandler(JobHandler):
         Raises:
             RuntimeError: a job no longer held its volume or snapshot.
         """
-        volume, snapshot = self._operation.volume, self._operation.snapshot
+        volume, snapshot, source = self._operation.volume, self._operation.snapshot, self._operation.source
+        if source is not None:
+            changed = await self._release_sources(session, succeeded, source.success)
+            _require_held((source_of(job) for job, _ in succeeded), changed)
         if volume is not None:
             changed = await self._release_or_remove_volumes(session, succeeded, volume.success)
             _require_held((volume_of(job) for job, _ in succeeded), changed)
@@ -87,6 +93,8 @@ class OperationHandler(JobHandler):
 
         A row that another job holds is left alone: that job releases it.
         """
+        if self._operation.source is not None:
+            await self._release_sources(session, failed, self._operation.source.failure)
         if self._operation.volume is not None:
             await self._release_or_remove_volumes(session, failed, self._operation.volume.failure)
         if self._operation.snapshot is not None:
@@ -111,13 +119,17 @@ class OperationHandler(JobHandler):
         """Acquire the volume and snapshot of an ended job again, for a new job."""
         operation, project_id, job_id = self._operation, ended.project_id, uuid7()
         volumes, snapshots = VolumeRepository(session), SnapshotRepository(session)
-        volume = snapshot = None
+        volume = snapshot = source = None
         if operation.snapshot is not None:
             await snapshots.get(snapshot_of(ended), project_id)  # if it is gone, no later retry will succeed
+        if operation.source is not None:
+            source = await volumes.acquire(source_of(ended), project_id, operation.source.busy, job_id)
         if operation.volume is not None:
             volume = await volumes.acquire(volume_of(ended), project_id, operation.volume.busy, job_id)
             if operation.volume.success is None:
                 await refuse_if_it_has_snapshots(session, volume.id)
+            if source is not None:
+                room.take(bytes=volume.follow(source))
         params = operation.retry_params(ended.params, None if volume is None else volume.size)
         if volume is not None and "to_size" in params:
             grown = await grown_offline(session, [volume])
@@ -129,6 +141,8 @@ class OperationHandler(JobHandler):
             snapshot = await snapshots.acquire(snapshot_of(ended), project_id, operation.snapshot.busy, job_id)
             if operation.publishes is Published.SNAPSHOT:
                 snapshot.size = params.get("size", snapshot.size)
+        if "attached" in params:
+            params = {**params, "attached": bool(await attached_ones(session, [source_of(ended)]))}
         columns = {"backend": ended.backend, **retry_columns(ended)}
         job = job_for(operation.kind, params, volume, snapshot, max_attempts=self._max_attempts, **columns)
         return await JobRepository(session).add(job)
@@ -141,12 +155,23 @@ class OperationHandler(JobHandler):
         volumes = VolumeRepository(session)
         return await (volumes.remove(releases) if state is None else volumes.release(releases, state))
 
+    async def _release_sources(
+        self, session: AsyncSession, ended: SucceededJobs | FailedJobs, state: VolumeState | None
+    ) -> Sequence[UUID]:
+        """Release the volumes that were cloned; lock the clones, too, so that all are locked in the order of ids."""
+        if state is None:
+            raise RuntimeError(f"{self._operation.kind} would remove its source")
+        volumes = VolumeRepository(session)
+        await volumes.lock_many([id_ for job, _ in ended for id_ in (source_of(job), volume_of(job))])
+        return await volumes.release([Release(source_of(job), job.id, None) for job, _ in ended], state)
+
     async def _release_or_remove_snapshots(
         self, session: AsyncSession, ended: SucceededJobs | FailedJobs, state: SnapshotState | None
     ) -> Sequence[UUID]:
         published = self._operation.publishes is Published.SNAPSHOT
         releases = [
-            SnapshotRelease(snapshot_of(job), job.id, _size(found) if published else None) for job, found in ended
+            SnapshotRelease(snapshot_of(job), job.id, *((_size(found), _consistency(found)) if published else (None,)))
+            for job, found in ended
         ]
         snapshots = SnapshotRepository(session)
         if self._operation.snapshot is not None and self._operation.snapshot.shared:
@@ -169,6 +194,10 @@ def _result(job: ClaimedJob, found: Payload) -> Payload:
 
 def _size(found: Payload | None) -> int | None:
     return (found or {}).get("size")
+
+
+def _consistency(found: Payload | None) -> str | None:
+    return (found or {}).get("consistency")
 
 
 def _require_held(expected: Iterable[UUID], changed: Iterable[UUID]) -> None:

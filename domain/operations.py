@@ -10,16 +10,13 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 from uuid import UUID
 
+from domain import storage_work
 from domain.errors import ShrinkRefused
 from domain.jobs.attempt import ClaimedJob, Payload
 from domain.jobs.kinds import JobKind
 from domain.jobs.model import Job, new_job
 from domain.storage.context import Grant
 from domain.storage.driver import StorageDriver
-from domain.storage.growing import grow
-
-#: The parameter that has the file system to be grown after the storage work: that of a volume that nobody has.
-GROW_FILESYSTEM: Final = "grow_filesystem"
 
 
 class VolumeState(enum.StrEnum):
@@ -84,6 +81,10 @@ class Operation:
     storage_work: Callable[[StorageDriver, ClaimedJob, Grant], Awaitable[Payload]] | None
     volume: Transition[VolumeState] | None
     snapshot: Transition[SnapshotState] | None = None
+    #: How the volume moves that a clone is made of. The job holds it besides its own ``volume``.
+    source: Transition[VolumeState] | None = None
+    #: Bars earlier attempts from what the storage work makes besides what it publishes, and removes that.
+    clean_up: Callable[[StorageDriver, ClaimedJob, Grant], Awaitable[None]] | None = None
     #: Whether it replaces bytes that a client may have written since an earlier attempt.
     overwrites: bool = False
     #: Returns the parameters of a retry, from those of the ended job and the size of the volume that it acquires.
@@ -143,7 +144,7 @@ def job_for(
 
     ``volume_id`` of the job is the volume that it holds. A deletion of a snapshot holds none, so that it neither waits
     for nor blocks other operations on the volume; its ``backend`` is passed in, as that of a node's job is.
-    ``params["of_volume"]`` is the volume that the snapshot was taken of.
+    ``params["of_volume"]`` is the volume that the snapshot was taken of, or the one that is cloned.
     """
     published = volume if OPERATIONS[kind].publishes is Published.VOLUME else snapshot
     if published is None:
@@ -157,80 +158,6 @@ def job_for(
     params = {**params, "fence_version": published.version}
     columns |= {"project_id": published.project_id, "job_id": published.job_id}
     return new_job(kind, params, max_attempts=max_attempts, **columns)
-
-
-def volume_of(job: Job | ClaimedJob) -> UUID:
-    """Return the id of the volume that a job holds."""
-    if job.volume_id is None:
-        raise RuntimeError(f"{job.kind} {job.id} names no volume")
-    return job.volume_id
-
-
-def snapshot_of(job: Job | ClaimedJob) -> UUID:
-    """Return the id of the snapshot that a job works on."""
-    if job.snapshot_id is None:
-        raise RuntimeError(f"{job.kind} {job.id} names no snapshot")
-    return job.snapshot_id
-
-
-def source_of(job: Job | ClaimedJob) -> UUID:
-    """Return the id of the volume that a job's snapshot was taken of."""
-    return UUID(job.params["of_volume"])
-
-
-# --- the storage work --------------------------------------------------------------------------------------
-
-
-async def _create(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
-    volume_id, size, filesystem = volume_of(job), job.params["size"], job.params.get("filesystem")
-    if filesystem is None:
-        return {"size": await driver.create(volume_id, size, grant)}
-    size = await driver.create(volume_id, size, grant, filesystem)
-    return {"size": size, "filesystem_grown_to": size}
-
-
-async def _expand(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
-    return await _grown(driver, job, await driver.expand(volume_of(job), job.params["to_size"], grant), grant)
-
-
-async def _delete(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
-    await driver.delete(volume_of(job), grant)
-    return {}
-
-
-async def _take(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
-    if job.retry_of is not None:
-        # The job retried here may have left a snapshot behind, of the volume's data at that time.
-        await driver.delete_snapshot(source_of(job), snapshot_of(job), grant)
-    return {"size": (await driver.take_snapshot(source_of(job), snapshot_of(job), grant)).size}
-
-
-async def _restore(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
-    size = await driver.restore_snapshot(volume_of(job), snapshot_of(job), grant)
-    return await _grown(driver, job, size, grant)
-
-
-async def _clone(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
-    volume_id, size = volume_of(job), job.params["size"]
-    size = await driver.clone_snapshot(source_of(job), snapshot_of(job), volume_id, size, grant)
-    return await _grown(driver, job, size, grant)
-
-
-async def _isolate(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
-    return {"size": await driver.isolate(volume_of(job), grant)}
-
-
-async def _delete_snapshot(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
-    await driver.delete_snapshot(source_of(job), snapshot_of(job), grant)
-    return {}
-
-
-async def _grown(driver: StorageDriver, job: ClaimedJob, size: int | None, grant: Grant) -> Payload:
-    """Grow the file system of a volume whose bytes are published, if the job says so; return what was made."""
-    filesystem = job.params.get(GROW_FILESYSTEM)
-    if filesystem is None or size is None:
-        return {"size": size}
-    return {"size": size, **await grow(driver, volume_of(job), filesystem, size, grant)}
 
 
 # --- the parameters of a retry -------------------------------------------------------------------------------
@@ -264,20 +191,29 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         Operation(
             JobKind.VOLUME_CREATE,
             Published.VOLUME,
-            _create,
+            storage_work.create,
             Transition((_V.ERROR,), _V.CREATING, _V.AVAILABLE, _V.ERROR),
+        ),
+        Operation(
+            JobKind.VOLUME_CLONE,
+            Published.VOLUME,
+            storage_work.clone_volume,
+            Transition((_V.ERROR,), _V.CREATING, _V.AVAILABLE, _V.ERROR),
+            source=Transition((_V.AVAILABLE,), _V.SNAPSHOTTING, _V.AVAILABLE, _V.AVAILABLE),
+            clean_up=storage_work.remove_intermediate,
+            retry_params=_of_current_size,
         ),
         Operation(
             JobKind.VOLUME_EXPAND,
             Published.VOLUME,
-            _expand,
+            storage_work.expand,
             Transition((_V.AVAILABLE,), _V.EXPANDING, _V.AVAILABLE, _V.AVAILABLE),
             retry_params=_still_growing,
         ),
         Operation(
             JobKind.VOLUME_DELETE,
             Published.VOLUME,
-            _delete,
+            storage_work.delete,
             Transition((_V.AVAILABLE, _V.ERROR), _V.DELETING, None, _V.ERROR),
         ),
         Operation(
@@ -295,13 +231,13 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         Operation(
             JobKind.VOLUME_ISOLATE,
             Published.VOLUME,
-            _isolate,
+            storage_work.isolate,
             Transition((_V.AVAILABLE,), _V.DETACHING, _V.AVAILABLE, _V.AVAILABLE),
         ),
         Operation(
             JobKind.SNAPSHOT_TAKE,
             Published.SNAPSHOT,
-            _take,
+            storage_work.take,
             Transition((_V.AVAILABLE,), _V.SNAPSHOTTING, _V.AVAILABLE, _V.AVAILABLE),
             Transition((_S.ERROR,), _S.TAKING, _S.READY, _S.ERROR),
             retry_params=_of_current_size,
@@ -309,7 +245,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         Operation(
             JobKind.SNAPSHOT_RESTORE,
             Published.VOLUME,
-            _restore,
+            storage_work.restore,
             Transition((_V.AVAILABLE,), _V.RESTORING, _V.AVAILABLE, _V.AVAILABLE),
             Transition((_S.READY,), _S.RESTORING, _S.READY, _S.READY),
             overwrites=True,
@@ -318,7 +254,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         Operation(
             JobKind.SNAPSHOT_CLONE,
             Published.VOLUME,
-            _clone,
+            storage_work.clone,
             Transition((_V.ERROR,), _V.CREATING, _V.AVAILABLE, _V.ERROR),
             Transition((_S.READY, _S.CLONING), _S.CLONING, _S.READY, _S.READY, shared=True),
             retry_params=_of_current_size,
@@ -326,7 +262,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
         Operation(
             JobKind.SNAPSHOT_DELETE,
             Published.SNAPSHOT,
-            _delete_snapshot,
+            storage_work.delete_snapshot,
             None,
             Transition((_S.READY, _S.ERROR), _S.DELETING, None, _S.ERROR),
         ),
@@ -344,7 +280,9 @@ def _moves(states: type[State], transitions: Iterable[Transition[State] | None])
 
 
 #: The states to which a volume or snapshot may move from each state.
-VOLUME_MOVES: Final = _moves(VolumeState, (operation.volume for operation in OPERATIONS.values()))
+VOLUME_MOVES: Final = _moves(
+    VolumeState, (move for operation in OPERATIONS.values() for move in (operation.volume, operation.source))
+)
 SNAPSHOT_MOVES: Final = _moves(SnapshotState, (operation.snapshot for operation in OPERATIONS.values()))
 #: The states in which jobs hold the volume or snapshot. In the others, the next job may acquire it.
 BUSY: Final = frozenset(

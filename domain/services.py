@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -12,7 +11,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from domain.access.service import KeyService, may_own_schedules
 from domain.access.sessions import SessionService
 from domain.attachment_handlers import attachment_handlers
-from domain.audit.repository import PRUNE_BATCH, prune_entries
 from domain.audit.service import AuditLog
 from domain.bulk.expansion import ExpandOperation
 from domain.bulk.ledger import clear_ledgers
@@ -34,7 +32,7 @@ from domain.jobs.stats import StatsCache
 from domain.jobs.store.dispatch import any_dispatched_before, any_undispatched, any_unserved
 from domain.jobs.store.orphans import any_orphans_or_dead_workers
 from domain.jobs.store.parents import any_without_lanes
-from domain.jobs.store.retention import Prune, Pruned, Retention
+from domain.jobs.store.retention import Retention
 from domain.jobs.transport.job_queue import JobQueue, QueueKeys
 from domain.jobs.watcher import Watcher
 from domain.jobs.webhooks.handler import DeliveryHandler
@@ -45,8 +43,9 @@ from domain.maintenance_tasks import MaintenanceTask, MaintenanceTasks
 from domain.operation_handler import OperationHandler
 from domain.operations import OPERATIONS
 from domain.projects.service import ProjectService
+from domain.pruning import others_pruned
 from domain.schedules.actions import Actions
-from domain.schedules.repository import any_due, prune_runs
+from domain.schedules.repository import any_due
 from domain.schedules.runner import ScheduleRunner
 from domain.schedules.service import ScheduleService
 from domain.settings import Settings, require_database, require_servers
@@ -58,7 +57,6 @@ from domain.storage.registry import SAMPLE, BackendRegistry
 from domain.telemetry import exporting
 from domain.volumes.attachments.freezing import Freezer
 from domain.volumes.attachments.service import AttachmentService
-from domain.volumes.history.repository import prune_samples
 from domain.volumes.history.service import VolumeHistory
 from domain.volumes.names import VolumeNames
 from domain.volumes.repository import VolumeRepository
@@ -67,11 +65,16 @@ from domain.volumes.service import VolumeService
 _BULK_SETTINGS: Final = {"max_attempts", "max_concurrent", "busy_seconds"}
 
 
-def handlers(settings: Settings, database: Database, backends: Backends, bulk: BulkService) -> dict[str, JobHandler]:
+def handlers(
+    settings: Settings, database: Database, backends: Backends, bulk: BulkService, freezer: Freezer
+) -> dict[str, JobHandler]:
     """Return the handler of each job kind. A worker adds that of lanes, which it performs itself."""
     attempts = settings.max_attempts
     return {
-        **{kind: OperationHandler(one, backends, max_attempts=attempts) for kind, one in OPERATIONS.items()},
+        **{
+            kind: OperationHandler(one, backends, max_attempts=attempts, freezer=freezer)
+            for kind, one in OPERATIONS.items()
+        },
         **attachment_handlers(database, backends, max_attempts=attempts),
         JobKind.BULK_EXPAND: bulk,
         JobKind.BULK_SNAPSHOT: bulk,
@@ -272,11 +275,11 @@ def compose(
     settings: Settings, database: Database, queue: JobQueue, backends: Backends, installation: UUID
 ) -> Services:
     """Build the services on an open database, queue and backends."""
-    directory = BackendDirectory(database)
+    directory, freezer = BackendDirectory(database), Freezer(database, queue)
     snapshots = SnapshotService(database, queue, directory, max_attempts=settings.max_attempts)
-    operations = _bulk_operations(database, backends, snapshots)
+    operations = _bulk_operations(database, backends, snapshots, freezer)
     bulk = _bulk(settings, database, queue, operations)
-    job_handlers = handlers(settings, database, backends, bulk)
+    job_handlers = handlers(settings, database, backends, bulk, freezer)
     actions: Actions = {kind: ScheduledBulk(bulk, one.request_type, directory) for kind, one in operations.items()}
     return Services(
         settings=settings,
@@ -306,7 +309,7 @@ def compose(
         watcher=Watcher(database, queue),
         workers=WorkerDirectory(database, lease=settings.lease_seconds),
         stats=StatsCache(database),
-        retention=Retention(database, clear_ledgers, days=settings.keep_jobs_days, others=_others_pruned(settings)),
+        retention=Retention(database, clear_ledgers, days=settings.keep_jobs_days, others=others_pruned(settings)),
         fence_retention=FenceRetention(database, backends, days=settings.keep_jobs_days),
     )
 
@@ -327,25 +330,13 @@ def _bulk(
     return BulkService(database, queue, operations, **limits)
 
 
-def _bulk_operations(database: Database, backends: Backends, snapshots: SnapshotService) -> Mapping[str, BulkOperation]:
+def _bulk_operations(
+    database: Database, backends: Backends, snapshots: SnapshotService, freezer: Freezer
+) -> Mapping[str, BulkOperation]:
     return {
         JobKind.BULK_EXPAND: ExpandOperation(database, backends),
-        JobKind.BULK_SNAPSHOT: SnapshotOperation(backends, snapshots),
+        JobKind.BULK_SNAPSHOT: SnapshotOperation(backends, snapshots, freezer),
     }
-
-
-def _others_pruned(settings: Settings) -> Sequence[tuple[Prune, float]]:
-    """Return what else is pruned, and after how many days."""
-    return [
-        (prune_runs, settings.keep_jobs_days),
-        (prune_samples, settings.keep_history_days),
-        (_prune_audit, settings.keep_audit_days),
-    ]
-
-
-async def _prune_audit(session: AsyncSession, *, age: timedelta) -> Pruned:
-    rows = await prune_entries(session, age=age)
-    return Pruned(rows, more=rows == PRUNE_BATCH)
 
 
 async def _sample_volumes(session: AsyncSession, backend: str) -> Sequence[UUID]:

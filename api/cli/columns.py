@@ -131,6 +131,8 @@ SNAPSHOTS: Final[Columns] = (
     ("name", _member("name")),
     ("state", _member("state")),
     ("size", _size("size")),
+    ("consistency", _member("consistency")),
+    ("labels", _labels),
     ("created (UTC)", _time("created_at")),
     ("id", _member("id")),
 )

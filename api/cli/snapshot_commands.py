@@ -21,6 +21,11 @@ NewSnapshot = Annotated[
     ),
 ]
 
+AllowTorn = Annotated[
+    bool,
+    typer.Option("--allow-torn", help="Also of a volume in use whose blocks cannot be shared: it may mix moments."),
+]
+
 snapshots = new_group()
 
 
@@ -30,10 +35,13 @@ def list_snapshots(
     *,
     volume: Annotated[str | None, typer.Option(help="Only those of this volume.", metavar="NAME")] = None,
     state: Annotated[str | None, typer.Option(help="Only snapshots in this state, such as ready.")] = None,
+    label: Label = None,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of snapshots.")] = 100,
 ) -> None:
     """List snapshots, newest first."""
-    filters = {} if state is None else {"state": state}
+    filters: dict[str, Any] = {} if state is None else {"state": state}
+    if terms := labels_of(label):
+        filters["label"] = [f"{key}:{value}" for key, value in terms.items()]
     if volume is not None:
         filters["volume_id"] = find_id(session.api, VOLUME, volume)
     session.print_list("/snapshots", limit, SNAPSHOTS, **filters)
@@ -48,18 +56,23 @@ def take_snapshots(
     backend: Backend = None,
     every: Every = False,
     max_concurrent: MaxConcurrent = None,
+    allow_torn: AllowTorn = False,
     no_wait: NoWait = False,
 ) -> None:
-    """Take a snapshot of one volume, or of all that are selected by --label, --backend or --all."""
-    selected = selection(label, backend, every=every, max_concurrent=max_concurrent)
+    """Take a snapshot of one volume, or of all that are selected by --label, --backend or --all.
+
+    With VOLUME/NAME, --label gives the snapshot a label.
+    """
     volume, slash, of_one = name.rpartition("/")
+    selected = selection(None if slash else label, backend, every=every, max_concurrent=max_concurrent)
     if bool(slash) == (selected is not None):
         raise UsageError(f"give either VOLUME/NAME, or a name and options that select many volumes: {SELECTORS}")
     if selected is None:
         path = path_of(session.api, VOLUME, volume)
-        job = session.api.call("POST", f"{path}/snapshots", {"name": of_one})
+        body = {"name": of_one, "labels": labels_of(label), "allow_torn": allow_torn}
+        job = session.api.call("POST", f"{path}/snapshots", body)
     else:
-        job = session.api.call("POST", "/volumes/snapshots", {**selected, "name": name})
+        job = session.api.call("POST", "/volumes/snapshots", {**selected, "name": name, "allow_torn": allow_torn})
     finish(session, job, no_wait=no_wait)
 
 

@@ -8,7 +8,7 @@ import typer
 from api.cli.attachment_commands import mount_volume, umount_volume
 from api.cli.client import JsonObject
 from api.cli.columns import PLAN, VOLUMES
-from api.cli.lookup import VOLUME, path_of
+from api.cli.lookup import VOLUME, find_id, find_snapshot_id, path_of
 from api.cli.selection import (
     SELECTORS,
     Autogrow,
@@ -36,7 +36,17 @@ OneName = Annotated[
     str | None, typer.Argument(metavar="[NAME]", help="Name or id of one volume; instead of options that select many.")
 ]
 NewName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the new volume.")]
-Size = Annotated[str, typer.Option(help="Such as 10GiB; `10G` is the same, `10GB` is 10^10 bytes.")]
+NewSize = Annotated[
+    str | None,
+    typer.Option(
+        help="Such as 10GiB; `10G` is the same, `10GB` is 10^10 bytes.", show_default="that of what it is from"
+    ),
+]
+FromVolume = Annotated[str | None, typer.Option(help="With the bytes of this volume.", metavar="NAME")]
+FromSnapshot = Annotated[str | None, typer.Option(help="With the bytes of this snapshot.", metavar="VOLUME/NAME")]
+AllowTorn = Annotated[
+    bool, typer.Option("--allow-torn", help="With --from-volume: even if the bytes may be of several moments.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would grow, and change nothing.")]
 _OF_MANY = "--usage-above, --inodes-above, --cooldown-seconds, --up-to, --autogrow"
 _LABELS_HELP = "A label; repeatable. All labels are replaced by those that are given."
@@ -79,18 +89,29 @@ def create_volume(
     session: Session,
     name: NewName,
     *,
-    size: Size,
+    size: NewSize = None,
     backend: Annotated[str | None, typer.Option(help="Where it is stored.", show_default="the default")] = None,
     filesystem: Annotated[
         Filesystem | None, typer.Option(help="The file system that is made in it.", show_default="none")
     ] = None,
     label: Label = None,
+    from_volume: FromVolume = None,
+    from_snapshot: FromSnapshot = None,
+    allow_torn: AllowTorn = False,
     no_wait: NoWait = False,
 ) -> None:
-    """Create an empty volume, with or without a file system."""
-    body = {"name": name, "size": size_of(size), "labels": labels_of(label), "backend": backend}
+    """Create a volume: empty, with or without a file system, or with the bytes of a volume or of a snapshot."""
+    if size is None and from_volume is None and from_snapshot is None:
+        raise UsageError("say its size with --size, or where its bytes are from with --from-volume or --from-snapshot")
+    body: dict[str, Any] = {"name": name, "labels": labels_of(label), "backend": backend}
+    if size is not None:
+        body["size"] = size_of(size)
     if filesystem is not None:
         body["filesystem"] = filesystem.value
+    if from_volume is not None:
+        body |= {"from_volume": find_id(session.api, VOLUME, from_volume), "allow_torn": allow_torn}
+    if from_snapshot is not None:
+        body["from_snapshot"] = find_snapshot_id(session.api, from_snapshot)
     finish(session, session.api.call("POST", "/volumes", body), no_wait=no_wait)
 
 

@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse
 
 from api.dashboard.views.schedules import cron_words
 from api.dashboard.views.viewer import Viewer
-from api.dashboard.views.words import KIND_WORDS, STATUS_TONES
+from api.dashboard.views.words import CONSISTENCY_WORDS, KIND_WORDS, STATUS_TONES
 from api.job_codes import ALL_EXPLANATIONS
 from domain.jobs.store.overview import Count
 from domain.printable import printable
@@ -120,6 +120,7 @@ _templates: Final = Environment(
 )
 _templates.filters.update(_FILTERS)
 _templates.globals.update(kind_words=KIND_WORDS, status_tones=STATUS_TONES, explained=ALL_EXPLANATIONS)
+_templates.globals.update(consistency_words=CONSISTENCY_WORDS)
 
 
 def page(

@@ -21,6 +21,7 @@ from api.schemas.base import EXAMPLE_TIME, EXAMPLE_VOLUME_ID, Omittable, Request
 from api.schemas.fields import (
     MAX_CONCURRENT,
     NAME_PATTERN,
+    AllowTorn,
     BackendName,
     BulkPercent,
     CooldownSeconds,
@@ -198,9 +199,13 @@ class BulkSnapshotIn(SelectionIn):
         ),
     ]
 
+    allow_torn: AllowTorn = False
+
     def snapshots(self) -> BulkSnapshotRequest:
         """Convert to the domain request."""
-        return BulkSnapshotRequest(self.name, selection=self.selection(), max_concurrent=self.max_concurrent)
+        return BulkSnapshotRequest(
+            self.name, selection=self.selection(), max_concurrent=self.max_concurrent, allow_torn=self.allow_torn
+        )
 
 
 class ScheduledSnapshotIn(BulkSnapshotIn):

@@ -178,6 +178,16 @@ Moment = Annotated[
 ]
 
 
+AllowTorn = Annotated[
+    bool,
+    Field(
+        strict=True,
+        description="Whether the bytes may be of several moments (`consistency` is then `copied`). If not, and the"
+        " volume is in use where blocks cannot be shared, it fails with `snapshot-torn`.",
+    ),
+]
+
+
 def parse_label_terms(terms: Sequence[str]) -> dict[str, str]:
     """Parse ``key:value`` terms; the key ends at the first colon.
 

@@ -1,7 +1,6 @@
 """Volumes: bodies that create, change and expand one, list filters, and the response."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any, Final, Self
 from uuid import UUID
@@ -23,6 +22,7 @@ from api.schemas.base import (
 from api.schemas.fields import (
     MAX_LABELS,
     MAX_QUERY_IDS,
+    AllowTorn,
     BackendName,
     CooldownSeconds,
     Filesystem,
@@ -41,7 +41,6 @@ from api.schemas.jobs import FailureOut
 from api.schemas.pagination import PageQuery
 from domain.jobs.model import Job
 from domain.operations import VolumeState
-from domain.volumes.history.model import Sample
 from domain.volumes.model import GROWTH_MEMBERS, Growth, Volume
 from domain.volumes.repository import VolumeFilter
 from domain.volumes.service import NewVolume
@@ -54,6 +53,8 @@ USED: Final = (
 _AS_REPORTED: Final = "as a node has last reported; null if none has."
 UP_TO: Final = "Upper limit of the size, never exceeded: rounded down to a multiple of 4096 bytes."
 INODES_ABOVE: Final = "Grow, too, if more than this percentage of the inodes of its file system is used."
+#: The members that say which bytes a new volume starts with.
+SOURCES: Final = ("from_snapshot", "from_volume")
 #: A policy grows by an amount or a percentage, never to a size.
 AUTOGROW_MEMBERS: Final = GROWTH_MEMBERS[1:]
 AUTOGROW_EXAMPLE: Final[dict[str, Any]] = {"usage_above": 80, "percent": 20, "up_to": "1TiB"}
@@ -82,7 +83,6 @@ VOLUME_EXAMPLE: Final[dict[str, Any]] = {
     "created_at": EXAMPLE_TIME,
     "updated_at": EXAMPLE_TIME,
 }
-SAMPLE_EXAMPLE: Final[dict[str, Any]] = {"at": EXAMPLE_TIME, "size": 10737418240, "used": 4096}
 
 
 class AutogrowIn(RequestBody):
@@ -134,6 +134,7 @@ class VolumeIn(RequestBody):
                     "anyOf": [
                         {"required": ["size"], "properties": {"size": {"not": {"type": "null"}}}},
                         {"required": ["from_snapshot"]},
+                        {"required": ["from_volume"]},
                     ]
                 }
             ),
@@ -142,14 +143,18 @@ class VolumeIn(RequestBody):
 
     name: Name
     from_snapshot: Annotated[Omittable[UUID], Field(description="Start with the bytes of this snapshot.")] = None
+    from_volume: Annotated[
+        Omittable[UUID], Field(description="Start with the bytes of this volume; not together with `from_snapshot`.")
+    ] = None
+    allow_torn: Annotated[AllowTorn, Field(description="With `from_volume`, as for a snapshot.")] = False
     size: Size | None = Field(
         None,
         validate_default=True,
-        description="Rounded up to a multiple of 4096 bytes. May be null or absent with `from_snapshot`: then it is the"
-        " size of the snapshot.",
+        description="Rounded up to a multiple of 4096 bytes. May be null or absent with `from_snapshot` or"
+        " `from_volume`: then it is the size of that.",
     )
     backend: BackendName | None = Field(
-        None, description="Null means the default backend; with `from_snapshot`, the backend of the snapshot."
+        None, description="Null means the default backend; with `from_snapshot` or `from_volume`, the backend of that."
     )
     filesystem: Filesystem | None = Field(
         None,
@@ -159,16 +164,22 @@ class VolumeIn(RequestBody):
     labels: Labels = Field(default_factory=dict)
     autogrow: AutogrowIn | None = Field(None, description="Used by bulk expansions with the policy `autogrow`.")
 
+    @field_validator(*SOURCES)
+    @classmethod
+    def _one_source(cls, value: UUID, info: ValidationInfo) -> UUID:
+        refuse_second(info, *SOURCES)
+        return value
+
     @field_validator("size")
     @classmethod
-    def _size_or_snapshot(cls, size: int | None, info: ValidationInfo) -> int | None:
-        if size is None and info.data.get("from_snapshot") is None:
+    def _size_or_source(cls, size: int | None, info: ValidationInfo) -> int | None:
+        if size is None and all(info.data.get(name) is None for name in SOURCES):
             raise PydanticCustomError("missing", "Field required")
         return size
 
     def new_volume(self) -> NewVolume:
         """Convert to the domain request."""
-        chosen = type(self).model_fields.keys() - {"name", "from_snapshot", "size", "backend"}
+        chosen = type(self).model_fields.keys() - {"name", *SOURCES, "allow_torn", "size", "backend"}
         return NewVolume(self.name, self.size, self.backend, self.columns(chosen))
 
 
@@ -262,18 +273,16 @@ class VolumeQuery(PageQuery):
         return VolumeFilter(self.state, self.name, parse_label_terms(self.label), id_prefix=self.id_prefix, ids=self.id)
 
 
-class VolumeSourceOut(BaseModel):
-    """The snapshot or the volume that a clone was made of. It may be gone since."""
+class SnapshotSource(BaseModel):
+    """The snapshot that a volume is a clone of."""
 
-    snapshot_id: UUID | None = None
-    volume_id: UUID | None = None
+    snapshot_id: UUID
 
-    @classmethod
-    def of(cls, volume: Volume) -> Self | None:
-        """Render that of a volume; None if it has none."""
-        if volume.source_snapshot_id is None and volume.source_volume_id is None:
-            return None
-        return cls(snapshot_id=volume.source_snapshot_id, volume_id=volume.source_volume_id)
+
+class VolumeSource(BaseModel):
+    """The volume that a volume is a clone of."""
+
+    volume_id: UUID
 
 
 class VolumeOut(BaseModel):
@@ -302,7 +311,6 @@ class VolumeOut(BaseModel):
         description="Why the file system is smaller than the volume: it could not be grown. Expanding the volume to its"
         " present size tries it again.",
     )
-    source: VolumeSourceOut | None = Field(None, description="The bytes that it began with; null if it was empty.")
     version: int = Field(description="Incremented when an operation is accepted and when it ends.")
     job_id: UUID | None = Field(description="The job that holds the volume at the moment.")
     last_error: FailureOut | None = Field(None, description="Of a volume in the state `error`: why it is.")
@@ -312,41 +320,23 @@ class VolumeOut(BaseModel):
         description="When a bulk expansion with the policy `autogrow` grows it, by how much, and up to which size."
     )
     path: str | None = Field(None, description="Path of its bytes, for backends that have paths.")
+    source: SnapshotSource | VolumeSource | None = Field(
+        None, description="The snapshot or volume with whose bytes it started; it may be gone since."
+    )
     created_at: UtcDatetime
     updated_at: UtcDatetime
 
     @classmethod
     def of(cls, volume: Volume, path: str | None, failed: Job | None) -> Self:
         """Render a row; ``failed`` is the job that has left it in the state ``error``."""
-        found: dict[str, Any] = {"path": path, "source": VolumeSourceOut.of(volume)}
+        found: dict[str, Any] = {"path": path, "source": _source_of(volume)}
         if failed is not None:
             error = None if failed.error is None else FailureOut.model_validate(failed.error)
             found |= {"last_job_id": failed.id, "last_error": error}
         return cls.model_validate(volume).model_copy(update=found)
 
 
-class SampleOut(BaseModel):
-    """The size and the used bytes of a volume at a time."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    at: UtcDatetime
-    size: int
-    used: int | None = Field(description=USED)
-
-
-class HistoryOut(BaseModel):
-    """The history of a volume, oldest first."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"samples": [SAMPLE_EXAMPLE]}]})
-
-    samples: list[SampleOut] = Field(
-        description="One for each hour in which the size has changed, or the used bytes by at least a hundredth of the "
-        "size; the last one is of now. At most the newest 2,000 of those that `CISTERN_KEEP_HISTORY_DAYS` keeps."
-    )
-
-    @classmethod
-    def of(cls, volume: Volume, samples: Sequence[Sample]) -> Self:
-        """Render the samples, and the present state of the volume as the last one."""
-        now = Sample(datetime.now(UTC), volume.size, volume.used)
-        return cls(samples=[SampleOut.model_validate(one) for one in (*samples, now)])
+def _source_of(volume: Volume) -> SnapshotSource | VolumeSource | None:
+    if volume.source_snapshot_id is not None:
+        return SnapshotSource(snapshot_id=volume.source_snapshot_id)
+    return None if volume.source_volume_id is None else VolumeSource(volume_id=volume.source_volume_id)

@@ -43,7 +43,7 @@ async def take_snapshot(
     volume_id: UUID, body: SnapshotIn, services: ServicesDep, origin: OriginDep, accepted: AcceptedDep
 ) -> JobOut:
     """Take a snapshot of a volume. It is listed at once, and usable when the job has succeeded."""
-    return await accepted(await services.snapshots.request_take(volume_id, body.name, origin=origin))
+    return await accepted(await services.snapshots.request_take(volume_id, **dict(body), origin=origin))
 
 
 @router.get(

@@ -12,9 +12,10 @@ from api.dependencies import ActorDep, ProjectDep, ServicesDep
 from api.etag import IfMatchDep, NotModifiedDep, row_tag
 from api.openapi import BODY, accepts, documented_get, errors
 from api.problems import GROWTH_REQUIRED
+from api.schemas.history import HistoryOut
 from api.schemas.jobs import JobOut
 from api.schemas.pagination import Paginated, paginated_response
-from api.schemas.volumes import GrowthIn, HistoryOut, VolumeIn, VolumeOut, VolumePatch, VolumeQuery
+from api.schemas.volumes import GrowthIn, VolumeIn, VolumeOut, VolumePatch, VolumeQuery
 from domain.errors import (
     BackendOvercommitted,
     BadCursor,
@@ -43,6 +44,7 @@ from domain.volumes.model import Volume
 CREATE_ERRORS: Final = (
     *(*BODY, NameTaken, UnknownBackend, BackendOvercommitted, QuotaExceeded),
     *(SnapshotNotFound, SnapshotBusy, SnapshotUnusable),
+    *(VolumeNotFound, VolumeBusy, VolumeUnusable),
 )
 EXPAND_ERRORS: Final = (
     *(*BODY, VolumeNotFound, VolumeBusy, VolumeUnusable),
@@ -68,7 +70,10 @@ router = APIRouter(prefix="/volumes", tags=["volumes"])
 
 @router.post("", status_code=202, summary="Create a volume", responses=accepts(*CREATE_ERRORS))
 async def create_volume(body: VolumeIn, services: ServicesDep, origin: OriginDep, accepted: AcceptedDep) -> JobOut:
-    """Create a volume, empty or from a snapshot. It is listed at once, and usable when the job has succeeded."""
+    """Create a volume: empty, or with the bytes of a snapshot or of a volume.
+
+    It is listed at once, and usable when the job has succeeded.
+    """
     return await accepted(await request_volume(services, body, origin))
 
 
@@ -130,9 +135,13 @@ async def delete_volume(volume_id: UUID, services: ServicesDep, origin: OriginDe
 
 
 async def request_volume(services: Services, body: VolumeIn, origin: RequestOrigin) -> Job:
-    """Request a new volume, either empty or from a snapshot."""
+    """Request a new volume: empty, or with the bytes of a snapshot or of a volume."""
     if body.from_snapshot is not None:
         return await services.snapshots.request_clone(body.from_snapshot, body.new_volume(), origin=origin)
+    if body.from_volume is not None:
+        return await services.snapshots.request_clone_of_volume(
+            body.from_volume, body.new_volume(), allow_torn=body.allow_torn, origin=origin
+        )
     return await services.volumes.request_create(body.new_volume(), origin=origin)
 
 

@@ -217,15 +217,14 @@ class LaneSteps:
             await self._record([Result(failed)])
 
     async def _record(self, results: Sequence[Result]) -> None:
-        sizes = {result.update.volume_id: result.size for result in results}
-        growths = {result.update.volume_id: result.growth for result in results if result.growth is not None}
+        by_volume = {result.update.volume_id: result for result in results}
         refused = [(result.update, result.stored) for result in results if result.stored is not None]
         async with self._step() as step:
             written = await step.items.finish([result.update for result in results if result.stored is None])
-            await self.operation.record(step.session, self.lane, written, sizes)
-            if growths:
-                released = {update.volume_id for update in written}
-                await record_growths(step.session, {id_: one for id_, one in growths.items() if id_ in released})
+            await self.operation.record(step.session, self.lane, written, by_volume)
+            released = [by_volume[update.volume_id] for update in written]
+            growths = {one.update.volume_id: one.growth for one in released if one.growth is not None}
+            await record_growths(step.session, growths)
             await step.count(written)
             if refused:
                 items, above = [update for update, _ in refused], max(stored.version for _, stored in refused)
@@ -235,7 +234,7 @@ class LaneSteps:
         if log.is_enabled_for(logging.DEBUG):  # checked once, not for each of a million volumes
             event = f"volume.{self.operation.success_code}"
             for update in _with_status(written, ItemStatus.SUCCEEDED):
-                log.debug(event, volume_id=str(update.volume_id), size=sizes[update.volume_id])
+                log.debug(event, volume_id=str(update.volume_id), size=by_volume[update.volume_id].size)
 
     async def close_pending(self, ending: Mapping[str, str], *, backend: str | None = None) -> None:
         """Finish all pending items of the parent job, or of one backend, without any work, as `Ledger.close`."""

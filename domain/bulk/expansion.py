@@ -12,7 +12,6 @@ from domain.bulk.model import ItemCode, ItemRef, ItemStatus, ItemUpdate, Lane
 from domain.bulk.operation import BulkOperation, ItemWork, Result, release_volumes
 from domain.db.database import Database
 from domain.errors import CisternError
-from domain.jobs.attempt import Payload
 from domain.operations import VolumeState
 from domain.storage.backends import Backends
 from domain.storage.context import Grant
@@ -89,27 +88,26 @@ class ExpandOperation(BulkOperation):
             for update, volume in volumes
         ]
 
-    async def perform(self, work: ItemWork, grant: Grant) -> int:
-        """Expand the volume on its backend."""
+    async def perform(self, work: ItemWork, grant: Grant) -> Result:
+        """Expand the volume on its backend, and its file system if nobody has it; that may fail without the item."""
         if work.update.to_size is None:
             raise RuntimeError(f"volume {work.volume_id} was acquired without a target size")
-        return await self._backends.get(work.backend).expand(work.volume_id, work.update.to_size, grant)
-
-    async def grow_filesystem(self, work: ItemWork, size: int | None, grant: Grant) -> Payload | None:
-        """Grow the file system of a volume that nobody has; its failure does not fail the item."""
-        if work.filesystem is None or size is None:
-            return None
-        return await grow(self._backends.get(work.backend), work.volume_id, work.filesystem, size, grant)
+        driver = self._backends.get(work.backend)
+        size = await driver.expand(work.volume_id, work.update.to_size, grant)
+        growth = None
+        if work.filesystem is not None:
+            growth = await grow(driver, work.volume_id, work.filesystem, size, grant)
+        return self.succeeded(work, size, growth=growth)
 
     async def seal(self, work: ItemWork, update: ItemUpdate, grant: Grant) -> Result:
         """Seal the volume and return the size found on the backend."""
         return Result(update, await self._backends.get(work.backend).seal(work.volume_id, grant))
 
     async def record(
-        self, session: AsyncSession, lane: Lane, items: Sequence[ItemUpdate], sizes: Mapping[UUID, int | None]
+        self, session: AsyncSession, lane: Lane, items: Sequence[ItemUpdate], results: Mapping[UUID, Result]
     ) -> None:
         """Store the sizes reported by the backend and release the volumes."""
-        await release_volumes(session, lane.parent_id, items, sizes)
+        await release_volumes(session, lane.parent_id, items, results)
 
     async def raise_fences(
         self, session: AsyncSession, job_id: UUID, items: Sequence[ItemRef | ItemUpdate], *, above: int = 0

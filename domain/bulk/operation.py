@@ -39,6 +39,7 @@ class ItemWork(NamedTuple):
 
     ``update`` is the item as written to the ledger; ``version`` that of the volume or snapshot to publish. ``resumed``
     is set if an earlier attempt may have done the work already, so that it must be completed even after cancellation.
+    ``attached``: a node has the volume. ``allow_torn``: a snapshot of it may mix several moments.
     """
 
     update: ItemUpdate
@@ -47,6 +48,8 @@ class ItemWork(NamedTuple):
     resumed: bool
     #: The file system that is to be grown after the work.
     filesystem: str | None = None
+    attached: bool = False
+    allow_torn: bool = False
 
     @property
     def volume_id(self) -> UUID:
@@ -63,6 +66,7 @@ class Result(NamedTuple):
     """The outcome of the work on one item; ``size`` of its volume or snapshot in bytes, None if it is unchanged.
 
     ``stored`` is the fence on the backend if the item's was refused, and None otherwise. The item then stays claimed.
+    ``consistency`` is what its snapshot is worth, if one was taken.
     """
 
     update: ItemUpdate
@@ -70,6 +74,7 @@ class Result(NamedTuple):
     stored: Fence | None = None
     #: What was found out of the volume's file system, if it was to be grown.
     growth: Payload | None = None
+    consistency: str | None = None
 
 
 class BulkOperation(ABC):
@@ -93,8 +98,7 @@ class BulkOperation(ABC):
         """
         item_grant = _grant_for(work, grant)
         try:
-            size = await self._with_retries(work, item_grant)
-            growth = await self.grow_filesystem(work, size, item_grant)
+            return await self._with_retries(work, item_grant)
         except (Stopped, StorageBusy, BackendUnavailable):
             return None
         except FenceRefused as error:
@@ -104,18 +108,24 @@ class BulkOperation(ABC):
         except Exception:
             log.exception("volume.handler_error", volume_id=str(work.volume_id))
             return await self._failed(work, item_grant, CisternError())
-        detail = None if growth is None else growth.get("filesystem_error")
-        return Result(work.ending(ItemStatus.SUCCEEDED, self.success_code, detail), size, growth=growth)
 
     async def fail(self, work: ItemWork, grant: Grant) -> Result | None:
         """Fail the item: seal its volume and report what other lanes left, without doing the work."""
         return await self._failed(work, _grant_for(work, grant), LanesLost())
 
+    def succeeded(
+        self, work: ItemWork, size: int | None, *, consistency: str | None = None, growth: Payload | None = None
+    ) -> Result:
+        """Return the result of work that is done."""
+        detail = None if growth is None else growth.get("filesystem_error")
+        update = work.ending(ItemStatus.SUCCEEDED, self.success_code, detail)
+        return Result(update, size, growth=growth, consistency=consistency)
+
     def skip(self, work: ItemWork) -> Result:
         """Skip the item of a cancelled job. No attempt has started on it, so there is nothing to seal."""
         return Result(work.ending(ItemStatus.SKIPPED, ItemCode.CANCELLED)._replace(snapshot_id=None))
 
-    async def _with_retries(self, work: ItemWork, grant: Grant) -> int | None:
+    async def _with_retries(self, work: ItemWork, grant: Grant) -> Result:
         """Do the storage work, with up to three tries if the errors are transient."""
         for try_number in range(1, _MAX_TRIES):
             try:
@@ -189,17 +199,8 @@ class BulkOperation(ABC):
         """
 
     @abstractmethod
-    async def perform(self, work: ItemWork, grant: Grant) -> int | None:
-        """Do the storage work; return the size in bytes of what was made."""
-
-    async def grow_filesystem(
-        self,
-        work: ItemWork,  # noqa: ARG002 (for others)
-        size: int | None,  # noqa: ARG002 (for others)
-        grant: Grant,  # noqa: ARG002 (for others)
-    ) -> Payload | None:
-        """Grow the volume's file system to its new size, if the work says so; return what was found out."""
-        return None
+    async def perform(self, work: ItemWork, grant: Grant) -> Result:
+        """Do the storage work; return its result, which has the size in bytes of what was made."""
 
     @abstractmethod
     async def seal(self, work: ItemWork, update: ItemUpdate, grant: Grant) -> Result:
@@ -207,9 +208,9 @@ class BulkOperation(ABC):
 
     @abstractmethod
     async def record(
-        self, session: AsyncSession, lane: Lane, items: Sequence[ItemUpdate], sizes: Mapping[UUID, int | None]
+        self, session: AsyncSession, lane: Lane, items: Sequence[ItemUpdate], results: Mapping[UUID, Result]
     ) -> None:
-        """Release the volumes and snapshots of finished items; ``sizes`` in bytes as reported, by volume id."""
+        """Release the volumes and snapshots of finished items, with what the ``results`` say, by volume id."""
 
     @abstractmethod
     async def raise_fences(
@@ -226,9 +227,10 @@ class BulkOperation(ABC):
 
 
 async def release_volumes(
-    session: AsyncSession, job_id: UUID, items: Sequence[ItemUpdate | ItemRef], sizes: Mapping[UUID, int | None]
+    session: AsyncSession, job_id: UUID, items: Sequence[ItemUpdate | ItemRef], results: Mapping[UUID, Result]
 ) -> None:
-    """Release the volumes of items with their new sizes in bytes; a volume without one keeps its size."""
+    """Release the volumes of items with the sizes of their results; a volume without one keeps its size."""
+    sizes = {volume_id: result.size for volume_id, result in results.items()}
     releases = [Release(item.volume_id, job_id, sizes.get(item.volume_id)) for item in items]
     await VolumeRepository(session).release(releases, VolumeState.AVAILABLE)
 

@@ -247,7 +247,8 @@ class BulkService(JobHandler):
         """
         counts = await Ledger(session).unfinished_by_backend(job.id)
         slots = dict.fromkeys(counts, 1) if last else slots_per_backend(counts, job.params["max_concurrent"])
-        params = {name: job.params[name] for name in self._operations[job.kind].lane_params}
+        names = self._operations[job.kind].lane_params
+        params = {name: job.params[name] for name in names if name in job.params}  # an earlier version has fewer
         limited = await has_limits(session, job.project_id)
         params |= {"of": job.kind, "last": last, "limited": limited, "fence_version": 0}
         lanes = []

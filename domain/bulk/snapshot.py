@@ -24,7 +24,10 @@ from domain.snapshots.repository import BulkSnapshotRepository, SnapshotRelease,
 from domain.snapshots.retention import RetentionRule
 from domain.snapshots.service import SnapshotService
 from domain.storage.backends import Backends
+from domain.storage.consistency import take
 from domain.storage.context import Grant
+from domain.volumes.attachments.freezing import Freezer
+from domain.volumes.attachments.repository import attached_ones
 from domain.volumes.model import MAX_NAME, LockedVolume
 
 #: Length of what is added to the name: the time, and the end of the schedule's id. It tells the snapshots of different
@@ -32,13 +35,14 @@ from domain.volumes.model import MAX_NAME, LockedVolume
 _STAMP_LENGTH: Final = len("-20260131T235959123Z-0123456789ab")
 MAX_PREFIX: Final = MAX_NAME - _STAMP_LENGTH
 #: Defaults of the request's own members. The empty name is rejected; without retention rule all snapshots are kept.
-_DEFAULTS: Final[dict[str, Any]] = {"name": "", "keep_last": None, "keep_days": None}
+_DEFAULTS: Final[dict[str, Any]] = {"name": "", "keep_last": None, "keep_days": None, "allow_torn": False}
 
 
 @dataclass(frozen=True)
 class BulkSnapshotRequest(BulkRequest):
     """A request to take snapshots of many volumes, of ``max_concurrent`` at once over all workers.
 
+    Unless they may be torn, an item fails if its volume is in use and the bytes of one moment cannot be kept.
     The snapshots' name is ``name`` followed by the time, and by the end of the schedule's id if a schedule takes them.
     """
 
@@ -46,6 +50,7 @@ class BulkSnapshotRequest(BulkRequest):
 
     name: str
     keep: RetentionRule = field(default_factory=RetentionRule, kw_only=True)
+    allow_torn: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         """Reject a name that is empty or too long."""
@@ -54,7 +59,7 @@ class BulkSnapshotRequest(BulkRequest):
 
     def to_json(self) -> dict[str, Any]:
         """Convert to the params of the job."""
-        return super().to_json() | {"name": self.name, **self.keep.to_json()}
+        return super().to_json() | {"name": self.name, **self.keep.to_json(), "allow_torn": self.allow_torn}
 
     @classmethod
     def from_json(cls, params: dict[str, Any]) -> Self:
@@ -64,6 +69,7 @@ class BulkSnapshotRequest(BulkRequest):
             selection=Selection.from_json(params["selection"]),
             max_concurrent=params["max_concurrent"],
             keep=RetentionRule(params["keep_last"], params["keep_days"]),
+            allow_torn=params.get("allow_torn", False),
         )
 
     @classmethod
@@ -102,10 +108,11 @@ class SnapshotOperation(BulkOperation):
     request_type = BulkSnapshotRequest
     state = VolumeState.SNAPSHOTTING
     success_code = ItemCode.SNAPSHOTTED
-    lane_params = ("snapshot_name", "schedule_id", "keep_last", "keep_days")
+    lane_params = ("snapshot_name", "schedule_id", "keep_last", "keep_days", "allow_torn")
 
-    def __init__(self, backends: Backends, snapshots: SnapshotService) -> None:
+    def __init__(self, backends: Backends, snapshots: SnapshotService, freezer: Freezer) -> None:
         self._backends = backends
+        self._freezer = freezer
         self._snapshots = snapshots
 
     def needed(self, update: ItemUpdate) -> dict[str, int]:  # noqa: ARG002 (the same for all)
@@ -142,17 +149,22 @@ class SnapshotOperation(BulkOperation):
         snapshots = BulkSnapshotRepository(session)
         await snapshots.add([_new_snapshot(volume, lane) for _, volume in volumes if volume.id in newly_acquired])
         held = await snapshots.held_by(lane.parent_id, [volume.id for _, volume in volumes])
-        work = []
+        attached = await attached_ones(session, [volume.id for _, volume in volumes])
+        allow_torn, work = lane.params.get("allow_torn", False), []
         for update, volume in volumes:
             snapshot_id, version = held[volume.id]
             taken_up = update._replace(snapshot_id=snapshot_id)
-            work.append(ItemWork(taken_up, volume.backend, version, resumed=volume.id not in newly_acquired))
+            resumed = volume.id not in newly_acquired
+            options = {"attached": volume.id in attached, "allow_torn": allow_torn}
+            work.append(ItemWork(taken_up, volume.backend, version, resumed, **options))
         return work
 
-    async def perform(self, work: ItemWork, grant: Grant) -> int | None:
+    async def perform(self, work: ItemWork, grant: Grant) -> Result:
         """Take the snapshot on the volume's backend."""
-        driver = self._backends.get(work.backend)
-        return (await driver.take_snapshot(work.volume_id, _snapshot_id(work), grant)).size
+        options = {"allow_torn": work.allow_torn, "attached": work.attached}
+        driver = self._freezer.while_taking(self._backends.get(work.backend), attached=work.attached)
+        taken = await take(driver, work.volume_id, _snapshot_id(work), grant, **options)
+        return self.succeeded(work, taken.size, consistency=taken.consistency)
 
     async def seal(self, work: ItemWork, update: ItemUpdate, grant: Grant) -> Result:
         """Seal the snapshot; drop its id from the update if nothing exists on the backend."""
@@ -161,9 +173,9 @@ class SnapshotOperation(BulkOperation):
         return Result(update._replace(snapshot_id=None) if size is None else update)
 
     async def record(
-        self, session: AsyncSession, lane: Lane, items: Sequence[ItemUpdate], sizes: Mapping[UUID, int | None]
+        self, session: AsyncSession, lane: Lane, items: Sequence[ItemUpdate], results: Mapping[UUID, Result]
     ) -> None:
-        """Release the volumes; store the sizes of new snapshots, mark possible leftovers ``error``, delete the rest.
+        """Release the volumes; store what is known of new snapshots, mark possible leftovers ``error``, drop the rest.
 
         The retention rule of a schedule applies to the volumes that have a new snapshot.
         """
@@ -171,7 +183,7 @@ class SnapshotOperation(BulkOperation):
         succeeded = [item for item in items if item.status is ItemStatus.SUCCEEDED]
         others = [item for item in items if item.status is not ItemStatus.SUCCEEDED]
         snapshots = SnapshotRepository(session)
-        await snapshots.release(_releases(lane.parent_id, succeeded, sizes), SnapshotState.READY)
+        await snapshots.release(_releases(lane.parent_id, succeeded, results), SnapshotState.READY)
         await snapshots.release(_releases(lane.parent_id, others, {}), SnapshotState.ERROR)
         without_snapshot = [item.volume_id for item in others if item.snapshot_id is None]
         await BulkSnapshotRepository(session).discard(without_snapshot, lane.parent_id)
@@ -193,13 +205,15 @@ class SnapshotOperation(BulkOperation):
 
 
 def _releases(
-    job_id: UUID, items: Sequence[ItemUpdate | ItemRef], sizes: Mapping[UUID, int | None]
+    job_id: UUID, items: Sequence[ItemUpdate | ItemRef], results: Mapping[UUID, Result]
 ) -> list[SnapshotRelease]:
-    return [
-        SnapshotRelease(item.snapshot_id, job_id, sizes.get(item.volume_id))
-        for item in items
-        if item.snapshot_id is not None
-    ]
+    releases = []
+    for item in items:
+        if item.snapshot_id is not None:
+            result = results.get(item.volume_id)
+            found = (None, None) if result is None else (result.size, result.consistency)
+            releases.append(SnapshotRelease(item.snapshot_id, job_id, *found))
+    return releases
 
 
 def _new_snapshot(volume: LockedVolume, lane: Lane) -> Snapshot:
@@ -213,6 +227,7 @@ def _new_snapshot(volume: LockedVolume, lane: Lane) -> Snapshot:
         version=1,
         job_id=lane.parent_id,
         schedule_id=_schedule_id(lane),
+        labels={},
     )
 
 

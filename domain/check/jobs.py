@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Double, and_, cast, func, literal, or_, select
+from sqlalchemy import ColumnElement, Double, Uuid, and_, cast, func, literal, not_, or_, select
 from sqlalchemy.orm import aliased
 
 from domain.bulk.ledger import AS_LANES_LOST, Ledger
@@ -24,7 +24,7 @@ from domain.jobs.store.jobs import JobRepository
 from domain.jobs.store.orphans import OrphanRepository
 from domain.jobs.store.parents import is_without_lanes
 from domain.jobs.webhooks.outbox import record_ended_jobs
-from domain.operations import SnapshotState
+from domain.operations import OPERATIONS, SnapshotState
 from domain.snapshots.model import Snapshot
 from domain.volumes.model import Volume
 
@@ -109,14 +109,16 @@ class LiveJobs:
 
     async def _page(self, after: UUID) -> Sequence[JobState]:
         """Read jobs and their subjects in ascending order, by one statement, so that all are of the same moment."""
+        source = aliased(Volume)
         query = (
             select(
                 *(Job.id, Job.kind, Job.status, Job.version),
-                and_(_has_volume(), _has_snapshot()),
+                and_(_has_volume(), _has_source(source), _has_snapshot()),
                 cast(func.coalesce(func.extract("epoch", func.now() - Job.lease_expires_at), 0.0), Double),
                 _long_without_lanes(self._overdue_seconds),
             )
             .outerjoin(Volume, Volume.id == Job.volume_id)
+            .outerjoin(source, and_(_holds_source(), source.id == cast(Job.params["of_volume"].as_string(), Uuid)))
             .outerjoin(Snapshot, Snapshot.id == Job.snapshot_id)
             .where(Job.status.in_(LIVE), Job.id > after)
             .order_by(Job.id)
@@ -128,6 +130,14 @@ class LiveJobs:
 
 def _has_volume() -> ColumnElement[bool]:
     return or_(Job.volume_id.is_(None), func.coalesce(Volume.job_id == Job.id, literal(value=False)))
+
+
+def _holds_source() -> ColumnElement[bool]:
+    return Job.kind.in_([kind for kind, operation in OPERATIONS.items() if operation.source is not None])
+
+
+def _has_source(source: type[Volume]) -> ColumnElement[bool]:
+    return or_(not_(_holds_source()), func.coalesce(source.job_id == Job.id, literal(value=False)))
 
 
 def _has_snapshot() -> ColumnElement[bool]:

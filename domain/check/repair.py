@@ -24,6 +24,7 @@ from domain.storage.checked import is_stored_size
 from domain.storage.context import Fence, Grant
 from domain.storage.driver import Leftover, StoredObject, StoredVolume
 from domain.storage.errors import SizeImpossible
+from domain.storage.intermediate import is_intermediate
 from domain.volumes.model import Volume
 
 
@@ -74,6 +75,8 @@ class Repair:
             adopted = await _insert(session, Volume, volume_id, stored.volume, **columns)
             if adopted:
                 for snapshot_id, stored_snapshot in stored.snapshots.items():
+                    if is_intermediate(snapshot_id):
+                        continue  # the next check finds it as a leftover of the volume
                     await _insert_snapshot(session, project_id, volume_id, snapshot_id, stored_snapshot)
         return adopted
 
@@ -84,6 +87,15 @@ class Repair:
             if locked is None:
                 return False
             return await _insert_snapshot(session, locked.project_id, volume.id, snapshot_id, stored)
+
+    async def remove_intermediate(self, volume_id: UUID, backend: str, snapshot_id: UUID, stored: StoredObject) -> bool:
+        """Delete an intermediate snapshot; no row is concerned.
+
+        The fence is above those of the job that has left it, and below that of its retry, which may have begun.
+        """
+        fence = Fence(stored.fence.version + 1 if stored.fence else 0, 0)
+        await self._backends.get(backend).delete_snapshot(volume_id, snapshot_id, Grant(uuid7(), fence, math.inf))
+        return True
 
     async def sweep(self, volume_id: UUID, backend: str, leftovers: Collection[Leftover]) -> bool:
         """Remove leftovers from the storage; no row is concerned."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import Double, Row, Select, cast, func, select, tuple_
+from sqlalchemy import Double, Row, Select, case, cast, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
@@ -134,6 +134,8 @@ class _Holders(NamedTuple):
         publishes = _published(job.kind) is (Published.VOLUME if is_volume else Published.SNAPSHOT)
         if (job.id, volume_id) in self.lane_epochs:
             return Holder(job.id, 0, Fence(row.version, self.lane_epochs[job.id, volume_id]) if publishes else None)
+        if is_volume and str(row.id) == job.source_id:
+            return Holder(job.id, job.version, leased_seconds=job.leased_seconds)
         if row.id != (job.volume_id if is_volume else job.snapshot_id):
             return None
         fence = Fence(job.fence_version, job.epoch) if publishes else None
@@ -151,12 +153,14 @@ async def _read_holders(session: AsyncSession, volumes: Sequence[Volume], snapsh
     fence_version = Job.params["fence_version"].as_integer().label("fence_version")
     remaining = func.extract("epoch", Job.lease_expires_at - func.now())
     leased_seconds = cast(func.greatest(remaining, 0.0), Double).label("leased_seconds")
-    query = select(*columns, fence_version, leased_seconds).where(Job.status.in_(LIVE), Job.id.in_(job_ids))
+    clones = Job.kind == JobKind.VOLUME_CLONE
+    source_id = case((clones, Job.params["of_volume"].as_string())).label("source_id")
+    query = select(*columns, fence_version, leased_seconds, source_id).where(Job.status.in_(LIVE), Job.id.in_(job_ids))
     jobs = {row.id: row for row in await session.execute(query)}
 
     cloning = [row.id for row in snapshots if row.state is SnapshotState.CLONING]
-    clones = select(Job.snapshot_id).where(Job.kind == JobKind.SNAPSHOT_CLONE, Job.status.in_(LIVE))
-    cloned = set((await session.scalars(clones.where(Job.snapshot_id.in_(cloning)))).all())
+    cloning_jobs = select(Job.snapshot_id).where(Job.kind == JobKind.SNAPSHOT_CLONE, Job.status.in_(LIVE))
+    cloned = set((await session.scalars(cloning_jobs.where(Job.snapshot_id.in_(cloning)))).all())
 
     held = [(row.job_id, row.id) for row in volumes if row.job_id in jobs and jobs[row.job_id].kind in BULK_KINDS]
     return _Holders(jobs, await _read_lane_epochs(session, held) if held else {}, cloned)

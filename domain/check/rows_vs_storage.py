@@ -18,6 +18,7 @@ from domain.storage.checked import is_stored_size
 from domain.storage.context import Fence
 from domain.storage.driver import StoredObject, StoredVolume
 from domain.storage.errors import BackendUnavailable
+from domain.storage.intermediate import is_intermediate
 from domain.volumes.model import MAX_SIZE
 
 _MAX_CONCURRENT_STATS: Final = 8
@@ -106,13 +107,23 @@ class RowsVsStorage:
     def _without_row(self, rows: VolumeRows, stored_volume: StoredVolume) -> Iterator[Suspicion]:
         """Find snapshots without a row."""
         for snapshot_id, stored in stored_volume.snapshots.items():
-            if snapshot_id not in rows.snapshots and stored.size is not None:
+            if is_intermediate(snapshot_id):
+                yield from self._intermediate(rows, snapshot_id, stored)
+            elif snapshot_id not in rows.snapshots and stored.size is not None:
                 problem = f"is stored for volume {rows.volume.id} ({stored.size} bytes), but has no row"
                 adoptable = rows.volume.state is not VolumeState.DELETING and is_stored_size(stored.size)
                 remedy = REPAIR_COMMAND if adoptable else _CHECK_LATER
                 finding = Finding(CheckCode.NO_ROW, f"snapshot {snapshot_id}", problem, remedy)
                 repair = partial(self._repair.adopt_snapshot, rows.volume, snapshot_id, stored)
                 yield Suspicion(snapshot_id, None, [finding], repair)
+
+    def _intermediate(self, rows: VolumeRows, snapshot_id: UUID, stored: StoredObject) -> Iterator[Suspicion]:
+        """Find the intermediate snapshot of a clone whose job has ended: that job has held the volume."""
+        if rows.volume.at_rest and stored.size is not None:
+            problem = f"is the intermediate snapshot of a clone of volume {rows.volume.id}, and no job will remove it"
+            finding = Finding(CheckCode.LEFTOVER, f"snapshot {snapshot_id}", problem)
+            repair = partial(self._repair.remove_intermediate, rows.volume.id, rows.backend, snapshot_id, stored)
+            yield Suspicion(snapshot_id, None, [finding], repair)
 
     def _leftovers(self, rows: VolumeRows, stored: StoredVolume) -> Iterator[Suspicion]:
         """Find leftovers of attempts that no job will remove."""

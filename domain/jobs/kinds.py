@@ -25,6 +25,8 @@ class JobKind(enum.StrEnum):
     """The kinds of this version. A row may have another kind: a newer version, or another package, has added it."""
 
     VOLUME_CREATE = "volume.create"
+    #: Creates a volume with the bytes of another one.
+    VOLUME_CLONE = "volume.clone"
     VOLUME_EXPAND = "volume.expand"
     VOLUME_DELETE = "volume.delete"
     #: Mounts a volume on a node, for one holder; the node does it.

@@ -24,6 +24,7 @@ class Snapshot(Owned):
         CheckConstraint(f"length(name) BETWEEN 1 AND {MAX_NAME}", name="name"),
         UniqueConstraint("volume_id", "name"),
         Index("snapshots_project_id_id_idx", "project_id", "id"),
+        Index("snapshots_labels", "labels", postgresql_using="gin"),
     )
 
     volume_id: Mapped[UUID] = mapped_column(ForeignKey("volumes.id", ondelete="RESTRICT"))

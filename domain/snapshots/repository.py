@@ -1,7 +1,7 @@
 """Queries on the table of snapshots. Takes a session, never commits."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy import (
     ColumnElement,
     TableValuedAlias,
+    Text,
     Uuid,
     and_,
     case,
@@ -49,14 +50,16 @@ class SnapshotFilter:
     state: SnapshotState | None = None
     name: str | None = None
     id_prefix: str | None = None
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 class SnapshotRelease(NamedTuple):
-    """A snapshot that its job releases, with its new size in bytes; None leaves the size unchanged."""
+    """A snapshot that its job releases, with its new size in bytes and what it is worth; None leaves it as it is."""
 
     snapshot_id: UUID
     job_id: UUID
     size: int | None
+    consistency: str | None = None
 
 
 class SnapshotRepository:
@@ -127,6 +130,8 @@ class SnapshotRepository:
             query = query.where(Snapshot.state == filters.state)
         if filters.name is not None:
             query = query.where(Snapshot.name == filters.name)
+        if filters.labels:
+            query = query.where(Snapshot.labels.contains(filters.labels))
         if filters.id_prefix is not None:
             query = query.where(begins_with(Snapshot.id, filters.id_prefix))
         if before is not None:
@@ -145,6 +150,7 @@ class SnapshotRepository:
                 job_id=None,
                 version=Snapshot.version + 1,
                 size=func.coalesce(rows.c.size, Snapshot.size),
+                consistency=func.coalesce(rows.c.consistency, Snapshot.consistency),
                 updated_at=func.now(),
             )
             .returning(Snapshot.id)
@@ -210,7 +216,10 @@ class BulkSnapshotRepository:
     async def add(self, snapshots: Sequence[Snapshot]) -> None:
         """Insert new snapshots; their names must be free."""
         if snapshots:
-            names = ("id", "project_id", "volume_id", "name", "state", "size", "version", "job_id", "schedule_id")
+            names = (
+                *("id", "project_id", "volume_id", "name", "state", "size", "version", "job_id", "schedule_id"),
+                "labels",
+            )
             rows = [{name: getattr(snapshot, name) for name in names} for snapshot in snapshots]
             await self._session.execute(insert(Snapshot), rows)
 
@@ -299,7 +308,7 @@ def _live_clone_job(ended: Collection[UUID]) -> ColumnElement[UUID]:
 
 def _release_rows(releases: Sequence[SnapshotRelease]) -> TableValuedAlias:
     rows = (release._asdict() for release in releases)
-    return array_rows(rows, snapshot_id=Uuid(), job_id=Uuid(), size=Snapshot.size.type)
+    return array_rows(rows, snapshot_id=Uuid(), job_id=Uuid(), size=Snapshot.size.type, consistency=Text())
 
 
 def _is_held_by(job_id: UUID, volume_ids: Collection[UUID]) -> ColumnElement[bool]:

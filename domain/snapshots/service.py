@@ -1,6 +1,6 @@
 """Requests about snapshots: read them, and accept jobs that take, restore, clone or delete one."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
 from uuid import UUID
 
@@ -10,7 +10,7 @@ from uuid_utils.compat import uuid7
 from domain.db.database import Database
 from domain.db.pagination import Page, PageRequest
 from domain.errors import Invalid
-from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting
+from domain.jobs.acceptance import ANONYMOUS, AcceptedRequest, RequestOrigin, accepting
 from domain.jobs.attempt import Payload
 from domain.jobs.kinds import JobKind
 from domain.jobs.model import Job
@@ -21,6 +21,7 @@ from domain.snapshots.model import Snapshot
 from domain.snapshots.repository import BulkSnapshotRepository, SnapshotFilter, SnapshotRepository
 from domain.snapshots.retention import RetentionRule
 from domain.storage.directory import BackendDirectory
+from domain.volumes.attachments.repository import attached_ones
 from domain.volumes.filesystems import adopt_filesystem, growth_of_new_bytes
 from domain.volumes.model import Volume
 from domain.volumes.repository import VolumeRepository
@@ -62,8 +63,18 @@ class SnapshotService:
 
     # --- request -----------------------------------------------------------------------------------------
 
-    async def request_take(self, volume_id: UUID, name: str, *, origin: RequestOrigin = ANONYMOUS) -> Job:
+    async def request_take(
+        self,
+        volume_id: UUID,
+        name: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        allow_torn: bool = False,
+        origin: RequestOrigin = ANONYMOUS,
+    ) -> Job:
         """Accept a new snapshot of a volume.
+
+        Unless it may be torn, the job fails if the volume is in use and the bytes of one moment cannot be kept.
 
         Raises:
             VolumeNotFound: no such volume.
@@ -76,8 +87,8 @@ class SnapshotService:
             accepted.room.take(snapshots=1)
             volumes = VolumeRepository(session)
             volume = await volumes.acquire(volume_id, project_id, VolumeState.SNAPSHOTTING, uuid7())
-            snapshot = await SnapshotRepository(session).add(_new_snapshot(volume, name))
-            params = {"name": name, "size": volume.size}
+            snapshot = await SnapshotRepository(session).add(_new_snapshot(volume, name, labels or {}))
+            params = {"name": name, "size": volume.size, **await _taking(session, volume, allow_torn=allow_torn)}
             job = self._job(JobKind.SNAPSHOT_TAKE, params, volume, snapshot, origin.caller)
             accepted.job = await JobRepository(session).add(job)
         return await self._dispatch(accepted.job)
@@ -107,7 +118,8 @@ class SnapshotService:
         Raises:
             SnapshotNotFound: no such snapshot.
             SnapshotBusy, SnapshotUnusable: the snapshot is neither ready nor being cloned.
-            Invalid, UnknownBackend: the size is smaller than the snapshot's, or the backend is another one.
+            Invalid, UnknownBackend: the size is smaller than the snapshot's, or the backend or the file system is
+                another one.
             QuotaExceeded: the project may not have it.
             NameTaken: another volume of the project has the name.
             BackendOvercommitted: the backend may not promise so much.
@@ -116,18 +128,39 @@ class SnapshotService:
             project_id, job_id = origin.actor.project_id, uuid7()
             volumes, snapshots = VolumeRepository(accepted.session), SnapshotRepository(accepted.session)
             found = await snapshots.get(snapshot_id, project_id)
-            source = await volumes.get(found.volume_id, project_id)
-            backend = source.backend
-            await self._require_backend(new, backend)
-            size = _clone_size(new, found)
-            row = new.to_row(project_id=project_id, backend=backend, size=size, job_id=job_id)
-            adopt_filesystem(row, source)
-            accepted.last_check = partial(self._directory.require_room, backend, row.size)
-            accepted.room.take(volumes=1, bytes=row.size)
-            clone = await volumes.add(row)
+            volume = await volumes.get(found.volume_id, project_id)
+            row = await self._clone_row(new, volume, found.size, job_id)
+            row.source_snapshot_id = found.id
+            clone = await self._add_clone(accepted, row)
             snapshot = await snapshots.acquire(snapshot_id, project_id, SnapshotState.CLONING, job_id)
             params = {"size": clone.size, **growth_of_new_bytes(clone)}
             job = self._job(JobKind.SNAPSHOT_CLONE, params, clone, snapshot, origin.caller)
+            accepted.job = await JobRepository(accepted.session).add(job)
+        return await self._dispatch(accepted.job)
+
+    async def request_clone_of_volume(
+        self, volume_id: UUID, new: NewVolume, *, allow_torn: bool = False, origin: RequestOrigin = ANONYMOUS
+    ) -> Job:
+        """Accept a new volume with a volume's data, on the same backend.
+
+        The job holds both volumes: as while a snapshot is taken, nothing else changes the bytes or the size of the one
+        that is cloned, nor deletes it. ``allow_torn`` is as for `request_take`.
+
+        Raises:
+            VolumeNotFound: no such volume.
+            VolumeBusy, VolumeUnusable: the volume is not available.
+            Invalid, UnknownBackend, QuotaExceeded, NameTaken, BackendOvercommitted: as for `request_clone`.
+        """
+        async with accepting(self._database, origin) as accepted:
+            project_id, job_id = origin.actor.project_id, uuid7()
+            volumes = VolumeRepository(accepted.session)
+            source = await volumes.acquire(volume_id, project_id, VolumeState.SNAPSHOTTING, job_id)
+            row = await self._clone_row(new, source, source.size, job_id)
+            row.source_volume_id = source.id
+            clone = await self._add_clone(accepted, row)
+            taking = await _taking(accepted.session, source, allow_torn=allow_torn)
+            params = {"size": clone.size, "of_volume": str(source.id), **taking, **growth_of_new_bytes(clone)}
+            job = self._job(JobKind.VOLUME_CLONE, params, clone, None, origin.caller)
             accepted.job = await JobRepository(accepted.session).add(job)
         return await self._dispatch(accepted.job)
 
@@ -171,13 +204,26 @@ class SnapshotService:
         jobs = [self._delete_job(snapshot, backends[snapshot.volume_id], caller) for snapshot in acquired]
         await JobRepository(session).add_undispatched(jobs)
 
-    async def _require_backend(self, new: NewVolume, backend: str) -> None:
-        if new.backend in (None, backend):
-            return
-        await self._directory.find(new.backend)
-        raise Invalid(f"A clone is made on its snapshot's backend, {backend!r}.", field="backend")
+    async def _clone_row(self, new: NewVolume, of: Volume, least: int, job_id: UUID) -> Volume:
+        """Build the row of a clone of a volume or of its snapshot, which has ``least`` bytes."""
+        if new.backend not in (None, of.backend):
+            await self._directory.find(new.backend)
+            raise Invalid(f"A clone is made on the backend of its source, {of.backend!r}.", field="backend")
+        if new.size is not None and new.size < least:
+            raise Invalid(f"A clone cannot be smaller than its source, {least} bytes.", field="size")
+        size = new.size or least
+        row = new.to_row(project_id=of.project_id, backend=of.backend, size=size, job_id=job_id)
+        adopt_filesystem(row, of)
+        return row
 
-    def _job(self, kind: JobKind, params: Payload, volume: Volume, snapshot: Snapshot, caller: str | None) -> Job:
+    async def _add_clone(self, accepted: AcceptedRequest, row: Volume) -> Volume:
+        accepted.last_check = partial(self._directory.require_room, row.backend, row.size)
+        accepted.room.take(volumes=1, bytes=row.size)
+        return await VolumeRepository(accepted.session).add(row)
+
+    def _job(
+        self, kind: JobKind, params: Payload, volume: Volume, snapshot: Snapshot | None, caller: str | None
+    ) -> Job:
         return job_for(kind, params, volume, snapshot, max_attempts=self._max_attempts, created_by=caller)
 
     def _delete_job(self, snapshot: Snapshot, backend: str, caller: str | None) -> Job:
@@ -189,7 +235,12 @@ class SnapshotService:
         return job
 
 
-def _new_snapshot(volume: Volume, name: str) -> Snapshot:
+async def _taking(session: AsyncSession, volume: Volume, *, allow_torn: bool) -> Payload:
+    """Return the params of a job that takes a snapshot of a volume, which it holds."""
+    return {"allow_torn": allow_torn, "attached": bool(await attached_ones(session, [volume.id]))}
+
+
+def _new_snapshot(volume: Volume, name: str, labels: Mapping[str, str]) -> Snapshot:
     """Build the row of a new snapshot, held by the job that holds the volume."""
     return Snapshot(
         id=uuid7(),
@@ -200,15 +251,5 @@ def _new_snapshot(volume: Volume, name: str) -> Snapshot:
         size=volume.size,
         version=1,
         job_id=volume.job_id,
+        labels=dict(labels),
     )
-
-
-def _clone_size(new: NewVolume, snapshot: Snapshot) -> int:
-    """Return the size of a clone in bytes: the requested one, or that of the snapshot.
-
-    Raises:
-        Invalid: the requested size is smaller than the snapshot, whose data would be cut off.
-    """
-    if new.size is not None and new.size < snapshot.size:
-        raise Invalid(f"A clone cannot be smaller than its snapshot, {snapshot.size} bytes.", field="size")
-    return new.size or snapshot.size

@@ -33,11 +33,13 @@ class Taken(NamedTuple):
     ``shared``: it has the volume's bytes of one moment, however they were written meanwhile, as where blocks are
     shared. Otherwise they were copied one after the other.
     ``was_open``: somebody had the volume open for writing; None if the driver cannot tell.
+    ``was_frozen``: a node kept its file system from changing meanwhile. No driver knows that.
     """
 
     size: int | None
     shared: bool
     was_open: bool | None = None
+    was_frozen: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The file systems of volumes: which are grown by the jobs of workers, and what these found out."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -9,10 +9,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.db.sql import array_rows
 from domain.errors import Invalid
-from domain.operations import GROW_FILESYSTEM
 from domain.storage.filesystems import GROWN_OFFLINE
+from domain.storage_work import GROW_FILESYSTEM
+from domain.volumes.attachments.repository import attached_ones
 from domain.volumes.model import LockedVolume, Volume
-from domain.volumes.usage import not_attached
 
 
 async def grown_offline(session: AsyncSession, volumes: Iterable[Volume | LockedVolume]) -> Mapping[UUID, str]:
@@ -23,8 +23,8 @@ async def grown_offline(session: AsyncSession, volumes: Iterable[Volume | Locked
     """
     candidates = {one.id: one.filesystem for one in volumes if one.filesystem is not None}
     candidates = {id_: filesystem for id_, filesystem in candidates.items() if filesystem in GROWN_OFFLINE}
-    free: Collection[UUID] = await not_attached(session, candidates) if candidates else ()
-    return {id_: filesystem for id_, filesystem in candidates.items() if id_ in free}
+    attached = await attached_ones(session, candidates) if candidates else set()
+    return {id_: filesystem for id_, filesystem in candidates.items() if id_ not in attached}
 
 
 def growth_params(filesystem: str | None) -> dict[str, str]:

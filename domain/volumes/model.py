@@ -85,6 +85,16 @@ class Volume(Owned):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
 
+    def follow(self, source: "Volume") -> int:
+        """Make the row of a clone, which is to be made anew, fit its source as it is now.
+
+        Return by how many bytes the clone becomes larger.
+        """
+        growth = max(source.size - self.size, 0)
+        self.size += growth
+        self.filesystem_grown_to = source.filesystem_grown_to
+        return growth
+
 
 class LockedVolume(NamedTuple):
     """The columns of a locked row that batches need. A plain tuple: a bulk job may read a million of them."""

@@ -34,9 +34,10 @@ from domain.jobs.kinds import JobKind
 from domain.jobs.model import Job
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.transport.job_queue import JobQueue
-from domain.operations import OPERATIONS, VolumeState, job_for, volume_of
+from domain.operations import OPERATIONS, VolumeState, job_for
 from domain.projects.quota import Room
 from domain.storage.directory import BackendDirectory
+from domain.storage_work import volume_of
 from domain.volumes.batches import CreateRequest, ExpandRequest, beyond_limits, limited_project
 from domain.volumes.filesystems import grown_offline, growth_params
 from domain.volumes.model import Growth, LockedVolume, Volume, rounded_up

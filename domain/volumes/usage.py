@@ -55,9 +55,3 @@ async def usage_of(session: AsyncSession, volume_ids: Collection[UUID]) -> dict[
     """Return what the rows of volumes say of their use."""
     query = select(Volume.id, *usage_columns()).where(Volume.id.in_(volume_ids))
     return {row[0]: VolumeUsage(*row[1:]) for row in await session.execute(query)}
-
-
-async def not_attached(session: AsyncSession, volume_ids: Collection[UUID]) -> set[UUID]:
-    """Return those of these volumes that nobody has. It stays true while a job holds them, and they are locked."""
-    query = select(Volume.id).where(Volume.id.in_(volume_ids), ~is_attached())
-    return set((await session.scalars(query)).all())

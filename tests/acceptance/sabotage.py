@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
+from itertools import count
 from typing import Any
 
 import redis
@@ -29,6 +30,7 @@ from domain.jobs.model import JobMessage
 from domain.jobs.store.parents import ParentRepository
 from domain.jobs.transport.job_queue import JobQueue
 from domain.storage.context import Grant
+from domain.storage.file.driver import FileDriver
 from domain.storage.file.fence import FenceRecord
 from domain.volumes.repository import VolumeRepository
 from worker.main import main
@@ -43,6 +45,18 @@ TRANSITIONS: dict[str, tuple[type, str, str]] = {
     "before the commit": (JobEngine, "_record_effects", "after"),
     "after the commit": (JobQueue, "announce", "before"),
 }
+
+#: Transitions of the clone of a volume, which publishes three times: the snapshot, the clone, the snapshot's deletion.
+CLONING_TRANSITIONS: dict[str, tuple[type, str, str]] = {
+    "snapshot taken": (FileDriver, "take_snapshot", "after"),
+    "before publishing the clone": (FenceRecord, "write", "before the second"),
+    "after publishing the clone": (Grant, "on_published", "before the second"),
+    "clone made": (FileDriver, "clone_snapshot", "after"),
+    "before deleting the snapshot": (FenceRecord, "write", "before the third"),
+    "after deleting the snapshot": (Grant, "on_published", "before the third"),
+}
+#: How many calls pass before the fault.
+_PASSED: dict[str, int] = {"before the second": 1, "before the third": 2}
 
 #: Transitions of a bulk job. "if true": after the call, if it returned True.
 BULK_TRANSITIONS: dict[str, tuple[type, str, str]] = {
@@ -77,14 +91,16 @@ def flush() -> None:
 
 def arm(transition: str, fault: Callable[[], None]) -> None:
     """Wrap the method of the transition so that the fault occurs there."""
-    owner, name, moment = (TRANSITIONS | BULK_TRANSITIONS | MEASURING_TRANSITIONS)[transition]
-    original = getattr(owner, name)
+    tables = TRANSITIONS | CLONING_TRANSITIONS | BULK_TRANSITIONS | MEASURING_TRANSITIONS
+    owner, name, moment = tables[transition]
+    original, calls = getattr(owner, name), count()
 
     if name in ("write", "on_published"):
 
         @wraps(original)
         def with_fault(*args: Any, **kwargs: Any) -> Any:
-            fault()
+            if next(calls) >= _PASSED.get(moment, 0):
+                fault()
             return original(*args, **kwargs)
 
         setattr(owner, name, with_fault)

@@ -15,7 +15,7 @@ from domain.volumes.service import NewVolume
 from tests.acceptance import journal
 from tests.acceptance.cluster import Cluster
 from tests.acceptance.limits import LIMITED, allow_only, assert_limits_add_up
-from tests.acceptance.sabotage import TRANSITIONS
+from tests.acceptance.sabotage import CLONING_TRANSITIONS, TRANSITIONS
 from tests.acceptance.waiting import ended, exit_code
 from tests.support.worker import running_worker
 
@@ -27,11 +27,15 @@ NEEDS = {
     "snapshot.restore": {},
     "snapshot.delete": {},
     "snapshot.clone": {"volumes": 1, "size": 2 * SIZE},
+    "volume.clone": {"volumes": 1, "size": 2 * SIZE},
 }
+HOLD_THE_VOLUME = ("snapshot.take", "snapshot.restore", "volume.clone")
 GIVES_BACK = {"snapshot.delete": {"snapshots": 1}}
-#: Every transition of a restore, which changes a user's bytes; for the others the two around their own effect.
+#: Every transition of a restore, which changes a user's bytes, and of the clone of a volume, with steps of its own;
+#: for the others the two around their own effect.
 CASES = [
     *(("snapshot.restore", transition) for transition in TRANSITIONS),
+    *(("volume.clone", transition) for transition in (*TRANSITIONS, *CLONING_TRANSITIONS)),
     *(
         (kind, transition)
         for kind in ("snapshot.take", "snapshot.delete", "snapshot.clone")
@@ -57,6 +61,9 @@ class Scenario:
             return await snapshots.request_restore(self.snapshot_id, origin=LIMITED)
         if kind == "snapshot.delete":
             return await snapshots.request_delete(self.snapshot_id, origin=LIMITED)
+        if kind == "volume.clone":
+            new = NewVolume("clone", 2 * SIZE)
+            return await snapshots.request_clone_of_volume(self.volume_id, new, origin=LIMITED)
         return await snapshots.request_clone(self.snapshot_id, NewVolume("clone", 2 * SIZE), origin=LIMITED)
 
     def data(self, volume_id: UUID | None = None) -> Path:
@@ -89,14 +96,16 @@ async def assert_effect_once(scenario: Scenario, job: Job) -> None:
     assert (volume.state, volume.size) == ("available", SIZE)
     # Version 4: created (1), recorded (2), acquired (3) and released (4) for the first snapshot. Each further acquire
     # or release raises it by 1.
-    assert volume.version == 4 + 2 * (job.kind in ("snapshot.take", "snapshot.restore")), "not recorded exactly once"
+    assert volume.version == 4 + 2 * (job.kind in HOLD_THE_VOLUME), "not recorded exactly once"
     if job.kind == "snapshot.delete":
         with pytest.raises(SnapshotNotFound):
             await scenario.services.snapshots.get(scenario.snapshot_id, project_id=DEFAULT_PROJECT)
     else:
         snapshot = await scenario.services.snapshots.get(scenario.snapshot_id, project_id=DEFAULT_PROJECT)
         assert snapshot.state == "ready"
-        assert snapshot.version == 2 + 2 * (job.kind != "snapshot.take"), "not recorded exactly once"
+        assert snapshot.version == 2 + 2 * (job.kind not in ("snapshot.take", "volume.clone")), (
+            "not recorded exactly once"
+        )
     await assert_published_once(scenario, job)
 
 
@@ -115,7 +124,7 @@ async def assert_published_once(scenario: Scenario, job: Job) -> None:
     else:
         clone = await scenario.services.volumes.get(job.volume_id or scenario.volume_id, project_id=DEFAULT_PROJECT)
         assert (clone.state, clone.size, clone.version) == ("available", 2 * SIZE, 2)
-        expected[scenario.data(clone.id)] = OLD + bytes(SIZE)
+        expected[scenario.data(clone.id)] = (NEW if job.kind == "volume.clone" else OLD) + bytes(SIZE)
     assert scenario.files() == set(expected), "files are left over"
     assert {path: path.read_bytes() for path in expected} == expected
 

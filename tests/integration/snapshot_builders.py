@@ -30,6 +30,7 @@ OPERATIONS = {
     "snapshot.restore": "restore_snapshot",
     "snapshot.delete": "delete_snapshot",
     "snapshot.clone": "clone_snapshot",
+    "volume.clone": "clone_snapshot",
 }
 
 
@@ -62,7 +63,9 @@ async def a_snapshot(services: Services, volume: Volume, name: str = "kept") -> 
 
 
 async def requested(services: Services, kind: str, volume: Volume, snapshot: Snapshot | None = None) -> Job:
-    """Request an operation on a snapshot; unless it is passed or to be taken, it is created first."""
+    """Request an operation on a snapshot, which is created first if it is needed and not passed, or on a volume."""
+    if kind == "volume.clone":
+        return await services.snapshots.request_clone_of_volume(volume.id, NewVolume(uuid4().hex))
     if kind == "snapshot.take":
         return await services.snapshots.request_take(volume.id, "taken")
     snapshot = snapshot or await a_snapshot(services, volume)

@@ -21,6 +21,7 @@ from tests.integration.check_builders import (
 )
 from tests.integration.job_builders import MIB, a_queued_expand, row, set_job, sql, volume_row
 from tests.integration.snapshot_builders import (
+    OPERATIONS,
     a_snapshot,
     a_stored_volume,
     all_rows,
@@ -120,7 +121,7 @@ async def test_volume_without_job_on_the_null_backend_is_released(settings: Sett
         assert (await volume_row(services, volume_id))["state"] == "available"
 
 
-@pytest.mark.parametrize("kind", ["snapshot.take", "snapshot.restore", "snapshot.delete", "snapshot.clone"])
+@pytest.mark.parametrize("kind", OPERATIONS)
 @pytest.mark.parametrize("running", [False, True])
 async def test_volumes_and_snapshots_of_live_jobs_are_not_reported(
     services: Services, kind: str, *, running: bool

@@ -30,6 +30,7 @@ from worker.performer import AttemptPerformer
 
 KINDS = [
     "volume.create",
+    "volume.clone",
     "volume.expand",
     "volume.delete",
     "snapshot.take",

@@ -45,6 +45,10 @@ class Full(NamedTuple):
     async def clone(self, name: str, size: int = LARGE) -> Job:
         return await self.services.snapshots.request_clone(self.snapshot_id, NewVolume(name, size), origin=self.origin)
 
+    async def clone_volume(self, name: str, size: int = LARGE) -> Job:
+        snapshots, new = self.services.snapshots, NewVolume(name, size)
+        return await snapshots.request_clone_of_volume(self.volume_id, new, origin=self.origin)
+
     def with_key(self, key: str) -> RequestOrigin:
         request = IdempotentRequest(key, "route", "fingerprint", lambda _: (202, {}))
         return RequestOrigin(self.origin.actor, request)
@@ -77,6 +81,7 @@ ACCEPTABLE: dict[str, Request] = {
     "expand": lambda full: full.expand(),
     "expand-with-key": lambda full: full.expand(origin=full.with_key("k")),
     "clone": lambda full: full.clone("free"),
+    "clone-of-volume": lambda full: full.clone_volume("free"),
 }
 
 
@@ -105,6 +110,9 @@ OTHERWISE_REFUSED: dict[str, tuple[Request, type[Exception], str]] = {
     ),
     "clone-name": (lambda full: full.clone("taken"), NameTaken, ""),
     "clone-bytes": (lambda full: full.clone("free", BEYOND_LIMIT), QuotaExceeded, ""),
+    "clone-of-volume-name": (lambda full: full.clone_volume("taken"), NameTaken, ""),
+    "clone-of-volume-bytes": (lambda full: full.clone_volume("free", BEYOND_LIMIT), QuotaExceeded, ""),
+    "clone-of-volume-busy": (lambda full: full.clone_volume("free"), VolumeBusy, BUSY),
     "clone-snapshot": (lambda full: full.clone("free"), SnapshotUnusable, BROKEN),
 }
 

@@ -54,7 +54,14 @@ class TestTake:
         assert (found["state"], found["version"]) == ("snapshotting", 2)
         assert {snapshot["job_id"], found["job_id"]} == {job.id}
         assert (job.kind, job.volume_id, job.backend, job.created_by) == ("snapshot.take", volume.id, "memory", "me")
-        assert job.params == {"name": "first", "size": 3 * MIB, "of_volume": str(volume.id), "fence_version": 1}
+        assert job.params == {
+            "name": "first",
+            "size": 3 * MIB,
+            "of_volume": str(volume.id),
+            "fence_version": 1,
+            "allow_torn": False,
+            "attached": False,
+        }
 
     async def test_success_makes_the_snapshot_ready_and_the_volume_available(self, services: Services) -> None:
         volume = await a_stored_volume(services, size=2 * MIB)
@@ -63,7 +70,9 @@ class TestTake:
 
         assert (snapshot["state"], snapshot["size"], snapshot["version"]) == ("ready", 2 * MIB, 2)
         assert (found["state"], found["size"], found["version"], found["job_id"]) == ("available", 2 * MIB, 3, None)
-        assert job.result == {"snapshot_id": str(job.snapshot_id), "volume_id": str(volume.id), "size": 2 * MIB}
+        ids = {"snapshot_id": str(job.snapshot_id), "volume_id": str(volume.id)}
+        assert job.result == {**ids, "size": 2 * MIB, "consistency": "crash"}
+        assert snapshot["consistency"] == "crash"
 
     async def test_backend_without_sizes_takes_snapshots_of_the_rows_size(self, settings: Settings) -> None:
         async with open_services(settings.model_copy(update={"backends": {"null": "null:"}}), adopt=True) as services:
@@ -293,7 +302,7 @@ class TestClone:
         assert refused.value.details == {"field": "size"}
 
 
-@pytest.mark.parametrize("kind", [kind for kind in OPERATIONS if kind != "snapshot.take"])
+@pytest.mark.parametrize("kind", ["snapshot.restore", "snapshot.clone", "snapshot.delete"])
 async def test_missing_or_unfinished_snapshot_is_refused(services: Services, kind: str) -> None:
     volume = await a_stored_volume(services)
     snapshot = await a_snapshot(services, volume)
@@ -356,6 +365,7 @@ async def test_job_that_killed_every_worker_fails_and_releases_its_rows(services
         ("available", "ready"),
         (None, "error"),
         ("error", "ready"),
+        ("error", None),
     ]
 
 
@@ -377,6 +387,15 @@ class TestLists:
         rest = PageRequest("snapshots", limit=3, cursor=first.next_cursor)
         last = await services.snapshots.list_snapshots(SnapshotFilter(), rest, project_id=DEFAULT_PROJECT)
         assert ([snapshot.name for snapshot in last.items], last.next_cursor) == (["a"], None)
+
+    async def test_snapshots_are_filtered_by_all_of_the_labels(self, services: Services) -> None:
+        volume = await a_stored_volume(services)
+        for name, labels in (("one", {"a": "1", "b": "2"}), ("two", {"a": "1"}), ("three", {})):
+            await carried_out(services, await services.snapshots.request_take(volume.id, name, labels=labels))
+
+        assert await names(services, labels={"a": "1"}) == ["two", "one"]
+        assert await names(services, labels={"a": "1", "b": "2"}) == ["one"]
+        assert await names(services, labels={"a": "2"}) == []
 
     async def test_unknown_snapshot_is_not_found(self, services: Services) -> None:
         with pytest.raises(SnapshotNotFound):

@@ -27,19 +27,24 @@ from tests.integration.test_ways_out import ATTEMPTS, Place, wait_until_retry_sc
 OLD, NEW = b"old!" * (MIB // 4), b"new?" * (MIB // 4)
 
 #: Expected states of the volume and the snapshot of a failed or cancelled job. The volume of a clone job is the new
-#: one; a delete job has no volume.
+#: one; a delete job has no volume, and the clone of a volume no snapshot.
 LEFT = {
     "snapshot.take": ("available", "error"),
     "snapshot.restore": ("available", "ready"),
     "snapshot.delete": (None, "error"),
     "snapshot.clone": ("error", "ready"),
+    "volume.clone": ("error", None),
 }
 SUCCEEDED = {
     "snapshot.take": ("available", "ready"),
     "snapshot.restore": ("available", "ready"),
     "snapshot.delete": (None, None),
     "snapshot.clone": ("available", "ready"),
+    "volume.clone": ("available", None),
 }
+
+#: Operations whose snapshot exists, whatever becomes of the job.
+KEEPS_SNAPSHOT = ("snapshot.restore", "snapshot.delete", "snapshot.clone")
 
 Way = Callable[[Place, RunningWorker, str], Awaitable[Job]]
 
@@ -57,13 +62,13 @@ async def place(settings: Settings, tmp_path: Path) -> AsyncIterator[Place]:
 async def requested_job(place: Place, kind: str) -> Job:
     """Request an operation on a volume with new data, whose snapshot (unless it is to be taken) has the old data."""
     volume = await a_stored_volume(place.services, content=OLD, backend="disk")
-    snapshot = None if kind == "snapshot.take" else await a_snapshot(place.services, volume)
+    snapshot = None if kind in ("snapshot.take", "volume.clone") else await a_snapshot(place.services, volume)
     write(place.services, volume.id, NEW)
     return await requested(place.services, kind, volume, snapshot)
 
 
 def source(job: Job) -> UUID:
-    """The volume that the snapshot was taken of."""
+    """The volume that the snapshot was taken of, or that is cloned."""
     return UUID(job.params["of_volume"]) if "of_volume" in job.params else job.volume_id or UUID(int=0)
 
 
@@ -137,7 +142,7 @@ async def test_failed_or_cancelled_job_leaves_the_expected_states_and_can_be_ret
     volume = await volume_row(place.services, source(job))
     assert (volume["state"], volume["size"]) == ("available", MIB)
     assert read(place.services, source(job)) == NEW, "nothing was published"
-    assert drafts(place, source(job)) == []
+    assert stored(place, source(job)) == ["data", *([str(job.snapshot_id)] if kind in KEEPS_SNAPSHOT else [])]
 
     place.heal()
     retry = await place.services.jobs.retry(job.id)
@@ -147,6 +152,9 @@ async def test_failed_or_cancelled_job_leaves_the_expected_states_and_can_be_ret
     assert read(place.services, source(job)) == (OLD if kind == "snapshot.restore" else NEW)
     if kind == "snapshot.clone":
         assert read(place.services, job.volume_id) == OLD
+    if kind == "volume.clone":
+        assert read(place.services, job.volume_id) == NEW
+        assert stored(place, source(job)) == ["data"]
 
 
 @pytest.mark.parametrize("kind", OPERATIONS)
@@ -155,9 +163,9 @@ async def test_snapshot_and_volumes_of_a_failed_job_can_be_deleted(
 ) -> None:
     job = await failed_permanently(place, running_worker, kind)
     place.heal()
-    assert job.snapshot_id is not None
     async with running_worker(place.settings):
-        await done(place.services, await place.services.snapshots.request_delete(job.snapshot_id))
+        if job.snapshot_id is not None:
+            await done(place.services, await place.services.snapshots.request_delete(job.snapshot_id))
         for volume_id in {source(job), job.volume_id} - {None}:
             await done(place.services, await place.services.volumes.request_delete(volume_id or source(job)))
 
@@ -227,6 +235,7 @@ async def test_transient_failure_costs_only_attempts(place: Place, running_worke
     assert await states(place.services, job) == SUCCEEDED[kind]
 
 
-def drafts(place: Place, volume_id: UUID) -> list[Path]:
-    """Drafts that have not been swept."""
-    return [*(place.folder / "disk" / str(volume_id)).rglob("*.tmp")]
+def stored(place: Place, volume_id: UUID) -> list[str]:
+    """The names of the files of a volume and its snapshots, drafts that have not been swept among them."""
+    files = (place.folder / "disk" / str(volume_id)).rglob("*")
+    return sorted((file.name for file in files if file.is_file()), key=lambda name: (name != "data", name))

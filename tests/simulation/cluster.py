@@ -19,6 +19,7 @@ from domain.settings import Settings
 from domain.snapshots.model import Snapshot
 from domain.storage.backends import Backends
 from domain.storage.context import StallLimits
+from domain.storage.intermediate import intermediate_of
 from domain.volumes.model import Volume
 from tests.integration.job_builders import an_engine
 from tests.simulation import invariants
@@ -44,7 +45,7 @@ WORKERS: Final = 3
 LEASE_SECONDS: Final = 86_400.0
 #: So long that a retry is due only when the simulation lets time pass.
 RETRY_SECONDS: Final = 1000.0
-_EMPTY: Final = text("TRUNCATE jobs, job_items, volumes, snapshots, workers")
+_EMPTY: Final = text("TRUNCATE jobs, job_items, volumes, snapshots, attachments, mounts, workers")
 
 
 @dataclass
@@ -120,10 +121,13 @@ class Cluster:
             subject = job["snapshot_id"] if publishes_snapshot else job["volume_id"]
             if job["status"] == "succeeded" and subject not in self._unsealed:
                 invariants.check_success(job, now)
+            subjects = {subject}
+            if job["kind"] == "volume.clone":
+                subjects.add(str(intermediate_of(UUID(subject))))
             if invariants.ended_unsealed(job, cause):
-                self._unsealed.add(subject)
+                self._unsealed |= subjects
             elif isinstance(cause, Succeeded | Failed | Cancelled):
-                self._unsealed.discard(subject)
+                self._unsealed -= subjects
 
     def _sealed_part(self, state: WorldState) -> WorldState:
         """Return the part of a state that no stale attempt may change."""

@@ -118,9 +118,9 @@ class SteppedStorage:
 
 
 def _stepped(name: str, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    async def stepped(*args: Any) -> Any:
+    async def stepped(*args: Any, **options: Any) -> Any:
         _raise_fault(name, await step(name))
-        result = await method(*args)
+        result = await method(*args, **options)
         _raise_fault(name, await step(f"{name} done"))
         return result
 

@@ -6,6 +6,7 @@ stale attempts may still publish on them.
 
 from collections.abc import Iterable
 from itertools import chain
+from uuid import UUID
 
 from domain.bulk.model import FINISHED
 from domain.bulk.model import MOVES as ITEM_MOVES
@@ -13,8 +14,9 @@ from domain.jobs.attempt import Cancelled, Failed, Outcome, Released, RetryIn, Y
 from domain.jobs.kinds import BULK_KINDS, JobKind
 from domain.jobs.states import ENDED, MOVES
 from domain.jobs.store.orphans import EXTRA_CLAIMS
+from domain.storage.intermediate import intermediate_of
 from tests.simulation.doubles import SEALS, Publication
-from tests.simulation.world_state import SNAPSHOT_STATE_OF, STATE_OF, Row, WorldState
+from tests.simulation.world_state import SNAPSHOT_STATE_OF, SOURCE_STATE_OF, STATE_OF, Row, WorldState
 
 #: The state in which a volume's stored size equals its row's.
 AT_REST = "available"
@@ -46,6 +48,10 @@ def _holds_its_subjects(job: Row, now: WorldState) -> None:
     if job["kind"] in STATE_OF:
         volume = now.volumes[job["volume_id"]]
         assert (volume["job_id"], volume["state"]) == (job["id"], STATE_OF[job["kind"]]), f"{job} has lost {volume}"
+    if job["kind"] in SOURCE_STATE_OF:
+        source = now.volumes[job["params"]["of_volume"]]
+        held = (source["job_id"], source["state"])
+        assert held == (job["id"], SOURCE_STATE_OF[job["kind"]]), f"{job} has lost {source}"
     if job["kind"] in SNAPSHOT_STATE_OF:
         snapshot = now.snapshots[job["snapshot_id"]]
         assert snapshot["state"] == SNAPSHOT_STATE_OF[job["kind"]], f"{job} has lost {snapshot}"
@@ -54,7 +60,8 @@ def _holds_its_subjects(job: Row, now: WorldState) -> None:
 
 def _deleted_data_is_gone(now: WorldState, unsealed: set[str]) -> None:
     assert set(now.stored_volumes) <= set(now.volumes) | unsealed, "a deleted volume is on the storage again"
-    assert set(now.stored_snapshots) <= set(now.snapshots) | unsealed, "a deleted snapshot is on the storage again"
+    known = set(now.snapshots) | now.intermediates() | unsealed
+    assert set(now.stored_snapshots) <= known, "a deleted snapshot is on the storage again"
 
 
 def _counters_are_correct(job: Row, now: WorldState) -> None:
@@ -135,7 +142,7 @@ def _events(before: WorldState, now: WorldState) -> Iterable[Row]:
 
 def _check_volume(volume_id: str, before: WorldState, now: WorldState, cause: Outcome | str | None) -> None:
     volume, after = before.volumes.get(volume_id), now.volumes.get(volume_id)
-    events = [job for job in _events(before, now) if job["volume_id"] == volume_id and job["kind"] in STATE_OF]
+    events = [job for job in _events(before, now) if volume_id in now.held_volumes(job)]
     if volume is None:
         assert after is not None
         assert after["version"] == 1
@@ -174,7 +181,9 @@ def _check_stored_size(volume_id: str, before: WorldState, now: WorldState) -> N
     holder = before.volumes[volume_id]["job_id"] if volume_id in before.volumes else None
     assert holder is not None, f"volume {volume_id} went from {size} to {new_size} without a job"
     if new_size is None:
-        assert before.jobs[holder]["kind"] == "volume.delete", f"volume {volume_id} is lost"
+        job = before.jobs[holder]
+        is_made_anew = job["kind"] == "volume.clone" and job["volume_id"] == volume_id and job["retry_of"] is not None
+        assert job["kind"] == "volume.delete" or is_made_anew, f"volume {volume_id} is lost"
         return
     assert before.jobs[holder]["kind"] != "volume.delete", f"volume {volume_id} reappeared while it was being deleted"
     assert new_size == before.target_size(volume_id), f"volume {volume_id} grew from {size} to {new_size}"
@@ -185,7 +194,7 @@ def check_success(job: Row, now: WorldState) -> None:
     """A succeeded job has had its effect."""
     volume = now.volumes.get(job["volume_id"] or "")
     match job["kind"]:
-        case "volume.create" | "snapshot.clone":
+        case "volume.create" | "snapshot.clone" | "volume.clone":
             assert volume is not None
             assert volume["size"] == job["params"]["size"]
         case "volume.expand":
@@ -206,6 +215,9 @@ def check_publication(publication: Publication, before: WorldState, last: Public
     job_id, subject = str(publication.job_id), str(publication.subject_id)
     if publication.operation in SEALS:
         return
+    if subject in before.intermediates():
+        subject = str(UUID(before.jobs[job_id]["volume_id"]))
+        assert str(publication.subject_id) == str(intermediate_of(UUID(subject))), f"not its own: {publication}"
     row = before.volumes.get(subject) or before.snapshots.get(subject)
     assert row is not None, f"published on a subject without a row: {publication}"
     holders = (job_id, before.jobs[job_id]["parent_id"])

@@ -80,7 +80,7 @@ class UserRequests(RuleBasedStateMachine):
         self.do(self.world.request(send, fault, acceptable=volume["state"] == "available"))
 
     @if_any(volumes)
-    @rule(which=ANY, kind=st.sampled_from(["create", "take", "delete"]), fault=COMMIT_FAULTS)
+    @rule(which=ANY, kind=st.sampled_from(["create", "take", "clone", "delete"]), fault=COMMIT_FAULTS)
     def change_volume(self, which: int, kind: str, fault: Fault | None) -> None:
         volume, service = choose(self.volumes(), which), self.services.volumes
         has_snapshots = any(snapshot["volume_id"] == volume["id"] for snapshot in self.snapshots())
@@ -88,6 +88,10 @@ class UserRequests(RuleBasedStateMachine):
         send, acceptable = {
             "create": (partial(service.request_create, self.new(MIB + which)), True),
             "take": (take, volume["state"] == "available"),
+            "clone": (
+                partial(self.services.snapshots.request_clone_of_volume, volume["id"], self.new()),
+                volume["state"] == "available",
+            ),
             "delete": (
                 partial(service.request_delete, volume["id"]),
                 volume["state"] in ("available", "error") and not has_snapshots,

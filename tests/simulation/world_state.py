@@ -3,12 +3,14 @@
 import json
 from dataclasses import dataclass
 from typing import Any, Final, Self
+from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.jobs.states import ENDED
 from domain.operations import OPERATIONS
+from domain.storage.intermediate import intermediate_of
 from tests.simulation.doubles import JournalingMemoryDriver
 
 Row = dict[str, Any]
@@ -23,6 +25,8 @@ _READ_ALL: Final = text(
 )
 #: The state of a volume while a job of this kind holds it.
 STATE_OF: Final = {kind: one.volume.busy for kind, one in OPERATIONS.items() if one.volume}
+#: The state of the volume that a job of this kind clones.
+SOURCE_STATE_OF: Final = {kind: one.source.busy for kind, one in OPERATIONS.items() if one.source}
 #: The state of a snapshot while a job of this kind holds it.
 SNAPSHOT_STATE_OF: Final = {kind: one.snapshot.busy for kind, one in OPERATIONS.items() if one.snapshot}
 
@@ -57,6 +61,16 @@ class WorldState:
     def items_of(self, job_id: str) -> list[Row]:
         return [item for (owner, _), item in self.items.items() if owner == job_id]
 
+    def held_volumes(self, job: Row) -> list[str]:
+        """Return the volumes that a job of an operation holds: its own, and the one that it clones."""
+        own = [job["volume_id"]] if job["kind"] in STATE_OF else []
+        return own + ([job["params"]["of_volume"]] if job["kind"] in SOURCE_STATE_OF else [])
+
+    def intermediates(self) -> set[str]:
+        """Return the ids of the intermediate snapshots of live clones."""
+        cloning = (job["volume_id"] for job in self.live() if job["kind"] in SOURCE_STATE_OF)
+        return {str(intermediate_of(UUID(clone))) for clone in cloning}
+
     def target_size(self, volume_id: str) -> int | None:
         """Return the size that the holder of the volume is to give it, None if it does not set a size."""
         job_id = self.volumes[volume_id]["job_id"] if volume_id in self.volumes else None
@@ -69,6 +83,7 @@ class WorldState:
         return {
             "volume.create": params.get("size"),
             "snapshot.clone": params.get("size"),
+            "volume.clone": params.get("size"),
             "volume.expand": params.get("to_size"),
         }.get(self.jobs[job_id]["kind"])
 

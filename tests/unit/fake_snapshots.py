@@ -1,5 +1,6 @@
 """Fake service of snapshots: in memory, with the errors of the real one."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -47,15 +48,26 @@ class FakeSnapshots:
     ) -> Page[Snapshot]:
         return newest_first(self.rows, matcher(filters), request)
 
-    async def request_take(self, volume_id: UUID, name: str, *, origin: RequestOrigin = ANONYMOUS) -> Job:
-        return await self.jobs.accept(origin, self._take(volume_id, name))
+    async def request_take(
+        self,
+        volume_id: UUID,
+        name: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        allow_torn: bool = False,
+        origin: RequestOrigin = ANONYMOUS,
+    ) -> Job:
+        return await self.jobs.accept(origin, self._take(volume_id, name, labels or {}, allow_torn))
 
-    async def _take(self, volume_id: UUID, name: str) -> Job:
+    async def _take(self, volume_id: UUID, name: str, labels: Mapping[str, str], allow_torn: bool) -> Job:  # noqa: FBT001
         volume = await self.volumes.get(volume_id)
         if any((one.volume_id, one.name) == (volume_id, name) for one in self.rows.values()):
             raise NameTaken
         self.volumes.acquire(volume, VolumeState.SNAPSHOTTING)
-        return self._job("snapshot.take", self.add(snapshot_row(volume, name, state=SnapshotState.TAKING)), volume)
+        taking = snapshot_row(volume, name, state=SnapshotState.TAKING, labels=dict(labels))
+        job = self._job("snapshot.take", self.add(taking), volume)
+        job.params = {**job.params, "allow_torn": allow_torn}
+        return job
 
     async def request_restore(self, snapshot_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         return await self.jobs.accept(origin, self._restore(snapshot_id))
@@ -87,6 +99,20 @@ class FakeSnapshots:
         size = request.size or snapshot.size
         clone = self.volumes.add(volume_row(request.name, size=size, state=VolumeState.CREATING, **request.columns))
         return self._job("snapshot.clone", snapshot, clone)
+
+    async def request_clone_of_volume(
+        self, volume_id: UUID, request: NewVolume, *, allow_torn: bool = False, origin: RequestOrigin = ANONYMOUS
+    ) -> Job:
+        return await self.jobs.accept(origin, self._clone_volume(volume_id, request, allow_torn))
+
+    async def _clone_volume(self, volume_id: UUID, request: NewVolume, allow_torn: bool) -> Job:  # noqa: FBT001
+        source = await self.volumes.get(volume_id)
+        self.volumes.acquire(source, VolumeState.SNAPSHOTTING)
+        size = request.size or source.size
+        columns = {**request.columns, "source_volume_id": source.id}
+        clone = self.volumes.add(volume_row(request.name, size=size, state=VolumeState.CREATING, **columns))
+        job = job_row("volume.clone", volume_id=clone.id, params={"fence_version": 1, "allow_torn": allow_torn})
+        return self.jobs.add(job)
 
     def _acquire(self, snapshot: Snapshot, state: SnapshotState) -> None:
         if state not in operations.SNAPSHOT_MOVES[snapshot.state]:

@@ -68,6 +68,7 @@ def snapshot_row(volume: Volume, name: str = "one", **columns: Any) -> Snapshot:
         "state": SnapshotState.READY,
         "size": volume.size,
         "version": 1,
+        "labels": {},
         "created_at": NOON,
         "updated_at": NOON,
     }
@@ -88,9 +89,12 @@ def begins_with(row: Any, prefix: str | None) -> bool:
 
 def matcher(filters: Any, **columns: Any) -> Callable[[Any], bool]:
     """Return whether a row matches the filters that are given, and has these values."""
-    wanted = {name: value for name, value in vars(filters).items() if value is not None and name != "id_prefix"}
+    special = ("id_prefix", "labels")
+    wanted = {name: value for name, value in vars(filters).items() if value is not None and name not in special}
+    labels = getattr(filters, "labels", {}).items()
     return lambda row: (
         begins_with(row, filters.id_prefix)
+        and (not labels or labels <= row.labels.items())
         and all(getattr(row, name) == value for name, value in (wanted | columns).items())
     )
 

@@ -219,7 +219,7 @@ async def test_bulk_expansion_needs_an_owner_unless_it_is_a_dry_run(client: http
 async def test_retry_needs_the_role_of_what_is_retried(
     fake: FakeServices, client: httpx.AsyncClient, kind: str
 ) -> None:
-    operators = {"volume.create", "volume.expand", "snapshot.take", "snapshot.clone"}
+    operators = {"volume.create", "volume.clone", "volume.expand", "snapshot.take", "snapshot.clone"}
     operators |= {"volume.attach", "volume.detach", "volume.isolate"}
     job = fake.jobs.add(job_row(kind, status=JobStatus.FAILED, finished_at=NOON))
 

@@ -91,7 +91,9 @@ async def test_busy_unusable_or_unknown_snapshot_is_rejected(fake: FakeServices,
 
 
 @pytest.mark.parametrize(
-    "body", [{}, {"name": ""}, {"name": "a/b"}, {"name": None}, {"name": "a", "size": 1}], ids=repr
+    "body",
+    [{}, {"name": ""}, {"name": "a/b"}, {"name": None}, {"name": "a", "size": 1}, {"name": "a", "allow_torn": 1}],
+    ids=repr,
 )
 async def test_invalid_snapshot_body_is_rejected(
     fake: FakeServices, client: httpx.AsyncClient, body: dict[str, Any]
@@ -115,6 +117,44 @@ async def test_volume_can_be_created_from_a_snapshot(fake: FakeServices, client:
     assert [error["field"] for error in rejected(small, 422, "invalid")["errors"]] == ["size"]
     missing = await client.post(VOLUMES, json={"name": "four", "from_snapshot": str(UNKNOWN)})
     rejected(missing, 404, "snapshot-not-found")
+
+
+async def test_volume_can_be_created_from_a_volume(fake: FakeServices, client: httpx.AsyncClient) -> None:
+    source = fake.volumes.add(volume_row("one", size=8192))
+    body = {"name": "two", "from_volume": str(source.id), "allow_torn": True}
+    job = accepted(await client.post(VOLUMES, json=body), "volume.clone")
+
+    assert job["params"]["allow_torn"] is True
+    assert (await client.get(f"{VOLUMES}/{job['volume_id']}")).json()["source"] == {"volume_id": str(source.id)}
+    assert (await client.get(f"{VOLUMES}/{source.id}")).json()["source"] is None
+    rejected(await client.post(VOLUMES, json={"name": "three", "from_volume": str(source.id)}), 409, "volume-busy")
+    rejected(await client.post(VOLUMES, json={"name": "three", "from_volume": str(UNKNOWN)}), 404, "volume-not-found")
+    both = await client.post(VOLUMES, json=body | {"from_snapshot": str(UNKNOWN)})
+    assert [error["field"] for error in rejected(both, 422, "invalid")["errors"]] == ["from_volume"]
+
+
+async def test_source_of_a_clone_of_a_snapshot_is_the_snapshot(fake: FakeServices, client: httpx.AsyncClient) -> None:
+    clone = fake.volumes.add(volume_row("two", source_snapshot_id=UNKNOWN))
+
+    assert (await client.get(f"{VOLUMES}/{clone.id}")).json()["source"] == {"snapshot_id": str(UNKNOWN)}
+
+
+async def test_snapshot_has_labels_and_says_what_it_is_worth(fake: FakeServices, client: httpx.AsyncClient) -> None:
+    volume, labels = fake.volumes.add(volume_row()), {"release": "7.2", "tier": "gold"}
+    body = {"name": "a", "labels": labels, "allow_torn": True}
+    job = accepted(await client.post(f"{VOLUMES}/{volume.id}/snapshots", json=body), "snapshot.take")
+    fake.snapshots.add(snapshot_row(volume, "b", labels={"tier": "gold"}, consistency="crash"))
+
+    assert job["params"]["allow_torn"] is True
+    taken = (await client.get(f"{SNAPSHOTS}/{job['snapshot_id']}")).json()
+    assert (taken["labels"], taken["consistency"]) == (labels, None)
+    listed = (await client.get(f"{SNAPSHOTS}?label=tier:gold")).json()["items"]
+    assert [(item["name"], item["consistency"]) for item in listed] == [("b", "crash"), ("a", None)]
+    listed = (await client.get(f"{SNAPSHOTS}?label=tier:gold&label=release:7.2")).json()["items"]
+    assert [item["name"] for item in listed] == ["a"]
+    rejected(await client.get(f"{SNAPSHOTS}?label=tier:gold&label=tier:tin"), 422, "invalid")
+    page = (await client.get(f"{SNAPSHOTS}?label=tier:gold&limit=1")).json()
+    rejected(await client.get(f"{SNAPSHOTS}?cursor={page['next_cursor']}"), 422, "bad-cursor")
 
 
 @pytest.mark.parametrize("member", [{"from_snapshot": None}, {"from_snapshot": "a"}, {}, {"size": None}], ids=repr)

@@ -172,7 +172,7 @@ def test_operation_table_has_the_states_of_the_code() -> None:
 
     expected = []
     for operation in OPERATIONS.values():
-        moved = {"volume": operation.volume, "snapshot": operation.snapshot}
+        moved = {"volume": operation.volume, "source": operation.source, "snapshot": operation.snapshot}
         present = {what: transition for what, transition in moved.items() if transition is not None}
         states = [
             {what: getattr(one, name) for what, one in present.items()} for name in ("busy", "success", "failure")

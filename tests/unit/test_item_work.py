@@ -12,12 +12,16 @@ from domain.bulk import operation as operation_module
 from domain.bulk.model import ItemCode, ItemStatus, ItemUpdate
 from domain.bulk.operation import ItemWork, Result
 from domain.bulk.snapshot import SnapshotOperation
+from domain.db.database import Database
+from domain.jobs.transport.job_queue import JobQueue
 from domain.snapshots.service import SnapshotService
 from domain.storage.backends import Backends
 from domain.storage.context import Fence, Grant, Stopped, StopReason
 from domain.storage.driver import StorageDriver, Taken
 from domain.storage.errors import FenceRefused, StorageBusy, StorageFull, TransientStorageError
+from domain.volumes.attachments.freezing import Freezer
 
+NO_NODE = Freezer(cast("Database", None), cast("JobQueue", None))
 BUG, TRANSIENT = ValueError("a bug"), TransientStorageError()
 
 
@@ -28,11 +32,14 @@ class ScriptedDriver:
         self._errors, self._seal_errors, self._left = [*errors], [*seals], left
         self.calls: list[tuple[str, UUID, UUID, Fence]] = []
 
-    async def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> Taken:
+    async def take_snapshot(
+        self, volume_id: UUID, snapshot_id: UUID, grant: Grant, *, allow_torn: bool = True
+    ) -> Taken:
+        assert not allow_torn
         self.calls.append(("take", volume_id, snapshot_id, grant.fence))
         if self._errors:
             raise self._errors.pop(0)
-        return Taken(7, shared=True)
+        return Taken(7, shared=True, was_open=False)
 
     async def seal_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
         self.calls.append(("seal", volume_id, snapshot_id, grant.fence))
@@ -48,7 +55,7 @@ def some_work(*, resumed: bool = False) -> ItemWork:
 
 def operation_on(driver: ScriptedDriver) -> SnapshotOperation:
     backends = Backends({"scripted": cast("StorageDriver", driver)}, {"scripted": "memory"})
-    return SnapshotOperation(backends, cast("SnapshotService", None))
+    return SnapshotOperation(backends, cast("SnapshotService", None), NO_NODE)
 
 
 async def perform(driver: ScriptedDriver, work: ItemWork) -> Result | None:
@@ -63,7 +70,9 @@ def _no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_work_succeeds_under_the_fence_of_its_own_snapshot() -> None:
     work, driver = some_work(), ScriptedDriver()
 
-    assert await perform(driver, work) == Result(work.ending(ItemStatus.SUCCEEDED, "snapshotted"), 7)
+    assert await perform(driver, work) == Result(
+        work.ending(ItemStatus.SUCCEEDED, "snapshotted"), 7, consistency="application"
+    )
     assert driver.calls == [("take", work.volume_id, work.update.snapshot_id, Fence(3, 4))]
 
 

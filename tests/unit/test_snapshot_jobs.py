@@ -8,11 +8,11 @@ import pytest
 from domain.db.base import DEFAULT_PROJECT
 from domain.jobs.attempt import ClaimedJob, Succeeded
 from domain.jobs.model import new_job
-from domain.operations import snapshot_of, source_of, volume_of
 from domain.storage.context import Fence, Grant
 from domain.storage.errors import SnapshotMissing
 from domain.storage.memory import MemoryDriver
 from domain.storage.null import NullDriver
+from domain.storage_work import snapshot_of, source_of, volume_of
 from domain.volumes.service import NewVolume
 from tests.unit.worker_fakes import MIB, handlers_on
 
@@ -70,7 +70,7 @@ async def test_operations_in_sequence_have_their_effects() -> None:
 
     snapshot, volume, clone = str(SNAPSHOT), str(VOLUME), str(CLONE)
     assert [outcome.result for outcome in outcomes if isinstance(outcome, Succeeded)] == [
-        {"snapshot_id": snapshot, "volume_id": volume, "size": 2 * MIB},
+        {"snapshot_id": snapshot, "volume_id": volume, "size": 2 * MIB, "consistency": "crash"},
         {"snapshot_id": snapshot, "volume_id": volume, "size": 2 * MIB},
         {"snapshot_id": snapshot, "volume_id": clone, "size": 2 * MIB},
         {"snapshot_id": snapshot, "volume_id": volume},

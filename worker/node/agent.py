@@ -9,9 +9,9 @@ import structlog
 
 from domain.attachment_handlers import MountedVolume
 from domain.jobs.attempt import ClaimedJob
-from domain.operations import volume_of
 from domain.storage.backends import Backends
 from domain.storage.context import Grant
+from domain.storage_work import volume_of
 from domain.volumes.attachments.model import Attachment, FilesystemReport, Mode
 from worker.node.host.errors import AttachmentStale, HostUnable
 from worker.node.host.host import HostProtocol

@@ -4,6 +4,7 @@ from typing import Final
 
 KIND_WORDS: Final = {
     "volume.create": "Create volume",
+    "volume.clone": "Clone volume",
     "volume.expand": "Expand volume",
     "volume.delete": "Delete volume",
     "volume.attach": "Attach volume",
@@ -17,6 +18,13 @@ KIND_WORDS: Final = {
     "bulk.snapshot": "Snapshot many volumes",
     "bulk.lane": "Lane of a bulk job",
     "webhook.deliver": "Deliver to webhook",
+}
+
+#: What the consistency of a snapshot means.
+CONSISTENCY_WORDS: Final = {
+    "application": "Nothing was being written",
+    "crash": "Of one moment while the volume was in use, as after a power cut",
+    "copied": "Copied while the volume was in use: may be of several moments",
 }
 
 #: By the status of a job or an item, the state of a volume or a snapshot, or the outcome of a run.

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, cast
 from uuid import UUID
 
 from sqlalchemy import Text, func, select, type_coerce, update
@@ -24,6 +24,8 @@ from domain.db.database import Database
 from domain.db.sql import from_now
 from domain.errors import DatabaseUnavailable
 from domain.jobs.transport.job_queue import JobQueue
+from domain.storage.context import Grant
+from domain.storage.driver import StorageDriver, Taken
 from domain.volumes.attachments.model import FreezeState, Mount, queue_of
 
 #: How long a file system is frozen at most: what writes to it stands still meanwhile.
@@ -39,6 +41,8 @@ class Freeze:
 
     #: Whether a node has the volume mounted.
     is_mounted: bool = False
+    #: Whether the file system stands still at the beginning of the block.
+    is_frozen: bool = False
     #: Whether the file system stood still from before the block until after it; known after the block only.
     was_held: bool = False
 
@@ -50,6 +54,10 @@ class Freezer:
         self._database = database
         self._queue = queue
 
+    def while_taking(self, driver: StorageDriver, *, attached: bool) -> StorageDriver:
+        """Return a driver that freezes the file system of a volume that a node has while it takes a snapshot."""
+        return cast("StorageDriver", _FreezingDriver(driver, self)) if attached else driver
+
     @asynccontextmanager
     async def frozen(self, volume_id: UUID) -> AsyncIterator[Freeze]:
         """Run the block while the file system of a volume is frozen, if a node has it mounted and can freeze it."""
@@ -60,14 +68,15 @@ class Freezer:
             return
         freeze.is_mounted = True
         await self._queue.wake(queue_of(node))
-        is_frozen = await self._state(freeze_id, {FreezeState.FROZEN, FreezeState.LOST}) is FreezeState.FROZEN
+        state = await self._state(freeze_id, {FreezeState.FROZEN, FreezeState.LOST})
+        freeze.is_frozen = state is FreezeState.FROZEN
         try:
             yield freeze
         finally:
             with suppress(DatabaseUnavailable):  # the node thaws by itself
                 await self._release(freeze_id)
                 await self._queue.wake(queue_of(node))
-                if is_frozen:
+                if freeze.is_frozen:
                     ended = await self._state(freeze_id, {FreezeState.HELD, FreezeState.LOST})
                     freeze.was_held = ended is FreezeState.HELD
 
@@ -91,6 +100,26 @@ class Freezer:
                 return state
             await asyncio.sleep(_POLL_SECONDS)
         return None
+
+
+class _FreezingDriver:
+    """Delegates to a driver."""
+
+    def __init__(self, inner: StorageDriver, freezer: Freezer) -> None:
+        self._inner = inner
+        self._freezer = freezer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def take_snapshot(
+        self, volume_id: UUID, snapshot_id: UUID, grant: Grant, *, allow_torn: bool = True
+    ) -> Taken:
+        """Take a snapshot of a frozen file system: one that is copied meanwhile is not torn."""
+        async with self._freezer.frozen(volume_id) as freeze:
+            torn = allow_torn or freeze.is_frozen
+            taken = await self._inner.take_snapshot(volume_id, snapshot_id, grant, allow_torn=torn)
+        return taken._replace(was_frozen=freeze.was_held)
 
 
 class FreezeAnswers:

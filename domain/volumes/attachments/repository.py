@@ -139,6 +139,12 @@ class AttachmentRepository:
         return {row.volume_id: row.device for row in await self._session.execute(query)}
 
 
+async def attached_ones(session: AsyncSession, volume_ids: Collection[UUID]) -> set[UUID]:
+    """Return which of these volumes are attached; that does not change while a job holds them."""
+    query = select(Attachment.volume_id).where(Attachment.volume_id.in_(volume_ids))
+    return set((await session.scalars(query)).all())
+
+
 def attached_error(attachment: Attachment) -> VolumeAttached:
     """Build the error that says who has the volume, and where."""
     return VolumeAttached(node=attachment.node, holder=attachment.holder, since=attachment.created_at)

@@ -238,3 +238,22 @@ async def test_codes_of_jobs_and_items_link_to_their_explanation(client: httpx.A
         assert (await client.get(f"/problems/{code}")).status_code == 200
     assert "of-another-package" in jobs
     assert "/problems/of-another-package" not in jobs
+
+
+async def test_page_of_a_volume_shows_its_three_sizes_and_why_its_file_system_is_smaller(
+    client: httpx.AsyncClient, services: Services
+) -> None:
+    volume = await a_volume(services, name="data", size=10 * 2**20)
+    await sql(
+        services,
+        "UPDATE volumes SET filesystem = 'ext4', filesystem_size = 9 * 1048576, filesystem_used = 2 * 1048576,"
+        " inodes = 1000, inodes_used = 11, filesystem_error = 'e2fsck ended with <4>',"
+        ' autogrow = \'{"usage_above": 80, "percent": 20, "up_to": 20971520, "inodes_above": 90,'
+        ' "cooldown_seconds": 60}\'',
+    )
+    page = (await client.get(f"/volumes/{volume.id}")).text
+
+    assert "ext4: 2 MiB of 9 MiB used, 11 of 1,000 inodes" in page
+    assert "no node has reported yet what is used" in page
+    assert "e2fsck ended with &lt;4&gt;" in page
+    assert "above 80 % used or 90 % of the inodes, by 20 %, up to 20 MiB, not again within 60 s" in page

@@ -11,6 +11,8 @@ FENCES: Final = "tests/unit/test_storage_contract_fences.py::"
 IN_USE: Final = "tests/unit/test_storage_in_use.py::TestRefusal::"
 CONSISTENCY: Final = "tests/unit/test_storage_consistency.py::"
 GROWTH: Final = "tests/unit/test_storage_filesystems.py::TestKilled::"
+FILESYSTEMS: Final = "tests/integration/test_filesystems.py::"
+USAGE: Final = "tests/integration/test_usage.py::"
 IMPOSSIBLE: Final = "tests/integration/test_impossible_storage.py::"
 
 STORAGE: Final = (
@@ -101,6 +103,54 @@ STORAGE: Final = (
         "        others = others_that_may_write(os.fstat(root.handle))\n",
         "        others = None\n",
         ("tests/integration/test_backends.py::test_root_that_others_may_write_to_is_not_served_and_says_why",),
+    ),
+    Mutation(
+        "blocks-of-a-file-system-count",
+        "an empty file system whose blocks are all allocated would be grown every night",
+        "domain/volumes/repository.py",
+        "query = query.where(Volume.filesystem.is_(None)) if measurable else query",
+        "",
+        (f"{USAGE}test_blocks_of_a_file_system_are_not_measured",),
+    ),
+    Mutation(
+        "old-report-believed",
+        "a volume would be grown by what a node that is lost said of it long ago",
+        "domain/volumes/usage.py",
+        "case((is_late, null()), else_=one)",
+        "one",
+        (f"{USAGE}test_volume_with_a_file_system_grows_by_what_its_node_reports",),
+    ),
+    Mutation(
+        "mounted-file-system-grown-offline",
+        "a worker would run e2fsck on a file system that a node has mounted",
+        "domain/volumes/filesystems.py",
+        "if id_ in free}",
+        "}",
+        (f"{FILESYSTEMS}test_file_system_of_an_attached_volume_is_left_to_its_node",),
+    ),
+    Mutation(
+        "retry-grows-as-first-decided",
+        "a retry would grow a file system offline that was attached since the first request",
+        "domain/operation_handler.py",
+        "params = {name: value for name, value in params.items() if name != GROW_FILESYSTEM}",
+        "params = dict(params)",
+        (f"{FILESYSTEMS}test_retry_decides_anew_whether_the_worker_grows_the_file_system",),
+    ),
+    Mutation(
+        "failed-growth-recorded-as-done",
+        "a file system that is smaller than its volume would never be grown",
+        "domain/storage/growing.py",
+        """        return {"filesystem_error": error.message}\n""",
+        """        return {"filesystem_error": error.message, "filesystem_grown_to": size}\n""",
+        (f"{FILESYSTEMS}test_failed_growth_is_shown_and_ends_with_the_next_try",),
+    ),
+    Mutation(
+        "restored-file-system-believed-large",
+        "the file system of a restored volume would stay as small as that of its snapshot",
+        "domain/volumes/repository.py",
+        "volume.filesystem_grown_to = None if volume.filesystem is None else 0",
+        "",
+        (f"{FILESYSTEMS}test_file_system_that_only_nodes_grow_is_not_known_to_have_the_size_of_a_clone",),
     ),
     Mutation(
         "every-size-believed",

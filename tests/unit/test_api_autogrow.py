@@ -28,6 +28,14 @@ async def test_autogrow_policy_is_created_returned_and_removed(client: httpx.Asy
     assert (await client.get(path)).json()["autogrow"] is None
 
 
+async def test_policy_may_watch_inodes_and_keep_growths_apart(fake: FakeServices, client: httpx.AsyncClient) -> None:
+    volume = fake.volumes.add(volume_row())
+    policy = {"usage_above": 80, "by": 4096, "up_to": 2**30, "inodes_above": 90, "cooldown_seconds": 3600}
+    response = await client.patch(f"{VOLUMES}/{volume.id}", json={"autogrow": policy})
+
+    assert (response.status_code, volume.autogrow, response.json()["autogrow"]) == (200, policy, policy)
+
+
 BAD_AUTOGROWS: list[tuple[dict[str, Any], str]] = [
     ({"up_to": None}, "autogrow.up_to"),
     ({"up_to": 0}, "autogrow.up_to"),
@@ -37,6 +45,12 @@ BAD_AUTOGROWS: list[tuple[dict[str, Any], str]] = [
     ({"usage_above": -1}, "autogrow.usage_above"),
     ({"usage_above": 100.1}, "autogrow.usage_above"),
     ({"usage_above": "80"}, "autogrow.usage_above"),
+    ({"inodes_above": -1}, "autogrow.inodes_above"),
+    ({"inodes_above": 101}, "autogrow.inodes_above"),
+    ({"inodes_above": None}, "autogrow.inodes_above"),
+    ({"cooldown_seconds": 0}, "autogrow.cooldown_seconds"),
+    ({"cooldown_seconds": 1.5}, "autogrow.cooldown_seconds"),
+    ({"cooldown_seconds": 366 * 24 * 3600 + 1}, "autogrow.cooldown_seconds"),
     ({"by": 0}, "autogrow.by"),
     ({"by": None}, "autogrow.by"),
     ({"percent": 1}, "autogrow.percent"),

@@ -148,3 +148,40 @@ async def test_cursor_does_not_depend_on_label_order(fake: FakeServices, client:
     cursor = (await client.get(f"{VOLUMES}?limit=1&label=x:1&label=y:2")).json()["next_cursor"]
 
     assert await names(client, f"label=y:2&label=x:1&cursor={cursor}") == ["a"]
+
+
+@pytest.mark.parametrize("filesystem", ["ext4", "xfs", "btrfs", None])
+async def test_file_system_of_a_new_volume_is_that_of_the_request(
+    fake: FakeServices, client: httpx.AsyncClient, filesystem: str | None
+) -> None:
+    response = await client.post(VOLUMES, json={"name": "one", "size": "1GiB", "filesystem": filesystem})
+    volume = fake.volumes.rows[UUID(response.json()["volume_id"])]
+
+    assert volume.filesystem == filesystem
+    assert (await client.get(f"{VOLUMES}/{volume.id}")).json()["filesystem"] == filesystem
+
+
+@pytest.mark.parametrize("filesystem", ["zfs", "EXT4", "", 4, ["ext4"]])
+async def test_unknown_file_system_is_refused(client: httpx.AsyncClient, filesystem: object) -> None:
+    response = await client.post(VOLUMES, json={"name": "one", "size": "1GiB", "filesystem": filesystem})
+
+    assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "filesystem")
+
+
+async def test_volume_shows_its_file_system_and_what_it_began_with(
+    fake: FakeServices, client: httpx.AsyncClient
+) -> None:
+    reported = {"filesystem_size": 8000, "filesystem_used": 100, "inodes": 10, "inodes_used": 3}
+    snapshot_id, volume_id = UUID(int=1), UUID(int=2)
+    plain = fake.volumes.add(volume_row("plain"))
+    cloned = fake.volumes.add(
+        volume_row("cloned", **reported, filesystem_error="it has errors", source_snapshot_id=snapshot_id)
+    )
+    copied = fake.volumes.add(volume_row("copied", source_volume_id=volume_id))
+    shown = {one.id: (await client.get(f"{VOLUMES}/{one.id}")).json() for one in (plain, cloned, copied)}
+
+    names = (*reported, "filesystem_error")
+    assert [shown[plain.id][name] for name in (*names, "source")] == [None] * 6
+    assert [shown[cloned.id][name] for name in names] == [*reported.values(), "it has errors"]
+    assert shown[cloned.id]["source"] == {"snapshot_id": str(snapshot_id), "volume_id": None}
+    assert shown[copied.id]["source"] == {"snapshot_id": None, "volume_id": str(volume_id)}

@@ -135,6 +135,10 @@ CREATE = ("schedules", "create", "nightly", "--cron", "30 2 * * *", "--time-zone
     ("options", "params"),
     [
         (("bulk.expand", "--all", "--percent", "20"), {"percent": 20}),
+        (
+            ("bulk.expand", "--all", "--percent", "20", "--inodes-above", "90", "--cooldown-seconds", "60"),
+            {"percent": 20, "inodes_above": 90, "cooldown_seconds": 60},
+        ),
         (("bulk.expand", "--label", "a=b", "--autogrow"), {"labels": {"a": "b"}, "policy": "autogrow"}),
         (("bulk.snapshot", "--backend", "fast"), {"backend": "fast", "name": "nightly"}),
         (("bulk.snapshot", "--all", "--keep-last", "7", "--prefix", "n"), {"name": "n", "keep_last": 7}),
@@ -176,6 +180,7 @@ def test_schedule_is_deleted(api: Api, cistern: Terminal) -> None:
     ("options", "expected"),
     [
         ("--percent 30", {"labels": {"team": "search"}, "percent": 30.0}),
+        ("--percent 30 --inodes-above 9", {"labels": {"team": "search"}, "percent": 30.0, "inodes_above": 9.0}),
         ("--autogrow", {"labels": {"team": "search"}, "policy": "autogrow"}),
         ("--all", {"percent": 20, "usage_above": 80}),
         ("--backend fast", {"percent": 20, "usage_above": 80, "backend": "fast"}),

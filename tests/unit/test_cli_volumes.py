@@ -14,6 +14,7 @@ from tests.unit.cli_terminal import Terminal, api_over
 from tests.unit.fakes import FakeServices, job_row, volume_row
 
 GIB = 2**30
+WATCHFUL = ("--inodes-above", "90", "--cooldown-seconds", "60")
 
 
 @pytest.fixture
@@ -122,6 +123,28 @@ def test_create_waits_for_the_job_and_exits_like_it(
     assert (code, [json.loads(line)["status"] for line in out.splitlines()]) == (expected, [status])
 
 
+@pytest.mark.parametrize(("options", "expected"), [("", None), ("--filesystem xfs", "xfs")])
+def test_create_asks_for_the_file_system_that_is_given(
+    fake: FakeServices, cistern: Terminal, options: str, expected: str | None
+) -> None:
+    code, _, err = cistern("volumes", "create", "pg-1", "--size", "10G", *options.split())
+    (volume,) = fake.volumes.rows.values()
+
+    assert (code, volume.filesystem) == (0, expected), err
+
+
+def test_three_sizes_of_a_volume_are_shown_apart(fake: FakeServices, cistern: Terminal) -> None:
+    reported = {"filesystem_size": 9 * GIB, "filesystem_used": 2 * GIB, "inodes": 100, "inodes_used": 7}
+    fake.volumes.add(volume_row("pg-1", size=10 * GIB, used=3 * GIB, filesystem="ext4", **reported))
+    lines = [line.split(maxsplit=1) for line in cistern("volumes", "show", "pg-1").out.splitlines()]
+    shown = {name: text.strip() for name, text in lines}
+
+    assert [shown[name].partition(" (")[0] for name in ("size", "used", "filesystem_size", "filesystem_used")] == [
+        *("10 GiB", "3 GiB", "9 GiB", "2 GiB")
+    ]
+    assert (shown["inodes"], shown["inodes_used"], shown["filesystem"]) == ("100", "7", "ext4")
+
+
 def test_create_without_waiting_prints_the_accepted_job(fake: FakeServices, cistern: Terminal) -> None:
     code, out, _ = cistern("volumes", "create", "pg-1", "--size", "4096", "--no-wait", "--json")
 
@@ -153,6 +176,11 @@ def test_selector_expands_many_volumes(fake: FakeServices, cistern: Terminal) ->
     policy = request.policy
     assert isinstance(policy, GrowthPolicy)
     assert (policy.percent, policy.usage_above, policy.up_to) == (20, 80, 2**40)
+    assert cistern("volumes", "expand", "--all", "--percent", "20", *WATCHFUL).code == 0
+    (_, request) = fake.bulk.requests
+    assert isinstance(request, BulkExpandRequest)
+    assert isinstance(request.policy, GrowthPolicy)
+    assert (request.policy.inodes_above, request.policy.cooldown_seconds) == (90, 60)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +189,7 @@ def test_selector_expands_many_volumes(fake: FakeServices, cistern: Terminal) ->
         ("--percent", "20"),
         ("pg-1", "--all", "--percent", "20"),
         ("pg-1", "--percent", "20", "--usage-above", "80"),
+        ("pg-1", "--percent", "20", *WATCHFUL),
         ("pg-1", "--percent", "20", "--max-concurrent", "3"),
         ("--all", "--label", "a=b", "--percent", "20"),
     ],
@@ -249,6 +278,14 @@ def test_update_changes_what_is_given(fake: FakeServices, cistern: Terminal) -> 
     assert cistern("volumes", "update", "pg-1", *policy).code == 0
     assert volume.autogrow == {"usage_above": 80, "by": 10 * GIB, "up_to": 1024 * GIB}
     assert (volume.name, volume.labels) == ("pg-1", {"team": "search"})
+    assert cistern("volumes", "update", "pg-1", *policy, *WATCHFUL).code == 0
+    assert volume.autogrow == {
+        "usage_above": 80,
+        "by": 10 * GIB,
+        "up_to": 1024 * GIB,
+        "inodes_above": 90,
+        "cooldown_seconds": 60,
+    }
     assert cistern("volumes", "update", "pg-1", "--name", "pg-2", "--label", "tier=gold").code == 0
     assert (volume.name, volume.labels) == ("pg-2", {"tier": "gold"})
     code, out, _ = cistern("volumes", "update", "pg-2", "--no-autogrow", "--no-labels", "--json")

@@ -136,6 +136,35 @@ def work() -> None:
 
 
 @app.command()
+def csi(
+    *,
+    endpoint: Annotated[str, typer.Option(help="Socket to listen on.", metavar="unix:///PATH")],
+    url: Annotated[str, typer.Option(envvar="CISTERN_URL", help="URL of the API.")] = "http://127.0.0.1:8000",
+    node: Annotated[
+        str | None,
+        typer.Option(
+            envvar="CISTERN_NODE", help="Name of this node, as `cistern node` has it.", show_default="host name"
+        ),
+    ] = None,
+) -> None:
+    """Serve the Container Storage Interface, for Kubernetes, until a signal ends it; a client of the API."""
+    import socket
+
+    from api.cli.client import open_api
+    from domain.errors import ConfigurationError
+    from domain.logs import configure_logging
+    from domain.settings import LogSettings
+
+    try:
+        from api.csi.api import REQUEST_SECONDS
+        from api.csi.server import run
+    except ImportError as error:
+        raise ConfigurationError(f"{error.name} is missing; `pip install 'cistern[csi]'` installs it") from None
+    configure_logging(LogSettings())
+    run(open_api(url, timeout=REQUEST_SECONDS), endpoint, node or socket.gethostname())
+
+
+@app.command()
 def demo(
     *,
     volumes: Annotated[int, typer.Option(min=1, max=10_000, help="Number of volumes to create and expand.")] = 100,

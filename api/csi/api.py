@@ -21,9 +21,7 @@ _BUSY: Final = ("volume-busy", "snapshot-busy")
 class Api:
     """The API during one call. Its methods raise `ApiCallFailed`, or `CallRejected` for a job."""
 
-    def __init__(
-        self, client: ApiClient, node: str, *, patience: float = PATIENCE_SECONDS, pause: Callable[[float], None]
-    ) -> None:
+    def __init__(self, client: ApiClient, node: str, *, patience: float, pause: Callable[[float], None]) -> None:
         """Begin a call. ``node`` is what `cistern node` calls this host."""
         self.node = node
         self._client = client

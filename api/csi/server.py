@@ -14,6 +14,7 @@ import structlog
 
 from api.cli.client import ApiClient
 from api.csi import controller, identity, node
+from api.csi.api import PATIENCE_SECONDS
 from api.csi.service import handler_of, opener
 from domain.errors import ConfigurationError
 
@@ -48,7 +49,9 @@ async def _run(client: ApiClient, endpoint: str, node_name: str) -> None:
 
 
 @asynccontextmanager
-async def serving(client: ApiClient, endpoint: str, node_name: str) -> AsyncIterator[None]:
+async def serving(
+    client: ApiClient, endpoint: str, node_name: str, *, patience: float = PATIENCE_SECONDS
+) -> AsyncIterator[None]:
     """Serve while the block runs. Only the user and the group may use the socket: whoever does, acts with the key.
 
     Raises:
@@ -58,7 +61,7 @@ async def serving(client: ApiClient, endpoint: str, node_name: str) -> AsyncIter
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(_MAX_CALLS, thread_name_prefix="csi"))
     server = grpc.aio.server(maximum_concurrent_rpcs=_MAX_CALLS)
-    begin = opener(client, node_name)
+    begin = opener(client, node_name, patience)
     server.add_generic_rpc_handlers(tuple(handler_of(name, calls, begin) for name, calls in _SERVICES.items()))
     umask = os.umask(0o117)
     try:

@@ -21,9 +21,9 @@ Open = Callable[[], Api]
 log: Final = structlog.stdlib.get_logger()
 
 
-def opener(client: ApiClient, node: str) -> Open:
-    """Return what begins a call."""
-    return lambda: Api(client, node, pause=time.sleep)
+def opener(client: ApiClient, node: str, patience: float) -> Open:
+    """Return what begins a call, which waits for jobs for at most ``patience`` seconds."""
+    return lambda: Api(client, node, patience=patience, pause=time.sleep)
 
 
 def handler_of(service: str, calls: Mapping[str, Call], begin: Open) -> grpc.GenericRpcHandler:

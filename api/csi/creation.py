@@ -17,8 +17,8 @@ from domain.operations import SnapshotState, VolumeState
 from domain.volumes.model import MAX_NAME
 
 _NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}")
-#: Kinds of the jobs that leave a volume which has never been usable, if they fail.
-_CREATIONS: Final = ("volume.create", "volume.clone", "snapshot.clone")
+#: How the kinds of jobs end that leave a volume which has never been usable, if they fail.
+_CREATIONS: Final = (".create", ".clone")
 
 
 class _Source(NamedTuple):
@@ -169,7 +169,7 @@ def _usable(api: Api, volume: JsonObject) -> JsonObject:
             raise at_work(volume["job_id"])
         case VolumeState.ERROR:
             job = api.get(f"/jobs/{volume['last_job_id']}")
-            if job["kind"] not in _CREATIONS:
+            if not job["kind"].endswith(_CREATIONS):
                 raise refused(f"volume {volume['name']!r} is unusable since job {job['id']}, {job['kind']}, has failed")
             api.carry_out("POST", f"/jobs/{job['id']}/retry")
         case _:

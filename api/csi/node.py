@@ -166,7 +166,10 @@ def _attach(api: Api, volume: JsonObject, holder: str, path: str, mode: str) -> 
         api.carry_out("POST", f"/volumes/{volume['id']}/attachments", body)
     except ApiCallFailed as error:
         problem = error.problem or {}
-        if code_of(error) == "volume-attached" and (problem["node"], problem["holder"]) == (api.node, holder):
+        if code_of(error) == "volume-attached" and (problem.get("node"), problem.get("holder")) == (
+            api.node,
+            holder,
+        ):
             raise CallRejected(StatusCode.ALREADY_EXISTS, f"{path}: {error.message}") from error
         raise
 

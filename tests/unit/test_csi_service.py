@@ -12,6 +12,7 @@ from api.cli.client import ApiCallFailed, ApiClient, ApiUnreachable
 from api.csi import controller, identity, node
 from api.csi import csi_pb2 as csi
 from api.csi.errors import JOB_STATUS, PROBLEM_STATUS, job_failure, status_of
+from api.csi.generate import ROOT, generate
 from api.csi.server import serving
 from api.job_codes import JOB_EXPLANATIONS
 from api.problems import PROBLEM_TYPES
@@ -146,3 +147,13 @@ async def test_socket_that_a_killed_process_has_left_is_replaced(tmp_path: Path)
             assert (await plugin.identity.Probe(csi.ProbeRequest())).ready.value
             (tmp_path / "csi.sock").rename(tmp_path / "kept")
         (tmp_path / "kept").rename(tmp_path / "csi.sock")
+
+
+def test_generated_modules_are_those_of_the_interface_file(tmp_path: Path) -> None:
+    generate(tmp_path)
+    generated = sorted(tmp_path.rglob("*"))
+
+    assert [file.name for file in generated if file.is_file()] == ["csi_pb2.py", "csi_pb2.pyi", "csi_pb2_grpc.py"]
+    for file in generated:
+        if file.is_file():
+            assert (ROOT / file.relative_to(tmp_path)).read_text() == file.read_text(), "run make"

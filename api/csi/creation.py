@@ -13,7 +13,7 @@ from api.csi.errors import CallRejected, at_work, code_of, invalid, not_found, o
 from api.csi.messages import volume_message
 from api.csi.parameters import filesystem_parameter, volume_members
 from api.csi.sizes import DEFAULT_SIZE, is_within, require_range, size_within
-from domain.operations import SnapshotState, VolumeState
+from domain.operations import VolumeState
 from domain.volumes.model import MAX_NAME
 
 _NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}")
@@ -94,14 +94,10 @@ def _source(api: Api, source: csi.VolumeContentSource) -> _Source | None:
     match source.WhichOneof("type"):
         case "snapshot":
             snapshot = _existing(api, "snapshots", source.snapshot.snapshot_id)
-            if snapshot["state"] == SnapshotState.TAKING:
-                raise at_work(snapshot["job_id"])
             volume = api.get(f"/volumes/{snapshot['volume_id']}")
             return _Source("from_snapshot", snapshot["id"], snapshot["size"], volume["filesystem"])
         case "volume":
             volume = _existing(api, "volumes", source.volume.volume_id)
-            if volume["state"] == VolumeState.CREATING:
-                raise at_work(volume["job_id"])
             return _Source("from_volume", volume["id"], volume["size"], volume["filesystem"])
     return None
 

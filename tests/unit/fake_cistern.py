@@ -43,6 +43,8 @@ class FakeCistern(HttpClient):
         self.failing: dict[str, str] = {}
         #: A problem, or None for an API that is away, for all requests.
         self.answer: str | None = ""
+        #: Called once, before the next request of this method and path: what another client does in between.
+        self.meanwhile: tuple[str, str, Callable[[], Any]] | None = None
         self.requests: list[tuple[str, str, Any]] = []
         #: Whether the node grows file systems of attached volumes at once.
         self.grows = True
@@ -56,6 +58,7 @@ class FakeCistern(HttpClient):
         if self.answer is None:
             raise NoResponse("connection refused")
         with self._lock:
+            self._let_another_client_be_first(method, path)
             self.requests.append((method, path, body))
             try:
                 status, found = self._route(method, path.removeprefix("/api/v1"), params or {}, body)
@@ -69,6 +72,11 @@ class FakeCistern(HttpClient):
                 }
                 return Response(status, {}, json.dumps(problem | refused.members).encode())
             return Response(status, {}, json.dumps(found).encode())
+
+    def _let_another_client_be_first(self, method: str, path: str) -> None:
+        if self.meanwhile is not None and self.meanwhile[:2] == (method, path.removeprefix("/api/v1")):
+            act, self.meanwhile = self.meanwhile[2], None
+            act()
 
     def _route(self, method: str, path: str, params: Json, body: Any) -> tuple[int, Json]:
         if self.answer:
@@ -172,7 +180,7 @@ class FakeCistern(HttpClient):
         source, filesystem, kind = None, body.get("filesystem"), "volume.create"
         if (snapshot_id := body.get("from_snapshot")) is not None:
             source, kind = {"snapshot_id": snapshot_id}, "snapshot.clone"
-            filesystem = self.volumes[self.snapshots[snapshot_id]["volume_id"]]["filesystem"]
+            filesystem = self.volumes[self._free(snapshot_id)["volume_id"]]["filesystem"]
         if (volume_id := body.get("from_volume")) is not None:
             source, kind = {"volume_id": volume_id}, "volume.clone"
             filesystem = self._idle(volume_id)["filesystem"]
@@ -243,10 +251,14 @@ class FakeCistern(HttpClient):
             free()
         return job
 
-    def _delete_snapshot(self, snapshot_id: str) -> Json:
+    def _free(self, snapshot_id: str) -> Json:
         snapshot = self._of(self.snapshots, snapshot_id, "snapshot-not-found")
         if snapshot["job_id"] is not None:
             raise Refused("snapshot-busy", job_id=snapshot["job_id"])
+        return snapshot
+
+    def _delete_snapshot(self, snapshot_id: str) -> Json:
+        snapshot = self._free(snapshot_id)
         remove = lambda: self.snapshots.pop(snapshot_id)  # noqa: E731
         return self._job("snapshot.delete", remove, snapshot, "deleting", "gone", snapshot_id=snapshot_id)
 

@@ -86,6 +86,23 @@ class TestCreate:
         assert {one.volume_id for one in volumes} == set(plugin.cistern.volumes)
         assert len(plugin.cistern.volumes) == 1
 
+    async def test_volume_that_another_call_creates_in_between_is_the_same(self, plugin: Plugin) -> None:
+        body = {"name": "pvc-1", "size": GIB, "filesystem": "ext4"}
+        plugin.cistern.held = {"volume.create"}
+        plugin.cistern.meanwhile = ("POST", "/volumes", lambda: plugin.cistern.request("POST", "/volumes", body=body))
+        (code, message), (job_id,) = await rejection(plugin.volume()), plugin.cistern.jobs
+        assert (code, job_id in message) == ("ABORTED", True)
+        plugin.cistern.release()
+        volume = await plugin.volume()
+
+        assert [*plugin.cistern.volumes] == [volume.volume_id]
+
+    async def test_volume_that_another_call_creates_in_between_may_differ(self, plugin: Plugin) -> None:
+        body = {"name": "pvc-1", "size": GIB, "filesystem": "xfs"}
+        plugin.cistern.meanwhile = ("POST", "/volumes", lambda: plugin.cistern.request("POST", "/volumes", body=body))
+
+        assert await status(plugin.volume()) == "ALREADY_EXISTS"
+
     @pytest.mark.parametrize(
         "members",
         [
@@ -282,6 +299,16 @@ class TestDelete:
         plugin.cistern.release()
         await plugin.controller.DeleteVolume(request)
         assert len(plugin.cistern.jobs) == 2
+
+    async def test_job_in_the_way_that_is_gone_is_no_obstacle(self, plugin: Plugin) -> None:
+        """Jobs that have ended are deleted after some time."""
+        volume = await plugin.volume()
+        row, path = plugin.cistern.volumes[volume.volume_id], "/jobs/0a0b1c2d"
+        row["job_id"] = path.removeprefix("/jobs/")
+        plugin.cistern.meanwhile = ("GET", path, lambda: row.update(job_id=None))
+        await plugin.controller.DeleteVolume(csi.DeleteVolumeRequest(volume_id=volume.volume_id))
+
+        assert plugin.cistern.volumes == {}
 
     async def test_call_that_waits_ends_as_soon_as_the_job_has(self, plugin: Plugin) -> None:
         request = csi.DeleteVolumeRequest(volume_id=(await plugin.volume()).volume_id)

@@ -141,6 +141,7 @@ class TestStage:
         assert await status(stage(plugin, volume, staging_target_path="")) == "INVALID_ARGUMENT"
         assert await status(stage(plugin, volume, staging_target_path="relative")) == "INVALID_ARGUMENT"
         assert await status(stage(plugin, volume, volume_capability=csi.VolumeCapability())) == "INVALID_ARGUMENT"
+        assert await status(stage(plugin, volume, volume_capability=mount(mode=Mode.UNKNOWN))) == "INVALID_ARGUMENT"
         assert await status(node.NodeStageVolume(missing)) == "INVALID_ARGUMENT"
 
     async def test_capability_that_the_volume_has_not_is_refused(self, plugin: Plugin, volume: csi.Volume) -> None:

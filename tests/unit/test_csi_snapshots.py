@@ -49,6 +49,14 @@ class TestCreate:
         assert {one.snapshot_id for one in snapshots} == set(plugin.cistern.snapshots)
         assert len(plugin.cistern.snapshots) == 1
 
+    async def test_snapshot_that_another_call_takes_in_between_is_the_same(self, plugin: Plugin) -> None:
+        volume = await plugin.volume()
+        path, body = f"/volumes/{volume.volume_id}/snapshots", {"name": "snapshot-1"}
+        plugin.cistern.meanwhile = ("POST", path, lambda: plugin.cistern.request("POST", path, body=body))
+        snapshot = await plugin.snapshot(volume)
+
+        assert [*plugin.cistern.snapshots] == [snapshot.snapshot_id]
+
     async def test_name_is_taken_if_another_volume_has_it(self, plugin: Plugin) -> None:
         await plugin.snapshot(await plugin.volume())
 

@@ -14,6 +14,10 @@ COPY worker worker
 RUN pip --python /opt/cistern/bin/python install --no-cache-dir --no-deps .
 
 FROM python:3.13-slim
+# The tools that make and grow the file systems of volumes.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends btrfs-progs e2fsprogs xfsprogs \
+    && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin cistern \
     && install --directory --owner cistern --group cistern /var/lib/cistern
 COPY --from=build /opt/cistern /opt/cistern

@@ -39,6 +39,10 @@ _V1: Final[Mapping[str, Mapping[str, Role]]] = {
     "/volumes/{}/snapshots": {"GET": _VIEWER, "POST": _OPERATOR},
     "/volumes/expand": {"POST": _VIEWER},  # the route requires an owner unless it is a dry run
     "/volumes/snapshots": {"POST": _OWNER},
+    "/volumes/{}/attachments": {"GET": _VIEWER, "POST": _OPERATOR},
+    "/volumes/{}/attachments/{}": {"DELETE": _OPERATOR},
+    "/attachments": {"GET": _VIEWER},
+    "/nodes": {"GET": _VIEWER},
     "/snapshots": {"GET": _VIEWER},
     "/snapshots/{}": {"GET": _VIEWER, "DELETE": _OWNER},
     "/snapshots/{}/restore": {"POST": _OWNER},
@@ -116,7 +120,10 @@ _WITHOUT_MARK: Final = frozenset({V1_PATH + "/jobs/{}/events", "/sign-in", "/sig
 
 #: Kinds of jobs whose requests need no more than an operator.
 _OPERATORS_KINDS: Final = frozenset(
-    {JobKind.VOLUME_CREATE, JobKind.VOLUME_EXPAND, JobKind.SNAPSHOT_TAKE, JobKind.SNAPSHOT_CLONE}
+    {
+        *(JobKind.VOLUME_CREATE, JobKind.VOLUME_EXPAND, JobKind.SNAPSHOT_TAKE, JobKind.SNAPSHOT_CLONE),
+        *(JobKind.VOLUME_ATTACH, JobKind.VOLUME_DETACH, JobKind.VOLUME_ISOLATE),
+    }
 )
 
 

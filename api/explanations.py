@@ -17,6 +17,7 @@ _LIST: Final = "List what there is; it may have been deleted, or be in another p
 PROBLEM_EXPLANATIONS: Final[Mapping[str, Explanation]] = {
     code: Explanation(*texts)
     for code, texts in {
+        "attachment-not-found": ("The volume has no attachment with this id.", _LIST),
         "backend-overcommitted": (
             "The backend would promise more than its overcommit ratio allows.",
             "Use another backend, delete volumes, add capacity, or raise `overcommit` in CISTERN_BACKENDS.",
@@ -182,7 +183,15 @@ PROBLEM_EXPLANATIONS: Final[Mapping[str, Explanation]] = {
             "No worker serves, or ever served, a backend of this name.",
             "Choose one from `cistern backends`, or add it to the CISTERN_BACKENDS of a worker.",
         ),
+        "unknown-node": (
+            "No agent has run on this node within the last hour.",
+            "Choose one from `cistern nodes`, or run `cistern node` there.",
+        ),
         "unsupported-media-type": ("The body is not declared as JSON.", "Send `Content-Type: application/json`."),
+        "volume-attached": (
+            "Somebody uses the volume: `holder`, on the node `node`.",
+            "Detach it there: `cistern volumes umount`; `--force` if the node does not answer.",
+        ),
         "volume-busy": (
             "Another operation is running on the volume.",
             "Wait for the job that `job_id` names, then request again. A bulk job waits for a while by itself.",

@@ -15,6 +15,10 @@ JOB_EXPLANATIONS: Final[Mapping[str, Explanation]] = {
             "The volume has reached the limit of the growth.",
             "Raise `up_to` in the request, or in the volume's `autogrow`.",
         ),
+        "attachment-stale": (
+            "The node still has an earlier file of the volume.",
+            "Wait: the node lets go of it. Look at the agent's log if it does not, then retry the job.",
+        ),
         "backend-not-served": (
             "No worker serves the backend; the job waits until one does.",
             "Start a worker whose CISTERN_BACKENDS has it, or cancel the job.",
@@ -45,6 +49,10 @@ JOB_EXPLANATIONS: Final[Mapping[str, Explanation]] = {
             "The storage has seen a later operation, which the database has lost.",
             "Look at the data; run `cistern check`; then retry the job if it is still wanted.",
         ),
+        "filesystem-failed": (
+            "The volume's file system cannot be made or grown.",
+            "`detail` has the tool and what it says; correct it, then retry the job.",
+        ),
         "items-failed": (
             "A bulk job ended and some of its items failed.",
             "Look at the code of each item, then retry the job: it does only what is missing.",
@@ -54,6 +62,22 @@ JOB_EXPLANATIONS: Final[Mapping[str, Explanation]] = {
             "Look at the lanes of the job and at the workers' logs, then retry the job.",
         ),
         "no-policy": ("The volume has no `autogrow`.", "Give it one: `cistern volumes update`."),
+        "node-busy": (
+            "A process or a container on the node still uses the volume; retried.",
+            "End what uses it (`detail` says where), then retry the job.",
+        ),
+        "node-failed": (
+            "The node could not do what was asked of it; retried.",
+            "Look at `detail` and at the agent's log, then retry the job.",
+        ),
+        "node-stuck": (
+            "The node's kernel or one of its tools did not answer in time; retried.",
+            "Look whether the node still reaches the storage, then retry the job.",
+        ),
+        "node-unable": (
+            "The node lacks a tool, a kernel feature or a permission.",
+            "`detail` says which; add it, then retry the job.",
+        ),
         "not-held": (
             "The job did not hold its volume or snapshot; `cistern check --repair` ended it.",
             "Send the request again if it is still wanted.",
@@ -83,6 +107,10 @@ JOB_EXPLANATIONS: Final[Mapping[str, Explanation]] = {
             "The snapshot's data is not on the backend.",
             "Look whether the right file system is mounted; run `cistern check`.",
         ),
+        "snapshot-torn": (
+            "The volume was being written to, its blocks cannot be shared, and `allow_torn` was not said.",
+            "Close or freeze the volume, keep it on XFS or Btrfs, or send `allow_torn`.",
+        ),
         "snapshotted": ("A snapshot of the volume was taken.", _NOTHING),
         "storage-busy": (
             "Another process holds the lock of the volume or snapshot; retried, costs no attempt.",
@@ -101,11 +129,19 @@ JOB_EXPLANATIONS: Final[Mapping[str, Explanation]] = {
             "The storage failed in a way that may pass; retried.",
             "Look at the worker's log if all attempts fail, then retry the job.",
         ),
+        "target-refused": (
+            "The directory cannot become a mount point: it is not empty, or something else is mounted there.",
+            "Name another directory, or empty this one.",
+        ),
         "usage-unknown": (
             "The backend cannot tell, or could not tell in time, how much of the volume is in use.",
             "Grow it without `usage_above`, or look at `detail`.",
         ),
         "volume-gone": ("The volume was deleted before the bulk job came to it, or never existed.", _NOTHING),
+        "volume-in-use": (
+            "A process or a loop device has the volume's file open; nothing was changed.",
+            "Detach the volume or close the file (`detail` says how to find who has it), then retry the job.",
+        ),
         "volume-missing": (
             "The volume's data is not on the backend.",
             "Look whether the right file system is mounted; run `cistern check`.",

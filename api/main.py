@@ -24,6 +24,7 @@ from api.rate_limits import limiter_of
 from api.v0 import snapshots as v0_snapshots
 from api.v0 import volumes as v0_volumes
 from api.v1 import (
+    attachments,
     audit,
     backends,
     bulk,
@@ -126,7 +127,8 @@ def create_app(services_factory: ServicesFactory = services_from_environment) ->
 
 
 def _include_routers(app: FastAPI) -> None:
-    for v1 in (bulk, volumes, snapshots, jobs, schedules, backends, workers, projects, keys, audit, webhooks):
+    of_storage = (bulk, volumes, attachments, snapshots, backends)
+    for v1 in (*of_storage, jobs, schedules, workers, projects, keys, audit, webhooks):
         app.include_router(v1.router, prefix=V1_PATH)
     for v0 in (v0_volumes, v0_snapshots):
         app.include_router(v0.router, prefix=V0_PATH)

@@ -6,11 +6,11 @@ CisternError
 ├── Refused                     the request cannot be carried out; PreconditionFailed, TooManyDryRuns,
 │   │                           TooManyHeldRequests
 │   ├── NotFound                VolumeNotFound, SnapshotNotFound, JobNotFound, ScheduleNotFound, KeyNotFound,
-│   │                           ProjectNotFound, WebhookNotFound
+│   │                           ProjectNotFound, WebhookNotFound, AttachmentNotFound
 │   ├── Invalid                 ShrinkRefused, SizeLimitExceeded, UnknownBackend, BadCursor, IdempotencyKeyReused,
-│   │                           WebhookHostRefused
+│   │                           WebhookHostRefused, UnknownNode
 │   └── Conflict                VolumeBusy, VolumeUnusable, NameTaken, JobEnded, JobNotRetryable, JobIsChild,
-│                            VolumeHasSnapshots, SnapshotBusy, SnapshotUnusable, ScheduleBusy,
+│                            VolumeHasSnapshots, VolumeAttached, SnapshotBusy, SnapshotUnusable, ScheduleBusy,
 │                            BackendOvercommitted, QuotaExceeded, ScheduleOwnerGone, TooManyWebhooks
 ├── Unavailable                 DatabaseUnavailable: retry in a moment
 └── StorageError                a storage driver failed (tree in domain/storage/errors.py)
@@ -18,6 +18,7 @@ CisternError
 
 import inspect
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -103,6 +104,12 @@ class WebhookNotFound(NotFound):
     code = "webhook-not-found"
 
 
+class AttachmentNotFound(NotFound):
+    """There is no attachment with this id."""
+
+    code = "attachment-not-found"
+
+
 class Invalid(Refused):
     """A value in the request is invalid.
 
@@ -138,6 +145,15 @@ class UnknownBackend(Invalid):
         if not names:
             message = "There is no backend yet: a worker adds those of its CISTERN_BACKENDS when it starts."
         super().__init__(message, field="backend")
+
+
+class UnknownNode(Invalid):
+    """There is no node with this name."""
+
+    code = "unknown-node"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"There is no node named {name!r}: `cistern node` has not run there lately.", field="node")
 
 
 class WebhookHostRefused(Invalid):
@@ -228,6 +244,19 @@ class VolumeHasSnapshots(Conflict):
     """The volume has snapshots; delete them first."""
 
     code = "volume-has-snapshots"
+
+
+class VolumeAttached(Conflict):
+    """The volume is in use.
+
+    ``details`` has the ``node``, the ``holder``, and ``since`` when.
+    """
+
+    code = "volume-attached"
+
+    def __init__(self, *, node: str, holder: str, since: datetime) -> None:
+        message = f"{holder!r} uses the volume on the node {node!r}. Detach it there first."
+        super().__init__(message, node=node, holder=holder, since=since)
 
 
 class SnapshotBusy(Conflict):

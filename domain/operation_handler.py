@@ -49,12 +49,14 @@ class OperationHandler(JobHandler):
 
     async def perform(self, job: ClaimedJob, grant: Grant) -> Succeeded:
         """Do the storage work."""
+        if self._operation.storage_work is None:
+            raise RuntimeError(f"{job.kind} is the work of a node")
         found = await self._operation.storage_work(self._driver(job), job, grant)
         if "size" in found and found["size"] is None:  # of a snapshot taken or restored where no sizes are stored
             found = {**found, "size": job.params["size"]}
         return Succeeded(_result(job, found), copied=grant.copied)
 
-    async def seal(self, job: ClaimedJob, grant: Grant) -> Payload:
+    async def seal(self, job: ClaimedJob, grant: Grant) -> Payload | None:
         """Raise the fence of what the operation publishes, and return its size; no size: nothing is there."""
         driver = self._driver(job)
         if self._operation.publishes is Published.VOLUME:

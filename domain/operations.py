@@ -27,6 +27,8 @@ class VolumeState(enum.StrEnum):
     SNAPSHOTTING = "snapshotting"
     RESTORING = "restoring"
     DELETING = "deleting"
+    ATTACHING = "attaching"
+    DETACHING = "detaching"
     ERROR = "error"
 
 
@@ -72,10 +74,10 @@ class Operation:
 
     kind: JobKind
     publishes: Published
-    #: The storage work. Returns what the job reports besides its ids: ``size`` of what it has published, in bytes, and
-    #: whatever else the operation finds out. The size is None if a snapshot is taken or restored on a backend that
-    #: stores no sizes.
-    storage_work: Callable[[StorageDriver, ClaimedJob, Grant], Awaitable[Payload]]
+    #: The storage work; None if the node of an attachment does the work. Returns what the job reports besides its ids:
+    #: ``size`` of what it has published, in bytes, and whatever else the operation finds out. The size is None if a
+    #: snapshot is taken or restored on a backend that stores no sizes.
+    storage_work: Callable[[StorageDriver, ClaimedJob, Grant], Awaitable[Payload]] | None
     volume: Transition[VolumeState] | None
     snapshot: Transition[SnapshotState] | None = None
     #: Whether it replaces bytes that a client may have written since an earlier attempt.
@@ -136,14 +138,15 @@ def job_for(
     """Build the job that has acquired a volume, a snapshot, or both.
 
     ``volume_id`` of the job is the volume that it holds. A deletion of a snapshot holds none, so that it neither waits
-    for nor blocks other operations on the volume; its ``backend`` is passed in. ``params["of_volume"]`` is the volume
-    that the snapshot was taken of.
+    for nor blocks other operations on the volume; its ``backend`` is passed in, as that of a node's job is.
+    ``params["of_volume"]`` is the volume that the snapshot was taken of.
     """
     published = volume if OPERATIONS[kind].publishes is Published.VOLUME else snapshot
     if published is None:
         raise RuntimeError(f"{kind} needs the row of what it publishes")
     if volume is not None:
-        columns |= {"volume_id": volume.id, "volume_name": volume.name, "backend": volume.backend}
+        columns = {"backend": volume.backend} | columns
+        columns |= {"volume_id": volume.id, "volume_name": volume.name}
     if snapshot is not None:
         params = {**params, "of_volume": str(snapshot.volume_id)}
         columns |= {"snapshot_id": snapshot.id}
@@ -191,7 +194,7 @@ async def _take(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload
     if job.retry_of is not None:
         # The job retried here may have left a snapshot behind, of the volume's data at that time.
         await driver.delete_snapshot(source_of(job), snapshot_of(job), grant)
-    return {"size": await driver.take_snapshot(source_of(job), snapshot_of(job), grant)}
+    return {"size": (await driver.take_snapshot(source_of(job), snapshot_of(job), grant)).size}
 
 
 async def _restore(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
@@ -202,6 +205,10 @@ async def _clone(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payloa
     return {
         "size": await driver.clone_snapshot(source_of(job), snapshot_of(job), volume_of(job), job.params["size"], grant)
     }
+
+
+async def _isolate(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
+    return {"size": await driver.isolate(volume_of(job), grant)}
 
 
 async def _delete_snapshot(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
@@ -255,6 +262,24 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
             Published.VOLUME,
             _delete,
             Transition((_V.AVAILABLE, _V.ERROR), _V.DELETING, None, _V.ERROR),
+        ),
+        Operation(
+            JobKind.VOLUME_ATTACH,
+            Published.VOLUME,
+            None,
+            Transition((_V.AVAILABLE,), _V.ATTACHING, _V.AVAILABLE, _V.AVAILABLE),
+        ),
+        Operation(
+            JobKind.VOLUME_DETACH,
+            Published.VOLUME,
+            None,
+            Transition((_V.AVAILABLE,), _V.DETACHING, _V.AVAILABLE, _V.AVAILABLE),
+        ),
+        Operation(
+            JobKind.VOLUME_ISOLATE,
+            Published.VOLUME,
+            _isolate,
+            Transition((_V.AVAILABLE,), _V.DETACHING, _V.AVAILABLE, _V.AVAILABLE),
         ),
         Operation(
             JobKind.SNAPSHOT_TAKE,

@@ -1,6 +1,6 @@
 """The composition root: builds the services, the table of job kinds and the table of scheduled actions."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.access.service import KeyService, may_own_schedules
 from domain.access.sessions import SessionService
+from domain.attachment_handlers import attachment_handlers
 from domain.audit.repository import PRUNE_BATCH, prune_entries
 from domain.audit.service import AuditLog
 from domain.bulk.expand import ExpandOperation
@@ -55,6 +56,8 @@ from domain.storage.backends import Backends
 from domain.storage.directory import BackendDirectory
 from domain.storage.registry import SAMPLE, BackendRegistry
 from domain.telemetry import exporting
+from domain.volumes.attachments.freezing import Freezer
+from domain.volumes.attachments.service import AttachmentService
 from domain.volumes.history.repository import prune_samples
 from domain.volumes.history.service import VolumeHistory
 from domain.volumes.names import VolumeNames
@@ -69,6 +72,7 @@ def handlers(settings: Settings, database: Database, backends: Backends, bulk: B
     attempts = settings.max_attempts
     return {
         **{kind: OperationHandler(one, backends, max_attempts=attempts) for kind, one in OPERATIONS.items()},
+        **attachment_handlers(database, backends, max_attempts=attempts),
         JobKind.BULK_EXPAND: bulk,
         JobKind.BULK_SNAPSHOT: bulk,
         JobKind.WEBHOOK_DELIVER: DeliveryHandler(database, Sender(settings.webhook_hosts)),
@@ -94,6 +98,7 @@ class Services:
     volumes: VolumeService
     volume_names: VolumeNames
     volume_history: VolumeHistory
+    attachments: AttachmentService
     snapshots: SnapshotService
     bulk: BulkService
     actions: Actions
@@ -113,14 +118,24 @@ class Services:
         """What changes all jobs that match."""
         return ManyJobs(self.database, self.jobs)
 
-    def engine(self, worker: Worker, job_handlers: JobHandlers) -> JobEngine:
-        """Return the job engine of one worker process, which claims the jobs that it has handlers for."""
+    @property
+    def freezer(self) -> Freezer:
+        """What asks nodes to freeze file systems."""
+        return Freezer(self.database, self.queue)
+
+    def engine(
+        self, worker: Worker, job_handlers: JobHandlers, served: Callable[[], Collection[str]] | None = None
+    ) -> JobEngine:
+        """Return the job engine of one worker process, which claims the jobs that it has handlers for.
+
+        ``served`` returns whose jobs it can do; None means those of the backends that it can use.
+        """
         return JobEngine(
             self.database,
             self.queue,
             job_handlers,
             worker=worker,
-            served=self.backends.served,
+            served=served or self.backends.served,
             lease=self.settings.lease_seconds,
             min_heartbeat_timeout=self.settings.heartbeat_timeout_seconds,
         )
@@ -279,6 +294,7 @@ def compose(
         volumes=_volumes(settings, database, queue, directory),
         volume_names=VolumeNames(database),
         volume_history=VolumeHistory(database),
+        attachments=_attachments(settings, database, queue),
         snapshots=snapshots,
         bulk=bulk,
         actions=actions,
@@ -298,6 +314,10 @@ def compose(
 def _volumes(settings: Settings, database: Database, queue: JobQueue, directory: BackendDirectory) -> VolumeService:
     attempts = settings.max_attempts
     return VolumeService(database, queue, directory, max_attempts=attempts, refuse_delete=refuse_if_it_has_snapshots)
+
+
+def _attachments(settings: Settings, database: Database, queue: JobQueue) -> AttachmentService:
+    return AttachmentService(database, queue, max_attempts=settings.max_attempts, lease=settings.lease_seconds)
 
 
 def _bulk(

@@ -3,8 +3,9 @@
 import difflib
 import os
 import re
+import socket
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 from urllib.parse import quote, urlsplit
 
 from dotenv import dotenv_values
@@ -25,6 +26,8 @@ _TEST_PREFIX = f"{PREFIX}TEST_"
 _HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?|\[[0-9a-f:.]+\]")
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+#: Names of nodes, as a regular expression.
+NODE_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 
 
 def _with_valid_port(url: str) -> str:
@@ -132,6 +135,12 @@ class Settings(LogSettings):
     max_attempts: int = Field(default=8, ge=1, le=100)
     busy_seconds: Seconds = 600.0
     max_concurrent: int = Field(default=100, ge=1, le=10_000)
+    #: The name of this host among those that use volumes; the host name if it is not set.
+    node: Annotated[str, Field(pattern=f"^({NODE_NAME})?$")] = ""
+    #: Where the node mounts volumes.
+    node_dir: Path = Path("/var/lib/cistern/mounts")
+    #: Seconds between two trims of a mounted file system.
+    trim_seconds: Annotated[float, Field(gt=0, le=31_536_000)] = 604_800.0
     keep_audit_days: int = Field(default=400, ge=1, le=36_500)
     keep_history_days: int = Field(default=30, ge=1, le=36_500)
     keep_jobs_days: int = Field(default=30, ge=1, le=36_500)
@@ -142,7 +151,9 @@ class Settings(LogSettings):
     traces: Traces = None
 
     @model_validator(mode="after")
-    def _default_backend(self) -> Self:
+    def _names_of_this_machine(self) -> Self:
+        if not self.node:
+            object.__setattr__(self, "node", socket.gethostname())
         if not self.backends:
             url = f"file:{self.data_dir.absolute() / 'volumes'}"
             object.__setattr__(self, "backends", {"local": url})

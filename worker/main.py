@@ -54,7 +54,7 @@ async def start_up(ctx: dict[str, Any]) -> None:
     ctx["closing"] = AsyncExitStack()
     runner = ctx["runner"] = await ctx["closing"].enter_async_context(open_worker(ctx["settings"]))
     # Stock arq fetches from one queue only: that of the jobs that any worker can do.
-    await ctx["closing"].enter_async_context(_supervisor(ctx["settings"], runner).consuming())
+    await ctx["closing"].enter_async_context(supervisor(ctx["settings"], runner).consuming())
 
 
 async def shut_down(ctx: dict[str, Any]) -> None:
@@ -147,7 +147,8 @@ def stock_settings() -> dict[str, Any]:
     }
 
 
-def _supervisor(settings: Settings, runner: Runner) -> Supervisor:
+def supervisor(settings: Settings, runner: Runner) -> Supervisor:
+    """Return what runs a worker until a signal ends it."""
     return Supervisor(runner, arq_settings(settings, runner.queue.keys), drain=settings.drain_seconds)
 
 
@@ -155,21 +156,22 @@ async def work(settings: Settings) -> None:
     """Run one worker until it is stopped by a signal."""
     async with open_worker(settings) as runner:
         tune_gc()
-        await _supervisor(settings, runner).run()
+        await supervisor(settings, runner).run()
 
 
 def main() -> None:
     """Entry point of ``python -m worker``. Start-up errors are logged in one line; exit status 1."""
     configure_logging(load_log_settings())
     with (
-        _start_up_error_in_one_line(),
+        start_up_error_in_one_line(),
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
         runner.run(work(require_servers(load_settings())))
 
 
 @contextmanager
-def _start_up_error_in_one_line() -> Iterator[None]:
+def start_up_error_in_one_line() -> Iterator[None]:
+    """Log an error of Cistern in one line, and end the process with the exit status 1."""
     try:
         yield
     except CisternError as error:
@@ -181,6 +183,6 @@ def __getattr__(name: str) -> Any:
     """Read the environment only when stock arq requests its settings, not at import."""
     if name == "WorkerSettings":
         configure_logging(load_log_settings())
-        with _start_up_error_in_one_line():
+        with start_up_error_in_one_line():
             return stock_settings()
     raise AttributeError(name)

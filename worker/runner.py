@@ -101,8 +101,11 @@ class Slots:
 class Runner:
     """Runs jobs in slots, and keeps track of those that run."""
 
-    def __init__(self, engine: JobEngine, queue: JobQueue, performer: AttemptPerformer, *, slots: int) -> None:
-        """Prepare a runner of at most ``slots`` jobs at once."""
+    def __init__(
+        self, engine: JobEngine, queue: JobQueue, performer: AttemptPerformer, *, slots: int, shares_queue: bool = True
+    ) -> None:
+        """Prepare a runner of ``slots`` jobs at once; ``shares_queue``: also of those that any worker can do."""
+        self._shared: Sequence[None] = [None] if shares_queue else []
         self._engine = engine
         self.queue = queue
         self._performer = performer
@@ -118,7 +121,7 @@ class Runner:
 
     def backends(self) -> Sequence[str | None]:
         """Return the backends whose messages this worker can use now; None stands for those that any worker can use."""
-        return [None, *self._engine.served()]
+        return [*self._shared, *self._engine.served()]
 
     def start(self, message: JobMessage) -> "asyncio.Task[None]":
         """Handle a message in a task of its own, which must not be cancelled."""

@@ -24,15 +24,19 @@ class _Lazy(NamedTuple):
 
 
 _LAZY: Final = {
-    "volumes": _Lazy("volume_commands", "List, create, expand and delete volumes."),
+    "volumes": _Lazy("volume_commands", "List, create, expand, mount and delete volumes."),
     "snapshots": _Lazy("snapshot_commands", "List, take, restore, clone and delete snapshots."),
     "jobs": _Lazy("job_commands", "List, show, watch, cancel and retry jobs."),
     "schedules": _Lazy("schedule_commands", "List, create, run, pause, resume and delete schedules."),
     "backends": _Lazy("overview_commands", "List storage backends, and who serves them."),
     "workers": _Lazy("overview_commands", "List workers, and what they run."),
+    "attachments": _Lazy("attachment_commands", "List who uses which volume, and where."),
+    "nodes": _Lazy("attachment_commands", "List the hosts that use volumes."),
     "projects": _Lazy("project_commands", "Create and list projects, and limit them."),
     "keys": _Lazy("key_commands", "Create, list, replace and revoke keys, in the database itself."),
     "audit": _Lazy("overview_commands", "List accepted changes. Needs a system key."),
+    "csi": _Lazy("csi_command", "Serve volumes to Kubernetes on this host."),
+    "docker-plugin": _Lazy("docker_plugin_command", "Serve volumes to Docker and Podman on this host."),
     "check": _Lazy("check_command", "Compare database, ledger and storage."),
     "doctor": _Lazy("doctor_command", "Examine settings, servers and workers, and say what is wrong."),
 }
@@ -50,7 +54,7 @@ class _LazyGroup(TyperGroup):
         if cmd_name not in _LAZY:
             return super().get_command(ctx, cmd_name)
         module = importlib.import_module(f"api.cli.{_LAZY[cmd_name].module}")
-        found = typer.main.get_command(getattr(module, cmd_name))
+        found = typer.main.get_command(getattr(module, cmd_name.replace("-", "_")))
         found.name, found.help = cmd_name, found.help or _LAZY[cmd_name].help
         return found
 
@@ -136,32 +140,11 @@ def work() -> None:
 
 
 @app.command()
-def csi(
-    *,
-    endpoint: Annotated[str, typer.Option(help="Socket to listen on.", metavar="unix:///PATH")],
-    url: Annotated[str, typer.Option(envvar="CISTERN_URL", help="URL of the API.")] = "http://127.0.0.1:8000",
-    node: Annotated[
-        str | None,
-        typer.Option(
-            envvar="CISTERN_NODE", help="Name of this node, as `cistern node` has it.", show_default="host name"
-        ),
-    ] = None,
-) -> None:
-    """Serve the Container Storage Interface, for Kubernetes, until a signal ends it; a client of the API."""
-    import socket
+def node() -> None:
+    """Attach volumes to this host until a signal ends it; needs root, and the settings of a worker."""
+    from worker.node.main import main as run_node
 
-    from api.cli.client import open_api
-    from domain.errors import ConfigurationError
-    from domain.logs import configure_logging
-    from domain.settings import LogSettings
-
-    try:
-        from api.csi.api import REQUEST_SECONDS
-        from api.csi.server import run
-    except ImportError as error:
-        raise ConfigurationError(f"{error.name} is missing; `pip install 'cistern[csi]'` installs it") from None
-    configure_logging(LogSettings())
-    run(open_api(url, timeout=REQUEST_SECONDS), endpoint, node or socket.gethostname())
+    run_node()
 
 
 @app.command()

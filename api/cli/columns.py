@@ -186,6 +186,19 @@ WORKERS: Final[Columns] = (
     ("runs", _running),
     ("id", _member("id")),
 )
+ATTACHMENTS: Final[Columns] = (
+    (VOLUME, _member("volume_name")),
+    *((name, _member(name)) for name in ("node", "holder", "mode", "path", "state", "device")),
+    ("since (UTC)", _time("created_at")),
+    ("id", _member("id")),
+)
+NODES: Final[Columns] = (
+    ("name", _member("name")),
+    ("host", _member("host")),
+    ("state", lambda node: "alive" if node["is_alive"] else "silent"),
+    ("seen (UTC)", _time("seen_at")),
+    ("attachments", _member("attachments")),
+)
 AUDIT: Final[Columns] = (
     ("time (UTC)", _time("created_at")),
     ("name", _member("name")),

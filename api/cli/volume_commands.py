@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from api.cli.attachment_commands import mount_volume, umount_volume
 from api.cli.client import JsonObject
 from api.cli.columns import PLAN, VOLUMES
 from api.cli.lookup import VOLUME, path_of
@@ -145,6 +146,10 @@ def delete_volume(session: Session, name: NameOrId, *, yes: Yes = False, no_wait
         volume = session.api.get(path)
         confirm(f"Delete the volume {volume['name']} ({size_text(volume['size'])}) and all its data?", yes=yes)
     finish(session, session.api.call("DELETE", path), no_wait=no_wait)
+
+
+command(volumes, "mount")(mount_volume)
+command(volumes, "umount")(umount_volume)
 
 
 def _print_plan(session: Session, plan: JsonObject) -> None:

@@ -19,6 +19,7 @@ from domain.errors import (
     SnapshotBusy,
     SnapshotNotFound,
     SnapshotUnusable,
+    VolumeAttached,
     VolumeBusy,
     VolumeNotFound,
     VolumeUnusable,
@@ -28,7 +29,7 @@ from domain.errors import (
 TAKE_ERRORS: Final = (*BODY, VolumeNotFound, VolumeBusy, VolumeUnusable, NameTaken, QuotaExceeded)
 RESTORE_ERRORS: Final = (
     *(SnapshotNotFound, SnapshotBusy, SnapshotUnusable),
-    *(VolumeNotFound, VolumeBusy, VolumeUnusable, QuotaExceeded),
+    *(VolumeNotFound, VolumeAttached, VolumeBusy, VolumeUnusable, QuotaExceeded),
 )
 DELETE_ERRORS: Final = (SnapshotNotFound, SnapshotBusy, QuotaExceeded)
 

@@ -27,6 +27,7 @@ from domain.errors import (
     SnapshotNotFound,
     SnapshotUnusable,
     UnknownBackend,
+    VolumeAttached,
     VolumeBusy,
     VolumeHasSnapshots,
     VolumeNotFound,
@@ -47,7 +48,7 @@ EXPAND_ERRORS: Final = (
     *(*BODY, VolumeNotFound, VolumeBusy, VolumeUnusable),
     *(GROWTH_REQUIRED, ShrinkRefused, SizeLimitExceeded, BackendOvercommitted, QuotaExceeded),
 )
-DELETE_ERRORS: Final = (VolumeNotFound, VolumeBusy, VolumeHasSnapshots, QuotaExceeded)
+DELETE_ERRORS: Final = (VolumeNotFound, VolumeBusy, VolumeAttached, VolumeHasSnapshots, QuotaExceeded)
 
 
 class _VolumeId(StringConvertor):

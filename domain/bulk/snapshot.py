@@ -152,7 +152,7 @@ class SnapshotOperation(BulkOperation):
     async def perform(self, work: ItemWork, grant: Grant) -> int | None:
         """Take the snapshot on the volume's backend."""
         driver = self._backends.get(work.backend)
-        return await driver.take_snapshot(work.volume_id, _snapshot_id(work), grant)
+        return (await driver.take_snapshot(work.volume_id, _snapshot_id(work), grant)).size
 
     async def seal(self, work: ItemWork, update: ItemUpdate, grant: Grant) -> Result:
         """Seal the snapshot; drop its id from the update if nothing exists on the backend."""

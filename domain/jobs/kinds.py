@@ -27,6 +27,12 @@ class JobKind(enum.StrEnum):
     VOLUME_CREATE = "volume.create"
     VOLUME_EXPAND = "volume.expand"
     VOLUME_DELETE = "volume.delete"
+    #: Mounts a volume on a node, for one holder; the node does it.
+    VOLUME_ATTACH = "volume.attach"
+    #: Takes a volume from one holder; the node unmounts it with the last one.
+    VOLUME_DETACH = "volume.detach"
+    #: Takes a volume from a node that does not answer: its bytes move to a place that the node cannot write to.
+    VOLUME_ISOLATE = "volume.isolate"
     SNAPSHOT_TAKE = "snapshot.take"
     SNAPSHOT_RESTORE = "snapshot.restore"
     SNAPSHOT_CLONE = "snapshot.clone"

@@ -144,6 +144,8 @@ class Worker(Entity):
     max_renewal_delay: Mapped[float] = mapped_column(server_default=text("0"))
     #: Maximum number of jobs at once; None for a worker of an earlier version.
     slots: Mapped[int | None]
+    #: The node whose attachments it carries out; None for a worker of storage.
+    node: Mapped[str | None]
 
 
 def has_status(status: JobStatus) -> ColumnElement[bool]:

@@ -3,7 +3,7 @@
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, func
+from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.db.base import Owned, enum_text
@@ -37,5 +37,8 @@ class Snapshot(Owned):
     job_id: Mapped[UUID | None]
     #: The schedule that took the snapshot, and whose retention rule may delete it.
     schedule_id: Mapped[UUID | None]
+    labels: Mapped[dict[str, str]] = mapped_column(default=dict, server_default=text("'{}'"))
+    #: What the bytes are worth (`Consistency`); None while that is unknown.
+    consistency: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from domain import metrics
 from domain.storage.context import MAX_FENCE, Stopped
-from domain.storage.driver import MAX_STORED_SIZE, Capacity, StorageDriver, Usage
+from domain.storage.driver import MAX_STORED_SIZE, Capacity, StorageDriver, Taken, Usage
 from domain.storage.errors import (
     FenceRefused,
     PermanentStorageError,
@@ -20,8 +20,8 @@ from domain.storage.errors import (
 T = TypeVar("T")
 
 #: The methods that return the size of what they have made.
-_SIZED: Final = frozenset({"create", "expand", "clone_snapshot"})
-#: The methods that return a size, or None.
+_SIZED: Final = frozenset({"create", "expand", "clone_snapshot", "isolate"})
+#: The methods that return a size, or None; one of them among other things.
 _PERHAPS_SIZED: Final = frozenset({"seal", "seal_snapshot", "take_snapshot", "restore_snapshot"})
 _MOST_BYTES: Final = 2**63 - 1
 #: How a failed call is counted, by its error; the first that fits counts.
@@ -32,7 +32,7 @@ _RESULTS: Final = {
     TransientStorageError: "transient-error",
     PermanentStorageError: "permanent-error",
 }
-_UNSIZED: Final = frozenset({"delete", "delete_snapshot"})
+_UNSIZED: Final = frozenset({"delete", "delete_snapshot", "grow_filesystem"})
 #: The methods that change something.
 CHANGING: Final = _SIZED | _PERHAPS_SIZED | _UNSIZED
 
@@ -71,32 +71,38 @@ class CheckedDriver:
             setattr(self, name, method)  # the next call finds it without coming here
         return method
 
+    async def filesystem_size(self, volume_id: UUID, filesystem: str) -> int | None:
+        """Return the size of a file system, None if it cannot be true."""
+        size = await self._inner.filesystem_size(volume_id, filesystem)
+        return size if is_stored_size(size) else None
+
     async def measure(self, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:
         """Measure volumes; those whose size or use cannot be true are left out, as if they could not be measured."""
         found = await _measured("measure", self._inner.measure, volume_ids)
         return {id_: usage for id_, usage in found.items() if _is_usage(usage)}
 
 
-async def _changed(name: str, method: Callable[..., Awaitable[object]], *args: object) -> object:
+async def _changed(name: str, method: Callable[..., Awaitable[object]], *args: object, **options: object) -> object:
     try:
-        size = await _measured(name, method, *args)
+        found = await _measured(name, method, *args, **options)
     except FenceRefused as error:
         if error.stored is not None and not all(_is_count(number, 0, MAX_FENCE) for number in error.stored):
             raise PermanentStorageError(f"The backend has an impossible fence: {error.stored!r:.80}.") from error
         raise
+    size = found.size if isinstance(found, Taken) else found
     if name in _UNSIZED or is_stored_size(size) or (size is None and name in _PERHAPS_SIZED):
-        return size
+        return found
     raise SizeImpossible(f"The backend reports an impossible size: {size!r:.40}.")
 
 
-async def _measured(name: str, method: Callable[..., Awaitable[T]], *args: object) -> T:
+async def _measured(name: str, method: Callable[..., Awaitable[T]], *args: object, **options: object) -> T:
     """Call a method, and record in the metrics how it ended and how long it took."""
     recorder = metrics.current()
     if not recorder.is_on:
-        return await method(*args)
+        return await method(*args, **options)
     result, started_at = "error", time.monotonic()
     try:
-        found = await method(*args)
+        found = await method(*args, **options)
         result = "ok"
     except Exception as error:
         result = next((name for kind, name in _RESULTS.items() if isinstance(error, kind)), result)

@@ -6,10 +6,11 @@ in `domain.storage.context`.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 from uuid import UUID
 
 from domain.storage.context import Fence, Grant
+from domain.storage.errors import VolumeMissing
 
 #: No volume and no snapshot is larger, in bytes. A driver that reports another size than 1 to this is not believed.
 MAX_STORED_SIZE: Final = 64 * 2**40
@@ -24,6 +25,19 @@ class Usage:
 
     size: int
     used: int | None
+
+
+class Taken(NamedTuple):
+    """A snapshot that was taken: its size in bytes, None if the backend stores no sizes, and what it is worth.
+
+    ``shared``: it has the volume's bytes of one moment, however they were written meanwhile, as where blocks are
+    shared. Otherwise they were copied one after the other.
+    ``was_open``: somebody had the volume open for writing; None if the driver cannot tell.
+    """
+
+    size: int | None
+    shared: bool
+    was_open: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +92,9 @@ class StorageDriver(Protocol):
     #: How many times its capacity a backend may promise to volumes, unless its URL has the option ``overcommit``.
     overcommit: float = 20.0
 
+    #: The file systems that the driver can make in a volume, of `domain.storage.filesystems.FILESYSTEMS`.
+    filesystems: Collection[str] = ()
+
     async def identity(self) -> str | None:
         """Return the identity that is stored at the place, None if there is none. Change nothing."""
         return None
@@ -101,14 +118,40 @@ class StorageDriver(Protocol):
     def path(self, volume_id: UUID) -> str | None:
         """Return the path of the volume's bytes, None if the backend has no paths."""
 
-    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
-        """Create an empty volume of ``size`` bytes; never replace one. Return its size in bytes."""
+    async def create(self, volume_id: UUID, size: int, grant: Grant, filesystem: str | None = None) -> int:
+        """Create a volume of ``size`` bytes, empty or with an empty file system; never replace one.
+
+        The UUID of the file system is the volume's id. Return the volume's size in bytes.
+
+        Raises:
+            FilesystemFailed: the file system cannot be made, or not in so few bytes.
+        """
 
     async def expand(self, volume_id: UUID, size: int, grant: Grant) -> int:
         """Grow to ``size`` bytes, keeping the content; never shrink. Return the new size in bytes."""
 
+    async def grow_filesystem(self, volume_id: UUID, filesystem: str, grant: Grant) -> None:
+        """Grow a file system that is not mounted to the size of its volume, unless it is of a kind that grows mounted.
+
+        Here nothing is done, for drivers that make no file systems.
+
+        Raises:
+            FilesystemFailed: it cannot be grown, for the reason in the message.
+            VolumeInUse: somebody has the volume open; nothing was changed.
+        """
+        _ = volume_id, filesystem, grant
+
+    async def filesystem_size(self, volume_id: UUID, filesystem: str) -> int | None:
+        """Return how many bytes of a volume its file system occupies; None if the volume has none of this kind."""
+        _ = volume_id, filesystem
+        return None
+
     async def delete(self, volume_id: UUID, grant: Grant) -> None:
-        """Delete the volume but keep its fence. Succeed if the volume is absent."""
+        """Delete the volume but keep its fence. Succeed if the volume is absent.
+
+        Raises:
+            VolumeInUse: somebody has it open, as far as the driver can tell; nothing was changed.
+        """
 
     async def seal(self, volume_id: UUID, grant: Grant) -> int | None:
         """Raise the fence to this grant's and change nothing else; return the size in bytes, None if absent.
@@ -117,10 +160,27 @@ class StorageDriver(Protocol):
         and deadline: sealing is how a stopped attempt is brought to an end.
         """
 
-    async def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
+    async def isolate(self, volume_id: UUID, grant: Grant) -> int:
+        """Bar from the volume whoever has it open, without asking: what they write from now on never reaches it.
+
+        For a node that is lost and may come back. Return the size in bytes. A driver that knows who may write to a
+        volume needs no more than to raise the fence, as here.
+
+        Raises:
+            VolumeMissing: there is no such volume.
+        """
+        size = await self.seal(volume_id, grant)
+        if size is None:
+            raise VolumeMissing
+        return size
+
+    async def take_snapshot(
+        self, volume_id: UUID, snapshot_id: UUID, grant: Grant, *, allow_torn: bool = True
+    ) -> Taken:
         """Keep the volume's bytes as they are now; never replace a snapshot.
 
-        Return the snapshot's size in bytes, None if the backend stores no sizes.
+        Raises:
+            SnapshotTorn: ``allow_torn`` is false, the bytes of one moment cannot be kept, and somebody writes.
         """
 
     async def restore_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
@@ -130,6 +190,9 @@ class StorageDriver(Protocol):
         restored bytes. Handles that are open keep the old bytes and must be reopened after a restore. Until it has
         returned, a restore may be repeated, and then discards what was written in between.
         Return the volume's new size in bytes, None if the backend stores no sizes.
+
+        Raises:
+            VolumeInUse: somebody has it open, as far as the driver can tell; nothing was changed.
         """
 
     async def clone_snapshot(self, volume_id: UUID, snapshot_id: UUID, clone_id: UUID, size: int, grant: Grant) -> int:

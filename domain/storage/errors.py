@@ -5,7 +5,8 @@ StorageError
 │   ├── StorageBusy             another process holds the lock of the volume or snapshot; costs no attempt
 │   └── BackendUnavailable      this process cannot use the backend now, another one may; costs no attempt
 ├── PermanentStorageError       trying again will not help: StorageFull, SizeUnsupported, SizeImpossible,
-│                               AccessDenied, VolumeMissing, SnapshotMissing
+│                               AccessDenied, VolumeMissing, SnapshotMissing, VolumeInUse, SnapshotTorn,
+│                               FilesystemFailed
 ├── FenceRefused                a later attempt has already published or sealed; this one is superseded
 └── Stopped                     the worker stopped the attempt, or its lease has ended
 """
@@ -71,6 +72,24 @@ class SnapshotMissing(PermanentStorageError):
     """The snapshot's data is not on the backend."""
 
     code = "snapshot-missing"
+
+
+class VolumeInUse(PermanentStorageError):
+    """Somebody on the worker's host has the volume's file open."""
+
+    code = "volume-in-use"
+
+
+class SnapshotTorn(PermanentStorageError):
+    """The volume is being written to and its blocks cannot be shared, so a snapshot would mix several moments."""
+
+    code = "snapshot-torn"
+
+
+class FilesystemFailed(PermanentStorageError):
+    """The volume's file system cannot be made or grown."""
+
+    code = "filesystem-failed"
 
 
 class FenceRefused(StorageError):

@@ -9,8 +9,9 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from domain.errors import ConfigurationError
 from domain.storage.backends import DriverUrl
 from domain.storage.context import Fence, Grant, refuse_stale
-from domain.storage.driver import Capacity, Leftover, StorageDriver, StoredObject, StoredVolume, Usage
+from domain.storage.driver import Capacity, Leftover, StorageDriver, StoredObject, StoredVolume, Taken, Usage
 from domain.storage.errors import SnapshotMissing, StorageFull, VolumeMissing
+from domain.storage.filesystems import refuse_filesystem
 
 
 class MemoryDriver(StorageDriver):
@@ -25,8 +26,9 @@ class MemoryDriver(StorageDriver):
     def path(self, volume_id: UUID) -> None:
         """Return None: there are no files."""
 
-    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
+    async def create(self, volume_id: UUID, size: int, grant: Grant, filesystem: str | None = None) -> int:
         """Store the size of a new volume; never replace one."""
+        refuse_filesystem(filesystem)
         with self._publishing("create", volume_id, grant):
             if volume_id not in self._sizes:
                 self._set_size(volume_id, size)
@@ -51,14 +53,21 @@ class MemoryDriver(StorageDriver):
         with self._publishing("seal", volume_id, grant, seal=True):
             return self._sizes.get(volume_id)
 
-    async def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int:
+    async def take_snapshot(
+        self,
+        volume_id: UUID,
+        snapshot_id: UUID,
+        grant: Grant,
+        *,
+        allow_torn: bool = True,  # noqa: ARG002
+    ) -> Taken:
         """Store the volume's size as the snapshot's; never replace a snapshot."""
         self._refuse_if_stale(snapshot_id, grant)
         key = volume_id, snapshot_id
         if key not in self._snapshots and volume_id not in self._sizes:
             raise VolumeMissing
         with self._publishing("take_snapshot", snapshot_id, grant):
-            return self._snapshots.setdefault(key, self._sizes.get(volume_id, 0))
+            return Taken(self._snapshots.setdefault(key, self._sizes.get(volume_id, 0)), shared=True)
 
     async def restore_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int:
         """Raise the volume's size to the snapshot's; never lower it."""

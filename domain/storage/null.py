@@ -5,7 +5,8 @@ from uuid import UUID
 
 from domain.storage.backends import DriverUrl
 from domain.storage.context import Grant
-from domain.storage.driver import Capacity, Leftover, StorageDriver, Usage
+from domain.storage.driver import Capacity, Leftover, StorageDriver, Taken, Usage
+from domain.storage.filesystems import refuse_filesystem
 
 
 class NullDriver(StorageDriver):
@@ -14,8 +15,9 @@ class NullDriver(StorageDriver):
     def path(self, volume_id: UUID) -> None:
         """Return None: there are no bytes."""
 
-    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
+    async def create(self, volume_id: UUID, size: int, grant: Grant, filesystem: str | None = None) -> int:
         """Report a volume of ``size`` bytes as created."""
+        refuse_filesystem(filesystem)
         _publish("create", volume_id, grant)
         return size
 
@@ -32,9 +34,17 @@ class NullDriver(StorageDriver):
         """Report the fence as raised; the size is unknown."""
         grant.on_published("seal", volume_id)
 
-    async def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:
+    async def take_snapshot(
+        self,
+        volume_id: UUID,
+        snapshot_id: UUID,
+        grant: Grant,
+        *,
+        allow_torn: bool = True,
+    ) -> Taken:
         """Report the snapshot as taken; its size is unknown."""
         _publish("take_snapshot", snapshot_id, grant)
+        return Taken(None, shared=True)
 
     async def restore_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:
         """Report the volume as restored; its size is unknown."""

@@ -33,7 +33,9 @@ class TracedDriver:
             setattr(self, name, method)  # the next call finds it without coming here
         return method
 
-    async def _call(self, name: str, method: Callable[..., Awaitable[object]], *args: object) -> object:
+    async def _call(
+        self, name: str, method: Callable[..., Awaitable[object]], *args: object, **options: object
+    ) -> object:
         operation = {"cistern.storage.operation": name}
         with self._tracer.inner(f"{name} {self._backend}", self._attributes | operation):
-            return await method(*args)
+            return await method(*args, **options)

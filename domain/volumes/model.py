@@ -66,6 +66,22 @@ class Volume(Owned):
     #: Bytes in use, measured at ``used_at``; None although it was measured: the backend cannot tell.
     used: Mapped[int | None]
     used_at: Mapped[datetime | None]
+    #: None: it has none that Cistern knows of.
+    filesystem: Mapped[str | None]
+    #: Bytes and inodes of the file system as `df` shows them, as of the node's last report; None if they are unknown.
+    filesystem_size: Mapped[int | None]
+    filesystem_used: Mapped[int | None]
+    inodes: Mapped[int | None]
+    inodes_used: Mapped[int | None]
+    #: The size of the volume in bytes up to which its file system has grown.
+    filesystem_grown_to: Mapped[int | None]
+    #: Why the file system could not be grown at the last try.
+    filesystem_error: Mapped[str | None]
+    #: The snapshot or the volume whose bytes it began with.
+    source_snapshot_id: Mapped[UUID | None]
+    source_volume_id: Mapped[UUID | None]
+    #: When an expansion last made it larger.
+    grown_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
 

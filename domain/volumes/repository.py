@@ -14,6 +14,7 @@ from domain.db.sql import array_rows, as_arrays, as_rows, insertion, unnested
 from domain.errors import NameTaken, VolumeNotFound
 from domain.id_prefix import begins_with
 from domain.operations import VolumeState
+from domain.volumes.attachments.repository import AttachmentRepository
 from domain.volumes.model import LockedVolume, Volume, require_move
 
 # --- the frequent statements, as text ---------------------------------------------------------------------------
@@ -191,9 +192,12 @@ class VolumeRepository:
         Raises:
             VolumeNotFound: no such volume.
             VolumeBusy, VolumeUnusable: it cannot move to ``state`` now.
+            VolumeAttached: its bytes would be replaced or removed while somebody uses them.
         """
         volume = await self.lock(volume_id, project_id)
         require_move(volume, state)
+        if state in (VolumeState.RESTORING, VolumeState.DELETING):
+            await AttachmentRepository(self._session).refuse_if_attached(volume_id)
         volume.state, volume.job_id, volume.growing_to = state, job_id, None
         volume.version += 1
         if state is VolumeState.RESTORING:

@@ -22,8 +22,9 @@ from tests.support.keys import BEARER
 VOLUMES, DRY_RUNS, CONNECTIONS = 13_000, 40, 9_000
 #: Number of keys that the followers send in turn: each may hold 100 requests, so that the limit of all is met first.
 KEYS: Final = 10
-#: Limits in seconds.
-HEALTH_SECONDS, POLL_SECONDS = 0.5, 1.0
+#: The longest that a response may take, as a part of the time in which all dry runs are answered. Requests that wait
+#: behind dry runs take about as long as these, on any machine.
+HEALTH_PART, POLL_PART = 0.1, 0.2
 #: Number of descriptors that the client and the server need each.
 DESCRIPTORS: Final = CONNECTIONS + 500
 #: Number of connections that are opened at the same time.
@@ -113,9 +114,10 @@ async def dry_runs(stack: Stack, count: int) -> Counter[int]:
         return Counter(response.status_code for response in responses)
 
 
-def within_limits(probes: dict[str, Probe]) -> bool:
+def within_limits(probes: dict[str, Probe], seconds: float) -> bool:
+    """Return whether all probes were answered well within the ``seconds`` that the dry runs have taken."""
     return all(
-        set(probe.statuses) == {200} and probe.longest < (HEALTH_SECONDS if path == "/healthz" else POLL_SECONDS)
+        set(probe.statuses) == {200} and probe.longest < seconds * (HEALTH_PART if path == "/healthz" else POLL_PART)
         for path, probe in probes.items()
     )
 
@@ -135,8 +137,10 @@ async def test_held_connections_and_dry_runs_do_not_keep_others_waiting() -> Non
             followers(stack, job_path, keys, CONNECTIONS) as followed,
             probing(stack, "/healthz", "/api/v1/volumes?limit=1", job_path) as probes,
         ):
+            begun = time.monotonic()
             planned = await dry_runs(stack, DRY_RUNS)
+            seconds = time.monotonic() - begun
 
         assert followed == {200: 400, 429: CONNECTIONS - 400}, "the keys are of one project"
         assert set(planned) == {200, 429}
-        assert within_limits(probes), probes
+        assert within_limits(probes, seconds), (probes, seconds)

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.disk_image import NoImage, disk_image
 from domain.storage.context import Fence, Grant
+from domain.storage.driver import Taken
 from domain.storage.errors import StorageFull
 from domain.storage.file.driver import FileDriver
 
@@ -77,7 +78,7 @@ async def test_snapshot_of_a_gibibyte_allocates_no_new_blocks(xfs: Path, driver:
     data, grant, before = Path(driver.path(VOLUME)), attempt(2), free(xfs)
     assert before < GIB
 
-    assert await driver.take_snapshot(VOLUME, SNAPSHOT, grant) == 2 * GIB
+    assert await driver.take_snapshot(VOLUME, SNAPSHOT, grant) == Taken(2 * GIB, shared=True, was_open=False)
 
     assert abs(before - free(xfs)) < SLACK
     assert grant.state.copied == (2 * GIB, 2 * GIB)

@@ -4,8 +4,9 @@ from typing import Final
 
 from tests.mutation.of_access import ACCESS
 from tests.mutation.of_jobs import JOBS
+from tests.mutation.of_node_host import NODE_HOST
 from tests.mutation.of_storage import STORAGE
 from tests.mutation.of_traces import TRACES
 from tests.mutation.of_webhooks import WEBHOOKS
 
-MUTATIONS: Final = {mutation.name: mutation for mutation in (*JOBS, *STORAGE, *ACCESS, *WEBHOOKS, *TRACES)}
+MUTATIONS: Final = {mutation.name: mutation for mutation in (*JOBS, *STORAGE, *ACCESS, *WEBHOOKS, *TRACES, *NODE_HOST)}

@@ -8,6 +8,9 @@ SIMULATION: Final = (
     "tests/integration/test_simulation.py::test_jobs_are_never_lost_and_take_effect_once_in_any_order_of_events"
 )
 FENCES: Final = "tests/unit/test_storage_contract_fences.py::"
+IN_USE: Final = "tests/unit/test_storage_in_use.py::TestRefusal::"
+CONSISTENCY: Final = "tests/unit/test_storage_consistency.py::"
+GROWTH: Final = "tests/unit/test_storage_filesystems.py::TestKilled::"
 IMPOSSIBLE: Final = "tests/integration/test_impossible_storage.py::"
 
 STORAGE: Final = (
@@ -58,6 +61,30 @@ STORAGE: Final = (
         "None if self._reserve else bytes_in_use(handle)",
         "os.fstat(handle).st_blocks * 512",
         ("tests/integration/test_usage.py::test_empty_volume_with_reserved_blocks_never_grows",),
+    ),
+    Mutation(
+        "open-files-replaced",
+        "a restore would take the volume from whoever has it mounted, whose writes would be lost without an error",
+        "domain/storage/file/leases.py",
+        "if time.monotonic() >= deadline:",
+        "if True:\n            break\n        if time.monotonic() >= deadline:",
+        (f"{IN_USE}test_file_that_another_process_has_open_is_neither_replaced_nor_removed",),
+    ),
+    Mutation(
+        "torn-snapshots-taken",
+        "a snapshot would mix several moments although the request forbids it",
+        "domain/storage/file/consistency.py",
+        "        if open_now or os.fstat(self._handle).st_mtime_ns != self._modified:",
+        "        if False:",
+        (f"{CONSISTENCY}TestCopied::test_writer_that_comes_during_the_copy_is_noticed",),
+    ),
+    Mutation(
+        "growth-not-locked",
+        "a growth that outlives its worker would go on beside the next attempt, in the same file system",
+        "domain/storage/file/filesystem.py",
+        "pass_fds=(handle, *inherited)",
+        "pass_fds=(handle,)",
+        (f"{GROWTH}test_growth_of_a_killed_worker_ends_before_the_next_attempt_begins",),
     ),
     Mutation(
         "links-followed",

@@ -58,6 +58,8 @@ def test_roles_follow_from_what_a_route_does() -> None:
                 expected = Role.OWNER
             elif method == "GET" or (method, path) == ("POST", f"{V1}/volumes/expand"):
                 expected = Role.VIEWER
+            elif "/attachments" in path:
+                expected = Role.OPERATOR
             elif (
                 method == "DELETE"
                 or "/schedules" in path
@@ -218,6 +220,7 @@ async def test_retry_needs_the_role_of_what_is_retried(
     fake: FakeServices, client: httpx.AsyncClient, kind: str
 ) -> None:
     operators = {"volume.create", "volume.expand", "snapshot.take", "snapshot.clone"}
+    operators |= {"volume.attach", "volume.detach", "volume.isolate"}
     job = fake.jobs.add(job_row(kind, status=JobStatus.FAILED, finished_at=NOON))
 
     response = await client.post(f"{V1}/jobs/{job.id}/retry", headers=bearer(Role.OPERATOR))

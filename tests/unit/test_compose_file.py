@@ -17,6 +17,8 @@ import yaml
 from domain.db.database import CLOSE_TIMEOUT
 from domain.postgres_url import parse_url
 from domain.settings import PREFIX, Settings
+from domain.storage.file import filesystem
+from domain.storage.filesystems import FILESYSTEMS
 from worker.consumer import RELEASE_SECONDS
 
 ROOT = Path(__file__).parents[2]
@@ -215,6 +217,14 @@ def test_image_needs_no_buildkit_features_and_runs_as_an_unprivileged_user() -> 
     assert not re.search(r"--mount|<<|^# *syntax|^ARG", DOCKERFILE, re.MULTILINE)
     assert "pip" not in last_stage
     assert re.findall(r"^USER (\w+)", last_stage, re.MULTILINE) == ["cistern"]
+
+
+def test_image_has_the_tools_of_every_file_system_that_a_volume_may_have() -> None:
+    last_stage = DOCKERFILE.split("\nFROM ")[-1]
+    (installed,) = re.findall(r"apt-get install (?:--\S+ )+(.+) \\$", last_stage, re.MULTILINE)
+
+    assert set(installed.split()) == {filesystem.PACKAGES[name] for name in FILESYSTEMS}
+    assert "rm -rf /var/lib/apt/lists/*" in last_stage
 
 
 def test_build_context_contains_only_what_is_copied() -> None:

@@ -13,6 +13,7 @@ from domain.storage.driver import StorageDriver
 from tests.unit import test_storage_contract as volumes
 from tests.unit import test_storage_contract_fences as fences
 from tests.unit import test_storage_contract_inventory as inventory
+from tests.unit import test_storage_contract_isolation as isolation
 from tests.unit import test_storage_contract_snapshots as snapshots
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "storage_driver"
@@ -20,7 +21,7 @@ EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "storage_driver"
 _IS_FIXTURE = type(fences.scenario)
 
 # pytest collects the contract tests here once more; each gets its driver from the fixture `driver` below.
-for _module in (volumes, fences, inventory, snapshots):
+for _module in (volumes, fences, inventory, isolation, snapshots):
     globals().update(
         {
             name: value

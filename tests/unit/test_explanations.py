@@ -18,7 +18,8 @@ SOURCES = sorted(
     file
     for package in ("api", "worker", "domain")
     for file in (ROOT / package).rglob("*.py")
-    if not file.is_relative_to(ROOT / "api" / "cli")  # errors of the client: printed, never stored or sent
+    # Errors of clients: printed, never stored or sent.
+    if not any(file.is_relative_to(ROOT / "api" / client) for client in ("cli", "docker_plugin", "csi"))
 )
 #: Errors that end a process or are caught before anybody sees their code.
 NEVER_SHOWN = {"access-refused", "configuration", "idempotent-replay", "migration-failed", "refused", "stopped"}

@@ -15,7 +15,7 @@ from domain.bulk.snapshot import SnapshotOperation
 from domain.snapshots.service import SnapshotService
 from domain.storage.backends import Backends
 from domain.storage.context import Fence, Grant, Stopped, StopReason
-from domain.storage.driver import StorageDriver
+from domain.storage.driver import StorageDriver, Taken
 from domain.storage.errors import FenceRefused, StorageBusy, StorageFull, TransientStorageError
 
 BUG, TRANSIENT = ValueError("a bug"), TransientStorageError()
@@ -28,11 +28,11 @@ class ScriptedDriver:
         self._errors, self._seal_errors, self._left = [*errors], [*seals], left
         self.calls: list[tuple[str, UUID, UUID, Fence]] = []
 
-    async def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int:
+    async def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> Taken:
         self.calls.append(("take", volume_id, snapshot_id, grant.fence))
         if self._errors:
             raise self._errors.pop(0)
-        return 7
+        return Taken(7, shared=True)
 
     async def seal_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
         self.calls.append(("seal", volume_id, snapshot_id, grant.fence))

@@ -199,7 +199,7 @@ def test_every_outcome_has_a_name_of_its_own() -> None:
 class SlowDriver(MemoryDriver):
     """Storage that takes 50 ms."""
 
-    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
+    async def create(self, volume_id: UUID, size: int, grant: Grant, filesystem: str | None = None) -> int:
         await asyncio.sleep(0.05)
         return await super().create(volume_id, size, grant)
 

@@ -46,7 +46,7 @@ def a_bulk_job() -> Job:
 class UnsealableDriver(MemoryDriver):
     """Storage that fails, and on which sealing raises an unexpected error."""
 
-    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
+    async def create(self, volume_id: UUID, size: int, grant: Grant, filesystem: str | None = None) -> int:
         raise PermanentStorageError
 
     async def seal(self, volume_id: UUID, grant: Grant) -> int | None:

@@ -123,7 +123,7 @@ class ConcurrencyCounter(MemoryDriver):
 
     current = maximum = 0
 
-    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
+    async def create(self, volume_id: UUID, size: int, grant: Grant, filesystem: str | None = None) -> int:
         self.current += 1
         self.maximum = max(self.maximum, self.current)
         for _ in range(10):
@@ -309,7 +309,7 @@ class WaitingDriver(MemoryDriver):
         self.waiting: list[asyncio.Event] = []
         self._checks_grant = checks_grant
 
-    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
+    async def create(self, volume_id: UUID, size: int, grant: Grant, filesystem: str | None = None) -> int:
         self.waiting.append(asyncio.Event())
         await self.waiting[-1].wait()
         if self._checks_grant:
@@ -325,7 +325,7 @@ class OutageDriver(MemoryDriver):
         self._engine = engine
         self._calls = calls
 
-    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
+    async def create(self, volume_id: UUID, size: int, grant: Grant, filesystem: str | None = None) -> int:
         self._engine.failing_calls = self._calls
         return await super().create(volume_id, size, grant)
 
@@ -356,7 +356,7 @@ class ClosingDriver(MemoryDriver):
 
     close_runner: Callable[[], None]
 
-    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
+    async def create(self, volume_id: UUID, size: int, grant: Grant, filesystem: str | None = None) -> int:
         size = await super().create(volume_id, size, grant)
         self.close_runner()
         return size

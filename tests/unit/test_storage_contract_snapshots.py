@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import pytest
 
-from domain.storage.driver import StorageDriver
+from domain.storage.driver import StorageDriver, Taken
 from domain.storage.errors import FenceRefused, SnapshotMissing, VolumeMissing
 from tests.unit.storage_builders import MIB, RecordingGrant, Scenario, every_driver, open_in, size_of
 
@@ -25,12 +25,16 @@ class TestTake:
     async def test_snapshot_has_the_size_of_its_volume(self, scenario: Scenario) -> None:
         await expand(scenario, 5 * MIB + 1)
 
-        assert await scenario.driver.take_snapshot(scenario.volume, uuid4(), RecordingGrant(3)) == 5 * MIB + 1
+        taken = await scenario.driver.take_snapshot(scenario.volume, uuid4(), RecordingGrant(3))
+
+        assert taken.size == 5 * MIB + 1
 
     async def test_take_never_replaces_a_snapshot(self, scenario: Scenario) -> None:
         await expand(scenario, 5 * MIB)
 
-        assert await scenario.driver.take_snapshot(scenario.volume, scenario.snapshot, RecordingGrant(3)) == MIB
+        taken = await scenario.driver.take_snapshot(scenario.volume, scenario.snapshot, RecordingGrant(3))
+
+        assert taken.size == MIB
 
     async def test_taking_a_snapshot_of_an_absent_volume_fails(self, driver: StorageDriver) -> None:
         volume, snapshot, grant = uuid4(), uuid4(), RecordingGrant()
@@ -140,6 +144,6 @@ class TestSeal:
 async def test_null_driver_returns_no_sizes(tmp_path: Path) -> None:
     scenario = Scenario(open_in(tmp_path, "null:"))
 
-    assert await scenario.perform("take_snapshot", RecordingGrant()) is None
+    assert await scenario.perform("take_snapshot", RecordingGrant()) == Taken(None, shared=True)
     assert await scenario.perform("restore_snapshot", RecordingGrant()) is None
     assert await scenario.perform("seal_snapshot", RecordingGrant()) is None

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from domain.errors import StorageError
 from domain.storage.backends import open_driver
 from domain.storage.context import Fence, Grant, refuse_stale
-from domain.storage.driver import StorageDriver
+from domain.storage.driver import StorageDriver, Taken
 from domain.storage.errors import FenceRefused
 from tests.unit.storage_builders import opened
 
@@ -54,7 +54,8 @@ async def replay(driver: StorageDriver, history: History) -> tuple[list[object],
         ids, _, sized = OPERATIONS[operation]
         sizes = (size * 4096,) if sized else ()
         try:
-            outcomes.append(await getattr(driver, operation)(*ids, *sizes, SharedRecordGrant(fence, published)))
+            found = await getattr(driver, operation)(*ids, *sizes, SharedRecordGrant(fence, published))
+            outcomes.append(found.size if isinstance(found, Taken) else found)
         except StorageError as error:
             outcomes.append(error.code)
     await driver.close()

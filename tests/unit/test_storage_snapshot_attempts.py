@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+from collections.abc import Callable
 from uuid import UUID, uuid4
 
 import pytest
@@ -71,10 +72,10 @@ class TestUnfinished:
         data(driver).write_bytes(NEW)
         copy = disk.copy
 
-        def overtaken(source: int, target: int, grant: Grant) -> int:
+        def overtaken(source: int, target: int, grant: Grant, *more: Callable[[], object]) -> int:
             for subject in (VOLUME, new):
                 (driver.root / ".fences" / str(subject)).write_text(f"{9:020d} {1:020d}\n")
-            return copy(source, target, grant)
+            return copy(source, target, grant, *more)
 
         monkeypatch.setattr(disk, "copy", overtaken)
         with pytest.raises(FenceRefused):

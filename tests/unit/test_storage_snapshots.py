@@ -1,6 +1,7 @@
 """The bytes of snapshots, restores and clones on disk."""
 
 import errno
+import fcntl
 import os
 
 import pytest
@@ -84,7 +85,10 @@ class TestBytes:
         assert snapshot(driver).read_bytes() == OLD
         assert data(driver, CLONE).read_bytes() == NEW
 
-    async def test_handle_opened_before_a_restore_keeps_the_old_bytes(self, driver: FileDriver) -> None:
+    async def test_handle_opened_before_a_restore_keeps_the_old_bytes_where_it_cannot_be_seen(
+        self, driver: FileDriver, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(fcntl, "fcntl", failing(errno.EINVAL))
         data(driver).write_bytes(NEW)
         with data(driver).open("r+b") as file:
             await driver.restore_snapshot(VOLUME, SNAPSHOT, attempt(3))

@@ -214,7 +214,7 @@ class HungDriver(MemoryDriver):
         super().__init__()
         self.may_respond = asyncio.Event()
 
-    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
+    async def create(self, volume_id: UUID, size: int, grant: Grant, filesystem: str | None = None) -> int:
         await self.may_respond.wait()
         return await super().create(volume_id, size, grant)
 

@@ -160,14 +160,14 @@ def faulty(options: str) -> StorageDriver:
 class UntouchableDriver(MemoryDriver):
     """Storage on which no volume may be created; it may be sealed."""
 
-    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
+    async def create(self, volume_id: UUID, size: int, grant: Grant, filesystem: str | None = None) -> int:
         raise AssertionError("the storage was touched")
 
 
 class BuggyDriver(MemoryDriver):
     """Storage with a bug in it."""
 
-    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
+    async def create(self, volume_id: UUID, size: int, grant: Grant, filesystem: str | None = None) -> int:
         raise ValueError("a bug")
 
 

@@ -15,8 +15,9 @@ from uuid import UUID
 from domain.errors import ConfigurationError
 from domain.storage.backends import DriverUrl
 from domain.storage.context import Fence, Grant, refuse_stale
-from domain.storage.driver import Capacity, Leftover, StorageDriver, StoredObject, StoredVolume, Usage
+from domain.storage.driver import Capacity, Leftover, StorageDriver, StoredObject, StoredVolume, Taken, Usage
 from domain.storage.errors import SnapshotMissing, StorageBusy, TransientStorageError, VolumeMissing
+from domain.storage.filesystems import refuse_filesystem
 
 T = TypeVar("T")
 
@@ -39,8 +40,9 @@ class SqliteDriver(StorageDriver):
     def path(self, volume_id: UUID) -> None:
         """Return None: users find no files here."""
 
-    async def create(self, volume_id: UUID, size: int, grant: Grant) -> int:
-        """Create a volume; never replace one."""
+    async def create(self, volume_id: UUID, size: int, grant: Grant, filesystem: str | None = None) -> int:
+        """Create a volume; never replace one. There are no bytes for a file system."""
+        refuse_filesystem(filesystem)
 
         def work() -> int:
             with self._publishing("create", volume_id, grant) as db:
@@ -79,15 +81,22 @@ class SqliteDriver(StorageDriver):
 
         return await self._run(work)
 
-    async def take_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int:
-        """Store the volume's size as the snapshot's; never replace a snapshot."""
+    async def take_snapshot(
+        self,
+        volume_id: UUID,
+        snapshot_id: UUID,
+        grant: Grant,
+        *,
+        allow_torn: bool = True,
+    ) -> Taken:
+        """Store the volume's size as the snapshot's, in one transaction, so it is never torn; never replace one."""
 
-        def work() -> int:
+        def work() -> Taken:
             with self._publishing("take_snapshot", snapshot_id, grant) as db:
                 if _snapshot_size(db, snapshot_id) is None:
                     row = (str(snapshot_id), str(volume_id), _require_volume(db, volume_id))
                     db.execute("INSERT INTO snapshots VALUES (?, ?, ?)", row)
-                return _require_snapshot(db, snapshot_id)
+                return Taken(_require_snapshot(db, snapshot_id), shared=True)
 
         return await self._run(work)
 

@@ -22,11 +22,13 @@ from domain.schedules import model as schedules_model
 from domain.snapshots import model as snapshots_model
 from domain.storage import model as storage_model
 from domain.volumes import model as volumes_model
+from domain.volumes.attachments import model as attachments_model
 from domain.volumes.history import model as history_model
 
 #: Imported to register their tables in Base.metadata.
 TABLES = (
     access_model,
+    attachments_model,
     acceptance,
     audit_model,
     bulk_model,

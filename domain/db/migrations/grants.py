@@ -30,6 +30,7 @@ _WITHHELD: Final[Mapping[Part, Mapping[str, Collection[str]]]] = {
     Part.API: {
         **dict.fromkeys(("alembic_version", "installation", "backend_servers", "workers", "counters"), _ROWS),
         "volume_samples": _ROWS,
+        "mounts": _ROWS,
         "backends": {"DELETE"},
         "job_items": {"INSERT", "UPDATE"},  # the plan of a job that is cancelled before it has begun is deleted
         "jobs": {"DELETE"},

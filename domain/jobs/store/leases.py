@@ -170,7 +170,7 @@ class LeaseRepository:
         trace in PostgreSQL; (2) the last heartbeat is older than a lease (seconds); or (3) it is in the future by more
         than a lease: PostgreSQL's clock has stepped back.
         """
-        row = {"id": worker.id, "host": worker.host, "pid": worker.pid, "slots": worker.slots}
+        row = {"id": worker.id, "host": worker.host, "pid": worker.pid, "slots": worker.slots, "node": worker.node}
         row["max_renewal_delay"] = max_renewal_delay(lease, min_timeout)
         interrupted = literal(gap) | ~Worker.heartbeat_at.between(from_now(-lease), from_now(lease))
         changes = {

@@ -1,6 +1,7 @@
 """Reads the table of workers. Takes a session, never commits."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -8,9 +9,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from domain.db.sql import from_now
 from domain.jobs.model import Worker
 
+#: The agents of nodes are in the same table, since they have leases too.
+_DOES_STORAGE_WORK: Final = Worker.node.is_(None)
+
 
 class WorkerRepository:
-    """The workers of the installation, within one transaction."""
+    """The workers of the installation, without the agents of nodes, within one transaction."""
 
     def __init__(self, session: AsyncSession, *, lease: float) -> None:
         """Create the repository; a worker is alive for ``lease`` seconds after a heartbeat."""
@@ -19,7 +23,7 @@ class WorkerRepository:
 
     async def all(self) -> Sequence[tuple[Worker, bool]]:
         """Return the workers, each with whether it is alive, the one that started first first."""
-        query = select(Worker, self._is_alive).order_by(Worker.started_at, Worker.id)
+        query = select(Worker, self._is_alive).where(_DOES_STORAGE_WORK).order_by(Worker.started_at, Worker.id)
         return [(worker, is_alive) for worker, is_alive in await self._session.execute(query)]
 
     async def alive(self) -> Sequence[Worker]:
@@ -28,4 +32,4 @@ class WorkerRepository:
 
     async def count_alive(self) -> int:
         """Count the workers that are alive."""
-        return (await self._session.scalars(select(func.count()).where(self._is_alive))).one()
+        return (await self._session.scalars(select(func.count()).where(self._is_alive, _DOES_STORAGE_WORK))).one()

@@ -51,6 +51,9 @@ _MESSAGE: Final = re.compile(
 serialize: Callable[[dict[str, Any]], bytes] = lambda message: json.dumps(message).encode()  # noqa: E731
 deserialize: Callable[[bytes], dict[str, Any]] = json.loads
 
+#: How long a node that is away finds that it was woken.
+_LOOK_LIFETIME_SECONDS: Final = 60
+
 log = structlog.get_logger(__name__)
 
 
@@ -94,6 +97,10 @@ class QueueKeys(NamedTuple):
     def turns(self, backend: str | None) -> str:
         """The sorted set with the turn of the last message of each project, for a queue that is not empty."""
         return f"{self.prefix}:turns" if backend is None else f"{self.prefix}:turns:{backend}"
+
+    def looks(self, backend: str) -> str:
+        """The list on which a node waits for a reason to look at its volumes."""
+        return f"{self.prefix}:looks:{backend}"
 
     @property
     def changes(self) -> str:
@@ -228,6 +235,25 @@ class JobQueue:
                 await self.redis.publish(self.keys.changes, " ".join(map(str, job_ids)))
         except QueueUnavailable as error:
             log.debug("announce.failed", error=error.message)
+
+    async def wake(self, queue: str) -> None:
+        """Let whoever waits in `woken` for this queue look. Best effort: it also looks by itself."""
+        try:
+            async with self._calling(), self.redis.pipeline(transaction=True) as pipe:
+                pipe.lpush(self.keys.looks(queue), b"")
+                pipe.ltrim(self.keys.looks(queue), 0, 0)
+                pipe.expire(self.keys.looks(queue), _LOOK_LIFETIME_SECONDS)
+                await pipe.execute()
+        except QueueUnavailable as error:
+            log.debug("wake.failed", error=error.message)
+
+    async def woken(self, queue: str, seconds: float) -> None:
+        """Wait until somebody calls `wake` for this queue, but no longer than that many seconds."""
+        try:
+            # redis-py annotates the result as that of its synchronous client too.
+            await self.redis.blpop([self.keys.looks(queue)], timeout=seconds)  # type: ignore[misc, arg-type]
+        except (RedisError, OSError, RuntimeError):
+            await asyncio.sleep(seconds)
 
     async def announcements(self) -> AsyncIterator[UUID]:
         """Subscribe, and yield the id of each job that is announced as changed.

@@ -34,6 +34,7 @@ FATAL_ERRNOS = {errno.EIO, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT}
 
 FICLONE: Final = 0x40049409
 FALLOC_FL_KEEP_SIZE: Final = 1
+FALLOC_FL_PUNCH_HOLE: Final = 2
 COPY_SLICE_BYTES = 8 * 1024 * 1024
 SYNC_BYTES = 16 * COPY_SLICE_BYTES
 #: Bytes reserved by one system call; between two of them the attempt can be stopped and records progress.
@@ -106,14 +107,15 @@ def match_replaced_file(draft: int, replaced: int, grant: Grant) -> int:
     return os.fstat(draft).st_size
 
 
-def copy(source: int, target: int, grant: Grant) -> int:
+def copy(source: int, target: int, grant: Grant, before_copying: Callable[[], object] = lambda: None) -> int:
     """Copy a file into an empty one; return the size in bytes.
 
     Shares the file's blocks if the file system can, else copies its data and keeps its holes, in slices: so a copy can
     be stopped and reports its progress. If the source is being written to, sharing its blocks is atomic; copying them
-    is not.
+    is not. ``before_copying`` is called if blocks cannot be shared, and may raise.
     """
     if not _share(source, target, grant):
+        before_copying()
         _copy_data(source, target, grant)
     size = os.fstat(target).st_size
     grant.report(size, size)
@@ -211,16 +213,31 @@ def grow_reserved(handle: int, size: int, grant: Grant) -> None:
     Blocks are reserved beyond the end of the file first; then the file gets its new length in one step. So it always
     has the old length or the new one, and blocks reserved by a killed attempt are used by the next one or released.
     """
-    current = os.fstat(handle).st_size
     try:
-        for start in range(current, size, RESERVE_SLICE_BYTES):
-            grant.check()
-            with grant.blocking_call("allocate"):
-                reserve(handle, start, min(RESERVE_SLICE_BYTES, size - start))
+        reserve_range(handle, os.fstat(handle).st_size, size, grant)
         resize(handle, size, grant)
     except BaseException:
         release_blocks(handle, grant)
         raise
+
+
+def reserve_range(handle: int, start: int, end: int, grant: Grant) -> None:
+    """Reserve the blocks from ``start`` to ``end``; what they hold stays."""
+    for at in range(start, end, RESERVE_SLICE_BYTES):
+        grant.check()
+        with grant.blocking_call("allocate"):
+            reserve(handle, at, min(RESERVE_SLICE_BYTES, end - at))
+
+
+def punch_holes(handle: int, grant: Grant) -> None:
+    """Release the blocks of a file that are allocated and hold no data, as far as the file system can."""
+    end, size = 0, os.fstat(handle).st_size
+    with suppress(OSError):
+        for start, stop in (*_extents(handle, size), (size, size)):
+            if start > end:
+                with grant.blocking_call("allocate"):
+                    _fallocate(handle, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, end, start - end)
+            end = stop
 
 
 def release_blocks(handle: int, grant: Grant) -> None:
@@ -236,9 +253,13 @@ def reserve(handle: int, start: int, length: int) -> None:
     Raises:
         OSError: the file system cannot reserve blocks, or is full.
     """
+    _fallocate(handle, FALLOC_FL_KEEP_SIZE, start, length)
+
+
+def _fallocate(handle: int, mode: int, start: int, length: int) -> None:
     if _libc is None:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-    if _libc.fallocate(handle, FALLOC_FL_KEEP_SIZE, ctypes.c_int64(start), ctypes.c_int64(length)) != 0:
+    if _libc.fallocate(handle, mode, ctypes.c_int64(start), ctypes.c_int64(length)) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 

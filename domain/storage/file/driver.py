@@ -18,7 +18,7 @@ from uuid import UUID
 from domain.errors import ConfigurationError, StorageError
 from domain.storage.backends import DriverUrl
 from domain.storage.context import Grant
-from domain.storage.driver import Capacity, Leftover, StorageDriver, StoredObject, StoredVolume, Usage
+from domain.storage.driver import Capacity, Leftover, StorageDriver, StoredObject, StoredVolume, Taken, Usage
 from domain.storage.errors import SnapshotMissing, VolumeMissing
 from domain.storage.file.disk import (
     bytes_in_use,
@@ -26,48 +26,21 @@ from domain.storage.file.disk import (
     domain_errors,
     grow_reserved,
     look,
-    match_replaced_file,
+    punch_holes,
     release_blocks,
+    reserve_range,
     resize,
     sync,
 )
-from domain.storage.file.fence import Fences
-from domain.storage.file.folder import Folder
+from domain.storage.file.filesystem import GROWN_OFFLINE, make
+from domain.storage.file.opened import Opened
 from domain.storage.file.root import Root, without_job
-from domain.storage.file.tree import FileTree, data_of, snapshot_of
+from domain.storage.file.superblock import filesystem_size
+from domain.storage.file.tree import data_of, snapshot_of
+from domain.storage.filesystems import FILESYSTEMS, require_room
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class Opened:
-    """A root that is open for one operation: its files, and its fences."""
-
-    def __init__(self, root: Folder, require_place: Callable[[], None]) -> None:
-        self.tree = FileTree(root)
-        self.fences = Fences(root, require_place)
-
-    def copy_once(
-        self,
-        operation: str,
-        subject_id: UUID,
-        source: PurePosixPath,
-        target: PurePosixPath,
-        grant: Grant,
-        *,
-        missing: type[StorageError],
-        size: int = 0,
-    ) -> int:
-        """Publish a copy of at least ``size`` bytes unless the target exists; return the target's size in bytes."""
-        self.fences.refuse_if_stale(subject_id, grant)
-        if self.tree.size(target) is None and self.tree.size(source) is None:
-            raise missing
-        with self.tree.draft(target, grant) as draft:
-            if self.tree.size(target) is None:
-                with self.tree.opened(source, os.O_RDONLY) as handle:
-                    copy_file(handle, draft.create(), size, grant)
-            with self.fences.publishing(operation, subject_id, grant):
-                return draft.publish()
 
 
 def _in_thread(
@@ -93,6 +66,8 @@ class FileDriver(StorageDriver):
 
     Files are sparse, or have all their blocks reserved when they are created or grown (``reserve``).
     """
+
+    filesystems = tuple(FILESYSTEMS)
 
     def __init__(self, root: Path, threads: int, *, reserve: bool = False) -> None:
         #: The directory that contains everything.
@@ -125,12 +100,15 @@ class FileDriver(StorageDriver):
         return str(self.root / data_of(volume_id))
 
     @_in_thread
-    def create(self, at: Opened, volume_id: UUID, size: int, grant: Grant) -> int:
-        """Create an empty file; never replace one."""
+    def create(self, at: Opened, volume_id: UUID, size: int, grant: Grant, filesystem: str | None = None) -> int:
+        """Create a file, empty or with a file system; never replace one."""
         at.fences.refuse_if_stale(volume_id, grant)
         with at.tree.draft(data_of(volume_id), grant) as draft:
             handle = draft.create()
-            self._grow(handle, size, grant)
+            if filesystem is None:
+                self._grow(handle, size, grant)
+            else:
+                self._make_filesystem(handle, size, filesystem, volume_id, grant)
             sync(handle, grant)
             with at.fences.publishing("create", volume_id, grant):
                 return draft.publish()
@@ -150,11 +128,29 @@ class FileDriver(StorageDriver):
                 return os.fstat(handle).st_size
 
     @_in_thread
+    def grow_filesystem(self, at: Opened, volume_id: UUID, filesystem: str, grant: Grant) -> None:
+        """Grow ext4 with its own tools; the others grow when they are mounted."""
+        grant.check()
+        if filesystem in GROWN_OFFLINE:
+            at.grow_ext4(volume_id, grant)
+
+    @_in_thread
+    def filesystem_size(self, at: Opened, volume_id: UUID, filesystem: str) -> int | None:
+        """Read the superblock, whether it is mounted or not."""
+        if at.tree.size(data_of(volume_id)) is None:
+            raise VolumeMissing
+        with at.tree.opened(data_of(volume_id), os.O_RDONLY) as handle:
+            return filesystem_size(handle, filesystem)
+
+    @_in_thread
     def delete(self, at: Opened, volume_id: UUID, grant: Grant) -> None:
         """Move the volume's directory to the trash in one step, then remove it from there."""
         grant.check()
         at.tree.empty_trash(volume_id, grant)
-        with at.fences.publishing("delete", volume_id, grant):
+        with (
+            at.fences.publishing("delete", volume_id, grant),
+            at.tree.in_use_by_nobody(data_of(volume_id), grant),
+        ):
             at.tree.move_to_trash(volume_id, grant)
         at.tree.empty_trash(volume_id, grant)
 
@@ -171,27 +167,25 @@ class FileDriver(StorageDriver):
             return size
 
     @_in_thread
-    def take_snapshot(self, at: Opened, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int:
+    def isolate(self, at: Opened, volume_id: UUID, grant: Grant) -> int:
+        """Put a copy in the place of the volume's file, whoever has that open.
+
+        The copy is of one moment only where blocks can be shared: elsewhere it may be torn.
+        """
+        return at.replace("isolate", volume_id, data_of(volume_id), grant, missing=VolumeMissing, in_use=True)
+
+    @_in_thread
+    def take_snapshot(
+        self, at: Opened, volume_id: UUID, snapshot_id: UUID, grant: Grant, *, allow_torn: bool = True
+    ) -> Taken:
         """Copy the volume's file as it is now, by sharing its blocks if possible; never replace a snapshot."""
-        data, snapshot = data_of(volume_id), snapshot_of(volume_id, snapshot_id)
-        return at.copy_once("take_snapshot", snapshot_id, data, snapshot, grant, missing=VolumeMissing)
+        return at.take(volume_id, snapshot_id, grant, allow_torn=allow_torn)
 
     @_in_thread
     def restore_snapshot(self, at: Opened, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int:
-        """Replace the volume's file by a copy with the same owner and mode; open handles keep the old file."""
-        at.fences.refuse_if_stale(volume_id, grant)
-        data, snapshot = data_of(volume_id), snapshot_of(volume_id, snapshot_id)
-        if at.tree.size(snapshot) is None:
-            raise SnapshotMissing
-        with at.tree.draft(data, grant) as draft:
-            handle = draft.create()
-            with at.tree.opened(snapshot, os.O_RDONLY) as source:
-                copy_file(source, handle, 0, grant)
-            with at.fences.publishing("restore_snapshot", volume_id, grant):
-                if at.tree.size(data) is None:
-                    raise VolumeMissing
-                with draft.replacing() as replaced:
-                    return match_replaced_file(handle, replaced, grant)
+        """Replace the volume's file by a copy with the same owner and mode, unless somebody has it open."""
+        snapshot = snapshot_of(volume_id, snapshot_id)
+        return at.replace("restore_snapshot", volume_id, snapshot, grant, missing=SnapshotMissing)
 
     @_in_thread
     def clone_snapshot(  # noqa: PLR0917 (those of the protocol)
@@ -199,7 +193,8 @@ class FileDriver(StorageDriver):
     ) -> int:
         """Create a new volume's file the way `take_snapshot` creates a snapshot's; never replace one."""
         snapshot, clone = snapshot_of(volume_id, snapshot_id), data_of(clone_id)
-        return at.copy_once("clone_snapshot", clone_id, snapshot, clone, grant, missing=SnapshotMissing, size=size)
+        copy = partial(copy_file, min_size=size, grant=grant)
+        return at.copy_once("clone_snapshot", clone_id, snapshot, clone, grant, copy=copy, missing=SnapshotMissing)
 
     @_in_thread
     def delete_snapshot(self, at: Opened, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> None:
@@ -267,6 +262,16 @@ class FileDriver(StorageDriver):
     async def close(self) -> None:
         """Wait for running work and end the threads, without blocking the event loop."""
         await asyncio.to_thread(self._threads.shutdown)
+
+    def _make_filesystem(self, handle: int, size: int, filesystem: str, volume_id: UUID, grant: Grant) -> None:
+        """Make a file system in an empty file before its blocks are reserved: tools release blocks without data."""
+        require_room(filesystem, size)
+        resize(handle, size, grant)
+        make(handle, filesystem, volume_id, grant)
+        if self._reserve:
+            reserve_range(handle, 0, size, grant)
+        else:
+            punch_holes(handle, grant)
 
     def _grow(self, handle: int, size: int, grant: Grant) -> None:
         if self._reserve:

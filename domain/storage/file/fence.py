@@ -69,7 +69,9 @@ class Fences:
             refuse_stale(record.read(), grant.fence)
 
     @contextmanager
-    def publishing(self, operation: str, subject_id: UUID, grant: Grant, *, seal: bool = False) -> Iterator[None]:
+    def publishing(
+        self, operation: str, subject_id: UUID, grant: Grant, *, seal: bool = False
+    ) -> Iterator["FenceRecord"]:
         """Run the body as the single effect of this attempt, under the lock and behind the fence.
 
         The fence is written to disk before the effect. After a crash between the two, the next attempt has a higher
@@ -84,7 +86,7 @@ class Fences:
                 grant.check()
             self._require_place()
             record.write(grant)
-            yield
+            yield record
             grant.on_published(operation, subject_id)
 
     @contextmanager
@@ -107,7 +109,8 @@ class FenceRecord:
     """The highest fence of one volume or snapshot, in its open lock file."""
 
     def __init__(self, handle: int, folder: Folder, record: str) -> None:
-        self._handle = handle
+        #: The open file, which has the lock.
+        self.handle = handle
         self._folder = folder
         self._path = folder.path / record
 
@@ -117,7 +120,7 @@ class FenceRecord:
         Raises:
             PermanentStorageError: the record is damaged. It must not be taken for an absent one.
         """
-        text = os.pread(self._handle, RECORD_BYTES, 0)
+        text = os.pread(self.handle, RECORD_BYTES, 0)
         if not text:
             return None
         found = _RECORD.fullmatch(text)
@@ -128,9 +131,9 @@ class FenceRecord:
 
     def write(self, grant: Grant) -> None:
         """Write the grant's fence in place and sync it; a short write within one disk sector is not torn by a crash."""
-        first = os.fstat(self._handle).st_size == 0
-        os.pwrite(self._handle, f"{grant.fence.version:020d} {grant.fence.epoch:020d}\n".encode(), 0)
-        sync(self._handle, grant)
+        first = os.fstat(self.handle).st_size == 0
+        os.pwrite(self.handle, f"{grant.fence.version:020d} {grant.fence.epoch:020d}\n".encode(), 0)
+        sync(self.handle, grant)
         if first:
             self._folder.sync(grant)
 

@@ -7,6 +7,7 @@ the volume that it belongs to.
 
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
@@ -15,7 +16,7 @@ from typing import Concatenate, Final, ParamSpec, Self, TypeVar
 from uuid import uuid4
 
 from domain.storage.context import Grant
-from domain.storage.errors import AccessDenied, PermanentStorageError
+from domain.storage.errors import AccessDenied, PermanentStorageError, StorageBusy
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -26,6 +27,9 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY
 _MODE: Final = 0o660
 #: Without regard to the umask of the process, nobody else may write to a root or to a directory in it.
 _DIRECTORY_MODE: Final = 0o775
+#: Seconds in which another process, such as one that replaces a file, gives up its lease on it (see `leases`).
+LEASE_SECONDS = 2.0
+_LEASE_POLL_SECONDS: Final = 0.005
 #: How deep directories may be nested in one that is removed; those of the driver have two levels.
 _MAX_DEPTH: Final = 16
 
@@ -114,8 +118,9 @@ class Folder:
         Raises:
             FileNotFoundError: nothing has this name.
             AccessDenied: a link, a FIFO, a device or a directory has it.
+            StorageBusy: another process has held a lease on it for `LEASE_SECONDS`.
         """
-        handle = self._open(name, flags | _FILE, stat.S_ISREG)
+        handle = self._open_leased(name, flags | _FILE)
         try:
             if not stat.S_ISREG(mode := os.fstat(handle).st_mode):
                 raise self._refusal(name, mode)
@@ -130,6 +135,16 @@ class Folder:
         with self.opened(name, os.O_RDWR | os.O_CREAT | os.O_EXCL) as handle:
             os.unlink(name, dir_fd=self.handle)
             yield handle
+
+    def _open_leased(self, name: str, flags: int) -> int:
+        deadline = time.monotonic() + LEASE_SECONDS
+        while True:
+            try:
+                return self._open(name, flags, stat.S_ISREG)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise StorageBusy from None
+            time.sleep(_LEASE_POLL_SECONDS)
 
     @_naming_the_path
     def _open(self, name: str, flags: int, is_wanted: Callable[[int], bool]) -> int:

@@ -8,7 +8,7 @@ out of date.
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import PurePosixPath
 from typing import Final
 from uuid import UUID
@@ -17,6 +17,7 @@ from domain.storage.context import Fence, Grant
 from domain.storage.driver import Leftover
 from domain.storage.errors import AccessDenied
 from domain.storage.file.folder import Folder
+from domain.storage.file.leases import opened_by_nobody_else
 
 FENCES: Final = ".fences"
 TRASH: Final = ".trash"
@@ -78,18 +79,29 @@ class Draft:
         return size
 
     @contextmanager
-    def replacing(self) -> Iterator[int]:
+    def replacing(self, *, in_use: bool = False) -> Iterator[int]:
         """Open the target for the block, then put the draft in its place.
+
+        ``in_use``: do so even if somebody else has the target open, who keeps the old file without a name.
 
         Raises:
             FileNotFoundError: there is no target.
+            VolumeInUse: somebody else has it open.
         """
-        with self._folder.opened(self._target, os.O_RDONLY) as replaced:
-            yield replaced
-        self._require_own()
-        self._folder.replace(self._name, self._target, self._grant)
+        with ExitStack() as opened:
+            replaced = opened.enter_context(self._folder.opened(self._target, os.O_RDONLY))
+            lease = nullcontext() if in_use else self._lease(replaced)
+            with lease:
+                yield replaced
+                self._require_own()
+                self._folder.replace(self._name, self._target, self._grant)
+            with self._grant.blocking_call("remove"):
+                opened.close()  # which frees the blocks of a large file
         _sweep(self._folder, self._target, self._grant)
         self._folder.sync(self._grant)
+
+    def _lease(self, replaced: int) -> AbstractContextManager[None]:
+        return opened_by_nobody_else(replaced, self._folder.path / self._target, self._grant)
 
     def _require_own(self) -> None:
         """Refuse to publish what somebody else has put in the draft's place."""
@@ -113,6 +125,19 @@ class FileTree:
         """
         with self.root.within(place) as folder, folder.opened(place.name, flags) as handle:
             yield handle
+
+    @contextmanager
+    def in_use_by_nobody(self, place: PurePosixPath, grant: Grant) -> Iterator[None]:
+        """Require that nobody has the file at a place open, and let nobody open it; a file that is missing is not.
+
+        Raises:
+            VolumeInUse: somebody has it open.
+        """
+        with ExitStack() as opened:
+            with suppress(OSError, AccessDenied):  # none, a link in its place, or one that may not be read
+                handle = opened.enter_context(self.opened(place, os.O_RDONLY))
+                opened.enter_context(opened_by_nobody_else(handle, self.root.path / place, grant))
+            yield
 
     def size(self, place: PurePosixPath) -> int | None:
         """Return the length in bytes of the file at a place, None if there is none."""

@@ -57,8 +57,9 @@ class FaultInjector:
             os.close(self._journal)
             self._journal = None
 
-    async def _perform(self, operation: str, method: Callable[..., Awaitable[Any]], *args: Any) -> Any:
-        named = SIGNATURES[operation].bind(self, *args).arguments
+    async def _perform(self, operation: str, method: Callable[..., Awaitable[Any]], *args: Any, **options: Any) -> Any:
+        bound = SIGNATURES[operation].bind(self, *args, **options)
+        named = bound.arguments
         # The volume in the journal of a clone is the new one.
         volume_id, snapshot_id = named.get("clone_id", named["volume_id"]), named.get("snapshot_id")
         grant: Grant = named["grant"]
@@ -70,7 +71,8 @@ class FaultInjector:
                 await self._delay_and_wait_at_gate(grant)
             self._fail.inject(operation, *subjects)
             hang_switch = HangSwitch(self._hang, subjects) if self._hang else None
-            result = await method(*args[:-1], JournalGrant(grant, journal, hang_switch, self._slow_calls))
+            named["grant"] = JournalGrant(grant, journal, hang_switch, self._slow_calls)
+            result = await method(*bound.args[1:], **bound.kwargs)
             self._fail_after.inject(operation, *subjects)
         except Exception as error:
             journal.write(_event_of(error), code=getattr(error, "code", type(error).__name__))

@@ -18,7 +18,7 @@ from domain.storage import errors
 EVERY = "*"
 POLL_SECONDS = 0.01
 OPERATIONS = (
-    *("create", "expand", "delete", "seal"),
+    *("create", "expand", "delete", "seal", "isolate", "grow_filesystem"),
     *("take_snapshot", "restore_snapshot", "clone_snapshot", "delete_snapshot", "seal_snapshot"),
 )
 SPEC = re.compile(
@@ -35,6 +35,9 @@ CODES: dict[str, type[StorageError]] = {
         errors.AccessDenied,
         errors.VolumeMissing,
         errors.SnapshotMissing,
+        errors.VolumeInUse,
+        errors.SnapshotTorn,
+        errors.FilesystemFailed,
         errors.FenceRefused,
     )
 }

@@ -1,0 +1,1 @@
+"""Attachments: who uses a volume, on which node, and where it is mounted there."""

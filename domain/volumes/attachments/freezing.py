@@ -1,0 +1,122 @@
+"""Freezes of mounted file systems, for snapshots: a worker asks, the node that has the volume freezes and thaws.
+
+They meet in the row of the mount; messages through Redis only make them look sooner. The node thaws after
+`FREEZE_SECONDS` at the latest, whatever the worker does.
+
+    worker   freeze_id, freeze_until; freeze_state NULL
+    node         freeze_state frozen
+    worker           takes the snapshot; freeze_state released
+    node                 thaws; freeze_state held, or lost if it was thawed before
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import Text, func, select, type_coerce, update
+from uuid_utils.compat import uuid7
+
+from domain.db.database import Database
+from domain.db.sql import from_now
+from domain.errors import DatabaseUnavailable
+from domain.jobs.transport.job_queue import JobQueue
+from domain.volumes.attachments.model import FreezeState, Mount, queue_of
+
+#: How long a file system is frozen at most: what writes to it stands still meanwhile.
+FREEZE_SECONDS: Final = 10.0
+#: How long a worker waits for a node to freeze, and to say that it has thawed.
+_ANSWER_SECONDS: Final = 5.0
+_POLL_SECONDS: Final = 0.02
+
+
+@dataclass
+class Freeze:
+    """A freeze that a worker has asked for."""
+
+    #: Whether a node has the volume mounted.
+    is_mounted: bool = False
+    #: Whether the file system stood still from before the block until after it; known after the block only.
+    was_held: bool = False
+
+
+class Freezer:
+    """Asks nodes to freeze what they have mounted, for a worker."""
+
+    def __init__(self, database: Database, queue: JobQueue) -> None:
+        self._database = database
+        self._queue = queue
+
+    @asynccontextmanager
+    async def frozen(self, volume_id: UUID) -> AsyncIterator[Freeze]:
+        """Run the block while the file system of a volume is frozen, if a node has it mounted and can freeze it."""
+        freeze, freeze_id = Freeze(), uuid7()
+        node = await self._ask(volume_id, freeze_id)
+        if node is None:
+            yield freeze
+            return
+        freeze.is_mounted = True
+        await self._queue.wake(queue_of(node))
+        is_frozen = await self._state(freeze_id, {FreezeState.FROZEN, FreezeState.LOST}) is FreezeState.FROZEN
+        try:
+            yield freeze
+        finally:
+            with suppress(DatabaseUnavailable):  # the node thaws by itself
+                await self._release(freeze_id)
+                await self._queue.wake(queue_of(node))
+                if is_frozen:
+                    ended = await self._state(freeze_id, {FreezeState.HELD, FreezeState.LOST})
+                    freeze.was_held = ended is FreezeState.HELD
+
+    async def _ask(self, volume_id: UUID, freeze_id: UUID) -> str | None:
+        """Write the request down; return the node that has the volume mounted, None if none has."""
+        values = {"freeze_id": freeze_id, "freeze_until": from_now(FREEZE_SECONDS), "freeze_state": None}
+        query = update(Mount).where(Mount.volume_id == volume_id, Mount.path.is_not(None)).values(values)
+        async with self._database.transaction() as session:
+            return await session.scalar(query.returning(Mount.node).execution_options(synchronize_session=False))
+
+    async def _release(self, freeze_id: UUID) -> None:
+        await FreezeAnswers(self._database).answer(freeze_id, FreezeState.RELEASED, after=[None, FreezeState.FROZEN])
+
+    async def _state(self, freeze_id: UUID, wanted: set[FreezeState]) -> FreezeState | None:
+        """Wait until the node has brought the freeze to one of these states; return None if it takes too long."""
+        end = time.monotonic() + _ANSWER_SECONDS
+        while time.monotonic() < end:
+            async with self._database.transaction() as session:
+                state = await session.scalar(select(Mount.freeze_state).where(Mount.freeze_id == freeze_id))
+            if state in wanted:
+                return state
+            await asyncio.sleep(_POLL_SECONDS)
+        return None
+
+
+class FreezeAnswers:
+    """What a node writes about freezes."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def requested(self, node: str) -> Sequence[Mount]:
+        """Return the mounts of a node whose freeze it has not tried yet."""
+        pending = Mount.freeze_id.is_not(None) & Mount.freeze_state.is_(None) & (Mount.freeze_until > func.now())
+        async with self._database.transaction() as session:
+            return (await session.scalars(select(Mount).where(Mount.node == node, pending))).all()
+
+    async def answer(self, freeze_id: UUID, state: FreezeState, *, after: Sequence[FreezeState | None]) -> bool:
+        """Move a freeze on; return False if it is not in one of the states ``after``, or another has replaced it."""
+        present = func.coalesce(type_coerce(Mount.freeze_state, Text), "")
+        is_after = present.in_([one or "" for one in after])
+        query = update(Mount).where(Mount.freeze_id == freeze_id, is_after).values(freeze_state=state)
+        async with self._database.transaction() as session:
+            found = await session.scalar(query.returning(Mount.volume_id).execution_options(synchronize_session=False))
+        return found is not None
+
+    async def is_released(self, freeze_id: UUID) -> bool:
+        """Return whether the worker is done, or has given the freeze up."""
+        async with self._database.transaction() as session:
+            query = select(Mount.freeze_state).where(Mount.freeze_id == freeze_id)
+            found = (await session.execute(query)).one_or_none()
+        return found is None or found[0] is not FreezeState.FROZEN

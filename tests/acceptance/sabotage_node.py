@@ -1,0 +1,83 @@
+"""A node's agent that kills itself at one transition; ``SABOTAGE_TRANSITION`` is a key of the table below."""
+
+import os
+from functools import wraps
+from typing import Any
+
+from domain.jobs.engine import JobEngine
+from domain.jobs.transport.job_queue import JobQueue
+from domain.volumes.attachments.freezing import FreezeAnswers
+from domain.volumes.attachments.node_volumes import NodeVolumes
+from tests.acceptance.sabotage import kill
+from worker.node.host.freeze import Freeze
+from worker.node.host.loop_devices import LoopDevices
+from worker.node.host.mounts import Mounts
+from worker.node.host.operations import HostOperations
+from worker.node.main import main
+from worker.runner import Runner
+
+Transitions = dict[str, tuple[type, str, str]]
+
+_JOB: Transitions = {
+    "before the claim": (Runner, "claim", "before"),
+    "after the claim": (JobEngine, "claim", "after"),
+    "before the commit": (JobEngine, "_record_effects", "after"),
+    "after the commit": (JobQueue, "announce", "before"),
+}
+ATTACH: Transitions = _JOB | {
+    "before the loop device": (LoopDevices, "attach", "before"),
+    "after the loop device": (LoopDevices, "attach", "after"),
+    "before the mount": (Mounts, "mount", "before"),
+    "after the mount": (Mounts, "mount", "after"),
+    "before the bind mount": (Mounts, "bind", "before"),
+    "after the bind mount": (Mounts, "bind", "after"),
+}
+DETACH: Transitions = _JOB | {
+    "before the unmount": (Mounts, "unmount", "before"),
+    "after the unmount": (Mounts, "unmount", "after"),
+    "before the loop device is released": (LoopDevices, "detach", "before"),
+    "after the loop device is released": (LoopDevices, "detach", "after"),
+}
+GROW: Transitions = {
+    "before the growth": (HostOperations, "grow", "before"),
+    "between device and file system": (LoopDevices, "update_capacity", "after"),
+    "after the growth": (HostOperations, "grow", "after"),
+    "after the report": (NodeVolumes, "report", "after"),
+}
+FREEZE: Transitions = {
+    "before the freeze": (Freeze, "start", "before"),
+    "after the freeze": (Freeze, "start", "after"),
+    "frozen, and the worker knows": (FreezeAnswers, "is_released", "before"),
+    "before the thaw": (Freeze, "release", "before"),
+    "after the thaw": (Freeze, "release", "after"),
+}
+ASYNC = {"claim", "_record_effects", "announce", "report", "is_released"}
+
+
+def arm(owner: type, name: str, moment: str) -> None:
+    """Wrap a method so that this process dies before or after it."""
+    original = getattr(owner, name)
+
+    @wraps(original)
+    def fatal(*args: Any, **kwargs: Any) -> Any:
+        if moment == "before":
+            kill()
+        result = original(*args, **kwargs)
+        kill()
+        return result
+
+    @wraps(original)
+    async def fatal_async(*args: Any, **kwargs: Any) -> Any:
+        if moment == "before":
+            kill()
+        result = await original(*args, **kwargs)
+        if result is not None or name != "claim":
+            kill()
+        return result
+
+    setattr(owner, name, fatal_async if name in ASYNC else fatal)
+
+
+if __name__ == "__main__":
+    arm(*(ATTACH | DETACH | GROW | FREEZE)[os.environ["SABOTAGE_TRANSITION"]])
+    main()

@@ -1,0 +1,107 @@
+"""Volumes on real loop devices, for tests of a node's host: root on Linux only. Everything is cleaned up."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from worker.node.host import filesystems, loop_ioctls, mountinfo
+from worker.node.host.loop_devices import LoopDevice, LoopDevices
+from worker.node.host.operations import HostOperations
+
+MIB = 1024**2
+VOLUME, OTHER = (UUID(f"01890000-0000-7000-8000-00000000000{last}") for last in "12")
+SIZES = {"ext4": 64 * MIB, "xfs": 320 * MIB, "btrfs": 192 * MIB}
+MKFS = {"ext4": ("-q", "-F"), "xfs": ("-q",), "btrfs": ("-q",)}
+ROOT = Path(__file__).parents[2]
+
+
+def require_loop_devices() -> None:
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("needs root on Linux")
+    try:
+        loop_ioctls.free_number()
+    except OSError as error:
+        pytest.skip(f"needs loop devices: {error}")
+
+
+def require_tools(*names: str) -> None:
+    missing = [name for name in names if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}")
+
+
+def volume_file(directory: Path, filesystem: str | None, name: str = "data") -> Path:
+    """A sparse file with a file system."""
+    file = directory / name
+    file.touch()
+    os.truncate(file, SIZES[filesystem or "ext4"])
+    if filesystem:
+        require_tools(f"mkfs.{filesystem}")
+        subprocess.run([f"mkfs.{filesystem}", *MKFS[filesystem], str(file)], check=True, capture_output=True)
+    return file
+
+
+def enlarge(file: Path, size: int) -> int:
+    os.truncate(file, file.stat().st_size + size)
+    return file.stat().st_size
+
+
+def cleaned_up(directory: Path) -> None:
+    """Thaw and unmount everything below the directory, and detach the devices of files in it."""
+    devices = devices_in(directory)
+    paths = {mount.mount_point for device in devices for mount in mountinfo.read().of_device(device.path)}
+    paths |= {mount.mount_point for mount in mountinfo.read().below(str(directory))}
+    for path in sorted(paths, key=len, reverse=True):
+        with suppress(Exception):
+            filesystems.thaw(Path(path))
+        while mountinfo.read().at(path):
+            subprocess.run(["umount", "-l", path], check=True)
+    for device in devices:
+        LoopDevices().release(device)
+
+
+def devices_in(directory: Path) -> list[LoopDevice]:
+    """The devices of files in a directory, also of deleted ones."""
+    return [device for device in LoopDevices().all() if str(directory) in backing_file(device.path)]
+
+
+def backing_file(device: str) -> str:
+    with suppress(OSError):
+        return Path(f"/sys/block/{Path(device).name}/loop/backing_file").read_text()
+    return ""
+
+
+def devices_of(file: Path) -> list[str]:
+    return [device.path for device in LoopDevices().of_file(file)]
+
+
+def mounted_at(directory: Path) -> list[mountinfo.Mount]:
+    return [mount for mount in mountinfo.read().mounts if mount.mount_point == str(directory)]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """A directory; whatever is mounted in it or attached from it is gone after the test."""
+    require_loop_devices()
+    try:
+        yield tmp_path
+    finally:
+        cleaned_up(tmp_path)
+    deadline = time.monotonic() + 5
+    while (left := devices_in(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.02)  # the end of a guard or writer closes its last file
+    assert left == []
+    assert mountinfo.read().below(str(tmp_path)) == []
+
+
+@pytest.fixture
+def host(place: Path) -> HostOperations:
+    return HostOperations(place / "mounts")

@@ -1,0 +1,244 @@
+"""Volumes attached to a node by jobs: real loop devices, mounts and file systems."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from domain.db.base import DEFAULT_PROJECT
+from domain.db.pagination import PageRequest
+from domain.errors import UnknownNode, VolumeAttached
+from domain.jobs.model import Job
+from domain.services import Services, open_services
+from domain.settings import Settings
+from domain.volumes.attachments.model import Attachment, Mode
+from domain.volumes.attachments.repository import AttachmentFilter
+from domain.volumes.attachments.service import NewAttachment
+from domain.volumes.model import Growth, Volume
+from tests.integration.conftest import RunningWorker
+from tests.integration.host_builders import MIB, require_tools
+from tests.integration.host_builders import place as place  # noqa: PLC0414 (a fixture)
+from tests.integration.job_builders import sql, volume_row
+from tests.integration.snapshot_builders import a_stored_volume, done
+from tests.support.node import running_node
+from worker.node.host.host import Host
+from worker.node.host.operations import HostOperations
+
+NODE = "web-1"
+
+
+@pytest.fixture
+def node_settings(settings: Settings, place: Path) -> Settings:
+    """Settings of a node and of a worker on the same host, with volumes in files."""
+    backends = {"disk": f"file:{place}/volumes"}
+    return settings.model_copy(update={"backends": backends, "node": NODE, "node_dir": place / "mounts"})
+
+
+@pytest.fixture
+async def services(node_settings: Settings) -> AsyncIterator[Services]:
+    async with open_services(node_settings, adopt=True) as services:
+        yield services
+
+
+@pytest.fixture
+def host(node_settings: Settings) -> Iterator[Host]:
+    """This host; what is still attached at the end is let go of."""
+    operations = HostOperations(node_settings.node_dir)
+    yield Host(node_settings.node_dir)
+    for volume in operations.found():
+        operations.release_lost(volume.volume_id)
+
+
+async def a_formatted_volume(services: Services, filesystem: str = "xfs", size: int = 320 * MIB) -> Volume:
+    """Create a volume with a file system, without any job."""
+    require_tools(f"mkfs.{filesystem}")
+    volume = await a_stored_volume(services, size=size, backend="disk")
+    make = await asyncio.create_subprocess_exec(f"mkfs.{filesystem}", "-q", str(services.volumes.path(volume)))
+    assert await make.wait() == 0
+    await sql(services, f"UPDATE volumes SET filesystem = '{filesystem}' WHERE id = '{volume.id}'")
+    return volume
+
+
+async def attach(services: Services, volume: Volume, holder: str = "one", **members: object) -> Job:
+    new = NewAttachment(NODE, holder, **members)  # type: ignore[arg-type]
+    return await done(services, await services.attachments.request_attach(volume.id, new))
+
+
+async def detach(services: Services, volume: Volume, holder: str = "one", *, force: bool = False) -> Job:
+    [found] = [one for one in await attachments(services, volume) if one.holder == holder]
+    return await done(services, await services.attachments.request_detach(volume.id, found.id, force=force))
+
+
+async def attachments(services: Services, volume: Volume) -> list[Attachment]:
+    request = PageRequest(scope="test", limit=10, cursor=None)
+    filters = AttachmentFilter(volume_id=volume.id)
+    page, _ = await services.attachments.list_attachments(filters, request, project_id=DEFAULT_PROJECT)
+    return list(page.items)
+
+
+def result_of(job: Job, name: str) -> str:
+    assert job.result is not None
+    return str(job.result[name])
+
+
+async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def size_of(path: str) -> int:
+    found = os.statvfs(path)
+    return found.f_blocks * found.f_frsize
+
+
+async def test_a_volume_is_mounted_for_its_first_holder_and_unmounted_after_its_last(
+    services: Services, node_settings: Settings, host: Host
+) -> None:
+    volume = await a_formatted_volume(services)
+    async with running_node(node_settings, host):
+        first = await attach(services, volume)
+        own = node_settings.node_dir.parent / "own"
+        second = await attach(services, volume, "two", mode=Mode.READ_ONLY, path=str(own))
+        mounted = Path(result_of(first, "path"))
+        (mounted / "file").write_text("data")
+
+        assert (own / "file").read_text() == "data"
+        assert result_of(second, "path") == str(own)
+        with pytest.raises(OSError, match="Read-only"):
+            (own / "other").write_text("")
+        await detach(services, volume)
+        assert (own / "file").read_text() == "data"
+        await detach(services, volume, "two")
+
+    assert (await host.found(), await attachments(services, volume)) == ([], [])
+    assert not own.exists() or not list(own.iterdir())
+    row = await volume_row(services, volume.id)
+    assert (row["state"], row["filesystem_grown_to"]) == ("available", 320 * MIB)
+    assert 0 < row["filesystem_used"] < row["filesystem_size"] < 320 * MIB
+
+
+async def test_a_volume_in_use_is_neither_restored_nor_deleted_nor_attached_elsewhere(
+    services: Services, node_settings: Settings, host: Host
+) -> None:
+    volume = await a_formatted_volume(services, "ext4", 64 * MIB)
+    async with running_node(node_settings, host):
+        await attach(services, volume)
+        with pytest.raises(VolumeAttached) as refused:
+            await services.volumes.request_delete(volume.id)
+        await sql(services, "INSERT INTO workers (id, host, pid, node) VALUES (gen_random_uuid(), 'h', 1, 'web-2')")
+        with pytest.raises(VolumeAttached):
+            await services.attachments.request_attach(volume.id, NewAttachment("web-2", "one"))
+        with pytest.raises(UnknownNode):
+            await services.attachments.request_attach(volume.id, NewAttachment("web-3", "one"))
+        await detach(services, volume)
+        deleted = await services.volumes.request_delete(volume.id)
+
+    assert (refused.value.details["node"], refused.value.details["holder"]) == (NODE, "one")
+    assert deleted.kind == "volume.delete"
+
+
+@pytest.mark.parametrize("filesystem", ["xfs", "btrfs"])
+async def test_a_mounted_file_system_grows_with_its_volume(
+    services: Services, node_settings: Settings, host: Host, running_worker: RunningWorker, filesystem: str
+) -> None:
+    volume = await a_formatted_volume(services, filesystem)
+    async with running_worker(node_settings), running_node(node_settings, host):
+        mounted = result_of(await attach(services, volume), "path")
+        before = size_of(mounted)
+        await done(services, await services.volumes.request_expand(volume.id, Growth(to=512 * MIB)))
+
+        await until(lambda: size_of(mounted) > before + 150 * MIB)
+        await detach(services, volume)
+    assert (await volume_row(services, volume.id))["filesystem_grown_to"] == 512 * MIB
+
+
+async def test_a_freeze_holds_writes_back_until_the_worker_is_done(
+    services: Services, node_settings: Settings, host: Host
+) -> None:
+    volume = await a_formatted_volume(services, "ext4", 64 * MIB)
+    async with running_node(node_settings, host):
+        mounted = Path(result_of(await attach(services, volume), "path"))
+        async with services.freezer.frozen(volume.id) as freeze:
+            writing = asyncio.create_task(asyncio.to_thread((mounted / "file").write_text, "data"))
+            done_while_frozen, _ = await asyncio.wait({writing}, timeout=0.5)
+        await writing
+
+        assert (freeze.is_mounted, freeze.was_held, done_while_frozen) == (True, True, set())
+        assert (mounted / "file").read_text() == "data"
+        await detach(services, volume)
+
+
+async def test_a_volume_that_is_not_mounted_need_not_be_frozen(services: Services) -> None:
+    volume = await a_stored_volume(services, size=MIB, backend="disk")
+    async with services.freezer.frozen(volume.id) as freeze:
+        pass
+    assert (freeze.is_mounted, freeze.was_held) == (False, False)
+
+
+async def test_a_node_that_comes_back_has_its_volumes_again(
+    services: Services, node_settings: Settings, host: Host
+) -> None:
+    volume = await a_formatted_volume(services, "ext4", 64 * MIB)
+    own = node_settings.node_dir.parent / "own"
+    async with running_node(node_settings, host):
+        await attach(services, volume, path=str(own))
+        (own / "file").write_text("data")
+    operations = HostOperations(node_settings.node_dir)  # a reboot takes all mounts away
+    operations.unbind(volume.id, own)
+    operations.detach(volume.id)
+
+    async with running_node(node_settings, host):
+        await until((own / "file").exists)
+        await detach(services, volume)
+
+
+async def test_a_lost_nodes_writes_never_reach_a_volume_that_was_taken_from_it(
+    services: Services, node_settings: Settings, host: Host, running_worker: RunningWorker
+) -> None:
+    volume = await a_formatted_volume(services, "ext4", 64 * MIB)
+    async with running_node(node_settings, host):
+        mounted = Path(result_of(await attach(services, volume), "path"))
+        (mounted / "kept").write_text("data")
+        os.sync()
+    async with running_worker(node_settings):
+        taken = await detach(services, volume, force=True)
+        (mounted / "lost").write_text("written by a node that has lost the volume")
+        os.sync()
+    assert taken.kind == "volume.isolate"
+    assert await attachments(services, volume) == []
+
+    async with running_node(node_settings, host):
+        again = Path(result_of(await attach(services, volume, "two"), "path"))
+        assert sorted(path.name for path in again.iterdir()) == ["kept", "lost+found"]
+        await detach(services, volume, "two")
+
+
+async def test_an_attached_volume_without_a_file_system_is_a_device(
+    services: Services, node_settings: Settings, host: Host, running_worker: RunningWorker
+) -> None:
+    volume = await a_stored_volume(services, size=MIB, content=b"data", backend="disk")
+    async with running_worker(node_settings), running_node(node_settings, host):
+        device = Path(result_of(await attach(services, volume), "path"))
+        assert device.read_bytes()[:4] == b"data"
+        await done(services, await services.volumes.request_expand(volume.id, Growth(to=2 * MIB)))
+        await until(lambda: len(device.read_bytes()) == 2 * MIB)
+        await detach(services, volume)
+    assert await host.found() == []
+
+
+async def test_nodes_are_listed_with_their_attachments_and_are_no_workers(
+    services: Services, node_settings: Settings, host: Host
+) -> None:
+    volume = await a_formatted_volume(services, "ext4", 64 * MIB)
+    async with running_node(node_settings, host):
+        await attach(services, volume)
+        [node] = await services.attachments.nodes(project_id=DEFAULT_PROJECT)
+        other = await services.attachments.nodes(project_id=UUID(int=1))
+        assert (node.name, node.is_alive, node.attachments) == (NODE, True, 1)
+        assert [one.attachments for one in other] == [0]
+        assert await services.workers.count_alive() == 0
+        await detach(services, volume)

@@ -1,0 +1,81 @@
+"""Freezes file systems of the node when workers ask for it, and thaws them in time."""
+
+import asyncio
+from functools import partial
+from typing import Final
+from uuid import UUID
+
+import structlog
+
+from domain.errors import DatabaseUnavailable, StorageError
+from domain.volumes.attachments.freezing import FREEZE_SECONDS, FreezeAnswers
+from domain.volumes.attachments.model import FreezeState
+from worker.node.host.host import HeldFreeze, HostProtocol
+
+#: Seconds between two looks whether a worker is done.
+_POLL_SECONDS: Final = 0.02
+
+log = structlog.get_logger(__name__)
+
+
+class NodeFreezes:
+    """Answers the requests of workers, each in a task of its own."""
+
+    def __init__(self, host: HostProtocol, answers: FreezeAnswers, node: str) -> None:
+        self._host = host
+        self._answers = answers
+        self._node = node
+        self._tasks: dict[UUID, asyncio.Task[None]] = {}
+
+    async def look(self) -> None:
+        """Begin what is requested.
+
+        Raises:
+            DatabaseUnavailable: PostgreSQL does not answer.
+        """
+        for mount in await self._answers.requested(self._node):
+            if mount.freeze_id is not None and mount.freeze_id not in self._tasks:
+                task = asyncio.create_task(self._freeze(mount.volume_id, mount.freeze_id))
+                self._tasks[mount.freeze_id] = task
+                task.add_done_callback(partial(self._forget, mount.freeze_id))
+
+    def _forget(self, freeze_id: UUID, _: "asyncio.Task[None]") -> None:
+        del self._tasks[freeze_id]
+
+    async def close(self) -> None:
+        """Wait for the freezes that are at work; each ends within seconds."""
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def _freeze(self, volume_id: UUID, freeze_id: UUID) -> None:
+        try:
+            freeze = await self._host.freeze(volume_id, FREEZE_SECONDS)
+        except StorageError as error:
+            log.warning("node.not_frozen", volume_id=str(volume_id), error=error.message)
+            await self._answer(freeze_id, FreezeState.LOST, None)
+            return
+        try:
+            if await self._answer(freeze_id, FreezeState.FROZEN, None):
+                await self._until_released(freeze_id, freeze)
+        finally:
+            was_held = await freeze.release()
+        log.info("node.thawed", volume_id=str(volume_id), was_held=was_held)
+        after = FreezeState.RELEASED
+        if not (was_held and await self._answer(freeze_id, FreezeState.HELD, after)):
+            await self._answer(freeze_id, FreezeState.LOST, FreezeState.FROZEN)
+            await self._answer(freeze_id, FreezeState.LOST, after)
+
+    async def _until_released(self, freeze_id: UUID, freeze: HeldFreeze) -> None:
+        while freeze.still_frozen():
+            try:
+                if await self._answers.is_released(freeze_id):
+                    return
+            except DatabaseUnavailable:
+                return  # nobody could use the freeze any more
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _answer(self, freeze_id: UUID, state: FreezeState, after: FreezeState | None) -> bool:
+        try:
+            return await self._answers.answer(freeze_id, state, after=[after])
+        except DatabaseUnavailable as error:
+            log.warning("node.not_answered", error=str(error))
+            return False

@@ -1,0 +1,157 @@
+"""Looks at the volumes of the node again and again, and does what has to be done.
+
+Nothing depends on a message: a message only makes the keeper look sooner.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Final
+from uuid import UUID
+
+import structlog
+
+from domain.errors import DatabaseUnavailable, StorageError
+from domain.volumes.attachments.model import Mode
+from domain.volumes.attachments.node_volumes import NodeVolume, NodeVolumes
+from worker.node.agent import NodeAgent
+from worker.node.freezing import NodeFreezes
+from worker.node.host.errors import GrowthRefused
+from worker.node.host.host import HostProtocol
+from worker.node.reports import report_of
+
+#: Seconds between two looks, unless a message comes.
+LOOK_SECONDS: Final = 1.0
+#: Seconds between two reports on the use of a file system.
+REPORT_SECONDS: Final = 60.0
+#: Seconds until a growth that failed is tried again, unless the volume grows meanwhile.
+RETRY_SECONDS: Final = 60.0
+
+log = structlog.get_logger(__name__)
+
+Clock = Callable[[], float]
+
+
+class VolumeKeeper:
+    """Keeps the volumes of this host as PostgreSQL says they should be."""
+
+    def __init__(
+        self,
+        host: HostProtocol,
+        agent: NodeAgent,
+        volumes: NodeVolumes,
+        woken: Callable[[float], Awaitable[None]],
+        *,
+        freezes: NodeFreezes,
+        trim_seconds: float,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        """Prepare the keeper.
+
+        Args:
+            host: This host.
+            agent: Knows the files of volumes.
+            volumes: The volumes of this node, in PostgreSQL.
+            woken: Waits for a message, for at most so many seconds.
+            freezes: Freezes what workers ask for.
+            trim_seconds: Seconds between two trims of a file system.
+            clock: Seconds since some moment.
+        """
+        self._host = host
+        self._agent = agent
+        self._volumes = volumes
+        self._woken = woken
+        self._freezes = freezes
+        self._trim_seconds = trim_seconds
+        self._clock = clock
+        self._report_at: dict[UUID, float] = {}
+        self._trim_at: dict[UUID, float] = {}
+        #: When a growth to a size that has failed is tried again.
+        self._retry_at: dict[tuple[UUID, int], float] = {}
+
+    async def run_forever(self) -> None:
+        """Look whenever somebody asks for it, and once a second."""
+        while True:
+            await self._woken(LOOK_SECONDS)
+            try:
+                await self.look()
+            except DatabaseUnavailable as error:
+                log.debug("node.not_looked", error=str(error))  # the heartbeat logs it
+            except Exception:
+                log.exception("node.look_failed")
+
+    async def look(self) -> None:
+        """Let go of what was taken away, take back what is missing, grow, report, trim.
+
+        Raises:
+            DatabaseUnavailable: nothing was changed.
+        """
+        await self._freezes.look()
+        found = {one.volume_id: one for one in await self._host.found()}
+        wanted = await self._volumes.all()  # after looking at the host: what a job mounts is in PostgreSQL before
+        for volume_id in found.keys() - wanted.keys():
+            await self._release(volume_id)
+        self._forget(wanted)
+        for volume in wanted.values():
+            if not volume.is_changing and volume.holders:
+                if volume.id not in found:
+                    await self._take_back(volume)
+                await self._keep(volume)
+
+    async def _release(self, volume_id: UUID) -> None:
+        lost = await self._host.release_lost(volume_id)
+        log.warning("node.released", volume_id=str(volume_id), is_gone=lost.is_gone, problems=lost.problems)
+
+    async def _take_back(self, volume: NodeVolume) -> None:
+        """Mount what the host has lost, as by a reboot."""
+        try:
+            file = self._agent.file_of(volume.id, volume.backend)
+            attached = await self._host.attach(file, volume.id, volume.filesystem)
+            for holder in volume.holders:
+                if holder.path is not None:
+                    await self._host.bind(volume.id, Path(holder.path), read_only=holder.mode is Mode.READ_ONLY)
+        except StorageError as error:
+            log.warning("node.not_taken_back", volume_id=str(volume.id), error=error.message)
+            return
+        log.info("node.taken_back", volume_id=str(volume.id), holders=len(volume.holders))
+        report = await report_of(self._host, volume.id, volume.filesystem, attached.grown_to, attached.growth_error)
+        await self._volumes.report(volume.id, report)
+
+    async def _keep(self, volume: NodeVolume) -> None:
+        now = self._clock()
+        try:
+            if (volume.grown_to or 0) < volume.size and now >= self._retry_at.get((volume.id, volume.size), now):
+                await self._grow(volume)
+            elif volume.filesystem is not None and now >= self._report_at.get(volume.id, now):
+                self._report_at[volume.id] = now + REPORT_SECONDS
+                report = await report_of(self._host, volume.id, volume.filesystem)
+                if report.size is not None:
+                    await self._volumes.report(volume.id, report)
+            if volume.filesystem is not None and now >= self._trim_at.setdefault(volume.id, now + self._trim_seconds):
+                self._trim_at[volume.id] = now + self._trim_seconds
+                await self._host.trim(volume.id)
+        except StorageError as error:
+            log.warning("node.volume_failed", volume_id=str(volume.id), error=error.message)
+
+    async def _grow(self, volume: NodeVolume) -> None:
+        """Grow the device and the file system of a volume; a failure is reported with its reason, and tried again."""
+        try:
+            grown_to: int | None = await self._host.grow(volume.id, volume.filesystem)
+            error = None
+        except GrowthRefused as refused:
+            grown_to, error = None, refused.message
+            self._retry_at[volume.id, volume.size] = self._clock() + RETRY_SECONDS
+        report = await report_of(self._host, volume.id, volume.filesystem, grown_to, error)
+        await self._volumes.report(volume.id, report)
+        if error is None:
+            log.info("node.grown", volume_id=str(volume.id), size=grown_to)
+        else:
+            log.warning("node.not_grown", volume_id=str(volume.id), error=error)
+
+    def _forget(self, wanted: Mapping[UUID, NodeVolume]) -> None:
+        for times in (self._report_at, self._trim_at):
+            for volume_id in times.keys() - wanted.keys():
+                del times[volume_id]
+        sizes = {(volume.id, volume.size) for volume in wanted.values()}
+        for key in self._retry_at.keys() - sizes:
+            del self._retry_at[key]

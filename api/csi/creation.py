@@ -29,10 +29,10 @@ class _Source(NamedTuple):
     size: int
     filesystem: str | None
 
-    @property
-    def shown(self) -> JsonObject:
-        """The source as a volume shows it."""
-        return {("snapshot_id" if self.member == "from_snapshot" else "volume_id"): self.id}
+    def is_that_of(self, volume: JsonObject) -> bool:
+        """Return whether a volume has been made from it."""
+        shown = "snapshot_id" if self.member == "from_snapshot" else "volume_id"
+        return volume["source"] is not None and volume["source"].get(shown) == self.id
 
 
 class _Wanted(NamedTuple):
@@ -134,7 +134,7 @@ def _create(api: Api, wanted: _Wanted) -> JsonObject:
 
 def _require_same(volume: JsonObject, wanted: _Wanted) -> None:
     """Refuse a volume that is not what the request describes. Labels and autogrow may have changed since."""
-    source = None if wanted.source is None else wanted.source.shown
+    is_same_source = volume["source"] is None if wanted.source is None else wanted.source.is_that_of(volume)
     if wanted.source is not None and 0 < wanted.capacity.limit_bytes < wanted.source.size:
         raise out_of_range(f"the source has {wanted.source.size} bytes, more than the limit")
     different = [
@@ -142,7 +142,7 @@ def _require_same(volume: JsonObject, wanted: _Wanted) -> None:
         for name, is_same in (
             ("size", is_within(volume["size"], wanted.capacity)),
             ("file system", volume["filesystem"] == wanted.filesystem),
-            ("source", volume["source"] == source),
+            ("source", is_same_source),
             ("backend", wanted.members.get("backend", volume["backend"]) == volume["backend"]),
         )
         if not is_same

@@ -179,10 +179,10 @@ class FakeCistern(HttpClient):
             raise Refused("quota-exceeded", quota="bytes", left=0, requested=body["size"])
         source, filesystem, kind = None, body.get("filesystem"), "volume.create"
         if (snapshot_id := body.get("from_snapshot")) is not None:
-            source, kind = {"snapshot_id": snapshot_id}, "snapshot.clone"
+            source, kind = {"snapshot_id": snapshot_id, "volume_id": None}, "snapshot.clone"
             filesystem = self.volumes[self._free(snapshot_id)["volume_id"]]["filesystem"]
         if (volume_id := body.get("from_volume")) is not None:
-            source, kind = {"volume_id": volume_id}, "volume.clone"
+            source, kind = {"snapshot_id": None, "volume_id": volume_id}, "volume.clone"
             filesystem = self._idle(volume_id)["filesystem"]
         volume = {
             "id": str(uuid4()),

@@ -239,6 +239,14 @@ class TestCreateFromSource:
         assert (clone.content_source, clone.capacity_bytes) == (content, GIB)
         assert clone == await plugin.volume("pvc-2", capacity_range=size(1), volume_content_source=content)
 
+    async def test_clone_of_another_source_is_another_volume(self, plugin: Plugin) -> None:
+        first, second = await plugin.volume(), await plugin.volume("pvc-2")
+        snapshot = await plugin.snapshot(first)
+        await plugin.volume("clone", volume_content_source=from_volume(first.volume_id))
+
+        for other in (from_volume(second.volume_id), from_snapshot(snapshot.snapshot_id), None):
+            assert await status(plugin.volume("clone", volume_content_source=other)) == "ALREADY_EXISTS"
+
     async def test_clone_smaller_than_its_source_is_out_of_range(self, plugin: Plugin) -> None:
         content = from_volume((await plugin.volume()).volume_id)
 

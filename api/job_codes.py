@@ -27,11 +27,15 @@ JOB_EXPLANATIONS: Final[Mapping[str, Explanation]] = {
             "The worker cannot use the backend now; retried, costs no attempt.",
             "Look at the backend in `cistern backends`: a mount may be missing.",
         ),
-        "below-threshold": ("The volume is used less than `usage_above`.", _NOTHING),
+        "below-threshold": (
+            "The volume is used less than `usage_above`, and its inodes less than `inodes_above`.",
+            _NOTHING,
+        ),
         "cancelled": (
             "The bulk job was cancelled before it came to the volume.",
             "Retry the job: it does only what is missing.",
         ),
+        "cooling-down": ("The volume has grown within the last `cooldown_seconds`.", _NOTHING),
         "deliveries-busy": (
             "The worker makes as many deliveries as it may; retried, costs no attempt.",
             "Start more workers if events come late.",
@@ -134,8 +138,8 @@ JOB_EXPLANATIONS: Final[Mapping[str, Explanation]] = {
             "Name another directory, or empty this one.",
         ),
         "usage-unknown": (
-            "The backend cannot tell, or could not tell in time, how much of the volume is in use.",
-            "Grow it without `usage_above`, or look at `detail`.",
+            "It could not be measured how much of the volume is in use, or no node has reported on its file system.",
+            "`detail` has the reason. Attach the volume, or grow it without `usage_above`.",
         ),
         "volume-gone": ("The volume was deleted before the bulk job came to it, or never existed.", _NOTHING),
         "volume-in-use": (

@@ -16,6 +16,7 @@ from domain.jobs.kinds import FailedJobs, JobHandler, RefusedJobs, SucceededJobs
 from domain.jobs.model import Job, retry_columns
 from domain.jobs.store.jobs import JobRepository
 from domain.operations import (
+    GROW_FILESYSTEM,
     Operation,
     Published,
     SnapshotState,
@@ -30,6 +31,7 @@ from domain.snapshots.repository import SnapshotRelease, SnapshotRepository, ref
 from domain.storage.backends import Backends
 from domain.storage.context import Grant
 from domain.storage.driver import StorageDriver
+from domain.volumes.filesystems import grown_offline, growth_params, record_growths
 from domain.volumes.repository import Release, VolumeRepository
 
 _OVERTAKEN: Final[Payload] = {
@@ -75,6 +77,7 @@ class OperationHandler(JobHandler):
         if volume is not None:
             changed = await self._release_or_remove_volumes(session, succeeded, volume.success)
             _require_held((volume_of(job) for job, _ in succeeded), changed)
+            await record_growths(session, {volume_of(job): found for job, found in succeeded})
         if snapshot is not None:
             changed = await self._release_or_remove_snapshots(session, succeeded, snapshot.success)
             _require_held((snapshot_of(job) for job, _ in succeeded), changed)
@@ -117,6 +120,9 @@ class OperationHandler(JobHandler):
                 await refuse_if_it_has_snapshots(session, volume.id)
         params = operation.retry_params(ended.params, None if volume is None else volume.size)
         if volume is not None and "to_size" in params:
+            grown = await grown_offline(session, [volume])
+            params = {name: value for name, value in params.items() if name != GROW_FILESYSTEM}
+            params |= growth_params(grown.get(volume.id))
             volume.growing_to = params["to_size"]
             room.take(bytes=params["to_size"] - volume.size)
         if operation.snapshot is not None:

@@ -16,6 +16,10 @@ from domain.jobs.kinds import JobKind
 from domain.jobs.model import Job, new_job
 from domain.storage.context import Grant
 from domain.storage.driver import StorageDriver
+from domain.storage.growing import grow
+
+#: The parameter that has the file system to be grown after the storage work: that of a volume that nobody has.
+GROW_FILESYSTEM: Final = "grow_filesystem"
 
 
 class VolumeState(enum.StrEnum):
@@ -178,11 +182,15 @@ def source_of(job: Job | ClaimedJob) -> UUID:
 
 
 async def _create(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
-    return {"size": await driver.create(volume_of(job), job.params["size"], grant)}
+    volume_id, size, filesystem = volume_of(job), job.params["size"], job.params.get("filesystem")
+    if filesystem is None:
+        return {"size": await driver.create(volume_id, size, grant)}
+    size = await driver.create(volume_id, size, grant, filesystem)
+    return {"size": size, "filesystem_grown_to": size}
 
 
 async def _expand(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
-    return {"size": await driver.expand(volume_of(job), job.params["to_size"], grant)}
+    return await _grown(driver, job, await driver.expand(volume_of(job), job.params["to_size"], grant), grant)
 
 
 async def _delete(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
@@ -198,13 +206,14 @@ async def _take(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload
 
 
 async def _restore(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
-    return {"size": await driver.restore_snapshot(volume_of(job), snapshot_of(job), grant)}
+    size = await driver.restore_snapshot(volume_of(job), snapshot_of(job), grant)
+    return await _grown(driver, job, size, grant)
 
 
 async def _clone(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
-    return {
-        "size": await driver.clone_snapshot(source_of(job), snapshot_of(job), volume_of(job), job.params["size"], grant)
-    }
+    volume_id, size = volume_of(job), job.params["size"]
+    size = await driver.clone_snapshot(source_of(job), snapshot_of(job), volume_id, size, grant)
+    return await _grown(driver, job, size, grant)
 
 
 async def _isolate(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
@@ -214,6 +223,14 @@ async def _isolate(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payl
 async def _delete_snapshot(driver: StorageDriver, job: ClaimedJob, grant: Grant) -> Payload:
     await driver.delete_snapshot(source_of(job), snapshot_of(job), grant)
     return {}
+
+
+async def _grown(driver: StorageDriver, job: ClaimedJob, size: int | None, grant: Grant) -> Payload:
+    """Grow the file system of a volume whose bytes are published, if the job says so; return what was made."""
+    filesystem = job.params.get(GROW_FILESYSTEM)
+    if filesystem is None or size is None:
+        return {"size": size}
+    return {"size": size, **await grow(driver, volume_of(job), filesystem, size, grant)}
 
 
 # --- the parameters of a retry -------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from domain.access.sessions import SessionService
 from domain.attachment_handlers import attachment_handlers
 from domain.audit.repository import PRUNE_BATCH, prune_entries
 from domain.audit.service import AuditLog
-from domain.bulk.expand import ExpandOperation
+from domain.bulk.expansion import ExpandOperation
 from domain.bulk.ledger import clear_ledgers
 from domain.bulk.operation import BulkOperation
 from domain.bulk.scheduled import ScheduledBulk

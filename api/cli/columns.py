@@ -121,6 +121,7 @@ VOLUMES: Final[Columns] = (
     ("state", _member("state")),
     ("size", _size("size")),
     ("used", used_text),
+    ("filesystem", _member("filesystem")),
     ("backend", _member("backend")),
     ("labels", _labels),
     ("id", _member("id")),

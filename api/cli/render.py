@@ -20,7 +20,7 @@ _WIDTH: Final = 200
 #: Titles of columns whose words have colours.
 _STYLED: Final = frozenset({"status", "state", "outcome"})
 #: Members of objects that are sizes in bytes.
-_SIZES: Final = frozenset({"size", "used"})
+_SIZES: Final = frozenset({"size", "used", "filesystem_size", "filesystem_used"})
 _STYLES: Final = {
     "succeeded": "green",
     "started": "green",

@@ -13,7 +13,9 @@ from api.cli.selection import (
     Autogrow,
     Backend,
     By,
+    CooldownSeconds,
     Every,
+    InodesAbove,
     MaxConcurrent,
     Percent,
     To,
@@ -22,6 +24,7 @@ from api.cli.selection import (
     given,
     growth,
     selection,
+    thresholds,
 )
 from api.cli.session import Label, NewNameOption, Session, UsageError, Yes, command, confirm, new_group
 from api.cli.waiting import NoWait, finish
@@ -33,7 +36,7 @@ Prefix = Annotated[str | None, typer.Option(help="Of the snapshots' names.", sho
 
 #: Members of params that belong together: a change of one of them replaces all.
 _SELECTION: Final = ("ids", "labels", "backend")
-_GROWTH: Final = ("to", "by", "percent", "step", "up_to", "usage_above", "policy")
+_GROWTH: Final = ("to", "by", "percent", "step", "up_to", "usage_above", "inodes_above", "cooldown_seconds", "policy")
 _RETENTION: Final = ("keep_last", "keep_days")
 
 schedules = new_group()
@@ -70,6 +73,8 @@ def create_schedule(
     by: By = None,
     percent: Percent = None,
     usage_above: UsageAbove = None,
+    inodes_above: InodesAbove = None,
+    cooldown_seconds: CooldownSeconds = None,
     up_to: UpTo = None,
     autogrow: Autogrow = False,
     prefix: Prefix = None,
@@ -80,7 +85,8 @@ def create_schedule(
     selected = selection(label, backend, every=every, max_concurrent=max_concurrent)
     if selected is None:
         raise UsageError("say which volumes: --label, --backend or --all")
-    grown = growth(to=to, by=by, percent=percent, usage_above=usage_above, up_to=up_to, autogrow=autogrow)
+    when = thresholds(usage_above, inodes_above, cooldown_seconds)
+    grown = growth(to=to, by=by, percent=percent, up_to=up_to, autogrow=autogrow, when=when)
     kept = given({"name": prefix, "keep_last": keep_last, "keep_days": keep_days})
     if action is Action.EXPAND and kept:
         raise UsageError("--prefix, --keep-last and --keep-days are for --action bulk.snapshot")
@@ -110,6 +116,8 @@ def update_schedule(
     by: By = None,
     percent: Percent = None,
     usage_above: UsageAbove = None,
+    inodes_above: InodesAbove = None,
+    cooldown_seconds: CooldownSeconds = None,
     up_to: UpTo = None,
     autogrow: Autogrow = False,
     prefix: Prefix = None,
@@ -120,8 +128,8 @@ def update_schedule(
 
     Options that select volumes, that say how much they grow, or what is kept, replace all of their kind.
     """
-    path = path_of(session.api, SCHEDULE, name)
-    grown = growth(to=to, by=by, percent=percent, usage_above=usage_above, up_to=up_to, autogrow=autogrow)
+    path, when = path_of(session.api, SCHEDULE, name), thresholds(usage_above, inodes_above, cooldown_seconds)
+    grown = growth(to=to, by=by, percent=percent, up_to=up_to, autogrow=autogrow, when=when)
     params = (
         (_SELECTION, selection(label, backend, every=every, max_concurrent=None)),
         (_GROWTH, grown or None),

@@ -1,6 +1,7 @@
 """Options that select many volumes, and that say how much they grow: for commands that make bulk jobs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any, Final
 
 import typer
@@ -15,9 +16,16 @@ To = Annotated[str | None, typer.Option(help="The new size, such as 20GiB.", met
 By = Annotated[str | None, typer.Option(help="How much to add, such as 10GiB.", metavar="SIZE")]
 Percent = Annotated[float | None, typer.Option(help="How much to add, in percent of the present size.")]
 UsageAbove = Annotated[float | None, typer.Option(help="Only volumes of which more than this percentage is used.")]
+InodesAbove = Annotated[
+    float | None, typer.Option(help="Or only those of whose inodes more than this percentage is used.")
+]
+CooldownSeconds = Annotated[
+    int | None, typer.Option(min=1, help="Not those that have grown within this time.", metavar="SECONDS")
+]
 UpTo = Annotated[str | None, typer.Option(help="No volume grows beyond it.", metavar="SIZE")]
 Autogrow = Annotated[bool, typer.Option("--autogrow", help="Let each volume grow by its own policy.")]
 
+_ALWAYS: Final[Mapping[str, float]] = MappingProxyType({})
 SELECTORS: Final = "--label, --backend or --all"
 
 
@@ -41,14 +49,22 @@ def growth(
     to: str | None,
     by: str | None,
     percent: float | None,
-    usage_above: float | None = None,
     up_to: str | None = None,
     autogrow: bool = False,
+    when: Mapping[str, float] = _ALWAYS,
 ) -> dict[str, Any]:
-    """Return the members that say how much volumes grow, as they were given; the API says what does not fit."""
+    """Return the members that say how much volumes grow, as they were given; the API says what does not fit.
+
+    ``when`` is what `thresholds` returns.
+    """
     sizes = {name: size_of(text) for name, text in (("to", to), ("by", by), ("up_to", up_to)) if text is not None}
     policy = "autogrow" if autogrow else None
-    return sizes | given({"percent": percent, "usage_above": usage_above, "policy": policy})
+    return sizes | given({"percent": percent, "policy": policy}) | dict(when)
+
+
+def thresholds(usage_above: float | None, inodes_above: float | None, cooldown_seconds: int | None) -> dict[str, Any]:
+    """Return the members that say which volumes grow, as they were given."""
+    return given({"usage_above": usage_above, "inodes_above": inodes_above, "cooldown_seconds": cooldown_seconds})
 
 
 def given(members: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The commands ``cistern volumes ...``: clients of the HTTP API."""
 
+import enum
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +14,9 @@ from api.cli.selection import (
     Autogrow,
     Backend,
     By,
+    CooldownSeconds,
     Every,
+    InodesAbove,
     MaxConcurrent,
     Percent,
     To,
@@ -22,6 +25,7 @@ from api.cli.selection import (
     given,
     growth,
     selection,
+    thresholds,
 )
 from api.cli.session import Label, NewNameOption, Session, UsageError, Yes, command, confirm, labels_of, new_group
 from api.cli.sizes import size_of, size_text
@@ -34,7 +38,17 @@ OneName = Annotated[
 NewName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the new volume.")]
 Size = Annotated[str, typer.Option(help="Such as 10GiB; `10G` is the same, `10GB` is 10^10 bytes.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would grow, and change nothing.")]
+_OF_MANY = "--usage-above, --inodes-above, --cooldown-seconds, --up-to, --autogrow"
 _LABELS_HELP = "A label; repeatable. All labels are replaced by those that are given."
+
+
+class Filesystem(enum.StrEnum):
+    """A file system that a volume may have."""
+
+    EXT4 = "ext4"
+    XFS = "xfs"
+    BTRFS = "btrfs"
+
 
 volumes = new_group()
 
@@ -67,11 +81,16 @@ def create_volume(
     *,
     size: Size,
     backend: Annotated[str | None, typer.Option(help="Where it is stored.", show_default="the default")] = None,
+    filesystem: Annotated[
+        Filesystem | None, typer.Option(help="The file system that is made in it.", show_default="none")
+    ] = None,
     label: Label = None,
     no_wait: NoWait = False,
 ) -> None:
-    """Create an empty volume."""
+    """Create an empty volume, with or without a file system."""
     body = {"name": name, "size": size_of(size), "labels": labels_of(label), "backend": backend}
+    if filesystem is not None:
+        body["filesystem"] = filesystem.value
     finish(session, session.api.call("POST", "/volumes", body), no_wait=no_wait)
 
 
@@ -84,13 +103,16 @@ def update_volume(
     label: Annotated[list[str] | None, typer.Option(help=_LABELS_HELP, metavar="KEY=VALUE")] = None,
     no_labels: Annotated[bool, typer.Option("--no-labels", help="Remove all labels.")] = False,
     usage_above: Annotated[float | None, typer.Option(help="Autogrow: when more than this percentage is used.")] = None,
+    inodes_above: Annotated[float | None, typer.Option(help="Autogrow: or more than this of the inodes.")] = None,
+    cooldown_seconds: Annotated[int | None, typer.Option(help="Autogrow: not again for so long.")] = None,
     by: Annotated[str | None, typer.Option(help="Autogrow: how much to add, such as 10GiB.", metavar="SIZE")] = None,
     percent: Annotated[float | None, typer.Option(help="Autogrow: how much to add, in percent of the size.")] = None,
     up_to: Annotated[str | None, typer.Option(help="Autogrow: never beyond this size.", metavar="SIZE")] = None,
     no_autogrow: Annotated[bool, typer.Option("--no-autogrow", help="Remove the autogrow policy.")] = False,
 ) -> None:
     """Change the name, the labels or the autogrow policy of a volume; what is not given stays as it is."""
-    labels, policy = labels_of(label), growth(to=None, by=by, percent=percent, usage_above=usage_above, up_to=up_to)
+    when = thresholds(usage_above, inodes_above, cooldown_seconds)
+    labels, policy = labels_of(label), growth(to=None, by=by, percent=percent, up_to=up_to, when=when)
     if (labels and no_labels) or (policy and no_autogrow):
         raise UsageError("--no-labels and --no-autogrow remove what the other options set: give one of them")
     changes = given({"name": new_name, "labels": labels or ({} if no_labels else None), "autogrow": policy or None})
@@ -113,6 +135,8 @@ def expand_volumes(
     backend: Backend = None,
     every: Every = False,
     usage_above: UsageAbove = None,
+    inodes_above: InodesAbove = None,
+    cooldown_seconds: CooldownSeconds = None,
     up_to: UpTo = None,
     autogrow: Autogrow = False,
     max_concurrent: MaxConcurrent = None,
@@ -124,10 +148,11 @@ def expand_volumes(
     if (name is None) == (selected is None):
         raise UsageError(f"give either the name of a volume, or options that select many: {SELECTORS}")
     grown = growth(to=to, by=by, percent=percent)
-    of_many = growth(to=None, by=None, percent=None, usage_above=usage_above, up_to=up_to, autogrow=autogrow)
+    when = thresholds(usage_above, inodes_above, cooldown_seconds)
+    of_many = growth(to=None, by=None, percent=None, up_to=up_to, autogrow=autogrow, when=when)
     if name is not None:
         if of_many or max_concurrent:
-            raise UsageError("--usage-above, --up-to, --autogrow and --max-concurrent are for many volumes")
+            raise UsageError(f"{_OF_MANY} and --max-concurrent are for many volumes")
         path = path_of(session.api, VOLUME, name)
         if not dry_run:
             return finish(session, session.api.call("POST", f"{path}/expand", grown), no_wait=no_wait)

@@ -23,6 +23,7 @@ from api.schemas.fields import (
     NAME_PATTERN,
     BackendName,
     BulkPercent,
+    CooldownSeconds,
     Labels,
     Size,
     SizeLimit,
@@ -71,6 +72,9 @@ ITEM_EXAMPLE: Final[dict[str, Any]] = {
 }
 
 _BULK_GROWTH_CHOICES: Final = f"{GROWTH_CHOICES}; or `policy` (`{AUTOGROW}`: each volume's own policy)"
+_INODES_ABOVE: Final = (
+    "Only volumes of whose file system more than this percentage of the inodes is used; with `usage_above`, either."
+)
 _POLICY_ONLY: Final[dict[str, Any]] = {
     "required": ["policy"],
     "not": {"anyOf": [{"required": [name]} for name in POLICY_FIELDS]},
@@ -123,6 +127,8 @@ class BulkExpandFields(GrowthFields, SelectionIn, _PolicyField):
     usage_above: Annotated[
         Omittable[UsageAbove], Field(description="Only volumes of which more than this percentage is used.")
     ] = None
+    inodes_above: Annotated[Omittable[UsageAbove], Field(description=_INODES_ABOVE)] = None
+    cooldown_seconds: Omittable[CooldownSeconds] = None
 
     @field_validator(*POLICY_FIELDS)
     @classmethod
@@ -149,6 +155,8 @@ class BulkExpandFields(GrowthFields, SelectionIn, _PolicyField):
             step=self.step,
             up_to=self.up_to,
             usage_above=self.usage_above,
+            inodes_above=self.inodes_above,
+            cooldown_seconds=self.cooldown_seconds,
         )
 
 

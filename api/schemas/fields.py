@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, StringConstraints, WithJsonSchema
 
 from api.schemas.base import refuse_more
+from domain.bulk.expand import MAX_COOLDOWN_SECONDS
 from domain.volumes.model import BLOCK_BYTES, MAX_NAME, MAX_SIZE, rounded_down, rounded_up
 
 NAME_PATTERN: Final = rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}$"
@@ -94,6 +95,13 @@ Percent = Annotated[float, Field(gt=0, le=MAX_PERCENT, strict=True, allow_inf_na
 BulkPercent = Annotated[Percent, Field(le=MAX_BULK_PERCENT)]
 
 UsageAbove = Annotated[float, Field(ge=0, le=100, strict=True, allow_inf_nan=False)]
+
+Filesystem = Literal["ext4", "xfs", "btrfs"]
+
+CooldownSeconds = Annotated[
+    int,
+    Field(ge=1, le=MAX_COOLDOWN_SECONDS, strict=True, description="Do not grow again for so long after a growth."),
+]
 
 
 def _require_distinct(ids: list[UUID]) -> list[UUID]:

@@ -24,6 +24,8 @@ from api.schemas.fields import (
     MAX_LABELS,
     MAX_QUERY_IDS,
     BackendName,
+    CooldownSeconds,
+    Filesystem,
     IdPrefix,
     Labels,
     LabelTerm,
@@ -45,8 +47,13 @@ from domain.volumes.repository import VolumeFilter
 from domain.volumes.service import NewVolume
 
 GROWTH_CHOICES: Final = "give one of `to` (a size), `by` (an amount) and `percent` (of the present size)"
-USED: Final = "Bytes in use, measured at `used_at`; null if that is unknown."
+USED: Final = (
+    "Bytes in use, measured at `used_at`; null if that is unknown. Of a volume with a file system: those that are not"
+    " free in it, as a node has reported, and what is not part of it."
+)
+_AS_REPORTED: Final = "as a node has last reported; null if none has."
 UP_TO: Final = "Upper limit of the size, never exceeded: rounded down to a multiple of 4096 bytes."
+INODES_ABOVE: Final = "Grow, too, if more than this percentage of the inodes of its file system is used."
 #: A policy grows by an amount or a percentage, never to a size.
 AUTOGROW_MEMBERS: Final = GROWTH_MEMBERS[1:]
 AUTOGROW_EXAMPLE: Final[dict[str, Any]] = {"usage_above": 80, "percent": 20, "up_to": "1TiB"}
@@ -58,6 +65,13 @@ VOLUME_EXAMPLE: Final[dict[str, Any]] = {
     "size": 10737418240,
     "used": 4096,
     "used_at": EXAMPLE_TIME,
+    "filesystem": "ext4",
+    "filesystem_size": 10464022528,
+    "filesystem_used": 24576,
+    "inodes": 655360,
+    "inodes_used": 11,
+    "filesystem_error": None,
+    "source": None,
     "version": 2,
     "job_id": None,
     "last_error": None,
@@ -77,7 +91,11 @@ class AutogrowIn(RequestBody):
     model_config = ConfigDict(
         json_schema_extra={
             **constraint(exactly_one(*AUTOGROW_MEMBERS)),
-            "examples": [AUTOGROW_EXAMPLE, {"usage_above": 90, "by": "10GiB", "up_to": "500GiB"}],
+            "examples": [
+                AUTOGROW_EXAMPLE,
+                {"usage_above": 90, "by": "10GiB", "up_to": "500GiB"},
+                AUTOGROW_EXAMPLE | {"inodes_above": 90, "cooldown_seconds": 3600},
+            ],
         }
     )
 
@@ -85,6 +103,8 @@ class AutogrowIn(RequestBody):
     by: Annotated[Omittable[Size], Field(description="Rounded up to a whole MiB, like the result of `percent`.")] = None
     percent: Omittable[Percent] = None
     up_to: Annotated[SizeLimit, Field(description=UP_TO)]
+    inodes_above: Annotated[Omittable[UsageAbove], Field(description=INODES_ABOVE)] = None
+    cooldown_seconds: Omittable[CooldownSeconds] = None
 
     @field_validator(*AUTOGROW_MEMBERS)
     @classmethod
@@ -107,6 +127,7 @@ class VolumeIn(RequestBody):
             "examples": [
                 {"name": "postgres-1", "size": "10GiB", "labels": {"team": "search"}},
                 {"name": "postgres-2", "size": "10GiB", "autogrow": AUTOGROW_EXAMPLE},
+                {"name": "postgres-3", "size": "10GiB", "filesystem": "ext4"},
             ],
             **constraint(
                 {
@@ -129,6 +150,11 @@ class VolumeIn(RequestBody):
     )
     backend: BackendName | None = Field(
         None, description="Null means the default backend; with `from_snapshot`, the backend of the snapshot."
+    )
+    filesystem: Filesystem | None = Field(
+        None,
+        description="The file system that is made in it; null means none. A clone has that of its source, and may name"
+        " no other.",
     )
     labels: Labels = Field(default_factory=dict)
     autogrow: AutogrowIn | None = Field(None, description="Used by bulk expansions with the policy `autogrow`.")
@@ -236,6 +262,20 @@ class VolumeQuery(PageQuery):
         return VolumeFilter(self.state, self.name, parse_label_terms(self.label), id_prefix=self.id_prefix, ids=self.id)
 
 
+class VolumeSourceOut(BaseModel):
+    """The snapshot or the volume that a clone was made of. It may be gone since."""
+
+    snapshot_id: UUID | None = None
+    volume_id: UUID | None = None
+
+    @classmethod
+    def of(cls, volume: Volume) -> Self | None:
+        """Render that of a volume; None if it has none."""
+        if volume.source_snapshot_id is None and volume.source_volume_id is None:
+            return None
+        return cls(snapshot_id=volume.source_snapshot_id, volume_id=volume.source_volume_id)
+
+
 class VolumeOut(BaseModel):
     """One volume. Sizes are in bytes."""
 
@@ -248,6 +288,21 @@ class VolumeOut(BaseModel):
     size: int
     used: int | None = Field(description=USED)
     used_at: UtcDatetime | None = Field(description="Null if it has not been measured yet.")
+    filesystem: str | None = Field(None, description="The file system that it has; null if Cistern made none.")
+    filesystem_size: int | None = Field(
+        None, description=f"Bytes of the file system, as `df` shows them, {_AS_REPORTED} Less than `size`."
+    )
+    filesystem_used: int | None = Field(
+        None, description=f"Bytes in use of the file system, as `df` shows them, {_AS_REPORTED}"
+    )
+    inodes: int | None = Field(None, description=f"Inodes of the file system, {_AS_REPORTED}")
+    inodes_used: int | None = Field(None, description=f"Those in use, {_AS_REPORTED}")
+    filesystem_error: str | None = Field(
+        None,
+        description="Why the file system is smaller than the volume: it could not be grown. Expanding the volume to its"
+        " present size tries it again.",
+    )
+    source: VolumeSourceOut | None = Field(None, description="The bytes that it began with; null if it was empty.")
     version: int = Field(description="Incremented when an operation is accepted and when it ends.")
     job_id: UUID | None = Field(description="The job that holds the volume at the moment.")
     last_error: FailureOut | None = Field(None, description="Of a volume in the state `error`: why it is.")
@@ -263,7 +318,7 @@ class VolumeOut(BaseModel):
     @classmethod
     def of(cls, volume: Volume, path: str | None, failed: Job | None) -> Self:
         """Render a row; ``failed`` is the job that has left it in the state ``error``."""
-        found: dict[str, Any] = {"path": path}
+        found: dict[str, Any] = {"path": path, "source": VolumeSourceOut.of(volume)}
         if failed is not None:
             error = None if failed.error is None else FailureOut.model_validate(failed.error)
             found |= {"last_job_id": failed.id, "last_error": error}

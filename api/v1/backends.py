@@ -24,6 +24,7 @@ BACKEND_EXAMPLE: Final[dict[str, Any]] = {
     "free": 1088774209536,
     "promised": 21474836480,
     "measured_at": "2026-03-01T12:00:00Z",
+    "filesystems": ["btrfs", "ext4", "xfs"],
     "served": True,
     "problem": None,
     "workers": [
@@ -65,6 +66,7 @@ class BackendOut(BaseModel):
     free: int | None = Field(None, description="What can still be written.")
     promised: int | None = Field(None, description="The sum of the sizes of its volumes, at most a minute old.")
     measured_at: datetime | None = Field(None, description="When a worker measured the capacity.")
+    filesystems: list[str] = Field(description="The file systems that every live worker can make in its volumes.")
     served: bool = Field(description="Whether a live worker serves it. Jobs on it wait until one does.")
     problem: str | None = Field(None, description="Why no worker serves it.")
     workers: list[BackendWorkerOut] = Field(description="Live workers that have it among their settings.")
@@ -78,6 +80,7 @@ class BackendOut(BaseModel):
             name=row.name,
             driver=row.driver,
             **{name: getattr(row, name) for name in columns},
+            filesystems=sorted(status.filesystems or ()),
             served=status.is_served,
             problem=status.problem,
             workers=[BackendWorkerOut.of(server) for server in status.servers],

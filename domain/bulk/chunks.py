@@ -42,6 +42,7 @@ from domain.jobs.transport.job_queue import JobQueue
 from domain.operations import BUSY, VolumeState
 from domain.projects.quota import UNLIMITED, Room, lock_rooms
 from domain.storage.context import Stopped, StopReason
+from domain.volumes.filesystems import record_growths
 from domain.volumes.model import LockedVolume
 from domain.volumes.repository import VolumeRepository
 
@@ -217,10 +218,14 @@ class LaneSteps:
 
     async def _record(self, results: Sequence[Result]) -> None:
         sizes = {result.update.volume_id: result.size for result in results}
+        growths = {result.update.volume_id: result.growth for result in results if result.growth is not None}
         refused = [(result.update, result.stored) for result in results if result.stored is not None]
         async with self._step() as step:
             written = await step.items.finish([result.update for result in results if result.stored is None])
             await self.operation.record(step.session, self.lane, written, sizes)
+            if growths:
+                released = {update.volume_id for update in written}
+                await record_growths(step.session, {id_: one for id_, one in growths.items() if id_ in released})
             await step.count(written)
             if refused:
                 items, above = [update for update, _ in refused], max(stored.version for _, stored in refused)

@@ -45,6 +45,7 @@ class ItemCode(enum.StrEnum):
     BELOW_THRESHOLD = "below-threshold"
     USAGE_UNKNOWN = "usage-unknown"
     AT_LIMIT = "at-limit"
+    COOLING_DOWN = "cooling-down"
     NO_POLICY = "no-policy"
     POLICY_UNUSABLE = "policy-unusable"
     ALREADY_LARGE_ENOUGH = "already-large-enough"

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from domain.bulk.model import ItemCode, ItemRef, ItemStatus, ItemUpdate, Lane
 from domain.bulk.requests import BulkRequest
 from domain.errors import CisternError
+from domain.jobs.attempt import Payload
 from domain.operations import VolumeState
 from domain.storage.context import Fence, Grant, Stopped
 from domain.storage.errors import BackendUnavailable, FenceRefused, StorageBusy, TransientStorageError
@@ -44,6 +45,8 @@ class ItemWork(NamedTuple):
     backend: str
     version: int
     resumed: bool
+    #: The file system that is to be grown after the work.
+    filesystem: str | None = None
 
     @property
     def volume_id(self) -> UUID:
@@ -65,6 +68,8 @@ class Result(NamedTuple):
     update: ItemUpdate
     size: int | None = None
     stored: Fence | None = None
+    #: What was found out of the volume's file system, if it was to be grown.
+    growth: Payload | None = None
 
 
 class BulkOperation(ABC):
@@ -89,6 +94,7 @@ class BulkOperation(ABC):
         item_grant = _grant_for(work, grant)
         try:
             size = await self._with_retries(work, item_grant)
+            growth = await self.grow_filesystem(work, size, item_grant)
         except (Stopped, StorageBusy, BackendUnavailable):
             return None
         except FenceRefused as error:
@@ -98,7 +104,8 @@ class BulkOperation(ABC):
         except Exception:
             log.exception("volume.handler_error", volume_id=str(work.volume_id))
             return await self._failed(work, item_grant, CisternError())
-        return Result(work.ending(ItemStatus.SUCCEEDED, self.success_code), size)
+        detail = None if growth is None else growth.get("filesystem_error")
+        return Result(work.ending(ItemStatus.SUCCEEDED, self.success_code, detail), size, growth=growth)
 
     async def fail(self, work: ItemWork, grant: Grant) -> Result | None:
         """Fail the item: seal its volume and report what other lanes left, without doing the work."""
@@ -184,6 +191,15 @@ class BulkOperation(ABC):
     @abstractmethod
     async def perform(self, work: ItemWork, grant: Grant) -> int | None:
         """Do the storage work; return the size in bytes of what was made."""
+
+    async def grow_filesystem(
+        self,
+        work: ItemWork,  # noqa: ARG002 (for others)
+        size: int | None,  # noqa: ARG002 (for others)
+        grant: Grant,  # noqa: ARG002 (for others)
+    ) -> Payload | None:
+        """Grow the volume's file system to its new size, if the work says so; return what was found out."""
+        return None
 
     @abstractmethod
     async def seal(self, work: ItemWork, update: ItemUpdate, grant: Grant) -> Result:

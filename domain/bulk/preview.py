@@ -14,14 +14,14 @@ from uuid import UUID
 
 from sqlalchemy import Row
 
-from domain.bulk.expand import CANNOT_TELL, BulkExpandRequest, Policy
+from domain.bulk.expand import BulkExpandRequest, Policy, why_unknown
 from domain.bulk.ledger import PLAN_SECONDS, selected_volumes
 from domain.bulk.model import ItemCode
 from domain.db.database import Database
 from domain.errors import TooManyDryRuns
 from domain.volumes.model import Volume
+from domain.volumes.usage import VolumeUsage, usage_columns
 
-_NEVER_MEASURED: Final = "It has not been measured yet: the expansion itself does that first."
 #: Maximum number of volumes that a preview lists.
 _PREVIEW_LIMIT: Final = 1000
 #: Number of volumes between two pauses: they take some 10 ms.
@@ -29,7 +29,7 @@ _PAGE: Final = 500
 #: Maximum number of dry runs at once, and of those that wait for their turn.
 _MAX_RUNNING, _MAX_WAITING = 2, 8
 #: Plain columns: entities would take three times as long.
-_COLUMNS: Final = (Volume.id, Volume.name, Volume.size, Volume.used, Volume.used_at, Volume.autogrow)
+_COLUMNS: Final = (Volume.id, Volume.name, Volume.size, Volume.used_at, Volume.autogrow, Volume.filesystem)
 
 
 @dataclass(frozen=True)
@@ -47,21 +47,19 @@ class Preview:
     used: int | None
     used_at: datetime | None
     detail: str | None = None
+    #: Whether the decision needs a measurement, and nobody has made one.
+    awaits_measurement: bool = False
 
     @classmethod
-    def of(cls, volume: Volume | Row[Any], policy: Policy) -> Self:
+    def of(cls, volume: Volume | Row[Any], usage: VolumeUsage, policy: Policy) -> Self:
         """Decide about a volume by its policy, as `ExpandOperation` would if it measured the same."""
-        decision = policy.new_size(volume.size, volume.used, volume.autogrow)
+        decision = policy.new_size(volume.size, usage.used, volume.autogrow, usage)
         code, to_size = (decision, None) if isinstance(decision, ItemCode) else (None, decision)
-        detail = None
-        if code is ItemCode.USAGE_UNKNOWN:
-            detail = _NEVER_MEASURED if volume.used_at is None else CANNOT_TELL
-        return cls(volume.id, volume.name, volume.size, to_size, code, volume.used, volume.used_at, detail)
-
-    @property
-    def awaits_measurement(self) -> bool:
-        """Whether the decision needs a measurement, and nobody has made one."""
-        return self.code is ItemCode.USAGE_UNKNOWN and self.used_at is None
+        detail = why_unknown(usage, volume.filesystem) if code is ItemCode.USAGE_UNKNOWN else None
+        # The expansion measures blocks itself, but does not wait for the report of a node.
+        awaits = code is ItemCode.USAGE_UNKNOWN and usage.is_new and volume.filesystem is None
+        used, used_at = usage.used, volume.used_at
+        return cls(volume.id, volume.name, volume.size, to_size, code, used, used_at, detail, awaits)
 
 
 @dataclass(frozen=True)
@@ -109,12 +107,13 @@ async def preview(database: Database, request: BulkExpandRequest, project_id: UU
     total = grows = growth = unmeasured = 0
     oldest: datetime | None = None
     items: list[Preview] = []
-    query = selected_volumes(project_id, request.selection, *_COLUMNS).execution_options(yield_per=_PAGE)
+    columns = *_COLUMNS, *usage_columns()
+    query = selected_volumes(project_id, request.selection, *columns).execution_options(yield_per=_PAGE)
     async with database.transaction(statement_seconds=PLAN_SECONDS) as session:
         volumes = await session.stream(query)
         async for page in volumes.partitions():
             for volume in page:
-                item = Preview.of(volume, request.policy)
+                item = Preview.of(volume, VolumeUsage(*volume[len(_COLUMNS) :]), request.policy)
                 total += 1
                 grows += item.to_size is not None
                 growth += 0 if item.to_size is None else item.to_size - item.from_size

@@ -21,6 +21,7 @@ from domain.snapshots.model import Snapshot
 from domain.snapshots.repository import BulkSnapshotRepository, SnapshotFilter, SnapshotRepository
 from domain.snapshots.retention import RetentionRule
 from domain.storage.directory import BackendDirectory
+from domain.volumes.filesystems import adopt_filesystem, growth_of_new_bytes
 from domain.volumes.model import Volume
 from domain.volumes.repository import VolumeRepository
 from domain.volumes.service import NewVolume
@@ -95,7 +96,7 @@ class SnapshotService:
             found = await snapshots.get(snapshot_id, project_id)
             volume = await volumes.acquire(found.volume_id, project_id, VolumeState.RESTORING, job_id)
             snapshot = await snapshots.acquire(snapshot_id, project_id, SnapshotState.RESTORING, job_id)
-            params = {"size": volume.size}
+            params = {"size": volume.size, **growth_of_new_bytes(volume)}
             job = self._job(JobKind.SNAPSHOT_RESTORE, params, volume, snapshot, origin.caller)
             accepted.job = await JobRepository(accepted.session).add(job)
         return await self._dispatch(accepted.job)
@@ -115,15 +116,17 @@ class SnapshotService:
             project_id, job_id = origin.actor.project_id, uuid7()
             volumes, snapshots = VolumeRepository(accepted.session), SnapshotRepository(accepted.session)
             found = await snapshots.get(snapshot_id, project_id)
-            backend = (await volumes.get(found.volume_id, project_id)).backend
+            source = await volumes.get(found.volume_id, project_id)
+            backend = source.backend
             await self._require_backend(new, backend)
             size = _clone_size(new, found)
             row = new.to_row(project_id=project_id, backend=backend, size=size, job_id=job_id)
+            adopt_filesystem(row, source)
             accepted.last_check = partial(self._directory.require_room, backend, row.size)
             accepted.room.take(volumes=1, bytes=row.size)
             clone = await volumes.add(row)
             snapshot = await snapshots.acquire(snapshot_id, project_id, SnapshotState.CLONING, job_id)
-            params = {"size": clone.size}
+            params = {"size": clone.size, **growth_of_new_bytes(clone)}
             job = self._job(JobKind.SNAPSHOT_CLONE, params, clone, snapshot, origin.caller)
             accepted.job = await JobRepository(accepted.session).add(job)
         return await self._dispatch(accepted.job)

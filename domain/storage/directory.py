@@ -11,7 +11,8 @@ from uuid import UUID
 from sqlalchemy import select
 
 from domain.db.database import Database
-from domain.errors import BackendOvercommitted, DatabaseUnavailable, UnknownBackend
+from domain.errors import BackendOvercommitted, DatabaseUnavailable, Invalid, UnknownBackend
+from domain.storage.filesystems import FILESYSTEMS
 from domain.storage.model import Backend, BackendServer, is_live
 
 #: Seconds between two readings of the directory.
@@ -50,6 +51,27 @@ class BackendStatus:
         """
         total, promised = self.row.total, self.row.promised or 0
         return total is None or requested <= 0 or promised + requested <= int(total * self.row.overcommit)
+
+    @property
+    def filesystems(self) -> frozenset[str] | None:
+        """The file systems that each live worker that serves it can make; None if none serves it now."""
+        served = [frozenset(server.filesystems or ()) for server in self.servers if server.problem is None]
+        return frozenset.intersection(*served) if served else None
+
+    def require_filesystem(self, filesystem: str, size: int) -> None:
+        """Require that a volume of ``size`` bytes with a file system can be made here.
+
+        While no worker serves the backend, it is the job that finds out.
+
+        Raises:
+            Invalid: the backend cannot make it, or the volume is too small for it.
+        """
+        if (minimum := FILESYSTEMS[filesystem]) > size:
+            raise Invalid(f"A volume needs at least {minimum} bytes for {filesystem}.", field="size", minimum=minimum)
+        if (known := self.filesystems) is not None and filesystem not in known:
+            names = ", ".join(sorted(known)) or "none"
+            message = f"The backend {self.name!r} cannot make {filesystem}. It can make: {names}."
+            raise Invalid(message, field="filesystem")
 
     def path(self, volume_id: UUID) -> str | None:
         """Return the path of a volume's bytes, None if the backend has no paths."""

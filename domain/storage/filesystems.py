@@ -8,6 +8,8 @@ from domain.storage.errors import FilesystemFailed
 
 #: The size in bytes that a volume needs at least for each file system: for its journal, its log, or its metadata.
 FILESYSTEMS: Final[Mapping[str, int]] = MappingProxyType({"ext4": 16 * 2**20, "xfs": 300 * 2**20, "btrfs": 128 * 2**20})
+#: Those that are grown while they are not mounted; the others are grown when they are.
+GROWN_OFFLINE: Final = frozenset({"ext4"})
 
 
 def require_room(filesystem: str, size: int) -> None:

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, exists, func, text
+from sqlalchemy import ARRAY, ColumnElement, Text, exists, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.db.base import Base
@@ -65,6 +65,8 @@ class BackendServer(Base):
     #: Since when it serves the backend, or has the problem.
     since: Mapped[datetime] = mapped_column(server_default=func.now())
     seen_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    #: The file systems that it can make there; None from workers of versions that know none.
+    filesystems: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
 
 
 def is_unserved() -> ColumnElement[bool]:

@@ -105,13 +105,20 @@ class BackendRegistry:
         served = [name for name, problem in problems.items() if problem is None]
         capacities = dict(zip(served, await asyncio.gather(*map(self._capacity, served)), strict=True))
         rows = [
-            {"backend": name, "worker_id": worker_id, "host": host, "problem": problem}
+            {
+                "backend": name,
+                "worker_id": worker_id,
+                "host": host,
+                "problem": problem,
+                "filesystems": sorted(self._backends.driver(name).filesystems),
+            }
             for name, problem in sorted(problems.items())
         ]
         new = insert(BackendServer).values(rows)
         unchanged = BackendServer.problem.is_not_distinct_from(new.excluded.problem)
         since = case((unchanged, BackendServer.since), else_=func.now())
-        changes = {"problem": new.excluded.problem, "seen_at": func.now(), "since": since}
+        announced = {name: new.excluded[name] for name in ("problem", "filesystems")}
+        changes = {**announced, "seen_at": func.now(), "since": since}
         async with self._database.transaction() as session:
             await session.execute(new.on_conflict_do_update(index_elements=["backend", "worker_id"], set_=changes))
             for name, capacity in sorted(capacities.items()):

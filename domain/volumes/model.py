@@ -98,6 +98,7 @@ class LockedVolume(NamedTuple):
     version: int
     job_id: UUID | None
     autogrow: dict[str, Any] | None
+    filesystem: str | None
 
     def after_acquisition(self, state: VolumeState, job_id: UUID) -> "LockedVolume":
         """Return the row as it will be when ``job_id`` has acquired it; its version goes up by one.

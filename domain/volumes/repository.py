@@ -81,7 +81,9 @@ ACQUIRE: Final = text(f"""
 RELEASE: Final = _release_statement("""
     UPDATE volumes
     SET state = :state, job_id = NULL, version = version + 1,
-        size = coalesce(held.size, volumes.size), growing_to = NULL, updated_at = now()
+        size = coalesce(held.size, volumes.size), growing_to = NULL, updated_at = now(),
+        grown_at = CASE WHEN volumes.state = 'expanding' AND held.size > volumes.size THEN now()
+            ELSE volumes.grown_at END
     FROM held WHERE
 """)
 #: Delete the rows of volumes.
@@ -201,12 +203,15 @@ class VolumeRepository:
         volume.state, volume.job_id, volume.growing_to = state, job_id, None
         volume.version += 1
         if state is VolumeState.RESTORING:
-            volume.used = volume.used_at = None  # measured of the bytes that are replaced now
+            forget_usage(volume)
         return volume
 
-    async def backends_of(self, volume_ids: Collection[UUID], project_id: UUID) -> dict[UUID, str]:
-        """Return the backend of each of these volumes that exists in a project."""
+    async def backends_of(
+        self, volume_ids: Collection[UUID], project_id: UUID, *, measurable: bool = False
+    ) -> dict[UUID, str]:
+        """Return the backend of each of these volumes that exists in a project; ``measurable``: by its blocks."""
         query = select(Volume.id, Volume.backend).where(Volume.id.in_(volume_ids), Volume.project_id == project_id)
+        query = query.where(Volume.filesystem.is_(None)) if measurable else query
         return {row.id: row.backend for row in await self._session.execute(query)}
 
     async def names(self, volume_ids: Collection[UUID], project_id: UUID) -> dict[UUID, str]:
@@ -294,6 +299,13 @@ class VolumeRepository:
         if not releases:
             return []
         return (await self._session.scalars(statement, {**as_arrays(releases), **values})).all()
+
+
+def forget_usage(volume: Volume) -> None:
+    """Forget what was measured and reported of bytes that are replaced now, and how far their file system had grown."""
+    volume.used = volume.used_at = None
+    volume.filesystem_size = volume.filesystem_used = volume.inodes = volume.inodes_used = None
+    volume.filesystem_grown_to = None if volume.filesystem is None else 0
 
 
 def name_taken(name: str) -> NameTaken:

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -37,6 +37,8 @@ from domain.jobs.transport.job_queue import JobQueue
 from domain.operations import OPERATIONS, VolumeState, job_for, volume_of
 from domain.projects.quota import Room
 from domain.storage.directory import BackendDirectory
+from domain.volumes.batches import CreateRequest, ExpandRequest, beyond_limits, limited_project
+from domain.volumes.filesystems import grown_offline, growth_params
 from domain.volumes.model import Growth, LockedVolume, Volume, rounded_up
 from domain.volumes.repository import Acquisition, VolumeFilter, VolumeRepository, name_taken
 
@@ -75,23 +77,6 @@ class NewVolume:
         )
 
 
-class _CreateRequest(NamedTuple):
-    """A volume to create, the job that creates it, and who asks for it."""
-
-    volume: Volume
-    job: Job
-    actor: Actor
-
-
-class _ExpandRequest(NamedTuple):
-    """A volume to expand, by how much, who asks for it, and in which trace."""
-
-    volume_id: UUID
-    growth: Growth
-    actor: Actor
-    trace: object
-
-
 class VolumeService:
     """The volumes, for the API."""
 
@@ -111,10 +96,10 @@ class VolumeService:
         self._directory = directory
         self._max_attempts = max_attempts
         #: By the project, for those with limits; all others share that of None.
-        self._create_batchers = defaultdict[UUID | None, Batcher[_CreateRequest, bool]](
+        self._create_batchers = defaultdict[UUID | None, Batcher[CreateRequest, bool]](
             lambda: Batcher(self._create_batch, max_batch=MAX_BATCH, fails_all=failed_transiently)
         )
-        self._expand_batchers = defaultdict[UUID | None, Batcher[_ExpandRequest, Job | None]](
+        self._expand_batchers = defaultdict[UUID | None, Batcher[ExpandRequest, Job | None]](
             lambda: Batcher(self._expand_batch, max_batch=MAX_BATCH, fails_all=failed_transiently)
         )
 
@@ -180,15 +165,18 @@ class VolumeService:
         """Accept a new volume.
 
         Raises:
-            Invalid: the request has no size.
+            Invalid: the request has no size, or the backend cannot make its file system, or not of this size.
             UnknownBackend: the backend is not configured.
             QuotaExceeded: the project may not have it.
             NameTaken: another volume of the project has the name.
             BackendOvercommitted: the backend may not promise so much.
         """
         volume = await self._new_volume(new, origin.actor.project_id)
-        job = self._job(JobKind.VOLUME_CREATE, volume, {"size": volume.size}, created_by=origin.caller)
-        request, batcher = _CreateRequest(volume, job, origin.actor), self._create_batchers[_limited_project(origin)]
+        params: Payload = {"size": volume.size}
+        if volume.filesystem is not None:
+            params["filesystem"] = volume.filesystem
+        job = self._job(JobKind.VOLUME_CREATE, volume, params, created_by=origin.caller)
+        request, batcher = CreateRequest(volume, job, origin.actor), self._create_batchers[limited_project(origin)]
         has_room = self._directory.has_room(volume.backend, volume.size)
         if has_room and origin.idempotency is None and await batcher(request):
             return await self._log_and_dispatch(job)
@@ -210,8 +198,8 @@ class VolumeService:
             QuotaExceeded: the project may not have so many bytes.
             BackendOvercommitted: its backend may not promise so much.
         """
-        request = _ExpandRequest(volume_id, growth, origin.actor, tracing.capture())
-        batcher = self._expand_batchers[_limited_project(origin)]
+        request = ExpandRequest(volume_id, growth, origin.actor, tracing.capture())
+        batcher = self._expand_batchers[limited_project(origin)]
         if origin.idempotency is None and (batched := await batcher(request)):
             return await self._log_and_dispatch(batched)
         # With a key, or if the batch has left it out, the request is accepted alone.
@@ -221,17 +209,19 @@ class VolumeService:
             volume.growing_to = to_size = growth.target(volume.size)
             accepted.room.take(bytes=to_size - volume.size)
             accepted.last_check = partial(self._directory.require_room, volume.backend, to_size - volume.size)
-            job = self._job(JobKind.VOLUME_EXPAND, volume, {"to_size": to_size}, created_by=origin.caller)
+            grown = await grown_offline(accepted.session, [volume])
+            params = {"to_size": to_size, **growth_params(grown.get(volume.id))}
+            job = self._job(JobKind.VOLUME_EXPAND, volume, params, created_by=origin.caller)
             accepted.job = await JobRepository(accepted.session).add(job)
         return await self._dispatch(job)
 
-    async def _create_batch(self, requests: Sequence[_CreateRequest]) -> Sequence[bool | Exception]:
+    async def _create_batch(self, requests: Sequence[CreateRequest]) -> Sequence[bool | Exception]:
         """Insert volumes and their jobs. A result is False if the request must be accepted on its own."""
         refused: dict[UUID, QuotaExceeded] = {}
         try:
             async with self._database.transaction() as session:
                 rooms = await rooms_of(session, [request.actor for request in requests])
-                refused = _beyond_limits(requests, rooms)
+                refused = beyond_limits(requests, rooms)
                 volumes = [request.volume for request in requests if request.volume.id not in refused]
                 added = await VolumeRepository(session).add_with_free_names(volumes) if volumes else set()
                 accepted = [request for request in requests if request.volume.id in added]
@@ -248,14 +238,15 @@ class VolumeService:
         outcomes |= dict.fromkeys(refused, False) if len(added) < len(volumes) else refused
         return [outcomes[request.volume.id] for request in requests]
 
-    async def _expand_batch(self, requests: Sequence[_ExpandRequest]) -> Sequence[Job | Exception | None]:
+    async def _expand_batch(self, requests: Sequence[ExpandRequest]) -> Sequence[Job | Exception | None]:
         """Acquire volumes and insert their jobs. A result is None if the request must be accepted on its own."""
         async with self._database.transaction() as session:
             rooms = await rooms_of(session, [request.actor for request in requests])
             volumes = VolumeRepository(session)
             rows = await volumes.lock_without_waiting({request.volume_id for request in requests})
             locked = {volume.id: volume for volume in rows}
-            results = [self._decide(locked, request, rooms) for request in requests]
+            grown = await grown_offline(session, rows)
+            results = [self._decide(locked, grown, request, rooms) for request in requests]
             accepted = [(job, one.actor) for job, one in zip(results, requests, strict=True) if isinstance(job, Job)]
             if accepted:
                 jobs = [job for job, _ in accepted]
@@ -265,7 +256,11 @@ class VolumeService:
         return results
 
     def _decide(
-        self, locked: dict[UUID, LockedVolume], request: _ExpandRequest, rooms: Mapping[UUID, Room]
+        self,
+        locked: dict[UUID, LockedVolume],
+        grown: Mapping[UUID, str],
+        request: ExpandRequest,
+        rooms: Mapping[UUID, Room],
     ) -> Job | Refused | None:
         """Decide on one request. Update ``locked``, so that later requests of the batch find the volume busy."""
         volume, project_id = locked.get(request.volume_id), request.actor.project_id
@@ -281,8 +276,9 @@ class VolumeService:
         except Refused as refusal:
             return refusal
         locked[volume.id] = acquired
+        params = {"to_size": to_size, **growth_params(grown.get(volume.id))}
         with tracing.attached(request.trace):
-            return self._job(JobKind.VOLUME_EXPAND, acquired, {"to_size": to_size}, created_by=request.actor.name)
+            return self._job(JobKind.VOLUME_EXPAND, acquired, params, created_by=request.actor.name)
 
     async def request_delete(self, volume_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Accept the deletion of a volume, which may be in the state ``error``.
@@ -318,6 +314,8 @@ class VolumeService:
         backend = await self._directory.find(new.backend)
         if new.size is None:
             raise Invalid("A volume needs a size.", field="size")
+        if (filesystem := new.columns.get("filesystem")) is not None:
+            backend.require_filesystem(filesystem, new.size)
         return new.to_row(project_id=project_id, backend=backend.name, size=new.size, job_id=uuid7())
 
     def _job(self, kind: JobKind, volume: Volume | LockedVolume, params: Payload, **columns: Any) -> Job:
@@ -331,19 +329,3 @@ class VolumeService:
     async def _dispatch(self, job: Job) -> Job:
         await self._queue.dispatch([job.message])
         return job
-
-
-def _limited_project(origin: RequestOrigin) -> UUID | None:
-    return origin.actor.project_id if origin.actor.is_limited else None
-
-
-def _beyond_limits(requests: Sequence[_CreateRequest], rooms: Mapping[UUID, Room]) -> dict[UUID, QuotaExceeded]:
-    """Take the room for new volumes, and return the refusal of each for which none is left."""
-    refused = {}
-    for volume, _, actor in requests:
-        try:
-            if actor.project_id in rooms:
-                rooms[actor.project_id].take(volumes=1, bytes=volume.size, queued_jobs=1)
-        except QuotaExceeded as error:
-            refused[volume.id] = error
-    return refused

@@ -21,7 +21,7 @@ import redis
 import domain.services
 import domain.storage.file.fence
 from domain.bulk.chunks import LaneSteps
-from domain.bulk.expand import ExpandOperation
+from domain.bulk.expansion import ExpandOperation
 from domain.bulk.service import BulkService
 from domain.jobs.engine import Claim, JobEngine
 from domain.jobs.kinds import JobHandler

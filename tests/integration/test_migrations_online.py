@@ -311,6 +311,7 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "problem": "NULL",
         "since": "now()",
         "seen_at": "now()",
+        "filesystems": "'{ext4}'",
     },
     "test_notes": {"id": "'%s'", "job_id": "'%s'", "note": "'%s'"},
 }

@@ -142,3 +142,122 @@ async def test_dry_run_says_what_was_not_measured_and_since_when_it_knows(
     assert (plan["grows"], plan["unmeasured"], plan["measured_at"]) == (1, 0, item["used_at"])
     assert (item["used"], item["detail"], item["used_at"] is None) == (9 * MIB, None, False)
     assert (by_amount["grows"], by_amount["unmeasured"]) == (1, 0)
+
+
+NOT_REPORTED = "No node has reported yet how much of its file system is in use."
+REPORTED_LATE = "The node that has it has not reported on its file system for 5 minutes."
+
+
+async def report(services: Services, volume_id: UUID, *, used: int, minutes_ago: int = 0, inodes_used: int = 1) -> None:
+    """Report on a file system as a node does; ``used`` in MiB."""
+    await sql(
+        services,
+        f"UPDATE volumes SET used = {used * MIB}, used_at = now() - interval '{minutes_ago} minutes',"
+        f" inodes = 100, inodes_used = {inodes_used} WHERE id = :id",
+        id=volume_id,
+    )
+
+
+async def with_filesystem(services: Services, **columns: object) -> UUID:
+    """Insert a volume of 10 MiB with a file system, which a null backend can expand but not measure."""
+    own: dict[str, object] = {"filesystem": "xfs", "autogrow": FIFTH, **columns}
+    (volume_id,) = await add_volumes(services, 1, backend="null", size=10 * MIB, **own)
+    return volume_id
+
+
+async def attach(services: Services, volume_id: UUID) -> None:
+    await sql(
+        services,
+        "INSERT INTO attachments (id, volume_id, node, holder, mode, state, generation)"
+        " VALUES (gen_random_uuid(), :id, 'n', 'h', 'rw', 'attached', 1)",
+        id=volume_id,
+    )
+
+
+@pytest.mark.parametrize("request_body", [NIGHTLY, BY_USAGE], ids=["nightly", "usage_above"])
+@pytest.mark.parametrize(
+    ("minutes_ago", "attached", "outcome"),
+    [
+        (None, False, ("usage-unknown", NOT_REPORTED, None, None)),
+        (None, True, ("usage-unknown", NOT_REPORTED, None, None)),
+        (4, True, ("expanded", None, 9 * MIB, 12 * MIB)),
+        (6, True, ("usage-unknown", REPORTED_LATE, None, None)),
+        (6000, False, ("expanded", None, 9 * MIB, 12 * MIB)),
+    ],
+)
+async def test_volume_with_a_file_system_grows_by_what_its_node_reports(
+    client: httpx.AsyncClient,
+    services: Services,
+    own_settings: Settings,
+    running_worker: RunningWorker,
+    *,
+    request_body: dict[str, Any],
+    minutes_ago: int | None,
+    outcome: tuple[Any, ...],
+    attached: bool,
+) -> None:
+    volume_id = await with_filesystem(services)
+    if minutes_ago is not None:
+        await report(services, volume_id, used=9, minutes_ago=minutes_ago)
+    if attached:
+        await attach(services, volume_id)
+    plan = await dry_run(client, request_body)
+    async with running_worker(own_settings):
+        done = await expand(client, request_body)
+
+    code, detail, used, to_size = outcome
+    assert done == [outcome]
+    (item,) = plan["items"]
+    planned = None if code == "expanded" else code
+    assert (item["code"], item["detail"], item["used"], item["to_size"]) == (planned, detail, used, to_size)
+    assert plan["unmeasured"] == 0, "the expansion itself measures no file system"
+
+
+async def test_blocks_of_a_file_system_are_not_measured(
+    client: httpx.AsyncClient, services: Services, own_settings: Settings, running_worker: RunningWorker
+) -> None:
+    """Files that were written and deleted leave every block allocated: the volume is empty all the same."""
+    async with running_worker(own_settings):
+        volume_id = await create(client, "emptied", "sparse", written=10)
+        await sql(services, "UPDATE volumes SET filesystem = 'xfs'")
+        await report(services, volume_id, used=1)
+
+        assert await expand(client, NIGHTLY) == [("below-threshold", None, MIB, None)]
+        assert (await volume_row(services, volume_id))["used"] == MIB
+
+
+async def test_volume_without_free_inodes_grows_if_its_policy_says_so(
+    client: httpx.AsyncClient, services: Services, own_settings: Settings, running_worker: RunningWorker
+) -> None:
+    volume_id = await with_filesystem(services, autogrow=FIFTH | {"inodes_above": 90})
+    await report(services, volume_id, used=1, inodes_used=91)
+    async with running_worker(own_settings):
+        assert await expand(client, NIGHTLY) == [("expanded", None, MIB, 12 * MIB)]
+        await sql(services, "UPDATE volumes SET autogrow = autogrow - 'inodes_above'")
+        assert await expand(client, NIGHTLY) == [("below-threshold", None, MIB, None)]
+
+
+@pytest.mark.parametrize("backend", ["sparse", "null"])
+async def test_growths_of_a_volume_are_a_cooldown_apart(
+    client: httpx.AsyncClient,
+    services: Services,
+    own_settings: Settings,
+    running_worker: RunningWorker,
+    backend: str,
+) -> None:
+    policy = FIFTH | {"usage_above": 10, "cooldown_seconds": 3600}
+    async with running_worker(own_settings):
+        if backend == "null":
+            volume_id = await with_filesystem(services, autogrow=policy)
+            await report(services, volume_id, used=9)
+        else:
+            volume_id = await create(client, "filling", "sparse", written=9)
+            await services.volumes.change(volume_id, {"autogrow": policy})
+        assert [item[0] for item in await expand(client, NIGHTLY)] == ["expanded"]
+        assert [item[0] for item in await expand(client, NIGHTLY)] == ["cooling-down"]
+        assert [one["code"] for one in (await dry_run(client, NIGHTLY))["items"]] == ["cooling-down"]
+        by_request = {"by": MIB, "cooldown_seconds": 3600}
+        assert [item[0] for item in await expand(client, by_request)] == ["cooling-down"]
+        await sql(services, "UPDATE volumes SET grown_at = grown_at - interval '1 hour'")
+
+        assert [item[0] for item in await expand(client, NIGHTLY)] == ["expanded"]

@@ -189,7 +189,7 @@ JOBS: Final = (
     Mutation(
         "retry-uses-current-policy",
         "a retry would apply the current policy on top of the size that was already stored",
-        "domain/bulk/expand.py",
+        "domain/bulk/expansion.py",
         "        decision = item.to_size if item.to_size > volume.size else ItemCode.ALREADY_LARGE_ENOUGH\n",
         "        decision = policy.new_size(volume.size, used, volume.autogrow)\n",
         ("tests/integration/test_autogrow.py::test_retry_grows_to_the_stored_size",),

@@ -11,6 +11,7 @@ from domain.bulk.preview import Plan, Preview
 from domain.bulk.requests import BulkRequest
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin
 from domain.jobs.model import Job
+from domain.volumes.usage import VolumeUsage
 from tests.unit.fake_volumes import FakeJobs, FakeVolumes, job_row
 
 
@@ -44,7 +45,8 @@ class FakeBulk:
         request.require_within(100)
         plan = Plan(0, 0, 0, None, [])
         for volume in self.volumes.rows.values():
-            plan.items.append(Preview.of(volume, request.policy))
+            usage = VolumeUsage(volume.used, is_new=volume.used_at is None)
+            plan.items.append(Preview.of(volume, usage, request.policy))
         growing = [item for item in plan.items if item.to_size is not None]
         growth = sum((item.to_size or 0) - item.from_size for item in growing)
         unmeasured = sum(item.awaits_measurement for item in plan.items)

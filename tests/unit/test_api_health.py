@@ -108,6 +108,7 @@ async def test_backends_have_drivers_capacity_and_workers(fake: FakeServices, cl
         "free": 10 * 2**30 - 2**20,
         "promised": None,
         "measured_at": worker["since"],
+        "filesystems": [],
         "served": True,
         "problem": None,
         "workers": [worker],

@@ -168,7 +168,7 @@ def test_only_nullable_members_allow_null(document: dict[str, Any]) -> None:
     for name in ("GrowthIn", "VolumePatch", "VolumeIn", "AutogrowIn", "ScheduleIn", "SchedulePatch"):
         for member, schema in document["components"]["schemas"][name]["properties"].items():
             nullable = {"type": "null"} in schema.get("anyOf", [])
-            assert nullable == (member in ("autogrow", "backend", "size")), (name, member)
+            assert nullable == (member in ("autogrow", "backend", "filesystem", "size")), (name, member)
             assert schema.get("default", ...) is not None
 
 

@@ -41,7 +41,7 @@ def test_volumes_are_listed_with_sizes_for_people(fake: FakeServices, cistern: T
     code, out, _ = cistern("volumes", "list")
 
     titles, line = out.splitlines()
-    assert (code, titles.split()) == (0, ["name", "state", "size", "used", "backend", "labels", "id"])
+    assert (code, titles.split()) == (0, ["name", "state", "size", "used", "filesystem", "backend", "labels", "id"])
     assert line.split("  ")[0] == "pg-1"
     assert all(part in line for part in ("available", "10 GiB", "5 GiB (50 %)", "team=search tier=gold"))
 

@@ -1,6 +1,7 @@
 """Growth policies: the new size of a volume, or the reason why it is unchanged."""
 
 import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from domain.bulk.requests import Selection
 from domain.bulk.service import slots_per_lane
 from domain.errors import Invalid
 from domain.volumes.model import BLOCK_BYTES, MAX_SIZE, rounded_down
+from domain.volumes.usage import VolumeUsage
 
 MIB = 1 << 20
 SIZES = st.integers(min_value=1, max_value=MAX_SIZE)
@@ -28,6 +30,8 @@ def test_growth_is_rounded_up_to_whole_steps() -> None:
 def test_volumes_are_measured_only_for_a_threshold() -> None:
     assert not GrowthPolicy(by=1, up_to=MIB).measures
     assert GrowthPolicy(by=1, usage_above=0).measures
+    assert GrowthPolicy(by=1, inodes_above=0).measures
+    assert not GrowthPolicy(by=1, cooldown_seconds=1).measures
     assert VolumePolicies().measures
 
 
@@ -59,6 +63,54 @@ def test_unchanged_volume_has_a_reason(policy: GrowthPolicy, size: int, used: in
     assert policy.new_size(size, used) == code
 
 
+FULL_OF_INODES = VolumeUsage(inodes=1000, inodes_used=901)
+
+
+@pytest.mark.parametrize(
+    ("policy", "used", "usage", "expected"),
+    [
+        (GrowthPolicy(by=MIB, usage_above=80, inodes_above=90), MIB, FULL_OF_INODES, 11 * MIB),
+        (GrowthPolicy(by=MIB, usage_above=80, inodes_above=91), MIB, FULL_OF_INODES, ItemCode.BELOW_THRESHOLD),
+        (GrowthPolicy(by=MIB, usage_above=80), MIB, FULL_OF_INODES, ItemCode.BELOW_THRESHOLD),
+        (GrowthPolicy(by=MIB, usage_above=80, inodes_above=91), 9 * MIB, FULL_OF_INODES, 11 * MIB),
+        (GrowthPolicy(by=MIB, inodes_above=90), None, FULL_OF_INODES, 11 * MIB),
+        (GrowthPolicy(by=MIB, inodes_above=91), None, FULL_OF_INODES, ItemCode.BELOW_THRESHOLD),
+        (GrowthPolicy(by=MIB, inodes_above=0), MIB, VolumeUsage(), ItemCode.USAGE_UNKNOWN),
+        (GrowthPolicy(by=MIB, inodes_above=0), MIB, VolumeUsage(inodes=0, inodes_used=0), ItemCode.USAGE_UNKNOWN),
+        (GrowthPolicy(by=MIB, usage_above=80, inodes_above=0), MIB, VolumeUsage(), ItemCode.BELOW_THRESHOLD),
+    ],
+)
+def test_inodes_that_run_out_let_a_volume_grow__too(
+    policy: GrowthPolicy, used: int | None, usage: VolumeUsage, expected: int | ItemCode
+) -> None:
+    assert policy.new_size(10 * MIB, used, None, usage) == expected
+
+
+@pytest.mark.parametrize(
+    ("grown_ago", "expected"), [(59.9, ItemCode.COOLING_DOWN), (60, 11 * MIB), (None, 11 * MIB)], ids=str
+)
+def test_growths_are_a_cooldown_apart(grown_ago: float | None, expected: int | ItemCode) -> None:
+    usage = VolumeUsage(grown_ago=None if grown_ago is None else timedelta(seconds=grown_ago))
+    autogrow = {"usage_above": 80, "by": MIB, "up_to": 20 * MIB, "cooldown_seconds": 60}
+
+    assert GrowthPolicy(by=MIB, cooldown_seconds=60).new_size(10 * MIB, None, None, usage) == expected
+    assert VolumePolicies().new_size(10 * MIB, 9 * MIB, autogrow, usage) == expected
+    assert GrowthPolicy(by=MIB).new_size(10 * MIB, None, None, usage) == 11 * MIB
+
+
+def test_other_reasons_are_told_before_the_cooldown() -> None:
+    policy, usage = GrowthPolicy(by=MIB, usage_above=80, up_to=10 * MIB, cooldown_seconds=60), VolumeUsage()
+    usage = usage._replace(grown_ago=timedelta())
+
+    assert policy.new_size(10 * MIB, MIB, None, usage) == ItemCode.BELOW_THRESHOLD
+    assert policy.new_size(10 * MIB, 9 * MIB, None, usage) == ItemCode.AT_LIMIT
+
+
+def test_job_of_a_policy_has_only_the_members_that_are_set() -> None:
+    """A worker of an earlier version refuses members that it does not know."""
+    assert GrowthPolicy(by=1, usage_above=0).to_json() == {"by": 1, "step": MIB, "usage_above": 0}
+
+
 def test_volume_above_threshold_grows() -> None:
     assert GrowthPolicy(by=1, step=1, usage_above=80).new_size(100 * 4096, 81 * 4096) == 101 * 4096
 
@@ -82,6 +134,8 @@ def test_new_size_is_larger_and_within_the_limit(size: int, by: int, step: int, 
         ({"by": 1, "step": 0}, "step"),
         ({"by": 1, "usage_above": -1}, "usage_above"),
         ({"by": 1, "usage_above": 101}, "usage_above"),
+        ({"by": 1, "inodes_above": 101}, "inodes_above"),
+        ({"by": 1, "cooldown_seconds": 0}, "cooldown_seconds"),
     ],
 )
 def test_invalid_policy_is_refused_with_its_field(members: dict[str, int], field: str) -> None:

@@ -32,12 +32,12 @@ from domain.storage.file.disk import (
     resize,
     sync,
 )
-from domain.storage.file.filesystem import GROWN_OFFLINE, make
+from domain.storage.file.filesystem import installed, make
 from domain.storage.file.opened import Opened
 from domain.storage.file.root import Root, without_job
 from domain.storage.file.superblock import filesystem_size
 from domain.storage.file.tree import data_of, snapshot_of
-from domain.storage.filesystems import FILESYSTEMS, require_room
+from domain.storage.filesystems import GROWN_OFFLINE, require_room
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -67,8 +67,6 @@ class FileDriver(StorageDriver):
     Files are sparse, or have all their blocks reserved when they are created or grown (``reserve``).
     """
 
-    filesystems = tuple(FILESYSTEMS)
-
     def __init__(self, root: Path, threads: int, *, reserve: bool = False) -> None:
         #: The directory that contains everything.
         self.root = root.absolute()
@@ -76,6 +74,7 @@ class FileDriver(StorageDriver):
         self._reserve = reserve
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="storage")
         self.place = str(self.root)
+        self.filesystems = installed()
         if reserve:
             self.overcommit = 1.0
 

@@ -13,9 +13,6 @@ from domain.storage.context import Grant
 from domain.storage.errors import FilesystemFailed
 from domain.storage.file.disk import sync
 
-#: The file systems that are grown while they are not mounted; the others are grown when they are.
-GROWN_OFFLINE: Final = frozenset({"ext4"})
-
 #: How to make each file system, followed by the option for its UUID. A new file holds no data: there is nothing to
 #: discard. Without -T, mkfs.ext4 would choose blocks for a volume of today's size, and volumes grow. In a new file its
 #: inode tables and its journal are zeros already, and are not written (``discard`` lets it know that).
@@ -35,6 +32,11 @@ _CHECKED: Final = frozenset({0, 1})
 #: An attribute that a file has while its file system grows. What e2fsck finds then is the doing of a growth that was
 #: interrupted, so that it may correct all of it; without, it corrects what is safe, and the rest is left to a person.
 _GROWING: Final = "user.cistern.growing"
+
+
+def installed() -> tuple[str, ...]:
+    """Return the file systems whose tools are on this host."""
+    return tuple(name for name, command in _MKFS.items() if _program(command[0]) is not None)
 
 
 def make(handle: int, filesystem: str, volume_id: UUID, grant: Grant) -> None:
@@ -74,6 +76,10 @@ def _is_growing(handle: int) -> bool:
     return False
 
 
+def _program(tool: str) -> str | None:
+    return shutil.which(tool, path=f"{os.environ.get('PATH', '')}:{_SBIN}")
+
+
 def _run(
     command: Sequence[str],
     filesystem: str,
@@ -84,7 +90,7 @@ def _run(
 ) -> None:
     """Run a tool on an open file, in a process that no signal to this one's group reaches: it must not end halfway."""
     tool = command[0]
-    program = shutil.which(tool, path=f"{os.environ.get('PATH', '')}:{_SBIN}")
+    program = _program(tool)
     if program is None:
         raise FilesystemFailed(
             f"{tool} is not installed on the worker's host (Debian: apt-get install {PACKAGES[filesystem]})."

@@ -1,0 +1,69 @@
+"""The file systems of volumes: which are grown by the jobs of workers, and what these found out."""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import BigInteger, Text, Uuid, func, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from domain.db.sql import array_rows
+from domain.errors import Invalid
+from domain.operations import GROW_FILESYSTEM
+from domain.storage.filesystems import GROWN_OFFLINE
+from domain.volumes.model import LockedVolume, Volume
+from domain.volumes.usage import not_attached
+
+
+async def grown_offline(session: AsyncSession, volumes: Iterable[Volume | LockedVolume]) -> Mapping[UUID, str]:
+    """Return the file systems, by volume, that an expansion of these locked volumes has to grow.
+
+    Nobody can attach one of them as long as the rows are locked, or a job holds the volume. Most volumes have no such
+    file system, and need no query.
+    """
+    candidates = {one.id: one.filesystem for one in volumes if one.filesystem is not None}
+    candidates = {id_: filesystem for id_, filesystem in candidates.items() if filesystem in GROWN_OFFLINE}
+    free: Collection[UUID] = await not_attached(session, candidates) if candidates else ()
+    return {id_: filesystem for id_, filesystem in candidates.items() if id_ in free}
+
+
+def growth_params(filesystem: str | None) -> dict[str, str]:
+    """Return the parameters of a job that grows a file system, or none."""
+    return {} if filesystem is None else {GROW_FILESYSTEM: filesystem}
+
+
+def growth_of_new_bytes(volume: Volume) -> dict[str, str]:
+    """Return the parameters of a job that gives a volume, which nobody has, the bytes of a snapshot.
+
+    Its file system may be smaller than the volume then, and it is not known by how much.
+    """
+    return growth_params(volume.filesystem if volume.filesystem in GROWN_OFFLINE else None)
+
+
+def adopt_filesystem(clone: Volume, source: Volume) -> None:
+    """Give a new volume the file system of the volume whose bytes it begins with. It is not known how large it is.
+
+    Raises:
+        Invalid: another one was requested.
+    """
+    if clone.filesystem not in (None, source.filesystem):
+        has = source.filesystem or "no file system"
+        raise Invalid(f"A clone has the file system of its source, which has {has}.", field="filesystem")
+    clone.filesystem = source.filesystem
+    clone.filesystem_grown_to = None if source.filesystem is None else 0
+
+
+async def record_growths(session: AsyncSession, found: Mapping[UUID, Mapping[str, Any]]) -> None:
+    """Store what jobs report of the file systems of volumes, whose rows are locked; others are left out."""
+    rows = [
+        {"id": id_, "grown_to": one.get("filesystem_grown_to"), "error": one.get("filesystem_error")}
+        for id_, one in found.items()
+        if "filesystem_grown_to" in one or "filesystem_error" in one
+    ]
+    if not rows:
+        return
+    given = array_rows(rows, id=Uuid(), grown_to=BigInteger(), error=Text())
+    grown_to = func.coalesce(given.c.grown_to, Volume.filesystem_grown_to)
+    query = update(Volume).where(Volume.id == given.c.id)
+    query = query.values(filesystem_grown_to=grown_to, filesystem_error=given.c.error)
+    await session.execute(query.execution_options(synchronize_session=False))

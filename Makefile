@@ -74,7 +74,8 @@ coverage: $(READY) ## Run unit and integration tests (COVERED=...) and report wh
 	$(BIN)/coverage report
 
 # The lock names every version, build tools included: pip resolves nothing, and installs the project without isolation.
-$(READY): requirements.lock pyproject.toml
+# Installing also generates the stubs of the CSI plugin.
+$(READY): requirements.lock pyproject.toml api/csi/csi.proto api/csi/generate.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "Cistern needs Python 3.11 or newer, and $(PYTHON) is" \
 			"$$($(PYTHON) --version 2>&1 || true): try PYTHON=python3.12 make $(MAKECMDGOALS)" >&2; exit 1; }

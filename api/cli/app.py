@@ -35,6 +35,7 @@ _LAZY: Final = {
     "projects": _Lazy("project_commands", "Create and list projects, and limit them."),
     "keys": _Lazy("key_commands", "Create, list, replace and revoke keys, in the database itself."),
     "audit": _Lazy("overview_commands", "List accepted changes. Needs a system key."),
+    "csi": _Lazy("csi_command", "Serve volumes to Kubernetes on this host."),
     "docker-plugin": _Lazy("docker_plugin_command", "Serve volumes to Docker and Podman on this host."),
     "check": _Lazy("check_command", "Compare database, ledger and storage."),
     "doctor": _Lazy("doctor_command", "Examine settings, servers and workers, and say what is wrong."),

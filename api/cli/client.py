@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, ClassVar, Final, NamedTuple
 
-from api.cli.http import NOT_MODIFIED, HttpClient, InvalidUrl, NoResponse, Response
+from api.cli.http import NOT_MODIFIED, TIMEOUT_SECONDS, HttpClient, InvalidUrl, NoResponse, Response
 from api.cli.key_file import authorization
 from domain.errors import CisternError, ConfigurationError
 
@@ -141,14 +141,14 @@ class ApiClient:
         raise ApiCallFailed(f"the server at {self._client.base_url} is not Cistern's API")
 
 
-def open_api(url: str) -> ApiClient:
-    """Return a client of the API at ``url``; it connects with its first request.
+def open_api(url: str, **options: float) -> ApiClient:
+    """Return a client of the API at ``url``; it connects with its first request. The options are those of `connect`.
 
     Raises:
         ApiCallFailed: ``url`` is malformed, the key file is unsafe, or ``CISTERN_CA_FILE`` is no file of certificates.
     """
     try:
-        return ApiClient(connect(url))
+        return ApiClient(connect(url, **options))
     except (InvalidUrl, ConfigurationError) as error:
         raise ApiCallFailed(error.message) from error
     except OSError as error:
@@ -157,13 +157,13 @@ def open_api(url: str) -> ApiClient:
         ) from error
 
 
-def connect(url: str) -> HttpClient:
-    """Create the HTTP client.
+def connect(url: str, *, timeout: float = TIMEOUT_SECONDS) -> HttpClient:
+    """Create the HTTP client; ``timeout`` in seconds is the limit for each request.
 
     ``CISTERN_CA_FILE`` has the certificates that are trusted for https; without it those of the system are, or those of
     ``SSL_CERT_FILE``.
     """
-    return HttpClient(url, authorization(url), ca_file=os.environ.get("CISTERN_CA_FILE") or None)
+    return HttpClient(url, authorization(url), ca_file=os.environ.get("CISTERN_CA_FILE") or None, timeout=timeout)
 
 
 def _problem(response: Response) -> JsonObject | None:

@@ -8,16 +8,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from domain.audit.repository import PRUNE_BATCH, prune_entries
 from domain.jobs.store.retention import Prune, Pruned
 from domain.schedules.repository import prune_runs
-from domain.settings import Settings
 from domain.volumes.history.repository import prune_samples
 
 
-def others_pruned(settings: Settings) -> Sequence[tuple[Prune, float]]:
+def others_pruned(*, jobs_days: float, history_days: float, audit_days: float) -> Sequence[tuple[Prune, float]]:
     """Return what else is pruned, and after how many days."""
     return [
-        (prune_runs, settings.keep_jobs_days),
-        (prune_samples, settings.keep_history_days),
-        (_prune_audit, settings.keep_audit_days),
+        (prune_runs, jobs_days),
+        (prune_samples, history_days),
+        (_prune_audit, audit_days),
     ]
 
 

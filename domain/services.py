@@ -309,7 +309,7 @@ def compose(
         watcher=Watcher(database, queue),
         workers=WorkerDirectory(database, lease=settings.lease_seconds),
         stats=StatsCache(database),
-        retention=Retention(database, clear_ledgers, days=settings.keep_jobs_days, others=others_pruned(settings)),
+        retention=_retention(settings, database),
         fence_retention=FenceRetention(database, backends, days=settings.keep_jobs_days),
     )
 
@@ -337,6 +337,12 @@ def _bulk_operations(
         JobKind.BULK_EXPAND: ExpandOperation(database, backends),
         JobKind.BULK_SNAPSHOT: SnapshotOperation(backends, snapshots, freezer),
     }
+
+
+def _retention(settings: Settings, database: Database) -> Retention:
+    days = settings.keep_jobs_days
+    others = others_pruned(jobs_days=days, history_days=settings.keep_history_days, audit_days=settings.keep_audit_days)
+    return Retention(database, clear_ledgers, days=days, others=others)
 
 
 async def _sample_volumes(session: AsyncSession, backend: str) -> Sequence[UUID]:

@@ -124,7 +124,7 @@ STORAGE: Final = (
         "mounted-file-system-grown-offline",
         "a worker would run e2fsck on a file system that a node has mounted",
         "domain/volumes/filesystems.py",
-        "if id_ in free}",
+        " if id_ not in attached}",
         "}",
         (f"{FILESYSTEMS}test_file_system_of_an_attached_volume_is_left_to_its_node",),
     ),

@@ -183,5 +183,5 @@ async def test_volume_shows_its_file_system_and_what_it_began_with(
     names = (*reported, "filesystem_error")
     assert [shown[plain.id][name] for name in (*names, "source")] == [None] * 6
     assert [shown[cloned.id][name] for name in names] == [*reported.values(), "it has errors"]
-    assert shown[cloned.id]["source"] == {"snapshot_id": str(snapshot_id), "volume_id": None}
-    assert shown[copied.id]["source"] == {"snapshot_id": None, "volume_id": str(volume_id)}
+    assert shown[cloned.id]["source"] == {"snapshot_id": str(snapshot_id)}
+    assert shown[copied.id]["source"] == {"volume_id": str(volume_id)}

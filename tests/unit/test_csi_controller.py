@@ -254,7 +254,7 @@ class TestCreateFromSource:
             call = plugin.volume(name, capacity_range=size(1, GIB - 1), volume_content_source=content)
             assert await status(call) == "OUT_OF_RANGE"
 
-    @pytest.mark.parametrize("missing", [str(uuid4()), "none"])
+    @pytest.mark.parametrize("missing", ["01a0b1c2-0000-7000-8000-0000000000ff", "none"])
     async def test_missing_source_is_not_found(self, plugin: Plugin, missing: str) -> None:
         for content in (from_snapshot(missing), from_volume(missing)):
             assert await status(plugin.volume(volume_content_source=content)) == "NOT_FOUND"

@@ -151,7 +151,7 @@ class TestStage:
 
         assert await status(stage(plugin, volume)) == "FAILED_PRECONDITION"
 
-    @pytest.mark.parametrize("missing", [str(uuid4()), "none"])
+    @pytest.mark.parametrize("missing", ["01a0b1c2-0000-7000-8000-0000000000ff", "none"])
     async def test_missing_volume_is_not_found(self, plugin: Plugin, missing: str) -> None:
         volume = csi.Volume(volume_id=missing)
 

@@ -4,12 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
 from api.csi import csi_pb2 as csi
-from tests.unit.csi_client import GIB, Mode, Plugin, block, mount, open_plugin, rejection, size, status
+from tests.unit.csi_client import GIB, NOBODY, Mode, Plugin, block, mount, open_plugin, rejection, size, status
 
 
 @pytest.fixture
@@ -151,7 +150,7 @@ class TestStage:
 
         assert await status(stage(plugin, volume)) == "FAILED_PRECONDITION"
 
-    @pytest.mark.parametrize("missing", [str(uuid4()), "none"])
+    @pytest.mark.parametrize("missing", [NOBODY, "none"])
     async def test_missing_volume_is_not_found(self, plugin: Plugin, missing: str) -> None:
         volume = csi.Volume(volume_id=missing)
 
@@ -293,7 +292,7 @@ class TestExpand:
 
         assert await status(self.expand(plugin, "", staging(plugin))) == "INVALID_ARGUMENT"
         assert await status(self.expand(plugin, volume.volume_id, "")) == "INVALID_ARGUMENT"
-        assert await status(self.expand(plugin, str(uuid4()), staging(plugin))) == "NOT_FOUND"
+        assert await status(self.expand(plugin, NOBODY, staging(plugin))) == "NOT_FOUND"
         assert await status(self.expand(plugin, volume.volume_id, "/elsewhere")) == "NOT_FOUND"
 
 
@@ -333,5 +332,5 @@ class TestStats:
 
         assert await status(self.stats(plugin, "", staging(plugin))) == "INVALID_ARGUMENT"
         assert await status(self.stats(plugin, volume.volume_id, "")) == "INVALID_ARGUMENT"
-        assert await status(self.stats(plugin, str(uuid4()), staging(plugin))) == "NOT_FOUND"
+        assert await status(self.stats(plugin, NOBODY, staging(plugin))) == "NOT_FOUND"
         assert await status(self.stats(plugin, volume.volume_id, "/elsewhere")) == "NOT_FOUND"

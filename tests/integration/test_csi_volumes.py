@@ -100,6 +100,14 @@ async def unstage(node: Any, volume_id: str, path: Path) -> None:
     await twice(node.NodeUnstageVolume, request)
 
 
+def record(path: Path, text: str) -> None:
+    """Write a file as an application does that acknowledges it."""
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def total(path: Path) -> int:
     """Return the bytes of a mounted file system."""
     found = os.statvfs(path)
@@ -108,14 +116,15 @@ def total(path: Path) -> int:
 
 async def test_volume_is_mounted_for_a_pod_grows_and_is_deleted(plugin: tuple[Any, Any], place: Path) -> None:
     (controller, node), staging, pod = plugin, place / "staging", place / "pod"
-    ids, capacity = {"volume_id": await a_volume(controller, "pvc-1")}, size(2 * SIZE)
+    ids: dict[str, Any] = {"volume_id": await a_volume(controller, "pvc-1")}
+    capacity = size(2 * SIZE)
     await stage(node, ids["volume_id"], staging)
     publish = csi.NodePublishVolumeRequest(
         **ids, staging_target_path=str(staging), target_path=str(pod), volume_capability=mount("xfs")
     )
     await twice(node.NodePublishVolume, publish)
     assert (os.path.ismount(staging), os.path.ismount(pod)) == (True, True)
-    (pod / "record").write_text("acknowledged")
+    record(pod / "record", "acknowledged")
     before = total(pod)
 
     await twice(controller.ControllerExpandVolume, csi.ControllerExpandVolumeRequest(**ids, capacity_range=capacity))
@@ -140,10 +149,10 @@ async def test_copy_has_the_bytes_of_the_snapshot(plugin: tuple[Any, Any], place
     (controller, node), first, second = plugin, place / "first", place / "second"
     volume_id = await a_volume(controller, "pvc-1")
     await stage(node, volume_id, first)
-    (first / "record").write_text("acknowledged")
+    record(first / "record", "acknowledged")
     request = csi.CreateSnapshotRequest(source_volume_id=volume_id, name="daily")
     snapshot = (await twice(controller.CreateSnapshot, request)).snapshot
-    (first / "record").write_text("later")
+    record(first / "record", "later")
 
     copy_id = await a_volume(controller, "copy", volume_content_source=from_snapshot(snapshot.snapshot_id))
     await stage(node, copy_id, second)

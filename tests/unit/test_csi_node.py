@@ -239,6 +239,21 @@ class TestUnpublish:
 
         assert [*plugin.cistern.attachments] == ["a"]
 
+    async def test_attachments_of_another_node_stay(self, plugin: Plugin, volume: csi.Volume) -> None:
+        row = {"node": "node-2", "holder": "csi:stage", "mode": "rw", "state": "attached", "path": staging(plugin)}
+        plugin.cistern.attachments["a"] = {**row, "volume_id": volume.volume_id}
+        await unstage(plugin, volume.volume_id, staging(plugin))
+
+        assert [*plugin.cistern.attachments] == ["a"]
+
+    async def test_attachment_that_goes_in_between_is_gone(self, plugin: Plugin, volume: csi.Volume) -> None:
+        await stage(plugin, volume)
+        path = f"/volumes/{volume.volume_id}/attachments/{next(iter(plugin.cistern.attachments))}"
+        plugin.cistern.meanwhile = ("DELETE", path, plugin.cistern.attachments.clear)
+        await unstage(plugin, volume.volume_id, staging(plugin))
+
+        assert plugin.cistern.meanwhile is None
+
     async def test_directory_with_files_is_not_removed(self, plugin: Plugin, volume: csi.Volume) -> None:
         """Then the mount is gone, and somebody has written below it."""
         await stage(plugin, volume)

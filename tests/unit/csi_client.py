@@ -16,7 +16,9 @@ from tests.unit.fake_cistern import FakeCistern
 
 Mode = csi.VolumeCapability.AccessMode
 MIB, GIB = 2**20, 2**30
-_STUBS: tuple[Any, ...] = (IdentityStub, ControllerStub, NodeStub)
+STUBS: tuple[Any, ...] = (IdentityStub, ControllerStub, NodeStub)
+#: The id of nothing.
+NOBODY = "01a0b1c2-0000-7000-8000-000000000000"
 #: Calls in these tests wait for a job for so long, in seconds.
 PATIENCE = 0.3
 
@@ -48,7 +50,7 @@ async def open_plugin(folder: Path) -> AsyncIterator[Plugin]:
         serving(ApiClient(cistern), endpoint, "node-1", patience=PATIENCE),
         grpc.aio.insecure_channel(endpoint) as channel,
     ):
-        identity, controller, node = (stub(channel) for stub in _STUBS)
+        identity, controller, node = (stub(channel) for stub in STUBS)
         yield Plugin(identity, controller, node, cistern, folder)
 
 

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -13,6 +12,7 @@ from domain.volumes.model import MAX_SIZE
 from tests.unit.csi_client import (
     GIB,
     MIB,
+    NOBODY,
     Mode,
     Plugin,
     block,
@@ -254,7 +254,7 @@ class TestCreateFromSource:
             call = plugin.volume(name, capacity_range=size(1, GIB - 1), volume_content_source=content)
             assert await status(call) == "OUT_OF_RANGE"
 
-    @pytest.mark.parametrize("missing", ["01a0b1c2-0000-7000-8000-0000000000ff", "none"])
+    @pytest.mark.parametrize("missing", [NOBODY, "none"])
     async def test_missing_source_is_not_found(self, plugin: Plugin, missing: str) -> None:
         for content in (from_snapshot(missing), from_volume(missing)):
             assert await status(plugin.volume(volume_content_source=content)) == "NOT_FOUND"
@@ -381,6 +381,14 @@ class TestExpand:
         assert (await plugin.controller.ControllerExpandVolume(request)).capacity_bytes == 2 * GIB
         assert len(plugin.cistern.jobs) == 2
 
+    async def test_volume_that_another_client_has_expanded_further_is_large_enough(self, plugin: Plugin) -> None:
+        volume = await plugin.volume()
+        path = f"/volumes/{volume.volume_id}/expand"
+        plugin.cistern.meanwhile = ("POST", path, lambda: plugin.cistern.request("POST", path, body={"to": 3 * GIB}))
+        expanded = await plugin.controller.ControllerExpandVolume(self.request(volume, 2 * GIB))
+
+        assert expanded.capacity_bytes == 3 * GIB
+
     async def test_limit_below_the_present_size_is_out_of_range(self, plugin: Plugin) -> None:
         volume = await plugin.volume()
 
@@ -403,7 +411,7 @@ class TestExpand:
         assert await status(expand(csi.ControllerExpandVolumeRequest(volume_id=volume.volume_id))) == "INVALID_ARGUMENT"
         assert await status(expand(csi.ControllerExpandVolumeRequest(capacity_range=size(1)))) == "INVALID_ARGUMENT"
         assert await status(expand(whole)) == "INVALID_ARGUMENT"
-        for missing in (str(uuid4()), "none"):
+        for missing in (NOBODY, "none"):
             assert await status(expand(self.request(csi.Volume(volume_id=missing), GIB))) == "NOT_FOUND"
 
 
@@ -437,7 +445,7 @@ class TestLook:
 
         assert await status(validate(request(volume_capabilities=[mount()]))) == "INVALID_ARGUMENT"
         assert await status(validate(request(volume_id=(await plugin.volume()).volume_id))) == "INVALID_ARGUMENT"
-        assert await status(validate(request(volume_id=str(uuid4()), volume_capabilities=[mount()]))) == "NOT_FOUND"
+        assert await status(validate(request(volume_id=NOBODY, volume_capabilities=[mount()]))) == "NOT_FOUND"
 
     async def test_list_has_pages_which_bear_creations_and_deletions(self, plugin: Plugin) -> None:
         volumes = [await plugin.volume(f"pvc-{number}") for number in range(5)]
@@ -473,7 +481,7 @@ class TestLook:
 
         assert list(found.status.published_node_ids) == ["node-2"]
         assert "bad magic" in found.status.volume_condition.message
-        request = csi.ControllerGetVolumeRequest(volume_id=str(uuid4()))
+        request = csi.ControllerGetVolumeRequest(volume_id=NOBODY)
         assert await status(plugin.controller.ControllerGetVolume(request)) == "NOT_FOUND"
 
     async def test_broken_volume_is_abnormal(self, plugin: Plugin) -> None:

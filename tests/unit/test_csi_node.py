@@ -4,12 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
 from api.csi import csi_pb2 as csi
-from tests.unit.csi_client import GIB, Mode, Plugin, block, mount, open_plugin, rejection, size, status
+from tests.unit.csi_client import GIB, NOBODY, Mode, Plugin, block, mount, open_plugin, rejection, size, status
 
 
 @pytest.fixture
@@ -151,7 +150,7 @@ class TestStage:
 
         assert await status(stage(plugin, volume)) == "FAILED_PRECONDITION"
 
-    @pytest.mark.parametrize("missing", ["01a0b1c2-0000-7000-8000-0000000000ff", "none"])
+    @pytest.mark.parametrize("missing", [NOBODY, "none"])
     async def test_missing_volume_is_not_found(self, plugin: Plugin, missing: str) -> None:
         volume = csi.Volume(volume_id=missing)
 
@@ -240,6 +239,21 @@ class TestUnpublish:
 
         assert [*plugin.cistern.attachments] == ["a"]
 
+    async def test_attachments_of_another_node_stay(self, plugin: Plugin, volume: csi.Volume) -> None:
+        row = {"node": "node-2", "holder": "csi:stage", "mode": "rw", "state": "attached", "path": staging(plugin)}
+        plugin.cistern.attachments["a"] = {**row, "volume_id": volume.volume_id}
+        await unstage(plugin, volume.volume_id, staging(plugin))
+
+        assert [*plugin.cistern.attachments] == ["a"]
+
+    async def test_attachment_that_goes_in_between_is_gone(self, plugin: Plugin, volume: csi.Volume) -> None:
+        await stage(plugin, volume)
+        path = f"/volumes/{volume.volume_id}/attachments/{next(iter(plugin.cistern.attachments))}"
+        plugin.cistern.meanwhile = ("DELETE", path, plugin.cistern.attachments.clear)
+        await unstage(plugin, volume.volume_id, staging(plugin))
+
+        assert plugin.cistern.meanwhile is None
+
     async def test_directory_with_files_is_not_removed(self, plugin: Plugin, volume: csi.Volume) -> None:
         """Then the mount is gone, and somebody has written below it."""
         await stage(plugin, volume)
@@ -293,7 +307,7 @@ class TestExpand:
 
         assert await status(self.expand(plugin, "", staging(plugin))) == "INVALID_ARGUMENT"
         assert await status(self.expand(plugin, volume.volume_id, "")) == "INVALID_ARGUMENT"
-        assert await status(self.expand(plugin, str(uuid4()), staging(plugin))) == "NOT_FOUND"
+        assert await status(self.expand(plugin, NOBODY, staging(plugin))) == "NOT_FOUND"
         assert await status(self.expand(plugin, volume.volume_id, "/elsewhere")) == "NOT_FOUND"
 
 
@@ -333,5 +347,5 @@ class TestStats:
 
         assert await status(self.stats(plugin, "", staging(plugin))) == "INVALID_ARGUMENT"
         assert await status(self.stats(plugin, volume.volume_id, "")) == "INVALID_ARGUMENT"
-        assert await status(self.stats(plugin, str(uuid4()), staging(plugin))) == "NOT_FOUND"
+        assert await status(self.stats(plugin, NOBODY, staging(plugin))) == "NOT_FOUND"
         assert await status(self.stats(plugin, volume.volume_id, "/elsewhere")) == "NOT_FOUND"

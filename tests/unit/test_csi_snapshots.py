@@ -4,12 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
 from api.csi import csi_pb2 as csi
-from tests.unit.csi_client import GIB, Plugin, open_plugin, rejection, status
+from tests.unit.csi_client import GIB, NOBODY, Plugin, open_plugin, rejection, status
 
 
 @pytest.fixture
@@ -105,7 +104,7 @@ class TestCreate:
         assert await status(plugin.snapshot(volume, "a b")) == "INVALID_ARGUMENT"
         assert await status(plugin.snapshot(volume, parameters={"allow_torn": "1"})) == "INVALID_ARGUMENT"
         assert await status(plugin.snapshot(volume, parameters={"torn": "true"})) == "INVALID_ARGUMENT"
-        assert await status(plugin.snapshot(csi.Volume(volume_id=str(uuid4())))) == "NOT_FOUND"
+        assert await status(plugin.snapshot(csi.Volume(volume_id=NOBODY))) == "NOT_FOUND"
 
     async def test_name_may_have_128_characters(self, plugin: Plugin) -> None:
         assert (await plugin.snapshot(await plugin.volume(), "s" * 128)).ready_to_use
@@ -150,7 +149,7 @@ class TestList:
         assert await ids(plugin, snapshot_id=first, source_volume_id=of_first) == [first]
         assert await ids(plugin, snapshot_id=second, source_volume_id=of_first) == []
 
-    @pytest.mark.parametrize("missing", ["01a0b1c2-0000-7000-8000-0000000000ff", "none"])
+    @pytest.mark.parametrize("missing", [NOBODY, "none"])
     async def test_list_of_what_does_not_exist_is_empty(self, plugin: Plugin, missing: str) -> None:
         await plugin.snapshot(await plugin.volume())
 

@@ -9,6 +9,7 @@ rows with their backends and find data without rows. `repair` changes the rows o
     fence-behind       a later attempt than the row's has published          version and the job's fence raised above it
     no-row             data without a row                                    a row named `recovered-ID`; never deleted
     leftover           a draft or trash that no job will publish or remove   swept
+                       an intermediate snapshot of a clone that has ended    deleted
     no-job             in a state that ends in -ing, but held by no job      the state that a failed job would leave
     not-held           a live job does not hold its volume or snapshot       failed; the job's kind releases the rest
     no-worker          a job whose lease ended long ago                      requeued

@@ -13,6 +13,9 @@ CONSISTENCY: Final = "tests/unit/test_storage_consistency.py::"
 GROWTH: Final = "tests/unit/test_storage_filesystems.py::TestKilled::"
 FILESYSTEMS: Final = "tests/integration/test_filesystems.py::"
 USAGE: Final = "tests/integration/test_usage.py::"
+CLONES: Final = "tests/integration/test_volume_clones.py::"
+WAYS_OUT: Final = "tests/integration/test_snapshots_ways_out.py::"
+WORTH: Final = "tests/unit/test_consistency.py::"
 IMPOSSIBLE: Final = "tests/integration/test_impossible_storage.py::"
 
 STORAGE: Final = (
@@ -159,5 +162,48 @@ STORAGE: Final = (
         "_is_count(size, 1, MAX_STORED_SIZE)",
         "isinstance(size, int)",
         (f"{IMPOSSIBLE}test_snapshot_of_a_data_file_of_nothing_fails_at_once",),
+    ),
+    Mutation(
+        "source-not-held",
+        "a volume could be deleted, restored or resized while it is being cloned",
+        "domain/snapshots/service.py",
+        "source = await volumes.acquire(volume_id, project_id, VolumeState.SNAPSHOTTING, job_id)",
+        "source = await volumes.get(volume_id, project_id)",
+        (f"{CLONES}test_source_is_held_like_the_volume_of_a_snapshot_until_the_clone_is_made",),
+    ),
+    Mutation(
+        "intermediate-left",
+        "a clone that fails would leave a snapshot that nobody asked for",
+        "domain/operation_handler.py",
+        "if self._operation.clean_up is not None:",
+        "if self._operation.clean_up is None:",
+        (f"{WAYS_OUT}test_failed_or_cancelled_job_leaves_the_expected_states_and_can_be_retried",),
+    ),
+    Mutation(
+        "intermediate-adopted",
+        "a repair would make a user's snapshot of what a dead clone has left, or of what a live one needs",
+        "domain/check/rows_vs_storage.py",
+        "if is_intermediate(snapshot_id):",
+        "if is_intermediate(snapshot_id) and False:",
+        (
+            f"{CLONES}test_check_removes_the_intermediate_snapshot_of_a_dead_clone_and_never_adopts_it",
+            f"{CLONES}test_check_beside_a_clone_that_is_being_made_leaves_its_snapshot_alone",
+        ),
+    ),
+    Mutation(
+        "clone-of-the-past",
+        "a retry of a clone would have the bytes that the volume had when the first job failed",
+        "domain/operations.py",
+        "        await driver.delete(clone, grant)\n",
+        "",
+        (f"{CLONES}test_retry_of_a_failed_clone_has_the_bytes_and_at_least_the_size_of_the_source_as_it_is_now",),
+    ),
+    Mutation(
+        "attached-counts-as-closed",
+        "a copy of a volume that another host writes to would be called consistent",
+        "domain/storage/consistency.py",
+        "was_open = True if attached else taken.was_open",
+        "was_open = taken.was_open",
+        (f"{WORTH}test_copy_of_an_attached_volume_is_refused_and_removed_unless_it_may_be_torn",),
     ),
 )

@@ -53,6 +53,18 @@ def test_snapshot_of_one_volume_is_taken(fake: FakeServices, volumes: list[Volum
     assert (job.kind, job.volume_id) == ("snapshot.take", volumes[0].id)
 
 
+def test_labels_of_a_snapshot_are_given_and_filtered_by(
+    fake: FakeServices, volumes: list[Volume], cistern: Terminal
+) -> None:
+    assert cistern("snapshots", "take", "pg-1/second", "--label", "release=7.2", "--allow-torn").code == 0
+    (job,) = fake.jobs.rows.values()
+
+    assert (job.volume_id, job.params["allow_torn"]) == (volumes[0].id, True)
+    found = cistern("snapshots", "list", "--label", "release=7.2", "--json")
+    (listed,) = [json.loads(line) for line in found.out.splitlines()]
+    assert (listed["name"], listed["labels"]) == ("second", {"release": "7.2"})
+
+
 def test_snapshots_of_many_volumes_are_taken(fake: FakeServices, cistern: Terminal) -> None:
     assert cistern("snapshots", "take", "nightly", "--label", "team=search").code == 0
 

@@ -11,7 +11,7 @@ from domain.bulk.expand import BulkExpandRequest, GrowthPolicy
 from domain.jobs.states import JobStatus
 from domain.operations import VolumeState
 from tests.unit.cli_terminal import Terminal, api_over
-from tests.unit.fakes import FakeServices, job_row, volume_row
+from tests.unit.fakes import FakeServices, job_row, snapshot_row, volume_row
 
 GIB = 2**30
 WATCHFUL = ("--inodes-above", "90", "--cooldown-seconds", "60")
@@ -301,3 +301,20 @@ def test_update_that_does_not_fit_changes_nothing(fake: FakeServices, cistern: T
 
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert (volume.labels, volume.autogrow) == ({"team": "search"}, None)
+
+
+def test_volume_is_created_from_another_or_from_a_snapshot(fake: FakeServices, cistern: Terminal) -> None:
+    source = fake.volumes.add(volume_row("source"))
+    snapshot = fake.snapshots.add(snapshot_row(source, "kept"))
+    assert cistern("volumes", "create", "two", "--from-snapshot", "source/kept").code == 0
+    assert cistern("volumes", "create", "three", "--from-volume", "source", "--allow-torn").code == 0
+
+    first, second = fake.jobs.rows.values()
+    assert (first.kind, first.snapshot_id) == ("snapshot.clone", snapshot.id)
+    assert (second.kind, second.params["allow_torn"]) == ("volume.clone", True)
+
+
+def test_volume_without_size_or_source_is_refused(fake: FakeServices, cistern: Terminal) -> None:
+    code, _, err = cistern("volumes", "create", "two")
+
+    assert (code, "--from-volume" in err, fake.jobs.rows) == (2, True, {})

@@ -193,7 +193,7 @@ STORAGE: Final = (
     Mutation(
         "clone-of-the-past",
         "a retry of a clone would have the bytes that the volume had when the first job failed",
-        "domain/operations.py",
+        "domain/storage_work.py",
         "        await driver.delete(clone, grant)\n",
         "",
         (f"{CLONES}test_retry_of_a_failed_clone_has_the_bytes_and_at_least_the_size_of_the_source_as_it_is_now",),

@@ -25,7 +25,8 @@ from domain.storage.driver import StorageDriver
 from domain.storage_work import GROW_FILESYSTEM, snapshot_of, source_of, volume_of
 from domain.volumes.attachments.freezing import Freezer
 from domain.volumes.attachments.repository import attached_ones
-from domain.volumes.filesystems import grown_offline, growth_params, record_growths
+from domain.volumes.filesystems.growth import grown_offline, growth_params
+from domain.volumes.filesystems.repository import record_growths
 from domain.volumes.repository import Release, VolumeRepository
 
 _OVERTAKEN: Final[Payload] = {

@@ -42,7 +42,7 @@ from domain.jobs.transport.job_queue import JobQueue
 from domain.operations import BUSY, VolumeState
 from domain.projects.quota import UNLIMITED, Room, lock_rooms
 from domain.storage.context import Stopped, StopReason
-from domain.volumes.filesystems import record_growths
+from domain.volumes.filesystems.repository import record_growths
 from domain.volumes.model import LockedVolume
 from domain.volumes.repository import VolumeRepository
 

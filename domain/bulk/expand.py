@@ -8,8 +8,8 @@ from domain.bulk.model import ItemCode
 from domain.bulk.requests import BulkRequest, Selection, params_from_request
 from domain.errors import Invalid
 from domain.jobs.kinds import JobKind
+from domain.volumes.filesystems.usage import REPORT_SECONDS, VolumeUsage
 from domain.volumes.model import MAX_SIZE, Growth, rounded_down, rounded_up
-from domain.volumes.usage import REPORT_SECONDS, VolumeUsage
 
 DEFAULT_STEP: Final = 2**20
 #: The name of `VolumePolicies` in requests and jobs.

@@ -18,10 +18,11 @@ from domain.storage.context import Grant
 from domain.storage.driver import Usage
 from domain.storage.errors import BackendUnavailable
 from domain.storage.growing import grow
-from domain.volumes.filesystems import grown_offline
+from domain.volumes.filesystems.growth import grown_offline
+from domain.volumes.filesystems.repository import usage_of
+from domain.volumes.filesystems.usage import VolumeUsage
 from domain.volumes.model import LockedVolume
 from domain.volumes.repository import VolumeRepository
-from domain.volumes.usage import VolumeUsage, usage_of
 
 
 class ExpandOperation(BulkOperation):

@@ -19,8 +19,8 @@ from domain.bulk.ledger import PLAN_SECONDS, selected_volumes
 from domain.bulk.model import ItemCode
 from domain.db.database import Database
 from domain.errors import TooManyDryRuns
+from domain.volumes.filesystems.usage import VolumeUsage, usage_columns
 from domain.volumes.model import Volume
-from domain.volumes.usage import VolumeUsage, usage_columns
 
 #: Maximum number of volumes that a preview lists.
 _PREVIEW_LIMIT: Final = 1000

@@ -22,7 +22,7 @@ from domain.snapshots.repository import BulkSnapshotRepository, SnapshotFilter, 
 from domain.snapshots.retention import RetentionRule
 from domain.storage.directory import BackendDirectory
 from domain.volumes.attachments.repository import attached_ones
-from domain.volumes.filesystems import adopt_filesystem, growth_of_new_bytes
+from domain.volumes.filesystems.growth import adopt_filesystem, growth_of_new_bytes
 from domain.volumes.model import Volume
 from domain.volumes.repository import VolumeRepository
 from domain.volumes.service import NewVolume
@@ -157,6 +157,7 @@ class SnapshotService:
             source = await volumes.acquire(volume_id, project_id, VolumeState.SNAPSHOTTING, job_id)
             row = await self._clone_row(new, source, source.size, job_id)
             row.source_volume_id = source.id
+            row.filesystem_grown_to = source.filesystem_grown_to
             clone = await self._add_clone(accepted, row)
             taking = await _taking(accepted.session, source, allow_torn=allow_torn)
             params = {"size": clone.size, "of_volume": str(source.id), **taking, **growth_of_new_bytes(clone)}

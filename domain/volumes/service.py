@@ -39,7 +39,7 @@ from domain.projects.quota import Room
 from domain.storage.directory import BackendDirectory
 from domain.storage_work import volume_of
 from domain.volumes.batches import CreateRequest, ExpandRequest, beyond_limits, limited_project
-from domain.volumes.filesystems import grown_offline, growth_params
+from domain.volumes.filesystems.growth import grown_offline, growth_params
 from domain.volumes.model import Growth, LockedVolume, Volume, rounded_up
 from domain.volumes.repository import Acquisition, VolumeFilter, VolumeRepository, name_taken
 

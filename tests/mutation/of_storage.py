@@ -118,7 +118,7 @@ STORAGE: Final = (
     Mutation(
         "old-report-believed",
         "a volume would be grown by what a node that is lost said of it long ago",
-        "domain/volumes/usage.py",
+        "domain/volumes/filesystems/usage.py",
         "case((is_late, null()), else_=one)",
         "one",
         (f"{USAGE}test_volume_with_a_file_system_grows_by_what_its_node_reports",),
@@ -126,7 +126,7 @@ STORAGE: Final = (
     Mutation(
         "mounted-file-system-grown-offline",
         "a worker would run e2fsck on a file system that a node has mounted",
-        "domain/volumes/filesystems.py",
+        "domain/volumes/filesystems/growth.py",
         " if id_ not in attached}",
         "}",
         (f"{FILESYSTEMS}test_file_system_of_an_attached_volume_is_left_to_its_node",),

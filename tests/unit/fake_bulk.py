@@ -11,7 +11,7 @@ from domain.bulk.preview import Plan, Preview
 from domain.bulk.requests import BulkRequest
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin
 from domain.jobs.model import Job
-from domain.volumes.usage import VolumeUsage
+from domain.volumes.filesystems.usage import VolumeUsage
 from tests.unit.fake_volumes import FakeJobs, FakeVolumes, job_row
 
 

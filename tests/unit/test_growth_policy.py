@@ -13,8 +13,8 @@ from domain.bulk.model import ItemCode
 from domain.bulk.requests import Selection
 from domain.bulk.service import slots_per_lane
 from domain.errors import Invalid
+from domain.volumes.filesystems.usage import VolumeUsage
 from domain.volumes.model import BLOCK_BYTES, MAX_SIZE, rounded_down
-from domain.volumes.usage import VolumeUsage
 
 MIB = 1 << 20
 SIZES = st.integers(min_value=1, max_value=MAX_SIZE)

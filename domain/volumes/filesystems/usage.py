@@ -5,13 +5,10 @@ that were written once stay allocated when files are deleted. So what counts is 
 it. While the volume is attached, an old report says nothing; afterwards the last one stays true, since nobody writes.
 """
 
-from collections.abc import Collection
 from datetime import timedelta
 from typing import Any, Final, NamedTuple
-from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, case, exists, func, null, or_, select
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import ColumnElement, and_, case, exists, func, null, or_
 
 from domain.db.sql import from_now
 from domain.volumes.attachments.model import Attachment
@@ -49,9 +46,3 @@ def usage_columns() -> list[ColumnElement[Any]]:
     names = ("counted_used", "counted_inodes", "counted_inodes_used")
     labelled = [one.label(name) for one, name in zip(counted, names, strict=True)]
     return [*labelled, (func.now() - Volume.grown_at).label("grown_ago"), Volume.used_at.is_(None).label("is_new")]
-
-
-async def usage_of(session: AsyncSession, volume_ids: Collection[UUID]) -> dict[UUID, VolumeUsage]:
-    """Return what the rows of volumes say of their use."""
-    query = select(Volume.id, *usage_columns()).where(Volume.id.in_(volume_ids))
-    return {row[0]: VolumeUsage(*row[1:]) for row in await session.execute(query)}

@@ -1,13 +1,10 @@
 """The file systems of volumes: which are grown by the jobs of workers, and what these found out."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Text, Uuid, func, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.db.sql import array_rows
 from domain.errors import Invalid
 from domain.storage.filesystems import GROWN_OFFLINE
 from domain.storage_work import GROW_FILESYSTEM
@@ -51,19 +48,3 @@ def adopt_filesystem(clone: Volume, source: Volume) -> None:
         raise Invalid(f"A clone has the file system of its source, which has {has}.", field="filesystem")
     clone.filesystem = source.filesystem
     clone.filesystem_grown_to = None if source.filesystem is None else 0
-
-
-async def record_growths(session: AsyncSession, found: Mapping[UUID, Mapping[str, Any]]) -> None:
-    """Store what jobs report of the file systems of volumes, whose rows are locked; others are left out."""
-    rows = [
-        {"id": id_, "grown_to": one.get("filesystem_grown_to"), "error": one.get("filesystem_error")}
-        for id_, one in found.items()
-        if "filesystem_grown_to" in one or "filesystem_error" in one
-    ]
-    if not rows:
-        return
-    given = array_rows(rows, id=Uuid(), grown_to=BigInteger(), error=Text())
-    grown_to = func.coalesce(given.c.grown_to, Volume.filesystem_grown_to)
-    query = update(Volume).where(Volume.id == given.c.id)
-    query = query.values(filesystem_grown_to=grown_to, filesystem_error=given.c.error)
-    await session.execute(query.execution_options(synchronize_session=False))

@@ -9,13 +9,11 @@ from uuid import UUID
 import pytest
 
 from domain.db.base import DEFAULT_PROJECT
-from domain.db.pagination import PageRequest
 from domain.errors import UnknownNode, VolumeAttached
 from domain.jobs.model import Job
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.volumes.attachments.model import Attachment, Mode
-from domain.volumes.attachments.repository import AttachmentFilter
 from domain.volumes.attachments.service import NewAttachment
 from domain.volumes.model import Growth, Volume
 from tests.integration.conftest import RunningWorker
@@ -23,7 +21,7 @@ from tests.integration.host_builders import MIB, require_tools
 from tests.integration.host_builders import place as place  # noqa: PLC0414 (a fixture)
 from tests.integration.job_builders import sql, volume_row
 from tests.integration.snapshot_builders import a_stored_volume, done
-from tests.support.node import running_node
+from tests.support.node import attachments_of, running_node
 from worker.node.host.host import Host
 from worker.node.host.operations import HostOperations
 
@@ -73,10 +71,7 @@ async def detach(services: Services, volume: Volume, holder: str = "one", *, for
 
 
 async def attachments(services: Services, volume: Volume) -> list[Attachment]:
-    request = PageRequest(scope="test", limit=10, cursor=None)
-    filters = AttachmentFilter(volume_id=volume.id)
-    page, _ = await services.attachments.list_attachments(filters, request, project_id=DEFAULT_PROJECT)
-    return list(page.items)
+    return await attachments_of(services, volume.id)
 
 
 def result_of(job: Job, name: str) -> str:

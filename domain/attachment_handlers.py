@@ -165,7 +165,7 @@ class DetachHandler(_LeavingHandler):
         others = await self._others(job)
         report = await self._node.detach(job, others, grant)
         ids = {"volume_id": str(volume_of(job)), "attachment_id": job.params["attachment_id"]}
-        return Succeeded({**ids, "filesystem": report.to_json()})
+        return Succeeded({**ids, "is_unmounted": not others, "filesystem": report.to_json()})
 
     async def seal(self, job: ClaimedJob, grant: Grant) -> Payload | None:  # noqa: ARG002 (nothing to shut out)
         """Find out nothing: what is still mounted is mounted for the holder that keeps the volume."""
@@ -178,7 +178,8 @@ class DetachHandler(_LeavingHandler):
         await attachments.remove([_attachment_id(job) for job, _ in succeeded])
         await attachments.remove_unused_mounts([volume_of(job) for job, _ in succeeded])
         for job, result in succeeded:
-            await attachments.record_report(volume_of(job), FilesystemReport.from_json(result["filesystem"]))
+            report = FilesystemReport.from_json(result["filesystem"])
+            await attachments.record_report(volume_of(job), report, is_last=result["is_unmounted"])
 
 
 class IsolateHandler(_LeavingHandler):

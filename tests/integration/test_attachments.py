@@ -22,6 +22,8 @@ from tests.integration.host_builders import place as place  # noqa: PLC0414 (a f
 from tests.integration.job_builders import sql, volume_row
 from tests.integration.snapshot_builders import a_stored_volume, done
 from tests.support.node import attachments_of, running_node
+from worker.node.host.errors import HostFailed
+from worker.node.host.filesystems import FilesystemUsage
 from worker.node.host.host import Host
 from worker.node.host.operations import HostOperations
 
@@ -237,3 +239,23 @@ async def test_nodes_are_listed_with_their_attachments_and_are_no_workers(
         assert [one.attachments for one in other] == [0]
         assert await services.workers.count_alive() == 0
         await detach(services, volume)
+
+
+class Unmeasurable(Host):
+    """A host whose file systems do not say how full they are."""
+
+    async def usage(self, volume_id: UUID) -> FilesystemUsage:
+        raise HostFailed(f"Nothing is known of {volume_id}.")
+
+
+async def test_the_use_of_a_volume_is_unknown_if_it_could_not_be_measured_at_its_end(
+    services: Services, node_settings: Settings, host: Host
+) -> None:
+    volume = await a_formatted_volume(services, "ext4", 64 * MIB)
+    async with running_node(node_settings, Unmeasurable(node_settings.node_dir)):
+        await attach(services, volume)
+        await sql(services, "UPDATE volumes SET used = 1, used_at = now()")
+        await detach(services, volume)
+
+    row = await volume_row(services, volume.id)
+    assert (row["used"], row["used_at"]) == (None, None)

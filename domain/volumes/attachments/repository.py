@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import delete, exists, func, select, update
+from sqlalchemy import case, delete, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -110,10 +110,16 @@ class AttachmentRepository:
         await self._session.execute(delete(Attachment).where(Attachment.volume_id.in_(volume_ids)))
         await self.remove_mounts(volume_ids)
 
-    async def record_report(self, volume_id: UUID, report: FilesystemReport) -> None:
-        """Record what a node knows of a volume's file system; what it does not know stays as it is."""
+    async def record_report(self, volume_id: UUID, report: FilesystemReport, *, is_last: bool = False) -> None:
+        """Record what a node knows of a volume's file system; what it does not know stays as it is.
+
+        ``is_last``: it is unmounted now. If it could not be measured before, its use is unknown.
+        """
         await self._session.execute(
-            update(Volume).where(Volume.id == volume_id).values(_reported(report)).execution_options(**_UNSYNCHRONIZED)
+            update(Volume)
+            .where(Volume.id == volume_id)
+            .values(_reported(report, is_last=is_last))
+            .execution_options(**_UNSYNCHRONIZED)
         )
 
     # --- mounts ----------------------------------------------------------------------------------------------
@@ -150,15 +156,22 @@ def attached_error(attachment: Attachment) -> VolumeAttached:
     return VolumeAttached(node=attachment.node, holder=attachment.holder, since=attachment.created_at)
 
 
-def _reported(report: FilesystemReport) -> dict[str, Any]:
+def _reported(report: FilesystemReport, *, is_last: bool) -> dict[str, Any]:
+    """Return the new values of the columns; what a report does not know stays as it is."""
     columns = {
         "filesystem_size": report.size,
         "filesystem_used": report.used,
         "inodes": report.inodes,
         "inodes_used": report.inodes_used,
         "filesystem_grown_to": report.grown_to,
-        "used": report.volume_used,
     }
-    known = {name: value for name, value in columns.items() if value is not None}
-    measured = {"used_at": func.now()} if "used" in known else {}
-    return known | measured | {"filesystem_error": report.error, "updated_at": Volume.updated_at}
+    values: dict[str, Any] = {name: value for name, value in columns.items() if value is not None}
+    if report.available is not None:  # a file system without room uses all that it has grown to
+        grown_to = func.coalesce(report.grown_to, Volume.filesystem_grown_to)
+        used = case((grown_to.is_not(None), func.greatest(grown_to - report.available, 0)))
+        values |= {"used": used, "used_at": func.now()}
+    elif is_last:
+        values |= {"used": None, "used_at": None}
+    if report.grown_to is not None or report.error is not None:
+        values["filesystem_error"] = report.error
+    return values | {"updated_at": Volume.updated_at}

@@ -125,10 +125,3 @@ class FilesystemReport:
     def to_json(self) -> dict[str, Any]:
         """Convert it to JSON."""
         return dict(vars(self))
-
-    @property
-    def volume_used(self) -> int | None:
-        """How many bytes of the volume are in use: a file system without room uses all that it has grown to."""
-        if self.grown_to is None or self.available is None:
-            return None
-        return max(self.grown_to - self.available, 0)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import delete, exists, func, select, update
+from sqlalchemy import case, delete, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -151,14 +151,19 @@ def attached_error(attachment: Attachment) -> VolumeAttached:
 
 
 def _reported(report: FilesystemReport) -> dict[str, Any]:
-    columns = {
+    columns: dict[str, Any] = {
         "filesystem_size": report.size,
         "filesystem_used": report.used,
         "inodes": report.inodes,
         "inodes_used": report.inodes_used,
         "filesystem_grown_to": report.grown_to,
-        "used": report.volume_used,
     }
     known = {name: value for name, value in columns.items() if value is not None}
-    measured = {"used_at": func.now()} if "used" in known else {}
-    return known | measured | {"filesystem_error": report.error, "updated_at": Volume.updated_at}
+    if report.available is not None:
+        # A file system without room uses all that it has grown to, whatever the volume has beyond that.
+        grown_to = func.coalesce(report.grown_to, Volume.filesystem_grown_to)
+        used = case((grown_to.is_not(None), func.greatest(grown_to - report.available, 0)), else_=Volume.used)
+        known |= {"used": used, "used_at": func.now()}
+    if report.grown_to is not None or report.error is not None:
+        known["filesystem_error"] = report.error
+    return known | {"updated_at": Volume.updated_at}

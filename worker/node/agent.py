@@ -1,9 +1,12 @@
 """The work of the node for jobs: attach volumes for their holders, and detach them."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -31,6 +34,14 @@ class NodeAgent:
     def __init__(self, host: HostProtocol, backends: Backends) -> None:
         self._host = host
         self._backends = backends
+        self._locks: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def changing(self, volume_id: UUID) -> AsyncIterator[None]:
+        """Run the block while no other one mounts this volume or lets go of it."""
+        lock = self._locks.setdefault(volume_id, asyncio.Lock())
+        async with lock:
+            yield
 
     async def attach(self, job: ClaimedJob, others: Sequence[Attachment], grant: Grant) -> MountedVolume:
         """Mount the volume unless it is mounted, and show it to the holder.
@@ -39,13 +50,15 @@ class NodeAgent:
             StorageError: the host cannot do it, or cannot do it now.
         """
         volume_id, filesystem = volume_of(job), job.params["filesystem"]
-        grant.check()
         with grant.blocking_call(_ATTACH):
-            attached = await self._attach(volume_id, self.file_of(volume_id, job.params["stored_on"]), filesystem)
-            path = job.params["path"] or attached.mount_path or attached.device
-            if job.params["path"] is not None:
-                read_only = job.params["mode"] == Mode.READ_ONLY
-                await self._host.bind(volume_id, Path(path), read_only=read_only)
+            async with self.changing(volume_id):
+                grant.check()
+                file = self.file_of(volume_id, job.params["stored_on"])
+                attached = await self.mount(volume_id, file, filesystem)
+                path = job.params["path"] or attached.mount_path or attached.device
+                if job.params["path"] is not None:
+                    read_only = job.params["mode"] == Mode.READ_ONLY
+                    await self._host.bind(volume_id, Path(path), read_only=read_only)
         log.info("node.attached", volume_id=str(volume_id), holder=job.params["holder"], others=len(others))
         report = await report_of(self._host, volume_id, filesystem, attached.grown_to, attached.growth_error)
         return MountedVolume(attached.device, attached.mount_path, path, report)
@@ -57,13 +70,14 @@ class NodeAgent:
             StorageError: something still uses it there.
         """
         volume_id = volume_of(job)
-        grant.check()
         with grant.blocking_call(_DETACH):
-            if job.params["path"] is not None:
-                await self._host.unbind(volume_id, Path(job.params["path"]))
-            report = await report_of(self._host, volume_id, job.params["filesystem"])
-            if not others:
-                await self._host.detach(volume_id)
+            async with self.changing(volume_id):
+                grant.check()
+                if job.params["path"] is not None:
+                    await self._host.unbind(volume_id, Path(job.params["path"]))
+                report = await report_of(self._host, volume_id, job.params["filesystem"])
+                if not others:
+                    await self._host.detach(volume_id)
         log.info("node.detached", volume_id=str(volume_id), holder=job.params["holder"], others=len(others))
         return report
 
@@ -79,10 +93,15 @@ class NodeAgent:
             raise HostUnable(f"The volumes of the backend {backend!r} are no files: they cannot be attached.")
         return Path(path)
 
-    async def _attach(self, volume_id: UUID, file: Path, filesystem: str | None) -> Attached:
+    async def mount(self, volume_id: UUID, file: Path, filesystem: str | None) -> Attached:
+        """Mount the volume, unless it is mounted; let go of an earlier file of it."""
         try:
             return await self._host.attach(file, volume_id, filesystem)
         except AttachmentStale:  # the volume was taken from this node, and is given to it again
-            lost = await self._host.release_lost(volume_id)
-            log.warning("node.released", volume_id=str(volume_id), is_gone=lost.is_gone, problems=lost.problems)
+            await self.release(volume_id)
             return await self._host.attach(file, volume_id, filesystem)
+
+    async def release(self, volume_id: UUID) -> None:
+        """Let go of what this node has no longer, whoever uses it."""
+        lost = await self._host.release_lost(volume_id)
+        log.warning("node.released", volume_id=str(volume_id), is_gone=lost.is_gone, problems=lost.problems)

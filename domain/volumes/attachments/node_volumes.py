@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 
 from domain.db.database import Database
 from domain.operations import VolumeState
@@ -50,10 +50,25 @@ class NodeVolumes:
         Raises:
             DatabaseUnavailable: PostgreSQL does not answer.
         """
-        query = select(Attachment, Volume).join(Volume, Volume.id == Attachment.volume_id)
+        return await self._read(Attachment.node == self._node)
+
+    async def get(self, volume_id: UUID) -> NodeVolume | None:
+        """Return one of them; None if the node has it no longer.
+
+        Raises:
+            DatabaseUnavailable: PostgreSQL does not answer.
+        """
+        found = await self._read((Attachment.node == self._node) & (Attachment.volume_id == volume_id))
+        return found.get(volume_id)
+
+    async def _read(self, condition: ColumnElement[bool]) -> Mapping[UUID, NodeVolume]:
+        query = select(Attachment, Volume).join(Volume, Volume.id == Attachment.volume_id).where(condition)
         async with self._database.transaction() as session:
-            rows = [(row[0], row[1]) for row in await session.execute(query.where(Attachment.node == self._node))]
-            return {volume.id: _node_volume(volume, [a for a, v in rows if v is volume]) for _, volume in rows}
+            rows = [(row[0], row[1]) for row in await session.execute(query)]
+        attachments: dict[UUID, list[Attachment]] = {}
+        for attachment, volume in rows:
+            attachments.setdefault(volume.id, []).append(attachment)
+        return {volume.id: _node_volume(volume, attachments[volume.id]) for _, volume in rows}
 
     async def report(self, volume_id: UUID, report: FilesystemReport) -> None:
         """Record what the node knows of a file system, unless the volume has left the node meanwhile."""

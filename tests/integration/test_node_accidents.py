@@ -213,7 +213,7 @@ async def test_a_trim_that_takes_long_holds_up_no_growth(node: Node) -> None:
     volume = await an_attached_volume(node, None)
     trimming = asyncio.Event()
 
-    async def trim(volume_id: UUID) -> None:  # noqa: ARG001 (of the signature)
+    async def trim(volume_id: UUID) -> None:
         await trimming.wait()
 
     node.host.trim = trim  # type: ignore[method-assign]

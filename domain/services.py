@@ -148,13 +148,14 @@ class Services:
         jobs, kinds = engine.maintenance, engine.maintenance.kinds
         orphans, without_lanes = any_orphans_or_dead_workers(), any_without_lanes()
         old = any_dispatched_before(jobs.redispatch_after, kinds)
+        unserved = any_unserved(self.settings.lease_seconds)
         return MaintenanceTasks(
             self.database,
             (
                 MaintenanceTask("jobs.rescued", jobs.rescue, orphans, requires_heartbeat=True),
                 MaintenanceTask("bulk.lanes_assigned", self.bulk.assign_lanes, without_lanes, requires_heartbeat=True),
                 MaintenanceTask("schedules.started", self.schedule_runner.start_due, any_due(self.actions)),
-                MaintenanceTask("jobs.waiting", jobs.explain_waiting, any_unserved()),
+                MaintenanceTask("jobs.waiting", jobs.explain_waiting, unserved),
                 MaintenanceTask("messages.dispatched", jobs.dispatch_due, any_undispatched(kinds)),
                 MaintenanceTask("messages.redispatched", jobs.redispatch_lost, old),
             ),

@@ -18,6 +18,7 @@ from domain.bulk.operation import BulkOperation
 from domain.bulk.scheduled import ScheduledBulk
 from domain.bulk.service import BulkService
 from domain.bulk.snapshot import SnapshotOperation
+from domain.check.attachments import HostView
 from domain.check.service import Check
 from domain.db.database import Database
 from domain.fence_retention import FenceRetention
@@ -161,9 +162,9 @@ class Services:
             ),
         )
 
-    def check(self) -> Check:
-        """Return the check that compares rows, ledgers and storage."""
-        return Check(self.database, self.backends, self.handlers, lease=self.settings.lease_seconds)
+    def check(self, host: HostView | None = None) -> Check:
+        """Return the check that compares rows, ledgers and storage, and with them ``host``: this one, if a node."""
+        return Check(self.database, self.backends, self.handlers, lease=self.settings.lease_seconds, host=host)
 
 
 @asynccontextmanager
@@ -205,8 +206,8 @@ async def read_queue_keys(settings: Settings) -> QueueKeys:
 
 
 @asynccontextmanager
-async def open_check(settings: Settings) -> AsyncIterator[Check]:
-    """Open the check, which needs PostgreSQL and the backends but no Redis.
+async def open_check(settings: Settings, host: HostView | None = None) -> AsyncIterator[Check]:
+    """Open the check, which needs PostgreSQL and the backends but no Redis. ``host`` is this one, if it is a node.
 
     Raises:
         ConfigurationError, DatabaseUnavailable: as `open_services`.
@@ -217,7 +218,7 @@ async def open_check(settings: Settings) -> AsyncIterator[Check]:
         settings.model_copy(update={"redis_url": settings.redis_url or "redis://"}), adopt=False
     ) as services:
         await services.registry.look()
-        yield services.check()
+        yield services.check(host)
 
 
 class Access(NamedTuple):

@@ -28,8 +28,6 @@ _HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?|\[[0-9a-f:.]+\]")
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 #: Names of nodes, as a regular expression.
 NODE_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
-#: What the jobs of a node have in place of the name of a backend: this, and the node's name.
-NODE_PREFIX: Final = "node:"
 
 
 def _with_valid_port(url: str) -> str:
@@ -77,14 +75,6 @@ def _traces(value: object) -> object:
     return text
 
 
-def _no_nodes(urls: dict[str, str]) -> dict[str, str]:
-    for name in urls:
-        if name.startswith(NODE_PREFIX):
-            raise ValueError(f"backend {name!r}: names with {NODE_PREFIX!r} are those of nodes")
-    return urls
-
-
-BackendUrls = Annotated[dict[str, str], AfterValidator(_no_nodes)]
 HostNames = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_host_names)]
 DatabaseUrl = Annotated[str, AfterValidator(_postgres_url)]
 Traces = Annotated[str | None, BeforeValidator(_traces)]
@@ -126,7 +116,7 @@ class Settings(LogSettings):
     #: Files with the passwords of these two URLs, which then have none themselves.
     database_password_file: Path | None = None
     redis_password_file: Path | None = None
-    backends: BackendUrls = Field(default_factory=dict)
+    backends: dict[str, str] = Field(default_factory=dict)
     #: Hosts that the API serves, besides localhost, 127.0.0.1 and [::1].
     hosts: HostNames = ()
     #: Hosts that webhooks may be sent to.

@@ -14,8 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from domain.db.sql import from_now
 from domain.jobs.model import Job, JobMessage, Worker, has_status
 from domain.jobs.states import JobStatus
-from domain.settings import NODE_PREFIX
-from domain.storage.model import Backend, is_unserved
+from domain.storage.model import NODE_PREFIX, Backend, is_unserved
 
 #: The ``error`` of a job that waits for a worker that serves its backend.
 BACKEND_NOT_SERVED: Final = "backend-not-served"
@@ -52,18 +51,20 @@ class DispatchRepository:
 
         Either no worker serves their backend, or their node has no agent that is alive.
         """
-        backend = func.concat("No worker serves the backend '", Job.backend, "'; the job waits until one does.")
-        node = func.concat("The agent of the node '", _node_of_job(), "' is not alive; the job waits until it is.")
+        detail = func.concat("No worker serves the backend '", Job.backend, "'; the job waits until one does.")
+        unserved = func.jsonb_build_object("code", BACKEND_NOT_SERVED, "detail", detail)
+        detail = func.concat("The agent of the node '", _node_of_job(), "' is not alive; the job waits until it is.")
+        not_alive = func.jsonb_build_object("code", NODE_NOT_ALIVE, "detail", detail)
         return [
-            *await self._explain(_waiting_for_a_backend().limit(limit), BACKEND_NOT_SERVED, backend),
-            *await self._explain(_waiting_for_a_node(lease).limit(limit), NODE_NOT_ALIVE, node),
+            *await self._explain(_waiting_for_a_backend().limit(limit), unserved),
+            *await self._explain(_waiting_for_a_node(lease).limit(limit), not_alive),
         ]
 
-    async def _explain(self, waiting: Select[UUID], code: str, detail: Any) -> Sequence[UUID]:
+    async def _explain(self, waiting: Select[UUID], error: Any) -> Sequence[UUID]:
         query = (
             update(Job)
             .where(Job.id.in_(waiting.with_for_update(skip_locked=True, of=Job)))
-            .values(error=func.jsonb_build_object("code", code, "detail", detail), version=Job.version + 1)
+            .values(error=error, version=Job.version + 1)
             .returning(Job.id)
         )
         return (await self._session.scalars(query.execution_options(synchronize_session=False))).all()

@@ -10,7 +10,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, fun
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.db.base import Base, Owned, enum_text
-from domain.settings import NODE_PREFIX
+from domain.storage.model import NODE_PREFIX
 
 
 class AttachmentState(enum.StrEnum):

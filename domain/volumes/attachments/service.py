@@ -20,7 +20,7 @@ from domain.jobs.model import Job, Worker
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.transport.job_queue import JobQueue
 from domain.operations import VolumeState, job_for
-from domain.volumes.attachments.model import Attachment, AttachmentState, Mode, queue_of
+from domain.volumes.attachments.model import Attachment, AttachmentState, Mode, Mount, queue_of
 from domain.volumes.attachments.repository import (
     AttachmentFilter,
     AttachmentRepository,
@@ -77,6 +77,11 @@ class AttachmentService:
             attachments = AttachmentRepository(session)
             page = request.page(await attachments.page(filters, project_id, before=before, limit=request.limit))
             return page, await attachments.devices({one.volume_id for one in page.items})
+
+    async def mount_of(self, volume_id: UUID) -> Mount | None:
+        """Return where a node has a volume; None if none has."""
+        async with self._database.transaction() as session:
+            return await AttachmentRepository(session).mount_of(volume_id)
 
     async def nodes(self, *, project_id: UUID) -> Sequence[Node]:
         """Return the nodes that have an agent, have had one within the hour, or have a volume of the project."""

@@ -63,6 +63,12 @@ class PrometheusRecorder(Recorder):
         self._storage_seconds = histogram(
             "cistern_storage_operation_seconds", "Duration of an operation on storage.", _STORAGE_BUCKETS, "operation"
         )
+        self._freezes = counter("cistern_freezes", "Freezes of file systems for snapshots, by their result.", "result")
+        self._growth_failures = Counter(
+            "cistern_filesystem_growth_failures", "Growths of file systems that failed.", registry=registry
+        )
+        for result in ("held", "lost"):
+            self._freezes(result)
         self._requests = counter("cistern_http_requests", "Requests answered.", "method", "route", "status")
         self._request_seconds = histogram(
             "cistern_http_request_seconds",
@@ -106,6 +112,14 @@ class PrometheusRecorder(Recorder):
         """Add one to the counter, and the duration to the histogram."""
         self._storage(operation, result).inc()
         self._storage_seconds(operation).observe(seconds)
+
+    def freeze_ended(self, result: str) -> None:
+        """Add one to the counter."""
+        self._freezes(result).inc()
+
+    def growth_failed(self) -> None:
+        """Add one to the counter."""
+        self._growth_failures.inc()
 
     def request_answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Add one to the counter, and the duration to the histogram."""

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import structlog
 
+from domain import metrics
 from domain.errors import DatabaseUnavailable, StorageError
 from domain.volumes.attachments.model import Mode
 from domain.volumes.attachments.node_volumes import NodeVolume, NodeVolumes
@@ -146,6 +147,7 @@ class VolumeKeeper:
         if error is None:
             log.info("node.grown", volume_id=str(volume.id), size=grown_to)
         else:
+            metrics.current().growth_failed()
             log.warning("node.not_grown", volume_id=str(volume.id), error=error)
 
     def _forget(self, wanted: Mapping[UUID, NodeVolume]) -> None:

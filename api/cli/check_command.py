@@ -59,7 +59,7 @@ async def _check(*, repair: bool, as_json: bool) -> int:
 
     checked, unseen, found, left = Counter[str](), dict[str, None](), 0, 0
     settings = load_settings()
-    async with open_check(settings, _this_host(settings)) as run:
+    async with open_check(settings, this_host(settings)) as run:
         async for finding in run.findings(checked, repair=repair, on_wait=on_wait):
             typer.echo(json.dumps(asdict(finding)) if as_json else str(finding))
             if finding.is_blind:
@@ -76,7 +76,7 @@ async def _check(*, repair: bool, as_json: bool) -> int:
     return _CHECK_FAILED if unseen else 1 if left else 0
 
 
-def _this_host(settings: Settings) -> HostView | None:
+def this_host(settings: Settings) -> HostView | None:
     """Return what can look at this host, if it has been a node and may be looked at."""
     if os.geteuid() != 0 or not settings.node_dir.is_dir():
         return None

@@ -2,12 +2,15 @@
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
+from api.cli.check_command import this_host
+from domain.check import attachments as check_attachments
 from domain.db.base import DEFAULT_PROJECT
 from domain.db.pagination import PageRequest
 from domain.errors import UnknownNode, VolumeAttached
@@ -281,3 +284,20 @@ async def test_nodes_are_listed_with_their_attachments_and_are_no_workers(
         assert [one.attachments for one in other] == [0]
         assert await services.workers.count_alive() == 0
         await detach(services, volume)
+
+
+async def test_check_as_root_on_a_node_compares_with_what_the_kernel_has(
+    services: Services, node_settings: Settings, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_attachments, "_SECOND_LOOK_SECONDS", 0)
+    volume = await a_formatted_volume(services, "ext4", 64 * MIB)
+    assert this_host(node_settings) is None, "the directory of a node is not there yet"
+    async with running_node(node_settings, host):
+        await attach(services, volume)
+    check = services.check(this_host(node_settings))
+    mounted = [finding async for finding in check.findings(Counter())]
+    HostOperations(node_settings.node_dir).detach(volume.id)
+    unmounted = [finding async for finding in check.findings(Counter())]
+
+    codes = [[(one.code, one.subject) for one in found if one.code != "no-node"] for found in (mounted, unmounted)]
+    assert codes == [[], [("not-mounted", f"volume {volume.id}")]]

@@ -40,7 +40,7 @@ _V1: Final[Mapping[str, Mapping[str, Role]]] = {
     "/volumes/expand": {"POST": _VIEWER},  # the route requires an owner unless it is a dry run
     "/volumes/snapshots": {"POST": _OWNER},
     "/volumes/{}/attachments": {"GET": _VIEWER, "POST": _OPERATOR},
-    "/volumes/{}/attachments/{}": {"DELETE": _OPERATOR},
+    "/volumes/{}/attachments/{}": {"DELETE": _OPERATOR},  # the route requires an owner for `force`
     "/attachments": {"GET": _VIEWER},
     "/nodes": {"GET": _VIEWER},
     "/snapshots": {"GET": _VIEWER},
@@ -123,7 +123,7 @@ _OPERATORS_KINDS: Final = frozenset(
     {
         *(JobKind.VOLUME_CREATE, JobKind.VOLUME_CLONE, JobKind.VOLUME_EXPAND),
         *(JobKind.SNAPSHOT_TAKE, JobKind.SNAPSHOT_CLONE),
-        *(JobKind.VOLUME_ATTACH, JobKind.VOLUME_DETACH, JobKind.VOLUME_ISOLATE),
+        *(JobKind.VOLUME_ATTACH, JobKind.VOLUME_DETACH),
     }
 )
 

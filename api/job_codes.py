@@ -74,6 +74,10 @@ JOB_EXPLANATIONS: Final[Mapping[str, Explanation]] = {
             "The node could not do what was asked of it; retried.",
             "Look at `detail` and at the agent's log, then retry the job.",
         ),
+        "node-not-alive": (
+            "The agent of the volume's node is not alive; the job waits until it is.",
+            "Start `cistern node` there, cancel the job, or detach the volume by force.",
+        ),
         "node-stuck": (
             "The node's kernel or one of its tools did not answer in time; retried.",
             "Look whether the node still reaches the storage, then retry the job.",

@@ -39,6 +39,12 @@ class Recorder:
     def storage_used(self, operation: str, result: str, seconds: float) -> None:
         """Record an operation of a storage driver, with its duration in seconds."""
 
+    def freeze_ended(self, result: str) -> None:
+        """Record a freeze that a worker has asked this node for: ``held`` all the time, or ``lost``."""
+
+    def growth_failed(self) -> None:
+        """Record a file system that could not be grown."""
+
     def request_answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Record an HTTP request, with the seconds until its response started."""
 

@@ -18,6 +18,7 @@ from domain.bulk.operation import BulkOperation
 from domain.bulk.scheduled import ScheduledBulk
 from domain.bulk.service import BulkService
 from domain.bulk.snapshot import SnapshotOperation
+from domain.check.attachments import HostView
 from domain.check.service import Check
 from domain.db.database import Database
 from domain.fence_retention import FenceRetention
@@ -148,21 +149,22 @@ class Services:
         jobs, kinds = engine.maintenance, engine.maintenance.kinds
         orphans, without_lanes = any_orphans_or_dead_workers(), any_without_lanes()
         old = any_dispatched_before(jobs.redispatch_after, kinds)
+        unserved = any_unserved(self.settings.lease_seconds)
         return MaintenanceTasks(
             self.database,
             (
                 MaintenanceTask("jobs.rescued", jobs.rescue, orphans, requires_heartbeat=True),
                 MaintenanceTask("bulk.lanes_assigned", self.bulk.assign_lanes, without_lanes, requires_heartbeat=True),
                 MaintenanceTask("schedules.started", self.schedule_runner.start_due, any_due(self.actions)),
-                MaintenanceTask("jobs.waiting", jobs.explain_waiting, any_unserved()),
+                MaintenanceTask("jobs.waiting", jobs.explain_waiting, unserved),
                 MaintenanceTask("messages.dispatched", jobs.dispatch_due, any_undispatched(kinds)),
                 MaintenanceTask("messages.redispatched", jobs.redispatch_lost, old),
             ),
         )
 
-    def check(self) -> Check:
-        """Return the check that compares rows, ledgers and storage."""
-        return Check(self.database, self.backends, self.handlers, lease=self.settings.lease_seconds)
+    def check(self, host: HostView | None = None) -> Check:
+        """Return the check that compares rows, ledgers and storage, and with them ``host``: this one, if a node."""
+        return Check(self.database, self.backends, self.handlers, lease=self.settings.lease_seconds, host=host)
 
 
 @asynccontextmanager
@@ -204,8 +206,8 @@ async def read_queue_keys(settings: Settings) -> QueueKeys:
 
 
 @asynccontextmanager
-async def open_check(settings: Settings) -> AsyncIterator[Check]:
-    """Open the check, which needs PostgreSQL and the backends but no Redis.
+async def open_check(settings: Settings, host: HostView | None = None) -> AsyncIterator[Check]:
+    """Open the check, which needs PostgreSQL and the backends but no Redis. ``host`` is this one, if it is a node.
 
     Raises:
         ConfigurationError, DatabaseUnavailable: as `open_services`.
@@ -216,7 +218,7 @@ async def open_check(settings: Settings) -> AsyncIterator[Check]:
         settings.model_copy(update={"redis_url": settings.redis_url or "redis://"}), adopt=False
     ) as services:
         await services.registry.look()
-        yield services.check()
+        yield services.check(host)
 
 
 class Access(NamedTuple):

@@ -3,20 +3,24 @@
 import asyncio
 import json
 import math
+import os
 import sys
 import traceback
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Final
+from uuid import UUID
 
 import typer
 
 from api.cli.app import report
 from api.cli.session import new_group
+from domain.check.attachments import HostView
 from domain.errors import CisternError
 from domain.printable import printable, printable_lines
 from domain.services import open_check
-from domain.settings import load_settings
+from domain.settings import Settings, load_settings
 
 #: The exit status of a check that could not look at everything.
 _CHECK_FAILED: Final = 2
@@ -32,7 +36,7 @@ def check_storage(
     repair: Annotated[bool, typer.Option("--repair", help="Repair what can be repaired safely.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print each finding as a line of JSON.")] = False,
 ) -> None:
-    """Compare database, ledger and storage.
+    """Compare database, ledger and storage; as root on a node, also what is mounted there.
 
     Exit status: 0 all agree or was repaired, 1 something is left, 2 not everything could be looked at.
     """
@@ -54,7 +58,8 @@ async def _check(*, repair: bool, as_json: bool) -> int:
         typer.echo(f"waiting {math.ceil(seconds)} s for the leases of workers that may be dead", err=True)
 
     checked, unseen, found, left = Counter[str](), dict[str, None](), 0, 0
-    async with open_check(load_settings()) as run:
+    settings = load_settings()
+    async with open_check(settings, this_host(settings)) as run:
         async for finding in run.findings(checked, repair=repair, on_wait=on_wait):
             typer.echo(json.dumps(asdict(finding)) if as_json else str(finding))
             if finding.is_blind:
@@ -69,6 +74,18 @@ async def _check(*, repair: bool, as_json: bool) -> int:
         result += f"; could not look at {_enumerated([*unseen])}"
     typer.echo(printable(f"{numbers}; {result}"), err=as_json)
     return _CHECK_FAILED if unseen else 1 if left else 0
+
+
+def this_host(settings: Settings) -> HostView | None:
+    """Return what can look at this host, if it has been a node and may be looked at."""
+    if os.geteuid() != 0 or not settings.node_dir.is_dir():
+        return None
+    from worker.node.host.host import Host
+
+    async def found() -> Mapping[UUID, str]:
+        return {one.volume_id: one.mount_path or one.device for one in await Host(settings.node_dir).found()}
+
+    return HostView(settings.node, found)
 
 
 def _enumerated(subjects: list[str]) -> str:

@@ -6,7 +6,8 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 
 from api.acceptance import AcceptedDep, OriginDep
-from api.dependencies import ProjectDep, ServicesDep
+from api.access import require_role
+from api.dependencies import PrincipalDep, ProjectDep, ServicesDep
 from api.openapi import BODY, accepts, errors
 from api.schemas.attachments import (
     AttachmentIn,
@@ -18,6 +19,7 @@ from api.schemas.attachments import (
 )
 from api.schemas.jobs import JobOut
 from api.schemas.pagination import Paginated, paginated_response
+from domain.access.model import Role
 from domain.db.pagination import PageRequest
 from domain.errors import (
     AttachmentNotFound,
@@ -62,10 +64,13 @@ async def detach_volume(  # noqa: PLR0917 (FastAPI passes them by name)
     attachment_id: UUID,
     query: Annotated[DetachQuery, Query()],
     services: ServicesDep,
+    principal: PrincipalDep,
     origin: OriginDep,
     accepted: AcceptedDep,
 ) -> JobOut:
-    """Take the volume from a holder. The node unmounts it after its last holder."""
+    """Take the volume from a holder. The node unmounts it after its last holder. Only owners may use `force`."""
+    if query.force:
+        require_role(principal, Role.OWNER)
     job = await services.attachments.request_detach(volume_id, attachment_id, force=query.force, origin=origin)
     return await accepted(job)
 

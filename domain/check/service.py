@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
+from domain.check.attachments import Attachments, HostView
 from domain.check.findings import CheckCode, Finding
 from domain.check.jobs import Ledgers, LiveJobs
 from domain.check.repair import Repair
@@ -23,8 +24,16 @@ _MARGIN_SECONDS: Final = 0.2
 class Check:
     """Compares rows, ledgers and storage. Requires PostgreSQL and the backends; Redis and workers may be down."""
 
-    def __init__(self, database: Database, backends: Backends, handlers: JobHandlers, *, lease: float) -> None:
-        """``lease`` in seconds: how long a worker that does not renew keeps its jobs."""
+    def __init__(
+        self,
+        database: Database,
+        backends: Backends,
+        handlers: JobHandlers,
+        *,
+        lease: float,
+        host: HostView | None = None,
+    ) -> None:
+        """``lease`` in seconds: how long a worker that does not renew keeps its jobs. ``host``: this one, if a node."""
         self._lease = lease
         rows, repair = RowReader(database), Repair(database, backends)
         self._checks = (
@@ -32,6 +41,7 @@ class Check:
             Ledgers(database),
             RowsVsStorage(rows, backends, repair),
             UnknownData(rows, backends, repair),
+            Attachments(database, lease=lease, host=host),
         )
 
     async def findings(

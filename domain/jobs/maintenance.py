@@ -53,6 +53,7 @@ class JobMaintenance:
         self._rescue_is_safe = rescue_is_safe
         #: The kinds of the jobs that this worker can claim.
         self.kinds = tuple(handlers)
+        self._lease = lease
         #: Age in seconds from which a message is checked: Redis may have lost it.
         self.redispatch_after = lease / 3
 
@@ -94,9 +95,9 @@ class JobMaintenance:
         return dispatched
 
     async def explain_waiting(self) -> int:
-        """Say in queued jobs that no worker serves their backend. Returns their number."""
+        """Say in queued jobs that nobody serves their backend or node. Returns their number."""
         async with self._database.transaction() as session:
-            waiting = await DispatchRepository(session, self.kinds).explain_waiting(_PAGE_SIZE)
+            waiting = await DispatchRepository(session, self.kinds).explain_waiting(_PAGE_SIZE, lease=self._lease)
         await self._queue.announce(*waiting)
         return len(waiting)
 

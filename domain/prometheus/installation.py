@@ -13,6 +13,7 @@ from domain.jobs.stats import MAX_COUNTED, CounterName, Stats
 from domain.schedules.last_runs import LastRun
 from domain.services import Services
 from domain.storage.directory import BackendStatus
+from domain.volumes.attachments.service import NodeUsage
 
 #: Maximum time in which a scrape reads PostgreSQL, in seconds; Prometheus gives up the scrape after ten.
 TIMEOUT_SECONDS: Final = 3.0
@@ -25,6 +26,7 @@ class Installation(NamedTuple):
 
     stats: Stats
     workers_alive: int
+    usage: NodeUsage
     last_runs: Sequence[LastRun]
 
 
@@ -45,7 +47,7 @@ class InstallationCollector(Collector):
 
     def describe(self) -> Iterable[Metric]:
         """Return the metrics without values."""
-        return [*_of_jobs(), *_of_workers(), *_of_schedules(), *_of_backends(), self._scrape_errors()]
+        return [*_of_jobs(), *_of_workers(), *_of_nodes(), *_of_schedules(), *_of_backends(), self._scrape_errors()]
 
     def collect(self) -> Iterable[Metric]:
         """Read the values. If PostgreSQL does not answer in time, return those that need none of it."""
@@ -53,6 +55,7 @@ class InstallationCollector(Collector):
         if found is not None:
             yield from _of_jobs(found.stats)
             yield from _of_workers(found.workers_alive)
+            yield from _of_nodes(found.usage)
             yield from _of_schedules(found.last_runs)
         yield from _of_backends(self._backends())
         yield self._scrape_errors()
@@ -85,7 +88,8 @@ def reader(services: Services) -> Callable[[], Awaitable[Installation]]:
         stats = await services.stats.latest()
         if stats is None:
             raise DatabaseUnavailable
-        return Installation(stats, await services.workers.count_alive(), await services.schedules.last_runs())
+        workers, usage = await services.workers.count_alive(), await services.attachments.usage()
+        return Installation(stats, workers, usage, await services.schedules.last_runs())
 
     return read
 
@@ -108,6 +112,19 @@ def _of_jobs(stats: Stats | None = None) -> Iterable[Metric]:
 
 def _of_workers(alive: int | None = None) -> Iterable[Metric]:
     yield GaugeMetricFamily("cistern_workers_alive", "Workers whose heartbeat is younger than a lease.", value=alive)
+
+
+def _of_nodes(usage: NodeUsage | None = None) -> Iterable[Metric]:
+    alive = None if usage is None else usage.nodes_alive
+    unattended = None if usage is None else usage.unattended
+    yield GaugeMetricFamily("cistern_nodes_alive", "Nodes whose agent is alive.", value=alive)
+    yield GaugeMetricFamily(
+        "cistern_attachments_unattended", "Attachments on nodes whose agent is not alive.", value=unattended
+    )
+    by_state = GaugeMetricFamily("cistern_attachments", "Attachments by their state.", labels=("state",))
+    for state, count in usage.by_state.items() if usage is not None else ():
+        by_state.add_metric((state,), count)
+    yield by_state
 
 
 def _of_schedules(last_runs: Iterable[LastRun] = ()) -> Iterable[Metric]:

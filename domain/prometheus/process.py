@@ -53,9 +53,7 @@ class PrometheusRecorder(Recorder):
         )
         self._items = counter("cistern_bulk_items", "Items of bulk jobs finished by this process.", "outcome", "code")
         self._quotas = counter("cistern_quota_refusals", "Refusals by a limit of a project.", "quota")
-        for (
-            limit
-        ) in LIMITS:  # each counter starts at 0: an alert would not notice one that starts with its first refusal
+        for limit in LIMITS:  # all start at 0: an alert would not notice one that starts with its first refusal
             self._quotas(limit)
         self._storage = counter(
             "cistern_storage_operations", "Operations on storage, by their result.", "operation", "result"
@@ -63,6 +61,7 @@ class PrometheusRecorder(Recorder):
         self._storage_seconds = histogram(
             "cistern_storage_operation_seconds", "Duration of an operation on storage.", _STORAGE_BUCKETS, "operation"
         )
+        self._freezes, self._growth_failures = _of_file_systems(registry)
         self._requests = counter("cistern_http_requests", "Requests answered.", "method", "route", "status")
         self._request_seconds = histogram(
             "cistern_http_request_seconds",
@@ -107,7 +106,24 @@ class PrometheusRecorder(Recorder):
         self._storage(operation, result).inc()
         self._storage_seconds(operation).observe(seconds)
 
+    def freeze_ended(self, result: str) -> None:
+        """Add one to the counter."""
+        self._freezes(result).inc()
+
+    def growth_failed(self) -> None:
+        """Add one to the counter."""
+        self._growth_failures.inc()
+
     def request_answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Add one to the counter, and the duration to the histogram."""
         self._requests(method, route, status).inc()
         self._request_seconds(method, route).observe(seconds)
+
+
+def _of_file_systems(registry: CollectorRegistry) -> tuple[Callable[..., Counter], Counter]:
+    """Return the counters of freezes by their result, and of failed growths; both start at 0."""
+    freezes = Counter("cistern_freezes", "Freezes for snapshots, by their result.", ("result",), registry=registry)
+    for result in ("held", "lost"):
+        freezes.labels(result)
+    name, text = "cistern_filesystem_growth_failures", "Growths of file systems that failed."
+    return cache(freezes.labels), Counter(name, text, registry=registry)

@@ -20,6 +20,7 @@ from domain.errors import ConfigurationError
 from domain.storage.checked import CheckedDriver
 from domain.storage.driver import StorageDriver
 from domain.storage.errors import BackendUnavailable
+from domain.storage.model import NODE_PREFIX
 from domain.storage.traced import traced
 
 ENTRY_POINT_GROUP: Final = "cistern.storage"
@@ -98,6 +99,7 @@ class Backends:
         drivers = {}
         for name, url in urls.items():
             try:
+                _require_no_node(name)
                 drivers[name] = open_driver(url, threads)
                 _require_absolute_path(url, drivers[name].place)
             except ConfigurationError as error:
@@ -168,6 +170,11 @@ def open_driver(url: str | DriverUrl, threads: int) -> StorageDriver:
     if parsed.options:
         raise ConfigurationError(f"unknown option {', '.join(parsed.options)}")
     return driver
+
+
+def _require_no_node(name: str) -> None:
+    if name.startswith(NODE_PREFIX):
+        raise ConfigurationError(f"a name that begins with {NODE_PREFIX!r} is that of a node")
 
 
 def _require_absolute_path(url: str, place: str | None) -> None:

@@ -8,6 +8,7 @@ from uuid import UUID
 
 import structlog
 
+from domain import metrics
 from domain.errors import StorageError
 from domain.storage.context import Grant, Stopped
 from domain.storage.driver import StorageDriver
@@ -27,6 +28,7 @@ async def grow(driver: StorageDriver, volume_id: UUID, filesystem: str, size: in
     except (Stopped, StorageBusy, BackendUnavailable, FenceRefused):
         raise
     except StorageError as error:
+        metrics.current().growth_failed()
         log.warning("filesystem.not_grown", volume_id=str(volume_id), error=error.message)
         return {"filesystem_error": error.message}
     return {"filesystem_grown_to": size}

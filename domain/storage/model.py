@@ -16,6 +16,8 @@ LOOK_SECONDS: Final = 5.0
 ANSWER_SECONDS: Final = 5.0
 #: How long an announcement is valid, in seconds: two looks at storage that does not answer.
 _LIVE_SECONDS: Final = 2 * (LOOK_SECONDS + 2 * ANSWER_SECONDS)
+#: What the jobs of a node have in place of a backend's name: this, and the name of the node.
+NODE_PREFIX: Final = "node:"
 
 
 class Installation(Base):

@@ -15,7 +15,9 @@ from tests.support.commands import commands, written
 from tests.support.keys import SECRET
 
 #: Commands that other tests run: processes that do not end, and what needs storage of its own.
-ELSEWHERE = {"up", "serve", "work", "demo", "migrate", "check"}
+ELSEWHERE = {"up", "serve", "work", "demo", "migrate", "check", "node", "docker-plugin", "csi"}
+#: Those that need a node, which the tests of attachments have.
+ELSEWHERE |= {"volumes mount", "volumes umount"}
 
 
 class Ran(NamedTuple):
@@ -152,6 +154,7 @@ async def schedules(cli: Cli) -> None:
 async def administration(cli: Cli) -> None:
     assert [one["served"] for one in (await cli("backends")).objects] == [True]
     assert [(one["alive"], one["backends"]) for one in (await cli("workers")).objects] == [(True, ["local"])]
+    assert (await cli("attachments")).objects == (await cli("nodes")).objects == []
     assert (await cli("projects create search")).one["name"] == "search"
     assert (await cli("projects limit search --max-bytes 1T")).one["max_bytes"] == 2**40
     assert {one["name"] for one in (await cli("projects list")).objects} == {"default", "search"}

@@ -2,12 +2,15 @@
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
+from api.cli.check_command import this_host
+from domain.check import attachments as check_attachments
 from domain.db.base import DEFAULT_PROJECT
 from domain.errors import UnknownNode, VolumeAttached
 from domain.jobs.model import Job
@@ -19,7 +22,7 @@ from domain.volumes.model import Growth, Volume
 from tests.integration.conftest import RunningWorker
 from tests.integration.host_builders import MIB, require_tools
 from tests.integration.host_builders import place as place  # noqa: PLC0414 (a fixture)
-from tests.integration.job_builders import sql, volume_row
+from tests.integration.job_builders import an_engine, row, sql, volume_row
 from tests.integration.snapshot_builders import a_stored_volume, done
 from tests.support.node import attachments_of, running_node
 from worker.node.host.errors import HostFailed
@@ -74,6 +77,12 @@ async def detach(services: Services, volume: Volume, holder: str = "one", *, for
 
 async def attachments(services: Services, volume: Volume) -> list[Attachment]:
     return await attachments_of(services, volume.id)
+
+
+async def a_silent_node(services: Services, node: str = NODE) -> None:
+    """A node whose agent has been away for half an hour."""
+    values = f"gen_random_uuid(), 'host', 1, '{node}', now() - interval '30 minutes'"
+    await sql(services, f"INSERT INTO workers (id, host, pid, node, heartbeat_at) VALUES ({values})")
 
 
 def result_of(job: Job, name: str) -> str:
@@ -227,6 +236,39 @@ async def test_an_attached_volume_without_a_file_system_is_a_device(
     assert await host.found() == []
 
 
+@pytest.mark.parametrize("agent", ["silent", "forgotten"])
+async def test_a_job_of_a_node_whose_agent_is_not_alive_waits_and_says_so(services: Services, agent: str) -> None:
+    volume = await a_stored_volume(services, size=MIB, backend="disk")
+    await a_silent_node(services)
+    job = await services.attachments.request_attach(volume.id, NewAttachment(NODE, "one"))
+    await sql(services, "UPDATE jobs SET run_at = now() - interval '6 seconds'")
+    tasks = services.maintenance_tasks(an_engine(services))
+    if agent == "forgotten":
+        await sql(services, "DELETE FROM workers")
+    [waiting] = [task for task, is_due in await tasks.due() if is_due and task.event == "jobs.waiting"]
+
+    assert (await waiting.run(), await waiting.run()) == (1, 0)
+    told = await row(services, job.id)
+    assert (told.status, told.attempt) == ("queued", 0)
+    assert told.error == {
+        "code": "node-not-alive",
+        "detail": "The agent of the node 'web-1' is not alive; the job waits until it is.",
+    }
+    assert "jobs.waiting" not in {task.event for task, is_due in await tasks.due() if is_due}
+
+
+async def test_a_job_of_a_node_whose_agent_is_alive_waits_without_an_error(services: Services) -> None:
+    volume = await a_stored_volume(services, size=MIB, backend="disk")
+    await a_silent_node(services)
+    await sql(services, "UPDATE workers SET heartbeat_at = now()")
+    job = await services.attachments.request_attach(volume.id, NewAttachment(NODE, "one"))
+    await sql(services, "UPDATE jobs SET run_at = now() - interval '6 seconds'")
+    engine = an_engine(services)
+
+    assert await engine.maintenance.explain_waiting() == 0
+    assert (await row(services, job.id)).error is None
+
+
 async def test_nodes_are_listed_with_their_attachments_and_are_no_workers(
     services: Services, node_settings: Settings, host: Host
 ) -> None:
@@ -259,3 +301,20 @@ async def test_the_use_of_a_volume_is_unknown_if_it_could_not_be_measured_at_its
 
     row = await volume_row(services, volume.id)
     assert (row["used"], row["used_at"]) == (None, None)
+
+
+async def test_check_as_root_on_a_node_compares_with_what_the_kernel_has(
+    services: Services, node_settings: Settings, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_attachments, "_SECOND_LOOK_SECONDS", 0)
+    volume = await a_formatted_volume(services, "ext4", 64 * MIB)
+    assert this_host(node_settings) is None, "the directory of a node is not there yet"
+    async with running_node(node_settings, host):
+        await attach(services, volume)
+    check = services.check(this_host(node_settings))
+    mounted = [finding async for finding in check.findings(Counter())]
+    HostOperations(node_settings.node_dir).detach(volume.id)
+    unmounted = [finding async for finding in check.findings(Counter())]
+
+    codes = [[(one.code, one.subject) for one in found if one.code != "no-node"] for found in (mounted, unmounted)]
+    assert codes == [[], [("not-mounted", f"volume {volume.id}")]]

@@ -1,5 +1,6 @@
 """The pages of the dashboard over real services: what they read, how far they count, and whom they show what."""
 
+import re
 from collections.abc import AsyncIterator
 
 import httpx
@@ -21,6 +22,7 @@ from domain.jobs.store import overview as overview_module
 from domain.jobs.store.jobs import JobFilter
 from domain.jobs.store.overview import Count
 from domain.services import Services
+from domain.volumes.model import Volume
 from domain.volumes.repository import VolumeFilter
 from tests.integration.job_builders import a_queued_expand, a_volume, sql
 from tests.integration.project_builders import a_project
@@ -257,3 +259,106 @@ async def test_page_of_a_volume_shows_its_three_sizes_and_why_its_file_system_is
     assert "no node has reported yet what is used" in page
     assert "e2fsck ended with &lt;4&gt;" in page
     assert "above 80 % used or 90 % of the inodes, by 20 %, up to 20 MiB, not again within 60 s" in page
+
+
+async def attach(services: Services, volume: Volume, holder: str = "db") -> str:
+    """Insert an attachment on a node that has been silent for two hours, without a job; return its id."""
+    columns = "id, project_id, volume_id, node, holder, mode, path, state, generation"
+    values = "gen_random_uuid(), :project, :volume, 'web-1', :holder, 'rw', '/srv/data', 'attached', 2"
+    names = {"project": volume.project_id, "volume": volume.id, "holder": holder}
+    [(found,)] = await sql(services, f"INSERT INTO attachments ({columns}) VALUES ({values}) RETURNING id", **names)
+    mount = (
+        "INSERT INTO mounts (volume_id, node, generation, device, path) VALUES (:id, 'web-1', 2, '/dev/loop7', '/m/1')"
+    )
+    await sql(services, f"{mount} ON CONFLICT DO NOTHING", id=volume.id)
+    return str(found)
+
+
+async def test_page_of_a_volume_shows_who_has_it_where_and_since_when(
+    client: httpx.AsyncClient, services: Services
+) -> None:
+    volume = await a_volume(services, name="data")
+    assert 'id="volume-attachments" data-live class="card" hidden>' in (await client.get(f"/volumes/{volume.id}")).text
+    await attach(services, volume, "db<1>")
+    page = (await client.get(f"/volumes/{volume.id}")).text
+
+    assert 'id="volume-attachments" data-live class="card">' in page
+    assert "db&lt;1&gt;" in page
+    for text in ("web-1", "/dev/loop7", "/m/1", "/srv/data", "read and write", "attached", "<time datetime="):
+        assert text in page, text
+
+
+async def test_volume_in_use_can_be_neither_deleted_nor_restored_on_its_page_which_says_why(
+    client: httpx.AsyncClient, services: Services
+) -> None:
+    volume = await a_volume(services, name="data")
+    await sql(
+        services,
+        "INSERT INTO snapshots (id, project_id, volume_id, name, state, size, version)"
+        " VALUES (gen_random_uuid(), :project, :id, 'before', 'ready', 1, 1)",
+        project=volume.project_id,
+        id=volume.id,
+    )
+
+    async def buttons() -> list[str]:
+        page = (await client.get(f"/volumes/{volume.id}")).text
+        path = re.escape(f'data-remove="/api/v1/volumes/{volume.id}" ')
+        return [*re.findall(f'<button[^>]*(?:{path}|/restore")[^>]*>', page)]
+
+    restore = (await buttons())[1]
+    assert " disabled" not in restore
+    await attach(services, volume)
+    await attach(services, volume, "other")
+    why = 'disabled title="It is attached on web-1 for other and others: detach it first"'
+    assert [why in button for button in await buttons()] == [True, True]
+
+
+async def test_volume_is_taken_from_its_node_by_who_may_do_that(app: FastAPI, services: Services) -> None:
+    volume = await a_volume(services)
+    attachment_id = await attach(services, volume)
+    path = f'data-remove="/api/v1/volumes/{volume.id}/attachments/{attachment_id}'
+    offered = {}
+    for role in Role:
+        key = (await services.keys.create(NewKey(role.value, role))).text
+        async with client_of(app, headers={"Authorization": f"Bearer {key}"}) as client:
+            page = (await client.get(f"/volumes/{volume.id}")).text
+            offered[role] = (f'{path}"' in page, f'{path}?force=true"' in page)
+            address = f"/api/v1/volumes/{volume.id}/attachments/{uuid7()}?force=true"
+            assert (await client.delete(address)).status_code == (404 if role.includes(Role.OWNER) else 403)
+
+    both = (True, True)
+    assert offered == {
+        Role.VIEWER: (False, False),
+        Role.OPERATOR: (True, False),
+        Role.OWNER: both,
+        Role.SYSTEM: both,
+    }
+
+
+async def test_overview_lists_nodes_and_says_that_one_with_volumes_is_not_alive(
+    client: httpx.AsyncClient, services: Services
+) -> None:
+    assert 'id="nodes" data-live class="card" hidden>' in (await client.get("/")).text
+    await sql(services, "INSERT INTO workers (id, host, pid, node) VALUES (gen_random_uuid(), 'h', 1, 'web-2')")
+    alive = (await client.get("/")).text
+    assert ("web-2" in alive, "is not alive, and volumes" in alive) == (True, False)
+    await attach(services, await a_volume(services))
+    page = (await client.get("/")).text
+
+    assert "The agent of the node web-1 is not alive, and volumes are attached there." in page
+    assert "1 attachment, not seen for an hour" in page
+    assert [word in page for word in ("</svg>alive</span>", "</svg>silent</span>")] == [True, True]
+
+
+@pytest.mark.parametrize("state", ["attaching", "detaching"])
+async def test_volumes_that_are_being_attached_or_detached_are_found_by_their_state(
+    client: httpx.AsyncClient, services: Services, state: str
+) -> None:
+    changing = await a_volume(services, name="changing")
+    await a_volume(services, name="other")
+    change = "UPDATE volumes SET state = :state, job_id = gen_random_uuid() WHERE id = :id"
+    await sql(services, change, state=state, id=changing.id)
+    page = (await client.get(f"/volumes?state={state}")).text
+
+    assert (f"/volumes/{changing.id}" in page, ">other<" in page) == (True, False)
+    assert f"</svg>{state}</span>" in page

@@ -463,3 +463,33 @@ async def test_axe_finds_nothing(
         for path in ("/sign-in", "/problems", "/problems/volume-busy"):
             await stranger.open(path)
             assert await violations(stranger.page) == [], path
+
+
+async def test_volume_is_detached_by_keyboard_and_taken_from_its_node_after_a_question(
+    dashboard: Dashboard, services: Services
+) -> None:
+    volume = await a_volume(services, backend="null", name="data")
+    columns = "id, project_id, volume_id, node, holder, mode, state, generation"
+    values = "gen_random_uuid(), :project, :volume, 'web-1', 'db', 'rw', 'attached', 2"
+    names = {"project": volume.project_id, "volume": volume.id}
+    await sql(services, f"INSERT INTO attachments ({columns}) VALUES ({values})", **names)
+    await dashboard.open(f"/volumes/{volume.id}")
+    for scheme in ("light", "dark"):
+        await dashboard.page.emulate_media(color_scheme=scheme)
+        assert await violations(dashboard.page) == [], scheme
+    await dashboard.press("Take from node…")
+    await dashboard.shows("Take data from web-1?")
+    assert await violations(dashboard.page) == []
+    await dashboard.press("Keep it")
+    assert await sql(services, "SELECT id FROM jobs") == []
+
+    await dashboard.page.get_by_role("button", name="Detach from db").focus()
+    await dashboard.page.keyboard.press("Enter")
+    await dashboard.page.wait_for_url(re.compile("/jobs/[0-9a-f-]{36}"))
+    [(job_id,)] = await sql(services, "SELECT id FROM jobs WHERE kind = 'volume.detach'")
+    await services.jobs.cancel(job_id)
+    await dashboard.open(f"/volumes/{volume.id}")
+    await dashboard.press("Take from node…")
+    await dashboard.press("Take it")
+    await dashboard.page.wait_for_url(re.compile("/jobs/[0-9a-f-]{36}"))
+    assert [row.kind for row in await sql(services, "SELECT kind FROM jobs ORDER BY id")][1:] == ["volume.isolate"]

@@ -175,6 +175,36 @@ async def test_scrape_has_the_state_of_the_installation(
     ]
 
 
+async def test_scrape_has_nodes_and_attachments_by_their_state(services: Services, port: int) -> None:
+    volume = await a_volume(services)
+    workers = "INSERT INTO workers (id, host, pid, node, heartbeat_at) VALUES (gen_random_uuid(), 'h', 1, :node, now()"
+    await sql(services, f"{workers})", node="web-1")
+    await sql(services, f"{workers})", node="web-1")  # one that is about to end, and its successor
+    await sql(services, f"{workers} - interval '10 minutes')", node="web-2")
+    columns = "id, project_id, volume_id, node, holder, mode, state, generation"
+    for node, state in (("web-1", "attached"), ("web-1", "attaching"), ("web-2", "attached"), ("web-3", "detaching")):
+        values = "gen_random_uuid(), :project, :volume, :node, :holder, 'rw', :state, 1"
+        row = {"project": volume.project_id, "volume": volume.id, "node": node, "holder": state, "state": state}
+        await sql(services, f"INSERT INTO attachments ({columns}) VALUES ({values})", **row)
+    found = await samples(port)
+
+    assert (found["cistern_nodes_alive"], found["cistern_attachments_unattended"]) == (1, 2)
+    states = ("attached", "attaching", "detaching")
+    assert [found[f"cistern_attachments state={state}"] for state in states] == [2, 1, 1]
+    assert found["cistern_workers_alive"] == 0
+
+
+async def test_freezes_and_failed_growths_are_counted_from_zero(port: int) -> None:
+    before = await samples(port)
+    metrics.current().freeze_ended("held")
+    metrics.current().growth_failed()
+    found = await samples(port)
+
+    names = ("freezes_total result=held", "freezes_total result=lost", "filesystem_growth_failures_total")
+    assert [before[f"cistern_{name}"] for name in names] == [0, 0, 0]
+    assert [found[f"cistern_{name}"] for name in names] == [1, 0, 1]
+
+
 async def test_scrape_without_the_database_has_what_the_process_has_counted(services: Services, port: int) -> None:
     await a_queued_expand(services)
     async with services.database.transaction() as session:

@@ -3,10 +3,12 @@
 from typing import Final
 
 from tests.mutation.of_access import ACCESS
+from tests.mutation.of_attachments import ATTACHMENTS
 from tests.mutation.of_jobs import JOBS
 from tests.mutation.of_node_host import NODE_HOST
 from tests.mutation.of_storage import STORAGE
 from tests.mutation.of_traces import TRACES
 from tests.mutation.of_webhooks import WEBHOOKS
 
-MUTATIONS: Final = {mutation.name: mutation for mutation in (*JOBS, *STORAGE, *ACCESS, *WEBHOOKS, *TRACES, *NODE_HOST)}
+_ALL: Final = (*JOBS, *STORAGE, *ACCESS, *WEBHOOKS, *TRACES, *NODE_HOST, *ATTACHMENTS)
+MUTATIONS: Final = {mutation.name: mutation for mutation in _ALL}

@@ -220,7 +220,7 @@ async def test_retry_needs_the_role_of_what_is_retried(
     fake: FakeServices, client: httpx.AsyncClient, kind: str
 ) -> None:
     operators = {"volume.create", "volume.clone", "volume.expand", "snapshot.take", "snapshot.clone"}
-    operators |= {"volume.attach", "volume.detach", "volume.isolate"}
+    operators |= {"volume.attach", "volume.detach"}
     job = fake.jobs.add(job_row(kind, status=JobStatus.FAILED, finished_at=NOON))
 
     response = await client.post(f"{V1}/jobs/{job.id}/retry", headers=bearer(Role.OPERATOR))

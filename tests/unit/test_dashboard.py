@@ -20,8 +20,9 @@ from domain.bulk.model import ItemStatus
 from domain.errors import Invalid
 from domain.jobs.kinds import JobKind
 from domain.jobs.states import ENDED, JobStatus
-from domain.operations import SnapshotState, VolumeState
+from domain.operations import BUSY, SnapshotState, VolumeState
 from domain.schedules.model import RunOutcome
+from domain.volumes.attachments.model import AttachmentState
 from tests.support.browser import axe_digests
 from tests.unit.fake_keys import bearer
 
@@ -106,7 +107,8 @@ async def test_error_of_a_page_is_a_page(client: httpx.AsyncClient) -> None:
 def test_every_kind_has_words_and_every_end_a_tone() -> None:
     assert set(KIND_WORDS) == set(JobKind)
     ends = {*ENDED, ItemStatus.SUCCEEDED, ItemStatus.FAILED, ItemStatus.SKIPPED, VolumeState.ERROR, SnapshotState.READY}
-    assert ends | {*RunOutcome, JobStatus.QUEUED} <= set(STATUS_TONES)
+    assert ends | {*RunOutcome, JobStatus.QUEUED, AttachmentState.ATTACHED} <= set(STATUS_TONES)
+    assert {*VolumeState, *SnapshotState, *AttachmentState} - BUSY <= set(STATUS_TONES), "those that move are busy"
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,11 @@ def test_unusable_url_is_refused_naming_the_setting_and_the_backend(url: str, me
     assert "\n" not in str(caught.value)
 
 
+def test_backend_with_the_name_of_a_nodes_queue_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="backend 'node:web-1': a name that begins with 'node:' is that of a"):
+        Backends.open({"node:web-1": "null:"}, threads=1)
+
+
 @pytest.mark.parametrize("scheme", ["file", "faulty+file"])
 def test_root_that_cannot_be_created_is_refused_naming_its_path(tmp_path: Path, scheme: str) -> None:
     (tmp_path / "taken").write_text("a file")

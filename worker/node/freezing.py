@@ -7,6 +7,7 @@ from uuid import UUID
 
 import structlog
 
+from domain import metrics
 from domain.errors import DatabaseUnavailable, StorageError
 from domain.volumes.attachments.freezing import FREEZE_SECONDS, FreezeAnswers
 from domain.volumes.attachments.model import FreezeState
@@ -52,6 +53,7 @@ class NodeFreezes:
         except StorageError as error:
             log.warning("node.not_frozen", volume_id=str(volume_id), error=error.message)
             await self._answer(freeze_id, FreezeState.LOST, None)
+            metrics.current().freeze_ended(FreezeState.LOST)
             return
         try:
             if await self._answer(freeze_id, FreezeState.FROZEN, None):
@@ -60,9 +62,11 @@ class NodeFreezes:
             was_held = await freeze.release()
         log.info("node.thawed", volume_id=str(volume_id), was_held=was_held)
         after = FreezeState.RELEASED
-        if not (was_held and await self._answer(freeze_id, FreezeState.HELD, after)):
+        is_held = was_held and await self._answer(freeze_id, FreezeState.HELD, after)
+        if not is_held:
             await self._answer(freeze_id, FreezeState.LOST, FreezeState.FROZEN)
             await self._answer(freeze_id, FreezeState.LOST, after)
+        metrics.current().freeze_ended(FreezeState.HELD if is_held else FreezeState.LOST)
 
     async def _until_released(self, freeze_id: UUID, freeze: HeldFreeze) -> None:
         while freeze.still_frozen():

@@ -14,6 +14,7 @@ from uuid import UUID
 
 import structlog
 
+from domain import metrics
 from domain.errors import DatabaseUnavailable, StorageError
 from domain.tasks import cancel_and_wait
 from domain.volumes.attachments.model import Mode
@@ -203,6 +204,7 @@ class VolumeKeeper:
         if error is None:
             log.info("node.grown", volume_id=str(volume.id), size=grown_to)
         else:
+            metrics.current().growth_failed()
             log.warning("node.not_grown", volume_id=str(volume.id), error=error)
 
     def _forget(self, wanted: Mapping[UUID, NodeVolume]) -> None:

@@ -15,6 +15,7 @@ from domain.schedules.model import Run, RunOutcome, Schedule
 from domain.schedules.repository import ScheduleFilter
 from domain.services import Services
 from domain.storage.directory import BackendStatus
+from domain.volumes.attachments.service import Node
 
 #: A due job that has waited for longer is worth a look, in seconds.
 _LONG_WAIT: Final = 60.0
@@ -104,6 +105,7 @@ class OverviewPage:
     today: Sequence[tuple[str, Count]]
     workers: Sequence[WorkerLine]
     backends: Sequence[BackendLine]
+    nodes: Sequence[Node]
     schedules: Sequence[ScheduleLine]
     failed: Sequence[JobLine]
 
@@ -122,7 +124,8 @@ async def overview_page(services: Services, principal: Principal) -> OverviewPag
     failed, running = jobs[: len(overview.failed)], jobs[len(overview.failed) :]
     is_system = principal.role is Role.SYSTEM
     backends = [BackendLine.of(status, with_capacity=is_system) for status in services.directory.all()]
-    problems = [*_problems(overview, backends, schedules)]
+    nodes = await services.attachments.nodes(project_id=principal.project.id)
+    problems = [*_problems(overview, backends, schedules), *_problems_of_nodes(nodes)]
     return OverviewPage(
         headline=_headline(overview, problems),
         problems=problems,
@@ -132,6 +135,7 @@ async def overview_page(services: Services, principal: Principal) -> OverviewPag
         today=[(status.value, count) for status, count in overview.today.items()],
         workers=_workers(overview, running),
         backends=backends,
+        nodes=nodes,
         schedules=schedules,
         failed=failed,
     )
@@ -170,6 +174,14 @@ def _problems(
         if one.runs and one.runs[0].outcome is RunOutcome.MISSED
     ]
     return found
+
+
+def _problems_of_nodes(nodes: Sequence[Node]) -> Sequence[Problem]:
+    return [
+        Problem(f"The agent of the node {one.name} is not alive, and volumes are attached there.", "#nodes", "See it")
+        for one in nodes
+        if one.attachments and not one.is_alive
+    ]
 
 
 def _headline(overview: Overview, problems: Sequence[Problem]) -> str:

@@ -13,6 +13,8 @@ from domain.operations import SnapshotState, VolumeState
 from domain.services import Services
 from domain.snapshots.model import Snapshot
 from domain.snapshots.repository import SnapshotFilter
+from domain.volumes.attachments.model import Attachment, Mount
+from domain.volumes.attachments.repository import AttachmentFilter
 from domain.volumes.model import Volume
 
 
@@ -34,6 +36,9 @@ class VolumePage:
     snapshots: Sequence[Snapshot]
     more_snapshots: bool
     jobs: Sequence[JobLine]
+    attachments: Sequence[Attachment]
+    more_attachments: bool
+    mount: Mount | None
 
     @property
     def is_idle(self) -> bool:
@@ -42,8 +47,16 @@ class VolumePage:
 
     @property
     def is_available(self) -> bool:
-        """Whether it can be expanded, and snapshots of it taken and restored."""
+        """Whether it can be expanded, attached and detached, and snapshots of it taken and restored."""
         return self.volume.state is VolumeState.AVAILABLE
+
+    @property
+    def in_use(self) -> str | None:
+        """Who has it, and where, which is why it can be neither deleted nor restored; None if nobody has."""
+        if not self.attachments:
+            return None
+        one, others = self.attachments[0], " and others" if len(self.attachments) > 1 else ""
+        return f"It is attached on {one.node} for {one.holder}{others}: detach it first"
 
 
 def is_usable(snapshot: Snapshot) -> bool:
@@ -75,6 +88,9 @@ async def volume_page(services: Services, volume_id: UUID, principal: Principal)
     snapshots = await services.snapshots.list_snapshots(
         SnapshotFilter(volume_id=volume_id), request, project_id=project_id
     )
+    attached, _ = await services.attachments.list_attachments(
+        AttachmentFilter(volume_id=volume_id), request, project_id=project_id
+    )
     jobs = await services.jobs.list_jobs(JobFilter(volume_id=volume_id), request, project_id=project_id)
     return VolumePage(
         volume=volume,
@@ -82,4 +98,7 @@ async def volume_page(services: Services, volume_id: UUID, principal: Principal)
         snapshots=snapshots.items,
         more_snapshots=snapshots.next_cursor is not None,
         jobs=await lines_of(services, jobs.items, principal),
+        attachments=attached.items,
+        more_attachments=attached.next_cursor is not None,
+        mount=await services.attachments.mount_of(volume_id),
     )

@@ -8,16 +8,18 @@ from functools import lru_cache
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, UpdateBase, func, select, update
+from sqlalchemy import ColumnElement, Select, Text, UpdateBase, Uuid, column, func, select, table, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.db.sql import from_now
-from domain.jobs.model import Job, JobMessage
+from domain.jobs.model import Job, JobMessage, Worker, has_status
 from domain.jobs.states import JobStatus
-from domain.storage.model import Backend, is_unserved
+from domain.storage.model import NODE_PREFIX, Backend, is_unserved
 
 #: The ``error`` of a job that waits for a worker that serves its backend.
 BACKEND_NOT_SERVED: Final = "backend-not-served"
+#: The ``error`` of a job that waits for the agent of its node.
+NODE_NOT_ALIVE: Final = "node-not-alive"
 #: A job waits that long before its ``error`` says so: its worker may just be starting again.
 _EXPLAIN_AFTER_SECONDS: Final = 5.0
 _UNDISPATCHED: Final = Job.dispatched_at.is_(None)
@@ -44,13 +46,24 @@ class DispatchRepository:
         """
         return await self._mark(_dispatched_before(age, limit, self._kinds))
 
-    async def explain_waiting(self, limit: int) -> Sequence[UUID]:
-        """Write into queued jobs that no worker serves their backend, as their ``error``; return their ids."""
+    async def explain_waiting(self, limit: int, *, lease: float) -> Sequence[UUID]:
+        """Write into queued jobs that nobody can do them now, as their ``error``; return their ids.
+
+        Either no worker serves their backend, or their node has no agent that is alive.
+        """
         detail = func.concat("No worker serves the backend '", Job.backend, "'; the job waits until one does.")
-        error = func.jsonb_build_object("code", BACKEND_NOT_SERVED, "detail", detail)
+        unserved = func.jsonb_build_object("code", BACKEND_NOT_SERVED, "detail", detail)
+        detail = func.concat("The agent of the node '", _node_of_job(), "' is not alive; the job waits until it is.")
+        not_alive = func.jsonb_build_object("code", NODE_NOT_ALIVE, "detail", detail)
+        return [
+            *await self._explain(_waiting_for_a_backend().limit(limit), unserved),
+            *await self._explain(_waiting_for_a_node(lease).limit(limit), not_alive),
+        ]
+
+    async def _explain(self, waiting: Select[UUID], error: Any) -> Sequence[UUID]:
         query = (
             update(Job)
-            .where(Job.id.in_(_waiting_for_a_backend().limit(limit).with_for_update(skip_locked=True)))
+            .where(Job.id.in_(waiting.with_for_update(skip_locked=True, of=Job)))
             .values(error=error, version=Job.version + 1)
             .returning(Job.id)
         )
@@ -60,17 +73,37 @@ class DispatchRepository:
         return [JobMessage(*row) for row in await self._session.execute(query)]
 
 
-def any_unserved() -> ColumnElement[bool]:
-    """Return the condition that a job waits for a backend that no worker serves, and does not say so yet."""
+def any_unserved(lease: float) -> ColumnElement[bool]:
+    """Return the condition that a job waits for a backend or a node that nobody serves, and does not say so yet.
+
+    The agent of a node is alive for ``lease`` seconds after a heartbeat.
+    """
     # Usually every backend is served, so that no job is read.
-    return select(Backend.name).where(is_unserved()).exists() & _waiting_for_a_backend().exists()
+    for_backend = select(Backend.name).where(is_unserved()).exists() & _waiting_for_a_backend().exists()
+    return for_backend | _waiting_for_a_node(lease).exists()
 
 
 def _waiting_for_a_backend() -> Select[UUID]:
     unserved = select(Backend.name).where(is_unserved())
-    told = Job.error["code"].astext.is_not_distinct_from(BACKEND_NOT_SERVED)
-    waiting = select(Job.id).where(Job.status == JobStatus.QUEUED, Job.backend.in_(unserved), ~told)
-    return waiting.where(Job.run_at < from_now(-_EXPLAIN_AFTER_SECONDS))
+    return _waiting_untold(BACKEND_NOT_SERVED).where(Job.backend.in_(unserved))
+
+
+def _waiting_for_a_node(lease: float) -> Select[UUID]:
+    # The volume of such a job has an attachment on the node. So the few attachments lead to the jobs, by an index.
+    attachments = table("attachments", column("volume_id", Uuid), column("node", Text))  # of a package above this one
+    is_alive = (Worker.node == attachments.c.node) & (Worker.heartbeat_at > from_now(-lease))
+    of_job = (attachments.c.volume_id == Job.volume_id) & (Job.backend == func.concat(NODE_PREFIX, attachments.c.node))
+    here = select(attachments.c.node).where(of_job, ~select(Worker.id).where(is_alive).exists())
+    return _waiting_untold(NODE_NOT_ALIVE).where(here.exists())
+
+
+def _waiting_untold(code: str) -> Select[UUID]:
+    told = Job.error["code"].astext.is_not_distinct_from(code)
+    return select(Job.id).where(has_status(JobStatus.QUEUED), Job.run_at < from_now(-_EXPLAIN_AFTER_SECONDS), ~told)
+
+
+def _node_of_job() -> ColumnElement[str]:
+    return func.substr(Job.backend, len(NODE_PREFIX) + 1)
 
 
 def any_undispatched(kinds: Collection[str]) -> ColumnElement[bool]:

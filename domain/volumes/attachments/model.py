@@ -3,16 +3,14 @@
 import enum
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Self
+from typing import Any, Self
 from uuid import UUID
 
 from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain.db.base import Base, Owned, enum_text
-
-#: What the queue and the pseudo-backend of a node's jobs are named: this, and the node's name.
-_QUEUE_PREFIX: Final = "node:"
+from domain.storage.model import NODE_PREFIX
 
 
 class AttachmentState(enum.StrEnum):
@@ -98,7 +96,7 @@ class Mount(Base):
 
 def queue_of(node: str) -> str:
     """Return the name that the jobs of a node have in place of a backend's; no backend can have it."""
-    return _QUEUE_PREFIX + node
+    return NODE_PREFIX + node
 
 
 @dataclass(frozen=True)

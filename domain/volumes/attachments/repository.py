@@ -139,6 +139,10 @@ class AttachmentRepository:
         used = exists().where(Attachment.volume_id == Mount.volume_id)
         await self._session.execute(delete(Mount).where(Mount.volume_id.in_(volume_ids), ~used))
 
+    async def mount_of(self, volume_id: UUID) -> Mount | None:
+        """Read where a node has a volume; None if none has."""
+        return await self._session.scalar(select(Mount).where(Mount.volume_id == volume_id))
+
     async def devices(self, volume_ids: Collection[UUID]) -> Mapping[UUID, str | None]:
         """Return the loop devices of those of these volumes that a node has."""
         query = select(Mount.volume_id, Mount.device).where(Mount.volume_id.in_(volume_ids))

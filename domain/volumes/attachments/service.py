@@ -20,7 +20,7 @@ from domain.jobs.model import Job, Worker
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.transport.job_queue import JobQueue
 from domain.operations import VolumeState, job_for
-from domain.volumes.attachments.model import Attachment, AttachmentState, Mode, queue_of
+from domain.volumes.attachments.model import Attachment, AttachmentState, Mode, Mount, queue_of
 from domain.volumes.attachments.repository import (
     AttachmentFilter,
     AttachmentRepository,
@@ -54,6 +54,16 @@ class Node:
     attachments: int
 
 
+@dataclass(frozen=True)
+class NodeUsage:
+    """How many nodes and attachments there are, of all projects."""
+
+    nodes_alive: int
+    by_state: Mapping[AttachmentState, int]
+    #: The attachments on nodes whose agent is not alive.
+    unattended: int
+
+
 class AttachmentService:
     """The attachments, for the API."""
 
@@ -78,6 +88,11 @@ class AttachmentService:
             page = request.page(await attachments.page(filters, project_id, before=before, limit=request.limit))
             return page, await attachments.devices({one.volume_id for one in page.items})
 
+    async def mount_of(self, volume_id: UUID) -> Mount | None:
+        """Return where a node has a volume; None if none has."""
+        async with self._database.transaction() as session:
+            return await AttachmentRepository(session).mount_of(volume_id)
+
     async def nodes(self, *, project_id: UUID) -> Sequence[Node]:
         """Return the nodes that have an agent, have had one within the hour, or have a volume of the project."""
         alive = func.bool_or(Worker.heartbeat_at > from_now(-self._lease))
@@ -92,6 +107,17 @@ class AttachmentService:
             host, is_alive, at = seen.get(name, (None, False, None))
             nodes.append(Node(name, host, is_alive, at, used.get(name, 0)))
         return nodes
+
+    async def usage(self) -> NodeUsage:
+        """Return how many nodes are alive, and how many attachments there are, for monitoring."""
+        alive = select(Worker.node).where(Worker.heartbeat_at > from_now(-self._lease), Worker.node.is_not(None))
+        is_alive = Attachment.node.in_(alive)
+        counts = select(Attachment.state, func.count(), func.count().filter(~is_alive)).group_by(Attachment.state)
+        async with self._database.transaction() as session:
+            nodes = await session.scalar(select(func.count(alive.subquery().c.node.distinct())))
+            rows = [(row[0], row[1], row[2]) for row in await session.execute(counts)]
+        by_state = dict.fromkeys(AttachmentState, 0) | {state: count for state, count, _ in rows}
+        return NodeUsage(nodes or 0, by_state, sum(silent for _, _, silent in rows))
 
     async def request_attach(self, volume_id: UUID, new: NewAttachment, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Accept that a holder gets a volume on a node. If it has it already, the node makes sure of that.

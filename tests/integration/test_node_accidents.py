@@ -10,6 +10,7 @@ import pytest
 from uuid_utils.compat import uuid7
 
 from domain.db.base import DEFAULT_PROJECT
+from domain.errors import ConfigurationError
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.volumes.attachments.freezing import FreezeAnswers
@@ -23,8 +24,9 @@ from worker.node.agent import NodeAgent
 from worker.node.freezing import NodeFreezes
 from worker.node.host.errors import GrowthRefused, TargetRefused
 from worker.node.host.filesystems import FilesystemUsage
-from worker.node.host.operations import Attached
+from worker.node.host.volumes import Attached
 from worker.node.keeper import REPORT_SECONDS, VolumeKeeper
+from worker.node.main import open_node
 
 NODE = "web-1"
 TRIM_SECONDS = 1e6
@@ -213,7 +215,7 @@ async def test_a_trim_that_takes_long_holds_up_no_growth(node: Node) -> None:
     volume = await an_attached_volume(node, None)
     trimming = asyncio.Event()
 
-    async def trim(volume_id: UUID) -> None:  # noqa: ARG001 (of the signature)
+    async def trim(volume_id: UUID) -> None:
         await trimming.wait()
 
     node.host.trim = trim  # type: ignore[method-assign]
@@ -227,3 +229,19 @@ async def test_a_trim_that_takes_long_holds_up_no_growth(node: Node) -> None:
     trimming.set()
     await node.keeper.idle()
     assert (await volume_row(node.services, volume.id))["filesystem_grown_to"] == 2 * MIB
+
+
+async def test_an_agent_of_another_host_with_the_name_of_the_node_keeps_it_from_starting(
+    services: Services, node: Node
+) -> None:
+    await sql(services, "INSERT INTO workers (id, host, pid, node) VALUES (gen_random_uuid(), 'web-2', 1, :n)", n=NODE)
+    settings = services.settings.model_copy(update={"node": NODE, "lease_seconds": 1.0})
+    await sql(services, "UPDATE workers SET heartbeat_at = now() + interval '1 hour'")
+    with pytest.raises(ConfigurationError, match="the agent of the host 'web-2' has the name 'web-1', too"):
+        async with open_node(settings, node.host):
+            pass
+    assert node.host.calls == []
+
+    await sql(services, "UPDATE workers SET heartbeat_at = now() - interval '0.9 seconds'")  # it was killed
+    async with open_node(settings, node.host):
+        assert node.called("thaw_all") == 1

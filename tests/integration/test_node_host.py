@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from domain.errors import ConfigurationError
 from domain.storage.errors import VolumeMissing
 from tests.integration.host_builders import (
     MIB,
@@ -272,6 +273,47 @@ def test_two_nodes_on_one_host_never_share_a_file(place: Path) -> None:
 
     assert len(devices_of(file)) == 1
     assert HostOperations(place / "two").found() == []
+
+
+def test_a_volume_below_another_base_directory_is_not_taken_for_detached(place: Path) -> None:
+    """As after CISTERN_NODE_DIR was changed: the volume would be deleted, or attached elsewhere, while it is used."""
+    former = HostOperations(place / "one")
+    former.attach(volume_file(place, "ext4"), VOLUME, "ext4")
+    with pytest.raises(VolumeFileInUse, match=r"/dev/loop\d+ has the volume, attached below another CISTERN_NODE_DIR"):
+        HostOperations(place / "two").detach(VOLUME)
+
+    former.detach(VOLUME)
+    HostOperations(place / "two").detach(VOLUME)
+
+
+def test_a_directory_with_volumes_is_not_taken_over_by_another_node(host: HostOperations, place: Path) -> None:
+    """As after the host was renamed: all of them would be taken from whoever uses them."""
+    with host.claimed("web-1", "a"):
+        host.attach(volume_file(place, "ext4"), VOLUME, "ext4")
+    with (
+        pytest.raises(ConfigurationError, match="has volumes of the node 'web-1': set CISTERN_NODE"),
+        host.claimed("web-2", "a"),
+    ):
+        pass
+    with pytest.raises(ConfigurationError, match="of another installation"), host.claimed("web-1", "b"):
+        pass
+    with host.claimed("web-1", "a"):
+        host.detach(VOLUME)
+    with host.claimed("web-2", "b"):
+        pass
+
+
+def test_a_directory_has_one_agent_at_a_time(host: HostOperations) -> None:
+    with host.claimed("web-1", "a"):
+        with pytest.raises(ConfigurationError, match="another agent has"), host.claimed("web-1", "a"):
+            pass
+        with (
+            pytest.raises(ConfigurationError, match="another agent has"),
+            HostOperations(host.base_dir).claimed("x", "b"),
+        ):
+            pass
+    with host.claimed("web-1", "a"):
+        pass
 
 
 def test_a_file_that_a_loop_device_of_another_program_has_is_refused(host: HostOperations, place: Path) -> None:

@@ -8,14 +8,14 @@ import pytest
 
 from domain.db.base import DEFAULT_PROJECT
 from domain.db.pagination import PageRequest
-from domain.errors import VolumeBusy
+from domain.errors import VolumeAttached, VolumeBusy
 from domain.jobs.attempt import ClaimedJob
 from domain.jobs.model import Job
 from domain.jobs.states import JobStatus
 from domain.services import Services, open_services
 from domain.settings import Settings
 from domain.storage.context import Grant
-from domain.volumes.attachments.model import Attachment
+from domain.volumes.attachments.model import Attachment, Mode
 from domain.volumes.attachments.repository import AttachmentFilter
 from domain.volumes.attachments.service import NewAttachment
 from tests.integration.conftest import RunningWorker
@@ -104,3 +104,16 @@ async def test_a_volume_that_was_isolated_has_no_holders_although_the_job_was_ca
     assert (await row(services, job.id)).status is JobStatus.CANCELLED
     assert len(await attachments(services)) == (0 if is_published else 1)
     assert (await volume_row(services, volume_id))["state"] == "available"
+
+
+async def test_two_holders_never_share_a_path(services: Services) -> None:
+    """The second one's mode would be that of the first, and its end, too."""
+    volume = await a_stored_volume(services, backend="disk")
+    await sql(services, "UPDATE volumes SET filesystem = 'xfs'")
+    job = await services.attachments.request_attach(volume.id, NewAttachment(NODE, "one", path="/srv/data"))
+    await sql(services, "UPDATE volumes SET state = 'available', job_id = NULL")
+    with pytest.raises(VolumeAttached) as refused:
+        await services.attachments.request_attach(volume.id, NewAttachment(NODE, "two", Mode.READ_ONLY, "/srv/data"))
+    assert refused.value.details["holder"] == "one"
+    assert [one.holder for one in await attachments(services)] == ["one"]
+    assert job.params["path"] == "/srv/data"

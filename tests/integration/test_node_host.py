@@ -394,6 +394,31 @@ def test_a_directory_with_content_or_another_mount_is_no_target(host: HostOperat
     assert len(mounted_at(place / "taken")) == 1, "it is the other volume's"
 
 
+def test_a_volume_is_not_shown_where_it_would_be_believed_to_be_another_or_the_hosts(
+    host: HostOperations, place: Path
+) -> None:
+    host.attach(volume_file(place, "ext4"), VOLUME, "ext4")
+    (place / "link").symlink_to(host.base_dir)
+    for target in (host.base_dir / str(OTHER), place / "link" / "other", Path("/etc/cistern-test/x"), Path("//usr/x")):
+        with pytest.raises(TargetRefused, match=r"below CISTERN_NODE_DIR|belongs to the system"):
+            host.bind(VOLUME, target, read_only=False)
+        assert not target.exists()
+
+    host.bind(VOLUME, Path(f"/{place}/own"), read_only=False)  # two slashes at its beginning
+    host.unbind(VOLUME, Path(f"/{place}/own"))
+    host.detach(VOLUME)
+
+
+def test_a_volume_is_shown_only_below_the_directories_that_are_allowed(place: Path) -> None:
+    host = HostOperations(place / "mounts", allowed=[place / "allowed"])
+    host.attach(volume_file(place, "ext4"), VOLUME, "ext4")
+    with pytest.raises(TargetRefused, match="is not below a directory of CISTERN_NODE_PATHS"):
+        host.bind(VOLUME, place / "allowed-too", read_only=False)
+    host.bind(VOLUME, place / "allowed" / "one", read_only=False)
+    host.unbind(VOLUME, place / "allowed" / "one")
+    host.detach(VOLUME)
+
+
 def test_a_volume_in_use_stays_attached(host: HostOperations, place: Path) -> None:
     file = volume_file(place, "ext4")
     host.attach(file, VOLUME, "ext4")

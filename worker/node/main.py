@@ -151,7 +151,7 @@ async def keep_node(settings: Settings) -> None:
     """Run one node agent until it is stopped by a signal. What is mounted stays mounted."""
     if os.geteuid() != 0:
         raise ConfigurationError("`cistern node` mounts volumes: run it as root")
-    async with open_node(settings, Host(settings.node_dir)) as runner:
+    async with open_node(settings, Host(settings.node_dir, allowed=settings.node_paths)) as runner:
         tune_gc()
         log.info("node.ready", node=settings.node, directory=str(settings.node_dir))
         await supervisor(settings, runner).run()

@@ -198,6 +198,8 @@ async def acquire_attachment(session: AsyncSession, volume: Volume, new: NewAtta
             raise attached_error(other)
         if other.holder == new.holder:
             found = other
+        elif new.path is not None and other.path == new.path:  # its mode would change, and its mount end with this one
+            raise attached_error(other)
     if found is not None and (found.mode, found.path) != (new.mode, new.path):
         raise attached_error(found)
     if found is None:

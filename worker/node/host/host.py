@@ -80,8 +80,9 @@ class HostProtocol(Protocol):
 class Host:
     """This host, with its volumes mounted below ``base_dir``."""
 
-    def __init__(self, base_dir: Path) -> None:
-        self._operations = HostOperations(base_dir)
+    def __init__(self, base_dir: Path, *, allowed: Sequence[Path] = ()) -> None:
+        """Prepare the host; holders may have volumes below the ``allowed`` directories."""
+        self._operations = HostOperations(base_dir, allowed=allowed)
 
     def claimed(self, node: str, installation: str) -> AbstractContextManager[None]:
         """See `HostProtocol`."""

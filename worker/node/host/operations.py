@@ -6,7 +6,7 @@ come, and does the rest.
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +21,7 @@ from worker.node.host.filesystems import FilesystemUsage
 from worker.node.host.locks import volume_locked
 from worker.node.host.loop_devices import LoopDevice, LoopDevices
 from worker.node.host.mounts import DIRECTORY_MODE, Mounts, resolved
+from worker.node.host.targets import Targets
 from worker.node.host.volumes import Attached, FoundVolume, Lost
 
 #: How long each step of letting go of a lost volume may take, in seconds. There are four, and one for each mount.
@@ -33,8 +34,17 @@ _UUID: Final = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 class HostOperations:
     """The volumes of one node, mounted below ``base_dir``."""
 
-    def __init__(self, base_dir: Path, loops: LoopDevices | None = None, mounts: Mounts | None = None) -> None:
+    def __init__(
+        self,
+        base_dir: Path,
+        loops: LoopDevices | None = None,
+        mounts: Mounts | None = None,
+        *,
+        allowed: Sequence[Path] = (),
+    ) -> None:
+        """Prepare the operations; holders may have volumes below ``allowed`` directories, see `Targets`."""
         self.base_dir = resolved(base_dir)
+        self._targets = Targets(self.base_dir, allowed)
         self._loops = loops or LoopDevices()
         self._mounts = mounts or Mounts()
         self._place = hashlib.sha256(str(self.base_dir).encode()).hexdigest()[:12]
@@ -81,7 +91,7 @@ class HostOperations:
     def bind(self, volume_id: UUID, target: Path, *, read_only: bool) -> None:
         """Show an attached volume's file system at a holder's directory as well."""
         with self._locked(volume_id):
-            self._mounts.bind(self.mount_path(volume_id), resolved(target), read_only=read_only)
+            self._mounts.bind(self.mount_path(volume_id), self._targets.require(target), read_only=read_only)
 
     def unbind(self, volume_id: UUID, target: Path) -> None:
         """Remove the bind mount of a holder; never anything else that is mounted there."""

@@ -4,8 +4,9 @@ What happens on the node is the work of its agent (`worker.node`), behind `NodeW
 holder and unmounted after its last one: no other job can add or remove a holder meanwhile, since each holds the volume.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -26,6 +27,9 @@ from domain.volumes.attachments.model import Attachment, AttachmentState, Filesy
 from domain.volumes.attachments.repository import AttachmentRepository
 from domain.volumes.attachments.service import NewAttachment, acquire_attachment, leave_attachment
 from domain.volumes.repository import VolumeRepository
+
+#: What a job that is given up has found: whoever had the volume has lost it nevertheless.
+_IS_ISOLATED: Final = "isolated"
 
 
 @dataclass(frozen=True)
@@ -99,9 +103,9 @@ class AttachHandler(_NodeHandler):
         )
 
     async def seal(self, job: ClaimedJob, grant: Grant) -> Payload | None:
-        """Undo what an attempt for a new holder may have left on the node."""
+        """Undo what an attempt for a new holder may have left on the node, also after this attempt was stopped."""
         if job.params["is_new"]:
-            await self._node.detach(job, await self._others(job), grant)
+            await self._node.detach(job, await self._others(job), Grant(job.id, grant.fence, math.inf))
         return None
 
     async def record(self, session: AsyncSession, succeeded: SucceededJobs) -> None:
@@ -186,6 +190,21 @@ class IsolateHandler(_LeavingHandler):
     """Takes a volume from a node that does not answer, by storage work."""
 
     kind = JobKind.VOLUME_ISOLATE
+
+    async def seal(self, job: ClaimedJob, grant: Grant) -> Payload | None:
+        """Finish what an earlier attempt has begun to publish: whoever has the old bytes open may have lost them."""
+        volume_id, driver = volume_of(job), self._driver(job)
+        stored = await driver.stat(volume_id, ())
+        if stored is None or stored.volume.fence is None or stored.volume.fence.version < job.fence.version:
+            return await super().seal(job, grant)
+        size = await driver.isolate(volume_id, Grant(job.id, grant.fence, math.inf))
+        return {"volume_id": str(volume_id), "size": size, _IS_ISOLATED: True}
+
+    async def abandon(self, session: AsyncSession, failed: FailedJobs) -> None:
+        """Release the volumes; those that are isolated after all have no holders any more."""
+        isolated = [volume_of(job) for job, found in failed if (found or {}).get(_IS_ISOLATED)]
+        await AttachmentRepository(session).remove_of(isolated)
+        await super().abandon(session, failed)
 
     async def record(self, session: AsyncSession, succeeded: SucceededJobs) -> None:
         """Remove all attachments of the volumes, and release them."""

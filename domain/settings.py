@@ -75,6 +75,17 @@ def _traces(value: object) -> object:
     return text
 
 
+def _directories(names: object) -> object:
+    """Split paths at commas."""
+    found = tuple(Path(name.strip()) for name in names.split(",") if name.strip()) if isinstance(names, str) else names
+    for path in found if isinstance(found, tuple) else ():
+        if not path.is_absolute():
+            reason = "absolute paths are needed, like /srv,/mnt; separate several by commas"
+            raise PydanticCustomError("directory", "{reason}", {"reason": reason})
+    return found
+
+
+Directories = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_directories)]
 HostNames = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_host_names)]
 DatabaseUrl = Annotated[str, AfterValidator(_postgres_url)]
 Traces = Annotated[str | None, BeforeValidator(_traces)]
@@ -139,6 +150,8 @@ class Settings(LogSettings):
     node: Annotated[str, Field(pattern=f"^({NODE_NAME})?$")] = ""
     #: Where the node mounts volumes.
     node_dir: Path = Path("/var/lib/cistern/mounts")
+    #: Below which directories holders may have volumes mounted; none: everywhere but in those of the system.
+    node_paths: Directories = ()
     #: Seconds between two trims of a mounted file system.
     trim_seconds: Annotated[float, Field(gt=0, le=31_536_000)] = 604_800.0
     keep_audit_days: int = Field(default=400, ge=1, le=36_500)

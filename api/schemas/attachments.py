@@ -43,7 +43,7 @@ def _plain_path(path: str) -> str:
     Raises:
         ValueError: it is another one.
     """
-    if posixpath.normpath(path) != path or path == "/":
+    if posixpath.normpath(path) != path or path == "/" or path.startswith("//"):  # which `normpath` keeps
         raise ValueError("must be the path of a directory below /, without `.`, `..` and superfluous slashes")
     return path
 

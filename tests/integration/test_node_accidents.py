@@ -1,6 +1,7 @@
 """A node whose host, whose jobs or whose database are not as it left them; the host is in memory."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,17 @@ from uuid import UUID
 import pytest
 from uuid_utils.compat import uuid7
 
+from domain.attachment_handlers import attachment_handlers
 from domain.db.base import DEFAULT_PROJECT
+from domain.errors import ConfigurationError
+from domain.jobs.attempt import ClaimedJob
 from domain.services import Services, open_services
 from domain.settings import Settings
+from domain.storage.context import Grant, StopReason
 from domain.volumes.attachments.freezing import FreezeAnswers
 from domain.volumes.attachments.model import Attachment, AttachmentState, Mode, Mount
 from domain.volumes.attachments.node_volumes import NodeVolumes
+from domain.volumes.attachments.service import NewAttachment
 from domain.volumes.model import Volume
 from tests.integration.job_builders import MIB, sql, volume_row
 from tests.integration.snapshot_builders import a_stored_volume
@@ -23,8 +29,10 @@ from worker.node.agent import NodeAgent
 from worker.node.freezing import NodeFreezes
 from worker.node.host.errors import GrowthRefused, TargetRefused
 from worker.node.host.filesystems import FilesystemUsage
-from worker.node.host.operations import Attached
+from worker.node.host.volumes import Attached
 from worker.node.keeper import REPORT_SECONDS, VolumeKeeper
+from worker.node.main import open_node
+from worker.performer import AttemptPerformer
 
 NODE = "web-1"
 TRIM_SECONDS = 1e6
@@ -227,3 +235,34 @@ async def test_a_trim_that_takes_long_holds_up_no_growth(node: Node) -> None:
     trimming.set()
     await node.keeper.idle()
     assert (await volume_row(node.services, volume.id))["filesystem_grown_to"] == 2 * MIB
+
+
+async def test_an_agent_of_another_host_with_the_name_of_the_node_keeps_it_from_starting(
+    services: Services, node: Node
+) -> None:
+    await sql(services, "INSERT INTO workers (id, host, pid, node) VALUES (gen_random_uuid(), 'web-2', 1, :n)", n=NODE)
+    settings = services.settings.model_copy(update={"node": NODE, "lease_seconds": 1.0})
+    await sql(services, "UPDATE workers SET heartbeat_at = now() + interval '1 hour'")
+    with pytest.raises(ConfigurationError, match="the agent of the host 'web-2' has the name 'web-1', too"):
+        async with open_node(settings, node.host):
+            pass
+    assert node.host.calls == []
+
+    await sql(services, "UPDATE workers SET heartbeat_at = now() - interval '0.9 seconds'")  # it was killed
+    async with open_node(settings, node.host):
+        assert node.called("thaw_all") == 1
+
+
+async def test_a_holder_whose_attachment_is_cancelled_keeps_no_mount(services: Services, node: Node) -> None:
+    """The attempt that was killed had mounted it; the one that gives up is stopped before it begins."""
+    volume = await an_attached_volume(node, "/srv/one")
+    await sql(services, "INSERT INTO workers (id, host, pid, node) VALUES (gen_random_uuid(), 'h', 1, :n)", n=NODE)
+    job = await services.attachments.request_attach(volume.id, NewAttachment(NODE, "two", path="/srv/two"))
+    await node.host.bind(volume.id, Path("/srv/two"), read_only=False)
+    claimed = ClaimedJob.from_row(job)
+    grant = Grant(job.id, claimed.fence, math.inf)
+    grant.stop(StopReason.CANCELLED)
+    made = attachment_handlers(services.database, services.backends, max_attempts=1, node=node.agent)
+
+    await AttemptPerformer(made, services.retry_policy).perform(claimed, grant)
+    assert node.host.volumes[volume.id].targets == ("/srv/one",)

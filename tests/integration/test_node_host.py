@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from domain.errors import ConfigurationError
 from domain.storage.errors import VolumeMissing
 from tests.integration.host_builders import (
     MIB,
@@ -274,6 +275,47 @@ def test_two_nodes_on_one_host_never_share_a_file(place: Path) -> None:
     assert HostOperations(place / "two").found() == []
 
 
+def test_a_volume_below_another_base_directory_is_not_taken_for_detached(place: Path) -> None:
+    """As after CISTERN_NODE_DIR was changed: the volume would be deleted, or attached elsewhere, while it is used."""
+    former = HostOperations(place / "one")
+    former.attach(volume_file(place, "ext4"), VOLUME, "ext4")
+    with pytest.raises(VolumeFileInUse, match=r"/dev/loop\d+ has the volume, attached below another CISTERN_NODE_DIR"):
+        HostOperations(place / "two").detach(VOLUME)
+
+    former.detach(VOLUME)
+    HostOperations(place / "two").detach(VOLUME)
+
+
+def test_a_directory_with_volumes_is_not_taken_over_by_another_node(host: HostOperations, place: Path) -> None:
+    """As after the host was renamed: all of them would be taken from whoever uses them."""
+    with host.claimed("web-1", "a"):
+        host.attach(volume_file(place, "ext4"), VOLUME, "ext4")
+    with (
+        pytest.raises(ConfigurationError, match="has volumes of the node 'web-1': set CISTERN_NODE"),
+        host.claimed("web-2", "a"),
+    ):
+        pass
+    with pytest.raises(ConfigurationError, match="of another installation"), host.claimed("web-1", "b"):
+        pass
+    with host.claimed("web-1", "a"):
+        host.detach(VOLUME)
+    with host.claimed("web-2", "b"):
+        pass
+
+
+def test_a_directory_has_one_agent_at_a_time(host: HostOperations) -> None:
+    with host.claimed("web-1", "a"):
+        with pytest.raises(ConfigurationError, match="another agent has"), host.claimed("web-1", "a"):
+            pass
+        with (
+            pytest.raises(ConfigurationError, match="another agent has"),
+            HostOperations(host.base_dir).claimed("x", "b"),
+        ):
+            pass
+    with host.claimed("web-1", "a"):
+        pass
+
+
 def test_a_file_that_a_loop_device_of_another_program_has_is_refused(host: HostOperations, place: Path) -> None:
     file = volume_file(place, "ext4")
     subprocess.run(["losetup", "--find", "--offset", "4096", str(file)], check=True)
@@ -350,6 +392,31 @@ def test_a_directory_with_content_or_another_mount_is_no_target(host: HostOperat
         host.bind(VOLUME, Path("relative"), read_only=False)
     host.unbind(VOLUME, place / "taken")
     assert len(mounted_at(place / "taken")) == 1, "it is the other volume's"
+
+
+def test_a_volume_is_not_shown_where_it_would_be_believed_to_be_another_or_the_hosts(
+    host: HostOperations, place: Path
+) -> None:
+    host.attach(volume_file(place, "ext4"), VOLUME, "ext4")
+    (place / "link").symlink_to(host.base_dir)
+    for target in (host.base_dir / str(OTHER), place / "link" / "other", Path("/etc/cistern-test/x"), Path("//usr/x")):
+        with pytest.raises(TargetRefused, match=r"below CISTERN_NODE_DIR|belongs to the system"):
+            host.bind(VOLUME, target, read_only=False)
+        assert not target.exists()
+
+    host.bind(VOLUME, Path(f"/{place}/own"), read_only=False)  # two slashes at its beginning
+    host.unbind(VOLUME, Path(f"/{place}/own"))
+    host.detach(VOLUME)
+
+
+def test_a_volume_is_shown_only_below_the_directories_that_are_allowed(place: Path) -> None:
+    host = HostOperations(place / "mounts", allowed=[place / "allowed"])
+    host.attach(volume_file(place, "ext4"), VOLUME, "ext4")
+    with pytest.raises(TargetRefused, match="is not below a directory of CISTERN_NODE_PATHS"):
+        host.bind(VOLUME, place / "allowed-too", read_only=False)
+    host.bind(VOLUME, place / "allowed" / "one", read_only=False)
+    host.unbind(VOLUME, place / "allowed" / "one")
+    host.detach(VOLUME)
 
 
 def test_a_volume_in_use_stays_attached(host: HostOperations, place: Path) -> None:

@@ -1,13 +1,14 @@
 """A host for tests of the node's agent: volumes, mounts and freezes in memory, with the interface of the real one."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import UUID
 
 from worker.node.host.errors import AlreadyFrozen, HostFailed, MountInUse, TargetRefused
 from worker.node.host.filesystems import FilesystemUsage
-from worker.node.host.operations import Attached, FoundVolume, Lost
+from worker.node.host.volumes import Attached, FoundVolume, Lost
 
 MIB = 1024**2
 
@@ -46,6 +47,9 @@ class FakeHost:
     grown: dict[UUID, int] = field(default_factory=dict)
     frozen: dict[UUID, FakeFreeze] = field(default_factory=dict)
     calls: list[tuple[str, UUID | None]] = field(default_factory=list)
+
+    def claimed(self, node: str, installation: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
     async def prepare(self) -> None:
         self._called("prepare", None)

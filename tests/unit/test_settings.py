@@ -383,3 +383,13 @@ def test_what_is_no_address_of_metrics_is_refused(
     monkeypatch.setenv("CISTERN_METRICS", given)
     with pytest.raises(ConfigurationError, match="CISTERN_METRICS: HOST:PORT or PORT is needed"):
         load_settings()
+
+
+def test_the_directories_of_holders_are_absolute_paths(
+    empty_environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CISTERN_NODE_PATHS", "/srv, /mnt/data")
+    assert load_settings().node_paths == (Path("/srv"), Path("/mnt/data"))
+    monkeypatch.setenv("CISTERN_NODE_PATHS", "srv")
+    with pytest.raises(ConfigurationError, match="CISTERN_NODE_PATHS: absolute paths are needed"):
+        load_settings()

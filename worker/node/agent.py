@@ -18,7 +18,7 @@ from domain.storage_work import volume_of
 from domain.volumes.attachments.model import Attachment, FilesystemReport, Mode
 from worker.node.host.errors import AttachmentStale, HostUnable
 from worker.node.host.host import HostProtocol
-from worker.node.host.operations import Attached
+from worker.node.host.volumes import Attached
 from worker.node.reports import report_of
 
 #: What a job waits for, as users see it.

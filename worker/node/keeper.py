@@ -25,7 +25,7 @@ from worker.node.host.calls import in_thread
 from worker.node.host.errors import GrowthRefused
 from worker.node.host.host import USAGE_SECONDS, HostProtocol
 from worker.node.host.mounts import resolved
-from worker.node.host.operations import FoundVolume
+from worker.node.host.volumes import FoundVolume
 from worker.node.reports import report_of
 
 #: Seconds between two looks, unless a message comes.

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -40,6 +41,8 @@ from worker.runner import Runner
 #: The kinds of jobs that a node carries out.
 _KINDS: Final = (JobKind.VOLUME_ATTACH, JobKind.VOLUME_DETACH)
 
+_POLL_SECONDS: Final = 0.5
+
 log = structlog.get_logger(__name__)
 
 
@@ -47,26 +50,52 @@ log = structlog.get_logger(__name__)
 async def open_node(settings: Settings, host: HostProtocol) -> AsyncIterator[Runner]:
     """Run heartbeat, stall detection and the keeper while the block runs; yield the runner."""
     async with open_services(settings) as services:
-        await host.prepare()
-        await host.thaw_all()  # what an agent that was killed has left
-        await services.registry.look()
-        agent = NodeAgent(host, services.backends)
-        freezes = NodeFreezes(host, FreezeAnswers(services.database), settings.node)
-        engine, runner = _open_runner(settings, services, agent)
-        heartbeat, detector = _watchers(settings, engine, runner)
-        await heartbeat.beat()  # from now on the node is known
-        loops = (
-            *(heartbeat.run_forever(), detector.run_forever()),
-            _keeper(settings, services, host, agent, freezes).run_forever(),
-            _look_forever(services),
-        )
-        async with serving_if_set(settings.metrics), in_background(*loops):
-            yield runner
-            await runner.close()
-        await freezes.close()
-        with suppress(DatabaseUnavailable, TimeoutError):  # workers delete the row after an hour without heartbeats
-            async with asyncio.timeout(CLOSE_TIMEOUT):
-                await engine.deregister()
+        volumes = NodeVolumes(services.database, settings.node)
+        await _wait_for_other_host(volumes, settings)
+        with host.claimed(settings.node, str(await services.database.installation())):
+            async with _opened(settings, services, host, volumes) as runner:
+                yield runner
+
+
+@asynccontextmanager
+async def _opened(
+    settings: Settings, services: Services, host: HostProtocol, volumes: NodeVolumes
+) -> AsyncIterator[Runner]:
+    await host.prepare()
+    await host.thaw_all()  # what an agent that was killed has left
+    await services.registry.look()
+    agent = NodeAgent(host, services.backends)
+    freezes = NodeFreezes(host, FreezeAnswers(services.database), settings.node)
+    engine, runner = _open_runner(settings, services, agent)
+    heartbeat, detector = _watchers(settings, engine, runner)
+    await heartbeat.beat()  # from now on the node is known
+    loops = (
+        *(heartbeat.run_forever(), detector.run_forever()),
+        _keeper(settings, services, host, agent, volumes, freezes).run_forever(),
+        _look_forever(services),
+    )
+    async with serving_if_set(settings.metrics), in_background(*loops):
+        yield runner
+        await runner.close()
+    await freezes.close()
+    with suppress(DatabaseUnavailable, TimeoutError):  # workers delete the row after an hour without heartbeats
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await engine.deregister()
+
+
+async def _wait_for_other_host(volumes: NodeVolumes, settings: Settings) -> None:
+    """Wait until the agent of another host with this node's name, which may have been killed, counts as dead.
+
+    Raises:
+        ConfigurationError: it is alive. Both would mount the node's volumes.
+    """
+    host, until = socket.gethostname(), time.monotonic() + settings.lease_seconds + _POLL_SECONDS
+    while (other := await volumes.other_host(host, lease=settings.lease_seconds)) is not None:
+        if time.monotonic() > until:
+            raise ConfigurationError(
+                f"CISTERN_NODE: the agent of the host {other!r} has the name {settings.node!r}, too"
+            )
+        await asyncio.sleep(_POLL_SECONDS)
 
 
 def _open_runner(settings: Settings, services: Services, agent: NodeAgent) -> tuple[JobEngine, Runner]:
@@ -92,13 +121,18 @@ def _watchers(settings: Settings, engine: JobEngine, runner: Runner) -> tuple[He
     return heartbeat, StallDetector(runner.running, stall=stall, slots=settings.max_jobs)
 
 
-def _keeper(
-    settings: Settings, services: Services, host: HostProtocol, agent: NodeAgent, freezes: NodeFreezes
+def _keeper(  # noqa: PLR0917 (each of another type)
+    settings: Settings,
+    services: Services,
+    host: HostProtocol,
+    agent: NodeAgent,
+    volumes: NodeVolumes,
+    freezes: NodeFreezes,
 ) -> VolumeKeeper:
     return VolumeKeeper(
         host,
         agent,
-        NodeVolumes(services.database, settings.node),
+        volumes,
         partial(services.queue.woken, queue_of(settings.node)),
         freezes=freezes,
         trim_seconds=settings.trim_seconds,
@@ -117,7 +151,7 @@ async def keep_node(settings: Settings) -> None:
     """Run one node agent until it is stopped by a signal. What is mounted stays mounted."""
     if os.geteuid() != 0:
         raise ConfigurationError("`cistern node` mounts volumes: run it as root")
-    async with open_node(settings, Host(settings.node_dir)) as runner:
+    async with open_node(settings, Host(settings.node_dir, allowed=settings.node_paths)) as runner:
         tune_gc()
         log.info("node.ready", node=settings.node, directory=str(settings.node_dir))
         await supervisor(settings, runner).run()

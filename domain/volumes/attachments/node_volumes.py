@@ -7,6 +7,8 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, select
 
 from domain.db.database import Database
+from domain.db.sql import from_now
+from domain.jobs.model import Worker
 from domain.operations import VolumeState
 from domain.volumes.attachments.model import Attachment, AttachmentState, FilesystemReport, Mode, Mount
 from domain.volumes.attachments.repository import AttachmentRepository
@@ -60,6 +62,13 @@ class NodeVolumes:
         """
         found = await self._read((Attachment.node == self._node) & (Attachment.volume_id == volume_id))
         return found.get(volume_id)
+
+    async def other_host(self, host: str, *, lease: float) -> str | None:
+        """Return another host with a live agent of this node, None if there is none; ``lease`` in seconds."""
+        alive = (Worker.node == self._node) & (Worker.heartbeat_at > from_now(-lease))
+        async with self._database.transaction() as session:
+            other: str | None = await session.scalar(select(Worker.host).where(alive, Worker.host != host).limit(1))
+        return other
 
     async def _read(self, condition: ColumnElement[bool]) -> Mapping[UUID, NodeVolume]:
         query = select(Attachment, Volume).join(Volume, Volume.id == Attachment.volume_id).where(condition)

@@ -3,20 +3,23 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
+from domain.audit.repository import add_entries
 from domain.db.database import Database
 from domain.db.pagination import Page, PageRequest
 from domain.db.sql import from_now
 from domain.errors import Invalid, UnknownNode
-from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting
+from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting, entry_of
 from domain.jobs.attempt import Payload
 from domain.jobs.kinds import JobKind
 from domain.jobs.model import Job, Worker
+from domain.jobs.states import JobStatus
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.transport.job_queue import JobQueue
 from domain.operations import VolumeState, job_for
@@ -27,7 +30,10 @@ from domain.volumes.attachments.repository import (
     attached_error,
 )
 from domain.volumes.model import Volume
-from domain.volumes.repository import VolumeRepository
+from domain.volumes.repository import Release, VolumeRepository
+
+#: The kinds of jobs that only the agent of a node can do.
+_NODES_KINDS: Final = (JobKind.VOLUME_ATTACH, JobKind.VOLUME_DETACH)
 
 
 @dataclass(frozen=True)
@@ -150,6 +156,8 @@ class AttachmentService:
     ) -> Job:
         """Accept that a holder gives up a volume; by ``force``, that all holders lose it whatever their node does.
 
+        A job of the node that waits for its agent is cancelled by ``force``: the agent may never come back.
+
         Raises:
             AttachmentNotFound: the volume has no such attachment.
             VolumeNotFound: no such volume.
@@ -157,6 +165,7 @@ class AttachmentService:
         """
         async with accepting(self._database, origin) as accepted:
             session, project_id = accepted.session, origin.actor.project_id
+            given_up = await _give_up_nodes_job(session, volume_id, origin) if force else None
             volume = await VolumeRepository(session).acquire(volume_id, project_id, VolumeState.DETACHING, uuid7())
             attachment = await AttachmentRepository(session).get_of(volume.id, attachment_id)
             kind = JobKind.VOLUME_ISOLATE if force else JobKind.VOLUME_DETACH
@@ -171,7 +180,31 @@ class AttachmentService:
             )
             accepted.job = await JobRepository(session).add(job)
         await self._queue.dispatch([accepted.job.message])
+        if given_up is not None:
+            await self._queue.announce(given_up)
         return accepted.job
+
+
+async def _give_up_nodes_job(session: AsyncSession, volume_id: UUID, origin: RequestOrigin) -> UUID | None:
+    """Cancel the job that holds a volume if it waits for the agent of a node, and release the volume; return its id.
+
+    An earlier attempt may have mounted the volume: whoever does this must shut that node out.
+    """
+    volumes, project_id = VolumeRepository(session), origin.actor.project_id
+    holder = (await volumes.get(volume_id, project_id)).job_id
+    if holder is None:
+        return None
+    job = await JobRepository(session).lock(holder, project_id)
+    if job.kind not in _NODES_KINDS or job.status is not JobStatus.QUEUED:
+        return None
+    job.version += 1
+    job.status = JobStatus.CANCELLED
+    job.cancel_requested_at = job.finished_at = func.now()
+    await session.flush()
+    await volumes.release([Release(volume_id, job.id, None)], VolumeState.AVAILABLE)
+    await session.refresh(job)
+    await add_entries(session, [entry_of(job, origin.actor)])
+    return job.id
 
 
 async def acquire_attachment(session: AsyncSession, volume: Volume, new: NewAttachment) -> Payload:
@@ -191,6 +224,8 @@ async def acquire_attachment(session: AsyncSession, volume: Volume, new: NewAtta
             raise attached_error(other)
         if other.holder == new.holder:
             found = other
+        elif new.path is not None and other.path == new.path:  # its mode would change, and its mount end with this one
+            raise attached_error(other)
     if found is not None and (found.mode, found.path) != (new.mode, new.path):
         raise attached_error(found)
     if found is None:

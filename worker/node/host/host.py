@@ -1,6 +1,7 @@
 """The host, for the agent's event loop: each blocking operation in a thread, and none waited for without end."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -11,7 +12,8 @@ from worker.node.host.calls import describe, in_thread
 from worker.node.host.errors import HostFailed
 from worker.node.host.filesystems import GROW_SECONDS, SYNC_SECONDS, TRIM_SECONDS, FilesystemUsage
 from worker.node.host.freeze import START_SECONDS, Freeze
-from worker.node.host.operations import Attached, FoundVolume, HostOperations, Lost
+from worker.node.host.operations import HostOperations
+from worker.node.host.volumes import Attached, FoundVolume, Lost
 
 #: How long one call may take, in seconds, unless it grows or trims.
 CALL_SECONDS: Final = 120.0
@@ -34,6 +36,9 @@ class HeldFreeze(Protocol):
 
 class HostProtocol(Protocol):
     """What the agent needs of a host. Errors are those of `worker.node.host.errors`."""
+
+    def claimed(self, node: str, installation: str) -> AbstractContextManager[None]:
+        """Keep the agents of other nodes, and others of this one, from the base directory while the block runs."""
 
     async def prepare(self) -> None:
         """Make the base directory a shared mount. `attach` does so, too."""
@@ -75,8 +80,13 @@ class HostProtocol(Protocol):
 class Host:
     """This host, with its volumes mounted below ``base_dir``."""
 
-    def __init__(self, base_dir: Path) -> None:
-        self._operations = HostOperations(base_dir)
+    def __init__(self, base_dir: Path, *, allowed: Sequence[Path] = ()) -> None:
+        """Prepare the host; holders may have volumes below the ``allowed`` directories."""
+        self._operations = HostOperations(base_dir, allowed=allowed)
+
+    def claimed(self, node: str, installation: str) -> AbstractContextManager[None]:
+        """See `HostProtocol`."""
+        return self._operations.claimed(node, installation)
 
     async def prepare(self) -> None:
         """See `HostProtocol`."""

@@ -107,7 +107,7 @@ def resolved(target: Path) -> Path:
     """Return the directory without symbolic links, as the kernel shows it."""
     if not target.is_absolute():
         raise TargetRefused(f"{target} is not an absolute path.")
-    return Path(os.path.realpath(target))
+    return Path("/", os.path.realpath(target).lstrip("/"))  # POSIX lets two slashes at the beginning be
 
 
 def _same(one: Mount, other: Mount) -> bool:

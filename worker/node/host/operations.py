@@ -6,9 +6,8 @@ come, and does the rest.
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -16,11 +15,14 @@ from uuid import UUID
 from domain.errors import StorageError
 from worker.node.host import filesystems, mountinfo
 from worker.node.host.calls import within
-from worker.node.host.errors import GrowthRefused, HostFailed, MountInUse
+from worker.node.host.claim import claimed
+from worker.node.host.errors import GrowthRefused, HostFailed, MountInUse, VolumeFileInUse
 from worker.node.host.filesystems import FilesystemUsage
 from worker.node.host.locks import volume_locked
 from worker.node.host.loop_devices import LoopDevice, LoopDevices
 from worker.node.host.mounts import DIRECTORY_MODE, Mounts, resolved
+from worker.node.host.targets import Targets
+from worker.node.host.volumes import Attached, FoundVolume, Lost
 
 #: How long each step of letting go of a lost volume may take, in seconds. There are four, and one for each mount.
 LOST_STEP_SECONDS: Final = 5.0
@@ -29,51 +31,20 @@ _BASE: Final = UUID(int=0)  # locked while the base directory becomes a mount
 _UUID: Final = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 
-@dataclass(frozen=True)
-class Attached:
-    """A volume on this node. ``mount_path`` is None if it has no file system.
-
-    ``grown_to`` is the size of the volume in bytes up to which its file system has been grown, None if that failed for
-    the reason ``growth_error``, or if there is no file system.
-    """
-
-    device: str
-    mount_path: str | None
-    grown_to: int | None = None
-    growth_error: str | None = None
-
-
-@dataclass(frozen=True)
-class FoundVolume:
-    """A volume that this host has, as the kernel shows it. ``targets`` are the bind mounts of holders."""
-
-    volume_id: UUID
-    device: str
-    file: str | None
-    filesystem: str | None
-    mount_path: str | None
-    targets: tuple[str, ...] = ()
-    read_only_targets: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Lost:
-    """What letting go of a volume has achieved.
-
-    ``is_gone``: no process of this host has it any longer. Otherwise some still hold files open; if also not
-    ``writes_stopped``, they may go on writing to the file that the volume had.
-    """
-
-    is_gone: bool
-    writes_stopped: bool
-    problems: tuple[str, ...] = field(default=())
-
-
 class HostOperations:
     """The volumes of one node, mounted below ``base_dir``."""
 
-    def __init__(self, base_dir: Path, loops: LoopDevices | None = None, mounts: Mounts | None = None) -> None:
+    def __init__(
+        self,
+        base_dir: Path,
+        loops: LoopDevices | None = None,
+        mounts: Mounts | None = None,
+        *,
+        allowed: Sequence[Path] = (),
+    ) -> None:
+        """Prepare the operations; holders may have volumes below ``allowed`` directories, see `Targets`."""
         self.base_dir = resolved(base_dir)
+        self._targets = Targets(self.base_dir, allowed)
         self._loops = loops or LoopDevices()
         self._mounts = mounts or Mounts()
         self._place = hashlib.sha256(str(self.base_dir).encode()).hexdigest()[:12]
@@ -81,6 +52,15 @@ class HostOperations:
     def mount_path(self, volume_id: UUID) -> Path:
         """Return where the file system of a volume is mounted, if it is."""
         return self.base_dir / str(volume_id)
+
+    def claimed(self, node: str, installation: str) -> AbstractContextManager[None]:
+        """Keep the agents of other nodes, and others of this one, from the base directory while the block runs.
+
+        Raises:
+            ConfigurationError: one of them has it, or has left volumes there.
+        """
+        self.base_dir.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+        return claimed(self.base_dir, node, installation, in_use=lambda: bool(self.found()))
 
     def prepare(self) -> None:
         """Make the base directory a shared mount."""
@@ -111,7 +91,7 @@ class HostOperations:
     def bind(self, volume_id: UUID, target: Path, *, read_only: bool) -> None:
         """Show an attached volume's file system at a holder's directory as well."""
         with self._locked(volume_id):
-            self._mounts.bind(self.mount_path(volume_id), resolved(target), read_only=read_only)
+            self._mounts.bind(self.mount_path(volume_id), self._targets.require(target), read_only=read_only)
 
     def unbind(self, volume_id: UUID, target: Path) -> None:
         """Remove the bind mount of a holder; never anything else that is mounted there."""
@@ -130,9 +110,12 @@ class HostOperations:
         Raises:
             MountInUse: processes use it, or a bind mount of a holder is left.
             DeviceInUse: it is mounted or open elsewhere, such as in a container. It is still attached then.
+            VolumeFileInUse: it is attached below another base directory, as that of this node was once.
         """
         with self._locked(volume_id):
             device, path = self._device(volume_id), self.mount_path(volume_id)
+            if device is None:
+                self._require_nowhere(volume_id)
             table = mountinfo.read()
             if device:
                 places = {mount.mount_point for mount in table.of_device(device.path)} - {str(path)}
@@ -259,6 +242,11 @@ class HostOperations:
 
     def _device(self, volume_id: UUID) -> LoopDevice | None:
         return self._loops.marked(self._mark(volume_id))
+
+    def _require_nowhere(self, volume_id: UUID) -> None:
+        for device in self._loops.all():
+            if device.status.mark.startswith(f"cistern:{volume_id}:") and not device.is_leaving:
+                raise VolumeFileInUse(f"{device.path} has the volume, attached below another CISTERN_NODE_DIR.")
 
     def _grow_unmounted(self, device: LoopDevice) -> tuple[int | None, str | None]:
         size = device.size

@@ -196,9 +196,14 @@ async def test_a_node_that_comes_back_has_its_volumes_again(
     operations = HostOperations(node_settings.node_dir)  # a reboot takes all mounts away
     operations.unbind(volume.id, own)
     operations.detach(volume.id)
+    await sql(services, "UPDATE mounts SET device = '/dev/loop999'")
 
     async with running_node(node_settings, host):
         await until((own / "file").exists)
+        [found] = await host.found()
+        async with asyncio.timeout(20):
+            while (await sql(services, "SELECT device FROM mounts"))[0][0] != found.device:
+                await asyncio.sleep(0.02)
         await detach(services, volume)
 
 

@@ -166,6 +166,7 @@ class VolumeKeeper:
             if await self._volumes.get(volume_id) is None:
                 await self._agent.release(volume_id)
                 return
+        await self._volumes.mounted(volume.id, attached.device, attached.mount_path)
         log.info("node.taken_back", volume_id=str(volume.id), holders=len(volume.holders))
         report = await report_of(self._host, volume.id, volume.filesystem, attached.grown_to, attached.growth_error)
         await self._volumes.report(volume.id, report)

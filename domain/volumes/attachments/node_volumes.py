@@ -13,6 +13,7 @@ from domain.operations import VolumeState
 from domain.volumes.attachments.model import Attachment, AttachmentState, FilesystemReport, Mode, Mount
 from domain.volumes.attachments.repository import AttachmentRepository
 from domain.volumes.model import Volume
+from domain.volumes.repository import VolumeRepository
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,17 @@ class NodeVolumes:
         for attachment, volume in rows:
             attachments.setdefault(volume.id, []).append(attachment)
         return {volume.id: _node_volume(volume, attachments[volume.id]) for _, volume in rows}
+
+    async def mounted(self, volume_id: UUID, device: str, path: str | None) -> None:
+        """Record where the node has mounted a volume again, unless the volume has left it meanwhile."""
+        async with self._database.transaction() as session:
+            await VolumeRepository(session).lock_many([volume_id])
+            attachments = AttachmentRepository(session)
+            here = [one for one in await attachments.of_volume(volume_id) if one.node == self._node]
+            if here:
+                generation = max(one.generation for one in here)
+                mount = {"node": self._node, "device": device, "path": path, "generation": generation}
+                await attachments.record_mount(volume_id, mount)
 
     async def report(self, volume_id: UUID, report: FilesystemReport) -> None:
         """Record what the node knows of a file system, unless the volume has left the node meanwhile."""

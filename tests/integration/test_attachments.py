@@ -242,3 +242,19 @@ async def test_nodes_are_listed_with_their_attachments_and_are_no_workers(
         assert [one.attachments for one in other] == [0]
         assert await services.workers.count_alive() == 0
         await detach(services, volume)
+
+
+async def test_a_volume_is_frozen_while_it_is_taken_by_force_from_a_node_that_answers(
+    services: Services,
+    node_settings: Settings,
+    host: Host,
+    running_worker: RunningWorker,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its bytes are copied one after the other, while the holder goes on writing."""
+    volume = await a_formatted_volume(services, "ext4", 64 * MIB)
+    async with running_worker(node_settings), running_node(node_settings, host):
+        await attach(services, volume)
+        await detach(services, volume, force=True)
+        await until(lambda: "node.released" in caplog.text)
+    assert "'was_held': True" in caplog.text

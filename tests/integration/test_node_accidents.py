@@ -268,3 +268,15 @@ async def test_a_holder_whose_attachment_is_cancelled_keeps_no_mount(services: S
 
     await AttemptPerformer(made, services.retry_policy).perform(claimed, grant)
     assert node.host.volumes[volume.id].targets == ("/srv/one",)
+
+
+async def test_nobody_waits_for_a_node_that_is_dead_to_freeze_a_volume(services: Services, node: Node) -> None:
+    volume = await an_attached_volume(node, None)
+    await sql(
+        services,
+        "INSERT INTO workers (id, host, pid, node, heartbeat_at)"
+        " VALUES (gen_random_uuid(), 'h', 1, :n, now() - interval '1 minute')",
+        n=NODE,
+    )
+    async with asyncio.timeout(2), services.freezer.frozen(volume.id) as freeze:
+        assert (freeze.is_mounted, freeze.is_frozen) == (True, False)

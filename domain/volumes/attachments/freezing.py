@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 from uuid import UUID
 
-from sqlalchemy import Text, func, select, type_coerce, update
+from sqlalchemy import Text, exists, func, select, type_coerce, update
 from uuid_utils.compat import uuid7
 
 from domain.db.database import Database
 from domain.db.sql import from_now
 from domain.errors import DatabaseUnavailable
+from domain.jobs.model import Worker
 from domain.jobs.transport.job_queue import JobQueue
 from domain.storage.context import Grant
 from domain.storage.driver import StorageDriver, Taken
@@ -50,9 +51,11 @@ class Freeze:
 class Freezer:
     """Asks nodes to freeze what they have mounted, for a worker."""
 
-    def __init__(self, database: Database, queue: JobQueue) -> None:
+    def __init__(self, database: Database, queue: JobQueue, *, lease: float) -> None:
+        """Prepare the freezer; a node is alive for ``lease`` seconds after a heartbeat of its agent."""
         self._database = database
         self._queue = queue
+        self._lease = lease
 
     def while_taking(self, driver: StorageDriver, *, attached: bool) -> StorageDriver:
         """Return a driver that freezes the file system of a volume that a node has while it takes a snapshot."""
@@ -67,6 +70,9 @@ class Freezer:
             yield freeze
             return
         freeze.is_mounted = True
+        if not await self._is_alive(node):
+            yield freeze
+            return
         await self._queue.wake(queue_of(node))
         state = await self._state(freeze_id, {FreezeState.FROZEN, FreezeState.LOST})
         freeze.is_frozen = state is FreezeState.FROZEN
@@ -86,6 +92,11 @@ class Freezer:
         query = update(Mount).where(Mount.volume_id == volume_id, Mount.path.is_not(None)).values(values)
         async with self._database.transaction() as session:
             return await session.scalar(query.returning(Mount.node).execution_options(synchronize_session=False))
+
+    async def _is_alive(self, node: str) -> bool:
+        alive = exists().where(Worker.node == node, Worker.heartbeat_at > from_now(-self._lease))
+        async with self._database.transaction() as session:
+            return bool(await session.scalar(select(alive)))
 
     async def _release(self, freeze_id: UUID) -> None:
         await FreezeAnswers(self._database).answer(freeze_id, FreezeState.RELEASED, after=[None, FreezeState.FROZEN])

@@ -31,8 +31,10 @@ from domain.volumes.attachments.model import FreezeState, Mount, queue_of
 
 #: How long a file system is frozen at most: what writes to it stands still meanwhile.
 FREEZE_SECONDS: Final = 10.0
-#: How long a worker waits for a node to freeze, and to say that it has thawed.
-_ANSWER_SECONDS: Final = 5.0
+#: How long a worker waits for a node to freeze: before that, it writes out what the file system has in memory.
+_FREEZE_SECONDS: Final = 30.0
+#: How long it waits for the node to say that it has thawed.
+_THAW_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.02
 
 
@@ -74,7 +76,7 @@ class Freezer:
             yield freeze
             return
         await self._queue.wake(queue_of(node))
-        state = await self._state(freeze_id, {FreezeState.FROZEN, FreezeState.LOST})
+        state = await self._state(freeze_id, {FreezeState.FROZEN, FreezeState.LOST}, _FREEZE_SECONDS)
         freeze.is_frozen = state is FreezeState.FROZEN
         try:
             yield freeze
@@ -83,12 +85,12 @@ class Freezer:
                 await self._release(freeze_id)
                 await self._queue.wake(queue_of(node))
                 if freeze.is_frozen:
-                    ended = await self._state(freeze_id, {FreezeState.HELD, FreezeState.LOST})
+                    ended = await self._state(freeze_id, {FreezeState.HELD, FreezeState.LOST}, _THAW_SECONDS)
                     freeze.was_held = ended is FreezeState.HELD
 
     async def _ask(self, volume_id: UUID, freeze_id: UUID) -> str | None:
         """Write the request down; return the node that has the volume mounted, None if none has."""
-        values = {"freeze_id": freeze_id, "freeze_until": from_now(FREEZE_SECONDS), "freeze_state": None}
+        values = {"freeze_id": freeze_id, "freeze_until": from_now(_FREEZE_SECONDS), "freeze_state": None}
         query = update(Mount).where(Mount.volume_id == volume_id, Mount.path.is_not(None)).values(values)
         async with self._database.transaction() as session:
             return await session.scalar(query.returning(Mount.node).execution_options(synchronize_session=False))
@@ -101,9 +103,9 @@ class Freezer:
     async def _release(self, freeze_id: UUID) -> None:
         await FreezeAnswers(self._database).answer(freeze_id, FreezeState.RELEASED, after=[None, FreezeState.FROZEN])
 
-    async def _state(self, freeze_id: UUID, wanted: set[FreezeState]) -> FreezeState | None:
+    async def _state(self, freeze_id: UUID, wanted: set[FreezeState], seconds: float) -> FreezeState | None:
         """Wait until the node has brought the freeze to one of these states; return None if it takes too long."""
-        end = time.monotonic() + _ANSWER_SECONDS
+        end = time.monotonic() + seconds
         while time.monotonic() < end:
             async with self._database.transaction() as session:
                 state = await session.scalar(select(Mount.freeze_state).where(Mount.freeze_id == freeze_id))

@@ -23,6 +23,7 @@ from domain.projects.quota import Room
 from domain.storage.backends import Backends
 from domain.storage.context import Grant
 from domain.storage_work import volume_of
+from domain.volumes.attachments.freezing import Freezer
 from domain.volumes.attachments.model import Attachment, AttachmentState, FilesystemReport, Mode, queue_of
 from domain.volumes.attachments.repository import AttachmentRepository
 from domain.volumes.attachments.service import NewAttachment, acquire_attachment, leave_attachment
@@ -63,9 +64,17 @@ class _NodeHandler(OperationHandler):
 
     kind: JobKind
 
-    def __init__(self, database: Database, backends: Backends, *, max_attempts: int, node: NodeWork | None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        backends: Backends,
+        *,
+        max_attempts: int,
+        node: NodeWork | None,
+        freezer: Freezer | None,
+    ) -> None:
         """Create the handler; ``node`` is the agent, None in a process that is none."""
-        super().__init__(OPERATIONS[self.kind], backends, max_attempts=max_attempts)
+        super().__init__(OPERATIONS[self.kind], backends, max_attempts=max_attempts, freezer=freezer)
         self._database = database
         self._max_attempts = max_attempts
         self._work = node
@@ -191,6 +200,13 @@ class IsolateHandler(_LeavingHandler):
 
     kind = JobKind.VOLUME_ISOLATE
 
+    async def perform(self, job: ClaimedJob, grant: Grant) -> Succeeded:
+        """Publish the bytes anew; while nothing is written, if the node does answer: they may be copied one by one."""
+        if self._freezer is None:
+            return await super().perform(job, grant)
+        async with self._freezer.frozen(volume_of(job)):
+            return await super().perform(job, grant)
+
     async def seal(self, job: ClaimedJob, grant: Grant) -> Payload | None:
         """Finish what an earlier attempt has begun to publish: whoever has the old bytes open may have lost them."""
         volume_id, driver = volume_of(job), self._driver(job)
@@ -213,11 +229,16 @@ class IsolateHandler(_LeavingHandler):
 
 
 def attachment_handlers(
-    database: Database, backends: Backends, *, max_attempts: int, node: NodeWork | None = None
+    database: Database,
+    backends: Backends,
+    *,
+    max_attempts: int,
+    node: NodeWork | None = None,
+    freezer: Freezer | None = None,
 ) -> dict[str, JobHandler]:
     """Return the handlers of jobs about attachments; ``node`` is the agent that this process is, if it is one."""
     kinds = (AttachHandler, DetachHandler, IsolateHandler)
-    return {one.kind: one(database, backends, max_attempts=max_attempts, node=node) for one in kinds}
+    return {one.kind: one(database, backends, max_attempts=max_attempts, node=node, freezer=freezer) for one in kinds}
 
 
 def _attachment_id(job: Job | ClaimedJob) -> UUID:

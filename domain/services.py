@@ -76,7 +76,7 @@ def handlers(
             kind: OperationHandler(one, backends, max_attempts=attempts, freezer=freezer)
             for kind, one in OPERATIONS.items()
         },
-        **attachment_handlers(database, backends, max_attempts=attempts),
+        **attachment_handlers(database, backends, max_attempts=attempts, freezer=freezer),
         JobKind.BULK_EXPAND: bulk,
         JobKind.BULK_SNAPSHOT: bulk,
         JobKind.WEBHOOK_DELIVER: DeliveryHandler(database, Sender(settings.webhook_hosts)),
@@ -125,7 +125,7 @@ class Services:
     @property
     def freezer(self) -> Freezer:
         """What asks nodes to freeze file systems."""
-        return Freezer(self.database, self.queue)
+        return Freezer(self.database, self.queue, lease=self.settings.lease_seconds)
 
     def engine(
         self, worker: Worker, job_handlers: JobHandlers, served: Callable[[], Collection[str]] | None = None
@@ -277,7 +277,7 @@ def compose(
     settings: Settings, database: Database, queue: JobQueue, backends: Backends, installation: UUID
 ) -> Services:
     """Build the services on an open database, queue and backends."""
-    directory, freezer = BackendDirectory(database), Freezer(database, queue)
+    directory, freezer = BackendDirectory(database), Freezer(database, queue, lease=settings.lease_seconds)
     snapshots = SnapshotService(database, queue, directory, max_attempts=settings.max_attempts)
     operations = _bulk_operations(database, backends, snapshots, freezer)
     bulk = _bulk(settings, database, queue, operations)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from uuid import UUID
+from uuid import uuid4
 
 import pytest
 
@@ -17,7 +17,8 @@ from worker.node.host.loop_devices import LoopDevice, LoopDevices
 from worker.node.host.operations import HostOperations
 
 MIB = 1024**2
-VOLUME, OTHER = (UUID(f"01890000-0000-7000-8000-00000000000{last}") for last in "12")
+#: Others in each process: all tests that run on the host at the same time share its loop devices.
+VOLUME, OTHER = uuid4(), uuid4()
 SIZES = {"ext4": 64 * MIB, "xfs": 320 * MIB, "btrfs": 192 * MIB}
 MKFS = {"ext4": ("-q", "-F"), "xfs": ("-q",), "btrfs": ("-q",)}
 ROOT = Path(__file__).parents[2]

@@ -323,3 +323,19 @@ async def test_check_as_root_on_a_node_compares_with_what_the_kernel_has(
 
     codes = [[(one.code, one.subject) for one in found if one.code != "no-node"] for found in (mounted, unmounted)]
     assert codes == [[], [("not-mounted", f"volume {volume.id}")]]
+
+
+async def test_a_volume_is_frozen_while_it_is_taken_by_force_from_a_node_that_answers(
+    services: Services,
+    node_settings: Settings,
+    host: Host,
+    running_worker: RunningWorker,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its bytes are copied one after the other, while the holder goes on writing."""
+    volume = await a_formatted_volume(services, "ext4", 64 * MIB)
+    async with running_worker(node_settings), running_node(node_settings, host):
+        await attach(services, volume)
+        await detach(services, volume, force=True)
+        await until(lambda: "node.released" in caplog.text)
+    assert "'was_held': True" in caplog.text

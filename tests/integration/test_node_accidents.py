@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
@@ -29,7 +29,7 @@ from worker.node.agent import NodeAgent
 from worker.node.freezing import NodeFreezes
 from worker.node.host.errors import GrowthRefused, TargetRefused
 from worker.node.host.filesystems import FilesystemUsage
-from worker.node.host.volumes import Attached
+from worker.node.host.volumes import Attached, always
 from worker.node.keeper import REPORT_SECONDS, VolumeKeeper
 from worker.node.main import open_node
 from worker.performer import AttemptPerformer
@@ -198,9 +198,11 @@ async def test_a_volume_that_leaves_the_node_while_it_is_mounted_is_let_go_of(no
     node.host.volumes.clear()
     attach = node.host.attach
 
-    async def attach_slowly(file: Path, volume_id: UUID, filesystem: str | None) -> Attached:
+    async def attach_slowly(
+        file: Path, volume_id: UUID, filesystem: str | None, check: Callable[[], None] = always
+    ) -> Attached:
         await sql(node.services, "DELETE FROM attachments")
-        return await attach(file, volume_id, filesystem)
+        return await attach(file, volume_id, filesystem, check)
 
     node.host.attach = attach_slowly  # type: ignore[method-assign]
     await node.look()
@@ -266,3 +268,15 @@ async def test_a_holder_whose_attachment_is_cancelled_keeps_no_mount(services: S
 
     await AttemptPerformer(made, services.retry_policy).perform(claimed, grant)
     assert node.host.volumes[volume.id].targets == ("/srv/one",)
+
+
+async def test_nobody_waits_for_a_node_that_is_dead_to_freeze_a_volume(services: Services, node: Node) -> None:
+    volume = await an_attached_volume(node, None)
+    await sql(
+        services,
+        "INSERT INTO workers (id, host, pid, node, heartbeat_at)"
+        " VALUES (gen_random_uuid(), 'h', 1, :n, now() - interval '1 minute')",
+        n=NODE,
+    )
+    async with asyncio.timeout(2), services.freezer.frozen(volume.id) as freeze:
+        assert (freeze.is_mounted, freeze.is_frozen) == (True, False)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from domain.errors import ConfigurationError
+from domain.storage.context import Stopped, StopReason
 from domain.storage.errors import VolumeMissing
 from tests.integration.host_builders import (
     MIB,
@@ -210,10 +211,10 @@ def test_the_base_directory_becomes_one_mount_however_many_prepare_it_at_once(pl
     assert len(mounted_at(hosts[0].base_dir)) == 1
 
 
-def test_a_volume_that_is_not_attached_is_neither_bound_nor_grown(host: HostOperations) -> None:
+def test_a_volume_that_is_not_attached_is_neither_bound_nor_grown(host: HostOperations, place: Path) -> None:
     with pytest.raises(HostFailed, match="Nothing is mounted at"):
-        host.bind(VOLUME, host.base_dir / "target", read_only=False)
-    host.unbind(VOLUME, host.base_dir / "target")
+        host.bind(VOLUME, place / "target", read_only=False)
+    host.unbind(VOLUME, place / "target")
     with pytest.raises(HostFailed, match="not attached to this node"):
         host.grow(VOLUME, "xfs")
 
@@ -336,6 +337,42 @@ def test_a_file_is_found_again_after_it_was_renamed_or_deleted(host: HostOperati
     assert [(found.volume_id, found.device, found.file) for found in host.found()] == [(VOLUME, attached.device, None)]
     host.detach(VOLUME)
     assert host.found() == []
+
+
+def test_volumes_are_found_although_what_their_files_are_on_does_not_answer(
+    host: HostOperations, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = volume_file(place, "ext4")
+    host.attach(file, VOLUME, "ext4")
+
+    original = Path.stat
+
+    def stat(path: Path, **options: bool) -> os.stat_result:
+        if path == file:
+            pytest.fail("it looks at the file, and would hang")
+        return original(path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "stat", stat)
+        [found] = host.found()
+    assert (found.file, found.mount_path) == (str(file), str(host.mount_path(VOLUME)))
+    host.detach(VOLUME)
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_a_volume_is_not_mounted_once_the_attempt_has_lost_its_lease(
+    host: HostOperations, place: Path, allowed: int
+) -> None:
+    """As after the agent was stopped: another node may have the volume."""
+    file, calls = volume_file(place, "ext4"), iter(range(9))
+
+    def check() -> None:
+        if next(calls) >= allowed:
+            raise Stopped(StopReason.LEASE_LOST)
+
+    with pytest.raises(Stopped):
+        host.attach(file, VOLUME, "ext4", check)
+    assert (host.found(), devices_of(file)) == ([], [])
 
 
 def test_a_new_file_of_a_volume_is_refused_while_the_old_one_is_attached(host: HostOperations, place: Path) -> None:

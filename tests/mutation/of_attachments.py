@@ -38,12 +38,10 @@ ATTACHMENTS: Final = (
         "isolated-before-it-is-settled",
         "a volume would count as free before its bytes are out of the lost node's reach",
         "domain/attachment_handlers.py",
-        "    kind = JobKind.VOLUME_ISOLATE\n\n    async def seal(",
-        "    kind = JobKind.VOLUME_ISOLATE\n\n"
-        "    async def perform(self, job: ClaimedJob, grant: Grant) -> Succeeded:\n"
+        "        async with self._freezer.frozen(volume_of(job)):\n",
         "        async with self._database.transaction() as session:\n"
         "            await AttachmentRepository(session).remove_of([volume_of(job)])\n"
-        "        return await super().perform(job, grant)\n\n    async def seal(",
+        "        async with self._freezer.frozen(volume_of(job)):\n",
         (f"{JOBS}test_volume_taken_by_force_keeps_its_attachments_until_the_job_is_settled",),
     ),
     Mutation(

@@ -1,6 +1,6 @@
 """A host for tests of the node's agent: volumes, mounts and freezes in memory, with the interface of the real one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,7 +8,7 @@ from uuid import UUID
 
 from worker.node.host.errors import AlreadyFrozen, HostFailed, MountInUse, TargetRefused
 from worker.node.host.filesystems import FilesystemUsage
-from worker.node.host.volumes import Attached, FoundVolume, Lost
+from worker.node.host.volumes import Attached, FoundVolume, Lost, always
 
 MIB = 1024**2
 
@@ -54,8 +54,11 @@ class FakeHost:
     async def prepare(self) -> None:
         self._called("prepare", None)
 
-    async def attach(self, file: Path, volume_id: UUID, filesystem: str | None) -> Attached:
+    async def attach(
+        self, file: Path, volume_id: UUID, filesystem: str | None, check: Callable[[], None] = always
+    ) -> Attached:
         self._called("attach", volume_id)
+        check()
         number = list(self.volumes).index(volume_id) if volume_id in self.volumes else len(self.volumes)
         mount_path = str(self.base_dir / str(volume_id)) if filesystem else None
         new = FoundVolume(volume_id, f"/dev/loop{number}", str(file), filesystem, mount_path)

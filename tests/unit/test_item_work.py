@@ -21,7 +21,7 @@ from domain.storage.driver import StorageDriver, Taken
 from domain.storage.errors import FenceRefused, StorageBusy, StorageFull, TransientStorageError
 from domain.volumes.attachments.freezing import Freezer
 
-NO_NODE = Freezer(cast("Database", None), cast("JobQueue", None))
+NO_NODE = Freezer(cast("Database", None), cast("JobQueue", None), lease=1)
 BUG, TRANSIENT = ValueError("a bug"), TransientStorageError()
 
 

@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from domain.storage.backends import Backends
 from domain.volumes.attachments.freezing import FreezeAnswers
 from domain.volumes.attachments.model import FilesystemReport, FreezeState, Mode, Mount
 from domain.volumes.attachments.node_volumes import Holding, NodeVolume, NodeVolumes
@@ -26,16 +27,23 @@ class FakeVolumes:
 
     volumes: dict[UUID, NodeVolume] = field(default_factory=dict)
     reports: list[tuple[UUID, FilesystemReport]] = field(default_factory=list)
+    mounts: dict[UUID, tuple[str, str | None]] = field(default_factory=dict)
 
     async def all(self) -> Mapping[UUID, NodeVolume]:
         return dict(self.volumes)
+
+    async def get(self, volume_id: UUID) -> NodeVolume | None:
+        return self.volumes.get(volume_id)
+
+    async def mounted(self, volume_id: UUID, device: str, path: str | None) -> None:
+        self.mounts[volume_id] = (device, path)
 
     async def report(self, volume_id: UUID, report: FilesystemReport) -> None:
         self.reports.append((volume_id, report))
 
 
-class FakeAgent:
-    """Knows the file of every volume."""
+class AgentOfOneFile(NodeAgent):
+    """An agent for which all volumes have the same file."""
 
     def file_of(self, volume_id: UUID, backend: str) -> Path:
         return FILE
@@ -73,7 +81,7 @@ def a_keeper(host: FakeHost, *volumes: NodeVolume) -> tuple[VolumeKeeper, FakeVo
     known = FakeVolumes({one.id: one for one in volumes})
     keeper = VolumeKeeper(
         host,
-        cast("NodeAgent", FakeAgent()),
+        AgentOfOneFile(host, cast("Backends", None)),
         cast("NodeVolumes", known),
         asyncio.sleep,
         freezes=NodeFreezes(host, cast("FreezeAnswers", FakeAnswers(state=FreezeState.HELD)), "web-1"),
@@ -92,7 +100,9 @@ async def test_volume_that_the_host_has_lost_is_mounted_again_and_reported(host:
     volume = a_volume()
     keeper, known = a_keeper(host, volume)
     await keeper.look()
+    await keeper.idle()
 
+    assert known.mounts == {volume.id: ("/dev/loop0", f"/mounts/{volume.id}")}
     assert list(host.volumes) == [volume.id]
     assert {one for one, _ in known.reports} == {volume.id}
 
@@ -114,6 +124,7 @@ async def test_volume_that_was_taken_from_the_node_is_let_go_of(host: FakeHost) 
     keeper, _ = a_keeper(host)
     await host.attach(FILE, lost := uuid4(), "xfs")
     await keeper.look()
+    await keeper.idle()
 
     assert host.calls[-1] == ("release_lost", lost)
 

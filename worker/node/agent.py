@@ -1,7 +1,7 @@
 """The work of the node for jobs: attach volumes for their holders, and detach them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -18,7 +18,7 @@ from domain.storage_work import volume_of
 from domain.volumes.attachments.model import Attachment, FilesystemReport, Mode
 from worker.node.host.errors import AttachmentStale, HostUnable
 from worker.node.host.host import HostProtocol
-from worker.node.host.volumes import Attached
+from worker.node.host.volumes import Attached, always
 from worker.node.reports import report_of
 
 #: What a job waits for, as users see it.
@@ -54,7 +54,7 @@ class NodeAgent:
             async with self.changing(volume_id):
                 grant.check()
                 file = self.file_of(volume_id, job.params["stored_on"])
-                attached = await self.mount(volume_id, file, filesystem)
+                attached = await self.mount(volume_id, file, filesystem, grant.check)
                 path = job.params["path"] or attached.mount_path or attached.device
                 if job.params["path"] is not None:
                     read_only = job.params["mode"] == Mode.READ_ONLY
@@ -93,13 +93,18 @@ class NodeAgent:
             raise HostUnable(f"The volumes of the backend {backend!r} are no files: they cannot be attached.")
         return Path(path)
 
-    async def mount(self, volume_id: UUID, file: Path, filesystem: str | None) -> Attached:
-        """Mount the volume, unless it is mounted; let go of an earlier file of it."""
+    async def mount(
+        self, volume_id: UUID, file: Path, filesystem: str | None, check: Callable[[], None] = always
+    ) -> Attached:
+        """Mount the volume, unless it is mounted; let go of an earlier file of it.
+
+        ``check`` raises an error when this must not be done any more.
+        """
         try:
-            return await self._host.attach(file, volume_id, filesystem)
+            return await self._host.attach(file, volume_id, filesystem, check)
         except AttachmentStale:  # the volume was taken from this node, and is given to it again
             await self.release(volume_id)
-            return await self._host.attach(file, volume_id, filesystem)
+            return await self._host.attach(file, volume_id, filesystem, check)
 
     async def release(self, volume_id: UUID) -> None:
         """Let go of what this node has no longer, whoever uses it."""

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 from uuid import UUID
 
-from sqlalchemy import Text, func, select, type_coerce, update
+from sqlalchemy import Text, exists, func, select, type_coerce, update
 from uuid_utils.compat import uuid7
 
 from domain.db.database import Database
 from domain.db.sql import from_now
 from domain.errors import DatabaseUnavailable
+from domain.jobs.model import Worker
 from domain.jobs.transport.job_queue import JobQueue
 from domain.storage.context import Grant
 from domain.storage.driver import StorageDriver, Taken
@@ -30,8 +31,10 @@ from domain.volumes.attachments.model import FreezeState, Mount, queue_of
 
 #: How long a file system is frozen at most: what writes to it stands still meanwhile.
 FREEZE_SECONDS: Final = 10.0
-#: How long a worker waits for a node to freeze, and to say that it has thawed.
-_ANSWER_SECONDS: Final = 5.0
+#: How long a worker waits for a node to freeze: before that, it writes out what the file system has in memory.
+_FREEZE_SECONDS: Final = 30.0
+#: How long it waits for the node to say that it has thawed.
+_THAW_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.02
 
 
@@ -50,9 +53,11 @@ class Freeze:
 class Freezer:
     """Asks nodes to freeze what they have mounted, for a worker."""
 
-    def __init__(self, database: Database, queue: JobQueue) -> None:
+    def __init__(self, database: Database, queue: JobQueue, *, lease: float) -> None:
+        """Prepare the freezer; a node is alive for ``lease`` seconds after a heartbeat of its agent."""
         self._database = database
         self._queue = queue
+        self._lease = lease
 
     def while_taking(self, driver: StorageDriver, *, attached: bool) -> StorageDriver:
         """Return a driver that freezes the file system of a volume that a node has while it takes a snapshot."""
@@ -67,8 +72,11 @@ class Freezer:
             yield freeze
             return
         freeze.is_mounted = True
+        if not await self._is_alive(node):
+            yield freeze
+            return
         await self._queue.wake(queue_of(node))
-        state = await self._state(freeze_id, {FreezeState.FROZEN, FreezeState.LOST})
+        state = await self._state(freeze_id, {FreezeState.FROZEN, FreezeState.LOST}, _FREEZE_SECONDS)
         freeze.is_frozen = state is FreezeState.FROZEN
         try:
             yield freeze
@@ -77,22 +85,27 @@ class Freezer:
                 await self._release(freeze_id)
                 await self._queue.wake(queue_of(node))
                 if freeze.is_frozen:
-                    ended = await self._state(freeze_id, {FreezeState.HELD, FreezeState.LOST})
+                    ended = await self._state(freeze_id, {FreezeState.HELD, FreezeState.LOST}, _THAW_SECONDS)
                     freeze.was_held = ended is FreezeState.HELD
 
     async def _ask(self, volume_id: UUID, freeze_id: UUID) -> str | None:
         """Write the request down; return the node that has the volume mounted, None if none has."""
-        values = {"freeze_id": freeze_id, "freeze_until": from_now(FREEZE_SECONDS), "freeze_state": None}
+        values = {"freeze_id": freeze_id, "freeze_until": from_now(_FREEZE_SECONDS), "freeze_state": None}
         query = update(Mount).where(Mount.volume_id == volume_id, Mount.path.is_not(None)).values(values)
         async with self._database.transaction() as session:
             return await session.scalar(query.returning(Mount.node).execution_options(synchronize_session=False))
 
+    async def _is_alive(self, node: str) -> bool:
+        alive = exists().where(Worker.node == node, Worker.heartbeat_at > from_now(-self._lease))
+        async with self._database.transaction() as session:
+            return bool(await session.scalar(select(alive)))
+
     async def _release(self, freeze_id: UUID) -> None:
         await FreezeAnswers(self._database).answer(freeze_id, FreezeState.RELEASED, after=[None, FreezeState.FROZEN])
 
-    async def _state(self, freeze_id: UUID, wanted: set[FreezeState]) -> FreezeState | None:
+    async def _state(self, freeze_id: UUID, wanted: set[FreezeState], seconds: float) -> FreezeState | None:
         """Wait until the node has brought the freeze to one of these states; return None if it takes too long."""
-        end = time.monotonic() + _ANSWER_SECONDS
+        end = time.monotonic() + seconds
         while time.monotonic() < end:
             async with self._database.transaction() as session:
                 state = await session.scalar(select(Mount.freeze_state).where(Mount.freeze_id == freeze_id))

@@ -88,7 +88,7 @@ class Mount(Base):
     reported_at: Mapped[datetime | None]
     #: The freeze that a worker has asked for; None if there is none.
     freeze_id: Mapped[UUID | None]
-    #: When the node thaws in any case.
+    #: Until when the node may begin with it.
     freeze_until: Mapped[datetime | None]
     #: None until the node has tried.
     freeze_state: Mapped[FreezeState | None] = mapped_column(enum_text(FreezeState))

@@ -13,7 +13,7 @@ from worker.node.host.errors import HostFailed
 from worker.node.host.filesystems import GROW_SECONDS, SYNC_SECONDS, TRIM_SECONDS, FilesystemUsage
 from worker.node.host.freeze import START_SECONDS, Freeze
 from worker.node.host.operations import HostOperations
-from worker.node.host.volumes import Attached, FoundVolume, Lost
+from worker.node.host.volumes import Attached, FoundVolume, Lost, always
 
 #: How long one call may take, in seconds, unless it grows or trims.
 CALL_SECONDS: Final = 120.0
@@ -43,8 +43,13 @@ class HostProtocol(Protocol):
     async def prepare(self) -> None:
         """Make the base directory a shared mount. `attach` does so, too."""
 
-    async def attach(self, file: Path, volume_id: UUID, filesystem: str | None) -> Attached:
-        """Give the file a loop device, mount it, and grow the file system to the size of the file."""
+    async def attach(
+        self, file: Path, volume_id: UUID, filesystem: str | None, check: Callable[[], None] = always
+    ) -> Attached:
+        """Give the file a loop device, mount it, and grow the file system to the size of the file.
+
+        ``check`` is called right before each step, in a thread, and raises an error when it must not be done any more.
+        """
 
     async def bind(self, volume_id: UUID, target: Path, *, read_only: bool) -> None:
         """Show the file system of an attached volume at a holder's directory."""
@@ -92,10 +97,12 @@ class Host:
         """See `HostProtocol`."""
         await _call(CALL_SECONDS, self._operations.prepare)
 
-    async def attach(self, file: Path, volume_id: UUID, filesystem: str | None) -> Attached:
+    async def attach(
+        self, file: Path, volume_id: UUID, filesystem: str | None, check: Callable[[], None] = always
+    ) -> Attached:
         """See `HostProtocol`."""
         seconds = CALL_SECONDS + 2 * GROW_SECONDS
-        return await _call(seconds, self._operations.attach, file, volume_id, filesystem)
+        return await _call(seconds, self._operations.attach, file, volume_id, filesystem, check)
 
     async def bind(self, volume_id: UUID, target: Path, *, read_only: bool) -> None:
         """See `HostProtocol`."""

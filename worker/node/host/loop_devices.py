@@ -30,6 +30,7 @@ SMALL_SECTOR: Final = 512
 LARGE_SECTOR: Final = 4096
 
 _SYS_BLOCK: Final = Path("/sys/block")
+_DELETED: Final = " (deleted)"
 _NO_FILE: Final = (errno.ENXIO, errno.ENODEV)
 
 
@@ -57,12 +58,13 @@ class LoopDevice:
 
     @property
     def file(self) -> str | None:
-        """The path of its file; None if the file has been deleted or its path is unknown."""
+        """The path of its file as the kernel knows it; None if the file has been deleted.
+
+        The file is not looked at: what it is stored on may not answer.
+        """
         with suppress(OSError):
             path = (_SYS_BLOCK / Path(self.path).name / "loop/backing_file").read_text().rstrip("\n")
-            status = Path(path).stat()
-            if (status.st_dev, status.st_ino) == (self.status.file_device, self.status.file_inode):
-                return path
+            return None if path.endswith(_DELETED) else path
         return None
 
 

@@ -22,7 +22,7 @@ from worker.node.host.locks import volume_locked
 from worker.node.host.loop_devices import LoopDevice, LoopDevices
 from worker.node.host.mounts import DIRECTORY_MODE, Mounts, resolved
 from worker.node.host.targets import Targets
-from worker.node.host.volumes import Attached, FoundVolume, Lost
+from worker.node.host.volumes import Attached, FoundVolume, Lost, always
 
 #: How long each step of letting go of a lost volume may take, in seconds. There are four, and one for each mount.
 LOST_STEP_SECONDS: Final = 5.0
@@ -67,10 +67,16 @@ class HostOperations:
         with self._locked(_BASE):
             self._mounts.share(self.base_dir)
 
-    def attach(self, file: Path, volume_id: UUID, filesystem: str | None) -> Attached:
-        """Give the file a loop device and mount it; grow its file system to the size of the file."""
+    def attach(
+        self, file: Path, volume_id: UUID, filesystem: str | None, check: Callable[[], None] = always
+    ) -> Attached:
+        """Give the file a loop device and mount it; grow its file system to the size of the file.
+
+        ``check`` raises an error when this must not be done any more; it is called right before each step.
+        """
         self.prepare()
         with self._locked(volume_id):
+            check()
             device = self._loops.attach(file, self._mark(volume_id))
             if filesystem is None:
                 return Attached(device.path, None)
@@ -79,6 +85,7 @@ class HostOperations:
             if filesystem == "ext4" and not self._loops.is_mounted(device):
                 grown_to, error = self._grow_unmounted(device)
             try:
+                check()
                 self._mounts.mount(device.path, path, filesystem)
             except StorageError:
                 with suppress(StorageError):

@@ -34,7 +34,7 @@ test-changed: $(READY) ## Run the mutations of files that differ from BASE (see 
 test-long: $(READY) ## Run all mutations, and at full length what make test shortens; report in build/faults.md
 	CISTERN_TEST_LONG=1 $(BIN)/python -m pytest tests/acceptance/test_storms.py tests/acceptance/test_failover.py \
 		tests/acceptance/test_connection_limit.py tests/acceptance/test_idle_connections.py tests/acceptance/test_crowded_api.py \
-		tests/acceptance/test_api_fuzz.py tests/integration/test_schedules_day.py tests/integration/test_simulation.py
+		tests/acceptance/test_api_fuzz.py tests/acceptance/test_node_transitions.py tests/integration/test_schedules_day.py tests/integration/test_simulation.py
 	$(BIN)/python -m tests.mutation
 
 compose-test: $(READY) ## Run docker-compose.yaml with four workers, kill one; COMPOSE="docker compose" ENGINE=docker

@@ -9,6 +9,7 @@ from domain.jobs.transport.job_queue import JobQueue
 from domain.volumes.attachments.freezing import FreezeAnswers
 from domain.volumes.attachments.node_volumes import NodeVolumes
 from tests.acceptance.sabotage import kill
+from tests.acceptance.scale import LONG
 from worker.node.host.freeze import Freeze
 from worker.node.host.loop_devices import LoopDevices
 from worker.node.host.mounts import Mounts
@@ -51,6 +52,19 @@ FREEZE: Transitions = {
     "before the thaw": (Freeze, "release", "before"),
     "after the thaw": (Freeze, "release", "after"),
 }
+#: Those that `make test` runs: the steps where something is made but not recorded yet. `make test-long` runs all.
+_SHORT = {
+    *("after the claim", "before the commit"),
+    *("after the loop device", "after the mount", "after the unmount", "after the loop device is released"),
+    *("between device and file system", "after the freeze", "frozen, and the worker knows", "before the thaw"),
+}
+
+
+def chosen(transitions: Transitions) -> list[str]:
+    """Return the transitions that are run now."""
+    return [name for name in transitions if LONG or name in _SHORT]
+
+
 ASYNC = {"claim", "_record_effects", "announce", "report", "is_released"}
 
 

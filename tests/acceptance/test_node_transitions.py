@@ -10,14 +10,14 @@ from domain.volumes.model import Growth
 from tests.acceptance.cluster import Cluster
 from tests.acceptance.node_builders import GROWN, one_node
 from tests.acceptance.node_builders import place as place  # noqa: PLC0414 (a fixture)
-from tests.acceptance.sabotage_node import ATTACH, DETACH, FREEZE, GROW
+from tests.acceptance.sabotage_node import ATTACH, DETACH, FREEZE, GROW, chosen
 from tests.acceptance.waiting import TIMEOUT_SECONDS, ended, exit_code
 from tests.integration.host_builders import devices_of
 from tests.integration.job_builders import volume_row
 from worker.node.host import filesystems
 
 
-@pytest.mark.parametrize("transition", ATTACH)
+@pytest.mark.parametrize("transition", chosen(ATTACH))
 async def test_an_agent_killed_at_any_step_of_attaching_leaves_the_volume_attached_once(
     cluster: Cluster, place: Path, transition: str
 ) -> None:
@@ -31,7 +31,7 @@ async def test_an_agent_killed_at_any_step_of_attaching_leaves_the_volume_attach
         await node.assert_attached()
 
 
-@pytest.mark.parametrize("transition", DETACH)
+@pytest.mark.parametrize("transition", chosen(DETACH))
 async def test_an_agent_killed_at_any_step_of_detaching_leaves_nothing_attached(
     cluster: Cluster, place: Path, transition: str
 ) -> None:
@@ -49,7 +49,7 @@ async def test_an_agent_killed_at_any_step_of_detaching_leaves_nothing_attached(
         await node.assert_detached()
 
 
-@pytest.mark.parametrize("transition", GROW)
+@pytest.mark.parametrize("transition", chosen(GROW))
 async def test_an_agent_killed_at_any_step_of_a_growth_leaves_it_to_the_next_one(
     cluster: Cluster, place: Path, transition: str
 ) -> None:
@@ -71,7 +71,7 @@ async def test_an_agent_killed_at_any_step_of_a_growth_leaves_it_to_the_next_one
         await node.assert_attached()
 
 
-@pytest.mark.parametrize("transition", FREEZE)
+@pytest.mark.parametrize("transition", chosen(FREEZE))
 async def test_an_agent_killed_at_any_step_of_a_freeze_leaves_nothing_frozen(
     cluster: Cluster, place: Path, transition: str
 ) -> None:

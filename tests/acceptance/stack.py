@@ -66,7 +66,7 @@ class Stack:
     async def wait_until_registered(self) -> None:
         """Wait until every worker has registered: one that is still starting does not handle SIGTERM yet."""
         async with asyncio.timeout(60):
-            while not {worker.pid for worker in self.workers} <= await self._registered_pids():
+            while not {worker.pid for worker in self.workers} <= await self.registered_pids():
                 await asyncio.sleep(0.05)
 
     async def replace(self, worker: Process, **extra: str) -> int:
@@ -94,7 +94,7 @@ class Stack:
             worker.send_signal(signal.SIGTERM)
         return [await exit_code(worker) for worker in self.workers]
 
-    async def _registered_pids(self) -> set[int]:
+    async def registered_pids(self) -> set[int]:
         async with self.database.transaction() as session:
             return set(await session.scalars(text("SELECT pid FROM workers")))
 

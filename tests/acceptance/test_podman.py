@@ -3,19 +3,17 @@
 import json
 import os
 import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
 from api.docker_plugin.attachments import PODMAN_ID
 from tests.support.attachment_api import AttachmentApi, serve
 from tests.support.docker_plugin import Engine, plugin
+from tests.support.podman import Podman, own_podman
 
-CONTAINERS_CONF = Path(os.environ.get("CONTAINERS_CONF", "/etc/containers/containers.conf"))
 HOLDERS = [f"docker:{PODMAN_ID}"]
 
 pytestmark = [
@@ -23,52 +21,6 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("podman") is None, reason="podman is not installed (apt-get install podman)"),
     pytest.mark.skipif(os.getuid() != 0, reason="needs root: the socket of the plugin is root's"),
 ]
-
-
-class Podman:
-    """Podman with a storage and settings of its own."""
-
-    def __init__(self, directory: Path, socket: Path) -> None:
-        settings = CONTAINERS_CONF.read_text() if CONTAINERS_CONF.exists() else ""
-        self._conf = directory / "containers.conf"
-        self._conf.write_text(f'{settings}\n[engine.volume_plugins]\ncistern = "{socket}"\n')
-        self._options = [f"--root={directory}/root", f"--runroot={directory}/run", f"--tmpdir={directory}/tmp"]
-        self._options.append("--storage-driver=vfs")
-
-    def start(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "CONTAINERS_CONF": str(self._conf)}
-        command = ["podman", *self._options, *arguments]
-        return subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=60)
-
-    def run(self, *arguments: str) -> str:
-        """Run a command, which must succeed, and return its output."""
-        done = self.start(*arguments)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def shell(self, volume: str, script: str) -> str:
-        """Run a script in a container that has a volume at /data."""
-        return self.run("run", "--rm", "--network=none", f"--volume={volume}:/data", "shell", "/bin/sh", "-c", script)
-
-    def error(self, *arguments: str) -> str:
-        done = self.start(*arguments)
-        assert done.returncode != 0
-        return done.stderr
-
-
-def make_image(directory: Path) -> Path:
-    """Write an image that has nothing but a shell, `cat`, `sleep`, and the libraries that they need."""
-    root = directory / "image"
-    for program in ("sh", "cat", "sleep"):
-        file = Path(shutil.which(program) or "").resolve()
-        words = subprocess.run(["ldd", file], check=True, capture_output=True, text=True).stdout.split()
-        for source, target in [(file, f"/bin/{program}"), *((Path(one), one) for one in words if one.startswith("/"))]:
-            copy = root / target.lstrip("/")
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source, copy)
-    archive = directory / "image.tar"
-    subprocess.run(["tar", "-C", root, "-cf", archive, "."], check=True)
-    return archive
 
 
 @pytest.fixture
@@ -85,17 +37,8 @@ def engine(api: AttachmentApi, tmp_path: Path) -> Iterator[Engine]:
 
 @pytest.fixture
 def podman(engine: Engine, tmp_path: Path) -> Iterator[Podman]:
-    with TemporaryDirectory(prefix="podman-") as directory:  # podman wants a short path
-        podman = Podman(Path(directory), engine.path)
-        imported = podman.start("import", str(make_image(tmp_path)), "shell")
-        if imported.returncode != 0:
-            pytest.skip(f"podman does not work here: {imported.stderr}")
-        try:
-            yield podman
-        finally:
-            podman.run("rm", "--all", "--force", "--time=0")
-            podman.run("volume", "rm", "--all", "--force")
-            podman.run("rmi", "--all", "--force")
+    with own_podman(engine.path, tmp_path) as podman:
+        yield podman
 
 
 def test_containers_share_a_volume_from_its_creation_to_its_removal(podman: Podman, api: AttachmentApi) -> None:

@@ -93,6 +93,14 @@ ATTACHMENTS: Final = (
         (f"{KEEPER}test_freeze_whose_time_was_over_while_the_worker_released_it_is_lost",),
     ),
     Mutation(
+        "freeze-beside-another",
+        "the snapshot of a worker that takes over from a lost one would not be consistent",
+        "worker/node/freezing.py",
+        "            await asyncio.wait([before])",
+        "            pass",
+        (f"{KEEPER}test_freeze_for_the_worker_that_takes_over_follows_that_for_the_lost_one",),
+    ),
+    Mutation(
         "report-of-another-node",
         "growth would go by what a node that has lost the volume says of it",
         "domain/volumes/attachments/node_volumes.py",

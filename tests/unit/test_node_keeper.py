@@ -69,7 +69,7 @@ class FakeAnswers:
         return True
 
     async def is_released(self, freeze_id: UUID) -> bool:
-        return self.state is not FreezeState.FROZEN
+        return freeze_id != self.freeze_id or self.state is not FreezeState.FROZEN
 
 
 def a_volume(**changes: Any) -> NodeVolume:
@@ -175,3 +175,19 @@ async def test_freeze_that_the_host_refuses_is_lost(host: FakeHost) -> None:
     await freezes.close()
 
     assert answers.answered == [FreezeState.LOST]
+
+
+async def test_freeze_for_the_worker_that_takes_over_follows_that_for_the_lost_one(host: FakeHost) -> None:
+    answers = FakeAnswers()
+    freezes = await a_frozen_volume(host, answers)
+    answers.freeze_id, answers.state = uuid4(), None
+    answers.answered.clear()
+    await freezes.look()
+    async with asyncio.timeout(5):
+        while not answers.answered:
+            await asyncio.sleep(0)
+    answers.state = FreezeState.RELEASED
+    await freezes.close()
+
+    assert answers.answered == [FreezeState.FROZEN, FreezeState.HELD]
+    assert host.frozen == {}

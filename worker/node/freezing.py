@@ -1,4 +1,8 @@
-"""Freezes file systems of the node when workers ask for it, and thaws them in time."""
+"""Freezes file systems of the node when workers ask for it, and thaws them in time.
+
+The freezes of a volume follow each other: a worker that takes over from a lost one asks again while the file system is
+still frozen for the first one, and has to have a freeze of its own.
+"""
 
 import asyncio
 from functools import partial
@@ -27,6 +31,8 @@ class NodeFreezes:
         self._answers = answers
         self._node = node
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
+        #: The last freeze of each volume that has one.
+        self._last: dict[UUID, asyncio.Task[None]] = {}
 
     async def look(self) -> None:
         """Begin what is requested.
@@ -36,16 +42,24 @@ class NodeFreezes:
         """
         for mount in await self._answers.requested(self._node):
             if mount.freeze_id is not None and mount.freeze_id not in self._tasks:
-                task = asyncio.create_task(self._freeze(mount.volume_id, mount.freeze_id))
-                self._tasks[mount.freeze_id] = task
-                task.add_done_callback(partial(self._forget, mount.freeze_id))
+                before = self._last.get(mount.volume_id)
+                task = asyncio.create_task(self._freeze_after(before, mount.volume_id, mount.freeze_id))
+                self._tasks[mount.freeze_id] = self._last[mount.volume_id] = task
+                task.add_done_callback(partial(self._forget, mount.volume_id, mount.freeze_id))
 
-    def _forget(self, freeze_id: UUID, _: "asyncio.Task[None]") -> None:
+    def _forget(self, volume_id: UUID, freeze_id: UUID, task: "asyncio.Task[None]") -> None:
         del self._tasks[freeze_id]
+        if self._last[volume_id] is task:
+            del self._last[volume_id]
 
     async def close(self) -> None:
         """Wait for the freezes that are at work; each ends within seconds."""
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def _freeze_after(self, before: "asyncio.Task[None] | None", volume_id: UUID, freeze_id: UUID) -> None:
+        if before is not None:
+            await asyncio.wait([before])  # it finds soon that another has replaced it
+        await self._freeze(volume_id, freeze_id)
 
     async def _freeze(self, volume_id: UUID, freeze_id: UUID) -> None:
         try:

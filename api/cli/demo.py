@@ -1,17 +1,15 @@
 """The command ``cistern demo``: create, snapshot, expand and restore volumes on a temporary stack, over HTTP.
 
-What the API reports is compared with the files on disk.
+What the API reports is compared with the files on disk. Where the machine can mount a volume, one is used meanwhile.
 """
 
 import asyncio
 import hashlib
-import json
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,14 +17,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from api.cli.http import HttpClient, Response
+from api.cli.demo_api import DemoApi, DemoFailed, Job, require_success
+from api.cli.demo_host import clear, obstacle
+from api.cli.demo_in_use import VolumeInUse
 from api.cli.key_file import read_key_file
-from api.cli.stack import Stack, free_port, run
+from api.cli.processes import Child
+from api.cli.stack import NODE, Stack, free_port, run
 from domain.embedded import temporary_data_dir
 from domain.errors import CisternError
 from domain.jobs.states import ENDED
 from domain.settings import load_settings
-from domain.tasks import in_daemon_thread
 
 _MIB: Final = 2**20
 _INITIAL_SIZE: Final = 10 * _MIB
@@ -34,17 +34,8 @@ _EXPANDED_SIZE: Final = 25 * _MIB
 _WRITTEN_BYTES: Final = _MIB
 _MAX_REQUESTS: Final = 32
 _TIMEOUT_SECONDS: Final = 120.0
-_REQUEST_SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.1
 _MAX_LOG_LINES: Final = 15
-
-Job = dict[str, Any]
-
-
-class DemoFailed(CisternError):
-    """The demo found a job or a file that is not as expected."""
-
-    code = "demo-failed"
 
 
 @dataclass
@@ -67,7 +58,11 @@ def demo(*, volumes: int, workers: int) -> None:
     console.print(f"Starting PostgreSQL, Redis, the API and {workers} workers ...")
     with temporary_data_dir() as data_dir:
         settings = load_settings(data_dir=data_dir, database_url="", redis_url="", backends={})
-        stack = Stack(settings=settings, port=free_port(), workers=workers)
+        missing = obstacle(data_dir)
+        variables = {"CISTERN_NODE": NODE, "CISTERN_NODE_DIR": str(data_dir.resolve() / "mounts")}
+        stack = Stack(
+            settings=settings, port=free_port(), workers=workers, has_node=missing is None, variables=variables
+        )
         scenario = Scenario(stack, volumes=volumes, console=console)
         try:
             completed = run(stack, scenario.run, output=lambda name, line: log.append(f"{name} | {line}"))
@@ -80,9 +75,13 @@ def demo(*, volumes: int, workers: int) -> None:
             if isinstance(error, TimeoutError):
                 reason = f"the jobs did not end within {_TIMEOUT_SECONDS:g} s"
             raise DemoFailed(reason) from error
+        finally:
+            if missing is None:
+                clear(data_dir)
     if not completed:
         raise DemoFailed("the demo was stopped before its end")
     print_report(console, scenario.steps, volumes=volumes)
+    console.print(scenario.in_use or f"Not shown, for it needs {missing}: a volume that is used while it grows.")
 
 
 def print_report(console: Console, steps: Sequence[Step], *, volumes: int) -> None:
@@ -108,19 +107,23 @@ class Scenario:
         self._console = console
         self._slots = asyncio.Semaphore(_MAX_REQUESTS)
         self.steps: list[Step] = []
+        #: What became of the volume in use; empty if there was none.
+        self.in_use = ""
 
-    async def run(self) -> None:
+    async def run(self, processes: Mapping[str, Child]) -> None:
         """Run all steps.
 
         Raises:
             DemoFailed: a job or a file is not as expected.
         """
         columns = (TextColumn("{task.description:<12}"), BarColumn(40), MofNCompleteColumn(), TimeElapsedColumn())
-        headers = {"Prefer": "wait=10", "Authorization": f"Bearer {read_key_file(self._stack.settings.data_dir)}"}
-        self._http = HttpClient(f"{self._stack.url}/api/v1", headers, timeout=_REQUEST_SECONDS)
+        self._api = DemoApi(self._stack.url, read_key_file(self._stack.settings.data_dir) or "")
         with Progress(*columns, console=self._console) as self._bars:
             async with asyncio.timeout(_TIMEOUT_SECONDS):
                 await self._run_steps()
+        if self._stack.has_node:
+            self._console.print("A process writes to a mounted volume ...")
+            self.in_use = await VolumeInUse(self._api, processes, self._stack.settings.data_dir).run()
 
     async def _run_steps(self) -> None:
         posts = [("/volumes", {"name": name, "size": _INITIAL_SIZE}) for name in self._names]
@@ -140,10 +143,7 @@ class Scenario:
 
         async def run_job(path: str, body: Any) -> Job:
             async with self._slots:
-                job = await self._post(path, body)
-                while job["status"] not in ENDED:
-                    job = await self._get(f"/jobs/{job['id']}")
-            _require_success(job)
+                job = await self._api.succeeded(await self._api.request("POST", path, body))
             advance()
             return job
 
@@ -156,16 +156,16 @@ class Scenario:
         body = {"to": _EXPANDED_SIZE, "max_concurrent": 16}
         with self._step("expanded") as (step, advance):
             at_once = {"Prefer": "wait=0"}
-            job = await self._post("/volumes/expand", body, headers=at_once)
+            job = await self._api.request("POST", "/volumes/expand", body, headers=at_once)
             expanded = 0
             while job["status"] not in ENDED or expanded < len(self._names):
                 await asyncio.sleep(_POLL_SECONDS)
-                job = await self._get(f"/jobs/{job['id']}", headers=at_once)
+                job = await self._api.get(f"/jobs/{job['id']}", headers=at_once)
                 succeeded = (job["progress"] or {}).get("succeeded", 0)
                 advance(succeeded - expanded)
                 expanded = succeeded
-                _require_success(job)
-            lanes = await self._get("/jobs", params={"parent_id": job["id"]})
+                require_success(job)
+            lanes = await self._api.get("/jobs", params={"parent_id": job["id"]})
             step.jobs = [job, *lanes["items"]]
 
     async def _write(self, title: str, paths: dict[str, Path], seed: str) -> None:
@@ -185,7 +185,7 @@ class Scenario:
 
     async def _checked_path(self, volume_id: str, size: int) -> Path:
         """Check state and size of a volume in the API and on disk, and return the path of its file."""
-        volume = await self._get(f"/volumes/{volume_id}")
+        volume = await self._api.get(f"/volumes/{volume_id}")
         path = Path(volume["path"])
         file_size = (await asyncio.to_thread(path.stat)).st_size
         if (volume["state"], volume["size"], file_size) != ("available", size, size):
@@ -193,13 +193,6 @@ class Scenario:
                 f"{volume['name']} is {volume['state']} with {file_size} bytes on disk, not available with {size}"
             )
         return path
-
-    async def _get(self, path: str, **options: Any) -> Job:
-        return _object(await in_daemon_thread(partial(self._http.request, "GET", path, **options)), 200, path)
-
-    async def _post(self, path: str, body: Any, **options: Any) -> Job:
-        call = partial(self._http.request, "POST", path, body=body, **options)
-        return _object(await in_daemon_thread(call), 202, path)
 
     @contextmanager
     def _step(self, title: str) -> Iterator[tuple[Step, Callable[..., None]]]:
@@ -209,19 +202,6 @@ class Scenario:
         started = time.monotonic()
         yield step, lambda count=1: self._bars.advance(bar, count)
         step.seconds = time.monotonic() - started
-
-
-def _require_success(job: Job) -> None:
-    if job["status"] in ENDED and job["status"] != "succeeded":
-        raise DemoFailed(f"job {job['id']} ({job.get('kind')}) {job['status']}: {job.get('error')}")
-
-
-def _object(response: Response, status: int, path: str) -> Job:
-    """Return the object in the response, which must have ``status``."""
-    if response.status != status:
-        raise DemoFailed(f"{path}: {response.status} {response.content[:300].decode(errors='replace')}")
-    body: Job = json.loads(response.content)
-    return body
 
 
 def _content(seed: str) -> bytes:

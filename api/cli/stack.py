@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import cycle
 
@@ -29,6 +29,8 @@ from domain.services import open_backends
 from domain.settings import PREFIX, Settings, require_servers
 from domain.tasks import cancel_and_wait, in_daemon_thread
 
+#: The name of the node agent's process.
+NODE = "node"
 COLOURS = ("cyan", "green", "magenta", "yellow", "blue")
 #: Seconds after which a signal or the end of a process is noticed.
 WATCH_SECONDS = 0.1
@@ -36,6 +38,9 @@ WATCH_SECONDS = 0.1
 WEB_STOP_SECONDS = GRACEFUL_SECONDS + 5.0
 #: Seconds after its drain time until a stopping worker is killed; after five it abandons hanging jobs by itself.
 WORKER_STOP_MARGIN = 10.0
+
+#: Is called with the processes by their names once the API is ready.
+Work = Callable[[Mapping[str, Child]], Awaitable[None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,10 @@ class Stack:
     host: str = "127.0.0.1"
     port: int = 8000
     workers: int = 2
+    #: Whether a node agent runs, for volumes that are used on this machine.
+    has_node: bool = False
+    #: Further variables of all processes.
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def worker_names(self) -> list[str]:
@@ -75,7 +84,7 @@ def up(stack: Stack) -> None:
         ProcessFailed: a process ended during start-up.
     """
 
-    async def announce_and_wait() -> None:
+    async def announce_and_wait(_: Mapping[str, Child]) -> None:
         typer.echo(f"Cistern is up. Dashboard: {stack.url}  API: {stack.url}/docs  Ctrl-C stops it.")
         if (key := stack.settings.data_dir / KEY_FILE).exists():
             typer.echo(
@@ -86,7 +95,7 @@ def up(stack: Stack) -> None:
     run(stack, announce_and_wait, output=coloured_output(stack))
 
 
-def run(stack: Stack, work: Callable[[], Awaitable[None]], *, output: Output) -> bool:
+def run(stack: Stack, work: Work, *, output: Output) -> bool:
     """Start the stack, run ``work`` once the API is ready, and stop it. Return False if a signal ended it."""
     require_free_port(stack.host, stack.port)
     open_backends(stack.settings)  # report here what the processes would report
@@ -154,17 +163,19 @@ def environment_file(settings: Settings) -> Iterator[Mapping[str, str]]:
 async def _run_processes(
     stack: Stack,
     environment: Mapping[str, str],
-    work: Callable[[], Awaitable[None]],
+    work: Work,
     *,
     signals: Sequence[int],
     output: Output,
 ) -> None:
     def child(number: int, name: str, *arguments: str) -> Child:
-        own = {**environment, **stack.metrics_variable(number)}
+        own = {**environment, **stack.metrics_variable(number), **stack.variables}
         return Child(name, [sys.executable, "-m", "api.cli", *arguments], environment=own, output=output)
 
     web = child(0, "web", "serve", "--host", stack.host, "--port", str(stack.port))
     workers = [child(number, name, "work") for number, name in enumerate(stack.worker_names, 1)]
+    if stack.has_node:
+        workers.append(child(stack.workers + 1, NODE, "node"))
 
     async def keep_alive_until_a_signal() -> None:
         while not signals:
@@ -174,7 +185,7 @@ async def _run_processes(
 
     async def work_when_ready() -> None:
         await wait_until_ready(stack.url)
-        await work()
+        await work({process.name: process for process in (web, *workers)})
 
     tasks = [asyncio.create_task(keep_alive_until_a_signal()), asyncio.create_task(work_when_ready())]
     try:

@@ -10,7 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from api.cli.demo_host import obstacle
 from domain.embedded import temporary_data_dir
+from tests.integration.host_builders import devices_in
 from tests.support.output_search import require_none_in_command_lines
 
 PROJECT = Path(__file__).parents[2]
@@ -40,6 +42,17 @@ def processes_using(temp_dir: Path) -> list[psutil.Process]:
     ]
 
 
+def assert_nothing_is_left(temp_dir: Path) -> None:
+    assert processes_using(temp_dir) == []
+    assert list(temp_dir.iterdir()) == []
+    assert str(temp_dir) not in Path("/proc/self/mountinfo").read_text()
+    assert devices_in(temp_dir) == []
+
+
+def can_mount(temp_dir: Path) -> bool:
+    return obstacle(temp_dir) is None
+
+
 @pytest.mark.slow
 def test_demo_runs_all_steps_and_leaves_nothing(temp_dir: Path) -> None:
     command = [*DEMO, "--volumes", "20"]
@@ -57,8 +70,48 @@ def test_demo_runs_all_steps_and_leaves_nothing(temp_dir: Path) -> None:
     assert completed.returncode == 0, completed.stdout + completed.stderr
     assert completed.stdout.count("20/20") == 8
     assert "20 volumes, 500 MiB: every file has its size" in completed.stdout
-    assert processes_using(temp_dir) == []
-    assert list(temp_dir.iterdir()) == []
+    assert_nothing_is_left(temp_dir)
+
+
+@pytest.mark.slow
+def test_demo_shows_a_volume_in_use_or_says_in_one_line_what_is_missing(temp_dir: Path) -> None:
+    completed = subprocess.run(
+        [*DEMO, "--volumes", "1"],
+        cwd=temp_dir,
+        env=environment(temp_dir) | {"COLUMNS": "1000"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT_SECONDS,
+    )
+
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    last = completed.stdout.splitlines()[-1]
+    if can_mount(temp_dir):
+        assert "every acknowledged record is there" in last
+        assert "df has grown from 256 to 416 MiB" in last
+    else:
+        assert last.startswith("Not shown, for it needs ")
+    assert_nothing_is_left(temp_dir)
+
+
+@pytest.mark.slow
+def test_demo_that_is_stopped_while_a_process_writes_to_a_volume_leaves_nothing(temp_dir: Path) -> None:
+    if not can_mount(temp_dir):
+        pytest.skip("needs root, loop devices and the tools of XFS")
+    with subprocess.Popen([*DEMO, "--volumes", "1"], cwd=temp_dir, env=environment(temp_dir)) as process:
+        try:
+            deadline = time.monotonic() + TIMEOUT_SECONDS
+            while not list(temp_dir.glob("*/mounts/*/records")):
+                assert process.poll() is None
+                assert time.monotonic() < deadline, "no record was written"
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(TIMEOUT_SECONDS) == 1
+        finally:
+            process.kill()
+
+    assert_nothing_is_left(temp_dir)
 
 
 @pytest.mark.slow
@@ -81,5 +134,4 @@ def test_stopped_demo_fails_and_leaves_nothing(temp_dir: Path) -> None:
             process.kill()
 
     assert (process.returncode, stderr) == (1, "cistern: the demo was stopped before its end\n")
-    assert processes_using(temp_dir) == []
-    assert list(temp_dir.iterdir()) == []
+    assert_nothing_is_left(temp_dir)

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 
@@ -90,7 +90,7 @@ async def test_after_a_signal_no_process_is_started(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Child, "_start", started.append)
     stack = Stack(settings=load_settings(), workers=2)
 
-    async def work() -> None:
+    async def work(_: Mapping[str, Child]) -> None:
         raise AssertionError
 
     async with asyncio.timeout(30):

@@ -258,7 +258,7 @@ class HostOperations:
     def _grow_unmounted(self, device: LoopDevice) -> tuple[int | None, str | None]:
         size = device.size
         try:
-            if (filesystems.grown_to(Path(device.path)) or 0) < _whole_blocks(size):
+            if (filesystems.ext4_size(Path(device.path)) or 0) < _whole_blocks(size):
                 filesystems.grow_unmounted_ext4(Path(device.path))
         except GrowthRefused as error:
             return None, error.message

@@ -34,13 +34,16 @@ def consistency_of(*, shared: bool, was_open: bool | None, frozen: bool) -> Cons
     return Consistency.CRASH if shared else Consistency.COPIED
 
 
-async def take(
+async def take_snapshot(
     driver: StorageDriver, volume_id: UUID, snapshot_id: UUID, grant: Grant, *, allow_torn: bool, attached: bool
 ) -> TakenSnapshot:
     """Take a snapshot; ``attached``: a node has the volume, which a driver on another host cannot know.
 
+    A copy that turns out to be torn is deleted again, unless ``allow_torn``.
+
     Raises:
         SnapshotTorn: ``allow_torn`` is false, the bytes of one moment cannot be kept, and the volume is in use.
+        StorageError: as the driver.
     """
     taken = await driver.take_snapshot(volume_id, snapshot_id, grant, allow_torn=allow_torn)
     was_open = True if attached else taken.was_open

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
 from uuid import UUID
 
 from sqlalchemy import func, select
@@ -17,7 +16,7 @@ from domain.db.sql import from_now
 from domain.errors import Invalid, UnknownNode
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting, entry_of
 from domain.jobs.attempt import Payload
-from domain.jobs.kinds import JobKind
+from domain.jobs.kinds import NODE_KINDS, JobKind
 from domain.jobs.model import Job, Worker
 from domain.jobs.states import JobStatus
 from domain.jobs.store.jobs import JobRepository
@@ -31,9 +30,6 @@ from domain.volumes.attachments.repository import (
 )
 from domain.volumes.model import Volume
 from domain.volumes.repository import Release, VolumeRepository
-
-#: The kinds of jobs that only the agent of a node can do.
-_NODES_KINDS: Final = (JobKind.VOLUME_ATTACH, JobKind.VOLUME_DETACH)
 
 
 @dataclass(frozen=True)
@@ -195,7 +191,7 @@ async def _give_up_nodes_job(session: AsyncSession, volume_id: UUID, origin: Req
     if holder is None:
         return None
     job = await JobRepository(session).lock(holder, project_id)
-    if job.kind not in _NODES_KINDS or job.status is not JobStatus.QUEUED:
+    if job.kind not in NODE_KINDS or job.status is not JobStatus.QUEUED:
         return None
     job.version += 1
     job.status = JobStatus.CANCELLED

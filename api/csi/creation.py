@@ -1,4 +1,4 @@
-"""CreateVolume. The name that the orchestrator gives is the volume's: whoever calls again finds the same volume."""
+"""CreateVolume. The name that the orchestrator gives is the volume's: a repeated call finds the same volume."""
 
 import re
 from typing import Any, Final, NamedTuple

@@ -35,7 +35,7 @@ _PROBLEMS: Final[_Table] = {
     StatusCode.PERMISSION_DENIED: ("role-insufficient", "cross-site"),
     StatusCode.UNAVAILABLE: (
         *("unavailable", "database-unavailable", "storage-error", "request-timeout", "too-many-connections"),
-        # Whoever asks again later has success. RESOURCE_EXHAUSTED would mean that there is no room.
+        # A later repetition succeeds. RESOURCE_EXHAUSTED would mean that there is no room.
         *("rate-limited", "too-many-held-requests", "too-many-dry-runs"),
         "unknown-node",  # until `cistern node` runs on this host
     ),

@@ -19,7 +19,7 @@ _Listed = csi.ListSnapshotsResponse
 
 
 def create_snapshot(api: Api, request: csi.CreateSnapshotRequest) -> csi.CreateSnapshotResponse:
-    """Take a snapshot. Its name is the orchestrator's: whoever calls again finds the same snapshot.
+    """Take a snapshot. Its name is the orchestrator's: a repeated call finds the same snapshot.
 
     Raises:
         CallRejected: the request is invalid, another volume has a snapshot of this name, or the job is still at work.

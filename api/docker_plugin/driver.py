@@ -117,7 +117,7 @@ class VolumeDriver:
         ]
 
     def _create(self, deadline: Deadline, name: str, wanted: Options, source: JsonObject | None) -> JsonObject | None:
-        """Request a new volume; return the one that somebody else has created meanwhile."""
+        """Request a new volume; return the one that another client has created meanwhile."""
         size = wanted.size or (None if wanted.has_source else self._default_size)
         if size is None and not wanted.has_source:
             raise PluginError("option size is missing, such as `-o size=10GiB`; the plugin has no --default-size")

@@ -28,7 +28,7 @@ class TakenSnapshot(NamedTuple):
 
 
 def consistency_of(*, shared: bool, was_open: bool | None, frozen: bool) -> Consistency:
-    """Return what a snapshot is worth; ``was_open`` is None if nobody can tell, which counts as open."""
+    """Return what a snapshot is worth; ``was_open`` is None if that is unknown, which counts as open."""
     if frozen or was_open is False:
         return Consistency.APPLICATION
     return Consistency.CRASH if shared else Consistency.COPIED

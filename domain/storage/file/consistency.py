@@ -27,7 +27,7 @@ class CopyConditions(NamedTuple):
 
 
 class _Watched:
-    """A file that is copied, and whether somebody writes to it meanwhile."""
+    """A file that is copied, and whether it is written to meanwhile."""
 
     def __init__(self, handle: int, *, allow_torn: bool) -> None:
         self._handle = handle
@@ -37,12 +37,12 @@ class _Watched:
         self._shared = True
 
     def before_copying(self) -> None:
-        """Take notice that blocks cannot be shared."""
+        """Note that blocks cannot be shared."""
         self._shared = False
         self._refuse_if_torn()
 
     def ended(self) -> CopyConditions:
-        """Look once more: somebody may have opened the file, or even have closed it again, during the copy."""
+        """Check once more: the file may have been opened, or even closed again, during the copy."""
         open_now = is_open_for_writing(self._handle)
         if open_now or os.fstat(self._handle).st_mtime_ns != self._modified:
             self._was_open = True

@@ -23,7 +23,7 @@ from uuid_utils.compat import uuid7
 from domain.db.database import Database
 from domain.db.sql import from_now
 from domain.errors import DatabaseUnavailable
-from domain.jobs.model import Worker
+from domain.jobs.model import Worker, is_alive
 from domain.jobs.transport.job_queue import JobQueue
 from domain.storage.context import Grant
 from domain.storage.driver import StorageDriver, Taken
@@ -96,7 +96,7 @@ class Freezer:
             return await session.scalar(query.returning(Mount.node).execution_options(synchronize_session=False))
 
     async def _is_alive(self, node: str) -> bool:
-        alive = exists().where(Worker.node == node, Worker.heartbeat_at > from_now(-self._lease))
+        alive = exists().where(Worker.node == node, is_alive(self._lease))
         async with self._database.transaction() as session:
             return bool(await session.scalar(select(alive)))
 

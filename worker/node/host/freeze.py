@@ -35,7 +35,7 @@ class FreezeProgress(StrEnum):
     FROZEN = "frozen"
     RELEASED = "released"  # thawed because it was asked to
     EXPIRED = "expired"  # thawed because it took too long
-    THAWED = "thawed"  # somebody else thawed it
+    THAWED = "thawed"  # another process thawed it
     REFUSED = "refused"  # never frozen
     GUARD_LOST = "guard-lost"  # the guard died or hung, and this process thawed
 
@@ -66,7 +66,7 @@ class Freeze:
         """Freeze the file system.
 
         Raises:
-            AlreadyFrozen: it is frozen, by somebody else or by a freeze that nobody has ended yet.
+            AlreadyFrozen: it is frozen, by another process or by a freeze that has not ended yet.
             FreezeFailed: it cannot be frozen, or that took longer than ``seconds``; it is thawed.
             HostStuck: the kernel has not frozen it in time. It will be thawed as soon as it is frozen.
         """

@@ -117,7 +117,7 @@ class LoopDevices:
         return device.size
 
     def detach(self, device: LoopDevice) -> None:
-        """Take the file from the device, unless somebody uses the device, in whatever mount namespace.
+        """Take the file from the device, unless the device is in use, in whatever mount namespace.
 
         Raises:
             DeviceInUse: it is mounted after `MOUNTED_SECONDS`, or open after `GONE_SECONDS`. It keeps its file.

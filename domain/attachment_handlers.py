@@ -29,7 +29,7 @@ from domain.volumes.attachments.repository import AttachmentRepository
 from domain.volumes.attachments.service import NewAttachment, acquire_attachment, leave_attachment
 from domain.volumes.repository import VolumeRepository
 
-#: What a job that is given up has found: whoever had the volume has lost it nevertheless.
+#: In what `seal` found: the volume was isolated although the job has failed, so that its holders have lost it.
 _IS_ISOLATED: Final = "isolated"
 
 
@@ -181,7 +181,7 @@ class DetachHandler(_LeavingHandler):
         return Succeeded({**ids, "is_unmounted": not others, "filesystem": report.to_json()})
 
     async def seal(self, job: ClaimedJob, grant: Grant) -> Payload | None:  # noqa: ARG002 (nothing to shut out)
-        """Find out nothing: what is still mounted is mounted for the holder that keeps the volume."""
+        """Leave the node as it is: the holder keeps the volume, and what is still mounted."""
         return None
 
     async def record(self, session: AsyncSession, succeeded: SucceededJobs) -> None:
@@ -208,7 +208,7 @@ class IsolateHandler(_LeavingHandler):
             return await super().perform(job, grant)
 
     async def seal(self, job: ClaimedJob, grant: Grant) -> Payload | None:
-        """Finish what an earlier attempt has begun to publish: whoever has the old bytes open may have lost them."""
+        """Finish what an earlier attempt has begun to publish: holders may have lost the volume already."""
         volume_id, driver = volume_of(job), self._driver(job)
         stored = await driver.stat(volume_id, ())
         if stored is None or stored.volume.fence is None or stored.volume.fence.version < job.fence.version:

@@ -9,8 +9,7 @@ from uuid import UUID
 
 from domain.jobs.attempt import ClaimedJob, Payload
 from domain.jobs.model import Job
-from domain.storage.consistency import TakenSnapshot
-from domain.storage.consistency import take as take_snapshot
+from domain.storage.consistency import TakenSnapshot, take_snapshot
 from domain.storage.context import Grant
 from domain.storage.driver import StorageDriver
 from domain.storage.errors import SizeImpossible

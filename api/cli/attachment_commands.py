@@ -13,7 +13,7 @@ from api.cli.lookup import VOLUME, find_id, path_of
 from api.cli.session import Session, command, confirm, new_group
 from domain.jobs.states import ENDED, JobStatus
 
-#: How often a job that holds the volume is waited for: each is another one.
+#: Number of jobs that are waited for, one after the other, because they hold the volume.
 _MAX_WAITS: Final = 10
 
 Node = Annotated[
@@ -122,10 +122,10 @@ def _ended(session: Session, method: str, path: str, body: Any = None, **request
         try:
             job = session.api.call(method, path, body, **request)
         except ApiCallFailed as error:
-            holder = (error.problem or {}).get("job_id")
-            if (error.problem or {}).get("code") != "volume-busy" or holder is None:
+            busy = error.problem.get("job_id")
+            if error.problem_code != "volume-busy" or busy is None:
                 raise
-            _wait(session, holder)
+            _wait(session, busy)
             continue
         job = _wait(session, job["id"])
         if job["status"] == JobStatus.SUCCEEDED:

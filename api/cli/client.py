@@ -38,7 +38,12 @@ class ApiCallFailed(CommandFailed):
     def __init__(self, message: str, problem: "JsonObject | None" = None) -> None:
         """Take the problem in the response, None if there is none."""
         super().__init__(message)
-        self.problem = problem
+        self.problem = problem or {}
+
+    @property
+    def problem_code(self) -> str:
+        """The code of the problem in the response; empty if there is none."""
+        return str(self.problem.get("code", ""))
 
 
 class ApiUnreachable(ApiCallFailed):

@@ -7,7 +7,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from api.cli.client import ApiCallFailed, ApiClient, JsonObject
-from api.csi.errors import at_work, code_of, job_failure
+from api.csi.errors import at_work, job_failure
 from domain.jobs.states import ENDED, JobStatus
 
 #: How long a call waits for jobs. Orchestrators give up after ten or more seconds, and call again in any case.
@@ -37,7 +37,7 @@ class Api:
         try:
             return self._client.get(path)
         except ApiCallFailed as error:
-            if error.problem is not None and str(code_of(error)).endswith("not-found"):
+            if error.problem_code.endswith("not-found"):
                 return None
             raise
 
@@ -55,7 +55,7 @@ class Api:
             try:
                 return self.succeeded(self._client.call(method, path, body, headers=self._preference()))
             except ApiCallFailed as error:
-                if code_of(error) not in _BUSY or error.problem is None or error.problem.get("job_id") is None:
+                if error.problem_code not in _BUSY or error.problem.get("job_id") is None:
                     raise
                 busy = str(error.problem["job_id"])
             self.ended(busy)
@@ -83,7 +83,7 @@ class Api:
             try:
                 job = self._client.call("GET", f"/jobs/{job_id}", headers=self._preference())
             except ApiCallFailed as error:
-                if code_of(error) == "job-not-found":
+                if error.problem_code == "job-not-found":
                     return None
                 raise
             if job["status"] in ENDED:

@@ -1,4 +1,4 @@
-"""CreateVolume. The name that the orchestrator gives is the volume's: whoever calls again finds the same volume."""
+"""CreateVolume. The name that the orchestrator gives is the volume's: a repeated call finds the same volume."""
 
 import re
 from typing import Any, Final, NamedTuple
@@ -9,7 +9,7 @@ from api.cli.client import ApiCallFailed, JsonObject
 from api.csi import csi_pb2 as csi
 from api.csi.api import Api, valid_id
 from api.csi.capabilities import DEFAULT_FILESYSTEM, require_complete, wanted_filesystem
-from api.csi.errors import CallRejected, at_work, code_of, invalid, not_found, out_of_range, refused
+from api.csi.errors import CallRejected, at_work, invalid, not_found, out_of_range, refused
 from api.csi.messages import volume_message
 from api.csi.parameters import filesystem_parameter, volume_members
 from api.csi.sizes import DEFAULT_SIZE, is_within, require_range, size_within
@@ -125,7 +125,7 @@ def _create(api: Api, wanted: _Wanted) -> JsonObject:
     try:
         job = api.carry_out("POST", "/volumes", body)
     except ApiCallFailed as error:
-        volume = _named(api, wanted.name) if code_of(error) == "name-taken" else None
+        volume = _named(api, wanted.name) if error.problem_code == "name-taken" else None
         if volume is None:
             raise
         _require_same(volume, wanted)

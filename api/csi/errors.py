@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 
 from grpc import StatusCode
 
@@ -35,7 +35,7 @@ _PROBLEMS: Final[_Table] = {
     StatusCode.PERMISSION_DENIED: ("role-insufficient", "cross-site"),
     StatusCode.UNAVAILABLE: (
         *("unavailable", "database-unavailable", "storage-error", "request-timeout", "too-many-connections"),
-        # Whoever asks again later has success. RESOURCE_EXHAUSTED would mean that there is no room.
+        # A later repetition succeeds. RESOURCE_EXHAUSTED would mean that there is no room.
         *("rate-limited", "too-many-held-requests", "too-many-dry-runs"),
         "unknown-node",  # until `cistern node` runs on this host
     ),
@@ -111,15 +111,9 @@ def job_failure(job: JsonObject) -> CallRejected:
     return CallRejected(status, f"job {job['id']} has {job['status']}: {error['detail']} ({error['code']})")
 
 
-def code_of(error: ApiCallFailed) -> str | None:
-    """Return the code of the problem that the API has answered with."""
-    return None if error.problem is None else str(error.problem["code"])
-
-
 def status_of(error: ApiCallFailed) -> StatusCode:
     """Return the status for a call that the API has refused, or could not take."""
     if isinstance(error, ApiUnreachable):
         return StatusCode.UNAVAILABLE
-    problem: dict[str, Any] = error.problem or {}
-    known = PROBLEM_STATUS.get(problem.get("code", ""))
-    return known or _HTTP.get(problem.get("status", 0), StatusCode.INTERNAL)
+    known = PROBLEM_STATUS.get(error.problem_code)
+    return known or _HTTP.get(error.problem.get("status", 0), StatusCode.INTERNAL)

@@ -34,3 +34,7 @@ def generate(target: Path = ROOT) -> None:
     outputs = (f"--{kind}_out={target}" for kind in ("python", "pyi", "grpc_python"))
     if protoc.main(["protoc", f"-I{ROOT}", f"-I{includes}", *outputs, PROTO]):
         raise RuntimeError(f"{PROTO} could not be compiled")
+
+
+if __name__ == "__main__":
+    generate()

@@ -10,7 +10,7 @@ from api.cli.client import ApiCallFailed, JsonObject
 from api.csi import csi_pb2 as csi
 from api.csi.api import Api
 from api.csi.capabilities import READ_ONLY, SINGLE_WRITER, mismatch, missing
-from api.csi.errors import CallRejected, code_of, invalid, not_found, out_of_range, refused
+from api.csi.errors import CallRejected, invalid, not_found, out_of_range, refused
 from api.csi.messages import condition_message
 from api.csi.service import Call
 from api.csi.sizes import require_range
@@ -165,11 +165,8 @@ def _attach(api: Api, volume: JsonObject, holder: str, path: str, mode: str) -> 
     try:
         api.carry_out("POST", f"/volumes/{volume['id']}/attachments", body)
     except ApiCallFailed as error:
-        problem = error.problem or {}
-        if code_of(error) == "volume-attached" and (problem.get("node"), problem.get("holder")) == (
-            api.node,
-            holder,
-        ):
+        attached = (error.problem.get("node"), error.problem.get("holder"))
+        if error.problem_code == "volume-attached" and attached == (api.node, holder):
             raise CallRejected(StatusCode.ALREADY_EXISTS, f"{path}: {error.message}") from error
         raise
 
@@ -189,7 +186,7 @@ def _detach(api: Api, volume_id: str, holder: str, path: str) -> None:
             try:
                 api.carry_out("DELETE", f"/volumes/{volume['id']}/attachments/{one['id']}")
             except ApiCallFailed as error:
-                if not str(code_of(error)).endswith("not-found"):
+                if not error.problem_code.endswith("not-found"):
                     raise
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from api.cli.sizes import size_of
+from api.cli.autogrow import parse_autogrow
 from api.csi.errors import invalid
 from domain.storage.filesystems import FILESYSTEMS
 
@@ -79,11 +79,7 @@ def _labels(parameters: Mapping[str, str]) -> dict[str, str]:
 
 
 def _autogrow(text: str) -> dict[str, Any]:
-    """Return the policy that USED:GROWTH:LIMIT says, such as `80:20%:1TiB` or `80:10GiB:1TiB`."""
     try:
-        used, growth, limit = (part.strip() for part in text.split(":"))
-        policy = {"usage_above": float(used.removesuffix("%")), "up_to": size_of(limit)}
-        step: dict[str, Any] = {"percent": float(growth[:-1])} if growth.endswith("%") else {"by": size_of(growth)}
-    except ValueError:
-        raise invalid(f"autogrow: {text!r} is not like 80:20%:1TiB or 80:10GiB:1TiB") from None
-    return policy | step
+        return parse_autogrow(text)
+    except ValueError as error:
+        raise invalid(f"autogrow: {error}") from None

@@ -52,7 +52,7 @@ async def _run(client: ApiClient, endpoint: str, node_name: str) -> None:
 async def serving(
     client: ApiClient, endpoint: str, node_name: str, *, patience: float = PATIENCE_SECONDS
 ) -> AsyncIterator[None]:
-    """Serve while the block runs. Only the user and the group may use the socket: whoever does, acts with the key.
+    """Serve while the block runs. Only the user and the group may use the socket: they act with the key.
 
     Raises:
         ConfigurationError: as `run`.

@@ -8,7 +8,7 @@ from api.cli.client import ApiCallFailed, JsonObject
 from api.csi import csi_pb2 as csi
 from api.csi.api import Api, valid_id
 from api.csi.creation import require_name
-from api.csi.errors import CallRejected, at_work, code_of, invalid
+from api.csi.errors import CallRejected, at_work, invalid
 from api.csi.messages import is_cut, snapshot_message
 from api.csi.paging import page_of
 from api.csi.parameters import snapshot_members
@@ -19,7 +19,7 @@ _Listed = csi.ListSnapshotsResponse
 
 
 def create_snapshot(api: Api, request: csi.CreateSnapshotRequest) -> csi.CreateSnapshotResponse:
-    """Take a snapshot. Its name is the orchestrator's: whoever calls again finds the same snapshot.
+    """Take a snapshot. Its name is the orchestrator's: a repeated call finds the same snapshot.
 
     Raises:
         CallRejected: the request is invalid, another volume has a snapshot of this name, or the job is still at work.
@@ -63,7 +63,7 @@ def _take(api: Api, volume_id: str, body: dict[str, Any]) -> JsonObject:
     try:
         job = api.carry_out("POST", f"/volumes/{volume_id}/snapshots", body)
     except ApiCallFailed as error:
-        snapshot = _named(api, body["name"], volume_id) if code_of(error) == "name-taken" else None
+        snapshot = _named(api, body["name"], volume_id) if error.problem_code == "name-taken" else None
         if snapshot is None:
             raise
         return snapshot

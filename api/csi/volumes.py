@@ -6,7 +6,7 @@ from api.cli.client import ApiCallFailed, JsonObject
 from api.csi import csi_pb2 as csi
 from api.csi.api import Api, valid_id
 from api.csi.capabilities import mismatch, require_complete
-from api.csi.errors import code_of, invalid, not_found, out_of_range
+from api.csi.errors import invalid, not_found, out_of_range
 from api.csi.messages import condition_message, volume_message
 from api.csi.paging import page_of
 from api.csi.sizes import is_within, require_range, size_within
@@ -53,7 +53,7 @@ def delete(api: Api, kind: str, object_id: str) -> None:
     try:
         api.carry_out("DELETE", f"/{kind}/{known}")
     except ApiCallFailed as error:
-        if code_of(error) not in ("volume-not-found", "snapshot-not-found"):
+        if error.problem_code not in ("volume-not-found", "snapshot-not-found"):
             raise
 
 
@@ -82,7 +82,7 @@ def _expand(api: Api, volume: JsonObject, to_size: int) -> JsonObject:
     try:
         api.carry_out("POST", f"{path}/expand", {"to": to_size})
     except ApiCallFailed as error:
-        if code_of(error) != "shrink-refused":  # another call has expanded it meanwhile
+        if error.problem_code != "shrink-refused":  # another call has expanded it meanwhile
             raise
     return api.get(path)
 

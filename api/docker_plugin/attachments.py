@@ -10,7 +10,7 @@ import structlog
 
 from api.cli.client import ApiCallFailed, JsonObject
 from api.docker_plugin.calls import Calls, Deadline, has_ended, has_succeeded
-from api.docker_plugin.errors import PluginError, code_of, failure
+from api.docker_plugin.errors import PluginError, failure
 from api.docker_plugin.mounts import Mounts
 
 HOLDER: Final = "docker:"
@@ -100,7 +100,7 @@ class Attachments:
         try:
             job = self._calls.change(deadline, "DELETE", path)
         except ApiCallFailed as error:
-            if code_of(error).endswith("-not-found"):
+            if error.problem_code.endswith("-not-found"):
                 return
             raise
         if not has_ended(job):  # it is accepted and will not be lost: the next mount or removal waits for it

@@ -7,7 +7,7 @@ from threading import Event
 from typing import Any, Final, TypeVar
 
 from api.cli.client import ApiCallFailed, ApiClient, ApiUnreachable, JsonObject
-from api.docker_plugin.errors import PluginError, PluginStopping, code_of
+from api.docker_plugin.errors import PluginError, PluginStopping
 from domain.jobs.states import ENDED, JobStatus
 
 #: Pauses between two looks at a job, and between two tries of a request.
@@ -65,7 +65,7 @@ class Calls:
             try:
                 return request(self._api)
             except ApiCallFailed as error:
-                is_passing = isinstance(error, ApiUnreachable) or (error.problem or {}).get("status") == _RATE_LIMITED
+                is_passing = isinstance(error, ApiUnreachable) or error.problem.get("status") == _RATE_LIMITED
                 if not is_passing or not deadline.seconds_left:
                     raise
             pauses.pause(deadline)
@@ -102,7 +102,7 @@ class Calls:
                 job = self.send(deadline, lambda api: api.call(method, path, body, headers=headers or {}))
                 return self.job_at_end(deadline, job["id"])
             except ApiCallFailed as error:
-                if code_of(error) != "volume-busy":
+                if error.problem_code != "volume-busy":
                     raise
                 self._await_other_job(deadline, error)
             pauses.pause(deadline)
@@ -113,7 +113,7 @@ class Calls:
             self._api.call("POST", f"/jobs/{job_id}/cancel")
 
     def _await_other_job(self, deadline: Deadline, error: ApiCallFailed) -> None:
-        job_id = (error.problem or {}).get("job_id")
+        job_id = error.problem.get("job_id")
         if job_id is not None:
             self.job_at_end(deadline, job_id)
         if not deadline.seconds_left:

@@ -8,7 +8,7 @@ from api.cli.client import ApiCallFailed, JsonObject
 from api.cli.lookup import VOLUME, find_id, find_snapshot_id
 from api.docker_plugin.attachments import PODMAN_ID, Attachments
 from api.docker_plugin.calls import Calls, Deadline, has_ended, has_succeeded
-from api.docker_plugin.errors import PluginError, UnknownVolume, code_of, failure
+from api.docker_plugin.errors import PluginError, UnknownVolume, failure
 from api.docker_plugin.options import DEFAULT_FILESYSTEM, Options, differences, parse_options
 from domain.operations import VolumeState
 
@@ -68,7 +68,7 @@ class VolumeDriver:
         try:
             job = self._calls.change(deadline, "DELETE", f"/volumes/{volume['id']}")
         except ApiCallFailed as error:
-            if code_of(error) == "volume-not-found":
+            if error.problem_code == "volume-not-found":
                 return None
             raise
         return _require_no_failure(job)
@@ -117,7 +117,7 @@ class VolumeDriver:
         ]
 
     def _create(self, deadline: Deadline, name: str, wanted: Options, source: JsonObject | None) -> JsonObject | None:
-        """Request a new volume; return the one that somebody else has created meanwhile."""
+        """Request a new volume; return the one that another client has created meanwhile."""
         size = wanted.size or (None if wanted.has_source else self._default_size)
         if size is None and not wanted.has_source:
             raise PluginError("option size is missing, such as `-o size=10GiB`; the plugin has no --default-size")
@@ -132,7 +132,7 @@ class VolumeDriver:
         try:
             job = self._calls.send(deadline, lambda api: api.call("POST", "/volumes", body, headers=headers))
         except ApiCallFailed as error:
-            if code_of(error) == "name-taken":
+            if error.problem_code == "name-taken":
                 return self._find(deadline, name)
             raise
         _require_no_failure(self._calls.job_at_end(Deadline(min(CREATE_SECONDS, deadline.seconds_left)), job["id"]))

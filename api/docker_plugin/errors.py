@@ -25,16 +25,11 @@ class PluginStopping(PluginError):
     code = "docker-plugin-stopping"
 
 
-def code_of(error: ApiCallFailed) -> str:
-    """Return the code of the problem in a response, or an empty text."""
-    return str((error.problem or {}).get("code") or "")
-
-
 def explanation(error: ApiCallFailed, node: str) -> str:
     """Return what a failed call means to a person at a container engine."""
-    code, problem = code_of(error), error.problem or {}
+    code = error.problem_code
     if code == "volume-attached":
-        return f"{_attachment(problem)}: stop what uses it, `cistern attachments` shows all, and try again"
+        return f"{_attachment(error.problem)}: stop what uses it, `cistern attachments` shows all, and try again"
     if code == "volume-has-snapshots":
         return f"{error.message}: delete its snapshots first, `cistern snapshots list` shows them"
     if code == "unknown-node":

@@ -16,7 +16,7 @@ import structlog
 log = structlog.stdlib.get_logger()
 
 
-class Mount(NamedTuple):
+class HeldMount(NamedTuple):
     """How many times a holder has a volume mounted, and where."""
 
     times: int
@@ -35,7 +35,7 @@ class Mounts:
     def add(self, volume: str, holder: str, path: str) -> None:
         """Count a mount."""
         with self._lock:
-            self._mounts[volume, holder] = Mount(self._count(volume, holder) + 1, path)
+            self._mounts[volume, holder] = HeldMount(self._count(volume, holder) + 1, path)
             self._write()
 
     def remove(self, volume: str, holder: str, *, every: bool = False) -> int:
@@ -69,10 +69,10 @@ class Mounts:
         new.replace(self._path)
 
 
-def _read(path: Path) -> dict[tuple[str, str], Mount]:
+def _read(path: Path) -> dict[tuple[str, str], HeldMount]:
     try:
         rows = json.loads(path.read_text())
-        return {(str(volume), str(holder)): Mount(int(count), str(where)) for volume, holder, count, where in rows}
+        return {(str(volume), str(holder)): HeldMount(int(count), str(where)) for volume, holder, count, where in rows}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError) as error:

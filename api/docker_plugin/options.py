@@ -3,19 +3,19 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
+from api.cli.autogrow import parse_autogrow
 from api.cli.client import JsonObject
 from api.cli.sizes import size_of, size_text
 from api.docker_plugin.errors import PluginError
 from api.schemas.fields import SIZE_PATTERN, parse_size
-from domain.volumes.model import rounded_up
+from domain.storage.filesystems import FILESYSTEMS
+from domain.volumes.model import rounded_down, rounded_up
 
-FILESYSTEMS: Final = ("ext4", "xfs", "btrfs")
 DEFAULT_FILESYSTEM: Final = "ext4"
 _LABEL: Final = "label."
 _NAMES: Final = ("size", "filesystem", "backend", "autogrow", "from_snapshot", "from_volume")
-_AUTOGROW: Final = "it must be USAGE_ABOVE:AMOUNT:UP_TO, such as 80:20%:1TiB or 80:10GiB:1TiB"
 
 
 @dataclass(frozen=True)
@@ -62,17 +62,12 @@ def parse_options(options: Mapping[str, str]) -> Options:
 
 
 def bytes_of(option: str, text: str) -> int:
-    """Return a size in bytes.
+    """Return the size in bytes of a volume for which this one is requested.
 
     Raises:
         PluginError: the text is none; the message names the option.
     """
-    size = size_of(text)
-    if isinstance(size, str):
-        if re.fullmatch(SIZE_PATTERN, size) is None:
-            raise PluginError(f"option {option}: {text!r} is no size such as 10GiB")
-        size = parse_size(size)
-    return rounded_up(size)
+    return rounded_up(_bytes(option, size_of(text)))
 
 
 def differences(volume: JsonObject, wanted: Options, source: Mapping[str, str] | None) -> Iterator[str]:
@@ -92,20 +87,20 @@ def differences(volume: JsonObject, wanted: Options, source: Mapping[str, str] |
         yield "it was not made from this source"
 
 
+def _bytes(option: str, size: str | int) -> int:
+    if isinstance(size, int):
+        return size
+    if re.fullmatch(SIZE_PATTERN, size) is None:
+        raise PluginError(f"option {option}: {size!r} is no size such as 10GiB")
+    return parse_size(size)
+
+
 def _autogrow(text: str) -> JsonObject:
-    """Return the policy in USAGE_ABOVE:AMOUNT:UP_TO."""
-    parts = [part.strip() for part in text.split(":")]
-    if len(parts) != 3:  # noqa: PLR2004 (as the message says)
-        raise PluginError(f"option autogrow: {text!r}: {_AUTOGROW}")
-    usage_above, amount, up_to = parts
-    grown: dict[str, Any] = (
-        {"percent": _percent(amount)} if amount.endswith("%") else {"by": bytes_of("autogrow", amount)}
-    )
-    return {"usage_above": _percent(usage_above), **grown, "up_to": bytes_of("autogrow", up_to)}
-
-
-def _percent(text: str) -> float:
+    """Return the policy as the API shows it, so that it can be compared with that of a volume."""
     try:
-        return float(text.removesuffix("%"))
-    except ValueError:
-        raise PluginError(f"option autogrow: {text!r} is no percentage: {_AUTOGROW}") from None
+        policy = parse_autogrow(text)
+    except ValueError as error:
+        raise PluginError(f"option autogrow: {error}") from None
+    if "by" in policy:
+        policy["by"] = rounded_up(_bytes("autogrow", policy["by"]))
+    return policy | {"up_to": rounded_down(_bytes("autogrow", policy["up_to"]))}

@@ -8,7 +8,7 @@ from domain.bulk.model import ItemCode
 from domain.bulk.requests import BulkRequest, Selection, params_from_request
 from domain.errors import Invalid
 from domain.jobs.kinds import JobKind
-from domain.volumes.filesystems.usage import REPORT_SECONDS, VolumeUsage
+from domain.volumes.filesystems.usage import MAX_REPORT_AGE_SECONDS, VolumeUsage
 from domain.volumes.model import MAX_SIZE, Growth, rounded_down, rounded_up
 
 DEFAULT_STEP: Final = 2**20
@@ -31,7 +31,9 @@ _NOTHING_KNOWN: Final = VolumeUsage()
 _NEVER_MEASURED: Final = "It has not been measured yet: the expansion itself does that first."
 _CANNOT_TELL: Final = "Its backend cannot tell how much of it is in use."
 _NOT_REPORTED: Final = "No node has reported yet how much of its file system is in use."
-_REPORTED_LATE: Final = f"The node that has it has not reported on its file system for {REPORT_SECONDS / 60:g} minutes."
+_REPORTED_LATE: Final = (
+    f"The node that has it has not reported on its file system for {MAX_REPORT_AGE_SECONDS / 60:g} minutes."
+)
 _NO_INODES: Final = "It has no file system with a known number of inodes."
 
 

@@ -24,7 +24,7 @@ from domain.snapshots.repository import BulkSnapshotRepository, SnapshotRelease,
 from domain.snapshots.retention import RetentionRule
 from domain.snapshots.service import SnapshotService
 from domain.storage.backends import Backends
-from domain.storage.consistency import take
+from domain.storage.consistency import take_snapshot
 from domain.storage.context import Grant
 from domain.volumes.attachments.freezing import Freezer
 from domain.volumes.attachments.repository import attached_ones
@@ -163,7 +163,7 @@ class SnapshotOperation(BulkOperation):
         """Take the snapshot on the volume's backend."""
         options = {"allow_torn": work.allow_torn, "attached": work.attached}
         driver = self._freezer.while_taking(self._backends.get(work.backend), attached=work.attached)
-        taken = await take(driver, work.volume_id, _snapshot_id(work), grant, **options)
+        taken = await take_snapshot(driver, work.volume_id, _snapshot_id(work), grant, **options)
         return self.succeeded(work, taken.size, consistency=taken.consistency)
 
     async def seal(self, work: ItemWork, update: ItemUpdate, grant: Grant) -> Result:

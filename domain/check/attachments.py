@@ -15,7 +15,7 @@ from domain.check.findings import CheckCode, Finding
 from domain.db.database import Database
 from domain.db.sql import from_now
 from domain.errors import StorageError
-from domain.jobs.kinds import JobKind
+from domain.jobs.kinds import NODE_KINDS, JobKind
 from domain.jobs.model import Job, Worker
 from domain.jobs.states import LIVE
 from domain.volumes.attachments.model import Attachment, AttachmentState, Mount
@@ -26,7 +26,7 @@ from domain.volumes.model import Volume
 _LOST_LEASES: Final = 10
 #: Seconds until a difference between this host and the attachments is looked at again; its agent looks each second.
 _SECOND_LOOK_SECONDS: Final = 3.0
-_CHANGING_KINDS: Final = (JobKind.VOLUME_ATTACH, JobKind.VOLUME_DETACH, JobKind.VOLUME_ISOLATE)
+_CHANGING_KINDS: Final = (*NODE_KINDS, JobKind.VOLUME_ISOLATE)
 _DETACH_BY_FORCE: Final = "start `cistern node` there, or detach by force"
 
 

@@ -47,6 +47,8 @@ class JobKind(enum.StrEnum):
     WEBHOOK_DELIVER = "webhook.deliver"
 
 
+#: The kinds of jobs that only the agent of a node can carry out.
+NODE_KINDS: Final = (JobKind.VOLUME_ATTACH, JobKind.VOLUME_DETACH)
 #: The kinds of jobs that have a ledger.
 BULK_KINDS: Final = frozenset({JobKind.BULK_EXPAND, JobKind.BULK_SNAPSHOT})
 

@@ -10,6 +10,7 @@ from uuid_utils.compat import uuid7
 
 from domain import tracing
 from domain.db.base import DEFAULT_PROJECT, Entity, Owned, enum_text
+from domain.db.sql import from_now
 from domain.jobs.states import ENDED, LIVE, JobStatus
 
 _STATUSES = ", ".join(f"'{status}'" for status in JobStatus)
@@ -146,6 +147,11 @@ class Worker(Entity):
     slots: Mapped[int | None]
     #: The node whose attachments it carries out; None for a worker of storage.
     node: Mapped[str | None]
+
+
+def is_alive(lease: float) -> ColumnElement[bool]:
+    """Return the condition that a worker has sent a heartbeat within ``lease`` seconds."""
+    return Worker.heartbeat_at > from_now(-lease)
 
 
 def has_status(status: JobStatus) -> ColumnElement[bool]:

@@ -28,19 +28,22 @@ class TakenSnapshot(NamedTuple):
 
 
 def consistency_of(*, shared: bool, was_open: bool | None, frozen: bool) -> Consistency:
-    """Return what a snapshot is worth; ``was_open`` is None if nobody can tell, which counts as open."""
+    """Return what a snapshot is worth; ``was_open`` is None if that is unknown, which counts as open."""
     if frozen or was_open is False:
         return Consistency.APPLICATION
     return Consistency.CRASH if shared else Consistency.COPIED
 
 
-async def take(
+async def take_snapshot(
     driver: StorageDriver, volume_id: UUID, snapshot_id: UUID, grant: Grant, *, allow_torn: bool, attached: bool
 ) -> TakenSnapshot:
     """Take a snapshot; ``attached``: a node has the volume, which a driver on another host cannot know.
 
+    A copy that turns out to be torn is deleted again, unless ``allow_torn``.
+
     Raises:
         SnapshotTorn: ``allow_torn`` is false, the bytes of one moment cannot be kept, and the volume is in use.
+        StorageError: as the driver.
     """
     taken = await driver.take_snapshot(volume_id, snapshot_id, grant, allow_torn=allow_torn)
     was_open = True if attached else taken.was_open

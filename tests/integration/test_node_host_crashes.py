@@ -6,10 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.host_builders import MIB, ROOT, VOLUME, devices_of, enlarge, mounted_at, volume_file
+from tests.integration.host_builders import (
+    MIB,
+    ROOT,
+    VOLUME,
+    devices_of,
+    enlarge,
+    mounted_at,
+    mounts_below,
+    volume_file,
+)
 from tests.integration.host_builders import host as host  # noqa: PLC0414 (a fixture)
 from tests.integration.host_builders import place as place  # noqa: PLC0414 (a fixture)
-from worker.node.host import mountinfo
 from worker.node.host.operations import HostOperations
 
 #: Runs an operation of the host and kills itself with -9 before or after its n-th step.
@@ -90,4 +98,4 @@ def test_an_operation_that_was_killed_at_any_step_is_repeated_to_the_same_end(
         host.detach(VOLUME)
         assert devices_of(file) == []
         assert mounted_at(host.mount_path(VOLUME)) == []
-        assert mountinfo.read().below(str(host.base_dir)) == []
+        assert mounts_below(host.base_dir) == []

@@ -68,8 +68,8 @@ NODE_HOST: Final = (
         "guard-lost",
         "writers would wait for ever after the death of the process that holds the freeze",
         "worker/node/host/freeze.py",
-        "            if final is FreezeState.GUARD_LOST:",
-        "            if final is FreezeState.FROZEN:",
+        "            if final is FreezeProgress.GUARD_LOST:",
+        "            if final is FreezeProgress.FROZEN:",
         (
             f"{FREEZE}test_a_file_system_is_thawed_when_the_guard_is_killed",
             f"{FREEZE}test_a_file_system_is_thawed_when_the_guard_is_stopped",

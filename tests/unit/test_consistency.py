@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from domain.storage.consistency import Consistency, consistency_of, take
+from domain.storage.consistency import Consistency, consistency_of, take_snapshot
 from domain.storage.context import Fence, Grant
 from domain.storage.driver import Taken
 from domain.storage.errors import SnapshotTorn
@@ -56,7 +56,9 @@ async def taken_of(driver: OpenDriver, *, allow_torn: bool, attached: bool) -> t
     grant = Grant(uuid4(), Fence(1, 0), math.inf)
     await driver.create(volume, 4096, grant)
     with suppress(SnapshotTorn):
-        worth = (await take(driver, volume, snapshot, grant, allow_torn=allow_torn, attached=attached)).consistency
+        worth = (
+            await take_snapshot(driver, volume, snapshot, grant, allow_torn=allow_torn, attached=attached)
+        ).consistency
     stored = await driver.stat(volume, [snapshot])
     assert driver.allowed == [allow_torn]
     return worth, stored.snapshots[snapshot].size is not None

@@ -33,6 +33,7 @@ def test_all_options_are_read() -> None:
     [
         ("80:20%:1TiB", {"usage_above": 80, "percent": 20, "up_to": TIB}),
         ("92.5%:5G:100G", {"usage_above": 92.5, "by": 5 * GIB, "up_to": 100 * GIB}),
+        ("80:5000:10000", {"usage_above": 80, "by": 8192, "up_to": 8192}),
     ],
 )
 def test_autogrow_is_a_threshold_an_amount_and_a_limit(text: str, policy: dict[str, float]) -> None:

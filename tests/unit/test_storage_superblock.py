@@ -1,6 +1,7 @@
-"""The size of a file system is read from its superblock, which anybody may have written."""
+"""The size and the smallest block of a file system are read from its superblock, which anybody may have written."""
 
 import os
+import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from domain.storage.driver import MAX_STORED_SIZE
-from domain.storage.file.superblock import filesystem_size
+from domain.storage.file.superblock import Superblock, filesystem_size, superblock_of
 from domain.storage.filesystems import FILESYSTEMS
 
 MIB, GIB = 1024**2, 1024**3
@@ -93,3 +94,44 @@ def test_whatever_is_in_a_superblock_the_size_is_one_that_a_volume_can_have(file
     finally:
         os.close(handle)
     assert size is None or 0 < size <= MAX_STORED_SIZE
+
+
+def xfs_image() -> bytes:
+    return struct.pack(">4sIQ", b"XFSB", 4096, 81_920).ljust(102, b"\0") + struct.pack(">H", 512) + bytes(1000)
+
+
+def ext4_image(*, blocks: int, incompatible: int = 0, log_size: int = 2) -> bytes:
+    image = bytearray(4096)
+    for offset, value in ((0x4, blocks % 2**32), (0x18, log_size), (0x60, incompatible), (0x150, blocks >> 32)):
+        struct.pack_into("<I", image, 1024 + offset, value)
+    struct.pack_into("<H", image, 1024 + 0x38, 0xEF53)
+    return bytes(image)
+
+
+def btrfs_image() -> bytes:
+    image = bytearray(65_536 + 4096)
+    image[65_536 + 0x40 : 65_536 + 0x48] = b"_BHRfS_M"
+    struct.pack_into("<Q", image, 65_536 + 0x70, 999)  # of all devices
+    struct.pack_into("<Q", image, 65_536 + 0xD1, 201_326_592)
+    struct.pack_into("<I", image, 65_536 + 0x90, 4096)
+    return bytes(image)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (xfs_image(), Superblock("xfs", 335_544_320, 512)),
+        (ext4_image(blocks=65_536, log_size=0), Superblock("ext4", 64 * MIB, 1024)),
+        (ext4_image(blocks=2**33 + 1, incompatible=0x80), Superblock("ext4", (2**33 + 1) * 4096, 4096)),
+        (ext4_image(blocks=2**33 + 1), Superblock("ext4", 4096, 4096)),
+        (ext4_image(blocks=1, log_size=60), None),
+        (btrfs_image(), Superblock("btrfs", 201_326_592, 4096)),
+        (bytes(128 * 1024), None),
+        (b"", None),
+        (b"XFSB", None),
+    ],
+)
+def test_superblock_of_any_kind_is_found(tmp_path: Path, content: bytes, expected: Superblock | None) -> None:
+    (tmp_path / "image").write_bytes(content)
+    with (tmp_path / "image").open("rb") as file:
+        assert superblock_of(file.fileno()) == expected

@@ -107,6 +107,6 @@ class NodeAgent:
             return await self._host.attach(file, volume_id, filesystem, check)
 
     async def release(self, volume_id: UUID) -> None:
-        """Let go of what this node has no longer, whoever uses it."""
+        """Let go of a volume that this node has no longer, even if processes use it."""
         lost = await self._host.release_lost(volume_id)
         log.warning("node.released", volume_id=str(volume_id), is_gone=lost.is_gone, problems=lost.problems)

@@ -17,7 +17,7 @@ from domain.volumes.attachments.freezing import FREEZE_SECONDS, FreezeAnswers
 from domain.volumes.attachments.model import FreezeState
 from worker.node.host.host import HeldFreeze, HostProtocol
 
-#: Seconds between two looks whether a worker is done.
+#: Seconds between two checks whether a worker is done.
 _POLL_SECONDS: Final = 0.02
 
 log = structlog.get_logger(__name__)
@@ -35,7 +35,7 @@ class NodeFreezes:
         self._last: dict[UUID, asyncio.Task[None]] = {}
 
     async def look(self) -> None:
-        """Begin what is requested.
+        """Begin the freezes that workers have requested.
 
         Raises:
             DatabaseUnavailable: PostgreSQL does not answer.
@@ -88,7 +88,7 @@ class NodeFreezes:
                 if await self._answers.is_released(freeze_id):
                     return
             except DatabaseUnavailable:
-                return  # nobody could use the freeze any more
+                return  # no worker could record the snapshot either
             await asyncio.sleep(_POLL_SECONDS)
 
     async def _answer(self, freeze_id: UUID, state: FreezeState, after: FreezeState | None) -> bool:

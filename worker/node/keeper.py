@@ -80,7 +80,7 @@ class VolumeKeeper:
         self._tasks: dict[tuple[UUID, bool], asyncio.Task[None]] = {}
 
     async def run_forever(self) -> None:
-        """Look whenever somebody asks for it, and once a second."""
+        """Look at every message, and once a second."""
         try:
             while True:
                 await self._woken(LOOK_SECONDS)
@@ -147,7 +147,7 @@ class VolumeKeeper:
         await self._keep(volume)
 
     async def _take_back(self, volume_id: UUID) -> None:
-        """Mount what the host has lost, as by a reboot, or by somebody who has unmounted it.
+        """Mount what the host has lost, such as by a reboot, or because another program has unmounted it.
 
         The volume may have left this node since it was read, and while it is mounted.
         """

@@ -17,7 +17,7 @@ from domain.attachment_handlers import attachment_handlers
 from domain.db.database import CLOSE_TIMEOUT
 from domain.errors import ConfigurationError, DatabaseUnavailable
 from domain.jobs.engine import JobEngine
-from domain.jobs.kinds import JobHandlers, JobKind
+from domain.jobs.kinds import NODE_KINDS, JobHandlers
 from domain.jobs.model import Worker
 from domain.logs import configure_logging
 from domain.prometheus import serving_if_set
@@ -37,9 +37,6 @@ from worker.node.host.host import Host, HostProtocol
 from worker.node.keeper import VolumeKeeper
 from worker.performer import AttemptPerformer
 from worker.runner import Runner
-
-#: The kinds of jobs that a node carries out.
-_KINDS: Final = (JobKind.VOLUME_ATTACH, JobKind.VOLUME_DETACH)
 
 _POLL_SECONDS: Final = 0.5
 
@@ -101,7 +98,7 @@ async def _wait_for_other_host(volumes: NodeVolumes, settings: Settings) -> None
 def _open_runner(settings: Settings, services: Services, agent: NodeAgent) -> tuple[JobEngine, Runner]:
     worker = Worker(id=uuid7(), host=socket.gethostname(), pid=os.getpid(), slots=settings.max_jobs, node=settings.node)
     made = attachment_handlers(services.database, services.backends, max_attempts=settings.max_attempts, node=agent)
-    handlers: JobHandlers = {kind: made[kind] for kind in _KINDS}
+    handlers: JobHandlers = {kind: made[kind] for kind in NODE_KINDS}
     engine = services.engine(worker, handlers, served=lambda: [queue_of(settings.node)])
     performer = AttemptPerformer(handlers, services.retry_policy)
     return engine, Runner(engine, services.queue, performer, slots=settings.max_jobs, shares_queue=False)

@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, Select, Text, UpdateBase, Uuid, column, fu
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.db.sql import from_now
-from domain.jobs.model import Job, JobMessage, Worker, has_status
+from domain.jobs.model import Job, JobMessage, Worker, has_status, is_alive
 from domain.jobs.states import JobStatus
 from domain.storage.model import NODE_PREFIX, Backend, is_unserved
 
@@ -91,9 +91,9 @@ def _waiting_for_a_backend() -> Select[UUID]:
 def _waiting_for_a_node(lease: float) -> Select[UUID]:
     # The volume of such a job has an attachment on the node. So the few attachments lead to the jobs, by an index.
     attachments = table("attachments", column("volume_id", Uuid), column("node", Text))  # of a package above this one
-    is_alive = (Worker.node == attachments.c.node) & (Worker.heartbeat_at > from_now(-lease))
+    agent = select(Worker.id).where(Worker.node == attachments.c.node, is_alive(lease))
     of_job = (attachments.c.volume_id == Job.volume_id) & (Job.backend == func.concat(NODE_PREFIX, attachments.c.node))
-    here = select(attachments.c.node).where(of_job, ~select(Worker.id).where(is_alive).exists())
+    here = select(attachments.c.node).where(of_job, ~agent.exists())
     return _waiting_untold(NODE_NOT_ALIVE).where(here.exists())
 
 

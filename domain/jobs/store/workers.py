@@ -6,8 +6,7 @@ from typing import Final
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from domain.db.sql import from_now
-from domain.jobs.model import Worker
+from domain.jobs.model import Worker, is_alive
 
 #: The agents of nodes are in the same table, since they have leases too.
 _DOES_STORAGE_WORK: Final = Worker.node.is_(None)
@@ -19,7 +18,7 @@ class WorkerRepository:
     def __init__(self, session: AsyncSession, *, lease: float) -> None:
         """Create the repository; a worker is alive for ``lease`` seconds after a heartbeat."""
         self._session = session
-        self._is_alive = Worker.heartbeat_at > from_now(-lease)
+        self._is_alive = is_alive(lease)
 
     async def all(self) -> Sequence[tuple[Worker, bool]]:
         """Return the workers, each with whether it is alive, the one that started first first."""

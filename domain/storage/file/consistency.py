@@ -19,15 +19,15 @@ _WRITERS: Final = {True: "open", False: "closed", None: "unknown"}
 _TEXT: Final = re.compile(r"(shared|copied) (open|closed|unknown)")
 
 
-class Consistency(NamedTuple):
-    """Whether the blocks are shared, and whether somebody had the file open for writing; None if nobody can tell."""
+class CopyConditions(NamedTuple):
+    """Whether the blocks are shared, and whether any process had the file open for writing; None if that is unknown."""
 
     shared: bool
     was_open: bool | None
 
 
 class _Watched:
-    """A file that is copied, and whether somebody writes to it meanwhile."""
+    """A file that is copied, and whether it is written to meanwhile."""
 
     def __init__(self, handle: int, *, allow_torn: bool) -> None:
         self._handle = handle
@@ -37,19 +37,19 @@ class _Watched:
         self._shared = True
 
     def before_copying(self) -> None:
-        """Take notice that blocks cannot be shared."""
+        """Note that blocks cannot be shared."""
         self._shared = False
         self._refuse_if_torn()
 
-    def ended(self) -> Consistency:
-        """Look once more: somebody may have opened the file, or even have closed it again, during the copy."""
+    def ended(self) -> CopyConditions:
+        """Check once more: the file may have been opened, or even closed again, during the copy."""
         open_now = is_open_for_writing(self._handle)
         if open_now or os.fstat(self._handle).st_mtime_ns != self._modified:
             self._was_open = True
         elif not self._was_open:
             self._was_open = open_now
         self._refuse_if_torn()
-        return Consistency(self._shared, self._was_open)
+        return CopyConditions(self._shared, self._was_open)
 
     def _refuse_if_torn(self) -> None:
         if not (self._allow_torn or self._shared) and self._was_open:
@@ -59,7 +59,7 @@ class _Watched:
             )
 
 
-def copy_watched(source: int, draft: int, grant: Grant, *, allow_torn: bool) -> Consistency:
+def copy_watched(source: int, draft: int, grant: Grant, *, allow_torn: bool) -> CopyConditions:
     """Copy a file into a new one and sync it; return what the copy is worth.
 
     Raises:
@@ -75,7 +75,7 @@ def copy_watched(source: int, draft: int, grant: Grant, *, allow_torn: bool) -> 
     return found
 
 
-def recorded(handle: int) -> Consistency | None:
+def recorded(handle: int) -> CopyConditions | None:
     """Read what is recorded with a snapshot, None if nothing is."""
     try:
         text = os.getxattr(handle, _ATTRIBUTE).decode(errors="replace")
@@ -84,4 +84,4 @@ def recorded(handle: int) -> Consistency | None:
     found = _TEXT.fullmatch(text)
     if not found:
         return None
-    return Consistency(found[1] == "shared", {"open": True, "closed": False}.get(found[2]))
+    return CopyConditions(found[1] == "shared", {"open": True, "closed": False}.get(found[2]))

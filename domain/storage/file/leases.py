@@ -26,10 +26,10 @@ POLL_SECONDS = 0.01
 def opened_by_nobody_else(handle: int, path: object, grant: Grant) -> Iterator[None]:
     """Require that nobody else has a file open, and let nobody open it during the block.
 
-    The descriptor must be closed soon afterwards: whoever wants to open the file waits as long as the block takes.
+    The descriptor must be closed soon afterwards: a process that opens the file waits as long as the block takes.
 
     Raises:
-        VolumeInUse: somebody has it open for longer than `IN_USE_SECONDS`.
+        VolumeInUse: another process has it open for longer than `IN_USE_SECONDS`.
     """
     deadline = time.monotonic() + IN_USE_SECONDS
     while (granted := _lease(handle, fcntl.F_WRLCK)) is False:
@@ -48,7 +48,10 @@ def opened_by_nobody_else(handle: int, path: object, grant: Grant) -> Iterator[N
 
 
 def is_open_for_writing(handle: int) -> bool | None:
-    """Return whether anybody has the file of a descriptor for reading open for writing; None if nobody can tell."""
+    """Return whether a file is open for writing anywhere on this host; None if that cannot be known.
+
+    ``handle`` is a descriptor of the file for reading.
+    """
     granted = _lease(handle, fcntl.F_RDLCK)
     if granted:
         _release(handle)
@@ -58,8 +61,8 @@ def is_open_for_writing(handle: int) -> bool | None:
 def _lease(handle: int, kind: int) -> bool | None:
     """Set a lease; return whether it was granted, None if that says nothing."""
     try:
-        # Whoever opens the file makes the kernel send a signal. The usual one would end this process; this one is
-        # ignored, unless something handles it.
+        # When the file is opened, the kernel sends this process a signal. The usual one would end the process; this
+        # one is ignored, unless something handles it.
         fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(handle, fcntl.F_SETLEASE, kind)
     except BlockingIOError:

@@ -11,7 +11,7 @@ from domain.storage.context import Grant
 from domain.storage.driver import Taken
 from domain.storage.errors import VolumeMissing
 from domain.storage.file import filesystem
-from domain.storage.file.consistency import Consistency, copy_watched, recorded
+from domain.storage.file.consistency import CopyConditions, copy_watched, recorded
 from domain.storage.file.disk import copy_file, match_replaced_file
 from domain.storage.file.fence import Fences
 from domain.storage.file.folder import Folder
@@ -50,7 +50,7 @@ class Opened:
     def take(self, volume_id: UUID, snapshot_id: UUID, grant: Grant, *, allow_torn: bool) -> Taken:
         """Publish a copy of a volume's file as a snapshot, unless that exists."""
         data, snapshot = data_of(volume_id), snapshot_of(volume_id, snapshot_id)
-        found = Consistency(shared=False, was_open=None)
+        found = CopyConditions(shared=False, was_open=None)
 
         def copy(source: int, draft: int) -> None:
             nonlocal found

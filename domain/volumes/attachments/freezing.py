@@ -23,23 +23,23 @@ from uuid_utils.compat import uuid7
 from domain.db.database import Database
 from domain.db.sql import from_now
 from domain.errors import DatabaseUnavailable
-from domain.jobs.model import Worker
+from domain.jobs.model import Worker, is_alive
 from domain.jobs.transport.job_queue import JobQueue
 from domain.storage.context import Grant
 from domain.storage.driver import StorageDriver, Taken
 from domain.volumes.attachments.model import FreezeState, Mount, queue_of
 
-#: How long a file system is frozen at most: what writes to it stands still meanwhile.
+#: Maximum time that a file system is frozen: what writes to it stands still meanwhile.
 FREEZE_SECONDS: Final = 10.0
-#: How long a worker waits for a node to freeze: before that, it writes out what the file system has in memory.
-_FREEZE_SECONDS: Final = 30.0
-#: How long it waits for the node to say that it has thawed.
+#: How long a worker waits for the freeze to begin: the node first writes out what the file system has in memory.
+_START_SECONDS: Final = 30.0
+#: How long a worker waits for the node's answer after the thaw.
 _THAW_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.02
 
 
 @dataclass
-class Freeze:
+class RequestedFreeze:
     """A freeze that a worker has asked for."""
 
     #: Whether a node has the volume mounted.
@@ -64,9 +64,9 @@ class Freezer:
         return cast("StorageDriver", _FreezingDriver(driver, self)) if attached else driver
 
     @asynccontextmanager
-    async def frozen(self, volume_id: UUID) -> AsyncIterator[Freeze]:
+    async def frozen(self, volume_id: UUID) -> AsyncIterator[RequestedFreeze]:
         """Run the block while the file system of a volume is frozen, if a node has it mounted and can freeze it."""
-        freeze, freeze_id = Freeze(), uuid7()
+        freeze, freeze_id = RequestedFreeze(), uuid7()
         node = await self._ask(volume_id, freeze_id)
         if node is None:
             yield freeze
@@ -76,7 +76,7 @@ class Freezer:
             yield freeze
             return
         await self._queue.wake(queue_of(node))
-        state = await self._state(freeze_id, {FreezeState.FROZEN, FreezeState.LOST}, _FREEZE_SECONDS)
+        state = await self._state(freeze_id, {FreezeState.FROZEN, FreezeState.LOST}, _START_SECONDS)
         freeze.is_frozen = state is FreezeState.FROZEN
         try:
             yield freeze
@@ -90,13 +90,13 @@ class Freezer:
 
     async def _ask(self, volume_id: UUID, freeze_id: UUID) -> str | None:
         """Write the request down; return the node that has the volume mounted, None if none has."""
-        values = {"freeze_id": freeze_id, "freeze_until": from_now(_FREEZE_SECONDS), "freeze_state": None}
+        values = {"freeze_id": freeze_id, "freeze_until": from_now(_START_SECONDS), "freeze_state": None}
         query = update(Mount).where(Mount.volume_id == volume_id, Mount.path.is_not(None)).values(values)
         async with self._database.transaction() as session:
             return await session.scalar(query.returning(Mount.node).execution_options(synchronize_session=False))
 
     async def _is_alive(self, node: str) -> bool:
-        alive = exists().where(Worker.node == node, Worker.heartbeat_at > from_now(-self._lease))
+        alive = exists().where(Worker.node == node, is_alive(self._lease))
         async with self._database.transaction() as session:
             return bool(await session.scalar(select(alive)))
 
@@ -157,7 +157,7 @@ class FreezeAnswers:
         return found is not None
 
     async def is_released(self, freeze_id: UUID) -> bool:
-        """Return whether the worker is done, or has given the freeze up."""
+        """Return whether the worker is done, or the freeze has been replaced by another one."""
         async with self._database.transaction() as session:
             query = select(Mount.freeze_state).where(Mount.freeze_id == freeze_id)
             found = (await session.execute(query)).one_or_none()

@@ -7,8 +7,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, select
 
 from domain.db.database import Database
-from domain.db.sql import from_now
-from domain.jobs.model import Worker
+from domain.jobs.model import Worker, is_alive
 from domain.operations import VolumeState
 from domain.volumes.attachments.model import Attachment, AttachmentState, FilesystemReport, Mode, Mount
 from domain.volumes.attachments.repository import AttachmentRepository
@@ -66,7 +65,7 @@ class NodeVolumes:
 
     async def other_host(self, host: str, *, lease: float) -> str | None:
         """Return another host with a live agent of this node, None if there is none; ``lease`` in seconds."""
-        alive = (Worker.node == self._node) & (Worker.heartbeat_at > from_now(-lease))
+        alive = (Worker.node == self._node) & is_alive(lease)
         async with self._database.transaction() as session:
             other: str | None = await session.scalar(select(Worker.host).where(alive, Worker.host != host).limit(1))
         return other

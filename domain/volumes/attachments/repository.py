@@ -71,10 +71,10 @@ class AttachmentRepository:
         return (await self._session.scalars(query)).all()
 
     async def refuse_if_attached(self, volume_id: UUID) -> None:
-        """Require that nobody uses a volume.
+        """Require that a volume has no attachment.
 
         Raises:
-            VolumeAttached: somebody does.
+            VolumeAttached: it has one.
         """
         for attachment in (await self.of_volume(volume_id))[:1]:
             raise attached_error(attachment)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
 from uuid import UUID
 
 from sqlalchemy import func, select
@@ -13,12 +12,11 @@ from uuid_utils.compat import uuid7
 from domain.audit.repository import add_entries
 from domain.db.database import Database
 from domain.db.pagination import Page, PageRequest
-from domain.db.sql import from_now
 from domain.errors import Invalid, UnknownNode
 from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting, entry_of
 from domain.jobs.attempt import Payload
-from domain.jobs.kinds import JobKind
-from domain.jobs.model import Job, Worker
+from domain.jobs.kinds import NODE_KINDS, JobKind
+from domain.jobs.model import Job, Worker, is_alive
 from domain.jobs.states import JobStatus
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.transport.job_queue import JobQueue
@@ -31,9 +29,6 @@ from domain.volumes.attachments.repository import (
 )
 from domain.volumes.model import Volume
 from domain.volumes.repository import Release, VolumeRepository
-
-#: The kinds of jobs that only the agent of a node can do.
-_NODES_KINDS: Final = (JobKind.VOLUME_ATTACH, JobKind.VOLUME_DETACH)
 
 
 @dataclass(frozen=True)
@@ -101,24 +96,24 @@ class AttachmentService:
 
     async def nodes(self, *, project_id: UUID) -> Sequence[Node]:
         """Return the nodes that have an agent, have had one within the hour, or have a volume of the project."""
-        alive = func.bool_or(Worker.heartbeat_at > from_now(-self._lease))
+        alive = func.bool_or(is_alive(self._lease))
         agents = select(Worker.node, func.max(Worker.host), alive, func.max(Worker.heartbeat_at))
         counts = select(Attachment.node, func.count()).where(Attachment.project_id == project_id)
         async with self._database.transaction() as session:
             found = await session.execute(agents.where(Worker.node.is_not(None)).group_by(Worker.node))
-            seen = {name: (host, is_alive, at) for name, host, is_alive, at in found}
+            seen = {name: (host, alive_now, at) for name, host, alive_now, at in found}
             used = {row[0]: row[1] for row in await session.execute(counts.group_by(Attachment.node))}
         nodes = []
         for name in sorted({*filter(None, seen), *used}):
-            host, is_alive, at = seen.get(name, (None, False, None))
-            nodes.append(Node(name, host, is_alive, at, used.get(name, 0)))
+            host, alive_now, at = seen.get(name, (None, False, None))
+            nodes.append(Node(name, host, alive_now, at, used.get(name, 0)))
         return nodes
 
     async def usage(self) -> NodeUsage:
         """Return how many nodes are alive, and how many attachments there are, for monitoring."""
-        alive = select(Worker.node).where(Worker.heartbeat_at > from_now(-self._lease), Worker.node.is_not(None))
-        is_alive = Attachment.node.in_(alive)
-        counts = select(Attachment.state, func.count(), func.count().filter(~is_alive)).group_by(Attachment.state)
+        alive = select(Worker.node).where(is_alive(self._lease), Worker.node.is_not(None))
+        is_attended = Attachment.node.in_(alive)
+        counts = select(Attachment.state, func.count(), func.count().filter(~is_attended)).group_by(Attachment.state)
         async with self._database.transaction() as session:
             nodes = await session.scalar(select(func.count(alive.subquery().c.node.distinct())))
             rows = [(row[0], row[1], row[2]) for row in await session.execute(counts)]
@@ -188,14 +183,14 @@ class AttachmentService:
 async def _give_up_nodes_job(session: AsyncSession, volume_id: UUID, origin: RequestOrigin) -> UUID | None:
     """Cancel the job that holds a volume if it waits for the agent of a node, and release the volume; return its id.
 
-    An earlier attempt may have mounted the volume: whoever does this must shut that node out.
+    An earlier attempt may have mounted the volume: the caller must isolate the volume from that node.
     """
     volumes, project_id = VolumeRepository(session), origin.actor.project_id
     holder = (await volumes.get(volume_id, project_id)).job_id
     if holder is None:
         return None
     job = await JobRepository(session).lock(holder, project_id)
-    if job.kind not in _NODES_KINDS or job.status is not JobStatus.QUEUED:
+    if job.kind not in NODE_KINDS or job.status is not JobStatus.QUEUED:
         return None
     job.version += 1
     job.status = JobStatus.CANCELLED

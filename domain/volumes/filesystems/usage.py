@@ -14,8 +14,8 @@ from domain.db.sql import from_now
 from domain.volumes.attachments.model import Attachment
 from domain.volumes.model import Volume
 
-#: How old the report of a node may be while the volume is attached.
-REPORT_SECONDS: Final = 300.0
+#: Older reports of a node do not count while the volume is attached.
+MAX_REPORT_AGE_SECONDS: Final = 300.0
 
 
 class VolumeUsage(NamedTuple):
@@ -39,7 +39,7 @@ def usage_columns() -> list[ColumnElement[Any]]:
     """Return the columns of a query on volumes that are the members of a `VolumeUsage`."""
     is_late = and_(
         Volume.filesystem.is_not(None),
-        or_(Volume.used_at.is_(None), Volume.used_at < from_now(-REPORT_SECONDS)),
+        or_(Volume.used_at.is_(None), Volume.used_at < from_now(-MAX_REPORT_AGE_SECONDS)),
         is_attached(),
     )
     counted = [case((is_late, null()), else_=one) for one in (Volume.used, Volume.inodes, Volume.inodes_used)]

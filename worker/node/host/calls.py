@@ -97,7 +97,7 @@ async def in_thread(seconds: float, function: Callable[..., _T], *arguments: Any
 
 def _started(function: Callable[..., _T], arguments: tuple[Any, ...]) -> "Future[_T]":
     future: Future[_T] = Future()
-    future.set_running_or_notify_cancel()  # so that whoever gives up cannot cancel it
+    future.set_running_or_notify_cancel()  # so that a caller that gives up cannot cancel it
 
     def call() -> None:
         try:

@@ -1,6 +1,6 @@
 """Which agent has the volumes below a directory: one process at a time, always of the same node.
 
-The agent of another node would find that none of the volumes is its own, and take them from whoever uses them.
+The agent of another node would find that none of the volumes is its own, and take them from their holders.
 """
 
 import fcntl

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from worker.node.host import superblocks
+from domain.storage.file.superblock import filesystem_size
 from worker.node.host.calls import ToolFailed, describe, run
 from worker.node.host.errors import GrowthRefused, HostFailed
 
@@ -49,11 +49,10 @@ def usage(mount_path: Path) -> FilesystemUsage:
     )
 
 
-def grown_to(device: Path) -> int | None:
-    """Return the size in bytes that the unmounted file system on a device or file has; None if there is none."""
+def ext4_size(device: Path) -> int | None:
+    """Return the size in bytes that the ext4 on a device has, mounted or not; None if there is none."""
     with device.open("rb") as file:
-        found = superblocks.parse(file.read(superblocks.HEAD_BYTES))
-    return found.size if found else None
+        return filesystem_size(file.fileno(), "ext4")
 
 
 def mounted_size(mount_path: Path, device: Path, filesystem: str) -> int | None:
@@ -62,7 +61,7 @@ def mounted_size(mount_path: Path, device: Path, filesystem: str) -> int | None:
     XFS and btrfs are asked: what they have on disk is older. ext4 keeps its superblock in the device's page cache.
     """
     if filesystem == "ext4":
-        return grown_to(device)
+        return ext4_size(device)
     with _opened(mount_path) as handle:
         if filesystem == "xfs":
             answer = fcntl.ioctl(handle, _XFS_GEOMETRY, bytes(112))

@@ -28,19 +28,19 @@ THAW_SECONDS: Final = 10.0
 _GUARD: Final = Path(__file__).with_name("freeze_guard.py")
 
 
-class FreezeState(StrEnum):
+class FreezeProgress(StrEnum):
     """What has become of a freeze."""
 
     STARTING = "starting"
     FROZEN = "frozen"
     RELEASED = "released"  # thawed because it was asked to
     EXPIRED = "expired"  # thawed because it took too long
-    THAWED = "thawed"  # somebody else thawed it
+    THAWED = "thawed"  # another process thawed it
     REFUSED = "refused"  # never frozen
     GUARD_LOST = "guard-lost"  # the guard died or hung, and this process thawed
 
 
-_UNDECIDED: Final = frozenset({FreezeState.STARTING, FreezeState.FROZEN})
+_UNDECIDED: Final = frozenset({FreezeProgress.STARTING, FreezeProgress.FROZEN})
 
 
 class Freeze:
@@ -49,7 +49,7 @@ class Freeze:
     def __init__(self, mount_path: Path, seconds: float) -> None:
         self.mount_path = mount_path
         self._seconds = seconds
-        self._state = FreezeState.STARTING
+        self._state = FreezeProgress.STARTING
         self._errno = 0
         self._is_abandoned = False
         self._changed = threading.Condition()
@@ -66,7 +66,7 @@ class Freeze:
         """Freeze the file system.
 
         Raises:
-            AlreadyFrozen: it is frozen, by somebody else or by a freeze that nobody has ended yet.
+            AlreadyFrozen: it is frozen, by another process or by a freeze that has not ended yet.
             FreezeFailed: it cannot be frozen, or that took longer than ``seconds``; it is thawed.
             HostStuck: the kernel has not frozen it in time. It will be thawed as soon as it is frozen.
         """
@@ -80,20 +80,20 @@ class Freeze:
         if self._is_abandoned:
             self._ask_to_thaw(guard)
         threading.Thread(target=self._watch, args=(guard,), name="freeze", daemon=True).start()
-        state = self._wait_while(frozenset({FreezeState.STARTING}), self._seconds + START_SECONDS)
-        if state is FreezeState.FROZEN:
+        state = self._wait_while(frozenset({FreezeProgress.STARTING}), self._seconds + START_SECONDS)
+        if state is FreezeProgress.FROZEN:
             return
         self._ask_to_thaw(guard)
-        if state is FreezeState.STARTING:
+        if state is FreezeProgress.STARTING:
             raise HostStuck(f"{self.mount_path} has not been frozen in time.")
-        if state is FreezeState.REFUSED and self._errno == errno.EBUSY:
+        if state is FreezeProgress.REFUSED and self._errno == errno.EBUSY:
             raise AlreadyFrozen(f"{self.mount_path} is already frozen.")
         reason = os.strerror(self._errno) if self._errno else state.value
         raise FreezeFailed(f"{self.mount_path} could not be frozen: {reason}.")
 
     def still_frozen(self) -> bool:
         """Return whether the file system has been frozen from the start until now, as far as this process knows."""
-        return self._state is FreezeState.FROZEN and time.monotonic() < self._deadline
+        return self._state is FreezeProgress.FROZEN and time.monotonic() < self._deadline
 
     def release(self) -> bool:
         """Thaw, and return whether the file system was frozen the whole time, which the thaw itself tells.
@@ -105,7 +105,7 @@ class Freeze:
             self._ask_to_thaw(self._guard)
         if self._wait_while(_UNDECIDED, self._seconds + THAW_SECONDS) in _UNDECIDED:
             raise HostStuck(f"{self.mount_path} has not been thawed in time.")
-        return self._state is FreezeState.RELEASED
+        return self._state is FreezeProgress.RELEASED
 
     def abandon(self) -> None:
         """Thaw as soon as possible, also while `start` is at work in another thread. Does not wait."""
@@ -134,7 +134,7 @@ class Freeze:
         """Follow what the guard reports until it ends; thaw if it does not."""
         try:
             final = self._follow(guard)
-            if final is FreezeState.GUARD_LOST:
+            if final is FreezeProgress.GUARD_LOST:
                 guard.kill()
                 with suppress(HostFailed):
                     filesystems.thaw_open(self._directory, self.mount_path)
@@ -146,7 +146,7 @@ class Freeze:
             os.close(self._directory)
         self._change(final)
 
-    def _follow(self, guard: "subprocess.Popen[bytes]") -> FreezeState:
+    def _follow(self, guard: "subprocess.Popen[bytes]") -> FreezeProgress:
         output = guard.stdout.fileno() if guard.stdout else -1
         poll = select.poll()  # an agent may have more open files than select can name
         poll.register(output, select.POLLIN)
@@ -155,8 +155,8 @@ class Freeze:
         while True:
             ready = poll.poll(max(0.0, overdue - time.monotonic()) * 1000)
             data = os.read(output, 1024) if ready else b""
-            if not data and (ready or self._state is FreezeState.FROZEN):
-                return FreezeState.GUARD_LOST
+            if not data and (ready or self._state is FreezeProgress.FROZEN):
+                return FreezeProgress.GUARD_LOST
             if not data:  # the kernel still freezes: the guard thaws right after it
                 overdue += START_SECONDS
                 continue
@@ -164,17 +164,17 @@ class Freeze:
             for line in received.decode().splitlines():
                 word, _, number = line.partition(" ")
                 self._errno = int(number or 0)
-                if word == FreezeState.FROZEN:
-                    self._change(FreezeState.FROZEN)
+                if word == FreezeProgress.FROZEN:
+                    self._change(FreezeProgress.FROZEN)
                 else:
-                    return FreezeState(word)
+                    return FreezeProgress(word)
 
-    def _change(self, state: FreezeState) -> None:
+    def _change(self, state: FreezeProgress) -> None:
         with self._changed:
             self._state = state
             self._changed.notify_all()
 
-    def _wait_while(self, states: frozenset[FreezeState], seconds: float) -> FreezeState:
+    def _wait_while(self, states: frozenset[FreezeProgress], seconds: float) -> FreezeProgress:
         with self._changed:
             self._changed.wait_for(lambda: self._state not in states, seconds)
             return self._state

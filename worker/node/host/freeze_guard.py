@@ -2,7 +2,7 @@
 
 Run as a script (`python -I -S freeze_guard.py DIRECTORY SECONDS`), in a session of its own, by `Freeze`. It freezes,
 prints "frozen", and thaws when its standard input ends or after SECONDS. Its last line says how that went: "released"
-(asked to, or the other end has died), "expired" (after SECONDS), "thawed" (somebody else had thawed it), or
+(asked to, or the other end has died), "expired" (after SECONDS), "thawed" (another process had thawed it), or
 "refused ERRNO" (it could not be frozen). Only the standard library, so that it starts in a few hundredths of a second.
 """
 
@@ -19,7 +19,7 @@ STDIN, STDOUT = 0, 1
 
 
 def report(line: str) -> None:
-    """Print a line; nobody may be left to read it."""
+    """Print a line; the process that reads it may be gone."""
     try:
         os.write(STDOUT, line.encode() + b"\n")
     except OSError:

@@ -76,7 +76,7 @@ class HostProtocol(Protocol):
         """Thaw what a killed agent has left frozen; return the volumes."""
 
     async def release_lost(self, volume_id: UUID) -> Lost:
-        """Let go of a volume that belongs to this node no longer, without waiting for whoever uses it."""
+        """Let go of a volume that belongs to this node no longer, without waiting for the processes that use it."""
 
     async def found(self) -> Sequence[FoundVolume]:
         """Return the volumes that this host has from this node."""

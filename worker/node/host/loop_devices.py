@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from domain.storage.errors import VolumeMissing
-from worker.node.host import loop_ioctls, superblocks
+from domain.storage.file.superblock import superblock_of
+from worker.node.host import loop_ioctls
 from worker.node.host.calls import describe
 from worker.node.host.errors import AttachmentStale, DeviceInUse, HostFailed, HostUnable, VolumeFileInUse
 from worker.node.host.locks import file_locked
@@ -116,7 +117,7 @@ class LoopDevices:
         return device.size
 
     def detach(self, device: LoopDevice) -> None:
-        """Take the file from the device, unless somebody uses the device, in whatever mount namespace.
+        """Take the file from the device, unless the device is in use, in whatever mount namespace.
 
         Raises:
             DeviceInUse: it is mounted after `MOUNTED_SECONDS`, or open after `GONE_SECONDS`. It keeps its file.
@@ -233,7 +234,7 @@ def _sector(file: int) -> int:
         raise HostUnable("Only a regular file can be attached.")
     if status.st_size % LARGE_SECTOR or _logical_block(status.st_dev) < LARGE_SECTOR:
         return SMALL_SECTOR
-    content = superblocks.parse(os.pread(file, superblocks.HEAD_BYTES, 0))
+    content = superblock_of(file)
     return SMALL_SECTOR if content and content.min_block < LARGE_SECTOR else LARGE_SECTOR
 
 

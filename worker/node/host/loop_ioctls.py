@@ -9,7 +9,6 @@ from typing import Final
 CONTROL: Final = "/dev/loop-control"
 MARK_BYTES: Final = 63  # of 64; the last one is NUL
 
-READ_ONLY: Final = 1
 AUTOCLEAR: Final = 4
 DIRECT_IO: Final = 16
 
@@ -30,7 +29,7 @@ _CONFIG: Final = struct.Struct(f"=2I{_INFO.size}s64x")
 
 @dataclass(frozen=True)
 class LoopStatus:
-    """A loop device that has a file: which one, what part of it, and the mark that whoever attached it has left."""
+    """A loop device that has a file: which one, what part of it, and the mark set together with it."""
 
     number: int
     file_device: int

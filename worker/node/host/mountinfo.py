@@ -49,10 +49,6 @@ class MountTable:
         numbers = {mount.device for mount in self.mounts if mount.source == device}
         return [mount for mount in self.mounts if mount.device in numbers]
 
-    def below(self, directory: str) -> list[Mount]:
-        """Return the mounts below a directory, without that at the directory itself."""
-        return [mount for mount in self.mounts if mount.mount_point.startswith(directory.rstrip("/") + "/")]
-
     def parent(self, mount: Mount) -> Mount | None:
         """Return the mount that a mount is on."""
         return next((other for other in self.mounts if other.id == mount.parent_id and other is not mount), None)

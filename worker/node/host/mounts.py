@@ -11,7 +11,7 @@ from worker.node.host.errors import HostFailed, MountInUse, TargetRefused
 from worker.node.host.mountinfo import Mount
 
 MOUNT_SECONDS: Final = 60.0  # it may have a large journal to replay
-BUSY_SECONDS: Final = 1.0  # whoever only looks at it, or is just ending, has gone by then
+BUSY_SECONDS: Final = 1.0  # a process that only lists it, or is just ending, has gone by then
 POLL_SECONDS: Final = 0.05
 
 #: Clones of an XFS have the same UUID. Trimming is done by schedule, not with each deletion.

@@ -185,7 +185,7 @@ class HostOperations:
         return path
 
     def release_lost(self, volume_id: UUID) -> Lost:
-        """Let go of a volume that belongs to this node no longer, without waiting for whoever uses it.
+        """Let go of a volume that belongs to this node no longer, without waiting for the processes that use it.
 
         ext4 and XFS fail all further use and write nothing more. Then everything is unmounted lazily, and the loop
         device loses its file, at once or when the last process closes it. No step takes longer than a few seconds.
@@ -258,7 +258,7 @@ class HostOperations:
     def _grow_unmounted(self, device: LoopDevice) -> tuple[int | None, str | None]:
         size = device.size
         try:
-            if (filesystems.grown_to(Path(device.path)) or 0) < _whole_blocks(size):
+            if (filesystems.ext4_size(Path(device.path)) or 0) < _whole_blocks(size):
                 filesystems.grow_unmounted_ext4(Path(device.path))
         except GrowthRefused as error:
             return None, error.message

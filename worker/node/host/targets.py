@@ -1,4 +1,4 @@
-"""Where holders may have volumes mounted. Whoever may attach a volume chooses the path, and the agent is root."""
+"""Where holders may have volumes mounted. Users who may attach volumes choose the path, and the agent is root."""
 
 from collections.abc import Sequence
 from pathlib import Path
